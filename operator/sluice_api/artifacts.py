@@ -1,0 +1,78 @@
+"""Adapters on disk: which files count, their digest, and the base model that they belong to."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from sluice_api.model import Model
+
+MANIFEST = "manifest.json"
+"""Written last into prepared/, each checkpoint and export/: a folder without it is not whole."""
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""The files that vLLM reads; the digest of an adapter is over these."""
+
+_SAMPLES = 64
+_SAMPLE_BYTES = 65_536
+
+
+class AdapterManifest(Model):
+    """export/manifest.json: what the adapter is, what it was made from, how good it is."""
+
+    format: str = "sluice.adapter/v1"
+    digest: str = Field(description="adapter_digest of the folder, sha256:...")
+    files: dict[str, str] = Field(description="Every file but this one, with its sha256.")
+    base_model_uri: str
+    base_model_fingerprint: str = Field(description="model_fingerprint of the base model's folder.")
+    rank: PositiveInt
+    target_modules: tuple[str, ...]
+    steps: NonNegativeInt
+    evaluation_loss_before: float | None = None
+    evaluation_loss_after: float | None = None
+    chat_template: str = Field("", description="The template that the rows were rendered with.")
+    job: str = Field("", description="namespace/name of the FineTuneJob.")
+    job_uid: str = ""
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def adapter_digest(folder: Path) -> str:
+    """sha256 over names and contents of the files that vLLM reads, as sha256:<hex>.
+
+    Raises:
+        FileNotFoundError: one of ADAPTER_FILES is missing.
+    """
+    lines = (f"{file_digest(folder / name)}  {name}\n" for name in ADAPTER_FILES)
+    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Tell two base models apart in well under a second, whatever their size.
+
+    Covers the architecture (config.json without the fields that saving may change) and, of each
+    safetensors file, name, size and 64 samples of 64 KiB at even distances: other weights of the same
+    shape have another fingerprint.
+
+    Raises:
+        FileNotFoundError: no config.json, or no safetensors weights.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    shape = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise FileNotFoundError(f"{folder} has no *.safetensors file")
+    for path in weights:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for index in range(_SAMPLES):
+                file.seek(max(0, size - _SAMPLE_BYTES) * index // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,68 @@
+"""The claim: which GPUs a training Job holds, and which engine slots it borrows for them."""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints
+
+from sluice_api.model import Model
+from sluice_api.stages import ExportResult, PrepareResult, Stage, TrainResult
+
+
+class SlotRef(Model):
+    """One replica of one engine."""
+
+    namespace: str
+    engine: str
+    index: NonNegativeInt
+
+    def __str__(self) -> str:
+        """As people write it: chat/1."""
+        return f"{self.engine}/{self.index}"
+
+
+class Claim(Model):
+    """What a training Job holds from its creation until it is over. Never changed."""
+
+    pool: str
+    resource: str = Field(description="Name of the extended resource.")
+    node: str
+    gpus: PositiveInt
+    borrowed: tuple[SlotRef, ...] = ()
+    term: NonNegativeInt = Field(
+        description="The lease's transition count when it was made. Of two overlapping claims the one of "
+        "the higher term holds: its maker had listed every older claim before."
+    )
+
+
+class AttemptOutcome(Model):
+    """How one attempt of one stage ended: the durable record."""
+
+    stage: Stage
+    attempt: PositiveInt
+    reason: str
+    message: Annotated[str, StringConstraints(max_length=2000)] = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    node: str = ""
+    step: NonNegativeInt = 0
+    checkpoint_step: NonNegativeInt | None = None
+    prepare: PrepareResult | None = None
+    train: TrainResult | None = None
+    export: ExportResult | None = None
+
+
+class Outcomes(Model):
+    """All ended attempts of a FineTuneJob, as its annotation keeps them."""
+
+    attempts: tuple[AttemptOutcome, ...] = ()
+
+    def of(self, stage: Stage) -> tuple[AttemptOutcome, ...]:
+        """The ended attempts of one stage, oldest first."""
+        return tuple(sorted((a for a in self.attempts if a.stage is stage), key=lambda a: a.attempt))
+
+    def with_attempt(self, outcome: AttemptOutcome) -> "Outcomes":
+        """The same record with one more attempt; an attempt is recorded once."""
+        if any((a.stage, a.attempt) == (outcome.stage, outcome.attempt) for a in self.attempts):
+            return self
+        return Outcomes(attempts=(*self.attempts, outcome))

@@ -1,0 +1,48 @@
+"""A Kubernetes condition, and the conditions that our resources have."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, StringConstraints
+
+from sluice_api.model import Model
+
+ConditionStatus = Literal["True", "False", "Unknown"]
+
+
+class Condition(Model):
+    """One fact about an object's state. `lastTransitionTime` moves only when `status` changes."""
+
+    type: Annotated[str, StringConstraints(max_length=64)] = Field(description="What is true or not.")
+    status: ConditionStatus = Field(description="True, False or Unknown.")
+    reason: Annotated[str, StringConstraints(max_length=64)] = Field(
+        description="Why, in one word from docs/reasons.md."
+    )
+    message: Annotated[str, StringConstraints(max_length=2048)] = Field(
+        "", description="Why, for a person: what it waits for, since when, and what would end the wait."
+    )
+    observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this speaks of.")
+    last_transition_time: datetime = Field(description="When the status last changed.")
+
+
+class JobCondition(StrEnum):
+    """Conditions of a FineTuneJob, in the order in which they become True."""
+
+    PREPARED = "Prepared"
+    ADMITTED = "Admitted"
+    TRAINED = "Trained"
+    EXPORTED = "Exported"
+    PUBLISHED = "Published"
+    SUCCEEDED = "Succeeded"
+
+
+class EngineCondition(StrEnum):
+    """Conditions of an InferenceEngine."""
+
+    READY = "Ready"
+    LENT = "Lent"
+
+
+READY = "Ready"
+"""The one condition of an Adapter and of a GPUPool."""

@@ -1,0 +1,154 @@
+"""docs/api.md and docs/reasons.md from the models.
+
+python3 -m sluice_api.docs [DIRECTORY] [--check]
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from sluice_api import generated
+from sluice_api.crd import KINDS, resource_schema
+from sluice_api.meta import API_VERSION, GROUP
+from sluice_api.reasons import Reason
+from sluice_api.resource import Resource
+from sluice_api.schema import RULES, Schema, fields_of
+
+REASON_GROUPS = {
+    Reason.PENDING: "A job on its way",
+    Reason.QUOTA_EXCEEDED: "Why a claim does not get further",
+    Reason.POOL_NOT_FOUND: "Refused before Prepare, or by it",
+    Reason.REQUEUED: "How an attempt ends",
+    Reason.ALL_SERVING: "Engines",
+    Reason.LOADING: "Adapters",
+    Reason.POOL_READY: "Pools",
+}
+"""The first reason of each group, in the order of the enumeration."""
+
+_REASONS_HEAD = """\
+# Reasons
+
+Every condition, attempt and event of Sluice carries one of these words. The list is closed: nothing else
+appears. The message beside a reason names the objects that it speaks of, since when, and what would end it.
+
+Generated from `operator/sluice_api/reasons.py` by `make generate`.
+"""
+_API_HEAD = f"""\
+# API reference: {API_VERSION}
+
+The same sentences are in the cluster: `kubectl explain finetunejob.spec.scheduling`. A field without a default
+that is not required may be absent. The API server refuses what breaks a rule, with the message shown here.
+
+Generated from `operator/sluice_api` by `make generate`.
+"""
+
+
+def reasons_page() -> str:
+    """docs/reasons.md."""
+    lines = [_REASONS_HEAD]
+    for reason in Reason:
+        if reason in REASON_GROUPS:
+            lines += [f"\n## {REASON_GROUPS[reason]}\n", *_table_head("Reason", "Meaning", "What to do")]
+        lines.append(_row(f"`{reason.value}`", reason.meaning, reason.next_step))
+    return "\n".join(lines) + "\n"
+
+
+def api_page() -> str:
+    """docs/api.md."""
+    links = ", ".join(f"[{resource.KIND.kind}](#{resource.KIND.kind.lower()})" for resource in KINDS)
+    return "\n".join([_API_HEAD, links, *(line for resource in KINDS for line in _kind(resource))]) + "\n"
+
+
+def _kind(resource: type[Resource]) -> Iterator[str]:
+    kind, schema = resource.KIND, resource_schema(resource)
+    yield f"\n## {kind.kind}\n"
+    yield f"{schema['description']}\n"
+    yield f"- `{kind.plural}.{GROUP}`, short: `{', '.join(kind.short_names)}`"
+    yield f"- {'Lives in a namespace' if kind.namespaced else 'Cluster-wide'}"
+    if kind.scale:
+        yield f"- `kubectl scale` and HorizontalPodAutoscaler write `{kind.scale['specReplicasPath'].lstrip('.')}`"
+    yield f"- `kubectl get` shows {', '.join(column.name.upper() for column in kind.columns)}"
+    for part in ("spec", "status"):
+        yield f"\n### {kind.kind} {part}\n"
+        yield from _table_head("Field", "Type", "Default", "Meaning")
+        yield from _fields(schema["properties"][part], part)
+    rules = list(_rules(schema))
+    if rules:
+        yield f"\n### {kind.kind} rules\n"
+        yield from rules
+
+
+def _fields(schema: Schema, path: str) -> Iterator[str]:
+    required = _required(schema, path)
+    for place, field in fields_of(schema, path):
+        if not place.endswith(("[]", "{}")):
+            yield _row(f"`{place}`", _type(field), _default(field, place in required), field["description"])
+
+
+def _required(schema: Schema, path: str) -> set[str]:
+    nested = ((path, schema), *fields_of(schema, path))
+    return {f"{place}.{name}" for place, field in nested for name in field.get("required", ())}
+
+
+def _type(field: Schema) -> str:
+    match field:
+        case {"enum": values}:
+            return ", ".join(f"`{value}`" for value in values)
+        case {"items": items}:
+            return f"list of {_type(items)}"
+        case {"additionalProperties": values}:
+            return f"map to {_type(values)}"
+        case {"format": "date-time"}:
+            return "time"
+        case {"type": "integer", "minimum": least, "maximum": most}:
+            return f"integer, {least} to {most}"
+        case {"type": "string", "x-kubernetes-validations": [{"message": remedy}]}:
+            return str(remedy).removeprefix("write ")
+        case _:
+            return str(field["type"])
+
+
+def _default(field: Schema, required: bool) -> str:
+    if required:
+        return "required"
+    default = field.get("default")
+    return "" if default in (None, {}, []) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+def _rules(schema: Schema) -> Iterator[str]:
+    """Rules of objects; those of a single value are in its type."""
+    for place, field in (("", schema), *fields_of(schema, "")):
+        if field["type"] == "object":
+            for rule in field.get(RULES, ()):
+                subject = f"{place}{rule.get('fieldPath', '')}".lstrip(".")
+                yield f"- {f'`{subject}` ' if subject else ''}{rule['message']}".replace("<", "&lt;")
+
+
+def _table_head(*titles: str) -> list[str]:
+    return [_row(*titles), _row(*("---" for _ in titles))]
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(_cells(cells))} |"
+
+
+def _cells(cells: Iterable[str]) -> Iterator[str]:
+    return (cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells)
+
+
+def main(arguments: list[str]) -> int:
+    """Write both pages, or check that they are current."""
+    parser = argparse.ArgumentParser(prog="python3 -m sluice_api.docs", description=__doc__)
+    parser.add_argument("directory", nargs="?", type=Path, default=Path("docs"), help="where the pages go")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is not current")
+    options = parser.parse_args(arguments)
+    pages = {options.directory / "api.md": api_page(), options.directory / "reasons.md": reasons_page()}
+    if options.check:
+        return generated.check(pages, "make generate")
+    generated.write(pages)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,341 @@
+"""FineTuneJob: what to train, on what, how, with which GPUs, and where the result goes."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
+
+from sluice_api.conditions import Condition
+from sluice_api.meta import DEFAULT_POOL
+from sluice_api.model import Decimal, Model, Name, Quantity, Remedy, Seconds
+from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
+from sluice_api.sources import DatasetUri, ModelUri, VolumeUri
+
+Text = Annotated[str, StringConstraints(max_length=256)]
+
+
+class DatasetFormat(StrEnum):
+    """How a row of the dataset says what to learn."""
+
+    AUTO = "Auto"
+    MESSAGES = "Messages"
+    ALPACA = "Alpaca"
+    PROMPT_COMPLETION = "PromptCompletion"
+    TEXT = "Text"
+
+
+class BadRow(StrEnum):
+    """What happens to a row that cannot be learnt from."""
+
+    FAIL = "Fail"
+    SKIP = "Skip"
+
+
+class Policy(StrEnum):
+    """How a job gets its GPUs."""
+
+    QUEUE = "Queue"
+    PREEMPT = "Preempt"
+
+
+class ModelSource(Model):
+    """The base model."""
+
+    uri: ModelUri = Field(
+        description="Where the base model is: pvc://claim/path or hf://org/name@revision. "
+        "A folder with config.json, tokenizer files and safetensors weights."
+    )
+
+
+class Dataset(Model):
+    """The rows to learn from."""
+
+    uri: DatasetUri = Field(
+        description="Where the rows are, one JSON object a line (JSONL): pvc://claim/path, "
+        "https://host/path or hf://org/name/path."
+    )
+    format: DatasetFormat = Field(
+        DatasetFormat.AUTO,
+        description="How a row says what to learn. Auto decides by the first row's fields: "
+        "messages; instruction and output; prompt and completion; or text.",
+    )
+    validation_split: Annotated[
+        str,
+        StringConstraints(pattern=r"^([0-9]|[1-4][0-9])%$", max_length=3),
+        Remedy("write a share from 0% to 49%, such as 10%"),
+    ] = Field("10%", description="Share of the rows that is held out to measure the loss before and after.")
+    on_bad_row: BadRow = Field(
+        BadRow.FAIL,
+        description="Fail ends the job and names the line; Skip leaves the row out and counts it.",
+    )
+
+
+class Lora(Model):
+    """Low-rank adaptation of all linear layers but the output head."""
+
+    rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(
+        16, description="Rank of the update. The ranks that vLLM can serve; at most the engine's maxRank."
+    )
+    alpha: int = Field(32, ge=1, le=4096, description="Scale of the update: it is multiplied by alpha / rank.")
+    dropout: Decimal = Field("0.0", description="Dropout on the update's input while training.")
+
+
+class Training(Model):
+    """How to learn."""
+
+    epochs: int = Field(3, ge=1, le=1000, description="Passes over the training rows.")
+    learning_rate: Decimal = Field("2e-4", description="Peak learning rate, after warm-up; decays to zero.")
+    max_sequence_length: int = Field(
+        512, ge=16, le=131_072, description="Longest row in tokens; what is beyond is cut off and counted."
+    )
+    batch_size: int = Field(8, ge=1, le=4096, description="Rows of one optimizer step.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="Rows at once in memory; batchSize must be a multiple. Default: batchSize."
+    )
+    warmup_steps: int = Field(10, ge=0, le=100_000, description="Steps until the learning rate is at its peak.")
+    checkpoint_every_steps: int = Field(
+        50, ge=1, le=100_000, description="Steps between two durable checkpoints. SIGTERM always makes one."
+    )
+    max_steps: int | None = Field(None, ge=1, le=10_000_000, description="Stop after so many steps.")
+    seed: int = Field(42, ge=0, le=2_147_483_647, description="Seed of everything random.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Precision of the base model while training; the adapter is float32."
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                "!has(self.microBatchSize) || self.batchSize % self.microBatchSize == 0",
+                "must be a multiple of microBatchSize; for example 8 and 4",
+                at=".batchSize",
+            )
+        )
+    )
+
+
+class JobResources(Model):
+    """What the training pod needs."""
+
+    gpus: int = Field(1, ge=1, le=64, description="GPUs of the training pod, all on one node.")
+    pool: Name = Field(DEFAULT_POOL, description="The GPUPool that they come from.")
+    memory: Quantity = Field("8Gi", description="Memory request and limit of the training pod.")
+    cpu: Quantity = Field("1", description="CPU request of the training pod; it has no limit.")
+
+
+class Scheduling(Model):
+    """When the job gets GPUs, and from whom."""
+
+    policy: Policy = Field(
+        Policy.QUEUE,
+        description="Queue waits for free GPUs. Preempt may borrow the GPUs of inference engines that "
+        "lend to this namespace, down to their floor, and gives them back when training ends.",
+    )
+    priority: int = Field(
+        0,
+        ge=-1000,
+        le=1000,
+        description="Who goes first: higher before lower, then older before newer. A job borrows only "
+        "from engines of a lower or equal priority.",
+    )
+
+
+class Output(Model):
+    """Where the result goes."""
+
+    uri: VolumeUri = Field(
+        description="pvc://claim/path. The job writes only into <uri>/<job>-<uid8>/: prepared/, "
+        "checkpoints/ and export/."
+    )
+
+
+class Publish(Model):
+    """The engine that serves the result."""
+
+    engine: Name = Field(description="An InferenceEngine in this namespace, with the same base model.")
+    name: Name = Field(description="The public name: the `model` of a chat request. Writes Adapter/<name>.")
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                "!self.name.contains('--')",
+                "write a single '-' where '--' is: versions of an adapter are named <name>--<digest>",
+                at=".name",
+            ),
+            Rule(
+                "self.name != self.engine",
+                "write another name than the engine's, by which clients ask for the base model",
+                at=".name",
+            ),
+        )
+    )
+
+
+class FineTuneJobSpec(Model):
+    """What to train, on what, how, with which GPUs, and where the result goes."""
+
+    model: ModelSource = Field(description="The base model.")
+    dataset: Dataset = Field(description="The rows to learn from.")
+    method: Literal["LoRA"] = Field("LoRA", description="LoRA trains a small adapter beside the frozen model.")
+    lora: Lora = Field(default_factory=Lora, description="Shape of the adapter.")
+    training: Training = Field(default_factory=Training, description="How to learn.")
+    resources: JobResources = Field(default_factory=JobResources, description="What the training pod needs.")
+    scheduling: Scheduling = Field(default_factory=Scheduling, description="When the job gets GPUs, and from whom.")
+    output: Output = Field(description="Where the result goes.")
+    publish: Publish | None = Field(None, description="The engine that serves the result. Absent: none does.")
+    active_deadline_seconds: Seconds = Field(
+        86_400,
+        description="Longest time from the first claim of GPUs until training has ended, waiting between "
+        "attempts included. Longer is a failure.",
+    )
+    max_attempts: int = Field(
+        5, ge=1, le=100, description="Attempts to train, the first included. Being preempted or suspended is free."
+    )
+    suspend: bool = Field(
+        False, description="True stops the job: a running one saves a checkpoint and gives its GPUs back."
+    )
+    managed_by: Annotated[str, StringConstraints(max_length=253)] | None = Field(
+        None, description="Another controller that runs this job. Set: Sluice keeps its hands off."
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            *(
+                Rule(
+                    f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})",
+                    "cannot be changed: delete the job and create it anew, or create another one",
+                    at=f".{name}",
+                )
+                for name in (
+                    "model",
+                    "dataset",
+                    "method",
+                    "lora",
+                    "training",
+                    "resources",
+                    "output",
+                    "publish",
+                    "activeDeadlineSeconds",
+                    "maxAttempts",
+                    "managedBy",
+                )
+            )
+        )
+    )
+
+
+class Progress(Model):
+    """How far training is, as the trainer reports it."""
+
+    activity: Text = Field("", description="What the trainer does right now.")
+    step: NonNegativeInt = Field(0, description="Optimizer steps done, over all attempts.")
+    total_steps: NonNegativeInt = Field(0, description="Optimizer steps of the whole job.")
+    percent: Text = Field("", description="step and totalSteps for a reader: 120/300.")
+    epoch: Text = Field("", description="Passes over the training rows, as a decimal string.")
+    loss: Text = Field("", description="Training loss in nats, as a decimal string.")
+    evaluation_loss: Text = Field("", description="Loss on the held-out rows in nats, as a decimal string.")
+    tokens_per_second: Text = Field("", description="Real tokens a second, as a decimal string.")
+    gpu_memory: Text = Field("", description="Peak GPU memory of this attempt, as a quantity.")
+    seconds_left: NonNegativeInt | None = Field(None, description="The trainer's estimate to its last step.")
+    time_left: Text = Field("", description="secondsLeft for a reader: 4m10s.")
+    checkpoint_step: NonNegativeInt | None = Field(None, description="Step of the newest durable checkpoint.")
+    attempt: NonNegativeInt = Field(0, description="The attempt that reported.")
+    reported_at: datetime | None = Field(None, description="When, by the operator's clock.")
+
+
+class BorrowedSlot(Model):
+    """A replica that an engine lends to this job."""
+
+    engine: Text = Field(description="The engine, as namespace/name.")
+    slot: NonNegativeInt = Field(description="Index of the replica.")
+
+
+class Allocation(Model):
+    """The GPUs that the job holds, as its training Job's claim says. A mirror: it decides nothing."""
+
+    node: Text = Field("", description="The node.")
+    gpus: NonNegativeInt = Field(0, description="How many GPUs.")
+    borrowed: tuple[BorrowedSlot, ...] = Field((), max_length=64, description="Replicas lent by engines.")
+
+
+class AttemptRecord(Model):
+    """How one attempt to train ended."""
+
+    attempt: NonNegativeInt = Field(description="Counts from 1.")
+    reason: Text = Field(description="Why it ended, a word from docs/reasons.md.")
+    message: Annotated[str, StringConstraints(max_length=1024)] = Field("", description="Why, for a person.")
+    step: NonNegativeInt = Field(0, description="The last step that was reported.")
+    resumed_from: NonNegativeInt | None = Field(None, description="The checkpoint's step that it began at.")
+    lost_steps: NonNegativeInt = Field(0, description="Steps reported but not in a durable checkpoint.")
+
+
+class Data(Model):
+    """What Prepare found in the dataset."""
+
+    rows: NonNegativeInt = Field(0, description="Rows to train on.")
+    validation_rows: NonNegativeInt = Field(0, description="Rows held out.")
+    refused_rows: NonNegativeInt = Field(0, description="Rows left out because of onBadRow: Skip.")
+    tokens: NonNegativeInt = Field(0, description="Tokens of the training rows, one pass.")
+    learnt_tokens: NonNegativeInt = Field(0, description="Of these, tokens with a loss: what the assistant says.")
+    steps: NonNegativeInt = Field(0, description="Optimizer steps that training will take.")
+
+
+class Result(Model):
+    """What came out."""
+
+    uri: Text = Field("", description="Folder of the exported adapter.")
+    digest: Text = Field("", description="Digest of the adapter's files, sha256:...")
+    evaluation_loss_before: Text = Field("", description="Loss on the held-out rows before training, nats.")
+    evaluation_loss_after: Text = Field("", description="Loss on the held-out rows after training, nats.")
+
+
+class FineTuneJobStatus(Model):
+    """Where the job is. Nothing that decides lives only here."""
+
+    observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this speaks of.")
+    conditions: tuple[Condition, ...] = Field(
+        (), max_length=16, description="The job's state: Prepared, Admitted, Trained, Exported, Published, Succeeded."
+    )
+    summary: Text = Field("", description="The reason that matters most now, for the STATUS column.")
+    attempt: NonNegativeInt = Field(0, description="The newest attempt to train; 0 before the first.")
+    attempts: tuple[AttemptRecord, ...] = Field((), max_length=100, description="How earlier attempts ended.")
+    allocation: Allocation | None = Field(None, description="The GPUs that the job holds now.")
+    data: Data | None = Field(None, description="What Prepare found in the dataset.")
+    result: Result | None = Field(None, description="What came out.")
+    progress: Progress | None = Field(None, description="How far training is.")
+    started_at: datetime | None = Field(None, description="When the job was first given GPUs.")
+    finished_at: datetime | None = Field(None, description="When the job succeeded or failed for good.")
+
+
+class FineTuneJob(Resource):
+    """A fine-tuning job that may borrow GPUs from inference engines while it trains."""
+
+    KIND: ClassVar[Kind] = Kind(
+        kind="FineTuneJob",
+        plural="finetunejobs",
+        short_names=("ftj",),
+        columns=(
+            Column("Model", ".spec.model.uri"),
+            Column("Status", ".status.summary"),
+            Column("Progress", ".status.progress.percent"),
+            Column("Epoch", ".status.progress.epoch"),
+            Column("Loss", ".status.progress.loss"),
+            Column("ETA", ".status.progress.timeLeft"),
+            Column("GPUs", ".status.allocation.gpus", "integer"),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+    )
+
+    spec: FineTuneJobSpec
+    status: FineTuneJobStatus = Field(default_factory=FineTuneJobStatus)
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            DNS_LABEL_NAME,
+            Rule(
+                "!has(self.status) || !has(self.status.allocation) || self.spec.scheduling == oldSelf.spec.scheduling",
+                "cannot be changed while the job holds GPUs: suspend it first",
+                at=".spec.scheduling",
+            ),
+        )
+    )

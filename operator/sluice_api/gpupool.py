@@ -1,0 +1,79 @@
+"""GPUPool: which nodes belong together, and the GPU resource that they offer."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
+
+from sluice_api.conditions import Condition
+from sluice_api.meta import DEFAULT_GPU_RESOURCE
+from sluice_api.model import Decimal, Model, Remedy
+from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, rules
+
+LabelKey = Annotated[
+    str,
+    StringConstraints(pattern=r"^([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$", max_length=317),
+    Remedy("write a qualified name, such as nvidia.com/gpu"),
+]
+LabelValue = Annotated[
+    str,
+    StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$", max_length=63),
+    Remedy("write a label's value: at most 63 letters, digits, '-', '_' and '.'"),
+]
+Text = Annotated[str, StringConstraints(max_length=256)]
+
+
+class GPUPoolSpec(Model):
+    """Which nodes belong together."""
+
+    node_selector: Annotated[
+        dict[LabelKey, LabelValue], Remedy("write each label's name as nodes have it, such as example.com/gpu")
+    ] = Field(
+        default_factory=dict,
+        max_length=16,
+        description="Labels that a node of this pool has. Empty: every node that offers the resource.",
+    )
+    resource_name: LabelKey = Field(
+        DEFAULT_GPU_RESOURCE, description="The extended resource by which nodes offer GPUs."
+    )
+    price_per_gpu_hour: Decimal = Field("0", description="Price of one GPU for one hour, for reports.")
+
+
+class GPUPoolStatus(Model):
+    """Who has the GPUs now."""
+
+    observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this speaks of.")
+    conditions: tuple[Condition, ...] = Field((), max_length=8, description="Ready: the pool has a usable node.")
+    nodes: NonNegativeInt = Field(0, description="Nodes of the pool.")
+    gpus: NonNegativeInt = Field(0, description="GPUs that the nodes offer.")
+    inference: NonNegativeInt = Field(0, description="GPUs that engines use.")
+    training: NonNegativeInt = Field(0, description="GPUs that jobs claim, borrowed ones included.")
+    lent: NonNegativeInt = Field(0, description="Of these, GPUs borrowed from engines.")
+    others: NonNegativeInt = Field(0, description="GPUs that other pods use.")
+    free: NonNegativeInt = Field(0, description="GPUs that nobody uses.")
+    waiting: NonNegativeInt = Field(0, description="Jobs that wait for GPUs of this pool.")
+
+
+class GPUPool(Resource):
+    """GPU nodes that belong together. Without any pool, all nodes with nvidia.com/gpu form the pool `default`."""
+
+    KIND: ClassVar[Kind] = Kind(
+        kind="GPUPool",
+        plural="gpupools",
+        short_names=("gpool",),
+        columns=(
+            Column("Nodes", ".status.nodes", "integer"),
+            Column("GPUs", ".status.gpus", "integer"),
+            Column("Inference", ".status.inference", "integer"),
+            Column("Training", ".status.training", "integer"),
+            Column("Lent", ".status.lent", "integer"),
+            Column("Free", ".status.free", "integer"),
+            Column("Waiting", ".status.waiting", "integer"),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+        namespaced=False,
+    )
+
+    spec: GPUPoolSpec = Field(default_factory=GPUPoolSpec)
+    status: GPUPoolStatus = Field(default_factory=GPUPoolStatus)
+
+    model_config = ConfigDict(json_schema_extra=rules(DNS_LABEL_NAME))

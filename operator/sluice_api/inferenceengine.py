@@ -1,0 +1,186 @@
+"""InferenceEngine: a model served by vLLM on N replicas, what it lends and what it never lends."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
+
+from sluice_api.conditions import Condition
+from sluice_api.meta import DEFAULT_POOL
+from sluice_api.model import Decimal, Model, Name, Quantity
+from sluice_api.resource import Column, Kind, Resource, Rule, rules
+from sluice_api.sources import ModelUri
+
+Text = Annotated[str, StringConstraints(max_length=256)]
+
+
+class LendingPolicy(StrEnum):
+    """Whether an engine lends its replicas' GPUs."""
+
+    NEVER = "Never"
+    SCALE_DOWN = "ScaleDown"
+
+
+class LendTo(StrEnum):
+    """Which jobs an engine lends to."""
+
+    SAME_NAMESPACE = "SameNamespace"
+    ANYWHERE = "Anywhere"
+
+
+class ServedModel(Model):
+    """The base model."""
+
+    uri: ModelUri = Field(
+        description="Where the base model is: pvc://claim/path or hf://org/name@revision. "
+        "A pvc:// folder is mounted read-only into every replica."
+    )
+
+
+class EngineResources(Model):
+    """What one replica needs."""
+
+    gpus: int = Field(1, ge=1, le=64, description="GPUs of one replica (tensor parallel).")
+    pool: Name = Field(DEFAULT_POOL, description="The GPUPool that they come from.")
+    memory: Quantity = Field("16Gi", description="Memory request and limit of one replica's vLLM.")
+    cpu: Quantity = Field("1", description="CPU request of one replica's vLLM; it has no limit.")
+
+
+class EngineLora(Model):
+    """Adapters that may be loaded while the engine runs."""
+
+    max_adapters: int = Field(
+        4, ge=1, le=256, description="Adapters at once. One place more is kept free for changing a version."
+    )
+    max_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(
+        16, description="Highest rank of an adapter. Memory for it is taken from the start."
+    )
+    claims: tuple[Name, ...] = Field(
+        (),
+        max_length=16,
+        description="PersistentVolumeClaims with adapters, mounted read-only from the start, so that an "
+        "adapter can be loaded without a restart.",
+    )
+
+
+class Serving(Model):
+    """vLLM's own settings. Absent fields are vLLM's defaults."""
+
+    max_model_length: int | None = Field(
+        None, ge=16, le=10_485_760, description="Longest request in tokens, answer included."
+    )
+    max_concurrent_requests: int | None = Field(
+        None, ge=1, le=4096, description="Requests in one batch; more are queued."
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Precision.")
+    gpu_memory_utilization: Decimal = Field(
+        "0.90", description="Share of a GPU's memory that vLLM takes; on a CPU the share has no meaning."
+    )
+    enforce_eager: bool = Field(False, description="Skip compilation: a faster start, slower answers.")
+
+
+class Preemption(Model):
+    """What the engine lends. Lending at all is the engine's choice."""
+
+    policy: LendingPolicy = Field(
+        LendingPolicy.NEVER,
+        description="Never lends nothing. ScaleDown lends whole replicas: they drain, stop, and start again "
+        "when the job that borrowed their GPUs has ended.",
+    )
+    min_replicas: int = Field(
+        1, ge=0, le=1000, description="Replicas that are never lent. A floor above spec.replicas means all."
+    )
+    priority: int = Field(
+        0, ge=-1000, le=1000, description="A job borrows only from engines of a lower or equal priority."
+    )
+    lend_to: LendTo = Field(LendTo.SAME_NAMESPACE, description="Which jobs may borrow.")
+    drain_timeout_seconds: int = Field(
+        30, ge=0, le=3600, description="Longest time that requests in flight may take before a lent replica stops."
+    )
+
+
+class InferenceEngineSpec(Model):
+    """A model served by vLLM on N replicas, and what it lends."""
+
+    model: ServedModel = Field(description="The base model.")
+    task: Literal["Generate", "Embed"] = Field("Generate", description="What requests ask for.")
+    replicas: int = Field(
+        1, ge=0, le=1000, description="How many replicas should serve. HPA may write it through /scale."
+    )
+    resources: EngineResources = Field(default_factory=EngineResources, description="What one replica needs.")
+    lora: EngineLora | None = Field(None, description="Adapters that may be loaded. Absent: none.")
+    serving: Serving = Field(default_factory=Serving, description="vLLM's own settings.")
+    preemption: Preemption = Field(
+        default_factory=Preemption, description="What the engine lends, to whom, down to which floor."
+    )
+
+
+class SlotState(StrEnum):
+    """What one replica does."""
+
+    STARTING = "Starting"
+    SERVING = "Serving"
+    DRAINING = "Draining"
+    LENT = "Lent"
+    WAITING = "Waiting"
+    """No GPU is free for it."""
+    STOPPING = "Stopping"
+
+
+class SlotStatus(Model):
+    """One replica. The agent in its pod reads `state` here to know when to drain."""
+
+    index: NonNegativeInt = Field(description="Index of the replica.")
+    state: SlotState = Field(description="Starting, Serving, Draining, Lent, Waiting or Stopping.")
+    pod: Text = Field("", description="Its pod.")
+    lent_to: Text = Field("", description="The job that borrows its GPUs, as namespace/name.")
+    since: datetime | None = Field(None, description="When it got into this state.")
+
+
+class InferenceEngineStatus(Model):
+    """What the engine does now. Nothing that decides lives only here."""
+
+    observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this speaks of.")
+    conditions: tuple[Condition, ...] = Field((), max_length=8, description="Ready and Lent.")
+    replicas: NonNegativeInt = Field(0, description="Replicas that exist; what the scale subresource shows.")
+    ready_replicas: NonNegativeInt = Field(0, description="Replicas that answer.")
+    ready: Text = Field("", description="readyReplicas and spec.replicas for a reader: 1/2.")
+    lent: NonNegativeInt = Field(0, description="Replicas lent to jobs.")
+    selector: Text = Field("", description="Label selector of the replicas' pods, for the scale subresource.")
+    slots: tuple[SlotStatus, ...] = Field((), max_length=1000, description="Each replica.")
+    served_model: Text = Field("", description="The `model` of a chat request to the base model.")
+
+
+class InferenceEngine(Resource):
+    """A model served by vLLM, whose replicas may lend their GPUs to fine-tuning jobs."""
+
+    KIND: ClassVar[Kind] = Kind(
+        kind="InferenceEngine",
+        plural="inferenceengines",
+        short_names=("ie",),
+        columns=(
+            Column("Model", ".spec.model.uri"),
+            Column("Ready", ".status.ready"),
+            Column("Lent", ".status.lent", "integer"),
+            Column("Age", ".metadata.creationTimestamp", "date"),
+        ),
+        scale={
+            "specReplicasPath": ".spec.replicas",
+            "statusReplicasPath": ".status.replicas",
+            "labelSelectorPath": ".status.selector",
+        },
+    )
+
+    spec: InferenceEngineSpec
+    status: InferenceEngineStatus = Field(default_factory=InferenceEngineStatus)
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                "self.metadata.name.matches(r'^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$')",
+                "metadata.name: write at most 50 lower-case letters, digits and '-', a letter first: "
+                "the engine's Service has the same name, its replicas a number behind it",
+            )
+        )
+    )

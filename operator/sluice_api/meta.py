@@ -1,0 +1,66 @@
+"""Group, labels, annotations and names: the strings by which objects find each other."""
+
+GROUP = "sluice.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+CATEGORY = "sluice"
+
+FIELD_MANAGER = "sluice"
+PROGRESS_FIELD_MANAGER = "sluice-progress"
+
+JOB_LABEL = f"{GROUP}/job"
+"""On every child of a FineTuneJob: the job's name."""
+STAGE_LABEL = f"{GROUP}/stage"
+"""On stage Jobs and their pods: Prepare, Train or Export."""
+ATTEMPT_LABEL = f"{GROUP}/attempt"
+"""On stage Jobs and their pods: counts the attempts of the stage, from 1."""
+ENGINE_LABEL = f"{GROUP}/engine"
+"""On every child of an InferenceEngine: the engine's name."""
+SLOT_LABEL = f"{GROUP}/slot"
+"""On a slot's Deployment and pod: the slot's index."""
+LEADER_LABEL = f"{GROUP}/leader"
+"""On the pod of the operator replica that leads; the progress Service selects it."""
+
+CLAIM_ANNOTATION = f"{GROUP}/claim"
+"""On a training Job: the Claim it is, as JSON. Never changed after the Job was created."""
+OUTCOMES_ANNOTATION = f"{GROUP}/outcomes"
+"""On a FineTuneJob: how each attempt of each stage ended, as JSON. Outlives the Jobs."""
+TEMPLATE_ANNOTATION = f"{GROUP}/template"
+"""On a slot's Deployment: a digest of the pod template that the engine's spec asks for."""
+
+BOUND_AT_ANNOTATION = f"{GROUP}/bound-at"
+"""On a training pod: when its scheduling gate came off, RFC 3339."""
+
+SCHEDULING_GATE = f"{GROUP}/claim"
+"""On the pods of a training Job until the claim is bound."""
+SERVING_GATE = f"{GROUP}/serving"
+"""Readiness gate and pod condition of an engine's pod; False from the moment the slot is to drain."""
+
+DEFAULT_GPU_RESOURCE = "nvidia.com/gpu"
+DEFAULT_POOL = "default"
+
+
+def short_uid(uid: str) -> str:
+    """The first eight characters of a uid, which tell two jobs of the same name apart."""
+    return uid.replace("-", "")[:8]
+
+
+def stage_job_name(job: str, uid: str, stage: str, attempt: int) -> str:
+    """Name of the batch/v1 Job of one attempt of one stage, at most 63 characters."""
+    tail = f"-{short_uid(uid)}-{stage.lower()}-{attempt}"
+    return f"{job[: 63 - len(tail)].rstrip('-')}{tail}"
+
+
+def work_folder(job: str, uid: str) -> str:
+    """Name of the folder under output.uri that belongs to one job alone."""
+    return f"{job}-{short_uid(uid)}"
+
+
+def slot_name(engine: str, index: int) -> str:
+    """Name of a slot's Deployment."""
+    return f"{engine}-{index}"
+
+
+def adapter_version(name: str, digest: str) -> str:
+    """The adapter's name inside vLLM: it never repeats for other bytes."""
+    return f"{name}--{digest.removeprefix('sha256:')[:12]}"

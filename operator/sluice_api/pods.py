@@ -1,0 +1,44 @@
+"""What the operator's builders promise to the programs inside the pods they make.
+
+Both sides read these names from here, so that neither can drift.
+"""
+
+STAGE_ENV = "SLUICE_STAGE"
+"""Trainer pods: a stages.StageSpec as JSON."""
+
+SLOT_ENV = "SLUICE_SLOT"
+"""Engine pods, both containers: a slots.SlotSpec as JSON."""
+
+REPORT_URL_ENV = "SLUICE_REPORT_URL"
+"""Scheme, host and port of the operator's progress Service; reports.*_PATH is appended."""
+
+TOKEN_FILE = "/var/run/secrets/sluice/token"
+"""The projected, pod-bound token that authenticates a report. Re-read before each post: it rotates."""
+
+TOKEN_AUDIENCE = "sluice"
+
+TERMINATION_FILE = "/dev/termination-log"
+"""Where a stage leaves its stages.StageOutcome; the kubelet puts it into the pod's status."""
+
+SCRATCH = "/scratch"
+"""A pod's own disk, empty at its start; TMPDIR and HOME point here. The root filesystem is read-only."""
+
+SHARED = "/run/sluice"
+"""Engine pods: memory shared by agent and vLLM; the agent writes its secret here before vLLM starts."""
+
+SECRET_FILE = f"{SHARED}/secret"
+
+ADAPTERS = "/adapters"
+"""Engine pods: where the agent copies adapter bytes to, for vLLM to read (read-only there)."""
+
+SERVE_PORT = 8000
+"""Engine pods: vLLM's OpenAI API, behind the middleware."""
+
+AGENT_PORT = 8001
+"""Engine pods: the agent's /readyz, /livez and /metrics."""
+
+METRICS_PORT = 9090
+"""Trainer pods and operator pods: /metrics."""
+
+GRACE_MARGIN_SECONDS = 30
+"""Engine pods: terminationGracePeriodSeconds is the drain timeout and this."""

@@ -1,0 +1,226 @@
+"""Every reason that a condition, an attempt or a report may give, with its meaning and the user's next step.
+
+docs/reasons.md is generated from here.
+"""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """A closed list: code, tests and docs use these names and no others."""
+
+    meaning: str
+    next_step: str
+
+    def __new__(cls, name: str, meaning: str, next_step: str) -> "Reason":
+        """A member whose value is its name, with the two sentences of its docs."""
+        member = str.__new__(cls, name)
+        member._value_ = name
+        member.meaning = meaning
+        member.next_step = next_step
+        return member
+
+    @classmethod
+    def known(cls, name: str) -> "Reason | None":
+        """The reason of that name; None when there is none."""
+        return next((reason for reason in cls if reason.value == name), None)
+
+    # A job on its way
+    PENDING = "Pending", "The operator has seen the object and not decided yet.", "Nothing; this takes a moment."
+    PREPARING = "Preparing", "A CPU pod reads, checks and tokenises the dataset.", "Nothing; see status.progress."
+    PREPARED = "Prepared", "The dataset is tokenised.", "Nothing."
+    WAITING_FOR_GPUS = (
+        "WaitingForGPUs",
+        "No GPU is free, and none may be borrowed.",
+        "Wait for the blocker that the message names, or set scheduling.policy: Preempt.",
+    )
+    BEHIND_IN_QUEUE = (
+        "BehindInQueue",
+        "A job in front of this one waits for the same GPUs.",
+        "Wait, or raise scheduling.priority.",
+    )
+    ENGINE_AT_FLOOR = (
+        "EngineAtFloor",
+        "The engines that lend are at their minReplicas.",
+        "Lower preemption.minReplicas, or raise the engine's replicas.",
+    )
+    ENGINE_NEVER_LENDS = (
+        "EngineNeverLends",
+        "The engines in the pool do not lend.",
+        "Set preemption.policy: ScaleDown on an engine.",
+    )
+    ENGINE_LENDS_ELSEWHERE = (
+        "EngineLendsElsewhere",
+        "The engines that lend do not lend to this namespace.",
+        "Set preemption.lendTo: Anywhere on an engine, or run the job in its namespace.",
+    )
+    ENGINE_OUTRANKS = (
+        "EngineOutranks",
+        "The engines that lend have a higher priority than the job.",
+        "Raise the job's scheduling.priority, or lower the engine's preemption.priority.",
+    )
+    CLAIMED = "Claimed", "GPUs are set aside; the pod is being proven runnable.", "Nothing."
+    DRAINING = (
+        "Draining",
+        "Borrowed replicas finish their requests.",
+        "Nothing; at most the engine's drainTimeoutSeconds.",
+    )
+    BINDING = "Binding", "The training pod goes to its node.", "Nothing."
+    TRAINING = "Training", "The training pod runs.", "Watch: kubectl get ftj -w"
+    EXPORTING = "Exporting", "The adapter is written in PEFT format; the GPUs are free already.", "Nothing."
+    PUBLISHING = "Publishing", "The engine's replicas load the adapter.", "Nothing; see the Adapter's status."
+    DONE = "Done", "The step is complete.", "Nothing."
+    SUCCEEDED = "Succeeded", "The job is complete.", "Use the adapter."
+    NOT_REQUESTED = "NotRequested", "The spec does not ask for this step.", "Nothing."
+    SUSPENDED = (
+        "Suspended",
+        "spec.suspend is true; the state is saved and the GPUs are given back.",
+        "Set spec.suspend: false.",
+    )
+    MANAGED_ELSEWHERE = "ManagedElsewhere", "spec.managedBy names another controller.", "Look at that controller."
+
+    # Why a claim does not get further
+    QUOTA_EXCEEDED = (
+        "QuotaExceeded",
+        "A ResourceQuota or admission refuses the training pod.",
+        "Raise the quota, or lower resources.*; nothing is drained until the pod can exist.",
+    )
+    UNSCHEDULABLE = (
+        "Unschedulable",
+        "The pod would not fit the node for another reason than GPUs.",
+        "Lower resources.memory or resources.cpu, or free the node.",
+    )
+    SUSPENDED_BY_OTHER = (
+        "SuspendedByOther",
+        "Another queueing system suspended the training Job.",
+        "Exempt Sluice's Jobs from that system, or use spec.managedBy.",
+    )
+    NOT_BOUND = (
+        "NotBound",
+        "The training pod was not bound to its node in time; the claim was given up.",
+        "Nothing; another claim is made, elsewhere if possible.",
+    )
+
+    # Refused before or by Prepare
+    POOL_NOT_FOUND = "PoolNotFound", "resources.pool names no GPUPool.", "Create it, or use another pool."
+    EXCEEDS_EVERY_NODE = (
+        "ExceedsEveryNode",
+        "No node of the pool has so much, even when empty.",
+        "Lower resources.gpus, resources.memory or resources.cpu, or add a larger node.",
+    )
+    ENGINE_NOT_FOUND = (
+        "EngineNotFound",
+        "publish.engine names no InferenceEngine in this namespace.",
+        "Create it, or correct the name.",
+    )
+    ENGINE_TAKES_NO_ADAPTERS = "EngineTakesNoAdapters", "The engine has no spec.lora.", "Set spec.lora on it."
+    RANK_TOO_LARGE = (
+        "RankTooLarge",
+        "The adapter's rank is above the engine's lora.maxRank.",
+        "Lower lora.rank, or raise the engine's lora.maxRank.",
+    )
+    BASE_MODEL_DIFFERS = (
+        "BaseModelDiffers",
+        "The adapter belongs to another base model.",
+        "Train on the engine's model, or publish to another engine.",
+    )
+    ADAPTER_SOURCE_NOT_MOUNTED = (
+        "AdapterSourceNotMounted",
+        "The engine does not mount the claim with the adapter.",
+        "Add the claim to the engine's lora.claims, or write to one that it mounts.",
+    )
+    CLAIM_NOT_FOUND = (
+        "ClaimNotFound",
+        "A PersistentVolumeClaim that the spec names does not exist.",
+        "Create it in this namespace, or correct the name.",
+    )
+    CLAIM_NOT_SHAREABLE = (
+        "ClaimNotShareable",
+        "Two nodes would need a ReadWriteOnce claim at once.",
+        "Use a ReadWriteMany claim.",
+    )
+    DATASET_NOT_FOUND = "DatasetNotFound", "There is no file at dataset.uri.", "Correct dataset.uri."
+    DATASET_INVALID = (
+        "DatasetInvalid",
+        "Rows cannot be learnt from; the message names the lines.",
+        "Mend the rows, or set dataset.onBadRow: Skip.",
+    )
+    DATASET_EMPTY = "DatasetEmpty", "The dataset has no row to learn from.", "Add rows."
+    MODEL_NOT_FOUND = "ModelNotFound", "There is no folder at model.uri.", "Correct model.uri."
+    MODEL_INVALID = (
+        "ModelInvalid",
+        "The folder is no model that Sluice can train.",
+        "It needs config.json, a tokenizer with a chat template and safetensors weights.",
+    )
+    OUTPUT_NOT_WRITABLE = (
+        "OutputNotWritable",
+        "The folder at output.uri cannot be written.",
+        "Give uid 65532 write access, or use another claim.",
+    )
+    DOWNLOAD_FAILED = "DownloadFailed", "A source could not be fetched.", "See the message for host and status."
+    IMAGE_NOT_PULLED = (
+        "ImageNotPulled",
+        "A pod's image cannot be pulled.",
+        "Correct the image in the chart's values, or give the node access to it.",
+    )
+    POD_NOT_STARTED = "PodNotStarted", "A stage's pod did not start in time.", "See the pod's events."
+
+    # How an attempt ends
+    REQUEUED = "Requeued", "The trainer was told to stop and saved its state.", "Nothing; it goes on from there."
+    POD_LOST = "PodLost", "The training pod is gone without a word.", "Nothing; a new attempt resumes."
+    NODE_LOST = "NodeLost", "The node is gone.", "Nothing; a new attempt resumes elsewhere."
+    STALLED = "Stalled", "The trainer stopped reporting.", "See the pod's logs; a new attempt resumes."
+    OUT_OF_MEMORY = (
+        "OutOfMemory",
+        "The trainer ran out of memory.",
+        "Lower training.microBatchSize or maxSequenceLength, or raise resources.memory.",
+    )
+    TRAINER_FAILED = "TrainerFailed", "The trainer failed; the message has its last words.", "See the pod's logs."
+    LOSS_NOT_FINITE = "LossNotFinite", "The loss became NaN or infinite.", "Lower training.learningRate."
+    CHECKPOINT_INVALID = (
+        "CheckpointInvalid",
+        "No checkpoint is whole where one must be.",
+        "Delete the job's checkpoints folder, or create the job anew.",
+    )
+    ATTEMPTS_EXHAUSTED = "AttemptsExhausted", "maxAttempts attempts have failed.", "See status.attempts."
+    DEADLINE_EXCEEDED = "DeadlineExceeded", "activeDeadlineSeconds is over.", "Raise it, or train less."
+
+    # Engines
+    ALL_SERVING = "AllServing", "Every replica serves.", "Nothing."
+    SOME_SERVING = "SomeServing", "Some replicas serve, fewer than spec.replicas.", "See status.slots."
+    NONE_SERVING = "NoneServing", "No replica serves.", "See status.slots and the pods' events."
+    SCALED_TO_ZERO = "ScaledToZero", "spec.replicas is 0.", "Raise spec.replicas."
+    LENDING = "Lending", "Replicas are lent to jobs.", "Nothing; they come back when the jobs end."
+    NOTHING_LENT = "NothingLent", "No replica is lent.", "Nothing."
+    ROLLOUT_WAITS_FOR_RETURN = (
+        "RolloutWaitsForReturn",
+        "A changed spec waits until a replica may restart.",
+        "Wait until lent replicas are back, or lower minReplicas.",
+    )
+
+    # Adapters
+    LOADING = "Loading", "Replicas are loading the adapter.", "Nothing."
+    LOADED = "Loaded", "Every ready replica answers with the adapter.", "Use its name as the `model`."
+    NO_READY_REPLICA = "NoReadyReplica", "The engine has no ready replica.", "See the engine's status."
+    ADAPTER_NOT_FOUND = "AdapterNotFound", "There is no adapter at source.uri.", "Correct source.uri."
+    ADAPTER_INVALID = "AdapterInvalid", "The folder is no adapter that vLLM can load.", "See the message."
+    DIGEST_DIFFERS = (
+        "DigestDiffers",
+        "The bytes are not those of source.digest.",
+        "Correct the digest, or restore the files.",
+    )
+    TOO_MANY_ADAPTERS = (
+        "TooManyAdapters",
+        "The engine has as many adapters as lora.maxAdapters.",
+        "Delete an Adapter, or raise lora.maxAdapters.",
+    )
+    LOAD_FAILED = "LoadFailed", "vLLM refused the adapter; the message has its words.", "See the message."
+    CANARY_FAILED = "CanaryFailed", "The loaded adapter did not answer a test request.", "See the replica's logs."
+
+    # Pools
+    POOL_READY = "PoolReady", "The pool has usable nodes.", "Nothing."
+    NO_NODES = (
+        "NoNodes",
+        "No usable node has the pool's labels and resource.",
+        "Correct nodeSelector or resourceName, or add nodes.",
+    )

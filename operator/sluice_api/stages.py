@@ -1,0 +1,105 @@
+"""A job's stages: what the operator gives to each stage's pod, and what the pod leaves behind.
+
+A stage's pod runs `python3 -m sluice_trainer <prepare|train|export>` with a StageSpec in its
+environment and ends with a StageOutcome in its termination message.
+"""
+
+from enum import IntEnum, StrEnum
+from typing import Annotated
+
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, StringConstraints
+
+from sluice_api.finetunejob import FineTuneJobSpec
+from sluice_api.meta import work_folder
+from sluice_api.model import Model
+from sluice_api.sources import VOLUMES, volume_path
+
+MAX_OUTCOME_BYTES = 4000
+"""A termination message is cut at 4,096 bytes by the kubelet."""
+
+
+class Stage(StrEnum):
+    """The stages that run in pods, in their order."""
+
+    PREPARE = "Prepare"
+    TRAIN = "Train"
+    EXPORT = "Export"
+
+
+class ExitCode(IntEnum):
+    """How a stage's process ends."""
+
+    DONE = 0
+    BAD_INPUT = 65
+    """The dataset, the model or the output is wrong: another attempt would end the same."""
+    INTERNAL = 70
+    """Our fault or the node's: another attempt may succeed."""
+    REQUEUE = 75
+    """Told to stop; the state is durable. Another attempt goes on from there."""
+
+
+class StageSpec(Model):
+    """What a stage's pod is to do."""
+
+    namespace: str
+    name: str
+    uid: str
+    stage: Stage
+    attempt: PositiveInt
+    spec: FineTuneJobSpec
+
+    @property
+    def work(self) -> str:
+        """The job's own folder, in every pod that mounts the output's claim."""
+        path = volume_path(self.spec.output.uri)
+        if path is None:
+            raise ValueError(f"output.uri {self.spec.output.uri} is not a pvc:// address")
+        return str(VOLUMES / path.claim / path.path / work_folder(self.name, self.uid))
+
+
+class PrepareResult(Model):
+    """What Prepare found; the plan of the training follows from it."""
+
+    rows: NonNegativeInt
+    validation_rows: NonNegativeInt
+    refused_rows: NonNegativeInt
+    cut_rows: NonNegativeInt = 0
+    tokens: NonNegativeInt
+    learnt_tokens: NonNegativeInt
+    longest_row: NonNegativeInt = 0
+    steps: NonNegativeInt
+    refused: tuple[Annotated[str, StringConstraints(max_length=200)], ...] = Field((), max_length=5)
+
+
+class TrainResult(Model):
+    """Where training stands when its process ends."""
+
+    step: NonNegativeInt
+    total_steps: NonNegativeInt
+    checkpoint_step: NonNegativeInt | None = None
+    resumed_from: NonNegativeInt | None = None
+    evaluation_loss_before: FiniteFloat | None = None
+    evaluation_loss_after: FiniteFloat | None = None
+
+
+class ExportResult(Model):
+    """What was exported."""
+
+    uri: str
+    digest: str
+    rank: PositiveInt
+    size_bytes: NonNegativeInt
+
+
+class StageOutcome(Model):
+    """How a stage's process ended, in its termination message."""
+
+    reason: Annotated[str, StringConstraints(max_length=64)] = Field(
+        description="A name from reasons.Reason; `Done` when the stage is complete."
+    )
+    message: Annotated[str, StringConstraints(max_length=2000)] = Field(
+        "", description="What was wrong, where, and what to do next."
+    )
+    prepare: PrepareResult | None = None
+    train: TrainResult | None = None
+    export: ExportResult | None = None

@@ -1,0 +1,158 @@
+"""What decisions need of Kubernetes' own objects, and nothing else: big objects are trimmed as they enter."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+
+from sluice_api.claim import Claim
+from sluice_api.stages import Stage
+
+
+class Key(NamedTuple):
+    """An object's place: what the queue holds and the store is keyed by."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        """As kubectl writes it."""
+        return f"{self.kind}/{self.namespace}/{self.name}" if self.namespace else f"{self.kind}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The controller of an object."""
+
+    kind: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What every trimmed object has."""
+
+    key: Key
+    uid: str
+    resource_version: int
+    created: datetime
+    deleting: bool = False
+    owner: Owner | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+Resources = Mapping[str, int]
+"""Amounts by resource name: `cpu` in millicores, `memory` in bytes, others counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """Keeps pods away that do not tolerate it."""
+
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView(View):
+    """A node."""
+
+    allocatable: Resources
+    ready: bool = True
+    cordoned: bool = False
+    taints: tuple[Taint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Termination:
+    """How a pod's main container ended."""
+
+    exit_code: int
+    reason: str
+    message: str
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodView(View):
+    """A pod of ours, or anybody's pod that is bound to a node."""
+
+    requests: Resources
+    node: str = ""
+    nominated_node: str = ""
+    gates: tuple[str, ...] = ()
+    bound_at: datetime | None = None
+    """When Sluice took the gate off (annotation sluice.dev/bound-at)."""
+    ended: bool = False
+    """Phase Succeeded or Failed: it holds nothing."""
+    running: bool = False
+    """Its main container has started."""
+    ready: bool = False
+    waiting_reason: str = ""
+    """A container's state.waiting.reason, such as ImagePullBackOff."""
+    waiting_message: str = ""
+    unschedulable: str = ""
+    """Message of PodScheduled=False with reason Unschedulable."""
+    disruption: str = ""
+    """Reason of the DisruptionTarget condition, if any."""
+    claims: tuple[str, ...] = ()
+    """PersistentVolumeClaims that it mounts."""
+    termination: Termination | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageJobView(View):
+    """A batch/v1 Job of one attempt of one stage."""
+
+    stage: Stage
+    attempt: int
+    claim: Claim | None = None
+    suspended: bool = False
+    finished: str = ""
+    """`Complete`, `Failed`, or empty while it is not finished."""
+    failure: str = ""
+    """Reason and message of the Failed condition."""
+    finished_at: datetime | None = None
+    seen: bool = True
+    """It has come back through a list or a watch, not only as the answer to our own write."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotView(View):
+    """A Deployment of one engine slot."""
+
+    engine: str
+    index: int
+    size: int
+    """spec.replicas: 0 or 1."""
+    template: str = ""
+    """Digest of the engine's spec that its pod template was made from."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRequirement:
+    """One requirement of a volume's node affinity."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimView(View):
+    """A PersistentVolumeClaim."""
+
+    bound: bool = False
+    volume: str = ""
+    access_modes: tuple[str, ...] = ()
+    terminating: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeView(View):
+    """A PersistentVolume: where it can be mounted (any of the terms, all requirements of one)."""
+
+    node_terms: tuple[tuple[NodeRequirement, ...], ...] = ()

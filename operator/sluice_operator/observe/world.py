@@ -1,0 +1,113 @@
+"""The World: everything that decisions read, as one read-only value.
+
+Planning never awaits, so the maps of the store stand still while a World is used. A World is valid
+until the next `await`; reconcile() makes a new one each time.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+
+from sluice_api.adapter import Adapter
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.reports import EngineReport
+from sluice_operator.observe.views import (
+    ClaimView,
+    Key,
+    NodeView,
+    PodView,
+    SlotView,
+    StageJobView,
+    View,
+    VolumeView,
+)
+
+AnyView = TypeVar("AnyView", bound=View)
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """The newest report of an engine's pod."""
+
+    report: EngineReport
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """When a training attempt last reported, and how long its steps take."""
+
+    attempt: int
+    at: datetime
+    step_seconds: float | None
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that decisions read. Maps are keyed by Key; `*_of` maps by the owner's uid."""
+
+    jobs: Mapping[Key, FineTuneJob] = field(default_factory=dict)
+    engines: Mapping[Key, InferenceEngine] = field(default_factory=dict)
+    adapters: Mapping[Key, Adapter] = field(default_factory=dict)
+    pools: Mapping[Key, GPUPool] = field(default_factory=dict)
+    nodes: Mapping[Key, NodeView] = field(default_factory=dict)
+    pods: Mapping[Key, PodView] = field(default_factory=dict)
+    stage_jobs: Mapping[Key, StageJobView] = field(default_factory=dict)
+    slots: Mapping[Key, SlotView] = field(default_factory=dict)
+    claims: Mapping[Key, ClaimView] = field(default_factory=dict)
+    volumes: Mapping[Key, VolumeView] = field(default_factory=dict)
+
+    pods_of: Mapping[str, Mapping[Key, PodView]] = field(default_factory=dict)
+    """Pods by the uid of their controller: a Job's, or a ReplicaSet's."""
+    pods_on: Mapping[str, Mapping[Key, PodView]] = field(default_factory=dict)
+    """Pods by the name of the node that they are bound to."""
+    engine_pods: Mapping[tuple[str, str, int], Mapping[Key, PodView]] = field(default_factory=dict)
+    """Pods by (namespace, engine, slot index)."""
+    stage_jobs_of: Mapping[str, Mapping[Key, StageJobView]] = field(default_factory=dict)
+    """Stage Jobs by the uid of their FineTuneJob."""
+    slots_of: Mapping[str, Mapping[Key, SlotView]] = field(default_factory=dict)
+    """Slot Deployments by the uid of their InferenceEngine."""
+    claiming: Mapping[Key, StageJobView] = field(default_factory=dict)
+    """Stage Jobs that carry a claim, finished or not."""
+
+    reports: Mapping[str, Reported] = field(default_factory=dict)
+    """Engine reports by the pod's uid."""
+    heartbeats: Mapping[str, Heartbeat] = field(default_factory=dict)
+    """Training reports by the uid of the stage Job."""
+    term: int = 0
+    """The lease's transition count; 0 before this process ever led."""
+    since: datetime | None = None
+    """When this process began to lead: silence before that proves nothing."""
+
+
+def job_key(namespace: str, name: str) -> Key:
+    """Key of a FineTuneJob."""
+    return Key("FineTuneJob", namespace, name)
+
+
+def engine_key(namespace: str, name: str) -> Key:
+    """Key of an InferenceEngine."""
+    return Key("InferenceEngine", namespace, name)
+
+
+def adapter_key(namespace: str, name: str) -> Key:
+    """Key of an Adapter."""
+    return Key("Adapter", namespace, name)
+
+
+def pool_key(name: str) -> Key:
+    """Key of a GPUPool."""
+    return Key("GPUPool", "", name)
+
+
+def key_of(resource: FineTuneJob | InferenceEngine | Adapter | GPUPool) -> Key:
+    """Key of a custom resource."""
+    return Key(resource.KIND.kind, resource.metadata.namespace, resource.metadata.name)
+
+
+def oldest_first(views: Iterable[AnyView]) -> list[AnyView]:
+    """By creation, then name: the same order on every replica."""
+    return sorted(views, key=lambda view: (view.created, view.key))

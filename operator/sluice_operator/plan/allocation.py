@@ -1,0 +1,220 @@
+"""Who gets GPUs now: all pending jobs of a pool at once, in order, each with its claim or its reason to wait."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from sluice_api.claim import Claim, SlotRef
+from sluice_api.finetunejob import FineTuneJob, Policy
+from sluice_api.gpupool import GPUPool
+from sluice_api.reasons import Reason
+from sluice_api.stages import Stage
+from sluice_operator.observe.views import Key, StageJobView
+from sluice_operator.observe.world import World, key_of
+from sluice_operator.plan.claims import live_claims
+from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock, take_stock
+from sluice_operator.plan.outcomes import all_outcomes, done, next_attempt_at
+from sluice_operator.plan.proof import coming
+from sluice_operator.plan.refusals import final_failure
+from sluice_operator.plan.room import claims_of_job, need_of, shortage, unreachable_volume
+from sluice_operator.plan.victims import choose_victims, lending_refusal
+
+_AVOIDED_FOR = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a job waits for GPUs."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What a pool's pending jobs get, and why the others wait."""
+
+    claims: Mapping[Key, Claim] = field(default_factory=dict)
+    waits: Mapping[Key, Wait] = field(default_factory=dict)
+
+
+def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
+    """Give each pending job its claim, or the reason why it waits.
+
+    Nothing overtakes a job that waits, unless it provably can't delay it: what the waiting job could
+    use, free GPUs and every slot that may be lent to it, is out of reach for those behind it.
+    """
+    stock = take_stock(world, pool)
+    claims: dict[Key, Claim] = {}
+    waits: dict[Key, Wait] = {}
+    waiting: list[FineTuneJob] = []
+    for job in pending(world, pool, now):
+        claim = _place(world, stock, job, waiting, now)
+        if claim is not None:
+            claims[key_of(job)] = claim
+            stock = _with_claim(stock, job, claim)
+        else:
+            waits[key_of(job)] = explain(stock, job, waiting)
+            waiting.append(job)
+    return Allocation(claims, waits)
+
+
+def pending(world: World, pool: GPUPool, now: datetime) -> list[FineTuneJob]:
+    """Jobs that are ready for GPUs and hold none, in their order: priority, then age."""
+    holding = {live.job.metadata.uid for live in live_claims(world)}
+    found = [
+        job
+        for job in world.jobs.values()
+        if job.spec.resources.pool == pool.metadata.name
+        and job.metadata.uid not in holding
+        and is_pending(world, job, now)
+    ]
+    return sorted(found, key=place_in_queue)
+
+
+def place_in_queue(job: FineTuneJob) -> tuple[int, str, str]:
+    """Sort key: higher priority first, then the older one."""
+    return (-job.spec.scheduling.priority, str(job.metadata.creation_timestamp), job.metadata.uid)
+
+
+def is_pending(world: World, job: FineTuneJob, now: datetime) -> bool:
+    """Whether a job without a claim should get GPUs as soon as there are any."""
+    if job.spec.suspend or job.spec.managed_by or job.metadata.deletion_timestamp:
+        return False
+    outcomes = all_outcomes(world, job)
+    if done(outcomes, Stage.PREPARE) is None or done(outcomes, Stage.TRAIN) is not None:
+        return False
+    if final_failure(job, outcomes, now) is not None or any(_trains(s) for s in _stage_jobs(world, job)):
+        return False
+    not_before = next_attempt_at(outcomes.of(Stage.TRAIN))
+    return not_before is None or now >= not_before
+
+
+def _stage_jobs(world: World, job: FineTuneJob) -> list[StageJobView]:
+    return list(world.stage_jobs_of.get(job.metadata.uid, {}).values())
+
+
+def _trains(stage_job: StageJobView) -> bool:
+    return stage_job.stage is Stage.TRAIN and not stage_job.finished
+
+
+def _place(world: World, stock: Stock, job: FineTuneJob, waiting: list[FineTuneJob], now: datetime) -> Claim | None:
+    """The best node: free GPUs before borrowed ones, fewest victims, the tightest fit."""
+    avoided = _avoided(world, job, now)
+    options = []
+    for node in stock.nodes.values():
+        if node.refusal or node.name in avoided:
+            continue
+        victims = _victims(stock, node, job, waiting)
+        if victims is None or _lacks(world, node, job, victims):
+            continue
+        cost = sum(victim.in_flight for victim in victims)
+        options.append(((len(victims), cost, node.free, node.name), node, victims))
+    if not options:
+        return None
+    _, node, victims = min(options, key=lambda option: option[0])
+    return Claim(
+        pool=stock.pool.metadata.name,
+        resource=stock.pool.spec.resource_name,
+        node=node.name,
+        gpus=job.spec.resources.gpus,
+        borrowed=tuple(victim.slot for victim in victims),
+        term=world.term,
+    )
+
+
+def _victims(
+    stock: Stock, node: NodeStock, job: FineTuneJob, waiting: list[FineTuneJob]
+) -> tuple[PlacedSlot, ...] | None:
+    """Slots to borrow on this node so that the job fits; () when none is needed, None when it can't fit."""
+    free = 0 if waiting else node.free
+    if free >= job.spec.resources.gpus:
+        return ()
+    if job.spec.scheduling.policy is not Policy.PREEMPT:
+        return None
+    reserved = {slot.slot for slot in node.slots for other in waiting if lending_refusal(slot.engine, other) is None}
+    return choose_victims(stock, node, job, job.spec.resources.gpus - free, reserved)
+
+
+def _lacks(world: World, node: NodeStock, job: FineTuneJob, victims: tuple[PlacedSlot, ...]) -> str:
+    leaving = {victim.pod for victim in victims if victim.pod is not None}
+    others = coming(world, list(node.claims), None, node.name)
+    lack = shortage(world, node.node, need_of(job.spec.resources), leaving, others)
+    return lack or unreachable_volume(world, job.metadata.namespace, claims_of_job(job), node.node)
+
+
+def _avoided(world: World, job: FineTuneJob, now: datetime) -> set[str]:
+    """Nodes on which the job could not be bound a moment ago."""
+    return {
+        outcome.node
+        for outcome in all_outcomes(world, job).of(Stage.TRAIN)
+        if outcome.reason == Reason.NOT_BOUND and outcome.ended_at and now < outcome.ended_at + _AVOIDED_FOR
+    }
+
+
+def _with_claim(stock: Stock, job: FineTuneJob, claim: Claim) -> Stock:
+    """The stock once a claim is made: later jobs see its GPUs as taken and its slots as lent."""
+    node = stock.nodes[claim.node]
+    borrowed: set[SlotRef] = set(claim.borrowed)
+    return stock.with_node(
+        replace(
+            node,
+            claimed=node.claimed + max(claim.gpus, sum(s.gpus for s in node.slots if s.slot in borrowed)),
+            slots=tuple(slot for slot in node.slots if slot.slot not in borrowed),
+        )
+    ).with_granted(job)
+
+
+def explain(stock: Stock, job: FineTuneJob, waiting: list[FineTuneJob]) -> Wait:
+    """Why a job waits, whom it waits for and what would end the wait."""
+    gpus, pool = job.spec.resources.gpus, stock.pool.metadata.name
+    asked = f"Waiting for {gpus} GPU{'s' if gpus > 1 else ''} in pool {pool}"
+    reason, why = _main_reason(stock, job)
+    holders = [live.name for node in stock.nodes.values() for live in node.claims] + list(stock.granted)
+    holders = [_short(name, job) for name in holders]
+    parts = [f"{asked}. {why}"]
+    if waiting:
+        ahead = _short(f"{waiting[0].metadata.namespace}/{waiting[0].metadata.name}", job)
+        parts.append(f"{ahead} is in front.")
+        if reason is Reason.WAITING_FOR_GPUS:
+            reason = Reason.BEHIND_IN_QUEUE
+    if holders:
+        parts.append(f"Next: {', '.join(holders[:3])} ends and gives back what it holds.")
+    parts.append(f"Or: {reason.next_step}" if holders else f"Next: {reason.next_step}")
+    return Wait(reason, " ".join(parts))
+
+
+def _short(name: str, job: FineTuneJob) -> str:
+    """A job's name without its namespace where that is the reader's own."""
+    return name.removeprefix(f"{job.metadata.namespace}/")
+
+
+def _main_reason(stock: Stock, job: FineTuneJob) -> tuple[Reason, str]:
+    usable = [node for node in stock.nodes.values() if not node.refusal]
+    if not usable:
+        return Reason.NO_NODES, "No node of the pool can take a pod now."
+    enough = [node for node in usable if node.free >= job.spec.resources.gpus]
+    if enough:
+        return Reason.WAITING_FOR_GPUS, f"GPUs are free on {enough[0].name}, but not for this job yet."
+    slots = [slot for node in usable for slot in node.slots]
+    if job.spec.scheduling.policy is not Policy.PREEMPT or not slots:
+        return Reason.WAITING_FOR_GPUS, f"{sum(node.free for node in usable)} are free."
+    refusals = {slot.engine.metadata.uid: (slot.engine, lending_refusal(slot.engine, job)) for slot in slots}
+    for engine, refused in refusals.values():
+        if refused is None:
+            left = sum(1 for slot in slots if slot.engine.metadata.uid == engine.metadata.uid)
+            floor = min(engine.spec.preemption.min_replicas, engine.spec.replicas)
+            at = f"{left} of {engine.spec.replicas} replicas are left, its floor is {floor}"
+            return Reason.ENGINE_AT_FLOOR, f"{engine.metadata.name} can lend no more: {at}."
+    engine, refused = next(iter(refusals.values()))
+    return refused or Reason.WAITING_FOR_GPUS, f"{engine.metadata.name} does not lend to this job."
+
+
+def next_change(world: World, pool: GPUPool, now: datetime) -> datetime | None:
+    """When the passing of time alone will change a decision: a pause between attempts ends."""
+    pauses = (
+        next_attempt_at(all_outcomes(world, job).of(Stage.TRAIN))
+        for job in world.jobs.values()
+        if job.spec.resources.pool == pool.metadata.name and not job.status.finished_at
+    )
+    return min((pause for pause in pauses if pause and pause > now), default=None)

@@ -1,0 +1,138 @@
+"""Claims: which are alive, how far each has come, and which of two that overlap gives way.
+
+The training Job is the claim. It is alive from its creation until its Job is finished and no retry
+takes it over, or the job is suspended or deleted, or its node is gone. Nothing is remembered: every
+phase is read off the Job and its pods.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+
+from sluice_api.claim import Claim, SlotRef
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.reasons import Reason
+from sluice_operator.observe.views import Key, PodView, StageJobView
+from sluice_operator.observe.world import World, job_key, oldest_first
+from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, failures
+
+
+class Phase(IntEnum):
+    """How far a claim has come; each is reached only after the one before."""
+
+    PROVING = 1
+    """Its Job exists; whether it can run is not known yet. Nobody is disturbed."""
+    DRAINING = 2
+    """It can run: the borrowed slots leave the endpoints and finish what is in flight."""
+    BINDING = 3
+    """Its pod is on its way to the node; the borrowed slots stop."""
+    HOLDING = 4
+    """Its pod is on the node, or was."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveClaim:
+    """A claim that is alive."""
+
+    job: FineTuneJob
+    stage_job: StageJobView
+    claim: Claim
+
+    @property
+    def name(self) -> str:
+        """The job, as namespace/name."""
+        return f"{self.job.metadata.namespace}/{self.job.metadata.name}"
+
+
+def owner_of(world: World, stage_job: StageJobView) -> FineTuneJob | None:
+    """The FineTuneJob that a stage Job belongs to, if it is still the same one."""
+    if stage_job.owner is None:
+        return None
+    job = world.jobs.get(job_key(stage_job.key.namespace, stage_job.owner.name))
+    return job if job and job.metadata.uid == stage_job.owner.uid else None
+
+
+def live_claims(world: World) -> list[LiveClaim]:
+    """Every claim that is alive, oldest first."""
+    found = []
+    for stage_job in oldest_first(world.claiming.values()):
+        job = owner_of(world, stage_job)
+        if job and stage_job.claim and is_live(world, job, stage_job):
+            found.append(LiveClaim(job, stage_job, stage_job.claim))
+    return found
+
+
+def is_live(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
+    """Whether a training Job still holds what its claim says."""
+    if stage_job.claim is None or stage_job.deleting or job.metadata.deletion_timestamp or job.spec.suspend:
+        return False
+    if Key("Node", "", stage_job.claim.node) not in world.nodes:
+        return False
+    return not stage_job.finished or is_taken_over(world, job, stage_job)
+
+
+def is_taken_over(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
+    """Whether a retry is due at once that takes this finished attempt's claim over.
+
+    While the pod's last words are still on their way, nothing is known and the claim stays.
+    """
+    siblings = world.stage_jobs_of.get(job.metadata.uid, {}).values()
+    if any(other.stage is stage_job.stage and other.attempt > stage_job.attempt for other in siblings):
+        return False
+    outcomes = all_outcomes(world, job).of(stage_job.stage)
+    last = outcomes[-1] if outcomes else None
+    if last is None or last.attempt < stage_job.attempt:
+        return True
+    return last.attempt == stage_job.attempt and last.reason in AT_ONCE and failures(outcomes) < job.spec.max_attempts
+
+
+def phase(world: World, live: LiveClaim) -> Phase:
+    """How far a claim has come, given that nothing speaks against it (see plan.job for what may)."""
+    pods = trainer_pods(world, live.stage_job)
+    if live.stage_job.finished or any(pod.node for pod in pods):
+        return Phase.HOLDING
+    if pods and all(not pod.gates and pod.nominated_node for pod in pods):
+        return Phase.BINDING
+    return Phase.PROVING
+
+
+def trainer_pods(world: World, stage_job: StageJobView) -> list[PodView]:
+    """The pods of a stage Job, oldest first."""
+    return oldest_first(world.pods_of.get(stage_job.uid, {}).values())
+
+
+def borrowers(claims: list[LiveClaim]) -> dict[SlotRef, LiveClaim]:
+    """Which claim borrows which slot; of two claims on one slot, the one that stands."""
+    found: dict[SlotRef, LiveClaim] = {}
+    for live in sorted(claims, key=standing, reverse=True):
+        found.update(dict.fromkeys(live.claim.borrowed, live))
+    return found
+
+
+def standing(live: LiveClaim) -> tuple[int, datetime, str]:
+    """Sort key: whoever comes first stands when two claims overlap.
+
+    A leader makes a claim only after a list that shows every older one. So an overlap can only come
+    from a paused former leader that woke up, and its claim has the lower term.
+    """
+    return (-live.claim.term, live.stage_job.created, live.stage_job.key.name)
+
+
+def overlapped_by(world: World, claims: list[LiveClaim], mine: LiveClaim) -> LiveClaim | None:
+    """The claim that mine must give way to: another attempt of the same job, the same slot, or one GPU too many."""
+    before = [c for c in claims if c.stage_job.uid != mine.stage_job.uid and standing(c) < standing(mine)]
+    for other in before:
+        same_job = other.job.metadata.uid == mine.job.metadata.uid and not other.stage_job.finished
+        if same_job or set(other.claim.borrowed) & set(mine.claim.borrowed):
+            return other
+    node = world.nodes.get(Key("Node", "", mine.claim.node))
+    room = node.allocatable.get(mine.claim.resource, 0) if node else 0
+    on_node = [c for c in before if (c.claim.node, c.claim.resource) == (mine.claim.node, mine.claim.resource)]
+    if sum(c.claim.gpus for c in on_node) + mine.claim.gpus > room and on_node:
+        return on_node[-1]
+    return None
+
+
+def reason_to_wait(live: LiveClaim) -> Reason:
+    """What a job with a live claim is at, before its pod runs."""
+    return Reason.DRAINING if live.claim.borrowed else Reason.CLAIMED

@@ -1,0 +1,180 @@
+"""An engine's size, slot by slot: granted what GPUs allow, less what is lent, changed one at a time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sluice_api.claim import SlotRef
+from sluice_api.conditions import EngineCondition
+from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, SlotState, SlotStatus
+from sluice_api.meta import ENGINE_LABEL
+from sluice_api.reasons import Reason
+from sluice_operator.observe.views import SlotView
+from sluice_operator.observe.world import World
+from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, live_claims
+from sluice_operator.plan.conditions import condition
+from sluice_operator.plan.inventory import lent_indices, take_stock
+from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.proof import phase_of
+from sluice_operator.plan.slots import existing, floor_of, pod_of, ref, serves, template_of, wanted
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPlan:
+    """What one slot should be."""
+
+    index: int
+    size: int
+    state: SlotState
+    lent_to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDecision:
+    """What an engine needs now."""
+
+    apply: tuple[SlotPlan, ...]
+    """Slots that get a whole Deployment: new ones, stopped ones that start, changed ones whose turn it is."""
+    stop: tuple[SlotView, ...]
+    """Slots that go to size 0."""
+    remove: tuple[SlotView, ...]
+    """Slots that are no longer wanted; their pods drain by themselves."""
+    status: InferenceEngineStatus
+    again_at: datetime | None = None
+
+
+def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineDecision:
+    """Decide the size of every slot.
+
+    A lent slot goes to 0 only when the trainer that borrows it is ungated and nominated; then the
+    scheduler binds the trainer the moment the GPU is free, and nobody steals it.
+    """
+    claims = live_claims(world)
+    lent = borrowers(claims)
+    slots = existing(world, engine)
+    plans = _slot_plans(world, engine, claims, lent)
+    rollout = _rollout(world, engine, plans, slots)
+    apply = [p for p in plans if p.size and (p.index not in slots or slots[p.index].size == 0 or p.index == rollout)]
+    stop = [slots[p.index] for p in plans if not p.size and p.index in slots and slots[p.index].size]
+    kept = {plan.index for plan in plans}
+    remove = [slot for index, slot in slots.items() if index not in kept]
+    outdated = any(slots[i].template != template_of(engine) and slots[i].size for i in kept & slots.keys())
+    return EngineDecision(
+        apply=tuple(apply),
+        stop=tuple(stop),
+        remove=tuple(remove),
+        status=_status(world, engine, plans, now, outdated and rollout is None),
+        again_at=now + timedelta(seconds=1) if any(p.state is SlotState.DRAINING for p in plans) else None,
+    )
+
+
+def _slot_plans(
+    world: World, engine: InferenceEngine, claims: list[LiveClaim], lent: Mapping[SlotRef, LiveClaim]
+) -> list[SlotPlan]:
+    borrowed = {index: lent[ref(engine, index)] for index in lent_indices(lent, engine)}
+    pool = find_pool(world, engine.spec.resources.pool)
+    placed = take_stock(world, pool).placed() if pool else {}
+    plans = []
+    for index in sorted({*wanted(world, engine, borrowed), *borrowed}):
+        live = borrowed.get(index)
+        if live is not None:
+            plans.append(_lent(world, engine, index, live, phase_of(world, claims, live)))
+        elif ref(engine, index) in placed:
+            state = SlotState.SERVING if serves(pod_of(world, engine, index)) else SlotState.STARTING
+            plans.append(SlotPlan(index, 1, state))
+        else:
+            plans.append(SlotPlan(index, 0, SlotState.WAITING))
+    return plans
+
+
+def _lent(world: World, engine: InferenceEngine, index: int, live: LiveClaim, phase: Phase) -> SlotPlan:
+    slot = existing(world, engine).get(index)
+    stopped = slot is None or slot.size == 0
+    if phase >= Phase.BINDING or stopped:
+        pod = pod_of(world, engine, index)
+        return SlotPlan(index, 0, SlotState.STOPPING if pod else SlotState.LENT, live.name)
+    if phase is Phase.DRAINING:
+        return SlotPlan(index, 1, SlotState.DRAINING, live.name)
+    state = SlotState.SERVING if serves(pod_of(world, engine, index)) else SlotState.STARTING
+    return SlotPlan(index, 1, state)
+
+
+def _rollout(world: World, engine: InferenceEngine, plans: list[SlotPlan], slots: Mapping[int, SlotView]) -> int | None:
+    """The next slot to restart with a changed spec; None when there is none or it must wait.
+
+    One at a time. While slots are lent, only as long as one less still leaves the floor.
+    """
+    running = [p.index for p in plans if p.size and p.index in slots and p.state is not SlotState.DRAINING]
+    outdated = [index for index in running if slots[index].size and slots[index].template != template_of(engine)]
+    if not outdated:
+        return None
+    serving = {index for index in running if serves(pod_of(world, engine, index))}
+    idle = [index for index in outdated if index not in serving]
+    if idle:
+        return idle[0]
+    lending = any(plan.lent_to for plan in plans)
+    room = len(serving) - 1 >= floor_of(engine) if lending else len(serving) == len(running)
+    return outdated[0] if room else None
+
+
+def _status(
+    world: World, engine: InferenceEngine, plans: list[SlotPlan], now: datetime, rollout_waits: bool
+) -> InferenceEngineStatus:
+    slots = tuple(_slot_status(world, engine, plan, now) for plan in plans)
+    ready = sum(1 for plan in plans if serves(pod_of(world, engine, plan.index)))
+    lent = [plan for plan in plans if plan.lent_to and plan.size == 0]
+    status, reason, message = _readiness(engine, plans, ready, rollout_waits)
+    borrowers_text = ", ".join(sorted({plan.lent_to for plan in lent}))
+    old, generation = engine.status.conditions, engine.metadata.generation
+    return InferenceEngineStatus(
+        observed_generation=generation,
+        conditions=(
+            condition(old, EngineCondition.READY, "True" if status else "False", reason, message, generation, now),
+            condition(
+                old,
+                EngineCondition.LENT,
+                "True" if lent else "False",
+                Reason.LENDING if lent else Reason.NOTHING_LENT,
+                f"{len(lent)} of {engine.spec.replicas} lent to {borrowers_text}." if lent else "",
+                generation,
+                now,
+            ),
+        ),
+        replicas=sum(1 for plan in plans if pod_of(world, engine, plan.index)),
+        ready_replicas=ready,
+        ready=f"{ready}/{engine.spec.replicas}",
+        lent=len(lent),
+        selector=f"{ENGINE_LABEL}={engine.metadata.name}",
+        slots=slots,
+        served_model=engine.metadata.name,
+    )
+
+
+def _readiness(
+    engine: InferenceEngine, plans: list[SlotPlan], ready: int, rollout_waits: bool
+) -> tuple[bool, Reason, str]:
+    if engine.spec.replicas == 0:
+        return False, Reason.SCALED_TO_ZERO, "spec.replicas is 0."
+    waiting = [str(plan.index) for plan in plans if plan.state is SlotState.WAITING]
+    text = f"{ready} of {engine.spec.replicas} replicas serve."
+    if waiting:
+        text += f" No GPU is free in pool {engine.spec.resources.pool} for {', '.join(waiting)}."
+    if rollout_waits:
+        return ready > 0, Reason.ROLLOUT_WAITS_FOR_RETURN, text + " The changed spec waits until a replica may restart."
+    if ready == 0:
+        return False, Reason.NONE_SERVING, text
+    return True, Reason.ALL_SERVING if ready >= engine.spec.replicas else Reason.SOME_SERVING, text
+
+
+def _slot_status(world: World, engine: InferenceEngine, plan: SlotPlan, now: datetime) -> SlotStatus:
+    pod = pod_of(world, engine, plan.index)
+    name = pod.key.name if pod else ""
+    old = next((slot for slot in engine.status.slots if slot.index == plan.index), None)
+    same = old is not None and (old.state, old.pod) == (plan.state, name)
+    return SlotStatus(
+        index=plan.index,
+        state=plan.state,
+        pod=name,
+        lent_to=plan.lent_to,
+        since=old.since if old and same else now,
+    )

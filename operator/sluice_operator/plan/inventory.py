@@ -1,0 +1,200 @@
+"""Who has which GPU: every node of a pool with its claims, engine slots, strangers and what is free."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sluice_api.claim import SlotRef
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_operator.observe.views import Key, NodeView, PodView
+from sluice_operator.observe.world import World
+from sluice_operator.plan.claims import LiveClaim, borrowers, live_claims, trainer_pods
+from sluice_operator.plan.pools import pool_nodes, refusal
+from sluice_operator.plan.room import holding
+from sluice_operator.plan.slots import pod_of, ref, serves, wanted
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedSlot:
+    """An engine's slot on a node: where its pod is bound, or where there is room for it."""
+
+    slot: SlotRef
+    engine: InferenceEngine
+    gpus: int
+    created: datetime
+    pod: Key | None = None
+    serving: bool = False
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStock:
+    """One node's GPUs."""
+
+    node: NodeView
+    gpus: int
+    refusal: str
+    """Why it takes no new training pod; empty when it does."""
+    claims: tuple[LiveClaim, ...] = ()
+    claimed: int = 0
+    slots: tuple[PlacedSlot, ...] = ()
+    others: int = 0
+    """GPUs of pods that are neither a claim's nor a slot's."""
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self.node.key.name
+
+    @property
+    def inference(self) -> int:
+        """GPUs that engines' slots have, or are about to take."""
+        return sum(slot.gpus for slot in self.slots)
+
+    @property
+    def free(self) -> int:
+        """GPUs that nobody has."""
+        return max(0, self.gpus - self.claimed - self.inference - self.others)
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """A pool's GPUs."""
+
+    pool: GPUPool
+    nodes: Mapping[str, NodeStock]
+    waiting_slots: tuple[SlotRef, ...]
+    """Slots that should exist and find no GPU."""
+    granted: tuple[str, ...] = ()
+    """Jobs that were given GPUs in this same decision, as namespace/name."""
+
+    def with_granted(self, job: FineTuneJob) -> "Stock":
+        """The same stock, with one job more that was given GPUs."""
+        return replace(self, granted=(*self.granted, f"{job.metadata.namespace}/{job.metadata.name}"))
+
+    def with_node(self, node: NodeStock) -> "Stock":
+        """The same stock with one node changed."""
+        return replace(self, nodes={**self.nodes, node.name: node})
+
+    def placed(self) -> dict[SlotRef, PlacedSlot]:
+        """Every slot that has a place."""
+        return {slot.slot: slot for node in self.nodes.values() for slot in node.slots}
+
+
+def take_stock(world: World, pool: GPUPool) -> Stock:
+    """Count a pool: claims first, then pods that are bound, then room for slots that should exist."""
+    claims = live_claims(world)
+    lent = borrowers(claims)
+    stocks = {node.key.name: _count(world, pool, node, claims, lent) for node in pool_nodes(world, pool)}
+    waiting = []
+    for engine, index in _unplaced(world, pool, lent, stocks):
+        home = _home(stocks.values(), engine.spec.resources.gpus)
+        if home is None:
+            waiting.append(ref(engine, index))
+        else:
+            stocks[home.name] = replace(home, slots=(*home.slots, _placed(world, engine, index, None)))
+    return Stock(pool, stocks, tuple(waiting))
+
+
+def engines_of(world: World, pool: GPUPool) -> list[InferenceEngine]:
+    """The pool's engines, in the order in which they get GPUs: priority, then age."""
+    found = (e for e in world.engines.values() if e.spec.resources.pool == pool.metadata.name)
+    return sorted(
+        found, key=lambda e: (-e.spec.preemption.priority, str(e.metadata.creation_timestamp), e.metadata.uid)
+    )
+
+
+def lent_indices(lent: Mapping[SlotRef, LiveClaim], engine: InferenceEngine) -> set[int]:
+    """Which of an engine's slots are borrowed."""
+    here = (engine.metadata.namespace, engine.metadata.name)
+    return {slot.index for slot in lent if (slot.namespace, slot.engine) == here}
+
+
+def _count(
+    world: World, pool: GPUPool, node: NodeView, claims: list[LiveClaim], lent: Mapping[SlotRef, LiveClaim]
+) -> NodeStock:
+    resource = pool.spec.resource_name
+    here = [c for c in claims if (c.claim.node, c.claim.resource) == (node.key.name, resource)]
+    trainers = {pod.key for c in claims for pod in trainer_pods(world, c.stage_job)}
+    slots, borrowed, others = [], dict.fromkeys((c.stage_job.uid for c in here), 0), 0
+    engine_pods = _engine_pods(world)
+    for pod in holding(world, node.key.name):
+        gpus = pod.requests.get(resource, 0)
+        if not gpus or pod.key in trainers:
+            continue
+        owner = engine_pods.get(pod.key)
+        borrower = lent.get(ref(*owner)) if owner else None
+        if borrower and borrower.stage_job.uid in borrowed:
+            borrowed[borrower.stage_job.uid] += gpus
+        elif owner:
+            slots.append(_placed(world, *owner, pod))
+        else:
+            others += gpus
+    claimed = sum(_held(world, c, borrowed[c.stage_job.uid]) for c in here)
+    return NodeStock(
+        node=node,
+        gpus=node.allocatable.get(resource, 0),
+        refusal=refusal(node, resource),
+        claims=tuple(here),
+        claimed=claimed,
+        slots=tuple(slots),
+        others=others,
+    )
+
+
+def _held(world: World, live: LiveClaim, still_there: int) -> int:
+    """GPUs that a claim takes now: its own, or more while a larger borrowed slot is still there."""
+    from_slots = 0
+    for slot in live.claim.borrowed:
+        engine = world.engines.get(Key("InferenceEngine", slot.namespace, slot.engine))
+        from_slots += engine.spec.resources.gpus if engine else 0
+    return max(live.claim.gpus, still_there + max(0, live.claim.gpus - from_slots))
+
+
+def _engine_pods(world: World) -> dict[Key, tuple[InferenceEngine, int]]:
+    found = {}
+    for (namespace, name, index), pods in world.engine_pods.items():
+        engine = world.engines.get(Key("InferenceEngine", namespace, name))
+        if engine:
+            found.update(dict.fromkeys(pods, (engine, index)))
+    return found
+
+
+def _unplaced(
+    world: World, pool: GPUPool, lent: Mapping[SlotRef, LiveClaim], stocks: Mapping[str, NodeStock]
+) -> list[tuple[InferenceEngine, int]]:
+    """Slots that should exist, are not lent and have no bound pod; those that run already come first."""
+    bound = {slot.slot for stock in stocks.values() for slot in stock.slots}
+    found = []
+    for engine in engines_of(world, pool):
+        indices = lent_indices(lent, engine)
+        for index in wanted(world, engine, indices):
+            pod = pod_of(world, engine, index)
+            elsewhere = pod is not None and bool(pod.node) and pod.node not in stocks
+            if index not in indices and ref(engine, index) not in bound and not elsewhere:
+                found.append((engine, index))
+    return found
+
+
+def _home(stocks: Iterable[NodeStock], gpus: int) -> NodeStock | None:
+    """The usable node with the least room that suffices: small things leave large holes whole."""
+    fitting = [stock for stock in stocks if not stock.refusal and stock.free >= gpus]
+    return min(fitting, key=lambda stock: (stock.free, stock.name), default=None)
+
+
+def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | None) -> PlacedSlot:
+    told = world.reports.get(pod.uid) if pod else None
+    created = pod.created if pod else engine.metadata.creation_timestamp
+    if created is None:
+        raise ValueError(f"{engine.metadata.name} has no creation timestamp")
+    return PlacedSlot(
+        slot=ref(engine, index),
+        engine=engine,
+        gpus=engine.spec.resources.gpus,
+        created=created,
+        pod=pod.key if pod else None,
+        serving=serves(pod),
+        in_flight=told.report.in_flight if told else 0,
+    )

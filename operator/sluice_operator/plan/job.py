@@ -1,0 +1,360 @@
+"""What one job needs now: an ordered list of small rules, of which the first that has something to say wins."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from sluice_api.claim import AttemptOutcome, Claim, Outcomes
+from sluice_api.conditions import JobCondition
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExportResult, Stage
+from sluice_operator.observe.views import Key, PodView, StageJobView
+from sluice_operator.observe.world import World, adapter_key, oldest_first
+from sluice_operator.plan import refusals
+from sluice_operator.plan.allocation import Wait
+from sluice_operator.plan.claims import LiveClaim, is_live, live_claims, trainer_pods
+from sluice_operator.plan.holding import Limits, Step, advance
+from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, done, next_attempt_at, recorded
+
+_CONDITION = {
+    Stage.PREPARE: JobCondition.PREPARED,
+    Stage.TRAIN: JobCondition.TRAINED,
+    Stage.EXPORT: JobCondition.EXPORTED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """An attempt of a stage that begins: one Job to create."""
+
+    stage: Stage
+    attempt: int
+    claim: Claim | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobDecision:
+    """What a job needs now: its state in one line, and the writes that bring it on."""
+
+    at: JobCondition
+    """The condition that is not True yet."""
+    reason: Reason
+    message: str = ""
+    failed: bool = False
+    start: Start | None = None
+    record: Outcomes | None = None
+    delete: tuple[StageJobView, ...] = ()
+    bind: tuple[PodView, ...] = ()
+    node: str = ""
+    publish: ExportResult | None = None
+    again_at: datetime | None = None
+    """When to look again even if nothing happens."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One job at one moment, with what its ended attempts say."""
+
+    world: World
+    job: FineTuneJob
+    now: datetime
+    outcomes: Outcomes
+    wait: Wait | None
+    refused_pod: str
+    limits: Limits
+    stage_jobs: tuple[StageJobView, ...] = field(default_factory=tuple)
+
+    def unfinished(self, stage: Stage | None = None) -> list[StageJobView]:
+        """Stage Jobs that run or are about to, those that are being deleted included."""
+        return [j for j in self.stage_jobs if not j.finished and (stage is None or j.stage is stage)]
+
+    def next_attempt(self, stage: Stage) -> int:
+        """A number that no attempt of the stage ever had."""
+        return _next_attempt(self.job, self.outcomes, self.stage_jobs, stage)
+
+
+Rule = Callable[[Situation], JobDecision | None]
+
+
+def plan_job(
+    world: World,
+    job: FineTuneJob,
+    now: datetime,
+    limits: Limits,
+    wait: Wait | None = None,
+    refused_pod: str = "",
+) -> JobDecision:
+    """Decide what one job needs now.
+
+    Args:
+        wait: the verdict of the pool's allocation, when the job waits for GPUs.
+        refused_pod: what the API server said when it refused the training pod, if it did.
+    """
+    outcomes = all_outcomes(world, job)
+    stage_jobs = tuple(oldest_first(world.stage_jobs_of.get(job.metadata.uid, {}).values()))
+    situation = Situation(world, job, now, outcomes, wait, refused_pod, limits, stage_jobs)
+    decision = next(found for rule in RULES if (found := rule(situation)))
+    fresh = decision.record or outcomes
+    return replace(decision, record=fresh if fresh != recorded(job) else None)
+
+
+def managed_elsewhere(s: Situation) -> JobDecision | None:
+    """Another controller runs this job: hands off."""
+    if not s.job.spec.managed_by:
+        return None
+    return JobDecision(JobCondition.PREPARED, Reason.MANAGED_ELSEWHERE, f"spec.managedBy is {s.job.spec.managed_by}.")
+
+
+def failed(s: Situation) -> JobDecision | None:
+    """It has failed for good; whatever still runs for it ends."""
+    failure = refusals.final_failure(s.job, s.outcomes, s.now)
+    if failure is None:
+        return None
+    stage, reason, message = failure
+    return JobDecision(_CONDITION[stage], reason, message, failed=True, delete=_running(s))
+
+
+def suspended(s: Situation) -> JobDecision | None:
+    """The user wants it to stop: what runs is ended, a trainer saves its state on the way out."""
+    if not s.job.spec.suspend or done(s.outcomes, Stage.EXPORT):
+        return None
+    record = s.outcomes
+    for stage_job in _running(s):
+        record = record.with_attempt(_ended_by_us(s, stage_job, Reason.SUSPENDED, "spec.suspend was set."))
+    message = "spec.suspend is true. Set it to false to go on" + (
+        " from the checkpoint." if s.outcomes.of(Stage.TRAIN) else "."
+    )
+    return JobDecision(_current(s), Reason.SUSPENDED, message, delete=_running(s), record=record)
+
+
+def refused(s: Situation) -> JobDecision | None:
+    """Something is missing or wrong that others can mend: it waits, and has taken nothing."""
+    if s.unfinished() or done(s.outcomes, Stage.TRAIN):
+        return None
+    found = refusals.refusal(s.world, s.job)
+    return JobDecision(_current(s), *found) if found else None
+
+
+def prepares(s: Situation) -> JobDecision | None:
+    """Its data is validated and tokenised on a CPU before anything takes a GPU."""
+    return _runs_stage(s, Stage.PREPARE, Reason.PREPARING, "A CPU pod checks and tokenises the dataset.")
+
+
+def holds(s: Situation) -> JobDecision | None:
+    """It has a claim: prove it, drain, bind, train, or hand the claim to the next attempt."""
+    if done(s.outcomes, Stage.TRAIN):
+        return None
+    claims = live_claims(s.world)
+    for live in claims:
+        if live.job.metadata.uid == s.job.metadata.uid and not live.stage_job.finished:
+            return _decision(s, live, advance(s.world, claims, live, s.now, s.limits, s.refused_pod))
+    leaving = s.unfinished(Stage.TRAIN)
+    if leaving:
+        message = "Its last training pod is still going; the next attempt follows."
+        return JobDecision(
+            JobCondition.ADMITTED, Reason.REQUEUED, message, delete=tuple(j for j in leaving if not j.deleting)
+        )
+    return _takes_over(s)
+
+
+def _decision(s: Situation, live: LiveClaim, step: Step) -> JobDecision:
+    at = JobCondition.TRAINED if step.admitted else JobCondition.ADMITTED
+    record = s.outcomes
+    if step.give_up:
+        record = record.with_attempt(_ended_by_us(s, live.stage_job, step.reason, step.message))
+    return JobDecision(
+        at,
+        step.reason,
+        step.message,
+        record=record,
+        delete=(live.stage_job,) if step.give_up else (),
+        bind=step.bind,
+        node=live.claim.node,
+        again_at=step.again_at,
+    )
+
+
+def _takes_over(s: Situation) -> JobDecision | None:
+    """The next attempt takes the claim of the one that just ended, before any engine grows."""
+    for stage_job in reversed([j for j in s.stage_jobs if j.stage is Stage.TRAIN and j.claim]):
+        if stage_job.claim is None or not is_live(s.world, s.job, stage_job):
+            continue
+        last = s.outcomes.of(Stage.TRAIN)[-1:]
+        if not last or last[0].attempt != stage_job.attempt or last[0].reason not in AT_ONCE:
+            return JobDecision(
+                JobCondition.TRAINED, Reason.TRAINING, "The last pod has ended; waiting for its last words."
+            )
+        claim = stage_job.claim.model_copy(update={"term": s.world.term})
+        start = Start(Stage.TRAIN, s.next_attempt(Stage.TRAIN), claim)
+        return JobDecision(
+            JobCondition.ADMITTED,
+            Reason.CLAIMED,
+            f"Attempt {start.attempt} takes the GPUs over. {last[0].message}",
+            start=start,
+        )
+    return None
+
+
+def waits(s: Situation) -> JobDecision | None:
+    """It is ready and has no GPUs."""
+    if done(s.outcomes, Stage.TRAIN):
+        return None
+    again_at = next_attempt_at(s.outcomes.of(Stage.TRAIN))
+    last = s.outcomes.of(Stage.TRAIN)[-1:]
+    if again_at and again_at > s.now and last:
+        reason = Reason.known(last[0].reason) or Reason.TRAINER_FAILED
+        message = f"Attempt {last[0].attempt} ended: {last[0].message} The next one follows at {again_at:%H:%M:%S} UTC."
+        return JobDecision(JobCondition.ADMITTED, reason, message, again_at=again_at)
+    if s.wait is None:
+        return JobDecision(JobCondition.ADMITTED, Reason.PENDING, "Ready; its turn in the pool is being decided.")
+    return JobDecision(JobCondition.ADMITTED, s.wait.reason, s.wait.message)
+
+
+def exports(s: Situation) -> JobDecision | None:
+    """The GPUs are free already; the adapter is written and checked on a CPU."""
+    return _runs_stage(s, Stage.EXPORT, Reason.EXPORTING, "A CPU pod writes the adapter; the GPUs are given back.")
+
+
+def publishes(s: Situation) -> JobDecision | None:
+    """Its Adapter is written once and followed until every ready replica answers with it."""
+    result = _export(s)
+    if s.job.spec.publish is None or result is None or _was_published(s.job):
+        return None
+    adapter = s.world.adapters.get(adapter_key(s.job.metadata.namespace, s.job.spec.publish.name))
+    if adapter is None or adapter.spec.source.digest != result.digest or adapter.spec.source.uri != result.uri:
+        return JobDecision(JobCondition.PUBLISHED, Reason.PUBLISHING, "The Adapter is being written.", publish=result)
+    ready = next((c for c in adapter.status.conditions if c.type == "Ready"), None)
+    current = ready is not None and ready.observed_generation >= adapter.metadata.generation
+    if ready is None or not current or ready.status != "True":
+        message = ready.message if ready and current else "The engine's replicas are about to load the adapter."
+        reason = Reason.known(ready.reason) if ready and current else None
+        return JobDecision(JobCondition.PUBLISHED, reason or Reason.PUBLISHING, message)
+    return None
+
+
+def succeeds(s: Situation) -> JobDecision:
+    """Everything that the spec asks for is done."""
+    result = _export(s)
+    where = f"{result.uri} ({result.digest[:19]})" if result else ""
+    served = (
+        f" It answers as model {s.job.spec.publish.name} at engine {s.job.spec.publish.engine}."
+        if s.job.spec.publish
+        else ""
+    )
+    return JobDecision(JobCondition.SUCCEEDED, Reason.SUCCEEDED, f"The adapter is at {where}.{served}")
+
+
+RULES: tuple[Rule, ...] = (
+    managed_elsewhere,
+    failed,
+    suspended,
+    refused,
+    prepares,
+    holds,
+    waits,
+    exports,
+    publishes,
+    succeeds,
+)
+
+
+def _runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobDecision | None:
+    """A CPU stage: start it, wait for it, try it again after a failure that may pass."""
+    if done(s.outcomes, stage):
+        return None
+    running = s.unfinished(stage)
+    if running:
+        stuck = next((why for j in running if (why := _not_started(s, j))), None)
+        if stuck is None:
+            return JobDecision(_CONDITION[stage], reason, message, again_at=s.now + timedelta(seconds=30))
+        found, text, over = stuck
+        return JobDecision(
+            _CONDITION[stage],
+            found,
+            text,
+            record=s.outcomes.with_attempt(_ended_by_us(s, running[0], found, text)) if over else s.outcomes,
+            delete=tuple(running) if over else (),
+            again_at=s.now + timedelta(seconds=5),
+        )
+    ended = s.outcomes.of(stage)
+    again_at = next_attempt_at(ended)
+    if again_at and again_at > s.now:
+        return JobDecision(
+            _CONDITION[stage], Reason.known(ended[-1].reason) or reason, ended[-1].message, again_at=again_at
+        )
+    return JobDecision(_CONDITION[stage], reason, message, start=Start(stage, s.next_attempt(stage)))
+
+
+def _not_started(s: Situation, stage_job: StageJobView) -> tuple[Reason, str, bool] | None:
+    """Why a stage's pod does not start, and whether its time is over."""
+    over = s.now >= stage_job.created + s.limits.start
+    pods = trainer_pods(s.world, stage_job)
+    if not pods:
+        text = s.refused_pod or "No pod was made."
+        late = s.now >= stage_job.created + s.limits.pod
+        return (Reason.QUOTA_EXCEEDED, f"The pod is refused: {text}", over) if late else None
+    pod = pods[-1]
+    if pod.waiting_reason in ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"):
+        return Reason.IMAGE_NOT_PULLED, f"Pod {pod.key.name}: {pod.waiting_message or pod.waiting_reason}", over
+    if not pod.running and not pod.ended and over:
+        why = pod.unschedulable or pod.waiting_message or pod.waiting_reason or "it has not started"
+        return Reason.POD_NOT_STARTED, f"Pod {pod.key.name}: {why}", True
+    return None
+
+
+def _running(s: Situation) -> tuple[StageJobView, ...]:
+    return tuple(j for j in s.unfinished() if not j.deleting)
+
+
+def _ended_by_us(s: Situation, stage_job: StageJobView, reason: Reason, message: str) -> AttemptOutcome:
+    progress = s.job.status.progress
+    mine = progress if progress and stage_job.stage is Stage.TRAIN and progress.attempt == stage_job.attempt else None
+    return AttemptOutcome(
+        stage=stage_job.stage,
+        attempt=stage_job.attempt,
+        reason=reason,
+        message=message[:2000],
+        started_at=stage_job.created,
+        ended_at=s.now,
+        node=stage_job.claim.node if stage_job.claim else "",
+        step=mine.step if mine else 0,
+        checkpoint_step=mine.checkpoint_step if mine else None,
+    )
+
+
+def _current(s: Situation) -> JobCondition:
+    """The first step that is not done."""
+    if not done(s.outcomes, Stage.PREPARE):
+        return JobCondition.PREPARED
+    if not done(s.outcomes, Stage.TRAIN):
+        return JobCondition.ADMITTED
+    return JobCondition.EXPORTED
+
+
+def _export(s: Situation) -> ExportResult | None:
+    outcome = done(s.outcomes, Stage.EXPORT)
+    return outcome.export if outcome else None
+
+
+def _was_published(job: FineTuneJob) -> bool:
+    """A job publishes once: what a person does to the Adapter afterwards is theirs."""
+    return any(c.type == JobCondition.PUBLISHED and c.status == "True" for c in job.status.conditions)
+
+
+def next_training_attempt(world: World, job: FineTuneJob) -> int:
+    """A number that no attempt to train ever had."""
+    stage_jobs = world.stage_jobs_of.get(job.metadata.uid, {}).values()
+    return _next_attempt(job, all_outcomes(world, job), stage_jobs, Stage.TRAIN)
+
+
+def _next_attempt(job: FineTuneJob, outcomes: Outcomes, stage_jobs: Iterable[StageJobView], stage: Stage) -> int:
+    reported = job.status.progress.attempt if job.status.progress and stage is Stage.TRAIN else 0
+    known = [outcome.attempt for outcome in outcomes.of(stage)]
+    return max([reported, *known, *(j.attempt for j in stage_jobs if j.stage is stage)], default=0) + 1
+
+
+def job_of(world: World, key: Key) -> FineTuneJob | None:
+    """The job of a key; None once it is deleted or about to be."""
+    job = world.jobs.get(key)
+    return None if job is None or job.metadata.deletion_timestamp else job

@@ -1,0 +1,134 @@
+"""How attempts ended, read off finished Jobs and their pods, and what may be tried again."""
+
+from datetime import datetime, timedelta
+
+from pydantic import ValidationError
+
+from sluice_api.claim import AttemptOutcome, Outcomes
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.meta import OUTCOMES_ANNOTATION
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExitCode, Stage, StageOutcome
+from sluice_operator.observe.views import PodView, StageJobView, Termination
+from sluice_operator.observe.world import World, oldest_first
+
+FREE = frozenset({Reason.REQUEUED, Reason.SUSPENDED, Reason.NOT_BOUND, Reason.QUOTA_EXCEEDED, Reason.UNSCHEDULABLE})
+"""Ends that are nobody's failure: they do not count against maxAttempts."""
+
+AT_ONCE = frozenset({Reason.REQUEUED, Reason.POD_LOST, Reason.NODE_LOST, Reason.STALLED})
+"""Ends after which the next attempt takes the claim over without a pause."""
+
+AGAIN = AT_ONCE | FREE | {Reason.TRAINER_FAILED, Reason.DOWNLOAD_FAILED}
+"""Ends after which another attempt may go better. Every other end is final."""
+
+_OUT_OF_MEMORY_EXIT = 137
+_FIRST_PAUSE = timedelta(seconds=10)
+_LONGEST_PAUSE = timedelta(minutes=5)
+_CLAIM_PAUSE = timedelta(minutes=1)
+
+
+def recorded(job: FineTuneJob) -> Outcomes:
+    """The attempts that the job's annotation keeps; none when the annotation is not ours."""
+    try:
+        return Outcomes.model_validate_json(job.metadata.annotations.get(OUTCOMES_ANNOTATION, "{}"))
+    except ValidationError:
+        return Outcomes()
+
+
+def all_outcomes(world: World, job: FineTuneJob) -> Outcomes:
+    """Every ended attempt: the recorded ones, and those whose Job has just ended."""
+    outcomes = recorded(job)
+    for stage_job in oldest_first(world.stage_jobs_of.get(job.metadata.uid, {}).values()):
+        outcome = ended(world, job, stage_job)
+        if outcome is not None:
+            outcomes = outcomes.with_attempt(outcome)
+    return outcomes
+
+
+def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOutcome | None:
+    """How a finished Job's attempt ended; None while it runs or its pod's last words are on their way."""
+    if not stage_job.finished:
+        return None
+    pods = oldest_first(world.pods_of.get(stage_job.uid, {}).values())
+    pod = pods[-1] if pods else None
+    if pod is not None and pod.termination is None and not pod.ended:
+        return None
+    termination = pod.termination if pod else None
+    told = _told(termination)
+    reason, message = _why(world, stage_job, pod, termination, told)
+    progress = job.status.progress
+    reported = (
+        progress if progress and stage_job.stage is Stage.TRAIN and progress.attempt == stage_job.attempt else None
+    )
+    train = told.train if told else None
+    return AttemptOutcome(
+        stage=stage_job.stage,
+        attempt=stage_job.attempt,
+        reason=reason,
+        message=message[:2000],
+        started_at=stage_job.created,
+        ended_at=stage_job.finished_at,
+        node=stage_job.claim.node if stage_job.claim else "",
+        step=max(train.step if train else 0, reported.step if reported else 0),
+        checkpoint_step=train.checkpoint_step if train else reported.checkpoint_step if reported else None,
+        prepare=told.prepare if told else None,
+        train=train,
+        export=told.export if told else None,
+    )
+
+
+def _told(termination: Termination | None) -> StageOutcome | None:
+    if termination is None or not termination.message:
+        return None
+    try:
+        return StageOutcome.model_validate_json(termination.message)
+    except ValidationError:
+        return None
+
+
+def _why(
+    world: World,
+    stage_job: StageJobView,
+    pod: PodView | None,
+    termination: Termination | None,
+    told: StageOutcome | None,
+) -> tuple[str, str]:
+    if told is not None:
+        return told.reason, told.message
+    if stage_job.finished == "Complete":
+        return Reason.POD_LOST, "The pod ended well, but is gone with its result; the stage runs again."
+    if termination is None:
+        node = pod.node if pod else stage_job.claim.node if stage_job.claim else ""
+        if node and not any(key.name == node for key in world.nodes):
+            return Reason.NODE_LOST, f"Node {node} is gone."
+        return Reason.POD_LOST, stage_job.failure or "The pod is gone without a word."
+    if termination.reason == "OOMKilled" or termination.exit_code == _OUT_OF_MEMORY_EXIT:
+        return Reason.OUT_OF_MEMORY, "The pod used more than resources.memory and was killed."
+    if termination.exit_code == ExitCode.REQUEUE:
+        return Reason.REQUEUED, "The trainer was told to stop."
+    last_words = termination.message.strip() or termination.reason
+    return Reason.TRAINER_FAILED, f"Exit code {termination.exit_code}. {last_words}"
+
+
+def failures(outcomes: tuple[AttemptOutcome, ...]) -> int:
+    """How many of a stage's attempts count against maxAttempts."""
+    return sum(1 for outcome in outcomes if outcome.reason not in FREE and outcome.reason != Reason.DONE)
+
+
+def done(outcomes: Outcomes, stage: Stage) -> AttemptOutcome | None:
+    """The attempt that completed a stage, with its result."""
+    for outcome in outcomes.of(stage):
+        if outcome.reason == Reason.DONE:
+            return outcome
+    return None
+
+
+def next_attempt_at(outcomes: tuple[AttemptOutcome, ...]) -> datetime | None:
+    """When the next attempt may begin; None for at once."""
+    last = outcomes[-1] if outcomes else None
+    if last is None or last.ended_at is None or last.reason in AT_ONCE | {Reason.SUSPENDED, Reason.DONE}:
+        return None
+    if last.reason in FREE:
+        return last.ended_at + (_FIRST_PAUSE if last.reason == Reason.NOT_BOUND else _CLAIM_PAUSE)
+    doublings = max(0, failures(outcomes) - 1)
+    return last.ended_at + min(timedelta(seconds=_FIRST_PAUSE.total_seconds() * 2**doublings), _LONGEST_PAUSE)

@@ -1,0 +1,48 @@
+"""A pool's status: who has its GPUs, and how many jobs wait for them."""
+
+from datetime import UTC, datetime
+
+from sluice_api.conditions import READY
+from sluice_api.gpupool import GPUPool, GPUPoolStatus
+from sluice_api.reasons import Reason
+from sluice_operator.observe.world import World
+from sluice_operator.plan.conditions import condition
+from sluice_operator.plan.inventory import Stock, take_stock
+
+
+def pool_status(stock: Stock, waiting: int, now: datetime) -> GPUPoolStatus:
+    """The status of a pool whose GPUs have been counted."""
+    pool, nodes = stock.pool, list(stock.nodes.values())
+    usable = [node for node in nodes if not node.refusal]
+    reason = Reason.POOL_READY if usable else Reason.NO_NODES
+    names = ", ".join(f"{node.name} is {node.refusal}" for node in nodes if node.refusal)
+    lent = sum(len(live.claim.borrowed) and live.claim.gpus for node in nodes for live in node.claims)
+    return GPUPoolStatus(
+        observed_generation=pool.metadata.generation,
+        conditions=(
+            condition(
+                pool.status.conditions,
+                READY,
+                "True" if usable else "False",
+                reason,
+                f"{len(usable)} of {len(nodes)} nodes take pods. {names}".strip(),
+                pool.metadata.generation,
+                now,
+            ),
+        ),
+        nodes=len(nodes),
+        gpus=sum(node.gpus for node in nodes),
+        inference=sum(node.inference for node in nodes),
+        training=sum(node.claimed for node in nodes),
+        lent=lent,
+        others=sum(node.others for node in nodes),
+        free=sum(node.free for node in nodes),
+        waiting=waiting,
+    )
+
+
+def pool_usage(world: World, pool: GPUPool) -> GPUPoolStatus:
+    """The same counts for a gauge, without conditions."""
+    stock = take_stock(world, pool)
+    counted = pool_status(stock, 0, datetime.min.replace(tzinfo=UTC))
+    return counted.model_copy(update={"conditions": ()})

@@ -1,0 +1,171 @@
+"""What is wrong with a job before it takes anything: each check names field, value and remedy.
+
+None of these is final: the job waits, and goes on when what is missing is there.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from sluice_api.claim import AttemptOutcome, Outcomes
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.reasons import Reason
+from sluice_api.sources import volume_path
+from sluice_api.stages import Stage
+from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import World, engine_key
+from sluice_operator.plan.outcomes import AGAIN, failures
+from sluice_operator.plan.pools import find_pool, pool_nodes
+from sluice_operator.plan.room import claims_of_job, exceeds, need_of
+
+Refusal = tuple[Reason, str]
+
+
+def refusal(world: World, job: FineTuneJob) -> Refusal | None:
+    """The first thing that keeps a job from being started."""
+    return next((found for check in CHECKS if (found := check(world, job))), None)
+
+
+def _claims_exist(world: World, job: FineTuneJob) -> Refusal | None:
+    for name in claims_of_job(job):
+        if Key("PersistentVolumeClaim", job.metadata.namespace, name) not in world.claims:
+            return Reason.CLAIM_NOT_FOUND, (
+                f"spec: PersistentVolumeClaim {name} does not exist in namespace {job.metadata.namespace}. "
+                "Create it, or correct the pvc:// address."
+            )
+    return None
+
+
+def _pool_exists(world: World, job: FineTuneJob) -> Refusal | None:
+    name = job.spec.resources.pool
+    if find_pool(world, name) is None:
+        known = ", ".join(sorted(key.name for key in world.pools)) or "default"
+        return Reason.POOL_NOT_FOUND, f"spec.resources.pool: there is no GPUPool {name}. There are: {known}."
+    return None
+
+
+def _fits_some_node(world: World, job: FineTuneJob) -> Refusal | None:
+    pool = find_pool(world, job.spec.resources.pool)
+    nodes = pool_nodes(world, pool) if pool else []
+    if not nodes:
+        return Reason.NO_NODES, f"Pool {job.spec.resources.pool} has no node that offers GPUs. Add one."
+    most = max(node.allocatable.get(pool.spec.resource_name, 0) for node in nodes) if pool else 0
+    if job.spec.resources.gpus > most:
+        return Reason.EXCEEDS_EVERY_NODE, (
+            f"spec.resources.gpus: {job.spec.resources.gpus} are asked for, the largest node of pool "
+            f"{job.spec.resources.pool} has {most}. Ask for at most {most}."
+        )
+    need = need_of(job.spec.resources)
+    lacks = [exceeds(node, need) for node in nodes]
+    if all(lacks):
+        return Reason.EXCEEDS_EVERY_NODE, f"spec.resources.{lacks[0]}. Lower it, or add a larger node."
+    return None
+
+
+def _engine_takes_it(world: World, job: FineTuneJob) -> Refusal | None:
+    if job.spec.publish is None:
+        return None
+    name = job.spec.publish.engine
+    engine = world.engines.get(engine_key(job.metadata.namespace, name))
+    if engine is None:
+        return Reason.ENGINE_NOT_FOUND, (
+            f"spec.publish.engine: there is no InferenceEngine {name} in namespace {job.metadata.namespace}."
+        )
+    return _engine_fits(engine, job)
+
+
+def _engine_fits(engine: InferenceEngine, job: FineTuneJob) -> Refusal | None:
+    name, lora = engine.metadata.name, engine.spec.lora
+    if lora is None:
+        return Reason.ENGINE_TAKES_NO_ADAPTERS, f"Engine {name} has no spec.lora; set it to serve adapters."
+    if job.spec.lora.rank > lora.max_rank:
+        return Reason.RANK_TOO_LARGE, (
+            f"spec.lora.rank: {job.spec.lora.rank} is above lora.maxRank {lora.max_rank} of engine {name}. "
+            "Lower the rank, or raise the engine's maxRank."
+        )
+    if engine.spec.model.uri != job.spec.model.uri:
+        return Reason.BASE_MODEL_DIFFERS, (
+            f"spec.model.uri: {job.spec.model.uri} is not the model of engine {name}, {engine.spec.model.uri}."
+        )
+    output = volume_path(job.spec.output.uri)
+    if output and output.claim not in lora.claims:
+        return Reason.ADAPTER_SOURCE_NOT_MOUNTED, (
+            f"spec.output.uri: engine {name} does not mount claim {output.claim}. Add it to the engine's "
+            "lora.claims, or write to one that it mounts."
+        )
+    return None
+
+
+def _claims_shareable(world: World, job: FineTuneJob) -> Refusal | None:
+    """An engine on another node can't read what was written to a ReadWriteOnce claim."""
+    output = volume_path(job.spec.output.uri)
+    if job.spec.publish is None or output is None:
+        return None
+    claim = world.claims.get(Key("PersistentVolumeClaim", job.metadata.namespace, output.claim))
+    pool = find_pool(world, job.spec.resources.pool)
+    if claim is None or pool is None or len(pool_nodes(world, pool)) < 2:
+        return None
+    if claim.access_modes and set(claim.access_modes) <= {"ReadWriteOnce", "ReadWriteOncePod"}:
+        return Reason.CLAIM_NOT_SHAREABLE, (
+            f"spec.output.uri: claim {output.claim} is {', '.join(claim.access_modes)}, but trainer and engine may be "
+            "on two nodes. Use a ReadWriteMany claim."
+        )
+    return None
+
+
+CHECKS: tuple[Callable[[World, FineTuneJob], Refusal | None], ...] = (
+    _claims_exist,
+    _pool_exists,
+    _fits_some_node,
+    _engine_takes_it,
+    _claims_shareable,
+)
+
+
+def final_failure(job: FineTuneJob, outcomes: Outcomes, now: datetime) -> tuple[Stage, Reason, str] | None:
+    """Why a job has failed for good: an end that no other attempt would change, too many, or too late."""
+    for stage in Stage:
+        ended = outcomes.of(stage)
+        if not ended or any(outcome.reason == Reason.DONE for outcome in ended):
+            continue
+        last = ended[-1]
+        if last.reason not in AGAIN:
+            return stage, _reason(last), last.message
+        if failures(ended) >= job.spec.max_attempts:
+            return (
+                stage,
+                Reason.ATTEMPTS_EXHAUSTED,
+                (
+                    f"{failures(ended)} attempts of {stage} failed, spec.maxAttempts is {job.spec.max_attempts}. "
+                    f"The last one: {last.reason}: {last.message}"
+                ),
+            )
+    return _too_late(job, outcomes, now)
+
+
+def deadline(job: FineTuneJob, outcomes: Outcomes) -> datetime | None:
+    """When training must have ended; None while it has not begun or has ended."""
+    attempts = outcomes.of(Stage.TRAIN)
+    if any(outcome.reason == Reason.DONE for outcome in attempts):
+        return None
+    begun = min((a.started_at for a in attempts if a.started_at), default=job.status.started_at)
+    return begun + timedelta(seconds=job.spec.active_deadline_seconds) if begun else None
+
+
+def _too_late(job: FineTuneJob, outcomes: Outcomes, now: datetime) -> tuple[Stage, Reason, str] | None:
+    end = deadline(job, outcomes)
+    if end is None or now < end:
+        return None
+    return (
+        Stage.TRAIN,
+        Reason.DEADLINE_EXCEEDED,
+        (
+            f"Training has not ended {job.spec.active_deadline_seconds} s after it was first given GPUs "
+            "(spec.activeDeadlineSeconds). Raise it, or train less."
+        ),
+    )
+
+
+def _reason(outcome: AttemptOutcome) -> Reason:
+    """The outcome's reason if it is one that we know."""
+    return Reason.known(outcome.reason) or Reason.TRAINER_FAILED

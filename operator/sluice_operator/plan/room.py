@@ -1,0 +1,103 @@
+"""Whether a pod fits a node for every reason but GPUs: cpu, memory, pods, volumes."""
+
+from collections.abc import Collection, Iterable
+
+from sluice_api.finetunejob import FineTuneJob, JobResources
+from sluice_api.sources import claims_of
+from sluice_operator.observe.quantity import amount, readable
+from sluice_operator.observe.views import ClaimView, Key, NodeRequirement, NodeView, PodView, Resources
+from sluice_operator.observe.world import World
+
+COUNTED = ("cpu", "memory")
+
+
+def need_of(resources: JobResources) -> dict[str, int]:
+    """What a training pod asks for, GPUs excluded."""
+    return {"cpu": amount("cpu", resources.cpu), "memory": amount("memory", resources.memory)}
+
+
+def claims_of_job(job: FineTuneJob) -> tuple[str, ...]:
+    """PersistentVolumeClaims that the job's pods mount."""
+    return claims_of(job.spec.model.uri, job.spec.dataset.uri, job.spec.output.uri)
+
+
+def holding(world: World, node: str) -> list[PodView]:
+    """Pods that are bound to a node and have not ended; terminating ones too."""
+    return [pod for pod in world.pods_on.get(node, {}).values() if not pod.ended]
+
+
+def shortage(
+    world: World,
+    node: NodeView,
+    need: Resources,
+    leaving: Collection[Key],
+    coming: Iterable[Resources] = (),
+) -> str:
+    """What a node lacks for a pod once the leaving pods are gone; empty when it fits.
+
+    Args:
+        leaving: pods that will be gone, or that are the one that asks.
+        coming: requests of pods that will be bound to the node, but are not yet.
+    """
+    staying = [pod.requests for pod in holding(world, node.key.name) if pod.key not in leaving]
+    for resource in COUNTED:
+        used = sum(requests.get(resource, 0) for requests in (*staying, *coming))
+        left = node.allocatable.get(resource, 0) - used
+        if need.get(resource, 0) > left:
+            return (
+                f"{resource}: needs {readable(resource, need[resource])}, "
+                f"{readable(resource, max(left, 0))} of {readable(resource, node.allocatable.get(resource, 0))} is left"
+            )
+    if "pods" in node.allocatable and len(staying) + 1 > node.allocatable["pods"]:
+        return f"pods: the node takes {node.allocatable['pods']}"
+    return ""
+
+
+def exceeds(node: NodeView, need: Resources) -> str:
+    """What even an empty node lacks; empty when nothing."""
+    for resource in COUNTED:
+        if need.get(resource, 0) > node.allocatable.get(resource, 0):
+            have = readable(resource, node.allocatable.get(resource, 0))
+            return f"{resource}: needs {readable(resource, need[resource])}, the node has {have}"
+    return ""
+
+
+def unreachable_volume(world: World, namespace: str, claims: Iterable[str], node: NodeView) -> str:
+    """The first claim whose volume can't be mounted on a node; empty when all can."""
+    for name in claims:
+        claim = world.claims.get(Key("PersistentVolumeClaim", namespace, name))
+        if claim and not _reaches(world, claim, node):
+            return f"volume of claim {name} is not reachable from the node"
+        if claim and _held_elsewhere(world, namespace, name, claim, node):
+            return f"claim {name} is ReadWriteOnce and in use on another node"
+    return ""
+
+
+def _reaches(world: World, claim: ClaimView, node: NodeView) -> bool:
+    volume = world.volumes.get(Key("PersistentVolume", "", claim.volume)) if claim.volume else None
+    if volume is None or not volume.node_terms:
+        return True
+    return any(all(_meets(node, requirement) for requirement in term) for term in volume.node_terms)
+
+
+def _meets(node: NodeView, requirement: NodeRequirement) -> bool:
+    value = node.key.name if requirement.key == "metadata.name" else node.labels.get(requirement.key)
+    if requirement.operator == "In":
+        return value in requirement.values
+    if requirement.operator == "NotIn":
+        return value not in requirement.values
+    if requirement.operator == "Exists":
+        return value is not None
+    if requirement.operator == "DoesNotExist":
+        return value is None
+    return False
+
+
+def _held_elsewhere(world: World, namespace: str, name: str, claim: ClaimView, node: NodeView) -> bool:
+    if set(claim.access_modes) != {"ReadWriteOnce"}:
+        return False
+    return any(
+        pod.node != node.key.name and name in pod.claims and pod.key.namespace == namespace and not pod.ended
+        for pods in world.pods_on.values()
+        for pod in pods.values()
+    )

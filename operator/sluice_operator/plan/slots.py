@@ -1,0 +1,97 @@
+"""An engine's slots: which should exist, which serve, and when a draining one has nothing left to do."""
+
+import hashlib
+import json
+from collections.abc import Collection
+from datetime import datetime, timedelta
+
+from sluice_api.claim import SlotRef
+from sluice_api.inferenceengine import InferenceEngine, SlotState
+from sluice_operator.observe.views import PodView, SlotView
+from sluice_operator.observe.world import World, oldest_first
+
+_QUIET_SECONDS = 1.0
+"""A draining slot is done when no request has begun for so long: endpoints are removed asynchronously."""
+
+
+def ref(engine: InferenceEngine, index: int) -> SlotRef:
+    """A slot's name."""
+    return SlotRef(namespace=engine.metadata.namespace, engine=engine.metadata.name, index=index)
+
+
+def pod_of(world: World, engine: InferenceEngine, index: int) -> PodView | None:
+    """The slot's pod that has not ended: the newest, one that is not going if there is one."""
+    pods = world.engine_pods.get((engine.metadata.namespace, engine.metadata.name, index), {}).values()
+    alive = [pod for pod in oldest_first(pods) if not pod.ended]
+    return next((pod for pod in reversed(alive) if not pod.deleting), alive[-1] if alive else None)
+
+
+def serves(pod: PodView | None) -> bool:
+    """Whether a slot's pod answers requests."""
+    return pod is not None and pod.ready and not pod.deleting
+
+
+def existing(world: World, engine: InferenceEngine) -> dict[int, SlotView]:
+    """The engine's slots that have a Deployment, by index."""
+    slots = world.slots_of.get(engine.metadata.uid, {}).values()
+    return {slot.index: slot for slot in slots if not slot.deleting}
+
+
+def wanted(world: World, engine: InferenceEngine, lent: Collection[int]) -> list[int]:
+    """The spec.replicas slots that should exist, by index.
+
+    Who scales an engine down while a slot is lent means the number that serves: serving slots stay
+    before lent ones, whatever their index. Nothing is ever subtracted from spec.replicas.
+    """
+    slots = existing(world, engine)
+    known = sorted(slots, key=lambda i: (i in lent, slots[i].size == 0, not serves(pod_of(world, engine, i)), i))
+    new = (i for i in range(len(known) + engine.spec.replicas) if i not in slots)
+    lent_only = [i for i in lent if i not in slots]
+    order = [*known, *lent_only]
+    while len(order) < engine.spec.replicas:
+        index = next(new)
+        if index not in order:
+            order.append(index)
+    return sorted(order[: engine.spec.replicas])
+
+
+def floor_of(engine: InferenceEngine) -> int:
+    """Slots that are never lent; a floor above spec.replicas means all of them."""
+    return min(engine.spec.preemption.min_replicas, engine.spec.replicas)
+
+
+def template_of(engine: InferenceEngine) -> str:
+    """Digest of what the spec asks of a slot's pod. Another operator version alone changes nothing."""
+    spec = engine.spec.model_dump(by_alias=True, include={"model", "task", "resources", "lora", "serving"})
+    drain = engine.spec.preemption.drain_timeout_seconds
+    text = json.dumps({**spec, "drain": drain}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def draining_since(engine: InferenceEngine, index: int, pod: PodView) -> datetime | None:
+    """Since when the slot's pod has been told to drain, as the engine's status says."""
+    for slot in engine.status.slots:
+        if (slot.index, slot.pod, slot.state) == (index, pod.key.name, SlotState.DRAINING):
+            return slot.since
+    return None
+
+
+def is_drained(world: World, engine: InferenceEngine, index: int, now: datetime) -> bool:
+    """Whether stopping the slot breaks no request: it has none, or has had its time.
+
+    It has none once it is no longer ready, so that no new request is sent there, and its agent has seen
+    the order, counts nothing in flight, and nothing new came in for a moment.
+    """
+    pod = pod_of(world, engine, index)
+    if pod is None or not pod.node or pod.deleting:
+        return True
+    since = draining_since(engine, index, pod)
+    if since is None:
+        return False
+    if now >= since + timedelta(seconds=engine.spec.preemption.drain_timeout_seconds):
+        return True
+    told = world.reports.get(pod.uid)
+    if told is None:
+        return not pod.running
+    idle = told.report.in_flight == 0 and told.report.quiet_seconds >= _QUIET_SECONDS
+    return told.at >= since and told.report.draining and idle and not pod.ready

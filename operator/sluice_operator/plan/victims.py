@@ -1,0 +1,68 @@
+"""Which engine slots a job may borrow, and which it takes: the cheapest set of which none can be spared."""
+
+from collections.abc import Collection
+
+from sluice_api.claim import SlotRef
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, LendTo
+from sluice_api.reasons import Reason
+from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock
+from sluice_operator.plan.slots import floor_of
+
+
+def lending_refusal(engine: InferenceEngine, job: FineTuneJob) -> Reason | None:
+    """Why an engine never lends to a job, whatever is in use; None when it may."""
+    terms = engine.spec.preemption
+    if terms.policy is LendingPolicy.NEVER or engine.metadata.deletion_timestamp:
+        return Reason.ENGINE_NEVER_LENDS
+    if terms.lend_to is LendTo.SAME_NAMESPACE and engine.metadata.namespace != job.metadata.namespace:
+        return Reason.ENGINE_LENDS_ELSEWHERE
+    if terms.priority > job.spec.scheduling.priority:
+        return Reason.ENGINE_OUTRANKS
+    return None
+
+
+def choose_victims(
+    stock: Stock, node: NodeStock, job: FineTuneJob, gpus: int, reserved: Collection[SlotRef] = ()
+) -> tuple[PlacedSlot, ...] | None:
+    """Slots of one node that free so many GPUs; None when it does not suffice.
+
+    Slots that serve nobody go first, then the lowest priority, the fewest requests in flight, the
+    newest. The result is irreducible: giving any one back would make the job not fit.
+    """
+    open_slots = [s for s in node.slots if s.slot not in reserved and lending_refusal(s.engine, job) is None]
+    taken: list[PlacedSlot] = []
+    for slot in sorted(open_slots, key=_price):
+        if sum(victim.gpus for victim in taken) >= gpus:
+            break
+        if _floor_allows(stock, [*taken, slot], slot.engine):
+            taken.append(slot)
+    if sum(victim.gpus for victim in taken) < gpus:
+        return None
+    return _irreducible(taken, gpus)
+
+
+def _price(slot: PlacedSlot) -> tuple[bool, int, int, float, SlotRef | str]:
+    newest_first = -slot.created.timestamp()
+    return (slot.serving, slot.engine.spec.preemption.priority, slot.in_flight, newest_first, str(slot.slot))
+
+
+def _floor_allows(stock: Stock, taken: list[PlacedSlot], engine: InferenceEngine) -> bool:
+    """Whether the engine keeps its floor: of the slots that it has, and of those that serve, if one of them goes."""
+    mine = [s for s in stock.placed().values() if s.engine.metadata.uid == engine.metadata.uid]
+    gone = {victim.slot for victim in taken}
+    left = [slot for slot in mine if slot.slot not in gone]
+    if len(left) < floor_of(engine):
+        return False
+    takes_serving = any(victim.serving for victim in taken if victim.engine.metadata.uid == engine.metadata.uid)
+    return not takes_serving or sum(1 for slot in left if slot.serving) >= floor_of(engine)
+
+
+def _irreducible(taken: list[PlacedSlot], gpus: int) -> tuple[PlacedSlot, ...]:
+    """Give back whatever is not needed, the most precious first."""
+    kept = list(taken)
+    for slot in reversed(taken):
+        rest = [victim for victim in kept if victim is not slot]
+        if sum(victim.gpus for victim in rest) >= gpus:
+            kept = rest
+    return tuple(kept)

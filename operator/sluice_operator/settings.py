@@ -1,0 +1,61 @@
+"""What the chart tells the operator. One place; the chart's values.yaml has the defaults."""
+
+import os
+from dataclasses import dataclass, fields
+from typing import Literal, Self
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The operator's configuration, read once from SLUICE_* environment variables.
+
+    Every field is an environment variable of the same name in upper case behind SLUICE_.
+    """
+
+    namespace: str
+    """Namespace of the operator: its Lease and its progress Service are here."""
+    pod_name: str
+    report_url: str
+    """Where pods post their reports: scheme, host and port of the progress Service."""
+    trainer_image: str
+    server_image: str
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    device: Literal["cuda", "cpu"] = "cuda"
+    """Which vLLM the server image has."""
+    watch_namespaces: tuple[str, ...] = ()
+    """Whose custom resources are served; empty means all."""
+    training_priority_class: str = "sluice-training"
+    inference_priority_class: str = "sluice-inference"
+    stage_start_deadline_seconds: int = 600
+    """A stage's pod that has not started by then has failed (an image that can't be pulled, say)."""
+    bind_deadline_seconds: int = 60
+    """A training pod that is not bound so long after its gate came off gives its claim up."""
+    lease_seconds: int = 15
+    workers: int = 8
+    resync_seconds: int = 300
+    """Between two full list-and-diff passes that repair what a watch lost."""
+    progress_port: int = 8080
+    metrics_port: int = 9090
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read SLUICE_* variables.
+
+        Raises:
+            KeyError: a variable without a default is not set; the chart sets them all.
+        """
+        values: dict[str, object] = {}
+        for field in fields(cls):
+            text = os.environ.get(f"SLUICE_{field.name.upper()}")
+            if text is None:
+                continue
+            if field.type is int:
+                values[field.name] = int(text)
+            elif field.name == "watch_namespaces":
+                values[field.name] = tuple(part for part in text.split(",") if part)
+            else:
+                values[field.name] = text
+        missing = [f.name for f in fields(cls) if f.name not in values and f.default is f.default_factory]
+        if missing:
+            raise KeyError(f"not set: {', '.join('SLUICE_' + name.upper() for name in missing)}")
+        return cls(**values)  # type: ignore[arg-type]

@@ -1,0 +1,116 @@
+"""Who gets GPUs, from whom, and why the others wait: the scheduler, one sentence a row."""
+
+import pytest
+
+from sluice_operator.observe.world import job_key
+from tests.unit.plan.worlds import allocated, describe, parse
+
+
+@pytest.mark.parametrize(
+    ("rule", "world", "expected"),
+    [
+        ("free GPUs are taken before borrowed ones",
+         "pool: 3 gpus | chat: 2 replicas | a: needs 1",
+         "a takes n1"),
+        ("the least busy replica is lent",
+         "pool: 2 gpus | chat: 2 replicas, floor 1, in flight 9 0 | a: needs 1",
+         "a takes chat/1"),
+        ("the least busy replica is lent, whatever its index",
+         "pool: 2 gpus | chat: 2 replicas, floor 1, in flight 0 9 | a: needs 1",
+         "a takes chat/0"),
+        ("a replica that serves nobody yet is lent first",
+         "pool: 2 gpus | chat: 2 replicas, floor 1, ready 1 | a: needs 1",
+         "a takes chat/1"),
+        ("a floor is never crossed",
+         "pool: 2 gpus | chat: 2 replicas, floor 2 | a: needs 1",
+         "a waits EngineAtFloor"),
+        ("a floor above the replicas means all of them",
+         "pool: 1 gpus | chat: 1 replicas, floor 5 | a: needs 1",
+         "a waits EngineAtFloor"),
+        ("a floor of replicas that serve is kept too",
+         "pool: 3 gpus | chat: 3 replicas, floor 2, ready 2 | a: needs 2",
+         "a waits EngineAtFloor"),
+        ("an engine that never lends is left alone",
+         "pool: 2 gpus | chat: 2 replicas, never | a: needs 1",
+         "a waits EngineNeverLends"),
+        ("an engine lends in its own namespace only",
+         "pool: 2 gpus | chat: 2 replicas | a: needs 1, in lab",
+         "a waits EngineLendsElsewhere"),
+        ("an engine that lends anywhere lends to other namespaces",
+         "pool: 2 gpus | chat: 2 replicas, anywhere | a: needs 1, in lab",
+         "a takes chat/1"),
+        ("an engine of higher priority is left alone",
+         "pool: 2 gpus | chat: 2 replicas, priority 5 | a: needs 1",
+         "a waits EngineOutranks"),
+        ("the engine of lower priority lends first",
+         "pool: 2 gpus | dear: 1 replicas, priority 2 | cheap: 1 replicas, priority 1 | a: needs 1, priority 3",
+         "a takes cheap/0"),
+        ("who queues borrows nothing",
+         "pool: 2 gpus | chat: 2 replicas | a: needs 1, queue",
+         "a waits WaitingForGPUs"),
+        ("as many replicas as needed and no more",
+         "pool: 4 gpus | chat: 4 replicas | a: needs 2",
+         "a takes chat/3 chat/2"),
+        ("a large replica alone is lent rather than with a small one",
+         "pool: 3 gpus | small: 1 replicas | large: 1 replicas, gpus 2 | a: needs 2",
+         "a takes large/0"),
+        ("one node where that suffices",
+         "pool: 2 2 gpus | chat: 4 replicas | a: needs 2",
+         "a takes chat/1 chat/0"),
+        ("free GPUs and borrowed ones together",
+         "pool: 3 gpus | chat: 2 replicas | a: needs 2",
+         "a takes chat/1"),
+        ("what strangers use is not free",
+         "pool: 2 gpus | strangers: 1 on n1 | chat: 1 replicas, floor 1 | a: needs 1",
+         "a waits EngineAtFloor"),
+        ("the higher priority first, then the older",
+         "pool: 1 gpus | a: needs 1, queue | b: needs 1, queue, priority 5 | c: needs 1, queue",
+         "a waits WaitingForGPUs; b takes n1; c waits BehindInQueue"),
+        ("nobody overtakes one who waits",
+         "pool: 1 gpus | a: needs 2, queue | b: needs 1, queue",
+         "a waits WaitingForGPUs; b waits BehindInQueue"),
+        ("who can only use what the one in front never can, goes",
+         "pool: 2 gpus | chat: 2 replicas, floor 1 | a: needs 1, in lab | b: needs 1",
+         "a waits EngineLendsElsewhere; b takes chat/1"),
+        ("two jobs get two different replicas",
+         "pool: 2 gpus | chat: 2 replicas | a: needs 1 | b: needs 1",
+         "a takes chat/1; b takes chat/0"),
+        ("the second waits for the first when only one replica is lent",
+         "pool: 2 gpus | chat: 2 replicas, floor 1 | a: needs 1, takes chat/1 on n1 | b: needs 1",
+         "b waits EngineAtFloor"),
+        ("a claim counts from its first moment",
+         "pool: 1 gpus | a: needs 1, on n1 | b: needs 1, queue",
+         "b waits WaitingForGPUs"),
+        ("a replica that has no GPU yet keeps its place",
+         "pool: 1 gpus | chat: 1 replicas, never, ready 0 | a: needs 1, queue",
+         "a waits WaitingForGPUs"),
+    ],
+)  # fmt: skip
+def test_allocation(rule: str, world: str, expected: str) -> None:
+    assert describe(allocated(parse(world))) == expected, rule
+
+
+def test_who_waits_is_told_for_whom_and_what_to_do() -> None:
+    town = parse("pool: 1 gpus | a: needs 1, on n1 | b: needs 1, queue")
+    wait = allocated(town).waits[job_key("team", "b")]
+    assert "Waiting for 1 GPU in pool default" in wait.message
+    assert "a ends" in wait.message
+    assert "scheduling.policy: Preempt" in wait.message
+
+
+def test_a_node_that_takes_no_pods_gets_none() -> None:
+    town = parse("pool: 1 gpus | a: needs 1")
+    node = town.nodes[0]
+    town.put(type(node)(**{**_fields(node), "cordoned": True, "resource_version": 999}))
+    assert describe(allocated(town)) == "a waits NoNodes"
+
+
+def test_a_node_short_of_memory_is_never_drained_for() -> None:
+    town = parse("pool: 2 gpus | chat: 2 replicas")
+    town.stranger("n1", 0, memory=62 << 30)
+    town.job("a", resources={"memory": "8Gi"})
+    assert describe(allocated(town)).startswith("a waits")
+
+
+def _fields(view: object) -> dict[str, object]:
+    return {name: getattr(view, name) for cls in type(view).__mro__ for name in getattr(cls, "__slots__", ())}

@@ -1,0 +1,360 @@
+"""The five steps of a claim, each read off what is there: prove, drain, bind, train, give back."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from sluice_api.claim import AttemptOutcome, SlotRef
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine, SlotState, SlotStatus
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExitCode, Stage, StageOutcome, TrainResult
+from sluice_operator.observe.views import PodView, StageJobView, Termination
+from sluice_operator.observe.world import engine_key, job_key
+from sluice_operator.plan.engine import EngineDecision, plan_engine
+from sluice_operator.plan.holding import Limits
+from sluice_operator.plan.job import JobDecision, plan_job
+from tests.unit.plan.worlds import GPU, NOW, PREPARED, Town, allocated, describe
+
+CHAT_1 = SlotRef(namespace="team", engine="chat", index=1)
+
+
+class Loan:
+    """An engine of two replicas on a node of two GPUs, and a job that has claimed the second."""
+
+    def __init__(self, **job: object) -> None:
+        self.town = Town()
+        self.town.node(2)
+        self.engine_ = self.town.engine(
+            "chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1, "drainTimeoutSeconds": 30}
+        )
+        self.serving = [self.town.slot(self.engine_, index, "n1") for index in (0, 1)]
+        self.town.job("a", **job)
+        self.stage_job = self.town.stage_job(
+            self.job, claim=self.town.claim("n1", CHAT_1), created=NOW - timedelta(seconds=1)
+        )
+
+    @property
+    def job(self) -> FineTuneJob:
+        return self.town.world.jobs[job_key("team", "a")]
+
+    @property
+    def engine(self) -> InferenceEngine:
+        return self.town.world.engines[engine_key("team", "chat")]
+
+    def lent_pod(self) -> PodView:
+        pod = self.serving[1]
+        assert pod is not None
+        return pod
+
+    def plan_job(self, after: float = 0, refused: str = "") -> JobDecision:
+        return plan_job(self.town.world, self.job, NOW + timedelta(seconds=after), Limits(), None, refused)
+
+    def plan_engine(self, after: float = 0) -> EngineDecision:
+        return plan_engine(self.town.world, self.engine, NOW + timedelta(seconds=after))
+
+    def put(self, view: PodView | StageJobView, **changes: object) -> None:
+        self.town.version += 1
+        self.town.put(replace(view, resource_version=self.town.version, **changes))  # type: ignore[arg-type]
+
+    def engine_says(self, decision: EngineDecision) -> None:
+        """The engine's status as the API server has it once the decision is written."""
+        self.town.version += 1
+        metadata = self.engine.metadata.model_copy(update={"resource_version": str(self.town.version)})
+        self.town.put(self.engine.model_copy(update={"status": decision.status, "metadata": metadata}))
+
+    def drain(self) -> None:
+        """The trainer's pod is gated, the engine has been told, the slot is out of the endpoints and idle."""
+        self.pod = self.town.trainer_pod(self.stage_job)
+        self.engine_says(self.plan_engine())
+        self.put(self.lent_pod(), ready=False)
+        self.town.report(self.lent_pod(), 0, draining=True, quiet=5)
+
+
+def states(decision: EngineDecision) -> list[SlotState]:
+    return [slot.state for slot in decision.status.slots]
+
+
+def test_nothing_is_drained_before_the_pod_exists() -> None:
+    loan = Loan()
+    assert loan.plan_job().reason is Reason.CLAIMED
+    assert states(loan.plan_engine()) == [SlotState.SERVING, SlotState.SERVING]
+
+
+def test_a_refused_pod_drains_nobody_and_gives_the_claim_up() -> None:
+    loan = Loan()
+    decision = loan.plan_job(after=5, refused="exceeded quota: team, requested: memory=8Gi")
+    assert decision.reason is Reason.QUOTA_EXCEEDED
+    assert "exceeded quota: team" in decision.message
+    assert not decision.delete
+    assert states(loan.plan_engine(after=5)) == [SlotState.SERVING, SlotState.SERVING]
+    assert loan.plan_job(after=70).delete == (loan.stage_job,)
+
+
+@pytest.mark.parametrize(
+    ("case", "break_it"),
+    [
+        ("another queueing system suspended the Job", lambda loan: loan.put(loan.stage_job, suspended=True)),
+        ("the node is short of memory", lambda loan: loan.town.stranger("n1", 0, memory=63 << 30)),
+        ("an older claim has the GPU", lambda loan: _rival(loan, term=2)),
+    ],
+)  # fmt: skip
+def test_a_claim_that_can_not_run_drains_nobody(case: str, break_it: object) -> None:
+    loan = Loan()
+    loan.town.trainer_pod(loan.stage_job)
+    assert states(loan.plan_engine()) == [SlotState.SERVING, SlotState.DRAINING]
+    break_it(loan)  # type: ignore[operator]
+    assert loan.plan_job().reason is not Reason.DRAINING, case
+    assert not loan.plan_job().bind, case
+    assert loan.plan_engine().stop == (), case
+
+
+def test_a_claim_drains_nobody_before_the_watch_has_brought_it_back() -> None:
+    town = Town()
+    town.node(2)
+    engine = town.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1})
+    for index in (0, 1):
+        town.slot(engine, index, "n1")
+    stage_job = town.stage_job(town.job("a"), claim=town.claim("n1", CHAT_1), seen=False)
+    town.trainer_pod(stage_job)
+    assert states(plan_engine(town.world, engine, NOW)) == [SlotState.SERVING, SlotState.SERVING]
+    town.put(stage_job)
+    assert states(plan_engine(town.world, engine, NOW)) == [SlotState.SERVING, SlotState.DRAINING]
+
+
+def _rival(loan: Loan, term: int) -> StageJobView:
+    """A claim on the same slot by the leader of another term."""
+    other = loan.town.job("rival")
+    return loan.town.stage_job(other, claim=loan.town.claim("n1", CHAT_1, term=term), created=NOW)
+
+
+def test_of_two_overlapping_claims_the_older_leaders_gives_way() -> None:
+    loan = Loan()
+    loan.town.trainer_pod(loan.stage_job)
+    _rival(loan, term=2)
+    assert loan.plan_job().delete == (loan.stage_job,)
+
+
+def test_of_two_overlapping_claims_the_newer_leaders_stands() -> None:
+    loan = Loan()
+    loan.town.trainer_pod(loan.stage_job)
+    _rival(loan, term=0)
+    assert loan.plan_job().delete == ()
+    assert loan.plan_job().reason is Reason.DRAINING
+
+
+def test_a_proven_claim_drains_its_slot_and_no_other() -> None:
+    loan = Loan()
+    loan.town.trainer_pod(loan.stage_job)
+    decision = loan.plan_engine()
+    assert states(decision) == [SlotState.SERVING, SlotState.DRAINING]
+    assert decision.stop == ()
+    assert loan.plan_job().reason is Reason.DRAINING
+    assert "chat/1" in loan.plan_job().message
+
+
+@pytest.mark.parametrize(
+    ("case", "ready", "in_flight", "told", "quiet", "seconds", "binds"),
+    [
+        ("idle, out of the endpoints and told", False, 0, True, 5.0, 1, True),
+        ("still in the endpoints", True, 0, True, 5.0, 1, False),
+        ("a request in flight", False, 1, True, 5.0, 1, False),
+        ("its agent has not seen the order", False, 0, False, 5.0, 1, False),
+        ("a request began a moment ago", False, 0, True, 0.2, 1, False),
+        ("its time is over", True, 7, True, 0.0, 31, True),
+    ],
+)
+def test_a_slot_is_drained_when_stopping_it_breaks_no_request(
+    case: str, ready: bool, in_flight: int, told: bool, quiet: float, seconds: float, binds: bool
+) -> None:
+    loan = Loan()
+    loan.town.trainer_pod(loan.stage_job)
+    loan.engine_says(loan.plan_engine())
+    loan.put(loan.lent_pod(), ready=ready)
+    loan.town.report(loan.lent_pod(), in_flight, draining=told, quiet=quiet)
+    assert bool(loan.plan_job(after=seconds).bind) is binds, case
+
+
+def test_the_slot_stops_only_after_the_trainer_is_ungated_and_nominated() -> None:
+    loan = Loan()
+    loan.drain()
+    decision = loan.plan_job()
+    assert (decision.reason, decision.node, decision.bind) == (Reason.BINDING, "n1", (loan.pod,))
+    assert loan.plan_engine().stop == ()
+    loan.put(loan.pod, gates=(), bound_at=NOW)
+    assert loan.plan_engine().stop == (), "ungated but not nominated: strangers would win the GPU"
+    assert loan.plan_job().bind, "the nomination is made up for after a crash between the two writes"
+    loan.put(loan.pod, gates=(), bound_at=NOW, nominated_node="n1")
+    assert [slot.index for slot in loan.plan_engine().stop] == [1]
+    assert loan.plan_job().reason is Reason.BINDING
+
+
+def test_a_trainer_that_is_not_bound_in_time_gives_the_claim_up_and_avoids_the_node() -> None:
+    loan = Loan()
+    loan.drain()
+    loan.put(loan.pod, gates=(), bound_at=NOW, nominated_node="n1", unschedulable="0/1 nodes: too many pods")
+    decision = loan.plan_job(after=61)
+    assert decision.delete == (loan.stage_job,)
+    assert "too many pods" in decision.message
+    assert decision.record is not None
+    assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.NOT_BOUND
+    again = Town()
+    again.node(1)
+    again.job("a", outcomes=decision.record.attempts)
+    later = NOW + timedelta(seconds=61 + 15)
+    assert describe(allocated(again, later)) == "a waits WaitingForGPUs", "n1 is avoided"
+    assert describe(allocated(again, NOW + timedelta(minutes=7))) == "a takes n1"
+
+
+def _training(loan: Loan) -> PodView:
+    loan.put(loan.lent_pod(), ended=True, ready=False)
+    slot = next(s for s in loan.town.world.slots.values() if s.index == 1)
+    loan.town.version += 1
+    loan.town.put(replace(slot, size=0, resource_version=loan.town.version))
+    return loan.town.trainer_pod(loan.stage_job, "n1")
+
+
+def test_while_it_trains_one_replica_is_lent() -> None:
+    loan = Loan()
+    _training(loan)
+    decision = loan.plan_engine()
+    assert (decision.status.lent, decision.status.ready) == (1, "1/2")
+    assert loan.plan_job().reason is Reason.TRAINING
+
+
+@pytest.mark.parametrize(
+    ("case", "end"),
+    [
+        ("it is complete", lambda loan, pod: _end(loan, pod, 0, StageOutcome(
+            reason="Done", train=TrainResult(step=30, total_steps=30)))),
+        ("it ran out of memory", lambda loan, pod: _end(loan, pod, 137, None)),
+        ("it was suspended", lambda loan, pod: _respec(loan, suspend=True)),
+        ("it was deleted", lambda loan, pod: loan.town.store.remove(job_key("team", "a"), loan.job.metadata.uid)),
+        ("its node is gone", lambda loan, pod: loan.town.store.remove(loan.town.nodes[0].key, loan.town.nodes[0].uid)),
+    ],
+)  # fmt: skip
+def test_a_claim_is_over_without_anybody_giving_back(case: str, end: object) -> None:
+    loan = Loan()
+    pod = _training(loan)
+    end(loan, pod)  # type: ignore[operator]
+    assert loan.plan_engine(after=1).status.lent == 0, case
+
+
+def _respec(loan: Loan, **spec: object) -> None:
+    loan.town.version += 1
+    metadata = loan.job.metadata.model_copy(update={"resource_version": str(loan.town.version)})
+    loan.town.put(loan.job.model_copy(update={"spec": loan.job.spec.model_copy(update=spec), "metadata": metadata}))
+
+
+def _end(loan: Loan, pod: PodView, code: int, told: StageOutcome | None) -> None:
+    ended_at = NOW + timedelta(seconds=1)
+    loan.put(pod, ended=True, running=False, termination=Termination(code, "", told.to_json() if told else "", ended_at))
+    loan.put(loan.stage_job, finished="Failed" if code else "Complete", finished_at=ended_at)
+
+
+def test_a_requeued_trainer_is_followed_by_an_attempt_that_takes_the_claim_over() -> None:
+    loan = Loan()
+    pod = _training(loan)
+    told = StageOutcome(reason="Requeued", train=TrainResult(step=12, total_steps=30, checkpoint_step=12))
+    _end(loan, pod, ExitCode.REQUEUE, told)
+    decision = loan.plan_job(after=2)
+    assert decision.start is not None
+    assert (decision.start.attempt, decision.start.claim) == (2, loan.stage_job.claim)
+    assert decision.record is not None
+    assert decision.record.of(Stage.TRAIN)[-1].checkpoint_step == 12
+    assert loan.plan_engine(after=2).status.lent == 1, "the engine does not grow in between"
+    assert describe(allocated(loan.town)) == "", "and nobody else is given the GPU"
+
+
+def test_while_the_last_words_are_on_their_way_the_claim_stays() -> None:
+    loan = Loan()
+    _training(loan)
+    loan.put(loan.stage_job, finished="Failed", finished_at=NOW)
+    assert loan.plan_job(after=1).start is None
+    assert loan.plan_engine(after=1).status.lent == 1
+
+
+def test_a_trainer_that_vanished_without_a_word_is_tried_again_and_counts() -> None:
+    loan = Loan()
+    pod = _training(loan)
+    loan.town.store.remove(pod.key, pod.uid)
+    loan.put(loan.stage_job, finished="Failed", finished_at=NOW)
+    decision = loan.plan_job(after=1)
+    assert decision.start is not None
+    assert decision.record is not None
+    assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.POD_LOST
+
+
+def test_attempts_run_out() -> None:
+    lost = [
+        AttemptOutcome(stage=Stage.TRAIN, attempt=n, reason="PodLost", ended_at=NOW, started_at=NOW) for n in (1, 2)
+    ]
+    town = Town()
+    town.node(1)
+    job = town.job("a", outcomes=(PREPARED, *lost), maxAttempts=2)
+    decision = plan_job(town.world, job, NOW, Limits())
+    assert (decision.failed, decision.reason) == (True, Reason.ATTEMPTS_EXHAUSTED)
+    assert describe(allocated(town)) == ""
+
+
+def test_a_terminating_trainer_still_has_its_gpu() -> None:
+    loan = Loan()
+    pod = _training(loan)
+    _respec(loan, suspend=True)
+    loan.put(pod, deleting=True)
+    decision = loan.plan_engine()
+    assert [slot.state for slot in decision.status.slots] == [SlotState.SERVING, SlotState.WAITING]
+    assert decision.apply == ()
+    loan.put(pod, ended=True)
+    assert [plan.index for plan in loan.plan_engine().apply] == [1]
+
+
+@pytest.mark.parametrize(
+    ("case", "replicas", "lent", "expected"),
+    [
+        ("an autoscaler that asks for more gets what GPUs allow", 3, 1, {0: 1, 1: 0, 2: 0}),
+        ("who scales down keeps the one that serves", 1, 1, {0: 1, 1: 0}),
+        ("who scales down keeps the one that serves, whatever its index", 1, 0, {0: 0, 1: 1}),
+    ],
+)
+def test_an_engine_resized_while_a_slot_is_lent(case: str, replicas: int, lent: int, expected: dict[int, int]) -> None:
+    town = Town()
+    town.node(2)
+    engine = town.engine("chat", replicas, preemption={"policy": "ScaleDown", "minReplicas": 1})
+    for index in (0, 1):
+        town.slot(engine, index, "" if index == lent else "n1", size=0 if index == lent else 1)
+    job = town.job("a")
+    borrowed = SlotRef(namespace="team", engine="chat", index=lent)
+    town.trainer_pod(town.stage_job(job, claim=town.claim("n1", borrowed)), "n1")
+    decision = plan_engine(town.world, engine, NOW)
+    sizes = {slot.index: int(slot.state in {SlotState.SERVING, SlotState.STARTING}) for slot in decision.status.slots}
+    assert sizes == expected, case
+    assert decision.stop == ()
+    assert all(slot.index == lent or slot.index in expected for slot in decision.remove)
+
+
+def test_a_status_that_was_lost_changes_no_decision() -> None:
+    loan = Loan()
+    _training(loan)
+    loan.engine_says(loan.plan_engine())
+    before = loan.plan_engine()
+    loan.town.version += 1
+    blank = loan.engine.model_copy(
+        update={
+            "status": type(loan.engine.status)(slots=(SlotStatus(index=1, state=SlotState.SERVING),)),
+            "metadata": loan.engine.metadata.model_copy(update={"resource_version": str(loan.town.version)}),
+        }
+    )
+    loan.town.put(blank)
+    after = loan.plan_engine()
+    assert (before.apply, before.stop, before.remove) == (after.apply, after.stop, after.remove)
+    assert loan.plan_job().reason is Reason.TRAINING
+
+
+def test_gpus_of_a_claim_and_of_its_slot_are_one_and_the_same() -> None:
+    loan = Loan()
+    loan.town.trainer_pod(loan.stage_job)
+    loan.town.job("b", scheduling={"policy": "Queue"})
+    assert describe(allocated(loan.town)) == "b waits WaitingForGPUs"
+    assert loan.town.nodes[0].allocatable[GPU] == 2
