@@ -108,7 +108,7 @@ class Town:
         self.put(
             SlotView(
                 key=Key("Deployment", space, f"{name}-{index}"),
-                uid=f"slot-{name}-{index}",
+                uid=f"slot-{name}-{index}-{version}",
                 resource_version=version,
                 created=created,
                 owner=Owner("InferenceEngine", name, engine.metadata.uid),
@@ -124,7 +124,7 @@ class Town:
         version, created = self._next()
         pod = PodView(
             key=Key("Pod", space, f"{name}-{index}-x"),
-            uid=f"pod-{name}-{index}",
+            uid=f"pod-{name}-{index}-{version}",
             resource_version=version,
             created=created,
             owner=Owner("ReplicaSet", f"{name}-{index}-rs", f"rs-{name}-{index}"),

@@ -1,0 +1,68 @@
+# What a person runs here. Each target makes what it needs first, in ~/.cache/sluice (SLUICE_CACHE moves it).
+
+CACHE := $(or $(SLUICE_CACHE),$(HOME)/.cache/sluice)
+PYTHON := $(CACHE)/env/bin/python3
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+export PYTHONPATH := operator:trainer_image:server_image
+export OMP_WAIT_POLICY := PASSIVE
+export KUBECONFIG := $(CACHE)/cluster/kubeconfig
+
+.DEFAULT_GOAL := help
+.PHONY: help demo down status up env check verify test bench generate golden images format
+
+help:  ## Say what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo:  ## A cluster, a served model that lends its GPU to a fine-tuning job, and the result served
+	@python3 -m dev demo
+
+down:  ## Remove the cluster and all that is in it (what was built once stays in the cache)
+	@python3 -m dev down
+
+status:  ## Say what is up
+	@python3 -m dev status
+
+up: env  ## Bring up the local cluster
+	@python3 -m dev up
+
+env:  ## Make the Python environment, kubectl and helm
+	@python3 -m dev env
+	@python3 -m dev tools
+
+check: env  ## Lint, types, import contracts and unit tests, in under a minute
+	@$(PYTHON) -m ruff check
+	@$(PYTHON) -m ruff format --check --quiet || { echo "make format"; exit 1; }
+	@$(PYTHON) -m mypy
+	@$(CACHE)/env/bin/lint-imports --no-cache
+	@$(PYTHON) -m pytest -q -n 2 tests/unit
+
+verify: env  ## Generated files are current: CRDs, reference docs, golden files, lock files
+	@$(PYTHON) -m sluice_api.crd --check crds charts/sluice/files/crds
+	@$(PYTHON) -m sluice_api.docs --check docs
+	@$(PYTHON) -m pytest -q tests/unit -k "as_reviewed or lock_file"
+
+test: up  ## Every test: unit, against a real API server, and on a real node
+	@python3 -m dev models
+	@echo "== unit tests" && $(PYTHON) -m pytest -q -n 2 tests/unit
+	@echo "== tests on a real API server and a real node, one at a time" && $(PYTHON) -m pytest -v tests/integration tests/e2e
+
+bench: up  ## The benchmarks; results go to docs/benchmarks
+	@$(PYTHON) -m tests.bench
+
+generate: env  ## Write what is made from the models: CRDs and reference docs
+	@$(PYTHON) -m sluice_api.crd crds charts/sluice/files/crds
+	@$(PYTHON) -m sluice_api.docs docs
+
+golden: env  ## Rewrite the golden files; read the difference before you commit it
+	@SLUICE_GOLDEN=rewrite $(PYTHON) -m pytest -q tests/unit -k as_reviewed
+
+images:  ## Build the three real images with docker, podman or buildah (BUILD_FLAGS for their options)
+	@builder=$$(command -v docker || command -v podman || command -v buildah) \
+	  || { echo "no docker, podman or buildah on PATH: install one of them" >&2; exit 1; }; \
+	for part in operator:operator trainer:trainer_image server:server_image; do \
+	  $$builder build $(BUILD_FLAGS) --file $${part#*:}/Dockerfile --tag sluice-$${part%:*}:$(VERSION) . || exit 1; \
+	done
+
+format: env  ## Format the code, and mend what lint can mend by itself
+	@$(PYTHON) -m ruff check --fix --quiet || true
+	@$(PYTHON) -m ruff format --quiet

@@ -1,0 +1,107 @@
+{{/* What the operator may do. No wildcard, no secret. Each rule says what it is for; one that is not needed
+     any more is removed. Objects of ours are watched by kopf (list, watch) and read anew before a write that
+     depends on them (get). */}}
+
+{{/* Read in the whole cluster, whatever watchNamespaces says: half a view would hand out GPUs twice. */}}
+{{- define "sluice.rules.read" -}}
+# GPUs are counted by nodes, and by every pod that is bound to one, whoever made it.
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [list, watch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+# Training Jobs are the claims on GPUs; Deployments are the replicas of engines.
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch]
+# A job must not wait for a GPU on a node that its volumes can't be mounted on.
+- apiGroups: [""]
+  resources: [persistentvolumeclaims, persistentvolumes]
+  verbs: [list, watch]
+# What to do. `get` is also what the operator grants to the agents of engines: one can grant only what one has.
+- apiGroups: [sluice.dev]
+  resources: [adapters, finetunejobs, gpupools, inferenceengines]
+  verbs: [get, list, watch]
+# Who has the GPUs of a pool; pools are cluster-scoped.
+- apiGroups: [sluice.dev]
+  resources: [gpupools/status]
+  verbs: [patch]
+# Whose token a report carries, and whose an engine's pod is: pod, ReplicaSet, Deployment, InferenceEngine.
+- apiGroups: [authentication.k8s.io]
+  resources: [tokenreviews]
+  verbs: [create]
+- apiGroups: [apps]
+  resources: [replicasets]
+  verbs: [get]
+{{- end -}}
+
+{{/* Written where custom resources are served: everywhere, or in each of watchNamespaces.
+     A server-side apply that makes an object needs both create and patch. */}}
+{{- define "sluice.rules.write" -}}
+# Stages run as Jobs, which are made once and never changed. Deleting a training Job ends its claim.
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [create, delete]
+# Each replica of an engine is a Deployment of size 0 or 1.
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [create, patch, delete]
+# The engine's address, and the identity and the rights of its agents.
+- apiGroups: [""]
+  resources: [services, serviceaccounts]
+  verbs: [create, patch]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [roles, rolebindings]
+  verbs: [create, patch]
+# Binding a claim: the gate comes off and the node selector goes on, in one patch.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [patch]
+# Binding a claim: the nominated node.
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
+# The record of ended attempts, as an annotation that survives a lost status.
+- apiGroups: [sluice.dev]
+  resources: [finetunejobs]
+  verbs: [patch]
+# A job with `publish` writes an Adapter.
+- apiGroups: [sluice.dev]
+  resources: [adapters]
+  verbs: [create, patch]
+- apiGroups: [sluice.dev]
+  resources: [adapters/status, finetunejobs/status, inferenceengines/status]
+  verbs: [patch]
+# Children name their owner so that it is deleted after them; where OwnerReferencesPermissionEnforcement is on
+# (OpenShift), that takes this right.
+- apiGroups: [sluice.dev]
+  resources: [finetunejobs/finalizers, inferenceengines/finalizers]
+  verbs: [update]
+# What happened, for `kubectl describe`; and why a Job could not make its pod, which only an event says.
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list]
+{{- end -}}
+
+{{/* In the operator's own namespace only. */}}
+{{- define "sluice.rules.own" -}}
+# Which replica leads. A name can't limit `create`.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [sluice-operator]
+  verbs: [get, update]
+# The leader's label, by which the progress Service finds it.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [patch]
+{{- end -}}

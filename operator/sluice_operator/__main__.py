@@ -1,0 +1,217 @@
+"""The operator's process: everything is put together here, and nowhere else.
+
+    python3 -m sluice_operator              run until SIGTERM
+    python3 -m sluice_operator give-back    before an uninstall: end all training, bring every slot back
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import kopf
+from kopf._core.engines.peering import Identity
+
+from sluice_operator import exposition
+from sluice_operator.cluster.client import Api, connect
+from sluice_operator.cluster.leader_label import move_leader_label
+from sluice_operator.cluster.lease import Lease
+from sluice_operator.cluster.lists import refresh_all, until_installed
+from sluice_operator.cluster.writes import Cluster
+from sluice_operator.handlers.resync import Resync
+from sluice_operator.handlers.routing import every_key
+from sluice_operator.handlers.watcher import Watches
+from sluice_operator.handlers.watching import kopf_settings, registry_for, route_changes
+from sluice_operator.observe.store import Store
+from sluice_operator.observe.views import Key
+from sluice_operator.progress.server import serve as serve_progress
+from sluice_operator.reconcile.adapter import reconcile_adapter
+from sluice_operator.reconcile.engine import reconcile_engine
+from sluice_operator.reconcile.give_back import give_back
+from sluice_operator.reconcile.job import reconcile_job
+from sluice_operator.reconcile.pool import reconcile_pool
+from sluice_operator.reconcile.queue import Queue, Reconcile, Requeue, work
+from sluice_operator.settings import Settings
+
+logger = logging.getLogger("sluice_operator")
+
+SILENT_SECONDS = 600
+"""A watch that has brought nothing for so long, not even the bookmark of each minute, is dead."""
+
+RECONCILERS: dict[str, Callable[[Key, Store, Cluster, Settings, datetime], Awaitable[Requeue]]] = {
+    "FineTuneJob": reconcile_job,
+    "InferenceEngine": reconcile_engine,
+    "Adapter": reconcile_adapter,
+    "GPUPool": reconcile_pool,
+}
+
+
+class Operator:
+    """One replica: it watches always, and acts while it leads."""
+
+    def __init__(self, settings: Settings, api: Api) -> None:
+        self.settings = settings
+        self.api = api
+        self.store = Store(served(settings))
+        self.queue = Queue()
+        self.lease = Lease(api, settings.namespace, identity(settings), settings.lease_seconds)
+        self.cluster = Cluster(api, self.store, self.lease, settings.pod_name)
+        self.resync = Resync(api, self.store, settings.resync_seconds)
+        self.watches = Watches(self.resync.want)
+        route_changes(self.store, self.queue.add)
+
+    async def reconcile(self, key: Key) -> Requeue:
+        """One step for one object."""
+        return await RECONCILERS[key.kind](key, self.store, self.cluster, self.settings, datetime.now(UTC))
+
+    async def lead(self) -> None:
+        """Act, from a fresh view of everything, until cancelled or until a worker finds that this is over."""
+        self.store.term = self.lease.term
+        await move_leader_label(self.api, self.settings.namespace, self.settings.pod_name, self.lease.check)
+        await refresh_all(self.api, self.store)
+        self.store.since = datetime.now(UTC)
+        for key in every_key(self.store.world()):
+            self.queue.add(key)
+        await work_until_one_ends(self.queue, self.reconcile, self.settings.workers)
+
+    def dead(self) -> str:
+        """Why this process should be restarted. An event loop that hangs does not even answer."""
+        silence = self.watches.silence()
+        return f"a watch has been silent for {silence:.0f} s" if silence > SILENT_SECONDS else ""
+
+    def unready(self) -> str:
+        """Why this replica could not lead yet."""
+        return "" if self.resync.is_primed else "not every kind has been listed yet"
+
+
+async def work_until_one_ends(queue: Queue, reconcile: Reconcile, workers: int) -> None:
+    """Run the workers. They end together."""
+    tasks = [asyncio.create_task(work(queue, reconcile), name=f"worker {number}") for number in range(workers)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        await end(*tasks)
+
+
+async def run(settings: Settings) -> None:
+    """Run one replica until SIGTERM."""
+    client = await connect()
+    operator = Operator(settings, Api(client))
+    store, lease = operator.store, operator.lease
+    try:
+        async with serve_progress(settings, store, client, lambda: lease.leads, operator.queue.add) as intake:
+            collector = exposition.WorldCollector(store, lambda: lease.leads, lambda: intake.training)
+            async with exposition.serve(settings.metrics_port, collector, operator.dead, operator.unready):
+                await until_installed(operator.api)
+                await run_until_stopped(operator)
+    finally:
+        await client.close()
+
+
+async def run_until_stopped(operator: Operator) -> None:
+    """Watch and stand for election until a signal comes or a part fails. What acts ends first, what watches last."""
+    stop = asyncio.Event()
+    kopf_stop = asyncio.Event()
+    ours = asyncio.all_tasks()
+    operator.watches.install()
+    kopf_tasks = await kopf.spawn_tasks(
+        registry=registry_for(operator.store),
+        settings=kopf_settings(),
+        standalone=True,
+        identity=Identity(operator.settings.pod_name),  # kopf would ask for our user's name, which a uid may not have
+        clusterwide=True,
+        stop_flag=kopf_stop,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):  # kopf has just taken them
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    watching = asyncio.create_task(kopf.run_tasks(kopf_tasks, ignored=ours), name="kopf")
+    resyncing = asyncio.create_task(operator.resync.run(), name="resync")
+    electing = asyncio.create_task(operator.lease.run(operator.lead), name="lease")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    parts = (electing, resyncing, watching)
+    await asyncio.wait({*parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    logger.info("stopping", extra={"why": "signal" if stop.is_set() else "a part has ended"})
+    failed = [task for task in parts if task.done()]
+    await end(electing, resyncing, stopping)
+    kopf_stop.set()
+    await asyncio.wait({watching})
+    for task in failed:
+        task.result()
+        raise RuntimeError(f"{task.get_name()} has ended")
+
+
+async def run_give_back(settings: Settings) -> None:
+    """Before an uninstall."""
+    client = await connect()
+    try:
+        api = Api(client)
+        store = Store(served(settings))
+        lease = Lease(api, settings.namespace, identity(settings), settings.lease_seconds)
+        await give_back(api, store, Cluster(api, store, lease, settings.pod_name), lease, settings)
+    finally:
+        await client.close()
+
+
+async def end(*tasks: asyncio.Task[object]) -> None:
+    """Cancel, and wait until it is so."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+def served(settings: Settings) -> Callable[[str], bool]:
+    """Whether the custom resources of a namespace are ours."""
+    return lambda namespace: not settings.watch_namespaces or namespace in settings.watch_namespaces
+
+
+def identity(settings: Settings) -> str:
+    """Name of this very process as a candidate."""
+    return f"{settings.pod_name}_{uuid4().hex[:8]}"
+
+
+class JsonLines(logging.Formatter):
+    """One event a line, with its fields."""
+
+    ordinary = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as JSON."""
+        line: dict[str, object] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "logger": record.name,
+        }
+        line |= {name: value for name, value in record.__dict__.items() if name not in self.ordinary}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def log_as_json() -> None:
+    """To stdout; of kopf only what someone should act on."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="sluice_operator", description=__doc__)
+    parser.add_argument("command", nargs="?", choices=("run", "give-back"), default="run")
+    command = parser.parse_args().command
+    log_as_json()
+    settings = Settings.from_environment()
+    asyncio.run(run_give_back(settings) if command == "give-back" else run(settings))
+
+
+if __name__ == "__main__":
+    main()

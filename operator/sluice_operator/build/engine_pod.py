@@ -1,0 +1,142 @@
+"""The pod of an engine's slot: vLLM, and beside it the agent, which alone holds an API token.
+
+The agent is a native sidecar: it starts before vLLM and stops after it. Readiness is its word alone, so
+that a slot serves while the operator is down.
+"""
+
+from sluice_api import pods
+from sluice_api.inferenceengine import InferenceEngine, InferenceEngineSpec, Preemption
+from sluice_api.slots import SlotSpec
+from sluice_api.sources import claims_of
+from sluice_operator.build import pod
+from sluice_operator.build.metadata import Manifest
+from sluice_operator.settings import Settings
+
+_AGENT_RESOURCES: Manifest = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
+_API_TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
+_API_TOKEN_VOLUME: Manifest = {
+    "name": "api-token",
+    "projected": {
+        "sources": [
+            {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+            {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
+        ]
+    },
+}
+"""What the API server would mount into every container by itself; here the agent's only."""
+
+
+def agent_account(engine: InferenceEngine) -> str:
+    """Name of the ServiceAccount, Role and RoleBinding of the engine's agents."""
+    return f"{engine.metadata.name}-agent"
+
+
+def engine_pod_spec(
+    engine: InferenceEngine, index: int, resource: str, node_selector: dict[str, str], settings: Settings
+) -> Manifest:
+    """The pod of one slot. `resource` is the extended resource by which its pool's nodes offer GPUs."""
+    spec = engine.spec
+    claims = _claims(spec)
+    slot = SlotSpec(
+        namespace=engine.metadata.namespace,
+        engine=engine.metadata.name,
+        index=index,
+        spec=_what_a_replica_is(spec),
+        device=settings.device,
+    )
+    return {
+        "terminationGracePeriodSeconds": spec.preemption.drain_timeout_seconds + pods.GRACE_MARGIN_SECONDS,
+        "serviceAccountName": agent_account(engine),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "priorityClassName": settings.inference_priority_class,
+        "nodeSelector": node_selector,
+        "tolerations": pod.tolerated(resource),
+        "securityContext": pod.POD_SECURITY,
+        "initContainers": [_agent(slot, claims, settings)],
+        "containers": [_vllm(slot, claims, resource, settings)],
+        "volumes": [
+            pod.SCRATCH_VOLUME,
+            pod.SHM_VOLUME,
+            {"name": "agent-scratch", "emptyDir": {}},
+            {"name": "shared", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+            {"name": "adapters", "emptyDir": {}},
+            pod.TOKEN_VOLUME,
+            _API_TOKEN_VOLUME,
+            *pod.claim_volumes(claims),
+        ],
+    }
+
+
+def _claims(spec: InferenceEngineSpec) -> tuple[str, ...]:
+    lora = spec.lora.claims if spec.lora else ()
+    return tuple(dict.fromkeys((*claims_of(spec.model.uri), *lora)))
+
+
+def _what_a_replica_is(spec: InferenceEngineSpec) -> InferenceEngineSpec:
+    """The spec as a pod is told it: scaling the engine or lending more of it must not restart a replica."""
+    drain = Preemption(drain_timeout_seconds=spec.preemption.drain_timeout_seconds)
+    return spec.model_copy(update={"replicas": 1, "preemption": drain})
+
+
+def _agent(slot: SlotSpec, claims: tuple[str, ...], settings: Settings) -> Manifest:
+    return {
+        "name": "agent",
+        "image": settings.server_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "restartPolicy": "Always",
+        "command": ["python3", "-m", "sluice_server", "agent"],
+        "env": pod.environment(
+            {pods.SLOT_ENV: slot.to_json(), pods.REPORT_URL_ENV: settings.report_url}, pod.BASE_ENVIRONMENT
+        ),
+        "ports": [{"name": "agent", "containerPort": pods.AGENT_PORT, "protocol": "TCP"}],
+        # vLLM is started when the agent lives: the secret that both share is there by then.
+        "startupProbe": _probe("/livez", period_seconds=1, failure_threshold=120),
+        # One bad answer is enough: a slot that drains leaves the endpoints within a second.
+        "readinessProbe": _probe("/readyz", period_seconds=1, failure_threshold=1),
+        "livenessProbe": _probe("/livez", period_seconds=10, failure_threshold=6),
+        "resources": _AGENT_RESOURCES,
+        "securityContext": pod.CONTAINER_SECURITY,
+        "volumeMounts": [
+            # A disk of its own: Python runs code from its HOME, and vLLM must not get at the API token.
+            {"name": "agent-scratch", "mountPath": pods.SCRATCH},
+            {"name": "shared", "mountPath": pods.SHARED},
+            {"name": "adapters", "mountPath": pods.ADAPTERS},
+            pod.TOKEN_MOUNT,
+            {"name": "api-token", "mountPath": _API_TOKEN_PATH, "readOnly": True},
+            *pod.claim_mounts(claims),
+        ],
+    }
+
+
+def _probe(path: str, *, period_seconds: int, failure_threshold: int) -> Manifest:
+    return {
+        "httpGet": {"path": path, "port": "agent"},
+        "periodSeconds": period_seconds,
+        "timeoutSeconds": 5,
+        "failureThreshold": failure_threshold,
+    }
+
+
+def _vllm(slot: SlotSpec, claims: tuple[str, ...], resource: str, settings: Settings) -> Manifest:
+    wanted = slot.spec.resources
+    resources = {"requests": {"cpu": wanted.cpu, "memory": wanted.memory}, "limits": {"memory": wanted.memory}}
+    return {
+        "name": "vllm",
+        "image": settings.server_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["python3", "-m", "sluice_server", "vllm"],
+        "env": pod.environment({pods.SLOT_ENV: slot.to_json()}, pod.BASE_ENVIRONMENT),
+        "ports": [{"name": "http", "containerPort": pods.SERVE_PORT, "protocol": "TCP"}],
+        "lifecycle": {"preStop": {"exec": {"command": ["python3", "-m", "sluice_server", "wait-drained"]}}},
+        "resources": pod.with_gpus(resources, resource, wanted.gpus),
+        "securityContext": pod.CONTAINER_SECURITY,
+        "volumeMounts": [
+            pod.SCRATCH_MOUNT,
+            pod.SHM_MOUNT,
+            {"name": "shared", "mountPath": pods.SHARED, "readOnly": True},
+            {"name": "adapters", "mountPath": pods.ADAPTERS, "readOnly": True},
+            *pod.claim_mounts(claims),
+        ],
+    }

@@ -1,0 +1,89 @@
+"""What every pod that Sluice makes has in common: Pod Security `restricted`, its token, its claims, its own disk."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+
+from sluice_api import pods
+from sluice_api.sources import VOLUMES
+from sluice_operator.build.metadata import Manifest
+
+USER = 65532
+"""`nonroot` of the distroless images."""
+TOKEN_SECONDS = 3600
+
+SCRATCH_MOUNT: Manifest = {"name": "scratch", "mountPath": pods.SCRATCH}
+SCRATCH_VOLUME: Manifest = {"name": "scratch", "emptyDir": {}}
+SHM_MOUNT: Manifest = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108
+"""Processes of one model pass tensors through it; a container runtime gives 64 MiB, which is too little."""
+SHM_VOLUME: Manifest = {"name": "shm", "emptyDir": {"medium": "Memory"}}
+TOKEN_MOUNT: Manifest = {"name": "token", "mountPath": str(PurePosixPath(pods.TOKEN_FILE).parent), "readOnly": True}
+TOKEN_VOLUME: Manifest = {
+    "name": "token",
+    "projected": {
+        "sources": [
+            {
+                "serviceAccountToken": {
+                    "audience": pods.TOKEN_AUDIENCE,
+                    "expirationSeconds": TOKEN_SECONDS,
+                    "path": PurePosixPath(pods.TOKEN_FILE).name,
+                }
+            }
+        ]
+    },
+}
+
+CONTAINER_SECURITY: Manifest = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+POD_SECURITY: Manifest = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+"""OnRootMismatch: a volume of models is not walked through, file by file, at each start."""
+
+BASE_ENVIRONMENT = {
+    "HOME": pods.SCRATCH,
+    "TMPDIR": pods.SCRATCH,
+    "HF_HOME": f"{pods.SCRATCH}/huggingface",
+    "USER": "sluice",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""The user has no entry in /etc/passwd, so Python asks USER for its name. OpenMP threads that spin while
+they wait collapse as soon as anything else uses a core (reference/cpu-recipe.md)."""
+
+
+def environment(*parts: Mapping[str, str]) -> list[Manifest]:
+    """Environment variables of a container."""
+    return [{"name": name, "value": value} for part in parts for name, value in part.items()]
+
+
+def claim_volumes(claims: Iterable[str]) -> list[Manifest]:
+    """A volume for each PersistentVolumeClaim. Numbered, because a claim's name may be too long for a volume."""
+    return [
+        {"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}}
+        for number, claim in enumerate(claims)
+    ]
+
+
+def claim_mounts(claims: Iterable[str], writable: Sequence[str] = ()) -> list[Manifest]:
+    """Where a container sees the claims of claim_volumes: each at /volumes/<claim>."""
+    return [
+        {"name": f"claim-{number}", "mountPath": str(VOLUMES / claim), "readOnly": claim not in writable}
+        for number, claim in enumerate(claims)
+    ]
+
+
+def tolerated(resource: str) -> list[Manifest]:
+    """GPU nodes are commonly tainted with the name of their resource, to keep everything else away."""
+    return [{"key": resource, "operator": "Exists"}]
+
+
+def with_gpus(resources: Manifest, resource: str, gpus: int) -> Manifest:
+    """A container's resources and its GPUs, which are never shared: the limit is the request."""
+    return {kind: {**amounts, resource: str(gpus)} for kind, amounts in resources.items()}

@@ -1,0 +1,129 @@
+"""The batch/v1 Job of one attempt of one stage. A training Job is the claim on its GPUs."""
+
+from sluice_api import pods
+from sluice_api.claim import Claim
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.meta import (
+    ATTEMPT_LABEL,
+    CLAIM_ANNOTATION,
+    JOB_LABEL,
+    SCHEDULING_GATE,
+    STAGE_LABEL,
+    stage_job_name,
+)
+from sluice_api.sources import claims_of
+from sluice_api.stages import Stage, StageSpec
+from sluice_operator.build import pod
+from sluice_operator.build.metadata import Manifest, app_labels, owned_by
+from sluice_operator.observe.quantity import amount
+from sluice_operator.settings import Settings
+
+GRACE_SECONDS = 30
+"""SIGTERM makes the state of the last optimizer step durable well within this."""
+PREPARE_MEMORY = "4Gi"
+"""Rows are streamed: more data does not need more."""
+CPU_STAGE_CPU = "250m"
+
+
+def stage_job(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, claim: Claim | None = None) -> Manifest:
+    """The Job of one attempt of one stage. Its pod is never replaced: attempts are ours, one Job each.
+
+    A training Job is a claim: its pods are born gated, and stay so until the claim is bound.
+
+    Raises:
+        ValueError: Train without a claim, or another stage with one.
+    """
+    if (stage is Stage.TRAIN) != (claim is not None):
+        raise ValueError(f"{stage} {'needs a' if stage is Stage.TRAIN else 'takes no'} claim")
+    labels = {
+        **app_labels("trainer", job.metadata.name),
+        JOB_LABEL: job.metadata.name,
+        STAGE_LABEL: stage.value,
+        ATTEMPT_LABEL: str(attempt),
+    }
+    metadata = owned_by(job, stage_job_name(job.metadata.name, job.metadata.uid, stage, attempt), labels)
+    spec = _pod_spec(job, stage, attempt, settings)
+    if claim:
+        metadata["annotations"] = {CLAIM_ANNOTATION: claim.to_json()}
+        spec = _claiming(spec, claim, settings)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata,
+        "spec": {
+            "parallelism": 1,
+            "completions": 1,
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "template": {"metadata": {"labels": labels}, "spec": spec},
+        },
+    }
+
+
+def _claiming(spec: Manifest, claim: Claim, settings: Settings) -> Manifest:
+    """The pod with its GPUs. It waits at its gate; the node selector comes when the claim is bound."""
+    (trainer,) = spec["containers"]
+    gpus = pod.with_gpus(trainer["resources"], claim.resource, claim.gpus)
+    return {
+        **spec,
+        "schedulingGates": [{"name": SCHEDULING_GATE}],
+        "priorityClassName": settings.training_priority_class,
+        "tolerations": pod.tolerated(claim.resource),
+        "containers": [{**trainer, "resources": gpus}],
+    }
+
+
+def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) -> Manifest:
+    output = claims_of(job.spec.output.uri)
+    claims = claims_of(job.spec.model.uri, job.spec.dataset.uri, job.spec.output.uri)
+    work = StageSpec(
+        namespace=job.metadata.namespace,
+        name=job.metadata.name,
+        uid=job.metadata.uid,
+        stage=stage,
+        attempt=attempt,
+        spec=job.spec,
+    )
+    trainer = {
+        "name": "trainer",
+        "image": settings.trainer_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["python3", "-m", "sluice_trainer", stage.lower()],
+        "env": pod.environment(
+            {pods.STAGE_ENV: work.to_json(), pods.REPORT_URL_ENV: settings.report_url}, pod.BASE_ENVIRONMENT
+        ),
+        "ports": [{"name": "metrics", "containerPort": pods.METRICS_PORT, "protocol": "TCP"}],
+        "resources": _resources(job, stage),
+        "securityContext": pod.CONTAINER_SECURITY,
+        "terminationMessagePath": pods.TERMINATION_FILE,
+        "terminationMessagePolicy": "File",
+        "volumeMounts": [
+            pod.SCRATCH_MOUNT,
+            pod.SHM_MOUNT,
+            pod.TOKEN_MOUNT,
+            *pod.claim_mounts(claims, writable=output),
+        ],
+    }
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pod.POD_SECURITY,
+        "containers": [trainer],
+        "volumes": [pod.SCRATCH_VOLUME, pod.SHM_VOLUME, pod.TOKEN_VOLUME, *pod.claim_volumes(claims)],
+    }
+
+
+def _resources(job: FineTuneJob, stage: Stage) -> Manifest:
+    """What the stage's pod requests; the GPU of a training pod comes with its claim.
+
+    Export loads the model as training does. No CPU limit: throttling slows a stage without helping anyone.
+    """
+    wanted = job.spec.resources
+    if stage is Stage.TRAIN:
+        return {"requests": {"cpu": wanted.cpu, "memory": wanted.memory}, "limits": {"memory": wanted.memory}}
+    memory = wanted.memory
+    if stage is Stage.PREPARE:
+        memory = min(wanted.memory, PREPARE_MEMORY, key=lambda quantity: amount("memory", quantity))
+    return {"requests": {"cpu": CPU_STAGE_CPU, "memory": memory}, "limits": {"memory": memory}}

@@ -1,0 +1,130 @@
+"""Requests to the API server: one connection pool, credentials that are renewed, and patience of a bounded length."""
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
+
+from sluice_operator.cluster.errors import ApiError
+
+JSON = "application/json"
+JSON_PATCH = "application/json-patch+json"
+MERGE_PATCH = "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+
+READ_SECONDS = 30.0
+ATTEMPTS = 5
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 5.0
+
+Body = dict[str, Any]
+Patience = Callable[[], float]
+"""Called before each attempt: seconds that it may take. It may raise, and then there is no further attempt."""
+
+
+def in_cluster() -> bool:
+    """Whether this process runs in a pod; a KUBECONFIG says that it is to act from outside all the same."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
+
+
+async def connect() -> ApiClient:
+    """A client with the pod's own credentials, or those that KUBECONFIG names. Close it after use."""
+    configuration = Configuration()
+    if in_cluster():
+        config.load_incluster_config(client_configuration=configuration)
+    else:
+        kubeconfig = os.environ.get("KUBECONFIG", str(Path.home() / ".kube" / "config"))
+        await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+    client = ApiClient(configuration)
+    client.user_agent = "sluice"
+    return client
+
+
+def _read_patience() -> float:
+    return READ_SECONDS
+
+
+class Api:
+    """The API server by method and path. Kinds and rules are the callers'."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        content_type: str = JSON,
+        patience: Patience = _read_patience,
+        attempts: int = ATTEMPTS,
+    ) -> Body:
+        """Ask, and ask again if the failure may pass: no answer, 429 or 5xx, with a growing, jittered pause.
+
+        Raises:
+            ApiError: what the API server says, or the last failure to reach it.
+        """
+        for attempt in range(1, attempts + 1):
+            seconds = patience()
+            try:
+                return await self._once(method, path, query or {}, body, content_type, seconds)
+            except _Refused as refused:
+                if attempt == attempts or not refused.error.is_passing:
+                    raise refused.error from None
+                await asyncio.sleep(_pause(attempt, refused.retry_after))
+        raise AssertionError("attempts must be at least 1")
+
+    async def _once(
+        self, method: str, path: str, query: Mapping[str, str], body: object, content_type: str, seconds: float
+    ) -> Body:
+        headers = {"Accept": JSON, "Content-Type": content_type}
+        request = await self._client.param_serialize(
+            method, path, query_params=list(query.items()), header_params=headers, auth_settings=["BearerToken"]
+        )
+        _, url, headers, _, _ = request
+        try:
+            response = await self._client.call_api(
+                method, url, headers, body, _request_timeout=aiohttp.ClientTimeout(total=seconds)
+            )
+            text = await response.read()
+        except TimeoutError:
+            raise _Refused(ApiError(0, "Timeout", f"no answer to {method} {path} within {seconds:.0f} s")) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _Refused(ApiError(0, "Unreachable", f"{method} {path}: {type(error).__name__}: {error}")) from error
+        if response.status >= 400:
+            raise _Refused(_error(response.status, text), response.headers.get("Retry-After"))
+        answer: Body = json.loads(text)
+        return answer
+
+
+class _Refused(Exception):
+    """A failed attempt, with what the server says about the next."""
+
+    def __init__(self, error: ApiError, retry_after: str | None = None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.retry_after = float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
+
+
+def _error(status: int, text: bytes) -> ApiError:
+    """The metav1.Status of a refusal, or whatever came in its place."""
+    try:
+        said = json.loads(text)
+        return ApiError(status, str(said["reason"]), str(said["message"]))
+    except (ValueError, LookupError, TypeError):
+        return ApiError(status, "Unknown", text[:500].decode(errors="replace"))
+
+
+def _pause(attempt: int, retry_after: float) -> float:
+    """Twice as long each time, scattered by half, so that many who were refused at once do not come back at once."""
+    backoff = _FIRST_PAUSE * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5)
+    return min(_LONGEST_PAUSE, max(backoff, retry_after))

@@ -1,0 +1,57 @@
+"""Where each kind of object is found in the API."""
+
+from dataclasses import dataclass
+
+from sluice_api.meta import GROUP, JOB_LABEL, SLOT_LABEL, VERSION
+from sluice_operator.observe.views import Key
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKind:
+    """A kind as the API server's paths name it."""
+
+    group: str
+    version: str
+    plural: str
+    namespaced: bool = True
+    selector: str = ""
+    """Labels of those that are ours to watch; the same for lists and watches."""
+
+    @property
+    def api_version(self) -> str:
+        """As a manifest has it."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def collection(self, namespace: str = "") -> str:
+        """Path of all objects, or of those in a namespace."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        return f"{root}/namespaces/{namespace}/{self.plural}" if namespace else f"{root}/{self.plural}"
+
+
+KINDS = {
+    "FineTuneJob": ApiKind(GROUP, VERSION, "finetunejobs"),
+    "InferenceEngine": ApiKind(GROUP, VERSION, "inferenceengines"),
+    "Adapter": ApiKind(GROUP, VERSION, "adapters"),
+    "GPUPool": ApiKind(GROUP, VERSION, "gpupools", namespaced=False),
+    "Node": ApiKind("", "v1", "nodes", namespaced=False),
+    "Pod": ApiKind("", "v1", "pods"),
+    "Job": ApiKind("batch", "v1", "jobs", selector=JOB_LABEL),
+    "Deployment": ApiKind("apps", "v1", "deployments", selector=SLOT_LABEL),
+    "PersistentVolumeClaim": ApiKind("", "v1", "persistentvolumeclaims"),
+    "PersistentVolume": ApiKind("", "v1", "persistentvolumes", namespaced=False),
+    "Service": ApiKind("", "v1", "services"),
+    "ServiceAccount": ApiKind("", "v1", "serviceaccounts"),
+    "ConfigMap": ApiKind("", "v1", "configmaps"),
+    "Role": ApiKind("rbac.authorization.k8s.io", "v1", "roles"),
+    "RoleBinding": ApiKind("rbac.authorization.k8s.io", "v1", "rolebindings"),
+    "PodDisruptionBudget": ApiKind("policy", "v1", "poddisruptionbudgets"),
+    "NetworkPolicy": ApiKind("networking.k8s.io", "v1", "networkpolicies"),
+    "Event": ApiKind("events.k8s.io", "v1", "events"),
+    "Lease": ApiKind("coordination.k8s.io", "v1", "leases"),
+}
+"""Every kind that Sluice reads or writes, by its name in a manifest."""
+
+
+def path_of(key: Key) -> str:
+    """Path of one object."""
+    return f"{KINDS[key.kind].collection(key.namespace)}/{key.name}"

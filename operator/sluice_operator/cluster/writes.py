@@ -1,0 +1,304 @@
+"""Every write of the reconcilers: only while this process leads, to the very object that was meant, and known at once.
+
+What a write returns goes into the store before the next decision, so that two decisions in a row never start from the
+same state because a watch was late.
+"""
+
+import logging
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from uuid import uuid4
+
+from sluice_api.meta import BOUND_AT_ANNOTATION, FIELD_MANAGER, GROUP, SCHEDULING_GATE
+from sluice_operator import metrics
+from sluice_operator.cluster.client import APPLY_PATCH, ATTEMPTS, JSON, JSON_PATCH, Api, Body
+from sluice_operator.cluster.errors import ApiError, Gone, NotLeading, Outdated
+from sluice_operator.cluster.kinds import KINDS, path_of
+from sluice_operator.observe.parse import KINDS as WATCHED
+from sluice_operator.observe.parse import parse
+from sluice_operator.observe.store import Store
+from sluice_operator.observe.views import Key
+
+logger = logging.getLogger(__name__)
+
+ANNOTATIONS_MANAGER = f"{FIELD_MANAGER}-annotations"
+"""Not FIELD_MANAGER: an apply of annotations alone would withdraw everything else that this manager owns."""
+
+HOSTNAME_LABEL = "kubernetes.io/hostname"
+_MAX_NOTE = 1024
+
+
+class Leadership(Protocol):
+    """Whether this process may write."""
+
+    @property
+    def term(self) -> int:
+        """The lease's transition count."""
+
+    def check(self) -> float:
+        """Seconds for which the lease is surely held.
+
+        Raises:
+            NotLeading: none.
+        """
+
+
+class Cluster:
+    """The API server as the reconcilers see it.
+
+    All raise NotLeading when this process does not surely hold the lease, Outdated when the object meant is gone or
+    has changed (the store knows by then), and ApiError for every other refusal.
+    """
+
+    def __init__(self, api: Api, store: Store, leadership: Leadership, reporter: str) -> None:
+        """`reporter` is this process's name in events."""
+        self._api = api
+        self._store = store
+        self._leadership = leadership
+        self._reporter = reporter
+
+    @property
+    def term(self) -> int:
+        """The lease's transition count, which every new claim carries."""
+        return self._leadership.term
+
+    async def create(self, manifest: Body) -> Body:
+        """POST an object. If its name is taken, nothing is changed and the object there is returned."""
+        key = key_of_manifest(manifest)
+        try:
+            return await self._write("create", key, "POST", KINDS[key.kind].collection(key.namespace), manifest)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise
+        return await self._read(key)
+
+    async def apply(self, manifest: Body) -> Body:
+        """Server-side apply. With metadata.uid it changes that object only, and never makes a new one."""
+        key = key_of_manifest(manifest)
+        return await self._apply("apply", key, path_of(key), manifest, FIELD_MANAGER)
+
+    async def apply_status(self, key: Key, uid: str, status: Body, manager: str = FIELD_MANAGER) -> Body:
+        """Server-side apply of the whole status that `manager` owns."""
+        body = {**_identity(key, uid), "status": status}
+        return await self._apply("status", key, f"{path_of(key)}/status", body, manager)
+
+    async def annotate(self, key: Key, uid: str, annotations: dict[str, str]) -> Body:
+        """Server-side apply of annotations. They are all that Sluice ever annotates there: others of ours go away."""
+        body = _identity(key, uid)
+        body["metadata"]["annotations"] = annotations
+        return await self._apply("annotate", key, path_of(key), body, ANNOTATIONS_MANAGER)
+
+    async def delete(self, key: Key, uid: str, *, foreground: bool) -> None:
+        """Delete this very object; one that is gone already is as good. Foreground: its children go first."""
+        policy = "Foreground" if foreground else "Background"
+        body = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": uid},
+            "propagationPolicy": policy,
+        }
+        try:
+            answer = await self._write("delete", key, "DELETE", path_of(key), body)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+            self._forget(key, uid)
+            return
+        if answer["kind"] == "Status":  # it had no finalizer and no grace period: it is gone
+            self._forget(key, uid)
+
+    async def bind_pod(self, key: Key, uid: str, node: str, at: datetime) -> None:
+        """Let a gated pod go to one node: gate off, node selector on, node nominated.
+
+        The first two are one patch. The nomination is what keeps the node's freed GPU for this pod (measured: nobody
+        steals it), so it has to be there before the GPU is free.
+        """
+        pod = await self._same(key, uid)
+        operations = _binding(pod, uid, self._hostname(node), at)
+        if operations:
+            await self._patch("bind", key, uid, path_of(key), operations)
+        await self.nominate_pod(key, uid, node)
+
+    async def nominate_pod(self, key: Key, uid: str, node: str) -> None:
+        """Say which node a pod is meant for (KEP-5278)."""
+        operations = [_test("/metadata/uid", uid), _add("/status/nominatedNodeName", node)]
+        await self._patch("nominate", key, uid, f"{path_of(key)}/status", operations)
+
+    async def scale_slot(self, key: Key, uid: str, size: int) -> None:
+        """Set a slot's Deployment to 0 or 1."""
+        operations = [_test("/metadata/uid", uid), _add("/spec/replicas", size)]
+        await self._patch("scale", key, uid, path_of(key), operations)
+
+    async def event(
+        self, key: Key, uid: str, type: str, reason: str, message: str  # noqa: A002
+    ) -> None:
+        """Tell people, on the object; `type` is Normal or Warning. Never raises: an event that is lost is lost."""
+        namespace = key.namespace or "default"
+        body: Body = {
+            "apiVersion": KINDS["Event"].api_version,
+            "kind": "Event",
+            "metadata": {"name": f"{key.name[:200]}.{uuid4().hex[:16]}", "namespace": namespace},
+            "eventTime": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "reportingController": f"{GROUP}/sluice",
+            "reportingInstance": self._reporter[:128],
+            "action": reason,
+            "reason": reason,
+            "type": type,
+            "note": message[:_MAX_NOTE],
+            "regarding": {
+                "apiVersion": KINDS[key.kind].api_version,
+                "kind": key.kind,
+                "namespace": key.namespace,
+                "name": key.name,
+                "uid": uid,
+            },
+        }
+        event = Key("Event", namespace, body["metadata"]["name"])
+        try:
+            await self._write("event", event, "POST", KINDS["Event"].collection(namespace), body, attempts=1)
+        except (ApiError, NotLeading) as error:
+            logger.warning("an event was lost", extra={"object": str(key), "reason": reason, "error": str(error)})
+
+    async def failed_create(self, stage_job: Key) -> str:
+        """Why the Job controller could not make a Job's pod, in its newest words; empty if it never said so."""
+        selector = f"involvedObject.kind=Job,involvedObject.name={stage_job.name},reason=FailedCreate"
+        answer = await self._api.request(
+            "GET", f"/api/v1/namespaces/{stage_job.namespace}/events", query={"fieldSelector": selector}
+        )
+        events = sorted(answer["items"], key=_event_time)
+        return str(events[-1].get("message") or "") if events else ""
+
+    async def _apply(self, verb: str, key: Key, path: str, body: Body, manager: str) -> Body:
+        uid = body["metadata"].get("uid", "")
+        query = {"fieldManager": manager, "force": "true"}
+        try:
+            return await self._write(verb, key, "PATCH", path, body, content_type=APPLY_PATCH, query=query)
+        except ApiError as error:
+            if uid and (error.status == 404 or (error.status == 409 and "uid" in error.message.lower())):
+                raise self._gone(key, uid) from None
+            raise
+
+    async def _patch(self, verb: str, key: Key, uid: str, path: str, operations: list[Body]) -> Body:
+        query = {"fieldManager": FIELD_MANAGER}
+        try:
+            return await self._write(verb, key, "PATCH", path, operations, content_type=JSON_PATCH, query=query)
+        except ApiError as error:
+            if error.status == 404:
+                raise self._gone(key, uid) from None
+            if error.status == 422 and "test" in error.message:
+                await self._same(key, uid)
+                raise Outdated(f"{key} is not what it was") from None
+            raise
+
+    async def _write(
+        self,
+        verb: str,
+        key: Key,
+        method: str,
+        path: str,
+        body: object,
+        *,
+        content_type: str = JSON,
+        query: dict[str, str] | None = None,
+        attempts: int = ATTEMPTS,
+    ) -> Body:
+        """One guarded write; the lease is checked before each attempt, and no attempt outlasts it."""
+        try:
+            answer = await self._api.request(
+                method,
+                path,
+                query=query,
+                body=body,
+                content_type=content_type,
+                patience=self._leadership.check,
+                attempts=attempts,
+            )
+        except ApiError as error:
+            metrics.API_WRITES.labels(verb, key.kind, error.reason).inc()
+            raise
+        metrics.API_WRITES.labels(verb, key.kind, "ok").inc()
+        self._remember(key, answer)
+        return answer
+
+    async def _read(self, key: Key) -> Body:
+        answer = await self._api.request("GET", path_of(key))
+        self._remember(key, answer)
+        return answer
+
+    async def _same(self, key: Key, uid: str) -> Body:
+        """The object as it is now, if it is still the same one."""
+        try:
+            answer = await self._read(key)
+        except ApiError as error:
+            if error.status == 404:
+                raise self._gone(key, uid) from None
+            raise
+        if answer["metadata"]["uid"] != uid:
+            raise self._gone(key, uid)
+        return answer
+
+    def _remember(self, key: Key, answer: Body) -> None:
+        if key.kind in WATCHED and answer["kind"] == key.kind:
+            self._store.put(parse(key.kind, answer), seen=False)
+
+    def _forget(self, key: Key, uid: str) -> None:
+        if key.kind in WATCHED:
+            self._store.remove(key, uid)
+
+    def _gone(self, key: Key, uid: str) -> Gone:
+        self._forget(key, uid)
+        return Gone(f"{key} with uid {uid} is not there any more")
+
+    def _hostname(self, node: str) -> str:
+        """A node's label, which a node selector needs; it need not be the node's name."""
+        view = self._store.world().nodes.get(Key("Node", "", node))
+        return view.labels.get(HOSTNAME_LABEL, node) if view else node
+
+
+def key_of_manifest(manifest: Body) -> Key:
+    """Where a manifest's object is."""
+    metadata = manifest["metadata"]
+    return Key(manifest["kind"], metadata.get("namespace", ""), metadata["name"])
+
+
+def _identity(key: Key, uid: str) -> Body:
+    metadata = {"name": key.name, "uid": uid, **({"namespace": key.namespace} if key.namespace else {})}
+    return {"apiVersion": KINDS[key.kind].api_version, "kind": key.kind, "metadata": metadata}
+
+
+def _binding(pod: Body, uid: str, hostname: str, at: datetime) -> list[Body]:
+    """The patch that takes our gate off a pod and ties it to a node; empty if it is off already."""
+    gates = [gate["name"] for gate in pod["spec"].get("schedulingGates") or ()]
+    if SCHEDULING_GATE not in gates:
+        return []
+    gate = f"/spec/schedulingGates/{gates.index(SCHEDULING_GATE)}"
+    stamp = at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return [
+        _test("/metadata/uid", uid),
+        _test(f"{gate}/name", SCHEDULING_GATE),
+        {"op": "remove", "path": gate},
+        *_entry("/spec/nodeSelector", HOSTNAME_LABEL, hostname, present=bool(pod["spec"].get("nodeSelector"))),
+        *_entry(
+            "/metadata/annotations", BOUND_AT_ANNOTATION, stamp, present=bool(pod["metadata"].get("annotations"))
+        ),
+    ]
+
+
+def _entry(path: str, name: str, value: str, *, present: bool) -> list[Body]:
+    """Put an entry into a map, which is made if it is not there."""
+    if not present:
+        return [_add(path, {name: value})]
+    return [_add(f"{path}/{name.replace('~', '~0').replace('/', '~1')}", value)]
+
+
+def _test(path: str, value: Any) -> Body:
+    return {"op": "test", "path": path, "value": value}
+
+
+def _add(path: str, value: Any) -> Body:
+    return {"op": "add", "path": path, "value": value}
+
+
+def _event_time(event: Body) -> str:
+    series = event.get("series") or {}
+    return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")

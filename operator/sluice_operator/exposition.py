@@ -1,0 +1,147 @@
+"""What a scrape of /metrics answers: what metrics.py has counted, and what the World shows at that moment.
+
+Series that come from the World can't outlive their objects. Only the leader shows them: a standby's are its own guess.
+A job's labels are job_namespace and job_name: Prometheus sets namespace and job itself, to the operator's.
+"""
+
+from collections import Counter as Tally
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+from aiohttp import web
+from prometheus_client.aiohttp import make_aiohttp_handler
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.meta import DEFAULT_POOL
+from sluice_api.reasons import Reason
+from sluice_api.reports import TrainingReport
+from sluice_operator import metrics
+from sluice_operator.observe.store import Store
+from sluice_operator.observe.world import World
+from sluice_operator.plan.pool import pool_usage
+from sluice_operator.plan.pools import find_pool
+
+SHOWN_AFTER_END = timedelta(minutes=10)
+"""How long a finished job's last figures stay, for a scrape to see them."""
+
+Training = Callable[[], Mapping[str, TrainingReport]]
+"""The newest report of each job's training, by the job's uid."""
+
+
+class WorldCollector:
+    """Reads jobs, GPUs and trainings from the store at each scrape."""
+
+    def __init__(self, store: Store, leads: Callable[[], bool], training: Training) -> None:
+        self._store = store
+        self._leads = leads
+        self._training = training
+
+    def describe(self) -> list[Metric]:
+        """Nothing in advance: registering does not read the store."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All series of this moment."""
+        leads = self._leads()
+        yield GaugeMetricFamily("sluice_leader", "1 on the replica that leads.", value=float(leads))
+        if leads:
+            world = self._store.world()
+            yield jobs(world)
+            yield from gpus(world)
+            yield from trainings(world, self._training(), datetime.now(UTC))
+
+
+def jobs(world: World) -> Metric:
+    """Jobs by state."""
+    family = GaugeMetricFamily(
+        "sluice_jobs", "FineTuneJobs by state, a word of docs/reasons.md.", labels=("job_namespace", "state")
+    )
+    tally = Tally((job.metadata.namespace, job.status.summary or Reason.PENDING.value) for job in world.jobs.values())
+    for place, count in tally.items():
+        family.add_metric(place, count)
+    return family
+
+
+def gpus(world: World) -> Iterator[Metric]:
+    """GPUs by pool and use."""
+    used = GaugeMetricFamily("sluice_gpus", "GPUs by use: inference, training, others or free.", labels=("pool", "use"))
+    lent = GaugeMetricFamily("sluice_lent_gpus", "GPUs that engines lend to jobs.", labels=("pool",))
+    default = find_pool(world, DEFAULT_POOL)
+    for pool in world.pools.values() or filter(None, (default,)):
+        name, usage = pool.metadata.name, pool_usage(world, pool)
+        used.add_metric((name, "inference"), usage.inference)
+        used.add_metric((name, "training"), usage.training)
+        used.add_metric((name, "others"), usage.others)
+        used.add_metric((name, "free"), usage.free)
+        lent.add_metric((name,), usage.lent)
+    yield used
+    yield lent
+
+
+FIGURES: tuple[tuple[str, str, Callable[[TrainingReport], float | None]], ...] = (
+    ("sluice_training_step", "Optimizer steps done, over all attempts.", lambda report: report.step),
+    ("sluice_training_target_steps", "Optimizer steps of the whole job.", lambda report: report.total_steps),
+    ("sluice_training_epoch", "Passes over the training rows.", lambda report: report.epoch),
+    ("sluice_training_loss_nats", "Mean training loss since the last report.", lambda report: report.loss),
+    (
+        "sluice_training_evaluation_loss_nats",
+        "Newest mean loss on the held-out rows.",
+        lambda report: report.evaluation_loss,
+    ),
+    ("sluice_training_tokens_per_second", "Real tokens.", lambda report: report.tokens_per_second),
+    ("sluice_training_gpu_memory_bytes", "Peak of this attempt.", lambda report: report.gpu_memory_bytes),
+)
+
+
+def trainings(world: World, newest: Mapping[str, TrainingReport], now: datetime) -> Iterator[Metric]:
+    """The newest figures of each job that trains, or has ended a moment ago."""
+    shown = [
+        (job, newest[job.metadata.uid])
+        for job in world.jobs.values()
+        if job.metadata.uid in newest and not _is_long_over(job, now)
+    ]
+    for name, meaning, figure in FIGURES:
+        family = GaugeMetricFamily(name, meaning, labels=("job_namespace", "job_name"))
+        for job, report in shown:
+            value = figure(report)
+            if value is not None:
+                family.add_metric((job.metadata.namespace, job.metadata.name), value)
+        yield family
+
+
+def _is_long_over(job: FineTuneJob, now: datetime) -> bool:
+    finished = job.status.finished_at
+    return finished is not None and now - finished > SHOWN_AFTER_END
+
+
+@asynccontextmanager
+async def serve(
+    port: int, collector: WorldCollector, live: Callable[[], str], ready: Callable[[], str]
+) -> AsyncIterator[None]:
+    """Answer /metrics, /livez and /readyz until the block ends, on the leader and on a standby.
+
+    `live` and `ready` say what is wrong; nothing when nothing is.
+    """
+    metrics.REGISTRY.register(collector)
+    app = web.Application()
+    app.router.add_get("/metrics", make_aiohttp_handler(metrics.REGISTRY))
+    app.router.add_get("/livez", _probe(live))
+    app.router.add_get("/readyz", _probe(ready))
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, port=port).start()
+        yield
+    finally:
+        await runner.cleanup()
+        metrics.REGISTRY.unregister(collector)
+
+
+def _probe(wrong: Callable[[], str]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def probe(_request: web.Request) -> web.Response:
+        reason = wrong()
+        return web.Response(text=reason or "ok", status=503 if reason else 200)
+
+    return probe

@@ -1,0 +1,62 @@
+"""What a watch lost: full lists by difference, from time to time and whenever a watch had to begin anew."""
+
+import asyncio
+import logging
+
+from sluice_operator.cluster.client import Api
+from sluice_operator.cluster.errors import ApiError
+from sluice_operator.cluster.kinds import KINDS
+from sluice_operator.cluster.lists import refresh
+from sluice_operator.observe.parse import KINDS as WATCHED
+from sluice_operator.observe.store import Store
+
+logger = logging.getLogger(__name__)
+
+PAUSE_AFTER_FAILURE = 2.0
+_BY_PLURAL = {KINDS[kind].plural: kind for kind in WATCHED}
+
+
+class Resync:
+    """Keeps the store true to the API server, whatever the watches do."""
+
+    def __init__(self, api: Api, store: Store, seconds: float) -> None:
+        """`seconds` is the time between two full rounds."""
+        self._api = api
+        self._store = store
+        self._seconds = seconds
+        self._due: set[str] = set()
+        self._wanted = asyncio.Event()
+        self._never_listed = set(WATCHED)
+
+    @property
+    def is_primed(self) -> bool:
+        """Whether every kind has been listed in full: before that, nothing may be decided."""
+        return not self._never_listed
+
+    def want(self, plural: str) -> None:
+        """Have a kind listed soon."""
+        if plural in _BY_PLURAL:
+            self._due.add(_BY_PLURAL[plural])
+            self._wanted.set()
+
+    async def run(self) -> None:
+        """List for ever what is wanted, and every kind when its time has come. kopf's first lists want every kind."""
+        while True:
+            await self._list_due()
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await self._wanted.wait()
+            except TimeoutError:
+                self._due.update(WATCHED)
+            self._wanted.clear()
+
+    async def _list_due(self) -> None:
+        while self._due:
+            kind = self._due.pop()
+            try:
+                await refresh(self._api, self._store, kind)
+                self._never_listed.discard(kind)
+            except ApiError as error:
+                logger.warning("a list failed and is tried again", extra={"kind": kind, "error": str(error)})
+                self._due.add(kind)
+                await asyncio.sleep(PAUSE_AFTER_FAILURE)

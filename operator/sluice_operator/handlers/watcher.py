@@ -1,0 +1,82 @@
+"""A watch that never ends the operator.
+
+kopf raises WatchingError on a watch's ERROR event of any code but 410, and lets a list's failure through; both end the
+whole process (nolar/kopf: kopf/_cogs/clients/watching.py, continuous_watch, "Other watch errors should be fatal for the
+operator"). An API server that restarts, or an etcd that is slow, sends such events (codes 500 and 504). Here the watch
+backs off and lists again, as it does after 410.
+
+And kopf tells nobody what was deleted between two lists. So each new list of kopf's asks for one of ours, which finds
+by difference what has vanished.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+from kopf._cogs.clients import errors, watching
+
+from sluice_operator import metrics
+
+logger = logging.getLogger(__name__)
+
+Watch = Callable[..., AsyncIterator[Any]]
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 8.0
+FAILURES = (
+    watching.WatchingError,
+    errors.APIError,
+    aiohttp.ClientError,
+    TimeoutError,
+    ValueError,  # a line of the stream that is no JSON
+)
+
+
+class Watches:
+    """All watches of this process: when each last gave a sign, and how often it broke."""
+
+    def __init__(self, listed: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        """`listed` is called with a plural name whenever kopf has listed that kind anew."""
+        self._listed = listed
+        self._clock = clock
+        self._signs: dict[str, float] = {}
+
+    def silence(self) -> float:
+        """Seconds since the watch that has been silent for longest gave a sign; 0 before there is any."""
+        return max((self._clock() - sign for sign in self._signs.values()), default=0.0)
+
+    def install(self) -> None:
+        """Put our watch in the place of kopf's, for this process."""
+        watching.infinite_watch = self.enduring(watching.infinite_watch)
+
+    def enduring(self, watch: Watch) -> Watch:
+        """The same watch, begun again after every failure."""
+
+        async def endure(*, resource: Any, **options: Any) -> AsyncIterator[Any]:
+            failures = 0
+            while True:
+                self._signs[resource.plural] = self._clock()
+                try:
+                    async for event in watch(resource=resource, **options):
+                        self._signs[resource.plural] = self._clock()
+                        if event is watching.Bookmark.LISTED:
+                            failures = 0
+                            self._listed(resource.plural)
+                        yield event
+                except FAILURES as error:
+                    failures += 1
+                    metrics.WATCH_ERRORS.labels(resource.plural).inc()
+                    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (failures - 1)) * random.uniform(0.5, 1.0)
+                    logger.warning(
+                        "a watch broke and begins anew",
+                        extra={"kind": resource.plural, "error": str(error), "retry_in": round(pause, 2)},
+                    )
+                    await asyncio.sleep(pause)
+                else:
+                    return
+
+        return endure

@@ -1,0 +1,82 @@
+"""kopf watches every kind that decisions read. A handler does two things: the store learns, the queue is told whom."""
+
+from collections.abc import Callable
+from typing import Any
+
+import kopf
+
+from sluice_operator.cluster.client import in_cluster
+from sluice_operator.cluster.kinds import KINDS
+from sluice_operator.handlers.routing import keys_for
+from sluice_operator.observe.parse import KINDS as WATCHED
+from sluice_operator.observe.parse import Stored, Unreadable, key_of, parse, uid_of, version_of
+from sluice_operator.observe.store import Store
+from sluice_operator.observe.views import Key
+
+
+def route_changes(store: Store, add: Callable[[Key], None]) -> None:
+    """Have every change of the store, wherever it comes from, reconcile those whom it concerns."""
+
+    def changed(old: Stored | None, new: Stored | None) -> None:
+        for key in keys_for(old, new, store.world(), store.links):
+            add(key)
+
+    store.listen(changed)
+    store.wake = add
+
+
+def take_event(store: Store, kind: str, event_type: str | None, body: dict[str, Any]) -> None:
+    """Bring one event of a watch, or one object of kopf's own list, into the store."""
+    parsed = parse(kind, body)
+    if event_type == "DELETED":
+        if not isinstance(parsed, Unreadable):
+            store.put(parsed, seen=True)  # the last words of a pod may come only with its end
+        store.remove(key_of(parsed), uid_of(parsed), version_of(parsed))
+    else:
+        store.put(parsed, seen=True)
+
+
+def registry_for(store: Store) -> kopf.OperatorRegistry:
+    """kopf's handlers: one for each kind."""
+    registry = kopf.OperatorRegistry()
+    kopf.on.login(registry=registry)(_login)
+    for kind in WATCHED:
+        where = KINDS[kind]
+        watch = kopf.on.event(where.group, where.version, where.plural, id=kind, registry=registry)
+        watch(_handler(store, kind))
+    return registry
+
+
+def _handler(store: Store, kind: str) -> Callable[..., Any]:
+    async def handle(event: kopf.RawEvent, **_: Any) -> None:
+        take_event(store, kind, event["type"], dict(event["object"]))
+
+    return handle
+
+
+def _login(**context: Any) -> kopf.ConnectionInfo | None:
+    if in_cluster():
+        return kopf.login_with_service_account(**context)
+    return kopf.login_with_kubeconfig(**context)
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """How kopf is used here: watches that end before they can fall silent, and nothing of its own in the cluster."""
+    settings = kopf.OperatorSettings()
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 10
+    settings.networking.error_backoffs = (0.5, 1, 2, 4, 4, 4, 4)
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.peering.clusterwide = True
+    settings.scanning.disabled = True  # our kinds are installed before kopf starts, see lists.until_installed
+    settings.execution.default_backoff = 1
+    settings.queueing.exit_timeout = 1
+    settings.process.ultimate_exiting_timeout = 30
+    for kind in WATCHED:
+        where = KINDS[kind]
+        if where.selector:
+            settings.watching.label_selectors[where.group, where.version, where.plural] = where.selector
+    return settings

@@ -1,0 +1,61 @@
+"""Who has to be looked at again when something else changes: the World's connections, indexed."""
+
+from sluice_api.adapter import Adapter
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.sources import claims_of
+from sluice_operator.observe.index import Index
+from sluice_operator.observe.views import ClaimView, StageJobView
+
+Place = tuple[str, str]
+"""Namespace and name."""
+
+
+def _pool_of_job(job: FineTuneJob) -> tuple[str, ...]:
+    return (job.spec.resources.pool,)
+
+
+def _pool_of_engine(engine: InferenceEngine) -> tuple[str, ...]:
+    return (engine.spec.resources.pool,)
+
+
+def _published_to(job: FineTuneJob) -> tuple[Place, ...]:
+    return ((job.metadata.namespace, job.spec.publish.engine),) if job.spec.publish else ()
+
+
+def _volume_claims(job: FineTuneJob) -> tuple[Place, ...]:
+    try:
+        names = claims_of(job.spec.model.uri, job.spec.dataset.uri, job.spec.output.uri)
+    except ValueError:  # a path that climbs out of its claim; the job's own reconcile says so
+        return ()
+    return tuple((job.metadata.namespace, name) for name in names)
+
+
+def _engine_of(adapter: Adapter) -> tuple[Place, ...]:
+    return ((adapter.metadata.namespace, adapter.spec.engine),)
+
+
+def _volume(claim: ClaimView) -> tuple[str, ...]:
+    return (claim.volume,) if claim.volume else ()
+
+
+def _lenders(stage_job: StageJobView) -> tuple[Place, ...]:
+    borrowed = stage_job.claim.borrowed if stage_job.claim else ()
+    return tuple(dict.fromkeys((slot.namespace, slot.engine) for slot in borrowed))
+
+
+class Links:
+    """Objects by what they depend on."""
+
+    def __init__(self) -> None:
+        self.jobs_in_pool: Index[str, FineTuneJob] = Index(_pool_of_job)
+        self.engines_in_pool: Index[str, InferenceEngine] = Index(_pool_of_engine)
+        self.publishing: Index[Place, FineTuneJob] = Index(_published_to)
+        """Jobs by the engine to which they publish."""
+        self.mounting: Index[Place, FineTuneJob] = Index(_volume_claims)
+        """Jobs by the PersistentVolumeClaims that they name."""
+        self.adapters_on: Index[Place, Adapter] = Index(_engine_of)
+        self.borrowing: Index[Place, StageJobView] = Index(_lenders)
+        """Claims by the engines from which they borrow."""
+        self.bound_to: Index[str, ClaimView] = Index(_volume)
+        """PersistentVolumeClaims by the volume that they are bound to."""

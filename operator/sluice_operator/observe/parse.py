@@ -1,0 +1,216 @@
+"""From an object as the API server sends it to what decisions need. Total: whatever comes in, a type comes out."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from sluice_api.adapter import Adapter
+from sluice_api.claim import Claim
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.meta import (
+    ATTEMPT_LABEL,
+    CLAIM_ANNOTATION,
+    ENGINE_LABEL,
+    SLOT_LABEL,
+    STAGE_LABEL,
+    TEMPLATE_ANNOTATION,
+)
+from sluice_api.stages import Stage
+from sluice_operator.observe.parse_pod import parse_pod
+from sluice_operator.observe.quantity import amounts
+from sluice_operator.observe.raw import Body, condition, metadata_of, moment
+from sluice_operator.observe.views import (
+    ClaimView,
+    Key,
+    NodeRequirement,
+    NodeView,
+    SlotView,
+    StageJobView,
+    Taint,
+    View,
+    VolumeView,
+)
+
+Custom = FineTuneJob | InferenceEngine | Adapter | GPUPool
+Stored = View | Custom
+"""What the store holds."""
+
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An object that no decision can be made from. It is set aside; all others go on."""
+
+    key: Key
+    uid: str
+    resource_version: int
+    error: str
+
+
+Parsed = Stored | Unreadable
+
+
+def parse(kind: str, body: Body) -> Parsed:
+    """Read an object of one of the watched kinds.
+
+    Raises:
+        KeyError: the kind is none of KINDS.
+    """
+    reader = _READERS[kind]
+    try:
+        return reader(body)
+    except ValidationError as invalid:
+        return _unreadable(kind, body, _explained(invalid))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        return _unreadable(kind, body, f"{type(error).__name__}: {error}")
+
+
+def _unreadable(kind: str, body: object, error: str) -> Unreadable:
+    metadata = body.get("metadata") if isinstance(body, Mapping) else None
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+    version = str(metadata.get("resourceVersion"))
+    return Unreadable(
+        Key(kind, str(metadata.get("namespace") or ""), str(metadata.get("name") or "")),
+        str(metadata.get("uid") or ""),
+        int(version) if version.isdecimal() else 0,
+        error[:1000],
+    )
+
+
+def _explained(invalid: ValidationError) -> str:
+    """The first errors as `field: what is wrong`."""
+    errors = invalid.errors(include_url=False, include_context=False, include_input=False)[:3]
+    return "; ".join(f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in errors)
+
+
+def _custom(
+    model: type[FineTuneJob] | type[InferenceEngine] | type[Adapter] | type[GPUPool],
+) -> Callable[[Body], Custom]:
+    def read(body: Body) -> Custom:
+        """Fields of a newer version are left out; a status that cannot be read counts as lost, which it may be."""
+        metadata = dict(body["metadata"])
+        annotations = metadata.get("annotations") or {}
+        metadata["annotations"] = {name: text for name, text in annotations.items() if name != _LAST_APPLIED}
+        known = {name: body[name] for name in ("apiVersion", "kind", "spec", "status") if body.get(name) is not None}
+        known["metadata"] = metadata
+        try:
+            resource = model.model_validate(known, extra="ignore")
+        except ValidationError as invalid:
+            if any(error["loc"][:1] != ("status",) for error in invalid.errors()):
+                raise
+            del known["status"]
+            resource = model.model_validate(known, extra="ignore")
+        int(resource.metadata.resource_version)
+        if not resource.metadata.uid:
+            raise ValueError("metadata.uid is missing")
+        return resource
+
+    return read
+
+
+def _stage_job(body: Body) -> StageJobView:
+    metadata = metadata_of("Job", body)
+    spec, status = body.get("spec") or {}, body.get("status") or {}
+    annotation = (body["metadata"].get("annotations") or {}).get(CLAIM_ANNOTATION)
+    complete = condition(status, "Complete", "True")
+    failed = condition(status, "Failed", "True")
+    ended = complete or failed
+    return StageJobView(
+        **metadata,
+        stage=Stage(metadata["labels"][STAGE_LABEL]),
+        attempt=int(metadata["labels"][ATTEMPT_LABEL]),
+        claim=Claim.model_validate_json(annotation, extra="ignore") if annotation else None,
+        suspended=bool(spec.get("suspend")),
+        finished="Complete" if complete else "Failed" if failed else "",
+        failure=f"{failed.get('reason', '')}: {failed.get('message', '')}" if failed else "",
+        finished_at=moment(status.get("completionTime") or ended.get("lastTransitionTime")) if ended else None,
+    )
+
+
+def _slot(body: Body) -> SlotView:
+    metadata = metadata_of("Deployment", body)
+    replicas = (body.get("spec") or {}).get("replicas")
+    return SlotView(
+        **metadata,
+        engine=metadata["labels"][ENGINE_LABEL],
+        index=int(metadata["labels"][SLOT_LABEL]),
+        size=1 if replicas is None else int(replicas),
+        template=(body["metadata"].get("annotations") or {}).get(TEMPLATE_ANNOTATION, ""),
+    )
+
+
+def _node(body: Body) -> NodeView:
+    spec, status = body.get("spec") or {}, body.get("status") or {}
+    taints = (Taint(t["key"], t.get("value") or "", t["effect"]) for t in spec.get("taints") or ())
+    return NodeView(
+        **metadata_of("Node", body),
+        allocatable=amounts(status.get("allocatable") or {}),
+        ready=bool(condition(status, "Ready", "True")),
+        cordoned=bool(spec.get("unschedulable")),
+        taints=tuple(taints),
+    )
+
+
+def _claim(body: Body) -> ClaimView:
+    metadata = metadata_of("PersistentVolumeClaim", body)
+    spec, status = body.get("spec") or {}, body.get("status") or {}
+    return ClaimView(
+        **metadata,
+        bound=status.get("phase") == "Bound",
+        volume=spec.get("volumeName") or "",
+        access_modes=tuple(str(mode) for mode in spec.get("accessModes") or ()),
+        terminating=metadata["deleting"],
+    )
+
+
+def _volume(body: Body) -> VolumeView:
+    affinity = ((body.get("spec") or {}).get("nodeAffinity") or {}).get("required") or {}
+    terms = (_requirements(term) for term in affinity.get("nodeSelectorTerms") or ())
+    return VolumeView(**metadata_of("PersistentVolume", body), node_terms=tuple(terms))
+
+
+def _requirements(term: Mapping[str, Any]) -> tuple[NodeRequirement, ...]:
+    """A term's requirements on labels, and on fields, of which there is only metadata.name."""
+    wanted: Iterable[Any] = (*(term.get("matchExpressions") or ()), *(term.get("matchFields") or ()))
+    return tuple(NodeRequirement(r["key"], r["operator"], tuple(map(str, r.get("values") or ()))) for r in wanted)
+
+
+_READERS: Mapping[str, Callable[[Body], Stored]] = {
+    "FineTuneJob": _custom(FineTuneJob),
+    "InferenceEngine": _custom(InferenceEngine),
+    "Adapter": _custom(Adapter),
+    "GPUPool": _custom(GPUPool),
+    "Node": _node,
+    "Pod": parse_pod,
+    "Job": _stage_job,
+    "Deployment": _slot,
+    "PersistentVolumeClaim": _claim,
+    "PersistentVolume": _volume,
+}
+
+KINDS = tuple(_READERS)
+"""The watched kinds."""
+
+
+def key_of(stored: Parsed) -> Key:
+    """An object's place."""
+    if isinstance(stored, View | Unreadable):
+        return stored.key
+    return Key(stored.KIND.kind, stored.metadata.namespace, stored.metadata.name)
+
+
+def uid_of(stored: Parsed) -> str:
+    """What tells it from others of the same name, before and after."""
+    return stored.uid if isinstance(stored, View | Unreadable) else stored.metadata.uid
+
+
+def version_of(stored: Parsed) -> int:
+    """Its resourceVersion. They are comparable numbers since Kubernetes 1.35 says so (KEP-5504)."""
+    if isinstance(stored, View | Unreadable):
+        return stored.resource_version
+    return int(stored.metadata.resource_version)

@@ -1,0 +1,129 @@
+"""Pods: what they ask of a node, and what their containers say."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sluice_api.meta import BOUND_AT_ANNOTATION, ENGINE_LABEL, JOB_LABEL
+from sluice_operator.observe.quantity import amounts
+from sluice_operator.observe.raw import Body, ViewMetadata, condition, metadata_of, moment
+from sluice_operator.observe.views import PodView, Resources, Termination
+
+_MAIN = ("trainer", "vllm")
+"""The container that a pod of ours is about: of a stage's pod, of an engine's pod."""
+_ORDINARY = frozenset({"ContainerCreating", "PodInitializing"})
+"""What every container waits for at first."""
+_POD_LEVEL = ("cpu", "memory")
+"""Resources that a request of the whole pod replaces (hugepages aside, of which nothing here depends)."""
+
+
+def parse_pod(body: Body) -> PodView:
+    """A pod as decisions need it; of anybody else's pod hardly more than what it takes from its node."""
+    metadata = metadata_of("Pod", body)
+    spec, status = body.get("spec") or {}, body.get("status") or {}
+    ended = status.get("phase") in ("Succeeded", "Failed")
+    if not is_ours(metadata["labels"]):
+        bare: ViewMetadata = {**metadata, "labels": {}, "owner": None}
+        return PodView(
+            **bare,
+            requests=effective_requests(spec),
+            node=spec.get("nodeName") or "",
+            ended=ended,
+            claims=_claims(body),
+        )
+    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    main: Mapping[str, Any] = next((c for c in containers if c.get("name") in _MAIN), {})
+    waiting_reason, waiting_message = _waiting(containers)
+    unscheduled = condition(status, "PodScheduled", "False")
+    return PodView(
+        **metadata,
+        requests=effective_requests(spec),
+        node=spec.get("nodeName") or "",
+        nominated_node=status.get("nominatedNodeName") or "",
+        gates=tuple(gate["name"] for gate in spec.get("schedulingGates") or ()),
+        bound_at=moment((body["metadata"].get("annotations") or {}).get(BOUND_AT_ANNOTATION)),
+        ended=ended,
+        running=bool((main.get("state") or {}).get("running")),
+        ready=bool(condition(status, "Ready", "True")),
+        waiting_reason=waiting_reason,
+        waiting_message=waiting_message,
+        unschedulable=unscheduled.get("message") or "" if unscheduled.get("reason") == "Unschedulable" else "",
+        disruption=condition(status, "DisruptionTarget", "True").get("reason") or "",
+        claims=_claims(body),
+        termination=_termination(main),
+    )
+
+
+def is_ours(labels: Mapping[str, str]) -> bool:
+    """Whether a pod belongs to a job's stage or an engine's slot."""
+    return JOB_LABEL in labels or ENGINE_LABEL in labels
+
+
+def effective_requests(spec: Body) -> Resources:
+    """What a pod takes from its node, as kube-scheduler counts it.
+
+    The larger of what runs together and of what any step of the start needs; sidecars (init containers that
+    are restarted) run along with all that comes after them. A pod-level request replaces the containers'.
+    """
+    running = total(_requests(c) for c in spec.get("containers") or ())
+    sidecars: dict[str, int] = {}
+    peak: dict[str, int] = {}
+    for container in spec.get("initContainers") or ():
+        if container.get("restartPolicy") == "Always":
+            sidecars = total((sidecars, _requests(container)))
+            peak = _larger(peak, sidecars)
+        else:
+            peak = _larger(peak, total((sidecars, _requests(container))))
+    together = _larger(peak, total((running, sidecars)))
+    whole = _requests(spec)
+    together.update({name: whole[name] for name in _POD_LEVEL if name in whole})
+    return total((together, amounts(dict(spec.get("overhead") or {}))))
+
+
+def total(parts: Iterable[Resources]) -> dict[str, int]:
+    """The sum of several requests."""
+    added: dict[str, int] = {}
+    for part in parts:
+        for name, value in part.items():
+            added[name] = added.get(name, 0) + value
+    return added
+
+
+def _larger(one: Resources, other: Resources) -> dict[str, int]:
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in {**one, **other}}
+
+
+def _requests(container: Body) -> dict[str, int]:
+    return amounts(dict((container.get("resources") or {}).get("requests") or {}))
+
+
+def _claims(body: Body) -> tuple[str, ...]:
+    """The claims that a pod mounts; a generic ephemeral volume's is named after the pod and the volume."""
+    pod = body["metadata"]["name"]
+    found = []
+    for volume in (body.get("spec") or {}).get("volumes") or ():
+        if volume.get("persistentVolumeClaim"):
+            found.append(str(volume["persistentVolumeClaim"]["claimName"]))
+        elif volume.get("ephemeral"):
+            found.append(f"{pod}-{volume['name']}")
+    return tuple(found)
+
+
+def _waiting(containers: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
+    """Reason and message of the first container that waits for something out of the ordinary."""
+    for container in containers:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") and waiting["reason"] not in _ORDINARY:
+            return waiting["reason"], waiting.get("message") or ""
+    return "", ""
+
+
+def _termination(main: Mapping[str, Any]) -> Termination | None:
+    ended = (main.get("state") or {}).get("terminated")
+    if not ended:
+        return None
+    return Termination(
+        exit_code=int(ended["exitCode"]),
+        reason=ended.get("reason") or "",
+        message=ended.get("message") or "",
+        finished_at=moment(ended.get("finishedAt")),
+    )

@@ -1,0 +1,312 @@
+"""The store: every watched object as last seen, in plain maps, with the indices that the World shows.
+
+Objects come from four sides, in any order and more than once: a watch's events, kopf's own lists, our full lists,
+and the answers to our own writes. What holds whatever the order:
+
+- An older resourceVersion never overwrites a newer one.
+- A deleted uid never rises again.
+- An unknown object that is not newer than the last full list was deleted before that list.
+- A list removes only what is not newer than itself.
+- Versions that go backwards (etcd was restored from a backup) make all of that void: then a list replaces everything.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+from sluice_api.adapter import Adapter
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.meta import ENGINE_LABEL, SLOT_LABEL
+from sluice_operator.observe.index import Index
+from sluice_operator.observe.links import Links
+from sluice_operator.observe.parse import KINDS, Parsed, Stored, Unreadable, key_of, uid_of, version_of
+from sluice_operator.observe.parse_pod import is_ours
+from sluice_operator.observe.views import ClaimView, Key, NodeView, PodView, SlotView, StageJobView, View, VolumeView
+from sluice_operator.observe.world import Heartbeat, Reported, World
+
+logger = logging.getLogger(__name__)
+
+AnyStored = TypeVar("AnyStored", bound=Stored)
+
+
+Listener = Callable[[Stored | None, Stored | None], None]
+"""Called with an object as it was and as it is: it has come, has changed, or is gone."""
+
+
+@dataclass
+class Table(Generic[AnyStored]):
+    """The objects of one kind."""
+
+    objects: dict[Key, AnyStored] = field(default_factory=dict)
+    listed: int = 0
+    """The resourceVersion of the newest full list."""
+    newest: int = 0
+    """The newest resourceVersion that was ever seen here."""
+    dead: dict[str, float] = field(default_factory=dict)
+    """Deleted uids, with the version at which each was deleted; infinite when nobody said."""
+    unreadable: dict[Key, Unreadable] = field(default_factory=dict)
+
+    def forget_dead(self, list_version: int) -> None:
+        """Whatever was deleted before a list is kept out by the list's version from now on.
+
+        A deletion of unknown version may be younger than this list, but not than the next.
+        """
+        self.dead = {
+            uid: list_version if version == math.inf else version
+            for uid, version in self.dead.items()
+            if version > list_version
+        }
+
+
+class Store:
+    """What this process knows. Used from one event loop only; it never awaits, so no reader sees half a change."""
+
+    def __init__(self, served: Callable[[str], bool] = lambda _namespace: True) -> None:
+        """`served` says whether the custom resources of a namespace are ours to serve."""
+        self._served = served
+        self._listeners: list[Listener] = []
+        self._jobs: Table[FineTuneJob] = Table()
+        self._engines: Table[InferenceEngine] = Table()
+        self._adapters: Table[Adapter] = Table()
+        self._pools: Table[GPUPool] = Table()
+        self._nodes: Table[NodeView] = Table()
+        self._pods: Table[PodView] = Table()
+        self._stage_jobs: Table[StageJobView] = Table()
+        self._slots: Table[SlotView] = Table()
+        self._claims: Table[ClaimView] = Table()
+        self._volumes: Table[VolumeView] = Table()
+        tables = (
+            self._jobs, self._engines, self._adapters, self._pools, self._nodes,
+            self._pods, self._stage_jobs, self._slots, self._claims, self._volumes,
+        )  # fmt: skip
+        self._tables: dict[str, Table[Any]] = dict(zip(KINDS, tables, strict=True))
+
+        self._pods_of: Index[str, PodView] = Index(_controller)
+        self._pods_on: Index[str, PodView] = Index(_node)
+        self._engine_pods: Index[tuple[str, str, int], PodView] = Index(_slot)
+        self._stage_jobs_of: Index[str, StageJobView] = Index(_controller)
+        self._slots_of: Index[str, SlotView] = Index(_controller)
+        self._claiming: Index[bool, StageJobView] = Index(_with_claim)
+        self.links = Links()
+        """Indices beside the World's: who is to be looked at again when something else changes."""
+        self._indices: Mapping[str, tuple[Index[Any, Any], ...]] = {
+            "FineTuneJob": (self.links.jobs_in_pool, self.links.publishing, self.links.mounting),
+            "InferenceEngine": (self.links.engines_in_pool,),
+            "Adapter": (self.links.adapters_on,),
+            "Pod": (self._pods_of, self._pods_on, self._engine_pods),
+            "Job": (self._stage_jobs_of, self._claiming, self.links.borrowing),
+            "Deployment": (self._slots_of,),
+            "PersistentVolumeClaim": (self.links.bound_to,),
+        }
+
+        self._last_words: set[str] = set()
+        """Uids of deleted pods that are still held."""
+        self._reports: dict[str, Reported] = {}
+        self._heartbeats: dict[str, Heartbeat] = {}
+        self.verdicts: dict[Key, object] = {}
+        """What a pool's reconcile leaves for its jobs; memory only. Who changes one calls `wake` for its job."""
+        self.wake: Callable[[Key], None] = lambda _key: None
+        """Have a key reconciled; set by whoever owns the queue."""
+        self.term = 0
+        """The lease's transition count while, or since, this process leads."""
+        self.since: datetime | None = None
+        """When this process began to lead."""
+
+    def listen(self, listener: Listener) -> None:
+        """Be told of every change from now on."""
+        self._listeners.append(listener)
+
+    def world(self) -> World:
+        """What is known now. The maps are live and read-only: a World is valid until the next `await`."""
+        return World(
+            jobs=MappingProxyType(self._jobs.objects),
+            engines=MappingProxyType(self._engines.objects),
+            adapters=MappingProxyType(self._adapters.objects),
+            pools=MappingProxyType(self._pools.objects),
+            nodes=MappingProxyType(self._nodes.objects),
+            pods=MappingProxyType(self._pods.objects),
+            stage_jobs=MappingProxyType(self._stage_jobs.objects),
+            slots=MappingProxyType(self._slots.objects),
+            claims=MappingProxyType(self._claims.objects),
+            volumes=MappingProxyType(self._volumes.objects),
+            pods_of=self._pods_of.groups,
+            pods_on=self._pods_on.groups,
+            engine_pods=self._engine_pods.groups,
+            stage_jobs_of=self._stage_jobs_of.groups,
+            slots_of=self._slots_of.groups,
+            claiming=self._claiming.groups.get(True, MappingProxyType({})),
+            reports=MappingProxyType(self._reports),
+            heartbeats=MappingProxyType(self._heartbeats),
+            term=self.term,
+            since=self.since,
+        )
+
+    def put(self, obj: Parsed, *, seen: bool) -> None:
+        """Take in one object.
+
+        Args:
+            obj: as `parse` gave it.
+            seen: False for the answer to our own write, which the watch has not brought yet.
+        """
+        table = self._tables[key_of(obj).kind]
+        held = table.objects.get(key_of(obj))
+        known_since = max(table.listed, version_of(held) if held is not None else 0)
+        unknown = held is None or uid_of(held) != uid_of(obj)
+        if unknown and (version_of(obj) <= known_since or uid_of(obj) in table.dead):
+            return
+        self._take(table, obj, seen=seen)
+
+    def remove(self, key: Key, uid: str, version: int | None = None) -> None:
+        """Forget an object that is deleted; `version` is its deletion's, if known. Its uid never comes back."""
+        table = self._tables[key.kind]
+        table.newest = max(table.newest, version or 0)
+        table.dead[uid] = math.inf if version is None else version
+        held = table.objects.get(key)
+        if held is not None and uid_of(held) == uid:
+            self._vanish(key, held)
+        if key in table.unreadable and table.unreadable[key].uid == uid:
+            del table.unreadable[key]
+
+    def newest(self, kind: str) -> int:
+        """The newest resourceVersion seen of a kind: a list that is asked for after this may not be older."""
+        return self._tables[kind].newest
+
+    def replace(self, kind: str, objects: Iterable[Parsed], list_version: int, newest_before: int = 0) -> None:
+        """Take in a full list of a kind, by difference.
+
+        Args:
+            list_version: the list's own resourceVersion.
+            newest_before: what `newest` said before the list was asked for; an older list shows another history.
+        """
+        table = self._tables[kind]
+        here = list(objects)
+        if list_version < newest_before:
+            logger.warning("resource versions went backwards", extra={"kind": kind, "listed": list_version})
+            self._forget_all(table)
+        elif list_version < table.listed:
+            return  # one that was asked for later has overtaken it
+        for obj in here:
+            if table.dead.get(uid_of(obj), 0) <= list_version:
+                self._take(table, obj, seen=True)
+        listed_uids = {uid_of(obj) for obj in here}
+        for key, held in tuple(table.objects.items()):
+            if uid_of(held) not in listed_uids and version_of(held) <= list_version:
+                self._vanish(key, held)
+        table.unreadable = {
+            key: obj
+            for key, obj in table.unreadable.items()
+            if obj.uid in listed_uids or obj.resource_version > list_version
+        }
+        table.listed = list_version
+        table.newest = max(table.newest, list_version)
+        table.forget_dead(list_version)
+
+    def report(self, pod_uid: str, reported: Reported) -> None:
+        """Keep the newest report of an engine's pod."""
+        self._reports[pod_uid] = reported
+
+    def heartbeat(self, stage_job_uid: str, heartbeat: Heartbeat) -> None:
+        """Keep the newest sign of life of a training attempt."""
+        self._heartbeats[stage_job_uid] = heartbeat
+
+    def unreadable(self) -> list[Unreadable]:
+        """Objects that are set aside."""
+        return [obj for table in self._tables.values() for obj in table.unreadable.values()]
+
+    def _take(self, table: Table[Any], obj: Parsed, *, seen: bool) -> None:
+        """Hold an object, unless a newer state of it is held already."""
+        key, version = key_of(obj), version_of(obj)
+        table.newest = max(table.newest, version)
+        held = table.objects.get(key)
+        same = held is not None and uid_of(held) == uid_of(obj)
+        seen = seen or (same and isinstance(held, StageJobView) and held.seen)
+        if isinstance(obj, Unreadable):
+            _set_aside(table, obj)
+            return
+        if held is not None and version <= version_of(held):
+            if seen and same and isinstance(held, StageJobView) and not held.seen:
+                self._change(key, dataclasses.replace(held, seen=True))
+            return
+        table.unreadable.pop(key, None)
+        if held is not None and not same:
+            self._change(key, None)
+        if isinstance(obj, StageJobView):
+            obj = dataclasses.replace(obj, seen=seen)
+        self._change(key, obj if self._is_kept(obj) else None)
+
+    def _is_kept(self, obj: Stored) -> bool:
+        """Whether any decision depends on it: strangers' pods count only while they take something from a node."""
+        if isinstance(obj, PodView):
+            return is_ours(obj.labels) or bool(obj.node and not obj.ended)
+        if isinstance(obj, FineTuneJob | InferenceEngine | Adapter):
+            return self._served(obj.metadata.namespace)
+        return True
+
+    def _vanish(self, key: Key, held: Stored) -> None:
+        """Let a deleted object go; but a stage's pod leaves its last words for as long as its Job is there."""
+        if isinstance(held, PodView) and held.ended and held.owner is not None:
+            job = self._stage_jobs.objects.get(Key("Job", key.namespace, held.owner.name))
+            if job is not None and job.uid == held.owner.uid:
+                self._last_words.add(held.uid)
+                return
+        self._change(key, None)
+        if isinstance(held, StageJobView):
+            self._heartbeats.pop(held.uid, None)
+            for pod in tuple(self._pods_of.groups.get(held.uid, {}).values()):
+                if pod.uid in self._last_words:
+                    self._change(pod.key, None)
+
+    def _forget_all(self, table: Table[Any]) -> None:
+        table.listed, table.newest, table.dead = 0, 0, {}
+        for key in tuple(table.objects):
+            self._change(key, None)
+
+    def _change(self, key: Key, new: Stored | None) -> None:
+        """The one place where what is held changes."""
+        objects = self._tables[key.kind].objects
+        old = objects.get(key)
+        if new is None:
+            if old is None:
+                return
+            del objects[key]
+        else:
+            objects[key] = new
+        for index in self._indices.get(key.kind, ()):
+            index.change(key, old, new)
+        if new is None and isinstance(old, PodView):
+            self._reports.pop(old.uid, None)
+            self._last_words.discard(old.uid)
+        for listener in self._listeners:
+            listener(old, new)
+
+
+def _set_aside(table: Table[Any], obj: Unreadable) -> None:
+    """Keep the last state that could be read, if there is one, and say once what is wrong."""
+    known = table.unreadable.get(obj.key)
+    table.unreadable[obj.key] = obj
+    if known is None or (known.uid, known.error) != (obj.uid, obj.error):
+        logger.error("an object cannot be read and is left alone", extra={"object": str(obj.key), "error": obj.error})
+
+
+def _controller(view: View) -> tuple[str, ...]:
+    return (view.owner.uid,) if view.owner else ()
+
+
+def _node(pod: PodView) -> tuple[str, ...]:
+    return (pod.node,) if pod.node else ()
+
+
+def _slot(pod: PodView) -> tuple[tuple[str, str, int], ...]:
+    engine, index = pod.labels.get(ENGINE_LABEL), pod.labels.get(SLOT_LABEL, "")
+    return ((pod.key.namespace, engine, int(index)),) if engine and index.isdecimal() else ()
+
+
+def _with_claim(stage_job: StageJobView) -> tuple[bool, ...]:
+    return (True,) if stage_job.claim else ()

@@ -1,0 +1,184 @@
+"""The endpoint to which trainers and engine agents post their reports."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+from aiohttp import hdrs, web
+from kubernetes.aio.client import ApiClient
+
+from sluice_api.reports import (
+    ENGINE_REPORTS_PATH,
+    MAX_REPORT_BYTES,
+    TRAINING_REPORTS_PATH,
+    EngineReport,
+    TrainingReport,
+)
+from sluice_operator import metrics
+from sluice_operator.observe.store import Store
+from sluice_operator.observe.views import Key, PodView
+from sluice_operator.progress.identity import replica_of, trainer_of
+from sluice_operator.progress.intake import Intake
+from sluice_operator.progress.limits import Buckets
+from sluice_operator.progress.lookup import Lookup
+from sluice_operator.progress.parse import parse
+from sluice_operator.progress.refusal import Refusal, Refused
+from sluice_operator.progress.status import status_patch
+from sluice_operator.progress.tokens import TokenReviews
+from sluice_operator.progress.writer import ProgressWriter
+from sluice_operator.settings import Settings
+
+REPORTS_PER_SECOND = 2.0
+REPORTS_AT_ONCE = 10
+"""For each pod. A trainer posts once a second, and at once what is worth it: a checkpoint, another activity."""
+BODY_SECONDS = 10
+"""A body that takes longer does not come."""
+FORGET_EVERY_SECONDS = 60
+
+KINDS = {TRAINING_REPORTS_PATH: "training", ENGINE_REPORTS_PATH: "engine"}
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def serve(
+    settings: Settings, store: Store, api: ApiClient, leads: Callable[[], bool], wake: Callable[[Key], None]
+) -> AsyncIterator[Intake]:
+    """Take reports on the progress port until the block ends, on every replica: who does not lead answers 503.
+
+    `wake` puts an object's key into the queue.
+    """
+    writer = ProgressWriter(status_patch(api), leads, now)
+    intake = Intake(store, writer, wake)
+    endpoint = Endpoint(store, TokenReviews(api), Lookup(store, api), intake, leads)
+    runner = web.AppRunner(endpoint.app(), access_log=None, shutdown_timeout=5)
+    async with writer.running(), asyncio.TaskGroup() as group:
+        forgetting = group.create_task(_forget_gone(intake))
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, port=settings.progress_port).start()
+            yield intake
+        finally:
+            await runner.cleanup()
+            forgetting.cancel()
+
+
+class Endpoint:
+    """From a request to an accepted report: leader, poster, pace, body, owner, order. The cheap checks come first."""
+
+    def __init__(
+        self, store: Store, reviews: TokenReviews, lookup: Lookup, intake: Intake, leads: Callable[[], bool]
+    ) -> None:
+        self._store = store
+        self._reviews = reviews
+        self._lookup = lookup
+        self._intake = intake
+        self._leads = leads
+        self._buckets = Buckets(REPORTS_PER_SECOND, REPORTS_AT_ONCE, time.monotonic)
+
+    def app(self) -> web.Application:
+        """The routes."""
+        app = web.Application(client_max_size=MAX_REPORT_BYTES, middlewares=[answered])
+        app.router.add_post(TRAINING_REPORTS_PATH, self._training)
+        app.router.add_post(ENGINE_REPORTS_PATH, self._engine)
+        return app
+
+    async def _training(self, request: web.Request) -> web.Response:
+        pod = await self._poster(request)
+        report = parse(TrainingReport, await body(request))
+        trainer = trainer_of(self._store.world(), pod)
+        self._intake.take_training(trainer, report, now())
+        return web.Response(status=202)
+
+    async def _engine(self, request: web.Request) -> web.Response:
+        pod = await self._poster(request)
+        report = parse(EngineReport, await body(request))
+        deployment = await self._lookup.deployment_of(pod)
+        replica = replica_of(self._store.world(), pod, deployment)
+        self._intake.take_engine(replica, report, now())
+        return web.Response(status=202)
+
+    async def _poster(self, request: web.Request) -> PodView:
+        """The pod that posts, if it may now.
+
+        Raises:
+            Refused: this replica does not lead, the token does not hold, or the pod posts too often.
+        """
+        if not self._leads():
+            raise Refused(Refusal.NOT_LEADING, "this replica does not lead; try again", retry_after=1)
+        if (request.content_length or 0) > MAX_REPORT_BYTES:
+            raise Refused(Refusal.TOO_LARGE, f"a report has at most {MAX_REPORT_BYTES} bytes")
+        authorization = request.headers.get(hdrs.AUTHORIZATION)
+        bound = await self._reviews.pod_of(authorization, request.remote or "")
+        if wait := self._buckets.take(bound.uid):
+            raise Refused(Refusal.RATE_LIMITED, "this pod posts too often", retry_after=wait)
+        try:
+            pod = await self._lookup.pod(bound)
+        except Refused:
+            self._reviews.forget(authorization)
+            raise
+        if pod.deleting:
+            self._reviews.forget(authorization)
+        return pod
+
+
+async def body(request: web.Request) -> bytes:
+    """The request's body.
+
+    Raises:
+        Refused: it is too large, packed, or does not come.
+    """
+    if hdrs.CONTENT_ENCODING in request.headers:
+        raise Refused(Refusal.MALFORMED, "send the JSON as it is, without Content-Encoding")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise Refused(Refusal.TOO_LARGE, f"a report has at most {MAX_REPORT_BYTES} bytes") from None
+    except TimeoutError:
+        raise Refused(Refusal.MALFORMED, f"the body did not come within {BODY_SECONDS} s") from None
+
+
+@web.middleware
+async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Count every answer, and turn every failure into one: the one place in this process part that does."""
+    kind = KINDS.get(request.path, "other")
+    try:
+        response = await handler(request)
+    except Refused as refused:
+        metrics.PROGRESS_REPORTS.labels(kind, refused.refusal.value).inc()
+        return refusal_response(refused)
+    except web.HTTPException:
+        raise
+    except Exception:
+        log.exception("report failed", extra={"path": request.path})
+        metrics.PROGRESS_REPORTS.labels(kind, "error").inc()
+        return web.json_response({"error": "error", "message": "the operator failed; its log says why"}, status=500)
+    metrics.PROGRESS_REPORTS.labels(kind, "accepted").inc()
+    return response
+
+
+def refusal_response(refused: Refused) -> web.Response:
+    """What the poster reads."""
+    headers = {} if refused.retry_after is None else {hdrs.RETRY_AFTER: str(refused.retry_after)}
+    if refused.refusal.status == web.HTTPUnauthorized.status_code:
+        headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
+    return web.json_response(
+        {"error": refused.refusal.value, "message": refused.message}, status=refused.refusal.status, headers=headers
+    )
+
+
+def now() -> datetime:
+    """The operator's clock: reports have none of their own."""
+    return datetime.now(UTC)
+
+
+async def _forget_gone(intake: Intake) -> None:
+    while True:
+        await asyncio.sleep(FORGET_EVERY_SECONDS)
+        intake.forget_gone()

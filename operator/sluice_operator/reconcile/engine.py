@@ -1,0 +1,55 @@
+"""Bring one InferenceEngine nearer to what its spec asks for and what is lent allows."""
+
+from datetime import datetime, timedelta
+
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
+from sluice_operator.cluster.writes import Cluster
+from sluice_operator.observe.store import Store
+from sluice_operator.observe.views import Key
+from sluice_operator.plan.engine import EngineDecision, plan_engine
+from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.slots import template_of
+from sluice_operator.reconcile.status import until, write_status
+from sluice_operator.settings import Settings
+
+
+async def reconcile_engine(
+    key: Key, store: Store, cluster: Cluster, settings: Settings, now: datetime
+) -> timedelta | None:
+    """Bring one InferenceEngine one step nearer to what its spec asks for."""
+    world = store.world()
+    engine = world.engines.get(key)
+    if engine is None or engine.metadata.deletion_timestamp:
+        return None  # deleted: its children go with it
+    pool = find_pool(world, engine.spec.resources.pool)
+
+    decision = plan_engine(world, engine, now)
+
+    # The status first: agents read in it that they must drain, and draining is what takes time.
+    await write_status(cluster, engine, decision.status)
+    for doomed in decision.remove:
+        await cluster.delete(doomed.key, doomed.uid, foreground=False)
+    for slot in decision.stop:
+        await cluster.scale_slot(slot.key, slot.uid, 0)
+    if pool is not None and decision.apply:
+        for manifest in [engine_service(engine), *agent_access(engine)]:
+            await cluster.apply(manifest)
+        for plan in decision.apply:
+            template = template_of(engine)
+            await cluster.apply(
+                slot_deployment(engine, plan.index, plan.size, template, pool=pool.spec, settings=settings)
+            )
+    await _tell(engine, decision, cluster)
+    return until(decision.again_at, now)
+
+
+async def _tell(engine: InferenceEngine, decision: EngineDecision, cluster: Cluster) -> None:
+    """One event per change of what is lent."""
+    before, now = engine.status.lent, decision.status.lent
+    if before != now:
+        reason = "Lent" if now > before else "Returned"
+        key = Key(engine.KIND.kind, engine.metadata.namespace, engine.metadata.name)
+        await cluster.event(
+            key, engine.metadata.uid, "Normal", reason, f"{now} of {engine.spec.replicas} replicas are lent."
+        )

@@ -1,0 +1,84 @@
+"""Before an uninstall: end all training and bring every engine back to full size, so that no loan outlives Sluice."""
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+
+from sluice_operator.cluster.client import Api
+from sluice_operator.cluster.errors import ApiError, NotLeading, Outdated
+from sluice_operator.cluster.lease import Lease
+from sluice_operator.cluster.lists import refresh_all
+from sluice_operator.cluster.writes import Cluster
+from sluice_operator.observe.store import Store
+from sluice_operator.observe.views import StageJobView
+from sluice_operator.observe.world import World
+from sluice_operator.plan.claims import owner_of
+from sluice_operator.reconcile.engine import reconcile_engine
+from sluice_operator.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DEADLINE_SECONDS = 70
+"""From the moment at which the operator has stopped writing."""
+PAUSE_SECONDS = 1.0
+
+
+async def give_back(api: Api, store: Store, cluster: Cluster, lease: Lease, settings: Settings) -> None:
+    """Take the lease from the operator, which may still run, and undo every loan.
+
+    Always returns: an uninstall goes on even if a slot is not back, which the log then says.
+    """
+    await lease.take()
+    store.term, store.since = lease.term, datetime.now(UTC)
+    keeping = asyncio.create_task(lease.keep())
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await _until_given_back(api, store, cluster, settings)
+    except TimeoutError:
+        logger.warning("gave up: not everything is back", extra=_missing(store.world()))
+    except NotLeading:
+        logger.warning("gave up: another process took the lease", extra=_missing(store.world()))
+    finally:
+        keeping.cancel()
+        await asyncio.wait({keeping})
+        await lease.leave()
+
+
+async def _until_given_back(api: Api, store: Store, cluster: Cluster, settings: Settings) -> None:
+    """Look at everything anew each time; there is no watch here."""
+    while True:
+        try:
+            await refresh_all(api, store)
+            await _step(store, cluster, settings)
+        except (ApiError, Outdated) as error:
+            logger.info("looking again", extra={"why": str(error)})
+        else:
+            if not _missing(store.world()):
+                logger.info("every slot is back")
+                return
+        await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def _step(store: Store, cluster: Cluster, settings: Settings) -> None:
+    for stage_job in _unfinished(store.world()):
+        if not stage_job.deleting:
+            logger.info("ending a stage", extra={"job": str(stage_job.key)})
+            await cluster.delete(stage_job.key, stage_job.uid, foreground=True)
+    for key in tuple(store.world().engines):
+        await reconcile_engine(key, store, cluster, settings, datetime.now(UTC))
+
+
+def _unfinished(world: World) -> list[StageJobView]:
+    """Stage Jobs of the jobs that we serve; those that are being deleted too."""
+    return [job for job in world.stage_jobs.values() if not job.finished and owner_of(world, job) is not None]
+
+
+def _missing(world: World) -> dict[str, list[str]]:
+    """What is not as it is to be; empty when all is."""
+    stages = [str(job.key) for job in _unfinished(world)]
+    engines = []
+    for key, engine in world.engines.items():
+        slots = world.slots_of.get(engine.metadata.uid, {}).values()
+        if sum(slot.size for slot in slots if not slot.deleting) < engine.spec.replicas:
+            engines.append(str(key))
+    return {name: found for name, found in (("stages", stages), ("engines", engines)) if found}

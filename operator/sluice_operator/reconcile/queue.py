@@ -1,0 +1,134 @@
+"""The work queue: every key at most once in it, and in the hands of at most one worker."""
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from sluice_operator import metrics
+from sluice_operator.cluster.errors import NotLeading, Outdated
+from sluice_operator.observe.views import Key
+
+logger = logging.getLogger(__name__)
+
+Requeue = timedelta | None
+"""When a key is to be looked at again even if nothing happens; None for never."""
+Reconcile = Callable[[Key], Awaitable[Requeue]]
+
+FIRST_BACKOFF = 0.2
+LONGEST_BACKOFF = 30.0
+
+
+class Queue:
+    """Keys in the order in which they came. Used from one event loop only."""
+
+    def __init__(self) -> None:
+        self._ready: deque[Key] = deque()
+        self._waiting: set[Key] = set()
+        """What is in `_ready`."""
+        self._worked_on: set[Key] = set()
+        self._again: set[Key] = set()
+        """What was added while it was worked on."""
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._failures: dict[Key, int] = {}
+        self._filled = asyncio.Event()
+
+    def __len__(self) -> int:
+        """Keys that a worker could take now."""
+        return len(self._ready)
+
+    def add(self, key: Key) -> None:
+        """Have a key looked at soon; one that keeps failing waits for the end of its back-off all the same."""
+        if key in self._worked_on:
+            self._again.add(key)
+        elif key not in self._waiting and key not in self._failures:
+            self._enter(key)
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Have a key looked at in a while; of several such wishes the earliest counts."""
+        loop = asyncio.get_running_loop()
+        timer = self._timers.get(key)
+        if timer is not None:
+            if timer.when() <= loop.time() + seconds:
+                return
+            timer.cancel()
+        self._timers[key] = loop.call_later(seconds, self._ring, key)
+
+    async def take(self) -> Key:
+        """The next key. It is the caller's alone until `succeeded`, `failed` or `dropped`."""
+        while not self._ready:
+            self._filled.clear()
+            await self._filled.wait()
+        key = self._ready.popleft()
+        self._waiting.discard(key)
+        self._worked_on.add(key)
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+        return key
+
+    def succeeded(self, key: Key, requeue: Requeue) -> None:
+        """A key was worked on, and is to be looked at again after a while, if so."""
+        self._failures.pop(key, None)
+        self._worked_on.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+        if requeue is not None:
+            self.add_after(key, requeue.total_seconds())
+
+    def failed(self, key: Key) -> float:
+        """A key is to be tried again after a back-off, in seconds: longer each time, and scattered."""
+        self._worked_on.discard(key)
+        self._again.discard(key)
+        count = self._failures[key] = self._failures.get(key, 0) + 1
+        backoff = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(count - 1, 16)) * random.uniform(0.5, 1.0)
+        self.add_after(key, backoff)
+        return backoff
+
+    def dropped(self, key: Key) -> None:
+        """A key was not worked on to the end, and the next leader begins with all keys."""
+        self._worked_on.discard(key)
+        self._again.discard(key)
+        self._failures.pop(key, None)
+
+    def _enter(self, key: Key) -> None:
+        self._ready.append(key)
+        self._waiting.add(key)
+        self._filled.set()
+
+    def _ring(self, key: Key) -> None:
+        del self._timers[key]
+        if key in self._worked_on:
+            self._again.add(key)
+        elif key not in self._waiting:
+            self._enter(key)
+
+
+async def work(queue: Queue, reconcile: Reconcile) -> None:
+    """Reconcile one key after another until this process leads no more."""
+    while True:
+        key = await queue.take()
+        began = time.monotonic()
+        try:
+            requeue = await reconcile(key)
+        except NotLeading:
+            queue.dropped(key)
+            return
+        except Outdated as outdated:
+            logger.info("looked again: the state had changed", extra={"key": str(key), "why": str(outdated)})
+            queue.failed(key)
+        except Exception as error:
+            backoff = queue.failed(key)
+            metrics.RECONCILE_ERRORS.labels(key.kind).inc()
+            logger.exception("reconcile failed", extra={"key": str(key), "error": str(error), "retry_in": backoff})
+        except BaseException:
+            queue.dropped(key)
+            raise
+        else:
+            queue.succeeded(key, requeue)
+        metrics.RECONCILE_SECONDS.labels(key.kind).observe(time.monotonic() - began)
+        metrics.QUEUE_DEPTH.set(len(queue))

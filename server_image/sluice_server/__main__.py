@@ -1,0 +1,26 @@
+"""`python3 -m sluice_server agent | vllm | wait-drained`."""
+
+import sys
+
+
+def main(command: list[str]) -> None:
+    """Run one of the commands; each imports only what it needs."""
+    match command:
+        case ["vllm"]:
+            from sluice_server.launch import serve
+
+            serve()
+        case ["agent"]:
+            from sluice_server.agent.run import run
+
+            run()
+        case ["wait-drained"]:
+            from sluice_server.wait_drained import wait_drained
+
+            wait_drained()
+        case _:
+            sys.exit("usage: python3 -m sluice_server agent|vllm|wait-drained")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

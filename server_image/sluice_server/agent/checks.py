@@ -1,0 +1,191 @@
+"""What an adapter must be before vLLM sees it: an ordered list of small rules over values.
+
+vLLM takes an adapter of another base model with 200 and ignores it, and answers 500 to a rank that is too large:
+the reasons that a user reads are found here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sluice_api.artifacts import AdapterManifest
+from sluice_api.reasons import Reason
+from sluice_server.agent.refusal import Refusal
+from sluice_server.agent.tensors import Tensor
+
+_PREFIX = "base_model.model."
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+_PLAIN = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+"""Types whose tensors have the layer's own shape; quantised weights are packed."""
+
+_PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
+"""init_lora_weights that leave the base model as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
+
+_UNSUPPORTED = {
+    "use_dora": "DoRA",
+    "modules_to_save": "modules_to_save",
+    "lora_bias": "lora_bias",
+    "alora_invocation_tokens": "aLoRA",
+    "layer_replication": "layer_replication",
+    "use_bdlora": "block-diagonal LoRA",
+    "use_qalora": "QALoRA",
+    "trainable_token_indices": "trainable_token_indices",
+}
+"""Fields of adapter_config.json that vLLM 0.32 can't serve (vllm/lora/peft_helper.py; vllm#6983, #9280)."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The engine's model. Fingerprint and tensors are unknown while it is on the hub and not in a claim."""
+
+    uri: str
+    fingerprint: str | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An adapter's files, as values."""
+
+    uri: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    not_finite: str | None
+    digest: str
+    manifest: AdapterManifest | None
+    wanted_digest: str | None
+    max_rank: int
+
+
+def check_adapter(candidate: Candidate, base: BaseModel) -> None:
+    """Refuse what vLLM could not serve, or would serve wrongly; the first rule that objects speaks.
+
+    Raises:
+        Refusal: with the reason.
+    """
+    for rule in RULES:
+        rule(candidate, base)
+
+
+def bytes_are_those_asked_for(candidate: Candidate, _base: BaseModel) -> None:
+    """The digest of the spec, where there is one, and of the manifest."""
+    if candidate.wanted_digest not in (None, candidate.digest):
+        raise Refusal(
+            Reason.DIGEST_DIFFERS,
+            f"{candidate.uri} has digest {candidate.digest}, source.digest asks for {candidate.wanted_digest}. "
+            "Restore the files, or correct the digest.",
+        )
+    if candidate.manifest and candidate.manifest.digest != candidate.digest:
+        raise Refusal(
+            Reason.DIGEST_DIFFERS,
+            f"{candidate.uri} has digest {candidate.digest}, its manifest.json says {candidate.manifest.digest}. "
+            "Restore the files, or export the adapter again.",
+        )
+
+
+def is_a_plain_lora(candidate: Candidate, _base: BaseModel) -> None:
+    """Only what vLLM computes as PEFT does."""
+    config = candidate.config
+    if (kind := config.get("peft_type")) != "LORA":
+        raise _invalid(candidate, f"peft_type is {kind!r}. vLLM serves LORA only.")
+    if found := [name for key, name in _UNSUPPORTED.items() if config.get(key)]:
+        raise _invalid(candidate, f"it uses {', '.join(found)}, which vLLM can't serve. Train without.")
+    if (bias := config.get("bias", "none")) != "none":
+        raise _invalid(candidate, f"bias is {bias!r}, which vLLM can't serve. Train with bias: none.")
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
+        raise _invalid(
+            candidate, f"init_lora_weights is {start!r}, which changes the base model. Convert it to a plain LoRA."
+        )
+
+
+def rank_fits(candidate: Candidate, _base: BaseModel) -> None:
+    """Memory for adapters is taken when vLLM starts."""
+    patterns = candidate.config.get("rank_pattern") or {}
+    ranks = [candidate.config.get("r"), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
+    if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
+        raise _invalid(candidate, f"r or rank_pattern in adapter_config.json is no positive number: {ranks}.")
+    if (rank := max(ranks)) > candidate.max_rank:
+        raise Refusal(
+            Reason.RANK_TOO_LARGE,
+            f"{candidate.uri} has rank {rank}, the engine's lora.maxRank is {candidate.max_rank}. "
+            "Train with a lower rank, or raise maxRank.",
+        )
+
+
+def tensors_are_lora_pairs(candidate: Candidate, _base: BaseModel) -> None:
+    """Each layer has an A and a B of one rank within r, and there is nothing else."""
+    if not candidate.tensors:
+        raise _invalid(candidate, "adapter_model.safetensors is empty.")
+    for name in candidate.tensors:
+        if not name.endswith((_A, _B)) or not name.startswith(_PREFIX):
+            raise _invalid(candidate, f"adapter_model.safetensors has {name}, which is no LoRA weight of a layer.")
+    for layer, (a, b) in _layers(candidate).items():
+        if a is None or b is None:
+            raise _invalid(candidate, f"adapter_model.safetensors has only one of lora_A and lora_B of {layer}.")
+        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.shape[0] > candidate.max_rank:
+            raise _invalid(candidate, f"lora_A and lora_B of {layer} have shapes {a.shape} and {b.shape}.")
+
+
+def numbers_are_numbers(candidate: Candidate, _base: BaseModel) -> None:
+    """NaN that an adapter leaves in the KV cache reaches the base model's answers too (seen in vLLM 0.32)."""
+    if name := candidate.not_finite:
+        raise _invalid(candidate, f"{name} has NaN or infinite numbers. Train again with a lower learning rate.")
+
+
+def belongs_to_the_base_model(candidate: Candidate, base: BaseModel) -> None:
+    """By the manifest where there is one; otherwise every layer must exist in the base with fitting sizes."""
+    manifest = candidate.manifest
+    if manifest and base.fingerprint:
+        if manifest.base_model_fingerprint != base.fingerprint:
+            raise _other_base(candidate, base, f"it was trained on {manifest.base_model_uri}")
+        return
+    if manifest and manifest.base_model_uri != base.uri:
+        raise _other_base(candidate, base, f"it was trained on {manifest.base_model_uri}")
+    if base.tensors:
+        _layers_fit(candidate, base)
+
+
+RULES = (
+    bytes_are_those_asked_for,
+    is_a_plain_lora,
+    rank_fits,
+    tensors_are_lora_pairs,
+    numbers_are_numbers,
+    belongs_to_the_base_model,
+)
+
+
+def _layers_fit(candidate: Candidate, base: BaseModel) -> None:
+    kinds = {name.removesuffix(".weight").rpartition(".")[2] for name in base.tensors}
+    known = False
+    for layer, (a, b) in _layers(candidate).items():
+        weight = base.tensors.get(f"{layer}.weight")
+        if weight is None and layer.rpartition(".")[2] in kinds:
+            raise _other_base(candidate, base, f"it has weights for {layer}, which that model lacks")
+        if weight is None or a is None or b is None:
+            continue
+        known = True
+        if weight.dtype in _PLAIN and weight.shape != (b.shape[0], a.shape[1]):
+            raise _other_base(
+                candidate, base, f"{layer} is {weight.shape} there and {(b.shape[0], a.shape[1])} in the adapter"
+            )
+    # A checkpoint may name fused layers otherwise than PEFT does; nothing in common is another model.
+    if not known:
+        raise _other_base(candidate, base, "none of its layers are in that model")
+
+
+def _layers(candidate: Candidate) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    found = candidate.tensors
+    names = {name.removeprefix(_PREFIX).removesuffix(_A).removesuffix(_B) for name in found}
+    return {name: (found.get(f"{_PREFIX}{name}{_A}"), found.get(f"{_PREFIX}{name}{_B}")) for name in sorted(names)}
+
+
+def _invalid(candidate: Candidate, what: str) -> Refusal:
+    return Refusal(Reason.ADAPTER_INVALID, f"{candidate.uri}: {what}")
+
+
+def _other_base(candidate: Candidate, base: BaseModel, why: str) -> Refusal:
+    return Refusal(
+        Reason.BASE_MODEL_DIFFERS,
+        f"{candidate.uri} is no adapter of {base.uri}: {why}. Train on that model, or use another engine.",
+    )

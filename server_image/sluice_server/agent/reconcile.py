@@ -1,0 +1,185 @@
+"""Make the engine's Adapters answer in this slot's vLLM: observe, plan, act, for ever and from any state."""
+
+import asyncio
+import logging
+from contextlib import suppress
+from time import monotonic
+
+from sluice_api.reasons import Reason
+from sluice_api.slots import SlotSpec
+from sluice_server.agent import plan
+from sluice_server.agent.engine import Engine, Observation, Unreachable
+from sluice_server.agent.fetch import Shelf
+from sluice_server.agent.metrics import LOAD_SECONDS, LOADS
+from sluice_server.agent.mirror import Mirror, adapters_of
+from sluice_server.agent.plan import Check, CheckBase, Failed, Fetch, Fetched, Load, Remove, Route, Step, Unload, World
+from sluice_server.agent.refusal import Refusal
+from sluice_server.agent.slot import Slot
+from sluice_server.agent.wanted import Key, must_drain
+
+log = logging.getLogger(__name__)
+
+_TICK_SECONDS = 1.0
+_DRAINING_TICK_SECONDS = 0.2
+_RETRY_SOON, _RETRY_LATER = 10.0, 60.0
+
+
+class Reconciler:
+    """One slot's loop. What it remembers only saves work: it starts right from nothing at any moment."""
+
+    def __init__(
+        self,
+        *,
+        spec: SlotSpec,
+        pod: str,
+        engine: Engine,
+        shelf: Shelf,
+        engines: Mirror,
+        adapters: Mirror,
+        slot: Slot,
+        changed: asyncio.Event,
+    ) -> None:
+        self._spec, self._pod = spec, pod
+        self._engine, self._shelf = engine, shelf
+        self._engines, self._adapters = engines, adapters
+        self._slot = slot
+        self._findings: dict[Key, plan.Finding] = {}
+        self._answering: set[str] = set()
+        self._base_answers, self._base_fault = False, ""
+        self._boot = ""
+        self._work: asyncio.Task[None] | None = None
+        self._busy_with: str | None = None
+        self._changed = changed
+
+    async def run(self) -> None:
+        """Reconcile until cancelled."""
+        while True:
+            self._changed.clear()
+            try:
+                acted = await self._once()
+            except Unreachable as error:
+                self._slot.unreachable(str(error), self._must_drain())
+                acted = False
+            if acted:
+                continue
+            with suppress(TimeoutError):
+                pause = _DRAINING_TICK_SECONDS if self._slot.must_drain else _TICK_SECONDS
+                await asyncio.wait_for(self._changed.wait(), pause)
+
+    async def _once(self) -> bool:
+        """One step; False when there is nothing to do."""
+        # Before the observation: what a step in work has done meanwhile is not in it.
+        busy_with = self._busy_with
+        observation = await self._engine.observe()
+        self._notice_restart(observation)
+        if not (self._engines.synced and self._adapters.synced):
+            self._slot.unsynced()
+            return False
+        world = self._world(observation, busy_with)
+        self._slot.observed(world, healthy=observation.healthy, base_fault=self._base_fault)
+        step = plan.next_step(world)
+        if step is None:
+            return False
+        await self._act(step)
+        return True
+
+    def _notice_restart(self, observation: Observation) -> None:
+        """A restarted vLLM has forgotten all; after the agent's own restart, what has a name passed its check."""
+        if observation.state.boot == self._boot:
+            return
+        self._boot = observation.state.boot
+        self._base_answers = False
+        self._answering = set(observation.state.desired.aliases.values())
+        self._findings = {key: found for key, found in self._findings.items() if isinstance(found, Fetched)}
+
+    def _world(self, observation: Observation, busy_with: str | None) -> World:
+        adapters = adapters_of(self._adapters, self._spec.engine)
+        wanted = {adapter.key for adapter in adapters}
+        self._findings = {key: finding for key, finding in self._findings.items() if key in wanted}
+        lora = self._spec.spec.lora
+        return World(
+            adapters=adapters,
+            places=lora.max_adapters if lora else 0,
+            state=observation.state,
+            loaded=observation.loaded,
+            answering=frozenset(self._answering),
+            on_disk=self._shelf.versions(),
+            findings=dict(self._findings),
+            busy_with=busy_with,
+            base_answers=self._base_answers,
+            draining=observation.state.terminating or self._must_drain(),
+            now=monotonic(),
+        )
+
+    def _must_drain(self) -> bool:
+        return must_drain(self._engines.objects.get(self._spec.engine), self._spec.index, self._pod)
+
+    async def _act(self, step: Step) -> None:
+        match step:
+            case Route(desired):
+                await self._engine.put(desired)
+            case Unload(version):
+                log.info("unloading %s", version)
+                await self._engine.unload(version)
+                self._answering.discard(version)
+            case Remove(version):
+                await asyncio.to_thread(self._shelf.remove, version)
+            case CheckBase():
+                self._busy_with = ""
+                self._work = asyncio.create_task(self._check_base())
+            case Fetch() | Load() | Check():
+                self._busy_with = "" if isinstance(step, Fetch) else step.version
+                self._work = asyncio.create_task(self._bring(step))
+
+    async def _check_base(self) -> None:
+        try:
+            await self._engine.check(self._spec.engine)
+            self._base_answers, self._base_fault = True, ""
+        except (Refusal, Unreachable) as error:
+            self._base_fault = f"The base model does not answer as it should: {error}"[:1024]
+            log.warning("%s", self._base_fault)
+            await asyncio.sleep(_TICK_SECONDS)
+        finally:
+            self._busy_with = None
+            self._changed.set()
+
+    async def _bring(self, step: Fetch | Load | Check) -> None:
+        """One step of a new version, beside serving. The one place where failures become what users read."""
+        adapter = step.adapter
+        try:
+            with LOAD_SECONDS.labels(type(step).__name__.lower()).time():
+                await self._take(step)
+        except Refusal as refusal:
+            self._failed(step, refusal.reason, str(refusal))
+        except Unreachable as error:
+            log.warning("%s: %s", adapter.name, error)
+            await asyncio.sleep(_TICK_SECONDS)
+        except Exception as error:
+            log.exception("%s: %s failed", adapter.name, step)
+            self._failed(step, Reason.LOAD_FAILED, f"{adapter.uri}: {error!r}. See the agent's log.")
+        finally:
+            self._busy_with = None
+            self._changed.set()
+
+    async def _take(self, step: Fetch | Load | Check) -> None:
+        match step:
+            case Fetch(adapter):
+                version = await asyncio.to_thread(self._shelf.fetch, adapter)
+                log.info("fetched %s from %s as %s", adapter.name, adapter.uri, version)
+                self._findings[adapter.key] = Fetched(version)
+            case Load(_, version):
+                await self._engine.load(version, self._shelf.path(version))
+            case Check(adapter, version):
+                await self._engine.check(version)
+                log.info("%s answers", version)
+                LOADS.labels("loaded").inc()
+                self._answering.add(version)
+
+    def _failed(self, step: Fetch | Load | Check, reason: Reason, message: str) -> None:
+        log.error("%s: %s: %s", step.adapter.name, reason, message)
+        LOADS.labels(reason).inc()
+        if reason == Reason.CANARY_FAILED:
+            self._base_answers = False  # What an adapter left in the KV cache may have reached it.
+        pause = _RETRY_SOON if reason == Reason.ADAPTER_NOT_FOUND else _RETRY_LATER
+        version = "" if isinstance(step, Fetch) else step.version
+        self._findings[step.adapter.key] = Failed(reason, message, monotonic() + pause, version)

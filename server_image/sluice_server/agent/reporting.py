@@ -1,0 +1,104 @@
+"""Tells the operator how the slot is: at once when something changes, and every few seconds."""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import aiohttp
+
+from sluice_api.reports import ENGINE_REPORTS_PATH, EngineReport, LoadedState
+from sluice_server.agent import metrics
+from sluice_server.agent.slot import Slot, View
+
+log = logging.getLogger(__name__)
+
+_EVERY_SECONDS = 3.0
+_DRAINING_EVERY_SECONDS = 0.5
+_COALESCE_SECONDS = 0.1
+_TIMEOUT = aiohttp.ClientTimeout(total=5)
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
+
+
+class Reporter:
+    """Posts EngineReports. Nothing in the slot ever waits for it."""
+
+    def __init__(self, url: str, token_file: Path) -> None:
+        self._url = url.rstrip("/") + ENGINE_REPORTS_PATH
+        self._token_file = token_file
+        self._news = asyncio.Event()
+        self._sequence = 0
+
+    def notice(self) -> None:
+        """Something changed."""
+        self._news.set()
+
+    async def run(self, slot: Slot) -> None:
+        """Report until cancelled, and once more then."""
+        # A connection of its own each time: one that is kept would go to the replica that led before.
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), timeout=_TIMEOUT) as session:
+            pause = _FIRST_PAUSE
+            try:
+                while True:
+                    self._news.clear()
+                    if await self._post(session, slot.view()):
+                        pause = _FIRST_PAUSE
+                        await self._wait(_DRAINING_EVERY_SECONDS if slot.must_drain else _EVERY_SECONDS)
+                    else:
+                        await asyncio.sleep(pause)
+                        pause = min(2 * pause, _LONGEST_PAUSE)
+            except asyncio.CancelledError:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._post(session, slot.view()), 1.0)
+                raise
+
+    async def _wait(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), seconds)
+            await asyncio.sleep(_COALESCE_SECONDS)
+
+    async def _post(self, session: aiohttp.ClientSession, view: View) -> bool:
+        _measure(view)
+        report = self._report(view)
+        try:
+            token = self._token_file.read_text().strip()
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            async with session.post(self._url, data=report.to_json(), headers=headers) as answer:
+                metrics.REPORTS.labels(str(answer.status)).inc()
+                if answer.status < 300:
+                    return True
+                words = (await answer.text())[:200]
+                if answer.status != 503:
+                    log.warning("the operator answered a report with %s: %s", answer.status, words)
+                if answer.status == 429:
+                    await asyncio.sleep(_retry_after(answer.headers.get("Retry-After", "")))
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            metrics.REPORTS.labels("unreachable").inc()
+            log.warning("a report did not reach the operator: %r", error)
+        return False
+
+    def _report(self, view: View) -> EngineReport:
+        # Milliseconds, so that the number grows over a restart of the agent too.
+        self._sequence = max(self._sequence + 1, time.time_ns() // 1_000_000)
+        return EngineReport(
+            sequence=self._sequence,
+            serving=view.serving,
+            draining=view.draining,
+            in_flight=view.in_flight,
+            quiet_seconds=round(view.quiet_seconds, 3),
+            adapters=view.adapters[:256],
+            message=view.message,
+        )
+
+
+def _retry_after(value: str) -> float:
+    return min(float(value), _LONGEST_PAUSE) if value.isdigit() else _FIRST_PAUSE
+
+
+def _measure(view: View) -> None:
+    metrics.IN_FLIGHT.set(view.in_flight)
+    metrics.SERVING.set(view.serving)
+    metrics.DRAINING.set(view.draining)
+    for state in LoadedState:
+        metrics.ADAPTERS.labels(state).set(sum(told.state == state for told in view.adapters))

@@ -1,0 +1,95 @@
+"""The container `agent`: composition."""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sluice_api import pods
+from sluice_api.adapter import Adapter
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.slots import SlotSpec
+from sluice_server.agent.engine import Engine
+from sluice_server.agent.fetch import Shelf
+from sluice_server.agent.mirror import Mirror
+from sluice_server.agent.probes import listen
+from sluice_server.agent.reconcile import Reconciler
+from sluice_server.agent.reporting import Reporter
+from sluice_server.agent.slot import Slot
+from sluice_server.place import Place
+
+if TYPE_CHECKING:
+    from kubernetes.aio.client import CustomObjectsApi
+
+
+def run() -> None:
+    """Be the agent until SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    asyncio.run(_run(SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]), Place.here()))
+
+
+async def _run(spec: SlotSpec, place: Place) -> None:
+    agent = asyncio.create_task(serve(spec, place, os.environ[pods.REPORT_URL_ENV], _api_server))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, agent.cancel)
+    with suppress(asyncio.CancelledError):
+        await agent
+
+
+async def serve(spec: SlotSpec, place: Place, report_url: str, api_server: Callable[[], "CustomObjectsApi"]) -> None:
+    """Be the agent of a slot until cancelled."""
+    secret = _secret(place.secret_file)
+    reporter = Reporter(report_url, place.at(pods.TOKEN_FILE))
+    slot = Slot(reporter.notice)
+    # The secret and this port are what vLLM's container waits for: everything slow comes after.
+    probes = await listen(place.agent_port, slot)
+    try:
+        await asyncio.to_thread(import_module, "kubernetes.aio")  # More than a second.
+        api = api_server()
+        async with (
+            api.api_client,
+            Engine(place.serve_port, secret, spec.engine, embeds=spec.spec.task == "Embed") as engine,
+            asyncio.TaskGroup() as tasks,
+        ):
+            changed = asyncio.Event()
+            engines = Mirror(api, InferenceEngine, spec.namespace, changed.set, only=spec.engine)
+            adapters = Mirror(api, Adapter, spec.namespace, changed.set)
+            reconciler = Reconciler(
+                spec=spec,
+                pod=socket.gethostname(),  # A Deployment's pod has its own name as its host's.
+                engine=engine,
+                shelf=Shelf(spec, place),
+                engines=engines,
+                adapters=adapters,
+                slot=slot,
+                changed=changed,
+            )
+            for task in (engines.follow(), adapters.follow(), reconciler.run(), reporter.run(slot)):
+                tasks.create_task(task)
+    finally:
+        await probes.cleanup()
+
+
+def _api_server() -> "CustomObjectsApi":
+    from kubernetes.aio import client, config
+
+    configuration = client.Configuration()
+    config.load_incluster_config(client_configuration=configuration)
+    return client.CustomObjectsApi(client.ApiClient(configuration))
+
+
+def _secret(path: Path) -> str:
+    """This pod's secret, made at its first start and kept over restarts of either container."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(".new")
+        new.touch(mode=0o600)
+        new.write_text(secrets.token_hex(32))
+        new.rename(path)
+    return path.read_text().strip()

@@ -1,0 +1,110 @@
+"""What is known about the slot as a whole: whether it is ready, and what the operator is told."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+
+from sluice_api.reports import LoadedAdapter, LoadedState
+from sluice_server.agent import plan
+from sluice_server.agent.plan import World
+
+_PATIENCE_SECONDS = 10.0
+"""A busy vLLM may be late with an answer; one that is gone for so long does not serve."""
+
+
+@dataclass(frozen=True)
+class View:
+    """The slot at one moment, for /readyz and for a report."""
+
+    serving: bool
+    draining: bool
+    in_flight: int
+    quiet_seconds: float
+    adapters: tuple[LoadedAdapter, ...]
+    message: str
+
+    @property
+    def news(self) -> tuple[object, ...]:
+        """The part whose change is reported at once."""
+        return self.serving, self.draining, self.adapters, self.message
+
+
+class Slot:
+    """The slot as last seen. `on_news` is called when the operator should know at once."""
+
+    def __init__(self, on_news: Callable[[], None]) -> None:
+        self.must_drain = False
+        self._on_news = on_news
+        self._world: World | None = None
+        self._healthy = False
+        self._settled_boot = ""
+        self._seen = monotonic()
+        self._message = "The agent is starting."
+        self._told: tuple[object, ...] = ()
+
+    def observed(self, world: World, *, healthy: bool, base_fault: str) -> None:
+        """vLLM has answered, and the API server has too. `base_fault` is why the base model's last check failed."""
+        self._world, self._seen = world, monotonic()
+        self._healthy = healthy and not base_fault
+        self.must_drain = world.draining
+        # Once ready, a slot stays ready while it loads what is published later.
+        if plan.settled(world):
+            self._settled_boot = world.state.boot
+        self._message = base_fault if healthy else "vLLM says that its engine is dead."
+        self._notice()
+
+    def unreachable(self, why: str, must_drain: bool) -> None:
+        """vLLM has not answered."""
+        self.must_drain = must_drain
+        if not self._fresh:
+            self._message = f"vLLM does not answer: {why}"[:1024]
+        self._notice()
+
+    def unsynced(self) -> None:
+        """vLLM has answered, but what it should serve is not known yet."""
+        self._message = "The agent can't read the engine and its adapters from the API server yet."
+        self._notice()
+
+    def view(self) -> View:
+        """The slot now."""
+        since = monotonic() - self._seen
+        world = self._world
+        if world is None or not self._fresh:
+            return View(
+                serving=False,
+                draining=self.must_drain,
+                in_flight=0,
+                quiet_seconds=since,
+                adapters=plan.reports(world) if world else (),
+                message=self._message,
+            )
+        state = world.state
+        settled = self._settled_boot == state.boot
+        return View(
+            serving=self._healthy and settled,
+            draining=self.must_drain and (state.desired.draining or state.terminating),
+            in_flight=state.in_flight,
+            quiet_seconds=state.quiet_seconds + since,
+            adapters=plan.reports(world),
+            message=self._message or ("" if settled else _loading(world)),
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests may come: the answer of /readyz."""
+        return self.view().serving and not self.must_drain
+
+    @property
+    def _fresh(self) -> bool:
+        return self._world is not None and monotonic() - self._seen < _PATIENCE_SECONDS
+
+    def _notice(self) -> None:
+        news = self.view().news
+        if news != self._told:
+            self._told = news
+            self._on_news()
+
+
+def _loading(world: World) -> str:
+    names = [told.name for told in plan.reports(world) if told.state == LoadedState.LOADING]
+    return f"Loading {', '.join(names)}."[:1024]

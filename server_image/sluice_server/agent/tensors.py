@@ -1,0 +1,80 @@
+"""Names, types and shapes of the tensors in safetensors files, read without loading any."""
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100 * 2**20
+
+
+class NotSafetensors(ValueError):
+    """The file is no safetensors file."""
+
+
+_INFINITE = {"F64": 0x7FF0000000000000, "F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
+"""Exponent bits of each type: all of them are set in NaN and infinity, and in no other number."""
+
+_CHUNK_NUMBERS = 2**22
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file: its type and shape, and where its bytes are in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds (8 bytes of length, then a JSON header).
+
+    Raises:
+        NotSafetensors: it is something else, or is cut short.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(_LENGTH_BYTES)
+        length = struct.unpack("<Q", start)[0] if len(start) == _LENGTH_BYTES else size
+        if length > min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES):
+            raise NotSafetensors(f"{path.name} is no safetensors file, or is cut short")
+        text = file.read(length)
+    data = _LENGTH_BYTES + length
+    try:
+        found = {
+            name: Tensor(entry["dtype"], tuple(entry["shape"]), *(data + offset for offset in entry["data_offsets"]))
+            for name, entry in json.loads(text).items()
+            if name != "__metadata__"
+        }
+        whole = all(data <= tensor.start <= tensor.end <= size for tensor in found.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise NotSafetensors(f"{path.name} has no safetensors header") from error
+    if not whole:
+        raise NotSafetensors(f"{path.name} is cut short")
+    return found
+
+
+def not_finite(path: Path, found: dict[str, Tensor]) -> str | None:
+    """The first tensor with a NaN or an infinity in it; None where all numbers are numbers."""
+    import numpy as np
+
+    for name, tensor in found.items():
+        bits = _INFINITE.get(tensor.dtype)
+        size = tensor.end - tensor.start
+        if bits is None or size == 0:
+            continue
+        width = size // math.prod(tensor.shape)
+        numbers = np.memmap(path, f"<u{width}", "r", tensor.start, (size // width,))
+        for start in range(0, len(numbers), _CHUNK_NUMBERS):
+            if np.any((numbers[start : start + _CHUNK_NUMBERS] & bits) == bits):
+                return name
+    return None
+
+
+def folder_tensors(folder: Path) -> dict[str, Tensor]:
+    """What all safetensors files of a model's folder hold."""
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in tensors(path).items()}

@@ -1,0 +1,78 @@
+"""What the agent reads of custom resources: the few fields it needs, whatever else a newer operator writes.
+
+An agent lives as long as its pod and outlives upgrades of operator and CRDs, so it ignores what it does not know.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sluice_api.inferenceengine import SlotState
+
+Body = dict[str, Any]
+
+
+class Unreadable(ValueError):
+    """An object without the fields that its schema requires."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One version of one Adapter's spec."""
+
+    uid: str
+    generation: int
+
+
+@dataclass(frozen=True)
+class WantedAdapter:
+    """An Adapter of this engine."""
+
+    name: str
+    key: Key
+    created: str
+    uri: str
+    digest: str | None
+
+    @property
+    def age_order(self) -> tuple[str, str]:
+        """Oldest first; RFC 3339 in UTC sorts as text."""
+        return self.created, self.name
+
+
+def adapter_for(engine: str, body: Body) -> WantedAdapter | None:
+    """The Adapter, or None where it belongs to another engine or is being deleted.
+
+    Raises:
+        Unreadable: it was stored under a schema that this agent can't read.
+    """
+    try:
+        metadata, spec = body["metadata"], body["spec"]
+        if spec["engine"] != engine or metadata.get("deletionTimestamp"):
+            return None
+        return WantedAdapter(
+            name=metadata["name"],
+            key=Key(metadata["uid"], int(metadata.get("generation", 0))),
+            created=metadata["creationTimestamp"],
+            uri=spec["source"]["uri"],
+            digest=spec["source"].get("digest"),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Unreadable(f"Adapter is not as its schema says: {error!r}") from error
+
+
+def must_drain(engine: Body | None, index: int, pod: str) -> bool:
+    """Whether the engine's status says that this pod is to finish its requests and take no more.
+
+    A slot that drained, was lent and has a new pod names that pod or none, so a name that is not ours speaks of
+    another pod. Once a slot is Lent or Stopping only our own name can mean us.
+    """
+    slots = ((engine or {}).get("status") or {}).get("slots") or []
+    for slot in slots:
+        if slot.get("index") == index:
+            named = slot.get("pod") or ""
+            match slot.get("state"):
+                case SlotState.DRAINING:
+                    return named in ("", pod)
+                case SlotState.LENT | SlotState.STOPPING:
+                    return bool(named == pod)
+    return False

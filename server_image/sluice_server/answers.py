@@ -1,0 +1,82 @@
+"""Answers on their way out: the public name put back, the list of models translated, connections closed."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from sluice_server.asgi import Headers, Message, Send, header, with_length
+from sluice_server.rewrite import Outward
+
+
+def closing(send: Send, draining: Callable[[], bool]) -> Send:
+    """Ask the client to open its next connection elsewhere, once the slot drains."""
+
+    async def sender(message: Message) -> None:
+        if message["type"] == "http.response.start" and draining():
+            kept = [pair for pair in message.get("headers", []) if pair[0].lower() != b"connection"]
+            message = {**message, "headers": [*kept, (b"connection", b"close")]}
+        await send(message)
+
+    return sender
+
+
+class Renamed:
+    """A send that puts the public name back, into event streams as they flow and into JSON as a whole."""
+
+    def __init__(self, send: Send, outward: Outward) -> None:
+        self._send, self._outward = send, outward
+        self._rewrite: Callable[[bytes, bool], bytes] | None = None
+        self._whole: Whole | None = None
+
+    async def __call__(self, message: Message) -> None:
+        """Take the next message of the answer."""
+        if message["type"] == "http.response.start":
+            await self._start(message)
+        elif self._whole:
+            await self._whole(message)
+        elif self._rewrite:
+            more = message.get("more_body", False)
+            body = self._rewrite(message.get("body", b""), not more)
+            if body or not more:
+                await self._send({**message, "body": body})
+        else:
+            await self._send(message)
+
+    async def _start(self, message: Message) -> None:
+        headers: Headers = [(key, self._outward.error(value)) for key, value in message.get("headers", [])]
+        message = {**message, "headers": headers}
+        kind = header(headers, b"content-type")
+        if kind.startswith(b"text/event-stream"):
+            self._rewrite = self._outward.lines
+        elif kind.startswith(b"application/json"):
+            failed = message["status"] >= 400
+            self._whole = Whole(self._send, self._outward.error if failed else self._outward.answer)
+            await self._whole(message)
+            return
+        await self._send(message)
+
+
+class Whole:
+    """A send that holds an answer until it is complete, and changes it."""
+
+    def __init__(self, send: Send, change: Callable[[bytes], bytes]) -> None:
+        self._send, self._change = send, change
+        self._start: Message = {}
+        self._parts: list[bytes] = []
+
+    async def __call__(self, message: Message) -> None:
+        """Take the next message of the answer."""
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        self._parts.append(message.get("body", b""))
+        if message.get("more_body", False):
+            return
+        body = self._change(b"".join(self._parts))
+        await self._send({**self._start, "headers": with_length(self._start.get("headers", []), len(body))})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def json_change(change: Callable[[Any], Any]) -> Callable[[bytes], bytes]:
+    """A change of JSON as a change of its bytes."""
+    return lambda body: json.dumps(change(json.loads(body)), separators=(",", ":")).encode()

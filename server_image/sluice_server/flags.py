@@ -1,0 +1,127 @@
+"""From a slot's spec to the command line and environment of vLLM's own server."""
+
+import re
+from dataclasses import dataclass
+
+from sluice_api.inferenceengine import InferenceEngineSpec
+from sluice_api.slots import SlotSpec
+from sluice_api.sources import volume_path
+from sluice_server.place import SHUTDOWN_SECONDS, STATE_PATH, Place
+
+MIDDLEWARE = "sluice_server.middleware.Middleware"
+
+_HUB = re.compile(r"^hf://(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^@]+))?$")
+_QUIET_ROUTES = f"/health,/metrics,/ping,/v1/models,{STATE_PATH}"
+
+
+class UnknownModelAddress(ValueError):
+    """spec.model.uri is no address that vLLM can load from."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """vLLM's arguments (after `vllm`) and the environment that it needs beside the container's own."""
+
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def vllm_command(slot: SlotSpec, place: Place) -> Command:
+    """What runs in the container `vllm`.
+
+    Raises:
+        UnknownModelAddress: the model is neither in a claim nor a repository on the hub.
+    """
+    spec = slot.spec
+    model, from_hub = _model(spec.model.uri, place)
+    arguments = [
+        *("serve", model, *from_hub),
+        *("--served-model-name", slot.engine),
+        *("--host", "0.0.0.0", "--port", str(place.serve_port)),
+        # Runtime adapters need one API server process, and so does one count of requests in flight.
+        *("--api-server-count", "1"),
+        *("--middleware", MIDDLEWARE),
+        *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
+        *("--disable-access-log-for-endpoints", _QUIET_ROUTES),
+        "--disable-fastapi-docs",
+        *("--runner", "pooling" if spec.task == "Embed" else "generate"),
+        *_serving(spec),
+        *_lora(spec),
+        *_device(slot),
+    ]
+    environment = _environment(slot, place)
+    if volume_path(spec.model.uri):
+        environment["HF_HUB_OFFLINE"] = "1"
+    return Command(tuple(arguments), environment)
+
+
+def _model(uri: str, place: Place) -> tuple[str, tuple[str, ...]]:
+    if in_claim := volume_path(uri):
+        return str(place.at(in_claim.mounted)), ()
+    on_hub = _HUB.match(uri)
+    if on_hub is None:
+        raise UnknownModelAddress(f"model.uri {uri!r}: write pvc://claim/path or hf://organisation/name@revision")
+    revision = on_hub["revision"]
+    return on_hub["repository"], ("--revision", revision) if revision else ()
+
+
+def _serving(spec: InferenceEngineSpec) -> list[str]:
+    serving = spec.serving
+    arguments = ["--dtype", serving.dtype]
+    if serving.max_model_length is not None:
+        arguments += ["--max-model-len", str(serving.max_model_length)]
+    if serving.max_concurrent_requests is not None:
+        arguments += ["--max-num-seqs", str(serving.max_concurrent_requests)]
+    return arguments
+
+
+def _lora(spec: InferenceEngineSpec) -> list[str]:
+    if spec.lora is None:
+        return []
+    # One place more than adapters: a new version is loaded beside the old one.
+    places = str(spec.lora.max_adapters + 1)
+    return [
+        "--enable-lora",
+        *("--max-loras", places, "--max-cpu-loras", places),
+        *("--max-lora-rank", str(spec.lora.max_rank)),
+    ]
+
+
+def _device(slot: SlotSpec) -> list[str]:
+    if slot.device == "cpu":
+        return ["--enforce-eager", "--distributed-executor-backend", "uni"]
+    serving = slot.spec.serving
+    return [
+        *("--tensor-parallel-size", str(slot.spec.resources.gpus)),
+        *("--gpu-memory-utilization", serving.gpu_memory_utilization),
+        *(["--enforce-eager"] if serving.enforce_eager else []),
+    ]
+
+
+def _environment(slot: SlotSpec, place: Place) -> dict[str, str]:
+    scratch = str(place.scratch)
+    environment = {
+        # The root filesystem is read-only and uid 65532 has no name: every cache goes to the scratch disk.
+        "HOME": scratch,
+        "TMPDIR": scratch,
+        "USER": "sluice",
+        "HF_HOME": f"{scratch}/huggingface",
+        "XDG_CACHE_HOME": f"{scratch}/cache",
+        "TORCHINDUCTOR_CACHE_DIR": f"{scratch}/cache/inductor",
+        "TRITON_CACHE_DIR": f"{scratch}/cache/triton",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_SERVER_DEV_MODE": "0",
+    }
+    if slot.spec.lora is not None:
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    if slot.device == "cpu":
+        environment |= {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            # Spinning threads collapse when anything else uses a core.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            # vLLM compiles parts of its sampler at the first request that needs them, --enforce-eager or not:
+            # half a minute in which all requests stand still, and a C++ compiler that the image has not.
+            "TORCHDYNAMO_DISABLE": "1",
+        }
+    return environment

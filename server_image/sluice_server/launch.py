@@ -1,0 +1,37 @@
+"""The container `vllm`: vLLM's own server in this very process."""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from sluice_api import pods
+from sluice_api.slots import SlotSpec
+from sluice_server.flags import vllm_command
+from sluice_server.place import Place
+
+_TERMINATED = 128 + signal.SIGTERM
+
+
+def serve() -> None:
+    """Become `vllm serve` for the slot in the environment; returns when vLLM has stopped.
+
+    vLLM is called and not exec'ed: the kernel drops signals that PID 1 does not handle, and for the seconds
+    of its imports vLLM handles none, so that a SIGTERM then would be lost until the pod's grace is over.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+    place = Place.here()
+    if not place.secret_file.exists():
+        sys.exit(f"{place.secret_file} is missing: the agent writes it and must be started first")
+    slot = SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV])
+    command = vllm_command(slot, place)
+    os.environ.update(command.environment)
+    sys.argv = ["vllm", *command.arguments]
+
+    from vllm.entrypoints.cli.main import main
+
+    main()
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    os._exit(_TERMINATED)

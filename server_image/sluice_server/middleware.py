@@ -1,0 +1,178 @@
+"""What a request to an engine goes through inside vLLM's own server (its flag --middleware).
+
+Serving routes are open to everyone, with public names for adapters; everything else needs the secret that only
+the agent of this pod knows. A source address would prove nothing under a mesh or a port-forward.
+"""
+
+import hmac
+import json
+import logging
+import os
+import uuid
+from typing import Any
+
+from pydantic import ValidationError
+
+from sluice_api import pods
+from sluice_api.slots import SlotSpec
+from sluice_server.aliases import Aliases, Refused, Served
+from sluice_server.answers import Renamed, Whole, closing, json_change
+from sluice_server.asgi import (
+    App,
+    Disconnected,
+    Receive,
+    Scope,
+    Send,
+    TooLarge,
+    header,
+    read_body,
+    refuse,
+    replay,
+    reply,
+    with_length,
+)
+from sluice_server.control import DesiredState, ObservedState
+from sluice_server.place import SECRET_HEADER, STATE_PATH, TERMINATE_PATH, Place
+from sluice_server.rewrite import NotJSON, Outward, inward, parse
+from sluice_server.traffic import Traffic
+
+log = logging.getLogger("vllm.sluice")
+
+PROBES = frozenset(("GET", path) for path in ("/health", "/metrics", "/metrics/", "/ping", "/version"))
+"""Open to everyone, not counted, never changed."""
+
+MODELS = ("GET", "/v1/models")
+
+SERVING = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/embeddings",
+        "/v1/score",
+        "/v1/rerank",
+        "/v2/embed",
+        "/v2/rerank",
+        "/classify",
+        "/detokenize",
+        "/pooling",
+        "/rerank",
+        "/score",
+        "/tokenize",
+    }
+)
+"""POST routes whose JSON body names the model."""
+
+MAX_BODY_BYTES = 64 * 2**20
+
+
+class Middleware:
+    """Aliases, counting, draining and default-deny. vLLM makes one instance, which lives as long as its process."""
+
+    def __init__(self, app: App, secret: str | None = None, base: str | None = None) -> None:
+        self._app = app
+        self._secret = (secret or Place.here().secret_file.read_text()).strip().encode()
+        self._aliases = Aliases(base or SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]).engine)
+        self._traffic = Traffic()
+        self._desired = DesiredState()
+        self._boot = uuid.uuid4().hex
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or one life of the application."""
+        match scope["type"]:
+            case "lifespan":
+                await self._app(scope, receive, send)
+            case "http" if self._is_agent(scope):
+                await self._agent(scope, receive, send)
+            case "http":
+                await self._client(scope, receive, closing(send, lambda: self._traffic.draining))
+            case _:
+                await send({"type": "websocket.close", "code": 1008})
+
+    def _is_agent(self, scope: Scope) -> bool:
+        return hmac.compare_digest(header(scope["headers"], SECRET_HEADER.encode()), self._secret)
+
+    async def _client(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        if (method, path) in PROBES:
+            await self._app(scope, receive, send)
+        elif (method, path) == MODELS:
+            with self._traffic.request():
+                await self._app(scope, receive, Whole(send, json_change(self._aliases.public_models)))
+        elif method == "POST" and path in SERVING:
+            with self._traffic.request():
+                await self._serve(scope, receive, send)
+        else:
+            await refuse(send, 404, "NotFoundError", f"{method} {path} is not served by this engine.")
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_body(receive, MAX_BODY_BYTES)
+            request = parse(body)
+        except Disconnected:
+            return
+        except TooLarge:
+            await refuse(send, 413, "BadRequestError", f"The request has more than {MAX_BODY_BYTES} bytes.")
+            return
+        except NotJSON as error:
+            await refuse(send, 400, "BadRequestError", f"The request is not JSON: {error}")
+            return
+        # From here to the version's count nothing may wait: the agent unloads a version as soon as no alias leads
+        # to it and its count is zero.
+        target = self._target(request)
+        if isinstance(target, Refused):
+            await refuse(send, target.status, target.type, target.message, "model")
+            return
+        with self._traffic.on(target.inner):
+            if target.inner != target.public:
+                send = Renamed(send, Outward(target.inner, target.public))
+            if (changed := inward(request, target.inner)) is not None:
+                body = json.dumps(changed).encode()
+                scope = {**scope, "headers": with_length(scope["headers"], len(body))}
+            await self._app(scope, replay(body, receive), send)
+
+    def _target(self, request: Any) -> Served | Refused:
+        name = request.get("model") if isinstance(request, dict) else None
+        # Without a model vLLM takes the base; what is no name it refuses in its own words.
+        return self._aliases.resolve(name) if name and isinstance(name, str) else self._aliases.base
+
+    async def _agent(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["method"], scope["path"]:
+            case ("GET", path) if path == STATE_PATH:
+                await reply(send, 200, self._observed().model_dump(mode="json", by_alias=True))
+            case ("PUT", path) if path == STATE_PATH:
+                await self._put_state(receive, send)
+            case ("POST", path) if path == TERMINATE_PATH:
+                self._traffic.terminate()
+                await reply(send, 200, self._observed().model_dump(mode="json", by_alias=True))
+            case _:
+                await self._app(scope, receive, send)
+
+    async def _put_state(self, receive: Receive, send: Send) -> None:
+        try:
+            desired = DesiredState.model_validate_json(await read_body(receive, MAX_BODY_BYTES))
+        except (ValidationError, TooLarge) as error:
+            await refuse(send, 400, "BadRequestError", str(error))
+            return
+        except Disconnected:
+            return
+        if desired != self._desired:
+            log.info("now %s", desired.to_json())
+        self._desired = desired
+        self._aliases.replace(desired.aliases, desired.unavailable)
+        self._traffic.drain(desired.draining)
+        await reply(send, 200, self._observed().model_dump(mode="json", by_alias=True))
+
+    def _observed(self) -> ObservedState:
+        traffic = self._traffic
+        return ObservedState(
+            boot=self._boot,
+            desired=self._desired,
+            terminating=traffic.terminating,
+            in_flight=traffic.in_flight,
+            in_flight_by_version=dict(traffic.by_version),
+            quiet_seconds=traffic.quiet_seconds,
+            draining_seconds=traffic.draining_seconds,
+        )

@@ -1,0 +1,322 @@
+"""What the fake vLLM of the unit tests claims, asserted against it and against real vLLM.
+
+One vLLM on CPUs serves the whole module. Times with two cores: about 30 s to start, 20 s for the rest.
+"""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import uvicorn
+from safetensors.numpy import load_file, save_file
+
+from dev.models import models
+from dev.models import place as place_model
+from sluice_api import pods
+from sluice_api.inferenceengine import EngineLora, InferenceEngineSpec, ServedModel, Serving
+from sluice_api.slots import SlotSpec
+from sluice_server.agent.tensors import not_finite, tensors
+from sluice_server.middleware import MODELS, PROBES, SERVING, Middleware
+from sluice_server.place import ROOT_ENV, SECRET_HEADER, SERVE_PORT_ENV, STATE_PATH, Place
+from tests.unit.server.conftest import SlotUnderTest, eventually
+from tests.unit.server.fake_vllm import BASE, FakeVLLM
+from tests.unit.server.folders import make_adapter
+from tests.unit.server.serving import free_port
+
+pytestmark = pytest.mark.timeout(300)
+
+SECRET = {SECRET_HEADER: "only-for-the-agent"}
+START_SECONDS = 240
+
+
+@dataclass
+class Server:
+    """A server that speaks vLLM's contract, behind the middleware."""
+
+    name: str
+    place: Place
+    process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.url = f"http://127.0.0.1:{self.place.serve_port}"
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+
+    @property
+    def model(self) -> Path:
+        return self.place.root / "volumes/models/tiny"
+
+    @property
+    def log(self) -> Path:
+        return self.place.root / "vllm.log"
+
+    def adapter(self, version: str, seed: int = 1) -> Path:
+        return make_adapter(self.place.adapters / version, self.model, seed)
+
+    def load(self, version: str, folder: Path) -> httpx.Response:
+        return self.http.post(
+            "/v1/load_lora_adapter", json={"lora_name": version, "lora_path": str(folder)}, headers=SECRET
+        )
+
+    def unload(self, version: str) -> httpx.Response:
+        return self.http.post("/v1/unload_lora_adapter", json={"lora_name": version}, headers=SECRET)
+
+    def put(self, **desired: Any) -> None:
+        assert self.http.put(STATE_PATH, json=desired, headers=SECRET).status_code == 200
+
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.http.get(STATE_PATH, headers=SECRET).json()
+        return found
+
+    def complete(self, model: str, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+        body = {"model": model, "prompt": "hello", "max_tokens": 4, "temperature": 0, **fields}
+        return self.http.post("/v1/completions", json=body, headers=headers)
+
+
+def new_place(root: Path) -> Place:
+    place = Place(root, free_port(), free_port())
+    place.adapters.mkdir()
+    place.scratch.mkdir()
+    place.secret_file.parent.mkdir(parents=True)
+    place.secret_file.write_text(SECRET[SECRET_HEADER])
+    models()
+    place_model("tiny", root / "volumes/models")
+    return place
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    place = new_place(tmp_path_factory.mktemp("fake"))
+    app = Middleware(FakeVLLM(), SECRET[SECRET_HEADER], BASE)
+    config = uvicorn.Config(app, host="127.0.0.1", port=place.serve_port, log_level="warning", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield Server("fake", place)
+    server.should_exit = True
+    thread.join(5)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    place = new_place(tmp_path_factory.mktemp("real"))
+    slot = SlotSpec(
+        namespace="demo",
+        engine=BASE,
+        index=1,
+        device="cpu",
+        spec=InferenceEngineSpec(
+            model=ServedModel(uri="pvc://models/tiny"),
+            lora=EngineLora(max_adapters=2, max_rank=8, claims=("adapters",)),
+            serving=Serving(max_model_length=512, max_concurrent_requests=4, dtype="float32"),
+        ),
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        ROOT_ENV: str(place.root),
+        SERVE_PORT_ENV: str(place.serve_port),
+        pods.SLOT_ENV: slot.to_json(),
+    }
+    server = Server("real", place)
+    with server.log.open("wb") as log:
+        command = [sys.executable, "-m", "sluice_server", "vllm"]
+        server.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        _wait_for_health(server)
+        yield server
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+def _wait_for_health(server: Server) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert server.process is not None
+        assert server.process.poll() is None, server.log.read_text()[-4000:]
+        try:
+            if server.http.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.25)
+    pytest.fail(server.log.read_text()[-4000:])
+
+
+@pytest.fixture(params=["fake", "real"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    found: Server = request.getfixturevalue(request.param)
+    yield found
+    found.put()
+    for card in found.http.get("/v1/models", headers=SECRET).json()["data"]:
+        if card["id"] != BASE:
+            found.unload(card["id"])
+
+
+def test_models_are_listed_with_parent_and_path(server: Server) -> None:
+    folder = server.adapter("tone--000000000001")
+    assert server.load("tone--000000000001", folder).status_code == 200
+    base, adapter = server.http.get("/v1/models", headers=SECRET).json()["data"]
+    assert (base["id"], base["parent"]) == (BASE, None)
+    assert (adapter["id"], adapter["parent"], adapter["root"]) == ("tone--000000000001", BASE, str(folder))
+
+
+def test_loading_and_unloading_answer_as_the_agent_expects(server: Server) -> None:
+    folder = server.adapter("tone--000000000002")
+    assert server.load("tone--000000000002", folder).text.startswith("Success: LoRA adapter 'tone--000000000002' added")
+    again = server.load("tone--000000000002", folder)
+    assert again.status_code == 400
+    assert "has already been loaded" in again.json()["error"]["message"]
+    missing = server.load("gone--000000000002", server.place.root / "nowhere")
+    assert (missing.status_code, missing.json()["error"]["type"]) == (404, "NotFoundError")
+    assert server.unload("tone--000000000002").status_code == 200
+    assert server.unload("tone--000000000002").status_code == 404
+
+
+def test_an_unknown_model_is_refused_alike_by_vllm_and_middleware(server: Server) -> None:
+    theirs, ours = server.complete("nobody", headers=SECRET), server.complete("nobody")
+    assert theirs.status_code == ours.status_code == 404
+    assert theirs.json() == ours.json()
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    with pytest.raises(openai.NotFoundError, match="The model `nobody` does not exist"):
+        client.completions.create(model="nobody", prompt="hello")
+
+
+def test_an_alias_is_all_that_a_client_sees(server: Server) -> None:
+    version = "tone--000000000003"
+    server.load(version, server.adapter(version))
+    server.put(aliases={"tone": version}, unavailable={"bad": {"reason": "RankTooLarge", "message": "rank 64"}})
+    assert [card["id"] for card in server.http.get("/v1/models").json()["data"]] == [BASE, "tone"]
+    assert server.complete("tone").json()["model"] == "tone"
+    assert server.complete(version).status_code == 404
+    assert server.complete("bad").status_code == 503
+    too_long = server.complete("tone", max_tokens=100_000)
+    assert too_long.status_code == 400
+    assert version not in too_long.text
+    streamed = server.complete("tone", stream=True, cache_salt="mine")
+    events = [line.removeprefix("data: ") for line in streamed.text.splitlines() if line]
+    assert events.pop() == "[DONE]"
+    assert {json.loads(event)["model"] for event in events} == {"tone"}
+
+
+def test_draining_closes_connections_and_counts_to_zero(server: Server) -> None:
+    server.put(draining=True)
+    assert server.complete(BASE).headers["connection"] == "close"
+    assert server.state()["inFlight"] == 0
+    server.put(draining=False)
+    assert "connection" not in server.complete(BASE).headers
+
+
+def test_every_route_of_vllm_is_open_only_if_we_say_so(real: Server) -> None:
+    routes = re.findall(r"Route: (\S+), Methods: ([A-Z, ]+)", real.log.read_text())
+    assert len(routes) > 30
+    opened = set()
+    for path, methods in routes:
+        for method in methods.split(", "):
+            answer = real.http.request(method, path, content=b"{")
+            refused = answer.status_code == 404 and "is not served by this engine" in answer.text
+            if not refused:
+                opened.add((method, path))
+    assert opened - {("HEAD", path) for _, path in PROBES} <= {MODELS, *PROBES, *(("POST", path) for path in SERVING)}
+    assert ("POST", "/v1/chat/completions") in opened
+    assert real.state()["desired"]["draining"] is False
+
+
+def test_a_chat_streams_under_the_alias(real: Server) -> None:
+    version = "tone--000000000005"
+    real.load(version, real.adapter(version))
+    real.put(aliases={"tone": version})
+    client = openai.OpenAI(base_url=f"{real.url}/v1", api_key="none", max_retries=0)
+    asked: Any = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 0}
+    whole = client.chat.completions.create(model="tone", **asked)
+    chunks = list(client.chat.completions.create(model="tone", stream=True, **asked))
+    assert {whole.model, *(chunk.model for chunk in chunks)} == {"tone"}
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert said == whole.choices[0].message.content
+    base = client.chat.completions.create(model=BASE, **asked)
+    assert base.choices[0].message.content != said
+
+
+async def test_the_agent_brings_an_adapter_live_in_real_vllm(real: Server) -> None:
+    real.put()
+    slot = SlotUnderTest(real.place, real.model)
+    before = real.complete(BASE).json()["choices"][0]["text"]
+    try:
+        await slot.start()
+        await slot.start_agent()
+        await eventually(slot.ready, 30)
+        slot.put_adapter("one", seed=1)
+        slot.put_adapter("two", seed=2)
+        started = time.monotonic()
+        await slot.publish("tone", "one")
+        await slot.until("tone", "Loaded")
+        assert time.monotonic() - started < 5
+        first = (await slot.ask("tone", max_tokens=4, temperature=0))[1]
+        await slot.publish("tone", "two")
+        await eventually(lambda: slot.told("tone")["generation"] == 2 and slot.told("tone")["state"] == "Loaded")
+        second = (await slot.ask("tone", max_tokens=4, temperature=0))[1]
+        assert first["choices"][0]["text"] != second["choices"][0]["text"]
+        assert (await slot.ask(BASE, max_tokens=4, temperature=0))[1]["choices"][0]["text"] == before
+        await slot.api.delete("adapters", "tone")
+        await eventually(lambda: not [*slot.place.adapters.iterdir()])
+        assert len(real.http.get("/v1/models", headers=SECRET).json()["data"]) == 1
+    finally:
+        await slot.stop()
+
+
+def test_nan_weights_are_noticed_when_numbers_are_asked_for(real: Server) -> None:
+    """Why the agent looks at the numbers before vLLM does, and asks for them afterwards.
+
+    Late in the module: it poisons the KV cache, and the base model's answers with it.
+    """
+    version = "nan--000000000004"
+    folder = real.adapter(version)
+    path = folder / "adapter_model.safetensors"
+    save_file({name: np.full_like(weight, np.nan) for name, weight in load_file(path).items()}, path)
+    assert real.load(version, folder).status_code == 200
+    assert real.complete(version, headers=SECRET).status_code == 200
+    answer = real.complete(version, headers=SECRET, logprobs=1)
+    assert (answer.status_code, "float" in answer.text) == (400, True)
+    real.unload(version)
+    assert not_finite(path, tensors(path))
+
+
+async def test_a_stream_in_progress_survives_the_whole_way_out(real: Server) -> None:
+    """The module's last test: preStop, then SIGTERM, as a kubelet does it."""
+    assert real.process is not None
+    stream = asyncio.create_task(asyncio.to_thread(real.complete, BASE, max_tokens=400, stream=True, ignore_eos=True))
+    await eventually(lambda: real.state()["inFlight"] == 1)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        ROOT_ENV: str(real.place.root),
+        SERVE_PORT_ENV: str(real.place.serve_port),
+        pods.SLOT_ENV: json.dumps({"spec": {"preemption": {"drainTimeoutSeconds": 60}}}),
+    }
+    hook = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "sluice_server", "wait-drained", env=environment, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await hook.communicate()
+    assert output.endswith(b"0 in flight\n")
+    real.process.send_signal(signal.SIGTERM)
+    answer = await stream
+    assert answer.text.count("data: {") == 400
+    assert answer.text.endswith("data: [DONE]\n\n")
+    started = time.monotonic()
+    assert await asyncio.to_thread(real.process.wait, 30) == 0
+    assert time.monotonic() - started < pods.GRACE_MARGIN_SECONDS

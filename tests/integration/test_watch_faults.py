@@ -1,0 +1,165 @@
+"""The store against a real API server through a proxy that loses and breaks what it brings."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import kopf
+import pytest
+import pytest_asyncio
+from kopf._cogs.clients import watching
+from kubernetes.aio import config
+
+from sluice_operator.cluster.client import Api
+from sluice_operator.handlers.resync import Resync
+from sluice_operator.handlers.watcher import Watches
+from sluice_operator.handlers.watching import kopf_settings, registry_for
+from sluice_operator.observe.store import Store
+from tests.integration.fault_proxy import FaultProxy
+from tests.integration.progress_scene import JOB_SPEC, Kube
+
+pytestmark = pytest.mark.integration
+
+WITHIN = 10
+NEVER = 100_000
+
+
+@dataclass
+class Watched:
+    """A store that is kept by kopf's watches through the proxy."""
+
+    store: Store
+    resync: Resync
+    watches: Watches
+    kube: Kube
+    proxy: FaultProxy
+    namespace: str
+
+    @property
+    def path(self) -> str:
+        return f"/apis/sluice.dev/v1alpha1/namespaces/{self.namespace}/finetunejobs"
+
+    async def create(self, name: str) -> None:
+        body = {"apiVersion": "sluice.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name}}
+        await self.kube.call("POST", self.path, {**body, "spec": JOB_SPEC})
+
+    async def delete(self, name: str) -> None:
+        await self.kube.call("DELETE", f"{self.path}/{name}")
+
+    def names(self) -> set[str]:
+        return {key.name for key in self.store.world().jobs if key.namespace == self.namespace}
+
+    async def shows(self, *names: str, within: float = WITHIN) -> None:
+        await until(lambda: self.names() == set(names), within, lambda: f"{self.names()}, not {set(names)}")
+
+
+@pytest_asyncio.fixture(params=[NEVER])
+async def watched(
+    proxy: FaultProxy,
+    kube: Kube,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> AsyncIterator[Watched]:
+    """The operator's watching half, in this process; the parameter is the time between its full lists."""
+    monkeypatch.setenv("KUBECONFIG", str(proxy.kubeconfig))
+    client = await config.new_client_from_config(str(proxy.kubeconfig))
+    store = Store()
+    resync = Resync(Api(client), store, request.param)
+    watches = Watches(resync.want)
+    monkeypatch.setattr(watching, "infinite_watch", watches.enduring(watching.infinite_watch))
+    resyncing = asyncio.create_task(resync.run())
+    ours, stop = asyncio.all_tasks(), asyncio.Event()
+    tasks = await kopf.spawn_tasks(
+        registry=registry_for(store), settings=kopf_settings(), standalone=True, clusterwide=True, stop_flag=stop
+    )
+    kopf_task = asyncio.create_task(kopf.run_tasks(tasks, ignored=ours))
+    try:
+        await until(lambda: resync.is_primed, 30, lambda: "never primed")
+        yield Watched(store, resync, watches, kube, proxy, namespace)
+        assert not kopf_task.done(), "kopf has ended"
+    finally:
+        resyncing.cancel()
+        stop.set()
+        await asyncio.gather(kopf_task, resyncing, return_exceptions=True)
+        await client.close()
+
+
+async def until(happened: Callable[[], bool], within: float, why: Callable[[], str]) -> None:
+    try:
+        async with asyncio.timeout(within):
+            while not happened():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(why()) from None
+
+
+async def test_events_arrive(watched: Watched) -> None:
+    await watched.create("a")
+    await watched.shows("a", within=2)
+    await watched.delete("a")
+    await watched.shows(within=2)
+
+
+@pytest.mark.parametrize("watched", [3], indirect=True)
+async def test_a_delete_that_the_watch_lost_is_found_by_the_next_full_list(watched: Watched) -> None:
+    await watched.create("a")
+    await watched.create("b")
+    await watched.shows("a", "b")
+    watched.proxy.loses = lambda _plural, event: event["type"] == "DELETED"
+    await watched.delete("a")
+    await watched.shows("b")
+    await asyncio.sleep(0)
+    assert watched.store.unreadable() == []
+
+
+@pytest.mark.parametrize(("code", "reason"), [(410, "Expired"), (500, "InternalError"), (504, "Timeout")])
+async def test_after_a_watch_error_everything_is_right_again(watched: Watched, code: int, reason: str) -> None:
+    """Of what happened unseen before the error, kopf's own new list shows only what is still there."""
+    await watched.create("a")
+    await watched.create("b")
+    await watched.shows("a", "b")
+    watched.proxy.loses = lambda _plural, _event: True
+    await watched.delete("a")
+    await watched.create("c")
+    watched.proxy.loses = lambda _plural, _event: False
+    error = {"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": "injected"}
+    assert watched.proxy.send("finetunejobs", {"type": "ERROR", "object": error}) == 1
+    await watched.shows("b", "c")
+    await watched.create("d")
+    await watched.shows("b", "c", "d")
+
+
+async def test_a_broken_connection_goes_on_where_it_was(watched: Watched) -> None:
+    await watched.create("a")
+    await watched.shows("a")
+    watched.proxy.cut("finetunejobs")
+    await watched.create("b")
+    await watched.delete("a")
+    await watched.shows("b")
+
+
+async def test_an_api_server_that_refuses_for_a_while_ends_nothing(watched: Watched) -> None:
+    refused = 0
+
+    def refuses(_method: str, path: str) -> int:
+        nonlocal refused
+        refused += "finetunejobs" in path
+        return 503 if "finetunejobs" in path else 0
+
+    await watched.create("a")
+    await watched.shows("a")
+    watched.proxy.refuses = refuses
+    watched.proxy.cut("finetunejobs")
+    await watched.create("b")
+    await until(lambda: refused > 2, WITHIN, lambda: "nothing was refused")
+    watched.proxy.refuses = lambda _method, _path: 0
+    await watched.shows("a", "b")
+
+
+async def test_a_stream_of_no_json_ends_nothing(watched: Watched) -> None:
+    await watched.create("a")
+    await watched.shows("a")
+    watched.proxy.send("finetunejobs", {"type": "ERROR", "object": {"kind": "Status", "code": 429, "message": "slow"}})
+    await watched.create("b")
+    await watched.shows("a", "b")

@@ -1,0 +1,84 @@
+"""CustomResourceDefinitions and reference pages as files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sluice_api import crd, docs
+from sluice_api.reasons import Reason
+from sluice_api.resource import Resource
+from sluice_api.schema import fields_of
+
+LAST_APPLIED_LIMIT = 262_144
+"""A client-side apply keeps the whole object in an annotation of at most so many bytes."""
+every_kind = pytest.mark.parametrize("kind", crd.KINDS, ids=lambda kind: kind.KIND.kind)
+
+
+@every_kind
+def test_a_definition_fits_a_client_side_apply(kind: type[Resource]) -> None:
+    assert len(json.dumps(crd.crd(kind))) < LAST_APPLIED_LIMIT / 4
+
+
+@every_kind
+def test_columns_show_fields_that_exist(kind: type[Resource]) -> None:
+    schema = crd.resource_schema(kind)
+    paths = {path for path, _ in fields_of(schema, "")}
+    for column in kind.KIND.columns:
+        if not column.path.startswith((".metadata", ".status.conditions")):
+            assert column.path in paths, column.name
+
+
+def test_a_decimal_string_survives_a_yaml_reader_that_knows_floats(tmp_path: Path) -> None:
+    assert crd.main([str(tmp_path)]) == 0
+    assert 'default: "2e-4"' in (tmp_path / "finetunejobs.yaml").read_text()
+
+
+def test_files_go_to_each_directory(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    assert crd.main([str(first), str(second)]) == 0
+    names = sorted(path.name for path in first.iterdir())
+    assert names == ["adapters.yaml", "finetunejobs.yaml", "gpupools.yaml", "inferenceengines.yaml"]
+    for name in names:
+        assert (first / name).read_text() == (second / name).read_text()
+        assert yaml.safe_load((first / name).read_text())["kind"] == "CustomResourceDefinition"
+
+
+@pytest.mark.parametrize("generator", [crd, docs])
+def test_stale_files_are_shown(generator: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generator.main([str(tmp_path)]) == 0
+    assert generator.main([str(tmp_path), "--check"]) == 0
+    stale = next(tmp_path.iterdir())
+    stale.write_text("old\n")
+    assert generator.main([str(tmp_path), "--check"]) == 1
+    told = capsys.readouterr().out
+    assert "-old" in told
+    assert stale.name in told
+    assert "make generate" in told
+    assert stale.read_text() == "old\n"
+
+
+def test_every_reason_is_explained_once_and_in_a_group() -> None:
+    page = docs.reasons_page()
+    for reason in Reason:
+        assert page.count(f"| `{reason.value}` |") == 1
+    assert next(iter(Reason)) in docs.REASON_GROUPS
+
+
+@every_kind
+def test_every_field_is_in_the_reference(kind: type[Resource]) -> None:
+    page = docs.api_page()
+    schema = crd.resource_schema(kind)
+    for part in ("spec", "status"):
+        for path, _ in fields_of(schema["properties"][part], part):
+            if not path.endswith(("[]", "{}")):
+                assert f"| `{path}` |" in page
+
+
+def test_table_rows_have_as_many_cells_as_their_head() -> None:
+    for page in (docs.api_page(), docs.reasons_page()):
+        for table in page.split("\n\n"):
+            rows = [row for row in table.splitlines() if row.startswith("|")]
+            assert len({row.replace("\\|", "").count("|") for row in rows}) <= 1, rows[:1]

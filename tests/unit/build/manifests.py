@@ -1,0 +1,96 @@
+"""What the builders make in the tests: one of each, from resources as a user writes them."""
+
+import json
+from typing import Any
+
+import yaml
+
+from sluice_api.claim import Claim, SlotRef
+from sluice_api.finetunejob import FineTuneJob, Publish
+from sluice_api.gpupool import GPUPoolSpec
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.stages import ExportResult, Stage
+from sluice_operator.build.adapter import adapter
+from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
+from sluice_operator.build.stage_job import stage_job
+from sluice_operator.settings import Settings
+
+JOB = FineTuneJob.parse(
+    yaml.safe_load("""
+        apiVersion: sluice.dev/v1alpha1
+        kind: FineTuneJob
+        metadata: {name: support-tone, namespace: team-a, uid: 0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9}
+        spec:
+          model: {uri: "pvc://models/smollm2-135m-instruct"}
+          dataset: {uri: "pvc://datasets/support.jsonl"}
+          output: {uri: "pvc://adapters/support"}
+          resources: {gpus: 2, memory: 8Gi, cpu: "4"}
+          scheduling: {policy: Preempt}
+          publish: {engine: chat, name: support-tone}
+    """)
+)
+ENGINE = InferenceEngine.parse(
+    yaml.safe_load("""
+        apiVersion: sluice.dev/v1alpha1
+        kind: InferenceEngine
+        metadata: {name: chat, namespace: team-a, uid: 9f8e7d6c-5b4a-3928-1706-f5e4d3c2b1a0}
+        spec:
+          model: {uri: "pvc://models/smollm2-135m-instruct"}
+          replicas: 2
+          resources: {gpus: 1, memory: 4Gi}
+          lora: {maxAdapters: 4, maxRank: 16, claims: [adapters]}
+          preemption: {policy: ScaleDown, minReplicas: 1}
+    """)
+)
+CLAIM = Claim(
+    pool="default",
+    resource="nvidia.com/gpu",
+    node="gpu-1",
+    gpus=2,
+    borrowed=(SlotRef(namespace="team-a", engine="chat", index=1),),
+    term=3,
+)
+PUBLISH = Publish(engine="chat", name="support-tone")
+EXPORT = ExportResult(
+    uri="pvc://adapters/support/support-tone-0a1b2c3d/export",
+    digest=f"sha256:{'5e' * 32}",
+    rank=16,
+    size_bytes=4_884_296,
+)
+CUDA = Settings(
+    namespace="sluice-system",
+    pod_name="sluice-operator-0",
+    report_url="http://sluice-progress.sluice-system.svc:8080",
+    trainer_image="ghcr.io/sluice/trainer:0.1.0",
+    server_image="ghcr.io/sluice/server:0.1.0",
+)
+CPU = Settings(**{**vars(CUDA), "server_image": "ghcr.io/sluice/server-cpu:0.1.0", "device": "cpu"})
+H100 = GPUPoolSpec(node_selector={"example.com/gpu": "h100"})
+
+GOLDEN: dict[str, list[dict[str, Any]]] = {
+    "prepare-job": [stage_job(JOB, Stage.PREPARE, 1, CUDA)],
+    "trainer-job-lora": [stage_job(JOB, Stage.TRAIN, 2, CUDA, CLAIM)],
+    "export-job": [stage_job(JOB, Stage.EXPORT, 1, CUDA)],
+    "slot-deployment-cuda": [slot_deployment(ENGINE, 0, 1, "4f1c2a9be07d3358", pool=H100, settings=CUDA)],
+    "slot-deployment-cpu": [slot_deployment(ENGINE, 1, 0, "4f1c2a9be07d3358", pool=GPUPoolSpec(), settings=CPU)],
+    "engine-service": [engine_service(ENGINE)],
+    "agent-access": agent_access(ENGINE),
+    "adapter": [adapter(JOB, PUBLISH, EXPORT)],
+}
+"""File in tests/golden -> the manifests in it."""
+
+
+def pod_specs() -> dict[str, dict[str, Any]]:
+    """Each pod that the builders make, by the file that it is in."""
+    workloads = {name: manifests[0] for name, manifests in GOLDEN.items() if "template" in manifests[0].get("spec", {})}
+    return {name: manifest["spec"]["template"]["spec"] for name, manifest in workloads.items()}
+
+
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    """All containers of a pod."""
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def environment(container: dict[str, Any], name: str) -> Any:
+    """A container's environment variable that holds JSON."""
+    return json.loads(next(variable["value"] for variable in container["env"] if variable["name"] == name))

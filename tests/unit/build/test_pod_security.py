@@ -1,0 +1,75 @@
+"""Every pod that Sluice makes keeps the rules of Pod Security `restricted`, and a few of our own.
+
+https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
+"""
+
+from typing import Any
+
+import pytest
+
+from sluice_api import pods
+from tests.unit.build.manifests import containers, pod_specs
+from tests.unit.chart.pod_security import violations
+
+POD_SPECS = pod_specs()
+every_pod = pytest.mark.parametrize("pod", POD_SPECS.values(), ids=POD_SPECS.keys())
+
+
+def sources(volume: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(volume.get("projected", {}).get("sources", []))
+
+
+def test_pods_are_built() -> None:
+    assert len(POD_SPECS) == 5
+
+
+@every_pod
+def test_pod_is_restricted(pod: dict[str, Any]) -> None:
+    assert violations(pod) == []
+
+
+@every_pod
+def test_scratch_is_writable_and_home_is_there(pod: dict[str, Any]) -> None:
+    for container in containers(pod):
+        mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        assert not mounts[pods.SCRATCH].get("readOnly")
+        values = {variable["name"]: variable["value"] for variable in container["env"]}
+        assert all(values[name].startswith(pods.SCRATCH) for name in ("HOME", "TMPDIR", "HF_HOME"))
+
+
+@every_pod
+def test_memory_is_limited_to_what_is_requested(pod: dict[str, Any]) -> None:
+    *_, main = containers(pod)
+    assert main["resources"]["requests"]["memory"] == main["resources"]["limits"]["memory"]
+    assert "cpu" not in main["resources"]["limits"]
+
+
+@every_pod
+def test_only_the_agent_holds_an_api_token(pod: dict[str, Any]) -> None:
+    assert pod["automountServiceAccountToken"] is False
+    api_tokens = {
+        volume["name"]
+        for volume in pod["volumes"]
+        for source in sources(volume)
+        if "serviceAccountToken" in source and "audience" not in source["serviceAccountToken"]
+    }
+    holders = {
+        container["name"]
+        for container in containers(pod)
+        for mount in container["volumeMounts"]
+        if mount["name"] in api_tokens
+    }
+    assert holders <= {"agent"}
+
+
+@pytest.mark.parametrize("slot", ["slot-deployment-cpu", "slot-deployment-cuda"])
+def test_vllm_writes_nothing_that_the_agent_reads(slot: str) -> None:
+    agent, vllm = containers(POD_SPECS[slot])
+    written = {mount["name"] for mount in vllm["volumeMounts"] if not mount.get("readOnly")}
+    assert not written & {mount["name"] for mount in agent["volumeMounts"]}
+
+
+@every_pod
+def test_every_mount_has_its_volume_and_every_volume_a_mount(pod: dict[str, Any]) -> None:
+    mounted = {mount["name"] for container in containers(pod) for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}

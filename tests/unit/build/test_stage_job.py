@@ -1,0 +1,112 @@
+"""Stage Jobs: what a golden file does not say."""
+
+from typing import Any
+
+import pytest
+
+from sluice_api import meta, pods
+from sluice_api.claim import Claim
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.stages import Stage, StageSpec
+from sluice_operator.build.stage_job import stage_job
+from tests.unit.build.manifests import CLAIM, CUDA, JOB, environment
+
+
+def claim_for(stage: Stage) -> Claim | None:
+    return CLAIM if stage is Stage.TRAIN else None
+
+
+def with_spec(**changes: dict[str, Any]) -> FineTuneJob:
+    body = JOB.model_dump(by_alias=True, exclude_none=True)
+    return FineTuneJob.parse({**body, "spec": {**body["spec"], **changes}})
+
+
+def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    pod: dict[str, Any] = manifest["spec"]["template"]["spec"]
+    return pod
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_pod_is_told_its_stage(stage: Stage) -> None:
+    (trainer,) = pod_of(stage_job(JOB, stage, 2, CUDA, claim_for(stage)))["containers"]
+    told = StageSpec.model_validate(environment(trainer, pods.STAGE_ENV))
+    assert (told.stage, told.attempt, told.uid, told.spec) == (stage, 2, JOB.metadata.uid, JOB.spec)
+
+
+def test_claim_is_read_back_from_the_job() -> None:
+    annotations = stage_job(JOB, Stage.TRAIN, 1, CUDA, CLAIM)["metadata"]["annotations"]
+    assert Claim.model_validate_json(annotations[meta.CLAIM_ANNOTATION]) == CLAIM
+
+
+@pytest.mark.parametrize(("stage", "claim"), [(Stage.TRAIN, None), (Stage.PREPARE, CLAIM), (Stage.EXPORT, CLAIM)])
+def test_training_and_nothing_else_is_a_claim(stage: Stage, claim: Claim | None) -> None:
+    with pytest.raises(ValueError, match=f"{stage} .* claim"):
+        stage_job(JOB, stage, 1, CUDA, claim)
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.EXPORT])
+def test_cpu_stages_take_no_gpu_and_wait_at_no_gate(stage: Stage) -> None:
+    pod = pod_of(stage_job(JOB, stage, 1, CUDA))
+    (trainer,) = pod["containers"]
+    assert set(trainer["resources"]["limits"]) == {"memory"}
+    assert not {"schedulingGates", "priorityClassName", "tolerations"} & pod.keys()
+
+
+def test_training_pod_is_born_without_a_node() -> None:
+    pod = pod_of(stage_job(JOB, Stage.TRAIN, 1, CUDA, CLAIM))
+    assert pod["schedulingGates"] == [{"name": meta.SCHEDULING_GATE}]
+    assert not {"nodeSelector", "affinity", "nodeName"} & pod.keys()
+
+
+@pytest.mark.parametrize(
+    ("rule", "uris", "expected"),
+    [
+        (
+            "only the output can be written",
+            ("pvc://models/m", "pvc://data/d", "pvc://out/o"),
+            {"/volumes/models": True, "/volumes/data": True, "/volumes/out": False},
+        ),
+        (
+            "a claim in two roles is mounted once, and can be written if one of them is the output",
+            ("pvc://shared/m", "pvc://shared/d", "pvc://shared/o"),
+            {"/volumes/shared": False},
+        ),
+        (
+            "what is not in a claim needs no volume",
+            ("hf://org/model@main", "https://example.com/d.jsonl", "pvc://out/o"),
+            {"/volumes/out": False},
+        ),
+    ],
+)
+def test_claims_are_mounted(rule: str, uris: tuple[str, str, str], expected: dict[str, bool]) -> None:
+    model, dataset, output = ({"uri": uri} for uri in uris)
+    pod = pod_of(stage_job(with_spec(model=model, dataset=dataset, output=output), Stage.PREPARE, 1, CUDA))
+    (trainer,) = pod["containers"]
+    found = {
+        mount["mountPath"]: mount["readOnly"]
+        for mount in trainer["volumeMounts"]
+        if mount["mountPath"].startswith("/volumes/")
+    }
+    assert found == expected, rule
+
+
+@pytest.mark.parametrize(
+    ("memory", "stage", "expected"),
+    [
+        ("200Gi", Stage.PREPARE, "4Gi"),
+        ("2Gi", Stage.PREPARE, "2Gi"),
+        ("200Gi", Stage.EXPORT, "200Gi"),
+        ("200Gi", Stage.TRAIN, "200Gi"),
+    ],
+)
+def test_memory_of_a_stage(memory: str, stage: Stage, expected: str) -> None:
+    job = with_spec(resources={"memory": memory})
+    (trainer,) = pod_of(stage_job(job, stage, 1, CUDA, claim_for(stage)))["containers"]
+    assert trainer["resources"]["requests"]["memory"] == expected
+
+
+def test_name_of_a_long_job_is_cut_and_still_says_stage_and_attempt() -> None:
+    job = JOB.model_copy(update={"metadata": JOB.metadata.model_copy(update={"name": "a" * 63})})
+    name = stage_job(job, Stage.PREPARE, 12, CUDA)["metadata"]["name"]
+    assert len(name) == 63
+    assert name.endswith("-0a1b2c3d-prepare-12")

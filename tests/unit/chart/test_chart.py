@@ -1,0 +1,181 @@
+"""The chart as a user's `helm install` would see it."""
+
+import json
+import os
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from dev.cache import REPOSITORY
+from sluice_operator.settings import Settings
+from tests.unit.chart.helm import CHART, DEV_VALUES, Manifest, helm, manifests, one, render
+from tests.unit.chart.pod_security import violations
+
+GOLDEN = REPOSITORY / "tests" / "golden" / "chart"
+NO_CRDS = ("--set", "crds.install=false")  # They are compared with crds/ below.
+WITHOUT_GENERATED = (*NO_CRDS, "--set", "metrics.dashboards.create=false")
+EVERYTHING = (
+    *("--set", "metrics.serviceMonitor.create=true,metrics.prometheusRule.create=true"),
+    *("--set", "images.pullSecrets={registry},podLabels.team=ml,podAnnotations.note=x"),
+    *("--set", f"images.operator.digest=sha256:{'0' * 64}"),
+)
+VARIANTS: dict[str, tuple[str | Path, ...]] = {
+    "default": (),
+    "dev": ("--values", DEV_VALUES),
+    "watch-namespaces": ("--set", "watchNamespaces={team-a,team-b}"),
+    "everything": EVERYTHING,
+}
+
+each_variant = pytest.mark.parametrize("values", VARIANTS.values(), ids=list(VARIANTS))
+
+
+@pytest.mark.parametrize("variant", ["default", "dev", "watch-namespaces"])
+def test_rendered_chart_is_as_reviewed(variant: str) -> None:
+    rendered = render(*WITHOUT_GENERATED, "--skip-tests", *VARIANTS[variant])
+    golden = GOLDEN / f"{variant}.yaml"
+    if os.environ.get("SLUICE_GOLDEN") == "rewrite":
+        golden.write_text(rendered)
+    assert rendered == golden.read_text(), "read the difference, then `make golden` if it is meant"
+
+
+@each_variant
+def test_lint(values: tuple[str | Path, ...]) -> None:
+    linted = helm("lint", "--strict", CHART, *values)
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+@each_variant
+def test_every_pod_is_restricted(values: tuple[str | Path, ...]) -> None:
+    found = {m["metadata"]["name"]: violations(pod) for m in manifests(*values) if (pod := pod_spec(m))}
+    assert found == {"sluice": [], "sluice-test": [], "sluice-give-back": []}
+
+
+@each_variant
+def test_rights_have_no_wildcard_and_no_secret(values: tuple[str | Path, ...]) -> None:
+    rules = [rule for m in manifests(*values) if m["kind"] in ("Role", "ClusterRole") for rule in m["rules"]]
+    assert rules
+    for rule in rules:
+        words = {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
+        assert not {word for word in words if "*" in word}
+        assert not {"secrets", "pods/exec", "escalate", "bind", "impersonate"} & words
+
+
+def test_watch_namespaces_limits_what_may_be_written() -> None:
+    writes = {"create", "update", "patch", "delete", "deletecollection"}
+    in_cluster = {
+        resource
+        for m in manifests(*VARIANTS["watch-namespaces"])
+        if m["kind"] == "ClusterRole"
+        for rule in m["rules"]
+        for resource in rule["resources"]
+        if writes & set(rule["verbs"])
+    }
+    assert in_cluster == {"gpupools/status", "tokenreviews"}  # Both are cluster-scoped.
+
+
+def test_the_operator_holds_what_it_grants_to_agents() -> None:
+    read = one("ClusterRole", "sluice-read")["rules"]
+    (ours,) = (set(rule["verbs"]) for rule in read if "inferenceengines" in rule["resources"])
+    assert ours >= {"get", "list", "watch"}
+
+
+def test_each_setting_is_given_and_has_the_same_default() -> None:
+    given = {entry["name"]: entry.get("value") for entry in operator_container()["env"]}
+    assert set(given) == {f"SLUICE_{field.name.upper()}" for field in fields(Settings)}
+    differing = {
+        field.name: (field.default, given[f"SLUICE_{field.name.upper()}"])
+        for field in fields(Settings)
+        if field.default is not MISSING and as_text(field.default) != given[f"SLUICE_{field.name.upper()}"]
+    }
+    assert not differing
+
+
+def test_only_the_leader_gets_reports() -> None:
+    selector = one("Service", "sluice-progress")["spec"]["selector"]
+    labels = one("Deployment", "sluice")["spec"]["template"]["metadata"]["labels"]
+    assert selector.pop("sluice.dev/leader") == "true"
+    assert selector.items() <= labels.items()
+    assert "sluice.dev/leader" not in labels  # The leader puts it on, and takes it from another pod.
+
+
+def test_other_pods_of_the_release_are_not_taken_for_the_operator() -> None:
+    selector = one("Deployment", "sluice")["spec"]["selector"]["matchLabels"]
+    others = [one("Pod", "sluice-test"), one("Job", "sluice-give-back")["spec"]["template"]]
+    assert [selector.items() <= other["metadata"]["labels"].items() for other in others] == [False, False]
+
+
+def test_crds_are_upgradable_and_survive_an_uninstall() -> None:
+    crds = [m for m in manifests() if m["kind"] == "CustomResourceDefinition"]
+    kept = {crd["metadata"]["name"]: crd["metadata"]["annotations"]["helm.sh/resource-policy"] for crd in crds}
+    assert len(crds) == 4
+    assert set(kept.values()) == {"keep"}
+    assert not any(m["kind"] == "CustomResourceDefinition" for m in manifests(*NO_CRDS))
+
+
+def test_crds_of_the_chart_are_the_generated_ones() -> None:
+    source = {file.name: yaml.safe_load(file.read_text()) for file in (REPOSITORY / "crds").glob("*.yaml")}
+    rendered = [m["spec"] for m in manifests() if m["kind"] == "CustomResourceDefinition"]
+    assert len(source) == 4
+    assert all(crd["spec"] in rendered for crd in source.values())
+
+
+def test_the_hook_ends_by_itself_and_leaves_nothing() -> None:
+    job = one("Job", "sluice-give-back")
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete"
+    assert 0 < job["spec"]["activeDeadlineSeconds"] < 300  # Helm's own patience, by default.
+    hooks = [m for m in manifests() if "sluice-give-back" in m["metadata"]["name"]]
+    policies = {m["metadata"]["annotations"]["helm.sh/hook-delete-policy"] for m in hooks}
+    assert policies == {"before-hook-creation,hook-succeeded"}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("devices=cuda", "devices"),
+        ("device=tpu", "device"),
+        ("images.operator.digest=sha256:abc", "digest"),
+        ("replicas=0", "replicas"),
+        ("watchNamespaces={Team_A}", "watchNamespaces"),
+        ("timing.leaseSeconds=soon", "leaseSeconds"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(value: str, said: str) -> None:
+    refused = helm("template", "sluice", CHART, "--set", value)
+    assert refused.returncode != 0
+    assert said in refused.stderr
+
+
+def test_every_value_is_in_the_schema() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    jsonschema.validate(values, schema)
+    assert set(values) == set(schema["properties"]) - {"global"}
+
+
+def test_dashboards_are_found_by_grafana() -> None:
+    config = one("ConfigMap", "sluice-dashboards")
+    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert {name: bool(json.loads(text)) for name, text in config["data"].items()} == {"sluice.json": True}
+
+
+def pod_spec(manifest: Manifest) -> dict[str, Any] | None:
+    """The pod that a manifest makes, if it makes one."""
+    if manifest["kind"] == "Pod":
+        return dict(manifest["spec"])
+    template = manifest.get("spec", {}).get("template")
+    return dict(template["spec"]) if template else None
+
+
+def operator_container() -> dict[str, Any]:
+    """The one container of the operator's pods."""
+    (container,) = one("Deployment", "sluice")["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
+def as_text(default: object) -> str:
+    """A setting's default as the environment has it."""
+    return ",".join(default) if isinstance(default, tuple) else str(default)

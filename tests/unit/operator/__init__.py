@@ -1,0 +1,1 @@
+"""The operator without its decisions: store, queue, lease, routes, watches."""

@@ -1,0 +1,256 @@
+"""From JSON to views: what counts, how it is counted, and that nothing that comes in can stop the operator."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.stages import Stage
+from sluice_operator.observe.parse import KINDS, Unreadable, parse
+from sluice_operator.observe.parse_pod import effective_requests
+from sluice_operator.observe.views import (
+    ClaimView,
+    NodeRequirement,
+    NodeView,
+    Owner,
+    PodView,
+    SlotView,
+    StageJobView,
+    Termination,
+    VolumeView,
+)
+from tests.unit.operator.bodies import body, finetunejob, owner, pod, read, stage_job
+
+GI = 2**30
+
+
+def container(cpu: str = "0", memory: str = "0", **more: str) -> dict[str, Any]:
+    requests = {"cpu": cpu, "memory": memory, **{name.replace("_", "/"): value for name, value in more.items()}}
+    return {"resources": {"requests": requests}}
+
+
+@pytest.mark.parametrize(
+    ("rule", "spec", "expected"),
+    [
+        ("containers add up", {"containers": [container("100m", "1Gi"), container("0.2", "512Mi")]}, (300, 1.5)),
+        (
+            "an init container runs alone: the larger counts",
+            {"containers": [container("1", "1Gi")], "initContainers": [container("500m", "4Gi")]},
+            (1000, 4),
+        ),
+        (
+            "a sidecar runs with the containers",
+            {"containers": [container("1")], "initContainers": [{**container("500m"), "restartPolicy": "Always"}]},
+            (1500, 0),
+        ),
+        (
+            "a sidecar runs with the init containers after it",
+            {
+                "containers": [container("100m")],
+                "initContainers": [{**container("1"), "restartPolicy": "Always"}, container("2")],
+            },
+            (3000, 0),
+        ),
+        (
+            "but not with those before it",
+            {
+                "containers": [container("100m")],
+                "initContainers": [container("2"), {**container("1"), "restartPolicy": "Always"}],
+            },
+            (2000, 0),
+        ),
+        (
+            "the runtime's overhead comes on top",
+            {"containers": [container("1", "1Gi")], "overhead": {"cpu": "250m", "memory": "1Gi"}},
+            (1250, 2),
+        ),
+        (
+            "a pod-level request replaces the containers'",
+            {"containers": [container("1", "1Gi")], "resources": {"requests": {"cpu": "4"}}},
+            (4000, 1),
+        ),
+    ],
+)
+def test_what_a_pod_takes(rule: str, spec: dict[str, Any], expected: tuple[int, float]) -> None:
+    taken = effective_requests(spec)
+    assert (taken["cpu"], taken["memory"] / GI) == expected, rule
+
+
+def test_gpus_are_counted() -> None:
+    assert effective_requests({"containers": [container(**{"nvidia.com_gpu": "2"})]})["nvidia.com/gpu"] == 2
+
+
+def test_a_trainer_pod() -> None:
+    metadata = {
+        "labels": {"sluice.dev/job": "j"},
+        "annotations": {"sluice.dev/bound-at": "2026-01-01T00:00:05.5Z"},
+        "ownerReferences": owner("Job", "t"),
+        "deletionTimestamp": "2026-01-01T00:01:00Z",
+    }
+    raw = pod("p", 7, node="n1", phase="Failed", metadata=metadata)
+    raw["spec"]["schedulingGates"] = [{"name": "sluice.dev/claim"}]
+    raw["spec"]["volumes"] = [
+        {"name": "v", "persistentVolumeClaim": {"claimName": "models"}},
+        {"name": "own", "ephemeral": {}},
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "data", "ephemeral": {"volumeClaimTemplate": {}}},
+    ]
+    ended = {"exitCode": 75, "reason": "Error", "message": "saved", "finishedAt": "2026-01-01T00:01:02Z"}
+    raw["status"] |= {
+        "nominatedNodeName": "n1",
+        "conditions": [
+            {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"},
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"},
+            {"type": "Ready", "status": "True"},
+        ],
+        "containerStatuses": [
+            {"name": "other", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}},
+            {"name": "trainer", "state": {"terminated": ended}},
+        ],
+    }
+    view = read(raw)
+    assert isinstance(view, PodView)
+    assert (view.owner, view.deleting, view.ended, view.ready) == (Owner("Job", "t", "uid-t"), True, True, True)
+    assert (view.node, view.nominated_node, view.gates) == ("n1", "n1", ("sluice.dev/claim",))
+    assert view.bound_at == datetime(2026, 1, 1, 0, 0, 5, 500_000, UTC)
+    assert (view.waiting_reason, view.waiting_message) == ("ImagePullBackOff", "no such image")
+    assert (view.unschedulable, view.disruption) == ("0/1 nodes", "EvictionByEvictionAPI")
+    assert view.claims == ("models", "p-data")
+    assert view.termination == Termination(75, "Error", "saved", datetime(2026, 1, 1, 0, 1, 2, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(("state", "running"), [({"running": {"startedAt": "x"}}, True), ({"waiting": {}}, False)])
+def test_an_engine_pod_runs_when_vllm_runs_whatever_its_sidecar_does(state: dict[str, Any], running: bool) -> None:
+    raw = pod("p", 7, metadata={"labels": {"sluice.dev/engine": "chat", "sluice.dev/slot": "0"}})
+    raw["status"] |= {
+        "initContainerStatuses": [{"name": "agent", "state": {"running": {}}}],
+        "containerStatuses": [{"name": "vllm", "state": state}],
+    }
+    view = read(raw)
+    assert isinstance(view, PodView)
+    assert view.running is running
+    assert view.waiting_reason == ""
+
+
+def test_a_stage_job_with_its_claim() -> None:
+    raw = stage_job("t", 3, job="j", borrows=(("chat", 1),))
+    raw["status"] = {
+        "conditions": [
+            {"type": "FailureTarget", "status": "True"},
+            {
+                "type": "Failed",
+                "status": "True",
+                "reason": "BackoffLimitExceeded",
+                "message": "Job has failed",
+                "lastTransitionTime": "2026-01-01T01:00:00Z",
+            },
+        ]
+    }
+    view = read(raw)
+    assert isinstance(view, StageJobView)
+    assert (view.stage, view.attempt, view.finished) == (Stage.TRAIN, 1, "Failed")
+    assert view.failure == "BackoffLimitExceeded: Job has failed"
+    assert view.finished_at == datetime(2026, 1, 1, 1, tzinfo=UTC)
+    assert view.claim is not None
+    assert [str(slot) for slot in view.claim.borrowed] == ["chat/1"]
+
+
+def test_a_job_whose_pods_are_still_ending_is_not_finished() -> None:
+    raw = stage_job("t", 3, job="j")
+    raw["status"] = {"conditions": [{"type": "SuccessCriteriaMet", "status": "True"}]}
+    view = read(raw)
+    assert isinstance(view, StageJobView)
+    assert (view.finished, view.finished_at) == ("", None)
+
+
+def test_slots_nodes_and_volumes() -> None:
+    labels = {"sluice.dev/engine": "chat", "sluice.dev/slot": "1"}
+    slot = read(body("Deployment", "chat-1", 1, metadata={"labels": labels}, spec={"replicas": 0}))
+    assert isinstance(slot, SlotView)
+    assert (slot.engine, slot.index, slot.size) == ("chat", 1, 0)
+
+    node = read(
+        body(
+            "Node",
+            "n1",
+            1,
+            namespace="",
+            spec={"unschedulable": True, "taints": [{"key": "gpu", "effect": "NoSchedule"}]},
+            status={
+                "allocatable": {"cpu": "7910m", "memory": "64Gi", "nvidia.com/gpu": "8"},
+                "conditions": [{"type": "Ready", "status": "Unknown"}],
+            },
+        )
+    )
+    assert isinstance(node, NodeView)
+    assert node.allocatable == {"cpu": 7910, "memory": 64 * GI, "nvidia.com/gpu": 8}
+    assert (node.ready, node.cordoned, node.taints[0].key) == (False, True, "gpu")
+
+    claim = read(
+        body(
+            "PersistentVolumeClaim",
+            "models",
+            1,
+            spec={"volumeName": "pv-1", "accessModes": ["ReadWriteOnce"]},
+            status={"phase": "Bound"},
+        )
+    )
+    assert isinstance(claim, ClaimView)
+    assert (claim.bound, claim.volume, claim.access_modes) == (True, "pv-1", ("ReadWriteOnce",))
+
+    requirement = {"key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"]}
+    affinity = {"required": {"nodeSelectorTerms": [{"matchExpressions": [requirement]}]}}
+    volume = read(body("PersistentVolume", "pv-1", 1, namespace="", spec={"nodeAffinity": affinity}))
+    assert isinstance(volume, VolumeView)
+    assert volume.node_terms == ((NodeRequirement("kubernetes.io/hostname", "In", ("n1",)),),)
+
+
+def test_a_status_that_cannot_be_read_counts_as_lost() -> None:
+    raw = finetunejob("j", 1)
+    raw["status"] = {"conditions": [{"type": "Prepared"}]}
+    view = read(raw)
+    assert isinstance(view, FineTuneJob)
+    assert view.status.conditions == ()
+
+
+def test_a_field_of_a_newer_version_is_left_out() -> None:
+    raw = finetunejob("j", 1)
+    raw["spec"]["brandNew"] = raw["spec"]["resources"]["brandNew"] = 1
+    view = read(raw)
+    assert isinstance(view, FineTuneJob)
+    assert view.spec.resources.gpus == 1
+
+
+def test_an_error_names_the_field() -> None:
+    raw = finetunejob("j", 9)
+    raw["spec"]["resources"] = {"gpus": "many"}
+    poison = parse("FineTuneJob", raw)
+    assert isinstance(poison, Unreadable)
+    assert (str(poison.key), poison.uid, poison.resource_version) == ("FineTuneJob/team/j", "uid-j", 9)
+    assert "spec.resources.gpus" in poison.error
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = ("metadata", "spec", "status", "containers", "conditions", "labels", "annotations", "resources", "requests")
+HOSTILE = st.recursive(
+    JSON, lambda inner: st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4) | st.lists(inner, max_size=2)
+)
+
+
+@given(kind=st.sampled_from(KINDS), raw=HOSTILE)
+def test_anything_at_all_is_read_or_set_aside(kind: str, raw: Any) -> None:
+    parse(kind, raw)
+
+
+@given(field=st.sampled_from(("metadata", "spec", "status")), value=HOSTILE)
+def test_a_good_object_with_one_hostile_part_is_read_or_set_aside(field: str, value: Any) -> None:
+    for good in (stage_job("t", 1, job="j"), pod("p", 1, node="n"), finetunejob("j", 1)):
+        parse(good["kind"], {**good, field: value})
+        parse(good["kind"], {**good, field: {**good.get(field, {}), **(value if isinstance(value, dict) else {})}})

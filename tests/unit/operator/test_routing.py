@@ -1,0 +1,207 @@
+"""Who is looked at again when something changes."""
+
+import time
+from typing import Any
+
+import pytest
+
+from sluice_operator.handlers.routing import every_key, keys_for
+from sluice_operator.handlers.watching import route_changes, take_event
+from sluice_operator.observe.parse import Stored
+from sluice_operator.observe.store import Store
+from sluice_operator.observe.views import Key
+from tests.unit.operator.bodies import (
+    Body,
+    adapter,
+    body,
+    engine,
+    engine_pod,
+    finetunejob,
+    pod,
+    read,
+    stage_job,
+    trainer_pod,
+)
+
+WORLD = (
+    finetunejob("trains", 1, pool="a"),
+    finetunejob("waits", 1, pool="a", publish="chat"),
+    finetunejob("elsewhere", 1, pool="b"),
+    {**finetunejob("over", 1, pool="a", publish="chat"), "status": {"finishedAt": "2026-01-01T00:00:00Z"}},
+    engine("chat", 1, pool="a"),
+    engine("embed", 1, pool="b"),
+    adapter("tone", 1, on="chat"),
+    body("GPUPool", "a", 1, namespace="", apiVersion="sluice.dev/v1alpha1", spec={}),
+    stage_job("trains-1", 1, job="trains", borrows=(("chat", 0),), pool="a"),
+    body("PersistentVolumeClaim", "models", 1, spec={"volumeName": "pv-1"}),
+)
+
+
+@pytest.fixture
+def store() -> Store:
+    made = Store()
+    for raw in WORLD:
+        made.put(read(raw), seen=True)
+    return made
+
+
+def routed(store: Store, old: Body | None, new: Body | None) -> set[str]:
+    before: Stored | None = read(old) if old else None
+    after: Stored | None = read(new) if new else None
+    keys = keys_for(before, after, store.world(), store.links)
+    short = {"FineTuneJob": "job", "InferenceEngine": "engine", "Adapter": "adapter", "GPUPool": "pool"}
+    return {f"{short[key.kind]}/{key.name}" for key in keys}
+
+
+def with_status(raw: Body, **status: Any) -> Body:
+    return {**raw, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("rule", "old", "new", "expected"),
+    [
+        ("a new job: itself and its pool", None, finetunejob("new", 2, pool="a"), "job/new pool/a"),
+        (
+            "a job that moves: both pools",
+            finetunejob("j", 2, pool="a"),
+            finetunejob("j", 3, pool="b"),
+            "job/j pool/a pool/b",
+        ),
+        (
+            "progress concerns nobody",
+            finetunejob("j", 2),
+            with_status(finetunejob("j", 3), progress={"step": 5}),
+            "",
+        ),
+        (
+            "but a condition does",
+            finetunejob("j", 2),
+            with_status(finetunejob("j", 3), summary="Training", progress={"step": 5}),
+            "job/j pool/default",
+        ),
+        ("nothing but a version", finetunejob("j", 2), finetunejob("j", 3), ""),
+        (
+            "an engine: its pool, adapters, borrowers, and who waits to publish to it",
+            engine("chat", 1, pool="a"),
+            None,
+            "engine/chat pool/a adapter/tone job/trains job/waits",
+        ),
+        ("an adapter: its engine and the others there", None, adapter("x", 2, on="chat"),
+         "adapter/x adapter/tone engine/chat"),
+        (
+            "an adapter that a job has published",
+            None,
+            adapter("x", 2, on="embed", metadata={"labels": {"sluice.dev/job": "waits"}}),
+            "adapter/x engine/embed job/waits",
+        ),
+        (
+            "a claim: its job, its pool, who lends to it, who borrows there too",
+            None,
+            stage_job("waits-1", 2, job="waits", borrows=(("chat", 1),), pool="a"),
+            "job/waits pool/a engine/chat job/trains",
+        ),
+        ("a stage without a claim", None, stage_job("w-1", 2, job="waits", claims=False), "job/waits"),
+        (
+            "a trainer's pod that is bound",
+            trainer_pod("p", 2, job="trains", stage="trains-1"),
+            trainer_pod("p", 3, job="trains", stage="trains-1", node="n1"),
+            "job/trains pool/a pool/default",
+        ),
+        (
+            "a trainer's pod that only says something",
+            trainer_pod("p", 2, job="trains", stage="trains-1", node="n1"),
+            with_status(
+                trainer_pod("p", 3, job="trains", stage="trains-1", node="n1"),
+                phase="Pending",
+                nominatedNodeName="n1",
+            ),
+            "job/trains",
+        ),
+        (
+            "an engine's pod: engine, adapters, borrowers, pools",
+            None,
+            engine_pod("p", 2, engine="chat", node="n1"),
+            "engine/chat adapter/tone job/trains pool/a pool/default",
+        ),
+        ("a stranger's pod that is bound", None, pod("s", 2, node="n1"), "pool/a pool/default"),
+        ("a stranger's pod that changes nothing", pod("s", 2, node="n1"), pod("s", 3, node="n1"), ""),
+        (
+            "a slot: its engine and who waits for it to be empty",
+            None,
+            body("Deployment", "chat-0", 2, metadata={"labels": {"sluice.dev/engine": "chat", "sluice.dev/slot": "0"}}),
+            "engine/chat job/trains",
+        ),
+        (
+            "a lost node: all pools, claims on it and who lends to them",
+            body("Node", "n1", 2, namespace=""),
+            None,
+            "pool/a pool/default job/trains engine/chat",
+        ),
+        (
+            "a node that only says that it lives",
+            body("Node", "n1", 2, namespace="", status={"conditions": [{"type": "Ready", "status": "True"}]}),
+            body("Node", "n1", 3, namespace="", status={"conditions": [{"type": "Ready", "status": "True"}]}),
+            "",
+        ),
+        (
+            "a pool: what is in it",
+            None,
+            body("GPUPool", "a", 1, namespace="", apiVersion="sluice.dev/v1alpha1", spec={}),
+            "pool/a pool/default engine/chat job/trains job/waits",
+        ),
+        (
+            "a volume: the jobs that mount its claim",
+            None,
+            body("PersistentVolume", "pv-1", 2, namespace=""),
+            "job/trains job/waits job/elsewhere pool/a pool/b",
+        ),
+        ("a claim that no job names", None, body("PersistentVolumeClaim", "other", 2), ""),
+    ],
+)
+def test_routes(store: Store, rule: str, old: Body | None, new: Body | None, expected: str) -> None:
+    assert routed(store, old, new) == set(expected.split()), rule
+
+
+def test_a_new_leader_begins_with_everything_and_the_pool_that_needs_no_object(store: Store) -> None:
+    assert {str(key) for key in every_key(store.world())} >= {
+        "GPUPool/default", "GPUPool/a", "FineTuneJob/team/over", "Adapter/team/tone", "InferenceEngine/team/embed",
+    }  # fmt: skip
+
+
+def test_our_own_writes_are_routed_too() -> None:
+    store, added = Store(), set[Key]()
+    route_changes(store, added.add)
+    store.put(read(stage_job("t", 5, job="j")), seen=False)
+    assert Key("FineTuneJob", "team", "j") in added
+    added.clear()
+    take_event(store, "Job", "ADDED", stage_job("t", 5, job="j"))
+    assert Key("FineTuneJob", "team", "j") in added, "that the watch has brought it is news"
+
+
+def test_the_last_words_that_come_with_a_pods_end_are_kept() -> None:
+    store = Store()
+    take_event(store, "Job", None, stage_job("t", 1, job="j"))
+    take_event(store, "Pod", "ADDED", trainer_pod("p", 2, job="j", stage="t", node="n1", phase="Running"))
+    take_event(store, "Pod", "DELETED", trainer_pod("p", 3, job="j", stage="t", node="n1", phase="Failed"))
+    assert [view.ended for view in store.world().pods.values()] == [True]
+
+
+def test_poison_in_an_event_stops_nobody() -> None:
+    store = Store()
+    take_event(store, "FineTuneJob", "ADDED", {"metadata": {"name": "poison", "uid": "u", "resourceVersion": "1"}})
+    take_event(store, "FineTuneJob", "DELETED", {"metadata": {"name": "poison", "uid": "u", "resourceVersion": "2"}})
+    take_event(store, "FineTuneJob", "ADDED", finetunejob("good", 3))
+    assert [key.name for key in store.world().jobs] == ["good"]
+    assert store.unreadable() == []
+
+
+def test_a_change_is_routed_without_looking_at_ten_thousand_jobs() -> None:
+    store = Store()
+    for number in range(10_000):
+        store.put(read(finetunejob(f"j{number}", number + 1)), seen=True)
+    store.put(read(engine("chat", 20_000)), seen=True)
+    began = time.perf_counter()
+    for version in range(1000):
+        old, new = engine_pod("p", version + 1, engine="chat"), engine_pod("p", version + 2, engine="chat", node="n")
+        keys_for(read(old), read(new), store.world(), store.links)
+    assert time.perf_counter() - began < 2

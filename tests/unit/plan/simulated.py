@@ -1,0 +1,222 @@
+"""A cluster in memory that does what decisions say: the other half of the property tests.
+
+It has a Job controller, a Deployment controller, a scheduler and a kubelet, each as one step that may
+come late. Reconciles are steps too, so every interleaving of them can happen.
+"""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from sluice_api.claim import Claim
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.meta import OUTCOMES_ANNOTATION
+from sluice_api.resource import Metadata
+from sluice_api.stages import ExitCode, ExportResult, Stage, StageOutcome, TrainResult
+from sluice_operator.observe.views import Key, PodView, StageJobView, Termination
+from sluice_operator.observe.world import World
+from sluice_operator.plan.allocation import allocate
+from sluice_operator.plan.engine import SlotPlan, plan_engine
+from sluice_operator.plan.holding import Limits
+from sluice_operator.plan.job import JobDecision, Start, next_training_attempt, plan_job
+from sluice_operator.plan.job_status import job_status
+from sluice_operator.plan.pools import find_pool
+from tests.unit.plan.worlds import GPU, NOW, Town
+
+
+class Cluster:
+    """A Town whose objects change as a cluster's would."""
+
+    def __init__(self) -> None:
+        self.town = Town()
+        self.now: datetime = NOW
+        self.made = 0
+
+    @property
+    def world(self) -> World:
+        return self.town.world
+
+    # What the operator does
+
+    def reconcile_pool(self) -> None:
+        pool = find_pool(self.world, "default")
+        assert pool is not None
+        for key, claim in allocate(self.world, pool, self.now).claims.items():
+            job = self.world.jobs[key]
+            self._create(job, Start(Stage.TRAIN, next_training_attempt(self.world, job), claim))
+
+    def reconcile_job(self, job: FineTuneJob) -> None:
+        decision = plan_job(self.world, job, self.now, Limits())
+        status = job_status(self.world, job, decision, self.now)
+        self._act(job, decision)
+        self._update(job.KIND.kind, job, status=status)
+
+    def reconcile_engine(self, engine: InferenceEngine) -> None:
+        decision = plan_engine(self.world, engine, self.now)
+        self._update(engine.KIND.kind, engine, status=decision.status)
+        for slot in (*decision.stop, *decision.remove):
+            self._change(slot, size=0, deleting=slot in decision.remove)
+        for plan in decision.apply:
+            self._start_slot(engine, plan)
+
+    def _act(self, job: FineTuneJob, decision: JobDecision) -> None:
+        if decision.record:
+            metadata = job.metadata.model_copy(update={"annotations": {OUTCOMES_ANNOTATION: decision.record.to_json()}})
+            self._update(job.KIND.kind, job, metadata=metadata)
+        if decision.start:
+            self._create(job, decision.start)
+        for pod in decision.bind:
+            self._change(pod, gates=(), bound_at=self.now, nominated_node=decision.node)
+        for doomed in decision.delete:
+            self._change(doomed, deleting=True)
+
+    def _create(self, job: FineTuneJob, start: Start) -> None:
+        self.town.stage_job(job, start.stage, start.attempt, start.claim, created=self.now)
+
+    def _start_slot(self, engine: InferenceEngine, plan: SlotPlan) -> None:
+        slot = next((s for s in self.world.slots_of.get(engine.metadata.uid, {}).values() if s.index == plan.index), None)
+        if slot is None:
+            self.town.slot(engine, plan.index, size=0)
+            slot = next(s for s in self.world.slots_of[engine.metadata.uid].values() if s.index == plan.index)
+        self._change(slot, size=1)
+
+    # What Kubernetes does
+
+    def controllers(self) -> None:
+        """Jobs and Deployments make their pods, and those that are being deleted lose theirs."""
+        for stage_job in list(self.world.stage_jobs.values()):
+            pods = self.world.pods_of.get(stage_job.uid, {})
+            if stage_job.deleting:
+                self._delete_pods(list(pods.values()))
+                if all(pod.ended for pod in pods.values()):
+                    self.town.store.remove(stage_job.key, stage_job.uid)
+                    for pod in list(pods.values()):
+                        self.town.store.remove(pod.key, pod.uid)
+            elif not pods and not stage_job.finished:
+                self.made += 1
+                self.town.trainer_pod(stage_job, created=self.now, **({} if stage_job.claim else {"gates": ()}))
+            elif pods and all(pod.ended for pod in pods.values()) and not stage_job.finished:
+                good = all(pod.termination and pod.termination.exit_code == 0 for pod in pods.values())
+                self._change(stage_job, finished="Complete" if good else "Failed", finished_at=self.now)
+        self._deployments()
+        self._orphans()
+
+    def _deployments(self) -> None:
+        for slot in list(self.world.slots.values()):
+            pods = list(self.world.engine_pods.get((slot.key.namespace, slot.engine, slot.index), {}).values())
+            alive = [pod for pod in pods if not pod.ended]
+            if slot.size == 0 or slot.deleting:
+                self._delete_pods(alive)
+                if slot.deleting:
+                    self.town.store.remove(slot.key, slot.uid)
+            elif not alive:
+                self._slot_pod(slot.key.namespace, slot.engine, slot.index)
+
+    def _slot_pod(self, namespace: str, engine: str, index: int) -> None:
+        self.made += 1
+        owner = self.world.engines.get(Key("InferenceEngine", namespace, engine))
+        version, created = self.town._next()
+        if owner:
+            self.town.put(
+                PodView(
+                    key=Key("Pod", namespace, f"{engine}-{index}-{self.made}"),
+                    uid=f"slot-pod-{self.made}",
+                    resource_version=version,
+                    created=created,
+                    labels={"sluice.dev/engine": engine, "sluice.dev/slot": str(index)},
+                    requests={GPU: owner.spec.resources.gpus, "cpu": 100, "memory": 1 << 20},
+                )
+            )
+
+    def _orphans(self) -> None:
+        """The garbage collector: children of a deleted job go."""
+        uids = {job.metadata.uid for job in self.world.jobs.values()}
+        for stage_job in list(self.world.stage_jobs.values()):
+            if stage_job.owner and stage_job.owner.uid not in uids and not stage_job.deleting:
+                self._change(stage_job, deleting=True)
+
+    def _delete_pods(self, pods: list[PodView]) -> None:
+        for pod in pods:
+            if not pod.deleting:
+                self._change(pod, deleting=True, ready=False)
+            if not pod.node and not pod.ended:
+                self._change(pod, deleting=True, ended=True, ready=False)
+
+    def scheduler(self) -> None:
+        """Bind what fits: trainers before engines, each only where it may go. Nominations keep their GPUs."""
+        waiting = [p for p in self.world.pods.values() if not p.node and not p.gates and not p.ended and not p.deleting]
+        for pod in sorted(waiting, key=lambda p: ("sluice.dev/job" not in p.labels, p.created, p.key)):
+            for node in sorted(self.world.nodes.values(), key=lambda n: n.key):
+                if pod.nominated_node and pod.nominated_node != node.key.name:
+                    continue
+                used = sum(p.requests.get(GPU, 0) for p in self.world.pods_on.get(node.key.name, {}).values() if not p.ended)
+                nominated = sum(
+                    p.requests.get(GPU, 0)
+                    for p in waiting
+                    if p is not pod and p.nominated_node == node.key.name and "sluice.dev/job" not in pod.labels
+                )
+                if used + nominated + pod.requests.get(GPU, 0) <= node.allocatable[GPU]:
+                    self._change(pod, node=node.key.name, running=True)
+                    break
+
+    def kubelet(self) -> None:
+        """Deleted pods end; bound ones of engines become ready; CPU stages are done at once."""
+        for pod in list(self.world.pods.values()):
+            if pod.deleting and pod.node and not pod.ended:
+                told = StageOutcome(reason="Requeued", train=TrainResult(step=1, total_steps=9, checkpoint_step=1))
+                self._end(pod, ExitCode.REQUEUE, told)
+            elif pod.node and "sluice.dev/engine" in pod.labels and not pod.deleting and not pod.ended:
+                draining = self._is_draining(pod)
+                self._change(pod, ready=not draining)
+                self.town.report(self.world.pods[pod.key], 0, draining=draining, quiet=9)
+            elif pod.node and pod.labels.get("sluice.dev/stage") == Stage.EXPORT and not pod.ended:
+                result = ExportResult(uri="pvc://adapters/x", digest="sha256:" + "0" * 64, rank=16, size_bytes=1)
+                self._end(pod, 0, StageOutcome(reason="Done", export=result))
+
+    def _is_draining(self, pod: PodView) -> bool:
+        engine = self.world.engines.get(Key("InferenceEngine", pod.key.namespace, pod.labels["sluice.dev/engine"]))
+        slots = engine.status.slots if engine else ()
+        return any(slot.pod == pod.key.name and slot.state == "Draining" for slot in slots)
+
+    def _end(self, pod: PodView, code: int, told: StageOutcome | None) -> None:
+        termination = Termination(int(code), "", told.to_json() if told else "", self.now)
+        self._change(pod, ended=True, running=False, ready=False, termination=termination)
+
+    def end_training(self, pod: PodView, code: int, reason: str) -> None:
+        result = TrainResult(step=9, total_steps=9) if code == 0 else None
+        self._end(pod, code, StageOutcome(reason=reason, train=result))
+
+    # What people and machines do
+
+    def respec(self, resource: FineTuneJob | InferenceEngine, **spec: object) -> None:
+        self._update(resource.KIND.kind, resource, spec=resource.spec.model_copy(update=spec))
+
+    def delete_job(self, job: FineTuneJob) -> None:
+        self.town.store.remove(Key("FineTuneJob", job.metadata.namespace, job.metadata.name), job.metadata.uid)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def _change(self, view: PodView | StageJobView | object, **changes: object) -> None:
+        self.town.version += 1
+        key = view.key  # type: ignore[attr-defined, union-attr]
+        table = {"Pod": self.world.pods, "Job": self.world.stage_jobs, "Deployment": self.world.slots}[key.kind]
+        current = table.get(key)
+        if current is not None:
+            self.town.put(replace(current, resource_version=self.town.version, **changes))  # type: ignore[type-var]
+
+    def _update(self, kind: str, resource: FineTuneJob | InferenceEngine, **parts: object) -> None:
+        self.town.version += 1
+        held = self.world.jobs if kind == "FineTuneJob" else self.world.engines
+        current = held.get(Key(kind, resource.metadata.namespace, resource.metadata.name))  # type: ignore[attr-defined]
+        if current is None:
+            return
+        metadata = parts.pop("metadata", current.metadata)
+        assert isinstance(metadata, Metadata)
+        version = {"resource_version": str(self.town.version)}
+        self.town.put(current.model_copy(update={**parts, "metadata": metadata.model_copy(update=version)}))
+
+
+def live(claims: list[Claim]) -> int:
+    """GPUs of claims."""
+    return sum(claim.gpus for claim in claims)

@@ -1,0 +1,110 @@
+"""What a scrape shows of the World: nothing outlives its object, and a standby shows no guess."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+import pytest
+from aiohttp import ClientSession
+from prometheus_client import CollectorRegistry
+
+from sluice_api.reports import TrainingReport
+from sluice_operator import exposition
+from sluice_operator.exposition import WorldCollector
+from sluice_operator.observe.parse import parse
+from sluice_operator.observe.store import Store
+from sluice_operator.observe.world import job_key
+from tests.integration.progress_scene import free_port
+from tests.unit.progress.test_writer import clock
+from tests.unit.progress.worlds import job, store, whole
+
+REPORT = TrainingReport.model_validate(
+    {"attempt": 1, "sequence": 1, "activity": "Training", "step": 3, "totalSteps": 9, "loss": 1.5}
+)
+PLACE = {"job_namespace": "team", "job_name": "tone"}
+
+
+def shown(
+    world: Store, *, leads: bool = True, training: Mapping[str, TrainingReport] | None = None
+) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(WorldCollector(world, lambda: leads, lambda: training or {}))
+    return registry
+
+
+def test_jobs_by_state() -> None:
+    world = store(
+        job("a", "1", status={"summary": "Training"}), job("b", "2", status={"summary": "Training"}), job("c", "3")
+    )
+    scrape = shown(world)
+    assert scrape.get_sample_value("sluice_jobs", {"job_namespace": "team", "state": "Training"}) == 2
+    assert scrape.get_sample_value("sluice_jobs", {"job_namespace": "team", "state": "Pending"}) == 1
+
+
+def test_gpus_of_the_default_pool() -> None:
+    node = parse(
+        "Node",
+        {
+            "metadata": {
+                "name": "gpu-1",
+                "uid": "n",
+                "resourceVersion": "1",
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+            },
+            "status": {"allocatable": {"nvidia.com/gpu": "2"}, "conditions": [{"type": "Ready", "status": "True"}]},
+        },
+    )
+    world = whole()
+    world.put(node, seen=True)
+    scrape = shown(world)
+    by_use = {
+        use: scrape.get_sample_value("sluice_gpus", {"pool": "default", "use": use})
+        for use in ("training", "inference", "others", "free")
+    }
+    assert by_use["training"] == 1
+    assert sum(value or 0 for value in by_use.values()) == 2
+    assert scrape.get_sample_value("sluice_lent_gpus", {"pool": "default"}) == 1
+
+
+def test_figures_of_a_training_and_none_that_it_did_not_report() -> None:
+    scrape = shown(whole(), training={"job-uid": REPORT})
+    assert scrape.get_sample_value("sluice_training_loss_nats", PLACE) == 1.5
+    assert scrape.get_sample_value("sluice_training_step", PLACE) == 3
+    assert scrape.get_sample_value("sluice_training_gpu_memory_bytes", PLACE) is None
+
+
+@pytest.mark.parametrize(("ago", "expected"), [(timedelta(minutes=9), 1.5), (timedelta(minutes=11), None)])
+def test_figures_of_a_finished_job_stay_for_a_while(ago: timedelta, expected: float | None) -> None:
+    finished = job(status={"finishedAt": (clock() - ago).isoformat()})
+    scrape = shown(store(finished), training={"job-uid": REPORT})
+    assert scrape.get_sample_value("sluice_training_loss_nats", PLACE) == expected
+
+
+def test_a_deleted_jobs_series_are_gone() -> None:
+    world = whole()
+    scrape = shown(world, training={"job-uid": REPORT})
+    world.remove(job_key("team", "tone"), "job-uid")
+    assert scrape.get_sample_value("sluice_training_loss_nats", PLACE) is None
+    assert scrape.get_sample_value("sluice_jobs", {"job_namespace": "team", "state": "Pending"}) is None
+
+
+def test_a_standby_says_only_that_it_is_one() -> None:
+    scrape = shown(whole(), leads=False, training={"job-uid": REPORT})
+    assert [family.name for family in scrape.collect()] == ["sluice_leader"]
+    assert scrape.get_sample_value("sluice_leader") == 0
+
+
+async def test_the_pages() -> None:
+    port, wrong = free_port(), ["the store is not primed"]
+    collector = WorldCollector(whole(), lambda: True, dict)
+    async with exposition.serve(port, collector, lambda: "", lambda: wrong[0]), ClientSession() as session:
+        async with session.get(f"http://127.0.0.1:{port}/livez") as answer:
+            assert (answer.status, await answer.text()) == (200, "ok")
+        async with session.get(f"http://127.0.0.1:{port}/readyz") as answer:
+            assert (answer.status, await answer.text()) == (503, "the store is not primed")
+        wrong[0] = ""
+        async with session.get(f"http://127.0.0.1:{port}/readyz") as answer:
+            assert answer.status == 200
+        async with session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+            page = await answer.text()
+    assert "sluice_leader 1.0" in page
+    assert "# TYPE sluice_reconcile_seconds histogram" in page

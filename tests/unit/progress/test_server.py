@@ -1,0 +1,187 @@
+"""The endpoint: what it answers, and that its cheap checks come before its dear ones."""
+
+import gzip
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import ClientResponse
+from aiohttp.test_utils import TestClient, TestServer
+from kubernetes.aio.client import ApiClient
+
+from sluice_api.reports import ENGINE_REPORTS_PATH, MAX_REPORT_BYTES, TRAINING_REPORTS_PATH, TrainingReport
+from sluice_operator import metrics
+from sluice_operator.observe.store import Store
+from sluice_operator.observe.views import Key, Owner, PodView
+from sluice_operator.observe.world import job_key
+from sluice_operator.progress.intake import Intake
+from sluice_operator.progress.lookup import Lookup
+from sluice_operator.progress.refusal import Refusal
+from sluice_operator.progress.server import REPORTS_AT_ONCE, Endpoint
+from sluice_operator.progress.tokens import BoundPod, TokenReviews, bearer
+from sluice_operator.progress.writer import ProgressWriter
+from tests.unit.progress.test_writer import Status, clock
+from tests.unit.progress.worlds import DEPLOYMENT, REPLICA, TRAINER, whole
+
+GOOD = {"attempt": 1, "sequence": 1, "activity": "Training", "step": 1, "totalSteps": 9}
+ENGINE = {"sequence": 1, "serving": True, "draining": False, "inFlight": 0}
+
+
+class KnownTokens(TokenReviews):
+    """The token is the pod's name."""
+
+    async def pod_of(self, authorization: str | None, address: str) -> BoundPod:
+        name = bearer(authorization).removesuffix("..")
+        return BoundPod("team", name, f"{'trainer' if 'train' in name else 'replica'}-uid")
+
+
+class KnownDeployments(Lookup):
+    async def deployment_of(self, pod: PodView) -> Owner | None:
+        return DEPLOYMENT if pod.owner and pod.owner.kind == "ReplicaSet" else None
+
+
+class Desk:
+    """An endpoint over a whole small World."""
+
+    def __init__(self) -> None:
+        self.store: Store = whole()
+        self.leads = True
+        self.woken: list[Key] = []
+        self.status = Status()
+        api = ApiClient.__new__(ApiClient)
+        self.writer = ProgressWriter(self.status.patch, lambda: True, clock)
+        self.intake = Intake(self.store, self.writer, self.woken.append)
+        self.endpoint = Endpoint(
+            self.store, KnownTokens(api), KnownDeployments(self.store, api), self.intake, lambda: self.leads
+        )
+        self.client: TestClient[Any, Any] = TestClient(TestServer(self.endpoint.app()))
+
+    async def post(
+        self,
+        body: Any,
+        path: str = TRAINING_REPORTS_PATH,
+        name: str = TRAINER.key.name,
+        headers: dict[str, str] | None = None,
+    ) -> ClientResponse:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await self.client.post(path, data=data, headers={"Authorization": f"Bearer {name}..", **(headers or {})})
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    made = Desk()
+    async with made.writer.running(), made.client:
+        yield made
+
+
+async def refused(answer: ClientResponse, expected: Refusal) -> str:
+    body = await answer.json()
+    assert (answer.status, body["error"]) == (expected.status, expected.value)
+    return str(body["message"])
+
+
+async def test_an_accepted_report(desk: Desk) -> None:
+    before = metrics.PROGRESS_REPORTS.labels("training", "accepted")._value.get()
+    assert (await desk.post(GOOD)).status == 202
+    assert desk.woken == [job_key("team", "tone")]
+    assert desk.store.world().heartbeats["train-uid"].attempt == 1
+    assert desk.intake.training["job-uid"] == TrainingReport.model_validate(GOOD)
+    await desk.status.next()
+    assert desk.status.steps == [1]
+    assert metrics.PROGRESS_REPORTS.labels("training", "accepted")._value.get() == before + 1
+
+
+async def test_only_the_first_and_the_last_wake_the_job(desk: Desk) -> None:
+    for sequence in (1, 2, 3):
+        await desk.post(GOOD | {"sequence": sequence})
+    assert len(desk.woken) == 1
+    await desk.post(GOOD | {"sequence": 4, "activity": "Finished"})
+    assert len(desk.woken) == 2
+
+
+async def test_an_accepted_engine_report(desk: Desk) -> None:
+    answer = await desk.post(ENGINE, ENGINE_REPORTS_PATH, REPLICA.key.name)
+    assert answer.status == 202
+    assert desk.store.world().reports["replica-uid"].report.sequence == 1
+
+
+async def test_who_does_not_lead_says_so_first(desk: Desk) -> None:
+    desk.leads = False
+    answer = await desk.client.post(TRAINING_REPORTS_PATH, data=b"x")
+    await refused(answer, Refusal.NOT_LEADING)
+    assert answer.headers["Retry-After"] == "1"
+
+
+async def test_no_token(desk: Desk) -> None:
+    answer = await desk.client.post(TRAINING_REPORTS_PATH, json=GOOD)
+    await refused(answer, Refusal.NO_TOKEN)
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+async def test_too_large_with_and_without_a_length(desk: Desk) -> None:
+    await refused(await desk.post(b" " * (MAX_REPORT_BYTES + 1)), Refusal.TOO_LARGE)
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b" " * 1024
+
+    headers = {"Authorization": f"Bearer {TRAINER.key.name}.."}
+    answer = await desk.client.post(TRAINING_REPORTS_PATH, data=endless(), headers=headers)
+    await refused(answer, Refusal.TOO_LARGE)
+
+
+async def test_a_packed_bomb_is_not_unpacked(desk: Desk) -> None:
+    bomb = gzip.compress(b" " * 10_000_000)
+    await refused(await desk.post(bomb, headers={"Content-Encoding": "gzip"}), Refusal.MALFORMED)
+
+
+async def test_a_malformed_report_says_which_field(desk: Desk) -> None:
+    message = await refused(await desk.post(GOOD | {"loss": "low"}), Refusal.MALFORMED)
+    assert message.startswith("loss: ")
+    assert desk.woken == []
+
+
+async def test_a_noisy_pod_is_held_back_and_no_other(desk: Desk) -> None:
+    answers = [await desk.post(GOOD | {"sequence": n}) for n in range(1, REPORTS_AT_ONCE + 2)]
+    await refused(answers[-1], Refusal.RATE_LIMITED)
+    assert int(answers[-1].headers["Retry-After"]) >= 1
+    assert (await desk.post(ENGINE, ENGINE_REPORTS_PATH, REPLICA.key.name)).status == 202
+
+
+async def test_a_replay(desk: Desk) -> None:
+    await desk.post(GOOD)
+    await refused(await desk.post(GOOD), Refusal.STALE_SEQUENCE)
+
+
+async def test_another_term_begins_with_an_empty_memory(desk: Desk) -> None:
+    """In between another leader has accepted reports; which, only the status knows."""
+    await desk.post(GOOD | {"sequence": 9})
+    desk.store.term += 1
+    assert (await desk.post(GOOD | {"sequence": 5})).status == 202
+
+
+async def test_what_is_gone_is_forgotten(desk: Desk) -> None:
+    await desk.post(GOOD)
+    await desk.status.next()
+    desk.store.remove(job_key("team", "tone"), "job-uid")
+    desk.intake.forget_gone()
+    assert desk.intake.training == {}
+    assert desk.writer.jobs == frozenset()
+
+
+async def test_a_fault_of_ours_is_an_answer_and_a_log_line(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(desk.intake, "take_training", fail)
+    answer = await desk.post(GOOD)
+    assert (answer.status, (await answer.json())["error"]) == (500, "error")
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_no_other_route(desk: Desk) -> None:
+    assert (await desk.client.get(TRAINING_REPORTS_PATH)).status == 405
+    assert (await desk.client.post("/metrics")).status == 404

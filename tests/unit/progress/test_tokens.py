@@ -1,0 +1,217 @@
+"""Whose token it is: how answers of the API server are read, and for how long they are believed."""
+
+import base64
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from kubernetes.aio.client import ApiClient, ApiException, V1TokenReview, V1TokenReviewStatus, V1UserInfo
+
+from sluice_operator.progress.refusal import Refusal, Refused
+from sluice_operator.progress.tokens import (
+    GUESSES_AT_ONCE,
+    REFUSED_TTL,
+    TTL,
+    BoundPod,
+    TokenReviews,
+    bearer,
+    bound_pod,
+)
+
+POD = "authentication.kubernetes.io/pod-"
+EXTRA = {f"{POD}name": ["trainer-0"], f"{POD}uid": ["uid-0"]}
+USER = "system:serviceaccount:team:default"
+
+
+def token(**claims: Any) -> str:
+    payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    return f"head.{payload}.signature"
+
+
+def status(**changes: Any) -> V1TokenReviewStatus:
+    user = V1UserInfo(username=changes.pop("username", USER), extra=changes.pop("extra", EXTRA))
+    known: dict[str, Any] = {"authenticated": True, "audiences": ["sluice"], "user": user}
+    return V1TokenReviewStatus(**(known | changes))
+
+
+class ApiServer:
+    """Answers reviews, and counts them."""
+
+    def __init__(self, answer: V1TokenReviewStatus | Exception) -> None:
+        self.answer = answer
+        self.asked = 0
+
+    async def create_token_review(self, review: V1TokenReview) -> SimpleNamespace:
+        self.asked += 1
+        assert review.spec.audiences == ["sluice"]
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return SimpleNamespace(status=self.answer)
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+async def reviews(server: ApiServer, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> TokenReviews:
+    monkeypatch.setattr("sluice_operator.progress.tokens.AuthenticationV1Api", lambda _api: server)
+    return TokenReviews(ApiClient, clock)
+
+
+@pytest.mark.parametrize("header", [f"Bearer {token()}", f"bearer {token()}", f"BEARER  {token()} "])
+def test_the_scheme_has_no_case(header: str) -> None:
+    assert bearer(header) == token()
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (None, Refusal.NO_TOKEN),
+        ("", Refusal.NO_TOKEN),
+        ("Bearer", Refusal.NO_TOKEN),
+        ("Bearer ", Refusal.NO_TOKEN),
+        (token(), Refusal.NO_TOKEN),
+        (f"Basic {token()}", Refusal.NO_TOKEN),
+        ("Bearer nothing", Refusal.INVALID_TOKEN),
+        (f"Bearer {token()} {token()}", Refusal.INVALID_TOKEN),
+        (f"Bearer {'x' * 9000}..", Refusal.INVALID_TOKEN),
+        ("Bearer é.é.é", Refusal.INVALID_TOKEN),
+    ],
+)
+def test_no_token_is_no_token(header: str | None, expected: Refusal) -> None:
+    with pytest.raises(Refused) as refused:
+        bearer(header)
+    assert refused.value.refusal is expected
+
+
+def test_a_bound_token_names_its_pod() -> None:
+    assert bound_pod(status()) == BoundPod("team", "trainer-0", "uid-0")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (None, Refusal.INVALID_TOKEN),
+        (status(authenticated=False), Refusal.INVALID_TOKEN),
+        (status(audiences=None), Refusal.INVALID_TOKEN),
+        (status(audiences=["https://kubernetes.default.svc"]), Refusal.INVALID_TOKEN),
+        (status(extra=None), Refusal.UNBOUND_TOKEN),
+        (status(extra={}), Refusal.UNBOUND_TOKEN),
+        (status(extra={f"{POD}name": ["a"]}), Refusal.UNBOUND_TOKEN),
+        (status(extra={f"{POD}name": ["a", "b"], f"{POD}uid": ["1", "2"]}), Refusal.UNBOUND_TOKEN),
+        (status(username="alice"), Refusal.UNBOUND_TOKEN),
+        (status(username="system:serviceaccount:team"), Refusal.UNBOUND_TOKEN),
+    ],
+)
+def test_anything_else_names_none(answer: V1TokenReviewStatus | None, expected: Refusal) -> None:
+    with pytest.raises(Refused) as refused:
+        bound_pod(answer)
+    assert refused.value.refusal is expected
+
+
+@pytest.mark.parametrize(
+    ("claims", "expected"),
+    [
+        ({"aud": ["vault"]}, Refusal.WRONG_AUDIENCE),
+        ({"aud": ["sluice"], "exp": 1}, Refusal.EXPIRED_TOKEN),
+        ({"aud": ["sluice"], "exp": 9e9}, Refusal.INVALID_TOKEN),
+        ({"aud": 5, "exp": "soon"}, Refusal.INVALID_TOKEN),
+    ],
+)
+async def test_a_refusal_says_what_the_token_says_of_itself(
+    claims: dict[str, Any], expected: Refusal, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = await reviews(ApiServer(status(authenticated=False)), clock, monkeypatch)
+    with pytest.raises(Refused) as refused:
+        await asked.pod_of(f"Bearer {token(**claims)}", "10.0.0.1")
+    assert refused.value.refusal is expected
+
+
+async def test_an_accepted_token_is_believed_for_a_while(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ApiServer(status())
+    asked = await reviews(server, clock, monkeypatch)
+    header = f"Bearer {token(exp=clock.now + 3600)}"
+    for _ in range(3):
+        assert (await asked.pod_of(header, "10.0.0.1")).uid == "uid-0"
+    assert server.asked == 1
+    clock.now += TTL
+    await asked.pod_of(header, "10.0.0.1")
+    assert server.asked == 2
+
+
+async def test_but_never_longer_than_it_holds(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ApiServer(status())
+    asked = await reviews(server, clock, monkeypatch)
+    header = f"Bearer {token(exp=clock.now + 10)}"
+    await asked.pod_of(header, "10.0.0.1")
+    clock.now += 10
+    server.answer = status(authenticated=False)
+    with pytest.raises(Refused):
+        await asked.pod_of(header, "10.0.0.1")
+
+
+async def test_a_forgotten_token_is_reviewed_again(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ApiServer(status())
+    asked = await reviews(server, clock, monkeypatch)
+    await asked.pod_of(f"Bearer {token()}", "10.0.0.1")
+    asked.forget(f"Bearer {token()}")
+    await asked.pod_of(f"Bearer {token()}", "10.0.0.1")
+    assert server.asked == 2
+
+
+async def test_a_refused_token_is_refused_for_a_moment_without_asking(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ApiServer(status(authenticated=False))
+    asked = await reviews(server, clock, monkeypatch)
+    for _ in range(3):
+        with pytest.raises(Refused):
+            await asked.pod_of(f"Bearer {token()}", "10.0.0.1")
+    assert server.asked == 1
+    clock.now += REFUSED_TTL
+    server.answer = status()
+    assert (await asked.pod_of(f"Bearer {token()}", "10.0.0.1")).uid == "uid-0"
+
+
+async def test_guessing_does_not_reach_the_api_server(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ApiServer(status(authenticated=False))
+    asked = await reviews(server, clock, monkeypatch)
+    said = []
+    for guess in range(100):
+        with pytest.raises(Refused) as refused:
+            await asked.pod_of(f"Bearer {token(guess=guess)}", "10.0.0.1")
+        said.append(refused.value.refusal)
+    assert server.asked == GUESSES_AT_ONCE
+    assert said[-1] is Refusal.RATE_LIMITED
+    with pytest.raises(Refused) as refused:
+        await asked.pod_of(f"Bearer {token(guess='x')}", "10.0.0.2")
+    assert refused.value.refusal is Refusal.INVALID_TOKEN
+
+
+async def test_many_good_tokens_of_one_address_are_no_guesses(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mesh or a NAT may put a whole node's pods behind one address."""
+    asked = await reviews(ApiServer(status()), clock, monkeypatch)
+    for pod in range(5 * GUESSES_AT_ONCE):
+        await asked.pod_of(f"Bearer {token(pod=pod)}", "10.0.0.1")
+
+
+async def test_an_api_server_that_does_not_answer_refuses_nobody_for_good(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ApiServer(ApiException(status=500))
+    asked = await reviews(server, clock, monkeypatch)
+    with pytest.raises(Refused) as refused:
+        await asked.pod_of(f"Bearer {token()}", "10.0.0.1")
+    assert refused.value.refusal is Refusal.UNAVAILABLE
+    assert refused.value.retry_after
+    server.answer = status()
+    assert (await asked.pod_of(f"Bearer {token()}", "10.0.0.1")).uid == "uid-0"

@@ -1,0 +1,127 @@
+"""A small ASGI application that speaks vLLM's contract; tests/contract proves that vLLM does so too."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from sluice_server.asgi import Receive, Scope, Send, read_body
+
+BASE = "chat"
+_LIMIT = 2**20
+
+
+class FakeVLLM:
+    """Base model `chat`, adapters loaded at run time. `hold` keeps answers waiting until it is set."""
+
+    def __init__(self) -> None:
+        self.adapters: dict[str, str] = {}
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.healthy = True
+        self.refuses_to_load: str | None = None
+        self.answers_nan = False
+        self.seen: list[dict[str, Any]] = []
+        self.calls: list[str] = []
+        self.chunk: Callable[[bytes], list[bytes]] = lambda body: [body]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return
+        method, path = scope["method"], scope["path"]
+        body = await read_body(receive, _LIMIT)
+        request: dict[str, Any] = json.loads(body) if body else {}
+        match method, path:
+            case "GET", "/health":
+                await _text(send, 200 if self.healthy else 503, "")
+            case "GET", "/v1/models":
+                await self._json(send, 200, {"object": "list", "data": self._cards()})
+            case "POST", "/v1/load_lora_adapter":
+                await self._load(request, send)
+            case "POST", "/v1/unload_lora_adapter":
+                await self._unload(request, send)
+            case "POST", "/v1/completions" | "/v1/chat/completions":
+                await self._complete(request, send)
+            case _:
+                await self._json(send, 404, {"detail": "Not Found"})
+
+    def _cards(self) -> list[dict[str, Any]]:
+        base = {"id": BASE, "object": "model", "root": "/volumes/models/tiny", "parent": None}
+        return [
+            base,
+            *({"id": name, "object": "model", "root": path, "parent": BASE} for name, path in self.adapters.items()),
+        ]
+
+    async def _load(self, request: dict[str, Any], send: Send) -> None:
+        name, path = request["lora_name"], request["lora_path"]
+        self.calls.append(f"load {name}")
+        if name in self.adapters:
+            message = (
+                f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set"
+            )
+            return await self._error(send, 400, "InvalidUserInput", message)
+        if not await asyncio.to_thread(Path(path).exists):
+            return await self._error(
+                send, 404, "NotFoundError", f"Loading lora {name} failed: No adapter found for {path}"
+            )
+        if self.refuses_to_load:
+            return await self._error(send, 500, "InternalServerError", self.refuses_to_load)
+        self.adapters[name] = path
+        return await _text(send, 200, f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def _unload(self, request: dict[str, Any], send: Send) -> None:
+        name = request["lora_name"]
+        self.calls.append(f"unload {name}")
+        if self.adapters.pop(name, None) is None:
+            return await self._error(send, 404, "NotFoundError", f"The lora adapter '{name}' cannot be found.")
+        return await _text(send, 200, f"Success: LoRA adapter '{name}' removed successfully.")
+
+    async def _complete(self, request: dict[str, Any], send: Send) -> None:
+        name = request.get("model") or BASE
+        self.seen.append(request)
+        if name != BASE and name not in self.adapters:
+            message = f"The model `{name}` does not exist. Valid aliases: {BASE}."
+            return await self._error(send, 404, "NotFoundError", message, "model")
+        if request.get("logprobs") and self.answers_nan:
+            return await self._error(send, 400, "BadRequestError", "Out of range float values are not JSON compliant")
+        if request.get("max_tokens", 1) > 512:
+            return await self._error(send, 400, "BadRequestError", f"max_tokens is too large for {name}", "max_tokens")
+        if request.get("stream"):
+            return await self._stream(name, send)
+        await self.hold.wait()
+        choice = {"index": 0, "text": "hm", "logprobs": {"token_logprobs": [-1.5]}, "finish_reason": "length"}
+        answer = {"id": "cmpl-1", "object": "text_completion", "model": name, "choices": [choice]}
+        return await self._json(send, 200, answer)
+
+    async def _stream(self, name: str, send: Send) -> None:
+        said = f'He said "model":"{name}" twice, and \\n.'
+        events = [{"id": "cmpl-1", "model": name, "choices": [{"index": 0, "text": text}]} for text in ("a", said, "")]
+        lines = [f"data: {json.dumps(event, separators=(',', ':'))}\n\n" for event in events]
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for part in self.chunk("".join([*lines, "data: [DONE]\n\n"]).encode()):
+            await self.hold.wait()
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _json(self, send: Send, status: int, answer: Any) -> None:
+        await _respond(
+            send, status, b"application/json", self.chunk(json.dumps(answer, separators=(",", ":")).encode())
+        )
+
+    async def _error(self, send: Send, status: int, kind: str, message: str, param: str | None = None) -> None:
+        await self._json(send, status, {"error": {"message": message, "type": kind, "param": param, "code": status}})
+
+
+def _text(send: Send, status: int, text: str) -> Awaitable[None]:
+    return _respond(send, status, b"text/plain; charset=utf-8", [text.encode()])
+
+
+async def _respond(send: Send, status: int, kind: bytes, parts: list[bytes]) -> None:
+    length = str(sum(map(len, parts))).encode()
+    headers = [(b"content-type", kind), (b"content-length", length)]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    for part in parts:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,227 @@
+"""The agent against a fake vLLM behind the real middleware, and a fake API server, all over HTTP."""
+
+import asyncio
+import shutil
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from sluice_api.artifacts import adapter_digest
+from sluice_api.meta import adapter_version
+from tests.unit.server.conftest import SlotUnderTest, eventually
+from tests.unit.server.fake_vllm import BASE
+
+
+async def test_a_published_adapter_answers_under_its_name(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    folder = slot.put_adapter("tone")
+    await slot.publish("tone", "tone")
+    told = await slot.until("tone", "Loaded")
+    version = adapter_version("tone", adapter_digest(folder))
+    assert told == {"name": "tone", "generation": 1, "version": version, "state": "Loaded", "reason": "", "message": ""}
+    status, answer = await slot.ask("tone")
+    assert (status, answer["model"]) == (200, "tone")
+    assert slot.vllm.seen[-1]["model"] == version
+    assert [request["model"] for request in slot.vllm.seen if request.get("logprobs")] == [BASE, version]  # Checks.
+    assert slot.vllm.adapters[version] == str(slot.place.adapters / version)
+    assert (slot.api.lists, slot.api.watches) == (2, 2)  # It came through the watch.
+
+
+async def test_a_slot_is_ready_when_every_adapter_is_loaded_or_has_failed(slot: SlotUnderTest) -> None:
+    await slot.start()
+    slot.put_adapter("tone")
+    await slot.publish("tone", "tone")
+    await slot.publish("lost", "nowhere")
+    await slot.start_agent()
+    assert not await slot.ready()
+    await slot.start_vllm()
+    await eventually(slot.ready)
+    assert set((await slot.state())["desired"]["aliases"]) == {"tone"}
+    told = await slot.until("lost", "Failed")
+    assert told["reason"] == "AdapterNotFound"
+    assert told["message"] == (
+        "pvc://adapters/nowhere has no adapter_config.json. It is looked for again every few seconds."
+    )
+    status, answer = await slot.ask("lost")
+    assert status == 503
+    assert "AdapterNotFound: pvc://adapters/nowhere" in answer["error"]["message"]
+    assert (await slot.ask(BASE))[0] == 200
+
+
+async def test_a_ready_slot_stays_ready_while_it_loads(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    await eventually(slot.ready)
+    slot.vllm.hold.clear()
+    slot.put_adapter("tone")
+    await slot.publish("tone", "tone")
+    await eventually(lambda: slot.vllm.adapters)
+    assert await slot.ready()
+    assert (await slot.ask("tone"))[0] == 503
+    slot.vllm.hold.set()
+    await slot.until("tone", "Loaded")
+
+
+async def test_a_new_version_takes_the_name_once_it_has_answered(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    slot.put_adapter("one", seed=1)
+    slot.put_adapter("two", seed=2)
+    await slot.publish("tone", "one")
+    old = (await slot.until("tone", "Loaded"))["version"]
+    slot.vllm.hold.clear()
+    await slot.publish("tone", "two")
+    await eventually(lambda: len(slot.vllm.adapters) == 2)
+    assert (await slot.state())["desired"]["aliases"] == {"tone": old}
+    slot.vllm.hold.set()
+    await eventually(lambda: slot.told("tone").get("generation") == 2)
+    new = (await slot.until("tone", "Loaded"))["version"]
+    assert new != old
+    assert (await slot.state())["desired"]["aliases"] == {"tone": new}
+    await eventually(lambda: slot.vllm.adapters.keys() == {new})
+    await eventually(lambda: [path.name for path in slot.place.adapters.iterdir()] == [new])
+
+
+async def test_a_version_in_use_goes_after_its_last_request(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    slot.put_adapter("one")
+    await slot.publish("tone", "one")
+    version = (await slot.until("tone", "Loaded"))["version"]
+    slot.vllm.hold.clear()
+    in_flight = asyncio.create_task(slot.ask("tone"))
+    await eventually(lambda: not slot.vllm.seen[-1].get("logprobs"))
+    await slot.api.delete("adapters", "tone")
+    await eventually(slot.state_has_no_alias)
+    await asyncio.sleep(0.1)
+    assert slot.vllm.adapters
+    assert (await slot.state())["inFlightByVersion"] == {version: 1}
+    assert (await slot.ask("tone"))[0] == 404
+    slot.vllm.hold.set()
+    assert (await in_flight)[1]["model"] == "tone"
+    await eventually(lambda: not slot.vllm.adapters)
+    await eventually(lambda: not [*slot.place.adapters.iterdir()])
+
+
+async def test_a_bad_new_version_leaves_the_old_one_answering(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    slot.put_adapter("one")
+    slot.put_adapter("wide", r=64)
+    await slot.publish("tone", "one")
+    old = (await slot.until("tone", "Loaded"))["version"]
+    await slot.publish("tone", "wide")
+    told = await slot.until("tone", "Failed")
+    assert (told["generation"], told["reason"]) == (2, "RankTooLarge")
+    assert told["message"].endswith(f"{old} still answers.")
+    assert (await slot.ask("tone"))[0] == 200
+    await slot.publish("tone", "one")
+    assert (await slot.until("tone", "Loaded"))["version"] == old
+    assert slot.vllm.calls == [f"load {old}"]
+
+
+async def test_numbers_that_are_none_never_reach_vllm(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    path = slot.put_adapter("nan") / "adapter_model.safetensors"
+    weights = load_file(path)
+    weights[min(weights)][0, 0] = np.nan
+    save_file(weights, path)
+    await slot.publish("tone", "nan")
+    told = await slot.until("tone", "Failed")
+    assert told["reason"] == "AdapterInvalid"
+    assert "has NaN or infinite numbers" in told["message"]
+    assert slot.vllm.calls == []
+
+
+async def test_a_slot_whose_base_model_answers_nonsense_is_not_ready(slot: SlotUnderTest) -> None:
+    await slot.start()
+    await slot.start_agent()
+    slot.vllm.answers_nan = True
+    await slot.start_vllm()
+    await eventually(lambda: slot.operator.reports and "The base model" in slot.operator.reports[-1]["message"])
+    assert not await slot.ready()
+    slot.vllm.answers_nan = False
+    await eventually(slot.ready)
+
+
+async def test_an_adapter_that_computes_nonsense_is_caught(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    await eventually(slot.ready)
+    slot.vllm.answers_nan = True
+    slot.put_adapter("one")
+    await slot.publish("tone", "one")
+    told = await slot.until("tone", "Failed")
+    assert told["reason"] == "CanaryFailed"
+    await eventually(lambda: not slot.vllm.adapters)
+    assert (await slot.ask("tone"))[0] == 503
+
+
+async def test_what_vllm_refuses_is_told_in_its_words(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    slot.vllm.refuses_to_load = "no such kernel"
+    slot.put_adapter("one")
+    await slot.publish("tone", "one")
+    told = await slot.until("tone", "Failed")
+    assert told["reason"] == "LoadFailed"
+    assert told["message"].endswith("no such kernel")
+
+
+async def test_the_oldest_adapters_get_the_places(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    for name in ("a", "b", "c"):
+        slot.put_adapter(name, seed=ord(name))
+        await slot.publish(name, name)
+    told = await slot.until("c", "Failed")
+    assert told["reason"] == "TooManyAdapters"
+    assert told["message"] == "lora.maxAdapters is 2, and a, b came first. Delete one, or raise it."
+    await slot.until("a", "Loaded")
+    await slot.api.delete("adapters", "a")
+    await slot.until("c", "Loaded")
+
+
+async def test_other_engines_adapters_and_unreadable_ones_are_left_alone(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    slot.put_adapter("one")
+    await slot.api.apply("adapters", "poison", spec={"engine": BASE})
+    await slot.api.apply("adapters", "theirs", spec={"engine": "other", "source": {"uri": "pvc://adapters/one"}})
+    await slot.publish("tone", "one")
+    await slot.until("tone", "Loaded")
+    assert [adapter["name"] for adapter in slot.operator.reports[-1]["adapters"]] == ["tone"]
+
+
+async def test_a_restarted_vllm_gets_everything_again(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    slot.put_adapter("one")
+    await slot.publish("tone", "one")
+    version = (await slot.until("tone", "Loaded"))["version"]
+    shutil.rmtree(slot.place.root / "volumes/adapters/one")
+    await slot.restart_vllm()
+    await eventually(lambda: slot.vllm.adapters.keys() == {version})
+    await eventually(slot.ready)
+    assert (await slot.ask("tone"))[0] == 200
+
+
+async def test_a_restarted_agent_changes_nothing_that_is_right(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    slot.put_adapter("one")
+    await slot.publish("tone", "one")
+    version = (await slot.until("tone", "Loaded"))["version"]
+    await slot.stop_agent()
+    last = slot.operator.reports[-1]["sequence"]
+    slot.operator.reports.clear()
+    await slot.start_agent()
+    await slot.until("tone", "Loaded")
+    await eventually(slot.ready)
+    assert slot.vllm.calls == [f"load {version}"]
+    assert min(report["sequence"] for report in slot.operator.reports) > last
+
+
+async def test_a_lost_watch_is_followed_by_a_list(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    slot.put_adapter("one")
+    await slot.publish("tone", "one")
+    await slot.until("tone", "Loaded")
+    slot.api.broken = True
+    await slot.api.cut_watches(compact=False)
+    await asyncio.sleep(0.3)
+    await slot.api.delete("adapters", "tone")
+    await slot.api.cut_watches(compact=True)
+    slot.api.broken = False
+    await eventually(lambda: not slot.vllm.adapters)
+    assert slot.api.lists > 2

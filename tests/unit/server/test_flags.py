@@ -1,0 +1,103 @@
+"""The command line and environment of vLLM, from a slot's spec."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sluice_api.inferenceengine import InferenceEngineSpec
+from sluice_api.slots import SlotSpec
+from sluice_server.flags import UnknownModelAddress, vllm_command
+from sluice_server.place import Place
+
+IN_A_POD = Place(Path("/"), 8000, 8001)
+
+COMMON = (
+    "--served-model-name chat --host 0.0.0.0 --port 8000 --api-server-count 1"
+    " --middleware sluice_server.middleware.Middleware --shutdown-timeout 10"
+    " --disable-access-log-for-endpoints /health,/metrics,/ping,/v1/models,/sluice/state --disable-fastapi-docs"
+)
+
+COMMON_ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "HF_HOME": "/scratch/huggingface",
+    "HOME": "/scratch",
+    "TMPDIR": "/scratch",
+    "TORCHINDUCTOR_CACHE_DIR": "/scratch/cache/inductor",
+    "TRITON_CACHE_DIR": "/scratch/cache/triton",
+    "USER": "sluice",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_SERVER_DEV_MODE": "0",
+    "XDG_CACHE_HOME": "/scratch/cache",
+}
+CPU_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+LORA_ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+
+
+def slot(device: Any, **spec: Any) -> SlotSpec:
+    return SlotSpec(
+        namespace="demo", engine="chat", index=0, device=device, spec=InferenceEngineSpec.model_validate(spec)
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "given", "arguments", "environment"),
+    [
+        (
+            "a model in a claim, on a GPU",
+            slot("cuda", model={"uri": "pvc://models/smollm2"}),
+            f"serve /volumes/models/smollm2 {COMMON} --runner generate --dtype auto"
+            " --tensor-parallel-size 1 --gpu-memory-utilization 0.90",
+            OFFLINE,
+        ),
+        (
+            "with adapters and every setting, on four GPUs",
+            slot(
+                "cuda",
+                model={"uri": "hf://org/name@v1.0"},
+                resources={"gpus": 4},
+                lora={"maxAdapters": 4, "maxRank": 32},
+                serving={
+                    "maxModelLength": 4096,
+                    "maxConcurrentRequests": 64,
+                    "dtype": "bfloat16",
+                    "gpuMemoryUtilization": "0.5",
+                    "enforceEager": True,
+                },
+            ),
+            f"serve org/name --revision v1.0 {COMMON} --runner generate --dtype bfloat16 --max-model-len 4096"
+            " --max-num-seqs 64 --enable-lora --max-loras 5 --max-cpu-loras 5 --max-lora-rank 32"
+            " --tensor-parallel-size 4 --gpu-memory-utilization 0.5 --enforce-eager",
+            LORA_ENVIRONMENT,
+        ),
+        (
+            "embeddings on a CPU that plays two GPUs",
+            slot("cpu", model={"uri": "hf://org/name"}, task="Embed", resources={"gpus": 2}),
+            f"serve org/name {COMMON} --runner pooling --dtype auto --enforce-eager --distributed-executor-backend uni",
+            CPU_ENVIRONMENT,
+        ),
+        (
+            "the demo",
+            slot("cpu", model={"uri": "pvc://models"}, lora={"maxAdapters": 1, "maxRank": 16, "claims": ["adapters"]}),
+            f"serve /volumes/models {COMMON} --runner generate --dtype auto --enable-lora --max-loras 2"
+            " --max-cpu-loras 2 --max-lora-rank 16 --enforce-eager --distributed-executor-backend uni",
+            CPU_ENVIRONMENT | LORA_ENVIRONMENT | OFFLINE,
+        ),
+    ],
+)
+def test_command(what: str, given: SlotSpec, arguments: str, environment: dict[str, str]) -> None:
+    command = vllm_command(given, IN_A_POD)
+    assert " ".join(command.arguments) == arguments
+    assert command.environment == COMMON_ENVIRONMENT | environment
+
+
+@pytest.mark.parametrize("uri", ["hf://org", "hf://org/name/adapter", "hf://org/name@v1/sub@x"])
+def test_an_address_that_vllm_cannot_load_is_named(uri: str) -> None:
+    with pytest.raises(UnknownModelAddress, match="write pvc://claim/path or hf://organisation/name@revision"):
+        vllm_command(slot("cuda", model={"uri": "pvc://x"}).model_copy(update={"spec": _unchecked(uri)}), IN_A_POD)
+
+
+def _unchecked(uri: str) -> InferenceEngineSpec:
+    spec = InferenceEngineSpec.model_validate({"model": {"uri": "pvc://x"}})
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"uri": uri})})

@@ -1,0 +1,278 @@
+"""What clients and the agent see of a vLLM behind the middleware; the fake's answers come in any pieces."""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sluice_server.asgi import Message
+from sluice_server.middleware import MAX_BODY_BYTES, Middleware
+from sluice_server.place import SECRET_HEADER, STATE_PATH, TERMINATE_PATH
+from sluice_server.rewrite import Outward
+from tests.unit.server.fake_vllm import BASE, FakeVLLM
+
+SECRET = {SECRET_HEADER: "s3cret"}
+VERSION = "tone--0123456789ab"
+
+
+@dataclass
+class Answer:
+    """What came back."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """Speaks ASGI to the middleware, with request bodies in pieces too."""
+
+    def __init__(self) -> None:
+        self.vllm = FakeVLLM()
+        self.vllm.adapters[VERSION] = "/adapters"
+        self.middleware = Middleware(self.vllm, "s3cret", BASE)
+
+    async def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, *, pieces: int = 1
+    ) -> Answer:
+        content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        sent = {"content-type": "application/json", "content-length": str(len(content)), **(headers or {})}
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "headers": [(name.encode(), value.encode()) for name, value in sent.items()],
+        }
+        step = len(content) // pieces + 1
+        messages = [
+            {"type": "http.request", "body": content[start : start + step], "more_body": start + step < len(content)}
+            for start in range(0, max(len(content), 1), step)
+        ]
+        answer = Answer()
+
+        async def receive() -> Message:
+            return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer.status = message["status"]
+                answer.headers = {key.decode(): value.decode() for key, value in message["headers"]}
+            answer.body += message.get("body", b"")
+
+        await self.middleware(scope, receive, send)
+        if "content-length" in answer.headers:
+            assert int(answer.headers["content-length"]) == len(answer.body)
+        return answer
+
+    async def put(self, **desired: Any) -> Answer:
+        return await self.ask("PUT", STATE_PATH, desired, SECRET)
+
+    async def complete(self, model: str, **fields: Any) -> Answer:
+        return await self.ask("POST", "/v1/completions", {"model": model, "prompt": "x", **fields})
+
+    async def state(self) -> Any:
+        return (await self.ask("GET", STATE_PATH, headers=SECRET)).json
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+async def test_an_alias_leads_to_its_version_and_back(client: Client) -> None:
+    await client.put(aliases={"tone": VERSION})
+    answer = await client.complete("tone")
+    assert (answer.status, answer.json["model"]) == (200, "tone")
+    assert client.vllm.seen[-1]["model"] == VERSION
+
+
+async def test_a_request_for_the_base_model_is_not_touched(client: Client) -> None:
+    body = b'{"model": "chat",   "prompt": "x"}'
+    answer = await client.ask("POST", "/v1/completions", body)
+    assert (answer.status, answer.json["model"]) == (200, BASE)
+    assert (await client.ask("POST", "/v1/completions", {"prompt": "x"})).json["model"] == BASE
+
+
+@pytest.mark.parametrize("name", [VERSION, "nobody", "chat ", "TONE"])
+async def test_other_names_do_not_exist(client: Client, name: str) -> None:
+    await client.put(aliases={"tone": VERSION})
+    answer = await client.complete(name)
+    message = f"The model `{name}` does not exist. Valid aliases: chat, tone."
+    assert answer.status == 404
+    assert answer.json == {"error": {"message": message, "type": "NotFoundError", "param": "model", "code": 404}}
+    assert not client.vllm.seen
+
+
+async def test_an_unavailable_alias_says_why(client: Client) -> None:
+    await client.put(unavailable={"tone": {"reason": "RankTooLarge", "message": "rank 64."}})
+    answer = await client.complete("tone")
+    assert answer.status == 503
+    assert answer.json["error"]["message"] == "The model `tone` is unavailable: RankTooLarge: rank 64."
+
+
+async def test_models_are_listed_by_their_public_names(client: Client) -> None:
+    client.vllm.adapters["other--0123456789ab"] = "/not-live-yet"
+    await client.put(aliases={"tone": VERSION})
+    cards = (await client.ask("GET", "/v1/models")).json["data"]
+    assert [(card["id"], card["root"]) for card in cards] == [(BASE, "/volumes/models/tiny"), ("tone", VERSION)]
+    raw = (await client.ask("GET", "/v1/models", headers=SECRET)).json["data"]
+    assert [card["id"] for card in raw] == [BASE, VERSION, "other--0123456789ab"]
+
+
+async def test_an_error_names_the_alias(client: Client) -> None:
+    await client.put(aliases={"tone": VERSION})
+    answer = await client.complete("tone", max_tokens=1000)
+    assert answer.status == 400
+    assert answer.json["error"]["message"] == "max_tokens is too large for tone"
+
+
+@given(cuts=st.lists(st.integers(0, 400), max_size=12), pieces=st.integers(1, 9))
+def test_a_stream_reads_the_same_however_it_is_cut(cuts: list[int], pieces: int) -> None:
+    def cut(body: bytes) -> list[bytes]:
+        places = sorted({0, len(body), *(place for place in cuts if place < len(body))})
+        return [body[start:end] for start, end in pairwise(places)]
+
+    async def run() -> None:
+        client = Client()
+        client.vllm.chunk = cut
+        await client.put(aliases={"tone": VERSION})
+        body = {"model": "tone", "prompt": "x" * 50, "stream": True}
+        answer = await client.ask("POST", "/v1/completions", body, pieces=pieces)
+        *events, done = [line.removeprefix("data: ") for line in answer.body.decode().split("\n\n") if line]
+        parsed = [json.loads(event) for event in events]
+        assert done == "[DONE]"
+        assert {event["model"] for event in parsed} == {"tone"}
+        # What the model itself says is left as it said it.
+        assert parsed[1]["choices"][0]["text"] == f'He said "model":"{VERSION}" twice, and \\n.'
+        whole = await client.complete("tone")
+        assert whole.json["model"] == "tone"
+
+    asyncio.run(run())
+
+
+@given(text=st.text(), others=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3))
+def test_only_the_model_field_changes(text: str, others: dict[str, str]) -> None:
+    answer = {
+        "model": VERSION,
+        "choices": [{"text": text, "arguments": json.dumps({"model": VERSION})}],
+        "others": others,
+    }
+    for separators in ((",", ":"), (", ", ": ")):
+        changed = Outward(VERSION, "tone").answer(json.dumps(answer, separators=separators).encode())
+        assert json.loads(changed) == answer | {"model": "tone"}
+
+
+async def test_a_clients_cache_salt_cannot_be_an_adapters_name(client: Client) -> None:
+    await client.complete(BASE, cache_salt=VERSION)
+    assert client.vllm.seen[-1]["cache_salt"] == f"client:{VERSION}"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/health", 200),
+        ("POST", "/v1/load_lora_adapter", 404),
+        ("POST", "/v1/unload_lora_adapter", 404),
+        ("POST", "/adapters", 404),
+        ("POST", "/invocations", 404),
+        ("GET", "/v1/completions", 404),
+        ("POST", "/v1/completions/", 404),
+        ("POST", "//v1/completions", 404),
+        ("GET", "/docs", 404),
+        ("GET", STATE_PATH, 404),
+        ("PUT", STATE_PATH, 404),
+        ("POST", TERMINATE_PATH, 404),
+    ],
+)
+async def test_what_is_not_for_everyone_is_for_nobody(client: Client, method: str, path: str, status: int) -> None:
+    for headers in ({}, {SECRET_HEADER: ""}, {SECRET_HEADER: "s3cre"}, {SECRET_HEADER: "s3crets"}):
+        assert (await client.ask(method, path, {"lora_name": "x", "aliases": {}}, headers)).status == status
+    assert not client.vllm.calls
+    assert (await client.state())["terminating"] is False
+
+
+async def test_websockets_are_refused(client: Client) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    await client.middleware({"type": "websocket", "path": "/v1/realtime", "headers": []}, receive, send)
+    assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b'{"model":', 400), (b"[" * 100_000, 400), (b" " * (MAX_BODY_BYTES + 1), 413)],
+    ids=["not JSON", "too deep", "too long"],
+)
+async def test_bodies_that_cannot_be_read_are_refused(client: Client, body: bytes, status: int) -> None:
+    answer = await client.ask("POST", "/v1/completions", body)
+    assert (answer.status, answer.json["error"]["code"]) == (status, status)
+    assert (await client.state())["inFlight"] == 0
+
+
+async def test_requests_are_counted_from_first_to_last_byte(client: Client) -> None:
+    await client.put(aliases={"tone": VERSION})
+    client.vllm.hold.clear()
+    waiting = [asyncio.create_task(client.complete(model)) for model in ("tone", "tone", BASE)]
+    waiting.append(asyncio.create_task(client.complete("tone", stream=True)))
+    await asyncio.sleep(0.02)
+    state = await client.state()
+    assert state["inFlight"] == 4
+    assert state["inFlightByVersion"] == {VERSION: 3, BASE: 1}
+    gone = waiting.pop()
+    gone.cancel()
+    await asyncio.wait([gone])
+    await client.put(aliases={})
+    assert (await client.complete("tone")).status == 404  # From now on; those in flight go on.
+    assert (await client.state())["inFlightByVersion"] == {VERSION: 2, BASE: 1}
+    client.vllm.hold.set()
+    assert [answer.json["model"] for answer in await asyncio.gather(*waiting)] == ["tone", "tone", BASE]
+    state = await client.state()
+    assert (state["inFlight"], state["inFlightByVersion"]) == (0, {})
+    assert state["quietSeconds"] >= 0.0
+
+
+async def test_draining_asks_clients_to_go_elsewhere(client: Client) -> None:
+    assert "connection" not in (await client.complete(BASE)).headers
+    assert (await client.put(draining=True)).json["drainingSeconds"] >= 0
+    assert (await client.complete(BASE)).headers["connection"] == "close"
+    assert (await client.put(draining=False)).json["drainingSeconds"] == 0
+    assert "connection" not in (await client.complete(BASE)).headers
+
+
+async def test_a_pod_that_is_being_deleted_drains_whatever_the_agent_puts(client: Client) -> None:
+    await client.ask("POST", TERMINATE_PATH, headers=SECRET)
+    await client.put(aliases={"tone": VERSION}, draining=False)
+    assert (await client.state())["terminating"] is True
+    assert (await client.complete("tone")).headers["connection"] == "close"
+
+
+async def test_a_state_that_is_none_is_refused_and_changes_nothing(client: Client) -> None:
+    await client.put(aliases={"tone": VERSION})
+    before = (await client.state())["desired"]
+    bodies: list[dict[str, Any]] = [{"aliases": []}, {"alias": {}}, {"unavailable": {"tone": "because"}}]
+    for wrong in bodies:
+        assert (await client.put(**wrong)).status == 400
+    assert (await client.state())["desired"] == before
+
+
+def test_every_start_has_its_own_name() -> None:
+    async def boots() -> list[str]:
+        return [(await Client().state())["boot"] for _ in range(2)]
+
+    first, second = asyncio.run(boots())
+    assert first != second

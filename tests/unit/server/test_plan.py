@@ -1,0 +1,205 @@
+"""What the agent does next: one row a rule. A world is written as `word: names | word: names`."""
+
+from dataclasses import replace
+
+import pytest
+
+from sluice_api.reasons import Reason
+from sluice_server.agent.plan import (
+    Check,
+    CheckBase,
+    Failed,
+    Fetch,
+    Fetched,
+    Load,
+    Remove,
+    Route,
+    Step,
+    Unload,
+    World,
+    desired_state,
+    next_step,
+    reports,
+    settled,
+)
+from sluice_server.agent.wanted import Key, WantedAdapter
+from sluice_server.control import DesiredState, ObservedState
+
+NOW = 1000.0
+
+
+def parse(text: str) -> World:
+    """`wanted: a b/2` are adapters, b in its 2nd generation; `names: a=a--1` is what the middleware has."""
+    fields = {part.split(":")[0].strip(): part.split(":")[1].split() for part in text.split("|") if part.strip()}
+    names = dict(pair.split("=") for pair in fields.get("names", []))
+    adapters = [[*word.split("/"), "1"] for word in fields.get("wanted", [])]
+    keys = {name: Key(name, int(generation)) for name, generation, *_ in adapters}
+    findings: dict[Key, Fetched | Failed] = {
+        keys[name]: Fetched(version) for name, version in (word.split("=") for word in fields.get("fetched", []))
+    }
+    for word in fields.get("failed", []):
+        name, _, retry = word.partition("@")
+        findings[keys[name]] = Failed(Reason.RANK_TOO_LARGE, f"{name} is too wide.", float(retry or NOW + 60))
+    world = World(
+        adapters=tuple(
+            WantedAdapter(name, keys[name], f"2026-01-0{day + 1}", "pvc://adapters/x", None)
+            for day, name in enumerate(keys)
+        ),
+        places=int(fields.get("places", ["9"])[0]),
+        state=ObservedState(
+            boot="1",
+            desired=DesiredState(aliases=names, draining="middleware" in fields.get("drain", [])),
+            terminating=False,
+            in_flight=0,
+            in_flight_by_version=dict.fromkeys(fields.get("flying", []), 1),
+            quiet_seconds=0,
+            draining_seconds=0,
+        ),
+        loaded=frozenset(fields.get("loaded", [])),
+        answering=frozenset(fields.get("answered", [])),
+        on_disk=frozenset(fields.get("disk", [])),
+        findings=findings,
+        busy_with=fields.get("busy", [None])[0],
+        base_answers="base" not in fields.get("unchecked", []),
+        draining="wanted" in fields.get("drain", []),
+        now=NOW,
+    )
+    # What the middleware has to say about names that lead nowhere is there already.
+    desired = world.state.desired.model_copy(update={"unavailable": desired_state(world).unavailable})
+    return replace(world, state=world.state.model_copy(update={"desired": desired}))
+
+
+def describe(step: Step | None) -> str:
+    match step:
+        case None:
+            return "nothing"
+        case Route(desired):
+            names = [f"{name}={version}" for name, version in desired.aliases.items()]
+            return " ".join(["route", *names, *(["drain"] if desired.draining else [])])
+        case Unload(version) | Remove(version):
+            return f"{type(step).__name__.lower()} {version}"
+        case CheckBase():
+            return "check the base"
+        case Fetch(adapter):
+            return f"fetch {adapter.name}"
+        case Load(_, version) | Check(_, version):
+            return f"{type(step).__name__.lower()} {version}"
+
+
+@pytest.mark.parametrize(
+    ("rule", "world", "expected"),
+    [
+        ("nothing wanted, nothing to do", "", "nothing"),
+        ("the base model answers before anything else is tried", "wanted: a | unchecked: base", "check the base"),
+        ("what is new is fetched", "wanted: a", "fetch a"),
+        ("one at a time", "wanted: a b | busy: a--1", "nothing"),
+        ("what was fetched is loaded", "wanted: a b | fetched: a=a--1 | disk: a--1", "load a--1"),
+        ("what was loaded is checked", "wanted: a | fetched: a=a--1 | loaded: a--1 | disk: a--1", "check a--1"),
+        (
+            "what was checked gets its name",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1 | disk: a--1",
+            "route a=a--1",
+        ),
+        (
+            "all is well",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1 | disk: a--1 | names: a=a--1",
+            "nothing",
+        ),
+        (
+            "a new version is brought while the old one keeps the name",
+            "wanted: a/2 | loaded: a--1 | answered: a--1 | disk: a--1 | names: a=a--1",
+            "fetch a",
+        ),
+        (
+            "the name moves before the old version goes",
+            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | answered: a--1 a--2 | names: a=a--1",
+            "route a=a--2",
+        ),
+        (
+            "the old version goes when nothing is in flight on it",
+            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | answered: a--1 a--2 | names: a=a--2",
+            "unload a--1",
+        ),
+        (
+            "and not before",
+            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | answered: a--1 a--2 | names: a=a--2 | flying: a--1",
+            "nothing",
+        ),
+        ("its bytes go last", "loaded: | disk: a--1", "remove a--1"),
+        ("bytes of what is loaded stay", "loaded: a--1 | flying: a--1 | disk: a--1", "nothing"),
+        ("what is being fetched is not cleared away", "wanted: a | busy: a--1 | disk: .new-1", "nothing"),
+        ("a deleted adapter loses its name first", "loaded: a--1 | answered: a--1 | names: a=a--1", "route"),
+        ("a failed one waits", "wanted: a | failed: a@1001", "nothing"),
+        ("and is tried again", "wanted: a | failed: a@999", "fetch a"),
+        ("after what was never tried", "wanted: a b | failed: a@999", "fetch b"),
+        ("there is no place for a third", "wanted: a b c | places: 2 | failed: a b", "nothing"),
+        ("a drain goes to the middleware at once", "wanted: a | drain: wanted", "route drain"),
+        ("and back", "drain: middleware", "route"),
+        (
+            "a restarted vLLM is loaded from what is on disk",
+            "wanted: a | fetched: a=a--1 | disk: a--1",
+            "load a--1",
+        ),
+        (
+            "after a restart of the agent a live name stays where it is",
+            "wanted: a | loaded: a--1 | answered: a--1 | names: a=a--1 | disk: a--1",
+            "fetch a",
+        ),
+    ],
+)
+def test_next_step(rule: str, world: str, expected: str) -> None:
+    assert describe(next_step(parse(world))) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "world", "expected"),
+    [
+        ("an empty engine is ready", "", True),
+        ("not before the base model has answered", "unchecked: base", False),
+        ("not while something is untried", "wanted: a b | failed: a", False),
+        ("one that failed does not hold the engine up", "wanted: a | failed: a", True),
+        ("one without a place neither", "wanted: a b | places: 1 | failed: a", True),
+        (
+            "loaded without its name is not there yet",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1",
+            False,
+        ),
+        (
+            "loaded under its name is",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1 | names: a=a--1",
+            True,
+        ),
+    ],
+)
+def test_settled(rule: str, world: str, expected: bool) -> None:
+    assert settled(parse(world)) is expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "world", "expected"),
+    [
+        ("untried", "wanted: a", "a/1 Loading"),
+        ("fetched", "wanted: a | fetched: a=a--1", "a/1 Loading a--1"),
+        (
+            "live",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1 | names: a=a--1",
+            "a/1 Loaded a--1",
+        ),
+        ("failed", "wanted: a | failed: a", "a/1 Failed RankTooLarge: a is too wide."),
+        (
+            "failed while the old version answers",
+            "wanted: a/2 | failed: a | loaded: a--1 | answered: a--1 | names: a=a--1",
+            "a/2 Failed RankTooLarge: a is too wide. a--1 still answers.",
+        ),
+        ("no place", "wanted: a b | places: 1 | failed: a", "b/1 Failed TooManyAdapters: lora.maxAdapters is 1"),
+        (
+            "no adapters at all",
+            "wanted: a | places: 0",
+            "a/1 Failed EngineTakesNoAdapters: The engine has no spec.lora",
+        ),
+    ],
+)
+def test_reports(rule: str, world: str, expected: str) -> None:
+    told = reports(parse(world))[-1]
+    words = [f"{told.name}/{told.generation}", told.state, *([told.version] if told.version else [])]
+    assert " ".join([*words, *([f"{told.reason}: {told.message}"] if told.reason else [])]).startswith(expected)

@@ -1,0 +1,76 @@
+"""A tiny model made in place, and volumes with it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests.unit.trainer.jobs import ROWS, Job, write_rows
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Bits are equal only for the same number of threads; the tests' other processes have one too."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 80,000 random parameters with a byte-level tokenizer and a ChatML template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokens = Tokenizer(models.BPE())
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    specials = ["<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokens.train_from_iterator(["user assistant system item doubloons What is"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def volumes(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The claims models (with tiny), datasets (with rows.jsonl) and adapters (empty)."""
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny").mkdir()
+    for file in tiny_model.iterdir():
+        (tmp_path / "models" / "tiny" / file.name).hardlink_to(file)
+    write_rows(tmp_path / "datasets" / "rows.jsonl", ROWS)
+    monkeypatch.setenv("SLUICE_VOLUMES", str(tmp_path))
+    monkeypatch.setenv("SLUICE_METRICS_PORT", "0")
+    return tmp_path
+
+
+@pytest.fixture
+def job(volumes: Path) -> Job:
+    """A small job on the tiny model."""
+    return Job(volumes)

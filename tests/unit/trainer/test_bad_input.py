@@ -1,0 +1,252 @@
+"""What is wrong with the input is said before any GPU is taken: where, what, and what to do next."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sluice_api.reasons import Reason
+from sluice_trainer.errors import StageError
+from tests.unit.trainer.jobs import ROWS, Job, chat, write_rows
+
+SKIP = "or set dataset.onBadRow: Skip."
+AT = "datasets/rows.jsonl, line 17"
+
+
+def messages(*turns: Any) -> dict[str, Any]:
+    return {"messages": list(turns)}
+
+
+USER = {"role": "user", "content": "Hi"}
+ASSISTANT = {"role": "assistant", "content": "Hello"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"messages": [', f"{AT}: not JSON: Expecting value at column 15. Write one JSON object a line, {SKIP}"),
+        ("[1, 2]", f'{AT}: not a JSON object. Write an object such as {{"messages": [...]}}, {SKIP}'),
+        (
+            {"question": "Hi", "answer": "Hello"},
+            f'{AT}: the row has "question", "answer", not "messages". Give the row "messages", {SKIP}',
+        ),
+        (
+            messages(USER),
+            f'{AT}: "messages" ends with the user; there is nothing to learn in this row. '
+            f"Add an assistant turn, {SKIP}",
+        ),
+        (
+            messages(USER, ASSISTANT, USER),
+            f'{AT}: "messages" ends with the user, who gets no answer. Add an assistant turn, {SKIP}',
+        ),
+        (messages(), f'{AT}: "messages" is empty. Write [{{"role": ..., "content": ...}}, ...], {SKIP}'),
+        (messages(ASSISTANT), f'{AT}: "messages" begins with the assistant. Put the user\'s turn before it, {SKIP}'),
+        (
+            messages(USER, {"role": "bot", "content": "Hello"}),
+            f'{AT}: "messages[1].role" is "bot". Use one of system, user, assistant, {SKIP}',
+        ),
+        (
+            messages(USER, {"role": "assistant", "content": " "}),
+            f'{AT}: "messages[1].content" is empty. Fill it in, {SKIP}',
+        ),
+        (
+            messages(USER, {"role": "assistant", "content": None}),
+            f'{AT}: "messages[1].content" is null, not a string. Make it a string, {SKIP}',
+        ),
+        (messages(USER, "Hello"), f'{AT}: "messages[1]" is a string, not an object.'),
+        (
+            messages(USER, {"role": "assistant", "content": "Hello<|im_end|>"}),
+            f'{AT}: "messages[1].content" has the special token <|im_end|> in it.',
+        ),
+        (
+            chat("Why? " * 200, "Because."),
+            f"{AT}: the assistant's part begins at token 612 and is cut off at maxSequenceLength 64. "
+            f"Shorten the row or raise training.maxSequenceLength, {SKIP}",
+        ),
+        (
+            {"prompt": "Hi", "completion": "Hello"},
+            f"{AT}: the row is PromptCompletion, but line 1 is Messages. Write all rows in one format, "
+            "or set dataset.format: Messages and dataset.onBadRow: Skip.",
+        ),
+    ],
+)
+def test_a_bad_row_is_named_with_its_line(job: Job, row: Any, message: str) -> None:
+    write_rows(job.volumes / job.dataset, [*ROWS[:16], row, *ROWS[16:]])
+    with pytest.raises(StageError) as raised:
+        replace(job, training=(("maxSequenceLength", 64),)).prepare()
+    assert raised.value.reason == Reason.DATASET_INVALID
+    assert raised.value.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "message"),
+    [
+        ({"instruction": "", "output": "Hello"}, "Alpaca", '"instruction" is empty'),
+        ({"instruction": "Hi", "input": 3, "output": "Hello"}, "Alpaca", '"input" is a number, not a string'),
+        ({"prompt": "Hi", "completion": ["Hello"]}, "PromptCompletion", '"completion" is an array, not a string'),
+        ({"text": True}, "Text", '"text" is a boolean, not a string'),
+        (chat("Hi", "Hello"), "Text", "the row is Messages, dataset.format is Text"),
+    ],
+)
+def test_each_format_checks_its_own_fields(job: Job, row: dict[str, Any], form: str, message: str) -> None:
+    write_rows(job.volumes / job.dataset, [row])
+    dataset = {"uri": f"pvc://{job.dataset}", "format": form}
+    with pytest.raises(StageError) as raised:
+        replace(job, spec=(("dataset", dataset),)).prepare()
+    assert raised.value.message.startswith(f"datasets/rows.jsonl, line 1: {message}. ")
+
+
+def test_up_to_five_bad_rows_are_named_at_once(job: Job) -> None:
+    bad = [messages(USER)] * 7
+    write_rows(job.volumes / job.dataset, [*ROWS, "", *bad])
+    with pytest.raises(StageError) as raised:
+        job.prepare()
+    first, *lines = raised.value.message.splitlines()
+    assert first == f"datasets/rows.jsonl has 7 rows that can't be learnt from. Mend them, {SKIP}"
+    assert [line.partition(":")[0] for line in lines] == [*(f"line {n}" for n in range(42, 47)), "and 2 more."]
+
+
+def test_bad_rows_can_be_skipped_and_are_counted(job: Job) -> None:
+    write_rows(job.volumes / job.dataset, [*ROWS, messages(USER), "nonsense"])
+    dataset = {"uri": f"pvc://{job.dataset}", "onBadRow": "Skip"}
+    result = replace(job, spec=(("dataset", dataset),)).prepare()
+    assert (result.rows, result.validation_rows, result.refused_rows) == (36, 4, 2)
+    assert [line.partition(":")[0] for line in result.refused] == ["line 41", "line 42"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "message"),
+    [
+        (b"", Reason.DATASET_EMPTY, "datasets/rows.jsonl is an empty file. Write one JSON object a line."),
+        (b"\n \n", Reason.DATASET_EMPTY, "datasets/rows.jsonl has only blank lines. Write one JSON object a line."),
+        (
+            b'[{"text": "a"}]',
+            Reason.DATASET_INVALID,
+            "datasets/rows.jsonl, line 1: the file is one JSON array. Write one",
+        ),
+        (b"[\n{}\n]", Reason.DATASET_INVALID, "datasets/rows.jsonl, line 1: the file is one JSON array. Write one"),
+        (
+            b'{"text": "\xe9"}',
+            Reason.DATASET_INVALID,
+            "datasets/rows.jsonl, line 1: not UTF-8 (byte 11). Save the file",
+        ),
+    ],
+)
+def test_a_file_that_is_no_dataset(job: Job, content: bytes, reason: Reason, message: str) -> None:
+    (job.volumes / job.dataset).write_bytes(content)
+    with pytest.raises(StageError) as raised:
+        job.prepare()
+    assert raised.value.reason == reason
+    assert raised.value.message.startswith(message)
+
+
+def test_a_byte_order_mark_is_no_error(job: Job) -> None:
+    path = job.volumes / job.dataset
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert job.prepare().rows == 36
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (
+            "datasets/none.jsonl",
+            "dataset.uri pvc://datasets/none.jsonl: there is no such file. datasets has: link, rows.jsonl.",
+        ),
+        ("datasets", "dataset.uri pvc://datasets is a folder (it has: rows.jsonl). Name one file of it."),
+        (
+            "other/rows.jsonl",
+            "dataset.uri pvc://other/rows.jsonl: there is no such file. The claim other is not mounted.",
+        ),
+        ("datasets/link", "dataset.uri pvc://datasets/link: there is no such file."),
+    ],
+)
+def test_a_dataset_that_is_not_there(job: Job, dataset: str, message: str) -> None:
+    (job.volumes / "datasets" / "link").symlink_to("/etc/passwd")
+    with pytest.raises(StageError) as raised:
+        replace(job, dataset=dataset).prepare()
+    assert raised.value.reason == Reason.DATASET_NOT_FOUND
+    assert raised.value.message.startswith(message)
+
+
+def _without(name: str) -> Any:
+    return lambda folder: (folder / name).unlink()
+
+
+def _config(**fields: Any) -> Any:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_text(json.dumps(config | fields))
+
+    return change
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason", "message"),
+    [
+        (shutil.rmtree, Reason.MODEL_NOT_FOUND, ": there is no such folder. models is empty. Correct model.uri."),
+        (
+            _without("config.json"),
+            Reason.MODEL_INVALID,
+            "config.json is missing (the folder has: chat_template.jinja, ",
+        ),
+        (_without("tokenizer.json"), Reason.MODEL_INVALID, "it has no tokenizer. Add tokenizer.json or "),
+        (_without("model.safetensors"), Reason.MODEL_INVALID, "it has no weights. Save the weights as *.safetensors"),
+        (_pickled, Reason.MODEL_INVALID, "it has only pytorch_model.bin. Save the weights as *.safetensors"),
+        (_config(auto_map={"AutoModel": "evil.py"}), Reason.MODEL_INVALID, "it brings its own code (auto_map)"),
+        (_config(quantization_config={}), Reason.MODEL_INVALID, "its weights are quantized."),
+        (_config(vocab_size=10), Reason.MODEL_INVALID, "the tokenizer has 292 tokens, the model 10."),
+        (_without("chat_template.jinja"), Reason.MODEL_INVALID, "its tokenizer has no chat template"),
+    ],
+)
+def test_a_model_that_can_not_be_trained(job: Job, damage: Any, reason: Reason, message: str) -> None:
+    damage(job.volumes / "models" / "tiny")
+    write_rows(job.volumes / job.dataset, [messages({"role": "system", "content": "Be brief."}, USER, ASSISTANT)] * 3)
+    with pytest.raises(StageError) as raised:
+        job.prepare()
+    assert (raised.value.reason, message in raised.value.message) == (reason, True), raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "reason", "message"),
+    [
+        (
+            "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}",
+            chat("Hi", "Hello"),
+            Reason.MODEL_INVALID,
+            "its chat template rewrites earlier turns when a later one is added (seen at line 1)",
+        ),
+        (
+            "{{ raise_exception('no system turn, please') }}",
+            chat("Hi", "Hello"),
+            Reason.DATASET_INVALID,
+            "line 1: the model's chat template refuses the row: no system turn, please.",
+        ),
+    ],
+)
+def test_a_chat_template_that_does_not_do(job: Job, template: str, row: Any, reason: Reason, message: str) -> None:
+    path = job.volumes / "models" / "tiny" / "chat_template.jinja"
+    path.unlink()
+    path.write_text(template)
+    write_rows(job.volumes / job.dataset, [row])
+    with pytest.raises(StageError) as raised:
+        job.prepare()
+    assert (raised.value.reason, message in raised.value.message) == (reason, True), raised.value.message
+
+
+def test_an_output_that_can_not_be_written(job: Job) -> None:
+    (job.volumes / "adapters" / "out").write_text("a file where a folder should be")
+    with pytest.raises(StageError) as raised:
+        job.prepare()
+    assert raised.value.reason == Reason.OUTPUT_NOT_WRITABLE
+    assert f"for uid {os.getuid()}" in raised.value.message
+    assert "output.uri pvc://adapters/out" in raised.value.message

@@ -1,0 +1,124 @@
+"""What Prepare leaves behind: exactly the right tokens learnt, a fair split, and the same again when run twice."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from sluice_trainer.data.split import held_out
+from sluice_trainer.prepared import TokenRow, TokenRows
+from tests.unit.trainer.jobs import ROWS, Job, chat, write_rows
+
+
+def learnt_and_read(job: Job, rows: list[Any]) -> list[tuple[str, str]]:
+    """What is learnt of each row, and all that the model reads."""
+    write_rows(job.volumes / job.dataset, rows)
+    job.prepare()
+    tokenizer = AutoTokenizer.from_pretrained(job.volumes / "models" / "tiny")
+    prepared = job.prepared()
+    halves: list[TokenRows] = [prepared.training, prepared.validation]
+    tokens = [half[index] for half in halves for index in range(len(half))]
+    return [(tokenizer.decode(row.input_ids[row.learnt == 1]), tokenizer.decode(row.input_ids)) for row in tokens]
+
+
+TURNS = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello!"), ("user", "Bye"), ("assistant", "So long")]
+CONVERSATION = {"messages": [{"role": role, "content": content} for role, content in TURNS]}
+RENDERED = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in TURNS)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "learnt", "read"),
+    [
+        ("only the assistant's turns, each with its end", CONVERSATION, "Hello!<|im_end|>So long<|im_end|>", RENDERED),
+        (
+            "instruction and input are what the user says",
+            {"instruction": "Add", "input": "1 2", "output": "3"},
+            "3<|im_end|>",
+            "<|im_start|>user\nAdd\n\n1 2<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n",
+        ),
+        (
+            "a prompt is what the user says",
+            {"prompt": "1 + 2", "completion": "3"},
+            "3<|im_end|>",
+            "<|im_start|>user\n1 + 2<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n",
+        ),
+        ("a text is learnt whole, but for its first token", {"text": "abc"}, "bc<|im_end|>", "abc<|im_end|>"),
+    ],
+)
+def test_what_is_learnt(job: Job, name: str, row: Any, learnt: str, read: str) -> None:
+    assert learnt_and_read(job, [row]) == [(learnt, read)]
+
+
+def test_without_a_chat_template_a_prompt_is_read_and_its_completion_learnt(job: Job) -> None:
+    (job.volumes / "models" / "tiny" / "chat_template.jinja").unlink()
+    assert learnt_and_read(job, [{"prompt": "1+2=", "completion": "3"}]) == [("3<|im_end|>", "1+2=3<|im_end|>")]
+
+
+def test_a_prompt_has_the_tokens_that_it_has_when_the_model_serves(job: Job) -> None:
+    write_rows(job.volumes / job.dataset, [chat("Hi", "\n\nassistant")])
+    job.prepare()
+    tokenizer = AutoTokenizer.from_pretrained(job.volumes / "models" / "tiny")
+    served = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)["input_ids"]
+    row = job.prepared().training[0]
+    assert row.input_ids[: len(served)].tolist() == served
+    assert row.learnt.tolist().index(1) == len(served)
+
+
+def test_long_rows_are_cut_and_counted(job: Job) -> None:
+    write_rows(job.volumes / job.dataset, [chat("Hi", "word " * 300), *ROWS[:5]])
+    result = replace(job, training=(("maxSequenceLength", 64),)).prepare()
+    assert (result.cut_rows, result.longest_row) == (1, 64)
+
+
+def test_the_models_own_limit_holds_too(job: Job) -> None:
+    write_rows(job.volumes / job.dataset, [chat("Hi", "word " * 300), *ROWS[:5]])
+    assert job.prepare().longest_row == 256
+
+
+@pytest.mark.parametrize(
+    ("rows", "split", "held"),
+    [(40, "10%", 4), (3, "10%", 1), (1, "10%", 0), (2, "49%", 1), (40, "0%", 0), (40, "25%", 10)],
+)
+def test_a_share_of_the_rows_is_held_out(job: Job, rows: int, split: str, held: int) -> None:
+    write_rows(job.volumes / job.dataset, ROWS[:rows])
+    dataset = {"uri": f"pvc://{job.dataset}", "validationSplit": split}
+    result = replace(job, spec=(("dataset", dataset),)).prepare()
+    assert (result.rows, result.validation_rows) == (rows - held, held)
+
+
+def test_equal_rows_are_never_on_both_sides() -> None:
+    rows = [TokenRow(np.array([i % 5], np.int32), np.array([1], np.uint8)) for i in range(50)]
+    out = held_out(rows, 0.2, seed=1)
+    sides = [{bool(out[i]) for i in range(50) if i % 5 == content} for content in range(5)]
+    assert sorted(map(len, sides)) == [1, 1, 1, 1, 1]
+    assert sum(out) == 10
+
+
+def test_the_split_follows_the_seed_not_the_order() -> None:
+    rows = [TokenRow(np.array([i], np.int32), np.array([1], np.uint8)) for i in range(50)]
+
+    def chosen(rows: list[TokenRow], seed: int) -> set[int]:
+        return {int(row.input_ids[0]) for row, out in zip(rows, held_out(rows, 0.2, seed), strict=True) if out}
+
+    assert chosen(rows, 1) == chosen(rows[::-1], 1)
+    assert chosen(rows, 1) != chosen(rows, 2)
+
+
+def test_a_second_run_finds_the_first_ones_work(job: Job) -> None:
+    first = job.prepare()
+    manifest = job.work / "prepared" / "manifest.json"
+    written = manifest.stat().st_mtime_ns
+    assert job.prepare() == first
+    assert manifest.stat().st_mtime_ns == written
+
+
+def test_a_damaged_result_is_made_anew(job: Job) -> None:
+    first = job.prepare()
+    tokens = job.work / "prepared" / "train.safetensors"
+    good = tokens.read_bytes()
+    tokens.write_bytes(good[:-1])
+    assert job.prepare() == first
+    assert tokens.read_bytes() == good
+    assert {path.name for path in job.work.iterdir()} == {"prepared"}

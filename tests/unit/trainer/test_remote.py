@@ -1,0 +1,143 @@
+"""https:// datasets: only public hosts, at every hop."""
+
+import http.server
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExitCode
+from sluice_trainer.data import remote
+from sluice_trainer.errors import StageError
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.215.14", True),
+        ("2606:4700::1111", True),
+        ("10.96.0.1", False),
+        ("127.0.0.1", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("::1", False),
+        ("fd00::1", False),
+        ("fe80::1%eth0", False),
+        ("::ffff:10.0.0.1", False),
+        ("64:ff9b::a00:1", False),
+        ("64:ff9b::5db8:d70e", True),
+        ("2002:a00:1::", False),
+    ],
+)
+def test_which_addresses_are_public(address: str, public: bool) -> None:
+    assert remote.is_public(address) == public
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tls") / "localhost.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost", "-keyout", path, "-out", path.with_suffix(".crt")),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    path.write_text(path.read_text() + path.with_suffix(".crt").read_text())
+    return path
+
+
+@pytest.fixture
+def origin(certificate: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"text": "x"}\n'
+            match self.path:
+                case "/rows.jsonl":
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+                case "/torn":
+                    self.send_response(200)
+                    self.send_header("Content-Length", "100")
+                    self.end_headers()
+                    self.wfile.write(body)
+                case "/moved" | "/loop" | "/metadata" | "/plain":
+                    targets = {"/moved": "/rows.jsonl", "/loop": "/loop", "/plain": "http://localhost/rows.jsonl"}
+                    self.send_response(302)
+                    self.send_header("Location", targets.get(self.path, "https://169.254.169.254/latest"))
+                    self.end_headers()
+                case _:
+                    self.send_response(int(self.path[1:]))
+                    self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    yield f"https://localhost:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_private_host_is_refused(origin: str) -> None:
+    with pytest.raises(StageError, match=r"localhost is \S+, an address inside the cluster") as raised:
+        remote.fetch(f"{origin}/rows.jsonl")
+    assert (raised.value.reason, raised.value.code) == (Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT)
+
+
+def test_a_file_is_fetched_and_redirects_are_followed(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_ALLOW_PRIVATE_HOSTS", "1")
+    for path in ("rows.jsonl", "moved"):
+        assert remote.fetch(f"{origin}/{path}").read_bytes() == b'{"text": "x"}\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "reason", "code", "message"),
+    [
+        ("404", Reason.DATASET_NOT_FOUND, ExitCode.BAD_INPUT, "localhost has no such file (404)"),
+        ("403", Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT, "localhost answered 403. The address must be readable"),
+        ("503", Reason.DOWNLOAD_FAILED, ExitCode.INTERNAL, "localhost answered 503. It is tried again."),
+        ("torn", Reason.DOWNLOAD_FAILED, ExitCode.INTERNAL, "It is tried again."),
+        ("loop", Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT, "it redirects more than 5 times"),
+        ("plain", Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT, "it leads to http://localhost, which is not https"),
+        (
+            "metadata",
+            Reason.DOWNLOAD_FAILED,
+            ExitCode.BAD_INPUT,
+            "169.254.169.254 is 169.254.169.254, an address inside",
+        ),
+    ],
+)
+def test_what_goes_wrong_is_told_apart(
+    origin: str, monkeypatch: pytest.MonkeyPatch, path: str, reason: Reason, code: ExitCode, message: str
+) -> None:
+    # The origin is on this machine, so that its own address has to pass; every other one is checked.
+    public = remote.is_public
+    monkeypatch.setattr(remote, "is_public", lambda address: address in ("127.0.0.1", "::1") or public(address))
+    with pytest.raises(StageError) as raised:
+        remote.fetch(f"{origin}/{path}")
+    assert (raised.value.reason, raised.value.code, message in raised.value.message) == (reason, code, True), (
+        raised.value.message
+    )
+
+
+def test_a_file_that_is_too_large_is_refused(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_ALLOW_PRIVATE_HOSTS", "1")
+    monkeypatch.setattr(remote, "LARGEST_FILE", 5)
+    with pytest.raises(StageError, match="the file is larger than"):
+        remote.fetch(f"{origin}/rows.jsonl")

@@ -1,0 +1,160 @@
+"""Reports: what must arrive does, in order, and an operator that doesn't answer costs training nothing."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sluice_api.reports import Activity, TrainingReport
+from sluice_trainer.report import Reporter
+
+
+class Operator:
+    """Takes reports and answers as told: statuses in order, the last one for ever."""
+
+    url = ""
+
+    def __init__(self) -> None:
+        self.reports: list[TrainingReport] = []
+        self.tokens: list[str | None] = []
+        self.statuses = [202]
+        self.arrived = threading.Condition()
+
+    def take(self, body: bytes, token: str | None) -> int:
+        with self.arrived:
+            self.reports.append(TrainingReport.model_validate(json.loads(body)))
+            self.tokens.append(token)
+            self.arrived.notify_all()
+            return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+
+    def wait_for(self, count: int) -> list[TrainingReport]:
+        with self.arrived:
+            assert self.arrived.wait_for(lambda: len(self.reports) >= count, timeout=10), self.reports
+            return list(self.reports)
+
+
+@pytest.fixture
+def operator() -> Iterator[Operator]:
+    operator = Operator()
+    with serving(operator) as url:
+        operator.url = url
+        yield operator
+
+
+@contextmanager
+def serving(operator: Operator) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/training-reports"
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(operator.take(body, self.headers["Authorization"]))
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def reporter(operator: Operator, token_file: Path = Path("/nowhere")) -> Reporter:
+    return running(Reporter(3, operator.url, token_file))
+
+
+def running(reporter: Reporter) -> Reporter:
+    reporter.start()
+    return reporter
+
+
+def test_numbers_are_coalesced_and_what_matters_is_not(operator: Operator) -> None:
+    posted = reporter(operator)
+    operator.wait_for(1)
+    posted.update(activity=Activity.TRAINING)
+    for step in range(1, 101):
+        posted.update(step=step, loss_sum=float(step), loss_tokens=1)
+        if step in (40, 80):
+            posted.update(checkpoint_step=step)
+    posted.close(activity=Activity.FINISHED)
+    seen = [(r.activity, r.step, r.checkpoint_step, r.loss) for r in operator.wait_for(5)]
+    assert seen == [
+        (Activity.STARTING, 0, None, None),
+        (Activity.TRAINING, 0, None, None),
+        (Activity.TRAINING, 40, 40, 20.5),
+        (Activity.TRAINING, 80, 80, 60.5),
+        (Activity.FINISHED, 100, 80, 90.5),
+    ]
+    assert [(r.attempt, r.sequence) for r in operator.reports] == [(3, n) for n in range(1, 6)]
+
+
+def test_numbers_alone_go_out_once_a_second(operator: Operator) -> None:
+    posted = reporter(operator)
+    started = time.monotonic()
+    step = 0
+    while time.monotonic() < started + 2.5:
+        posted.update(step=(step := step + 1))
+        time.sleep(0.01)
+    assert 2 <= len(operator.reports) - 1 <= 3
+    assert operator.reports[-1].step > 50
+    posted.close()
+
+
+def test_the_token_is_read_anew_for_each_post(operator: Operator, tmp_path: Path) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_text("first\n")
+    posted = reporter(operator, token_file)
+    operator.wait_for(1)
+    token_file.write_text("second\n")
+    posted.close()
+    assert operator.tokens == ["Bearer first", "Bearer second"]
+
+
+def test_an_operator_that_never_answers_costs_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        posted = running(Reporter(1, f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        started = time.monotonic()
+        for step in range(1000):
+            posted.update(step=step, checkpoint_step=step)
+        assert time.monotonic() - started < 1
+        posted.close(seconds=0.2)
+        assert time.monotonic() - started < 2
+
+
+def test_the_newest_report_is_kept_while_no_operator_leads(operator: Operator) -> None:
+    operator.statuses = [503, 503, 202]
+    posted = reporter(operator)
+    posted.update(checkpoint_step=1)
+    posted.update(checkpoint_step=2)
+    reports = operator.wait_for(3)
+    assert [r.checkpoint_step for r in reports][-1] == 2
+    assert [r.sequence for r in reports] == sorted(r.sequence for r in reports)
+    posted.close()
+
+
+def test_the_last_report_is_sent_again_until_it_arrives(operator: Operator) -> None:
+    posted = reporter(operator)
+    operator.wait_for(1)
+    operator.statuses = [503, 202]
+    posted.close(seconds=5, activity=Activity.FINISHED)
+    assert [r.activity for r in operator.reports] == [Activity.STARTING, Activity.FINISHED, Activity.FINISHED]
+
+
+@pytest.mark.parametrize("status", [401, 403, 409])
+def test_a_refused_report_is_dropped_and_said_once(
+    operator: Operator, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operator.statuses = [status]
+    posted = reporter(operator)
+    posted.update(checkpoint_step=1)
+    posted.update(checkpoint_step=2)
+    posted.close()
+    assert [r.sequence for r in operator.reports] == [1, 2, 3, 4]
+    assert capsys.readouterr().out.count("refused") == 1

@@ -1,0 +1,151 @@
+"""One stage, one process: `python3 -m sluice_trainer prepare|train|export` with a StageSpec in SLUICE_STAGE.
+
+Here, and nowhere else, exceptions become outcomes. SIGTERM is handled from the first line on, and nothing heavy is
+imported before the first report is out.
+"""
+# ruff: noqa: E402
+
+from sluice_trainer.signals import Save, StopSignal
+
+STOP = StopSignal()
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from sluice_api.pods import REPORT_URL_ENV, STAGE_ENV, TERMINATION_FILE
+from sluice_api.reasons import Reason
+from sluice_api.reports import Activity
+from sluice_api.stages import MAX_OUTCOME_BYTES, ExitCode, Stage, StageOutcome, StageSpec
+from sluice_trainer import logs
+from sluice_trainer.errors import StageError
+from sluice_trainer.report import Reporter
+
+_ENDING = threading.Lock()
+
+
+def main() -> NoReturn:
+    """Run the stage and end with its outcome."""
+    os.umask(0o022)
+    stage = _stage()
+    reporter = Reporter(stage.attempt, os.environ.get(REPORT_URL_ENV))
+    STOP.ends_by(lambda save: _stopped(save, reporter))
+    reporter.start()
+    _quiet_libraries(stage)
+    outcome, code = _ended(lambda: _run(stage, reporter))
+    _end(outcome, code, reporter)
+
+
+def _stage() -> StageSpec:
+    """What to do. An operator of another version may send what this image doesn't know."""
+    try:
+        stage = StageSpec.model_validate_json(os.environ.get(STAGE_ENV, ""))
+    except ValidationError as error:
+        message = f"{STAGE_ENV} is no StageSpec of this image's version; operator and image must match. {error}"
+        _write_outcome(StageOutcome(reason=Reason.TRAINER_FAILED, message=message[:2000]), ExitCode.INTERNAL)
+        sys.exit(ExitCode.INTERNAL)
+    if sys.argv[1:] != [stage.stage.lower()]:
+        raise SystemExit(f"usage: python3 -m sluice_trainer {stage.stage.lower()}, as {STAGE_ENV} says")
+    return stage
+
+
+def _run(stage: StageSpec, reporter: Reporter) -> StageOutcome:
+    """Each stage imports what it needs only now: torch alone takes seconds."""
+    match stage.stage:
+        case Stage.PREPARE:
+            from sluice_trainer.data.prepare import prepare
+
+            return StageOutcome(reason=Reason.DONE, prepare=prepare(stage, reporter))
+        case Stage.TRAIN:
+            from sluice_trainer.train.loop import train
+
+            return StageOutcome(reason=Reason.DONE, train=train(stage, reporter, STOP))
+        case Stage.EXPORT:
+            from sluice_trainer.export.export import export
+
+            return StageOutcome(reason=Reason.DONE, export=export(stage, reporter))
+
+
+def _stopped(save: Save | None, reporter: Reporter) -> NoReturn:
+    """SIGTERM came. In a thread of its own: the main thread goes on with its step until the process ends."""
+    logs.info("told to stop")
+
+    def requeued() -> StageOutcome:
+        if save is None:
+            return StageOutcome(reason=Reason.REQUEUED, message="Told to stop; there was nothing to save yet.")
+        result = save()
+        message = f"Told to stop; step {result.checkpoint_step} of {result.total_steps} is saved."
+        return StageOutcome(reason=Reason.REQUEUED, message=message, train=result)
+
+    outcome, code = _ended(requeued)
+    _end(outcome, ExitCode.REQUEUE if outcome.reason == Reason.REQUEUED else code, reporter)
+
+
+def _ended(work: Callable[[], StageOutcome]) -> tuple[StageOutcome, ExitCode]:
+    try:
+        return work(), ExitCode.DONE
+    except StageError as error:
+        return StageOutcome(reason=error.reason, message=error.message[:2000]), error.code
+    except MemoryError:
+        return _out_of_memory("host")
+    except Exception as error:  # noqa: BLE001 - here they become outcomes
+        # torch is not imported here, so its error is known by name.
+        if type(error).__name__ == "OutOfMemoryError":
+            return _out_of_memory("GPU")
+        if "DefaultCPUAllocator" in str(error):
+            return _out_of_memory("host")
+        traceback.print_exc()
+        last_words = traceback.format_exception_only(error)[-1].strip()
+        return StageOutcome(reason=Reason.TRAINER_FAILED, message=last_words[:2000]), ExitCode.INTERNAL
+
+
+def _out_of_memory(where: str) -> tuple[StageOutcome, ExitCode]:
+    traceback.print_exc()
+    message = f"The {where}'s memory does not hold one micro batch. {Reason.OUT_OF_MEMORY.next_step}"
+    return StageOutcome(reason=Reason.OUT_OF_MEMORY, message=message), ExitCode.BAD_INPUT
+
+
+def _end(outcome: StageOutcome, code: ExitCode, reporter: Reporter) -> NoReturn:
+    """The one way out: outcome, last report, exit. Whichever thread comes first decides how it ended."""
+    _ENDING.acquire()
+    _write_outcome(outcome, code)
+    changes: dict[str, Any] = {"activity": Activity.FINISHED} if code == ExitCode.DONE else {}
+    if outcome.train is not None:
+        changes |= outcome.train.model_dump(include={"step", "total_steps", "checkpoint_step"})
+    reporter.close(**changes)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _write_outcome(outcome: StageOutcome, code: ExitCode) -> None:
+    file = Path(os.environ.get("SLUICE_TERMINATION_FILE", TERMINATION_FILE))
+    file.write_text(_fitting(outcome), encoding="utf-8")
+    logs.info("end", code=int(code), **outcome.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def _fitting(outcome: StageOutcome) -> str:
+    """The outcome as JSON, with its message cut until the kubelet keeps all of it."""
+    while len((text := outcome.to_json()).encode()) > MAX_OUTCOME_BYTES and outcome.message:
+        outcome = outcome.model_copy(update={"message": outcome.message[: len(outcome.message) * 9 // 10]})
+    return text
+
+
+def _quiet_libraries(stage: StageSpec) -> None:
+    """Set, before they are imported, what libraries read from the environment."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
+    if not any(uri.startswith("hf://") for uri in (stage.spec.model.uri, stage.spec.dataset.uri)):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+if __name__ == "__main__":
+    main()

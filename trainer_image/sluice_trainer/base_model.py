@@ -1,0 +1,114 @@
+"""The base model: where its folder is, and whether it is one that can be trained."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sluice_api.artifacts import model_fingerprint
+from sluice_api.reasons import Reason
+from sluice_api.sources import volume_path
+from sluice_trainer.errors import StageError
+from sluice_trainer.places import inside_claim, neighbours
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A folder with config.json, tokenizer and safetensors weights, checked."""
+
+    uri: str
+    folder: Path
+    revision: str
+    vocabulary: int
+    longest_sequence: int | None
+    """Positions that the model knows; None when its configuration does not say."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells it apart from every other base model."""
+        return model_fingerprint(self.folder)
+
+
+def locate(uri: str, revision: str = "") -> BaseModel:
+    """Find the base model, fetching it if need be, and check that it is one.
+
+    Raises:
+        StageError: ModelNotFound or ModelInvalid, with what is missing.
+    """
+    path = volume_path(uri)
+    if path is None:
+        from sluice_trainer import hub
+
+        folder, revision = hub.model_folder(uri, revision)
+    else:
+        found = inside_claim(path)
+        if found is None:
+            raise StageError(
+                Reason.MODEL_NOT_FOUND,
+                f"model.uri {uri}: there is no such folder. {neighbours(path)} Correct model.uri.",
+            )
+        folder = found
+    config = _checked_config(uri, folder)
+    text = config.get("text_config", config)
+    return BaseModel(
+        uri=uri,
+        folder=folder,
+        revision=revision,
+        vocabulary=text.get("vocab_size", 0),
+        longest_sequence=text.get("max_position_embeddings"),
+    )
+
+
+def require_same(base: BaseModel, fingerprint: str) -> None:
+    """Refuse a model whose folder has changed since Prepare tokenised the rows for it."""
+    if base.fingerprint != fingerprint:
+        raise StageError(
+            Reason.MODEL_INVALID,
+            f"model.uri {base.uri}: the files have changed since the rows were prepared. "
+            "Restore them, or delete the job and create it anew.",
+        )
+
+
+def _checked_config(uri: str, folder: Path) -> dict[str, Any]:
+    """config.json of a folder that is a model, or why it isn't one."""
+    invalid = f"model.uri {uri} is no model that can be trained:"
+    if not folder.is_dir():
+        raise StageError(Reason.MODEL_INVALID, f"{invalid} it is a file. Name the folder that has config.json.")
+    config = _json_object(folder / "config.json", invalid)
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
+        has = f"only {', '.join(pickles[:3])}" if pickles else "no weights"
+        raise StageError(
+            Reason.MODEL_INVALID, f"{invalid} it has {has}. Save the weights as *.safetensors (save_pretrained does)."
+        )
+    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+        raise StageError(
+            Reason.MODEL_INVALID, f"{invalid} it has no tokenizer. Add {' or '.join(_TOKENIZER_FILES)} to the folder."
+        )
+    tokenizer_config = folder / "tokenizer_config.json"
+    remote = [config, _json_object(tokenizer_config, invalid)] if tokenizer_config.exists() else [config]
+    if any("auto_map" in each for each in remote):
+        raise StageError(
+            Reason.MODEL_INVALID,
+            f"{invalid} it brings its own code (auto_map), which is never run. Use a model that transformers knows.",
+        )
+    if "quantization_config" in config:
+        raise StageError(Reason.MODEL_INVALID, f"{invalid} its weights are quantized. LoRA needs the unquantized ones.")
+    return config
+
+
+def _json_object(path: Path, invalid: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        there = ", ".join(sorted(child.name for child in path.parent.iterdir())[:6]) or "nothing"
+        raise StageError(
+            Reason.MODEL_INVALID, f"{invalid} {path.name} is missing (the folder has: {there}). Correct model.uri."
+        ) from None
+    except ValueError as error:
+        raise StageError(Reason.MODEL_INVALID, f"{invalid} {path.name} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise StageError(Reason.MODEL_INVALID, f"{invalid} {path.name} is not a JSON object.")
+    return content

@@ -1,0 +1,1 @@
+"""Prepare: from a dataset's address to tokenised rows. Start with prepare.py."""

@@ -1,0 +1,45 @@
+"""From a dataset's address to a file that can be read."""
+
+from pathlib import Path
+
+from sluice_api.reasons import Reason
+from sluice_api.sources import volume_path
+from sluice_trainer.errors import StageError
+from sluice_trainer.places import inside_claim, neighbours
+
+
+def dataset_name(uri: str) -> str:
+    """The address as messages show it: claim/path for a volume."""
+    return uri.removeprefix("pvc://")
+
+
+def dataset_file(uri: str) -> Path:
+    """The dataset as a file on this machine, fetched if need be.
+
+    Raises:
+        StageError: DatasetNotFound, DatasetEmpty or DownloadFailed.
+    """
+    path = volume_path(uri)
+    if path is not None:
+        file = inside_claim(path)
+        if file is None:
+            raise StageError(
+                Reason.DATASET_NOT_FOUND,
+                f"dataset.uri {uri}: there is no such file. {neighbours(path)} Correct dataset.uri.",
+            )
+    elif uri.startswith("hf://"):
+        from sluice_trainer import hub
+
+        file = hub.dataset_file(uri)
+    else:
+        from sluice_trainer.data import remote
+
+        file = remote.fetch(uri)
+    if file.is_dir():
+        names = ", ".join(sorted(child.name for child in file.glob("*.jsonl"))[:8]) or "no *.jsonl file"
+        raise StageError(
+            Reason.DATASET_NOT_FOUND, f"dataset.uri {uri} is a folder (it has: {names}). Name one file of it."
+        )
+    if file.stat().st_size == 0:
+        raise StageError(Reason.DATASET_EMPTY, f"{dataset_name(uri)} is an empty file. Write one JSON object a line.")
+    return file

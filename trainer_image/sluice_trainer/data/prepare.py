@@ -1,0 +1,95 @@
+"""The Prepare stage, from top to bottom: everything that can be wrong with the input is found here, without a GPU."""
+
+from sluice_api.artifacts import MANIFEST
+from sluice_api.reasons import Reason
+from sluice_api.reports import Activity
+from sluice_api.stages import PrepareResult, StageSpec
+from sluice_trainer import base_model, durable, logs, places, prepared
+from sluice_trainer.base_model import BaseModel
+from sluice_trainer.data.fetch import dataset_file, dataset_name
+from sluice_trainer.data.rows import Findings, read_rows
+from sluice_trainer.data.split import held_out
+from sluice_trainer.errors import StageError
+from sluice_trainer.plan import plan_digest, total_steps
+from sluice_trainer.prepared import PreparedManifest, TokenRow, TokenRows
+from sluice_trainer.report import Reporter
+
+
+def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
+    """Check model, output and every row; leave tokenised rows in <work>/prepared/.
+
+    Raises:
+        StageError: something is wrong with the input, or with the output's claim.
+    """
+    spec = stage.spec
+    folder = places.make_work(stage) / "prepared"
+    plan = plan_digest(stage)
+    if (earlier := prepared.finished(folder, plan)) is not None:
+        return earlier.result
+    reporter.update(activity=Activity.PREPARING)
+    file = dataset_file(spec.dataset.uri)
+    base = base_model.locate(spec.model.uri)
+
+    from sluice_trainer.data.tokenise import Tokeniser
+
+    tokeniser = Tokeniser(base, _longest(stage, base))
+    findings = Findings(dataset_name(spec.dataset.uri), spec.dataset.format)
+    rows = list(tokeniser.tokenise(read_rows(file, findings), findings))
+    findings.check(spec.dataset.on_bad_row)
+    _check_not_empty(rows, findings)
+
+    share = float(spec.dataset.validation_split.removesuffix("%")) / 100
+    is_held_out = held_out(rows, share, spec.training.seed)
+    training, validation = (
+        TokenRows.of(row for row, out in zip(rows, is_held_out, strict=True) if out is half) for half in (False, True)
+    )
+    result = PrepareResult(
+        rows=len(training),
+        validation_rows=len(validation),
+        refused_rows=findings.refused,
+        cut_rows=findings.cut_rows,
+        tokens=len(training.input_ids),
+        learnt_tokens=int(training.learnt.sum()),
+        longest_row=max(len(row.input_ids) for row in rows),
+        steps=total_steps(len(training), spec.training),
+        refused=findings.lines(),
+    )
+    with places.writing(stage), durable.new_folder(folder) as unfinished:
+        prepared.write_rows(unfinished, training, validation)
+        manifest = PreparedManifest(
+            plan=plan,
+            files=durable.digests(unfinished),
+            result=result,
+            row_format=findings.row_format,
+            chat_template=tokeniser.chat_template,
+            base_model_uri=base.uri,
+            base_model_revision=base.revision,
+            base_model_fingerprint=base.fingerprint,
+            seed=spec.training.seed,
+        )
+        (unfinished / MANIFEST).write_text(manifest.to_json())
+    durable.remove_unfinished(folder.parent)
+    return result
+
+
+def _longest(stage: StageSpec, base: BaseModel) -> int:
+    """The longest row in tokens: what the user asked for, or as many positions as the model knows."""
+    asked = stage.spec.training.max_sequence_length
+    if base.longest_sequence is None or asked <= base.longest_sequence:
+        return asked
+    logs.warning("maxSequenceLength is more than the model knows", asked=asked, used=base.longest_sequence)
+    return base.longest_sequence
+
+
+def _check_not_empty(rows: list[TokenRow], findings: Findings) -> None:
+    if rows:
+        return
+    if findings.refused == 0:
+        raise StageError(
+            Reason.DATASET_EMPTY, f"{findings.dataset} has only blank lines. Write one JSON object a line."
+        )
+    shown = "\n".join(findings.lines())
+    raise StageError(
+        Reason.DATASET_EMPTY,
+        f"{findings.dataset}: no row is left, all {findings.refused} were refused. Mend them; the first are:\n{shown}",
+    )

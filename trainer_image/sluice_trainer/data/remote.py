@@ -1,0 +1,142 @@
+"""https:// addresses, which a user writes and this pod fetches: only public hosts, only https, only so much.
+
+A name is resolved once per hop and the connection goes to the address that was checked: what the name points to a
+moment later (DNS rebinding) plays no part. Redirects are followed by hand, each checked like the first address.
+"""
+
+import http.client
+import ipaddress
+import os
+import shutil
+import socket
+import ssl
+from pathlib import Path
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExitCode
+from sluice_trainer.errors import StageError
+from sluice_trainer.places import scratch
+
+LARGEST_FILE = 8 * 1024**3
+TIMEOUT = 30.0
+REDIRECTS = 5
+
+_MOVED = (301, 302, 303, 307, 308)
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+"""NAT64: an IPv4 address, perhaps a private one, in IPv6 clothes."""
+
+
+class _Connection(http.client.HTTPSConnection):
+    """HTTPS to an address that was checked, with the certificate checked against the name."""
+
+    def __init__(self, host: str, port: int, address: str) -> None:
+        self._context = ssl.create_default_context()
+        super().__init__(host, port, timeout=TIMEOUT, context=self._context)
+        self._address = address
+
+    def connect(self) -> None:
+        plain = socket.create_connection((self._address, self.port), TIMEOUT)
+        self.sock = self._context.wrap_socket(plain, server_hostname=self.host)
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the Internet at large."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
+        if ip in _TRANSLATED:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
+
+
+def fetch(uri: str) -> Path:
+    """Download a dataset to the pod's own disk.
+
+    Raises:
+        StageError: DatasetNotFound (404, 410), or DownloadFailed with host and status.
+    """
+    url = uri
+    for _ in range(REDIRECTS + 1):
+        parts = _checked(url, uri)
+        host, port = parts.hostname or "", parts.port or 443
+        connection = _Connection(host, port, _address(host, port, uri))
+        try:
+            target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+            connection.request("GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "sluice"})
+            answer = connection.getresponse()
+            if answer.status in _MOVED:
+                url = urljoin(url, answer.getheader("Location", ""))
+                continue
+            _check_status(answer.status, host, uri)
+            return _store(answer, uri)
+        except (OSError, http.client.HTTPException) as error:
+            raise StageError(
+                Reason.DOWNLOAD_FAILED, f"dataset.uri {uri}: {host}: {error}. It is tried again.", ExitCode.INTERNAL
+            ) from error
+        finally:
+            connection.close()
+    raise _refused(uri, f"it redirects more than {REDIRECTS} times")
+
+
+def _checked(url: str, uri: str) -> SplitResult:
+    parts = urlsplit(url)
+    if parts.scheme != "https":
+        raise _refused(uri, f"it leads to {parts.scheme}://{parts.hostname}, which is not https")
+    if parts.username or parts.password:
+        raise _refused(uri, "it has a user name or password in it, which any reader of the job would see")
+    return parts
+
+
+def _address(host: str, port: int, uri: str) -> str:
+    """The address to connect to: the first, when every address of the host is public."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise StageError(
+            Reason.DOWNLOAD_FAILED,
+            f"dataset.uri {uri}: {host} can't be resolved ({error.strerror}). Correct it, or check the pod's DNS.",
+            ExitCode.INTERNAL,
+        ) from error
+    addresses = [str(entry[4][0]) for entry in found]
+    private = [address for address in addresses if not is_public(address)]
+    if private and os.environ.get("SLUICE_ALLOW_PRIVATE_HOSTS") != "1":
+        raise _refused(uri, f"{host} is {private[0]}, an address inside the cluster or its network")
+    return addresses[0]
+
+
+def _check_status(status: int, host: str, uri: str) -> None:
+    if status in (404, 410):
+        raise StageError(
+            Reason.DATASET_NOT_FOUND, f"dataset.uri {uri}: {host} has no such file ({status}). Correct dataset.uri."
+        )
+    if status != 200:
+        again = status == 429 or status >= 500
+        raise StageError(
+            Reason.DOWNLOAD_FAILED,
+            f"dataset.uri {uri}: {host} answered {status}. "
+            + ("It is tried again." if again else "The address must be readable without signing in; or use pvc://."),
+            ExitCode.INTERNAL if again else ExitCode.BAD_INPUT,
+        )
+
+
+def _store(answer: http.client.HTTPResponse, uri: str) -> Path:
+    path = scratch("dataset") / "rows.jsonl"
+    room = min(LARGEST_FILE, shutil.disk_usage(path.parent).free)
+    announced = int(answer.getheader("Content-Length") or 0)
+    with path.open("wb") as file:
+        while announced <= room and (block := answer.read(1024 * 1024)):
+            file.write(block)
+            if file.tell() > room:
+                announced = file.tell()
+    if announced > room:
+        raise _refused(uri, f"the file is larger than {room // 2**20} MiB, which is all that fits here")
+    if path.stat().st_size < announced:
+        raise http.client.IncompleteRead(b"", announced - path.stat().st_size)
+    return path
+
+
+def _refused(uri: str, why: str) -> StageError:
+    return StageError(Reason.DOWNLOAD_FAILED, f"dataset.uri {uri}: {why}. Use another address, or pvc://.")

@@ -1,0 +1,183 @@
+"""Rows to tokens: rendered with the model's own chat template, with a loss only on what the assistant says.
+
+Templates seldom mark the assistant's part (SmolLM2's does not), so it is found by rendering prefixes of the
+conversation: what the template adds between "the assistant's turn begins" and "it has ended" is the assistant's.
+Each part is tokenised by itself, so that the prompt has exactly the tokens that it has when the model serves.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from jinja2 import TemplateError
+
+from sluice_api.reasons import Reason
+from sluice_trainer.base_model import BaseModel
+from sluice_trainer.data.rows import BadRowError, Conversation, Findings, Passage, Row
+from sluice_trainer.errors import StageError
+from sluice_trainer.prepared import TokenRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_AT_ONCE = 256
+"""Rows whose parts go to the tokenizer in one call."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a rendered row, and whether it is learnt."""
+
+    text: str
+    learnt: bool
+
+
+class Tokeniser:
+    """A base model's tokenizer and chat template, for rows of at most `longest` tokens."""
+
+    def __init__(self, base: BaseModel, longest: int) -> None:
+        self._base = base
+        self._longest = longest
+        self._tokenizer = _load(base)
+        specials = {str(token): index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        self._special_ids = np.array(sorted({*specials.values(), *self._tokenizer.all_special_ids}), np.int32)
+        self._special_text = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)")
+        self._end: int | None = self._tokenizer.eos_token_id
+
+    @property
+    def chat_template(self) -> str:
+        """The template that rows are rendered with; empty when the model has none."""
+        template = self._tokenizer.chat_template
+        return template if isinstance(template, str) else ""
+
+    def tokenise(self, rows: Iterable[tuple[int, Row]], findings: Findings) -> Iterator[TokenRow]:
+        """The rows' tokens, in order; rows that can't be learnt from are noted in `findings`."""
+        rows = iter(rows)
+        while chunk := list(islice(rows, _AT_ONCE)):
+            rendered: list[tuple[int, list[Part]]] = []
+            for line, row in chunk:
+                try:
+                    rendered.append((line, self.parts(row, line)))
+                except BadRowError as error:
+                    findings.refuse(line, error)
+            texts = [part.text for _, parts in rendered for part in parts]
+            ids = iter(self._ids(texts) if texts else [])
+            for line, parts in rendered:
+                try:
+                    yield self._row([(next(ids), part.learnt) for part in parts], findings)
+                except BadRowError as error:
+                    findings.refuse(line, error)
+
+    def parts(self, row: Row, line: int) -> list[Part]:
+        """Render a row into parts that are learnt and parts that are only read.
+
+        Raises:
+            BadRowError: the template refuses the row, or the row has the text of a special token in it.
+            StageError: ModelInvalid, when the template can't be used to tell the parts apart.
+        """
+        match row:
+            case Passage(text):
+                return [Part(text, learnt=True)]
+            case Conversation() if self.chat_template:
+                return self._chat(row, line)
+            case Conversation(turns) if len(turns) == 2:
+                return [Part(turns[0].content, learnt=False), Part(turns[1].content, learnt=True)]
+        raise StageError(
+            Reason.MODEL_INVALID,
+            f"model.uri {self._base.uri}: its tokenizer has no chat template, which conversations need. Use an "
+            "instruction-tuned model, add chat_template.jinja to its folder, or write rows as prompt and completion.",
+        )
+
+    def _chat(self, row: Conversation, line: int) -> list[Part]:
+        parts: list[Part] = []
+        done = ""
+        for index, turn in enumerate(row.turns):
+            if special := self._special_text.search(turn.content):
+                raise BadRowError(
+                    f'"messages[{index}].content" has the special token {special[0]} in it',
+                    "Remove it: the chat template adds such tokens itself",
+                )
+            if turn.role != "assistant":
+                continue
+            asked = self._render(row, index, answer_next=True)
+            answered = self._render(row, index + 1, answer_next=False)
+            if not asked.startswith(done) or not answered.startswith(asked):
+                raise self._rewrites(line)
+            parts += [Part(asked[len(done) :], learnt=False), Part(answered[len(asked) :], learnt=True)]
+            done = answered
+        return parts
+
+    def _render(self, row: Conversation, turns: int, *, answer_next: bool) -> str:
+        messages = [{"role": turn.role, "content": turn.content} for turn in row.turns[:turns]]
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next)
+        except TemplateError as error:
+            raise BadRowError(
+                f"the model's chat template refuses the row: {error}", "Write the turns as the template expects"
+            ) from error
+        return cast("str", text)
+
+    def _rewrites(self, line: int) -> StageError:
+        return StageError(
+            Reason.MODEL_INVALID,
+            f"model.uri {self._base.uri}: its chat template rewrites earlier turns when a later one is added (seen at "
+            f"line {line}), so the assistant's tokens can't be told from the rest. Use a template that only appends, "
+            "or rows with a single assistant turn.",
+        )
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        # Special tokens such as BOS are the template's business.
+        return cast("list[list[int]]", self._tokenizer(texts, add_special_tokens=False)["input_ids"])
+
+    def _row(self, parts: list[tuple[list[int], bool]], findings: Findings) -> TokenRow:
+        """Join the parts, end what is learnt with an end-of-turn token, cut at the longest length."""
+        ids: list[int] = []
+        learnt: list[int] = []
+        for tokens, is_learnt in parts:
+            ended = self._ended(tokens) if is_learnt else tokens
+            count = self._until_end_of_turn(ended) if is_learnt else 0
+            ids += ended
+            learnt += [1] * count + [0] * (len(ended) - count)
+        learnt[0] = 0  # nothing predicts the first token
+        first = learnt.index(1) if 1 in learnt else len(ids)
+        if first >= self._longest:
+            raise BadRowError(
+                f"the assistant's part begins at token {first + 1} and is cut off at maxSequenceLength {self._longest}",
+                "Shorten the row or raise training.maxSequenceLength",
+            )
+        if first == len(ids):
+            raise BadRowError("there is no token to learn in this row", "Write a longer one")
+        findings.cut_rows += len(ids) > self._longest
+        return TokenRow(np.array(ids[: self._longest], np.int32), np.array(learnt[: self._longest], np.uint8))
+
+    def _ended(self, tokens: list[int]) -> list[int]:
+        """What the assistant says with an end, or the model would never learn to stop."""
+        if np.isin(tokens, self._special_ids).any() or self._end is None:
+            return tokens
+        return [*tokens, self._end]
+
+    def _until_end_of_turn(self, tokens: list[int]) -> int:
+        """How many tokens there are up to the last special one: what follows, the template adds after the turn."""
+        specials = np.flatnonzero(np.isin(tokens, self._special_ids))
+        return int(specials[-1]) + 1 if len(specials) else len(tokens)
+
+
+def _load(base: BaseModel) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise StageError(
+            Reason.MODEL_INVALID, f"model.uri {base.uri}: its tokenizer can't be read: {error}. Restore its files."
+        ) from error
+    if len(tokenizer) > base.vocabulary > 0:
+        raise StageError(
+            Reason.MODEL_INVALID,
+            f"model.uri {base.uri}: the tokenizer has {len(tokenizer)} tokens, the model {base.vocabulary}. "
+            "Restore the tokenizer that belongs to the model.",
+        )
+    return cast("PreTrainedTokenizerBase", tokenizer)

@@ -1,0 +1,85 @@
+"""Files and folders that are either whole or not there, whatever happens while they are written.
+
+A folder is written under another name, with its manifest last, made durable, and then renamed. Every file is
+readable by other users: the engine that serves an adapter runs under another uid than the trainer.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from sluice_api.artifacts import MANIFEST, file_digest
+from sluice_api.model import Model
+
+M = TypeVar("M", bound=Model)
+
+_UNFINISHED = ".unfinished-"
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` at once and durably when the block ends."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}-{uuid.uuid4().hex[:8]}")
+    unfinished.mkdir()
+    yield unfinished
+    for path in (*unfinished.iterdir(), unfinished):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+        _sync(path)
+    if folder.exists():
+        folder.rename(unfinished.with_name(f"{unfinished.name}-old"))
+    unfinished.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(unfinished.with_name(f"{unfinished.name}-old"), ignore_errors=True)
+
+
+def remove_unfinished(parent: Path) -> None:
+    """Remove what an earlier process left half-written."""
+    for leftover in parent.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file that is there whole and durably, or as it was before."""
+    unfinished = path.with_name(f"{_UNFINISHED}{path.name}-{uuid.uuid4().hex[:8]}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.chmod(0o644)
+    _sync(unfinished)
+    unfinished.rename(path)
+    _sync(path.parent)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a folder but its manifest, by name."""
+    return {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+
+
+def read_manifest(folder: Path, manifest: type[M]) -> M | None:
+    """The folder's manifest; None when there is none, or it is not one."""
+    try:
+        return manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+
+
+def damaged_file(folder: Path, files: dict[str, str]) -> str | None:
+    """The first file that is not there or not as its manifest says; None when the folder is whole."""
+    for name, digest in files.items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != digest:
+            return name
+    return None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

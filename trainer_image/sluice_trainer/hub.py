@@ -1,0 +1,105 @@
+"""hf:// addresses: models and datasets from the Hugging Face hub, onto the pod's own disk."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExitCode
+from sluice_trainer.errors import StageError
+from sluice_trainer.places import scratch
+
+_MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+
+
+@dataclass(frozen=True)
+class HubPath:
+    """hf://org/name@revision/path."""
+
+    repository: str
+    revision: str | None
+    path: str
+
+    @classmethod
+    def parse(cls, uri: str) -> "HubPath":
+        """Take an address apart; the revision is behind the repository's name."""
+        organisation, _, rest = uri.removeprefix("hf://").partition("/")
+        name, _, path = rest.partition("/")
+        name, _, revision = name.partition("@")
+        return cls(f"{organisation}/{name}", revision or None, path)
+
+
+def model_folder(uri: str, revision: str = "") -> tuple[Path, str]:
+    """Fetch a model's configuration, tokenizer and safetensors weights: the folder, and the commit it is at.
+
+    Args:
+        uri: hf://org/name@revision.
+        revision: A commit that takes the place of the address's own revision: what an earlier stage used.
+    """
+    source = HubPath.parse(uri)
+    with _failures(uri, "model.uri", Reason.MODEL_NOT_FOUND):
+        folder = snapshot_download(
+            source.repository,
+            revision=revision or source.revision,
+            cache_dir=scratch("hub"),
+            allow_patterns=list(_MODEL_FILES),
+        )
+    return Path(folder), Path(folder).name
+
+
+def dataset_file(uri: str) -> Path:
+    """Fetch one file of a dataset repository."""
+    source = HubPath.parse(uri)
+    if not source.path:
+        raise StageError(
+            Reason.DATASET_NOT_FOUND,
+            f"dataset.uri {uri} names a repository. Name one file of it: {uri.rstrip('/')}/<file>.jsonl.",
+        )
+    with _failures(uri, "dataset.uri", Reason.DATASET_NOT_FOUND):
+        return Path(
+            hf_hub_download(
+                source.repository,
+                source.path,
+                repo_type="dataset",
+                revision=source.revision,
+                cache_dir=scratch("hub"),
+            )
+        )
+
+
+@contextmanager
+def _failures(uri: str, field: str, not_found: Reason) -> Iterator[None]:
+    """Say of a failed download whether the address is wrong or the network is."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise StageError(
+            Reason.DOWNLOAD_FAILED,
+            f"{field} {uri}: the repository is gated. Copy it into a volume and use pvc://.",
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise StageError(
+            Reason.DOWNLOAD_FAILED,
+            f"{field} {uri}: huggingface.co can't be reached from this pod. Check the network policy, or use pvc://.",
+            ExitCode.INTERNAL,
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError) as error:
+        raise StageError(
+            not_found, f"{field} {uri}: the hub has no such repository, revision or file. Correct {field}."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise StageError(
+            Reason.DOWNLOAD_FAILED, f"{field} {uri}: {error}. It is tried again.", ExitCode.INTERNAL
+        ) from error

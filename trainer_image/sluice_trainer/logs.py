@@ -1,0 +1,26 @@
+"""Structured log lines: one event with its fields, as JSON, on stdout."""
+
+import json
+import sys
+import threading
+from datetime import UTC, datetime
+
+_LINE = threading.Lock()
+
+
+def info(event: str, **fields: object) -> None:
+    """Log something that nobody needs to act on."""
+    _write("info", event, fields)
+
+
+def warning(event: str, **fields: object) -> None:
+    """Log something that a person may want to change."""
+    _write("warning", event, fields)
+
+
+def _write(level: str, event: str, fields: dict[str, object]) -> None:
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    line = json.dumps({"time": time, "level": level, "event": event, **fields}, ensure_ascii=False, default=str)
+    with _LINE:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()

@@ -1,0 +1,112 @@
+"""Where a stage finds and leaves files."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sluice_api.meta import work_folder
+from sluice_api.reasons import Reason
+from sluice_api.sources import VOLUMES, VolumePath, volume_path
+from sluice_api.stages import ExitCode, StageSpec
+from sluice_trainer.errors import StageError
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def mounted(path: VolumePath) -> Path:
+    """A claim's path as this process sees it. SLUICE_VOLUMES moves the root, for runs outside a pod."""
+    return Path(os.environ.get("SLUICE_VOLUMES", str(VOLUMES))) / path.claim / path.path
+
+
+def inside_claim(path: VolumePath) -> Path | None:
+    """The file or folder, with links followed; None when there is none, or a link leads out of the claim."""
+    claim = mounted(VolumePath(path.claim, "")).resolve()
+    found = mounted(path).resolve()
+    return found if found.exists() and found.is_relative_to(claim) else None
+
+
+def neighbours(path: VolumePath) -> str:
+    """What is there instead of a missing path, for an error message."""
+    parent = mounted(path).parent
+    claim = mounted(VolumePath(path.claim, ""))
+    while not parent.is_dir() and parent.is_relative_to(claim):
+        parent = parent.parent
+    if not parent.is_dir() or not parent.is_relative_to(claim):
+        return f"The claim {path.claim} is not mounted."
+    names = sorted(child.name for child in parent.iterdir() if not child.name.startswith("."))
+    where = f"{path.claim}/{parent.relative_to(claim)}".removesuffix("/.")
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return f"{where} has: {shown}." if names else f"{where} is empty."
+
+
+def scratch(name: str) -> Path:
+    """A folder on the pod's own disk."""
+    folder = Path(tempfile.gettempdir()) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def work(stage: StageSpec) -> Path:
+    """The job's own folder in the output's claim: prepared/, checkpoints/ and export/ are in it."""
+    return mounted(_output(stage)) / work_folder(stage.name, stage.uid)
+
+
+def work_uri(stage: StageSpec) -> str:
+    """The address of that folder."""
+    return f"{stage.spec.output.uri.rstrip('/')}/{work_folder(stage.name, stage.uid)}"
+
+
+def make_work(stage: StageSpec) -> Path:
+    """The job's own folder, made and proven writable.
+
+    Raises:
+        StageError: it can't be written.
+    """
+    folder = work(stage)
+    claim = mounted(VolumePath(_output(stage).claim, ""))
+    if not claim.is_dir():
+        raise StageError(
+            Reason.OUTPUT_NOT_WRITABLE,
+            f"output.uri {stage.spec.output.uri}: the claim {claim.name} is not mounted. Correct output.uri.",
+        )
+    with writing(stage):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"sluice")
+            probe.flush()
+    return folder
+
+
+@contextmanager
+def writing(stage: StageSpec) -> Iterator[None]:
+    """Turn a refusal by the output's file system into an error that names the claim and the remedy."""
+    uri = stage.spec.output.uri
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _REFUSED or isinstance(error, FileExistsError | NotADirectoryError):
+            raise StageError(
+                Reason.OUTPUT_NOT_WRITABLE,
+                f"output.uri {uri}: {error.strerror} for uid {os.getuid()} at {error.filename}. "
+                "Give that uid write access to the claim (for example with an fsGroup), or use another claim.",
+            ) from error
+        if error.errno in _FULL:
+            free = shutil.disk_usage(mounted(VolumePath(_output(stage).claim, ""))).free
+            raise StageError(
+                Reason.OUTPUT_NOT_WRITABLE,
+                f"output.uri {uri}: {error.strerror} ({free} bytes free). Make room in the claim, or use a larger one.",
+                ExitCode.INTERNAL,
+            ) from error
+        raise
+
+
+def _output(stage: StageSpec) -> VolumePath:
+    path = volume_path(stage.spec.output.uri)
+    if path is None:
+        raise StageError(Reason.OUTPUT_NOT_WRITABLE, f"output.uri {stage.spec.output.uri} is no pvc:// address")
+    return path

@@ -1,0 +1,112 @@
+"""The tokenised rows, as Prepare leaves them in <work>/prepared/ and Train and Export read them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from sluice_api.artifacts import MANIFEST
+from sluice_api.finetunejob import DatasetFormat
+from sluice_api.model import Model
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExitCode, PrepareResult
+from sluice_trainer import durable
+from sluice_trainer.errors import StageError
+
+TRAINING = "train.safetensors"
+VALIDATION = "validation.safetensors"
+
+
+class PreparedManifest(Model):
+    """prepared/manifest.json: what the rows were made from, and what came of it."""
+
+    format: str = "sluice.prepared/v1"
+    plan: str
+    """plan.plan_digest of the StageSpec that they were made for."""
+    files: dict[str, str]
+    result: PrepareResult
+    row_format: DatasetFormat
+    chat_template: str
+    base_model_uri: str
+    base_model_revision: str
+    """The commit that an hf:// model was at; empty for a folder in a volume."""
+    base_model_fingerprint: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One row: its tokens, and which of them are learnt (1) or only read (0)."""
+
+    input_ids: NDArray[np.int32]
+    learnt: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows laid end to end: row i is [offsets[i], offsets[i + 1])."""
+
+    input_ids: NDArray[np.int32]
+    learnt: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Iterable[TokenRow]) -> "TokenRows":
+        """Lay rows end to end."""
+        rows = list(rows)
+        return cls(
+            np.concatenate([np.empty(0, np.int32), *(row.input_ids for row in rows)]),
+            np.concatenate([np.empty(0, np.uint8), *(row.learnt for row in rows)]),
+            np.cumsum([0, *(len(row.input_ids) for row in rows)], dtype=np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> TokenRow:
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        return TokenRow(self.input_ids[span], self.learnt[span])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that Prepare hands over."""
+
+    manifest: PreparedManifest
+    training: TokenRows
+    validation: TokenRows
+
+
+def write_rows(folder: Path, training: TokenRows, validation: TokenRows) -> None:
+    """Write both halves; the manifest is the caller's, last."""
+    for name, rows in ((TRAINING, training), (VALIDATION, validation)):
+        save_file({"input_ids": rows.input_ids, "learnt": rows.learnt, "offsets": rows.offsets}, folder / name)
+
+
+def finished(folder: Path, plan: str) -> PreparedManifest | None:
+    """The manifest of rows prepared for this plan; None when there are none, or they are damaged."""
+    manifest = durable.read_manifest(folder, PreparedManifest)
+    if manifest is None or manifest.plan != plan or durable.damaged_file(folder, manifest.files):
+        return None
+    return manifest
+
+
+def load(folder: Path, plan: str) -> Prepared:
+    """The rows prepared for this plan.
+
+    Raises:
+        StageError: they are not there or not whole.
+    """
+    manifest = finished(folder, plan)
+    if manifest is None:
+        raise StageError(
+            Reason.TRAINER_FAILED,
+            f"{folder / MANIFEST} is missing, damaged, or of another plan: the prepared rows can't be used. "
+            "Delete the job and create it anew.",
+            ExitCode.INTERNAL,
+        )
+    training, validation = (TokenRows(**load_file(folder / name)) for name in (TRAINING, VALIDATION))
+    return Prepared(manifest, training, validation)

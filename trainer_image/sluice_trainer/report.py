@@ -1,0 +1,148 @@
+"""Reports to the operator: where training is, at most once a second, and never at training's cost."""
+
+import http.client
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sluice_api.pods import TOKEN_FILE
+from sluice_api.reports import TRAINING_REPORTS_PATH, Activity, TrainingReport
+from sluice_trainer import logs
+
+INTERVAL = 1.0
+"""Seconds between two reports that only differ in their numbers."""
+TIMEOUT = 2.0
+"""Seconds that one post may take."""
+LONGEST_PAUSE = 10.0
+
+_BACKLOG = 16
+"""Reports that must go out and wait behind a slow one; the oldest give way."""
+_NO_TOKEN_FITS = (401, 403, 409)
+_TOO_EARLY = (429, 503)
+
+
+class Reporter:
+    """Posts the newest state from a thread of its own.
+
+    The first report, the last, a new activity and a new checkpoint always go out; between them numbers are
+    coalesced. When the operator can't be reached, the newest report is kept and sent again with growing pauses.
+    """
+
+    def __init__(self, attempt: int, url: str | None, token_file: Path = Path(TOKEN_FILE)) -> None:
+        self._newest = TrainingReport(attempt=attempt, sequence=1, activity=Activity.STARTING)
+        self._url = url
+        self._token_file = token_file
+        self._sequence = 0
+        self._loss_sum, self._loss_tokens = 0.0, 0
+        self._due: deque[TrainingReport] = deque(maxlen=_BACKLOG)
+        self._changed = False
+        self._closing = False
+        self._condition = threading.Condition()
+        self._not_before = 0.0
+        self._ordinary_from = 0.0
+        self._refused: set[int] = set()
+        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+
+    def start(self) -> None:
+        """Send the first report."""
+        self._due.append(self._made())
+        self._thread.start()
+
+    def update(self, *, loss_sum: float = 0.0, loss_tokens: int = 0, **changes: Any) -> None:
+        """Change fields of the report; losses of learnt tokens are added up until a report takes their mean."""
+        with self._condition:
+            before = self._newest
+            self._newest = before.model_copy(update=changes)
+            self._loss_sum += loss_sum
+            self._loss_tokens += loss_tokens
+            self._changed = True
+            if (before.activity, before.checkpoint_step) != (self._newest.activity, self._newest.checkpoint_step):
+                self._due.append(self._made())
+            self._condition.notify()
+
+    def close(self, seconds: float = TIMEOUT, **changes: Any) -> None:
+        """Send the last report, and give it so many seconds to arrive."""
+        with self._condition:
+            if not self._closing:
+                self._newest = self._newest.model_copy(update=changes)
+                self._due.append(self._made())
+                self._closing = True
+                self._not_before = 0.0
+            self._condition.notify()
+        self._thread.join(seconds)
+
+    def _made(self) -> TrainingReport:
+        """The newest state with the next sequence number. Called with the condition held, or before any thread."""
+        self._sequence += 1
+        changes: dict[str, Any] = {"sequence": self._sequence}
+        if self._loss_tokens:
+            changes["loss"] = self._loss_sum / self._loss_tokens
+            self._loss_sum, self._loss_tokens = 0.0, 0
+        self._newest = self._newest.model_copy(update=changes)
+        self._changed = False
+        logs.info("report", **self._newest.model_dump(mode="json", by_alias=True, exclude_none=True))
+        return self._newest
+
+    def _run(self) -> None:
+        pause = INTERVAL / 2
+        while (report := self._next()) is not None:
+            delivered = self._url is None or self._post(self._url, report)
+            with self._condition:
+                self._ordinary_from = time.monotonic() + INTERVAL
+                if delivered:
+                    pause = INTERVAL / 2
+                    continue
+                pause = min(pause * 2, LONGEST_PAUSE)
+                self._not_before = time.monotonic() + pause
+                if not self._due and not self._changed:
+                    self._due.append(report)
+                while len(self._due) > 1:
+                    self._due.popleft()
+
+    def _next(self) -> TrainingReport | None:
+        """Wait for a report that may go out now; None when the last one has."""
+        with self._condition:
+            while True:
+                now = time.monotonic()
+                wait: float | None = None
+                if self._due:
+                    wait = self._not_before - now
+                elif self._closing:
+                    return None
+                elif self._changed:
+                    wait = max(self._not_before, self._ordinary_from) - now
+                if wait is not None and wait <= 0:
+                    return self._due.popleft() if self._due else self._made()
+                self._condition.wait(wait)
+
+    def _post(self, url: str, report: TrainingReport) -> bool:
+        """Post one report; False when it is worth another try."""
+        try:
+            status = self._answer(url, report)
+        except (OSError, http.client.HTTPException) as error:
+            logs.warning("report not delivered", sequence=report.sequence, error=f"{type(error).__name__}: {error}")
+            return False
+        if status in _NO_TOKEN_FITS and status not in self._refused:
+            self._refused.add(status)
+            logs.warning("report refused; this is said once", status=status, sequence=report.sequence)
+        elif status == 400:
+            logs.warning("report malformed", sequence=report.sequence)
+        return not (status in _TOO_EARLY or status >= 500)
+
+    def _answer(self, url: str, report: TrainingReport) -> int:
+        parts = urlsplit(url)
+        secure = parts.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT)
+        headers = {"Content-Type": "application/json"}
+        if self._token_file.exists():
+            headers["Authorization"] = f"Bearer {self._token_file.read_text().strip()}"
+        try:
+            path = parts.path.rstrip("/") + TRAINING_REPORTS_PATH
+            connection.request("POST", path, report.to_json(), headers)
+            return connection.getresponse().status
+        finally:
+            connection.close()

@@ -1,0 +1,71 @@
+"""SIGTERM: what would be lost becomes durable, then the process ends, whatever the main thread is doing.
+
+Python runs a signal's handler between two bytecodes of the main thread, which inside a forward pass of a large
+model may be 20 s away (trainer-notes.md, measured). The C-level handler writes to a wakeup descriptor at once,
+so a thread that reads it acts within milliseconds.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:  # this module comes before everything that takes time to import
+    from sluice_api.stages import TrainResult
+
+Save = Callable[[], "TrainResult"]
+
+
+class StopSignal:
+    """Ends the process when SIGTERM comes, with what `saved_by` has armed at that moment.
+
+    A container's first process ignores a SIGTERM for which it has no handler, so this is made before anything else.
+    """
+
+    def __init__(self) -> None:
+        self._end: Callable[[Save | None], NoReturn] | None = None
+        self._can_end = threading.Event()
+        self._save: Save | None = None
+        self._wakeup, descriptor = os.pipe()
+        os.set_blocking(descriptor, False)
+        signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, _noted)
+        threading.Thread(target=self._wait, name="sigterm", daemon=True).start()
+
+    def ends_by(self, end: Callable[[Save | None], NoReturn]) -> None:
+        """From now on SIGTERM ends the process so, at once if it came already."""
+        self._end = end
+        self._can_end.set()
+
+    @contextmanager
+    def saved_by(self, save: Save) -> Iterator[None]:
+        """While the block runs there is something to lose, and `save` makes it durable from another thread."""
+        self._save = save
+        try:
+            yield
+        finally:
+            self._save = None
+
+    def _wait(self) -> None:
+        while signal.SIGTERM not in os.read(self._wakeup, 64):
+            pass
+        _outrank_computing_threads()
+        self._can_end.wait()
+        if self._end is not None:
+            self._end(self._save)
+
+
+def _outrank_computing_threads() -> None:
+    """Let the threads of OpenMP and autograd wait for Python's: saving takes half the time beside a busy step."""
+    ours = {str(thread.native_id) for thread in threading.enumerate()}
+    for thread in Path("/proc/self/task").glob("*"):
+        if thread.name not in ours:
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
+
+
+def _noted(number: int, frame: object) -> None:
+    """Python needs a handler, or the kernel's default ends the process."""

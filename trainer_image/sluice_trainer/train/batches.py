@@ -1,0 +1,71 @@
+"""Rows to tensors, and tensors to a loss."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sluice_trainer.prepared import TokenRow, TokenRows
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows side by side, padded on the right.
+
+    No attention mask goes with them: in a causal model no real token sees the padding behind it, and nothing is
+    learnt from what the padding sees.
+    """
+
+    input_ids: Tensor
+    """int64, rows x longest."""
+    learnt: Tensor
+    """bool, rows x longest: tokens with a loss."""
+    tokens: int
+    """Real tokens, padding excluded."""
+
+    @classmethod
+    def of(cls, rows: Sequence[TokenRow], device: torch.device) -> "MicroBatch":
+        """Pad rows to the longest of them."""
+        longest = max(len(row.input_ids) for row in rows)
+        input_ids = np.zeros((len(rows), longest), np.int64)
+        learnt = np.zeros((len(rows), longest), np.bool_)
+        for index, row in enumerate(rows):
+            input_ids[index, : len(row.input_ids)] = row.input_ids
+            learnt[index, : len(row.learnt)] = row.learnt
+        return cls(
+            torch.from_numpy(input_ids).to(device),
+            torch.from_numpy(learnt).to(device),
+            sum(len(row.input_ids) for row in rows),
+        )
+
+
+def micro_batches(rows: TokenRows, indices: Sequence[int], size: int, device: torch.device) -> Iterator[MicroBatch]:
+    """The rows of one step, a few at a time."""
+    for start in range(0, len(indices), size):
+        yield MicroBatch.of([rows[index] for index in indices[start : start + size]], device)
+
+
+def learnt_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
+    """How many tokens of these rows have a loss."""
+    return sum(int(rows[index].learnt.sum()) for index in indices)
+
+
+def summed_loss(model: PeftModel, batch: MicroBatch) -> Tensor:
+    """Cross entropy of the learnt tokens, summed, in nats and float32.
+
+    The output head, most of a small model's memory, is computed only at positions that predict a learnt token.
+    """
+    predicting = batch.learnt[:, 1:]
+    targets = batch.input_ids[:, 1:]
+    if "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters:
+        columns = predicting.any(dim=0).nonzero().squeeze(1)
+        logits = model(input_ids=batch.input_ids, logits_to_keep=columns, use_cache=False).logits
+        predicting, targets = predicting[:, columns], targets[:, columns]
+    else:
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1]
+    return cross_entropy(logits[predicting].float(), targets[predicting], reduction="sum")

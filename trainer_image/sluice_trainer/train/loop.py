@@ -1,0 +1,237 @@
+"""The Train stage, from top to bottom.
+
+A loop of our own rather than transformers' Trainer: saving within two seconds of SIGTERM and resuming to the very
+same bits would override most of it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+
+from sluice_api.finetunejob import Training
+from sluice_api.reasons import Reason
+from sluice_api.reports import Activity
+from sluice_api.stages import StageSpec, TrainResult
+from sluice_trainer import base_model, logs, metrics, plan, prepared
+from sluice_trainer.errors import StageError
+from sluice_trainer.places import work
+from sluice_trainer.prepared import Prepared
+from sluice_trainer.report import Reporter
+from sluice_trainer.signals import StopSignal
+from sluice_trainer.train.batches import learnt_tokens, micro_batches, summed_loss
+from sluice_trainer.train.checkpoint import Checkpoints
+from sluice_trainer.train.evaluate import evaluate
+from sluice_trainer.train.generators import Generators, seed_all
+from sluice_trainer.train.model import load_base, trainable, with_adapter
+from sluice_trainer.train.pace import Pace
+from sluice_trainer.train.state import Standing, TrainingState
+
+LARGEST_GRADIENT = 1.0
+"""Norm that gradients are clipped to."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attempt: what all of its parts work on."""
+
+    training: Training
+    data: Prepared
+    accelerator: Accelerator
+    model: PeftModel
+    state: TrainingState
+    checkpoints: Checkpoints
+    reporter: Reporter
+
+    @property
+    def rows(self) -> int:
+        """Rows to train on."""
+        return len(self.data.training)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step came to."""
+
+    loss_sum: float
+    learnt_tokens: int
+    tokens: int
+
+    @property
+    def loss(self) -> float:
+        """Mean over the learnt tokens, in nats."""
+        return self.loss_sum / self.learnt_tokens
+
+
+def train(stage: StageSpec, reporter: Reporter, stop: StopSignal) -> TrainResult:
+    """Train until done. SIGTERM ends the process at any moment; the next attempt goes on from the same step.
+
+    Raises:
+        StageError: the loss is not finite, or model, rows or output can't be used.
+    """
+    checkpoints = Checkpoints(stage)
+    if (earlier := checkpoints.completed()) is not None:
+        return earlier
+    metrics.serve()
+    reporter.update(activity=Activity.LOADING_MODEL)
+    run = _load(stage, checkpoints, reporter)
+    resumed_from = _resume(run)
+    if resumed_from is None:
+        before = _evaluate(run)
+        run.state.standing = run.state.standing.model_copy(update={"evaluation_loss_before": before})
+
+    def result(evaluation_loss_after: float | None = None) -> TrainResult:
+        standing = run.state.standing
+        return TrainResult(
+            step=standing.step,
+            total_steps=standing.total_steps,
+            checkpoint_step=checkpoints.durable_step,
+            resumed_from=resumed_from,
+            evaluation_loss_before=standing.evaluation_loss_before,
+            evaluation_loss_after=evaluation_loss_after,
+        )
+
+    def save_last() -> TrainResult:
+        checkpoints.save(run.state.last_snapshot)
+        return result()
+
+    with stop.saved_by(save_last):
+        _train_to_the_end(run)
+        complete = result(_evaluate(run))
+        checkpoints.complete(complete)
+        return complete
+
+
+def _train_to_the_end(run: Run) -> None:
+    """All steps that are left, with a durable checkpoint every so often and after the last one."""
+    state, pace = run.state, Pace()
+    total = state.standing.total_steps
+    run.reporter.update(activity=Activity.TRAINING)
+    while state.standing.step < total:
+        pace.start()
+        step = _forward_and_backward(run)
+        _check_finite(step, run.accelerator.clip_grad_norm_(state.weights.values(), LARGEST_GRADIENT), state.standing)
+        for group in state.optimizer.param_groups:
+            group["lr"] = state.standing.learning_rate
+        with state.updating():
+            state.optimizer.step()
+            state.standing = _next_standing(run, step)
+        state.optimizer.zero_grad()
+        pace.step(step.tokens)
+        _report(run, step, pace)
+        if state.standing.step % run.training.checkpoint_every_steps == 0 or state.standing.step == total:
+            with metrics.SAVE_SECONDS.time():
+                saved = run.checkpoints.save(state.snapshot)
+            run.reporter.update(checkpoint_step=saved)
+            run.checkpoints.prune()
+
+
+def _forward_and_backward(run: Run) -> Step:
+    """Gradients of the mean loss over all learnt tokens of the step, however it is cut into micro batches."""
+    rows = plan.rows_of_step(run.state.standing.step, run.rows, run.training).tolist()
+    learnt = learnt_tokens(run.data.training, rows)
+    device = run.accelerator.device
+    loss_sum = torch.zeros((), device=device)
+    tokens = 0
+    for batch in micro_batches(run.data.training, rows, plan.micro_batch_size(run.training), device):
+        loss = summed_loss(run.model, batch)
+        run.accelerator.backward(loss / learnt)
+        loss_sum += loss.detach()
+        tokens += batch.tokens
+    return Step(loss_sum.item(), learnt, tokens)
+
+
+def _check_finite(step: Step, gradient_norm: torch.Tensor, standing: Standing) -> None:
+    """Stop before a step that would ruin the adapter; the last checkpoint stays good."""
+    for what, value in (("loss", step.loss), ("gradient norm", gradient_norm.item())):
+        if not math.isfinite(value):
+            raise StageError(
+                Reason.LOSS_NOT_FINITE,
+                f"The {what} of step {standing.step + 1} of {standing.total_steps} is {value} at learning rate "
+                f"{standing.learning_rate:g}. Lower training.learningRate; if it is low already, set training.dtype: "
+                "float32, or look for broken rows.",
+            )
+
+
+def _next_standing(run: Run, step: Step) -> Standing:
+    standing = run.state.standing
+    done = standing.step + 1
+    epoch, row = plan.position(done, run.rows, run.training)
+    return standing.model_copy(
+        update={
+            "step": done,
+            "epoch": epoch,
+            "row": row,
+            "learning_rate": plan.learning_rate(done, standing.total_steps, run.training),
+            "tokens": standing.tokens + step.tokens,
+            "generators": Generators.capture(),
+        }
+    )
+
+
+def _report(run: Run, step: Step, pace: Pace) -> None:
+    standing = run.state.standing
+    metrics.STEP_SECONDS.observe(pace.last_seconds)
+    metrics.TOKENS.inc(step.tokens)
+    metrics.STEPS.set(standing.step)
+    metrics.LOSS.set(step.loss)
+    run.reporter.update(
+        loss_sum=step.loss_sum,
+        loss_tokens=step.learnt_tokens,
+        step=standing.step,
+        epoch=round(standing.step / plan.steps_per_epoch(run.rows, run.training), 4),
+        tokens_per_second=round(pace.tokens_per_second, 1),
+        step_seconds=round(pace.step_seconds, 4),
+        seconds_left=pace.seconds_left(standing.total_steps - standing.step),
+        gpu_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    )
+
+
+def _evaluate(run: Run) -> float | None:
+    run.reporter.update(activity=Activity.EVALUATING)
+    size = plan.micro_batch_size(run.training)
+    loss = evaluate(run.model, run.data.validation, size, run.accelerator.device)
+    if loss is not None:
+        metrics.EVALUATION_LOSS.set(loss)
+        run.reporter.update(evaluation_loss=loss)
+    return loss
+
+
+def _load(stage: StageSpec, checkpoints: Checkpoints, reporter: Reporter) -> Run:
+    """Rows, model, a fresh adapter and its optimizer: the same bits in every attempt, from the seed."""
+    training = stage.spec.training
+    data = prepared.load(work(stage) / "prepared", plan.plan_digest(stage))
+    base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
+    base_model.require_same(base, data.manifest.base_model_fingerprint)
+    seed_all(training.seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
+    accelerator = Accelerator(mixed_precision="no")
+    logs.info("device", device=str(accelerator.device), threads=torch.get_num_threads())
+    if stage.spec.resources.gpus > 1:
+        logs.warning("only one GPU is used", gpus=stage.spec.resources.gpus)
+    model = accelerator.prepare_model(with_adapter(load_base(base, training.dtype), stage.spec))
+    weights = trainable(model)
+    optimizer = torch.optim.AdamW(weights.values(), weight_decay=0.0, fused=True)
+    total = plan.total_steps(len(data.training), training)
+    standing = Standing(
+        total_steps=total,
+        learning_rate=plan.learning_rate(0, total, training),
+        generators=Generators.capture(),
+    )
+    state = TrainingState(weights, optimizer, standing)
+    return Run(training, data, accelerator, model, state, checkpoints, reporter)
+
+
+def _resume(run: Run) -> int | None:
+    """Go on from the newest whole checkpoint; returns its step."""
+    saved = run.checkpoints.newest()
+    if saved is not None:
+        run.state.restore(saved)
+    standing = run.state.standing
+    resumed_from = standing.step if saved else None
+    logs.info("begin", step=standing.step, total=standing.total_steps, resumed_from=resumed_from)
+    run.reporter.update(step=standing.step, total_steps=standing.total_steps, checkpoint_step=resumed_from)
+    return resumed_from
