@@ -44,7 +44,7 @@ verify: env  ## Generated files are current: CRDs, reference docs, golden files,
 test: up  ## Every test: unit, against a real API server, and on a real node
 	@python3 -m dev models
 	@echo "== unit tests" && $(PYTHON) -m pytest -q -n 2 tests/unit
-	@echo "== tests on a real API server and a real node, one at a time" && $(PYTHON) -m pytest -v tests/integration tests/e2e
+	@echo "== tests on a real API server and a real node, one at a time" && $(PYTHON) -m pytest -v tests --ignore tests/unit
 
 bench: up  ## The benchmarks; results go to docs/benchmarks
 	@$(PYTHON) -m tests.bench

@@ -80,7 +80,9 @@ class LoadedAdapter(Model):
 class EngineReport(Model):
     """What the agent of one slot tells the operator, on every change and every few seconds."""
 
-    sequence: PositiveInt = Field(description="Counts the reports of one pod, from 1.")
+    sequence: PositiveInt = Field(
+        description="Grows with each report of one pod, over restarts of its agent too (milliseconds since 1970)."
+    )
     serving: bool = Field(description="vLLM is healthy and every adapter is loaded or has failed for good.")
     draining: bool = Field(description="The agent has seen that this slot is to drain and answers 'close'.")
     in_flight: NonNegativeInt = Field(description="Requests inside vLLM now, streams included.")

@@ -1,7 +1,7 @@
 """The operator's process: everything is put together here, and nowhere else.
 
-    python3 -m sluice_operator              run until SIGTERM
-    python3 -m sluice_operator give-back    before an uninstall: end all training, bring every slot back
+`python3 -m sluice_operator` runs until SIGTERM. `python3 -m sluice_operator give-back`, before an uninstall, ends all
+training and brings every slot back.
 """
 
 import argparse
@@ -14,9 +14,6 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from uuid import uuid4
 
-import kopf
-from kopf._core.engines.peering import Identity
-
 from sluice_operator import exposition
 from sluice_operator.cluster.client import Api, connect
 from sluice_operator.cluster.leader_label import move_leader_label
@@ -26,7 +23,7 @@ from sluice_operator.cluster.writes import Cluster
 from sluice_operator.handlers.resync import Resync
 from sluice_operator.handlers.routing import every_key
 from sluice_operator.handlers.watcher import Watches
-from sluice_operator.handlers.watching import kopf_settings, registry_for, route_changes
+from sluice_operator.handlers.watching import route_changes, start_watching
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.progress.server import serve as serve_progress
@@ -119,19 +116,10 @@ async def run_until_stopped(operator: Operator) -> None:
     """Watch and stand for election until a signal comes or a part fails. What acts ends first, what watches last."""
     stop = asyncio.Event()
     kopf_stop = asyncio.Event()
-    ours = asyncio.all_tasks()
     operator.watches.install()
-    kopf_tasks = await kopf.spawn_tasks(
-        registry=registry_for(operator.store),
-        settings=kopf_settings(),
-        standalone=True,
-        identity=Identity(operator.settings.pod_name),  # kopf would ask for our user's name, which a uid may not have
-        clusterwide=True,
-        stop_flag=kopf_stop,
-    )
-    for number in (signal.SIGTERM, signal.SIGINT):  # kopf has just taken them
+    watching = await start_watching(operator.store, operator.settings.pod_name, kopf_stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    watching = asyncio.create_task(kopf.run_tasks(kopf_tasks, ignored=ours), name="kopf")
     resyncing = asyncio.create_task(operator.resync.run(), name="resync")
     electing = asyncio.create_task(operator.lease.run(operator.lead), name="lease")
     stopping = asyncio.create_task(stop.wait(), name="stop")

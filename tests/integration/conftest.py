@@ -81,9 +81,7 @@ async def proxy(control_plane: ControlPlane) -> AsyncIterator[FaultProxy]:
 
 
 @pytest_asyncio.fixture
-async def operator(
-    control_plane: ControlPlane, namespace: str, tmp_path: Path
-) -> AsyncIterator[MakeOperator]:
+async def operator(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> AsyncIterator[MakeOperator]:
     """Start operators as processes of their own; as many as a test likes, all ended after it.
 
     Options: `kubeconfig` for another way to the API server, anything else a SLUICE_ variable in lower case.

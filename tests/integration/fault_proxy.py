@@ -1,4 +1,4 @@
-"""A proxy between an operator and the API server: it loses, breaks and delays watch events as a test says (after Sieve)."""
+"""A proxy before the API server that loses, breaks and injects watch events as a test says (after Sieve)."""
 
 import asyncio
 import json
@@ -54,6 +54,10 @@ class FaultProxy:
         finally:
             await runner.cleanup()
 
+    def watches(self, plural: str) -> int:
+        """Open watches of a kind."""
+        return len(self._watches.get(plural, []))
+
     def send(self, plural: str, event: Event) -> int:
         """Put an event of ours into every open watch of a kind; how many there are."""
         for watch in self._watches.get(plural, []):
@@ -68,7 +72,9 @@ class FaultProxy:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         status = self.refuses(request.method, request.path_qs)
         if status:
-            return web.json_response({"kind": "Status", "code": status, "reason": "Fault", "message": "x"}, status=status)
+            return web.json_response(
+                {"kind": "Status", "code": status, "reason": "Fault", "message": "x"}, status=status
+            )
         headers = {name: value for name, value in request.headers.items() if name not in HOP_BY_HOP}
         timeout = aiohttp.ClientTimeout(total=None)
         async with (
@@ -77,7 +83,7 @@ class FaultProxy:
                 request.method,
                 self.server + request.path_qs,
                 headers=headers,
-                data=await request.read(),
+                data=await request.read() or None,
                 timeout=timeout,
             ) as answer,
         ):

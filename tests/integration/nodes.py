@@ -41,6 +41,18 @@ class Nodes:
             await self.remove(name)
 
 
+async def add_volume(kube: Kube, namespace: str, claim: str) -> None:
+    """A bound PersistentVolumeClaim that many pods may mount. There is nothing behind it."""
+    size, modes = {"storage": "1Gi"}, ["ReadWriteMany"]
+    volume = f"{namespace}-{claim}"
+    spec = {"capacity": size, "accessModes": modes, "hostPath": {"path": "/nothing"}, "storageClassName": ""}
+    spec["claimRef"] = {"namespace": namespace, "name": claim}
+    await kube.call("POST", "/api/v1/persistentvolumes", {"metadata": {"name": volume}, "spec": spec})
+    wanted = {"accessModes": modes, "resources": {"requests": size}, "storageClassName": "", "volumeName": volume}
+    path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+    await kube.call("POST", path, {"metadata": {"name": claim}, "spec": wanted})
+
+
 async def set_pod_running(kube: Kube, pod: Body, *, ready: bool = True) -> None:
     """Have all containers of a pod run."""
     containers = [_container(name, {"running": {"startedAt": _now()}}, ready=ready) for name in _names(pod)]

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from dev.cluster.control_plane import ControlPlane
-from sluice_api.finetunejob import FineTuneJob
+from sluice_api.finetunejob import FineTuneJob, Progress
 from sluice_api.meta import API_VERSION, FIELD_MANAGER, PROGRESS_FIELD_MANAGER
 from sluice_operator.observe.world import engine_key, job_key
+from sluice_operator.progress.status import JobGone, ProgressStatus
 from tests.integration.progress_scene import SLUICE, Body, Scene, make_namespace, scene
 
 pytestmark = pytest.mark.integration
@@ -196,6 +197,31 @@ async def test_the_pod_of_a_job_that_was_created_anew_is_refused(here: Scene) ->
     async with here.serving():
         assert await here.post(token, training(1)) == (403, "recreated_job")
         await nothing_written(here, new)
+
+
+async def test_progress_of_a_deleted_job_is_not_written_to_its_successor(here: Scene) -> None:
+    """The store has not seen the deletion yet."""
+    old = await here.job("tone")
+    pod = await here.stage_pod(old, keep=True)
+    token = await here.token(pod)
+    await here.refresh()
+    await here.kube.call("DELETE", f"{SLUICE}/namespaces/{here.namespace}/finetunejobs/tone")
+    new = await here.job("tone")
+    async with here.serving():
+        assert await here.post(token, training(1)) == (202, "")
+        path = f"{SLUICE}/namespaces/{here.namespace}/finetunejobs/tone"
+        with pytest.raises(JobGone):
+            await ProgressStatus(here.api).write(old, Progress(step=1))
+        stored = await here.kube.call("GET", path)
+    assert stored["metadata"]["resourceVersion"] == new.metadata.resource_version
+
+
+async def test_a_write_finds_the_job_also_after_others_wrote(here: Scene) -> None:
+    job = await here.job("tone")
+    for attempt in (1, 2):
+        await here.apply_status(job, {"summary": "Training", "attempt": attempt})
+    await ProgressStatus(here.api).write(job, Progress(step=7, percent="7/300"))
+    assert (await here.written("tone", "7/300"))["status"]["attempt"] == 2
 
 
 async def test_a_token_for_anything_else_is_refused(here: Scene) -> None:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-import kopf
 import pytest
 import pytest_asyncio
 from kopf._cogs.clients import watching
@@ -13,7 +12,7 @@ from kubernetes.aio import config
 from sluice_operator.cluster.client import Api
 from sluice_operator.handlers.resync import Resync
 from sluice_operator.handlers.watcher import Watches
-from sluice_operator.handlers.watching import kopf_settings, registry_for
+from sluice_operator.handlers.watching import start_watching
 from sluice_operator.observe.store import Store
 from tests.integration.fault_proxy import FaultProxy
 from tests.integration.progress_scene import JOB_SPEC, Kube
@@ -69,11 +68,8 @@ async def watched(
     watches = Watches(resync.want)
     monkeypatch.setattr(watching, "infinite_watch", watches.enduring(watching.infinite_watch))
     resyncing = asyncio.create_task(resync.run())
-    ours, stop = asyncio.all_tasks(), asyncio.Event()
-    tasks = await kopf.spawn_tasks(
-        registry=registry_for(store), settings=kopf_settings(), standalone=True, clusterwide=True, stop_flag=stop
-    )
-    kopf_task = asyncio.create_task(kopf.run_tasks(tasks, ignored=ours))
+    stop = asyncio.Event()
+    kopf_task = await start_watching(store, "test", stop)
     try:
         await until(lambda: resync.is_primed, 30, lambda: "never primed")
         yield Watched(store, resync, watches, kube, proxy, namespace)
@@ -81,14 +77,14 @@ async def watched(
     finally:
         resyncing.cancel()
         stop.set()
-        await asyncio.gather(kopf_task, resyncing, return_exceptions=True)
+        await asyncio.wait({kopf_task, resyncing})
         await client.close()
 
 
 async def until(happened: Callable[[], bool], within: float, why: Callable[[], str]) -> None:
     try:
         async with asyncio.timeout(within):
-            while not happened():
+            while not happened():  # noqa: ASYNC110 - a store has no event for a test to wait for
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(why()) from None

@@ -131,7 +131,9 @@ async def test_writes_to_an_object_that_is_gone_or_another_say_so_and_the_store_
     await kube.call("DELETE", f"/apis/sluice.dev/v1alpha1/namespaces/{namespace}/finetunejobs/j")
     await kube.call("DELETE", f"/apis/apps/v1/namespaces/{namespace}/deployments/chat-0")
     if replaced:
-        await kube.call("POST", f"/apis/sluice.dev/v1alpha1/namespaces/{namespace}/finetunejobs", finetunejob(namespace))
+        await kube.call(
+            "POST", f"/apis/sluice.dev/v1alpha1/namespaces/{namespace}/finetunejobs", finetunejob(namespace)
+        )
         await kube.call("POST", f"/apis/apps/v1/namespaces/{namespace}/deployments", slot(namespace))
     job, uid = key(made), made["metadata"]["uid"]
     writes: list[Callable[[], Awaitable[object]]] = [
@@ -241,9 +243,7 @@ async def test_an_event_is_on_the_object(cluster: Cluster, kube: Kube, namespace
     assert len(event["note"]) == 1024
 
 
-async def test_without_the_lease_nothing_is_written(
-    cluster: Cluster, lease: Held, kube: Kube, namespace: str
-) -> None:
+async def test_without_the_lease_nothing_is_written(cluster: Cluster, lease: Held, kube: Kube, namespace: str) -> None:
     made = await cluster.create(slot(namespace))
     place, uid = key(made), made["metadata"]["uid"]
     lease.held = False

@@ -43,9 +43,7 @@ class _Sighting:
 class Lease:
     """This process's part in the election."""
 
-    def __init__(
-        self, api: Api, namespace: str, identity: str, seconds: int, now: Callable[[], float] = clock
-    ) -> None:
+    def __init__(self, api: Api, namespace: str, identity: str, seconds: int, now: Callable[[], float] = clock) -> None:
         """`identity` must be this very process's: a restarted container is another candidate."""
         self._api = api
         self._key = Key("Lease", namespace, NAME)

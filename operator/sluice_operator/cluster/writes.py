@@ -15,7 +15,7 @@ from sluice_operator.cluster.client import APPLY_PATCH, ATTEMPTS, JSON, JSON_PAT
 from sluice_operator.cluster.errors import ApiError, Gone, NotLeading, Outdated
 from sluice_operator.cluster.kinds import KINDS, path_of
 from sluice_operator.observe.parse import KINDS as WATCHED
-from sluice_operator.observe.parse import parse
+from sluice_operator.observe.parse import parse, uid_of, version_of
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 
@@ -26,6 +26,8 @@ ANNOTATIONS_MANAGER = f"{FIELD_MANAGER}-annotations"
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 _MAX_NOTE = 1024
+_NOT_AS_TESTED = "the server rejected our request due to an error in our request"
+"""All that the API server says of a JSON patch whose test failed."""
 
 
 class Leadership(Protocol):
@@ -78,9 +80,25 @@ class Cluster:
         return await self._apply("apply", key, path_of(key), manifest, FIELD_MANAGER)
 
     async def apply_status(self, key: Key, uid: str, status: Body, manager: str = FIELD_MANAGER) -> Body:
-        """Server-side apply of the whole status that `manager` owns."""
-        body = {**_identity(key, uid), "status": status}
-        return await self._apply("status", key, f"{path_of(key)}/status", body, manager)
+        """Server-side apply of the whole status that `manager` owns.
+
+        The API server does not compare uids in an apply to /status (seen in 1.37: a re-created object takes the dead
+        one's status). So the write is tied to the version that is held, and on a conflict to the one that is there.
+        """
+        held = self._store.held(key)
+        version = version_of(held) if held is not None and uid_of(held) == uid else None
+        while True:
+            if version is None:
+                version = (await self._same(key, uid))["metadata"]["resourceVersion"]
+            body = _identity(key, uid)
+            body["metadata"]["resourceVersion"] = str(version)
+            body["status"] = status
+            try:
+                return await self._apply("status", key, f"{path_of(key)}/status", body, manager)
+            except ApiError as error:
+                if error.reason != "Conflict":
+                    raise
+                version = None
 
     async def annotate(self, key: Key, uid: str, annotations: dict[str, str]) -> Body:
         """Server-side apply of annotations. They are all that Sluice ever annotates there: others of ours go away."""
@@ -120,19 +138,21 @@ class Cluster:
         await self.nominate_pod(key, uid, node)
 
     async def nominate_pod(self, key: Key, uid: str, node: str) -> None:
-        """Say which node a pod is meant for (KEP-5278)."""
+        """Say which node a pod is meant for (KEP-5278). One that is on a node already needs no word."""
         operations = [_test("/metadata/uid", uid), _add("/status/nominatedNodeName", node)]
-        await self._patch("nominate", key, uid, f"{path_of(key)}/status", operations)
+        try:
+            await self._patch("nominate", key, uid, f"{path_of(key)}/status", operations)
+        except ApiError as error:
+            if error.status != 422 or not (await self._same(key, uid))["spec"].get("nodeName"):
+                raise
 
     async def scale_slot(self, key: Key, uid: str, size: int) -> None:
         """Set a slot's Deployment to 0 or 1."""
         operations = [_test("/metadata/uid", uid), _add("/spec/replicas", size)]
         await self._patch("scale", key, uid, path_of(key), operations)
 
-    async def event(
-        self, key: Key, uid: str, type: str, reason: str, message: str  # noqa: A002
-    ) -> None:
-        """Tell people, on the object; `type` is Normal or Warning. Never raises: an event that is lost is lost."""
+    async def event(self, key: Key, uid: str, level: str, reason: str, message: str) -> None:
+        """Tell people, on the object; `level` is Normal or Warning. Never raises: an event that is lost is lost."""
         namespace = key.namespace or "default"
         body: Body = {
             "apiVersion": KINDS["Event"].api_version,
@@ -143,7 +163,7 @@ class Cluster:
             "reportingInstance": self._reporter[:128],
             "action": reason,
             "reason": reason,
-            "type": type,
+            "type": level,
             "note": message[:_MAX_NOTE],
             "regarding": {
                 "apiVersion": KINDS[key.kind].api_version,
@@ -169,24 +189,25 @@ class Cluster:
         return str(events[-1].get("message") or "") if events else ""
 
     async def _apply(self, verb: str, key: Key, path: str, body: Body, manager: str) -> Body:
+        """A uid that does not fit is refused in two ways: 409 if nothing is there, 422 if another object is."""
         uid = body["metadata"].get("uid", "")
         query = {"fieldManager": manager, "force": "true"}
         try:
             return await self._write(verb, key, "PATCH", path, body, content_type=APPLY_PATCH, query=query)
         except ApiError as error:
-            if uid and (error.status == 404 or (error.status == 409 and "uid" in error.message.lower())):
-                raise self._gone(key, uid) from None
+            if uid and error.status in (404, 409, 422):
+                await self._same(key, uid)
             raise
 
     async def _patch(self, verb: str, key: Key, uid: str, path: str, operations: list[Body]) -> Body:
+        """A JSON patch whose first operation tests the uid."""
         query = {"fieldManager": FIELD_MANAGER}
         try:
             return await self._write(verb, key, "PATCH", path, operations, content_type=JSON_PATCH, query=query)
         except ApiError as error:
-            if error.status == 404:
-                raise self._gone(key, uid) from None
-            if error.status == 422 and "test" in error.message:
+            if error.status in (404, 422):
                 await self._same(key, uid)
+            if error.status == 422 and _NOT_AS_TESTED in error.message:
                 raise Outdated(f"{key} is not what it was") from None
             raise
 
@@ -226,7 +247,11 @@ class Cluster:
         return answer
 
     async def _same(self, key: Key, uid: str) -> Body:
-        """The object as it is now, if it is still the same one."""
+        """The object as it is now.
+
+        Raises:
+            Gone: it is not there, or another one is.
+        """
         try:
             answer = await self._read(key)
         except ApiError as error:
@@ -278,9 +303,7 @@ def _binding(pod: Body, uid: str, hostname: str, at: datetime) -> list[Body]:
         _test(f"{gate}/name", SCHEDULING_GATE),
         {"op": "remove", "path": gate},
         *_entry("/spec/nodeSelector", HOSTNAME_LABEL, hostname, present=bool(pod["spec"].get("nodeSelector"))),
-        *_entry(
-            "/metadata/annotations", BOUND_AT_ANNOTATION, stamp, present=bool(pod["metadata"].get("annotations"))
-        ),
+        *_entry("/metadata/annotations", BOUND_AT_ANNOTATION, stamp, present=bool(pod["metadata"].get("annotations"))),
     ]
 
 

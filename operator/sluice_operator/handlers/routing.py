@@ -51,12 +51,14 @@ def _same_but_version(old: Stored, new: Stored) -> bool:
     return metadata == new.metadata and old.spec == new.spec and old.status == new.status
 
 
-def _job(old: Stored | None, new: Stored | None, job: FineTuneJob, _world: World, _links: Links) -> Iterator[Key]:
-    """Itself and its pool; figures that only tell how far it is change no decision."""
+def _job(old: Stored | None, new: Stored | None, job: FineTuneJob, world: World, _links: Links) -> Iterator[Key]:
+    """Itself, its pool, and the engines that lend to it; figures that only tell how far it is change no decision."""
     if isinstance(old, FineTuneJob) and isinstance(new, FineTuneJob) and _only_progress(old, new):
         return
     yield key_of(job)
     yield pool_key(job.spec.resources.pool)
+    for stage_job in world.stage_jobs_of.get(job.metadata.uid, {}).values():
+        yield from _lenders(stage_job)
 
 
 def _only_progress(old: FineTuneJob, new: FineTuneJob) -> bool:
@@ -109,10 +111,14 @@ def _node(old: Stored | None, new: Stored | None, node: NodeView, world: World, 
 
 
 def _pod(old: Stored | None, new: Stored | None, pod: PodView, world: World, links: Links) -> Iterator[Key]:
-    """Whoever made it; and the pools, when it takes or leaves something."""
+    """Whoever made it; the engines that drain and stop as their trainer's pod comes; and the pools, when it takes or
+    leaves something.
+    """
     namespace = pod.key.namespace
     if JOB_LABEL in pod.labels:
         yield job_key(namespace, pod.labels[JOB_LABEL])
+        if pod.owner is not None:
+            yield from _lenders(world.stage_jobs.get(Key("Job", namespace, pod.owner.name)))
     elif ENGINE_LABEL in pod.labels:
         place = (namespace, pod.labels[ENGINE_LABEL])
         yield engine_key(*place)
@@ -174,13 +180,19 @@ def _borrowers(place: tuple[str, str], links: Links) -> Iterator[Key]:
             yield job_key(stage_job.key.namespace, stage_job.owner.name)
 
 
+def _lenders(stage_job: StageJobView | None) -> Iterator[Key]:
+    """Engines from which a claim borrows."""
+    if stage_job is not None and stage_job.claim is not None:
+        for slot in stage_job.claim.borrowed:
+            yield engine_key(slot.namespace, slot.engine)
+
+
 def _claimants_on(node: str, world: World) -> Iterator[Key]:
     """Jobs, and the engines that lend to them, with a claim on a node."""
     for stage_job in world.claiming.values():
         if stage_job.claim is not None and stage_job.claim.node == node and stage_job.owner is not None:
             yield job_key(stage_job.key.namespace, stage_job.owner.name)
-            for slot in stage_job.claim.borrowed:
-                yield engine_key(slot.namespace, slot.engine)
+            yield from _lenders(stage_job)
 
 
 def _unfinished_in(pool: str, links: Links) -> Iterator[Key]:

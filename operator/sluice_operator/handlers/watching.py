@@ -1,9 +1,11 @@
 """kopf watches every kind that decisions read. A handler does two things: the store learns, the queue is told whom."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import kopf
+from kopf._core.engines.peering import Identity
 
 from sluice_operator.cluster.client import in_cluster
 from sluice_operator.cluster.kinds import KINDS
@@ -34,6 +36,35 @@ def take_event(store: Store, kind: str, event_type: str | None, body: dict[str, 
         store.remove(key_of(parsed), uid_of(parsed), version_of(parsed))
     else:
         store.put(parsed, seen=True)
+
+
+async def start_watching(store: Store, name: str, stop: asyncio.Event) -> asyncio.Task[None]:
+    """Start kopf in this event loop; the task ends when `stop` is set, or with the failure that ends kopf.
+
+    kopf takes over the signal handlers of SIGTERM and SIGINT: set your own afterwards.
+    """
+    tasks = await kopf.spawn_tasks(
+        registry=registry_for(store),
+        settings=kopf_settings(),
+        identity=Identity(name),  # kopf would ask for our user's name, which a uid may not have
+        standalone=True,
+        clusterwide=True,
+        stop_flag=stop,
+    )
+    return asyncio.create_task(kopf.run_tasks(tasks, ignored=_Everything()), name="kopf")
+
+
+class _Everything(Collection["asyncio.Task[Any]"]):
+    """kopf takes every task that was made since its start for its own, and cancels it at its end. None is."""
+
+    def __contains__(self, task: object) -> bool:
+        return True
+
+    def __iter__(self) -> "Iterator[asyncio.Task[Any]]":
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
 
 
 def registry_for(store: Store) -> kopf.OperatorRegistry:
@@ -74,7 +105,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.scanning.disabled = True  # our kinds are installed before kopf starts, see lists.until_installed
     settings.execution.default_backoff = 1
     settings.queueing.exit_timeout = 1
-    settings.process.ultimate_exiting_timeout = 30
+    settings.process.ultimate_exiting_timeout = None  # else kopf kills the process when it is done with it itself
     for kind in WATCHED:
         where = KINDS[kind]
         if where.selector:

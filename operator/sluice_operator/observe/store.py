@@ -174,6 +174,11 @@ class Store:
         if key in table.unreadable and table.unreadable[key].uid == uid:
             del table.unreadable[key]
 
+    def held(self, key: Key) -> Stored | None:
+        """The object of a place, whatever its kind."""
+        found: Stored | None = self._tables[key.kind].objects.get(key)
+        return found
+
     def newest(self, kind: str) -> int:
         """The newest resourceVersion seen of a kind: a list that is asked for after this may not be older."""
         return self._tables[kind].newest

@@ -80,9 +80,7 @@ def _readiness(
         return (
             False,
             Reason.ADAPTER_SOURCE_NOT_MOUNTED,
-            (
-                f"spec.source.uri: engine {name} does not mount claim {source.claim}. Add it to the engine's lora.claims."
-            ),
+            f"spec.source.uri: engine {name} does not mount claim {source.claim}. Add it to its lora.claims.",
         )
     if not replicas:
         return False, Reason.NO_READY_REPLICA, f"Engine {name} has no ready replica."

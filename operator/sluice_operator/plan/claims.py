@@ -101,26 +101,29 @@ def trainer_pods(world: World, stage_job: StageJobView) -> list[PodView]:
     return oldest_first(world.pods_of.get(stage_job.uid, {}).values())
 
 
-def borrowers(claims: list[LiveClaim]) -> dict[SlotRef, LiveClaim]:
+def borrowers(world: World, claims: list[LiveClaim]) -> dict[SlotRef, LiveClaim]:
     """Which claim borrows which slot; of two claims on one slot, the one that stands."""
     found: dict[SlotRef, LiveClaim] = {}
-    for live in sorted(claims, key=standing, reverse=True):
+    for live in sorted(claims, key=lambda live: standing(world, live), reverse=True):
         found.update(dict.fromkeys(live.claim.borrowed, live))
     return found
 
 
-def standing(live: LiveClaim) -> tuple[int, datetime, str]:
+def standing(world: World, live: LiveClaim) -> tuple[bool, int, datetime, str]:
     """Sort key: whoever comes first stands when two claims overlap.
 
     A leader makes a claim only after a list that shows every older one. So an overlap can only come
-    from a paused former leader that woke up, and its claim has the lower term.
+    from a paused former leader that woke up, and its claim has the lower term; or from a job that was
+    suspended and resumed before anybody looked, and whoever is past its gate by then stands.
     """
-    return (-live.claim.term, live.stage_job.created, live.stage_job.key.name)
+    gated = phase(world, live) is Phase.PROVING
+    return (gated, -live.claim.term, live.stage_job.created, live.stage_job.key.name)
 
 
 def overlapped_by(world: World, claims: list[LiveClaim], mine: LiveClaim) -> LiveClaim | None:
     """The claim that mine must give way to: another attempt of the same job, the same slot, or one GPU too many."""
-    before = [c for c in claims if c.stage_job.uid != mine.stage_job.uid and standing(c) < standing(mine)]
+    my_place = standing(world, mine)
+    before = [c for c in claims if c.stage_job.uid != mine.stage_job.uid and standing(world, c) < my_place]
     for other in before:
         same_job = other.job.metadata.uid == mine.job.metadata.uid and not other.stage_job.finished
         if same_job or set(other.claim.borrowed) & set(mine.claim.borrowed):

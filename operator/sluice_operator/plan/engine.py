@@ -50,7 +50,7 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
     scheduler binds the trainer the moment the GPU is free, and nobody steals it.
     """
     claims = live_claims(world)
-    lent = borrowers(claims)
+    lent = borrowers(world, claims)
     slots = existing(world, engine)
     plans = _slot_plans(world, engine, claims, lent)
     rollout = _rollout(world, engine, plans, slots)

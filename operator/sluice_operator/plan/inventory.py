@@ -86,7 +86,7 @@ class Stock:
 def take_stock(world: World, pool: GPUPool) -> Stock:
     """Count a pool: claims first, then pods that are bound, then room for slots that should exist."""
     claims = live_claims(world)
-    lent = borrowers(claims)
+    lent = borrowers(world, claims)
     stocks = {node.key.name: _count(world, pool, node, claims, lent) for node in pool_nodes(world, pool)}
     waiting = []
     for engine, index in _unplaced(world, pool, lent, stocks):

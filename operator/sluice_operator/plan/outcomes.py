@@ -1,6 +1,7 @@
 """How attempts ended, read off finished Jobs and their pods, and what may be tried again."""
 
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from pydantic import ValidationError
 
@@ -29,8 +30,14 @@ _CLAIM_PAUSE = timedelta(minutes=1)
 
 def recorded(job: FineTuneJob) -> Outcomes:
     """The attempts that the job's annotation keeps; none when the annotation is not ours."""
+    return _parsed(job.metadata.annotations.get(OUTCOMES_ANNOTATION, "{}"))
+
+
+@lru_cache(maxsize=16_384)
+def _parsed(annotation: str) -> Outcomes:
+    """Every decision reads it, for every job of a pool; the text changes a few times in a job's life."""
     try:
-        return Outcomes.model_validate_json(job.metadata.annotations.get(OUTCOMES_ANNOTATION, "{}"))
+        return Outcomes.model_validate_json(annotation)
     except ValidationError:
         return Outcomes()
 

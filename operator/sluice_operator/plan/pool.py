@@ -1,13 +1,15 @@
-"""A pool's status: who has its GPUs, and how many jobs wait for them."""
+"""A pool's status: who has its GPUs, and how many jobs wait for them; and which engines may grow now."""
 
 from datetime import UTC, datetime
 
 from sluice_api.conditions import READY
 from sluice_api.gpupool import GPUPool, GPUPoolStatus
+from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World
 from sluice_operator.plan.conditions import condition
-from sluice_operator.plan.inventory import Stock, take_stock
+from sluice_operator.plan.inventory import Stock, engines_of, take_stock
+from sluice_operator.plan.slots import ref
 
 
 def pool_status(stock: Stock, waiting: int, now: datetime) -> GPUPoolStatus:
@@ -46,3 +48,13 @@ def pool_usage(world: World, pool: GPUPool) -> GPUPoolStatus:
     stock = take_stock(world, pool)
     counted = pool_status(stock, 0, datetime.min.replace(tzinfo=UTC))
     return counted.model_copy(update={"conditions": ()})
+
+
+def engines_with_room(world: World, stock: Stock) -> list[InferenceEngine]:
+    """Engines of which a slot waits for a GPU, as their status says, that there is one for now."""
+    placed = stock.placed()
+    return [
+        engine
+        for engine in engines_of(world, stock.pool)
+        if any(slot.state is SlotState.WAITING and ref(engine, slot.index) in placed for slot in engine.status.slots)
+    ]

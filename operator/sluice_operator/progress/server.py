@@ -26,7 +26,7 @@ from sluice_operator.progress.limits import Buckets
 from sluice_operator.progress.lookup import Lookup
 from sluice_operator.progress.parse import parse
 from sluice_operator.progress.refusal import Refusal, Refused
-from sluice_operator.progress.status import status_patch
+from sluice_operator.progress.status import ProgressStatus
 from sluice_operator.progress.tokens import TokenReviews
 from sluice_operator.progress.writer import ProgressWriter
 from sluice_operator.settings import Settings
@@ -53,7 +53,7 @@ async def serve(
 
     `wake` puts an object's key into the queue.
     """
-    writer = ProgressWriter(status_patch(api), leads, now)
+    writer = ProgressWriter(ProgressStatus(api).write, leads, now)
     intake = Intake(store, writer, wake)
     endpoint = Endpoint(store, TokenReviews(api), Lookup(store, api), intake, leads)
     runner = web.AppRunner(endpoint.app(), access_log=None, shutdown_timeout=5)

@@ -12,17 +12,16 @@ from kubernetes.aio.client import ApiException
 
 from sluice_api.finetunejob import FineTuneJob, Progress
 from sluice_operator.progress.coalesce import Written, due
+from sluice_operator.progress.status import JobGone
 
 AT_ONCE = 4
 """Writes in flight: the API server has more to do than to note progress."""
 LONGEST_PAUSE = timedelta(seconds=30)
-GONE = (404, 409)
-"""No such job, or another one of its name: the patch carries the uid."""
 
 log = logging.getLogger(__name__)
 
-Patch = Callable[[FineTuneJob, Progress], Awaitable[None]]
-"""Applies status.progress to exactly this job."""
+Write = Callable[[FineTuneJob, Progress], Awaitable[None]]
+"""Writes status.progress of exactly this job."""
 
 
 @dataclass(slots=True)
@@ -41,9 +40,9 @@ class _Job:
 class ProgressWriter:
     """Coalesces accepted reports into writes."""
 
-    def __init__(self, patch: Patch, leads: Callable[[], bool], clock: Callable[[], datetime]) -> None:
-        """`patch` writes, only while this replica `leads`; `clock` is the operator's."""
-        self._patch = patch
+    def __init__(self, write: Write, leads: Callable[[], bool], clock: Callable[[], datetime]) -> None:
+        """`write` writes, only while this replica `leads`; `clock` is the operator's."""
+        self._write_status = write
         self._leads = leads
         self._clock = clock
         self._jobs: dict[str, _Job] = {}
@@ -61,7 +60,7 @@ class ProgressWriter:
             kept = job.status.progress
             written = Written(kept, kept.reported_at) if kept and kept.reported_at else None
             known = self._jobs[job.metadata.uid] = _Job(job, progress, written)
-        known.newest = progress
+        known.job, known.newest = job, progress
         self._plan(known)
 
     def forget(self, uid: str) -> None:
@@ -124,12 +123,11 @@ class ProgressWriter:
         progress = known.newest
         known.writing = True
         try:
-            await self._patch(known.job, progress)
+            await self._write_status(known.job, progress)
+        except JobGone:
+            self.forget(known.job.metadata.uid)
         except ApiException as error:
-            if error.status in GONE:
-                self.forget(known.job.metadata.uid)
-            else:
-                self._failed(known, f"{error.status} {error.reason}")
+            self._failed(known, f"{error.status} {error.reason}")
         except (aiohttp.ClientError, TimeoutError) as error:
             self._failed(known, f"{type(error).__name__}: {error}")
         else:

@@ -7,11 +7,11 @@ from sluice_operator.build.stage_job import stage_job
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.allocation import Allocation, allocate, next_change
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job import next_training_attempt
-from sluice_operator.plan.pool import pool_status
+from sluice_operator.plan.pool import engines_with_room, pool_status
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.reconcile.status import until, write_status
 from sluice_operator.settings import Settings
@@ -33,8 +33,11 @@ async def reconcile_pool(
     for job, claim in [(world.jobs[k], claim) for k, claim in allocation.claims.items()]:
         attempt = next_training_attempt(store.world(), job)
         await cluster.create(stage_job(job, Stage.TRAIN, attempt, settings, claim))
+    stock = take_stock(store.world(), pool)
+    for engine in engines_with_room(store.world(), stock):
+        store.wake(key_of(engine))  # GPUs have come free; nothing else tells it
     if key in store.world().pools:
-        status = pool_status(take_stock(store.world(), pool), len(allocation.waits), now)
+        status = pool_status(stock, len(allocation.waits), now)
         await write_status(cluster, pool, status)
     return until(again_at, now)
 

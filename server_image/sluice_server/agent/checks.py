@@ -127,7 +127,9 @@ def tensors_are_lora_pairs(candidate: Candidate, _base: BaseModel) -> None:
 
 
 def numbers_are_numbers(candidate: Candidate, _base: BaseModel) -> None:
-    """NaN that an adapter leaves in the KV cache reaches the base model's answers too (seen in vLLM 0.32)."""
+    """NaN that one request leaves in the KV cache reaches later answers of the base model and of other adapters
+    (vLLM 0.32: seen after 200 tokens, and still after the adapter was unloaded).
+    """
     if name := candidate.not_finite:
         raise _invalid(candidate, f"{name} has NaN or infinite numbers. Train again with a lower learning rate.")
 

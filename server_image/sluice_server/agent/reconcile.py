@@ -68,7 +68,9 @@ class Reconciler:
 
     async def _once(self) -> bool:
         """One step; False when there is nothing to do."""
-        # Before the observation: what a step in work has done meanwhile is not in it.
+        # Before the observation: a vLLM that is slow to answer must not delay the way out of the endpoints, and
+        # what a step in work does meanwhile is not in it.
+        self._slot.must_drain |= self._must_drain()
         busy_with = self._busy_with
         observation = await self._engine.observe()
         self._notice_restart(observation)

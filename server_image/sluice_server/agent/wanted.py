@@ -6,13 +6,17 @@ An agent lives as long as its pod and outlives upgrades of operator and CRDs, so
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from sluice_api.inferenceengine import SlotState
+from sluice_api.model import Name
 
 Body = dict[str, Any]
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 class Unreadable(ValueError):
-    """An object without the fields that its schema requires."""
+    """An object that is not as its schema says, or whose name no report could carry."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def adapter_for(engine: str, body: Body) -> WantedAdapter | None:
         if spec["engine"] != engine or metadata.get("deletionTimestamp"):
             return None
         return WantedAdapter(
-            name=metadata["name"],
+            name=_NAME.validate_python(metadata["name"]),
             key=Key(metadata["uid"], int(metadata.get("generation", 0))),
             created=metadata["creationTimestamp"],
             uri=spec["source"]["uri"],

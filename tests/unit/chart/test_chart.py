@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from dev.cache import REPOSITORY
+from sluice_api.reasons import Reason
 from sluice_operator.settings import Settings
 from tests.unit.chart.helm import CHART, DEV_VALUES, Manifest, helm, manifests, one, render
 from tests.unit.chart.pod_security import violations
@@ -160,6 +162,17 @@ def test_dashboards_are_found_by_grafana() -> None:
     config = one("ConfigMap", "sluice-dashboards")
     assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert {name: bool(json.loads(text)) for name, text in config["data"].items()} == {"sluice.json": True}
+
+
+def test_alerts_name_series_of_the_dashboard_and_reasons_that_exist() -> None:
+    shown = (CHART / "dashboards" / "sluice.json").read_text()  # Its own test asks for series that exist.
+    (group,) = one("PrometheusRule", "sluice", *EVERYTHING)["spec"]["groups"]
+    for rule in group["rules"]:
+        names = re.findall(r"sluice_\w+", rule["expr"])
+        assert names
+        assert [name for name in names if name not in shown] == []
+        states = [state for found in re.findall(r'state=~"([^"]*)"', rule["expr"]) for state in found.split("|")]
+        assert set(states) <= {reason.value for reason in Reason}
 
 
 def pod_spec(manifest: Manifest) -> dict[str, Any] | None:

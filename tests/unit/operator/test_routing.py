@@ -86,8 +86,12 @@ def with_status(raw: Body, **status: Any) -> Body:
             None,
             "engine/chat pool/a adapter/tone job/trains job/waits",
         ),
-        ("an adapter: its engine and the others there", None, adapter("x", 2, on="chat"),
-         "adapter/x adapter/tone engine/chat"),
+        (
+            "an adapter: its engine and the others there",
+            None,
+            adapter("x", 2, on="chat"),
+            "adapter/x adapter/tone engine/chat",
+        ),
         (
             "an adapter that a job has published",
             None,
@@ -105,7 +109,7 @@ def with_status(raw: Body, **status: Any) -> Body:
             "a trainer's pod that is bound",
             trainer_pod("p", 2, job="trains", stage="trains-1"),
             trainer_pod("p", 3, job="trains", stage="trains-1", node="n1"),
-            "job/trains pool/a pool/default",
+            "job/trains pool/a pool/default engine/chat",
         ),
         (
             "a trainer's pod that only says something",
@@ -115,7 +119,16 @@ def with_status(raw: Body, **status: Any) -> Body:
                 phase="Pending",
                 nominatedNodeName="n1",
             ),
-            "job/trains",
+            "job/trains engine/chat",
+        ),
+        (
+            "who is suspended or resumed: the engines that lend to it too",
+            finetunejob("trains", 2, pool="a"),
+            {
+                **finetunejob("trains", 3, pool="a"),
+                "metadata": finetunejob("trains", 3, metadata={"generation": 2})["metadata"],
+            },
+            "job/trains pool/a engine/chat",
         ),
         (
             "an engine's pod: engine, adapters, borrowers, pools",

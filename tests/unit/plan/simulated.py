@@ -4,16 +4,17 @@ It has a Job controller, a Deployment controller, a scheduler and a kubelet, eac
 come late. Reconciles are steps too, so every interleaving of them can happen.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
-from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_api.meta import OUTCOMES_ANNOTATION
+from sluice_api.meta import OUTCOMES_ANNOTATION, SCHEDULING_GATE
 from sluice_api.resource import Metadata
 from sluice_api.stages import ExitCode, ExportResult, Stage, StageOutcome, TrainResult
-from sluice_operator.observe.views import Key, PodView, StageJobView, Termination
+from sluice_operator.observe.views import Key, PodView, Termination, View
 from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation import allocate
 from sluice_operator.plan.engine import SlotPlan, plan_engine
@@ -74,7 +75,9 @@ class Cluster:
         self.town.stage_job(job, start.stage, start.attempt, start.claim, created=self.now)
 
     def _start_slot(self, engine: InferenceEngine, plan: SlotPlan) -> None:
-        slot = next((s for s in self.world.slots_of.get(engine.metadata.uid, {}).values() if s.index == plan.index), None)
+        slot = next(
+            (s for s in self.world.slots_of.get(engine.metadata.uid, {}).values() if s.index == plan.index), None
+        )
         if slot is None:
             self.town.slot(engine, plan.index, size=0)
             slot = next(s for s in self.world.slots_of[engine.metadata.uid].values() if s.index == plan.index)
@@ -94,7 +97,8 @@ class Cluster:
                         self.town.store.remove(pod.key, pod.uid)
             elif not pods and not stage_job.finished:
                 self.made += 1
-                self.town.trainer_pod(stage_job, created=self.now, **({} if stage_job.claim else {"gates": ()}))
+                gates = (SCHEDULING_GATE,) if stage_job.claim else ()
+                self.town.trainer_pod(stage_job, created=self.now, gates=gates)
             elif pods and all(pod.ended for pod in pods.values()) and not stage_job.finished:
                 good = all(pod.termination and pod.termination.exit_code == 0 for pod in pods.values())
                 self._change(stage_job, finished="Complete" if good else "Failed", finished_at=self.now)
@@ -149,7 +153,9 @@ class Cluster:
             for node in sorted(self.world.nodes.values(), key=lambda n: n.key):
                 if pod.nominated_node and pod.nominated_node != node.key.name:
                     continue
-                used = sum(p.requests.get(GPU, 0) for p in self.world.pods_on.get(node.key.name, {}).values() if not p.ended)
+                used = sum(
+                    p.requests.get(GPU, 0) for p in self.world.pods_on.get(node.key.name, {}).values() if not p.ended
+                )
                 nominated = sum(
                     p.requests.get(GPU, 0)
                     for p in waiting
@@ -188,7 +194,7 @@ class Cluster:
 
     # What people and machines do
 
-    def respec(self, resource: FineTuneJob | InferenceEngine, **spec: object) -> None:
+    def respec(self, resource: FineTuneJob | InferenceEngine, **spec: Any) -> None:
         self._update(resource.KIND.kind, resource, spec=resource.spec.model_copy(update=spec))
 
     def delete_job(self, job: FineTuneJob) -> None:
@@ -197,26 +203,24 @@ class Cluster:
     def pass_time(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
-    def _change(self, view: PodView | StageJobView | object, **changes: object) -> None:
+    def _change(self, view: View, **changes: Any) -> None:
         self.town.version += 1
-        key = view.key  # type: ignore[attr-defined, union-attr]
-        table = {"Pod": self.world.pods, "Job": self.world.stage_jobs, "Deployment": self.world.slots}[key.kind]
-        current = table.get(key)
+        tables: dict[str, Mapping[Key, Any]] = {
+            "Pod": self.world.pods,
+            "Job": self.world.stage_jobs,
+            "Deployment": self.world.slots,
+        }
+        current = tables[view.key.kind].get(view.key)
         if current is not None:
-            self.town.put(replace(current, resource_version=self.town.version, **changes))  # type: ignore[type-var]
+            self.town.put(replace(current, resource_version=self.town.version, **changes))
 
-    def _update(self, kind: str, resource: FineTuneJob | InferenceEngine, **parts: object) -> None:
+    def _update(self, kind: str, resource: FineTuneJob | InferenceEngine, **parts: Any) -> None:
         self.town.version += 1
-        held = self.world.jobs if kind == "FineTuneJob" else self.world.engines
-        current = held.get(Key(kind, resource.metadata.namespace, resource.metadata.name))  # type: ignore[attr-defined]
+        held: Mapping[Key, Any] = self.world.jobs if kind == "FineTuneJob" else self.world.engines
+        current = held.get(Key(kind, resource.metadata.namespace, resource.metadata.name))
         if current is None:
             return
         metadata = parts.pop("metadata", current.metadata)
         assert isinstance(metadata, Metadata)
         version = {"resource_version": str(self.town.version)}
         self.town.put(current.model_copy(update={**parts, "metadata": metadata.model_copy(update=version)}))
-
-
-def live(claims: list[Claim]) -> int:
-    """GPUs of claims."""
-    return sum(claim.gpus for claim in claims)

@@ -1,5 +1,7 @@
 """Who gets GPUs, from whom, and why the others wait: the scheduler, one sentence a row."""
 
+from dataclasses import replace
+
 import pytest
 
 from sluice_operator.observe.world import job_key
@@ -100,8 +102,7 @@ def test_who_waits_is_told_for_whom_and_what_to_do() -> None:
 
 def test_a_node_that_takes_no_pods_gets_none() -> None:
     town = parse("pool: 1 gpus | a: needs 1")
-    node = town.nodes[0]
-    town.put(type(node)(**{**_fields(node), "cordoned": True, "resource_version": 999}))
+    town.put(replace(town.nodes[0], cordoned=True, resource_version=999))
     assert describe(allocated(town)) == "a waits NoNodes"
 
 
@@ -110,7 +111,3 @@ def test_a_node_short_of_memory_is_never_drained_for() -> None:
     town.stranger("n1", 0, memory=62 << 30)
     town.job("a", resources={"memory": "8Gi"})
     assert describe(allocated(town)).startswith("a waits")
-
-
-def _fields(view: object) -> dict[str, object]:
-    return {name: getattr(view, name) for cls in type(view).__mro__ for name in getattr(cls, "__slots__", ())}

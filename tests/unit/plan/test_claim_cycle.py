@@ -1,7 +1,9 @@
 """The five steps of a claim, each read off what is there: prove, drain, bind, train, give back."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -23,7 +25,7 @@ CHAT_1 = SlotRef(namespace="team", engine="chat", index=1)
 class Loan:
     """An engine of two replicas on a node of two GPUs, and a job that has claimed the second."""
 
-    def __init__(self, **job: object) -> None:
+    def __init__(self, **job: Any) -> None:
         self.town = Town()
         self.town.node(2)
         self.engine_ = self.town.engine(
@@ -54,9 +56,9 @@ class Loan:
     def plan_engine(self, after: float = 0) -> EngineDecision:
         return plan_engine(self.town.world, self.engine, NOW + timedelta(seconds=after))
 
-    def put(self, view: PodView | StageJobView, **changes: object) -> None:
+    def put(self, view: PodView | StageJobView, **changes: Any) -> None:
         self.town.version += 1
-        self.town.put(replace(view, resource_version=self.town.version, **changes))  # type: ignore[arg-type]
+        self.town.put(replace(view, resource_version=self.town.version, **changes))
 
     def engine_says(self, decision: EngineDecision) -> None:
         """The engine's status as the API server has it once the decision is written."""
@@ -100,11 +102,11 @@ def test_a_refused_pod_drains_nobody_and_gives_the_claim_up() -> None:
         ("an older claim has the GPU", lambda loan: _rival(loan, term=2)),
     ],
 )  # fmt: skip
-def test_a_claim_that_can_not_run_drains_nobody(case: str, break_it: object) -> None:
+def test_a_claim_that_can_not_run_drains_nobody(case: str, break_it: Callable[[Loan], object]) -> None:
     loan = Loan()
     loan.town.trainer_pod(loan.stage_job)
     assert states(loan.plan_engine()) == [SlotState.SERVING, SlotState.DRAINING]
-    break_it(loan)  # type: ignore[operator]
+    break_it(loan)
     assert loan.plan_job().reason is not Reason.DRAINING, case
     assert not loan.plan_job().bind, case
     assert loan.plan_engine().stop == (), case
@@ -234,14 +236,14 @@ def test_while_it_trains_one_replica_is_lent() -> None:
         ("its node is gone", lambda loan, pod: loan.town.store.remove(loan.town.nodes[0].key, loan.town.nodes[0].uid)),
     ],
 )  # fmt: skip
-def test_a_claim_is_over_without_anybody_giving_back(case: str, end: object) -> None:
+def test_a_claim_is_over_without_anybody_giving_back(case: str, end: Callable[[Loan, PodView], object]) -> None:
     loan = Loan()
     pod = _training(loan)
-    end(loan, pod)  # type: ignore[operator]
+    end(loan, pod)
     assert loan.plan_engine(after=1).status.lent == 0, case
 
 
-def _respec(loan: Loan, **spec: object) -> None:
+def _respec(loan: Loan, **spec: Any) -> None:
     loan.town.version += 1
     metadata = loan.job.metadata.model_copy(update={"resource_version": str(loan.town.version)})
     loan.town.put(loan.job.model_copy(update={"spec": loan.job.spec.model_copy(update=spec), "metadata": metadata}))
@@ -249,7 +251,9 @@ def _respec(loan: Loan, **spec: object) -> None:
 
 def _end(loan: Loan, pod: PodView, code: int, told: StageOutcome | None) -> None:
     ended_at = NOW + timedelta(seconds=1)
-    loan.put(pod, ended=True, running=False, termination=Termination(code, "", told.to_json() if told else "", ended_at))
+    loan.put(
+        pod, ended=True, running=False, termination=Termination(code, "", told.to_json() if told else "", ended_at)
+    )
     loan.put(loan.stage_job, finished="Failed" if code else "Complete", finished_at=ended_at)
 
 

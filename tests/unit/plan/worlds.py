@@ -9,6 +9,7 @@ unless `ready K` says that only the first K do. A job is ready for GPUs; `on n1`
 
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sluice_api.claim import AttemptOutcome, Claim, Outcomes, SlotRef
 from sluice_api.finetunejob import FineTuneJob
@@ -49,16 +50,16 @@ class Town:
     def world(self) -> World:
         return self.store.world()
 
-    def put(self, *objects: object) -> None:
+    def put(self, *objects: Any) -> None:
         for thing in objects:
-            self.store.put(thing, seen=True)  # type: ignore[arg-type]
+            self.store.put(thing, seen=True)
 
     def _next(self) -> tuple[int, datetime]:
         self.version += 1
         self.clock += timedelta(seconds=1)
         return self.version, self.clock
 
-    def node(self, gpus: int, memory: int = 64 << 30, **changes: object) -> NodeView:
+    def node(self, gpus: int, memory: int = 64 << 30, **changes: Any) -> NodeView:
         version, created = self._next()
         name = f"n{len(self.nodes) + 1}"
         node = NodeView(
@@ -68,13 +69,13 @@ class Town:
             created=created,
             labels={"kubernetes.io/hostname": name},
             allocatable={GPU: gpus, "cpu": 32000, "memory": memory},
-            **changes,  # type: ignore[arg-type]
+            **changes,
         )
         self.nodes.append(node)
         self.put(node)
         return node
 
-    def engine(self, name: str, replicas: int, namespace: str = "team", **spec: object) -> InferenceEngine:
+    def engine(self, name: str, replicas: int, namespace: str = "team", **spec: Any) -> InferenceEngine:
         version, created = self._next()
         engine = InferenceEngine.model_validate(
             {
@@ -144,7 +145,12 @@ class Town:
         self.store.report(pod.uid, Reported(report, NOW))
 
     def job(
-        self, name: str, gpus: int = 1, namespace: str = "team", outcomes: tuple[AttemptOutcome, ...] = (PREPARED,), **spec: object
+        self,
+        name: str,
+        gpus: int = 1,
+        namespace: str = "team",
+        outcomes: tuple[AttemptOutcome, ...] = (PREPARED,),
+        **spec: Any,
     ) -> FineTuneJob:
         version, created = self._next()
         for claim in ("models", "datasets", "adapters"):
@@ -157,7 +163,7 @@ class Town:
                     access_modes=("ReadWriteMany",),
                 )
             )
-        resources = {"gpus": gpus, "memory": "1Gi", **spec.pop("resources", {})}  # type: ignore[dict-item]
+        resources = {"gpus": gpus, "memory": "1Gi", **spec.pop("resources", {})}
         job = FineTuneJob.model_validate(
             {
                 "kind": "FineTuneJob",
@@ -184,7 +190,7 @@ class Town:
         return job
 
     def stage_job(
-        self, job: FineTuneJob, stage: Stage = Stage.TRAIN, attempt: int = 1, claim: Claim | None = None, **changes: object
+        self, job: FineTuneJob, stage: Stage = Stage.TRAIN, attempt: int = 1, claim: Claim | None = None, **changes: Any
     ) -> StageJobView:
         version, created = self._next()
         name = stage_job_name(job.metadata.name, job.metadata.uid, stage, attempt)
@@ -196,7 +202,7 @@ class Town:
             stage=stage,
             attempt=attempt,
             claim=claim,
-            **{"created": created, **changes},  # type: ignore[arg-type]
+            **{"created": created, **changes},
         )
         self.store.put(view, seen=view.seen)
         return view
@@ -204,19 +210,20 @@ class Town:
     def claim(self, node: str, *borrowed: SlotRef, gpus: int = 1, term: int = 1) -> Claim:
         return Claim(pool="default", resource=GPU, node=node, gpus=gpus, borrowed=borrowed, term=term)
 
-    def trainer_pod(self, stage_job: StageJobView, node: str = "", **changes: object) -> PodView:
+    def trainer_pod(self, stage_job: StageJobView, node: str = "", **changes: Any) -> PodView:
         """The pod of a training Job: gated unless it is on a node."""
         version, created = self._next()
+        assert stage_job.owner is not None
         gpus = stage_job.claim.gpus if stage_job.claim else 0
         pod = PodView(
             key=Key("Pod", stage_job.key.namespace, f"{stage_job.key.name}-x"),
             uid=f"pod-{stage_job.uid}",
             resource_version=version,
             owner=Owner("Job", stage_job.key.name, stage_job.uid),
-            labels={"sluice.dev/job": stage_job.owner.name if stage_job.owner else "", "sluice.dev/stage": stage_job.stage},
+            labels={"sluice.dev/job": stage_job.owner.name, "sluice.dev/stage": stage_job.stage},
             requests={GPU: gpus, "cpu": 1000, "memory": 1 << 30},
             node=node,
-            **{"created": created, "gates": () if node else (SCHEDULING_GATE,), "running": bool(node), **changes},  # type: ignore[arg-type]
+            **{"created": created, "gates": () if node else (SCHEDULING_GATE,), "running": bool(node), **changes},
         )
         self.put(pod)
         return pod
@@ -263,7 +270,7 @@ def _number(words: str, name: str, default: int) -> int:
 
 
 def _parse_engine(town: Town, name: str, words: str, free: dict[str, int]) -> None:
-    replicas = int(words.split(" replicas")[0])
+    replicas = int(words.split(" replicas", maxsplit=1)[0])
     gpus = _number(words, "gpus", 1)
     engine = town.engine(
         name,
@@ -276,7 +283,13 @@ def _parse_engine(town: Town, name: str, words: str, free: dict[str, int]) -> No
             "lendTo": "Anywhere" if "anywhere" in words else "SameNamespace",
         },
     )
-    lent = {slot.index for view in town.world.claiming.values() if view.claim for slot in view.claim.borrowed if slot.engine == name}
+    lent = {
+        slot.index
+        for view in town.world.claiming.values()
+        if view.claim
+        for slot in view.claim.borrowed
+        if slot.engine == name
+    }
     in_flight = re.search(r"in flight ([\d ]+)", words)
     busy = [int(count) for count in in_flight.group(1).split()] if in_flight else []
     for index in range(replicas):

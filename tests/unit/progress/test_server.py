@@ -50,7 +50,7 @@ class Desk:
         self.woken: list[Key] = []
         self.status = Status()
         api = ApiClient.__new__(ApiClient)
-        self.writer = ProgressWriter(self.status.patch, lambda: True, clock)
+        self.writer = ProgressWriter(self.status.write, lambda: True, clock)
         self.intake = Intake(self.store, self.writer, self.woken.append)
         self.endpoint = Endpoint(
             self.store, KnownTokens(api), KnownDeployments(self.store, api), self.intake, lambda: self.leads

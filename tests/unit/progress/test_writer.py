@@ -8,7 +8,7 @@ from kubernetes.aio.client import ApiException
 
 from sluice_api.finetunejob import FineTuneJob, Progress
 from sluice_operator.progress import coalesce, writer
-from sluice_operator.progress.status import status_body
+from sluice_operator.progress.status import JobGone, status_body
 from sluice_operator.progress.writer import AT_ONCE, ProgressWriter
 from tests.unit.progress.worlds import job
 
@@ -31,7 +31,7 @@ class Status:
         self.hold: asyncio.Event | None = None
         self.at_once = self.most_at_once = 0
 
-    async def patch(self, _job: FineTuneJob, progress: Progress) -> None:
+    async def write(self, _job: FineTuneJob, progress: Progress) -> None:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
@@ -57,7 +57,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_the_first_and_then_the_newest() -> None:
     status = Status()
-    progress = ProgressWriter(status.patch, lambda: True, clock)
+    progress = ProgressWriter(status.write, lambda: True, clock)
     async with progress.running():
         progress.offer(job(), at_step(1))
         await status.next()
@@ -72,7 +72,7 @@ async def test_the_first_and_then_the_newest() -> None:
 async def test_what_comes_during_a_write_is_not_lost() -> None:
     status = Status()
     status.hold = asyncio.Event()
-    progress = ProgressWriter(status.patch, lambda: True, clock)
+    progress = ProgressWriter(status.write, lambda: True, clock)
     async with progress.running():
         progress.offer(job(), at_step(1))
         await asyncio.sleep(0)
@@ -91,7 +91,7 @@ async def test_what_comes_during_a_write_is_not_lost() -> None:
 async def test_a_failed_write_is_tried_again_with_the_newest() -> None:
     status = Status()
     status.failures = [ApiException(status=500), TimeoutError()]
-    progress = ProgressWriter(status.patch, lambda: True, clock)
+    progress = ProgressWriter(status.write, lambda: True, clock)
     async with progress.running():
         progress.offer(job(), at_step(1))
         await status.next()
@@ -102,11 +102,10 @@ async def test_a_failed_write_is_tried_again_with_the_newest() -> None:
     assert status.steps[0] > 1
 
 
-@pytest.mark.parametrize("answer", [404, 409])
-async def test_a_job_that_is_gone_is_dropped(answer: int) -> None:
+async def test_a_job_that_is_gone_is_dropped() -> None:
     status = Status()
-    status.failures = [ApiException(status=answer)]
-    progress = ProgressWriter(status.patch, lambda: True, clock)
+    status.failures = [JobGone()]
+    progress = ProgressWriter(status.write, lambda: True, clock)
     async with progress.running():
         progress.offer(job(), at_step(1))
         await status.next()
@@ -117,7 +116,7 @@ async def test_a_job_that_is_gone_is_dropped(answer: int) -> None:
 
 async def test_a_forgotten_job_is_not_written() -> None:
     status = Status()
-    progress = ProgressWriter(status.patch, lambda: True, clock)
+    progress = ProgressWriter(status.write, lambda: True, clock)
     async with progress.running():
         progress.offer(job(), at_step(1))
         await status.next()
@@ -129,7 +128,7 @@ async def test_a_forgotten_job_is_not_written() -> None:
 
 async def test_who_does_not_lead_writes_nothing() -> None:
     status = Status()
-    progress = ProgressWriter(status.patch, lambda: False, clock)
+    progress = ProgressWriter(status.write, lambda: False, clock)
     async with progress.running():
         progress.offer(job(), at_step(1))
         await asyncio.sleep(0.05)
@@ -139,7 +138,7 @@ async def test_who_does_not_lead_writes_nothing() -> None:
 
 async def test_many_jobs_are_written_a_few_at_once() -> None:
     status = Status()
-    progress = ProgressWriter(status.patch, lambda: True, clock)
+    progress = ProgressWriter(status.write, lambda: True, clock)
     status.hold = asyncio.Event()
     async with progress.running():
         for number in range(50):
@@ -155,16 +154,16 @@ async def test_many_jobs_are_written_a_few_at_once() -> None:
 async def test_a_restarted_operator_does_not_repeat_what_the_status_says() -> None:
     said = {"progress": {"step": 7, "activity": "Training", "attempt": 1, "reportedAt": clock().isoformat()}}
     status = Status()
-    progress = ProgressWriter(status.patch, lambda: True, clock)
+    progress = ProgressWriter(status.write, lambda: True, clock)
     async with progress.running():
         progress.offer(job(status=said), at_step(7))
         await asyncio.sleep(0.3)
     assert status.steps == []
 
 
-def test_the_write_owns_progress_alone_and_names_the_uid() -> None:
-    body = status_body(job(), at_step(3))
-    assert body["metadata"]["uid"] == "job-uid"
+def test_the_write_owns_progress_alone_and_names_the_version() -> None:
+    body = status_body(job(), "17", at_step(3))
+    assert body["metadata"]["resourceVersion"] == "17"
     assert list(body["status"]) == ["progress"]
     assert body["status"]["progress"]["step"] == 3
     assert "secondsLeft" not in body["status"]["progress"]

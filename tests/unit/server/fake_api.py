@@ -63,6 +63,13 @@ class FakeAPI:
         await asyncio.sleep(0)
         self._cut = asyncio.Event()
 
+    async def fail_watches(self) -> None:
+        """Put an ERROR event into every watch, and leave the watches open."""
+        self.version += 1
+        status = {"kind": "Status", "code": 500, "reason": "InternalError", "message": "etcd is tired"}
+        for plural in _KINDS:
+            await self._tell("ERROR", plural, status)
+
     async def _tell(self, kind: str, plural: str, body: Body) -> None:
         self.log.append((self.version, kind, plural, body))
         async with self._changed:
@@ -91,7 +98,7 @@ class FakeAPI:
         while not cut.is_set():
             for version, kind, of, body in [event for event in self.log if event[0] > since]:
                 since = version
-                if of == plural and only in ("", body["metadata"]["name"]):
+                if of == plural and (kind == "ERROR" or only in ("", body["metadata"]["name"])):
                     line = json.dumps({"type": kind, "object": body}).encode() + b"\n"
                     await answer.write(line[:20])
                     await answer.write(line[20:])

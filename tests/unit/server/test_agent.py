@@ -179,6 +179,7 @@ async def test_other_engines_adapters_and_unreadable_ones_are_left_alone(slot: S
     await slot.start_all()
     slot.put_adapter("one")
     await slot.api.apply("adapters", "poison", spec={"engine": BASE})
+    await slot.publish("two.words", "one")  # Kubernetes allows a dot, a report does not.
     await slot.api.apply("adapters", "theirs", spec={"engine": "other", "source": {"uri": "pvc://adapters/one"}})
     await slot.publish("tone", "one")
     await slot.until("tone", "Loaded")
@@ -190,10 +191,11 @@ async def test_a_restarted_vllm_gets_everything_again(slot: SlotUnderTest) -> No
     slot.put_adapter("one")
     await slot.publish("tone", "one")
     version = (await slot.until("tone", "Loaded"))["version"]
-    shutil.rmtree(slot.place.root / "volumes/adapters/one")
+    shutil.rmtree(slot.place.root / "volumes/adapters/one")  # The pod's own copy is what counts.
     await slot.restart_vllm()
     await eventually(lambda: slot.vllm.adapters.keys() == {version})
     await eventually(slot.ready)
+    assert [request["model"] for request in slot.vllm.seen] == [BASE, version]  # Checked again, both.
     assert (await slot.ask("tone"))[0] == 200
 
 
@@ -225,3 +227,33 @@ async def test_a_lost_watch_is_followed_by_a_list(slot: SlotUnderTest) -> None:
     slot.api.broken = False
     await eventually(lambda: not slot.vllm.adapters)
     assert slot.api.lists > 2
+
+
+async def test_an_error_in_the_watch_is_followed_by_a_list(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    slot.put_adapter("one")
+    await slot.publish("tone", "one")
+    await slot.until("tone", "Loaded")
+    del slot.api.objects["adapters", "tone"]  # An event that never comes.
+    await slot.api.fail_watches()
+    await eventually(lambda: not slot.vllm.adapters)
+
+
+async def test_metrics_say_what_the_report_says(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    slot.put_adapter("one")
+    await slot.publish("tone", "one")
+    await slot.publish("lost", "nowhere")
+    await slot.until("tone", "Loaded")
+    await slot.until("lost", "Failed")
+    await eventually(slot.ready)
+    async with slot.http.get(f"http://127.0.0.1:{slot.place.agent_port}/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    for series in (
+        'sluice_agent_adapters{state="Loaded"} 1.0',
+        'sluice_agent_adapters{state="Failed"} 1.0',
+        "sluice_agent_requests_in_flight 0.0",
+        "sluice_agent_serving 1.0",
+        "sluice_agent_draining 0.0",
+    ):
+        assert series in lines

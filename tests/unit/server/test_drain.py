@@ -113,11 +113,10 @@ async def test_the_stop_hook_waits_for_quiet_and_the_agent_notices(slot: SlotUnd
     hook = asyncio.create_task(stop_hook(slot, drain_timeout=30))
     await eventually(lambda: slot.operator.reports[-1]["draining"])
     assert not await slot.ready()
-    await asyncio.sleep(QUIET_SECONDS)
-    assert not hook.done()
     slot.vllm.hold.set()
     assert (await in_flight)[0] == 200
     output = await hook
+    assert float(output.split()[1]) >= QUIET_SECONDS  # A client may not have heard yet that the pod is going.
     assert output.endswith("s: 0 in flight\n")
     # Drained already: a second hook, or one after the operator's own drain, has nothing to wait for.
     assert await stop_hook(slot, drain_timeout=30) == "waited 0.0 s: 0 in flight\n"
@@ -153,6 +152,7 @@ async def test_a_report_is_sent_again_until_a_leader_takes_it(slot: SlotUnderTes
     await slot.start_all()
     await eventually(slot.ready)
     await slot.operator.arrived.wait()
+    await asyncio.sleep(0.5)  # Whatever was news has been tried by now.
     slot.place.at(pods.TOKEN_FILE).write_text("rotated\n")
     slot.operator.status = 202
     await eventually(lambda: slot.operator.reports)

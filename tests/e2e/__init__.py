@@ -1,0 +1,1 @@
+"""Journeys on a real node, with real vLLM and real training. Start reading at conftest.py."""

@@ -1,0 +1,169 @@
+"""The stage of all journeys: a cluster, Sluice installed by its chart, and one team with one engine of two replicas.
+
+Each journey starts with `team.fresh()`: no job, the engine whole. So each can run alone and in any order, but for
+the last, which uninstalls Sluice.
+
+SLUICE_E2E_REUSE=1 takes Sluice and the engine as they are, which saves two minutes while a journey is written.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dev import models
+from dev.cluster import provider, tools
+from tests.e2e import objects
+from tests.e2e.kubectl import Kubectl, Refused
+from tests.e2e.observer import GPU, Observed, Observer
+from tests.e2e.sluice import SYSTEM, Sluice
+from tests.e2e.team import Team
+
+HERE = Path(__file__).parent
+TEAM, NEIGHBOUR = "e2e-team", "e2e-neighbour"
+GPUS = 2
+LONGEST_JOURNEY = 600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is in this folder needs a real node, and its time."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.timeout(LONGEST_JOURNEY))
+
+
+@pytest.fixture(scope="session")
+def kubectl() -> Kubectl:
+    """The cluster, up, with GPUs of the tests' own."""
+    provider.up(None)
+    found = Kubectl(tools.tools()["kubectl"], provider.kubeconfig())
+    for node in found.read("nodes")["items"]:
+        amounts = f'{{"capacity":{{"{GPU}":"{GPUS}"}},"allocatable":{{"{GPU}":"{GPUS}"}}}}'
+        found("patch", "node", node["metadata"]["name"], "--subresource=status", f'--patch={{"status":{amounts}}}')
+        break
+    return found
+
+
+@pytest.fixture(scope="session")
+def sluice(kubectl: Kubectl) -> Sluice:
+    """Sluice, newly installed."""
+    found = Sluice(kubectl, tools.tools()["helm"])
+    _clear_rules(kubectl)
+    if not os.environ.get("SLUICE_E2E_REUSE"):
+        found.uninstall()
+        kubectl("delete", "namespace", TEAM, NEIGHBOUR, "--ignore-not-found")
+        _clear_volumes(kubectl)
+    found.install()
+    return found
+
+
+@pytest.fixture(scope="session")
+def proxy(kubectl: Kubectl) -> Iterator[str]:
+    """Address of `kubectl proxy`: a way into the cluster on any provider, to Services and to single pods."""
+    with subprocess.Popen(kubectl.command("proxy", "--port=0"), stdout=subprocess.PIPE, text=True) as process:
+        said = process.stdout.readline() if process.stdout else ""
+        assert said, "`kubectl proxy` ended at once"
+        yield f"http://{said.split()[-1]}"
+        process.terminate()
+
+
+@pytest.fixture(scope="session")
+def settled(kubectl: Kubectl, sluice: Sluice, proxy: str) -> Team:
+    """The team, with its model, its dataset, its engine."""
+    models.models()
+    found = Team(kubectl, proxy, TEAM)
+    _settle(found)
+    kubectl.apply(objects.pool())
+    found.apply(objects.engine())
+    return found
+
+
+@pytest.fixture
+def team(settled: Team) -> Team:
+    """The team, with nothing going on and a whole engine."""
+    settled.fresh()
+    return settled
+
+
+@pytest.fixture
+def neighbour(team: Team) -> Team:
+    """Another team, without an engine."""
+    found = team.renamed(NEIGHBOUR)
+    _settle(found)
+    found.delete("ftj", "--all")
+    return found
+
+
+@pytest.fixture
+def observed(team: Team, kubectl: Kubectl) -> Iterator[Observed]:
+    """Everything that happens during the journey. What must never happen is checked at its end."""
+    with Observer(kubectl).watching() as found:
+        yield found
+    assert found.most_gpus() <= GPUS, "more GPUs were in use than there are"
+
+
+@dataclass
+class Undisturbed:
+    """Digest of the adapter that an ordinary job makes when nothing disturbs it."""
+
+    digest: str = ""
+
+
+@pytest.fixture(scope="session")
+def undisturbed() -> Undisturbed:
+    """Filled by the first journey in which an ordinary job ends undisturbed."""
+    return Undisturbed()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A journey that fails shows what there was at that moment."""
+    report = yield
+    if call.excinfo is not None and call.when in {"setup", "call"} and "kubectl" in getattr(item, "funcargs", {}):
+        kubectl = item.funcargs["kubectl"]  # type: ignore[attr-defined]
+        report.sections.extend((title, _said(kubectl, words)) for title, words in SCENE.items())  # type: ignore[attr-defined]
+    return report
+
+
+SCENE = {
+    "resources": "get ftj,ie,ad,gpool,jobs,pods --all-namespaces -o wide",
+    "statuses": f"get ftj,ie,ad --namespace={TEAM} -o yaml",
+    "events": f"get events --namespace={TEAM} --sort-by=.lastTimestamp",
+    "trainers": f"logs --namespace={TEAM} --selector=sluice.dev/stage --prefix --tail=15",
+    "replicas": f"logs --namespace={TEAM} --selector=sluice.dev/engine --all-containers --prefix --tail=15",
+    "operator": f"logs --namespace={SYSTEM} --selector=app.kubernetes.io/name=sluice --prefix --tail=40",
+}
+MOST_LINES = 150
+
+
+def _said(kubectl: Kubectl, words: str) -> str:
+    try:
+        lines = kubectl(*words.split(), patience=30).splitlines()
+    except (Refused, subprocess.TimeoutExpired) as refused:
+        return str(refused)
+    return "\n".join(lines[-MOST_LINES:])
+
+
+def _settle(team: Team) -> None:
+    team.settle()
+    models.place("tiny", team.volume("models"))
+    objects.write_rows(team.volume("datasets") / objects.DATASET)
+
+
+def _clear_rules(kubectl: Kubectl) -> None:
+    """Of a journey that was cut off."""
+    for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
+        mine = [n for n in kubectl("get", kind, "-o", "name").split() if "/e2e-" in n]
+        if mine:
+            kubectl("delete", *mine)
+
+
+def _clear_volumes(kubectl: Kubectl) -> None:
+    """A PersistentVolume remembers its claim's uid, and refuses the claim of a new namespace."""
+    mine = [n for n in kubectl("get", "pv", "-o", "name").split() if "/e2e-" in n]
+    if mine:
+        kubectl("delete", *mine)

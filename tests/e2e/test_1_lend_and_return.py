@@ -1,0 +1,46 @@
+"""J1: an engine lends a replica to a job, answers all the while, gets it back, and serves the result."""
+
+from tests.e2e import objects
+from tests.e2e.asking import asking
+from tests.e2e.conftest import Undisturbed
+from tests.e2e.observer import Observed, restarts_of
+from tests.e2e.team import Team
+
+ALIAS = "sailor"
+QUESTION = "Where is parcel 7?"
+
+
+def test_lend_and_return(team: Team, observed: Observed, undisturbed: Undisturbed) -> None:
+    """No request fails, the loan is one replica and ends, both replicas get the adapter, the base stays as it was."""
+    base = team.chat(objects.ENGINE, QUESTION)
+    before = {pod["metadata"]["uid"]: pod for pod in team.slot_pods()}
+
+    with asking(team) as asked:
+        team.apply(objects.job("lends", publish=ALIAS))
+        team.training("lends")
+        engine = team.wait("ie", objects.ENGINE, lambda e: e["status"]["lent"] == 1, "one replica is lent")
+        assert engine["status"]["ready"] == "1/2"
+        job = team.finished("lends")
+        assert team.whole()["status"]["slots"][0]["state"] == "Serving"
+        team.wait("ad", ALIAS, lambda ad: ad["status"].get("loaded") == "2/2", "both replicas have the adapter")
+    undisturbed.digest = job.digest
+
+    assert not asked.failed, f"{len(asked.failed)} of {len(asked.answers)} requests failed"
+    assert asked.count(stream=True)
+    assert asked.count(stream=False)
+
+    after = {pod["metadata"]["uid"]: pod for pod in team.slot_pods()}
+    stayed = before.keys() & after.keys()
+    assert len(stayed) == 1, "one replica was lent, the other one stayed"
+    assert not any(map(restarts_of, after.values()))
+    assert observed.fewest_ready(objects.ENGINE) == 1
+    assert observed.lent(objects.ENGINE, team.name) == [0, 1, 0]
+
+    alias = team.chat(ALIAS, QUESTION)
+    assert alias.model == ALIAS
+    assert alias.text != base.text
+    for pod in after.values():
+        name = pod["metadata"]["name"]
+        assert {objects.ENGINE, ALIAS} <= team.models(name)
+        assert team.chat(ALIAS, QUESTION, pod=name) == alias
+        assert team.chat(objects.ENGINE, QUESTION, pod=name) == base

@@ -1,0 +1,83 @@
+"""J2: the operator is killed at five moments of one loan, and nobody notices but its logs.
+
+Each moment is held from outside, so that the kill hits it and not a moment near it: admission refuses the write that
+would end it, or a request in flight does not end.
+"""
+
+from tests.e2e import objects
+from tests.e2e.conftest import Undisturbed
+from tests.e2e.holding import NO_TRAINER_PODS, SLOTS_KEEP_THEIR_SIZE, HalfRequest, holds
+from tests.e2e.kubectl import Kubectl, Object
+from tests.e2e.observer import Observed
+from tests.e2e.sluice import Sluice
+from tests.e2e.team import Team
+
+
+def test_killed_at_five_moments_of_a_loan(
+    team: Team, observed: Observed, kubectl: Kubectl, sluice: Sluice, undisturbed: Undisturbed
+) -> None:
+    """The same end as if nothing had happened: one attempt, one trainer, an engine that is whole."""
+    with holds(kubectl, team, NO_TRAINER_PODS, SLOTS_KEEP_THEIR_SIZE) as (no_pods, sizes):
+        no_pods.begin()
+        team.apply(objects.job("survives"))
+        (claim,) = team.wait_all("jobs", claims, "the claim is made", job="survives", stage="Train")
+        sluice.kill_leader()
+        assert not team.every("pods", job="survives", stage="Train"), "1: claim made and nothing else"
+        assert observed.slot_states(objects.ENGINE, team.name) == {"Serving"}
+
+        requests = [HalfRequest(team, pod["metadata"]["name"], objects.ENGINE) for pod in team.slot_pods()]
+        no_pods.lift()
+        team.wait("ie", objects.ENGINE, is_draining, "a replica drains")
+        sluice.kill_leader()
+        assert is_draining(team.wait("ie", objects.ENGINE, bool, "is there")), "2: draining"
+        (pod,) = team.every("pods", job="survives", stage="Train")
+        assert pod["spec"]["schedulingGates"]
+
+        sizes.begin()
+        for request in requests:
+            assert request.complete()
+        team.wait_all("pods", is_nominated, "the gate is off", job="survives", stage="Train")
+        sluice.kill_leader()
+        (pod,) = team.every("pods", job="survives", stage="Train")
+        assert "nodeName" not in pod["spec"], "3: gate just off"
+        assert team.slot_sizes() == [1, 1]
+
+        sizes.lift()
+        team.training("survives")
+        sizes.begin()
+        sluice.kill_leader()  # 4: training
+
+        team.wait("jobs", claim["metadata"]["name"], is_complete, "the training is over", seconds=LONGEST)
+        sluice.kill_leader()
+        assert sorted(team.slot_sizes()) == [0, 1], "5: the claim is over, its slot has not started"
+
+    job = team.finished("survives")
+    team.whole()
+    assert [attempt["reason"] for attempt in job.attempts] == ["Done"]
+    assert {attempt: len(pods) for attempt, pods in observed.trainers("survives").items()} == {"1": 1}
+    assert observed.fewest_ready(objects.ENGINE) == 1
+    if undisturbed.digest:
+        assert job.digest == undisturbed.digest
+
+
+LONGEST = 420
+
+
+def claims(jobs: list[Object]) -> bool:
+    """Whether there is a training Job, which is the claim."""
+    return len(jobs) == 1
+
+
+def is_draining(engine: Object) -> bool:
+    """Whether a replica drains."""
+    return "Draining" in {slot["state"] for slot in engine["status"]["slots"]}
+
+
+def is_nominated(pods: list[Object]) -> bool:
+    """Whether the trainer's gate is off, and its node kept for it."""
+    return any(not p["spec"].get("schedulingGates") and p["status"].get("nominatedNodeName") for p in pods)
+
+
+def is_complete(job: Object) -> bool:
+    """Whether a Job has succeeded, with no pod left that terminates."""
+    return any(c["type"] == "Complete" and c["status"] == "True" for c in job["status"].get("conditions", ()))

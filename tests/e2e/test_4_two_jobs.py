@@ -1,0 +1,26 @@
+"""J4: two jobs want the one GPU that may be lent."""
+
+from tests.e2e import objects
+from tests.e2e.observer import Observed, holds_a_node
+from tests.e2e.team import Team
+
+
+def test_the_second_waits_for_the_first(team: Team, observed: Observed) -> None:
+    """It says so, naming the first, and starts by itself; the engine does not get the GPU back in between."""
+    team.apply(objects.job("first", steps=200))
+    team.wait_job("first", lambda job: job.condition("Admitted").get("reason") not in {None, "Pending"}, "is in front")
+    team.apply(objects.job("second", steps=20))
+
+    waiting = team.wait_job("second", lambda job: "first" in job.message, "waits for the first")
+    assert waiting.condition("Admitted")["status"] == "False"
+    assert waiting.summary in {"WaitingForGPUs", "EngineAtFloor", "BehindInQueue"}
+    assert not team.every("jobs", job="second", stage="Train")
+
+    team.wait_job("second", lambda job: job.is_true("Trained"), "has trained")
+    first = team.wait_job("first", lambda job: job.is_true("Trained"), "has trained")
+    assert [attempt["reason"] for attempt in first.attempts] == ["Done"]
+    together = max(sum(map(holds_a_node, pods)) for pods in observed.moments("pods", stage="Train"))
+    assert together == 1
+    team.delete("ftj", "first", "second")
+    team.whole()
+    assert observed.lent(objects.ENGINE, team.name) == [0, 1, 0], "the GPU went from one to the other"

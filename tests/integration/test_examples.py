@@ -1,0 +1,50 @@
+"""examples/ and the chart on a real API server: applied as a user would, and kept as they were written."""
+
+from pathlib import Path
+
+import pytest
+
+from dev.cache import REPOSITORY
+from dev.cluster.control_plane import ControlPlane
+from tests.integration.kubectl import Kubectl
+from tests.unit.chart.helm import DEV_VALUES, helm
+
+pytestmark = pytest.mark.integration
+
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
+def test_an_example_is_applied_twice_and_changes_nothing_the_second_time(
+    file: Path, control_plane: ControlPlane, namespace: str
+) -> None:
+    kubectl = Kubectl(control_plane.kubeconfig)
+    first = kubectl.must("apply", "--namespace", namespace, "-f", str(file))
+    assert "Warning" not in first
+    again = kubectl.must("apply", "--namespace", namespace, "-f", str(file))
+    assert all(line.endswith("unchanged") for line in again.splitlines())
+    kubectl.must("delete", "--namespace", namespace, "--wait=false", "-f", str(file))
+
+
+def test_the_chart_is_taken_under_restricted_and_upgrades_to_itself(
+    control_plane: ControlPlane, namespace: str
+) -> None:
+    """Its CRDs and priority classes are there already, as on the cluster of this test's neighbours."""
+    kubectl = Kubectl(control_plane.kubeconfig)
+    kubectl.must("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    words = [
+        *("sluice", REPOSITORY / "charts" / "sluice", "--namespace", namespace, "--values", DEV_VALUES),
+        *("--set", "crds.install=false,priorityClasses.create=false"),
+        f"--kubeconfig={control_plane.kubeconfig}",
+    ]
+    try:
+        for revision in ("1", "2"):
+            installed = helm("upgrade", "--install", *words)
+            assert installed.returncode == 0, installed.stderr
+            assert f"REVISION: {revision}" in installed.stdout
+        kubectl.must("rollout", "history", "deployment/sluice", "--namespace", namespace)
+        sets = kubectl.read("replicasets", "--namespace", namespace)["items"]
+        assert len(sets) == 1  # The upgrade restarted nothing.
+        kubectl.must("wait", "pods", "--all", "--namespace", namespace, "--for=jsonpath={.status.phase}=Pending")
+    finally:
+        helm("uninstall", "sluice", "--no-hooks", "--namespace", namespace, f"--kubeconfig={control_plane.kubeconfig}")

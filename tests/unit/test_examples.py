@@ -1,0 +1,75 @@
+"""What a user reads and copies: examples/, and the YAML and the links of README and docs."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dev.cache import REPOSITORY
+from dev.demo import GREETING, QUESTION
+from sluice_api.crd import KINDS
+
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+OURS = {resource.KIND.kind: resource for resource in KINDS}
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    return [found for found in yaml.safe_load_all(text) if found]
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
+def test_an_example_is_as_the_models_say_and_names_no_namespace(file: Path) -> None:
+    for manifest in objects(file.read_text()):
+        assert "namespace" not in manifest["metadata"]
+        if manifest["kind"] in OURS:
+            OURS[manifest["kind"]].parse(manifest)
+
+
+def test_yaml_in_the_readme_is_as_the_models_say() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    parsed = [OURS[manifest["kind"]].parse(manifest) for block in blocks for manifest in objects(block)]
+    assert {type(resource).__name__ for resource in parsed} == {"FineTuneJob", "InferenceEngine"}
+
+
+def test_the_examples_fit_together() -> None:
+    (engine,) = objects((REPOSITORY / "examples" / "inferenceengine.yaml").read_text())
+    (job,) = objects((REPOSITORY / "examples" / "finetunejob.yaml").read_text())
+    claims = {manifest["metadata"]["name"] for manifest in objects((REPOSITORY / "examples/volumes.yaml").read_text())}
+    assert job["spec"]["publish"]["engine"] == engine["metadata"]["name"]
+    assert job["spec"]["model"] == engine["spec"]["model"]
+    assert job["spec"]["lora"]["rank"] <= engine["spec"]["lora"]["maxRank"]
+    used = re.findall(r"pvc://([a-z]+)/", json.dumps([engine, job])) + engine["spec"]["lora"]["claims"]
+    assert set(used) == claims
+
+
+def test_the_dataset_teaches_one_style_and_not_the_question_that_the_demo_asks() -> None:
+    lines = (REPOSITORY / "examples" / "datasets" / "support.jsonl").read_text().splitlines()
+    rows = [[turn["content"] for turn in json.loads(line)["messages"]] for line in lines]
+    questions = [question for question, _ in rows]
+    assert len(rows) == len(set(questions)) >= 200
+    assert QUESTION not in questions
+    assert all(answer.startswith(GREETING) and answer.endswith("the Harbour crew.") for _, answer in rows)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_files_that_the_architecture_names_exist() -> None:
+    roots = (
+        "operator/sluice_api",
+        "operator/sluice_operator",
+        "trainer_image/sluice_trainer",
+        "server_image/sluice_server",
+    )
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`([\w/]+(?:/|\.py|\.tpl|\.toml))(?:: \w+)?`", text)
+    bases = [REPOSITORY, *(REPOSITORY / root for root in roots), *((REPOSITORY / root).parent for root in roots)]
+    assert len(named) > 30
+    assert [name for name in named if not any((base / name).exists() for base in bases)] == []

@@ -1,0 +1,68 @@
+"""hf:// addresses: what they mean, and whose fault it is when they can't be fetched."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExitCode
+from sluice_trainer import hub
+from sluice_trainer.errors import StageError
+
+ANSWER = httpx2.Response(404, request=httpx2.Request("GET", "https://huggingface.co"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "repository", "revision", "path"),
+    [
+        ("hf://org/name", "org/name", None, ""),
+        ("hf://org/name@v1", "org/name", "v1", ""),
+        ("hf://org/name@v1/data/rows.jsonl", "org/name", "v1", "data/rows.jsonl"),
+        ("hf://org/name/rows.jsonl", "org/name", None, "rows.jsonl"),
+    ],
+)
+def test_an_address_taken_apart(uri: str, repository: str, revision: str | None, path: str) -> None:
+    assert hub.HubPath.parse(uri) == hub.HubPath(repository, revision, path)
+
+
+def test_a_model_is_fetched_without_pickles_at_the_commit_of_an_earlier_stage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(repository: str, **options: Any) -> str:
+        asked.update(options, repository=repository)
+        return str(tmp_path / "4f3c")
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert hub.model_folder("hf://org/name@main", "4f3c") == (tmp_path / "4f3c", "4f3c")
+    assert (asked["repository"], asked["revision"]) == ("org/name", "4f3c")
+    assert not any(Path("pytorch_model.bin").match(pattern) for pattern in asked["allow_patterns"])
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "code"),
+    [
+        (RepositoryNotFoundError("", response=ANSWER), Reason.MODEL_NOT_FOUND, ExitCode.BAD_INPUT),
+        (GatedRepoError("", response=ANSWER), Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT),
+        (LocalEntryNotFoundError("offline"), Reason.DOWNLOAD_FAILED, ExitCode.INTERNAL),
+        (HfHubHTTPError("500", response=ANSWER), Reason.DOWNLOAD_FAILED, ExitCode.INTERNAL),
+    ],
+)
+def test_whose_fault_it_is(monkeypatch: pytest.MonkeyPatch, error: Exception, reason: Reason, code: ExitCode) -> None:
+    def download(repository: str, **options: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    with pytest.raises(StageError, match=r"model\.uri hf://org/name") as raised:
+        hub.model_folder("hf://org/name")
+    assert (raised.value.reason, raised.value.code) == (reason, code)
+
+
+def test_a_dataset_repository_needs_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StageError, match=r"names a repository\. Name one file of it") as raised:
+        hub.dataset_file("hf://org/name")
+    assert raised.value.reason == Reason.DATASET_NOT_FOUND
