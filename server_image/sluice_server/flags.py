@@ -120,6 +120,8 @@ def _environment(slot: SlotSpec, place: Place) -> dict[str, str]:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             # Spinning threads collapse when anything else uses a core.
             "OMP_WAIT_POLICY": "PASSIVE",
+            # By itself every vLLM binds its threads to the first cores, so that all replicas of a node share them.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             # vLLM compiles parts of its sampler at the first request that needs them, --enforce-eager or not:
             # half a minute in which all requests stand still, and a C++ compiler that the image has not.
             "TORCHDYNAMO_DISABLE": "1",
