@@ -117,7 +117,12 @@ class Training(Model):
 class JobResources(Model):
     """What the training pod needs."""
 
-    gpus: int = Field(1, ge=1, le=64, description="GPUs of the training pod, all on one node.")
+    gpus: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs of the training pod, all on one node. The trainer of this version uses the first of them.",
+    )
     pool: Name = Field(DEFAULT_POOL, description="The GPUPool that they come from.")
     memory: Quantity = Field("8Gi", description="Memory request and limit of the training pod.")
     cpu: Quantity = Field("1", description="CPU request of the training pod; it has no limit.")

@@ -54,5 +54,5 @@ Decimal = Annotated[
 ]
 """A non-negative decimal number as a string (2e-4, 0.1): floats do not survive every JSON client."""
 
-Seconds = Annotated[int, Field(ge=0, le=31_536_000)]
+Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
 """A length of time in seconds, at most a year."""

@@ -25,7 +25,7 @@ from tests.e2e.team import Team
 HERE = Path(__file__).parent
 TEAM, NEIGHBOUR = "e2e-team", "e2e-neighbour"
 GPUS = 2
-LONGEST_JOURNEY = 600
+LONGEST_JOURNEY = 1800
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ from tests.e2e.observer import GPU
 
 POOL = "e2e"
 ENGINE = "chat"
-STEPS = 400
+STEPS = 200
 """Steps of an ordinary job: long enough to do something in the middle, whatever the machine."""
 DATASET = "voyages.jsonl"
 

@@ -32,7 +32,7 @@ def test_the_chart_is_taken_under_restricted_and_upgrades_to_itself(
     """Its CRDs and priority classes are there already, as on the cluster of this test's neighbours."""
     kubectl = Kubectl(control_plane.kubeconfig)
     kubectl.must("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
-    words = [
+    words: list[str | Path] = [
         *("sluice", REPOSITORY / "charts" / "sluice", "--namespace", namespace, "--values", DEV_VALUES),
         *("--set", "crds.install=false,priorityClasses.create=false"),
         f"--kubeconfig={control_plane.kubeconfig}",

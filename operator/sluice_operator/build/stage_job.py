@@ -21,7 +21,7 @@ from sluice_operator.settings import Settings
 GRACE_SECONDS = 30
 """SIGTERM makes the state of the last optimizer step durable well within this."""
 PREPARE_MEMORY = "4Gi"
-"""Rows are streamed: more data does not need more."""
+"""All rows as tokens are in memory at once: room for some hundred million tokens."""
 CPU_STAGE_CPU = "250m"
 
 

@@ -51,12 +51,17 @@ class Resync:
             self._wanted.clear()
 
     async def _list_due(self) -> None:
-        while self._due:
-            kind = self._due.pop()
+        """One attempt for each kind that is due. Those that fail are due again after a pause; no other waits for them."""
+        due, self._due = self._due, set()
+        failed = set()
+        for kind in due:
             try:
                 await refresh(self._api, self._store, kind)
                 self._never_listed.discard(kind)
             except ApiError as error:
                 logger.warning("a list failed and is tried again", extra={"kind": kind, "error": str(error)})
-                self._due.add(kind)
-                await asyncio.sleep(PAUSE_AFTER_FAILURE)
+                failed.add(kind)
+        if failed:
+            await asyncio.sleep(PAUSE_AFTER_FAILURE)
+            self._due |= failed
+            self._wanted.set()

@@ -13,7 +13,7 @@ from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.claims import live_claims
 from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock, take_stock
-from sluice_operator.plan.outcomes import all_outcomes, done, next_attempt_at
+from sluice_operator.plan.outcomes import all_outcomes, done, next_attempt_at, recorded
 from sluice_operator.plan.proof import coming
 from sluice_operator.plan.refusals import final_failure
 from sluice_operator.plan.room import claims_of_job, need_of, shortage, unreachable_volume
@@ -88,6 +88,13 @@ def is_pending(world: World, job: FineTuneJob, now: datetime) -> bool:
         return False
     not_before = next_attempt_at(outcomes.of(Stage.TRAIN))
     return not_before is None or now >= not_before
+
+
+def ready_since(job: FineTuneJob) -> datetime | None:
+    """When a job that was never given GPUs became ready for them; None for a later attempt."""
+    outcomes = recorded(job)
+    prepared = done(outcomes, Stage.PREPARE)
+    return prepared.ended_at if prepared and not outcomes.of(Stage.TRAIN) else None
 
 
 def _stage_jobs(world: World, job: FineTuneJob) -> list[StageJobView]:

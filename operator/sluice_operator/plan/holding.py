@@ -104,7 +104,8 @@ def _train(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step
         return _starts(pod, live, now, limits)
     silent = _silence(world, live, now)
     if silent is None:
-        message = f"On {live.claim.node}, attempt {live.stage_job.attempt}."
+        unused = f" It uses 1 of its {live.claim.gpus} GPUs." if live.claim.gpus > 1 else ""
+        message = f"On {live.claim.node}, attempt {live.stage_job.attempt}.{unused}"
         return Step(Reason.TRAINING, message, admitted=True, again_at=now + timedelta(seconds=30))
     message = f"No report from {pod.key.name} for {silent.seconds} s."
     over = silent >= _stalled_after(world, live) + _STALL_GRACE

@@ -13,7 +13,12 @@ from sluice_api.stages import ExitCode, Stage, StageOutcome
 from sluice_operator.observe.views import PodView, StageJobView, Termination
 from sluice_operator.observe.world import World, oldest_first
 
-FREE = frozenset({Reason.REQUEUED, Reason.SUSPENDED, Reason.NOT_BOUND, Reason.QUOTA_EXCEEDED, Reason.UNSCHEDULABLE})
+GIVEN_UP = frozenset(
+    {Reason.CLAIMED, Reason.NOT_BOUND, Reason.QUOTA_EXCEEDED, Reason.UNSCHEDULABLE, Reason.SUSPENDED_BY_OTHER}
+)
+"""Ends of claims that never got their node; `Claimed` is one that gave way to an older claim."""
+
+FREE = GIVEN_UP | {Reason.REQUEUED, Reason.SUSPENDED}
 """Ends that are nobody's failure: they do not count against maxAttempts."""
 
 AT_ONCE = frozenset({Reason.REQUEUED, Reason.POD_LOST, Reason.NODE_LOST, Reason.STALLED})
@@ -133,7 +138,11 @@ def done(outcomes: Outcomes, stage: Stage) -> AttemptOutcome | None:
 def next_attempt_at(outcomes: tuple[AttemptOutcome, ...]) -> datetime | None:
     """When the next attempt may begin; None for at once."""
     last = outcomes[-1] if outcomes else None
-    if last is None or last.ended_at is None or last.reason in AT_ONCE | {Reason.SUSPENDED, Reason.DONE}:
+    if (
+        last is None
+        or last.ended_at is None
+        or last.reason in AT_ONCE | {Reason.SUSPENDED, Reason.CLAIMED, Reason.DONE}
+    ):
         return None
     if last.reason in FREE:
         return last.ended_at + (_FIRST_PAUSE if last.reason == Reason.NOT_BOUND else _CLAIM_PAUSE)

@@ -5,10 +5,11 @@ from datetime import datetime, timedelta
 from sluice_api.stages import Stage
 from sluice_operator.build.stage_job import stage_job
 from sluice_operator.cluster.writes import Cluster
+from sluice_operator.metrics import QUEUE_WAIT_SECONDS
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.allocation import Allocation, allocate, next_change
+from sluice_operator.plan.allocation import Allocation, allocate, next_change, ready_since
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job import next_training_attempt
 from sluice_operator.plan.pool import engines_with_room, pool_status
@@ -33,6 +34,8 @@ async def reconcile_pool(
     for job, claim in [(world.jobs[k], claim) for k, claim in allocation.claims.items()]:
         attempt = next_training_attempt(store.world(), job)
         await cluster.create(stage_job(job, Stage.TRAIN, attempt, settings, claim))
+        if (ready := ready_since(job)) is not None:
+            QUEUE_WAIT_SECONDS.labels(pool.metadata.name).observe((now - ready).total_seconds())
     stock = take_stock(store.world(), pool)
     for engine in engines_with_room(store.world(), stock):
         store.wake(key_of(engine))  # GPUs have come free; nothing else tells it

@@ -1,0 +1,197 @@
+"""Two operators, of which the leader is killed or stopped at chosen writes, and views that lie: always the same end."""
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from dev.cluster.control_plane import ControlPlane
+from sluice_api.stages import Stage
+from tests.integration.claim_scene import ClaimScene, borrowed_slots, claim_of, claim_scene, is_gated
+from tests.integration.conftest import MakeOperator
+from tests.integration.fault_proxy import FaultProxy
+from tests.integration.held_proxy import HeldProxy, held_proxy
+from tests.integration.nodes import Nodes
+from tests.integration.progress_scene import Kube
+from tests.integration.running_operator import RunningOperator
+
+pytestmark = pytest.mark.integration
+
+LEASE_SECONDS = 5
+SECOND = "second-operator"
+
+WRITES = {
+    "the claim": r"POST .*/jobs$",
+    "the word that a slot drains": r"PATCH .*/inferenceengines/chat/status",
+    "the gate's removal": r"PATCH .*/pods/tone-[^/]*-train-1-\w+\?",
+    "the nomination": r"PATCH .*/pods/tone-[^/]*-train-1-\w+/status",
+    "the stop of the slot": r"PATCH .*/deployments/chat-\d\?",
+    "the record of the training": r"PATCH .*/finetunejobs/tone\?fieldManager=sluice-annotations",
+    "the slot's return": r"PATCH .*/deployments/chat-\d\?fieldManager=sluice&force",
+    "the export": r"POST .*/jobs$",
+}
+AFTER_TRAINING = ("the record of the training", "the slot's return", "the export")
+
+
+@pytest_asyncio.fixture
+async def scene(control_plane: ControlPlane, kube: Kube, namespace: str) -> AsyncIterator[ClaimScene]:
+    async with claim_scene(control_plane, kube, namespace) as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def held(control_plane: ControlPlane) -> AsyncIterator[HeldProxy]:
+    async with held_proxy(control_plane) as made:
+        yield made
+
+
+@pytest.fixture
+def own_kubeconfig(control_plane: ControlPlane, tmp_path: Path) -> Path:
+    """Credentials by which the audit log tells the second operator from the first."""
+    authority = control_plane.authority
+    return authority.kubeconfig(tmp_path / SECOND, control_plane.server, authority.client(SECOND, "system:masters"))
+
+
+@pytest_asyncio.fixture
+async def pair(
+    scene: ClaimScene, nodes: Nodes, held: HeldProxy, operator: MakeOperator, own_kubeconfig: Path
+) -> tuple[RunningOperator, RunningOperator]:
+    """A leader behind the proxy, a standby, and an engine of two slots that serves."""
+    await nodes.add(f"{scene.namespace}-n1", gpus=2)
+    leader = operator("first", held.kubeconfig, lease_seconds=LEASE_SECONDS)
+    await scene.engine("chat", replicas=2)
+    await leader.leads()
+    standby = operator("second", own_kubeconfig, lease_seconds=LEASE_SECONDS)
+    await scene.serves(2)
+    return leader, standby
+
+
+def hold(held: HeldProxy, write: str) -> None:
+    pattern = re.compile(WRITES[write])
+    held.holds = lambda method, path: pattern.search(f"{method} {path}") is not None
+
+
+@pytest.mark.parametrize("write", list(WRITES))
+async def test_a_leader_killed_at_a_write_leaves_nothing_that_its_successor_does_not_end(
+    scene: ClaimScene, held: HeldProxy, pair: tuple[RunningOperator, RunningOperator], write: str
+) -> None:
+    leader, successor = pair
+    if write in AFTER_TRAINING:
+        await scene.job("tone", publish="chat")
+        await scene.running("tone")
+        await scene.history.until(lambda: scene.lent() == 1, "one slot is lent")
+        hold(held, write)
+        await scene.finishes("tone")
+    else:
+        hold(held, write)
+        await scene.job("tone", publish="chat")
+    await held.at()
+    leader.kill()
+    await successor.leads()
+    if write not in AFTER_TRAINING:
+        await scene.finishes("tone")
+    await scene.serves(2)
+    await scene.finishes("tone", Stage.EXPORT)
+    await scene.history.until(lambda: scene.history.now["adapters"].get("tone"), "the Adapter is written")
+    assert scene.lent() == 0
+    assert _jobs_made(scene) == {"train-1": 1, "export-1": 1}
+
+
+def _jobs_made(scene: ClaimScene) -> dict[str, int]:
+    """How often a Job of each stage and attempt was created, by whomever."""
+    made = (w for w in scene.writes() if (w.verb, w.resource, w.status) == ("create", "jobs", 201))
+    return dict(Counter("-".join(write.name.split("-")[-2:]) for write in made))
+
+
+@pytest.mark.parametrize(
+    "write", ["the claim", "the word that a slot drains", "the gate's removal", "the nomination", "the stop of the slot"]
+)
+async def test_a_leader_that_wakes_after_its_successor_has_acted_changes_nothing(
+    scene: ClaimScene, held: HeldProxy, pair: tuple[RunningOperator, RunningOperator], write: str
+) -> None:
+    """It is stopped (SIGSTOP) with a write under way, and that write arrives when the successor has long trained."""
+    leader, successor = pair
+    hold(held, write)
+    await scene.job("tone")
+    await held.at()
+    leader.pause()
+    await successor.leads()
+    await scene.running("tone")
+    await scene.history.until(lambda: scene.lent() == 1, "one slot is lent")
+    await asyncio.sleep(1)
+    states, sizes = _states(scene), scene.sizes()
+    await held.let_go()
+    leader.wake()
+    await leader.logged("no longer leading")
+    await asyncio.sleep(2)
+    assert (_states(scene), scene.sizes()) == (states, sizes)
+    assert _jobs_made(scene) == {"train-1": 1}
+    await scene.finishes("tone")
+    await scene.serves(2)
+    await scene.finishes("tone", Stage.EXPORT)
+    await scene.succeeds("tone")
+    assert [w for w in scene.writes() if w.resource == "pods" and w.name.endswith("train-2")] == []
+
+
+def _states(scene: ClaimScene) -> list[str]:
+    return [slot["state"] for slot in scene.status("inferenceengines", "chat")["slots"]]
+
+
+async def test_nobody_drains_for_a_claim_that_a_former_leader_made_too_late(
+    scene: ClaimScene, held: HeldProxy, pair: tuple[RunningOperator, RunningOperator]
+) -> None:
+    """The former leader's claim for `late` arrives when the new one has lent the slot to `quick`."""
+    leader, successor = pair
+    hold(held, "the claim")
+    await scene.job("late")
+    await held.at()
+    leader.pause()
+    await scene.patch("finetunejobs", "late", {"spec": {"suspend": True}})
+    await successor.leads()
+    await scene.job("quick")
+    await scene.running("quick")
+    await scene.patch("finetunejobs", "late", {"spec": {"suspend": False}})
+    await scene.job_says("late", "EngineAtFloor")
+    await held.let_go()
+    leader.wake()
+    (late,) = await scene.history.until(lambda: scene.stage_jobs("late"), "the late claim arrives")
+    (quick,) = scene.stage_jobs("quick")
+    assert borrowed_slots([late]) == borrowed_slots([quick])
+    first, second = claim_of(late), claim_of(quick)
+    assert first and second
+    assert first.term < second.term
+    await scene.history.until(lambda: not scene.stage_jobs("late"), "the late claim is taken back")
+    assert all(is_gated(v.body) for v in scene.history.ordered("pods") if v.name.startswith("late"))
+    assert scene.stage_jobs("quick") == [scene.history.now["jobs"][quick["metadata"]["name"]]]
+    assert scene.lent() == 1
+    await scene.finishes("quick")
+    await scene.finishes("late", attempt=2)
+    await scene.serves(2)
+
+
+@pytest.mark.parametrize("repair", [410, 500, "the next full list"])
+async def test_an_operator_that_missed_deletes_gives_back_all_the_same(
+    scene: ClaimScene, nodes: Nodes, proxy: FaultProxy, operator: MakeOperator, kube: Kube, repair: int | str
+) -> None:
+    """Its watches lose every DELETED event; then they break, or the next list is due."""
+    await nodes.add(f"{scene.namespace}-n1", gpus=2)
+    operator("alone", proxy.kubeconfig, resync_seconds=8 if isinstance(repair, str) else 3600)
+    await scene.engine("chat", replicas=2)
+    await scene.serves(2)
+    await scene.job("tone")
+    await scene.running("tone")
+    await scene.history.until(lambda: scene.lent() == 1, "one slot is lent")
+    proxy.loses = lambda _plural, event: event["type"] == "DELETED"
+    await kube.call("DELETE", scene.path("finetunejobs", "tone"))
+    await scene.history.until(lambda: not scene.stage_jobs("tone"), "its Job is gone")
+    if isinstance(repair, int):
+        error = {"kind": "Status", "status": "Failure", "code": repair, "reason": "Fault", "message": "injected"}
+        for plural in ("finetunejobs", "jobs", "pods", "deployments"):
+            proxy.send(plural, {"type": "ERROR", "object": error})
+    await scene.serves(2)
+    await scene.job("next")
+    await scene.running("next")

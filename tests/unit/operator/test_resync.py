@@ -1,0 +1,75 @@
+"""Full lists: each kind when it is wanted, and none held up by another that cannot be listed."""
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from sluice_operator.cluster.errors import ApiError
+from sluice_operator.cluster.kinds import KINDS
+from sluice_operator.handlers import resync as module
+from sluice_operator.handlers.resync import Resync
+from sluice_operator.observe.parse import KINDS as WATCHED
+from sluice_operator.observe.store import Store
+
+PLURALS = [KINDS[kind].plural for kind in WATCHED]
+
+
+class ListServer:
+    """An API server of empty lists, which refuses some."""
+
+    def __init__(self, *refused: str) -> None:
+        self.refused = refused
+        self.listed = Counter[str]()
+        self.version = 0
+
+    async def request(self, _method: str, path: str, **_: Any) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        plural = path.rpartition("/")[2]
+        self.listed[plural] += 1
+        if plural in self.refused:
+            raise ApiError(403, "Forbidden", "no")
+        self.version += 1
+        return {"items": [], "metadata": {"resourceVersion": str(self.version)}}
+
+
+async def rounds(resync: Resync) -> None:
+    """Let it go on until nothing more is to be done at once."""
+    task = asyncio.create_task(resync.run())
+    for _ in range(400):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_only_what_is_wanted_is_listed_and_all_must_be_before_anybody_decides() -> None:
+    server = ListServer()
+    resync = Resync(server, Store(), 3600)  # type: ignore[arg-type]
+    for plural in PLURALS[:-1]:
+        resync.want(plural)
+    await rounds(resync)
+    assert (server.listed, resync.is_primed) == (Counter(PLURALS[:-1]), False)
+    resync.want(PLURALS[-1])
+    resync.want("somebody-elses")
+    await rounds(resync)
+    assert (server.listed, resync.is_primed) == (Counter(PLURALS), True)
+
+
+async def test_a_kind_that_cannot_be_listed_holds_no_other_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_AFTER_FAILURE", 0)
+    server = ListServer("nodes")
+    resync = Resync(server, Store(), 3600)  # type: ignore[arg-type]
+    for plural in PLURALS:
+        resync.want(plural)
+    await rounds(resync)
+    assert set(server.listed) == set(PLURALS)
+    assert server.listed["nodes"] > 3
+    assert not resync.is_primed
+
+
+async def test_everything_is_listed_when_its_time_has_come() -> None:
+    server = ListServer()
+    resync = Resync(server, Store(), 0)  # type: ignore[arg-type]
+    await rounds(resync)
+    assert set(server.listed) == set(PLURALS)
