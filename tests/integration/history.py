@@ -7,6 +7,7 @@ what came before what is read off here, whatever a test's own speed.
 import asyncio
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ class Version:
     plural: str
     gone: bool
     body: Body
+    at: float
+    """When the watch brought it, by time.monotonic()."""
 
     @property
     def name(self) -> str:
@@ -135,7 +138,7 @@ class History:
                     event = json.loads(line)
                     body = event["object"]
                     revision = int(body["metadata"]["resourceVersion"])
-                    self._take(Version(revision, plural, event["type"] == "DELETED", body))
+                    self._take(Version(revision, plural, event["type"] == "DELETED", body, time.monotonic()))
                 raise EOFError(f"the watch of {plural} has ended")
 
     def _take(self, version: Version) -> None:

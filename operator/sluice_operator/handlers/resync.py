@@ -51,7 +51,7 @@ class Resync:
             self._wanted.clear()
 
     async def _list_due(self) -> None:
-        """One attempt for each kind that is due. Those that fail are due again after a pause; no other waits for them."""
+        """One attempt for each kind that is due. Those that fail are due again after a pause; none waits for another."""
         due, self._due = self._due, set()
         failed = set()
         for kind in due:

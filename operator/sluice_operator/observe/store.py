@@ -244,7 +244,12 @@ class Store:
             self._change(key, None)
         if isinstance(obj, StageJobView):
             obj = dataclasses.replace(obj, seen=seen)
-        self._change(key, obj if self._is_kept(obj) else None)
+        if self._is_kept(obj):
+            self._change(key, obj)
+            return
+        if isinstance(obj, PodView) and obj.ended:
+            table.dead[obj.uid] = version  # as good as deleted: what still shows it running is late
+        self._change(key, None)
 
     def _is_kept(self, obj: Stored) -> bool:
         """Whether any decision depends on it: strangers' pods count only while they take something from a node."""

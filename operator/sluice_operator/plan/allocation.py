@@ -18,16 +18,9 @@ from sluice_operator.plan.proof import coming
 from sluice_operator.plan.refusals import final_failure
 from sluice_operator.plan.room import claims_of_job, need_of, shortage, unreachable_volume
 from sluice_operator.plan.victims import choose_victims, lending_refusal
+from sluice_operator.plan.waiting import Wait, explain
 
 _AVOIDED_FOR = timedelta(minutes=5)
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Why a job waits for GPUs."""
-
-    reason: Reason
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,51 +163,6 @@ def _with_claim(stock: Stock, job: FineTuneJob, claim: Claim) -> Stock:
             slots=tuple(slot for slot in node.slots if slot.slot not in borrowed),
         )
     ).with_granted(job)
-
-
-def explain(stock: Stock, job: FineTuneJob, waiting: list[FineTuneJob]) -> Wait:
-    """Why a job waits, whom it waits for and what would end the wait."""
-    gpus, pool = job.spec.resources.gpus, stock.pool.metadata.name
-    asked = f"Waiting for {gpus} GPU{'s' if gpus > 1 else ''} in pool {pool}"
-    reason, why = _main_reason(stock, job)
-    holders = [live.name for node in stock.nodes.values() for live in node.claims] + list(stock.granted)
-    holders = [_short(name, job) for name in holders]
-    parts = [f"{asked}. {why}"]
-    if waiting:
-        ahead = _short(f"{waiting[0].metadata.namespace}/{waiting[0].metadata.name}", job)
-        parts.append(f"{ahead} is in front.")
-        if reason is Reason.WAITING_FOR_GPUS:
-            reason = Reason.BEHIND_IN_QUEUE
-    if holders:
-        parts.append(f"Next: {', '.join(holders[:3])} ends and gives back what it holds.")
-    parts.append(f"Or: {reason.next_step}" if holders else f"Next: {reason.next_step}")
-    return Wait(reason, " ".join(parts))
-
-
-def _short(name: str, job: FineTuneJob) -> str:
-    """A job's name without its namespace where that is the reader's own."""
-    return name.removeprefix(f"{job.metadata.namespace}/")
-
-
-def _main_reason(stock: Stock, job: FineTuneJob) -> tuple[Reason, str]:
-    usable = [node for node in stock.nodes.values() if not node.refusal]
-    if not usable:
-        return Reason.NO_NODES, "No node of the pool can take a pod now."
-    enough = [node for node in usable if node.free >= job.spec.resources.gpus]
-    if enough:
-        return Reason.WAITING_FOR_GPUS, f"GPUs are free on {enough[0].name}, but not for this job yet."
-    slots = [slot for node in usable for slot in node.slots]
-    if job.spec.scheduling.policy is not Policy.PREEMPT or not slots:
-        return Reason.WAITING_FOR_GPUS, f"{sum(node.free for node in usable)} are free."
-    refusals = {slot.engine.metadata.uid: (slot.engine, lending_refusal(slot.engine, job)) for slot in slots}
-    for engine, refused in refusals.values():
-        if refused is None:
-            left = sum(1 for slot in slots if slot.engine.metadata.uid == engine.metadata.uid)
-            floor = min(engine.spec.preemption.min_replicas, engine.spec.replicas)
-            at = f"{left} of {engine.spec.replicas} replicas are left, its floor is {floor}"
-            return Reason.ENGINE_AT_FLOOR, f"{engine.metadata.name} can lend no more: {at}."
-    engine, refused = next(iter(refusals.values()))
-    return refused or Reason.WAITING_FOR_GPUS, f"{engine.metadata.name} does not lend to this job."
 
 
 def next_change(world: World, pool: GPUPool, now: datetime) -> datetime | None:

@@ -12,10 +12,10 @@ from sluice_api.stages import ExportResult, Stage
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, adapter_key, oldest_first
 from sluice_operator.plan import refusals
-from sluice_operator.plan.allocation import Wait
 from sluice_operator.plan.claims import LiveClaim, is_live, live_claims, trainer_pods
 from sluice_operator.plan.holding import Limits, Step, advance
 from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, done, next_attempt_at, recorded
+from sluice_operator.plan.waiting import Wait
 
 _CONDITION = {
     Stage.PREPARE: JobCondition.PREPARED,

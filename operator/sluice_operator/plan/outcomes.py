@@ -27,6 +27,7 @@ AT_ONCE = frozenset({Reason.REQUEUED, Reason.POD_LOST, Reason.NODE_LOST, Reason.
 AGAIN = AT_ONCE | FREE | {Reason.TRAINER_FAILED, Reason.DOWNLOAD_FAILED}
 """Ends after which another attempt may go better. Every other end is final."""
 
+_NO_PAUSE = AT_ONCE | {Reason.SUSPENDED, Reason.CLAIMED, Reason.DONE}
 _OUT_OF_MEMORY_EXIT = 137
 _FIRST_PAUSE = timedelta(seconds=10)
 _LONGEST_PAUSE = timedelta(minutes=5)
@@ -138,11 +139,7 @@ def done(outcomes: Outcomes, stage: Stage) -> AttemptOutcome | None:
 def next_attempt_at(outcomes: tuple[AttemptOutcome, ...]) -> datetime | None:
     """When the next attempt may begin; None for at once."""
     last = outcomes[-1] if outcomes else None
-    if (
-        last is None
-        or last.ended_at is None
-        or last.reason in AT_ONCE | {Reason.SUSPENDED, Reason.CLAIMED, Reason.DONE}
-    ):
+    if last is None or last.ended_at is None or last.reason in _NO_PAUSE:
         return None
     if last.reason in FREE:
         return last.ended_at + (_FIRST_PAUSE if last.reason == Reason.NOT_BOUND else _CLAIM_PAUSE)

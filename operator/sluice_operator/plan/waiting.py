@@ -1,0 +1,81 @@
+"""Why a job waits for GPUs: for whom, since when, and what would end the wait."""
+
+from dataclasses import dataclass
+
+from sluice_api.finetunejob import FineTuneJob, Policy
+from sluice_api.reasons import Reason
+from sluice_operator.plan.inventory import Stock
+from sluice_operator.plan.outcomes import recorded
+from sluice_operator.plan.victims import lending_refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a job waits for GPUs."""
+
+    reason: Reason
+    message: str
+
+
+def explain(stock: Stock, job: FineTuneJob, waiting: list[FineTuneJob]) -> Wait:
+    """Why a job waits, whom it waits for and what would end the wait."""
+    gpus, pool = job.spec.resources.gpus, stock.pool.metadata.name
+    asked = f"Waiting for {gpus} GPU{'s' if gpus > 1 else ''} in pool {pool}{_since(job)}"
+    reason, why = _main_reason(stock, job)
+    holders = [live.name for node in stock.nodes.values() for live in node.claims] + list(stock.granted)
+    holders = [_short(name, job) for name in holders]
+    parts = [f"{asked}. {why}"]
+    if waiting:
+        ahead = _short(f"{waiting[0].metadata.namespace}/{waiting[0].metadata.name}", job)
+        parts.append(f"{ahead} is in front.")
+        if reason is Reason.WAITING_FOR_GPUS:
+            reason = Reason.BEHIND_IN_QUEUE
+    if holders:
+        parts.append(f"Next: {', '.join(holders[:3])} ends and gives back what it holds, or {_remedy(reason, job)}")
+    else:
+        parts.append(f"Next: {_remedy(reason, job)}")
+    return Wait(reason, " ".join(parts))
+
+
+def _remedy(reason: Reason, job: FineTuneJob) -> str:
+    """What the reader can do, as the end of a sentence."""
+    if reason is Reason.WAITING_FOR_GPUS and job.spec.scheduling.policy is Policy.QUEUE:
+        return "set scheduling.policy: Preempt to borrow from engines."
+    if reason is Reason.WAITING_FOR_GPUS:
+        return "add GPUs to the pool."
+    if reason is Reason.BEHIND_IN_QUEUE:
+        return "raise scheduling.priority."
+    return reason.next_step[0].lower() + reason.next_step[1:]
+
+
+def _since(job: FineTuneJob) -> str:
+    """Since when it waits: its data was prepared, or its last attempt ended."""
+    ended = [outcome.ended_at for outcome in recorded(job).attempts if outcome.ended_at]
+    return f" since {max(ended):%H:%M} UTC" if ended else ""
+
+
+def _short(name: str, job: FineTuneJob) -> str:
+    """A job's name without its namespace where that is the reader's own."""
+    return name.removeprefix(f"{job.metadata.namespace}/")
+
+
+def _main_reason(stock: Stock, job: FineTuneJob) -> tuple[Reason, str]:
+    usable = [node for node in stock.nodes.values() if not node.refusal]
+    if not usable:
+        return Reason.NO_NODES, "No node of the pool can take a pod now."
+    enough = [node for node in usable if node.free >= job.spec.resources.gpus]
+    if enough:
+        return Reason.WAITING_FOR_GPUS, f"GPUs are free on {enough[0].name}, but not for this job yet."
+    slots = [slot for node in usable for slot in node.slots]
+    if job.spec.scheduling.policy is not Policy.PREEMPT or not slots:
+        free = sum(node.free for node in usable)
+        return Reason.WAITING_FOR_GPUS, f"{free} are free, not enough on one node." if free else "None is free."
+    refusals = {slot.engine.metadata.uid: (slot.engine, lending_refusal(slot.engine, job)) for slot in slots}
+    for engine, refused in refusals.values():
+        if refused is None:
+            left = sum(1 for slot in slots if slot.engine.metadata.uid == engine.metadata.uid)
+            floor = min(engine.spec.preemption.min_replicas, engine.spec.replicas)
+            at = f"{left} of {engine.spec.replicas} replicas are left, its floor is {floor}"
+            return Reason.ENGINE_AT_FLOOR, f"{engine.metadata.name} can lend no more: {at}."
+    engine, refused = next(iter(refusals.values()))
+    return refused or Reason.WAITING_FOR_GPUS, f"{engine.metadata.name} does not lend to this job."

@@ -1,0 +1,108 @@
+"""Hand-over: from a claim until its trainer is bound to the GPU of a lent engine slot.
+
+The slot has nothing in flight (drainTimeoutSeconds: 0) and its pod is gone as soon as it is told to: what is left is
+what Sluice, the controllers and the scheduler add to a drain. The goal is that the operator adds at most 250 ms.
+Meanwhile strangers' pods of priority 0 wait for any GPU: each that gets a lent one before the trainer is a theft.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable
+
+from tests.bench.setting import HEAD, Setting, milliseconds, setting
+from tests.integration.claim_scene import Body, borrowed_slots, is_bindable, is_gated
+from tests.integration.history import Version
+
+LOANS = 30
+THIEVES = 5
+
+STEPS = ("claimed", "pod made", "draining", "ungated", "nominated", "slot stopped", "slot gone", "bound")
+WHOSE = {
+    "pod made": "Job controller: the pod is made",
+    "draining": "operator: proof, the word that the slot drains",
+    "ungated": "operator: drained, gate off and node selector on",
+    "nominated": "operator: node nominated",
+    "slot stopped": "operator: slot to 0",
+    "slot gone": "Deployment controller, fake kubelet: slot's pod gone",
+    "bound": "scheduler: trainer bound",
+}
+OPERATORS = ("draining", "ungated", "nominated", "slot stopped")
+
+
+def thief(number: int) -> Body:
+    """A stranger's pod that takes any GPU."""
+    container = {"name": "main", "image": "nothing", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    return {"metadata": {"name": f"thief-{number}", "labels": {"thief": "yes"}}, "spec": {"containers": [container]}}
+
+
+def moments(versions: list[Version], job: str, slot: str) -> dict[str, float]:
+    """When each step of a loan was seen."""
+
+    def draining(body: Body) -> bool:
+        return any(s["state"] == "Draining" for s in body.get("status", {}).get("slots", []))
+
+    def its(body: Body) -> bool:
+        return bool(body["metadata"].get("labels", {}).get("sluice.dev/job") == job)
+
+    tests: dict[str, Callable[[Version], bool]] = {
+        "claimed": lambda v: v.plural == "jobs" and its(v.body),
+        "pod made": lambda v: v.plural == "pods" and its(v.body),
+        "draining": lambda v: v.plural == "inferenceengines" and draining(v.body),
+        "ungated": lambda v: v.plural == "pods" and its(v.body) and not is_gated(v.body),
+        "nominated": lambda v: v.plural == "pods" and its(v.body) and is_bindable(v.body),
+        "slot stopped": lambda v: v.plural == "deployments" and v.name == slot and not v.body["spec"]["replicas"],
+        "slot gone": lambda v: v.plural == "pods" and v.gone and v.name.startswith(f"{slot}-"),
+        "bound": lambda v: v.plural == "pods" and its(v.body) and bool(v.body["spec"].get("nodeName")),
+    }
+    return {step: next(v.at for v in versions if tests[step](v)) for step in STEPS}
+
+
+async def loan(here: Setting, number: int) -> tuple[dict[str, float], int, int]:
+    """One loan and its return: its moments, thefts at the hand-over, thefts at the return."""
+    scene, name = here.scene, f"job-{number}"
+    await scene.serves(2)
+    begin = len(scene.history.versions)
+    await scene.job(name)
+    await scene.running(name)
+    stolen = await catch(here)
+    (slot,) = borrowed_slots(scene.stage_jobs(name))
+    seen = moments(scene.history.versions[begin:], name, slot)
+    await scene.finishes(name)
+    await asyncio.sleep(1)
+    return seen, stolen, await catch(here)
+
+
+async def catch(here: Setting) -> int:
+    """Send every thief that has a GPU away and back into the queue."""
+    pods = here.scene.history.now["pods"].values()
+    caught = [p["metadata"]["name"] for p in pods if "thief" in p["metadata"]["labels"] and p["spec"].get("nodeName")]
+    for name in caught:
+        place = f"/api/v1/namespaces/{here.scene.namespace}/pods"
+        await here.kube.call("DELETE", f"{place}/{name}", {"gracePeriodSeconds": 0})
+        await here.kube.call("POST", place, thief(int(name.rpartition("-")[2])))
+    return len(caught)
+
+
+async def main() -> None:
+    """Print the table."""
+    async with setting() as here:
+        await here.nodes.add("node-0", gpus=2)
+        operator = here.start()
+        await operator.leads()
+        await here.scene.engine("chat", replicas=2)
+        await here.scene.serves(2)
+        for number in range(THIEVES):
+            await here.kube.call("POST", f"/api/v1/namespaces/{here.scene.namespace}/pods", thief(number))
+        loans = [await loan(here, number) for number in range(LOANS + 1)][1:]
+    seen = [moment for moment, _, _ in loans]
+    lines = [HEAD, milliseconds("claim to trainer bound", (m["bound"] - m["claimed"] for m in seen))]
+    spent = [{step: m[step] - m[before] for before, step in zip(STEPS, STEPS[1:], strict=False)} for m in seen]
+    lines.append(milliseconds("of this the operator", (sum(s[step] for step in OPERATORS) for s in spent)))
+    lines += [milliseconds(f"  {whose}", (s[step] for s in spent)) for step, whose in WHOSE.items()]
+    lines.append(f"thefts at the hand-over, with {THIEVES} pods waiting: {sum(n for _, n, _ in loans)} of {LOANS} loans")
+    lines.append(f"thefts at the return: {sum(1 for _, _, n in loans if n)} of {LOANS} returns")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
