@@ -32,6 +32,12 @@ class Kubectl:
         apply = ["apply", "--server-side", "--force-conflicts", "--field-manager=sluice-dev", "--filename=-"]
         run([*self._command, *apply], stdin=manifest)
 
+    def forget_released(self, volume: str) -> None:
+        """Remove a PersistentVolume whose claim is gone for good: Kubernetes never binds it again."""
+        phase = run([*self._command, "get", "pv", volume, "--ignore-not-found", "--output=jsonpath={.status.phase}"])
+        if phase == "Released":
+            run([*self._command, "delete", "pv", volume])
+
     def node_is_ready(self, name: str) -> bool:
         """Whether the node says so itself."""
         path = 'jsonpath={.status.conditions[?(@.type=="Ready")].status}'

@@ -15,6 +15,7 @@ def volume(namespace: str, claim: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o777)
     kubectl = Kubectl(kubeconfig())
+    kubectl.forget_released(f"{namespace}-{claim}")
     kubectl.apply(_namespace(namespace), *_claimed_volume(namespace, claim, folder))
     return folder
 

@@ -99,7 +99,9 @@ async def main() -> None:
     spent = [{step: m[step] - m[before] for before, step in zip(STEPS, STEPS[1:], strict=False)} for m in seen]
     lines.append(milliseconds("of this the operator", (sum(s[step] for step in OPERATORS) for s in spent)))
     lines += [milliseconds(f"  {whose}", (s[step] for s in spent)) for step, whose in WHOSE.items()]
-    lines.append(f"thefts at the hand-over, with {THIEVES} pods waiting: {sum(n for _, n, _ in loans)} of {LOANS} loans")
+    lines.append(
+        f"thefts at the hand-over, with {THIEVES} pods waiting: {sum(n for _, n, _ in loans)} of {LOANS} loans"
+    )
     lines.append(f"thefts at the return: {sum(1 for _, _, n in loans if n)} of {LOANS} returns")
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -73,4 +73,6 @@ class FakeKubelet:
             stage = "sluice.dev/stage" in pod["metadata"].get("labels", {})
             await finish_pod(self.kube, pod, self.exit_code if stage else 0)
         place = f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}"
-        await self.kube.call("DELETE", place, {"gracePeriodSeconds": 0, "preconditions": {"uid": pod["metadata"]["uid"]}})
+        await self.kube.call(
+            "DELETE", place, {"gracePeriodSeconds": 0, "preconditions": {"uid": pod["metadata"]["uid"]}}
+        )

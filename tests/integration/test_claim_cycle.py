@@ -304,9 +304,7 @@ def _is_unschedulable(pod: dict[str, object]) -> bool:
     return any(c.get("reason") == "Unschedulable" for c in status.get("conditions", []))
 
 
-async def test_when_nothing_changes_nothing_is_written(
-    scene: ClaimScene, node: str, operator: MakeOperator
-) -> None:
+async def test_when_nothing_changes_nothing_is_written(scene: ClaimScene, node: str, operator: MakeOperator) -> None:
     """With a loan under way, a job that waits, one that is prepared and one that is done."""
     running = operator(resync_seconds=2)
     await scene.engine("chat", replicas=2)

@@ -108,7 +108,8 @@ def _jobs_made(scene: ClaimScene) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "write", ["the claim", "the word that a slot drains", "the gate's removal", "the nomination", "the stop of the slot"]
+    "write",
+    ["the claim", "the word that a slot drains", "the gate's removal", "the nomination", "the stop of the slot"],
 )
 async def test_a_leader_that_wakes_after_its_successor_has_acted_changes_nothing(
     scene: ClaimScene, held: HeldProxy, pair: tuple[RunningOperator, RunningOperator], write: str

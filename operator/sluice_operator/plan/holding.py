@@ -102,13 +102,13 @@ def _train(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step
         return Step(Reason.TRAINING, "The training pod has ended; its result is being read.", admitted=True)
     if not pod.running:
         return _starts(pod, live, now, limits)
-    silent = _silence(world, live, now)
+    silent = _silence(world, live, now, limits)
     if silent is None:
         unused = f" It uses 1 of its {live.claim.gpus} GPUs." if live.claim.gpus > 1 else ""
         message = f"On {live.claim.node}, attempt {live.stage_job.attempt}.{unused}"
         return Step(Reason.TRAINING, message, admitted=True, again_at=now + timedelta(seconds=30))
     message = f"No report from {pod.key.name} for {silent.seconds} s."
-    over = silent >= _stalled_after(world, live) + _STALL_GRACE
+    over = silent >= _stalled_after(world, live, limits) + _STALL_GRACE
     return Step(Reason.STALLED, message, admitted=True, give_up=over, again_at=now + timedelta(seconds=10))
 
 
@@ -130,7 +130,7 @@ def _starts(pod: PodView, live: LiveClaim, now: datetime, limits: Limits) -> Ste
     )
 
 
-def _silence(world: World, live: LiveClaim, now: datetime) -> timedelta | None:
+def _silence(world: World, live: LiveClaim, now: datetime, limits: Limits) -> timedelta | None:
     """How long a trainer that once reported has been silent, if that is too long.
 
     Silence before this process led proves nothing: nobody listened.
@@ -144,10 +144,12 @@ def _silence(world: World, live: LiveClaim, now: datetime) -> timedelta | None:
     else:
         return None
     silent = now - heard
-    return silent if silent >= _stalled_after(world, live) else None
+    return silent if silent >= _stalled_after(world, live, limits) else None
 
 
-def _stalled_after(world: World, live: LiveClaim) -> timedelta:
+def _stalled_after(world: World, live: LiveClaim, limits: Limits) -> timedelta:
+    """Five median steps, and at least two minutes; before the first step the model may take as long as a start."""
     heartbeat = world.heartbeats.get(live.stage_job.uid)
-    step = heartbeat.step_seconds if heartbeat and heartbeat.step_seconds else 0.0
-    return max(timedelta(seconds=_STALL_STEPS * step), _STALLED_AFTER)
+    if heartbeat is None or heartbeat.step_seconds is None:
+        return max(limits.start, _STALLED_AFTER)
+    return max(timedelta(seconds=_STALL_STEPS * heartbeat.step_seconds), _STALLED_AFTER)

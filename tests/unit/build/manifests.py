@@ -61,10 +61,10 @@ CUDA = Settings(
     namespace="sluice-system",
     pod_name="sluice-operator-0",
     report_url="http://sluice-progress.sluice-system.svc:8080",
-    trainer_image="ghcr.io/sluice/trainer:0.1.0",
-    server_image="ghcr.io/sluice/server:0.1.0",
+    trainer_image="example/sluice-trainer:0.1.0",
+    server_image="example/sluice-server:0.1.0",
 )
-CPU = Settings(**{**vars(CUDA), "server_image": "ghcr.io/sluice/server-cpu:0.1.0", "device": "cpu"})
+CPU = Settings(**{**vars(CUDA), "server_image": "example/sluice-server-cpu:0.1.0", "device": "cpu"})
 H100 = GPUPoolSpec(node_selector={"example.com/gpu": "h100"})
 
 GOLDEN: dict[str, list[dict[str, Any]]] = {

@@ -13,7 +13,7 @@ from sluice_api.inferenceengine import InferenceEngine, SlotState, SlotStatus
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, Stage, StageOutcome, TrainResult
 from sluice_operator.observe.views import PodView, StageJobView, Termination
-from sluice_operator.observe.world import engine_key, job_key
+from sluice_operator.observe.world import Heartbeat, engine_key, job_key
 from sluice_operator.plan.engine import EngineDecision, plan_engine
 from sluice_operator.plan.holding import Limits
 from sluice_operator.plan.job import JobDecision, plan_job
@@ -362,3 +362,27 @@ def test_gpus_of_a_claim_and_of_its_slot_are_one_and_the_same() -> None:
     loan.town.job("b", scheduling={"policy": "Queue"})
     assert describe(allocated(loan.town)) == "b waits WaitingForGPUs"
     assert loan.town.nodes[0].allocatable[GPU] == 2
+
+
+@pytest.mark.parametrize(
+    ("case", "step_seconds", "silent", "reason", "ended"),
+    [
+        ("it reported a minute ago", 1.0, 60, Reason.TRAINING, False),
+        ("no report for two minutes", 1.0, 125, Reason.STALLED, False),
+        ("and none in its grace", 1.0, 185, Reason.STALLED, True),
+        ("its steps take a minute", 60.0, 185, Reason.TRAINING, False),
+        ("it has not made a step: it loads a model", None, 185, Reason.TRAINING, False),
+        ("it has not made a step in all the time that a start may take", None, 700, Reason.STALLED, True),
+    ],
+)
+def test_a_trainer_that_stops_reporting_is_stalled_and_then_ended(
+    case: str, step_seconds: float | None, silent: float, reason: Reason, ended: bool
+) -> None:
+    loan = Loan()
+    _training(loan)
+    loan.town.store.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW, step_seconds))
+    decision = loan.plan_job(after=silent)
+    assert (decision.reason, bool(decision.delete)) == (reason, ended), case
+    if ended:
+        assert decision.record is not None
+        assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.STALLED
