@@ -11,7 +11,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dev.cluster.versions import KUBERNETES
+from dev.cluster.binaries import KUBERNETES
 
 HERE = Path(__file__).parent
 PAGES = HERE.parents[1] / "docs" / "benchmarks"

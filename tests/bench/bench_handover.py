@@ -8,6 +8,7 @@ Meanwhile strangers' pods of priority 0 wait for any GPU: each that gets a lent 
 import asyncio
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 
 from tests.bench.setting import HEAD, Setting, milliseconds, setting
 from tests.integration.claim_scene import Body, borrowed_slots, is_bindable, is_gated
@@ -96,13 +97,11 @@ async def main() -> None:
         loans = [await loan(here, number) for number in range(LOANS + 1)][1:]
     seen = [moment for moment, _, _ in loans]
     lines = [HEAD, milliseconds("claim to trainer bound", (m["bound"] - m["claimed"] for m in seen))]
-    spent = [{step: m[step] - m[before] for before, step in zip(STEPS, STEPS[1:], strict=False)} for m in seen]
+    spent = [{step: m[step] - m[before] for before, step in pairwise(STEPS)} for m in seen]
     lines.append(milliseconds("of this the operator", (sum(s[step] for step in OPERATORS) for s in spent)))
     lines += [milliseconds(f"  {whose}", (s[step] for s in spent)) for step, whose in WHOSE.items()]
-    lines.append(
-        f"thefts at the hand-over, with {THIEVES} pods waiting: {sum(n for _, n, _ in loans)} of {LOANS} loans"
-    )
-    lines.append(f"thefts at the return: {sum(1 for _, _, n in loans if n)} of {LOANS} returns")
+    lines.append(f"{THIEVES} pods waiting; thefts at the hand-over: {sum(1 for _, n, _ in loans if n)} of {LOANS}")
+    lines.append(f"{THIEVES} pods waiting; thefts at the return: {sum(1 for _, _, n in loans if n)} of {LOANS}")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

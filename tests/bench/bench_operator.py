@@ -34,10 +34,8 @@ def job(state: str, number: int) -> Body:
         "resources": {"gpus": 1, "memory": "100Mi", "cpu": "10m"},
         "suspend": state == "suspended",
     }
-    record = {
-        "metadata": {"name": f"{state}-{number}", "annotations": {OUTCOMES_ANNOTATION: outcomes(state).to_json()}}
-    }
-    return {"apiVersion": API_VERSION, "kind": "FineTuneJob", **record, "spec": spec}
+    metadata = {"name": f"{state}-{number}", "annotations": {OUTCOMES_ANNOTATION: outcomes(state).to_json()}}
+    return {"apiVersion": API_VERSION, "kind": "FineTuneJob", "metadata": metadata, "spec": spec}
 
 
 def outcomes(state: str) -> Outcomes:
@@ -138,9 +136,8 @@ async def main() -> None:
         lines += [*found, *await idle(operator), ""]
         operator.end()
         await here.nodes.add("node-new", gpus=1, cpu="64")
-        operator, found = await start_up(
-            here, "second start: one GPU more, else nothing to change", NODES * GPUS_EACH - 1
-        )
+        known = len(here.scene.history.now["jobs"])
+        operator, found = await start_up(here, "second start: one GPU more, else nothing to change", known)
         lines += [*found, *await idle(operator)]
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -47,12 +47,13 @@ async def measure(here: Setting, stage: Stage, prefix: str) -> list[str]:
         ways.append(await submit(here, f"{prefix}-{number}", stage))
         await asyncio.sleep(REST_SECONDS)
     ways = ways[5:]  # the first ones open connections
-    parts = zip(
-        ("  the job is stored", "  the operator makes its Job", "  the Job controller makes the pod"),
-        zip(*ways, strict=True),
-        strict=True,
-    )
-    return [milliseconds(f"submit to {stage} pod", map(sum, ways)), *(milliseconds(*part) for part in parts)]
+    stored, made, podded = zip(*ways, strict=True)
+    return [
+        milliseconds(f"submit to {stage} pod", map(sum, ways)),
+        milliseconds("  the job is stored", stored),
+        milliseconds("  the operator makes its Job", made),
+        milliseconds("  the Job controller makes the pod", podded),
+    ]
 
 
 async def main() -> None:

@@ -1,4 +1,4 @@
-"""What every benchmark starts from: a control plane of its own with nodes, a namespace, and the operator as a process."""
+"""What every benchmark starts from: a control plane of its own, a namespace in it, and the operator as a process."""
 
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -73,6 +73,6 @@ HEAD = f"{'milliseconds':<44}{'p50':>8}{'p99':>8}{'least':>8}{'most':>8}{'count'
 
 def counted(operator: RunningOperator, metric: str) -> float:
     """The sum of an operator's metric over all its labels."""
-    with urlopen(f"http://127.0.0.1:{operator.metrics_port}/metrics", timeout=60) as page:  # noqa: S310
+    with urlopen(f"http://127.0.0.1:{operator.metrics_port}/metrics", timeout=60) as page:
         lines = page.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{metric}{{", f"{metric} ")))

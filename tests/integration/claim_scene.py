@@ -1,4 +1,4 @@
-"""A namespace with engines, jobs and nodes in which the whole claim cycle happens, but for what pods would do inside."""
+"""A namespace in which the whole claim cycle happens, but for what pods would do inside."""
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""A kubelet that runs nothing: pods that are bound run and are ready at once, pods that are deleted are gone at once."""
+"""A kubelet that runs nothing: bound pods run and are ready at once, deleted pods are gone at once."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

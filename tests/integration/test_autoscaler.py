@@ -1,4 +1,4 @@
-"""An autoscaler that writes the scale subresource while a slot is lent. It counts the replicas that it sees, no loans."""
+"""An autoscaler that writes the scale subresource while a slot is lent: it knows replicas, and nothing of loans."""
 
 from collections.abc import AsyncIterator
 

@@ -43,7 +43,7 @@ async def test_one_of_two_leads_and_the_other_follows_when_it_is_killed(
     one.kill()
     killed = time.monotonic()
     await two.leads()
-    assert time.monotonic() - killed < 5 + 3
+    assert time.monotonic() - killed < 10
     name, next_term = await holder(kube, namespace)
     assert (name.partition("_")[0], next_term) == ("operator-2", term + 1)
 

@@ -51,7 +51,7 @@ class Resync:
             self._wanted.clear()
 
     async def _list_due(self) -> None:
-        """One attempt for each kind that is due. Those that fail are due again after a pause; none waits for another."""
+        """One attempt for each kind that is due. What fails is due again after a pause; nothing waits for another."""
         due, self._due = self._due, set()
         failed = set()
         for kind in due:

@@ -12,11 +12,10 @@ from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.claims import live_claims
+from sluice_operator.plan.fit import lack_on
 from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock, take_stock
 from sluice_operator.plan.outcomes import all_outcomes, done, next_attempt_at, recorded
-from sluice_operator.plan.proof import coming
 from sluice_operator.plan.refusals import final_failure
-from sluice_operator.plan.room import claims_of_job, need_of, shortage, unreachable_volume
 from sluice_operator.plan.victims import choose_victims, lending_refusal
 from sluice_operator.plan.waiting import Wait, explain
 
@@ -47,7 +46,7 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
             claims[key_of(job)] = claim
             stock = _with_claim(stock, job, claim)
         else:
-            waits[key_of(job)] = explain(stock, job, waiting)
+            waits[key_of(job)] = explain(world, stock, job, waiting)
             waiting.append(job)
     return Allocation(claims, waits)
 
@@ -106,7 +105,7 @@ def _place(world: World, stock: Stock, job: FineTuneJob, waiting: list[FineTuneJ
         if node.refusal or node.name in avoided:
             continue
         victims = _victims(stock, node, job, waiting)
-        if victims is None or _lacks(world, node, job, victims):
+        if victims is None or lack_on(world, node, job, victims):
             continue
         cost = sum(victim.in_flight for victim in victims)
         options.append(((len(victims), cost, node.free, node.name), node, victims))
@@ -134,13 +133,6 @@ def _victims(
         return None
     reserved = {slot.slot for slot in node.slots for other in waiting if lending_refusal(slot.engine, other) is None}
     return choose_victims(stock, node, job, job.spec.resources.gpus - free, reserved)
-
-
-def _lacks(world: World, node: NodeStock, job: FineTuneJob, victims: tuple[PlacedSlot, ...]) -> str:
-    leaving = {victim.pod for victim in victims if victim.pod is not None}
-    others = coming(world, list(node.claims), None, node.name)
-    lack = shortage(world, node.node, need_of(job.spec.resources), leaving, others)
-    return lack or unreachable_volume(world, job.metadata.namespace, claims_of_job(job), node.node)
 
 
 def _avoided(world: World, job: FineTuneJob, now: datetime) -> set[str]:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from sluice_api.finetunejob import FineTuneJob, Policy
 from sluice_api.reasons import Reason
+from sluice_operator.observe.world import World
+from sluice_operator.plan.fit import lack_everywhere
 from sluice_operator.plan.inventory import Stock
 from sluice_operator.plan.outcomes import recorded
 from sluice_operator.plan.victims import lending_refusal
@@ -17,11 +19,11 @@ class Wait:
     message: str
 
 
-def explain(stock: Stock, job: FineTuneJob, waiting: list[FineTuneJob]) -> Wait:
+def explain(world: World, stock: Stock, job: FineTuneJob, waiting: list[FineTuneJob]) -> Wait:
     """Why a job waits, whom it waits for and what would end the wait."""
     gpus, pool = job.spec.resources.gpus, stock.pool.metadata.name
     asked = f"Waiting for {gpus} GPU{'s' if gpus > 1 else ''} in pool {pool}{_since(job)}"
-    reason, why = _main_reason(stock, job)
+    reason, why = _main_reason(world, stock, job)
     holders = [live.name for node in stock.nodes.values() for live in node.claims] + list(stock.granted)
     holders = [_short(name, job) for name in holders]
     parts = [f"{asked}. {why}"]
@@ -59,10 +61,12 @@ def _short(name: str, job: FineTuneJob) -> str:
     return name.removeprefix(f"{job.metadata.namespace}/")
 
 
-def _main_reason(stock: Stock, job: FineTuneJob) -> tuple[Reason, str]:
+def _main_reason(world: World, stock: Stock, job: FineTuneJob) -> tuple[Reason, str]:
     usable = [node for node in stock.nodes.values() if not node.refusal]
     if not usable:
         return Reason.NO_NODES, "No node of the pool can take a pod now."
+    if lack := lack_everywhere(world, stock, job):
+        return Reason.UNSCHEDULABLE, f"GPUs alone would not do: {lack}."
     enough = [node for node in usable if node.free >= job.spec.resources.gpus]
     if enough:
         return Reason.WAITING_FOR_GPUS, f"GPUs are free on {enough[0].name}, but not for this job yet."

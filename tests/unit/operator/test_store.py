@@ -240,7 +240,8 @@ class Server:
     def truth(self) -> dict[Key, Stored]:
         """What is to be held: strangers only while they take something from a node."""
         views = [read(raw) for raw in self.alive.values()]
-        return {key_of(v): v for v in views if isinstance(v, PodView) and (v.labels or (v.node and not v.ended))}
+        pods = [view for view in views if isinstance(view, PodView)]
+        return {view.key: view for view in pods if view.labels or (view.node and not view.ended)}
 
 
 CHANGES = st.lists(

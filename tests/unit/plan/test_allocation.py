@@ -110,4 +110,6 @@ def test_a_node_short_of_memory_is_never_drained_for() -> None:
     town = parse("pool: 2 gpus | chat: 2 replicas")
     town.stranger("n1", 0, memory=62 << 30)
     town.job("a", resources={"memory": "8Gi"})
-    assert describe(allocated(town)).startswith("a waits")
+    assert describe(allocated(town)) == "a waits Unschedulable"
+    message = allocated(town).waits[job_key("team", "a")].message
+    assert "n1 lacks memory: needs 8Gi, 2Gi of 64Gi is left" in message
