@@ -53,9 +53,11 @@ class AttemptOutcome(Model):
 
 
 class Outcomes(Model):
-    """All ended attempts of a FineTuneJob, as its annotation keeps them."""
+    """What is over and must outlive a FineTuneJob's status: its ended attempts and its publication."""
 
     attempts: tuple[AttemptOutcome, ...] = ()
+    published: str = ""
+    """Digest of the adapter that was published. A job publishes once: what people do to the Adapter later is theirs."""
 
     def of(self, stage: Stage) -> tuple[AttemptOutcome, ...]:
         """The ended attempts of one stage, oldest first."""
@@ -65,4 +67,4 @@ class Outcomes(Model):
         """The same record with one more attempt; an attempt is recorded once."""
         if any((a.stage, a.attempt) == (outcome.stage, outcome.attempt) for a in self.attempts):
             return self
-        return Outcomes(attempts=(*self.attempts, outcome))
+        return self.model_copy(update={"attempts": (*self.attempts, outcome)})

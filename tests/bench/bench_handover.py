@@ -2,7 +2,8 @@
 
 The slot has nothing in flight (drainTimeoutSeconds: 0) and its pod is gone as soon as it is told to: what is left is
 what Sluice, the controllers and the scheduler add to a drain. The goal is that the operator adds at most 250 ms.
-Meanwhile strangers' pods of priority 0 wait for any GPU: each that gets a lent one before the trainer is a theft.
+Meanwhile strangers' pods of priority 0 wait for any GPU: one that is bound before the trainer is a theft at the
+hand-over; one that is bound before the slot's own pod, once training has ended, a theft at the return.
 """
 
 import asyncio
@@ -30,10 +31,10 @@ WHOSE = {
 OPERATORS = ("draining", "ungated", "nominated", "slot stopped")
 
 
-def thief(number: int) -> Body:
-    """A stranger's pod that takes any GPU."""
+def stranger(name: str) -> Body:
+    """A pod that takes any GPU."""
     container = {"name": "main", "image": "nothing", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
-    return {"metadata": {"name": f"thief-{number}", "labels": {"thief": "yes"}}, "spec": {"containers": [container]}}
+    return {"metadata": {"name": name, "labels": {"thief": "yes"}}, "spec": {"containers": [container]}}
 
 
 def moments(versions: list[Version], job: str, slot: str) -> dict[str, float]:
@@ -58,50 +59,65 @@ def moments(versions: list[Version], job: str, slot: str) -> dict[str, float]:
     return {step: next(v.at for v in versions if tests[step](v)) for step in STEPS}
 
 
-async def loan(here: Setting, number: int) -> tuple[dict[str, float], int, int]:
-    """One loan and its return: its moments, thefts at the hand-over, thefts at the return."""
+async def loan(here: Setting, number: int) -> tuple[dict[str, float], bool, bool]:
+    """One loan and its return: its moments, whether its GPU was stolen at the hand-over, whether at the return."""
     scene, name = here.scene, f"job-{number}"
     await scene.serves(2)
+    await thieves_wait(here, number)
     begin = len(scene.history.versions)
     await scene.job(name)
     await scene.running(name)
-    stolen = await catch(here)
+    stolen = bool(caught(here))
     (slot,) = borrowed_slots(scene.stage_jobs(name))
     seen = moments(scene.history.versions[begin:], name, slot)
     await scene.finishes(name)
-    await asyncio.sleep(1)
-    return seen, stolen, await catch(here)
+    await scene.history.until(lambda: scene.ready() == 2 or caught(here), "somebody has the GPU")
+    stolen_later = bool(caught(here))
+    for thief in range(THIEVES):
+        await here.kube.call("DELETE", f"{pods(here)}/thief-{number}-{thief}", {"gracePeriodSeconds": 0})
+    return seen, stolen, stolen_later
 
 
-async def catch(here: Setting) -> int:
-    """Send every thief that has a GPU away and back into the queue."""
-    pods = here.scene.history.now["pods"].values()
-    caught = [p["metadata"]["name"] for p in pods if "thief" in p["metadata"]["labels"] and p["spec"].get("nodeName")]
-    for name in caught:
-        place = f"/api/v1/namespaces/{here.scene.namespace}/pods"
-        await here.kube.call("DELETE", f"{place}/{name}", {"gracePeriodSeconds": 0})
-        await here.kube.call("POST", place, thief(int(name.rpartition("-")[2])))
-    return len(caught)
+async def thieves_wait(here: Setting, number: int) -> None:
+    """Have strangers' pods wait for a GPU."""
+    for thief in range(THIEVES):
+        await here.kube.call("POST", pods(here), stranger(f"thief-{number}-{thief}"))
+
+    def all_wait() -> bool:
+        return sum("conditions" in pod["status"] for pod in thieves(here)) == THIEVES
+
+    await here.scene.history.until(all_wait, "the thieves wait")
+
+
+def thieves(here: Setting) -> list[Body]:
+    return [pod for name, pod in here.scene.history.now["pods"].items() if name.startswith("thief-")]
+
+
+def caught(here: Setting) -> list[Body]:
+    """Thieves that have a GPU."""
+    return [pod for pod in thieves(here) if pod["spec"].get("nodeName")]
+
+
+def pods(here: Setting) -> str:
+    return f"/api/v1/namespaces/{here.scene.namespace}/pods"
 
 
 async def main() -> None:
     """Print the table."""
     async with setting() as here:
-        await here.nodes.add("node-0", gpus=2)
+        await here.nodes.add("node-0", gpus=2, cpu="64")
         operator = here.start()
         await operator.leads()
         await here.scene.engine("chat", replicas=2)
         await here.scene.serves(2)
-        for number in range(THIEVES):
-            await here.kube.call("POST", f"/api/v1/namespaces/{here.scene.namespace}/pods", thief(number))
         loans = [await loan(here, number) for number in range(LOANS + 1)][1:]
     seen = [moment for moment, _, _ in loans]
     lines = [HEAD, milliseconds("claim to trainer bound", (m["bound"] - m["claimed"] for m in seen))]
     spent = [{step: m[step] - m[before] for before, step in pairwise(STEPS)} for m in seen]
     lines.append(milliseconds("of this the operator", (sum(s[step] for step in OPERATORS) for s in spent)))
     lines += [milliseconds(f"  {whose}", (s[step] for s in spent)) for step, whose in WHOSE.items()]
-    lines.append(f"{THIEVES} pods waiting; thefts at the hand-over: {sum(1 for _, n, _ in loans if n)} of {LOANS}")
-    lines.append(f"{THIEVES} pods waiting; thefts at the return: {sum(1 for _, _, n in loans if n)} of {LOANS}")
+    lines.append(f"{THIEVES} pods waiting; thefts at the hand-over: {sum(stolen for _, stolen, _ in loans)} of {LOANS}")
+    lines.append(f"{THIEVES} pods waiting; thefts at the return: {sum(stolen for _, _, stolen in loans)} of {LOANS}")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

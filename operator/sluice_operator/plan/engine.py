@@ -1,7 +1,7 @@
 """An engine's size, slot by slot: granted what GPUs allow, less what is lent, changed one at a time."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sluice_api.claim import SlotRef
@@ -27,6 +27,8 @@ class SlotPlan:
     size: int
     state: SlotState
     lent_to: str = ""
+    uid: str = ""
+    """Of its Deployment, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,11 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
     slots = existing(world, engine)
     plans = _slot_plans(world, engine, claims, lent)
     rollout = _rollout(world, engine, plans, slots)
-    apply = [p for p in plans if p.size and (p.index not in slots or slots[p.index].size == 0 or p.index == rollout)]
+    apply = [
+        replace(plan, uid=slots[plan.index].uid if plan.index in slots else "")
+        for plan in plans
+        if plan.size and (plan.index not in slots or slots[plan.index].size == 0 or plan.index == rollout)
+    ]
     stop = [slots[p.index] for p in plans if not p.size and p.index in slots and slots[p.index].size]
     kept = {plan.index for plan in plans}
     remove = [slot for index, slot in slots.items() if index not in kept]

@@ -219,7 +219,7 @@ def exports(s: Situation) -> JobDecision | None:
 def publishes(s: Situation) -> JobDecision | None:
     """Its Adapter is written once and followed until every ready replica answers with it."""
     result = _export(s)
-    if s.job.spec.publish is None or result is None or _was_published(s.job):
+    if s.job.spec.publish is None or result is None or s.outcomes.published == result.digest:
         return None
     adapter = s.world.adapters.get(adapter_key(s.job.metadata.namespace, s.job.spec.publish.name))
     if adapter is None or adapter.spec.source.digest != result.digest or adapter.spec.source.uri != result.uri:
@@ -235,14 +235,16 @@ def publishes(s: Situation) -> JobDecision | None:
 
 def succeeds(s: Situation) -> JobDecision:
     """Everything that the spec asks for is done."""
-    result = _export(s)
-    where = f"{result.uri} ({result.digest[:19]})" if result else ""
-    served = (
-        f" It answers as model {s.job.spec.publish.name} at engine {s.job.spec.publish.engine}."
-        if s.job.spec.publish
-        else ""
+    result, publish = _export(s), s.job.spec.publish
+    message = f"The adapter is at {result.uri} ({result.digest[:19]})." if result else ""
+    if result is None or publish is None:
+        return JobDecision(JobCondition.SUCCEEDED, Reason.SUCCEEDED, message)
+    return JobDecision(
+        JobCondition.SUCCEEDED,
+        Reason.SUCCEEDED,
+        f"{message} It answers as model {publish.name} at engine {publish.engine}.",
+        record=s.outcomes.model_copy(update={"published": result.digest}),
     )
-    return JobDecision(JobCondition.SUCCEEDED, Reason.SUCCEEDED, f"The adapter is at {where}.{served}")
 
 
 RULES: tuple[Rule, ...] = (
@@ -335,11 +337,6 @@ def _current(s: Situation) -> JobCondition:
 def _export(s: Situation) -> ExportResult | None:
     outcome = done(s.outcomes, Stage.EXPORT)
     return outcome.export if outcome else None
-
-
-def _was_published(job: FineTuneJob) -> bool:
-    """A job publishes once: what a person does to the Adapter afterwards is theirs."""
-    return any(c.type == JobCondition.PUBLISHED and c.status == "True" for c in job.status.conditions)
 
 
 def next_training_attempt(world: World, job: FineTuneJob) -> int:

@@ -1,13 +1,15 @@
 """Bring one InferenceEngine nearer to what its spec asks for and what is lent allows."""
 
 from datetime import datetime, timedelta
+from typing import Any
 
+from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
-from sluice_operator.plan.engine import EngineDecision, plan_engine
+from sluice_operator.plan.engine import EngineDecision, SlotPlan, plan_engine
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.slots import template_of
 from sluice_operator.reconcile.status import until, write_status
@@ -36,12 +38,17 @@ async def reconcile_engine(
         for manifest in [engine_service(engine), *agent_access(engine)]:
             await cluster.apply(manifest)
         for plan in decision.apply:
-            template = template_of(engine)
-            await cluster.apply(
-                slot_deployment(engine, plan.index, plan.size, template, pool=pool.spec, settings=settings)
-            )
+            await cluster.apply(_slot(engine, plan, pool.spec, settings))
     await _tell(engine, decision, cluster)
     return until(decision.again_at, now)
+
+
+def _slot(engine: InferenceEngine, plan: SlotPlan, pool: GPUPoolSpec, settings: Settings) -> dict[str, Any]:
+    """A slot's whole Deployment; with the uid of the one that is there, so that nothing dead is raised again."""
+    manifest = slot_deployment(engine, plan.index, plan.size, template_of(engine), pool=pool, settings=settings)
+    if plan.uid:
+        manifest["metadata"]["uid"] = plan.uid
+    return manifest
 
 
 async def _tell(engine: InferenceEngine, decision: EngineDecision, cluster: Cluster) -> None:

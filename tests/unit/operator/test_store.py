@@ -244,13 +244,9 @@ class Server:
         return {view.key: view for view in pods if view.labels or (view.node and not view.ended)}
 
 
-CHANGES = st.lists(
-    st.tuples(
-        st.sampled_from(("a", "b", "stranger")), st.sampled_from(("put", "put", "delete")), st.sampled_from(("", "n1", "n2")),
-        st.integers(0, 1),
-    ),
-    max_size=14,
-)  # fmt: skip
+NAMES = st.sampled_from(("a", "b", "stranger"))
+WHAT = st.sampled_from(("put", "put", "delete"))
+CHANGES = st.lists(st.tuples(NAMES, WHAT, st.sampled_from(("", "n1", "n2")), st.integers(0, 1)), max_size=14)
 
 
 def hear(store: Store, event: tuple[str, Body]) -> None:
