@@ -120,4 +120,4 @@ def _documents(given: Object | list[Object] | None) -> str | None:
     if given is None:
         return None
     items = given if isinstance(given, list) else [given]
-    return json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+    return "\n---\n".join(map(json.dumps, items))

@@ -5,7 +5,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,7 @@ class Team:
 class JobState:
     """A FineTuneJob as a user reads it."""
 
-    found: Object
+    found: Object = field(repr=False)
 
     @property
     def status(self) -> Object:

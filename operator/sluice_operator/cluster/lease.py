@@ -148,8 +148,7 @@ class Lease:
             await asyncio.wait({leading, keeping}, return_when=asyncio.FIRST_COMPLETED)
             if leading.done():
                 leading.result()
-            else:
-                logger.warning("no longer leading", extra={"term": self.term})
+            logger.warning("no longer leading", extra={"term": self.term})
         finally:
             await _end(leading, keeping)
 

@@ -9,6 +9,7 @@ from kopf._core.engines.peering import Identity
 
 from sluice_operator.cluster.client import in_cluster
 from sluice_operator.cluster.kinds import KINDS
+from sluice_operator.handlers.no_essence import NoEssence
 from sluice_operator.handlers.routing import keys_for
 from sluice_operator.observe.parse import KINDS as WATCHED
 from sluice_operator.observe.parse import Stored, Unreadable, key_of, parse, uid_of, version_of
@@ -100,6 +101,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.networking.connect_timeout = 10
     settings.networking.error_backoffs = (0.5, 1, 2, 4, 4, 4, 4)
     settings.posting.enabled = False
+    settings.persistence.diffbase_storage = NoEssence()
     settings.peering.standalone = True
     settings.peering.clusterwide = True
     settings.scanning.disabled = True  # our kinds are installed before kopf starts, see lists.until_installed

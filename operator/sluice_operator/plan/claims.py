@@ -62,6 +62,12 @@ def live_claims(world: World) -> list[LiveClaim]:
     return found
 
 
+def live_claims_of(world: World, job: FineTuneJob) -> list[LiveClaim]:
+    """One job's claims that are alive, oldest first."""
+    mine = oldest_first(world.stage_jobs_of.get(job.metadata.uid, {}).values())
+    return [LiveClaim(job, stage, stage.claim) for stage in mine if stage.claim and is_live(world, job, stage)]
+
+
 def is_live(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
     """Whether a training Job still holds what its claim says."""
     if stage_job.claim is None or stage_job.deleting or job.metadata.deletion_timestamp or job.spec.suspend:

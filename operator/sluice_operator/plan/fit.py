@@ -1,5 +1,6 @@
 """What a node of a pool lacks for a job besides GPUs, once some slots have left it."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from sluice_api.finetunejob import FineTuneJob, Policy
@@ -7,6 +8,7 @@ from sluice_operator.observe.world import World
 from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock
 from sluice_operator.plan.proof import coming
 from sluice_operator.plan.room import claims_of_job, need_of, shortage, unreachable_volume
+from sluice_operator.plan.slots import floor_of
 from sluice_operator.plan.victims import lending_refusal
 
 
@@ -19,15 +21,27 @@ def lack_on(world: World, node: NodeStock, job: FineTuneJob, gone: Iterable[Plac
 
 
 def lack_everywhere(world: World, stock: Stock, job: FineTuneJob) -> str:
-    """Why the job fits no node even if every slot left that may be lent to it; empty when it fits one."""
+    """Why the job fits no node even if every slot left that may be lent to it, down to the floors; empty when it fits."""
     lacks = []
     for node in stock.nodes.values():
         if node.refusal:
             continue
-        borrows = job.spec.scheduling.policy is Policy.PREEMPT
-        gone = [slot for slot in node.slots if borrows and lending_refusal(slot.engine, job) is None]
-        lacks.append((node.name, lack_on(world, node, job, gone)))
-    if not lacks or not all(lack for _, lack in lacks):
-        return ""
-    name, lack = lacks[0]
-    return f"{name} lacks {lack}"
+        lack = lack_on(world, node, job, _lendable(stock, node, job))
+        if not lack:
+            return ""
+        lacks.append(f"{node.name} lacks {lack}")
+    return lacks[0] if lacks else ""
+
+
+def _lendable(stock: Stock, node: NodeStock, job: FineTuneJob) -> list[PlacedSlot]:
+    """Slots of a node that may be lent to a job at once, each engine keeping its floor."""
+    if job.spec.scheduling.policy is not Policy.PREEMPT:
+        return []
+    left = Counter(slot.engine.metadata.uid for slot in stock.placed().values())
+    found = []
+    for slot in node.slots:
+        engine = slot.engine
+        if lending_refusal(engine, job) is None and left[engine.metadata.uid] > floor_of(engine):
+            left[engine.metadata.uid] -= 1
+            found.append(slot)
+    return found

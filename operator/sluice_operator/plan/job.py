@@ -12,7 +12,7 @@ from sluice_api.stages import ExportResult, Stage
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, adapter_key, oldest_first
 from sluice_operator.plan import refusals
-from sluice_operator.plan.claims import LiveClaim, is_live, live_claims, trainer_pods
+from sluice_operator.plan.claims import LiveClaim, is_live, live_claims, live_claims_of, trainer_pods
 from sluice_operator.plan.holding import Limits, Step, advance
 from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, done, next_attempt_at, recorded
 from sluice_operator.plan.waiting import Wait
@@ -145,16 +145,17 @@ def holds(s: Situation) -> JobDecision | None:
     """It has a claim: prove it, drain, bind, train, or hand the claim to the next attempt."""
     if done(s.outcomes, Stage.TRAIN):
         return None
-    claims = live_claims(s.world)
-    for live in claims:
-        if live.job.metadata.uid == s.job.metadata.uid and not live.stage_job.finished:
-            return _decision(s, live, advance(s.world, claims, live, s.now, s.limits, s.refused_pod))
+    for live in live_claims_of(s.world, s.job):
+        if not live.stage_job.finished:
+            return _decision(s, live, advance(s.world, live_claims(s.world), live, s.now, s.limits, s.refused_pod))
     leaving = s.unfinished(Stage.TRAIN)
     if leaving:
+        record = s.outcomes
+        lost = tuple(stage_job for stage_job in leaving if not stage_job.deleting)
+        for stage_job in lost:  # unfinished, of a job that is wanted, and yet its claim is over: its node is gone
+            record = record.with_attempt(_ended_by_us(s, stage_job, Reason.NODE_LOST, "Its node is gone."))
         message = "Its last training pod is still going; the next attempt follows."
-        return JobDecision(
-            JobCondition.ADMITTED, Reason.REQUEUED, message, delete=tuple(j for j in leaving if not j.deleting)
-        )
+        return JobDecision(JobCondition.ADMITTED, Reason.REQUEUED, message, record=record, delete=lost)
     return _takes_over(s)
 
 

@@ -8,7 +8,7 @@ from sluice_api.finetunejob import Allocation, AttemptRecord, BorrowedSlot, Data
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.world import World
-from sluice_operator.plan.claims import live_claims
+from sluice_operator.plan.claims import live_claims_of
 from sluice_operator.plan.conditions import condition
 from sluice_operator.plan.job import JobDecision
 from sluice_operator.plan.outcomes import all_outcomes, done
@@ -22,7 +22,7 @@ def job_status(world: World, job: FineTuneJob, decision: JobDecision, now: datet
     trained = outcomes.of(Stage.TRAIN)
     over = decision.failed or decision.reason is Reason.SUCCEEDED
     started = min((a.started_at for a in trained if a.started_at), default=None)
-    live = next((c for c in live_claims(world) if c.job.metadata.uid == job.metadata.uid), None)
+    live = next(iter(live_claims_of(world, job)), None)
     return FineTuneJobStatus(
         observed_generation=job.metadata.generation,
         conditions=_conditions(job, decision, now),

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_operator.observe.views import NodeView, PodView
+from sluice_operator.plan.allocation import allocate
 from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, live_claims
 from sluice_operator.plan.engine import plan_engine
 from sluice_operator.plan.inventory import lent_indices, take_stock
@@ -18,12 +19,12 @@ from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
 from sluice_operator.plan.slots import floor_of, wanted
 from tests.unit.plan.simulated import Cluster
-from tests.unit.plan.worlds import GPU
+from tests.unit.plan.worlds import GPU, describe
 
 ENDS = [(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued")]
 """How training may end: exit code and reason."""
 
-PATIENCE = 20
+PATIENCE = 16
 """Rounds of 20 s without any change after which nothing more is expected: longer than any pause."""
 
 
@@ -171,7 +172,7 @@ class Lending(RuleBasedStateMachine):
         for job in list(self.cluster.world.jobs.values()):
             self.cluster.respec(job, suspend=False)
         quiet = 0
-        for _ in range(500):
+        for _ in range(200):
             before = len(self.cluster.world.stage_jobs), len(live_claims(self.cluster.world))
             self._round()
             same = before == (len(self.cluster.world.stage_jobs), len(live_claims(self.cluster.world)))
@@ -182,7 +183,7 @@ class Lending(RuleBasedStateMachine):
         for engine in self.cluster.world.engines.values():
             assert plan_engine(self.cluster.world, engine, self.cluster.now).status.lent == 0
         stuck = [job.metadata.name for job in self._waiting() if not self._hopeless(job)]
-        why = [job.status.conditions[-1].message for job in self._waiting() if job.status.conditions]
+        why = describe(allocate(self.cluster.world, self._pool(), self.cluster.now))
         assert not stuck, f"something fits and nothing runs, but {stuck} wait: {why}"
 
     def _round(self) -> None:
@@ -218,8 +219,8 @@ class Lending(RuleBasedStateMachine):
 
 
 Lending.TestCase.settings = settings(
-    max_examples=50,
-    stateful_step_count=100,
+    max_examples=30,
+    stateful_step_count=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(Search.explicit, Search.reuse, Search.generate),  # shrinking a long story takes longer than reading it

@@ -196,7 +196,7 @@ class Town:
         name = stage_job_name(job.metadata.name, job.metadata.uid, stage, attempt)
         view = StageJobView(
             key=Key("Job", job.metadata.namespace, name),
-            uid=f"{job.metadata.uid}-{stage}-{attempt}",
+            uid=f"{job.metadata.uid}-{stage}-{attempt}-{version}",
             resource_version=version,
             owner=Owner("FineTuneJob", job.metadata.name, job.metadata.uid),
             stage=stage,

@@ -36,7 +36,7 @@ def wait_for_checkpoint(process: subprocess.Popen[str], step: int) -> None:
 
 
 def end(process: subprocess.Popen[str]) -> int:
-    process.communicate(timeout=60)
+    process.communicate(timeout=110)
     return process.returncode
 
 
