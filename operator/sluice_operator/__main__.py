@@ -72,8 +72,8 @@ class Operator:
         await move_leader_label(self.api, self.settings.namespace, self.settings.pod_name, self.lease.check)
         await refresh_all(self.api, self.store)
         self.store.since = datetime.now(UTC)
-        for key in every_key(self.store.world()):
-            self.queue.add(key)
+        for key in sorted(every_key(self.store.world()), key=lambda key: key.kind != "GPUPool"):
+            self.queue.add(key)  # pools first: then each job's first status says what it waits for
         await work_until_one_ends(self.queue, self.reconcile, self.settings.workers)
 
     def dead(self) -> str:

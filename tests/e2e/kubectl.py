@@ -15,6 +15,8 @@ Object = dict[str, Any]
 Objects = dict[str, Object]
 """By uid."""
 
+Watches = list[subprocess.Popen[str]]
+
 COLLECTIONS = {
     "ftj": ("apis/sluice.dev/v1alpha1", "finetunejobs"),
     "ie": ("apis/sluice.dev/v1alpha1", "inferenceengines"),
@@ -69,13 +71,19 @@ class Kubectl:
         found: Object = json.loads(self("get", *words, "-o", "json"))
         return found
 
-    def states(self, kind: str, namespace: str = "", *, seconds: float, **selectors: str) -> Iterator[Objects]:
-        """What there is now, and again after each change, for so many seconds. Never misses a change."""
+    def states(
+        self, kind: str, namespace: str = "", *, seconds: float, watches: Watches | None = None, **selectors: str
+    ) -> Iterator[Objects]:
+        """What there is now, and again after each change, for so many seconds. Never misses a change.
+
+        Args:
+            watches: takes the process that watches, for another thread that wants to end it.
+        """
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             found, version = self._list(kind, namespace, selectors)
             yield dict(found)
-            for event in self._events(kind, namespace, {**selectors, "resourceVersion": version}, left):
+            for event in self._events(kind, namespace, {**selectors, "resourceVersion": version}, left, watches):
                 if event["type"] == "ERROR":
                     break  # too old a version: list again
                 uid = event["object"]["metadata"]["uid"]
@@ -89,10 +97,14 @@ class Kubectl:
         listed = json.loads(self("get", "--raw", _path(kind, namespace, selectors)))
         return {each["metadata"]["uid"]: each for each in listed["items"]}, listed["metadata"]["resourceVersion"]
 
-    def _events(self, kind: str, namespace: str, query: dict[str, str], seconds: float) -> Iterator[Object]:
+    def _events(
+        self, kind: str, namespace: str, query: dict[str, str], seconds: float, watches: Watches | None
+    ) -> Iterator[Object]:
         watch = {**query, "watch": "1", "timeoutSeconds": str(int(seconds) + 1)}
         command = self.command("get", "--raw", _path(kind, namespace, watch))
         with running(command, seconds) as process:
+            if watches is not None:
+                watches.append(process)
             for line in process.stdout or ():
                 yield json.loads(line)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 
-from tests.e2e.kubectl import Kubectl, Object, Objects
+from tests.e2e.kubectl import Kubectl, Object, Objects, Watches
 
 GPU = "e2e.sluice.dev/gpu"
 """A resource of the tests' own: what else is on the cluster, an earlier demo say, keeps its GPUs."""
@@ -81,10 +81,11 @@ class Observer:
         """Watch for as long as the block lasts. When it begins, one state of each kind has been seen."""
         observed = Observed()
         over = threading.Event()
+        watches: Watches = []
         seen = {kind: threading.Event() for kind in WATCHED}
 
         def watch(kind: str) -> None:
-            for state in self._kubectl.states(kind, seconds=A_LONG_TIME):
+            for state in self._kubectl.states(kind, seconds=A_LONG_TIME, watches=watches):
                 if over.is_set():
                     return
                 observed.history[kind].append(state)
@@ -98,6 +99,8 @@ class Observer:
             yield observed
         finally:
             over.set()
+            for process in watches:
+                process.kill()
 
 
 def holds_a_node(pod: Object) -> bool:

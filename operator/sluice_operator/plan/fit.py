@@ -21,7 +21,7 @@ def lack_on(world: World, node: NodeStock, job: FineTuneJob, gone: Iterable[Plac
 
 
 def lack_everywhere(world: World, stock: Stock, job: FineTuneJob) -> str:
-    """Why the job fits no node even if every slot left that may be lent to it, down to the floors; empty when it fits."""
+    """Why the job fits no node even if every slot that may be lent to it left; empty when it fits one."""
     lacks = []
     for node in stock.nodes.values():
         if node.refusal:

@@ -12,9 +12,9 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_operator.observe.views import NodeView, PodView
 from sluice_operator.plan.allocation import allocate
-from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, live_claims
+from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, live_claims, overlapped_by
 from sluice_operator.plan.engine import plan_engine
-from sluice_operator.plan.inventory import lent_indices, take_stock
+from sluice_operator.plan.inventory import lent_indices
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
 from sluice_operator.plan.slots import floor_of, wanted
@@ -64,7 +64,6 @@ class Lending(RuleBasedStateMachine):
     def reconcile_pool(self) -> None:
         """No claim takes an engine below its floor, and none of its victims could be spared."""
         before = {live.stage_job.uid for live in live_claims(self.cluster.world)}
-        free = {name: node.free for name, node in take_stock(self.cluster.world, self._pool()).nodes.items()}
         self.cluster.reconcile_pool()
         claims = live_claims(self.cluster.world)
         for live in claims:
@@ -75,9 +74,8 @@ class Lending(RuleBasedStateMachine):
                 if any(slot.engine == engine.metadata.name for slot in live.claim.borrowed):
                     left = set(wanted(self.cluster.world, engine, lent)) - lent
                     assert len(left) >= floor_of(engine), f"{engine.metadata.name} keeps {left}"
-            if live.claim.borrowed:
-                spared = free[live.claim.node] + len(live.claim.borrowed) - 1
-                assert spared < live.claim.gpus, "a victim could be spared"
+            assert len(live.claim.borrowed) <= live.claim.gpus, "a victim could be spared"
+            assert overlapped_by(self.cluster.world, claims, live) is None, "a claim is born overlapped"
 
     def _pool(self) -> GPUPool:
         pool = find_pool(self.cluster.world, "default")
