@@ -37,14 +37,17 @@ def stranger(name: str) -> Body:
     return {"metadata": {"name": name, "labels": {"thief": "yes"}}, "spec": {"containers": [container]}}
 
 
-def moments(versions: list[Version], job: str, slot: str) -> dict[str, float]:
-    """When each step of a loan was seen."""
+def moments(versions: list[Version], job: str, slot: str) -> dict[str, float] | None:
+    """When each step of a loan was seen; None while one is missing: the kinds' watches do not wait for each other."""
 
     def draining(body: Body) -> bool:
         return any(s["state"] == "Draining" for s in body.get("status", {}).get("slots", []))
 
     def its(body: Body) -> bool:
         return bool(body["metadata"].get("labels", {}).get("sluice.dev/job") == job)
+
+    def ended(version: Version) -> bool:
+        return version.gone or version.body["status"].get("phase") in ("Succeeded", "Failed")
 
     tests: dict[str, Callable[[Version], bool]] = {
         "claimed": lambda v: v.plural == "jobs" and its(v.body),
@@ -53,10 +56,11 @@ def moments(versions: list[Version], job: str, slot: str) -> dict[str, float]:
         "ungated": lambda v: v.plural == "pods" and its(v.body) and not is_gated(v.body),
         "nominated": lambda v: v.plural == "pods" and its(v.body) and is_bindable(v.body),
         "slot stopped": lambda v: v.plural == "deployments" and v.name == slot and not v.body["spec"]["replicas"],
-        "slot gone": lambda v: v.plural == "pods" and v.gone and v.name.startswith(f"{slot}-"),
+        "slot gone": lambda v: v.plural == "pods" and v.name.startswith(f"{slot}-") and ended(v),
         "bound": lambda v: v.plural == "pods" and its(v.body) and bool(v.body["spec"].get("nodeName")),
     }
-    return {step: next(v.at for v in versions if tests[step](v)) for step in STEPS}
+    seen = {step: next((v.at for v in versions if tests[step](v)), None) for step in STEPS}
+    return {step: at for step, at in seen.items() if at is not None} if None not in seen.values() else None
 
 
 async def loan(here: Setting, number: int) -> tuple[dict[str, float], bool, bool]:
@@ -69,7 +73,7 @@ async def loan(here: Setting, number: int) -> tuple[dict[str, float], bool, bool
     await scene.running(name)
     stolen = bool(caught(here))
     (slot,) = borrowed_slots(scene.stage_jobs(name))
-    seen = moments(scene.history.versions[begin:], name, slot)
+    seen = await scene.history.until(lambda: moments(scene.history.versions[begin:], name, slot), "the loan is whole")
     await scene.finishes(name)
     await scene.history.until(lambda: scene.ready() == 2 or caught(here), "somebody has the GPU")
     stolen_later = bool(caught(here))

@@ -22,7 +22,7 @@ STATES = {"complete": 1000, "waiting": 600, "failed": 300, "suspended": 100}
 NODES, GPUS_EACH = 13, 8
 AT_ONCE = 16
 IDLE_SECONDS = 60
-QUIET_SECONDS = 8
+QUIET_SECONDS = 5
 
 
 def job(state: str, number: int) -> Body:
@@ -115,7 +115,7 @@ async def start_up(here: Setting, name: str, claims: int) -> tuple[RunningOperat
 
 
 async def idle(operator: RunningOperator) -> list[str]:
-    """A minute in which nothing happens."""
+    """A while in which nothing happens."""
     before = counted(operator, "sluice_api_writes_total"), cpu_seconds(operator)
     await asyncio.sleep(IDLE_SECONDS)
     writes = counted(operator, "sluice_api_writes_total") - before[0]

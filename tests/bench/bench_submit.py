@@ -18,7 +18,7 @@ from tests.integration.claim_scene import is_of
 from tests.integration.history import Version
 
 JOBS = 100
-NODES, GPUS_EACH = 13, 8
+NODES, GPUS_EACH = 14, 8
 REST_SECONDS = 0.3
 
 

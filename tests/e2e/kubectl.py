@@ -15,6 +15,7 @@ Object = dict[str, Any]
 Objects = dict[str, Object]
 """By uid."""
 
+Selectors = dict[str, str]
 Watches = list[subprocess.Popen[str]]
 
 COLLECTIONS = {
@@ -72,18 +73,26 @@ class Kubectl:
         return found
 
     def states(
-        self, kind: str, namespace: str = "", *, seconds: float, watches: Watches | None = None, **selectors: str
+        self,
+        kind: str,
+        namespace: str = "",
+        *,
+        seconds: float,
+        selectors: Selectors | None = None,
+        watches: Watches | None = None,
     ) -> Iterator[Objects]:
         """What there is now, and again after each change, for so many seconds. Never misses a change.
 
         Args:
+            selectors: labelSelector and fieldSelector, as the API server takes them.
             watches: takes the process that watches, for another thread that wants to end it.
         """
+        chosen = selectors or {}
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            found, version = self._list(kind, namespace, selectors)
+            found, version = self._list(kind, namespace, chosen)
             yield dict(found)
-            for event in self._events(kind, namespace, {**selectors, "resourceVersion": version}, left, watches):
+            for event in self._events(kind, namespace, {**chosen, "resourceVersion": version}, left, watches):
                 if event["type"] == "ERROR":
                     break  # too old a version: list again
                 uid = event["object"]["metadata"]["uid"]
@@ -93,12 +102,12 @@ class Kubectl:
                     found[uid] = event["object"]
                 yield dict(found)
 
-    def _list(self, kind: str, namespace: str, selectors: dict[str, str]) -> tuple[Objects, str]:
+    def _list(self, kind: str, namespace: str, selectors: Selectors) -> tuple[Objects, str]:
         listed = json.loads(self("get", "--raw", _path(kind, namespace, selectors)))
         return {each["metadata"]["uid"]: each for each in listed["items"]}, listed["metadata"]["resourceVersion"]
 
     def _events(
-        self, kind: str, namespace: str, query: dict[str, str], seconds: float, watches: Watches | None
+        self, kind: str, namespace: str, query: Selectors, seconds: float, watches: Watches | None
     ) -> Iterator[Object]:
         watch = {**query, "watch": "1", "timeoutSeconds": str(int(seconds) + 1)}
         command = self.command("get", "--raw", _path(kind, namespace, watch))
@@ -122,7 +131,7 @@ def running(command: list[str], seconds: float) -> Iterator[subprocess.Popen[str
             process.kill()
 
 
-def _path(kind: str, namespace: str, query: dict[str, str]) -> str:
+def _path(kind: str, namespace: str, query: Selectors) -> str:
     api, plural = COLLECTIONS[kind]
     within = f"namespaces/{namespace}/" if namespace else ""
     return f"/{api}/{within}{plural}?{urlencode(query)}"

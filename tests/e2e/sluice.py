@@ -33,8 +33,12 @@ class Sluice:
         )
 
     def uninstall(self) -> None:
-        """Remove it; what its users made stays."""
+        """Remove it; what its users made stays.
+
+        It leaves a lease of a minute, for operators that are slow to end. These have ended: the next need not wait.
+        """
         self._helm("uninstall", RELEASE, "--ignore-not-found", "--wait", "--timeout=4m")
+        self.kubectl("delete", "lease", LEASE, f"--namespace={SYSTEM}", "--ignore-not-found")
 
     def leader(self) -> str:
         """The process that leads: its pod's name and something unique."""
@@ -54,7 +58,8 @@ class Sluice:
 
     def other_leader_than(self, before: str) -> str:
         """The process that leads once it is another one than before."""
-        for leases in self.kubectl.states("leases", SYSTEM, seconds=TAKEN_OVER, fieldSelector=f"metadata.name={LEASE}"):
+        lease_only = {"fieldSelector": f"metadata.name={LEASE}"}
+        for leases in self.kubectl.states("leases", SYSTEM, seconds=TAKEN_OVER, selectors=lease_only):
             for lease in leases.values():
                 if (holder := lease["spec"].get("holderIdentity")) not in {before, "", None}:
                     return str(holder)

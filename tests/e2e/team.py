@@ -13,7 +13,7 @@ import pytest
 
 from dev.cluster.volumes import volume
 from tests.e2e import objects
-from tests.e2e.kubectl import Kubectl, Object, Refused
+from tests.e2e.kubectl import Kubectl, Object, Refused, Selectors
 
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 SOON = 60
@@ -173,14 +173,14 @@ class Team:
     def _wait(
         self,
         kind: str,
-        selectors: dict[str, str],
+        selectors: Selectors,
         until: Callable[[list[Object]], object],
         what: str,
         seconds: int,
     ) -> list[Object]:
         last: list[Object] = []
         began = time.monotonic()
-        for state in self.kubectl.states(kind, self.name, seconds=seconds, **selectors):
+        for state in self.kubectl.states(kind, self.name, seconds=seconds, selectors=selectors):
             last = list(state.values())
             if until(last):
                 return last

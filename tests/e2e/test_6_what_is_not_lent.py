@@ -53,7 +53,11 @@ def test_no_pod_is_allowed(team: Team, observed: Observed) -> None:
 def test_the_node_has_too_little_of_something_else(
     team: Team, observed: Observed, asked: dict[str, str], named: str
 ) -> None:
-    """The node could take the pod if it were empty. It is not, and no GPU would change that."""
+    """The node could take the pod if it were empty. It is not, and no GPU would change that.
+
+    Seen to fail when the reason was looked for with all replicas gone, those below the floor too: the job was told
+    that the engine could lend no more, which was wrong.
+    """
     resources = {"gpus": 1, "pool": objects.POOL, "memory": "2Gi", "cpu": "100m", **asked}
     team.apply(objects.job("large", resources=resources))
     waiting = team.wait_job("large", lambda job: job.is_true("Prepared") and job.summary != "Pending", "waits")

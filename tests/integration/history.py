@@ -21,6 +21,7 @@ from dev.cluster.control_plane import ADMIN, ControlPlane
 Body = dict[str, Any]
 Answer = TypeVar("Answer")
 
+_SUMMARY_LINES = 60
 SLUICE = "/apis/sluice.dev/v1alpha1"
 WATCHED = {
     "pods": "/api/v1",
@@ -124,7 +125,7 @@ class History:
                 ]
                 size = (body.get("spec") or {}).get("replicas", "")
                 lines.append(f"{plural}/{name} {size} {status.get('phase', '')} {'; '.join(conditions)}")
-        return "\n".join(lines)
+        return "\n".join(lines[-_SUMMARY_LINES:])
 
     async def _watch(self, session: aiohttp.ClientSession, plural: str, place: str) -> None:
         """From an empty namespace on: a watch without a version begins with what is there."""

@@ -174,9 +174,11 @@ class Lease:
         if not body or holder in ("", self._identity):
             return True
         renewed = spec.get("renewTime") or ""
+        lasts = max(self._seconds, spec.get("leaseDurationSeconds") or 0)
+        if self._sighting is None or self._sighting.holder != holder:
+            logger.info("standing by: another leads", extra={"holder": holder, "free_after_seconds": lasts})
         if self._sighting is None or (self._sighting.holder, self._sighting.renewed) != (holder, renewed):
             self._sighting = _Sighting(holder, renewed, self._now())
-        lasts = max(self._seconds, spec.get("leaseDurationSeconds") or 0)
         return self._now() >= self._sighting.at + lasts
 
     async def _take_over(self, body: Body) -> bool:
