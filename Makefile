@@ -29,12 +29,12 @@ env:  ## Make the Python environment, kubectl and helm
 	@python3 -m dev env
 	@python3 -m dev tools
 
-check: env  ## Lint, types, import contracts and unit tests, in under a minute
+check: env  ## Lint, types, import contracts and all unit tests but the slow ones, in under a minute
 	@$(PYTHON) -m ruff check
 	@$(PYTHON) -m ruff format --check --quiet || { echo "make format"; exit 1; }
 	@$(PYTHON) -m mypy
 	@$(CACHE)/env/bin/lint-imports --no-cache
-	@$(PYTHON) -m pytest -q -n 2 tests/unit
+	@$(PYTHON) -m pytest -q -n 2 -m "not slow" tests/unit
 
 verify: env  ## Generated files are current: CRDs, reference docs, golden files, lock files
 	@$(PYTHON) -m sluice_api.crd --check crds charts/sluice/files/crds

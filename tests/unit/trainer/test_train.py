@@ -65,6 +65,7 @@ def test_micro_batches_do_not_change_what_is_learnt(job: Job) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_interrupted_twice_the_adapter_has_the_same_bits(job: Job) -> None:
     undisturbed = replace(job, name="undisturbed", training=LONG)
     undisturbed.prepare()
