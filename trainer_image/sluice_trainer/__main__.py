@@ -35,8 +35,8 @@ def main() -> NoReturn:
     os.umask(0o022)
     stage = _stage()
     reporter = Reporter(stage.attempt, os.environ.get(REPORT_URL_ENV))
+    reporter.start()  # before SIGTERM may end it
     STOP.ends_by(lambda save: _stopped(save, reporter))
-    reporter.start()
     _quiet_libraries(stage)
     outcome, code = _ended(lambda: _run(stage, reporter))
     _end(outcome, code, reporter)

@@ -8,6 +8,7 @@ so a thread that reads it acts within milliseconds.
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,9 @@ if TYPE_CHECKING:  # this module comes before everything that takes time to impo
     from sluice_api.stages import TrainResult
 
 Save = Callable[[], "TrainResult"]
+
+_INTERNAL = 70
+"""stages.ExitCode.INTERNAL, which is not imported yet when this is needed."""
 
 
 class StopSignal:
@@ -54,8 +58,13 @@ class StopSignal:
             pass
         _outrank_computing_threads()
         self._can_end.wait()
-        if self._end is not None:
+        if self._end is None:
+            return
+        try:
             self._end(self._save)
+        finally:  # it does not return; if it fails, a process that was told to end ends all the same
+            traceback.print_exc()
+            os._exit(_INTERNAL)
 
 
 def _outrank_computing_threads() -> None:
