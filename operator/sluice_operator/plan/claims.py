@@ -11,7 +11,6 @@ from enum import IntEnum
 
 from sluice_api.claim import Claim, SlotRef
 from sluice_api.finetunejob import FineTuneJob
-from sluice_api.reasons import Reason
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, job_key, oldest_first
 from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, failures
@@ -140,8 +139,3 @@ def overlapped_by(world: World, claims: list[LiveClaim], mine: LiveClaim) -> Liv
     if sum(c.claim.gpus for c in on_node) + mine.claim.gpus > room and on_node:
         return on_node[-1]
     return None
-
-
-def reason_to_wait(live: LiveClaim) -> Reason:
-    """What a job with a live claim is at, before its pod runs."""
-    return Reason.DRAINING if live.claim.borrowed else Reason.CLAIMED

@@ -10,6 +10,8 @@ from sluice_operator.plan.claims import LiveClaim, Phase, overlapped_by, trainer
 from sluice_operator.plan.proof import doubt, is_gated, phase_of
 from sluice_operator.plan.slots import is_drained
 
+IMAGE_TROUBLE = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
+"""What the kubelet says of a container whose image it cannot get."""
 _STALL_STEPS = 5
 _STALLED_AFTER = timedelta(seconds=120)
 _STALL_GRACE = timedelta(seconds=60)
@@ -115,7 +117,7 @@ def _train(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step
 def _starts(pod: PodView, live: LiveClaim, now: datetime, limits: Limits) -> Step:
     over = now >= (pod.bound_at or live.stage_job.created) + limits.start
     why = pod.waiting_message or pod.waiting_reason
-    if pod.waiting_reason in ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"):
+    if pod.waiting_reason in IMAGE_TROUBLE:
         return Step(
             Reason.IMAGE_NOT_PULLED,
             f"Pod {pod.key.name}: {why}",

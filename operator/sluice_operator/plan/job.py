@@ -13,7 +13,7 @@ from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, adapter_key, oldest_first
 from sluice_operator.plan import refusals
 from sluice_operator.plan.claims import LiveClaim, is_live, live_claims, live_claims_of, trainer_pods
-from sluice_operator.plan.holding import Limits, Step, advance
+from sluice_operator.plan.holding import IMAGE_TROUBLE, Limits, Step, advance
 from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, done, next_attempt_at, recorded
 from sluice_operator.plan.waiting import Wait
 
@@ -298,7 +298,7 @@ def _not_started(s: Situation, stage_job: StageJobView) -> tuple[Reason, str, bo
         late = s.now >= stage_job.created + s.limits.pod
         return (Reason.QUOTA_EXCEEDED, f"The pod is refused: {text}", over) if late else None
     pod = pods[-1]
-    if pod.waiting_reason in ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"):
+    if pod.waiting_reason in IMAGE_TROUBLE:
         return Reason.IMAGE_NOT_PULLED, f"Pod {pod.key.name}: {pod.waiting_message or pod.waiting_reason}", over
     if not pod.running and not pod.ended and over:
         why = pod.unschedulable or pod.waiting_message or pod.waiting_reason or "it has not started"
