@@ -18,6 +18,8 @@ ENGINE_LABEL = f"{GROUP}/engine"
 """On every child of an InferenceEngine: the engine's name."""
 SLOT_LABEL = f"{GROUP}/slot"
 """On a slot's Deployment and pod: the slot's index."""
+PLACEHOLDER_LABEL = f"{GROUP}/placeholder"
+"""On a placeholder: its engine's name. Not ENGINE_LABEL, by which Services and autoscalers find replicas."""
 LEADER_LABEL = f"{GROUP}/leader"
 """On the pod of the operator replica that leads; the progress Service selects it."""
 
@@ -33,8 +35,8 @@ BOUND_AT_ANNOTATION = f"{GROUP}/bound-at"
 
 SCHEDULING_GATE = f"{GROUP}/claim"
 """On the pods of a training Job until the claim is bound."""
-SERVING_GATE = f"{GROUP}/serving"
-"""Readiness gate and pod condition of an engine's pod; False from the moment the slot is to drain."""
+PLACEHOLDER_GATE = f"{GROUP}/placeholder"
+"""On a placeholder, for ever: it never runs."""
 
 DEFAULT_GPU_RESOURCE = "nvidia.com/gpu"
 DEFAULT_POOL = "default"
@@ -59,6 +61,11 @@ def work_folder(job: str, uid: str) -> str:
 def slot_name(engine: str, index: int) -> str:
     """Name of a slot's Deployment."""
     return f"{engine}-{index}"
+
+
+def placeholder_name(engine: str, index: int) -> str:
+    """Name of the pod that keeps a lent slot's GPUs."""
+    return f"{slot_name(engine, index)}-placeholder"
 
 
 def adapter_version(name: str, digest: str) -> str:

@@ -61,7 +61,11 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [patch]
-# Binding a claim: the nominated node.
+# Placeholders: pods that never run and keep a lent replica's GPUs from others' pods.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [create, delete]
+# Binding a claim, and keeping a lent GPU: the nominated node.
 - apiGroups: [""]
   resources: [pods/status]
   verbs: [patch]

@@ -8,7 +8,7 @@ from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL
+from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, PLACEHOLDER_LABEL
 from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import Stored
 from sluice_operator.observe.views import (
@@ -124,6 +124,8 @@ def _pod(old: Stored | None, new: Stored | None, pod: PodView, world: World, lin
         yield engine_key(*place)
         yield from links.adapters_on.groups.get(place, {})
         yield from _borrowers(place, links)
+    elif PLACEHOLDER_LABEL in pod.labels:
+        yield engine_key(namespace, pod.labels[PLACEHOLDER_LABEL])
     if _takes(old) != _takes(new):
         yield from _all_pools(world)
 

@@ -66,6 +66,8 @@ class World:
     """Pods by the name of the node that they are bound to."""
     engine_pods: Mapping[tuple[str, str, int], Mapping[Key, PodView]] = field(default_factory=dict)
     """Pods by (namespace, engine, slot index)."""
+    placeholders: Mapping[tuple[str, str], Mapping[Key, PodView]] = field(default_factory=dict)
+    """Pods that keep the GPUs of lent slots, by (namespace, engine)."""
     stage_jobs_of: Mapping[str, Mapping[Key, StageJobView]] = field(default_factory=dict)
     """Stage Jobs by the uid of their FineTuneJob."""
     slots_of: Mapping[str, Mapping[Key, SlotView]] = field(default_factory=dict)

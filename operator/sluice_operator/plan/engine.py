@@ -14,21 +14,10 @@ from sluice_operator.observe.world import World
 from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, live_claims
 from sluice_operator.plan.conditions import condition
 from sluice_operator.plan.inventory import lent_indices, take_stock
+from sluice_operator.plan.placeholders import Placeholders, plan_placeholders
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
-from sluice_operator.plan.slots import existing, floor_of, pod_of, ref, serves, template_of, wanted
-
-
-@dataclass(frozen=True, slots=True)
-class SlotPlan:
-    """What one slot should be."""
-
-    index: int
-    size: int
-    state: SlotState
-    lent_to: str = ""
-    uid: str = ""
-    """Of its Deployment, if there is one."""
+from sluice_operator.plan.slots import SlotPlan, existing, floor_of, pod_of, ref, serves, template_of, wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +30,7 @@ class EngineDecision:
     """Slots that go to size 0."""
     remove: tuple[SlotView, ...]
     """Slots that are no longer wanted; their pods drain by themselves."""
+    placeholders: Placeholders
     status: InferenceEngineStatus
     again_at: datetime | None = None
 
@@ -64,13 +54,16 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
     stop = [slots[p.index] for p in plans if not p.size and p.index in slots and slots[p.index].size]
     kept = {plan.index for plan in plans}
     remove = [slot for index, slot in slots.items() if index not in kept]
+    placeholders = plan_placeholders(world, engine, plans, now)
+    drained_at = now + timedelta(seconds=1) if any(p.state is SlotState.DRAINING for p in plans) else None
     outdated = any(slots[i].template != template_of(engine) and slots[i].size for i in kept & slots.keys())
     return EngineDecision(
         apply=tuple(apply),
         stop=tuple(stop),
         remove=tuple(remove),
+        placeholders=placeholders,
         status=_status(world, engine, plans, now, outdated and rollout is None),
-        again_at=now + timedelta(seconds=1) if any(p.state is SlotState.DRAINING for p in plans) else None,
+        again_at=min((at for at in (drained_at, placeholders.again_at) if at), default=None),
     )
 
 
@@ -98,7 +91,7 @@ def _lent(world: World, engine: InferenceEngine, index: int, live: LiveClaim, ph
     stopped = slot is None or slot.size == 0
     if phase >= Phase.BINDING or stopped:
         pod = pod_of(world, engine, index)
-        return SlotPlan(index, 0, SlotState.STOPPING if pod else SlotState.LENT, live.name)
+        return SlotPlan(index, 0, SlotState.STOPPING if pod else SlotState.LENT, live.name, live.claim.node)
     if phase is Phase.DRAINING:
         return SlotPlan(index, 1, SlotState.DRAINING, live.name)
     state = SlotState.SERVING if serves(pod_of(world, engine, index)) else SlotState.STARTING

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sluice_api.claim import SlotRef
@@ -12,6 +13,20 @@ from sluice_operator.observe.world import World, oldest_first
 
 _QUIET_SECONDS = 1.0
 """A draining slot is done when no request has begun for so long: endpoints are removed asynchronously."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPlan:
+    """What one slot should be."""
+
+    index: int
+    size: int
+    state: SlotState
+    lent_to: str = ""
+    node: str = ""
+    """Where the GPUs are that it lends."""
+    uid: str = ""
+    """Of its Deployment, if there is one."""
 
 
 def ref(engine: InferenceEngine, index: int) -> SlotRef:

@@ -1,19 +1,26 @@
 """Bring one InferenceEngine nearer to what its spec asks for and what is lent allows."""
 
+import logging
 from datetime import datetime, timedelta
+from http import HTTPStatus
 from typing import Any
 
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
-from sluice_operator.cluster.writes import Cluster
+from sluice_operator.build.placeholder import placeholder
+from sluice_operator.cluster.errors import ApiError
+from sluice_operator.cluster.writes import Cluster, key_of_manifest
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
-from sluice_operator.plan.engine import EngineDecision, SlotPlan, plan_engine
+from sluice_operator.plan.engine import EngineDecision, plan_engine
+from sluice_operator.plan.placeholders import Placeholders
 from sluice_operator.plan.pools import find_pool
-from sluice_operator.plan.slots import template_of
+from sluice_operator.plan.slots import SlotPlan, template_of
 from sluice_operator.reconcile.status import until, write_status
 from sluice_operator.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 async def reconcile_engine(
@@ -39,6 +46,8 @@ async def reconcile_engine(
             await cluster.apply(manifest)
         for plan in decision.apply:
             await cluster.apply(_slot(engine, plan, pool.spec, settings))
+    if pool is not None:
+        await _keep_places(engine, decision.placeholders, cluster, pool.spec, settings)
     await _tell(engine, decision, cluster)
     return until(decision.again_at, now)
 
@@ -49,6 +58,27 @@ def _slot(engine: InferenceEngine, plan: SlotPlan, pool: GPUPoolSpec, settings: 
     if plan.uid:
         manifest["metadata"]["uid"] = plan.uid
     return manifest
+
+
+async def _keep_places(
+    engine: InferenceEngine, decision: Placeholders, cluster: Cluster, pool: GPUPoolSpec, settings: Settings
+) -> None:
+    """A placeholder goes only after the slot's pod has its nomination. One that a quota refuses is done without."""
+    for pod, node in decision.nominate:
+        await cluster.nominate_pod(pod.key, pod.uid, node)
+    for index, node in decision.make:
+        manifest = placeholder(engine, index, pool=pool, settings=settings)
+        try:
+            made = await cluster.create(manifest)
+        except ApiError as error:
+            if error.status != HTTPStatus.FORBIDDEN:
+                raise
+            extra = {"engine": engine.metadata.name, "slot": index, "why": error.message}
+            logger.warning("no placeholder: another pod may get a lent GPU at its return", extra=extra)
+            continue
+        await cluster.nominate_pod(key_of_manifest(manifest), made["metadata"]["uid"], node)
+    for pod in decision.remove:
+        await cluster.delete(pod.key, pod.uid, foreground=False)
 
 
 async def _tell(engine: InferenceEngine, decision: EngineDecision, cluster: Cluster) -> None:

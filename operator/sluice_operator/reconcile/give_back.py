@@ -81,4 +81,6 @@ def _missing(world: World) -> dict[str, list[str]]:
         slots = world.slots_of.get(engine.metadata.uid, {}).values()
         if sum(slot.size for slot in slots if not slot.deleting) < engine.spec.replicas:
             engines.append(str(key))
-    return {name: found for name, found in (("stages", stages), ("engines", engines)) if found}
+    placeholders = [str(pod) for pods in world.placeholders.values() for pod in pods]
+    lists = (("stages", stages), ("engines", engines), ("placeholders", placeholders))
+    return {name: found for name, found in lists if found}

@@ -12,6 +12,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.stages import ExportResult, Stage
 from sluice_operator.build.adapter import adapter
 from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
+from sluice_operator.build.placeholder import placeholder
 from sluice_operator.build.stage_job import stage_job
 from sluice_operator.settings import Settings
 
@@ -73,6 +74,7 @@ GOLDEN: dict[str, list[dict[str, Any]]] = {
     "export-job": [stage_job(JOB, Stage.EXPORT, 1, CUDA)],
     "slot-deployment-cuda": [slot_deployment(ENGINE, 0, 1, "4f1c2a9be07d3358", pool=H100, settings=CUDA)],
     "slot-deployment-cpu": [slot_deployment(ENGINE, 1, 0, "4f1c2a9be07d3358", pool=GPUPoolSpec(), settings=CPU)],
+    "placeholder": [placeholder(ENGINE, 1, pool=H100, settings=CUDA)],
     "engine-service": [engine_service(ENGINE)],
     "agent-access": agent_access(ENGINE),
     "adapter": [adapter(JOB, PUBLISH, EXPORT)],

@@ -11,17 +11,26 @@ from typing import Any
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_api.meta import OUTCOMES_ANNOTATION, SCHEDULING_GATE
+from sluice_api.meta import (
+    OUTCOMES_ANNOTATION,
+    PLACEHOLDER_GATE,
+    PLACEHOLDER_LABEL,
+    SCHEDULING_GATE,
+    SLOT_LABEL,
+    placeholder_name,
+)
 from sluice_api.resource import Metadata
 from sluice_api.stages import ExitCode, ExportResult, Stage, StageOutcome, TrainResult
-from sluice_operator.observe.views import Key, PodView, Termination, View
+from sluice_operator.observe.views import Key, NodeView, PodView, Termination, View
 from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation import allocate
-from sluice_operator.plan.engine import SlotPlan, plan_engine
+from sluice_operator.plan.engine import plan_engine
 from sluice_operator.plan.holding import Limits
 from sluice_operator.plan.job import JobDecision, Start, next_training_attempt, plan_job
 from sluice_operator.plan.job_status import job_status
+from sluice_operator.plan.placeholders import Placeholders
 from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.slots import SlotPlan
 from tests.unit.plan.worlds import GPU, NOW, Town
 
 
@@ -59,6 +68,7 @@ class Cluster:
             self._change(slot, size=0, deleting=slot in decision.remove)
         for plan in decision.apply:
             self._start_slot(engine, plan)
+        self._keep_places(engine, decision.placeholders)
 
     def _act(self, job: FineTuneJob, decision: JobDecision) -> None:
         if decision.record:
@@ -82,6 +92,27 @@ class Cluster:
             self.town.slot(engine, plan.index, size=0)
             slot = next(s for s in self.world.slots_of[engine.metadata.uid].values() if s.index == plan.index)
         self._change(slot, size=1)
+
+    def _keep_places(self, engine: InferenceEngine, decision: Placeholders) -> None:
+        for pod, node in decision.nominate:
+            self._change(pod, nominated_node=node)
+        for index, node in decision.make:
+            version, created = self.town._next()
+            namespace, name = engine.metadata.namespace, engine.metadata.name
+            self.town.put(
+                PodView(
+                    key=Key("Pod", namespace, placeholder_name(name, index)),
+                    uid=f"placeholder-{version}",
+                    resource_version=version,
+                    created=created,
+                    labels={PLACEHOLDER_LABEL: name, SLOT_LABEL: str(index)},
+                    requests={GPU: engine.spec.resources.gpus},
+                    gates=(PLACEHOLDER_GATE,),
+                    nominated_node=node,
+                )
+            )
+        for pod in decision.remove:
+            self.town.store.remove(pod.key, pod.uid)
 
     # What Kubernetes does
 
@@ -153,17 +184,27 @@ class Cluster:
             for node in sorted(self.world.nodes.values(), key=lambda n: n.key):
                 if pod.nominated_node and pod.nominated_node != node.key.name:
                     continue
-                used = sum(
-                    p.requests.get(GPU, 0) for p in self.world.pods_on.get(node.key.name, {}).values() if not p.ended
-                )
-                nominated = sum(
-                    p.requests.get(GPU, 0)
-                    for p in waiting
-                    if p is not pod and p.nominated_node == node.key.name and "sluice.dev/job" not in pod.labels
-                )
-                if used + nominated + pod.requests.get(GPU, 0) <= node.allocatable[GPU]:
+                if pod.requests.get(GPU, 0) <= self._free(node, pod):
                     self._change(pod, node=node.key.name, running=True)
                     break
+
+    def strangers(self) -> None:
+        """Somebody else's pods, of the engines' priority, of which one always waits for any GPU."""
+        for node in self.world.nodes.values():
+            for _ in range(self._free(node)):
+                self.town.stranger(node.key.name, 1)
+
+    def _free(self, node: NodeView, pod: PodView | None = None) -> int:
+        """GPUs that the scheduler sees as free for a pod; a trainer outranks all that are nominated."""
+        here = self.world.pods_on.get(node.key.name, {}).values()
+        nominated = [
+            other
+            for other in self.world.pods.values()
+            if other.nominated_node == node.key.name and not other.node and not other.ended and other is not pod
+        ]
+        outranks = pod is not None and "sluice.dev/job" in pod.labels
+        taken = [p for p in here if not p.ended] + ([] if outranks else nominated)
+        return node.allocatable[GPU] - sum(p.requests.get(GPU, 0) for p in taken)
 
     def kubelet(self) -> None:
         """Deleted pods end; bound ones of engines become ready; CPU stages are done at once."""

@@ -1,0 +1,193 @@
+"""A lent GPU comes back to its engine, however many of others' pods wait for one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from sluice_api.claim import SlotRef
+from sluice_api.inferenceengine import InferenceEngine, SlotState, SlotStatus
+from sluice_api.meta import PLACEHOLDER_GATE, PLACEHOLDER_LABEL, SLOT_LABEL
+from sluice_operator.observe.views import Key, PodView
+from sluice_operator.observe.world import engine_key
+from sluice_operator.plan.engine import plan_engine
+from sluice_operator.plan.placeholders import Placeholders
+from tests.unit.plan.simulated import Cluster
+from tests.unit.plan.worlds import GPU, NOW, Town
+
+LENDS = {"policy": "ScaleDown", "minReplicas": 1}
+
+
+def trainers(cluster: Cluster) -> list[PodView]:
+    pods = cluster.world.pods.values()
+    return [pod for pod in pods if pod.labels.get("sluice.dev/stage") == "Train" and pod.node and not pod.ended]
+
+
+def strangers(cluster: Cluster) -> list[PodView]:
+    return [pod for pod in cluster.world.pods.values() if pod.key.namespace == "others"]
+
+
+def reconcile_jobs(cluster: Cluster) -> None:
+    for job in list(cluster.world.jobs.values()):
+        cluster.reconcile_job(job)
+
+
+def reconcile_engines(cluster: Cluster) -> None:
+    for engine in list(cluster.world.engines.values()):
+        cluster.reconcile_engine(engine)
+
+
+def ends(code: int, reason: str) -> Callable[[Cluster], None]:
+    def end(cluster: Cluster) -> None:
+        for pod in trainers(cluster):
+            cluster.end_training(pod, code, reason)
+
+    return end
+
+
+def suspends(wanted: bool) -> Callable[[Cluster], None]:
+    def suspend(cluster: Cluster) -> None:
+        for job in list(cluster.world.jobs.values()):
+            cluster.respec(job, suspend=wanted)
+
+    return suspend
+
+
+STEPS: dict[str, Callable[[Cluster], None]] = {
+    "pool": Cluster.reconcile_pool,
+    "job": reconcile_jobs,
+    "engine": reconcile_engines,
+    "controllers": Cluster.controllers,
+    "scheduler": Cluster.scheduler,
+    "kubelet": Cluster.kubelet,
+    "done": ends(0, "Done"),
+    "requeued": ends(75, "Requeued"),
+    "crashed": ends(70, "TrainerFailed"),
+    "suspended": suspends(True),
+    "resumed": suspends(False),
+}
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.sampled_from(sorted(STEPS)), max_size=60))
+def test_no_order_of_events_gives_a_lent_gpu_to_a_stranger(steps: list[str]) -> None:
+    """A stranger waits for any GPU at every moment, and the scheduler tries it first."""
+    cluster = Cluster()
+    cluster.town.node(2)
+    engine = cluster.town.engine("chat", 2, preemption=LENDS)
+    for index in (0, 1):
+        cluster.town.slot(engine, index, "n1")
+    cluster.town.job("a")
+    rounds = ["pool", "job", "engine", "controllers", "scheduler", "kubelet", "done", "resumed"] * 30
+    for step in steps + rounds:
+        STEPS[step](cluster)
+        cluster.strangers()
+        assert not strangers(cluster), f"stolen at {step}"
+    serving = cluster.world.engines[engine_key("team", "chat")].status.ready_replicas
+    assert serving == 2
+    assert not cluster.world.placeholders
+
+
+CHAT_1 = SlotRef(namespace="team", engine="chat", index=1)
+
+
+def returning(town: Town, *, pod: str | None, nominated: str = "n1", waits: float = 0) -> InferenceEngine:
+    """An engine whose slot 1 starts again after a loan on n1; its pod is there, on a node, or not there yet."""
+    engine = town.engine("chat", 2, preemption=LENDS)
+    town.slot(engine, 0, "n1")
+    if pod is None:
+        town.slot(engine, 1, size=0)
+        slot = next(s for s in town.world.slots.values() if s.index == 1)
+        town.put(replace(slot, size=1, resource_version=999))
+    else:
+        town.slot(engine, 1, pod)
+    placeholder(town, nominated)
+    said = SlotStatus(index=1, state=SlotState.STARTING, since=NOW - timedelta(seconds=waits))
+    return engine.model_copy(update={"status": engine.status.model_copy(update={"slots": (said,)})})
+
+
+def placeholder(town: Town, nominated: str) -> None:
+    version, created = town._next()
+    town.put(
+        PodView(
+            key=Key("Pod", "team", "chat-1-placeholder"),
+            uid="placeholder",
+            resource_version=version,
+            created=created,
+            labels={PLACEHOLDER_LABEL: "chat", SLOT_LABEL: "1"},
+            requests={GPU: 1},
+            gates=(PLACEHOLDER_GATE,),
+            nominated_node=nominated,
+        )
+    )
+
+
+def told(decision: Placeholders) -> dict[str, list[str]]:
+    """A decision by the names of what it is about."""
+    found = {
+        "nominate": [f"{pod.key.name} to {node}" for pod, node in decision.nominate],
+        "make": [f"{index} on {node}" for index, node in decision.make],
+        "remove": [pod.key.name for pod in decision.remove],
+    }
+    return {what: names for what, names in found.items() if names}
+
+
+@pytest.mark.parametrize(
+    ("rule", "pod", "waits", "expected"),
+    [
+        ("a slot whose pod is not made yet keeps its placeholder", None, 1, {}),
+        ("one whose pod never comes lets it go", None, 6, {"remove": ["chat-1-placeholder"]}),
+        (
+            "a pod without a node takes the place over",
+            "",
+            1,
+            {"nominate": ["chat-1-x to n1"], "remove": ["chat-1-placeholder"]},
+        ),
+        ("a pod that has a node needs no place", "n1", 1, {"remove": ["chat-1-placeholder"]}),
+    ],
+)
+def test_at_the_return(rule: str, pod: str | None, waits: float, expected: dict[str, list[str]]) -> None:
+    town = Town()
+    town.node(2)
+    engine = returning(town, pod=pod, waits=waits)
+    assert told(plan_engine(town.world, engine, NOW).placeholders) == expected, rule
+
+
+def lending(town: Town) -> InferenceEngine:
+    """An engine whose slot 1 is lent to a job that trains on n1."""
+    engine = town.engine("chat", 2, preemption=LENDS)
+    town.slot(engine, 0, "n1")
+    town.slot(engine, 1, size=0)
+    stage_job = town.stage_job(town.job("a"), claim=town.claim("n1", CHAT_1))
+    town.trainer_pod(stage_job, "n1")
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("rule", "nominated", "expected"),
+    [
+        ("a lent slot has a placeholder where its GPUs are", None, {"make": ["1 on n1"]}),
+        ("one is enough", "n1", {}),
+        ("one that its maker could not nominate is nominated", "", {"nominate": ["chat-1-placeholder to n1"]}),
+        ("one on another node is of an earlier loan", "n2", {"remove": ["chat-1-placeholder"]}),
+    ],
+)
+def test_during_the_loan(rule: str, nominated: str | None, expected: dict[str, list[str]]) -> None:
+    town = Town()
+    town.node(2)
+    engine = lending(town)
+    if nominated is not None:
+        placeholder(town, nominated)
+    assert told(plan_engine(town.world, engine, NOW).placeholders) == expected, rule
+
+
+def test_an_engine_that_no_longer_wants_the_slot_lets_its_gpu_go() -> None:
+    town = Town()
+    town.node(2)
+    engine = town.engine("chat", 1, preemption=LENDS)
+    town.slot(engine, 0, "n1")
+    placeholder(town, "n1")
+    assert told(plan_engine(town.world, engine, NOW).placeholders) == {"remove": ["chat-1-placeholder"]}
