@@ -17,7 +17,7 @@ PYTHON = Path("/usr/bin/python3.11")
 PYTHON_VERSION = "3.11"
 
 # Raised when this module makes an environment differently from the same lock file.
-RECIPE = "2"
+RECIPE = "3"
 
 
 def environment() -> Path:
@@ -64,6 +64,7 @@ def _make(folder: Path) -> None:
         ]
     )
     _introduce_vllm(folder)
+    _collect_model_infos(folder)
     _readable_by_everyone(folder)
     _finished(folder).touch()
 
@@ -76,6 +77,15 @@ def _introduce_vllm(folder: Path) -> None:
         metadata = packages / f"vllm-{version}.dist-info"
         metadata.mkdir(exist_ok=True)
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+
+
+def _collect_model_infos(folder: Path) -> None:
+    """As the server's Dockerfile does, for the one class of model that is served here."""
+    step("asking vLLM about its models (once, about 20 s) ...")
+    run(
+        [folder / "bin" / "python3", "-m", "sluice_server", "collect-model-infos", "LlamaForCausalLM"],
+        env={"PYTHONPATH": f"{REPOSITORY / 'operator'}:{REPOSITORY / 'server_image'}"},
+    )
 
 
 def _readable_by_everyone(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python3 -m sluice_server agent | vllm | wait-drained`."""
+"""`python3 -m sluice_server agent | vllm | wait-drained`; while the image is built, `collect-model-infos CLASS ...`."""
 
 import sys
 
@@ -18,8 +18,12 @@ def main(command: list[str]) -> None:
             from sluice_server.wait_drained import wait_drained
 
             wait_drained()
+        case ["collect-model-infos", *architectures]:
+            from sluice_server.model_infos import collect
+
+            collect(architectures)
         case _:
-            sys.exit("usage: python3 -m sluice_server agent|vllm|wait-drained")
+            sys.exit("usage: python3 -m sluice_server agent|vllm|wait-drained|collect-model-infos")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 from sluice_api import pods
 from sluice_api.slots import SlotSpec
 from sluice_server.flags import vllm_command
+from sluice_server.model_infos import put_in_place
 from sluice_server.place import Place
 
 _TERMINATED = 128 + signal.SIGTERM
@@ -26,6 +28,7 @@ def serve() -> None:
     slot = SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV])
     command = vllm_command(slot, place)
     os.environ.update(command.environment)
+    put_in_place(Path(command.environment["VLLM_CACHE_ROOT"]))
     sys.argv = ["vllm", *command.arguments]
 
     from vllm.entrypoints.cli.main import main

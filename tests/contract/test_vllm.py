@@ -31,6 +31,7 @@ from sluice_api.inferenceengine import EngineLora, InferenceEngineSpec, ServedMo
 from sluice_api.slots import SlotSpec
 from sluice_server.agent.tensors import not_finite, tensors
 from sluice_server.middleware import MODELS, PROBES, SERVING, Middleware
+from sluice_server.model_infos import IN_IMAGE
 from sluice_server.place import ROOT_ENV, SECRET_HEADER, SERVE_PORT_ENV, STATE_PATH, Place
 from tests.unit.server.conftest import SlotUnderTest, eventually
 from tests.unit.server.fake_vllm import BASE, FakeVLLM
@@ -174,6 +175,15 @@ def test_models_are_listed_with_parent_and_path(server: Server) -> None:
     base, adapter = server.http.get("/v1/models", headers=SECRET).json()["data"]
     assert (base["id"], base["parent"]) == (BASE, None)
     assert (adapter["id"], adapter["parent"], adapter["root"]) == ("tone--000000000001", BASE, str(folder))
+
+
+def test_vllm_believes_what_the_image_says_of_its_model(real: Server) -> None:
+    """It writes the file anew when it had to find out by itself."""
+    in_image = sorted((IN_IMAGE / "modelinfos").glob("*Llama*.json"))
+    assert in_image
+    for file in in_image:
+        in_pod = real.place.scratch / "cache/vllm/modelinfos" / file.name
+        assert in_pod.stat().st_mtime == file.stat().st_mtime
 
 
 def test_loading_and_unloading_answer_as_the_agent_expects(server: Server) -> None:

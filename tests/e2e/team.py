@@ -118,6 +118,10 @@ class Team:
         wanted = lambda e: e["status"].get("ready") == "2/2" and e["status"]["lent"] == 0  # noqa: E731
         return self.wait("ie", objects.ENGINE, lambda e: "status" in e and wanted(e), "the engine is whole", LONG)
 
+    def draining(self) -> Object:
+        """The engine once one of its replicas drains."""
+        return self.wait("ie", objects.ENGINE, is_draining, "a replica drains")
+
     def fresh(self) -> None:
         """As at the start: no job, the engine as it is usually, and whole."""
         self.delete("ftj,ad,resourcequota", "--all")
@@ -253,6 +257,11 @@ class JobState:
     def __str__(self) -> str:
         """For a person."""
         return f"{self.summary}: {self.message}"
+
+
+def is_draining(engine: Object) -> bool:
+    """Whether one of an engine's replicas drains."""
+    return "Draining" in {slot["state"] for slot in engine["status"]["slots"]}
 
 
 def selector(labels: dict[str, str]) -> str:

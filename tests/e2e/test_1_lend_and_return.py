@@ -1,8 +1,12 @@
-"""J1: an engine lends a replica to a job, answers all the while, gets it back, and serves the result."""
+"""J1: an engine lends a replica to a job, answers all the while, gets it back, and serves the result.
+
+Seen to fail when a lent replica was stopped without waiting for what it had in flight.
+"""
 
 from tests.e2e import objects
 from tests.e2e.asking import asking
 from tests.e2e.conftest import Undisturbed
+from tests.e2e.holding import HalfRequest
 from tests.e2e.observer import Observed, restarts_of
 from tests.e2e.team import Team
 
@@ -16,7 +20,10 @@ def test_lend_and_return(team: Team, observed: Observed, undisturbed: Undisturbe
     before = {pod["metadata"]["uid"]: pod for pod in team.slot_pods()}
 
     with asking(team) as asked:
+        slow = [HalfRequest(team, pod["metadata"]["name"], objects.ENGINE) for pod in team.slot_pods()]
         team.apply(objects.job("lends", publish=ALIAS))
+        team.draining()
+        assert all(request.complete() for request in slow), "a replica stops only after its last request"
         team.training("lends")
         engine = team.wait("ie", objects.ENGINE, lambda e: e["status"]["lent"] == 1, "one replica is lent")
         assert engine["status"]["ready"] == "1/2"

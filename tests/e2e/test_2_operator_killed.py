@@ -2,6 +2,8 @@
 
 Each moment is held from outside, so that the kill hits it and not a moment near it: admission refuses the write that
 would end it, or a request in flight does not end.
+
+Seen to fail, at the second moment, when a new leader knew only the claims of its own term.
 """
 
 from tests.e2e import objects
@@ -10,7 +12,7 @@ from tests.e2e.holding import NO_TRAINER_PODS, SLOTS_KEEP_THEIR_SIZE, HalfReques
 from tests.e2e.kubectl import Kubectl, Object
 from tests.e2e.observer import Observed
 from tests.e2e.sluice import Sluice
-from tests.e2e.team import Team
+from tests.e2e.team import Team, is_draining
 
 
 def test_killed_at_five_moments_of_a_loan(
@@ -27,7 +29,7 @@ def test_killed_at_five_moments_of_a_loan(
 
         requests = [HalfRequest(team, pod["metadata"]["name"], objects.ENGINE) for pod in team.slot_pods()]
         no_pods.lift()
-        team.wait("ie", objects.ENGINE, is_draining, "a replica drains")
+        team.draining()
         sluice.kill_leader()
         assert is_draining(team.wait("ie", objects.ENGINE, bool, "is there")), "2: draining"
         (pod,) = team.every("pods", job="survives", stage="Train")
@@ -66,11 +68,6 @@ LONGEST = 420
 def claims(jobs: list[Object]) -> bool:
     """Whether there is a training Job, which is the claim."""
     return len(jobs) == 1
-
-
-def is_draining(engine: Object) -> bool:
-    """Whether a replica drains."""
-    return "Draining" in {slot["state"] for slot in engine["status"]["slots"]}
 
 
 def is_nominated(pods: list[Object]) -> bool:

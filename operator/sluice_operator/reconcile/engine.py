@@ -35,12 +35,12 @@ async def reconcile_engine(
 
     decision = plan_engine(world, engine, now)
 
-    # The status first: agents read in it that they must drain, and draining is what takes time.
+    # What others wait for comes first: a GPU that is to be free, then the word that a slot drains.
+    for slot in decision.stop:
+        await cluster.scale_slot(slot.key, slot.uid, 0)
     await write_status(cluster, engine, decision.status)
     for doomed in decision.remove:
         await cluster.delete(doomed.key, doomed.uid, foreground=False)
-    for slot in decision.stop:
-        await cluster.scale_slot(slot.key, slot.uid, 0)
     if pool is not None and decision.apply:
         for manifest in [engine_service(engine), *agent_access(engine)]:
             await cluster.apply(manifest)

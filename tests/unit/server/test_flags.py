@@ -26,6 +26,7 @@ COMMON_ENVIRONMENT = {
     "TORCHINDUCTOR_CACHE_DIR": "/scratch/cache/inductor",
     "TRITON_CACHE_DIR": "/scratch/cache/triton",
     "USER": "sluice",
+    "VLLM_CACHE_ROOT": "/scratch/cache/vllm",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_SERVER_DEV_MODE": "0",
     "XDG_CACHE_HOME": "/scratch/cache",
@@ -35,6 +36,7 @@ CPU_ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 LORA_ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
