@@ -1,4 +1,7 @@
-"""J3: the training pod is deleted in the middle; the next attempt goes on from its checkpoint, to the same result."""
+"""J3: the training pod is deleted in the middle; the next attempt goes on from its checkpoint, to the same result.
+
+Seen to fail when a new attempt did not look for a checkpoint.
+"""
 
 from tests.e2e import objects
 from tests.e2e.conftest import Undisturbed

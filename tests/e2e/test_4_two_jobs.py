@@ -1,4 +1,7 @@
-"""J4: two jobs want the one GPU that may be lent."""
+"""J4: two jobs want the one GPU that may be lent.
+
+Seen to fail when a waiting job was not told who holds the GPUs.
+"""
 
 from tests.e2e import objects
 from tests.e2e.observer import Observed, holds_a_node

@@ -1,4 +1,7 @@
-"""J5: a job is suspended, goes on, and is deleted, each time in the middle of its training."""
+"""J5: a job is suspended, goes on, and is deleted, each time in the middle of its training.
+
+Seen to fail when a Job was deleted without its pods (propagationPolicy: Orphan).
+"""
 
 from tests.e2e import objects
 from tests.e2e.kubectl import Object

@@ -1,4 +1,7 @@
-"""J6: engines that do not lend, and jobs for which lending would be in vain: nobody is disturbed for them."""
+"""J6: engines that do not lend, and jobs for which lending would be in vain: nobody is disturbed for them.
+
+Seen to fail when lendTo was ignored, and, under the quota, when replicas drained before the claim's pod existed.
+"""
 
 import pytest
 

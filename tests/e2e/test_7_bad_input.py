@@ -1,4 +1,7 @@
-"""J7: what a user can get wrong. Each message names the field or the line, and the remedy; no GPU is ever taken."""
+"""J7: what a user can get wrong. Each message names the field or the line, and the remedy; no GPU is ever taken.
+
+Seen to fail, in the row of the missing claim, when claims were not looked for before Prepare.
+"""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""J8: Sluice is upgraded and uninstalled in the middle of a loan. Runs last; Sluice is there again afterwards."""
+"""J8: Sluice is upgraded and uninstalled in the middle of a loan. Runs last; Sluice is there again afterwards.
+
+Seen to fail when the uninstall gave nothing back (uninstall.giveBack: false).
+"""
 
 from collections.abc import Iterator
 
