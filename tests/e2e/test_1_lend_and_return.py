@@ -3,6 +3,8 @@
 Seen to fail when a lent replica was stopped without waiting for what it had in flight.
 """
 
+import time
+
 from tests.e2e import objects
 from tests.e2e.asking import asking
 from tests.e2e.conftest import Undisturbed
@@ -12,6 +14,7 @@ from tests.e2e.team import Team
 
 ALIAS = "sailor"
 QUESTION = "Where is parcel 7?"
+PATIENCE_SECONDS = 3
 
 
 def test_lend_and_return(team: Team, observed: Observed, undisturbed: Undisturbed) -> None:
@@ -23,7 +26,9 @@ def test_lend_and_return(team: Team, observed: Observed, undisturbed: Undisturbe
         slow = [HalfRequest(team, pod["metadata"]["name"], objects.ENGINE) for pod in team.slot_pods()]
         team.apply(objects.job("lends", publish=ALIAS))
         team.draining()
-        assert all(request.complete() for request in slow), "a replica stops only after its last request"
+        time.sleep(PATIENCE_SECONDS)  # nothing announces that a replica goes on waiting
+        assert team.slot_sizes() == [1, 1], "a replica stops only after its last request"
+        assert all(request.complete() for request in slow)
         team.training("lends")
         engine = team.wait("ie", objects.ENGINE, lambda e: e["status"]["lent"] == 1, "one replica is lent")
         assert engine["status"]["ready"] == "1/2"
