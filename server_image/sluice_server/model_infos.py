@@ -28,6 +28,8 @@ def collect(architectures: Iterable[str]) -> None:
 
     for architecture in architectures:
         ModelRegistry.models[architecture].inspect_model_cls()
+    for file in (IN_IMAGE / _FOLDER).iterdir():
+        file.chmod(0o644)  # vLLM writes for its own user; pods run as another
 
 
 def put_in_place(cache: Path) -> None:
