@@ -93,7 +93,7 @@ def _lent(world: World, engine: InferenceEngine, index: int, live: LiveClaim, ph
         pod = pod_of(world, engine, index)
         return SlotPlan(index, 0, SlotState.STOPPING if pod else SlotState.LENT, live.name, live.claim.node)
     if phase is Phase.DRAINING:
-        return SlotPlan(index, 1, SlotState.DRAINING, live.name)
+        return SlotPlan(index, 1, SlotState.DRAINING, live.name, live.claim.node)
     state = SlotState.SERVING if serves(pod_of(world, engine, index)) else SlotState.STARTING
     return SlotPlan(index, 1, state)
 

@@ -33,10 +33,11 @@ class Placeholders:
 
 
 def plan_placeholders(world: World, engine: InferenceEngine, plans: Sequence[SlotPlan], now: datetime) -> Placeholders:
-    """Keep the GPUs of each lent slot from the moment it stops, until its next pod has them or nobody wants them."""
+    """Keep the GPUs of each lent slot from the moment it drains, until its next pod has them or nobody wants them."""
     held = _placeholders(world, engine)
-    lent = [plan for plan in plans if plan.lent_to and not plan.size]
-    starting = {plan.index: _pod_due(engine, plan, now) for plan in plans if plan.size and plan.index in held}
+    lent = [plan for plan in plans if plan.lent_to]
+    returning = [plan for plan in plans if plan.size and not plan.lent_to and plan.index in held]
+    starting = {plan.index: _pod_due(engine, plan, now) for plan in returning}
     kept = {
         **{plan.index: plan.node for plan in lent},
         **{i: held[i].nominated_node for i, due in starting.items() if now < due and not pod_of(world, engine, i)},

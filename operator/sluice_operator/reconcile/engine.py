@@ -35,10 +35,12 @@ async def reconcile_engine(
 
     decision = plan_engine(world, engine, now)
 
-    # What others wait for comes first: a GPU that is to be free, then the word that a slot drains.
+    # The status first: agents read in it that they must drain, and draining is what takes time.
+    await write_status(cluster, engine, decision.status)
+    if pool is not None:
+        await _keep_places(engine, decision.placeholders, cluster, pool.spec, settings)
     for slot in decision.stop:
         await cluster.scale_slot(slot.key, slot.uid, 0)
-    await write_status(cluster, engine, decision.status)
     for doomed in decision.remove:
         await cluster.delete(doomed.key, doomed.uid, foreground=False)
     if pool is not None and decision.apply:
@@ -46,8 +48,6 @@ async def reconcile_engine(
             await cluster.apply(manifest)
         for plan in decision.apply:
             await cluster.apply(_slot(engine, plan, pool.spec, settings))
-    if pool is not None:
-        await _keep_places(engine, decision.placeholders, cluster, pool.spec, settings)
     await _tell(engine, decision, cluster)
     return until(decision.again_at, now)
 
@@ -63,7 +63,10 @@ def _slot(engine: InferenceEngine, plan: SlotPlan, pool: GPUPoolSpec, settings: 
 async def _keep_places(
     engine: InferenceEngine, decision: Placeholders, cluster: Cluster, pool: GPUPoolSpec, settings: Settings
 ) -> None:
-    """A placeholder goes only after the slot's pod has its nomination. One that a quota refuses is done without."""
+    """A placeholder is there before its GPU is free, and goes only after the slot's pod has its nomination.
+
+    One that a quota refuses is done without.
+    """
     for pod, node in decision.nominate:
         await cluster.nominate_pod(pod.key, pod.uid, node)
     for index, node in decision.make:

@@ -191,3 +191,15 @@ def test_an_engine_that_no_longer_wants_the_slot_lets_its_gpu_go() -> None:
     town.slot(engine, 0, "n1")
     placeholder(town, "n1")
     assert told(plan_engine(town.world, engine, NOW).placeholders) == {"remove": ["chat-1-placeholder"]}
+
+
+def test_the_placeholder_is_there_before_the_slot_stops() -> None:
+    town = Town()
+    town.node(2)
+    engine = town.engine("chat", 2, preemption=LENDS)
+    for index in (0, 1):
+        town.slot(engine, index, "n1")
+    town.trainer_pod(town.stage_job(town.job("a"), claim=town.claim("n1", CHAT_1)))
+    decision = plan_engine(town.world, engine, NOW)
+    assert decision.status.slots[1].state is SlotState.DRAINING
+    assert told(decision.placeholders) == {"make": ["1 on n1"]}
