@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.conditions import Condition
 from sluice_api.meta import DEFAULT_POOL
-from sluice_api.model import Decimal, Model, Name, Quantity, Remedy, Seconds
+from sluice_api.model import Decimal, Model, Moment, Name, Quantity, Remedy, Seconds
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.sources import DatasetUri, ModelUri, VolumeUri
 
@@ -143,6 +143,16 @@ class Scheduling(Model):
         description="Who goes first: higher before lower, then older before newer. A job borrows only "
         "from engines of a lower or equal priority.",
     )
+    not_before: Moment | None = Field(
+        None,
+        description="The job asks for GPUs only from this moment on, such as 2027-01-04T20:00:00Z. Its data is "
+        "prepared before.",
+    )
+    queue_deadline_seconds: Seconds | None = Field(
+        None,
+        description="Longest time that a prepared job waits for its first GPUs, from notBefore on if that is later. "
+        "Longer is a failure. Absent: it waits for ever.",
+    )
 
 
 class Output(Model):
@@ -190,8 +200,8 @@ class FineTuneJobSpec(Model):
     publish: Publish | None = Field(None, description="The engine that serves the result. Absent: none does.")
     active_deadline_seconds: Seconds = Field(
         86_400,
-        description="Longest time from the first claim of GPUs until training has ended, waiting between "
-        "attempts included. Longer is a failure.",
+        description="Longest time of training, over all attempts: from each claim of GPUs until its pod has ended. "
+        "Waiting does not count. Longer is a failure.",
     )
     max_attempts: int = Field(
         5, ge=1, le=100, description="Attempts to train, the first included. Being preempted or suspended is free."

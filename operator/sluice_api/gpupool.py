@@ -1,39 +1,53 @@
 """GPUPool: which nodes belong together, and the GPU resource that they offer."""
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
+from pydantic import ConfigDict, Field, NonNegativeInt
 
 from sluice_api.conditions import Condition
 from sluice_api.meta import DEFAULT_GPU_RESOURCE
-from sluice_api.model import Decimal, Model, Remedy
+from sluice_api.model import Decimal, Model
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, rules
+from sluice_api.selectors import LabelKey, Labels, NamespaceSelector
 
-LabelKey = Annotated[
-    str,
-    StringConstraints(pattern=r"^([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$", max_length=317),
-    Remedy("write a qualified name, such as nvidia.com/gpu"),
-]
-LabelValue = Annotated[
-    str,
-    StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$", max_length=63),
-    Remedy("write a label's value: at most 63 letters, digits, '-', '_' and '.'"),
-]
-Text = Annotated[str, StringConstraints(max_length=256)]
+
+class NamespaceQuota(Model):
+    """What one namespace may have at once. It bounds each namespace that it selects, not their sum."""
+
+    namespaces: NamespaceSelector = Field(
+        default_factory=NamespaceSelector, description="The namespaces that it is about. Empty: every one."
+    )
+    max_gpus: int | None = Field(
+        None, ge=0, le=1_000_000, alias="maxGPUs", description="GPUs that its jobs hold at once. Absent: any number."
+    )
+    max_borrowed_gpus: int | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        alias="maxBorrowedGPUs",
+        description="Of these, GPUs borrowed from engines at once. Absent: any number.",
+    )
+    max_priority: int | None = Field(
+        None, ge=-1000, le=1000, description="Highest scheduling.priority of its jobs. Absent: any."
+    )
 
 
 class GPUPoolSpec(Model):
     """Which nodes belong together."""
 
-    node_selector: Annotated[
-        dict[LabelKey, LabelValue], Remedy("write each label's name as nodes have it, such as example.com/gpu")
-    ] = Field(
+    node_selector: Labels = Field(
         default_factory=dict,
         max_length=16,
         description="Labels that a node of this pool has. Empty: every node that offers the resource.",
     )
     resource_name: LabelKey = Field(
         DEFAULT_GPU_RESOURCE, description="The extended resource by which nodes offer GPUs."
+    )
+    allowed_namespaces: NamespaceSelector | None = Field(
+        None, description="Namespaces whose jobs may use the pool. Absent: every one."
+    )
+    quotas: tuple[NamespaceQuota, ...] = Field(
+        (), max_length=32, description="What a namespace may have at once. The first that selects it holds."
     )
     price_per_gpu_hour: Decimal = Field("0", description="Price of one GPU for one hour, for reports.")
 

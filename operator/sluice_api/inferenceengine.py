@@ -10,7 +10,9 @@ from sluice_api.conditions import Condition
 from sluice_api.meta import DEFAULT_POOL
 from sluice_api.model import Decimal, Model, Name, Quantity
 from sluice_api.resource import Column, Kind, Resource, Rule, rules
+from sluice_api.selectors import NamespaceSelector
 from sluice_api.sources import ModelUri
+from sluice_api.windows import BorrowWindow
 
 Text = Annotated[str, StringConstraints(max_length=256)]
 
@@ -27,6 +29,7 @@ class LendTo(StrEnum):
 
     SAME_NAMESPACE = "SameNamespace"
     ANYWHERE = "Anywhere"
+    SELECTED = "Selected"
 
 
 class ServedModel(Model):
@@ -94,9 +97,32 @@ class Preemption(Model):
     priority: int = Field(
         0, ge=-1000, le=1000, description="A job borrows only from engines of a lower or equal priority."
     )
-    lend_to: LendTo = Field(LendTo.SAME_NAMESPACE, description="Which jobs may borrow.")
+    lend_to: LendTo = Field(
+        LendTo.SAME_NAMESPACE,
+        description="Which jobs may borrow: those of the engine's own namespace, of any, or of those that "
+        "lendToNamespaces selects.",
+    )
+    lend_to_namespaces: NamespaceSelector | None = Field(
+        None, description="With lendTo: Selected, the namespaces whose jobs may borrow."
+    )
+    borrow_windows: tuple[BorrowWindow, ...] = Field(
+        (),
+        max_length=14,
+        description="Hours of the week in which the engine lends. A loan that has begun goes on after them. "
+        "Absent: always.",
+    )
     drain_timeout_seconds: int = Field(
         30, ge=0, le=3600, description="Longest time that requests in flight may take before a lent replica stops."
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                "(has(self.lendTo) && self.lendTo == 'Selected') == has(self.lendToNamespaces)",
+                "lendToNamespaces belongs to lendTo: Selected; write both or neither",
+                at=".lendToNamespaces",
+            )
+        )
     )
 
 
@@ -147,6 +173,7 @@ class InferenceEngineStatus(Model):
     ready_replicas: NonNegativeInt = Field(0, description="Replicas that answer.")
     ready: Text = Field("", description="readyReplicas and spec.replicas for a reader: 1/2.")
     lent: NonNegativeInt = Field(0, description="Replicas lent to jobs.")
+    lent_to: tuple[Text, ...] = Field((), max_length=1000, description="These jobs, as namespace/name.")
     selector: Text = Field("", description="Label selector of the replicas' pods, for the scale subresource.")
     slots: tuple[SlotStatus, ...] = Field((), max_length=1000, description="Each replica.")
     served_model: Text = Field("", description="The `model` of a chat request to the base model.")

@@ -1,9 +1,10 @@
 """The base of every type that crosses a process boundary."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints, WithJsonSchema
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -53,6 +54,9 @@ Decimal = Annotated[
     Remedy("write a decimal number as a string, such as '2e-4' or '0.1'"),
 ]
 """A non-negative decimal number as a string (2e-4, 0.1): floats do not survive every JSON client."""
+
+Moment = Annotated[datetime, WithJsonSchema({"type": "string", "format": "date-time", "maxLength": 40})]
+"""A moment with its time zone, such as 2027-01-04T20:00:00Z; the API server takes no other form (RFC 3339)."""
 
 Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
 """A length of time in seconds, at most a year."""

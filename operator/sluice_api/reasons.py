@@ -59,6 +59,26 @@ class Reason(StrEnum):
         "The engines that lend have a higher priority than the job.",
         "Raise the job's scheduling.priority, or lower the engine's preemption.priority.",
     )
+    ENGINE_LENDS_LATER = (
+        "EngineLendsLater",
+        "The engines that lend do so in other hours.",
+        "Wait for the hour that the message names, or widen preemption.borrowWindows.",
+    )
+    TIME_ZONE_UNKNOWN = (
+        "TimeZoneUnknown",
+        "A borrow window names a time zone that does not exist, so it never opens.",
+        "Write a name of the IANA database in preemption.borrowWindows, such as Europe/Berlin.",
+    )
+    NAMESPACE_QUOTA = (
+        "NamespaceQuota",
+        "The namespace holds, or would hold, more GPUs of the pool than its quota there allows.",
+        "Wait until another job of the namespace ends, or raise the quota in the GPUPool's spec.quotas.",
+    )
+    NOT_BEFORE = (
+        "NotBefore",
+        "scheduling.notBefore is still to come; the data is prepared.",
+        "Wait, or set an earlier scheduling.notBefore.",
+    )
     CLAIMED = "Claimed", "GPUs are set aside; the pod is being proven runnable.", "Nothing."
     DRAINING = (
         "Draining",
@@ -103,6 +123,16 @@ class Reason(StrEnum):
 
     # Refused before or by Prepare
     POOL_NOT_FOUND = "PoolNotFound", "resources.pool names no GPUPool.", "Create it, or use another pool."
+    NAMESPACE_NOT_ALLOWED = (
+        "NamespaceNotAllowed",
+        "The pool is not for jobs of this namespace.",
+        "Use another pool, or have the GPUPool's spec.allowedNamespaces select the namespace.",
+    )
+    PRIORITY_TOO_HIGH = (
+        "PriorityTooHigh",
+        "scheduling.priority is above what the pool allows the namespace.",
+        "Lower scheduling.priority, or raise maxPriority in the GPUPool's spec.quotas.",
+    )
     EXCEEDS_EVERY_NODE = (
         "ExceedsEveryNode",
         "No node of the pool has so much, even when empty.",
@@ -183,7 +213,16 @@ class Reason(StrEnum):
         "Delete the job's checkpoints folder, or create the job anew.",
     )
     ATTEMPTS_EXHAUSTED = "AttemptsExhausted", "maxAttempts attempts have failed.", "See status.attempts."
-    DEADLINE_EXCEEDED = "DeadlineExceeded", "activeDeadlineSeconds is over.", "Raise it, or train less."
+    DEADLINE_EXCEEDED = (
+        "DeadlineExceeded",
+        "It has trained for activeDeadlineSeconds and is not done.",
+        "Raise it, or train less.",
+    )
+    QUEUE_DEADLINE_EXCEEDED = (
+        "QueueDeadlineExceeded",
+        "It has waited scheduling.queueDeadlineSeconds for its first GPUs.",
+        "Raise it, raise scheduling.priority, or set scheduling.policy: Preempt.",
+    )
 
     # Engines
     ALL_SERVING = "AllServing", "Every replica serves.", "Nothing."

@@ -1,8 +1,10 @@
 """examples/ and the chart on a real API server: applied as a user would, and kept as they were written."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dev.cache import REPOSITORY
 from dev.cluster.control_plane import ControlPlane
@@ -11,6 +13,7 @@ from tests.unit.chart.helm import DEV_VALUES, helm
 
 pytestmark = pytest.mark.integration
 
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "docs" / "scheduling.md"]
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 
 
@@ -24,6 +27,15 @@ def test_an_example_is_applied_twice_and_changes_nothing_the_second_time(
     again = kubectl.must("apply", "--namespace", namespace, "-f", str(file))
     assert all(line.endswith("unchanged") for line in again.splitlines())
     kubectl.must("delete", "--namespace", namespace, "--wait=false", "-f", str(file))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_shows_is_taken_as_it_is(page: Path, control_plane: ControlPlane, namespace: str) -> None:
+    kubectl = Kubectl(control_plane.kubeconfig)
+    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
+        manifests = [found for found in yaml.safe_load_all(block) if found]
+        said = kubectl.must("create", "--dry-run=server", "--namespace", namespace, "-f", "-", manifests=manifests)
+        assert "Warning" not in said
 
 
 def test_the_chart_is_taken_under_restricted_and_upgrades_to_itself(

@@ -29,6 +29,14 @@ def test_an_example_is_as_the_models_say_and_names_no_namespace(file: Path) -> N
             OURS[manifest["kind"]].parse(manifest)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_yaml_in_the_docs_is_as_the_models_say(page: Path) -> None:
+    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
+        for manifest in objects(block):
+            if manifest.get("kind") in OURS:
+                OURS[manifest["kind"]].parse(manifest)
+
+
 def test_yaml_in_the_readme_is_as_the_models_say() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     parsed = [OURS[manifest["kind"]].parse(manifest) for block in blocks for manifest in objects(block)]

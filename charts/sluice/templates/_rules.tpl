@@ -11,6 +11,10 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+# Whom a pool or an engine is open to: by the labels of namespaces.
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [list, watch]
 # Training Jobs are the claims on GPUs; Deployments are the replicas of engines.
 - apiGroups: [batch]
   resources: [jobs]

@@ -33,6 +33,7 @@ KINDS = {
     "InferenceEngine": ApiKind(GROUP, VERSION, "inferenceengines"),
     "Adapter": ApiKind(GROUP, VERSION, "adapters"),
     "GPUPool": ApiKind(GROUP, VERSION, "gpupools", namespaced=False),
+    "Namespace": ApiKind("", "v1", "namespaces", namespaced=False),
     "Node": ApiKind("", "v1", "nodes", namespaced=False),
     "Pod": ApiKind("", "v1", "pods"),
     "Job": ApiKind("batch", "v1", "jobs", selector=JOB_LABEL),

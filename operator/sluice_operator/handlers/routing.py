@@ -14,6 +14,7 @@ from sluice_operator.observe.parse import Stored
 from sluice_operator.observe.views import (
     ClaimView,
     Key,
+    NamespaceView,
     NodeView,
     PodView,
     SlotView,
@@ -79,9 +80,7 @@ def _engine(
     yield pool_key(engine.spec.resources.pool)
     yield from links.adapters_on.groups.get(place, {})
     yield from _borrowers(place, links)
-    for key, job in links.publishing.groups.get(place, {}).items():
-        if job.status.finished_at is None:
-            yield key
+    yield from _unfinished(links.publishing.groups.get(place, {}))
 
 
 def _adapter(old: Stored | None, new: Stored | None, adapter: Adapter, _world: World, links: Links) -> Iterator[Key]:
@@ -100,7 +99,15 @@ def _pool(_old: Stored | None, _new: Stored | None, pool: GPUPool, _world: World
     yield key_of(pool)
     yield pool_key(DEFAULT_POOL)
     yield from links.engines_in_pool.groups.get(pool.metadata.name, {})
-    yield from _unfinished_in(pool.metadata.name, links)
+    yield from _unfinished(links.jobs_in_pool.groups.get(pool.metadata.name, {}))
+
+
+def _namespace(
+    _old: Stored | None, _new: Stored | None, namespace: NamespaceView, world: World, links: Links
+) -> Iterator[Key]:
+    """Its jobs, and all pools: whom they, and the engines in them, are open to."""
+    yield from _all_pools(world)
+    yield from _unfinished(links.jobs_in_namespace.groups.get(namespace.key.name, {}))
 
 
 def _node(old: Stored | None, new: Stored | None, node: NodeView, world: World, _links: Links) -> Iterator[Key]:
@@ -126,6 +133,7 @@ def _pod(old: Stored | None, new: Stored | None, pod: PodView, world: World, lin
         yield from _borrowers(place, links)
     elif PLACEHOLDER_LABEL in pod.labels:
         yield engine_key(namespace, pod.labels[PLACEHOLDER_LABEL])
+        return  # it is never on a node, so no pool counts it
     if _takes(old) != _takes(new):
         yield from _all_pools(world)
 
@@ -197,10 +205,8 @@ def _claimants_on(node: str, world: World) -> Iterator[Key]:
             yield from _lenders(stage_job)
 
 
-def _unfinished_in(pool: str, links: Links) -> Iterator[Key]:
-    for key, job in links.jobs_in_pool.groups.get(pool, {}).items():
-        if job.status.finished_at is None:
-            yield key
+def _unfinished(jobs: Mapping[Key, FineTuneJob]) -> Iterator[Key]:
+    return (key for key, job in jobs.items() if job.status.finished_at is None)
 
 
 def _all_pools(world: World) -> Iterator[Key]:
@@ -213,6 +219,7 @@ _ROUTES: Mapping[type, Callable[..., Iterator[Key]]] = {
     InferenceEngine: _engine,
     Adapter: _adapter,
     GPUPool: _pool,
+    NamespaceView: _namespace,
     NodeView: _node,
     PodView: _pod,
     StageJobView: _stage_job,

@@ -15,6 +15,10 @@ def _pool_of_job(job: FineTuneJob) -> tuple[str, ...]:
     return (job.spec.resources.pool,)
 
 
+def _namespace_of_job(job: FineTuneJob) -> tuple[str, ...]:
+    return (job.metadata.namespace,)
+
+
 def _pool_of_engine(engine: InferenceEngine) -> tuple[str, ...]:
     return (engine.spec.resources.pool,)
 
@@ -49,6 +53,7 @@ class Links:
 
     def __init__(self) -> None:
         self.jobs_in_pool: Index[str, FineTuneJob] = Index(_pool_of_job)
+        self.jobs_in_namespace: Index[str, FineTuneJob] = Index(_namespace_of_job)
         self.engines_in_pool: Index[str, InferenceEngine] = Index(_pool_of_engine)
         self.publishing: Index[Place, FineTuneJob] = Index(_published_to)
         """Jobs by the engine to which they publish."""

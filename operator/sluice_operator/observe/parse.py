@@ -26,6 +26,7 @@ from sluice_operator.observe.raw import Body, condition, metadata_of, moment
 from sluice_operator.observe.views import (
     ClaimView,
     Key,
+    NamespaceView,
     NodeRequirement,
     NodeView,
     SlotView,
@@ -144,6 +145,10 @@ def _slot(body: Body) -> SlotView:
     )
 
 
+def _namespace(body: Body) -> NamespaceView:
+    return NamespaceView(**metadata_of("Namespace", body))
+
+
 def _node(body: Body) -> NodeView:
     spec, status = body.get("spec") or {}, body.get("status") or {}
     taints = (Taint(t["key"], t.get("value") or "", t["effect"]) for t in spec.get("taints") or ())
@@ -185,6 +190,7 @@ _READERS: Mapping[str, Callable[[Body], Stored]] = {
     "InferenceEngine": _custom(InferenceEngine),
     "Adapter": _custom(Adapter),
     "GPUPool": _custom(GPUPool),
+    "Namespace": _namespace,
     "Node": _node,
     "Pod": parse_pod,
     "Job": _stage_job,

@@ -28,7 +28,17 @@ from sluice_operator.observe.index import Index
 from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import KINDS, Parsed, Stored, Unreadable, key_of, uid_of, version_of
 from sluice_operator.observe.parse_pod import is_ours
-from sluice_operator.observe.views import ClaimView, Key, NodeView, PodView, SlotView, StageJobView, View, VolumeView
+from sluice_operator.observe.views import (
+    ClaimView,
+    Key,
+    NamespaceView,
+    NodeView,
+    PodView,
+    SlotView,
+    StageJobView,
+    View,
+    VolumeView,
+)
 from sluice_operator.observe.world import Heartbeat, Reported, World
 
 logger = logging.getLogger(__name__)
@@ -76,6 +86,7 @@ class Store:
         self._engines: Table[InferenceEngine] = Table()
         self._adapters: Table[Adapter] = Table()
         self._pools: Table[GPUPool] = Table()
+        self._namespaces: Table[NamespaceView] = Table()
         self._nodes: Table[NodeView] = Table()
         self._pods: Table[PodView] = Table()
         self._stage_jobs: Table[StageJobView] = Table()
@@ -83,7 +94,7 @@ class Store:
         self._claims: Table[ClaimView] = Table()
         self._volumes: Table[VolumeView] = Table()
         tables = (
-            self._jobs, self._engines, self._adapters, self._pools, self._nodes,
+            self._jobs, self._engines, self._adapters, self._pools, self._namespaces, self._nodes,
             self._pods, self._stage_jobs, self._slots, self._claims, self._volumes,
         )  # fmt: skip
         self._tables: dict[str, Table[Any]] = dict(zip(KINDS, tables, strict=True))
@@ -98,7 +109,12 @@ class Store:
         self.links = Links()
         """Indices beside the World's: who is to be looked at again when something else changes."""
         self._indices: Mapping[str, tuple[Index[Any, Any], ...]] = {
-            "FineTuneJob": (self.links.jobs_in_pool, self.links.publishing, self.links.mounting),
+            "FineTuneJob": (
+                self.links.jobs_in_pool,
+                self.links.jobs_in_namespace,
+                self.links.publishing,
+                self.links.mounting,
+            ),
             "InferenceEngine": (self.links.engines_in_pool,),
             "Adapter": (self.links.adapters_on,),
             "Pod": (self._pods_of, self._pods_on, self._engine_pods, self._placeholders),
@@ -131,6 +147,7 @@ class Store:
             engines=MappingProxyType(self._engines.objects),
             adapters=MappingProxyType(self._adapters.objects),
             pools=MappingProxyType(self._pools.objects),
+            namespaces=MappingProxyType(self._namespaces.objects),
             nodes=MappingProxyType(self._nodes.objects),
             pods=MappingProxyType(self._pods.objects),
             stage_jobs=MappingProxyType(self._stage_jobs.objects),

@@ -47,6 +47,11 @@ Resources = Mapping[str, int]
 """Amounts by resource name: `cpu` in millicores, `memory` in bytes, others counted."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceView(View):
+    """A namespace; its labels say which pools and engines are open to it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Taint:
     """Keeps pods away that do not tolerate it."""

@@ -17,6 +17,7 @@ from sluice_api.reports import EngineReport
 from sluice_operator.observe.views import (
     ClaimView,
     Key,
+    NamespaceView,
     NodeView,
     PodView,
     SlotView,
@@ -53,6 +54,7 @@ class World:
     engines: Mapping[Key, InferenceEngine] = field(default_factory=dict)
     adapters: Mapping[Key, Adapter] = field(default_factory=dict)
     pools: Mapping[Key, GPUPool] = field(default_factory=dict)
+    namespaces: Mapping[Key, NamespaceView] = field(default_factory=dict)
     nodes: Mapping[Key, NodeView] = field(default_factory=dict)
     pods: Mapping[Key, PodView] = field(default_factory=dict)
     stage_jobs: Mapping[Key, StageJobView] = field(default_factory=dict)

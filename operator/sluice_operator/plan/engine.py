@@ -1,16 +1,18 @@
 """An engine's size, slot by slot: granted what GPUs allow, less what is lent, changed one at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sluice_api.claim import SlotRef
 from sluice_api.conditions import EngineCondition
+from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, SlotState, SlotStatus
 from sluice_api.meta import ENGINE_LABEL
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import SlotView
 from sluice_operator.observe.world import World
+from sluice_operator.plan.allocation import allocate
 from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, live_claims
 from sluice_operator.plan.conditions import condition
 from sluice_operator.plan.inventory import lent_indices, take_stock
@@ -39,12 +41,13 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
     """Decide the size of every slot.
 
     A lent slot goes to 0 only when the trainer that borrows it is ungated and nominated; then the
-    scheduler binds the trainer the moment the GPU is free, and nobody steals it.
+    scheduler binds the trainer the moment the GPU is free, and nobody steals it. One that comes back
+    while the next job is about to borrow it stays at 0: nothing would be served in between.
     """
     claims = live_claims(world)
     lent = borrowers(world, claims)
     slots = existing(world, engine)
-    plans = _slot_plans(world, engine, claims, lent)
+    plans = _slot_plans(world, engine, claims, lent, now)
     rollout = _rollout(world, engine, plans, slots)
     apply = [
         replace(plan, uid=slots[plan.index].uid if plan.index in slots else "")
@@ -68,22 +71,40 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
 
 
 def _slot_plans(
-    world: World, engine: InferenceEngine, claims: list[LiveClaim], lent: Mapping[SlotRef, LiveClaim]
+    world: World, engine: InferenceEngine, claims: list[LiveClaim], lent: Mapping[SlotRef, LiveClaim], now: datetime
 ) -> list[SlotPlan]:
     borrowed = {index: lent[ref(engine, index)] for index in lent_indices(lent, engine)}
     pool = find_pool(world, engine.spec.resources.pool)
     placed = take_stock(world, pool).placed() if pool else {}
+    promised = _promised(world, engine, pool, borrowed, now) if pool else {}
     plans = []
     for index in sorted({*wanted(world, engine, borrowed), *borrowed}):
         live = borrowed.get(index)
         if live is not None:
             plans.append(_lent(world, engine, index, live, phase_of(world, claims, live)))
+        elif index in promised:
+            job, node = promised[index]
+            plans.append(SlotPlan(index, 0, SlotState.LENT, job, node))
         elif ref(engine, index) in placed:
             state = SlotState.SERVING if serves(pod_of(world, engine, index)) else SlotState.STARTING
             plans.append(SlotPlan(index, 1, state))
         else:
             plans.append(SlotPlan(index, 0, SlotState.WAITING))
     return plans
+
+
+def _promised(
+    world: World, engine: InferenceEngine, pool: GPUPool, borrowed: Collection[int], now: datetime
+) -> dict[int, tuple[str, str]]:
+    """Slots that have stopped, are not lent, and that the pool's next decision lends: the job and the node of each."""
+    stopped = {i for i, slot in existing(world, engine).items() if not slot.size and i not in borrowed}
+    claims = allocate(world, pool, now).claims if stopped else {}
+    return {
+        slot.index: (f"{job.namespace}/{job.name}", claim.node)
+        for job, claim in claims.items()
+        for slot in claim.borrowed
+        if slot == ref(engine, slot.index) and slot.index in stopped
+    }
 
 
 def _lent(world: World, engine: InferenceEngine, index: int, live: LiveClaim, phase: Phase) -> SlotPlan:
@@ -123,7 +144,6 @@ def _status(
     ready = sum(1 for plan in plans if serves(pod_of(world, engine, plan.index)))
     lent = [plan for plan in plans if plan.lent_to and plan.size == 0]
     status, reason, message = _readiness(engine, plans, ready, rollout_waits)
-    borrowers_text = ", ".join(sorted({plan.lent_to for plan in lent}))
     old, generation = engine.status.conditions, engine.metadata.generation
     return InferenceEngineStatus(
         observed_generation=generation,
@@ -133,8 +153,7 @@ def _status(
                 old,
                 EngineCondition.LENT,
                 "True" if lent else "False",
-                Reason.LENDING if lent else Reason.NOTHING_LENT,
-                f"{len(lent)} of {engine.spec.replicas} lent to {borrowers_text}." if lent else "",
+                *_lending(engine, lent),
                 generation,
                 now,
             ),
@@ -143,10 +162,23 @@ def _status(
         ready_replicas=ready,
         ready=f"{ready}/{engine.spec.replicas}",
         lent=len(lent),
+        lent_to=tuple(sorted({plan.lent_to for plan in lent})),
         selector=f"{ENGINE_LABEL}={engine.metadata.name}",
         slots=slots,
         served_model=engine.metadata.name,
     )
+
+
+def _lending(engine: InferenceEngine, lent: list[SlotPlan]) -> tuple[Reason, str]:
+    if lent:
+        borrowers_text = ", ".join(sorted({plan.lent_to for plan in lent}))
+        return Reason.LENDING, f"{len(lent)} of {engine.spec.replicas} lent to {borrowers_text}."
+    for number, window in enumerate(engine.spec.preemption.borrow_windows):
+        if window.zone is None:
+            field = f"spec.preemption.borrowWindows[{number}].timeZone"
+            remedy = "Write a name of the IANA database, such as Europe/Berlin or UTC"
+            return Reason.TIME_ZONE_UNKNOWN, f"{field}: there is no time zone {window.time_zone}. {remedy}."
+    return Reason.NOTHING_LENT, ""
 
 
 def _readiness(

@@ -1,15 +1,14 @@
 """What a node of a pool lacks for a job besides GPUs, once some slots have left it."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from sluice_api.finetunejob import FineTuneJob, Policy
+from sluice_api.finetunejob import FineTuneJob
 from sluice_operator.observe.world import World
 from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock
 from sluice_operator.plan.proof import coming
 from sluice_operator.plan.room import claims_of_job, need_of, shortage, unreachable_volume
 from sluice_operator.plan.slots import floor_of
-from sluice_operator.plan.victims import lending_refusal
 
 
 def lack_on(world: World, node: NodeStock, job: FineTuneJob, gone: Iterable[PlacedSlot]) -> str:
@@ -20,28 +19,26 @@ def lack_on(world: World, node: NodeStock, job: FineTuneJob, gone: Iterable[Plac
     return lack or unreachable_volume(world, job.metadata.namespace, claims_of_job(job), node.node)
 
 
-def lack_everywhere(world: World, stock: Stock, job: FineTuneJob) -> str:
+def lack_everywhere(world: World, stock: Stock, job: FineTuneJob, lenders: Collection[str]) -> str:
     """Why the job fits no node even if every slot that may be lent to it left; empty when it fits one."""
     lacks = []
     for node in stock.nodes.values():
         if node.refusal:
             continue
-        lack = lack_on(world, node, job, _lendable(stock, node, job))
+        lack = lack_on(world, node, job, _lendable(stock, node, lenders))
         if not lack:
             return ""
         lacks.append(f"{node.name} lacks {lack}")
     return lacks[0] if lacks else ""
 
 
-def _lendable(stock: Stock, node: NodeStock, job: FineTuneJob) -> list[PlacedSlot]:
-    """Slots of a node that may be lent to a job at once, each engine keeping its floor."""
-    if job.spec.scheduling.policy is not Policy.PREEMPT:
-        return []
+def _lendable(stock: Stock, node: NodeStock, lenders: Collection[str]) -> list[PlacedSlot]:
+    """Slots of a node that may be lent at once, each engine keeping its floor."""
     left = Counter(slot.engine.metadata.uid for slot in stock.placed().values())
     found = []
     for slot in node.slots:
         engine = slot.engine
-        if lending_refusal(engine, job) is None and left[engine.metadata.uid] > floor_of(engine):
+        if engine.metadata.uid in lenders and left[engine.metadata.uid] > floor_of(engine):
             left[engine.metadata.uid] -= 1
             found.append(slot)
     return found

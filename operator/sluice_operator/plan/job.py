@@ -13,6 +13,7 @@ from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, adapter_key, oldest_first
 from sluice_operator.plan import refusals
 from sluice_operator.plan.claims import LiveClaim, is_live, live_claims, live_claims_of, trainer_pods
+from sluice_operator.plan.deadlines import waiting_ends
 from sluice_operator.plan.holding import IMAGE_TROUBLE, Limits, Step, advance
 from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, done, next_attempt_at, recorded
 from sluice_operator.plan.waiting import Wait
@@ -108,7 +109,8 @@ def managed_elsewhere(s: Situation) -> JobDecision | None:
 
 def failed(s: Situation) -> JobDecision | None:
     """It has failed for good; whatever still runs for it ends."""
-    failure = refusals.final_failure(s.job, s.outcomes, s.now)
+    training_since = min((j.created for j in s.unfinished(Stage.TRAIN)), default=None)
+    failure = refusals.final_failure(s.job, s.outcomes, s.now, training_since)
     if failure is None:
         return None
     stage, reason, message = failure
@@ -207,9 +209,12 @@ def waits(s: Situation) -> JobDecision | None:
         reason = Reason.known(last[0].reason) or Reason.TRAINER_FAILED
         message = f"Attempt {last[0].attempt} ended: {last[0].message} The next one follows at {again_at:%H:%M:%S} UTC."
         return JobDecision(JobCondition.ADMITTED, reason, message, again_at=again_at)
-    if s.wait is None:
-        return JobDecision(JobCondition.ADMITTED, Reason.PENDING, "Ready; its turn in the pool is being decided.")
-    return JobDecision(JobCondition.ADMITTED, s.wait.reason, s.wait.message)
+    begins, ends = s.job.spec.scheduling.not_before, waiting_ends(s.job, s.outcomes)
+    if begins and begins > s.now:
+        message = f"Prepared. It asks for GPUs from {begins:%Y-%m-%d %H:%M:%S} UTC on (scheduling.notBefore)."
+        return JobDecision(JobCondition.ADMITTED, Reason.NOT_BEFORE, message, again_at=begins)
+    wait = s.wait or Wait(Reason.PENDING, "Ready; its turn in the pool is being decided.")
+    return JobDecision(JobCondition.ADMITTED, wait.reason, wait.message, again_at=ends)
 
 
 def exports(s: Situation) -> JobDecision | None:

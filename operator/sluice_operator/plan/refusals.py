@@ -4,7 +4,7 @@ None of these is final: the job waits, and goes on when what is missing is there
 """
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.finetunejob import FineTuneJob
@@ -14,6 +14,8 @@ from sluice_api.sources import volume_path
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, engine_key
+from sluice_operator.plan.access import denial
+from sluice_operator.plan.deadlines import too_late
 from sluice_operator.plan.outcomes import AGAIN, failures
 from sluice_operator.plan.pools import find_pool, pool_nodes
 from sluice_operator.plan.room import claims_of_job, exceeds, need_of
@@ -42,6 +44,11 @@ def _pool_exists(world: World, job: FineTuneJob) -> Refusal | None:
         known = ", ".join(sorted(key.name for key in world.pools)) or "default"
         return Reason.POOL_NOT_FOUND, f"spec.resources.pool: there is no GPUPool {name}. There are: {known}."
     return None
+
+
+def _pool_serves_it(world: World, job: FineTuneJob) -> Refusal | None:
+    pool = find_pool(world, job.spec.resources.pool)
+    return denial(world, pool, job) if pool else None
 
 
 def _fits_some_node(world: World, job: FineTuneJob) -> Refusal | None:
@@ -116,13 +123,16 @@ def _claims_shareable(world: World, job: FineTuneJob) -> Refusal | None:
 CHECKS: tuple[Callable[[World, FineTuneJob], Refusal | None], ...] = (
     _claims_exist,
     _pool_exists,
+    _pool_serves_it,
     _fits_some_node,
     _engine_takes_it,
     _claims_shareable,
 )
 
 
-def final_failure(job: FineTuneJob, outcomes: Outcomes, now: datetime) -> tuple[Stage, Reason, str] | None:
+def final_failure(
+    job: FineTuneJob, outcomes: Outcomes, now: datetime, training_since: datetime | None = None
+) -> tuple[Stage, Reason, str] | None:
     """Why a job has failed for good: an end that no other attempt would change, too many, or too late."""
     for stage in Stage:
         ended = outcomes.of(stage)
@@ -140,30 +150,7 @@ def final_failure(job: FineTuneJob, outcomes: Outcomes, now: datetime) -> tuple[
                     f"The last one: {last.reason}: {last.message}"
                 ),
             )
-    return _too_late(job, outcomes, now)
-
-
-def deadline(job: FineTuneJob, outcomes: Outcomes) -> datetime | None:
-    """When training must have ended; None while it has not begun or has ended."""
-    attempts = outcomes.of(Stage.TRAIN)
-    if any(outcome.reason == Reason.DONE for outcome in attempts):
-        return None
-    begun = min((a.started_at for a in attempts if a.started_at), default=job.status.started_at)
-    return begun + timedelta(seconds=job.spec.active_deadline_seconds) if begun else None
-
-
-def _too_late(job: FineTuneJob, outcomes: Outcomes, now: datetime) -> tuple[Stage, Reason, str] | None:
-    end = deadline(job, outcomes)
-    if end is None or now < end:
-        return None
-    return (
-        Stage.TRAIN,
-        Reason.DEADLINE_EXCEEDED,
-        (
-            f"Training has not ended {job.spec.active_deadline_seconds} s after it was first given GPUs "
-            "(spec.activeDeadlineSeconds). Raise it, or train less."
-        ),
-    )
+    return too_late(job, outcomes, training_since, now)
 
 
 def _reason(outcome: AttemptOutcome) -> Reason:

@@ -2,35 +2,19 @@
 
 from collections.abc import Collection
 
-from sluice_api.claim import SlotRef
-from sluice_api.finetunejob import FineTuneJob
-from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, LendTo
-from sluice_api.reasons import Reason
+from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock
 from sluice_operator.plan.slots import floor_of
 
 
-def lending_refusal(engine: InferenceEngine, job: FineTuneJob) -> Reason | None:
-    """Why an engine never lends to a job, whatever is in use; None when it may."""
-    terms = engine.spec.preemption
-    if terms.policy is LendingPolicy.NEVER or engine.metadata.deletion_timestamp:
-        return Reason.ENGINE_NEVER_LENDS
-    if terms.lend_to is LendTo.SAME_NAMESPACE and engine.metadata.namespace != job.metadata.namespace:
-        return Reason.ENGINE_LENDS_ELSEWHERE
-    if terms.priority > job.spec.scheduling.priority:
-        return Reason.ENGINE_OUTRANKS
-    return None
-
-
-def choose_victims(
-    stock: Stock, node: NodeStock, job: FineTuneJob, gpus: int, reserved: Collection[SlotRef] = ()
-) -> tuple[PlacedSlot, ...] | None:
+def choose_victims(stock: Stock, node: NodeStock, gpus: int, lenders: Collection[str]) -> tuple[PlacedSlot, ...] | None:
     """Slots of one node that free so many GPUs; None when it does not suffice.
 
-    Slots that serve nobody go first, then the lowest priority, the fewest requests in flight, the
-    newest. The result is irreducible: giving any one back would make the job not fit.
+    Only slots of the lenders, given by uid, are taken: those that serve nobody first, then the lowest
+    priority, the fewest requests in flight, the newest. The result is irreducible: giving any one back
+    would make the job not fit.
     """
-    open_slots = [s for s in node.slots if s.slot not in reserved and lending_refusal(s.engine, job) is None]
+    open_slots = [slot for slot in node.slots if slot.engine.metadata.uid in lenders]
     taken: list[PlacedSlot] = []
     for slot in sorted(open_slots, key=_price):
         if sum(victim.gpus for victim in taken) >= gpus:
@@ -42,7 +26,7 @@ def choose_victims(
     return _irreducible(taken, gpus)
 
 
-def _price(slot: PlacedSlot) -> tuple[bool, int, int, float, SlotRef | str]:
+def _price(slot: PlacedSlot) -> tuple[bool, int, int, float, str]:
     newest_first = -slot.created.timestamp()
     return (slot.serving, slot.engine.spec.preemption.priority, slot.in_flight, newest_first, str(slot.slot))
 

@@ -1,14 +1,17 @@
 """Why a job waits for GPUs: for whom, since when, and what would end the wait."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from sluice_api.finetunejob import FineTuneJob, Policy
+from sluice_api.gpupool import GPUPool, NamespaceQuota
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World
+from sluice_operator.plan.access import lending_refusal, lends_next, quota_of
+from sluice_operator.plan.borrowing import Held, Terms
 from sluice_operator.plan.fit import lack_everywhere
 from sluice_operator.plan.inventory import Stock
 from sluice_operator.plan.outcomes import recorded
-from sluice_operator.plan.victims import lending_refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +22,24 @@ class Wait:
     message: str
 
 
-def explain(world: World, stock: Stock, job: FineTuneJob, waiting: list[FineTuneJob]) -> Wait:
+def over_quota(pool: GPUPool, job: FineTuneJob, quota: NamespaceQuota, held: Held) -> Wait:
+    """Why a job waits that would bring its namespace above its quota."""
+    gpus, name = job.spec.resources.gpus, pool.metadata.name
+    return Wait(
+        Reason.NAMESPACE_QUOTA,
+        f"Waiting for {gpus} GPU{'s' if gpus > 1 else ''} in pool {name}{_since(job)}. Namespace "
+        f"{job.metadata.namespace} holds {held.gpus} of the {quota.max_gpus} that it may have there at once. Next: one "
+        "of its jobs ends, or raise maxGPUs in the pool's spec.quotas.",
+    )
+
+
+def explain(
+    world: World, stock: Stock, job: FineTuneJob, terms: Terms, waiting: list[FineTuneJob], now: datetime
+) -> Wait:
     """Why a job waits, whom it waits for and what would end the wait."""
     gpus, pool = job.spec.resources.gpus, stock.pool.metadata.name
     asked = f"Waiting for {gpus} GPU{'s' if gpus > 1 else ''} in pool {pool}{_since(job)}"
-    reason, why = _main_reason(world, stock, job)
+    reason, why = _main_reason(world, stock, job, terms, now)
     holders = [live.name for node in stock.nodes.values() for live in node.claims] + list(stock.granted)
     holders = [_short(name, job) for name in holders]
     parts = [f"{asked}. {why}"]
@@ -61,11 +77,11 @@ def _short(name: str, job: FineTuneJob) -> str:
     return name.removeprefix(f"{job.metadata.namespace}/")
 
 
-def _main_reason(world: World, stock: Stock, job: FineTuneJob) -> tuple[Reason, str]:
+def _main_reason(world: World, stock: Stock, job: FineTuneJob, terms: Terms, now: datetime) -> tuple[Reason, str]:
     usable = [node for node in stock.nodes.values() if not node.refusal]
     if not usable:
         return Reason.NO_NODES, "No node of the pool can take a pod now."
-    if lack := lack_everywhere(world, stock, job):
+    if lack := lack_everywhere(world, stock, job, terms.lenders):
         return Reason.UNSCHEDULABLE, f"GPUs alone would not do: {lack}."
     enough = [node for node in usable if node.free >= job.spec.resources.gpus]
     if enough:
@@ -74,12 +90,22 @@ def _main_reason(world: World, stock: Stock, job: FineTuneJob) -> tuple[Reason, 
     if job.spec.scheduling.policy is not Policy.PREEMPT or not slots:
         free = sum(node.free for node in usable)
         return Reason.WAITING_FOR_GPUS, f"{free} are free, not enough on one node." if free else "None is free."
-    refusals = {slot.engine.metadata.uid: (slot.engine, lending_refusal(slot.engine, job)) for slot in slots}
+    quota = quota_of(world, stock.pool, job.metadata.namespace)
+    if terms.most < job.spec.resources.gpus:
+        return Reason.NAMESPACE_QUOTA, (
+            f"Namespace {job.metadata.namespace} may borrow {quota.max_borrowed_gpus} at once, and "
+            f"{max(terms.most, 0)} more now."
+        )
+    engines = {slot.engine.metadata.uid: slot.engine for slot in slots}
+    refusals = {uid: (engine, lending_refusal(world, engine, job, now)) for uid, engine in engines.items()}
     for engine, refused in refusals.values():
         if refused is None:
             left = sum(1 for slot in slots if slot.engine.metadata.uid == engine.metadata.uid)
             floor = min(engine.spec.preemption.min_replicas, engine.spec.replicas)
             at = f"{left} of {engine.spec.replicas} replicas are left, its floor is {floor}"
             return Reason.ENGINE_AT_FLOOR, f"{engine.metadata.name} can lend no more: {at}."
+    for engine, refused in refusals.values():
+        if refused is Reason.ENGINE_LENDS_LATER and (opens := lends_next(engine, now)):
+            return refused, f"{engine.metadata.name} lends from {opens:%A %H:%M} UTC on."
     engine, refused = next(iter(refusals.values()))
     return refused or Reason.WAITING_FOR_GPUS, f"{engine.metadata.name} does not lend to this job."

@@ -168,6 +168,20 @@ def with_status(raw: Body, **status: Any) -> Body:
             body("PersistentVolume", "pv-1", 2, namespace=""),
             "job/trains job/waits job/elsewhere pool/a pool/b",
         ),
+        (
+            "a namespace: its jobs, and whom pools and engines are open to",
+            body("Namespace", "team", 1, namespace=""),
+            body("Namespace", "team", 2, namespace="", metadata={"labels": {"gpus": "yes"}}),
+            "pool/a pool/default job/trains job/waits job/elsewhere",
+        ),
+        (
+            "a placeholder: its engine",
+            None,
+            pod(
+                "chat-0-placeholder", 2, metadata={"labels": {"sluice.dev/placeholder": "chat", "sluice.dev/slot": "0"}}
+            ),
+            "engine/chat",
+        ),
         ("a claim that no job names", None, body("PersistentVolumeClaim", "other", 2), ""),
     ],
 )

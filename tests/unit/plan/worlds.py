@@ -13,12 +13,22 @@ from typing import Any
 
 from sluice_api.claim import AttemptOutcome, Claim, Outcomes, SlotRef
 from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import DEFAULT_GPU_RESOURCE, OUTCOMES_ANNOTATION, SCHEDULING_GATE, stage_job_name
 from sluice_api.reports import EngineReport
 from sluice_api.stages import PrepareResult, Stage
 from sluice_operator.observe.store import Store
-from sluice_operator.observe.views import ClaimView, Key, NodeView, Owner, PodView, SlotView, StageJobView
+from sluice_operator.observe.views import (
+    ClaimView,
+    Key,
+    NamespaceView,
+    NodeView,
+    Owner,
+    PodView,
+    SlotView,
+    StageJobView,
+)
 from sluice_operator.observe.world import Reported, World, key_of, pool_key
 from sluice_operator.plan.allocation import Allocation, allocate
 from sluice_operator.plan.pools import find_pool
@@ -74,6 +84,17 @@ class Town:
         self.nodes.append(node)
         self.put(node)
         return node
+
+    def pool(self, **spec: Any) -> None:
+        """The pool `default`, with what a parsed world does not say."""
+        version, created = self._next()
+        metadata = {"name": "default", "uid": "pool", "resourceVersion": str(version), "creationTimestamp": created}
+        self.put(GPUPool.model_validate({"kind": "GPUPool", "metadata": metadata, "spec": spec}))
+
+    def namespace(self, name: str, **labels: str) -> None:
+        version, created = self._next()
+        key = Key("Namespace", "", name)
+        self.put(NamespaceView(key=key, uid=f"ns-{name}", resource_version=version, created=created, labels=labels))
 
     def engine(self, name: str, replicas: int, namespace: str = "team", **spec: Any) -> InferenceEngine:
         version, created = self._next()

@@ -1,0 +1,74 @@
+"""How much a job may borrow now, and from whom: its policy, its namespace's quota, the engines' terms."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sluice_api.claim import Claim
+from sluice_api.finetunejob import FineTuneJob, Policy
+from sluice_api.gpupool import NamespaceQuota
+from sluice_operator.observe.world import World, engine_key
+from sluice_operator.plan.access import lending_refusal
+from sluice_operator.plan.inventory import Stock, engines_of
+
+UNBOUNDED = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """GPUs of a pool that one namespace's jobs have."""
+
+    gpus: int = 0
+    borrowed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which a job may borrow now."""
+
+    lenders: frozenset[str] = frozenset()
+    """Uids of the engines that lend to it."""
+    most: int = 0
+    """GPUs."""
+
+
+class Market:
+    """The engines of a pool that lend at one moment, to whom. Jobs of one namespace and priority get the same terms."""
+
+    def __init__(self, world: World, stock: Stock, now: datetime) -> None:
+        self._world = world
+        self._engines = engines_of(world, stock.pool)
+        self._now = now
+        self._known: dict[tuple[str, int], frozenset[str]] = {}
+
+    def terms(self, job: FineTuneJob, quota: NamespaceQuota, held: Held) -> Terms:
+        """A job's terms; those of a job that can't borrow have no lenders."""
+        most = UNBOUNDED if quota.max_borrowed_gpus is None else quota.max_borrowed_gpus - held.borrowed
+        if job.spec.scheduling.policy is not Policy.PREEMPT or most <= 0:
+            return Terms()
+        alike = job.metadata.namespace, job.spec.scheduling.priority
+        if alike not in self._known:
+            lend = (e for e in self._engines if lending_refusal(self._world, e, job, self._now) is None)
+            self._known[alike] = frozenset(engine.metadata.uid for engine in lend)
+        return Terms(self._known[alike], most)
+
+
+def held_by_namespace(world: World, stock: Stock) -> dict[str, Held]:
+    """What the claims of a pool come to, by the namespaces of their jobs."""
+    found: dict[str, Held] = {}
+    for node in stock.nodes.values():
+        for live in node.claims:
+            namespace = live.job.metadata.namespace
+            found[namespace] = with_claim(world, found.get(namespace, Held()), live.claim)
+    return found
+
+
+def with_claim(world: World, held: Held, claim: Claim) -> Held:
+    """The same with one claim more."""
+    engines = (world.engines.get(engine_key(slot.namespace, slot.engine)) for slot in claim.borrowed)
+    from_engines = sum(engine.spec.resources.gpus for engine in engines if engine)
+    return replace(held, gpus=held.gpus + claim.gpus, borrowed=held.borrowed + min(claim.gpus, from_engines))
+
+
+def has_reached(quota: NamespaceQuota, held: Held, job: FineTuneJob) -> bool:
+    """Whether a job would bring its namespace above the GPUs that it may have at once."""
+    return quota.max_gpus is not None and held.gpus + job.spec.resources.gpus > quota.max_gpus

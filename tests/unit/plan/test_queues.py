@@ -1,0 +1,236 @@
+"""Who may have how much of a pool, from whom, and when: quotas, selectors, windows, deadlines."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from sluice_api.claim import AttemptOutcome
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.reasons import Reason
+from sluice_api.stages import Stage
+from sluice_operator.observe.world import engine_key, job_key
+from sluice_operator.plan.allocation import next_change
+from sluice_operator.plan.engine import plan_engine
+from sluice_operator.plan.holding import Limits
+from sluice_operator.plan.job import JobDecision, plan_job
+from sluice_operator.plan.pools import find_pool
+from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe, parse
+
+TEAM = {"matchLabels": {"kubernetes.io/metadata.name": "team"}}
+LAB = {"matchLabels": {"tier": "research"}}
+
+
+@pytest.mark.parametrize(
+    ("rule", "world", "pool", "expected"),
+    [
+        ("a namespace has no more than its quota",
+         "pool: 4 gpus | a: needs 1, on n1 | b: needs 1 | c: needs 1",
+         {"quotas": [{"maxGPUs": 2}]},
+         "b takes n1; c waits NamespaceQuota"),
+        ("who is over its quota holds nobody back",
+         "pool: 4 gpus | a: needs 1, on n1 | b: needs 1 | c: needs 1, in lab",
+         {"quotas": [{"namespaces": TEAM, "maxGPUs": 1}]},
+         "b waits NamespaceQuota; c takes n1"),
+        ("the first quota that selects a namespace holds",
+         "pool: 4 gpus | a: needs 2",
+         {"quotas": [{"namespaces": TEAM, "maxGPUs": 3}, {"maxGPUs": 1}]},
+         "a takes n1"),
+        ("a quota is of each namespace, not of all together",
+         "pool: 4 gpus | a: needs 1 | b: needs 1, in lab",
+         {"quotas": [{"maxGPUs": 1}]},
+         "a takes n1; b takes n1"),
+        ("a namespace borrows no more than its quota",
+         "pool: 3 gpus | chat: 3 replicas | a: needs 1 | b: needs 1",
+         {"quotas": [{"maxBorrowedGPUs": 1}]},
+         "a takes chat/2; b waits NamespaceQuota"),
+        ("what is lent already counts",
+         "pool: 3 gpus | chat: 3 replicas | a: needs 1, takes chat/0 on n1 | b: needs 1",
+         {"quotas": [{"maxBorrowedGPUs": 1}]},
+         "b waits NamespaceQuota"),
+        ("free GPUs are not borrowed",
+         "pool: 3 gpus | chat: 1 replicas | a: needs 1 | b: needs 1",
+         {"quotas": [{"maxBorrowedGPUs": 0}]},
+         "a takes n1; b takes n1"),
+        ("who may not borrow keeps nobody else from borrowing",
+         "pool: 2 gpus | chat: 2 replicas, anywhere | a: needs 1 | b: needs 1, in lab",
+         {"quotas": [{"namespaces": TEAM, "maxBorrowedGPUs": 0}]},
+         "a waits NamespaceQuota; b takes chat/1"),
+        ("nor does who would not",
+         "pool: 2 gpus | chat: 2 replicas | a: needs 1, queue | b: needs 1",
+         {},
+         "a waits WaitingForGPUs; b takes chat/1"),
+        ("a pool that is not for a namespace gives it nothing",
+         "pool: 4 gpus | a: needs 1 | b: needs 1, in lab",
+         {"allowedNamespaces": LAB},
+         "b takes n1"),
+        ("a priority above the cap gets nothing until it is lowered",
+         "pool: 4 gpus | a: needs 1, priority 5 | b: needs 1, priority 4",
+         {"quotas": [{"maxPriority": 4}]},
+         "b takes n1"),
+    ],
+)  # fmt: skip
+def test_what_a_namespace_may_have(rule: str, world: str, pool: dict[str, Any], expected: str) -> None:
+    town = parse(world)
+    town.namespace("lab", tier="research")
+    town.pool(**pool)
+    assert describe(allocated(town)) == expected, rule
+
+
+@pytest.mark.parametrize(
+    ("rule", "pool", "job", "reason", "says"),
+    [
+        ("another pool's namespace", {"allowedNamespaces": LAB}, {}, Reason.NAMESPACE_NOT_ALLOWED, "not for namespace"),
+        ("a priority above the cap", {"quotas": [{"maxPriority": 4}]}, {"scheduling": {"priority": 5}},
+         Reason.PRIORITY_TOO_HIGH, "spec.scheduling.priority: 5 is above 4"),
+        ("more than the quota ever allows", {"quotas": [{"maxGPUs": 1}]}, {"resources": {"gpus": 2}},
+         Reason.NAMESPACE_QUOTA, "spec.resources.gpus: 2 are asked for"),
+    ],
+)  # fmt: skip
+def test_what_a_pool_refuses_is_refused_before_anything_runs(
+    rule: str, pool: dict[str, Any], job: dict[str, Any], reason: Reason, says: str
+) -> None:
+    town = Town()
+    town.node(4)
+    town.pool(**pool)
+    made = town.job("a", outcomes=(), **job)
+    decision = plan_job(town.world, made, NOW, Limits())
+    assert decision.start is None, rule
+    assert decision.reason is reason, rule
+    assert says in decision.message
+
+
+def engine(town: Town, **terms: Any) -> InferenceEngine:
+    """Two replicas that lend on these terms."""
+    made = town.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1, **terms})
+    for index in (0, 1):
+        town.slot(made, index, "n1")
+    return made
+
+
+def test_an_engine_lends_to_the_namespaces_that_it_selects() -> None:
+    town = Town()
+    town.node(2)
+    engine(town, lendTo="Selected", lendToNamespaces=LAB)
+    town.job("a")
+    town.job("b", namespace="lab")
+    assert describe(allocated(town)) == "a waits EngineLendsElsewhere; b waits EngineLendsElsewhere"
+    town.namespace("lab", tier="research")
+    assert describe(allocated(town)) == "a waits EngineLendsElsewhere; b takes chat/1"
+
+
+NIGHT = {"start": "22:00", "end": "06:00"}
+EVENING = NOW.replace(hour=21)
+AT_NIGHT = NOW.replace(hour=22)
+
+
+def test_an_engine_lends_in_its_hours_and_the_pool_looks_again_when_they_begin() -> None:
+    town = Town()
+    town.node(2)
+    engine(town, borrowWindows=[NIGHT])
+    job = town.job("a")
+    waits = allocated(town, EVENING)
+    assert describe(waits) == "a waits EngineLendsLater"
+    assert "chat lends from Sunday 22:00 UTC on" in waits.waits[job_key("team", job.metadata.name)].message
+    pool = find_pool(town.world, "default")
+    assert pool is not None
+    assert next_change(town.world, pool, EVENING) == AT_NIGHT
+    assert describe(allocated(town, AT_NIGHT)) == "a takes chat/1"
+
+
+def test_a_time_zone_that_nobody_knows_is_named_on_the_engine_and_on_the_job() -> None:
+    town = Town()
+    town.node(2)
+    made = engine(town, borrowWindows=[{**NIGHT, "timeZone": "Europe/Berln"}])
+    town.job("a")
+    assert describe(allocated(town, AT_NIGHT)) == "a waits TimeZoneUnknown"
+    lent = next(c for c in plan_engine(town.world, made, NOW).status.conditions if c.type == "Lent")
+    assert lent.reason == Reason.TIME_ZONE_UNKNOWN
+    assert "borrowWindows[0].timeZone: there is no time zone Europe/Berln" in lent.message
+
+
+def test_a_loan_goes_on_when_the_window_closes() -> None:
+    town = Town()
+    town.node(2)
+    engine(town, borrowWindows=[NIGHT])
+    job = town.job("a")
+    (claim,) = allocated(town, AT_NIGHT).claims.values()
+    town.trainer_pod(town.stage_job(job, claim=claim), "n1")
+    morning = NOW.replace(hour=7)
+    held = town.world.engines[engine_key("team", "chat")]
+    assert plan_engine(town.world, held, morning).status.slots[1].lent_to == "team/a"
+
+
+def decided(town: Town, job: FineTuneJob, after: float) -> JobDecision:
+    return plan_job(town.world, job, NOW + timedelta(seconds=after), Limits())
+
+
+def test_not_before_its_time() -> None:
+    town = Town()
+    town.node(2)
+    begins = NOW + timedelta(seconds=60)
+    job = town.job("a", scheduling={"notBefore": begins.isoformat()})
+    assert describe(allocated(town)) == ""
+    decision = decided(town, job, 0)
+    assert (decision.reason, decision.again_at) == (Reason.NOT_BEFORE, begins)
+    assert describe(allocated(town, begins)) == "a takes n1"
+
+
+@pytest.mark.parametrize(
+    ("rule", "scheduling", "fails_after"),
+    [
+        ("counted from the end of Prepare", {}, 360),  # PREPARED ended four minutes ago
+        ("or from notBefore, if that is later", {"notBefore": NOW.isoformat()}, 600),
+    ],
+)
+def test_who_waits_too_long_fails(rule: str, scheduling: dict[str, Any], fails_after: float) -> None:
+    town = Town()
+    job = town.job("a", scheduling={"queueDeadlineSeconds": 600, **scheduling})
+    town.node(2)
+    waits = decided(town, job, fails_after - 1)
+    assert not waits.failed, rule
+    assert waits.again_at == NOW + timedelta(seconds=fails_after)
+    fails = decided(town, job, fails_after)
+    assert (fails.failed, fails.reason) == (True, Reason.QUEUE_DEADLINE_EXCEEDED), rule
+
+
+def trained(attempt: int, begin: float, end: float) -> AttemptOutcome:
+    """An attempt that was told to stop."""
+    return AttemptOutcome(
+        stage=Stage.TRAIN,
+        attempt=attempt,
+        reason="Requeued",
+        started_at=NOW + timedelta(seconds=begin),
+        ended_at=NOW + timedelta(seconds=end),
+    )
+
+
+def test_only_training_counts_against_the_active_deadline() -> None:
+    """40 s in a first attempt, an hour of waiting, then the rest."""
+    town = Town()
+    town.node(1)
+    job = town.job("a", outcomes=(PREPARED, trained(1, 0, 40)), activeDeadlineSeconds=100)
+    begins = 3600
+    assert not decided(town, job, begins - 1).failed
+    stage_job = town.stage_job(job, attempt=2, claim=town.claim("n1"), created=NOW + timedelta(seconds=begins))
+    town.trainer_pod(stage_job, "n1")
+    assert not decided(town, job, begins + 59).failed
+    late = decided(town, job, begins + 60)
+    assert (late.failed, late.reason) == (True, Reason.DEADLINE_EXCEEDED)
+    assert late.delete == (stage_job,)
+
+
+def test_a_slot_that_comes_back_goes_to_the_next_job_without_starting_in_between() -> None:
+    town = Town()
+    town.node(2)
+    made = town.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1})
+    town.slot(made, 0, "n1")
+    town.slot(made, 1, size=0)
+    assert [plan.index for plan in plan_engine(town.world, made, NOW).apply] == [1], "nobody waits: it starts"
+    town.job("next")
+    assert describe(allocated(town)) == "next takes chat/1"
+    decision = plan_engine(town.world, made, NOW)
+    assert decision.apply == ()
+    assert decision.status.lent_to == ("team/next",)
+    assert decision.placeholders.make == ((1, "n1"),), "nor is it anybody else's"
