@@ -76,7 +76,8 @@ def _slot_plans(
     borrowed = {index: lent[ref(engine, index)] for index in lent_indices(lent, engine)}
     pool = find_pool(world, engine.spec.resources.pool)
     placed = take_stock(world, pool).placed() if pool else {}
-    promised = _promised(world, engine, pool, borrowed, now) if pool else {}
+    returning = {i for i, s in existing(world, engine).items() if not s.size and ref(engine, i) in placed} - {*borrowed}
+    promised = _promised(world, engine, pool, returning, now) if pool and returning else {}
     plans = []
     for index in sorted({*wanted(world, engine, borrowed), *borrowed}):
         live = borrowed.get(index)
@@ -94,16 +95,14 @@ def _slot_plans(
 
 
 def _promised(
-    world: World, engine: InferenceEngine, pool: GPUPool, borrowed: Collection[int], now: datetime
+    world: World, engine: InferenceEngine, pool: GPUPool, returning: Collection[int], now: datetime
 ) -> dict[int, tuple[str, str]]:
-    """Slots that have stopped, are not lent, and that the pool's next decision lends: the job and the node of each."""
-    stopped = {i for i, slot in existing(world, engine).items() if not slot.size and i not in borrowed}
-    claims = allocate(world, pool, now).claims if stopped else {}
+    """Of the slots that could start again, those that the pool's next decision lends: to which job, on which node."""
     return {
         slot.index: (f"{job.namespace}/{job.name}", claim.node)
-        for job, claim in claims.items()
+        for job, claim in allocate(world, pool, now).claims.items()
         for slot in claim.borrowed
-        if slot == ref(engine, slot.index) and slot.index in stopped
+        if slot == ref(engine, slot.index) and slot.index in returning
     }
 
 
