@@ -26,6 +26,8 @@ class Settings:
     """Whose custom resources are served; empty means all."""
     training_priority_class: str = "sluice-training"
     inference_priority_class: str = "sluice-inference"
+    placeholder_priority_class: str = "sluice-placeholder"
+    """Below the engines': a placeholder is in the way of others' pods only."""
     stage_start_deadline_seconds: int = 600
     """A stage's pod that has not started by then has failed (an image that can't be pulled, say)."""
     bind_deadline_seconds: int = 60

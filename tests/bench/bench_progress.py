@@ -32,7 +32,7 @@ from tests.integration.progress_scene import Scene, scene
 
 TRAINERS = 100
 SECONDS = 20
-PRIORITIES = ("sluice-training", "sluice-inference")
+PRIORITIES = ("sluice-training", "sluice-inference", "sluice-placeholder")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tests.integration.progress_scene import Kube, make_namespace
 from tests.integration.running_operator import RunningOperator
 
 NAMESPACE = "bench"
-PRIORITIES = {"sluice-inference": 100, "sluice-training": 1000}
+PRIORITIES = {"sluice-placeholder": 99, "sluice-inference": 100, "sluice-training": 1000}
 
 
 @dataclass

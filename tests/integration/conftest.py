@@ -20,7 +20,7 @@ from tests.integration.nodes import Nodes
 from tests.integration.progress_scene import Kube, free_port, make_namespace
 from tests.integration.running_operator import RunningOperator
 
-PRIORITIES = {"sluice-inference": 100, "sluice-training": 1000}
+PRIORITIES = {"sluice-placeholder": 99, "sluice-inference": 100, "sluice-training": 1000}
 
 MakeOperator = Callable[..., RunningOperator]
 

@@ -22,7 +22,11 @@ PRIORITIES = [
         "value": value,
         "preemptionPolicy": "Never",
     }
-    for name, value in ((CUDA.inference_priority_class, 100), (CUDA.training_priority_class, 1000))
+    for name, value in (
+        (CUDA.placeholder_priority_class, 99),
+        (CUDA.inference_priority_class, 100),
+        (CUDA.training_priority_class, 1000),
+    )
 ]
 RESTRICTED = {
     "apiVersion": "v1",

@@ -1,4 +1,4 @@
-"""Others' pods always wait for a GPU, of the engines' priority and below it. None gets one that is lent."""
+"""Others' pods always wait for a GPU, of the placeholders' priority and below it. None gets one that is lent."""
 
 from collections.abc import AsyncIterator
 
@@ -14,7 +14,7 @@ from tests.integration.progress_scene import Kube
 pytestmark = pytest.mark.integration
 
 LOANS = 6
-WAITING = {"stranger-equal": "sluice-inference", "stranger-lower": ""}
+WAITING = {"stranger-equal": "sluice-placeholder", "stranger-lower": ""}
 """Pods that wait all the while, and their priority classes."""
 
 

@@ -74,6 +74,8 @@ capabilities: {drop: [ALL]}
   value: {{ .Values.priorityClasses.training.name }}
 - name: SLUICE_INFERENCE_PRIORITY_CLASS
   value: {{ .Values.priorityClasses.inference.name }}
+- name: SLUICE_PLACEHOLDER_PRIORITY_CLASS
+  value: {{ .Values.priorityClasses.placeholder.name }}
 - name: SLUICE_STAGE_START_DEADLINE_SECONDS
   value: {{ .Values.timing.stageStartDeadlineSeconds | quote }}
 - name: SLUICE_BIND_DEADLINE_SECONDS

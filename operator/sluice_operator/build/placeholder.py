@@ -9,8 +9,9 @@ from sluice_operator.settings import Settings
 
 
 def placeholder(engine: InferenceEngine, index: int, *, pool: GPUPoolSpec, settings: Settings) -> Manifest:
-    """A pod behind a gate that nobody opens, of the engine's priority. It asks for the slot's GPUs and nothing else:
-    cpu and memory that the borrower does not use are free for others meanwhile.
+    """A pod behind a gate that nobody opens, of a priority just below the engines'.
+
+    It asks for the slot's GPUs and nothing else: cpu and memory that the borrower does not use are free for others.
     """
     labels = {
         **app_labels("placeholder", engine.metadata.name),
@@ -28,7 +29,7 @@ def placeholder(engine: InferenceEngine, index: int, *, pool: GPUPoolSpec, setti
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "priorityClassName": settings.inference_priority_class,
+            "priorityClassName": settings.placeholder_priority_class,
             "nodeSelector": pool.node_selector,
             "tolerations": pod.tolerated(pool.resource_name),
             "securityContext": pod.POD_SECURITY,

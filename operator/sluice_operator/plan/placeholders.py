@@ -2,11 +2,11 @@
 
 kube-scheduler gives a GPU that becomes free to whichever waiting pod it tries first, and the slot's own pod is not
 there yet. A placeholder is a pod that never runs, nominated to the node for as long as the loan lasts: pods of its
-priority and below see its GPUs as taken; the trainer, which is above, does not. At the return the slot's pod takes the
-nomination over.
+priority and below see its GPUs as taken. Trainers and engines are above it, so it is never in our own way: beside the
+borrower, which has those GPUs, it would count twice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -22,12 +22,12 @@ _POD_WITHIN = timedelta(seconds=5)
 
 @dataclass(frozen=True, slots=True)
 class Placeholders:
-    """What is to be done about an engine's placeholders, in this order."""
+    """What is to be done about an engine's placeholders."""
 
-    nominate: tuple[tuple[PodView, str], ...] = ()
-    """Pods, each with its node: a slot's pod that takes a place over, or a placeholder whose maker was killed."""
     make: tuple[tuple[int, str], ...] = ()
     """Slots that need one, each with the node."""
+    nominate: tuple[tuple[PodView, str], ...] = ()
+    """Placeholders that their maker could not nominate, each with its node."""
     remove: tuple[PodView, ...] = ()
     again_at: datetime | None = None
 
@@ -35,21 +35,22 @@ class Placeholders:
 def plan_placeholders(world: World, engine: InferenceEngine, plans: Sequence[SlotPlan], now: datetime) -> Placeholders:
     """Keep the GPUs of each lent slot from the moment it drains, until its next pod has them or nobody wants them."""
     held = _placeholders(world, engine)
-    lent = [plan for plan in plans if plan.lent_to]
-    returning = [plan for plan in plans if plan.size and not plan.lent_to and plan.index in held]
-    starting = {plan.index: _pod_due(engine, plan, now) for plan in returning}
+    lent = {plan.index: plan.node for plan in plans if plan.lent_to}
+    pods_due = {
+        plan.index: _pod_due(engine, plan, now)
+        for plan in plans
+        if plan.size and not plan.lent_to and plan.index in held and not pod_of(world, engine, plan.index)
+    }
     kept = {
-        **{plan.index: plan.node for plan in lent},
-        **{i: held[i].nominated_node for i, due in starting.items() if now < due and not pod_of(world, engine, i)},
+        **lent,
+        **{index: held[index].nominated_node for index, due in pods_due.items() if now < due},
+        **{plan.index: held[plan.index].nominated_node for plan in plans if _is_on_its_way(world, engine, plan, held)},
     }
     return Placeholders(
-        nominate=(
-            *((held[i], node) for i, node in kept.items() if i in held and not held[i].nominated_node),
-            *_handed_over(world, engine, {i: held[i] for i in starting}),
-        ),
-        make=tuple((plan.index, plan.node) for plan in lent if plan.index not in held),
+        make=tuple((index, node) for index, node in lent.items() if index not in held),
+        nominate=tuple((pod, kept[i]) for i, pod in held.items() if kept.get(i) and not pod.nominated_node),
         remove=tuple(pod for i, pod in held.items() if i not in kept or pod.nominated_node not in ("", kept[i])),
-        again_at=min((due for i, due in starting.items() if i in kept), default=None),
+        again_at=min((due for index, due in pods_due.items() if index in kept), default=None),
     )
 
 
@@ -66,7 +67,8 @@ def _pod_due(engine: InferenceEngine, plan: SlotPlan, now: datetime) -> datetime
     return (since or now) + _POD_WITHIN
 
 
-def _handed_over(world: World, engine: InferenceEngine, held: Mapping[int, PodView]) -> list[tuple[PodView, str]]:
-    """Pods of slots that start, are there, and have no node yet: each is nominated to its placeholder's."""
-    pods = ((pod_of(world, engine, index), placeholder.nominated_node) for index, placeholder in held.items())
-    return [(pod, node) for pod, node in pods if pod and node and not (pod.node or pod.nominated_node or pod.deleting)]
+def _is_on_its_way(world: World, engine: InferenceEngine, plan: SlotPlan, held: dict[int, PodView]) -> bool:
+    """Whether a slot that comes back has its pod, but the pod no node yet."""
+    pod = pod_of(world, engine, plan.index)
+    starts = bool(plan.size) and not plan.lent_to and plan.index in held
+    return starts and pod is not None and not pod.node

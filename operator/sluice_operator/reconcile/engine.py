@@ -63,10 +63,7 @@ def _slot(engine: InferenceEngine, plan: SlotPlan, pool: GPUPoolSpec, settings: 
 async def _keep_places(
     engine: InferenceEngine, decision: Placeholders, cluster: Cluster, pool: GPUPoolSpec, settings: Settings
 ) -> None:
-    """A placeholder is there before its GPU is free, and goes only after the slot's pod has its nomination.
-
-    One that a quota refuses is done without.
-    """
+    """A placeholder is there before its GPU is free. One that a quota refuses is done without."""
     for pod, node in decision.nominate:
         await cluster.nominate_pod(pod.key, pod.uid, node)
     for index, node in decision.make:

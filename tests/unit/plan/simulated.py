@@ -189,21 +189,20 @@ class Cluster:
                     break
 
     def strangers(self) -> None:
-        """Somebody else's pods, of the engines' priority, of which one always waits for any GPU."""
+        """Somebody else's pods, of the placeholders' priority, of which one always waits for any GPU."""
         for node in self.world.nodes.values():
             for _ in range(self._free(node)):
                 self.town.stranger(node.key.name, 1)
 
     def _free(self, node: NodeView, pod: PodView | None = None) -> int:
-        """GPUs that the scheduler sees as free for a pod; a trainer outranks all that are nominated."""
+        """GPUs that the scheduler sees as free for a pod: nominated pods of its priority and above count too."""
         here = self.world.pods_on.get(node.key.name, {}).values()
         nominated = [
             other
             for other in self.world.pods.values()
             if other.nominated_node == node.key.name and not other.node and not other.ended and other is not pod
         ]
-        outranks = pod is not None and "sluice.dev/job" in pod.labels
-        taken = [p for p in here if not p.ended] + ([] if outranks else nominated)
+        taken = [p for p in here if not p.ended] + [p for p in nominated if _priority(p) >= _priority(pod)]
         return node.allocatable[GPU] - sum(p.requests.get(GPU, 0) for p in taken)
 
     def kubelet(self) -> None:
@@ -265,3 +264,9 @@ class Cluster:
         assert isinstance(metadata, Metadata)
         version = {"resource_version": str(self.town.version)}
         self.town.put(current.model_copy(update={**parts, "metadata": metadata.model_copy(update=version)}))
+
+
+def _priority(pod: PodView | None) -> int:
+    """As the chart has it; a pod of others has its placeholders' priority."""
+    labels = pod.labels if pod else {}
+    return 1000 if "sluice.dev/job" in labels else 10 if "sluice.dev/engine" in labels else 9
