@@ -21,6 +21,8 @@ from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
 from sluice_operator.plan.slots import SlotPlan, existing, floor_of, pod_of, ref, serves, template_of, wanted
 
+_NEXT_CLAIM_WITHIN = timedelta(seconds=10)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineDecision:
@@ -42,7 +44,7 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
 
     A lent slot goes to 0 only when the trainer that borrows it is ungated and nominated; then the
     scheduler binds the trainer the moment the GPU is free, and nobody steals it. One that comes back
-    while the next job is about to borrow it stays at 0: nothing would be served in between.
+    while the next job is about to borrow it stays at 0, for a moment: nothing would be served in between.
     """
     claims = live_claims(world)
     lent = borrowers(world, claims)
@@ -59,6 +61,9 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
     remove = [slot for index, slot in slots.items() if index not in kept]
     placeholders = plan_placeholders(world, engine, plans, now)
     drained_at = now + timedelta(seconds=1) if any(p.state is SlotState.DRAINING for p in plans) else None
+    claimed_by = (
+        now + _NEXT_CLAIM_WITHIN if any(p.lent_to and ref(engine, p.index) not in lent for p in plans) else None
+    )
     outdated = any(slots[i].template != template_of(engine) and slots[i].size for i in kept & slots.keys())
     return EngineDecision(
         apply=tuple(apply),
@@ -66,7 +71,7 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
         remove=tuple(remove),
         placeholders=placeholders,
         status=_status(world, engine, plans, now, outdated and rollout is None),
-        again_at=min((at for at in (drained_at, placeholders.again_at) if at), default=None),
+        again_at=min((at for at in (drained_at, claimed_by, placeholders.again_at) if at), default=None),
     )
 
 
@@ -76,7 +81,8 @@ def _slot_plans(
     borrowed = {index: lent[ref(engine, index)] for index in lent_indices(lent, engine)}
     pool = find_pool(world, engine.spec.resources.pool)
     placed = take_stock(world, pool).placed() if pool else {}
-    returning = {i for i, s in existing(world, engine).items() if not s.size and ref(engine, i) in placed} - {*borrowed}
+    stopped = {i for i, slot in existing(world, engine).items() if not slot.size and ref(engine, i) in placed}
+    returning = {i for i in stopped - {*borrowed} if _has_just_come_back(world, ref(engine, i), now)}
     promised = _promised(world, engine, pool, returning, now) if pool and returning else {}
     plans = []
     for index in sorted({*wanted(world, engine, borrowed), *borrowed}):
@@ -97,13 +103,22 @@ def _slot_plans(
 def _promised(
     world: World, engine: InferenceEngine, pool: GPUPool, returning: Collection[int], now: datetime
 ) -> dict[int, tuple[str, str]]:
-    """Of the slots that could start again, those that the pool's next decision lends: to which job, on which node."""
+    """Of the slots that come back, those that the pool's next decision lends: to which job, on which node."""
     return {
         slot.index: (f"{job.namespace}/{job.name}", claim.node)
         for job, claim in allocate(world, pool, now).claims.items()
         for slot in claim.borrowed
         if slot == ref(engine, slot.index) and slot.index in returning
     }
+
+
+def _has_just_come_back(world: World, slot: SlotRef, now: datetime) -> bool:
+    """Whether a loan of the slot ended a moment ago. The engine waits no longer: the next claim may never be made."""
+    return any(
+        slot in stage_job.claim.borrowed and stage_job.finished_at and now < stage_job.finished_at + _NEXT_CLAIM_WITHIN
+        for stage_job in world.claiming.values()
+        if stage_job.claim
+    )
 
 
 def _lent(world: World, engine: InferenceEngine, index: int, live: LiveClaim, phase: Phase) -> SlotPlan:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sluice_api.claim import AttemptOutcome
+from sluice_api.claim import AttemptOutcome, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
@@ -222,15 +222,23 @@ def test_only_training_counts_against_the_active_deadline() -> None:
 
 
 def test_a_slot_that_comes_back_goes_to_the_next_job_without_starting_in_between() -> None:
+    """If the next claim is made within seconds; else the engine has it."""
     town = Town()
     town.node(2)
     made = town.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1})
     town.slot(made, 0, "n1")
     town.slot(made, 1, size=0)
+    done = trained(1, -100, 0).model_copy(update={"reason": "Done"})
+    last = town.job("last", outcomes=(PREPARED, done))
+    claim = town.claim("n1", SlotRef(namespace="team", engine="chat", index=1))
+    town.stage_job(last, claim=claim, finished="Complete", finished_at=NOW)
     assert [plan.index for plan in plan_engine(town.world, made, NOW).apply] == [1], "nobody waits: it starts"
+
     town.job("next")
     assert describe(allocated(town)) == "next takes chat/1"
     decision = plan_engine(town.world, made, NOW)
     assert decision.apply == ()
     assert decision.status.lent_to == ("team/next",)
     assert decision.placeholders.make == ((1, "n1"),), "nor is it anybody else's"
+    assert decision.again_at is not None
+    assert [plan.index for plan in plan_engine(town.world, made, decision.again_at).apply] == [1]
