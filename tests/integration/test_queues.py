@@ -1,5 +1,8 @@
 """What a pool allows a namespace, with the whole operator: held back, said why, and let go when it changes."""
 
+import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +16,7 @@ from tests.integration.conftest import MakeOperator
 from tests.integration.history import SLUICE
 from tests.integration.nodes import MERGE_PATCH, Nodes
 from tests.integration.progress_scene import Kube
+from tests.integration.running_operator import ROOT
 
 pytestmark = pytest.mark.integration
 
@@ -34,13 +38,31 @@ async def pool(kube: Kube) -> AsyncIterator[None]:
     await kube.call("DELETE", PLACE)
 
 
+async def explain(plane: ControlPlane, job: str) -> str:
+    """What the operator's own words for a person are."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sluice_operator.explain", job),
+        env={**os.environ, "KUBECONFIG": str(plane.kubeconfig), "PYTHONPATH": str(ROOT / "operator")},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    return said.decode()
+
+
 async def change(kube: Kube, **spec: Any) -> None:
     """What an administrator changes in the pool."""
     await kube.call("PATCH", PLACE, {"spec": spec}, MERGE_PATCH)
 
 
 async def test_a_quota_holds_a_job_back_until_it_is_raised(
-    scene: ClaimScene, pool: None, nodes: Nodes, namespace: str, operator: MakeOperator, kube: Kube
+    scene: ClaimScene,
+    pool: None,
+    nodes: Nodes,
+    namespace: str,
+    operator: MakeOperator,
+    kube: Kube,
+    control_plane: ControlPlane,
 ) -> None:
     await nodes.add(f"{namespace}-n1", gpus=2)
     await change(kube, quotas=[{"maxGPUs": 1}])
@@ -51,6 +73,9 @@ async def test_a_quota_holds_a_job_back_until_it_is_raised(
     message = await scene.job_says("second", "NamespaceQuota")
     assert f"Namespace {namespace} holds 1 of the 1" in message
     assert not scene.stage_jobs("second")
+    explained = await explain(control_plane, f"{namespace}/second")
+    assert f"waits: NamespaceQuota: {message}" in explained
+    assert f"  {namespace}-n1: 1 of 2 free, 1 claimed by {namespace}/first" in explained
     await change(kube, quotas=[{"maxGPUs": 2}])
     await scene.running("second")
 

@@ -1,0 +1,53 @@
+"""Why a job is where it is, from a fresh look at the cluster: `python3 -m sluice_operator.explain NAMESPACE/JOB`.
+
+It reads, and writes nothing. Requests in flight are known to the leader alone: of two replicas that differ in nothing
+else, the leader may lend the other one.
+"""
+
+import argparse
+import asyncio
+import sys
+from datetime import UTC, datetime
+
+from sluice_operator.cluster.client import Api, connect
+from sluice_operator.cluster.lists import refresh_all
+from sluice_operator.observe.store import Store
+from sluice_operator.observe.world import job_key
+from sluice_operator.plan.trace import trace
+
+
+async def explain(namespace: str, name: str) -> list[str]:
+    """The trace of one job.
+
+    Raises:
+        LookupError: there is no such job.
+    """
+    client = await connect()
+    try:
+        store = Store()
+        await refresh_all(Api(client), store)
+    finally:
+        await client.close()
+    world = store.world()
+    job = world.jobs.get(job_key(namespace, name))
+    if job is None:
+        raise LookupError(f"there is no FineTuneJob {name} in namespace {namespace}")
+    return list(trace(world, job, datetime.now(UTC)))
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python3 -m sluice_operator.explain", description=__doc__)
+    parser.add_argument("job", metavar="NAMESPACE/JOB")
+    namespace, slash, name = parser.parse_args().job.partition("/")
+    if not slash:
+        parser.error("write NAMESPACE/JOB")
+    try:
+        lines = asyncio.run(explain(namespace, name))
+    except LookupError as missing:
+        sys.exit(str(missing))
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

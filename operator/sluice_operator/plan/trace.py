@@ -1,0 +1,93 @@
+"""The decision about one job, spelled out: the queue, each node, each engine, and why not. For a person."""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_operator.observe.world import World, key_of
+from sluice_operator.plan.access import lending_refusal
+from sluice_operator.plan.allocation import Allocation, allocate, pending
+from sluice_operator.plan.claims import live_claims_of
+from sluice_operator.plan.fit import lack_on
+from sluice_operator.plan.inventory import NodeStock, Stock, engines_of, take_stock
+from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.refusals import refusal
+from sluice_operator.plan.slots import floor_of
+
+_MOST = 20
+"""Lines of one section; of a long one the end is counted."""
+
+
+def trace(world: World, job: FineTuneJob, now: datetime) -> Iterator[str]:
+    """Lines that say what is decided about a job now, and from what."""
+    resources, scheduling = job.spec.resources, job.spec.scheduling
+    yield (
+        f"{_name(job)}: {resources.gpus} GPU of pool {resources.pool}, policy {scheduling.policy}, "
+        f"priority {scheduling.priority}"
+    )
+    pool = find_pool(world, resources.pool)
+    refused = refusal(world, job)
+    if pool is None or refused:
+        yield f"  refused: {refused[0]}: {refused[1]}" if refused else f"  there is no pool {resources.pool}"
+        return
+    allocation = allocate(world, pool, now)
+    yield f"  {_verdict(world, job, allocation)}"
+    stock = take_stock(world, pool)
+    yield from _section("queue", list(_queue(world, pool, job, allocation, now)))
+    yield from _section("nodes", [_node(world, node, job) for node in stock.nodes.values()])
+    yield from _section("engines", [_engine(world, stock, engine, job, now) for engine in engines_of(world, pool)])
+
+
+def _verdict(world: World, job: FineTuneJob, allocation: Allocation) -> str:
+    for live in live_claims_of(world, job):
+        slots = ", ".join(map(str, live.claim.borrowed)) or "no engine"
+        return f"holds {live.claim.gpus} GPU on {live.claim.node}, borrowed from {slots}"
+    if claim := allocation.claims.get(key_of(job)):
+        slots = ", ".join(map(str, claim.borrowed)) or "no engine"
+        return f"is given {claim.gpus} GPU on {claim.node} now, borrowed from {slots}"
+    if wait := allocation.waits.get(key_of(job)):
+        return f"waits: {wait.reason}: {wait.message}"
+    return "asks for no GPUs now: see its conditions"
+
+
+def _queue(world: World, pool: GPUPool, job: FineTuneJob, allocation: Allocation, now: datetime) -> Iterator[str]:
+    for place, other in enumerate(pending(world, pool, now), start=1):
+        wait = allocation.waits.get(key_of(other))
+        mark, what = "*" if other is job else " ", wait.reason if wait else "starts"
+        yield f"{mark} {place}. {_name(other)}, priority {other.spec.scheduling.priority}: {what}"
+
+
+def _node(world: World, node: NodeStock, job: FineTuneJob) -> str:
+    claims = ", ".join(live.name for live in node.claims)
+    slots = ", ".join(str(slot.slot) for slot in node.slots)
+    has = [
+        f"{node.free} of {node.gpus} free",
+        f"{node.claimed} claimed by {claims}" if claims else "",
+        f"{node.inference} for {slots}" if slots else "",
+        f"{node.others} used by others" if node.others else "",
+    ]
+    lack = node.refusal or lack_on(world, node, job, ())
+    return f"{node.name}: {', '.join(filter(None, has))}" + (f"; no: {lack}" if lack else "")
+
+
+def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJob, now: datetime) -> str:
+    has = sum(1 for slot in stock.placed().values() if slot.engine.metadata.uid == engine.metadata.uid)
+    refused = lending_refusal(world, engine, job, now)
+    name = f"{engine.metadata.namespace}/{engine.metadata.name}"
+    terms = f"{has} of {engine.spec.replicas} replicas, floor {floor_of(engine)}"
+    if refused:
+        return f"{name}: {terms}; no: {refused}: {refused.meaning}"
+    return f"{name}: {terms}; may lend {max(0, has - floor_of(engine))}"
+
+
+def _section(title: str, lines: list[str]) -> Iterator[str]:
+    yield f"{title}:" if lines else f"{title}: none"
+    yield from (f"  {line}" for line in lines[:_MOST])
+    if len(lines) > _MOST:
+        yield f"  and {len(lines) - _MOST} more"
+
+
+def _name(job: FineTuneJob) -> str:
+    return f"{job.metadata.namespace}/{job.metadata.name}"
