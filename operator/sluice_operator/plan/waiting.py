@@ -12,6 +12,7 @@ from sluice_operator.plan.borrowing import Held, Terms
 from sluice_operator.plan.fit import lack_everywhere
 from sluice_operator.plan.inventory import Stock
 from sluice_operator.plan.outcomes import recorded
+from sluice_operator.plan.slots import floor_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def explain(
     """Why a job waits, whom it waits for and what would end the wait."""
     gpus, pool = job.spec.resources.gpus, stock.pool.metadata.name
     asked = f"Waiting for {gpus} GPU{'s' if gpus > 1 else ''} in pool {pool}{_since(job)}"
-    reason, why = _main_reason(world, stock, job, terms, now)
+    reason, why = _main_reason(world, stock, job, terms, waiting, now)
     holders = [live.name for node in stock.nodes.values() for live in node.claims] + list(stock.granted)
     holders = [_short(name, job) for name in holders]
     parts = [f"{asked}. {why}"]
@@ -77,7 +78,9 @@ def _short(name: str, job: FineTuneJob) -> str:
     return name.removeprefix(f"{job.metadata.namespace}/")
 
 
-def _main_reason(world: World, stock: Stock, job: FineTuneJob, terms: Terms, now: datetime) -> tuple[Reason, str]:
+def _main_reason(
+    world: World, stock: Stock, job: FineTuneJob, terms: Terms, waiting: list[FineTuneJob], now: datetime
+) -> tuple[Reason, str]:
     usable = [node for node in stock.nodes.values() if not node.refusal]
     if not usable:
         return Reason.NO_NODES, "No node of the pool can take a pod now."
@@ -86,26 +89,33 @@ def _main_reason(world: World, stock: Stock, job: FineTuneJob, terms: Terms, now
     enough = [node for node in usable if node.free >= job.spec.resources.gpus]
     if enough:
         return Reason.WAITING_FOR_GPUS, f"GPUs are free on {enough[0].name}, but not for this job yet."
-    slots = [slot for node in usable for slot in node.slots]
-    if job.spec.scheduling.policy is not Policy.PREEMPT or not slots:
+    if job.spec.scheduling.policy is not Policy.PREEMPT or not any(node.slots for node in usable):
         free = sum(node.free for node in usable)
         return Reason.WAITING_FOR_GPUS, f"{free} are free, not enough on one node." if free else "None is free."
+    return _why_nothing_is_lent(world, stock, job, terms, waiting, now)
+
+
+def _why_nothing_is_lent(
+    world: World, stock: Stock, job: FineTuneJob, terms: Terms, waiting: list[FineTuneJob], now: datetime
+) -> tuple[Reason, str]:
     quota = quota_of(world, stock.pool, job.metadata.namespace)
     if terms.most < job.spec.resources.gpus:
         return Reason.NAMESPACE_QUOTA, (
             f"Namespace {job.metadata.namespace} may borrow {quota.max_borrowed_gpus} at once, and "
             f"{max(terms.most, 0)} more now."
         )
+    slots = [slot for node in stock.nodes.values() if not node.refusal for slot in node.slots]
     engines = {slot.engine.metadata.uid: slot.engine for slot in slots}
-    refusals = {uid: (engine, lending_refusal(world, engine, job, now)) for uid, engine in engines.items()}
-    for engine, refused in refusals.values():
+    refusals = [(engine, lending_refusal(world, engine, job, now)) for engine in engines.values()]
+    for engine, refused in refusals:
         if refused is None:
             left = sum(1 for slot in slots if slot.engine.metadata.uid == engine.metadata.uid)
-            floor = min(engine.spec.preemption.min_replicas, engine.spec.replicas)
-            at = f"{left} of {engine.spec.replicas} replicas are left, its floor is {floor}"
+            if left > floor_of(engine) and waiting:
+                return Reason.BEHIND_IN_QUEUE, f"What {engine.metadata.name} may lend is kept for those in front."
+            at = f"{left} of {engine.spec.replicas} replicas are left, its floor is {floor_of(engine)}"
             return Reason.ENGINE_AT_FLOOR, f"{engine.metadata.name} can lend no more: {at}."
-    for engine, refused in refusals.values():
+    for engine, refused in refusals:
         if refused is Reason.ENGINE_LENDS_LATER and (opens := lends_next(engine, now)):
             return refused, f"{engine.metadata.name} lends from {opens:%A %H:%M} UTC on."
-    engine, refused = next(iter(refusals.values()))
+    engine, refused = refusals[0]
     return refused or Reason.WAITING_FOR_GPUS, f"{engine.metadata.name} does not lend to this job."
