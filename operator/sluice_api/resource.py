@@ -47,6 +47,11 @@ class Metadata(Model):
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
 
+    @property
+    def full_name(self) -> str:
+        """Namespace and name, as people write them: team/chat."""
+        return f"{self.namespace}/{self.name}"
+
 
 class Resource(Model):
     """A custom resource as the API server returns it."""

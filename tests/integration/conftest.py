@@ -14,6 +14,7 @@ from dev.cluster import control_plane as dev_control_plane
 from dev.cluster.control_plane import ControlPlane
 from sluice_operator.cluster.client import Api
 from sluice_operator.settings import Settings
+from tests.integration.claim_scene import ClaimScene, claim_scene
 from tests.integration.fault_proxy import FaultProxy
 from tests.integration.kubectl import Kubectl
 from tests.integration.nodes import Nodes
@@ -71,6 +72,13 @@ async def nodes(kube: Kube) -> AsyncIterator[Nodes]:
     made = Nodes(kube)
     yield made
     await made.remove_all()
+
+
+@pytest_asyncio.fixture
+async def scene(control_plane: ControlPlane, kube: Kube, namespace: str) -> AsyncIterator[ClaimScene]:
+    """A namespace in which the whole claim cycle happens."""
+    async with claim_scene(control_plane, kube, namespace) as made:
+        yield made
 
 
 @pytest_asyncio.fixture

@@ -4,12 +4,10 @@ Only what pods would do is a test's word: fake_kubelet.py runs them, and a test 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
-from dev.cluster.control_plane import ControlPlane
 from sluice_api.meta import CLAIM_ANNOTATION
 from sluice_api.stages import Stage
 from tests.integration.claim_scene import (
@@ -17,7 +15,6 @@ from tests.integration.claim_scene import (
     ClaimScene,
     borrowed_slots,
     claim_of,
-    claim_scene,
     is_bindable,
     is_gated,
     is_ready,
@@ -29,12 +26,6 @@ from tests.integration.nodes import Nodes
 from tests.integration.progress_scene import Kube
 
 pytestmark = pytest.mark.integration
-
-
-@pytest_asyncio.fixture
-async def scene(control_plane: ControlPlane, kube: Kube, namespace: str) -> AsyncIterator[ClaimScene]:
-    async with claim_scene(control_plane, kube, namespace) as made:
-        yield made
 
 
 @pytest_asyncio.fixture

@@ -1,15 +1,14 @@
 """examples/ and the chart on a real API server: applied as a user would, and kept as they were written."""
 
-import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from dev.cache import REPOSITORY
 from dev.cluster.control_plane import ControlPlane
 from tests.integration.kubectl import Kubectl
 from tests.unit.chart.helm import DEV_VALUES, helm
+from tests.unit.pages import shown
 
 pytestmark = pytest.mark.integration
 
@@ -32,8 +31,7 @@ def test_an_example_is_applied_twice_and_changes_nothing_the_second_time(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_shows_is_taken_as_it_is(page: Path, control_plane: ControlPlane, namespace: str) -> None:
     kubectl = Kubectl(control_plane.kubeconfig)
-    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
-        manifests = [found for found in yaml.safe_load_all(block) if found]
+    for manifests in shown(page):
         said = kubectl.must("create", "--dry-run=server", "--namespace", namespace, "-f", "-", manifests=manifests)
         assert "Warning" not in said
 

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from dev.cluster.control_plane import ControlPlane
 from sluice_api.stages import Stage
-from tests.integration.claim_scene import ClaimScene, borrowed_slots, claim_of, claim_scene, is_gated
+from tests.integration.claim_scene import ClaimScene, borrowed_slots, claim_of, is_gated
 from tests.integration.conftest import MakeOperator
 from tests.integration.fault_proxy import FaultProxy
 from tests.integration.held_proxy import HeldProxy, held_proxy
@@ -33,12 +33,6 @@ KILLED_AT = {
 }
 AFTER_TRAINING = ("the slot's return", "the export")
 STOPPED_AT = ("the claim", "the gate's removal", "the stop of the slot")
-
-
-@pytest_asyncio.fixture
-async def scene(control_plane: ControlPlane, kube: Kube, namespace: str) -> AsyncIterator[ClaimScene]:
-    async with claim_scene(control_plane, kube, namespace) as made:
-        yield made
 
 
 @pytest_asyncio.fixture

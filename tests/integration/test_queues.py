@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from dev.cluster.control_plane import ControlPlane
 from sluice_api.meta import API_VERSION, DEFAULT_POOL
-from tests.integration.claim_scene import ClaimScene, claim_scene
+from tests.integration.claim_scene import ClaimScene
 from tests.integration.conftest import MakeOperator
 from tests.integration.history import SLUICE
 from tests.integration.nodes import MERGE_PATCH, Nodes
@@ -21,12 +21,6 @@ from tests.integration.running_operator import ROOT
 pytestmark = pytest.mark.integration
 
 PLACE = f"{SLUICE}/gpupools/{DEFAULT_POOL}"
-
-
-@pytest_asyncio.fixture
-async def scene(control_plane: ControlPlane, kube: Kube, namespace: str) -> AsyncIterator[ClaimScene]:
-    async with claim_scene(control_plane, kube, namespace) as made:
-        yield made
 
 
 @pytest_asyncio.fixture

@@ -1,12 +1,8 @@
 """Others' pods always wait for a GPU, of the placeholders' priority and below it. None gets one that is lent."""
 
-from collections.abc import AsyncIterator
-
 import pytest
-import pytest_asyncio
 
-from dev.cluster.control_plane import ControlPlane
-from tests.integration.claim_scene import REQUEUED, ClaimScene, claim_scene
+from tests.integration.claim_scene import REQUEUED, ClaimScene
 from tests.integration.conftest import MakeOperator
 from tests.integration.nodes import Nodes
 from tests.integration.progress_scene import Kube
@@ -16,12 +12,6 @@ pytestmark = pytest.mark.integration
 LOANS = 6
 WAITING = {"stranger-equal": "sluice-placeholder", "stranger-lower": ""}
 """Pods that wait all the while, and their priority classes."""
-
-
-@pytest_asyncio.fixture
-async def scene(control_plane: ControlPlane, kube: Kube, namespace: str) -> AsyncIterator[ClaimScene]:
-    async with claim_scene(control_plane, kube, namespace) as made:
-        yield made
 
 
 @pytest.mark.timeout(300)

@@ -11,9 +11,15 @@ import yaml
 from dev.cache import REPOSITORY
 from dev.demo import GREETING, QUESTION
 from sluice_api.crd import KINDS
+from tests.unit.pages import shown
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+SHOWN = {
+    "README.md": {"FineTuneJob", "InferenceEngine"},
+    "scheduling.md": {"FineTuneJob", "InferenceEngine", "GPUPool"},
+}
+"""Kinds in the YAML of each page that has any."""
 OURS = {resource.KIND.kind: resource for resource in KINDS}
 
 
@@ -30,17 +36,9 @@ def test_an_example_is_as_the_models_say_and_names_no_namespace(file: Path) -> N
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_yaml_in_the_docs_is_as_the_models_say(page: Path) -> None:
-    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
-        for manifest in objects(block):
-            if manifest.get("kind") in OURS:
-                OURS[manifest["kind"]].parse(manifest)
-
-
-def test_yaml_in_the_readme_is_as_the_models_say() -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    parsed = [OURS[manifest["kind"]].parse(manifest) for block in blocks for manifest in objects(block)]
-    assert {type(resource).__name__ for resource in parsed} == {"FineTuneJob", "InferenceEngine"}
+def test_yaml_in_a_page_is_as_the_models_say(page: Path) -> None:
+    parsed = [OURS[manifest["kind"]].parse(manifest) for block in shown(page) for manifest in block]
+    assert {type(resource).__name__ for resource in parsed} == SHOWN.get(page.name, set())
 
 
 def test_the_examples_fit_together() -> None:

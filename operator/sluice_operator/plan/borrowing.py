@@ -6,9 +6,9 @@ from datetime import datetime
 from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob, Policy
 from sluice_api.gpupool import NamespaceQuota
-from sluice_operator.observe.world import World, engine_key
+from sluice_operator.observe.world import World
 from sluice_operator.plan.access import lending_refusal
-from sluice_operator.plan.inventory import Stock, engines_of
+from sluice_operator.plan.inventory import Stock, engines_of, gpus_of_slots
 
 UNBOUNDED = 1_000_000
 
@@ -64,9 +64,8 @@ def held_by_namespace(world: World, stock: Stock) -> dict[str, Held]:
 
 def with_claim(world: World, held: Held, claim: Claim) -> Held:
     """The same with one claim more."""
-    engines = (world.engines.get(engine_key(slot.namespace, slot.engine)) for slot in claim.borrowed)
-    from_engines = sum(engine.spec.resources.gpus for engine in engines if engine)
-    return replace(held, gpus=held.gpus + claim.gpus, borrowed=held.borrowed + min(claim.gpus, from_engines))
+    borrowed = min(claim.gpus, gpus_of_slots(world, claim))
+    return replace(held, gpus=held.gpus + claim.gpus, borrowed=held.borrowed + borrowed)
 
 
 def has_reached(quota: NamespaceQuota, held: Held, job: FineTuneJob) -> bool:

@@ -40,7 +40,7 @@ class LiveClaim:
     @property
     def name(self) -> str:
         """The job, as namespace/name."""
-        return f"{self.job.metadata.namespace}/{self.job.metadata.name}"
+        return self.job.metadata.full_name
 
 
 def owner_of(world: World, stage_job: StageJobView) -> FineTuneJob | None:

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sluice_api.claim import SlotRef
+from sluice_api.claim import Claim, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.observe.views import Key, NodeView, PodView
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.claims import LiveClaim, borrowers, live_claims, trainer_pods
 from sluice_operator.plan.pools import pool_nodes, refusal
 from sluice_operator.plan.room import holding
@@ -72,7 +72,7 @@ class Stock:
 
     def with_granted(self, job: FineTuneJob) -> "Stock":
         """The same stock, with one job more that was given GPUs."""
-        return replace(self, granted=(*self.granted, f"{job.metadata.namespace}/{job.metadata.name}"))
+        return replace(self, granted=(*self.granted, job.metadata.full_name))
 
     def with_node(self, node: NodeStock) -> "Stock":
         """The same stock with one node changed."""
@@ -104,6 +104,12 @@ def engines_of(world: World, pool: GPUPool) -> list[InferenceEngine]:
     return sorted(
         found, key=lambda e: (-e.spec.preemption.priority, str(e.metadata.creation_timestamp), e.metadata.uid)
     )
+
+
+def gpus_of_slots(world: World, claim: Claim) -> int:
+    """GPUs of the slots that a claim borrows; they may be more than it needs."""
+    engines = (world.engines.get(engine_key(slot.namespace, slot.engine)) for slot in claim.borrowed)
+    return sum(engine.spec.resources.gpus for engine in engines if engine)
 
 
 def lent_indices(lent: Mapping[SlotRef, LiveClaim], engine: InferenceEngine) -> set[int]:
@@ -146,11 +152,7 @@ def _count(
 
 def _held(world: World, live: LiveClaim, still_there: int) -> int:
     """GPUs that a claim takes now: its own, or more while a larger borrowed slot is still there."""
-    from_slots = 0
-    for slot in live.claim.borrowed:
-        engine = world.engines.get(Key("InferenceEngine", slot.namespace, slot.engine))
-        from_slots += engine.spec.resources.gpus if engine else 0
-    return max(live.claim.gpus, still_there + max(0, live.claim.gpus - from_slots))
+    return max(live.claim.gpus, still_there + max(0, live.claim.gpus - gpus_of_slots(world, live.claim)))
 
 
 def _engine_pods(world: World) -> dict[Key, tuple[InferenceEngine, int]]:

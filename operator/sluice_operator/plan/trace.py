@@ -24,7 +24,7 @@ def trace(world: World, job: FineTuneJob, now: datetime) -> Iterator[str]:
     """Lines that say what is decided about a job now, and from what."""
     resources, scheduling = job.spec.resources, job.spec.scheduling
     yield (
-        f"{_name(job)}: {resources.gpus} GPU of pool {resources.pool}, policy {scheduling.policy}, "
+        f"{job.metadata.full_name}: {resources.gpus} GPU of pool {resources.pool}, policy {scheduling.policy}, "
         f"priority {scheduling.priority}"
     )
     pool = find_pool(world, resources.pool)
@@ -56,7 +56,7 @@ def _queue(world: World, pool: GPUPool, job: FineTuneJob, allocation: Allocation
     for place, other in enumerate(pending(world, pool, now), start=1):
         wait = allocation.waits.get(key_of(other))
         mark, what = "*" if other is job else " ", wait.reason if wait else "starts"
-        yield f"{mark} {place}. {_name(other)}, priority {other.spec.scheduling.priority}: {what}"
+        yield f"{mark} {place}. {other.metadata.full_name}, priority {other.spec.scheduling.priority}: {what}"
 
 
 def _node(world: World, node: NodeStock, job: FineTuneJob) -> str:
@@ -75,7 +75,7 @@ def _node(world: World, node: NodeStock, job: FineTuneJob) -> str:
 def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJob, now: datetime) -> str:
     has = sum(1 for slot in stock.placed().values() if slot.engine.metadata.uid == engine.metadata.uid)
     refused = lending_refusal(world, engine, job, now)
-    name = f"{engine.metadata.namespace}/{engine.metadata.name}"
+    name = engine.metadata.full_name
     terms = f"{has} of {engine.spec.replicas} replicas, floor {floor_of(engine)}"
     if refused:
         return f"{name}: {terms}; no: {refused}: {refused.meaning}"
@@ -87,7 +87,3 @@ def _section(title: str, lines: list[str]) -> Iterator[str]:
     yield from (f"  {line}" for line in lines[:_MOST])
     if len(lines) > _MOST:
         yield f"  and {len(lines) - _MOST} more"
-
-
-def _name(job: FineTuneJob) -> str:
-    return f"{job.metadata.namespace}/{job.metadata.name}"

@@ -25,12 +25,10 @@ class Wait:
 
 def over_quota(pool: GPUPool, job: FineTuneJob, quota: NamespaceQuota, held: Held) -> Wait:
     """Why a job waits that would bring its namespace above its quota."""
-    gpus, name = job.spec.resources.gpus, pool.metadata.name
     return Wait(
         Reason.NAMESPACE_QUOTA,
-        f"Waiting for {gpus} GPU{'s' if gpus > 1 else ''} in pool {name}{_since(job)}. Namespace "
-        f"{job.metadata.namespace} holds {held.gpus} of the {quota.max_gpus} that it may have there at once. Next: one "
-        "of its jobs ends, or raise maxGPUs in the pool's spec.quotas.",
+        f"{_asked(pool, job)}. Namespace {job.metadata.namespace} holds {held.gpus} of the {quota.max_gpus} that it "
+        "may have there at once. Next: one of its jobs ends, or raise maxGPUs in the pool's spec.quotas.",
     )
 
 
@@ -38,14 +36,12 @@ def explain(
     world: World, stock: Stock, job: FineTuneJob, terms: Terms, waiting: list[FineTuneJob], now: datetime
 ) -> Wait:
     """Why a job waits, whom it waits for and what would end the wait."""
-    gpus, pool = job.spec.resources.gpus, stock.pool.metadata.name
-    asked = f"Waiting for {gpus} GPU{'s' if gpus > 1 else ''} in pool {pool}{_since(job)}"
     reason, why = _main_reason(world, stock, job, terms, waiting, now)
     holders = [live.name for node in stock.nodes.values() for live in node.claims] + list(stock.granted)
     holders = [_short(name, job) for name in holders]
-    parts = [f"{asked}. {why}"]
+    parts = [f"{_asked(stock.pool, job)}. {why}"]
     if waiting:
-        ahead = _short(f"{waiting[0].metadata.namespace}/{waiting[0].metadata.name}", job)
+        ahead = _short(waiting[0].metadata.full_name, job)
         parts.append(f"{ahead} is in front.")
         if reason is Reason.WAITING_FOR_GPUS:
             reason = Reason.BEHIND_IN_QUEUE
@@ -65,6 +61,12 @@ def _remedy(reason: Reason, job: FineTuneJob) -> str:
     if reason is Reason.BEHIND_IN_QUEUE:
         return "raise scheduling.priority."
     return reason.next_step[0].lower() + reason.next_step[1:]
+
+
+def _asked(pool: GPUPool, job: FineTuneJob) -> str:
+    """What it waits for, and since when."""
+    gpus = job.spec.resources.gpus
+    return f"Waiting for {gpus} GPU{'s' if gpus > 1 else ''} in pool {pool.metadata.name}{_since(job)}"
 
 
 def _since(job: FineTuneJob) -> str:

@@ -180,7 +180,7 @@ class Cluster:
     def scheduler(self) -> None:
         """Bind what fits: trainers before engines, each only where it may go. Nominations keep their GPUs."""
         waiting = [p for p in self.world.pods.values() if not p.node and not p.gates and not p.ended and not p.deleting]
-        for pod in sorted(waiting, key=lambda p: ("sluice.dev/job" not in p.labels, p.created, p.key)):
+        for pod in sorted(waiting, key=lambda p: (-_priority(p), p.created, p.key)):
             for node in sorted(self.world.nodes.values(), key=lambda n: n.key):
                 if pod.nominated_node and pod.nominated_node != node.key.name:
                     continue
