@@ -21,6 +21,20 @@ class SlotRef(Model):
         return f"{self.engine}/{self.index}"
 
 
+class AttemptRef(Model):
+    """One attempt to train, of another job."""
+
+    namespace: str
+    job: str
+    uid: str = Field(description="Of its batch/v1 Job.")
+    gpus: PositiveInt
+
+    @property
+    def full_name(self) -> str:
+        """The job, as namespace/name."""
+        return f"{self.namespace}/{self.job}"
+
+
 class Claim(Model):
     """What a training Job holds from its creation until it is over. Never changed."""
 
@@ -29,6 +43,7 @@ class Claim(Model):
     node: str
     gpus: PositiveInt
     borrowed: tuple[SlotRef, ...] = ()
+    displaced: tuple[AttemptRef, ...] = Field((), description="Attempts of lower priority that give way to it.")
     term: NonNegativeInt = Field(
         description="The lease's transition count when it was made. Of two overlapping claims the one of "
         "the higher term holds: its maker had listed every older claim before."
@@ -45,6 +60,7 @@ class AttemptOutcome(Model):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     node: str = ""
+    by: str = Field("", description="Whom it gave way to: a job or an engine, as namespace/name.")
     step: NonNegativeInt = 0
     checkpoint_step: NonNegativeInt | None = None
     prepare: PrepareResult | None = None

@@ -12,6 +12,9 @@ from sluice_api.model import Decimal, Model, Moment, Name, Quantity, Remedy, Sec
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.sources import DatasetUri, ModelUri, VolumeUri
 
+MOST_ATTEMPTS = 100
+"""Attempts that a status shows."""
+
 Text = Annotated[str, StringConstraints(max_length=256)]
 
 
@@ -37,6 +40,13 @@ class Policy(StrEnum):
 
     QUEUE = "Queue"
     PREEMPT = "Preempt"
+
+
+class GiveWay(StrEnum):
+    """Whether a job that trains lets others have its GPUs."""
+
+    NEVER = "Never"
+    TO_HIGHER_PRIORITY = "ToHigherPriority"
 
 
 class ModelSource(Model):
@@ -128,6 +138,25 @@ class JobResources(Model):
     cpu: Quantity = Field("1", description="CPU request of the training pod; it has no limit.")
 
 
+class Interruption(Model):
+    """When training gives way to a job of higher priority: it saves a checkpoint and waits for its next turn."""
+
+    policy: GiveWay = Field(
+        GiveWay.NEVER,
+        description="Never trains to the end. ToHigherPriority lets a job of higher priority, that finds no GPUs and "
+        "none to borrow, have this job's GPUs.",
+    )
+    min_run_seconds: int = Field(
+        300, ge=0, le=31_536_000, description="Training that began less long ago is not interrupted."
+    )
+    grace_seconds: int = Field(
+        0,
+        ge=0,
+        le=31_536_000,
+        description="A job of higher priority waits so long first, in case this one ends by itself.",
+    )
+
+
 class Scheduling(Model):
     """When the job gets GPUs, and from whom."""
 
@@ -148,11 +177,33 @@ class Scheduling(Model):
         description="The job asks for GPUs only from this moment on, such as 2027-01-04T20:00:00Z. Its data is "
         "prepared before.",
     )
+    interruption: Interruption = Field(
+        default_factory=Interruption, description="When training gives way to a job of higher priority."
+    )
     queue_deadline_seconds: Seconds | None = Field(
         None,
         description="Longest time that a prepared job waits for its first GPUs, from notBefore on if that is later. "
         "Longer is a failure. Absent: it waits for ever.",
     )
+
+
+class Retry(Model):
+    """What happens when an attempt of a stage fails. Each goes on from the last checkpoint.
+
+    Out of memory, a bad dataset or model and a full volume end the job at once: another attempt would end the same.
+    """
+
+    attempts: int = Field(
+        5,
+        ge=1,
+        le=100,
+        description="Attempts of one stage, the first included. One that was suspended, interrupted, lost with its "
+        "node or never got its node is not counted.",
+    )
+    backoff_seconds: int = Field(
+        10, ge=0, le=3600, description="Pause before the second attempt. It doubles with each failure."
+    )
+    max_backoff_seconds: int = Field(300, ge=0, le=86_400, description="Longest pause.")
 
 
 class Output(Model):
@@ -203,8 +254,13 @@ class FineTuneJobSpec(Model):
         description="Longest time of training, over all attempts: from each claim of GPUs until its pod has ended. "
         "Waiting does not count. Longer is a failure.",
     )
-    max_attempts: int = Field(
-        5, ge=1, le=100, description="Attempts to train, the first included. Being preempted or suspended is free."
+    retry: Retry = Field(default_factory=Retry, description="What happens when an attempt fails.")
+    ttl_seconds_after_finished: int | None = Field(
+        None,
+        ge=0,
+        le=315_360_000,
+        description="The job is deleted so long after it has succeeded or failed. Its output and its Adapter stay. "
+        "Absent: it is kept.",
     )
     suspend: bool = Field(
         False, description="True stops the job: a running one saves a checkpoint and gives its GPUs back."
@@ -231,7 +287,7 @@ class FineTuneJobSpec(Model):
                     "output",
                     "publish",
                     "activeDeadlineSeconds",
-                    "maxAttempts",
+                    "retry",
                     "managedBy",
                 )
             )
@@ -284,6 +340,16 @@ class AttemptRecord(Model):
     lost_steps: NonNegativeInt = Field(0, description="Steps reported but not in a durable checkpoint.")
 
 
+class InterruptionRecord(Model):
+    """Training that gave way."""
+
+    attempt: NonNegativeInt = Field(description="The attempt that ended.")
+    reason: Text = Field(description="Preempted, Reclaimed or Suspended.")
+    by: Text = Field("", description="The job or the engine that has the GPUs now, as namespace/name.")
+    at: datetime | None = Field(None, description="When.")
+    lost_steps: NonNegativeInt = Field(0, description="Steps that are done again.")
+
+
 class Data(Model):
     """What Prepare found in the dataset."""
 
@@ -313,7 +379,12 @@ class FineTuneJobStatus(Model):
     )
     summary: Text = Field("", description="The reason that matters most now, for the STATUS column.")
     attempt: NonNegativeInt = Field(0, description="The newest attempt to train; 0 before the first.")
-    attempts: tuple[AttemptRecord, ...] = Field((), max_length=100, description="How earlier attempts ended.")
+    attempts: tuple[AttemptRecord, ...] = Field(
+        (), max_length=MOST_ATTEMPTS, description="How earlier attempts ended; the newest, if there are many."
+    )
+    interruptions: tuple[InterruptionRecord, ...] = Field(
+        (), max_length=MOST_ATTEMPTS, description="When training gave way, and to whom. They cost no attempt."
+    )
     allocation: Allocation | None = Field(None, description="The GPUs that the job holds now.")
     data: Data | None = Field(None, description="What Prepare found in the dataset.")
     result: Result | None = Field(None, description="What came out.")

@@ -49,6 +49,13 @@ class GPUPoolSpec(Model):
     quotas: tuple[NamespaceQuota, ...] = Field(
         (), max_length=32, description="What a namespace may have at once. The first that selects it holds."
     )
+    ageing_seconds: int | None = Field(
+        None,
+        ge=1,
+        le=31_536_000,
+        description="A waiting job stands one priority higher in the queue for every so many seconds, so that nobody "
+        "waits for ever behind newer jobs. Whom it may borrow from or displace is not changed. Absent: no ageing.",
+    )
     price_per_gpu_hour: Decimal = Field("0", description="Price of one GPU for one hour, for reports.")
 
 

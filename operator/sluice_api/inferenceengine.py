@@ -32,6 +32,13 @@ class LendTo(StrEnum):
     SELECTED = "Selected"
 
 
+class Reclaim(StrEnum):
+    """Whether an engine takes a loan back before the job has ended."""
+
+    NEVER = "Never"
+    ON_DEMAND = "OnDemand"
+
+
 class ServedModel(Model):
     """The base model."""
 
@@ -111,6 +118,26 @@ class Preemption(Model):
         description="Hours of the week in which the engine lends. A loan that has begun goes on after them. "
         "Absent: always.",
     )
+    cool_down_seconds: int = Field(
+        60,
+        ge=0,
+        le=86_400,
+        description="An engine whose lent replica has started again lends nothing for so long. A job that is next in "
+        "line when a loan ends takes it over before the replica starts, without this pause.",
+    )
+    reclaim: Reclaim = Field(
+        Reclaim.NEVER,
+        description="Never: a loan lasts until the job ends. OnDemand: when the engine needs its replicas, the job "
+        "that borrows saves a checkpoint, gives the GPUs back and waits for its next turn. It needs them when "
+        "spec.replicas is more than it has GPUs for, or above reclaimAbove.",
+    )
+    reclaim_above: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="With reclaim: OnDemand, requests in flight per serving replica, averaged over half a minute, "
+        "above which a lent replica is asked back. It is also lent only where the rest would stay below.",
+    )
     drain_timeout_seconds: int = Field(
         30, ge=0, le=3600, description="Longest time that requests in flight may take before a lent replica stops."
     )
@@ -121,7 +148,12 @@ class Preemption(Model):
                 "(has(self.lendTo) && self.lendTo == 'Selected') == has(self.lendToNamespaces)",
                 "lendToNamespaces belongs to lendTo: Selected; write both or neither",
                 at=".lendToNamespaces",
-            )
+            ),
+            Rule(
+                "!has(self.reclaimAbove) || (has(self.reclaim) && self.reclaim == 'OnDemand')",
+                "reclaimAbove belongs to reclaim: OnDemand; write both or neither",
+                at=".reclaimAbove",
+            ),
         )
     )
 
@@ -152,13 +184,15 @@ class SlotState(StrEnum):
     WAITING = "Waiting"
     """No GPU is free for it."""
     STOPPING = "Stopping"
+    RECLAIMING = "Reclaiming"
+    """It is lent, and the engine asks for it back."""
 
 
 class SlotStatus(Model):
     """One replica. The agent in its pod reads `state` here to know when to drain."""
 
     index: NonNegativeInt = Field(description="Index of the replica.")
-    state: SlotState = Field(description="Starting, Serving, Draining, Lent, Waiting or Stopping.")
+    state: SlotState = Field(description="Starting, Serving, Draining, Stopping, Lent, Reclaiming or Waiting.")
     pod: Text = Field("", description="Its pod.")
     lent_to: Text = Field("", description="The job that borrows its GPUs, as namespace/name.")
     since: datetime | None = Field(None, description="When it got into this state.")

@@ -30,6 +30,9 @@ OUTCOMES_ANNOTATION = f"{GROUP}/outcomes"
 TEMPLATE_ANNOTATION = f"{GROUP}/template"
 """On a slot's Deployment: a digest of the pod template that the engine's spec asks for."""
 
+RESTARTED_AT_ANNOTATION = f"{GROUP}/restarted-at"
+"""On a slot's Deployment: when it was last started after it had been stopped, RFC 3339."""
+
 BOUND_AT_ANNOTATION = f"{GROUP}/bound-at"
 """On a training pod: when its scheduling gate came off, RFC 3339."""
 

@@ -69,6 +69,16 @@ class Reason(StrEnum):
         "A borrow window names a time zone that does not exist, so it never opens.",
         "Write a name of the IANA database in preemption.borrowWindows, such as Europe/Berlin.",
     )
+    ENGINE_COOLS_DOWN = (
+        "EngineCoolsDown",
+        "The engines that lend have just got a replica back.",
+        "Wait for the end of the pause, or lower preemption.coolDownSeconds.",
+    )
+    ENGINE_IN_DEMAND = (
+        "EngineInDemand",
+        "The engines that lend need their replicas themselves.",
+        "Wait until there is less to answer, or see preemption.reclaim and reclaimAbove.",
+    )
     NAMESPACE_QUOTA = (
         "NamespaceQuota",
         "The namespace holds, or would hold, more GPUs of the pool than its quota there allows.",
@@ -98,6 +108,18 @@ class Reason(StrEnum):
         "Set spec.suspend: false.",
     )
     MANAGED_ELSEWHERE = "ManagedElsewhere", "spec.managedBy names another controller.", "Look at that controller."
+
+    # Training that gives way
+    PREEMPTED = (
+        "Preempted",
+        "A job of higher priority has the GPUs; the state is saved.",
+        "Nothing; training goes on from the checkpoint when there are GPUs again.",
+    )
+    RECLAIMED = (
+        "Reclaimed",
+        "The engine that lent the GPUs needs them back; the state is saved.",
+        "Nothing; training goes on from the checkpoint when there are GPUs again.",
+    )
 
     # Why a claim does not get further
     QUOTA_EXCEEDED = (
@@ -212,7 +234,7 @@ class Reason(StrEnum):
         "No checkpoint is whole where one must be.",
         "Delete the job's checkpoints folder, or create the job anew.",
     )
-    ATTEMPTS_EXHAUSTED = "AttemptsExhausted", "maxAttempts attempts have failed.", "See status.attempts."
+    ATTEMPTS_EXHAUSTED = "AttemptsExhausted", "retry.attempts attempts have failed.", "See status.attempts."
     DEADLINE_EXCEEDED = (
         "DeadlineExceeded",
         "It has trained for activeDeadlineSeconds and is not done.",

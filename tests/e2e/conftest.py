@@ -26,10 +26,12 @@ HERE = Path(__file__).parent
 TEAM, NEIGHBOUR = "e2e-team", "e2e-neighbour"
 GPUS = 2
 LONGEST_JOURNEY = 1800
+LAST = HERE / "test_8_upgrade_and_uninstall.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is in this folder needs a real node, and its time."""
+    """What is in this folder needs a real node, and its time. The journey that uninstalls is the last of all."""
+    items.sort(key=lambda item: item.path == LAST)
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.e2e)
@@ -111,6 +113,14 @@ class Undisturbed:
     """Digest of the adapter that an ordinary job makes when nothing disturbs it."""
 
     digest: str = ""
+
+    def of(self, team: Team) -> str:
+        """The digest; the first time a job is run for it, if no journey had one."""
+        if not self.digest:
+            team.apply(objects.job("undisturbed"))
+            self.digest = team.finished("undisturbed").digest
+            team.whole()
+        return self.digest
 
 
 @pytest.fixture(scope="session")

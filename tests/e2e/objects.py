@@ -47,6 +47,7 @@ def lending(**changes: object) -> Object:
         "priority": 0,
         "lendTo": "SameNamespace",
         "drainTimeoutSeconds": 60,
+        "coolDownSeconds": 0,
         **changes,
     }
 

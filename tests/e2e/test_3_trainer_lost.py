@@ -11,10 +11,7 @@ from tests.e2e.team import Team
 
 def test_resumes_to_the_same_adapter(team: Team, observed: Observed, undisturbed: Undisturbed) -> None:
     """A second attempt, in the same place, from the saved step; the bytes of the adapter are the undisturbed ones."""
-    if not undisturbed.digest:
-        team.apply(objects.job("undisturbed"))
-        undisturbed.digest = team.finished("undisturbed").digest
-        team.whole()
+    digest = undisturbed.of(team)
 
     team.apply(objects.job("resumes"))
     seen = team.training("resumes", step=2).step
@@ -29,7 +26,7 @@ def test_resumes_to_the_same_adapter(team: Team, observed: Observed, undisturbed
     assert first["step"] >= seen
     assert last["resumedFrom"] == first["step"] - first["lostSteps"]
     assert first["lostSteps"] == 0, "a trainer that is told to stop saves the step that it is at"
-    assert job.digest == undisturbed.digest
+    assert job.digest == digest
     assert {attempt: len(pods) for attempt, pods in observed.trainers("resumes").items()} == {"1": 1, "2": 1}
     team.whole()
     assert observed.lent(objects.ENGINE, team.name) == [0, 1, 0], "no engine grew between two attempts"

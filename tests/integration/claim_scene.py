@@ -68,16 +68,15 @@ class ClaimScene:
         place = f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims"
         await self.kube.call("POST", place, {"metadata": {"name": VOLUME}, "spec": spec})
 
-    async def engine(
-        self, name: str = "chat", replicas: int = 2, floor: int = 1, drain: int = 0, policy: str = "ScaleDown"
-    ) -> None:
-        """An engine of one GPU a slot."""
+    async def engine(self, name: str = "chat", replicas: int = 2, floor: int = 1, drain: int = 0, **terms: Any) -> None:
+        """An engine of one GPU a slot, that lends at once what came back."""
+        lends = {"policy": "ScaleDown", "minReplicas": floor, "drainTimeoutSeconds": drain, "coolDownSeconds": 0}
         spec = {
             "model": {"uri": MODEL},
             "replicas": replicas,
             "resources": {"gpus": 1, "memory": "100Mi", "cpu": "10m"},
             "lora": {"claims": [VOLUME]},
-            "preemption": {"policy": policy, "minReplicas": floor, "drainTimeoutSeconds": drain},
+            "preemption": {**lends, **terms},
         }
         body = {"apiVersion": API_VERSION, "kind": "InferenceEngine", "metadata": {"name": name}, "spec": spec}
         await self.kube.call("POST", self.path("inferenceengines"), body)
@@ -91,6 +90,7 @@ class ClaimScene:
         *,
         gpus: int = 1,
         prepared: bool = True,
+        **scheduling: Any,
     ) -> Body:
         """A job; `prepared`: its data was prepared before, and the job's annotation says so."""
         spec: Body = {
@@ -98,7 +98,7 @@ class ClaimScene:
             "dataset": {"uri": f"pvc://{VOLUME}/rows.jsonl"},
             "output": {"uri": f"pvc://{VOLUME}/out"},
             "resources": {"gpus": gpus, "memory": "100Mi", "cpu": "10m"},
-            "scheduling": {"policy": policy, "priority": priority},
+            "scheduling": {"policy": policy, "priority": priority, **scheduling},
         }
         if publish:
             spec["publish"] = {"engine": publish, "name": name}

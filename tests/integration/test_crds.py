@@ -135,7 +135,7 @@ UNCHANGEABLE = [
     ("FineTuneJob", "spec.output.uri", "pvc://adapters/other", "spec.output: *"),
     ("FineTuneJob", "spec.publish", {"engine": "chat", "name": "tone"}, "spec.publish: *"),
     ("FineTuneJob", "spec.activeDeadlineSeconds", 60, "spec.activeDeadlineSeconds: *"),
-    ("FineTuneJob", "spec.maxAttempts", 6, "spec.maxAttempts: *"),
+    ("FineTuneJob", "spec.retry", {"attempts": 6}, "spec.retry: *"),
     ("FineTuneJob", "spec.managedBy", "kueue.x-k8s.io/multikueue", "spec.managedBy: *"),
     ("Adapter", "spec.engine", "other", "spec.engine: *"),
 ]

@@ -73,10 +73,10 @@
 - apiGroups: [""]
   resources: [pods/status]
   verbs: [patch]
-# The record of ended attempts, as an annotation that survives a lost status.
+# The record of ended attempts, as an annotation that survives a lost status; and the end of a job's time to live.
 - apiGroups: [sluice.dev]
   resources: [finetunejobs]
-  verbs: [patch]
+  verbs: [patch, delete]
 # A job with `publish` writes an Adapter.
 - apiGroups: [sluice.dev]
   resources: [adapters]

@@ -1,9 +1,11 @@
 """What an InferenceEngine owns: a Deployment for each slot, a Service, and the rights of its agents."""
 
+from datetime import datetime
+
 from sluice_api import pods
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_api.meta import ENGINE_LABEL, GROUP, SLOT_LABEL, TEMPLATE_ANNOTATION, slot_name
+from sluice_api.meta import ENGINE_LABEL, GROUP, RESTARTED_AT_ANNOTATION, SLOT_LABEL, TEMPLATE_ANNOTATION, slot_name
 from sluice_operator.build.engine_pod import agent_account, engine_pod_spec
 from sluice_operator.build.metadata import Manifest, app_labels, owned_by
 from sluice_operator.settings import Settings
@@ -12,7 +14,14 @@ SERVICE_PORT = 80
 
 
 def slot_deployment(
-    engine: InferenceEngine, index: int, size: int, template: str, *, pool: GPUPoolSpec, settings: Settings
+    engine: InferenceEngine,
+    index: int,
+    size: int,
+    template: str,
+    *,
+    pool: GPUPoolSpec,
+    settings: Settings,
+    restarted_at: datetime | None = None,
 ) -> Manifest:
     """The Deployment of one slot, of size 0 or 1. `template` is the digest of what the spec asks of its pod.
 
@@ -23,6 +32,8 @@ def slot_deployment(
     labels = {**app_labels("engine", engine.metadata.name), **selector}
     metadata = owned_by(engine, slot_name(engine.metadata.name, index), labels)
     metadata["annotations"] = {TEMPLATE_ANNOTATION: template}
+    if restarted_at is not None:
+        metadata["annotations"][RESTARTED_AT_ANNOTATION] = restarted_at.isoformat()
     spec = engine_pod_spec(engine, index, pool.resource_name, pool.node_selector, settings)
     return {
         "apiVersion": "apps/v1",

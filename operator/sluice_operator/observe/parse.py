@@ -15,6 +15,7 @@ from sluice_api.meta import (
     ATTEMPT_LABEL,
     CLAIM_ANNOTATION,
     ENGINE_LABEL,
+    RESTARTED_AT_ANNOTATION,
     SLOT_LABEL,
     STAGE_LABEL,
     TEMPLATE_ANNOTATION,
@@ -135,13 +136,15 @@ def _stage_job(body: Body) -> StageJobView:
 
 def _slot(body: Body) -> SlotView:
     metadata = metadata_of("Deployment", body)
+    annotations = body["metadata"].get("annotations") or {}
     replicas = (body.get("spec") or {}).get("replicas")
     return SlotView(
         **metadata,
         engine=metadata["labels"][ENGINE_LABEL],
         index=int(metadata["labels"][SLOT_LABEL]),
         size=1 if replicas is None else int(replicas),
-        template=(body["metadata"].get("annotations") or {}).get(TEMPLATE_ANNOTATION, ""),
+        template=annotations.get(TEMPLATE_ANNOTATION, ""),
+        restarted_at=moment(annotations.get(RESTARTED_AT_ANNOTATION)),
     )
 
 

@@ -135,6 +135,8 @@ class SlotView(View):
     """spec.replicas: 0 or 1."""
     template: str = ""
     """Digest of the engine's spec that its pod template was made from."""
+    restarted_at: datetime | None = None
+    """When it was last started after it had been stopped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ until the next `await`; reconcile() makes a new one each time.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from math import exp
 from typing import TypeVar
 
 from sluice_api.adapter import Adapter
@@ -28,6 +29,8 @@ from sluice_operator.observe.views import (
 
 AnyView = TypeVar("AnyView", bound=View)
 
+_LOAD_SECONDS = 30
+
 
 @dataclass(frozen=True, slots=True)
 class Reported:
@@ -35,6 +38,16 @@ class Reported:
 
     report: EngineReport
     at: datetime
+    load: float = 0.0
+    """Requests in flight, averaged over the last half minute or so."""
+
+    def then(self, report: EngineReport, at: datetime) -> "Reported":
+        """What is known after the next report. Between two reports as many requests were in flight as the first said.
+
+        The average forgets exponentially.
+        """
+        kept = exp(-max(0.0, (at - self.at).total_seconds()) / _LOAD_SECONDS)
+        return Reported(report, at, kept * self.load + (1 - kept) * self.report.in_flight)
 
 
 @dataclass(frozen=True, slots=True)

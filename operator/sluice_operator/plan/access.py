@@ -1,11 +1,9 @@
-"""What a namespace may have of a pool, and which engines lend to a job."""
+"""What a namespace may have of a pool."""
 
 from collections.abc import Mapping
-from datetime import datetime
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, NamespaceQuota
-from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, LendTo
 from sluice_api.reasons import Reason
 from sluice_api.selectors import NamespaceSelector
 from sluice_operator.observe.views import Key
@@ -54,33 +52,3 @@ def denial(world: World, pool: GPUPool, job: FineTuneJob) -> tuple[Reason, str] 
             f"{namespace} {quota.max_gpus} at once. Ask for fewer, or raise maxGPUs in the pool's spec.quotas."
         )
     return None
-
-
-def lending_refusal(world: World, engine: InferenceEngine, job: FineTuneJob, now: datetime) -> Reason | None:
-    """Why an engine does not lend to a job now, whatever is in use; None when it may."""
-    terms = engine.spec.preemption
-    if terms.policy is LendingPolicy.NEVER or engine.metadata.deletion_timestamp:
-        return Reason.ENGINE_NEVER_LENDS
-    if not _lends_to(world, engine, job.metadata.namespace):
-        return Reason.ENGINE_LENDS_ELSEWHERE
-    if terms.priority > job.spec.scheduling.priority:
-        return Reason.ENGINE_OUTRANKS
-    if not terms.borrow_windows or any(window.is_open(now) for window in terms.borrow_windows):
-        return None
-    return Reason.ENGINE_LENDS_LATER if lends_next(engine, now) else Reason.TIME_ZONE_UNKNOWN
-
-
-def lends_next(engine: InferenceEngine, now: datetime) -> datetime | None:
-    """When the engine's next borrow window opens; None when it has none that ever does."""
-    openings = (window.opens_after(now) for window in engine.spec.preemption.borrow_windows)
-    return min((opening for opening in openings if opening), default=None)
-
-
-def _lends_to(world: World, engine: InferenceEngine, namespace: str) -> bool:
-    match engine.spec.preemption.lend_to:
-        case LendTo.SAME_NAMESPACE:
-            return engine.metadata.namespace == namespace
-        case LendTo.ANYWHERE:
-            return True
-        case LendTo.SELECTED:
-            return selects(world, engine.spec.preemption.lend_to_namespaces, namespace)

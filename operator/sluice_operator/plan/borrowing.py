@@ -7,8 +7,8 @@ from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob, Policy
 from sluice_api.gpupool import NamespaceQuota
 from sluice_operator.observe.world import World
-from sluice_operator.plan.access import lending_refusal
 from sluice_operator.plan.inventory import Stock, engines_of, gpus_of_slots
+from sluice_operator.plan.lending import lending_refusal
 
 UNBOUNDED = 1_000_000
 
@@ -36,6 +36,7 @@ class Market:
 
     def __init__(self, world: World, stock: Stock, now: datetime) -> None:
         self._world = world
+        self._stock = stock
         self._engines = engines_of(world, stock.pool)
         self._now = now
         self._known: dict[tuple[str, int], frozenset[str]] = {}
@@ -47,7 +48,7 @@ class Market:
             return Terms()
         alike = job.metadata.namespace, job.spec.scheduling.priority
         if alike not in self._known:
-            lend = (e for e in self._engines if lending_refusal(self._world, e, job, self._now) is None)
+            lend = (e for e in self._engines if lending_refusal(self._world, self._stock, e, job, self._now) is None)
             self._known[alike] = frozenset(engine.metadata.uid for engine in lend)
         return Terms(self._known[alike], most)
 
@@ -55,16 +56,15 @@ class Market:
 def held_by_namespace(world: World, stock: Stock) -> dict[str, Held]:
     """What the claims of a pool come to, by the namespaces of their jobs."""
     found: dict[str, Held] = {}
-    for node in stock.nodes.values():
-        for live in node.claims:
-            namespace = live.job.metadata.namespace
-            found[namespace] = with_claim(world, found.get(namespace, Held()), live.claim)
+    for live in stock.claims():
+        namespace = live.job.metadata.namespace
+        found[namespace] = with_claim(world, found.get(namespace, Held()), live.claim)
     return found
 
 
 def with_claim(world: World, held: Held, claim: Claim) -> Held:
     """The same with one claim more."""
-    borrowed = min(claim.gpus, gpus_of_slots(world, claim))
+    borrowed = min(claim.gpus, gpus_of_slots(world, claim.borrowed))
     return replace(held, gpus=held.gpus + claim.gpus, borrowed=held.borrowed + borrowed)
 
 

@@ -5,6 +5,7 @@ takes it over, or the job is suspended or deleted, or its node is gone. Nothing 
 phase is read off the Job and its pods.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
@@ -88,7 +89,7 @@ def is_taken_over(world: World, job: FineTuneJob, stage_job: StageJobView) -> bo
     last = outcomes[-1] if outcomes else None
     if last is None or last.attempt < stage_job.attempt:
         return True
-    return last.attempt == stage_job.attempt and last.reason in AT_ONCE and failures(outcomes) < job.spec.max_attempts
+    return last.attempt == stage_job.attempt and last.reason in AT_ONCE and failures(outcomes) < job.spec.retry.attempts
 
 
 def phase(world: World, live: LiveClaim) -> Phase:
@@ -104,6 +105,16 @@ def phase(world: World, live: LiveClaim) -> Phase:
 def trainer_pods(world: World, stage_job: StageJobView) -> list[PodView]:
     """The pods of a stage Job, oldest first."""
     return oldest_first(world.pods_of.get(stage_job.uid, {}).values())
+
+
+def heirs(world: World, claims: Iterable[LiveClaim]) -> dict[str, str]:
+    """Attempts that are about to be stopped, and whose claim, that waits for its node, has their GPUs; by uid."""
+    return {
+        ref.uid: live.stage_job.uid
+        for live in claims
+        if live.claim.displaced and phase(world, live) is not Phase.HOLDING
+        for ref in live.claim.displaced
+    }
 
 
 def borrowers(world: World, claims: list[LiveClaim]) -> dict[SlotRef, LiveClaim]:
@@ -126,16 +137,25 @@ def standing(world: World, live: LiveClaim) -> tuple[bool, int, datetime, str]:
 
 
 def overlapped_by(world: World, claims: list[LiveClaim], mine: LiveClaim) -> LiveClaim | None:
-    """The claim that mine must give way to: another attempt of the same job, the same slot, or one GPU too many."""
+    """The claim that mine must give way to: another attempt of the same job, the same slot, or one GPU too many.
+
+    Attempts that mine displaces give way to it, wherever they stand.
+    """
     my_place = standing(world, mine)
-    before = [c for c in claims if c.stage_job.uid != mine.stage_job.uid and standing(world, c) < my_place]
+    below = {mine.stage_job.uid, *(ref.uid for ref in mine.claim.displaced)}
+    before = [c for c in claims if c.stage_job.uid not in below and standing(world, c) < my_place]
     for other in before:
         same_job = other.job.metadata.uid == mine.job.metadata.uid and not other.stage_job.finished
         if same_job or set(other.claim.borrowed) & set(mine.claim.borrowed):
             return other
     node = world.nodes.get(Key("Node", "", mine.claim.node))
     room = node.allocatable.get(mine.claim.resource, 0) if node else 0
-    on_node = [c for c in before if (c.claim.node, c.claim.resource) == (mine.claim.node, mine.claim.resource)]
+    going = heirs(world, before)
+    on_node = [
+        c
+        for c in before
+        if (c.claim.node, c.claim.resource) == (mine.claim.node, mine.claim.resource) and c.stage_job.uid not in going
+    ]
     if sum(c.claim.gpus for c in on_node) + mine.claim.gpus > room and on_node:
         return on_node[-1]
     return None

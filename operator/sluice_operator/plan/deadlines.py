@@ -6,7 +6,7 @@ from sluice_api.claim import Outcomes
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
-from sluice_operator.plan.outcomes import done
+from sluice_operator.plan.outcomes import GIVEN_UP, done
 
 
 def training_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime | None) -> datetime | None:
@@ -17,7 +17,8 @@ def training_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime | None) 
     """
     if since is None:
         return None
-    spent = (a.ended_at - a.started_at for a in outcomes.of(Stage.TRAIN) if a.started_at and a.ended_at)
+    trained = (a for a in outcomes.of(Stage.TRAIN) if a.reason not in GIVEN_UP)
+    spent = (a.ended_at - a.started_at for a in trained if a.started_at and a.ended_at)
     return since + timedelta(seconds=job.spec.active_deadline_seconds) - sum(spent, start=timedelta())
 
 

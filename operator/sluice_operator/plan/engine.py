@@ -15,7 +15,8 @@ from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation import allocate
 from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, live_claims
 from sluice_operator.plan.conditions import condition
-from sluice_operator.plan.inventory import lent_indices, take_stock
+from sluice_operator.plan.inventory import Stock, lent_indices, take_stock
+from sluice_operator.plan.lending import LOOK_AT_LOAD, is_busy, lacking
 from sluice_operator.plan.placeholders import Placeholders, plan_placeholders
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
@@ -52,7 +53,7 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
     plans = _slot_plans(world, engine, claims, lent, now)
     rollout = _rollout(world, engine, plans, slots)
     apply = [
-        replace(plan, uid=slots[plan.index].uid if plan.index in slots else "")
+        _on(slots.get(plan.index), plan, now)
         for plan in plans
         if plan.size and (plan.index not in slots or slots[plan.index].size == 0 or plan.index == rollout)
     ]
@@ -65,14 +66,21 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
         now + _NEXT_CLAIM_WITHIN if any(p.lent_to and ref(engine, p.index) not in lent for p in plans) else None
     )
     outdated = any(slots[i].template != template_of(engine) and slots[i].size for i in kept & slots.keys())
+    asks = engine.spec.preemption.reclaim_above is not None and any(plan.lent_to for plan in plans)
+    load_at = now + LOOK_AT_LOAD if asks else None
     return EngineDecision(
         apply=tuple(apply),
         stop=tuple(stop),
         remove=tuple(remove),
         placeholders=placeholders,
         status=_status(world, engine, plans, now, outdated and rollout is None),
-        again_at=min((at for at in (drained_at, claimed_by, placeholders.again_at) if at), default=None),
+        again_at=min((at for at in (drained_at, claimed_by, load_at, placeholders.again_at) if at), default=None),
     )
+
+
+def _on(slot: SlotView | None, plan: SlotPlan, now: datetime) -> SlotPlan:
+    """A plan for the Deployment that is there, if one is: it is told when it was last started again."""
+    return replace(plan, uid=slot.uid, restarted_at=slot.restarted_at if slot.size else now) if slot else plan
 
 
 def _slot_plans(
@@ -80,7 +88,9 @@ def _slot_plans(
 ) -> list[SlotPlan]:
     borrowed = {index: lent[ref(engine, index)] for index in lent_indices(lent, engine)}
     pool = find_pool(world, engine.spec.resources.pool)
-    placed = take_stock(world, pool).placed() if pool else {}
+    stock = take_stock(world, pool) if pool else None
+    placed = stock.placed() if stock else {}
+    asked_back = _asked_back(world, engine, stock, lent) if stock else frozenset[int]()
     stopped = {i for i, slot in existing(world, engine).items() if not slot.size and ref(engine, i) in placed}
     returning = {i for i in stopped - {*borrowed} if _has_just_come_back(world, ref(engine, i), now)}
     promised = _promised(world, engine, pool, returning, now) if pool and returning else {}
@@ -88,7 +98,9 @@ def _slot_plans(
     for index in sorted({*wanted(world, engine, borrowed), *borrowed}):
         live = borrowed.get(index)
         if live is not None:
-            plans.append(_lent(world, engine, index, live, phase_of(world, claims, live)))
+            plan = _lent(world, engine, index, live, phase_of(world, claims, live))
+            asked = index in asked_back and not plan.size
+            plans.append(replace(plan, state=SlotState.RECLAIMING) if asked else plan)
         elif index in promised:
             job, node = promised[index]
             plans.append(SlotPlan(index, 0, SlotState.LENT, job, node))
@@ -98,6 +110,44 @@ def _slot_plans(
         else:
             plans.append(SlotPlan(index, 0, SlotState.WAITING))
     return plans
+
+
+def _asked_back(
+    world: World, engine: InferenceEngine, stock: Stock, lent: Mapping[SlotRef, LiveClaim]
+) -> frozenset[int]:
+    """Lent slots that the engine needs itself: of the jobs of the lowest priority, then of the newest."""
+    leaving = _being_left(world, engine)
+    starting = any(
+        slot.size and not serves(pod_of(world, engine, index)) for index, slot in existing(world, engine).items()
+    )
+    missing = lacking(stock, engine) - len(leaving)
+    if missing <= 0 and not leaving and not starting and is_busy(world, engine):
+        missing = 1  # one at a time: more only if that was not enough
+    loans: dict[str, tuple[LiveClaim, set[int]]] = {}
+    for index in lent_indices(lent, engine):
+        live = lent[ref(engine, index)]
+        loans.setdefault(live.stage_job.uid, (live, set()))[1].add(index)
+    asked: set[int] = set()
+    for _, slots in sorted(loans.values(), key=lambda loan: _least_first(loan[0])):
+        if len(asked) < missing:
+            asked |= slots
+    return frozenset(asked)
+
+
+def _least_first(live: LiveClaim) -> tuple[int, float, str]:
+    return (live.job.spec.scheduling.priority, -live.stage_job.created.timestamp(), live.stage_job.uid)
+
+
+def _being_left(world: World, engine: InferenceEngine) -> set[int]:
+    """Slots whose loan is over, but whose borrower's pod is not gone yet."""
+    here = (engine.metadata.namespace, engine.metadata.name)
+    return {
+        slot.index
+        for stage_job in world.claiming.values()
+        if stage_job.claim and stage_job.deleting
+        for slot in stage_job.claim.borrowed
+        if (slot.namespace, slot.engine) == here
+    }
 
 
 def _promised(

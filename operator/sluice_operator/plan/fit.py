@@ -1,31 +1,40 @@
 """What a node of a pool lacks for a job besides GPUs, once some slots have left it."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from sluice_api.finetunejob import FineTuneJob
+from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World
+from sluice_operator.plan.claims import trainer_pods
+from sluice_operator.plan.interruption import gives_way_at
 from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock
 from sluice_operator.plan.proof import coming
 from sluice_operator.plan.room import claims_of_job, need_of, shortage, unreachable_volume
 from sluice_operator.plan.slots import floor_of
 
 
-def lack_on(world: World, node: NodeStock, job: FineTuneJob, gone: Iterable[PlacedSlot]) -> str:
-    """Why the job's pod would not fit, in words; empty when it would."""
-    leaving = {slot.pod for slot in gone if slot.pod is not None}
+def lack_on(world: World, node: NodeStock, job: FineTuneJob, leaving: Collection[Key]) -> str:
+    """Why the job's pod would not fit once some pods are gone, in words; empty when it would."""
     others = coming(world, list(node.claims), None, node.name)
     lack = shortage(world, node.node, need_of(job.spec.resources), leaving, others)
     return lack or unreachable_volume(world, job.metadata.namespace, claims_of_job(job), node.node)
 
 
 def lack_everywhere(world: World, stock: Stock, job: FineTuneJob, lenders: Collection[str]) -> str:
-    """Why the job fits no node even if every slot that may be lent to it left; empty when it fits one."""
+    """Why the job fits no node even if all left that may ever leave for it; empty when it fits one."""
     lacks = []
     for node in stock.nodes.values():
         if node.refusal:
             continue
-        lack = lack_on(world, node, job, _lendable(stock, node, lenders))
+        slots = {slot.pod for slot in _lendable(stock, node, lenders) if slot.pod}
+        training = {
+            pod.key
+            for live in node.claims
+            if gives_way_at(world, live, job)
+            for pod in trainer_pods(world, live.stage_job)
+        }
+        lack = lack_on(world, node, job, slots | training)
         if not lack:
             return ""
         lacks.append(f"{node.name} lacks {lack}")

@@ -7,6 +7,7 @@ from sluice_api.reasons import Reason
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.claims import LiveClaim, Phase, overlapped_by, trainer_pods
+from sluice_operator.plan.interruption import interruption
 from sluice_operator.plan.proof import doubt, is_gated, phase_of
 from sluice_operator.plan.slots import is_drained
 
@@ -39,13 +40,18 @@ class Step:
     """Its pod is on the node."""
     bind: tuple[PodView, ...] = ()
     give_up: bool = False
+    by: str = ""
+    """Whom it gives way to, if to anybody."""
     again_at: datetime | None = None
 
 
 def advance(
     world: World, claims: list[LiveClaim], live: LiveClaim, now: datetime, limits: Limits, refused_pod: str
 ) -> Step:
-    """Bring a claim one step further."""
+    """Bring a claim one step further, or end it for somebody else."""
+    if stopped := interruption(world, claims, live):
+        message = f"{stopped.message} The state is saved; training goes on from there."
+        return Step(stopped.reason, message, give_up=True, by=stopped.by)
     match phase_of(world, claims, live):
         case Phase.PROVING:
             return _prove(world, claims, live, now, limits, refused_pod)

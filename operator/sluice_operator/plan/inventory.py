@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sluice_api.claim import Claim, SlotRef
+from sluice_api.claim import SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.observe.views import Key, NodeView, PodView
 from sluice_operator.observe.world import World, engine_key
-from sluice_operator.plan.claims import LiveClaim, borrowers, live_claims, trainer_pods
+from sluice_operator.plan.claims import LiveClaim, borrowers, heirs, live_claims, trainer_pods
 from sluice_operator.plan.pools import pool_nodes, refusal
 from sluice_operator.plan.room import holding
 from sluice_operator.plan.slots import pod_of, ref, serves, wanted
@@ -78,6 +78,10 @@ class Stock:
         """The same stock with one node changed."""
         return replace(self, nodes={**self.nodes, node.name: node})
 
+    def claims(self) -> list[LiveClaim]:
+        """The claims on all nodes."""
+        return [live for node in self.nodes.values() for live in node.claims]
+
     def placed(self) -> dict[SlotRef, PlacedSlot]:
         """Every slot that has a place."""
         return {slot.slot: slot for node in self.nodes.values() for slot in node.slots}
@@ -106,9 +110,9 @@ def engines_of(world: World, pool: GPUPool) -> list[InferenceEngine]:
     )
 
 
-def gpus_of_slots(world: World, claim: Claim) -> int:
-    """GPUs of the slots that a claim borrows; they may be more than it needs."""
-    engines = (world.engines.get(engine_key(slot.namespace, slot.engine)) for slot in claim.borrowed)
+def gpus_of_slots(world: World, slots: Iterable[SlotRef]) -> int:
+    """GPUs that some slots have when they run; those that a claim borrows may have more than it needs."""
+    engines = (world.engines.get(engine_key(slot.namespace, slot.engine)) for slot in slots)
     return sum(engine.spec.resources.gpus for engine in engines if engine)
 
 
@@ -123,8 +127,9 @@ def _count(
 ) -> NodeStock:
     resource = pool.spec.resource_name
     here = [c for c in claims if (c.claim.node, c.claim.resource) == (node.key.name, resource)]
-    trainers = {pod.key for c in claims for pod in trainer_pods(world, c.stage_job)}
-    slots, borrowed, others = [], dict.fromkeys((c.stage_job.uid for c in here), 0), 0
+    going = heirs(world, claims)
+    trainers = {pod.key for c in claims if c.stage_job.uid not in going for pod in trainer_pods(world, c.stage_job)}
+    slots, freed, others = [], dict.fromkeys((c.stage_job.uid for c in here), 0), 0
     engine_pods = _engine_pods(world)
     for pod in holding(world, node.key.name):
         gpus = pod.requests.get(resource, 0)
@@ -132,13 +137,14 @@ def _count(
             continue
         owner = engine_pods.get(pod.key)
         borrower = lent.get(ref(*owner)) if owner else None
-        if borrower and borrower.stage_job.uid in borrowed:
-            borrowed[borrower.stage_job.uid] += gpus
+        heir = borrower.stage_job.uid if borrower else going.get(pod.owner.uid, "") if pod.owner else ""
+        if heir in freed:
+            freed[heir] += gpus
         elif owner:
             slots.append(_placed(world, *owner, pod))
         else:
             others += gpus
-    claimed = sum(_held(world, c, borrowed[c.stage_job.uid]) for c in here)
+    claimed = sum(_held(world, c, freed[c.stage_job.uid]) for c in here if c.stage_job.uid not in going)
     return NodeStock(
         node=node,
         gpus=node.allocatable.get(resource, 0),
@@ -151,8 +157,9 @@ def _count(
 
 
 def _held(world: World, live: LiveClaim, still_there: int) -> int:
-    """GPUs that a claim takes now: its own, or more while a larger borrowed slot is still there."""
-    return max(live.claim.gpus, still_there + max(0, live.claim.gpus - gpus_of_slots(world, live.claim)))
+    """GPUs that a claim takes now: its own, or more while what it takes over, and is larger, is still there."""
+    taken_over = gpus_of_slots(world, live.claim.borrowed) + sum(ref.gpus for ref in live.claim.displaced)
+    return max(live.claim.gpus, still_there + max(0, live.claim.gpus - taken_over))
 
 
 def _engine_pods(world: World) -> dict[Key, tuple[InferenceEngine, int]]:

@@ -15,7 +15,7 @@ from sluice_operator.plan import refusals
 from sluice_operator.plan.claims import LiveClaim, is_live, live_claims, live_claims_of, trainer_pods
 from sluice_operator.plan.deadlines import waiting_ends
 from sluice_operator.plan.holding import IMAGE_TROUBLE, Limits, Step, advance
-from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, done, next_attempt_at, recorded
+from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, compact, done, next_attempt_at, recorded
 from sluice_operator.plan.waiting import Wait
 
 _CONDITION = {
@@ -49,6 +49,8 @@ class JobDecision:
     bind: tuple[PodView, ...] = ()
     node: str = ""
     publish: ExportResult | None = None
+    remove: bool = False
+    """The job itself is deleted: it is over, and so is its time to live."""
     again_at: datetime | None = None
     """When to look again even if nothing happens."""
 
@@ -96,8 +98,18 @@ def plan_job(
     stage_jobs = tuple(oldest_first(world.stage_jobs_of.get(job.metadata.uid, {}).values()))
     situation = Situation(world, job, now, outcomes, wait, refused_pod, limits, stage_jobs)
     decision = next(found for rule in RULES if (found := rule(situation)))
-    fresh = decision.record or outcomes
-    return replace(decision, record=fresh if fresh != recorded(job) else None)
+    fresh = compact(decision.record or outcomes)
+    decision = replace(decision, record=fresh if fresh != recorded(job) else None)
+    return _in_time(job, decision, now)
+
+
+def _in_time(job: FineTuneJob, decision: JobDecision, now: datetime) -> JobDecision:
+    """A job that is over is deleted when its time to live is over."""
+    keep, over = job.spec.ttl_seconds_after_finished, decision.failed or decision.reason is Reason.SUCCEEDED
+    if keep is None or not over:
+        return decision
+    ends = (job.status.finished_at or now) + timedelta(seconds=keep)
+    return replace(decision, again_at=ends, remove=job.status.finished_at is not None and now >= ends)
 
 
 def managed_elsewhere(s: Situation) -> JobDecision | None:
@@ -165,7 +177,7 @@ def _decision(s: Situation, live: LiveClaim, step: Step) -> JobDecision:
     at = JobCondition.TRAINED if step.admitted else JobCondition.ADMITTED
     record = s.outcomes
     if step.give_up:
-        record = record.with_attempt(_ended_by_us(s, live.stage_job, step.reason, step.message))
+        record = record.with_attempt(_ended_by_us(s, live.stage_job, step.reason, step.message, step.by))
     return JobDecision(
         at,
         step.reason,
@@ -203,7 +215,7 @@ def waits(s: Situation) -> JobDecision | None:
     """It is ready and has no GPUs."""
     if done(s.outcomes, Stage.TRAIN):
         return None
-    again_at = next_attempt_at(s.outcomes.of(Stage.TRAIN))
+    again_at = next_attempt_at(s.job, s.outcomes.of(Stage.TRAIN))
     last = s.outcomes.of(Stage.TRAIN)[-1:]
     if again_at and again_at > s.now and last:
         reason = Reason.known(last[0].reason) or Reason.TRAINER_FAILED
@@ -286,7 +298,7 @@ def _runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> Job
             again_at=s.now + timedelta(seconds=5),
         )
     ended = s.outcomes.of(stage)
-    again_at = next_attempt_at(ended)
+    again_at = next_attempt_at(s.job, ended)
     if again_at and again_at > s.now:
         return JobDecision(
             _CONDITION[stage], Reason.known(ended[-1].reason) or reason, ended[-1].message, again_at=again_at
@@ -315,7 +327,7 @@ def _running(s: Situation) -> tuple[StageJobView, ...]:
     return tuple(j for j in s.unfinished() if not j.deleting)
 
 
-def _ended_by_us(s: Situation, stage_job: StageJobView, reason: Reason, message: str) -> AttemptOutcome:
+def _ended_by_us(s: Situation, stage_job: StageJobView, reason: Reason, message: str, by: str = "") -> AttemptOutcome:
     progress = s.job.status.progress
     mine = progress if progress and stage_job.stage is Stage.TRAIN and progress.attempt == stage_job.attempt else None
     return AttemptOutcome(
@@ -326,6 +338,7 @@ def _ended_by_us(s: Situation, stage_job: StageJobView, reason: Reason, message:
         started_at=stage_job.created,
         ended_at=s.now,
         node=stage_job.claim.node if stage_job.claim else "",
+        by=by,
         step=mine.step if mine else 0,
         checkpoint_step=mine.checkpoint_step if mine else None,
     )

@@ -4,14 +4,24 @@ from datetime import datetime
 
 from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.conditions import Condition, ConditionStatus, JobCondition
-from sluice_api.finetunejob import Allocation, AttemptRecord, BorrowedSlot, Data, FineTuneJob, FineTuneJobStatus, Result
+from sluice_api.finetunejob import (
+    MOST_ATTEMPTS,
+    Allocation,
+    AttemptRecord,
+    BorrowedSlot,
+    Data,
+    FineTuneJob,
+    FineTuneJobStatus,
+    InterruptionRecord,
+    Result,
+)
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.world import World
 from sluice_operator.plan.claims import live_claims_of
 from sluice_operator.plan.conditions import condition
 from sluice_operator.plan.job import JobDecision
-from sluice_operator.plan.outcomes import all_outcomes, done
+from sluice_operator.plan.outcomes import GAVE_WAY, all_outcomes, done
 
 _ORDER = tuple(JobCondition)
 
@@ -23,12 +33,18 @@ def job_status(world: World, job: FineTuneJob, decision: JobDecision, now: datet
     over = decision.failed or decision.reason is Reason.SUCCEEDED
     started = min((a.started_at for a in trained if a.started_at), default=None)
     live = next(iter(live_claims_of(world, job)), None)
+    attempts = tuple(_record(trained, index) for index in range(len(trained)))
     return FineTuneJobStatus(
         observed_generation=job.metadata.generation,
         conditions=_conditions(job, decision, now),
         summary=decision.reason,
         attempt=max([a.attempt for a in trained] + ([live.stage_job.attempt] if live else []), default=0),
-        attempts=tuple(_record(trained, index) for index in range(len(trained))),
+        attempts=attempts[-MOST_ATTEMPTS:],
+        interruptions=tuple(
+            _interruption(outcome, record)
+            for outcome, record in zip(trained, attempts, strict=True)
+            if outcome.reason in GAVE_WAY
+        )[-MOST_ATTEMPTS:],
         allocation=Allocation(
             node=live.claim.node,
             gpus=live.claim.gpus,
@@ -75,6 +91,16 @@ def _record(attempts: tuple[AttemptOutcome, ...], index: int) -> AttemptRecord:
         step=attempt.step,
         resumed_from=attempt.train.resumed_from if attempt.train else None,
         lost_steps=0 if attempt.reason == Reason.DONE else max(0, attempt.step - (kept or 0)),
+    )
+
+
+def _interruption(outcome: AttemptOutcome, record: AttemptRecord) -> InterruptionRecord:
+    return InterruptionRecord(
+        attempt=outcome.attempt,
+        reason=record.reason,
+        by=outcome.by[:256],
+        at=outcome.ended_at,
+        lost_steps=record.lost_steps,
     )
 
 

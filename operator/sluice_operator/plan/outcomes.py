@@ -18,8 +18,11 @@ GIVEN_UP = frozenset(
 )
 """Ends of claims that never got their node; `Claimed` is one that gave way to an older claim."""
 
-FREE = GIVEN_UP | {Reason.REQUEUED, Reason.SUSPENDED}
-"""Ends that are nobody's failure: they do not count against maxAttempts."""
+GAVE_WAY = frozenset({Reason.SUSPENDED, Reason.PREEMPTED, Reason.RECLAIMED})
+"""Ends of training that somebody else wanted; the state is saved."""
+
+FREE = GIVEN_UP | GAVE_WAY | {Reason.REQUEUED, Reason.NODE_LOST}
+"""Ends that are nobody's failure: they do not count against retry.attempts."""
 
 AT_ONCE = frozenset({Reason.REQUEUED, Reason.POD_LOST, Reason.NODE_LOST, Reason.STALLED})
 """Ends after which the next attempt takes the claim over without a pause."""
@@ -27,10 +30,10 @@ AT_ONCE = frozenset({Reason.REQUEUED, Reason.POD_LOST, Reason.NODE_LOST, Reason.
 AGAIN = AT_ONCE | FREE | {Reason.TRAINER_FAILED, Reason.DOWNLOAD_FAILED}
 """Ends after which another attempt may go better. Every other end is final."""
 
-_NO_PAUSE = AT_ONCE | {Reason.SUSPENDED, Reason.CLAIMED, Reason.DONE}
+_NO_PAUSE = AT_ONCE | GAVE_WAY | {Reason.CLAIMED, Reason.DONE}
 _OUT_OF_MEMORY_EXIT = 137
-_FIRST_PAUSE = timedelta(seconds=10)
-_LONGEST_PAUSE = timedelta(minutes=5)
+_GIVEN_UP_KEPT = 5
+_NOT_BOUND_PAUSE = timedelta(seconds=10)
 _CLAIM_PAUSE = timedelta(minutes=1)
 
 
@@ -46,6 +49,13 @@ def _parsed(annotation: str) -> Outcomes:
         return Outcomes.model_validate_json(annotation)
     except ValidationError:
         return Outcomes()
+
+
+def waits_since(job: FineTuneJob) -> datetime | None:
+    """Since when a prepared job that has no GPUs could have had some."""
+    ended = [outcome.ended_at for outcome in recorded(job).attempts if outcome.ended_at]
+    begins = job.spec.scheduling.not_before
+    return max([*ended, *([begins] if begins else [])], default=None)
 
 
 def all_outcomes(world: World, job: FineTuneJob) -> Outcomes:
@@ -124,7 +134,7 @@ def _why(
 
 
 def failures(outcomes: tuple[AttemptOutcome, ...]) -> int:
-    """How many of a stage's attempts count against maxAttempts."""
+    """How many of a stage's attempts count against retry.attempts."""
     return sum(1 for outcome in outcomes if outcome.reason not in FREE and outcome.reason != Reason.DONE)
 
 
@@ -136,12 +146,25 @@ def done(outcomes: Outcomes, stage: Stage) -> AttemptOutcome | None:
     return None
 
 
-def next_attempt_at(outcomes: tuple[AttemptOutcome, ...]) -> datetime | None:
-    """When the next attempt may begin; None for at once."""
+def next_attempt_at(job: FineTuneJob, outcomes: tuple[AttemptOutcome, ...]) -> datetime | None:
+    """When the next attempt of a stage may begin; None for at once."""
     last = outcomes[-1] if outcomes else None
     if last is None or last.ended_at is None or last.reason in _NO_PAUSE:
         return None
     if last.reason in FREE:
-        return last.ended_at + (_FIRST_PAUSE if last.reason == Reason.NOT_BOUND else _CLAIM_PAUSE)
-    doublings = max(0, failures(outcomes) - 1)
-    return last.ended_at + min(timedelta(seconds=_FIRST_PAUSE.total_seconds() * 2**doublings), _LONGEST_PAUSE)
+        return last.ended_at + (_NOT_BOUND_PAUSE if last.reason == Reason.NOT_BOUND else _CLAIM_PAUSE)
+    doublings = min(max(0, failures(outcomes) - 1), 20)
+    seconds = min(job.spec.retry.backoff_seconds * 2**doublings, job.spec.retry.max_backoff_seconds)
+    return last.ended_at + timedelta(seconds=seconds)
+
+
+def compact(outcomes: Outcomes) -> Outcomes:
+    """The same record without all but the newest claims that were given up.
+
+    A job that waits behind a quota makes one every minute, and an annotation has an end.
+    """
+    given_up = [a for a in outcomes.attempts if a.reason in GIVEN_UP]
+    if len(given_up) <= _GIVEN_UP_KEPT:
+        return outcomes
+    dropped = given_up[:-_GIVEN_UP_KEPT]
+    return outcomes.model_copy(update={"attempts": tuple(a for a in outcomes.attempts if a not in dropped)})

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sluice_api.inferenceengine import InferenceEngine
-from sluice_api.meta import SLOT_LABEL
+from sluice_api.inferenceengine import InferenceEngine, SlotState
+from sluice_api.meta import SLOT_LABEL, STAGE_LABEL
+from sluice_api.stages import Stage
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, oldest_first
+from sluice_operator.plan.claims import live_claims
+from sluice_operator.plan.room import holding
 from sluice_operator.plan.slots import SlotPlan, pod_of
 
 _POD_WITHIN = timedelta(seconds=5)
@@ -33,18 +36,22 @@ class Placeholders:
 
 
 def plan_placeholders(world: World, engine: InferenceEngine, plans: Sequence[SlotPlan], now: datetime) -> Placeholders:
-    """Keep the GPUs of each lent slot from the moment it drains, until its next pod has them or nobody wants them."""
+    """Keep the GPUs of each lent slot from the moment it drains, until its next pod has them or nobody wants them.
+
+    A loan may be over before the borrower is gone: its job was suspended or deleted, or gave way.
+    """
     held = _placeholders(world, engine)
     lent = {plan.index: plan.node for plan in plans if plan.lent_to}
     pods_due = {
         plan.index: _pod_due(engine, plan, now)
         for plan in plans
-        if plan.size and not plan.lent_to and plan.index in held and not pod_of(world, engine, plan.index)
+        if plan.size and not plan.lent_to and plan.index in held and not _next_pod(world, engine, plan)
     }
     kept = {
         **lent,
         **{index: held[index].nominated_node for index, due in pods_due.items() if now < due},
         **{plan.index: held[plan.index].nominated_node for plan in plans if _is_on_its_way(world, engine, plan, held)},
+        **{plan.index: held[plan.index].nominated_node for plan in plans if _is_being_left(world, plan, held)},
     }
     return Placeholders(
         make=tuple((index, node) for index, node in lent.items() if index not in held),
@@ -67,8 +74,25 @@ def _pod_due(engine: InferenceEngine, plan: SlotPlan, now: datetime) -> datetime
     return (since or now) + _POD_WITHIN
 
 
+def _next_pod(world: World, engine: InferenceEngine, plan: SlotPlan) -> PodView | None:
+    """A slot's pod; one that is on its way out is none: its GPUs are about to be free."""
+    pod = pod_of(world, engine, plan.index)
+    return None if pod is None or pod.deleting else pod
+
+
+def _is_being_left(world: World, plan: SlotPlan, held: dict[int, PodView]) -> bool:
+    """Whether a slot waits for GPUs where the trainer of a claim that is over still has some."""
+    if plan.state is not SlotState.WAITING or plan.index not in held:
+        return False
+    alive = {live.stage_job.uid for live in live_claims(world)}
+    return any(
+        pod.labels.get(STAGE_LABEL) == Stage.TRAIN and (pod.owner is None or pod.owner.uid not in alive)
+        for pod in holding(world, held[plan.index].nominated_node)
+    )
+
+
 def _is_on_its_way(world: World, engine: InferenceEngine, plan: SlotPlan, held: dict[int, PodView]) -> bool:
     """Whether a slot that comes back has its pod, but the pod no node yet."""
-    pod = pod_of(world, engine, plan.index)
+    pod = _next_pod(world, engine, plan)
     starts = bool(plan.size) and not plan.lent_to and plan.index in held
     return starts and pod is not None and not pod.node

@@ -48,8 +48,9 @@ def doubt(world: World, claims: list[LiveClaim], live: LiveClaim) -> tuple[Reaso
 
 
 def leaving(world: World, live: LiveClaim) -> Collection[Key]:
-    """Pods that make room for a claim: its borrowed slots' pods. Its own are the ones that ask."""
+    """Pods that make room for a claim: of its borrowed slots and displaced attempts. Its own are the ones that ask."""
     found = {pod.key for pod in trainer_pods(world, live.stage_job)}
+    found.update(key for ref in live.claim.displaced for key in world.pods_of.get(ref.uid, {}))
     for slot in live.claim.borrowed:
         engine = world.engines.get(engine_key(slot.namespace, slot.engine))
         pod = pod_of(world, engine, slot.index) if engine else None

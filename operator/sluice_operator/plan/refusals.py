@@ -141,12 +141,12 @@ def final_failure(
         last = ended[-1]
         if last.reason not in AGAIN:
             return stage, _reason(last), last.message
-        if failures(ended) >= job.spec.max_attempts:
+        if failures(ended) >= job.spec.retry.attempts:
             return (
                 stage,
                 Reason.ATTEMPTS_EXHAUSTED,
                 (
-                    f"{failures(ended)} attempts of {stage} failed, spec.maxAttempts is {job.spec.max_attempts}. "
+                    f"{failures(ended)} attempts of {stage} failed, spec.retry.attempts is {job.spec.retry.attempts}. "
                     f"The last one: {last.reason}: {last.message}"
                 ),
             )

@@ -27,6 +27,7 @@ class SlotPlan:
     """Where the GPUs are that it lends."""
     uid: str = ""
     """Of its Deployment, if there is one."""
+    restarted_at: datetime | None = None
 
 
 def ref(engine: InferenceEngine, index: int) -> SlotRef:

@@ -7,11 +7,11 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.access import lending_refusal
 from sluice_operator.plan.allocation import Allocation, allocate, pending
 from sluice_operator.plan.claims import live_claims_of
 from sluice_operator.plan.fit import lack_on
 from sluice_operator.plan.inventory import NodeStock, Stock, engines_of, take_stock
+from sluice_operator.plan.lending import lending_refusal
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.refusals import refusal
 from sluice_operator.plan.slots import floor_of
@@ -68,13 +68,13 @@ def _node(world: World, node: NodeStock, job: FineTuneJob) -> str:
         f"{node.inference} for {slots}" if slots else "",
         f"{node.others} used by others" if node.others else "",
     ]
-    lack = node.refusal or lack_on(world, node, job, ())
+    lack = node.refusal or lack_on(world, node, job, set())
     return f"{node.name}: {', '.join(filter(None, has))}" + (f"; no: {lack}" if lack else "")
 
 
 def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJob, now: datetime) -> str:
     has = sum(1 for slot in stock.placed().values() if slot.engine.metadata.uid == engine.metadata.uid)
-    refused = lending_refusal(world, engine, job, now)
+    refused = lending_refusal(world, stock, engine, job, now)
     name = engine.metadata.full_name
     terms = f"{has} of {engine.spec.replicas} replicas, floor {floor_of(engine)}"
     if refused:

@@ -7,11 +7,13 @@ from sluice_api.finetunejob import FineTuneJob, Policy
 from sluice_api.gpupool import GPUPool, NamespaceQuota
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World
-from sluice_operator.plan.access import lending_refusal, lends_next, quota_of
+from sluice_operator.plan.access import quota_of
 from sluice_operator.plan.borrowing import Held, Terms
 from sluice_operator.plan.fit import lack_everywhere
+from sluice_operator.plan.interruption import Departure
 from sluice_operator.plan.inventory import Stock
-from sluice_operator.plan.outcomes import recorded
+from sluice_operator.plan.lending import cooled_down, lending_refusal, window_opens
+from sluice_operator.plan.outcomes import waits_since
 from sluice_operator.plan.slots import floor_of
 
 
@@ -33,11 +35,17 @@ def over_quota(pool: GPUPool, job: FineTuneJob, quota: NamespaceQuota, held: Hel
 
 
 def explain(
-    world: World, stock: Stock, job: FineTuneJob, terms: Terms, waiting: list[FineTuneJob], now: datetime
+    world: World,
+    stock: Stock,
+    job: FineTuneJob,
+    terms: Terms,
+    waiting: list[FineTuneJob],
+    gives_way: Departure | None,
+    now: datetime,
 ) -> Wait:
     """Why a job waits, whom it waits for and what would end the wait."""
     reason, why = _main_reason(world, stock, job, terms, waiting, now)
-    holders = [live.name for node in stock.nodes.values() for live in node.claims] + list(stock.granted)
+    holders = [live.name for live in stock.claims()] + list(stock.granted)
     holders = [_short(name, job) for name in holders]
     parts = [f"{_asked(stock.pool, job)}. {why}"]
     if waiting:
@@ -45,7 +53,9 @@ def explain(
         parts.append(f"{ahead} is in front.")
         if reason is Reason.WAITING_FOR_GPUS:
             reason = Reason.BEHIND_IN_QUEUE
-    if holders:
+    if gives_way:
+        parts.append(f"Next: {_short(gives_way.name, job)} gives way at {gives_way.at:%H:%M:%S} UTC, or ends before.")
+    elif holders:
         parts.append(f"Next: {', '.join(holders[:3])} ends and gives back what it holds, or {_remedy(reason, job)}")
     else:
         parts.append(f"Next: {_remedy(reason, job)}")
@@ -71,8 +81,8 @@ def _asked(pool: GPUPool, job: FineTuneJob) -> str:
 
 def _since(job: FineTuneJob) -> str:
     """Since when it waits: its data was prepared, or its last attempt ended."""
-    ended = [outcome.ended_at for outcome in recorded(job).attempts if outcome.ended_at]
-    return f" since {max(ended):%H:%M} UTC" if ended else ""
+    since = waits_since(job)
+    return f" since {since:%H:%M} UTC" if since else ""
 
 
 def _short(name: str, job: FineTuneJob) -> str:
@@ -108,7 +118,7 @@ def _why_nothing_is_lent(
         )
     slots = [slot for node in stock.nodes.values() if not node.refusal for slot in node.slots]
     engines = {slot.engine.metadata.uid: slot.engine for slot in slots}
-    refusals = [(engine, lending_refusal(world, engine, job, now)) for engine in engines.values()]
+    refusals = [(engine, lending_refusal(world, stock, engine, job, now)) for engine in engines.values()]
     for engine, refused in refusals:
         if refused is None:
             left = sum(1 for slot in slots if slot.engine.metadata.uid == engine.metadata.uid)
@@ -117,7 +127,11 @@ def _why_nothing_is_lent(
             at = f"{left} of {engine.spec.replicas} replicas are left, its floor is {floor_of(engine)}"
             return Reason.ENGINE_AT_FLOOR, f"{engine.metadata.name} can lend no more: {at}."
     for engine, refused in refusals:
-        if refused is Reason.ENGINE_LENDS_LATER and (opens := lends_next(engine, now)):
+        if refused is Reason.ENGINE_LENDS_LATER and (opens := window_opens(engine, now)):
             return refused, f"{engine.metadata.name} lends from {opens:%A %H:%M} UTC on."
+        if refused is Reason.ENGINE_COOLS_DOWN and (cooled := cooled_down(world, engine)):
+            return refused, f"{engine.metadata.name} has got a replica back; it lends from {cooled:%H:%M:%S} UTC on."
+        if refused is Reason.ENGINE_IN_DEMAND:
+            return refused, f"{engine.metadata.name} needs its replicas itself (preemption.reclaim: OnDemand)."
     engine, refused = refusals[0]
     return refused or Reason.WAITING_FOR_GPUS, f"{engine.metadata.name} does not lend to this job."

@@ -62,7 +62,7 @@ class Intake:
         self._sequences[uid] = accept_sequence(self._sequences.get(uid), report.sequence)
         before = world.reports.get(uid)
         keys = list(concerned(world, replica, before.report if before else None, report))
-        self._store.report(uid, Reported(report, now))
+        self._store.report(uid, before.then(report, now) if before else Reported(report, now))
         for key in keys:
             self._wake(key)
 

@@ -54,7 +54,15 @@ async def reconcile_engine(
 
 def _slot(engine: InferenceEngine, plan: SlotPlan, pool: GPUPoolSpec, settings: Settings) -> dict[str, Any]:
     """A slot's whole Deployment; with the uid of the one that is there, so that nothing dead is raised again."""
-    manifest = slot_deployment(engine, plan.index, plan.size, template_of(engine), pool=pool, settings=settings)
+    manifest = slot_deployment(
+        engine,
+        plan.index,
+        plan.size,
+        template_of(engine),
+        pool=pool,
+        settings=settings,
+        restarted_at=plan.restarted_at,
+    )
     if plan.uid:
         manifest["metadata"]["uid"] = plan.uid
     return manifest

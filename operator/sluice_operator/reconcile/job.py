@@ -63,6 +63,8 @@ async def _act(job: FineTuneJob, decision: JobDecision, cluster: Cluster, settin
         await cluster.apply(adapter(job, job.spec.publish, decision.publish))
     for doomed in decision.delete:
         await cluster.delete(doomed.key, doomed.uid, foreground=True)
+    if decision.remove:
+        await cluster.delete(_key(job), job.metadata.uid, foreground=False)
 
 
 async def _refused_pod(key: Key, store: Store, cluster: Cluster, now: datetime) -> str:

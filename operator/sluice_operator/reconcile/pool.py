@@ -28,7 +28,7 @@ async def reconcile_pool(
         return None
 
     allocation = allocate(world, pool, now)
-    again_at = next_change(world, pool, now)
+    again_at = min((at for at in (allocation.again_at, next_change(world, pool, now)) if at), default=None)
 
     _publish_waits(store, world, pool.metadata.name, allocation)
     for job, claim in [(world.jobs[k], claim) for k, claim in allocation.claims.items()]:

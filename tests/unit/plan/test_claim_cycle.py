@@ -296,7 +296,7 @@ def test_attempts_run_out() -> None:
     ]
     town = Town()
     town.node(1)
-    job = town.job("a", outcomes=(PREPARED, *lost), maxAttempts=2)
+    job = town.job("a", outcomes=(PREPARED, *lost), retry={"attempts": 2})
     decision = plan_job(town.world, job, NOW, Limits())
     assert (decision.failed, decision.reason) == (True, Reason.ATTEMPTS_EXHAUSTED)
     assert describe(allocated(town)) == ""

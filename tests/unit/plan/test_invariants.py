@@ -8,21 +8,25 @@ from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Search
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sluice_api.finetunejob import FineTuneJob
+from sluice_api.finetunejob import FineTuneJob, GiveWay
 from sluice_api.gpupool import GPUPool
 from sluice_operator.observe.views import NodeView, PodView
+from sluice_operator.observe.world import job_key
 from sluice_operator.plan.allocation import allocate
-from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, live_claims, overlapped_by
+from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, heirs, live_claims, overlapped_by
 from sluice_operator.plan.engine import plan_engine
 from sluice_operator.plan.inventory import lent_indices
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
 from sluice_operator.plan.slots import floor_of, wanted
 from tests.unit.plan.simulated import Cluster
-from tests.unit.plan.worlds import GPU, describe
+from tests.unit.plan.worlds import GPU, YIELDS, describe
 
 ENDS = [(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued")]
 """How training may end: exit code and reason."""
+
+TERMS = st.tuples(st.booleans(), st.integers(0, 2), st.booleans())
+"""Whether a job borrows, its priority, and whether it gives way."""
 
 PATIENCE = 16
 """Rounds of 20 s without any change after which nothing more is expected: longer than any pause."""
@@ -46,18 +50,21 @@ class Lending(RuleBasedStateMachine):
             terms = {
                 "policy": data.draw(st.sampled_from(["ScaleDown", "ScaleDown", "Never"])),
                 "minReplicas": data.draw(st.integers(0, 2)),
+                "reclaim": data.draw(st.sampled_from(["Never", "OnDemand"])),
             }
             self.cluster.town.engine(f"e{number}", data.draw(st.integers(0, 3)), preemption=terms)
         for _ in range(jobs):
-            self.submit(data.draw(st.integers(1, 2)), data.draw(st.booleans()), data.draw(st.integers(0, 1)))
+            self.submit(data.draw(st.integers(1, 2)), *data.draw(TERMS))
 
-    @rule(gpus=st.integers(1, 2), preempt=st.booleans(), priority=st.integers(0, 1))
-    def submits(self, gpus: int, preempt: bool, priority: int) -> None:
-        self.submit(gpus, preempt, priority)
+    @rule(gpus=st.integers(1, 2), terms=TERMS)
+    def submits(self, gpus: int, terms: tuple[bool, int, bool]) -> None:
+        self.submit(gpus, *terms)
 
-    def submit(self, gpus: int, preempt: bool, priority: int) -> None:
+    def submit(self, gpus: int, preempt: bool, priority: int, yields: bool) -> None:
         self.jobs += 1
-        scheduling = {"policy": "Preempt" if preempt else "Queue", "priority": priority}
+        scheduling: dict[str, Any] = {"policy": "Preempt" if preempt else "Queue", "priority": priority}
+        if yields:
+            scheduling["interruption"] = YIELDS
         self.cluster.town.job(f"j{self.jobs}", gpus, scheduling=scheduling)
 
     @rule()
@@ -75,6 +82,11 @@ class Lending(RuleBasedStateMachine):
                     left = set(wanted(self.cluster.world, engine, lent)) - lent
                     assert len(left) >= floor_of(engine), f"{engine.metadata.name} keeps {left}"
             assert len(live.claim.borrowed) <= live.claim.gpus, "a victim could be spared"
+            assert len(live.claim.displaced) <= live.claim.gpus, "somebody gave way who could be spared"
+            for ref in live.claim.displaced:
+                theirs = self.cluster.world.jobs[job_key(ref.namespace, ref.job)].spec.scheduling
+                assert theirs.priority < live.job.spec.scheduling.priority
+                assert theirs.interruption.policy is GiveWay.TO_HIGHER_PRIORITY
             assert overlapped_by(self.cluster.world, claims, live) is None, "a claim is born overlapped"
 
     def _pool(self) -> GPUPool:
@@ -97,6 +109,12 @@ class Lending(RuleBasedStateMachine):
         self.cluster.controllers()
         self.cluster.scheduler()
         self.cluster.kubelet()
+
+    @rule(rounds=st.integers(1, 4))
+    def nothing_happens(self, rounds: int) -> None:
+        """Everybody does their part, so that claims get as far as training."""
+        for _ in range(rounds):
+            self._round()
 
     @rule()
     def scheduler(self) -> None:
@@ -140,13 +158,18 @@ class Lending(RuleBasedStateMachine):
     def no_gpu_is_handed_out_twice(self) -> None:
         """What claims drain or hold on a node never exceeds it."""
         for node in self._nodes():
-            held = sum(live.claim.gpus for live in self._acting() if live.claim.node == node.key.name)
+            acting = self._acting()
+            leave = heirs(self.cluster.world, acting)
+            here = [live for live in acting if live.claim.node == node.key.name and live.stage_job.uid not in leave]
+            held = sum(live.claim.gpus for live in here)
             assert held <= node.allocatable[GPU], f"{held} held on {node.key.name}"
 
     @invariant()
     def no_slot_is_lent_twice(self) -> None:
         """Nobody is drained for a claim that gives way to another."""
-        lent = Counter(slot for live in self._acting() for slot in live.claim.borrowed)
+        acting = self._acting()
+        leave = heirs(self.cluster.world, acting) if acting else {}
+        lent = Counter(slot for live in acting if live.stage_job.uid not in leave for slot in live.claim.borrowed)
         assert all(count == 1 for count in lent.values()), lent
 
     def _nodes(self) -> list[NodeView]:
@@ -173,6 +196,9 @@ class Lending(RuleBasedStateMachine):
         for _ in range(200):
             before = len(self.cluster.world.stage_jobs), len(live_claims(self.cluster.world))
             self._round()
+            for pod in self._trainers():
+                self.cluster.end_training(pod, 0, "Done")
+            self.cluster.pass_time(20)
             same = before == (len(self.cluster.world.stage_jobs), len(live_claims(self.cluster.world)))
             quiet = quiet + 1 if same and not before[1] else 0
             if quiet > PATIENCE:
@@ -193,9 +219,7 @@ class Lending(RuleBasedStateMachine):
         self.cluster.controllers()
         self.cluster.scheduler()
         self.cluster.kubelet()
-        for pod in self._trainers():
-            self.cluster.end_training(pod, 0, "Done")
-        self.cluster.pass_time(20)
+        self.cluster.pass_time(1)
 
     def _waiting(self) -> list[FineTuneJob]:
         return [job for job in self.cluster.world.jobs.values() if job.status.finished_at is None]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from itertools import chain
 
 import hypothesis.strategies as st
 import pytest
@@ -16,9 +17,10 @@ from sluice_operator.observe.world import engine_key
 from sluice_operator.plan.engine import plan_engine
 from sluice_operator.plan.placeholders import Placeholders
 from tests.unit.plan.simulated import Cluster
-from tests.unit.plan.worlds import GPU, NOW, Town
+from tests.unit.plan.worlds import GPU, NOW, YIELDS, Town
 
 LENDS = {"policy": "ScaleDown", "minReplicas": 1}
+RECLAIMS = {**LENDS, "reclaim": "OnDemand", "coolDownSeconds": 0}
 
 
 def trainers(cluster: Cluster) -> list[PodView]:
@@ -56,6 +58,27 @@ def suspends(wanted: bool) -> Callable[[Cluster], None]:
     return suspend
 
 
+def delete_one(cluster: Cluster) -> None:
+    for job in list(cluster.world.jobs.values())[:1]:
+        cluster.delete_job(job)
+
+
+def submits_urgent(policy: str) -> Callable[[Cluster], None]:
+    def submit(cluster: Cluster) -> None:
+        scheduling = {"policy": policy, "priority": 5, "interruption": YIELDS}
+        cluster.town.job(f"urgent-{len(cluster.world.jobs)}", scheduling=scheduling)
+
+    return submit
+
+
+def wants(replicas: int) -> Callable[[Cluster], None]:
+    def resize(cluster: Cluster) -> None:
+        for engine in list(cluster.world.engines.values()):
+            cluster.respec(engine, replicas=replicas)
+
+    return resize
+
+
 STEPS: dict[str, Callable[[Cluster], None]] = {
     "pool": Cluster.reconcile_pool,
     "job": reconcile_jobs,
@@ -68,22 +91,34 @@ STEPS: dict[str, Callable[[Cluster], None]] = {
     "crashed": ends(70, "TrainerFailed"),
     "suspended": suspends(True),
     "resumed": suspends(False),
+    "deleted": delete_one,
+    "an urgent job that borrows": submits_urgent("Preempt"),
+    "an urgent job that queues": submits_urgent("Queue"),
+    "the engine wants more": wants(4),
+    "the engine wants less": wants(3),
 }
+ROUND = ("pool", "job", "engine", "controllers", "scheduler", "kubelet")
+"""What everybody does when nothing happens: it brings a job to its GPUs and a slot to its pod."""
+
+
+def one_or_all(step: str) -> tuple[str, ...]:
+    return ROUND if step == "everybody" else (step,)
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.sampled_from(sorted(STEPS)), max_size=60))
-def test_no_order_of_events_gives_a_lent_gpu_to_a_stranger(steps: list[str]) -> None:
+@given(
+    st.integers(0, 60), st.lists(st.sampled_from([*sorted(STEPS), *["everybody"] * 15]).map(one_or_all), max_size=60)
+)
+def test_no_order_of_events_gives_a_lent_gpu_to_a_stranger(begun: int, steps: list[tuple[str, ...]]) -> None:
     """A stranger waits for any GPU at every moment, and the scheduler tries it first."""
     cluster = Cluster()
     cluster.town.node(3)
-    engine = cluster.town.engine("chat", 3, preemption=LENDS)
+    engine = cluster.town.engine("chat", 3, preemption=RECLAIMS)
     for index in (0, 1, 2):
         cluster.town.slot(engine, index, "n1")
-    cluster.town.job("a")
-    cluster.town.job("b")
-    rounds = ["pool", "job", "engine", "controllers", "scheduler", "kubelet", "done", "resumed"] * 15
-    for step in steps + rounds:
+    for name in ("a", "b"):
+        cluster.town.job(name, scheduling={"policy": "Preempt", "interruption": YIELDS})
+    for step in [*(ROUND * 10)[:begun], *chain(*steps), *["the engine wants less", *ROUND, "done", "resumed"] * 30]:
         STEPS[step](cluster)
         cluster.strangers()
         assert not strangers(cluster), f"stolen at {step}"

@@ -4,7 +4,7 @@
 
 `pool: 2 4 gpus` are two nodes, n1 and n2. An engine's replicas are bound to nodes in order and serve,
 unless `ready K` says that only the first K do. A job is ready for GPUs; `on n1` gives it a bound claim,
-`takes chat/1 on n1` one that borrows; `gated` leaves that claim's pod behind its gate.
+`takes chat/1 on n1` one that borrows. A job that `yields` gives way to a higher priority at once.
 """
 
 import re
@@ -36,6 +36,7 @@ from sluice_operator.plan.slots import template_of
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 GPU = DEFAULT_GPU_RESOURCE
+YIELDS = {"policy": "ToHigherPriority", "minRunSeconds": 0}
 PREPARED = AttemptOutcome(
     stage=Stage.PREPARE,
     attempt=1,
@@ -333,7 +334,11 @@ def _parse_job(town: Town, name: str, words: str, free: dict[str, int]) -> None:
         name,
         gpus,
         namespace.group(1) if namespace else "team",
-        scheduling={"policy": "Queue" if "queue" in words else "Preempt", "priority": _number(words, "priority", 0)},
+        scheduling={
+            "policy": "Queue" if "queue" in words else "Preempt",
+            "priority": _number(words, "priority", 0),
+            **({"interruption": YIELDS} if "yields" in words else {}),
+        },
     )
     held = re.search(r"(?:takes ([\w/ ]+) )?on (n\d+)", words)
     if held:
@@ -353,13 +358,15 @@ def allocated(town: Town, now: datetime = NOW) -> Allocation:
 
 
 def describe(allocation: Allocation) -> str:
-    """`a takes chat/1; b waits EngineAtFloor`, by name."""
+    """`a takes chat/1; b takes n1 from c; d waits EngineAtFloor`, by name."""
     said = {
-        key.name: "takes " + (" ".join(map(str, claim.borrowed)) or claim.node)
+        key.name: "takes "
+        + (" ".join(map(str, claim.borrowed)) or claim.node)
+        + (f" from {' '.join(ref.job for ref in claim.displaced)}" if claim.displaced else "")
         for key, claim in allocation.claims.items()
     }
     said.update({key.name: f"waits {wait.reason}" for key, wait in allocation.waits.items()})
     return "; ".join(f"{name} {what}" for name, what in sorted(said.items()))
 
 
-__all__ = ["GPU", "NOW", "PREPARED", "Town", "allocated", "describe", "key_of", "parse", "pool_key"]
+__all__ = ["GPU", "NOW", "PREPARED", "YIELDS", "Town", "allocated", "describe", "key_of", "parse", "pool_key"]

@@ -1,0 +1,94 @@
+"""Training that gives way: whose place a job of higher priority may take, and when a claim ends before its job does.
+
+Both ends are read off what is there. A job takes another's place by a claim that names the attempt: it is proven and
+bound like any other, and only then the attempt is told to stop, so nobody stops for a job that can't run. An engine
+asks for its replicas in its slots' status.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sluice_api.claim import AttemptRef
+from sluice_api.finetunejob import FineTuneJob, GiveWay
+from sluice_api.inferenceengine import SlotState
+from sluice_api.reasons import Reason
+from sluice_operator.observe.world import World, engine_key
+from sluice_operator.plan.claims import LiveClaim, Phase, phase, trainer_pods
+from sluice_operator.plan.outcomes import waits_since
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """Why a claim ends before its job does."""
+
+    reason: Reason
+    by: str
+    """The job or the engine, as namespace/name."""
+    message: str
+
+
+class Departure(NamedTuple):
+    """Training that is going to give way."""
+
+    at: datetime
+    name: str
+    """The job, as namespace/name."""
+
+
+def interruption(world: World, claims: Iterable[LiveClaim], live: LiveClaim) -> Interruption | None:
+    """Who has a claim's GPUs from now on; None while it may keep them."""
+    for slot in live.claim.borrowed:
+        engine = world.engines.get(engine_key(slot.namespace, slot.engine))
+        if engine and any(
+            (said.index, said.state, said.lent_to) == (slot.index, SlotState.RECLAIMING, live.name)
+            and said.since
+            and said.since >= live.stage_job.created
+            for said in engine.status.slots
+        ):
+            name = engine.metadata.full_name
+            return Interruption(Reason.RECLAIMED, name, f"Engine {name} needs its replica {slot.index} back.")
+    for other in claims:
+        if live.stage_job.uid in (ref.uid for ref in other.claim.displaced) and phase(world, other) is Phase.BINDING:
+            priority = other.job.spec.scheduling.priority
+            message = f"Job {other.name}, of priority {priority}, has its GPUs."
+            return Interruption(Reason.PREEMPTED, other.name, message)
+    return None
+
+
+def gives_way_at(world: World, live: LiveClaim, job: FineTuneJob) -> datetime | None:
+    """From when on a claim gives way to a job; None if it never does."""
+    mine, theirs = live.job.spec.scheduling, job.spec.scheduling
+    if mine.interruption.policy is not GiveWay.TO_HIGHER_PRIORITY or theirs.priority <= mine.priority:
+        return None
+    if live.stage_job.finished or phase(world, live) is not Phase.HOLDING:
+        return None
+    pod = trainer_pods(world, live.stage_job)[-1]
+    has_run = (pod.bound_at or pod.created) + timedelta(seconds=mine.interruption.min_run_seconds)
+    since = waits_since(job)
+    return max(has_run, since + timedelta(seconds=mine.interruption.grace_seconds)) if since else has_run
+
+
+def may_displace(world: World, claims: Iterable[LiveClaim], job: FineTuneJob, now: datetime) -> list[LiveClaim]:
+    """Claims that give way to a job now: the lowest priority first, then the newest, which has the least to lose."""
+    claims = list(claims)
+    spoken_for = {ref.uid for live in claims for ref in live.claim.displaced}
+    found = [
+        live
+        for live in claims
+        if live.stage_job.uid not in spoken_for and (at := gives_way_at(world, live, job)) and at <= now
+    ]
+    return sorted(found, key=lambda live: (live.job.spec.scheduling.priority, -live.stage_job.created.timestamp()))
+
+
+def next_to_give_way(world: World, claims: Iterable[LiveClaim], job: FineTuneJob, now: datetime) -> Departure | None:
+    """The training that gives way to a waiting job next, by the passing of time alone; None when none does."""
+    moments = ((gives_way_at(world, live, job), live.name) for live in claims)
+    return min((Departure(at, name) for at, name in moments if at and at > now), default=None)
+
+
+def attempt_ref(live: LiveClaim) -> AttemptRef:
+    """The attempt behind a claim, as another claim names it."""
+    metadata = live.job.metadata
+    return AttemptRef(namespace=metadata.namespace, job=metadata.name, uid=live.stage_job.uid, gpus=live.claim.gpus)

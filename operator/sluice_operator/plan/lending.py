@@ -1,0 +1,84 @@
+"""Whether an engine lends to a job now, from when on it will, and whether it needs its replicas itself."""
+
+from datetime import datetime, timedelta
+
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, LendTo, Reclaim
+from sluice_api.reasons import Reason
+from sluice_operator.observe.world import World
+from sluice_operator.plan.access import selects
+from sluice_operator.plan.inventory import Stock
+from sluice_operator.plan.slots import existing, pod_of, serves
+
+LOOK_AT_LOAD = timedelta(seconds=5)
+"""How often what depends on an engine's load is decided again."""
+
+
+def lending_refusal(
+    world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJob, now: datetime
+) -> Reason | None:
+    """Why an engine does not lend to a job now, whatever is in use; None when it may."""
+    terms = engine.spec.preemption
+    if terms.policy is LendingPolicy.NEVER or engine.metadata.deletion_timestamp:
+        return Reason.ENGINE_NEVER_LENDS
+    if not _lends_to(world, engine, job.metadata.namespace):
+        return Reason.ENGINE_LENDS_ELSEWHERE
+    if terms.priority > job.spec.scheduling.priority:
+        return Reason.ENGINE_OUTRANKS
+    if terms.borrow_windows and not any(window.is_open(now) for window in terms.borrow_windows):
+        return Reason.ENGINE_LENDS_LATER if window_opens(engine, now) else Reason.TIME_ZONE_UNKNOWN
+    if (cooled := cooled_down(world, engine)) and now < cooled:
+        return Reason.ENGINE_COOLS_DOWN
+    if lacking(stock, engine) or is_busy(world, engine, fewer=1):
+        return Reason.ENGINE_IN_DEMAND
+    return None
+
+
+def lends_next(world: World, engine: InferenceEngine, now: datetime) -> datetime | None:
+    """When the passing of time alone may end an engine's refusal: a window opens, a pause ends, load falls."""
+    moments = (
+        window_opens(engine, now),
+        cooled_down(world, engine),
+        now + LOOK_AT_LOAD if engine.spec.preemption.reclaim_above else None,
+    )
+    return min((moment for moment in moments if moment and moment > now), default=None)
+
+
+def window_opens(engine: InferenceEngine, now: datetime) -> datetime | None:
+    """When the engine's next borrow window opens; None when it has none that ever does."""
+    openings = (window.opens_after(now) for window in engine.spec.preemption.borrow_windows)
+    return min((opening for opening in openings if opening), default=None)
+
+
+def cooled_down(world: World, engine: InferenceEngine) -> datetime | None:
+    """When the pause after the last return is over; None for an engine that never had a replica back."""
+    last = max((slot.restarted_at for slot in existing(world, engine).values() if slot.restarted_at), default=None)
+    return last + timedelta(seconds=engine.spec.preemption.cool_down_seconds) if last else None
+
+
+def lacking(stock: Stock, engine: InferenceEngine) -> int:
+    """Replicas that an engine, which takes loans back on demand, should have and finds no GPU for."""
+    if engine.spec.preemption.reclaim is not Reclaim.ON_DEMAND:
+        return 0
+    here = (engine.metadata.namespace, engine.metadata.name)
+    return sum(1 for slot in stock.waiting_slots if (slot.namespace, slot.engine) == here)
+
+
+def is_busy(world: World, engine: InferenceEngine, fewer: int = 0) -> bool:
+    """Whether the replicas that serve have more to do than reclaimAbove says, or would have if some were lent."""
+    limit = engine.spec.preemption.reclaim_above
+    if limit is None:
+        return False
+    serving = [pod for index in existing(world, engine) if (pod := pod_of(world, engine, index)) and serves(pod)]
+    told = [world.reports[pod.uid].load for pod in serving if pod.uid in world.reports]
+    return sum(told) > limit * max(0, len(serving) - fewer)
+
+
+def _lends_to(world: World, engine: InferenceEngine, namespace: str) -> bool:
+    match engine.spec.preemption.lend_to:
+        case LendTo.SAME_NAMESPACE:
+            return engine.metadata.namespace == namespace
+        case LendTo.ANYWHERE:
+            return True
+        case LendTo.SELECTED:
+            return selects(world, engine.spec.preemption.lend_to_namespaces, namespace)

@@ -1,0 +1,53 @@
+"""J9: training gives way, to a job of higher priority and to the engine, and goes on to the same result."""
+
+from tests.e2e import objects
+from tests.e2e.conftest import Undisturbed
+from tests.e2e.observer import Observed
+from tests.e2e.team import Team
+
+YIELDS = {"policy": "ToHigherPriority", "minRunSeconds": 0}
+
+
+def test_to_a_job_of_higher_priority(team: Team, observed: Observed, undisturbed: Undisturbed) -> None:
+    """It saves its state, the other job has the replica that it borrowed, and then it goes on."""
+    digest = undisturbed.of(team)
+    before = len(observed.lent(objects.ENGINE, team.name))
+    team.apply(objects.job("gives-way", scheduling={"policy": "Preempt", "interruption": YIELDS}))
+    seen = team.training("gives-way", step=2).step
+    team.apply(objects.job("urgent", steps=20, scheduling={"policy": "Preempt", "priority": 5}))
+
+    waiting = team.wait_job("gives-way", lambda job: job.status.get("interruptions"), "was interrupted")
+    (interruption,) = waiting.status["interruptions"]
+    assert (interruption["reason"], interruption["by"]) == ("Preempted", f"{team.name}/urgent")
+    team.wait_job("urgent", lambda job: job.is_true("Trained"), "has trained")
+    job = team.finished("gives-way")
+
+    first, last = job.attempts
+    assert (first["reason"], last["reason"]) == ("Preempted", "Done")
+    assert first["step"] >= seen
+    assert last["resumedFrom"] >= seen
+    assert job.status["interruptions"][0]["lostSteps"] == 0, "a trainer that is told to stop saves the step it is at"
+    assert job.digest == digest
+    team.whole()
+    assert observed.lent(objects.ENGINE, team.name)[before:] == [1, 0], "no engine grew between the loans"
+
+
+def test_to_the_engine_that_lent_the_gpu(team: Team, observed: Observed, undisturbed: Undisturbed) -> None:
+    """The engine is raised above what it has GPUs for, and is whole as soon as the state is saved."""
+    digest = undisturbed.of(team)
+    team.patch("ie", objects.ENGINE, preemption=objects.lending(reclaim="OnDemand"))
+    team.apply(objects.job("gives-back"))
+    seen = team.training("gives-back", step=2).step
+    team.patch("ie", objects.ENGINE, replicas=3)
+    waiting = team.wait_job("gives-back", lambda job: job.summary == "EngineInDemand", "waits for the engine")
+    (interruption,) = waiting.status["interruptions"]
+    assert (interruption["reason"], interruption["by"]) == ("Reclaimed", f"{team.name}/{objects.ENGINE}")
+    team.wait("ie", objects.ENGINE, lambda e: e["status"]["readyReplicas"] == 2, "both GPUs are the engine's")
+    assert not team.every("pods", job="gives-back", stage="Train")
+
+    team.patch("ie", objects.ENGINE, replicas=2)
+    job = team.finished("gives-back")
+    assert [attempt["reason"] for attempt in job.attempts] == ["Reclaimed", "Done"]
+    assert job.attempts[1]["resumedFrom"] >= seen
+    assert job.digest == digest
+    team.whole()

@@ -1,0 +1,92 @@
+"""Training gives way to a job of higher priority, or to the engine that lent the GPU, and goes on afterwards."""
+
+import pytest
+
+from sluice_api.stages import Stage
+from tests.integration.claim_scene import ClaimScene
+from tests.integration.conftest import MakeOperator
+from tests.integration.nodes import Nodes
+
+pytestmark = pytest.mark.integration
+
+YIELDS = {"policy": "ToHigherPriority", "minRunSeconds": 0}
+
+
+async def test_a_job_of_higher_priority_takes_the_place_and_the_other_goes_on_afterwards(
+    scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator
+) -> None:
+    await nodes.add(f"{namespace}-n1", gpus=2)
+    operator()
+    await scene.engine("chat", replicas=2)
+    await scene.serves(2)
+    await scene.job("low", interruption=YIELDS)
+    await scene.running("low")
+    await scene.job("high", priority=5)
+    await scene.running("high")
+    message = await scene.job_says("low", "EngineAtFloor")
+    assert "Next: high ends and gives back what it holds" in message
+    (interruption,) = scene.status("finetunejobs", "low")["interruptions"]
+    assert (interruption["by"], interruption["reason"], interruption["attempt"]) == (
+        f"{namespace}/high",
+        "Preempted",
+        1,
+    )
+
+    await scene.finishes("high")
+    await scene.running("low", attempt=2)
+    assert _lent(scene) == [0, 1], "the replica was lent on, twice, without a start in between"
+    await scene.finishes("low", attempt=2)
+    for job in ("high", "low"):
+        await scene.finishes(job, Stage.EXPORT)
+        await scene.succeeds(job)
+    await scene.serves(2)
+
+
+async def test_nobody_is_interrupted_for_a_job_that_can_not_run(
+    scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator
+) -> None:
+    await nodes.add(f"{namespace}-n1", gpus=1)
+    operator()
+    await scene.job("low", policy="Queue", interruption=YIELDS)
+    await scene.running("low")
+    quota = {"metadata": {"name": "one-pod"}, "spec": {"hard": {"requests.nvidia.com/gpu": "1"}}}
+    place = f"/api/v1/namespaces/{namespace}/resourcequotas"
+    await scene.kube.call("POST", place, quota)
+
+    async def counted() -> bool:
+        return bool((await scene.kube.call("GET", f"{place}/one-pod")).get("status", {}).get("used"))
+
+    while not await counted():
+        pass
+    await scene.job("high", policy="Queue", priority=5)
+    assert "nothing is drained" in await scene.job_says("high", "QuotaExceeded")
+    await scene.history.never(lambda: scene.waits_for("low")[0] == "Preempted", "low was interrupted", 2)
+
+
+async def test_an_engine_that_is_raised_takes_its_loan_back_and_lends_again_when_it_is_lowered(
+    scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator
+) -> None:
+    await nodes.add(f"{namespace}-n1", gpus=2)
+    operator()
+    await scene.engine("chat", replicas=2, reclaim="OnDemand")
+    await scene.serves(2)
+    await scene.job("tone")
+    await scene.running("tone")
+    await scene.scale("chat", 3)
+    await scene.serves(2)
+    assert "chat needs its replicas itself" in await scene.job_says("tone", "EngineInDemand")
+    (interruption,) = scene.status("finetunejobs", "tone")["interruptions"]
+    assert (interruption["by"], interruption["reason"]) == (f"{namespace}/chat", "Reclaimed")
+
+    await scene.scale("chat", 2)
+    await scene.running("tone", attempt=2)
+
+
+def _lent(scene: ClaimScene) -> list[int]:
+    """How many replicas the engine's status has said are lent, each change once."""
+    found: list[int] = []
+    for version in scene.history.ordered("inferenceengines"):
+        lent = int(version.body.get("status", {}).get("lent", 0))
+        if found[-1:] != [lent]:
+            found.append(lent)
+    return found

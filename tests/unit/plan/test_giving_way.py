@@ -1,0 +1,332 @@
+"""Training that gives way: to a job of higher priority, or to the engine that lent the GPUs."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from sluice_api.claim import AttemptRef, SlotRef
+from sluice_api.inferenceengine import SlotState
+from sluice_api.reasons import Reason
+from sluice_api.reports import EngineReport
+from sluice_operator.observe.views import PodView, StageJobView
+from sluice_operator.observe.world import Reported, engine_key, job_key
+from sluice_operator.plan.claims import live_claims, overlapped_by
+from sluice_operator.plan.engine import plan_engine
+from sluice_operator.plan.holding import Limits
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.job import JobDecision, plan_job
+from sluice_operator.plan.job_status import job_status
+from sluice_operator.plan.pools import find_pool
+from tests.unit.plan.worlds import NOW, YIELDS, Town, allocated, describe, parse
+
+CHAT_1 = SlotRef(namespace="team", engine="chat", index=1)
+RECLAIMS = {"policy": "ScaleDown", "minReplicas": 1, "reclaim": "OnDemand"}
+
+
+def decide(town: Town, name: str, now: datetime = NOW) -> JobDecision:
+    return plan_job(town.world, town.world.jobs[job_key("team", name)], now, Limits())
+
+
+def change(town: Town, view: PodView | StageJobView, **changes: Any) -> None:
+    town.version += 1
+    town.put(replace(view, resource_version=town.version, **changes))
+
+
+# To a job of higher priority
+
+
+class Displacing:
+    """On a node of one GPU `low` trains, since a minute; `high` has a claim in its place."""
+
+    def __init__(self, gpus: int = 1, **interruption: Any) -> None:
+        self.town = Town()
+        self.town.node(gpus)
+        low = self.town.job("low", scheduling={"interruption": {**YIELDS, **interruption}})
+        self.low = self.town.stage_job(low, claim=self.town.claim("n1"))
+        self.low_pod = self.town.trainer_pod(self.low, "n1", bound_at=NOW - timedelta(seconds=60))
+        self.high = self.town.job("high", scheduling={"policy": "Queue", "priority": 5})
+
+    def claim(self) -> PodView:
+        """What the pool decides, and the pod of it."""
+        (claim,) = allocated(self.town).claims.values()
+        stage_job = self.town.stage_job(self.high, claim=claim)
+        return self.town.trainer_pod(stage_job)
+
+
+def test_nobody_stops_before_the_job_that_comes_is_proven_and_bound() -> None:
+    scene = Displacing()
+    pod = scene.claim()
+    assert decide(scene.town, "low").reason is Reason.TRAINING
+    high = decide(scene.town, "high")
+    assert (high.reason, high.bind) == (Reason.BINDING, (pod,))
+    assert decide(scene.town, "low").delete == ()
+
+    change(scene.town, pod, gates=(), nominated_node="n1", bound_at=NOW)
+    low = decide(scene.town, "low")
+    assert (low.reason, low.delete) == (Reason.PREEMPTED, (scene.low,))
+    assert "team/high, of priority 5, has its GPUs" in low.message
+    job = scene.town.world.jobs[job_key("team", "low")]
+    (interruption,) = job_status(scene.town.world, job, low, NOW).interruptions
+    assert (interruption.by, interruption.reason, interruption.at) == ("team/high", "Preempted", NOW)
+
+
+def test_a_job_that_can_not_run_interrupts_nobody() -> None:
+    scene = Displacing()
+    change(scene.town, scene.claim(), gates=("sluice.dev/claim",))
+    scene.town.stranger("n1", 0, memory=64 << 30)
+    assert decide(scene.town, "high").reason is Reason.UNSCHEDULABLE
+    assert decide(scene.town, "low").reason is Reason.TRAINING
+
+
+def test_a_job_that_found_another_gpu_meanwhile_interrupts_nobody() -> None:
+    scene = Displacing(gpus=2)
+    claim = scene.town.claim("n1").model_copy(
+        update={"displaced": (AttemptRef(namespace="team", job="low", uid=scene.low.uid, gpus=1),)}
+    )
+    scene.town.trainer_pod(scene.town.stage_job(scene.high, claim=claim), "n1")
+    assert decide(scene.town, "low").reason is Reason.TRAINING
+    assert counted(scene.town) == (2, 0)
+
+
+def test_who_was_interrupted_waits_without_losing_an_attempt() -> None:
+    scene = Displacing()
+    change(scene.town, scene.claim(), gates=(), nominated_node="n1", bound_at=NOW)
+    outcomes = decide(scene.town, "low").record
+    assert outcomes is not None
+    scene.town.store.remove(scene.low.key, scene.low.uid)
+    scene.town.store.remove(scene.low_pod.key, scene.low_pod.uid)
+    scene.town.job("low", outcomes=outcomes.attempts, scheduling={"interruption": YIELDS}, retry={"attempts": 1})
+    assert describe(allocated(scene.town)) == "low waits WaitingForGPUs"
+    assert not decide(scene.town, "low").failed
+
+
+@pytest.mark.parametrize(
+    ("rule", "interruption", "seconds", "expected"),
+    [
+        ("training that has run for a minute may be interrupted", {"minRunSeconds": 60}, 0, "high takes n1 from low"),
+        ("training that has run for less may not", {"minRunSeconds": 90}, 0, "high waits WaitingForGPUs"),
+        ("it may a little later", {"minRunSeconds": 90}, 30, "high takes n1 from low"),
+        ("who comes waits first, in case it ends by itself", {"graceSeconds": 600}, 0, "high waits WaitingForGPUs"),
+        ("but no longer", {"graceSeconds": 600}, 360, "high takes n1 from low"),
+    ],
+)  # fmt: skip
+def test_when_training_gives_way(rule: str, interruption: dict[str, int], seconds: int, expected: str) -> None:
+    scene = Displacing(**interruption)
+    now = NOW + timedelta(seconds=seconds)
+    allocation = allocated(scene.town, now)
+    assert describe(allocation) == expected, rule
+    if expected.endswith("WaitingForGPUs"):
+        assert allocation.again_at
+        assert describe(allocated(scene.town, allocation.again_at)) == "high takes n1 from low"
+        message = allocation.waits[job_key("team", "high")].message
+        assert f"low gives way at {allocation.again_at:%H:%M:%S} UTC" in message
+
+
+def counted(town: Town) -> tuple[int, int]:
+    """GPUs of the first node that claims have, and that are free."""
+    pool = find_pool(town.world, "default")
+    assert pool is not None
+    node = take_stock(town.world, pool).nodes["n1"]
+    return node.claimed, node.free
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes"),
+    [
+        ("while both claims live", {}),
+        ("while the one is on its way out", {"deleting": True}),
+    ],
+)
+def test_gpus_that_change_hands_are_counted_once(rule: str, changes: dict[str, bool]) -> None:
+    scene = Displacing(gpus=4)
+    scene.town.stranger("n1", 2)
+    scene.town.job("third", scheduling={"policy": "Queue"})
+    claim = allocated(scene.town).claims[job_key("team", "high")]
+    assert not claim.displaced, "one GPU is free"
+    scene.town.stranger("n1", 1)
+    claim = allocated(scene.town).claims[job_key("team", "high")]
+    scene.town.trainer_pod(scene.town.stage_job(scene.high, claim=claim))
+    if changes:
+        change(scene.town, scene.low, **changes)
+        change(scene.town, scene.low_pod, **changes)
+    assert counted(scene.town) == (1, 0), rule
+
+
+def test_a_later_claim_on_free_gpus_is_not_overlapped_by_two_that_share_theirs() -> None:
+    scene = Displacing(gpus=2)
+    scene.town.stranger("n1", 1)
+    scene.claim()
+    scene.town.store.remove(
+        *next((p.key, p.uid) for p in scene.town.world.pods.values() if p.key.namespace == "others")
+    )
+    third = scene.town.job("third")
+    scene.town.stage_job(third, claim=scene.town.claim("n1"))
+    claims = live_claims(scene.town.world)
+    assert [overlapped_by(scene.town.world, claims, live) for live in claims] == [None, None, None]
+
+
+# To the engine that lent the GPUs
+
+
+class Lent:
+    """An engine of two replicas on a node of two GPUs, of which the second is lent to `a`."""
+
+    def __init__(self, **terms: Any) -> None:
+        self.town = Town()
+        self.town.node(2)
+        self.job = self.town.job("a")
+        self.stage_job = self.town.stage_job(self.job, claim=self.town.claim("n1", CHAT_1))
+        self.trainer = self.town.trainer_pod(self.stage_job, "n1")
+        self.town.engine("chat", 2, preemption={**RECLAIMS, **terms})
+        pod = self.town.slot(self.engine, 0, "n1")
+        assert pod is not None
+        self.serving = pod
+        self.town.slot(self.engine, 1, size=0)
+
+    @property
+    def engine(self) -> Any:
+        return self.town.world.engines[engine_key("team", "chat")]
+
+    def resize(self, replicas: int) -> None:
+        self._update(spec=self.engine.spec.model_copy(update={"replicas": replicas}))
+
+    def load(self, in_flight: float) -> None:
+        report = EngineReport(sequence=1, serving=True, draining=False, in_flight=int(in_flight))
+        self.town.store.report(self.serving.uid, Reported(report, NOW, load=in_flight))
+
+    def decides(self) -> list[SlotState]:
+        """The engine's decision, which is then its status."""
+        status = plan_engine(self.town.world, self.engine, NOW).status
+        self._update(status=status)
+        return [slot.state for slot in status.slots]
+
+    def _update(self, **parts: Any) -> None:
+        self.town.version += 1
+        metadata = self.engine.metadata.model_copy(update={"resource_version": str(self.town.version)})
+        self.town.put(self.engine.model_copy(update={**parts, "metadata": metadata}))
+
+
+SERVING, LENT, RECLAIMING, WAITING = SlotState.SERVING, SlotState.LENT, SlotState.RECLAIMING, SlotState.WAITING
+
+
+def test_an_engine_that_is_raised_above_its_gpus_asks_its_loan_back() -> None:
+    scene = Lent()
+    assert scene.decides() == [SERVING, LENT]
+    scene.resize(3)
+    assert scene.decides() == [SERVING, RECLAIMING, WAITING]
+    decision = decide(scene.town, "a")
+    assert (decision.reason, decision.delete) == (Reason.RECLAIMED, (scene.stage_job,))
+    assert "Engine team/chat needs its replica 1 back." in decision.message
+
+
+def test_while_the_borrower_leaves_no_other_loan_is_asked_back() -> None:
+    scene = Lent()
+    scene.town.node(1)
+    other = scene.town.job("b")
+    scene.town.trainer_pod(scene.town.stage_job(other, claim=scene.town.claim("n2", replace_index(CHAT_1, 2))), "n2")
+    scene.town.slot(scene.engine, 2, size=0)
+    scene.resize(4)
+    assert scene.decides() == [SERVING, LENT, RECLAIMING, WAITING], "the newest loan"
+    change(scene.town, scene.town.world.stage_jobs[scene.stage_job.key], deleting=True)
+    scene.decides()
+    assert decide(scene.town, "a").reason is not Reason.RECLAIMED
+
+
+def replace_index(slot: SlotRef, index: int) -> SlotRef:
+    return slot.model_copy(update={"index": index})
+
+
+def test_an_engine_that_never_reclaims_waits_for_the_job() -> None:
+    scene = Lent(reclaim="Never")
+    scene.resize(3)
+    assert scene.decides() == [SERVING, LENT, WAITING]
+    assert decide(scene.town, "a").reason is Reason.TRAINING
+
+
+@pytest.mark.parametrize(("load", "expected"), [(4.0, [SERVING, LENT]), (4.1, [SERVING, RECLAIMING])])
+def test_an_engine_with_too_much_to_answer_asks_its_loan_back(load: float, expected: list[SlotState]) -> None:
+    scene = Lent(reclaimAbove=4)
+    scene.load(load)
+    assert scene.decides() == expected
+
+
+def test_a_word_said_to_an_earlier_borrower_is_not_meant_for_this_one() -> None:
+    scene = Lent()
+    scene.resize(3)
+    scene.decides()
+    change(scene.town, scene.stage_job, created=NOW + timedelta(seconds=1))
+    assert decide(scene.town, "a").reason is Reason.TRAINING
+
+
+@pytest.mark.parametrize(
+    ("rule", "load", "expected"),
+    [
+        ("an engine lends when the rest can do the work", 4.0, "a takes chat/1"),
+        ("an engine does not lend what it would ask back", 4.1, "a waits EngineInDemand"),
+    ],
+)
+def test_an_engine_lends_what_its_load_allows(rule: str, load: float, expected: str) -> None:
+    town = Town()
+    town.node(2)
+    engine = town.engine("chat", 2, preemption={**RECLAIMS, "reclaimAbove": 4})
+    for index in (0, 1):
+        pod = town.slot(engine, index, "n1")
+        assert pod is not None
+        report = EngineReport(sequence=1, serving=True, draining=False, in_flight=2)
+        town.store.report(pod.uid, Reported(report, NOW, load=load / 2))
+    town.job("a")
+    assert describe(allocated(town)) == expected, rule
+
+
+def test_an_engine_that_lacks_replicas_and_would_ask_them_back_lends_none() -> None:
+    town = parse("pool: 2 gpus | chat: 3 replicas, floor 1 | a: needs 1")
+    assert describe(allocated(town)) == "a takes chat/1"
+    town = Town()
+    town.node(2)
+    engine = town.engine("chat", 3, preemption=RECLAIMS)
+    for index in (0, 1):
+        town.slot(engine, index, "n1")
+    town.job("a")
+    assert describe(allocated(town)) == "a waits EngineInDemand"
+
+
+def test_an_engine_rests_after_a_return() -> None:
+    town = Town()
+    town.node(2)
+    engine = town.engine("chat", 2, preemption={**RECLAIMS, "coolDownSeconds": 60})
+    for index in (0, 1):
+        town.slot(engine, index, "n1")
+    restarted = next(slot for slot in town.world.slots.values() if slot.index == 1)
+    town.put(replace(restarted, restarted_at=NOW, resource_version=999))
+    town.job("a")
+    allocation = allocated(town, NOW + timedelta(seconds=59))
+    assert describe(allocation) == "a waits EngineCoolsDown"
+    assert (
+        "chat has got a replica back; it lends from 12:01:00 UTC on" in allocation.waits[job_key("team", "a")].message
+    )
+    assert describe(allocated(town, NOW + timedelta(seconds=60))) == "a takes chat/1"
+
+
+def test_a_slot_that_starts_again_says_when() -> None:
+    scene = Lent()
+    scene.town.store.remove(scene.stage_job.key, scene.stage_job.uid)
+    scene.town.store.remove(scene.trainer.key, scene.trainer.uid)
+    assert [(plan.index, plan.restarted_at) for plan in plan_engine(scene.town.world, scene.engine, NOW).apply] == [
+        (1, NOW)
+    ]
+
+
+def test_a_load_is_an_average_over_half_a_minute() -> None:
+    def report(in_flight: int) -> EngineReport:
+        return EngineReport(sequence=1, serving=True, draining=False, in_flight=in_flight)
+
+    told = Reported(report(0), NOW)
+    told = told.then(report(10), NOW + timedelta(seconds=5))
+    assert told.load == 0, "nothing was in flight until now"
+    for second in range(6, 36):
+        told = told.then(report(10), NOW + timedelta(seconds=second))
+    assert 6 < told.load < 7
+    told = told.then(report(0), NOW + timedelta(minutes=5))
+    assert 9.9 < told.load < 10

@@ -1,0 +1,107 @@
+"""After an attempt has ended: when the next one begins, what counts, and when a job that is over goes."""
+
+from datetime import timedelta
+
+import pytest
+
+from sluice_api.claim import AttemptOutcome, Outcomes
+from sluice_api.reasons import Reason
+from sluice_api.stages import Stage
+from sluice_operator.plan.deadlines import training_ends
+from sluice_operator.plan.holding import Limits
+from sluice_operator.plan.job import next_training_attempt, plan_job
+from sluice_operator.plan.outcomes import compact, next_attempt_at
+from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe
+
+
+def attempt(number: int, reason: Reason, minutes: int = 1) -> AttemptOutcome:
+    began = NOW - timedelta(minutes=minutes)
+    return AttemptOutcome(stage=Stage.TRAIN, attempt=number, reason=reason, started_at=began, ended_at=NOW)
+
+
+@pytest.mark.parametrize(
+    ("ended", "seconds"),
+    [
+        ([Reason.TRAINER_FAILED], 20),
+        ([Reason.TRAINER_FAILED] * 2, 40),
+        ([Reason.TRAINER_FAILED] * 3, 70),
+        ([Reason.TRAINER_FAILED] * 90, 70),
+        ([Reason.PREEMPTED, Reason.NODE_LOST, Reason.TRAINER_FAILED], 20),
+        ([Reason.QUOTA_EXCEEDED], 60),
+        ([Reason.NOT_BOUND], 10),
+        ([Reason.PREEMPTED], None),
+        ([Reason.RECLAIMED], None),
+        ([Reason.NODE_LOST], None),
+    ],
+)
+def test_the_pause_before_the_next_attempt(ended: list[Reason], seconds: int | None) -> None:
+    job = Town().job("a", retry={"backoffSeconds": 20, "maxBackoffSeconds": 70})
+    outcomes = tuple(attempt(number, reason) for number, reason in enumerate(ended, start=1))
+    expected = NOW + timedelta(seconds=seconds) if seconds is not None else None
+    assert next_attempt_at(job, outcomes) == expected
+
+
+@pytest.mark.parametrize(
+    ("reason", "fails"),
+    [
+        (Reason.OUT_OF_MEMORY, Reason.OUT_OF_MEMORY),
+        (Reason.DATASET_INVALID, Reason.DATASET_INVALID),
+        (Reason.TRAINER_FAILED, Reason.ATTEMPTS_EXHAUSTED),
+        (Reason.NODE_LOST, None),
+        (Reason.PREEMPTED, None),
+        (Reason.RECLAIMED, None),
+        (Reason.NOT_BOUND, None),
+    ],
+)
+def test_which_ends_are_final_for_a_job_of_one_attempt(reason: Reason, fails: Reason | None) -> None:
+    town = Town()
+    town.node(1)
+    job = town.job("a", outcomes=(PREPARED, attempt(1, reason)), retry={"attempts": 1})
+    decision = plan_job(town.world, job, NOW, Limits())
+    assert (decision.reason if decision.failed else None) == fails
+
+
+def test_a_job_that_never_gets_its_node_does_not_fill_its_record() -> None:
+    claims = [attempt(number, Reason.QUOTA_EXCEEDED) for number in range(2, 2000)]
+    record = Outcomes(attempts=(PREPARED, attempt(1, Reason.PREEMPTED), *claims))
+    kept = compact(record)
+    assert [a.attempt for a in kept.of(Stage.TRAIN)] == [1, 1995, 1996, 1997, 1998, 1999]
+    town = Town()
+    job = town.job("a", outcomes=kept.attempts)
+    assert next_training_attempt(town.world, job) == 2000
+
+
+def test_a_claim_that_never_got_its_node_is_no_training_time() -> None:
+    record = Outcomes(attempts=(attempt(1, Reason.UNSCHEDULABLE, minutes=50), attempt(2, Reason.PREEMPTED, minutes=10)))
+    job = Town().job("a", activeDeadlineSeconds=3600)
+    assert training_ends(job, record, NOW) == NOW + timedelta(minutes=50)
+
+
+@pytest.mark.parametrize(("seconds", "goes"), [(59, False), (60, True)])
+def test_a_job_that_is_over_goes_when_its_time_to_live_is_over(seconds: int, goes: bool) -> None:
+    town = Town()
+    town.node(1)
+    job = town.job("a", outcomes=(PREPARED, attempt(1, Reason.OUT_OF_MEMORY)), ttlSecondsAfterFinished=60)
+    now = NOW + timedelta(seconds=seconds)
+    assert not plan_job(town.world, job, now, Limits()).remove, "nobody was told yet that it is over"
+    over = job.model_copy(update={"status": job.status.model_copy(update={"finished_at": NOW})})
+    decision = plan_job(town.world, over, now, Limits())
+    assert (decision.remove, decision.again_at) == (goes, NOW + timedelta(seconds=60))
+
+
+@pytest.mark.parametrize(
+    ("rule", "pool", "expected"),
+    [
+        ("priority goes first", {}, "new takes n1; old waits WaitingForGPUs"),
+        ("who waits long enough goes before", {"ageingSeconds": 600}, "new waits WaitingForGPUs; old takes n1"),
+        ("but no sooner", {"ageingSeconds": 1500}, "new takes n1; old waits WaitingForGPUs"),
+    ],
+)
+def test_ageing(rule: str, pool: dict[str, int], expected: str) -> None:
+    town = Town()
+    town.node(1)
+    town.pool(**pool)
+    long_ago = PREPARED.model_copy(update={"ended_at": NOW - timedelta(hours=1)})
+    town.job("old", outcomes=(long_ago,), scheduling={"policy": "Queue"})
+    town.job("new", scheduling={"policy": "Queue", "priority": 3})
+    assert describe(allocated(town)) == expected, rule
