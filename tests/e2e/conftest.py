@@ -9,7 +9,7 @@ SLUICE_E2E_REUSE=1 takes Sluice and the engine as they are, which saves two minu
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -110,17 +110,18 @@ def observed(team: Team, kubectl: Kubectl) -> Iterator[Observed]:
 
 @dataclass
 class Undisturbed:
-    """Digest of the adapter that an ordinary job makes when nothing disturbs it."""
+    """Digests of the adapters that jobs make when nothing disturbs them, by their steps."""
 
-    digest: str = ""
+    digests: dict[int, str] = field(default_factory=dict)
 
-    def of(self, team: Team) -> str:
+    def of(self, team: Team, steps: int = objects.STEPS) -> str:
         """The digest; the first time a job is run for it, if no journey had one."""
-        if not self.digest:
-            team.apply(objects.job("undisturbed"))
-            self.digest = team.finished("undisturbed").digest
+        if steps not in self.digests:
+            name = f"undisturbed-{steps}"
+            team.apply(objects.job(name, steps=steps))
+            self.digests[steps] = team.finished(name).digest
             team.whole()
-        return self.digest
+        return self.digests[steps]
 
 
 @pytest.fixture(scope="session")

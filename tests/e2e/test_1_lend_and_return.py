@@ -35,7 +35,7 @@ def test_lend_and_return(team: Team, observed: Observed, undisturbed: Undisturbe
         job = team.finished("lends")
         assert team.whole()["status"]["slots"][0]["state"] == "Serving"
         team.wait("ad", ALIAS, lambda ad: ad["status"].get("loaded") == "2/2", "both replicas have the adapter")
-    undisturbed.digest = job.digest
+    undisturbed.digests[objects.STEPS] = job.digest
 
     assert not asked.failed, f"{len(asked.failed)} of {len(asked.answers)} requests failed"
     assert asked.count(stream=True)

@@ -38,7 +38,9 @@ class Departure(NamedTuple):
 
 
 def interruption(world: World, claims: Iterable[LiveClaim], live: LiveClaim) -> Interruption | None:
-    """Who has a claim's GPUs from now on; None while it may keep them."""
+    """Who has a claim's GPUs from now on; None while it may keep them, and when its trainer has ended by itself."""
+    if any(pod.ended for pod in trainer_pods(world, live.stage_job)):
+        return None
     for slot in live.claim.borrowed:
         engine = world.engines.get(engine_key(slot.namespace, slot.engine))
         if engine and any(
