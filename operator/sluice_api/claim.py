@@ -79,8 +79,12 @@ class Outcomes(Model):
         """The ended attempts of one stage, oldest first."""
         return tuple(sorted((a for a in self.attempts if a.stage is stage), key=lambda a: a.attempt))
 
+    def has(self, stage: Stage, attempt: int) -> bool:
+        """Whether an attempt is in the record."""
+        return any((a.stage, a.attempt) == (stage, attempt) for a in self.attempts)
+
     def with_attempt(self, outcome: AttemptOutcome) -> "Outcomes":
         """The same record with one more attempt; an attempt is recorded once."""
-        if any((a.stage, a.attempt) == (outcome.stage, outcome.attempt) for a in self.attempts):
+        if self.has(outcome.stage, outcome.attempt):
             return self
         return self.model_copy(update={"attempts": (*self.attempts, outcome)})

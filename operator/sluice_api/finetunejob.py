@@ -8,8 +8,9 @@ from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.conditions import Condition
 from sluice_api.meta import DEFAULT_POOL
-from sluice_api.model import Decimal, Model, Moment, Name, Quantity, Remedy, Seconds
+from sluice_api.model import Decimal, Model, Name, Quantity, Remedy, Seconds
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
+from sluice_api.scheduling import Retry, Scheduling
 from sluice_api.sources import DatasetUri, ModelUri, VolumeUri
 
 MOST_ATTEMPTS = 100
@@ -33,20 +34,6 @@ class BadRow(StrEnum):
 
     FAIL = "Fail"
     SKIP = "Skip"
-
-
-class Policy(StrEnum):
-    """How a job gets its GPUs."""
-
-    QUEUE = "Queue"
-    PREEMPT = "Preempt"
-
-
-class GiveWay(StrEnum):
-    """Whether a job that trains lets others have its GPUs."""
-
-    NEVER = "Never"
-    TO_HIGHER_PRIORITY = "ToHigherPriority"
 
 
 class ModelSource(Model):
@@ -136,74 +123,6 @@ class JobResources(Model):
     pool: Name = Field(DEFAULT_POOL, description="The GPUPool that they come from.")
     memory: Quantity = Field("8Gi", description="Memory request and limit of the training pod.")
     cpu: Quantity = Field("1", description="CPU request of the training pod; it has no limit.")
-
-
-class Interruption(Model):
-    """When training gives way to a job of higher priority: it saves a checkpoint and waits for its next turn."""
-
-    policy: GiveWay = Field(
-        GiveWay.NEVER,
-        description="Never trains to the end. ToHigherPriority lets a job of higher priority, that finds no GPUs and "
-        "none to borrow, have this job's GPUs.",
-    )
-    min_run_seconds: int = Field(
-        300, ge=0, le=31_536_000, description="Training that began less long ago is not interrupted."
-    )
-    grace_seconds: int = Field(
-        0,
-        ge=0,
-        le=31_536_000,
-        description="A job of higher priority waits so long first, in case this one ends by itself.",
-    )
-
-
-class Scheduling(Model):
-    """When the job gets GPUs, and from whom."""
-
-    policy: Policy = Field(
-        Policy.QUEUE,
-        description="Queue waits for free GPUs. Preempt may borrow the GPUs of inference engines that "
-        "lend to this namespace, down to their floor, and gives them back when training ends.",
-    )
-    priority: int = Field(
-        0,
-        ge=-1000,
-        le=1000,
-        description="Who goes first: higher before lower, then older before newer. A job borrows only "
-        "from engines of a lower or equal priority.",
-    )
-    not_before: Moment | None = Field(
-        None,
-        description="The job asks for GPUs only from this moment on, such as 2027-01-04T20:00:00Z. Its data is "
-        "prepared before.",
-    )
-    interruption: Interruption = Field(
-        default_factory=Interruption, description="When training gives way to a job of higher priority."
-    )
-    queue_deadline_seconds: Seconds | None = Field(
-        None,
-        description="Longest time that a prepared job waits for its first GPUs, from notBefore on if that is later. "
-        "Longer is a failure. Absent: it waits for ever.",
-    )
-
-
-class Retry(Model):
-    """What happens when an attempt of a stage fails. Each goes on from the last checkpoint.
-
-    Out of memory, a bad dataset or model and a full volume end the job at once: another attempt would end the same.
-    """
-
-    attempts: int = Field(
-        5,
-        ge=1,
-        le=100,
-        description="Attempts of one stage, the first included. One that was suspended, interrupted, lost with its "
-        "node or never got its node is not counted.",
-    )
-    backoff_seconds: int = Field(
-        10, ge=0, le=3600, description="Pause before the second attempt. It doubles with each failure."
-    )
-    max_backoff_seconds: int = Field(300, ge=0, le=86_400, description="Longest pause.")
 
 
 class Output(Model):
@@ -321,12 +240,27 @@ class BorrowedSlot(Model):
     slot: NonNegativeInt = Field(description="Index of the replica.")
 
 
+class QueuePlace(Model):
+    """The job's place among those that wait for GPUs of the pool."""
+
+    position: Text = Field(
+        "", description="1 is the next. Exact for the first ten, then `more than 10`, `more than 100`, and so on."
+    )
+    since: datetime | None = Field(None, description="Since when it waits.")
+    estimated_start: datetime | None = Field(
+        None, description="When it may start, by what the running trainers say of their time left. Absent: not known."
+    )
+
+
 class Allocation(Model):
     """The GPUs that the job holds, as its training Job's claim says. A mirror: it decides nothing."""
 
     node: Text = Field("", description="The node.")
     gpus: NonNegativeInt = Field(0, description="How many GPUs.")
     borrowed: tuple[BorrowedSlot, ...] = Field((), max_length=64, description="Replicas lent by engines.")
+    expected_return: datetime | None = Field(
+        None, description="When they are given back, by what the trainer says of its time left. Absent: not known."
+    )
 
 
 class AttemptRecord(Model):
@@ -385,6 +319,7 @@ class FineTuneJobStatus(Model):
     interruptions: tuple[InterruptionRecord, ...] = Field(
         (), max_length=MOST_ATTEMPTS, description="When training gave way, and to whom. They cost no attempt."
     )
+    queue: QueuePlace | None = Field(None, description="The job's place in the queue, while it waits for GPUs.")
     allocation: Allocation | None = Field(None, description="The GPUs that the job holds now.")
     data: Data | None = Field(None, description="What Prepare found in the dataset.")
     result: Result | None = Field(None, description="What came out.")

@@ -97,6 +97,12 @@ REFUSED = [
     ),
     (
         "InferenceEngine",
+        "spec.preemption.reclaimAbove",
+        8,
+        "preemption.reclaimAbove: * belongs to reclaim: OnDemand; write both or neither",
+    ),
+    (
+        "InferenceEngine",
         "spec.preemption.borrowWindows",
         [{"start": "8 pm", "end": "07:00"}],
         "borrowWindows[0].start: * write hours and minutes, such as 22:00",
@@ -323,7 +329,8 @@ def test_defaults_are_visible_after_admission(kubectl: Kubectl) -> None:
     job = kubectl.read("ftj", "support-tone")["spec"]
     assert job["training"]["learningRate"] == "2e-4"
     assert job["lora"] == {"rank": 16, "alpha": 32, "dropout": "0.0"}
-    assert job["scheduling"] == {"policy": "Queue", "priority": 0}
+    assert (job["scheduling"]["policy"], job["scheduling"]["priority"]) == ("Queue", 0)
+    assert job["scheduling"]["interruption"] == {"policy": "Never", "minRunSeconds": 300, "graceSeconds": 0}
     assert job["suspend"] is False
     engine = kubectl.read("ie", "chat")["spec"]
     assert engine["preemption"]["policy"] == "Never"

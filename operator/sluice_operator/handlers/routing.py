@@ -199,8 +199,8 @@ def _lenders(stage_job: StageJobView | None) -> Iterator[Key]:
 
 def _claimants_on(node: str, world: World) -> Iterator[Key]:
     """Jobs, and the engines that lend to them, with a claim on a node."""
-    for stage_job in world.claiming.values():
-        if stage_job.claim is not None and stage_job.claim.node == node and stage_job.owner is not None:
+    for stage_job in world.claims_on.get(node, {}).values():
+        if stage_job.owner is not None:
             yield job_key(stage_job.key.namespace, stage_job.owner.name)
             yield from _lenders(stage_job)
 

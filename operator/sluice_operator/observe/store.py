@@ -106,6 +106,8 @@ class Store:
         self._stage_jobs_of: Index[str, StageJobView] = Index(_controller)
         self._slots_of: Index[str, SlotView] = Index(_controller)
         self._claiming: Index[bool, StageJobView] = Index(_with_claim)
+        self._claims_on: Index[str, StageJobView] = Index(_claimed_node)
+        self._unfinished: Index[str, FineTuneJob] = Index(_pool_of_unfinished)
         self.links = Links()
         """Indices beside the World's: who is to be looked at again when something else changes."""
         self._indices: Mapping[str, tuple[Index[Any, Any], ...]] = {
@@ -114,11 +116,12 @@ class Store:
                 self.links.jobs_in_namespace,
                 self.links.publishing,
                 self.links.mounting,
+                self._unfinished,
             ),
             "InferenceEngine": (self.links.engines_in_pool,),
             "Adapter": (self.links.adapters_on,),
             "Pod": (self._pods_of, self._pods_on, self._engine_pods, self._placeholders),
-            "Job": (self._stage_jobs_of, self._claiming, self.links.borrowing),
+            "Job": (self._stage_jobs_of, self._claiming, self._claims_on, self.links.borrowing),
             "Deployment": (self._slots_of,),
             "PersistentVolumeClaim": (self.links.bound_to,),
         }
@@ -161,6 +164,9 @@ class Store:
             stage_jobs_of=self._stage_jobs_of.groups,
             slots_of=self._slots_of.groups,
             claiming=self._claiming.groups.get(True, MappingProxyType({})),
+            claims_on=self._claims_on.groups,
+            claims_from=self.links.borrowing.groups,
+            unfinished=self._unfinished.groups,
             reports=MappingProxyType(self._reports),
             heartbeats=MappingProxyType(self._heartbeats),
             term=self.term,
@@ -344,3 +350,11 @@ def _reserved_for(pod: PodView) -> tuple[tuple[str, str], ...]:
 
 def _with_claim(stage_job: StageJobView) -> tuple[bool, ...]:
     return (True,) if stage_job.claim else ()
+
+
+def _claimed_node(stage_job: StageJobView) -> tuple[str, ...]:
+    return (stage_job.claim.node,) if stage_job.claim else ()
+
+
+def _pool_of_unfinished(job: FineTuneJob) -> tuple[str, ...]:
+    return () if job.status.finished_at else (job.spec.resources.pool,)

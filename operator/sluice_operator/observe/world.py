@@ -89,6 +89,12 @@ class World:
     """Slot Deployments by the uid of their InferenceEngine."""
     claiming: Mapping[Key, StageJobView] = field(default_factory=dict)
     """Stage Jobs that carry a claim, finished or not."""
+    claims_on: Mapping[str, Mapping[Key, StageJobView]] = field(default_factory=dict)
+    """Of these, by the name of the node."""
+    claims_from: Mapping[tuple[str, str], Mapping[Key, StageJobView]] = field(default_factory=dict)
+    """Of these, by the (namespace, name) of each engine from which they borrow."""
+    unfinished: Mapping[str, Mapping[Key, FineTuneJob]] = field(default_factory=dict)
+    """Jobs that have neither succeeded nor failed, as their status says, by the name of the pool."""
 
     reports: Mapping[str, Reported] = field(default_factory=dict)
     """Engine reports by the pod's uid."""

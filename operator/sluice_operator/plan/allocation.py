@@ -6,13 +6,13 @@ from datetime import datetime, timedelta
 
 from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
-from sluice_api.gpupool import GPUPool
+from sluice_api.gpupool import GPUPool, NamespaceQuota
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.access import denial, quota_of
 from sluice_operator.plan.borrowing import Held, Market, has_reached, held_by_namespace, with_claim
-from sluice_operator.plan.claims import live_claims
+from sluice_operator.plan.claims import live_claims_of
 from sluice_operator.plan.interruption import next_to_give_way
 from sluice_operator.plan.inventory import engines_of, take_stock
 from sluice_operator.plan.lending import lends_next
@@ -20,7 +20,7 @@ from sluice_operator.plan.outcomes import all_outcomes, done, next_attempt_at, r
 from sluice_operator.plan.placement import place, stock_after
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.refusals import final_failure
-from sluice_operator.plan.waiting import Wait, explain, over_quota
+from sluice_operator.plan.waiting import EXPLAINED, Wait, explain, far_behind, over_quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
     stock = take_stock(world, pool)
     market = Market(world, stock, now)
     held = held_by_namespace(world, stock)
+    quotas: dict[str, NamespaceQuota] = {}
     claims: dict[Key, Claim] = {}
     waits: dict[Key, Wait] = {}
     waiting: list[FineTuneJob] = []
@@ -50,7 +51,9 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
     again_at: datetime | None = None
     for job in pending(world, pool, now):
         namespace = job.metadata.namespace
-        mine, quota = held.get(namespace, Held()), quota_of(world, pool, namespace)
+        if namespace not in quotas:
+            quotas[namespace] = quota_of(world, pool, namespace)
+        mine, quota = held.get(namespace, Held()), quotas[namespace]
         if has_reached(quota, mine, job):
             waits[key_of(job)] = over_quota(pool, job, quota, mine)
             continue
@@ -61,9 +64,12 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
             held[namespace] = with_claim(world, mine, claim)
             stock = stock_after(world, stock, job, claim)
         else:
-            gives_way = None if waiting else next_to_give_way(world, stock.claims(), job, now)
+            gives_way = None if waiting else next_to_give_way(world, stock.claims, job, now)
             again_at = again_at or (gives_way.at if gives_way else None)
-            waits[key_of(job)] = explain(world, stock, job, terms, waiting, gives_way, now)
+            if len(waiting) < EXPLAINED:
+                waits[key_of(job)] = explain(world, stock, job, terms, waiting, gives_way, now)
+            else:
+                waits[key_of(job)] = far_behind(pool, job, len(waiting))
             waiting.append(job)
             promised |= terms.lenders
     return Allocation(claims, waits, again_at)
@@ -71,14 +77,8 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
 
 def pending(world: World, pool: GPUPool, now: datetime) -> list[FineTuneJob]:
     """Jobs that are ready for GPUs and hold none, in their order: priority, then age."""
-    holding = {live.job.metadata.uid for live in live_claims(world)}
-    found = [
-        job
-        for job in world.jobs.values()
-        if job.spec.resources.pool == pool.metadata.name
-        and job.metadata.uid not in holding
-        and is_pending(world, job, now)
-    ]
+    jobs = world.unfinished.get(pool.metadata.name, {}).values()
+    found = [job for job in jobs if is_pending(world, job, now) and not live_claims_of(world, job)]
     return sorted(found, key=lambda job: place_in_queue(pool, job, now))
 
 
@@ -94,6 +94,8 @@ def is_pending(world: World, job: FineTuneJob, now: datetime) -> bool:
     """Whether a job without a claim should get GPUs as soon as there are any."""
     if job.spec.suspend or job.spec.managed_by or job.metadata.deletion_timestamp:
         return False
+    if any(_trains(stage_job) for stage_job in world.stage_jobs_of.get(job.metadata.uid, {}).values()):
+        return False
     if job.spec.scheduling.not_before and now < job.spec.scheduling.not_before:
         return False
     pool = find_pool(world, job.spec.resources.pool)
@@ -102,7 +104,7 @@ def is_pending(world: World, job: FineTuneJob, now: datetime) -> bool:
     outcomes = all_outcomes(world, job)
     if done(outcomes, Stage.PREPARE) is None or done(outcomes, Stage.TRAIN) is not None:
         return False
-    if final_failure(job, outcomes, now) is not None or any(_trains(s) for s in _stage_jobs(world, job)):
+    if final_failure(job, outcomes, now) is not None:
         return False
     not_before = next_attempt_at(job, outcomes.of(Stage.TRAIN))
     return not_before is None or now >= not_before
@@ -115,21 +117,13 @@ def ready_since(job: FineTuneJob) -> datetime | None:
     return prepared.ended_at if prepared and not outcomes.of(Stage.TRAIN) else None
 
 
-def _stage_jobs(world: World, job: FineTuneJob) -> list[StageJobView]:
-    return list(world.stage_jobs_of.get(job.metadata.uid, {}).values())
-
-
 def _trains(stage_job: StageJobView) -> bool:
     return stage_job.stage is Stage.TRAIN and not stage_job.finished
 
 
 def next_change(world: World, pool: GPUPool, now: datetime) -> datetime | None:
     """When the passing of time alone will change a decision: a pause ends, a job's time comes, an engine lends."""
-    jobs = [
-        job
-        for job in world.jobs.values()
-        if job.spec.resources.pool == pool.metadata.name and not job.status.finished_at
-    ]
+    jobs = world.unfinished.get(pool.metadata.name, {}).values()
     moments = (
         *(next_attempt_at(job, all_outcomes(world, job).of(Stage.TRAIN)) for job in jobs),
         *(job.spec.scheduling.not_before for job in jobs),

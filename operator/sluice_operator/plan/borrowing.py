@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sluice_api.claim import Claim
-from sluice_api.finetunejob import FineTuneJob, Policy
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import NamespaceQuota
+from sluice_api.scheduling import Policy
 from sluice_operator.observe.world import World
 from sluice_operator.plan.inventory import Stock, engines_of, gpus_of_slots
 from sluice_operator.plan.lending import lending_refusal
@@ -56,7 +57,7 @@ class Market:
 def held_by_namespace(world: World, stock: Stock) -> dict[str, Held]:
     """What the claims of a pool come to, by the namespaces of their jobs."""
     found: dict[str, Held] = {}
-    for live in stock.claims():
+    for live in stock.claims:
         namespace = live.job.metadata.namespace
         found[namespace] = with_claim(world, found.get(namespace, Held()), live.claim)
     return found

@@ -12,6 +12,7 @@ from enum import IntEnum
 
 from sluice_api.claim import Claim, SlotRef
 from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, job_key, oldest_first
 from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, failures
@@ -54,23 +55,38 @@ def owner_of(world: World, stage_job: StageJobView) -> FineTuneJob | None:
 
 def live_claims(world: World) -> list[LiveClaim]:
     """Every claim that is alive, oldest first."""
+    return _alive(world, world.claiming.values())
+
+
+def live_claims_of(world: World, job: FineTuneJob) -> list[LiveClaim]:
+    """One job's claims that are alive, oldest first."""
+    return _alive(world, world.stage_jobs_of.get(job.metadata.uid, {}).values())
+
+
+def live_claims_on(world: World, node: str) -> list[LiveClaim]:
+    """The claims on one node that are alive, oldest first."""
+    return _alive(world, world.claims_on.get(node, {}).values())
+
+
+def live_claims_from(world: World, engine: InferenceEngine) -> list[LiveClaim]:
+    """The claims that borrow from one engine and are alive, oldest first."""
+    return _alive(world, world.claims_from.get((engine.metadata.namespace, engine.metadata.name), {}).values())
+
+
+def _alive(world: World, stage_jobs: Iterable[StageJobView]) -> list[LiveClaim]:
     found = []
-    for stage_job in oldest_first(world.claiming.values()):
+    for stage_job in oldest_first(stage_job for stage_job in stage_jobs if stage_job.claim):
         job = owner_of(world, stage_job)
         if job and stage_job.claim and is_live(world, job, stage_job):
             found.append(LiveClaim(job, stage_job, stage_job.claim))
     return found
 
 
-def live_claims_of(world: World, job: FineTuneJob) -> list[LiveClaim]:
-    """One job's claims that are alive, oldest first."""
-    mine = oldest_first(world.stage_jobs_of.get(job.metadata.uid, {}).values())
-    return [LiveClaim(job, stage, stage.claim) for stage in mine if stage.claim and is_live(world, job, stage)]
-
-
 def is_live(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
     """Whether a training Job still holds what its claim says."""
     if stage_job.claim is None or stage_job.deleting or job.metadata.deletion_timestamp or job.spec.suspend:
+        return False
+    if stage_job.finished and job.status.finished_at:
         return False
     if Key("Node", "", stage_job.claim.node) not in world.nodes:
         return False
@@ -136,14 +152,14 @@ def standing(world: World, live: LiveClaim) -> tuple[bool, int, datetime, str]:
     return (gated, -live.claim.term, live.stage_job.created, live.stage_job.key.name)
 
 
-def overlapped_by(world: World, claims: list[LiveClaim], mine: LiveClaim) -> LiveClaim | None:
+def overlapped_by(world: World, mine: LiveClaim) -> LiveClaim | None:
     """The claim that mine must give way to: another attempt of the same job, the same slot, or one GPU too many.
 
     Attempts that mine displaces give way to it, wherever they stand.
     """
     my_place = standing(world, mine)
     below = {mine.stage_job.uid, *(ref.uid for ref in mine.claim.displaced)}
-    before = [c for c in claims if c.stage_job.uid not in below and standing(world, c) < my_place]
+    before = [c for c in _rivals(world, mine) if c.stage_job.uid not in below and standing(world, c) < my_place]
     for other in before:
         same_job = other.job.metadata.uid == mine.job.metadata.uid and not other.stage_job.finished
         if same_job or set(other.claim.borrowed) & set(mine.claim.borrowed):
@@ -159,3 +175,14 @@ def overlapped_by(world: World, claims: list[LiveClaim], mine: LiveClaim) -> Liv
     if sum(c.claim.gpus for c in on_node) + mine.claim.gpus > room and on_node:
         return on_node[-1]
     return None
+
+
+def _rivals(world: World, mine: LiveClaim) -> list[LiveClaim]:
+    """The claims that might want what a claim has, oldest first: its job's, its node's, its engines'."""
+    places = {(slot.namespace, slot.engine) for slot in mine.claim.borrowed}
+    groups = [
+        world.stage_jobs_of.get(mine.job.metadata.uid, {}),
+        world.claims_on.get(mine.claim.node, {}),
+        *(world.claims_from.get(place, {}) for place in places),
+    ]
+    return _alive(world, {view.key: view for group in groups for view in group.values()}.values())

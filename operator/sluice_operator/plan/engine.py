@@ -13,7 +13,7 @@ from sluice_api.reasons import Reason
 from sluice_operator.observe.views import SlotView
 from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation import allocate
-from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, live_claims
+from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, live_claims_from
 from sluice_operator.plan.conditions import condition
 from sluice_operator.plan.inventory import Stock, lent_indices, take_stock
 from sluice_operator.plan.lending import LOOK_AT_LOAD, is_busy, lacking
@@ -47,10 +47,9 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
     scheduler binds the trainer the moment the GPU is free, and nobody steals it. One that comes back
     while the next job is about to borrow it stays at 0, for a moment: nothing would be served in between.
     """
-    claims = live_claims(world)
-    lent = borrowers(world, claims)
+    lent = borrowers(world, live_claims_from(world, engine))
     slots = existing(world, engine)
-    plans = _slot_plans(world, engine, claims, lent, now)
+    plans = _slot_plans(world, engine, lent, now)
     rollout = _rollout(world, engine, plans, slots)
     apply = [
         _on(slots.get(plan.index), plan, now)
@@ -84,12 +83,12 @@ def _on(slot: SlotView | None, plan: SlotPlan, now: datetime) -> SlotPlan:
 
 
 def _slot_plans(
-    world: World, engine: InferenceEngine, claims: list[LiveClaim], lent: Mapping[SlotRef, LiveClaim], now: datetime
+    world: World, engine: InferenceEngine, lent: Mapping[SlotRef, LiveClaim], now: datetime
 ) -> list[SlotPlan]:
     borrowed = {index: lent[ref(engine, index)] for index in lent_indices(lent, engine)}
     pool = find_pool(world, engine.spec.resources.pool)
     stock = take_stock(world, pool) if pool else None
-    placed = stock.placed() if stock else {}
+    placed: Mapping[SlotRef, object] = stock.placed if stock else {}
     asked_back = _asked_back(world, engine, stock, lent) if stock else frozenset[int]()
     stopped = {i for i, slot in existing(world, engine).items() if not slot.size and ref(engine, i) in placed}
     returning = {i for i in stopped - {*borrowed} if _has_just_come_back(world, ref(engine, i), now)}
@@ -98,7 +97,7 @@ def _slot_plans(
     for index in sorted({*wanted(world, engine, borrowed), *borrowed}):
         live = borrowed.get(index)
         if live is not None:
-            plan = _lent(world, engine, index, live, phase_of(world, claims, live))
+            plan = _lent(world, engine, index, live, phase_of(world, live))
             asked = index in asked_back and not plan.size
             plans.append(replace(plan, state=SlotState.RECLAIMING) if asked else plan)
         elif index in promised:
@@ -143,7 +142,7 @@ def _being_left(world: World, engine: InferenceEngine) -> set[int]:
     here = (engine.metadata.namespace, engine.metadata.name)
     return {
         slot.index
-        for stage_job in world.claiming.values()
+        for stage_job in world.claims_from.get(here, {}).values()
         if stage_job.claim and stage_job.deleting
         for slot in stage_job.claim.borrowed
         if (slot.namespace, slot.engine) == here
@@ -165,8 +164,8 @@ def _promised(
 def _has_just_come_back(world: World, slot: SlotRef, now: datetime) -> bool:
     """Whether a loan of the slot ended a moment ago. The engine waits no longer: the next claim may never be made."""
     return any(
-        slot in stage_job.claim.borrowed and stage_job.finished_at and now < stage_job.finished_at + _NEXT_CLAIM_WITHIN
-        for stage_job in world.claiming.values()
+        stage_job.finished_at and now < stage_job.finished_at + _NEXT_CLAIM_WITHIN and slot in stage_job.claim.borrowed
+        for stage_job in world.claims_from.get((slot.namespace, slot.engine), {}).values()
         if stage_job.claim
     )
 

@@ -1,6 +1,5 @@
 """What a node of a pool lacks for a job besides GPUs, once some slots have left it."""
 
-from collections import Counter
 from collections.abc import Collection
 
 from sluice_api.finetunejob import FineTuneJob
@@ -16,7 +15,7 @@ from sluice_operator.plan.slots import floor_of
 
 def lack_on(world: World, node: NodeStock, job: FineTuneJob, leaving: Collection[Key]) -> str:
     """Why the job's pod would not fit once some pods are gone, in words; empty when it would."""
-    others = coming(world, list(node.claims), None, node.name)
+    others = coming(world, node.claims, node.name)
     lack = shortage(world, node.node, need_of(job.spec.resources), leaving, others)
     return lack or unreachable_volume(world, job.metadata.namespace, claims_of_job(job), node.node)
 
@@ -43,7 +42,7 @@ def lack_everywhere(world: World, stock: Stock, job: FineTuneJob, lenders: Colle
 
 def _lendable(stock: Stock, node: NodeStock, lenders: Collection[str]) -> list[PlacedSlot]:
     """Slots of a node that may be lent at once, each engine keeping its floor."""
-    left = Counter(slot.engine.metadata.uid for slot in stock.placed().values())
+    left = {uid: len(slots) for uid, slots in stock.slots_of.items()}
     found = []
     for slot in node.slots:
         engine = slot.engine

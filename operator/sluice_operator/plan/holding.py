@@ -45,16 +45,14 @@ class Step:
     again_at: datetime | None = None
 
 
-def advance(
-    world: World, claims: list[LiveClaim], live: LiveClaim, now: datetime, limits: Limits, refused_pod: str
-) -> Step:
+def advance(world: World, live: LiveClaim, now: datetime, limits: Limits, refused_pod: str) -> Step:
     """Bring a claim one step further, or end it for somebody else."""
-    if stopped := interruption(world, claims, live):
+    if stopped := interruption(world, live):
         message = f"{stopped.message} The state is saved; training goes on from there."
         return Step(stopped.reason, message, give_up=True, by=stopped.by)
-    match phase_of(world, claims, live):
+    match phase_of(world, live):
         case Phase.PROVING:
-            return _prove(world, claims, live, now, limits, refused_pod)
+            return _prove(world, live, now, limits, refused_pod)
         case Phase.DRAINING:
             return _drain(world, live, now)
         case Phase.BINDING:
@@ -63,20 +61,18 @@ def advance(
             return _train(world, live, now, limits)
 
 
-def _prove(
-    world: World, claims: list[LiveClaim], live: LiveClaim, now: datetime, limits: Limits, refused_pod: str
-) -> Step:
+def _prove(world: World, live: LiveClaim, now: datetime, limits: Limits, refused_pod: str) -> Step:
     pods = trainer_pods(world, live.stage_job)
     half_bound = tuple(pod for pod in pods if not is_gated(pod.gates) and not pod.nominated_node)
     if half_bound:
         return Step(Reason.BINDING, "The training pod goes to its node.", bind=half_bound)
-    found = doubt(world, claims, live)
+    found = doubt(world, live)
     reason, message = found or (Reason.CLAIMED, "")
     age = now - live.stage_job.created
     if not pods and age >= limits.pod and reason is Reason.CLAIMED:
         reason = Reason.QUOTA_EXCEEDED
         message = f"The training pod is refused, so nothing is drained: {refused_pod or 'see the events of the Job.'}"
-    lost = overlapped_by(world, claims, live) is not None
+    lost = overlapped_by(world, live) is not None
     return Step(reason, message, give_up=lost or age >= limits.bind, again_at=now + timedelta(seconds=1))
 
 

@@ -11,11 +11,12 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from sluice_api.claim import AttemptRef
-from sluice_api.finetunejob import FineTuneJob, GiveWay
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import SlotState
 from sluice_api.reasons import Reason
+from sluice_api.scheduling import GiveWay
 from sluice_operator.observe.world import World, engine_key
-from sluice_operator.plan.claims import LiveClaim, Phase, phase, trainer_pods
+from sluice_operator.plan.claims import LiveClaim, Phase, live_claims_on, phase, trainer_pods
 from sluice_operator.plan.outcomes import waits_since
 
 
@@ -37,7 +38,7 @@ class Departure(NamedTuple):
     """The job, as namespace/name."""
 
 
-def interruption(world: World, claims: Iterable[LiveClaim], live: LiveClaim) -> Interruption | None:
+def interruption(world: World, live: LiveClaim) -> Interruption | None:
     """Who has a claim's GPUs from now on; None while it may keep them, and when its trainer has ended by itself."""
     if any(pod.ended for pod in trainer_pods(world, live.stage_job)):
         return None
@@ -51,7 +52,7 @@ def interruption(world: World, claims: Iterable[LiveClaim], live: LiveClaim) -> 
         ):
             name = engine.metadata.full_name
             return Interruption(Reason.RECLAIMED, name, f"Engine {name} needs its replica {slot.index} back.")
-    for other in claims:
+    for other in live_claims_on(world, live.claim.node):
         if live.stage_job.uid in (ref.uid for ref in other.claim.displaced) and phase(world, other) is Phase.BINDING:
             priority = other.job.spec.scheduling.priority
             message = f"Job {other.name}, of priority {priority}, has its GPUs."

@@ -3,14 +3,16 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 
 from sluice_api.claim import SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.meta import ENGINE_LABEL, SLOT_LABEL
 from sluice_operator.observe.views import Key, NodeView, PodView
 from sluice_operator.observe.world import World, engine_key
-from sluice_operator.plan.claims import LiveClaim, borrowers, heirs, live_claims, trainer_pods
+from sluice_operator.plan.claims import LiveClaim, borrowers, heirs, live_claims_from, live_claims_on
 from sluice_operator.plan.pools import pool_nodes, refusal
 from sluice_operator.plan.room import holding
 from sluice_operator.plan.slots import pod_of, ref, serves, wanted
@@ -29,7 +31,7 @@ class PlacedSlot:
     in_flight: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NodeStock:
     """One node's GPUs."""
 
@@ -48,18 +50,18 @@ class NodeStock:
         """The node's name."""
         return self.node.key.name
 
-    @property
+    @cached_property
     def inference(self) -> int:
         """GPUs that engines' slots have, or are about to take."""
         return sum(slot.gpus for slot in self.slots)
 
-    @property
+    @cached_property
     def free(self) -> int:
         """GPUs that nobody has."""
         return max(0, self.gpus - self.claimed - self.inference - self.others)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stock:
     """A pool's GPUs."""
 
@@ -78,22 +80,32 @@ class Stock:
         """The same stock with one node changed."""
         return replace(self, nodes={**self.nodes, node.name: node})
 
+    @cached_property
     def claims(self) -> list[LiveClaim]:
         """The claims on all nodes."""
         return [live for node in self.nodes.values() for live in node.claims]
 
-    def placed(self) -> dict[SlotRef, PlacedSlot]:
+    @cached_property
+    def placed(self) -> Mapping[SlotRef, PlacedSlot]:
         """Every slot that has a place."""
         return {slot.slot: slot for node in self.nodes.values() for slot in node.slots}
+
+    @cached_property
+    def slots_of(self) -> Mapping[str, tuple[PlacedSlot, ...]]:
+        """These slots by the uid of their engine."""
+        found: dict[str, list[PlacedSlot]] = {}
+        for slot in self.placed.values():
+            found.setdefault(slot.engine.metadata.uid, []).append(slot)
+        return {uid: tuple(slots) for uid, slots in found.items()}
 
 
 def take_stock(world: World, pool: GPUPool) -> Stock:
     """Count a pool: claims first, then pods that are bound, then room for slots that should exist."""
-    claims = live_claims(world)
-    lent = borrowers(world, claims)
-    stocks = {node.key.name: _count(world, pool, node, claims, lent) for node in pool_nodes(world, pool)}
+    engines = engines_of(world, pool)
+    lent = borrowers(world, [live for engine in engines for live in live_claims_from(world, engine)])
+    stocks = {node.key.name: _count(world, pool, node, lent) for node in pool_nodes(world, pool)}
     waiting = []
-    for engine, index in _unplaced(world, pool, lent, stocks):
+    for engine, index in _unplaced(world, engines, lent, stocks):
         home = _home(stocks.values(), engine.spec.resources.gpus)
         if home is None:
             waiting.append(ref(engine, index))
@@ -122,20 +134,17 @@ def lent_indices(lent: Mapping[SlotRef, LiveClaim], engine: InferenceEngine) -> 
     return {slot.index for slot in lent if (slot.namespace, slot.engine) == here}
 
 
-def _count(
-    world: World, pool: GPUPool, node: NodeView, claims: list[LiveClaim], lent: Mapping[SlotRef, LiveClaim]
-) -> NodeStock:
+def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, LiveClaim]) -> NodeStock:
     resource = pool.spec.resource_name
-    here = [c for c in claims if (c.claim.node, c.claim.resource) == (node.key.name, resource)]
-    going = heirs(world, claims)
-    trainers = {pod.key for c in claims if c.stage_job.uid not in going for pod in trainer_pods(world, c.stage_job)}
-    slots, freed, others = [], dict.fromkeys((c.stage_job.uid for c in here), 0), 0
-    engine_pods = _engine_pods(world)
+    here = [live for live in live_claims_on(world, node.key.name) if live.claim.resource == resource]
+    going = heirs(world, here)
+    freed = {live.stage_job.uid: 0 for live in here}
+    slots, others = [], 0
     for pod in holding(world, node.key.name):
         gpus = pod.requests.get(resource, 0)
-        if not gpus or pod.key in trainers:
+        if not gpus or (pod.owner and pod.owner.uid in freed and pod.owner.uid not in going):
             continue
-        owner = engine_pods.get(pod.key)
+        owner = _slot_of(world, pod)
         borrower = lent.get(ref(*owner)) if owner else None
         heir = borrower.stage_job.uid if borrower else going.get(pod.owner.uid, "") if pod.owner else ""
         if heir in freed:
@@ -162,22 +171,20 @@ def _held(world: World, live: LiveClaim, still_there: int) -> int:
     return max(live.claim.gpus, still_there + max(0, live.claim.gpus - taken_over))
 
 
-def _engine_pods(world: World) -> dict[Key, tuple[InferenceEngine, int]]:
-    found = {}
-    for (namespace, name, index), pods in world.engine_pods.items():
-        engine = world.engines.get(Key("InferenceEngine", namespace, name))
-        if engine:
-            found.update(dict.fromkeys(pods, (engine, index)))
-    return found
+def _slot_of(world: World, pod: PodView) -> tuple[InferenceEngine, int] | None:
+    """The engine's slot that a pod is of, by its labels; None for anybody else's pod."""
+    index = pod.labels.get(SLOT_LABEL, "")
+    engine = world.engines.get(engine_key(pod.key.namespace, pod.labels.get(ENGINE_LABEL, "")))
+    return (engine, int(index)) if engine and index.isdecimal() else None
 
 
 def _unplaced(
-    world: World, pool: GPUPool, lent: Mapping[SlotRef, LiveClaim], stocks: Mapping[str, NodeStock]
+    world: World, engines: Iterable[InferenceEngine], lent: Mapping[SlotRef, LiveClaim], stocks: Mapping[str, NodeStock]
 ) -> list[tuple[InferenceEngine, int]]:
     """Slots that should exist, are not lent and have no bound pod; those that run already come first."""
     bound = {slot.slot for stock in stocks.values() for slot in stock.slots}
     found = []
-    for engine in engines_of(world, pool):
+    for engine in engines:
         indices = lent_indices(lent, engine)
         for index in wanted(world, engine, indices):
             pod = pod_of(world, engine, index)

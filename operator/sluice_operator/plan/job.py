@@ -12,7 +12,7 @@ from sluice_api.stages import ExportResult, Stage
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, adapter_key, oldest_first
 from sluice_operator.plan import refusals
-from sluice_operator.plan.claims import LiveClaim, is_live, live_claims, live_claims_of, trainer_pods
+from sluice_operator.plan.claims import LiveClaim, is_live, live_claims_of, trainer_pods
 from sluice_operator.plan.deadlines import waiting_ends
 from sluice_operator.plan.holding import IMAGE_TROUBLE, Limits, Step, advance
 from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, compact, done, next_attempt_at, recorded
@@ -49,6 +49,8 @@ class JobDecision:
     bind: tuple[PodView, ...] = ()
     node: str = ""
     publish: ExportResult | None = None
+    wait: Wait | None = None
+    """Its place in the queue, while it waits for GPUs."""
     remove: bool = False
     """The job itself is deleted: it is over, and so is its time to live."""
     again_at: datetime | None = None
@@ -161,7 +163,7 @@ def holds(s: Situation) -> JobDecision | None:
         return None
     for live in live_claims_of(s.world, s.job):
         if not live.stage_job.finished:
-            return _decision(s, live, advance(s.world, live_claims(s.world), live, s.now, s.limits, s.refused_pod))
+            return _decision(s, live, advance(s.world, live, s.now, s.limits, s.refused_pod))
     leaving = s.unfinished(Stage.TRAIN)
     if leaving:
         record = s.outcomes
@@ -226,7 +228,7 @@ def waits(s: Situation) -> JobDecision | None:
         message = f"Prepared. It asks for GPUs from {begins:%Y-%m-%d %H:%M:%S} UTC on (scheduling.notBefore)."
         return JobDecision(JobCondition.ADMITTED, Reason.NOT_BEFORE, message, again_at=begins)
     wait = s.wait or Wait(Reason.PENDING, "Ready; its turn in the pool is being decided.")
-    return JobDecision(JobCondition.ADMITTED, wait.reason, wait.message, again_at=ends)
+    return JobDecision(JobCondition.ADMITTED, wait.reason, wait.message, wait=wait, again_at=ends)
 
 
 def exports(s: Situation) -> JobDecision | None:

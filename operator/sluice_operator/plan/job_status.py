@@ -13,15 +13,18 @@ from sluice_api.finetunejob import (
     FineTuneJob,
     FineTuneJobStatus,
     InterruptionRecord,
+    QueuePlace,
     Result,
 )
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.world import World
-from sluice_operator.plan.claims import live_claims_of
+from sluice_operator.plan.claims import LiveClaim, live_claims_of
 from sluice_operator.plan.conditions import condition
+from sluice_operator.plan.estimate import ends_at, settled
 from sluice_operator.plan.job import JobDecision
-from sluice_operator.plan.outcomes import GAVE_WAY, all_outcomes, done
+from sluice_operator.plan.outcomes import GAVE_WAY, all_outcomes, done, waits_since
+from sluice_operator.plan.waiting import Wait
 
 _ORDER = tuple(JobCondition)
 
@@ -45,17 +48,31 @@ def job_status(world: World, job: FineTuneJob, decision: JobDecision, now: datet
             for outcome, record in zip(trained, attempts, strict=True)
             if outcome.reason in GAVE_WAY
         )[-MOST_ATTEMPTS:],
-        allocation=Allocation(
-            node=live.claim.node,
-            gpus=live.claim.gpus,
-            borrowed=tuple(BorrowedSlot(engine=f"{s.namespace}/{s.engine}", slot=s.index) for s in live.claim.borrowed),
-        )
-        if live and not over
-        else None,
+        queue=_queue(job, decision.wait, now),
+        allocation=_allocation(job, live, now) if live and not over else None,
         data=_data(outcomes),
         result=_result(outcomes),
         started_at=job.status.started_at or started or (live.stage_job.created if live else None),
         finished_at=(job.status.finished_at or now) if over else None,
+    )
+
+
+def _queue(job: FineTuneJob, wait: Wait | None, now: datetime) -> QueuePlace | None:
+    if wait is None or not wait.position:
+        return None
+    before = job.status.queue.estimated_start if job.status.queue else None
+    return QueuePlace(
+        position=wait.position, since=waits_since(job), estimated_start=settled(before, wait.starts_at, now)
+    )
+
+
+def _allocation(job: FineTuneJob, live: LiveClaim, now: datetime) -> Allocation:
+    before = job.status.allocation.expected_return if job.status.allocation else None
+    return Allocation(
+        node=live.claim.node,
+        gpus=live.claim.gpus,
+        borrowed=tuple(BorrowedSlot(engine=f"{s.namespace}/{s.engine}", slot=s.index) for s in live.claim.borrowed),
+        expected_return=settled(before, ends_at(live), now),
     )
 
 

@@ -42,7 +42,7 @@ def recorded(job: FineTuneJob) -> Outcomes:
     return _parsed(job.metadata.annotations.get(OUTCOMES_ANNOTATION, "{}"))
 
 
-@lru_cache(maxsize=16_384)
+@lru_cache(maxsize=65_536)
 def _parsed(annotation: str) -> Outcomes:
     """Every decision reads it, for every job of a pool; the text changes a few times in a job's life."""
     try:
@@ -62,6 +62,8 @@ def all_outcomes(world: World, job: FineTuneJob) -> Outcomes:
     """Every ended attempt: the recorded ones, and those whose Job has just ended."""
     outcomes = recorded(job)
     for stage_job in oldest_first(world.stage_jobs_of.get(job.metadata.uid, {}).values()):
+        if not stage_job.finished or outcomes.has(stage_job.stage, stage_job.attempt):
+            continue
         outcome = ended(world, job, stage_job)
         if outcome is not None:
             outcomes = outcomes.with_attempt(outcome)

@@ -15,7 +15,7 @@ from sluice_api.meta import SLOT_LABEL, STAGE_LABEL
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, oldest_first
-from sluice_operator.plan.claims import live_claims
+from sluice_operator.plan.claims import live_claims_on
 from sluice_operator.plan.room import holding
 from sluice_operator.plan.slots import SlotPlan, pod_of
 
@@ -84,10 +84,11 @@ def _is_being_left(world: World, plan: SlotPlan, held: dict[int, PodView]) -> bo
     """Whether a slot waits for GPUs where the trainer of a claim that is over still has some."""
     if plan.state is not SlotState.WAITING or plan.index not in held:
         return False
-    alive = {live.stage_job.uid for live in live_claims(world)}
+    node = held[plan.index].nominated_node
+    alive = {live.stage_job.uid for live in live_claims_on(world, node)}
     return any(
         pod.labels.get(STAGE_LABEL) == Stage.TRAIN and (pod.owner is None or pod.owner.uid not in alive)
-        for pod in holding(world, held[plan.index].nominated_node)
+        for pod in holding(world, node)
     )
 
 

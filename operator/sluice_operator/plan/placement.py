@@ -1,6 +1,6 @@
 """Where a job goes: the node, the slots that it borrows, the training of lower priority whose place it takes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -35,28 +35,34 @@ class Placement:
 
     @property
     def cost(self) -> tuple[int, int, int, int, str]:
-        """Sort key: free GPUs before borrowed ones, borrowed before another's place, then the tightest fit."""
+        """Sort key, of placements of one kind: whoever is disturbed the least, then the tightest fit."""
         in_flight = sum(victim.in_flight for victim in self.victims)
         return (len(self.displaced), len(self.victims), in_flight, self.node.free, self.node.name)
 
 
 def place(world: World, stock: Stock, job: FineTuneJob, terms: Terms, others_wait: bool, now: datetime) -> Claim | None:
-    """The best place for a job; None when there is none now.
+    """The best place for a job, free GPUs before borrowed ones and those before another's; None when there is none now.
 
     Args:
         others_wait: jobs in front of it wait. What is free is theirs then, and so is anybody's place.
     """
+    ways: list[Callable[[NodeStock], Placement | None]] = []
+    if not others_wait:
+        ways.append(lambda node: _free(node, job))
+    if terms.most > 0 and terms.lenders:
+        ways.append(lambda node: _lent(stock, node, job, terms, 0 if others_wait else node.free))
+    if not others_wait:
+        ways.append(lambda node: _instead(world, stock, node, job, terms, now))
+    if not ways:
+        return None
     avoided = _avoided(world, job, now)
-    found: list[Placement] = []
-    for node in stock.nodes.values():
-        if node.refusal or node.name in avoided:
-            continue
-        room = _beside(stock, node, job, terms, 0 if others_wait else node.free)
-        if room is None and not others_wait:
-            room = _instead(world, stock, node, job, terms, now)
-        if room is not None and not lack_on(world, node, job, _leaving(world, room)):
-            found.append(room)
-    return _claim(world, stock, job, min(found, key=lambda room: room.cost)) if found else None
+    nodes = [node for node in stock.nodes.values() if not node.refusal and node.name not in avoided]
+    for way in ways:
+        rooms = sorted(filter(None, map(way, nodes)), key=lambda room: room.cost)
+        for room in rooms:
+            if not lack_on(world, room.node, job, _leaving(world, room)):
+                return _claim(world, stock, job, room)
+    return None
 
 
 def stock_after(world: World, stock: Stock, job: FineTuneJob, claim: Claim) -> Stock:
@@ -92,12 +98,17 @@ def _claim(world: World, stock: Stock, job: FineTuneJob, room: Placement) -> Cla
     )
 
 
-def _beside(stock: Stock, node: NodeStock, job: FineTuneJob, terms: Terms, free: int) -> Placement | None:
-    """Room without stopping anybody's training: free GPUs, and slots that are lent."""
+def _free(node: NodeStock, job: FineTuneJob) -> Placement | None:
+    """Room among what nobody has."""
+    return Placement(node) if node.free >= job.spec.resources.gpus else None
+
+
+def _lent(stock: Stock, node: NodeStock, job: FineTuneJob, terms: Terms, free: int) -> Placement | None:
+    """Room with slots that are lent, and so many free GPUs."""
     lacking = job.spec.resources.gpus - free
-    if lacking <= 0:
-        return Placement(node)
-    victims = choose_victims(stock, node, lacking, terms.lenders) if lacking <= terms.most else None
+    if not 0 < lacking <= terms.most or sum(slot.gpus for slot in node.slots) < lacking:
+        return None
+    victims = choose_victims(stock, node, lacking, terms.lenders)
     return Placement(node, victims) if victims is not None else None
 
 

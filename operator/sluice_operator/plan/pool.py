@@ -52,7 +52,7 @@ def pool_usage(world: World, pool: GPUPool) -> GPUPoolStatus:
 
 def engines_with_room(world: World, stock: Stock) -> list[InferenceEngine]:
     """Engines of which a slot waits for a GPU, as their status says, that there is one for now."""
-    placed = stock.placed()
+    placed = stock.placed
     return [
         engine
         for engine in engines_of(world, stock.pool)

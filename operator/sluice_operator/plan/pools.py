@@ -1,6 +1,6 @@
 """Which nodes belong to a pool, and which of them may take a new training pod."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from sluice_api.gpupool import GPUPool
 from sluice_api.meta import DEFAULT_POOL
@@ -8,27 +8,28 @@ from sluice_api.resource import Metadata
 from sluice_operator.observe.views import NodeView
 from sluice_operator.observe.world import World, pool_key
 
+_NOBODYS = GPUPool(kind="GPUPool", metadata=Metadata(name=DEFAULT_POOL))
+
 
 def find_pool(world: World, name: str) -> GPUPool | None:
     """The pool of that name; `default` exists even when nobody made it."""
-    pool = world.pools.get(pool_key(name))
-    if pool is None and name == DEFAULT_POOL:
-        return GPUPool(kind="GPUPool", metadata=Metadata(name=DEFAULT_POOL))
-    return pool
+    return world.pools.get(pool_key(name), _NOBODYS if name == DEFAULT_POOL else None)
+
+
+def nodes_of(world: World, pool: GPUPool) -> Iterator[NodeView]:
+    """Nodes with the pool's labels that offer its resource, in any order."""
+    selector = pool.spec.node_selector.items()
+    return (
+        node
+        for node in world.nodes.values()
+        if node.allocatable.get(pool.spec.resource_name, 0) > 0
+        and all(node.labels.get(label) == value for label, value in selector)
+    )
 
 
 def pool_nodes(world: World, pool: GPUPool) -> list[NodeView]:
-    """Nodes with the pool's labels that offer its resource, by name."""
-    selector = pool.spec.node_selector.items()
-    return sorted(
-        (
-            node
-            for node in world.nodes.values()
-            if node.allocatable.get(pool.spec.resource_name, 0) > 0
-            and all(node.labels.get(label) == value for label, value in selector)
-        ),
-        key=lambda node: node.key.name,
-    )
+    """These nodes, by name."""
+    return sorted(nodes_of(world, pool), key=lambda node: node.key.name)
 
 
 def refusal(node: NodeView, resource: str) -> str:

@@ -5,6 +5,7 @@ None of these is final: the job waits, and goes on when what is missing is there
 
 from collections.abc import Callable
 from datetime import datetime
+from itertools import islice
 
 from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.finetunejob import FineTuneJob
@@ -17,7 +18,7 @@ from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.access import denial
 from sluice_operator.plan.deadlines import too_late
 from sluice_operator.plan.outcomes import AGAIN, failures
-from sluice_operator.plan.pools import find_pool, pool_nodes
+from sluice_operator.plan.pools import find_pool, nodes_of, pool_nodes
 from sluice_operator.plan.room import claims_of_job, exceeds, need_of
 
 Refusal = tuple[Reason, str]
@@ -53,16 +54,20 @@ def _pool_serves_it(world: World, job: FineTuneJob) -> Refusal | None:
 
 def _fits_some_node(world: World, job: FineTuneJob) -> Refusal | None:
     pool = find_pool(world, job.spec.resources.pool)
-    nodes = pool_nodes(world, pool) if pool else []
+    if pool is None:
+        return None
+    resource, gpus, need = pool.spec.resource_name, job.spec.resources.gpus, need_of(job.spec.resources)
+    if any(node.allocatable[resource] >= gpus and not exceeds(node, need) for node in nodes_of(world, pool)):
+        return None
+    nodes = pool_nodes(world, pool)
     if not nodes:
         return Reason.NO_NODES, f"Pool {job.spec.resources.pool} has no node that offers GPUs. Add one."
-    most = max(node.allocatable.get(pool.spec.resource_name, 0) for node in nodes) if pool else 0
-    if job.spec.resources.gpus > most:
+    most = max(node.allocatable.get(resource, 0) for node in nodes)
+    if gpus > most:
         return Reason.EXCEEDS_EVERY_NODE, (
             f"spec.resources.gpus: {job.spec.resources.gpus} are asked for, the largest node of pool "
             f"{job.spec.resources.pool} has {most}. Ask for at most {most}."
         )
-    need = need_of(job.spec.resources)
     lacks = [exceeds(node, need) for node in nodes]
     if all(lacks):
         return Reason.EXCEEDS_EVERY_NODE, f"spec.resources.{lacks[0]}. Lower it, or add a larger node."
@@ -110,7 +115,7 @@ def _claims_shareable(world: World, job: FineTuneJob) -> Refusal | None:
         return None
     claim = world.claims.get(Key("PersistentVolumeClaim", job.metadata.namespace, output.claim))
     pool = find_pool(world, job.spec.resources.pool)
-    if claim is None or pool is None or len(pool_nodes(world, pool)) < 2:
+    if claim is None or pool is None or len(list(islice(nodes_of(world, pool), 2))) < 2:
         return None
     if claim.access_modes and set(claim.access_modes) <= {"ReadWriteOnce", "ReadWriteOncePod"}:
         return Reason.CLAIM_NOT_SHAREABLE, (

@@ -73,7 +73,7 @@ def _node(world: World, node: NodeStock, job: FineTuneJob) -> str:
 
 
 def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJob, now: datetime) -> str:
-    has = sum(1 for slot in stock.placed().values() if slot.engine.metadata.uid == engine.metadata.uid)
+    has = len(stock.slots_of.get(engine.metadata.uid, ()))
     refused = lending_refusal(world, stock, engine, job, now)
     name = engine.metadata.full_name
     terms = f"{has} of {engine.spec.replicas} replicas, floor {floor_of(engine)}"

@@ -33,7 +33,7 @@ def _price(slot: PlacedSlot) -> tuple[bool, int, int, float, str]:
 
 def _floor_allows(stock: Stock, taken: list[PlacedSlot], engine: InferenceEngine) -> bool:
     """Whether the engine keeps its floor: of the slots that it has, and of those that serve, if one of them goes."""
-    mine = [s for s in stock.placed().values() if s.engine.metadata.uid == engine.metadata.uid]
+    mine = stock.slots_of.get(engine.metadata.uid, ())
     gone = {victim.slot for victim in taken}
     left = [slot for slot in mine if slot.slot not in gone]
     if len(left) < floor_of(engine):

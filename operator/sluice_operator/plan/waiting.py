@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain, islice
+from math import log10
 
-from sluice_api.finetunejob import FineTuneJob, Policy
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, NamespaceQuota
 from sluice_api.reasons import Reason
+from sluice_api.scheduling import Policy
 from sluice_operator.observe.world import World
 from sluice_operator.plan.access import quota_of
 from sluice_operator.plan.borrowing import Held, Terms
+from sluice_operator.plan.estimate import starts_at
 from sluice_operator.plan.fit import lack_everywhere
 from sluice_operator.plan.interruption import Departure
 from sluice_operator.plan.inventory import Stock
@@ -23,6 +27,23 @@ class Wait:
 
     reason: Reason
     message: str
+    position: str = ""
+    """Its place among those that wait: exact for the first, then a bound, as every change is a write."""
+    starts_at: datetime | None = None
+    """When it may start, if that is known."""
+
+
+EXPLAINED = 10
+"""So many of a queue are told everything about their wait. Of those behind, whom would it help?"""
+
+
+def far_behind(pool: GPUPool, job: FineTuneJob, ahead: int) -> Wait:
+    """Why a job waits that is far from the head of the queue: told in round numbers, which seldom change."""
+    least = 10 ** int(log10(ahead))
+    message = (
+        f"{_asked(pool, job)}. At least {least} jobs are in front. Next: they get theirs, or raise scheduling.priority."
+    )
+    return Wait(Reason.BEHIND_IN_QUEUE, message, f"more than {least}")
 
 
 def over_quota(pool: GPUPool, job: FineTuneJob, quota: NamespaceQuota, held: Held) -> Wait:
@@ -45,8 +66,7 @@ def explain(
 ) -> Wait:
     """Why a job waits, whom it waits for and what would end the wait."""
     reason, why = _main_reason(world, stock, job, terms, waiting, now)
-    holders = [live.name for live in stock.claims()] + list(stock.granted)
-    holders = [_short(name, job) for name in holders]
+    holders = [_short(name, job) for name in islice(chain((live.name for live in stock.claims), stock.granted), 3)]
     parts = [f"{_asked(stock.pool, job)}. {why}"]
     if waiting:
         ahead = _short(waiting[0].metadata.full_name, job)
@@ -56,10 +76,12 @@ def explain(
     if gives_way:
         parts.append(f"Next: {_short(gives_way.name, job)} gives way at {gives_way.at:%H:%M:%S} UTC, or ends before.")
     elif holders:
-        parts.append(f"Next: {', '.join(holders[:3])} ends and gives back what it holds, or {_remedy(reason, job)}")
+        parts.append(f"Next: {', '.join(holders)} ends and gives back what it holds, or {_remedy(reason, job)}")
     else:
         parts.append(f"Next: {_remedy(reason, job)}")
-    return Wait(reason, " ".join(parts))
+    free = sum(node.free for node in stock.nodes.values() if not node.refusal)
+    start = starts_at(stock.claims, free, [*waiting, job], now)
+    return Wait(reason, " ".join(parts), str(len(waiting) + 1), start)
 
 
 def _remedy(reason: Reason, job: FineTuneJob) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from sluice_api.claim import SlotRef
 from sluice_api.reports import EngineReport
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, adapter_key, engine_key, job_key
@@ -33,8 +34,8 @@ def _drain(report: EngineReport | None) -> tuple[bool, int]:
 
 def _borrowers(world: World, replica: Replica) -> Iterator[Key]:
     """Jobs whose live claim borrows this slot."""
-    here = (replica.slot.key.namespace, replica.slot.engine, replica.slot.index)
-    for stage_job in world.claiming.values():
+    namespace, engine, index = replica.slot.key.namespace, replica.slot.engine, replica.slot.index
+    for stage_job in world.claims_from.get((namespace, engine), {}).values():
         borrowed = stage_job.claim.borrowed if stage_job.claim and not stage_job.finished else ()
-        if stage_job.owner and any((slot.namespace, slot.engine, slot.index) == here for slot in borrowed):
+        if stage_job.owner and SlotRef(namespace=namespace, engine=engine, index=index) in borrowed:
             yield job_key(stage_job.key.namespace, stage_job.owner.name)

@@ -164,7 +164,7 @@ def test_a_later_claim_on_free_gpus_is_not_overlapped_by_two_that_share_theirs()
     third = scene.town.job("third")
     scene.town.stage_job(third, claim=scene.town.claim("n1"))
     claims = live_claims(scene.town.world)
-    assert [overlapped_by(scene.town.world, claims, live) for live in claims] == [None, None, None]
+    assert [overlapped_by(scene.town.world, live) for live in claims] == [None, None, None]
 
 
 # To the engine that lent the GPUs

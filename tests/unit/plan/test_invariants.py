@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Search
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sluice_api.finetunejob import FineTuneJob, GiveWay
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
+from sluice_api.scheduling import GiveWay
 from sluice_operator.observe.views import NodeView, PodView
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.allocation import allocate
@@ -87,7 +88,7 @@ class Lending(RuleBasedStateMachine):
                 theirs = self.cluster.world.jobs[job_key(ref.namespace, ref.job)].spec.scheduling
                 assert theirs.priority < live.job.spec.scheduling.priority
                 assert theirs.interruption.policy is GiveWay.TO_HIGHER_PRIORITY
-            assert overlapped_by(self.cluster.world, claims, live) is None, "a claim is born overlapped"
+            assert overlapped_by(self.cluster.world, live) is None, "a claim is born overlapped"
 
     def _pool(self) -> GPUPool:
         pool = find_pool(self.cluster.world, "default")
@@ -178,7 +179,7 @@ class Lending(RuleBasedStateMachine):
     def _acting(self) -> list[LiveClaim]:
         """Claims for which somebody is drained, or whose pod is past its gate."""
         claims = live_claims(self.cluster.world) if hasattr(self, "cluster") else []
-        return [live for live in claims if phase_of(self.cluster.world, claims, live) >= Phase.DRAINING]
+        return [live for live in claims if phase_of(self.cluster.world, live) >= Phase.DRAINING]
 
     @invariant()
     def one_trainer_a_job(self) -> None:

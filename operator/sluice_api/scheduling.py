@@ -1,0 +1,89 @@
+"""When a FineTuneJob gets GPUs, from whom, when it gives way, and what follows a failure."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from sluice_api.model import Model, Moment, Seconds
+
+
+class Policy(StrEnum):
+    """How a job gets its GPUs."""
+
+    QUEUE = "Queue"
+    PREEMPT = "Preempt"
+
+
+class GiveWay(StrEnum):
+    """Whether a job that trains lets others have its GPUs."""
+
+    NEVER = "Never"
+    TO_HIGHER_PRIORITY = "ToHigherPriority"
+
+
+class Interruption(Model):
+    """When training gives way to a job of higher priority: it saves a checkpoint and waits for its next turn."""
+
+    policy: GiveWay = Field(
+        GiveWay.NEVER,
+        description="Never trains to the end. ToHigherPriority lets a job of higher priority, that finds no GPUs and "
+        "none to borrow, have this job's GPUs.",
+    )
+    min_run_seconds: int = Field(
+        300, ge=0, le=31_536_000, description="Training that began less long ago is not interrupted."
+    )
+    grace_seconds: int = Field(
+        0,
+        ge=0,
+        le=31_536_000,
+        description="A job of higher priority waits so long first, in case this one ends by itself.",
+    )
+
+
+class Scheduling(Model):
+    """When the job gets GPUs, and from whom."""
+
+    policy: Policy = Field(
+        Policy.QUEUE,
+        description="Queue waits for free GPUs. Preempt may borrow the GPUs of inference engines that "
+        "lend to this namespace, down to their floor, and gives them back when training ends.",
+    )
+    priority: int = Field(
+        0,
+        ge=-1000,
+        le=1000,
+        description="Who goes first: higher before lower, then older before newer. A job borrows only "
+        "from engines of a lower or equal priority.",
+    )
+    not_before: Moment | None = Field(
+        None,
+        description="The job asks for GPUs only from this moment on, such as 2027-01-04T20:00:00Z. Its data is "
+        "prepared before.",
+    )
+    interruption: Interruption = Field(
+        default_factory=Interruption, description="When training gives way to a job of higher priority."
+    )
+    queue_deadline_seconds: Seconds | None = Field(
+        None,
+        description="Longest time that a prepared job waits for its first GPUs, from notBefore on if that is later. "
+        "Longer is a failure. Absent: it waits for ever.",
+    )
+
+
+class Retry(Model):
+    """What happens when an attempt of a stage fails. Each goes on from the last checkpoint.
+
+    Out of memory, a bad dataset or model and a full volume end the job at once: another attempt would end the same.
+    """
+
+    attempts: int = Field(
+        5,
+        ge=1,
+        le=100,
+        description="Attempts of one stage, the first included. One that was suspended, interrupted, lost with its "
+        "node or never got its node is not counted.",
+    )
+    backoff_seconds: int = Field(
+        10, ge=0, le=3600, description="Pause before the second attempt. It doubles with each failure."
+    )
+    max_backoff_seconds: int = Field(300, ge=0, le=86_400, description="Longest pause.")
