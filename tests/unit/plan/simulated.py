@@ -4,7 +4,7 @@ It has a Job controller, a Deployment controller, a scheduler and a kubelet, eac
 come late. Reconciles are steps too, so every interleaving of them can happen.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,11 +18,12 @@ from sluice_api.meta import (
     SCHEDULING_GATE,
     SLOT_LABEL,
     placeholder_name,
+    stage_job_name,
 )
 from sluice_api.resource import Metadata
 from sluice_api.stages import ExitCode, ExportResult, Stage, StageOutcome, TrainResult
 from sluice_operator.observe.views import Key, NodeView, PodView, Termination, View
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.allocation import allocate
 from sluice_operator.plan.engine import plan_engine
 from sluice_operator.plan.holding import Limits
@@ -41,6 +42,7 @@ class Cluster:
         self.town = Town()
         self.now: datetime = NOW
         self.made = 0
+        self._half_done: list[tuple[FineTuneJob, Start]] = []
 
     @property
     def world(self) -> World:
@@ -49,11 +51,29 @@ class Cluster:
     # What the operator does
 
     def reconcile_pool(self) -> None:
+        for job, start in self._claims():
+            self._create(job, start)
+
+    def pause(self) -> None:
+        """The leader is stopped after it has decided and before it has written; another one follows."""
+        self._half_done = list(self._claims())
+        self.town.store.term += 1
+
+    def wake(self) -> None:
+        """The stopped leader makes the claims that it had decided on, long ago."""
+        for job, start in self._half_done:
+            name = stage_job_name(job.metadata.name, job.metadata.uid, start.stage, start.attempt)
+            exists = Key("Job", job.metadata.namespace, name) in self.world.stage_jobs
+            if key_of(job) in self.world.jobs and not exists:
+                self._create(job, start)
+        self._half_done = []
+
+    def _claims(self) -> Iterator[tuple[FineTuneJob, Start]]:
         pool = find_pool(self.world, "default")
         assert pool is not None
         for key, claim in allocate(self.world, pool, self.now).claims.items():
             job = self.world.jobs[key]
-            self._create(job, Start(Stage.TRAIN, next_training_attempt(self.world, job), claim))
+            yield job, Start(Stage.TRAIN, next_training_attempt(self.world, job), claim)
 
     def reconcile_job(self, job: FineTuneJob) -> None:
         decision = plan_job(self.world, job, self.now, Limits())

@@ -1,25 +1,30 @@
 """What holds after every step, whatever happens in whatever order."""
 
+import os
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Search
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
-from sluice_api.scheduling import GiveWay
-from sluice_operator.observe.views import NodeView, PodView
-from sluice_operator.observe.world import job_key
-from sluice_operator.plan.allocation import allocate
+from sluice_api.scheduling import GiveWay, Policy
+from sluice_operator.observe.views import Key, NodeView, PodView
+from sluice_operator.observe.world import engine_key, job_key, key_of
+from sluice_operator.plan.allocation import allocate, pending, place_in_queue
 from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, heirs, live_claims, overlapped_by
 from sluice_operator.plan.engine import plan_engine
-from sluice_operator.plan.inventory import lent_indices
+from sluice_operator.plan.inventory import lent_indices, take_stock
+from sluice_operator.plan.lending import lending_refusal
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
 from sluice_operator.plan.slots import floor_of, wanted
+from sluice_operator.plan.waiting import Wait
 from tests.unit.plan.simulated import Cluster
 from tests.unit.plan.worlds import GPU, YIELDS, describe
 
@@ -37,9 +42,9 @@ class Lending(RuleBasedStateMachine):
     """Jobs come, go and fail, engines are resized, nodes vanish, and every component may be late."""
 
     @initialize(
-        gpus=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+        gpus=st.lists(st.integers(1, 2), min_size=1, max_size=2),
         engines=st.integers(0, 2),
-        jobs=st.integers(1, 5),
+        jobs=st.integers(2, 6),
         data=st.data(),
     )
     def start(self, gpus: list[int], engines: int, jobs: int, data: st.DataObject) -> None:
@@ -72,6 +77,7 @@ class Lending(RuleBasedStateMachine):
     def reconcile_pool(self) -> None:
         """No claim takes an engine below its floor, and none of its victims could be spared."""
         before = {live.stage_job.uid for live in live_claims(self.cluster.world)}
+        waits = allocate(self.cluster.world, self._pool(), self.cluster.now).waits
         self.cluster.reconcile_pool()
         claims = live_claims(self.cluster.world)
         for live in claims:
@@ -82,6 +88,7 @@ class Lending(RuleBasedStateMachine):
                 if any(slot.engine == engine.metadata.name for slot in live.claim.borrowed):
                     left = set(wanted(self.cluster.world, engine, lent)) - lent
                     assert len(left) >= floor_of(engine), f"{engine.metadata.name} keeps {left}"
+            self._nobody_was_overtaken(live, waits)
             assert len(live.claim.borrowed) <= live.claim.gpus, "a victim could be spared"
             assert len(live.claim.displaced) <= live.claim.gpus, "somebody gave way who could be spared"
             for ref in live.claim.displaced:
@@ -89,6 +96,21 @@ class Lending(RuleBasedStateMachine):
                 assert theirs.priority < live.job.spec.scheduling.priority
                 assert theirs.interruption.policy is GiveWay.TO_HIGHER_PRIORITY
             assert overlapped_by(self.cluster.world, live) is None, "a claim is born overlapped"
+
+    def _nobody_was_overtaken(self, live: LiveClaim, waits: Mapping[Key, Wait]) -> None:
+        """A claim that is made while a job in front waits takes only what can never be that job's."""
+        queue = [job for job in pending(self.cluster.world, self._pool(), self.cluster.now) if key_of(job) in waits]
+        place = place_in_queue(self._pool(), live.job, self.cluster.now)
+        stock = take_stock(self.cluster.world, self._pool())
+        for job in queue:
+            if place_in_queue(self._pool(), job, self.cluster.now) > place:
+                continue
+            assert len(live.claim.borrowed) >= live.claim.gpus, f"free GPUs went past {job.metadata.name}"
+            assert not live.claim.displaced, f"somebody gave way past {job.metadata.name}"
+            for slot in live.claim.borrowed:
+                engine = self.cluster.world.engines[engine_key(slot.namespace, slot.engine)]
+                refused = lending_refusal(self.cluster.world, stock, engine, job, self.cluster.now)
+                assert refused or job.spec.scheduling.policy is Policy.QUEUE, f"{slot} went past {job.metadata.name}"
 
     def _pool(self) -> GPUPool:
         pool = find_pool(self.cluster.world, "default")
@@ -141,6 +163,26 @@ class Lending(RuleBasedStateMachine):
     def delete(self, data: st.DataObject) -> None:
         for job in self._some(data, list(self.cluster.world.jobs.values())):
             self.cluster.delete_job(job)
+
+    @rule(data=st.data(), priority=st.integers(0, 2))
+    def change_priority(self, data: st.DataObject, priority: int) -> None:
+        waiting = [job for job in self.cluster.world.jobs.values() if not job.status.allocation]
+        for job in self._some(data, waiting):
+            changed = job.spec.scheduling.model_copy(update={"priority": priority})
+            self.cluster.respec(job, scheduling=changed)
+
+    @rule()
+    def the_leader_is_stopped(self) -> None:
+        self.cluster.pause()
+
+    @rule()
+    def a_stopped_leader_wakes(self) -> None:
+        self.cluster.wake()
+
+    @rule(gpus=st.integers(1, 2))
+    def node_comes(self, gpus: int) -> None:
+        if len(self.cluster.world.nodes) < 3:
+            self.cluster.town.node(gpus)
 
     @rule(data=st.data(), replicas=st.integers(0, 3))
     def resize(self, data: st.DataObject, replicas: int) -> None:
@@ -241,11 +283,26 @@ class Lending(RuleBasedStateMachine):
         return [data.draw(st.sampled_from(things))] if things else []
 
 
-Lending.TestCase.settings = settings(
-    max_examples=30,
-    stateful_step_count=60,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=(Search.explicit, Search.reuse, Search.generate),  # shrinking a long story takes longer than reading it
-)
+STEPS = 60
+FEW, MANY = 30, int(os.environ.get("SLUICE_SOAK_OPERATIONS", "10000")) // STEPS
+"""Stories of one run: before each commit; and with all tests, or as many as `make soak` says."""
+
+
+def stories(examples: int) -> settings:
+    return settings(
+        max_examples=examples,
+        stateful_step_count=STEPS,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Search.explicit, Search.reuse, Search.generate),  # shrinking a long story takes longer than reading it
+    )
+
+
+class LendingForLong(Lending):
+    """The same, many times."""
+
+
+Lending.TestCase.settings = stories(FEW)
+LendingForLong.TestCase.settings = stories(MANY)
 TestLending = Lending.TestCase
+TestLendingForLong = pytest.mark.slow(LendingForLong.TestCase)
