@@ -56,9 +56,14 @@ class NodeStock:
         return sum(slot.gpus for slot in self.slots)
 
     @cached_property
+    def spare(self) -> int:
+        """GPUs that nobody has; below zero where more are spoken for than there are, and somebody will have to wait."""
+        return self.gpus - self.claimed - self.inference - self.others
+
+    @property
     def free(self) -> int:
         """GPUs that nobody has."""
-        return max(0, self.gpus - self.claimed - self.inference - self.others)
+        return max(0, self.spare)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def place(world: World, stock: Stock, job: FineTuneJob, terms: Terms, others_wai
     if not others_wait:
         ways.append(lambda node: _free(node, job))
     if terms.most > 0 and terms.lenders:
-        ways.append(lambda node: _lent(stock, node, job, terms, 0 if others_wait else node.free))
+        ways.append(lambda node: _lent(stock, node, job, terms, min(0, node.spare) if others_wait else node.spare))
     if not others_wait:
         ways.append(lambda node: _instead(world, stock, node, job, terms, now))
     if not ways:
@@ -103,9 +103,9 @@ def _free(node: NodeStock, job: FineTuneJob) -> Placement | None:
     return Placement(node) if node.free >= job.spec.resources.gpus else None
 
 
-def _lent(stock: Stock, node: NodeStock, job: FineTuneJob, terms: Terms, free: int) -> Placement | None:
-    """Room with slots that are lent, and so many free GPUs."""
-    lacking = job.spec.resources.gpus - free
+def _lent(stock: Stock, node: NodeStock, job: FineTuneJob, terms: Terms, spare: int) -> Placement | None:
+    """Room with slots that are lent, and so many spare GPUs."""
+    lacking = job.spec.resources.gpus - spare
     if not 0 < lacking <= terms.most or sum(slot.gpus for slot in node.slots) < lacking:
         return None
     victims = choose_victims(stock, node, lacking, terms.lenders)
@@ -133,7 +133,7 @@ def _in_place_of(
 ) -> Placement | None:
     """Room once these are gone: their own GPUs, the slots that they borrowed if they are lent on, and other slots."""
     own = sum(max(0, live.claim.gpus - gpus_of_slots(world, live.claim.borrowed)) for live in displaced)
-    lacking = job.spec.resources.gpus - node.free - own
+    lacking = job.spec.resources.gpus - node.spare - own
     if lacking > max(0, terms.most):
         return None
     inherited: list[SlotRef] = []

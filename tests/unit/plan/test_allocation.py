@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from sluice_api.claim import SlotRef
 from sluice_operator.observe.world import job_key
 from tests.unit.plan.worlds import allocated, describe, parse
 
@@ -173,3 +174,12 @@ def test_a_node_short_of_memory_is_never_drained_for() -> None:
     assert describe(allocated(town)) == "a waits Unschedulable"
     message = allocated(town).waits[job_key("team", "a")].message
     assert "n1 lacks memory: needs 8Gi, 2Gi of 64Gi is left" in message
+
+
+def test_gpus_of_a_node_that_more_are_spoken_for_than_there_are_are_lent_once() -> None:
+    """Seen in a million random operations: a slot was claimed before its pod was bound, and others took its place."""
+    town = parse("pool: 2 gpus | chat: 2 replicas")
+    early = town.stage_job(town.job("early"), claim=town.claim("n1", SlotRef(namespace="team", engine="chat", index=2)))
+    town.trainer_pod(early)
+    town.job("a", gpus=2)
+    assert describe(allocated(town)) == "a waits EngineAtFloor"

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Search
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from dev.simulate.cluster import Cluster
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.scheduling import GiveWay, Policy
@@ -25,7 +26,6 @@ from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
 from sluice_operator.plan.slots import floor_of, wanted
 from sluice_operator.plan.waiting import Wait
-from tests.unit.plan.simulated import Cluster
 from tests.unit.plan.worlds import GPU, YIELDS, describe
 
 ENDS = [(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued")]

@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from dev.simulate.cluster import Cluster
 from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import InferenceEngine, SlotState, SlotStatus
 from sluice_api.meta import PLACEHOLDER_GATE, PLACEHOLDER_LABEL, SLOT_LABEL
@@ -16,7 +17,6 @@ from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import engine_key
 from sluice_operator.plan.engine import plan_engine
 from sluice_operator.plan.placeholders import Placeholders
-from tests.unit.plan.simulated import Cluster
 from tests.unit.plan.worlds import GPU, NOW, YIELDS, Town
 
 LENDS = {"policy": "ScaleDown", "minReplicas": 1}

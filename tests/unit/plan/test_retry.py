@@ -1,6 +1,7 @@
 """After an attempt has ended: when the next one begins, what counts, and when a job that is over goes."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_a_job_that_is_over_goes_when_its_time_to_live_is_over(seconds: int, goe
         ("but no sooner", {"ageingSeconds": 1500}, "new takes n1; old waits WaitingForGPUs"),
     ],
 )
-def test_ageing(rule: str, pool: dict[str, int], expected: str) -> None:
+def test_ageing(rule: str, pool: dict[str, Any], expected: str) -> None:
     town = Town()
     town.node(1)
     town.pool(**pool)

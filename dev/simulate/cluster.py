@@ -1,4 +1,4 @@
-"""A cluster in memory that does what decisions say: the other half of the property tests.
+"""A cluster in memory that does what decisions say, for simulations and for the property tests.
 
 It has a Job controller, a Deployment controller, a scheduler and a kubelet, each as one step that may
 come late. Reconciles are steps too, so every interleaving of them can happen.
@@ -9,9 +9,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from dev.simulate.town import GPU, NOW, Town
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import (
+    DEFAULT_POOL,
+    ENGINE_LABEL,
     OUTCOMES_ANNOTATION,
     PLACEHOLDER_GATE,
     PLACEHOLDER_LABEL,
@@ -23,16 +26,15 @@ from sluice_api.meta import (
 from sluice_api.resource import Metadata
 from sluice_api.stages import ExitCode, ExportResult, Stage, StageOutcome, TrainResult
 from sluice_operator.observe.views import Key, NodeView, PodView, Termination, View
-from sluice_operator.observe.world import World, key_of
+from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.allocation import allocate
 from sluice_operator.plan.engine import plan_engine
 from sluice_operator.plan.holding import Limits
 from sluice_operator.plan.job import JobDecision, Start, next_training_attempt, plan_job
 from sluice_operator.plan.job_status import job_status
 from sluice_operator.plan.placeholders import Placeholders
-from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.pools import find_pool, nodes_of
 from sluice_operator.plan.slots import SlotPlan
-from tests.unit.plan.worlds import GPU, NOW, Town
 
 
 class Cluster:
@@ -46,11 +48,13 @@ class Cluster:
 
     @property
     def world(self) -> World:
+        """What is known now."""
         return self.town.world
 
     # What the operator does
 
     def reconcile_pool(self) -> None:
+        """Make the claims of those whose turn it is."""
         for job, start in self._claims():
             self._create(job, start)
 
@@ -69,19 +73,21 @@ class Cluster:
         self._half_done = []
 
     def _claims(self) -> Iterator[tuple[FineTuneJob, Start]]:
-        pool = find_pool(self.world, "default")
-        assert pool is not None
-        for key, claim in allocate(self.world, pool, self.now).claims.items():
-            job = self.world.jobs[key]
-            yield job, Start(Stage.TRAIN, next_training_attempt(self.world, job), claim)
+        for name in (DEFAULT_POOL, *(key.name for key in self.world.pools if key.name != DEFAULT_POOL)):
+            pool = find_pool(self.world, name)
+            for key, claim in allocate(self.world, pool, self.now).claims.items() if pool else ():
+                job = self.world.jobs[key]
+                yield job, Start(Stage.TRAIN, next_training_attempt(self.world, job), claim)
 
     def reconcile_job(self, job: FineTuneJob) -> None:
+        """Bring a job one step further."""
         decision = plan_job(self.world, job, self.now, Limits())
         status = job_status(self.world, job, decision, self.now)
         self._act(job, decision)
         self._update(job.KIND.kind, job, status=status)
 
     def reconcile_engine(self, engine: InferenceEngine) -> None:
+        """Bring an engine one step further."""
         decision = plan_engine(self.world, engine, self.now)
         self._update(engine.KIND.kind, engine, status=decision.status)
         for slot in (*decision.stop, *decision.remove):
@@ -111,7 +117,7 @@ class Cluster:
         if slot is None:
             self.town.slot(engine, plan.index, size=0)
             slot = next(s for s in self.world.slots_of[engine.metadata.uid].values() if s.index == plan.index)
-        self._change(slot, size=1)
+        self._change(slot, size=1, restarted_at=plan.restarted_at)
 
     def _keep_places(self, engine: InferenceEngine, decision: Placeholders) -> None:
         for pod, node in decision.nominate:
@@ -202,11 +208,19 @@ class Cluster:
         waiting = [p for p in self.world.pods.values() if not p.node and not p.gates and not p.ended and not p.deleting]
         for pod in sorted(waiting, key=lambda p: (-_priority(p), p.created, p.key)):
             for node in sorted(self.world.nodes.values(), key=lambda n: n.key):
-                if pod.nominated_node and pod.nominated_node != node.key.name:
+                if not self._may_go(pod, node):
                     continue
                 if pod.requests.get(GPU, 0) <= self._free(node, pod):
                     self._change(pod, node=node.key.name, running=True)
                     break
+
+    def _may_go(self, pod: PodView, node: NodeView) -> bool:
+        """Nominated pods go where they are nominated, engines to nodes of their pool."""
+        engine = self.world.engines.get(engine_key(pod.key.namespace, pod.labels.get(ENGINE_LABEL, "")))
+        pool = find_pool(self.world, engine.spec.resources.pool) if engine else None
+        if pool and node not in nodes_of(self.world, pool):
+            return False
+        return pod.nominated_node in ("", node.key.name)
 
     def strangers(self) -> None:
         """Somebody else's pods, of the placeholders' priority, of which one always waits for any GPU."""
@@ -233,11 +247,15 @@ class Cluster:
                 self._end(pod, ExitCode.REQUEUE, told)
             elif pod.node and "sluice.dev/engine" in pod.labels and not pod.deleting and not pod.ended:
                 draining = self._is_draining(pod)
-                self._change(pod, ready=not draining)
+                self._change(pod, ready=not draining and self.is_up(pod))
                 self.town.report(self.world.pods[pod.key], 0, draining=draining, quiet=9)
             elif pod.node and pod.labels.get("sluice.dev/stage") == Stage.EXPORT and not pod.ended:
                 result = ExportResult(uri="pvc://adapters/x", digest="sha256:" + "0" * 64, rank=16, size_bytes=1)
                 self._end(pod, 0, StageOutcome(reason="Done", export=result))
+
+    def is_up(self, pod: PodView) -> bool:
+        """Whether an engine's pod on its node answers already."""
+        return bool(pod.node)
 
     def _is_draining(self, pod: PodView) -> bool:
         engine = self.world.engines.get(Key("InferenceEngine", pod.key.namespace, pod.labels["sluice.dev/engine"]))
@@ -249,39 +267,42 @@ class Cluster:
         self._change(pod, ended=True, running=False, ready=False, termination=termination)
 
     def end_training(self, pod: PodView, code: int, reason: str) -> None:
+        """Have a trainer end, with an exit code and what it says of it."""
         result = TrainResult(step=9, total_steps=9) if code == 0 else None
         self._end(pod, code, StageOutcome(reason=reason, train=result))
 
     # What people and machines do
 
     def respec(self, resource: FineTuneJob | InferenceEngine, **spec: Any) -> None:
+        """Change fields of a spec."""
         self._update(resource.KIND.kind, resource, spec=resource.spec.model_copy(update=spec))
 
     def delete_job(self, job: FineTuneJob) -> None:
+        """Delete a job; its children go with it, later."""
         self.town.store.remove(Key("FineTuneJob", job.metadata.namespace, job.metadata.name), job.metadata.uid)
 
     def pass_time(self, seconds: float) -> None:
+        """Let the clock go on."""
         self.now += timedelta(seconds=seconds)
 
     def _change(self, view: View, **changes: Any) -> None:
-        self.town.version += 1
         tables: dict[str, Mapping[Key, Any]] = {
             "Pod": self.world.pods,
             "Job": self.world.stage_jobs,
             "Deployment": self.world.slots,
         }
         current = tables[view.key.kind].get(view.key)
-        if current is not None:
+        if current is not None and any(getattr(current, name) != value for name, value in changes.items()):
+            self.town.version += 1
             self.town.put(replace(current, resource_version=self.town.version, **changes))
 
     def _update(self, kind: str, resource: FineTuneJob | InferenceEngine, **parts: Any) -> None:
-        self.town.version += 1
         held: Mapping[Key, Any] = self.world.jobs if kind == "FineTuneJob" else self.world.engines
         current = held.get(Key(kind, resource.metadata.namespace, resource.metadata.name))
-        if current is None:
+        if current is None or all(getattr(current, name) == value for name, value in parts.items()):
             return
-        metadata = parts.pop("metadata", current.metadata)
-        assert isinstance(metadata, Metadata)
+        self.town.version += 1
+        metadata: Metadata = parts.pop("metadata", current.metadata)
         version = {"resource_version": str(self.town.version)}
         self.town.put(current.model_copy(update={**parts, "metadata": metadata.model_copy(update=version)}))
 

@@ -1,0 +1,266 @@
+"""A store that is filled in a few words: what there is, without a cluster."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sluice_api.claim import AttemptOutcome, Claim, Outcomes, SlotRef
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.meta import DEFAULT_GPU_RESOURCE, DEFAULT_POOL, OUTCOMES_ANNOTATION, SCHEDULING_GATE, stage_job_name
+from sluice_api.reports import EngineReport
+from sluice_api.stages import PrepareResult, Stage
+from sluice_operator.observe.store import Store
+from sluice_operator.observe.views import (
+    ClaimView,
+    Key,
+    NamespaceView,
+    NodeView,
+    Owner,
+    PodView,
+    SlotView,
+    StageJobView,
+)
+from sluice_operator.observe.world import Reported, World
+from sluice_operator.plan.slots import template_of
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+GPU = DEFAULT_GPU_RESOURCE
+PREPARED = AttemptOutcome(
+    stage=Stage.PREPARE,
+    attempt=1,
+    reason="Done",
+    started_at=NOW - timedelta(minutes=5),
+    ended_at=NOW - timedelta(minutes=4),
+    prepare=PrepareResult(rows=90, validation_rows=10, refused_rows=0, tokens=4000, learnt_tokens=1000, steps=30),
+)
+
+
+class Town:
+    """A store that is filled in a few words."""
+
+    def __init__(self) -> None:
+        self.store = Store()
+        self.store.term = 1
+        self.clock = NOW - timedelta(hours=1)
+        self.version = 0
+        self.nodes: list[NodeView] = []
+
+    @property
+    def world(self) -> World:
+        """What is known now."""
+        return self.store.world()
+
+    def put(self, *objects: Any) -> None:
+        """Take objects in, as a watch would bring them."""
+        for thing in objects:
+            self.store.put(thing, seen=True)
+
+    def _next(self) -> tuple[int, datetime]:
+        self.version += 1
+        self.clock += timedelta(seconds=1)
+        return self.version, self.clock
+
+    def node(self, gpus: int, memory: int = 64 << 30, labels: dict[str, str] | None = None, **changes: Any) -> NodeView:
+        """A node, with n and the next number as its name."""
+        version, created = self._next()
+        name = f"n{len(self.nodes) + 1}"
+        node = NodeView(
+            key=Key("Node", "", name),
+            uid=f"node-{name}",
+            resource_version=version,
+            created=created,
+            labels={"kubernetes.io/hostname": name, **(labels or {})},
+            allocatable={GPU: gpus, "cpu": 32000, "memory": memory},
+            **changes,
+        )
+        self.nodes.append(node)
+        self.put(node)
+        return node
+
+    def pool(self, name: str = DEFAULT_POOL, **spec: Any) -> None:
+        """A pool; `default` is there anyhow."""
+        version, created = self._next()
+        metadata = {"name": name, "uid": f"pool-{name}", "resourceVersion": str(version), "creationTimestamp": created}
+        self.put(GPUPool.model_validate({"kind": "GPUPool", "metadata": metadata, "spec": spec}))
+
+    def namespace(self, name: str, **labels: str) -> None:
+        """A namespace and its labels."""
+        version, created = self._next()
+        key = Key("Namespace", "", name)
+        self.put(NamespaceView(key=key, uid=f"ns-{name}", resource_version=version, created=created, labels=labels))
+
+    def engine(self, name: str, replicas: int, namespace: str = "team", **spec: Any) -> InferenceEngine:
+        """An engine; its slots come one by one."""
+        version, created = self._next()
+        engine = InferenceEngine.model_validate(
+            {
+                "kind": "InferenceEngine",
+                "metadata": {
+                    "name": name,
+                    "namespace": namespace,
+                    "uid": f"engine-{name}",
+                    "generation": 1,
+                    "resourceVersion": str(version),
+                    "creationTimestamp": created,
+                },
+                "spec": {
+                    "model": {"uri": "pvc://models/base"},
+                    "replicas": replicas,
+                    "lora": {"claims": ["adapters"]},
+                    **spec,
+                },
+            }
+        )
+        self.put(engine)
+        return engine
+
+    def slot(
+        self, engine: InferenceEngine, index: int, node: str = "", *, ready: bool = True, size: int = 1
+    ) -> PodView | None:
+        """A slot's Deployment, with a pod when its size is 1."""
+        version, created = self._next()
+        space, name = engine.metadata.namespace, engine.metadata.name
+        labels = {"sluice.dev/engine": name, "sluice.dev/slot": str(index)}
+        self.put(
+            SlotView(
+                key=Key("Deployment", space, f"{name}-{index}"),
+                uid=f"slot-{name}-{index}-{version}",
+                resource_version=version,
+                created=created,
+                owner=Owner("InferenceEngine", name, engine.metadata.uid),
+                labels=labels,
+                engine=name,
+                index=index,
+                size=size,
+                template=template_of(engine),
+            )
+        )
+        if not size:
+            return None
+        version, created = self._next()
+        pod = PodView(
+            key=Key("Pod", space, f"{name}-{index}-x"),
+            uid=f"pod-{name}-{index}-{version}",
+            resource_version=version,
+            created=created,
+            owner=Owner("ReplicaSet", f"{name}-{index}-rs", f"rs-{name}-{index}"),
+            labels=labels,
+            requests={GPU: engine.spec.resources.gpus, "cpu": 1000, "memory": 1 << 30},
+            node=node,
+            running=bool(node),
+            ready=bool(node) and ready,
+        )
+        self.put(pod)
+        return pod
+
+    def report(self, pod: PodView, in_flight: int, *, draining: bool = False, quiet: float = 0.0) -> None:
+        """What the agent of a slot said."""
+        report = EngineReport(
+            sequence=1, serving=not draining, draining=draining, in_flight=in_flight, quiet_seconds=quiet
+        )
+        self.store.report(pod.uid, Reported(report, NOW))
+
+    def job(
+        self,
+        name: str,
+        gpus: int = 1,
+        namespace: str = "team",
+        outcomes: tuple[AttemptOutcome, ...] = (PREPARED,),
+        **spec: Any,
+    ) -> FineTuneJob:
+        """A job whose data is prepared, and the volumes that it names."""
+        version, created = self._next()
+        for claim in ("models", "datasets", "adapters"):
+            self.put(
+                ClaimView(
+                    key=Key("PersistentVolumeClaim", namespace, claim),
+                    uid=f"pvc-{namespace}-{claim}",
+                    resource_version=self._next()[0],
+                    created=created,
+                    access_modes=("ReadWriteMany",),
+                )
+            )
+        resources = {"gpus": gpus, "memory": "1Gi", **spec.pop("resources", {})}
+        job = FineTuneJob.model_validate(
+            {
+                "kind": "FineTuneJob",
+                "metadata": {
+                    "name": name,
+                    "namespace": namespace,
+                    "uid": f"job{name}-{namespace}",
+                    "generation": 1,
+                    "resourceVersion": str(version),
+                    "creationTimestamp": created,
+                    "annotations": {OUTCOMES_ANNOTATION: Outcomes(attempts=outcomes).to_json()},
+                },
+                "spec": {
+                    "model": {"uri": "pvc://models/base"},
+                    "dataset": {"uri": "pvc://datasets/rows.jsonl"},
+                    "output": {"uri": "pvc://adapters/out"},
+                    "scheduling": {"policy": "Preempt"},
+                    **spec,
+                    "resources": resources,
+                },
+            }
+        )
+        self.put(job)
+        return job
+
+    def stage_job(
+        self, job: FineTuneJob, stage: Stage = Stage.TRAIN, attempt: int = 1, claim: Claim | None = None, **changes: Any
+    ) -> StageJobView:
+        """A Job of a stage, with a claim if it trains."""
+        version, created = self._next()
+        name = stage_job_name(job.metadata.name, job.metadata.uid, stage, attempt)
+        view = StageJobView(
+            key=Key("Job", job.metadata.namespace, name),
+            uid=f"{job.metadata.uid}-{stage}-{attempt}-{version}",
+            resource_version=version,
+            owner=Owner("FineTuneJob", job.metadata.name, job.metadata.uid),
+            stage=stage,
+            attempt=attempt,
+            claim=claim,
+            **{"created": created, **changes},
+        )
+        self.store.put(view, seen=view.seen)
+        return view
+
+    def claim(self, node: str, *borrowed: SlotRef, gpus: int = 1, term: int = 1) -> Claim:
+        """A claim on GPUs of one node."""
+        return Claim(pool="default", resource=GPU, node=node, gpus=gpus, borrowed=borrowed, term=term)
+
+    def trainer_pod(self, stage_job: StageJobView, node: str = "", **changes: Any) -> PodView:
+        """The pod of a training Job: gated unless it is on a node."""
+        version, created = self._next()
+        gpus = stage_job.claim.gpus if stage_job.claim else 0
+        pod = PodView(
+            key=Key("Pod", stage_job.key.namespace, f"{stage_job.key.name}-x"),
+            uid=f"pod-{stage_job.uid}",
+            resource_version=version,
+            owner=Owner("Job", stage_job.key.name, stage_job.uid),
+            labels={
+                "sluice.dev/job": stage_job.owner.name if stage_job.owner else "",
+                "sluice.dev/stage": stage_job.stage,
+            },
+            requests={GPU: gpus, "cpu": 1000, "memory": 1 << 30},
+            node=node,
+            **{"created": created, "gates": () if node else (SCHEDULING_GATE,), "running": bool(node), **changes},
+        )
+        self.put(pod)
+        return pod
+
+    def stranger(self, node: str, gpus: int, memory: int = 0) -> None:
+        """Somebody else's pod."""
+        version, created = self._next()
+        self.put(
+            PodView(
+                key=Key("Pod", "others", f"stranger-{version}"),
+                uid=f"stranger-{version}",
+                resource_version=version,
+                created=created,
+                requests={GPU: gpus, "memory": memory},
+                node=node,
+                running=True,
+            )
+        )
