@@ -47,7 +47,7 @@ test: up  ## Every test: unit, against a real API server, and on a real node
 	@echo "== tests on a real API server and a real node, one at a time" && $(PYTHON) -m pytest -v tests --ignore tests/unit
 
 soak: env  ## The scheduler's property tests for an hour: SOAK_OPERATIONS, a million by default
-	@SLUICE_SOAK_OPERATIONS=$${SOAK_OPERATIONS:-1000000} $(PYTHON) -m pytest -q -p no:cacheprovider \
+	@SLUICE_SOAK_OPERATIONS=$${SOAK_OPERATIONS:-1000000} $(PYTHON) -m pytest -q -p no:cacheprovider --timeout 0 \
 	  tests/unit/plan/test_invariants.py -k ForLong
 
 bench: up  ## The benchmarks; results go to docs/benchmarks

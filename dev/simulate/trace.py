@@ -95,7 +95,7 @@ def nightly(seed: int = 1) -> Trace:
     """A batch of jobs of mixed sizes at midnight that may be interrupted, and a few urgent ones by day."""
     random = Random(seed)
     gives_way = Interruption.model_validate({"policy": "ToHigherPriority", "minRunSeconds": 600})
-    batch = _arrivals(random, [0.0] * 24, 3, (60, 240), (1, 2, 4), priority=-10, interruption=gives_way)
+    batch = _arrivals(random, [0.0] * 24, 3, (60, 240), (1, 2, 4), interruption=gives_way)
     urgent = _arrivals(random, [random.uniform(9, 18) for _ in range(4)], 3, (20, 60), (1, 2), priority=10)
     return Trace(
         name="nightly",

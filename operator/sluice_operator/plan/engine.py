@@ -16,7 +16,7 @@ from sluice_operator.plan.allocation import allocate
 from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, live_claims_from
 from sluice_operator.plan.conditions import condition
 from sluice_operator.plan.inventory import Stock, lent_indices, take_stock
-from sluice_operator.plan.lending import LOOK_AT_LOAD, is_busy, lacking
+from sluice_operator.plan.lending import LOOK_AT_LOAD, being_left, is_busy, lacking
 from sluice_operator.plan.placeholders import Placeholders, plan_placeholders
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
@@ -114,39 +114,23 @@ def _slot_plans(
 def _asked_back(
     world: World, engine: InferenceEngine, stock: Stock, lent: Mapping[SlotRef, LiveClaim]
 ) -> frozenset[int]:
-    """Lent slots that the engine needs itself: of the jobs of the lowest priority, then of the newest."""
-    leaving = _being_left(world, engine)
-    starting = any(
-        slot.size and not serves(pod_of(world, engine, index)) for index, slot in existing(world, engine).items()
-    )
-    missing = lacking(stock, engine) - len(leaving)
-    if missing <= 0 and not leaving and not starting and is_busy(world, engine):
-        missing = 1  # one at a time: more only if that was not enough
-    loans: dict[str, tuple[LiveClaim, set[int]]] = {}
-    for index in lent_indices(lent, engine):
-        live = lent[ref(engine, index)]
-        loans.setdefault(live.stage_job.uid, (live, set()))[1].add(index)
-    asked: set[int] = set()
-    for _, slots in sorted(loans.values(), key=lambda loan: _least_first(loan[0])):
-        if len(asked) < missing:
-            asked |= slots
-    return frozenset(asked)
+    """Lent slots that the engine needs itself: all while replicas lack GPUs, one at a time while there is much to do.
+
+    One of them: of the job of the lowest priority, then of the newest.
+    """
+    if lacking(world, stock, engine):
+        return frozenset(lent_indices(lent, engine))
+    starting = any(s.size and not serves(pod_of(world, engine, i)) for i, s in existing(world, engine).items())
+    if starting or being_left(world, engine) or not is_busy(world, engine):
+        return frozenset()
+    loans: dict[str, list[int]] = {}
+    for index in sorted(lent_indices(lent, engine), key=lambda index: _least_first(lent[ref(engine, index)])):
+        loans.setdefault(lent[ref(engine, index)].stage_job.uid, []).append(index)
+    return frozenset(next(iter(loans.values()), ()))
 
 
 def _least_first(live: LiveClaim) -> tuple[int, float, str]:
     return (live.job.spec.scheduling.priority, -live.stage_job.created.timestamp(), live.stage_job.uid)
-
-
-def _being_left(world: World, engine: InferenceEngine) -> set[int]:
-    """Slots whose loan is over, but whose borrower's pod is not gone yet."""
-    here = (engine.metadata.namespace, engine.metadata.name)
-    return {
-        slot.index
-        for stage_job in world.claims_from.get(here, {}).values()
-        if stage_job.claim and stage_job.deleting
-        for slot in stage_job.claim.borrowed
-        if (slot.namespace, slot.engine) == here
-    }
 
 
 def _promised(

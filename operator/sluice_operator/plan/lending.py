@@ -29,7 +29,7 @@ def lending_refusal(
         return Reason.ENGINE_LENDS_LATER if window_opens(engine, now) else Reason.TIME_ZONE_UNKNOWN
     if (cooled := cooled_down(world, engine)) and now < cooled:
         return Reason.ENGINE_COOLS_DOWN
-    if lacking(stock, engine) or is_busy(world, engine, fewer=1):
+    if lacking(world, stock, engine) or is_busy(world, engine, fewer=1):
         return Reason.ENGINE_IN_DEMAND
     return None
 
@@ -56,12 +56,25 @@ def cooled_down(world: World, engine: InferenceEngine) -> datetime | None:
     return last + timedelta(seconds=engine.spec.preemption.cool_down_seconds) if last else None
 
 
-def lacking(stock: Stock, engine: InferenceEngine) -> int:
-    """Replicas that an engine, which takes loans back on demand, should have and finds no GPU for."""
+def lacking(world: World, stock: Stock, engine: InferenceEngine) -> bool:
+    """Whether an engine, which takes loans back on demand, should have replicas that it finds no GPU for."""
     if engine.spec.preemption.reclaim is not Reclaim.ON_DEMAND:
-        return 0
+        return False
     here = (engine.metadata.namespace, engine.metadata.name)
-    return sum(1 for slot in stock.waiting_slots if (slot.namespace, slot.engine) == here)
+    waiting = {slot.index for slot in stock.waiting_slots if (slot.namespace, slot.engine) == here}
+    return bool(waiting - being_left(world, engine))
+
+
+def being_left(world: World, engine: InferenceEngine) -> set[int]:
+    """Slots whose loan is over, but whose borrower's pod is not gone yet."""
+    here = (engine.metadata.namespace, engine.metadata.name)
+    return {
+        slot.index
+        for stage_job in world.claims_from.get(here, {}).values()
+        if stage_job.claim and stage_job.deleting
+        for slot in stage_job.claim.borrowed
+        if (slot.namespace, slot.engine) == here
+    }
 
 
 def is_busy(world: World, engine: InferenceEngine, fewer: int = 0) -> bool:

@@ -117,6 +117,10 @@ from tests.unit.plan.worlds import allocated, describe, parse
          "pool: 4 gpus | chat: 3 replicas, floor 1 | a: needs 3, yields, takes chat/1 chat/2 on n1 "
          "| b: needs 2, priority 5",
          "b takes chat/1 from a"),
+        ("a replica that comes back is its engine's, and not free for the next",
+         "pool: 3 gpus | chat: 2 replicas, floor 1 | a: needs 2, yields, takes chat/1 on n1 "
+         "| b: needs 1, queue, priority 5 | c: needs 1, queue, priority 4",
+         "b takes n1 from a; c waits WaitingForGPUs"),
         ("the lowest priority gives way first",
          "pool: 2 gpus | a: needs 1, yields, priority 1, on n1 | c: needs 1, yields, on n1 "
          "| b: needs 1, queue, priority 5",

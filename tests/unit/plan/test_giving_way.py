@@ -72,6 +72,13 @@ def test_nobody_stops_before_the_job_that_comes_is_proven_and_bound() -> None:
     assert (interruption.by, interruption.reason, interruption.at) == ("team/high", "Preempted", NOW)
 
 
+def test_nobody_gives_way_to_two() -> None:
+    scene = Displacing()
+    scene.claim()
+    scene.town.job("higher", scheduling={"policy": "Queue", "priority": 9})
+    assert describe(allocated(scene.town)) == "higher waits WaitingForGPUs"
+
+
 def test_a_job_that_can_not_run_interrupts_nobody() -> None:
     scene = Displacing()
     change(scene.town, scene.claim(), gates=("sluice.dev/claim",))
@@ -221,21 +228,49 @@ def test_an_engine_that_is_raised_above_its_gpus_asks_its_loan_back() -> None:
     assert "Engine team/chat needs its replica 1 back." in decision.message
 
 
-def test_while_the_borrower_leaves_no_other_loan_is_asked_back() -> None:
-    scene = Lent()
-    scene.town.node(1)
-    other = scene.town.job("b")
-    scene.town.trainer_pod(scene.town.stage_job(other, claim=scene.town.claim("n2", replace_index(CHAT_1, 2))), "n2")
-    scene.town.slot(scene.engine, 2, size=0)
+class TwiceLent(Lent):
+    """The same engine, of which a third replica is lent to `b`."""
+
+    def __init__(self, **terms: Any) -> None:
+        super().__init__(**terms)
+        self.town.node(1)
+        self.second = self.town.stage_job(self.town.job("b"), claim=self.town.claim("n2", replace_index(CHAT_1, 2)))
+        self.second_pod = self.town.trainer_pod(self.second, "n2")
+        self.town.slot(self.engine, 2, size=0)
+        self.resize(3)
+
+
+def test_an_engine_that_lacks_replicas_asks_all_its_loans_back() -> None:
+    scene = TwiceLent()
+    assert scene.decides() == [SERVING, LENT, LENT]
     scene.resize(4)
-    assert scene.decides() == [SERVING, LENT, RECLAIMING, WAITING], "the newest loan"
-    change(scene.town, scene.town.world.stage_jobs[scene.stage_job.key], deleting=True)
-    scene.decides()
-    assert decide(scene.town, "a").reason is not Reason.RECLAIMED
+    assert scene.decides() == [SERVING, RECLAIMING, RECLAIMING, WAITING]
+
+
+def test_an_engine_with_too_much_to_answer_asks_for_the_newest_loan_first() -> None:
+    scene = TwiceLent(reclaimAbove=4)
+    scene.load(5)
+    assert scene.decides() == [SERVING, LENT, RECLAIMING]
+
+
+def test_no_other_loan_is_asked_back_while_a_borrower_leaves() -> None:
+    scene = TwiceLent(reclaimAbove=4)
+    scene.load(5)
+    change(scene.town, scene.second, deleting=True)
+    change(scene.town, scene.second_pod, deleting=True)
+    assert scene.decides() == [SERVING, LENT, WAITING]
 
 
 def replace_index(slot: SlotRef, index: int) -> SlotRef:
     return slot.model_copy(update={"index": index})
+
+
+def test_a_loan_that_has_not_begun_is_not_asked_back() -> None:
+    scene = Lent()
+    scene.town.store.remove(scene.trainer.key, scene.trainer.uid)
+    scene.town.slot(scene.engine, 1, "n1")
+    scene.resize(3)
+    assert scene.decides() == [SERVING, SERVING, WAITING]
 
 
 def test_an_engine_that_never_reclaims_waits_for_the_job() -> None:

@@ -187,6 +187,16 @@ def test_at_the_return(rule: str, pod: str | None, waits: float, expected: dict[
     assert told(plan_engine(town.world, engine, NOW).placeholders) == expected, rule
 
 
+def test_a_pod_that_is_on_its_way_out_keeps_no_place() -> None:
+    """A loan was called off while its slot stopped; the slot's next pod is not there yet."""
+    town = Town()
+    town.node(2)
+    engine = returning(town, pod="n1", waits=1)
+    pod = next(pod for pod in town.world.pods.values() if pod.labels.get(SLOT_LABEL) == "1" and pod.node)
+    town.put(replace(pod, deleting=True, ready=False, resource_version=1000))
+    assert told(plan_engine(town.world, engine, NOW).placeholders) == {}
+
+
 def lending(town: Town) -> InferenceEngine:
     """An engine whose slot 1 is lent to a job that trains on n1."""
     engine = town.engine("chat", 2, preemption=LENDS)

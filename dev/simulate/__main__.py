@@ -1,0 +1,37 @@
+"""`python3 -m dev.simulate [office | steady | nightly | FILE.yaml] ...`: one cluster, shared in three ways."""
+
+import argparse
+from pathlib import Path
+
+from dev.progress import step
+from dev.simulate.draw import draw
+from dev.simulate.figures import HEAD, figures, row
+from dev.simulate.run import Policy, play
+from dev.simulate.trace import MADE, Trace, read
+
+
+def main() -> None:
+    """Play traces under each policy; print the figures, draw the pictures."""
+    parser = argparse.ArgumentParser(prog="python3 -m dev.simulate", description=__doc__)
+    parser.add_argument("traces", nargs="*", default=list(MADE), help="names of traces that are made, or YAML files")
+    parser.add_argument("--seed", type=int, default=1, help="of the traces that are made")
+    parser.add_argument("--out", type=Path, default=Path("simulated"), help="folder for the pictures")
+    words = parser.parse_args()
+    for name in words.traces:
+        compare(MADE[name](words.seed) if name in MADE else read(Path(name)), words.out)
+
+
+def compare(trace: Trace, folder: Path) -> None:
+    """One trace under every policy."""
+    step(f"{trace.name}: {len(trace.jobs)} jobs in {trace.days} days")
+    plays = [play(trace, policy) for policy in Policy]
+    table = [HEAD, *(row(played.policy.value, figures(played)) for played in plays)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(HEAD))]
+    for line in table:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+    for file in draw(trace.name, plays, folder):
+        step(f"written: {file}")
+
+
+if __name__ == "__main__":
+    main()
