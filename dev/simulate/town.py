@@ -7,11 +7,20 @@ from sluice_api.claim import AttemptOutcome, Claim, Outcomes, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_api.meta import DEFAULT_GPU_RESOURCE, DEFAULT_POOL, OUTCOMES_ANNOTATION, SCHEDULING_GATE, stage_job_name
+from sluice_api.meta import (
+    DEFAULT_GPU_RESOURCE,
+    DEFAULT_POOL,
+    ENGINE_LABEL,
+    OUTCOMES_ANNOTATION,
+    SCHEDULING_GATE,
+    stage_job_name,
+)
 from sluice_api.reports import EngineReport
+from sluice_api.selectors import LabelSelector
 from sluice_api.stages import PrepareResult, Stage
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import (
+    BudgetView,
     ClaimView,
     Key,
     NamespaceView,
@@ -225,6 +234,17 @@ class Town:
         )
         self.store.put(view, seen=view.seen)
         return view
+
+    def budget(self, engine: str, allowed: int, namespace: str = "team") -> None:
+        """A PodDisruptionBudget of an engine's pods."""
+        version, created = self._next()
+        key = Key("PodDisruptionBudget", namespace, f"{engine}-budget")
+        pods = LabelSelector(match_labels={ENGINE_LABEL: engine})
+        self.put(
+            BudgetView(
+                key=key, uid=f"budget-{version}", resource_version=version, created=created, pods=pods, allowed=allowed
+            )
+        )
 
     def claim(self, node: str, *borrowed: SlotRef, gpus: int = 1, term: int = 1) -> Claim:
         """A claim on GPUs of one node."""

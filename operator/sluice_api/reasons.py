@@ -74,6 +74,11 @@ class Reason(StrEnum):
         "The engines that lend have just got a replica back.",
         "Wait for the end of the pause, or lower preemption.coolDownSeconds.",
     )
+    ENGINE_PROTECTED = (
+        "EngineProtected",
+        "A PodDisruptionBudget lets none of the replicas of the engine that lends go now.",
+        "Wait until it does, or change the budget.",
+    )
     ENGINE_IN_DEMAND = (
         "EngineInDemand",
         "The engines that lend need their replicas themselves.",

@@ -1,4 +1,4 @@
-"""Which namespaces a rule is about: Kubernetes' own label selector, evaluated here."""
+"""Which objects a rule is about: Kubernetes' own label selector, evaluated here."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -53,15 +53,22 @@ class LabelRequirement(Model):
                 return self.key not in labels
 
 
-class NamespaceSelector(Model):
+class LabelSelector(Model):
+    """Objects by their labels. Empty: all of them."""
+
+    match_labels: dict[str, str] = Field(default_factory=dict)
+    match_expressions: tuple[LabelRequirement, ...] = ()
+
+    def selects(self, labels: Mapping[str, str]) -> bool:
+        """Whether an object with these labels is meant."""
+        same = all(labels.get(key) == value for key, value in self.match_labels.items())
+        return same and all(requirement.holds(labels) for requirement in self.match_expressions)
+
+
+class NamespaceSelector(LabelSelector):
     """Namespaces by their labels; every namespace has kubernetes.io/metadata.name. Empty: all of them."""
 
     match_labels: Labels = Field(default_factory=dict, max_length=16, description="Labels that a namespace has.")
     match_expressions: tuple[LabelRequirement, ...] = Field(
         (), max_length=8, description="Further conditions; all must hold."
     )
-
-    def selects(self, labels: Mapping[str, str]) -> bool:
-        """Whether a namespace with these labels is meant."""
-        same = all(labels.get(key) == value for key, value in self.match_labels.items())
-        return same and all(requirement.holds(labels) for requirement in self.match_expressions)

@@ -5,7 +5,7 @@ import pytest
 from sluice_api.stages import Stage
 from tests.integration.claim_scene import ClaimScene
 from tests.integration.conftest import MakeOperator
-from tests.integration.nodes import Nodes
+from tests.integration.nodes import MERGE_PATCH, Nodes
 
 pytestmark = pytest.mark.integration
 
@@ -80,6 +80,23 @@ async def test_an_engine_that_is_raised_takes_its_loan_back_and_lends_again_when
 
     await scene.scale("chat", 2)
     await scene.running("tone", attempt=2)
+
+
+async def test_a_disruption_budget_bounds_what_is_lent(
+    scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator
+) -> None:
+    await nodes.add(f"{namespace}-n1", gpus=2)
+    operator()
+    await scene.engine("chat", replicas=2)
+    await scene.serves(2)
+    place = f"/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets"
+    spec = {"minAvailable": 2, "selector": {"matchLabels": {"sluice.dev/engine": "chat"}}}
+    await scene.kube.call("POST", place, {"metadata": {"name": "both"}, "spec": spec})
+    await scene.job("tone")
+    assert "PodDisruptionBudget" in await scene.job_says("tone", "EngineProtected")
+    assert scene.ready() == 2
+    await scene.kube.call("PATCH", f"{place}/both", {"spec": {"minAvailable": 1}}, MERGE_PATCH)
+    await scene.running("tone")
 
 
 def _lent(scene: ClaimScene) -> list[int]:

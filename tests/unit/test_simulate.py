@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from dev.cache import REPOSITORY
 from dev.simulate.draw import draw
 from dev.simulate.figures import figures
 from dev.simulate.run import Policy, play
 from dev.simulate.trace import Trace, read
+from tests.unit.pages import traces
 
 DAY = """
 name: a-day
@@ -47,6 +49,11 @@ def test_no_more_gpus_are_in_use_than_there_are(trace: Trace, policy: Policy) ->
 
 def test_the_same_trace_gives_the_same_story(trace: Trace) -> None:
     assert play(trace, Policy.SLUICE) == play(trace, Policy.SLUICE)
+
+
+def test_the_trace_of_the_page_can_be_played() -> None:
+    (trace,) = traces(REPOSITORY / "docs/simulator.md")
+    assert figures(play(Trace.model_validate(trace), Policy.SLUICE)).done == 3
 
 
 def test_a_comparison_is_drawn(trace: Trace, tmp_path: Path) -> None:

@@ -26,6 +26,10 @@
 - apiGroups: [""]
   resources: [persistentvolumeclaims, persistentvolumes]
   verbs: [list, watch]
+# A replica is lent only as far as disruption budgets let it go.
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [list, watch]
 # What to do. `get` is also what the operator grants to the agents of engines: one can grant only what one has.
 - apiGroups: [sluice.dev]
   resources: [adapters, finetunejobs, gpupools, inferenceengines]

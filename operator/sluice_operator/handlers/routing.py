@@ -12,6 +12,7 @@ from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, PLACEHOLDER_L
 from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import Stored
 from sluice_operator.observe.views import (
+    BudgetView,
     ClaimView,
     Key,
     NamespaceView,
@@ -108,6 +109,13 @@ def _namespace(
     """Its jobs, and all pools: whom they, and the engines in them, are open to."""
     yield from _all_pools(world)
     yield from _unfinished(links.jobs_in_namespace.groups.get(namespace.key.name, {}))
+
+
+def _budget(
+    _old: Stored | None, _new: Stored | None, _budget: BudgetView, world: World, _links: Links
+) -> Iterator[Key]:
+    """All pools: what engines may lend."""
+    yield from _all_pools(world)
 
 
 def _node(old: Stored | None, new: Stored | None, node: NodeView, world: World, _links: Links) -> Iterator[Key]:
@@ -226,4 +234,5 @@ _ROUTES: Mapping[type, Callable[..., Iterator[Key]]] = {
     SlotView: _slot,
     ClaimView: _claim,
     VolumeView: _volume,
+    BudgetView: _budget,
 }

@@ -20,11 +20,13 @@ from sluice_api.meta import (
     STAGE_LABEL,
     TEMPLATE_ANNOTATION,
 )
+from sluice_api.selectors import LabelSelector
 from sluice_api.stages import Stage
 from sluice_operator.observe.parse_pod import parse_pod
 from sluice_operator.observe.quantity import amounts
 from sluice_operator.observe.raw import Body, condition, metadata_of, moment
 from sluice_operator.observe.views import (
+    BudgetView,
     ClaimView,
     Key,
     NamespaceView,
@@ -152,6 +154,16 @@ def _namespace(body: Body) -> NamespaceView:
     return NamespaceView(**metadata_of("Namespace", body))
 
 
+def _budget(body: Body) -> BudgetView:
+    selector, status = (body.get("spec") or {}).get("selector"), body.get("status") or {}
+    counted = int(status.get("observedGeneration") or 0) >= int(body["metadata"].get("generation") or 0)
+    return BudgetView(
+        **metadata_of("PodDisruptionBudget", body),
+        pods=None if selector is None else LabelSelector.model_validate(selector),
+        allowed=int(status.get("disruptionsAllowed") or 0) if counted else 0,
+    )
+
+
 def _node(body: Body) -> NodeView:
     spec, status = body.get("spec") or {}, body.get("status") or {}
     taints = (Taint(t["key"], t.get("value") or "", t["effect"]) for t in spec.get("taints") or ())
@@ -200,6 +212,7 @@ _READERS: Mapping[str, Callable[[Body], Stored]] = {
     "Deployment": _slot,
     "PersistentVolumeClaim": _claim,
     "PersistentVolume": _volume,
+    "PodDisruptionBudget": _budget,
 }
 
 KINDS = tuple(_READERS)

@@ -29,6 +29,7 @@ from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import KINDS, Parsed, Stored, Unreadable, key_of, uid_of, version_of
 from sluice_operator.observe.parse_pod import is_ours
 from sluice_operator.observe.views import (
+    BudgetView,
     ClaimView,
     Key,
     NamespaceView,
@@ -93,9 +94,11 @@ class Store:
         self._slots: Table[SlotView] = Table()
         self._claims: Table[ClaimView] = Table()
         self._volumes: Table[VolumeView] = Table()
+        self._budgets: Table[BudgetView] = Table()
         tables = (
             self._jobs, self._engines, self._adapters, self._pools, self._namespaces, self._nodes,
             self._pods, self._stage_jobs, self._slots, self._claims, self._volumes,
+            self._budgets,
         )  # fmt: skip
         self._tables: dict[str, Table[Any]] = dict(zip(KINDS, tables, strict=True))
 
@@ -107,6 +110,7 @@ class Store:
         self._slots_of: Index[str, SlotView] = Index(_controller)
         self._claiming: Index[bool, StageJobView] = Index(_with_claim)
         self._claims_on: Index[str, StageJobView] = Index(_claimed_node)
+        self._budgets_in: Index[str, BudgetView] = Index(_namespace)
         self._unfinished: Index[str, FineTuneJob] = Index(_pool_of_unfinished)
         self.links = Links()
         """Indices beside the World's: who is to be looked at again when something else changes."""
@@ -124,6 +128,7 @@ class Store:
             "Job": (self._stage_jobs_of, self._claiming, self._claims_on, self.links.borrowing),
             "Deployment": (self._slots_of,),
             "PersistentVolumeClaim": (self.links.bound_to,),
+            "PodDisruptionBudget": (self._budgets_in,),
         }
 
         self._last_words: set[str] = set()
@@ -167,6 +172,7 @@ class Store:
             claims_on=self._claims_on.groups,
             claims_from=self.links.borrowing.groups,
             unfinished=self._unfinished.groups,
+            budgets_in=self._budgets_in.groups,
             reports=MappingProxyType(self._reports),
             heartbeats=MappingProxyType(self._heartbeats),
             term=self.term,
@@ -350,6 +356,10 @@ def _reserved_for(pod: PodView) -> tuple[tuple[str, str], ...]:
 
 def _with_claim(stage_job: StageJobView) -> tuple[bool, ...]:
     return (True,) if stage_job.claim else ()
+
+
+def _namespace(view: View) -> tuple[str, ...]:
+    return (view.key.namespace,)
 
 
 def _claimed_node(stage_job: StageJobView) -> tuple[str, ...]:

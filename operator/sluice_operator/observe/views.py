@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from sluice_api.claim import Claim
+from sluice_api.selectors import LabelSelector
 from sluice_api.stages import Stage
 
 
@@ -45,6 +46,16 @@ class View:
 
 Resources = Mapping[str, int]
 """Amounts by resource name: `cpu` in millicores, `memory` in bytes, others counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetView(View):
+    """A PodDisruptionBudget."""
+
+    pods: LabelSelector | None
+    """Which pods of its namespace it is about, by their labels; none selects none."""
+    allowed: int
+    """How many of them may go now; 0 while its controller has not counted yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reports import EngineReport
 from sluice_operator.observe.views import (
+    BudgetView,
     ClaimView,
     Key,
     NamespaceView,
@@ -74,6 +75,8 @@ class World:
     slots: Mapping[Key, SlotView] = field(default_factory=dict)
     claims: Mapping[Key, ClaimView] = field(default_factory=dict)
     volumes: Mapping[Key, VolumeView] = field(default_factory=dict)
+    budgets_in: Mapping[str, Mapping[Key, BudgetView]] = field(default_factory=dict)
+    """PodDisruptionBudgets by their namespace."""
 
     pods_of: Mapping[str, Mapping[Key, PodView]] = field(default_factory=dict)
     """Pods by the uid of their controller: a Job's, or a ReplicaSet's."""

@@ -1,7 +1,7 @@
 """Who has which GPU: every node of a pool with its claims, engine slots, strangers and what is free."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import ENGINE_LABEL, SLOT_LABEL
 from sluice_operator.observe.views import Key, NodeView, PodView
 from sluice_operator.observe.world import World, engine_key
+from sluice_operator.plan.budgets import may_lose
 from sluice_operator.plan.claims import LiveClaim, borrowers, heirs, live_claims_from, live_claims_on
 from sluice_operator.plan.pools import pool_nodes, refusal
 from sluice_operator.plan.room import holding
@@ -74,6 +75,8 @@ class Stock:
     nodes: Mapping[str, NodeStock]
     waiting_slots: tuple[SlotRef, ...]
     """Slots that should exist and find no GPU."""
+    may_lose: Mapping[str, int] = field(default_factory=dict)
+    """Replicas that serve and that disruption budgets let go, by the uid of the engine."""
     granted: tuple[str, ...] = ()
     """Jobs that were given GPUs in this same decision, as namespace/name."""
 
@@ -116,7 +119,7 @@ def take_stock(world: World, pool: GPUPool) -> Stock:
             waiting.append(ref(engine, index))
         else:
             stocks[home.name] = replace(home, slots=(*home.slots, _placed(world, engine, index, None)))
-    return Stock(pool, stocks, tuple(waiting))
+    return Stock(pool, stocks, tuple(waiting), {engine.metadata.uid: may_lose(world, engine) for engine in engines})
 
 
 def engines_of(world: World, pool: GPUPool) -> list[InferenceEngine]:

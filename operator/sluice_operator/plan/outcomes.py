@@ -165,8 +165,9 @@ def compact(outcomes: Outcomes) -> Outcomes:
 
     A job that waits behind a quota makes one every minute, and an annotation has an end.
     """
-    given_up = [a for a in outcomes.attempts if a.reason in GIVEN_UP]
+    given_up = [place for place, attempt in enumerate(outcomes.attempts) if attempt.reason in GIVEN_UP]
     if len(given_up) <= _GIVEN_UP_KEPT:
         return outcomes
-    dropped = given_up[:-_GIVEN_UP_KEPT]
-    return outcomes.model_copy(update={"attempts": tuple(a for a in outcomes.attempts if a not in dropped)})
+    dropped = {*given_up[:-_GIVEN_UP_KEPT]}
+    kept = tuple(attempt for place, attempt in enumerate(outcomes.attempts) if place not in dropped)
+    return outcomes.model_copy(update={"attempts": kept})

@@ -1,5 +1,6 @@
 """Where a job goes: the node, the slots that it borrows, the training of lower priority whose place it takes."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -76,14 +77,20 @@ def stock_after(world: World, stock: Stock, job: FineTuneJob, claim: Claim) -> S
     returned = {slot for live in displaced for slot in live.claim.borrowed} - {*claim.borrowed}
     lent = sum(slot.gpus for slot in node.slots if slot.slot in claim.borrowed)
     freed = sum(live.claim.gpus for live in displaced) - gpus_of_slots(world, returned)
-    return stock.with_node(
-        replace(
-            node,
-            claims=tuple(live for live in node.claims if live not in displaced),
-            claimed=node.claimed - freed + max(claim.gpus, lent),
-            slots=tuple(slot for slot in node.slots if slot.slot not in claim.borrowed),
+    stopped = Counter(slot.engine.metadata.uid for slot in node.slots if slot.serving and slot.slot in claim.borrowed)
+    may_lose = {uid: left - stopped[uid] for uid, left in stock.may_lose.items()} if stopped else stock.may_lose
+    return (
+        replace(stock, may_lose=may_lose)
+        .with_node(
+            replace(
+                node,
+                claims=tuple(live for live in node.claims if live not in displaced),
+                claimed=node.claimed - freed + max(claim.gpus, lent),
+                slots=tuple(slot for slot in node.slots if slot.slot not in claim.borrowed),
+            )
         )
-    ).with_granted(job)
+        .with_granted(job)
+    )
 
 
 def _claim(world: World, stock: Stock, job: FineTuneJob, room: Placement) -> Claim:

@@ -32,14 +32,16 @@ def _price(slot: PlacedSlot) -> tuple[bool, int, int, float, str]:
 
 
 def _floor_allows(stock: Stock, taken: list[PlacedSlot], engine: InferenceEngine) -> bool:
-    """Whether the engine keeps its floor: of the slots that it has, and of those that serve, if one of them goes."""
+    """Whether the engine keeps its floor, of the slots that it has and of those that serve, and its budgets hold."""
     mine = stock.slots_of.get(engine.metadata.uid, ())
     gone = {victim.slot for victim in taken}
     left = [slot for slot in mine if slot.slot not in gone]
     if len(left) < floor_of(engine):
         return False
-    takes_serving = any(victim.serving for victim in taken if victim.engine.metadata.uid == engine.metadata.uid)
-    return not takes_serving or sum(1 for slot in left if slot.serving) >= floor_of(engine)
+    stopped = sum(1 for victim in taken if victim.serving and victim.engine.metadata.uid == engine.metadata.uid)
+    if stopped > stock.may_lose.get(engine.metadata.uid, stopped):
+        return False
+    return not stopped or sum(1 for slot in left if slot.serving) >= floor_of(engine)
 
 
 def _irreducible(taken: list[PlacedSlot], gpus: int) -> tuple[PlacedSlot, ...]:

@@ -146,6 +146,9 @@ def _why_nothing_is_lent(
             left = sum(1 for slot in slots if slot.engine.metadata.uid == engine.metadata.uid)
             if left > floor_of(engine) and waiting:
                 return Reason.BEHIND_IN_QUEUE, f"What {engine.metadata.name} may lend is kept for those in front."
+            if not stock.may_lose.get(engine.metadata.uid, 1):
+                budget = f"a PodDisruptionBudget lets none of the replicas of {engine.metadata.name} go now"
+                return Reason.ENGINE_PROTECTED, f"{budget}."
             at = f"{left} of {engine.spec.replicas} replicas are left, its floor is {floor_of(engine)}"
             return Reason.ENGINE_AT_FLOOR, f"{engine.metadata.name} can lend no more: {at}."
     for engine, refused in refusals:

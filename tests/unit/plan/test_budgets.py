@@ -1,0 +1,80 @@
+"""PodDisruptionBudgets are honoured when replicas are lent, though no eviction asks them."""
+
+import pytest
+
+from sluice_api.claim import SlotRef
+from sluice_operator.observe.parse import parse
+from sluice_operator.observe.views import BudgetView
+from sluice_operator.observe.world import job_key
+from tests.unit.plan.worlds import allocated, describe
+from tests.unit.plan.worlds import parse as world
+
+
+@pytest.mark.parametrize(
+    ("rule", "allowed", "jobs", "expected"),
+    [
+        ("as many as it lets go may be lent", 1, 1, "a takes chat/2"),
+        ("none when it lets none go", 0, 1, "a waits EngineProtected"),
+        ("it bounds what is lent at once", 1, 2, "a takes chat/2; b waits EngineProtected"),
+        ("and what one job borrows", 2, 2, "a takes chat/2; b takes chat/1"),
+    ],
+)
+def test_a_budget_bounds_what_an_engine_lends(rule: str, allowed: int, jobs: int, expected: str) -> None:
+    town = world("pool: 3 gpus | chat: 3 replicas")
+    town.budget("chat", allowed)
+    for name in ("a", "b")[:jobs]:
+        town.job(name)
+    assert describe(allocated(town)) == expected, rule
+
+
+def test_a_replica_that_does_not_serve_yet_is_no_disruption() -> None:
+    town = world("pool: 2 gpus | chat: 2 replicas, ready 1 | a: needs 1")
+    town.budget("chat", 0)
+    assert describe(allocated(town)) == "a takes chat/1"
+
+
+def test_a_budget_of_others_is_not_asked() -> None:
+    town = world("pool: 2 gpus | chat: 2 replicas | a: needs 1")
+    town.budget("other", 0)
+    town.budget("chat", 0, namespace="elsewhere")
+    assert describe(allocated(town)) == "a takes chat/1"
+
+
+def test_a_replica_that_is_about_to_stop_is_counted_before_the_budget_knows() -> None:
+    town = world("pool: 3 gpus | chat: 3 replicas")
+    town.budget("chat", 1)
+    town.stage_job(town.job("a"), claim=town.claim("n1", SlotRef(namespace="team", engine="chat", index=2)))
+    town.job("b")
+    allocation = allocated(town)
+    assert describe(allocation) == "b waits EngineProtected"
+    assert "lets none of the replicas of chat go now" in allocation.waits[job_key("team", "b")].message
+
+
+@pytest.mark.parametrize(
+    ("case", "spec", "status", "generation", "expected"),
+    [
+        (
+            "counted",
+            {"selector": {"matchLabels": {"a": "b"}}},
+            {"disruptionsAllowed": 2, "observedGeneration": 3},
+            3,
+            2,
+        ),
+        ("not counted yet", {"selector": {}}, {"disruptionsAllowed": 2, "observedGeneration": 2}, 3, 0),
+        ("new", {"selector": {}}, {}, 1, 0),
+        ("about no pod", {}, {"disruptionsAllowed": 0, "observedGeneration": 1}, 1, 0),
+    ],
+)
+def test_a_budget_is_read(case: str, spec: object, status: object, generation: int, expected: int) -> None:
+    metadata = {
+        "name": "chat",
+        "namespace": "team",
+        "uid": "1",
+        "resourceVersion": "1",
+        "creationTimestamp": "2026-11-22T12:00:00Z",
+        "generation": generation,
+    }
+    budget = parse("PodDisruptionBudget", {"metadata": metadata, "spec": spec, "status": status})
+    assert isinstance(budget, BudgetView)
+    assert budget.allowed == expected, case
+    assert (budget.pods is None) == (case == "about no pod")
