@@ -159,14 +159,15 @@ def overlapped_by(world: World, mine: LiveClaim) -> LiveClaim | None:
     """
     my_place = standing(world, mine)
     below = {mine.stage_job.uid, *(ref.uid for ref in mine.claim.displaced)}
-    before = [c for c in _rivals(world, mine) if c.stage_job.uid not in below and standing(world, c) < my_place]
+    rivals = _rivals(world, mine)
+    before = [c for c in rivals if c.stage_job.uid not in below and standing(world, c) < my_place]
     for other in before:
         same_job = other.job.metadata.uid == mine.job.metadata.uid and not other.stage_job.finished
         if same_job or set(other.claim.borrowed) & set(mine.claim.borrowed):
             return other
     node = world.nodes.get(Key("Node", "", mine.claim.node))
     room = node.allocatable.get(mine.claim.resource, 0) if node else 0
-    going = heirs(world, before)
+    going = heirs(world, rivals)
     on_node = [
         c
         for c in before

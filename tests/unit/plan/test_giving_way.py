@@ -174,6 +174,17 @@ def test_a_later_claim_on_free_gpus_is_not_overlapped_by_two_that_share_theirs()
     assert [overlapped_by(scene.town.world, live) for live in claims] == [None, None, None]
 
 
+def test_what_is_left_of_a_place_goes_to_the_next_in_line() -> None:
+    """Seen in a million random operations: the next one's claim, with a name before the other's, gave way to `low`."""
+    town = parse("pool: 2 gpus | low: needs 2, yields, on n1 | high: needs 1, queue, priority 5 | a: needs 1, queue")
+    allocation = allocated(town)
+    assert describe(allocation) == "a takes n1; high takes n1 from low"
+    for key, claim in allocation.claims.items():
+        town.stage_job(town.world.jobs[key], claim=claim, created=NOW)
+    found = {live.name: overlapped_by(town.world, live) for live in live_claims(town.world)}
+    assert found == {"team/low": None, "team/high": None, "team/a": None}
+
+
 # To the engine that lent the GPUs
 
 
