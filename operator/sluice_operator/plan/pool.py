@@ -9,15 +9,20 @@ from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World
 from sluice_operator.plan.conditions import condition
 from sluice_operator.plan.inventory import Stock, engines_of, take_stock
+from sluice_operator.plan.pools import taken_by_elders
 from sluice_operator.plan.slots import ref
 
 
-def pool_status(stock: Stock, waiting: int, now: datetime) -> GPUPoolStatus:
+def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUPoolStatus:
     """The status of a pool whose GPUs have been counted."""
     pool, nodes = stock.pool, list(stock.nodes.values())
     usable = [node for node in nodes if not node.refusal]
     reason = Reason.POOL_READY if usable else Reason.NO_NODES
-    names = ", ".join(f"{node.name} is {node.refusal}" for node in nodes if node.refusal)
+    notes = [f"{node.name} is {node.refusal}." for node in nodes if node.refusal]
+    notes += [
+        f"{count} more that it selects belong to pool {name}, which is older."
+        for name, count in taken_by_elders(world, pool).items()
+    ]
     lent = sum(len(live.claim.borrowed) and live.claim.gpus for node in nodes for live in node.claims)
     return GPUPoolStatus(
         observed_generation=pool.metadata.generation,
@@ -27,7 +32,7 @@ def pool_status(stock: Stock, waiting: int, now: datetime) -> GPUPoolStatus:
                 READY,
                 "True" if usable else "False",
                 reason,
-                f"{len(usable)} of {len(nodes)} nodes take pods. {names}".strip(),
+                " ".join([f"{len(usable)} of {len(nodes)} nodes take pods.", *notes]),
                 pool.metadata.generation,
                 now,
             ),
@@ -46,7 +51,7 @@ def pool_status(stock: Stock, waiting: int, now: datetime) -> GPUPoolStatus:
 def pool_usage(world: World, pool: GPUPool) -> GPUPoolStatus:
     """The same counts for a gauge, without conditions."""
     stock = take_stock(world, pool)
-    counted = pool_status(stock, 0, datetime.min.replace(tzinfo=UTC))
+    counted = pool_status(world, stock, 0, datetime.min.replace(tzinfo=UTC))
     return counted.model_copy(update={"conditions": ()})
 
 

@@ -17,13 +17,43 @@ def find_pool(world: World, name: str) -> GPUPool | None:
 
 
 def nodes_of(world: World, pool: GPUPool) -> Iterator[NodeView]:
-    """Nodes with the pool's labels that offer its resource, in any order."""
-    selector = pool.spec.node_selector.items()
+    """Nodes with the pool's labels that offer its resource, in any order.
+
+    A node that two pools select is the older one's: no GPU is in two. `default` that nobody made comes last.
+    """
+    elders = _elders(world, pool)
     return (
         node
         for node in world.nodes.values()
-        if node.allocatable.get(pool.spec.resource_name, 0) > 0
-        and all(node.labels.get(label) == value for label, value in selector)
+        if _selects(pool, node) and not any(_selects(elder, node) for elder in elders)
+    )
+
+
+def taken_by_elders(world: World, pool: GPUPool) -> dict[str, int]:
+    """How many of the nodes that a pool selects belong to each older pool."""
+    found: dict[str, int] = {}
+    elders = _elders(world, pool)
+    for node in world.nodes.values() if elders else ():
+        owner = next((elder for elder in elders if _selects(elder, node)), None)
+        if owner and _selects(pool, node):
+            found[owner.metadata.name] = found.get(owner.metadata.name, 0) + 1
+    return found
+
+
+def _elders(world: World, pool: GPUPool) -> list[GPUPool]:
+    """The older pools of the same resource, oldest first."""
+    others = (other for other in world.pools.values() if other.spec.resource_name == pool.spec.resource_name)
+    return sorted((other for other in others if _age(other) < _age(pool)), key=_age)
+
+
+def _age(pool: GPUPool) -> tuple[bool, str, str]:
+    created = pool.metadata.creation_timestamp
+    return (created is None, created.isoformat() if created else "", pool.metadata.name)
+
+
+def _selects(pool: GPUPool, node: NodeView) -> bool:
+    return node.allocatable.get(pool.spec.resource_name, 0) > 0 and all(
+        node.labels.get(label) == value for label, value in pool.spec.node_selector.items()
     )
 
 

@@ -40,7 +40,7 @@ async def reconcile_pool(
     for engine in engines_with_room(store.world(), stock):
         store.wake(key_of(engine))  # GPUs have come free; nothing else tells it
     if key in store.world().pools:
-        status = pool_status(stock, len(allocation.waits), now)
+        status = pool_status(store.world(), stock, len(allocation.waits), now)
         await write_status(cluster, pool, status)
     return until(again_at, now)
 

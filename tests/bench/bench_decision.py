@@ -1,0 +1,94 @@
+"""What a decision costs: who gets which GPU, in memory, as nodes and waiting jobs grow.
+
+Nodes of 8 GPUs, all in use: by 200 engines of two replicas, of which one may be lent, and by training. Half of the jobs
+that wait may borrow, of 20 namespaces and 5 priorities. `count` takes stock of a pool, `decide` hands its GPUs out, to
+all jobs at once; `place` finds the victims for the one job that is next. The first figure of each is the median.
+"""
+
+import gc
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+from dev.simulate.town import NOW, Town
+from sluice_api.gpupool import NamespaceQuota
+from sluice_operator.observe.world import World
+from sluice_operator.plan.allocation import allocate, pending
+from sluice_operator.plan.borrowing import Held, Market
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.placement import place
+from sluice_operator.plan.pools import find_pool
+
+GRID = ((10, 1_000), (100, 1_000), (1_000, 1_000), (1_000, 3_000), (1_000, 10_000))
+ENGINES, NAMESPACES = 200, 20
+TIMES, PLACEMENTS = 7, 200
+_UNBOUND = NamespaceQuota()
+
+
+def town(nodes: int, jobs: int) -> Town:
+    """A pool in which nothing is free."""
+    made = Town()
+    free = {made.node(8).key.name: 8 for _ in range(nodes)}
+    for number in range(min(ENGINES, 2 * nodes)):
+        terms = {"policy": "ScaleDown", "minReplicas": 1}
+        engine = made.engine(f"e{number}", 2, namespace=f"ns{number % NAMESPACES}", preemption=terms)
+        for index in (0, 1):
+            node = f"n{(2 * number + index) % nodes + 1}"
+            made.slot(engine, index, node)
+            free[node] -= 1
+    for node, left in free.items():
+        for number in range(left):
+            job = made.job(f"{node}-{number}", namespace=f"ns{number % NAMESPACES}")
+            made.trainer_pod(made.stage_job(job, claim=made.claim(node)), node)
+    for number in range(jobs):
+        scheduling = {"policy": "Preempt" if number % 2 else "Queue", "priority": number % 5}
+        made.job(f"waits-{number}", 1 + number % 4, namespace=f"ns{number % NAMESPACES}", scheduling=scheduling)
+    return made
+
+
+def milliseconds(work: Callable[[], object], times: int = TIMES) -> tuple[float, float, float]:
+    """Median, least and most, without garbage collections in between."""
+    took = []
+    for _ in range(times):
+        gc.collect()
+        began = time.perf_counter()
+        work()
+        took.append((time.perf_counter() - began) * 1000)
+    return median(took), min(took), max(took)
+
+
+def choices(world: World) -> list[float]:
+    """How long it takes to find the victims for one job, for many jobs that may borrow."""
+    pool = find_pool(world, "default")
+    assert pool is not None
+    stock = take_stock(world, pool)
+    market = Market(world, stock, NOW)
+    took = []
+    for job in [job for job in pending(world, pool, NOW) if job.spec.scheduling.policy == "Preempt"][:PLACEMENTS]:
+        terms = market.terms(job, quota=_UNBOUND, held=Held())
+        began = time.perf_counter()
+        place(world, stock, job, terms, False, NOW)
+        took.append((time.perf_counter() - began) * 1000)
+    return sorted(took)
+
+
+def main() -> None:
+    """Print the table."""
+    columns = ("count", "least", "most", "decide", "least", "most", "place p50", "p99")
+    lines = [f"{'nodes':>6}{'waiting':>9}{'claims':>8}" + "".join(f"{name:>10}" for name in columns)]
+    for nodes, jobs in GRID:
+        world = town(nodes, jobs).world
+        pool = find_pool(world, "default")
+        assert pool is not None
+        counting = milliseconds(partial(take_stock, world, pool))
+        deciding = milliseconds(partial(allocate, world, pool, NOW))
+        took = choices(world)
+        figures = (*counting, *deciding, took[len(took) // 2], took[int(len(took) * 0.99)])
+        lines.append(f"{nodes:>6}{jobs:>9}{len(world.claiming):>8}" + "".join(f"{figure:>10.1f}" for figure in figures))
+    sys.stdout.write("milliseconds\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

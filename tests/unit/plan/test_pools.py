@@ -1,0 +1,45 @@
+"""Which nodes are a pool's: no GPU is in two."""
+
+import pytest
+
+from dev.simulate.town import NOW, Town
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.pool import pool_status
+from sluice_operator.plan.pools import find_pool, pool_nodes
+from tests.unit.plan.worlds import allocated, describe
+
+
+def overlapping() -> Town:
+    """Two nodes; the older pool selects the first, the younger one both."""
+    town = Town()
+    town.node(1, labels={"kind": "a100"})
+    town.node(1)
+    town.pool("old", nodeSelector={"kind": "a100"})
+    town.pool("young")
+    return town
+
+
+@pytest.mark.parametrize(("name", "nodes"), [("old", ["n1"]), ("young", ["n2"]), ("default", [])])
+def test_a_node_that_two_pools_select_is_the_older_ones(name: str, nodes: list[str]) -> None:
+    world = overlapping().world
+    pool = find_pool(world, name)
+    assert pool is not None
+    assert [node.key.name for node in pool_nodes(world, pool)] == nodes
+
+
+def test_a_pool_says_which_of_its_nodes_are_anothers() -> None:
+    world = overlapping().world
+    pool = find_pool(world, "young")
+    assert pool is not None
+    (ready,) = pool_status(world, take_stock(world, pool), 0, NOW).conditions
+    assert ready.message == "1 of 1 nodes take pods. 1 more that it selects belong to pool old, which is older."
+
+
+def test_pools_of_two_resources_may_share_a_node() -> None:
+    town = overlapping()
+    town.pool("parts", resourceName="example.com/slice")
+    town.job("a")
+    assert describe(allocated(town)) == "a waits NoNodes"
+    pool = find_pool(town.world, "young")
+    assert pool is not None
+    assert len(pool_nodes(town.world, pool)) == 1
