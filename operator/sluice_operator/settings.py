@@ -34,6 +34,8 @@ class Settings:
     """A training pod that is not bound so long after its gate came off gives its claim up."""
     lease_seconds: int = 15
     workers: int = 8
+    give_back_seconds: int = 120
+    """For how long an uninstall waits for lent replicas to come back, from the moment the operator has stopped."""
     resync_seconds: int = 300
     """Between two full list-and-diff passes that repair what a watch lost."""
     progress_port: int = 8080

@@ -115,7 +115,8 @@ class Kubectl:
             if watches is not None:
                 watches.append(process)
             for line in process.stdout or ():
-                yield json.loads(line)
+                if line.endswith("\n"):  # the last one may be cut when the process is ended
+                    yield json.loads(line)
 
 
 @contextmanager

@@ -21,6 +21,8 @@ class FakeKubelet:
     history: History
     runs: Callable[[Body], bool] = lambda _pod: True
     """Which bound pods run."""
+    ends: Callable[[Body], bool] = lambda _pod: True
+    """Which deleted pods end."""
     exit_code: int = 75
     """How a stage's pod ends that is deleted: trainers save their state and ask to be tried again."""
     _started: set[str] = field(default_factory=set)
@@ -47,7 +49,7 @@ class FakeKubelet:
             return
         uid = pod["metadata"]["uid"]
         if pod["metadata"].get("deletionTimestamp"):
-            if uid not in self._ended:
+            if uid not in self._ended and self.ends(pod):
                 self._ended.add(uid)
                 self._do(self._end(pod))
         elif uid not in self._started and self.runs(pod):

@@ -80,6 +80,8 @@ capabilities: {drop: [ALL]}
   value: {{ .Values.timing.stageStartDeadlineSeconds | quote }}
 - name: SLUICE_BIND_DEADLINE_SECONDS
   value: {{ .Values.timing.bindDeadlineSeconds | quote }}
+- name: SLUICE_GIVE_BACK_SECONDS
+  value: {{ .Values.uninstall.deadlineSeconds | quote }}
 - name: SLUICE_LEASE_SECONDS
   value: {{ .Values.timing.leaseSeconds | quote }}
 - name: SLUICE_RESYNC_SECONDS

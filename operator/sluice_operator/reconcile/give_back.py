@@ -18,24 +18,25 @@ from sluice_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-DEADLINE_SECONDS = 70
-"""From the moment at which the operator has stopped writing."""
-PAUSE_SECONDS = 1.0
+_PAUSE_SECONDS = 1.0
 
 
 async def give_back(api: Api, store: Store, cluster: Cluster, lease: Lease, settings: Settings) -> None:
     """Take the lease from the operator, which may still run, and undo every loan.
 
-    Always returns: an uninstall goes on even if a slot is not back, which the log then says.
+    Always returns: an uninstall goes on even if a slot is not back, which the log then says. Deployments and Jobs
+    that are on their way end without Sluice; a placeholder would stay for ever, so none is left.
     """
     await lease.take()
     store.term, store.since = lease.term, datetime.now(UTC)
     keeping = asyncio.create_task(lease.keep())
     try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            await _until_given_back(api, store, cluster, settings)
-    except TimeoutError:
-        logger.warning("gave up: not everything is back", extra=_missing(store.world()))
+        try:
+            async with asyncio.timeout(settings.give_back_seconds):
+                await _until_given_back(api, store, cluster, settings)
+        except TimeoutError:
+            logger.warning("gave up: not everything is back", extra=_missing(store.world()))
+            await _remove_placeholders(store.world(), cluster)
     except NotLeading:
         logger.warning("gave up: another process took the lease", extra=_missing(store.world()))
     finally:
@@ -56,7 +57,7 @@ async def _until_given_back(api: Api, store: Store, cluster: Cluster, settings: 
             if not _missing(store.world()):
                 logger.info("every slot is back")
                 return
-        await asyncio.sleep(PAUSE_SECONDS)
+        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 async def _step(store: Store, cluster: Cluster, settings: Settings) -> None:
@@ -66,6 +67,12 @@ async def _step(store: Store, cluster: Cluster, settings: Settings) -> None:
             await cluster.delete(stage_job.key, stage_job.uid, foreground=True)
     for key in tuple(store.world().engines):
         await reconcile_engine(key, store, cluster, settings, datetime.now(UTC))
+
+
+async def _remove_placeholders(world: World, cluster: Cluster) -> None:
+    for pods in world.placeholders.values():
+        for pod in pods.values():
+            await cluster.delete(pod.key, pod.uid, foreground=False)
 
 
 def _unfinished(world: World) -> list[StageJobView]:
