@@ -25,7 +25,7 @@ from sluice_api.meta import (
 )
 from sluice_api.resource import Metadata
 from sluice_api.stages import ExitCode, ExportResult, Stage, StageOutcome, TrainResult
-from sluice_operator.observe.views import Key, NodeView, PodView, Termination, View
+from sluice_operator.observe.views import Key, NodeView, PodView, StageJobView, Termination, View
 from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.allocation import allocate
 from sluice_operator.plan.engine import plan_engine
@@ -102,8 +102,8 @@ class Cluster:
             self._update(job.KIND.kind, job, metadata=metadata)
         if decision.start:
             self._create(job, decision.start)
-        for pod in decision.bind:
-            self._change(pod, gates=(), bound_at=self.now, nominated_node=decision.node)
+        for pod, node in decision.bind:
+            self._change(pod, gates=(), bound_at=self.now, nominated_node=node)
         for doomed in decision.delete:
             self._change(doomed, deleting=True)
 
@@ -153,14 +153,26 @@ class Cluster:
                     for pod in list(pods.values()):
                         self.town.store.remove(pod.key, pod.uid)
             elif not pods and not stage_job.finished:
-                self.made += 1
-                gates = (SCHEDULING_GATE,) if stage_job.claim else ()
-                self.town.trainer_pod(stage_job, created=self.now, gates=gates)
-            elif pods and all(pod.ended for pod in pods.values()) and not stage_job.finished:
-                good = all(pod.termination and pod.termination.exit_code == 0 for pod in pods.values())
-                self._change(stage_job, finished="Complete" if good else "Failed", finished_at=self.now)
+                self._make_pods(stage_job)
+            elif not stage_job.finished:
+                self._finish(stage_job, list(pods.values()))
         self._deployments()
         self._orphans()
+
+    def _make_pods(self, stage_job: StageJobView) -> None:
+        gates = (SCHEDULING_GATE,) if stage_job.claim else ()
+        for index in range(len(stage_job.claim.nodes) if stage_job.claim else 1):
+            self.made += 1
+            self.town.trainer_pod(stage_job, index=index, created=self.now, gates=gates)
+
+    def _finish(self, stage_job: StageJobView, pods: list[PodView]) -> None:
+        """The pod with index 0 decides for all when it ends well, and any that fails."""
+        good = any(pod.index == 0 and _exit_code(pod) == 0 for pod in pods)
+        if not good and not any(_exit_code(pod) for pod in pods):
+            return
+        self._delete_pods(pods)
+        if all(pod.ended for pod in self.world.pods_of[stage_job.uid].values()):
+            self._change(stage_job, finished="Complete" if good else "Failed", finished_at=self.now)
 
     def _deployments(self) -> None:
         for slot in list(self.world.slots.values()):
@@ -198,7 +210,7 @@ class Cluster:
 
     def _delete_pods(self, pods: list[PodView]) -> None:
         for pod in pods:
-            if not pod.deleting:
+            if not pod.deleting and not pod.ended:
                 self._change(pod, deleting=True, ready=False)
             if not pod.node and not pod.ended:
                 self._change(pod, deleting=True, ended=True, ready=False)
@@ -311,3 +323,10 @@ def _priority(pod: PodView | None) -> int:
     """As the chart has it; a pod of others has its placeholders' priority."""
     labels = pod.labels if pod else {}
     return 1000 if "sluice.dev/job" in labels else 10 if "sluice.dev/engine" in labels else 9
+
+
+def _exit_code(pod: PodView) -> int | None:
+    """How a pod ended; None while it has not."""
+    if pod.termination:
+        return pod.termination.exit_code
+    return 1 if pod.ended else None

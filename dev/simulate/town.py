@@ -1,9 +1,10 @@
 """A store that is filled in a few words: what there is, without a cluster."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sluice_api.claim import AttemptOutcome, Claim, Outcomes, SlotRef
+from sluice_api.claim import AttemptOutcome, Claim, Outcomes, Place, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
@@ -11,6 +12,7 @@ from sluice_api.meta import (
     DEFAULT_GPU_RESOURCE,
     DEFAULT_POOL,
     ENGINE_LABEL,
+    INDEX_LABEL,
     OUTCOMES_ANNOTATION,
     SCHEDULING_GATE,
     stage_job_name,
@@ -246,22 +248,26 @@ class Town:
             )
         )
 
-    def claim(self, node: str, *borrowed: SlotRef, gpus: int = 1, term: int = 1) -> Claim:
-        """A claim on GPUs of one node."""
-        return Claim(pool="default", resource=GPU, node=node, gpus=gpus, borrowed=borrowed, term=term)
+    def claim(self, nodes: str | Sequence[str], *borrowed: SlotRef, gpus: int = 1, term: int = 1) -> Claim:
+        """A claim of one pod on each of some nodes; on several, the first slot is lent on the first, and so on."""
+        names = [nodes] if isinstance(nodes, str) else list(nodes)
+        slots = [borrowed] if len(names) == 1 else [borrowed[i : i + 1] for i in range(len(names))]
+        places = tuple(Place(node=name, borrowed=tuple(own)) for name, own in zip(names, slots, strict=True))
+        return Claim(pool="default", resource=GPU, gpus=gpus, places=places, term=term)
 
-    def trainer_pod(self, stage_job: StageJobView, node: str = "", **changes: Any) -> PodView:
-        """The pod of a training Job: gated unless it is on a node."""
+    def trainer_pod(self, stage_job: StageJobView, node: str = "", index: int = 0, **changes: Any) -> PodView:
+        """A pod of a training Job: gated unless it is on a node."""
         version, created = self._next()
         gpus = stage_job.claim.gpus if stage_job.claim else 0
         pod = PodView(
-            key=Key("Pod", stage_job.key.namespace, f"{stage_job.key.name}-x"),
-            uid=f"pod-{stage_job.uid}",
+            key=Key("Pod", stage_job.key.namespace, f"{stage_job.key.name}-{index}-x"),
+            uid=f"pod-{stage_job.uid}-{index}",
             resource_version=version,
             owner=Owner("Job", stage_job.key.name, stage_job.uid),
             labels={
                 "sluice.dev/job": stage_job.owner.name if stage_job.owner else "",
                 "sluice.dev/stage": stage_job.stage,
+                INDEX_LABEL: str(index),
             },
             requests={GPU: gpus, "cpu": 1000, "memory": 1 << 30},
             node=node,

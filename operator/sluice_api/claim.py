@@ -1,6 +1,7 @@
-"""The claim: which GPUs a training Job holds, and which engine slots it borrows for them."""
+"""The claim: which GPUs a training Job holds on which nodes, and which engine slots it borrows for them."""
 
 from datetime import datetime
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints
@@ -27,7 +28,7 @@ class AttemptRef(Model):
     namespace: str
     job: str
     uid: str = Field(description="Of its batch/v1 Job.")
-    gpus: PositiveInt
+    gpus: PositiveInt = Field(description="Those that it has on the node.")
 
     @property
     def full_name(self) -> str:
@@ -35,19 +36,65 @@ class AttemptRef(Model):
         return f"{self.namespace}/{self.job}"
 
 
+class Place(Model):
+    """What a claim has on one node."""
+
+    node: str
+    pods: PositiveInt = 1
+    borrowed: tuple[SlotRef, ...] = ()
+    displaced: tuple[AttemptRef, ...] = Field((), description="Attempts of lower priority that give way to it there.")
+
+
 class Claim(Model):
-    """What a training Job holds from its creation until it is over. Never changed."""
+    """What a training Job holds from its creation until it is over, all of it or nothing. Never changed."""
 
     pool: str
     resource: str = Field(description="Name of the extended resource.")
-    node: str
-    gpus: PositiveInt
-    borrowed: tuple[SlotRef, ...] = ()
-    displaced: tuple[AttemptRef, ...] = Field((), description="Attempts of lower priority that give way to it.")
+    gpus: PositiveInt = Field(description="Of each pod.")
+    places: tuple[Place, ...] = Field(min_length=1, description="One for each node.")
     term: NonNegativeInt = Field(
         description="The lease's transition count when it was made. Of two overlapping claims the one of "
         "the higher term holds: its maker had listed every older claim before."
     )
+
+    @cached_property
+    def nodes(self) -> tuple[str, ...]:
+        """The node of each pod, by the pod's index."""
+        return tuple(place.node for place in self.places for _ in range(place.pods))
+
+    @cached_property
+    def all_gpus(self) -> int:
+        """GPUs of all pods."""
+        return self.gpus * len(self.nodes)
+
+    @cached_property
+    def borrowed(self) -> tuple[SlotRef, ...]:
+        """Slots that it borrows, on all nodes."""
+        return tuple(slot for place in self.places for slot in place.borrowed)
+
+    @cached_property
+    def displaced(self) -> frozenset[str]:
+        """Uids of the attempts that give way to it, on any node."""
+        return frozenset(ref.uid for place in self.places for ref in place.displaced)
+
+    def on(self, node: str) -> Place | None:
+        """What it has on a node."""
+        return next((place for place in self.places if place.node == node), None)
+
+    def gpus_on(self, node: str) -> int:
+        """GPUs that it has on a node."""
+        place = self.on(node)
+        return self.gpus * place.pods if place else 0
+
+    def home_of(self, slot: SlotRef) -> str:
+        """The node on which the GPUs of a borrowed slot are; empty if it borrows no such slot."""
+        return next((place.node for place in self.places if slot in place.borrowed), "")
+
+    @property
+    def summary(self) -> str:
+        """As people read it: n1, or n1 (2 pods) and n2."""
+        named = [place.node if place.pods == 1 else f"{place.node} ({place.pods} pods)" for place in self.places]
+        return " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
 
 
 class AttemptOutcome(Model):
@@ -59,7 +106,7 @@ class AttemptOutcome(Model):
     message: Annotated[str, StringConstraints(max_length=2000)] = ""
     started_at: datetime | None = None
     ended_at: datetime | None = None
-    node: str = ""
+    node: str = Field("", description="Of the pod that ended it, or of the only one.")
     by: str = Field("", description="Whom it gave way to: a job or an engine, as namespace/name.")
     step: NonNegativeInt = 0
     checkpoint_step: NonNegativeInt | None = None

@@ -88,7 +88,10 @@ class Training(Model):
     )
     batch_size: int = Field(8, ge=1, le=4096, description="Rows of one optimizer step.")
     micro_batch_size: int | None = Field(
-        None, ge=1, le=4096, description="Rows at once in memory; batchSize must be a multiple. Default: batchSize."
+        None,
+        ge=1,
+        le=4096,
+        description="Rows at once in the memory of one GPU; batchSize must be a multiple. Default: its whole share.",
     )
     warmup_steps: int = Field(10, ge=0, le=100_000, description="Steps until the learning rate is at its peak.")
     checkpoint_every_steps: int = Field(
@@ -112,17 +115,24 @@ class Training(Model):
 
 
 class JobResources(Model):
-    """What the training pod needs."""
+    """What training needs: one pod, or several that train together."""
 
-    gpus: int = Field(
+    gpus: int = Field(1, ge=1, le=64, description="GPUs of each training pod, all on one node.")
+    nodes: int = Field(
         1,
         ge=1,
         le=64,
-        description="GPUs of the training pod, all on one node. The trainer of this version uses the first of them.",
+        description="Training pods that work as one, with `gpus` GPUs each: torchrun's nodes. They get their GPUs all "
+        "at once or not at all, and two may share a node that has room for both. All GPUs share the rows of a step.",
     )
     pool: Name = Field(DEFAULT_POOL, description="The GPUPool that they come from.")
-    memory: Quantity = Field("8Gi", description="Memory request and limit of the training pod.")
-    cpu: Quantity = Field("1", description="CPU request of the training pod; it has no limit.")
+    memory: Quantity = Field("8Gi", description="Memory request and limit of each training pod.")
+    cpu: Quantity = Field("1", description="CPU request of each training pod; it has no limit.")
+
+    @property
+    def all_gpus(self) -> int:
+        """GPUs of all training pods."""
+        return self.gpus * self.nodes
 
 
 class Output(Model):
@@ -164,7 +174,7 @@ class FineTuneJobSpec(Model):
     method: Literal["LoRA"] = Field("LoRA", description="LoRA trains a small adapter beside the frozen model.")
     lora: Lora = Field(default_factory=Lora, description="Shape of the adapter.")
     training: Training = Field(default_factory=Training, description="How to learn.")
-    resources: JobResources = Field(default_factory=JobResources, description="What the training pod needs.")
+    resources: JobResources = Field(default_factory=JobResources, description="What training needs.")
     scheduling: Scheduling = Field(default_factory=Scheduling, description="When the job gets GPUs, and from whom.")
     output: Output = Field(description="Where the result goes.")
     publish: Publish | None = Field(None, description="The engine that serves the result. Absent: none does.")
@@ -190,6 +200,11 @@ class FineTuneJobSpec(Model):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
+            Rule(
+                "self.training.batchSize >= self.resources.gpus * self.resources.nodes",
+                "must be at least resources.gpus x resources.nodes: each GPU needs a row",
+                at=".training.batchSize",
+            ),
             *(
                 Rule(
                     f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})",
@@ -209,7 +224,7 @@ class FineTuneJobSpec(Model):
                     "retry",
                     "managedBy",
                 )
-            )
+            ),
         )
     )
 
@@ -255,8 +270,8 @@ class QueuePlace(Model):
 class Allocation(Model):
     """The GPUs that the job holds, as its training Job's claim says. A mirror: it decides nothing."""
 
-    node: Text = Field("", description="The node.")
-    gpus: NonNegativeInt = Field(0, description="How many GPUs.")
+    nodes: tuple[Text, ...] = Field((), max_length=64, description="The nodes.")
+    gpus: NonNegativeInt = Field(0, description="How many GPUs, on all of them.")
     borrowed: tuple[BorrowedSlot, ...] = Field((), max_length=64, description="Replicas lent by engines.")
     expected_return: datetime | None = Field(
         None, description="When they are given back, by what the trainer says of its time left. Absent: not known."

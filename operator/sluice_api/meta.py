@@ -14,6 +14,8 @@ STAGE_LABEL = f"{GROUP}/stage"
 """On stage Jobs and their pods: Prepare, Train or Export."""
 ATTEMPT_LABEL = f"{GROUP}/attempt"
 """On stage Jobs and their pods: counts the attempts of the stage, from 1."""
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+"""On the pods of a Job of several: which one. The Job controller sets it."""
 ENGINE_LABEL = f"{GROUP}/engine"
 """On every child of an InferenceEngine: the engine's name."""
 SLOT_LABEL = f"{GROUP}/slot"
@@ -51,9 +53,17 @@ def short_uid(uid: str) -> str:
 
 
 def stage_job_name(job: str, uid: str, stage: str, attempt: int) -> str:
-    """Name of the batch/v1 Job of one attempt of one stage, at most 63 characters."""
-    tail = f"-{short_uid(uid)}-{stage.lower()}-{attempt}"
-    return f"{job[: 63 - len(tail)].rstrip('-')}{tail}"
+    """Name of the batch/v1 Job of one attempt of one stage, at most 60 characters: `-<index>` makes it a host name."""
+    return _fitting(job, f"-{short_uid(uid)}-{stage.lower()}-{attempt}", 60)
+
+
+def group_service_name(job: str, uid: str) -> str:
+    """Name of the Service by which the training pods of one job find each other."""
+    return _fitting(job, f"-{short_uid(uid)}-train", 63)
+
+
+def _fitting(name: str, tail: str, longest: int) -> str:
+    return f"{name[: longest - len(tail)].rstrip('-')}{tail}"
 
 
 def work_folder(job: str, uid: str) -> str:

@@ -17,6 +17,15 @@ TOKEN_FILE = "/var/run/secrets/sluice/token"
 
 TOKEN_AUDIENCE = "sluice"
 
+LEADER_ENV = "MASTER_ADDR"
+"""Trainer pods of a group: the host name of the pod with index 0, as torchrun's environment has it."""
+
+LEADER_PORT = 29500
+"""Trainer pods of a group: where the pod with index 0 brings them together."""
+
+INDEX_ENV = "JOB_COMPLETION_INDEX"
+"""Trainer pods of a group: which one this is. The Job controller sets it."""
+
 TERMINATION_FILE = "/dev/termination-log"
 """Where a stage leaves its stages.StageOutcome; the kubelet puts it into the pod's status."""
 

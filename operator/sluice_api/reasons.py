@@ -165,6 +165,11 @@ class Reason(StrEnum):
         "No node of the pool has so much, even when empty.",
         "Lower resources.gpus, resources.memory or resources.cpu, or add a larger node.",
     )
+    EXCEEDS_POOL = (
+        "ExceedsPool",
+        "The pool's nodes have no room for so many pods at once, even when empty.",
+        "Lower resources.nodes or resources.gpus, or add nodes.",
+    )
     ENGINE_NOT_FOUND = (
         "EngineNotFound",
         "publish.engine names no InferenceEngine in this namespace.",

@@ -22,6 +22,8 @@ class Activity(StrEnum):
     """What a trainer is doing right now."""
 
     STARTING = "Starting"
+    WAITING_FOR_PODS = "WaitingForPods"
+    """Of its group: one that trains on several GPUs waits for the processes of all."""
     LOADING_MODEL = "LoadingModel"
     PREPARING = "Preparing"
     TRAINING = "Training"

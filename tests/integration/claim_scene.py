@@ -12,6 +12,7 @@ from sluice_api.meta import (
     API_VERSION,
     ATTEMPT_LABEL,
     CLAIM_ANNOTATION,
+    INDEX_LABEL,
     JOB_LABEL,
     OUTCOMES_ANNOTATION,
     SCHEDULING_GATE,
@@ -89,6 +90,7 @@ class ClaimScene:
         publish: str = "",
         *,
         gpus: int = 1,
+        nodes: int = 1,
         prepared: bool = True,
         **scheduling: Any,
     ) -> Body:
@@ -97,7 +99,7 @@ class ClaimScene:
             "model": {"uri": MODEL},
             "dataset": {"uri": f"pvc://{VOLUME}/rows.jsonl"},
             "output": {"uri": f"pvc://{VOLUME}/out"},
-            "resources": {"gpus": gpus, "memory": "100Mi", "cpu": "10m"},
+            "resources": {"gpus": gpus, "nodes": nodes, "memory": "100Mi", "cpu": "10m"},
             "scheduling": {"policy": policy, "priority": priority, **scheduling},
         }
         if publish:
@@ -122,11 +124,12 @@ class ClaimScene:
         found = (j for j in self.history.now["jobs"].values() if is_of(j, job, stage))
         return sorted(found, key=lambda j: int(j["metadata"]["labels"][ATTEMPT_LABEL]))
 
-    def pod(self, job: str, stage: Stage = Stage.TRAIN, attempt: int = 1) -> Body | None:
+    def pod(self, job: str, stage: Stage = Stage.TRAIN, attempt: int = 1, index: int = 0) -> Body | None:
         """The pod of an attempt, if it is there and not going."""
         for pod in self.history.now["pods"].values():
-            its_attempt = pod["metadata"].get("labels", {}).get(ATTEMPT_LABEL)
-            if is_of(pod, job, stage) and its_attempt == str(attempt) and not is_going(pod):
+            labels = pod["metadata"].get("labels", {})
+            place = labels.get(ATTEMPT_LABEL), labels.get(INDEX_LABEL, "0")
+            if is_of(pod, job, stage) and place == (str(attempt), str(index)) and not is_going(pod):
                 return pod
         return None
 
@@ -134,11 +137,11 @@ class ClaimScene:
         """The pod of an attempt, once it is there."""
         return await self.history.until(lambda: self.pod(job, stage, attempt), f"{job} has a pod for {stage}")
 
-    async def running(self, job: str, stage: Stage = Stage.TRAIN, attempt: int = 1) -> Body:
+    async def running(self, job: str, stage: Stage = Stage.TRAIN, attempt: int = 1, index: int = 0) -> Body:
         """The pod of an attempt, once it runs."""
 
         def runs() -> Body | None:
-            pod = self.pod(job, stage, attempt)
+            pod = self.pod(job, stage, attempt, index)
             return pod if pod and pod["status"]["phase"] == "Running" else None
 
         return await self.history.until(runs, f"attempt {attempt} to {stage} {job} runs")
@@ -241,7 +244,7 @@ class ClaimScene:
         return engine is not None and int(engine["spec"]["replicas"]) >= len(slots)
 
     def _two_trainers(self) -> list[str]:
-        """Two pods that may train for one job at one time."""
+        """Two pods that may train for one job at one time, beyond those of one group."""
         found = []
         world: dict[tuple[str, str], Body] = {}
         for version in self.history.ordered("pods"):
@@ -253,7 +256,8 @@ class ClaimScene:
                 labels = pod["metadata"].get("labels", {})
                 over = pod["status"].get("phase") in ("Succeeded", "Failed")
                 if labels.get(STAGE_LABEL) == Stage.TRAIN and not is_gated(pod) and not over:
-                    loose.setdefault(labels[JOB_LABEL], []).append(pod["metadata"]["name"])
+                    place = f"{labels[JOB_LABEL]}/{labels.get(INDEX_LABEL, 0)}"
+                    loose.setdefault(place, []).append(pod["metadata"]["name"])
             found += [f"{job}: {pods} at {version.revision}" for job, pods in loose.items() if len(pods) > 1]
         return found
 

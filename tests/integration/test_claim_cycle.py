@@ -47,7 +47,7 @@ async def test_a_job_borrows_a_slot_trains_exports_is_published_and_the_engine_i
     (stage_job,) = scene.stage_jobs("tone")
     claim = claim_of(stage_job)
     assert claim is not None
-    assert (claim.node, claim.gpus, len(claim.borrowed)) == (node, 1, 1)
+    assert (claim.nodes, claim.gpus, len(claim.borrowed)) == ((node,), 1, 1)
     await scene.history.until(lambda: scene.lent() == 1, "one slot is lent")
     assert sorted(scene.sizes().values()) == [0, 1]
 

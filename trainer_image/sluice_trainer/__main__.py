@@ -11,7 +11,6 @@ STOP = StopSignal()
 
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -23,22 +22,25 @@ from sluice_api.pods import REPORT_URL_ENV, STAGE_ENV, TERMINATION_FILE
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import MAX_OUTCOME_BYTES, ExitCode, Stage, StageOutcome, StageSpec
-from sluice_trainer import logs
-from sluice_trainer.errors import StageError
-from sluice_trainer.report import Reporter
-
-_ENDING = threading.Lock()
+from sluice_trainer import local_ranks, logs
+from sluice_trainer.errors import PeerLost, StageError
+from sluice_trainer.ranks import Rank
+from sluice_trainer.report import Reporter, SilentReporter
 
 
 def main() -> NoReturn:
     """Run the stage and end with its outcome."""
     os.umask(0o022)
     stage = _stage()
-    reporter = Reporter(stage.attempt, os.environ.get(REPORT_URL_ENV))
+    rank = Rank.here(stage)
+    if rank.size > 1:
+        logs.always(rank=rank.number)
+    reporter = (Reporter if rank.leads else SilentReporter)(stage.attempt, os.environ.get(REPORT_URL_ENV))
     reporter.start()  # before SIGTERM may end it
-    STOP.ends_by(lambda save: _stopped(save, reporter))
+    STOP.ends_by(lambda error, save: _stopped(error, save, rank, reporter))
     _quiet_libraries(stage)
-    outcome, code = _ended(lambda: _run(stage, reporter))
+    outcome, code = _ended(lambda: _run(stage, rank, reporter))
+    STOP.decide()
     _end(outcome, code, reporter)
 
 
@@ -55,7 +57,7 @@ def _stage() -> StageSpec:
     return stage
 
 
-def _run(stage: StageSpec, reporter: Reporter) -> StageOutcome:
+def _run(stage: StageSpec, rank: Rank, reporter: Reporter) -> StageOutcome:
     """Each stage imports what it needs only now: torch alone takes seconds."""
     match stage.stage:
         case Stage.PREPARE:
@@ -63,28 +65,40 @@ def _run(stage: StageSpec, reporter: Reporter) -> StageOutcome:
 
             return StageOutcome(reason=Reason.DONE, prepare=prepare(stage, reporter))
         case Stage.TRAIN:
+            if rank.gpu > 0:
+                local_ranks.end_with_parent()
+            elif rank.gpus > 1:
+                local_ranks.start(rank, STOP)
             from sluice_trainer.train.loop import train
 
-            return StageOutcome(reason=Reason.DONE, train=train(stage, reporter, STOP))
+            try:
+                result = train(stage, rank, reporter, STOP)
+            except PeerLost as lost:
+                STOP.end(lost, patience=STOP.PEER_PATIENCE)
+            return StageOutcome(reason=Reason.DONE, train=result if rank.leads else None)
         case Stage.EXPORT:
             from sluice_trainer.export.export import export
 
             return StageOutcome(reason=Reason.DONE, export=export(stage, reporter))
 
 
-def _stopped(save: Save | None, reporter: Reporter) -> NoReturn:
-    """SIGTERM came. In a thread of its own: the main thread goes on with its step until the process ends."""
-    logs.info("told to stop")
+def _stopped(error: StageError | None, save: Save | None, rank: Rank, reporter: Reporter) -> NoReturn:
+    """SIGTERM came, or the group has failed. The main thread may go on with its step until the process ends."""
+    error = error or StageError(Reason.REQUEUED, "Told to stop", ExitCode.REQUEUE)
+    logs.info("stops", reason=error.reason)
 
-    def requeued() -> StageOutcome:
-        if save is None:
-            return StageOutcome(reason=Reason.REQUEUED, message="Told to stop; there was nothing to save yet.")
-        result = save()
-        message = f"Told to stop; step {result.checkpoint_step} of {result.total_steps} is saved."
-        return StageOutcome(reason=Reason.REQUEUED, message=message, train=result)
+    def saved() -> StageOutcome:
+        result = save() if save is not None else None
+        if error.code != ExitCode.REQUEUE:
+            return StageOutcome(reason=error.reason, message=error.message[:2000], train=result)
+        if result is not None:
+            rest = f"step {result.checkpoint_step} of {result.total_steps} is saved."
+        else:
+            rest = "there was nothing to save yet." if rank.leads else "what there is to save is rank 0's."
+        return StageOutcome(reason=error.reason, message=f"{error.message}; {rest}", train=result)
 
-    outcome, code = _ended(requeued)
-    _end(outcome, ExitCode.REQUEUE if outcome.reason == Reason.REQUEUED else code, reporter)
+    outcome, code = _ended(saved)
+    _end(outcome, error.code if outcome.reason == error.reason else code, reporter)
 
 
 def _ended(work: Callable[[], StageOutcome]) -> tuple[StageOutcome, ExitCode]:
@@ -112,8 +126,7 @@ def _out_of_memory(where: str) -> tuple[StageOutcome, ExitCode]:
 
 
 def _end(outcome: StageOutcome, code: ExitCode, reporter: Reporter) -> NoReturn:
-    """The one way out: outcome, last report, exit. Whichever thread comes first decides how it ended."""
-    _ENDING.acquire()
+    """The one way out: outcome, last report, exit. Only for the thread that came first, by StopSignal.decide."""
     _write_outcome(outcome, code)
     changes: dict[str, Any] = {"activity": Activity.FINISHED} if code == ExitCode.DONE else {}
     if outcome.train is not None:
@@ -125,7 +138,7 @@ def _end(outcome: StageOutcome, code: ExitCode, reporter: Reporter) -> NoReturn:
 
 
 def _write_outcome(outcome: StageOutcome, code: ExitCode) -> None:
-    file = Path(os.environ.get("SLUICE_TERMINATION_FILE", TERMINATION_FILE))
+    file = Path(os.environ.get(local_ranks.OUTCOME_ENV, TERMINATION_FILE))
     file.write_text(_fitting(outcome), encoding="utf-8")
     logs.info("end", code=int(code), **outcome.model_dump(mode="json", by_alias=True, exclude_none=True))
 

@@ -1,4 +1,4 @@
-"""The one exception that a person can act on."""
+"""The exceptions that become outcomes."""
 
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
@@ -12,3 +12,10 @@ class StageError(Exception):
         self.reason = reason
         self.message = message
         self.code = code
+
+
+class PeerLost(StageError):
+    """Another process of the group is gone. What this one has is saved, and another attempt goes on from there."""
+
+    def __init__(self, who: str = "Another rank") -> None:
+        super().__init__(Reason.POD_LOST, f"{who} of the group is gone", ExitCode.REQUEUE)

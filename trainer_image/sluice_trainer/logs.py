@@ -6,6 +6,12 @@ import threading
 from datetime import UTC, datetime
 
 _LINE = threading.Lock()
+_ALWAYS: dict[str, object] = {}
+
+
+def always(**fields: object) -> None:
+    """Give each line from now on these fields."""
+    _ALWAYS.update(fields)
 
 
 def info(event: str, **fields: object) -> None:
@@ -20,7 +26,8 @@ def warning(event: str, **fields: object) -> None:
 
 def _write(level: str, event: str, fields: dict[str, object]) -> None:
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
-    line = json.dumps({"time": time, "level": level, "event": event, **fields}, ensure_ascii=False, default=str)
+    entry = {"time": time, "level": level, "event": event, **_ALWAYS, **fields}
+    line = json.dumps(entry, ensure_ascii=False, default=str)
     with _LINE:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()

@@ -53,6 +53,6 @@ def learning_rate(step: int, total: int, training: Training) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
-def micro_batch_size(training: Training) -> int:
-    """Rows at once in memory."""
-    return training.micro_batch_size or training.batch_size
+def micro_batch_size(training: Training, gpus: int) -> int:
+    """Rows at once in the memory of each of all GPUs."""
+    return training.micro_batch_size or math.ceil(training.batch_size / gpus)

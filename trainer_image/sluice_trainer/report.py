@@ -146,3 +146,16 @@ class Reporter:
             return connection.getresponse().status
         finally:
             connection.close()
+
+
+class SilentReporter(Reporter):
+    """Of a process that does not lead its group: one of them speaks for all."""
+
+    def start(self) -> None:
+        """Send nothing."""
+
+    def update(self, *, loss_sum: float = 0.0, loss_tokens: int = 0, **changes: Any) -> None:
+        """Send nothing."""
+
+    def close(self, seconds: float = TIMEOUT, **changes: Any) -> None:
+        """Send nothing."""

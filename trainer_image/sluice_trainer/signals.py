@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:  # this module comes before everything that takes time to import
     from sluice_api.stages import TrainResult
+    from sluice_trainer.errors import StageError
 
 Save = Callable[[], "TrainResult"]
 
@@ -24,14 +25,19 @@ _INTERNAL = 70
 
 
 class StopSignal:
-    """Ends the process when SIGTERM comes, with what `saved_by` has armed at that moment.
+    """Ends the process when SIGTERM or another thread says so, with what `saved_by` has armed at that moment.
 
     A container's first process ignores a SIGTERM for which it has no handler, so this is made before anything else.
     """
 
+    POD_PATIENCE, PEER_PATIENCE = 2.0, 4.0
+    """Seconds in which another thread may know better why a pod, or some process of the group, is gone."""
+
     def __init__(self) -> None:
-        self._end: Callable[[Save | None], NoReturn] | None = None
+        self._end: Callable[[StageError | None, Save | None], NoReturn] | None = None
         self._can_end = threading.Event()
+        self._first = threading.Lock()
+        self._decided = threading.Event()
         self._save: Save | None = None
         self._wakeup, descriptor = os.pipe()
         os.set_blocking(descriptor, False)
@@ -39,32 +45,47 @@ class StopSignal:
         signal.signal(signal.SIGTERM, _noted)
         threading.Thread(target=self._wait, name="sigterm", daemon=True).start()
 
-    def ends_by(self, end: Callable[[Save | None], NoReturn]) -> None:
-        """From now on SIGTERM ends the process so, at once if it came already."""
+    def ends_by(self, end: "Callable[[StageError | None, Save | None], NoReturn]") -> None:
+        """From now on the process ends so, at once if SIGTERM came already. SIGTERM is no error: None."""
         self._end = end
         self._can_end.set()
 
+    def decide(self, patience: float = 0.0) -> None:
+        """Go on alone towards the end of the process; who comes second never returns.
+
+        Args:
+            patience: Seconds in which others may still come first.
+        """
+        self._decided.wait(patience)
+        self._first.acquire()
+        self._decided.set()
+
+    def end(self, error: "StageError | None", patience: float = 0.0) -> NoReturn:
+        """End the process for this reason, from any thread; what is armed is saved."""
+        try:
+            self.decide(patience)
+            _outrank_computing_threads()
+            self._can_end.wait()
+            if self._end is not None:
+                self._end(error, self._save)
+        finally:  # it does not return; if it fails, a process that was told to end ends all the same
+            traceback.print_exc()
+            os._exit(_INTERNAL)
+
     @contextmanager
     def saved_by(self, save: Save) -> Iterator[None]:
-        """While the block runs there is something to lose, and `save` makes it durable from another thread."""
+        """While the block runs there is something to lose, and `save` makes it durable from another thread.
+
+        A block that fails leaves it armed: a peer may be lost, and what is not saved yet with it.
+        """
         self._save = save
-        try:
-            yield
-        finally:
-            self._save = None
+        yield
+        self._save = None
 
     def _wait(self) -> None:
         while signal.SIGTERM not in os.read(self._wakeup, 64):
             pass
-        _outrank_computing_threads()
-        self._can_end.wait()
-        if self._end is None:
-            return
-        try:
-            self._end(self._save)
-        finally:  # it does not return; if it fails, a process that was told to end ends all the same
-            traceback.print_exc()
-            os._exit(_INTERNAL)
+        self.end(None)
 
 
 def _outrank_computing_threads() -> None:

@@ -9,6 +9,7 @@ from sluice_api.meta import (
     JOB_LABEL,
     SCHEDULING_GATE,
     STAGE_LABEL,
+    group_service_name,
     stage_job_name,
 )
 from sluice_api.sources import claims_of
@@ -26,7 +27,7 @@ CPU_STAGE_CPU = "250m"
 
 
 def stage_job(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, claim: Claim | None = None) -> Manifest:
-    """The Job of one attempt of one stage. Its pod is never replaced: attempts are ours, one Job each.
+    """The Job of one attempt of one stage. Its pods are never replaced: attempts are ours, one Job each.
 
     A training Job is a claim: its pods are born gated, and stay so until the claim is bound.
 
@@ -46,17 +47,59 @@ def stage_job(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, 
     if claim:
         metadata["annotations"] = {CLAIM_ANNOTATION: claim.to_json()}
         spec = _claiming(spec, claim, settings)
+    pods_needed = len(claim.nodes) if claim else 1
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": metadata,
         "spec": {
-            "parallelism": 1,
-            "completions": 1,
+            "parallelism": pods_needed,
+            "completions": pods_needed,
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
-            "template": {"metadata": {"labels": labels}, "spec": spec},
+            **(_GROUP if pods_needed > 1 else {}),
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": _together(spec, job, metadata["name"]) if pods_needed > 1 else spec,
+            },
         },
+    }
+
+
+def group_service(job: FineTuneJob) -> Manifest:
+    """What gives the pods of a group their host names. They find each other before they are ready."""
+    selector = {JOB_LABEL: job.metadata.name, STAGE_LABEL: Stage.TRAIN.value}
+    name = group_service_name(job.metadata.name, job.metadata.uid)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": owned_by(job, name, {**app_labels("trainer", job.metadata.name), JOB_LABEL: job.metadata.name}),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": selector,
+            "ports": [{"name": "leader", "port": pods.LEADER_PORT, "protocol": "TCP"}],
+        },
+    }
+
+
+_GROUP: Manifest = {
+    "completionMode": "Indexed",
+    "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+}
+"""Training is over when the pod that saves its state says so; the others end with it. One that fails ends them all."""
+
+
+def _together(spec: Manifest, job: FineTuneJob, name: str) -> Manifest:
+    """A pod of a group: it knows where the one with index 0 is, by the name that the Job controller gives to that."""
+    service = group_service_name(job.metadata.name, job.metadata.uid)
+    leader = {pods.LEADER_ENV: f"{name}-0.{service}"}
+    (trainer,) = spec["containers"]
+    ports = [*trainer["ports"], {"name": "leader", "containerPort": pods.LEADER_PORT, "protocol": "TCP"}]
+    return {
+        **spec,
+        "subdomain": service,
+        "containers": [{**trainer, "env": [*trainer["env"], *pod.environment(leader)], "ports": ports}],
     }
 
 

@@ -363,7 +363,7 @@ def _namespace(view: View) -> tuple[str, ...]:
 
 
 def _claimed_node(stage_job: StageJobView) -> tuple[str, ...]:
-    return (stage_job.claim.node,) if stage_job.claim else ()
+    return tuple(place.node for place in stage_job.claim.places) if stage_job.claim else ()
 
 
 def _pool_of_unfinished(job: FineTuneJob) -> tuple[str, ...]:

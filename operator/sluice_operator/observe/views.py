@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from sluice_api.claim import Claim
+from sluice_api.meta import INDEX_LABEL
 from sluice_api.selectors import LabelSelector
 from sluice_api.stages import Stage
 
@@ -117,6 +118,12 @@ class PodView(View):
     claims: tuple[str, ...] = ()
     """PersistentVolumeClaims that it mounts."""
     termination: Termination | None = None
+
+    @property
+    def index(self) -> int:
+        """Which pod of its Job this is; 0 in a Job of one pod."""
+        index = self.labels.get(INDEX_LABEL, "")
+        return int(index) if index.isdecimal() else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,9 +46,9 @@ def denial(world: World, pool: GPUPool, job: FineTuneJob) -> tuple[Reason, str] 
             f"spec.scheduling.priority: {job.spec.scheduling.priority} is above {quota.max_priority}, the highest that "
             f"GPUPool {name} allows namespace {namespace}. Lower it, or raise maxPriority in the pool's spec.quotas."
         )
-    if quota.max_gpus is not None and job.spec.resources.gpus > quota.max_gpus:
+    if quota.max_gpus is not None and job.spec.resources.all_gpus > quota.max_gpus:
         return Reason.NAMESPACE_QUOTA, (
-            f"spec.resources.gpus: {job.spec.resources.gpus} are asked for, GPUPool {name} allows namespace "
+            f"spec.resources.gpus: {job.spec.resources.all_gpus} are asked for, GPUPool {name} allows namespace "
             f"{namespace} {quota.max_gpus} at once. Ask for fewer, or raise maxGPUs in the pool's spec.quotas."
         )
     return None

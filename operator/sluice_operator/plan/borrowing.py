@@ -8,7 +8,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import NamespaceQuota
 from sluice_api.scheduling import Policy
 from sluice_operator.observe.world import World
-from sluice_operator.plan.inventory import Stock, engines_of, gpus_of_slots
+from sluice_operator.plan.inventory import Stock, borrowed_on, engines_of
 from sluice_operator.plan.lending import lending_refusal
 
 UNBOUNDED = 1_000_000
@@ -65,10 +65,10 @@ def held_by_namespace(world: World, stock: Stock) -> dict[str, Held]:
 
 def with_claim(world: World, held: Held, claim: Claim) -> Held:
     """The same with one claim more."""
-    borrowed = min(claim.gpus, gpus_of_slots(world, claim.borrowed))
-    return replace(held, gpus=held.gpus + claim.gpus, borrowed=held.borrowed + borrowed)
+    borrowed = sum(borrowed_on(world, claim, place.node) for place in claim.places)
+    return replace(held, gpus=held.gpus + claim.all_gpus, borrowed=held.borrowed + borrowed)
 
 
 def has_reached(quota: NamespaceQuota, held: Held, job: FineTuneJob) -> bool:
     """Whether a job would bring its namespace above the GPUs that it may have at once."""
-    return quota.max_gpus is not None and held.gpus + job.spec.resources.gpus > quota.max_gpus
+    return quota.max_gpus is not None and held.gpus + job.spec.resources.all_gpus > quota.max_gpus

@@ -1,7 +1,7 @@
 """Claims: which are alive, how far each has come, and which of two that overlap gives way.
 
 The training Job is the claim. It is alive from its creation until its Job is finished and no retry
-takes it over, or the job is suspended or deleted, or its node is gone. Nothing is remembered: every
+takes it over, or the job is suspended or deleted, or a node of it is gone. Nothing is remembered: every
 phase is read off the Job and its pods.
 """
 
@@ -26,9 +26,9 @@ class Phase(IntEnum):
     DRAINING = 2
     """It can run: the borrowed slots leave the endpoints and finish what is in flight."""
     BINDING = 3
-    """Its pod is on its way to the node; the borrowed slots stop."""
+    """Its pods are on their way to their nodes; the borrowed slots stop."""
     HOLDING = 4
-    """Its pod is on the node, or was."""
+    """Its pods are on their nodes, or were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def is_live(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
         return False
     if stage_job.finished and job.status.finished_at:
         return False
-    if Key("Node", "", stage_job.claim.node) not in world.nodes:
+    if any(Key("Node", "", place.node) not in world.nodes for place in stage_job.claim.places):
         return False
     return not stage_job.finished or is_taken_over(world, job, stage_job)
 
@@ -111,9 +111,9 @@ def is_taken_over(world: World, job: FineTuneJob, stage_job: StageJobView) -> bo
 def phase(world: World, live: LiveClaim) -> Phase:
     """How far a claim has come, given that nothing speaks against it (see plan.job for what may)."""
     pods = trainer_pods(world, live.stage_job)
-    if live.stage_job.finished or any(pod.node for pod in pods):
+    if live.stage_job.finished or (pods and all(pod.node for pod in pods)):
         return Phase.HOLDING
-    if pods and all(not pod.gates and pod.nominated_node for pod in pods):
+    if pods and all(pod.node or (not pod.gates and pod.nominated_node) for pod in pods):
         return Phase.BINDING
     return Phase.PROVING
 
@@ -123,13 +123,18 @@ def trainer_pods(world: World, stage_job: StageJobView) -> list[PodView]:
     return oldest_first(world.pods_of.get(stage_job.uid, {}).values())
 
 
+def node_of(pod: PodView, claim: Claim) -> str:
+    """The node to which a claim's pod goes; empty for a pod that the claim does not know."""
+    return dict(enumerate(claim.nodes)).get(pod.index, "")
+
+
 def heirs(world: World, claims: Iterable[LiveClaim]) -> dict[str, str]:
     """Attempts that are about to be stopped, and whose claim, that waits for its node, has their GPUs; by uid."""
     return {
-        ref.uid: live.stage_job.uid
+        uid: live.stage_job.uid
         for live in claims
         if live.claim.displaced and phase(world, live) is not Phase.HOLDING
-        for ref in live.claim.displaced
+        for uid in live.claim.displaced
     }
 
 
@@ -158,32 +163,30 @@ def overlapped_by(world: World, mine: LiveClaim) -> LiveClaim | None:
     Attempts that mine displaces give way to it, wherever they stand.
     """
     my_place = standing(world, mine)
-    below = {mine.stage_job.uid, *(ref.uid for ref in mine.claim.displaced)}
+    below = {mine.stage_job.uid, *mine.claim.displaced}
     rivals = _rivals(world, mine)
     before = [c for c in rivals if c.stage_job.uid not in below and standing(world, c) < my_place]
     for other in before:
         same_job = other.job.metadata.uid == mine.job.metadata.uid and not other.stage_job.finished
         if same_job or set(other.claim.borrowed) & set(mine.claim.borrowed):
             return other
-    node = world.nodes.get(Key("Node", "", mine.claim.node))
-    room = node.allocatable.get(mine.claim.resource, 0) if node else 0
     going = heirs(world, rivals)
-    on_node = [
-        c
-        for c in before
-        if (c.claim.node, c.claim.resource) == (mine.claim.node, mine.claim.resource) and c.stage_job.uid not in going
-    ]
-    if sum(c.claim.gpus for c in on_node) + mine.claim.gpus > room and on_node:
-        return on_node[-1]
+    staying = [c for c in before if c.claim.resource == mine.claim.resource and c.stage_job.uid not in going]
+    for place in mine.claim.places:
+        node = world.nodes.get(Key("Node", "", place.node))
+        room = node.allocatable.get(mine.claim.resource, 0) if node else 0
+        here = [c for c in staying if c.claim.on(place.node)]
+        if here and sum(c.claim.gpus_on(place.node) for c in [*here, mine]) > room:
+            return here[-1]
     return None
 
 
 def _rivals(world: World, mine: LiveClaim) -> list[LiveClaim]:
-    """The claims that might want what a claim has, oldest first: its job's, its node's, its engines'."""
-    places = {(slot.namespace, slot.engine) for slot in mine.claim.borrowed}
+    """The claims that might want what a claim has, oldest first: its job's, its nodes', its engines'."""
+    lenders = {(slot.namespace, slot.engine) for slot in mine.claim.borrowed}
     groups = [
         world.stage_jobs_of.get(mine.job.metadata.uid, {}),
-        world.claims_on.get(mine.claim.node, {}),
-        *(world.claims_from.get(place, {}) for place in places),
+        *(world.claims_on.get(place.node, {}) for place in mine.claim.places),
+        *(world.claims_from.get(lender, {}) for lender in lenders),
     ]
     return _alive(world, {view.key: view for group in groups for view in group.values()}.values())

@@ -138,7 +138,7 @@ def _promised(
 ) -> dict[int, tuple[str, str]]:
     """Of the slots that come back, those that the pool's next decision lends: to which job, on which node."""
     return {
-        slot.index: (f"{job.namespace}/{job.name}", claim.node)
+        slot.index: (f"{job.namespace}/{job.name}", claim.home_of(slot))
         for job, claim in allocate(world, pool, now).claims.items()
         for slot in claim.borrowed
         if slot == ref(engine, slot.index) and slot.index in returning
@@ -157,11 +157,12 @@ def _has_just_come_back(world: World, slot: SlotRef, now: datetime) -> bool:
 def _lent(world: World, engine: InferenceEngine, index: int, live: LiveClaim, phase: Phase) -> SlotPlan:
     slot = existing(world, engine).get(index)
     stopped = slot is None or slot.size == 0
+    node = live.claim.home_of(ref(engine, index))
     if phase >= Phase.BINDING or stopped:
         pod = pod_of(world, engine, index)
-        return SlotPlan(index, 0, SlotState.STOPPING if pod else SlotState.LENT, live.name, live.claim.node)
+        return SlotPlan(index, 0, SlotState.STOPPING if pod else SlotState.LENT, live.name, node)
     if phase is Phase.DRAINING:
-        return SlotPlan(index, 1, SlotState.DRAINING, live.name, live.claim.node)
+        return SlotPlan(index, 1, SlotState.DRAINING, live.name, node)
     state = SlotState.SERVING if serves(pod_of(world, engine, index)) else SlotState.STARTING
     return SlotPlan(index, 1, state)
 

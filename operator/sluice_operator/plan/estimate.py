@@ -25,10 +25,10 @@ def starts_at(claims: Iterable[LiveClaim], free: int, queue: Sequence[FineTuneJo
 
     None if what is known to come back is not enough. On which nodes the GPUs are is left out, so it may be later.
     """
-    asked = sum(job.spec.resources.gpus for job in queue)
+    asked = sum(job.spec.resources.all_gpus for job in queue)
     if free >= asked:
         return now
-    for end, gpus in sorted((end, live.claim.gpus) for live in claims if (end := ends_at(live))):
+    for end, gpus in sorted((end, live.claim.all_gpus) for live in claims if (end := ends_at(live))):
         free += gpus
         if free >= asked:
             return max(end, now)

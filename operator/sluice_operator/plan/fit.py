@@ -13,10 +13,10 @@ from sluice_operator.plan.room import claims_of_job, need_of, shortage, unreacha
 from sluice_operator.plan.slots import floor_of
 
 
-def lack_on(world: World, node: NodeStock, job: FineTuneJob, leaving: Collection[Key]) -> str:
-    """Why the job's pod would not fit once some pods are gone, in words; empty when it would."""
+def lack_on(world: World, node: NodeStock, job: FineTuneJob, leaving: Collection[Key], pods: int = 1) -> str:
+    """Why so many of the job's pods would not fit once others are gone, in words; empty when they would."""
     others = coming(world, node.claims, node.name)
-    lack = shortage(world, node.node, need_of(job.spec.resources), leaving, others)
+    lack = shortage(world, node.node, need_of(job.spec.resources), leaving, others, pods)
     return lack or unreachable_volume(world, job.metadata.namespace, claims_of_job(job), node.node)
 
 

@@ -1,12 +1,13 @@
 """The next step of a live claim: prove, drain, bind, train; or give up, and why."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, engine_key
-from sluice_operator.plan.claims import LiveClaim, Phase, overlapped_by, trainer_pods
+from sluice_operator.plan.claims import LiveClaim, Phase, node_of, overlapped_by, trainer_pods
 from sluice_operator.plan.interruption import interruption
 from sluice_operator.plan.proof import doubt, is_gated, phase_of
 from sluice_operator.plan.slots import is_drained
@@ -37,9 +38,12 @@ class Step:
     reason: Reason
     message: str
     admitted: bool = False
-    """Its pod is on the node."""
-    bind: tuple[PodView, ...] = ()
+    """Its pods are on their nodes."""
+    bind: tuple[tuple[PodView, str], ...] = ()
+    """Pods that may go to their nodes now."""
     give_up: bool = False
+    node: str = ""
+    """Where it failed, if it is about one."""
     by: str = ""
     """Whom it gives way to, if to anybody."""
     again_at: datetime | None = None
@@ -63,15 +67,15 @@ def advance(world: World, live: LiveClaim, now: datetime, limits: Limits, refuse
 
 def _prove(world: World, live: LiveClaim, now: datetime, limits: Limits, refused_pod: str) -> Step:
     pods = trainer_pods(world, live.stage_job)
-    half_bound = tuple(pod for pod in pods if not is_gated(pod.gates) and not pod.nominated_node)
-    if half_bound:
-        return Step(Reason.BINDING, "The training pod goes to its node.", bind=half_bound)
+    if any(not is_gated(pod) for pod in pods):
+        return _bind(live, [pod for pod in pods if is_gated(pod) or not (pod.node or pod.nominated_node)])
     found = doubt(world, live)
     reason, message = found or (Reason.CLAIMED, "")
     age = now - live.stage_job.created
-    if not pods and age >= limits.pod and reason is Reason.CLAIMED:
+    if len(pods) < len(live.claim.nodes) and age >= limits.pod and reason is Reason.CLAIMED:
         reason = Reason.QUOTA_EXCEEDED
-        message = f"The training pod is refused, so nothing is drained: {refused_pod or 'see the events of the Job.'}"
+        which = "The training pod is" if len(live.claim.nodes) == 1 else "A training pod is"
+        message = f"{which} refused, so nothing is drained: {refused_pod or 'see the events of the Job.'}"
     lost = overlapped_by(world, live) is not None
     return Step(reason, message, give_up=lost or age >= limits.bind, again_at=now + timedelta(seconds=1))
 
@@ -85,33 +89,43 @@ def _drain(world: World, live: LiveClaim, now: datetime) -> Step:
     if busy:
         message = f"{', '.join(busy)} finish{'es' if len(busy) == 1 else ''} the requests in flight."
         return Step(Reason.DRAINING, message, again_at=now + timedelta(seconds=1))
-    pods = tuple(trainer_pods(world, live.stage_job))
-    return Step(Reason.BINDING, f"The training pod goes to {live.claim.node}.", bind=pods)
+    return _bind(live, trainer_pods(world, live.stage_job))
+
+
+def _bind(live: LiveClaim, pods: Iterable[PodView]) -> Step:
+    """Each pod goes to its own node."""
+    bind = tuple((pod, node) for pod in pods if (node := node_of(pod, live.claim)))
+    return Step(Reason.BINDING, _goes(live), bind=bind)
+
+
+def _goes(live: LiveClaim) -> str:
+    pods = "The training pod goes" if len(live.claim.nodes) == 1 else "The training pods go"
+    return f"{pods} to {live.claim.summary}."
 
 
 def _await_node(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step:
-    pods = trainer_pods(world, live.stage_job)
-    since = min((pod.bound_at for pod in pods if pod.bound_at), default=now)
-    if now >= since + limits.bind:
-        why = next((pod.unschedulable for pod in pods if pod.unschedulable), "the scheduler did not say why")
-        message = f"The training pod was not bound to {live.claim.node} within {limits.bind.seconds} s: {why}"
-        return Step(Reason.NOT_BOUND, message, give_up=True)
-    return Step(Reason.BINDING, f"The training pod goes to {live.claim.node}.", again_at=since + limits.bind)
+    waiting = [pod for pod in trainer_pods(world, live.stage_job) if not pod.node]
+    since = min((pod.bound_at for pod in waiting if pod.bound_at), default=now)
+    if now < since + limits.bind:
+        return Step(Reason.BINDING, _goes(live), again_at=since + limits.bind)
+    late = next((pod for pod in waiting if pod.unschedulable), waiting[0])
+    node, why = node_of(late, live.claim), late.unschedulable or "the scheduler did not say why"
+    message = f"The training pod was not bound to {node} within {limits.bind.seconds} s: {why}"
+    return Step(Reason.NOT_BOUND, message, give_up=True, node=node)
 
 
 def _train(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step:
     pods = trainer_pods(world, live.stage_job)
-    pod = pods[-1] if pods else None
-    if pod is None or pod.ended or pod.deleting:
+    if not pods or any(pod.ended or pod.deleting for pod in pods):
         return Step(Reason.TRAINING, "The training pod has ended; its result is being read.", admitted=True)
-    if not pod.running:
-        return _starts(pod, live, now, limits)
+    starting = next((pod for pod in pods if not pod.running), None)
+    if starting:
+        return _starts(starting, live, now, limits)
     silent = _silence(world, live, now, limits)
     if silent is None:
-        unused = f" It uses 1 of its {live.claim.gpus} GPUs." if live.claim.gpus > 1 else ""
-        message = f"On {live.claim.node}, attempt {live.stage_job.attempt}.{unused}"
+        message = f"On {live.claim.summary}, attempt {live.stage_job.attempt}."
         return Step(Reason.TRAINING, message, admitted=True, again_at=now + timedelta(seconds=30))
-    message = f"No report from {pod.key.name} for {silent.seconds} s."
+    message = f"No report from {min(pods, key=lambda pod: pod.index).key.name} for {silent.seconds} s."
     over = silent >= _stalled_after(world, live, limits) + _STALL_GRACE
     return Step(Reason.STALLED, message, admitted=True, give_up=over, again_at=now + timedelta(seconds=10))
 
@@ -129,9 +143,7 @@ def _starts(pod: PodView, live: LiveClaim, now: datetime, limits: Limits) -> Ste
         )
     if over:
         return Step(Reason.POD_NOT_STARTED, f"Pod {pod.key.name}: {why or 'it has not started'}", True, give_up=True)
-    return Step(
-        Reason.TRAINING, f"The training pod starts on {live.claim.node}.", True, again_at=now + timedelta(seconds=5)
-    )
+    return Step(Reason.TRAINING, f"The training pod starts on {pod.node}.", True, again_at=now + timedelta(seconds=5))
 
 
 def _silence(world: World, live: LiveClaim, now: datetime, limits: Limits) -> timedelta | None:

@@ -52,8 +52,8 @@ def interruption(world: World, live: LiveClaim) -> Interruption | None:
         ):
             name = engine.metadata.full_name
             return Interruption(Reason.RECLAIMED, name, f"Engine {name} needs its replica {slot.index} back.")
-    for other in live_claims_on(world, live.claim.node):
-        if live.stage_job.uid in (ref.uid for ref in other.claim.displaced) and phase(world, other) is Phase.BINDING:
+    for other in (other for place in live.claim.places for other in live_claims_on(world, place.node)):
+        if live.stage_job.uid in other.claim.displaced and phase(world, other) is Phase.BINDING:
             priority = other.job.spec.scheduling.priority
             message = f"Job {other.name}, of priority {priority}, has its GPUs."
             return Interruption(Reason.PREEMPTED, other.name, message)
@@ -67,8 +67,8 @@ def gives_way_at(world: World, live: LiveClaim, job: FineTuneJob) -> datetime | 
         return None
     if live.stage_job.finished or phase(world, live) is not Phase.HOLDING:
         return None
-    pod = trainer_pods(world, live.stage_job)[-1]
-    has_run = (pod.bound_at or pod.created) + timedelta(seconds=mine.interruption.min_run_seconds)
+    began = max(pod.bound_at or pod.created for pod in trainer_pods(world, live.stage_job))
+    has_run = began + timedelta(seconds=mine.interruption.min_run_seconds)
     since = waits_since(job)
     return max(has_run, since + timedelta(seconds=mine.interruption.grace_seconds)) if since else has_run
 
@@ -76,7 +76,7 @@ def gives_way_at(world: World, live: LiveClaim, job: FineTuneJob) -> datetime | 
 def may_displace(world: World, claims: Iterable[LiveClaim], job: FineTuneJob, now: datetime) -> list[LiveClaim]:
     """Claims that give way to a job now: the lowest priority first, then the newest, which has the least to lose."""
     claims = list(claims)
-    spoken_for = {ref.uid for live in claims for ref in live.claim.displaced}
+    spoken_for = {uid for live in claims for uid in live.claim.displaced}
     found = [
         live
         for live in claims
@@ -91,7 +91,7 @@ def next_to_give_way(world: World, claims: Iterable[LiveClaim], job: FineTuneJob
     return min((Departure(at, name) for at, name in moments if at and at > now), default=None)
 
 
-def attempt_ref(live: LiveClaim) -> AttemptRef:
-    """The attempt behind a claim, as another claim names it."""
-    metadata = live.job.metadata
-    return AttemptRef(namespace=metadata.namespace, job=metadata.name, uid=live.stage_job.uid, gpus=live.claim.gpus)
+def attempt_ref(live: LiveClaim, node: str) -> AttemptRef:
+    """The attempt behind a claim, as another claim on the same node names it."""
+    metadata, gpus = live.job.metadata, live.claim.gpus_on(node)
+    return AttemptRef(namespace=metadata.namespace, job=metadata.name, uid=live.stage_job.uid, gpus=gpus)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
-from sluice_api.claim import SlotRef
+from sluice_api.claim import Claim, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
@@ -44,7 +44,7 @@ class NodeStock:
     claimed: int = 0
     slots: tuple[PlacedSlot, ...] = ()
     others: int = 0
-    """GPUs of pods that are neither a claim's nor a slot's."""
+    """GPUs of pods that are neither a claim's nor a slot's that may be lent."""
 
     @property
     def name(self) -> str:
@@ -136,6 +136,12 @@ def gpus_of_slots(world: World, slots: Iterable[SlotRef]) -> int:
     return sum(engine.spec.resources.gpus for engine in engines if engine)
 
 
+def borrowed_on(world: World, claim: Claim, node: str) -> int:
+    """GPUs of a node that a claim has borrowed; what is left of a larger slot it does not use."""
+    place = claim.on(node)
+    return min(claim.gpus_on(node), gpus_of_slots(world, place.borrowed)) if place else 0
+
+
 def lent_indices(lent: Mapping[SlotRef, LiveClaim], engine: InferenceEngine) -> set[int]:
     """Which of an engine's slots are borrowed."""
     here = (engine.metadata.namespace, engine.metadata.name)
@@ -157,11 +163,12 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
         heir = borrower.stage_job.uid if borrower else going.get(pod.owner.uid, "") if pod.owner else ""
         if heir in freed:
             freed[heir] += gpus
-        elif owner:
+        elif owner and not borrower:
             slots.append(_placed(world, *owner, pod))
         else:
-            others += gpus
-    claimed = sum(_held(world, c, freed[c.stage_job.uid]) for c in here if c.stage_job.uid not in going)
+            others += gpus  # a stranger's; or of a slot that is lent, and started elsewhere than where it was to
+    staying = [(live.claim, live.stage_job.uid) for live in here if live.stage_job.uid not in going]
+    claimed = sum(_held(world, claim, node.key.name, freed[uid]) for claim, uid in staying)
     return NodeStock(
         node=node,
         gpus=node.allocatable.get(resource, 0),
@@ -173,10 +180,11 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
     )
 
 
-def _held(world: World, live: LiveClaim, still_there: int) -> int:
-    """GPUs that a claim takes now: its own, or more while what it takes over, and is larger, is still there."""
-    taken_over = gpus_of_slots(world, live.claim.borrowed) + sum(ref.gpus for ref in live.claim.displaced)
-    return max(live.claim.gpus, still_there + max(0, live.claim.gpus - taken_over))
+def _held(world: World, claim: Claim, node: str, still_there: int) -> int:
+    """GPUs that a claim takes of a node now: its own, or more while the larger things it takes over are still there."""
+    own, place = claim.gpus_on(node), claim.on(node)
+    taken_over = sum(ref.gpus for ref in place.displaced) + gpus_of_slots(world, place.borrowed) if place else 0
+    return max(own, still_there + max(0, own - taken_over))
 
 
 def _slot_of(world: World, pod: PodView) -> tuple[InferenceEngine, int] | None:

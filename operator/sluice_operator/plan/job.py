@@ -15,7 +15,7 @@ from sluice_operator.plan import refusals
 from sluice_operator.plan.claims import LiveClaim, is_live, live_claims_of, trainer_pods
 from sluice_operator.plan.deadlines import waiting_ends
 from sluice_operator.plan.holding import IMAGE_TROUBLE, Limits, Step, advance
-from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, compact, done, next_attempt_at, recorded
+from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, compact, done, next_attempt_at, only_node, recorded
 from sluice_operator.plan.waiting import Wait
 
 _CONDITION = {
@@ -46,8 +46,8 @@ class JobDecision:
     start: Start | None = None
     record: Outcomes | None = None
     delete: tuple[StageJobView, ...] = ()
-    bind: tuple[PodView, ...] = ()
-    node: str = ""
+    bind: tuple[tuple[PodView, str], ...] = ()
+    """Pods that may go, each to its node."""
     publish: ExportResult | None = None
     wait: Wait | None = None
     """Its place in the queue, while it waits for GPUs."""
@@ -179,7 +179,7 @@ def _decision(s: Situation, live: LiveClaim, step: Step) -> JobDecision:
     at = JobCondition.TRAINED if step.admitted else JobCondition.ADMITTED
     record = s.outcomes
     if step.give_up:
-        record = record.with_attempt(_ended_by_us(s, live.stage_job, step.reason, step.message, step.by))
+        record = record.with_attempt(_ended_by_us(s, live.stage_job, step.reason, step.message, step.by, step.node))
     return JobDecision(
         at,
         step.reason,
@@ -187,7 +187,6 @@ def _decision(s: Situation, live: LiveClaim, step: Step) -> JobDecision:
         record=record,
         delete=(live.stage_job,) if step.give_up else (),
         bind=step.bind,
-        node=live.claim.node,
         again_at=step.again_at,
     )
 
@@ -329,7 +328,9 @@ def _running(s: Situation) -> tuple[StageJobView, ...]:
     return tuple(j for j in s.unfinished() if not j.deleting)
 
 
-def _ended_by_us(s: Situation, stage_job: StageJobView, reason: Reason, message: str, by: str = "") -> AttemptOutcome:
+def _ended_by_us(
+    s: Situation, stage_job: StageJobView, reason: Reason, message: str, by: str = "", node: str = ""
+) -> AttemptOutcome:
     progress = s.job.status.progress
     mine = progress if progress and stage_job.stage is Stage.TRAIN and progress.attempt == stage_job.attempt else None
     return AttemptOutcome(
@@ -339,7 +340,7 @@ def _ended_by_us(s: Situation, stage_job: StageJobView, reason: Reason, message:
         message=message[:2000],
         started_at=stage_job.created,
         ended_at=s.now,
-        node=stage_job.claim.node if stage_job.claim else "",
+        node=node or only_node(stage_job),
         by=by,
         step=mine.step if mine else 0,
         checkpoint_step=mine.checkpoint_step if mine else None,

@@ -69,8 +69,8 @@ def _queue(job: FineTuneJob, wait: Wait | None, now: datetime) -> QueuePlace | N
 def _allocation(job: FineTuneJob, live: LiveClaim, now: datetime) -> Allocation:
     before = job.status.allocation.expected_return if job.status.allocation else None
     return Allocation(
-        node=live.claim.node,
-        gpus=live.claim.gpus,
+        nodes=tuple(place.node for place in live.claim.places),
+        gpus=live.claim.all_gpus,
         borrowed=tuple(BorrowedSlot(engine=f"{s.namespace}/{s.engine}", slot=s.index) for s in live.claim.borrowed),
         expected_return=settled(before, ends_at(live), now),
     )

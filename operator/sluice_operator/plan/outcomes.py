@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 from functools import lru_cache
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -71,16 +72,17 @@ def all_outcomes(world: World, job: FineTuneJob) -> Outcomes:
 
 
 def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOutcome | None:
-    """How a finished Job's attempt ended; None while it runs or its pod's last words are on their way."""
+    """How a finished Job's attempt ended; None while it runs or its pods' last words are on their way."""
     if not stage_job.finished:
         return None
-    pods = oldest_first(world.pods_of.get(stage_job.uid, {}).values())
-    pod = pods[-1] if pods else None
-    if pod is not None and pod.termination is None and not pod.ended:
+    pods = {pod.index: pod for pod in oldest_first(world.pods_of.get(stage_job.uid, {}).values())}
+    if any(pod.termination is None and not pod.ended for pod in pods.values()):
         return None
-    termination = pod.termination if pod else None
-    told = _told(termination)
-    reason, message = _why(world, stage_job, pod, termination, told)
+    places = stage_job.claim.nodes if stage_job.claim else ("",)
+    ends = [_end(world, stage_job, pods.get(index), node) for index, node in enumerate(places)]
+    leader = ends[0]
+    cause = leader if leader.reason == Reason.DONE else min(ends, key=_how_grave)
+    told = leader.told
     progress = job.status.progress
     reported = (
         progress if progress and stage_job.stage is Stage.TRAIN and progress.attempt == stage_job.attempt else None
@@ -89,17 +91,50 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
     return AttemptOutcome(
         stage=stage_job.stage,
         attempt=stage_job.attempt,
-        reason=reason,
-        message=message[:2000],
+        reason=cause.reason,
+        message=cause.message[:2000],
         started_at=stage_job.created,
         ended_at=stage_job.finished_at,
-        node=stage_job.claim.node if stage_job.claim else "",
+        node=cause.node,
         step=max(train.step if train else 0, reported.step if reported else 0),
         checkpoint_step=train.checkpoint_step if train else reported.checkpoint_step if reported else None,
         prepare=told.prepare if told else None,
         train=train,
         export=told.export if told else None,
     )
+
+
+class _End(NamedTuple):
+    """How one pod of an attempt ended."""
+
+    reason: str
+    message: str
+    node: str
+    told: StageOutcome | None
+
+
+def _end(world: World, stage_job: StageJobView, pod: PodView | None, node: str) -> _End:
+    termination = pod.termination if pod else None
+    told, place = _told(termination), pod.node if pod and pod.node else node
+    return _End(*_why(world, stage_job, place, termination, told), place, told)
+
+
+def _how_grave(end: _End) -> int:
+    """Of several pods' ends, which was the cause: one that fails, or is lost with its node, takes all others along.
+
+    A pod that says it misses another was not the first.
+    """
+    if end.reason not in AT_ONCE:
+        return 0
+    if end.reason == Reason.NODE_LOST:
+        return 1
+    return 3 if end.told and end.reason == Reason.POD_LOST else 2
+
+
+def only_node(stage_job: StageJobView) -> str:
+    """The node of an attempt that has one."""
+    nodes = {*stage_job.claim.nodes} if stage_job.claim else set()
+    return nodes.pop() if len(nodes) == 1 else ""
 
 
 def _told(termination: Termination | None) -> StageOutcome | None:
@@ -114,7 +149,7 @@ def _told(termination: Termination | None) -> StageOutcome | None:
 def _why(
     world: World,
     stage_job: StageJobView,
-    pod: PodView | None,
+    node: str,
     termination: Termination | None,
     told: StageOutcome | None,
 ) -> tuple[str, str]:
@@ -123,7 +158,6 @@ def _why(
     if stage_job.finished == "Complete":
         return Reason.POD_LOST, "The pod ended well, but is gone with its result; the stage runs again."
     if termination is None:
-        node = pod.node if pod else stage_job.claim.node if stage_job.claim else ""
         if node and not any(key.name == node for key in world.nodes):
             return Reason.NODE_LOST, f"Node {node} is gone."
         return Reason.POD_LOST, stage_job.failure or "The pod is gone without a word."

@@ -1,11 +1,11 @@
-"""Where a job goes: the node, the slots that it borrows, the training of lower priority whose place it takes."""
+"""Where a job's pods go: the nodes, the slots that it borrows, the training of lower priority whose place it takes."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from sluice_api.claim import Claim, SlotRef
+from sluice_api.claim import Claim, Place, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
@@ -23,10 +23,11 @@ _AVOIDED_FOR = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """One way to give a job its GPUs."""
+class Room:
+    """One way to give some of a job's pods their GPUs, on one node."""
 
     node: NodeStock
+    pods: int
     victims: tuple[PlacedSlot, ...] = ()
     """Slots that are lent to it."""
     displaced: tuple[LiveClaim, ...] = ()
@@ -35,35 +36,84 @@ class Placement:
     """Slots that are lent to those already, and are lent to it from now on."""
 
     @property
-    def cost(self) -> tuple[int, int, int, int, str]:
-        """Sort key, of placements of one kind: whoever is disturbed the least, then the tightest fit."""
-        in_flight = sum(victim.in_flight for victim in self.victims)
-        return (len(self.displaced), len(self.victims), in_flight, self.node.free, self.node.name)
+    def place(self) -> Place:
+        """The same as a claim says it."""
+        return Place(
+            node=self.node.name,
+            pods=self.pods,
+            borrowed=(*self.inherited, *(victim.slot for victim in self.victims)),
+            displaced=tuple(attempt_ref(live, self.node.name) for live in self.displaced),
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """A job's pods, as far as they are placed."""
+
+    world: World
+    stock: Stock
+    job: FineTuneJob
+    terms: Terms
+    others_wait: bool
+    now: datetime
+    rooms: Mapping[str, Room] = field(default_factory=dict)
+    leaving: frozenset[str] = frozenset()
+    """Uids of attempts that will end for it, wherever its pods are."""
+
+    @property
+    def claim(self) -> Claim:
+        """What they hold."""
+        return Claim(
+            pool=self.stock.pool.metadata.name,
+            resource=self.stock.pool.spec.resource_name,
+            gpus=self.job.spec.resources.gpus,
+            places=tuple(room.place for room in self.rooms.values()),
+            term=self.world.term,
+        )
+
+    @property
+    def going(self) -> set[str]:
+        """Uids of the attempts that end for them."""
+        return {*self.leaving, *(live.stage_job.uid for room in self.rooms.values() for live in room.displaced)}
+
+    def without(self, node: str) -> "Group":
+        """The same without what is on one node, and the stock and the terms that the rest leaves."""
+        rest = replace(self, rooms={name: room for name, room in self.rooms.items() if name != node})
+        if not rest.rooms:
+            return rest
+        borrowed = gpus_of_slots(self.world, rest.claim.borrowed)
+        return replace(
+            rest,
+            stock=stock_after(self.world, self.stock, self.job, rest.claim),
+            terms=replace(self.terms, most=self.terms.most - borrowed),
+        )
 
 
 def place(world: World, stock: Stock, job: FineTuneJob, terms: Terms, others_wait: bool, now: datetime) -> Claim | None:
-    """The best place for a job, free GPUs before borrowed ones and those before another's; None when there is none now.
+    """The best places for all of a job's pods; None while one of them has none.
+
+    Pod by pod: on free GPUs before borrowed ones, and on those before another's. What a node gives to several of
+    them is chosen anew as a whole, so nothing is taken there that could be spared.
 
     Args:
         others_wait: jobs in front of it wait. What is free is theirs then, and so is anybody's place.
     """
-    ways: list[Callable[[NodeStock], Placement | None]] = []
-    if not others_wait:
-        ways.append(lambda node: _free(node, job))
-    if terms.most > 0 and terms.lenders:
-        ways.append(lambda node: _lent(stock, node, job, terms, min(0, node.spare) if others_wait else node.spare))
-    if not others_wait:
-        ways.append(lambda node: _instead(world, stock, node, job, terms, now))
-    if not ways:
-        return None
-    avoided = _avoided(world, job, now)
-    nodes = [node for node in stock.nodes.values() if not node.refusal and node.name not in avoided]
-    for way in ways:
-        rooms = sorted(filter(None, map(way, nodes)), key=lambda room: room.cost)
-        for room in rooms:
-            if not lack_on(world, room.node, job, _leaving(world, room)):
-                return _claim(world, stock, job, room)
-    return None
+    group = _filled(Group(world, stock, job, terms, others_wait, now))
+    if group and group.going and len(group.claim.nodes) > 1:  # who ends leaves room on other nodes too: that first
+        group = _filled(replace(group, rooms={}, leaving=frozenset(group.going))) or group
+    return group.claim if group else None
+
+
+def _filled(group: Group) -> Group | None:
+    """The group with a room for each pod; None if there is none for one of them."""
+    avoided = _avoided(group.world, group.job, group.now)
+    nodes = [node for node in group.stock.nodes.values() if not node.refusal and node.name not in avoided]
+    for _ in range(group.job.spec.resources.nodes):
+        room = _next_room(group, nodes)
+        if room is None:
+            return None
+        group = replace(group, rooms={**group.rooms, room.node.name: room})
+    return group
 
 
 def stock_after(world: World, stock: Stock, job: FineTuneJob, claim: Claim) -> Stock:
@@ -71,90 +121,117 @@ def stock_after(world: World, stock: Stock, job: FineTuneJob, claim: Claim) -> S
 
     Slots that come back from displaced claims are their engines' again, and not free.
     """
-    node = stock.nodes[claim.node]
-    gone = {ref.uid for ref in claim.displaced}
-    displaced = [live for live in node.claims if live.stage_job.uid in gone]
-    returned = {slot for live in displaced for slot in live.claim.borrowed} - {*claim.borrowed}
-    lent = sum(slot.gpus for slot in node.slots if slot.slot in claim.borrowed)
-    freed = sum(live.claim.gpus for live in displaced) - gpus_of_slots(world, returned)
-    stopped = Counter(slot.engine.metadata.uid for slot in node.slots if slot.serving and slot.slot in claim.borrowed)
-    may_lose = {uid: left - stopped[uid] for uid, left in stock.may_lose.items()} if stopped else stock.may_lose
-    return (
-        replace(stock, may_lose=may_lose)
-        .with_node(
+    stopped: Counter[str] = Counter()
+    for place in claim.places:
+        node = stock.nodes[place.node]
+        gone = {ref.uid for ref in place.displaced}
+        displaced = [live for live in node.claims if live.stage_job.uid in gone]
+        theirs = [here for live in displaced if (here := live.claim.on(place.node))]
+        returned = {slot for here in theirs for slot in here.borrowed} - {*place.borrowed}
+        lent = [slot for slot in node.slots if slot.slot in place.borrowed]
+        freed = sum(live.claim.gpus_on(place.node) for live in displaced) - gpus_of_slots(world, returned)
+        stopped.update(slot.engine.metadata.uid for slot in lent if slot.serving)
+        stock = stock.with_node(
             replace(
                 node,
                 claims=tuple(live for live in node.claims if live not in displaced),
-                claimed=node.claimed - freed + max(claim.gpus, lent),
-                slots=tuple(slot for slot in node.slots if slot.slot not in claim.borrowed),
+                claimed=node.claimed - freed + max(claim.gpus_on(place.node), sum(slot.gpus for slot in lent)),
+                slots=tuple(slot for slot in node.slots if slot.slot not in place.borrowed),
             )
         )
-        .with_granted(job)
-    )
+    may_lose = {uid: left - stopped[uid] for uid, left in stock.may_lose.items()} if stopped else stock.may_lose
+    return replace(stock, may_lose=may_lose).with_granted(job)
 
 
-def _claim(world: World, stock: Stock, job: FineTuneJob, room: Placement) -> Claim:
-    return Claim(
-        pool=stock.pool.metadata.name,
-        resource=stock.pool.spec.resource_name,
-        node=room.node.name,
-        gpus=job.spec.resources.gpus,
-        borrowed=(*room.inherited, *(victim.slot for victim in room.victims)),
-        displaced=tuple(attempt_ref(live) for live in room.displaced),
-        term=world.term,
-    )
+Way = Callable[[Group, NodeStock, int], Room | None]
+"""Room for a number of pods on a node, given what is elsewhere."""
 
 
-def _free(node: NodeStock, job: FineTuneJob) -> Placement | None:
+def _next_room(group: Group, nodes: Sequence[NodeStock]) -> Room | None:
+    """The best room for one pod more: on a node of its own, or together with those that are on one already."""
+    ways: list[Way] = []
+    if not group.others_wait:
+        ways += [_free, _in_place_of_leavers] if group.going else [_free]
+    if group.terms.most > 0 and group.terms.lenders:
+        ways.append(_lent)
+    if not group.others_wait:
+        ways.append(_instead)
+    elsewhere = {name: group.without(name) for name in ("", *group.rooms)}
+    for way in ways:
+        rooms = []
+        for node in nodes:
+            pods = group.rooms[node.name].pods + 1 if node.name in group.rooms else 1
+            room = way(elsewhere.get(node.name, elsewhere[""]), node, pods)
+            if room is not None:
+                rooms.append(room)
+        for room in sorted(rooms, key=lambda room: _cost(group, room)):
+            if not lack_on(group.world, room.node, group.job, _leaving(group.world, room), room.pods):
+                return room
+    return None
+
+
+def _cost(group: Group, room: Room) -> tuple[int, int, int, int, str]:
+    """Sort key, of rooms of one kind: whoever is disturbed the least beyond what is settled, then the tightest fit."""
+    settled = {victim.slot for found in group.rooms.values() for victim in found.victims}
+    victims = [victim for victim in room.victims if victim.slot not in settled]
+    displaced = sum(1 for live in room.displaced if live.stage_job.uid not in group.going)
+    return (displaced, len(victims), sum(v.in_flight for v in victims), room.node.free, room.node.name)
+
+
+def _free(group: Group, node: NodeStock, pods: int) -> Room | None:
     """Room among what nobody has."""
-    return Placement(node) if node.free >= job.spec.resources.gpus else None
+    return Room(node, pods) if node.free >= pods * group.job.spec.resources.gpus else None
 
 
-def _lent(stock: Stock, node: NodeStock, job: FineTuneJob, terms: Terms, spare: int) -> Placement | None:
-    """Room with slots that are lent, and so many spare GPUs."""
-    lacking = job.spec.resources.gpus - spare
-    if not 0 < lacking <= terms.most or sum(slot.gpus for slot in node.slots) < lacking:
+def _lent(group: Group, node: NodeStock, pods: int) -> Room | None:
+    """Room with slots that are lent, and what is spare unless it belongs to those in front."""
+    spare = min(0, node.spare) if group.others_wait else node.spare
+    lacking = pods * group.job.spec.resources.gpus - spare
+    if not 0 < lacking <= group.terms.most or sum(slot.gpus for slot in node.slots) < lacking:
         return None
-    victims = choose_victims(stock, node, lacking, terms.lenders)
-    return Placement(node, victims) if victims is not None else None
+    victims = choose_victims(group.stock, node, lacking, group.terms.lenders)
+    return Room(node, pods, victims) if victims is not None else None
 
 
-def _instead(
-    world: World, stock: Stock, node: NodeStock, job: FineTuneJob, terms: Terms, now: datetime
-) -> Placement | None:
+def _in_place_of_leavers(group: Group, node: NodeStock, pods: int) -> Room | None:
+    """Room in the place of attempts that end for the job's other pods anyway."""
+    leavers = [live for live in node.claims if live.stage_job.uid in group.going]
+    return _in_place_of(group, node, pods, leavers) if leavers else None
+
+
+def _instead(group: Group, node: NodeStock, pods: int) -> Room | None:
     """Room in the place of as few as possible that train there. None of them could be spared."""
-    candidates = may_displace(world, node.claims, job, now)
+    candidates = may_displace(group.world, node.claims, group.job, group.now)
     for count in range(1, len(candidates) + 1):
-        found = _in_place_of(world, stock, node, job, terms, candidates[:count])
+        found = _in_place_of(group, node, pods, candidates[:count])
         if found is None:
             continue
         for spared in candidates[: count - 1]:
             fewer = [live for live in found.displaced if live is not spared]
-            found = _in_place_of(world, stock, node, job, terms, fewer) or found
+            found = _in_place_of(group, node, pods, fewer) or found
         return found
     return None
 
 
-def _in_place_of(
-    world: World, stock: Stock, node: NodeStock, job: FineTuneJob, terms: Terms, displaced: Sequence[LiveClaim]
-) -> Placement | None:
+def _in_place_of(group: Group, node: NodeStock, pods: int, displaced: Sequence[LiveClaim]) -> Room | None:
     """Room once these are gone: their own GPUs, the slots that they borrowed if they are lent on, and other slots."""
-    own = sum(max(0, live.claim.gpus - gpus_of_slots(world, live.claim.borrowed)) for live in displaced)
-    lacking = job.spec.resources.gpus - node.spare - own
-    if lacking > max(0, terms.most):
+    theirs = [(live.claim.gpus_on(node.name), place) for live in displaced if (place := live.claim.on(node.name))]
+    own = sum(max(0, gpus - gpus_of_slots(group.world, place.borrowed)) for gpus, place in theirs)
+    lacking = pods * group.job.spec.resources.gpus - node.spare - own
+    if lacking > max(0, group.terms.most):
         return None
     inherited: list[SlotRef] = []
-    for slot in (slot for live in displaced for slot in live.claim.borrowed):
-        engine = world.engines.get(engine_key(slot.namespace, slot.engine))
-        if lacking > 0 and engine and engine.metadata.uid in terms.lenders:
+    for slot in (slot for _, place in theirs for slot in place.borrowed):
+        engine = group.world.engines.get(engine_key(slot.namespace, slot.engine))
+        if lacking > 0 and engine and engine.metadata.uid in group.terms.lenders:
             inherited.append(slot)
             lacking -= engine.spec.resources.gpus
-    victims = choose_victims(stock, node, lacking, terms.lenders) if lacking > 0 else ()
-    return Placement(node, victims, tuple(displaced), tuple(inherited)) if victims is not None else None
+    victims = choose_victims(group.stock, node, lacking, group.terms.lenders) if lacking > 0 else ()
+    return Room(node, pods, victims, tuple(displaced), tuple(inherited)) if victims is not None else None
 
 
-def _leaving(world: World, room: Placement) -> set[Key]:
-    """Pods that are gone by the time the job's pod comes."""
+def _leaving(world: World, room: Room) -> set[Key]:
+    """Pods that are gone by the time the job's pods come."""
     slots = {victim.pod for victim in room.victims if victim.pod}
     return slots | {pod.key for live in room.displaced for pod in trainer_pods(world, live.stage_job)}
 

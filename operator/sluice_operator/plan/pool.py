@@ -8,7 +8,7 @@ from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World
 from sluice_operator.plan.conditions import condition
-from sluice_operator.plan.inventory import Stock, engines_of, take_stock
+from sluice_operator.plan.inventory import Stock, borrowed_on, engines_of, take_stock
 from sluice_operator.plan.pools import taken_by_elders
 from sluice_operator.plan.slots import ref
 
@@ -23,7 +23,7 @@ def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUP
         f"{count} more that it selects belong to pool {name}, which is older."
         for name, count in taken_by_elders(world, pool).items()
     ]
-    lent = sum(len(live.claim.borrowed) and live.claim.gpus for node in nodes for live in node.claims)
+    lent = sum(borrowed_on(world, live.claim, node.name) for node in nodes for live in node.claims)
     return GPUPoolStatus(
         observed_generation=pool.metadata.generation,
         conditions=(

@@ -5,7 +5,7 @@ None of these is final: the job waits, and goes on when what is missing is there
 
 from collections.abc import Callable
 from datetime import datetime
-from itertools import islice
+from itertools import accumulate, islice
 
 from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.finetunejob import FineTuneJob
@@ -56,22 +56,30 @@ def _fits_some_node(world: World, job: FineTuneJob) -> Refusal | None:
     pool = find_pool(world, job.spec.resources.pool)
     if pool is None:
         return None
-    resource, gpus, need = pool.spec.resource_name, job.spec.resources.gpus, need_of(job.spec.resources)
-    if any(node.allocatable[resource] >= gpus and not exceeds(node, need) for node in nodes_of(world, pool)):
+    resource, wanted, need = pool.spec.resource_name, job.spec.resources, need_of(job.spec.resources)
+    fitting = (n for n in nodes_of(world, pool) if n.allocatable[resource] >= wanted.gpus and not exceeds(n, need))
+    pods = accumulate(node.allocatable[resource] // wanted.gpus for node in fitting)
+    if any(sum_so_far >= wanted.nodes for sum_so_far in pods):
         return None
     nodes = pool_nodes(world, pool)
     if not nodes:
-        return Reason.NO_NODES, f"Pool {job.spec.resources.pool} has no node that offers GPUs. Add one."
+        return Reason.NO_NODES, f"Pool {wanted.pool} has no node that offers GPUs. Add one."
     most = max(node.allocatable.get(resource, 0) for node in nodes)
-    if gpus > most:
+    if wanted.gpus > most:
         return Reason.EXCEEDS_EVERY_NODE, (
-            f"spec.resources.gpus: {job.spec.resources.gpus} are asked for, the largest node of pool "
-            f"{job.spec.resources.pool} has {most}. Ask for at most {most}."
+            f"spec.resources.gpus: {wanted.gpus} are asked for, the largest node of pool "
+            f"{wanted.pool} has {most}. Ask for at most {most}."
         )
     lacks = [exceeds(node, need) for node in nodes]
     if all(lacks):
         return Reason.EXCEEDS_EVERY_NODE, f"spec.resources.{lacks[0]}. Lower it, or add a larger node."
-    return None
+    room = sum(
+        node.allocatable.get(resource, 0) // wanted.gpus for node, lack in zip(nodes, lacks, strict=True) if not lack
+    )
+    return Reason.EXCEEDS_POOL, (
+        f"spec.resources.nodes: {wanted.nodes} pods of {wanted.gpus} GPU are asked for, the nodes of pool "
+        f"{wanted.pool} have room for {room}. Ask for at most {room}, or add nodes."
+    )
 
 
 def _engine_takes_it(world: World, job: FineTuneJob) -> Refusal | None:
@@ -109,17 +117,18 @@ def _engine_fits(engine: InferenceEngine, job: FineTuneJob) -> Refusal | None:
 
 
 def _claims_shareable(world: World, job: FineTuneJob) -> Refusal | None:
-    """An engine on another node can't read what was written to a ReadWriteOnce claim."""
+    """An engine or another pod of the job, on another node, can't read what was written to a ReadWriteOnce claim."""
     output = volume_path(job.spec.output.uri)
-    if job.spec.publish is None or output is None:
+    if output is None or (job.spec.publish is None and job.spec.resources.nodes == 1):
         return None
     claim = world.claims.get(Key("PersistentVolumeClaim", job.metadata.namespace, output.claim))
     pool = find_pool(world, job.spec.resources.pool)
     if claim is None or pool is None or len(list(islice(nodes_of(world, pool), 2))) < 2:
         return None
+    who = "trainer and engine" if job.spec.publish else "its training pods"
     if claim.access_modes and set(claim.access_modes) <= {"ReadWriteOnce", "ReadWriteOncePod"}:
         return Reason.CLAIM_NOT_SHAREABLE, (
-            f"spec.output.uri: claim {output.claim} is {', '.join(claim.access_modes)}, but trainer and engine may be "
+            f"spec.output.uri: claim {output.claim} is {', '.join(claim.access_modes)}, but {who} may be "
             "on two nodes. Use a ReadWriteMany claim."
         )
     return None

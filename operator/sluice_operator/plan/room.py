@@ -32,23 +32,24 @@ def shortage(
     need: Resources,
     leaving: Collection[Key],
     coming: Iterable[Resources] = (),
+    pods: int = 1,
 ) -> str:
-    """What a node lacks for a pod once the leaving pods are gone; empty when it fits.
+    """What a node lacks for a number of like pods once the leaving ones are gone; empty when they fit.
 
     Args:
-        leaving: pods that will be gone, or that are the one that asks.
+        leaving: pods that will be gone, or that are those that ask.
         coming: requests of pods that will be bound to the node, but are not yet.
     """
     staying = [pod.requests for pod in holding(world, node.key.name) if pod.key not in leaving]
     for resource in COUNTED:
         used = sum(requests.get(resource, 0) for requests in (*staying, *coming))
         left = node.allocatable.get(resource, 0) - used
-        if need.get(resource, 0) > left:
+        if pods * need.get(resource, 0) > left:
             return (
-                f"{resource}: needs {readable(resource, need[resource])}, "
+                f"{resource}: needs {readable(resource, pods * need[resource])}, "
                 f"{readable(resource, max(left, 0))} of {readable(resource, node.allocatable.get(resource, 0))} is left"
             )
-    if "pods" in node.allocatable and len(staying) + 1 > node.allocatable["pods"]:
+    if "pods" in node.allocatable and len(staying) + pods > node.allocatable["pods"]:
         return f"pods: the node takes {node.allocatable['pods']}"
     return ""
 

@@ -15,6 +15,7 @@ from sluice_operator.plan.lending import lending_refusal
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.refusals import refusal
 from sluice_operator.plan.slots import floor_of
+from sluice_operator.plan.waiting import asked
 
 _MOST = 20
 """Lines of one section; of a long one the end is counted."""
@@ -24,7 +25,7 @@ def trace(world: World, job: FineTuneJob, now: datetime) -> Iterator[str]:
     """Lines that say what is decided about a job now, and from what."""
     resources, scheduling = job.spec.resources, job.spec.scheduling
     yield (
-        f"{job.metadata.full_name}: {resources.gpus} GPU of pool {resources.pool}, policy {scheduling.policy}, "
+        f"{job.metadata.full_name}: {asked(job)} of pool {resources.pool}, policy {scheduling.policy}, "
         f"priority {scheduling.priority}"
     )
     pool = find_pool(world, resources.pool)
@@ -43,10 +44,10 @@ def trace(world: World, job: FineTuneJob, now: datetime) -> Iterator[str]:
 def _verdict(world: World, job: FineTuneJob, allocation: Allocation) -> str:
     for live in live_claims_of(world, job):
         slots = ", ".join(map(str, live.claim.borrowed)) or "no engine"
-        return f"holds {live.claim.gpus} GPU on {live.claim.node}, borrowed from {slots}"
+        return f"holds {live.claim.all_gpus} GPU on {live.claim.summary}, borrowed from {slots}"
     if claim := allocation.claims.get(key_of(job)):
         slots = ", ".join(map(str, claim.borrowed)) or "no engine"
-        return f"is given {claim.gpus} GPU on {claim.node} now, borrowed from {slots}"
+        return f"is given {claim.all_gpus} GPU on {claim.summary} now, borrowed from {slots}"
     if wait := allocation.waits.get(key_of(job)):
         return f"waits: {wait.reason}: {wait.message}"
     return "asks for no GPUs now: see its conditions"

@@ -95,10 +95,16 @@ def _remedy(reason: Reason, job: FineTuneJob) -> str:
     return reason.next_step[0].lower() + reason.next_step[1:]
 
 
+def asked(job: FineTuneJob) -> str:
+    """How many GPUs it asks for: 1 GPU, 4 GPUs, 2 x 8 GPUs."""
+    wanted = job.spec.resources
+    times = f"{wanted.nodes} x " if wanted.nodes > 1 else ""
+    return f"{times}{wanted.gpus} GPU{'s' if wanted.all_gpus > 1 else ''}"
+
+
 def _asked(pool: GPUPool, job: FineTuneJob) -> str:
     """What it waits for, and since when."""
-    gpus = job.spec.resources.gpus
-    return f"Waiting for {gpus} GPU{'s' if gpus > 1 else ''} in pool {pool.metadata.name}{_since(job)}"
+    return f"Waiting for {asked(job)} in pool {pool.metadata.name}{_since(job)}"
 
 
 def _since(job: FineTuneJob) -> str:
@@ -120,12 +126,14 @@ def _main_reason(
         return Reason.NO_NODES, "No node of the pool can take a pod now."
     if lack := lack_everywhere(world, stock, job, terms.lenders):
         return Reason.UNSCHEDULABLE, f"GPUs alone would not do: {lack}."
-    enough = [node for node in usable if node.free >= job.spec.resources.gpus]
-    if enough:
+    wanted = job.spec.resources
+    enough = [node for node in usable if node.free >= wanted.gpus]
+    if sum(node.free // wanted.gpus for node in enough) >= wanted.nodes:
         return Reason.WAITING_FOR_GPUS, f"GPUs are free on {enough[0].name}, but not for this job yet."
     if job.spec.scheduling.policy is not Policy.PREEMPT or not any(node.slots for node in usable):
         free = sum(node.free for node in usable)
-        return Reason.WAITING_FOR_GPUS, f"{free} are free, not enough on one node." if free else "None is free."
+        where = "on one node" if wanted.nodes == 1 else "for all pods at once"
+        return Reason.WAITING_FOR_GPUS, f"{free} are free, not enough {where}." if free else "None is free."
     return _why_nothing_is_lent(world, stock, job, terms, waiting, now)
 
 
@@ -133,7 +141,7 @@ def _why_nothing_is_lent(
     world: World, stock: Stock, job: FineTuneJob, terms: Terms, waiting: list[FineTuneJob], now: datetime
 ) -> tuple[Reason, str]:
     quota = quota_of(world, stock.pool, job.metadata.namespace)
-    if terms.most < job.spec.resources.gpus:
+    if terms.most < job.spec.resources.all_gpus:
         return Reason.NAMESPACE_QUOTA, (
             f"Namespace {job.metadata.namespace} may borrow {quota.max_borrowed_gpus} at once, and "
             f"{max(terms.most, 0)} more now."

@@ -56,7 +56,10 @@ def trainer_of(world: World, pod: PodView) -> Trainer:
     job = _job_of(world, stage_job)
     if pod.labels.get(CONTROLLER_UID_LABEL) != stage_job.uid or pod.labels.get(JOB_LABEL) != job.metadata.name:
         raise Refused(Refusal.OTHER_JOBS_POD, f"pod {pod.key.name} does not have the labels of its Job's pods")
-    if not _speaks(pod, (other for other in world.pods_of.get(stage_job.uid, {}).values() if not other.ended)):
+    if pod.index:
+        raise Refused(Refusal.OTHER_JOBS_POD, f"of Job {stage_job.key.name} the pod with index 0 speaks")
+    siblings = world.pods_of.get(stage_job.uid, {}).values()
+    if not _speaks(pod, (other for other in siblings if not other.ended and other.index == pod.index)):
         raise Refused(Refusal.OTHER_JOBS_POD, f"Job {stage_job.key.name} has an older pod, which speaks for it")
     return Trainer(pod, stage_job, job)
 

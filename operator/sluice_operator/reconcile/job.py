@@ -6,7 +6,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.reasons import Reason
 from sluice_operator.build.adapter import adapter
-from sluice_operator.build.stage_job import stage_job
+from sluice_operator.build.stage_job import group_service, stage_job
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
@@ -57,8 +57,10 @@ async def _act(job: FineTuneJob, decision: JobDecision, cluster: Cluster, settin
     if decision.start is not None:
         start = decision.start
         await cluster.create(stage_job(job, start.stage, start.attempt, settings, start.claim))
-    for pod in decision.bind:
-        await cluster.bind_pod(pod.key, pod.uid, decision.node, now)
+    if decision.bind and job.spec.resources.nodes > 1:
+        await cluster.apply(group_service(job))
+    for pod, node in decision.bind:
+        await cluster.bind_pod(pod.key, pod.uid, node, now)
     if decision.publish is not None and job.spec.publish is not None:
         await cluster.apply(adapter(job, job.spec.publish, decision.publish))
     for doomed in decision.delete:

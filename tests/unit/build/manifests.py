@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from sluice_api.claim import Claim, SlotRef
+from sluice_api.claim import Claim, Place, SlotRef
 from sluice_api.finetunejob import FineTuneJob, Publish
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
@@ -13,7 +13,7 @@ from sluice_api.stages import ExportResult, Stage
 from sluice_operator.build.adapter import adapter
 from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
 from sluice_operator.build.placeholder import placeholder
-from sluice_operator.build.stage_job import stage_job
+from sluice_operator.build.stage_job import group_service, stage_job
 from sluice_operator.settings import Settings
 
 JOB = FineTuneJob.parse(
@@ -46,11 +46,14 @@ ENGINE = InferenceEngine.parse(
 CLAIM = Claim(
     pool="default",
     resource="nvidia.com/gpu",
-    node="gpu-1",
     gpus=2,
-    borrowed=(SlotRef(namespace="team-a", engine="chat", index=1),),
+    places=(Place(node="gpu-1", borrowed=(SlotRef(namespace="team-a", engine="chat", index=1),)),),
     term=3,
 )
+GROUP_JOB = JOB.model_copy(
+    update={"spec": JOB.spec.model_copy(update={"resources": JOB.spec.resources.model_copy(update={"nodes": 3})})}
+)
+GROUP_CLAIM = CLAIM.model_copy(update={"places": (*CLAIM.places, Place(node="gpu-2", pods=2))})
 PUBLISH = Publish(engine="chat", name="support-tone")
 EXPORT = ExportResult(
     uri="pvc://adapters/support/support-tone-0a1b2c3d/export",
@@ -71,6 +74,7 @@ H100 = GPUPoolSpec(node_selector={"example.com/gpu": "h100"})
 GOLDEN: dict[str, list[dict[str, Any]]] = {
     "prepare-job": [stage_job(JOB, Stage.PREPARE, 1, CUDA)],
     "trainer-job-lora": [stage_job(JOB, Stage.TRAIN, 2, CUDA, CLAIM)],
+    "trainer-job-group": [group_service(GROUP_JOB), stage_job(GROUP_JOB, Stage.TRAIN, 1, CUDA, GROUP_CLAIM)],
     "export-job": [stage_job(JOB, Stage.EXPORT, 1, CUDA)],
     "slot-deployment-cuda": [slot_deployment(ENGINE, 0, 1, "4f1c2a9be07d3358", pool=H100, settings=CUDA)],
     "slot-deployment-cpu": [slot_deployment(ENGINE, 1, 0, "4f1c2a9be07d3358", pool=GPUPoolSpec(), settings=CPU)],

@@ -59,14 +59,9 @@ def stage_job(
     pool: str = "default",
     **more: Any,
 ) -> Body:
-    claim = {
-        "pool": pool,
-        "resource": "nvidia.com/gpu",
-        "node": "n1",
-        "gpus": 1,
-        "term": 1,
-        "borrowed": [{"namespace": "team", "engine": engine, "index": index} for engine, index in borrows],
-    }
+    borrowed = [{"namespace": "team", "engine": engine, "index": index} for engine, index in borrows]
+    places = [{"node": "n1", "borrowed": borrowed}]
+    claim = {"pool": pool, "resource": "nvidia.com/gpu", "places": places, "gpus": 1, "term": 1}
     metadata = {
         "labels": {"sluice.dev/job": job, "sluice.dev/stage": "Train", "sluice.dev/attempt": "1"},
         "annotations": {"sluice.dev/claim": json.dumps(claim)} if claims else {},

@@ -182,7 +182,7 @@ def test_the_slot_stops_only_after_the_trainer_is_ungated_and_nominated() -> Non
     loan = Loan()
     loan.drain()
     decision = loan.plan_job()
-    assert (decision.reason, decision.node, decision.bind) == (Reason.BINDING, "n1", (loan.pod,))
+    assert (decision.reason, decision.bind) == (Reason.BINDING, ((loan.pod, "n1"),))
     assert loan.plan_engine().stop == ()
     loan.put(loan.pod, gates=(), bound_at=NOW)
     assert loan.plan_engine().stop == (), "ungated but not nominated: strangers would win the GPU"

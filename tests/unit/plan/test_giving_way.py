@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sluice_api.claim import AttemptRef, SlotRef
+from sluice_api.claim import AttemptRef, Claim, Place, SlotRef
 from sluice_api.inferenceengine import SlotState
 from sluice_api.reasons import Reason
 from sluice_api.reports import EngineReport
@@ -19,7 +19,7 @@ from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job import JobDecision, plan_job
 from sluice_operator.plan.job_status import job_status
 from sluice_operator.plan.pools import find_pool
-from tests.unit.plan.worlds import NOW, YIELDS, Town, allocated, describe, parse
+from tests.unit.plan.worlds import GPU, NOW, YIELDS, Town, allocated, describe, parse
 
 CHAT_1 = SlotRef(namespace="team", engine="chat", index=1)
 RECLAIMS = {"policy": "ScaleDown", "minReplicas": 1, "reclaim": "OnDemand"}
@@ -60,7 +60,7 @@ def test_nobody_stops_before_the_job_that_comes_is_proven_and_bound() -> None:
     pod = scene.claim()
     assert decide(scene.town, "low").reason is Reason.TRAINING
     high = decide(scene.town, "high")
-    assert (high.reason, high.bind) == (Reason.BINDING, (pod,))
+    assert (high.reason, high.bind) == (Reason.BINDING, ((pod, "n1"),))
     assert decide(scene.town, "low").delete == ()
 
     change(scene.town, pod, gates=(), nominated_node="n1", bound_at=NOW)
@@ -89,9 +89,8 @@ def test_a_job_that_can_not_run_interrupts_nobody() -> None:
 
 def test_a_job_that_found_another_gpu_meanwhile_interrupts_nobody() -> None:
     scene = Displacing(gpus=2)
-    claim = scene.town.claim("n1").model_copy(
-        update={"displaced": (AttemptRef(namespace="team", job="low", uid=scene.low.uid, gpus=1),)}
-    )
+    low = AttemptRef(namespace="team", job="low", uid=scene.low.uid, gpus=1)
+    claim = Claim(pool="default", resource=GPU, gpus=1, places=(Place(node="n1", displaced=(low,)),), term=1)
     scene.town.trainer_pod(scene.town.stage_job(scene.high, claim=claim), "n1")
     assert decide(scene.town, "low").reason is Reason.TRAINING
     assert counted(scene.town) == (2, 0)

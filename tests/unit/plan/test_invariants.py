@@ -34,6 +34,9 @@ ENDS = [(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued"
 TERMS = st.tuples(st.booleans(), st.integers(0, 2), st.booleans())
 """Whether a job borrows, its priority, and whether it gives way."""
 
+SHAPES = st.sampled_from([(1, 1), (1, 1), (2, 1), (1, 2), (1, 3), (2, 2)])
+"""GPUs of each pod, and pods."""
+
 PATIENCE = 16
 """Rounds of 20 s without any change after which nothing more is expected: longer than any pause."""
 
@@ -60,18 +63,19 @@ class Lending(RuleBasedStateMachine):
             }
             self.cluster.town.engine(f"e{number}", data.draw(st.integers(0, 3)), preemption=terms)
         for _ in range(jobs):
-            self.submit(data.draw(st.integers(1, 2)), *data.draw(TERMS))
+            self.submit(data.draw(SHAPES), *data.draw(TERMS))
 
-    @rule(gpus=st.integers(1, 2), terms=TERMS)
-    def submits(self, gpus: int, terms: tuple[bool, int, bool]) -> None:
-        self.submit(gpus, *terms)
+    @rule(shape=SHAPES, terms=TERMS)
+    def submits(self, shape: tuple[int, int], terms: tuple[bool, int, bool]) -> None:
+        self.submit(shape, *terms)
 
-    def submit(self, gpus: int, preempt: bool, priority: int, yields: bool) -> None:
+    def submit(self, shape: tuple[int, int], preempt: bool, priority: int, yields: bool) -> None:
         self.jobs += 1
         scheduling: dict[str, Any] = {"policy": "Preempt" if preempt else "Queue", "priority": priority}
         if yields:
             scheduling["interruption"] = YIELDS
-        self.cluster.town.job(f"j{self.jobs}", gpus, scheduling=scheduling)
+        gpus, nodes = shape
+        self.cluster.town.job(f"j{self.jobs}", gpus, scheduling=scheduling, resources={"nodes": nodes})
 
     @rule()
     def reconcile_pool(self) -> None:
@@ -89,9 +93,11 @@ class Lending(RuleBasedStateMachine):
                     left = set(wanted(self.cluster.world, engine, lent)) - lent
                     assert len(left) >= floor_of(engine), f"{engine.metadata.name} keeps {left}"
             self._nobody_was_overtaken(live, waits)
-            assert len(live.claim.borrowed) <= live.claim.gpus, "a victim could be spared"
-            assert len(live.claim.displaced) <= live.claim.gpus, "somebody gave way who could be spared"
-            for ref in live.claim.displaced:
+            for there in live.claim.places:
+                gpus = live.claim.gpus_on(there.node)
+                assert len(there.borrowed) <= gpus, "a victim could be spared"
+                assert len(there.displaced) <= gpus, "somebody gave way who could be spared"
+            for ref in (ref for there in live.claim.places for ref in there.displaced):
                 theirs = self.cluster.world.jobs[job_key(ref.namespace, ref.job)].spec.scheduling
                 assert theirs.priority < live.job.spec.scheduling.priority
                 assert theirs.interruption.policy is GiveWay.TO_HIGHER_PRIORITY
@@ -105,7 +111,7 @@ class Lending(RuleBasedStateMachine):
         for job in queue:
             if place_in_queue(self._pool(), job, self.cluster.now) > place:
                 continue
-            assert len(live.claim.borrowed) >= live.claim.gpus, f"free GPUs went past {job.metadata.name}"
+            assert len(live.claim.borrowed) >= live.claim.all_gpus, f"free GPUs went past {job.metadata.name}"
             assert not live.claim.displaced, f"somebody gave way past {job.metadata.name}"
             for slot in live.claim.borrowed:
                 engine = self.cluster.world.engines[engine_key(slot.namespace, slot.engine)]
@@ -203,8 +209,7 @@ class Lending(RuleBasedStateMachine):
         for node in self._nodes():
             acting = self._acting()
             leave = heirs(self.cluster.world, acting)
-            here = [live for live in acting if live.claim.node == node.key.name and live.stage_job.uid not in leave]
-            held = sum(live.claim.gpus for live in here)
+            held = sum(live.claim.gpus_on(node.key.name) for live in acting if live.stage_job.uid not in leave)
             assert held <= node.allocatable[GPU], f"{held} held on {node.key.name}"
 
     @invariant()
@@ -269,8 +274,9 @@ class Lending(RuleBasedStateMachine):
 
     def _hopeless(self, job: FineTuneJob) -> bool:
         """Whether engines' own needs, or the size of the nodes, leave nothing for a job, or for one before it."""
+        nodes = self.cluster.world.nodes.values()
         return self.cluster.world.engines != {} or any(
-            other.spec.resources.gpus > max(node.allocatable[GPU] for node in self.cluster.world.nodes.values())
+            other.spec.resources.nodes > sum(node.allocatable[GPU] // other.spec.resources.gpus for node in nodes)
             for other in self._waiting()
         )
 

@@ -11,7 +11,7 @@ import re
 from datetime import datetime
 
 from dev.simulate.town import GPU, NOW, PREPARED, Town
-from sluice_api.claim import SlotRef
+from sluice_api.claim import Claim, SlotRef
 from sluice_operator.observe.world import key_of, pool_key
 from sluice_operator.plan.allocation import Allocation, allocate
 from sluice_operator.plan.pools import find_pool
@@ -93,16 +93,19 @@ def _parse_job(town: Town, name: str, words: str, free: dict[str, int]) -> None:
             "priority": _number(words, "priority", 0),
             **({"interruption": YIELDS} if "yields" in words else {}),
         },
+        resources={"nodes": _number(words, "pods", 1)},
     )
-    held = re.search(r"(?:takes ([\w/ ]+) )?on (n\d+)", words)
+    held = re.search(r"(?:takes ([\w/ ]+) )?on (n\d+(?: n\d+)*)", words)
     if held:
         refs = [
             SlotRef(namespace="team", engine=slot.split("/")[0], index=int(slot.split("/")[1]))
             for slot in (held.group(1) or "").split()
         ]
-        stage_job = town.stage_job(job, claim=town.claim(held.group(2), *refs, gpus=gpus))
-        town.trainer_pod(stage_job, held.group(2))
-        free[held.group(2)] -= gpus
+        nodes = held.group(2).split()
+        stage_job = town.stage_job(job, claim=town.claim(nodes, *refs, gpus=gpus))
+        for index, node in enumerate(nodes):
+            town.trainer_pod(stage_job, node, index)
+            free[node] -= gpus
 
 
 def allocated(town: Town, now: datetime = NOW) -> Allocation:
@@ -111,12 +114,16 @@ def allocated(town: Town, now: datetime = NOW) -> Allocation:
     return allocate(town.world, pool, now)
 
 
+def _displaced(claim: Claim) -> list[str]:
+    return list(dict.fromkeys(ref.job for place in claim.places for ref in place.displaced))
+
+
 def describe(allocation: Allocation) -> str:
     """`a takes chat/1; b takes n1 from c; d waits EngineAtFloor`, by name."""
     said = {
         key.name: "takes "
-        + (" ".join(map(str, claim.borrowed)) or claim.node)
-        + (f" from {' '.join(ref.job for ref in claim.displaced)}" if claim.displaced else "")
+        + (" ".join(map(str, claim.borrowed)) or " ".join(claim.nodes))
+        + (f" from {' '.join(_displaced(claim))}" if claim.displaced else "")
         for key, claim in allocation.claims.items()
     }
     said.update({key.name: f"waits {wait.reason}" for key, wait in allocation.waits.items()})

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from sluice_api.meta import INDEX_LABEL
 from sluice_operator.observe.parse import Stored
 from sluice_operator.observe.views import Owner, PodView
 from sluice_operator.progress.identity import replica_of, trainer_of
@@ -37,6 +38,16 @@ def test_after_a_pod_has_ended_its_successor_speaks() -> None:
     successor = younger(TRAINER, "successor")
     world = whole(replace(TRAINER, ended=True, resource_version=2), successor).world()
     assert trainer_of(world, successor).pod is successor
+
+
+def test_of_a_group_the_first_pod_speaks_though_another_is_older() -> None:
+    first = replace(younger(TRAINER, "first"), labels={**TRAINER.labels, INDEX_LABEL: "0"})
+    other = replace(TRAINER, labels={**TRAINER.labels, INDEX_LABEL: "1"}, resource_version=2)
+    world = whole(other, first).world()
+    assert trainer_of(world, first).pod is first
+    with pytest.raises(Refused) as refused:
+        trainer_of(world, other)
+    assert refused.value.refusal is Refusal.OTHER_JOBS_POD
 
 
 @pytest.mark.parametrize(

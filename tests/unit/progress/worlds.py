@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from sluice_api.adapter import Adapter
-from sluice_api.claim import Claim, SlotRef
+from sluice_api.claim import Claim, Place, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.stages import Stage
@@ -52,10 +52,9 @@ STAGE_JOB = StageJobView(
     claim=Claim(
         pool="default",
         resource="nvidia.com/gpu",
-        node="gpu-1",
         gpus=1,
         term=1,
-        borrowed=(SlotRef(namespace="team", engine="chat", index=0),),
+        places=(Place(node="gpu-1", borrowed=(SlotRef(namespace="team", engine="chat", index=0),)),),
     ),
 )
 TRAINER = PodView(

@@ -15,6 +15,7 @@ from sluice_api.stages import PrepareResult, StageOutcome, StageSpec, TrainResul
 from sluice_trainer.data.prepare import prepare
 from sluice_trainer.plan import plan_digest
 from sluice_trainer.prepared import Prepared, load
+from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter
 from sluice_trainer.signals import Save, StopSignal
 
@@ -90,7 +91,7 @@ class Job:
     def train(self) -> TrainResult:
         from sluice_trainer.train.loop import train
 
-        return train(self.stage("Train"), quiet_reporter(), NeverStopped())
+        return train(self.stage("Train"), Rank(), quiet_reporter(), NeverStopped())
 
     def export(self) -> str:
         from sluice_trainer.export.export import export

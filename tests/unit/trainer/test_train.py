@@ -228,7 +228,7 @@ import hashlib, os
 from sluice_trainer.signals import StopSignal
 from sluice_api.stages import TrainResult
 
-def end(save):
+def end(error, save):
     os.write(1, str(save().step).encode())
     os._exit(75)
 

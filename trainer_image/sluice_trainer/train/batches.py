@@ -25,8 +25,6 @@ class MicroBatch:
     """int64, rows x longest."""
     learnt: Tensor
     """bool, rows x longest: tokens with a loss."""
-    tokens: int
-    """Real tokens, padding excluded."""
 
     @classmethod
     def of(cls, rows: Sequence[TokenRow], device: torch.device) -> "MicroBatch":
@@ -37,22 +35,26 @@ class MicroBatch:
         for index, row in enumerate(rows):
             input_ids[index, : len(row.input_ids)] = row.input_ids
             learnt[index, : len(row.learnt)] = row.learnt
-        return cls(
-            torch.from_numpy(input_ids).to(device),
-            torch.from_numpy(learnt).to(device),
-            sum(len(row.input_ids) for row in rows),
-        )
+        return cls(torch.from_numpy(input_ids).to(device), torch.from_numpy(learnt).to(device))
 
 
-def micro_batches(rows: TokenRows, indices: Sequence[int], size: int, device: torch.device) -> Iterator[MicroBatch]:
-    """The rows of one step, a few at a time."""
-    for start in range(0, len(indices), size):
-        yield MicroBatch.of([rows[index] for index in indices[start : start + size]], device)
+def micro_batches(
+    rows: TokenRows, indices: Sequence[int], share: range, size: int, device: torch.device
+) -> Iterator[tuple[int, MicroBatch]]:
+    """A share of one step's rows, a few at a time, with the place in the step of the first of them."""
+    for start in range(share.start, share.stop, size):
+        places = range(start, min(start + size, share.stop))
+        yield start, MicroBatch.of([rows[indices[place]] for place in places], device)
 
 
 def learnt_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
     """How many tokens of these rows have a loss."""
     return sum(int(rows[index].learnt.sum()) for index in indices)
+
+
+def all_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
+    """How many tokens these rows have."""
+    return sum(len(rows[index].input_ids) for index in indices)
 
 
 def summed_loss(model: PeftModel, batch: MicroBatch) -> Tensor:

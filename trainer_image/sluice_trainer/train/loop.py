@@ -5,11 +5,12 @@ same bits would override most of it.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
 from peft import PeftModel
+from torch.nn.utils import clip_grad_norm_
 
 from sluice_api.finetunejob import Training
 from sluice_api.reasons import Reason
@@ -19,14 +20,16 @@ from sluice_trainer import base_model, logs, metrics, plan, prepared
 from sluice_trainer.errors import StageError
 from sluice_trainer.places import work
 from sluice_trainer.prepared import Prepared
+from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter
 from sluice_trainer.signals import StopSignal
-from sluice_trainer.train.batches import learnt_tokens, micro_batches, summed_loss
+from sluice_trainer.train.batches import all_tokens, learnt_tokens, micro_batches, summed_loss
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.evaluate import evaluate
-from sluice_trainer.train.generators import Generators, seed_all
+from sluice_trainer.train.group import Group, joined
 from sluice_trainer.train.model import load_base, trainable, with_adapter
 from sluice_trainer.train.pace import Pace
+from sluice_trainer.train.randomness import seed_all
 from sluice_trainer.train.state import Standing, TrainingState
 
 LARGEST_GRADIENT = 1.0
@@ -39,7 +42,7 @@ class Run:
 
     training: Training
     data: Prepared
-    accelerator: Accelerator
+    group: Group
     model: PeftModel
     state: TrainingState
     checkpoints: Checkpoints
@@ -49,6 +52,11 @@ class Run:
     def rows(self) -> int:
         """Rows to train on."""
         return len(self.data.training)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows at once in the memory of one GPU."""
+        return plan.micro_batch_size(self.training, self.group.rank.size)
 
 
 @dataclass(frozen=True)
@@ -65,20 +73,31 @@ class Step:
         return self.loss_sum / self.learnt_tokens
 
 
-def train(stage: StageSpec, reporter: Reporter, stop: StopSignal) -> TrainResult:
+def train(stage: StageSpec, rank: Rank, reporter: Reporter, stop: StopSignal) -> TrainResult:
     """Train until done. SIGTERM ends the process at any moment; the next attempt goes on from the same step.
 
+    Several processes do this together; only the one that leads them reports, saves and completes.
+
     Raises:
+        PeerLost: another process of the group is gone.
         StageError: the loss is not finite, or model, rows or output can't be used.
     """
     checkpoints = Checkpoints(stage)
     if (earlier := checkpoints.completed()) is not None:
         return earlier
-    metrics.serve()
-    reporter.update(activity=Activity.LOADING_MODEL)
-    run = _load(stage, checkpoints, reporter)
+    if rank.leads:
+        metrics.serve()
+    with joined(rank, reporter, stop) as group:
+        complete = _trained(_load(stage, group, checkpoints, reporter), stop)
+        if rank.leads:
+            checkpoints.complete(complete)
+        return complete
+
+
+def _trained(run: Run, stop: StopSignal) -> TrainResult:
+    checkpoints = run.checkpoints
     resumed_from = _resume(run)
-    if resumed_from is None:
+    if run.state.standing.evaluation_loss_before is None:
         before = _evaluate(run)
         run.state.standing = run.state.standing.model_copy(update={"evaluation_loss_before": before})
 
@@ -97,11 +116,9 @@ def train(stage: StageSpec, reporter: Reporter, stop: StopSignal) -> TrainResult
         checkpoints.save(run.state.last_snapshot)
         return result()
 
-    with stop.saved_by(save_last):
+    with stop.saved_by(save_last) if run.group.leads else nullcontext():
         _train_to_the_end(run)
-        complete = result(_evaluate(run))
-        checkpoints.complete(complete)
-        return complete
+        return result(_evaluate(run))
 
 
 def _train_to_the_end(run: Run) -> None:
@@ -112,7 +129,7 @@ def _train_to_the_end(run: Run) -> None:
     while state.standing.step < total:
         pace.start()
         step = _forward_and_backward(run)
-        _check_finite(step, run.accelerator.clip_grad_norm_(state.weights.values(), LARGEST_GRADIENT), state.standing)
+        _check_finite(step, clip_grad_norm_(state.weights.values(), LARGEST_GRADIENT), state.standing)
         for group in state.optimizer.param_groups:
             group["lr"] = state.standing.learning_rate
         with state.updating():
@@ -121,7 +138,8 @@ def _train_to_the_end(run: Run) -> None:
         state.optimizer.zero_grad()
         pace.step(step.tokens)
         _report(run, step, pace)
-        if state.standing.step % run.training.checkpoint_every_steps == 0 or state.standing.step == total:
+        due = state.standing.step % run.training.checkpoint_every_steps == 0 or state.standing.step == total
+        if due and run.group.leads:
             with metrics.SAVE_SECONDS.time():
                 saved = run.checkpoints.save(state.snapshot)
             run.reporter.update(checkpoint_step=saved)
@@ -129,18 +147,19 @@ def _train_to_the_end(run: Run) -> None:
 
 
 def _forward_and_backward(run: Run) -> Step:
-    """Gradients of the mean loss over all learnt tokens of the step, however it is cut into micro batches."""
-    rows = plan.rows_of_step(run.state.standing.step, run.rows, run.training).tolist()
+    """Gradients of the mean loss over all learnt tokens of the step, however many share it, in whatever pieces."""
+    step, group = run.state.standing.step, run.group
+    rows = plan.rows_of_step(step, run.rows, run.training).tolist()
     learnt = learnt_tokens(run.data.training, rows)
-    device = run.accelerator.device
-    loss_sum = torch.zeros((), device=device)
-    tokens = 0
-    for batch in micro_batches(run.data.training, rows, plan.micro_batch_size(run.training), device):
+    loss_sum = torch.zeros((), device=group.device)
+    share = group.share(len(rows))
+    for place, batch in micro_batches(run.data.training, rows, share, run.micro_batch_size, group.device):
+        seed_all(run.training.seed, step, place)
         loss = summed_loss(run.model, batch)
-        run.accelerator.backward(loss / learnt)
+        (loss / learnt).backward()
         loss_sum += loss.detach()
-        tokens += batch.tokens
-    return Step(loss_sum.item(), learnt, tokens)
+    group.sum_gradients_(list(run.state.weights.values()), loss_sum)
+    return Step(loss_sum.item(), learnt, all_tokens(run.data.training, rows))
 
 
 def _check_finite(step: Step, gradient_norm: torch.Tensor, standing: Standing) -> None:
@@ -166,7 +185,6 @@ def _next_standing(run: Run, step: Step) -> Standing:
             "row": row,
             "learning_rate": plan.learning_rate(done, standing.total_steps, run.training),
             "tokens": standing.tokens + step.tokens,
-            "generators": Generators.capture(),
         }
     )
 
@@ -191,16 +209,16 @@ def _report(run: Run, step: Step, pace: Pace) -> None:
 
 def _evaluate(run: Run) -> float | None:
     run.reporter.update(activity=Activity.EVALUATING)
-    size = plan.micro_batch_size(run.training)
-    loss = evaluate(run.model, run.data.validation, size, run.accelerator.device)
+    loss = evaluate(run.model, run.data.validation, run.micro_batch_size, run.group)
     if loss is not None:
         metrics.EVALUATION_LOSS.set(loss)
         run.reporter.update(evaluation_loss=loss)
     return loss
 
 
-def _load(stage: StageSpec, checkpoints: Checkpoints, reporter: Reporter) -> Run:
+def _load(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Reporter) -> Run:
     """Rows, model, a fresh adapter and its optimizer: the same bits in every attempt, from the seed."""
+    reporter.update(activity=Activity.LOADING_MODEL)
     training = stage.spec.training
     data = prepared.load(work(stage) / "prepared", plan.plan_digest(stage))
     base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
@@ -208,28 +226,22 @@ def _load(stage: StageSpec, checkpoints: Checkpoints, reporter: Reporter) -> Run
     seed_all(training.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
-    accelerator = Accelerator(mixed_precision="no")
-    logs.info("device", device=str(accelerator.device), threads=torch.get_num_threads())
-    if stage.spec.resources.gpus > 1:
-        logs.warning("only one GPU is used", gpus=stage.spec.resources.gpus)
-    model = accelerator.prepare_model(with_adapter(load_base(base, training.dtype), stage.spec))
+    logs.info("device", device=str(group.device), threads=torch.get_num_threads())
+    model = with_adapter(load_base(base, training.dtype), stage.spec).to(group.device)
     weights = trainable(model)
     optimizer = torch.optim.AdamW(weights.values(), weight_decay=0.0, fused=True)
     total = plan.total_steps(len(data.training), training)
-    standing = Standing(
-        total_steps=total,
-        learning_rate=plan.learning_rate(0, total, training),
-        generators=Generators.capture(),
-    )
+    standing = Standing(total_steps=total, learning_rate=plan.learning_rate(0, total, training))
     state = TrainingState(weights, optimizer, standing)
-    return Run(training, data, accelerator, model, state, checkpoints, reporter)
+    return Run(training, data, group, model, state, checkpoints, reporter)
 
 
 def _resume(run: Run) -> int | None:
-    """Go on from the newest whole checkpoint; returns its step."""
-    saved = run.checkpoints.newest()
+    """Go on from the newest whole checkpoint that the leader finds; returns its step, None in the others."""
+    saved = run.checkpoints.newest() if run.group.leads else None
     if saved is not None:
         run.state.restore(saved)
+    run.state.take_leaders(run.group)
     standing = run.state.standing
     resumed_from = standing.step if saved else None
     logs.info("begin", step=standing.step, total=standing.total_steps, resumed_from=resumed_from)

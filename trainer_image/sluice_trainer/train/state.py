@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from sluice_api.model import Model
-from sluice_trainer.train.generators import Generators
+from sluice_trainer.train.group import Group
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -29,7 +29,6 @@ class Standing(Model):
     tokens: NonNegativeInt = 0
     """Real tokens trained on, over all attempts."""
     evaluation_loss_before: float | None = None
-    generators: Generators
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,10 @@ class Snapshot:
 
 
 class TrainingState:
-    """The adapter's weights, Adam's moments, the position, and the random number generators.
+    """The adapter's weights, Adam's moments, and the position.
 
-    The generators are captured at each optimizer step, not when a snapshot is taken: a snapshot may be taken by
-    another thread in the middle of the next step, which the next attempt then does again from its start.
+    A snapshot may be taken by another thread in the middle of the next step, which the next attempt then does again
+    from its start. What is random in a step follows from the position.
     """
 
     def __init__(self, weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, standing: Standing) -> None:
@@ -52,12 +51,15 @@ class TrainingState:
         self.optimizer = optimizer
         self.standing = standing
         self._updating = threading.Lock()
+        self._device = next(iter(weights.values())).device
+        self._updated = self._now()
 
     @contextmanager
     def updating(self) -> Iterator[None]:
         """Around the optimizer's update and its new standing, and only that: no snapshot sees half of it."""
         with self._updating:
             yield
+            self._updated = self._now()
 
     def snapshot(self) -> Snapshot:
         """Copy the state of the last optimizer step. Waits for an update in progress, a few milliseconds."""
@@ -79,15 +81,44 @@ class TrainingState:
                     moment: value.to(weight.device, copy=True) for moment, value in moments.items() if value is not None
                 }
         self.standing = snapshot.standing
-        self.standing.generators.restore()
+        self._updated = self._now()
+
+    def take_leaders(self, group: Group) -> None:
+        """Continue from where the group's leader is."""
+        if group.rank.size == 1:
+            return
+        self.standing = Standing.model_validate_json(group.leaders_word("standing", self.standing.to_json()))
+        group.take_leaders_([weight.detach() for weight in self.weights.values()])
+        if self.standing.step > 0:
+            for weight in self.weights.values():
+                moments = self.optimizer.state[weight] or _no_moments(weight)
+                self.optimizer.state[weight] = moments
+                group.take_leaders_([moments[moment] for moment in _MOMENTS])
+        self._updated = self._now()
+
+    def _now(self) -> torch.cuda.Event | None:
+        """The moment at which a GPU will have done all that it was told to until now."""
+        return torch.cuda.current_stream(self._device).record_event() if self._device.type == "cuda" else None
 
     def _copy(self) -> Snapshot:
+        """On a GPU beside its other work, which may be a step, or wait for ever for a peer that is gone."""
+        stream = None
+        if self._updated is not None:
+            stream = torch.cuda.Stream(self._device)
+            stream.wait_event(self._updated)
         tensors = {}
-        for name, weight in self.weights.items():
-            tensors[f"adapter.{name}"] = _on_cpu(weight)
-            for moment, value in self.optimizer.state.get(weight, {}).items():
-                tensors[f"{moment}.{name}"] = _on_cpu(value)
+        with torch.cuda.stream(stream):
+            for name, weight in self.weights.items():
+                tensors[f"adapter.{name}"] = _on_cpu(weight)
+                for moment, value in self.optimizer.state.get(weight, {}).items():
+                    tensors[f"{moment}.{name}"] = _on_cpu(value)
         return Snapshot(self.standing, tensors)
+
+
+def _no_moments(weight: nn.Parameter) -> dict[str, Tensor]:
+    """As AdamW makes them at a weight's first step."""
+    step = torch.zeros((), device=weight.device)
+    return {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight), "step": step}
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

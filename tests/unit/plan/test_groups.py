@@ -1,0 +1,224 @@
+"""Jobs of several pods: claimed whole or not at all, bound each to its node, ended together."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sluice_api.claim import SlotRef
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExitCode, Stage, StageOutcome, TrainResult
+from sluice_operator.observe.views import PodView, StageJobView, Termination
+from sluice_operator.observe.world import engine_key, job_key
+from sluice_operator.plan.claims import Phase, live_claims_of, phase
+from sluice_operator.plan.engine import plan_engine
+from sluice_operator.plan.holding import Limits
+from sluice_operator.plan.job import JobDecision, plan_job
+from tests.unit.plan.worlds import NOW, Town, allocated, describe, parse
+
+CHAT = [SlotRef(namespace="team", engine="chat", index=index) for index in (0, 1)]
+SAVED = StageOutcome(reason="Requeued", train=TrainResult(step=7, total_steps=30, checkpoint_step=7))
+MISSES_ANOTHER = StageOutcome(reason="PodLost", train=TrainResult(step=8, total_steps=30, checkpoint_step=8))
+
+
+@pytest.mark.parametrize(
+    ("rule", "world", "expected"),
+    [
+        ("several pods get their GPUs at once",
+         "pool: 1 1 gpus | a: needs 1, pods 2, queue",
+         "a takes n1 n2"),
+        ("all of them or none",
+         "pool: 1 1 gpus | x: needs 1, on n1 | a: needs 1, pods 2, queue",
+         "a waits WaitingForGPUs"),
+        ("a node that has room takes several",
+         "pool: 2 1 gpus | x: needs 1, on n2 | a: needs 1, pods 2, queue",
+         "a takes n1 n1"),
+        ("each on the tightest node",
+         "pool: 4 2 3 gpus | a: needs 2, pods 2, queue",
+         "a takes n2 n3"),
+        ("what lacks is borrowed, node by node",
+         "pool: 1 1 gpus | chat: 2 replicas | a: needs 1, pods 2",
+         "a takes chat/0 chat/1"),
+        ("a floor is kept over all nodes",
+         "pool: 1 1 gpus | chat: 2 replicas, floor 1 | a: needs 1, pods 2",
+         "a waits EngineAtFloor"),
+        ("one large replica may do for two pods",
+         "pool: 2 gpus | chat: 1 replicas, gpus 2 | a: needs 1, pods 2",
+         "a takes chat/0"),
+        ("a group gives way as a whole, for one place of it too",
+         "pool: 1 1 gpus | a: needs 1, pods 2, yields, on n1 n2 | b: needs 1, queue, priority 5",
+         "b takes n1 from a"),
+        ("a group takes the places of a group",
+         "pool: 1 1 gpus | a: needs 1, pods 2, yields, on n1 n2 | b: needs 1, pods 2, queue, priority 5",
+         "b takes n1 n2 from a"),
+        ("and what that has borrowed, before anything else is lent",
+         "pool: 2 1 gpus | chat: 3 replicas | a: needs 1, pods 2, yields, takes chat/1 chat/2 on n1 n2 "
+         "| b: needs 1, pods 2, priority 5",
+         "b takes chat/1 chat/2 from a"),
+        ("nobody gives way to a group that finds only a part",
+         "pool: 1 1 gpus | a: needs 1, yields, on n1 | c: needs 1, on n2 | b: needs 1, pods 2, queue, priority 5",
+         "b waits WaitingForGPUs"),
+        ("nobody passes a group that waits",
+         "pool: 1 1 gpus | x: needs 1, on n1 | a: needs 1, pods 2, queue | b: needs 1, queue",
+         "a waits WaitingForGPUs; b waits BehindInQueue"),
+    ],
+)  # fmt: skip
+def test_allocation(rule: str, world: str, expected: str) -> None:
+    assert describe(allocated(parse(world))) == expected, rule
+
+
+class Group:
+    """Two nodes of one GPU each, an engine with a replica on each, and a job of two pods that has claimed both."""
+
+    def __init__(self) -> None:
+        self.town = Town()
+        self.town.node(1)
+        self.town.node(1)
+        engine = self.town.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 0})
+        self.slots = [self.town.slot(engine, index, node) for index, node in enumerate(("n1", "n2"))]
+        self.town.job("a", resources={"nodes": 2})
+        self.stage_job = self.town.stage_job(self.job, claim=self.town.claim(["n1", "n2"], *CHAT), created=NOW)
+
+    @property
+    def job(self) -> FineTuneJob:
+        return self.town.world.jobs[job_key("team", "a")]
+
+    @property
+    def phase(self) -> Phase:
+        (live,) = live_claims_of(self.town.world, self.job)
+        return phase(self.town.world, live)
+
+    def decide(self) -> JobDecision:
+        return plan_job(self.town.world, self.job, NOW, Limits())
+
+    def stopped(self) -> list[int]:
+        """Slots that the engine stops now."""
+        engine = self.town.world.engines[engine_key("team", "chat")]
+        return [slot.index for slot in plan_engine(self.town.world, engine, NOW).stop]
+
+    def pods(self, *nodes: str) -> list[PodView]:
+        """Its pods, gated where no node is given."""
+        return [self.town.trainer_pod(self.stage_job, node, index) for index, node in enumerate(nodes)]
+
+    def change(self, view: PodView | StageJobView, **changes: Any) -> None:
+        self.town.version += 1
+        self.town.put(replace(view, resource_version=self.town.version, **changes))
+
+    def drained(self) -> None:
+        for slot in self.slots:
+            assert slot is not None
+            self.change(slot, deleting=True)
+
+    def end(self, pod: PodView, code: int, told: StageOutcome | None, reason: str = "") -> None:
+        words = told.to_json() if told else ""
+        self.change(pod, ended=True, running=False, termination=Termination(code, reason, words, NOW))
+
+
+def test_nobody_is_disturbed_before_all_pods_are_there() -> None:
+    group = Group()
+    group.town.trainer_pod(group.stage_job)
+    decision = group.decide()
+    assert (decision.reason, decision.bind) == (Reason.CLAIMED, ())
+    assert "its pods are about to be made" in decision.message
+
+
+def test_each_pod_goes_to_its_own_node() -> None:
+    group = Group()
+    pods = group.pods("", "")
+    group.drained()
+    assert group.decide().bind == ((pods[0], "n1"), (pods[1], "n2"))
+
+
+def test_an_operator_that_died_between_two_bindings_goes_on_and_no_slot_stops_before() -> None:
+    group = Group()
+    first, second = group.pods("", "")
+    group.drained()
+    group.change(first, gates=(), nominated_node="n1", bound_at=NOW)
+    assert group.stopped() == []
+    assert (second, "n2") in group.decide().bind
+    group.change(second, gates=(), nominated_node="n2", bound_at=NOW)
+    assert (group.phase, group.stopped()) == (Phase.BINDING, [0, 1])
+
+
+def test_training_begins_when_the_last_pod_is_on_its_node() -> None:
+    group = Group()
+    _, second = group.pods("n1", "")
+    group.change(second, gates=(), nominated_node="n2", bound_at=NOW)
+    assert group.decide().reason is Reason.BINDING
+    group.change(second, gates=(), node="n2", running=True)
+    assert (group.phase, group.decide().message) == (Phase.HOLDING, "On n1 and n2, attempt 1.")
+
+
+@pytest.mark.parametrize(
+    ("rule", "ends", "reason", "node"),
+    [
+        ("the first pod's word decides when it is done", [(0, StageOutcome(reason="Done"), ""), (75, SAVED, "")],
+         "Done", "n1"),
+        ("one that fails takes the others along", [(75, MISSES_ANOTHER, ""), (65, StageOutcome(reason="BadData"), "")],
+         "BadData", "n2"),
+        ("one that ran out of memory too", [(75, MISSES_ANOTHER, ""), (137, None, "OOMKilled")],
+         "OutOfMemory", "n2"),
+        ("one that was told to stop costs no attempt", [(75, MISSES_ANOTHER, ""), (75, SAVED, "")], "Requeued", "n2"),
+        ("who says that another is missing was not the first", [(75, MISSES_ANOTHER, ""), None], "PodLost", "n2"),
+    ],
+)  # fmt: skip
+def test_the_end_of_a_group_is_that_of_the_pod_that_ended_it(
+    rule: str, ends: list[tuple[int, StageOutcome | None, str] | None], reason: str, node: str
+) -> None:
+    group = Group()
+    for pod, end in zip(group.pods("n1", "n2"), ends, strict=True):
+        if end is None:
+            group.town.store.remove(pod.key, pod.uid)
+        else:
+            group.end(pod, *end)
+    group.change(group.stage_job, finished="Complete" if reason == "Done" else "Failed", finished_at=NOW)
+    record = group.decide().record
+    assert record is not None
+    last = record.of(Stage.TRAIN)[-1]
+    assert (last.reason, last.node) == (reason, node), rule
+
+
+def test_the_next_attempt_takes_all_places_over() -> None:
+    group = Group()
+    first, second = group.pods("n1", "n2")
+    group.end(first, ExitCode.REQUEUE, MISSES_ANOTHER)
+    group.end(second, ExitCode.REQUEUE, SAVED)
+    group.change(group.stage_job, finished="Failed", finished_at=NOW)
+    decision = group.decide()
+    assert decision.start is not None
+    assert (decision.start.attempt, decision.start.claim) == (2, group.stage_job.claim)
+    assert decision.record is not None
+    assert decision.record.of(Stage.TRAIN)[-1].checkpoint_step == 8, "what the first pod has saved"
+
+
+def test_a_claim_is_over_when_one_of_its_nodes_is_lost() -> None:
+    group = Group()
+    group.pods("n1", "n2")
+    node = next(node for key, node in group.town.world.nodes.items() if key.name == "n2")
+    group.town.store.remove(node.key, node.uid)
+    decision = group.decide()
+    assert decision.delete == (group.stage_job,)
+    assert decision.record is not None
+    assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.NODE_LOST
+
+
+@pytest.mark.parametrize(
+    ("rule", "pool", "resources", "reason", "says"),
+    [
+        ("more pods than the pool ever has room for", {}, {"gpus": 2, "nodes": 3}, Reason.EXCEEDS_POOL,
+         "3 pods of 2 GPU are asked for, the nodes of pool default have room for 2. Ask for at most 2"),
+        ("a quota counts the GPUs of all pods", {"quotas": [{"maxGPUs": 3}]}, {"gpus": 2, "nodes": 2},
+         Reason.NAMESPACE_QUOTA, "4 are asked for"),
+    ],
+)  # fmt: skip
+def test_what_can_never_run_is_refused_before_anything_runs(
+    rule: str, pool: dict[str, Any], resources: dict[str, int], reason: Reason, says: str
+) -> None:
+    town = Town()
+    for gpus in (3, 3):
+        town.node(gpus)
+    town.pool(**pool)
+    decision = plan_job(town.world, town.job("a", outcomes=(), resources=resources), NOW, Limits())
+    assert decision.reason is reason, rule
+    assert says in decision.message

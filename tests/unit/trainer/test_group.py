@@ -1,0 +1,201 @@
+"""Several processes that train together: the same bits as one, and no step lost with any of them."""
+
+import json
+import socket
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExitCode, StageOutcome
+from tests.unit.trainer.jobs import REPOSITORY, Job, chat, events, write_rows
+
+ROWS = [chat(f"What is item {i}?", f"Arr, item {i} be {i * 7} doubloons!") for i in range(55)]
+"""33 to train on and 22 held out: a pass is four steps of 8 rows and one of a single row, which one rank of two has."""
+SHORT = (("epochs", 3), ("warmupSteps", 2), ("microBatchSize", 4), ("checkpointEverySteps", 1))
+"""15 steps, each of which is saved, so that its loss is logged. Two ranks do at once what one process does in turn."""
+LONG = (("epochs", 9), ("warmupSteps", 2), ("batchSize", 2), ("microBatchSize", 1), ("checkpointEverySteps", 1000))
+"""153 steps, of which only the last is saved, unless something happens in their middle."""
+ONE_POD, TWO_PODS = {"gpus": 2}, {"nodes": 2}
+
+FAILING_CHILD = """
+import os
+
+if os.environ.get("SLUICE_LOCAL_RANK") == "1":
+    import torch
+    from sluice_trainer.train import batches
+
+    whole, left = batches.summed_loss, iter(range(30))
+
+    def summed_loss(model, batch):
+        if next(left, None) is None:
+            raise torch.OutOfMemoryError("no room")
+        return whole(model, batch)
+
+    batches.summed_loss = summed_loss
+"""
+"""A sitecustomize.py, which Python runs first."""
+
+
+class Pods:
+    """The pods of a group, as processes of this machine."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self.port = server.getsockname()[1]
+        self.all: list[subprocess.Popen[str]] = []
+
+    def start(self, attempt: int = 1, **environment: str) -> list[subprocess.Popen[str]]:
+        pods = [
+            self.job.start(
+                "Train",
+                attempt,
+                **{
+                    "JOB_COMPLETION_INDEX": str(index),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "SLUICE_LEADER_PORT": str(self.port),
+                    "SLUICE_TERMINATION_FILE": str(self._outcome(index)),
+                    "GLOO_SOCKET_IFNAME": "lo",
+                    **environment,
+                },
+            )
+            for index in range(self.job.stage("Train").spec.resources.nodes)
+        ]
+        self.all += pods
+        return pods
+
+    def outcome(self, index: int) -> StageOutcome:
+        return StageOutcome.model_validate_json(self._outcome(index).read_bytes())
+
+    def _outcome(self, index: int) -> Path:
+        return self.job.volumes / f"outcome-{index}.json"
+
+
+@pytest.fixture
+def alone(job: Job) -> Job:
+    """A job of one process, which a group is compared with."""
+    write_rows(job.volumes / "datasets" / "rows.jsonl", ROWS)
+    dataset = {"uri": "pvc://datasets/rows.jsonl", "validationSplit": "40%"}
+    return replace(job, name="alone", training=SHORT, spec=(("dataset", dataset),))
+
+
+@pytest.fixture
+def pods(alone: Job) -> Iterator[Pods]:
+    """The pods of the job `group`; none of them outlives the test."""
+    pods = Pods(replace(alone, name="group"))
+    yield pods
+    for pod in pods.all:
+        pod.kill()
+        pod.communicate()
+
+
+def prepare(alone: Job, pods: Pods, resources: dict[str, int], training: tuple[tuple[str, Any], ...]) -> Job:
+    """Both jobs' rows; returns the job of one process."""
+    alone = replace(alone, training=training)
+    pods.job = replace(alone, name="group", spec=(*alone.spec, ("resources", resources)))
+    alone.prepare()
+    pods.job.prepare()
+    return alone
+
+
+def until_some_steps_are_done(process: subprocess.Popen[str]) -> int:
+    return next(int(event["step"]) for event in events(process) if event["event"] == "report" and event["step"] > 0)
+
+
+def losses(log: Iterable[dict[str, Any]]) -> dict[int, float]:
+    """The loss of each step, as reported with its checkpoint."""
+    reports = [event for event in log if event["event"] == "report" and event["activity"] == "Training"]
+    return {report["checkpointStep"]: report["loss"] for report in reports if "loss" in report}
+
+
+def trained(job: Job) -> bytes:
+    """Weights and moments after the last step, and where it stands."""
+    steps = max(int(folder.name.removeprefix("step-")) for folder in (job.work / "checkpoints").glob("step-*"))
+    folder = job.work / "checkpoints" / f"step-{steps}"
+    return (folder / "state.safetensors").read_bytes() + (folder / "state.json").read_bytes()
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_two_gpus_of_a_pod_learn_the_same_bits_as_one_process(
+    alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = prepare(alone, pods, ONE_POD, SHORT)
+    expected = alone.train()
+    by_one = losses(printed(capsys))
+    assert len(by_one) == 15
+
+    (pod,) = pods.start()
+    log = list(events(pod))
+    assert pod.wait(10) == ExitCode.DONE
+    assert {event["size"] for event in log if event["event"] == "joined"} == {2}
+    assert pods.outcome(0) == StageOutcome(reason=Reason.DONE, train=expected)
+    assert losses(log) == by_one
+    assert trained(pods.job) == trained(alone)
+
+
+@pytest.mark.slow
+def test_a_pod_that_is_killed_costs_no_step(alone: Job, pods: Pods) -> None:
+    alone = prepare(alone, pods, TWO_PODS, LONG)
+    first, second = pods.start()
+    done = until_some_steps_are_done(first)
+    second.kill()
+    first.communicate(timeout=20)
+    assert first.returncode == ExitCode.REQUEUE
+    outcome = pods.outcome(0)
+    assert outcome.train is not None
+    saved = outcome.train.checkpoint_step
+    assert saved is not None
+    assert done <= saved < 153
+    assert outcome.reason == Reason.POD_LOST
+    assert outcome.message == f"The pod with index 1 of the group is gone; step {saved} of 153 is saved."
+
+    first, second = pods.start(attempt=2)
+    for pod in (first, second):
+        pod.communicate(timeout=100)
+        assert pod.returncode == ExitCode.DONE
+    assert pods.outcome(0).train == alone.train().model_copy(update={"resumed_from": saved})
+    assert pods.outcome(1) == StageOutcome(reason=Reason.DONE)
+    assert trained(pods.job) == trained(alone)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_last_step_and_takes_the_other_processes_along(alone: Job, pods: Pods) -> None:
+    alone = prepare(alone, pods, ONE_POD, LONG)
+    (pod,) = pods.start()
+    done = until_some_steps_are_done(pod)
+    pod.terminate()
+    pod.communicate(timeout=10)  # until nobody has its stdout any more
+    assert pod.returncode == ExitCode.REQUEUE
+    outcome = pods.outcome(0)
+    assert outcome.train is not None
+    saved = outcome.train.checkpoint_step
+    assert saved is not None
+    assert done <= saved < 153
+    assert outcome.message == f"Told to stop; step {saved} of 153 is saved."
+
+    result = pods.job.train()  # by one process: a checkpoint does not say how many wrote it
+    assert result.resumed_from == saved
+    assert result == alone.train().model_copy(update={"resumed_from": saved})
+    assert trained(pods.job) == trained(alone)
+
+
+def test_what_goes_wrong_in_another_process_of_the_pod_is_what_the_pod_says(
+    alone: Job, pods: Pods, tmp_path: Path
+) -> None:
+    prepare(alone, pods, ONE_POD, LONG)
+    (tmp_path / "sitecustomize.py").write_text(FAILING_CHILD)
+    (pod,) = pods.start(PYTHONPATH=f"{tmp_path}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image")
+    pod.communicate(timeout=100)
+    outcome = pods.outcome(0)
+    assert (outcome.reason, pod.returncode) == (Reason.OUT_OF_MEMORY, ExitCode.BAD_INPUT)
+    assert outcome.message.startswith("The GPU's memory does not hold one micro batch.")
+    assert outcome.train is not None
+    assert outcome.train.checkpoint_step == outcome.train.step > 0

@@ -1,0 +1,71 @@
+"""The processes of a pod's other GPUs: started by the first one's, watched by it, and gone when it is."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExitCode, StageOutcome
+from sluice_trainer.errors import PeerLost, StageError
+from sluice_trainer.ranks import LOCAL_ENV, Rank
+from sluice_trainer.signals import StopSignal
+
+OUTCOME_ENV = "SLUICE_TERMINATION_FILE"
+"""Where a process leaves its outcome, if not in the pod's termination message."""
+
+
+def start(rank: Rank, stop: StopSignal) -> None:
+    """Start the pod's other processes. One that fails ends the pod, for its own reason.
+
+    They are started before anything heavy is imported, because each of them imports it too.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // rank.gpus)))
+    outcomes = Path(tempfile.mkdtemp(prefix="sluice-ranks-"))
+    for gpu in range(1, rank.gpus):
+        outcome = outcomes / f"{gpu}.json"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sluice_trainer", *sys.argv[1:]],
+            env={**os.environ, LOCAL_ENV: str(gpu), OUTCOME_ENV: str(outcome)},
+            stdin=subprocess.PIPE,
+        )
+        threading.Thread(target=_watch, args=(gpu, process, outcome, stop), name=f"gpu-{gpu}", daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone, however that came: then its end of stdin closes."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(ExitCode.REQUEUE)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def _watch(gpu: int, process: subprocess.Popen[bytes], outcome: Path, stop: StopSignal) -> None:
+    code = process.wait()
+    if code == ExitCode.DONE:
+        return
+    error = _error(gpu, code, outcome)
+    stop.end(error, patience=stop.PEER_PATIENCE if isinstance(error, PeerLost) else 0)
+
+
+def _error(gpu: int, code: int, file: Path) -> StageError:
+    """Why a process of this pod has ended."""
+    try:
+        outcome = StageOutcome.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
+        message = (
+            f"The process of GPU {gpu} {how} without a word. See the pod's logs; if it was SIGKILL, the kernel may "
+            "have done so for want of memory: raise resources.memory."
+        )
+        return StageError(Reason.TRAINER_FAILED, message, ExitCode.INTERNAL)
+    if outcome.reason == Reason.POD_LOST:
+        return PeerLost()
+    return StageError(Reason.known(outcome.reason) or Reason.TRAINER_FAILED, outcome.message, ExitCode(code))

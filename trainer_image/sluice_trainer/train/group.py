@@ -1,0 +1,157 @@
+"""The processes that train together, and what they do as one. Alone, all of it is nothing."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import TCPStore  # torch.distributed has it for its users, but not for mypy
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from sluice_api.pods import LEADER_ENV, LEADER_PORT
+from sluice_api.reasons import Reason
+from sluice_api.reports import Activity
+from sluice_api.stages import ExitCode
+from sluice_trainer import lifeline, logs
+from sluice_trainer.errors import PeerLost, StageError
+from sluice_trainer.ranks import Rank
+from sluice_trainer.report import Reporter
+from sluice_trainer.signals import StopSignal
+
+MEETING = timedelta(minutes=10)
+"""Until the last pod is there: a node may have to pull the image first, and the pods' names resolve only then."""
+COLLECTIVE = timedelta(minutes=30)
+"""For the slowest peer's evaluation or save. One that is gone is noticed by its connections, long before."""
+
+_PORT_ENV = "SLUICE_LEADER_PORT"
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among those that train together."""
+
+    rank: Rank
+    device: torch.device
+    store: Store | None = None
+    """Short texts for the others; None alone."""
+
+    @property
+    def leads(self) -> bool:
+        """This is the process that reports, saves and has the result."""
+        return self.rank.leads
+
+    def share(self, count: int) -> range:
+        """Which of so many rows are this process's: contiguous, as many as anybody's or one more."""
+        each, more = divmod(count, self.rank.size)
+        start = self.rank.number * each + min(self.rank.number, more)
+        return range(start, start + each + (self.rank.number < more))
+
+    def turns(self, count: int) -> range:
+        """Which of so many tasks are this process's, one after the other around the group."""
+        return range(self.rank.number, count, self.rank.size)
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Replace everybody's tensor by the sum over all."""
+        if self.rank.size > 1:
+            with _peers():
+                dist.all_reduce(tensor)
+
+    def sum_gradients_(self, weights: Sequence[nn.Parameter], loss_sum: Tensor) -> None:
+        """Replace gradients and loss by their sums, in one go. Who had no rows adds zeros."""
+        if self.rank.size == 1:
+            return
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        everything = torch.cat([*(gradient.flatten() for gradient in gradients), loss_sum.reshape(1)])
+        self.sum_(everything)
+        *sums, loss = everything.split([*(weight.numel() for weight in weights), 1])
+        for weight, gradient in zip(weights, sums, strict=True):
+            weight.grad = gradient.view_as(weight)
+        loss_sum.copy_(loss.squeeze())
+
+    def take_leaders_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace everybody's tensors by the leader's."""
+        if self.rank.size > 1:
+            with _peers():
+                for tensor in tensors:
+                    dist.broadcast(tensor, src=0)
+
+    def leaders_word(self, subject: str, word: str) -> str:
+        """What the leader says on a subject, once."""
+        if self.store is None:
+            return word
+        with _peers():
+            if self.leads:
+                self.store.set(subject, word)
+            return str(self.store.get(subject), "utf-8")
+
+
+@contextmanager
+def joined(rank: Rank, reporter: Reporter, stop: StopSignal) -> Iterator[Group]:
+    """Wait for all processes of the group, and be one of them while the block runs.
+
+    Raises:
+        StageError: PodNotStarted, when not all came.
+    """
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", rank.gpu) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if rank.size == 1:
+        yield Group(rank, device)
+        return
+    # A failure of nccl then comes as an exception here; otherwise one of its threads aborts the process, unsaved.
+    os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
+    leader = os.environ[LEADER_ENV] if rank.pods > 1 else "127.0.0.1"
+    reporter.update(activity=Activity.WAITING_FOR_PODS)
+    store = _met(rank, leader)
+    several_pods = rank.pods > 1 and rank.gpu == 0
+    with lifeline.held(rank, leader, store, stop) if several_pods else nullcontext():
+        with _peers():
+            dist.init_process_group(
+                "nccl" if cuda else "gloo",
+                store=PrefixStore("group", store),
+                rank=rank.number,
+                world_size=rank.size,
+                timeout=COLLECTIVE,
+                device_id=device if cuda else None,
+            )
+        logs.info("joined", rank=rank.number, size=rank.size)
+        yield Group(rank, device, store)
+        dist.destroy_process_group()
+
+
+def _met(rank: Rank, leader: str) -> Store:
+    """The leader's store, once everybody is there. Until the leader has a name and a port, torch tries again."""
+    port = int(os.environ.get(_PORT_ENV, LEADER_PORT))
+    here = [f"here/{number}" for number in range(rank.size)]
+    store: Store | None = None
+    try:
+        store = TCPStore(leader, port, None, rank.leads, MEETING, wait_for_workers=False)
+        store.set(here[rank.number], "")
+        store.wait(here, MEETING)
+    except dist.DistError as error:
+        if store is not None and isinstance(error, dist.DistNetworkError):
+            raise PeerLost("The pod with index 0") from error
+        raise StageError(
+            Reason.POD_NOT_STARTED,
+            f"Not all {rank.size} processes of the group met at {leader}:{port} within {MEETING}: {error}. "
+            "See the events of the training pods.",
+            ExitCode.INTERNAL,
+        ) from error
+    return store
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """Around what is done together, and nothing else: when it fails, a peer is gone, or can't be reached."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # torch's DistError, and gloo's "Connection closed by peer", which has no class
+        logs.warning("a collective failed", error=str(error))
+        raise PeerLost from error
