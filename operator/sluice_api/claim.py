@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints
 
+from sluice_api.gpupool import SharingMode
 from sluice_api.model import Model
 from sluice_api.stages import ExportResult, PrepareResult, Stage, TrainResult
 
@@ -36,6 +37,13 @@ class AttemptRef(Model):
         return f"{self.namespace}/{self.job}"
 
 
+class Share(Model):
+    """A part of one GPU, beside others."""
+
+    mode: SharingMode
+    percent: int = Field(ge=1, le=99, description="Of the GPU's memory.")
+
+
 class Place(Model):
     """What a claim has on one node."""
 
@@ -52,6 +60,7 @@ class Claim(Model):
     resource: str = Field(description="Name of the extended resource.")
     gpus: PositiveInt = Field(description="Of each pod.")
     places: tuple[Place, ...] = Field(min_length=1, description="One for each node.")
+    share: Share | None = Field(None, description="Absent: the GPUs are its own, or the parts that the pool counts in.")
     term: NonNegativeInt = Field(
         description="The lease's transition count when it was made. Of two overlapping claims the one of "
         "the higher term holds: its maker had listed every older claim before."

@@ -126,6 +126,11 @@ class JobResources(Model):
         "at once or not at all, and two may share a node that has room for both. All GPUs share the rows of a step.",
     )
     pool: Name = Field(DEFAULT_POOL, description="The GPUPool that they come from.")
+    gpu_memory: Quantity | None = Field(
+        None,
+        description="Memory that each GPU must have, such as 40Gi. Nodes say it in the label nvidia.com/gpu.memory, "
+        "which NVIDIA's GPU feature discovery sets. Absent: any GPU of the pool will do.",
+    )
     memory: Quantity = Field("8Gi", description="Memory request and limit of each training pod.")
     cpu: Quantity = Field("1", description="CPU request of each training pod; it has no limit.")
 
@@ -200,6 +205,11 @@ class FineTuneJobSpec(Model):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
+            Rule(
+                "self.scheduling.policy != 'Shared' || self.resources.gpus * self.resources.nodes == 1",
+                "must be 1, like nodes, with scheduling.policy Shared: a share is of one GPU",
+                at=".resources.gpus",
+            ),
             Rule(
                 "self.training.batchSize >= self.resources.gpus * self.resources.nodes",
                 "must be at least resources.gpus x resources.nodes: each GPU needs a row",

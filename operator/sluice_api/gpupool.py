@@ -1,5 +1,6 @@
 """GPUPool: which nodes belong together, and the GPU resource that they offer."""
 
+from enum import StrEnum
 from typing import ClassVar
 
 from pydantic import ConfigDict, Field, NonNegativeInt
@@ -7,7 +8,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt
 from sluice_api.conditions import Condition
 from sluice_api.meta import DEFAULT_GPU_RESOURCE
 from sluice_api.model import Decimal, Model
-from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, rules
+from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.selectors import LabelKey, Labels, NamespaceSelector
 
 
@@ -32,6 +33,43 @@ class NamespaceQuota(Model):
     )
 
 
+class SharingMode(StrEnum):
+    """How the device plugin lets several pods use one GPU."""
+
+    NONE = "None"
+    TIME_SLICING = "TimeSlicing"
+    MPS = "MPS"
+    HAMI = "HAMi"
+
+
+class Sharing(Model):
+    """How the nodes' device plugin shares GPUs. Sluice does not set it up, it writes what the plugin understands."""
+
+    mode: SharingMode = Field(
+        SharingMode.NONE,
+        description="None: every GPU is one pod's. TimeSlicing and MPS: NVIDIA's device plugin with replicas; MPS "
+        "gives each part its own part of the memory, TimeSlicing does not, so the trainer keeps to its share by "
+        "itself. HAMi: its device plugin keeps each pod to the nvidia.com/gpumem-percentage that it asks for.",
+    )
+    replicas: int | None = Field(
+        None,
+        ge=2,
+        le=128,
+        description="Into how many parts the device plugin divides each GPU. What nodes offer, and what jobs and "
+        "engines of this pool ask for, is counted in these parts.",
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                "(!has(self.mode) || self.mode == 'None') == !has(self.replicas)",
+                "set it when mode is not None, and only then",
+                at=".replicas",
+            )
+        )
+    )
+
+
 class GPUPoolSpec(Model):
     """Which nodes belong together."""
 
@@ -43,6 +81,7 @@ class GPUPoolSpec(Model):
     resource_name: LabelKey = Field(
         DEFAULT_GPU_RESOURCE, description="The extended resource by which nodes offer GPUs."
     )
+    sharing: Sharing = Field(default_factory=Sharing, description="How the pool's nodes share GPUs among pods.")
     allowed_namespaces: NamespaceSelector | None = Field(
         None, description="Namespaces whose jobs may use the pool. Absent: every one."
     )

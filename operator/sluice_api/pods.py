@@ -26,6 +26,12 @@ LEADER_PORT = 29500
 INDEX_ENV = "JOB_COMPLETION_INDEX"
 """Trainer pods of a group: which one this is. The Job controller sets it."""
 
+SHARE_ENV = "SLUICE_GPU_SHARE"
+"""Trainer pods that share a GPU: the percentage of its memory that the process keeps to by itself."""
+
+HAMI_MEMORY = "nvidia.com/gpumem-percentage"
+"""The resource by which HAMi's device plugin limits a pod to a part of each GPU's memory."""
+
 TERMINATION_FILE = "/dev/termination-log"
 """Where a stage leaves its stages.StageOutcome; the kubelet puts it into the pod's status."""
 

@@ -170,6 +170,16 @@ class Reason(StrEnum):
         "The pool's nodes have no room for so many pods at once, even when empty.",
         "Lower resources.nodes or resources.gpus, or add nodes.",
     )
+    POOL_DOES_NOT_SHARE = (
+        "PoolDoesNotShare",
+        "scheduling.policy is Shared, but the pool's nodes give each GPU to one pod.",
+        "Use Queue or Preempt, another pool, or set spec.sharing on the GPUPool as its device plugin is set up.",
+    )
+    SHARE_TOO_LARGE = (
+        "ShareTooLarge",
+        "scheduling.share is more than one part of a GPU, which is all that the pool's device plugin gives to a pod.",
+        "Lower scheduling.share, or divide the pool's GPUs into fewer parts.",
+    )
     ENGINE_NOT_FOUND = (
         "EngineNotFound",
         "publish.engine names no InferenceEngine in this namespace.",

@@ -23,7 +23,7 @@ class Activity(StrEnum):
 
     STARTING = "Starting"
     WAITING_FOR_PODS = "WaitingForPods"
-    """Of its group: one that trains on several GPUs waits for the processes of all."""
+    """It is one of a group, and not all of the group's processes are there."""
     LOADING_MODEL = "LoadingModel"
     PREPARING = "Preparing"
     TRAINING = "Training"

@@ -1,10 +1,11 @@
 """When a FineTuneJob gets GPUs, from whom, when it gives way, and what follows a failure."""
 
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
-from sluice_api.model import Model, Moment, Seconds
+from sluice_api.model import Model, Moment, Remedy, Seconds
 
 
 class Policy(StrEnum):
@@ -12,6 +13,7 @@ class Policy(StrEnum):
 
     QUEUE = "Queue"
     PREEMPT = "Preempt"
+    SHARED = "Shared"
 
 
 class GiveWay(StrEnum):
@@ -46,8 +48,14 @@ class Scheduling(Model):
     policy: Policy = Field(
         Policy.QUEUE,
         description="Queue waits for free GPUs. Preempt may borrow the GPUs of inference engines that "
-        "lend to this namespace, down to their floor, and gives them back when training ends.",
+        "lend to this namespace, down to their floor, and gives them back when training ends. Shared waits for a free "
+        "part of a GPU, beside whatever else runs on it, where the pool shares GPUs.",
     )
+    share: Annotated[
+        str,
+        StringConstraints(pattern=r"^[1-9][0-9]?%$", max_length=4),
+        Remedy("write a share from 1% to 99%, such as 30%"),
+    ] = Field("30%", description="With policy Shared: the part of the GPU's memory that training may use.")
     priority: int = Field(
         0,
         ge=-1000,
@@ -68,6 +76,11 @@ class Scheduling(Model):
         description="Longest time that a prepared job waits for its first GPUs, from notBefore on if that is later. "
         "Longer is a failure. Absent: it waits for ever.",
     )
+
+    @property
+    def share_percent(self) -> int:
+        """The share as a number."""
+        return int(self.share.removesuffix("%"))
 
 
 class Retry(Model):

@@ -11,6 +11,7 @@ from dev.cluster import control_plane
 from sluice_api.crd import KINDS, resource_schema
 from sluice_api.schema import RULES, fields_of
 from tests.integration.kubectl import Kubectl
+from tests.integration.refusals import REFUSED
 
 pytestmark = pytest.mark.integration
 
@@ -43,94 +44,6 @@ kind: GPUPool
 metadata: {name: h100}
 """)
 }
-
-REFUSED = [
-    # kind, field, value, what kubectl says
-    ("FineTuneJob", "metadata.name", "support.tone", "write at most 63 lower-case letters, digits and '-'"),
-    ("FineTuneJob", "metadata.name", "a" * 64, "write at most 63 lower-case letters, digits and '-'"),
-    ("FineTuneJob", "spec.model", None, "spec.model: Required value"),
-    (
-        "FineTuneJob",
-        "spec.model.uri",
-        "models/smollm2",
-        "spec.model.uri: * write pvc://claim/path or hf://org/name@rev",
-    ),
-    ("FineTuneJob", "spec.model.uri", "pvc://models/../secrets", "spec.model.uri: * write pvc://claim/path"),
-    ("FineTuneJob", "spec.dataset.uri", "s3://bucket/rows", "spec.dataset.uri: * write pvc://claim/path, https://host"),
-    ("FineTuneJob", "spec.dataset.validationSplit", "50%", "validationSplit: * write a share from 0% to 49%"),
-    ("FineTuneJob", "spec.dataset.format", "CSV", 'spec.dataset.format: * "CSV": supported values: "Auto", "Messages"'),
-    ("FineTuneJob", "spec.method", "QLoRA", 'spec.method: * "QLoRA": supported values: "LoRA"'),
-    ("FineTuneJob", "spec.lora.rank", 17, 'spec.lora.rank: * 17: supported values: "1", "8", "16"'),
-    ("FineTuneJob", "spec.training.learningRate", "fast", "learningRate: * write a decimal number as a string"),
-    ("FineTuneJob", "spec.training.learningRate", 0.1, "spec.training.learningRate: * must be of type string"),
-    ("FineTuneJob", "spec.training.epochs", "three", "spec.training.epochs: * must be of type integer"),
-    (
-        "FineTuneJob",
-        "spec.training.microBatchSize",
-        3,
-        "spec.training.batchSize: * must be a multiple of microBatchSize",
-    ),
-    ("FineTuneJob", "spec.resources.memory", "8GB", "spec.resources.memory: * write a quantity, such as 8Gi"),
-    ("FineTuneJob", "spec.resources.pool", "H_100", "spec.resources.pool: * write a name of lower-case letters"),
-    ("FineTuneJob", "spec.output.uri", "hf://org/name", "spec.output.uri: * write pvc://claim/path: a Persistent"),
-    (
-        "FineTuneJob",
-        "spec.publish",
-        {"engine": "chat", "name": "a--b"},
-        "publish.name: * write a single '-' where '--'",
-    ),
-    ("FineTuneJob", "spec.publish", {"engine": "chat", "name": "chat"}, "publish.name: * write another name than the"),
-    ("FineTuneJob", "spec.trainin", {"epochs": 3}, 'unknown field "spec.trainin"'),
-    ("FineTuneJob", "spec.lora.alhpa", 3, 'unknown field "spec.lora.alhpa"'),
-    (
-        "InferenceEngine",
-        "metadata.name",
-        "4chat",
-        "write at most 50 lower-case letters, digits and '-', a letter first",
-    ),
-    ("InferenceEngine", "metadata.name", "a" * 51, "write at most 50 lower-case letters, digits and '-'"),
-    (
-        "InferenceEngine",
-        "spec.preemption.lendTo",
-        "Selected",
-        "preemption.lendToNamespaces: * belongs to lendTo: Selected; write both or neither",
-    ),
-    (
-        "InferenceEngine",
-        "spec.preemption.reclaimAbove",
-        8,
-        "preemption.reclaimAbove: * belongs to reclaim: OnDemand; write both or neither",
-    ),
-    (
-        "InferenceEngine",
-        "spec.preemption.borrowWindows",
-        [{"start": "8 pm", "end": "07:00"}],
-        "borrowWindows[0].start: * write hours and minutes, such as 22:00",
-    ),
-    (
-        "InferenceEngine",
-        "spec.preemption.borrowWindows",
-        [{"start": "08:00", "end": "08:00"}],
-        "borrowWindows[0].end: * write another end: this window never opens",
-    ),
-    (
-        "GPUPool",
-        "spec.allowedNamespaces",
-        {"matchExpressions": [{"key": "team", "operator": "In"}]},
-        "values: * In and NotIn need values",
-    ),
-    ("GPUPool", "spec.quotas", [{"maxGPUs": -1}], "spec.quotas[0].maxGPUs: * should be greater than or equal to 0"),
-    ("FineTuneJob", "spec.scheduling.notBefore", "2027-01-04T20:00:00", "notBefore: * must be of type date-time"),
-    ("InferenceEngine", "spec.lora.claims", ["a", "a"], 'spec.lora.claims[1]: Duplicate value: "a"'),
-    ("InferenceEngine", "spec.lora.claims", [f"c{i}" for i in range(17)], "spec.lora.claims: Too many: 17"),
-    ("Adapter", "metadata.name", "support--tone", "write a single '-' where '--' is"),
-    ("Adapter", "metadata.name", "chat", "write another name than the engine's"),
-    ("Adapter", "spec.source.digest", "5e5e", "spec.source.digest: * write sha256: and 64 hexadecimal digits"),
-    ("GPUPool", "spec.nodeSelector", {"a b": "c"}, "spec.nodeSelector: * write each label's name as nodes have it"),
-    ("GPUPool", "spec.nodeSelector", {"a": "b c"}, "spec.nodeSelector[a]: * write a label's value"),
-    ("GPUPool", "spec.nodeSelector", {f"l{i}": "v" for i in range(17)}, "spec.nodeSelector: Too many: 17"),
-    ("GPUPool", "spec.resourceName", "gpu/", "spec.resourceName: * write a qualified name, such as nvidia.com/gpu"),
-]
 
 UNCHANGEABLE = [
     ("FineTuneJob", "spec.model.uri", "pvc://models/other", "spec.model: *"),

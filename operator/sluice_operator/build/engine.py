@@ -34,7 +34,7 @@ def slot_deployment(
     metadata["annotations"] = {TEMPLATE_ANNOTATION: template}
     if restarted_at is not None:
         metadata["annotations"][RESTARTED_AT_ANNOTATION] = restarted_at.isoformat()
-    spec = engine_pod_spec(engine, index, pool.resource_name, pool.node_selector, settings)
+    spec = engine_pod_spec(engine, index, pool, settings)
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",

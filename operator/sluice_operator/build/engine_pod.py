@@ -5,6 +5,7 @@ that a slot serves while the operator is down.
 """
 
 from sluice_api import pods
+from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineSpec, Preemption
 from sluice_api.slots import SlotSpec
 from sluice_api.sources import claims_of
@@ -32,10 +33,8 @@ def agent_account(engine: InferenceEngine) -> str:
     return f"{engine.metadata.name}-agent"
 
 
-def engine_pod_spec(
-    engine: InferenceEngine, index: int, resource: str, node_selector: dict[str, str], settings: Settings
-) -> Manifest:
-    """The pod of one slot. `resource` is the extended resource by which its pool's nodes offer GPUs."""
+def engine_pod_spec(engine: InferenceEngine, index: int, pool: GPUPoolSpec, settings: Settings) -> Manifest:
+    """The pod of one slot, for the nodes of its pool."""
     spec = engine.spec
     claims = _claims(spec)
     slot = SlotSpec(
@@ -51,11 +50,11 @@ def engine_pod_spec(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "priorityClassName": settings.inference_priority_class,
-        "nodeSelector": node_selector,
-        "tolerations": pod.tolerated(resource),
+        "nodeSelector": pool.node_selector,
+        "tolerations": pod.tolerated(pool.resource_name),
         "securityContext": pod.POD_SECURITY,
         "initContainers": [_agent(slot, claims, settings)],
-        "containers": [_vllm(slot, claims, resource, settings)],
+        "containers": [_vllm(slot, claims, pool, settings)],
         "volumes": [
             pod.SCRATCH_VOLUME,
             pod.SHM_VOLUME,
@@ -119,7 +118,7 @@ def _probe(path: str, *, period_seconds: int, failure_threshold: int) -> Manifes
     }
 
 
-def _vllm(slot: SlotSpec, claims: tuple[str, ...], resource: str, settings: Settings) -> Manifest:
+def _vllm(slot: SlotSpec, claims: tuple[str, ...], pool: GPUPoolSpec, settings: Settings) -> Manifest:
     wanted = slot.spec.resources
     resources = {"requests": {"cpu": wanted.cpu, "memory": wanted.memory}, "limits": {"memory": wanted.memory}}
     return {
@@ -130,7 +129,7 @@ def _vllm(slot: SlotSpec, claims: tuple[str, ...], resource: str, settings: Sett
         "env": pod.environment({pods.SLOT_ENV: slot.to_json()}, pod.BASE_ENVIRONMENT),
         "ports": [{"name": "http", "containerPort": pods.SERVE_PORT, "protocol": "TCP"}],
         "lifecycle": {"preStop": {"exec": {"command": ["python3", "-m", "sluice_server", "wait-drained"]}}},
-        "resources": pod.with_gpus(resources, resource, wanted.gpus),
+        "resources": pod.engine_gpus(resources, pool, slot.spec),
         "securityContext": pod.CONTAINER_SECURITY,
         "volumeMounts": [
             pod.SCRATCH_MOUNT,

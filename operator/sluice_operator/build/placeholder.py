@@ -18,7 +18,7 @@ def placeholder(engine: InferenceEngine, index: int, *, pool: GPUPoolSpec, setti
         PLACEHOLDER_LABEL: engine.metadata.name,
         SLOT_LABEL: str(index),
     }
-    gpus = pod.with_gpus({"requests": {}, "limits": {}}, pool.resource_name, engine.spec.resources.gpus)
+    gpus = pod.engine_gpus({"requests": {}, "limits": {}}, pool, engine.spec)
     return {
         "apiVersion": "v1",
         "kind": "Pod",

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from sluice_api import pods
+from sluice_api.gpupool import GPUPoolSpec, SharingMode
+from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.sources import VOLUMES
 from sluice_operator.build.metadata import Manifest
 
@@ -84,6 +86,15 @@ def tolerated(resource: str) -> list[Manifest]:
     return [{"key": resource, "operator": "Exists"}]
 
 
-def with_gpus(resources: Manifest, resource: str, gpus: int) -> Manifest:
-    """A container's resources and its GPUs, which are never shared: the limit is the request."""
-    return {kind: {**amounts, resource: str(gpus)} for kind, amounts in resources.items()}
+def with_gpus(resources: Manifest, resource: str, amount: int) -> Manifest:
+    """A container's resources and an extended one: its limit is its request."""
+    return {kind: {**amounts, resource: str(amount)} for kind, amounts in resources.items()}
+
+
+def engine_gpus(resources: Manifest, pool: GPUPoolSpec, engine: InferenceEngineSpec) -> Manifest:
+    """A container's resources and the GPUs of a replica; HAMi is told how much of their memory vLLM takes."""
+    gpus = with_gpus(resources, pool.resource_name, engine.resources.gpus)
+    if pool.sharing.mode is not SharingMode.HAMI:
+        return gpus
+    percent = round(100 * float(engine.serving.gpu_memory_utilization))
+    return with_gpus(gpus, pods.HAMI_MEMORY, percent)

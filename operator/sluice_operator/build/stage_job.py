@@ -3,6 +3,7 @@
 from sluice_api import pods
 from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import SharingMode
 from sluice_api.meta import (
     ATTEMPT_LABEL,
     CLAIM_ANNOTATION,
@@ -107,6 +108,11 @@ def _claiming(spec: Manifest, claim: Claim, settings: Settings) -> Manifest:
     """The pod with its GPUs. It waits at its gate; the node selector comes when the claim is bound."""
     (trainer,) = spec["containers"]
     gpus = pod.with_gpus(trainer["resources"], claim.resource, claim.gpus)
+    if claim.share and claim.share.mode is SharingMode.HAMI:
+        gpus = pod.with_gpus(gpus, pods.HAMI_MEMORY, claim.share.percent)
+    elif claim.share:
+        limit = pod.environment({pods.SHARE_ENV: str(claim.share.percent)})
+        trainer = {**trainer, "env": [*trainer["env"], *limit]}
     return {
         **spec,
         "schedulingGates": [{"name": SCHEDULING_GATE}],

@@ -17,6 +17,7 @@ from sluice_operator.plan.fit import lack_on
 from sluice_operator.plan.interruption import attempt_ref, may_displace
 from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock, gpus_of_slots
 from sluice_operator.plan.outcomes import all_outcomes
+from sluice_operator.plan.sharing import share_of
 from sluice_operator.plan.victims import choose_victims
 
 _AVOIDED_FOR = timedelta(minutes=5)
@@ -68,6 +69,7 @@ class Group:
             resource=self.stock.pool.spec.resource_name,
             gpus=self.job.spec.resources.gpus,
             places=tuple(room.place for room in self.rooms.values()),
+            share=share_of(self.stock.pool, self.job),
             term=self.world.term,
         )
 

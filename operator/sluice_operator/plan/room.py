@@ -9,11 +9,15 @@ from sluice_operator.observe.views import ClaimView, Key, NodeRequirement, NodeV
 from sluice_operator.observe.world import World
 
 COUNTED = ("cpu", "memory")
+GPU_MEMORY = "gpuMemory"
+GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"
+"""On a node: the memory of each of its GPUs, in MiB."""
 
 
 def need_of(resources: JobResources) -> dict[str, int]:
-    """What a training pod asks for, GPUs excluded."""
-    return {"cpu": amount("cpu", resources.cpu), "memory": amount("memory", resources.memory)}
+    """What a training pod asks for; of GPUs, how large each must be."""
+    gpus = {GPU_MEMORY: amount("memory", resources.gpu_memory)} if resources.gpu_memory else {}
+    return {"cpu": amount("cpu", resources.cpu), "memory": amount("memory", resources.memory), **gpus}
 
 
 def claims_of_job(job: FineTuneJob) -> tuple[str, ...]:
@@ -40,6 +44,8 @@ def shortage(
         leaving: pods that will be gone, or that are those that ask.
         coming: requests of pods that will be bound to the node, but are not yet.
     """
+    if small := _too_small(node, need):
+        return small
     staying = [pod.requests for pod in holding(world, node.key.name) if pod.key not in leaving]
     for resource in COUNTED:
         used = sum(requests.get(resource, 0) for requests in (*staying, *coming))
@@ -56,11 +62,25 @@ def shortage(
 
 def exceeds(node: NodeView, need: Resources) -> str:
     """What even an empty node lacks; empty when nothing."""
+    if small := _too_small(node, need):
+        return small
     for resource in COUNTED:
         if need.get(resource, 0) > node.allocatable.get(resource, 0):
             have = readable(resource, node.allocatable.get(resource, 0))
             return f"{resource}: needs {readable(resource, need[resource])}, the node has {have}"
     return ""
+
+
+def _too_small(node: NodeView, need: Resources) -> str:
+    """Why a node's GPUs are too small; empty when they are not, or when any will do."""
+    if not need.get(GPU_MEMORY):
+        return ""
+    wanted = readable("memory", need[GPU_MEMORY])
+    mebibytes = node.labels.get(GPU_MEMORY_LABEL, "")
+    if not mebibytes.isdecimal():
+        return f"{GPU_MEMORY}: needs {wanted}, the node has no label {GPU_MEMORY_LABEL} that says what it has"
+    has = int(mebibytes) << 20
+    return f"{GPU_MEMORY}: needs {wanted}, the node's have {readable('memory', has)}" if has < need[GPU_MEMORY] else ""
 
 
 def unreachable_volume(world: World, namespace: str, claims: Iterable[str], node: NodeView) -> str:

@@ -96,8 +96,10 @@ def _remedy(reason: Reason, job: FineTuneJob) -> str:
 
 
 def asked(job: FineTuneJob) -> str:
-    """How many GPUs it asks for: 1 GPU, 4 GPUs, 2 x 8 GPUs."""
+    """What it asks for: 1 GPU, 4 GPUs, 2 x 8 GPUs, 30% of a GPU."""
     wanted = job.spec.resources
+    if job.spec.scheduling.policy is Policy.SHARED:
+        return f"{job.spec.scheduling.share} of a GPU"
     times = f"{wanted.nodes} x " if wanted.nodes > 1 else ""
     return f"{times}{wanted.gpus} GPU{'s' if wanted.all_gpus > 1 else ''}"
 

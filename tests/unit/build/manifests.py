@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
-from sluice_api.claim import Claim, Place, SlotRef
+from sluice_api.claim import Claim, Place, Share, SlotRef
 from sluice_api.finetunejob import FineTuneJob, Publish
-from sluice_api.gpupool import GPUPoolSpec
+from sluice_api.gpupool import GPUPoolSpec, Sharing, SharingMode
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.stages import ExportResult, Stage
 from sluice_operator.build.adapter import adapter
@@ -71,10 +71,20 @@ CUDA = Settings(
 CPU = Settings(**{**vars(CUDA), "server_image": "example/sluice-server-cpu:0.1.0", "device": "cpu"})
 H100 = GPUPoolSpec(node_selector={"example.com/gpu": "h100"})
 
+HAMI = GPUPoolSpec(sharing=Sharing(mode=SharingMode.HAMI, replicas=10))
+
+
+def _sharing(mode: SharingMode) -> Claim:
+    share = Share(mode=mode, percent=30)
+    return Claim(pool="default", resource="nvidia.com/gpu", gpus=1, places=(Place(node="gpu-1"),), share=share, term=3)
+
+
 GOLDEN: dict[str, list[dict[str, Any]]] = {
     "prepare-job": [stage_job(JOB, Stage.PREPARE, 1, CUDA)],
     "trainer-job-lora": [stage_job(JOB, Stage.TRAIN, 2, CUDA, CLAIM)],
     "trainer-job-group": [group_service(GROUP_JOB), stage_job(GROUP_JOB, Stage.TRAIN, 1, CUDA, GROUP_CLAIM)],
+    "trainer-job-shared-hami": [stage_job(JOB, Stage.TRAIN, 1, CUDA, _sharing(SharingMode.HAMI))],
+    "slot-deployment-hami": [slot_deployment(ENGINE, 0, 1, "4f1c2a9be07d3358", pool=HAMI, settings=CUDA)],
     "export-job": [stage_job(JOB, Stage.EXPORT, 1, CUDA)],
     "slot-deployment-cuda": [slot_deployment(ENGINE, 0, 1, "4f1c2a9be07d3358", pool=H100, settings=CUDA)],
     "slot-deployment-cpu": [slot_deployment(ENGINE, 1, 0, "4f1c2a9be07d3358", pool=GPUPoolSpec(), settings=CPU)],

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from sluice_api import meta, pods
-from sluice_api.claim import Claim
+from sluice_api.claim import Claim, Share
 from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import SharingMode
 from sluice_api.stages import Stage, StageSpec
 from sluice_operator.build.stage_job import stage_job
 from tests.unit.build.manifests import CLAIM, CUDA, JOB, environment
@@ -110,3 +111,12 @@ def test_name_of_a_long_job_is_cut_and_still_says_stage_and_attempt() -> None:
     name = stage_job(job, Stage.PREPARE, 12, CUDA)["metadata"]["name"]
     assert len(name) == 60, "with the index of a pod it is a host name"
     assert name.endswith("-0a1b2c3d-prepare-12")
+
+
+def test_who_shares_a_gpu_where_nothing_limits_its_memory_is_told_to_keep_to_its_share() -> None:
+    for mode in (SharingMode.TIME_SLICING, SharingMode.MPS):
+        claim = CLAIM.model_copy(update={"gpus": 1, "share": Share(mode=mode, percent=30)})
+        (trainer,) = pod_of(stage_job(JOB, Stage.TRAIN, 1, CUDA, claim))["containers"]
+        assert {"name": pods.SHARE_ENV, "value": "30"} in trainer["env"]
+        assert trainer["resources"]["limits"][claim.resource] == "1"
+        assert pods.HAMI_MEMORY not in trainer["resources"]["limits"]

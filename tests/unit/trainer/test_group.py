@@ -110,7 +110,7 @@ def until_some_steps_are_done(process: subprocess.Popen[str]) -> int:
 def losses(log: Iterable[dict[str, Any]]) -> dict[int, float]:
     """The loss of each step, as reported with its checkpoint."""
     reports = [event for event in log if event["event"] == "report" and event["activity"] == "Training"]
-    return {report["checkpointStep"]: report["loss"] for report in reports if "loss" in report}
+    return {report["step"]: report["loss"] for report in reports if 0 < report["step"] == report.get("checkpointStep")}
 
 
 def trained(job: Job) -> bytes:

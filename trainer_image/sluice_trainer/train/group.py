@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import TCPStore  # torch.distributed has it for its users, but not for mypy
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from sluice_api.pods import LEADER_ENV, LEADER_PORT
+from sluice_api.pods import LEADER_ENV, LEADER_PORT, SHARE_ENV
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import ExitCode
@@ -100,6 +100,7 @@ def joined(rank: Rank, reporter: Reporter, stop: StopSignal) -> Iterator[Group]:
     device = torch.device("cuda", rank.gpu) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+        _keep_to_share(device)
     if rank.size == 1:
         yield Group(rank, device)
         return
@@ -107,7 +108,7 @@ def joined(rank: Rank, reporter: Reporter, stop: StopSignal) -> Iterator[Group]:
     os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
     leader = os.environ[LEADER_ENV] if rank.pods > 1 else "127.0.0.1"
     reporter.update(activity=Activity.WAITING_FOR_PODS)
-    store = _met(rank, leader)
+    store = _met(rank, leader, device.type)
     several_pods = rank.pods > 1 and rank.gpu == 0
     with lifeline.held(rank, leader, store, stop) if several_pods else nullcontext():
         with _peers():
@@ -124,15 +125,24 @@ def joined(rank: Rank, reporter: Reporter, stop: StopSignal) -> Iterator[Group]:
         dist.destroy_process_group()
 
 
-def _met(rank: Rank, leader: str) -> Store:
+def _keep_to_share(device: torch.device) -> None:
+    """Use no more of a shared GPU's memory than the job asks for: what is beyond is out of memory here, not beside."""
+    percent = os.environ.get(SHARE_ENV)
+    if percent:
+        torch.cuda.set_per_process_memory_fraction(int(percent) / 100, device)
+        logs.info("shares the GPU", percent=int(percent))
+
+
+def _met(rank: Rank, leader: str, kind: str) -> Store:
     """The leader's store, once everybody is there. Until the leader has a name and a port, torch tries again."""
     port = int(os.environ.get(_PORT_ENV, LEADER_PORT))
     here = [f"here/{number}" for number in range(rank.size)]
     store: Store | None = None
     try:
         store = TCPStore(leader, port, None, rank.leads, MEETING, wait_for_workers=False)
-        store.set(here[rank.number], "")
+        store.set(here[rank.number], kind)
         store.wait(here, MEETING)
+        kinds = [str(store.get(key), "utf-8") for key in here]
     except dist.DistError as error:
         if store is not None and isinstance(error, dist.DistNetworkError):
             raise PeerLost("The pod with index 0") from error
@@ -142,6 +152,11 @@ def _met(rank: Rank, leader: str) -> Store:
             "See the events of the training pods.",
             ExitCode.INTERNAL,
         ) from error
+    if len(set(kinds)) > 1:
+        message = (
+            f"Some processes of the group see no GPU, by rank: {', '.join(kinds)}. Look at the nodes' GPU drivers."
+        )
+        raise StageError(Reason.TRAINER_FAILED, message, ExitCode.INTERNAL)
     return store
 
 

@@ -88,10 +88,7 @@ def train(stage: StageSpec, rank: Rank, reporter: Reporter, stop: StopSignal) ->
     if rank.leads:
         metrics.serve()
     with joined(rank, reporter, stop) as group:
-        complete = _trained(_load(stage, group, checkpoints, reporter), stop)
-        if rank.leads:
-            checkpoints.complete(complete)
-        return complete
+        return _trained(_load(stage, group, checkpoints, reporter), stop)
 
 
 def _trained(run: Run, stop: StopSignal) -> TrainResult:
@@ -118,7 +115,10 @@ def _trained(run: Run, stop: StopSignal) -> TrainResult:
 
     with stop.saved_by(save_last) if run.group.leads else nullcontext():
         _train_to_the_end(run)
-        return result(_evaluate(run))
+        complete = result(_evaluate(run))
+        if run.group.leads:
+            checkpoints.complete(complete)
+        return complete
 
 
 def _train_to_the_end(run: Run) -> None:

@@ -1,0 +1,68 @@
+"""Parts of GPUs, and GPUs of a certain size."""
+
+from typing import Any
+
+import pytest
+
+from sluice_api.claim import Share
+from sluice_api.gpupool import SharingMode
+from sluice_api.reasons import Reason
+from sluice_operator.observe.world import job_key
+from sluice_operator.plan.holding import Limits
+from sluice_operator.plan.job import plan_job
+from sluice_operator.plan.room import GPU_MEMORY_LABEL
+from tests.unit.plan.worlds import NOW, Town, allocated, describe, parse
+
+SLICED: dict[str, Any] = {"sharing": {"mode": "TimeSlicing", "replicas": 4}}
+SHARED: dict[str, Any] = {"scheduling": {"policy": "Shared"}}
+
+
+def test_a_share_is_a_part_beside_an_engine_that_goes_on() -> None:
+    """One physical GPU in four parts, of which the engine has one."""
+    town = parse("pool: 4 gpus | chat: 1 replicas, floor 0")
+    town.pool(**SLICED)
+    town.job("a", scheduling={"policy": "Shared", "share": "25%"})
+    (claim,) = allocated(town).claims.values()
+    assert (claim.nodes, claim.gpus, claim.borrowed) == (("n1",), 1, ())
+    assert claim.share == Share(mode=SharingMode.TIME_SLICING, percent=25)
+
+
+def test_a_share_waits_for_a_free_part_and_borrows_none() -> None:
+    town = parse("pool: 1 gpus | chat: 1 replicas, floor 0")
+    town.pool(**SLICED)
+    town.job("a", **SHARED)
+    wait = allocated(town).waits[job_key("team", "a")]
+    assert wait.reason is Reason.WAITING_FOR_GPUS
+    assert "Waiting for 30% of a GPU" in wait.message
+
+
+@pytest.mark.parametrize(
+    ("rule", "pool", "job", "reason", "says"),
+    [
+        ("a pool that does not share", {}, SHARED, Reason.POOL_DOES_NOT_SHARE, "spec.scheduling.policy: Shared"),
+        ("more than a part of MPS", {"sharing": {"mode": "MPS", "replicas": 4}}, SHARED, Reason.SHARE_TOO_LARGE,
+         "spec.scheduling.share: 30% is asked for, MPS gives a pod of GPUPool default one of 4 parts of a GPU. "
+         "Ask for at most 25%."),
+        ("larger GPUs than there are", {}, {"resources": {"gpuMemory": "48Gi"}}, Reason.EXCEEDS_EVERY_NODE,
+         "spec.resources.gpuMemory: needs 48Gi, the node's have 40Gi"),
+    ],
+)  # fmt: skip
+def test_what_a_pool_can_not_give_is_refused_before_anything_runs(
+    rule: str, pool: dict[str, Any], job: dict[str, Any], reason: Reason, says: str
+) -> None:
+    town = Town()
+    town.node(4, labels={GPU_MEMORY_LABEL: "40960"})
+    town.pool(**pool)
+    decision = plan_job(town.world, town.job("a", outcomes=(), **job), NOW, Limits())
+    assert (decision.start, decision.reason) == (None, reason), rule
+    assert says in decision.message
+    assert describe(allocated(town)) == ""
+
+
+def test_a_job_goes_where_the_gpus_are_large_enough() -> None:
+    town = Town()
+    town.node(1, labels={GPU_MEMORY_LABEL: "24564"})
+    town.node(1)
+    town.node(8, labels={GPU_MEMORY_LABEL: "81559"})
+    town.job("a", resources={"gpuMemory": "40Gi"})
+    assert describe(allocated(town)) == "a takes n3"
