@@ -140,6 +140,18 @@ class Cluster:
         for pod in decision.remove:
             self.town.store.remove(pod.key, pod.uid)
 
+    def round(self, seconds: float = 1) -> None:
+        """Everybody does their part once, and time passes."""
+        self.reconcile_pool()
+        for job in list(self.world.jobs.values()):
+            self.reconcile_job(job)
+        for engine in list(self.world.engines.values()):
+            self.reconcile_engine(engine)
+        self.controllers()
+        self.scheduler()
+        self.kubelet()
+        self.pass_time(seconds)
+
     # What Kubernetes does
 
     def controllers(self) -> None:

@@ -31,6 +31,14 @@ def waiting_ends(job: FineTuneJob, outcomes: Outcomes) -> datetime | None:
     return begins + timedelta(seconds=limit)
 
 
+def warning(job: FineTuneJob, outcomes: Outcomes, since: datetime, expected: datetime | None) -> str:
+    """What to say of training that is expected to end after its deadline; empty while it is in time."""
+    end = training_ends(job, outcomes, since)
+    if end is None or expected is None or expected <= end:
+        return ""
+    return f" At this pace it is not done at {end:%Y-%m-%d %H:%M} UTC, when activeDeadlineSeconds are over and it is stopped."
+
+
 def too_late(
     job: FineTuneJob, outcomes: Outcomes, since: datetime | None, now: datetime
 ) -> tuple[Stage, Reason, str] | None:

@@ -13,7 +13,8 @@ from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, adapter_key, oldest_first
 from sluice_operator.plan import refusals
 from sluice_operator.plan.claims import LiveClaim, is_live, live_claims_of, trainer_pods
-from sluice_operator.plan.deadlines import waiting_ends
+from sluice_operator.plan.deadlines import waiting_ends, warning
+from sluice_operator.plan.estimate import ends_at
 from sluice_operator.plan.holding import IMAGE_TROUBLE, Limits, Step, advance
 from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, compact, done, next_attempt_at, only_node, recorded
 from sluice_operator.plan.waiting import Wait
@@ -128,7 +129,10 @@ def failed(s: Situation) -> JobDecision | None:
     if failure is None:
         return None
     stage, reason, message = failure
-    return JobDecision(_CONDITION[stage], reason, message, failed=True, delete=_running(s))
+    record = s.outcomes
+    for stage_job in (running for running in _running(s) if running.stage is stage):
+        record = record.with_attempt(_ended_by_us(s, stage_job, reason, message))
+    return JobDecision(_CONDITION[stage], reason, message, failed=True, delete=_running(s), record=record)
 
 
 def suspended(s: Situation) -> JobDecision | None:
@@ -163,7 +167,11 @@ def holds(s: Situation) -> JobDecision | None:
         return None
     for live in live_claims_of(s.world, s.job):
         if not live.stage_job.finished:
-            return _decision(s, live, advance(s.world, live, s.now, s.limits, s.refused_pod))
+            step = advance(s.world, live, s.now, s.limits, s.refused_pod)
+            if step.reason is Reason.TRAINING:
+                late = warning(s.job, s.outcomes, live.stage_job.created, ends_at(live))
+                step = replace(step, message=step.message + late)
+            return _decision(s, live, step)
     leaving = s.unfinished(Stage.TRAIN)
     if leaving:
         record = s.outcomes

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import hypothesis.strategies as st
@@ -31,10 +32,10 @@ from tests.unit.plan.worlds import GPU, YIELDS, describe
 ENDS = [(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued")]
 """How training may end: exit code and reason."""
 
-TERMS = st.tuples(st.booleans(), st.integers(0, 2), st.booleans())
-"""Whether a job borrows, its priority, and whether it gives way."""
+TERMS = st.tuples(st.booleans(), st.integers(0, 2), st.booleans(), st.sampled_from([86_400, 86_400, 60]))
+"""Whether a job borrows, its priority, whether it gives way, and how long it may train."""
 
-SHAPES = st.sampled_from([(1, 1), (1, 1), (2, 1), (1, 2), (1, 3), (2, 2)])
+SHAPES = st.sampled_from([(1, 1), (1, 1), (1, 1), (2, 1), (1, 2), (1, 2), (1, 3), (2, 2)])
 """GPUs of each pod, and pods."""
 
 PATIENCE = 16
@@ -53,6 +54,7 @@ class Lending(RuleBasedStateMachine):
     def start(self, gpus: list[int], engines: int, jobs: int, data: st.DataObject) -> None:
         self.cluster = Cluster()
         self.jobs = 0
+        self.over: dict[str, datetime] = {}
         for count in gpus:
             self.cluster.town.node(count)
         for number in range(engines):
@@ -66,16 +68,17 @@ class Lending(RuleBasedStateMachine):
             self.submit(data.draw(SHAPES), *data.draw(TERMS))
 
     @rule(shape=SHAPES, terms=TERMS)
-    def submits(self, shape: tuple[int, int], terms: tuple[bool, int, bool]) -> None:
+    def submits(self, shape: tuple[int, int], terms: tuple[bool, int, bool, int]) -> None:
         self.submit(shape, *terms)
 
-    def submit(self, shape: tuple[int, int], preempt: bool, priority: int, yields: bool) -> None:
+    def submit(self, shape: tuple[int, int], preempt: bool, priority: int, yields: bool, seconds: int) -> None:
         self.jobs += 1
         scheduling: dict[str, Any] = {"policy": "Preempt" if preempt else "Queue", "priority": priority}
         if yields:
             scheduling["interruption"] = YIELDS
         gpus, nodes = shape
-        self.cluster.town.job(f"j{self.jobs}", gpus, scheduling=scheduling, resources={"nodes": nodes})
+        changes: dict[str, Any] = {"scheduling": scheduling, "activeDeadlineSeconds": seconds}
+        self.cluster.town.job(f"j{self.jobs}", gpus, resources={"nodes": nodes}, **changes)
 
     @rule()
     def reconcile_pool(self) -> None:
@@ -143,7 +146,8 @@ class Lending(RuleBasedStateMachine):
     def nothing_happens(self, rounds: int) -> None:
         """Everybody does their part, so that claims get as far as training."""
         for _ in range(rounds):
-            self._round()
+            self.cluster.round()
+            self.who_is_over_stays_so()
 
     @rule()
     def scheduler(self) -> None:
@@ -234,6 +238,14 @@ class Lending(RuleBasedStateMachine):
             owners = Counter(live.job.metadata.uid for live in live_claims(self.cluster.world))
             assert all(count == 1 for count in owners.values()), owners
 
+    @invariant()
+    def who_is_over_stays_so(self) -> None:
+        for job in self.cluster.world.jobs.values() if hasattr(self, "cluster") else ():
+            uid = job.metadata.uid
+            if job.status.finished_at:
+                self.over.setdefault(uid, job.status.finished_at)
+            assert job.status.finished_at == self.over.get(uid), f"{job.metadata.name} came back"
+
     def teardown(self) -> None:
         """Left alone, everything settles: every job ends or waits, and nothing is lent to anybody who is done."""
         if not hasattr(self, "cluster"):
@@ -243,7 +255,8 @@ class Lending(RuleBasedStateMachine):
         quiet = 0
         for _ in range(200):
             before = len(self.cluster.world.stage_jobs), len(live_claims(self.cluster.world))
-            self._round()
+            self.cluster.round()
+            self.who_is_over_stays_so()
             for pod in self._trainers():
                 self.cluster.end_training(pod, 0, "Done")
             self.cluster.pass_time(20)
@@ -257,17 +270,6 @@ class Lending(RuleBasedStateMachine):
         stuck = [job.metadata.name for job in self._waiting() if not self._hopeless(job)]
         why = describe(allocate(self.cluster.world, self._pool(), self.cluster.now))
         assert not stuck, f"something fits and nothing runs, but {stuck} wait: {why}"
-
-    def _round(self) -> None:
-        self.cluster.reconcile_pool()
-        for job in list(self.cluster.world.jobs.values()):
-            self.cluster.reconcile_job(job)
-        for engine in list(self.cluster.world.engines.values()):
-            self.cluster.reconcile_engine(engine)
-        self.cluster.controllers()
-        self.cluster.scheduler()
-        self.cluster.kubelet()
-        self.cluster.pass_time(1)
 
     def _waiting(self) -> list[FineTuneJob]:
         return [job for job in self.cluster.world.jobs.values() if job.status.finished_at is None]

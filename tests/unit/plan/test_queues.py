@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from dev.simulate.cluster import Cluster
 from sluice_api.claim import AttemptOutcome, SlotRef
-from sluice_api.finetunejob import FineTuneJob
+from sluice_api.finetunejob import FineTuneJob, Progress
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
@@ -219,6 +220,38 @@ def test_only_training_counts_against_the_active_deadline() -> None:
     late = decided(town, job, begins + 60)
     assert (late.failed, late.reason) == (True, Reason.DEADLINE_EXCEEDED)
     assert late.delete == (stage_job,)
+
+
+def test_training_that_will_not_be_done_in_time_says_so() -> None:
+    town = Town()
+    town.node(1)
+    job = town.job("a", activeDeadlineSeconds=3600)
+    stage_job = town.stage_job(job, claim=town.claim("n1"), created=NOW)
+    town.trainer_pod(stage_job, "n1")
+    for seconds_left, warned in ((3000, False), (4000, True)):
+        progress = Progress(attempt=1, step=5, seconds_left=seconds_left, reported_at=NOW)
+        reported = job.model_copy(update={"status": job.status.model_copy(update={"progress": progress})})
+        town.version += 1
+        metadata = reported.metadata.model_copy(update={"resource_version": str(town.version)})
+        reported = reported.model_copy(update={"metadata": metadata})
+        town.put(reported)
+        decision = decided(town, reported, 1)
+        assert decision.reason is Reason.TRAINING
+        assert ("not done at 2026-11-22 13:00 UTC" in decision.message) is warned, decision.message
+
+
+def test_a_job_whose_time_is_over_does_not_come_back_when_its_pod_is_gone() -> None:
+    cluster = Cluster()
+    cluster.town.node(1)
+    cluster.town.job("a", activeDeadlineSeconds=30)
+    for _ in range(30):
+        cluster.round(seconds=5)
+    (job,) = cluster.world.jobs.values()
+    assert job.status.summary == Reason.DEADLINE_EXCEEDED
+    assert [attempt.reason for attempt in job.status.attempts] == [Reason.DEADLINE_EXCEEDED]
+    assert job.status.finished_at is not None
+    assert job.status.finished_at < cluster.now - timedelta(seconds=60)
+    assert not cluster.world.claiming
 
 
 def test_a_slot_that_comes_back_goes_to_the_next_job_without_starting_in_between() -> None:
