@@ -36,7 +36,9 @@ def warning(job: FineTuneJob, outcomes: Outcomes, since: datetime, expected: dat
     end = training_ends(job, outcomes, since)
     if end is None or expected is None or expected <= end:
         return ""
-    return f" At this pace it is not done at {end:%Y-%m-%d %H:%M} UTC, when activeDeadlineSeconds are over and it is stopped."
+    return (
+        f" At this pace it is not done when activeDeadlineSeconds are over and it is stopped, {end:%Y-%m-%d %H:%M} UTC."
+    )
 
 
 def too_late(

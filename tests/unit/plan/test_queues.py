@@ -237,7 +237,7 @@ def test_training_that_will_not_be_done_in_time_says_so() -> None:
         town.put(reported)
         decision = decided(town, reported, 1)
         assert decision.reason is Reason.TRAINING
-        assert ("not done at 2026-11-22 13:00 UTC" in decision.message) is warned, decision.message
+        assert ("it is stopped, 2026-11-22 13:00 UTC" in decision.message) is warned, decision.message
 
 
 def test_a_job_whose_time_is_over_does_not_come_back_when_its_pod_is_gone() -> None:
