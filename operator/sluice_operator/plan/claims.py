@@ -1,8 +1,8 @@
 """Claims: which are alive, how far each has come, and which of two that overlap gives way.
 
-The training Job is the claim. It is alive from its creation until its Job is finished and no retry
-takes it over, or the job is suspended or deleted, or a node of it is gone. Nothing is remembered: every
-phase is read off the Job and its pods.
+The training Job is the claim. It is alive from its creation until its Job is finished and no retry takes it over, or
+the job is suspended or deleted, or a node of it is gone, or it has ended and whoever came in its place is there.
+Nothing is remembered: every phase is read off the Job and its pods.
 """
 
 from collections.abc import Iterable
@@ -15,6 +15,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, job_key, oldest_first
+from sluice_operator.plan.attempts import has_its_nodes, heir_of, trainer_pods
 from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, failures
 
 
@@ -90,6 +91,8 @@ def is_live(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
         return False
     if any(Key("Node", "", place.node) not in world.nodes for place in stage_job.claim.places):
         return False
+    if heir_of(world, stage_job):
+        return False
     return not stage_job.finished or is_taken_over(world, job, stage_job)
 
 
@@ -111,16 +114,11 @@ def is_taken_over(world: World, job: FineTuneJob, stage_job: StageJobView) -> bo
 def phase(world: World, live: LiveClaim) -> Phase:
     """How far a claim has come, given that nothing speaks against it (see plan.job for what may)."""
     pods = trainer_pods(world, live.stage_job)
-    if live.stage_job.finished or (pods and all(pod.node for pod in pods)):
+    if has_its_nodes(world, live.stage_job):
         return Phase.HOLDING
     if pods and all(pod.node or (not pod.gates and pod.nominated_node) for pod in pods):
         return Phase.BINDING
     return Phase.PROVING
-
-
-def trainer_pods(world: World, stage_job: StageJobView) -> list[PodView]:
-    """The pods of a stage Job, oldest first."""
-    return oldest_first(world.pods_of.get(stage_job.uid, {}).values())
 
 
 def node_of(pod: PodView, claim: Claim) -> str:

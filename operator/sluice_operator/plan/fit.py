@@ -5,7 +5,7 @@ from collections.abc import Collection
 from sluice_api.finetunejob import FineTuneJob
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World
-from sluice_operator.plan.claims import trainer_pods
+from sluice_operator.plan.attempts import trainer_pods
 from sluice_operator.plan.interruption import gives_way_at
 from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock
 from sluice_operator.plan.proof import coming

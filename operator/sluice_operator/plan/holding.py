@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, engine_key
-from sluice_operator.plan.claims import LiveClaim, Phase, node_of, overlapped_by, trainer_pods
+from sluice_operator.plan.attempts import trainer_pods
+from sluice_operator.plan.claims import LiveClaim, Phase, node_of, overlapped_by
 from sluice_operator.plan.interruption import interruption
 from sluice_operator.plan.proof import doubt, is_gated, phase_of
 from sluice_operator.plan.slots import is_drained

@@ -16,7 +16,8 @@ from sluice_api.inferenceengine import SlotState
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import GiveWay
 from sluice_operator.observe.world import World, engine_key
-from sluice_operator.plan.claims import LiveClaim, Phase, live_claims_on, phase, trainer_pods
+from sluice_operator.plan.attempts import trainer_pods
+from sluice_operator.plan.claims import LiveClaim, Phase, live_claims_on, phase
 from sluice_operator.plan.outcomes import waits_since
 
 

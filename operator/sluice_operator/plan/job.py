@@ -12,7 +12,8 @@ from sluice_api.stages import ExportResult, Stage
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, adapter_key, oldest_first
 from sluice_operator.plan import refusals
-from sluice_operator.plan.claims import LiveClaim, is_live, live_claims_of, trainer_pods
+from sluice_operator.plan.attempts import heir_of, trainer_pods
+from sluice_operator.plan.claims import LiveClaim, is_live, live_claims_of
 from sluice_operator.plan.deadlines import waiting_ends, warning
 from sluice_operator.plan.estimate import ends_at
 from sluice_operator.plan.holding import IMAGE_TROUBLE, Limits, Step, advance
@@ -175,7 +176,7 @@ def holds(s: Situation) -> JobDecision | None:
     leaving = s.unfinished(Stage.TRAIN)
     if leaving:
         record = s.outcomes
-        lost = tuple(stage_job for stage_job in leaving if not stage_job.deleting)
+        lost = tuple(stage_job for stage_job in leaving if not stage_job.deleting and not heir_of(s.world, stage_job))
         for stage_job in lost:  # unfinished, of a job that is wanted, and yet its claim is over: its node is gone
             record = record.with_attempt(_ended_by_us(s, stage_job, Reason.NODE_LOST, "Its node is gone."))
         message = "Its last training pod is still going; the next attempt follows."

@@ -13,6 +13,7 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, Stage, StageOutcome
 from sluice_operator.observe.views import PodView, StageJobView, Termination
 from sluice_operator.observe.world import World, oldest_first
+from sluice_operator.plan.attempts import heir_of
 
 GIVEN_UP = frozenset(
     {Reason.CLAIMED, Reason.NOT_BOUND, Reason.QUOTA_EXCEEDED, Reason.UNSCHEDULABLE, Reason.SUSPENDED_BY_OTHER}
@@ -82,7 +83,10 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
     ends = [_end(world, stage_job, pods.get(index), node) for index, node in enumerate(places)]
     leader = ends[0]
     cause = leader if leader.reason == Reason.DONE else min(ends, key=_how_grave)
-    told = leader.told
+    reason, by, told = cause.reason, "", leader.told
+    heir = heir_of(world, stage_job) if reason in AT_ONCE else None
+    if heir and heir.owner:  # it can't go on at once: another job came in its place
+        reason, by = Reason.PREEMPTED, f"{heir.key.namespace}/{heir.owner.name}"
     progress = job.status.progress
     reported = (
         progress if progress and stage_job.stage is Stage.TRAIN and progress.attempt == stage_job.attempt else None
@@ -91,11 +95,12 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
     return AttemptOutcome(
         stage=stage_job.stage,
         attempt=stage_job.attempt,
-        reason=cause.reason,
+        reason=reason,
         message=cause.message[:2000],
         started_at=stage_job.created,
         ended_at=stage_job.finished_at,
         node=cause.node,
+        by=by,
         step=max(train.step if train else 0, reported.step if reported else 0),
         checkpoint_step=train.checkpoint_step if train else reported.checkpoint_step if reported else None,
         prepare=told.prepare if told else None,

@@ -11,8 +11,9 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, engine_key
+from sluice_operator.plan.attempts import trainer_pods
 from sluice_operator.plan.borrowing import Terms
-from sluice_operator.plan.claims import LiveClaim, trainer_pods
+from sluice_operator.plan.claims import LiveClaim
 from sluice_operator.plan.fit import lack_on
 from sluice_operator.plan.interruption import attempt_ref, may_displace
 from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock, gpus_of_slots

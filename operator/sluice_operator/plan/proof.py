@@ -7,7 +7,8 @@ from sluice_api.meta import SCHEDULING_GATE
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import World, engine_key
-from sluice_operator.plan.claims import LiveClaim, Phase, live_claims_on, overlapped_by, phase, trainer_pods
+from sluice_operator.plan.attempts import trainer_pods
+from sluice_operator.plan.claims import LiveClaim, Phase, live_claims_on, overlapped_by, phase
 from sluice_operator.plan.pools import refusal
 from sluice_operator.plan.room import claims_of_job, need_of, shortage, unreachable_volume
 from sluice_operator.plan.slots import pod_of

@@ -10,7 +10,7 @@ from sluice_operator.build.stage_job import group_service, stage_job
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
-from sluice_operator.plan.claims import trainer_pods
+from sluice_operator.plan.attempts import trainer_pods
 from sluice_operator.plan.holding import Limits
 from sluice_operator.plan.job import JobDecision, job_of, plan_job
 from sluice_operator.plan.job_status import job_status

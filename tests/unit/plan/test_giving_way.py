@@ -10,7 +10,8 @@ from sluice_api.claim import AttemptRef, Claim, Place, SlotRef
 from sluice_api.inferenceengine import SlotState
 from sluice_api.reasons import Reason
 from sluice_api.reports import EngineReport
-from sluice_operator.observe.views import PodView, StageJobView
+from sluice_api.stages import Stage, StageOutcome, TrainResult
+from sluice_operator.observe.views import PodView, StageJobView, Termination
 from sluice_operator.observe.world import Reported, engine_key, job_key
 from sluice_operator.plan.claims import live_claims, overlapped_by
 from sluice_operator.plan.engine import plan_engine
@@ -106,6 +107,27 @@ def test_who_was_interrupted_waits_without_losing_an_attempt() -> None:
     scene.town.job("low", outcomes=outcomes.attempts, scheduling={"interruption": YIELDS}, retry={"attempts": 1})
     assert describe(allocated(scene.town)) == "low waits WaitingForGPUs"
     assert not decide(scene.town, "low").failed
+
+
+def test_who_ends_by_itself_while_another_comes_in_its_place_does_not_take_it_back() -> None:
+    """Seen in the soak: its pod had ended, its Job not yet, and both claims had the node."""
+    scene = Displacing()
+    pod = scene.claim()
+    change(scene.town, pod, gates=(), nominated_node="n1", bound_at=NOW)
+    told = StageOutcome(reason="Requeued", train=TrainResult(step=7, total_steps=30, checkpoint_step=7))
+    ended = Termination(75, "", told.to_json(), NOW)
+    change(scene.town, scene.low_pod, ended=True, running=False, termination=ended)
+    assert counted(scene.town) == (1, 0)
+    change(scene.town, pod, gates=(), nominated_node="n1", node="n1", running=True)
+    assert counted(scene.town) == (1, 0)
+    assert decide(scene.town, "low").delete == (), "its last words are still to be read"
+    change(scene.town, scene.low, finished="Failed", finished_at=NOW)
+    low = decide(scene.town, "low")
+    assert low.start is None
+    assert low.record is not None
+    last = low.record.of(Stage.TRAIN)[-1]
+    assert (last.reason, last.by, last.checkpoint_step) == (Reason.PREEMPTED, "team/high", 7)
+    assert describe(allocated(scene.town)) == "low waits WaitingForGPUs"
 
 
 @pytest.mark.parametrize(

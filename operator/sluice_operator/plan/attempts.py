@@ -1,0 +1,30 @@
+"""One attempt of a stage and its pods."""
+
+from sluice_operator.observe.views import PodView, StageJobView
+from sluice_operator.observe.world import World, oldest_first
+
+
+def trainer_pods(world: World, stage_job: StageJobView) -> list[PodView]:
+    """The pods of a stage Job, oldest first."""
+    return oldest_first(world.pods_of.get(stage_job.uid, {}).values())
+
+
+def has_its_nodes(world: World, stage_job: StageJobView) -> bool:
+    """Whether all pods of an attempt are on their nodes, or were."""
+    pods = trainer_pods(world, stage_job)
+    return bool(stage_job.finished or (pods and all(pod.node for pod in pods)))
+
+
+def heir_of(world: World, stage_job: StageJobView) -> StageJobView | None:
+    """The attempt that has come in another's place and has its GPUs, once that one's pods have ended."""
+    if stage_job.claim is None or not all(pod.ended for pod in trainer_pods(world, stage_job)):
+        return None
+    return next(
+        (
+            other
+            for place in stage_job.claim.places
+            for other in world.claims_on.get(place.node, {}).values()
+            if other.claim and stage_job.uid in other.claim.displaced and has_its_nodes(world, other)
+        ),
+        None,
+    )
