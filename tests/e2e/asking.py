@@ -39,7 +39,7 @@ def asking(team: Team) -> Iterator[Asked]:
     """Ask from before the block begins until it ends; then the answers are there."""
     asked = Asked()
     team.delete("pod", POD)
-    team.apply(_script(), _pod())
+    team.apply(_script(), pod(POD, ["python3", f"/script/{SCRIPT.name}", f"http://{ENGINE}/v1", ENGINE]))
     team.wait("pods", POD, lambda pod: pod["status"].get("phase") == "Running", "the application runs")
     _await_answers(team)
     try:
@@ -73,11 +73,12 @@ def _script() -> Object:
     }
 
 
-def _pod() -> Object:
+def pod(name: str, command: list[str]) -> Object:
+    """A pod under Pod Security `restricted`, with the ConfigMap of its name at /script and a disk at /scratch."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": POD},
+        "metadata": {"name": name},
         "spec": {
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
@@ -89,10 +90,10 @@ def _pod() -> Object:
             },
             "containers": [
                 {
-                    "name": "application",
+                    "name": "main",
                     "image": DEV_IMAGES[0],
                     "imagePullPolicy": "Never",
-                    "command": ["python3", f"/script/{SCRIPT.name}", f"http://{ENGINE}/v1", ENGINE],
+                    "command": command,
                     "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
                     "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
                     "volumeMounts": [
@@ -102,7 +103,7 @@ def _pod() -> Object:
                 }
             ],
             "volumes": [
-                {"name": "script", "configMap": {"name": POD}},
+                {"name": "script", "configMap": {"name": name}},
                 {"name": "scratch", "emptyDir": {}},
             ],
         },

@@ -27,6 +27,7 @@ COLLECTIONS = {
     "leases": ("apis/coordination.k8s.io/v1", "leases"),
     "pods": ("api/v1", "pods"),
     "resourcequotas": ("api/v1", "resourcequotas"),
+    "hpa": ("apis/autoscaling/v2", "horizontalpodautoscalers"),
 }
 
 

@@ -124,7 +124,7 @@ class Team:
 
     def fresh(self) -> None:
         """As at the start: no job, the engine as it is usually, and whole."""
-        self.delete("ftj,ad,resourcequota", "--all")
+        self.delete("ftj,ad,resourcequota,pdb,hpa", "--all")
         self.apply(objects.engine())
         self.wait_all("jobs", lambda jobs: not jobs, "no stage Job is left")
         self.whole()

@@ -19,7 +19,7 @@ from sluice_operator.plan.access import denial
 from sluice_operator.plan.deadlines import too_late
 from sluice_operator.plan.outcomes import AGAIN, failures
 from sluice_operator.plan.pools import find_pool, nodes_of, pool_nodes
-from sluice_operator.plan.room import claims_of_job, exceeds, need_of
+from sluice_operator.plan.room import claims_of_job, exceeds, most_pods, need_of
 
 Refusal = tuple[Reason, str]
 
@@ -57,9 +57,8 @@ def _fits_some_node(world: World, job: FineTuneJob) -> Refusal | None:
     if pool is None:
         return None
     resource, wanted, need = pool.spec.resource_name, job.spec.resources, need_of(job.spec.resources)
-    fitting = (n for n in nodes_of(world, pool) if n.allocatable[resource] >= wanted.gpus and not exceeds(n, need))
-    pods = accumulate(node.allocatable[resource] // wanted.gpus for node in fitting)
-    if any(sum_so_far >= wanted.nodes for sum_so_far in pods):
+    pods = accumulate(most_pods(node, resource, wanted.gpus, need) for node in nodes_of(world, pool))
+    if any(room >= wanted.nodes for room in pods):
         return None
     nodes = pool_nodes(world, pool)
     if not nodes:
@@ -73,12 +72,11 @@ def _fits_some_node(world: World, job: FineTuneJob) -> Refusal | None:
     lacks = [exceeds(node, need) for node in nodes]
     if all(lacks):
         return Reason.EXCEEDS_EVERY_NODE, f"spec.resources.{lacks[0]}. Lower it, or add a larger node."
-    room = sum(
-        node.allocatable.get(resource, 0) // wanted.gpus for node, lack in zip(nodes, lacks, strict=True) if not lack
-    )
+    room = sum(most_pods(node, resource, wanted.gpus, need) for node in nodes)
     return Reason.EXCEEDS_POOL, (
-        f"spec.resources.nodes: {wanted.nodes} pods of {wanted.gpus} GPU are asked for, the nodes of pool "
-        f"{wanted.pool} have room for {room}. Ask for at most {room}, or add nodes."
+        f"spec.resources.nodes: {wanted.nodes} pods of {wanted.gpus} GPU, cpu {wanted.cpu} and memory "
+        f"{wanted.memory} are asked for, the nodes of pool {wanted.pool} have room for {room}. Ask for at most {room}, "
+        "or add nodes."
     )
 
 

@@ -71,6 +71,14 @@ def exceeds(node: NodeView, need: Resources) -> str:
     return ""
 
 
+def most_pods(node: NodeView, resource: str, gpus: int, need: Resources) -> int:
+    """How many like pods an empty node takes, each with so many GPUs."""
+    if exceeds(node, need):
+        return 0
+    rooms = [node.allocatable.get(counted, 0) // need[counted] for counted in COUNTED if need.get(counted)]
+    return min(node.allocatable.get(resource, 0) // gpus, *rooms)
+
+
 def _too_small(node: NodeView, need: Resources) -> str:
     """Why a node's GPUs are too small; empty when they are not, or when any will do."""
     if not need.get(GPU_MEMORY):

@@ -187,3 +187,12 @@ def test_gpus_of_a_node_that_more_are_spoken_for_than_there_are_are_lent_once() 
     town.trainer_pod(early)
     town.job("a", gpus=2)
     assert describe(allocated(town)) == "a waits EngineAtFloor"
+
+
+def test_a_slot_that_is_lent_is_not_lent_again_where_it_has_started_by_accident() -> None:
+    """Seen in the soak: it was to start on n2 and was lent from there, and its pod came to n1."""
+    town = parse("pool: 1 1 gpus | chat: 1 replicas")
+    early = town.stage_job(town.job("early"), claim=town.claim("n2", SlotRef(namespace="team", engine="chat", index=0)))
+    town.trainer_pod(early)
+    town.job("a")
+    assert describe(allocated(town)) == "a waits WaitingForGPUs"

@@ -123,6 +123,40 @@ def test_nobody_is_disturbed_before_all_pods_are_there() -> None:
     assert "its pods are about to be made" in decision.message
 
 
+def test_a_group_gives_way_wherever_an_older_claim_overlaps_it() -> None:
+    group = Group()
+    group.pods("", "")
+    town = group.town
+    rival = town.stage_job(town.job("rival"), claim=town.claim("n2", term=2), created=NOW)
+    town.trainer_pod(rival)
+    decision = group.decide()
+    assert (decision.reason, decision.bind, decision.delete) == (Reason.CLAIMED, (), (group.stage_job,))
+    assert "gives way to team/rival" in decision.message
+
+
+def test_what_a_namespace_may_have_counts_all_pods() -> None:
+    town = parse("pool: 2 2 2 gpus | x: needs 1, pods 2, on n1 n2 | a: needs 1, pods 2, queue")
+    for at_once, expected in ((3, "a waits NamespaceQuota"), (4, "a takes n1 n2")):
+        town.pool(quotas=[{"maxGPUs": at_once}])
+        assert describe(allocated(town)) == expected
+
+
+def test_what_a_namespace_may_borrow_counts_all_nodes() -> None:
+    town = parse("pool: 1 1 gpus | chat: 2 replicas | a: needs 1, pods 2")
+    town.pool(quotas=[{"maxBorrowedGPUs": 1}])
+    assert describe(allocated(town)) == "a waits NamespaceQuota"
+    town.pool(quotas=[{"maxBorrowedGPUs": 2}])
+    assert describe(allocated(town)) == "a takes chat/0 chat/1"
+
+
+def test_two_pods_need_twice_as_much_of_a_node() -> None:
+    town = Town()
+    for _ in range(2):
+        town.node(2)
+    town.job("a", resources={"nodes": 2, "cpu": "20"})
+    assert describe(allocated(town)) == "a takes n1 n2", "32 cores are enough for one of them"
+
+
 def test_each_pod_goes_to_its_own_node() -> None:
     group = Group()
     pods = group.pods("", "")
@@ -207,7 +241,9 @@ def test_a_claim_is_over_when_one_of_its_nodes_is_lost() -> None:
     ("rule", "pool", "resources", "reason", "says"),
     [
         ("more pods than the pool ever has room for", {}, {"gpus": 2, "nodes": 3}, Reason.EXCEEDS_POOL,
-         "3 pods of 2 GPU are asked for, the nodes of pool default have room for 2. Ask for at most 2"),
+         "3 pods of 2 GPU, cpu 1 and memory 1Gi are asked for, the nodes of pool default have room for 2. Ask for at "
+         "most 2"),
+        ("or, by their cpu, not so many", {}, {"nodes": 4, "cpu": "20"}, Reason.EXCEEDS_POOL, "have room for 2"),
         ("a quota counts the GPUs of all pods", {"quotas": [{"maxGPUs": 3}]}, {"gpus": 2, "nodes": 2},
          Reason.NAMESPACE_QUOTA, "4 are asked for"),
     ],
