@@ -90,8 +90,9 @@ class Stock:
 
     @cached_property
     def claims(self) -> list[LiveClaim]:
-        """The claims on all nodes."""
-        return [live for node in self.nodes.values() for live in node.claims]
+        """The claims on all nodes; one with pods on several once."""
+        found = {live.stage_job.uid: live for node in self.nodes.values() for live in node.claims}
+        return list(found.values())
 
     @cached_property
     def placed(self) -> Mapping[SlotRef, PlacedSlot]:
