@@ -9,17 +9,15 @@ from sluice_api.stages import Stage
 from sluice_operator.plan.outcomes import GIVEN_UP, done
 
 
-def training_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime | None) -> datetime | None:
-    """When activeDeadlineSeconds are over; None while the job does not train.
+def training_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime) -> datetime:
+    """When activeDeadlineSeconds are over for an attempt that was given its GPUs at a moment, and runs."""
+    return since + timedelta(seconds=job.spec.active_deadline_seconds) - _spent(outcomes)
 
-    Args:
-        since: when the attempt that runs now was given its GPUs.
-    """
-    if since is None:
-        return None
+
+def _spent(outcomes: Outcomes) -> timedelta:
+    """How long all attempts that have ended have trained."""
     trained = (a for a in outcomes.of(Stage.TRAIN) if a.reason not in GIVEN_UP)
-    spent = (a.ended_at - a.started_at for a in trained if a.started_at and a.ended_at)
-    return since + timedelta(seconds=job.spec.active_deadline_seconds) - sum(spent, start=timedelta())
+    return sum((a.ended_at - a.started_at for a in trained if a.started_at and a.ended_at), start=timedelta())
 
 
 def waiting_ends(job: FineTuneJob, outcomes: Outcomes) -> datetime | None:
@@ -34,7 +32,7 @@ def waiting_ends(job: FineTuneJob, outcomes: Outcomes) -> datetime | None:
 def warning(job: FineTuneJob, outcomes: Outcomes, since: datetime, expected: datetime | None) -> str:
     """What to say of training that is expected to end after its deadline; empty while it is in time."""
     end = training_ends(job, outcomes, since)
-    if end is None or expected is None or expected <= end:
+    if expected is None or expected <= end:
         return ""
     return (
         f" At this pace it is not done when activeDeadlineSeconds are over and it is stopped, {end:%Y-%m-%d %H:%M} UTC."
@@ -44,9 +42,15 @@ def warning(job: FineTuneJob, outcomes: Outcomes, since: datetime, expected: dat
 def too_late(
     job: FineTuneJob, outcomes: Outcomes, since: datetime | None, now: datetime
 ) -> tuple[Stage, Reason, str] | None:
-    """Why a job's time is over; None while it is not."""
-    end = training_ends(job, outcomes, since)
-    if end is not None and now >= end:
+    """Why a job's time is over; None while it is not, and once it is trained.
+
+    Args:
+        since: when the attempt that runs now was given its GPUs.
+    """
+    if done(outcomes, Stage.TRAIN):
+        return None
+    limit = timedelta(seconds=job.spec.active_deadline_seconds)
+    if (now >= training_ends(job, outcomes, since)) if since else _spent(outcomes) >= limit:
         return (
             Stage.TRAIN,
             Reason.DEADLINE_EXCEEDED,

@@ -125,7 +125,8 @@ def managed_elsewhere(s: Situation) -> JobDecision | None:
 
 def failed(s: Situation) -> JobDecision | None:
     """It has failed for good; whatever still runs for it ends."""
-    training_since = min((j.created for j in s.unfinished(Stage.TRAIN)), default=None)
+    trains = (j for j in s.unfinished(Stage.TRAIN) if not s.outcomes.has(j.stage, j.attempt))
+    training_since = min((j.created for j in trains if not _has_ended(s, j)), default=None)
     failure = refusals.final_failure(s.job, s.outcomes, s.now, training_since)
     if failure is None:
         return None
@@ -331,6 +332,12 @@ def _not_started(s: Situation, stage_job: StageJobView) -> tuple[Reason, str, bo
         why = pod.unschedulable or pod.waiting_message or pod.waiting_reason or "it has not started"
         return Reason.POD_NOT_STARTED, f"Pod {pod.key.name}: {why}", True
     return None
+
+
+def _has_ended(s: Situation, stage_job: StageJobView) -> bool:
+    """Whether an attempt's pods have ended, though its Job does not say so yet."""
+    pods = trainer_pods(s.world, stage_job)
+    return bool(pods) and all(pod.ended for pod in pods)
 
 
 def _running(s: Situation) -> tuple[StageJobView, ...]:

@@ -222,6 +222,25 @@ def test_only_training_counts_against_the_active_deadline() -> None:
     assert late.delete == (stage_job,)
 
 
+@pytest.mark.parametrize(
+    ("rule", "outcomes", "failed"),
+    [
+        ("who has trained for as long as allowed waits for nothing", (trained(1, 0, 40), trained(2, 50, 110)), True),
+        ("who has time left waits", (trained(1, 0, 40), trained(2, 50, 109)), False),
+        ("a recorded attempt that is still going counts once", (trained(1, 0, 60),), False),
+        ("who was done in time is done", (trained(1, 0, 101).model_copy(update={"reason": "Done"}),), False),
+    ],
+)
+def test_training_time_that_is_over(rule: str, outcomes: tuple[AttemptOutcome, ...], failed: bool) -> None:
+    town = Town()
+    town.node(1)
+    job = town.job("a", outcomes=(PREPARED, *outcomes), activeDeadlineSeconds=100)
+    if len(outcomes) == 1:
+        leaving = town.stage_job(job, claim=town.claim("n1"), created=NOW, deleting=True)
+        town.trainer_pod(leaving, "n1")
+    assert decided(town, job, 120).failed is failed, rule
+
+
 def test_training_that_will_not_be_done_in_time_says_so() -> None:
     town = Town()
     town.node(1)
