@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sluice_api.claim import SlotRef
+from sluice_api.claim import Claim, Place, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, Stage, StageOutcome, TrainResult
@@ -15,7 +15,7 @@ from sluice_operator.plan.claims import Phase, live_claims_of, phase
 from sluice_operator.plan.engine import plan_engine
 from sluice_operator.plan.holding import Limits
 from sluice_operator.plan.job import JobDecision, plan_job
-from tests.unit.plan.worlds import NOW, Town, allocated, describe, parse
+from tests.unit.plan.worlds import GPU, NOW, Town, allocated, describe, parse
 
 CHAT = [SlotRef(namespace="team", engine="chat", index=index) for index in (0, 1)]
 SAVED = StageOutcome(reason="Requeued", train=TrainResult(step=7, total_steps=30, checkpoint_step=7))
@@ -132,6 +132,14 @@ def test_a_group_gives_way_wherever_an_older_claim_overlaps_it() -> None:
     decision = group.decide()
     assert (decision.reason, decision.bind, decision.delete) == (Reason.CLAIMED, (), (group.stage_job,))
     assert "gives way to team/rival" in decision.message
+
+
+def test_pods_that_share_a_node_count_there_one_by_one() -> None:
+    town = parse("pool: 3 gpus | b: needs 2, queue")
+    job = town.job("a", resources={"nodes": 2})
+    claim = Claim(pool="default", resource=GPU, gpus=1, places=(Place(node="n1", pods=2),), term=1)
+    town.stage_job(job, claim=claim)
+    assert describe(allocated(town)) == "b waits WaitingForGPUs"
 
 
 def test_what_a_namespace_may_have_counts_all_pods() -> None:
