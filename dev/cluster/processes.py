@@ -69,6 +69,14 @@ class Processes:
         self._save()
         return process
 
+    def restart(self, name: str) -> None:
+        """Kill a program, as a crash does, and start it again with the words with which it was started."""
+        (process,) = (process for process in self._known if process.name == name)
+        words = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")[:-1]
+        end(process, 10, signal.SIGKILL)
+        self._known.remove(process)
+        self.start(name, words)
+
     def log(self, name: str) -> Path:
         """The log file of a program."""
         return self.logs / f"{name}.log"
@@ -103,9 +111,9 @@ class Processes:
         fresh.replace(self._record)
 
 
-def end(process: Process, patience: float) -> None:
+def end(process: Process, patience: float, *reasons: signal.Signals) -> None:
     """Send SIGTERM, wait, and send SIGKILL if that wasn't enough."""
-    for reason in (signal.SIGTERM, signal.SIGKILL):
+    for reason in reasons or (signal.SIGTERM, signal.SIGKILL):
         if process.running and not _gone_after(process, reason, patience):
             continue
         break

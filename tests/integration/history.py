@@ -58,6 +58,8 @@ class History:
     now: dict[str, dict[str, Body]] = field(default_factory=lambda: {plural: {} for plural in WATCHED})
     """What is there, by plural and name."""
     listeners: list[Callable[[Version], None]] = field(default_factory=list)
+    patience: float = 40
+    """Seconds after which what a test waits for does not come any more."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _watches: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -87,8 +89,9 @@ class History:
         found = (v for v in self.versions if plural in ("", v.plural) and name in ("", v.name))
         return sorted(found, key=lambda version: version.revision)
 
-    async def until(self, found: Callable[[], Answer | None], what: str, within: float = 40) -> Answer:
+    async def until(self, found: Callable[[], Answer | None], what: str, within: float | None = None) -> Answer:
         """What `found` answers, as soon as that is not empty; it is asked after each change."""
+        within = self.patience if within is None else within
         try:
             async with asyncio.timeout(within):
                 while True:

@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests.integration.progress_scene import free_port
 
@@ -16,19 +17,60 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 40
 
 
+class Process(Protocol):
+    """What of subprocess.Popen is needed here."""
+
+    @property
+    def returncode(self) -> Any:
+        """Its exit status, once it has ended."""
+
+    def poll(self) -> int | None:
+        """Its exit status, or None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> object:
+        """Until it has ended."""
+
+    def send_signal(self, number: int, /) -> None:
+        """A signal to this very process."""
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+
+Launch = Callable[[Sequence[str], Mapping[str, str], Path], Process]
+"""Start the operator with words of the command line, an environment, and its output in a file."""
+
+
+def in_a_new_interpreter(words: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
+    """As a pod would."""
+    command = [sys.executable, "-m", "sluice_operator", *words]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, env=dict(environment))
+
+
 @dataclass
 class RunningOperator:
     """One replica."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: Process
     log: Path
     progress_port: int
     metrics_port: int
 
     @classmethod
     def start(
-        cls, folder: Path, name: str, kubeconfig: Path, namespace: str, settings: dict[str, object], *words: str
+        cls,
+        folder: Path,
+        name: str,
+        kubeconfig: Path,
+        namespace: str,
+        settings: dict[str, object],
+        *words: str,
+        launch: Launch = in_a_new_interpreter,
     ) -> "RunningOperator":
         """Start it; it serves the custom resources of `namespace` only, and has its Lease there."""
         log = folder / f"{name}.{free_port()}.log"
@@ -51,11 +93,7 @@ class RunningOperator:
             "PYTHONPATH": str(ROOT / "operator"),
             **{f"SLUICE_{name.upper()}": str(value) for name, value in chosen.items()},
         }
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "sluice_operator", *words], stdout=file, stderr=file, env=environment
-            )
-        return cls(name, process, log, progress_port, metrics_port)
+        return cls(name, launch(words, environment, log), log, progress_port, metrics_port)
 
     def events(self, event: str = "") -> list[dict[str, Any]]:
         """What it has logged so far, or how often it has logged one event."""
@@ -104,4 +142,4 @@ class RunningOperator:
                 self.process.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 self.kill()
-        return self.process.returncode
+        return int(self.process.returncode)
