@@ -1,19 +1,22 @@
 """Which plans a run of the tests tries."""
 
+import random
+
 from tests.integration.faults.plans import Kind, Plan, all_plans
 
 
 def chosen_plans(choice: str) -> list[Plan]:
-    """All, evenly spread so many, the one with an id, or nothing but a few of the kinds that differ most."""
+    """All, so many of all, those of ids, kinds or journeys, or a few of every kind."""
     plans = all_plans()
     if choice == "all":
         return plans
     if choice == "record":
         return []
     if choice.isdecimal():
-        return plans[:: max(1, len(plans) // int(choice))]
+        return random.Random(int(choice)).sample(plans, min(int(choice), len(plans)))
     if choice:
-        return [plan for plan in plans if choice.replace(" ", "_") in plan.id]
+        wanted = choice.split(",")
+        return [plan for plan in plans if plan.id in wanted or plan.kind in wanted or plan.journey in wanted]
     return few(plans) if plans else []
 
 
