@@ -12,10 +12,10 @@ from kubernetes.aio import config
 
 from dev.cluster import control_plane as dev_control_plane
 from dev.cluster.control_plane import ControlPlane
+from dev.faults.proxy import FaultProxy
 from sluice_operator.cluster.client import Api
 from sluice_operator.settings import Settings
 from tests.integration.claim_scene import ClaimScene, claim_scene
-from tests.integration.fault_proxy import FaultProxy
 from tests.integration.kubectl import Kubectl
 from tests.integration.nodes import Nodes
 from tests.integration.progress_scene import Kube, free_port, make_namespace
@@ -83,7 +83,7 @@ async def scene(control_plane: ControlPlane, kube: Kube, namespace: str) -> Asyn
 
 @pytest_asyncio.fixture
 async def proxy(control_plane: ControlPlane) -> AsyncIterator[FaultProxy]:
-    """A proxy in front of the API server that loses, breaks and delays what a test says."""
+    """A proxy in front of the API server: what goes wrong is what a test says by its rules."""
     async with FaultProxy.between(control_plane) as running:
         yield running
 

@@ -83,6 +83,14 @@ async def finish_pod(kube: Kube, pod: Body, exit_code: int = 0, termination_mess
     await _status(kube, pod, "Failed" if exit_code else "Succeeded", containers, [])
 
 
+async def lose_pod(kube: Kube, pod: Body) -> None:
+    """What becomes of a pod whose node is gone: it has failed, nobody knows how, and then it is gone too."""
+    lost = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC", "lastTransitionTime": _now()}
+    await _status(kube, pod, "Failed", [], [lost])
+    place = f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}"
+    await kube.call("DELETE", place, {"gracePeriodSeconds": 0})
+
+
 def _names(pod: Body) -> list[str]:
     return [container["name"] for container in pod["spec"]["containers"]]
 

@@ -21,6 +21,10 @@ class Process(Protocol):
     """What of subprocess.Popen is needed here."""
 
     @property
+    def pid(self) -> int:
+        """Its number."""
+
+    @property
     def returncode(self) -> Any:
         """Its exit status, once it has ended."""
 

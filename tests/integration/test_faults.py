@@ -1,8 +1,8 @@
 """Journeys in which one thing goes wrong, at any place: always the same end, and nothing made twice on the way.
 
-`make test` tries a few plans, `make soak` all. One alone, by its id:
+`make test` tries a few plans, `make soak` all. One alone, by its id; several by their ids, kinds or journeys:
 
-    SLUICE_FAULT_PLANS='j1:kill-after:create jobs:2' python3 -m pytest tests/integration/test_faults.py
+    SLUICE_FAULT_PLANS=j1:kill-after:create_jobs:2 python3 -m pytest tests/integration/test_faults.py
 
 SLUICE_FAULT_PLANS=all, or a number, tries more; SLUICE_FAULT_PLANS=record writes down what undisturbed journeys do.
 """
@@ -19,7 +19,7 @@ from dev.cluster.control_plane import ControlPlane
 from tests.integration.claim_scene import ClaimScene
 from tests.integration.faults.choice import chosen_plans
 from tests.integration.faults.journeys import JOURNEYS
-from tests.integration.faults.outcome import Outcome, end_of, outcome_of
+from tests.integration.faults.outcome import Outcome, difference, end_of, outcome_of
 from tests.integration.faults.plans import Plan, Record, path_of
 from tests.integration.faults.strikes import rules_of, settings_of
 from tests.integration.faults.trial import DEADLINE_SECONDS, Trial
@@ -58,7 +58,10 @@ async def test_a_fault_changes_nothing_of_the_end(
                 await trial.play(plan.journey)
                 await comes_to(scene, record.outcome)
         except TimeoutError:
-            pytest.fail(f"{plan.id} has not ended within {DEADLINE_SECONDS} s:\n{scene.history.summary()}")
+            differs = "\n".join(difference(record.outcome.end, end_of(scene)))
+            pytest.fail(
+                f"{plan.id} has not ended within {DEADLINE_SECONDS} s:\n{differs}\n{scene.history.summary()}", False
+            )
         assert scene.broken_promises() == []
         if not struck():
             pytest.skip(f"the moment of {plan.id} did not come in this run")

@@ -3,18 +3,17 @@
 import asyncio
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from dev.cluster.control_plane import ControlPlane
+from dev.faults.proxy import FaultProxy
+from dev.faults.rules import Hold, Lose, error_event
 from sluice_api.stages import Stage
 from tests.integration.claim_scene import ClaimScene, borrowed_slots, claim_of, is_gated
 from tests.integration.conftest import MakeOperator
-from tests.integration.fault_proxy import FaultProxy
-from tests.integration.held_proxy import HeldProxy, held_proxy
 from tests.integration.nodes import Nodes
 from tests.integration.progress_scene import Kube
 from tests.integration.running_operator import RunningOperator
@@ -35,10 +34,12 @@ AFTER_TRAINING = ("the slot's return", "the export")
 STOPPED_AT = ("the claim", "the gate's removal", "the stop of the slot")
 
 
-@pytest_asyncio.fixture
-async def held(control_plane: ControlPlane) -> AsyncIterator[HeldProxy]:
-    async with held_proxy(control_plane) as made:
-        yield made
+@pytest.fixture
+def held(proxy: FaultProxy) -> Hold:
+    """Lets everything pass until a test says what to hold."""
+    hold = Hold()
+    proxy.rules.append(hold)
+    return hold
 
 
 @pytest.fixture
@@ -50,11 +51,11 @@ def own_kubeconfig(control_plane: ControlPlane, tmp_path: Path) -> Path:
 
 @pytest_asyncio.fixture
 async def pair(
-    scene: ClaimScene, nodes: Nodes, held: HeldProxy, operator: MakeOperator, own_kubeconfig: Path
+    scene: ClaimScene, nodes: Nodes, proxy: FaultProxy, operator: MakeOperator, own_kubeconfig: Path
 ) -> tuple[RunningOperator, RunningOperator]:
     """A leader behind the proxy, a standby, and an engine of two slots that serves."""
     await nodes.add(f"{scene.namespace}-n1", gpus=2)
-    leader = operator("first", held.kubeconfig, lease_seconds=LEASE_SECONDS)
+    leader = operator("first", proxy.kubeconfig, lease_seconds=LEASE_SECONDS)
     await scene.engine("chat", replicas=2)
     await leader.leads()
     standby = operator("second", own_kubeconfig, lease_seconds=LEASE_SECONDS)
@@ -62,14 +63,14 @@ async def pair(
     return leader, standby
 
 
-def hold(held: HeldProxy, write: str) -> None:
+def hold(held: Hold, write: str) -> None:
     pattern = re.compile(KILLED_AT[write])
-    held.holds = lambda method, path: pattern.search(f"{method} {path}") is not None
+    held.which = lambda asked: pattern.search(asked.line) is not None
 
 
 @pytest.mark.parametrize("write", list(KILLED_AT))
 async def test_a_leader_killed_at_a_write_leaves_nothing_that_its_successor_does_not_end(
-    scene: ClaimScene, held: HeldProxy, pair: tuple[RunningOperator, RunningOperator], write: str
+    scene: ClaimScene, held: Hold, pair: tuple[RunningOperator, RunningOperator], write: str
 ) -> None:
     leader, successor = pair
     if write in AFTER_TRAINING:
@@ -101,7 +102,7 @@ def _jobs_made(scene: ClaimScene) -> dict[str, int]:
 
 @pytest.mark.parametrize("write", STOPPED_AT)
 async def test_a_leader_that_wakes_after_its_successor_has_acted_changes_nothing(
-    scene: ClaimScene, held: HeldProxy, pair: tuple[RunningOperator, RunningOperator], write: str
+    scene: ClaimScene, held: Hold, pair: tuple[RunningOperator, RunningOperator], write: str
 ) -> None:
     """It is stopped (SIGSTOP) with a write under way, and that write arrives when the successor has long trained."""
     leader, successor = pair
@@ -132,7 +133,7 @@ def _states(scene: ClaimScene) -> list[str]:
 
 
 async def test_nobody_drains_for_a_claim_that_a_former_leader_made_too_late(
-    scene: ClaimScene, held: HeldProxy, pair: tuple[RunningOperator, RunningOperator]
+    scene: ClaimScene, held: Hold, pair: tuple[RunningOperator, RunningOperator]
 ) -> None:
     """The former leader's claim for `late` arrives when the new one has lent the slot to `quick`."""
     leader, successor = pair
@@ -176,13 +177,12 @@ async def test_an_operator_that_missed_deletes_gives_back_all_the_same(
     await scene.job("tone")
     await scene.running("tone")
     await scene.history.until(lambda: scene.lent() == 1, "one slot is lent")
-    proxy.loses = lambda _plural, event: event["type"] == "DELETED"
+    proxy.rules.append(Lose(lambda event: event["type"] == "DELETED"))
     await kube.call("DELETE", scene.path("finetunejobs", "tone"))
     await scene.history.until(lambda: not scene.stage_jobs("tone"), "its Job is gone")
     if isinstance(repair, int):
-        error = {"kind": "Status", "status": "Failure", "code": repair, "reason": "Fault", "message": "injected"}
         for plural in ("finetunejobs", "jobs", "pods", "deployments"):
-            proxy.send(plural, {"type": "ERROR", "object": error})
+            proxy.send(plural, error_event(repair))
     await scene.serves(2)
     await scene.job("next")
     await scene.running("next")

@@ -15,9 +15,10 @@ import aiohttp
 import pytest
 
 from dev.cluster.control_plane import ControlPlane
+from dev.faults.proxy import FaultProxy
+from dev.faults.rules import error_event
 from tests.integration.claiming_process import SECONDS
 from tests.integration.conftest import MakeOperator
-from tests.integration.fault_proxy import FaultProxy
 from tests.integration.progress_scene import JOB_SPEC, Kube, until
 from tests.integration.running_operator import ROOT
 
@@ -84,10 +85,9 @@ async def test_a_watch_error_does_not_end_the_operator(
 ) -> None:
     running = operator("operator-1", kubeconfig=proxy.kubeconfig)
     await running.leads()
-    error = {"kind": "Status", "status": "Failure", "code": 500, "reason": "InternalError", "message": "injected"}
     for plural in ("finetunejobs", "jobs", "pods", "nodes"):
         await until(partial(_watched, proxy, plural))
-        assert proxy.send(plural, {"type": "ERROR", "object": error}) == 1
+        assert proxy.send(plural, error_event(500)) == 1
     await running.logged("a watch broke and begins anew", times=4)
     body = {"apiVersion": "sluice.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "j"}, "spec": JOB_SPEC}
     path = f"/apis/sluice.dev/v1alpha1/namespaces/{namespace}/finetunejobs"

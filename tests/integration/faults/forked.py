@@ -28,6 +28,12 @@ class Forked:
         return cls(process)
 
     @property
+    def pid(self) -> int:
+        """Its number."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
     def returncode(self) -> int | None:
         """Its exit status, once it has ended."""
         return self.process.exitcode
@@ -44,8 +50,8 @@ class Forked:
 
     def send_signal(self, number: int) -> None:
         """A signal to this very process."""
-        if self.process.pid is not None and self.process.exitcode is None:
-            os.kill(self.process.pid, number)
+        if self.process.exitcode is None:
+            os.kill(self.pid, number)
 
     def terminate(self) -> None:
         """SIGTERM."""

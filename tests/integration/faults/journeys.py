@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable
 
 from sluice_api.stages import Stage
-from tests.integration.claim_scene import ClaimScene
-from tests.integration.nodes import Nodes
+from tests.integration.claim_scene import REQUEUED, ClaimScene
+from tests.integration.nodes import Nodes, finish_pod, lose_pod
 
 Journey = Callable[[ClaimScene, Nodes], Awaitable[None]]
 
@@ -25,14 +25,14 @@ async def lend_train_publish(scene: ClaimScene, nodes: Nodes) -> None:
 
 
 async def lose_the_trainer(scene: ClaimScene, nodes: Nodes) -> None:
-    """J3: the trainer's pod is lost in the middle; the second attempt trains to the end."""
+    """J3: the trainer's pod is lost in the middle, without a last word; the second attempt trains to the end."""
     await nodes.add(f"{scene.namespace}-n1", gpus=2)
     await scene.engine("chat", replicas=2)
     await scene.serves(2)
     await scene.job("tone")
     await scene.running("tone")
     await _lends(scene, 1)
-    await _lose_pod(scene, 0)
+    await lose_pod(scene.kube, await scene.running("tone"))
     await scene.finishes("tone", attempt=2)
     await scene.serves(2)
     await scene.finishes("tone", Stage.EXPORT)
@@ -40,7 +40,7 @@ async def lose_the_trainer(scene: ClaimScene, nodes: Nodes) -> None:
 
 
 async def lose_one_of_a_group(scene: ClaimScene, nodes: Nodes) -> None:
-    """A job on two nodes borrows on both; one of its pods is lost, and all of them begin again."""
+    """A job on two nodes borrows on both; one of its pods has to go, and all of them begin again."""
     for number in (1, 2):
         await nodes.add(f"{scene.namespace}-n{number}", gpus=1)
     await scene.engine("chat", replicas=2, floor=0)
@@ -49,7 +49,7 @@ async def lose_one_of_a_group(scene: ClaimScene, nodes: Nodes) -> None:
     for index in (0, 1):
         await scene.running("tone", index=index)
     await _lends(scene, 2)
-    await _lose_pod(scene, 1)
+    await finish_pod(scene.kube, await scene.running("tone", index=1), 75, REQUEUED.to_json())
     for index in (0, 1):
         await scene.running("tone", attempt=2, index=index)
     await scene.finishes("tone", attempt=2)
@@ -63,9 +63,3 @@ JOURNEYS: dict[str, Journey] = {"j1": lend_train_publish, "j3": lose_the_trainer
 
 async def _lends(scene: ClaimScene, slots: int) -> None:
     await scene.history.until(lambda: scene.lent() == slots, f"{slots} slots are lent")
-
-
-async def _lose_pod(scene: ClaimScene, index: int) -> None:
-    """Somebody deletes a trainer's pod: it saves its state and ends."""
-    pod = await scene.running("tone", index=index)
-    await scene.kube.call("DELETE", f"/api/v1/namespaces/{scene.namespace}/pods/{pod['metadata']['name']}")

@@ -1,9 +1,11 @@
 """How a journey ended, without what differs from run to run: times, uids, which of two equal slots was lent."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import unified_diff
 from typing import Any
 
 from dev.faults.asked import Asked
@@ -51,7 +53,9 @@ def end_of(scene: ClaimScene) -> Body:
     now = scene.history.now
     pods = Counter(f"{family(name)} {_phase(pod)}" for name, pod in now["pods"].items())
     return {
-        "finetunejobs": {name: _steady(body.get("status"), scene.namespace) for name, body in now["finetunejobs"].items()},
+        "finetunejobs": {
+            name: _steady(body.get("status"), scene.namespace) for name, body in now["finetunejobs"].items()
+        },
         "inferenceengines": {
             name: _steady(body.get("status"), scene.namespace) for name, body in now["inferenceengines"].items()
         },
@@ -60,6 +64,12 @@ def end_of(scene: ClaimScene) -> Body:
         "jobs": dict(sorted((family(name), _condition(body)) for name, body in now["jobs"].items())),
         "pods": dict(sorted(pods.items())),
     }
+
+
+def difference(expected: Body, found: Body) -> list[str]:
+    """For a person whose plan has failed: - is what should be there, + what is."""
+    texts = (json.dumps(state, indent=1, sort_keys=True).splitlines() for state in (expected, found))
+    return [line for line in unified_diff(*texts, lineterm="", n=2) if not line.startswith(("---", "+++"))]
 
 
 def write_name(asked: Asked) -> str:

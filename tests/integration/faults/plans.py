@@ -117,7 +117,7 @@ def all_plans() -> list[Plan]:
 def plans_of(journey: str, record: Record) -> Iterator[Plan]:
     """Every plan for one journey."""
     writes = [(name, n) for name, times in record.writes.items() for n in range(1, times + 1)]
-    changes = [(name, n) for name, n in writes if not _only_says(name)]
+    changes = [(name, n) for name, n in writes if not only_says(name)]
     events = [(plural, n) for plural, times in record.events.items() for n in range(1, times + 1)]
     for kinds, moments in (
         (AT_EVERY_WRITE, writes),
@@ -131,5 +131,6 @@ def plans_of(journey: str, record: Record) -> Iterator[Plan]:
     yield from (Plan(journey, Kind.SLOW, f"{delay} s") for delay in DELAYS)
 
 
-def _only_says(write: str) -> bool:
+def only_says(write: str) -> bool:
+    """Whether a write tells people something, and nothing else follows from it."""
     return write.startswith("create events") or ".status " in write
