@@ -127,13 +127,16 @@ def _end(world: World, stage_job: StageJobView, pod: PodView | None, node: str) 
 def _how_grave(end: _End) -> int:
     """Of several pods' ends, which was the cause: one that fails, or is lost with its node, takes all others along.
 
-    A pod that says it misses another was not the first.
+    A pod that ended by itself stays, and those that it takes along are deleted: if no operator ran meanwhile, nobody
+    saw how they ended. A pod that says it misses another was not the first.
     """
     if end.reason not in AT_ONCE:
         return 0
     if end.reason == Reason.NODE_LOST:
         return 1
-    return 3 if end.told and end.reason == Reason.POD_LOST else 2
+    if end.reason != Reason.POD_LOST:
+        return 2
+    return 4 if end.told else 3
 
 
 def only_node(stage_job: StageJobView) -> str:

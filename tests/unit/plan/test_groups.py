@@ -202,6 +202,8 @@ def test_training_begins_when_the_last_pod_is_on_its_node() -> None:
         ("one that ran out of memory too", [(75, MISSES_ANOTHER, ""), (137, None, "OOMKilled")],
          "OutOfMemory", "n2"),
         ("one that was told to stop costs no attempt", [(75, MISSES_ANOTHER, ""), (75, SAVED, "")], "Requeued", "n2"),
+        ("one that nobody saw end was taken along by the one that is still there", [None, (75, SAVED, "")],
+         "Requeued", "n2"),
         ("who says that another is missing was not the first", [(75, MISSES_ANOTHER, ""), None], "PodLost", "n2"),
     ],
 )  # fmt: skip
