@@ -186,3 +186,23 @@ async def test_an_operator_that_missed_deletes_gives_back_all_the_same(
     await scene.serves(2)
     await scene.job("next")
     await scene.running("next")
+
+
+async def test_a_trainer_that_is_told_to_stop_while_no_operator_runs_costs_no_attempt(
+    scene: ClaimScene, nodes: Nodes, operator: MakeOperator, kube: Kube
+) -> None:
+    """Its node is drained: when the next operator looks, the pod and its last words are gone."""
+    await nodes.add(f"{scene.namespace}-n1", gpus=2)
+    first = operator("first", lease_seconds=LEASE_SECONDS)
+    await scene.engine("chat", replicas=2)
+    await scene.serves(2)
+    await scene.job("tone")
+    pod = await scene.running("tone")
+    await scene.history.until(lambda: scene.lent() == 1, "one slot is lent")
+    first.kill()
+    await kube.call("DELETE", f"/api/v1/namespaces/{scene.namespace}/pods/{pod['metadata']['name']}")
+    await scene.history.until(lambda: pod["metadata"]["name"] not in scene.history.now["pods"], "the pod is gone")
+    operator("second", lease_seconds=LEASE_SECONDS)
+    await scene.running("tone", attempt=2)
+    (lost,) = await scene.history.until(lambda: scene.status("finetunejobs", "tone").get("attempts"), "it is recorded")
+    assert (lost["attempt"], lost["reason"]) == (1, "Requeued")

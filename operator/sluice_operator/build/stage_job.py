@@ -14,7 +14,7 @@ from sluice_api.meta import (
     stage_job_name,
 )
 from sluice_api.sources import claims_of
-from sluice_api.stages import Stage, StageSpec
+from sluice_api.stages import ExitCode, Stage, StageSpec
 from sluice_operator.build import pod
 from sluice_operator.build.metadata import Manifest, app_labels, owned_by
 from sluice_operator.observe.quantity import amount
@@ -25,6 +25,15 @@ GRACE_SECONDS = 30
 PREPARE_MEMORY = "4Gi"
 """All rows as tokens are in memory at once: room for some hundred million tokens."""
 CPU_STAGE_CPU = "250m"
+_TELLS_REQUEUES: Manifest = {
+    "rules": [
+        {
+            "action": "FailJob",
+            "onExitCodes": {"containerName": "trainer", "operator": "In", "values": [ExitCode.REQUEUE.value]},
+        }
+    ]
+}
+"""The Job would fail all the same. Its condition then says why, when the pod has gone while no operator ran."""
 
 
 def stage_job(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, claim: Claim | None = None) -> Manifest:
@@ -58,6 +67,7 @@ def stage_job(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, 
             "completions": pods_needed,
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
+            "podFailurePolicy": _TELLS_REQUEUES,
             **(_GROUP if pods_needed > 1 else {}),
             "template": {
                 "metadata": {"labels": labels},

@@ -34,6 +34,8 @@ AGAIN = AT_ONCE | FREE | {Reason.TRAINER_FAILED, Reason.DOWNLOAD_FAILED}
 
 _NO_PAUSE = AT_ONCE | GAVE_WAY | {Reason.CLAIMED, Reason.DONE}
 _OUT_OF_MEMORY_EXIT = 137
+_BY_EXIT_CODE = "PodFailurePolicy:"
+"""How a Job has failed whose pod ended with ExitCode.REQUEUE: its only rule. Of a group it does not say which pod."""
 _GIVEN_UP_KEPT = 5
 _NOT_BOUND_PAUSE = timedelta(seconds=10)
 _CLAIM_PAUSE = timedelta(minutes=1)
@@ -166,6 +168,8 @@ def _why(
     if stage_job.finished == "Complete":
         return Reason.POD_LOST, "The pod ended well, but is gone with its result; the stage runs again."
     if termination is None:
+        if stage_job.failure.startswith(_BY_EXIT_CODE) and len(stage_job.claim.nodes if stage_job.claim else ()) <= 1:
+            return Reason.REQUEUED, "The trainer was told to stop while no operator looked."
         if node and not any(key.name == node for key in world.nodes):
             return Reason.NODE_LOST, f"Node {node} is gone."
         return Reason.POD_LOST, stage_job.failure or "The pod is gone without a word."

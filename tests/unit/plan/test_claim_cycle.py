@@ -290,6 +290,19 @@ def test_a_trainer_that_vanished_without_a_word_is_tried_again_and_counts() -> N
     assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.POD_LOST
 
 
+def test_a_trainer_that_was_told_to_stop_while_no_operator_ran_costs_no_attempt() -> None:
+    """Its pod is gone with its last words; the Job's own condition says with which exit code it went."""
+    loan = Loan()
+    pod = _training(loan)
+    loan.town.store.remove(pod.key, pod.uid)
+    words = "PodFailurePolicy: Container trainer for pod team/a-1 failed with exit code 75 matching FailJob rule"
+    loan.put(loan.stage_job, finished="Failed", finished_at=NOW, failure=words)
+    decision = loan.plan_job(after=1)
+    assert decision.start is not None
+    assert decision.record is not None
+    assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.REQUEUED
+
+
 def test_attempts_run_out() -> None:
     lost = [
         AttemptOutcome(stage=Stage.TRAIN, attempt=n, reason="PodLost", ended_at=NOW, started_at=NOW) for n in (1, 2)
