@@ -68,8 +68,8 @@ def end_of(scene: ClaimScene) -> Body:
 
 def difference(expected: Body, found: Body) -> list[str]:
     """For a person whose plan has failed: - is what should be there, + what is."""
-    texts = (json.dumps(state, indent=1, sort_keys=True).splitlines() for state in (expected, found))
-    return [line for line in unified_diff(*texts, lineterm="", n=2) if not line.startswith(("---", "+++"))]
+    before, after = (json.dumps(state, indent=1, sort_keys=True).splitlines() for state in (expected, found))
+    return [line for line in unified_diff(before, after, lineterm="", n=2) if not line.startswith(("---", "+++"))]
 
 
 def write_name(asked: Asked) -> str:
