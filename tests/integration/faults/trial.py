@@ -50,6 +50,7 @@ class Trial:
 
     plane: ControlPlane
     scene: ClaimScene
+    nodes: Nodes
     folder: Path
     proxy: FaultProxy
     settings: dict[str, object]
@@ -63,7 +64,7 @@ class Trial:
     ) -> AsyncIterator["Trial"]:
         """With one operator."""
         async with FaultProxy.between(plane) as proxy:
-            trial = cls(plane, scene, folder, proxy, {"lease_seconds": LEASE_SECONDS, **settings})
+            trial = cls(plane, scene, Nodes(scene.kube), folder, proxy, {"lease_seconds": LEASE_SECONDS, **settings})
             trial.recorder = Recorder(scene.namespace)
             proxy.rules.append(trial.recorder)
             try:
@@ -71,6 +72,7 @@ class Trial:
             finally:
                 for operator in trial.operators:
                     operator.kill()
+                await trial.nodes.remove_all()
 
     async def start(self) -> RunningOperator:
         """One operator more."""
@@ -119,7 +121,7 @@ class Trial:
         """The operator and the journey, from beginning to end."""
         self.scene.history.patience = DEADLINE_SECONDS
         await self.start()
-        await JOURNEYS[journey](self.scene, Nodes(self.scene.kube))
+        await JOURNEYS[journey](self.scene, self.nodes)
 
 
 def is_write(asked: Asked) -> bool:
