@@ -43,8 +43,10 @@ class NodeStock:
     claims: tuple[LiveClaim, ...] = ()
     claimed: int = 0
     slots: tuple[PlacedSlot, ...] = ()
+    leaving: int = 0
+    """GPUs of slots that are lent, but started here and not where they were lent from: they stop for the borrower."""
     others: int = 0
-    """GPUs of pods that are neither a claim's nor a slot's that may be lent."""
+    """GPUs of pods that are neither a claim's nor a slot's."""
 
     @property
     def name(self) -> str:
@@ -54,12 +56,17 @@ class NodeStock:
     @cached_property
     def inference(self) -> int:
         """GPUs that engines' slots have, or are about to take."""
-        return sum(slot.gpus for slot in self.slots)
+        return sum(slot.gpus for slot in self.slots) + self.leaving
 
     @cached_property
     def spare(self) -> int:
         """GPUs that nobody has; below zero where more are spoken for than there are, and somebody will have to wait."""
         return self.gpus - self.claimed - self.inference - self.others
+
+    @property
+    def soon(self) -> int:
+        """The same once those that leave are gone."""
+        return self.spare + self.leaving
 
     @property
     def free(self) -> int:
@@ -154,7 +161,7 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
     here = [live for live in live_claims_on(world, node.key.name) if live.claim.resource == resource]
     going = heirs(world, here)
     freed = {live.stage_job.uid: 0 for live in here}
-    slots, others = [], 0
+    slots, leaving, others = [], 0, 0
     for pod in holding(world, node.key.name):
         gpus = pod.requests.get(resource, 0)
         if not gpus or (pod.owner and pod.owner.uid in freed and pod.owner.uid not in going):
@@ -164,10 +171,12 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
         heir = borrower.stage_job.uid if borrower else going.get(pod.owner.uid, "") if pod.owner else ""
         if heir in freed:
             freed[heir] += gpus
-        elif owner and not borrower:
+        elif borrower:
+            leaving += gpus
+        elif owner:
             slots.append(_placed(world, *owner, pod))
         else:
-            others += gpus  # a stranger's; or of a slot that is lent, and started elsewhere than where it was to
+            others += gpus
     staying = [(live.claim, live.stage_job.uid) for live in here if live.stage_job.uid not in going]
     claimed = sum(_held(world, claim, node.key.name, freed[uid]) for claim, uid in staying)
     return NodeStock(
@@ -177,6 +186,7 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
         claims=tuple(here),
         claimed=claimed,
         slots=tuple(slots),
+        leaving=leaving,
         others=others,
     )
 

@@ -188,7 +188,7 @@ def _free(group: Group, node: NodeStock, pods: int) -> Room | None:
 
 def _lent(group: Group, node: NodeStock, pods: int) -> Room | None:
     """Room with slots that are lent, and what is spare unless it belongs to those in front."""
-    spare = min(0, node.spare) if group.others_wait else node.spare
+    spare = min(0, node.soon) if group.others_wait else node.soon
     lacking = pods * group.job.spec.resources.gpus - spare
     if not 0 < lacking <= group.terms.most or sum(slot.gpus for slot in node.slots) < lacking:
         return None
@@ -220,7 +220,7 @@ def _in_place_of(group: Group, node: NodeStock, pods: int, displaced: Sequence[L
     """Room once these are gone: their own GPUs, the slots that they borrowed if they are lent on, and other slots."""
     theirs = [(live.claim.gpus_on(node.name), place) for live in displaced if (place := live.claim.on(node.name))]
     own = sum(max(0, gpus - gpus_of_slots(group.world, place.borrowed)) for gpus, place in theirs)
-    lacking = pods * group.job.spec.resources.gpus - node.spare - own
+    lacking = pods * group.job.spec.resources.gpus - node.soon - own
     if lacking > max(0, group.terms.most):
         return None
     inherited: list[SlotRef] = []

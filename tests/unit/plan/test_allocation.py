@@ -196,3 +196,13 @@ def test_a_slot_that_is_lent_is_not_lent_again_where_it_has_started_by_accident(
     town.trainer_pod(early)
     town.job("a")
     assert describe(allocated(town)) == "a waits WaitingForGPUs"
+
+
+def test_nobody_is_lent_for_gpus_that_come_free_by_themselves() -> None:
+    """Seen in the soak: a slot that stops for another borrower was made up for by a second one."""
+    town = parse("pool: 2 1 gpus | chat: 2 replicas")
+    early = town.stage_job(town.job("early"), claim=town.claim("n2", SlotRef(namespace="team", engine="chat", index=1)))
+    town.trainer_pod(early)
+    town.stage_job(town.job("second"), claim=town.claim("n1"))
+    town.job("a")
+    assert describe(allocated(town)) == "a takes chat/0"
