@@ -120,6 +120,8 @@ class Cluster:
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
+            if error.status == 409 and await self._is_there(key, uid):
+                raise
             self._forget(key, uid)
             return
         if answer["kind"] == "Status":  # it had no finalizer and no grace period: it is gone
@@ -261,6 +263,13 @@ class Cluster:
         if answer["metadata"]["uid"] != uid:
             raise self._gone(key, uid)
         return answer
+
+    async def _is_there(self, key: Key, uid: str) -> bool:
+        try:
+            await self._same(key, uid)
+        except Gone:
+            return False
+        return True
 
     def _remember(self, key: Key, answer: Body) -> None:
         if key.kind in WATCHED and answer["kind"] == key.kind:
