@@ -20,7 +20,7 @@ from tests.integration.claim_scene import ClaimScene
 from tests.integration.faults.choice import chosen_plans
 from tests.integration.faults.journeys import JOURNEYS
 from tests.integration.faults.outcome import Outcome, difference, end_of, outcome_of
-from tests.integration.faults.plans import Plan, Record, path_of
+from tests.integration.faults.plans import Plan, Record, only_says, path_of
 from tests.integration.faults.strikes import rules_of, settings_of
 from tests.integration.faults.trial import DEADLINE_SECONDS, Trial
 
@@ -42,7 +42,8 @@ async def test_an_undisturbed_journey_is_as_it_was_recorded(
         record = Record.read(journey)
         await comes_to(scene, record.outcome)
         assert set(trial.recorder.writes) == set(record.writes)
-        assert not {name: n for name, n in record.writes.items() if trial.recorder.writes[name] < n}
+        fewer = {name: n for name, n in record.writes.items() if trial.recorder.writes[name] < n}
+        assert not [name for name in fewer if not only_says(name)]  # two statuses in a row may become one
 
 
 @pytest.mark.parametrize("plan", chosen_plans(CHOICE), ids=lambda plan: plan.id)
