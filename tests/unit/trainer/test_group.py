@@ -187,6 +187,7 @@ def test_sigterm_saves_the_last_step_and_takes_the_other_processes_along(alone: 
     assert trained(pods.job) == trained(alone)
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_another_process_of_the_pod_is_what_the_pod_says(
     alone: Job, pods: Pods, tmp_path: Path
 ) -> None:
