@@ -4,7 +4,7 @@ import asyncio
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -271,8 +271,14 @@ def settings_on(port: int) -> Settings:
     )
 
 
+PORTS = range(10_000, 20_000)
+"""Below those that the kernel gives to outgoing connections: one of them could have the port before its server has."""
+
+
 def free_port() -> int:
     """A port on which nobody listens."""
-    with socket.socket() as attempt:
-        attempt.bind(("127.0.0.1", 0))
-        return int(attempt.getsockname()[1])
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with socket.socket() as attempt, suppress(OSError):
+            attempt.bind(("", port))
+            return port
+    raise OSError(f"no free port among {PORTS}")
