@@ -8,9 +8,7 @@ ports, so that several run side by side.
     plane.stop()
 """
 
-import contextlib
 import json
-import random
 import shutil
 import socket
 import ssl
@@ -24,6 +22,7 @@ from pathlib import Path
 from dev.cache import locked
 from dev.cluster import binaries
 from dev.cluster.certificates import Authority
+from dev.cluster.ports import free_port
 from dev.cluster.processes import Processes
 from dev.cluster.waiting import wait_until
 from dev.errors import DevError
@@ -34,8 +33,6 @@ ISSUER = "https://kubernetes.default.svc.cluster.local"
 ADMIN = "admin"
 LOOPBACK = "127.0.0.1"
 READY_WITHIN = 60
-# Below the range from which the kernel takes ports for outgoing connections, and below the node ports.
-PORTS = range(20_000, 30_000)
 
 AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
@@ -262,17 +259,9 @@ def _reserved_port(address: str) -> Iterator[int]:
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         with locked("ports"):
-            port = _free_port(address)
+            port = free_port(address)
             held.bind((address, port))
         yield port
-
-
-def _free_port(address: str) -> int:
-    for port in random.sample(PORTS, 100):
-        with socket.socket() as attempt, contextlib.suppress(OSError):
-            attempt.bind((address, port))
-            return port
-    raise DevError(f"no free port between {PORTS.start} and {PORTS.stop} on {address}")
 
 
 def _answers(url: str, authority: Authority) -> bool:

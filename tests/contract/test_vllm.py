@@ -24,6 +24,7 @@ import pytest
 import uvicorn
 from safetensors.numpy import load_file, save_file
 
+from dev.cluster.ports import free_port
 from dev.models import models
 from dev.models import place as place_model
 from sluice_api import pods
@@ -36,7 +37,6 @@ from sluice_server.place import ROOT_ENV, SECRET_HEADER, SERVE_PORT_ENV, STATE_P
 from tests.unit.server.conftest import SlotUnderTest, eventually
 from tests.unit.server.fake_vllm import BASE, FakeVLLM
 from tests.unit.server.folders import make_adapter
-from tests.unit.server.serving import free_port
 
 pytestmark = pytest.mark.timeout(300)
 

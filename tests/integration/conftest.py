@@ -12,13 +12,14 @@ from kubernetes.aio import config
 
 from dev.cluster import control_plane as dev_control_plane
 from dev.cluster.control_plane import ControlPlane
+from dev.cluster.ports import free_port
 from dev.faults.proxy import FaultProxy
 from sluice_operator.cluster.client import Api
 from sluice_operator.settings import Settings
 from tests.integration.claim_scene import ClaimScene, claim_scene
 from tests.integration.kubectl import Kubectl
 from tests.integration.nodes import Nodes
-from tests.integration.progress_scene import Kube, free_port, make_namespace
+from tests.integration.progress_scene import Kube, make_namespace
 from tests.integration.running_operator import RunningOperator
 
 PRIORITIES = {"sluice-placeholder": 99, "sluice-inference": 100, "sluice-training": 1000}

@@ -2,9 +2,8 @@
 
 import asyncio
 import random
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -14,6 +13,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient
 
 from dev.cluster.control_plane import ControlPlane
+from dev.cluster.ports import free_port
 from sluice_api.claim import Claim, Place
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPoolSpec
@@ -269,16 +269,3 @@ def settings_on(port: int) -> Settings:
         server_image="nothing",
         progress_port=port,
     )
-
-
-PORTS = range(10_000, 20_000)
-"""Below those that the kernel gives to outgoing connections: one of them could have the port before its server has."""
-
-
-def free_port() -> int:
-    """A port on which nobody listens."""
-    for port in random.SystemRandom().sample(PORTS, 100):
-        with socket.socket() as attempt, suppress(OSError):
-            attempt.bind(("", port))
-            return port
-    raise OSError(f"no free port among {PORTS}")

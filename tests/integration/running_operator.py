@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.integration.progress_scene import free_port
+from dev.cluster.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 40

@@ -7,13 +7,13 @@ import pytest
 from aiohttp import ClientSession
 from prometheus_client import CollectorRegistry
 
+from dev.cluster.ports import free_port
 from sluice_api.reports import TrainingReport
 from sluice_operator import exposition
 from sluice_operator.exposition import WorldCollector
 from sluice_operator.observe.parse import parse
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.world import job_key
-from tests.integration.progress_scene import free_port
 from tests.unit.progress.test_writer import clock
 from tests.unit.progress.worlds import job, store, whole
 

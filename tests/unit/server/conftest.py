@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from dev.cluster.ports import free_port
 from sluice_api import pods
 from sluice_api.inferenceengine import EngineLora, InferenceEngineSpec, ServedModel
 from sluice_api.slots import SlotSpec
@@ -19,7 +20,7 @@ from sluice_server.place import SECRET_HEADER, STATE_PATH, Place
 from tests.unit.server.fake_api import FakeAPI, Operator, api_client
 from tests.unit.server.fake_vllm import BASE, FakeVLLM
 from tests.unit.server.folders import make_adapter, make_model
-from tests.unit.server.serving import free_port, served
+from tests.unit.server.serving import served
 
 SPEC = SlotSpec(
     namespace="demo",

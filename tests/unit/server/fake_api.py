@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 from kubernetes.aio import client
 
-from tests.unit.server.serving import free_port
+from dev.cluster.ports import free_port
 
 Body = dict[str, Any]
 _KINDS = {"adapters": "Adapter", "inferenceengines": "InferenceEngine"}

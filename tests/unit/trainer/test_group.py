@@ -1,7 +1,6 @@
 """Several processes that train together: the same bits as one, and no step lost with any of them."""
 
 import json
-import socket
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dev.cluster.ports import free_port
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, StageOutcome
 from tests.unit.trainer.jobs import REPOSITORY, Job, chat, events, write_rows
@@ -46,8 +46,7 @@ class Pods:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            self.port = server.getsockname()[1]
+        self.port = free_port()
         self.all: list[subprocess.Popen[str]] = []
 
     def start(self, attempt: int = 1, **environment: str) -> list[subprocess.Popen[str]]:
@@ -103,6 +102,15 @@ def prepare(alone: Job, pods: Pods, resources: dict[str, int], training: tuple[t
     return alone
 
 
+def saved_step(outcome: StageOutcome, done: int) -> int:
+    """The step that a group which was stopped has saved: in the middle, and not before what it had done."""
+    assert outcome.train is not None
+    saved = outcome.train.checkpoint_step
+    assert saved is not None
+    assert done <= saved < 153
+    return saved
+
+
 def until_some_steps_are_done(process: subprocess.Popen[str]) -> int:
     return next(int(event["step"]) for event in events(process) if event["event"] == "report" and event["step"] > 0)
 
@@ -150,10 +158,7 @@ def test_a_pod_that_is_killed_costs_no_step(alone: Job, pods: Pods) -> None:
     first.communicate(timeout=20)
     assert first.returncode == ExitCode.REQUEUE
     outcome = pods.outcome(0)
-    assert outcome.train is not None
-    saved = outcome.train.checkpoint_step
-    assert saved is not None
-    assert done <= saved < 153
+    saved = saved_step(outcome, done)
     assert outcome.reason == Reason.POD_LOST
     assert outcome.message == f"The pod with index 1 of the group is gone; step {saved} of 153 is saved."
 
@@ -175,10 +180,7 @@ def test_sigterm_saves_the_last_step_and_takes_the_other_processes_along(alone: 
     pod.communicate(timeout=10)  # until nobody has its stdout any more
     assert pod.returncode == ExitCode.REQUEUE
     outcome = pods.outcome(0)
-    assert outcome.train is not None
-    saved = outcome.train.checkpoint_step
-    assert saved is not None
-    assert done <= saved < 153
+    saved = saved_step(outcome, done)
     assert outcome.message == f"Told to stop; step {saved} of 153 is saved."
 
     result = pods.job.train()  # by one process: a checkpoint does not say how many wrote it
