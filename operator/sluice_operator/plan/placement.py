@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from sluice_api.claim import Claim, Place, SlotRef
 from sluice_api.finetunejob import FineTuneJob
@@ -74,10 +75,15 @@ class Group:
             term=self.world.term,
         )
 
-    @property
+    @cached_property
     def going(self) -> set[str]:
         """Uids of the attempts that end for them."""
         return {*self.leaving, *(live.stage_job.uid for room in self.rooms.values() for live in room.displaced)}
+
+    @cached_property
+    def taken(self) -> set[SlotRef]:
+        """Slots that are lent to them, but for those that they inherit."""
+        return {victim.slot for room in self.rooms.values() for victim in room.victims}
 
     def without(self, node: str) -> "Group":
         """The same without what is on one node, and the stock and the terms that the rest leaves."""
@@ -175,8 +181,7 @@ def _next_room(group: Group, nodes: Sequence[NodeStock]) -> Room | None:
 
 def _cost(group: Group, room: Room) -> tuple[int, int, int, int, str]:
     """Sort key, of rooms of one kind: whoever is disturbed the least beyond what is settled, then the tightest fit."""
-    settled = {victim.slot for found in group.rooms.values() for victim in found.victims}
-    victims = [victim for victim in room.victims if victim.slot not in settled]
+    victims = [victim for victim in room.victims if victim.slot not in group.taken]
     displaced = sum(1 for live in room.displaced if live.stage_job.uid not in group.going)
     return (displaced, len(victims), sum(v.in_flight for v in victims), room.node.free, room.node.name)
 
