@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from uuid import uuid4
 
 from sluice_operator import exposition
@@ -23,7 +24,7 @@ from sluice_operator.cluster.writes import Cluster
 from sluice_operator.handlers.resync import Resync
 from sluice_operator.handlers.routing import every_key
 from sluice_operator.handlers.watcher import Watches
-from sluice_operator.handlers.watching import route_changes, start_watching
+from sluice_operator.handlers.watching import route_changes, start_watching, take_event
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.progress.server import serve as serve_progress
@@ -59,7 +60,7 @@ class Operator:
         self.lease = Lease(api, settings.namespace, identity(settings), settings.lease_seconds)
         self.cluster = Cluster(api, self.store, self.lease, settings.pod_name)
         self.resync = Resync(api, self.store, settings.resync_seconds)
-        self.watches = Watches(self.resync.want)
+        self.watches = Watches(partial(take_event, self.store), self.resync.want)
         route_changes(self.store, self.queue.add)
 
     async def reconcile(self, key: Key) -> Requeue:
@@ -117,7 +118,7 @@ async def run_until_stopped(operator: Operator) -> None:
     stop = asyncio.Event()
     kopf_stop = asyncio.Event()
     operator.watches.install()
-    watching = await start_watching(operator.store, operator.settings.pod_name, kopf_stop)
+    watching = await start_watching(operator.settings.pod_name, kopf_stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     resyncing = asyncio.create_task(operator.resync.run(), name="resync")

@@ -9,12 +9,11 @@ import asyncio
 import sys
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
 from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.meta import API_VERSION, OUTCOMES_ANNOTATION
 from sluice_api.stages import Stage
-from tests.bench.setting import Setting, counted, setting
+from tests.bench.setting import Setting, counted, cpu_seconds, resident, setting, settled
 from tests.integration.claim_scene import EXPORTED, MODEL, TRAINED, VOLUME, Body, outcomes_of_prepare
 from tests.integration.running_operator import RunningOperator
 
@@ -22,7 +21,6 @@ STATES = {"complete": 1000, "waiting": 600, "failed": 300, "suspended": 100}
 NODES, GPUS_EACH = 13, 8
 AT_ONCE = 16
 IDLE_SECONDS = 60
-QUIET_SECONDS = 5
 
 
 def job(state: str, number: int) -> Body:
@@ -61,29 +59,6 @@ async def create(here: Setting) -> None:
             await here.kube.call("POST", here.scene.path("finetunejobs"), body)
 
     await asyncio.gather(*(post(job(state, n)) for state, count in STATES.items() for n in range(count)))
-
-
-def resident(operator: RunningOperator) -> int:
-    """Its memory in MiB."""
-    lines = Path(f"/proc/{operator.process.pid}/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) // 1024
-
-
-def cpu_seconds(operator: RunningOperator) -> float:
-    """Its time on a processor."""
-    fields = Path(f"/proc/{operator.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
-
-
-async def settled(operator: RunningOperator) -> float:
-    """Wait until nothing has been written for a while; when the last write was."""
-    writes, last = -1.0, time.monotonic()
-    while time.monotonic() < last + QUIET_SECONDS:
-        now = await asyncio.to_thread(counted, operator, "sluice_api_writes_total")
-        if now != writes:
-            writes, last = now, time.monotonic()
-        await asyncio.sleep(0.5)
-    return last
 
 
 def reconciles(operator: RunningOperator) -> str:

@@ -1,6 +1,7 @@
 """A namespace on a real API server with the reports' server over it, and a store primed by lists."""
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -70,6 +71,13 @@ class Kube:
                 if answer.status >= HTTPStatus.MULTIPLE_CHOICES:
                     raise LookupError(f"{method} {path}: {answer.status} {found.get('message')}")
                 return found
+
+    async def watch(self, path: str) -> AsyncIterator[Body]:
+        """The events of one watch, until the API server ends it."""
+        no_limit = aiohttp.ClientTimeout(total=None)
+        async with self._session.get(self._server + path, timeout=no_limit, read_bufsize=2**20) as answer:
+            async for line in answer.content:
+                yield json.loads(line)
 
 
 @dataclass
@@ -243,6 +251,11 @@ async def scene(plane: ControlPlane) -> AsyncIterator[Scene]:
 async def make_namespace(kube: Kube, name: str) -> None:
     """A namespace with its default account."""
     await kube.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    await has_account(kube, name)
+
+
+async def has_account(kube: Kube, name: str) -> None:
+    """Wait until a namespace has its default account: then pods can be made in it."""
 
     async def account() -> Any:
         return (await kube.call("GET", f"/api/v1/namespaces/{name}/serviceaccounts"))["items"]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import pytest_asyncio
@@ -14,7 +15,7 @@ from dev.faults.rules import Lose, Refuse, error_event
 from sluice_operator.cluster.client import Api
 from sluice_operator.handlers.resync import Resync
 from sluice_operator.handlers.watcher import Watches
-from sluice_operator.handlers.watching import start_watching
+from sluice_operator.handlers.watching import start_watching, take_event
 from sluice_operator.observe.store import Store
 from tests.integration.progress_scene import JOB_SPEC, Kube
 
@@ -66,11 +67,11 @@ async def watched(
     client = await config.new_client_from_config(str(proxy.kubeconfig))
     store = Store()
     resync = Resync(Api(client), store, request.param)
-    watches = Watches(resync.want)
+    watches = Watches(partial(take_event, store), resync.want)
     monkeypatch.setattr(watching, "infinite_watch", watches.enduring(watching.infinite_watch))
     resyncing = asyncio.create_task(resync.run())
     stop = asyncio.Event()
-    kopf_task = await start_watching(store, "test", stop)
+    kopf_task = await start_watching("test", stop)
     try:
         await until(lambda: resync.is_primed, 30, lambda: "never primed")
         yield Watched(store, resync, watches, kube, proxy, namespace)

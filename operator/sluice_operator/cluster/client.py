@@ -7,13 +7,16 @@ import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
+from pydantic_core import from_json
 
 from sluice_operator.cluster.errors import ApiError
 
+AGENT = "sluice"
 JSON = "application/json"
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -36,14 +39,15 @@ def in_cluster() -> bool:
 
 async def connect() -> ApiClient:
     """A client with the pod's own credentials, or those that KUBECONFIG names. Close it after use."""
-    configuration = Configuration()
+    # Or aiohttp would look for a ~/.netrc before each request. A proxy that kubeconfig names is used all the same.
+    configuration = Configuration(client_session_kwargs={"trust_env": False})
     if in_cluster():
         config.load_incluster_config(client_configuration=configuration)
     else:
         kubeconfig = os.environ.get("KUBECONFIG", str(Path.home() / ".kube" / "config"))
         await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
     client = ApiClient(configuration)
-    client.user_agent = "sluice"
+    client.user_agent = AGENT
     return client
 
 
@@ -86,14 +90,15 @@ class Api:
     async def _once(
         self, method: str, path: str, query: Mapping[str, str], body: object, content_type: str, seconds: float
     ) -> Body:
-        headers = {"Accept": JSON, "Content-Type": content_type}
-        request = await self._client.param_serialize(
-            method, path, query_params=list(query.items()), header_params=headers, auth_settings=["BearerToken"]
-        )
-        _, url, headers, _, _ = request
+        configuration = self._client.configuration
+        headers = {"Accept": JSON, "Content-Type": content_type, "User-Agent": AGENT}
+        headers |= {auth["key"]: auth["value"] for auth in (await configuration.auth_settings()).values()}
+        url = f"{configuration.host}{path}?{urlencode(query)}" if query else f"{configuration.host}{path}"
+        timeout = aiohttp.ClientTimeout(total=seconds)
         try:
-            response = await self._client.call_api(
-                method, url, headers, body, _request_timeout=aiohttp.ClientTimeout(total=seconds)
+            # Not by the client's call_api, which takes a copy of each body, part by part.
+            response = await self._client.rest_client.request(
+                method, url, headers=headers, body=body, _request_timeout=timeout
             )
             text = await response.read()
         except TimeoutError:
@@ -102,7 +107,7 @@ class Api:
             raise _Refused(ApiError(0, "Unreachable", f"{method} {path}: {type(error).__name__}: {error}")) from error
         if response.status >= 400:
             raise _Refused(_error(response.status, text), response.headers.get("Retry-After"))
-        answer: Body = json.loads(text)
+        answer: Body = from_json(text)
         return answer
 
 

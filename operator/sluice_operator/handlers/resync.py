@@ -13,7 +13,8 @@ from sluice_operator.observe.store import Store
 logger = logging.getLogger(__name__)
 
 PAUSE_AFTER_FAILURE = 2.0
-_BY_PLURAL = {KINDS[kind].plural: kind for kind in WATCHED}
+KIND_OF = {KINDS[kind].plural: kind for kind in WATCHED}
+"""Watched kinds by the names that watches give them."""
 
 
 class Resync:
@@ -35,8 +36,8 @@ class Resync:
 
     def want(self, plural: str) -> None:
         """Have a kind listed soon."""
-        if plural in _BY_PLURAL:
-            self._due.add(_BY_PLURAL[plural])
+        if plural in KIND_OF:
+            self._due.add(KIND_OF[plural])
             self._wanted.set()
 
     async def run(self) -> None:

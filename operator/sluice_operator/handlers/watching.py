@@ -1,4 +1,4 @@
-"""kopf watches every kind that decisions read. A handler does two things: the store learns, the queue is told whom."""
+"""kopf watches every kind that decisions read. An event does two things: the store learns, the queue is told whom."""
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator
@@ -9,7 +9,7 @@ from kopf._core.engines.peering import Identity
 
 from sluice_operator.cluster.client import in_cluster
 from sluice_operator.cluster.kinds import KINDS
-from sluice_operator.handlers.no_essence import NoEssence
+from sluice_operator.handlers.resync import KIND_OF
 from sluice_operator.handlers.routing import keys_for
 from sluice_operator.observe.parse import KINDS as WATCHED
 from sluice_operator.observe.parse import Stored, Unreadable, key_of, parse, uid_of, version_of
@@ -28,10 +28,10 @@ def route_changes(store: Store, add: Callable[[Key], None]) -> None:
     store.wake = add
 
 
-def take_event(store: Store, kind: str, event_type: str | None, body: dict[str, Any]) -> None:
+def take_event(store: Store, plural: str, event: kopf.RawEvent) -> None:
     """Bring one event of a watch, or one object of kopf's own list, into the store."""
-    parsed = parse(kind, body)
-    if event_type == "DELETED":
+    parsed = parse(KIND_OF[plural], dict(event["object"]))
+    if event["type"] == "DELETED":
         if not isinstance(parsed, Unreadable):
             store.put(parsed, seen=True)  # the last words of a pod may come only with its end
         store.remove(key_of(parsed), uid_of(parsed), version_of(parsed))
@@ -39,13 +39,13 @@ def take_event(store: Store, kind: str, event_type: str | None, body: dict[str, 
         store.put(parsed, seen=True)
 
 
-async def start_watching(store: Store, name: str, stop: asyncio.Event) -> asyncio.Task[None]:
+async def start_watching(name: str, stop: asyncio.Event) -> asyncio.Task[None]:
     """Start kopf in this event loop; the task ends when `stop` is set, or with the failure that ends kopf.
 
     kopf takes over the signal handlers of SIGTERM and SIGINT: set your own afterwards.
     """
     tasks = await kopf.spawn_tasks(
-        registry=registry_for(store),
+        registry=registry(),
         settings=kopf_settings(),
         identity=Identity(name),  # kopf would ask for our user's name, which a uid may not have
         standalone=True,
@@ -68,22 +68,20 @@ class _Everything(Collection["asyncio.Task[Any]"]):
         return 0
 
 
-def registry_for(store: Store) -> kopf.OperatorRegistry:
-    """kopf's handlers: one for each kind."""
-    registry = kopf.OperatorRegistry()
-    kopf.on.login(registry=registry)(_login)
+def registry() -> kopf.OperatorRegistry:
+    """kopf is told what to watch by handlers."""
+    found = kopf.OperatorRegistry()
+    kopf.on.login(registry=found)(_login)
     for kind in WATCHED:
         where = KINDS[kind]
-        watch = kopf.on.event(where.group, where.version, where.plural, id=kind, registry=registry)
-        watch(_handler(store, kind))
-    return registry
+        watch = kopf.on.event(where.group, where.version, where.plural, id=kind, registry=found)
+        watch(_never_called)
+    return found
 
 
-def _handler(store: Store, kind: str) -> Callable[..., Any]:
-    async def handle(event: kopf.RawEvent, **_: Any) -> None:
-        take_event(store, kind, event["type"], dict(event["object"]))
-
-    return handle
+async def _never_called(**_: Any) -> None:
+    """kopf watches what it has a handler for. Events do not come so far, see `watcher.Watches`."""
+    raise AssertionError("an event has reached kopf")
 
 
 def _login(**context: Any) -> kopf.ConnectionInfo | None:
@@ -101,7 +99,6 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.networking.connect_timeout = 10
     settings.networking.error_backoffs = (0.5, 1, 2, 4, 4, 4, 4)
     settings.posting.enabled = False
-    settings.persistence.diffbase_storage = NoEssence()
     settings.peering.standalone = True
     settings.peering.clusterwide = True
     settings.scanning.disabled = True  # our kinds are installed before kopf starts, see lists.until_installed

@@ -195,29 +195,42 @@ def test_a_new_leader_begins_with_everything_and_the_pool_that_needs_no_object(s
     }  # fmt: skip
 
 
+def event(event_type: str | None, body: dict[str, Any]) -> Any:
+    """What a watch brings."""
+    return {"type": event_type, "object": body}
+
+
 def test_our_own_writes_are_routed_too() -> None:
     store, added = Store(), set[Key]()
     route_changes(store, added.add)
     store.put(read(stage_job("t", 5, job="j")), seen=False)
     assert Key("FineTuneJob", "team", "j") in added
     added.clear()
-    take_event(store, "Job", "ADDED", stage_job("t", 5, job="j"))
+    take_event(store, "jobs", event("ADDED", stage_job("t", 5, job="j")))
     assert Key("FineTuneJob", "team", "j") in added, "that the watch has brought it is news"
 
 
 def test_the_last_words_that_come_with_a_pods_end_are_kept() -> None:
     store = Store()
-    take_event(store, "Job", None, stage_job("t", 1, job="j"))
-    take_event(store, "Pod", "ADDED", trainer_pod("p", 2, job="j", stage="t", node="n1", phase="Running"))
-    take_event(store, "Pod", "DELETED", trainer_pod("p", 3, job="j", stage="t", node="n1", phase="Failed"))
+    take_event(store, "jobs", event(None, stage_job("t", 1, job="j")))
+    take_event(store, "pods", event("ADDED", trainer_pod("p", 2, job="j", stage="t", node="n1", phase="Running")))
+    take_event(store, "pods", event("DELETED", trainer_pod("p", 3, job="j", stage="t", node="n1", phase="Failed")))
     assert [view.ended for view in store.world().pods.values()] == [True]
 
 
 def test_poison_in_an_event_stops_nobody() -> None:
     store = Store()
-    take_event(store, "FineTuneJob", "ADDED", {"metadata": {"name": "poison", "uid": "u", "resourceVersion": "1"}})
-    take_event(store, "FineTuneJob", "DELETED", {"metadata": {"name": "poison", "uid": "u", "resourceVersion": "2"}})
-    take_event(store, "FineTuneJob", "ADDED", finetunejob("good", 3))
+    take_event(
+        store,
+        "finetunejobs",
+        event("ADDED", {"metadata": {"name": "poison", "uid": "u", "resourceVersion": "1"}}),
+    )
+    take_event(
+        store,
+        "finetunejobs",
+        event("DELETED", {"metadata": {"name": "poison", "uid": "u", "resourceVersion": "2"}}),
+    )
+    take_event(store, "finetunejobs", event("ADDED", finetunejob("good", 3)))
     assert [key.name for key in store.world().jobs] == ["good"]
     assert store.unreadable() == []
 

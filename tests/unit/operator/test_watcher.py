@@ -20,6 +20,13 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "FIRST_PAUSE", 0.0)
 
 
+A, B = {"type": "ADDED", "object": "a"}, {"type": None, "object": "b"}
+
+
+def nowhere(*_: Any) -> None:
+    """What an event does in a test that is not about events."""
+
+
 def scripted(*rounds: list[Any]) -> Any:
     """A watch that does what it is told in each round: yield, or raise."""
     left = list(rounds)
@@ -46,25 +53,28 @@ def scripted(*rounds: list[Any]) -> Any:
 )
 async def test_it_lists_again_after_a_failure(failure: Exception) -> None:
     listed: list[str] = []
-    watch = Watches(listed.append).enduring(scripted([LISTED, "a", failure], [LISTED, "b"]))
-    assert [event async for event in watch(resource=RESOURCE)] == [LISTED, "a", LISTED, "b"]
+    taken: list[tuple[str, Any]] = []
+    watches = Watches(lambda plural, event: taken.append((plural, event)), listed.append)
+    watch = watches.enduring(scripted([LISTED, A, failure], [LISTED, B]))
+    assert [event async for event in watch(resource=RESOURCE)] == [LISTED, LISTED], "events do not reach kopf"
+    assert taken == [("jobs", A), ("jobs", B)]
     assert listed == ["jobs", "jobs"], "each new list of kopf's asks for one of ours"
 
 
 async def test_a_failure_of_ours_is_not_swallowed() -> None:
-    watch = Watches(lambda _: None).enduring(scripted([ZeroDivisionError()]))
+    watch = Watches(nowhere, nowhere).enduring(scripted([ZeroDivisionError()]))
     with pytest.raises(ZeroDivisionError):
         [event async for event in watch(resource=RESOURCE)]
 
 
 async def test_silence_is_measured_by_the_quietest_watch() -> None:
     now = 0.0
-    watches = Watches(lambda _: None, lambda: now)
+    watches = Watches(nowhere, nowhere, lambda: now)
     assert watches.silence() == 0
-    async for _ in watches.enduring(scripted(["a"]))(resource=RESOURCE):
+    async for _ in watches.enduring(scripted([A]))(resource=RESOURCE):
         pass
     now = 100.0
-    async for _ in watches.enduring(scripted(["a"]))(resource=SimpleNamespace(plural="pods")):
+    async for _ in watches.enduring(scripted([A]))(resource=SimpleNamespace(plural="pods")):
         pass
     now = 130.0
     assert watches.silence() == 130
