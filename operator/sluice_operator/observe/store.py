@@ -13,7 +13,7 @@ and the answers to our own writes. What holds whatever the order:
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
@@ -131,12 +131,15 @@ class Store:
             "PodDisruptionBudget": (self._budgets_in,),
         }
 
+        self._worked_out: dict[Hashable, Any] = {}
         self._last_words: set[str] = set()
         """Uids of deleted pods that are still held."""
         self._reports: dict[str, Reported] = {}
         self._heartbeats: dict[str, Heartbeat] = {}
-        self.verdicts: dict[Key, object] = {}
-        """What a pool's reconcile leaves for its jobs; memory only. Who changes one calls `wake` for its job."""
+        self.verdicts: dict[str, Mapping[Key, object]] = {}
+        """What each pool's reconcile leaves for its jobs; memory only. Who changes one calls `wake` for its job."""
+        self.rests_until: dict[str, float] = {}
+        """Until when each pool is not decided again, on the monotonic clock; memory only."""
         self.wake: Callable[[Key], None] = lambda _key: None
         """Have a key reconciled; set by whoever owns the queue."""
         self.term = 0
@@ -177,6 +180,7 @@ class Store:
             heartbeats=MappingProxyType(self._heartbeats),
             term=self.term,
             since=self.since,
+            worked_out=self._worked_out,
         )
 
     def put(self, obj: Parsed, *, seen: bool) -> None:
@@ -246,10 +250,12 @@ class Store:
 
     def report(self, pod_uid: str, reported: Reported) -> None:
         """Keep the newest report of an engine's pod."""
+        self._worked_out.clear()
         self._reports[pod_uid] = reported
 
     def heartbeat(self, stage_job_uid: str, heartbeat: Heartbeat) -> None:
         """Keep the newest sign of life of a training attempt."""
+        self._worked_out.clear()
         self._heartbeats[stage_job_uid] = heartbeat
 
     def unreadable(self) -> list[Unreadable]:
@@ -311,6 +317,7 @@ class Store:
 
     def _change(self, key: Key, new: Stored | None) -> None:
         """The one place where what is held changes."""
+        self._worked_out.clear()
         objects = self._tables[key.kind].objects
         old = objects.get(key)
         if new is None:

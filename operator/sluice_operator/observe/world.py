@@ -4,11 +4,11 @@ Planning never awaits, so the maps of the store stand still while a World is use
 until the next `await`; reconcile() makes a new one each time.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from math import exp
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
@@ -107,6 +107,9 @@ class World:
     """The lease's transition count; 0 before this process ever led."""
     since: datetime | None = None
     """When this process began to lead: silence before that proves nothing."""
+
+    worked_out: dict[Hashable, Any] = field(default_factory=dict, compare=False)
+    """What follows from exactly this state and was costly to find out; empty after each change."""
 
 
 def job_key(namespace: str, name: str) -> Key:

@@ -116,7 +116,17 @@ class Stock:
 
 
 def take_stock(world: World, pool: GPUPool) -> Stock:
-    """Count a pool: claims first, then pods that are bound, then room for slots that should exist."""
+    """Count a pool: claims first, then pods that are bound, then room for slots that should exist.
+
+    The pool and each of its engines ask for it after a change.
+    """
+    found: Stock | None = world.worked_out.get((take_stock, pool.metadata.name))
+    if found is None or found.pool is not pool:
+        found = world.worked_out[take_stock, pool.metadata.name] = _counted(world, pool)
+    return found
+
+
+def _counted(world: World, pool: GPUPool) -> Stock:
     engines = engines_of(world, pool)
     lent = borrowers(world, [live for engine in engines for live in live_claims_from(world, engine)])
     stocks = {node.key.name: _count(world, pool, node, lent) for node in pool_nodes(world, pool)}

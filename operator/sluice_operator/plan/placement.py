@@ -115,10 +115,12 @@ def place(world: World, stock: Stock, job: FineTuneJob, terms: Terms, others_wai
 
 def _filled(group: Group) -> Group | None:
     """The group with a room for each pod; None if there is none for one of them."""
+    if not _ways(group):
+        return None
     avoided = _avoided(group.world, group.job, group.now)
     nodes = [node for node in group.stock.nodes.values() if not node.refusal and node.name not in avoided]
     for _ in range(group.job.spec.resources.nodes):
-        room = _next_room(group, nodes)
+        room = _next_room(group, nodes, _ways(group))
         if room is None:
             return None
         group = replace(group, rooms={**group.rooms, room.node.name: room})
@@ -156,8 +158,8 @@ Way = Callable[[Group, NodeStock, int], Room | None]
 """Room for a number of pods on a node, given what is elsewhere."""
 
 
-def _next_room(group: Group, nodes: Sequence[NodeStock]) -> Room | None:
-    """The best room for one pod more: on a node of its own, or together with those that are on one already."""
+def _ways(group: Group) -> list[Way]:
+    """How a job may come to GPUs now, the best way first; none for most of a long queue."""
     ways: list[Way] = []
     if not group.others_wait:
         ways += [_free, _in_place_of_leavers] if group.going else [_free]
@@ -165,6 +167,11 @@ def _next_room(group: Group, nodes: Sequence[NodeStock]) -> Room | None:
         ways.append(_lent)
     if not group.others_wait:
         ways.append(_instead)
+    return ways
+
+
+def _next_room(group: Group, nodes: Sequence[NodeStock], ways: Sequence[Way]) -> Room | None:
+    """The best room for one pod more: on a node of its own, or together with those that are on one already."""
     elsewhere = {name: group.without(name) for name in ("", *group.rooms)}
     for way in ways:
         rooms = []

@@ -28,10 +28,9 @@ async def reconcile_job(
     world = store.world()
     job = job_of(world, key)
     if job is None:
-        store.verdicts.pop(key, None)
         return None  # deleted: its children go with it
 
-    wait = store.verdicts.get(key)
+    wait = store.verdicts.get(job.spec.resources.pool, {}).get(key)
     decision = plan_job(world, job, now, limits(settings), wait if isinstance(wait, Wait) else None, refused_pod)
     status = job_status(world, job, decision, now)
 

@@ -1,5 +1,7 @@
 """Hand out one pool's GPUs: the only place where claims begin."""
 
+import time
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -11,15 +13,19 @@ from sluice_operator.cluster.writes import Cluster
 from sluice_operator.metrics import QUEUE_WAIT_SECONDS
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
-from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.allocation import Allocation, allocate, next_change, ready_since
+from sluice_operator.observe.world import key_of
+from sluice_operator.plan.allocation import allocate, next_change, ready_since
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job import next_training_attempt
 from sluice_operator.plan.pool import engines_with_room, pool_status
 from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.waiting import Wait
 from sluice_operator.reconcile.at_once import side_by_side
 from sluice_operator.reconcile.status import until, write_status
 from sluice_operator.settings import Settings
+
+_LONG_SECONDS = 0.05
+_REST = 3
 
 
 async def reconcile_pool(
@@ -29,12 +35,18 @@ async def reconcile_pool(
     world = store.world()
     pool = find_pool(world, key.name)
     if pool is None:
+        store.verdicts.pop(key.name, None)
         return None
 
+    began = time.monotonic()
+    if began < store.rests_until.get(key.name, 0):
+        return timedelta(seconds=store.rests_until[key.name] - began)
     allocation = allocate(world, pool, now)
     again_at = min((at for at in (allocation.again_at, next_change(world, pool, now)) if at), default=None)
 
-    _publish_waits(store, world, pool.metadata.name, allocation)
+    store.rests_until[key.name] = rest_after(began, time.monotonic())
+
+    _publish_waits(store, pool.metadata.name, allocation.waits)
     begin = partial(_begin, store, cluster, settings, now)
     await side_by_side(begin(world.jobs[job], claim) for job, claim in allocation.claims.items())
     stock = take_stock(store.world(), pool)
@@ -44,6 +56,14 @@ async def reconcile_pool(
         status = pool_status(store.world(), stock, len(allocation.waits), now)
         await write_status(cluster, pool, status)
     return until(again_at, now)
+
+
+def rest_after(began: float, ended: float) -> float:
+    """Until when a pool is not decided again: a long decision leaves its jobs and engines most of the time.
+
+    What happens meanwhile is decided together. Decisions of an ordinary pool take a few milliseconds, and never rest.
+    """
+    return ended + _REST * (ended - began) if ended - began >= _LONG_SECONDS else ended
 
 
 async def _begin(
@@ -56,17 +76,10 @@ async def _begin(
         QUEUE_WAIT_SECONDS.labels(claim.pool).observe((now - ready).total_seconds())
 
 
-def _publish_waits(store: Store, world: World, pool: str, allocation: Allocation) -> None:
-    """Leave each waiting job its reason, and wake those whose reason is new."""
-    for key, wait in allocation.waits.items():
-        if store.verdicts.get(key) != wait:
-            store.verdicts[key] = wait
+def _publish_waits(store: Store, pool: str, waits: Mapping[Key, Wait]) -> None:
+    """Leave each waiting job its reason, and wake those whose reason is new or gone."""
+    before = store.verdicts.get(pool, {})
+    store.verdicts[pool] = waits
+    for key in before.keys() | waits.keys():
+        if before.get(key) != waits.get(key):
             store.wake(key)
-    gone = [
-        key
-        for key in store.verdicts
-        if key not in allocation.waits and (key not in world.jobs or world.jobs[key].spec.resources.pool == pool)
-    ]
-    for key in gone:
-        del store.verdicts[key]
-        store.wake(key)
