@@ -8,10 +8,10 @@ export OMP_WAIT_POLICY := PASSIVE
 export KUBECONFIG := $(CACHE)/cluster/kubeconfig
 
 .DEFAULT_GOAL := help
-.PHONY: help demo down status up env check verify test bench generate golden images format
+.PHONY: help demo down status up env check verify test soak bench bench-scale generate golden images format
 
 help:  ## Say what there is
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo:  ## A cluster, a served model that lends its GPU to a fine-tuning job, and the result served
 	@python3 -m dev demo
@@ -53,6 +53,9 @@ soak: env  ## Property tests for an hour (SOAK_OPERATIONS: a million), and every
 
 bench: up  ## The benchmarks; results go to docs/benchmarks
 	@$(PYTHON) -m tests.bench
+
+bench-scale: up  ## Of these, those of scale: Kueue's own trace of 15,000 jobs, and a decision among 10,000
+	@$(PYTHON) -m tests.bench trace decision
 
 generate: env  ## Write what is made from the models: CRDs and reference docs
 	@$(PYTHON) -m sluice_api.crd crds charts/sluice/files/crds
