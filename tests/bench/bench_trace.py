@@ -79,15 +79,13 @@ class Runner:
 
     async def watch_results(self) -> None:
         """See every job succeed."""
-        async for event in self.here.kube.watch(f"/apis/{API_VERSION}/finetunejobs?watch=1"):
+        async for event in self.here.kube.watch(f"/apis/{API_VERSION}/finetunejobs"):
             if event["object"].get("status", {}).get("summary") == Reason.SUCCEEDED:
                 self._over[event["object"]["metadata"]["name"]].set()
 
     async def watch(self, marks: asyncio.TaskGroup) -> None:
         """See every training Job as it is made, and have it marked finished."""
-        version = (await self.here.kube.call("GET", "/apis/batch/v1/jobs?limit=1"))["metadata"]["resourceVersion"]
-        address = f"/apis/batch/v1/jobs?watch=1&resourceVersion={version}"
-        async for event in self.here.kube.watch(address):
+        async for event in self.here.kube.watch("/apis/batch/v1/jobs"):
             if event["type"] != "ADDED":
                 continue
             metadata = event["object"]["metadata"]

@@ -73,11 +73,18 @@ class Kube:
                 return found
 
     async def watch(self, path: str) -> AsyncIterator[Body]:
-        """The events of one watch, until the API server ends it."""
-        no_limit = aiohttp.ClientTimeout(total=None)
-        async with self._session.get(self._server + path, timeout=no_limit, read_bufsize=2**20) as answer:
-            async for line in answer.content:
-                yield json.loads(line)
+        """All events of a collection from now on. The API server ends a watch that is slow to read; it goes on then."""
+        version = (await self.call("GET", f"{path}?limit=1"))["metadata"]["resourceVersion"]
+        forever = aiohttp.ClientTimeout(total=None)
+        while True:
+            address = f"{self._server}{path}?watch=1&resourceVersion={version}"
+            async with self._session.get(address, timeout=forever, read_bufsize=2**20) as answer:
+                async for line in answer.content:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise LookupError(f"{path}: {event['object']}")
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    yield event
 
 
 @dataclass
