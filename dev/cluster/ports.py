@@ -1,8 +1,9 @@
 """Ports for servers of development and tests."""
 
-import random
+import os
 import socket
 from contextlib import suppress
+from itertools import count, islice
 
 from dev.errors import DevError
 
@@ -10,10 +11,15 @@ PORTS = range(20_000, 30_000)
 """Below the range from which the kernel takes ports for outgoing connections: one of them could have the port before
 its server has. And below the node ports."""
 
+_next = count(os.getpid() * 211)
+"""Each process goes through the range from a place of its own. Not by `random`: training seeds that, so two workers
+of pytest drew the same ports at the same time."""
+
 
 def free_port(address: str = "") -> int:
-    """A port on which nobody listens; at every address, if none is given."""
-    for port in random.sample(PORTS, 100):
+    """A port on which nobody listens, another one each time; at every address, if none is given."""
+    for place in islice(_next, len(PORTS)):
+        port = PORTS[place % len(PORTS)]
         with socket.socket() as attempt, suppress(OSError):
             attempt.bind((address, port))
             return port
