@@ -22,7 +22,7 @@ from sluice_operator.cluster.lease import Lease
 from sluice_operator.cluster.lists import refresh_all, until_installed
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.handlers.resync import Resync
-from sluice_operator.handlers.routing import every_key
+from sluice_operator.handlers.routing import every_key, goes_first
 from sluice_operator.handlers.watcher import Watches
 from sluice_operator.handlers.watching import route_changes, start_watching, take_event
 from sluice_operator.observe.store import Store
@@ -56,7 +56,7 @@ class Operator:
         self.settings = settings
         self.api = api
         self.store = Store(served(settings))
-        self.queue = Queue()
+        self.queue = Queue(lambda key: goes_first(self.store.world(), key))
         self.lease = Lease(api, settings.namespace, identity(settings), settings.lease_seconds)
         self.cluster = Cluster(api, self.store, self.lease, settings.pod_name)
         self.resync = Resync(api, self.store, settings.resync_seconds)

@@ -44,6 +44,14 @@ def every_key(world: World) -> set[Key]:
     return {*world.jobs, *world.engines, *world.adapters, *world.pools, pool_key(DEFAULT_POOL)}
 
 
+def goes_first(world: World, key: Key) -> bool:
+    """Whether a key is not to wait behind jobs without GPUs: they may be many thousands."""
+    if key not in world.jobs:
+        return True
+    stage_jobs = world.stage_jobs_of.get(world.jobs[key].metadata.uid, {}).values()
+    return any(stage_job.claim is not None and not stage_job.finished for stage_job in stage_jobs)
+
+
 def _same_but_version(old: Stored, new: Stored) -> bool:
     if isinstance(old, View):
         return isinstance(new, View) and replace(old, resource_version=new.resource_version) == new

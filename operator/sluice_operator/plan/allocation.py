@@ -10,7 +10,7 @@ from sluice_api.gpupool import GPUPool, NamespaceQuota
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.access import denial, quota_of
+from sluice_operator.plan.access import quota_of
 from sluice_operator.plan.borrowing import Held, Market, has_reached, held_by_namespace, with_claim
 from sluice_operator.plan.claims import live_claims_of
 from sluice_operator.plan.interruption import next_to_give_way
@@ -18,8 +18,7 @@ from sluice_operator.plan.inventory import engines_of, take_stock
 from sluice_operator.plan.lending import lends_next
 from sluice_operator.plan.outcomes import all_outcomes, done, next_attempt_at, recorded, waits_since
 from sluice_operator.plan.placement import place, stock_after
-from sluice_operator.plan.pools import find_pool
-from sluice_operator.plan.refusals import final_failure
+from sluice_operator.plan.refusals import final_failure, refusal
 from sluice_operator.plan.waiting import EXPLAINED, Wait, explain, far_behind, over_quota
 
 
@@ -98,8 +97,7 @@ def is_pending(world: World, job: FineTuneJob, now: datetime) -> bool:
         return False
     if job.spec.scheduling.not_before and now < job.spec.scheduling.not_before:
         return False
-    pool = find_pool(world, job.spec.resources.pool)
-    if pool is None or denial(world, pool, job):
+    if refusal(world, job):
         return False
     outcomes = all_outcomes(world, job)
     if done(outcomes, Stage.PREPARE) is None or done(outcomes, Stage.TRAIN) is not None:

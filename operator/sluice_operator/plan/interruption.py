@@ -61,17 +61,27 @@ def interruption(world: World, live: LiveClaim) -> Interruption | None:
     return None
 
 
+def why_it_stays(world: World, live: LiveClaim, job: FineTuneJob) -> str:
+    """Why a claim never gives way to a job; empty if it does, now or later."""
+    mine, theirs = live.job.spec.scheduling, job.spec.scheduling
+    if mine.interruption.policy is not GiveWay.TO_HIGHER_PRIORITY:
+        return f"its scheduling.interruption.policy is {mine.interruption.policy}"
+    if theirs.priority <= mine.priority:
+        return f"its priority {mine.priority} is not below {theirs.priority}"
+    if live.stage_job.finished or phase(world, live) is not Phase.HOLDING:
+        return "it does not train yet, or has ended"
+    return ""
+
+
 def gives_way_at(world: World, live: LiveClaim, job: FineTuneJob) -> datetime | None:
     """From when on a claim gives way to a job; None if it never does."""
-    mine, theirs = live.job.spec.scheduling, job.spec.scheduling
-    if mine.interruption.policy is not GiveWay.TO_HIGHER_PRIORITY or theirs.priority <= mine.priority:
+    if why_it_stays(world, live, job):
         return None
-    if live.stage_job.finished or phase(world, live) is not Phase.HOLDING:
-        return None
+    terms = live.job.spec.scheduling.interruption
     began = max(pod.bound_at or pod.created for pod in trainer_pods(world, live.stage_job))
-    has_run = began + timedelta(seconds=mine.interruption.min_run_seconds)
+    has_run = began + timedelta(seconds=terms.min_run_seconds)
     since = waits_since(job)
-    return max(has_run, since + timedelta(seconds=mine.interruption.grace_seconds)) if since else has_run
+    return max(has_run, since + timedelta(seconds=terms.grace_seconds)) if since else has_run
 
 
 def may_displace(world: World, claims: Iterable[LiveClaim], job: FineTuneJob, now: datetime) -> list[LiveClaim]:

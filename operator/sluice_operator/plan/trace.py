@@ -1,15 +1,17 @@
-"""The decision about one job, spelled out: the queue, each node, each engine, and why not. For a person."""
+"""The decision about one job, spelled out: the queue, each node, training, engine, and why not. For a person."""
 
 from collections.abc import Iterator
 from datetime import datetime
 
+from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.allocation import Allocation, allocate, pending
-from sluice_operator.plan.claims import live_claims_of
+from sluice_operator.plan.claims import LiveClaim, live_claims_of
 from sluice_operator.plan.fit import lack_on
+from sluice_operator.plan.interruption import gives_way_at, why_it_stays
 from sluice_operator.plan.inventory import NodeStock, Stock, engines_of, take_stock
 from sluice_operator.plan.lending import lending_refusal
 from sluice_operator.plan.pools import find_pool
@@ -38,19 +40,25 @@ def trace(world: World, job: FineTuneJob, now: datetime) -> Iterator[str]:
     stock = take_stock(world, pool)
     yield from _section("queue", list(_queue(world, pool, job, allocation, now)))
     yield from _section("nodes", [_node(world, node, job) for node in stock.nodes.values()])
+    others = [live for live in stock.claims if live.job is not job]
+    yield from _section("training", [_training(world, live, job, now) for live in others])
     yield from _section("engines", [_engine(world, stock, engine, job, now) for engine in engines_of(world, pool)])
 
 
 def _verdict(world: World, job: FineTuneJob, allocation: Allocation) -> str:
     for live in live_claims_of(world, job):
-        slots = ", ".join(map(str, live.claim.borrowed)) or "no engine"
-        return f"holds {live.claim.all_gpus} GPU on {live.claim.summary}, borrowed from {slots}"
+        return f"holds {_spelled(live.claim)}"
     if claim := allocation.claims.get(key_of(job)):
-        slots = ", ".join(map(str, claim.borrowed)) or "no engine"
-        return f"is given {claim.all_gpus} GPU on {claim.summary} now, borrowed from {slots}"
+        return f"is given {_spelled(claim)}"
     if wait := allocation.waits.get(key_of(job)):
         return f"waits: {wait.reason}: {wait.message}"
     return "asks for no GPUs now: see its conditions"
+
+
+def _spelled(claim: Claim) -> str:
+    slots = ", ".join(map(str, claim.borrowed)) or "no engine"
+    gone = ", ".join(sorted(f"{ref.namespace}/{ref.job}" for place in claim.places for ref in place.displaced))
+    return f"{claim.all_gpus} GPU on {claim.summary}, borrowed from {slots}" + (f", in place of {gone}" if gone else "")
 
 
 def _queue(world: World, pool: GPUPool, job: FineTuneJob, allocation: Allocation, now: datetime) -> Iterator[str]:
@@ -71,6 +79,14 @@ def _node(world: World, node: NodeStock, job: FineTuneJob) -> str:
     ]
     lack = node.refusal or lack_on(world, node, job, set())
     return f"{node.name}: {', '.join(filter(None, has))}" + (f"; no: {lack}" if lack else "")
+
+
+def _training(world: World, live: LiveClaim, job: FineTuneJob, now: datetime) -> str:
+    has = f"{live.name}: {live.claim.all_gpus} GPU on {live.claim.summary}"
+    stays, at = why_it_stays(world, live, job), gives_way_at(world, live, job)
+    if stays or at is None:
+        return f"{has}; no: {stays}"
+    return f"{has}; gives way " + ("now" if at <= now else f"from {at:%H:%M:%S} UTC on")
 
 
 def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJob, now: datetime) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -20,15 +20,23 @@ Reconcile = Callable[[Key], Awaitable[Requeue]]
 
 FIRST_BACKOFF = 0.2
 LONGEST_BACKOFF = 30.0
+ONE_IN = 4
+"""Of so many keys one is taken from the second row, if there is any: nothing waits for ever."""
 
 
 class Queue:
-    """Keys in the order in which they came. Used from one event loop only."""
+    """Keys in two rows, each in the order in which they came. Used from one event loop only.
 
-    def __init__(self) -> None:
-        self._ready: deque[Key] = deque()
-        self._waiting: set[Key] = set()
-        """What is in `_ready`."""
+    Args:
+        goes_first: whether a key belongs into the first row, asked each time that it is added. What brings GPUs back,
+            or hands them out, must not wait until ten thousand new jobs have been told that they wait.
+    """
+
+    def __init__(self, goes_first: Callable[[Key], bool] = lambda _key: True) -> None:
+        self._goes_first = goes_first
+        self._first: OrderedDict[Key, None] = OrderedDict()
+        self._second: OrderedDict[Key, None] = OrderedDict()
+        self._taken = 0
         self._worked_on: set[Key] = set()
         self._again: set[Key] = set()
         """What was added while it was worked on."""
@@ -38,13 +46,13 @@ class Queue:
 
     def __len__(self) -> int:
         """Keys that a worker could take now."""
-        return len(self._ready)
+        return len(self._first) + len(self._second)
 
     def add(self, key: Key) -> None:
         """Have a key looked at soon; one that keeps failing waits for the end of its back-off all the same."""
         if key in self._worked_on:
             self._again.add(key)
-        elif key not in self._waiting and key not in self._failures:
+        elif key not in self._failures:
             self._enter(key)
 
     def add_after(self, key: Key, seconds: float) -> None:
@@ -59,11 +67,14 @@ class Queue:
 
     async def take(self) -> Key:
         """The next key. It is the caller's alone until `succeeded`, `failed` or `dropped`."""
-        while not self._ready:
+        while not len(self):
             self._filled.clear()
             await self._filled.wait()
-        key = self._ready.popleft()
-        self._waiting.discard(key)
+        self._taken += 1
+        row = self._first
+        if self._second and (not row or self._taken % ONE_IN == 0):
+            row = self._second
+        key, _ = row.popitem(last=False)
         self._worked_on.add(key)
         timer = self._timers.pop(key, None)
         if timer is not None:
@@ -96,15 +107,21 @@ class Queue:
         self._failures.pop(key, None)
 
     def _enter(self, key: Key) -> None:
-        self._ready.append(key)
-        self._waiting.add(key)
+        """At the end of its row; one that waits keeps its place, but for one that may now go first."""
+        if key in self._first:
+            return
+        if self._goes_first(key):
+            self._second.pop(key, None)
+            self._first[key] = None
+        else:
+            self._second[key] = None
         self._filled.set()
 
     def _ring(self, key: Key) -> None:
         del self._timers[key]
         if key in self._worked_on:
             self._again.add(key)
-        elif key not in self._waiting:
+        else:
             self._enter(key)
 
 

@@ -216,6 +216,20 @@ def test_first_come_first_served(loop: SkippingLoop) -> None:
     assert done[:21] == ["busy", *map(str, range(20))]
 
 
+def test_of_two_rows_the_first_goes_first_but_the_second_is_not_forgotten(loop: SkippingLoop) -> None:
+    urgent = {key(name) for name in "abcdef"}
+    queue = Queue(urgent.__contains__)
+
+    async def main() -> str:
+        for name in "xyzabcdef":
+            queue.add(key(name))
+        urgent.add(key("z"))  # it has got GPUs meanwhile
+        queue.add(key("z"))
+        return "".join([(await queue.take()).name for _ in range(len(queue))])
+
+    assert loop.run_until_complete(main()) == "abcxdefyz"
+
+
 def test_an_outdated_view_is_looked_at_again_without_an_error(
     loop: SkippingLoop, caplog: pytest.LogCaptureFixture
 ) -> None:

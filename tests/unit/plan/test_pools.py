@@ -3,10 +3,11 @@
 import pytest
 
 from dev.simulate.town import NOW, Town
+from sluice_api.reasons import Reason
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.pool import pool_status
 from sluice_operator.plan.pools import find_pool, pool_nodes
-from tests.unit.plan.worlds import allocated, describe
+from sluice_operator.plan.refusals import refusal
 
 
 def overlapping() -> Town:
@@ -38,8 +39,8 @@ def test_a_pool_says_which_of_its_nodes_are_anothers() -> None:
 def test_pools_of_two_resources_may_share_a_node() -> None:
     town = overlapping()
     town.pool("parts", resourceName="example.com/slice")
-    town.job("a")
-    assert describe(allocated(town)) == "a waits NoNodes"
+    told = refusal(town.world, town.job("a"))
+    assert told == (Reason.NO_NODES, "Pool default has no node that offers GPUs. Add one.")
     pool = find_pool(town.world, "young")
     assert pool is not None
     assert len(pool_nodes(town.world, pool)) == 1

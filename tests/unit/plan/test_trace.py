@@ -24,6 +24,8 @@ def test_a_job_that_waits_sees_the_queue_the_nodes_and_the_engines() -> None:
         "  * 2. team/c, priority 0: EngineAtFloor\n"
         "nodes:\n"
         "  n1: 0 of 2 free, 1 claimed by team/a, 1 for chat/1\n"
+        "training:\n"
+        "  team/a: 1 GPU on n1; no: its scheduling.interruption.policy is Never\n"
         "engines:\n"
         "  team/chat: 1 of 2 replicas, floor 1; may lend 0\n"
         "  team/dear: 0 of 0 replicas, floor 0; no: EngineNeverLends: The engines in the pool do not lend."
@@ -33,7 +35,7 @@ def test_a_job_that_waits_sees_the_queue_the_nodes_and_the_engines() -> None:
 def test_a_job_that_holds_its_gpus_and_one_that_is_given_them() -> None:
     town = parse("pool: 3 gpus | chat: 2 replicas, floor 1 | a: needs 1, takes chat/0 on n1 | b: needs 1")
     assert "holds 1 GPU on n1, borrowed from chat/0" in told(town, "a")
-    assert "is given 1 GPU on n1 now, borrowed from no engine" in told(town, "b")
+    assert "is given 1 GPU on n1, borrowed from no engine" in told(town, "b")
 
 
 def test_a_job_that_is_refused_is_told_why_and_nothing_else() -> None:
@@ -42,3 +44,17 @@ def test_a_job_that_is_refused_is_told_why_and_nothing_else() -> None:
         "  refused: ExceedsEveryNode: spec.resources.gpus: 2 are asked for, the largest node of pool default has 1. "
         "Ask for at most 1."
     ]
+
+
+def test_training_that_gives_way_and_training_that_stays() -> None:
+    town = parse(
+        "pool: 3 gpus | a: needs 1, yields, on n1 | c: needs 1, yields, priority 7, on n1 | d: needs 1, on n1 "
+        "| b: needs 1, queue, priority 5"
+    )
+    assert told(town, "b").splitlines()[1] == "  is given 1 GPU on n1, borrowed from no engine, in place of team/a"
+    assert "\n".join(told(town, "b").splitlines()[6:10]) == (
+        "training:\n"
+        "  team/a: 1 GPU on n1; gives way now\n"
+        "  team/c: 1 GPU on n1; no: its priority 7 is not below 5\n"
+        "  team/d: 1 GPU on n1; no: its scheduling.interruption.policy is Never"
+    )
