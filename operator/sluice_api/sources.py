@@ -1,6 +1,7 @@
 """Where bytes come from and go to: pvc://, hf://, https:// and s3:// addresses."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -45,6 +46,7 @@ class VolumePath:
         return VOLUMES / self.claim / self.path
 
 
+@lru_cache(maxsize=2**14)
 def volume_path(uri: str) -> VolumePath | None:
     """The claim and path behind a pvc:// address; None for any other kind of address.
 

@@ -8,7 +8,8 @@ from datetime import datetime
 from itertools import accumulate, islice
 
 from sluice_api.claim import AttemptOutcome, Outcomes
-from sluice_api.finetunejob import FineTuneJob
+from sluice_api.finetunejob import FineTuneJob, JobResources
+from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
@@ -53,10 +54,16 @@ def _pool_serves_it(world: World, job: FineTuneJob) -> Refusal | None:
 
 
 def _fits_some_node(world: World, job: FineTuneJob) -> Refusal | None:
-    pool = find_pool(world, job.spec.resources.pool)
-    if pool is None:
-        return None
-    resource, wanted, need = pool.spec.resource_name, job.spec.resources, need_of(job.spec.resources)
+    """The same for all jobs that ask for the same: asked of every job that waits, so worked out once a state."""
+    pool, asked = find_pool(world, job.spec.resources.pool), (_fits_some_node, job.spec.resources)
+    if pool is not None and asked not in world.worked_out:
+        world.worked_out[asked] = _fits(world, pool, job.spec.resources)
+    found: Refusal | None = world.worked_out.get(asked)
+    return found
+
+
+def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Refusal | None:
+    resource, need = pool.spec.resource_name, need_of(wanted)
     pods = accumulate(most_pods(node, resource, wanted.gpus, need) for node in nodes_of(world, pool))
     if any(room >= wanted.nodes for room in pods):
         return None
