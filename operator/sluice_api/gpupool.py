@@ -1,15 +1,21 @@
 """GPUPool: which nodes belong together, and the GPU resource that they offer."""
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import ConfigDict, Field, NonNegativeInt
+from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.conditions import Condition
-from sluice_api.meta import DEFAULT_GPU_RESOURCE
-from sluice_api.model import Decimal, Model
+from sluice_api.meta import DEFAULT_DEVICE_CLASS, DEFAULT_GPU_RESOURCE
+from sluice_api.model import Decimal, Model, Remedy
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.selectors import LabelKey, Labels, NamespaceSelector
+
+DeviceClass = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=63),
+    Remedy("write the name of a DeviceClass, such as gpu.nvidia.com"),
+]
 
 
 class NamespaceQuota(Model):
@@ -40,6 +46,7 @@ class SharingMode(StrEnum):
     TIME_SLICING = "TimeSlicing"
     MPS = "MPS"
     HAMI = "HAMi"
+    DRA = "DRA"
 
 
 class Sharing(Model):
@@ -49,7 +56,8 @@ class Sharing(Model):
         SharingMode.NONE,
         description="None: every GPU is one pod's. TimeSlicing and MPS: NVIDIA's device plugin with replicas; MPS "
         "gives each part its own part of the memory, TimeSlicing does not, so the trainer keeps to its share by "
-        "itself. HAMi: its device plugin keeps each pod to the nvidia.com/gpumem-percentage that it asks for.",
+        "itself. HAMi: its device plugin keeps each pod to the nvidia.com/gpumem-percentage that it asks for. DRA: "
+        "GPUs are devices of ResourceSlices, and a replica's ResourceClaim can be used by a training pod beside it.",
     )
     replicas: int | None = Field(
         None,
@@ -59,11 +67,16 @@ class Sharing(Model):
         "engines of this pool ask for, is counted in these parts.",
     )
 
+    device_class: DeviceClass = Field(
+        DEFAULT_DEVICE_CLASS,
+        description="With mode DRA: the DeviceClass of the GPUs, which has the name of the driver that offers them.",
+    )
+
     model_config = ConfigDict(
         json_schema_extra=rules(
             Rule(
-                "(!has(self.mode) || self.mode == 'None') == !has(self.replicas)",
-                "set it when mode is not None, and only then",
+                "(has(self.mode) && self.mode in ['TimeSlicing', 'MPS', 'HAMi']) == has(self.replicas)",
+                "set it when mode is TimeSlicing, MPS or HAMi, and only then",
                 at=".replicas",
             )
         )

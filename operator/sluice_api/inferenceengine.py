@@ -22,6 +22,7 @@ class LendingPolicy(StrEnum):
 
     NEVER = "Never"
     SCALE_DOWN = "ScaleDown"
+    SLEEP = "Sleep"
 
 
 class LendTo(StrEnum):
@@ -96,7 +97,12 @@ class Preemption(Model):
     policy: LendingPolicy = Field(
         LendingPolicy.NEVER,
         description="Never lends nothing. ScaleDown lends whole replicas: they drain, stop, and start again "
-        "when the job that borrowed their GPUs has ended.",
+        "when the job that borrowed their GPUs has ended. Sleep, in pools of sharing mode DRA: they drain, vLLM frees "
+        "the GPUs' memory and keeps the pod, and wakes in seconds.",
+    )
+    sleep_level: Literal[1, 2] = Field(
+        1,
+        description="With policy Sleep: 1 keeps the weights in the host's memory, 2 reads them again from the volume.",
     )
     min_replicas: int = Field(
         1, ge=0, le=1000, description="Replicas that are never lent. A floor above spec.replicas means all."

@@ -44,6 +44,7 @@ PLACEHOLDER_GATE = f"{GROUP}/placeholder"
 """On a placeholder, for ever: it never runs."""
 
 DEFAULT_GPU_RESOURCE = "nvidia.com/gpu"
+DEFAULT_DEVICE_CLASS = "gpu.nvidia.com"
 DEFAULT_POOL = "default"
 
 
@@ -74,6 +75,11 @@ def work_folder(job: str, uid: str) -> str:
 def slot_name(engine: str, index: int) -> str:
     """Name of a slot's Deployment."""
     return f"{engine}-{index}"
+
+
+def slot_gpus_name(engine: str, index: int) -> str:
+    """Name of the ResourceClaim of a slot's GPUs, where they are served by DRA."""
+    return f"{slot_name(engine, index)}-gpus"
 
 
 def placeholder_name(engine: str, index: int) -> str:
