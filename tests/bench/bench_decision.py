@@ -70,7 +70,7 @@ def choices(world: World) -> list[float]:
     for job in [job for job in pending(world, pool, NOW) if job.spec.scheduling.policy == "Preempt"][:PLACEMENTS]:
         terms = market.terms(job, quota=_UNBOUND, held=Held())
         began = time.perf_counter()
-        place(world, stock, job, terms, False, NOW)
+        place(world, stock, job, terms, (), NOW)
         took.append((time.perf_counter() - began) * 1000)
     return sorted(took)
 

@@ -15,6 +15,7 @@ from sluice_operator.plan.borrowing import Held, Market, has_reached, held_by_na
 from sluice_operator.plan.claims import live_claims_of
 from sluice_operator.plan.interruption import next_to_give_way
 from sluice_operator.plan.inventory import engines_of, take_stock
+from sluice_operator.plan.kept import Kept
 from sluice_operator.plan.lending import lends_next
 from sluice_operator.plan.outcomes import all_outcomes, done, next_attempt_at, recorded, waits_since
 from sluice_operator.plan.placement import place, stock_after
@@ -36,8 +37,9 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
     """Give each pending job its claim, or the reason why it waits.
 
     Nothing overtakes a job that waits, unless it provably can't delay it: what the waiting job could
-    use, free GPUs and every slot that may be lent to it, is out of reach for those behind it. A job
-    that its namespace's quota holds back can use neither, so it holds nobody back.
+    use, every node that is large enough, every slot that may be lent to it and its part of a quota, is
+    out of reach for those behind it. A job that its namespace's quota holds back can use none of it, so
+    it holds nobody back.
     """
     stock = take_stock(world, pool)
     market = Market(world, stock, now)
@@ -46,18 +48,18 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
     claims: dict[Key, Claim] = {}
     waits: dict[Key, Wait] = {}
     waiting: list[FineTuneJob] = []
-    promised: frozenset[str] = frozenset()
+    kept = Kept()
     again_at: datetime | None = None
     for job in pending(world, pool, now):
         namespace = job.metadata.namespace
         if namespace not in quotas:
             quotas[namespace] = quota_of(world, pool, namespace)
-        mine, quota = held.get(namespace, Held()), quotas[namespace]
-        if has_reached(quota, mine, job):
-            waits[key_of(job)] = over_quota(pool, job, quota, mine)
+        mine, quota, theirs = held.get(namespace, Held()), quotas[namespace], kept.of(namespace)
+        if has_reached(quota, mine.plus(theirs.gpus, 0), job):
+            waits[key_of(job)] = over_quota(pool, job, quota, mine, theirs)
             continue
-        terms = market.terms(job, quota, mine)
-        claim = place(world, stock, job, replace(terms, lenders=terms.lenders - promised), bool(waiting), now)
+        terms = market.terms(job, quota, mine.plus(0, theirs.borrowed))
+        claim = place(world, stock, job, replace(terms, lenders=terms.lenders - kept.lenders), kept.nodes, now)
         if claim is not None:
             claims[key_of(job)] = claim
             held[namespace] = with_claim(world, mine, claim)
@@ -70,7 +72,7 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
             else:
                 waits[key_of(job)] = far_behind(pool, job, len(waiting))
             waiting.append(job)
-            promised |= terms.lenders
+            kept.keep(stock, job, terms)
     return Allocation(claims, waits, again_at)
 
 

@@ -1,6 +1,6 @@
 """How much a job may borrow now, and from whom: its policy, its namespace's quota, the engines' terms."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from sluice_api.claim import Claim
@@ -20,6 +20,10 @@ class Held:
 
     gpus: int = 0
     borrowed: int = 0
+
+    def plus(self, gpus: int, borrowed: int) -> "Held":
+        """The same with more."""
+        return Held(self.gpus + gpus, self.borrowed + borrowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def held_by_namespace(world: World, stock: Stock) -> dict[str, Held]:
 def with_claim(world: World, held: Held, claim: Claim) -> Held:
     """The same with one claim more."""
     borrowed = sum(borrowed_on(world, claim, place.node) for place in claim.places)
-    return replace(held, gpus=held.gpus + claim.all_gpus, borrowed=held.borrowed + borrowed)
+    return held.plus(claim.all_gpus, borrowed)
 
 
 def has_reached(quota: NamespaceQuota, held: Held, job: FineTuneJob) -> bool:

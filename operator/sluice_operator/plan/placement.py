@@ -1,7 +1,7 @@
 """Where a job's pods go: the nodes, the slots that it borrows, the training of lower priority whose place it takes."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -57,7 +57,7 @@ class Group:
     stock: Stock
     job: FineTuneJob
     terms: Terms
-    others_wait: bool
+    kept: Collection[str]
     now: datetime
     rooms: Mapping[str, Room] = field(default_factory=dict)
     leaving: frozenset[str] = frozenset()
@@ -98,16 +98,18 @@ class Group:
         )
 
 
-def place(world: World, stock: Stock, job: FineTuneJob, terms: Terms, others_wait: bool, now: datetime) -> Claim | None:
+def place(
+    world: World, stock: Stock, job: FineTuneJob, terms: Terms, kept: Collection[str], now: datetime
+) -> Claim | None:
     """The best places for all of a job's pods; None while one of them has none.
 
     Pod by pod: on free GPUs before borrowed ones, and on those before another's. What a node gives to several of
     them is chosen anew as a whole, so nothing is taken there that could be spared.
 
     Args:
-        others_wait: jobs in front of it wait. What is free is theirs then, and so is anybody's place.
+        kept: nodes of which what is free is for jobs that wait in front of it. While there are any, nobody gives way.
     """
-    group = _filled(Group(world, stock, job, terms, others_wait, now))
+    group = _filled(Group(world, stock, job, terms, kept, now))
     if group and group.going and len(group.claim.nodes) > 1:  # who ends leaves room on other nodes too: that first
         group = _filled(replace(group, rooms={}, leaving=frozenset(group.going))) or group
     return group.claim if group else None
@@ -161,13 +163,21 @@ Way = Callable[[Group, NodeStock, int], Room | None]
 def _ways(group: Group) -> list[Way]:
     """How a job may come to GPUs now, the best way first; none for most of a long queue."""
     ways: list[Way] = []
-    if not group.others_wait:
+    if not group.kept or _is_free_outside(group):
         ways += [_free, _in_place_of_leavers] if group.going else [_free]
     if group.terms.most > 0 and group.terms.lenders:
         ways.append(_lent)
-    if not group.others_wait:
+    if not group.kept:
         ways.append(_instead)
     return ways
+
+
+def _is_free_outside(group: Group) -> bool:
+    """Whether any node that is not kept has GPUs for a pod."""
+    nodes, kept = group.stock.nodes, group.kept
+    return len(kept) < len(nodes) and any(
+        node.free >= group.job.spec.resources.gpus for name, node in nodes.items() if name not in kept
+    )
 
 
 def _next_room(group: Group, nodes: Sequence[NodeStock], ways: Sequence[Way]) -> Room | None:
@@ -195,12 +205,14 @@ def _cost(group: Group, room: Room) -> tuple[int, int, int, int, str]:
 
 def _free(group: Group, node: NodeStock, pods: int) -> Room | None:
     """Room among what nobody has."""
+    if node.name in group.kept:
+        return None
     return Room(node, pods) if node.free >= pods * group.job.spec.resources.gpus else None
 
 
 def _lent(group: Group, node: NodeStock, pods: int) -> Room | None:
     """Room with slots that are lent, and what is spare unless it belongs to those in front."""
-    spare = min(0, node.soon) if group.others_wait else node.soon
+    spare = min(0, node.soon) if node.name in group.kept else node.soon
     lacking = pods * group.job.spec.resources.gpus - spare
     if not 0 < lacking <= group.terms.most or sum(slot.gpus for slot in node.slots) < lacking:
         return None

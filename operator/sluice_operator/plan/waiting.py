@@ -46,12 +46,13 @@ def far_behind(pool: GPUPool, job: FineTuneJob, ahead: int) -> Wait:
     return Wait(Reason.BEHIND_IN_QUEUE, message, f"more than {least}")
 
 
-def over_quota(pool: GPUPool, job: FineTuneJob, quota: NamespaceQuota, held: Held) -> Wait:
-    """Why a job waits that would bring its namespace above its quota."""
+def over_quota(pool: GPUPool, job: FineTuneJob, quota: NamespaceQuota, held: Held, ahead: Held) -> Wait:
+    """Why a job waits that would bring its namespace above its quota, with its jobs that wait in front."""
+    in_front = f", and its jobs in front wait for {ahead.gpus} more" if ahead.gpus else ""
     return Wait(
         Reason.NAMESPACE_QUOTA,
         f"{_asked(pool, job)}. Namespace {job.metadata.namespace} holds {held.gpus} of the {quota.max_gpus} that it "
-        "may have there at once. Next: one of its jobs ends, or raise maxGPUs in the pool's spec.quotas.",
+        f"may have there at once{in_front}. Next: one of its jobs ends, or raise maxGPUs in the pool's spec.quotas.",
     )
 
 

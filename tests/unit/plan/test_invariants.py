@@ -21,7 +21,7 @@ from sluice_operator.observe.world import engine_key, job_key, key_of
 from sluice_operator.plan.allocation import allocate, pending, place_in_queue
 from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, heirs, live_claims, overlapped_by
 from sluice_operator.plan.engine import plan_engine
-from sluice_operator.plan.inventory import lent_indices, take_stock
+from sluice_operator.plan.inventory import gpus_of_slots, lent_indices, take_stock
 from sluice_operator.plan.lending import lending_refusal
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
@@ -49,12 +49,16 @@ class Lending(RuleBasedStateMachine):
         gpus=st.lists(st.integers(1, 2), min_size=1, max_size=2),
         engines=st.integers(0, 2),
         jobs=st.integers(2, 6),
+        quota=st.sampled_from([None, None, 1, 2]),
         data=st.data(),
     )
-    def start(self, gpus: list[int], engines: int, jobs: int, data: st.DataObject) -> None:
+    def start(self, gpus: list[int], engines: int, jobs: int, quota: int | None, data: st.DataObject) -> None:
         self.cluster = Cluster()
         self.jobs = 0
         self.over: dict[str, datetime] = {}
+        self.quota = quota
+        if quota:
+            self.cluster.town.pool(quotas=[{"maxGPUs": quota}])
         for count in gpus:
             self.cluster.town.node(count)
         for number in range(engines):
@@ -63,7 +67,8 @@ class Lending(RuleBasedStateMachine):
                 "minReplicas": data.draw(st.integers(0, 2)),
                 "reclaim": data.draw(st.sampled_from(["Never", "OnDemand"])),
             }
-            self.cluster.town.engine(f"e{number}", data.draw(st.integers(0, 3)), preemption=terms)
+            sizes = {"gpus": data.draw(st.sampled_from([1, 1, 2]))}
+            self.cluster.town.engine(f"e{number}", data.draw(st.integers(0, 3)), preemption=terms, resources=sizes)
         for _ in range(jobs):
             self.submit(data.draw(SHAPES), *data.draw(TERMS))
 
@@ -100,7 +105,8 @@ class Lending(RuleBasedStateMachine):
             for there in live.claim.places:
                 gpus = live.claim.gpus_on(there.node)
                 too_few = max(0, -stock.nodes[there.node].soon)  # a node of which more is spoken for than there is
-                assert len(there.borrowed) <= gpus + too_few, "a victim could be spared"
+                sizes = [gpus_of_slots(self.cluster.world, [slot]) for slot in there.borrowed]
+                assert sum(sizes) - min(sizes, default=0) < gpus + too_few, "a victim could be spared"
                 assert len(there.displaced) <= gpus, "somebody gave way who could be spared"
             for ref in (ref for there in live.claim.places for ref in there.displaced):
                 theirs = self.cluster.world.jobs[job_key(ref.namespace, ref.job)].spec.scheduling
@@ -116,7 +122,10 @@ class Lending(RuleBasedStateMachine):
         for job in queue:
             if place_in_queue(self._pool(), job, self.cluster.now) > place:
                 continue
-            assert len(live.claim.borrowed) >= live.claim.all_gpus, f"free GPUs went past {job.metadata.name}"
+            for there in live.claim.places:
+                could_be_theirs = stock.nodes[there.node].gpus >= job.spec.resources.gpus
+                paid = gpus_of_slots(self.cluster.world, there.borrowed) >= live.claim.gpus_on(there.node)
+                assert paid or not could_be_theirs, f"free GPUs went past {job.metadata.name}"
             assert not live.claim.displaced, f"somebody gave way past {job.metadata.name}"
             for slot in live.claim.borrowed:
                 engine = self.cluster.world.engines[engine_key(slot.namespace, slot.engine)]
@@ -235,6 +244,28 @@ class Lending(RuleBasedStateMachine):
         return [live for live in claims if phase_of(self.cluster.world, live) >= Phase.DRAINING]
 
     @invariant()
+    def no_namespace_has_more_than_its_quota(self) -> None:
+        if hasattr(self, "cluster") and self.quota:
+            held = sum(live.claim.all_gpus for live in self._acting() if not self._is_left(live))
+            assert held <= self.quota, f"{held} of {self.quota}"
+
+    def _is_left(self, live: LiveClaim) -> bool:
+        return live.stage_job.uid in heirs(self.cluster.world, self._acting())
+
+    @invariant()
+    def no_loan_changes_how_many_replicas_an_engine_asks_for(self) -> None:
+        """What an autoscaler wrote stands, and the loan is within it: subtracted, it would spiral down."""
+        for engine in self.cluster.world.engines.values() if hasattr(self, "cluster") else ():
+            lent = lent_indices(borrowers(self.cluster.world, live_claims(self.cluster.world)), engine)
+            assert len(wanted(self.cluster.world, engine, lent)) == engine.spec.replicas
+
+    @invariant()
+    def a_job_that_is_over_claims_nothing(self) -> None:
+        for live in live_claims(self.cluster.world) if hasattr(self, "cluster") else ():
+            over = live.job.status.finished_at and not live.stage_job.deleting
+            assert not (over and live.stage_job.finished), f"{live.name} is over and claims"
+
+    @invariant()
     def one_trainer_a_job(self) -> None:
         if hasattr(self, "cluster"):
             owners = Counter(live.job.metadata.uid for live in live_claims(self.cluster.world))
@@ -269,7 +300,7 @@ class Lending(RuleBasedStateMachine):
         assert not live_claims(self.cluster.world), "a claim outlived its job"
         for engine in self.cluster.world.engines.values():
             assert plan_engine(self.cluster.world, engine, self.cluster.now).status.lent == 0
-        stuck = [job.metadata.name for job in self._waiting() if not self._hopeless(job)]
+        stuck = [job.metadata.name for job in self._waiting() if not self._hopeless(job) or self._would_fit(job)]
         why = describe(allocate(self.cluster.world, self._pool(), self.cluster.now))
         assert not stuck, f"something fits and nothing runs, but {stuck} wait: {why}"
 
@@ -277,12 +308,16 @@ class Lending(RuleBasedStateMachine):
         return [job for job in self.cluster.world.jobs.values() if job.status.finished_at is None]
 
     def _hopeless(self, job: FineTuneJob) -> bool:
-        """Whether engines' own needs, or the size of the nodes, leave nothing for a job, or for one before it."""
-        nodes = self.cluster.world.nodes.values()
-        return self.cluster.world.engines != {} or any(
-            other.spec.resources.nodes > sum(node.allocatable[GPU] // other.spec.resources.gpus for node in nodes)
-            for other in self._waiting()
-        )
+        """Whether engines' own needs, the size of the nodes or the quota leave nothing for a job."""
+        asked, nodes = job.spec.resources, self.cluster.world.nodes.values()
+        too_large = asked.nodes > sum(node.allocatable[GPU] // asked.gpus for node in nodes)
+        return self.cluster.world.engines != {} or too_large or asked.all_gpus > (self.quota or asked.all_gpus)
+
+    def _would_fit(self, job: FineTuneJob) -> bool:
+        """Whether it is the first in line, and GPUs that nobody has would do for it."""
+        first = next(iter(pending(self.cluster.world, self._pool(), self.cluster.now)), None)
+        wanted_gpus, nodes = job.spec.resources.gpus, take_stock(self.cluster.world, self._pool()).nodes.values()
+        return job is first and sum(node.free // wanted_gpus for node in nodes) >= job.spec.resources.nodes
 
     def _trainers(self) -> list[PodView]:
         pods = self.cluster.world.pods.values()

@@ -34,6 +34,16 @@ LAB = {"matchLabels": {"tier": "research"}}
          "pool: 4 gpus | a: needs 1, on n1 | b: needs 1 | c: needs 1, in lab",
          {"quotas": [{"namespaces": TEAM, "maxGPUs": 1}]},
          "b waits NamespaceQuota; c takes n1"),
+        ("but what it waits for in front is of the quota",
+         "pool: 3 2 gpus | c: needs 3, on n1, in lab | a: needs 3, queue | b: needs 1, queue "
+         "| d: needs 1, queue, in lab",
+         {"quotas": [{"namespaces": TEAM, "maxGPUs": 3}]},
+         "a waits WaitingForGPUs; b waits NamespaceQuota; d takes n2"),
+        ("and so is what it may borrow",
+         "pool: 4 3 gpus | c: needs 4, on n1, in lab | chat: 3 replicas | dear: 0 replicas, floor 0 "
+         "| a: needs 4, priority 5 | b: needs 1",
+         {"quotas": [{"namespaces": TEAM, "maxBorrowedGPUs": 4}]},
+         "a waits EngineAtFloor; b waits NamespaceQuota"),
         ("the first quota that selects a namespace holds",
          "pool: 4 gpus | a: needs 2",
          {"quotas": [{"namespaces": TEAM, "maxGPUs": 3}, {"maxGPUs": 1}]},
