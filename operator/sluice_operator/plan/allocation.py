@@ -39,7 +39,7 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
     Nothing overtakes a job that waits, unless it provably can't delay it: what the waiting job could
     use, every node that is large enough, every slot that may be lent to it and its part of a quota, is
     out of reach for those behind it. A job that its namespace's quota holds back can use none of it, so
-    it holds nobody back.
+    it holds back its namespace's other jobs only.
     """
     stock = take_stock(world, pool)
     market = Market(world, stock, now)
@@ -57,6 +57,7 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
         mine, quota, theirs = held.get(namespace, Held()), quotas[namespace], kept.of(namespace)
         if has_reached(quota, mine.plus(theirs.gpus, 0), job):
             waits[key_of(job)] = over_quota(pool, job, quota, mine, theirs)
+            kept.keep_quota(job)
             continue
         terms = market.terms(job, quota, mine.plus(0, theirs.borrowed))
         claim = place(world, stock, job, replace(terms, lenders=terms.lenders - kept.lenders), kept.nodes, now)

@@ -14,7 +14,7 @@ from sluice_api.claim import Claim, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.observe.views import Key, PodView, StageJobView
-from sluice_operator.observe.world import World, job_key, oldest_first
+from sluice_operator.observe.world import World, engine_key, job_key, oldest_first
 from sluice_operator.plan.attempts import has_its_nodes, heir_of, trainer_pods
 from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, failures
 
@@ -126,6 +126,18 @@ def node_of(pod: PodView, claim: Claim) -> str:
     return dict(enumerate(claim.nodes)).get(pod.index, "")
 
 
+def gpus_of_slots(world: World, slots: Iterable[SlotRef]) -> int:
+    """GPUs that some slots have when they run; those that a claim borrows may have more than it needs."""
+    engines = (world.engines.get(engine_key(slot.namespace, slot.engine)) for slot in slots)
+    return sum(engine.spec.resources.gpus for engine in engines if engine)
+
+
+def taken_by(world: World, claim: Claim, node: str) -> int:
+    """GPUs of a node that a claim keeps from all others: what is left of a larger slot goes back with it."""
+    place = claim.on(node)
+    return max(claim.gpus_on(node), gpus_of_slots(world, place.borrowed)) if place else 0
+
+
 def heirs(world: World, claims: Iterable[LiveClaim]) -> dict[str, str]:
     """Attempts that are about to be stopped, and whose claim, that waits for its node, has their GPUs; by uid."""
     return {
@@ -174,7 +186,7 @@ def overlapped_by(world: World, mine: LiveClaim) -> LiveClaim | None:
         node = world.nodes.get(Key("Node", "", place.node))
         room = node.allocatable.get(mine.claim.resource, 0) if node else 0
         here = [c for c in staying if c.claim.on(place.node)]
-        if here and sum(c.claim.gpus_on(place.node) for c in [*here, mine]) > room:
+        if here and sum(taken_by(world, c.claim, place.node) for c in [*here, mine]) > room:
             return here[-1]
     return None
 

@@ -13,7 +13,15 @@ from sluice_api.meta import ENGINE_LABEL, SLOT_LABEL
 from sluice_operator.observe.views import Key, NodeView, PodView
 from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.budgets import may_lose
-from sluice_operator.plan.claims import LiveClaim, borrowers, heirs, live_claims_from, live_claims_on
+from sluice_operator.plan.claims import (
+    LiveClaim,
+    borrowers,
+    gpus_of_slots,
+    heirs,
+    live_claims_from,
+    live_claims_on,
+    taken_by,
+)
 from sluice_operator.plan.pools import pool_nodes, refusal
 from sluice_operator.plan.room import holding
 from sluice_operator.plan.slots import pod_of, ref, serves, wanted
@@ -148,14 +156,8 @@ def engines_of(world: World, pool: GPUPool) -> list[InferenceEngine]:
     )
 
 
-def gpus_of_slots(world: World, slots: Iterable[SlotRef]) -> int:
-    """GPUs that some slots have when they run; those that a claim borrows may have more than it needs."""
-    engines = (world.engines.get(engine_key(slot.namespace, slot.engine)) for slot in slots)
-    return sum(engine.spec.resources.gpus for engine in engines if engine)
-
-
 def borrowed_on(world: World, claim: Claim, node: str) -> int:
-    """GPUs of a node that a claim has borrowed; what is left of a larger slot it does not use."""
+    """GPUs of a node that a claim has borrowed and uses; what is left of a larger slot it only keeps."""
     place = claim.on(node)
     return min(claim.gpus_on(node), gpus_of_slots(world, place.borrowed)) if place else 0
 
@@ -202,10 +204,10 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
 
 
 def _held(world: World, claim: Claim, node: str, still_there: int) -> int:
-    """GPUs that a claim takes of a node now: its own, or more while the larger things it takes over are still there."""
+    """GPUs that a claim takes of a node now: more than in the end while larger things it takes over are still there."""
     own, place = claim.gpus_on(node), claim.on(node)
     taken_over = sum(ref.gpus for ref in place.displaced) + gpus_of_slots(world, place.borrowed) if place else 0
-    return max(own, still_there + max(0, own - taken_over))
+    return max(taken_by(world, claim, node), still_there + max(0, own - taken_over))
 
 
 def _slot_of(world: World, pod: PodView) -> tuple[InferenceEngine, int] | None:

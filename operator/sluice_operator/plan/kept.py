@@ -24,12 +24,16 @@ class Kept:
     def keep(self, stock: Stock, job: FineTuneJob, terms: Terms) -> None:
         """A job waits that is on these terms."""
         self.lenders |= terms.lenders
-        namespace, gpus = job.metadata.namespace, job.spec.resources.all_gpus
-        self.of_namespace[namespace] = self.of(namespace).plus(gpus, gpus if terms.lenders else 0)
+        self.keep_quota(job, borrows=bool(terms.lenders))
         shape = job.spec.resources
         if shape not in self._shapes and len(self.nodes) < len(stock.nodes):
             self._shapes.add(shape)
             self.nodes |= set(_nodes_for(stock, shape))
+
+    def keep_quota(self, job: FineTuneJob, *, borrows: bool = False) -> None:
+        """A job waits, if only for its namespace's quota: no other job of the namespace takes that first."""
+        namespace, gpus = job.metadata.namespace, job.spec.resources.all_gpus
+        self.of_namespace[namespace] = self.of(namespace).plus(gpus, gpus if borrows else 0)
 
     def of(self, namespace: str) -> Held:
         """What the waiting jobs of a namespace would have."""

@@ -14,10 +14,10 @@ from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.attempts import trainer_pods
 from sluice_operator.plan.borrowing import Terms
-from sluice_operator.plan.claims import LiveClaim
+from sluice_operator.plan.claims import LiveClaim, gpus_of_slots, taken_by
 from sluice_operator.plan.fit import lack_on
 from sluice_operator.plan.interruption import attempt_ref, may_displace
-from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock, gpus_of_slots
+from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock
 from sluice_operator.plan.outcomes import all_outcomes
 from sluice_operator.plan.sharing import share_of
 from sluice_operator.plan.victims import choose_victims
@@ -142,13 +142,13 @@ def stock_after(world: World, stock: Stock, job: FineTuneJob, claim: Claim) -> S
         theirs = [here for live in displaced if (here := live.claim.on(place.node))]
         returned = {slot for here in theirs for slot in here.borrowed} - {*place.borrowed}
         lent = [slot for slot in node.slots if slot.slot in place.borrowed]
-        freed = sum(live.claim.gpus_on(place.node) for live in displaced) - gpus_of_slots(world, returned)
+        freed = sum(taken_by(world, live.claim, place.node) for live in displaced) - gpus_of_slots(world, returned)
         stopped.update(slot.engine.metadata.uid for slot in lent if slot.serving)
         stock = stock.with_node(
             replace(
                 node,
                 claims=tuple(live for live in node.claims if live not in displaced),
-                claimed=node.claimed - freed + max(claim.gpus_on(place.node), sum(slot.gpus for slot in lent)),
+                claimed=node.claimed - freed + taken_by(world, claim, place.node),
                 slots=tuple(slot for slot in node.slots if slot.slot not in place.borrowed),
             )
         )

@@ -209,6 +209,12 @@ def test_gpus_of_a_node_that_more_are_spoken_for_than_there_are_are_lent_once() 
     assert describe(allocated(town)) == "a waits EngineAtFloor"
 
 
+def test_what_is_left_of_a_larger_slot_goes_back_with_it() -> None:
+    """Seen as soon as the stories had engines of two GPUs: a job on the other GPU kept the slot from coming back."""
+    town = parse("pool: 2 gpus | chat: 2 replicas, gpus 2 | a: needs 1, takes chat/0 on n1 | b: needs 1, queue")
+    assert describe(allocated(town)) == "b waits WaitingForGPUs"
+
+
 def test_a_slot_that_is_lent_is_not_lent_again_where_it_has_started_by_accident() -> None:
     """Seen in the soak: it was to start on n2 and was lent from there, and its pod came to n1."""
     town = parse("pool: 1 1 gpus | chat: 1 replicas")

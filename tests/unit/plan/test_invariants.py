@@ -19,9 +19,18 @@ from sluice_api.scheduling import GiveWay, Policy
 from sluice_operator.observe.views import Key, NodeView, PodView
 from sluice_operator.observe.world import engine_key, job_key, key_of
 from sluice_operator.plan.allocation import allocate, pending, place_in_queue
-from sluice_operator.plan.claims import LiveClaim, Phase, borrowers, heirs, live_claims, overlapped_by
+from sluice_operator.plan.claims import (
+    LiveClaim,
+    Phase,
+    borrowers,
+    gpus_of_slots,
+    heirs,
+    live_claims,
+    overlapped_by,
+    taken_by,
+)
 from sluice_operator.plan.engine import plan_engine
-from sluice_operator.plan.inventory import gpus_of_slots, lent_indices, take_stock
+from sluice_operator.plan.inventory import lent_indices, take_stock
 from sluice_operator.plan.lending import lending_refusal
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
@@ -93,6 +102,7 @@ class Lending(RuleBasedStateMachine):
         stock = take_stock(self.cluster.world, self._pool())
         self.cluster.reconcile_pool()
         claims = live_claims(self.cluster.world)
+        leave = heirs(self.cluster.world, claims)
         for live in claims:
             if live.stage_job.uid in before:
                 continue
@@ -102,6 +112,8 @@ class Lending(RuleBasedStateMachine):
                     left = set(wanted(self.cluster.world, engine, lent)) - lent
                     assert len(left) >= floor_of(engine), f"{engine.metadata.name} keeps {left}"
             self._nobody_was_overtaken(live, waits)
+            held = sum(other.claim.all_gpus for other in claims if other.stage_job.uid not in leave)
+            assert self.quota is None or held <= self.quota, f"its namespace has {held} of {self.quota}"
             for there in live.claim.places:
                 gpus = live.claim.gpus_on(there.node)
                 too_few = max(0, -stock.nodes[there.node].soon)  # a node of which more is spoken for than there is
@@ -157,8 +169,14 @@ class Lending(RuleBasedStateMachine):
     def nothing_happens(self, rounds: int) -> None:
         """Everybody does their part, so that claims get as far as training."""
         for _ in range(rounds):
-            self.cluster.round()
-            self.who_is_over_stays_so()
+            self.everybody_does_their_part()
+
+    def everybody_does_their_part(self) -> None:
+        self.reconcile_pool()
+        self.cluster.round()
+        self.no_gpu_is_handed_out_twice()
+        self.no_slot_is_lent_twice()
+        self.who_is_over_stays_so()
 
     @rule()
     def scheduler(self) -> None:
@@ -224,7 +242,8 @@ class Lending(RuleBasedStateMachine):
         for node in self._nodes():
             acting = self._acting()
             leave = heirs(self.cluster.world, acting)
-            held = sum(live.claim.gpus_on(node.key.name) for live in acting if live.stage_job.uid not in leave)
+            staying = [live.claim for live in acting if live.stage_job.uid not in leave]
+            held = sum(taken_by(self.cluster.world, claim, node.key.name) for claim in staying)
             assert held <= node.allocatable[GPU], f"{held} held on {node.key.name}"
 
     @invariant()
@@ -242,15 +261,6 @@ class Lending(RuleBasedStateMachine):
         """Claims for which somebody is drained, or whose pod is past its gate."""
         claims = live_claims(self.cluster.world) if hasattr(self, "cluster") else []
         return [live for live in claims if phase_of(self.cluster.world, live) >= Phase.DRAINING]
-
-    @invariant()
-    def no_namespace_has_more_than_its_quota(self) -> None:
-        if hasattr(self, "cluster") and self.quota:
-            held = sum(live.claim.all_gpus for live in self._acting() if not self._is_left(live))
-            assert held <= self.quota, f"{held} of {self.quota}"
-
-    def _is_left(self, live: LiveClaim) -> bool:
-        return live.stage_job.uid in heirs(self.cluster.world, self._acting())
 
     @invariant()
     def no_loan_changes_how_many_replicas_an_engine_asks_for(self) -> None:
@@ -288,8 +298,7 @@ class Lending(RuleBasedStateMachine):
         quiet = 0
         for _ in range(200):
             before = len(self.cluster.world.stage_jobs), len(live_claims(self.cluster.world))
-            self.cluster.round()
-            self.who_is_over_stays_so()
+            self.everybody_does_their_part()
             for pod in self._trainers():
                 self.cluster.end_training(pod, 0, "Done")
             self.cluster.pass_time(20)
