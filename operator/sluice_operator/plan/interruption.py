@@ -85,14 +85,8 @@ def gives_way_at(world: World, live: LiveClaim, job: FineTuneJob) -> datetime | 
 
 
 def may_displace(world: World, claims: Iterable[LiveClaim], job: FineTuneJob, now: datetime) -> list[LiveClaim]:
-    """Claims that give way to a job now: the lowest priority first, then the newest, which has the least to lose."""
-    claims = list(claims)
-    spoken_for = {uid for live in claims for uid in live.claim.displaced}
-    found = [
-        live
-        for live in claims
-        if live.stage_job.uid not in spoken_for and (at := gives_way_at(world, live, job)) and at <= now
-    ]
+    """Which of some claims give way to a job now: the lowest priority first, then the newest, that loses the least."""
+    found = [live for live in claims if (at := gives_way_at(world, live, job)) and at <= now]
     return sorted(found, key=lambda live: (live.job.spec.scheduling.priority, -live.stage_job.created.timestamp()))
 
 

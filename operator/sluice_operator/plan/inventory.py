@@ -10,6 +10,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import ENGINE_LABEL, SLOT_LABEL
+from sluice_api.scheduling import GiveWay
 from sluice_operator.observe.views import Key, NodeView, PodView
 from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.budgets import may_lose
@@ -70,6 +71,17 @@ class NodeStock:
     def spare(self) -> int:
         """GPUs that nobody has; below zero where more are spoken for than there are, and somebody will have to wait."""
         return self.gpus - self.claimed - self.inference - self.others
+
+    @cached_property
+    def yielding(self) -> tuple[LiveClaim, ...]:
+        """Claims that give way to a higher priority, and to nobody yet. Asked for each job that waits."""
+        spoken_for = {uid for live in self.claims for uid in live.claim.displaced}
+        return tuple(
+            live
+            for live in self.claims
+            if live.job.spec.scheduling.interruption.policy is not GiveWay.NEVER
+            and live.stage_job.uid not in spoken_for
+        )
 
     @property
     def soon(self) -> int:

@@ -228,7 +228,7 @@ def _in_place_of_leavers(group: Group, node: NodeStock, pods: int) -> Room | Non
 
 def _instead(group: Group, node: NodeStock, pods: int) -> Room | None:
     """Room in the place of as few as possible that train there. None of them could be spared."""
-    candidates = may_displace(group.world, node.claims, group.job, group.now)
+    candidates = may_displace(group.world, node.yielding, group.job, group.now) if node.yielding else []
     for count in range(1, len(candidates) + 1):
         found = _in_place_of(group, node, pods, candidates[:count])
         if found is None:
