@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dev.progress import step
 from dev.simulate.draw import draw
-from dev.simulate.figures import HEAD, figures, row
+from dev.simulate.figures import table
 from dev.simulate.run import Policy, play
 from dev.simulate.trace import MADE, Trace, read
 
@@ -25,10 +25,7 @@ def compare(trace: Trace, folder: Path) -> None:
     """One trace under every policy."""
     step(f"{trace.name}: {len(trace.jobs)} jobs in {trace.days} days")
     plays = [play(trace, policy) for policy in Policy]
-    table = [HEAD, *(row(played.policy.value, figures(played)) for played in plays)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(HEAD))]
-    for line in table:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+    print(table(plays))
     for file in draw(trace.name, plays, folder):
         step(f"written: {file}")
 

@@ -1,5 +1,6 @@
 """What a play comes to, in figures: utilisation, service, waits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import quantiles
@@ -43,11 +44,19 @@ def figures(played: Played) -> Figures:
     )
 
 
-HEAD = ("", "GPUs in use", "replicas served", "lent GPU h", "jobs done", "wait p50", "wait p95", "interruptions")
+_HEAD = ("", "GPUs in use", "replicas served", "lent GPU h", "jobs done", "wait p50", "wait p95", "interruptions")
 
 
-def row(name: str, found: Figures) -> tuple[str, ...]:
-    """A line of a table, as HEAD names its cells."""
+def table(plays: Sequence[Played]) -> str:
+    """One trace under several policies, a line each."""
+    lines = [_HEAD, *(_row(played.policy.value, figures(played)) for played in plays)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEAD))]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _row(name: str, found: Figures) -> tuple[str, ...]:
     return (
         name,
         f"{found.used:.0%}",

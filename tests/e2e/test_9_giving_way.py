@@ -1,5 +1,9 @@
 """J9: training gives way, to a job of higher priority and to the engine, and goes on to the same result."""
 
+import sys
+import time
+
+from sluice_operator.build.stage_job import GRACE_SECONDS
 from tests.e2e import objects
 from tests.e2e.conftest import Undisturbed
 from tests.e2e.observer import Observed
@@ -44,7 +48,12 @@ def test_to_the_engine_that_lent_the_gpu(team: Team, observed: Observed, undistu
     team.patch("ie", objects.ENGINE, preemption=objects.lending(reclaim="OnDemand"))
     team.apply(objects.job("gives-back", steps=LONG_ENOUGH))
     seen = team.training("gives-back", step=2).step
+    asked = time.monotonic()
     team.patch("ie", objects.ENGINE, replicas=3)
+    both = lambda pods: sum("nodeName" in pod["spec"] for pod in pods) == 2  # noqa: E731
+    promised = objects.lending()["drainTimeoutSeconds"] + GRACE_SECONDS
+    team.wait_all("pods", both, "the replica has its GPU again", promised, engine=objects.ENGINE)
+    sys.stdout.write(f"asked back: its pod had the GPU again after {time.monotonic() - asked:.1f} s\n")
     waiting = team.wait_job("gives-back", lambda job: job.summary == "EngineInDemand", "waits for the engine")
     (interruption,) = waiting.status["interruptions"]
     assert (interruption["reason"], interruption["by"]) == ("Reclaimed", f"{team.name}/{objects.ENGINE}")
