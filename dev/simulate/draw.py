@@ -11,7 +11,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from dev.simulate.figures import HEAD, figures, row
+from dev.simulate.figures import cells
 from dev.simulate.run import START, Played
 
 _COLOURS = {"serving": "#4c78a8", "training": "#f58518", "waiting": "#e45756"}
@@ -54,8 +54,7 @@ def _panel(panel: Axes, played: Played) -> None:
 
 
 def _page(name: str, plays: Sequence[Played], png: Path) -> str:
-    cells = [HEAD, *(row(played.policy.value, figures(played)) for played in plays)]
-    lines = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in cells)
+    lines = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in cells(plays))
     picture = base64.b64encode(png.read_bytes()).decode()
     return (
         f"<!doctype html><meta charset=utf-8><title>{html.escape(name)}</title>"

@@ -47,9 +47,14 @@ def figures(played: Played) -> Figures:
 _HEAD = ("", "GPUs in use", "replicas served", "lent GPU h", "jobs done", "wait p50", "wait p95", "interruptions")
 
 
+def cells(plays: Sequence[Played]) -> list[tuple[str, ...]]:
+    """One trace under several policies, a line each, below the names of the columns."""
+    return [_HEAD, *(_row(played.policy.value, figures(played)) for played in plays)]
+
+
 def table(plays: Sequence[Played]) -> str:
-    """One trace under several policies, a line each."""
-    lines = [_HEAD, *(_row(played.policy.value, figures(played)) for played in plays)]
+    """The same as text."""
+    lines = cells(plays)
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEAD))]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
