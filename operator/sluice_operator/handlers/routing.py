@@ -8,7 +8,7 @@ from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, PLACEHOLDER_LABEL
+from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL
 from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import Stored
 from sluice_operator.observe.views import (
@@ -150,6 +150,9 @@ def _pod(old: Stored | None, new: Stored | None, pod: PodView, world: World, lin
     elif PLACEHOLDER_LABEL in pod.labels:
         yield engine_key(namespace, pod.labels[PLACEHOLDER_LABEL])
         return  # it is never on a node, so no pool counts it
+    elif SCALE_UP_LABEL in pod.labels:
+        yield pool_key(pod.labels[SCALE_UP_LABEL])
+        return  # what it has on a node counts as free
     if _takes(old) != _takes(new):
         yield from _all_pools(world)
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable
 
 from sluice_api.finetunejob import FineTuneJob, JobResources
+from sluice_api.meta import SCALE_UP_LABEL
 from sluice_api.sources import claims_of
 from sluice_operator.observe.quantity import amount, readable
 from sluice_operator.observe.views import ClaimView, Key, NodeRequirement, NodeView, PodView, Resources
@@ -26,8 +27,9 @@ def claims_of_job(job: FineTuneJob) -> tuple[str, ...]:
 
 
 def holding(world: World, node: str) -> list[PodView]:
-    """Pods that are bound to a node and have not ended; terminating ones too."""
-    return [pod for pod in world.pods_on.get(node, {}).values() if not pod.ended]
+    """Pods that are bound to a node and have not ended; terminating ones too. Scale-up pods go for anybody."""
+    here = world.pods_on.get(node, {}).values()
+    return [pod for pod in here if not pod.ended and SCALE_UP_LABEL not in pod.labels]
 
 
 def shortage(

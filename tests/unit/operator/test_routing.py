@@ -113,6 +113,12 @@ def with_status(raw: Body, **status: Any) -> Body:
             "job/trains pool/a pool/default engine/chat",
         ),
         (
+            "a pod that asks for a node: the pool that it asks in, and nobody that has nodes",
+            pod("p", 2, metadata={"labels": {"sluice.dev/scale-up": "b"}}),
+            pod("p", 3, node="n1", metadata={"labels": {"sluice.dev/scale-up": "b"}}),
+            "pool/b",
+        ),
+        (
             "a trainer's pod that only says something",
             trainer_pod("p", 2, job="trains", stage="trains-1", node="n1"),
             with_status(
