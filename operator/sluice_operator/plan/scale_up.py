@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, SharingMode
-from sluice_api.meta import SCALE_UP_LABEL, scale_up_name
+from sluice_api.meta import scale_up_name
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, PodView
@@ -21,6 +21,7 @@ from sluice_operator.plan.attempts import trainer_pods
 from sluice_operator.plan.claims import LiveClaim, Phase, live_claims_on, phase
 from sluice_operator.plan.inventory import NodeStock, Stock
 from sluice_operator.plan.outcomes import GIVEN_UP, done, recorded
+from sluice_operator.plan.room import makes_room
 
 MOST = 10
 """So many jobs of a pool ask at once, the first of the queue."""
@@ -80,7 +81,7 @@ def plan_scale_up(world: World, stock: Stock, asking: Collection[FineTuneJob], n
     None is made while an engine's replica is about to start: it would be faster than the replica's own pod.
     """
     wanted = {_key(job, index): (job, index) for job in asking for index in range(job.spec.resources.nodes)}
-    mine = [pod for pod in world.scale_ups.get(stock.pool.metadata.name, {}).values() if not pod.deleting]
+    mine = [pod for pod in scale_ups_of(world, stock.pool.metadata.name) if not pod.deleting]
     kept_for = {pod.key: _kept_for(world, pod, now) for pod in mine if pod.key not in wanted}
     idle = [pod for pod in mine if pod.ended or (pod.key not in wanted and not kept_for[pod.key])]
     in_the_way = [pod for node in stock.nodes.values() if _somebody_comes(world, node) for pod in _on(world, node)]
@@ -94,6 +95,11 @@ def plan_scale_up(world: World, stock: Stock, asking: Collection[FineTuneJob], n
     )
 
 
+def scale_ups_of(world: World, pool: str) -> list[PodView]:
+    """Pods that ask for nodes of a pool, for jobs that we serve."""
+    return [pod for pod in world.scale_ups.get(pool, {}).values() if makes_room(world, pod)]
+
+
 def _key(job: FineTuneJob, index: int) -> Key:
     return Key("Pod", job.metadata.namespace, scale_up_name(job.metadata.name, job.metadata.uid, index))
 
@@ -101,7 +107,7 @@ def _key(job: FineTuneJob, index: int) -> Key:
 def _on(world: World, node: NodeStock) -> Iterator[PodView]:
     """Scale-up pods on a node, of whatever pool."""
     here = world.pods_on.get(node.name, {}).values()
-    return (pod for pod in here if SCALE_UP_LABEL in pod.labels and not pod.deleting)
+    return (pod for pod in here if makes_room(world, pod) and not pod.deleting)
 
 
 def _kept_for(world: World, pod: PodView, now: datetime) -> list[LiveClaim]:

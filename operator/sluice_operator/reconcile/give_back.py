@@ -13,6 +13,7 @@ from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import PodView, StageJobView
 from sluice_operator.observe.world import World
 from sluice_operator.plan.claims import owner_of
+from sluice_operator.plan.scale_up import scale_ups_of
 from sluice_operator.reconcile.engine import reconcile_engine
 from sluice_operator.reconcile.scale_up import remove_scale_ups
 from sluice_operator.settings import Settings
@@ -81,7 +82,7 @@ async def _remove_idle_pods(world: World, cluster: Cluster) -> None:
 
 def _scale_ups(world: World) -> list[PodView]:
     """Pods that ask for nodes."""
-    return [pod for pods in world.scale_ups.values() for pod in pods.values()]
+    return [pod for pool in world.scale_ups for pod in scale_ups_of(world, pool)]
 
 
 def _unfinished(world: World) -> list[StageJobView]:

@@ -19,6 +19,7 @@ from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job import next_training_attempt
 from sluice_operator.plan.pool import engines_with_room, pool_status
 from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.scale_up import scale_ups_of
 from sluice_operator.plan.waiting import Wait
 from sluice_operator.reconcile.at_once import side_by_side
 from sluice_operator.reconcile.scale_up import ask_for_nodes, remove_scale_ups
@@ -37,7 +38,7 @@ async def reconcile_pool(
     pool = find_pool(world, key.name)
     if pool is None:
         store.verdicts.pop(key.name, None)
-        await remove_scale_ups(cluster, tuple(world.scale_ups.get(key.name, {}).values()))
+        await remove_scale_ups(cluster, scale_ups_of(world, key.name))
         return None
 
     began = time.monotonic()

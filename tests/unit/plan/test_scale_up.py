@@ -21,7 +21,7 @@ from sluice_operator.plan.scale_up import MOST, ScaleUp, plan_scale_up
 from sluice_operator.plan.waiting import Wait
 from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe, parse
 
-LENDS = {"policy": "ScaleDown", "minReplicas": 0, "coolDownSeconds": 0}
+LENDS = {"policy": "ScaleDown", "minReplicas": 0, "coolDownSeconds": 0, "drainTimeoutSeconds": 0}
 assert PREPARED.ended_at is not None
 READY = PREPARED.ended_at
 OVER = READY + timedelta(seconds=600)
@@ -250,6 +250,16 @@ def test_what_a_pod_has_on_a_node_counts_as_free() -> None:
     assert describe(allocated(town)) == "a waits ScalingUp"  # the replica has that room
 
 
+def test_the_pod_of_a_job_that_another_sluice_serves_is_a_strangers() -> None:
+    town = parse("pool: 1 gpus | a: needs 1, scales")
+    pod = bound(town, "a", "n1")
+    job = town.world.jobs[job_key("team", "a")]
+    town.store.remove(job_key("team", "a"), job.metadata.uid)
+    town.job("b")
+    assert describe(allocated(town)) == "b waits WaitingForGPUs"
+    assert pod not in planned(town).remove
+
+
 def test_it_counts_as_free_memory_too() -> None:
     town = Town()
     town.node(2, memory=3 << 30)
@@ -364,7 +374,7 @@ def test_no_node_comes_and_the_job_borrows() -> None:
         cluster.round()
     assert cluster.world.engines[engine_key("team", "chat")].status.lent == 0
     cluster.pass_time(600)
-    for _ in range(12):
+    for _ in range(8):
         cluster.round()
     assert cluster.world.engines[engine_key("team", "chat")].status.lent == 1
     assert not cluster.world.scale_ups.get("default")
