@@ -1,4 +1,4 @@
-"""Whether a pod fits a node for every reason but GPUs: cpu, memory, pods, volumes."""
+"""Whether a pod fits a node for every reason but GPUs: cpu, memory, disk, pods, volumes."""
 
 from collections.abc import Collection, Iterable
 
@@ -9,7 +9,8 @@ from sluice_operator.observe.quantity import amount, readable
 from sluice_operator.observe.views import ClaimView, Key, NodeRequirement, NodeView, PodView, Resources
 from sluice_operator.observe.world import World, job_key
 
-COUNTED = ("cpu", "memory")
+COUNTED = ("cpu", "memory", "ephemeral-storage")
+"""A job asks for no disk, but a LimitRange may in its name, and kube-scheduler counts it."""
 GPU_MEMORY = "gpuMemory"
 GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"
 """On a node: the memory of each of its GPUs, in MiB."""
