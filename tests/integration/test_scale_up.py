@@ -104,7 +104,7 @@ async def test_an_empty_pool_is_scaled_up_and_a_replica_is_not_kept_out_by_a_pod
         await scene.job("wide", policy="Queue", nodes=2, pool=namespace, scaleUpFirst={})
         await seen(scene, 2)
         message = await scene.job_says("wide", "ScalingUp")
-        assert f"Pool {namespace} has no node" in message
+        assert f"pool {namespace} has no node" in message
         first = await nodes.add(f"{namespace}-n1", gpus=1, **label)
         await scene.history.until(
             lambda: [p for p in asking(scene) if p["spec"].get("nodeName") == first], "it is bound"

@@ -62,13 +62,22 @@ def _same_but_version(old: Stored, new: Stored) -> bool:
 
 
 def _job(old: Stored | None, new: Stored | None, job: FineTuneJob, world: World, _links: Links) -> Iterator[Key]:
-    """Itself, its pool, and the engines that lend to it; figures that only tell how far it is change no decision."""
+    """Itself, its pool, and the engines that lend to it; figures that only tell how far it is change no decision.
+
+    But the first estimate of its end may be after its deadline.
+    """
     if isinstance(old, FineTuneJob) and isinstance(new, FineTuneJob) and _only_progress(old, new):
+        if _estimate(old) is None and _estimate(new) is not None:
+            yield key_of(job)
         return
     yield key_of(job)
     yield pool_key(job.spec.resources.pool)
     for stage_job in world.stage_jobs_of.get(job.metadata.uid, {}).values():
         yield from _lenders(stage_job)
+
+
+def _estimate(job: FineTuneJob) -> int | None:
+    return job.status.progress.seconds_left if job.status.progress else None
 
 
 def _only_progress(old: FineTuneJob, new: FineTuneJob) -> bool:

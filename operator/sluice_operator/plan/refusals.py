@@ -61,7 +61,9 @@ def _pool_exists(world: World, job: FineTuneJob) -> Refusal | None:
     name = job.spec.resources.pool
     if find_pool(world, name) is None:
         known = ", ".join(sorted(key.name for key in world.pools)) or "default"
-        return Reason.POOL_NOT_FOUND, f"spec.resources.pool: there is no GPUPool {name}. There are: {known}."
+        return Reason.POOL_NOT_FOUND, (
+            f"spec.resources.pool: there is no GPUPool {name}. There are: {known}. Create it, or use one of these."
+        )
     return None
 
 
@@ -86,7 +88,9 @@ def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Refusal | None:
         return None
     nodes = pool_nodes(world, pool)
     if not nodes:
-        return Reason.NO_NODES, f"Pool {wanted.pool} has no node that offers GPUs. Add one."
+        return Reason.NO_NODES, (
+            f"spec.resources.pool: pool {wanted.pool} has no node that offers {resource}. Add one, or use another pool."
+        )
     most = max(node.allocatable.get(resource, 0) for node in nodes)
     if wanted.gpus > most:
         return Reason.EXCEEDS_EVERY_NODE, (

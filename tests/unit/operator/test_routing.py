@@ -75,6 +75,18 @@ def with_status(raw: Body, **status: Any) -> Body:
             "",
         ),
         (
+            "but the first estimate of its end",
+            with_status(finetunejob("j", 2), progress={"step": 4}),
+            with_status(finetunejob("j", 3), progress={"step": 5, "secondsLeft": 60}),
+            "job/j",
+        ),
+        (
+            "and not the next one",
+            with_status(finetunejob("j", 2), progress={"step": 5, "secondsLeft": 60}),
+            with_status(finetunejob("j", 3), progress={"step": 6, "secondsLeft": 50}),
+            "",
+        ),
+        (
             "but a condition does",
             finetunejob("j", 2),
             with_status(finetunejob("j", 3), summary="Training", progress={"step": 5}),
