@@ -11,6 +11,7 @@ from typing import Any
 
 from dev.simulate.town import GPU, NOW, Town
 from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import (
     DEFAULT_POOL,
@@ -30,10 +31,12 @@ from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.allocation import allocate
 from sluice_operator.plan.engine import plan_engine
 from sluice_operator.plan.holding import Limits
+from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job import JobDecision, Start, next_training_attempt, plan_job
 from sluice_operator.plan.job_status import job_status
 from sluice_operator.plan.placeholders import Placeholders
 from sluice_operator.plan.pools import find_pool, nodes_of
+from sluice_operator.plan.scale_up import plan_scale_up
 from sluice_operator.plan.slots import SlotPlan
 
 
@@ -57,6 +60,20 @@ class Cluster:
         """Make the claims of those whose turn it is."""
         for job, start in self._claims():
             self._create(job, start)
+        for pool in self._pools():
+            self._ask_for_nodes(pool)
+
+    def _ask_for_nodes(self, pool: GPUPool) -> None:
+        asking = allocate(self.world, pool, self.now).asking
+        decision = plan_scale_up(self.world, take_stock(self.world, pool), asking, self.now)
+        for pod in decision.remove:
+            self.town.store.remove(pod.key, pod.uid)
+        for job, index in decision.make:
+            self.town.scale_up_pod(job, index)
+
+    def _pools(self) -> list[GPUPool]:
+        names = (DEFAULT_POOL, *(key.name for key in self.world.pools if key.name != DEFAULT_POOL))
+        return [pool for name in names if (pool := find_pool(self.world, name))]
 
     def pause(self) -> None:
         """The leader is stopped after it has decided and before it has written; another one follows."""
@@ -73,9 +90,8 @@ class Cluster:
         self._half_done = []
 
     def _claims(self) -> Iterator[tuple[FineTuneJob, Start]]:
-        for name in (DEFAULT_POOL, *(key.name for key in self.world.pools if key.name != DEFAULT_POOL)):
-            pool = find_pool(self.world, name)
-            for key, claim in allocate(self.world, pool, self.now).claims.items() if pool else ():
+        for pool in self._pools():
+            for key, claim in allocate(self.world, pool, self.now).claims.items():
                 job = self.world.jobs[key]
                 yield job, Start(Stage.TRAIN, next_training_attempt(self.world, job), claim)
 
@@ -219,6 +235,9 @@ class Cluster:
         for stage_job in list(self.world.stage_jobs.values()):
             if stage_job.owner and stage_job.owner.uid not in uids and not stage_job.deleting:
                 self._change(stage_job, deleting=True)
+        for pod in [pod for pods in self.world.scale_ups.values() for pod in pods.values()]:
+            if pod.owner and pod.owner.uid not in uids:
+                self.town.store.remove(pod.key, pod.uid)
 
     def _delete_pods(self, pods: list[PodView]) -> None:
         for pod in pods:

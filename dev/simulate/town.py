@@ -14,7 +14,9 @@ from sluice_api.meta import (
     ENGINE_LABEL,
     INDEX_LABEL,
     OUTCOMES_ANNOTATION,
+    SCALE_UP_LABEL,
     SCHEDULING_GATE,
+    scale_up_name,
     stage_job_name,
 )
 from sluice_api.reports import EngineReport
@@ -272,6 +274,22 @@ class Town:
             requests={GPU: gpus, "cpu": 1000, "memory": 1 << 30},
             node=node,
             **{"created": created, "gates": () if node else (SCHEDULING_GATE,), "running": bool(node), **changes},
+        )
+        self.put(pod)
+        return pod
+
+    def scale_up_pod(self, job: FineTuneJob, index: int = 0, node: str = "") -> PodView:
+        """A pod by which a job asks for a node; on a node, if it has got one."""
+        version, created = self._next()
+        pod = PodView(
+            key=Key("Pod", job.metadata.namespace, scale_up_name(job.metadata.name, job.metadata.uid, index)),
+            uid=f"scale-up-{version}",
+            resource_version=version,
+            created=created,
+            owner=Owner("FineTuneJob", job.metadata.name, job.metadata.uid),
+            labels={SCALE_UP_LABEL: job.spec.resources.pool},
+            requests={GPU: job.spec.resources.gpus, "cpu": 1000, "memory": 1 << 30},
+            node=node,
         )
         self.put(pod)
         return pod

@@ -211,6 +211,11 @@ class FineTuneJobSpec(Model):
                 at=".resources.gpus",
             ),
             Rule(
+                "self.scheduling.policy != 'Shared' || !has(self.scheduling.scaleUpFirst)",
+                "leave it out with policy Shared, or use Queue or Preempt: a share is of a GPU that is there",
+                at=".scheduling.scaleUpFirst",
+            ),
+            Rule(
                 "self.training.batchSize >= self.resources.gpus * self.resources.nodes",
                 "must be at least resources.gpus x resources.nodes: each GPU needs a row",
                 at=".training.batchSize",

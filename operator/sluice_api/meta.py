@@ -22,6 +22,8 @@ SLOT_LABEL = f"{GROUP}/slot"
 """On a slot's Deployment and pod: the slot's index."""
 PLACEHOLDER_LABEL = f"{GROUP}/placeholder"
 """On a placeholder: its engine's name. Not ENGINE_LABEL, by which Services and autoscalers find replicas."""
+SCALE_UP_LABEL = f"{GROUP}/scale-up"
+"""On a pod that asks for a node: the pool's name. Not JOB_LABEL, by which a stage's pods are found."""
 LEADER_LABEL = f"{GROUP}/leader"
 """On the pod of the operator replica that leads; the progress Service selects it."""
 
@@ -85,6 +87,11 @@ def slot_gpus_name(engine: str, index: int) -> str:
 def placeholder_name(engine: str, index: int) -> str:
     """Name of the pod that keeps a lent slot's GPUs."""
     return f"{slot_name(engine, index)}-placeholder"
+
+
+def scale_up_name(job: str, uid: str, index: int) -> str:
+    """Name of the pod that asks for a node for one of a job's training pods."""
+    return _fitting(job, f"-{short_uid(uid)}-scale-up-{index}", 63)
 
 
 def adapter_version(name: str, digest: str) -> str:

@@ -89,6 +89,11 @@ class Reason(StrEnum):
         "The namespace holds, or would hold, more GPUs of the pool than its quota there allows.",
         "Wait until another job of the namespace ends, or raise the quota in the GPUPool's spec.quotas.",
     )
+    SCALING_UP = (
+        "ScalingUp",
+        "The job asks a cluster autoscaler for nodes (scheduling.scaleUpFirst) and borrows nothing meanwhile.",
+        "Wait for a node, lower scheduling.scaleUpFirst.waitSeconds, or remove the field to borrow at once.",
+    )
     NOT_BEFORE = (
         "NotBefore",
         "scheduling.notBefore is still to come; the data is prepared.",
@@ -174,6 +179,11 @@ class Reason(StrEnum):
         "PoolDoesNotShare",
         "scheduling.policy is Shared, but the pool's nodes give each GPU to one pod.",
         "Use Queue or Preempt, another pool, or set spec.sharing on the GPUPool as its device plugin is set up.",
+    )
+    SCALE_UP_NOT_SUPPORTED = (
+        "ScaleUpNotSupported",
+        "scheduling.scaleUpFirst is set, but the pool's GPUs are served by DRA, by which no pod asks for nodes yet.",
+        "Remove scheduling.scaleUpFirst, or use a pool whose GPUs a device plugin offers.",
     )
     SHARE_TOO_LARGE = (
         "ShareTooLarge",

@@ -42,6 +42,18 @@ class Interruption(Model):
     )
 
 
+class ScaleUp(Model):
+    """How long a job asks a cluster autoscaler for nodes before it borrows."""
+
+    wait_seconds: int = Field(
+        600,
+        ge=1,
+        le=604_800,
+        description="For so long, from the moment on at which the job is ready for GPUs, it takes free GPUs only: it "
+        "borrows none and takes nobody's place.",
+    )
+
+
 class Scheduling(Model):
     """When the job gets GPUs, and from whom."""
 
@@ -67,6 +79,12 @@ class Scheduling(Model):
         None,
         description="The job asks for GPUs only from this moment on, such as 2027-01-04T20:00:00Z. Its data is "
         "prepared before.",
+    )
+    scale_up_first: ScaleUp | None = Field(
+        None,
+        description="Set, if only to {}: the job asks for nodes before it borrows. While it waits, a pod of low "
+        "priority like each of its training pods is pending, by which a cluster autoscaler adds nodes to the pool; a "
+        "job that is larger than every node there waits for a larger one. Absent: it borrows at once.",
     )
     interruption: Interruption = Field(
         default_factory=Interruption, description="When training gives way to a job of higher priority."

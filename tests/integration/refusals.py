@@ -39,6 +39,12 @@ REFUSED: list[tuple[str, str, Any, str]] = [
         {"scheduling": {"policy": "Shared"}, "resources": {"gpus": 2}},
         "spec.resources.gpus: * must be 1, like nodes, with scheduling.policy Shared",
     ),
+    (
+        "FineTuneJob",
+        "spec.scheduling",
+        {"policy": "Shared", "scaleUpFirst": {}},
+        "spec.scheduling.scaleUpFirst: * leave it out with policy Shared",
+    ),
     ("FineTuneJob", "spec.scheduling.share", "100%", "spec.scheduling.share: * write a share from 1% to 99%"),
     ("GPUPool", "spec.sharing", {"mode": "MPS"}, "spec.sharing.replicas: * set it when mode is not None"),
     ("GPUPool", "spec.sharing", {"replicas": 4}, "spec.sharing.replicas: * set it when mode is not None"),

@@ -64,6 +64,7 @@ CHANGEABLE = [
     ("FineTuneJob", "spec.scheduling.policy", "Preempt"),
     ("FineTuneJob", "spec.scheduling.priority", 5),
     ("FineTuneJob", "spec.scheduling.notBefore", "2027-01-04T20:00:00Z"),
+    ("FineTuneJob", "spec.scheduling.scaleUpFirst", {"waitSeconds": 60}),
     ("InferenceEngine", "spec.model.uri", "pvc://models/other"),
     ("InferenceEngine", "spec.preemption.policy", "ScaleDown"),
     ("Adapter", "spec.source.uri", "pvc://adapters/support/older"),

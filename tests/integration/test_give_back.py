@@ -23,13 +23,15 @@ async def test_training_ends_and_every_slot_comes_back(
     await scene.serves(2)
     await scene.job("j")
     await scene.running("j")
+    await scene.job("k", scaleUpFirst={})
+    await scene.history.until(lambda: _ask_for_nodes(scene), "a pod asks for a node")
 
     hook = await _give_back(control_plane, namespace, tmp_path)
     assert hook.events("every slot is back"), hook.log.read_text()
     assert list(scene.sizes().values()) == [1, 1]
     await scene.history.until(lambda: scene.ready() == 2, "both slots answer again")
     assert not scene.stage_jobs("j")
-    assert _placeholders(scene) == []
+    assert (_placeholders(scene), _ask_for_nodes(scene)) == ([], [])
     assert running.events("no longer leading") or running.events("stepping down")
     assert running.process.poll() is None
 
@@ -62,6 +64,10 @@ async def _give_back(plane: ControlPlane, namespace: str, folder: Path, **settin
     finally:
         hook.kill()
     return hook
+
+
+def _ask_for_nodes(scene: ClaimScene) -> list[str]:
+    return [name for name in scene.history.now["pods"] if "-scale-up-" in name]
 
 
 def _placeholders(scene: ClaimScene) -> list[str]:

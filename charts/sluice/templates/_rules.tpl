@@ -69,7 +69,8 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [patch]
-# Placeholders: pods that never run and keep a lent replica's GPUs from others' pods.
+# Placeholders: pods that never run and keep a lent replica's GPUs from others' pods. And the pods by which jobs with
+# scaleUpFirst ask a cluster autoscaler for nodes.
 - apiGroups: [""]
   resources: [pods]
   verbs: [create, delete]

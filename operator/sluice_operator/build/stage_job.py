@@ -152,7 +152,7 @@ def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) 
             {pods.STAGE_ENV: work.to_json(), pods.REPORT_URL_ENV: settings.report_url}, pod.BASE_ENVIRONMENT
         ),
         "ports": [{"name": "metrics", "containerPort": pods.METRICS_PORT, "protocol": "TCP"}],
-        "resources": _resources(job, stage),
+        "resources": stage_resources(job, stage),
         "securityContext": pod.CONTAINER_SECURITY,
         "terminationMessagePath": pods.TERMINATION_FILE,
         "terminationMessagePolicy": "File",
@@ -174,7 +174,7 @@ def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) 
     }
 
 
-def _resources(job: FineTuneJob, stage: Stage) -> Manifest:
+def stage_resources(job: FineTuneJob, stage: Stage) -> Manifest:
     """What the stage's pod requests; the GPU of a training pod comes with its claim.
 
     Export loads the model as training does. No CPU limit: throttling slows a stage without helping anyone.

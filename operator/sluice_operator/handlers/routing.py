@@ -8,7 +8,7 @@ from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, PLACEHOLDER_LABEL
+from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL
 from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import Stored
 from sluice_operator.observe.views import (
@@ -62,13 +62,22 @@ def _same_but_version(old: Stored, new: Stored) -> bool:
 
 
 def _job(old: Stored | None, new: Stored | None, job: FineTuneJob, world: World, _links: Links) -> Iterator[Key]:
-    """Itself, its pool, and the engines that lend to it; figures that only tell how far it is change no decision."""
+    """Itself, its pool, and the engines that lend to it; figures that only tell how far it is change no decision.
+
+    But the first estimate of its end may be after its deadline.
+    """
     if isinstance(old, FineTuneJob) and isinstance(new, FineTuneJob) and _only_progress(old, new):
+        if _estimate(old) is None and _estimate(new) is not None:
+            yield key_of(job)
         return
     yield key_of(job)
     yield pool_key(job.spec.resources.pool)
     for stage_job in world.stage_jobs_of.get(job.metadata.uid, {}).values():
         yield from _lenders(stage_job)
+
+
+def _estimate(job: FineTuneJob) -> int | None:
+    return job.status.progress.seconds_left if job.status.progress else None
 
 
 def _only_progress(old: FineTuneJob, new: FineTuneJob) -> bool:
@@ -150,6 +159,9 @@ def _pod(old: Stored | None, new: Stored | None, pod: PodView, world: World, lin
     elif PLACEHOLDER_LABEL in pod.labels:
         yield engine_key(namespace, pod.labels[PLACEHOLDER_LABEL])
         return  # it is never on a node, so no pool counts it
+    elif SCALE_UP_LABEL in pod.labels:
+        yield pool_key(pod.labels[SCALE_UP_LABEL])
+        return  # what it has on a node counts as free
     if _takes(old) != _takes(new):
         yield from _all_pools(world)
 

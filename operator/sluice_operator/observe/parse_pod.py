@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sluice_api.meta import BOUND_AT_ANNOTATION, ENGINE_LABEL, JOB_LABEL, PLACEHOLDER_LABEL
+from sluice_api.meta import BOUND_AT_ANNOTATION, ENGINE_LABEL, JOB_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL
 from sluice_operator.observe.quantity import amounts
 from sluice_operator.observe.raw import Body, ViewMetadata, condition, metadata_of, moment
 from sluice_operator.observe.views import PodView, Resources, Termination
@@ -54,8 +54,8 @@ def parse_pod(body: Body) -> PodView:
 
 
 def is_ours(labels: Mapping[str, str]) -> bool:
-    """Whether a pod belongs to a job's stage or an engine's slot, or keeps such a slot's place."""
-    return any(label in labels for label in (JOB_LABEL, ENGINE_LABEL, PLACEHOLDER_LABEL))
+    """Whether a pod belongs to a job's stage or an engine's slot, keeps such a slot's place, or asks for a node."""
+    return any(label in labels for label in (JOB_LABEL, ENGINE_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL))
 
 
 def effective_requests(spec: Body) -> Resources:

@@ -49,6 +49,6 @@ def readable(resource: str, value: int) -> str:
     """An amount as a person would write it: 7.5Gi, 500m, 2."""
     if resource == "cpu":
         return f"{value}m" if value % 1000 else str(value // 1000)
-    if resource == "memory":
+    if resource in ("memory", "ephemeral-storage"):
         return f"{value / 2**30:.3g}Gi"
     return str(value)

@@ -23,7 +23,7 @@ from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_api.meta import ENGINE_LABEL, PLACEHOLDER_LABEL, SLOT_LABEL
+from sluice_api.meta import ENGINE_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL, SLOT_LABEL
 from sluice_operator.observe.index import Index
 from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import KINDS, Parsed, Stored, Unreadable, key_of, uid_of, version_of
@@ -106,6 +106,7 @@ class Store:
         self._pods_on: Index[str, PodView] = Index(_node)
         self._engine_pods: Index[tuple[str, str, int], PodView] = Index(_slot)
         self._placeholders: Index[tuple[str, str], PodView] = Index(_reserved_for)
+        self._scale_ups: Index[str, PodView] = Index(_asks_in_pool)
         self._stage_jobs_of: Index[str, StageJobView] = Index(_controller)
         self._slots_of: Index[str, SlotView] = Index(_controller)
         self._claiming: Index[bool, StageJobView] = Index(_with_claim)
@@ -124,7 +125,7 @@ class Store:
             ),
             "InferenceEngine": (self.links.engines_in_pool,),
             "Adapter": (self.links.adapters_on,),
-            "Pod": (self._pods_of, self._pods_on, self._engine_pods, self._placeholders),
+            "Pod": (self._pods_of, self._pods_on, self._engine_pods, self._placeholders, self._scale_ups),
             "Job": (self._stage_jobs_of, self._claiming, self._claims_on, self.links.borrowing),
             "Deployment": (self._slots_of,),
             "PersistentVolumeClaim": (self.links.bound_to,),
@@ -169,6 +170,7 @@ class Store:
             pods_on=self._pods_on.groups,
             engine_pods=self._engine_pods.groups,
             placeholders=self._placeholders.groups,
+            scale_ups=self._scale_ups.groups,
             stage_jobs_of=self._stage_jobs_of.groups,
             slots_of=self._slots_of.groups,
             claiming=self._claiming.groups.get(True, MappingProxyType({})),
@@ -359,6 +361,11 @@ def _slot(pod: PodView) -> tuple[tuple[str, str, int], ...]:
 def _reserved_for(pod: PodView) -> tuple[tuple[str, str], ...]:
     engine = pod.labels.get(PLACEHOLDER_LABEL)
     return ((pod.key.namespace, engine),) if engine else ()
+
+
+def _asks_in_pool(pod: PodView) -> tuple[str, ...]:
+    pool = pod.labels.get(SCALE_UP_LABEL)
+    return (pool,) if pool else ()
 
 
 def _with_claim(stage_job: StageJobView) -> tuple[bool, ...]:

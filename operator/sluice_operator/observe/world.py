@@ -86,6 +86,8 @@ class World:
     """Pods by (namespace, engine, slot index)."""
     placeholders: Mapping[tuple[str, str], Mapping[Key, PodView]] = field(default_factory=dict)
     """Pods that keep the GPUs of lent slots, by (namespace, engine)."""
+    scale_ups: Mapping[str, Mapping[Key, PodView]] = field(default_factory=dict)
+    """Pods that ask for nodes, by the name of the pool."""
     stage_jobs_of: Mapping[str, Mapping[Key, StageJobView]] = field(default_factory=dict)
     """Stage Jobs by the uid of their FineTuneJob."""
     slots_of: Mapping[str, Mapping[Key, SlotView]] = field(default_factory=dict)

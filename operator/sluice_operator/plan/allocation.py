@@ -11,7 +11,7 @@ from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.access import quota_of
-from sluice_operator.plan.borrowing import Held, Market, has_reached, held_by_namespace, with_claim
+from sluice_operator.plan.borrowing import FREE_ONLY, Held, Market, has_reached, held_by_namespace, with_claim
 from sluice_operator.plan.claims import live_claims_of
 from sluice_operator.plan.interruption import next_to_give_way
 from sluice_operator.plan.inventory import engines_of, take_stock
@@ -20,7 +20,8 @@ from sluice_operator.plan.lending import lends_next
 from sluice_operator.plan.outcomes import all_outcomes, done, next_attempt_at, recorded, waits_since
 from sluice_operator.plan.placement import place, stock_after
 from sluice_operator.plan.refusals import final_failure, refusal
-from sluice_operator.plan.waiting import EXPLAINED, Wait, explain, far_behind, over_quota
+from sluice_operator.plan.scale_up import MOST, asks, asks_until
+from sluice_operator.plan.waiting import EXPLAINED, Wait, explain, far_behind, over_quota, scaling_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Allocation:
 
     claims: Mapping[Key, Claim] = field(default_factory=dict)
     waits: Mapping[Key, Wait] = field(default_factory=dict)
+    asking: tuple[FineTuneJob, ...] = ()
+    """Jobs that ask for nodes now."""
     again_at: datetime | None = None
     """When training gives way to the job in front, if it still waits."""
 
@@ -39,7 +42,8 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
     Nothing overtakes a job that waits, unless it provably can't delay it: what the waiting job could
     use, every node that is large enough, every slot that may be lent to it and its part of a quota, is
     out of reach for those behind it. A job that its namespace's quota holds back can use none of it, so
-    it holds back its namespace's other jobs only.
+    it holds back its namespace's other jobs only. One that asks for nodes may use free GPUs only, but in
+    a while the others too: they are kept for it meanwhile.
     """
     stock = take_stock(world, pool)
     market = Market(world, stock, now)
@@ -60,21 +64,46 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
             kept.keep_quota(job)
             continue
         terms = market.terms(job, quota, mine.plus(0, theirs.borrowed))
-        claim = place(world, stock, job, replace(terms, lenders=terms.lenders - kept.lenders), kept.nodes, now)
+        ways = FREE_ONLY if asks(job, now) else replace(terms, lenders=terms.lenders - kept.lenders)
+        claim = place(world, stock, job, ways, kept.nodes, now)
         if claim is not None:
             claims[key_of(job)] = claim
             held[namespace] = with_claim(world, mine, claim)
             stock = stock_after(world, stock, job, claim)
         else:
-            gives_way = None if waiting else next_to_give_way(world, stock.claims, job, now)
+            gives_way = next_to_give_way(world, stock.claims, job, now) if ways.displaces and not waiting else None
             again_at = again_at or (gives_way.at if gives_way else None)
-            if len(waiting) < EXPLAINED:
-                waits[key_of(job)] = explain(world, stock, job, terms, waiting, gives_way, now)
-            else:
+            if len(waiting) >= EXPLAINED:
                 waits[key_of(job)] = far_behind(pool, job, len(waiting))
+            elif asks(job, now):
+                waits[key_of(job)] = scaling_up(stock, job, waiting, now)
+            else:
+                waits[key_of(job)] = explain(world, stock, job, terms, waiting, gives_way, now)
             waiting.append(job)
             kept.keep(stock, job, terms)
-    return Allocation(claims, waits, again_at)
+    oversized = waiting_for_larger_nodes(world, pool, now)
+    waits.update({key_of(job): scaling_up(stock, job, [], now, _too_large(world, job)) for job in oversized})
+    asking = [job for job in (*waiting[:EXPLAINED], *oversized) if asks(job, now)]
+    return Allocation(claims, waits, tuple(asking[:MOST]), again_at)
+
+
+def _too_large(world: World, job: FineTuneJob) -> str:
+    found = refusal(world, job)
+    return found[1] if found else ""
+
+
+def waiting_for_larger_nodes(world: World, pool: GPUPool, now: datetime) -> list[FineTuneJob]:
+    """Jobs that ask for nodes and fit none that exists, in their order. What is there is of no use to them.
+
+    So they are not in the queue, and hold nobody back, until a node has come.
+    """
+    jobs = [job for job in world.unfinished.get(pool.metadata.name, {}).values() if asks(job, now)]
+    found = [
+        job
+        for job in jobs
+        if refusal(world, job) and _is_ready(world, job, now, nodes_may_come=True) and not live_claims_of(world, job)
+    ]
+    return sorted(found, key=lambda job: place_in_queue(pool, job, now))
 
 
 def pending(world: World, pool: GPUPool, now: datetime) -> list[FineTuneJob]:
@@ -94,13 +123,17 @@ def place_in_queue(pool: GPUPool, job: FineTuneJob, now: datetime) -> tuple[int,
 
 def is_pending(world: World, job: FineTuneJob, now: datetime) -> bool:
     """Whether a job without a claim should get GPUs as soon as there are any."""
+    return _is_ready(world, job, now)
+
+
+def _is_ready(world: World, job: FineTuneJob, now: datetime, *, nodes_may_come: bool = False) -> bool:
     if job.spec.suspend or job.spec.managed_by or job.metadata.deletion_timestamp:
         return False
     if any(_trains(stage_job) for stage_job in world.stage_jobs_of.get(job.metadata.uid, {}).values()):
         return False
     if job.spec.scheduling.not_before and now < job.spec.scheduling.not_before:
         return False
-    if refusal(world, job):
+    if refusal(world, job, nodes_may_come=nodes_may_come):
         return False
     outcomes = all_outcomes(world, job)
     if done(outcomes, Stage.PREPARE) is None or done(outcomes, Stage.TRAIN) is not None:
@@ -128,6 +161,7 @@ def next_change(world: World, pool: GPUPool, now: datetime) -> datetime | None:
     moments = (
         *(next_attempt_at(job, all_outcomes(world, job).of(Stage.TRAIN)) for job in jobs),
         *(job.spec.scheduling.not_before for job in jobs),
+        *(asks_until(job) for job in jobs),
         now + timedelta(seconds=pool.spec.ageing_seconds) if pool.spec.ageing_seconds and jobs else None,
         *(lends_next(world, engine, now) for engine in engines_of(world, pool) if jobs),
     )

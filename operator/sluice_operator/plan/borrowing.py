@@ -34,6 +34,12 @@ class Terms:
     """Uids of the engines that lend to it."""
     most: int = 0
     """GPUs."""
+    displaces: bool = True
+    """Whether it may take the place of training that gives way to it."""
+
+
+FREE_ONLY = Terms(displaces=False)
+"""Those of a job that takes what nobody has, and nothing else."""
 
 
 class Market:

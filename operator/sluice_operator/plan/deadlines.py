@@ -35,7 +35,8 @@ def warning(job: FineTuneJob, outcomes: Outcomes, since: datetime, expected: dat
     if expected is None or expected <= end:
         return ""
     return (
-        f" At this pace it is not done when activeDeadlineSeconds are over and it is stopped, {end:%Y-%m-%d %H:%M} UTC."
+        f" At this pace it is not done when spec.activeDeadlineSeconds ({job.spec.active_deadline_seconds}) are over "
+        f"and it is stopped, {end:%Y-%m-%d %H:%M} UTC. Create it anew with more, or have it train less."
     )
 
 

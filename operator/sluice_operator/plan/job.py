@@ -154,7 +154,7 @@ def refused(s: Situation) -> JobDecision | None:
     """Something is missing or wrong that others can mend: it waits, and has taken nothing."""
     if s.unfinished() or done(s.outcomes, Stage.TRAIN):
         return None
-    found = refusals.refusal(s.world, s.job)
+    found = refusals.refusal_at(s.world, s.job, s.now)
     return JobDecision(_current(s), *found) if found else None
 
 

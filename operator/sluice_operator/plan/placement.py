@@ -167,7 +167,7 @@ def _ways(group: Group) -> list[Way]:
         ways += [_free, _in_place_of_leavers] if group.going else [_free]
     if group.terms.most > 0 and group.terms.lenders:
         ways.append(_lent)
-    if not group.kept:
+    if group.terms.displaces and not group.kept:
         ways.append(_instead)
     return ways
 

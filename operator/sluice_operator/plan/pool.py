@@ -20,7 +20,7 @@ def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUP
     reason = Reason.POOL_READY if usable else Reason.NO_NODES
     notes = [f"{node.name} is {node.refusal}." for node in nodes if node.refusal]
     notes += [
-        f"{count} more that it selects belong to pool {name}, which is older."
+        f"spec.nodeSelector: {count} more that it selects belong to pool {name}, which is older. Narrow one of the two."
         for name, count in taken_by_elders(world, pool).items()
     ]
     lent = sum(borrowed_on(world, live.claim, node.name) for node in nodes for live in node.claims)

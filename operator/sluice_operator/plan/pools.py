@@ -21,7 +21,7 @@ def nodes_of(world: World, pool: GPUPool) -> Iterator[NodeView]:
 
     A node that two pools select is the older one's: no GPU is in two. `default` that nobody made comes last.
     """
-    elders = _elders(world, pool)
+    elders = elders_of(world, pool)
     return (
         node
         for node in world.nodes.values()
@@ -32,7 +32,7 @@ def nodes_of(world: World, pool: GPUPool) -> Iterator[NodeView]:
 def taken_by_elders(world: World, pool: GPUPool) -> dict[str, int]:
     """How many of the nodes that a pool selects belong to each older pool."""
     found: dict[str, int] = {}
-    elders = _elders(world, pool)
+    elders = elders_of(world, pool)
     for node in world.nodes.values() if elders else ():
         owner = next((elder for elder in elders if _selects(elder, node)), None)
         if owner and _selects(pool, node):
@@ -40,7 +40,7 @@ def taken_by_elders(world: World, pool: GPUPool) -> dict[str, int]:
     return found
 
 
-def _elders(world: World, pool: GPUPool) -> list[GPUPool]:
+def elders_of(world: World, pool: GPUPool) -> list[GPUPool]:
     """The older pools of the same resource, oldest first."""
     others = (other for other in world.pools.values() if other.spec.resource_name == pool.spec.resource_name)
     return sorted((other for other in others if _age(other) < _age(pool)), key=_age)

@@ -21,13 +21,30 @@ from sluice_operator.plan.deadlines import too_late
 from sluice_operator.plan.outcomes import AGAIN, failures
 from sluice_operator.plan.pools import find_pool, nodes_of, pool_nodes
 from sluice_operator.plan.room import claims_of_job, exceeds, most_pods, need_of
+from sluice_operator.plan.scale_up import may_ask, scale_up_refusal
 
 Refusal = tuple[Reason, str]
 
+_SIZE = frozenset({Reason.NO_NODES, Reason.EXCEEDS_EVERY_NODE, Reason.EXCEEDS_POOL})
 
-def refusal(world: World, job: FineTuneJob) -> Refusal | None:
-    """The first thing that keeps a job from being started."""
-    return next((found for check in CHECKS if (found := check(world, job))), None)
+
+def refusal(world: World, job: FineTuneJob, *, nodes_may_come: bool = False) -> Refusal | None:
+    """The first thing that keeps a job from being started.
+
+    Args:
+        nodes_may_come: that it is larger than what exists does not.
+    """
+    checks = (check for check in CHECKS if not (nodes_may_come and check is _fits_some_node))
+    return next((found for check in checks if (found := check(world, job))), None)
+
+
+def refusal_at(world: World, job: FineTuneJob, now: datetime) -> Refusal | None:
+    """The same at a moment: as long as a job may ask for nodes, larger ones may come."""
+    found = refusal(world, job, nodes_may_come=may_ask(job, now))
+    terms = job.spec.scheduling.scale_up_first
+    if found is None or terms is None or found[0] not in _SIZE:
+        return found
+    return found[0], f"{found[1]} None came within {terms.wait_seconds} s (spec.scheduling.scaleUpFirst)."
 
 
 def _claims_exist(world: World, job: FineTuneJob) -> Refusal | None:
@@ -44,13 +61,15 @@ def _pool_exists(world: World, job: FineTuneJob) -> Refusal | None:
     name = job.spec.resources.pool
     if find_pool(world, name) is None:
         known = ", ".join(sorted(key.name for key in world.pools)) or "default"
-        return Reason.POOL_NOT_FOUND, f"spec.resources.pool: there is no GPUPool {name}. There are: {known}."
+        return Reason.POOL_NOT_FOUND, (
+            f"spec.resources.pool: there is no GPUPool {name}. There are: {known}. Create it, or use one of these."
+        )
     return None
 
 
 def _pool_serves_it(world: World, job: FineTuneJob) -> Refusal | None:
     pool = find_pool(world, job.spec.resources.pool)
-    return denial(world, pool, job) if pool else None
+    return (denial(world, pool, job) or scale_up_refusal(pool, job)) if pool else None
 
 
 def _fits_some_node(world: World, job: FineTuneJob) -> Refusal | None:
@@ -69,7 +88,9 @@ def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Refusal | None:
         return None
     nodes = pool_nodes(world, pool)
     if not nodes:
-        return Reason.NO_NODES, f"Pool {wanted.pool} has no node that offers GPUs. Add one."
+        return Reason.NO_NODES, (
+            f"spec.resources.pool: pool {wanted.pool} has no node that offers {resource}. Add one, or use another pool."
+        )
     most = max(node.allocatable.get(resource, 0) for node in nodes)
     if wanted.gpus > most:
         return Reason.EXCEEDS_EVERY_NODE, (

@@ -1,14 +1,16 @@
-"""Whether a pod fits a node for every reason but GPUs: cpu, memory, pods, volumes."""
+"""Whether a pod fits a node for every reason but GPUs: cpu, memory, disk, pods, volumes."""
 
 from collections.abc import Collection, Iterable
 
 from sluice_api.finetunejob import FineTuneJob, JobResources
+from sluice_api.meta import SCALE_UP_LABEL
 from sluice_api.sources import claims_of
 from sluice_operator.observe.quantity import amount, readable
 from sluice_operator.observe.views import ClaimView, Key, NodeRequirement, NodeView, PodView, Resources
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, job_key
 
-COUNTED = ("cpu", "memory")
+COUNTED = ("cpu", "memory", "ephemeral-storage")
+"""A job asks for no disk, but a LimitRange may in its name, and kube-scheduler counts it."""
 GPU_MEMORY = "gpuMemory"
 GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"
 """On a node: the memory of each of its GPUs, in MiB."""
@@ -26,8 +28,16 @@ def claims_of_job(job: FineTuneJob) -> tuple[str, ...]:
 
 
 def holding(world: World, node: str) -> list[PodView]:
-    """Pods that are bound to a node and have not ended; terminating ones too."""
-    return [pod for pod in world.pods_on.get(node, {}).values() if not pod.ended]
+    """Pods that are bound to a node and have not ended; terminating ones too. Those that make room do not count."""
+    return [pod for pod in world.pods_on.get(node, {}).values() if not pod.ended and not makes_room(world, pod)]
+
+
+def makes_room(world: World, pod: PodView) -> bool:
+    """Whether a pod asks for a node for a job that we serve: it goes for anybody (see plan.scale_up)."""
+    if SCALE_UP_LABEL not in pod.labels or pod.owner is None:
+        return False
+    job = world.jobs.get(job_key(pod.key.namespace, pod.owner.name))
+    return job is not None and job.metadata.uid == pod.owner.uid
 
 
 def shortage(

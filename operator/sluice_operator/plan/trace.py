@@ -1,22 +1,28 @@
-"""The decision about one job, spelled out: the queue, each node, training, engine, and why not. For a person."""
+"""The decision about one job, spelled out, for a person: its claim and how far that is, or the queue and each node,
+training and engine, and why not.
+"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_operator.observe.world import World, key_of
+from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.allocation import Allocation, allocate, pending
-from sluice_operator.plan.claims import LiveClaim, live_claims_of
+from sluice_operator.plan.claims import LiveClaim, Phase, live_claims, live_claims_of, phase
 from sluice_operator.plan.fit import lack_on
+from sluice_operator.plan.holding import Limits, advance
 from sluice_operator.plan.interruption import gives_way_at, why_it_stays
 from sluice_operator.plan.inventory import NodeStock, Stock, engines_of, take_stock
 from sluice_operator.plan.lending import lending_refusal
 from sluice_operator.plan.pools import find_pool
-from sluice_operator.plan.refusals import refusal
-from sluice_operator.plan.slots import floor_of
+from sluice_operator.plan.proof import phase_of
+from sluice_operator.plan.refusals import refusal_at
+from sluice_operator.plan.scale_up import asks_until, scale_ups_of
+from sluice_operator.plan.slots import floor_of, is_drained, pod_of
 from sluice_operator.plan.waiting import asked
 
 _MOST = 20
@@ -31,18 +37,26 @@ def trace(world: World, job: FineTuneJob, now: datetime) -> Iterator[str]:
         f"priority {scheduling.priority}"
     )
     pool = find_pool(world, resources.pool)
-    refused = refusal(world, job)
+    refused = refusal_at(world, job, now)
     if pool is None or refused:
         yield f"  refused: {refused[0]}: {refused[1]}" if refused else f"  there is no pool {resources.pool}"
         return
     allocation = allocate(world, pool, now)
     yield f"  {_verdict(world, job, allocation)}"
     stock = take_stock(world, pool)
+    mine = live_claims_of(world, job)
+    for live in mine:
+        yield from _section("claim", list(_claim(world, live, now)))
     yield from _section("queue", list(_queue(world, pool, job, allocation, now)))
     yield from _section("nodes", [_node(world, node, job) for node in stock.nodes.values()])
     others = [live for live in stock.claims if live.job is not job]
-    yield from _section("training", [_training(world, live, job, now) for live in others])
+    asks_for = _Displacing(world, job, stock.claims, allocation, now)
+    yield from _section("training", [_has(live) + ("" if mine else f"; {asks_for.of(live)}") for live in others])
     yield from _section("engines", [_engine(world, stock, engine, job, now) for engine in engines_of(world, pool)])
+    if pods := [
+        pod for pod in scale_ups_of(world, pool.metadata.name) if pod.owner and pod.owner.uid == job.metadata.uid
+    ]:
+        yield from _section("asks for nodes", [f"{pod.key.name}: {pod.node or 'has none'}" for pod in pods])
 
 
 def _verdict(world: World, job: FineTuneJob, allocation: Allocation) -> str:
@@ -81,12 +95,61 @@ def _node(world: World, node: NodeStock, job: FineTuneJob) -> str:
     return f"{node.name}: {', '.join(filter(None, has))}" + (f"; no: {lack}" if lack else "")
 
 
-def _training(world: World, live: LiveClaim, job: FineTuneJob, now: datetime) -> str:
-    has = f"{live.name}: {live.claim.all_gpus} GPU on {live.claim.summary}"
-    stays, at = why_it_stays(world, live, job), gives_way_at(world, live, job)
-    if stays or at is None:
-        return f"{has}; no: {stays}"
-    return f"{has}; gives way " + ("now" if at <= now else f"from {at:%H:%M:%S} UTC on")
+def _has(live: LiveClaim) -> str:
+    return f"{live.name}: {live.claim.all_gpus} GPU on {live.claim.summary}"
+
+
+def _claim(world: World, live: LiveClaim, now: datetime) -> Iterator[str]:
+    """How far a claim is, what it waits for, and who would have its place."""
+    step = advance(world, live, now, Limits(), "")
+    yield f"attempt {live.stage_job.attempt}, {phase_of(world, live).name.lower()}: {step.reason}: {step.message}"
+    for slot in live.claim.borrowed:
+        engine = world.engines.get(engine_key(slot.namespace, slot.engine))
+        pod = pod_of(world, engine, slot.index) if engine else None
+        done = engine is None or is_drained(world, engine, slot.index, now)
+        yield f"{slot}: {'has stopped' if pod is None else 'is drained' if done else 'still serves or drains'}"
+    told = phase(world, live) >= Phase.BINDING
+    for ref in (ref for place in live.claim.places for ref in place.displaced):
+        there = any(not pod.ended for pod in world.pods_of.get(ref.uid, {}).values())
+        trains = "is told to stop" if told else "trains until this claim is proven and bound"
+        yield f"in place of {ref.namespace}/{ref.job}: {trains if there else 'has stopped'}"
+    for other in live_claims(world):
+        if live.stage_job.uid in other.claim.displaced:
+            yield f"gives way to {other.name}, which has its claim already"
+
+
+@dataclass(frozen=True)
+class _Displacing:
+    """Whose place a job would take, from when on, and why the others stay."""
+
+    world: World
+    job: FineTuneJob
+    claims: Sequence[LiveClaim]
+    allocation: Allocation
+    now: datetime
+
+    def of(self, live: LiveClaim) -> str:
+        """What becomes of one that trains."""
+        stays, at = why_it_stays(self.world, live, self.job), gives_way_at(self.world, live, self.job)
+        if stays or at is None:
+            return f"no: {stays}"
+        if heir := next((other for other in self.claims if live.stage_job.uid in other.claim.displaced), None):
+            return f"no: {heir.name} takes its place already"
+        claim = self.allocation.claims.get(key_of(self.job))
+        if claim is not None:
+            chosen = live.stage_job.uid in claim.displaced
+            return "gives way now, to this job" if chosen else "is spared: there is room without its place"
+        return self._later(at)
+
+    def _later(self, at: datetime) -> str:
+        """Why one that would give way does not now."""
+        front = next((key for key, wait in self.allocation.waits.items() if wait.position == "1"), None)
+        if front is not None and front != key_of(self.job):
+            return f"no: only whoever is in front takes a place, and that is {front.namespace}/{front.name}"
+        until = asks_until(self.job)
+        if until is not None and self.now < until:
+            return f"no: this job asks for nodes, and takes nobody's place before {until:%H:%M:%S} UTC"
+        return "gives way now, but not enough do" if at <= self.now else f"gives way from {at:%H:%M:%S} UTC on"
 
 
 def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJob, now: datetime) -> str:

@@ -18,6 +18,7 @@ from sluice_operator.plan.interruption import Departure
 from sluice_operator.plan.inventory import Stock
 from sluice_operator.plan.lending import cooled_down, lending_refusal, window_opens
 from sluice_operator.plan.outcomes import waits_since
+from sluice_operator.plan.scale_up import asks_until
 from sluice_operator.plan.slots import floor_of
 
 
@@ -56,6 +57,28 @@ def over_quota(pool: GPUPool, job: FineTuneJob, quota: NamespaceQuota, held: Hel
     )
 
 
+def scaling_up(stock: Stock, job: FineTuneJob, waiting: list[FineTuneJob], now: datetime, too_large: str = "") -> Wait:
+    """Why a job waits that asks for nodes before it borrows.
+
+    Args:
+        too_large: why it fits no node that exists, if it fits none.
+    """
+    until = f"{asks_until(job):%Y-%m-%d %H:%M:%S} UTC"
+    then = (
+        "borrows from engines" if job.spec.scheduling.policy is Policy.PREEMPT else "asks for none and goes on waiting"
+    )
+    parts = [
+        f"{_asked(stock.pool, job)}. It asks for nodes and borrows nothing until {until} (scheduling.scaleUpFirst).",
+        too_large,
+        f"{_short(waiting[0].metadata.full_name, job)} is in front." if waiting else "",
+        f"Next: a node is added, or GPUs come free; from then on it {'is refused' if too_large else then}.",
+    ]
+    message = " ".join(part for part in parts if part)
+    if too_large:
+        return Wait(Reason.SCALING_UP, message)
+    return Wait(Reason.SCALING_UP, message, str(len(waiting) + 1), _starts_at(stock, job, waiting, now))
+
+
 def explain(
     world: World,
     stock: Stock,
@@ -80,9 +103,12 @@ def explain(
         parts.append(f"Next: {', '.join(holders)} ends and gives back what it holds, or {_remedy(reason, job)}")
     else:
         parts.append(f"Next: {_remedy(reason, job)}")
+    return Wait(reason, " ".join(parts), str(len(waiting) + 1), _starts_at(stock, job, waiting, now))
+
+
+def _starts_at(stock: Stock, job: FineTuneJob, waiting: list[FineTuneJob], now: datetime) -> datetime | None:
     free = sum(node.free for node in stock.nodes.values() if not node.refusal)
-    start = starts_at(stock.claims, free, [*waiting, job], now)
-    return Wait(reason, " ".join(parts), str(len(waiting) + 1), start)
+    return starts_at(stock.claims, free, [*waiting, job], now)
 
 
 def _remedy(reason: Reason, job: FineTuneJob) -> str:

@@ -10,10 +10,12 @@ from sluice_operator.cluster.lease import Lease
 from sluice_operator.cluster.lists import refresh_all
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
-from sluice_operator.observe.views import StageJobView
+from sluice_operator.observe.views import PodView, StageJobView
 from sluice_operator.observe.world import World
 from sluice_operator.plan.claims import owner_of
+from sluice_operator.plan.scale_up import scale_ups_of
 from sluice_operator.reconcile.engine import reconcile_engine
+from sluice_operator.reconcile.scale_up import remove_scale_ups
 from sluice_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,8 @@ async def give_back(api: Api, store: Store, cluster: Cluster, lease: Lease, sett
     """Take the lease from the operator, which may still run, and undo every loan.
 
     Always returns: an uninstall goes on even if a slot is not back, which the log then says. Deployments and Jobs
-    that are on their way end without Sluice; a placeholder would stay for ever, so none is left.
+    that are on their way end without Sluice; placeholders, and pods that ask for nodes, would stay for ever, so none is
+    left.
     """
     await lease.take()
     store.term, store.since = lease.term, datetime.now(UTC)
@@ -36,7 +39,7 @@ async def give_back(api: Api, store: Store, cluster: Cluster, lease: Lease, sett
                 await _until_given_back(api, store, cluster, settings)
         except TimeoutError:
             logger.warning("gave up: not everything is back", extra=_missing(store.world()))
-            await _remove_placeholders(store.world(), cluster)
+            await _remove_idle_pods(store.world(), cluster)
     except NotLeading:
         logger.warning("gave up: another process took the lease", extra=_missing(store.world()))
     finally:
@@ -65,14 +68,21 @@ async def _step(store: Store, cluster: Cluster, settings: Settings) -> None:
         if not stage_job.deleting:
             logger.info("ending a stage", extra={"job": str(stage_job.key)})
             await cluster.delete(stage_job.key, stage_job.uid, foreground=True)
+    await remove_scale_ups(cluster, _scale_ups(store.world()))
     for key in tuple(store.world().engines):
         await reconcile_engine(key, store, cluster, settings, datetime.now(UTC))
 
 
-async def _remove_placeholders(world: World, cluster: Cluster) -> None:
+async def _remove_idle_pods(world: World, cluster: Cluster) -> None:
+    await remove_scale_ups(cluster, _scale_ups(world))
     for pods in world.placeholders.values():
         for pod in pods.values():
             await cluster.delete(pod.key, pod.uid, foreground=False)
+
+
+def _scale_ups(world: World) -> list[PodView]:
+    """Pods that ask for nodes."""
+    return [pod for pool in world.scale_ups for pod in scale_ups_of(world, pool)]
 
 
 def _unfinished(world: World) -> list[StageJobView]:
@@ -89,5 +99,6 @@ def _missing(world: World) -> dict[str, list[str]]:
         if sum(slot.size for slot in slots if not slot.deleting) < engine.spec.replicas:
             engines.append(str(key))
     placeholders = [str(pod) for pods in world.placeholders.values() for pod in pods]
-    lists = (("stages", stages), ("engines", engines), ("placeholders", placeholders))
+    asking = [str(pod.key) for pod in _scale_ups(world)]
+    lists = (("stages", stages), ("engines", engines), ("placeholders", placeholders), ("scaleUps", asking))
     return {name: found for name, found in lists if found}

@@ -29,6 +29,8 @@ async def reconcile_job(
     job = job_of(world, key)
     if job is None:
         return None  # deleted: its children go with it
+    if job.spec.managed_by and job.status.conditions:
+        return None  # its status is another controller's too, once it says so
 
     wait = store.verdicts.get(job.spec.resources.pool, {}).get(key)
     decision = plan_job(world, job, now, limits(settings), wait if isinstance(wait, Wait) else None, refused_pod)

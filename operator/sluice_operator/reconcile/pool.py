@@ -19,8 +19,10 @@ from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job import next_training_attempt
 from sluice_operator.plan.pool import engines_with_room, pool_status
 from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.scale_up import scale_ups_of
 from sluice_operator.plan.waiting import Wait
 from sluice_operator.reconcile.at_once import side_by_side
+from sluice_operator.reconcile.scale_up import ask_for_nodes, remove_scale_ups
 from sluice_operator.reconcile.status import until, write_status
 from sluice_operator.settings import Settings
 
@@ -36,26 +38,28 @@ async def reconcile_pool(
     pool = find_pool(world, key.name)
     if pool is None:
         store.verdicts.pop(key.name, None)
+        await remove_scale_ups(cluster, scale_ups_of(world, key.name))
         return None
 
     began = time.monotonic()
     if began < store.rests_until.get(key.name, 0):
         return timedelta(seconds=store.rests_until[key.name] - began)
     allocation = allocate(world, pool, now)
-    again_at = min((at for at in (allocation.again_at, next_change(world, pool, now)) if at), default=None)
+    turns = [allocation.again_at, next_change(world, pool, now)]
 
     store.rests_until[key.name] = rest_after(began, time.monotonic())
 
     _publish_waits(store, pool.metadata.name, allocation.waits)
     begin = partial(_begin, store, cluster, settings, now)
     await side_by_side(begin(world.jobs[job], claim) for job, claim in allocation.claims.items())
+    turns.append(await ask_for_nodes(pool, allocation.asking, store, cluster, settings, now))
     stock = take_stock(store.world(), pool)
     for engine in engines_with_room(store.world(), stock):
         store.wake(key_of(engine))  # GPUs have come free; nothing else tells it
     if key in store.world().pools:
         status = pool_status(store.world(), stock, len(allocation.waits), now)
         await write_status(cluster, pool, status)
-    return until(again_at, now)
+    return until(min((at for at in turns if at), default=None), now)
 
 
 def rest_after(began: float, ended: float) -> float:

@@ -13,6 +13,7 @@ from sluice_api.stages import ExportResult, Stage
 from sluice_operator.build.adapter import adapter
 from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
 from sluice_operator.build.placeholder import placeholder
+from sluice_operator.build.scale_up import scale_up_pod
 from sluice_operator.build.stage_job import group_service, stage_job
 from sluice_operator.settings import Settings
 
@@ -71,6 +72,7 @@ CUDA = Settings(
 CPU = Settings(**{**vars(CUDA), "server_image": "example/sluice-server-cpu:0.1.0", "device": "cpu"})
 H100 = GPUPoolSpec(node_selector={"example.com/gpu": "h100"})
 
+ELDERS = [GPUPoolSpec(node_selector={"example.com/gpu": "h200"}), GPUPoolSpec(node_selector={"tier": "a", "rack": "7"})]
 HAMI = GPUPoolSpec(sharing=Sharing(mode=SharingMode.HAMI, replicas=10))
 
 
@@ -89,6 +91,8 @@ GOLDEN: dict[str, list[dict[str, Any]]] = {
     "slot-deployment-cuda": [slot_deployment(ENGINE, 0, 1, "4f1c2a9be07d3358", pool=H100, settings=CUDA)],
     "slot-deployment-cpu": [slot_deployment(ENGINE, 1, 0, "4f1c2a9be07d3358", pool=GPUPoolSpec(), settings=CPU)],
     "placeholder": [placeholder(ENGINE, 1, pool=H100, settings=CUDA)],
+    "scale-up-pod": [scale_up_pod(GROUP_JOB, 2, "h100", H100, [], CUDA)],
+    "scale-up-pod-away-from-others": [scale_up_pod(JOB, 0, "default", GPUPoolSpec(), ELDERS, CUDA)],
     "engine-service": [engine_service(ENGINE)],
     "agent-access": agent_access(ENGINE),
     "adapter": [adapter(JOB, PUBLISH, EXPORT)],

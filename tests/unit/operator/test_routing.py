@@ -75,6 +75,18 @@ def with_status(raw: Body, **status: Any) -> Body:
             "",
         ),
         (
+            "but the first estimate of its end",
+            with_status(finetunejob("j", 2), progress={"step": 4}),
+            with_status(finetunejob("j", 3), progress={"step": 5, "secondsLeft": 60}),
+            "job/j",
+        ),
+        (
+            "and not the next one",
+            with_status(finetunejob("j", 2), progress={"step": 5, "secondsLeft": 60}),
+            with_status(finetunejob("j", 3), progress={"step": 6, "secondsLeft": 50}),
+            "",
+        ),
+        (
             "but a condition does",
             finetunejob("j", 2),
             with_status(finetunejob("j", 3), summary="Training", progress={"step": 5}),
@@ -111,6 +123,12 @@ def with_status(raw: Body, **status: Any) -> Body:
             trainer_pod("p", 2, job="trains", stage="trains-1"),
             trainer_pod("p", 3, job="trains", stage="trains-1", node="n1"),
             "job/trains pool/a pool/default engine/chat",
+        ),
+        (
+            "a pod that asks for a node: the pool that it asks in, and nobody that has nodes",
+            pod("p", 2, metadata={"labels": {"sluice.dev/scale-up": "b"}}),
+            pod("p", 3, node="n1", metadata={"labels": {"sluice.dev/scale-up": "b"}}),
+            "pool/b",
         ),
         (
             "a trainer's pod that only says something",

@@ -34,6 +34,7 @@ from sluice_operator.plan.inventory import lent_indices, take_stock
 from sluice_operator.plan.lending import lending_refusal
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
+from sluice_operator.plan.scale_up import asks
 from sluice_operator.plan.slots import floor_of, wanted
 from sluice_operator.plan.waiting import Wait
 from tests.unit.plan.worlds import GPU, YIELDS, describe
@@ -41,8 +42,14 @@ from tests.unit.plan.worlds import GPU, YIELDS, describe
 ENDS = [(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued")]
 """How training may end: exit code and reason."""
 
-TERMS = st.tuples(st.booleans(), st.integers(0, 2), st.booleans(), st.sampled_from([86_400, 86_400, 60]))
-"""Whether a job borrows, its priority, whether it gives way, and how long it may train."""
+TERMS = st.tuples(
+    st.booleans(),
+    st.integers(0, 2),
+    st.booleans(),
+    st.sampled_from([86_400, 86_400, 60]),
+    st.sampled_from([0, 0, 30, 600]),
+)
+"""Whether a job borrows, its priority, whether it gives way, how long it may train, how long it asks for nodes."""
 
 SHAPES = st.sampled_from([(1, 1), (1, 1), (1, 1), (2, 1), (1, 2), (1, 2), (1, 3), (2, 2)])
 """GPUs of each pod, and pods."""
@@ -82,14 +89,18 @@ class Lending(RuleBasedStateMachine):
             self.submit(data.draw(SHAPES), *data.draw(TERMS))
 
     @rule(shape=SHAPES, terms=TERMS)
-    def submits(self, shape: tuple[int, int], terms: tuple[bool, int, bool, int]) -> None:
+    def submits(self, shape: tuple[int, int], terms: tuple[bool, int, bool, int, int]) -> None:
         self.submit(shape, *terms)
 
-    def submit(self, shape: tuple[int, int], preempt: bool, priority: int, yields: bool, seconds: int) -> None:
+    def submit(
+        self, shape: tuple[int, int], preempt: bool, priority: int, yields: bool, seconds: int, asks: int
+    ) -> None:
         self.jobs += 1
         scheduling: dict[str, Any] = {"policy": "Preempt" if preempt else "Queue", "priority": priority}
         if yields:
             scheduling["interruption"] = YIELDS
+        if asks:
+            scheduling["scaleUpFirst"] = {"waitSeconds": asks}
         gpus, nodes = shape
         changes: dict[str, Any] = {"scheduling": scheduling, "activeDeadlineSeconds": seconds}
         self.cluster.town.job(f"j{self.jobs}", gpus, resources={"nodes": nodes}, **changes)
@@ -114,6 +125,8 @@ class Lending(RuleBasedStateMachine):
             self._nobody_was_overtaken(live, waits)
             held = sum(other.claim.all_gpus for other in claims if other.stage_job.uid not in leave)
             assert self.quota is None or held <= self.quota, f"its namespace has {held} of {self.quota}"
+            if asks(live.job, self.cluster.now):
+                assert (*live.claim.borrowed, *live.claim.displaced) == (), "it asks for nodes first"
             for there in live.claim.places:
                 gpus = live.claim.gpus_on(there.node)
                 too_few = max(0, -stock.nodes[there.node].soon)  # a node of which more is spoken for than there is
@@ -307,6 +320,8 @@ class Lending(RuleBasedStateMachine):
             if quiet > PATIENCE:
                 break
         assert not live_claims(self.cluster.world), "a claim outlived its job"
+        asking = {pod.owner.uid for pod in self.cluster.world.scale_ups.get("default", {}).values() if pod.owner}
+        assert asking <= {job.metadata.uid for job in self._waiting()}, "somebody asks for nodes who needs none"
         for engine in self.cluster.world.engines.values():
             assert plan_engine(self.cluster.world, engine, self.cluster.now).status.lent == 0
         stuck = [job.metadata.name for job in self._waiting() if not self._hopeless(job) or self._would_fit(job)]

@@ -33,14 +33,20 @@ def test_a_pool_says_which_of_its_nodes_are_anothers() -> None:
     pool = find_pool(world, "young")
     assert pool is not None
     (ready,) = pool_status(world, take_stock(world, pool), 0, NOW).conditions
-    assert ready.message == "1 of 1 nodes take pods. 1 more that it selects belong to pool old, which is older."
+    assert ready.message == (
+        "1 of 1 nodes take pods. spec.nodeSelector: 1 more that it selects belong to pool old, which is older. Narrow "
+        "one of the two."
+    )
 
 
 def test_pools_of_two_resources_may_share_a_node() -> None:
     town = overlapping()
     town.pool("parts", resourceName="example.com/slice")
     told = refusal(town.world, town.job("a"))
-    assert told == (Reason.NO_NODES, "Pool default has no node that offers GPUs. Add one.")
+    assert told == (
+        Reason.NO_NODES,
+        "spec.resources.pool: pool default has no node that offers nvidia.com/gpu. Add one, or use another pool.",
+    )
     pool = find_pool(town.world, "young")
     assert pool is not None
     assert len(pool_nodes(town.world, pool)) == 1

@@ -1,12 +1,27 @@
-"""What a person reads who asks why a job waits."""
+"""What a person reads who asks why a job waits, or how far it is."""
 
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from sluice_api.claim import SlotRef
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.trace import trace
-from tests.unit.plan.worlds import NOW, Town, parse
+from tests.unit.plan.worlds import NOW, Town, allocated, parse
 
 
 def told(town: Town, name: str) -> str:
     return "\n".join(trace(town.world, town.world.jobs[job_key("team", name)], NOW))
+
+
+def section(town: Town, name: str, title: str) -> list[str]:
+    """The lines of one section."""
+    lines = told(town, name).splitlines()
+    begin = lines.index(f"{title}:") + 1
+    end = next((i for i, line in enumerate(lines[begin:], begin) if not line.startswith("  ")), len(lines))
+    return [line.strip() for line in lines[begin:end]]
 
 
 def test_a_job_that_waits_sees_the_queue_the_nodes_and_the_engines() -> None:
@@ -54,7 +69,82 @@ def test_training_that_gives_way_and_training_that_stays() -> None:
     assert told(town, "b").splitlines()[1] == "  is given 1 GPU on n1, borrowed from no engine, in place of team/a"
     assert "\n".join(told(town, "b").splitlines()[6:10]) == (
         "training:\n"
-        "  team/a: 1 GPU on n1; gives way now\n"
+        "  team/a: 1 GPU on n1; gives way now, to this job\n"
         "  team/c: 1 GPU on n1; no: its priority 7 is not below 5\n"
         "  team/d: 1 GPU on n1; no: its scheduling.interruption.policy is Never"
     )
+
+
+@pytest.mark.parametrize(
+    ("rule", "world", "says"),
+    [
+        ("what is free comes first",
+         "pool: 2 gpus | a: needs 1, yields, on n1 | b: needs 1, queue, priority 5",
+         "is spared: there is room without its place"),
+        ("not for one that is behind",
+         "pool: 1 gpus | a: needs 1, yields, on n1 | c: needs 1, queue, priority 9, scales | b: needs 1, priority 5",
+         "no: only whoever is in front takes a place, and that is team/c"),
+        ("not while it asks for nodes",
+         "pool: 1 gpus | a: needs 1, yields, on n1 | b: needs 1, queue, priority 5, scales",
+         "no: this job asks for nodes, and takes nobody's place before 12:06:00 UTC"),
+        ("not if that is not enough",
+         "pool: 2 gpus | strangers: 1 on n1 | a: needs 1, yields, on n1 | b: needs 2, queue, priority 5",
+         "gives way now, but not enough do"),
+    ],
+)  # fmt: skip
+def test_why_training_does_not_give_way_now(rule: str, world: str, says: str) -> None:
+    assert section(parse(world), "b", "training") == [f"team/a: 1 GPU on n1; {says}"], rule
+
+
+def interrupted(**terms: Any) -> Town:
+    """On a node of one GPU `low` trains, and gives way on these terms; `high` waits."""
+    town = Town()
+    town.node(1)
+    low = town.job("low", scheduling={"interruption": {"policy": "ToHigherPriority", **terms}})
+    town.trainer_pod(town.stage_job(low, claim=town.claim("n1")), "n1", bound_at=NOW - timedelta(seconds=60))
+    town.job("high", scheduling={"policy": "Queue", "priority": 5})
+    return town
+
+
+def test_from_when_on_training_gives_way() -> None:
+    town = interrupted(minRunSeconds=300)
+    assert section(town, "high", "training") == ["team/low: 1 GPU on n1; gives way from 12:04:00 UTC on"]
+
+
+def test_a_claim_in_anothers_place_from_both_sides() -> None:
+    town = interrupted(minRunSeconds=0)
+    (claim,) = allocated(town).claims.values()
+    pod = town.trainer_pod(town.stage_job(town.world.jobs[job_key("team", "high")], claim=claim))
+    assert section(town, "high", "claim") == [
+        "attempt 1, draining: Binding: The training pod goes to n1.",
+        "in place of team/low: trains until this claim is proven and bound",
+    ]
+    assert section(town, "low", "claim")[1:] == ["gives way to team/high, which has its claim already"]
+    town.job("higher", scheduling={"policy": "Queue", "priority": 9})
+    assert section(town, "higher", "training")[0] == ("team/low: 1 GPU on n1; no: team/high takes its place already")
+    town.version += 1
+    town.put(replace(pod, resource_version=town.version, gates=(), nominated_node="n1", bound_at=NOW))
+    assert section(town, "high", "claim")[1] == "in place of team/low: is told to stop"
+    assert section(town, "low", "claim")[0].startswith("attempt 1, holding: Preempted: Job team/high, of priority 5")
+
+
+def test_a_claim_that_borrows_says_which_slot_it_waits_for() -> None:
+    town = parse("pool: 1 gpus | chat: 1 replicas, in flight 3 | a: needs 1")
+    claim = town.claim("n1", SlotRef(namespace="team", engine="chat", index=0))
+    stage_job = town.stage_job(town.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
+    assert (
+        section(town, "a", "claim")[0]
+        == "attempt 1, proving: Claimed: 1 GPU on n1 is set aside; its pod is about to be made."
+    )
+    town.trainer_pod(stage_job)
+    assert section(town, "a", "claim") == [
+        "attempt 1, draining: Draining: chat/0 finishes the requests in flight.",
+        "chat/0: still serves or drains",
+    ]
+
+
+def test_pods_that_ask_for_nodes_are_named() -> None:
+    town = parse("pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales")
+    job = town.world.jobs[job_key("team", "a")]
+    pod = town.scale_up_pod(job)
+    assert section(town, "a", "asks for nodes") == [f"{pod.key.name}: has none"]

@@ -4,7 +4,8 @@
 
 `pool: 2 4 gpus` are two nodes, n1 and n2. An engine's replicas are bound to nodes in order and serve,
 unless `ready K` says that only the first K do. A job is ready for GPUs; `on n1` gives it a bound claim,
-`takes chat/1 on n1` one that borrows. A job that `yields` gives way to a higher priority at once.
+`takes chat/1 on n1` one that borrows. A job that `yields` gives way to a higher priority at once; one that `scales`
+asks for nodes first.
 """
 
 import re
@@ -92,6 +93,7 @@ def _parse_job(town: Town, name: str, words: str, free: dict[str, int]) -> None:
             "policy": "Queue" if "queue" in words else "Preempt",
             "priority": _number(words, "priority", 0),
             **({"interruption": YIELDS} if "yields" in words else {}),
+            **({"scaleUpFirst": {}} if "scales" in words else {}),
         },
         resources={"nodes": _number(words, "pods", 1)},
     )

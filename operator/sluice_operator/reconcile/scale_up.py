@@ -1,0 +1,53 @@
+"""Keep the pods by which the jobs of a pool ask for nodes."""
+
+import logging
+from collections.abc import Iterable
+from datetime import datetime
+from http import HTTPStatus
+
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
+from sluice_operator.build.scale_up import scale_up_pod
+from sluice_operator.cluster.errors import ApiError
+from sluice_operator.cluster.writes import Cluster
+from sluice_operator.observe.store import Store
+from sluice_operator.observe.views import PodView
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.pools import elders_of
+from sluice_operator.plan.scale_up import plan_scale_up
+from sluice_operator.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+async def ask_for_nodes(
+    pool: GPUPool,
+    asking: Iterable[FineTuneJob],
+    store: Store,
+    cluster: Cluster,
+    settings: Settings,
+    now: datetime,
+) -> datetime | None:
+    """Make the pods of those that ask, and remove those that are in the way. One that a quota refuses is done without.
+
+    Returns when to look again.
+    """
+    world = store.world()
+    decision = plan_scale_up(world, take_stock(world, pool), tuple(asking), now)
+    elders = [elder.spec for elder in elders_of(world, pool)]
+    await remove_scale_ups(cluster, decision.remove)
+    for job, index in decision.make:
+        try:
+            await cluster.create(scale_up_pod(job, index, pool.metadata.name, pool.spec, elders, settings))
+        except ApiError as error:
+            if error.status != HTTPStatus.FORBIDDEN:
+                raise
+            extra = {"job": job.metadata.full_name, "why": error.message}
+            logger.warning("no pod that asks for a node: an autoscaler is told of fewer", extra=extra)
+    return decision.again_at
+
+
+async def remove_scale_ups(cluster: Cluster, pods: Iterable[PodView]) -> None:
+    """Delete pods that ask for nodes; the GPUs of one that has a node are free at once."""
+    for pod in pods:
+        await cluster.delete(pod.key, pod.uid, foreground=False)

@@ -1,0 +1,106 @@
+"""ResourceQuota and LimitRange of a namespace: what the API server refuses or changes, before anybody is disturbed."""
+
+import time
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.integration.claim_scene import ClaimScene
+from tests.integration.conftest import MakeOperator
+from tests.integration.nodes import MERGE_PATCH, Nodes
+from tests.integration.progress_scene import Kube
+
+pytestmark = pytest.mark.integration
+
+Body = dict[str, Any]
+
+
+@pytest_asyncio.fixture
+async def serving(scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator) -> ClaimScene:
+    """An engine of two slots on a node of two GPUs, of which it lends one."""
+    await nodes.add(f"{namespace}-n1", gpus=2)
+    operator()
+    await scene.engine("chat", replicas=2)
+    await scene.serves(2)
+    return scene
+
+
+def was_disturbed(scene: ClaimScene) -> list[str]:
+    """States of slots that a loan has had at any time."""
+    states = (
+        slot["state"]
+        for version in scene.history.ordered("inferenceengines")
+        for slot in version.body.get("status", {}).get("slots", [])
+    )
+    return [state for state in states if state not in ("Waiting", "Starting", "Serving")]
+
+
+async def limit(kube: Kube, namespace: str, **item: Body) -> None:
+    """A LimitRange about containers."""
+    body = {"metadata": {"name": "limits"}, "spec": {"limits": [{"type": "Container", **item}]}}
+    await kube.call("POST", f"/api/v1/namespaces/{namespace}/limitranges", body)
+
+
+async def test_a_job_starts_when_the_quota_that_refused_it_is_raised(serving: ClaimScene, kube: Kube) -> None:
+    place = f"/api/v1/namespaces/{serving.namespace}/resourcequotas"
+    quota = {"metadata": {"name": "gpus"}, "spec": {"hard": {"requests.nvidia.com/gpu": "2"}}}
+    await kube.call("POST", place, quota)
+    await counted(serving, kube, "gpus")
+    await serving.job("tone")
+    message = await serving.job_says("tone", "QuotaExceeded")
+    assert "exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, used: requests.nvidia.com/gpu=2" in message
+    assert "nothing is drained" in message
+    assert was_disturbed(serving) == []
+    await kube.call("PATCH", f"{place}/gpus", {"spec": {"hard": {"requests.nvidia.com/gpu": "3"}}}, MERGE_PATCH)
+    await serving.running("tone")
+
+
+async def counted(scene: ClaimScene, kube: Kube, name: str) -> None:
+    """Wait until the quota controller has counted what is there; nothing announces it."""
+    place = f"/api/v1/namespaces/{scene.namespace}/resourcequotas/{name}"
+    until = time.monotonic() + 20
+    while not (await kube.call("GET", place)).get("status", {}).get("used"):
+        assert time.monotonic() < until
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ({"max": {"memory": "50Mi"}}, "maximum memory usage per Container is 50Mi, but limit is 100Mi"),
+        ({"min": {"cpu": "2"}}, "minimum cpu usage per Container is 2, but request is 10m"),
+        ({"default": {"cpu": "5m"}}, "must be less than or equal to cpu limit of 5m"),
+    ],
+)
+async def test_a_limit_range_that_refuses_the_training_pod_is_quoted(
+    serving: ClaimScene, kube: Kube, item: Body, said: str
+) -> None:
+    await limit(kube, serving.namespace, **item)
+    await serving.job("tone")
+    message = await serving.job_says("tone", "QuotaExceeded")
+    assert said in message
+    assert was_disturbed(serving) == []
+    await kube.call("DELETE", f"/api/v1/namespaces/{serving.namespace}/limitranges/limits")
+    await serving.running("tone")
+
+
+async def test_what_a_limit_range_adds_to_the_training_pod_must_fit_the_node_too(
+    serving: ClaimScene, nodes: Nodes, kube: Kube
+) -> None:
+    """A request that the job does not have. kube-scheduler counts it, and so does the proof: no slot drains for it."""
+    disk = {"status": {key: {"ephemeral-storage": "5Gi"} for key in ("capacity", "allocatable")}}
+    await kube.call("PATCH", f"/api/v1/nodes/{serving.namespace}-n1/status", disk, MERGE_PATCH)
+    await limit(kube, serving.namespace, defaultRequest={"ephemeral-storage": "8Gi"})
+    await serving.job("tone")
+    message = await serving.job_says("tone", "Unschedulable")
+    assert "ephemeral-storage: needs 8Gi, 5Gi of 5Gi is left" in message
+    await serving.history.never(lambda: was_disturbed(serving), "a slot was taken", 3)
+
+
+async def test_what_a_limit_range_adds_and_fits_is_no_obstacle(serving: ClaimScene, kube: Kube) -> None:
+    disk = {"status": {key: {"ephemeral-storage": "20Gi"} for key in ("capacity", "allocatable")}}
+    await kube.call("PATCH", f"/api/v1/nodes/{serving.namespace}-n1/status", disk, MERGE_PATCH)
+    await limit(kube, serving.namespace, defaultRequest={"ephemeral-storage": "8Gi"}, default={"cpu": "4"})
+    await serving.job("tone")
+    pod = await serving.running("tone")
+    assert pod["spec"]["containers"][0]["resources"]["requests"]["ephemeral-storage"] == "8Gi"

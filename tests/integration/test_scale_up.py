@@ -1,0 +1,154 @@
+"""Nodes before loans, with the whole operator and the real scheduler: the test plays the cluster autoscaler."""
+
+import time
+from typing import Any
+
+import pytest
+
+from sluice_api.meta import API_VERSION, SCALE_UP_LABEL
+from tests.integration.claim_scene import ClaimScene, is_going
+from tests.integration.conftest import MakeOperator
+from tests.integration.history import SLUICE
+from tests.integration.nodes import Nodes
+from tests.integration.progress_scene import Kube
+
+pytestmark = pytest.mark.integration
+
+Body = dict[str, Any]
+
+
+def asking(scene: ClaimScene) -> list[Body]:
+    """The pods that ask for nodes."""
+    pods = scene.history.now["pods"].values()
+    return [pod for pod in pods if SCALE_UP_LABEL in pod["metadata"].get("labels", {}) and not is_going(pod)]
+
+
+def is_seen(pod: Body) -> bool:
+    """Whether an autoscaler looks at a pod: kube-scheduler has tried, and found no node for it."""
+    conditions = pod["status"].get("conditions", ())
+    return any((c["type"], c.get("reason")) == ("PodScheduled", "Unschedulable") for c in conditions)
+
+
+async def seen(scene: ClaimScene, pods: int) -> list[Body]:
+    """So many pods that ask, once an autoscaler sees them."""
+    return await scene.history.until(
+        lambda: found if len(found := [pod for pod in asking(scene) if is_seen(pod)]) == pods else None,
+        f"{pods} pods ask for nodes",
+    )
+
+
+async def nobody_asks(scene: ClaimScene) -> None:
+    """Wait until no pod asks for a node."""
+    await scene.history.until(lambda: not asking(scene), "no pod asks for a node")
+
+
+def was_lent(scene: ClaimScene) -> list[str]:
+    """States of slots that a loan had at any time."""
+    states = (
+        slot["state"]
+        for version in scene.history.ordered("inferenceengines")
+        for slot in version.body.get("status", {}).get("slots", [])
+    )
+    return [state for state in states if state in ("Draining", "Stopping", "Lent")]
+
+
+async def test_an_autoscaler_adds_a_node_and_nothing_is_borrowed(
+    scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator
+) -> None:
+    await nodes.add(f"{namespace}-n1", gpus=2)
+    operator()
+    await scene.engine("chat", replicas=2)
+    await scene.serves(2)
+    await scene.job("tone", scaleUpFirst={})
+    (pod,) = await seen(scene, 1)
+    assert "(scheduling.scaleUpFirst)" in await scene.job_says("tone", "ScalingUp")
+    assert pod["spec"].get("schedulingGates") is None
+    assert pod["spec"]["containers"][0]["resources"]["requests"] == {
+        "cpu": "10m",
+        "memory": "100Mi",
+        "nvidia.com/gpu": "1",
+    }
+    added = await nodes.add(f"{namespace}-n2", gpus=1)
+    assert (await scene.running("tone"))["spec"]["nodeName"] == added
+    await nobody_asks(scene)
+    assert was_lent(scene) == []
+
+
+async def test_nobody_adds_a_node_and_the_job_borrows_when_its_time_is_over(
+    scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator
+) -> None:
+    await nodes.add(f"{namespace}-n1", gpus=2)
+    operator()
+    await scene.engine("chat", replicas=2)
+    await scene.serves(2)
+    began = time.monotonic()
+    await scene.job("tone", scaleUpFirst={"waitSeconds": 5})
+    await seen(scene, 1)
+    await scene.history.until(lambda: scene.stage_jobs("tone"), "the claim is made")
+    claimed = min(v.at for v in scene.history.ordered("jobs"))
+    assert 3.9 < claimed - began < 8  # `ready` is said to the second
+    await scene.running("tone")
+    await nobody_asks(scene)
+    assert "Draining" in was_lent(scene)
+
+
+async def test_an_empty_pool_is_scaled_up_and_a_replica_is_not_kept_out_by_a_pod_that_asks(
+    scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator, kube: Kube
+) -> None:
+    """The first node has a pod that asks on it, for a job that lacks the second; an engine gets that node."""
+    label = {"pool": namespace}
+    body = {"apiVersion": API_VERSION, "kind": "GPUPool", "metadata": {"name": namespace}}
+    await kube.call("POST", f"{SLUICE}/gpupools", {**body, "spec": {"nodeSelector": label}})
+    try:
+        operator()
+        await scene.job("wide", policy="Queue", nodes=2, pool=namespace, scaleUpFirst={})
+        await seen(scene, 2)
+        message = await scene.job_says("wide", "ScalingUp")
+        assert f"pool {namespace} has no node" in message
+        first = await nodes.add(f"{namespace}-n1", gpus=1, **label)
+        await scene.history.until(
+            lambda: [p for p in asking(scene) if p["spec"].get("nodeName") == first], "it is bound"
+        )
+
+        await scene.engine("chat", replicas=1, pool=namespace)
+        await scene.serves(1)
+        await seen(scene, 2)  # both ask again
+        await nodes.add(f"{namespace}-n2", gpus=1, **label)
+        await nodes.add(f"{namespace}-n3", gpus=1, **label)
+        placed = {(await scene.running("wide", index=index))["spec"]["nodeName"] for index in (0, 1)}
+        assert placed == {f"{namespace}-n2", f"{namespace}-n3"}
+        await nobody_asks(scene)
+        assert scene.ready() == 1
+    finally:
+        await kube.call("DELETE", f"{SLUICE}/gpupools/{namespace}")
+
+
+async def test_pods_go_with_the_pool_and_a_suspended_job_asks_for_nothing(
+    scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator, kube: Kube
+) -> None:
+    body = {"apiVersion": API_VERSION, "kind": "GPUPool", "metadata": {"name": namespace}}
+    await kube.call("POST", f"{SLUICE}/gpupools", {**body, "spec": {"nodeSelector": {"pool": namespace}}})
+    operator()
+    await scene.job("tone", policy="Queue", pool=namespace, scaleUpFirst={})
+    await seen(scene, 1)
+    await scene.patch("finetunejobs", "tone", {"spec": {"suspend": True}})
+    await nobody_asks(scene)
+    await scene.patch("finetunejobs", "tone", {"spec": {"suspend": False}})
+    await seen(scene, 1)
+    await kube.call("DELETE", f"{SLUICE}/gpupools/{namespace}")
+    await scene.job_says("tone", "PoolNotFound")
+    await nobody_asks(scene)
+
+
+async def test_a_quota_with_room_for_the_job_alone_lets_it_ask_and_train(
+    scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator, kube: Kube
+) -> None:
+    """It counts the pod that asks, which goes when the training pod is refused."""
+    quota = {"metadata": {"name": "one"}, "spec": {"hard": {"requests.nvidia.com/gpu": "1"}}}
+    await kube.call("POST", f"/api/v1/namespaces/{namespace}/resourcequotas", quota)
+    operator()
+    await scene.job("tone", policy="Queue", scaleUpFirst={})
+    await seen(scene, 1)
+    await nodes.add(f"{namespace}-n1", gpus=1)
+    await scene.running("tone")
+    await nobody_asks(scene)

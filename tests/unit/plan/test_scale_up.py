@@ -1,0 +1,380 @@
+"""Nodes before loans: who asks a cluster autoscaler for nodes, until when, and whose way its pods never are in."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from dev.simulate.cluster import Cluster
+from sluice_api.claim import AttemptOutcome
+from sluice_api.reasons import Reason
+from sluice_api.stages import Stage
+from sluice_operator.observe.views import PodView
+from sluice_operator.observe.world import engine_key, job_key
+from sluice_operator.plan.allocation import allocate, next_change
+from sluice_operator.plan.holding import Limits
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.job import JobDecision, plan_job
+from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.scale_up import MOST, ScaleUp, plan_scale_up
+from sluice_operator.plan.waiting import Wait
+from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe, parse
+
+LENDS = {"policy": "ScaleDown", "minReplicas": 0, "coolDownSeconds": 0, "drainTimeoutSeconds": 0}
+assert PREPARED.ended_at is not None
+READY = PREPARED.ended_at
+OVER = READY + timedelta(seconds=600)
+"""When a job of these worlds has asked for long enough."""
+
+
+def planned(town: Town, now: datetime = NOW) -> ScaleUp:
+    """What the pool does about scale-up pods."""
+    pool = find_pool(town.world, "default")
+    assert pool is not None
+    return plan_scale_up(town.world, take_stock(town.world, pool), allocated(town, now).asking, now)
+
+
+def made(town: Town, now: datetime = NOW) -> list[str]:
+    """The pods that it makes, as job-index."""
+    return [f"{job.metadata.name}-{index}" for job, index in planned(town, now).make]
+
+
+def removed(town: Town, now: datetime = NOW) -> list[str]:
+    """The jobs of the pods that it removes."""
+    return [pod.owner.name for pod in planned(town, now).remove if pod.owner]
+
+
+def waits(town: Town, name: str, now: datetime = NOW) -> Wait:
+    return allocated(town, now).waits[job_key("team", name)]
+
+
+def decide(town: Town, name: str, now: datetime = NOW) -> JobDecision:
+    found = allocated(town, now).waits.get(job_key("team", name))
+    return plan_job(town.world, town.world.jobs[job_key("team", name)], now, Limits(), found)
+
+
+def bound(town: Town, name: str, node: str, index: int = 0) -> PodView:
+    return town.scale_up_pod(town.world.jobs[job_key("team", name)], index, node)
+
+
+@pytest.mark.parametrize(
+    ("rule", "world", "expected"),
+    [
+        ("who asks for nodes borrows nothing meanwhile",
+         "pool: 2 gpus | chat: 2 replicas | a: needs 1, scales",
+         "a waits ScalingUp"),
+        ("and takes nobody's place",
+         "pool: 1 gpus | low: needs 1, yields, on n1 | a: needs 1, priority 5, scales",
+         "a waits ScalingUp"),
+        ("free GPUs it takes like any job",
+         "pool: 2 gpus | chat: 1 replicas | a: needs 1, scales",
+         "a takes n1"),
+        ("free GPUs are kept for it from those behind",
+         "pool: 1 gpus | a: needs 1, on n1 | b: needs 1, scales | c: needs 1",
+         "b waits ScalingUp; c waits BehindInQueue"),
+        ("and so is what it may borrow later",
+         "pool: 2 gpus | chat: 2 replicas | a: needs 1, scales | b: needs 1",
+         "a waits ScalingUp; b waits BehindInQueue"),
+        ("who waits for free GPUs alone may ask too",
+         "pool: 1 gpus | a: needs 1, on n1 | b: needs 1, queue, scales",
+         "b waits ScalingUp"),
+        ("who is larger than every node is not in the queue",
+         "pool: 1 gpus | a: needs 2, scales | b: needs 1",
+         "a waits ScalingUp; b takes n1"),
+        ("nor is a group that is larger than the pool",
+         "pool: 1 gpus | a: needs 1, pods 2, scales | b: needs 1",
+         "a waits ScalingUp; b takes n1"),
+        ("a pool without nodes is asked for one",
+         "a: needs 1, scales",
+         "a waits ScalingUp"),
+    ],
+)  # fmt: skip
+def test_nodes_before_loans(rule: str, world: str, expected: str) -> None:
+    assert describe(allocated(parse(world))) == expected, rule
+
+
+@pytest.mark.parametrize(
+    ("rule", "world", "expected"),
+    [
+        ("it borrows",
+         "pool: 2 gpus | chat: 2 replicas | a: needs 1, scales",
+         "a takes chat/1"),
+        ("it takes another's place",
+         "pool: 1 gpus | low: needs 1, yields, on n1 | a: needs 1, priority 5, scales",
+         "a takes n1 from low"),
+        ("it waits for free GPUs",
+         "pool: 1 gpus | a: needs 1, on n1 | b: needs 1, queue, scales",
+         "b waits WaitingForGPUs"),
+        ("it is refused, and nobody waits for it",
+         "pool: 1 gpus | a: needs 2, scales | b: needs 1",
+         "b takes n1"),
+    ],
+)  # fmt: skip
+def test_when_its_time_is_over(rule: str, world: str, expected: str) -> None:
+    town = parse(world)
+    assert describe(allocated(town, OVER)) == expected, rule
+    assert made(town, OVER) == []
+
+
+def test_its_time_begins_when_it_is_ready_and_its_end_is_a_change() -> None:
+    town = Town()
+    town.node(1)
+    town.engine("chat", 1, preemption=LENDS)
+    town.slot(town.world.engines[engine_key("team", "chat")], 0, "n1")
+    town.job("a", scheduling={"policy": "Preempt", "scaleUpFirst": {"waitSeconds": 900}})
+    pool = find_pool(town.world, "default")
+    assert pool is not None
+    over = READY + timedelta(seconds=900)
+    assert next_change(town.world, pool, NOW) == over
+    assert describe(allocated(town, over - timedelta(seconds=1))) == "a waits ScalingUp"
+    assert describe(allocated(town, over)) == "a takes chat/0"
+
+
+@pytest.mark.parametrize(
+    ("reason", "asks"),
+    [(Reason.QUOTA_EXCEEDED, False), (Reason.UNSCHEDULABLE, False), (Reason.PREEMPTED, True), (Reason.REQUEUED, True)],
+)
+def test_it_asks_anew_after_training_and_not_after_a_claim_that_came_to_nothing(reason: Reason, asks: bool) -> None:
+    long_ago = replace_times(PREPARED, NOW - timedelta(hours=1))
+    train = AttemptOutcome(stage=Stage.TRAIN, attempt=1, reason=reason, ended_at=NOW - timedelta(seconds=90))
+    town = Town()
+    town.node(1)
+    other = town.job("other")
+    town.trainer_pod(town.stage_job(other, claim=town.claim("n1")), "n1")
+    town.job("a", outcomes=(long_ago, train), scheduling={"policy": "Queue", "scaleUpFirst": {}})
+    assert describe(allocated(town)) == f"a waits {'ScalingUp' if asks else 'WaitingForGPUs'}"
+
+
+def replace_times(outcome: AttemptOutcome, at: datetime) -> AttemptOutcome:
+    return outcome.model_copy(update={"started_at": at, "ended_at": at})
+
+
+def test_what_it_says() -> None:
+    town = parse("pool: 2 gpus | chat: 2 replicas | b: needs 1, queue | a: needs 1, scales")
+    assert waits(town, "a").message == (
+        "Waiting for 1 GPU in pool default since 11:56 UTC. It asks for nodes and borrows nothing until 2026-11-22 "
+        "12:06:00 UTC (scheduling.scaleUpFirst). b is in front. Next: a node is added, or GPUs come free; from then on "
+        "it borrows from engines."
+    )
+    assert waits(town, "a").position == "2"
+
+
+def test_who_fits_no_node_says_why_and_what_follows() -> None:
+    town = parse("pool: 1 gpus | a: needs 2, scales")
+    decision = decide(town, "a")
+    assert decision.reason is Reason.SCALING_UP
+    assert "spec.resources.gpus: 2 are asked for, the largest node of pool default has 1." in decision.message
+    assert decision.message.endswith("from then on it is refused.")
+    refused = decide(town, "a", OVER)
+    assert refused.reason is Reason.EXCEEDS_EVERY_NODE
+    assert refused.message.endswith("None came within 600 s (spec.scheduling.scaleUpFirst).")
+
+
+def test_its_data_is_prepared_before_anything_is_known_of_larger_nodes() -> None:
+    town = Town()
+    town.job("a", outcomes=(), scheduling={"policy": "Queue", "scaleUpFirst": {}})
+    town.job("b", outcomes=(), scheduling={"policy": "Queue"})
+    assert decide(town, "a").reason is Reason.PREPARING
+    assert decide(town, "b").reason is Reason.NO_NODES
+    assert planned(town).make == ()
+
+
+def test_nobody_can_be_asked_for_nodes_of_a_pool_by_dra() -> None:
+    town = parse("pool: 1 gpus | a: needs 1, scales | b: needs 1")
+    town.pool(sharing={"mode": "DRA"})
+    decision = decide(town, "a")
+    assert decision.reason is Reason.SCALE_UP_NOT_SUPPORTED
+    assert "spec.scheduling.scaleUpFirst" in decision.message
+    assert describe(allocated(town)) == "b takes n1"
+
+
+# Its pods
+
+
+def test_there_is_one_pod_for_each_training_pod() -> None:
+    town = parse("pool: 1 gpus | a: needs 1, pods 2, scales | b: needs 1, on n1")
+    assert made(town) == ["a-0", "a-1"]
+    bound(town, "a", "", 1)
+    assert made(town) == ["a-0"]
+
+
+def test_only_the_first_of_the_queue_ask() -> None:
+    jobs = " | ".join(f"j{number}: needs 1, scales" for number in range(MOST + 3))
+    town = parse(f"pool: 1 gpus | x: needs 1, on n1 | {jobs} | large: needs 8, scales")
+    assert made(town) == [f"j{number}-0" for number in range(MOST)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "world", "changes"),
+    [
+        ("suspended", "pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales", {"suspend": True}),
+        ("managed elsewhere", "pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales", {"managed_by": "kueue"}),
+    ],
+)
+def test_pods_go_when_their_job_does_not_wait_any_more(rule: str, world: str, changes: dict[str, Any]) -> None:
+    town = parse(world)
+    bound(town, "a", "")
+    assert removed(town) == []
+    job = town.world.jobs[job_key("team", "a")]
+    town.version += 1
+    version = {"resource_version": str(town.version)}
+    town.put(
+        job.model_copy(
+            update={
+                "spec": job.spec.model_copy(update=changes),
+                "metadata": job.metadata.model_copy(update=version),
+            }
+        )
+    )
+    assert removed(town) == ["a"], rule
+
+
+def test_pods_go_when_the_time_is_over_or_the_pod_has_ended() -> None:
+    town = parse("pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales")
+    pod = bound(town, "a", "")
+    assert removed(town, OVER) == ["a"]
+    town.version += 1
+    town.put(replace(pod, resource_version=town.version, ended=True))
+    assert removed(town) == ["a"]
+
+
+def test_what_a_pod_has_on_a_node_counts_as_free() -> None:
+    town = parse("pool: 1 gpus | a: needs 1, scales")
+    bound(town, "a", "n1")
+    pool = find_pool(town.world, "default")
+    assert pool is not None
+    assert take_stock(town.world, pool).nodes["n1"].free == 1
+    assert describe(allocated(town)) == "a takes n1"
+    town.engine("chat", 1, preemption={"priority": 0})
+    assert describe(allocated(town)) == "a waits ScalingUp"  # the replica has that room
+
+
+def test_the_pod_of_a_job_that_another_sluice_serves_is_a_strangers() -> None:
+    town = parse("pool: 1 gpus | a: needs 1, scales")
+    pod = bound(town, "a", "n1")
+    job = town.world.jobs[job_key("team", "a")]
+    town.store.remove(job_key("team", "a"), job.metadata.uid)
+    town.job("b")
+    assert describe(allocated(town)) == "b waits WaitingForGPUs"
+    assert pod not in planned(town).remove
+
+
+def test_it_counts_as_free_memory_too() -> None:
+    town = Town()
+    town.node(2, memory=3 << 30)
+    job = town.job("a", resources={"memory": "3Gi"}, scheduling={"policy": "Queue", "scaleUpFirst": {}})
+    town.scale_up_pod(job, node="n1")
+    assert describe(allocated(town)) == "a takes n1"
+
+
+def test_a_pod_keeps_the_room_for_whoever_claims_it_until_that_pod_is_bound() -> None:
+    town = parse("pool: 1 gpus | a: needs 1, scales")
+    bound(town, "a", "n1")
+    (claim,) = allocated(town).claims.values()
+    stage_job = town.stage_job(town.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
+    assert planned(town).make == ()
+    assert removed(town) == []  # its pod is about to be made
+    assert planned(town).again_at == NOW + timedelta(seconds=3)
+
+    pod = town.trainer_pod(stage_job)
+    later = NOW + timedelta(seconds=5)
+    assert decide(town, "a", later).bind == ((pod, "n1"),)  # proven: what is to go is not in its way
+    assert removed(town, later) == []
+
+    town.version += 1
+    town.put(replace(pod, resource_version=town.version, gates=(), nominated_node="n1", bound_at=later))
+    assert removed(town, later) == ["a"]
+
+
+def test_a_pod_goes_for_a_claim_whose_pod_is_not_made() -> None:
+    """A ResourceQuota counts both."""
+    town = parse("pool: 1 gpus | a: needs 1, scales")
+    bound(town, "a", "n1")
+    (claim,) = allocated(town).claims.values()
+    town.stage_job(town.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
+    assert removed(town, NOW + timedelta(seconds=2)) == []
+    assert removed(town, NOW + timedelta(seconds=3)) == ["a"]
+
+
+def test_a_pod_without_a_node_goes_as_soon_as_its_job_has_a_claim() -> None:
+    town = parse("pool: 1 gpus | a: needs 1, scales")
+    bound(town, "a", "")
+    (claim,) = allocated(town).claims.values()
+    town.stage_job(town.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
+    assert removed(town) == ["a"]
+
+
+def test_a_pod_goes_for_a_replica_and_is_not_made_anew_before_that_one_has_its_node() -> None:
+    town = parse("pool: 1 gpus | a: needs 1, scales | b: needs 1, scales")
+    bound(town, "a", "n1")
+    engine = town.engine("chat", 1)
+    assert removed(town) == ["a"]
+    assert made(town) == []
+    town.slot(engine, 0, "n1")
+    assert made(town) == ["b-0"]
+
+
+def test_a_pod_that_has_strayed_to_another_pool_goes_for_that_pools_claims() -> None:
+    """And until then it is nothing to that pool."""
+    town = Town()
+    town.pool("old", nodeSelector={"gpu": "old"})
+    town.node(1, labels={"gpu": "old"})
+    town.scale_up_pod(town.job("a", scheduling={"policy": "Queue", "scaleUpFirst": {}}), node="n1")
+    job = town.job("b", resources={"pool": "old"})
+    pool = find_pool(town.world, "old")
+    assert pool is not None
+    claim = allocated_in(town, "old")["b"]
+    pod = town.trainer_pod(town.stage_job(job, claim=claim), created=NOW)
+    assert plan_scale_up(town.world, take_stock(town.world, pool), (), NOW).remove == ()
+    town.version += 1
+    town.put(replace(pod, resource_version=town.version, gates=(), nominated_node="n1"))
+    (gone,) = plan_scale_up(town.world, take_stock(town.world, pool), (), NOW).remove
+    assert gone.owner is not None
+    assert gone.owner.name == "a"
+
+
+def allocated_in(town: Town, name: str) -> dict[str, Any]:
+    pool = find_pool(town.world, name)
+    assert pool is not None
+    return {key.name: claim for key, claim in allocate(town.world, pool, NOW).claims.items()}
+
+
+# The whole of it
+
+
+def test_a_node_comes_and_the_job_trains_there_though_its_own_pod_was_first() -> None:
+    cluster = Cluster()
+    cluster.town.node(1)
+    cluster.town.engine("chat", 1, preemption=LENDS)
+    for _ in range(3):
+        cluster.round()
+    job = cluster.town.job("a", scheduling={"policy": "Preempt", "scaleUpFirst": {}})
+    cluster.round()
+    assert [pod.node for pod in cluster.world.scale_ups["default"].values()] == [""]
+    cluster.town.node(1)
+    cluster.scheduler()
+    assert [pod.node for pod in cluster.world.scale_ups["default"].values()] == ["n2"]
+    for _ in range(4):
+        cluster.round()
+    (stage_job,) = cluster.world.stage_jobs_of[job.metadata.uid].values()
+    assert [pod.node for pod in cluster.world.pods_of[stage_job.uid].values()] == ["n2"]
+    assert not cluster.world.scale_ups.get("default")
+    assert cluster.world.engines[engine_key("team", "chat")].status.lent == 0
+
+
+def test_no_node_comes_and_the_job_borrows() -> None:
+    cluster = Cluster()
+    cluster.town.node(1)
+    cluster.town.engine("chat", 1, preemption=LENDS)
+    for _ in range(3):
+        cluster.round()
+    cluster.town.job("a", scheduling={"policy": "Preempt", "scaleUpFirst": {}})
+    for _ in range(5):
+        cluster.round()
+    assert cluster.world.engines[engine_key("team", "chat")].status.lent == 0
+    cluster.pass_time(600)
+    for _ in range(8):
+        cluster.round()
+    assert cluster.world.engines[engine_key("team", "chat")].status.lent == 1
+    assert not cluster.world.scale_ups.get("default")
