@@ -24,6 +24,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import ENGINE_LABEL, PLACEHOLDER_LABEL, SLOT_LABEL
+from sluice_operator.observe import parse_devices
 from sluice_operator.observe.index import Index
 from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import KINDS, Parsed, Stored, Unreadable, key_of, uid_of, version_of
@@ -31,10 +32,12 @@ from sluice_operator.observe.parse_pod import is_ours
 from sluice_operator.observe.views import (
     BudgetView,
     ClaimView,
+    DeviceClaimView,
     Key,
     NamespaceView,
     NodeView,
     PodView,
+    SliceView,
     SlotView,
     StageJobView,
     View,
@@ -98,7 +101,7 @@ class Store:
         tables = (
             self._jobs, self._engines, self._adapters, self._pools, self._namespaces, self._nodes,
             self._pods, self._stage_jobs, self._slots, self._claims, self._volumes,
-            self._budgets,
+            self._budgets, Table[SliceView](), Table[DeviceClaimView](),
         )  # fmt: skip
         self._tables: dict[str, Table[Any]] = dict(zip(KINDS, tables, strict=True))
 
@@ -111,6 +114,9 @@ class Store:
         self._claiming: Index[bool, StageJobView] = Index(_with_claim)
         self._claims_on: Index[str, StageJobView] = Index(_claimed_node)
         self._budgets_in: Index[str, BudgetView] = Index(_namespace)
+        self._slices_on: Index[str, SliceView] = Index(_where)
+        self._device_claims_on: Index[str, DeviceClaimView] = Index(_where)
+        self._slot_devices: Index[tuple[str, str], DeviceClaimView] = Index(_engine)
         self._unfinished: Index[str, FineTuneJob] = Index(_pool_of_unfinished)
         self.links = Links()
         """Indices beside the World's: who is to be looked at again when something else changes."""
@@ -129,6 +135,8 @@ class Store:
             "Deployment": (self._slots_of,),
             "PersistentVolumeClaim": (self.links.bound_to,),
             "PodDisruptionBudget": (self._budgets_in,),
+            "ResourceSlice": (self._slices_on,),
+            "ResourceClaim": (self._device_claims_on, self._slot_devices),
         }
 
         self._worked_out: dict[Hashable, Any] = {}
@@ -142,10 +150,17 @@ class Store:
         """Until when each pool is not decided again, on the monotonic clock; memory only."""
         self.wake: Callable[[Key], None] = lambda _key: None
         """Have a key reconciled; set by whoever owns the queue."""
+        self.serves_dra = True
+        """Whether the cluster has the kinds of DRA; whoever finds out that it has not says so, once."""
         self.term = 0
         """The lease's transition count while, or since, this process leads."""
         self.since: datetime | None = None
         """When this process began to lead."""
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The kinds to watch in this cluster."""
+        return tuple(kind for kind in KINDS if self.serves_dra or kind not in parse_devices.KINDS)
 
     def listen(self, listener: Listener) -> None:
         """Be told of every change from now on."""
@@ -176,6 +191,10 @@ class Store:
             claims_from=self.links.borrowing.groups,
             unfinished=self._unfinished.groups,
             budgets_in=self._budgets_in.groups,
+            serves_dra=self.serves_dra,
+            slices_on=self._slices_on.groups,
+            device_claims_on=self._device_claims_on.groups,
+            slot_devices=self._slot_devices.groups,
             reports=MappingProxyType(self._reports),
             heartbeats=MappingProxyType(self._heartbeats),
             term=self.term,
@@ -349,6 +368,15 @@ def _controller(view: View) -> tuple[str, ...]:
 
 def _node(pod: PodView) -> tuple[str, ...]:
     return (pod.node,) if pod.node else ()
+
+
+def _where(view: SliceView | DeviceClaimView) -> tuple[str, ...]:
+    return (view.node,) if view.node else ()
+
+
+def _engine(claim: DeviceClaimView) -> tuple[tuple[str, str], ...]:
+    engine = claim.labels.get(ENGINE_LABEL)
+    return ((claim.key.namespace, engine),) if engine else ()
 
 
 def _slot(pod: PodView) -> tuple[tuple[str, str, int], ...]:

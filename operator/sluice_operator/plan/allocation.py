@@ -13,6 +13,7 @@ from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.access import quota_of
 from sluice_operator.plan.borrowing import Held, Market, has_reached, held_by_namespace, with_claim
 from sluice_operator.plan.claims import live_claims_of
+from sluice_operator.plan.guests import contend, hosts, is_guest
 from sluice_operator.plan.interruption import next_to_give_way
 from sluice_operator.plan.inventory import engines_of, take_stock
 from sluice_operator.plan.lending import lends_next
@@ -36,7 +37,8 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
     """Give each pending job its claim, or the reason why it waits.
 
     Nothing overtakes a job that waits, unless it provably can't delay it: what the waiting job could
-    use, free GPUs and every slot that may be lent to it, is out of reach for those behind it. A job
+    use, free GPUs and every slot that may be lent to it, is out of reach for those behind it; a guest
+    can use no GPUs, only the slots of its namespace, so it keeps back guests and borrowers alone. A job
     that its namespace's quota holds back can use neither, so it holds nobody back.
     """
     stock = take_stock(world, pool)
@@ -46,6 +48,7 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
     claims: dict[Key, Claim] = {}
     waits: dict[Key, Wait] = {}
     waiting: list[FineTuneJob] = []
+    waits_too = {False: False, True: False}  # whether a job is in front that wants GPUs; one that wants a share
     promised: frozenset[str] = frozenset()
     again_at: datetime | None = None
     for job in pending(world, pool, now):
@@ -57,20 +60,25 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
             waits[key_of(job)] = over_quota(pool, job, quota, mine)
             continue
         terms = market.terms(job, quota, mine)
-        claim = place(world, stock, job, replace(terms, lenders=terms.lenders - promised), bool(waiting), now)
+        guest = is_guest(pool, job)
+        claim = place(world, stock, job, replace(terms, lenders=terms.lenders - promised), waits_too[guest], now)
         if claim is not None:
             claims[key_of(job)] = claim
             held[namespace] = with_claim(world, mine, claim)
             stock = stock_after(world, stock, job, claim)
         else:
-            gives_way = None if waiting else next_to_give_way(world, stock.claims, job, now)
+            gives_way = None if guest or waits_too[guest] else next_to_give_way(world, stock.claims, job, now)
             again_at = again_at or (gives_way.at if gives_way else None)
             if len(waiting) < EXPLAINED:
-                waits[key_of(job)] = explain(world, stock, job, terms, waiting, gives_way, now)
+                ahead = [other for other in waiting if contend(pool, other, job)]
+                waits[key_of(job)] = explain(world, stock, job, terms, ahead, gives_way, now)
             else:
                 waits[key_of(job)] = far_behind(pool, job, len(waiting))
             waiting.append(job)
+            waits_too[guest] = True
             promised |= terms.lenders
+            if guest:
+                promised |= {engine.metadata.uid for engine in hosts(world, pool, job)}
     return Allocation(claims, waits, again_at)
 
 

@@ -33,21 +33,24 @@ class Terms:
 
 
 class Market:
-    """The engines of a pool that lend at one moment, to whom. Jobs of one namespace and priority get the same terms."""
+    """The engines of a pool that lend at one moment, to whom.
+
+    Jobs of one namespace, one priority and as many pods get the same terms.
+    """
 
     def __init__(self, world: World, stock: Stock, now: datetime) -> None:
         self._world = world
         self._stock = stock
         self._engines = engines_of(world, stock.pool)
         self._now = now
-        self._known: dict[tuple[str, int], frozenset[str]] = {}
+        self._known: dict[tuple[str, int, int], frozenset[str]] = {}
 
     def terms(self, job: FineTuneJob, quota: NamespaceQuota, held: Held) -> Terms:
         """A job's terms; those of a job that can't borrow have no lenders."""
         most = UNBOUNDED if quota.max_borrowed_gpus is None else quota.max_borrowed_gpus - held.borrowed
         if job.spec.scheduling.policy is not Policy.PREEMPT or most <= 0:
             return Terms()
-        alike = job.metadata.namespace, job.spec.scheduling.priority
+        alike = job.metadata.namespace, job.spec.scheduling.priority, job.spec.resources.nodes
         if alike not in self._known:
             lend = (e for e in self._engines if lending_refusal(self._world, self._stock, e, job, self._now) is None)
             self._known[alike] = frozenset(engine.metadata.uid for engine in lend)
