@@ -32,7 +32,7 @@ def _is_gpu(device: Mapping[str, Any], driver: str) -> bool:
     """Whether a device is a GPU, and not a part of one that is offered beside it. One that does not say so is."""
     said: Mapping[str, Any] = device.get("attributes") or {}
     kind = said.get("type") or said.get(f"{driver}/type") or {}
-    return kind.get("string", _GPU) == _GPU
+    return str(kind.get("string", _GPU)) == _GPU
 
 
 def parse_device_claim(body: Body) -> DeviceClaimView:
