@@ -12,6 +12,7 @@ from sluice_api.meta import (
     API_VERSION,
     ATTEMPT_LABEL,
     CLAIM_ANNOTATION,
+    DEFAULT_POOL,
     INDEX_LABEL,
     JOB_LABEL,
     OUTCOMES_ANNOTATION,
@@ -69,13 +70,24 @@ class ClaimScene:
         place = f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims"
         await self.kube.call("POST", place, {"metadata": {"name": VOLUME}, "spec": spec})
 
-    async def engine(self, name: str = "chat", replicas: int = 2, floor: int = 1, drain: int = 0, **terms: Any) -> None:
+    async def engine(
+        self,
+        name: str = "chat",
+        replicas: int = 2,
+        floor: int = 1,
+        drain: int = 0,
+        *,
+        pool: str = DEFAULT_POOL,
+        utilization: str = "0.90",
+        **terms: Any,
+    ) -> None:
         """An engine of one GPU a slot, that lends at once what came back."""
         lends = {"policy": "ScaleDown", "minReplicas": floor, "drainTimeoutSeconds": drain, "coolDownSeconds": 0}
         spec = {
             "model": {"uri": MODEL},
             "replicas": replicas,
-            "resources": {"gpus": 1, "memory": "100Mi", "cpu": "10m"},
+            "resources": {"gpus": 1, "memory": "100Mi", "cpu": "10m", "pool": pool},
+            "serving": {"gpuMemoryUtilization": utilization},
             "lora": {"claims": [VOLUME]},
             "preemption": {**lends, **terms},
         }
@@ -91,6 +103,7 @@ class ClaimScene:
         *,
         gpus: int = 1,
         nodes: int = 1,
+        pool: str = DEFAULT_POOL,
         prepared: bool = True,
         **scheduling: Any,
     ) -> Body:
@@ -99,7 +112,7 @@ class ClaimScene:
             "model": {"uri": MODEL},
             "dataset": {"uri": f"pvc://{VOLUME}/rows.jsonl"},
             "output": {"uri": f"pvc://{VOLUME}/out"},
-            "resources": {"gpus": gpus, "nodes": nodes, "memory": "100Mi", "cpu": "10m"},
+            "resources": {"gpus": gpus, "nodes": nodes, "memory": "100Mi", "cpu": "10m", "pool": pool},
             "scheduling": {"policy": policy, "priority": priority, **scheduling},
         }
         if publish:
