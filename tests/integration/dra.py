@@ -7,7 +7,7 @@ from typing import Any
 
 from sluice_api.meta import API_VERSION
 from tests.integration.history import SLUICE
-from tests.integration.nodes import Nodes
+from tests.integration.nodes import MERGE_PATCH, Nodes
 from tests.integration.progress_scene import Kube
 
 Body = dict[str, Any]
@@ -31,6 +31,11 @@ class Devices:
         """The pool of these nodes."""
         return f"devices-{self.namespace}"
 
+    async def set_mode(self, mode: str) -> None:
+        """Another way in which the pool counts."""
+        body = {"spec": {"sharing": {"mode": mode}}}
+        await self.kube.call("PATCH", f"{SLUICE}/gpupools/{self.pool}", body, MERGE_PATCH)
+
     async def claims(self) -> dict[str, Body]:
         """The ResourceClaims of the namespace, by name."""
         found = await self.kube.call("GET", f"{DRA}/namespaces/{self.namespace}/resourceclaims")
@@ -53,10 +58,9 @@ class Devices:
 async def devices(kube: Kube, namespace: str, nodes: Nodes, gpus: int, *names: str) -> AsyncIterator[Devices]:
     """Nodes with so many GPUs each, their DeviceClass, and a pool that counts them."""
     made = Devices(kube, namespace)
-    selectors = [{"cel": {"expression": f'device.driver == "{made.driver}"'}}]
-    await kube.call(
-        "POST", f"{DRA}/deviceclasses", {"metadata": {"name": made.driver}, "spec": {"selectors": selectors}}
-    )
+    whole = f'device.driver == "{made.driver}" && device.attributes["{made.driver}"].type == "gpu"'
+    ours = {"selectors": [{"cel": {"expression": whole}}]}
+    await kube.call("POST", f"{DRA}/deviceclasses", {"metadata": {"name": made.driver}, "spec": ours})
     for name in names:
         await nodes.add(name, gpus=0, devices=namespace)
         offered = [{"name": f"gpu-{n}", "attributes": {"type": {"string": "gpu"}}} for n in range(gpus)]
