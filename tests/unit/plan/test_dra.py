@@ -115,6 +115,16 @@ def test_gpus_are_what_slices_offer_and_claims_have(scene: Callable[[DraTown], N
     assert counted(town) == expected
 
 
+def test_a_slot_is_where_its_pod_is_though_its_claim_is_not_heard_of_yet() -> None:
+    """Or the job of two would get both of n2."""
+    town = DraTown(1, 2)
+    engine = town.engine("chat", 1)
+    Town.slot(town, engine, 0, "n2")
+    town.slot_has(engine, 0, "")
+    town.job("a", 2, scheduling={"policy": "Queue"})
+    assert describe(allocated(town)) == "a waits WaitingForGPUs"
+
+
 def test_a_pool_of_a_device_plugin_sees_no_claims() -> None:
     town = Town()
     town.node(2)

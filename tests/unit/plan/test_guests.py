@@ -63,6 +63,19 @@ def two_of_which_one_is_busy(town: DraTown) -> None:
     assert engine.spec.replicas == 2
 
 
+def two_on_one_node_of_which_one_is_busy(town: DraTown) -> None:
+    town.offers("n1", 2, generation=2)
+    town.serving("chat", "n1", "n1")
+    for index in range(2):
+        (pod,) = town.world.engine_pods["team", "chat", index].values()
+        town.report(pod, in_flight=7 - index)
+
+
+def one_of_another_namespace(town: DraTown) -> None:
+    town.serving("dear", "n1", namespace="others")
+    one_without_a_pod(town)
+
+
 def one_that_is_lent(town: DraTown) -> None:
     town.serving("chat", "n1")
     town.trains(town.job("b"), "n1", chat(0), own=0)
@@ -88,6 +101,8 @@ def on_a_node_that_takes_no_pods(town: DraTown) -> None:
         (with_a_guest, "a waits WaitingForShare"),
         (with_a_small_guest, "a beside chat/0"),
         (two_of_which_one_is_busy, "a beside chat/1"),
+        (two_on_one_node_of_which_one_is_busy, "a beside chat/1"),
+        (one_of_another_namespace, "a waits WaitingForShare"),
         (one_that_is_lent, "a waits WaitingForShare"),
         (one_that_starts, "a beside chat/0"),
         (one_without_a_pod, "a waits WaitingForShare"),
