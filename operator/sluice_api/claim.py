@@ -51,16 +51,24 @@ class Place(Model):
     pods: PositiveInt = 1
     borrowed: tuple[SlotRef, ...] = ()
     displaced: tuple[AttemptRef, ...] = Field((), description="Attempts of lower priority that give way to it there.")
+    beside: SlotRef | None = Field(
+        None, description="The slot whose GPUs it uses while that goes on, with a share. It has none of its own there."
+    )
 
 
 class Claim(Model):
     """What a training Job holds from its creation until it is over, all of it or nothing. Never changed."""
 
     pool: str
-    resource: str = Field(description="Name of the extended resource.")
+    resource: str = Field(description="Name of the extended resource, or of the driver of GPUs that DRA serves.")
     gpus: PositiveInt = Field(description="Of each pod.")
     places: tuple[Place, ...] = Field(min_length=1, description="One for each node.")
     share: Share | None = Field(None, description="Absent: the GPUs are its own, or the parts that the pool counts in.")
+    own_devices: NonNegativeInt | None = Field(
+        None,
+        description="With DRA: how many of each pod's GPUs come by a ResourceClaim of its own, beside those of slots. "
+        "Absent: the GPUs are an extended resource.",
+    )
     term: NonNegativeInt = Field(
         description="The lease's transition count when it was made. Of two overlapping claims the one of "
         "the higher term holds: its maker had listed every older claim before."
@@ -91,9 +99,14 @@ class Claim(Model):
         return next((place for place in self.places if place.node == node), None)
 
     def gpus_on(self, node: str) -> int:
-        """GPUs that it has on a node."""
+        """GPUs that it has on a node: none of its own beside a slot."""
         place = self.on(node)
-        return self.gpus * place.pods if place else 0
+        return self.gpus * place.pods if place and not place.beside else 0
+
+    @cached_property
+    def host(self) -> SlotRef | None:
+        """The slot whose guest it is: it uses that one's GPUs beside it."""
+        return next((place.beside for place in self.places if place.beside), None)
 
     def home_of(self, slot: SlotRef) -> str:
         """The node on which the GPUs of a borrowed slot are; empty if it borrows no such slot."""

@@ -288,6 +288,7 @@ class Allocation(Model):
     nodes: tuple[Text, ...] = Field((), max_length=64, description="The nodes.")
     gpus: NonNegativeInt = Field(0, description="How many GPUs, on all of them.")
     borrowed: tuple[BorrowedSlot, ...] = Field((), max_length=64, description="Replicas lent by engines.")
+    beside: Text = Field("", description="The replica whose GPU it shares, as engine/slot, where DRA serves the GPUs.")
     expected_return: datetime | None = Field(
         None, description="When they are given back, by what the trainer says of its time left. Absent: not known."
     )

@@ -110,6 +110,16 @@ class GPUPoolSpec(Model):
     )
     price_per_gpu_hour: Decimal = Field("0", description="Price of one GPU for one hour, for reports.")
 
+    @property
+    def by_dra(self) -> bool:
+        """Whether the nodes offer their GPUs by dynamic resource allocation, and not by a device plugin."""
+        return self.sharing.mode is SharingMode.DRA
+
+    @property
+    def counted_as(self) -> str:
+        """The one name by which the pool's GPUs are counted: of a resource, or of the driver that offers devices."""
+        return self.sharing.device_class if self.by_dra else self.resource_name
+
 
 class GPUPoolStatus(Model):
     """Who has the GPUs now."""

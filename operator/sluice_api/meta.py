@@ -84,6 +84,26 @@ def slot_gpus_name(engine: str, index: int) -> str:
     return f"{slot_name(engine, index)}-gpus"
 
 
+def training_gpus_name(stage_job: str) -> str:
+    """Name of the ResourceClaimTemplate from which the pods of a training Job get GPUs of their own."""
+    return f"{stage_job}-gpus"
+
+
+def taints_of_gpus(name: str) -> tuple[str, ...]:
+    """Keys of the taints by which nodes with such GPUs commonly keep everything else away.
+
+    The name by which they are counted; of a driver, gpu.nvidia.com, also what the device plugin calls them,
+    nvidia.com/gpu.
+    """
+    kind, _, vendor = name.partition(".")
+    return (name,) if is_extended(name) else (name, f"{vendor}/{kind}")
+
+
+def is_extended(name: str) -> bool:
+    """Whether GPUs of that name are an extended resource of nodes: its name has a domain, a driver's is one."""
+    return "/" in name
+
+
 def placeholder_name(engine: str, index: int) -> str:
     """Name of the pod that keeps a lent slot's GPUs."""
     return f"{slot_name(engine, index)}-placeholder"

@@ -79,6 +79,16 @@ class Reason(StrEnum):
         "A PodDisruptionBudget lets none of the replicas of the engine that lends go now.",
         "Wait until it does, or change the budget.",
     )
+    ENGINE_MUST_SLEEP = (
+        "EngineMustSleep",
+        "GPUs that are served by DRA are lent by replicas that sleep: one that stopped could lose them to another pod.",
+        "Set preemption.policy: Sleep on the engine.",
+    )
+    GROUP_BORROWS_NONE = (
+        "GroupBorrowsNone",
+        "A job of several pods borrows no GPUs that are served by DRA.",
+        "Wait for free GPUs, or set resources.nodes: 1.",
+    )
     ENGINE_IN_DEMAND = (
         "EngineInDemand",
         "The engines that lend need their replicas themselves.",
@@ -93,6 +103,11 @@ class Reason(StrEnum):
         "ScalingUp",
         "The job asks a cluster autoscaler for nodes (scheduling.scaleUpFirst) and borrows nothing meanwhile.",
         "Wait for a node, lower scheduling.scaleUpFirst.waitSeconds, or remove the field to borrow at once.",
+    )
+    WAITING_FOR_SHARE = (
+        "WaitingForShare",
+        "No replica of the job's namespace has so much of its GPU's memory left for a job beside it now.",
+        "Wait until a replica starts, or a job beside one ends; or lower scheduling.share.",
     )
     NOT_BEFORE = (
         "NotBefore",
@@ -187,8 +202,19 @@ class Reason(StrEnum):
     )
     SHARE_TOO_LARGE = (
         "ShareTooLarge",
-        "scheduling.share is more than one part of a GPU, which is all that the pool's device plugin gives to a pod.",
-        "Lower scheduling.share, or divide the pool's GPUs into fewer parts.",
+        "scheduling.share is more than one part of a GPU, which is all that the pool's device plugin gives to a pod; "
+        "with sharing mode DRA, more than any engine of the namespace leaves.",
+        "Lower scheduling.share, divide the pool's GPUs into fewer parts, or lower the engine's gpuMemoryUtilization.",
+    )
+    NO_ENGINE_BESIDE = (
+        "NoEngineBeside",
+        "With sharing mode DRA a share is a part of a replica's GPU, and the namespace has no engine in the pool.",
+        "Run the job in the namespace of an engine of the pool, or use scheduling.policy Queue or Preempt.",
+    )
+    DRA_NOT_SERVED = (
+        "DRANotServed",
+        "The pool's sharing.mode is DRA, but the cluster does not serve resource.k8s.io/v1.",
+        "Use Kubernetes 1.34 or later and restart the operator, which asks when it starts; or another sharing.mode.",
     )
     ENGINE_NOT_FOUND = (
         "EngineNotFound",

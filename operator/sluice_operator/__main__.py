@@ -107,7 +107,7 @@ async def run(settings: Settings) -> None:
         async with serve_progress(settings, store, client, lambda: lease.leads, operator.queue.add) as intake:
             collector = exposition.WorldCollector(store, lambda: lease.leads, lambda: intake.training)
             async with exposition.serve(settings.metrics_port, collector, operator.dead, operator.unready):
-                await until_installed(operator.api)
+                await until_installed(operator.api, store)
                 await run_until_stopped(operator)
     finally:
         await client.close()
@@ -118,7 +118,7 @@ async def run_until_stopped(operator: Operator) -> None:
     stop = asyncio.Event()
     kopf_stop = asyncio.Event()
     operator.watches.install()
-    watching = await start_watching(operator.settings.pod_name, kopf_stop)
+    watching = await start_watching(operator.settings.pod_name, kopf_stop, operator.store.watched)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     resyncing = asyncio.create_task(operator.resync.run(), name="resync")

@@ -10,7 +10,7 @@ import sys
 from datetime import UTC, datetime
 
 from sluice_operator.cluster.client import Api, connect
-from sluice_operator.cluster.lists import refresh_all
+from sluice_operator.cluster.lists import look_for_dra, refresh_all
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.trace import trace
@@ -24,8 +24,9 @@ async def explain(namespace: str, name: str) -> list[str]:
     """
     client = await connect()
     try:
-        store = Store()
-        await refresh_all(Api(client), store)
+        api, store = Api(client), Store()
+        await look_for_dra(api, store)
+        await refresh_all(api, store)
     finally:
         await client.close()
     world = store.world()

@@ -78,6 +78,7 @@ class ClaimScene:
         drain: int = 0,
         *,
         pool: str = DEFAULT_POOL,
+        utilization: str = "0.90",
         **terms: Any,
     ) -> None:
         """An engine of one GPU a slot, that lends at once what came back."""
@@ -85,7 +86,8 @@ class ClaimScene:
         spec = {
             "model": {"uri": MODEL},
             "replicas": replicas,
-            "resources": {"gpus": 1, "pool": pool, "memory": "100Mi", "cpu": "10m"},
+            "resources": {"gpus": 1, "memory": "100Mi", "cpu": "10m", "pool": pool},
+            "serving": {"gpuMemoryUtilization": utilization},
             "lora": {"claims": [VOLUME]},
             "preemption": {**lends, **terms},
         }

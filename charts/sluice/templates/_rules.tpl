@@ -30,6 +30,14 @@
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [list, watch]
+# GPUs that DRA serves, instead of a device plugin: what drivers offer on nodes, and who has it. `get`: the
+# ResourceClaims of replicas are ours.
+- apiGroups: [resource.k8s.io]
+  resources: [resourceslices]
+  verbs: [list, watch]
+- apiGroups: [resource.k8s.io]
+  resources: [resourceclaims]
+  verbs: [get, list, watch]
 # What to do. `get` is also what the operator grants to the agents of engines: one can grant only what one has.
 - apiGroups: [sluice.dev]
   resources: [adapters, finetunejobs, gpupools, inferenceengines]
@@ -58,6 +66,13 @@
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [create, patch, delete]
+# Where DRA serves GPUs, a replica has its own by a ResourceClaim, and a training pod by one from a template.
+- apiGroups: [resource.k8s.io]
+  resources: [resourceclaims]
+  verbs: [create, delete]
+- apiGroups: [resource.k8s.io]
+  resources: [resourceclaimtemplates]
+  verbs: [create, get]
 # The engine's address, and the identity and the rights of its agents.
 - apiGroups: [""]
   resources: [services, serviceaccounts]

@@ -10,6 +10,7 @@ from sluice_api.inferenceengine import InferenceEngine, InferenceEngineSpec, Pre
 from sluice_api.slots import SlotSpec
 from sluice_api.sources import claims_of
 from sluice_operator.build import pod
+from sluice_operator.build.devices import of_slot, with_claims
 from sluice_operator.build.metadata import Manifest
 from sluice_operator.settings import Settings
 
@@ -37,6 +38,7 @@ def engine_pod_spec(engine: InferenceEngine, index: int, pool: GPUPoolSpec, sett
     """The pod of one slot, for the nodes of its pool."""
     spec = engine.spec
     claims = _claims(spec)
+    devices = of_slot(engine, index) if pool.by_dra else []
     slot = SlotSpec(
         namespace=engine.metadata.namespace,
         engine=engine.metadata.name,
@@ -51,10 +53,11 @@ def engine_pod_spec(engine: InferenceEngine, index: int, pool: GPUPoolSpec, sett
         "enableServiceLinks": False,
         "priorityClassName": settings.inference_priority_class,
         "nodeSelector": pool.node_selector,
-        "tolerations": pod.tolerated(pool.resource_name),
+        "tolerations": pod.tolerated(pool.counted_as),
         "securityContext": pod.POD_SECURITY,
         "initContainers": [_agent(slot, claims, settings)],
-        "containers": [_vllm(slot, claims, pool, settings)],
+        **({"resourceClaims": devices} if devices else {}),
+        "containers": [_vllm(slot, claims, pool, devices, settings)],
         "volumes": [
             pod.SCRATCH_VOLUME,
             pod.SHM_VOLUME,
@@ -118,9 +121,15 @@ def _probe(path: str, *, period_seconds: int, failure_threshold: int) -> Manifes
     }
 
 
-def _vllm(slot: SlotSpec, claims: tuple[str, ...], pool: GPUPoolSpec, settings: Settings) -> Manifest:
+def _vllm(
+    slot: SlotSpec, claims: tuple[str, ...], pool: GPUPoolSpec, devices: list[Manifest], settings: Settings
+) -> Manifest:
     wanted = slot.spec.resources
-    resources = {"requests": {"cpu": wanted.cpu, "memory": wanted.memory}, "limits": {"memory": wanted.memory}}
+    resources: Manifest = {
+        "requests": {"cpu": wanted.cpu, "memory": wanted.memory},
+        "limits": {"memory": wanted.memory},
+    }
+    resources = pod.engine_gpus(resources, pool, slot.spec)
     return {
         "name": "vllm",
         "image": settings.server_image,
@@ -129,7 +138,7 @@ def _vllm(slot: SlotSpec, claims: tuple[str, ...], pool: GPUPoolSpec, settings: 
         "env": pod.environment({pods.SLOT_ENV: slot.to_json()}, pod.BASE_ENVIRONMENT),
         "ports": [{"name": "http", "containerPort": pods.SERVE_PORT, "protocol": "TCP"}],
         "lifecycle": {"preStop": {"exec": {"command": ["python3", "-m", "sluice_server", "wait-drained"]}}},
-        "resources": pod.engine_gpus(resources, pool, slot.spec),
+        "resources": with_claims(resources, devices) if devices else resources,
         "securityContext": pod.CONTAINER_SECURITY,
         "volumeMounts": [
             pod.SCRATCH_MOUNT,

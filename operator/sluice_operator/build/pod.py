@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from sluice_api import pods
 from sluice_api.gpupool import GPUPoolSpec, SharingMode
 from sluice_api.inferenceengine import InferenceEngineSpec
+from sluice_api.meta import taints_of_gpus
 from sluice_api.sources import VOLUMES
 from sluice_operator.build.metadata import Manifest
 
@@ -81,9 +82,9 @@ def claim_mounts(claims: Iterable[str], writable: Sequence[str] = ()) -> list[Ma
     ]
 
 
-def tolerated(resource: str) -> list[Manifest]:
-    """GPU nodes are commonly tainted with the name of their resource, to keep everything else away."""
-    return [{"key": resource, "operator": "Exists"}]
+def tolerated(gpus: str) -> list[Manifest]:
+    """GPU nodes are commonly tainted with the name of their GPUs, to keep everything else away."""
+    return [{"key": key, "operator": "Exists"} for key in taints_of_gpus(gpus)]
 
 
 def with_gpus(resources: Manifest, resource: str, amount: int) -> Manifest:
@@ -92,7 +93,12 @@ def with_gpus(resources: Manifest, resource: str, amount: int) -> Manifest:
 
 
 def engine_gpus(resources: Manifest, pool: GPUPoolSpec, engine: InferenceEngineSpec) -> Manifest:
-    """A container's resources and the GPUs of a replica; HAMi is told how much of their memory vLLM takes."""
+    """A container's resources and the GPUs of a replica; HAMi is told how much of their memory vLLM takes.
+
+    GPUs that DRA serves are no resources: see `devices`.
+    """
+    if pool.by_dra:
+        return resources
     gpus = with_gpus(resources, pool.resource_name, engine.resources.gpus)
     if pool.sharing.mode is not SharingMode.HAMI:
         return gpus

@@ -16,6 +16,7 @@ from sluice_api.meta import (
 from sluice_api.sources import claims_of
 from sluice_api.stages import ExitCode, Stage, StageSpec
 from sluice_operator.build import pod
+from sluice_operator.build.devices import of_training, with_claims
 from sluice_operator.build.metadata import Manifest, app_labels, owned_by
 from sluice_operator.observe.quantity import amount
 from sluice_operator.settings import Settings
@@ -56,7 +57,7 @@ def stage_job(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, 
     spec = _pod_spec(job, stage, attempt, settings)
     if claim:
         metadata["annotations"] = {CLAIM_ANNOTATION: claim.to_json()}
-        spec = _claiming(spec, claim, settings)
+        spec = _claiming(spec, claim, metadata["name"], settings)
     pods_needed = len(claim.nodes) if claim else 1
     return {
         "apiVersion": "batch/v1",
@@ -114,10 +115,14 @@ def _together(spec: Manifest, job: FineTuneJob, name: str) -> Manifest:
     }
 
 
-def _claiming(spec: Manifest, claim: Claim, settings: Settings) -> Manifest:
+def _claiming(spec: Manifest, claim: Claim, name: str, settings: Settings) -> Manifest:
     """The pod with its GPUs. It waits at its gate; the node selector comes when the claim is bound."""
     (trainer,) = spec["containers"]
-    gpus = pod.with_gpus(trainer["resources"], claim.resource, claim.gpus)
+    devices = of_training(claim, name) if claim.own_devices is not None else []
+    if devices:
+        gpus = with_claims(trainer["resources"], devices)
+    else:
+        gpus = pod.with_gpus(trainer["resources"], claim.resource, claim.gpus)
     if claim.share and claim.share.mode is SharingMode.HAMI:
         gpus = pod.with_gpus(gpus, pods.HAMI_MEMORY, claim.share.percent)
     elif claim.share:
@@ -128,6 +133,7 @@ def _claiming(spec: Manifest, claim: Claim, settings: Settings) -> Manifest:
         "schedulingGates": [{"name": SCHEDULING_GATE}],
         "priorityClassName": settings.training_priority_class,
         "tolerations": pod.tolerated(claim.resource),
+        **({"resourceClaims": devices} if devices else {}),
         "containers": [{**trainer, "resources": gpus}],
     }
 

@@ -6,8 +6,8 @@ import logging
 from sluice_operator.cluster.client import Api, Body
 from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.kinds import KINDS
-from sluice_operator.observe.parse import KINDS as WATCHED
 from sluice_operator.observe.parse import Parsed, parse
+from sluice_operator.observe.parse_devices import KINDS as DEVICES
 from sluice_operator.observe.store import Store
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ async def refresh(api: Api, store: Store, kind: str) -> None:
 
 async def refresh_all(api: Api, store: Store) -> None:
     """Make the store agree with a list of every watched kind, all begun after the call."""
-    for kind in WATCHED:
+    for kind in store.watched:
         await refresh(api, store, kind)
 
 
@@ -56,9 +56,29 @@ async def _one_list(api: Api, kind: str) -> tuple[list[Parsed], int]:
         query["continue"] = page["metadata"]["continue"]
 
 
-async def until_installed(api: Api) -> None:
+async def look_for_dra(api: Api, store: Store) -> None:
+    """Find out whether the cluster has the kinds of DRA: ResourceSlices and ResourceClaims."""
+    where = [KINDS[kind] for kind in DEVICES]
+    try:
+        served = await api.request("GET", f"/apis/{where[0].api_version}")
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        store.serves_dra = False
+        return
+    store.serves_dra = {kind.plural for kind in where} <= {resource["name"] for resource in served["resources"]}
+
+
+async def until_installed(api: Api, store: Store) -> None:
     """Wait until the API server knows our kinds: kopf looks for them only once."""
-    for kind in WATCHED:
+    while True:
+        try:
+            await look_for_dra(api, store)
+            break
+        except ApiError as error:
+            logger.warning("the API server does not say what it serves yet", extra={"error": str(error)})
+            await asyncio.sleep(2)
+    for kind in store.watched:
         while True:
             try:
                 await api.request("GET", KINDS[kind].collection(), query={"limit": "1"})

@@ -32,7 +32,7 @@ class Resync:
     @property
     def is_primed(self) -> bool:
         """Whether every kind has been listed in full: before that, nothing may be decided."""
-        return not self._never_listed
+        return self._never_listed.isdisjoint(self._store.watched)
 
     def want(self, plural: str) -> None:
         """Have a kind listed soon."""
@@ -48,7 +48,7 @@ class Resync:
                 async with asyncio.timeout(self._seconds):
                     await self._wanted.wait()
             except TimeoutError:
-                self._due.update(WATCHED)
+                self._due.update(self._store.watched)
             self._wanted.clear()
 
     async def _list_due(self) -> None:

@@ -9,15 +9,18 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL
+from sluice_api.scheduling import Policy
 from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import Stored
 from sluice_operator.observe.views import (
     BudgetView,
     ClaimView,
+    DeviceClaimView,
     Key,
     NamespaceView,
     NodeView,
     PodView,
+    SliceView,
     SlotView,
     StageJobView,
     View,
@@ -90,15 +93,18 @@ def _only_progress(old: FineTuneJob, new: FineTuneJob) -> bool:
 
 
 def _engine(
-    _old: Stored | None, _new: Stored | None, engine: InferenceEngine, _world: World, links: Links
+    old: Stored | None, new: Stored | None, engine: InferenceEngine, _world: World, links: Links
 ) -> Iterator[Key]:
-    """Itself, its pool, its adapters, who borrows from it, and who waits to publish to it."""
+    """Itself, its pool, its adapters, who borrows from it, who waits to publish to it, and who may share its GPUs."""
     place = (engine.metadata.namespace, engine.metadata.name)
     yield key_of(engine)
     yield pool_key(engine.spec.resources.pool)
     yield from links.adapters_on.groups.get(place, {})
     yield from _borrowers(place, links)
     yield from _unfinished(links.publishing.groups.get(place, {}))
+    if not (isinstance(old, InferenceEngine) and isinstance(new, InferenceEngine) and old.spec == new.spec):
+        jobs = links.jobs_in_namespace.groups.get(engine.metadata.namespace, {})
+        yield from _unfinished({key: job for key, job in jobs.items() if job.spec.scheduling.policy is Policy.SHARED})
 
 
 def _adapter(old: Stored | None, new: Stored | None, adapter: Adapter, _world: World, links: Links) -> Iterator[Key]:
@@ -140,6 +146,26 @@ def _node(old: Stored | None, new: Stored | None, node: NodeView, world: World, 
     yield from _all_pools(world)
     if old is None or new is None:
         yield from _claimants_on(node.key.name, world)
+
+
+def _slice(_old: Stored | None, _new: Stored | None, _slice: SliceView, world: World, _links: Links) -> Iterator[Key]:
+    """All pools: how many GPUs its node offers."""
+    yield from _all_pools(world)
+
+
+def _device_claim(
+    old: Stored | None, new: Stored | None, claim: DeviceClaimView, world: World, _links: Links
+) -> Iterator[Key]:
+    """The pools, when what it has of its node is another; and the engine, if it is of a slot."""
+    if _has(old) != _has(new):
+        yield from _all_pools(world)
+    if ENGINE_LABEL in claim.labels:
+        yield engine_key(claim.key.namespace, claim.labels[ENGINE_LABEL])
+
+
+def _has(claim: Stored | None) -> object:
+    """What of a ResourceClaim the pools count."""
+    return (claim.node, claim.devices) if isinstance(claim, DeviceClaimView) and claim.node else None
 
 
 def _pod(old: Stored | None, new: Stored | None, pod: PodView, world: World, links: Links) -> Iterator[Key]:
@@ -255,4 +281,6 @@ _ROUTES: Mapping[type, Callable[..., Iterator[Key]]] = {
     ClaimView: _claim,
     VolumeView: _volume,
     BudgetView: _budget,
+    SliceView: _slice,
+    DeviceClaimView: _device_claim,
 }

@@ -1,7 +1,7 @@
 """kopf watches every kind that decisions read. An event does two things: the store learns, the queue is told whom."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import kopf
@@ -39,13 +39,13 @@ def take_event(store: Store, plural: str, event: kopf.RawEvent) -> None:
         store.put(parsed, seen=True)
 
 
-async def start_watching(name: str, stop: asyncio.Event) -> asyncio.Task[None]:
+async def start_watching(name: str, stop: asyncio.Event, kinds: Iterable[str] = WATCHED) -> asyncio.Task[None]:
     """Start kopf in this event loop; the task ends when `stop` is set, or with the failure that ends kopf.
 
     kopf takes over the signal handlers of SIGTERM and SIGINT: set your own afterwards.
     """
     tasks = await kopf.spawn_tasks(
-        registry=registry(),
+        registry=registry(kinds),
         settings=kopf_settings(),
         identity=Identity(name),  # kopf would ask for our user's name, which a uid may not have
         standalone=True,
@@ -68,11 +68,11 @@ class _Everything(Collection["asyncio.Task[Any]"]):
         return 0
 
 
-def registry() -> kopf.OperatorRegistry:
+def registry(kinds: Iterable[str]) -> kopf.OperatorRegistry:
     """kopf is told what to watch by handlers."""
     found = kopf.OperatorRegistry()
     kopf.on.login(registry=found)(_login)
-    for kind in WATCHED:
+    for kind in kinds:
         where = KINDS[kind]
         watch = kopf.on.event(where.group, where.version, where.plural, id=kind, registry=found)
         watch(_never_called)

@@ -22,6 +22,7 @@ from sluice_api.meta import (
 )
 from sluice_api.selectors import LabelSelector
 from sluice_api.stages import Stage
+from sluice_operator.observe.parse_devices import parse_device_claim, parse_slice
 from sluice_operator.observe.parse_pod import parse_pod
 from sluice_operator.observe.quantity import amounts
 from sluice_operator.observe.raw import Body, condition, metadata_of, moment
@@ -213,10 +214,12 @@ _READERS: Mapping[str, Callable[[Body], Stored]] = {
     "PersistentVolumeClaim": _claim,
     "PersistentVolume": _volume,
     "PodDisruptionBudget": _budget,
+    "ResourceSlice": parse_slice,
+    "ResourceClaim": parse_device_claim,
 }
 
 KINDS = tuple(_READERS)
-"""The watched kinds."""
+"""The watched kinds; which of them a cluster lacks, the store knows."""
 
 
 def key_of(stored: Parsed) -> Key:

@@ -23,7 +23,7 @@ from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_api.meta import ENGINE_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL, SLOT_LABEL
+from sluice_operator.observe import found_by, parse_devices
 from sluice_operator.observe.index import Index
 from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import KINDS, Parsed, Stored, Unreadable, key_of, uid_of, version_of
@@ -31,13 +31,14 @@ from sluice_operator.observe.parse_pod import is_ours
 from sluice_operator.observe.views import (
     BudgetView,
     ClaimView,
+    DeviceClaimView,
     Key,
     NamespaceView,
     NodeView,
     PodView,
+    SliceView,
     SlotView,
     StageJobView,
-    View,
     VolumeView,
 )
 from sluice_operator.observe.world import Heartbeat, Reported, World
@@ -94,25 +95,27 @@ class Store:
         self._slots: Table[SlotView] = Table()
         self._claims: Table[ClaimView] = Table()
         self._volumes: Table[VolumeView] = Table()
-        self._budgets: Table[BudgetView] = Table()
         tables = (
             self._jobs, self._engines, self._adapters, self._pools, self._namespaces, self._nodes,
             self._pods, self._stage_jobs, self._slots, self._claims, self._volumes,
-            self._budgets,
+            Table[BudgetView](), Table[SliceView](), Table[DeviceClaimView](),
         )  # fmt: skip
         self._tables: dict[str, Table[Any]] = dict(zip(KINDS, tables, strict=True))
 
-        self._pods_of: Index[str, PodView] = Index(_controller)
-        self._pods_on: Index[str, PodView] = Index(_node)
-        self._engine_pods: Index[tuple[str, str, int], PodView] = Index(_slot)
-        self._placeholders: Index[tuple[str, str], PodView] = Index(_reserved_for)
-        self._scale_ups: Index[str, PodView] = Index(_asks_in_pool)
-        self._stage_jobs_of: Index[str, StageJobView] = Index(_controller)
-        self._slots_of: Index[str, SlotView] = Index(_controller)
-        self._claiming: Index[bool, StageJobView] = Index(_with_claim)
-        self._claims_on: Index[str, StageJobView] = Index(_claimed_node)
-        self._budgets_in: Index[str, BudgetView] = Index(_namespace)
-        self._unfinished: Index[str, FineTuneJob] = Index(_pool_of_unfinished)
+        self._pods_of: Index[str, PodView] = Index(found_by.controller)
+        self._pods_on: Index[str, PodView] = Index(found_by.node)
+        self._engine_pods: Index[tuple[str, str, int], PodView] = Index(found_by.slot)
+        self._placeholders: Index[tuple[str, str], PodView] = Index(found_by.reserved_for)
+        self._scale_ups: Index[str, PodView] = Index(found_by.asks_in_pool)
+        self._stage_jobs_of: Index[str, StageJobView] = Index(found_by.controller)
+        self._slots_of: Index[str, SlotView] = Index(found_by.controller)
+        self._claiming: Index[bool, StageJobView] = Index(found_by.with_claim)
+        self._claims_on: Index[str, StageJobView] = Index(found_by.claimed_node)
+        self._budgets_in: Index[str, BudgetView] = Index(found_by.namespace)
+        self._slices_on: Index[str, SliceView] = Index(found_by.where)
+        self._device_claims_on: Index[str, DeviceClaimView] = Index(found_by.where)
+        self._slot_devices: Index[tuple[str, str], DeviceClaimView] = Index(found_by.engine)
+        self._unfinished: Index[str, FineTuneJob] = Index(found_by.pool_of_unfinished)
         self.links = Links()
         """Indices beside the World's: who is to be looked at again when something else changes."""
         self._indices: Mapping[str, tuple[Index[Any, Any], ...]] = {
@@ -130,6 +133,8 @@ class Store:
             "Deployment": (self._slots_of,),
             "PersistentVolumeClaim": (self.links.bound_to,),
             "PodDisruptionBudget": (self._budgets_in,),
+            "ResourceSlice": (self._slices_on,),
+            "ResourceClaim": (self._device_claims_on, self._slot_devices),
         }
 
         self._worked_out: dict[Hashable, Any] = {}
@@ -143,10 +148,17 @@ class Store:
         """Until when each pool is not decided again, on the monotonic clock; memory only."""
         self.wake: Callable[[Key], None] = lambda _key: None
         """Have a key reconciled; set by whoever owns the queue."""
+        self.serves_dra = True
+        """Whether the cluster has the kinds of DRA; whoever finds out that it has not says so, once."""
         self.term = 0
         """The lease's transition count while, or since, this process leads."""
         self.since: datetime | None = None
         """When this process began to lead."""
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The kinds to watch in this cluster."""
+        return tuple(kind for kind in KINDS if self.serves_dra or kind not in parse_devices.KINDS)
 
     def listen(self, listener: Listener) -> None:
         """Be told of every change from now on."""
@@ -178,6 +190,10 @@ class Store:
             claims_from=self.links.borrowing.groups,
             unfinished=self._unfinished.groups,
             budgets_in=self._budgets_in.groups,
+            serves_dra=self.serves_dra,
+            slices_on=self._slices_on.groups,
+            device_claims_on=self._device_claims_on.groups,
+            slot_devices=self._slot_devices.groups,
             reports=MappingProxyType(self._reports),
             heartbeats=MappingProxyType(self._heartbeats),
             term=self.term,
@@ -343,42 +359,3 @@ def _set_aside(table: Table[Any], obj: Unreadable) -> None:
     table.unreadable[obj.key] = obj
     if known is None or (known.uid, known.error) != (obj.uid, obj.error):
         logger.error("an object cannot be read and is left alone", extra={"object": str(obj.key), "error": obj.error})
-
-
-def _controller(view: View) -> tuple[str, ...]:
-    return (view.owner.uid,) if view.owner else ()
-
-
-def _node(pod: PodView) -> tuple[str, ...]:
-    return (pod.node,) if pod.node else ()
-
-
-def _slot(pod: PodView) -> tuple[tuple[str, str, int], ...]:
-    engine, index = pod.labels.get(ENGINE_LABEL), pod.labels.get(SLOT_LABEL, "")
-    return ((pod.key.namespace, engine, int(index)),) if engine and index.isdecimal() else ()
-
-
-def _reserved_for(pod: PodView) -> tuple[tuple[str, str], ...]:
-    engine = pod.labels.get(PLACEHOLDER_LABEL)
-    return ((pod.key.namespace, engine),) if engine else ()
-
-
-def _asks_in_pool(pod: PodView) -> tuple[str, ...]:
-    pool = pod.labels.get(SCALE_UP_LABEL)
-    return (pool,) if pool else ()
-
-
-def _with_claim(stage_job: StageJobView) -> tuple[bool, ...]:
-    return (True,) if stage_job.claim else ()
-
-
-def _namespace(view: View) -> tuple[str, ...]:
-    return (view.key.namespace,)
-
-
-def _claimed_node(stage_job: StageJobView) -> tuple[str, ...]:
-    return tuple(place.node for place in stage_job.claim.places) if stage_job.claim else ()
-
-
-def _pool_of_unfinished(job: FineTuneJob) -> tuple[str, ...]:
-    return () if job.status.finished_at else (job.spec.resources.pool,)

@@ -181,3 +181,31 @@ class VolumeView(View):
     """A PersistentVolume: where it can be mounted (any of the terms, all requirements of one)."""
 
     node_terms: tuple[tuple[NodeRequirement, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceView(View):
+    """A ResourceSlice: devices that a driver offers on a node."""
+
+    node: str
+    """Empty for devices that are no single node's."""
+    driver: str
+    pool: str
+    """The driver's, of which the newest generation counts."""
+    generation: int
+    devices: int
+    """Whole GPUs among them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceClaimView(View):
+    """A ResourceClaim."""
+
+    asks: tuple[str, int] | None = None
+    """A device class and a number, if that is all that it asks for."""
+    node: str = ""
+    """Where its devices are; empty while it has none."""
+    devices: Mapping[str, int] = field(default_factory=dict)
+    """How many it has, by driver."""
+    pods: tuple[str, ...] = ()
+    """Uids of the pods that use them."""

@@ -18,10 +18,12 @@ from sluice_api.reports import EngineReport
 from sluice_operator.observe.views import (
     BudgetView,
     ClaimView,
+    DeviceClaimView,
     Key,
     NamespaceView,
     NodeView,
     PodView,
+    SliceView,
     SlotView,
     StageJobView,
     View,
@@ -77,6 +79,15 @@ class World:
     volumes: Mapping[Key, VolumeView] = field(default_factory=dict)
     budgets_in: Mapping[str, Mapping[Key, BudgetView]] = field(default_factory=dict)
     """PodDisruptionBudgets by their namespace."""
+
+    serves_dra: bool = True
+    """Whether the cluster has ResourceSlices and ResourceClaims at all."""
+    slices_on: Mapping[str, Mapping[Key, SliceView]] = field(default_factory=dict)
+    """ResourceSlices by the name of the node."""
+    device_claims_on: Mapping[str, Mapping[Key, DeviceClaimView]] = field(default_factory=dict)
+    """ResourceClaims by the name of the node whose devices they have."""
+    slot_devices: Mapping[tuple[str, str], Mapping[Key, DeviceClaimView]] = field(default_factory=dict)
+    """ResourceClaims of slots, by (namespace, engine)."""
 
     pods_of: Mapping[str, Mapping[Key, PodView]] = field(default_factory=dict)
     """Pods by the uid of their controller: a Job's, or a ReplicaSet's."""

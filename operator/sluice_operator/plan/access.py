@@ -8,6 +8,7 @@ from sluice_api.reasons import Reason
 from sluice_api.selectors import NamespaceSelector
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World
+from sluice_operator.plan.guests import guest_refusal
 from sluice_operator.plan.sharing import sharing_refusal
 
 NAME_LABEL = "kubernetes.io/metadata.name"
@@ -52,4 +53,4 @@ def denial(world: World, pool: GPUPool, job: FineTuneJob) -> tuple[Reason, str] 
             f"spec.resources.gpus: {job.spec.resources.all_gpus} are asked for, GPUPool {name} allows namespace "
             f"{namespace} {quota.max_gpus} at once. Ask for fewer, or raise maxGPUs in the pool's spec.quotas."
         )
-    return sharing_refusal(pool, job)
+    return sharing_refusal(pool, job) or guest_refusal(world, pool, job)

@@ -11,10 +11,11 @@ from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.access import quota_of
-from sluice_operator.plan.borrowing import FREE_ONLY, Held, Market, has_reached, held_by_namespace, with_claim
+from sluice_operator.plan.borrowing import FREE_ONLY, Held, Market, Terms, has_reached, held_by_namespace, with_claim
 from sluice_operator.plan.claims import live_claims_of
-from sluice_operator.plan.interruption import next_to_give_way
-from sluice_operator.plan.inventory import engines_of, take_stock
+from sluice_operator.plan.guests import contend
+from sluice_operator.plan.interruption import Departure, next_to_give_way
+from sluice_operator.plan.inventory import Stock, engines_of, take_stock
 from sluice_operator.plan.kept import Kept
 from sluice_operator.plan.lending import lends_next
 from sluice_operator.plan.outcomes import all_outcomes, done, next_attempt_at, recorded, waits_since
@@ -43,7 +44,8 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
     use, every node that is large enough, every slot that may be lent to it and its part of a quota, is
     out of reach for those behind it. A job that its namespace's quota holds back can use none of it, so
     it holds back its namespace's other jobs only. One that asks for nodes may use free GPUs only, but in
-    a while the others too: they are kept for it meanwhile.
+    a while the others too: they are kept for it meanwhile. A guest can use no GPUs, only the slots of its
+    namespace, so it holds back guests and borrowers there.
     """
     stock = take_stock(world, pool)
     market = Market(world, stock, now)
@@ -71,20 +73,33 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
             held[namespace] = with_claim(world, mine, claim)
             stock = stock_after(world, stock, job, claim)
         else:
-            gives_way = next_to_give_way(world, stock.claims, job, now) if ways.displaces and not waiting else None
+            gives_way = next_to_give_way(world, stock.claims, job, now) if ways.displaces and not kept.nodes else None
             again_at = again_at or (gives_way.at if gives_way else None)
-            if len(waiting) >= EXPLAINED:
-                waits[key_of(job)] = far_behind(pool, job, len(waiting))
-            elif asks(job, now):
-                waits[key_of(job)] = scaling_up(stock, job, waiting, now)
-            else:
-                waits[key_of(job)] = explain(world, stock, job, terms, waiting, gives_way, now)
+            waits[key_of(job)] = _why_it_waits(world, stock, job, terms, waiting, gives_way, now)
             waiting.append(job)
             kept.keep(stock, job, terms)
     oversized = waiting_for_larger_nodes(world, pool, now)
     waits.update({key_of(job): scaling_up(stock, job, [], now, _too_large(world, job)) for job in oversized})
     asking = [job for job in (*waiting[:EXPLAINED], *oversized) if asks(job, now)]
     return Allocation(claims, waits, tuple(asking[:MOST]), again_at)
+
+
+def _why_it_waits(
+    world: World,
+    stock: Stock,
+    job: FineTuneJob,
+    terms: Terms,
+    waiting: list[FineTuneJob],
+    gives_way: Departure | None,
+    now: datetime,
+) -> Wait:
+    """What is said of a job, given those that wait in front."""
+    if len(waiting) >= EXPLAINED:
+        return far_behind(stock.pool, job, len(waiting))
+    if asks(job, now):
+        return scaling_up(stock, job, waiting, now)
+    ahead = [other for other in waiting if contend(stock.pool, other, job)]
+    return explain(world, stock, job, terms, ahead, gives_way, now)
 
 
 def _too_large(world: World, job: FineTuneJob) -> str:

@@ -8,6 +8,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import NamespaceQuota
 from sluice_api.scheduling import Policy
 from sluice_operator.observe.world import World
+from sluice_operator.plan.guests import hosts, is_guest
 from sluice_operator.plan.inventory import Stock, borrowed_on, engines_of
 from sluice_operator.plan.lending import lending_refusal
 
@@ -31,7 +32,7 @@ class Terms:
     """On which a job may borrow now."""
 
     lenders: frozenset[str] = frozenset()
-    """Uids of the engines that lend to it."""
+    """Uids of the engines that lend to it; for a guest, of those beside whose replicas it may train."""
     most: int = 0
     """GPUs."""
     displaces: bool = True
@@ -43,21 +44,27 @@ FREE_ONLY = Terms(displaces=False)
 
 
 class Market:
-    """The engines of a pool that lend at one moment, to whom. Jobs of one namespace and priority get the same terms."""
+    """The engines of a pool that lend at one moment, to whom.
+
+    Jobs of one namespace, one priority and as many pods get the same terms.
+    """
 
     def __init__(self, world: World, stock: Stock, now: datetime) -> None:
         self._world = world
         self._stock = stock
         self._engines = engines_of(world, stock.pool)
         self._now = now
-        self._known: dict[tuple[str, int], frozenset[str]] = {}
+        self._known: dict[tuple[str, int, int], frozenset[str]] = {}
 
     def terms(self, job: FineTuneJob, quota: NamespaceQuota, held: Held) -> Terms:
         """A job's terms; those of a job that can't borrow have no lenders."""
+        if is_guest(self._stock.pool, job):
+            beside = hosts(self._world, self._stock.pool, job)
+            return Terms(frozenset(engine.metadata.uid for engine in beside), displaces=False)
         most = UNBOUNDED if quota.max_borrowed_gpus is None else quota.max_borrowed_gpus - held.borrowed
         if job.spec.scheduling.policy is not Policy.PREEMPT or most <= 0:
             return Terms()
-        alike = job.metadata.namespace, job.spec.scheduling.priority
+        alike = job.metadata.namespace, job.spec.scheduling.priority, job.spec.resources.nodes
         if alike not in self._known:
             lend = (e for e in self._engines if lending_refusal(self._world, self._stock, e, job, self._now) is None)
             self._known[alike] = frozenset(engine.metadata.uid for engine in lend)

@@ -16,7 +16,9 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, engine_key, job_key, oldest_first
 from sluice_operator.plan.attempts import has_its_nodes, heir_of, trainer_pods
+from sluice_operator.plan.devices import offered
 from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, failures
+from sluice_operator.plan.sharing import left_by
 
 
 class Phase(IntEnum):
@@ -178,17 +180,37 @@ def overlapped_by(world: World, mine: LiveClaim) -> LiveClaim | None:
     before = [c for c in rivals if c.stage_job.uid not in below and standing(world, c) < my_place]
     for other in before:
         same_job = other.job.metadata.uid == mine.job.metadata.uid and not other.stage_job.finished
-        if same_job or set(other.claim.borrowed) & set(mine.claim.borrowed):
+        if same_job or _same_slot(other.claim, mine.claim):
             return other
+    if crowd := _crowded(world, mine, before):
+        return crowd
     going = heirs(world, rivals)
     staying = [c for c in before if c.claim.resource == mine.claim.resource and c.stage_job.uid not in going]
     for place in mine.claim.places:
         node = world.nodes.get(Key("Node", "", place.node))
-        room = node.allocatable.get(mine.claim.resource, 0) if node else 0
-        here = [c for c in staying if c.claim.on(place.node)]
-        if here and sum(taken_by(world, c.claim, place.node) for c in [*here, mine]) > room:
+        room = offered(world, node, mine.claim.resource) if node else 0
+        here = [c for c in staying if c.claim.gpus_on(place.node)]
+        asked = taken_by(world, mine.claim, place.node)
+        if here and asked and asked + sum(taken_by(world, c.claim, place.node) for c in here) > room:
             return here[-1]
     return None
+
+
+def _same_slot(one: Claim, other: Claim) -> bool:
+    """Whether two claims can't have what they have of a slot at once: guests of one slot can."""
+    lent, also_lent = set(one.borrowed), set(other.borrowed)
+    return bool(lent & {*also_lent, other.host} or also_lent & {one.host})
+
+
+def _crowded(world: World, mine: LiveClaim, before: Iterable[LiveClaim]) -> LiveClaim | None:
+    """The last of the guests that came before mine, if beside their slot the memory is too little for mine too."""
+    host = mine.claim.host
+    engine = world.engines.get(engine_key(host.namespace, host.engine)) if host else None
+    others = [live for live in before if live.claim.host == host]
+    if engine is None or not others:
+        return None
+    asked = sum(live.claim.share.percent for live in [*others, mine] if live.claim.share)
+    return others[-1] if asked > left_by(engine) else None
 
 
 def _rivals(world: World, mine: LiveClaim) -> list[LiveClaim]:

@@ -20,6 +20,7 @@ from sluice_operator.plan.lending import LOOK_AT_LOAD, being_left, is_busy, lack
 from sluice_operator.plan.placeholders import Placeholders, plan_placeholders
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
+from sluice_operator.plan.slot_devices import SlotDevices, plan_slot_devices
 from sluice_operator.plan.slots import SlotPlan, existing, floor_of, pod_of, ref, serves, template_of, wanted
 
 _NEXT_CLAIM_WITHIN = timedelta(seconds=10)
@@ -36,6 +37,7 @@ class EngineDecision:
     remove: tuple[SlotView, ...]
     """Slots that are no longer wanted; their pods drain by themselves."""
     placeholders: Placeholders
+    devices: SlotDevices
     status: InferenceEngineStatus
     again_at: datetime | None = None
 
@@ -60,6 +62,7 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
     kept = {plan.index for plan in plans}
     remove = [slot for index, slot in slots.items() if index not in kept]
     placeholders = plan_placeholders(world, engine, plans, now)
+    pool = find_pool(world, engine.spec.resources.pool)
     drained_at = now + timedelta(seconds=1) if any(p.state is SlotState.DRAINING for p in plans) else None
     claimed_by = (
         now + _NEXT_CLAIM_WITHIN if any(p.lent_to and ref(engine, p.index) not in lent for p in plans) else None
@@ -72,6 +75,7 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
         stop=tuple(stop),
         remove=tuple(remove),
         placeholders=placeholders,
+        devices=plan_slot_devices(world, engine, pool, plans, {plan.index for plan in apply}),
         status=_status(world, engine, plans, now, outdated and rollout is None),
         again_at=min((at for at in (drained_at, claimed_by, load_at, placeholders.again_at) if at), default=None),
     )

@@ -63,6 +63,8 @@ def interruption(world: World, live: LiveClaim) -> Interruption | None:
 
 def why_it_stays(world: World, live: LiveClaim, job: FineTuneJob) -> str:
     """Why a claim never gives way to a job; empty if it does, now or later."""
+    if live.claim.host:
+        return f"it trains beside {live.claim.host} and has no GPU of its own"
     mine, theirs = live.job.spec.scheduling, job.spec.scheduling
     if mine.interruption.policy is not GiveWay.TO_HIGHER_PRIORITY:
         return f"its scheduling.interruption.policy is {mine.interruption.policy}"

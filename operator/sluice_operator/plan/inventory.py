@@ -9,10 +9,9 @@ from sluice_api.claim import Claim, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_api.meta import ENGINE_LABEL, SLOT_LABEL
 from sluice_api.scheduling import GiveWay
 from sluice_operator.observe.views import Key, NodeView, PodView
-from sluice_operator.observe.world import World, engine_key
+from sluice_operator.observe.world import World
 from sluice_operator.plan.budgets import may_lose
 from sluice_operator.plan.claims import (
     LiveClaim,
@@ -23,8 +22,8 @@ from sluice_operator.plan.claims import (
     live_claims_on,
     taken_by,
 )
+from sluice_operator.plan.devices import holders, offered
 from sluice_operator.plan.pools import pool_nodes, refusal
-from sluice_operator.plan.room import holding
 from sluice_operator.plan.slots import pod_of, ref, serves, wanted
 
 
@@ -39,6 +38,8 @@ class PlacedSlot:
     pod: Key | None = None
     serving: bool = False
     in_flight: int = 0
+    shared: int = 0
+    """Percent of its GPUs' memory that jobs beside it use: its guests. It is not lent then."""
 
 
 @dataclass(frozen=True)
@@ -181,32 +182,31 @@ def lent_indices(lent: Mapping[SlotRef, LiveClaim], engine: InferenceEngine) -> 
 
 
 def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, LiveClaim]) -> NodeStock:
-    resource = pool.spec.resource_name
-    here = [live for live in live_claims_on(world, node.key.name) if live.claim.resource == resource]
+    name = pool.spec.counted_as
+    here = [live for live in live_claims_on(world, node.key.name) if live.claim.resource == name]
     going = heirs(world, here)
     freed = {live.stage_job.uid: 0 for live in here}
     slots, leaving, others = [], 0, 0
-    for pod in holding(world, node.key.name):
-        gpus = pod.requests.get(resource, 0)
-        if not gpus or (pod.owner and pod.owner.uid in freed and pod.owner.uid not in going):
+    for gpus, pod, owner in holders(world, node, name):
+        attempt = pod.owner.uid if pod and pod.owner else ""
+        if attempt in freed and attempt not in going:
             continue
-        owner = _slot_of(world, pod)
         borrower = lent.get(ref(*owner)) if owner else None
-        heir = borrower.stage_job.uid if borrower else going.get(pod.owner.uid, "") if pod.owner else ""
+        heir = borrower.stage_job.uid if borrower else going.get(attempt, "")
         if heir in freed:
             freed[heir] += gpus
         elif borrower:
             leaving += gpus
         elif owner:
-            slots.append(_placed(world, *owner, pod))
+            slots.append(_placed(world, *owner, pod, _shared(here, ref(*owner))))
         else:
             others += gpus
     staying = [(live.claim, live.stage_job.uid) for live in here if live.stage_job.uid not in going]
     claimed = sum(_held(world, claim, node.key.name, freed[uid]) for claim, uid in staying)
     return NodeStock(
         node=node,
-        gpus=node.allocatable.get(resource, 0),
-        refusal=refusal(node, resource),
+        gpus=offered(world, node, name),
+        refusal=refusal(node, name),
         claims=tuple(here),
         claimed=claimed,
         slots=tuple(slots),
@@ -222,11 +222,9 @@ def _held(world: World, claim: Claim, node: str, still_there: int) -> int:
     return max(taken_by(world, claim, node), still_there + max(0, own - taken_over))
 
 
-def _slot_of(world: World, pod: PodView) -> tuple[InferenceEngine, int] | None:
-    """The engine's slot that a pod is of, by its labels; None for anybody else's pod."""
-    index = pod.labels.get(SLOT_LABEL, "")
-    engine = world.engines.get(engine_key(pod.key.namespace, pod.labels.get(ENGINE_LABEL, "")))
-    return (engine, int(index)) if engine and index.isdecimal() else None
+def _shared(claims: Iterable[LiveClaim], slot: SlotRef) -> int:
+    """What of the memory of a slot's GPUs its guests use, in percent."""
+    return sum(live.claim.share.percent for live in claims if live.claim.share and live.claim.host == slot)
 
 
 def _unplaced(
@@ -251,7 +249,7 @@ def _home(stocks: Iterable[NodeStock], gpus: int) -> NodeStock | None:
     return min(fitting, key=lambda stock: (stock.free, stock.name), default=None)
 
 
-def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | None) -> PlacedSlot:
+def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | None, shared: int = 0) -> PlacedSlot:
     told = world.reports.get(pod.uid) if pod else None
     created = pod.created if pod else engine.metadata.creation_timestamp
     if created is None:
@@ -264,4 +262,5 @@ def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | No
         pod=pod.key if pod else None,
         serving=serves(pod),
         in_flight=told.report.in_flight if told else 0,
+        shared=shared,
     )

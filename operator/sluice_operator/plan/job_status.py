@@ -72,6 +72,7 @@ def _allocation(job: FineTuneJob, live: LiveClaim, now: datetime) -> Allocation:
         nodes=tuple(place.node for place in live.claim.places),
         gpus=live.claim.all_gpus,
         borrowed=tuple(BorrowedSlot(engine=f"{s.namespace}/{s.engine}", slot=s.index) for s in live.claim.borrowed),
+        beside=f"{host.engine}/{host.index}" if (host := live.claim.host) else "",
         expected_return=settled(before, ends_at(live), now),
     )
 

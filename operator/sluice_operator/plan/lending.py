@@ -23,6 +23,8 @@ def lending_refusal(
         return Reason.ENGINE_NEVER_LENDS
     if not _lends_to(world, engine, job.metadata.namespace):
         return Reason.ENGINE_LENDS_ELSEWHERE
+    if stock.pool.spec.by_dra and (refused := _by_dra(engine, job)):
+        return refused
     if terms.priority > job.spec.scheduling.priority:
         return Reason.ENGINE_OUTRANKS
     if terms.borrow_windows and not any(window.is_open(now) for window in terms.borrow_windows):
@@ -85,6 +87,20 @@ def is_busy(world: World, engine: InferenceEngine, fewer: int = 0) -> bool:
     serving = [pod for index in existing(world, engine) if (pod := pod_of(world, engine, index)) and serves(pod)]
     told = [world.reports[pod.uid].load for pod in serving if pod.uid in world.reports]
     return sum(told) > limit * max(0, len(serving) - fewer)
+
+
+def _by_dra(engine: InferenceEngine, job: FineTuneJob) -> Reason | None:
+    """Why an engine does not lend GPUs that are served by DRA.
+
+    No nomination keeps a device that is given back for a pod, so a slot that stops could lose it to anybody. One that
+    sleeps keeps it: the trainer uses the slot's own ResourceClaim. That one is its namespace's, and one pod's of a
+    job: all pods of a group are made from the same template.
+    """
+    if engine.spec.preemption.policy is not LendingPolicy.SLEEP:
+        return Reason.ENGINE_MUST_SLEEP
+    if engine.metadata.namespace != job.metadata.namespace:
+        return Reason.ENGINE_LENDS_ELSEWHERE
+    return Reason.GROUP_BORROWS_NONE if job.spec.resources.nodes > 1 else None
 
 
 def _lends_to(world: World, engine: InferenceEngine, namespace: str) -> bool:

@@ -16,6 +16,7 @@ from sluice_api.stages import Stage
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, oldest_first
 from sluice_operator.plan.claims import live_claims_on
+from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.room import holding
 from sluice_operator.plan.slots import SlotPlan, pod_of
 
@@ -38,10 +39,12 @@ class Placeholders:
 def plan_placeholders(world: World, engine: InferenceEngine, plans: Sequence[SlotPlan], now: datetime) -> Placeholders:
     """Keep the GPUs of each lent slot from the moment it drains, until its next pod has them or nobody wants them.
 
-    A loan may be over before the borrower is gone: its job was suspended or deleted, or gave way.
+    A loan may be over before the borrower is gone: its job was suspended or deleted, or gave way. GPUs that DRA
+    serves need no placeholder: the slot's ResourceClaim has them all the while.
     """
-    held = _placeholders(world, engine)
-    lent = {plan.index: plan.node for plan in plans if plan.lent_to}
+    held, pool = _placeholders(world, engine), find_pool(world, engine.spec.resources.pool)
+    by_dra = pool is not None and pool.spec.by_dra
+    lent = {plan.index: plan.node for plan in plans if plan.lent_to and not by_dra}
     pods_due = {
         plan.index: _pod_due(engine, plan, now)
         for plan in plans

@@ -16,6 +16,7 @@ from sluice_operator.plan.attempts import trainer_pods
 from sluice_operator.plan.borrowing import Terms
 from sluice_operator.plan.claims import LiveClaim, gpus_of_slots, taken_by
 from sluice_operator.plan.fit import lack_on
+from sluice_operator.plan.guests import best_beside, is_guest
 from sluice_operator.plan.interruption import attempt_ref, may_displace
 from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock
 from sluice_operator.plan.outcomes import all_outcomes
@@ -37,6 +38,8 @@ class Room:
     """Claims of lower priority that end for it."""
     inherited: tuple[SlotRef, ...] = ()
     """Slots that are lent to those already, and are lent to it from now on."""
+    beside: PlacedSlot | None = None
+    """The slot whose guest it is."""
 
     @property
     def place(self) -> Place:
@@ -46,6 +49,7 @@ class Room:
             pods=self.pods,
             borrowed=(*self.inherited, *(victim.slot for victim in self.victims)),
             displaced=tuple(attempt_ref(live, self.node.name) for live in self.displaced),
+            beside=self.beside.slot if self.beside else None,
         )
 
 
@@ -66,12 +70,17 @@ class Group:
     @property
     def claim(self) -> Claim:
         """What they hold."""
+        pool, gpus = self.stock.pool, self.job.spec.resources.gpus
+        places = tuple(room.place for room in self.rooms.values())
+        slots = [slot for place in places for slot in place.borrowed]
+        own = 0 if is_guest(pool, self.job) else max(0, gpus - gpus_of_slots(self.world, slots))
         return Claim(
-            pool=self.stock.pool.metadata.name,
-            resource=self.stock.pool.spec.resource_name,
-            gpus=self.job.spec.resources.gpus,
-            places=tuple(room.place for room in self.rooms.values()),
-            share=share_of(self.stock.pool, self.job),
+            pool=pool.metadata.name,
+            resource=pool.spec.counted_as,
+            gpus=gpus,
+            places=places,
+            share=share_of(pool, self.job),
+            own_devices=own if pool.spec.by_dra else None,
             term=self.world.term,
         )
 
@@ -149,11 +158,18 @@ def stock_after(world: World, stock: Stock, job: FineTuneJob, claim: Claim) -> S
                 node,
                 claims=tuple(live for live in node.claims if live not in displaced),
                 claimed=node.claimed - freed + taken_by(world, claim, place.node),
-                slots=tuple(slot for slot in node.slots if slot.slot not in place.borrowed),
+                slots=tuple(_with_guest(slot, place, claim) for slot in node.slots if slot.slot not in place.borrowed),
             )
         )
     may_lose = {uid: left - stopped[uid] for uid, left in stock.may_lose.items()} if stopped else stock.may_lose
     return replace(stock, may_lose=may_lose).with_granted(job)
+
+
+def _with_guest(slot: PlacedSlot, place: Place, claim: Claim) -> PlacedSlot:
+    """A slot once a claim is made: with less memory left if that is its guest."""
+    return (
+        replace(slot, shared=slot.shared + claim.share.percent) if claim.share and slot.slot == place.beside else slot
+    )
 
 
 Way = Callable[[Group, NodeStock, int], Room | None]
@@ -162,6 +178,8 @@ Way = Callable[[Group, NodeStock, int], Room | None]
 
 def _ways(group: Group) -> list[Way]:
     """How a job may come to GPUs now, the best way first; none for most of a long queue."""
+    if is_guest(group.stock.pool, group.job):
+        return [_beside] if group.terms.lenders else []
     ways: list[Way] = []
     if not group.kept or _is_free_outside(group):
         ways += [_free, _in_place_of_leavers] if group.going else [_free]
@@ -200,7 +218,8 @@ def _cost(group: Group, room: Room) -> tuple[int, int, int, int, str]:
     """Sort key, of rooms of one kind: whoever is disturbed the least beyond what is settled, then the tightest fit."""
     victims = [victim for victim in room.victims if victim.slot not in group.taken]
     displaced = sum(1 for live in room.displaced if live.stage_job.uid not in group.going)
-    return (displaced, len(victims), sum(v.in_flight for v in victims), room.node.free, room.node.name)
+    in_flight = sum(slot.in_flight for slot in (*victims, *filter(None, [room.beside])))
+    return (displaced, len(victims), in_flight, room.node.free, room.node.name)
 
 
 def _free(group: Group, node: NodeStock, pods: int) -> Room | None:
@@ -208,6 +227,12 @@ def _free(group: Group, node: NodeStock, pods: int) -> Room | None:
     if node.name in group.kept:
         return None
     return Room(node, pods) if node.free >= pods * group.job.spec.resources.gpus else None
+
+
+def _beside(group: Group, node: NodeStock, pods: int) -> Room | None:
+    """Room for a guest."""
+    slot = best_beside(node, group.job, group.terms.lenders)
+    return Room(node, pods, beside=slot) if slot else None
 
 
 def _lent(group: Group, node: NodeStock, pods: int) -> Room | None:

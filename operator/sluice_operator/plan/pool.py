@@ -9,7 +9,7 @@ from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World
 from sluice_operator.plan.conditions import condition
 from sluice_operator.plan.inventory import Stock, borrowed_on, engines_of, take_stock
-from sluice_operator.plan.pools import taken_by_elders
+from sluice_operator.plan.pools import taken_by_elders, unusable
 from sluice_operator.plan.slots import ref
 
 
@@ -18,11 +18,15 @@ def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUP
     pool, nodes = stock.pool, list(stock.nodes.values())
     usable = [node for node in nodes if not node.refusal]
     reason = Reason.POOL_READY if usable else Reason.NO_NODES
+    if pool.spec.by_dra and not world.serves_dra:
+        reason = Reason.DRA_NOT_SERVED
     notes = [f"{node.name} is {node.refusal}." for node in nodes if node.refusal]
     notes += [
         f"spec.nodeSelector: {count} more that it selects belong to pool {name}, which is older. Narrow one of the two."
         for name, count in taken_by_elders(world, pool).items()
     ]
+    if why := unusable(world, pool):
+        notes.append(why)
     lent = sum(borrowed_on(world, live.claim, node.name) for node in nodes for live in node.claims)
     return GPUPoolStatus(
         observed_generation=pool.metadata.generation,

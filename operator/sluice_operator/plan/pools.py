@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Iterator
 
 from sluice_api.gpupool import GPUPool
-from sluice_api.meta import DEFAULT_POOL
+from sluice_api.meta import DEFAULT_POOL, taints_of_gpus
 from sluice_api.resource import Metadata
 from sluice_operator.observe.views import NodeView
 from sluice_operator.observe.world import World, pool_key
+from sluice_operator.plan.devices import offered
 
+_NAMED = 3
 _NOBODYS = GPUPool(kind="GPUPool", metadata=Metadata(name=DEFAULT_POOL))
 
 
@@ -17,7 +19,7 @@ def find_pool(world: World, name: str) -> GPUPool | None:
 
 
 def nodes_of(world: World, pool: GPUPool) -> Iterator[NodeView]:
-    """Nodes with the pool's labels that offer its resource, in any order.
+    """Nodes with the pool's labels that offer its GPUs, in any order.
 
     A node that two pools select is the older one's: no GPU is in two. `default` that nobody made comes last.
     """
@@ -25,7 +27,7 @@ def nodes_of(world: World, pool: GPUPool) -> Iterator[NodeView]:
     return (
         node
         for node in world.nodes.values()
-        if _selects(pool, node) and not any(_selects(elder, node) for elder in elders)
+        if _selects(world, pool, node) and not any(_selects(world, elder, node) for elder in elders)
     )
 
 
@@ -34,15 +36,15 @@ def taken_by_elders(world: World, pool: GPUPool) -> dict[str, int]:
     found: dict[str, int] = {}
     elders = elders_of(world, pool)
     for node in world.nodes.values() if elders else ():
-        owner = next((elder for elder in elders if _selects(elder, node)), None)
-        if owner and _selects(pool, node):
+        owner = next((elder for elder in elders if _selects(world, elder, node)), None)
+        if owner and _selects(world, pool, node):
             found[owner.metadata.name] = found.get(owner.metadata.name, 0) + 1
     return found
 
 
 def elders_of(world: World, pool: GPUPool) -> list[GPUPool]:
-    """The older pools of the same resource, oldest first."""
-    others = (other for other in world.pools.values() if other.spec.resource_name == pool.spec.resource_name)
+    """The older pools of the same GPUs, oldest first."""
+    others = (other for other in world.pools.values() if other.spec.counted_as == pool.spec.counted_as)
     return sorted((other for other in others if _age(other) < _age(pool)), key=_age)
 
 
@@ -51,9 +53,44 @@ def _age(pool: GPUPool) -> tuple[bool, str, str]:
     return (created is None, created.isoformat() if created else "", pool.metadata.name)
 
 
-def _selects(pool: GPUPool, node: NodeView) -> bool:
-    return node.allocatable.get(pool.spec.resource_name, 0) > 0 and all(
-        node.labels.get(label) == value for label, value in pool.spec.node_selector.items()
+def _selects(world: World, pool: GPUPool, node: NodeView) -> bool:
+    return _has_its_labels(pool, node) and offered(world, node, pool.spec.counted_as) > 0
+
+
+def _has_its_labels(pool: GPUPool, node: NodeView) -> bool:
+    return all(node.labels.get(label) == value for label, value in pool.spec.node_selector.items())
+
+
+def unusable(world: World, pool: GPUPool) -> str:
+    """Why GPUs that are there are not the pool's, though it selects their nodes; empty if none are there so.
+
+    They are served by DRA and not by a device plugin, or the other way round, or no DRA is there at all.
+    """
+    if pool.spec.by_dra:
+        return (
+            ""
+            if world.serves_dra
+            else (
+                "spec.sharing.mode: DRA, but this cluster does not serve resource.k8s.io/v1. "
+                "Use Kubernetes 1.34 or later, or another mode."
+            )
+        )
+    driver = pool.spec.sharing.device_class
+    known = [other for other in world.pools.values() if other.spec.counted_as == driver]
+    left = sorted(
+        node.key.name
+        for node in world.nodes.values()
+        if node.key.name in world.slices_on
+        and _has_its_labels(pool, node)
+        and not offered(world, node, pool.spec.resource_name)
+        and offered(world, node, driver)
+        and not any(_has_its_labels(other, node) for other in known)
+    )
+    if not left:
+        return ""
+    return f"{', '.join(left[:_NAMED])}{f' and {len(left) - _NAMED} more' if len(left) > _NAMED else ''} " + (
+        f"offer{'s' if len(left) == 1 else ''} GPUs by DRA ({driver}), which this pool does not count. "
+        "Set spec.sharing.mode: DRA in a GPUPool that selects them."
     )
 
 
@@ -74,8 +111,9 @@ def refusal(node: NodeView, resource: str) -> str:
 
 
 def _untolerated(node: NodeView, resource: str) -> str:
-    """The first taint that training pods do not tolerate: they tolerate the GPU resource's own."""
+    """The first taint that training pods do not tolerate: they tolerate the GPUs' own."""
+    own = taints_of_gpus(resource)
     hard: Iterable[str] = (
-        f"tainted {taint.key}" for taint in node.taints if taint.effect != "PreferNoSchedule" and taint.key != resource
+        f"tainted {taint.key}" for taint in node.taints if taint.effect != "PreferNoSchedule" and taint.key not in own
     )
     return next(iter(hard), "")

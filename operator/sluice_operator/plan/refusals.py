@@ -18,8 +18,9 @@ from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.access import denial
 from sluice_operator.plan.deadlines import too_late
+from sluice_operator.plan.devices import offered
 from sluice_operator.plan.outcomes import AGAIN, failures
-from sluice_operator.plan.pools import find_pool, nodes_of, pool_nodes
+from sluice_operator.plan.pools import find_pool, nodes_of, pool_nodes, unusable
 from sluice_operator.plan.room import claims_of_job, exceeds, most_pods, need_of
 from sluice_operator.plan.scale_up import may_ask, scale_up_refusal
 
@@ -82,16 +83,17 @@ def _fits_some_node(world: World, job: FineTuneJob) -> Refusal | None:
 
 
 def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Refusal | None:
-    resource, need = pool.spec.resource_name, need_of(wanted)
-    pods = accumulate(most_pods(node, resource, wanted.gpus, need) for node in nodes_of(world, pool))
+    if pool.spec.by_dra and not world.serves_dra:
+        return Reason.DRA_NOT_SERVED, f"spec.resources.pool: {wanted.pool} has {unusable(world, pool)}"
+    name, need = pool.spec.counted_as, need_of(wanted)
+    pods = accumulate(most_pods(node, offered(world, node, name), wanted.gpus, need) for node in nodes_of(world, pool))
     if any(room >= wanted.nodes for room in pods):
         return None
     nodes = pool_nodes(world, pool)
     if not nodes:
-        return Reason.NO_NODES, (
-            f"spec.resources.pool: pool {wanted.pool} has no node that offers {resource}. Add one, or use another pool."
-        )
-    most = max(node.allocatable.get(resource, 0) for node in nodes)
+        why = unusable(world, pool) or "Add one, or use another pool."
+        return Reason.NO_NODES, f"spec.resources.pool: pool {wanted.pool} has no node that offers {name}. {why}"
+    most = max(offered(world, node, name) for node in nodes)
     if wanted.gpus > most:
         return Reason.EXCEEDS_EVERY_NODE, (
             f"spec.resources.gpus: {wanted.gpus} are asked for, the largest node of pool "
@@ -100,7 +102,7 @@ def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Refusal | None:
     lacks = [exceeds(node, need) for node in nodes]
     if all(lacks):
         return Reason.EXCEEDS_EVERY_NODE, f"spec.resources.{lacks[0]}. Lower it, or add a larger node."
-    room = sum(most_pods(node, resource, wanted.gpus, need) for node in nodes)
+    room = sum(most_pods(node, offered(world, node, name), wanted.gpus, need) for node in nodes)
     return Reason.EXCEEDS_POOL, (
         f"spec.resources.nodes: {wanted.nodes} pods of {wanted.gpus} GPU, cpu {wanted.cpu} and memory "
         f"{wanted.memory} are asked for, the nodes of pool {wanted.pool} have room for {room}. Ask for at most {room}, "

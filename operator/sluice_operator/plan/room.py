@@ -81,12 +81,12 @@ def exceeds(node: NodeView, need: Resources) -> str:
     return ""
 
 
-def most_pods(node: NodeView, resource: str, gpus: int, need: Resources) -> int:
-    """How many like pods an empty node takes, each with so many GPUs."""
+def most_pods(node: NodeView, there: int, gpus: int, need: Resources) -> int:
+    """How many like pods an empty node takes that offers so many GPUs, each with some of them."""
     if exceeds(node, need):
         return 0
     rooms = [node.allocatable.get(counted, 0) // need[counted] for counted in COUNTED if need.get(counted)]
-    return min(node.allocatable.get(resource, 0) // gpus, *rooms)
+    return min(there // gpus, *rooms)
 
 
 def _too_small(node: NodeView, need: Resources) -> str:

@@ -1,8 +1,11 @@
 """Jobs that use a part of a GPU, beside whatever else runs on it."""
 
+from decimal import ROUND_FLOOR, Decimal
+
 from sluice_api.claim import Share
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, SharingMode
+from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import Policy
 
@@ -12,6 +15,12 @@ def share_of(pool: GPUPool, job: FineTuneJob) -> Share | None:
     if job.spec.scheduling.policy is not Policy.SHARED:
         return None
     return Share(mode=pool.spec.sharing.mode, percent=job.spec.scheduling.share_percent)
+
+
+def left_by(engine: InferenceEngine) -> int:
+    """Percent of its GPUs' memory that an engine's vLLM leaves to others."""
+    taken = Decimal(engine.spec.serving.gpu_memory_utilization)
+    return max(0, int((100 * (1 - taken)).to_integral_value(ROUND_FLOOR)))
 
 
 def sharing_refusal(pool: GPUPool, job: FineTuneJob) -> tuple[Reason, str] | None:

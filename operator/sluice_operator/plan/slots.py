@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import InferenceEngine, SlotState
+from sluice_api.meta import ENGINE_LABEL, SLOT_LABEL
 from sluice_operator.observe.views import PodView, SlotView
-from sluice_operator.observe.world import World, oldest_first
+from sluice_operator.observe.world import World, engine_key, oldest_first
 
 _QUIET_SECONDS = 1.0
 """A draining slot is done when no request has begun for so long: endpoints are removed asynchronously."""
@@ -45,6 +46,13 @@ def pod_of(world: World, engine: InferenceEngine, index: int) -> PodView | None:
 def serves(pod: PodView | None) -> bool:
     """Whether a slot's pod answers requests."""
     return pod is not None and pod.ready and not pod.deleting
+
+
+def slot_of(world: World, namespace: str, labels: Mapping[str, str]) -> tuple[InferenceEngine, int] | None:
+    """The engine's slot that an object is of, by its labels; None for anybody else's."""
+    index = labels.get(SLOT_LABEL, "")
+    engine = world.engines.get(engine_key(namespace, labels.get(ENGINE_LABEL, "")))
+    return (engine, int(index)) if engine and index.isdecimal() else None
 
 
 def existing(world: World, engine: InferenceEngine) -> dict[int, SlotView]:

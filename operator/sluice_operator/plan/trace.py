@@ -72,6 +72,8 @@ def _verdict(world: World, job: FineTuneJob, allocation: Allocation) -> str:
 def _spelled(claim: Claim) -> str:
     slots = ", ".join(map(str, claim.borrowed)) or "no engine"
     gone = ", ".join(sorted(f"{ref.namespace}/{ref.job}" for place in claim.places for ref in place.displaced))
+    if claim.share and claim.host:
+        return f"{claim.share.percent}% of a GPU on {claim.summary}, beside {claim.host}"
     return f"{claim.all_gpus} GPU on {claim.summary}, borrowed from {slots}" + (f", in place of {gone}" if gone else "")
 
 
@@ -84,7 +86,7 @@ def _queue(world: World, pool: GPUPool, job: FineTuneJob, allocation: Allocation
 
 def _node(world: World, node: NodeStock, job: FineTuneJob) -> str:
     claims = ", ".join(live.name for live in node.claims)
-    slots = ", ".join(str(slot.slot) for slot in node.slots)
+    slots = ", ".join(f"{s.slot} (jobs beside it use {s.shared}%)" if s.shared else str(s.slot) for s in node.slots)
     has = [
         f"{node.free} of {node.gpus} free",
         f"{node.claimed} claimed by {claims}" if claims else "",

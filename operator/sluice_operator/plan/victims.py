@@ -10,11 +10,11 @@ from sluice_operator.plan.slots import floor_of
 def choose_victims(stock: Stock, node: NodeStock, gpus: int, lenders: Collection[str]) -> tuple[PlacedSlot, ...] | None:
     """Slots of one node that free so many GPUs; None when it does not suffice.
 
-    Only slots of the lenders, given by uid, are taken: those that serve nobody first, then the lowest
-    priority, the fewest requests in flight, the newest. The result is irreducible: giving any one back
-    would make the job not fit.
+    Only slots of the lenders, given by uid, that have no guests are taken: those that serve nobody first, then
+    the lowest priority, the fewest requests in flight, the newest. The result is irreducible: giving any one
+    back would make the job not fit.
     """
-    open_slots = [slot for slot in node.slots if slot.engine.metadata.uid in lenders]
+    open_slots = [slot for slot in node.slots if slot.engine.metadata.uid in lenders and not slot.shared]
     taken: list[PlacedSlot] = []
     for slot in sorted(open_slots, key=_price):
         if sum(victim.gpus for victim in taken) >= gpus:

@@ -7,6 +7,7 @@ from math import log10
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, NamespaceQuota
+from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import Policy
 from sluice_operator.observe.world import World
@@ -14,6 +15,7 @@ from sluice_operator.plan.access import quota_of
 from sluice_operator.plan.borrowing import Held, Terms
 from sluice_operator.plan.estimate import starts_at
 from sluice_operator.plan.fit import lack_everywhere
+from sluice_operator.plan.guests import is_guest, why_not_beside
 from sluice_operator.plan.interruption import Departure
 from sluice_operator.plan.inventory import Stock
 from sluice_operator.plan.lending import cooled_down, lending_refusal, window_opens
@@ -90,7 +92,8 @@ def explain(
 ) -> Wait:
     """Why a job waits, whom it waits for and what would end the wait."""
     reason, why = _main_reason(world, stock, job, terms, waiting, now)
-    holders = [_short(name, job) for name in islice(chain((live.name for live in stock.claims), stock.granted), 3)]
+    rivals = [live for live in stock.claims if bool(live.claim.host) is is_guest(stock.pool, job)]
+    holders = [_short(name, job) for name in islice(chain((live.name for live in rivals), stock.granted), 3)]
     parts = [f"{_asked(stock.pool, job)}. {why}"]
     if waiting:
         ahead = _short(waiting[0].metadata.full_name, job)
@@ -108,7 +111,8 @@ def explain(
 
 def _starts_at(stock: Stock, job: FineTuneJob, waiting: list[FineTuneJob], now: datetime) -> datetime | None:
     free = sum(node.free for node in stock.nodes.values() if not node.refusal)
-    return starts_at(stock.claims, free, [*waiting, job], now)
+    rivals = [live for live in stock.claims if not live.claim.host]
+    return None if is_guest(stock.pool, job) else starts_at(rivals, free, [*waiting, job], now)
 
 
 def _remedy(reason: Reason, job: FineTuneJob) -> str:
@@ -153,8 +157,11 @@ def _main_reason(
     usable = [node for node in stock.nodes.values() if not node.refusal]
     if not usable:
         return Reason.NO_NODES, "No node of the pool can take a pod now."
-    if lack := lack_everywhere(world, stock, job, terms.lenders):
+    guest = is_guest(stock.pool, job)
+    if lack := lack_everywhere(world, stock, job, frozenset() if guest else terms.lenders):
         return Reason.UNSCHEDULABLE, f"GPUs alone would not do: {lack}."
+    if guest:
+        return Reason.WAITING_FOR_SHARE, why_not_beside(stock, job)
     wanted = job.spec.resources
     enough = [node for node in usable if node.free >= wanted.gpus]
     if sum(node.free // wanted.gpus for node in enough) >= wanted.nodes:
@@ -188,12 +195,23 @@ def _why_nothing_is_lent(
                 return Reason.ENGINE_PROTECTED, f"{budget}."
             at = f"{left} of {engine.spec.replicas} replicas are left, its floor is {floor_of(engine)}"
             return Reason.ENGINE_AT_FLOOR, f"{engine.metadata.name} can lend no more: {at}."
-    for engine, refused in refusals:
-        if refused is Reason.ENGINE_LENDS_LATER and (opens := window_opens(engine, now)):
-            return refused, f"{engine.metadata.name} lends from {opens:%A %H:%M} UTC on."
-        if refused is Reason.ENGINE_COOLS_DOWN and (cooled := cooled_down(world, engine)):
-            return refused, f"{engine.metadata.name} has got a replica back; it lends from {cooled:%H:%M:%S} UTC on."
-        if refused is Reason.ENGINE_IN_DEMAND:
-            return refused, f"{engine.metadata.name} needs its replicas itself (preemption.reclaim: OnDemand)."
+    told = ((refused, why) for engine, refused in refusals if (why := _why_not_now(world, engine, refused, job, now)))
     engine, refused = refusals[0]
-    return refused or Reason.WAITING_FOR_GPUS, f"{engine.metadata.name} does not lend to this job."
+    otherwise = (refused or Reason.WAITING_FOR_GPUS, f"{engine.metadata.name} does not lend to this job.")
+    return next(((reason, why) for reason, why in told if reason), otherwise)
+
+
+def _why_not_now(world: World, engine: InferenceEngine, refused: Reason | None, job: FineTuneJob, now: datetime) -> str:
+    """Why an engine does not lend now, when that is more than one word says; empty otherwise."""
+    name = engine.metadata.name
+    if refused is Reason.ENGINE_LENDS_LATER and (opens := window_opens(engine, now)):
+        return f"{name} lends from {opens:%A %H:%M} UTC on."
+    if refused is Reason.ENGINE_COOLS_DOWN and (cooled := cooled_down(world, engine)):
+        return f"{name} has got a replica back; it lends from {cooled:%H:%M:%S} UTC on."
+    if refused is Reason.ENGINE_MUST_SLEEP:
+        return f"{name} has preemption.policy: {engine.spec.preemption.policy}, and its GPUs are served by DRA."
+    if refused is Reason.GROUP_BORROWS_NONE:
+        return f"resources.nodes is {job.spec.resources.nodes}: where DRA serves the GPUs, jobs of one pod borrow."
+    if refused is Reason.ENGINE_IN_DEMAND:
+        return f"{name} needs its replicas itself (preemption.reclaim: OnDemand)."
+    return ""

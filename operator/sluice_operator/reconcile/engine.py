@@ -7,6 +7,7 @@ from typing import Any
 
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
+from sluice_operator.build.devices import slot_gpus
 from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
 from sluice_operator.build.placeholder import placeholder
 from sluice_operator.cluster.errors import ApiError
@@ -41,11 +42,14 @@ async def reconcile_engine(
         await _keep_places(engine, decision.placeholders, cluster, pool.spec, settings)
     for slot in decision.stop:
         await cluster.scale_slot(slot.key, slot.uid, 0)
-    for doomed in decision.remove:
+    for doomed in (*decision.remove, *decision.devices.remove):
         await cluster.delete(doomed.key, doomed.uid, foreground=False)
     if pool is not None and decision.apply:
         for manifest in [engine_service(engine), *agent_access(engine)]:
             await cluster.apply(manifest)
+    if pool is not None:
+        for index in decision.devices.make:  # before the pod that waits for it
+            await cluster.create(slot_gpus(engine, index, pool.spec))
         for plan in decision.apply:
             await cluster.apply(_slot(engine, plan, pool.spec, settings))
     await _tell(engine, decision, cluster)

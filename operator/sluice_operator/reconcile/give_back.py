@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from sluice_operator.cluster.client import Api
 from sluice_operator.cluster.errors import ApiError, NotLeading, Outdated
 from sluice_operator.cluster.lease import Lease
-from sluice_operator.cluster.lists import refresh_all
+from sluice_operator.cluster.lists import look_for_dra, refresh_all
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import PodView, StageJobView
@@ -52,6 +52,7 @@ async def _until_given_back(api: Api, store: Store, cluster: Cluster, settings: 
     """Look at everything anew each time; there is no watch here."""
     while True:
         try:
+            await look_for_dra(api, store)
             await refresh_all(api, store)
             await _step(store, cluster, settings)
         except (ApiError, Outdated) as error:

@@ -6,7 +6,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.reasons import Reason
 from sluice_operator.build.adapter import adapter
-from sluice_operator.build.stage_job import group_service, stage_job
+from sluice_operator.build.stage_job import group_service
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
@@ -15,6 +15,7 @@ from sluice_operator.plan.holding import Limits
 from sluice_operator.plan.job import JobDecision, job_of, plan_job
 from sluice_operator.plan.job_status import job_status
 from sluice_operator.plan.waiting import Wait
+from sluice_operator.reconcile.begin import begin
 from sluice_operator.reconcile.status import until, write_status
 from sluice_operator.settings import Settings
 
@@ -57,7 +58,7 @@ async def _act(job: FineTuneJob, decision: JobDecision, cluster: Cluster, settin
         await cluster.annotate(_key(job), job.metadata.uid, annotations)
     if decision.start is not None:
         start = decision.start
-        await cluster.create(stage_job(job, start.stage, start.attempt, settings, start.claim))
+        await begin(cluster, job, start.stage, start.attempt, settings, start.claim)
     if decision.bind and job.spec.resources.nodes > 1:
         await cluster.apply(group_service(job))
     for pod, node in decision.bind:

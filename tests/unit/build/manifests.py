@@ -11,6 +11,7 @@ from sluice_api.gpupool import GPUPoolSpec, Sharing, SharingMode
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.stages import ExportResult, Stage
 from sluice_operator.build.adapter import adapter
+from sluice_operator.build.devices import slot_gpus, training_gpus
 from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
 from sluice_operator.build.placeholder import placeholder
 from sluice_operator.build.scale_up import scale_up_pod
@@ -73,6 +74,7 @@ CPU = Settings(**{**vars(CUDA), "server_image": "example/sluice-server-cpu:0.1.0
 H100 = GPUPoolSpec(node_selector={"example.com/gpu": "h100"})
 
 ELDERS = [GPUPoolSpec(node_selector={"example.com/gpu": "h200"}), GPUPoolSpec(node_selector={"tier": "a", "rack": "7"})]
+DRA = GPUPoolSpec(sharing=Sharing(mode=SharingMode.DRA))
 HAMI = GPUPoolSpec(sharing=Sharing(mode=SharingMode.HAMI, replicas=10))
 
 
@@ -81,12 +83,41 @@ def _sharing(mode: SharingMode) -> Claim:
     return Claim(pool="default", resource="nvidia.com/gpu", gpus=1, places=(Place(node="gpu-1"),), share=share, term=3)
 
 
+CHAT_1 = SlotRef(namespace="team-a", engine="chat", index=1)
+DRA_CLAIM = Claim(
+    pool="default", resource="gpu.nvidia.com", gpus=2, places=(Place(node="gpu-1"),), own_devices=2, term=3
+)
+DRA_BORROWER = DRA_CLAIM.model_copy(update={"places": CLAIM.places, "own_devices": 1})
+DRA_GUEST = DRA_CLAIM.model_copy(
+    update={
+        "gpus": 1,
+        "places": (Place(node="gpu-1", beside=CHAT_1),),
+        "own_devices": 0,
+        "share": Share(mode=SharingMode.DRA, percent=30),
+    }
+)
+
+
+def _trains_by_dra(job: FineTuneJob, claim: Claim) -> list[dict[str, Any]]:
+    """A training Job, and what its pods get devices of their own from."""
+    made = stage_job(job, Stage.TRAIN, 1, CUDA, claim)
+    template = training_gpus(job, made["metadata"]["name"], claim)
+    return [made, *([template] if template else [])]
+
+
 GOLDEN: dict[str, list[dict[str, Any]]] = {
     "prepare-job": [stage_job(JOB, Stage.PREPARE, 1, CUDA)],
     "trainer-job-lora": [stage_job(JOB, Stage.TRAIN, 2, CUDA, CLAIM)],
     "trainer-job-group": [group_service(GROUP_JOB), stage_job(GROUP_JOB, Stage.TRAIN, 1, CUDA, GROUP_CLAIM)],
     "trainer-job-shared-hami": [stage_job(JOB, Stage.TRAIN, 1, CUDA, _sharing(SharingMode.HAMI))],
     "slot-deployment-hami": [slot_deployment(ENGINE, 0, 1, "4f1c2a9be07d3358", pool=HAMI, settings=CUDA)],
+    "trainer-job-dra": _trains_by_dra(JOB, DRA_CLAIM),
+    "trainer-job-dra-borrows": _trains_by_dra(JOB, DRA_BORROWER),
+    "trainer-job-dra-beside": _trains_by_dra(JOB, DRA_GUEST),
+    "slot-deployment-dra": [
+        slot_deployment(ENGINE, 1, 1, "4f1c2a9be07d3358", pool=DRA, settings=CUDA),
+        slot_gpus(ENGINE, 1, DRA),
+    ],
     "export-job": [stage_job(JOB, Stage.EXPORT, 1, CUDA)],
     "slot-deployment-cuda": [slot_deployment(ENGINE, 0, 1, "4f1c2a9be07d3358", pool=H100, settings=CUDA)],
     "slot-deployment-cpu": [slot_deployment(ENGINE, 1, 0, "4f1c2a9be07d3358", pool=GPUPoolSpec(), settings=CPU)],

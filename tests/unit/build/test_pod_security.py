@@ -20,7 +20,7 @@ def sources(volume: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_pods_are_built() -> None:
-    assert len(POD_SPECS) == 7
+    assert len(POD_SPECS) == 11
 
 
 @every_pod

@@ -24,10 +24,25 @@ from tests.unit.operator.bodies import (
     trainer_pod,
 )
 
+
+def shared(job: Body) -> Body:
+    return {**job, "spec": {**job["spec"], "scheduling": {"policy": "Shared"}}}
+
+
+def device_claim(name: str, version: int, *pods: str, **more: Any) -> Body:
+    """A ResourceClaim that has a GPU of n1."""
+    terms = [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}]
+    results = [{"driver": "gpu.nvidia.com", "pool": "n1", "device": "gpu-0"}]
+    allocation = {"devices": {"results": results}, "nodeSelector": {"nodeSelectorTerms": terms}}
+    users = [{"resource": "pods", "name": pod, "uid": pod} for pod in pods]
+    return body("ResourceClaim", name, version, status={"allocation": allocation, "reservedFor": users}, **more)
+
+
 WORLD = (
     finetunejob("trains", 1, pool="a"),
     finetunejob("waits", 1, pool="a", publish="chat"),
     finetunejob("elsewhere", 1, pool="b"),
+    shared(finetunejob("shares", 1, pool="b", namespace="other")),
     {**finetunejob("over", 1, pool="a", publish="chat"), "status": {"finishedAt": "2026-01-01T00:00:00Z"}},
     engine("chat", 1, pool="a"),
     engine("embed", 1, pool="b"),
@@ -200,6 +215,33 @@ def with_status(raw: Body, **status: Any) -> Body:
                 "chat-0-placeholder", 2, metadata={"labels": {"sluice.dev/placeholder": "chat", "sluice.dev/slot": "0"}}
             ),
             "engine/chat",
+        ),
+        (
+            "a ResourceSlice: all pools",
+            None,
+            body("ResourceSlice", "s", 2, namespace="", spec={"driver": "gpu.nvidia.com", "pool": {"name": "n1"}}),
+            "pool/a pool/default",
+        ),
+        ("a ResourceClaim that has nothing yet", None, body("ResourceClaim", "theirs", 2), ""),
+        ("one that has devices of a node", body("ResourceClaim", "c", 2), device_claim("c", 3), "pool/a pool/default"),
+        ("and one more pod that uses them", device_claim("c", 2), device_claim("c", 3, "p"), ""),
+        (
+            "one of a slot that is gone: its engine too, which makes another",
+            device_claim("chat-0-gpus", 2, metadata={"labels": {"sluice.dev/engine": "chat"}}),
+            None,
+            "pool/a pool/default engine/chat",
+        ),
+        (
+            "a new engine: who may share its GPUs",
+            None,
+            engine("new", 2, pool="b", namespace="other"),
+            "engine/new pool/b job/shares",
+        ),
+        (
+            "an engine that only says something",
+            engine("new", 2, pool="b", namespace="other"),
+            with_status(engine("new", 3, pool="b", namespace="other"), replicas=1),
+            "engine/new pool/b",
         ),
         ("a claim that no job names", None, body("PersistentVolumeClaim", "other", 2), ""),
     ],

@@ -1,0 +1,64 @@
+"""By what the store's indices find an object: no place, one, or several."""
+
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.meta import ENGINE_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL, SLOT_LABEL
+from sluice_operator.observe.views import DeviceClaimView, PodView, SliceView, StageJobView, View
+
+
+def controller(view: View) -> tuple[str, ...]:
+    """The uid of its controller."""
+    return (view.owner.uid,) if view.owner else ()
+
+
+def node(pod: PodView) -> tuple[str, ...]:
+    """The node that it is bound to."""
+    return (pod.node,) if pod.node else ()
+
+
+def where(view: SliceView | DeviceClaimView) -> tuple[str, ...]:
+    """The node of its devices."""
+    return (view.node,) if view.node else ()
+
+
+def engine(claim: DeviceClaimView) -> tuple[tuple[str, str], ...]:
+    """The engine whose slot it is of."""
+    engine = claim.labels.get(ENGINE_LABEL)
+    return ((claim.key.namespace, engine),) if engine else ()
+
+
+def slot(pod: PodView) -> tuple[tuple[str, str, int], ...]:
+    """The engine's slot that it is of."""
+    engine, index = pod.labels.get(ENGINE_LABEL), pod.labels.get(SLOT_LABEL, "")
+    return ((pod.key.namespace, engine, int(index)),) if engine and index.isdecimal() else ()
+
+
+def reserved_for(pod: PodView) -> tuple[tuple[str, str], ...]:
+    """The engine for which a placeholder keeps GPUs."""
+    engine = pod.labels.get(PLACEHOLDER_LABEL)
+    return ((pod.key.namespace, engine),) if engine else ()
+
+
+def asks_in_pool(pod: PodView) -> tuple[str, ...]:
+    """The pool for which it asks for nodes."""
+    pool = pod.labels.get(SCALE_UP_LABEL)
+    return (pool,) if pool else ()
+
+
+def with_claim(stage_job: StageJobView) -> tuple[bool, ...]:
+    """That it carries a claim."""
+    return (True,) if stage_job.claim else ()
+
+
+def namespace(view: View) -> tuple[str, ...]:
+    """Its namespace."""
+    return (view.key.namespace,)
+
+
+def claimed_node(stage_job: StageJobView) -> tuple[str, ...]:
+    """The nodes of its claim."""
+    return tuple(place.node for place in stage_job.claim.places) if stage_job.claim else ()
+
+
+def pool_of_unfinished(job: FineTuneJob) -> tuple[str, ...]:
+    """The pool of a job that has neither succeeded nor failed."""
+    return () if job.status.finished_at else (job.spec.resources.pool,)

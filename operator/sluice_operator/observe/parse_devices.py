@@ -1,0 +1,68 @@
+"""Devices that DRA serves (resource.k8s.io/v1): what drivers offer on nodes, and what ResourceClaims have of it."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sluice_operator.observe.raw import Body, metadata_of
+from sluice_operator.observe.views import DeviceClaimView, SliceView
+
+KINDS = ("ResourceSlice", "ResourceClaim")
+"""Not every cluster has them."""
+
+_GPU = "gpu"
+_NODE = "metadata.name"
+
+
+def parse_slice(body: Body) -> SliceView:
+    """A ResourceSlice: of its devices only how many whole GPUs there are."""
+    spec = body["spec"]
+    driver, pool = str(spec["driver"]), spec["pool"]
+    return SliceView(
+        **metadata_of("ResourceSlice", body),
+        node=spec.get("nodeName") or "",
+        driver=driver,
+        pool=str(pool["name"]),
+        generation=int(pool.get("generation") or 0),
+        devices=sum(1 for device in spec.get("devices") or () if _is_gpu(device, driver)),
+    )
+
+
+def _is_gpu(device: Mapping[str, Any], driver: str) -> bool:
+    """Whether a device is a GPU, and not a part of one that is offered beside it. One that does not say so is."""
+    said: Mapping[str, Any] = device.get("attributes") or {}
+    kind = said.get("type") or said.get(f"{driver}/type") or {}
+    return str(kind.get("string", _GPU)) == _GPU
+
+
+def parse_device_claim(body: Body) -> DeviceClaimView:
+    """A ResourceClaim: what it asks for, and what it has been given, where, for which pods."""
+    status = body.get("status") or {}
+    allocation = status.get("allocation") or {}
+    results = (allocation.get("devices") or {}).get("results") or ()
+    return DeviceClaimView(
+        **metadata_of("ResourceClaim", body),
+        asks=_asks(((body.get("spec") or {}).get("devices") or {}).get("requests") or ()),
+        node=_node((allocation.get("nodeSelector") or {}).get("nodeSelectorTerms") or ()),
+        # A result of adminAccess watches a device that is others'.
+        devices=Counter(str(result["driver"]) for result in results if not result.get("adminAccess")),
+        pods=tuple(str(user["uid"]) for user in status.get("reservedFor") or () if user.get("resource") == "pods"),
+    )
+
+
+def _asks(requests: Iterable[Mapping[str, Any]]) -> tuple[str, int] | None:
+    """Device class and number, if that is all that is asked for."""
+    requests = tuple(requests)
+    if len(requests) != 1 or not requests[0].get("exactly"):
+        return None
+    exactly = requests[0]["exactly"]
+    return str(exactly["deviceClassName"]), int(exactly.get("count") or 1)
+
+
+def _node(terms: Iterable[Mapping[str, Any]]) -> str:
+    """The node whose devices were allocated, as kube-scheduler writes it; empty for devices that no node has alone."""
+    for term in terms:
+        for field in term.get("matchFields") or ():
+            if field["key"] == _NODE and field["operator"] == "In" and len(field["values"]) == 1:
+                return str(field["values"][0])
+    return ""

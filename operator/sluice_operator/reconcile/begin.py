@@ -1,0 +1,20 @@
+"""Begin an attempt of a stage: the one place where its Job is made."""
+
+from sluice_api.claim import Claim
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.stages import Stage
+from sluice_operator.build.devices import training_gpus
+from sluice_operator.build.stage_job import stage_job
+from sluice_operator.cluster.writes import Cluster
+from sluice_operator.settings import Settings
+
+
+async def begin(
+    cluster: Cluster, job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, claim: Claim | None = None
+) -> None:
+    """Make an attempt's Job, after what its pods get their devices from: their ResourceClaims are made at once."""
+    manifest = stage_job(job, stage, attempt, settings, claim)
+    template = training_gpus(job, manifest["metadata"]["name"], claim) if claim else None
+    if template is not None:
+        await cluster.create(template)
+    await cluster.create(manifest)
