@@ -83,7 +83,7 @@ def plan_scale_up(world: World, stock: Stock, asking: Collection[FineTuneJob], n
     wanted = {_key(job, index): (job, index) for job in asking for index in range(job.spec.resources.nodes)}
     mine = [pod for pod in scale_ups_of(world, stock.pool.metadata.name) if not pod.deleting]
     kept_for = {pod.key: _kept_for(world, pod, now) for pod in mine if pod.key not in wanted}
-    idle = [pod for pod in mine if pod.ended or (pod.key not in wanted and not kept_for[pod.key])]
+    idle = [pod for pod in mine if _is_spent(stock, pod) or (pod.key not in wanted and not kept_for[pod.key])]
     in_the_way = [pod for node in stock.nodes.values() if _somebody_comes(world, node) for pod in _on(world, node)]
     held = {pod.key for pod in mine}
     lacking = tuple(what for key, what in wanted.items() if key not in held)
@@ -102,6 +102,11 @@ def scale_ups_of(world: World, pool: str) -> list[PodView]:
 
 def _key(job: FineTuneJob, index: int) -> Key:
     return Key("Pod", job.metadata.namespace, scale_up_name(job.metadata.name, job.metadata.uid, index))
+
+
+def _is_spent(stock: Stock, pod: PodView) -> bool:
+    """Whether a pod asks for nothing any more: it has ended, or has a node that takes no training, cordoned say."""
+    return pod.ended or (pod.node in stock.nodes and bool(stock.nodes[pod.node].refusal))
 
 
 def _on(world: World, node: NodeStock) -> Iterator[PodView]:

@@ -239,6 +239,15 @@ def test_pods_go_when_the_time_is_over_or_the_pod_has_ended() -> None:
     assert removed(town) == ["a"]
 
 
+def test_a_pod_on_a_node_that_is_cordoned_makes_way_for_one_that_asks_for_another() -> None:
+    town = parse("pool: 1 gpus | a: needs 1, scales")
+    bound(town, "a", "n1")
+    town.version += 1
+    town.put(replace(town.nodes[0], resource_version=town.version, cordoned=True))
+    assert describe(allocated(town)) == "a waits ScalingUp"
+    assert removed(town) == ["a"]
+
+
 def test_what_a_pod_has_on_a_node_counts_as_free() -> None:
     town = parse("pool: 1 gpus | a: needs 1, scales")
     bound(town, "a", "n1")
