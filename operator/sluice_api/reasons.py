@@ -84,6 +84,11 @@ class Reason(StrEnum):
         "GPUs that are served by DRA are lent by replicas that sleep: one that stopped could lose them to another pod.",
         "Set preemption.policy: Sleep on the engine.",
     )
+    ENGINE_HAS_GUESTS = (
+        "EngineHasGuests",
+        "Jobs of policy Shared train beside each replica of the engine that lends.",
+        "Wait until one ends, or raise the engine's replicas.",
+    )
     GROUP_BORROWS_NONE = (
         "GroupBorrowsNone",
         "A job of several pods borrows no GPUs that are served by DRA.",

@@ -12,7 +12,7 @@ from sluice_api.meta import is_extended, slot_gpus_name
 from sluice_operator.observe.views import DeviceClaimView, Key, NodeView, PodView
 from sluice_operator.observe.world import World
 from sluice_operator.plan.room import holding
-from sluice_operator.plan.slots import pod_of, slot_of
+from sluice_operator.plan.slots import pod_of, slot_named
 
 
 class Holder(NamedTuple):
@@ -43,20 +43,20 @@ def holders(world: World, node: NodeView, name: str) -> Iterator[Holder]:
         return
     for pod in holding(world, node.key.name):
         if gpus := pod.requests.get(name, 0):
-            yield Holder(gpus, pod, slot_of(world, pod.key.namespace, pod.labels))
+            yield Holder(gpus, pod, slot_named(world, pod.key.namespace, pod.labels))
 
 
 def _by_claims(world: World, node: NodeView, driver: str) -> Iterator[Holder]:
     """Allocated ResourceClaims; and slots whose pod is known to be there before what it has is."""
     for claim in world.device_claims_on.get(node.key.name, {}).values():
         if gpus := claim.devices.get(driver, 0):
-            slot = slot_of(world, claim.key.namespace, claim.labels)
+            slot = slot_named(world, claim.key.namespace, claim.labels)
             if slot and slot_devices(world, *slot) is claim:
                 yield Holder(gpus, pod_of(world, *slot), slot)
             else:
                 yield Holder(gpus, _maker(world, claim), None)
     for pod in holding(world, node.key.name):
-        slot = slot_of(world, pod.key.namespace, pod.labels)
+        slot = slot_named(world, pod.key.namespace, pod.labels)
         if slot and not ((claim_of_it := slot_devices(world, *slot)) and claim_of_it.node):
             yield Holder(slot[0].spec.resources.gpus, pod, slot)
 

@@ -48,7 +48,7 @@ def serves(pod: PodView | None) -> bool:
     return pod is not None and pod.ready and not pod.deleting
 
 
-def slot_of(world: World, namespace: str, labels: Mapping[str, str]) -> tuple[InferenceEngine, int] | None:
+def slot_named(world: World, namespace: str, labels: Mapping[str, str]) -> tuple[InferenceEngine, int] | None:
     """The engine's slot that an object is of, by its labels; None for anybody else's."""
     index = labels.get(SLOT_LABEL, "")
     engine = world.engines.get(engine_key(namespace, labels.get(ENGINE_LABEL, "")))

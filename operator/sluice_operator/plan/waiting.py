@@ -187,31 +187,45 @@ def _why_nothing_is_lent(
     refusals = [(engine, lending_refusal(world, stock, engine, job, now)) for engine in engines.values()]
     for engine, refused in refusals:
         if refused is None:
-            left = sum(1 for slot in slots if slot.engine.metadata.uid == engine.metadata.uid)
-            if left > floor_of(engine) and waiting:
-                return Reason.BEHIND_IN_QUEUE, f"What {engine.metadata.name} may lend is kept for those in front."
-            if not stock.may_lose.get(engine.metadata.uid, 1):
-                budget = f"a PodDisruptionBudget lets none of the replicas of {engine.metadata.name} go now"
-                return Reason.ENGINE_PROTECTED, f"{budget}."
-            at = f"{left} of {engine.spec.replicas} replicas are left, its floor is {floor_of(engine)}"
-            return Reason.ENGINE_AT_FLOOR, f"{engine.metadata.name} can lend no more: {at}."
-    told = ((refused, why) for engine, refused in refusals if (why := _why_not_now(world, engine, refused, job, now)))
+            return _why_it_lends_no_more(stock, engine, bool(waiting))
+    told = (_terms_of(world, engine, refused, job, now) for engine, refused in refusals if refused)
     engine, refused = refusals[0]
-    otherwise = (refused or Reason.WAITING_FOR_GPUS, f"{engine.metadata.name} does not lend to this job.")
-    return next(((reason, why) for reason, why in told if reason), otherwise)
+    other = f"{engine.metadata.name} does not lend to this job."
+    return next((found for found in told if found), (refused or Reason.WAITING_FOR_GPUS, other))
 
 
-def _why_not_now(world: World, engine: InferenceEngine, refused: Reason | None, job: FineTuneJob, now: datetime) -> str:
-    """Why an engine does not lend now, when that is more than one word says; empty otherwise."""
+def _why_it_lends_no_more(stock: Stock, engine: InferenceEngine, others_wait: bool) -> tuple[Reason, str]:
+    """Why an engine that lends to a job has nothing for it now."""
+    name, uid, floor = engine.metadata.name, engine.metadata.uid, floor_of(engine)
+    nodes = (node for node in stock.nodes.values() if not node.refusal)
+    slots = [slot for node in nodes for slot in node.slots if slot.engine.metadata.uid == uid]
+    if len(slots) > floor and others_wait:
+        return Reason.BEHIND_IN_QUEUE, f"What {name} may lend is kept for those in front."
+    if not stock.may_lose.get(uid, 1):
+        return Reason.ENGINE_PROTECTED, f"a PodDisruptionBudget lets none of the replicas of {name} go now."
+    if len(slots) > floor and all(slot.shared for slot in slots):
+        return Reason.ENGINE_HAS_GUESTS, f"Jobs train beside each replica of {name} (scheduling.policy: Shared)."
+    at = f"{len(slots)} of {engine.spec.replicas} replicas are left, its floor is {floor}"
+    return Reason.ENGINE_AT_FLOOR, f"{name} can lend no more: {at}."
+
+
+def _terms_of(
+    world: World, engine: InferenceEngine, refused: Reason, job: FineTuneJob, now: datetime
+) -> tuple[Reason, str] | None:
+    """A refusal of which there is more to say than its reason; None for any other."""
     name = engine.metadata.name
-    if refused is Reason.ENGINE_LENDS_LATER and (opens := window_opens(engine, now)):
-        return f"{name} lends from {opens:%A %H:%M} UTC on."
-    if refused is Reason.ENGINE_COOLS_DOWN and (cooled := cooled_down(world, engine)):
-        return f"{name} has got a replica back; it lends from {cooled:%H:%M:%S} UTC on."
     if refused is Reason.ENGINE_MUST_SLEEP:
-        return f"{name} has preemption.policy: {engine.spec.preemption.policy}, and its GPUs are served by DRA."
+        return (
+            refused,
+            f"{name} has preemption.policy: {engine.spec.preemption.policy}, and its GPUs are served by DRA.",
+        )
     if refused is Reason.GROUP_BORROWS_NONE:
-        return f"resources.nodes is {job.spec.resources.nodes}: where DRA serves the GPUs, jobs of one pod borrow."
+        nodes = f"spec.resources.nodes: {job.spec.resources.nodes}"
+        return refused, f"{nodes}, and where DRA serves the GPUs only jobs of one pod borrow."
+    if refused is Reason.ENGINE_LENDS_LATER and (opens := window_opens(engine, now)):
+        return refused, f"{name} lends from {opens:%A %H:%M} UTC on."
+    if refused is Reason.ENGINE_COOLS_DOWN and (cooled := cooled_down(world, engine)):
+        return refused, f"{name} has got a replica back; it lends from {cooled:%H:%M:%S} UTC on."
     if refused is Reason.ENGINE_IN_DEMAND:
-        return f"{name} needs its replicas itself (preemption.reclaim: OnDemand)."
-    return ""
+        return refused, f"{name} needs its replicas itself (preemption.reclaim: OnDemand)."
+    return None

@@ -9,7 +9,7 @@ from sluice_operator.cluster.writes import Cluster
 from sluice_operator.settings import Settings
 
 
-async def begin(
+async def begin_attempt(
     cluster: Cluster, job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, claim: Claim | None = None
 ) -> None:
     """Make an attempt's Job, after what its pods get their devices from: their ResourceClaims are made at once."""

@@ -15,7 +15,7 @@ from sluice_operator.plan.holding import Limits
 from sluice_operator.plan.job import JobDecision, job_of, plan_job
 from sluice_operator.plan.job_status import job_status
 from sluice_operator.plan.waiting import Wait
-from sluice_operator.reconcile.begin import begin
+from sluice_operator.reconcile.begin import begin_attempt
 from sluice_operator.reconcile.status import until, write_status
 from sluice_operator.settings import Settings
 
@@ -58,7 +58,7 @@ async def _act(job: FineTuneJob, decision: JobDecision, cluster: Cluster, settin
         await cluster.annotate(_key(job), job.metadata.uid, annotations)
     if decision.start is not None:
         start = decision.start
-        await begin(cluster, job, start.stage, start.attempt, settings, start.claim)
+        await begin_attempt(cluster, job, start.stage, start.attempt, settings, start.claim)
     if decision.bind and job.spec.resources.nodes > 1:
         await cluster.apply(group_service(job))
     for pod, node in decision.bind:

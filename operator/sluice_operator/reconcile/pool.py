@@ -21,7 +21,7 @@ from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.scale_up import scale_ups_of
 from sluice_operator.plan.waiting import Wait
 from sluice_operator.reconcile.at_once import side_by_side
-from sluice_operator.reconcile.begin import begin
+from sluice_operator.reconcile.begin import begin_attempt
 from sluice_operator.reconcile.scale_up import ask_for_nodes, remove_scale_ups
 from sluice_operator.reconcile.status import until, write_status
 from sluice_operator.settings import Settings
@@ -50,8 +50,8 @@ async def reconcile_pool(
     store.rests_until[key.name] = rest_after(began, time.monotonic())
 
     _publish_waits(store, pool.metadata.name, allocation.waits)
-    make = partial(_make, store, cluster, settings, now)
-    await side_by_side(make(world.jobs[job], claim) for job, claim in allocation.claims.items())
+    begin = partial(_begin, store, cluster, settings, now)
+    await side_by_side(begin(world.jobs[job], claim) for job, claim in allocation.claims.items())
     turns.append(await ask_for_nodes(pool, allocation.asking, store, cluster, settings, now))
     stock = take_stock(store.world(), pool)
     for engine in engines_with_room(store.world(), stock):
@@ -70,12 +70,12 @@ def rest_after(began: float, ended: float) -> float:
     return ended + _REST * (ended - began) if ended - began >= _LONG_SECONDS else ended
 
 
-async def _make(
+async def _begin(
     store: Store, cluster: Cluster, settings: Settings, now: datetime, job: FineTuneJob, claim: Claim
 ) -> None:
     """Make one claim."""
     attempt = next_training_attempt(store.world(), job)
-    await begin(cluster, job, Stage.TRAIN, attempt, settings, claim)
+    await begin_attempt(cluster, job, Stage.TRAIN, attempt, settings, claim)
     if (ready := ready_since(job)) is not None:
         QUEUE_WAIT_SECONDS.labels(claim.pool).observe((now - ready).total_seconds())
 

@@ -234,12 +234,12 @@ def test_a_replica_with_guests_is_not_lent() -> None:
     town = DraTown(1)
     with_a_guest(town)
     town.job("b")
-    assert guests(town) == "b waits EngineAtFloor"
+    assert guests(town) == "b waits EngineHasGuests"
 
 
 def test_of_one_decision_a_replica_is_lent_or_has_a_guest() -> None:
     for first, expected in (
-        ("a", "a beside chat/0; b waits EngineAtFloor"),
+        ("a", "a beside chat/0; b waits EngineHasGuests"),
         ("b", "a waits WaitingForShare; b takes chat/0"),
     ):
         town = DraTown(1)
