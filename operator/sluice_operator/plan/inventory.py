@@ -16,7 +16,8 @@ from sluice_operator.plan.budgets import may_lose
 from sluice_operator.plan.claims import LiveClaim, borrowers, heirs, live_claims_from, live_claims_on
 from sluice_operator.plan.pools import pool_nodes, refusal
 from sluice_operator.plan.room import holding
-from sluice_operator.plan.slots import pod_of, ref, serves, wanted
+from sluice_operator.plan.sleeping import can_sleep
+from sluice_operator.plan.slots import pod_of, ref, serves, sleeps, wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class PlacedSlot:
     pod: Key | None = None
     serving: bool = False
     in_flight: int = 0
+    lendable: bool = True
+    """Whether it can make room as its engine's policy says, whatever else speaks against it."""
 
 
 @dataclass(frozen=True)
@@ -250,4 +253,5 @@ def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | No
         pod=pod.key if pod else None,
         serving=serves(pod),
         in_flight=told.report.in_flight if told else 0,
+        lendable=not sleeps(engine) or can_sleep(world, engine, index),
     )

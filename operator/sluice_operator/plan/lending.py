@@ -8,6 +8,7 @@ from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World
 from sluice_operator.plan.access import selects
 from sluice_operator.plan.inventory import Stock
+from sluice_operator.plan.sleeping import sleep_refusal
 from sluice_operator.plan.slots import existing, pod_of, serves
 
 LOOK_AT_LOAD = timedelta(seconds=5)
@@ -21,6 +22,8 @@ def lending_refusal(
     terms = engine.spec.preemption
     if terms.policy is LendingPolicy.NEVER or engine.metadata.deletion_timestamp:
         return Reason.ENGINE_NEVER_LENDS
+    if sleep_refusal(engine, stock.pool):
+        return Reason.ENGINE_CANNOT_SLEEP
     if not _lends_to(world, engine, job.metadata.namespace):
         return Reason.ENGINE_LENDS_ELSEWHERE
     if terms.priority > job.spec.scheduling.priority:

@@ -17,7 +17,7 @@ from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, oldest_first
 from sluice_operator.plan.claims import live_claims_on
 from sluice_operator.plan.room import holding
-from sluice_operator.plan.slots import SlotPlan, pod_of
+from sluice_operator.plan.slots import SlotPlan, pod_of, sleeps
 
 _POD_WITHIN = timedelta(seconds=5)
 """A slot that has started has its pod by then. If not, a quota that counts the placeholder too may be why."""
@@ -41,7 +41,8 @@ def plan_placeholders(world: World, engine: InferenceEngine, plans: Sequence[Slo
     A loan may be over before the borrower is gone: its job was suspended or deleted, or gave way.
     """
     held = _placeholders(world, engine)
-    lent = {plan.index: plan.node for plan in plans if plan.lent_to}
+    asleep = sleeps(engine)  # such a slot's pod keeps its GPUs itself
+    lent = {plan.index: plan.node for plan in plans if plan.lent_to and not (asleep and plan.size)}
     pods_due = {
         plan.index: _pod_due(engine, plan, now)
         for plan in plans

@@ -14,7 +14,7 @@ def choose_victims(stock: Stock, node: NodeStock, gpus: int, lenders: Collection
     priority, the fewest requests in flight, the newest. The result is irreducible: giving any one back
     would make the job not fit.
     """
-    open_slots = [slot for slot in node.slots if slot.engine.metadata.uid in lenders]
+    open_slots = [slot for slot in node.slots if slot.lendable and slot.engine.metadata.uid in lenders]
     taken: list[PlacedSlot] = []
     for slot in sorted(open_slots, key=_price):
         if sum(victim.gpus for victim in taken) >= gpus:

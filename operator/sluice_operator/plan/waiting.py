@@ -7,6 +7,7 @@ from math import log10
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, NamespaceQuota
+from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import Policy
 from sluice_operator.observe.world import World
@@ -18,6 +19,7 @@ from sluice_operator.plan.interruption import Departure
 from sluice_operator.plan.inventory import Stock
 from sluice_operator.plan.lending import cooled_down, lending_refusal, window_opens
 from sluice_operator.plan.outcomes import waits_since
+from sluice_operator.plan.sleeping import sleep_refusal
 from sluice_operator.plan.slots import floor_of
 
 
@@ -153,20 +155,39 @@ def _why_nothing_is_lent(
     refusals = [(engine, lending_refusal(world, stock, engine, job, now)) for engine in engines.values()]
     for engine, refused in refusals:
         if refused is None:
-            left = sum(1 for slot in slots if slot.engine.metadata.uid == engine.metadata.uid)
-            if left > floor_of(engine) and waiting:
-                return Reason.BEHIND_IN_QUEUE, f"What {engine.metadata.name} may lend is kept for those in front."
-            if not stock.may_lose.get(engine.metadata.uid, 1):
-                budget = f"a PodDisruptionBudget lets none of the replicas of {engine.metadata.name} go now"
-                return Reason.ENGINE_PROTECTED, f"{budget}."
-            at = f"{left} of {engine.spec.replicas} replicas are left, its floor is {floor_of(engine)}"
-            return Reason.ENGINE_AT_FLOOR, f"{engine.metadata.name} can lend no more: {at}."
-    for engine, refused in refusals:
-        if refused is Reason.ENGINE_LENDS_LATER and (opens := window_opens(engine, now)):
-            return refused, f"{engine.metadata.name} lends from {opens:%A %H:%M} UTC on."
-        if refused is Reason.ENGINE_COOLS_DOWN and (cooled := cooled_down(world, engine)):
-            return refused, f"{engine.metadata.name} has got a replica back; it lends from {cooled:%H:%M:%S} UTC on."
-        if refused is Reason.ENGINE_IN_DEMAND:
-            return refused, f"{engine.metadata.name} needs its replicas itself (preemption.reclaim: OnDemand)."
+            return _why_it_lends_no_more(stock, engine, bool(waiting))
+    told = (_terms_of(world, stock, engine, refused, now) for engine, refused in refusals if refused)
     engine, refused = refusals[0]
-    return refused or Reason.WAITING_FOR_GPUS, f"{engine.metadata.name} does not lend to this job."
+    other = f"{engine.metadata.name} does not lend to this job."
+    return next((found for found in told if found), (refused or Reason.WAITING_FOR_GPUS, other))
+
+
+def _why_it_lends_no_more(stock: Stock, engine: InferenceEngine, others_wait: bool) -> tuple[Reason, str]:
+    """Why an engine that lends to a job has nothing for it now."""
+    name, uid, floor = engine.metadata.name, engine.metadata.uid, floor_of(engine)
+    nodes = (node for node in stock.nodes.values() if not node.refusal)
+    slots = [slot for node in nodes for slot in node.slots if slot.engine.metadata.uid == uid]
+    if len(slots) > floor and others_wait:
+        return Reason.BEHIND_IN_QUEUE, f"What {name} may lend is kept for those in front."
+    if not stock.may_lose.get(uid, 1):
+        return Reason.ENGINE_PROTECTED, f"a PodDisruptionBudget lets none of the replicas of {name} go now."
+    if len(slots) > floor and not any(slot.lendable for slot in slots):
+        return Reason.ENGINE_WAKES, f"No replica of {name} that could go to sleep serves now."
+    at = f"{len(slots)} of {engine.spec.replicas} replicas are left, its floor is {floor}"
+    return Reason.ENGINE_AT_FLOOR, f"{name} can lend no more: {at}."
+
+
+def _terms_of(
+    world: World, stock: Stock, engine: InferenceEngine, refused: Reason, now: datetime
+) -> tuple[Reason, str] | None:
+    """A refusal of which there is more to say than its reason; None for any other."""
+    name = engine.metadata.name
+    if refused is Reason.ENGINE_CANNOT_SLEEP:
+        return refused, f"{name} does not lend: {sleep_refusal(engine, stock.pool)}"
+    if refused is Reason.ENGINE_LENDS_LATER and (opens := window_opens(engine, now)):
+        return refused, f"{name} lends from {opens:%A %H:%M} UTC on."
+    if refused is Reason.ENGINE_COOLS_DOWN and (cooled := cooled_down(world, engine)):
+        return refused, f"{name} has got a replica back; it lends from {cooled:%H:%M:%S} UTC on."
+    if refused is Reason.ENGINE_IN_DEMAND:
+        return refused, f"{name} needs its replicas itself (preemption.reclaim: OnDemand)."
+    return None

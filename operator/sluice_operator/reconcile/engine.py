@@ -7,6 +7,7 @@ from typing import Any
 
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.meta import RESTARTED_AT_ANNOTATION
 from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
 from sluice_operator.build.placeholder import placeholder
 from sluice_operator.cluster.errors import ApiError
@@ -35,7 +36,10 @@ async def reconcile_engine(
 
     decision = plan_engine(world, engine, now)
 
-    # The status first: agents read in it that they must drain, and draining is what takes time.
+    # Before the status, which says that they wake: a pause that is written after it could be lost.
+    for slot in decision.woken:
+        await cluster.annotate(slot.key, slot.uid, {RESTARTED_AT_ANNOTATION: now.isoformat()})
+    # The status next: agents read in it that they must drain, and draining is what takes time.
     await write_status(cluster, engine, decision.status)
     if pool is not None:
         await _keep_places(engine, decision.placeholders, cluster, pool.spec, settings)
