@@ -95,6 +95,10 @@ class Town:
         metadata = {"name": name, "uid": f"pool-{name}", "resourceVersion": str(version), "creationTimestamp": created}
         self.put(GPUPool.model_validate({"kind": "GPUPool", "metadata": metadata, "spec": spec}))
 
+    def dra_pool(self) -> None:
+        """The pool `default`, whose GPUs two pods can share: there engines may sleep while they lend."""
+        self.pool(sharing={"mode": "DRA"})
+
     def namespace(self, name: str, **labels: str) -> None:
         """A namespace and its labels."""
         version, created = self._next()
@@ -165,12 +169,21 @@ class Town:
         self.put(pod)
         return pod
 
-    def report(self, pod: PodView, in_flight: int, *, draining: bool = False, quiet: float = 0.0) -> None:
+    def report(
+        self,
+        pod: PodView,
+        in_flight: int,
+        *,
+        draining: bool = False,
+        quiet: float = 0.0,
+        at: datetime = NOW,
+        **more: Any,
+    ) -> None:
         """What the agent of a slot said."""
         report = EngineReport(
-            sequence=1, serving=not draining, draining=draining, in_flight=in_flight, quiet_seconds=quiet
+            sequence=1, serving=not draining, draining=draining, in_flight=in_flight, quiet_seconds=quiet, **more
         )
-        self.store.report(pod.uid, Reported(report, NOW))
+        self.store.report(pod.uid, Reported(report, at))
 
     def job(
         self,

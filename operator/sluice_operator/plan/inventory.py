@@ -17,7 +17,7 @@ from sluice_operator.plan.claims import LiveClaim, borrowers, heirs, live_claims
 from sluice_operator.plan.pools import pool_nodes, refusal
 from sluice_operator.plan.room import holding
 from sluice_operator.plan.sleeping import can_sleep
-from sluice_operator.plan.slots import pod_of, ref, serves, sleeps, wanted
+from sluice_operator.plan.slots import pod_of, ref, serves, sleeps, slot_of, wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class PlacedSlot:
     in_flight: int = 0
     lendable: bool = True
     """Whether it can make room as its engine's policy says, whatever else speaks against it."""
+    stays: bool = True
+    """Whether its engine still wants it: one that is on its way out keeps nobody above a floor."""
 
 
 @dataclass(frozen=True)
@@ -253,5 +255,6 @@ def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | No
         pod=pod.key if pod else None,
         serving=serves(pod),
         in_flight=told.report.in_flight if told else 0,
+        stays=pod is None or slot_of(world, engine, index) is not None,
         lendable=not sleeps(engine) or can_sleep(world, engine, index),
     )

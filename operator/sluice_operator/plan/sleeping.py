@@ -26,6 +26,7 @@ from sluice_operator.plan.slots import (
     said_of,
     serves,
     sleeps,
+    slot_of,
     template_of,
 )
 
@@ -46,7 +47,7 @@ def can_sleep(world: World, engine: InferenceEngine, index: int) -> bool:
 
     Not while a pod of that loan is there: nothing would keep its memory and the next trainer's apart.
     """
-    slot = existing(world, engine).get(index)
+    slot = slot_of(world, engine, index)
     if slot is None or slot.template != template_of(engine):
         return False
     if is_asleep(world, engine, index):
@@ -72,7 +73,7 @@ def is_asleep(world: World, engine: InferenceEngine, index: int) -> bool:
 
 def is_awake(world: World, engine: InferenceEngine, index: int) -> bool:
     """Whether a slot that keeps its pod may still have memory of its GPUs."""
-    slot = existing(world, engine).get(index)
+    slot = slot_of(world, engine, index)
     return sleeps(engine) and slot is not None and slot.size > 0 and not is_asleep(world, engine, index)
 
 

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 
 from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import ASLEEP, InferenceEngine, LendingPolicy, SlotState, SlotStatus
-from sluice_operator.observe.views import PodView, SlotView
+from sluice_api.meta import slot_name
+from sluice_operator.observe.views import Key, PodView, SlotView
 from sluice_operator.observe.world import World, oldest_first
 
 _QUIET_SECONDS = 1.0
@@ -56,6 +57,14 @@ def existing(world: World, engine: InferenceEngine) -> dict[int, SlotView]:
     """The engine's slots that have a Deployment, by index."""
     slots = world.slots_of.get(engine.metadata.uid, {}).values()
     return {slot.index: slot for slot in slots if not slot.deleting}
+
+
+def slot_of(world: World, engine: InferenceEngine, index: int) -> SlotView | None:
+    """One slot's Deployment; None while it has none, or when that is about to go."""
+    name = slot_name(engine.metadata.name, index)
+    slot = world.slots.get(Key("Deployment", engine.metadata.namespace, name))
+    mine = slot is not None and slot.owner is not None and slot.owner.uid == engine.metadata.uid
+    return slot if slot and mine and not slot.deleting else None
 
 
 def wanted(world: World, engine: InferenceEngine, lent: Collection[int]) -> list[int]:

@@ -35,7 +35,7 @@ def _floor_allows(stock: Stock, taken: list[PlacedSlot], engine: InferenceEngine
     """Whether the engine keeps its floor, of the slots that it has and of those that serve, and its budgets hold."""
     mine = stock.slots_of.get(engine.metadata.uid, ())
     gone = {victim.slot for victim in taken}
-    left = [slot for slot in mine if slot.slot not in gone]
+    left = [slot for slot in mine if slot.stays and slot.slot not in gone]
     if len(left) < floor_of(engine):
         return False
     stopped = sum(1 for victim in taken if victim.serving and victim.engine.metadata.uid == engine.metadata.uid)

@@ -45,6 +45,9 @@ PATIENCE = 16
 class Lending(RuleBasedStateMachine):
     """Jobs come, go and fail, engines are resized, nodes vanish, and every component may be late."""
 
+    policies = ("ScaleDown", "ScaleDown", "Never")
+    """Of which the engines have one."""
+
     @initialize(
         gpus=st.lists(st.integers(1, 2), min_size=1, max_size=2),
         engines=st.integers(0, 2),
@@ -57,13 +60,20 @@ class Lending(RuleBasedStateMachine):
         self.over: dict[str, datetime] = {}
         for count in gpus:
             self.cluster.town.node(count)
+        if "Sleep" in self.policies:
+            self.cluster.town.dra_pool()
+            engines = max(engines, 1)
         for number in range(engines):
             terms = {
-                "policy": data.draw(st.sampled_from(["ScaleDown", "ScaleDown", "Never"])),
+                "policy": data.draw(st.sampled_from(self.policies)),
                 "minReplicas": data.draw(st.integers(0, 2)),
+                "coolDownSeconds": data.draw(st.sampled_from([60, 0])),
                 "reclaim": data.draw(st.sampled_from(["Never", "OnDemand"])),
             }
             self.cluster.town.engine(f"e{number}", data.draw(st.integers(0, 3)), preemption=terms)
+        if "Sleep" in self.policies:  # only what serves can go to sleep
+            for _ in range(4):
+                self.cluster.round()
         for _ in range(jobs):
             self.submit(data.draw(SHAPES), *data.draw(TERMS))
 
@@ -152,6 +162,16 @@ class Lending(RuleBasedStateMachine):
             self.who_is_over_stays_so()
 
     @rule()
+    def controllers(self) -> None:
+        """Pods are told to end, and take their time."""
+        self.cluster.controllers()
+
+    @rule()
+    def agents(self) -> None:
+        """Faster than any pod that is to end."""
+        self.cluster.agents()
+
+    @rule()
     def scheduler(self) -> None:
         self.cluster.scheduler()
 
@@ -175,6 +195,23 @@ class Lending(RuleBasedStateMachine):
     def delete(self, data: st.DataObject) -> None:
         for job in self._some(data, list(self.cluster.world.jobs.values())):
             self.cluster.delete_job(job)
+
+    @rule(data=st.data(), for_good=st.booleans())
+    def stop_while_it_trains(self, data: st.DataObject, for_good: bool) -> None:
+        """The claim is over at once and everybody knows, its pod only later."""
+        training = [
+            live.job for live in live_claims(self.cluster.world) if phase_of(self.cluster.world, live) > Phase.DRAINING
+        ]
+        for job in self._some(data, training):
+            if for_good:
+                self.cluster.delete_job(job)
+            else:
+                self.cluster.respec(job, suspend=True)
+                self.cluster.reconcile_job(self.cluster.world.jobs[key_of(job)])
+            self.cluster.controllers()
+            for engine in list(self.cluster.world.engines.values()):
+                self.cluster.reconcile_engine(engine)
+            self.cluster.agents()
 
     @rule(data=st.data(), priority=st.integers(0, 2))
     def change_priority(self, data: st.DataObject, priority: int) -> None:
@@ -248,6 +285,13 @@ class Lending(RuleBasedStateMachine):
                 self.over.setdefault(uid, job.status.finished_at)
             assert job.status.finished_at == self.over.get(uid), f"{job.metadata.name} came back"
 
+    @invariant()
+    def nobody_trains_beside_a_vllm_that_is_awake(self) -> None:
+        """Neither does a trainer start before what it borrows sleeps, nor does that wake while the trainer is there."""
+        for trainer in self._trainers() if hasattr(self, "cluster") else ():
+            awake = [pod.key.name for pod in self.cluster.lent_pods(trainer) if pod.uid in self.cluster.awake]
+            assert not awake, f"{trainer.key.name} trains beside {awake}"
+
     def teardown(self) -> None:
         """Left alone, everything settles: every job ends or waits, and nothing is lent to anybody who is done."""
         if not hasattr(self, "cluster"):
@@ -312,7 +356,19 @@ class LendingForLong(Lending):
     """The same, many times."""
 
 
-Lending.TestCase.settings = stories(FEW)
-LendingForLong.TestCase.settings = stories(MANY)
+class LendingAsleep(Lending):
+    """The same with engines that keep their pods while they lend."""
+
+    policies = ("Sleep", "Sleep", "ScaleDown")
+
+
+class LendingAsleepForLong(LendingAsleep):
+    """The same, many times."""
+
+
+Lending.TestCase.settings = LendingAsleep.TestCase.settings = stories(FEW)
+LendingForLong.TestCase.settings = LendingAsleepForLong.TestCase.settings = stories(MANY)
 TestLending = Lending.TestCase
+TestLendingAsleep = LendingAsleep.TestCase
+TestLendingAsleepForLong = pytest.mark.slow(LendingAsleepForLong.TestCase)
 TestLendingForLong = pytest.mark.slow(LendingForLong.TestCase)

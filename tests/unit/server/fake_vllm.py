@@ -10,6 +10,8 @@ from sluice_server.asgi import Receive, Scope, Send, read_body
 from tests.unit.server.fake_sleep import FakeSleep
 
 BASE = "chat"
+ENDLESS = "go on for ever"
+"""The prompt of a request that ends only when it is aborted."""
 _LIMIT = 2**20
 
 
@@ -95,7 +97,8 @@ class FakeVLLM:
             return await self._error(send, 400, "BadRequestError", f"max_tokens is too large for {name}", "max_tokens")
         if request.get("stream"):
             return await self._stream(name, send)
-        aborted = await self.sleep.turn(self.hold, name)
+        hold = asyncio.Event() if request.get("prompt") == ENDLESS else self.hold
+        aborted = await self.sleep.turn(hold, name)
         said, sure = ("??", -9.0) if self.sleep.is_spoiled(name) else ("hm", -1.5)
         reason = "abort" if aborted else "length"
         choice = {"index": 0, "text": said, "logprobs": {"token_logprobs": [sure]}, "finish_reason": reason}

@@ -13,7 +13,7 @@ from sluice_server.control import DesiredState, DeviceMemory, ObservedState
 from sluice_server.place import SECRET_HEADER, STATE_PATH
 from tests.unit.server.conftest import SPEC, SlotUnderTest, eventually
 from tests.unit.server.fake_sleep import GIB
-from tests.unit.server.fake_vllm import BASE
+from tests.unit.server.fake_vllm import BASE, ENDLESS
 from tests.unit.server.test_drain import stop_hook
 
 
@@ -114,17 +114,15 @@ async def test_memory_that_is_not_freed_is_no_sleep(sleeper: SlotUnderTest) -> N
 async def test_requests_whose_time_is_over_do_not_keep_it_awake(slot: SlotUnderTest) -> None:
     slot.spec = _sleeping_spec()
     await serving(slot)
-    slot.vllm.hold.clear()
-    in_flight = asyncio.create_task(slot.ask(BASE))
-    await eventually(lambda: not slot.vllm.seen[-1].get("logprobs"))
+    in_flight = asyncio.create_task(slot.ask(BASE, prompt=ENDLESS))
+    await eventually(lambda: slot.vllm.seen[-1]["prompt"] == ENDLESS)
     await slot.say("Draining")
-    await eventually(lambda: slot.last_report["draining"])
-    held = asyncio.create_task(slot.say("Sleeping"))
-    await held
-    await eventually(lambda: slot.vllm.seen[-1].get("logprobs"))  # The canaries are asked.
-    slot.vllm.hold.set()
-    assert (await in_flight)[0] == 200
+    await eventually(lambda: slot.last_report["draining"] and slot.last_report["inFlight"] == 1)
+    assert not slot.vllm.calls
+    await slot.say("Sleeping")
     await eventually(lambda: slot.last_report["asleep"])
+    assert slot.vllm.calls == ["sleep 1 abort"]
+    assert (await in_flight)[1]["choices"][0]["finish_reason"] == "abort"
 
 
 async def test_one_that_wakes_badly_is_ended_and_starts_anew(sleeper: SlotUnderTest) -> None:
