@@ -10,9 +10,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dev.simulate.town import GPU, NOW, Town
+from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
-from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.inferenceengine import ASLEEP, AWAKE, InferenceEngine
 from sluice_api.meta import (
     DEFAULT_POOL,
     ENGINE_LABEL,
@@ -37,7 +38,7 @@ from sluice_operator.plan.job_status import job_status
 from sluice_operator.plan.placeholders import Placeholders
 from sluice_operator.plan.pools import find_pool, nodes_of
 from sluice_operator.plan.scale_up import plan_scale_up
-from sluice_operator.plan.slots import SlotPlan
+from sluice_operator.plan.slots import SlotPlan, sleeps
 
 
 class Cluster:
@@ -47,6 +48,10 @@ class Cluster:
         self.town = Town()
         self.now: datetime = NOW
         self.made = 0
+        self.awake: set[str] = set()
+        """Uids of pods whose vLLM may have memory of its GPUs, of engines that sleep while they lend."""
+        self.claimed: dict[str, Claim] = {}
+        """What training Jobs hold or held, by uid: those that are gone too."""
         self._half_done: list[tuple[FineTuneJob, Start]] = []
 
     @property
@@ -110,6 +115,8 @@ class Cluster:
             self._change(slot, size=0, deleting=slot in decision.remove)
         for plan in decision.apply:
             self._start_slot(engine, plan)
+        for slot in decision.woken:
+            self._change(slot, restarted_at=self.now)
         self._keep_places(engine, decision.placeholders)
 
     def _act(self, job: FineTuneJob, decision: JobDecision) -> None:
@@ -124,7 +131,9 @@ class Cluster:
             self._change(doomed, deleting=True)
 
     def _create(self, job: FineTuneJob, start: Start) -> None:
-        self.town.stage_job(job, start.stage, start.attempt, start.claim, created=self.now)
+        made = self.town.stage_job(job, start.stage, start.attempt, start.claim, created=self.now)
+        if start.claim:
+            self.claimed[made.uid] = start.claim
 
     def _start_slot(self, engine: InferenceEngine, plan: SlotPlan) -> None:
         slot = next(
@@ -253,7 +262,7 @@ class Cluster:
             for node in sorted(self.world.nodes.values(), key=lambda n: n.key):
                 if not self._may_go(pod, node):
                     continue
-                if pod.requests.get(GPU, 0) <= self._free(node, pod):
+                if self._takes(pod, node) <= self._free(node, pod):
                     self._change(pod, node=node.key.name, running=True)
                     break
 
@@ -280,30 +289,67 @@ class Cluster:
             if other.nominated_node == node.key.name and not other.node and not other.ended and other is not pod
         ]
         taken = [p for p in here if not p.ended] + [p for p in nominated if _priority(p) >= _priority(pod)]
-        return node.allocatable[GPU] - sum(p.requests.get(GPU, 0) for p in taken)
+        return node.allocatable[GPU] - sum(self._takes(p, node) for p in taken)
+
+    def _takes(self, pod: PodView, node: NodeView) -> int:
+        """GPUs that a pod takes of a node; those that it shares with slots that keep their pods are not its own."""
+        shared = [other for other in self.lent_pods(pod) if other.node == node.key.name]
+        return max(0, pod.requests.get(GPU, 0) - sum(other.requests.get(GPU, 0) for other in shared))
+
+    def lent_pods(self, trainer: PodView) -> list[PodView]:
+        """The pods of the slots that a trainer borrows from engines that sleep."""
+        claim = self.claimed.get(trainer.owner.uid) if trainer.owner else None
+        found = []
+        for slot in claim.borrowed if claim else ():
+            engine = self.world.engines.get(engine_key(slot.namespace, slot.engine))
+            if engine and sleeps(engine):
+                pods = self.world.engine_pods.get((slot.namespace, slot.engine, slot.index), {})
+                found += [pod for pod in pods.values() if not pod.ended]
+        return found
 
     def kubelet(self) -> None:
         """Deleted pods end; bound ones of engines become ready; CPU stages are done at once."""
+        self.agents()
         for pod in list(self.world.pods.values()):
             if pod.deleting and pod.node and not pod.ended:
                 told = StageOutcome(reason="Requeued", train=TrainResult(step=1, total_steps=9, checkpoint_step=1))
                 self._end(pod, ExitCode.REQUEUE, told)
-            elif pod.node and "sluice.dev/engine" in pod.labels and not pod.deleting and not pod.ended:
-                draining = self._is_draining(pod)
-                self._change(pod, ready=not draining and self.is_up(pod))
-                self.town.report(self.world.pods[pod.key], 0, draining=draining, quiet=9)
             elif pod.node and pod.labels.get("sluice.dev/stage") == Stage.EXPORT and not pod.ended:
                 result = ExportResult(uri="pvc://adapters/x", digest="sha256:" + "0" * 64, rank=16, size_bytes=1)
                 self._end(pod, 0, StageOutcome(reason="Done", export=result))
+
+    def agents(self) -> None:
+        """Engines' pods do what the status says of their slots, and say so."""
+        for pod in [pod for pods in self.world.engine_pods.values() for pod in pods.values()]:
+            if pod.node and not pod.deleting and not pod.ended:
+                rests = self._rests(pod)
+                draining = self._is_draining(pod) or rests
+                self._change(pod, ready=not draining and self.is_up(pod))
+                self.town.report(self.world.pods[pod.key], 0, draining=draining, quiet=9, at=self.now, asleep=rests)
 
     def is_up(self, pod: PodView) -> bool:
         """Whether an engine's pod on its node answers already."""
         return bool(pod.node)
 
     def _is_draining(self, pod: PodView) -> bool:
-        engine = self.world.engines.get(Key("InferenceEngine", pod.key.namespace, pod.labels["sluice.dev/engine"]))
+        engine = self._engine_of(pod)
         slots = engine.status.slots if engine else ()
         return any(slot.pod == pod.key.name and slot.state == "Draining" for slot in slots)
+
+    def _rests(self, pod: PodView) -> bool:
+        """What the agent of a slot does that sleeps: it wakes, or lets vLLM start, on the operator's word alone."""
+        engine = self._engine_of(pod)
+        if engine is None or not sleeps(engine):
+            return False
+        state = next((s.state for s in engine.status.slots if str(s.index) == pod.labels[SLOT_LABEL]), None)
+        if state in AWAKE:
+            self.awake.add(pod.uid)
+        elif state in ASLEEP:
+            self.awake.discard(pod.uid)
+        return pod.uid not in self.awake
+
+    def _engine_of(self, pod: PodView) -> InferenceEngine | None:
+        return self.world.engines.get(engine_key(pod.key.namespace, pod.labels[ENGINE_LABEL]))
 
     def _end(self, pod: PodView, code: int, told: StageOutcome | None) -> None:
         termination = Termination(int(code), "", told.to_json() if told else "", self.now)

@@ -9,6 +9,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import (
+    DEFAULT_DEVICE_CLASS,
     DEFAULT_GPU_RESOURCE,
     DEFAULT_POOL,
     ENGINE_LABEL,
@@ -31,6 +32,7 @@ from sluice_operator.observe.views import (
     NodeView,
     Owner,
     PodView,
+    SliceView,
     SlotView,
     StageJobView,
 )
@@ -58,6 +60,8 @@ class Town:
         self.clock = NOW - timedelta(hours=1)
         self.version = 0
         self.nodes: list[NodeView] = []
+        self.counted_as = GPU
+        """By which name claims, and nodes that come, have GPUs."""
 
     @property
     def world(self) -> World:
@@ -89,6 +93,8 @@ class Town:
         )
         self.nodes.append(node)
         self.put(node)
+        if self.counted_as != GPU:
+            self.offers(name, gpus)
         return node
 
     def pool(self, name: str = DEFAULT_POOL, **spec: Any) -> None:
@@ -96,6 +102,33 @@ class Town:
         version, created = self._next()
         metadata = {"name": name, "uid": f"pool-{name}", "resourceVersion": str(version), "creationTimestamp": created}
         self.put(GPUPool.model_validate({"kind": "GPUPool", "metadata": metadata, "spec": spec}))
+
+    def dra_pool(self, **spec: Any) -> None:
+        """The pool `default`, whose GPUs DRA serves, so that two pods can share them: there engines may sleep.
+
+        Who has which devices is read off the slots' pods and the claims: nobody makes ResourceClaims here.
+        """
+        self.pool(sharing={"mode": "DRA"}, **spec)
+        self.counted_as = DEFAULT_DEVICE_CLASS
+        for node in self.nodes:
+            self.offers(node.key.name, node.allocatable[GPU])
+
+    def offers(self, node: str, gpus: int, generation: int = 1, driver: str = DEFAULT_DEVICE_CLASS) -> None:
+        """What a driver says of a node."""
+        version, created = self._next()
+        self.put(
+            SliceView(
+                key=Key("ResourceSlice", "", f"{node}-{driver}-{generation}"),
+                uid=f"slice-{version}",
+                resource_version=version,
+                created=created,
+                node=node,
+                driver=driver,
+                pool=node,
+                generation=generation,
+                devices=gpus,
+            )
+        )
 
     def namespace(self, name: str, **labels: str) -> None:
         """A namespace and its labels."""
@@ -167,12 +200,21 @@ class Town:
         self.put(pod)
         return pod
 
-    def report(self, pod: PodView, in_flight: int, *, draining: bool = False, quiet: float = 0.0) -> None:
+    def report(
+        self,
+        pod: PodView,
+        in_flight: int,
+        *,
+        draining: bool = False,
+        quiet: float = 0.0,
+        at: datetime = NOW,
+        **more: Any,
+    ) -> None:
         """What the agent of a slot said."""
         report = EngineReport(
-            sequence=1, serving=not draining, draining=draining, in_flight=in_flight, quiet_seconds=quiet
+            sequence=1, serving=not draining, draining=draining, in_flight=in_flight, quiet_seconds=quiet, **more
         )
-        self.store.report(pod.uid, Reported(report, NOW))
+        self.store.report(pod.uid, Reported(report, at))
 
     def job(
         self,
@@ -255,7 +297,7 @@ class Town:
         names = [nodes] if isinstance(nodes, str) else list(nodes)
         slots = [borrowed] if len(names) == 1 else [borrowed[i : i + 1] for i in range(len(names))]
         places = tuple(Place(node=name, borrowed=tuple(own)) for name, own in zip(names, slots, strict=True))
-        return Claim(pool="default", resource=GPU, gpus=gpus, places=places, term=term)
+        return Claim(pool="default", resource=self.counted_as, gpus=gpus, places=places, term=term)
 
     def trainer_pod(self, stage_job: StageJobView, node: str = "", index: int = 0, **changes: Any) -> PodView:
         """A pod of a training Job: gated unless it is on a node."""

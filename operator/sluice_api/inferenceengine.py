@@ -192,13 +192,24 @@ class SlotState(StrEnum):
     STOPPING = "Stopping"
     RECLAIMING = "Reclaiming"
     """It is lent, and the engine asks for it back."""
+    SLEEPING = "Sleeping"
+    """It has drained and goes to sleep; it is lent once its agent says that it sleeps."""
+
+
+ASLEEP = frozenset({SlotState.SLEEPING, SlotState.LENT, SlotState.RECLAIMING})
+"""States in which a slot that keeps its pod takes no memory of its GPUs: the trainer's come, are there, or still go."""
+
+AWAKE = frozenset({SlotState.STARTING, SlotState.SERVING})
+"""States in which nobody else uses the slot's GPUs. In any other its vLLM neither wakes nor starts."""
 
 
 class SlotStatus(Model):
     """One replica. The agent in its pod reads `state` here to know when to drain."""
 
     index: NonNegativeInt = Field(description="Index of the replica.")
-    state: SlotState = Field(description="Starting, Serving, Draining, Stopping, Lent, Reclaiming or Waiting.")
+    state: SlotState = Field(
+        description="Starting, Serving, Draining, Sleeping, Stopping, Lent, Reclaiming or Waiting."
+    )
     pod: Text = Field("", description="Its pod.")
     lent_to: Text = Field("", description="The job that borrows its GPUs, as namespace/name.")
     since: datetime | None = Field(None, description="When it got into this state.")

@@ -49,6 +49,16 @@ class Reason(StrEnum):
         "The engines in the pool do not lend.",
         "Set preemption.policy: ScaleDown on an engine.",
     )
+    ENGINE_CANNOT_SLEEP = (
+        "EngineCannotSleep",
+        "preemption.policy is Sleep, but the pool gives a GPU to one pod alone, so a sleeping replica would keep it.",
+        "Set preemption.policy: ScaleDown, or use a GPUPool of sharing.mode: DRA.",
+    )
+    ENGINE_WAKES = (
+        "EngineWakes",
+        "Only replicas that serve can go to sleep, and none of the engine that lends does so with its present spec.",
+        "Wait until they serve; see the engine's status.slots.",
+    )
     ENGINE_LENDS_ELSEWHERE = (
         "EngineLendsElsewhere",
         "The engines that lend do not lend to this namespace.",
@@ -125,6 +135,11 @@ class Reason(StrEnum):
         "Borrowed replicas finish their requests.",
         "Nothing; at most the engine's drainTimeoutSeconds.",
     )
+    FALLING_ASLEEP = (
+        "FallingAsleep",
+        "Borrowed replicas free the memory of their GPUs.",
+        "Nothing; this takes seconds, and the claim is given up when it takes too long.",
+    )
     BINDING = "Binding", "The training pod goes to its node.", "Nothing."
     TRAINING = "Training", "The training pod runs.", "Watch: kubectl get ftj -w"
     EXPORTING = "Exporting", "The adapter is written in PEFT format; the GPUs are free already.", "Nothing."
@@ -171,6 +186,12 @@ class Reason(StrEnum):
         "NotBound",
         "The training pod was not bound to its node in time; the claim was given up.",
         "Nothing; another claim is made, elsewhere if possible.",
+    )
+
+    ENGINE_DOES_NOT_SLEEP = (
+        "EngineDoesNotSleep",
+        "A borrowed replica did not free the memory of its GPUs in time; the claim was given up and the replica wakes.",
+        "See the message; set preemption.policy: ScaleDown on the engine if it happens again.",
     )
 
     # Refused before or by Prepare

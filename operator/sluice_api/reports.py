@@ -87,6 +87,11 @@ class EngineReport(Model):
     )
     serving: bool = Field(description="vLLM is healthy and every adapter is loaded or has failed for good.")
     draining: bool = Field(description="The agent has seen that this slot is to drain and answers 'close'.")
+    asleep: bool = Field(
+        False,
+        description="vLLM takes no memory of its GPUs, and will not before the engine's status says so: it sleeps and "
+        "has freed it, or has not been started.",
+    )
     in_flight: NonNegativeInt = Field(description="Requests inside vLLM now, streams included.")
     quiet_seconds: FiniteFloat = Field(0.0, ge=0, description="Seconds since the last request began.")
     adapters: tuple[LoadedAdapter, ...] = Field((), max_length=256)

@@ -2,6 +2,8 @@
 
 `PUT /sluice/state` takes a DesiredState, `GET /sluice/state` answers with an ObservedState, and
 `POST /sluice/terminate` says that the pod is going: it drains from then on, whatever the agent wants.
+`POST /sluice/start` lets a vLLM start that is held back (see waiting_room.py), and `POST /sluice/end` ends one that
+can't be trusted any more: the kubelet starts it anew.
 """
 
 from pydantic import Field, FiniteFloat, NonNegativeInt
@@ -22,6 +24,14 @@ class DesiredState(Model):
     aliases: dict[str, str] = Field(default_factory=dict, description="Public name to version inside vLLM.")
     unavailable: dict[str, Unavailable] = Field(default_factory=dict, description="By public name.")
     draining: bool = False
+    asleep: bool = Field(False, description="vLLM sleeps, is about to, or has not proven yet that it woke well.")
+
+
+class DeviceMemory(Model):
+    """A GPU's memory in bytes, whoever has it."""
+
+    used: NonNegativeInt
+    total: NonNegativeInt
 
 
 class ObservedState(Model):
@@ -33,4 +43,8 @@ class ObservedState(Model):
     in_flight: NonNegativeInt
     in_flight_by_version: dict[str, int]
     quiet_seconds: FiniteFloat = Field(description="Since the last request began, or since vLLM's start.")
+    held: bool = Field(False, description="vLLM has not been started, and will not before the agent says so.")
+    memory: tuple[DeviceMemory, ...] | None = Field(
+        None, description="Of this pod's GPUs, while the slot is to sleep; absent where nobody can tell."
+    )
     draining_seconds: FiniteFloat = Field(description="Since the slot began to drain; 0 while it does not.")

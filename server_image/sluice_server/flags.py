@@ -95,6 +95,7 @@ def _device(slot: SlotSpec) -> list[str]:
         *("--tensor-parallel-size", str(slot.spec.resources.gpus)),
         *("--gpu-memory-utilization", serving.gpu_memory_utilization),
         *(["--enforce-eager"] if serving.enforce_eager else []),
+        *(["--enable-sleep-mode"] if slot.sleep_level else []),
     ]
 
 
@@ -112,7 +113,8 @@ def _environment(slot: SlotSpec, place: Place) -> dict[str, str]:
         "TRITON_CACHE_DIR": f"{scratch}/cache/triton",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        "VLLM_SERVER_DEV_MODE": "0",
+        # Opens /sleep, /wake_up and /collective_rpc, which the middleware keeps for the agent, as all but serving.
+        "VLLM_SERVER_DEV_MODE": "1" if slot.sleep_level else "0",
     }
     if slot.spec.lora is not None:
         environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"

@@ -11,6 +11,7 @@ from sluice_api.slots import SlotSpec
 from sluice_server.flags import vllm_command
 from sluice_server.model_infos import put_in_place
 from sluice_server.place import Place
+from sluice_server.waiting_room import wait_for_the_agent
 
 _TERMINATED = 128 + signal.SIGTERM
 
@@ -26,6 +27,8 @@ def serve() -> None:
     if not place.secret_file.exists():
         sys.exit(f"{place.secret_file} is missing: the agent writes it and must be started first")
     slot = SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV])
+    if slot.sleep_level:
+        wait_for_the_agent(place)
     command = vllm_command(slot, place)
     os.environ.update(command.environment)
     put_in_place(Path(command.environment["VLLM_CACHE_ROOT"]))

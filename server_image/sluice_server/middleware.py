@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -31,8 +32,9 @@ from sluice_server.asgi import (
     reply,
     with_length,
 )
-from sluice_server.control import DesiredState, ObservedState
-from sluice_server.place import SECRET_HEADER, STATE_PATH, TERMINATE_PATH, Place
+from sluice_server.control import DesiredState, DeviceMemory, ObservedState
+from sluice_server.device_memory import device_memory
+from sluice_server.place import END_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH, Place
 from sluice_server.rewrite import NotJSON, Outward, inward, parse
 from sluice_server.traffic import Traffic
 
@@ -68,11 +70,28 @@ SERVING = frozenset(
 MAX_BODY_BYTES = 64 * 2**20
 
 
+_ENDED = 70
+
+
+def _end_process() -> None:
+    """End vLLM, whatever it does: this is its container's first process, and all others go with it."""
+    os._exit(_ENDED)
+
+
 class Middleware:
     """Aliases, counting, draining and default-deny. vLLM makes one instance, which lives as long as its process."""
 
-    def __init__(self, app: App, secret: str | None = None, base: str | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        secret: str | None = None,
+        base: str | None = None,
+        *,
+        memory: Callable[[], tuple[DeviceMemory, ...] | None] = device_memory,
+        end: Callable[[], None] = _end_process,
+    ) -> None:
         self._app = app
+        self._memory, self._end = memory, end
         self._secret = (secret or Place.here().secret_file.read_text()).strip().encode()
         self._aliases = Aliases(base or SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]).engine)
         self._traffic = Traffic()
@@ -101,6 +120,9 @@ class Middleware:
         elif (method, path) == MODELS:
             with self._traffic.request():
                 await self._app(scope, receive, Whole(send, json_change(self._aliases.public_models)))
+        elif method == "POST" and path in SERVING and self._desired.asleep:
+            # vLLM would keep it until it wakes; it has left the endpoints, so a client comes here by an old connection.
+            await refuse(send, 503, "ServiceUnavailableError", "This replica sleeps: its GPUs are lent. Ask again.")
         elif method == "POST" and path in SERVING:
             with self._traffic.request():
                 await self._serve(scope, receive, send)
@@ -147,6 +169,10 @@ class Middleware:
             case ("POST", path) if path == TERMINATE_PATH:
                 self._traffic.terminate()
                 await reply(send, 200, self._observed().model_dump(mode="json", by_alias=True))
+            case ("POST", path) if path == END_PATH:
+                log.error("the agent ends this vLLM")
+                await reply(send, 200, {})
+                self._end()
             case _:
                 await self._app(scope, receive, send)
 
@@ -175,4 +201,5 @@ class Middleware:
             in_flight_by_version=dict(traffic.by_version),
             quiet_seconds=traffic.quiet_seconds,
             draining_seconds=traffic.draining_seconds,
+            memory=self._memory() if self._desired.asleep else None,
         )

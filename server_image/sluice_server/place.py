@@ -19,6 +19,8 @@ AGENT_PORT_ENV = "SLUICE_AGENT_PORT"
 SECRET_HEADER = "x-sluice-secret"
 STATE_PATH = "/sluice/state"
 TERMINATE_PATH = "/sluice/terminate"
+START_PATH = "/sluice/start"
+END_PATH = "/sluice/end"
 
 QUIET_SECONDS = 2.0
 """No request may have begun for so long before vLLM stops: what still travels to a pod that left its endpoints."""

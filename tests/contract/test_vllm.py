@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,14 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    place = new_place(tmp_path_factory.mktemp("real"))
+    with started(tmp_path_factory.mktemp("real"), "-m", "sluice_server", "vllm") as server:
+        yield server
+
+
+@contextmanager
+def started(root: Path, *command: str) -> Iterator[Server]:
+    """Real vLLM behind the middleware, which a command of Python's starts."""
+    place = new_place(root)
     slot = SlotSpec(
         namespace="demo",
         engine=BASE,
@@ -136,8 +144,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     }
     server = Server("real", place)
     with server.log.open("wb") as log:
-        command = [sys.executable, "-m", "sluice_server", "vllm"]
-        server.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        server.process = subprocess.Popen(
+            [sys.executable, *command], env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
     try:
         _wait_for_health(server)
         yield server
@@ -245,6 +254,12 @@ def test_every_route_of_vllm_is_open_only_if_we_say_so(real: Server) -> None:
     assert opened - {("HEAD", path) for _, path in PROBES} <= {MODELS, *PROBES, *(("POST", path) for path in SERVING)}
     assert ("POST", "/v1/chat/completions") in opened
     assert real.state()["desired"]["draining"] is False
+
+
+@pytest.mark.parametrize("path", ["/sleep", "/wake_up", "/collective_rpc", "/is_sleeping"])
+def test_an_engine_that_does_not_sleep_has_no_routes_for_it(real: Server, path: str) -> None:
+    for method in ("GET", "POST"):
+        assert real.http.request(method, path, headers=SECRET).status_code == 404
 
 
 def test_a_chat_streams_under_the_alias(real: Server) -> None:

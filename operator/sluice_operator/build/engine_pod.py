@@ -6,7 +6,7 @@ that a slot serves while the operator is down.
 
 from sluice_api import pods
 from sluice_api.gpupool import GPUPoolSpec
-from sluice_api.inferenceengine import InferenceEngine, InferenceEngineSpec, Preemption
+from sluice_api.inferenceengine import InferenceEngine, InferenceEngineSpec, LendingPolicy, Preemption
 from sluice_api.slots import SlotSpec
 from sluice_api.sources import claims_of
 from sluice_operator.build import pod
@@ -78,8 +78,11 @@ def _claims(spec: InferenceEngineSpec) -> tuple[str, ...]:
 
 def _what_a_replica_is(spec: InferenceEngineSpec) -> InferenceEngineSpec:
     """The spec as a pod is told it: scaling the engine or lending more of it must not restart a replica."""
-    drain = Preemption(drain_timeout_seconds=spec.preemption.drain_timeout_seconds)
-    return spec.model_copy(update={"replicas": 1, "preemption": drain})
+    terms = Preemption(drain_timeout_seconds=spec.preemption.drain_timeout_seconds)
+    if spec.preemption.policy is LendingPolicy.SLEEP:
+        sleep = {"policy": LendingPolicy.SLEEP, "sleep_level": spec.preemption.sleep_level}
+        terms = terms.model_copy(update=sleep)
+    return spec.model_copy(update={"replicas": 1, "preemption": terms})
 
 
 def _agent(slot: SlotSpec, claims: tuple[str, ...], settings: Settings) -> Manifest:

@@ -20,10 +20,12 @@ from sluice_operator.plan.lending import LOOK_AT_LOAD, being_left, is_busy, lack
 from sluice_operator.plan.placeholders import Placeholders, plan_placeholders
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
+from sluice_operator.plan.sleeping import being_used, is_asleep, sleep_refusal, state_on_the_way, wakes
 from sluice_operator.plan.slot_devices import SlotDevices, plan_slot_devices
-from sluice_operator.plan.slots import SlotPlan, existing, floor_of, pod_of, ref, serves, template_of, wanted
+from sluice_operator.plan.slots import SlotPlan, existing, floor_of, pod_of, ref, serves, sleeps, template_of, wanted
 
 _NEXT_CLAIM_WITHIN = timedelta(seconds=10)
+_UNDER_WAY = (SlotState.DRAINING, SlotState.SLEEPING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class EngineDecision:
     """Slots that go to size 0."""
     remove: tuple[SlotView, ...]
     """Slots that are no longer wanted; their pods drain by themselves."""
+    woken: tuple[SlotView, ...]
+    """Slots that wake now: their pause begins, as if they had started anew."""
     placeholders: Placeholders
     devices: SlotDevices
     status: InferenceEngineStatus
@@ -48,6 +52,7 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
     A lent slot goes to 0 only when the trainer that borrows it is ungated and nominated; then the
     scheduler binds the trainer the moment the GPU is free, and nobody steals it. One that comes back
     while the next job is about to borrow it stays at 0, for a moment: nothing would be served in between.
+    One that sleeps keeps its size.
     """
     lent = borrowers(world, live_claims_from(world, engine))
     slots = existing(world, engine)
@@ -60,10 +65,11 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
     ]
     stop = [slots[p.index] for p in plans if not p.size and p.index in slots and slots[p.index].size]
     kept = {plan.index for plan in plans}
+    woken = [slots[plan.index] for plan in plans if plan.index in slots and wakes(world, engine, plan)]
     remove = [slot for index, slot in slots.items() if index not in kept]
     placeholders = plan_placeholders(world, engine, plans, now)
     pool = find_pool(world, engine.spec.resources.pool)
-    drained_at = now + timedelta(seconds=1) if any(p.state is SlotState.DRAINING for p in plans) else None
+    drained_at = now + timedelta(seconds=1) if any(p.state in _UNDER_WAY for p in plans) else None
     claimed_by = (
         now + _NEXT_CLAIM_WITHIN if any(p.lent_to and ref(engine, p.index) not in lent for p in plans) else None
     )
@@ -74,6 +80,7 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
         apply=tuple(apply),
         stop=tuple(stop),
         remove=tuple(remove),
+        woken=tuple(woken),
         placeholders=placeholders,
         devices=plan_slot_devices(world, engine, pool, plans, {plan.index for plan in apply}),
         status=_status(world, engine, plans, now, outdated and rollout is None),
@@ -94,19 +101,24 @@ def _slot_plans(
     stock = take_stock(world, pool) if pool else None
     placed: Mapping[SlotRef, object] = stock.placed if stock else {}
     asked_back = _asked_back(world, engine, stock, lent) if stock else frozenset[int]()
-    stopped = {i for i, slot in existing(world, engine).items() if not slot.size and ref(engine, i) in placed}
-    returning = {i for i in stopped - {*borrowed} if _has_just_come_back(world, ref(engine, i), now)}
+    used = being_used(world, engine)
+    slots = existing(world, engine)
+    stopped = {i for i, slot in slots.items() if not slot.size and ref(engine, i) in placed}
+    idle = {i for i in slots if i not in used and is_asleep(world, engine, i)} | stopped
+    returning = {i for i in idle - {*borrowed} if _has_just_come_back(world, ref(engine, i), now)}
     promised = _promised(world, engine, pool, returning, now) if pool and returning else {}
     plans = []
     for index in sorted({*wanted(world, engine, borrowed), *borrowed}):
         live = borrowed.get(index)
         if live is not None:
-            plan = _lent(world, engine, index, live, phase_of(world, live))
-            asked = index in asked_back and not plan.size
+            plan = _lent(world, engine, index, live, now)
+            asked = index in asked_back and plan.lent
             plans.append(replace(plan, state=SlotState.RECLAIMING) if asked else plan)
+        elif index in used:
+            plans.append(SlotPlan(index, 1, SlotState.LENT, used[index]))
         elif index in promised:
             job, node = promised[index]
-            plans.append(SlotPlan(index, 0, SlotState.LENT, job, node))
+            plans.append(SlotPlan(index, slots[index].size, SlotState.LENT, job, node))
         elif ref(engine, index) in placed:
             state = SlotState.SERVING if serves(pod_of(world, engine, index)) else SlotState.STARTING
             plans.append(SlotPlan(index, 1, state))
@@ -124,7 +136,8 @@ def _asked_back(
     """
     if lacking(world, stock, engine):
         return frozenset(lent_indices(lent, engine))
-    starting = any(s.size and not serves(pod_of(world, engine, i)) for i, s in existing(world, engine).items())
+    here = [i for i, slot in existing(world, engine).items() if slot.size and ref(engine, i) not in lent]
+    starting = any(not serves(pod_of(world, engine, i)) for i in here)
     if starting or being_left(world, engine) or not is_busy(world, engine):
         return frozenset()
     loans: dict[str, list[int]] = {}
@@ -158,10 +171,13 @@ def _has_just_come_back(world: World, slot: SlotRef, now: datetime) -> bool:
     )
 
 
-def _lent(world: World, engine: InferenceEngine, index: int, live: LiveClaim, phase: Phase) -> SlotPlan:
+def _lent(world: World, engine: InferenceEngine, index: int, live: LiveClaim, now: datetime) -> SlotPlan:
+    phase = phase_of(world, live)
     slot = existing(world, engine).get(index)
     stopped = slot is None or slot.size == 0
     node = live.claim.home_of(ref(engine, index))
+    if sleeps(engine) and not stopped and (phase >= Phase.DRAINING or is_asleep(world, engine, index)):
+        return SlotPlan(index, 1, state_on_the_way(world, engine, index, phase, now), live.name, node)
     if phase >= Phase.BINDING or stopped:
         pod = pod_of(world, engine, index)
         return SlotPlan(index, 0, SlotState.STOPPING if pod else SlotState.LENT, live.name, node)
@@ -176,7 +192,7 @@ def _rollout(world: World, engine: InferenceEngine, plans: list[SlotPlan], slots
 
     One at a time. While slots are lent, only as long as one less still leaves the floor.
     """
-    running = [p.index for p in plans if p.size and p.index in slots and p.state is not SlotState.DRAINING]
+    running = [p.index for p in plans if p.size and p.index in slots and not p.lent_to]
     outdated = [index for index in running if slots[index].size and slots[index].template != template_of(engine)]
     if not outdated:
         return None
@@ -194,7 +210,7 @@ def _status(
 ) -> InferenceEngineStatus:
     slots = tuple(_slot_status(world, engine, plan, now) for plan in plans)
     ready = sum(1 for plan in plans if serves(pod_of(world, engine, plan.index)))
-    lent = [plan for plan in plans if plan.lent_to and plan.size == 0]
+    lent = [plan for plan in plans if plan.lent]
     status, reason, message = _readiness(engine, plans, ready, rollout_waits)
     old, generation = engine.status.conditions, engine.metadata.generation
     return InferenceEngineStatus(
@@ -205,7 +221,7 @@ def _status(
                 old,
                 EngineCondition.LENT,
                 "True" if lent else "False",
-                *_lending(engine, lent),
+                *_lending(world, engine, lent),
                 generation,
                 now,
             ),
@@ -221,10 +237,13 @@ def _status(
     )
 
 
-def _lending(engine: InferenceEngine, lent: list[SlotPlan]) -> tuple[Reason, str]:
+def _lending(world: World, engine: InferenceEngine, lent: list[SlotPlan]) -> tuple[Reason, str]:
     if lent:
         borrowers_text = ", ".join(sorted({plan.lent_to for plan in lent}))
         return Reason.LENDING, f"{len(lent)} of {engine.spec.replicas} lent to {borrowers_text}."
+    pool = find_pool(world, engine.spec.resources.pool)
+    if pool and (why := sleep_refusal(engine, pool)):
+        return Reason.ENGINE_CANNOT_SLEEP, why
     for number, window in enumerate(engine.spec.preemption.borrow_windows):
         if window.zone is None:
             field = f"spec.preemption.borrowWindows[{number}].timeZone"

@@ -10,7 +10,7 @@ from sluice_operator.plan.interruption import gives_way_at
 from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock
 from sluice_operator.plan.proof import coming
 from sluice_operator.plan.room import claims_of_job, need_of, shortage, unreachable_volume
-from sluice_operator.plan.slots import floor_of
+from sluice_operator.plan.slots import floor_of, sleeps
 
 
 def lack_on(world: World, node: NodeStock, job: FineTuneJob, leaving: Collection[Key], pods: int = 1) -> str:
@@ -26,7 +26,7 @@ def lack_everywhere(world: World, stock: Stock, job: FineTuneJob, lenders: Colle
     for node in stock.nodes.values():
         if node.refusal:
             continue
-        slots = {slot.pod for slot in _lendable(stock, node, lenders) if slot.pod}
+        slots = {slot.pod for slot in _lendable(stock, node, lenders) if slot.pod and not sleeps(slot.engine)}
         training = {
             pod.key
             for live in node.claims
@@ -46,7 +46,7 @@ def _lendable(stock: Stock, node: NodeStock, lenders: Collection[str]) -> list[P
     found = []
     for slot in node.slots:
         engine = slot.engine
-        if engine.metadata.uid in lenders and left[engine.metadata.uid] > floor_of(engine):
+        if slot.lendable and engine.metadata.uid in lenders and left[engine.metadata.uid] > floor_of(engine):
             left[engine.metadata.uid] -= 1
             found.append(slot)
     return found

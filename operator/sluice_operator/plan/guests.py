@@ -36,7 +36,14 @@ def contend(pool: GPUPool, one: FineTuneJob, other: FineTuneJob) -> bool:
 
 
 def hosts(world: World, pool: GPUPool, job: FineTuneJob) -> list[InferenceEngine]:
-    """Engines beside whose replicas a guest may train: ResourceClaims are their namespace's."""
+    """Engines beside whose replicas a guest may train: those that leave it enough when no other guest is there."""
+    share, gpus = job.spec.scheduling.share_percent, job.spec.resources.gpus
+    found = _neighbours(world, pool, job)
+    return [engine for engine in found if left_by(engine) >= share and engine.spec.resources.gpus >= gpus]
+
+
+def _neighbours(world: World, pool: GPUPool, job: FineTuneJob) -> list[InferenceEngine]:
+    """The engines of its namespace, which alone may share their ResourceClaims with it."""
     return [engine for engine in engines_of(world, pool) if engine.metadata.namespace == job.metadata.namespace]
 
 
@@ -44,7 +51,7 @@ def guest_refusal(world: World, pool: GPUPool, job: FineTuneJob) -> tuple[Reason
     """Why no engine that is there could ever have a guest; None when one could, or when it is none."""
     if not is_guest(pool, job):
         return None
-    found, name, namespace = hosts(world, pool, job), pool.metadata.name, job.metadata.namespace
+    found, name, namespace = _neighbours(world, pool, job), pool.metadata.name, job.metadata.namespace
     if not found:
         return Reason.NO_ENGINE_BESIDE, (
             f"spec.scheduling.policy: Shared trains beside a replica of an engine in GPUPool {name}, and namespace "

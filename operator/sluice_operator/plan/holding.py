@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from sluice_api.claim import SlotRef
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, engine_key
@@ -11,6 +12,7 @@ from sluice_operator.plan.attempts import trainer_pods
 from sluice_operator.plan.claims import LiveClaim, Phase, node_of, overlapped_by
 from sluice_operator.plan.interruption import interruption
 from sluice_operator.plan.proof import doubt, is_gated, phase_of
+from sluice_operator.plan.sleeping import agents_word, is_awake, told_since
 from sluice_operator.plan.slots import is_drained
 
 IMAGE_TROUBLE = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
@@ -28,6 +30,9 @@ class Limits:
     """Until its pod exists; then quota or admission is said to refuse it."""
     bind: timedelta = timedelta(seconds=60)
     """From the gate's removal to the node; and for a claim that can't be proven, to be proven."""
+    sleep: timedelta = timedelta(seconds=90)
+    """Until the vLLM of every borrowed slot that keeps its pod has freed the memory of its GPUs: level 1 copies the
+    weights into the host's memory first, 22 GiB in 11 s (vllm#48337)."""
     start: timedelta = timedelta(seconds=600)
     """Until the pod's container has started."""
 
@@ -59,7 +64,7 @@ def advance(world: World, live: LiveClaim, now: datetime, limits: Limits, refuse
         case Phase.PROVING:
             return _prove(world, live, now, limits, refused_pod)
         case Phase.DRAINING:
-            return _drain(world, live, now)
+            return _drain(world, live, now, limits)
         case Phase.BINDING:
             return _await_node(world, live, now, limits)
         case Phase.HOLDING:
@@ -81,16 +86,32 @@ def _prove(world: World, live: LiveClaim, now: datetime, limits: Limits, refused
     return Step(reason, message, give_up=lost or age >= limits.bind, again_at=now + timedelta(seconds=1))
 
 
-def _drain(world: World, live: LiveClaim, now: datetime) -> Step:
-    busy = []
+def _drain(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step:
+    busy, awake = [], []
     for slot in live.claim.borrowed:
         engine = world.engines.get(engine_key(slot.namespace, slot.engine))
         if engine and not is_drained(world, engine, slot.index, now):
             busy.append(str(slot))
+        elif engine and is_awake(world, engine, slot.index):
+            awake.append(slot)
     if busy:
         message = f"{', '.join(busy)} finish{'es' if len(busy) == 1 else ''} the requests in flight."
         return Step(Reason.DRAINING, message, again_at=now + timedelta(seconds=1))
+    if awake:
+        return _await_sleep(world, live, awake, now, limits)
     return _bind(live, trainer_pods(world, live.stage_job))
+
+
+def _await_sleep(world: World, live: LiveClaim, awake: list[SlotRef], now: datetime, limits: Limits) -> Step:
+    """The trainer would find the memory of its GPUs taken: it comes when all that it borrows has been freed."""
+    names = ", ".join(map(str, awake))
+    late = next((slot for slot in awake if (since := told_since(world, slot)) and now >= since + limits.sleep), None)
+    if late is None:
+        message = f"{names} go{'es' if len(awake) == 1 else ''} to sleep."
+        return Step(Reason.FALLING_ASLEEP, message, again_at=now + timedelta(seconds=1))
+    why = agents_word(world, late) or "its agent does not say why."
+    message = f"{late} did not free its GPUs within {limits.sleep.seconds} s: {why}"
+    return Step(Reason.ENGINE_DOES_NOT_SLEEP, message, give_up=True, node=live.claim.home_of(late))
 
 
 def _bind(live: LiveClaim, pods: Iterable[PodView]) -> Step:

@@ -24,7 +24,8 @@ from sluice_operator.plan.claims import (
 )
 from sluice_operator.plan.devices import holders, offered
 from sluice_operator.plan.pools import pool_nodes, refusal
-from sluice_operator.plan.slots import pod_of, ref, serves, wanted
+from sluice_operator.plan.sleeping import can_sleep
+from sluice_operator.plan.slots import pod_of, ref, serves, sleeps, slot_of, wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,10 @@ class PlacedSlot:
     in_flight: int = 0
     shared: int = 0
     """Percent of its GPUs' memory that jobs beside it use: its guests. It is not lent then."""
+    lendable: bool = True
+    """Whether it can make room as its engine's policy says, whatever else speaks against it."""
+    stays: bool = True
+    """Whether its engine still wants it: one that is on its way out keeps nobody above a floor."""
 
 
 @dataclass(frozen=True)
@@ -263,4 +268,6 @@ def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | No
         serving=serves(pod),
         in_flight=told.report.in_flight if told else 0,
         shared=shared,
+        stays=pod is None or slot_of(world, engine, index) is not None,
+        lendable=not sleeps(engine) or can_sleep(world, engine, index),
     )

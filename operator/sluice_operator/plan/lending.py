@@ -3,12 +3,14 @@
 from datetime import datetime, timedelta
 
 from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, LendTo, Reclaim
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World
 from sluice_operator.plan.access import selects
 from sluice_operator.plan.inventory import Stock
-from sluice_operator.plan.slots import existing, pod_of, serves
+from sluice_operator.plan.sleeping import sleep_refusal
+from sluice_operator.plan.slots import existing, pod_of, serves, sleeps
 
 LOOK_AT_LOAD = timedelta(seconds=5)
 """How often what depends on an engine's load is decided again."""
@@ -21,10 +23,10 @@ def lending_refusal(
     terms = engine.spec.preemption
     if terms.policy is LendingPolicy.NEVER or engine.metadata.deletion_timestamp:
         return Reason.ENGINE_NEVER_LENDS
+    if no_way := _no_way(engine, stock.pool, job):
+        return no_way
     if not _lends_to(world, engine, job.metadata.namespace):
         return Reason.ENGINE_LENDS_ELSEWHERE
-    if stock.pool.spec.by_dra and (refused := _by_dra(engine, job)):
-        return refused
     if terms.priority > job.spec.scheduling.priority:
         return Reason.ENGINE_OUTRANKS
     if terms.borrow_windows and not any(window.is_open(now) for window in terms.borrow_windows):
@@ -89,14 +91,18 @@ def is_busy(world: World, engine: InferenceEngine, fewer: int = 0) -> bool:
     return sum(told) > limit * max(0, len(serving) - fewer)
 
 
-def _by_dra(engine: InferenceEngine, job: FineTuneJob) -> Reason | None:
-    """Why an engine does not lend GPUs that are served by DRA.
+def _no_way(engine: InferenceEngine, pool: GPUPool, job: FineTuneJob) -> Reason | None:
+    """Why an engine's replicas make no room for a job in its pool, neither by stopping nor by sleeping.
 
-    No nomination keeps a device that is given back for a pod, so a slot that stops could lose it to anybody. One that
-    sleeps keeps it: the trainer uses the slot's own ResourceClaim. That one is its namespace's, and one pod's of a
-    job: all pods of a group are made from the same template.
+    Where DRA serves the GPUs no nomination keeps a device that is given back for a pod, so a slot that stops could lose
+    it to anybody. One that sleeps keeps it: the trainer uses the slot's own ResourceClaim. That one is its namespace's,
+    and one pod's of a job: all pods of a group are made from the same template.
     """
-    if engine.spec.preemption.policy is not LendingPolicy.SLEEP:
+    if sleep_refusal(engine, pool):
+        return Reason.ENGINE_CANNOT_SLEEP
+    if not pool.spec.by_dra:
+        return None
+    if not sleeps(engine):
         return Reason.ENGINE_MUST_SLEEP
     if engine.metadata.namespace != job.metadata.namespace:
         return Reason.ENGINE_LENDS_ELSEWHERE

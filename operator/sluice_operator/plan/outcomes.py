@@ -16,7 +16,14 @@ from sluice_operator.observe.world import World, oldest_first
 from sluice_operator.plan.attempts import heir_of
 
 GIVEN_UP = frozenset(
-    {Reason.CLAIMED, Reason.NOT_BOUND, Reason.QUOTA_EXCEEDED, Reason.UNSCHEDULABLE, Reason.SUSPENDED_BY_OTHER}
+    {
+        Reason.CLAIMED,
+        Reason.NOT_BOUND,
+        Reason.ENGINE_DOES_NOT_SLEEP,
+        Reason.QUOTA_EXCEEDED,
+        Reason.UNSCHEDULABLE,
+        Reason.SUSPENDED_BY_OTHER,
+    }
 )
 """Ends of claims that never got their node; `Claimed` is one that gave way to an older claim."""
 

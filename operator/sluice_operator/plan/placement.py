@@ -21,6 +21,7 @@ from sluice_operator.plan.interruption import attempt_ref, may_displace
 from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock
 from sluice_operator.plan.outcomes import all_outcomes
 from sluice_operator.plan.sharing import share_of
+from sluice_operator.plan.slots import sleeps
 from sluice_operator.plan.victims import choose_victims
 
 _AVOIDED_FOR = timedelta(minutes=5)
@@ -275,7 +276,8 @@ def _in_place_of(group: Group, node: NodeStock, pods: int, displaced: Sequence[L
     inherited: list[SlotRef] = []
     for slot in (slot for _, place in theirs for slot in place.borrowed):
         engine = group.world.engines.get(engine_key(slot.namespace, slot.engine))
-        if lacking > 0 and engine and engine.metadata.uid in group.terms.lenders:
+        # Of a sleeping slot both trainers would have the GPUs, until the first has saved its state.
+        if lacking > 0 and engine and engine.metadata.uid in group.terms.lenders and not sleeps(engine):
             inherited.append(slot)
             lacking -= engine.spec.resources.gpus
     victims = choose_victims(group.stock, node, lacking, group.terms.lenders) if lacking > 0 else ()
@@ -284,14 +286,16 @@ def _in_place_of(group: Group, node: NodeStock, pods: int, displaced: Sequence[L
 
 def _leaving(world: World, room: Room) -> set[Key]:
     """Pods that are gone by the time the job's pods come."""
-    slots = {victim.pod for victim in room.victims if victim.pod}
+    slots = {victim.pod for victim in room.victims if victim.pod and not sleeps(victim.engine)}
     return slots | {pod.key for live in room.displaced for pod in trainer_pods(world, live.stage_job)}
 
 
 def _avoided(world: World, job: FineTuneJob, now: datetime) -> set[str]:
-    """Nodes on which the job could not be bound a moment ago."""
+    """Nodes on which the job could not be bound a moment ago, or where a slot that it borrowed did not sleep."""
     return {
         outcome.node
         for outcome in all_outcomes(world, job).of(Stage.TRAIN)
-        if outcome.reason == Reason.NOT_BOUND and outcome.ended_at and now < outcome.ended_at + _AVOIDED_FOR
+        if outcome.reason in (Reason.NOT_BOUND, Reason.ENGINE_DOES_NOT_SLEEP)
+        and outcome.ended_at
+        and now < outcome.ended_at + _AVOIDED_FOR
     }

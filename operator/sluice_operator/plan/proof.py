@@ -11,7 +11,7 @@ from sluice_operator.plan.attempts import trainer_pods
 from sluice_operator.plan.claims import LiveClaim, Phase, live_claims_on, overlapped_by, phase
 from sluice_operator.plan.pools import refusal
 from sluice_operator.plan.room import claims_of_job, need_of, shortage, unreachable_volume
-from sluice_operator.plan.slots import pod_of
+from sluice_operator.plan.slots import pod_of, sleeps
 
 
 def phase_of(world: World, live: LiveClaim) -> Phase:
@@ -60,7 +60,7 @@ def leaving(world: World, live: LiveClaim) -> Collection[Key]:
     for slot in live.claim.borrowed:
         engine = world.engines.get(engine_key(slot.namespace, slot.engine))
         pod = pod_of(world, engine, slot.index) if engine else None
-        if pod is not None:
+        if pod is not None and engine and not sleeps(engine):
             found.add(pod.key)
     return found
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sluice_api.claim import SlotRef
-from sluice_api.inferenceengine import InferenceEngine, SlotState
-from sluice_api.meta import ENGINE_LABEL, SLOT_LABEL
-from sluice_operator.observe.views import PodView, SlotView
+from sluice_api.inferenceengine import ASLEEP, InferenceEngine, LendingPolicy, SlotState, SlotStatus
+from sluice_api.meta import ENGINE_LABEL, SLOT_LABEL, slot_name
+from sluice_operator.observe.views import Key, PodView, SlotView
 from sluice_operator.observe.world import World, engine_key, oldest_first
 
 _QUIET_SECONDS = 1.0
@@ -29,6 +29,11 @@ class SlotPlan:
     uid: str = ""
     """Of its Deployment, if there is one."""
     restarted_at: datetime | None = None
+
+    @property
+    def lent(self) -> bool:
+        """Whether a job has its GPUs, or nobody has and it is kept for a job."""
+        return bool(self.lent_to) and (not self.size or self.state in (SlotState.LENT, SlotState.RECLAIMING))
 
 
 def ref(engine: InferenceEngine, index: int) -> SlotRef:
@@ -61,6 +66,14 @@ def existing(world: World, engine: InferenceEngine) -> dict[int, SlotView]:
     return {slot.index: slot for slot in slots if not slot.deleting}
 
 
+def slot_of(world: World, engine: InferenceEngine, index: int) -> SlotView | None:
+    """One slot's Deployment; None while it has none, or when that is about to go."""
+    name = slot_name(engine.metadata.name, index)
+    slot = world.slots.get(Key("Deployment", engine.metadata.namespace, name))
+    mine = slot is not None and slot.owner is not None and slot.owner.uid == engine.metadata.uid
+    return slot if slot and mine and not slot.deleting else None
+
+
 def wanted(world: World, engine: InferenceEngine, lent: Collection[int]) -> list[int]:
     """The spec.replicas slots that should exist, by index.
 
@@ -79,6 +92,11 @@ def wanted(world: World, engine: InferenceEngine, lent: Collection[int]) -> list
     return sorted(order[: engine.spec.replicas])
 
 
+def sleeps(engine: InferenceEngine) -> bool:
+    """Whether a slot of the engine that is lent keeps its pod, whose vLLM sleeps meanwhile (see plan/sleeping.py)."""
+    return engine.spec.preemption.policy is LendingPolicy.SLEEP
+
+
 def floor_of(engine: InferenceEngine) -> int:
     """Slots that are never lent; a floor above spec.replicas means all of them."""
     return min(engine.spec.preemption.min_replicas, engine.spec.replicas)
@@ -87,17 +105,15 @@ def floor_of(engine: InferenceEngine) -> int:
 def template_of(engine: InferenceEngine) -> str:
     """Digest of what the spec asks of a slot's pod. Another operator version alone changes nothing."""
     spec = engine.spec.model_dump(by_alias=True, include={"model", "task", "resources", "lora", "serving"})
-    drain = engine.spec.preemption.drain_timeout_seconds
-    text = json.dumps({**spec, "drain": drain}, sort_keys=True)
+    terms = engine.spec.preemption
+    sleep = {"sleep": terms.sleep_level} if terms.policy is LendingPolicy.SLEEP else {}
+    text = json.dumps({**spec, "drain": terms.drain_timeout_seconds, **sleep}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def draining_since(engine: InferenceEngine, index: int, pod: PodView) -> datetime | None:
-    """Since when the slot's pod has been told to drain, as the engine's status says."""
-    for slot in engine.status.slots:
-        if (slot.index, slot.pod, slot.state) == (index, pod.key.name, SlotState.DRAINING):
-            return slot.since
-    return None
+def said_of(engine: InferenceEngine, index: int, pod: PodView) -> SlotStatus | None:
+    """What the slot's pod has been told, as the engine's status says; None while that speaks of another pod."""
+    return next((slot for slot in engine.status.slots if (slot.index, slot.pod) == (index, pod.key.name)), None)
 
 
 def is_drained(world: World, engine: InferenceEngine, index: int, now: datetime) -> bool:
@@ -109,7 +125,10 @@ def is_drained(world: World, engine: InferenceEngine, index: int, now: datetime)
     pod = pod_of(world, engine, index)
     if pod is None or not pod.node or pod.deleting:
         return True
-    since = draining_since(engine, index, pod)
+    said = said_of(engine, index, pod)
+    if said is not None and said.state in ASLEEP:
+        return True
+    since = said.since if said and said.state is SlotState.DRAINING else None
     if since is None:
         return False
     if now >= since + timedelta(seconds=engine.spec.preemption.drain_timeout_seconds):

@@ -9,7 +9,7 @@ from datetime import datetime
 from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
-from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.inferenceengine import ASLEEP, InferenceEngine
 from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.allocation import Allocation, allocate, pending
 from sluice_operator.plan.claims import LiveClaim, Phase, live_claims, live_claims_of, phase
@@ -22,7 +22,7 @@ from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
 from sluice_operator.plan.refusals import refusal_at
 from sluice_operator.plan.scale_up import asks_until, scale_ups_of
-from sluice_operator.plan.slots import floor_of, is_drained, pod_of
+from sluice_operator.plan.slots import floor_of, is_drained, pod_of, sleeps
 from sluice_operator.plan.waiting import asked
 
 _MOST = 20
@@ -158,7 +158,10 @@ def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJo
     has = len(stock.slots_of.get(engine.metadata.uid, ()))
     refused = lending_refusal(world, stock, engine, job, now)
     name = engine.metadata.full_name
-    terms = f"{has} of {engine.spec.replicas} replicas, floor {floor_of(engine)}"
+    asleep = sum(1 for slot in engine.status.slots if slot.state in ASLEEP) if sleeps(engine) else 0
+    terms = f"{has} of {engine.spec.replicas} replicas, {asleep} asleep, floor {floor_of(engine)}"
+    if not asleep:
+        terms = f"{has} of {engine.spec.replicas} replicas, floor {floor_of(engine)}"
     if refused:
         return f"{name}: {terms}; no: {refused}: {refused.meaning}"
     return f"{name}: {terms}; may lend {max(0, has - floor_of(engine))}"

@@ -14,7 +14,8 @@ def choose_victims(stock: Stock, node: NodeStock, gpus: int, lenders: Collection
     the lowest priority, the fewest requests in flight, the newest. The result is irreducible: giving any one
     back would make the job not fit.
     """
-    open_slots = [slot for slot in node.slots if slot.engine.metadata.uid in lenders and not slot.shared]
+    mine = (slot for slot in node.slots if slot.engine.metadata.uid in lenders)
+    open_slots = [slot for slot in mine if slot.lendable and not slot.shared]
     taken: list[PlacedSlot] = []
     for slot in sorted(open_slots, key=_price):
         if sum(victim.gpus for victim in taken) >= gpus:
@@ -35,7 +36,7 @@ def _floor_allows(stock: Stock, taken: list[PlacedSlot], engine: InferenceEngine
     """Whether the engine keeps its floor, of the slots that it has and of those that serve, and its budgets hold."""
     mine = stock.slots_of.get(engine.metadata.uid, ())
     gone = {victim.slot for victim in taken}
-    left = [slot for slot in mine if slot.slot not in gone]
+    left = [slot for slot in mine if slot.stays and slot.slot not in gone]
     if len(left) < floor_of(engine):
         return False
     stopped = sum(1 for victim in taken if victim.serving and victim.engine.metadata.uid == engine.metadata.uid)

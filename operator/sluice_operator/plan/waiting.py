@@ -21,6 +21,7 @@ from sluice_operator.plan.inventory import Stock
 from sluice_operator.plan.lending import cooled_down, lending_refusal, window_opens
 from sluice_operator.plan.outcomes import waits_since
 from sluice_operator.plan.scale_up import asks_until
+from sluice_operator.plan.sleeping import sleep_refusal
 from sluice_operator.plan.slots import floor_of
 
 
@@ -188,7 +189,7 @@ def _why_nothing_is_lent(
     for engine, refused in refusals:
         if refused is None:
             return _why_it_lends_no_more(stock, engine, bool(waiting))
-    told = (_terms_of(world, engine, refused, job, now) for engine, refused in refusals if refused)
+    told = (_terms_of(world, stock, engine, refused, job, now) for engine, refused in refusals if refused)
     engine, refused = refusals[0]
     other = f"{engine.metadata.name} does not lend to this job."
     return next((found for found in told if found), (refused or Reason.WAITING_FOR_GPUS, other))
@@ -205,12 +206,14 @@ def _why_it_lends_no_more(stock: Stock, engine: InferenceEngine, others_wait: bo
         return Reason.ENGINE_PROTECTED, f"a PodDisruptionBudget lets none of the replicas of {name} go now."
     if len(slots) > floor and all(slot.shared for slot in slots):
         return Reason.ENGINE_HAS_GUESTS, f"Jobs train beside each replica of {name} (scheduling.policy: Shared)."
+    if len(slots) > floor and not any(slot.lendable for slot in slots):
+        return Reason.ENGINE_WAKES, f"No replica of {name} that could go to sleep serves now."
     at = f"{len(slots)} of {engine.spec.replicas} replicas are left, its floor is {floor}"
     return Reason.ENGINE_AT_FLOOR, f"{name} can lend no more: {at}."
 
 
 def _terms_of(
-    world: World, engine: InferenceEngine, refused: Reason, job: FineTuneJob, now: datetime
+    world: World, stock: Stock, engine: InferenceEngine, refused: Reason, job: FineTuneJob, now: datetime
 ) -> tuple[Reason, str] | None:
     """A refusal of which there is more to say than its reason; None for any other."""
     name = engine.metadata.name
@@ -222,6 +225,8 @@ def _terms_of(
     if refused is Reason.GROUP_BORROWS_NONE:
         nodes = f"spec.resources.nodes: {job.spec.resources.nodes}"
         return refused, f"{nodes}, and where DRA serves the GPUs only jobs of one pod borrow."
+    if refused is Reason.ENGINE_CANNOT_SLEEP:
+        return refused, f"{name} does not lend: {sleep_refusal(engine, stock.pool)}"
     if refused is Reason.ENGINE_LENDS_LATER and (opens := window_opens(engine, now)):
         return refused, f"{name} lends from {opens:%A %H:%M} UTC on."
     if refused is Reason.ENGINE_COOLS_DOWN and (cooled := cooled_down(world, engine)):

@@ -7,6 +7,7 @@ from typing import Any
 
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.meta import RESTARTED_AT_ANNOTATION
 from sluice_operator.build.devices import slot_gpus
 from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
 from sluice_operator.build.placeholder import placeholder
@@ -36,7 +37,10 @@ async def reconcile_engine(
 
     decision = plan_engine(world, engine, now)
 
-    # The status first: agents read in it that they must drain, and draining is what takes time.
+    # Before the status, which says that they wake: a pause that is written after it could be lost.
+    for slot in decision.woken:
+        await cluster.annotate(slot.key, slot.uid, {RESTARTED_AT_ANNOTATION: now.isoformat()})
+    # The status next: agents read in it that they must drain, and draining is what takes time.
     await write_status(cluster, engine, decision.status)
     if pool is not None:
         await _keep_places(engine, decision.placeholders, cluster, pool.spec, settings)
@@ -44,16 +48,23 @@ async def reconcile_engine(
         await cluster.scale_slot(slot.key, slot.uid, 0)
     for doomed in (*decision.remove, *decision.devices.remove):
         await cluster.delete(doomed.key, doomed.uid, foreground=False)
-    if pool is not None and decision.apply:
-        for manifest in [engine_service(engine), *agent_access(engine)]:
-            await cluster.apply(manifest)
     if pool is not None:
-        for index in decision.devices.make:  # before the pod that waits for it
-            await cluster.create(slot_gpus(engine, index, pool.spec))
-        for plan in decision.apply:
-            await cluster.apply(_slot(engine, plan, pool.spec, settings))
+        await _start_slots(engine, decision, cluster, pool.spec, settings)
     await _tell(engine, decision, cluster)
     return until(decision.again_at, now)
+
+
+async def _start_slots(
+    engine: InferenceEngine, decision: EngineDecision, cluster: Cluster, pool: GPUPoolSpec, settings: Settings
+) -> None:
+    """What a slot's pod needs is there before the pod."""
+    if decision.apply:
+        for manifest in [engine_service(engine), *agent_access(engine)]:
+            await cluster.apply(manifest)
+    for index in decision.devices.make:
+        await cluster.create(slot_gpus(engine, index, pool))
+    for plan in decision.apply:
+        await cluster.apply(_slot(engine, plan, pool, settings))
 
 
 def _slot(engine: InferenceEngine, plan: SlotPlan, pool: GPUPoolSpec, settings: Settings) -> dict[str, Any]:

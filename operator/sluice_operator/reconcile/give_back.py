@@ -4,6 +4,7 @@ import asyncio
 import logging
 from datetime import UTC, datetime
 
+from sluice_api.inferenceengine import ASLEEP
 from sluice_operator.cluster.client import Api
 from sluice_operator.cluster.errors import ApiError, NotLeading, Outdated
 from sluice_operator.cluster.lease import Lease
@@ -97,7 +98,8 @@ def _missing(world: World) -> dict[str, list[str]]:
     engines = []
     for key, engine in world.engines.items():
         slots = world.slots_of.get(engine.metadata.uid, {}).values()
-        if sum(slot.size for slot in slots if not slot.deleting) < engine.spec.replicas:
+        small = sum(slot.size for slot in slots if not slot.deleting) < engine.spec.replicas
+        if small or any(slot.state in ASLEEP for slot in engine.status.slots):
             engines.append(str(key))
     placeholders = [str(pod) for pods in world.placeholders.values() for pod in pods]
     asking = [str(pod.key) for pod in _scale_ups(world)]

@@ -1,10 +1,11 @@
 """The agent's way to vLLM: its adapter routes and the middleware's control routes, with the pod's secret."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import aiohttp
 from pydantic import ValidationError
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from sluice_api.reasons import Reason
 from sluice_server.agent.refusal import Refusal
 from sluice_server.control import DesiredState, ObservedState
-from sluice_server.place import SECRET_HEADER, STATE_PATH
+from sluice_server.place import END_PATH, SECRET_HEADER, START_PATH, STATE_PATH
 
 _ANSWER = aiohttp.ClientTimeout(total=5)
 _LOADING = aiohttp.ClientTimeout(total=300)
@@ -30,13 +31,21 @@ class Observation:
     state: ObservedState
     loaded: frozenset[str]
     healthy: bool
+    sleeping: bool = False
+
+
+class Answer(NamedTuple):
+    """What a model says, and how sure it is of it: log-probabilities of its tokens; or the numbers of an embedding."""
+
+    text: str
+    numbers: tuple[float, ...]
 
 
 class Engine:
     """vLLM of this pod."""
 
-    def __init__(self, port: int, secret: str, base: str, *, embeds: bool) -> None:
-        self._base, self._embeds = base, embeds
+    def __init__(self, port: int, secret: str, base: str, *, embeds: bool, sleep_level: int = 0) -> None:
+        self._base, self._embeds, self._sleep_level = base, embeds, sleep_level
         self._session = aiohttp.ClientSession(
             f"http://127.0.0.1:{port}", headers={SECRET_HEADER: secret}, timeout=_ANSWER
         )
@@ -58,13 +67,19 @@ class Engine:
         status, state = await self._ask("GET", STATE_PATH)
         if status != 200:
             raise Unreachable(f"GET {STATE_PATH} was answered with {status}: is the middleware in front?")
+        if isinstance(state, dict) and state.get("held"):
+            return Observation(ObservedState.model_validate(state), frozenset(), healthy=True)
         status, models = await self._ask("GET", "/v1/models")
         if status != 200:
             raise Unreachable(f"GET /v1/models was answered with {status}")
         health, _ = await self._ask("GET", "/health")
+        asleep = await self._ask("GET", "/is_sleeping") if self._sleep_level else (200, {"is_sleeping": False})
+        if asleep[0] != 200:
+            raise Unreachable(f"GET /is_sleeping was answered with {asleep[0]}: {_words(asleep[1])}")
         try:
             loaded = frozenset(card["id"] for card in models["data"]) - {self._base}
-            return Observation(ObservedState.model_validate(state), loaded, health == 200)
+            sleeping = bool(asleep[1]["is_sleeping"])
+            return Observation(ObservedState.model_validate(state), loaded, health == 200, sleeping)
         except (ValidationError, KeyError, TypeError) as error:
             raise Unreachable(f"vLLM's answer is not understood: {error}") from error
 
@@ -99,17 +114,55 @@ class Engine:
         Raises:
             Refusal: it does not answer, or not with numbers.
         """
+        await self.answer(version, tokens=1)
+
+    async def answer(self, version: str, tokens: int) -> Answer:
+        """What a version, or the base model, says first, always to the same question.
+
+        Raises:
+            Refusal: it does not answer, or not with numbers.
+        """
         if self._embeds:
             path = "/v1/embeddings"
             body: dict[str, Any] = {"model": version, "input": "a"}
         else:
             path = "/v1/completions"
-            body = {"model": version, "prompt": "a", "max_tokens": 1, "temperature": 0, "logprobs": 1}
+            body = {"model": version, "prompt": "a", "max_tokens": tokens, "temperature": 0, "logprobs": 1}
         status, answer = await self._ask("POST", path, body, _CHECKING)
         if status != 200:
             raise Refusal(Reason.CANARY_FAILED, f"{version} was asked for one token: {status} {_words(answer)}")
-        if not _all_finite(_numbers(answer)):
+        numbers = _numbers(answer)
+        if not _all_finite(numbers):
             raise Refusal(Reason.CANARY_FAILED, f"{version} answers with NaN or infinite numbers: train it again.")
+        return Answer("" if self._embeds else str(answer["choices"][0].get("text")), tuple(map(float, numbers)))
+
+    async def start(self) -> None:
+        """Let a vLLM start that is held back."""
+        await self._must("POST", START_PATH)
+
+    async def end(self) -> None:
+        """End vLLM; the kubelet starts it anew."""
+        with suppress(Unreachable):  # it may be gone before its answer
+            await self._ask("POST", END_PATH)
+
+    async def sleep(self, *, abort: bool) -> None:
+        """Free the memory of the GPUs, once no request is left; or at once, and end those that are there."""
+        mode = "abort" if abort else "wait"
+        await self._must("POST", f"/sleep?level={self._sleep_level}&mode={mode}", patience=_LOADING)
+
+    async def wake(self) -> None:
+        """Take the memory again, and fill it. A vLLM that is awake stays so."""
+        if self._sleep_level == 1:
+            await self._must("POST", "/wake_up", patience=_LOADING)
+            return
+        await self._must("POST", "/wake_up?tags=weights", patience=_LOADING)
+        await self._must("POST", "/collective_rpc", {"method": "reload_weights"}, _LOADING)
+        await self._must("POST", "/wake_up?tags=kv_cache", patience=_LOADING)
+
+    async def _must(self, method: str, path: str, body: Any = None, patience: aiohttp.ClientTimeout = _ANSWER) -> None:
+        status, answer = await self._ask(method, path, body, patience)
+        if status != 200:
+            raise Unreachable(f"{method} {path} was answered with {status}: {_words(answer)}")
 
     async def _ask(
         self, method: str, path: str, body: Any = None, patience: aiohttp.ClientTimeout = _ANSWER

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from sluice_api.reasons import Reason
 from sluice_api.reports import LoadedAdapter, LoadedState
+from sluice_server.agent.rest import Rest, Sleep, Start, Wake
 from sluice_server.agent.wanted import Key, WantedAdapter
 from sluice_server.control import DesiredState, ObservedState, Unavailable
 
@@ -47,6 +48,8 @@ class World:
     base_answers: bool
     draining: bool
     now: float
+    rest: Rest | None = None
+    """None for an engine that never sleeps."""
 
     @cached_property
     def admitted(self) -> tuple[WantedAdapter, ...]:
@@ -117,12 +120,33 @@ class CheckBase:
     """Let the base model answer once."""
 
 
-Step = Route | Unload | Remove | CheckBase | Fetch | Load | Check
+Step = Route | Unload | Remove | CheckBase | Fetch | Load | Check | Start | Sleep | Wake
 
 
 def next_step(world: World) -> Step | None:
     """The first rule that has something to do wins; None when all is as it should be."""
+    if at_rest(world):
+        return resting(world)
     return next((step for rule in RULES if (step := rule(world))), None)
+
+
+def at_rest(world: World) -> bool:
+    """Whether the slot sleeps, goes to sleep or wakes: nothing is loaded meanwhile, and nothing answers."""
+    return world.rest is not None and (world.state.held or world.state.desired.asleep or world.rest.wanted is True)
+
+
+def resting(world: World) -> Start | Route | Sleep | Wake | None:
+    """Refuse requests before it sleeps, and wake it, or let it start, only when its GPUs are its own for certain."""
+    rest = world.rest
+    if rest is None or world.busy_with is not None:
+        return None
+    if world.state.held:
+        return Start() if rest.wanted is False else None
+    if change := route(world):
+        return change
+    if rest.wanted is True:
+        return None if rest.sleeping else Sleep(abort=world.state.in_flight > 0)
+    return Wake() if rest.wanted is False else None
 
 
 def route(world: World) -> Route | None:
@@ -200,7 +224,12 @@ def needed(world: World) -> frozenset[str]:
 
 
 def desired_state(world: World) -> DesiredState:
-    """Where each public name leads. The old version keeps a name until the new one has passed its check."""
+    """Where each public name leads. The old version keeps a name until the new one has passed its check.
+
+    A slot that sleeps has no names: what it wakes with may be old by then.
+    """
+    if world.rest is not None and (world.rest.wanted is True or (world.state.desired.asleep and not world.rest.proven)):
+        return DesiredState(draining=world.draining, asleep=True)
     aliases: dict[str, str] = {}
     unavailable: dict[str, Unavailable] = {}
     for adapter in world.admitted:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from contextlib import suppress
 from time import monotonic
 
@@ -14,8 +15,10 @@ from sluice_server.agent.metrics import LOAD_SECONDS, LOADS
 from sluice_server.agent.mirror import Mirror, adapters_of
 from sluice_server.agent.plan import Check, CheckBase, Failed, Fetch, Fetched, Load, Remove, Route, Step, Unload, World
 from sluice_server.agent.refusal import Refusal
+from sluice_server.agent.rest import Canaries, Sleep, Start, Wake
+from sluice_server.agent.sleeper import Sleeper
 from sluice_server.agent.slot import Slot
-from sluice_server.agent.wanted import Key, must_drain
+from sluice_server.agent.wanted import Body, Key, must_drain, must_sleep
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +40,14 @@ class Reconciler:
         engines: Mirror,
         adapters: Mirror,
         slot: Slot,
+        canaries: Canaries,
         changed: asyncio.Event,
     ) -> None:
         self._spec, self._pod = spec, pod
         self._engine, self._shelf = engine, shelf
         self._engines, self._adapters = engines, adapters
         self._slot = slot
+        self._sleeper = Sleeper(spec, engine, shelf, canaries)
         self._findings: dict[Key, plan.Finding] = {}
         self._answering: set[str] = set()
         self._base_answers, self._base_fault = False, ""
@@ -63,7 +68,7 @@ class Reconciler:
             if acted:
                 continue
             with suppress(TimeoutError):
-                pause = _DRAINING_TICK_SECONDS if self._slot.must_drain else _TICK_SECONDS
+                pause = _DRAINING_TICK_SECONDS if self._slot.hurries else _TICK_SECONDS
                 await asyncio.wait_for(self._changed.wait(), pause)
 
     async def _once(self) -> bool:
@@ -78,11 +83,14 @@ class Reconciler:
             self._slot.unsynced()
             return False
         world = self._world(observation, busy_with)
-        self._slot.observed(world, healthy=observation.healthy, base_fault=self._base_fault)
+        awake_because = self._sleeper.awake_because(observation, world.rest, self._said)
+        self._slot.observed(
+            world, healthy=observation.healthy, base_fault=self._base_fault, awake_because=awake_because
+        )
         step = plan.next_step(world)
         if step is None:
             return False
-        await self._act(step)
+        await self._act(step, observation)
         return True
 
     def _notice_restart(self, observation: Observation) -> None:
@@ -99,6 +107,7 @@ class Reconciler:
         wanted = {adapter.key for adapter in adapters}
         self._findings = {key: finding for key, finding in self._findings.items() if key in wanted}
         lora = self._spec.spec.lora
+        rest = self._sleeper.rest(observation, self._said)
         return World(
             adapters=adapters,
             places=lora.max_adapters if lora else 0,
@@ -111,12 +120,19 @@ class Reconciler:
             base_answers=self._base_answers,
             draining=observation.state.terminating or self._must_drain(),
             now=monotonic(),
+            rest=rest,
         )
 
-    def _must_drain(self) -> bool:
-        return must_drain(self._engines.objects.get(self._spec.engine), self._spec.index, self._pod)
+    @property
+    def _said(self) -> Body | None:
+        """The engine, with the status in which the operator says what its slots do."""
+        return self._engines.objects.get(self._spec.engine)
 
-    async def _act(self, step: Step) -> None:
+    def _must_drain(self) -> bool:
+        sleeps = bool(self._spec.sleep_level and must_sleep(self._said, self._spec.index))
+        return sleeps or must_drain(self._said, self._spec.index, self._pod)
+
+    async def _act(self, step: Step, observation: Observation) -> None:
         match step:
             case Route(desired):
                 await self._engine.put(desired)
@@ -127,11 +143,32 @@ class Reconciler:
             case Remove(version):
                 await asyncio.to_thread(self._shelf.remove, version)
             case CheckBase():
-                self._busy_with = ""
-                self._work = asyncio.create_task(self._check_base())
+                self._work_on(self._check_base())
+            case Start():
+                log.info("vLLM may start")
+                await self._engine.start()
+            case Sleep(abort):
+                versions = observation.loaded & self._answering
+                self._work_on(self._rest(self._sleeper.fall_asleep(observation.state.boot, versions, abort=abort)))
+            case Wake():
+                self._work_on(self._rest(self._sleeper.wake(observation)))
             case Fetch() | Load() | Check():
                 self._busy_with = "" if isinstance(step, Fetch) else step.version
                 self._work = asyncio.create_task(self._bring(step))
+
+    def _work_on(self, work: Coroutine[None, None, None]) -> None:
+        self._busy_with = ""
+        self._work = asyncio.create_task(work)
+
+    async def _rest(self, work: Coroutine[None, None, None]) -> None:
+        """Fall asleep or wake, whatever is due; what fails is tried again."""
+        try:
+            await work
+        except (Refusal, Unreachable, OSError):
+            await asyncio.sleep(_TICK_SECONDS)
+        finally:
+            self._busy_with = None
+            self._changed.set()
 
     async def _check_base(self) -> None:
         try:

@@ -44,7 +44,7 @@ class Reporter:
                     self._news.clear()
                     if await self._post(session, slot.view()):
                         pause = _FIRST_PAUSE
-                        await self._wait(_DRAINING_EVERY_SECONDS if slot.must_drain else _EVERY_SECONDS)
+                        await self._wait(_DRAINING_EVERY_SECONDS if slot.hurries else _EVERY_SECONDS)
                     else:
                         await asyncio.sleep(pause)
                         pause = min(2 * pause, _LONGEST_PAUSE)
@@ -85,6 +85,7 @@ class Reporter:
             sequence=self._sequence,
             serving=view.serving,
             draining=view.draining,
+            asleep=view.asleep,
             in_flight=view.in_flight,
             quiet_seconds=round(view.quiet_seconds, 3),
             adapters=view.adapters[:256],

@@ -22,6 +22,7 @@ from sluice_server.agent.mirror import Mirror
 from sluice_server.agent.probes import listen
 from sluice_server.agent.reconcile import Reconciler
 from sluice_server.agent.reporting import Reporter
+from sluice_server.agent.rest import Canaries
 from sluice_server.agent.slot import Slot
 from sluice_server.place import Place
 
@@ -54,7 +55,9 @@ async def serve(spec: SlotSpec, place: Place, report_url: str, api_server: Calla
         api = api_server()
         async with (
             api.api_client,
-            Engine(place.serve_port, secret, spec.engine, embeds=spec.spec.task == "Embed") as engine,
+            Engine(
+                place.serve_port, secret, spec.engine, embeds=spec.spec.task == "Embed", sleep_level=spec.sleep_level
+            ) as engine,
             asyncio.TaskGroup() as tasks,
         ):
             changed = asyncio.Event()
@@ -68,6 +71,7 @@ async def serve(spec: SlotSpec, place: Place, report_url: str, api_server: Calla
                 engines=engines,
                 adapters=adapters,
                 slot=slot,
+                canaries=Canaries(place.scratch / "canaries.json"),
                 changed=changed,
             )
             for task in (engines.follow(), adapters.follow(), reconciler.run(), reporter.run(slot)):

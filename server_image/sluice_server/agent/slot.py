@@ -22,11 +22,12 @@ class View:
     quiet_seconds: float
     adapters: tuple[LoadedAdapter, ...]
     message: str
+    asleep: bool = False
 
     @property
     def news(self) -> tuple[object, ...]:
         """The part whose change is reported at once."""
-        return self.serving, self.draining, self.adapters, self.message
+        return self.serving, self.draining, self.asleep, self.adapters, self.message
 
 
 class Slot:
@@ -36,21 +37,30 @@ class Slot:
         self.must_drain = False
         self._on_news = on_news
         self._world: World | None = None
-        self._healthy = False
+        self._healthy = self._asleep = False
         self._settled_boot = ""
         self._seen = monotonic()
         self._message = "The agent is starting."
         self._told: tuple[object, ...] = ()
 
-    def observed(self, world: World, *, healthy: bool, base_fault: str) -> None:
-        """vLLM has answered, and the API server has too. `base_fault` is why the base model's last check failed."""
+    def observed(self, world: World, *, healthy: bool, base_fault: str, awake_because: str = "") -> None:
+        """vLLM has answered, and the API server has too.
+
+        Args:
+            base_fault: why the base model's last check failed.
+            awake_because: why a slot that is to sleep still takes memory of its GPUs; empty when it takes none.
+        """
         self._world, self._seen = world, monotonic()
         self._healthy = healthy and not base_fault
         self.must_drain = world.draining
+        resting = plan.at_rest(world)
+        self._asleep = resting and world.rest is not None and world.rest.wanted is True and not awake_because
+        if resting:
+            self._settled_boot = ""  # what was published meanwhile is loaded before it is ready again
         # Once ready, a slot stays ready while it loads what is published later.
-        if plan.settled(world):
+        elif plan.settled(world):
             self._settled_boot = world.state.boot
-        self._message = base_fault if healthy else "vLLM says that its engine is dead."
+        self._message = (base_fault or awake_because) if healthy else "vLLM says that its engine is dead."
         self._notice()
 
     def unreachable(self, why: str, must_drain: bool) -> None:
@@ -87,12 +97,18 @@ class Slot:
             quiet_seconds=state.quiet_seconds + since,
             adapters=plan.reports(world),
             message=self._message or ("" if settled else _loading(world)),
+            asleep=self._asleep,
         )
 
     @property
     def ready(self) -> bool:
         """Whether requests may come: the answer of /readyz."""
         return self.view().serving and not self.must_drain
+
+    @property
+    def hurries(self) -> bool:
+        """Whether somebody waits for the slot to drain, or to sleep."""
+        return self.must_drain and not self._asleep
 
     @property
     def _fresh(self) -> bool:
@@ -106,5 +122,7 @@ class Slot:
 
 
 def _loading(world: World) -> str:
+    if plan.at_rest(world):
+        return "vLLM is not started yet." if world.state.held else "vLLM sleeps, or wakes."
     names = [told.name for told in plan.reports(world) if told.state == LoadedState.LOADING]
     return f"Loading {', '.join(names)}."[:1024]

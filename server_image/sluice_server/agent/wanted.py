@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from sluice_api.inferenceengine import SlotState
+from sluice_api.inferenceengine import ASLEEP, AWAKE, SlotState
 from sluice_api.model import Name
 
 Body = dict[str, Any]
@@ -70,13 +70,31 @@ def must_drain(engine: Body | None, index: int, pod: str) -> bool:
     A slot that drained, was lent and has a new pod names that pod or none, so a name that is not ours speaks of
     another pod. Once a slot is Lent or Stopping only our own name can mean us.
     """
-    slots = ((engine or {}).get("status") or {}).get("slots") or []
-    for slot in slots:
-        if slot.get("index") == index:
-            named = slot.get("pod") or ""
-            match slot.get("state"):
-                case SlotState.DRAINING:
-                    return named in ("", pod)
-                case SlotState.LENT | SlotState.STOPPING:
-                    return bool(named == pod)
+    said = _said(engine, index)
+    named = said.get("pod") or ""
+    match said.get("state"):
+        case SlotState.DRAINING:
+            return named in ("", pod)
+        case SlotState.LENT | SlotState.STOPPING | SlotState.SLEEPING | SlotState.RECLAIMING:
+            return bool(named == pod)
     return False
+
+
+def must_sleep(engine: Body | None, index: int) -> bool | None:
+    """Whether the engine's status says that the slot's GPUs are another's (True) or its own (False); None for neither.
+
+    Whatever pod the status names: one that has come in its place has the same GPUs.
+    """
+    state = _said(engine, index).get("state")
+    return True if state in ASLEEP else False if state in AWAKE else None
+
+
+def is_lent(engine: Body | None, index: int) -> bool:
+    """Whether the operator knows that the slot sleeps, and has lent it."""
+    return _said(engine, index).get("state") in ASLEEP - {SlotState.SLEEPING}
+
+
+def _said(engine: Body | None, index: int) -> Body:
+    """What the engine's status says of a slot; empty where it says nothing."""
+    slots = ((engine or {}).get("status") or {}).get("slots") or []
+    return next((slot for slot in slots if slot.get("index") == index), {})

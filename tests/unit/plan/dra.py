@@ -9,7 +9,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import SharingMode
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import DEFAULT_DEVICE_CLASS, slot_gpus_name
-from sluice_operator.observe.views import DeviceClaimView, Key, NodeView, Owner, PodView, SliceView, StageJobView
+from sluice_operator.observe.views import DeviceClaimView, Key, NodeView, Owner, PodView, StageJobView
 
 DRIVER = DEFAULT_DEVICE_CLASS
 BY_DRA: dict[str, Any] = {"sharing": {"mode": "DRA"}}
@@ -33,23 +33,6 @@ class DraTown(Town):
         node = super().node(0, *args, **changes)
         self.offers(node.key.name, gpus)
         return node
-
-    def offers(self, node: str, gpus: int, generation: int = 1, driver: str = DRIVER) -> None:
-        """What a driver says of a node."""
-        version, created = self._next()
-        self.put(
-            SliceView(
-                key=Key("ResourceSlice", "", f"{node}-{driver}-{generation}"),
-                uid=f"slice-{version}",
-                resource_version=version,
-                created=created,
-                node=node,
-                driver=driver,
-                pool=node,
-                generation=generation,
-                devices=gpus,
-            )
-        )
 
     def has(
         self,

@@ -213,13 +213,26 @@ def test_no_guest_overtakes_a_larger_one() -> None:
 
 
 def test_nobody_borrows_what_a_guest_in_front_waits_for() -> None:
-    """A replica without a pod yet: it might be lent at once, and the guest waits for its start."""
-    town = DraTown(1)
-    town.engine("chat", 1, serving={"gpuMemoryUtilization": "0.70"}, preemption=SLEEPS)
+    """It lacks memory on the node for now; once that is there, the replica must not be lent."""
+    town = DraTown()
+    town.node(1, 4 << 30)
+    town.serving("chat", "n1")
     town.job("b")
     assert guests(town) == "b takes chat/0"
-    town.job("a", scheduling={**SHARED, "priority": 9})
-    assert guests(town) == "a waits WaitingForShare; b waits BehindInQueue"
+    town.job("a", scheduling={**SHARED, "priority": 9}, resources={"memory": "7Gi"})
+    assert guests(town) == "b takes chat/0", "it is refused, and not in the queue"
+    town.job("c", scheduling={**SHARED, "priority": 9}, resources={"memory": "3584Mi"})
+    assert guests(town) == "b waits BehindInQueue; c waits Unschedulable"
+
+
+def test_a_guest_keeps_no_replica_that_leaves_it_too_little() -> None:
+    town = DraTown()
+    town.node(1, 4 << 30)
+    town.serving("chat", "n1", leaves=10)
+    town.engine("roomy", 1, serving={"gpuMemoryUtilization": "0.50"}, preemption=SLEEPS)
+    town.job("b")
+    town.job("c", scheduling={**SHARED, "priority": 9})
+    assert guests(town) == "b takes chat/0; c waits WaitingForShare"
 
 
 def test_guests_of_one_decision_see_each_other() -> None:

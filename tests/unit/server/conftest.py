@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from sluice_api.slots import SlotSpec
 from sluice_server.agent.run import serve
 from sluice_server.middleware import Middleware
 from sluice_server.place import SECRET_HEADER, STATE_PATH, Place
+from sluice_server.waiting_room import wait_for_the_agent
 from tests.unit.server.fake_api import FakeAPI, Operator, api_client
 from tests.unit.server.fake_vllm import BASE, FakeVLLM
 from tests.unit.server.folders import make_adapter, make_model
@@ -49,9 +51,11 @@ class SlotUnderTest:
     """A slot's pod and its surroundings."""
 
     def __init__(self, place: Place, model: Path) -> None:
-        self.place, self.model = place, model
+        self.place, self.model, self.spec = place, model, SPEC
+        self.ended = asyncio.Event()
         self.api, self.operator, self.vllm = FakeAPI(), Operator(), FakeVLLM()
         self.place.adapters.mkdir(exist_ok=True)
+        self.place.scratch.mkdir(exist_ok=True)
         token = self.place.at(pods.TOKEN_FILE)
         token.parent.mkdir(parents=True, exist_ok=True)
         token.write_text("first\n")
@@ -67,7 +71,7 @@ class SlotUnderTest:
 
     async def start_agent(self) -> None:
         self._agent = asyncio.create_task(
-            serve(SPEC, self.place, self._report_url, lambda: api_client(self._api_address))
+            serve(self.spec, self.place, self._report_url, lambda: api_client(self._api_address))
         )
         await eventually(self._lives)
 
@@ -87,18 +91,31 @@ class SlotUnderTest:
                 await self._agent
 
     async def start_vllm(self) -> None:
-        app = Middleware(self.vllm, self.place.secret_file.read_text(), BASE)
+        secret = self.place.secret_file.read_text()
+        app = Middleware(self.vllm, secret, BASE, memory=self.vllm.sleep.memory, end=self.ended.set)
         await self._vllm_stack.enter_async_context(served(app, self.place.serve_port))
 
     async def restart_vllm(self) -> None:
         await self._vllm_stack.aclose()
+        self.ended.clear()
         self.vllm = FakeVLLM()
+        if self.spec.sleep_level:
+            await asyncio.to_thread(wait_for_the_agent, self.place)
         await self.start_vllm()
 
     async def start_all(self) -> None:
         await self.start()
         await self.start_agent()
         await self.start_vllm()
+
+    async def say(self, state: str, pod: str = "") -> None:
+        """What the operator writes about the slot."""
+        status = {"slots": [{"index": self.spec.index, "state": state, "pod": pod or socket.gethostname()}]}
+        await self.api.apply("inferenceengines", BASE, status=status)
+
+    @property
+    def last_report(self) -> dict[str, Any]:
+        return self.operator.reports[-1] if self.operator.reports else {}
 
     async def stop(self) -> None:
         await self.stop_agent()

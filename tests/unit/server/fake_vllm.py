@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sluice_server.asgi import Receive, Scope, Send, read_body
+from tests.unit.server.fake_sleep import FakeSleep
 
 BASE = "chat"
+ENDLESS = "go on for ever"
+"""The prompt of a request that ends only when it is aborted."""
 _LIMIT = 2**20
 
 
@@ -25,6 +28,7 @@ class FakeVLLM:
         self.seen: list[dict[str, Any]] = []
         self.calls: list[str] = []
         self.chunk: Callable[[bytes], list[bytes]] = lambda body: [body]
+        self.sleep = FakeSleep()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -34,7 +38,7 @@ class FakeVLLM:
         request: dict[str, Any] = json.loads(body) if body else {}
         match method, path:
             case "GET", "/health":
-                await _text(send, 200 if self.healthy else 503, "")
+                await _text(send, 200 if self.healthy and not self.sleep.dead else 503, "")
             case "GET", "/v1/models":
                 await self._json(send, 200, {"object": "list", "data": self._cards()})
             case "POST", "/v1/load_lora_adapter":
@@ -43,6 +47,9 @@ class FakeVLLM:
                 await self._unload(request, send)
             case "POST", "/v1/completions" | "/v1/chat/completions":
                 await self._complete(request, send)
+            case _ if answer := await self.sleep.route(method, path, scope.get("query_string", b""), request):
+                self.calls.extend(answer.call)
+                await self._json(send, answer.status, answer.body)
             case _:
                 await self._json(send, 404, {"detail": "Not Found"})
 
@@ -68,6 +75,7 @@ class FakeVLLM:
         if self.refuses_to_load:
             return await self._error(send, 500, "InternalServerError", self.refuses_to_load)
         self.adapters[name] = path
+        self.sleep.spoiled.discard(name)
         return await _text(send, 200, f"Success: LoRA adapter '{name}' added successfully.")
 
     async def _unload(self, request: dict[str, Any], send: Send) -> None:
@@ -89,8 +97,11 @@ class FakeVLLM:
             return await self._error(send, 400, "BadRequestError", f"max_tokens is too large for {name}", "max_tokens")
         if request.get("stream"):
             return await self._stream(name, send)
-        await self.hold.wait()
-        choice = {"index": 0, "text": "hm", "logprobs": {"token_logprobs": [-1.5]}, "finish_reason": "length"}
+        hold = asyncio.Event() if request.get("prompt") == ENDLESS else self.hold
+        aborted = await self.sleep.turn(hold, name)
+        said, sure = ("??", -9.0) if self.sleep.is_spoiled(name) else ("hm", -1.5)
+        reason = "abort" if aborted else "length"
+        choice = {"index": 0, "text": said, "logprobs": {"token_logprobs": [sure]}, "finish_reason": reason}
         answer = {"id": "cmpl-1", "object": "text_completion", "model": name, "choices": [choice]}
         return await self._json(send, 200, answer)
 

@@ -72,6 +72,8 @@ async def test_a_slot_whose_vllm_never_came_up_drains_too(slot: SlotUnderTest) -
         ("mine drains, its pod is not named", [{"index": 1, "state": "Draining"}], True),
         ("the pod before me drains", [{"index": 1, "state": "Draining", "pod": "before"}], False),
         ("I am lent away", [{"index": 1, "state": "Lent", "pod": "me"}], True),
+        ("I go to sleep", [{"index": 1, "state": "Sleeping", "pod": "me"}], True),
+        ("I sleep, and am asked back", [{"index": 1, "state": "Reclaiming", "pod": "me"}], True),
         ("it was lent before I came", [{"index": 1, "state": "Lent"}], False),
         ("a state of a newer operator", [{"index": 1, "state": "Dreaming", "pod": "me", "mood": "well"}], False),
     ],

@@ -85,6 +85,20 @@ def slot(device: Any, **spec: Any) -> SlotSpec:
             CPU_ENVIRONMENT,
         ),
         (
+            "one that sleeps while it is lent",
+            slot("cuda", model={"uri": "hf://org/name"}, preemption={"policy": "Sleep", "sleepLevel": 2}),
+            f"serve org/name {COMMON} --runner generate --dtype auto --tensor-parallel-size 1"
+            " --gpu-memory-utilization 0.90 --enable-sleep-mode",
+            {"VLLM_SERVER_DEV_MODE": "1"},
+        ),
+        (
+            "the same on a CPU, where vLLM has no sleep mode and would refuse to start with it",
+            slot("cpu", model={"uri": "hf://org/name"}, preemption={"policy": "Sleep", "sleepLevel": 2}),
+            f"serve org/name {COMMON} --runner generate --dtype auto --enforce-eager"
+            " --distributed-executor-backend uni",
+            CPU_ENVIRONMENT,
+        ),
+        (
             "the demo",
             slot("cpu", model={"uri": "pvc://models"}, lora={"maxAdapters": 1, "maxRank": 16, "claims": ["adapters"]}),
             f"serve /volumes/models {COMMON} --runner generate --dtype auto --enable-lora --max-loras 2"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sluice_server.asgi import Message
 from sluice_server.middleware import MAX_BODY_BYTES, Middleware
-from sluice_server.place import SECRET_HEADER, STATE_PATH, TERMINATE_PATH
+from sluice_server.place import END_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH
 from sluice_server.rewrite import Outward
 from tests.unit.server.fake_vllm import BASE, FakeVLLM
 
@@ -39,7 +39,9 @@ class Client:
     def __init__(self) -> None:
         self.vllm = FakeVLLM()
         self.vllm.adapters[VERSION] = "/adapters"
-        self.middleware = Middleware(self.vllm, "s3cret", BASE)
+        self.ended: list[bool] = []
+        end = lambda: self.ended.append(True)  # noqa: E731
+        self.middleware = Middleware(self.vllm, "s3cret", BASE, memory=self.vllm.sleep.memory, end=end)
 
     async def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, *, pieces: int = 1
@@ -49,7 +51,8 @@ class Client:
         scope = {
             "type": "http",
             "method": method,
-            "path": path,
+            "path": path.partition("?")[0],
+            "query_string": path.partition("?")[2].encode(),
             "headers": [(name.encode(), value.encode()) for name, value in sent.items()],
         }
         step = len(content) // pieces + 1
@@ -182,6 +185,12 @@ async def test_a_clients_cache_salt_cannot_be_an_adapters_name(client: Client) -
         ("GET", "/health", 200),
         ("POST", "/v1/load_lora_adapter", 404),
         ("POST", "/v1/unload_lora_adapter", 404),
+        ("POST", "/sleep", 404),
+        ("POST", "/sleep?level=2", 404),
+        ("POST", "/wake_up", 404),
+        ("POST", "/collective_rpc", 404),
+        ("GET", "/is_sleeping", 404),
+        ("POST", END_PATH, 404),
         ("POST", "/adapters", 404),
         ("POST", "/invocations", 404),
         ("GET", "/v1/completions", 404),
@@ -197,7 +206,30 @@ async def test_what_is_not_for_everyone_is_for_nobody(client: Client, method: st
     for headers in ({}, {SECRET_HEADER: ""}, {SECRET_HEADER: "s3cre"}, {SECRET_HEADER: "s3crets"}):
         assert (await client.ask(method, path, {"lora_name": "x", "aliases": {}}, headers)).status == status
     assert not client.vllm.calls
+    assert not client.ended
     assert (await client.state())["terminating"] is False
+
+
+async def test_with_the_secret_vllms_own_routes_are_there(client: Client) -> None:
+    assert (await client.ask("POST", "/sleep?level=2&mode=wait", headers=SECRET)).json == {
+        "status": "sleeping",
+        "level": 2,
+    }
+    assert (await client.ask("GET", "/is_sleeping", headers=SECRET)).json == {"is_sleeping": True}
+    assert (await client.ask("POST", END_PATH, headers=SECRET)).status == 200
+    assert client.ended
+
+
+async def test_a_sleeping_engine_refuses_requests_and_counts_memory(client: Client) -> None:
+    assert (await client.state())["memory"] is None
+    await client.put(asleep=True)
+    await client.ask("POST", "/sleep", headers=SECRET)
+    answer = await client.complete(BASE)  # vLLM would not answer before it wakes.
+    assert (answer.status, answer.json["error"]["type"]) == (503, "ServiceUnavailableError")
+    assert (await client.state())["memory"] == [{"used": 2 << 30, "total": 80 << 30}]
+    await client.ask("POST", "/wake_up", headers=SECRET)
+    await client.put()
+    assert (await client.complete(BASE)).status == 200
 
 
 async def test_websockets_are_refused(client: Client) -> None:

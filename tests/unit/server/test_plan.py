@@ -22,6 +22,7 @@ from sluice_server.agent.plan import (
     reports,
     settled,
 )
+from sluice_server.agent.rest import Rest, Sleep, Start, Wake
 from sluice_server.agent.wanted import Key, WantedAdapter
 from sluice_server.control import DesiredState, ObservedState
 
@@ -48,9 +49,14 @@ def parse(text: str) -> World:
         places=int(fields.get("places", ["9"])[0]),
         state=ObservedState(
             boot="1",
-            desired=DesiredState(aliases=names, draining="middleware" in fields.get("drain", [])),
+            desired=DesiredState(
+                aliases=names,
+                draining="middleware" in fields.get("drain", []),
+                asleep="middleware" in fields.get("rest", []),
+            ),
             terminating=False,
-            in_flight=0,
+            in_flight=len(fields.get("flying", [])),
+            held="held" in fields.get("rest", []),
             in_flight_by_version=dict.fromkeys(fields.get("flying", []), 1),
             quiet_seconds=0,
             draining_seconds=0,
@@ -63,10 +69,19 @@ def parse(text: str) -> World:
         base_answers="base" not in fields.get("unchecked", []),
         draining="wanted" in fields.get("drain", []),
         now=NOW,
+        rest=_rest(fields["rest"]) if "rest" in fields else None,
     )
+    if world.state.desired.asleep:
+        return world
     # What the middleware has to say about names that lead nowhere is there already.
     desired = world.state.desired.model_copy(update={"unavailable": desired_state(world).unavailable})
     return replace(world, state=world.state.model_copy(update={"desired": desired}))
+
+
+def _rest(words: list[str]) -> Rest:
+    """`rest: asked sleeping` is a slot that should sleep and does; `own` says that its GPUs are its own."""
+    asked = True if "asked" in words else False if "own" in words else None
+    return Rest(asked, sleeping="sleeping" in words, proven="proven" in words)
 
 
 def describe(step: Step | None) -> str:
@@ -75,13 +90,16 @@ def describe(step: Step | None) -> str:
             return "nothing"
         case Route(desired):
             names = [f"{name}={version}" for name, version in desired.aliases.items()]
-            return " ".join(["route", *names, *(["drain"] if desired.draining else [])])
+            signs = [*(["drain"] if desired.draining else []), *(["asleep"] if desired.asleep else [])]
+            return " ".join(["route", *names, *signs])
         case Unload(version) | Remove(version):
             return f"{type(step).__name__.lower()} {version}"
         case CheckBase():
             return "check the base"
         case Fetch(adapter):
             return f"fetch {adapter.name}"
+        case Start() | Sleep() | Wake():
+            return type(step).__name__.lower() + (" and abort" if isinstance(step, Sleep) and step.abort else "")
         case Load(_, version) | Check(_, version):
             return f"{type(step).__name__.lower()} {version}"
 
@@ -140,6 +158,23 @@ def describe(step: Step | None) -> str:
             "wanted: a | fetched: a=a--1 | disk: a--1",
             "load a--1",
         ),
+        (
+            "a slot that is to sleep refuses requests first",
+            "rest: asked | names: a=a--1 | loaded: a--1",
+            "route asleep",
+        ),
+        ("then it sleeps", "rest: asked middleware | loaded: a--1", "sleep"),
+        ("requests whose time is over are ended", "rest: asked middleware | flying: chat", "sleep and abort"),
+        ("what is being loaded comes first", "rest: asked middleware | busy: a--1", "nothing"),
+        ("asleep, it loads nothing", "wanted: a | rest: asked middleware sleeping", "nothing"),
+        ("it sleeps on while nobody says whose the GPUs are", "wanted: a | rest: middleware sleeping", "nothing"),
+        ("it wakes when they are its own", "rest: own middleware sleeping", "wake"),
+        ("one that woke before its agent restarted has proven nothing", "rest: own middleware", "wake"),
+        ("it answers again once it has", "rest: own middleware proven", "route"),
+        ("then it loads what is new", "wanted: a | rest: own", "fetch a"),
+        ("a vLLM that restarts during a loan waits", "wanted: a | rest: asked held", "nothing"),
+        ("and waits while nobody says whose the GPUs are", "wanted: a | rest: held", "nothing"),
+        ("and starts when they are its own", "wanted: a | rest: own held", "start"),
         (
             "after a restart of the agent a live name stays where it is",
             "wanted: a | loaded: a--1 | answered: a--1 | names: a=a--1 | disk: a--1",

@@ -1,0 +1,142 @@
+"""What the fake vLLM claims of sleep mode, asserted against it and against real vLLM in its development mode.
+
+On a CPU sleeping frees nothing, but scheduling stops, routes answer and weights are read again as they are on a GPU.
+"""
+
+import re
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from sluice_server.middleware import Middleware
+from tests.contract.test_vllm import SECRET, Server, new_place, started
+from tests.unit.server.fake_vllm import BASE, ENDLESS, FakeVLLM
+
+pytestmark = pytest.mark.timeout(300)
+
+IN_DEVELOPMENT_MODE = """
+from sluice_server import flags, launch
+environment = flags._environment
+flags._environment = lambda *given: {**environment(*given), "VLLM_SERVER_DEV_MODE": "1"}
+launch.serve()
+"""
+"""vLLM refuses --enable-sleep-mode on a CPU, so a slot of a CPU never asks for this mode."""
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with started(tmp_path_factory.mktemp("real"), "-c", IN_DEVELOPMENT_MODE) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    place = new_place(tmp_path_factory.mktemp("fake"))
+    app = Middleware(FakeVLLM(), SECRET["x-sluice-secret"], BASE)
+    config = uvicorn.Config(app, host="127.0.0.1", port=place.serve_port, log_level="warning", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    yield Server("fake", place)
+    server.should_exit = True
+    thread.join(5)
+
+
+@pytest.fixture(params=["fake", "real"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    found: Server = request.getfixturevalue(request.param)
+    yield found
+    post(found, "/wake_up")
+    found.put()
+
+
+def post(server: Server, path: str, body: Any = None) -> httpx.Response:
+    return server.http.post(path, json=body, headers=SECRET)
+
+
+def sleeps(server: Server) -> bool:
+    return bool(server.http.get("/is_sleeping", headers=SECRET).json()["is_sleeping"])
+
+
+def is_computing(server: Server) -> bool:
+    """Whether a request has reached the engine; one that has not is kept until it wakes."""
+    if server.name == "fake":
+        return bool(server.state()["inFlight"])
+    return bool(re.search(r"^vllm:num_requests_running\{.*\} 1.0$", server.http.get("/metrics").text, re.MULTILINE))
+
+
+def said(server: Server, model: str = BASE) -> Any:
+    return server.complete(model, headers=SECRET, logprobs=1).json()["choices"][0]
+
+
+def test_200_is_the_answer_though_nothing_is_freed_and_health_stays(server: Server) -> None:
+    answer = post(server, "/sleep?level=1&mode=wait")
+    assert (answer.status_code, answer.json()) == (200, {"status": "sleeping", "level": 1})
+    assert sleeps(server)
+    assert server.http.get("/health").status_code == 200
+    assert [card["id"] for card in server.http.get("/v1/models").json()["data"]] == [BASE]
+    woken = post(server, "/wake_up")
+    assert (woken.status_code, woken.json()) == (200, {"status": "awake", "tags": None})
+    assert not sleeps(server)
+    assert post(server, "/wake_up").json() == {"status": "awake", "tags": None}  # of one that is awake
+
+
+def test_the_defaults_are_level_1_and_abort(server: Server) -> None:
+    answers: list[httpx.Response] = []
+    asked: dict[str, Any] = {"prompt": ENDLESS, "max_tokens": 450, "ignore_eos": True}
+    asking = threading.Thread(target=lambda: answers.append(server.complete(BASE, **asked)))
+    asking.start()
+    while not is_computing(server):
+        pass
+    assert post(server, "/sleep").json() == {"status": "sleeping", "level": 1}
+    asking.join(30)
+    assert answers[0].json()["choices"][0]["finish_reason"] == "abort"
+
+
+def test_a_sleeping_vllm_keeps_requests_until_it_wakes(server: Server) -> None:
+    before = said(server)["text"]
+    post(server, "/sleep?level=1&mode=wait")
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/completions", json={"model": BASE, "prompt": "hello"}, timeout=1)
+    server.put(asleep=True)
+    assert server.complete(BASE).status_code == 503  # That is why the middleware refuses them.
+    post(server, "/wake_up")
+    server.put()
+    assert said(server)["text"] == before
+
+
+def test_level_2_wakes_in_three_calls_and_answers_as_before(server: Server) -> None:
+    version = "tone--00000000000a"
+    assert server.load(version, server.adapter(version)).status_code == 200
+    before = [said(server, model) for model in (BASE, version)]
+    post(server, "/sleep?level=2&mode=wait")
+    assert post(server, "/wake_up?tags=weights").json() == {"status": "sleeping", "tags": ["weights"]}
+    assert post(server, "/collective_rpc", {"method": "reload_weights"}).json() == {"results": [None]}
+    assert sleeps(server)
+    assert post(server, "/wake_up?tags=weights").json()["status"] == "sleeping"  # once more changes nothing
+    assert post(server, "/wake_up?tags=kv_cache").json() == {"status": "awake", "tags": ["kv_cache"]}
+    assert server.unload(version).status_code == 200
+    assert server.load(version, server.adapter(version)).status_code == 200
+    after = [said(server, model) for model in (BASE, version)]
+    assert [choice["text"] for choice in after] == [choice["text"] for choice in before]
+    assert [choice["logprobs"]["token_logprobs"] for choice in after] == [
+        pytest.approx(choice["logprobs"]["token_logprobs"], abs=0.01) for choice in before
+    ]
+    server.unload(version)
+
+
+@pytest.mark.parametrize("path", ["/sleep?level=3", "/sleep?mode=softly", "/collective_rpc"])
+def test_what_is_none_of_its_words_is_refused(server: Server, path: str) -> None:
+    assert post(server, path, {}).status_code == 400
+    assert not sleeps(server)
+
+
+@pytest.mark.parametrize("path", ["/sleep", "/wake_up", "/collective_rpc", "/is_sleeping"])
+def test_without_the_secret_nobody_puts_it_to_sleep(server: Server, path: str) -> None:
+    for method in ("GET", "POST"):
+        assert server.http.request(method, path, json={"method": "reload_weights"}).status_code == 404
+    assert not sleeps(server)

@@ -1,0 +1,391 @@
+"""Stories of jobs, engines and nodes, and what holds after each of their steps. test_invariants.py plays them."""
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from dev.simulate.cluster import Cluster
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
+from sluice_api.scheduling import GiveWay, Policy
+from sluice_operator.observe.views import Key, NodeView, PodView
+from sluice_operator.observe.world import engine_key, job_key, key_of
+from sluice_operator.plan.allocation import allocate, pending, place_in_queue
+from sluice_operator.plan.claims import (
+    LiveClaim,
+    Phase,
+    borrowers,
+    gpus_of_slots,
+    heirs,
+    live_claims,
+    overlapped_by,
+    taken_by,
+)
+from sluice_operator.plan.engine import plan_engine
+from sluice_operator.plan.inventory import lent_indices, take_stock
+from sluice_operator.plan.lending import lending_refusal
+from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.proof import phase_of
+from sluice_operator.plan.scale_up import asks
+from sluice_operator.plan.slots import floor_of, wanted
+from sluice_operator.plan.waiting import Wait
+from tests.unit.plan.worlds import GPU, YIELDS, describe
+
+ENDS = [(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued")]
+"""How training may end: exit code and reason."""
+
+TERMS = st.tuples(
+    st.booleans(),
+    st.integers(0, 2),
+    st.booleans(),
+    st.sampled_from([86_400, 86_400, 60]),
+    st.sampled_from([0, 0, 30, 600]),
+)
+"""Whether a job borrows, its priority, whether it gives way, how long it may train, how long it asks for nodes."""
+
+SHAPES = st.sampled_from([(1, 1), (1, 1), (1, 1), (2, 1), (1, 2), (1, 2), (1, 3), (2, 2)])
+"""GPUs of each pod, and pods."""
+
+PATIENCE = 16
+"""Rounds of 20 s without any change after which nothing more is expected: longer than any pause."""
+
+
+class Lending(RuleBasedStateMachine):
+    """Jobs come, go and fail, engines are resized, nodes vanish, and every component may be late."""
+
+    policies = ("ScaleDown", "ScaleDown", "Never")
+    """Of which the engines have one."""
+
+    @initialize(
+        gpus=st.lists(st.integers(1, 2), min_size=1, max_size=2),
+        engines=st.integers(0, 2),
+        jobs=st.integers(2, 6),
+        quota=st.sampled_from([None, None, 1, 2]),
+        data=st.data(),
+    )
+    def start(self, gpus: list[int], engines: int, jobs: int, quota: int | None, data: st.DataObject) -> None:
+        self.cluster = Cluster()
+        self.jobs = 0
+        self.over: dict[str, datetime] = {}
+        self.quota = quota
+        sleepy = "Sleep" in self.policies
+        make_pool = self.cluster.town.dra_pool if sleepy else self.cluster.town.pool
+        make_pool(quotas=[{"maxGPUs": quota}] if quota else [])
+        for count in gpus:
+            self.cluster.town.node(count)
+        engines = max(engines, sleepy)
+        for number in range(engines):
+            terms = {
+                "policy": data.draw(st.sampled_from(self.policies)),
+                "minReplicas": data.draw(st.integers(0, 2)),
+                "coolDownSeconds": data.draw(st.sampled_from([60, 0])),
+                "reclaim": data.draw(st.sampled_from(["Never", "OnDemand"])),
+            }
+            sizes = {"gpus": data.draw(st.sampled_from([1, 1, 2]))}
+            self.cluster.town.engine(f"e{number}", data.draw(st.integers(0, 3)), preemption=terms, resources=sizes)
+        if sleepy:  # only what serves can go to sleep
+            for _ in range(4):
+                self.cluster.round()
+        for _ in range(jobs):
+            self.submit(data.draw(SHAPES), *data.draw(TERMS))
+
+    @rule(shape=SHAPES, terms=TERMS)
+    def submits(self, shape: tuple[int, int], terms: tuple[bool, int, bool, int, int]) -> None:
+        self.submit(shape, *terms)
+
+    def submit(
+        self, shape: tuple[int, int], preempt: bool, priority: int, yields: bool, seconds: int, asks: int
+    ) -> None:
+        self.jobs += 1
+        scheduling: dict[str, Any] = {"policy": "Preempt" if preempt else "Queue", "priority": priority}
+        if yields:
+            scheduling["interruption"] = YIELDS
+        if asks:
+            scheduling["scaleUpFirst"] = {"waitSeconds": asks}
+        gpus, nodes = shape
+        changes: dict[str, Any] = {"scheduling": scheduling, "activeDeadlineSeconds": seconds}
+        self.cluster.town.job(f"j{self.jobs}", gpus, resources={"nodes": nodes}, **changes)
+
+    @rule()
+    def reconcile_pool(self) -> None:
+        """No claim takes an engine below its floor, and none of its victims could be spared."""
+        before = {live.stage_job.uid for live in live_claims(self.cluster.world)}
+        waits = allocate(self.cluster.world, self._pool(), self.cluster.now).waits
+        stock = take_stock(self.cluster.world, self._pool())
+        self.cluster.reconcile_pool()
+        claims = live_claims(self.cluster.world)
+        leave = heirs(self.cluster.world, claims)
+        for live in claims:
+            if live.stage_job.uid in before:
+                continue
+            for engine in self.cluster.world.engines.values():
+                lent = lent_indices(borrowers(self.cluster.world, claims), engine)
+                if any(slot.engine == engine.metadata.name for slot in live.claim.borrowed):
+                    left = set(wanted(self.cluster.world, engine, lent)) - lent
+                    assert len(left) >= floor_of(engine), f"{engine.metadata.name} keeps {left}"
+            self._nobody_was_overtaken(live, waits)
+            held = sum(other.claim.all_gpus for other in claims if other.stage_job.uid not in leave)
+            assert self.quota is None or held <= self.quota, f"its namespace has {held} of {self.quota}"
+            if asks(live.job, self.cluster.now):
+                assert (*live.claim.borrowed, *live.claim.displaced) == (), "it asks for nodes first"
+            for there in live.claim.places:
+                gpus = live.claim.gpus_on(there.node)
+                too_few = max(0, -stock.nodes[there.node].soon)  # a node of which more is spoken for than there is
+                sizes = [gpus_of_slots(self.cluster.world, [slot]) for slot in there.borrowed]
+                assert sum(sizes) - min(sizes, default=0) < gpus + too_few, "a victim could be spared"
+                assert len(there.displaced) <= gpus, "somebody gave way who could be spared"
+            for ref in (ref for there in live.claim.places for ref in there.displaced):
+                theirs = self.cluster.world.jobs[job_key(ref.namespace, ref.job)].spec.scheduling
+                assert theirs.priority < live.job.spec.scheduling.priority
+                assert theirs.interruption.policy is GiveWay.TO_HIGHER_PRIORITY
+            assert overlapped_by(self.cluster.world, live) is None, "a claim is born overlapped"
+
+    def _nobody_was_overtaken(self, live: LiveClaim, waits: Mapping[Key, Wait]) -> None:
+        """A claim that is made while a job in front waits takes only what can never be that job's."""
+        queue = [job for job in pending(self.cluster.world, self._pool(), self.cluster.now) if key_of(job) in waits]
+        place = place_in_queue(self._pool(), live.job, self.cluster.now)
+        stock = take_stock(self.cluster.world, self._pool())
+        for job in queue:
+            if place_in_queue(self._pool(), job, self.cluster.now) > place:
+                continue
+            for there in live.claim.places:
+                could_be_theirs = stock.nodes[there.node].gpus >= job.spec.resources.gpus
+                paid = gpus_of_slots(self.cluster.world, there.borrowed) >= live.claim.gpus_on(there.node)
+                assert paid or not could_be_theirs, f"free GPUs went past {job.metadata.name}"
+            assert not live.claim.displaced, f"somebody gave way past {job.metadata.name}"
+            for slot in live.claim.borrowed:
+                engine = self.cluster.world.engines[engine_key(slot.namespace, slot.engine)]
+                refused = lending_refusal(self.cluster.world, stock, engine, job, self.cluster.now)
+                assert refused or job.spec.scheduling.policy is Policy.QUEUE, f"{slot} went past {job.metadata.name}"
+
+    def _pool(self) -> GPUPool:
+        pool = find_pool(self.cluster.world, "default")
+        assert pool is not None
+        return pool
+
+    @rule(data=st.data())
+    def reconcile_job(self, data: st.DataObject) -> None:
+        for job in self._some(data, list(self.cluster.world.jobs.values())):
+            self.cluster.reconcile_job(job)
+
+    @rule(data=st.data())
+    def reconcile_engine(self, data: st.DataObject) -> None:
+        for engine in self._some(data, list(self.cluster.world.engines.values())):
+            self.cluster.reconcile_engine(engine)
+
+    @rule()
+    def kubernetes(self) -> None:
+        self.cluster.controllers()
+        self.cluster.scheduler()
+        self.cluster.kubelet()
+
+    @rule(rounds=st.integers(1, 4))
+    def nothing_happens(self, rounds: int) -> None:
+        """Everybody does their part, so that claims get as far as training."""
+        for _ in range(rounds):
+            self.everybody_does_their_part()
+
+    def everybody_does_their_part(self) -> None:
+        self.reconcile_pool()
+        self.cluster.round()
+        self.no_gpu_is_handed_out_twice()
+        self.no_slot_is_lent_twice()
+        self.who_is_over_stays_so()
+
+    @rule()
+    def controllers(self) -> None:
+        """Pods are told to end, and take their time."""
+        self.cluster.controllers()
+
+    @rule()
+    def agents(self) -> None:
+        """Faster than any pod that is to end."""
+        self.cluster.agents()
+
+    @rule()
+    def scheduler(self) -> None:
+        self.cluster.scheduler()
+
+    @rule(seconds=st.sampled_from([1, 5, 70]))
+    def time_passes(self, seconds: int) -> None:
+        self.cluster.pass_time(seconds)
+
+    @rule(
+        data=st.data(), end=st.sampled_from([(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued")])
+    )
+    def training_ends(self, data: st.DataObject, end: tuple[int, str]) -> None:
+        for pod in self._some(data, self._trainers()):
+            self.cluster.end_training(pod, *end)
+
+    @rule(data=st.data(), on=st.booleans())
+    def suspend(self, data: st.DataObject, on: bool) -> None:
+        for job in self._some(data, list(self.cluster.world.jobs.values())):
+            self.cluster.respec(job, suspend=on)
+
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        for job in self._some(data, list(self.cluster.world.jobs.values())):
+            self.cluster.delete_job(job)
+
+    @rule(data=st.data(), for_good=st.booleans())
+    def stop_while_it_trains(self, data: st.DataObject, for_good: bool) -> None:
+        """The claim is over at once and everybody knows, its pod only later."""
+        training = [
+            live.job for live in live_claims(self.cluster.world) if phase_of(self.cluster.world, live) > Phase.DRAINING
+        ]
+        for job in self._some(data, training):
+            if for_good:
+                self.cluster.delete_job(job)
+            else:
+                self.cluster.respec(job, suspend=True)
+                self.cluster.reconcile_job(self.cluster.world.jobs[key_of(job)])
+            self.cluster.controllers()
+            for engine in list(self.cluster.world.engines.values()):
+                self.cluster.reconcile_engine(engine)
+            self.cluster.agents()
+
+    @rule(data=st.data(), priority=st.integers(0, 2))
+    def change_priority(self, data: st.DataObject, priority: int) -> None:
+        waiting = [job for job in self.cluster.world.jobs.values() if not job.status.allocation]
+        for job in self._some(data, waiting):
+            changed = job.spec.scheduling.model_copy(update={"priority": priority})
+            self.cluster.respec(job, scheduling=changed)
+
+    @rule()
+    def the_leader_is_stopped(self) -> None:
+        self.cluster.pause()
+
+    @rule()
+    def a_stopped_leader_wakes(self) -> None:
+        self.cluster.wake()
+
+    @rule(gpus=st.integers(1, 2))
+    def node_comes(self, gpus: int) -> None:
+        if len(self.cluster.world.nodes) < 3:
+            self.cluster.town.node(gpus)
+
+    @rule(data=st.data(), replicas=st.integers(0, 3))
+    def resize(self, data: st.DataObject, replicas: int) -> None:
+        for engine in self._some(data, list(self.cluster.world.engines.values())):
+            self.cluster.respec(engine, replicas=replicas)
+
+    @precondition(lambda self: len(self.cluster.world.nodes) > 1)
+    @rule(data=st.data())
+    def node_goes(self, data: st.DataObject) -> None:
+        node = data.draw(st.sampled_from(sorted(self.cluster.world.nodes.values(), key=lambda n: n.key)))
+        for pod in list(self.cluster.world.pods_on.get(node.key.name, {}).values()):
+            self.cluster.town.store.remove(pod.key, pod.uid)
+        self.cluster.town.store.remove(node.key, node.uid)
+
+    @invariant()
+    def no_gpu_is_handed_out_twice(self) -> None:
+        """What claims drain or hold on a node never exceeds it."""
+        for node in self._nodes():
+            acting = self._acting()
+            leave = heirs(self.cluster.world, acting)
+            staying = [live.claim for live in acting if live.stage_job.uid not in leave]
+            held = sum(taken_by(self.cluster.world, claim, node.key.name) for claim in staying)
+            assert held <= node.allocatable[GPU], f"{held} held on {node.key.name}"
+
+    @invariant()
+    def no_slot_is_lent_twice(self) -> None:
+        """Nobody is drained for a claim that gives way to another."""
+        acting = self._acting()
+        leave = heirs(self.cluster.world, acting) if acting else {}
+        lent = Counter(slot for live in acting if live.stage_job.uid not in leave for slot in live.claim.borrowed)
+        assert all(count == 1 for count in lent.values()), lent
+
+    def _nodes(self) -> list[NodeView]:
+        return list(self.cluster.world.nodes.values()) if hasattr(self, "cluster") else []
+
+    def _acting(self) -> list[LiveClaim]:
+        """Claims for which somebody is drained, or whose pod is past its gate."""
+        claims = live_claims(self.cluster.world) if hasattr(self, "cluster") else []
+        return [live for live in claims if phase_of(self.cluster.world, live) >= Phase.DRAINING]
+
+    @invariant()
+    def no_loan_changes_how_many_replicas_an_engine_asks_for(self) -> None:
+        """What an autoscaler wrote stands, and the loan is within it: subtracted, it would spiral down."""
+        for engine in self.cluster.world.engines.values() if hasattr(self, "cluster") else ():
+            lent = lent_indices(borrowers(self.cluster.world, live_claims(self.cluster.world)), engine)
+            assert len(wanted(self.cluster.world, engine, lent)) == engine.spec.replicas
+
+    @invariant()
+    def a_job_that_is_over_claims_nothing(self) -> None:
+        for live in live_claims(self.cluster.world) if hasattr(self, "cluster") else ():
+            over = live.job.status.finished_at and not live.stage_job.deleting
+            assert not (over and live.stage_job.finished), f"{live.name} is over and claims"
+
+    @invariant()
+    def one_trainer_a_job(self) -> None:
+        if hasattr(self, "cluster"):
+            owners = Counter(live.job.metadata.uid for live in live_claims(self.cluster.world))
+            assert all(count == 1 for count in owners.values()), owners
+
+    @invariant()
+    def who_is_over_stays_so(self) -> None:
+        for job in self.cluster.world.jobs.values() if hasattr(self, "cluster") else ():
+            uid = job.metadata.uid
+            if job.status.finished_at:
+                self.over.setdefault(uid, job.status.finished_at)
+            assert job.status.finished_at == self.over.get(uid), f"{job.metadata.name} came back"
+
+    @invariant()
+    def nobody_trains_beside_a_vllm_that_is_awake(self) -> None:
+        """Neither does a trainer start before what it borrows sleeps, nor does that wake while the trainer is there."""
+        for trainer in self._trainers() if hasattr(self, "cluster") else ():
+            awake = [pod.key.name for pod in self.cluster.lent_pods(trainer) if pod.uid in self.cluster.awake]
+            assert not awake, f"{trainer.key.name} trains beside {awake}"
+
+    def teardown(self) -> None:
+        """Left alone, everything settles: every job ends or waits, and nothing is lent to anybody who is done."""
+        if not hasattr(self, "cluster"):
+            return
+        for job in list(self.cluster.world.jobs.values()):
+            self.cluster.respec(job, suspend=False)
+        quiet = 0
+        for _ in range(200):
+            before = len(self.cluster.world.stage_jobs), len(live_claims(self.cluster.world))
+            self.everybody_does_their_part()
+            for pod in self._trainers():
+                self.cluster.end_training(pod, 0, "Done")
+            self.cluster.pass_time(20)
+            same = before == (len(self.cluster.world.stage_jobs), len(live_claims(self.cluster.world)))
+            quiet = quiet + 1 if same and not before[1] else 0
+            if quiet > PATIENCE:
+                break
+        assert not live_claims(self.cluster.world), "a claim outlived its job"
+        asking = {pod.owner.uid for pod in self.cluster.world.scale_ups.get("default", {}).values() if pod.owner}
+        assert asking <= {job.metadata.uid for job in self._waiting()}, "somebody asks for nodes who needs none"
+        for engine in self.cluster.world.engines.values():
+            assert plan_engine(self.cluster.world, engine, self.cluster.now).status.lent == 0
+        stuck = [job.metadata.name for job in self._waiting() if not self._hopeless(job) or self._would_fit(job)]
+        why = describe(allocate(self.cluster.world, self._pool(), self.cluster.now))
+        assert not stuck, f"something fits and nothing runs, but {stuck} wait: {why}"
+
+    def _waiting(self) -> list[FineTuneJob]:
+        return [job for job in self.cluster.world.jobs.values() if job.status.finished_at is None]
+
+    def _hopeless(self, job: FineTuneJob) -> bool:
+        """Whether engines' own needs, the size of the nodes or the quota leave nothing for a job."""
+        asked, nodes = job.spec.resources, self.cluster.world.nodes.values()
+        too_large = asked.nodes > sum(node.allocatable[GPU] // asked.gpus for node in nodes)
+        return self.cluster.world.engines != {} or too_large or asked.all_gpus > (self.quota or asked.all_gpus)
+
+    def _would_fit(self, job: FineTuneJob) -> bool:
+        """Whether it is the first in line, and GPUs that nobody has would do for it."""
+        first = next(iter(pending(self.cluster.world, self._pool(), self.cluster.now)), None)
+        wanted_gpus, nodes = job.spec.resources.gpus, take_stock(self.cluster.world, self._pool()).nodes.values()
+        return job is first and sum(node.free // wanted_gpus for node in nodes) >= job.spec.resources.nodes
+
+    def _trainers(self) -> list[PodView]:
+        pods = self.cluster.world.pods.values()
+        return [p for p in pods if p.labels.get("sluice.dev/stage") == "Train" and p.node and not p.ended]
+
+    @staticmethod
+    def _some(data: st.DataObject, things: list[Any]) -> list[Any]:
+        return [data.draw(st.sampled_from(things))] if things else []

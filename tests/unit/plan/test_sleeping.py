@@ -1,0 +1,309 @@
+"""Engines of policy Sleep: a lent slot keeps its pod, sleeps before the trainer comes and wakes when it is gone."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from sluice_api.claim import AttemptOutcome, Outcomes
+from sluice_api.inferenceengine import (
+    InferenceEngine,
+    InferenceEngineStatus,
+    LendingPolicy,
+    Reclaim,
+    SlotState,
+    SlotStatus,
+)
+from sluice_api.reasons import Reason
+from sluice_api.stages import Stage
+from sluice_operator.observe.world import job_key
+from sluice_operator.plan.allocation import allocate
+from sluice_operator.plan.holding import Limits
+from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.slots import template_of
+from tests.unit.plan.test_claim_cycle import Loan, states
+from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe
+
+SERVING, DRAINING, SLEEPING, LENT = SlotState.SERVING, SlotState.DRAINING, SlotState.SLEEPING, SlotState.LENT
+RECLAIMING, STARTING = SlotState.RECLAIMING, SlotState.STARTING
+
+
+class SleepingLoan(Loan):
+    """The same engine of two replicas, of which the second goes to sleep for the job."""
+
+    def __init__(self, terms: dict[str, Any] | None = None, **job: Any) -> None:
+        super().__init__(**job)
+        self.town.dra_pool()
+        assert self.stage_job.claim
+        self.put(self.stage_job, claim=self.stage_job.claim.model_copy(update={"resource": self.town.counted_as}))
+        self.stage_job = self.town.world.stage_jobs[self.stage_job.key]
+        preemption = self.engine.spec.preemption.model_copy(update={"policy": LendingPolicy.SLEEP, **(terms or {})})
+        self.respec(preemption=preemption)
+        for slot in list(self.town.world.slots.values()):
+            self.put_slot(slot.index, template=template_of(self.engine))
+
+    def respec(self, **spec: Any) -> None:
+        parsed = InferenceEngine.model_validate(
+            self.engine.model_copy(update={"spec": self.engine.spec.model_copy(update=spec)}).model_dump(by_alias=True)
+        )
+        self._write(parsed)
+
+    def says(self, state: SlotState, after: float = 0, pod: str = "chat-1-x") -> None:
+        """What the engine's status says of the lent slot."""
+        at = NOW + timedelta(seconds=after)
+        slots = (SlotStatus(index=1, state=state, pod=pod, lent_to="team/a", since=at),)
+        self._write(self.engine.model_copy(update={"status": InferenceEngineStatus(slots=slots)}))
+
+    def _write(self, engine: InferenceEngine) -> None:
+        self.town.version += 1
+        metadata = engine.metadata.model_copy(update={"resource_version": str(self.town.version)})
+        self.town.put(engine.model_copy(update={"metadata": metadata}))
+
+    def put_slot(self, index: int, **changes: Any) -> None:
+        slot = next(slot for slot in self.town.world.slots.values() if slot.index == index)
+        self.town.version += 1
+        self.town.put(replace(slot, resource_version=self.town.version, **changes))
+
+    def sleep(self) -> None:
+        """It has drained, its agent has put vLLM to sleep and says so, and the engine knows."""
+        self.drain()
+        self.engine_says(self.plan_engine(1))
+        self.town.report(self.lent_pod(), 0, draining=True, quiet=5, at=NOW + timedelta(seconds=2), asleep=True)
+        self.engine_says(self.plan_engine(2))
+
+    def train(self) -> None:
+        """The trainer's pod is on its node."""
+        self.sleep()
+        self.put(self.pod, gates=(), node="n1", nominated_node="n1", running=True)
+        self.pod = self.town.world.pods[self.pod.key]
+        self.engine_says(self.plan_engine(3))
+
+    def stop(self) -> None:
+        """The job is suspended: its Job is being deleted, its pod saves its state."""
+        self.put(self.stage_job, deleting=True)
+        self.put(self.pod, deleting=True)
+
+
+def test_it_drains_goes_to_sleep_and_is_lent_with_its_pod() -> None:
+    loan = SleepingLoan()
+    loan.town.trainer_pod(loan.stage_job)
+    assert states(loan.plan_engine()) == [SERVING, DRAINING]
+    loan.drain()
+    assert states(loan.plan_engine(1)) == [SERVING, SLEEPING]
+    loan.engine_says(loan.plan_engine(1))
+    step = loan.plan_job(1)
+    assert (step.reason, step.message, step.bind) == (Reason.FALLING_ASLEEP, "chat/1 goes to sleep.", ())
+    loan.town.report(loan.lent_pod(), 0, draining=True, quiet=5, at=NOW + timedelta(seconds=2), asleep=True)
+    assert loan.plan_job(2).reason is Reason.BINDING
+    decision = loan.plan_engine(2)
+    assert states(decision) == [SERVING, LENT]
+    assert (decision.status.lent, decision.status.lent_to, decision.status.ready) == (1, ("team/a",), "1/2")
+
+
+def test_a_loan_never_changes_the_size_and_needs_no_placeholder() -> None:
+    loan = SleepingLoan()
+    for step in (loan.drain, loan.sleep, loan.train, loan.stop):
+        step()
+        decision = loan.plan_engine(3)
+        assert (decision.stop, decision.apply, decision.remove, decision.placeholders.make) == ((), (), (), ()), step
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        ("its agent has not said anything", None),
+        ("its agent says that it does not", {"asleep": False}),
+        ("what it says is of the last loan", {"asleep": True, "at": NOW - timedelta(seconds=60)}),
+    ],
+)
+def test_the_trainer_does_not_come_before_it_sleeps(case: str, told: dict[str, Any] | None) -> None:
+    loan = SleepingLoan()
+    loan.town.trainer_pod(loan.stage_job)
+    loan.engine_says(loan.plan_engine())
+    loan.put(loan.lent_pod(), ready=False)
+    loan.engine_says(loan.plan_engine(31))  # its drain timeout is over
+    if told:
+        loan.town.report(loan.lent_pod(), 0, draining=True, quiet=5, **told)
+    assert loan.plan_job(60).bind == ()
+    assert states(loan.plan_engine(60)) == [SERVING, SLEEPING]
+
+
+def test_what_does_not_sleep_in_time_is_given_up_and_wakes() -> None:
+    loan = SleepingLoan()
+    loan.drain()
+    loan.engine_says(loan.plan_engine(1))
+    why = "vLLM sleeps, but 16.0 of 80.0 GiB of GPU 0 are in use; at most 14.4 may be."
+    loan.town.report(loan.lent_pod(), 0, draining=True, quiet=5, at=NOW + timedelta(seconds=30), message=why)
+    late = 1 + Limits().sleep.total_seconds()
+    assert not loan.plan_job(late - 1).delete
+    decision = loan.plan_job(late)
+    assert decision.reason is Reason.ENGINE_DOES_NOT_SLEEP
+    assert decision.message == f"chat/1 did not free its GPUs within 90 s: {why}"
+    assert decision.delete == (loan.stage_job,)
+    assert decision.record is not None
+    loan.put(loan.stage_job, deleting=True)  # its pod is still gated: it has nothing
+    assert states(loan.plan_engine(late)) == [SERVING, STARTING]
+
+
+def test_a_job_goes_elsewhere_after_a_slot_did_not_sleep() -> None:
+    ended = AttemptOutcome(
+        stage=Stage.TRAIN,
+        attempt=1,
+        reason=Reason.ENGINE_DOES_NOT_SLEEP,
+        started_at=NOW - timedelta(minutes=3),
+        ended_at=NOW - timedelta(minutes=2),
+        node="n1",
+    )
+    town = Town()
+    town.dra_pool()
+    for node in (town.node(1), town.node(1)):
+        engine = town.engine(f"on-{node.key.name}", 1, preemption={"policy": "Sleep", "minReplicas": 0})
+        town.slot(engine, 0, node.key.name)
+    town.job("a", outcomes=(PREPARED, ended))
+    assert describe(allocated(town)) == "a takes on-n2/0"
+    assert describe(allocated(town, NOW - timedelta(seconds=90))) == ""  # after a minute's pause
+
+
+def test_it_wakes_when_the_last_pod_of_its_trainer_is_gone() -> None:
+    loan = SleepingLoan()
+    loan.train()
+    assert states(loan.plan_engine(4)) == [SERVING, LENT]
+    loan.stop()
+    decision = loan.plan_engine(5)
+    assert (states(decision), decision.status.lent_to, decision.woken) == ([SERVING, LENT], ("team/a",), ())
+    loan.put(loan.town.world.pods[loan.pod.key], ended=True)
+    decision = loan.plan_engine(6)
+    assert states(decision) == [SERVING, STARTING]
+    assert [slot.index for slot in decision.woken] == [1]
+    loan.engine_says(decision)
+    assert not loan.plan_engine(7).woken
+
+
+@pytest.mark.parametrize("case", ["the Job is gone", "the FineTuneJob is gone", "the status is lost"])
+def test_a_trainer_that_nobody_owns_any_more_keeps_it_asleep(case: str) -> None:
+    loan = SleepingLoan()
+    loan.train()
+    loan.stop()
+    match case:
+        case "the Job is gone":
+            loan.town.store.remove(loan.stage_job.key, loan.stage_job.uid)
+        case "the FineTuneJob is gone":
+            loan.town.store.remove(job_key("team", "a"), loan.job.metadata.uid)
+        case _:
+            loan._write(loan.engine.model_copy(update={"status": InferenceEngineStatus()}))
+    assert states(loan.plan_engine(5)) == [SERVING, LENT]
+    pod = loan.town.world.pods[loan.pod.key]
+    loan.town.store.remove(pod.key, pod.uid)
+    assert states(loan.plan_engine(6)) == [SERVING, STARTING]
+
+
+def test_a_strangers_training_on_the_node_keeps_no_serving_slot_from_serving() -> None:
+    loan = SleepingLoan()
+    loan.train()
+    loan.stop()
+    loan.town.store.remove(loan.stage_job.key, loan.stage_job.uid)
+    assert states(loan.plan_engine(5))[0] is SERVING
+
+
+@pytest.mark.parametrize("state", [SLEEPING, LENT, RECLAIMING])
+def test_while_the_trainer_is_there_it_stays_lent_whatever_the_status_says(state: SlotState) -> None:
+    loan = SleepingLoan()
+    loan.train()
+    loan.says(state, pod="another")
+    loan.town.report(loan.lent_pod(), 0, at=NOW + timedelta(seconds=4))
+    assert states(loan.plan_engine(5)) == [SERVING, LENT]
+
+
+def test_a_new_pod_of_a_lent_slot_takes_its_place_asleep() -> None:
+    """Its vLLM waits before it starts: the status says Lent."""
+    loan = SleepingLoan()
+    loan.train()
+    loan.put(loan.lent_pod(), deleting=True)
+    new = loan.town.slot(loan.engine, 1, "n1", ready=False)
+    assert new is not None
+    decision = loan.plan_engine(5)
+    assert (states(decision), decision.status.slots[1].pod) == ([SERVING, LENT], new.key.name)
+
+
+def test_the_next_job_in_line_takes_it_over_asleep() -> None:
+    loan = SleepingLoan()
+    loan.train()
+    loan.put(loan.pod, ended=True, running=False)
+    loan.put(loan.stage_job, finished="Complete", finished_at=NOW + timedelta(seconds=4))
+    done = AttemptOutcome(stage=Stage.TRAIN, attempt=1, reason=Reason.DONE, ended_at=NOW + timedelta(seconds=4))
+    loan.town.version += 1
+    metadata = loan.job.metadata.model_copy(
+        update={
+            "resource_version": str(loan.town.version),
+            "annotations": {"sluice.dev/outcomes": _outcomes(PREPARED, done)},
+        }
+    )
+    loan.town.put(loan.job.model_copy(update={"metadata": metadata}))
+    loan.town.job("b")
+    at = NOW + timedelta(seconds=5)
+    assert describe(allocated(loan.town, at)) == "b takes chat/1"
+    decision = loan.plan_engine(5)
+    assert (states(decision), decision.status.lent_to, decision.woken) == ([SERVING, LENT], ("team/b",), ())
+    pool = find_pool(loan.town.world, "default")
+    assert pool
+    claim = allocate(loan.town.world, pool, at).claims[job_key("team", "b")]
+    stage_job = loan.town.stage_job(loan.town.world.jobs[job_key("team", "b")], claim=claim, created=at)
+    assert states(loan.plan_engine(6)) == [SERVING, LENT]  # proving: it sleeps on
+    loan.town.trainer_pod(stage_job)
+    assert states(loan.plan_engine(7)) == [SERVING, LENT]
+
+
+def _outcomes(*attempts: AttemptOutcome) -> str:
+    return Outcomes(attempts=attempts).to_json()
+
+
+def test_nobody_takes_over_what_the_last_trainer_still_uses() -> None:
+    loan = SleepingLoan()
+    loan.train()
+    loan.stop()
+    loan.town.job("b", scheduling={"policy": "Preempt", "priority": 5})
+    assert "b waits" in describe(allocated(loan.town, NOW + timedelta(seconds=5)))
+
+
+def test_the_pause_after_a_return_holds_for_it_too() -> None:
+    town = Town()
+    town.dra_pool()
+    town.node(1)
+    engine = town.engine("chat", 1, preemption={"policy": "Sleep", "minReplicas": 0})
+    town.slot(engine, 0, "n1")
+    (slot,) = town.world.slots.values()
+    town.version += 1
+    town.put(replace(slot, resource_version=town.version, restarted_at=NOW - timedelta(seconds=10)))
+    town.job("a")
+    assert describe(allocated(town)) == "a waits EngineCoolsDown"
+    assert describe(allocated(town, NOW + timedelta(seconds=51))) == "a takes chat/0"
+
+
+def test_an_engine_takes_a_sleeping_slot_back_on_demand() -> None:
+    loan = SleepingLoan(terms={"reclaim": Reclaim.ON_DEMAND, "reclaim_above": 4})
+    loan.train()
+    chat_0 = loan.serving[0]
+    assert chat_0
+    loan.town.report(chat_0, 50)
+    loan.town.store.report(chat_0.uid, replace(loan.town.world.reports[chat_0.uid], load=50.0))
+    decision = loan.plan_engine(5)
+    assert states(decision) == [SERVING, RECLAIMING]
+    assert decision.status.lent == 1
+    loan.engine_says(decision)
+    step = loan.plan_job(6)
+    assert (step.reason, step.delete) == (Reason.RECLAIMED, (loan.stage_job,))
+    assert states(loan.plan_engine(6)) == [SERVING, RECLAIMING]
+
+
+def test_a_changed_spec_waits_until_it_is_back_and_then_starts_it_anew() -> None:
+    loan = SleepingLoan()
+    loan.train()
+    loan.respec(serving=loan.engine.spec.serving.model_copy(update={"dtype": "float16"}))
+    loan.put_slot(0, template=template_of(loan.engine))
+    decision = loan.plan_engine(5)
+    assert not decision.apply
+    assert decision.status.conditions[0].reason == Reason.ROLLOUT_WAITS_FOR_RETURN
+    loan.stop()
+    loan.put(loan.town.world.pods[loan.pod.key], ended=True)
+    assert [plan.index for plan in loan.plan_engine(6).apply] == [1]

@@ -1,0 +1,140 @@
+"""Which replicas can go to sleep for a job, what the engine says of it, and what counts them as lent."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from sluice_api.reasons import Reason
+from sluice_operator.observe.world import job_key
+from sluice_operator.plan.engine import plan_engine
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.pool import pool_status
+from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.slots import template_of
+from sluice_operator.plan.trace import trace
+from tests.unit.plan.test_sleeping import SleepingLoan
+from tests.unit.plan.worlds import NOW, YIELDS, Town, allocated, describe
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "expected"),
+    [
+        ("a replica that serves goes to sleep", lambda town: None, "a takes chat/0"),
+        ("one that starts can't", lambda town: _pod(town, ready=False), "a waits EngineWakes"),
+        ("one of an older spec can't", lambda town: _slot(town, template="old"), "a waits EngineWakes"),
+        ("nor can any where a GPU is one pod's", lambda town: town.pool(), "a waits EngineCannotSleep"),
+        ("a budget counts", lambda town: town.budget("chat", 0), "a waits EngineProtected"),
+        ("a budget that lets one go", lambda town: town.budget("chat", 1), "a takes chat/0"),
+        ("its pod keeps its memory", lambda town: _node(town, 2 << 30), "a takes chat/0"),
+        ("so the trainer's comes on top", lambda town: _node(town, (2 << 30) - 1), "a waits Unschedulable"),
+    ],
+)
+def test_what_can_go_to_sleep(rule: str, change: Callable[[Town], None], expected: str) -> None:
+    town = Town()
+    town.dra_pool()
+    town.node(1)
+    town.slot(town.engine("chat", 1, preemption={"policy": "Sleep", "minReplicas": 0}), 0, "n1")
+    town.job("a")
+    change(town)
+    assert describe(allocated(town)) == expected
+
+
+def _pod(town: Town, **changes: Any) -> None:
+    (pod,) = town.world.pods.values()
+    town.version += 1
+    town.put(replace(pod, resource_version=town.version, **changes))
+
+
+def _slot(town: Town, **changes: Any) -> None:
+    (slot,) = town.world.slots.values()
+    town.version += 1
+    town.put(replace(slot, resource_version=town.version, **changes))
+
+
+def _node(town: Town, memory: int) -> None:
+    (node,) = town.world.nodes.values()
+    town.version += 1
+    town.put(replace(node, resource_version=town.version, allocatable={**node.allocatable, "memory": memory}))
+
+
+def test_a_slot_that_is_on_its_way_out_keeps_nobody_above_the_floor() -> None:
+    town = Town()
+    town.node(2)
+    engine = town.engine("chat", 1, preemption={"policy": "ScaleDown", "minReplicas": 1})
+    town.slot(engine, 0, "n1")
+    leaves = town.slot(engine, 1, "n1")
+    assert leaves
+    town.report(leaves, 9)  # the other one would be the cheaper one
+    gone = next(slot for slot in town.world.slots.values() if slot.index == 1)
+    town.version += 1
+    town.put(replace(gone, resource_version=town.version, deleting=True))
+    town.job("a")
+    assert describe(allocated(town)) == "a takes chat/1"
+
+
+def test_an_engine_that_can_not_sleep_says_why_where_its_owner_looks() -> None:
+    town = Town()
+    town.node(1)
+    engine = town.engine("chat", 1, preemption={"policy": "Sleep", "minReplicas": 0})
+    town.slot(engine, 0, "n1")
+    town.job("a")
+    said = plan_engine(town.world, engine, NOW).status.conditions[1]
+    why = (
+        "spec.preemption.policy is Sleep, but GPUPool default has spec.sharing.mode: None, so its GPUs would stay with "
+        "the sleeping pod. Set policy: ScaleDown, or use a pool of sharing.mode: DRA."
+    )
+    assert (said.type, said.status, said.reason, said.message) == ("Lent", "False", Reason.ENGINE_CANNOT_SLEEP, why)
+    (wait,) = allocated(town).waits.values()
+    assert why in wait.message
+
+
+def test_a_sleeping_slot_counts_as_lent_everywhere() -> None:
+    loan = SleepingLoan()
+    loan.train()
+    pool = find_pool(loan.town.world, "default")
+    assert pool
+    status = pool_status(loan.town.world, take_stock(loan.town.world, pool), 0, NOW)
+    assert (status.lent, status.training, status.inference, status.free) == (1, 1, 1, 0)
+    loan.town.job("b")
+    said = "\n".join(trace(loan.town.world, loan.town.world.jobs[job_key("team", "b")], NOW))
+    assert "team/chat: 1 of 2 replicas, 1 asleep, floor 1" in said
+
+
+def test_a_training_that_borrowed_it_is_not_displaced_by_another() -> None:
+    """Both trainers would have the GPUs at once, until the first had saved its state."""
+    loan = SleepingLoan(scheduling={"policy": "Preempt", "interruption": YIELDS})
+    loan.train()
+    loan.town.job("b", scheduling={"policy": "Preempt", "priority": 9, "interruption": {"graceSeconds": 0}})
+    assert "b takes" not in describe(allocated(loan.town, NOW + timedelta(hours=1)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "terms", "same"),
+    [
+        ("another floor changes no pod", {"minReplicas": 0}, True),
+        (
+            "nor do other hours, loads and pauses",
+            {"coolDownSeconds": 5, "reclaim": "OnDemand", "reclaimAbove": 3},
+            True,
+        ),
+        ("nor who borrows", {"lendTo": "Anywhere", "priority": 7}, True),
+        ("another level does", {"sleepLevel": 2}, False),
+        ("another policy does", {"policy": "ScaleDown"}, False),
+        ("the drain does, as ever", {"drainTimeoutSeconds": 5}, False),
+    ],
+)
+def test_what_makes_another_pod(rule: str, terms: dict[str, Any], same: bool) -> None:
+    town, sleep = Town(), {"policy": "Sleep", "sleepLevel": 1}
+    before = town.engine("chat", 1, preemption=sleep)
+    after = town.engine("chat", 1, preemption={**sleep, **terms})
+    assert (template_of(before) == template_of(after)) is same
+
+
+def test_where_nothing_sleeps_the_level_changes_no_pod() -> None:
+    town = Town()
+    one, two = (town.engine("chat", 1, preemption={"policy": "ScaleDown", "sleepLevel": level}) for level in (1, 2))
+    never = town.engine("chat", 1)
+    assert template_of(one) == template_of(two) == template_of(never)
