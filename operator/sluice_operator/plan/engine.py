@@ -119,12 +119,21 @@ def _slot_plans(
         elif index in promised:
             job, node = promised[index]
             plans.append(SlotPlan(index, slots[index].size, SlotState.LENT, job, node))
-        elif ref(engine, index) in placed:
+        elif ref(engine, index) in placed or _is_on_a_node(world, engine, index):
             state = SlotState.SERVING if serves(pod_of(world, engine, index)) else SlotState.STARTING
             plans.append(SlotPlan(index, 1, state))
         else:
             plans.append(SlotPlan(index, 0, SlotState.WAITING))
     return plans
+
+
+def _is_on_a_node(world: World, engine: InferenceEngine, index: int) -> bool:
+    """Whether a slot runs where its pool has no node any more: that is no reason to stop serving.
+
+    The pool may be deleted or changed, or the node's device plugin restarts, and for a minute it offers no GPU.
+    """
+    pod = pod_of(world, engine, index)
+    return pod is not None and bool(pod.node) and not pod.deleting
 
 
 def _asked_back(
@@ -211,7 +220,8 @@ def _status(
     slots = tuple(_slot_status(world, engine, plan, now) for plan in plans)
     ready = sum(1 for plan in plans if serves(pod_of(world, engine, plan.index)))
     lent = [plan for plan in plans if plan.lent]
-    status, reason, message = _readiness(engine, plans, ready, rollout_waits)
+    has_pool = find_pool(world, engine.spec.resources.pool) is not None
+    status, reason, message = _readiness(engine, plans, ready, rollout_waits, has_pool)
     old, generation = engine.status.conditions, engine.metadata.generation
     return InferenceEngineStatus(
         observed_generation=generation,
@@ -253,12 +263,15 @@ def _lending(world: World, engine: InferenceEngine, lent: list[SlotPlan]) -> tup
 
 
 def _readiness(
-    engine: InferenceEngine, plans: list[SlotPlan], ready: int, rollout_waits: bool
+    engine: InferenceEngine, plans: list[SlotPlan], ready: int, rollout_waits: bool, has_pool: bool
 ) -> tuple[bool, Reason, str]:
     if engine.spec.replicas == 0:
         return False, Reason.SCALED_TO_ZERO, "spec.replicas is 0."
     waiting = [str(plan.index) for plan in plans if plan.state is SlotState.WAITING]
     text = f"{ready} of {engine.spec.replicas} replicas serve."
+    if not has_pool:
+        text += f" spec.resources.pool: there is no GPUPool {engine.spec.resources.pool}, so none is started."
+        return ready > 0, Reason.POOL_NOT_FOUND, text
     if waiting:
         text += f" No GPU is free in pool {engine.spec.resources.pool} for {', '.join(waiting)}."
     if rollout_waits:

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 from sluice_api.conditions import READY
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, GPUPoolStatus
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.reasons import Reason
@@ -10,6 +11,7 @@ from sluice_operator.observe.world import World
 from sluice_operator.plan.conditions import condition
 from sluice_operator.plan.inventory import Stock, borrowed_on, engines_of, take_stock
 from sluice_operator.plan.pools import taken_by_elders, unusable
+from sluice_operator.plan.refusals import refusal
 from sluice_operator.plan.slots import ref
 
 
@@ -67,3 +69,14 @@ def engines_with_room(world: World, stock: Stock) -> list[InferenceEngine]:
         for engine in engines_of(world, stock.pool)
         if any(slot.state is SlotState.WAITING and ref(engine, slot.index) in placed for slot in engine.status.slots)
     ]
+
+
+def no_longer_refused(world: World, pool: GPUPool) -> list[FineTuneJob]:
+    """Jobs that fit no node of the pool, as their status says, and now do: nothing else tells them."""
+    jobs = world.unfinished.get(pool.metadata.name, {}).values()
+    return [job for job in jobs if job.status.summary in _ABOUT_NODES and refusal(world, job) is None]
+
+
+_ABOUT_NODES = frozenset(
+    {Reason.NO_NODES, Reason.EXCEEDS_EVERY_NODE, Reason.EXCEEDS_POOL, Reason.DRA_NOT_SERVED, Reason.NO_ENGINE_BESIDE}
+)

@@ -16,7 +16,7 @@ from sluice_operator.observe.world import key_of
 from sluice_operator.plan.allocation import allocate, next_change, ready_since
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job import next_training_attempt
-from sluice_operator.plan.pool import engines_with_room, pool_status
+from sluice_operator.plan.pool import engines_with_room, no_longer_refused, pool_status
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.scale_up import scale_ups_of
 from sluice_operator.plan.waiting import Wait
@@ -56,6 +56,9 @@ async def reconcile_pool(
     stock = take_stock(store.world(), pool)
     for engine in engines_with_room(store.world(), stock):
         store.wake(key_of(engine))  # GPUs have come free; nothing else tells it
+    for job in no_longer_refused(store.world(), pool):
+        if key_of(job) not in allocation.waits:
+            store.wake(key_of(job))
     if key in store.world().pools:
         status = pool_status(store.world(), stock, len(allocation.waits), now)
         await write_status(cluster, pool, status)

@@ -1,0 +1,70 @@
+"""Replicas that run go on when their pool does not know their node any more, and jobs learn that nodes have come."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from dev.simulate.town import GPU, NOW, Town
+from sluice_api.inferenceengine import SlotState
+from sluice_api.reasons import Reason
+from sluice_operator.observe.world import engine_key, pool_key
+from sluice_operator.plan.engine import plan_engine
+from sluice_operator.plan.pool import no_longer_refused
+from sluice_operator.plan.pools import find_pool
+
+
+def _gone(town: Town) -> None:
+    town.store.remove(pool_key("a100"), "pool-a100")
+
+
+def _selects_another(town: Town) -> None:
+    town.pool("a100", nodeSelector={"gpu": "a100"})
+
+
+def _restarts(town: Town) -> None:
+    (node,) = town.nodes
+    town.version += 1
+    town.put(replace(node, resource_version=town.version, allocatable={**node.allocatable, GPU: 0}))
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "reason"),
+    [
+        ("the pool is deleted", _gone, Reason.POOL_NOT_FOUND),
+        ("the pool selects other nodes", _selects_another, Reason.ALL_SERVING),
+        ("the device plugin restarts, and the node offers no GPU for a moment", _restarts, Reason.ALL_SERVING),
+    ],
+)
+def test_a_replica_that_serves_goes_on(rule: str, change: Callable[[Town], None], reason: Reason) -> None:
+    town = Town()
+    town.pool("a100")
+    town.node(1)
+    town.slot(town.engine("chat", 1, resources={"pool": "a100"}), 0, "n1")
+    change(town)
+    decision = plan_engine(town.world, town.world.engines[engine_key("team", "chat")], NOW)
+    assert decision.stop == (), rule
+    assert [slot.state for slot in decision.status.slots] == [SlotState.SERVING]
+    assert (decision.status.conditions[0].status, decision.status.conditions[0].reason) == ("True", reason)
+
+
+def test_a_replica_that_does_not_run_waits_and_the_pool_is_named() -> None:
+    town = Town()
+    engine = town.engine("chat", 1, resources={"pool": "a100"})
+    ready = plan_engine(town.world, engine, NOW).status.conditions[0]
+    assert (ready.status, ready.reason) == ("False", Reason.POOL_NOT_FOUND)
+    assert "spec.resources.pool: there is no GPUPool a100" in ready.message
+
+
+def test_a_job_that_was_refused_for_want_of_nodes_is_looked_at_when_one_comes() -> None:
+    town = Town()
+    job = town.job("a", outcomes=())
+    town.version += 1
+    told = job.status.model_copy(update={"summary": Reason.NO_NODES})
+    metadata = job.metadata.model_copy(update={"resource_version": str(town.version)})
+    town.put(job.model_copy(update={"status": told, "metadata": metadata}))
+    pool = find_pool(town.world, "default")
+    assert pool is not None
+    assert no_longer_refused(town.world, pool) == []
+    town.node(1)
+    assert [found.metadata.name for found in no_longer_refused(town.world, pool)] == ["a"]
