@@ -143,12 +143,15 @@ async def test_pods_go_with_the_pool_and_a_suspended_job_asks_for_nothing(
 async def test_a_quota_with_room_for_the_job_alone_lets_it_ask_and_train(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator, kube: Kube
 ) -> None:
-    """It counts the pod that asks, which goes when the training pod is refused."""
-    quota = {"metadata": {"name": "one"}, "spec": {"hard": {"requests.nvidia.com/gpu": "1"}}}
+    """It counts the pods that ask. One that has a node keeps it for the training pod, until that one is refused."""
+    quota = {"metadata": {"name": "two"}, "spec": {"hard": {"requests.nvidia.com/gpu": "2"}}}
     await kube.call("POST", f"/api/v1/namespaces/{namespace}/resourcequotas", quota)
     operator()
-    await scene.job("tone", policy="Queue", scaleUpFirst={})
-    await seen(scene, 1)
+    await scene.job("wide", policy="Queue", nodes=2, scaleUpFirst={})
+    await seen(scene, 2)
     await nodes.add(f"{namespace}-n1", gpus=1)
-    await scene.running("tone")
+    await scene.history.until(lambda: [p for p in asking(scene) if p["spec"].get("nodeName")], "one is bound")
+    await nodes.add(f"{namespace}-n2", gpus=1)
+    for index in (0, 1):
+        await scene.running("wide", index=index)
     await nobody_asks(scene)

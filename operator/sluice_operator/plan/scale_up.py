@@ -44,8 +44,12 @@ def asks_until(job: FineTuneJob) -> datetime | None:
 
     A claim that was given up, for a quota say, does not begin that time anew.
     """
-    terms, outcomes = job.spec.scheduling.scale_up_first, recorded(job)
-    if terms is None or not (prepared := done(outcomes, Stage.PREPARE)):
+    terms = job.spec.scheduling.scale_up_first
+    if terms is None:
+        return None
+    outcomes = recorded(job)
+    prepared = done(outcomes, Stage.PREPARE)
+    if prepared is None:
         return None
     ended = [outcome.ended_at for outcome in outcomes.attempts if outcome.ended_at and outcome.reason not in GIVEN_UP]
     begins = job.spec.scheduling.not_before
