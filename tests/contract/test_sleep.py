@@ -6,12 +6,15 @@ On a CPU sleeping frees nothing, but scheduling stops, routes answer and weights
 import re
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
 
+from sluice_server.control import DeviceMemory
+from sluice_server.device_memory import device_memory
 from sluice_server.middleware import Middleware
 from tests.contract.test_vllm import SECRET, Server, new_place, started
 from tests.unit.server.fake_vllm import BASE, ENDLESS, FakeVLLM
@@ -140,3 +143,22 @@ def test_without_the_secret_nobody_puts_it_to_sleep(server: Server, path: str) -
     for method in ("GET", "POST"):
         assert server.http.request(method, path, json={"method": "reload_weights"}).status_code == 404
     assert not sleeps(server)
+
+
+def test_memory_is_what_vllms_own_nvml_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.third_party import pynvml
+
+    assert device_memory() is None  # no GPU here: nothing is known, and so nothing is free
+    gpus = {0: SimpleNamespace(used=3, total=80), 1: SimpleNamespace(used=5, total=80)}
+    for name, answer in {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: len(gpus),
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetMemoryInfo": gpus.__getitem__,
+    }.items():
+        assert hasattr(pynvml, name)
+        monkeypatch.setattr(pynvml, name, answer)
+    assert device_memory() == (DeviceMemory(used=3, total=80), DeviceMemory(used=5, total=80))
+    gpus.clear()
+    assert device_memory() is None

@@ -39,10 +39,10 @@ async def give_back(api: Api, store: Store, cluster: Cluster, lease: Lease, sett
             async with asyncio.timeout(settings.give_back_seconds):
                 await _until_given_back(api, store, cluster, settings)
         except TimeoutError:
-            logger.warning("gave up: not everything is back", extra=_missing(store.world()))
+            logger.warning("gave up: not everything is back", extra=missing(store.world()))
             await _remove_idle_pods(store.world(), cluster)
     except NotLeading:
-        logger.warning("gave up: another process took the lease", extra=_missing(store.world()))
+        logger.warning("gave up: another process took the lease", extra=missing(store.world()))
     finally:
         keeping.cancel()
         await asyncio.wait({keeping})
@@ -59,7 +59,7 @@ async def _until_given_back(api: Api, store: Store, cluster: Cluster, settings: 
         except (ApiError, Outdated) as error:
             logger.info("looking again", extra={"why": str(error)})
         else:
-            if not _missing(store.world()):
+            if not missing(store.world()):
                 logger.info("every slot is back")
                 return
         await asyncio.sleep(_PAUSE_SECONDS)
@@ -92,7 +92,7 @@ def _unfinished(world: World) -> list[StageJobView]:
     return [job for job in world.stage_jobs.values() if not job.finished and owner_of(world, job) is not None]
 
 
-def _missing(world: World) -> dict[str, list[str]]:
+def missing(world: World) -> dict[str, list[str]]:
     """What is not as it is to be; empty when all is."""
     stages = [str(job.key) for job in _unfinished(world)]
     engines = []

@@ -28,6 +28,8 @@ def template(engine: InferenceEngine, index: int = 0, size: int = 1, pool: GPUPo
     [
         ({"replicas": 7}, False),
         ({"preemption": {"policy": "Never", "minReplicas": 3, "priority": 5, "lendTo": "Anywhere"}}, False),
+        ({"preemption": {"policy": "ScaleDown", "sleepLevel": 2}}, False),
+        ({"preemption": {"policy": "Sleep"}}, True),
         ({"preemption": {"drainTimeoutSeconds": 90}}, True),
         ({"model": {"uri": "pvc://models/other"}}, True),
         ({"serving": {"maxModelLength": 4096}}, True),
@@ -50,6 +52,15 @@ def test_both_containers_are_told_the_slot() -> None:
         assert (told.namespace, told.engine, told.index) == ("team-a", "chat", 1)
         assert told.spec.model == ENGINE.spec.model
         assert told.spec.preemption.drain_timeout_seconds == ENGINE.spec.preemption.drain_timeout_seconds
+
+
+def test_a_slot_that_sleeps_is_told_its_level_and_nothing_else_of_the_terms() -> None:
+    terms = {"policy": "Sleep", "sleepLevel": 2, "drainTimeoutSeconds": 60}
+    engine = with_spec(preemption={**terms, "minReplicas": 1})
+    for container in containers(template(engine)["spec"]):
+        assert SlotSpec.model_validate(environment(container, pods.SLOT_ENV)).sleep_level == 2
+    assert template(engine) == template(with_spec(preemption={**terms, "minReplicas": 2, "reclaim": "OnDemand"}))
+    assert template(engine) != template(with_spec(preemption={**terms, "sleepLevel": 1}))
 
 
 def test_device_is_the_server_image_s() -> None:

@@ -21,7 +21,9 @@ from sluice_operator.observe.world import job_key
 from sluice_operator.plan.allocation import allocate
 from sluice_operator.plan.holding import Limits
 from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.sleeping import can_sleep
 from sluice_operator.plan.slots import template_of
+from sluice_operator.reconcile.give_back import missing
 from tests.unit.plan.test_claim_cycle import Loan, states
 from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe
 
@@ -198,6 +200,18 @@ def test_a_trainer_that_nobody_owns_any_more_keeps_it_asleep(case: str) -> None:
     assert states(loan.plan_engine(6)) == [SERVING, STARTING]
 
 
+def test_an_uninstall_waits_until_it_is_awake() -> None:
+    """Nobody would say the word to its agent afterwards."""
+    loan = SleepingLoan()
+    loan.train()
+    loan.town.store.remove(loan.stage_job.key, loan.stage_job.uid)
+    loan.engine_says(loan.plan_engine(5))
+    assert missing(loan.town.world)["engines"]
+    loan.town.store.remove(loan.pod.key, loan.pod.uid)
+    loan.engine_says(loan.plan_engine(6))
+    assert "engines" not in missing(loan.town.world)
+
+
 def test_a_strangers_training_on_the_node_keeps_no_serving_slot_from_serving() -> None:
     loan = SleepingLoan()
     loan.train()
@@ -264,6 +278,9 @@ def test_nobody_takes_over_what_the_last_trainer_still_uses() -> None:
     loan.stop()
     loan.town.job("b", scheduling={"policy": "Preempt", "priority": 5})
     assert "b waits" in describe(allocated(loan.town, NOW + timedelta(seconds=5)))
+    assert not can_sleep(loan.town.world, loan.engine, 1)
+    loan.put(loan.town.world.pods[loan.pod.key], ended=True)
+    assert can_sleep(loan.town.world, loan.engine, 1)
 
 
 def test_the_pause_after_a_return_holds_for_it_too() -> None:

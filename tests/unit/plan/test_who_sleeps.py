@@ -16,7 +16,7 @@ from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.slots import template_of
 from sluice_operator.plan.trace import trace
 from tests.unit.plan.test_sleeping import SleepingLoan
-from tests.unit.plan.worlds import NOW, YIELDS, Town, allocated, describe
+from tests.unit.plan.worlds import NOW, YIELDS, Town, allocated, describe, parse
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,40 @@ def test_what_can_go_to_sleep(rule: str, change: Callable[[Town], None], expecte
     town.job("a")
     change(town)
     assert describe(allocated(town)) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "world", "expected"),
+    [
+        (
+            "the least busy replica goes to sleep, down to the floor",
+            "pool: 2 gpus, dra | chat: 2 replicas, sleeps, floor 1, in flight 9 0 | a: needs 1 | b: needs 1",
+            "a takes chat/1; b waits EngineAtFloor",
+        ),
+        (
+            "one that starts is no victim, though it serves nobody",
+            "pool: 2 gpus, dra | chat: 2 replicas, sleeps, ready 1 | a: needs 1",
+            "a takes chat/0",
+        ),
+        (
+            "one that only stops is not lent there: nothing would keep its GPU for it",
+            "pool: 2 gpus, dra | chat: 2 replicas, ready 1 | a: needs 1",
+            "a waits EngineMustSleep",
+        ),
+        (
+            "free GPUs come first",
+            "pool: 3 gpus, dra | chat: 2 replicas, sleeps | a: needs 1",
+            "a takes n1",
+        ),
+        (
+            "elsewhere it lends nothing, and its neighbour does",
+            "pool: 2 gpus | chat: 1 replicas, sleeps | down: 1 replicas | a: needs 1 | b: needs 1",
+            "a takes down/0; b waits EngineCannotSleep",
+        ),
+    ],
+)
+def test_whom_a_job_puts_to_sleep(rule: str, world: str, expected: str) -> None:
+    assert describe(allocated(parse(world))) == expected
 
 
 def _pod(town: Town, **changes: Any) -> None:

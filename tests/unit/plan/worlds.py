@@ -5,7 +5,7 @@
 `pool: 2 4 gpus` are two nodes, n1 and n2. An engine's replicas are bound to nodes in order and serve,
 unless `ready K` says that only the first K do. A job is ready for GPUs; `on n1` gives it a bound claim,
 `takes chat/1 on n1` one that borrows. A job that `yields` gives way to a higher priority at once; one that `scales`
-asks for nodes first.
+asks for nodes first. An engine that `sleeps` keeps its pods while it lends, in a `pool: 2 gpus, dra`.
 """
 
 import re
@@ -27,6 +27,8 @@ def parse(text: str) -> Town:
     free: dict[str, int] = {}
     for name, words in parts:
         if name == "pool":
+            if "dra" in words:
+                town.dra_pool()
             free = {town.node(int(gpus)).key.name: int(gpus) for gpus in re.findall(r"\d+", words)}
         elif name == "strangers":
             for gpus, node in re.findall(r"(\d+) on (n\d+)", words):
@@ -54,7 +56,7 @@ def _parse_engine(town: Town, name: str, words: str, free: dict[str, int]) -> No
         replicas,
         resources={"gpus": gpus},
         preemption={
-            "policy": "Never" if "never" in words else "ScaleDown",
+            "policy": "Never" if "never" in words else "Sleep" if "sleeps" in words else "ScaleDown",
             "minReplicas": _number(words, "floor", 0),
             "priority": _number(words, "priority", 0),
             "lendTo": "Anywhere" if "anywhere" in words else "SameNamespace",
