@@ -8,14 +8,17 @@ status. Standard library only: here nobody waits for vLLM's imports.
 import hmac
 import time
 import uuid
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from sluice_server.control import DesiredState, ObservedState
 from sluice_server.place import SECRET_HEADER, START_PATH, STATE_PATH, TERMINATE_PATH, Place
 
 
-class _Room(HTTPServer):
-    """What is known while vLLM waits."""
+class _Room(ThreadingHTTPServer):
+    """What is known while vLLM waits. A thread for each visitor: nobody can keep the agent out."""
+
+    daemon_threads = True
+    timeout = 0.2  # seconds after which it is looked whether vLLM may start
 
     def __init__(self, port: int, secret: str) -> None:
         self.secret = secret
@@ -42,7 +45,7 @@ class _Visit(BaseHTTPRequestHandler):
     """One request."""
 
     server: _Room
-    timeout = 5  # of one visitor: nobody can keep the others out
+    timeout = 5
 
     def do_GET(self) -> None:
         """Answer the agent; everybody else comes too early."""

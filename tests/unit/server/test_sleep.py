@@ -200,8 +200,10 @@ async def test_nobody_but_the_agent_lets_vllm_start(slot: SlotUnderTest) -> None
             async with slot.http.post(url, headers=headers) as answer:
                 assert answer.status == 503
     assert not started.done()
+    _, silent = await asyncio.open_connection("127.0.0.1", slot.place.serve_port)  # Nor does anybody keep it out.
     await slot.say("Starting")
-    await started
+    await asyncio.wait_for(started, 3)
+    silent.close()
 
 
 async def test_an_agent_that_restarts_during_a_loan_goes_on(sleeper: SlotUnderTest) -> None:
