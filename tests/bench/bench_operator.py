@@ -30,6 +30,7 @@ JOBS_A_NODE, JOBS_AN_ENGINE, REPLICAS = 10, 50, 2
 NODE_GPUS, JOB_GPUS = 8, 4
 AT_ONCE = 16
 IDLE_SECONDS = 30
+PATIENCE = 600
 POOL_DECISIONS = 'sluice_reconcile_seconds_count{kind="GPUPool"}'
 PLOT = Path(__file__).parents[2] / "docs" / "benchmarks" / "operator.png"
 
@@ -129,6 +130,7 @@ async def decided(operator: RunningOperator) -> None:
 async def measure(jobs: int) -> Found:
     """All figures of one size."""
     async with setting() as here:
+        here.scene.history.patience = PATIENCE
         await populate(here, jobs)
 
         operator, began = await starts(here)

@@ -1,7 +1,6 @@
 """An engine that sleeps while it lends, with the whole operator: what its agent reads, and what waits for its word.
 
-The node's GPUs are a device plugin's here, which would never give one to two pods: where kube-scheduler would bind the
-trainer to the GPU of the sleeping pod, a test does.
+The real scheduler binds the trainer to the GPU of the sleeping pod: both use its ResourceClaim. A test is the agent.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -13,30 +12,26 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from sluice_api.meta import API_VERSION, DEFAULT_POOL, RESTARTED_AT_ANNOTATION
+from sluice_api.meta import RESTARTED_AT_ANNOTATION, slot_gpus_name
 from sluice_api.pods import TOKEN_AUDIENCE
 from sluice_api.reports import ENGINE_REPORTS_PATH
-from tests.integration.claim_scene import ClaimScene, is_bindable, is_gated, is_going
+from tests.integration.claim_scene import ClaimScene, is_gated, is_going
 from tests.integration.conftest import MakeOperator
-from tests.integration.history import SLUICE
+from tests.integration.dra import Devices, devices
 from tests.integration.nodes import Nodes
 from tests.integration.progress_scene import Kube
 from tests.integration.running_operator import RunningOperator
 
 pytestmark = pytest.mark.integration
 
-PLACE = f"{SLUICE}/gpupools/{DEFAULT_POOL}"
 Body = dict[str, Any]
 
 
 @pytest_asyncio.fixture
-async def shared(kube: Kube, nodes: Nodes, namespace: str) -> AsyncIterator[str]:
-    """A node of two GPUs in a pool where two pods can have the same ones."""
-    spec = {"sharing": {"mode": "DRA"}}
-    body = {"apiVersion": API_VERSION, "kind": "GPUPool", "metadata": {"name": DEFAULT_POOL}, "spec": spec}
-    await kube.call("POST", f"{SLUICE}/gpupools", body)
-    yield await nodes.add(f"{namespace}-n1", gpus=2)
-    await kube.call("DELETE", PLACE)
+async def there(kube: Kube, namespace: str, nodes: Nodes) -> AsyncIterator[Devices]:
+    """A node of two GPUs. A test names it first: its pool is there until the operator has ended."""
+    async with devices(kube, namespace, nodes, 2, f"{namespace}-1") as made:
+        yield made
 
 
 @dataclass
@@ -46,7 +41,6 @@ class Loan:
     scene: ClaimScene
     kube: Kube
     running: RunningOperator
-    node: str
     _sequence: Iterator[int] = field(default_factory=lambda: iter(range(time_ns() // 1_000_000, 2**62)))
 
     @property
@@ -85,25 +79,23 @@ class Loan:
         pod: Body = await self.scene.pod_of("tone")
         assert is_gated(pod)
         await self.agent_says(self.slot["pod"], asleep=True)
-        await self.scene.history.until(lambda: is_bindable(self.scene.pod("tone") or pod), "the trainer may come")
-        name, target = {"name": pod["metadata"]["name"]}, {"apiVersion": "v1", "kind": "Node", "name": self.node}
-        path = f"/api/v1/namespaces/{self.scene.namespace}/pods/{name['name']}/binding"
-        await self.kube.call("POST", path, {"metadata": name, "target": target})
         return await self.scene.running("tone")
 
 
 @pytest_asyncio.fixture
-async def loan(scene: ClaimScene, shared: str, operator: MakeOperator, kube: Kube) -> Loan:
+async def loan(there: Devices, scene: ClaimScene, operator: MakeOperator, kube: Kube) -> Loan:
     running = operator()
-    await scene.engine("chat", replicas=2, policy="Sleep")
+    await scene.engine("chat", replicas=2, policy="Sleep", pool=there.pool)
     await scene.serves(2)
-    await scene.job("tone")
-    return Loan(scene, kube, running, shared)
+    await scene.job("tone", pool=there.pool)
+    return Loan(scene, kube, running)
 
 
-async def test_a_slot_keeps_its_pod_and_wakes_when_the_trainers_is_gone(loan: Loan) -> None:
+async def test_a_slot_keeps_its_pod_and_wakes_when_the_trainers_is_gone(there: Devices, loan: Loan) -> None:
     scene = loan.scene
     trainer = await loan.trains()
+    claim = (await there.claims())[slot_gpus_name("chat", loan.slot["index"])]
+    assert {user["name"] for user in claim["status"]["reservedFor"]} == {trainer["metadata"]["name"], loan.slot["pod"]}
     await scene.history.until(lambda: scene.lent() == 1, "the slot is lent")
     assert loan.slot["state"] == "Lent"
     assert [*scene.sizes().values()] == [1, 1]
@@ -124,7 +116,7 @@ async def test_a_slot_keeps_its_pod_and_wakes_when_the_trainers_is_gone(loan: Lo
     assert not stopped
 
 
-async def test_nothing_wakes_while_the_operator_is_down(loan: Loan, operator: MakeOperator) -> None:
+async def test_nothing_wakes_while_the_operator_is_down(there: Devices, loan: Loan, operator: MakeOperator) -> None:
     scene = loan.scene
     trainer = await loan.trains()
     await scene.history.until(lambda: loan.slot.get("state") == "Lent", "the slot is lent")
