@@ -18,6 +18,7 @@ from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation import allocate, pending
 from sluice_operator.plan.borrowing import Held, Market
 from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.kept import Kept
 from sluice_operator.plan.placement import place
 from sluice_operator.plan.pools import find_pool
 
@@ -70,7 +71,7 @@ def choices(world: World) -> list[float]:
     for job in [job for job in pending(world, pool, NOW) if job.spec.scheduling.policy == "Preempt"][:PLACEMENTS]:
         terms = market.terms(job, quota=_UNBOUND, held=Held())
         began = time.perf_counter()
-        place(world, stock, job, terms, (), NOW)
+        place(world, stock, job, terms, Kept(), NOW)
         took.append((time.perf_counter() - began) * 1000)
     return sorted(took)
 

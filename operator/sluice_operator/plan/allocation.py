@@ -41,11 +41,11 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
     """Give each pending job its claim, or the reason why it waits.
 
     Nothing overtakes a job that waits, unless it provably can't delay it: what the waiting job could
-    use, every node that is large enough, every slot that may be lent to it and its part of a quota, is
-    out of reach for those behind it. A job that its namespace's quota holds back can use none of it, so
-    it holds back its namespace's other jobs only. One that asks for nodes may use free GPUs only, but in
-    a while the others too: they are kept for it meanwhile. A guest can use no GPUs, only the slots of its
-    namespace, so it holds back guests and borrowers there.
+    use, the free GPUs of every node that is large enough and so much else of it, every slot that may be
+    lent to it and its part of a quota, is out of reach for those behind it. A job that its namespace's
+    quota holds back can use none of it, so it holds back its namespace's other jobs only. One that asks
+    for nodes may use free GPUs only, but in a while the others too: they are kept for it meanwhile. A
+    guest can use no GPUs, only the slots of its namespace, so it holds back guests and borrowers there.
     """
     stock = take_stock(world, pool)
     market = Market(world, stock, now)
@@ -67,7 +67,7 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
             continue
         terms = market.terms(job, quota, mine.plus(0, theirs.borrowed))
         ways = FREE_ONLY if asks(job, now) else replace(terms, lenders=terms.lenders - kept.lenders)
-        claim = place(world, stock, job, ways, kept.nodes, now)
+        claim = place(world, stock, job, ways, kept, now)
         if claim is not None:
             claims[key_of(job)] = claim
             held[namespace] = with_claim(world, mine, claim)

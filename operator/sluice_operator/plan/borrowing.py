@@ -10,7 +10,7 @@ from sluice_api.scheduling import Policy
 from sluice_operator.observe.world import World
 from sluice_operator.plan.guests import hosts, is_guest
 from sluice_operator.plan.inventory import Stock, borrowed_on, engines_of
-from sluice_operator.plan.lending import lending_refusal
+from sluice_operator.plan.lending import PASSING, lending_refusal
 
 UNBOUNDED = 1_000_000
 
@@ -33,6 +33,8 @@ class Terms:
 
     lenders: frozenset[str] = frozenset()
     """Uids of the engines that lend to it; for a guest, of those beside whose replicas it may train."""
+    later: frozenset[str] = frozenset()
+    """Uids of those that will lend to it by the passing of time, or when there is less to do."""
     most: int = 0
     """GPUs."""
     displaces: bool = True
@@ -54,7 +56,7 @@ class Market:
         self._stock = stock
         self._engines = engines_of(world, stock.pool)
         self._now = now
-        self._known: dict[tuple[str, int, int], frozenset[str]] = {}
+        self._known: dict[tuple[str, int, int], tuple[frozenset[str], frozenset[str]]] = {}
 
     def terms(self, job: FineTuneJob, quota: NamespaceQuota, held: Held) -> Terms:
         """A job's terms; those of a job that can't borrow have no lenders."""
@@ -66,9 +68,16 @@ class Market:
             return Terms()
         alike = job.metadata.namespace, job.spec.scheduling.priority, job.spec.resources.nodes
         if alike not in self._known:
-            lend = (e for e in self._engines if lending_refusal(self._world, self._stock, e, job, self._now) is None)
-            self._known[alike] = frozenset(engine.metadata.uid for engine in lend)
-        return Terms(self._known[alike], most)
+            said = {
+                engine.metadata.uid: lending_refusal(self._world, self._stock, engine, job, self._now)
+                for engine in self._engines
+            }
+            now, later = (
+                (uid for uid, no in said.items() if no is None),
+                (uid for uid, no in said.items() if no in PASSING),
+            )
+            self._known[alike] = frozenset(now), frozenset(later)
+        return Terms(*self._known[alike], most)
 
 
 def held_by_namespace(world: World, stock: Stock) -> dict[str, Held]:

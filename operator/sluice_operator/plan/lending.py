@@ -15,6 +15,9 @@ from sluice_operator.plan.slots import existing, pod_of, serves, sleeps
 LOOK_AT_LOAD = timedelta(seconds=5)
 """How often what depends on an engine's load is decided again."""
 
+PASSING = frozenset({Reason.ENGINE_COOLS_DOWN, Reason.ENGINE_IN_DEMAND, Reason.ENGINE_LENDS_LATER})
+"""Refusals that end by themselves."""
+
 
 def lending_refusal(
     world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJob, now: datetime

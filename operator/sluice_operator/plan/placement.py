@@ -1,7 +1,7 @@
 """Where a job's pods go: the nodes, the slots that it borrows, the training of lower priority whose place it takes."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -19,6 +19,7 @@ from sluice_operator.plan.fit import lack_on
 from sluice_operator.plan.guests import best_beside, is_guest
 from sluice_operator.plan.interruption import attempt_ref, may_displace
 from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock
+from sluice_operator.plan.kept import Kept
 from sluice_operator.plan.outcomes import all_outcomes
 from sluice_operator.plan.sharing import share_of
 from sluice_operator.plan.slots import sleeps
@@ -62,7 +63,7 @@ class Group:
     stock: Stock
     job: FineTuneJob
     terms: Terms
-    kept: Collection[str]
+    kept: Kept
     now: datetime
     rooms: Mapping[str, Room] = field(default_factory=dict)
     leaving: frozenset[str] = frozenset()
@@ -108,16 +109,14 @@ class Group:
         )
 
 
-def place(
-    world: World, stock: Stock, job: FineTuneJob, terms: Terms, kept: Collection[str], now: datetime
-) -> Claim | None:
+def place(world: World, stock: Stock, job: FineTuneJob, terms: Terms, kept: Kept, now: datetime) -> Claim | None:
     """The best places for all of a job's pods; None while one of them has none.
 
     Pod by pod: on free GPUs before borrowed ones, and on those before another's. What a node gives to several of
     them is chosen anew as a whole, so nothing is taken there that could be spared.
 
     Args:
-        kept: nodes of which what is free is for jobs that wait in front of it. While there are any, nobody gives way.
+        kept: for jobs that wait in front of it. While they could use any node, nobody gives way.
     """
     group = _filled(Group(world, stock, job, terms, kept, now))
     if group and group.going and len(group.claim.nodes) > 1:  # who ends leaves room on other nodes too: that first
@@ -182,21 +181,13 @@ def _ways(group: Group) -> list[Way]:
     if is_guest(group.stock.pool, group.job):
         return [_beside] if group.terms.lenders else []
     ways: list[Way] = []
-    if not group.kept or _is_free_outside(group):
+    if not group.kept.nodes or group.kept.leaves_free(group.stock, group.job):
         ways += [_free, _in_place_of_leavers] if group.going else [_free]
     if group.terms.most > 0 and group.terms.lenders:
         ways.append(_lent)
-    if group.terms.displaces and not group.kept:
+    if group.terms.displaces and not group.kept.nodes:
         ways.append(_instead)
     return ways
-
-
-def _is_free_outside(group: Group) -> bool:
-    """Whether any node that is not kept has GPUs for a pod."""
-    nodes, kept = group.stock.nodes, group.kept
-    return len(kept) < len(nodes) and any(
-        node.free >= group.job.spec.resources.gpus for name, node in nodes.items() if name not in kept
-    )
 
 
 def _next_room(group: Group, nodes: Sequence[NodeStock], ways: Sequence[Way]) -> Room | None:
@@ -210,7 +201,8 @@ def _next_room(group: Group, nodes: Sequence[NodeStock], ways: Sequence[Way]) ->
             if room is not None:
                 rooms.append(room)
         for room in sorted(rooms, key=lambda room: _cost(group, room)):
-            if not lack_on(group.world, room.node, group.job, _leaving(group.world, room), room.pods):
+            kept = group.kept.room_on(room.node)
+            if not lack_on(group.world, room.node, group.job, _leaving(group.world, room), room.pods, kept):
                 return room
     return None
 
@@ -225,7 +217,7 @@ def _cost(group: Group, room: Room) -> tuple[int, int, int, int, str]:
 
 def _free(group: Group, node: NodeStock, pods: int) -> Room | None:
     """Room among what nobody has."""
-    if node.name in group.kept:
+    if node.name in group.kept.nodes:
         return None
     return Room(node, pods) if node.free >= pods * group.job.spec.resources.gpus else None
 
@@ -238,7 +230,7 @@ def _beside(group: Group, node: NodeStock, pods: int) -> Room | None:
 
 def _lent(group: Group, node: NodeStock, pods: int) -> Room | None:
     """Room with slots that are lent, and what is spare unless it belongs to those in front."""
-    spare = min(0, node.soon) if node.name in group.kept else node.soon
+    spare = min(0, node.soon) if node.name in group.kept.nodes else node.soon
     lacking = pods * group.job.spec.resources.gpus - spare
     if not 0 < lacking <= group.terms.most or sum(slot.gpus for slot in node.slots) < lacking:
         return None

@@ -1,6 +1,6 @@
 """Whether a pod fits a node for every reason but GPUs: cpu, memory, disk, pods, volumes."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 
 from sluice_api.finetunejob import FineTuneJob, JobResources
 from sluice_api.meta import SCALE_UP_LABEL
@@ -87,6 +87,11 @@ def most_pods(node: NodeView, there: int, gpus: int, need: Resources) -> int:
         return 0
     rooms = [node.allocatable.get(counted, 0) // need[counted] for counted in COUNTED if need.get(counted)]
     return min(there // gpus, *rooms)
+
+
+def like(node: NodeView) -> Hashable:
+    """What decides how much an empty node takes: the same for nodes that are alike."""
+    return (*(node.allocatable.get(counted, 0) for counted in COUNTED), node.labels.get(GPU_MEMORY_LABEL, ""))
 
 
 def _too_small(node: NodeView, need: Resources) -> str:

@@ -200,6 +200,15 @@ def test_a_node_short_of_memory_is_never_drained_for() -> None:
     assert "n1 lacks memory: needs 8Gi, 2Gi of 64Gi is left" in message
 
 
+@pytest.mark.parametrize(("memory", "expected"), [("20Gi", "takes chat/0"), ("30Gi", "waits BehindInQueue")])
+def test_who_borrows_behind_another_leaves_it_the_memory_that_it_needs(memory: str, expected: str) -> None:
+    """Found in review: the one in front had its GPU at last, and no memory beside the one that had gone ahead."""
+    town = parse("pool: 2 gpus | x: needs 1, on n1 | chat: 1 replicas")
+    town.job("f", scheduling={"policy": "Queue", "priority": 9}, resources={"memory": "40Gi"})
+    town.job("b", resources={"memory": memory})
+    assert describe(allocated(town)) == f"b {expected}; f waits WaitingForGPUs"
+
+
 def test_gpus_of_a_node_that_more_are_spoken_for_than_there_are_are_lent_once() -> None:
     """Seen in a million random operations: a slot was claimed before its pod was bound, and others took its place."""
     town = parse("pool: 2 gpus | chat: 2 replicas")

@@ -235,6 +235,19 @@ def test_a_guest_keeps_no_replica_that_leaves_it_too_little() -> None:
     assert guests(town) == "b takes chat/0; c waits WaitingForShare"
 
 
+def test_a_guest_takes_no_replica_that_one_in_front_will_borrow_in_a_moment() -> None:
+    """Found in review: who waited for the end of a pause waited for the guest then."""
+    town = DraTown(1)
+    engine = town.serving("chat", "n1", preemption={**SLEEPS, "coolDownSeconds": 60})
+    slot = next(iter(town.world.slots.values()))
+    town.version += 1
+    town.put(replace(slot, resource_version=town.version, restarted_at=NOW))
+    town.job("p", scheduling={"policy": "Preempt", "priority": 5})
+    town.job("g", scheduling=SHARED)
+    assert engine.metadata.name == "chat"
+    assert guests(town) == "g waits WaitingForShare; p waits EngineCoolsDown"
+
+
 def test_guests_of_one_decision_see_each_other() -> None:
     town = DraTown(1)
     town.serving("chat", "n1", leaves=70)
