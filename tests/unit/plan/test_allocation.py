@@ -209,6 +209,13 @@ def test_who_borrows_behind_another_leaves_it_the_memory_that_it_needs(memory: s
     assert describe(allocated(town)) == f"b {expected}; f waits WaitingForGPUs"
 
 
+def test_on_a_node_that_is_too_small_for_the_one_in_front_its_memory_is_not_kept() -> None:
+    town = parse("pool: 2 1 gpus | x: needs 2, on n1")
+    town.job("f", 2, scheduling={"policy": "Queue", "priority": 9}, resources={"memory": "60Gi"})
+    town.job("b", resources={"memory": "10Gi"})
+    assert describe(allocated(town)) == "b takes n2; f waits WaitingForGPUs"
+
+
 def test_gpus_of_a_node_that_more_are_spoken_for_than_there_are_are_lent_once() -> None:
     """Seen in a million random operations: a slot was claimed before its pod was bound, and others took its place."""
     town = parse("pool: 2 gpus | chat: 2 replicas")
