@@ -116,7 +116,7 @@ def waiting_for_larger_nodes(world: World, pool: GPUPool, now: datetime) -> list
     found = [
         job
         for job in jobs
-        if refusal(world, job) and _is_ready(world, job, now, nodes_may_come=True) and not live_claims_of(world, job)
+        if refusal(world, job) and is_pending(world, job, now, nodes_may_come=True) and not live_claims_of(world, job)
     ]
     return sorted(found, key=lambda job: place_in_queue(pool, job, now))
 
@@ -136,12 +136,12 @@ def place_in_queue(pool: GPUPool, job: FineTuneJob, now: datetime) -> tuple[int,
     return (-priority, str(job.metadata.creation_timestamp), job.metadata.uid)
 
 
-def is_pending(world: World, job: FineTuneJob, now: datetime) -> bool:
-    """Whether a job without a claim should get GPUs as soon as there are any."""
-    return _is_ready(world, job, now)
+def is_pending(world: World, job: FineTuneJob, now: datetime, *, nodes_may_come: bool = False) -> bool:
+    """Whether a job without a claim should get GPUs as soon as there are any.
 
-
-def _is_ready(world: World, job: FineTuneJob, now: datetime, *, nodes_may_come: bool = False) -> bool:
+    Args:
+        nodes_may_come: even if it is larger than what exists.
+    """
     if job.spec.suspend or job.spec.managed_by or job.metadata.deletion_timestamp:
         return False
     if any(_trains(stage_job) for stage_job in world.stage_jobs_of.get(job.metadata.uid, {}).values()):

@@ -21,12 +21,11 @@ from sluice_operator.plan.attempts import trainer_pods
 from sluice_operator.plan.claims import LiveClaim, Phase, live_claims_on, phase
 from sluice_operator.plan.inventory import NodeStock, Stock
 from sluice_operator.plan.outcomes import GIVEN_UP, done, recorded
+from sluice_operator.plan.podless import PODS_WITHIN
 from sluice_operator.plan.room import makes_room
 
 MOST = 10
 """So many jobs of a pool ask at once, the first of the queue."""
-_PODS_WITHIN = timedelta(seconds=3)
-"""A claim has its pods by then. If not, a quota that counts the pods which ask may be why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ def plan_scale_up(world: World, stock: Stock, asking: Collection[FineTuneJob], n
     in_the_way = [pod for node in stock.nodes.values() if _somebody_comes(world, node) for pod in _on(world, node)]
     held = {pod.key for pod in mine}
     lacking = tuple(what for key, what in wanted.items() if key not in held)
-    looks = (live.stage_job.created + _PODS_WITHIN for claims in kept_for.values() for live in claims)
+    looks = (live.stage_job.created + PODS_WITHIN for claims in kept_for.values() for live in claims)
     return ScaleUp(
         make=() if any(_replica_comes(node) for node in stock.nodes.values()) else lacking,
         remove=tuple({pod.key: pod for pod in (*idle, *in_the_way)}.values()),
@@ -128,7 +127,7 @@ def _kept_for(world: World, pod: PodView, now: datetime) -> list[LiveClaim]:
 def _has_its_pods(world: World, live: LiveClaim, now: datetime) -> bool:
     """Whether a claim's pods are there, or about to be."""
     there = len(trainer_pods(world, live.stage_job)) >= len(live.claim.nodes)
-    return there or now < live.stage_job.created + _PODS_WITHIN
+    return there or now < live.stage_job.created + PODS_WITHIN
 
 
 def _somebody_comes(world: World, node: NodeStock) -> bool:

@@ -16,6 +16,7 @@ from sluice_operator.plan.allocation import allocate, next_change
 from sluice_operator.plan.holding import Limits
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job import JobDecision, plan_job
+from sluice_operator.plan.podless import PODS_WITHIN
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.scale_up import MOST, ScaleUp, plan_scale_up
 from sluice_operator.plan.waiting import Wait
@@ -284,7 +285,7 @@ def test_a_pod_keeps_the_room_for_whoever_claims_it_until_that_pod_is_bound() ->
     stage_job = town.stage_job(town.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
     assert planned(town).make == ()
     assert removed(town) == []  # its pod is about to be made
-    assert planned(town).again_at == NOW + timedelta(seconds=3)
+    assert planned(town).again_at == NOW + PODS_WITHIN
 
     pod = town.trainer_pod(stage_job)
     later = NOW + timedelta(seconds=5)
@@ -302,8 +303,8 @@ def test_a_pod_goes_for_a_claim_whose_pod_is_not_made() -> None:
     bound(town, "a", "n1")
     (claim,) = allocated(town).claims.values()
     town.stage_job(town.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
-    assert removed(town, NOW + timedelta(seconds=2)) == []
-    assert removed(town, NOW + timedelta(seconds=3)) == ["a"]
+    assert removed(town, NOW + PODS_WITHIN - timedelta(seconds=1)) == []
+    assert removed(town, NOW + PODS_WITHIN) == ["a"]
 
 
 def test_a_pod_without_a_node_goes_as_soon_as_its_job_has_a_claim() -> None:
