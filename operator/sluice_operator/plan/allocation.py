@@ -79,7 +79,7 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
             waiting.append(job)
             kept.keep(stock, job, terms)
     oversized = waiting_for_larger_nodes(world, pool, now)
-    waits.update({key_of(job): scaling_up(stock, job, [], now, _too_large(world, job)) for job in oversized})
+    waits.update({key_of(job): scaling_up(world, stock, job, [], now, _too_large(world, job)) for job in oversized})
     asking = [job for job in (*waiting[:EXPLAINED], *oversized) if asks(job, now)]
     return Allocation(claims, waits, tuple(asking[:MOST]), again_at)
 
@@ -97,7 +97,7 @@ def _why_it_waits(
     if len(waiting) >= EXPLAINED:
         return far_behind(stock.pool, job, len(waiting))
     if asks(job, now):
-        return scaling_up(stock, job, waiting, now)
+        return scaling_up(world, stock, job, waiting, now)
     ahead = [other for other in waiting if contend(stock.pool, other, job)]
     return explain(world, stock, job, terms, ahead, gives_way, now)
 
