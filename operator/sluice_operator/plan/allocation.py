@@ -79,7 +79,7 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
             waiting.append(job)
             kept.keep(stock, job, terms)
     oversized = waiting_for_larger_nodes(world, pool, now)
-    waits.update({key_of(job): scaling_up(stock, job, [], now, _too_large(world, job)) for job in oversized})
+    waits.update({key_of(job): scaling_up(world, stock, job, [], now, _too_large(world, job)) for job in oversized})
     asking = [job for job in (*waiting[:EXPLAINED], *oversized) if asks(job, now)]
     return Allocation(claims, waits, tuple(asking[:MOST]), again_at)
 
@@ -97,7 +97,7 @@ def _why_it_waits(
     if len(waiting) >= EXPLAINED:
         return far_behind(stock.pool, job, len(waiting))
     if asks(job, now):
-        return scaling_up(stock, job, waiting, now)
+        return scaling_up(world, stock, job, waiting, now)
     ahead = [other for other in waiting if contend(stock.pool, other, job)]
     return explain(world, stock, job, terms, ahead, gives_way, now)
 
@@ -116,7 +116,7 @@ def waiting_for_larger_nodes(world: World, pool: GPUPool, now: datetime) -> list
     found = [
         job
         for job in jobs
-        if refusal(world, job) and _is_ready(world, job, now, nodes_may_come=True) and not live_claims_of(world, job)
+        if refusal(world, job) and is_pending(world, job, now, nodes_may_come=True) and not live_claims_of(world, job)
     ]
     return sorted(found, key=lambda job: place_in_queue(pool, job, now))
 
@@ -136,12 +136,12 @@ def place_in_queue(pool: GPUPool, job: FineTuneJob, now: datetime) -> tuple[int,
     return (-priority, str(job.metadata.creation_timestamp), job.metadata.uid)
 
 
-def is_pending(world: World, job: FineTuneJob, now: datetime) -> bool:
-    """Whether a job without a claim should get GPUs as soon as there are any."""
-    return _is_ready(world, job, now)
+def is_pending(world: World, job: FineTuneJob, now: datetime, *, nodes_may_come: bool = False) -> bool:
+    """Whether a job without a claim should get GPUs as soon as there are any.
 
-
-def _is_ready(world: World, job: FineTuneJob, now: datetime, *, nodes_may_come: bool = False) -> bool:
+    Args:
+        nodes_may_come: even if it is larger than what exists.
+    """
     if job.spec.suspend or job.spec.managed_by or job.metadata.deletion_timestamp:
         return False
     if any(_trains(stage_job) for stage_job in world.stage_jobs_of.get(job.metadata.uid, {}).values()):

@@ -11,6 +11,7 @@ from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.attempts import trainer_pods
 from sluice_operator.plan.claims import LiveClaim, Phase, node_of, overlapped_by
 from sluice_operator.plan.interruption import interruption
+from sluice_operator.plan.podless import PODS_WITHIN
 from sluice_operator.plan.proof import doubt, is_gated, phase_of
 from sluice_operator.plan.sleeping import agents_word, is_awake, told_since
 from sluice_operator.plan.slots import is_drained
@@ -26,8 +27,6 @@ _STALL_GRACE = timedelta(seconds=60)
 class Limits:
     """How long a claim may take for each step."""
 
-    pod: timedelta = timedelta(seconds=3)
-    """Until its pod exists; then quota or admission is said to refuse it."""
     bind: timedelta = timedelta(seconds=60)
     """From the gate's removal to the node; and for a claim that can't be proven, to be proven."""
     sleep: timedelta = timedelta(seconds=90)
@@ -78,7 +77,7 @@ def _prove(world: World, live: LiveClaim, now: datetime, limits: Limits, refused
     found = doubt(world, live)
     reason, message = found or (Reason.CLAIMED, "")
     age = now - live.stage_job.created
-    if len(pods) < len(live.claim.nodes) and age >= limits.pod and reason is Reason.CLAIMED:
+    if len(pods) < len(live.claim.nodes) and age >= PODS_WITHIN and reason is Reason.CLAIMED:
         reason = Reason.QUOTA_EXCEEDED
         which = "The training pod is" if len(live.claim.nodes) == 1 else "A training pod is"
         message = f"{which} refused, so nothing is drained: {refused_pod or 'see the events of the Job.'}"

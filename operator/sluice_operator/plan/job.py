@@ -18,6 +18,7 @@ from sluice_operator.plan.deadlines import waiting_ends, warning
 from sluice_operator.plan.estimate import ends_at
 from sluice_operator.plan.holding import IMAGE_TROUBLE, Limits, Step, advance
 from sluice_operator.plan.outcomes import AT_ONCE, all_outcomes, compact, done, next_attempt_at, only_node, recorded
+from sluice_operator.plan.podless import PODS_WITHIN
 from sluice_operator.plan.waiting import Wait
 
 _CONDITION = {
@@ -323,7 +324,7 @@ def _not_started(s: Situation, stage_job: StageJobView) -> tuple[Reason, str, bo
     pods = trainer_pods(s.world, stage_job)
     if not pods:
         text = s.refused_pod or "No pod was made."
-        late = s.now >= stage_job.created + s.limits.pod
+        late = s.now >= stage_job.created + PODS_WITHIN
         return (Reason.QUOTA_EXCEEDED, f"The pod is refused: {text}", over) if late else None
     pod = pods[-1]
     if pod.waiting_reason in IMAGE_TROUBLE:

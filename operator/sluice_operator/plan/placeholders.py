@@ -8,7 +8,7 @@ borrower, which has those GPUs, it would count twice.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.meta import SLOT_LABEL, STAGE_LABEL
@@ -16,12 +16,10 @@ from sluice_api.stages import Stage
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, oldest_first
 from sluice_operator.plan.claims import live_claims_on
+from sluice_operator.plan.podless import starts_until
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.room import holding
 from sluice_operator.plan.slots import SlotPlan, pod_of
-
-_POD_WITHIN = timedelta(seconds=5)
-"""A slot that has started has its pod by then. If not, a quota that counts the placeholder too may be why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ def plan_placeholders(world: World, engine: InferenceEngine, plans: Sequence[Slo
     by_dra = pool is not None and pool.spec.by_dra
     lent = {plan.index: plan.node for plan in plans if plan.lent_to and not by_dra}
     pods_due = {
-        plan.index: _pod_due(engine, plan, now)
+        plan.index: starts_until(engine, plan.index, None, now)
         for plan in plans
         if plan.size and not plan.lent_to and plan.index in held and not _next_pod(world, engine, plan)
     }
@@ -68,13 +66,6 @@ def _placeholders(world: World, engine: InferenceEngine) -> dict[int, PodView]:
     """Those of an engine, by slot: a placeholder's name is the slot's, so there is one at most."""
     held = world.placeholders.get((engine.metadata.namespace, engine.metadata.name), {}).values()
     return {int(pod.labels[SLOT_LABEL]): pod for pod in oldest_first(held) if not pod.deleting}
-
-
-def _pod_due(engine: InferenceEngine, plan: SlotPlan, now: datetime) -> datetime:
-    """When a slot that starts has its pod at the latest, counted from when the engine's status first said so."""
-    said = next((slot for slot in engine.status.slots if slot.index == plan.index), None)
-    since = said.since if said and (said.state, said.pod) == (plan.state, "") else None
-    return (since or now) + _POD_WITHIN
 
 
 def _next_pod(world: World, engine: InferenceEngine, plan: SlotPlan) -> PodView | None:

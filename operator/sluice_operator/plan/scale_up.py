@@ -12,21 +12,20 @@ from datetime import datetime, timedelta
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, SharingMode
-from sluice_api.meta import scale_up_name
+from sluice_api.meta import SCALE_UP_LABEL, scale_up_name
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import World
-from sluice_operator.plan.attempts import trainer_pods
-from sluice_operator.plan.claims import LiveClaim, Phase, live_claims_on, phase
+from sluice_operator.plan.claims import Phase, live_claims_on, phase
 from sluice_operator.plan.inventory import NodeStock, Stock
 from sluice_operator.plan.outcomes import GIVEN_UP, done, recorded
+from sluice_operator.plan.podless import pods_due, starts_until, starved
 from sluice_operator.plan.room import makes_room
+from sluice_operator.plan.slots import pod_of
 
 MOST = 10
 """So many jobs of a pool ask at once, the first of the queue."""
-_PODS_WITHIN = timedelta(seconds=3)
-"""A claim has its pods by then. If not, a quota that counts the pods which ask may be why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +81,24 @@ def scale_up_refusal(pool: GPUPool, job: FineTuneJob) -> tuple[Reason, str] | No
 def plan_scale_up(world: World, stock: Stock, asking: Collection[FineTuneJob], now: datetime) -> ScaleUp:
     """Keep one pod for each training pod of each job that asks, and none where it would be in somebody's way.
 
-    None is made while an engine's replica is about to start: it would be faster than the replica's own pod.
+    None, of whatever pool, where somebody of its namespace lacks a pod: a quota that counts both may be why. And none
+    is made while an engine's replica is about to start: it would be faster than the replica's own pod.
     """
-    wanted = {_key(job, index): (job, index) for job in asking for index in range(job.spec.resources.nodes)}
-    mine = [pod for pod in scale_ups_of(world, stock.pool.metadata.name) if not pod.deleting]
-    kept_for = {pod.key: _kept_for(world, pod, now) for pod in mine if pod.key not in wanted}
-    idle = [pod for pod in mine if _is_spent(stock, pod) or (pod.key not in wanted and not kept_for[pod.key])]
-    in_the_way = [pod for node in stock.nodes.values() if _somebody_comes(world, node) for pod in _on(world, node)]
-    held = {pod.key for pod in mine}
-    lacking = tuple(what for key, what in wanted.items() if key not in held)
-    looks = (live.stage_job.created + _PODS_WITHIN for claims in kept_for.values() for live in claims)
+    pods = [pod for pool in world.scale_ups for pod in scale_ups_of(world, pool) if not pod.deleting]
+    namespaces = {*(job.metadata.namespace for job in asking), *(pod.key.namespace for pod in pods)}
+    hungry = {namespace for namespace in namespaces if starved(world, namespace, now)}
+    able = [job for job in asking if job.metadata.namespace not in hungry]
+    wanted = {_key(job, index): (job, index) for job in able for index in range(job.spec.resources.nodes)}
+    mine = {pod.key: pod for pod in pods if pod.labels[SCALE_UP_LABEL] == stock.pool.metadata.name}
+    spent = [pod for pod in mine.values() if _is_spent(stock, pod)]
+    idle = [pod for key, pod in mine.items() if key not in wanted and not _keeps_room(world, pod)]
+    in_the_way = [pod for pod in pods if pod.key.namespace in hungry or _is_in_the_way(world, stock, pod, now)]
+    lacking = tuple(what for key, what in wanted.items() if key not in mine)
+    coming = [until for node in stock.nodes.values() for until in _replicas_come(world, node, now)] if lacking else []
+    looks = [*coming, *(due[0] for namespace in namespaces if (due := pods_due(world).get(namespace)))]
     return ScaleUp(
-        make=() if any(_replica_comes(node) for node in stock.nodes.values()) else lacking,
-        remove=tuple({pod.key: pod for pod in (*idle, *in_the_way)}.values()),
+        make=() if coming else lacking,
+        remove=tuple({pod.key: pod for pod in (*spent, *idle, *in_the_way)}.values()),
         again_at=min((at for at in looks if at > now), default=None),
     )
 
@@ -113,29 +117,28 @@ def _is_spent(stock: Stock, pod: PodView) -> bool:
     return pod.ended or (pod.node in stock.nodes and bool(stock.nodes[pod.node].refusal))
 
 
-def _on(world: World, node: NodeStock) -> Iterator[PodView]:
-    """Scale-up pods on a node, of whatever pool."""
-    here = world.pods_on.get(node.name, {}).values()
-    return (pod for pod in here if makes_room(world, pod) and not pod.deleting)
-
-
-def _kept_for(world: World, pod: PodView, now: datetime) -> list[LiveClaim]:
-    """The claims on a pod's node whose pods are still gated: until they are bound it keeps the room from strangers."""
+def _keeps_room(world: World, pod: PodView) -> bool:
+    """Whether a pod is on the node of a claim whose pods are still gated: until they are bound, strangers stay out."""
     claims = live_claims_on(world, pod.node) if pod.node else []
-    return [live for live in claims if phase(world, live) is Phase.PROVING and _has_its_pods(world, live, now)]
+    return any(phase(world, live) is Phase.PROVING for live in claims)
 
 
-def _has_its_pods(world: World, live: LiveClaim, now: datetime) -> bool:
-    """Whether a claim's pods are there, or about to be."""
-    there = len(trainer_pods(world, live.stage_job)) >= len(live.claim.nodes)
-    return there or now < live.stage_job.created + _PODS_WITHIN
+def _is_in_the_way(world: World, stock: Stock, pod: PodView, now: datetime) -> bool:
+    """Whether a trainer is nominated to a pod's node, or a replica is about to start there."""
+    node = stock.nodes.get(pod.node)
+    if node is None:
+        return False
+    return any(phase(world, live) is Phase.BINDING for live in node.claims) or any(_replicas_come(world, node, now))
 
 
-def _somebody_comes(world: World, node: NodeStock) -> bool:
-    """Whether a trainer is nominated to a node, or a replica is about to start there."""
-    return _replica_comes(node) or any(phase(world, live) is Phase.BINDING for live in node.claims)
+def _replicas_come(world: World, node: NodeStock, now: datetime) -> Iterator[datetime]:
+    """Until when each replica is waited for that has room on a node and is not bound to it yet.
 
-
-def _replica_comes(node: NodeStock) -> bool:
-    """Whether there is room on a node for a replica whose pod is not there yet."""
-    return any(slot.pod is None for slot in node.slots)
+    One that has not come by then is kept away by something else than our pods.
+    """
+    for slot in node.slots:
+        if slot.pod is None:
+            pod = pod_of(world, slot.engine, slot.slot.index)
+            until = starts_until(slot.engine, slot.slot.index, pod, now)
+            if now < until:
+                yield until

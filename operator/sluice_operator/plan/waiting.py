@@ -20,6 +20,7 @@ from sluice_operator.plan.interruption import Departure
 from sluice_operator.plan.inventory import Stock
 from sluice_operator.plan.lending import cooled_down, lending_refusal, window_opens
 from sluice_operator.plan.outcomes import waits_since
+from sluice_operator.plan.podless import starved
 from sluice_operator.plan.scale_up import asks_until
 from sluice_operator.plan.sleeping import sleep_refusal
 from sluice_operator.plan.slots import floor_of
@@ -60,7 +61,9 @@ def over_quota(pool: GPUPool, job: FineTuneJob, quota: NamespaceQuota, held: Hel
     )
 
 
-def scaling_up(stock: Stock, job: FineTuneJob, waiting: list[FineTuneJob], now: datetime, too_large: str = "") -> Wait:
+def scaling_up(
+    world: World, stock: Stock, job: FineTuneJob, waiting: list[FineTuneJob], now: datetime, too_large: str = ""
+) -> Wait:
     """Why a job waits that asks for nodes before it borrows.
 
     Args:
@@ -70,8 +73,14 @@ def scaling_up(stock: Stock, job: FineTuneJob, waiting: list[FineTuneJob], now: 
     then = (
         "borrows from engines" if job.spec.scheduling.policy is Policy.PREEMPT else "asks for none and goes on waiting"
     )
+    lacking = starved(world, job.metadata.namespace, now)
+    asks = (
+        f"asks for no nodes while {lacking} has no pod, as a quota may count both, and"
+        if lacking
+        else "asks for nodes and"
+    )
     parts = [
-        f"{_asked(stock.pool, job)}. It asks for nodes and borrows nothing until {until} (scheduling.scaleUpFirst).",
+        f"{_asked(stock.pool, job)}. It {asks} borrows nothing until {until} (scheduling.scaleUpFirst).",
         too_large,
         f"{_short(waiting[0].metadata.full_name, job)} is in front." if waiting else "",
         f"Next: a node is added, or GPUs come free; from then on it {'is refused' if too_large else then}.",

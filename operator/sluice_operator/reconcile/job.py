@@ -14,6 +14,7 @@ from sluice_operator.plan.attempts import trainer_pods
 from sluice_operator.plan.holding import Limits
 from sluice_operator.plan.job import JobDecision, job_of, plan_job
 from sluice_operator.plan.job_status import job_status
+from sluice_operator.plan.podless import PODS_WITHIN
 from sluice_operator.plan.waiting import Wait
 from sluice_operator.reconcile.begin import begin_attempt
 from sluice_operator.reconcile.status import until, write_status
@@ -78,7 +79,7 @@ async def _refused_pod(key: Key, store: Store, cluster: Cluster, now: datetime) 
     if job is None:
         return ""
     for stage in world.stage_jobs_of.get(job.metadata.uid, {}).values():
-        young = now - stage.created < Limits().pod
+        young = now - stage.created < PODS_WITHIN
         if not stage.finished and not stage.deleting and not young and not trainer_pods(world, stage):
             return await cluster.failed_create(stage.key)
     return ""

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -10,15 +10,16 @@ from dev.simulate.cluster import Cluster
 from sluice_api.claim import AttemptOutcome
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
-from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import engine_key, job_key
 from sluice_operator.plan.allocation import allocate, next_change
 from sluice_operator.plan.holding import Limits
-from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.inventory import NodeStock, take_stock
 from sluice_operator.plan.job import JobDecision, plan_job
+from sluice_operator.plan.podless import PODS_WITHIN
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.scale_up import MOST, ScaleUp, plan_scale_up
 from sluice_operator.plan.waiting import Wait
+from tests.unit.plan.asking import bound, made, planned, removed
 from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe, parse
 
 LENDS = {"policy": "ScaleDown", "minReplicas": 0, "coolDownSeconds": 0, "drainTimeoutSeconds": 0}
@@ -28,23 +29,6 @@ OVER = READY + timedelta(seconds=600)
 """When a job of these worlds has asked for long enough."""
 
 
-def planned(town: Town, now: datetime = NOW) -> ScaleUp:
-    """What the pool does about scale-up pods."""
-    pool = find_pool(town.world, "default")
-    assert pool is not None
-    return plan_scale_up(town.world, take_stock(town.world, pool), allocated(town, now).asking, now)
-
-
-def made(town: Town, now: datetime = NOW) -> list[str]:
-    """The pods that it makes, as job-index."""
-    return [f"{job.metadata.name}-{index}" for job, index in planned(town, now).make]
-
-
-def removed(town: Town, now: datetime = NOW) -> list[str]:
-    """The jobs of the pods that it removes."""
-    return [pod.owner.name for pod in planned(town, now).remove if pod.owner]
-
-
 def waits(town: Town, name: str, now: datetime = NOW) -> Wait:
     return allocated(town, now).waits[job_key("team", name)]
 
@@ -52,10 +36,6 @@ def waits(town: Town, name: str, now: datetime = NOW) -> Wait:
 def decide(town: Town, name: str, now: datetime = NOW) -> JobDecision:
     found = allocated(town, now).waits.get(job_key("team", name))
     return plan_job(town.world, town.world.jobs[job_key("team", name)], now, Limits(), found)
-
-
-def bound(town: Town, name: str, node: str, index: int = 0) -> PodView:
-    return town.scale_up_pod(town.world.jobs[job_key("team", name)], index, node)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +264,7 @@ def test_a_pod_keeps_the_room_for_whoever_claims_it_until_that_pod_is_bound() ->
     stage_job = town.stage_job(town.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
     assert planned(town).make == ()
     assert removed(town) == []  # its pod is about to be made
-    assert planned(town).again_at == NOW + timedelta(seconds=3)
+    assert planned(town).again_at == NOW + PODS_WITHIN
 
     pod = town.trainer_pod(stage_job)
     later = NOW + timedelta(seconds=5)
@@ -302,8 +282,8 @@ def test_a_pod_goes_for_a_claim_whose_pod_is_not_made() -> None:
     bound(town, "a", "n1")
     (claim,) = allocated(town).claims.values()
     town.stage_job(town.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
-    assert removed(town, NOW + timedelta(seconds=2)) == []
-    assert removed(town, NOW + timedelta(seconds=3)) == ["a"]
+    assert removed(town, NOW + PODS_WITHIN - timedelta(seconds=1)) == []
+    assert removed(town, NOW + PODS_WITHIN) == ["a"]
 
 
 def test_a_pod_without_a_node_goes_as_soon_as_its_job_has_a_claim() -> None:
@@ -347,6 +327,32 @@ def allocated_in(town: Town, name: str) -> dict[str, Any]:
     pool = find_pool(town.world, name)
     assert pool is not None
     return {key.name: claim for key, claim in allocate(town.world, pool, NOW).claims.items()}
+
+
+def test_a_pod_on_gpus_that_are_kept_for_a_job_in_front_stays_there() -> None:
+    """Or it would be made again, to be bound there again."""
+    town = parse("pool: 2 gpus | x: needs 1, on n1 | f: needs 2 | b: needs 1, scales")
+    bound(town, "b", "n1")
+    assert describe(allocated(town)) == "b waits ScalingUp; f waits WaitingForGPUs"
+    assert planned(town) == ScaleUp()
+
+
+class Unread(dict[str, NodeStock]):
+    """Nodes that nobody may go through."""
+
+    def values(self) -> NoReturn:
+        raise AssertionError("looks at every node")
+
+
+def test_where_nobody_asks_no_node_is_looked_at() -> None:
+    town = parse("pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales")
+    pool = find_pool(town.world, "default")
+    assert pool is not None
+    stock = take_stock(town.world, pool)
+    unread = replace(stock, nodes=Unread(stock.nodes))
+    assert plan_scale_up(town.world, unread, (), NOW) == ScaleUp()
+    bound(town, "a", "n1")
+    assert [pod.node for pod in plan_scale_up(town.world, unread, (), NOW).remove] == ["n1"]
 
 
 # The whole of it
