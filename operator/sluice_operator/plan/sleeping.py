@@ -124,8 +124,16 @@ def being_used(world: World, engine: InferenceEngine) -> dict[int, str]:
     A claim is over the moment its job is suspended or deleted, its pod has memory of the GPUs until it is gone. A
     vLLM that wakes before finds too little, and does not come back from that. What the engine's policy says by now
     changes nothing of it, nor does a slot that has stopped: where DRA serves the GPUs, its next pod would not have to
-    wait for them.
+    wait for them. Asked of each slot that sleeps, so worked out once a state.
     """
+    asked = (being_used, engine.metadata.uid)
+    found: dict[int, str] | None = world.worked_out.get(asked)
+    if found is None:
+        found = world.worked_out[asked] = _being_used(world, engine)
+    return found
+
+
+def _being_used(world: World, engine: InferenceEngine) -> dict[int, str]:
     found = dict(_borrowed_by_known_jobs(world, engine))
     pool = find_pool(world, engine.spec.resources.pool)
     if pool is not None and not pool.spec.by_dra:
@@ -134,7 +142,8 @@ def being_used(world: World, engine: InferenceEngine) -> dict[int, str]:
         if said.state not in _LEFT_TO_A_TRAINER or not said.lent_to or said.index in found:
             continue
         node = _home(world, engine, said.index)
-        if any(_is_stray_trainer(world, other, node) for other in world.pods.values()):
+        here = (*world.pods_on.get(node, {}).values(), *world.pods_coming.get(node, {}).values())
+        if any(_is_stray_trainer(world, other) for other in here):
             found[said.index] = said.lent_to
     return found
 
@@ -160,11 +169,9 @@ def _borrowed_by_known_jobs(world: World, engine: InferenceEngine) -> Iterator[t
                 yield slot.index, f"{stage_job.key.namespace}/{stage_job.owner.name if stage_job.owner else ''}"
 
 
-def _is_stray_trainer(world: World, pod: PodView, node: str) -> bool:
-    """Whether a pod trains on a node, or is about to, and its Job is gone with what it had claimed."""
+def _is_stray_trainer(world: World, pod: PodView) -> bool:
+    """Whether a pod that is on a node, or about to be, trains, and its Job is gone with what it had claimed."""
     if pod.labels.get(STAGE_LABEL) != Stage.TRAIN or pod.ended or is_gated(pod):
-        return False
-    if not node or node not in (pod.node, pod.nominated_node):
         return False
     stage_job = world.stage_jobs.get(Key("Job", pod.key.namespace, pod.owner.name)) if pod.owner else None
     return stage_job is None or pod.owner is None or stage_job.uid != pod.owner.uid

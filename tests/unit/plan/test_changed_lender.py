@@ -1,11 +1,16 @@
-"""An engine's policy is edited while it lends, where DRA serves the GPUs: nothing but Sluice keeps the pods apart."""
+"""Where DRA serves the GPUs nothing but Sluice keeps a replica and a trainer apart, whatever the policy is by now."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from sluice_api.inferenceengine import LendingPolicy, SlotState
 from sluice_api.meta import slot_gpus_name
 from sluice_api.reasons import Reason
-from sluice_operator.observe.views import DeviceClaimView, Key, Owner
+from sluice_operator.observe.views import DeviceClaimView, Key, Owner, PodView
+from sluice_operator.plan.sleeping import being_used
 from tests.unit.plan.test_claim_cycle import states
 from tests.unit.plan.test_sleeping import SleepingLoan
 from tests.unit.plan.worlds import NOW
@@ -109,3 +114,27 @@ def test_a_claim_whose_lender_sleeps_no_more_is_given_up_before_its_pod_is_bound
     assert decision.delete == (loan.stage_job,)
     assert f"preemption.policy is {policy} now" in decision.message
     assert sizes(loan, 3) == [1, 1]
+
+
+@pytest.mark.parametrize("pod", ["is on its node", "is nominated to it"])
+def test_a_trainer_whose_job_is_gone_is_found_without_a_look_at_every_pod(pod: str) -> None:
+    """It is asked for each slot that sleeps, whenever something has changed."""
+    loan = SleepingLoan()
+    loan.train()
+    if pod == "is nominated to it":
+        loan.put(loan.pod, node="")
+    loan.town.store.remove(loan.stage_job.key, loan.stage_job.uid)
+    world = replace(loan.town.world, pods=Unscanned(loan.town.world.pods), worked_out={})
+    assert being_used(world, loan.engine) == {1: "team/a"}
+
+
+class Unscanned(dict[Key, PodView]):
+    """Pods that one can only ask for by name."""
+
+    def values(self) -> Any:
+        raise AssertionError("every pod was looked at")
+
+    def __iter__(self) -> Iterator[Key]:
+        raise AssertionError("every pod was looked at")
+
+    items = values
