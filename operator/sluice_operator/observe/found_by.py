@@ -15,6 +15,11 @@ def node(pod: PodView) -> tuple[str, ...]:
     return (pod.node,) if pod.node else ()
 
 
+def next_node(pod: PodView) -> tuple[str, ...]:
+    """The node that it is nominated to, and not bound to yet."""
+    return (pod.nominated_node,) if pod.nominated_node and not pod.node else ()
+
+
 def where(view: SliceView | DeviceClaimView) -> tuple[str, ...]:
     """The node of its devices."""
     return (view.node,) if view.node else ()

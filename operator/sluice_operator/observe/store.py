@@ -95,15 +95,15 @@ class Store:
         self._slots: Table[SlotView] = Table()
         self._claims: Table[ClaimView] = Table()
         self._volumes: Table[VolumeView] = Table()
-        tables = (
+        self._tables: dict[str, Table[Any]] = dict(zip(KINDS, (
             self._jobs, self._engines, self._adapters, self._pools, self._namespaces, self._nodes,
             self._pods, self._stage_jobs, self._slots, self._claims, self._volumes,
             Table[BudgetView](), Table[SliceView](), Table[DeviceClaimView](),
-        )  # fmt: skip
-        self._tables: dict[str, Table[Any]] = dict(zip(KINDS, tables, strict=True))
+        ), strict=True))  # fmt: skip
 
         self._pods_of: Index[str, PodView] = Index(found_by.controller)
         self._pods_on: Index[str, PodView] = Index(found_by.node)
+        self._pods_coming: Index[str, PodView] = Index(found_by.next_node)
         self._engine_pods: Index[tuple[str, str, int], PodView] = Index(found_by.slot)
         self._placeholders: Index[tuple[str, str], PodView] = Index(found_by.reserved_for)
         self._scale_ups: Index[str, PodView] = Index(found_by.asks_in_pool)
@@ -128,7 +128,14 @@ class Store:
             ),
             "InferenceEngine": (self.links.engines_in_pool,),
             "Adapter": (self.links.adapters_on,),
-            "Pod": (self._pods_of, self._pods_on, self._engine_pods, self._placeholders, self._scale_ups),
+            "Pod": (
+                self._pods_of,
+                self._pods_on,
+                self._pods_coming,
+                self._engine_pods,
+                self._placeholders,
+                self._scale_ups,
+            ),
             "Job": (self._stage_jobs_of, self._claiming, self._claims_on, self.links.borrowing),
             "Deployment": (self._slots_of,),
             "PersistentVolumeClaim": (self.links.bound_to,),
@@ -180,6 +187,7 @@ class Store:
             volumes=MappingProxyType(self._volumes.objects),
             pods_of=self._pods_of.groups,
             pods_on=self._pods_on.groups,
+            pods_coming=self._pods_coming.groups,
             engine_pods=self._engine_pods.groups,
             placeholders=self._placeholders.groups,
             scale_ups=self._scale_ups.groups,

@@ -93,6 +93,8 @@ class World:
     """Pods by the uid of their controller: a Job's, or a ReplicaSet's."""
     pods_on: Mapping[str, Mapping[Key, PodView]] = field(default_factory=dict)
     """Pods by the name of the node that they are bound to."""
+    pods_coming: Mapping[str, Mapping[Key, PodView]] = field(default_factory=dict)
+    """Pods that are bound to none yet, by the name of the node that they are nominated to."""
     engine_pods: Mapping[tuple[str, str, int], Mapping[Key, PodView]] = field(default_factory=dict)
     """Pods by (namespace, engine, slot index)."""
     placeholders: Mapping[tuple[str, str], Mapping[Key, PodView]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from sluice_operator.plan.claims import LiveClaim, Phase, node_of, overlapped_by
 from sluice_operator.plan.interruption import interruption
 from sluice_operator.plan.podless import PODS_WITHIN
 from sluice_operator.plan.proof import doubt, is_gated, phase_of
-from sluice_operator.plan.sleeping import agents_word, is_awake, told_since
+from sluice_operator.plan.sleeping import agents_word, is_awake, sleeps_no_more, told_since
 from sluice_operator.plan.slots import is_drained
 
 IMAGE_TROUBLE = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
@@ -86,6 +86,12 @@ def _prove(world: World, live: LiveClaim, now: datetime, limits: Limits, refused
 
 
 def _drain(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step:
+    if lender := sleeps_no_more(world, live):
+        message = (
+            f"Engine {lender.metadata.name} sleeps for no job any more: its preemption.policy is "
+            f"{lender.spec.preemption.policy} now, and its GPUs are served by DRA."
+        )
+        return Step(Reason.ENGINE_MUST_SLEEP, message, give_up=True)
     busy, awake = [], []
     for slot in live.claim.borrowed:
         engine = world.engines.get(engine_key(slot.namespace, slot.engine))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from sluice_api.claim import AttemptRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import SlotState
+from sluice_api.meta import is_extended
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import GiveWay
 from sluice_operator.observe.world import World, engine_key
@@ -65,6 +66,8 @@ def why_it_stays(world: World, live: LiveClaim, job: FineTuneJob) -> str:
     """Why a claim never gives way to a job; empty if it does, now or later."""
     if live.claim.host:
         return f"it trains beside {live.claim.host} and has no GPU of its own"
+    if live.claim.borrowed and not is_extended(live.claim.resource):
+        return "it trains on replicas that sleep"  # both would have their GPUs, until it had saved its state
     mine, theirs = live.job.spec.scheduling, job.spec.scheduling
     if mine.interruption.policy is not GiveWay.TO_HIGHER_PRIORITY:
         return f"its scheduling.interruption.policy is {mine.interruption.policy}"

@@ -20,6 +20,7 @@ GIVEN_UP = frozenset(
         Reason.CLAIMED,
         Reason.NOT_BOUND,
         Reason.ENGINE_DOES_NOT_SLEEP,
+        Reason.ENGINE_MUST_SLEEP,
         Reason.QUOTA_EXCEEDED,
         Reason.UNSCHEDULABLE,
         Reason.SUSPENDED_BY_OTHER,

@@ -268,8 +268,7 @@ def _in_place_of(group: Group, node: NodeStock, pods: int, displaced: Sequence[L
     inherited: list[SlotRef] = []
     for slot in (slot for _, place in theirs for slot in place.borrowed):
         engine = group.world.engines.get(engine_key(slot.namespace, slot.engine))
-        # Of a sleeping slot both trainers would have the GPUs, until the first has saved its state.
-        if lacking > 0 and engine and engine.metadata.uid in group.terms.lenders and not sleeps(engine):
+        if lacking > 0 and engine and engine.metadata.uid in group.terms.lenders:
             inherited.append(slot)
             lacking -= engine.spec.resources.gpus
     victims = choose_victims(group.stock, node, lacking, group.terms.lenders) if lacking > 0 else ()

@@ -11,16 +11,17 @@ from datetime import datetime
 from sluice_api.claim import SlotRef
 from sluice_api.gpupool import GPUPool, SharingMode
 from sluice_api.inferenceengine import ASLEEP, AWAKE, InferenceEngine, SlotState
-from sluice_api.meta import STAGE_LABEL
+from sluice_api.meta import STAGE_LABEL, is_extended
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.attempts import trainer_pods
-from sluice_operator.plan.claims import Phase
+from sluice_operator.plan.claims import LiveClaim, Phase
+from sluice_operator.plan.devices import slot_devices
+from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import is_gated
 from sluice_operator.plan.slots import (
     SlotPlan,
-    existing,
     is_drained,
     pod_of,
     said_of,
@@ -77,6 +78,17 @@ def is_awake(world: World, engine: InferenceEngine, index: int) -> bool:
     return sleeps(engine) and slot is not None and slot.size > 0 and not is_asleep(world, engine, index)
 
 
+def sleeps_no_more(world: World, live: LiveClaim) -> InferenceEngine | None:
+    """A lender of a claim that was to sleep, and would stop now.
+
+    The claim's pod uses the slot's own GPUs, so it would start at once, beside a vLLM that still has their memory.
+    """
+    if is_extended(live.claim.resource):
+        return None
+    lenders = (world.engines.get(engine_key(slot.namespace, slot.engine)) for slot in live.claim.borrowed)
+    return next((engine for engine in lenders if engine and not sleeps(engine)), None)
+
+
 def state_on_the_way(world: World, engine: InferenceEngine, index: int, phase: Phase, now: datetime) -> SlotState:
     """The state of a slot that is about to sleep for a claim, or does."""
     if phase >= Phase.BINDING or is_asleep(world, engine, index):
@@ -107,39 +119,59 @@ def wakes(world: World, engine: InferenceEngine, plan: SlotPlan) -> bool:
 
 
 def being_used(world: World, engine: InferenceEngine) -> dict[int, str]:
-    """Slots that sleep for a trainer of which a pod is there, however its claim has ended; each with the job's name.
+    """Slots whose GPUs a trainer still uses of which a pod is there, however its claim has ended; with the job's name.
 
     A claim is over the moment its job is suspended or deleted, its pod has memory of the GPUs until it is gone. A
-    vLLM that wakes before finds too little, and does not come back from that.
+    vLLM that wakes before finds too little, and does not come back from that. What the engine's policy says by now
+    changes nothing of it, nor does a slot that has stopped: where DRA serves the GPUs, its next pod would not have to
+    wait for them. Asked of each slot that sleeps, so worked out once a state.
     """
-    if not sleeps(engine):
-        return {}
-    slots = [index for index, slot in existing(world, engine).items() if slot.size]
-    borrowed = dict(_borrowed_by_known_jobs(world, engine))
-    found = {index: borrowed[index] for index in slots if index in borrowed}
+    asked = (being_used, engine.metadata.uid)
+    found: dict[int, str] | None = world.worked_out.get(asked)
+    if found is None:
+        found = world.worked_out[asked] = _being_used(world, engine)
+    return found
+
+
+def _being_used(world: World, engine: InferenceEngine) -> dict[int, str]:
+    found = dict(_borrowed_by_known_jobs(world, engine))
+    pool = find_pool(world, engine.spec.resources.pool)
+    if pool is not None and not pool.spec.by_dra:
+        return found
     for said in engine.status.slots:
-        if said.state not in ASLEEP or said.index in found or said.index not in slots:
+        if said.state not in _LEFT_TO_A_TRAINER or not said.lent_to or said.index in found:
             continue
-        pod = pod_of(world, engine, said.index)
-        if pod and any(_is_stray_trainer(world, other, pod.node) for other in world.pods.values()):
+        node = _home(world, engine, said.index)
+        here = (*world.pods_on.get(node, {}).values(), *world.pods_coming.get(node, {}).values())
+        if any(_is_stray_trainer(world, other) for other in here):
             found[said.index] = said.lent_to
     return found
+
+
+_LEFT_TO_A_TRAINER = ASLEEP | {SlotState.STOPPING}
+
+
+def _home(world: World, engine: InferenceEngine, index: int) -> str:
+    """The node of a slot's GPUs."""
+    claim, pod = slot_devices(world, engine, index), pod_of(world, engine, index)
+    return claim.node if claim and claim.node else pod.node if pod else ""
 
 
 def _borrowed_by_known_jobs(world: World, engine: InferenceEngine) -> Iterator[tuple[int, str]]:
     here = (engine.metadata.namespace, engine.metadata.name)
     for stage_job in world.claims_from.get(here, {}).values():
-        trains = any(not pod.ended and not is_gated(pod) for pod in trainer_pods(world, stage_job))
-        for slot in stage_job.claim.borrowed if stage_job.claim and trains else ():
+        if stage_job.claim is None or is_extended(stage_job.claim.resource):
+            continue
+        if all(pod.ended or is_gated(pod) for pod in trainer_pods(world, stage_job)):
+            continue
+        for slot in stage_job.claim.borrowed:
             if (slot.namespace, slot.engine) == here:
                 yield slot.index, f"{stage_job.key.namespace}/{stage_job.owner.name if stage_job.owner else ''}"
 
 
-def _is_stray_trainer(world: World, pod: PodView, node: str) -> bool:
-    """Whether a pod trains on a node, or is about to, and its Job is gone with what it had claimed."""
+def _is_stray_trainer(world: World, pod: PodView) -> bool:
+    """Whether a pod that is on a node, or about to be, trains, and its Job is gone with what it had claimed."""
     if pod.labels.get(STAGE_LABEL) != Stage.TRAIN or pod.ended or is_gated(pod):
-        return False
-    if node not in (pod.node, pod.nominated_node):
         return False
     stage_job = world.stage_jobs.get(Key("Job", pod.key.namespace, pod.owner.name)) if pod.owner else None
     return stage_job is None or pod.owner is None or stage_job.uid != pod.owner.uid

@@ -33,7 +33,7 @@ class Situation:
     asked_back: Collection[int]
     """Of these, those that the engine needs itself."""
     used: Mapping[int, str]
-    """Slots that sleep for a trainer that is still there; its job."""
+    """Slots whose GPUs a trainer still uses; its job."""
     promised: Mapping[int, tuple[str, str]]
     """Slots that come back and are about to be lent again: the job, and the node."""
     placed: Collection[SlotRef]
@@ -81,8 +81,11 @@ def is_lent(s: Situation, index: int) -> SlotPlan | None:
 
 
 def is_used(s: Situation, index: int) -> SlotPlan | None:
-    """The loan is over, and its trainer still there: it sleeps on."""
-    return SlotPlan(index, 1, SlotState.LENT, s.used[index]) if index in s.used else None
+    """The loan is over, and its trainer still there: it sleeps on, or stays away."""
+    if index not in s.used:
+        return None
+    slot = existing(s.world, s.engine).get(index)
+    return SlotPlan(index, slot.size if slot else 0, SlotState.LENT, s.used[index])
 
 
 def is_promised(s: Situation, index: int) -> SlotPlan | None:

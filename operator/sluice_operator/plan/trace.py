@@ -22,6 +22,7 @@ from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.proof import phase_of
 from sluice_operator.plan.refusals import refusal_at
 from sluice_operator.plan.scale_up import asks_until, scale_ups_of
+from sluice_operator.plan.sleeping import is_asleep
 from sluice_operator.plan.slots import floor_of, is_drained, pod_of, sleeps
 from sluice_operator.plan.waiting import asked
 
@@ -107,9 +108,7 @@ def _claim(world: World, live: LiveClaim, now: datetime) -> Iterator[str]:
     yield f"attempt {live.stage_job.attempt}, {phase_of(world, live).name.lower()}: {step.reason}: {step.message}"
     for slot in live.claim.borrowed:
         engine = world.engines.get(engine_key(slot.namespace, slot.engine))
-        pod = pod_of(world, engine, slot.index) if engine else None
-        done = engine is None or is_drained(world, engine, slot.index, now)
-        yield f"{slot}: {'has stopped' if pod is None else 'is drained' if done else 'still serves or drains'}"
+        yield f"{slot}: {_makes_room(world, engine, slot.index, now) if engine else 'has stopped'}"
     told = phase(world, live) >= Phase.BINDING
     for ref in (ref for place in live.claim.places for ref in place.displaced):
         there = any(not pod.ended for pod in world.pods_of.get(ref.uid, {}).values())
@@ -118,6 +117,17 @@ def _claim(world: World, live: LiveClaim, now: datetime) -> Iterator[str]:
     for other in live_claims(world):
         if live.stage_job.uid in other.claim.displaced:
             yield f"gives way to {other.name}, which has its claim already"
+
+
+def _makes_room(world: World, engine: InferenceEngine, index: int, now: datetime) -> str:
+    """How far a borrowed slot is."""
+    if pod_of(world, engine, index) is None:
+        return "has stopped"
+    if not is_drained(world, engine, index, now):
+        return "still serves or drains"
+    if not sleeps(engine):
+        return "is drained"
+    return "sleeps" if is_asleep(world, engine, index) else "goes to sleep"
 
 
 @dataclass(frozen=True)
@@ -155,16 +165,18 @@ class _Displacing:
 
 
 def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJob, now: datetime) -> str:
-    has = len(stock.slots_of.get(engine.metadata.uid, ()))
-    refused = lending_refusal(world, stock, engine, job, now)
-    name = engine.metadata.full_name
+    slots = stock.slots_of.get(engine.metadata.uid, ())
     asleep = sum(1 for slot in engine.status.slots if slot.state in ASLEEP) if sleeps(engine) else 0
-    terms = f"{has} of {engine.spec.replicas} replicas, {asleep} asleep, floor {floor_of(engine)}"
-    if not asleep:
-        terms = f"{has} of {engine.spec.replicas} replicas, floor {floor_of(engine)}"
-    if refused:
-        return f"{name}: {terms}; no: {refused}: {refused.meaning}"
-    return f"{name}: {terms}; may lend {max(0, has - floor_of(engine))}"
+    has = [
+        f"{len(slots)} of {engine.spec.replicas} replicas",
+        f"{asleep} asleep" if asleep else "",
+        f"floor {floor_of(engine)}",
+    ]
+    terms = f"{engine.metadata.full_name}: {', '.join(filter(None, has))}"
+    if refused := lending_refusal(world, stock, engine, job, now):
+        return f"{terms}; no: {refused}: {refused.meaning}"
+    able = sum(1 for slot in slots if slot.lendable and not slot.shared)
+    return f"{terms}; may lend {max(0, min(able, len(slots) - floor_of(engine)))}"
 
 
 def _section(title: str, lines: list[str]) -> Iterator[str]:

@@ -98,7 +98,7 @@ def _retry_after(value: str) -> float:
 
 
 def _measure(view: View) -> None:
-    metrics.IN_FLIGHT.set(view.in_flight)
+    metrics.IN_FLIGHT.count = view.in_flight if view.serving else None
     metrics.SERVING.set(view.serving)
     metrics.DRAINING.set(view.draining)
     for state in LoadedState:

@@ -17,7 +17,7 @@ from sluice_operator.observe.world import Heartbeat, Reported, World
 from tests.unit.operator.bodies import Body, engine_pod, finetunejob, pod, read, stage_job, trainer_pod
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-MAPS = ("pods_of", "pods_on", "engine_pods", "stage_jobs_of", "slots_of")
+MAPS = ("pods_of", "pods_on", "pods_coming", "engine_pods", "stage_jobs_of", "slots_of")
 
 
 def pods(store: Store) -> dict[str, int]:
@@ -121,6 +121,15 @@ def test_becoming_seen_is_told() -> None:
     ((old, new),) = told
     assert isinstance(old, StageJobView)
     assert new == replace(old, seen=True)
+
+
+def test_a_pod_comes_to_a_node_from_its_nomination_until_it_is_bound() -> None:
+    store = Store()
+    for version, node, nominated, coming in ((1, "", "", []), (2, "", "n1", ["n1"]), (3, "n1", "n1", [])):
+        body = a_pod(version, node=node)
+        body.setdefault("status", {})["nominatedNodeName"] = nominated
+        store.put(read(body), seen=True)
+        assert list(store.world().pods_coming) == coming
 
 
 def test_strangers_pods_are_kept_while_they_take_something_from_a_node() -> None:

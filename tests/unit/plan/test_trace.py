@@ -9,6 +9,8 @@ import pytest
 from sluice_api.claim import SlotRef
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.trace import trace
+from tests.unit.plan.dra import DraTown
+from tests.unit.plan.test_sleeping import SleepingLoan
 from tests.unit.plan.worlds import NOW, Town, allocated, parse
 
 
@@ -141,6 +143,29 @@ def test_a_claim_that_borrows_says_which_slot_it_waits_for() -> None:
         "attempt 1, draining: Draining: chat/0 finishes the requests in flight.",
         "chat/0: still serves or drains",
     ]
+
+
+def test_a_claim_on_a_replica_that_sleeps_says_how_far_that_is() -> None:
+    loan = SleepingLoan()
+    loan.drain()
+    loan.engine_says(loan.plan_engine(1))
+    assert section(loan.town, "a", "claim")[1] == "chat/1: goes to sleep"
+    loan.sleep()
+    assert section(loan.town, "a", "claim")[1] == "chat/1: sleeps"
+
+
+def test_what_can_not_make_room_is_not_counted_as_lent_soon() -> None:
+    town = DraTown(4)
+    engine = town.serving("chat", "n1", "n1", "n1")
+    town.visits(
+        town.job("guest", scheduling={"policy": "Shared"}), "n1", SlotRef(namespace="team", engine="chat", index=0)
+    )
+    (starts,) = town.world.engine_pods["team", "chat", 1].values()
+    town.version += 1
+    town.put(replace(starts, resource_version=town.version, ready=False))
+    town.job("a", 4)
+    assert engine.spec.replicas == 3
+    assert section(town, "a", "engines") == ["team/chat: 3 of 3 replicas, floor 0; may lend 1"]
 
 
 def test_pods_that_ask_for_nodes_are_named() -> None:

@@ -145,6 +145,17 @@ def test_a_training_that_borrowed_it_is_not_displaced_by_another() -> None:
     assert "b takes" not in describe(allocated(loan.town, NOW + timedelta(hours=1)))
 
 
+def test_nobody_is_promised_the_place_of_one_that_trains_on_sleeping_replicas() -> None:
+    terms = {**YIELDS, "minRunSeconds": 7200}
+    loan = SleepingLoan(scheduling={"policy": "Preempt", "interruption": terms})
+    loan.train()
+    loan.town.job("b", scheduling={"policy": "Preempt", "priority": 9, "interruption": {"graceSeconds": 0}})
+    (wait,) = allocated(loan.town).waits.values()
+    assert "gives way" not in wait.message
+    said = "\n".join(trace(loan.town.world, loan.town.world.jobs[job_key("team", "b")], NOW))
+    assert "team/a: 1 GPU on n1; no: it trains on replicas that sleep" in said
+
+
 @pytest.mark.parametrize(
     ("rule", "terms", "same"),
     [

@@ -148,6 +148,11 @@ class SlotUnderTest:
         async with self.http.get(f"http://127.0.0.1:{self.place.agent_port}/readyz") as answer:
             return answer.status == 200
 
+    async def metrics(self) -> list[str]:
+        """The agent's series, a line each."""
+        async with self.http.get(f"http://127.0.0.1:{self.place.agent_port}/metrics") as answer:
+            return (await answer.text()).splitlines()
+
     def told(self, name: str) -> dict[str, Any]:
         """The adapter as the newest report has it."""
         adapters = self.operator.reports[-1]["adapters"] if self.operator.reports else []

@@ -247,8 +247,7 @@ async def test_metrics_say_what_the_report_says(slot: SlotUnderTest) -> None:
     await slot.until("tone", "Loaded")
     await slot.until("lost", "Failed")
     await eventually(slot.ready)
-    async with slot.http.get(f"http://127.0.0.1:{slot.place.agent_port}/metrics") as answer:
-        lines = (await answer.text()).splitlines()
+    lines = await slot.metrics()
     for series in (
         'sluice_agent_adapters{state="Loaded"} 1.0',
         'sluice_agent_adapters{state="Failed"} 1.0',

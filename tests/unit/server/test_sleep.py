@@ -74,6 +74,20 @@ async def test_a_lent_slot_sleeps_and_wakes_as_it_was(sleeper: SlotUnderTest) ->
     await eventually(lambda: not sleeper.last_report["asleep"])
 
 
+async def test_an_autoscaler_is_not_told_that_a_sleeping_replica_has_nothing_to_do(slot: SlotUnderTest) -> None:
+    series = "sluice_agent_requests_in_flight 0.0"
+    slot.spec = _sleeping_spec()
+    await serving(slot)
+    await eventually(lambda: slot.last_report["serving"])
+    assert series in await slot.metrics()
+    await asleep(slot)
+    assert series not in await slot.metrics()
+    await slot.say("Starting")
+    await eventually(slot.ready)
+    await eventually(lambda: slot.last_report["serving"])
+    assert series in await slot.metrics()
+
+
 @pytest.mark.parametrize("state", ["Draining", "Reclaiming", "Stopping", "Lent", "Dreaming", ""])
 async def test_nothing_but_a_word_wakes_it(slot: SlotUnderTest, state: str) -> None:
     slot.spec = _sleeping_spec()
