@@ -104,8 +104,14 @@ def plan_job(
     situation = Situation(world, job, now, outcomes, wait, refused_pod, limits, stage_jobs)
     decision = next(found for rule in RULES if (found := rule(situation)))
     fresh = compact(decision.record or outcomes)
-    decision = replace(decision, record=fresh if fresh != recorded(job) else None)
+    strays = (stray for stray in _strays(situation) if stray not in decision.delete)
+    decision = replace(decision, record=fresh if fresh != recorded(job) else None, delete=(*decision.delete, *strays))
     return _in_time(job, decision, now)
+
+
+def _strays(s: Situation) -> list[StageJobView]:
+    """Jobs of attempts that ended long ago: a leader that had been stopped has made them anew when it woke."""
+    return [j for j in _running(s) if s.outcomes.has(j.stage, j.attempt) and not _has_ended(s, j)]
 
 
 def _in_time(job: FineTuneJob, decision: JobDecision, now: datetime) -> JobDecision:

@@ -106,3 +106,25 @@ def test_ageing(rule: str, pool: dict[str, Any], expected: str) -> None:
     town.job("old", outcomes=(long_ago,), scheduling={"policy": "Queue"})
     town.job("new", scheduling={"policy": "Queue", "priority": 3})
     assert describe(allocated(town)) == expected, rule
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_an_attempt_that_a_woken_leader_makes_anew_goes(trained: bool) -> None:
+    """Seen in the soak, after 300,000 operations: it held its GPUs for ever once the job had succeeded."""
+    town = Town()
+    town.node(2)
+    ended = (attempt(1, Reason.SUSPENDED), *([attempt(2, Reason.DONE)] if trained else []))
+    job = town.job("a", outcomes=(PREPARED, *ended))
+    if not trained:
+        town.trainer_pod(town.stage_job(job, attempt=2, claim=town.claim("n1")), "n1")
+    stray = town.stage_job(job, attempt=1, claim=town.claim("n1"))
+    town.trainer_pod(stray)
+    assert stray in plan_job(town.world, job, NOW, Limits()).delete
+
+
+def test_an_attempt_that_has_just_ended_is_left_to_the_job_controller() -> None:
+    town = Town()
+    town.node(1)
+    job = town.job("a", outcomes=(PREPARED, attempt(1, Reason.DONE)))
+    town.trainer_pod(town.stage_job(job, attempt=1, claim=town.claim("n1")), "n1", ended=True)
+    assert plan_job(town.world, job, NOW, Limits()).delete == ()
