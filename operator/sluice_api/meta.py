@@ -32,7 +32,7 @@ CLAIM_ANNOTATION = f"{GROUP}/claim"
 OUTCOMES_ANNOTATION = f"{GROUP}/outcomes"
 """On a FineTuneJob: how each attempt of each stage ended, as JSON. Outlives the Jobs."""
 TEMPLATE_ANNOTATION = f"{GROUP}/template"
-"""On a slot's Deployment: a digest of the pod template that the engine's spec asks for."""
+"""On a slot's Deployment and its pod: a digest of the pod template that the engine's spec asked for."""
 
 RESTARTED_AT_ANNOTATION = f"{GROUP}/restarted-at"
 """On a slot's Deployment: when it was last started after it had been stopped, RFC 3339."""

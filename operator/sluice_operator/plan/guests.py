@@ -14,8 +14,10 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import Policy
 from sluice_operator.observe.world import World
-from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock, engines_of
+from sluice_operator.plan.devices import slot_devices
+from sluice_operator.plan.inventory import NodeStock, PlacedSlot, Stock, engines_of, take_stock
 from sluice_operator.plan.sharing import left_by
+from sluice_operator.plan.slots import ref
 
 
 class Beside(NamedTuple):
@@ -69,10 +71,17 @@ def guest_refusal(world: World, pool: GPUPool, job: FineTuneJob) -> tuple[Reason
 
 def places_beside(node: NodeStock, job: FineTuneJob) -> Iterator[Beside]:
     """The slots of a node beside which a job might train, with what is left there."""
+    for slot in _beside_slots(node, job):
+        if slot.takes_guests:
+            yield Beside(slot, left_by(slot.engine) - slot.shared)
+
+
+def _beside_slots(node: NodeStock, job: FineTuneJob) -> Iterator[PlacedSlot]:
+    """The slots of a node that are large enough for a job and in its namespace."""
     for slot in node.slots:
         mine = slot.engine.metadata.namespace == job.metadata.namespace
         if mine and slot.pod and slot.gpus >= job.spec.resources.gpus:  # its pod is there: its ResourceClaim is too
-            yield Beside(slot, left_by(slot.engine) - slot.shared)
+            yield slot
 
 
 def best_beside(node: NodeStock, job: FineTuneJob, engines: Collection[str]) -> PlacedSlot | None:
@@ -84,10 +93,22 @@ def best_beside(node: NodeStock, job: FineTuneJob, engines: Collection[str]) -> 
     return best.slot if best else None
 
 
+def crowds_out(world: World, pool: GPUPool, engine: InferenceEngine, index: int) -> bool:
+    """Whether a slot that restarted as the spec now says would take the memory that guests have, or their devices."""
+    slot, devices = take_stock(world, pool).placed.get(ref(engine, index)), slot_devices(world, engine, index)
+    if slot is None or not slot.shared:
+        return False
+    asks = (pool.spec.sharing.device_class, engine.spec.resources.gpus)
+    return slot.shared > left_by(engine) or (devices is not None and devices.asks != asks)
+
+
 def why_not_beside(stock: Stock, job: FineTuneJob) -> str:
     """Why a guest waits, in a sentence."""
     usable = [node for node in stock.nodes.values() if not node.refusal]
     found = [place for node in usable for place in places_beside(node, job)]
+    closed = next((slot for node in usable for slot in _beside_slots(node, job)), None)
+    if not found and closed:
+        return f"{closed.slot} takes none now: it wakes, restarts with a changed spec, or goes."
     if not found:
         return f"No replica of namespace {job.metadata.namespace} runs on a usable node now."
     slot, percent = max(found, key=lambda place: place.percent)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from sluice_api.claim import Share, SlotRef
+from sluice_api.claim import Share
 from sluice_api.gpupool import SharingMode
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
@@ -22,23 +22,8 @@ from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.refusals import refusal
 from sluice_operator.plan.sharing import left_by
 from sluice_operator.plan.trace import trace
-from tests.unit.plan.dra import DRIVER, SHARED, SLEEPS, DraTown
-from tests.unit.plan.worlds import NOW, Town, allocated
-
-
-def chat(index: int) -> SlotRef:
-    return SlotRef(namespace="team", engine="chat", index=index)
-
-
-def guests(town: Town) -> str:
-    """`a beside chat/0; b takes chat/1; c waits WaitingForShare`, by name."""
-    allocation = allocated(town)
-    found = {
-        key.name: f"beside {claim.host}" if claim.host else f"takes {' '.join(map(str, claim.borrowed)) or 'free'}"
-        for key, claim in allocation.claims.items()
-    }
-    found.update({key.name: f"waits {wait.reason}" for key, wait in allocation.waits.items()})
-    return "; ".join(f"{name} {what}" for name, what in sorted(found.items()))
+from tests.unit.plan.dra import DRIVER, SHARED, SLEEPS, DraTown, chat, guests
+from tests.unit.plan.worlds import NOW, allocated
 
 
 def alone(town: DraTown) -> None:
