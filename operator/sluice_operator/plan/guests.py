@@ -5,7 +5,7 @@ share of the GPU's memory, while vLLM goes on with what it takes itself. A guest
 that has guests is not lent.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from sluice_api.finetunejob import FineTuneJob
@@ -40,26 +40,36 @@ def contend(pool: GPUPool, one: FineTuneJob, other: FineTuneJob) -> bool:
 def hosts(world: World, pool: GPUPool, job: FineTuneJob) -> list[InferenceEngine]:
     """Engines beside whose replicas a guest may train: those that leave it enough when no other guest is there."""
     share, gpus = job.spec.scheduling.share_percent, job.spec.resources.gpus
-    found = _neighbours(world, pool, job)
+    found = _neighbours(world, pool, job.metadata.namespace)
     return [engine for engine in found if left_by(engine) >= share and engine.spec.resources.gpus >= gpus]
 
 
-def _neighbours(world: World, pool: GPUPool, job: FineTuneJob) -> list[InferenceEngine]:
-    """The engines of its namespace, which alone may share their ResourceClaims with it."""
-    return [engine for engine in engines_of(world, pool) if engine.metadata.namespace == job.metadata.namespace]
+def _neighbours(world: World, pool: GPUPool, namespace: str) -> Sequence[InferenceEngine]:
+    """The engines of a namespace, which alone may share their ResourceClaims there: who leaves the most comes first.
+
+    Asked for every guest that waits, so worked out once a state.
+    """
+    asked = (_neighbours, pool.metadata.name)
+    if asked not in world.worked_out:
+        found: dict[str, list[InferenceEngine]] = {}
+        for engine in sorted(engines_of(world, pool), key=left_by, reverse=True):
+            found.setdefault(engine.metadata.namespace, []).append(engine)
+        world.worked_out[asked] = found
+    neighbours: Sequence[InferenceEngine] = world.worked_out[asked].get(namespace, ())
+    return neighbours
 
 
 def guest_refusal(world: World, pool: GPUPool, job: FineTuneJob) -> tuple[Reason, str] | None:
     """Why no engine that is there could ever have a guest; None when one could, or when it is none."""
     if not is_guest(pool, job):
         return None
-    found, name, namespace = _neighbours(world, pool, job), pool.metadata.name, job.metadata.namespace
-    if not found:
+    name, namespace = pool.metadata.name, job.metadata.namespace
+    roomiest = next(iter(_neighbours(world, pool, namespace)), None)
+    if roomiest is None:
         return Reason.NO_ENGINE_BESIDE, (
             f"spec.scheduling.policy: Shared trains beside a replica of an engine in GPUPool {name}, and namespace "
             f"{namespace} has no engine there. Use Queue or Preempt, or run it in the namespace of one."
         )
-    roomiest = max(found, key=left_by)
     if left_by(roomiest) < job.spec.scheduling.share_percent:
         return Reason.SHARE_TOO_LARGE, (
             f"spec.scheduling.share: {job.spec.scheduling.share} is asked for, engine {roomiest.metadata.name} leaves "
