@@ -27,7 +27,7 @@ from sluice_api.meta import (
 )
 from sluice_api.resource import Metadata
 from sluice_api.stages import ExitCode, ExportResult, Stage, StageOutcome, TrainResult
-from sluice_operator.observe.views import Key, NodeView, PodView, StageJobView, Termination, View
+from sluice_operator.observe.views import Key, NodeView, PodView, SlotView, StageJobView, Termination, View
 from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.allocation import allocate
 from sluice_operator.plan.engine import plan_engine
@@ -220,21 +220,22 @@ class Cluster:
                 if slot.deleting:
                     self.town.store.remove(slot.key, slot.uid)
             elif not alive:
-                self._slot_pod(slot.key.namespace, slot.engine, slot.index)
+                self._slot_pod(slot)
 
-    def _slot_pod(self, namespace: str, engine: str, index: int) -> None:
+    def _slot_pod(self, slot: SlotView) -> None:
         self.made += 1
-        owner = self.world.engines.get(Key("InferenceEngine", namespace, engine))
+        owner = self.world.engines.get(engine_key(slot.key.namespace, slot.engine))
         version, created = self.town._next()
         if owner:
             self.town.put(
                 PodView(
-                    key=Key("Pod", namespace, f"{engine}-{index}-{self.made}"),
+                    key=Key("Pod", slot.key.namespace, f"{slot.key.name}-{self.made}"),
                     uid=f"slot-pod-{self.made}",
                     resource_version=version,
                     created=created,
-                    labels={"sluice.dev/engine": engine, "sluice.dev/slot": str(index)},
+                    labels=slot.labels,
                     requests={GPU: owner.spec.resources.gpus, "cpu": 100, "memory": 1 << 20},
+                    template=slot.template,
                 )
             )
 

@@ -193,6 +193,7 @@ class Town:
             owner=Owner("ReplicaSet", f"{name}-{index}-rs", f"rs-{name}-{index}"),
             labels=labels,
             requests={GPU: engine.spec.resources.gpus, "cpu": 1000, "memory": 1 << 30},
+            template=template_of(engine),
             node=node,
             running=bool(node),
             ready=bool(node) and ready,

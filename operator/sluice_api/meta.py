@@ -32,7 +32,7 @@ CLAIM_ANNOTATION = f"{GROUP}/claim"
 OUTCOMES_ANNOTATION = f"{GROUP}/outcomes"
 """On a FineTuneJob: how each attempt of each stage ended, as JSON. Outlives the Jobs."""
 TEMPLATE_ANNOTATION = f"{GROUP}/template"
-"""On a slot's Deployment: a digest of the pod template that the engine's spec asks for."""
+"""On a slot's Deployment and its pod: a digest of the pod template that the engine's spec asked for."""
 
 RESTARTED_AT_ANNOTATION = f"{GROUP}/restarted-at"
 """On a slot's Deployment: when it was last started after it had been stopped, RFC 3339."""
@@ -84,9 +84,9 @@ def slot_gpus_name(engine: str, index: int) -> str:
     return f"{slot_name(engine, index)}-gpus"
 
 
-def training_gpus_name(stage_job: str) -> str:
-    """Name of the ResourceClaimTemplate from which the pods of a training Job get GPUs of their own."""
-    return f"{stage_job}-gpus"
+def training_gpus_name(job: str, uid: str, device_class: str, count: int) -> str:
+    """Name of the ResourceClaimTemplate from which a job's training pods get so many GPUs: of all its attempts."""
+    return f"{job}-{short_uid(uid)}-{device_class}-{count}"
 
 
 def taints_of_gpus(name: str) -> tuple[str, ...]:

@@ -338,7 +338,7 @@ class Reason(StrEnum):
     ROLLOUT_WAITS_FOR_RETURN = (
         "RolloutWaitsForReturn",
         "A changed spec waits until a replica may restart.",
-        "Wait until lent replicas are back, or lower minReplicas.",
+        "Wait until lent replicas are back, or lower minReplicas; or until jobs end that train beside a replica.",
     )
 
     # Adapters

@@ -32,15 +32,18 @@ def slot_gpus(engine: InferenceEngine, index: int, pool: GPUPoolSpec) -> Manifes
     }
 
 
-def training_gpus(job: FineTuneJob, stage_job: str, claim: Claim) -> Manifest | None:
-    """What each pod of a training Job gets GPUs of its own from; None when it has none, or none that DRA serves."""
+def training_gpus(job: FineTuneJob, claim: Claim) -> Manifest | None:
+    """What each pod of a training Job gets GPUs of its own from; None when it has none, or none that DRA serves.
+
+    Attempts that get as many share it: it is there until the job goes.
+    """
     if not claim.own_devices:
         return None
     labels = {**app_labels("trainer", job.metadata.name), JOB_LABEL: job.metadata.name}
     return {
         "apiVersion": API_VERSION,
         "kind": "ResourceClaimTemplate",
-        "metadata": owned_by(job, training_gpus_name(stage_job), labels),
+        "metadata": owned_by(job, _training_gpus_name(job, claim), labels),
         "spec": {"metadata": {"labels": labels}, "spec": _devices(claim.resource, claim.own_devices)},
     }
 
@@ -50,15 +53,20 @@ def of_slot(engine: InferenceEngine, index: int) -> list[Manifest]:
     return [{"name": GPUS, "resourceClaimName": slot_gpus_name(engine.metadata.name, index)}]
 
 
-def of_training(claim: Claim, stage_job: str) -> list[Manifest]:
+def of_training(job: FineTuneJob, claim: Claim) -> list[Manifest]:
     """spec.resourceClaims of a training pod: those of the slots that it borrows or is beside, and its own."""
     slots = [*claim.borrowed, *([claim.host] if claim.host else [])]
     found: list[Manifest] = [
         {"name": f"slot-{number}", "resourceClaimName": slot_gpus_name(slot.engine, slot.index)}
         for number, slot in enumerate(slots)
     ]
-    own = [{"name": GPUS, "resourceClaimTemplateName": training_gpus_name(stage_job)}] if claim.own_devices else []
-    return [*found, *own]
+    if claim.own_devices:
+        found.append({"name": GPUS, "resourceClaimTemplateName": _training_gpus_name(job, claim)})
+    return found
+
+
+def _training_gpus_name(job: FineTuneJob, claim: Claim) -> str:
+    return training_gpus_name(job.metadata.name, job.metadata.uid, claim.resource, claim.own_devices or 0)
 
 
 def with_claims(resources: Manifest, claims: Sequence[Manifest]) -> Manifest:

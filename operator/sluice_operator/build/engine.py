@@ -44,7 +44,7 @@ def slot_deployment(
             "revisionHistoryLimit": 1,
             "strategy": {"type": "Recreate"},
             "selector": {"matchLabels": selector},
-            "template": {"metadata": {"labels": labels}, "spec": spec},
+            "template": {"metadata": {"labels": labels, "annotations": {TEMPLATE_ANNOTATION: template}}, "spec": spec},
         },
     }
 

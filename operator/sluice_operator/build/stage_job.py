@@ -57,7 +57,7 @@ def stage_job(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, 
     spec = _pod_spec(job, stage, attempt, settings)
     if claim:
         metadata["annotations"] = {CLAIM_ANNOTATION: claim.to_json()}
-        spec = _claiming(spec, claim, metadata["name"], settings)
+        spec = _claiming(spec, job, claim, settings)
     pods_needed = len(claim.nodes) if claim else 1
     return {
         "apiVersion": "batch/v1",
@@ -115,10 +115,10 @@ def _together(spec: Manifest, job: FineTuneJob, name: str) -> Manifest:
     }
 
 
-def _claiming(spec: Manifest, claim: Claim, name: str, settings: Settings) -> Manifest:
+def _claiming(spec: Manifest, job: FineTuneJob, claim: Claim, settings: Settings) -> Manifest:
     """The pod with its GPUs. It waits at its gate; the node selector comes when the claim is bound."""
     (trainer,) = spec["containers"]
-    devices = of_training(claim, name) if claim.own_devices is not None else []
+    devices = of_training(job, claim) if claim.own_devices is not None else []
     if devices:
         gpus = with_claims(trainer["resources"], devices)
     else:

@@ -3,7 +3,14 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sluice_api.meta import BOUND_AT_ANNOTATION, ENGINE_LABEL, JOB_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL
+from sluice_api.meta import (
+    BOUND_AT_ANNOTATION,
+    ENGINE_LABEL,
+    JOB_LABEL,
+    PLACEHOLDER_LABEL,
+    SCALE_UP_LABEL,
+    TEMPLATE_ANNOTATION,
+)
 from sluice_operator.observe.quantity import amounts
 from sluice_operator.observe.raw import Body, ViewMetadata, condition, metadata_of, moment
 from sluice_operator.observe.views import PodView, Resources, Termination
@@ -19,6 +26,7 @@ _POD_LEVEL = ("cpu", "memory")
 def parse_pod(body: Body) -> PodView:
     """A pod as decisions need it; of anybody else's pod hardly more than what it takes from its node."""
     metadata = metadata_of("Pod", body)
+    annotations = body["metadata"].get("annotations") or {}
     spec, status = body.get("spec") or {}, body.get("status") or {}
     ended = status.get("phase") in ("Succeeded", "Failed")
     if not is_ours(metadata["labels"]):
@@ -40,7 +48,7 @@ def parse_pod(body: Body) -> PodView:
         node=spec.get("nodeName") or "",
         nominated_node=status.get("nominatedNodeName") or "",
         gates=tuple(gate["name"] for gate in spec.get("schedulingGates") or ()),
-        bound_at=moment((body["metadata"].get("annotations") or {}).get(BOUND_AT_ANNOTATION)),
+        bound_at=moment(annotations.get(BOUND_AT_ANNOTATION)),
         ended=ended,
         running=bool((main.get("state") or {}).get("running")),
         ready=bool(condition(status, "Ready", "True")),
@@ -49,6 +57,7 @@ def parse_pod(body: Body) -> PodView:
         unschedulable=unscheduled.get("message") or "" if unscheduled.get("reason") == "Unschedulable" else "",
         disruption=condition(status, "DisruptionTarget", "True").get("reason") or "",
         claims=_claims(body),
+        template=annotations.get(TEMPLATE_ANNOTATION, ""),
         termination=_termination(main),
     )
 

@@ -117,6 +117,8 @@ class PodView(View):
     """Reason of the DisruptionTarget condition, if any."""
     claims: tuple[str, ...] = ()
     """PersistentVolumeClaims that it mounts."""
+    template: str = ""
+    """Of an engine's pod: the digest of what the spec asked for when it was made, see SlotView."""
     termination: Termination | None = None
 
     @property

@@ -48,7 +48,8 @@ FREE_ONLY = Terms(displaces=False)
 class Market:
     """The engines of a pool that lend at one moment, to whom.
 
-    Jobs of one namespace, one priority and as many pods get the same terms.
+    Jobs of one namespace, one priority and as many pods get the same terms, and so do guests of one namespace that
+    ask for as much.
     """
 
     def __init__(self, world: World, stock: Stock, now: datetime) -> None:
@@ -57,12 +58,12 @@ class Market:
         self._engines = engines_of(world, stock.pool)
         self._now = now
         self._known: dict[tuple[str, int, int], tuple[frozenset[str], frozenset[str]]] = {}
+        self._known_hosts: dict[tuple[str, int, int], frozenset[str]] = {}
 
     def terms(self, job: FineTuneJob, quota: NamespaceQuota, held: Held) -> Terms:
         """A job's terms; those of a job that can't borrow have no lenders."""
         if is_guest(self._stock.pool, job):
-            beside = hosts(self._world, self._stock.pool, job)
-            return Terms(frozenset(engine.metadata.uid for engine in beside), displaces=False)
+            return Terms(self._hosts(job), displaces=False)
         most = UNBOUNDED if quota.max_borrowed_gpus is None else quota.max_borrowed_gpus - held.borrowed
         if job.spec.scheduling.policy is not Policy.PREEMPT or most <= 0:
             return Terms()
@@ -72,12 +73,16 @@ class Market:
                 engine.metadata.uid: lending_refusal(self._world, self._stock, engine, job, self._now)
                 for engine in self._engines
             }
-            now, later = (
-                (uid for uid, no in said.items() if no is None),
-                (uid for uid, no in said.items() if no in PASSING),
-            )
-            self._known[alike] = frozenset(now), frozenset(later)
+            lend = frozenset(uid for uid, refused in said.items() if refused is None)
+            self._known[alike] = lend, frozenset(uid for uid, refused in said.items() if refused in PASSING)
         return Terms(*self._known[alike], most)
+
+    def _hosts(self, job: FineTuneJob) -> frozenset[str]:
+        alike = job.metadata.namespace, job.spec.scheduling.share_percent, job.spec.resources.gpus
+        if alike not in self._known_hosts:
+            beside = hosts(self._world, self._stock.pool, job)
+            self._known_hosts[alike] = frozenset(engine.metadata.uid for engine in beside)
+        return self._known_hosts[alike]
 
 
 def held_by_namespace(world: World, stock: Stock) -> dict[str, Held]:

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, SlotState
 from sluice_operator.observe.views import SlotView
 from sluice_operator.observe.world import World
 from sluice_operator.plan.claims import borrowers, live_claims_from
 from sluice_operator.plan.engine_status import engine_status
+from sluice_operator.plan.guests import crowds_out
 from sluice_operator.plan.lending import LOOK_AT_LOAD
 from sluice_operator.plan.placeholders import Placeholders, plan_placeholders
 from sluice_operator.plan.pools import find_pool
@@ -49,7 +51,8 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
     lent = borrowers(world, live_claims_from(world, engine))
     slots = existing(world, engine)
     plans = slot_plans(world, engine, lent, now)
-    rollout = _rollout(world, engine, plans, slots)
+    pool = find_pool(world, engine.spec.resources.pool)
+    rollout = _rollout(world, engine, pool, plans, slots)
     apply = [
         _on(slots.get(plan.index), plan, now)
         for plan in plans
@@ -60,7 +63,6 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
     woken = [slots[plan.index] for plan in plans if plan.index in slots and wakes(world, engine, plan)]
     remove = [slot for index, slot in slots.items() if index not in kept]
     placeholders = plan_placeholders(world, engine, plans, now)
-    pool = find_pool(world, engine.spec.resources.pool)
     drained_at = now + timedelta(seconds=1) if any(p.state in _UNDER_WAY for p in plans) else None
     claimed_by = now + NEXT_CLAIM_WITHIN if any(p.lent_to and ref(engine, p.index) not in lent for p in plans) else None
     outdated = any(slots[i].template != template_of(engine) and slots[i].size for i in kept & slots.keys())
@@ -83,19 +85,23 @@ def _on(slot: SlotView | None, plan: SlotPlan, now: datetime) -> SlotPlan:
     return replace(plan, uid=slot.uid, restarted_at=slot.restarted_at if slot.size else now) if slot else plan
 
 
-def _rollout(world: World, engine: InferenceEngine, plans: list[SlotPlan], slots: Mapping[int, SlotView]) -> int | None:
+def _rollout(
+    world: World, engine: InferenceEngine, pool: GPUPool | None, plans: list[SlotPlan], slots: Mapping[int, SlotView]
+) -> int | None:
     """The next slot to restart with a changed spec; None when there is none or it must wait.
 
-    One at a time. While slots are lent, only as long as one less still leaves the floor.
+    One at a time. While slots are lent, only as long as one less still leaves the floor. Not one that has guests
+    who could not stay.
     """
     running = [p.index for p in plans if p.size and p.index in slots and not p.lent_to]
     outdated = [index for index in running if slots[index].size and slots[index].template != template_of(engine)]
     if not outdated:
         return None
     serving = {index for index in running if serves(pod_of(world, engine, index))}
+    outdated = [index for index in outdated if not (pool and crowds_out(world, pool, engine, index))]
     idle = [index for index in outdated if index not in serving]
-    if idle:
-        return idle[0]
+    if idle or not outdated:
+        return idle[0] if idle else None
     lending = any(plan.lent_to for plan in plans)
     room = len(serving) - 1 >= floor_of(engine) if lending else len(serving) == len(running)
     return outdated[0] if room else None

@@ -12,6 +12,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.scheduling import GiveWay
 from sluice_operator.observe.views import Key, NodeView, PodView
 from sluice_operator.observe.world import World
+from sluice_operator.plan.attempts import trainer_pods
 from sluice_operator.plan.budgets import may_lose
 from sluice_operator.plan.claims import (
     LiveClaim,
@@ -24,8 +25,8 @@ from sluice_operator.plan.claims import (
 )
 from sluice_operator.plan.devices import holders, offered
 from sluice_operator.plan.pools import pool_nodes, refusal
-from sluice_operator.plan.sleeping import can_sleep
-from sluice_operator.plan.slots import pod_of, ref, serves, sleeps, slot_of, wanted
+from sluice_operator.plan.sleeping import can_sleep, is_asleep
+from sluice_operator.plan.slots import pod_of, ref, serves, sleeps, slot_of, template_of, wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,17 @@ class PlacedSlot:
     in_flight: int = 0
     shared: int = 0
     """Percent of its GPUs' memory that jobs beside it use: its guests. It is not lent then."""
+    takes_guests: bool = False
+    """Whether jobs may train beside it, as far as there is room: its vLLM has what the spec says, and it stays."""
     lendable: bool = True
     """Whether it can make room as its engine's policy says, whatever else speaks against it."""
     stays: bool = True
     """Whether its engine still wants it: one that is on its way out keeps nobody above a floor."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be lent, as far as it depends on itself."""
+        return self.lendable and not self.shared
 
 
 @dataclass(frozen=True)
@@ -203,7 +211,8 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
         elif borrower:
             leaving += gpus
         elif owner:
-            slots.append(_placed(world, *owner, pod, _shared(here, ref(*owner))))
+            slot = _placed(world, *owner, pod)
+            slots.append(_beside_jobs(world, slot, node, pod, here) if pool.spec.by_dra else slot)
         else:
             others += gpus
     staying = [(live.claim, live.stage_job.uid) for live in here if live.stage_job.uid not in going]
@@ -227,9 +236,27 @@ def _held(world: World, claim: Claim, node: str, still_there: int) -> int:
     return max(taken_by(world, claim, node), still_there + max(0, own - taken_over))
 
 
-def _shared(claims: Iterable[LiveClaim], slot: SlotRef) -> int:
-    """What of the memory of a slot's GPUs its guests use, in percent."""
-    return sum(live.claim.share.percent for live in claims if live.claim.share and live.claim.host == slot)
+def _beside_jobs(
+    world: World, slot: PlacedSlot, node: NodeView, pod: PodView | None, claims: Iterable[LiveClaim]
+) -> PlacedSlot:
+    """A slot with what its guests use, those that are over included until their pods are gone."""
+    alive = {live.stage_job.uid for live in claims}
+    shared = sum(
+        visit.claim.share.percent
+        for visit in world.claims_on.get(node.key.name, {}).values()
+        if visit.claim and visit.claim.share and visit.claim.host == slot.slot
+        if visit.uid in alive or any(not pod.ended for pod in trainer_pods(world, visit))
+    )
+    return replace(slot, shared=shared, takes_guests=pod is not None and _takes_guests(world, slot, pod))
+
+
+def _takes_guests(world: World, slot: PlacedSlot, pod: PodView) -> bool:
+    """Whether a slot's vLLM has what the spec says it takes: not more from before, not less while it sleeps."""
+    engine, index = slot.engine, slot.slot.index
+    deployment = slot_of(world, engine, index)
+    if pod.deleting or deployment is None or engine.metadata.deletion_timestamp or is_asleep(world, engine, index):
+        return False
+    return deployment.template == pod.template == template_of(engine)
 
 
 def _unplaced(
@@ -254,7 +281,7 @@ def _home(stocks: Iterable[NodeStock], gpus: int) -> NodeStock | None:
     return min(fitting, key=lambda stock: (stock.free, stock.name), default=None)
 
 
-def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | None, shared: int = 0) -> PlacedSlot:
+def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | None) -> PlacedSlot:
     told = world.reports.get(pod.uid) if pod else None
     created = pod.created if pod else engine.metadata.creation_timestamp
     if created is None:
@@ -267,7 +294,6 @@ def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | No
         pod=pod.key if pod else None,
         serving=serves(pod),
         in_flight=told.report.in_flight if told else 0,
-        shared=shared,
         stays=pod is None or slot_of(world, engine, index) is not None,
         lendable=not sleeps(engine) or can_sleep(world, engine, index),
     )

@@ -14,7 +14,7 @@ async def begin_attempt(
 ) -> None:
     """Make an attempt's Job, after what its pods get their devices from: their ResourceClaims are made at once."""
     manifest = stage_job(job, stage, attempt, settings, claim)
-    template = training_gpus(job, manifest["metadata"]["name"], claim) if claim else None
+    template = training_gpus(job, claim) if claim else None
     if template is not None:
         await cluster.create(template)
     await cluster.create(manifest)

@@ -100,9 +100,8 @@ DRA_GUEST = DRA_CLAIM.model_copy(
 
 def _trains_by_dra(job: FineTuneJob, claim: Claim) -> list[dict[str, Any]]:
     """A training Job, and what its pods get devices of their own from."""
-    made = stage_job(job, Stage.TRAIN, 1, CUDA, claim)
-    template = training_gpus(job, made["metadata"]["name"], claim)
-    return [made, *([template] if template else [])]
+    template = training_gpus(job, claim)
+    return [stage_job(job, Stage.TRAIN, 1, CUDA, claim), *([template] if template else [])]
 
 
 GOLDEN: dict[str, list[dict[str, Any]]] = {

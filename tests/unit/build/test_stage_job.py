@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 
 from sluice_api import meta, pods
-from sluice_api.claim import Claim, Share
+from sluice_api.claim import Claim, Place, Share
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import SharingMode
 from sluice_api.stages import Stage, StageSpec
+from sluice_operator.build.devices import training_gpus
 from sluice_operator.build.stage_job import stage_job
-from tests.unit.build.manifests import CLAIM, CUDA, JOB, environment
+from tests.unit.build.manifests import CLAIM, CUDA, DRA_BORROWER, DRA_CLAIM, JOB, environment
 
 
 def claim_for(stage: Stage) -> Claim | None:
@@ -120,3 +121,22 @@ def test_who_shares_a_gpu_where_nothing_limits_its_memory_is_told_to_keep_to_its
         assert {"name": pods.SHARE_ENV, "value": "30"} in trainer["env"]
         assert trainer["resources"]["limits"][claim.resource] == "1"
         assert pods.HAMI_MEMORY not in trainer["resources"]["limits"]
+
+
+def test_attempts_of_a_job_share_what_their_pods_get_devices_from() -> None:
+    """Nobody deletes it before the job, so one for each attempt would pile up: a job may begin thousands."""
+    again = DRA_CLAIM.model_copy(update={"places": (Place(node="gpu-2"),), "term": 4})
+    assert training_gpus(JOB, DRA_CLAIM) == training_gpus(JOB, again)
+    names = set()
+    for claim in (DRA_CLAIM, again, DRA_BORROWER, DRA_CLAIM.model_copy(update={"resource": "gpu.example.com"})):
+        template = training_gpus(JOB, claim)
+        assert template
+        claims = pod_of(stage_job(JOB, Stage.TRAIN, 2, CUDA, claim))["resourceClaims"]
+        (own,) = (one for one in claims if one["name"] == "gpus")
+        assert own["resourceClaimTemplateName"] == template["metadata"]["name"]
+        names.add(template["metadata"]["name"])
+    assert names == {
+        "support-tone-0a1b2c3d-gpu.nvidia.com-2",
+        "support-tone-0a1b2c3d-gpu.nvidia.com-1",
+        "support-tone-0a1b2c3d-gpu.example.com-2",
+    }

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.stages import Stage
 from sluice_operator.observe.parse import KINDS, Unreadable, parse
-from sluice_operator.observe.parse_pod import effective_requests
+from sluice_operator.observe.parse_pod import effective_requests, parse_pod
 from sluice_operator.observe.views import (
     ClaimView,
     NodeRequirement,
@@ -81,6 +81,11 @@ def test_what_a_pod_takes(rule: str, spec: dict[str, Any], expected: tuple[int, 
 
 def test_gpus_are_counted() -> None:
     assert effective_requests({"containers": [container(**{"nvidia.com_gpu": "2"})]})["nvidia.com/gpu"] == 2
+
+
+def test_a_pod_of_a_slot_says_what_it_was_made_from() -> None:
+    metadata = {"labels": {"sluice.dev/engine": "chat"}, "annotations": {"sluice.dev/template": "4f1c2a9be07d3358"}}
+    assert parse_pod(pod("p", 7, node="n1", metadata=metadata)).template == "4f1c2a9be07d3358"
 
 
 def test_a_trainer_pod() -> None:

@@ -10,6 +10,7 @@ from sluice_api.gpupool import SharingMode
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import DEFAULT_DEVICE_CLASS, slot_gpus_name
 from sluice_operator.observe.views import DeviceClaimView, Key, NodeView, Owner, PodView, StageJobView
+from tests.unit.plan.worlds import allocated
 
 DRIVER = DEFAULT_DEVICE_CLASS
 BY_DRA: dict[str, Any] = {"sharing": {"mode": "DRA"}}
@@ -114,3 +115,18 @@ class DraTown(Town):
 def unallocated(claim: DeviceClaimView, version: int) -> DeviceClaimView:
     """A ResourceClaim before anybody has given it devices."""
     return replace(claim, node="", devices={}, resource_version=version)
+
+
+def chat(index: int) -> SlotRef:
+    return SlotRef(namespace="team", engine="chat", index=index)
+
+
+def guests(town: Town) -> str:
+    """`a beside chat/0; b takes chat/1; c waits WaitingForShare`, by name."""
+    allocation = allocated(town)
+    found = {
+        key.name: f"beside {claim.host}" if claim.host else f"takes {' '.join(map(str, claim.borrowed)) or 'free'}"
+        for key, claim in allocation.claims.items()
+    }
+    found.update({key.name: f"waits {wait.reason}" for key, wait in allocation.waits.items()})
+    return "; ".join(f"{name} {what}" for name, what in sorted(found.items()))

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from sluice_api.claim import Share, SlotRef
+from sluice_api.claim import Share
 from sluice_api.gpupool import SharingMode
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
-from sluice_operator.observe.views import StageJobView
+from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import job_key
+from sluice_operator.plan.allocation import allocate
 from sluice_operator.plan.claims import LiveClaim, live_claims_of, overlapped_by
 from sluice_operator.plan.engine import plan_engine
 from sluice_operator.plan.holding import Limits
@@ -22,23 +24,8 @@ from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.refusals import refusal
 from sluice_operator.plan.sharing import left_by
 from sluice_operator.plan.trace import trace
-from tests.unit.plan.dra import DRIVER, SHARED, SLEEPS, DraTown
-from tests.unit.plan.worlds import NOW, Town, allocated
-
-
-def chat(index: int) -> SlotRef:
-    return SlotRef(namespace="team", engine="chat", index=index)
-
-
-def guests(town: Town) -> str:
-    """`a beside chat/0; b takes chat/1; c waits WaitingForShare`, by name."""
-    allocation = allocated(town)
-    found = {
-        key.name: f"beside {claim.host}" if claim.host else f"takes {' '.join(map(str, claim.borrowed)) or 'free'}"
-        for key, claim in allocation.claims.items()
-    }
-    found.update({key.name: f"waits {wait.reason}" for key, wait in allocation.waits.items()})
-    return "; ".join(f"{name} {what}" for name, what in sorted(found.items()))
+from tests.unit.plan.dra import DRIVER, SHARED, SLEEPS, DraTown, chat, guests
+from tests.unit.plan.worlds import NOW, allocated
 
 
 def alone(town: DraTown) -> None:
@@ -273,6 +260,33 @@ def test_of_one_decision_a_replica_is_lent_or_has_a_guest() -> None:
         town.job("a", scheduling={**SHARED, "priority": 9 if first == "a" else 0})
         town.job("b", scheduling={"policy": "Preempt", "priority": 9 if first == "b" else 0})
         assert guests(town) == expected
+
+
+class Looked(dict[Key, InferenceEngine]):
+    """Engines that count how often somebody goes through all of them."""
+
+    times = 0
+
+    def values(self) -> Any:
+        self.times += 1
+        return super().values()
+
+
+def test_engines_are_gone_through_once_for_all_guests() -> None:
+    """A pool has hundreds of engines, and its queue thousands of guests: 3.5 s, when each looked for itself."""
+    times = []
+    for count in (2, 20):
+        town = DraTown(1)
+        alone(town)
+        for number in range(count):
+            town.job(f"a{number}", scheduling=SHARED)
+        world = replace(town.world, engines=Looked(town.world.engines))
+        pool = find_pool(world, "default")
+        assert pool is not None
+        assert len(allocate(world, pool, NOW).claims) == 1
+        assert isinstance(world.engines, Looked)
+        times.append(world.engines.times)
+    assert times[0] == times[1]
 
 
 # Two claims that are in each other's way: a leader that was paused, and woke up
