@@ -40,7 +40,7 @@ class NamespaceQuota(Model):
 
 
 class SharingMode(StrEnum):
-    """How the device plugin lets several pods use one GPU."""
+    """How several pods use one GPU: as a device plugin lets them, or by one ResourceClaim of DRA."""
 
     NONE = "None"
     TIME_SLICING = "TimeSlicing"
@@ -50,7 +50,7 @@ class SharingMode(StrEnum):
 
 
 class Sharing(Model):
-    """How the nodes' device plugin shares GPUs. Sluice does not set it up, it writes what the plugin understands."""
+    """How a device plugin or DRA shares the nodes' GPUs. Sluice sets up neither, it writes what both understand."""
 
     mode: SharingMode = Field(
         SharingMode.NONE,

@@ -46,7 +46,7 @@ def _lendable(stock: Stock, node: NodeStock, lenders: Collection[str]) -> list[P
     found = []
     for slot in node.slots:
         engine = slot.engine
-        if slot.lendable and engine.metadata.uid in lenders and left[engine.metadata.uid] > floor_of(engine):
+        if slot.is_open and engine.metadata.uid in lenders and left[engine.metadata.uid] > floor_of(engine):
             left[engine.metadata.uid] -= 1
             found.append(slot)
     return found

@@ -49,6 +49,11 @@ class PlacedSlot:
     stays: bool = True
     """Whether its engine still wants it: one that is on its way out keeps nobody above a floor."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be lent, as far as it depends on itself."""
+        return self.lendable and not self.shared
+
 
 @dataclass(frozen=True)
 class NodeStock:

@@ -15,7 +15,7 @@ def choose_victims(stock: Stock, node: NodeStock, gpus: int, lenders: Collection
     back would make the job not fit.
     """
     mine = (slot for slot in node.slots if slot.engine.metadata.uid in lenders)
-    open_slots = [slot for slot in mine if slot.lendable and not slot.shared]
+    open_slots = [slot for slot in mine if slot.is_open]
     taken: list[PlacedSlot] = []
     for slot in sorted(open_slots, key=_price):
         if sum(victim.gpus for victim in taken) >= gpus:
