@@ -50,7 +50,7 @@ class SharingMode(StrEnum):
 
 
 class Sharing(Model):
-    """How the nodes' device plugin or DRA driver shares GPUs. Sluice sets neither up, it writes what they understand."""
+    """How a device plugin or DRA shares the nodes' GPUs. Sluice sets up neither, it writes what both understand."""
 
     mode: SharingMode = Field(
         SharingMode.NONE,

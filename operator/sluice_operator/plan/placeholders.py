@@ -15,7 +15,7 @@ from sluice_api.meta import SLOT_LABEL, STAGE_LABEL
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, oldest_first
-from sluice_operator.plan.claims import live_claims_on
+from sluice_operator.plan.claims import Phase, live_claims_on, phase
 from sluice_operator.plan.podless import starts_until
 from sluice_operator.plan.pools import find_pool
 from sluice_operator.plan.room import holding
@@ -75,11 +75,13 @@ def _next_pod(world: World, engine: InferenceEngine, plan: SlotPlan) -> PodView 
 
 
 def _is_being_left(world: World, plan: SlotPlan, held: dict[int, PodView]) -> bool:
-    """Whether a slot waits for GPUs where the trainer of a claim that is over still has some."""
+    """Whether a slot waits for GPUs where a trainer still has some whose claim is over, or whose place another has."""
     if plan.state is not SlotState.WAITING or plan.index not in held:
         return False
     node = held[plan.index].nominated_node
-    alive = {live.stage_job.uid for live in live_claims_on(world, node)}
+    claims = live_claims_on(world, node)
+    replaced = {uid for live in claims if phase(world, live) is Phase.HOLDING for uid in live.claim.displaced}
+    alive = {live.stage_job.uid for live in claims} - replaced
     return any(
         pod.labels.get(STAGE_LABEL) == Stage.TRAIN and (pod.owner is None or pod.owner.uid not in alive)
         for pod in holding(world, node)

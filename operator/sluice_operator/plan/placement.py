@@ -141,7 +141,8 @@ def _filled(group: Group) -> Group | None:
 def stock_after(world: World, stock: Stock, job: FineTuneJob, claim: Claim) -> Stock:
     """The stock once a claim is made: later jobs see its GPUs as taken and its slots as lent.
 
-    Slots that come back from displaced claims are their engines' again, and not free.
+    Slots that come back from displaced claims are their engines' again, and not free. What else these leave is
+    nobody's until they are gone: they stay if the one that comes is deleted before.
     """
     stopped: Counter[str] = Counter()
     for place in claim.places:
@@ -157,7 +158,7 @@ def stock_after(world: World, stock: Stock, job: FineTuneJob, claim: Claim) -> S
             replace(
                 node,
                 claims=tuple(live for live in node.claims if live not in displaced),
-                claimed=node.claimed - freed + taken_by(world, claim, place.node),
+                claimed=node.claimed + max(0, taken_by(world, claim, place.node) - freed),
                 slots=tuple(_with_guest(slot, place, claim) for slot in node.slots if slot.slot not in place.borrowed),
             )
         )

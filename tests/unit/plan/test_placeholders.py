@@ -7,7 +7,7 @@ from itertools import chain
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from dev.simulate.cluster import Cluster
 from sluice_api.claim import SlotRef
@@ -108,6 +108,10 @@ def one_or_all(step: str) -> tuple[str, ...]:
 @settings(deadline=None, max_examples=50)
 @given(
     st.integers(0, 60), st.lists(st.sampled_from([*sorted(STEPS), *["everybody"] * 15]).map(one_or_all), max_size=60)
+)
+@example(
+    begun=23,
+    steps=[(step,) for step in ("an urgent job that borrows", "deleted")] + [ROUND, ("engine",), ROUND, ROUND],
 )
 def test_no_order_of_events_gives_a_lent_gpu_to_a_stranger(begun: int, steps: list[tuple[str, ...]]) -> None:
     """A stranger waits for any GPU at every moment, and the scheduler tries it first."""
