@@ -1,5 +1,7 @@
 """One attempt of a stage and its pods."""
 
+from datetime import datetime, timedelta
+
 from sluice_operator.observe.views import PodView, StageJobView
 from sluice_operator.observe.world import World, oldest_first
 
@@ -28,3 +30,11 @@ def heir_of(world: World, stage_job: StageJobView) -> StageJobView | None:
         ),
         None,
     )
+
+
+def made_after(world: World, stage_job: StageJobView, ended: datetime) -> bool:
+    """Whether a Job was made after its attempt had ended. When it was made is known to the second."""
+    pods = trainer_pods(world, stage_job)
+    if not pods or any(pod.ended for pod in pods):
+        return not pods and stage_job.created > ended
+    return stage_job.created > ended - timedelta(seconds=1)

@@ -12,7 +12,7 @@ from sluice_api.stages import ExportResult, Stage
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, adapter_key, oldest_first
 from sluice_operator.plan import refusals
-from sluice_operator.plan.attempts import heir_of, trainer_pods
+from sluice_operator.plan.attempts import heir_of, made_after, trainer_pods
 from sluice_operator.plan.claims import LiveClaim, is_live, live_claims_of
 from sluice_operator.plan.deadlines import waiting_ends, warning
 from sluice_operator.plan.estimate import ends_at
@@ -110,8 +110,9 @@ def plan_job(
 
 
 def _strays(s: Situation) -> list[StageJobView]:
-    """Jobs of attempts that ended long ago: a leader that had been stopped has made them anew when it woke."""
-    return [j for j in _running(s) if s.outcomes.has(j.stage, j.attempt) and not _has_ended(s, j)]
+    """Jobs of attempts that had ended before: a leader that had been stopped has made them anew when it woke."""
+    ended = {(outcome.stage, outcome.attempt): outcome.ended_at or s.now for outcome in s.outcomes.attempts}
+    return [j for j in _running(s) if (at := ended.get((j.stage, j.attempt))) and made_after(s.world, j, at)]
 
 
 def _in_time(job: FineTuneJob, decision: JobDecision, now: datetime) -> JobDecision:

@@ -117,7 +117,7 @@ def test_an_attempt_that_a_woken_leader_makes_anew_goes(trained: bool) -> None:
     job = town.job("a", outcomes=(PREPARED, *ended))
     if not trained:
         town.trainer_pod(town.stage_job(job, attempt=2, claim=town.claim("n1")), "n1")
-    stray = town.stage_job(job, attempt=1, claim=town.claim("n1"))
+    stray = town.stage_job(job, attempt=1, claim=town.claim("n1"), created=NOW)
     town.trainer_pod(stray)
     assert stray in plan_job(town.world, job, NOW, Limits()).delete
 
@@ -126,5 +126,7 @@ def test_an_attempt_that_has_just_ended_is_left_to_the_job_controller() -> None:
     town = Town()
     town.node(1)
     job = town.job("a", outcomes=(PREPARED, attempt(1, Reason.DONE)))
-    town.trainer_pod(town.stage_job(job, attempt=1, claim=town.claim("n1")), "n1", ended=True)
+    made = town.stage_job(job, attempt=1, claim=town.claim("n1"))
+    assert plan_job(town.world, job, NOW, Limits()).delete == (), "its pod is gone already"
+    town.trainer_pod(made, "n1", ended=True)
     assert plan_job(town.world, job, NOW, Limits()).delete == ()
