@@ -117,10 +117,10 @@ def _default(field: Schema, required: bool) -> str:
 
 
 def _rules(schema: Schema) -> Iterator[str]:
-    """Rules of objects; those of a single value are in its type."""
+    """Rules of objects, and of what may change; others of a single value are in its type."""
     for place, field in (("", schema), *fields_of(schema, "")):
-        if field["type"] == "object":
-            for rule in field.get(RULES, ()):
+        for rule in field.get(RULES, ()):
+            if field["type"] == "object" or "oldSelf" in rule["rule"]:
                 subject = f"{place}{rule.get('fieldPath', '')}".lstrip(".")
                 yield f"- {f'`{subject}` ' if subject else ''}{rule['message']}".replace("<", "&lt;")
 

@@ -137,15 +137,21 @@ def _converted(node: Schema, definitions: Definitions, place: str) -> Schema:
 
 
 def _inlined(node: Schema, definitions: Definitions) -> Schema:
-    """The node with what it refers to; what stands beside a reference wins, such as a field's own description."""
+    """The node with what it refers to."""
     if "$ref" in node:
         own = {key: value for key, value in node.items() if key != "$ref"}
-        return _inlined(definitions[node["$ref"].rpartition("/")[2]], definitions) | own
+        return _beside(own, _inlined(definitions[node["$ref"].rpartition("/")[2]], definitions))
     branches = [branch for branch in node.get("anyOf", ()) if branch != {"type": "null"}]
     if len(branches) == 1:
         own = {key: value for key, value in node.items() if key != "anyOf"}
-        return _inlined(branches[0], definitions) | own
+        return _beside(own, _inlined(branches[0], definitions))
     return node
+
+
+def _beside(own: Schema, referred: Schema) -> Schema:
+    """What stands beside a reference wins, such as a field's own description; but the rules of both hold."""
+    both = [*referred.get(RULES, ()), *own.get(RULES, ())]
+    return referred | own | ({RULES: both} if both else {})
 
 
 def _add_properties(schema: Schema, node: Schema, definitions: Definitions, place: str) -> None:
