@@ -29,16 +29,17 @@ from sluice_api.resource import Metadata
 from sluice_api.stages import ExitCode, ExportResult, Stage, StageOutcome, TrainResult
 from sluice_operator.observe.views import Key, NodeView, PodView, SlotView, StageJobView, Termination, View
 from sluice_operator.observe.world import World, engine_key, key_of
-from sluice_operator.plan.allocation import allocate
-from sluice_operator.plan.engine import plan_engine
-from sluice_operator.plan.holding import Limits
-from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.job import JobDecision, Start, next_training_attempt, plan_job
-from sluice_operator.plan.job_status import job_status
-from sluice_operator.plan.placeholders import Placeholders
-from sluice_operator.plan.pools import find_pool, nodes_of
-from sluice_operator.plan.scale_up import plan_scale_up
-from sluice_operator.plan.slots import SlotPlan, sleeps
+from sluice_operator.plan.allocation.allocate import allocate
+from sluice_operator.plan.allocation.inventory import take_stock
+from sluice_operator.plan.allocation.scale_up import plan_scale_up
+from sluice_operator.plan.engine.decide import plan_engine
+from sluice_operator.plan.engine.placeholders import Placeholders
+from sluice_operator.plan.facts.pools import find_pool, nodes_of
+from sluice_operator.plan.facts.slots import SlotPlan, sleeps
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.job.situation import JobDecision, Start, next_training_attempt
+from sluice_operator.plan.job.status import job_status
 
 
 class Cluster:

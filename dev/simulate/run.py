@@ -16,9 +16,9 @@ from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, STAGE_LABEL
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import engine_key, job_key
-from sluice_operator.plan.allocation import allocate, next_change
-from sluice_operator.plan.engine import plan_engine
-from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.allocation.allocate import allocate, next_change
+from sluice_operator.plan.engine.decide import plan_engine
+from sluice_operator.plan.facts.pools import find_pool
 
 START = NOW.replace(hour=0)
 TEAM = "team"

@@ -20,8 +20,8 @@ from sluice_api.reports import TrainingReport
 from sluice_operator import metrics
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.world import World
-from sluice_operator.plan.pool import pool_usage
-from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.allocation.pool_status import pool_usage
+from sluice_operator.plan.facts.pools import find_pool
 
 SHOWN_AFTER_END = timedelta(minutes=10)
 """How long a finished job's last figures stay, for a scrape to see them."""

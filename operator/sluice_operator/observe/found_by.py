@@ -64,6 +64,11 @@ def claimed_node(stage_job: StageJobView) -> tuple[str, ...]:
     return tuple(place.node for place in stage_job.claim.places) if stage_job.claim else ()
 
 
+def displaced(stage_job: StageJobView) -> tuple[str, ...]:
+    """The uids of the attempts in whose place it comes."""
+    return tuple(stage_job.claim.displaced) if stage_job.claim else ()
+
+
 def pool_of_unfinished(job: FineTuneJob) -> tuple[str, ...]:
     """The pool of a job that has neither succeeded nor failed."""
     return () if job.status.finished_at else (job.spec.resources.pool,)

@@ -21,7 +21,6 @@ from typing import Any, Generic, TypeVar
 
 from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
-from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.observe import found_by, parse_devices
 from sluice_operator.observe.index import Index
@@ -30,16 +29,12 @@ from sluice_operator.observe.parse import KINDS, Parsed, Stored, Unreadable, key
 from sluice_operator.observe.parse_pod import is_ours
 from sluice_operator.observe.views import (
     BudgetView,
-    ClaimView,
     DeviceClaimView,
     Key,
-    NamespaceView,
-    NodeView,
     PodView,
     SliceView,
     SlotView,
     StageJobView,
-    VolumeView,
 )
 from sluice_operator.observe.world import Heartbeat, Reported, World
 
@@ -84,22 +79,10 @@ class Store:
         """`served` says whether the custom resources of a namespace are ours to serve."""
         self._served = served
         self._listeners: list[Listener] = []
-        self._jobs: Table[FineTuneJob] = Table()
-        self._engines: Table[InferenceEngine] = Table()
-        self._adapters: Table[Adapter] = Table()
-        self._pools: Table[GPUPool] = Table()
-        self._namespaces: Table[NamespaceView] = Table()
-        self._nodes: Table[NodeView] = Table()
-        self._pods: Table[PodView] = Table()
-        self._stage_jobs: Table[StageJobView] = Table()
-        self._slots: Table[SlotView] = Table()
-        self._claims: Table[ClaimView] = Table()
-        self._volumes: Table[VolumeView] = Table()
-        self._tables: dict[str, Table[Any]] = dict(zip(KINDS, (
-            self._jobs, self._engines, self._adapters, self._pools, self._namespaces, self._nodes,
-            self._pods, self._stage_jobs, self._slots, self._claims, self._volumes,
-            Table[BudgetView](), Table[SliceView](), Table[DeviceClaimView](),
-        ), strict=True))  # fmt: skip
+        self._tables: dict[str, Table[Any]] = {kind: Table() for kind in KINDS}
+        self._shown: dict[str, Mapping[Key, Any]] = {
+            kind: MappingProxyType(table.objects) for kind, table in self._tables.items()
+        }
 
         self._pods_of: Index[str, PodView] = Index(found_by.controller)
         self._pods_on: Index[str, PodView] = Index(found_by.node)
@@ -111,6 +94,7 @@ class Store:
         self._slots_of: Index[str, SlotView] = Index(found_by.controller)
         self._claiming: Index[bool, StageJobView] = Index(found_by.with_claim)
         self._claims_on: Index[str, StageJobView] = Index(found_by.claimed_node)
+        self._displacing: Index[str, StageJobView] = Index(found_by.displaced)
         self._budgets_in: Index[str, BudgetView] = Index(found_by.namespace)
         self._slices_on: Index[str, SliceView] = Index(found_by.where)
         self._device_claims_on: Index[str, DeviceClaimView] = Index(found_by.where)
@@ -136,7 +120,7 @@ class Store:
                 self._placeholders,
                 self._scale_ups,
             ),
-            "Job": (self._stage_jobs_of, self._claiming, self._claims_on, self.links.borrowing),
+            "Job": (self._stage_jobs_of, self._claiming, self._claims_on, self._displacing, self.links.borrowing),
             "Deployment": (self._slots_of,),
             "PersistentVolumeClaim": (self.links.bound_to,),
             "PodDisruptionBudget": (self._budgets_in,),
@@ -145,6 +129,7 @@ class Store:
         }
 
         self._worked_out: dict[Hashable, Any] = {}
+        self._notes: dict[str, tuple[FineTuneJob, dict[Hashable, Any]]] = {}
         self._last_words: set[str] = set()
         """Uids of deleted pods that are still held."""
         self._reports: dict[str, Reported] = {}
@@ -174,17 +159,17 @@ class Store:
     def world(self) -> World:
         """What is known now. The maps are live and read-only: a World is valid until the next `await`."""
         return World(
-            jobs=MappingProxyType(self._jobs.objects),
-            engines=MappingProxyType(self._engines.objects),
-            adapters=MappingProxyType(self._adapters.objects),
-            pools=MappingProxyType(self._pools.objects),
-            namespaces=MappingProxyType(self._namespaces.objects),
-            nodes=MappingProxyType(self._nodes.objects),
-            pods=MappingProxyType(self._pods.objects),
-            stage_jobs=MappingProxyType(self._stage_jobs.objects),
-            slots=MappingProxyType(self._slots.objects),
-            claims=MappingProxyType(self._claims.objects),
-            volumes=MappingProxyType(self._volumes.objects),
+            jobs=self._shown["FineTuneJob"],
+            engines=self._shown["InferenceEngine"],
+            adapters=self._shown["Adapter"],
+            pools=self._shown["GPUPool"],
+            namespaces=self._shown["Namespace"],
+            nodes=self._shown["Node"],
+            pods=self._shown["Pod"],
+            stage_jobs=self._shown["Job"],
+            slots=self._shown["Deployment"],
+            claims=self._shown["PersistentVolumeClaim"],
+            volumes=self._shown["PersistentVolume"],
             pods_of=self._pods_of.groups,
             pods_on=self._pods_on.groups,
             pods_coming=self._pods_coming.groups,
@@ -196,6 +181,7 @@ class Store:
             claiming=self._claiming.groups.get(True, MappingProxyType({})),
             claims_on=self._claims_on.groups,
             claims_from=self.links.borrowing.groups,
+            displacing=self._displacing.groups,
             unfinished=self._unfinished.groups,
             budgets_in=self._budgets_in.groups,
             serves_dra=self.serves_dra,
@@ -207,6 +193,7 @@ class Store:
             term=self.term,
             since=self.since,
             worked_out=self._worked_out,
+            notes=self._notes,
         )
 
     def put(self, obj: Parsed, *, seen: bool) -> None:
@@ -325,7 +312,7 @@ class Store:
     def _vanish(self, key: Key, held: Stored) -> None:
         """Let a deleted object go; but a stage's pod leaves its last words for as long as its Job is there."""
         if isinstance(held, PodView) and held.ended and held.owner is not None:
-            job = self._stage_jobs.objects.get(Key("Job", key.namespace, held.owner.name))
+            job = self._tables["Job"].objects.get(Key("Job", key.namespace, held.owner.name))
             if job is not None and job.uid == held.owner.uid:
                 self._last_words.add(held.uid)
                 return
@@ -352,6 +339,8 @@ class Store:
             del objects[key]
         else:
             objects[key] = new
+        if isinstance(old, FineTuneJob):
+            self._notes.pop(old.metadata.uid, None)
         for index in self._indices.get(key.kind, ()):
             index.change(key, old, new)
         if new is None and isinstance(old, PodView):

@@ -111,6 +111,8 @@ class World:
     """Of these, by the name of the node."""
     claims_from: Mapping[tuple[str, str], Mapping[Key, StageJobView]] = field(default_factory=dict)
     """Of these, by the (namespace, name) of each engine from which they borrow."""
+    displacing: Mapping[str, Mapping[Key, StageJobView]] = field(default_factory=dict)
+    """Of these, those that come in the place of others, by the uid of each of them."""
     unfinished: Mapping[str, Mapping[Key, FineTuneJob]] = field(default_factory=dict)
     """Jobs that have neither succeeded nor failed, as their status says, by the name of the pool."""
 
@@ -125,6 +127,16 @@ class World:
 
     worked_out: dict[Hashable, Any] = field(default_factory=dict, compare=False)
     """What follows from exactly this state and was costly to find out; empty after each change."""
+    notes: dict[str, tuple[FineTuneJob, dict[Hashable, Any]]] = field(default_factory=dict, compare=False)
+    """See `noted`; by the job's uid."""
+
+    def noted(self, job: FineTuneJob) -> dict[Hashable, Any]:
+        """What follows from one job alone and was costly to find out; empty when it has changed."""
+        uid = job.metadata.uid
+        note = self.notes.get(uid)
+        if note is None or note[0] is not job:
+            note = self.notes[uid] = (job, {})
+        return note[1]
 
 
 def job_key(namespace: str, name: str) -> Key:

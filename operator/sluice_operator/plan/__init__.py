@@ -1,9 +1,8 @@
 """Pure decisions. Values in, values out: no I/O, no clock. Three doors, each read from top to bottom:
 
-- allocation.py: who gets which GPUs of a pool now, and why the others wait
-- job.py: what one job needs now, a claim included (holding.py)
-- engine.py: what each of an engine's replicas should be (slot_plans.py)
+- allocation/allocate.py: who gets which GPUs of a pool now, and why the others wait
+- job/decide.py: what one job needs now, a claim included (holding.py)
+- engine/decide.py: what each of an engine's replicas should be (slot_plans.py)
 
-Below them lie what they count (inventory.py, devices.py), where a job goes (placement.py, victims.py), on what terms
-(borrowing.py, lending.py, access.py, kept.py), and what is refused or said (refusals.py, waiting.py).
+All three read what is so from facts/, and none writes it anywhere. trace.py spells a decision out for a person.
 """

@@ -11,20 +11,20 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import ASLEEP, InferenceEngine
 from sluice_operator.observe.world import World, engine_key, key_of
-from sluice_operator.plan.allocation import Allocation, allocate, pending
-from sluice_operator.plan.claims import LiveClaim, Phase, live_claims, live_claims_of, phase
-from sluice_operator.plan.fit import lack_on
-from sluice_operator.plan.holding import Limits, advance
-from sluice_operator.plan.interruption import gives_way_at, why_it_stays
-from sluice_operator.plan.inventory import NodeStock, Stock, engines_of, take_stock
-from sluice_operator.plan.lending import lending_refusal
-from sluice_operator.plan.pools import find_pool
-from sluice_operator.plan.proof import phase_of
-from sluice_operator.plan.refusals import refusal_at
-from sluice_operator.plan.scale_up import asks_until, scale_ups_of
-from sluice_operator.plan.sleeping import is_asleep
-from sluice_operator.plan.slots import floor_of, is_drained, pod_of, sleeps
-from sluice_operator.plan.waiting import asked
+from sluice_operator.plan.allocation.allocate import Allocation, allocate, pending
+from sluice_operator.plan.allocation.fit import lack_on
+from sluice_operator.plan.allocation.interruption import gives_way_at, why_it_stays
+from sluice_operator.plan.allocation.inventory import NodeStock, Stock, engines_of, take_stock
+from sluice_operator.plan.allocation.lending import lending_refusal
+from sluice_operator.plan.allocation.refusals import refusal_at
+from sluice_operator.plan.allocation.scale_up import asks_until, scale_ups_of
+from sluice_operator.plan.allocation.waiting import asked
+from sluice_operator.plan.facts.claims import LiveClaim, Phase, live_claims, live_claims_of, phase
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.facts.proof import phase_of
+from sluice_operator.plan.facts.sleeping import is_asleep
+from sluice_operator.plan.facts.slots import floor_of, is_drained, pod_of, sleeps
+from sluice_operator.plan.job.holding import Limits, advance
 
 _MOST = 20
 """Lines of one section; of a long one the end is counted."""

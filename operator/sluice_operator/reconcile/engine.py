@@ -15,10 +15,10 @@ from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.writes import Cluster, key_of_manifest
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
-from sluice_operator.plan.engine import EngineDecision, plan_engine
-from sluice_operator.plan.placeholders import Placeholders
-from sluice_operator.plan.pools import find_pool
-from sluice_operator.plan.slots import SlotPlan, template_of
+from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
+from sluice_operator.plan.engine.placeholders import Placeholders
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.facts.slots import SlotPlan, template_of
 from sluice_operator.reconcile.status import until, write_status
 from sluice_operator.settings import Settings
 

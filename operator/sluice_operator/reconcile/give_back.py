@@ -13,8 +13,8 @@ from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import PodView, StageJobView
 from sluice_operator.observe.world import World
-from sluice_operator.plan.claims import owner_of
-from sluice_operator.plan.scale_up import scale_ups_of
+from sluice_operator.plan.allocation.scale_up import scale_ups_of
+from sluice_operator.plan.facts.claims import owner_of
 from sluice_operator.reconcile.engine import reconcile_engine
 from sluice_operator.reconcile.scale_up import remove_scale_ups
 from sluice_operator.settings import Settings

@@ -10,12 +10,13 @@ from sluice_operator.build.stage_job import group_service
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
-from sluice_operator.plan.attempts import trainer_pods
-from sluice_operator.plan.holding import Limits
-from sluice_operator.plan.job import JobDecision, job_of, plan_job
-from sluice_operator.plan.job_status import job_status
-from sluice_operator.plan.podless import PODS_WITHIN
-from sluice_operator.plan.waiting import Wait
+from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.plan.facts.attempts import trainer_pods
+from sluice_operator.plan.facts.podless import PODS_WITHIN
+from sluice_operator.plan.job.decide import job_of, plan_job
+from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.job.situation import JobDecision
+from sluice_operator.plan.job.status import job_status
 from sluice_operator.reconcile.begin import begin_attempt
 from sluice_operator.reconcile.status import until, write_status
 from sluice_operator.settings import Settings

@@ -13,13 +13,13 @@ from sluice_operator.metrics import QUEUE_WAIT_SECONDS
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import key_of
-from sluice_operator.plan.allocation import allocate, next_change, ready_since
-from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.job import next_training_attempt
-from sluice_operator.plan.pool import engines_with_room, no_longer_refused, pool_status
-from sluice_operator.plan.pools import find_pool
-from sluice_operator.plan.scale_up import scale_ups_of
-from sluice_operator.plan.waiting import Wait
+from sluice_operator.plan.allocation.allocate import allocate, next_change, ready_since
+from sluice_operator.plan.allocation.inventory import take_stock
+from sluice_operator.plan.allocation.pool_status import engines_with_room, no_longer_refused, pool_status
+from sluice_operator.plan.allocation.scale_up import scale_ups_of
+from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.job.situation import next_training_attempt
 from sluice_operator.reconcile.at_once import side_by_side
 from sluice_operator.reconcile.begin import begin_attempt
 from sluice_operator.reconcile.scale_up import ask_for_nodes, remove_scale_ups

@@ -12,9 +12,9 @@ from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import PodView
-from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.pools import elders_of
-from sluice_operator.plan.scale_up import plan_scale_up
+from sluice_operator.plan.allocation.inventory import take_stock
+from sluice_operator.plan.allocation.scale_up import plan_scale_up
+from sluice_operator.plan.facts.pools import elders_of
 from sluice_operator.settings import Settings
 
 logger = logging.getLogger(__name__)

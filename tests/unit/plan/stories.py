@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
+from unittest.mock import patch
 
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -14,8 +15,13 @@ from sluice_api.gpupool import GPUPool
 from sluice_api.scheduling import GiveWay, Policy
 from sluice_operator.observe.views import Key, NodeView, PodView
 from sluice_operator.observe.world import engine_key, job_key, key_of
-from sluice_operator.plan.allocation import allocate, pending, place_in_queue
-from sluice_operator.plan.claims import (
+from sluice_operator.plan.allocation.allocate import allocate, pending, place_in_queue
+from sluice_operator.plan.allocation.inventory import lent_indices, take_stock
+from sluice_operator.plan.allocation.lending import lending_refusal
+from sluice_operator.plan.allocation.scale_up import asks
+from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.plan.engine.decide import plan_engine
+from sluice_operator.plan.facts.claims import (
     LiveClaim,
     Phase,
     borrowers,
@@ -25,14 +31,9 @@ from sluice_operator.plan.claims import (
     overlapped_by,
     taken_by,
 )
-from sluice_operator.plan.engine import plan_engine
-from sluice_operator.plan.inventory import lent_indices, take_stock
-from sluice_operator.plan.lending import lending_refusal
-from sluice_operator.plan.pools import find_pool
-from sluice_operator.plan.proof import phase_of
-from sluice_operator.plan.scale_up import asks
-from sluice_operator.plan.slots import floor_of, wanted
-from sluice_operator.plan.waiting import Wait
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.facts.proof import phase_of
+from sluice_operator.plan.facts.slots import floor_of, wanted
 from tests.unit.plan.worlds import GPU, YIELDS, describe
 
 ENDS = [(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued")]
@@ -114,7 +115,10 @@ class Lending(RuleBasedStateMachine):
     def reconcile_pool(self) -> None:
         """No claim takes an engine below its floor, and none of its victims could be spared."""
         before = {live.stage_job.uid for live in live_claims(self.cluster.world)}
-        waits = allocate(self.cluster.world, self._pool(), self.cluster.now).waits
+        decided = allocate(self.cluster.world, self._pool(), self.cluster.now)
+        with patch("sluice_operator.plan.allocation.allocate.EXPLAINED", 0):
+            by_kind = allocate(self.cluster.world, self._pool(), self.cluster.now)
+        assert by_kind.claims == decided.claims, "what was found out about one job does not hold for all like it"
         stock = take_stock(self.cluster.world, self._pool())
         self.cluster.reconcile_pool()
         claims = live_claims(self.cluster.world)
@@ -127,7 +131,7 @@ class Lending(RuleBasedStateMachine):
                 if any(slot.engine == engine.metadata.name for slot in live.claim.borrowed):
                     left = set(wanted(self.cluster.world, engine, lent)) - lent
                     assert len(left) >= floor_of(engine), f"{engine.metadata.name} keeps {left}"
-            self._nobody_was_overtaken(live, waits)
+            self._nobody_was_overtaken(live, decided.waits)
             held = sum(other.claim.all_gpus for other in claims if other.stage_job.uid not in leave)
             assert self.quota is None or held <= self.quota, f"its namespace has {held} of {self.quota}"
             if asks(live.job, self.cluster.now):

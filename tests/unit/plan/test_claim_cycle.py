@@ -14,9 +14,10 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, Stage, StageOutcome, TrainResult
 from sluice_operator.observe.views import PodView, StageJobView, Termination
 from sluice_operator.observe.world import Heartbeat, engine_key, job_key
-from sluice_operator.plan.engine import EngineDecision, plan_engine
-from sluice_operator.plan.holding import Limits
-from sluice_operator.plan.job import JobDecision, plan_job
+from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.job.situation import JobDecision
 from tests.unit.plan.worlds import GPU, NOW, PREPARED, Town, allocated, describe
 
 CHAT_1 = SlotRef(namespace="team", engine="chat", index=1)

@@ -6,10 +6,10 @@ import pytest
 
 from sluice_api.finetunejob import Progress
 from sluice_operator.observe.world import job_key
-from sluice_operator.plan.estimate import settled
-from sluice_operator.plan.holding import Limits
-from sluice_operator.plan.job import plan_job
-from sluice_operator.plan.job_status import job_status
+from sluice_operator.plan.facts.estimate import settled
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.job.status import job_status
 from tests.unit.plan.worlds import NOW, Town, allocated, parse
 
 

@@ -13,13 +13,14 @@ from sluice_api.reports import EngineReport
 from sluice_api.stages import Stage, StageOutcome, TrainResult
 from sluice_operator.observe.views import PodView, StageJobView, Termination
 from sluice_operator.observe.world import Reported, engine_key, job_key, key_of
-from sluice_operator.plan.claims import live_claims, overlapped_by
-from sluice_operator.plan.engine import plan_engine
-from sluice_operator.plan.holding import Limits
-from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.job import JobDecision, plan_job
-from sluice_operator.plan.job_status import job_status
-from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.allocation.inventory import take_stock
+from sluice_operator.plan.engine.decide import plan_engine
+from sluice_operator.plan.facts.claims import live_claims, overlapped_by
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.job.situation import JobDecision
+from sluice_operator.plan.job.status import job_status
 from tests.unit.plan.worlds import GPU, NOW, YIELDS, Town, allocated, describe, parse
 
 CHAT_1 = SlotRef(namespace="team", engine="chat", index=1)

@@ -12,17 +12,17 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import job_key
-from sluice_operator.plan.allocation import allocate
-from sluice_operator.plan.claims import LiveClaim, live_claims_of, overlapped_by
-from sluice_operator.plan.engine import plan_engine
-from sluice_operator.plan.holding import Limits
-from sluice_operator.plan.interruption import why_it_stays
-from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.job import plan_job
-from sluice_operator.plan.job_status import job_status
-from sluice_operator.plan.pools import find_pool
-from sluice_operator.plan.refusals import refusal
-from sluice_operator.plan.sharing import left_by
+from sluice_operator.plan.allocation.allocate import allocate
+from sluice_operator.plan.allocation.interruption import why_it_stays
+from sluice_operator.plan.allocation.inventory import take_stock
+from sluice_operator.plan.allocation.refusals import refusal
+from sluice_operator.plan.engine.decide import plan_engine
+from sluice_operator.plan.facts.claims import LiveClaim, live_claims_of, overlapped_by
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.facts.sharing import left_by
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.job.status import job_status
 from sluice_operator.plan.trace import trace
 from tests.unit.plan.dra import DRIVER, SHARED, SLEEPS, DraTown, chat, guests
 from tests.unit.plan.worlds import NOW, allocated

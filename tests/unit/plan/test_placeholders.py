@@ -15,8 +15,8 @@ from sluice_api.inferenceengine import InferenceEngine, SlotState, SlotStatus
 from sluice_api.meta import PLACEHOLDER_GATE, PLACEHOLDER_LABEL, SLOT_LABEL
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import engine_key
-from sluice_operator.plan.engine import plan_engine
-from sluice_operator.plan.placeholders import Placeholders
+from sluice_operator.plan.engine.decide import plan_engine
+from sluice_operator.plan.engine.placeholders import Placeholders
 from tests.unit.plan.worlds import GPU, NOW, YIELDS, Town
 
 LENDS = {"policy": "ScaleDown", "minReplicas": 1}

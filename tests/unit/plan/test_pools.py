@@ -4,10 +4,10 @@ import pytest
 
 from dev.simulate.town import NOW, Town
 from sluice_api.reasons import Reason
-from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.pool import pool_status
-from sluice_operator.plan.pools import find_pool, pool_nodes
-from sluice_operator.plan.refusals import refusal
+from sluice_operator.plan.allocation.inventory import take_stock
+from sluice_operator.plan.allocation.pool_status import pool_status
+from sluice_operator.plan.allocation.refusals import refusal
+from sluice_operator.plan.facts.pools import find_pool, pool_nodes
 
 
 def overlapping() -> Town:

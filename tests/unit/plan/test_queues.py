@@ -12,11 +12,12 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.world import engine_key, job_key
-from sluice_operator.plan.allocation import next_change
-from sluice_operator.plan.engine import plan_engine
-from sluice_operator.plan.holding import Limits
-from sluice_operator.plan.job import JobDecision, plan_job
-from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.allocation.allocate import next_change
+from sluice_operator.plan.engine.decide import plan_engine
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.job.situation import JobDecision
 from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe, parse
 
 TEAM = {"matchLabels": {"kubernetes.io/metadata.name": "team"}}

@@ -8,10 +8,11 @@ import pytest
 from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
-from sluice_operator.plan.deadlines import training_ends
-from sluice_operator.plan.holding import Limits
-from sluice_operator.plan.job import next_training_attempt, plan_job
-from sluice_operator.plan.outcomes import compact, next_attempt_at
+from sluice_operator.plan.facts.deadlines import training_ends
+from sluice_operator.plan.facts.outcomes import compact, next_attempt_at
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.job.situation import next_training_attempt
 from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe
 
 

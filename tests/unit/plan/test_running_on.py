@@ -9,9 +9,9 @@ from dev.simulate.town import GPU, NOW, Town
 from sluice_api.inferenceengine import SlotState
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import engine_key, pool_key
-from sluice_operator.plan.engine import plan_engine
-from sluice_operator.plan.pool import no_longer_refused
-from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.allocation.pool_status import no_longer_refused
+from sluice_operator.plan.engine.decide import plan_engine
+from sluice_operator.plan.facts.pools import find_pool
 
 
 def _gone(town: Town) -> None:

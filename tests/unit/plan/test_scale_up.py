@@ -11,14 +11,15 @@ from sluice_api.claim import AttemptOutcome
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.world import engine_key, job_key
-from sluice_operator.plan.allocation import allocate, next_change
-from sluice_operator.plan.holding import Limits
-from sluice_operator.plan.inventory import NodeStock, take_stock
-from sluice_operator.plan.job import JobDecision, plan_job
-from sluice_operator.plan.podless import PODS_WITHIN
-from sluice_operator.plan.pools import find_pool
-from sluice_operator.plan.scale_up import MOST, ScaleUp, plan_scale_up
-from sluice_operator.plan.waiting import Wait
+from sluice_operator.plan.allocation.allocate import allocate, next_change
+from sluice_operator.plan.allocation.inventory import NodeStock, take_stock
+from sluice_operator.plan.allocation.scale_up import MOST, ScaleUp, plan_scale_up
+from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.plan.facts.podless import PODS_WITHIN
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.job.situation import JobDecision
 from tests.unit.plan.asking import bound, made, planned, removed
 from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe, parse
 

@@ -18,11 +18,11 @@ from sluice_api.inferenceengine import (
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.world import job_key
-from sluice_operator.plan.allocation import allocate
-from sluice_operator.plan.holding import Limits
-from sluice_operator.plan.pools import find_pool
-from sluice_operator.plan.sleeping import can_sleep
-from sluice_operator.plan.slots import template_of
+from sluice_operator.plan.allocation.allocate import allocate
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.facts.sleeping import can_sleep
+from sluice_operator.plan.facts.slots import template_of
+from sluice_operator.plan.job.holding import Limits
 from sluice_operator.reconcile.give_back import missing
 from tests.unit.plan.test_claim_cycle import Loan, states
 from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe

@@ -6,7 +6,7 @@ import pytest
 
 from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_operator.plan.engine import plan_engine
+from sluice_operator.plan.engine.decide import plan_engine
 from tests.unit.plan.dra import SLEEPS, DraTown
 from tests.unit.plan.worlds import NOW, Town
 

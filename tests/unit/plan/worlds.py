@@ -14,8 +14,8 @@ from datetime import datetime
 from dev.simulate.town import GPU, NOW, PREPARED, Town
 from sluice_api.claim import Claim, SlotRef
 from sluice_operator.observe.world import key_of, pool_key
-from sluice_operator.plan.allocation import Allocation, allocate
-from sluice_operator.plan.pools import find_pool
+from sluice_operator.plan.allocation.allocate import Allocation, allocate
+from sluice_operator.plan.facts.pools import find_pool
 
 YIELDS = {"policy": "ToHigherPriority", "minRunSeconds": 0}
 

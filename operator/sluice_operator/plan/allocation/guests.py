@@ -1,0 +1,130 @@
+"""Jobs beside a replica, in a pool whose GPUs are served by DRA: guests of one slot of their own namespace.
+
+A ResourceClaim may be used by several pods of its namespace. So a job of policy Shared uses the slot's, with its
+share of the GPU's memory, while vLLM goes on with what it takes itself. A guest has no GPU of its own, and a slot
+that has guests is not lent.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.reasons import Reason
+from sluice_api.scheduling import Policy
+from sluice_operator.observe.world import World
+from sluice_operator.plan.allocation.inventory import NodeStock, PlacedSlot, Stock, engines_of, take_stock
+from sluice_operator.plan.facts.devices import slot_devices
+from sluice_operator.plan.facts.sharing import left_by
+from sluice_operator.plan.facts.slots import ref
+
+
+class Beside(NamedTuple):
+    """A slot, and what of its GPUs' memory is left."""
+
+    slot: PlacedSlot
+    percent: int
+
+
+def is_guest(pool: GPUPool, job: FineTuneJob) -> bool:
+    """Whether a job is to train beside a slot."""
+    return pool.spec.by_dra and job.spec.scheduling.policy is Policy.SHARED
+
+
+def contend(pool: GPUPool, one: FineTuneJob, other: FineTuneJob) -> bool:
+    """Whether two jobs that wait may want the same: both GPUs, both shares, or replicas of the same namespace."""
+    return is_guest(pool, one) is is_guest(pool, other) or one.metadata.namespace == other.metadata.namespace
+
+
+def hosts(world: World, pool: GPUPool, job: FineTuneJob) -> list[InferenceEngine]:
+    """Engines beside whose replicas a guest may train: those that leave it enough when no other guest is there."""
+    share, gpus = job.spec.scheduling.share_percent, job.spec.resources.gpus
+    found = _neighbours(world, pool, job.metadata.namespace)
+    return [engine for engine in found if left_by(engine) >= share and engine.spec.resources.gpus >= gpus]
+
+
+def _neighbours(world: World, pool: GPUPool, namespace: str) -> Sequence[InferenceEngine]:
+    """The engines of a namespace, which alone may share their ResourceClaims there: who leaves the most comes first.
+
+    Asked for every guest that waits, so worked out once a state.
+    """
+    asked = (_neighbours, pool.metadata.name)
+    if asked not in world.worked_out:
+        found: dict[str, list[InferenceEngine]] = {}
+        for engine in sorted(engines_of(world, pool), key=left_by, reverse=True):
+            found.setdefault(engine.metadata.namespace, []).append(engine)
+        world.worked_out[asked] = found
+    neighbours: Sequence[InferenceEngine] = world.worked_out[asked].get(namespace, ())
+    return neighbours
+
+
+def guest_refusal(world: World, pool: GPUPool, job: FineTuneJob) -> tuple[Reason, str] | None:
+    """Why no engine that is there could ever have a guest; None when one could, or when it is none."""
+    if not is_guest(pool, job):
+        return None
+    name, namespace = pool.metadata.name, job.metadata.namespace
+    roomiest = next(iter(_neighbours(world, pool, namespace)), None)
+    if roomiest is None:
+        return Reason.NO_ENGINE_BESIDE, (
+            f"spec.scheduling.policy: Shared trains beside a replica of an engine in GPUPool {name}, and namespace "
+            f"{namespace} has no engine there. Use Queue or Preempt, or run it in the namespace of one."
+        )
+    if left_by(roomiest) < job.spec.scheduling.share_percent:
+        return Reason.SHARE_TOO_LARGE, (
+            f"spec.scheduling.share: {job.spec.scheduling.share} is asked for, engine {roomiest.metadata.name} leaves "
+            f"{left_by(roomiest)}% of a GPU's memory: its serving.gpuMemoryUtilization is "
+            f"{roomiest.spec.serving.gpu_memory_utilization}. Ask for at most {left_by(roomiest)}%, or lower it."
+        )
+    return None
+
+
+def places_beside(node: NodeStock, job: FineTuneJob) -> Iterator[Beside]:
+    """The slots of a node beside which a job might train, with what is left there."""
+    for slot in _beside_slots(node, job):
+        if slot.takes_guests:
+            yield Beside(slot, left_by(slot.engine) - slot.shared)
+
+
+def _beside_slots(node: NodeStock, job: FineTuneJob) -> Iterator[PlacedSlot]:
+    """The slots of a node that are large enough for a job and in its namespace."""
+    for slot in node.slots:
+        mine = slot.engine.metadata.namespace == job.metadata.namespace
+        if mine and slot.pod and slot.gpus >= job.spec.resources.gpus:  # its pod is there: its ResourceClaim is too
+            yield slot
+
+
+def best_beside(node: NodeStock, job: FineTuneJob, engines: Collection[str]) -> PlacedSlot | None:
+    """The slot on a node of some engines, by uid, whose guest a job is: the least busy, then the tightest fit."""
+    share = job.spec.scheduling.share_percent
+    places = (place for place in places_beside(node, job) if place.slot.engine.metadata.uid in engines)
+    fitting = [place for place in places if place.percent >= share]
+    best = min(fitting, key=lambda at: (at.slot.in_flight, at.percent, str(at.slot.slot)), default=None)
+    return best.slot if best else None
+
+
+def crowds_out(world: World, pool: GPUPool, engine: InferenceEngine, index: int) -> bool:
+    """Whether a slot that restarted as the spec now says would take the memory that guests have, or their devices."""
+    slot, devices = take_stock(world, pool).placed.get(ref(engine, index)), slot_devices(world, engine, index)
+    if slot is None or not slot.shared:
+        return False
+    asks = (pool.spec.sharing.device_class, engine.spec.resources.gpus)
+    return slot.shared > left_by(engine) or (devices is not None and devices.asks != asks)
+
+
+def why_not_beside(stock: Stock, job: FineTuneJob) -> str:
+    """Why a guest waits, in a sentence."""
+    usable = [node for node in stock.nodes.values() if not node.refusal]
+    found = [place for node in usable for place in places_beside(node, job)]
+    closed = next((slot for node in usable for slot in _beside_slots(node, job)), None)
+    if not found and closed:
+        return f"{closed.slot} takes none now: it wakes, restarts with a changed spec, or goes."
+    if not found:
+        return f"No replica of namespace {job.metadata.namespace} runs on a usable node now."
+    slot, percent = max(found, key=lambda place: place.percent)
+    if percent >= job.spec.scheduling.share_percent:
+        return f"{slot.slot} leaves {percent}%, but not to this job yet."
+    return (
+        f"{slot.slot} leaves the most, {max(0, percent)}%: vLLM takes {100 - left_by(slot.engine)}% "
+        f"(serving.gpuMemoryUtilization), jobs beside it {slot.shared}%."
+    )

@@ -1,0 +1,299 @@
+"""Who has which GPU: every node of a pool with its claims, engine slots, strangers and what is free."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+
+from sluice_api.claim import Claim, SlotRef
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.scheduling import GiveWay
+from sluice_operator.observe.views import Key, NodeView, PodView
+from sluice_operator.observe.world import World
+from sluice_operator.plan.facts.attempts import trainer_pods
+from sluice_operator.plan.facts.budgets import may_lose
+from sluice_operator.plan.facts.claims import (
+    LiveClaim,
+    borrowers,
+    gpus_of_slots,
+    heirs,
+    live_claims_from,
+    live_claims_on,
+    taken_by,
+)
+from sluice_operator.plan.facts.devices import holders, offered
+from sluice_operator.plan.facts.pools import pool_nodes, refusal
+from sluice_operator.plan.facts.sleeping import can_sleep, is_asleep
+from sluice_operator.plan.facts.slots import pod_of, ref, serves, sleeps, slot_of, template_of, wanted
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedSlot:
+    """An engine's slot on a node: where its pod is bound, or where there is room for it."""
+
+    slot: SlotRef
+    engine: InferenceEngine
+    gpus: int
+    created: datetime
+    pod: Key | None = None
+    serving: bool = False
+    in_flight: int = 0
+    shared: int = 0
+    """Percent of its GPUs' memory that jobs beside it use: its guests. It is not lent then."""
+    takes_guests: bool = False
+    """Whether jobs may train beside it, as far as there is room: its vLLM has what the spec says, and it stays."""
+    lendable: bool = True
+    """Whether it can make room as its engine's policy says, whatever else speaks against it."""
+    stays: bool = True
+    """Whether its engine still wants it: one that is on its way out keeps nobody above a floor."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be lent, as far as it depends on itself."""
+        return self.lendable and not self.shared
+
+
+@dataclass(frozen=True)
+class NodeStock:
+    """One node's GPUs."""
+
+    node: NodeView
+    gpus: int
+    refusal: str
+    """Why it takes no new training pod; empty when it does."""
+    claims: tuple[LiveClaim, ...] = ()
+    claimed: int = 0
+    slots: tuple[PlacedSlot, ...] = ()
+    leaving: int = 0
+    """GPUs of slots that are lent, but started here and not where they were lent from: they stop for the borrower."""
+    others: int = 0
+    """GPUs of pods that are neither a claim's nor a slot's."""
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self.node.key.name
+
+    @cached_property
+    def inference(self) -> int:
+        """GPUs that engines' slots have, or are about to take."""
+        return sum(slot.gpus for slot in self.slots) + self.leaving
+
+    @cached_property
+    def spare(self) -> int:
+        """GPUs that nobody has; below zero where more are spoken for than there are, and somebody will have to wait."""
+        return self.gpus - self.claimed - self.inference - self.others
+
+    @cached_property
+    def yielding(self) -> tuple[LiveClaim, ...]:
+        """Claims that give way to a higher priority, and to nobody yet. Asked for each job that waits."""
+        spoken_for = {uid for live in self.claims for uid in live.claim.displaced}
+        return tuple(
+            live
+            for live in self.claims
+            if live.job.spec.scheduling.interruption.policy is not GiveWay.NEVER
+            and live.stage_job.uid not in spoken_for
+        )
+
+    @property
+    def soon(self) -> int:
+        """The same once those that leave are gone."""
+        return self.spare + self.leaving
+
+    @property
+    def free(self) -> int:
+        """GPUs that nobody has."""
+        return max(0, self.spare)
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A pool's GPUs."""
+
+    pool: GPUPool
+    nodes: Mapping[str, NodeStock]
+    waiting_slots: tuple[SlotRef, ...]
+    """Slots that should exist and find no GPU."""
+    may_lose: Mapping[str, int] = field(default_factory=dict)
+    """Replicas that serve and that disruption budgets let go, by the uid of the engine."""
+    granted: tuple[str, ...] = ()
+    """Jobs that were given GPUs in this same decision, as namespace/name."""
+
+    def with_granted(self, job: FineTuneJob) -> "Stock":
+        """The same stock, with one job more that was given GPUs."""
+        return replace(self, granted=(*self.granted, job.metadata.full_name))
+
+    def with_node(self, node: NodeStock) -> "Stock":
+        """The same stock with one node changed."""
+        return replace(self, nodes={**self.nodes, node.name: node})
+
+    @cached_property
+    def claims(self) -> list[LiveClaim]:
+        """The claims on all nodes; one with pods on several once."""
+        found = {live.stage_job.uid: live for node in self.nodes.values() for live in node.claims}
+        return list(found.values())
+
+    @cached_property
+    def placed(self) -> Mapping[SlotRef, PlacedSlot]:
+        """Every slot that has a place."""
+        return {slot.slot: slot for node in self.nodes.values() for slot in node.slots}
+
+    @cached_property
+    def slots_of(self) -> Mapping[str, tuple[PlacedSlot, ...]]:
+        """These slots by the uid of their engine."""
+        found: dict[str, list[PlacedSlot]] = {}
+        for slot in self.placed.values():
+            found.setdefault(slot.engine.metadata.uid, []).append(slot)
+        return {uid: tuple(slots) for uid, slots in found.items()}
+
+
+def take_stock(world: World, pool: GPUPool) -> Stock:
+    """Count a pool: claims first, then pods that are bound, then room for slots that should exist.
+
+    The pool and each of its engines ask for it after a change.
+    """
+    found: Stock | None = world.worked_out.get((take_stock, pool.metadata.name))
+    if found is None or found.pool is not pool:
+        found = world.worked_out[take_stock, pool.metadata.name] = _counted(world, pool)
+    return found
+
+
+def _counted(world: World, pool: GPUPool) -> Stock:
+    engines = engines_of(world, pool)
+    lent = borrowers(world, [live for engine in engines for live in live_claims_from(world, engine)])
+    stocks = {node.key.name: _count(world, pool, node, lent) for node in pool_nodes(world, pool)}
+    waiting = []
+    for engine, index in _unplaced(world, engines, lent, stocks):
+        home = _home(stocks.values(), engine.spec.resources.gpus)
+        if home is None:
+            waiting.append(ref(engine, index))
+        else:
+            stocks[home.name] = replace(home, slots=(*home.slots, _placed(world, engine, index, None)))
+    return Stock(pool, stocks, tuple(waiting), {engine.metadata.uid: may_lose(world, engine) for engine in engines})
+
+
+def engines_of(world: World, pool: GPUPool) -> list[InferenceEngine]:
+    """The pool's engines, in the order in which they get GPUs: priority, then age."""
+    found = (e for e in world.engines.values() if e.spec.resources.pool == pool.metadata.name)
+    return sorted(
+        found, key=lambda e: (-e.spec.preemption.priority, str(e.metadata.creation_timestamp), e.metadata.uid)
+    )
+
+
+def borrowed_on(world: World, claim: Claim, node: str) -> int:
+    """GPUs of a node that a claim has borrowed and uses; what is left of a larger slot it only keeps."""
+    place = claim.on(node)
+    return min(claim.gpus_on(node), gpus_of_slots(world, place.borrowed)) if place else 0
+
+
+def lent_indices(lent: Mapping[SlotRef, LiveClaim], engine: InferenceEngine) -> set[int]:
+    """Which of an engine's slots are borrowed."""
+    here = (engine.metadata.namespace, engine.metadata.name)
+    return {slot.index for slot in lent if (slot.namespace, slot.engine) == here}
+
+
+def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, LiveClaim]) -> NodeStock:
+    name = pool.spec.counted_as
+    here = [live for live in live_claims_on(world, node.key.name) if live.claim.resource == name]
+    going = heirs(world, here)
+    freed = {live.stage_job.uid: 0 for live in here}
+    slots, leaving, others = [], 0, 0
+    for gpus, pod, owner in holders(world, node, name):
+        attempt = pod.owner.uid if pod and pod.owner else ""
+        if attempt in freed and attempt not in going:
+            continue
+        borrower = lent.get(ref(*owner)) if owner else None
+        heir = borrower.stage_job.uid if borrower else going.get(attempt, "")
+        if heir in freed:
+            freed[heir] += gpus
+        elif borrower:
+            leaving += gpus
+        elif owner:
+            slot = _placed(world, *owner, pod)
+            slots.append(_beside_jobs(world, slot, node, pod, here) if pool.spec.by_dra else slot)
+        else:
+            others += gpus
+    staying = [(live.claim, live.stage_job.uid) for live in here if live.stage_job.uid not in going]
+    claimed = sum(_held(world, claim, node.key.name, freed[uid]) for claim, uid in staying)
+    return NodeStock(
+        node=node,
+        gpus=offered(world, node, name),
+        refusal=refusal(node, name),
+        claims=tuple(here),
+        claimed=claimed,
+        slots=tuple(slots),
+        leaving=leaving,
+        others=others,
+    )
+
+
+def _held(world: World, claim: Claim, node: str, still_there: int) -> int:
+    """GPUs that a claim takes of a node now: more than in the end while larger things it takes over are still there."""
+    own, place = claim.gpus_on(node), claim.on(node)
+    taken_over = sum(ref.gpus for ref in place.displaced) + gpus_of_slots(world, place.borrowed) if place else 0
+    return max(taken_by(world, claim, node), still_there + max(0, own - taken_over))
+
+
+def _beside_jobs(
+    world: World, slot: PlacedSlot, node: NodeView, pod: PodView | None, claims: Iterable[LiveClaim]
+) -> PlacedSlot:
+    """A slot with what its guests use, those that are over included until their pods are gone."""
+    alive = {live.stage_job.uid for live in claims}
+    shared = sum(
+        visit.claim.share.percent
+        for visit in world.claims_on.get(node.key.name, {}).values()
+        if visit.claim and visit.claim.share and visit.claim.host == slot.slot
+        if visit.uid in alive or any(not pod.ended for pod in trainer_pods(world, visit))
+    )
+    return replace(slot, shared=shared, takes_guests=pod is not None and _takes_guests(world, slot, pod))
+
+
+def _takes_guests(world: World, slot: PlacedSlot, pod: PodView) -> bool:
+    """Whether a slot's vLLM has what the spec says it takes: not more from before, not less while it sleeps."""
+    engine, index = slot.engine, slot.slot.index
+    deployment = slot_of(world, engine, index)
+    if pod.deleting or deployment is None or engine.metadata.deletion_timestamp or is_asleep(world, engine, index):
+        return False
+    return deployment.template == pod.template == template_of(engine)
+
+
+def _unplaced(
+    world: World, engines: Iterable[InferenceEngine], lent: Mapping[SlotRef, LiveClaim], stocks: Mapping[str, NodeStock]
+) -> list[tuple[InferenceEngine, int]]:
+    """Slots that should exist, are not lent and have no bound pod; those that run already come first."""
+    bound = {slot.slot for stock in stocks.values() for slot in stock.slots}
+    found = []
+    for engine in engines:
+        indices = lent_indices(lent, engine)
+        for index in wanted(world, engine, indices):
+            pod = pod_of(world, engine, index)
+            elsewhere = pod is not None and bool(pod.node) and pod.node not in stocks
+            if index not in indices and ref(engine, index) not in bound and not elsewhere:
+                found.append((engine, index))
+    return found
+
+
+def _home(stocks: Iterable[NodeStock], gpus: int) -> NodeStock | None:
+    """The usable node with the least room that suffices: small things leave large holes whole."""
+    fitting = [stock for stock in stocks if not stock.refusal and stock.free >= gpus]
+    return min(fitting, key=lambda stock: (stock.free, stock.name), default=None)
+
+
+def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | None) -> PlacedSlot:
+    told = world.reports.get(pod.uid) if pod else None
+    created = pod.created if pod else engine.metadata.creation_timestamp
+    if created is None:
+        raise ValueError(f"{engine.metadata.name} has no creation timestamp")
+    return PlacedSlot(
+        slot=ref(engine, index),
+        engine=engine,
+        gpus=engine.spec.resources.gpus,
+        created=created,
+        pod=pod.key if pod else None,
+        serving=serves(pod),
+        in_flight=told.report.in_flight if told else 0,
+        stays=pod is None or slot_of(world, engine, index) is not None,
+        lendable=not sleeps(engine) or can_sleep(world, engine, index),
+    )

@@ -1,0 +1,70 @@
+"""What is kept for the jobs that wait in front: whoever stands behind may take only what can never be theirs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sluice_api.finetunejob import FineTuneJob, JobResources
+from sluice_operator.observe.views import Resources
+from sluice_operator.plan.allocation.borrowing import Held, Terms
+from sluice_operator.plan.allocation.guests import is_guest
+from sluice_operator.plan.allocation.inventory import NodeStock, Stock
+from sluice_operator.plan.facts.room import COUNTED, like, most_pods, need_of
+
+
+@dataclass
+class Kept:
+    """Grows with each job of a queue that has to wait."""
+
+    nodes: frozenset[str] = frozenset()
+    """Nodes that, empty, would take a pod of one of them. Free GPUs anywhere else are of no use to them."""
+    room: dict[str, int] = field(default_factory=dict)
+    """Cpu, memory and disk that the largest of them needs of such a node."""
+    lenders: frozenset[str] = frozenset()
+    """Uids of the engines that lend to one of them, now or soon, or beside which one of them may train."""
+    of_namespace: dict[str, Held] = field(default_factory=dict)
+    """What they would have: the quota that it takes must not be gone when their turn comes."""
+    _shapes: set[JobResources] = field(default_factory=set)
+    _classes: dict[object, list[NodeStock]] = field(default_factory=dict)
+
+    def keep(self, stock: Stock, job: FineTuneJob, terms: Terms) -> None:
+        """A job waits that is on these terms. A guest needs no GPUs, only a replica that is not lent."""
+        guest = is_guest(stock.pool, job)
+        if terms.lenders or terms.later:
+            self.lenders |= terms.lenders | terms.later
+        self.keep_quota(job, borrows=bool(terms.lenders) and not guest)
+        shape = job.spec.resources
+        if not guest and shape not in self._shapes:
+            self._shapes.add(shape)
+            self.nodes |= set(self._nodes_for(stock, shape))
+            need = need_of(shape)
+            self.room = {of: max(self.room.get(of, 0), shape.nodes * need.get(of, 0)) for of in COUNTED}
+
+    def keep_quota(self, job: FineTuneJob, *, borrows: bool = False) -> None:
+        """A job waits, if only for its namespace's quota: no other job of the namespace takes that first."""
+        namespace, gpus = job.metadata.namespace, job.spec.resources.all_gpus
+        self.of_namespace[namespace] = self.of(namespace).plus(gpus, gpus if borrows else 0)
+
+    def of(self, namespace: str) -> Held:
+        """What the waiting jobs of a namespace would have."""
+        return self.of_namespace.get(namespace, Held())
+
+    def room_on(self, node: NodeStock) -> Resources:
+        """What of a node besides GPUs is out of reach, so that a job in front fits there as soon as it has GPUs."""
+        return self.room if node.name in self.nodes else {}
+
+    def leaves_free(self, stock: Stock, job: FineTuneJob) -> bool:
+        """Whether GPUs may be free for a job on a node that is not kept. For none that is like one in front."""
+        if job.spec.resources in self._shapes or len(self.nodes) == len(stock.nodes):
+            return False
+        gpus = job.spec.resources.gpus
+        return any(node.free >= gpus for name, node in stock.nodes.items() if name not in self.nodes)
+
+    def _nodes_for(self, stock: Stock, shape: JobResources) -> Iterator[str]:
+        """The nodes that would take one such pod if nothing else were there: asked once of nodes that are alike."""
+        if not self._classes:
+            for node in stock.nodes.values():
+                self._classes.setdefault((node.gpus, like(node.node)), []).append(node)
+        need = need_of(shape)
+        for nodes in self._classes.values():
+            if most_pods(nodes[0].node, nodes[0].gpus, shape.gpus, need):
+                yield from (node.name for node in nodes)

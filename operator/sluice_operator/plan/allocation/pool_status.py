@@ -1,0 +1,82 @@
+"""A pool's status: who has its GPUs, and how many jobs wait for them; and which engines may grow now."""
+
+from datetime import UTC, datetime
+
+from sluice_api.conditions import READY
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool, GPUPoolStatus
+from sluice_api.inferenceengine import InferenceEngine, SlotState
+from sluice_api.reasons import Reason
+from sluice_operator.observe.world import World
+from sluice_operator.plan.allocation.inventory import Stock, borrowed_on, engines_of, take_stock
+from sluice_operator.plan.allocation.refusals import refusal
+from sluice_operator.plan.facts.conditions import condition
+from sluice_operator.plan.facts.pools import taken_by_elders, unusable
+from sluice_operator.plan.facts.slots import ref
+
+
+def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUPoolStatus:
+    """The status of a pool whose GPUs have been counted."""
+    pool, nodes = stock.pool, list(stock.nodes.values())
+    usable = [node for node in nodes if not node.refusal]
+    reason = Reason.POOL_READY if usable else Reason.NO_NODES
+    if pool.spec.by_dra and not world.serves_dra:
+        reason = Reason.DRA_NOT_SERVED
+    notes = [f"{node.name} is {node.refusal}." for node in nodes if node.refusal]
+    notes += [
+        f"spec.nodeSelector: {count} more that it selects belong to pool {name}, which is older. Narrow one of the two."
+        for name, count in taken_by_elders(world, pool).items()
+    ]
+    if why := unusable(world, pool):
+        notes.append(why)
+    lent = sum(borrowed_on(world, live.claim, node.name) for node in nodes for live in node.claims)
+    return GPUPoolStatus(
+        observed_generation=pool.metadata.generation,
+        conditions=(
+            condition(
+                pool.status.conditions,
+                READY,
+                "True" if usable else "False",
+                reason,
+                " ".join([f"{len(usable)} of {len(nodes)} nodes take pods.", *notes]),
+                pool.metadata.generation,
+                now,
+            ),
+        ),
+        nodes=len(nodes),
+        gpus=sum(node.gpus for node in nodes),
+        inference=sum(node.inference for node in nodes),
+        training=sum(node.claimed for node in nodes),
+        lent=lent,
+        others=sum(node.others for node in nodes),
+        free=sum(node.free for node in nodes),
+        waiting=waiting,
+    )
+
+
+def pool_usage(world: World, pool: GPUPool) -> GPUPoolStatus:
+    """The same counts for a gauge, without conditions."""
+    stock = take_stock(world, pool)
+    counted = pool_status(world, stock, 0, datetime.min.replace(tzinfo=UTC))
+    return counted.model_copy(update={"conditions": ()})
+
+
+def engines_with_room(world: World, stock: Stock) -> list[InferenceEngine]:
+    """Engines of which a slot waits for a GPU, as their status says, that there is one for now."""
+    placed = stock.placed
+    return [
+        engine
+        for engine in engines_of(world, stock.pool)
+        if any(slot.state is SlotState.WAITING and ref(engine, slot.index) in placed for slot in engine.status.slots)
+    ]
+
+
+def no_longer_refused(world: World, pool: GPUPool) -> list[FineTuneJob]:
+    """Jobs that fit no node of the pool, as their status says, and now do: nothing else tells them."""
+    jobs = world.unfinished.get(pool.metadata.name, {}).values()
+    return [job for job in jobs if job.status.summary in _ABOUT_NODES and refusal(world, job) is None]
+
+
+_ABOUT_NODES = frozenset(
+    {Reason.NO_NODES, Reason.EXCEEDS_EVERY_NODE, Reason.EXCEEDS_POOL, Reason.DRA_NOT_SERVED, Reason.NO_ENGINE_BESIDE}
+)

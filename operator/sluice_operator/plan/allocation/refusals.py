@@ -1,0 +1,169 @@
+"""What is wrong with a job before it takes anything: each check names field, value and remedy.
+
+None of these is final: the job waits, and goes on when what is missing is there.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from itertools import accumulate, islice
+
+from sluice_api.finetunejob import FineTuneJob, JobResources
+from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.reasons import Reason
+from sluice_api.sources import volume_path
+from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import World, engine_key
+from sluice_operator.plan.allocation.access import denial
+from sluice_operator.plan.allocation.scale_up import may_ask, scale_up_refusal
+from sluice_operator.plan.facts.alike import alike
+from sluice_operator.plan.facts.devices import offered
+from sluice_operator.plan.facts.pools import find_pool, nodes_of, pool_nodes, unusable
+from sluice_operator.plan.facts.room import claims_of_job, exceeds, most_pods, need_of
+
+Refusal = tuple[Reason, str]
+
+_SIZE = frozenset({Reason.NO_NODES, Reason.EXCEEDS_EVERY_NODE, Reason.EXCEEDS_POOL})
+
+
+def refusal(world: World, job: FineTuneJob, *, nodes_may_come: bool = False) -> Refusal | None:
+    """The first thing that keeps a job from being started: the same for all that are alike.
+
+    Args:
+        nodes_may_come: that it is larger than what exists does not.
+    """
+    asked = (refusal, alike(world, job), nodes_may_come)
+    if asked not in world.worked_out:
+        checks = (check for check in CHECKS if not (nodes_may_come and check is _fits_some_node))
+        world.worked_out[asked] = next((found for check in checks if (found := check(world, job))), None)
+    refused: Refusal | None = world.worked_out[asked]
+    return refused
+
+
+def refusal_at(world: World, job: FineTuneJob, now: datetime) -> Refusal | None:
+    """The same at a moment: as long as a job may ask for nodes, larger ones may come."""
+    found = refusal(world, job, nodes_may_come=may_ask(job, now))
+    terms = job.spec.scheduling.scale_up_first
+    if found is None or terms is None or found[0] not in _SIZE:
+        return found
+    return found[0], f"{found[1]} None came within {terms.wait_seconds} s (spec.scheduling.scaleUpFirst)."
+
+
+def _claims_exist(world: World, job: FineTuneJob) -> Refusal | None:
+    for name in claims_of_job(job):
+        if Key("PersistentVolumeClaim", job.metadata.namespace, name) not in world.claims:
+            return Reason.CLAIM_NOT_FOUND, (
+                f"spec: PersistentVolumeClaim {name} does not exist in namespace {job.metadata.namespace}. "
+                "Create it, or correct the pvc:// address."
+            )
+    return None
+
+
+def _pool_exists(world: World, job: FineTuneJob) -> Refusal | None:
+    name = job.spec.resources.pool
+    if find_pool(world, name) is None:
+        known = ", ".join(sorted(key.name for key in world.pools)) or "default"
+        return Reason.POOL_NOT_FOUND, (
+            f"spec.resources.pool: there is no GPUPool {name}. There are: {known}. Create it, or use one of these."
+        )
+    return None
+
+
+def _pool_serves_it(world: World, job: FineTuneJob) -> Refusal | None:
+    pool = find_pool(world, job.spec.resources.pool)
+    return (denial(world, pool, job) or scale_up_refusal(pool, job)) if pool else None
+
+
+def _fits_some_node(world: World, job: FineTuneJob) -> Refusal | None:
+    pool = find_pool(world, job.spec.resources.pool)
+    return _fits(world, pool, job.spec.resources) if pool else None
+
+
+def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Refusal | None:
+    if pool.spec.by_dra and not world.serves_dra:
+        return Reason.DRA_NOT_SERVED, f"spec.resources.pool: {wanted.pool} has {unusable(world, pool)}"
+    name, need = pool.spec.counted_as, need_of(wanted)
+    pods = accumulate(most_pods(node, offered(world, node, name), wanted.gpus, need) for node in nodes_of(world, pool))
+    if any(room >= wanted.nodes for room in pods):
+        return None
+    nodes = pool_nodes(world, pool)
+    if not nodes:
+        why = unusable(world, pool) or "Add one, or use another pool."
+        return Reason.NO_NODES, f"spec.resources.pool: pool {wanted.pool} has no node that offers {name}. {why}"
+    most = max(offered(world, node, name) for node in nodes)
+    if wanted.gpus > most:
+        return Reason.EXCEEDS_EVERY_NODE, (
+            f"spec.resources.gpus: {wanted.gpus} are asked for, the largest node of pool "
+            f"{wanted.pool} has {most}. Ask for at most {most}."
+        )
+    lacks = [exceeds(node, need) for node in nodes]
+    if all(lacks):
+        return Reason.EXCEEDS_EVERY_NODE, f"spec.resources.{lacks[0]}. Lower it, or add a larger node."
+    room = sum(most_pods(node, offered(world, node, name), wanted.gpus, need) for node in nodes)
+    return Reason.EXCEEDS_POOL, (
+        f"spec.resources.nodes: {wanted.nodes} pods of {wanted.gpus} GPU, cpu {wanted.cpu} and memory "
+        f"{wanted.memory} are asked for, the nodes of pool {wanted.pool} have room for {room}. Ask for at most {room}, "
+        "or add nodes."
+    )
+
+
+def _engine_takes_it(world: World, job: FineTuneJob) -> Refusal | None:
+    if job.spec.publish is None:
+        return None
+    name = job.spec.publish.engine
+    engine = world.engines.get(engine_key(job.metadata.namespace, name))
+    if engine is None:
+        return Reason.ENGINE_NOT_FOUND, (
+            f"spec.publish.engine: there is no InferenceEngine {name} in namespace {job.metadata.namespace}."
+        )
+    return _engine_fits(engine, job)
+
+
+def _engine_fits(engine: InferenceEngine, job: FineTuneJob) -> Refusal | None:
+    name, lora = engine.metadata.name, engine.spec.lora
+    if lora is None:
+        return Reason.ENGINE_TAKES_NO_ADAPTERS, f"Engine {name} has no spec.lora; set it to serve adapters."
+    if job.spec.lora.rank > lora.max_rank:
+        return Reason.RANK_TOO_LARGE, (
+            f"spec.lora.rank: {job.spec.lora.rank} is above lora.maxRank {lora.max_rank} of engine {name}. "
+            "Lower the rank, or raise the engine's maxRank."
+        )
+    if engine.spec.model.uri != job.spec.model.uri:
+        return Reason.BASE_MODEL_DIFFERS, (
+            f"spec.model.uri: {job.spec.model.uri} is not the model of engine {name}, {engine.spec.model.uri}."
+        )
+    output = volume_path(job.spec.output.uri)
+    if output and output.claim not in lora.claims:
+        return Reason.ADAPTER_SOURCE_NOT_MOUNTED, (
+            f"spec.output.uri: engine {name} does not mount claim {output.claim}. Add it to the engine's "
+            "lora.claims, or write to one that it mounts."
+        )
+    return None
+
+
+def _claims_shareable(world: World, job: FineTuneJob) -> Refusal | None:
+    """An engine or another pod of the job, on another node, can't read what was written to a ReadWriteOnce claim."""
+    output = volume_path(job.spec.output.uri)
+    if output is None or (job.spec.publish is None and job.spec.resources.nodes == 1):
+        return None
+    claim = world.claims.get(Key("PersistentVolumeClaim", job.metadata.namespace, output.claim))
+    pool = find_pool(world, job.spec.resources.pool)
+    if claim is None or pool is None or len(list(islice(nodes_of(world, pool), 2))) < 2:
+        return None
+    who = "trainer and engine" if job.spec.publish else "its training pods"
+    if claim.access_modes and set(claim.access_modes) <= {"ReadWriteOnce", "ReadWriteOncePod"}:
+        return Reason.CLAIM_NOT_SHAREABLE, (
+            f"spec.output.uri: claim {output.claim} is {', '.join(claim.access_modes)}, but {who} may be "
+            "on two nodes. Use a ReadWriteMany claim."
+        )
+    return None
+
+
+CHECKS: tuple[Callable[[World, FineTuneJob], Refusal | None], ...] = (
+    _claims_exist,
+    _pool_exists,
+    _pool_serves_it,
+    _fits_some_node,
+    _engine_takes_it,
+    _claims_shareable,
+)

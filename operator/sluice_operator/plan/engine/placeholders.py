@@ -1,0 +1,95 @@
+"""Placeholders: what keeps a lent slot's GPUs for its engine, so that at the return no stranger's pod is faster.
+
+kube-scheduler gives a GPU that becomes free to whichever waiting pod it tries first, and the slot's own pod is not
+there yet. A placeholder is a pod that never runs, nominated to the node for as long as the loan lasts: pods of its
+priority and below see its GPUs as taken. Trainers and engines are above it, so it is never in our own way: beside the
+borrower, which has those GPUs, it would count twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sluice_api.inferenceengine import InferenceEngine, SlotState
+from sluice_api.meta import SLOT_LABEL, STAGE_LABEL
+from sluice_api.stages import Stage
+from sluice_operator.observe.views import PodView
+from sluice_operator.observe.world import World, oldest_first
+from sluice_operator.plan.facts.claims import Phase, live_claims_on, phase
+from sluice_operator.plan.facts.podless import starts_until
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.facts.room import holding
+from sluice_operator.plan.facts.slots import SlotPlan, pod_of
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholders:
+    """What is to be done about an engine's placeholders."""
+
+    make: tuple[tuple[int, str], ...] = ()
+    """Slots that need one, each with the node."""
+    nominate: tuple[tuple[PodView, str], ...] = ()
+    """Placeholders that their maker could not nominate, each with its node."""
+    remove: tuple[PodView, ...] = ()
+    again_at: datetime | None = None
+
+
+def plan_placeholders(world: World, engine: InferenceEngine, plans: Sequence[SlotPlan], now: datetime) -> Placeholders:
+    """Keep the GPUs of each lent slot from the moment it drains, until its next pod has them or nobody wants them.
+
+    A loan may be over before the borrower is gone: its job was suspended or deleted, or gave way. GPUs that DRA
+    serves need no placeholder: the slot's ResourceClaim has them all the while.
+    """
+    held, pool = _placeholders(world, engine), find_pool(world, engine.spec.resources.pool)
+    by_dra = pool is not None and pool.spec.by_dra
+    lent = {plan.index: plan.node for plan in plans if plan.lent_to and not by_dra}
+    pods_due = {
+        plan.index: starts_until(engine, plan.index, None, now)
+        for plan in plans
+        if plan.size and not plan.lent_to and plan.index in held and not _next_pod(world, engine, plan)
+    }
+    kept = {
+        **lent,
+        **{index: held[index].nominated_node for index, due in pods_due.items() if now < due},
+        **{plan.index: held[plan.index].nominated_node for plan in plans if _is_on_its_way(world, engine, plan, held)},
+        **{plan.index: held[plan.index].nominated_node for plan in plans if _is_being_left(world, plan, held)},
+    }
+    return Placeholders(
+        make=tuple((index, node) for index, node in lent.items() if index not in held),
+        nominate=tuple((pod, kept[i]) for i, pod in held.items() if kept.get(i) and not pod.nominated_node),
+        remove=tuple(pod for i, pod in held.items() if i not in kept or pod.nominated_node not in ("", kept[i])),
+        again_at=min((due for index, due in pods_due.items() if index in kept), default=None),
+    )
+
+
+def _placeholders(world: World, engine: InferenceEngine) -> dict[int, PodView]:
+    """Those of an engine, by slot: a placeholder's name is the slot's, so there is one at most."""
+    held = world.placeholders.get((engine.metadata.namespace, engine.metadata.name), {}).values()
+    return {int(pod.labels[SLOT_LABEL]): pod for pod in oldest_first(held) if not pod.deleting}
+
+
+def _next_pod(world: World, engine: InferenceEngine, plan: SlotPlan) -> PodView | None:
+    """A slot's pod; one that is on its way out is none: its GPUs are about to be free."""
+    pod = pod_of(world, engine, plan.index)
+    return None if pod is None or pod.deleting else pod
+
+
+def _is_being_left(world: World, plan: SlotPlan, held: dict[int, PodView]) -> bool:
+    """Whether a slot waits for GPUs where a trainer still has some whose claim is over, or whose place another has."""
+    if plan.state is not SlotState.WAITING or plan.index not in held:
+        return False
+    node = held[plan.index].nominated_node
+    claims = live_claims_on(world, node)
+    replaced = {uid for live in claims if phase(world, live) is Phase.HOLDING for uid in live.claim.displaced}
+    alive = {live.stage_job.uid for live in claims} - replaced
+    return any(
+        pod.labels.get(STAGE_LABEL) == Stage.TRAIN and (pod.owner is None or pod.owner.uid not in alive)
+        for pod in holding(world, node)
+    )
+
+
+def _is_on_its_way(world: World, engine: InferenceEngine, plan: SlotPlan, held: dict[int, PodView]) -> bool:
+    """Whether a slot that comes back has its pod, but the pod no node yet."""
+    pod = _next_pod(world, engine, plan)
+    starts = bool(plan.size) and not plan.lent_to and plan.index in held
+    return starts and pod is not None and not pod.node

@@ -1,0 +1,181 @@
+"""What each of an engine's slots should be: an ordered list of small rules, of which the first with a plan wins."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from sluice_api.claim import SlotRef
+from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine, SlotState
+from sluice_operator.observe.world import World
+from sluice_operator.plan.allocation.allocate import allocate
+from sluice_operator.plan.allocation.inventory import Stock, lent_indices, take_stock
+from sluice_operator.plan.allocation.lending import being_left, is_busy, lacking
+from sluice_operator.plan.facts.claims import LiveClaim, Phase
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.facts.proof import phase_of
+from sluice_operator.plan.facts.sleeping import being_used, is_asleep, state_on_the_way
+from sluice_operator.plan.facts.slots import SlotPlan, existing, pod_of, ref, serves, sleeps, wanted
+
+NEXT_CLAIM_WITHIN = timedelta(seconds=10)
+"""So long a slot that comes back waits for the claim of the job that is next in line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """An engine at one moment."""
+
+    world: World
+    engine: InferenceEngine
+    now: datetime
+    lent: Mapping[int, LiveClaim]
+    """Slots that are borrowed, by whom."""
+    asked_back: Collection[int]
+    """Of these, those that the engine needs itself."""
+    used: Mapping[int, str]
+    """Slots whose GPUs a trainer still uses; its job."""
+    promised: Mapping[int, tuple[str, str]]
+    """Slots that come back and are about to be lent again: the job, and the node."""
+    placed: Collection[SlotRef]
+    """Slots for which the pool has GPUs."""
+
+
+def slot_plans(
+    world: World, engine: InferenceEngine, lent: Mapping[SlotRef, LiveClaim], now: datetime
+) -> list[SlotPlan]:
+    """A plan for each slot that should exist or is borrowed, by index."""
+    s = _situation(world, engine, lent, now)
+    indices = sorted({*wanted(world, engine, s.lent), *s.lent})
+    return [next(plan for rule in RULES if (plan := rule(s, index))) for index in indices]
+
+
+def _situation(world: World, engine: InferenceEngine, lent: Mapping[SlotRef, LiveClaim], now: datetime) -> Situation:
+    borrowed = {index: lent[ref(engine, index)] for index in lent_indices(lent, engine)}
+    pool = find_pool(world, engine.spec.resources.pool)
+    stock = take_stock(world, pool) if pool else None
+    placed: Collection[SlotRef] = stock.placed if stock else ()
+    used = being_used(world, engine)
+    slots = existing(world, engine)
+    stopped = {i for i, slot in slots.items() if not slot.size and ref(engine, i) in placed}
+    idle = {i for i in slots if i not in used and is_asleep(world, engine, i)} | stopped
+    returning = {i for i in idle - {*borrowed} if _has_just_come_back(world, ref(engine, i), now)}
+    return Situation(
+        world=world,
+        engine=engine,
+        now=now,
+        lent=borrowed,
+        asked_back=_asked_back(world, engine, stock, lent) if stock else (),
+        used=used,
+        promised=_promised(world, engine, pool, returning, now) if pool and returning else {},
+        placed=placed,
+    )
+
+
+def is_lent(s: Situation, index: int) -> SlotPlan | None:
+    """A claim borrows it: it drains, and stops or sleeps, as far as the claim has come."""
+    live = s.lent.get(index)
+    if live is None:
+        return None
+    plan = _lent(s.world, s.engine, index, live, s.now)
+    return replace(plan, state=SlotState.RECLAIMING) if index in s.asked_back and plan.lent else plan
+
+
+def is_used(s: Situation, index: int) -> SlotPlan | None:
+    """The loan is over, and its trainer still there: it sleeps on, or stays away."""
+    if index not in s.used:
+        return None
+    slot = existing(s.world, s.engine).get(index)
+    return SlotPlan(index, slot.size if slot else 0, SlotState.LENT, s.used[index])
+
+
+def is_promised(s: Situation, index: int) -> SlotPlan | None:
+    """It has just come back, and the next job is about to borrow it: it does not start in between."""
+    if index not in s.promised:
+        return None
+    job, node = s.promised[index]
+    return SlotPlan(index, existing(s.world, s.engine)[index].size, SlotState.LENT, job, node)
+
+
+def has_gpus(s: Situation, index: int) -> SlotPlan | None:
+    """It serves, or is about to."""
+    if ref(s.engine, index) not in s.placed and not _is_on_a_node(s.world, s.engine, index):
+        return None
+    state = SlotState.SERVING if serves(pod_of(s.world, s.engine, index)) else SlotState.STARTING
+    return SlotPlan(index, 1, state)
+
+
+def waits(_s: Situation, index: int) -> SlotPlan | None:
+    """There is no GPU for it: a pod that waited would take one that is claimed."""
+    return SlotPlan(index, 0, SlotState.WAITING)
+
+
+RULES: tuple[Callable[[Situation, int], SlotPlan | None], ...] = (is_lent, is_used, is_promised, has_gpus, waits)
+
+
+def _lent(world: World, engine: InferenceEngine, index: int, live: LiveClaim, now: datetime) -> SlotPlan:
+    phase = phase_of(world, live)
+    slot = existing(world, engine).get(index)
+    stopped = slot is None or slot.size == 0
+    node = live.claim.home_of(ref(engine, index))
+    if sleeps(engine) and not stopped and (phase >= Phase.DRAINING or is_asleep(world, engine, index)):
+        return SlotPlan(index, 1, state_on_the_way(world, engine, index, phase, now), live.name, node)
+    if phase >= Phase.BINDING or stopped:
+        pod = pod_of(world, engine, index)
+        return SlotPlan(index, 0, SlotState.STOPPING if pod else SlotState.LENT, live.name, node)
+    if phase is Phase.DRAINING:
+        return SlotPlan(index, 1, SlotState.DRAINING, live.name, node)
+    state = SlotState.SERVING if serves(pod_of(world, engine, index)) else SlotState.STARTING
+    return SlotPlan(index, 1, state)
+
+
+def _is_on_a_node(world: World, engine: InferenceEngine, index: int) -> bool:
+    """Whether a slot runs where its pool has no node any more: that is no reason to stop serving.
+
+    The pool may be deleted or changed, or the node's device plugin restarts, and for a minute it offers no GPU.
+    """
+    pod = pod_of(world, engine, index)
+    return pod is not None and bool(pod.node) and not pod.deleting
+
+
+def _asked_back(
+    world: World, engine: InferenceEngine, stock: Stock, lent: Mapping[SlotRef, LiveClaim]
+) -> frozenset[int]:
+    """Lent slots that the engine needs itself: all while replicas lack GPUs, one at a time while there is much to do.
+
+    One of them: of the job of the lowest priority, then of the newest.
+    """
+    if lacking(world, stock, engine):
+        return frozenset(lent_indices(lent, engine))
+    here = [i for i, slot in existing(world, engine).items() if slot.size and ref(engine, i) not in lent]
+    starting = any(not serves(pod_of(world, engine, i)) for i in here)
+    if starting or being_left(world, engine) or not is_busy(world, engine):
+        return frozenset()
+    loans: dict[str, list[int]] = {}
+    for index in sorted(lent_indices(lent, engine), key=lambda index: _least_first(lent[ref(engine, index)])):
+        loans.setdefault(lent[ref(engine, index)].stage_job.uid, []).append(index)
+    return frozenset(next(iter(loans.values()), ()))
+
+
+def _least_first(live: LiveClaim) -> tuple[int, float, str]:
+    return (live.job.spec.scheduling.priority, -live.stage_job.created.timestamp(), live.stage_job.uid)
+
+
+def _promised(
+    world: World, engine: InferenceEngine, pool: GPUPool, returning: Collection[int], now: datetime
+) -> dict[int, tuple[str, str]]:
+    """Of the slots that come back, those that the pool's next decision lends: to which job, on which node."""
+    return {
+        slot.index: (f"{job.namespace}/{job.name}", claim.home_of(slot))
+        for job, claim in allocate(world, pool, now).claims.items()
+        for slot in claim.borrowed
+        if slot == ref(engine, slot.index) and slot.index in returning
+    }
+
+
+def _has_just_come_back(world: World, slot: SlotRef, now: datetime) -> bool:
+    """Whether a loan of the slot ended a moment ago. The engine waits no longer: the next claim may never be made."""
+    return any(
+        stage_job.finished_at and now < stage_job.finished_at + NEXT_CLAIM_WITHIN and slot in stage_job.claim.borrowed
+        for stage_job in world.claims_from.get((slot.namespace, slot.engine), {}).values()
+        if stage_job.claim
+    )

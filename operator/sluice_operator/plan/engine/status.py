@@ -1,0 +1,96 @@
+"""An engine's status, written from the plans of its slots."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sluice_api.conditions import EngineCondition
+from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, SlotState, SlotStatus
+from sluice_api.meta import ENGINE_LABEL
+from sluice_api.reasons import Reason
+from sluice_operator.observe.world import World
+from sluice_operator.plan.facts.conditions import condition
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.facts.sleeping import sleep_refusal
+from sluice_operator.plan.facts.slots import SlotPlan, pod_of, serves
+
+
+def engine_status(
+    world: World, engine: InferenceEngine, plans: Sequence[SlotPlan], now: datetime, rollout_waits: bool
+) -> InferenceEngineStatus:
+    """The status that a decision calls for. `rollout_waits`: a changed spec has to wait for a return."""
+    slots = tuple(_slot_status(world, engine, plan, now) for plan in plans)
+    ready = sum(1 for plan in plans if serves(pod_of(world, engine, plan.index)))
+    lent = [plan for plan in plans if plan.lent]
+    has_pool = find_pool(world, engine.spec.resources.pool) is not None
+    status, reason, message = _readiness(engine, plans, ready, rollout_waits, has_pool)
+    old, generation = engine.status.conditions, engine.metadata.generation
+    return InferenceEngineStatus(
+        observed_generation=generation,
+        conditions=(
+            condition(old, EngineCondition.READY, "True" if status else "False", reason, message, generation, now),
+            condition(
+                old,
+                EngineCondition.LENT,
+                "True" if lent else "False",
+                *_lending(world, engine, lent),
+                generation,
+                now,
+            ),
+        ),
+        replicas=sum(1 for plan in plans if pod_of(world, engine, plan.index)),
+        ready_replicas=ready,
+        ready=f"{ready}/{engine.spec.replicas}",
+        lent=len(lent),
+        lent_to=tuple(sorted({plan.lent_to for plan in lent})),
+        selector=f"{ENGINE_LABEL}={engine.metadata.name}",
+        slots=slots,
+        served_model=engine.metadata.name,
+    )
+
+
+def _lending(world: World, engine: InferenceEngine, lent: list[SlotPlan]) -> tuple[Reason, str]:
+    if lent:
+        borrowers_text = ", ".join(sorted({plan.lent_to for plan in lent}))
+        return Reason.LENDING, f"{len(lent)} of {engine.spec.replicas} lent to {borrowers_text}."
+    pool = find_pool(world, engine.spec.resources.pool)
+    if pool and (why := sleep_refusal(engine, pool)):
+        return Reason.ENGINE_CANNOT_SLEEP, why
+    for number, window in enumerate(engine.spec.preemption.borrow_windows):
+        if window.zone is None:
+            field = f"spec.preemption.borrowWindows[{number}].timeZone"
+            remedy = "Write a name of the IANA database, such as Europe/Berlin or UTC"
+            return Reason.TIME_ZONE_UNKNOWN, f"{field}: there is no time zone {window.time_zone}. {remedy}."
+    return Reason.NOTHING_LENT, ""
+
+
+def _readiness(
+    engine: InferenceEngine, plans: Sequence[SlotPlan], ready: int, rollout_waits: bool, has_pool: bool
+) -> tuple[bool, Reason, str]:
+    if engine.spec.replicas == 0:
+        return False, Reason.SCALED_TO_ZERO, "spec.replicas is 0."
+    waiting = [str(plan.index) for plan in plans if plan.state is SlotState.WAITING]
+    text = f"{ready} of {engine.spec.replicas} replicas serve."
+    if not has_pool:
+        text += f" spec.resources.pool: there is no GPUPool {engine.spec.resources.pool}, so none is started."
+        return ready > 0, Reason.POOL_NOT_FOUND, text
+    if waiting:
+        text += f" No GPU is free in pool {engine.spec.resources.pool} for {', '.join(waiting)}."
+    if rollout_waits:
+        return ready > 0, Reason.ROLLOUT_WAITS_FOR_RETURN, text + " The changed spec waits until a replica may restart."
+    if ready == 0:
+        return False, Reason.NONE_SERVING, text
+    return True, Reason.ALL_SERVING if ready >= engine.spec.replicas else Reason.SOME_SERVING, text
+
+
+def _slot_status(world: World, engine: InferenceEngine, plan: SlotPlan, now: datetime) -> SlotStatus:
+    pod = pod_of(world, engine, plan.index)
+    name = pod.key.name if pod else ""
+    old = next((slot for slot in engine.status.slots if slot.index == plan.index), None)
+    same = old is not None and (old.state, old.pod) == (plan.state, name)
+    return SlotStatus(
+        index=plan.index,
+        state=plan.state,
+        pod=name,
+        lent_to=plan.lent_to,
+        since=old.since if old and same else now,
+    )

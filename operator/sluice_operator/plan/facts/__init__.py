@@ -1,0 +1,1 @@
+"""What is so: what the objects of a World mean, before anybody decides anything."""

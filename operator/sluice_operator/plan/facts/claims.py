@@ -1,0 +1,224 @@
+"""Claims: which are alive, how far each has come, and which of two that overlap gives way.
+
+The training Job is the claim. It is alive from its creation until its Job is finished and no retry takes it over, or
+the job is suspended or deleted, or a node of it is gone, or it has ended and whoever came in its place is there.
+Nothing is remembered: every phase is read off the Job and its pods.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+
+from sluice_api.claim import Claim, SlotRef
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_operator.observe.views import Key, PodView, StageJobView
+from sluice_operator.observe.world import World, engine_key, job_key, oldest_first
+from sluice_operator.plan.facts.attempts import has_its_nodes, heir_of, trainer_pods
+from sluice_operator.plan.facts.devices import offered
+from sluice_operator.plan.facts.outcomes import AT_ONCE, all_outcomes, failures
+from sluice_operator.plan.facts.sharing import left_by
+
+
+class Phase(IntEnum):
+    """How far a claim has come; each is reached only after the one before."""
+
+    PROVING = 1
+    """Its Job exists; whether it can run is not known yet. Nobody is disturbed."""
+    DRAINING = 2
+    """It can run: the borrowed slots leave the endpoints and finish what is in flight."""
+    BINDING = 3
+    """Its pods are on their way to their nodes; the borrowed slots stop."""
+    HOLDING = 4
+    """Its pods are on their nodes, or were."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveClaim:
+    """A claim that is alive."""
+
+    job: FineTuneJob
+    stage_job: StageJobView
+    claim: Claim
+
+    @property
+    def name(self) -> str:
+        """The job, as namespace/name."""
+        return self.job.metadata.full_name
+
+
+def owner_of(world: World, stage_job: StageJobView) -> FineTuneJob | None:
+    """The FineTuneJob that a stage Job belongs to, if it is still the same one."""
+    if stage_job.owner is None:
+        return None
+    job = world.jobs.get(job_key(stage_job.key.namespace, stage_job.owner.name))
+    return job if job and job.metadata.uid == stage_job.owner.uid else None
+
+
+def live_claims(world: World) -> list[LiveClaim]:
+    """Every claim that is alive, oldest first."""
+    return _alive(world, world.claiming.values())
+
+
+def live_claims_of(world: World, job: FineTuneJob) -> list[LiveClaim]:
+    """One job's claims that are alive, oldest first."""
+    return _alive(world, world.stage_jobs_of.get(job.metadata.uid, {}).values())
+
+
+def live_claims_on(world: World, node: str) -> list[LiveClaim]:
+    """The claims on one node that are alive, oldest first."""
+    return _alive(world, world.claims_on.get(node, {}).values())
+
+
+def live_claims_from(world: World, engine: InferenceEngine) -> list[LiveClaim]:
+    """The claims that borrow from one engine and are alive, oldest first."""
+    return _alive(world, world.claims_from.get((engine.metadata.namespace, engine.metadata.name), {}).values())
+
+
+def _alive(world: World, stage_jobs: Iterable[StageJobView]) -> list[LiveClaim]:
+    found = []
+    for stage_job in oldest_first(stage_job for stage_job in stage_jobs if stage_job.claim):
+        job = owner_of(world, stage_job)
+        if job and stage_job.claim and is_live(world, job, stage_job):
+            found.append(LiveClaim(job, stage_job, stage_job.claim))
+    return found
+
+
+def is_live(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
+    """Whether a training Job still holds what its claim says."""
+    if stage_job.claim is None or stage_job.deleting or job.metadata.deletion_timestamp or job.spec.suspend:
+        return False
+    if stage_job.finished and job.status.finished_at:
+        return False
+    if any(Key("Node", "", place.node) not in world.nodes for place in stage_job.claim.places):
+        return False
+    if heir_of(world, stage_job):
+        return False
+    return not stage_job.finished or is_taken_over(world, job, stage_job)
+
+
+def is_taken_over(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
+    """Whether a retry is due at once that takes this finished attempt's claim over.
+
+    While the pod's last words are still on their way, nothing is known and the claim stays.
+    """
+    siblings = world.stage_jobs_of.get(job.metadata.uid, {}).values()
+    if any(other.stage is stage_job.stage and other.attempt > stage_job.attempt for other in siblings):
+        return False
+    outcomes = all_outcomes(world, job).of(stage_job.stage)
+    last = outcomes[-1] if outcomes else None
+    if last is None or last.attempt < stage_job.attempt:
+        return True
+    return last.attempt == stage_job.attempt and last.reason in AT_ONCE and failures(outcomes) < job.spec.retry.attempts
+
+
+def phase(world: World, live: LiveClaim) -> Phase:
+    """How far a claim has come, given that nothing speaks against it (see plan.job for what may)."""
+    pods = trainer_pods(world, live.stage_job)
+    if has_its_nodes(world, live.stage_job):
+        return Phase.HOLDING
+    if pods and all(pod.node or (not pod.gates and pod.nominated_node) for pod in pods):
+        return Phase.BINDING
+    return Phase.PROVING
+
+
+def node_of(pod: PodView, claim: Claim) -> str:
+    """The node to which a claim's pod goes; empty for a pod that the claim does not know."""
+    return dict(enumerate(claim.nodes)).get(pod.index, "")
+
+
+def gpus_of_slots(world: World, slots: Iterable[SlotRef]) -> int:
+    """GPUs that some slots have when they run; those that a claim borrows may have more than it needs."""
+    engines = (world.engines.get(engine_key(slot.namespace, slot.engine)) for slot in slots)
+    return sum(engine.spec.resources.gpus for engine in engines if engine)
+
+
+def taken_by(world: World, claim: Claim, node: str) -> int:
+    """GPUs of a node that a claim keeps from all others: what is left of a larger slot goes back with it."""
+    place = claim.on(node)
+    return max(claim.gpus_on(node), gpus_of_slots(world, place.borrowed)) if place else 0
+
+
+def heirs(world: World, claims: Iterable[LiveClaim]) -> dict[str, str]:
+    """Attempts that are about to be stopped, and whose claim, that waits for its node, has their GPUs; by uid."""
+    return {
+        uid: live.stage_job.uid
+        for live in claims
+        if live.claim.displaced and phase(world, live) is not Phase.HOLDING
+        for uid in live.claim.displaced
+    }
+
+
+def borrowers(world: World, claims: list[LiveClaim]) -> dict[SlotRef, LiveClaim]:
+    """Which claim borrows which slot; of two claims on one slot, the one that stands."""
+    found: dict[SlotRef, LiveClaim] = {}
+    for live in sorted(claims, key=lambda live: standing(world, live), reverse=True):
+        found.update(dict.fromkeys(live.claim.borrowed, live))
+    return found
+
+
+def standing(world: World, live: LiveClaim) -> tuple[bool, int, datetime, str]:
+    """Sort key: whoever comes first stands when two claims overlap.
+
+    A leader makes a claim only after a list that shows every older one. So an overlap can only come
+    from a paused former leader that woke up, and its claim has the lower term; or from a job that was
+    suspended and resumed before anybody looked, and whoever is past its gate by then stands.
+    """
+    gated = phase(world, live) is Phase.PROVING
+    return (gated, -live.claim.term, live.stage_job.created, live.stage_job.key.name)
+
+
+def overlapped_by(world: World, mine: LiveClaim) -> LiveClaim | None:
+    """The claim that mine must give way to: another attempt of the same job, the same slot, or one GPU too many.
+
+    Attempts that mine displaces give way to it, wherever they stand.
+    """
+    my_place = standing(world, mine)
+    below = {mine.stage_job.uid, *mine.claim.displaced}
+    rivals = _rivals(world, mine)
+    before = [c for c in rivals if c.stage_job.uid not in below and standing(world, c) < my_place]
+    for other in before:
+        same_job = other.job.metadata.uid == mine.job.metadata.uid and not other.stage_job.finished
+        if same_job or _same_slot(other.claim, mine.claim):
+            return other
+    if crowd := _crowded(world, mine, before):
+        return crowd
+    going = heirs(world, rivals)
+    staying = [c for c in before if c.claim.resource == mine.claim.resource and c.stage_job.uid not in going]
+    for place in mine.claim.places:
+        node = world.nodes.get(Key("Node", "", place.node))
+        room = offered(world, node, mine.claim.resource) if node else 0
+        here = [c for c in staying if c.claim.gpus_on(place.node)]
+        asked = taken_by(world, mine.claim, place.node)
+        if here and asked and asked + sum(taken_by(world, c.claim, place.node) for c in here) > room:
+            return here[-1]
+    return None
+
+
+def _same_slot(one: Claim, other: Claim) -> bool:
+    """Whether two claims can't have what they have of a slot at once: guests of one slot can."""
+    lent, also_lent = set(one.borrowed), set(other.borrowed)
+    return bool(lent & {*also_lent, other.host} or also_lent & {one.host})
+
+
+def _crowded(world: World, mine: LiveClaim, before: Iterable[LiveClaim]) -> LiveClaim | None:
+    """The last of the guests that came before mine, if beside their slot the memory is too little for mine too."""
+    host = mine.claim.host
+    engine = world.engines.get(engine_key(host.namespace, host.engine)) if host else None
+    others = [live for live in before if live.claim.host == host]
+    if engine is None or not others:
+        return None
+    asked = sum(live.claim.share.percent for live in [*others, mine] if live.claim.share)
+    return others[-1] if asked > left_by(engine) else None
+
+
+def _rivals(world: World, mine: LiveClaim) -> list[LiveClaim]:
+    """The claims that might want what a claim has, oldest first: its job's, its nodes', its engines'."""
+    lenders = {(slot.namespace, slot.engine) for slot in mine.claim.borrowed}
+    groups = [
+        world.stage_jobs_of.get(mine.job.metadata.uid, {}),
+        *(world.claims_on.get(place.node, {}) for place in mine.claim.places),
+        *(world.claims_from.get(lender, {}) for lender in lenders),
+    ]
+    return _alive(world, {view.key: view for group in groups for view in group.values()}.values())

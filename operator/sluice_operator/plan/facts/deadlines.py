@@ -1,0 +1,69 @@
+"""How long a job may train, and how long it may wait for its first GPUs."""
+
+from datetime import datetime, timedelta
+
+from sluice_api.claim import Outcomes
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.reasons import Reason
+from sluice_api.stages import Stage
+from sluice_operator.plan.facts.outcomes import GIVEN_UP, done
+
+
+def training_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime) -> datetime:
+    """When activeDeadlineSeconds are over for an attempt that was given its GPUs at a moment, and runs."""
+    return since + timedelta(seconds=job.spec.active_deadline_seconds) - _spent(outcomes)
+
+
+def _spent(outcomes: Outcomes) -> timedelta:
+    """How long all attempts that have ended have trained."""
+    trained = (a for a in outcomes.of(Stage.TRAIN) if a.reason not in GIVEN_UP)
+    return sum((a.ended_at - a.started_at for a in trained if a.started_at and a.ended_at), start=timedelta())
+
+
+def waiting_ends(job: FineTuneJob, outcomes: Outcomes) -> datetime | None:
+    """When queueDeadlineSeconds are over; None for a job that has no such limit, is not ready, or has had GPUs."""
+    limit, prepared = job.spec.scheduling.queue_deadline_seconds, done(outcomes, Stage.PREPARE)
+    if limit is None or prepared is None or prepared.ended_at is None or outcomes.of(Stage.TRAIN):
+        return None
+    begins = max(prepared.ended_at, job.spec.scheduling.not_before or prepared.ended_at)
+    return begins + timedelta(seconds=limit)
+
+
+def warning(job: FineTuneJob, outcomes: Outcomes, since: datetime, expected: datetime | None) -> str:
+    """What to say of training that is expected to end after its deadline; empty while it is in time."""
+    end = training_ends(job, outcomes, since)
+    if expected is None or expected <= end:
+        return ""
+    return (
+        f" At this pace it is not done when spec.activeDeadlineSeconds ({job.spec.active_deadline_seconds}) are over "
+        f"and it is stopped, {end:%Y-%m-%d %H:%M} UTC. Create it anew with more, or have it train less."
+    )
+
+
+def too_late(
+    job: FineTuneJob, outcomes: Outcomes, since: datetime | None, now: datetime
+) -> tuple[Stage, Reason, str] | None:
+    """Why a job's time is over; None while it is not, and once it is trained.
+
+    Args:
+        since: when the attempt that runs now was given its GPUs.
+    """
+    if done(outcomes, Stage.TRAIN):
+        return None
+    limit = timedelta(seconds=job.spec.active_deadline_seconds)
+    if (now >= training_ends(job, outcomes, since)) if since else _spent(outcomes) >= limit:
+        return (
+            Stage.TRAIN,
+            Reason.DEADLINE_EXCEEDED,
+            f"Training has not ended after {job.spec.active_deadline_seconds} s (spec.activeDeadlineSeconds; waiting "
+            "does not count). Raise it, or train less.",
+        )
+    end = waiting_ends(job, outcomes) if since is None else None
+    if end is not None and now >= end:
+        return (
+            Stage.TRAIN,
+            Reason.QUEUE_DEADLINE_EXCEEDED,
+            f"No GPUs for {job.spec.scheduling.queue_deadline_seconds} s (spec.scheduling.queueDeadlineSeconds). Raise "
+            "it, raise scheduling.priority, or set scheduling.policy: Preempt.",
+        )
+    return None

@@ -1,0 +1,227 @@
+"""How attempts ended, read off finished Jobs and their pods, and what may be tried again."""
+
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from sluice_api.claim import AttemptOutcome, Outcomes
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.meta import OUTCOMES_ANNOTATION
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExitCode, Stage, StageOutcome
+from sluice_operator.observe.views import PodView, StageJobView, Termination
+from sluice_operator.observe.world import World, oldest_first
+from sluice_operator.plan.facts.attempts import heir_of
+
+GIVEN_UP = frozenset(
+    {
+        Reason.CLAIMED,
+        Reason.NOT_BOUND,
+        Reason.ENGINE_DOES_NOT_SLEEP,
+        Reason.ENGINE_MUST_SLEEP,
+        Reason.QUOTA_EXCEEDED,
+        Reason.UNSCHEDULABLE,
+        Reason.SUSPENDED_BY_OTHER,
+    }
+)
+"""Ends of claims that never got their node; `Claimed` is one that gave way to an older claim."""
+
+GAVE_WAY = frozenset({Reason.SUSPENDED, Reason.PREEMPTED, Reason.RECLAIMED})
+"""Ends of training that somebody else wanted; the state is saved."""
+
+FREE = GIVEN_UP | GAVE_WAY | {Reason.REQUEUED, Reason.NODE_LOST}
+"""Ends that are nobody's failure: they do not count against retry.attempts."""
+
+AT_ONCE = frozenset({Reason.REQUEUED, Reason.POD_LOST, Reason.NODE_LOST, Reason.STALLED})
+"""Ends after which the next attempt takes the claim over without a pause."""
+
+AGAIN = AT_ONCE | FREE | {Reason.TRAINER_FAILED, Reason.DOWNLOAD_FAILED}
+"""Ends after which another attempt may go better. Every other end is final."""
+
+_NO_PAUSE = AT_ONCE | GAVE_WAY | {Reason.CLAIMED, Reason.DONE}
+_OUT_OF_MEMORY_EXIT = 137
+_BY_EXIT_CODE = "PodFailurePolicy:"
+"""How a Job has failed whose pod ended with ExitCode.REQUEUE: its only rule. Of a group it does not say which pod."""
+_GIVEN_UP_KEPT = 5
+_NOT_BOUND_PAUSE = timedelta(seconds=10)
+_CLAIM_PAUSE = timedelta(minutes=1)
+
+
+def recorded(job: FineTuneJob) -> Outcomes:
+    """The attempts that the job's annotation keeps; none when the annotation is not ours."""
+    return _parsed(job.metadata.annotations.get(OUTCOMES_ANNOTATION, "{}"))
+
+
+@lru_cache(maxsize=65_536)
+def _parsed(annotation: str) -> Outcomes:
+    """Every decision reads it, for every job of a pool; the text changes a few times in a job's life."""
+    try:
+        return Outcomes.model_validate_json(annotation)
+    except ValidationError:
+        return Outcomes()
+
+
+def waits_since(job: FineTuneJob) -> datetime | None:
+    """Since when a prepared job that has no GPUs could have had some."""
+    ended = [outcome.ended_at for outcome in recorded(job).attempts if outcome.ended_at]
+    begins = job.spec.scheduling.not_before
+    return max([*ended, *([begins] if begins else [])], default=None)
+
+
+def all_outcomes(world: World, job: FineTuneJob) -> Outcomes:
+    """Every ended attempt: the recorded ones, and those whose Job has just ended."""
+    outcomes = recorded(job)
+    for stage_job in oldest_first(world.stage_jobs_of.get(job.metadata.uid, {}).values()):
+        if not stage_job.finished or outcomes.has(stage_job.stage, stage_job.attempt):
+            continue
+        outcome = ended(world, job, stage_job)
+        if outcome is not None:
+            outcomes = outcomes.with_attempt(outcome)
+    return outcomes
+
+
+def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOutcome | None:
+    """How a finished Job's attempt ended; None while it runs or its pods' last words are on their way."""
+    if not stage_job.finished:
+        return None
+    pods = {pod.index: pod for pod in oldest_first(world.pods_of.get(stage_job.uid, {}).values())}
+    if any(pod.termination is None and not pod.ended for pod in pods.values()):
+        return None
+    places = stage_job.claim.nodes if stage_job.claim else ("",)
+    ends = [_end(world, stage_job, pods.get(index), node) for index, node in enumerate(places)]
+    leader = ends[0]
+    cause = leader if leader.reason == Reason.DONE else min(ends, key=_how_grave)
+    reason, by, told = cause.reason, "", leader.told
+    heir = heir_of(world, stage_job) if reason in AT_ONCE else None
+    if heir and heir.owner:  # it can't go on at once: another job came in its place
+        reason, by = Reason.PREEMPTED, f"{heir.key.namespace}/{heir.owner.name}"
+    progress = job.status.progress
+    reported = (
+        progress if progress and stage_job.stage is Stage.TRAIN and progress.attempt == stage_job.attempt else None
+    )
+    train = told.train if told else None
+    return AttemptOutcome(
+        stage=stage_job.stage,
+        attempt=stage_job.attempt,
+        reason=reason,
+        message=cause.message[:2000],
+        started_at=stage_job.created,
+        ended_at=stage_job.finished_at,
+        node=cause.node,
+        by=by,
+        step=max(train.step if train else 0, reported.step if reported else 0),
+        checkpoint_step=train.checkpoint_step if train else reported.checkpoint_step if reported else None,
+        prepare=told.prepare if told else None,
+        train=train,
+        export=told.export if told else None,
+    )
+
+
+class _End(NamedTuple):
+    """How one pod of an attempt ended."""
+
+    reason: str
+    message: str
+    node: str
+    told: StageOutcome | None
+
+
+def _end(world: World, stage_job: StageJobView, pod: PodView | None, node: str) -> _End:
+    termination = pod.termination if pod else None
+    told, place = _told(termination), pod.node if pod and pod.node else node
+    return _End(*_why(world, stage_job, place, termination, told), place, told)
+
+
+def _how_grave(end: _End) -> int:
+    """Of several pods' ends, which was the cause: one that fails, or is lost with its node, takes all others along.
+
+    A pod that ended by itself stays, and those that it takes along are deleted: if no operator ran meanwhile, nobody
+    saw how they ended. A pod that says it misses another was not the first.
+    """
+    if end.reason not in AT_ONCE:
+        return 0
+    if end.reason == Reason.NODE_LOST:
+        return 1
+    if end.reason != Reason.POD_LOST:
+        return 2
+    return 4 if end.told else 3
+
+
+def only_node(stage_job: StageJobView) -> str:
+    """The node of an attempt that has one."""
+    nodes = {*stage_job.claim.nodes} if stage_job.claim else set()
+    return nodes.pop() if len(nodes) == 1 else ""
+
+
+def _told(termination: Termination | None) -> StageOutcome | None:
+    if termination is None or not termination.message:
+        return None
+    try:
+        return StageOutcome.model_validate_json(termination.message)
+    except ValidationError:
+        return None
+
+
+def _why(
+    world: World,
+    stage_job: StageJobView,
+    node: str,
+    termination: Termination | None,
+    told: StageOutcome | None,
+) -> tuple[str, str]:
+    if told is not None:
+        return told.reason, told.message
+    if stage_job.finished == "Complete":
+        return Reason.POD_LOST, "The pod ended well, but is gone with its result; the stage runs again."
+    if termination is None:
+        if stage_job.failure.startswith(_BY_EXIT_CODE) and len(stage_job.claim.nodes if stage_job.claim else ()) <= 1:
+            return Reason.REQUEUED, "The trainer was told to stop while no operator looked."
+        if node and not any(key.name == node for key in world.nodes):
+            return Reason.NODE_LOST, f"Node {node} is gone."
+        return Reason.POD_LOST, stage_job.failure or "The pod is gone without a word."
+    if termination.reason == "OOMKilled" or termination.exit_code == _OUT_OF_MEMORY_EXIT:
+        return Reason.OUT_OF_MEMORY, "The pod used more than resources.memory and was killed."
+    if termination.exit_code == ExitCode.REQUEUE:
+        return Reason.REQUEUED, "The trainer was told to stop."
+    last_words = termination.message.strip() or termination.reason
+    return Reason.TRAINER_FAILED, f"Exit code {termination.exit_code}. {last_words}"
+
+
+def failures(outcomes: tuple[AttemptOutcome, ...]) -> int:
+    """How many of a stage's attempts count against retry.attempts."""
+    return sum(1 for outcome in outcomes if outcome.reason not in FREE and outcome.reason != Reason.DONE)
+
+
+def done(outcomes: Outcomes, stage: Stage) -> AttemptOutcome | None:
+    """The attempt that completed a stage, with its result."""
+    for outcome in outcomes.of(stage):
+        if outcome.reason == Reason.DONE:
+            return outcome
+    return None
+
+
+def next_attempt_at(job: FineTuneJob, outcomes: tuple[AttemptOutcome, ...]) -> datetime | None:
+    """When the next attempt of a stage may begin; None for at once."""
+    last = outcomes[-1] if outcomes else None
+    if last is None or last.ended_at is None or last.reason in _NO_PAUSE:
+        return None
+    if last.reason in FREE:
+        return last.ended_at + (_NOT_BOUND_PAUSE if last.reason == Reason.NOT_BOUND else _CLAIM_PAUSE)
+    doublings = min(max(0, failures(outcomes) - 1), 20)
+    seconds = min(job.spec.retry.backoff_seconds * 2**doublings, job.spec.retry.max_backoff_seconds)
+    return last.ended_at + timedelta(seconds=seconds)
+
+
+def compact(outcomes: Outcomes) -> Outcomes:
+    """The same record without all but the newest claims that were given up.
+
+    A job that waits behind a quota makes one every minute, and an annotation has an end.
+    """
+    given_up = [place for place, attempt in enumerate(outcomes.attempts) if attempt.reason in GIVEN_UP]
+    if len(given_up) <= _GIVEN_UP_KEPT:
+        return outcomes
+    dropped = {*given_up[:-_GIVEN_UP_KEPT]}
+    kept = tuple(attempt for place, attempt in enumerate(outcomes.attempts) if place not in dropped)
+    return outcomes.model_copy(update={"attempts": kept})

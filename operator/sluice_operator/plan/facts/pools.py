@@ -1,0 +1,119 @@
+"""Which nodes belong to a pool, and which of them may take a new training pod."""
+
+from collections.abc import Iterable, Iterator
+
+from sluice_api.gpupool import GPUPool
+from sluice_api.meta import DEFAULT_POOL, taints_of_gpus
+from sluice_api.resource import Metadata
+from sluice_operator.observe.views import NodeView
+from sluice_operator.observe.world import World, pool_key
+from sluice_operator.plan.facts.devices import offered
+
+_NAMED = 3
+_NOBODYS = GPUPool(kind="GPUPool", metadata=Metadata(name=DEFAULT_POOL))
+
+
+def find_pool(world: World, name: str) -> GPUPool | None:
+    """The pool of that name; `default` exists even when nobody made it."""
+    return world.pools.get(pool_key(name), _NOBODYS if name == DEFAULT_POOL else None)
+
+
+def nodes_of(world: World, pool: GPUPool) -> Iterator[NodeView]:
+    """Nodes with the pool's labels that offer its GPUs, in any order.
+
+    A node that two pools select is the older one's: no GPU is in two. `default` that nobody made comes last.
+    """
+    elders = elders_of(world, pool)
+    return (
+        node
+        for node in world.nodes.values()
+        if _selects(world, pool, node) and not any(_selects(world, elder, node) for elder in elders)
+    )
+
+
+def taken_by_elders(world: World, pool: GPUPool) -> dict[str, int]:
+    """How many of the nodes that a pool selects belong to each older pool."""
+    found: dict[str, int] = {}
+    elders = elders_of(world, pool)
+    for node in world.nodes.values() if elders else ():
+        owner = next((elder for elder in elders if _selects(world, elder, node)), None)
+        if owner and _selects(world, pool, node):
+            found[owner.metadata.name] = found.get(owner.metadata.name, 0) + 1
+    return found
+
+
+def elders_of(world: World, pool: GPUPool) -> list[GPUPool]:
+    """The older pools of the same GPUs, oldest first."""
+    others = (other for other in world.pools.values() if other.spec.counted_as == pool.spec.counted_as)
+    return sorted((other for other in others if _age(other) < _age(pool)), key=_age)
+
+
+def _age(pool: GPUPool) -> tuple[bool, str, str]:
+    created = pool.metadata.creation_timestamp
+    return (created is None, created.isoformat() if created else "", pool.metadata.name)
+
+
+def _selects(world: World, pool: GPUPool, node: NodeView) -> bool:
+    return _has_its_labels(pool, node) and offered(world, node, pool.spec.counted_as) > 0
+
+
+def _has_its_labels(pool: GPUPool, node: NodeView) -> bool:
+    return all(node.labels.get(label) == value for label, value in pool.spec.node_selector.items())
+
+
+def unusable(world: World, pool: GPUPool) -> str:
+    """Why GPUs that are there are not the pool's, though it selects their nodes; empty if none are there so.
+
+    They are served by DRA and not by a device plugin, or the other way round, or no DRA is there at all.
+    """
+    if pool.spec.by_dra:
+        return (
+            ""
+            if world.serves_dra
+            else (
+                "spec.sharing.mode: DRA, but this cluster does not serve resource.k8s.io/v1. "
+                "Use Kubernetes 1.34 or later, or another mode."
+            )
+        )
+    driver = pool.spec.sharing.device_class
+    known = [other for other in world.pools.values() if other.spec.counted_as == driver]
+    left = sorted(
+        node.key.name
+        for node in world.nodes.values()
+        if node.key.name in world.slices_on
+        and _has_its_labels(pool, node)
+        and not offered(world, node, pool.spec.resource_name)
+        and offered(world, node, driver)
+        and not any(_has_its_labels(other, node) for other in known)
+    )
+    if not left:
+        return ""
+    return f"{', '.join(left[:_NAMED])}{f' and {len(left) - _NAMED} more' if len(left) > _NAMED else ''} " + (
+        f"offer{'s' if len(left) == 1 else ''} GPUs by DRA ({driver}), which this pool does not count. "
+        "Set spec.sharing.mode: DRA in a GPUPool that selects them."
+    )
+
+
+def pool_nodes(world: World, pool: GPUPool) -> list[NodeView]:
+    """These nodes, by name."""
+    return sorted(nodes_of(world, pool), key=lambda node: node.key.name)
+
+
+def refusal(node: NodeView, resource: str) -> str:
+    """Why a node takes no new pod of ours; empty when it does."""
+    if not node.ready:
+        return "not ready"
+    if node.cordoned:
+        return "cordoned"
+    if node.deleting:
+        return "being deleted"
+    return _untolerated(node, resource)
+
+
+def _untolerated(node: NodeView, resource: str) -> str:
+    """The first taint that training pods do not tolerate: they tolerate the GPUs' own."""
+    own = taints_of_gpus(resource)
+    hard: Iterable[str] = (
+        f"tainted {taint.key}" for taint in node.taints if taint.effect != "PreferNoSchedule" and taint.key not in own
+    )
+    return next(iter(hard), "")

@@ -1,0 +1,264 @@
+"""What one job needs now: an ordered list of small rules, of which the first that has something to say wins."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from sluice_api.conditions import JobCondition
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExportResult, Stage
+from sluice_operator.observe.views import Key, StageJobView
+from sluice_operator.observe.world import World, adapter_key, oldest_first
+from sluice_operator.plan.allocation import refusals
+from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.plan.facts.attempts import heir_of, made_after, trainer_pods
+from sluice_operator.plan.facts.claims import LiveClaim, is_live, live_claims_of
+from sluice_operator.plan.facts.deadlines import waiting_ends, warning
+from sluice_operator.plan.facts.estimate import ends_at
+from sluice_operator.plan.facts.failure import final_failure
+from sluice_operator.plan.facts.outcomes import AT_ONCE, all_outcomes, compact, done, next_attempt_at, recorded
+from sluice_operator.plan.job.holding import Limits, Step, advance
+from sluice_operator.plan.job.situation import CONDITION, JobDecision, Situation, Start, ended_by_us
+from sluice_operator.plan.job.stages import runs_stage
+
+Rule = Callable[[Situation], JobDecision | None]
+
+
+def plan_job(
+    world: World,
+    job: FineTuneJob,
+    now: datetime,
+    limits: Limits,
+    wait: Wait | None = None,
+    refused_pod: str = "",
+) -> JobDecision:
+    """Decide what one job needs now.
+
+    Args:
+        wait: the verdict of the pool's allocation, when the job waits for GPUs.
+        refused_pod: what the API server said when it refused the training pod, if it did.
+    """
+    outcomes = all_outcomes(world, job)
+    stage_jobs = tuple(oldest_first(world.stage_jobs_of.get(job.metadata.uid, {}).values()))
+    situation = Situation(world, job, now, outcomes, wait, refused_pod, limits, stage_jobs)
+    decision = next(found for rule in RULES if (found := rule(situation)))
+    fresh = compact(decision.record or outcomes)
+    strays = (stray for stray in _strays(situation) if stray not in decision.delete)
+    decision = replace(decision, record=fresh if fresh != recorded(job) else None, delete=(*decision.delete, *strays))
+    return _in_time(job, decision, now)
+
+
+def _strays(s: Situation) -> list[StageJobView]:
+    """Jobs of attempts that had ended before: a leader that had been stopped has made them anew when it woke."""
+    ended = {(outcome.stage, outcome.attempt): outcome.ended_at or s.now for outcome in s.outcomes.attempts}
+    return [j for j in s.running() if (at := ended.get((j.stage, j.attempt))) and made_after(s.world, j, at)]
+
+
+def _in_time(job: FineTuneJob, decision: JobDecision, now: datetime) -> JobDecision:
+    """A job that is over is deleted when its time to live is over."""
+    keep, over = job.spec.ttl_seconds_after_finished, decision.failed or decision.reason is Reason.SUCCEEDED
+    if keep is None or not over:
+        return decision
+    ends = (job.status.finished_at or now) + timedelta(seconds=keep)
+    return replace(decision, again_at=ends, remove=job.status.finished_at is not None and now >= ends)
+
+
+def managed_elsewhere(s: Situation) -> JobDecision | None:
+    """Another controller runs this job: hands off."""
+    if not s.job.spec.managed_by:
+        return None
+    return JobDecision(JobCondition.PREPARED, Reason.MANAGED_ELSEWHERE, f"spec.managedBy is {s.job.spec.managed_by}.")
+
+
+def failed(s: Situation) -> JobDecision | None:
+    """It has failed for good; whatever still runs for it ends."""
+    trains = (j for j in s.unfinished(Stage.TRAIN) if not s.outcomes.has(j.stage, j.attempt))
+    training_since = min((j.created for j in trains if not _has_ended(s, j)), default=None)
+    failure = final_failure(s.job, s.outcomes, s.now, training_since)
+    if failure is None:
+        return None
+    stage, reason, message = failure
+    record = s.outcomes
+    for stage_job in (running for running in s.running() if running.stage is stage):
+        record = record.with_attempt(ended_by_us(s, stage_job, reason, message))
+    return JobDecision(CONDITION[stage], reason, message, failed=True, delete=s.running(), record=record)
+
+
+def suspended(s: Situation) -> JobDecision | None:
+    """The user wants it to stop: what runs is ended, a trainer saves its state on the way out."""
+    if not s.job.spec.suspend or done(s.outcomes, Stage.EXPORT):
+        return None
+    record = s.outcomes
+    for stage_job in s.running():
+        record = record.with_attempt(ended_by_us(s, stage_job, Reason.SUSPENDED, "spec.suspend was set."))
+    message = "spec.suspend is true. Set it to false to go on" + (
+        " from the checkpoint." if s.outcomes.of(Stage.TRAIN) else "."
+    )
+    return JobDecision(_current(s), Reason.SUSPENDED, message, delete=s.running(), record=record)
+
+
+def refused(s: Situation) -> JobDecision | None:
+    """Something is missing or wrong that others can mend: it waits, and has taken nothing."""
+    if s.unfinished() or done(s.outcomes, Stage.TRAIN):
+        return None
+    found = refusals.refusal_at(s.world, s.job, s.now)
+    return JobDecision(_current(s), *found) if found else None
+
+
+def prepares(s: Situation) -> JobDecision | None:
+    """Its data is validated and tokenised on a CPU before anything takes a GPU."""
+    return runs_stage(s, Stage.PREPARE, Reason.PREPARING, "A CPU pod checks and tokenises the dataset.")
+
+
+def holds(s: Situation) -> JobDecision | None:
+    """It has a claim: prove it, drain, bind, train, or hand the claim to the next attempt."""
+    if done(s.outcomes, Stage.TRAIN):
+        return None
+    for live in live_claims_of(s.world, s.job):
+        if not live.stage_job.finished:
+            step = advance(s.world, live, s.now, s.limits, s.refused_pod)
+            if step.reason is Reason.TRAINING:
+                late = warning(s.job, s.outcomes, live.stage_job.created, ends_at(live))
+                step = replace(step, message=step.message + late)
+            return _decision(s, live, step)
+    leaving = s.unfinished(Stage.TRAIN)
+    if leaving:
+        record = s.outcomes
+        lost = tuple(stage_job for stage_job in leaving if not stage_job.deleting and not heir_of(s.world, stage_job))
+        for stage_job in lost:  # unfinished, of a job that is wanted, and yet its claim is over: its node is gone
+            record = record.with_attempt(ended_by_us(s, stage_job, Reason.NODE_LOST, "Its node is gone."))
+        message = "Its last training pod is still going; the next attempt follows."
+        return JobDecision(JobCondition.ADMITTED, Reason.REQUEUED, message, record=record, delete=lost)
+    return _takes_over(s)
+
+
+def _decision(s: Situation, live: LiveClaim, step: Step) -> JobDecision:
+    at = JobCondition.TRAINED if step.admitted else JobCondition.ADMITTED
+    record = s.outcomes
+    if step.give_up:
+        record = record.with_attempt(ended_by_us(s, live.stage_job, step.reason, step.message, step.by, step.node))
+    return JobDecision(
+        at,
+        step.reason,
+        step.message,
+        record=record,
+        delete=(live.stage_job,) if step.give_up else (),
+        bind=step.bind,
+        again_at=step.again_at,
+    )
+
+
+def _takes_over(s: Situation) -> JobDecision | None:
+    """The next attempt takes the claim of the one that just ended, before any engine grows."""
+    for stage_job in reversed([j for j in s.stage_jobs if j.stage is Stage.TRAIN and j.claim]):
+        if stage_job.claim is None or not is_live(s.world, s.job, stage_job):
+            continue
+        last = s.outcomes.of(Stage.TRAIN)[-1:]
+        if not last or last[0].attempt != stage_job.attempt or last[0].reason not in AT_ONCE:
+            return JobDecision(
+                JobCondition.TRAINED, Reason.TRAINING, "The last pod has ended; waiting for its last words."
+            )
+        claim = stage_job.claim.model_copy(update={"term": s.world.term})
+        start = Start(Stage.TRAIN, s.next_attempt(Stage.TRAIN), claim)
+        return JobDecision(
+            JobCondition.ADMITTED,
+            Reason.CLAIMED,
+            f"Attempt {start.attempt} takes the GPUs over. {last[0].message}",
+            start=start,
+        )
+    return None
+
+
+def waits(s: Situation) -> JobDecision | None:
+    """It is ready and has no GPUs."""
+    if done(s.outcomes, Stage.TRAIN):
+        return None
+    again_at = next_attempt_at(s.job, s.outcomes.of(Stage.TRAIN))
+    last = s.outcomes.of(Stage.TRAIN)[-1:]
+    if again_at and again_at > s.now and last:
+        reason = Reason.known(last[0].reason) or Reason.TRAINER_FAILED
+        message = f"Attempt {last[0].attempt} ended: {last[0].message} The next one follows at {again_at:%H:%M:%S} UTC."
+        return JobDecision(JobCondition.ADMITTED, reason, message, again_at=again_at)
+    begins, ends = s.job.spec.scheduling.not_before, waiting_ends(s.job, s.outcomes)
+    if begins and begins > s.now:
+        message = f"Prepared. It asks for GPUs from {begins:%Y-%m-%d %H:%M:%S} UTC on (scheduling.notBefore)."
+        return JobDecision(JobCondition.ADMITTED, Reason.NOT_BEFORE, message, again_at=begins)
+    wait = s.wait or Wait(Reason.PENDING, "Ready; its turn in the pool is being decided.")
+    return JobDecision(JobCondition.ADMITTED, wait.reason, wait.message, wait=wait, again_at=ends)
+
+
+def exports(s: Situation) -> JobDecision | None:
+    """The GPUs are free already; the adapter is written and checked on a CPU."""
+    return runs_stage(s, Stage.EXPORT, Reason.EXPORTING, "A CPU pod writes the adapter; the GPUs are given back.")
+
+
+def publishes(s: Situation) -> JobDecision | None:
+    """Its Adapter is written once and followed until every ready replica answers with it."""
+    result = _export(s)
+    if s.job.spec.publish is None or result is None or s.outcomes.published == result.digest:
+        return None
+    adapter = s.world.adapters.get(adapter_key(s.job.metadata.namespace, s.job.spec.publish.name))
+    if adapter is None or adapter.spec.source.digest != result.digest or adapter.spec.source.uri != result.uri:
+        return JobDecision(JobCondition.PUBLISHED, Reason.PUBLISHING, "The Adapter is being written.", publish=result)
+    ready = next((c for c in adapter.status.conditions if c.type == "Ready"), None)
+    current = ready is not None and ready.observed_generation >= adapter.metadata.generation
+    if ready is None or not current or ready.status != "True":
+        message = ready.message if ready and current else "The engine's replicas are about to load the adapter."
+        reason = Reason.known(ready.reason) if ready and current else None
+        return JobDecision(JobCondition.PUBLISHED, reason or Reason.PUBLISHING, message)
+    return None
+
+
+def succeeds(s: Situation) -> JobDecision:
+    """Everything that the spec asks for is done."""
+    result, publish = _export(s), s.job.spec.publish
+    message = f"The adapter is at {result.uri} ({result.digest[:19]})." if result else ""
+    if result is None or publish is None:
+        return JobDecision(JobCondition.SUCCEEDED, Reason.SUCCEEDED, message)
+    return JobDecision(
+        JobCondition.SUCCEEDED,
+        Reason.SUCCEEDED,
+        f"{message} It answers as model {publish.name} at engine {publish.engine}.",
+        record=s.outcomes.model_copy(update={"published": result.digest}),
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    managed_elsewhere,
+    failed,
+    suspended,
+    refused,
+    prepares,
+    holds,
+    waits,
+    exports,
+    publishes,
+    succeeds,
+)
+
+
+def _has_ended(s: Situation, stage_job: StageJobView) -> bool:
+    """Whether an attempt's pods have ended, though its Job does not say so yet."""
+    pods = trainer_pods(s.world, stage_job)
+    return bool(pods) and all(pod.ended for pod in pods)
+
+
+def _current(s: Situation) -> JobCondition:
+    """The first step that is not done."""
+    if not done(s.outcomes, Stage.PREPARE):
+        return JobCondition.PREPARED
+    if not done(s.outcomes, Stage.TRAIN):
+        return JobCondition.ADMITTED
+    return JobCondition.EXPORTED
+
+
+def _export(s: Situation) -> ExportResult | None:
+    outcome = done(s.outcomes, Stage.EXPORT)
+    return outcome.export if outcome else None
+
+
+def job_of(world: World, key: Key) -> FineTuneJob | None:
+    """The job of a key; None once it is deleted or about to be."""
+    job = world.jobs.get(key)
+    return None if job is None or job.metadata.deletion_timestamp else job

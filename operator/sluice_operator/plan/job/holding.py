@@ -1,0 +1,198 @@
+"""The next step of a live claim: prove, drain, bind, train; or give up, and why."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sluice_api.claim import SlotRef
+from sluice_api.reasons import Reason
+from sluice_operator.observe.views import PodView
+from sluice_operator.observe.world import World, engine_key
+from sluice_operator.plan.allocation.interruption import interruption
+from sluice_operator.plan.facts.attempts import trainer_pods
+from sluice_operator.plan.facts.claims import LiveClaim, Phase, node_of, overlapped_by
+from sluice_operator.plan.facts.podless import PODS_WITHIN
+from sluice_operator.plan.facts.proof import doubt, is_gated, phase_of
+from sluice_operator.plan.facts.sleeping import agents_word, is_awake, sleeps_no_more, told_since
+from sluice_operator.plan.facts.slots import is_drained
+
+IMAGE_TROUBLE = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
+"""What the kubelet says of a container whose image it cannot get."""
+_STALL_STEPS = 5
+_STALLED_AFTER = timedelta(seconds=120)
+_STALL_GRACE = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a claim may take for each step."""
+
+    bind: timedelta = timedelta(seconds=60)
+    """From the gate's removal to the node; and for a claim that can't be proven, to be proven."""
+    sleep: timedelta = timedelta(seconds=90)
+    """Until the vLLM of every borrowed slot that keeps its pod has freed the memory of its GPUs: level 1 copies the
+    weights into the host's memory first, 22 GiB in 11 s (vllm#48337)."""
+    start: timedelta = timedelta(seconds=600)
+    """Until the pod's container has started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a claim needs now."""
+
+    reason: Reason
+    message: str
+    admitted: bool = False
+    """Its pods are on their nodes."""
+    bind: tuple[tuple[PodView, str], ...] = ()
+    """Pods that may go to their nodes now."""
+    give_up: bool = False
+    node: str = ""
+    """Where it failed, if it is about one."""
+    by: str = ""
+    """Whom it gives way to, if to anybody."""
+    again_at: datetime | None = None
+
+
+def advance(world: World, live: LiveClaim, now: datetime, limits: Limits, refused_pod: str) -> Step:
+    """Bring a claim one step further, or end it for somebody else."""
+    if stopped := interruption(world, live):
+        message = f"{stopped.message} The state is saved; training goes on from there."
+        return Step(stopped.reason, message, give_up=True, by=stopped.by)
+    match phase_of(world, live):
+        case Phase.PROVING:
+            return _prove(world, live, now, limits, refused_pod)
+        case Phase.DRAINING:
+            return _drain(world, live, now, limits)
+        case Phase.BINDING:
+            return _await_node(world, live, now, limits)
+        case Phase.HOLDING:
+            return _train(world, live, now, limits)
+
+
+def _prove(world: World, live: LiveClaim, now: datetime, limits: Limits, refused_pod: str) -> Step:
+    pods = trainer_pods(world, live.stage_job)
+    if any(not is_gated(pod) for pod in pods):
+        return _bind(live, [pod for pod in pods if is_gated(pod) or not (pod.node or pod.nominated_node)])
+    found = doubt(world, live)
+    reason, message = found or (Reason.CLAIMED, "")
+    age = now - live.stage_job.created
+    if len(pods) < len(live.claim.nodes) and age >= PODS_WITHIN and reason is Reason.CLAIMED:
+        reason = Reason.QUOTA_EXCEEDED
+        which = "The training pod is" if len(live.claim.nodes) == 1 else "A training pod is"
+        message = f"{which} refused, so nothing is drained: {refused_pod or 'see the events of the Job.'}"
+    lost = overlapped_by(world, live) is not None
+    return Step(reason, message, give_up=lost or age >= limits.bind, again_at=now + timedelta(seconds=1))
+
+
+def _drain(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step:
+    if lender := sleeps_no_more(world, live):
+        message = (
+            f"Engine {lender.metadata.name} sleeps for no job any more: its preemption.policy is "
+            f"{lender.spec.preemption.policy} now, and its GPUs are served by DRA."
+        )
+        return Step(Reason.ENGINE_MUST_SLEEP, message, give_up=True)
+    busy, awake = [], []
+    for slot in live.claim.borrowed:
+        engine = world.engines.get(engine_key(slot.namespace, slot.engine))
+        if engine and not is_drained(world, engine, slot.index, now):
+            busy.append(str(slot))
+        elif engine and is_awake(world, engine, slot.index):
+            awake.append(slot)
+    if busy:
+        message = f"{', '.join(busy)} finish{'es' if len(busy) == 1 else ''} the requests in flight."
+        return Step(Reason.DRAINING, message, again_at=now + timedelta(seconds=1))
+    if awake:
+        return _await_sleep(world, live, awake, now, limits)
+    return _bind(live, trainer_pods(world, live.stage_job))
+
+
+def _await_sleep(world: World, live: LiveClaim, awake: list[SlotRef], now: datetime, limits: Limits) -> Step:
+    """The trainer would find the memory of its GPUs taken: it comes when all that it borrows has been freed."""
+    names = ", ".join(map(str, awake))
+    late = next((slot for slot in awake if (since := told_since(world, slot)) and now >= since + limits.sleep), None)
+    if late is None:
+        message = f"{names} go{'es' if len(awake) == 1 else ''} to sleep."
+        return Step(Reason.FALLING_ASLEEP, message, again_at=now + timedelta(seconds=1))
+    why = agents_word(world, late) or "its agent does not say why."
+    message = f"{late} did not free its GPUs within {limits.sleep.seconds} s: {why}"
+    return Step(Reason.ENGINE_DOES_NOT_SLEEP, message, give_up=True, node=live.claim.home_of(late))
+
+
+def _bind(live: LiveClaim, pods: Iterable[PodView]) -> Step:
+    """Each pod goes to its own node."""
+    bind = tuple((pod, node) for pod in pods if (node := node_of(pod, live.claim)))
+    return Step(Reason.BINDING, _goes(live), bind=bind)
+
+
+def _goes(live: LiveClaim) -> str:
+    pods = "The training pod goes" if len(live.claim.nodes) == 1 else "The training pods go"
+    return f"{pods} to {live.claim.summary}."
+
+
+def _await_node(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step:
+    waiting = [pod for pod in trainer_pods(world, live.stage_job) if not pod.node]
+    since = min((pod.bound_at for pod in waiting if pod.bound_at), default=now)
+    if now < since + limits.bind:
+        return Step(Reason.BINDING, _goes(live), again_at=since + limits.bind)
+    late = next((pod for pod in waiting if pod.unschedulable), waiting[0])
+    node, why = node_of(late, live.claim), late.unschedulable or "the scheduler did not say why"
+    message = f"The training pod was not bound to {node} within {limits.bind.seconds} s: {why}"
+    return Step(Reason.NOT_BOUND, message, give_up=True, node=node)
+
+
+def _train(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step:
+    pods = trainer_pods(world, live.stage_job)
+    if not pods or any(pod.ended or pod.deleting for pod in pods):
+        return Step(Reason.TRAINING, "The training pod has ended; its result is being read.", admitted=True)
+    starting = next((pod for pod in pods if not pod.running), None)
+    if starting:
+        return _starts(starting, live, now, limits)
+    silent = _silence(world, live, now, limits)
+    if silent is None:
+        message = f"On {live.claim.summary}, attempt {live.stage_job.attempt}."
+        return Step(Reason.TRAINING, message, admitted=True, again_at=now + timedelta(seconds=30))
+    message = f"No report from {min(pods, key=lambda pod: pod.index).key.name} for {silent.seconds} s."
+    over = silent >= _stalled_after(world, live, limits) + _STALL_GRACE
+    return Step(Reason.STALLED, message, admitted=True, give_up=over, again_at=now + timedelta(seconds=10))
+
+
+def _starts(pod: PodView, live: LiveClaim, now: datetime, limits: Limits) -> Step:
+    over = now >= (pod.bound_at or live.stage_job.created) + limits.start
+    why = pod.waiting_message or pod.waiting_reason
+    if pod.waiting_reason in IMAGE_TROUBLE:
+        return Step(
+            Reason.IMAGE_NOT_PULLED,
+            f"Pod {pod.key.name}: {why}",
+            True,
+            give_up=over,
+            again_at=now + timedelta(seconds=5),
+        )
+    if over:
+        return Step(Reason.POD_NOT_STARTED, f"Pod {pod.key.name}: {why or 'it has not started'}", True, give_up=True)
+    return Step(Reason.TRAINING, f"The training pod starts on {pod.node}.", True, again_at=now + timedelta(seconds=5))
+
+
+def _silence(world: World, live: LiveClaim, now: datetime, limits: Limits) -> timedelta | None:
+    """How long a trainer that once reported has been silent, if that is too long.
+
+    Silence before this process led proves nothing: nobody listened.
+    """
+    heartbeat = world.heartbeats.get(live.stage_job.uid)
+    progress = live.job.status.progress
+    if heartbeat is not None:
+        heard = heartbeat.at
+    elif progress and progress.attempt == live.stage_job.attempt and progress.reported_at and world.since:
+        heard = max(progress.reported_at, world.since)
+    else:
+        return None
+    silent = now - heard
+    return silent if silent >= _stalled_after(world, live, limits) else None
+
+
+def _stalled_after(world: World, live: LiveClaim, limits: Limits) -> timedelta:
+    """Five median steps, and at least two minutes; before the first step the model may take as long as a start."""
+    heartbeat = world.heartbeats.get(live.stage_job.uid)
+    if heartbeat is None or heartbeat.step_seconds is None:
+        return max(limits.start, _STALLED_AFTER)
+    return max(timedelta(seconds=_STALL_STEPS * heartbeat.step_seconds), _STALLED_AFTER)

@@ -1,0 +1,112 @@
+"""One job at one moment, and what can be decided about it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sluice_api.claim import AttemptOutcome, Claim, Outcomes
+from sluice_api.conditions import JobCondition
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExportResult, Stage
+from sluice_operator.observe.views import PodView, StageJobView
+from sluice_operator.observe.world import World
+from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.plan.facts.outcomes import all_outcomes, only_node
+from sluice_operator.plan.job.holding import Limits
+
+CONDITION = {
+    Stage.PREPARE: JobCondition.PREPARED,
+    Stage.TRAIN: JobCondition.TRAINED,
+    Stage.EXPORT: JobCondition.EXPORTED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """An attempt of a stage that begins: one Job to create."""
+
+    stage: Stage
+    attempt: int
+    claim: Claim | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobDecision:
+    """What a job needs now: its state in one line, and the writes that bring it on."""
+
+    at: JobCondition
+    """The condition that is not True yet."""
+    reason: Reason
+    message: str = ""
+    failed: bool = False
+    start: Start | None = None
+    record: Outcomes | None = None
+    delete: tuple[StageJobView, ...] = ()
+    bind: tuple[tuple[PodView, str], ...] = ()
+    """Pods that may go, each to its node."""
+    publish: ExportResult | None = None
+    wait: Wait | None = None
+    """Its place in the queue, while it waits for GPUs."""
+    remove: bool = False
+    """The job itself is deleted: it is over, and so is its time to live."""
+    again_at: datetime | None = None
+    """When to look again even if nothing happens."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One job at one moment, with what its ended attempts say."""
+
+    world: World
+    job: FineTuneJob
+    now: datetime
+    outcomes: Outcomes
+    wait: Wait | None
+    refused_pod: str
+    limits: Limits
+    stage_jobs: tuple[StageJobView, ...] = field(default_factory=tuple)
+
+    def unfinished(self, stage: Stage | None = None) -> list[StageJobView]:
+        """Stage Jobs that run or are about to, those that are being deleted included."""
+        return [j for j in self.stage_jobs if not j.finished and (stage is None or j.stage is stage)]
+
+    def running(self) -> tuple[StageJobView, ...]:
+        """Stage Jobs that run or are about to, but for those that are being deleted."""
+        return tuple(j for j in self.unfinished() if not j.deleting)
+
+    def next_attempt(self, stage: Stage) -> int:
+        """A number that no attempt of the stage ever had."""
+        return _next_attempt(self.job, self.outcomes, self.stage_jobs, stage)
+
+
+def ended_by_us(
+    s: Situation, stage_job: StageJobView, reason: Reason, message: str, by: str = "", node: str = ""
+) -> AttemptOutcome:
+    """What an attempt came to that Sluice itself ends."""
+    progress = s.job.status.progress
+    mine = progress if progress and stage_job.stage is Stage.TRAIN and progress.attempt == stage_job.attempt else None
+    return AttemptOutcome(
+        stage=stage_job.stage,
+        attempt=stage_job.attempt,
+        reason=reason,
+        message=message[:2000],
+        started_at=stage_job.created,
+        ended_at=s.now,
+        node=node or only_node(stage_job),
+        by=by,
+        step=mine.step if mine else 0,
+        checkpoint_step=mine.checkpoint_step if mine else None,
+    )
+
+
+def next_training_attempt(world: World, job: FineTuneJob) -> int:
+    """A number that no attempt to train ever had."""
+    stage_jobs = world.stage_jobs_of.get(job.metadata.uid, {}).values()
+    return _next_attempt(job, all_outcomes(world, job), stage_jobs, Stage.TRAIN)
+
+
+def _next_attempt(job: FineTuneJob, outcomes: Outcomes, stage_jobs: Iterable[StageJobView], stage: Stage) -> int:
+    reported = job.status.progress.attempt if job.status.progress and stage is Stage.TRAIN else 0
+    known = [outcome.attempt for outcome in outcomes.of(stage)]
+    return max([reported, *known, *(j.attempt for j in stage_jobs if j.stage is stage)], default=0) + 1

@@ -1,0 +1,56 @@
+"""The stages that need no GPU: start one, wait for it, try it again after a failure that may pass."""
+
+from datetime import timedelta
+
+from sluice_api.reasons import Reason
+from sluice_api.stages import Stage
+from sluice_operator.observe.views import StageJobView
+from sluice_operator.plan.facts.attempts import trainer_pods
+from sluice_operator.plan.facts.outcomes import done, next_attempt_at
+from sluice_operator.plan.facts.podless import PODS_WITHIN
+from sluice_operator.plan.job.holding import IMAGE_TROUBLE
+from sluice_operator.plan.job.situation import CONDITION, JobDecision, Situation, Start, ended_by_us
+
+
+def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobDecision | None:
+    """A CPU stage: start it, wait for it, try it again after a failure that may pass."""
+    if done(s.outcomes, stage):
+        return None
+    running = s.unfinished(stage)
+    if running:
+        stuck = next((why for j in running if (why := _not_started(s, j))), None)
+        if stuck is None:
+            return JobDecision(CONDITION[stage], reason, message, again_at=s.now + timedelta(seconds=30))
+        found, text, over = stuck
+        return JobDecision(
+            CONDITION[stage],
+            found,
+            text,
+            record=s.outcomes.with_attempt(ended_by_us(s, running[0], found, text)) if over else s.outcomes,
+            delete=tuple(running) if over else (),
+            again_at=s.now + timedelta(seconds=5),
+        )
+    ended = s.outcomes.of(stage)
+    again_at = next_attempt_at(s.job, ended)
+    if again_at and again_at > s.now:
+        return JobDecision(
+            CONDITION[stage], Reason.known(ended[-1].reason) or reason, ended[-1].message, again_at=again_at
+        )
+    return JobDecision(CONDITION[stage], reason, message, start=Start(stage, s.next_attempt(stage)))
+
+
+def _not_started(s: Situation, stage_job: StageJobView) -> tuple[Reason, str, bool] | None:
+    """Why a stage's pod does not start, and whether its time is over."""
+    over = s.now >= stage_job.created + s.limits.start
+    pods = trainer_pods(s.world, stage_job)
+    if not pods:
+        text = s.refused_pod or "No pod was made."
+        late = s.now >= stage_job.created + PODS_WITHIN
+        return (Reason.QUOTA_EXCEEDED, f"The pod is refused: {text}", over) if late else None
+    pod = pods[-1]
+    if pod.waiting_reason in IMAGE_TROUBLE:
+        return Reason.IMAGE_NOT_PULLED, f"Pod {pod.key.name}: {pod.waiting_message or pod.waiting_reason}", over
+    if not pod.running and not pod.ended and over:
+        why = pod.unschedulable or pod.waiting_message or pod.waiting_reason or "it has not started"
+        return Reason.POD_NOT_STARTED, f"Pod {pod.key.name}: {why}", True
+    return None

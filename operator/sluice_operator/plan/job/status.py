@@ -1,0 +1,152 @@
+"""A job's status, written from a decision: conditions carry the state, the rest is a mirror for readers."""
+
+from datetime import datetime
+
+from sluice_api.claim import AttemptOutcome, Outcomes
+from sluice_api.conditions import Condition, ConditionStatus, JobCondition
+from sluice_api.finetunejob import (
+    MOST_ATTEMPTS,
+    Allocation,
+    AttemptRecord,
+    BorrowedSlot,
+    Data,
+    FineTuneJob,
+    FineTuneJobStatus,
+    InterruptionRecord,
+    QueuePlace,
+    Result,
+)
+from sluice_api.reasons import Reason
+from sluice_api.stages import Stage
+from sluice_operator.observe.world import World
+from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.plan.facts.claims import LiveClaim, live_claims_of
+from sluice_operator.plan.facts.conditions import condition
+from sluice_operator.plan.facts.estimate import ends_at, settled
+from sluice_operator.plan.facts.outcomes import GAVE_WAY, all_outcomes, done, waits_since
+from sluice_operator.plan.job.situation import JobDecision
+
+_ORDER = tuple(JobCondition)
+
+
+def job_status(world: World, job: FineTuneJob, decision: JobDecision, now: datetime) -> FineTuneJobStatus:
+    """The status that a decision calls for. Progress is another writer's and is left out."""
+    outcomes = decision.record or all_outcomes(world, job)
+    trained = outcomes.of(Stage.TRAIN)
+    over = decision.failed or decision.reason is Reason.SUCCEEDED
+    started = min((a.started_at for a in trained if a.started_at), default=None)
+    live = next(iter(live_claims_of(world, job)), None)
+    attempts = tuple(_record(trained, index) for index in range(len(trained)))
+    return FineTuneJobStatus(
+        observed_generation=job.metadata.generation,
+        conditions=_conditions(job, decision, now),
+        summary=decision.reason,
+        attempt=max([a.attempt for a in trained] + ([live.stage_job.attempt] if live else []), default=0),
+        attempts=attempts[-MOST_ATTEMPTS:],
+        interruptions=tuple(
+            _interruption(outcome, record)
+            for outcome, record in zip(trained, attempts, strict=True)
+            if outcome.reason in GAVE_WAY
+        )[-MOST_ATTEMPTS:],
+        queue=_queue(job, decision.wait, now),
+        allocation=_allocation(job, live, now) if live and not over else None,
+        data=_data(outcomes),
+        result=_result(outcomes),
+        started_at=job.status.started_at or started or (live.stage_job.created if live else None),
+        finished_at=(job.status.finished_at or now) if over else None,
+    )
+
+
+def _queue(job: FineTuneJob, wait: Wait | None, now: datetime) -> QueuePlace | None:
+    if wait is None or not wait.position:
+        return None
+    before = job.status.queue.estimated_start if job.status.queue else None
+    return QueuePlace(
+        position=wait.position, since=waits_since(job), estimated_start=settled(before, wait.starts_at, now)
+    )
+
+
+def _allocation(job: FineTuneJob, live: LiveClaim, now: datetime) -> Allocation:
+    before = job.status.allocation.expected_return if job.status.allocation else None
+    return Allocation(
+        nodes=tuple(place.node for place in live.claim.places),
+        gpus=live.claim.all_gpus,
+        borrowed=tuple(BorrowedSlot(engine=f"{s.namespace}/{s.engine}", slot=s.index) for s in live.claim.borrowed),
+        beside=f"{host.engine}/{host.index}" if (host := live.claim.host) else "",
+        expected_return=settled(before, ends_at(live), now),
+    )
+
+
+def _conditions(job: FineTuneJob, decision: JobDecision, now: datetime) -> tuple[Condition, ...]:
+    """Everything before `at` is True, `at` says what is going on, what follows is not known yet."""
+    place = _ORDER.index(decision.at)
+    found = []
+    for index, kind in enumerate(_ORDER):
+        if kind is JobCondition.PUBLISHED and job.spec.publish is None:
+            continue
+        status: ConditionStatus
+        if decision.reason is Reason.SUCCEEDED or index < place:
+            status, reason, message = "True", Reason.DONE, ""
+        elif index == place or (kind is JobCondition.SUCCEEDED and decision.failed):
+            status, reason, message = "False", decision.reason, decision.message
+        else:
+            status, reason, message = "Unknown", Reason.PENDING, ""
+        if kind is JobCondition.SUCCEEDED and not decision.failed:
+            status = "True" if decision.reason is Reason.SUCCEEDED else "Unknown"
+            reason, message = decision.reason, decision.message
+        found.append(condition(job.status.conditions, kind, status, reason, message, job.metadata.generation, now))
+    return tuple(found)
+
+
+def _record(attempts: tuple[AttemptOutcome, ...], index: int) -> AttemptRecord:
+    attempt = attempts[index]
+    later = next((a.train.resumed_from for a in attempts[index + 1 :] if a.train and a.train.resumed_from), None)
+    kept = later if later is not None else attempt.checkpoint_step
+    return AttemptRecord(
+        attempt=attempt.attempt,
+        reason=attempt.reason[:256],
+        message=attempt.message[:1024],
+        step=attempt.step,
+        resumed_from=attempt.train.resumed_from if attempt.train else None,
+        lost_steps=0 if attempt.reason == Reason.DONE else max(0, attempt.step - (kept or 0)),
+    )
+
+
+def _interruption(outcome: AttemptOutcome, record: AttemptRecord) -> InterruptionRecord:
+    return InterruptionRecord(
+        attempt=outcome.attempt,
+        reason=record.reason,
+        by=outcome.by[:256],
+        at=outcome.ended_at,
+        lost_steps=record.lost_steps,
+    )
+
+
+def _data(outcomes: Outcomes) -> Data | None:
+    outcome = done(outcomes, Stage.PREPARE)
+    found = outcome.prepare if outcome else None
+    if found is None:
+        return None
+    return Data(
+        rows=found.rows,
+        validation_rows=found.validation_rows,
+        refused_rows=found.refused_rows,
+        tokens=found.tokens,
+        learnt_tokens=found.learnt_tokens,
+        steps=found.steps,
+    )
+
+
+def _result(outcomes: Outcomes) -> Result | None:
+    trained, exported = done(outcomes, Stage.TRAIN), done(outcomes, Stage.EXPORT)
+    before = trained.train.evaluation_loss_before if trained and trained.train else None
+    after = trained.train.evaluation_loss_after if trained and trained.train else None
+    if trained is None:
+        return None
+    export = exported.export if exported else None
+    return Result(
+        uri=export.uri if export else "",
+        digest=export.digest if export else "",
+        evaluation_loss_before=f"{before:.4f}" if before is not None else "",
+        evaluation_loss_after=f"{after:.4f}" if after is not None else "",
+    )

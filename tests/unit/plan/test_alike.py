@@ -1,0 +1,83 @@
+"""What is found out about one waiting job holds for all that are alike, and for no other."""
+
+from typing import Any
+
+import pytest
+
+from dev.simulate.town import Town
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.reasons import Reason
+from sluice_operator.plan.allocation.refusals import refusal
+from sluice_operator.plan.facts.alike import alike
+
+PUBLISH = {"engine": "chat", "name": "haiku"}
+SPEC: dict[str, Any] = {"publish": PUBLISH, "scheduling": {"policy": "Preempt", "priority": 1}}
+
+REFUSED: dict[str, tuple[dict[str, Any], Reason]] = {
+    "pool": ({"resources": {"pool": "nowhere"}}, Reason.POOL_NOT_FOUND),
+    "gpus": ({"gpus": 3}, Reason.EXCEEDS_EVERY_NODE),
+    "memory": ({"resources": {"memory": "900Gi"}}, Reason.EXCEEDS_EVERY_NODE),
+    "nodes": ({"resources": {"nodes": 9}}, Reason.EXCEEDS_POOL),
+    "policy": ({"scheduling": {"policy": "Shared"}}, Reason.POOL_DOES_NOT_SHARE),
+    "priority": ({"scheduling": {"policy": "Preempt", "priority": 9}}, Reason.PRIORITY_TOO_HIGH),
+    "namespace": ({"namespace": "others"}, Reason.NAMESPACE_NOT_ALLOWED),
+    "engine": ({"publish": {**PUBLISH, "engine": "none"}}, Reason.ENGINE_NOT_FOUND),
+    "rank": ({"lora": {"rank": 128}}, Reason.RANK_TOO_LARGE),
+    "model": ({"model": {"uri": "pvc://models/other"}}, Reason.BASE_MODEL_DIFFERS),
+    "output": ({"output": {"uri": "pvc://datasets/out"}}, Reason.ADAPTER_SOURCE_NOT_MOUNTED),
+    "dataset": ({"dataset": {"uri": "pvc://none/rows.jsonl"}}, Reason.CLAIM_NOT_FOUND),
+}
+"""Changes of a job that is not refused, and why each is."""
+
+
+@pytest.fixture
+def town() -> Town:
+    """A pool for one namespace, whose jobs may have a priority of at most 5, and an engine there."""
+    here = Town()
+    here.pool(
+        allowedNamespaces={"matchLabels": {"kubernetes.io/metadata.name": "team"}},
+        quotas=[{"namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "team"}}, "maxPriority": 5}],
+    )
+    here.node(2)
+    here.engine("chat", 1)
+    return here
+
+
+def said(town: Town, job: FineTuneJob) -> Reason | None:
+    """Why a job is refused."""
+    told = refusal(town.world, job)
+    return told[0] if told else None
+
+
+@pytest.mark.parametrize("changed", REFUSED)
+def test_a_job_that_differs_in_what_is_refused_is_not_alike(town: Town, changed: str) -> None:
+    """Whichever of the two was asked about first."""
+    changes, expected = REFUSED[changed]
+    good, bad = town.job("good", **SPEC), town.job("bad", **{**SPEC, **changes})
+
+    for job in (good, bad, good):
+        assert said(town, job) is (expected if job is bad else None)
+
+    first = town.job("first", **{**SPEC, **changes})
+    assert alike(town.world, first) is alike(town.world, bad)
+    assert alike(town.world, first) is not alike(town.world, good)
+
+
+def test_jobs_of_the_same_claims_differ_in_what_they_write_to(town: Town) -> None:
+    """The engine mounts `adapters` only."""
+    uris = {"uri": "pvc://models/rows.jsonl"}, {"uri": "pvc://adapters/out"}
+    good = town.job("good", **SPEC, dataset=uris[0], output=uris[1])
+    bad = town.job("bad", **SPEC, dataset={"uri": "pvc://adapters/rows.jsonl"}, output={"uri": "pvc://models/out"})
+
+    assert said(town, good) is None
+    assert said(town, bad) is Reason.ADAPTER_SOURCE_NOT_MOUNTED
+
+
+def test_a_job_that_has_changed_is_another(town: Town) -> None:
+    """Its priority may change while it waits."""
+    before = town.job("a", **SPEC)
+    assert said(town, before) is None
+
+    after = town.job("a", **{**SPEC, "scheduling": {"policy": "Preempt", "priority": 9}})
+
+    assert said(town, after) is Reason.PRIORITY_TOO_HIGH
