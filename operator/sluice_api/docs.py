@@ -73,7 +73,7 @@ def _kind(resource: type[Resource]) -> Iterator[str]:
         yield f"\n### {kind.kind} {part}\n"
         yield from _table_head("Field", "Type", "Default", "Meaning")
         yield from _fields(schema["properties"][part], part)
-    rules = list(_rules(schema))
+    rules = list(dict.fromkeys(_rules(schema)))
     if rules:
         yield f"\n### {kind.kind} rules\n"
         yield from rules
@@ -103,7 +103,7 @@ def _type(field: Schema) -> str:
             return "time"
         case {"type": "integer", "minimum": least, "maximum": most}:
             return f"integer, {least} to {most}"
-        case {"type": "string", "x-kubernetes-validations": [{"message": remedy}]}:
+        case {"type": "string", "x-kubernetes-validations": [{"message": remedy, "rule": rule}, *_]} if _is_form(rule):
             return str(remedy).removeprefix("write ")
         case _:
             return str(field["type"])
@@ -116,11 +116,16 @@ def _default(field: Schema, required: bool) -> str:
     return "" if default in (None, {}, []) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
+def _is_form(rule: str) -> bool:
+    """Whether a rule says what a single value looks like, and not when it may change."""
+    return "oldSelf" not in rule
+
+
 def _rules(schema: Schema) -> Iterator[str]:
     """Rules of objects, and of what may change; others of a single value are in its type."""
     for place, field in (("", schema), *fields_of(schema, "")):
         for rule in field.get(RULES, ()):
-            if field["type"] == "object" or "oldSelf" in rule["rule"]:
+            if field["type"] == "object" or not _is_form(rule["rule"]):
                 subject = f"{place}{rule.get('fieldPath', '')}".lstrip(".")
                 yield f"- {f'`{subject}` ' if subject else ''}{rule['message']}".replace("<", "&lt;")
 
