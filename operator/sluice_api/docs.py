@@ -1,4 +1,4 @@
-"""docs/api.md and docs/reasons.md from the models.
+"""docs/api.md, docs/reasons.md and the tables of docs/training.md from the models.
 
 python3 -m sluice_api.docs [DIRECTORY] [--check]
 """
@@ -10,6 +10,8 @@ from pathlib import Path
 
 from sluice_api import generated
 from sluice_api.crd import KINDS, resource_schema
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.foreign import LORA_CONFIG, SAGE, TRAINING_ARGUMENTS, Fate, Foreign
 from sluice_api.meta import API_VERSION, GROUP
 from sluice_api.reasons import Reason
 from sluice_api.resource import Resource
@@ -58,6 +60,39 @@ def api_page() -> str:
     """docs/api.md."""
     links = ", ".join(f"[{resource.KIND.kind}](#{resource.KIND.kind.lower()})" for resource in KINDS)
     return "\n".join([_API_HEAD, links, *(line for resource in KINDS for line in _kind(resource))]) + "\n"
+
+
+def training_page(written: str) -> str:
+    """docs/training.md, with its tables made anew between `<!-- table: NAME -->` and `<!-- end -->`."""
+    for name, lines in _training_tables().items():
+        head, begins, rest = written.partition(f"<!-- table: {name} -->\n")
+        _, ends, tail = rest.partition("<!-- end -->")
+        written = "\n".join([f"{head}{begins}", *lines, "", f"{ends}{tail}"])
+    return written
+
+
+def _training_tables() -> dict[str, list[str]]:
+    spec = resource_schema(FineTuneJob)["properties"]["spec"]["properties"]
+    settings = (row for part in ("lora", "training") for row in _fields(spec[part], part))
+    foreign = {"TrainingArguments": TRAINING_ARGUMENTS, "LoraConfig": LORA_CONFIG, "SAGE": SAGE}
+    return {
+        "settings": [*_table_head("Field", "Type", "Default", "Meaning"), *settings],
+        **{
+            name: [*_table_head("Theirs", "Here"), *(_row(f"`{theirs}`", _fate(it)) for theirs, it in table.items())]
+            for name, table in foreign.items()
+        },
+    }
+
+
+def _fate(foreign: Foreign) -> str:
+    ours = f"`{foreign.ours}`" if foreign.ours else ""
+    match foreign.fate:
+        case Fate.MAPPED:
+            return f"{ours}: {foreign.note}" if foreign.note else ours
+        case Fate.IGNORED:
+            return f"ignored. {foreign.note}"
+        case Fate.REFUSED:
+            return f"refused. {foreign.note}" + (f" The nearest: {ours}" if ours else "")
 
 
 def _kind(resource: type[Resource]) -> Iterator[str]:
@@ -149,6 +184,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is not current")
     options = parser.parse_args(arguments)
     pages = {options.directory / "api.md": api_page(), options.directory / "reasons.md": reasons_page()}
+    if (training := options.directory / "training.md").exists():
+        pages[training] = training_page(training.read_text())
     if options.check:
         return generated.check(pages, "make generate")
     generated.write(pages)

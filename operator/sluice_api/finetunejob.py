@@ -8,10 +8,11 @@ from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.conditions import Condition
 from sluice_api.meta import DEFAULT_POOL
-from sluice_api.model import Decimal, Model, Name, Quantity, Remedy, Seconds
+from sluice_api.model import Model, Name, Quantity, Remedy, Seconds
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.scheduling import Retry, Scheduling
 from sluice_api.sources import DatasetUri, ModelUri, VolumeUri
+from sluice_api.training import Lora, Training
 
 MOST_ATTEMPTS = 100
 """Attempts that a status shows."""
@@ -65,52 +66,6 @@ class Dataset(Model):
     on_bad_row: BadRow = Field(
         BadRow.FAIL,
         description="Fail ends the job and names the line; Skip leaves the row out and counts it.",
-    )
-
-
-class Lora(Model):
-    """Low-rank adaptation of all linear layers but the output head."""
-
-    rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(
-        16, description="Rank of the update. The ranks that vLLM can serve; at most the engine's maxRank."
-    )
-    alpha: int = Field(32, ge=1, le=4096, description="Scale of the update: it is multiplied by alpha / rank.")
-    dropout: Decimal = Field("0.0", description="Dropout on the update's input while training.")
-
-
-class Training(Model):
-    """How to learn."""
-
-    epochs: int = Field(3, ge=1, le=1000, description="Passes over the training rows.")
-    learning_rate: Decimal = Field("2e-4", description="Peak learning rate, after warm-up; decays to zero.")
-    max_sequence_length: int = Field(
-        512, ge=16, le=131_072, description="Longest row in tokens; what is beyond is cut off and counted."
-    )
-    batch_size: int = Field(8, ge=1, le=4096, description="Rows of one optimizer step.")
-    micro_batch_size: int | None = Field(
-        None,
-        ge=1,
-        le=4096,
-        description="Rows at once in the memory of one GPU; batchSize must be a multiple. Default: its whole share.",
-    )
-    warmup_steps: int = Field(10, ge=0, le=100_000, description="Steps until the learning rate is at its peak.")
-    checkpoint_every_steps: int = Field(
-        50, ge=1, le=100_000, description="Steps between two durable checkpoints. SIGTERM always makes one."
-    )
-    max_steps: int | None = Field(None, ge=1, le=10_000_000, description="Stop after so many steps.")
-    seed: int = Field(42, ge=0, le=2_147_483_647, description="Seed of everything random.")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="Precision of the base model while training; the adapter is float32."
-    )
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            Rule(
-                "!has(self.microBatchSize) || self.batchSize % self.microBatchSize == 0",
-                "must be a multiple of microBatchSize; for example 8 and 4",
-                at=".batchSize",
-            )
-        )
     )
 
 
@@ -322,6 +277,9 @@ class Data(Model):
     rows: NonNegativeInt = Field(0, description="Rows to train on.")
     validation_rows: NonNegativeInt = Field(0, description="Rows held out.")
     refused_rows: NonNegativeInt = Field(0, description="Rows left out because of onBadRow: Skip.")
+    overlong_rows: NonNegativeInt = Field(
+        0, description="Rows of more than maxSequenceLength tokens: cut, split or left out, as overlongRows says."
+    )
     tokens: NonNegativeInt = Field(0, description="Tokens of the training rows, one pass.")
     learnt_tokens: NonNegativeInt = Field(0, description="Of these, tokens with a loss: what the assistant says.")
     steps: NonNegativeInt = Field(0, description="Optimizer steps that training will take.")

@@ -63,7 +63,7 @@ class PrepareResult(Model):
     rows: NonNegativeInt
     validation_rows: NonNegativeInt
     refused_rows: NonNegativeInt
-    cut_rows: NonNegativeInt = 0
+    overlong_rows: NonNegativeInt = 0
     tokens: NonNegativeInt
     learnt_tokens: NonNegativeInt
     longest_row: NonNegativeInt = 0

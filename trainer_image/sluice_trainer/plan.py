@@ -9,8 +9,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from sluice_api.finetunejob import Training
 from sluice_api.stages import StageSpec
+from sluice_api.training import Schedule, Training
 
 
 def plan_digest(stage: StageSpec) -> str:
@@ -45,12 +45,19 @@ def rows_of_step(step: int, rows: int, training: Training) -> NDArray[np.int64]:
 
 
 def learning_rate(step: int, total: int, training: Training) -> float:
-    """Linear warm-up to the peak, then a half cosine to zero. Warm-up is at most a quarter of the steps."""
+    """Linear warm-up to the peak, then as the schedule says. Warm-up is at most a quarter of the steps."""
     peak = float(training.learning_rate)
     warmup = min(training.warmup_steps, total // 4)
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+    done = (step - warmup) / (total - warmup)
+    match training.schedule:
+        case Schedule.COSINE:
+            return peak * 0.5 * (1 + math.cos(math.pi * done))
+        case Schedule.LINEAR:
+            return peak * (1 - done)
+        case Schedule.CONSTANT:
+            return peak
 
 
 def micro_batch_size(training: Training, gpus: int) -> int:

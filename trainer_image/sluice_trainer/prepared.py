@@ -44,6 +44,12 @@ class TokenRow:
     input_ids: NDArray[np.int32]
     learnt: NDArray[np.uint8]
 
+    def part(self, start: int, stop: int) -> "TokenRow":
+        """Some of its tokens as a row: nothing predicts the first one."""
+        learnt = self.learnt[start:stop].copy()
+        learnt[0] = 0
+        return TokenRow(self.input_ids[start:stop], learnt)
+
 
 @dataclass(frozen=True)
 class TokenRows:

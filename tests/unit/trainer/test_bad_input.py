@@ -65,7 +65,7 @@ ASSISTANT = {"role": "assistant", "content": "Hello"}
         (
             chat("Why? " * 200, "Because."),
             f"{AT}: the assistant's part begins at token 612 and is cut off at maxSequenceLength 64. "
-            f"Shorten the row or raise training.maxSequenceLength, {SKIP}",
+            f"Shorten the row, raise training.maxSequenceLength, or set training.overlongRows: Split, {SKIP}",
         ),
         (
             {"prompt": "Hi", "completion": "Hello"},

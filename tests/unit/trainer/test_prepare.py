@@ -69,7 +69,45 @@ def test_a_prompt_has_the_tokens_that_it_has_when_the_model_serves(job: Job) -> 
 def test_long_rows_are_cut_and_counted(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [chat("Hi", "word " * 300), *ROWS[:5]])
     result = replace(job, training=(("maxSequenceLength", 64),)).prepare()
-    assert (result.cut_rows, result.longest_row) == (1, 64)
+    assert (result.overlong_rows, result.longest_row) == (1, 64)
+
+
+def test_each_token_of_a_row_that_is_split_is_learnt_once(job: Job) -> None:
+    write_rows(job.volumes / job.dataset, [{"text": "".join(chr(97 + index % 26) for index in range(200))}])
+    job.prepare()
+    whole = job.prepared().training[0]
+    limits = (("maxSequenceLength", 32), ("overlongRows", "Split"))
+
+    split = replace(job, name="split", training=limits)
+    result = split.prepare()
+    parts = [split.prepared().training[index] for index in range(result.rows)]
+
+    learnt = np.concatenate([part.input_ids[part.learnt == 1] for part in parts])
+    assert learnt.tolist() == whole.input_ids[whole.learnt == 1].tolist()
+    assert {len(part.input_ids) for part in parts[:-1]} == {32}
+    assert (result.overlong_rows, result.longest_row) == (1, 32)
+
+
+def test_the_parts_of_a_row_are_on_one_side(job: Job) -> None:
+    write_rows(job.volumes / job.dataset, [{"text": letter * 200} for letter in "abcdefgh"])
+    limits = (("maxSequenceLength", 16), ("overlongRows", "Split"))
+    dataset = {"uri": f"pvc://{job.dataset}", "validationSplit": "25%"}
+    result = replace(job, training=limits, spec=(("dataset", dataset),)).prepare()
+    prepared = replace(job, training=limits, spec=(("dataset", dataset),)).prepared()
+
+    sides = [
+        {int(half[index].input_ids[5]) for index in range(len(half)) if len(half[index].input_ids) == 16}
+        for half in (prepared.training, prepared.validation)
+    ]
+    assert result.overlong_rows == 8
+    assert [len(side) for side in sides] == [6, 2]
+    assert not sides[0] & sides[1]
+
+
+def test_long_rows_are_left_out_and_counted(job: Job) -> None:
+    write_rows(job.volumes / job.dataset, [chat("Hi", "word " * 300), *ROWS[:5]])
+    result = replace(job, training=(("maxSequenceLength", 64), ("overlongRows", "Drop"))).prepare()
+    assert (result.overlong_rows, result.rows + result.validation_rows, result.refused_rows) == (1, 5, 0)
 
 
 def test_the_models_own_limit_holds_too(job: Job) -> None:
@@ -90,7 +128,7 @@ def test_a_share_of_the_rows_is_held_out(job: Job, rows: int, split: str, held: 
 
 def test_equal_rows_are_never_on_both_sides() -> None:
     rows = [TokenRow(np.array([i % 5], np.int32), np.array([1], np.uint8)) for i in range(50)]
-    out = held_out(rows, 0.2, seed=1)
+    out = held_out([[row] for row in rows], 0.2, seed=1)
     sides = [{bool(out[i]) for i in range(50) if i % 5 == content} for content in range(5)]
     assert sorted(map(len, sides)) == [1, 1, 1, 1, 1]
     assert sum(out) == 10
@@ -100,7 +138,8 @@ def test_the_split_follows_the_seed_not_the_order() -> None:
     rows = [TokenRow(np.array([i], np.int32), np.array([1], np.uint8)) for i in range(50)]
 
     def chosen(rows: list[TokenRow], seed: int) -> set[int]:
-        return {int(row.input_ids[0]) for row, out in zip(rows, held_out(rows, 0.2, seed), strict=True) if out}
+        out = held_out([[row] for row in rows], 0.2, seed)
+        return {int(row.input_ids[0]) for row, is_out in zip(rows, out, strict=True) if is_out}
 
     assert chosen(rows, 1) == chosen(rows[::-1], 1)
     assert chosen(rows, 1) != chosen(rows, 2)

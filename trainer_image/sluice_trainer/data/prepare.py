@@ -1,5 +1,7 @@
 """The Prepare stage, from top to bottom: everything that can be wrong with the input is found here, without a GPU."""
 
+from collections.abc import Sequence
+
 from sluice_api.artifacts import MANIFEST
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
@@ -32,25 +34,27 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
 
     from sluice_trainer.data.tokenise import Tokeniser
 
-    tokeniser = Tokeniser(base, _longest(stage, base))
+    tokeniser = Tokeniser(base, _longest(stage, base), spec.training.overlong_rows)
     findings = Findings(dataset_name(spec.dataset.uri), spec.dataset.format)
     rows = list(tokeniser.tokenise(read_rows(file, findings), findings))
     findings.check(spec.dataset.on_bad_row)
     _check_not_empty(rows, findings)
+    _check_targets(base, spec.lora.target_modules)
 
     share = float(spec.dataset.validation_split.removesuffix("%")) / 100
     is_held_out = held_out(rows, share, spec.training.seed)
     training, validation = (
-        TokenRows.of(row for row, out in zip(rows, is_held_out, strict=True) if out is half) for half in (False, True)
+        TokenRows.of(part for row, out in zip(rows, is_held_out, strict=True) if out is half for part in row)
+        for half in (False, True)
     )
     result = PrepareResult(
         rows=len(training),
         validation_rows=len(validation),
         refused_rows=findings.refused,
-        cut_rows=findings.cut_rows,
+        overlong_rows=findings.overlong_rows,
         tokens=len(training.input_ids),
         learnt_tokens=int(training.learnt.sum()),
-        longest_row=max(len(row.input_ids) for row in rows),
+        longest_row=max(len(part.input_ids) for row in rows for part in row),
         steps=total_steps(len(training), spec.training),
         refused=findings.lines(),
     )
@@ -81,9 +85,24 @@ def _longest(stage: StageSpec, base: BaseModel) -> int:
     return base.longest_sequence
 
 
-def _check_not_empty(rows: list[TokenRow], findings: Findings) -> None:
+def _check_targets(base: BaseModel, targets: Sequence[str]) -> None:
+    """Refuse names of layers that the model does not have, without loading its weights."""
+    if targets:
+        from sluice_trainer.layers import chosen, linear_layers
+        from sluice_trainer.train.model import without_weights
+
+        chosen(linear_layers(without_weights(base)), targets)
+
+
+def _check_not_empty(rows: list[list[TokenRow]], findings: Findings) -> None:
     if rows:
         return
+    if findings.overlong_rows and not findings.refused:
+        raise StageError(
+            Reason.DATASET_EMPTY,
+            f"{findings.dataset}: all {findings.overlong_rows} rows are longer than training.maxSequenceLength, and "
+            "training.overlongRows is Drop. Raise the one, or use Truncate or Split.",
+        )
     if findings.refused == 0:
         raise StageError(
             Reason.DATASET_EMPTY, f"{findings.dataset} has only blank lines. Write one JSON object a line."

@@ -70,7 +70,8 @@ class Findings:
     refused: int = 0
     first_refused: list[tuple[int, BadRowError]] = field(default_factory=list)
     """Line numbers, counted from 1, and why; the first few."""
-    cut_rows: int = 0
+    overlong_rows: int = 0
+    """Rows of more than maxSequenceLength tokens, whatever became of them."""
 
     def refuse(self, line: int, error: BadRowError) -> None:
         """Note a row that can't be learnt from."""

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from sluice_trainer.prepared import TokenRow
 
 
-def held_out(rows: Sequence[TokenRow], share: float, seed: int) -> list[bool]:
-    """For each row, whether it is held out.
+def held_out(rows: Sequence[Sequence[TokenRow]], share: float, seed: int) -> list[bool]:
+    """For each row, with all parts that it was split into, whether it is held out.
 
     About `share` of the rows; at least one row as long as another one remains to train on.
     """
-    keys = [hashlib.sha256(f"{seed} ".encode() + row.input_ids.tobytes()).digest() for row in rows]
+    texts = (b"".join(part.input_ids.tobytes() for part in row) for row in rows)
+    keys = [hashlib.sha256(f"{seed} ".encode() + text).digest() for text in texts]
     copies = Counter(keys)
     if share == 0 or len(copies) < 2:
         return [False] * len(rows)

@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from sluice_api.reasons import Reason
+from sluice_api.training import OverlongRows
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.rows import BadRowError, Conversation, Findings, Passage, Row
 from sluice_trainer.errors import StageError
@@ -38,9 +39,10 @@ class Part:
 class Tokeniser:
     """A base model's tokenizer and chat template, for rows of at most `longest` tokens."""
 
-    def __init__(self, base: BaseModel, longest: int) -> None:
+    def __init__(self, base: BaseModel, longest: int, overlong: OverlongRows) -> None:
         self._base = base
         self._longest = longest
+        self._overlong = overlong
         self._tokenizer = _load(base)
         specials = {str(token): index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
         self._special_ids = np.array(sorted({*specials.values(), *self._tokenizer.all_special_ids}), np.int32)
@@ -53,8 +55,8 @@ class Tokeniser:
         template = self._tokenizer.chat_template
         return template if isinstance(template, str) else ""
 
-    def tokenise(self, rows: Iterable[tuple[int, Row]], findings: Findings) -> Iterator[TokenRow]:
-        """The rows' tokens, in order; rows that can't be learnt from are noted in `findings`."""
+    def tokenise(self, rows: Iterable[tuple[int, Row]], findings: Findings) -> Iterator[list[TokenRow]]:
+        """What to train on for each row, in order; rows that can't be learnt from are noted in `findings`."""
         rows = iter(rows)
         while chunk := list(islice(rows, _AT_ONCE)):
             rendered: list[tuple[int, list[Part]]] = []
@@ -67,7 +69,8 @@ class Tokeniser:
             ids = iter(self._ids(texts) if texts else [])
             for line, parts in rendered:
                 try:
-                    yield self._row([(next(ids), part.learnt) for part in parts], findings)
+                    if made := self._rows([(next(ids), part.learnt) for part in parts], findings):
+                        yield made
                 except BadRowError as error:
                     findings.refuse(line, error)
 
@@ -132,8 +135,8 @@ class Tokeniser:
         # Special tokens such as BOS are the template's business.
         return cast("list[list[int]]", self._tokenizer(texts, add_special_tokens=False)["input_ids"])
 
-    def _row(self, parts: list[tuple[list[int], bool]], findings: Findings) -> TokenRow:
-        """Join the parts, end what is learnt with an end-of-turn token, cut at the longest length."""
+    def _rows(self, parts: list[tuple[list[int], bool]], findings: Findings) -> list[TokenRow]:
+        """Join the parts, end what is learnt with an end-of-turn token, make it fit: one row, or several, or none."""
         ids: list[int] = []
         learnt: list[int] = []
         for tokens, is_learnt in parts:
@@ -142,16 +145,32 @@ class Tokeniser:
             ids += ended
             learnt += [1] * count + [0] * (len(ended) - count)
         learnt[0] = 0  # nothing predicts the first token
-        first = learnt.index(1) if 1 in learnt else len(ids)
-        if first >= self._longest:
-            raise BadRowError(
-                f"the assistant's part begins at token {first + 1} and is cut off at maxSequenceLength {self._longest}",
-                "Shorten the row or raise training.maxSequenceLength",
-            )
-        if first == len(ids):
+        if 1 not in learnt:
             raise BadRowError("there is no token to learn in this row", "Write a longer one")
-        findings.cut_rows += len(ids) > self._longest
-        return TokenRow(np.array(ids[: self._longest], np.int32), np.array(learnt[: self._longest], np.uint8))
+        row = TokenRow(np.array(ids, np.int32), np.array(learnt, np.uint8))
+        if len(ids) <= self._longest:
+            return [row]
+        return self._shortened(row, findings)
+
+    def _shortened(self, row: TokenRow, findings: Findings) -> list[TokenRow]:
+        """What training.overlongRows makes of a row that is too long."""
+        longest = self._longest
+        first = int(np.flatnonzero(row.learnt)[0])
+        if self._overlong is OverlongRows.TRUNCATE and first >= longest:
+            raise BadRowError(
+                f"the assistant's part begins at token {first + 1} and is cut off at maxSequenceLength {longest}",
+                "Shorten the row, raise training.maxSequenceLength, or set training.overlongRows: Split",
+            )
+        findings.overlong_rows += 1
+        match self._overlong:
+            case OverlongRows.TRUNCATE:
+                return [row.part(0, longest)]
+            case OverlongRows.SPLIT:
+                # Each begins with the last token of the one before, or nobody would predict its first one.
+                parts = (row.part(start, start + longest) for start in range(0, len(row.input_ids) - 1, longest - 1))
+                return [part for part in parts if part.learnt.any()]
+            case OverlongRows.DROP:
+                return []
 
     def _ended(self, tokens: list[int]) -> list[int]:
         """What the assistant says with an end, or the model would never learn to stop."""

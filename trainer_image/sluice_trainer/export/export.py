@@ -36,7 +36,7 @@ def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
     reporter.update(step=trained.step, total_steps=trained.total_steps)
     base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
-    model = with_adapter(load_base(base, stage.spec.training.dtype), stage.spec)
+    model = with_adapter(load_base(base, stage.spec.training), stage.spec)
     _load_weights(model, state)
 
     with writing(stage), durable.new_folder(folder) as unfinished:
@@ -75,8 +75,7 @@ def _write_adapter(model: PeftModel, folder: Path) -> tuple[str, ...]:
     model.save_pretrained(str(folder), save_embedding_layers=False)
     config_file = folder / ADAPTER_FILES[0]
     config = json.loads(config_file.read_text())
-    # PEFT writes a set of full names in any order; their last parts mean the same layers, as check_answers proves.
-    config["target_modules"] = sorted({name.rpartition(".")[2] for name in config["target_modules"]})
+    config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set, in any order
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return tuple(config["target_modules"])
 

@@ -12,10 +12,10 @@ import torch
 from peft import PeftModel
 from torch.nn.utils import clip_grad_norm_
 
-from sluice_api.finetunejob import Training
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec, TrainResult
+from sluice_api.training import Training
 from sluice_trainer import base_model, logs, metrics, plan, prepared
 from sluice_trainer.errors import StageError
 from sluice_trainer.places import work
@@ -31,9 +31,6 @@ from sluice_trainer.train.model import load_base, trainable, with_adapter
 from sluice_trainer.train.pace import Pace
 from sluice_trainer.train.randomness import seed_all
 from sluice_trainer.train.state import Standing, TrainingState
-
-LARGEST_GRADIENT = 1.0
-"""Norm that gradients are clipped to."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +122,12 @@ def _train_to_the_end(run: Run) -> None:
     """All steps that are left, with a durable checkpoint every so often and after the last one."""
     state, pace = run.state, Pace()
     total = state.standing.total_steps
+    largest_gradient = float(run.training.max_gradient_norm) or math.inf
     run.reporter.update(activity=Activity.TRAINING)
     while state.standing.step < total:
         pace.start()
         step = _forward_and_backward(run)
-        _check_finite(step, clip_grad_norm_(state.weights.values(), LARGEST_GRADIENT), state.standing)
+        _check_finite(step, clip_grad_norm_(state.weights.values(), largest_gradient), state.standing)
         for group in state.optimizer.param_groups:
             group["lr"] = state.standing.learning_rate
         with state.updating():
@@ -138,12 +136,19 @@ def _train_to_the_end(run: Run) -> None:
         state.optimizer.zero_grad()
         pace.step(step.tokens)
         _report(run, step, pace)
-        due = state.standing.step % run.training.checkpoint_every_steps == 0 or state.standing.step == total
+        due = _is_due(run.training.checkpoint_every_steps, state.standing.step) or state.standing.step == total
         if due and run.group.leads:
             with metrics.SAVE_SECONDS.time():
                 saved = run.checkpoints.save(state.snapshot)
             run.reporter.update(checkpoint_step=saved)
             run.checkpoints.prune()
+        if _is_due(run.training.evaluate_every_steps, state.standing.step) and state.standing.step < total:
+            _evaluate(run)
+            run.reporter.update(activity=Activity.TRAINING)
+
+
+def _is_due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
 
 
 def _forward_and_backward(run: Run) -> Step:
@@ -224,12 +229,18 @@ def _load(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Re
     base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
     seed_all(training.seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
     logs.info("device", device=str(group.device), threads=torch.get_num_threads())
-    model = with_adapter(load_base(base, training.dtype), stage.spec).to(group.device)
+    model = with_adapter(load_base(base, training), stage.spec).to(group.device)
     weights = trainable(model)
-    optimizer = torch.optim.AdamW(weights.values(), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        weights.values(),
+        betas=(float(training.adam_beta1), float(training.adam_beta2)),
+        eps=float(training.adam_epsilon),
+        weight_decay=float(training.weight_decay),
+        fused=True,
+    )
     total = plan.total_steps(len(data.training), training)
     standing = Standing(total_steps=total, learning_rate=plan.learning_rate(0, total, training))
     state = TrainingState(weights, optimizer, standing)

@@ -5,17 +5,20 @@ from typing import cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.reasons import Reason
+from sluice_api.training import Attention, Training
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.errors import StageError
+from sluice_trainer.layers import chosen, linear_layers
 
+_ATTENTION = {Attention.AUTO: None, Attention.SDPA: "sdpa", Attention.EAGER: "eager"}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_base(base: BaseModel, dtype: str) -> PreTrainedModel:
+def load_base(base: BaseModel, training: Training) -> PreTrainedModel:
     """Load the frozen weights: safetensors only, and no code from the folder.
 
     Raises:
@@ -24,7 +27,8 @@ def load_base(base: BaseModel, dtype: str) -> PreTrainedModel:
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base.folder,
-            dtype=_DTYPES[dtype],
+            dtype=_DTYPES[training.dtype],
+            attn_implementation=_ATTENTION[training.attention],
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -36,13 +40,21 @@ def load_base(base: BaseModel, dtype: str) -> PreTrainedModel:
     return cast("PreTrainedModel", model)
 
 
+def without_weights(base: BaseModel) -> PreTrainedModel:
+    """The model's layers, in no memory: to look at their names and shapes."""
+    config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config))
+
+
 def with_adapter(model: PreTrainedModel, spec: FineTuneJobSpec) -> PeftModel:
-    """Put a fresh adapter in float32 on every linear layer but the output head."""
+    """Put a fresh adapter in float32 on the linear layers that the spec names, or on all but the output head."""
     config = LoraConfig(
         r=spec.lora.rank,
         lora_alpha=spec.lora.alpha,
         lora_dropout=float(spec.lora.dropout),
-        target_modules="all-linear",
+        use_rslora=spec.lora.rank_stabilized,
+        target_modules=chosen(linear_layers(model), spec.lora.target_modules),
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, config)

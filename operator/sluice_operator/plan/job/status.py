@@ -131,6 +131,7 @@ def _data(outcomes: Outcomes) -> Data | None:
         rows=found.rows,
         validation_rows=found.validation_rows,
         refused_rows=found.refused_rows,
+        overlong_rows=found.overlong_rows,
         tokens=found.tokens,
         learnt_tokens=found.learnt_tokens,
         steps=found.steps,

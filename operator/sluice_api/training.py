@@ -1,0 +1,132 @@
+"""How a job learns: the settings of its adapter and of the training itself. Each name, default and bound is here only.
+
+What frameworks call these settings, and what becomes of theirs that are missing here, is in foreign.py.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from sluice_api.model import Decimal, Model, Remedy
+from sluice_api.resource import Rule, rules
+
+LayerName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_.*?\[\]-]+$", max_length=128),
+    Remedy("write a layer's last name, such as q_proj, or a pattern of whole names, such as 'model.layers.1?.*'"),
+]
+
+
+class Lora(Model):
+    """Low-rank adaptation of linear layers."""
+
+    rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(
+        16, description="Rank of the update. The ranks that vLLM can serve; at most the engine's maxRank."
+    )
+    alpha: int = Field(32, ge=1, le=4096, description="Scale of the update: it is multiplied by alpha / rank.")
+    dropout: Decimal = Field("0.0", description="Dropout on the update's input while training.")
+    rank_stabilized: bool = Field(
+        False, description="Multiply the update by alpha / sqrt(rank) instead (rsLoRA): large ranks learn as fast."
+    )
+    target_modules: tuple[LayerName, ...] = Field(
+        (),
+        max_length=64,
+        description="The linear layers that get an update, by their last names or by patterns of their whole names "
+        "with * and ?. Absent: all but the output head.",
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(Rule("double(self.dropout) < 1.0", "must be less than 1, such as '0.1'", at=".dropout"))
+    )
+
+
+class Schedule(StrEnum):
+    """How the learning rate goes after warm-up."""
+
+    COSINE = "Cosine"
+    LINEAR = "Linear"
+    CONSTANT = "Constant"
+
+
+class OverlongRows(StrEnum):
+    """What happens to a row of more than maxSequenceLength tokens."""
+
+    TRUNCATE = "Truncate"
+    SPLIT = "Split"
+    DROP = "Drop"
+
+
+class Attention(StrEnum):
+    """How attention is computed."""
+
+    AUTO = "Auto"
+    SDPA = "SDPA"
+    EAGER = "Eager"
+
+
+class Training(Model):
+    """How to learn."""
+
+    epochs: int = Field(3, ge=1, le=1000, description="Passes over the training rows.")
+    max_steps: int | None = Field(None, ge=1, le=10_000_000, description="Stop after so many steps.")
+    learning_rate: Decimal = Field("2e-4", description="Peak learning rate, after warm-up.")
+    schedule: Schedule = Field(
+        Schedule.COSINE,
+        description="How the learning rate goes after warm-up: Cosine and Linear to zero, or Constant.",
+    )
+    warmup_steps: int = Field(10, ge=0, le=100_000, description="Steps until the learning rate is at its peak.")
+    weight_decay: Decimal = Field(
+        "0.0", description="AdamW's: each step takes this share of each weight away, times the learning rate."
+    )
+    adam_beta1: Decimal = Field("0.9", description="AdamW's memory of gradients.")
+    adam_beta2: Decimal = Field("0.999", description="AdamW's memory of their squares.")
+    adam_epsilon: Decimal = Field("1e-8", description="AdamW's smallest divisor.")
+    max_gradient_norm: Decimal = Field("1.0", description="Gradients are scaled down to this norm. 0: never.")
+    max_sequence_length: int = Field(512, ge=16, le=131_072, description="Longest row in tokens.")
+    overlong_rows: OverlongRows = Field(
+        OverlongRows.TRUNCATE,
+        description="A longer row: Truncate cuts its end off, and refuses it if no answer is left. Split makes several "
+        "rows of it, so that each token is learnt once. Drop leaves it out. All are counted.",
+    )
+    batch_size: int = Field(8, ge=1, le=4096, description="Rows of one optimizer step.")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Rows at once in the memory of one GPU; batchSize must be a multiple. Default: its whole share.",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Precision of the base model while training; the adapter is float32."
+    )
+    attention: Attention = Field(
+        Attention.AUTO, description="How attention is computed. Auto is SDPA, where the model has it; Eager is slower."
+    )
+    seed: int = Field(42, ge=0, le=2_147_483_647, description="Seed of everything random.")
+    deterministic: bool = Field(
+        True, description="The same bits each time on the same machine. False allows faster operations on a GPU."
+    )
+    evaluate_every_steps: int | None = Field(
+        None,
+        ge=1,
+        le=10_000_000,
+        description="Steps between two measurements of the loss on the held-out rows. It is measured before the first "
+        "step and after the last one anyhow.",
+    )
+    checkpoint_every_steps: int = Field(
+        50, ge=1, le=100_000, description="Steps between two durable checkpoints. SIGTERM always makes one."
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                "!has(self.microBatchSize) || self.batchSize % self.microBatchSize == 0",
+                "must be a multiple of microBatchSize; for example 8 and 4",
+                at=".batchSize",
+            ),
+            *(
+                Rule(f"double(self.{name}) < 1.0", "must be less than 1, such as '0.9'", at=f".{name}")
+                for name in ("adamBeta1", "adamBeta2")
+            ),
+        )
+    )

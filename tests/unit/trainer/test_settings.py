@@ -1,0 +1,161 @@
+"""Each setting of `lora` and `training` does what it says, and names that mean nothing are refused before a GPU."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM
+
+from sluice_api.reasons import Reason
+from sluice_api.training import Training
+from sluice_trainer.errors import StageError
+from sluice_trainer.layers import chosen
+from sluice_trainer.plan import learning_rate
+from sluice_trainer.report import Reporter
+from sluice_trainer.train.model import trainable, with_adapter
+from tests.unit.trainer.jobs import Job
+
+LAYERS = [f"model.layers.{layer}.{part}" for layer in (0, 1, 12) for part in ("attn.q_proj", "attn.v_proj", "mlp.up")]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("Cosine", [1, 2, 2, 1.8660, 1.5, 1, 0.5, 0.1340]),
+        ("Linear", [1, 2, 2, 1.6667, 1.3333, 1, 0.6667, 0.3333]),
+        ("Constant", [1, 2, 2, 2, 2, 2, 2, 2]),
+    ],
+)
+def test_schedules(schedule: str, rates: list[float]) -> None:
+    """Two steps of warm-up and six more."""
+    training = Training.model_validate({"learningRate": "2", "schedule": schedule})
+    assert [learning_rate(step, 8, training) for step in range(8)] == pytest.approx(rates, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("targets", "means"),
+    [
+        ([], ["q_proj", "up", "v_proj"]),
+        (["q_proj", "v_proj"], ["q_proj", "v_proj"]),
+        (["attn.q_proj"], ["q_proj"]),
+        (["*.q_proj"], ["q_proj"]),
+        (["model.layers.?.*"], LAYERS[0:2] + LAYERS[2:6]),
+        (["model.layers.1?.attn.*", "up"], [*LAYERS[6:8], *LAYERS[2::3]]),
+    ],
+)
+def test_which_layers_are_meant(targets: list[str], means: list[str]) -> None:
+    assert chosen(LAYERS, targets) == sorted(means)
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [
+        ("q_prj", "Did you mean q_proj?"),
+        ("experts", "Its linear layers are called q_proj, up, v_proj."),
+        ("proj", "Did you mean"),
+        ("model.layers.9?.*", "Its linear layers are called"),
+    ],
+)
+def test_a_name_that_means_no_layer(target: str, hint: str) -> None:
+    with pytest.raises(StageError) as raised:
+        chosen(LAYERS, ["q_proj", target])
+    assert raised.value.message.startswith(
+        f"lora.targetModules: no linear layer of the model is called {target}. {hint}"
+    )
+
+
+def test_prepare_refuses_layers_that_the_model_has_not(job: Job) -> None:
+    with pytest.raises(StageError) as raised:
+        replace(job, spec=(("lora", {"targetModules": ["q_prjo"]}),)).prepare()
+    assert raised.value.reason == Reason.MODEL_INVALID
+    assert raised.value.message.endswith("Did you mean q_proj?")
+
+
+def adapted(job: Job, **lora: Any) -> PeftModel:
+    """The tiny model with an adapter."""
+    base = AutoModelForCausalLM.from_pretrained(job.volumes / "models" / "tiny", dtype=torch.float32)
+    return with_adapter(base, replace(job, spec=(("lora", lora),)).stage("Train").spec)
+
+
+def test_only_the_layers_that_are_named_get_an_update(job: Job) -> None:
+    names = trainable(adapted(job, targetModules=["*.1.*.q_proj"]))
+    layers = {name.partition(".lora_")[0].rpartition("model.model.")[2] for name in names}
+    assert layers == {"layers.1.self_attn.q_proj"}
+
+
+@pytest.mark.parametrize(("stabilized", "scale"), [(False, 32 / 16), (True, 32 / 4)])
+def test_the_scale_of_the_update(job: Job, stabilized: bool, scale: float) -> None:
+    model = adapted(job, rank=16, alpha=32, rankStabilized=stabilized)
+    assert {layer.scaling["default"] for layer in model.modules() if isinstance(layer, LoraLayer)} == {scale}
+
+
+SETTINGS = {
+    "weightDecay": "0.9",
+    "adamBeta1": "0.1",
+    "adamBeta2": "0.1",
+    "adamEpsilon": "0.1",
+    "maxGradientNorm": "0.000001",
+    "schedule": "Constant",
+    "warmupSteps": 0,
+    "learningRate": "1e-2",
+    "seed": 7,
+}
+
+
+@pytest.fixture
+def quick(job: Job) -> Job:
+    """Four steps, the first of them warm-up."""
+    return replace(job, training=(("maxSteps", 4), ("learningRate", "1e-3")))
+
+
+def result_of(job: Job) -> float:
+    """The loss on the held-out rows at the end."""
+    job.prepare()
+    loss = job.train().evaluation_loss_after
+    assert loss is not None
+    return loss
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_setting_changes_what_is_learnt(quick: Job, setting: str) -> None:
+    changed = replace(quick, name="changed", training=(*quick.training, (setting, SETTINGS[setting])))
+    assert result_of(changed) != result_of(quick)
+
+
+def test_attention_is_computed_differently_with_the_same_result(quick: Job) -> None:
+    results = [
+        result_of(replace(quick, name=how.lower(), training=(*quick.training, ("attention", how))))
+        for how in ("Eager", "SDPA")
+    ]
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+def test_an_adapter_of_some_layers_is_exported_as_it_was_trained(quick: Job) -> None:
+    some = replace(quick, spec=(("lora", {"rank": 8, "targetModules": ["*.1.*"]}),))
+    some.prepare()
+    some.train()
+    some.export()
+    exported = AutoModelForCausalLM.from_pretrained(some.volumes / "models" / "tiny", dtype=torch.float32)
+    model = PeftModel.from_pretrained(exported, some.work / "export")
+    assert {name.split(".")[4] for name, _ in model.named_parameters() if "lora_" in name} == {"1"}
+
+
+def test_the_loss_is_measured_on_the_way(quick: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    at = [0]
+    update = Reporter.update
+
+    def seen(self: Reporter, **changes: Any) -> None:
+        at[0] = changes.get("step", at[0])
+        if "evaluation_loss" in changes:
+            steps.append(at[0])
+        update(self, **changes)
+
+    monkeypatch.setattr(Reporter, "update", seen)
+    job = replace(quick, training=(("maxSteps", 7), ("evaluateEverySteps", 3)))
+    job.prepare()
+    job.train()
+    assert steps == [0, 3, 6, 7]

@@ -1,0 +1,53 @@
+"""Which layers of a model an adapter may have, and which of them a job means."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from sluice_api.reasons import Reason
+from sluice_trainer.errors import StageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_WILD = "*?["
+
+
+def linear_layers(model: "PreTrainedModel") -> list[str]:
+    """The whole names of all linear layers but the output head."""
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
+
+
+def chosen(layers: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """The layers that lora.targetModules means, as PEFT and vLLM read them: by their last names where these mean
+    no other layer, else by their whole names. All layers when it names none.
+
+    Raises:
+        StageError: ModelInvalid, when a name or pattern means no layer.
+    """
+    found = set[str]() if targets else set(layers)
+    for target in targets:
+        matching = {layer for layer in layers if _means(target, layer)}
+        if not matching:
+            raise StageError(Reason.MODEL_INVALID, _no_layer(target, layers))
+        found |= matching
+    last_names = {layer.rpartition(".")[2] for layer in found}
+    others = {layer.rpartition(".")[2] for layer in layers if layer not in found}
+    return sorted(found if last_names & others else last_names)
+
+
+def _means(target: str, layer: str) -> bool:
+    if any(letter in target for letter in _WILD):
+        return fnmatchcase(layer, target)
+    return layer == target or layer.endswith(f".{target}")
+
+
+def _no_layer(target: str, layers: Sequence[str]) -> str:
+    names = sorted({layer.rpartition(".")[2] for layer in layers})
+    near = get_close_matches(target, names, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Its linear layers are called {', '.join(names)}."
+    return f"lora.targetModules: no linear layer of the model is called {target}. {hint}"
