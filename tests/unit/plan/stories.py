@@ -116,7 +116,7 @@ class Lending(RuleBasedStateMachine):
         """No claim takes an engine below its floor, and none of its victims could be spared."""
         before = {live.stage_job.uid for live in live_claims(self.cluster.world)}
         decided = allocate(self.cluster.world, self._pool(), self.cluster.now)
-        with patch("sluice_operator.plan.allocation.allocate.EXPLAINED", 0):
+        with patch("sluice_operator.plan.allocation.allocate.EXPLAINED", 1):
             by_kind = allocate(self.cluster.world, self._pool(), self.cluster.now)
         assert by_kind.claims == decided.claims, "what was found out about one job does not hold for all like it"
         stock = take_stock(self.cluster.world, self._pool())
