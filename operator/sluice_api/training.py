@@ -37,7 +37,11 @@ class Lora(Model):
     )
 
     model_config = ConfigDict(
-        json_schema_extra=rules(Rule("double(self.dropout) < 1.0", "must be less than 1, such as '0.1'", at=".dropout"))
+        json_schema_extra=rules(
+            Rule(
+                "!has(self.dropout) || double(self.dropout) < 1.0", "must be less than 1, such as '0.1'", at=".dropout"
+            )
+        )
     )
 
 
@@ -125,7 +129,11 @@ class Training(Model):
                 at=".batchSize",
             ),
             *(
-                Rule(f"double(self.{name}) < 1.0", "must be less than 1, such as '0.9'", at=f".{name}")
+                Rule(
+                    f"!has(self.{name}) || double(self.{name}) < 1.0",
+                    "must be less than 1, such as '0.9'",
+                    at=f".{name}",
+                )
                 for name in ("adamBeta1", "adamBeta2")
             ),
         )

@@ -190,7 +190,7 @@ def bounds() -> Iterator[tuple[str, str, Any]]:
                 yield kind.KIND.kind, path, field["minimum"] - 1
             if "maximum" in field:
                 yield kind.KIND.kind, path, field["maximum"] + 1
-            if RULES in field and field["type"] == "string":
+            if field["type"] == "string" and any("self.matches" in rule["rule"] for rule in field.get(RULES, ())):
                 yield kind.KIND.kind, path, "!"
             if "maxLength" in field:
                 yield kind.KIND.kind, path, "a" * (field["maxLength"] + 1)
@@ -242,7 +242,9 @@ def test_every_rule_is_shown_to_refuse() -> None:
 def test_defaults_are_visible_after_admission(kubectl: Kubectl) -> None:
     job = kubectl.read("ftj", "support-tone")["spec"]
     assert job["training"]["learningRate"] == "2e-4"
-    assert job["lora"] == {"rank": 16, "alpha": 32, "dropout": "0.0"}
+    assert job["lora"] == {
+        "rank": 16, "alpha": 32, "dropout": "0.0", "rankStabilized": False, "targetModules": []
+    }  # fmt: skip
     assert (job["scheduling"]["policy"], job["scheduling"]["priority"]) == ("Queue", 0)
     assert job["scheduling"]["interruption"] == {"policy": "Never", "minRunSeconds": 300, "graceSeconds": 0}
     assert job["suspend"] is False
