@@ -1,16 +1,22 @@
 """One stage, one process: `python3 -m sluice_trainer prepare|train|export` with a StageSpec in SLUICE_STAGE.
 
 Here, and nowhere else, exceptions become outcomes. SIGTERM is handled from the first line on, and nothing heavy is
-imported before the first report is out.
+imported before the first report is out. `python3 -m sluice_trainer run` does all three without a cluster (alone.py).
 """
 # ruff: noqa: E402
+
+import sys
+
+if sys.argv[1:2] not in (["prepare"], ["train"], ["export"]):
+    from sluice_trainer import alone
+
+    sys.exit(alone.main(sys.argv[1:]))
 
 from sluice_trainer.signals import Save, StopSignal
 
 STOP = StopSignal()
 
 import os
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path

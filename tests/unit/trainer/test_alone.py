@@ -1,0 +1,173 @@
+"""`python3 -m sluice_trainer run finetunejob.yaml`: the whole of it on one machine, as a person would use it."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sluice_api.stages import ExitCode
+from sluice_trainer.alone import NotToRun, claim_folders, main, read_job
+from tests.unit.trainer.jobs import REPOSITORY, Job
+
+SPEC = {
+    "model": {"uri": "pvc://models/tiny"},
+    "dataset": {"uri": "pvc://datasets/rows.jsonl"},
+    "output": {"uri": "pvc://adapters/out"},
+    "lora": {"rank": 8},
+    "training": {"dtype": "float32", "maxSteps": 4},
+    "resources": {"gpus": 2},
+    "scheduling": {"policy": "Preempt"},
+}
+
+
+def document(name: str = "tone", **spec: Any) -> dict[str, Any]:
+    """A FineTuneJob as it is applied."""
+    metadata = {"name": name}
+    return {"apiVersion": "sluice.dev/v1alpha1", "kind": "FineTuneJob", "metadata": metadata, "spec": {**SPEC, **spec}}
+
+
+@pytest.fixture
+def write(job: Job) -> Callable[..., Path]:
+    """Write documents beside the job's volumes."""
+
+    def write(*documents: dict[str, Any], name: str = "finetunejob.yaml") -> Path:
+        file = job.volumes.parent / name
+        file.write_text(yaml.safe_dump_all(documents))
+        return file
+
+    return write
+
+
+def environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def command(job: Job, file: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "sluice_trainer", "run", str(file), "--volumes", str(job.volumes), *more]
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.slow
+def test_all_stages_with_their_report(job: Job, write: Callable[..., Path]) -> None:
+    file = write({"kind": "ConfigMap"}, document())
+    ended = subprocess.run(
+        command(job, file), env=environment(), capture_output=True, text=True, check=True, timeout=300
+    )
+    (work,) = (job.volumes / "adapters" / "out").iterdir()
+
+    told = lines(ended.stdout)
+    assert [event["code"] for event in told if event["event"] == "end"] == [0, 0, 0]
+    assert str(work / "export") in told[-1]["message"]
+    assert (work / "export" / "adapter_model.safetensors").exists()
+    assert (work / "loss.png").read_bytes().startswith(b"\x89PNG")
+    report = (work / "report.md").read_text()
+    assert report.startswith("# tone\n")
+    assert "| steps | 4 |" in report
+    assert re.search(r"\| loss on the held-out rows \| \d\.\d{4} before, \d\.\d{4} after \|", report)
+
+
+@pytest.mark.slow
+def test_stopped_and_run_again_it_goes_on(job: Job, write: Callable[..., Path]) -> None:
+    training = {"dtype": "float32", "epochs": 40, "checkpointEverySteps": 5}
+    file = write(document(training=training))
+    first = subprocess.Popen(command(job, file), env=environment(), stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    next(event for event in map(json.loads, first.stdout) if event["event"] == "checkpoint")
+    first.send_signal(signal.SIGINT)
+    told, _ = first.communicate(timeout=60)
+    assert first.returncode == ExitCode.REQUEUE
+    saved = lines(told)[-1]["train"]["checkpointStep"]
+
+    again = command(job, file, "--only", "train")
+    second = subprocess.run(again, env=environment(), capture_output=True, text=True, check=True, timeout=300)
+    begun = next(event for event in lines(second.stdout) if event["event"] == "begin")
+    assert begun["resumed_from"] == saved >= 5
+
+
+@pytest.mark.slow
+def test_what_a_person_sees(job: Job, write: Callable[..., Path]) -> None:
+    """On a terminal: no JSON, but text and a bar."""
+    file = write(document())
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command(job, file), env=environment(), stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(ours, 4096)
+        except OSError:  # the other side is closed
+            break
+        seen += chunk
+    assert process.wait(timeout=300) == 0
+    shown = seen.decode()
+
+    assert '{"time"' not in shown
+    assert "36 rows to train on, 4 held out; " in shown
+    assert re.search(r"Training: +100%.*4/4", shown)
+    assert re.search(r"loss on the held-out rows: \d\.\d{4} before, \d\.\d{4} after", shown)
+    assert "The curve is" in shown
+
+
+@pytest.mark.parametrize(
+    ("documents", "words", "said"),
+    [
+        ([{"kind": "Pod"}], [], "has no FineTuneJob (kind: FineTuneJob). Start from examples/finetunejob.yaml."),
+        ([document("a"), document("b")], [], "has the FineTuneJobs a, b. Choose one with --name."),
+        ([document("a")], ["--name", "b"], "has the FineTuneJobs a. Choose one with --name."),
+        (
+            [document(lora={"rank": 17}, training={"epochs": 0, "lr": 1})],
+            [],
+            "tone:\n  spec.lora.rank: Input should be 1, 8, 16, 32, 64, 128, 256, 320 or 512 (it is 17)\n  "
+            "spec.training.epochs: Input should be greater than or equal to 1 (it is 0)\n  "
+            "spec.training.lr: Extra inputs are not permitted (it is 1)",
+        ),
+        ([document(model={"uri": "pvc://none/m"})], [], "The claim none is no folder here: "),
+        ([document()], ["--claim", "models"], "--claim models: write a claim and its folder, such as --claim models="),
+        ([document()], ["--claim", "modles=/tmp"], "--claim modles: the job names no such claim; it names models, dat"),
+    ],
+)
+def test_what_is_wrong_with_a_file_or_a_command(
+    job: Job,
+    write: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    documents: list[dict[str, Any]],
+    words: list[str],
+    said: str,
+) -> None:
+    code = main(["run", str(write(*documents)), "--volumes", str(job.volumes), *words])
+    assert code == ExitCode.BAD_INPUT
+    assert said in capsys.readouterr().err
+
+
+def test_a_file_that_is_none(job: Job) -> None:
+    with pytest.raises(NotToRun, match=r"No such file or directory\. Name a file with a FineTuneJob\."):
+        read_job(job.volumes / "none.yaml")
+    broken = job.volumes / "broken.yaml"
+    broken.write_text("a: [")
+    with pytest.raises(NotToRun, match="is not YAML"):
+        read_job(broken)
+
+
+def test_a_claim_may_be_any_folder(job: Job, write: Callable[..., Path], tmp_path: Path) -> None:
+    found = claim_folders(read_job(write(document())), job.volumes, [f"adapters={tmp_path}/elsewhere"])
+    assert found == {
+        "models": job.volumes / "models",
+        "datasets": job.volumes / "datasets",
+        "adapters": tmp_path / "elsewhere",
+    }

@@ -1,0 +1,202 @@
+"""The trainer without a cluster: all stages of a finetunejob.yaml, one after the other, on this machine.
+
+Each stage is a process of its own, exactly as in a pod. What it says is shown as text and a progress bar on a
+terminal, and passed on as JSON lines elsewhere.
+"""
+
+import argparse
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from sluice_api.finetunejob import FineTuneJobSpec
+from sluice_api.pods import STAGE_ENV
+from sluice_api.sources import VOLUMES, claims_of, volume_path
+from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
+from sluice_trainer.local_ranks import OUTCOME_ENV
+from sluice_trainer.screen import Screen
+from sluice_trainer.summary import write_summary
+
+_STAGES = {stage.lower(): stage for stage in Stage}
+_HELP = """\
+Train on this machine what a finetunejob.yaml says, without a cluster.
+
+A pvc:// address means a folder here: pvc://datasets/rows.jsonl is volumes/datasets/rows.jsonl beside the file,
+unless --volumes or --claim say otherwise. What can't be had here (a pool, a policy, publishing) is passed over.
+
+Ctrl-C saves a checkpoint. The same command again goes on from it."""
+
+
+class NotToRun(Exception):
+    """What is wrong with the command or its file, and what to do."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Read the command line and run; the exit status."""
+    parser = argparse.ArgumentParser(prog="python3 -m sluice_trainer")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    command = commands.add_parser(
+        "run",
+        help="train on this machine what a finetunejob.yaml says",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("file", type=Path, help="the FineTuneJob, as for kubectl apply")
+    command.add_argument("--name", help="which FineTuneJob, if the file has several")
+    command.add_argument("--volumes", type=Path, help="the folder with a folder for each claim (default: volumes)")
+    command.add_argument(
+        "--claim", action="append", default=[], metavar="NAME=FOLDER", help="another folder for one claim"
+    )
+    command.add_argument("--only", choices=_STAGES, help="one stage only: each continues what the last one left")
+    chosen = parser.parse_args(words)
+    try:
+        job = read_job(chosen.file, chosen.name)
+        folders = claim_folders(job, chosen.volumes or chosen.file.parent / "volumes", chosen.claim)
+        stages = [_STAGES[chosen.only]] if chosen.only else list(Stage)
+        return _run(job, folders, stages)
+    except NotToRun as error:
+        sys.stderr.write(f"{error}\n")
+        return int(ExitCode.BAD_INPUT)
+
+
+def read_job(file: Path, name: str | None = None) -> StageSpec:
+    """The FineTuneJob of a file, for its first stage.
+
+    Raises:
+        NotToRun: there is none, or several, or a field is wrong.
+    """
+    try:
+        documents = [found for found in yaml.safe_load_all(file.read_text()) if isinstance(found, Mapping)]
+    except OSError as error:
+        raise NotToRun(f"{file}: {error.strerror}. Name a file with a FineTuneJob.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise NotToRun(f"{file} is not YAML: {error}") from error
+    jobs = {str((found.get("metadata") or {}).get("name", "")): found for found in documents if _is_job(found)}
+    if not jobs:
+        raise NotToRun(f"{file} has no FineTuneJob (kind: FineTuneJob). Start from examples/finetunejob.yaml.")
+    if (name is None and len(jobs) > 1) or (name is not None and name not in jobs):
+        raise NotToRun(f"{file} has the FineTuneJobs {', '.join(sorted(jobs))}. Choose one with --name.")
+    name = name or next(iter(jobs))
+    try:
+        spec = FineTuneJobSpec.model_validate(jobs[name].get("spec") or {})
+    except ValidationError as invalid:
+        raise NotToRun(f"{file}, {name}:\n{_explained(invalid)}") from invalid
+    here = spec.resources.model_copy(update={"gpus": 1, "nodes": 1})
+    # The same file is the same job, so that the same command goes on where the last one stopped.
+    uid = hashlib.sha256(f"{file.resolve()} {name}".encode()).hexdigest()[:32]
+    return StageSpec(
+        namespace="alone", name=name, uid=uid, stage=Stage.PREPARE, attempt=1,
+        spec=spec.model_copy(update={"resources": here}),
+    )  # fmt: skip
+
+
+def _is_job(document: Mapping[str, Any]) -> bool:
+    return document.get("kind") == "FineTuneJob" and str(document.get("apiVersion", "")).startswith("sluice.dev/")
+
+
+def _explained(invalid: ValidationError) -> str:
+    """One line a field, as a user wrote it."""
+    errors = invalid.errors(include_url=False, include_context=False)
+    named = ((".".join(map(str, error["loc"])), error) for error in errors)
+    return "\n".join(f"  spec.{field}: {error['msg']} (it is {error['input']!r})" for field, error in named)
+
+
+def claim_folders(job: StageSpec, volumes: Path, others: Sequence[str]) -> dict[str, Path]:
+    """The folder of each claim that a job names.
+
+    Raises:
+        NotToRun: one that is read from is not there.
+    """
+    given: dict[str, Path] = {}
+    for word in others:
+        claim, separator, place = word.partition("=")
+        if not separator:
+            raise NotToRun(f"--claim {word}: write a claim and its folder, such as --claim models=/data/models")
+        given[claim] = Path(place)
+    spec = job.spec
+    written = volume_path(spec.output.uri)
+    folders: dict[str, Path] = {}
+    for claim in claims_of(spec.model.uri, spec.dataset.uri, spec.output.uri):
+        folder: Path = given.pop(claim, volumes / claim)
+        if written is not None and claim == written.claim:
+            folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            raise NotToRun(
+                f"The claim {claim} is no folder here: {folder} is missing. Make it, or name another one with "
+                f"--claim {claim}=FOLDER."
+            )
+        folders[claim] = folder.resolve()
+    if given:
+        raise NotToRun(f"--claim {', '.join(given)}: the job names no such claim; it names {', '.join(folders)}.")
+    return folders
+
+
+def _run(job: StageSpec, folders: Mapping[str, Path], stages: Sequence[Stage]) -> int:
+    """The stages in their order, until one ends badly."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch, Screen.of(sys.stdout) as screen:
+        volumes = Path(scratch) / "volumes"
+        volumes.mkdir()
+        for claim, folder in folders.items():
+            (volumes / claim).symlink_to(folder)
+        outcomes: dict[Stage, StageOutcome] = {}
+        for stage in stages:
+            code, outcome = _run_stage(job.model_copy(update={"stage": stage}), volumes, Path(scratch), screen)
+            if outcome is None or code != ExitCode.DONE:
+                screen.ended_badly(stage, code, outcome)
+                return code
+            outcomes[stage] = outcome
+            screen.done(outcome)
+        if Stage.EXPORT in outcomes:
+            claim, *path = PurePosixPath(job.work).relative_to(VOLUMES).parts
+            work = folders[claim].joinpath(*path)
+            screen.finished(write_summary(work, job, outcomes, screen.curve, time.monotonic() - began))
+        return int(ExitCode.DONE)
+
+
+def _run_stage(job: StageSpec, volumes: Path, scratch: Path, screen: Screen) -> tuple[int, StageOutcome | None]:
+    """One stage in a process of its own; its exit status and what it left in its termination message."""
+    outcome = scratch / "outcome.json"
+    outcome.unlink(missing_ok=True)
+    environment = {
+        **os.environ,
+        STAGE_ENV: job.to_json(),
+        OUTCOME_ENV: str(outcome),
+        "SLUICE_VOLUMES": str(volumes),
+        "SLUICE_METRICS_PORT": os.environ.get("SLUICE_METRICS_PORT", "0"),
+    }
+    command = [sys.executable, "-m", "sluice_trainer", job.stage.lower()]
+    # A process group of its own: Ctrl-C on a terminal comes here alone, and is passed on as a pod's SIGTERM.
+    with (
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, process_group=0) as process,
+        _stopped_together(process),
+    ):
+        screen.begins(job.stage)
+        for line in process.stdout or ():
+            screen.line(line)
+        code = process.wait()
+    told = StageOutcome.model_validate_json(outcome.read_bytes()) if outcome.exists() else None
+    return code, told
+
+
+@contextmanager
+def _stopped_together(process: subprocess.Popen[str]) -> Iterator[None]:
+    """While the block runs, SIGINT and SIGTERM stop the stage, which saves what it has."""
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(number, lambda _number, _frame: process.terminate()) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

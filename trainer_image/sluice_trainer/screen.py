@@ -1,0 +1,156 @@
+"""What a person sees of a run: text and a progress bar on a terminal, the stages' own JSON lines elsewhere."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from sluice_api.stages import ExitCode, Stage, StageOutcome
+
+
+@dataclass
+class Curve:
+    """Losses by step, in nats."""
+
+    training: list[tuple[int, float]] = field(default_factory=list)
+    evaluation: list[tuple[int, float]] = field(default_factory=list)
+
+    def take(self, report: dict[str, Any]) -> None:
+        """Add what a report says."""
+        step = int(report.get("step", 0))
+        for points, name in ((self.training, "loss"), (self.evaluation, "evaluationLoss")):
+            if name in report and (not points or points[-1] != (step, report[name])):
+                points.append((step, float(report[name])))
+
+
+class Screen:
+    """Shows the stages' lines; this one passes them on as they are, for programs that read them."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self.curve = Curve()
+
+    @staticmethod
+    @contextmanager
+    def of(out: TextIO) -> "Iterator[Screen]":
+        """The one that fits where the output goes."""
+        screen = Terminal(out) if out.isatty() else Screen(out)
+        try:
+            yield screen
+        finally:
+            screen.close()
+
+    def begins(self, stage: Stage) -> None:
+        """A stage begins."""
+
+    def line(self, line: str) -> None:
+        """A stage says something: one JSON object, or a line of some library."""
+        event = _event(line)
+        if event.get("event") == "report":
+            self.curve.take(event)
+        self.shown(line, event)
+
+    def shown(self, line: str, event: dict[str, Any]) -> None:
+        """Show a line."""
+        del event
+        self._write(line)
+
+    def done(self, outcome: StageOutcome) -> None:
+        """A stage is complete. Its last line has said so."""
+
+    def ended_badly(self, stage: Stage, code: int, outcome: StageOutcome | None) -> None:
+        """A stage has ended otherwise. Its last line has said why."""
+
+    def finished(self, summary: str) -> None:
+        """Everything is done."""
+        self._write(json.dumps({"event": "finished", "message": summary}) + "\n")
+
+    def close(self) -> None:
+        """Nothing more comes."""
+
+    def _write(self, text: str) -> None:
+        self._out.write(text)
+        self._out.flush()
+
+
+class Terminal(Screen):
+    """Text for a person, and a bar while training."""
+
+    _bar: "tqdm[Any] | None" = None
+
+    def begins(self, stage: Stage) -> None:
+        """Say which."""
+        self._write(f"{stage} ...\n")
+
+    def shown(self, line: str, event: dict[str, Any]) -> None:
+        """Move the bar; warnings and lines of libraries are text."""
+        match event:
+            case {"event": "report", "activity": activity, **report}:
+                self._move(str(activity), report)
+            case {"event": event_name, "level": "warning", **fields}:
+                told = ", ".join(f"{name} {value}" for name, value in fields.items() if name != "time")
+                self._say(f"  {event_name}: {told}")
+            case {}:
+                if not event:
+                    self._say(f"  {line.rstrip()}")
+
+    def done(self, outcome: StageOutcome) -> None:
+        """What came of it, in a line."""
+        self.close()
+        if prepared := outcome.prepare:
+            refused = f", {prepared.refused_rows} refused" if prepared.refused_rows else ""
+            self._write(
+                f"  {prepared.rows} rows to train on, {prepared.validation_rows} held out{refused}; "
+                f"{prepared.tokens:,} tokens, of which {prepared.learnt_tokens:,} are learnt; {prepared.steps} steps\n"
+            )
+        if trained := outcome.train:
+            before, after = trained.evaluation_loss_before, trained.evaluation_loss_after
+            if before is not None and after is not None:
+                self._write(f"  loss on the held-out rows: {before:.4f} before, {after:.4f} after\n")
+
+    def ended_badly(self, stage: Stage, code: int, outcome: StageOutcome | None) -> None:
+        """Why, and what to do next."""
+        self.close()
+        message = outcome.message if outcome else f"The process ended with {code} and no word."
+        again = " Run the same command to go on." if code == ExitCode.REQUEUE else ""
+        self._write(f"  {stage}: {message}{again}\n")
+
+    def finished(self, summary: str) -> None:
+        """Where everything is."""
+        self._write(f"{summary}\n")
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _move(self, activity: str, report: dict[str, Any]) -> None:
+        total = report.get("totalSteps", 0)
+        if not total or activity == "Exporting":
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=total, initial=report.get("step", 0), unit="step", file=self._out, leave=True)
+        self._bar.set_description(f"  {activity}", refresh=False)
+        shown = {"loss": "loss", "held out": "evaluationLoss", "tokens/s": "tokensPerSecond"}
+        self._bar.set_postfix({name: report[key] for name, key in shown.items() if key in report}, refresh=False)
+        self._bar.update(report.get("step", 0) - self._bar.n)
+        self._bar.refresh()
+
+    def _say(self, text: str) -> None:
+        if self._bar is None:
+            self._write(f"{text}\n")
+        else:
+            self._bar.write(text, file=self._out)
+
+
+def _event(line: str) -> dict[str, Any]:
+    """A line as an event; empty for one that is none."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
