@@ -16,7 +16,7 @@ from sluice_api.finetunejob import Training
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec, TrainResult
-from sluice_trainer import base_model, logs, metrics, plan, prepared
+from sluice_trainer import base_model, failpoints, logs, metrics, plan, prepared
 from sluice_trainer.errors import StageError
 from sluice_trainer.places import work
 from sluice_trainer.prepared import Prepared
@@ -31,6 +31,7 @@ from sluice_trainer.train.model import load_base, trainable, with_adapter
 from sluice_trainer.train.pace import Pace
 from sluice_trainer.train.randomness import seed_all
 from sluice_trainer.train.state import Standing, TrainingState
+from sluice_trainer.train.watchdog import Watchdog
 
 LARGEST_GRADIENT = 1.0
 """Norm that gradients are clipped to."""
@@ -114,16 +115,17 @@ def _trained(run: Run, stop: StopSignal) -> TrainResult:
         return result()
 
     with stop.saved_by(save_last) if run.group.leads else nullcontext():
-        _train_to_the_end(run)
+        with Watchdog(run.reporter) as watchdog:
+            _train_to_the_end(run, watchdog)
         complete = result(_evaluate(run))
         if run.group.leads:
             checkpoints.complete(complete)
         return complete
 
 
-def _train_to_the_end(run: Run) -> None:
+def _train_to_the_end(run: Run, watchdog: Watchdog) -> None:
     """All steps that are left, with a durable checkpoint every so often and after the last one."""
-    state, pace = run.state, Pace()
+    state, pace, due = run.state, Pace(), False
     total = state.standing.total_steps
     run.reporter.update(activity=Activity.TRAINING)
     while state.standing.step < total:
@@ -132,18 +134,24 @@ def _train_to_the_end(run: Run) -> None:
         _check_finite(step, clip_grad_norm_(state.weights.values(), LARGEST_GRADIENT), state.standing)
         for group in state.optimizer.param_groups:
             group["lr"] = state.standing.learning_rate
+        failpoints.reached("update-begins")
         with state.updating():
             state.optimizer.step()
+            failpoints.reached("update-half-done")
             state.standing = _next_standing(run, step)
+        failpoints.reached("update-done")
         state.optimizer.zero_grad()
         pace.step(step.tokens)
+        watchdog.step(pace.step_seconds)
         _report(run, step, pace)
-        due = state.standing.step % run.training.checkpoint_every_steps == 0 or state.standing.step == total
+        due = due or state.standing.step % run.training.checkpoint_every_steps == 0
         if due and run.group.leads:
             with metrics.SAVE_SECONDS.time():
-                saved = run.checkpoints.save(state.snapshot)
-            run.reporter.update(checkpoint_step=saved)
-            run.checkpoints.prune()
+                due = not run.checkpoints.save_behind(state.snapshot)
+    if run.group.leads:
+        with metrics.SAVE_SECONDS.time():
+            saved = run.checkpoints.save(state.snapshot)
+        run.reporter.update(checkpoint_step=saved)
 
 
 def _forward_and_backward(run: Run) -> Step:
@@ -155,7 +163,9 @@ def _forward_and_backward(run: Run) -> Step:
     share = group.share(len(rows))
     for place, batch in micro_batches(run.data.training, rows, share, run.micro_batch_size, group.device):
         seed_all(run.training.seed, step, place)
+        failpoints.reached("forward")
         loss = summed_loss(run.model, batch)
+        failpoints.reached("backward")
         (loss / learnt).backward()
         loss_sum += loss.detach()
     group.sum_gradients_(list(run.state.weights.values()), loss_sum)
@@ -195,6 +205,8 @@ def _report(run: Run, step: Step, pace: Pace) -> None:
     metrics.TOKENS.inc(step.tokens)
     metrics.STEPS.set(standing.step)
     metrics.LOSS.set(step.loss)
+    if run.group.leads:
+        logs.info("step", step=standing.step, loss=step.loss)
     run.reporter.update(
         loss_sum=step.loss_sum,
         loss_tokens=step.learnt_tokens,
@@ -203,6 +215,8 @@ def _report(run: Run, step: Step, pace: Pace) -> None:
         tokens_per_second=round(pace.tokens_per_second, 1),
         step_seconds=round(pace.step_seconds, 4),
         seconds_left=pace.seconds_left(standing.total_steps - standing.step),
+        checkpoint_step=run.checkpoints.durable_step,
+        message=None,
         gpu_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
     )
 
@@ -227,7 +241,9 @@ def _load(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Re
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
     logs.info("device", device=str(group.device), threads=torch.get_num_threads())
+    failpoints.reached("model-loads")
     model = with_adapter(load_base(base, training.dtype), stage.spec).to(group.device)
+    failpoints.reached("model-loaded")
     weights = trainable(model)
     optimizer = torch.optim.AdamW(weights.values(), weight_decay=0.0, fused=True)
     total = plan.total_steps(len(data.training), training)
