@@ -31,7 +31,7 @@ def become(stage, environment, log, before):
     for number in (1, 2):
         os.dup2(descriptor, number)
     sys.argv = ["sluice_trainer", stage]
-    exec(before)
+    exec(before, {})
     runpy.run_module("sluice_trainer", run_name="__main__", alter_sys=True)
 
 for line in sys.stdin:
@@ -111,7 +111,6 @@ class Parent:
             environment["SLUICE_FAILPOINT"] = failpoint
         asked = {"stage": stage.lower(), "environment": environment, "log": str(log), "before": before}
         return Forked(self, stage, self.ask(asked), log, outcome)
-
 
     def before(self, job: Job, stage: str) -> tuple[Forked, ...]:
         """All stages that come before this one, to their end."""

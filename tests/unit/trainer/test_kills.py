@@ -14,7 +14,7 @@ import pytest
 from tests.unit.trainer.forked import TRAINING, Parent, Story, story
 from tests.unit.trainer.jobs import Job
 
-SEED = 5
+SEED = 11
 INSIDE_A_SAVE = {
     "state-copied": 3,
     "folder-made": 4,
@@ -73,7 +73,24 @@ def test_a_sigkill_costs_no_bit(job: Job, parent: Parent, undisturbed: Story, ki
     durable = max((event["step"] for event in killed.events("checkpoint")), default=0)
 
     whole = story(parent, job, *before, killed)
-    resumed = [event["resumed_from"] or 0 for run in whole.runs for event in run.events("begin")]
-    assert resumed[-1] >= durable or stage == "Export"
+    after = whole.runs[len(before) + 1]
+    assert all((event["resumed_from"] or 0) >= durable for event in after.events("begin"))
     assert whole.losses == undisturbed.losses
     assert whole.digest == undisturbed.digest
+
+
+def test_a_sigkill_while_a_damaged_checkpoint_is_replaced(job: Job, parent: Parent, undisturbed: Story) -> None:
+    job = Job(job.volumes, training=TRAINING)
+    before = parent.before(job, "Train")
+    first = parent.start(job, "Train", "forward:20:SIGKILL")
+    assert first.wait() == -signal.SIGKILL
+    tensors = job.work / "checkpoints" / "step-8" / "state.safetensors"
+    os.truncate(tensors, tensors.stat().st_size // 2)
+    second = parent.start(job, "Train", "folder-set-aside:1:SIGKILL")
+    assert second.wait() == -signal.SIGKILL
+
+    whole = story(parent, job, *before, first, second)
+    assert [event["resumed_from"] for run in whole.runs for event in run.events("begin")] == [None, 4, 4]
+    assert whole.losses == undisturbed.losses
+    assert whole.digest == undisturbed.digest
+    assert not [*(job.work / "checkpoints").glob(".unfinished*")]

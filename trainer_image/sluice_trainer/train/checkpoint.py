@@ -89,7 +89,7 @@ class Checkpoints:
         return True
 
     def newest(self) -> Snapshot | None:
-        """The newest checkpoint that is whole; None when there is none. What earlier processes left half-written goes."""
+        """The newest whole checkpoint; None when there is none. What earlier processes left half-written goes."""
         durable.remove_unfinished(self._folder)
         for step, folder in self._by_step():
             if (why := self._damage(folder, step)) is not None:

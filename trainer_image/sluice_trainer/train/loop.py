@@ -5,7 +5,6 @@ same bits would override most of it.
 """
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -114,13 +113,14 @@ def _trained(run: Run, stop: StopSignal) -> TrainResult:
         checkpoints.save(run.state.last_snapshot)
         return result()
 
-    with stop.saved_by(save_last) if run.group.leads else nullcontext():
-        with Watchdog(run.reporter) as watchdog:
-            _train_to_the_end(run, watchdog)
-        complete = result(_evaluate(run))
-        if run.group.leads:
-            checkpoints.complete(complete)
-        return complete
+    if run.group.leads:
+        stop.saved_by(save_last)
+    with Watchdog(run.reporter) as watchdog:
+        _train_to_the_end(run, watchdog)
+    complete = result(_evaluate(run))
+    if run.group.leads:
+        checkpoints.complete(complete)
+    return complete
 
 
 def _train_to_the_end(run: Run, watchdog: Watchdog) -> None:
