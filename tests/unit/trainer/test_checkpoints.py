@@ -6,18 +6,19 @@ import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from prometheus_client import REGISTRY
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer import durable
 from sluice_trainer.errors import StageError
-from sluice_trainer.train import checkpoint
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.state import Snapshot, Standing
 from tests.unit.trainer.jobs import Job
@@ -30,7 +31,7 @@ def state(step: int) -> Snapshot:
 def saved(job: Job, *steps: int, kept: int = 2) -> Checkpoints:
     checkpoints = Checkpoints(job.stage("Train"), kept)
     for step in steps:
-        checkpoints.save(lambda step=step: state(step))
+        checkpoints.save(partial(state, step))
     return checkpoints
 
 
@@ -113,7 +114,7 @@ def test_the_newest_whole_ones_are_kept(
     checkpoints = Checkpoints(job.stage("Train"), kept)
     checkpoints.newest()
     for step in then:
-        checkpoints.save(lambda step=step: state(step))
+        checkpoints.save(partial(state, step))
     assert names(job) == left
 
 
@@ -122,7 +123,7 @@ def by_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_bytes(b"part of it")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("sluice_trainer.train.checkpoint.save_file", full)
 
 
 def by_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,25 +196,26 @@ def test_the_last_save_of_all_that_fails_is_an_error(
 def test_training_goes_on_while_a_checkpoint_is_written_and_no_second_one_begins(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began, go_on, copies = threading.Event(), threading.Event(), []
-    whole = checkpoint.save_file
+    began, go_on = threading.Event(), threading.Event()
+    copies: list[int] = []
 
     def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
         began.set()
         assert go_on.wait(10)
-        whole(tensors, path)
+        save_file(tensors, path)
 
-    def copied(step: int) -> Callable[[], Snapshot]:
-        return lambda: copies.append(step) or state(step)  # type: ignore[func-returns-value]
+    def copied(step: int) -> Snapshot:
+        copies.append(step)
+        return state(step)
 
-    monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr("sluice_trainer.train.checkpoint.save_file", slow)
     checkpoints = saved(job)
-    assert checkpoints.save_behind(copied(5))
+    assert checkpoints.save_behind(partial(copied, 5))
     assert began.wait(10)
-    assert not checkpoints.save_behind(copied(6))
+    assert not checkpoints.save_behind(partial(copied, 6))
     assert (copies, checkpoints.durable_step) == ([5], None)
     go_on.set()
-    checkpoints.save(copied(7))
+    checkpoints.save(partial(copied, 7))
     assert (copies, checkpoints.durable_step, names(job)) == ([5, 7], 7, ["step-5", "step-7"])
 
 

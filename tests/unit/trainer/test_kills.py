@@ -14,7 +14,7 @@ import pytest
 from tests.unit.trainer.forked import TRAINING, Parent, Story, story
 from tests.unit.trainer.jobs import Job
 
-SEED = 11
+SEED = 9
 INSIDE_A_SAVE = {
     "state-copied": 3,
     "folder-made": 4,
