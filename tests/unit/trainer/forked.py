@@ -18,7 +18,7 @@ from sluice_api.stages import ExitCode, StageOutcome
 from tests.unit.trainer.jobs import REPOSITORY, Job
 
 TRAINING = (("epochs", 3), ("microBatchSize", 4), ("checkpointEverySteps", 4))
-"""15 steps of two micro-batches; steps 4, 8, 12 and 15 are saved, the last two of them kept."""
+"""15 steps of 27 micro-batches; steps 4, 8, 12 and 15 are saved, the last two of them kept."""
 STAGES = ("Prepare", "Train", "Export")
 
 _PARENT = """
