@@ -145,7 +145,7 @@ def _train_to_the_end(run: Run, watchdog: Watchdog) -> None:
         watchdog.step(pace.step_seconds)
         _report(run, step, pace)
         due = due or state.standing.step % run.training.checkpoint_every_steps == 0
-        if due and run.group.leads:
+        if due and run.group.leads and state.standing.step < total:
             with metrics.SAVE_SECONDS.time():
                 due = not run.checkpoints.save_behind(state.snapshot)
     if run.group.leads:
