@@ -54,6 +54,9 @@ class TrainingReport(Model):
     seconds_left: NonNegativeInt | None = Field(None, description="The trainer's estimate to its last step.")
     step_seconds: FiniteFloat | None = Field(None, ge=0, description="Median seconds of a step so far.")
     checkpoint_step: NonNegativeInt | None = Field(None, description="Step of the newest durable checkpoint.")
+    message: Annotated[str, StringConstraints(max_length=1024)] | None = Field(
+        None, description="Why training stands still, for a person; absent while it goes on."
+    )
 
 
 class LoadedState(StrEnum):

@@ -120,6 +120,7 @@ class Training(Model):
     checkpoint_every_steps: int = Field(
         50, ge=1, le=100_000, description="Steps between two durable checkpoints. SIGTERM always makes one."
     )
+    keep_checkpoints: int = Field(2, ge=1, le=100, description="So many of the newest checkpoints are kept.")
 
     model_config = ConfigDict(
         json_schema_extra=rules(

@@ -28,7 +28,7 @@ from sluice_api.pods import REPORT_URL_ENV, STAGE_ENV, TERMINATION_FILE
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import MAX_OUTCOME_BYTES, ExitCode, Stage, StageOutcome, StageSpec
-from sluice_trainer import local_ranks, logs
+from sluice_trainer import failpoints, local_ranks, logs
 from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter, SilentReporter
@@ -65,6 +65,7 @@ def _stage() -> StageSpec:
 
 def _run(stage: StageSpec, rank: Rank, reporter: Reporter) -> StageOutcome:
     """Each stage imports what it needs only now: torch alone takes seconds."""
+    failpoints.reached("stage-begins")
     match stage.stage:
         case Stage.PREPARE:
             from sluice_trainer.data.prepare import prepare

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from sluice_api.artifacts import MANIFEST, file_digest
 from sluice_api.model import Model
+from sluice_trainer import failpoints
 
 M = TypeVar("M", bound=Model)
 
@@ -24,25 +25,41 @@ _UNFINISHED = ".unfinished-"
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `folder` at once and durably when the block ends."""
+    """A folder to write into, which takes the place of `folder` at once and durably when the block ends.
+
+    A block that fails leaves `folder` as it was, and takes no room for what it had written.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}-{uuid.uuid4().hex[:8]}")
-    unfinished.mkdir()
-    yield unfinished
-    for path in (*unfinished.iterdir(), unfinished):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-        _sync(path)
+    try:
+        unfinished.mkdir()
+        failpoints.reached("folder-made")
+        yield unfinished
+        failpoints.reached("folder-written")
+        for path in (*unfinished.iterdir(), unfinished):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+            _sync(path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    failpoints.reached("folder-synced")
     if folder.exists():
         folder.rename(unfinished.with_name(f"{unfinished.name}-old"))
+        failpoints.reached("folder-set-aside")
     unfinished.rename(folder)
+    failpoints.reached("folder-renamed")
     _sync(folder.parent)
+    failpoints.reached("folder-durable")
     shutil.rmtree(unfinished.with_name(f"{unfinished.name}-old"), ignore_errors=True)
 
 
 def remove_unfinished(parent: Path) -> None:
     """Remove what an earlier process left half-written."""
     for leftover in parent.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def write_file(path: Path, text: str) -> None:
@@ -51,7 +68,9 @@ def write_file(path: Path, text: str) -> None:
     unfinished.write_text(text, encoding="utf-8")
     unfinished.chmod(0o644)
     _sync(unfinished)
+    failpoints.reached("file-written")
     unfinished.rename(path)
+    failpoints.reached("file-renamed")
     _sync(path.parent)
 
 

@@ -17,6 +17,9 @@ SAVE_SECONDS = Histogram(
     "Time that training stood still for a checkpoint.",
     buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
 )
+FAILED_SAVES = Counter(
+    "sluice_trainer_failed_saves", "Checkpoints that could not be written in this attempt; an older one is durable."
+)
 TOKENS = Counter("sluice_trainer_tokens", "Real tokens trained on in this attempt, padding excluded.")
 STEPS = Gauge("sluice_trainer_steps", "Optimizer steps done, over all attempts.")
 LOSS = Gauge("sluice_trainer_loss_nats", "Mean training loss of the last step over its learnt tokens.")

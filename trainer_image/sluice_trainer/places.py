@@ -2,11 +2,14 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from sluice_api.meta import work_folder
 from sluice_api.reasons import Reason
@@ -87,7 +90,8 @@ def writing(stage: StageSpec) -> Iterator[None]:
     """Turn a refusal by the output's file system into an error that names the claim and the remedy."""
     uri = stage.spec.output.uri
     try:
-        yield
+        with _as_os_errors():
+            yield
     except OSError as error:
         if error.errno in _REFUSED or isinstance(error, FileExistsError | NotADirectoryError):
             raise StageError(
@@ -103,6 +107,18 @@ def writing(stage: StageSpec) -> Iterator[None]:
                 ExitCode.INTERNAL,
             ) from error
         raise
+
+
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Safetensors tells what the file system said to it in words alone: "I/O error: ... (os error 28)"."""
+    try:
+        yield
+    except SafetensorError as error:
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        if said is None:
+            raise
+        raise OSError(int(said[1]), os.strerror(int(said[1]))) from error
 
 
 def _output(stage: StageSpec) -> VolumePath:

@@ -9,8 +9,8 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -72,15 +72,9 @@ class StopSignal:
             traceback.print_exc()
             os._exit(_INTERNAL)
 
-    @contextmanager
-    def saved_by(self, save: Save) -> Iterator[None]:
-        """While the block runs there is something to lose, and `save` makes it durable from another thread.
-
-        A block that fails leaves it armed: a peer may be lost, and what is not saved yet with it.
-        """
+    def saved_by(self, save: Save) -> None:
+        """From now on there is something to lose, and `save` makes it durable from another thread."""
         self._save = save
-        yield
-        self._save = None
 
     def _wait(self) -> None:
         while signal.SIGTERM not in os.read(self._wakeup, 64):

@@ -55,11 +55,13 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """When a training attempt last reported, and how long its steps take."""
+    """When a training attempt last reported that it goes on, and how long its steps take."""
 
     attempt: int
     at: datetime
     step_seconds: float | None
+    trouble: str = ""
+    """What it has said since: why it stands still."""
 
 
 @dataclass(frozen=True)

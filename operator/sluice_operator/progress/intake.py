@@ -44,7 +44,11 @@ class Intake:
         pod = Attempt(stage_job.attempt, stage_job.uid, newest_attempt(world, uid, stage))
         self._positions[uid, stage] = accept(last, pod, report.attempt, report.sequence)
 
-        self._store.heartbeat(stage_job.uid, Heartbeat(stage_job.attempt, now, report.step_seconds))
+        before = world.heartbeats.get(stage_job.uid)
+        alive = before.at if before and report.message else now  # one that says it stands still does not go on
+        self._store.heartbeat(
+            stage_job.uid, Heartbeat(stage_job.attempt, alive, report.step_seconds, report.message or "")
+        )
         self._writer.offer(job, progress_after(self._writer.newest(job), stage, report, now))
         if stage is Stage.TRAIN:
             self.training[uid] = report

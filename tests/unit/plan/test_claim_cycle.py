@@ -394,9 +394,10 @@ def test_a_trainer_that_stops_reporting_is_stalled_and_then_ended(
 ) -> None:
     loan = Loan()
     _training(loan)
-    loan.town.store.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW, step_seconds))
+    loan.town.store.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW, step_seconds, "it hangs in loop.py:160"))
     decision = loan.plan_job(after=silent)
     assert (decision.reason, bool(decision.delete)) == (reason, ended), case
+    assert ("It said: it hangs in loop.py:160" in decision.message) == (reason is Reason.STALLED)
     if ended:
         assert decision.record is not None
         assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.STALLED

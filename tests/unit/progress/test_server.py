@@ -92,6 +92,17 @@ async def test_an_accepted_report(desk: Desk) -> None:
     assert metrics.PROGRESS_REPORTS.labels("training", "accepted")._value.get() == before + 1
 
 
+async def test_a_trainer_that_says_why_it_stands_still_does_not_go_on(desk: Desk) -> None:
+    """Its silence is counted from its last step, and what it says is kept for the status."""
+    await desk.post(GOOD)
+    before = desk.store.world().heartbeats["train-uid"]
+    await desk.post(GOOD | {"sequence": 2, "message": "no progress for 130 s"})
+    stuck = desk.store.world().heartbeats["train-uid"]
+    assert (stuck.at, stuck.trouble) == (before.at, "no progress for 130 s")
+    await desk.post(GOOD | {"sequence": 3})
+    assert desk.store.world().heartbeats["train-uid"].at > before.at
+
+
 async def test_only_the_first_and_the_last_wake_the_job(desk: Desk) -> None:
     for sequence in (1, 2, 3):
         await desk.post(GOOD | {"sequence": sequence})

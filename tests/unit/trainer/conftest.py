@@ -1,5 +1,6 @@
 """A tiny model made in place, and volumes with it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.unit.trainer import forked
 from tests.unit.trainer.jobs import ROWS, Job, write_rows
 
 CHATML = (
@@ -59,15 +61,33 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def volumes(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The claims models (with tiny), datasets (with rows.jsonl) and adapters (empty)."""
-    (tmp_path / "adapters").mkdir()
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "tiny").mkdir()
-    for file in tiny_model.iterdir():
-        (tmp_path / "models" / "tiny" / file.name).hardlink_to(file)
-    write_rows(tmp_path / "datasets" / "rows.jsonl", ROWS)
     monkeypatch.setenv("SLUICE_VOLUMES", str(tmp_path))
     monkeypatch.setenv("SLUICE_METRICS_PORT", "0")
-    return tmp_path
+    return new_volumes(tmp_path, tiny_model)
+
+
+def new_volumes(folder: Path, model: Path) -> Path:
+    """The claims in a folder."""
+    (folder / "adapters").mkdir()
+    (folder / "models" / "tiny").mkdir(parents=True)
+    for file in model.iterdir():
+        (folder / "models" / "tiny" / file.name).hardlink_to(file)
+    write_rows(folder / "datasets" / "rows.jsonl", ROWS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parent() -> Iterator[forked.Parent]:
+    """Starts stages quickly."""
+    with forked.parent() as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, parent: forked.Parent) -> forked.Story:
+    """The job of the tests that disturb it, when nobody does."""
+    volumes = new_volumes(tmp_path_factory.mktemp("undisturbed"), tiny_model)
+    return forked.story(parent, Job(volumes, training=forked.TRAINING))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,9 +43,8 @@ class NeverStopped(StopSignal):
     def __init__(self) -> None:
         pass
 
-    @contextmanager
-    def saved_by(self, save: Save) -> Iterator[None]:
-        yield
+    def saved_by(self, save: Save) -> None:
+        pass
 
 
 @dataclass(frozen=True)

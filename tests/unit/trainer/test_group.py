@@ -116,9 +116,8 @@ def until_some_steps_are_done(process: subprocess.Popen[str]) -> int:
 
 
 def losses(log: Iterable[dict[str, Any]]) -> dict[int, float]:
-    """The loss of each step, as reported with its checkpoint."""
-    reports = [event for event in log if event["event"] == "report" and event["activity"] == "Training"]
-    return {report["step"]: report["loss"] for report in reports if 0 < report["step"] == report.get("checkpointStep")}
+    """The loss of each step, as logged."""
+    return {event["step"]: event["loss"] for event in log if event["event"] == "step"}
 
 
 def trained(job: Job) -> bytes:

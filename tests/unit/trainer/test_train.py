@@ -234,9 +234,9 @@ def end(error, save):
 
 stop = StopSignal()
 stop.ends_by(end)
-with stop.saved_by(lambda: TrainResult(step=7, total_steps=9)):
-    os.write(1, b"working ")
-    hashlib.pbkdf2_hmac("sha256", b"one call", b"of many minutes", 2_000_000_000)
+stop.saved_by(lambda: TrainResult(step=7, total_steps=9))
+os.write(1, b"working ")
+hashlib.pbkdf2_hmac("sha256", b"one call", b"of many minutes", 2_000_000_000)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", program],

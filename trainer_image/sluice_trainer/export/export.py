@@ -9,7 +9,7 @@ from peft import PeftModel
 from sluice_api.artifacts import ADAPTER_FILES, MANIFEST, AdapterManifest, adapter_digest
 from sluice_api.reports import Activity
 from sluice_api.stages import ExportResult, StageSpec
-from sluice_trainer import base_model, durable, prepared
+from sluice_trainer import base_model, durable, failpoints, prepared
 from sluice_trainer.export.card import model_card
 from sluice_trainer.export.check import check_answers
 from sluice_trainer.places import work, work_uri, writing
@@ -36,14 +36,17 @@ def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
     reporter.update(step=trained.step, total_steps=trained.total_steps)
     base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
+    failpoints.reached("model-loads")
     model = with_adapter(load_base(base, stage.spec.training), stage.spec)
     _load_weights(model, state)
 
     with writing(stage), durable.new_folder(folder) as unfinished:
         modules = _write_adapter(model, unfinished)
+        failpoints.reached("adapter-written")
         (unfinished / "chat_template.jinja").write_text(data.manifest.chat_template, encoding="utf-8")
         (unfinished / "README.md").write_text(model_card(stage, data.manifest, trained), encoding="utf-8")
         check_answers(unfinished, model, data)
+        failpoints.reached("adapter-checked")
         manifest = AdapterManifest(
             digest=adapter_digest(unfinished),
             files=durable.digests(unfinished),

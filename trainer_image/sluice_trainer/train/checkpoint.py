@@ -13,14 +13,13 @@ from safetensors.torch import load_file, save_file
 from sluice_api.artifacts import MANIFEST
 from sluice_api.model import Model
 from sluice_api.reasons import Reason
-from sluice_api.stages import StageSpec, TrainResult
-from sluice_trainer import durable, logs
+from sluice_api.stages import ExitCode, StageSpec, TrainResult
+from sluice_trainer import durable, failpoints, logs, metrics
 from sluice_trainer.errors import StageError
 from sluice_trainer.places import work, writing
 from sluice_trainer.plan import plan_digest
 from sluice_trainer.train.state import Snapshot, Standing
 
-KEPT = 2
 _TENSORS = "state.safetensors"
 _STANDING = "state.json"
 
@@ -48,9 +47,11 @@ class Checkpoints:
 
     def __init__(self, stage: StageSpec) -> None:
         self._stage = stage
+        self._kept = stage.spec.training.keep_checkpoints
         self._folder = work(stage) / "checkpoints"
         self._plan = plan_digest(stage)
         self._saving = threading.Lock()
+        self._behind: threading.Thread | None = None
         self.durable_step: int | None = None
         """Step of the newest checkpoint that this process has saved or loaded."""
 
@@ -59,26 +60,36 @@ class Checkpoints:
 
         Args:
             snapshot: Called when no other save is going on; nothing is written when its step is durable already.
+
+        Raises:
+            StageError: it could not be written. What was durable before still is.
         """
         with self._saving:
             state = snapshot()
             step = state.standing.step
-            if step != self.durable_step:
+            if self.durable_step is None or step > self.durable_step:
                 started = time.monotonic()
-                self._write(self._folder / f"step-{step}", state)
+                self._write(state)
                 self.durable_step = step
                 logs.info("checkpoint", step=step, seconds=round(time.monotonic() - started, 3))
+                self._prune(step)
             return step
 
-    def prune(self) -> None:
-        """Remove all but the newest checkpoints, and what earlier processes left half-written."""
-        with self._saving:
-            durable.remove_unfinished(self._folder)
-            for _, folder in self._by_step()[KEPT:]:
-                shutil.rmtree(folder, ignore_errors=True)
+    def save_behind(self, snapshot: Callable[[], Snapshot]) -> bool:
+        """Copy a state now and make it durable beside the training; False when an earlier save still goes on.
+
+        A save that fails, on a full disk for example, costs nothing but this save: the next one tries again.
+        """
+        if self._behind is not None and self._behind.is_alive():
+            return False
+        self._behind = threading.Thread(target=self._save_behind, args=(snapshot(),), name="checkpoint", daemon=True)
+        failpoints.reached("state-copied")
+        self._behind.start()
+        return True
 
     def newest(self) -> Snapshot | None:
-        """The newest checkpoint that is whole; None when there is none."""
+        """The newest whole checkpoint; None when there is none. What earlier processes left half-written goes."""
+        durable.remove_unfinished(self._folder)
         for step, folder in self._by_step():
             if (why := self._damage(folder, step)) is not None:
                 logs.warning("checkpoint skipped", folder=str(folder), why=why)
@@ -89,6 +100,7 @@ class Checkpoints:
 
     def complete(self, result: TrainResult) -> None:
         """Say that training is complete and its last checkpoint is the result."""
+        failpoints.reached("training-completes")
         with writing(self._stage):
             durable.write_file(self._folder / MANIFEST, CompletedTraining(plan=self._plan, result=result).to_json())
 
@@ -114,12 +126,40 @@ class Checkpoints:
             )
         return result, _read(self._folder / f"step-{result.step}")
 
-    def _write(self, folder: Path, state: Snapshot) -> None:
-        with writing(self._stage), durable.new_folder(folder) as unfinished:
-            save_file(state.tensors, unfinished / _TENSORS)
-            (unfinished / _STANDING).write_text(state.standing.model_dump_json(by_alias=True))
-            manifest = CheckpointManifest(plan=self._plan, step=state.standing.step, files=durable.digests(unfinished))
-            (unfinished / MANIFEST).write_text(manifest.to_json())
+    def _save_behind(self, state: Snapshot) -> None:
+        try:
+            self.save(lambda: state)
+        except StageError as error:
+            metrics.FAILED_SAVES.inc()
+            logs.warning("checkpoint failed", step=state.standing.step, why=error.message)
+
+    def _write(self, state: Snapshot) -> None:
+        step = state.standing.step
+        try:
+            with writing(self._stage), durable.new_folder(self._folder / f"step-{step}") as unfinished:
+                save_file(state.tensors, unfinished / _TENSORS)
+                failpoints.reached("tensors-written")
+                (unfinished / _STANDING).write_text(state.standing.model_dump_json(by_alias=True))
+                failpoints.reached("standing-written")
+                manifest = CheckpointManifest(plan=self._plan, step=step, files=durable.digests(unfinished))
+                (unfinished / MANIFEST).write_text(manifest.to_json())
+        except OSError as error:
+            raise self._not_saved(step, Reason.OUTPUT_NOT_WRITABLE, str(error), ExitCode.INTERNAL) from error
+        except StageError as error:
+            raise self._not_saved(step, error.reason, error.message, error.code) from error
+
+    def _not_saved(self, step: int, reason: Reason, why: str, code: ExitCode) -> StageError:
+        durable = "no step is durable" if self.durable_step is None else f"step {self.durable_step} is durable"
+        return StageError(reason, f"Step {step} could not be saved; {durable}. {why}", code)
+
+    def _prune(self, newest: int) -> None:
+        """Keep the one that has just become durable and those before it. What seems newer had been passed over."""
+        by_step = self._by_step()
+        kept = [folder for step, folder in by_step if step <= newest][: self._kept]
+        for _, folder in by_step:
+            if folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+                failpoints.reached("checkpoint-pruned")
 
     def _by_step(self) -> list[tuple[int, Path]]:
         found = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in self._folder.glob("step-*"))
@@ -127,12 +167,15 @@ class Checkpoints:
 
     def _damage(self, folder: Path, step: int) -> str | None:
         """Why a checkpoint can't be used; None when it can."""
-        manifest = durable.read_manifest(folder, CheckpointManifest)
-        if manifest is None:
-            return f"no {MANIFEST}"
-        if (manifest.plan, manifest.step) != (self._plan, step):
-            return "of another plan"
-        file = durable.damaged_file(folder, manifest.files)
+        try:
+            manifest = durable.read_manifest(folder, CheckpointManifest)
+            if manifest is None:
+                return f"no {MANIFEST}, or a torn one"
+            if (manifest.plan, manifest.step) != (self._plan, step):
+                return "of another plan"
+            file = durable.damaged_file(folder, manifest.files)
+        except OSError as error:  # a disk that has lost a block says so only when it is read
+            return f"can't be read: {error}"
         return f"{file} is missing or damaged" if file else None
 
 

@@ -3,6 +3,7 @@
 import torch
 from peft import PeftModel
 
+from sluice_trainer import failpoints
 from sluice_trainer.prepared import TokenRows
 from sluice_trainer.train.batches import MicroBatch, learnt_tokens, summed_loss
 from sluice_trainer.train.group import Group
@@ -21,6 +22,7 @@ def evaluate(model: PeftModel, rows: TokenRows, size: int, group: Group) -> floa
     model.eval()
     with torch.inference_mode():
         for turn in group.turns(len(starts)):
+            failpoints.reached("evaluates")
             indices = range(len(rows))[starts[turn] : starts[turn] + size]
             losses[turn] = summed_loss(model, MicroBatch.of([rows[index] for index in indices], group.device))
     model.train()

@@ -5,7 +5,6 @@ same bits would override most of it.
 """
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec, TrainResult
 from sluice_api.training import Training
-from sluice_trainer import base_model, logs, metrics, plan, prepared
+from sluice_trainer import base_model, failpoints, logs, metrics, plan, prepared
 from sluice_trainer.errors import StageError
 from sluice_trainer.places import work
 from sluice_trainer.prepared import Prepared
@@ -31,6 +30,7 @@ from sluice_trainer.train.model import load_base, trainable, with_adapter
 from sluice_trainer.train.pace import Pace
 from sluice_trainer.train.randomness import seed_all
 from sluice_trainer.train.state import Standing, TrainingState
+from sluice_trainer.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,19 @@ def _trained(run: Run, stop: StopSignal) -> TrainResult:
         checkpoints.save(run.state.last_snapshot)
         return result()
 
-    with stop.saved_by(save_last) if run.group.leads else nullcontext():
-        _train_to_the_end(run)
-        complete = result(_evaluate(run))
-        if run.group.leads:
-            checkpoints.complete(complete)
-        return complete
+    if run.group.leads:
+        stop.saved_by(save_last)
+    with Watchdog(run.reporter) as watchdog:
+        _train_to_the_end(run, watchdog)
+    complete = result(_evaluate(run))
+    if run.group.leads:
+        checkpoints.complete(complete)
+    return complete
 
 
-def _train_to_the_end(run: Run) -> None:
+def _train_to_the_end(run: Run, watchdog: Watchdog) -> None:
     """All steps that are left, with a durable checkpoint every so often and after the last one."""
-    state, pace = run.state, Pace()
+    state, pace, due = run.state, Pace(), False
     total = state.standing.total_steps
     largest_gradient = float(run.training.max_gradient_norm) or math.inf
     run.reporter.update(activity=Activity.TRAINING)
@@ -130,21 +132,28 @@ def _train_to_the_end(run: Run) -> None:
         _check_finite(step, clip_grad_norm_(state.weights.values(), largest_gradient), state.standing)
         for group in state.optimizer.param_groups:
             group["lr"] = state.standing.learning_rate
+        failpoints.reached("update-begins")
         with state.updating():
             state.optimizer.step()
+            failpoints.reached("update-half-done")
             state.standing = _next_standing(run, step)
+        failpoints.reached("update-done")
         state.optimizer.zero_grad()
         pace.step(step.tokens)
+        watchdog.step(pace.step_seconds)
         _report(run, step, pace)
-        due = _is_due(run.training.checkpoint_every_steps, state.standing.step) or state.standing.step == total
-        if due and run.group.leads:
+        due = due or _is_due(run.training.checkpoint_every_steps, state.standing.step)
+        if due and run.group.leads and state.standing.step < total:
             with metrics.SAVE_SECONDS.time():
-                saved = run.checkpoints.save(state.snapshot)
-            run.reporter.update(checkpoint_step=saved)
-            run.checkpoints.prune()
+                due = not run.checkpoints.save_behind(state.snapshot)
         if _is_due(run.training.evaluate_every_steps, state.standing.step) and state.standing.step < total:
-            _evaluate(run)
+            with watchdog.paused():
+                _evaluate(run)
             run.reporter.update(activity=Activity.TRAINING)
+    if run.group.leads:
+        with metrics.SAVE_SECONDS.time():
+            saved = run.checkpoints.save(state.snapshot)
+        run.reporter.update(checkpoint_step=saved)
 
 
 def _is_due(every: int | None, step: int) -> bool:
@@ -160,7 +169,9 @@ def _forward_and_backward(run: Run) -> Step:
     share = group.share(len(rows))
     for place, batch in micro_batches(run.data.training, rows, share, run.micro_batch_size, group.device):
         seed_all(run.training.seed, step, place)
+        failpoints.reached("forward")
         loss = summed_loss(run.model, batch)
+        failpoints.reached("backward")
         (loss / learnt).backward()
         loss_sum += loss.detach()
     group.sum_gradients_(list(run.state.weights.values()), loss_sum)
@@ -200,6 +211,8 @@ def _report(run: Run, step: Step, pace: Pace) -> None:
     metrics.TOKENS.inc(step.tokens)
     metrics.STEPS.set(standing.step)
     metrics.LOSS.set(step.loss)
+    if run.group.leads:
+        logs.info("step", step=standing.step, loss=step.loss)
     run.reporter.update(
         loss_sum=step.loss_sum,
         loss_tokens=step.learnt_tokens,
@@ -208,6 +221,8 @@ def _report(run: Run, step: Step, pace: Pace) -> None:
         tokens_per_second=round(pace.tokens_per_second, 1),
         step_seconds=round(pace.step_seconds, 4),
         seconds_left=pace.seconds_left(standing.total_steps - standing.step),
+        checkpoint_step=run.checkpoints.durable_step,
+        message=None,
         gpu_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
     )
 
@@ -232,7 +247,9 @@ def _load(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Re
     torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
     logs.info("device", device=str(group.device), threads=torch.get_num_threads())
+    failpoints.reached("model-loads")
     model = with_adapter(load_base(base, training), stage.spec).to(group.device)
+    failpoints.reached("model-loaded")
     weights = trainable(model)
     optimizer = torch.optim.AdamW(
         weights.values(),

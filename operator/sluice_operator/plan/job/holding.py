@@ -152,7 +152,9 @@ def _train(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step
     if silent is None:
         message = f"On {live.claim.summary}, attempt {live.stage_job.attempt}."
         return Step(Reason.TRAINING, message, admitted=True, again_at=now + timedelta(seconds=30))
-    message = f"No report from {min(pods, key=lambda pod: pod.index).key.name} for {silent.seconds} s."
+    heartbeat = world.heartbeats.get(live.stage_job.uid)
+    trouble = f" It said: {heartbeat.trouble}" if heartbeat and heartbeat.trouble else ""
+    message = f"No step from {min(pods, key=lambda pod: pod.index).key.name} for {silent.seconds} s.{trouble}"
     over = silent >= _stalled_after(world, live, limits) + _STALL_GRACE
     return Step(Reason.STALLED, message, admitted=True, give_up=over, again_at=now + timedelta(seconds=10))
 

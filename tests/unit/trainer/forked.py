@@ -1,0 +1,169 @@
+"""Stages in processes that are forked from one which has imported torch: they start in a tenth of the time.
+
+The process in between also tells that a stage has been halted by SIGSTOP, which only a parent learns.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sluice_api.stages import ExitCode, StageOutcome
+from tests.unit.trainer.jobs import REPOSITORY, Job
+
+TRAINING = (("epochs", 3), ("microBatchSize", 4), ("checkpointEverySteps", 4))
+"""15 steps of 27 micro-batches; steps 4, 8, 12 and 15 are saved, the last two of them kept."""
+STAGES = ("Prepare", "Train", "Export")
+
+_PARENT = """
+import json, os, runpy, sys
+import sluice_trainer.data.prepare, sluice_trainer.export.export, sluice_trainer.train.loop
+
+def become(stage, environment, log, before):
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for number in (1, 2):
+        os.dup2(descriptor, number)
+    sys.argv = ["sluice_trainer", stage]
+    exec(before, {})
+    runpy.run_module("sluice_trainer", run_name="__main__", alter_sys=True)
+
+for line in sys.stdin:
+    match json.loads(line):
+        case {"wait": pid}:
+            answer = os.waitpid(pid, os.WUNTRACED)[1]
+        case asked:
+            answer = os.fork()
+            if answer == 0:
+                become(**asked)
+    print(answer, flush=True)
+"""
+
+
+@dataclass
+class Forked:
+    """One stage's process."""
+
+    parent: "Parent"
+    stage: str
+    pid: int
+    log: Path
+    outcome_file: Path
+
+    def wait(self) -> int:
+        """Until it has ended or halts; its exit code, or minus the signal that ended or halted it."""
+        status = self.parent.ask({"wait": self.pid})
+        return -os.WSTOPSIG(status) if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
+
+    def send(self, *numbers: signal.Signals) -> None:
+        """Signals, one after the other."""
+        for number in numbers:
+            os.kill(self.pid, number)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The lines of one event that it has logged so far."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == name]
+
+    @property
+    def outcome(self) -> StageOutcome:
+        """What it left in its termination message."""
+        return StageOutcome.model_validate_json(self.outcome_file.read_bytes())
+
+
+class Parent:
+    """The process that has imported torch."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._started = 0
+
+    def ask(self, question: dict[str, Any]) -> int:
+        """What it answers."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def start(self, job: Job, stage: str, failpoint: str = "", before: str = "") -> Forked:
+        """A stage of a job.
+
+        Args:
+            failpoint: <place>:<nth time>:<signal>.
+            before: Python for the new process to begin with.
+        """
+        self._started += 1
+        log = job.volumes / f"{job.name}-{self._started}.log"
+        outcome = log.with_suffix(".json")
+        environment = {
+            "SLUICE_STAGE": job.stage(stage, attempt=self._started).to_json(),
+            "SLUICE_VOLUMES": str(job.volumes),
+            "SLUICE_TERMINATION_FILE": str(outcome),
+        }
+        if failpoint:
+            environment["SLUICE_FAILPOINT"] = failpoint
+        asked = {"stage": stage.lower(), "environment": environment, "log": str(log), "before": before}
+        return Forked(self, stage, self.ask(asked), log, outcome)
+
+    def before(self, job: Job, stage: str) -> tuple[Forked, ...]:
+        """All stages that come before this one, to their end."""
+        return tuple(self.whole(job, earlier) for earlier in STAGES[: STAGES.index(stage)])
+
+    def whole(self, job: Job, stage: str) -> Forked:
+        """A stage to its end."""
+        run = self.start(job, stage)
+        assert run.wait() == ExitCode.DONE, run.log.read_text()
+        return run
+
+
+@contextmanager
+def parent() -> Iterator[Parent]:
+    """The process that has imported torch, and does nothing with it."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
+        "SLUICE_METRICS_PORT": "0",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", _PARENT], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield Parent(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@dataclass(frozen=True)
+class Story:
+    """A job from its beginning to its end, with whatever happened on the way."""
+
+    runs: tuple[Forked, ...]
+
+    @property
+    def losses(self) -> dict[int, set[float]]:
+        """All that was logged as the loss of each step, by whichever attempt."""
+        logged: dict[int, set[float]] = {}
+        for run in self.runs:
+            for event in run.events("step"):
+                logged.setdefault(event["step"], set()).add(event["loss"])
+        return logged
+
+    @property
+    def digest(self) -> str:
+        """Of the adapter."""
+        assert self.runs[-1].outcome.export is not None
+        return self.runs[-1].outcome.export.digest
+
+
+def story(parent: Parent, job: Job, *runs: Forked) -> Story:
+    """A job to its end, from the stage that the last of some runs was disturbed in."""
+    left = STAGES[STAGES.index(runs[-1].stage) if runs else 0 :]
+    return Story((*runs, *(parent.whole(job, stage) for stage in left)))

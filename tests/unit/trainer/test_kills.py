@@ -1,0 +1,96 @@
+"""SIGKILL at any place: the losses as logged, and the adapter, have the bits of a run that nobody disturbed.
+
+`make test` tries a few places, `make soak` all. Some by their ids, or so many:
+
+    SLUICE_KILLS=Train:tensors-written:2,Export:adapter-checked:1 python3 -m pytest tests/unit/trainer/test_kills.py
+"""
+
+import os
+import random
+import signal
+
+import pytest
+
+from tests.unit.trainer.forked import TRAINING, Parent, Story, story
+from tests.unit.trainer.jobs import Job
+
+SEED = 9
+INSIDE_A_SAVE = {
+    "state-copied": 3,
+    "folder-made": 4,
+    "tensors-written": 4,
+    "standing-written": 4,
+    "folder-written": 4,
+    "folder-synced": 4,
+    "folder-renamed": 4,
+    "folder-durable": 4,
+    "checkpoint-pruned": 2,
+}
+ELSEWHERE = {
+    "stage-begins": 1,
+    "model-loads": 1,
+    "model-loaded": 1,
+    "evaluates": 2,
+    "forward": 27,
+    "backward": 27,
+    "update-begins": 15,
+    "update-half-done": 15,
+    "update-done": 15,
+    "training-completes": 1,
+    "file-written": 1,
+    "file-renamed": 1,
+}
+"""How often the Train stage of an undisturbed run comes by."""
+EXPORTING = ("adapter-written", "adapter-checked", "folder-synced", "folder-renamed")
+FEW = 5
+
+
+def all_kills() -> list[str]:
+    """Thirty, ten of them inside a save: each place once, at a seeded moment, and a few again."""
+    draw = random.Random(SEED)
+    inside = [*INSIDE_A_SAVE, "tensors-written"]
+    elsewhere = [*ELSEWHERE, *draw.sample(("forward", "backward", "update-half-done", "update-done"), 4)]
+    often = INSIDE_A_SAVE | ELSEWHERE
+    train = [f"Train:{place}:{draw.randint(1, often[place])}" for place in (*inside, *elsewhere)]
+    return [*train, *(f"Export:{place}:1" for place in EXPORTING)]
+
+
+def chosen(choice: str) -> list[str]:
+    """All, so many, those with these ids, or a few that differ most."""
+    if choice in ("", "all") or choice.isdecimal():
+        few = len(all_kills()) if choice == "all" else int(choice or FEW)
+        return random.Random(SEED).sample(all_kills(), few) if few < len(all_kills()) else all_kills()
+    return choice.split(",")
+
+
+@pytest.mark.parametrize("kill", chosen(os.environ.get("SLUICE_KILLS", "")))
+def test_a_sigkill_costs_no_bit(job: Job, parent: Parent, undisturbed: Story, kill: str) -> None:
+    job = Job(job.volumes, training=TRAINING)
+    stage, place = kill.split(":", 1)
+    before = parent.before(job, stage)
+    killed = parent.start(job, stage, f"{place}:SIGKILL")
+    assert killed.wait() == -signal.SIGKILL
+    durable = max((event["step"] for event in killed.events("checkpoint")), default=0)
+
+    whole = story(parent, job, *before, killed)
+    after = whole.runs[len(before) + 1]
+    assert all((event["resumed_from"] or 0) >= durable for event in after.events("begin"))
+    assert whole.losses == undisturbed.losses
+    assert whole.digest == undisturbed.digest
+
+
+def test_a_sigkill_while_a_damaged_checkpoint_is_replaced(job: Job, parent: Parent, undisturbed: Story) -> None:
+    job = Job(job.volumes, training=TRAINING)
+    before = parent.before(job, "Train")
+    first = parent.start(job, "Train", "forward:20:SIGKILL")
+    assert first.wait() == -signal.SIGKILL
+    tensors = job.work / "checkpoints" / "step-8" / "state.safetensors"
+    os.truncate(tensors, tensors.stat().st_size // 2)
+    second = parent.start(job, "Train", "folder-set-aside:1:SIGKILL")
+    assert second.wait() == -signal.SIGKILL
+
+    whole = story(parent, job, *before, first, second)
+    assert [event["resumed_from"] for run in whole.runs for event in run.events("begin")] == [None, 4, 4]
+    assert whole.losses == undisturbed.losses
+    assert whole.digest == undisturbed.digest
+    assert not [*(job.work / "checkpoints").glob(".unfinished*")]

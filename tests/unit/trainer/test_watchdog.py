@@ -1,0 +1,112 @@
+"""A training that stands still says so, and where."""
+
+import json
+import signal
+import threading
+from typing import Any
+
+import pytest
+
+from sluice_api.stages import ExitCode
+from sluice_trainer.report import Reporter
+from sluice_trainer.train.watchdog import Watchdog, allowed
+from tests.unit.trainer.forked import TRAINING, Parent
+from tests.unit.trainer.jobs import Job
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "seconds"),
+    [(None, 120), (0.1, 120), (24.0, 120), (25.0, 125), (600.0, 3000)],
+)
+def test_a_step_may_take_five_median_steps_and_two_minutes(step_seconds: float | None, seconds: float) -> None:
+    assert allowed(step_seconds, patience=120) == seconds
+
+
+class Told(Reporter):
+    """What was told to the operator."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.said = threading.Semaphore(0)
+
+    def update(self, *, loss_sum: float = 0.0, loss_tokens: int = 0, **changes: Any) -> None:
+        self.messages.append(changes["message"])
+        if changes["message"]:
+            self.said.release()
+
+
+def complaints(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return [line for line in lines if line["event"].startswith("no progress")]
+
+
+def a_step_that_hangs(until: threading.Semaphore) -> bool:
+    return until.acquire(timeout=10)
+
+
+def test_a_step_that_hangs_is_told_once_with_the_stack_of_every_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    told, over = Told(), threading.Event()
+    threading.Thread(target=over.wait, args=(10,), name="another").start()
+    with Watchdog(told, patience=0.05) as watchdog:
+        assert a_step_that_hangs(told.said)
+        assert not told.said.acquire(timeout=0.2)
+        watchdog.step(0.001)
+        assert a_step_that_hangs(told.said)
+    over.set()
+    first, goes_on, _ = told.messages
+    assert goes_on is None
+    assert first.startswith("no progress for 0 s; training is in ")
+    assert " a_step_that_hangs" in first
+
+    first_line, _ = complaints(capsys)
+    assert first_line["event"] == "no progress for 0 s"
+    assert first_line["level"] == "warning"
+    assert {"MainThread", "another", "watchdog"} <= first_line["stacks"].keys()
+    assert any(frame.endswith(" a_step_that_hangs") for frame in first_line["stacks"]["MainThread"])
+    assert first_line["stacks"]["another"][-1].endswith(" wait")
+
+
+def test_nobody_is_told_of_steps_that_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    told = Told()
+    with Watchdog(told, patience=0.2) as watchdog:
+        for _ in range(10):
+            assert not told.said.acquire(timeout=0.05)
+            watchdog.step(0.05)
+    assert (told.messages, complaints(capsys)) == ([], [])
+
+
+HANGS = """
+import os, signal, threading
+from sluice_trainer import report
+from sluice_trainer.train import loop, watchdog
+
+whole, left, update = loop.summed_loss, iter(range(12)), report.Reporter.update
+
+def summed_loss(model, batch):
+    if next(left, None) is None:
+        threading.Event().wait()
+    return whole(model, batch)
+
+def halts_with_a_message(reporter, **changes):
+    update(reporter, **changes)
+    if changes.get("message"):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+loop.summed_loss, report.Reporter.update = summed_loss, halts_with_a_message
+watchdog.PATIENCE, loop.Pace.step_seconds = 2, 0.6
+"""
+"""In its seventh step, after steps that are said to take 0.6 s: 3 s are too long then, and 2 s before the first."""
+
+
+def test_a_training_that_hangs_tells_the_operator_and_can_still_be_stopped(job: Job, parent: Parent) -> None:
+    job = Job(job.volumes, training=TRAINING)
+    parent.before(job, "Train")
+    hanging = parent.start(job, "Train", before=HANGS)
+    assert hanging.wait() == -signal.SIGSTOP
+    hanging.send(signal.SIGTERM, signal.SIGCONT)
+    assert hanging.wait() == ExitCode.REQUEUE
+    assert hanging.outcome.message == "Told to stop; step 6 of 15 is saved."
+    (message,) = {report["message"] for report in hanging.events("report") if "message" in report}
+    assert float(message.split()[3]) >= 3
+    assert "_forward_and_backward" in message
+    assert hanging.events(message.partition(";")[0])[0]["stacks"]["MainThread"][-1].endswith(" wait")
