@@ -51,8 +51,3 @@ def learning_rate(step: int, total: int, training: Training) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
-
-
-def micro_batch_size(training: Training, gpus: int) -> int:
-    """Rows at once in the memory of each of all GPUs."""
-    return training.micro_batch_size or math.ceil(training.batch_size / gpus)
