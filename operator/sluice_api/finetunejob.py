@@ -91,7 +91,8 @@ class Training(Model):
         None,
         ge=1,
         le=4096,
-        description="Rows at once in the memory of one GPU; batchSize must be a multiple. Default: its whole share.",
+        description="Rows at once in the memory of one GPU; batchSize must be a multiple. "
+        "Default: as many tokens as fit and are fast.",
     )
     warmup_steps: int = Field(10, ge=0, le=100_000, description="Steps until the learning rate is at its peak.")
     checkpoint_every_steps: int = Field(
