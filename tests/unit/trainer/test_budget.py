@@ -136,7 +136,7 @@ def test_on_a_gpu_it_is_tried_out(
 
 @pytest.mark.parametrize(
     ("free", "tokens", "checkpointing"),
-    [(1 << 40, 1024, False), (12 * MIB, 256, False), (3 * MIB, 64, False), (MIB, 64, True), (MIB // 2, 40, True)],
+    [(1 << 40, 512, False), (12 * MIB, 256, False), (3 * MIB, 64, False), (MIB, 64, True), (MIB // 2, 40, True)],
 )
 def test_on_a_cpu_it_is_estimated(free: int, tokens: int, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "free_bytes", lambda *_: HOLES + free)

@@ -18,8 +18,11 @@ from sluice_trainer.train.group import Group
 from sluice_trainer.train.memory import MEASURED, Cost, cost_through, free_bytes, peak_bytes
 from sluice_trainer.train.packing import Batching
 
-MOST_TOKENS = {"cpu": 1024, "cuda": 8192}
-"""Where a larger micro-batch is no faster any more: attention's work grows with its square, masked or not."""
+MOST_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Where a larger micro-batch is no faster any more: attention's work grows with its square, masked or not.
+
+Measured on a CPU only: 512 is 11 % faster than 1,024, and as fast as 256, on layers of SmolLM-135M.
+"""
 
 Fits = Callable[[int], bool]
 """Whether a micro-batch of so many tokens fits into memory."""
