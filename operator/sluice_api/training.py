@@ -98,7 +98,8 @@ class Training(Model):
         None,
         ge=1,
         le=4096,
-        description="Rows at once in the memory of one GPU; batchSize must be a multiple. Default: its whole share.",
+        description="Rows at once in the memory of one GPU; batchSize must be a multiple. "
+        "Default: as many tokens as fit and are fast.",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="Precision of the base model while training; the adapter is float32."

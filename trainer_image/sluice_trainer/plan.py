@@ -58,8 +58,3 @@ def learning_rate(step: int, total: int, training: Training) -> float:
             return peak * (1 - done)
         case Schedule.CONSTANT:
             return peak
-
-
-def micro_batch_size(training: Training, gpus: int) -> int:
-    """Rows at once in the memory of each of all GPUs."""
-    return training.micro_batch_size or math.ceil(training.batch_size / gpus)

@@ -41,6 +41,17 @@ if os.environ.get("SLUICE_LOCAL_RANK") == "1":
 """A sitecustomize.py, which Python runs first."""
 
 
+NARROW_CHILD = """
+import os
+
+if os.environ.get("SLUICE_LOCAL_RANK") == "1":
+    from sluice_trainer.train import exact, memory
+
+    exact.why_not_packed = lambda *_: "it leaks here"
+    memory.free_bytes = lambda *_: 0
+"""
+
+
 class Pods:
     """The pods of a group, as processes of this machine."""
 
@@ -146,6 +157,31 @@ def test_two_gpus_of_a_pod_learn_the_same_bits_as_one_process(
     assert pods.outcome(0) == StageOutcome(reason=Reason.DONE, train=expected)
     assert losses(log) == by_one
     assert trained(pods.job) == trained(alone)
+
+
+@pytest.mark.parametrize("narrow", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_gpus_that_pack_alike_learn_what_one_process_learns(
+    narrow: bool, alone: Job, pods: Pods, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also when only one of them finds that packs leak, and has no memory to spare."""
+    if narrow:
+        (tmp_path / "sitecustomize.py").write_text(NARROW_CHILD)
+    by_tokens = tuple((name, value) for name, value in SHORT if name != "microBatchSize")
+    lora = ("lora", {"rank": 8})  # without dropout, which draws for each pack
+    alone = prepare(replace(alone, spec=(*alone.spec, lora)), pods, ONE_POD, by_tokens)
+    expected = alone.train()
+    by_one = losses(printed(capsys))
+    (pod,) = pods.start(PYTHONPATH=f"{tmp_path}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image")
+    log = list(events(pod))
+    assert pod.wait(10) == ExitCode.DONE
+    first, second = ((event["packed"], event["tokens"]) for event in log if event["event"] == "micro-batches")
+    assert first == second
+    assert first[0] is not narrow
+    assert [event["event"] for event in log].count("gradient checkpointing is on") == (2 if narrow else 0)
+    assert losses(log) == pytest.approx(by_one, rel=1e-5)
+    together = pods.outcome(0).train
+    assert together is not None
+    assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
 
 
 @pytest.mark.slow

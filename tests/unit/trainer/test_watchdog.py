@@ -26,7 +26,7 @@ class Told(Reporter):
     """What was told to the operator."""
 
     def __init__(self) -> None:
-        self.messages: list[str] = []
+        self.messages: list[str | None] = []
         self.said = threading.Semaphore(0)
 
     def update(self, *, loss_sum: float = 0.0, loss_tokens: int = 0, **changes: Any) -> None:
@@ -55,6 +55,7 @@ def test_a_step_that_hangs_is_told_once_with_the_stack_of_every_thread(capsys: p
     over.set()
     first, goes_on, _ = told.messages
     assert goes_on is None
+    assert first is not None
     assert first.startswith("no progress for 0 s; training is in ")
     assert " a_step_that_hangs" in first
 

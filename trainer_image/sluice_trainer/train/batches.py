@@ -11,20 +11,25 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sluice_trainer.prepared import TokenRow, TokenRows
+from sluice_trainer.ranks import Rank
+from sluice_trainer.train.packing import Batching, micro_batches
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows side by side, padded on the right.
+    """Rows end to end in one sequence, or side by side and padded on the right.
 
-    No attention mask goes with them: in a causal model no real token sees the padding behind it, and nothing is
-    learnt from what the padding sees.
+    No attention mask goes with them. Where positions begin anew in a sequence, transformers lets no token see what
+    is before, but only when there is no mask. And in a causal model no real token sees the padding behind it, and
+    nothing is learnt from what the padding sees.
     """
 
     input_ids: Tensor
-    """int64, rows x longest."""
+    """int64, 1 x tokens when packed, rows x longest when padded."""
     learnt: Tensor
-    """bool, rows x longest: tokens with a loss."""
+    """bool, as input_ids: tokens with a loss."""
+    position_ids: Tensor | None = None
+    """int64, 1 x tokens, from 0 in each row; None when padded."""
 
     @classmethod
     def of(cls, rows: Sequence[TokenRow], device: torch.device) -> "MicroBatch":
@@ -37,14 +42,27 @@ class MicroBatch:
             learnt[index, : len(row.learnt)] = row.learnt
         return cls(torch.from_numpy(input_ids).to(device), torch.from_numpy(learnt).to(device))
 
+    @classmethod
+    def packed(cls, rows: Sequence[TokenRow], device: torch.device) -> "MicroBatch":
+        """Lay rows end to end. Nobody predicts the first token of a row: the one before it is of another row."""
+        position_ids = np.concatenate([np.arange(len(row.input_ids)) for row in rows])
+        input_ids = np.concatenate([row.input_ids for row in rows]).astype(np.int64)
+        learnt = np.concatenate([row.learnt for row in rows]).astype(np.bool_) & (position_ids > 0)
+        return cls(*(torch.from_numpy(each).unsqueeze(0).to(device) for each in (input_ids, learnt, position_ids)))
 
-def micro_batches(
-    rows: TokenRows, indices: Sequence[int], share: range, size: int, device: torch.device
+
+def batches_of(
+    rows: TokenRows, indices: Sequence[int], batching: Batching, rank: Rank, device: torch.device
 ) -> Iterator[tuple[int, MicroBatch]]:
-    """A share of one step's rows, a few at a time, with the place in the step of the first of them."""
-    for start in range(share.start, share.stop, size):
-        places = range(start, min(start + size, share.stop))
-        yield start, MicroBatch.of([rows[indices[place]] for place in places], device)
+    """One process's share of some rows, a few at a time, with the place among all of the first of them."""
+    lengths = [len(rows[index].input_ids) for index in indices]
+    for places in micro_batches(lengths, batching, rank.size)[rank.number]:
+        yield places[0], put_together([rows[indices[place]] for place in places], batching, device)
+
+
+def put_together(rows: Sequence[TokenRow], batching: Batching, device: torch.device) -> MicroBatch:
+    """Rows as one micro-batch."""
+    return MicroBatch.packed(rows, device) if batching.packed else MicroBatch.of(rows, device)
 
 
 def learnt_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
@@ -64,10 +82,13 @@ def summed_loss(model: PeftModel, batch: MicroBatch) -> Tensor:
     """
     predicting = batch.learnt[:, 1:]
     targets = batch.input_ids[:, 1:]
+    inputs = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.position_ids is not None:
+        inputs["position_ids"] = batch.position_ids
     if "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters:
         columns = predicting.any(dim=0).nonzero().squeeze(1)
-        logits = model(input_ids=batch.input_ids, logits_to_keep=columns, use_cache=False).logits
+        logits = model(**inputs, logits_to_keep=columns).logits
         predicting, targets = predicting[:, columns], targets[:, columns]
     else:
-        logits = model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1]
+        logits = model(**inputs).logits[:, :-1]
     return cross_entropy(logits[predicting].float(), targets[predicting], reduction="sum")

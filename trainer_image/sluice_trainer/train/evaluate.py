@@ -5,26 +5,31 @@ from peft import PeftModel
 
 from sluice_trainer import failpoints
 from sluice_trainer.prepared import TokenRows
-from sluice_trainer.train.batches import MicroBatch, learnt_tokens, summed_loss
+from sluice_trainer.train.batches import learnt_tokens, put_together, summed_loss
 from sluice_trainer.train.group import Group
+from sluice_trainer.train.packing import Batching, micro_batches
+
+_WINDOW = 256
+"""Rows that are put into micro-batches together."""
 
 
-def evaluate(model: PeftModel, rows: TokenRows, size: int, group: Group) -> float | None:
-    """Mean loss over the learnt tokens of all rows, in nats; None without rows. The same bits in any group.
-
-    Args:
-        size: Rows at once.
-    """
+def evaluate(model: PeftModel, rows: TokenRows, batching: Batching, group: Group) -> float | None:
+    """Mean loss over the learnt tokens of all rows, in nats; None without rows. The same bits in any group."""
     if len(rows) == 0:
         return None
-    starts = range(0, len(rows), size)
-    losses = torch.zeros(len(starts), dtype=torch.float64, device=group.device)
+    lengths = rows.lengths
+    batches = [
+        [start + place for place in places]
+        for start in range(0, len(rows), _WINDOW)
+        for places in micro_batches(lengths[start : start + _WINDOW], batching, 1)[0]
+    ]
+    losses = torch.zeros(len(batches), dtype=torch.float64, device=group.device)
     model.eval()
     with torch.inference_mode():
-        for turn in group.turns(len(starts)):
+        for turn in group.turns(len(batches)):
             failpoints.reached("evaluates")
-            indices = range(len(rows))[starts[turn] : starts[turn] + size]
-            losses[turn] = summed_loss(model, MicroBatch.of([rows[index] for index in indices], group.device))
+            batch = put_together([rows[index] for index in batches[turn]], batching, group.device)
+            losses[turn] = summed_loss(model, batch)
     model.train()
     group.sum_(losses)
     return float(sum(losses.tolist())) / learnt_tokens(rows, range(len(rows)))

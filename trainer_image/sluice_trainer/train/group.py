@@ -44,12 +44,6 @@ class Group:
         """This is the process that reports, saves and has the result."""
         return self.rank.leads
 
-    def share(self, count: int) -> range:
-        """Which of so many rows are this process's: contiguous, as many as anybody's or one more."""
-        each, more = divmod(count, self.rank.size)
-        start = self.rank.number * each + min(self.rank.number, more)
-        return range(start, start + each + (self.rank.number < more))
-
     def turns(self, count: int) -> range:
         """Which of so many tasks are this process's, one after the other around the group."""
         return range(self.rank.number, count, self.rank.size)
@@ -59,6 +53,12 @@ class Group:
         if self.rank.size > 1:
             with _peers():
                 dist.all_reduce(tensor)
+
+    def agrees(self, yes: bool) -> bool:
+        """Whether everybody says yes."""
+        no = torch.tensor(float(not yes), device=self.device)
+        self.sum_(no)
+        return no.item() == 0
 
     def sum_gradients_(self, weights: Sequence[nn.Parameter], loss_sum: Tensor) -> None:
         """Replace gradients and loss by their sums, in one go. Who had no rows adds zeros."""

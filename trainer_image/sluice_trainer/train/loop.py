@@ -22,12 +22,14 @@ from sluice_trainer.prepared import Prepared
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter
 from sluice_trainer.signals import StopSignal
-from sluice_trainer.train.batches import all_tokens, learnt_tokens, micro_batches, summed_loss
+from sluice_trainer.train.batches import all_tokens, batches_of, learnt_tokens, summed_loss
+from sluice_trainer.train.budget import batching_for
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.evaluate import evaluate
 from sluice_trainer.train.group import Group, joined
 from sluice_trainer.train.model import load_base, trainable, with_adapter
 from sluice_trainer.train.pace import Pace
+from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.randomness import seed_all
 from sluice_trainer.train.state import Standing, TrainingState
 from sluice_trainer.train.watchdog import Watchdog
@@ -49,11 +51,6 @@ class Run:
     def rows(self) -> int:
         """Rows to train on."""
         return len(self.data.training)
-
-    @property
-    def micro_batch_size(self) -> int:
-        """Rows at once in the memory of one GPU."""
-        return plan.micro_batch_size(self.training, self.group.rank.size)
 
 
 @dataclass(frozen=True)
@@ -91,8 +88,9 @@ def train(stage: StageSpec, rank: Rank, reporter: Reporter, stop: StopSignal) ->
 def _trained(run: Run, stop: StopSignal) -> TrainResult:
     checkpoints = run.checkpoints
     resumed_from = _resume(run)
+    batching = _decide_batching(run)
     if run.state.standing.evaluation_loss_before is None:
-        before = _evaluate(run)
+        before = _evaluate(run, batching)
         run.state.standing = run.state.standing.model_copy(update={"evaluation_loss_before": before})
 
     def result(evaluation_loss_after: float | None = None) -> TrainResult:
@@ -113,14 +111,14 @@ def _trained(run: Run, stop: StopSignal) -> TrainResult:
     if run.group.leads:
         stop.saved_by(save_last)
     with Watchdog(run.reporter) as watchdog:
-        _train_to_the_end(run, watchdog)
-    complete = result(_evaluate(run))
+        _train_to_the_end(run, batching, watchdog)
+    complete = result(_evaluate(run, batching))
     if run.group.leads:
         checkpoints.complete(complete)
     return complete
 
 
-def _train_to_the_end(run: Run, watchdog: Watchdog) -> None:
+def _train_to_the_end(run: Run, batching: Batching, watchdog: Watchdog) -> None:
     """All steps that are left, with a durable checkpoint every so often and after the last one."""
     state, pace, due = run.state, Pace(), False
     total = state.standing.total_steps
@@ -128,7 +126,7 @@ def _train_to_the_end(run: Run, watchdog: Watchdog) -> None:
     run.reporter.update(activity=Activity.TRAINING)
     while state.standing.step < total:
         pace.start()
-        step = _forward_and_backward(run)
+        step = _forward_and_backward(run, batching)
         _check_finite(step, clip_grad_norm_(state.weights.values(), largest_gradient), state.standing)
         for group in state.optimizer.param_groups:
             group["lr"] = state.standing.learning_rate
@@ -148,7 +146,7 @@ def _train_to_the_end(run: Run, watchdog: Watchdog) -> None:
                 due = not run.checkpoints.save_behind(state.snapshot)
         if _is_due(run.training.evaluate_every_steps, state.standing.step) and state.standing.step < total:
             with watchdog.paused():
-                _evaluate(run)
+                _evaluate(run, batching)
             run.reporter.update(activity=Activity.TRAINING)
     if run.group.leads:
         with metrics.SAVE_SECONDS.time():
@@ -160,14 +158,13 @@ def _is_due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
 
 
-def _forward_and_backward(run: Run) -> Step:
+def _forward_and_backward(run: Run, batching: Batching) -> Step:
     """Gradients of the mean loss over all learnt tokens of the step, however many share it, in whatever pieces."""
     step, group = run.state.standing.step, run.group
     rows = plan.rows_of_step(step, run.rows, run.training).tolist()
     learnt = learnt_tokens(run.data.training, rows)
     loss_sum = torch.zeros((), device=group.device)
-    share = group.share(len(rows))
-    for place, batch in micro_batches(run.data.training, rows, share, run.micro_batch_size, group.device):
+    for place, batch in batches_of(run.data.training, rows, batching, group.rank, group.device):
         seed_all(run.training.seed, step, place)
         failpoints.reached("forward")
         loss = summed_loss(run.model, batch)
@@ -227,9 +224,9 @@ def _report(run: Run, step: Step, pace: Pace) -> None:
     )
 
 
-def _evaluate(run: Run) -> float | None:
+def _evaluate(run: Run, batching: Batching) -> float | None:
     run.reporter.update(activity=Activity.EVALUATING)
-    loss = evaluate(run.model, run.data.validation, run.micro_batch_size, run.group)
+    loss = evaluate(run.model, run.data.validation, batching, run.group)
     if loss is not None:
         metrics.EVALUATION_LOSS.set(loss)
         run.reporter.update(evaluation_loss=loss)
@@ -248,7 +245,7 @@ def _load(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Re
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
     logs.info("device", device=str(group.device), threads=torch.get_num_threads())
     failpoints.reached("model-loads")
-    model = with_adapter(load_base(base, training), stage.spec).to(group.device)
+    model = with_adapter(load_base(base, training), stage.spec).to(group.device).train()
     failpoints.reached("model-loaded")
     weights = trainable(model)
     optimizer = torch.optim.AdamW(
@@ -275,3 +272,11 @@ def _resume(run: Run) -> int | None:
     logs.info("begin", step=standing.step, total=standing.total_steps, resumed_from=resumed_from)
     run.reporter.update(step=standing.step, total_steps=standing.total_steps, checkpoint_step=resumed_from)
     return resumed_from
+
+
+def _decide_batching(run: Run) -> Batching:
+    """How rows go into micro-batches, as the training began with if that still fits."""
+    standing = run.state.standing
+    batching = batching_for(run.model, run.data.training, run.training, run.group, standing.micro_batch_tokens)
+    run.state.standing = standing.model_copy(update={"micro_batch_tokens": batching.tokens})
+    return batching

@@ -29,6 +29,8 @@ class Standing(Model):
     tokens: NonNegativeInt = 0
     """Real tokens trained on, over all attempts."""
     evaluation_loss_before: float | None = None
+    micro_batch_tokens: NonNegativeInt | None = None
+    """The most that a micro-batch holds; None before it is decided. Resuming keeps it: sums round as they are cut."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,186 @@
+"""How large a micro-batch may be: measured small and extrapolated on a CPU, tried out on a GPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from sluice_api.training import Training
+from sluice_trainer.ranks import Rank
+from sluice_trainer.train import budget
+from sluice_trainer.train.batches import MicroBatch, summed_loss
+from sluice_trainer.train.budget import batching_for, largest
+from sluice_trainer.train.group import Group
+from sluice_trainer.train.memory import HOLES, Cost, cost_through, free_bytes
+from tests.unit.trainer.jobs import REPOSITORY
+from tests.unit.trainer.test_packing import SHAPES, adapted, random_rows
+
+ALONE = Group(Rank(), torch.device("cpu"))
+ROWS = random_rows(40, 8, 24)
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("room", "longest", "most", "expected"),
+    [
+        (5000, 40, 1024, 1024),
+        (1023, 40, 1024, 512),
+        (100, 40, 1024, 64),
+        (50, 40, 1024, 40),
+        (40, 40, 1024, 40),
+        (39, 40, 1024, None),
+        (5000, 2000, 1024, 2000),
+        (5000, 40, 256, 256),
+    ],
+)
+def test_a_budget_is_halved_until_it_fits_and_holds_the_longest_row(
+    room: int, longest: int, most: int, expected: int | None
+) -> None:
+    assert largest(lambda tokens: tokens <= room, longest, most) == expected
+
+
+@pytest.mark.parametrize(
+    ("cost", "tokens"), [(Cost(0, 100, 0), 10), (Cost(5000, 100, 3), 1000), (Cost(7, 0.5, 0.25), 4096)]
+)
+def test_what_small_micro_batches_take_tells_what_a_large_one_takes(cost: Cost, tokens: int) -> None:
+    peaks = {n: cost.fixed + cost.token * n + cost.pair * n * n for n in (16, 32, 64)}
+    assert cost_through(peaks).of(tokens) == pytest.approx(cost.of(tokens))  # type: ignore[arg-type]
+
+
+MAXIMUM, CURRENT, CACHE, MAPPED, AVAILABLE = "memory.max", "memory.current", "inactive_file", "file_mapped", "meminfo"
+
+
+@pytest.mark.parametrize(
+    ("rule", "facts", "processes", "expected"),
+    [
+        ("the limit less what is used", {MAXIMUM: 1000, CURRENT: 300}, 1, 700),
+        ("page cache can be taken back", {MAXIMUM: 1000, CURRENT: 300, CACHE: 200}, 1, 900),
+        ("but not what is mapped", {MAXIMUM: 1000, CURRENT: 300, CACHE: 200, MAPPED: 150}, 1, 750),
+        ("no limit", {MAXIMUM: "max", CURRENT: 300, AVAILABLE: 5000}, 1, 5000),
+        ("a limit above what the machine has", {MAXIMUM: 9000, CURRENT: 300, AVAILABLE: 5000}, 1, 5000),
+        ("no cgroup", {AVAILABLE: 5000}, 1, 5000),
+        ("two processes share it", {MAXIMUM: 1000, CURRENT: 300}, 2, 350),
+    ],
+)
+def test_free_memory(rule: str, facts: dict[str, int | str], processes: int, expected: int, tmp_path: Path) -> None:
+    def in_bytes(fact: str, default: int | str = 0) -> str:
+        value = facts.get(fact, default)
+        return value if isinstance(value, str) else str(value * MIB)
+
+    if MAXIMUM in facts:
+        (tmp_path / MAXIMUM).write_text(in_bytes(MAXIMUM))
+        (tmp_path / CURRENT).write_text(in_bytes(CURRENT))
+        stat = {"anon": "0", "active_file": "0", CACHE: in_bytes(CACHE), MAPPED: in_bytes(MAPPED)}
+        (tmp_path / "memory.stat").write_text("".join(f"{key} {value}\n" for key, value in stat.items()))
+    available = facts.get(AVAILABLE, 100_000)
+    (tmp_path / AVAILABLE).write_text(f"MemTotal: 1 kB\nMemAvailable:   {int(available) * 1024} kB\n")
+    model = torch.nn.Linear(100, 100)
+    state = 20 * 10_100
+    assert free_bytes(model, processes, tmp_path, tmp_path / AVAILABLE) == expected * MIB - state, rule
+
+
+class Limited:
+    """A loss for which a GPU's memory holds only so many tokens; twice as many with gradient checkpointing."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.tries: list[int] = []
+
+    def __call__(self, model: PeftModel, batch: MicroBatch) -> Tensor:
+        self.tries.append(batch.input_ids.numel())
+        if batch.input_ids.numel() > self.tokens * (2 if model.is_gradient_checkpointing else 1):
+            summed_loss(model, MicroBatch.of([ROWS[1]], ALONE.device)).backward()  # it got so far
+            raise torch.OutOfMemoryError("no room")
+        return summed_loss(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("rule", "room", "recorded", "tokens", "tries", "checkpointing"),
+    [
+        ("the longest row first, then as much as there may be", 256, None, 256, [40, 256], False),
+        ("halved until it fits", 100, None, 64, [40, 256, 128, 64], False),
+        ("never less than the longest row", 50, None, 40, [40, 256, 128, 64], False),
+        ("what the training began with is kept", 256, 128, 128, [40, 128], False),
+        ("unless it does not fit any more", 100, 128, 64, [40, 128, 64], False),
+        ("checkpointing when the longest row does not fit", 39, None, 64, [40, 40, 256, 128, 64], True),
+    ],
+)
+def test_on_a_gpu_it_is_tried_out(
+    rule: str,
+    room: int,
+    recorded: int | None,
+    tokens: int,
+    tries: list[int],
+    checkpointing: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    limited = Limited(room)
+    monkeypatch.setattr(budget, "summed_loss", limited)
+    monkeypatch.setattr(budget, "estimated", budget.tried)
+    monkeypatch.setitem(budget.MOST_TOKENS, "cpu", 256)
+    model = adapted(SHAPES["Llama"])
+    assert batching_for(model, ROWS, Training(), ALONE, recorded).tokens == tokens, rule
+    assert limited.tries == tries
+    assert model.is_gradient_checkpointing is checkpointing
+    assert all(weight.grad is None for weight in model.parameters())
+    warned = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"warning"' in line]
+    expected = ["the longest row, 40 tokens, does not fit without it"] if checkpointing else []
+    assert [event["why"] for event in warned] == expected
+
+
+@pytest.mark.parametrize(
+    ("free", "tokens", "checkpointing"),
+    [(1 << 40, 512, False), (12 * MIB, 256, False), (3 * MIB, 64, False), (MIB, 64, True), (MIB // 2, 40, True)],
+)
+def test_on_a_cpu_it_is_estimated(free: int, tokens: int, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "free_bytes", lambda *_: HOLES + free)
+    model = adapted(SHAPES["Llama"])
+    assert batching_for(model, ROWS, Training(), ALONE).tokens == tokens
+    assert model.is_gradient_checkpointing is checkpointing
+
+
+def test_rows_win_over_tokens() -> None:
+    batching = batching_for(adapted(SHAPES["Llama"]), ROWS, Training(micro_batch_size=2), ALONE, 128)
+    assert (batching.rows, batching.packed) == (2, True)
+
+
+REAL_PEAK = """
+import sys
+import torch
+from sluice_trainer.train.budget import estimated_cost, example, forward_and_backward
+from tests.unit.trainer.test_budget import ALONE, ROWS
+from tests.unit.trainer.test_packing import SHAPES, adapted
+
+def resident(what):
+    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(what)).split()[1])
+
+torch.set_num_threads(1)
+tokens = int(sys.argv[2])
+model = adapted(SHAPES["Llama"], sys.argv[1])
+cost = estimated_cost(model, ROWS, ALONE, packed=True)
+before = resident("VmRSS")
+forward_and_backward(model, example(ROWS, tokens, 512, ALONE, packed=True))
+print(cost.of(tokens), resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("attention", "tokens"), [("sdpa", 4096), ("eager", 2048)])
+def test_the_estimate_is_no_less_than_the_real_peak_and_less_than_three_times_as_much(
+    attention: str, tokens: int
+) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", REAL_PEAK, attention, str(tokens)],
+        env={"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    estimate, real = map(float, process.stdout.splitlines()[-1].split())
+    assert real <= estimate <= 3 * real

@@ -1,0 +1,203 @@
+"""Packing: the rows of a step in micro-batches that cost less and mean the same."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import transformers as t
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from sluice_trainer.prepared import TokenRow, TokenRows
+from sluice_trainer.train import budget
+from sluice_trainer.train.batches import MicroBatch, summed_loss
+from sluice_trainer.train.exact import why_not_packed
+from sluice_trainer.train.packing import Batching, micro_batches
+from tests.unit.trainer.jobs import Job
+
+CPU = torch.device("cpu")
+
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "initializer_range": 0.3,
+}
+"""Larger weights than usual: what leaks from row to row shows in the loss."""
+SHORT_WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+
+SHAPES = {
+    "Llama": t.LlamaConfig(**SHAPE),
+    "SmolLM": t.LlamaConfig(
+        **{**SHAPE, "hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    ),
+    "Qwen2": t.Qwen2Config(**SHAPE),
+    "Qwen2 with a window": t.Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    "Qwen3": t.Qwen3Config(**SHAPE),
+    "Gemma2": t.Gemma2Config(**SHAPE, **SHORT_WINDOW),
+    "Gemma3": t.Gemma3TextConfig(**SHAPE, **SHORT_WINDOW),
+    "Mistral": t.MistralConfig(**SHAPE, sliding_window=None),
+    "Mistral with a window": t.MistralConfig(**SHAPE, sliding_window=8),
+}
+HYBRIDS = {
+    "LFM2": t.Lfm2Config(**SHAPE, layer_types=["conv", "full_attention", "conv"]),
+    "Qwen3.5": t.Qwen3_5TextConfig(
+        **SHAPE,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        linear_num_value_heads=2,
+        linear_num_key_heads=2,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+    ),
+}
+
+
+def random_rows(*lengths: int) -> TokenRows:
+    """Rows of random tokens, about two thirds of which are learnt."""
+    draw = np.random.default_rng(0)
+    made = (TokenRow(draw.integers(1, 300, n, np.int32), (draw.random(n) < 0.67).astype(np.uint8)) for n in lengths)
+    return TokenRows.of(made)
+
+
+ROWS = random_rows(21, 5, 34, 13)
+
+
+def adapted(config: t.PreTrainedConfig, attention: str = "sdpa") -> PeftModel:
+    """A random model in fp32 with an adapter that is not zero."""
+    torch.manual_seed(0)
+    base = t.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    return get_peft_model(base, lora)
+
+
+def only(rows: TokenRows, learnt: int) -> list[TokenRow]:
+    """All rows, one of which is learnt."""
+    return [replace(rows[index], learnt=rows[index].learnt * (index == learnt)) for index in range(len(rows))]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_row_costs_in_a_pack_what_it_costs_alone(shape: str, attention: str) -> None:
+    model = adapted(SHAPES[shape], attention)
+    assert why_not_packed(model, ROWS, CPU) is None
+    for index in range(len(ROWS)):
+        row = ROWS[index]
+        labels = torch.from_numpy(np.where(row.learnt == 1, row.input_ids, -100)).long()[None]
+        ids = torch.from_numpy(row.input_ids).long()[None]
+        learnt = int(row.learnt[1:].sum())
+        alone = model(input_ids=ids, labels=labels).loss
+        packed = summed_loss(model, MicroBatch.packed(only(ROWS, index), CPU)) / learnt
+        torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["Llama", "Gemma3"])
+def test_packed_rows_pull_the_weights_where_they_pull_them_one_by_one(shape: str) -> None:
+    rows = [ROWS[index] for index in range(len(ROWS))]
+    pulls = []
+    for batches in ([MicroBatch.packed(rows, CPU)], [MicroBatch.of([row], CPU) for row in rows]):
+        model = adapted(SHAPES[shape])
+        for batch in batches:
+            summed_loss(model, batch).backward()
+        pulls.append([weight.grad for weight in model.parameters() if weight.requires_grad])
+    torch.testing.assert_close(*pulls, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", HYBRIDS)
+def test_a_model_that_carries_one_row_into_the_next_is_found_out(shape: str) -> None:
+    why = why_not_packed(adapted(HYBRIDS[shape]), ROWS, CPU)
+    assert why is not None
+    assert "a row's loss in a pack differs by 0." in why
+
+
+PACKED, PADDED = Batching(packed=True, tokens=100), Batching(packed=False, tokens=100)
+
+
+@pytest.mark.parametrize(
+    ("rule", "lengths", "batching", "shares", "expected"),
+    [
+        ("what fits goes together", [30, 40, 30], PACKED, 1, [[[0, 1, 2]]]),
+        ("no more than the budget, and evenly", [60, 60, 30, 30], PACKED, 1, [[[0, 2], [1, 3]]]),
+        ("even though they would fill one and leave a rest", [50, 40, 10, 10], PACKED, 1, [[[0, 3], [1, 2]]]),
+        ("a longer row goes alone", [150, 20, 30], PACKED, 1, [[[0], [1, 2]]]),
+        ("every process has its share", [30, 40, 30, 10], PACKED, 2, [[[1, 3]], [[0, 2]]]),
+        ("tokens are shared, not rows", [90, 20, 20, 20, 20], PACKED, 2, [[[0]], [[1, 2, 3, 4]]]),
+        ("one row for two processes", [30], PACKED, 2, [[[0]], []]),
+        ("no row", [], PACKED, 2, [[], []]),
+        ("padded, like goes with like", [10, 50, 10, 50], PADDED, 1, [[[1, 3], [0, 2]]]),
+        ("padding counts", [70, 10, 10, 10], PADDED, 1, [[[0], [1, 2, 3]]]),
+        ("rows, if a person says so", [90, 90, 9, 9], replace(PACKED, rows=2), 1, [[[0, 1], [2, 3]]]),
+        ("rows of each process", [9, 9, 9, 9], replace(PACKED, rows=4), 2, [[[0, 1]], [[2, 3]]]),
+        ("rows that are padded are sorted", [90, 9, 90, 9], replace(PADDED, rows=2), 1, [[[0, 2], [1, 3]]]),
+    ],
+)
+def test_micro_batches(
+    rule: str, lengths: list[int], batching: Batching, shares: int, expected: list[list[list[int]]]
+) -> None:
+    assert micro_batches(lengths, batching, shares) == expected, rule
+
+
+@pytest.mark.parametrize("shares", [1, 2, 3, 8])
+@pytest.mark.parametrize("batching", [Batching(True, 700), Batching(False, 700), Batching(True, 700, rows=4)])
+def test_any_number_of_processes_sees_each_row_once_within_the_budget(batching: Batching, shares: int) -> None:
+    for seed in range(20):
+        lengths = np.random.default_rng(seed).lognormal(4.5, 0.8, 64).clip(5, 600).astype(int).tolist()
+        hands = micro_batches(lengths, batching, shares)
+        assert sorted(itertools.chain(*itertools.chain(*hands))) == list(range(64))
+        for places in itertools.chain(*hands) if batching.rows is None else ():
+            inside = [lengths[place] for place in places]
+            assert (sum(inside) if batching.packed else max(inside) * len(inside)) <= 700
+        if batching.packed and batching.rows is None:
+            loads = [sum(lengths[place] for places in hand for place in places) for hand in hands]
+            assert max(loads) <= 1.02 * sum(loads) / shares
+            assert max(map(len, hands)) <= max(loads) // 700 + 2
+
+
+def test_a_model_that_leaks_is_trained_in_padded_batches_and_learns_the_same(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = replace(job, name="packed", training=(("epochs", 2),), spec=(("lora", {"rank": 8}),))
+    padded = replace(packed, name="padded")
+    for each in (packed, padded):
+        each.prepare()
+    loss = packed.train().evaluation_loss_after
+    log = capsys.readouterr().out
+    assert '"event": "micro-batches", "packed": true' in log
+    assert "rows are padded" not in log
+    monkeypatch.setattr(budget, "why_not_packed", lambda *_: "it leaks")
+    monkeypatch.delattr(MicroBatch, "packed")
+    assert padded.train().evaluation_loss_after == pytest.approx(loss, rel=1e-5)
+    assert '"event": "rows are padded, not packed", "why": "it leaks"' in capsys.readouterr().out
+
+
+def last_state(job: Job) -> bytes:
+    return (job.work / "checkpoints" / "step-10" / "state.safetensors").read_bytes()
+
+
+def test_the_budget_does_not_change_what_is_learnt_and_is_kept_when_training_goes_on(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = (("epochs", 2), ("checkpointEverySteps", 5))
+    job = replace(job, training=training, spec=(("lora", {"rank": 8}),))
+    other = replace(job, name="other")
+    for each in (job, other):
+        each.prepare()
+    monkeypatch.setitem(budget.MOST_TOKENS, "cpu", 128)
+    small = job.train()
+    bits = last_state(job)
+    monkeypatch.setitem(budget.MOST_TOKENS, "cpu", 1024)
+    assert other.train().evaluation_loss_after == pytest.approx(small.evaluation_loss_after, rel=1e-5)
+    assert last_state(other) != bits
+
+    torn = job.work / "checkpoints" / "step-10" / "state.safetensors"
+    torn.write_bytes(b"torn")
+    assert job.train().resumed_from == 5
+    assert last_state(job) == bits

@@ -1,0 +1,46 @@
+"""Whether rows in a pack cost exactly what they cost one by one: tried on the model itself, before step 0.
+
+Attention keeps rows apart by their positions. A layer with a state of its own (Mamba, a convolution over time) carries
+it from one row into the next, and some models make positions of their own.
+"""
+
+import inspect
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from sluice_trainer.prepared import TokenRow, TokenRows
+from sluice_trainer.train.batches import MicroBatch, summed_loss
+
+LONGEST = 32
+"""Tokens of a row that are tried."""
+EXACT, ROUNDED = 1e-4, 3e-2
+"""Nats a token of the second row that may be rounding, in float32 and in less; known leaks are 0.1 and more."""
+
+
+def why_not_packed(model: PeftModel, rows: TokenRows, device: torch.device) -> str | None:
+    """What makes packs of these rows inexact; None when nothing does."""
+    if "position_ids" not in inspect.signature(model.get_base_model().forward).parameters:
+        return "the model takes no position_ids"
+    tried = short_rows(rows)
+    if len(tried) < 2:
+        return "there are no two rows to try it on"
+    model.eval()
+    with torch.inference_mode():
+        apart = [summed_loss(model, MicroBatch.of([row], device)).item() for row in tried]
+        packed = summed_loss(model, MicroBatch.packed(tried, device)).item()
+    model.train()
+    # The first row can't see the second one, so that all of the difference is the second one's.
+    difference = abs(packed - sum(apart)) / (len(tried[1].input_ids) - 1)
+    tolerance = EXACT if model.get_base_model().dtype == torch.float32 else ROUNDED
+    if difference <= tolerance:  # NaN is not
+        return None
+    return f"a row's loss in a pack differs by {difference:.3g} nats a token, of which {tolerance:g} may be rounding"
+
+
+def short_rows(rows: TokenRows) -> Sequence[TokenRow]:
+    """The beginnings of the first two rows that have one, all of it learnt: most tokens see most of a leak."""
+    found = (rows[index].input_ids[:LONGEST] for index in range(len(rows)))
+    return [TokenRow(ids, np.ones(len(ids), np.uint8)) for ids in found if len(ids) > 1][:2]
