@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 
 import torch
@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from sluice_trainer.train.loss import summed_cross_entropy
 
-POSITIONS, THREADS = 4_096, 2
+THREADS = 2
 ABBA = ("lean", "full", "full", "lean")
 
 
@@ -36,6 +36,7 @@ class Setting:
     hidden: int
     trained: bool
     rounds: int
+    positions: int = 4_096
 
     def __str__(self) -> str:
         return f"{self.vocabulary:>10,}{self.hidden:>8,}{'trained' if self.trained else 'frozen':>9}"
@@ -64,8 +65,8 @@ def measure(arm: str, setting: Setting) -> Cost:
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     head = nn.Linear(setting.hidden, setting.vocabulary, bias=False).requires_grad_(setting.trained)
-    hidden = torch.randn(POSITIONS, setting.hidden).requires_grad_()
-    targets = torch.randint(0, setting.vocabulary, (POSITIONS,))
+    hidden = torch.randn(setting.positions, setting.hidden).requires_grad_()
+    targets = torch.randint(0, setting.vocabulary, (setting.positions,))
     memory, cpu, wall = peak_mb(), time.process_time(), time.perf_counter()
     if arm == "lean":
         summed_cross_entropy(hidden, head, targets).backward()
@@ -81,7 +82,7 @@ def peak_mb() -> float:
 
 def in_process(arm: str, setting: Setting) -> Cost:
     """Measure in a process of its own."""
-    arguments = [arm, str(setting.vocabulary), str(setting.hidden), str(int(setting.trained))]
+    arguments = map(str, (arm, setting.vocabulary, setting.hidden, int(setting.trained), setting.positions))
     found = subprocess.run(
         [sys.executable, "-m", "tests.bench.bench_loss", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": str(THREADS)},
@@ -111,9 +112,9 @@ def line(setting: Setting) -> str:
 def main() -> None:
     """Print the table, or with arguments one measurement."""
     if arguments := sys.argv[1:]:
-        arm, vocabulary, hidden, trained = arguments
-        cost = measure(arm, Setting(int(vocabulary), int(hidden), trained == "1", 1))
-        sys.stdout.write(json.dumps(cost.__dict__))
+        vocabulary, hidden, trained, positions = map(int, arguments[1:])
+        cost = measure(arguments[0], Setting(vocabulary, hidden, bool(trained), 1, positions))
+        sys.stdout.write(json.dumps(asdict(cost)))
         return
     arms = "".join(f"{f'{arm} MB':>10}{'  CPU s (least to most)':<28}{'wall s':>7}" for arm in ("full", "lean"))
     head = f"{'vocabulary':>10}{'hidden':>8}{'head':>9}{arms}{'times':>8}"

@@ -1,6 +1,5 @@
 """Rows to tensors, and tensors to a loss."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,9 +7,9 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from sluice_trainer.prepared import TokenRow, TokenRows
+from sluice_trainer.train import head
 
 
 @dataclass(frozen=True)
@@ -58,16 +57,5 @@ def all_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
 
 
 def summed_loss(model: PeftModel, batch: MicroBatch) -> Tensor:
-    """Cross entropy of the learnt tokens, summed, in nats and float32.
-
-    The output head, most of a small model's memory, is computed only at positions that predict a learnt token.
-    """
-    predicting = batch.learnt[:, 1:]
-    targets = batch.input_ids[:, 1:]
-    if "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters:
-        columns = predicting.any(dim=0).nonzero().squeeze(1)
-        logits = model(input_ids=batch.input_ids, logits_to_keep=columns, use_cache=False).logits
-        predicting, targets = predicting[:, columns], targets[:, columns]
-    else:
-        logits = model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1]
-    return cross_entropy(logits[predicting].float(), targets[predicting], reduction="sum")
+    """Cross entropy of the learnt tokens, summed, in nats and float32."""
+    return head.summed_loss(model, {"input_ids": batch.input_ids}, batch.learnt)

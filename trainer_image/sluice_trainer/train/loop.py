@@ -23,10 +23,11 @@ from sluice_trainer.prepared import Prepared
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter
 from sluice_trainer.signals import StopSignal
-from sluice_trainer.train.batches import all_tokens, learnt_tokens, micro_batches, summed_loss
+from sluice_trainer.train.batches import MicroBatch, all_tokens, learnt_tokens, micro_batches, summed_loss
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.evaluate import evaluate
 from sluice_trainer.train.group import Group, joined
+from sluice_trainer.train.head import prove
 from sluice_trainer.train.model import load_base, trainable, with_adapter
 from sluice_trainer.train.pace import Pace
 from sluice_trainer.train.randomness import seed_all
@@ -228,6 +229,8 @@ def _load(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Re
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
     logs.info("device", device=str(group.device), threads=torch.get_num_threads())
     model = with_adapter(load_base(base, training.dtype), stage.spec).to(group.device)
+    row = MicroBatch.of([data.training[0]], group.device)
+    prove(model, row.input_ids, row.learnt)
     weights = trainable(model)
     optimizer = torch.optim.AdamW(weights.values(), weight_decay=0.0, fused=True)
     total = plan.total_steps(len(data.training), training)

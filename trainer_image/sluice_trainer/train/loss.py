@@ -51,7 +51,7 @@ def summed_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor, curve
         targets: int64, one for each position.
         curve: What the model does to the head's output.
     """
-    inputs = (hidden, head.weight, head.bias)
+    inputs: tuple[Tensor, Tensor, Tensor | None] = (hidden, head.weight, head.bias)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in inputs):
         return _SummedCrossEntropy.apply(*inputs, targets, curve)  # type: ignore[no-any-return]
     return _chunk_by_chunk(hidden, head.weight, head.bias, targets, curve, (False, False, False))[0]
