@@ -156,7 +156,7 @@ def _curve(model: Model, linear: nn.Linear, inputs: Mapping[str, Tensor]) -> Cur
     scale, most = answer[0].item() / SLOPE_AT, answer[1].item()
     scale = 1.0 if math.isclose(scale, 1, rel_tol=1e-6) else scale  # a softcap rounds it
     curve = Curve(scale, None if most > scale * CAP_AT / 2 else most)
-    return curve if torch.allclose(answer, curve.bend_(numbers), rtol=1e-5, atol=1e-5) else None
+    return curve if torch.allclose(answer, curve.bend_(numbers.clone()), rtol=1e-5, atol=1e-5) else None
 
 
 def _into_head(model: Model, linear: nn.Linear, inputs: Mapping[str, Tensor]) -> Tensor:
