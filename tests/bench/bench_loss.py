@@ -44,8 +44,8 @@ class Setting:
 
 SETTINGS = (
     Setting(49_152, 576, trained=False, rounds=2),
-    Setting(49_152, 576, trained=True, rounds=2),
-    Setting(151_936, 576, trained=False, rounds=2),
+    Setting(49_152, 576, trained=True, rounds=1),
+    Setting(151_936, 576, trained=False, rounds=1),
     Setting(49_152, 2_048, trained=False, rounds=1),
     Setting(151_936, 2_048, trained=False, rounds=1),
 )
@@ -118,7 +118,10 @@ def main() -> None:
         return
     arms = "".join(f"{f'{arm} MB':>10}{'  CPU s (least to most)':<28}{'wall s':>7}" for arm in ("full", "lean"))
     head = f"{'vocabulary':>10}{'hidden':>8}{'head':>9}{arms}{'times':>8}"
-    sys.stdout.write("\n".join([head, *map(line, SETTINGS)]) + "\n")
+    sys.stdout.write(f"{head}\n")
+    for setting in SETTINGS:
+        sys.stdout.write(f"{line(setting)}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
