@@ -11,11 +11,11 @@ time. TRL, whose chunked loss would be the third, isn't among what the project i
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -76,8 +76,9 @@ def measure(arm: str, setting: Setting) -> Cost:
 
 
 def peak_mb() -> float:
-    """The most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    """The most memory that this process has had; getrusage would count what its parent had when it started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
 
 def in_process(arm: str, setting: Setting) -> Cost:

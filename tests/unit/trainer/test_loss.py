@@ -227,6 +227,13 @@ def bent_logits() -> Any:
     return model
 
 
+def hooked_head() -> Any:
+    """Its logits are doubled by a hook."""
+    model = model_of("llama")
+    model.lm_head.register_forward_hook(lambda _, __, logits: logits * 2)
+    return model
+
+
 def busy_head() -> Any:
     """Its head is called for something else first."""
     model = model_of("llama")
@@ -241,8 +248,12 @@ def busy_head() -> Any:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (adapted_head, "its output head is a Linear, not a plain linear layer"),
-        (saved_head, "its output head is a ModulesToSaveWrapper, not a plain linear layer"),
+        (adapted_head, "its output head is of <class 'peft.tuners.lora.layer.Linear'>, not a plain linear layer"),
+        (
+            saved_head,
+            "its output head is of <class 'peft.utils.other.ModulesToSaveWrapper'>, not a plain linear layer",
+        ),
+        (hooked_head, "its output head has hooks"),
         (busy_head, "what it makes of its head's output is neither a scale nor a softcap"),
         (bent_logits, "what it makes of its head's output is neither a scale nor a softcap"),
     ],

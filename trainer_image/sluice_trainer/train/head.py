@@ -121,8 +121,10 @@ def _own_loss(model: Model, input_ids: Tensor, learnt: Tensor) -> Tensor:
 def _make_lean(model: Model, inputs: Mapping[str, Tensor], learnt: Tensor, own: Tensor) -> str:
     """Make the model's loss lean, and see whether it is still the same; returns why that can't be, or nothing."""
     linear = _bare(model).get_output_embeddings()
-    if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
-        return f"its output head is a {type(linear).__name__}, not a plain linear layer"
+    if type(linear) is not nn.Linear:
+        return f"its output head is of {type(linear)}, not a plain linear layer"
+    if linear._forward_hooks or linear._forward_pre_hooks:
+        return "its output head has hooks"
     curve = _curve(model, linear, inputs)
     if curve is None:
         return "what it makes of its head's output is neither a scale nor a softcap"
