@@ -278,9 +278,8 @@ def test_a_lean_loss_that_is_not_the_models_own_is_given_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, rows = model_of("llama"), batch()
-    with monkeypatch.context() as wrong:
-        wrong.setattr(heads, "summed_cross_entropy", lambda *args: summed_cross_entropy(*args) * 1.001)
-        prove(model, rows.input_ids[:1], rows.learnt[:1])
+    monkeypatch.setattr(heads, "summed_cross_entropy", lambda *args: summed_cross_entropy(*args) * 1.001)
+    prove(model, rows.input_ids[:1], rows.learnt[:1])
     assert "the lean loss of a piece of the first row is" in json.loads(capsys.readouterr().out)["reason"]
     torch.testing.assert_close(summed_loss(model, rows), own_loss(model, rows), rtol=1e-5, atol=1e-4)
 
