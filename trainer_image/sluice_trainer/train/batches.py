@@ -1,6 +1,5 @@
 """Rows to tensors, and tensors to a loss."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,10 +7,10 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.ranks import Rank
+from sluice_trainer.train import head
 from sluice_trainer.train.packing import Batching, micro_batches
 
 
@@ -76,19 +75,8 @@ def all_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
 
 
 def summed_loss(model: PeftModel, batch: MicroBatch) -> Tensor:
-    """Cross entropy of the learnt tokens, summed, in nats and float32.
-
-    The output head, most of a small model's memory, is computed only at positions that predict a learnt token.
-    """
-    predicting = batch.learnt[:, 1:]
-    targets = batch.input_ids[:, 1:]
-    inputs = {"input_ids": batch.input_ids, "use_cache": False}
+    """Cross entropy of the learnt tokens, summed, in nats and float32."""
+    inputs = {"input_ids": batch.input_ids}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
-    if "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters:
-        columns = predicting.any(dim=0).nonzero().squeeze(1)
-        logits = model(**inputs, logits_to_keep=columns).logits
-        predicting, targets = predicting[:, columns], targets[:, columns]
-    else:
-        logits = model(**inputs).logits[:, :-1]
-    return cross_entropy(logits[predicting].float(), targets[predicting], reduction="sum")
+    return head.summed_loss(model, inputs, batch.learnt)

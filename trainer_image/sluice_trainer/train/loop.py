@@ -22,11 +22,12 @@ from sluice_trainer.prepared import Prepared
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter
 from sluice_trainer.signals import StopSignal
-from sluice_trainer.train.batches import all_tokens, batches_of, learnt_tokens, summed_loss
+from sluice_trainer.train.batches import MicroBatch, all_tokens, batches_of, learnt_tokens, summed_loss
 from sluice_trainer.train.budget import batching_for
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.evaluate import evaluate
 from sluice_trainer.train.group import Group, joined
+from sluice_trainer.train.head import prove
 from sluice_trainer.train.model import load_base, trainable, with_adapter
 from sluice_trainer.train.pace import Pace
 from sluice_trainer.train.packing import Batching
@@ -245,8 +246,11 @@ def _load(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Re
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
     logs.info("device", device=str(group.device), threads=torch.get_num_threads())
     failpoints.reached("model-loads")
-    model = with_adapter(load_base(base, training), stage.spec).to(group.device).train()
+    model = with_adapter(load_base(base, training), stage.spec).to(group.device)
     failpoints.reached("model-loaded")
+    row = MicroBatch.of([data.training[0]], group.device)
+    prove(model, row.input_ids, row.learnt)
+    model.train()
     weights = trainable(model)
     optimizer = torch.optim.AdamW(
         weights.values(),

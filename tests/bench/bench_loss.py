@@ -1,0 +1,129 @@
+"""The loss from hidden states to their gradient: ours, a chunk at a time, against all logits at once.
+
+4,096 positions that all predict something, float32, two threads; a fresh process for each measurement, the two in ABBA
+order. `extra MB` is how far the process's memory rises above weights and hidden states (with a trained head, its
+gradient is in it). CPU seconds are those of both threads together: others use the machine too, so that the wall clock
+says as much about them. The first figure of each is the median. Goals: 250 MB with a frozen head, and 1.1 times the
+time. TRL, whose chunked loss would be the third, isn't among what the project installs.
+
+    python -m tests.bench.bench_loss
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from sluice_trainer.train.loss import summed_cross_entropy
+
+THREADS = 2
+ABBA = ("lean", "full", "full", "lean")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The head, and how often the four measurements are made."""
+
+    vocabulary: int
+    hidden: int
+    trained: bool
+    rounds: int
+    positions: int = 4_096
+
+    def __str__(self) -> str:
+        return f"{self.vocabulary:>10,}{self.hidden:>8,}{'trained' if self.trained else 'frozen':>9}"
+
+
+SETTINGS = (
+    Setting(49_152, 576, trained=False, rounds=2),
+    Setting(49_152, 576, trained=True, rounds=1),
+    Setting(151_936, 576, trained=False, rounds=1),
+    Setting(49_152, 2_048, trained=False, rounds=1),
+    Setting(151_936, 2_048, trained=False, rounds=1),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one loss and its gradients."""
+
+    extra_mb: float
+    cpu_seconds: float
+    wall_seconds: float
+
+
+def measure(arm: str, setting: Setting) -> Cost:
+    """In a process that has done nothing else yet."""
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    head = nn.Linear(setting.hidden, setting.vocabulary, bias=False).requires_grad_(setting.trained)
+    hidden = torch.randn(setting.positions, setting.hidden).requires_grad_()
+    targets = torch.randint(0, setting.vocabulary, (setting.positions,))
+    memory, cpu, wall = peak_mb(), time.process_time(), time.perf_counter()
+    if arm == "lean":
+        summed_cross_entropy(hidden, head, targets).backward()
+    else:
+        cross_entropy(head(hidden).float(), targets, reduction="sum").backward()
+    return Cost(peak_mb() - memory, time.process_time() - cpu, time.perf_counter() - wall)
+
+
+def peak_mb() -> float:
+    """The most memory that this process has had; getrusage would count what its parent had when it started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+
+
+def in_process(arm: str, setting: Setting) -> Cost:
+    """Measure in a process of its own."""
+    arguments = map(str, (arm, setting.vocabulary, setting.hidden, int(setting.trained), setting.positions))
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.bench.bench_loss", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": str(THREADS)},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return Cost(**json.loads(found.stdout))
+
+
+def line(setting: Setting) -> str:
+    """One line of the table."""
+    costs: dict[str, list[Cost]] = {"full": [], "lean": []}
+    for arm in ABBA * setting.rounds:
+        costs[arm].append(in_process(arm, setting))
+    cells = [str(setting)]
+    for found in costs.values():
+        cpu = [cost.cpu_seconds for cost in found]
+        cells += [
+            f"{max(cost.extra_mb for cost in found):>10,.0f}",
+            f"{median(cpu):>8.2f} ({min(cpu):.2f} to {max(cpu):.2f})".ljust(28),
+            f"{median(cost.wall_seconds for cost in found):>7.1f}",
+        ]
+    full, lean = (median(cost.cpu_seconds for cost in costs[arm]) for arm in ("full", "lean"))
+    return "".join([*cells, f"{lean / full:>8.2f}"])
+
+
+def main() -> None:
+    """Print the table, or with arguments one measurement."""
+    if arguments := sys.argv[1:]:
+        vocabulary, hidden, trained, positions = map(int, arguments[1:])
+        cost = measure(arguments[0], Setting(vocabulary, hidden, bool(trained), 1, positions))
+        sys.stdout.write(json.dumps(asdict(cost)))
+        return
+    arms = "".join(f"{f'{arm} MB':>10}{'  CPU s (least to most)':<28}{'wall s':>7}" for arm in ("full", "lean"))
+    head = f"{'vocabulary':>10}{'hidden':>8}{'head':>9}{arms}{'times':>8}"
+    sys.stdout.write(f"{head}\n")
+    for setting in SETTINGS:
+        sys.stdout.write(f"{line(setting)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

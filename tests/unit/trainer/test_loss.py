@@ -1,0 +1,320 @@
+"""The lean loss: what all logits at once come to, without ever having them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sluice_api.reasons import Reason
+from sluice_trainer.errors import StageError
+from sluice_trainer.train import head as heads
+from sluice_trainer.train import loss as losses
+from sluice_trainer.train.batches import MicroBatch, summed_loss
+from sluice_trainer.train.head import prove
+from sluice_trainer.train.loss import Curve, summed_cross_entropy
+from tests.unit.trainer.jobs import Job
+
+VOCABULARY, HIDDEN, POSITIONS, LEARNT = 300, 64, 40, 23
+STRAIGHT = Curve()
+CURVES = {"straight": STRAIGHT, "scaled": Curve(0.125), "capped": Curve(1.0, 3.0), "both": Curve(2.0, 5.0)}
+MODELS: dict[str, tuple[dict[str, Any], Curve]] = {
+    "llama": ({}, STRAIGHT),
+    "mistral": ({}, STRAIGHT),
+    "qwen2": ({}, STRAIGHT),
+    "qwen3": ({}, STRAIGHT),
+    "phi": ({}, STRAIGHT),  # a head with a bias
+    "gemma2": ({"final_logit_softcapping": 2.0}, Curve(1.0, 2.0)),
+    "gemma3_text": ({}, STRAIGHT),
+    "granite": ({"logits_scaling": 8.0}, Curve(0.125)),
+    "cohere": ({"logit_scale": 0.0625}, Curve(0.0625)),
+    "hyperclovax": ({"logits_scaling": 0.5}, Curve(0.5)),  # the same name as Granite's, and multiplies
+    "opt": ({"ffn_dim": 128, "word_embed_proj_dim": HIDDEN}, STRAIGHT),  # its decoder is deeper inside
+    "xlstm": ({"qk_dim_factor": 1.0, "output_logit_soft_cap": 2.0}, Curve(1.0, 2.0)),  # gives its head every position
+    "mixtral": ({"num_local_experts": 4}, STRAIGHT),
+}
+
+
+@pytest.fixture(autouse=True)
+def few_positions_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven in float32: several chunks, and the last one not whole."""
+    monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * VOCABULARY * 7)
+
+
+def model_of(model_type: str, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
+    """A tiny random model with logits of a trained one's size."""
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **{**sizes, **heads, **tokens, **settings})
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)
+    return model.eval()
+
+
+def batch() -> MicroBatch:
+    """Two rows, of which some tokens are learnt."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, VOCABULARY, (2, 30), generator=generator)
+    return MicroBatch(ids, torch.rand(2, 30, generator=generator) < 0.5)
+
+
+def own_loss(model: Any, batch: MicroBatch) -> Tensor:
+    """As the model works it out."""
+    labels = batch.input_ids.masked_fill(~batch.learnt, -100)
+    return model(input_ids=batch.input_ids, labels=labels).loss * batch.learnt[:, 1:].sum()  # type: ignore[no-any-return]
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    (loss / LEARNT).backward()
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@contextmanager
+def without_full_logits(model: Any) -> Iterator[None]:
+    """What stands in for the head makes none."""
+
+    def look(_: nn.Module, __: Any, logits: Tensor) -> None:
+        assert logits.shape[-1] == 0
+
+    handle = model.get_output_embeddings().register_forward_hook(look)
+    yield
+    handle.remove()
+
+
+def far(found: Tensor, truth: Tensor) -> float:
+    """By how much of the truth's length something is beside it."""
+    return float((found.double() - truth).norm() / truth.norm())
+
+
+@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES.keys())
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_it_is_as_near_to_the_truth_as_full_logits_are(
+    dtype: torch.dtype, trained: bool, bias: bool, curve: Curve
+) -> None:
+    """The truth is the same in float64."""
+    torch.manual_seed(0)
+    linear = nn.Linear(HIDDEN, VOCABULARY, bias=bias).to(dtype).requires_grad_(trained)
+    linear.weight.data.mul_(8)
+    hidden = torch.randn(POSITIONS, HIDDEN).to(dtype).requires_grad_()
+    targets = torch.randint(0, VOCABULARY, (POSITIONS,))
+
+    def full(hidden: Tensor, linear: nn.Linear, wide: torch.dtype) -> Tensor:
+        logits = linear(hidden).to(wide) * curve.scale
+        logits = logits if curve.cap is None else curve.cap * torch.tanh(logits / curve.cap)
+        return cross_entropy(logits, targets, reduction="sum")
+
+    def costs(loss: Tensor, *by: Tensor | None) -> list[Tensor]:
+        wanted = [each for each in by if each is not None and each.requires_grad]
+        return [loss.detach(), *torch.autograd.grad(loss / LEARNT, wanted)]
+
+    exact = nn.Linear(HIDDEN, VOCABULARY, bias=bias).double().requires_grad_(trained)
+    exact.load_state_dict({name: weight.double() for name, weight in linear.state_dict().items()})
+    wide = hidden.detach().double().requires_grad_()
+    truth = costs(full(wide, exact, torch.float64), wide, exact.weight, exact.bias)
+    plain = costs(full(hidden, linear, torch.float32), hidden, linear.weight, linear.bias)
+    lean = costs(summed_cross_entropy(hidden, linear, targets, curve), hidden, linear.weight, linear.bias)
+    assert len(lean) == len(truth) == 2 + trained * (1 + bias)
+    for ours, theirs, true in zip(lean, plain, truth, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert far(ours, true) < 1.5 * far(theirs, true) + 1e-6
+
+
+@pytest.mark.parametrize("grad", [torch.inference_mode, torch.enable_grad], ids=["inference", "training"])
+def test_without_gradients_no_product_is_made_for_them(grad: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "mm", products := Mock(wraps=torch.mm))
+    linear = nn.Linear(HIDDEN, VOCABULARY).requires_grad_(False)
+    hidden, targets = torch.randn(7, HIDDEN, requires_grad=True), torch.arange(7)
+    with grad():
+        loss = summed_cross_entropy(hidden, linear, targets)
+    assert (products.call_count, loss.requires_grad) == ((0, False) if grad is torch.inference_mode else (1, True))
+
+
+def test_a_second_backward_is_refused() -> None:
+    """The gradients have been used up by the first one."""
+    linear, hidden = nn.Linear(HIDDEN, VOCABULARY), torch.randn(7, HIDDEN, requires_grad=True)
+    loss = summed_cross_entropy(hidden, linear, torch.arange(7))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_a_models_own_loss_and_gradients(model_type: str) -> None:
+    settings, curve = MODELS[model_type]
+    model, rows = model_of(model_type, **settings), batch()
+    truth = own_loss(model, rows)
+    expected = gradients(model, truth)
+    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    assert heads._PROVEN[model].curve == curve
+    with without_full_logits(model):
+        loss = summed_loss(model, rows)
+    torch.testing.assert_close(loss, truth, rtol=1e-5, atol=1e-4)
+    found = gradients(model, loss)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
+def test_an_adapters_gradients_with_a_frozen_head(tied: bool) -> None:
+    model = get_peft_model(
+        model_of("llama", tie_word_embeddings=tied), LoraConfig(target_modules="all-linear", init_lora_weights=False)
+    )
+    rows = batch()
+    expected = gradients(model.train(), own_loss(model, rows))
+    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    assert model.training
+    with without_full_logits(model):
+        found = gradients(model, summed_loss(model, rows))
+    assert found.keys() == expected.keys()
+    assert all("lora_" in name for name in found)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_tied_head_that_is_trained_adds_to_the_embeddings_gradient() -> None:
+    model, rows = model_of("llama", tie_word_embeddings=True), batch()
+    expected = gradients(model, own_loss(model, rows))["model.embed_tokens.weight"]
+    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    found = gradients(model, summed_loss(model, rows))["model.embed_tokens.weight"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_in_bfloat16_a_model_is_lean_too() -> None:
+    model, rows = model_of("gemma2", torch.bfloat16), batch()
+    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    with without_full_logits(model):
+        loss = summed_loss(model, rows)
+    torch.testing.assert_close(loss, own_loss(model, rows), rtol=1e-2, atol=0)
+
+
+def adapted_head() -> Any:
+    return get_peft_model(model_of("llama"), LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
+
+
+def saved_head() -> Any:
+    return get_peft_model(model_of("llama"), LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+
+
+def bent_logits() -> Any:
+    """Its forward forbids one token."""
+    model = model_of("llama")
+    forward = model.forward
+
+    def bent(input_ids: Tensor, labels: Tensor | None = None, logits_to_keep: Any = 0, **more: Any) -> Any:
+        output = forward(input_ids=input_ids, logits_to_keep=logits_to_keep, **more)
+        output.logits = output.logits.index_fill(-1, torch.tensor([5]), -1e4)
+        if labels is not None:
+            output.loss = model.loss_function(output.logits, labels, VOCABULARY)
+        return output
+
+    model.forward = bent
+    return model
+
+
+def hooked_head() -> Any:
+    """Its logits are doubled by a hook."""
+    model = model_of("llama")
+    model.lm_head.register_forward_hook(lambda _, __, logits: logits * 2)
+    return model
+
+
+def busy_head() -> Any:
+    """Its head is called for something else first."""
+    model = model_of("llama")
+
+    def also(*_: Any) -> None:
+        model.lm_head(torch.zeros(1, 1, HIDDEN))
+
+    model.model.norm.register_forward_hook(also)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (adapted_head, "its output head is of <class 'peft.tuners.lora.layer.Linear'>, not a plain linear layer"),
+        (
+            saved_head,
+            "its output head is of <class 'peft.utils.other.ModulesToSaveWrapper'>, not a plain linear layer",
+        ),
+        (hooked_head, "its output head has hooks"),
+        (busy_head, "what it makes of its head's output is neither a scale nor a softcap"),
+        (bent_logits, "what it makes of its head's output is neither a scale nor a softcap"),
+    ],
+)
+def test_what_is_not_proven_costs_full_logits_and_is_exact(
+    model: Any, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, rows = model(), batch()
+    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    line = json.loads(capsys.readouterr().out)
+    assert (line["level"], line["event"], line["model_type"]) == ("warning", "loss from full logits", "llama")
+    assert line["reason"] == reason
+    truth = own_loss(model, rows)
+    expected = gradients(model, truth)
+    loss = summed_loss(model, rows)
+    torch.testing.assert_close(loss, truth, rtol=1e-5, atol=1e-4)
+    for name, gradient in gradients(model, loss).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_lean_loss_that_is_not_the_models_own_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, rows = model_of("llama"), batch()
+    monkeypatch.setattr(heads, "summed_cross_entropy", lambda *args: summed_cross_entropy(*args) * 1.001)
+    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    assert "the lean loss of a piece of the first row is" in json.loads(capsys.readouterr().out)["reason"]
+    torch.testing.assert_close(summed_loss(model, rows), own_loss(model, rows), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("mixtral", {"num_local_experts": 4, "output_router_logits": True}),
+        ("bamba", {"z_loss_coefficient": 1e-4, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16}),
+        ("bart", {"d_model": HIDDEN, "encoder_layers": 1, "decoder_layers": 1}),
+    ],
+)
+def test_a_model_that_adds_another_loss_is_refused(
+    model_type: str, settings: dict[str, Any], dtype: torch.dtype
+) -> None:
+    rows = batch()
+    with pytest.raises(StageError) as raised:
+        prove(model_of(model_type, dtype, **settings), rows.input_ids[:1], rows.learnt[:1])
+    assert raised.value.reason == Reason.MODEL_INVALID
+    assert f"What a model of type {model_type} calls its loss is" in raised.value.message
+    assert "Turn its other loss off in config.json" in raised.value.message
+
+
+def test_training_is_lean(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.prepare()
+    job.train()
+    assert '"event": "lean loss"' in capsys.readouterr().out
+
+
+def test_memory_is_that_of_one_chunk() -> None:
+    """1,024 positions of 152k tokens; as many logits take 622 MB, and the usual way several times that."""
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.bench.bench_loss", "lean", "151936", "32", "0", "1024"],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert json.loads(found.stdout)["extra_mb"] < 250
