@@ -172,7 +172,9 @@ def _start_api_server(plane: ControlPlane, processes: Processes, etcd: str, *, a
     if audit_log:
         policy = plane.state / "audit-policy.json"
         policy.write_text(json.dumps(AUDIT_POLICY))
-        audit = [f"--audit-policy-file={policy}", f"--audit-log-path={plane.audit_log}"]
+        # In MiB: it would begin anew at 100, and whoever reads it from a place on would find nothing.
+        largest = "--audit-log-maxsize=1000000"
+        audit = [f"--audit-policy-file={policy}", f"--audit-log-path={plane.audit_log}", largest]
     # A loopback address can't be the endpoint of a Service.
     endpoint = ["--endpoint-reconciler-type=none"] if address == LOOPBACK else []
     processes.start(

@@ -25,6 +25,7 @@ ANNOTATIONS_MANAGER = f"{FIELD_MANAGER}-annotations"
 """Not FIELD_MANAGER: an apply of annotations alone would withdraw everything else that this manager owns."""
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
+_JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 _MAX_NOTE = 1024
 _NOT_AS_TESTED = "the server rejected our request due to an error in our request"
 """All that the API server says of a JSON patch whose test failed."""
@@ -189,6 +190,13 @@ class Cluster:
         )
         events = sorted(answer["items"], key=_event_time)
         return str(events[-1].get("message") or "") if events else ""
+
+    async def look_for_pods(self, stage_job: Key) -> None:
+        """Have the store know a Job's pods as they are now: the watch of pods may be behind that of Jobs."""
+        where = KINDS["Pod"].collection(stage_job.namespace)
+        query = {"labelSelector": f"{_JOB_NAME_LABEL}={stage_job.name}"}
+        for pod in (await self._api.request("GET", where, query=query))["items"]:
+            self._store.put(parse("Pod", pod), seen=False)
 
     async def _apply(self, verb: str, key: Key, path: str, body: Body, manager: str) -> Body:
         """A uid that does not fit is refused in two ways: 409 if nothing is there, 422 if another object is."""

@@ -12,6 +12,7 @@ from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.attempts import trainer_pods
+from sluice_operator.plan.facts.outcomes import recorded
 from sluice_operator.plan.facts.podless import PODS_WITHIN
 from sluice_operator.plan.job.decide import job_of, plan_job
 from sluice_operator.plan.job.holding import Limits
@@ -26,6 +27,7 @@ async def reconcile_job(
     key: Key, store: Store, cluster: Cluster, settings: Settings, now: datetime
 ) -> timedelta | None:
     """Bring one FineTuneJob one step nearer to what its spec asks for."""
+    await _look_again(key, store, cluster)
     refused_pod = await _refused_pod(key, store, cluster, now)
 
     world = store.world()
@@ -71,6 +73,19 @@ async def _act(job: FineTuneJob, decision: JobDecision, cluster: Cluster, settin
         await cluster.delete(doomed.key, doomed.uid, foreground=True)
     if decision.remove:
         await cluster.delete(_key(job), job.metadata.uid, foreground=False)
+
+
+async def _look_again(key: Key, store: Store, cluster: Cluster) -> None:
+    """Ask for the pods of a finished Job that are not known: none is taken for gone because a watch is late."""
+    world = store.world()
+    job = job_of(world, key)
+    if job is None:
+        return
+    for stage in tuple(world.stage_jobs_of.get(job.metadata.uid, {}).values()):
+        pods = len(stage.claim.nodes) if stage.claim else 1
+        fresh = stage.finished and not recorded(job).has(stage.stage, stage.attempt)
+        if fresh and len(trainer_pods(world, stage)) < pods:
+            await cluster.look_for_pods(stage.key)
 
 
 async def _refused_pod(key: Key, store: Store, cluster: Cluster, now: datetime) -> str:

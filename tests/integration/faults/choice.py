@@ -18,6 +18,7 @@ FEW = (
     ("j3", Kind.STALE_LIST),
     ("j3", Kind.EVENT_LOST),
     ("j1", Kind.EVENT_410),
+    ("j1", Kind.EVENT_LATE),
 )
 """What differs most."""
 
