@@ -18,12 +18,14 @@ class Curve:
     training: list[tuple[int, float]] = field(default_factory=list)
     evaluation: list[tuple[int, float]] = field(default_factory=list)
 
-    def take(self, report: dict[str, Any]) -> None:
-        """Add what a report says."""
-        step = int(report.get("step", 0))
-        for points, name in ((self.training, "loss"), (self.evaluation, "evaluationLoss")):
-            if name in report and (not points or points[-1] != (step, report[name])):
-                points.append((step, float(report[name])))
+    def take(self, event: dict[str, Any]) -> None:
+        """Add what an event says: each step's loss, and what was measured on the held-out rows when it is news."""
+        match event:
+            case {"event": "step", "step": step, "loss": loss}:
+                self.training.append((int(step), float(loss)))
+            case {"event": "report", "evaluationLoss": loss, **report}:
+                if not self.evaluation or self.evaluation[-1][1] != loss:
+                    self.evaluation.append((int(report.get("step", 0)), float(loss)))
 
 
 class Screen:
@@ -49,8 +51,7 @@ class Screen:
     def line(self, line: str) -> None:
         """A stage says something: one JSON object, or a line of some library."""
         event = _event(line)
-        if event.get("event") == "report":
-            self.curve.take(event)
+        self.curve.take(event)
         self.shown(line, event)
 
     def shown(self, line: str, event: dict[str, Any]) -> None:
@@ -80,9 +81,11 @@ class Terminal(Screen):
     """Text for a person, and a bar while training."""
 
     _bar: "tqdm[Any] | None" = None
+    _stage = Stage.PREPARE
 
     def begins(self, stage: Stage) -> None:
         """Say which."""
+        self._stage = stage
         self._write(f"{stage} ...\n")
 
     def shown(self, line: str, event: dict[str, Any]) -> None:
@@ -130,7 +133,7 @@ class Terminal(Screen):
 
     def _move(self, activity: str, report: dict[str, Any]) -> None:
         total = report.get("totalSteps", 0)
-        if not total or activity == "Exporting":
+        if not total or self._stage is not Stage.TRAIN:
             return
         if self._bar is None:
             self._bar = tqdm(total=total, initial=report.get("step", 0), unit="step", file=self._out, leave=True)

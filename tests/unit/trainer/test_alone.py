@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 
 from sluice_api.stages import ExitCode
 from sluice_trainer.alone import NotToRun, claim_folders, main, read_job
+from sluice_trainer.screen import Curve
 from tests.unit.trainer.jobs import REPOSITORY, Job
 
 SPEC = {
@@ -63,6 +65,15 @@ def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def test_the_curve_has_each_step_and_each_measurement_once() -> None:
+    curve = Curve()
+    for step in (1, 2):
+        curve.take({"event": "step", "step": step, "loss": 3.0 - step})
+        curve.take({"event": "report", "step": step, "loss": 9.0, "evaluationLoss": 5.0})
+    curve.take({"event": "report", "step": 2, "evaluationLoss": 4.0})
+    assert curve == Curve([(1, 2.0), (2, 1.0)], [(1, 5.0), (2, 4.0)])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_all_stages_with_their_report(job: Job, write: Callable[..., Path]) -> None:
@@ -94,7 +105,8 @@ def test_stopped_and_run_again_it_goes_on(job: Job, write: Callable[..., Path]) 
     first.send_signal(signal.SIGINT)
     told, _ = first.communicate(timeout=60)
     assert first.returncode == ExitCode.REQUEUE
-    saved = lines(told)[-1]["train"]["checkpointStep"]
+    (ended,) = [event for event in lines(told) if event["event"] == "end"]
+    saved = ended["train"]["checkpointStep"]
 
     again = command(job, file, "--only", "train")
     second = subprocess.run(again, env=environment(), capture_output=True, text=True, check=True, timeout=300)
@@ -108,6 +120,7 @@ def test_what_a_person_sees(job: Job, write: Callable[..., Path]) -> None:
     """On a terminal: no JSON, but text and a bar."""
     file = write(document())
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 120))
     process = subprocess.Popen(command(job, file), env=environment(), stdout=theirs, stderr=theirs)
     os.close(theirs)
     seen = b""
@@ -122,7 +135,8 @@ def test_what_a_person_sees(job: Job, write: Callable[..., Path]) -> None:
 
     assert '{"time"' not in shown
     assert "36 rows to train on, 4 held out; " in shown
-    assert re.search(r"Training: +100%.*4/4", shown)
+    assert re.search(r"Training:.*/4", shown)
+    assert re.search(r"100%.*4/4", shown)
     assert re.search(r"loss on the held-out rows: \d\.\d{4} before, \d\.\d{4} after", shown)
     assert "The curve is" in shown
 
