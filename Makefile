@@ -29,7 +29,7 @@ env:  ## Make the Python environment, kubectl and helm
 	@python3 -m dev env
 	@python3 -m dev tools
 
-check: env  ## Lint, types, import contracts and all unit tests but the slow ones, in under a minute
+check: env  ## Lint, types, import contracts and all unit tests but the slow ones: two minutes
 	@$(PYTHON) -m ruff check
 	@$(PYTHON) -m ruff format --check --quiet || { echo "make format"; exit 1; }
 	@$(PYTHON) -m mypy

@@ -112,6 +112,7 @@ def test_every_series_of_the_operator_is_shown_or_known_to_be_left_out(series: d
     unseen = {name for name in families if not any(word.startswith(name) for word in shown)}
     assert unseen == {
         "sluice_training_epoch",
+        "sluice_trainer_failed_saves",
         "sluice_trainer_tokens",
         "sluice_trainer_steps",
         "sluice_trainer_loss_nats",
