@@ -13,6 +13,7 @@ def test_resumes_to_the_same_adapter(team: Team, observed: Observed, undisturbed
     """A second attempt, in the same place, from the saved step; the bytes of the adapter are the undisturbed ones."""
     digest = undisturbed.of(team)
 
+    before = len(observed.lent(objects.ENGINE, team.name))
     team.apply(objects.job("resumes"))
     seen = team.training("resumes", step=2).step
     (pod,) = team.every("pods", job="resumes", stage="Train")
@@ -29,4 +30,4 @@ def test_resumes_to_the_same_adapter(team: Team, observed: Observed, undisturbed
     assert job.digest == digest
     assert {attempt: len(pods) for attempt, pods in observed.trainers("resumes").items()} == {"1": 1, "2": 1}
     team.whole()
-    assert observed.lent(objects.ENGINE, team.name) == [0, 1, 0], "no engine grew between two attempts"
+    assert observed.lent(objects.ENGINE, team.name)[before:] == [1, 0], "no engine grew between two attempts"
