@@ -21,6 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from sluice_api.finetunejob import FineTuneJobSpec
+from sluice_api.meta import GROUP
 from sluice_api.pods import STAGE_ENV
 from sluice_api.sources import VOLUMES, claims_of, volume_path
 from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
@@ -102,7 +103,7 @@ def read_job(file: Path, name: str | None = None) -> StageSpec:
 
 
 def _is_job(document: Mapping[str, Any]) -> bool:
-    return document.get("kind") == "FineTuneJob" and str(document.get("apiVersion", "")).startswith("sluice.dev/")
+    return document.get("kind") == "FineTuneJob" and str(document.get("apiVersion", "")).startswith(f"{GROUP}/")
 
 
 def _explained(invalid: ValidationError) -> str:

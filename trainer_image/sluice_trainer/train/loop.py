@@ -220,7 +220,6 @@ def _report(run: Run, step: Step, pace: Pace) -> None:
         step_seconds=round(pace.step_seconds, 4),
         seconds_left=pace.seconds_left(standing.total_steps - standing.step),
         checkpoint_step=run.checkpoints.durable_step,
-        message=None,
         gpu_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
     )
 

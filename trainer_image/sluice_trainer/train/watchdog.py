@@ -81,8 +81,8 @@ class Watchdog:
                 continue
             wait = self._patience
             if not self._told:
-                self._told = True
                 self._tell(silent)
+                self._told = True
 
     def _tell(self, silent: float) -> None:
         frames = sys._current_frames()

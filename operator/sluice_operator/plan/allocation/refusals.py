@@ -75,8 +75,12 @@ def _pool_serves_it(world: World, job: FineTuneJob) -> Refusal | None:
 
 
 def _fits_some_node(world: World, job: FineTuneJob) -> Refusal | None:
-    pool = find_pool(world, job.spec.resources.pool)
-    return _fits(world, pool, job.spec.resources) if pool else None
+    """Looks at every node, for all that ask for the same once a state, whatever else they differ in."""
+    pool, asked = find_pool(world, job.spec.resources.pool), (_fits_some_node, job.spec.resources)
+    if pool is not None and asked not in world.worked_out:
+        world.worked_out[asked] = _fits(world, pool, job.spec.resources)
+    found: Refusal | None = world.worked_out.get(asked)
+    return found
 
 
 def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Refusal | None:
