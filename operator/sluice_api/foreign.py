@@ -327,7 +327,7 @@ def translate(settings: Mapping[str, Any], table: Mapping[str, Foreign], gpus: i
     return found
 
 
-_TOGETHER = ("per_device_train_batch_size", "batch_size", "gradient_accumulation_steps", "eval_strategy")
+_TOGETHER = ("per_device_train_batch_size", "batch_size", "gradient_accumulation_steps")
 """Settings that mean something only with another one."""
 
 
@@ -346,10 +346,6 @@ def _as_it_is(value: Any) -> Any:
     return str(value) if isinstance(value, float) else value
 
 
-def _decimal(value: Any) -> str:
-    return str(value)
-
-
 def _whole(value: Any) -> int | None:
     if value is None:
         return None
@@ -363,6 +359,12 @@ def _schedule(value: Any) -> str:
     if str(value) not in known:
         raise _NoMeaning(f"Schedules are {', '.join(known)}.")
     return known[str(value)]
+
+
+def _evaluates(value: Any) -> None:
+    """How often is in eval_steps."""
+    if value not in (None, "no", "steps"):
+        raise _NoMeaning("Write steps, and how many in eval_steps.")
 
 
 def _targets(value: Any) -> list[str] | None:
@@ -383,13 +385,14 @@ _CONVERTED: Mapping[str, Callable[[Any], Any]] = {
     "warmup_steps": lambda value: _whole(value) or 0,
     "save_steps": _whole,
     "eval_steps": _whole,
-    "learning_rate": _decimal,
-    "weight_decay": _decimal,
-    "adam_beta1": _decimal,
-    "adam_beta2": _decimal,
-    "adam_epsilon": _decimal,
-    "max_grad_norm": _decimal,
-    "lora_dropout": _decimal,
+    "eval_strategy": _evaluates,
+    "learning_rate": str,
+    "weight_decay": str,
+    "adam_beta1": str,
+    "adam_beta2": str,
+    "adam_epsilon": str,
+    "max_grad_norm": str,
+    "lora_dropout": str,
     "lr_scheduler_type": _schedule,
     "target_modules": _targets,
     "bf16": _precision,

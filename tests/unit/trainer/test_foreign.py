@@ -79,6 +79,7 @@ def test_what_becomes_of_a_setting(table: str, theirs: dict[str, Any], ours: dic
         ("TrainingArguments", {"fp16": True}, "fp16: True can't be had. Small gradients vanish in float16"),
         ("TrainingArguments", {"deepspeed": "z.json"}, "deepspeed: 'z.json' can't be had. DeepSpeed is not used."),
         ("TrainingArguments", {"lr_scheduler_type": "cubic"}, "lr_scheduler_type: 'cubic' can't be had. Schedules are"),
+        ("TrainingArguments", {"eval_strategy": "epoch"}, "eval_strategy: 'epoch' can't be had. Write steps, and how"),
         ("TrainingArguments", {"num_train_epochs": 0.5}, "num_train_epochs: 0.5 can't be had. Write a whole number."),
         (
             "TrainingArguments",
