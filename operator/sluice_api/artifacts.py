@@ -1,8 +1,10 @@
-"""Adapters on disk: which files count, their digest, and the base model that they belong to."""
+"""Adapters and models on disk: which files count, their digest, and the base model that they belong to."""
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -18,22 +20,33 @@ _SAMPLES = 64
 _SAMPLE_BYTES = 65_536
 
 
-class AdapterManifest(Model):
-    """export/manifest.json: what the adapter is, what it was made from, how good it is."""
+class ExportManifest(Model):
+    """export/manifest.json: what was made, from what, and how good it is."""
 
-    format: str = "sluice.adapter/v1"
-    digest: str = Field(description="adapter_digest of the folder, sha256:...")
+    digest: str = Field(description="adapter_digest or model_digest of the folder, sha256:...")
     files: dict[str, str] = Field(description="Every file but this one, with its sha256.")
     base_model_uri: str
     base_model_fingerprint: str = Field(description="model_fingerprint of the base model's folder.")
-    rank: PositiveInt
-    target_modules: tuple[str, ...]
     steps: NonNegativeInt
     evaluation_loss_before: float | None = None
     evaluation_loss_after: float | None = None
     chat_template: str = Field("", description="The template that the rows were rendered with.")
     job: str = Field("", description="namespace/name of the FineTuneJob.")
     job_uid: str = ""
+
+
+class AdapterManifest(ExportManifest):
+    """The manifest of an adapter."""
+
+    format: Literal["sluice.adapter/v1"] = "sluice.adapter/v1"
+    rank: PositiveInt
+    target_modules: tuple[str, ...]
+
+
+class ModelManifest(ExportManifest):
+    """The manifest of a whole model."""
+
+    format: Literal["sluice.model/v1"] = "sluice.model/v1"
 
 
 def file_digest(path: Path) -> str:
@@ -48,7 +61,20 @@ def adapter_digest(folder: Path) -> str:
     Raises:
         FileNotFoundError: one of ADAPTER_FILES is missing.
     """
-    lines = (f"{file_digest(folder / name)}  {name}\n" for name in ADAPTER_FILES)
+    return _digest_of(folder, ADAPTER_FILES)
+
+
+def model_digest(folder: Path) -> str:
+    """sha256 over names and contents of a whole model's weights and configuration, as sha256:<hex>.
+
+    Raises:
+        FileNotFoundError: there is no config.json.
+    """
+    return _digest_of(folder, ["config.json", *sorted(path.name for path in folder.glob("*.safetensors"))])
+
+
+def _digest_of(folder: Path, names: Iterable[str]) -> str:
+    lines = (f"{file_digest(folder / name)}  {name}\n" for name in names)
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

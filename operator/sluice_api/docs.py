@@ -73,7 +73,9 @@ def training_page(written: str) -> str:
 
 def _training_tables() -> dict[str, list[str]]:
     spec = resource_schema(FineTuneJob)["properties"]["spec"]["properties"]
-    settings = (row for part in ("lora", "training") for row in _fields(spec[part], part))
+    method = spec["method"]
+    which = _row("`method`", _type(method), _default(method, required=False), method["description"])
+    settings = (which, *(row for part in ("lora", "training") for row in _fields(spec[part], part)))
     foreign = {"TrainingArguments": TRAINING_ARGUMENTS, "LoraConfig": LORA_CONFIG, "SAGE": SAGE}
     return {
         "settings": [*_table_head("Field", "Type", "Default", "Meaning"), *settings],

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
@@ -12,7 +12,7 @@ from sluice_api.model import Model, Name, Quantity, Remedy, Seconds
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.scheduling import Retry, Scheduling
 from sluice_api.sources import DatasetUri, ModelUri, VolumeUri
-from sluice_api.training import Lora, Training
+from sluice_api.training import Lora, Method, Training
 
 MOST_ATTEMPTS = 100
 """Attempts that a status shows."""
@@ -137,10 +137,15 @@ class FineTuneJobSpec(Model):
 
     model: ModelSource = Field(description="The base model.", json_schema_extra=IMMUTABLE)
     dataset: Dataset = Field(description="The rows to learn from.", json_schema_extra=IMMUTABLE)
-    method: Literal["LoRA"] = Field(
-        "LoRA", description="LoRA trains a small adapter beside the frozen model.", json_schema_extra=IMMUTABLE
+    method: Method = Field(
+        Method.LORA,
+        description="LoRA trains a small adapter beside the frozen model. QLoRA does the same with the model's weights "
+        "in 4 bits while it trains, for a quarter of their memory. Full trains all weights and exports a whole model.",
+        json_schema_extra=IMMUTABLE,
     )
-    lora: Lora = Field(default_factory=Lora, description="Shape of the adapter.", json_schema_extra=IMMUTABLE)
+    lora: Lora = Field(
+        default_factory=Lora, description="Shape of the adapter; Full has none.", json_schema_extra=IMMUTABLE
+    )
     training: Training = Field(default_factory=Training, description="How to learn.", json_schema_extra=IMMUTABLE)
     resources: JobResources = Field(
         default_factory=JobResources, description="What training needs.", json_schema_extra=IMMUTABLE
@@ -186,6 +191,11 @@ class FineTuneJobSpec(Model):
                 "self.scheduling.policy != 'Shared' || !has(self.scheduling.scaleUpFirst)",
                 "leave it out with policy Shared, or use Queue or Preempt: a share is of a GPU that is there",
                 at=".scheduling.scaleUpFirst",
+            ),
+            Rule(
+                "self.method != 'Full' || !has(self.publish)",
+                "leave it out with method Full: engines load adapters; the whole model is an engine's model.uri",
+                at=".publish",
             ),
             Rule(
                 "self.training.batchSize >= self.resources.gpus * self.resources.nodes",

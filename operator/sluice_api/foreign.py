@@ -269,7 +269,7 @@ SAGE: Mapping[str, Foreign] = {
     "gradient_accumulation_steps": _mapped("training.batchSize", "see batch_size"),
     "max_seq_length": _mapped("training.maxSequenceLength"),
     "use_flash_attention": _ignored("What is fastest on the machine is used: training.attention Auto."),
-    "quantization_bits": _refused("Quantized training (QLoRA) is not offered yet.", 0, ours="training.dtype"),
+    "quantization_bits": _mapped("method", "4 is QLoRA; 8 is refused"),
     "auto_download": _ignored("A model of hf:// is always fetched."),
 }
 
@@ -278,16 +278,19 @@ SAGE: Mapping[str, Foreign] = {
 class Translation:
     """Another system's settings as a part of a FineTuneJob's spec."""
 
-    spec: dict[str, dict[str, Any]] = field(default_factory=dict)
+    spec: dict[str, Any] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     """A sentence for each setting that has no meaning here."""
     refused: list[str] = field(default_factory=list)
     """A sentence for each setting that can't be had, with the nearest one that can."""
 
     def set(self, ours: str, value: Any) -> None:
-        """Set a field, such as training.epochs."""
+        """Set a field, such as training.epochs or method."""
         part, _, name = ours.partition(".")
-        self.spec.setdefault(part, {})[name] = value
+        if name:
+            self.spec.setdefault(part, {})[name] = value
+        else:
+            self.spec[part] = value
 
 
 class _NoMeaning(ValueError):
@@ -321,7 +324,7 @@ def translate(settings: Mapping[str, Any], table: Mapping[str, Foreign], gpus: i
                 continue
             if converted is not None:
                 found.set(known.ours, converted)
-    _set_batch(found, settings, gpus)
+    _set_batch(found, settings, table, gpus)
     if settings.get("eval_strategy") == "no":
         found.spec.get("training", {}).pop("evaluateEverySteps", None)
     return found
@@ -331,12 +334,17 @@ _TOGETHER = ("per_device_train_batch_size", "batch_size", "gradient_accumulation
 """Settings that mean something only with another one."""
 
 
-def _set_batch(found: Translation, settings: Mapping[str, Any], gpus: int) -> None:
-    rows = settings.get("per_device_train_batch_size", settings.get("batch_size"))
+_DEFAULT_ROWS = {"per_device_train_batch_size": 8, "batch_size": 4}
+"""What they take when only the steps are given."""
+
+
+def _set_batch(found: Translation, settings: Mapping[str, Any], table: Mapping[str, Foreign], gpus: int) -> None:
+    name = next((name for name in _DEFAULT_ROWS if name in table), "")
+    rows = settings.get(name)
     steps = settings.get("gradient_accumulation_steps")
     if rows is None and steps is None:
         return
-    rows, steps = int(rows or 8), int(steps or 1)
+    rows, steps = int(rows or _DEFAULT_ROWS[name]), int(steps or 1)
     found.set("training.microBatchSize", rows)
     found.set("training.batchSize", rows * steps * gpus)
 
@@ -375,6 +383,12 @@ def _targets(value: Any) -> list[str] | None:
     return list(value)
 
 
+def _method(bits: Any) -> str | None:
+    if bits not in (None, 0, 4):
+        raise _NoMeaning("Write 4.")
+    return "QLoRA" if bits else None
+
+
 def _precision(value: Any) -> str | None:
     return "bfloat16" if value else None
 
@@ -396,5 +410,6 @@ _CONVERTED: Mapping[str, Callable[[Any], Any]] = {
     "lr_scheduler_type": _schedule,
     "target_modules": _targets,
     "bf16": _precision,
+    "quantization_bits": _method,
     "model_id": lambda value: f"hf://{value}",
 }

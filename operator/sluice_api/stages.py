@@ -87,7 +87,7 @@ class ExportResult(Model):
 
     uri: str
     digest: str
-    rank: PositiveInt
+    rank: PositiveInt | None = Field(None, description="Of an adapter.")
     size_bytes: NonNegativeInt
 
 

@@ -11,6 +11,15 @@ from pydantic import ConfigDict, Field, StringConstraints
 from sluice_api.model import Decimal, Model, Remedy
 from sluice_api.resource import Rule, rules
 
+
+class Method(StrEnum):
+    """Which weights learn."""
+
+    LORA = "LoRA"
+    QLORA = "QLoRA"
+    FULL = "Full"
+
+
 LayerName = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z0-9_.*?\[\]-]+$", max_length=128),
@@ -102,7 +111,8 @@ class Training(Model):
         "Default: as many tokens as fit and are fast.",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="Precision of the base model while training; the adapter is float32."
+        "bfloat16",
+        description="Precision that the model computes in while training. What is trained is kept in float32.",
     )
     attention: Attention = Field(
         Attention.AUTO, description="How attention is computed. Auto is SDPA, where the model has it; Eager is slower."

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sluice_api.stages import Stage, StageOutcome, StageSpec
+from sluice_api.training import Method
 from sluice_trainer.screen import Curve
 
 
@@ -14,7 +15,8 @@ def write_summary(
     drawn = draw(work / "loss.png", job.name, curve)
     report = work / "report.md"
     report.write_text(_report(job, outcomes, seconds, drawn), encoding="utf-8")
-    lines = [f"The adapter is in {work / 'export'}", f"The report is  {report}"]
+    result = "The model is in  " if job.spec.method is Method.FULL else "The adapter is in"
+    lines = [f"{result} {work / 'export'}", f"The report is  {report}"]
     if drawn:
         lines.append(f"The curve is   {work / 'loss.png'}")
     return "\n".join(lines)
@@ -23,7 +25,8 @@ def write_summary(
 def _report(job: StageSpec, outcomes: Mapping[Stage, StageOutcome], seconds: float, drawn: bool) -> str:
     spec = job.spec
     rows = {"base model": spec.model.uri, "dataset": spec.dataset.uri}
-    rows["method"] = f"{spec.method}, rank {spec.lora.rank}"
+    whole = spec.method is Method.FULL
+    rows["method"] = spec.method if whole else f"{spec.method}, rank {spec.lora.rank}"
     if (told := outcomes.get(Stage.PREPARE)) and (found := told.prepare):
         rows["rows"] = f"{found.rows} to train on, {found.validation_rows} held out, {found.refused_rows} refused"
         rows["tokens"] = f"{found.tokens:,} a pass, {found.learnt_tokens:,} of them learnt"
@@ -33,7 +36,7 @@ def _report(job: StageSpec, outcomes: Mapping[Stage, StageOutcome], seconds: flo
             before, after = trained.evaluation_loss_before, trained.evaluation_loss_after
             rows["loss on the held-out rows"] = f"{before:.4f} before, {after:.4f} after"
     if (told := outcomes.get(Stage.EXPORT)) and (exported := told.export):
-        rows["adapter"] = f"export/, {exported.size_bytes:,} bytes, {exported.digest}"
+        rows["model" if whole else "adapter"] = f"export/, {exported.size_bytes:,} bytes, {exported.digest}"
     rows["time"] = f"{seconds:.0f} s in this run"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     picture = "\n\n![loss by step](loss.png)" if drawn else ""

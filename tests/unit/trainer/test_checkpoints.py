@@ -25,7 +25,7 @@ from tests.unit.trainer.jobs import Job
 
 
 def state(step: int) -> Snapshot:
-    return Snapshot(Standing(step=step, total_steps=100, learning_rate=0.1), {"adapter.a": torch.full((64,), step)})
+    return Snapshot(Standing(step=step, total_steps=100, learning_rate=0.1), {"weight.a": torch.full((64,), step)})
 
 
 def saved(job: Job, *steps: int) -> Checkpoints:
@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(
     newest = Checkpoints(job.stage("Train")).newest()
     assert newest is not None
     assert newest.standing.step == (10 if what == "under another step's name" else 5)
-    assert torch.equal(newest.tensors["adapter.a"], torch.full((64,), newest.standing.step))
+    assert torch.equal(newest.tensors["weight.a"], torch.full((64,), newest.standing.step))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "checkpoint skipped" in line]
     assert why in line
 

@@ -31,6 +31,8 @@ def test_what_a_table_names_is_a_field_of_ours(table: str) -> None:
 
     def known(path: str) -> bool:
         part, _, name = path.partition(".")
+        if not name:
+            return part in schema["properties"]
         reference = schema["properties"][part].get("$ref", "").rpartition("/")[2]
         return name in schema["$defs"][reference]["properties"]
 
@@ -64,6 +66,9 @@ def test_what_a_table_names_is_a_field_of_ours(table: str) -> None:
             {"lora_rank": 8, "epochs": 3, "batch_size": 4, "gradient_accumulation_steps": 4},
             {"lora": {"rank": 8}, "training": {"epochs": 3, "microBatchSize": 4, "batchSize": 32}},
         ),
+        ("SAGE", {"gradient_accumulation_steps": 2}, {"training": {"microBatchSize": 4, "batchSize": 16}}),
+        ("SAGE", {"quantization_bits": 4}, {"method": "QLoRA"}),
+        ("SAGE", {"quantization_bits": 0}, {}),
     ],
 )
 def test_what_becomes_of_a_setting(table: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -88,7 +93,7 @@ def test_what_becomes_of_a_setting(table: str, theirs: dict[str, Any], ours: dic
         ),
         ("LoraConfig", {"use_dora": True}, "use_dora: True can't be had. vLLM can't load such an adapter."),
         ("LoraConfig", {"target_modules": ".*proj"}, "target_modules: '.*proj' can't be had. Write a list of names"),
-        ("SAGE", {"quantization_bits": 4}, "quantization_bits: 4 can't be had."),
+        ("SAGE", {"quantization_bits": 8}, "quantization_bits: 8 can't be had. Write 4."),
     ],
 )
 def test_what_can_not_be_had_is_named_with_the_nearest(table: str, theirs: dict[str, Any], said: str) -> None:

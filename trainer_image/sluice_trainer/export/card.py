@@ -1,25 +1,30 @@
-"""README.md of an exported adapter."""
+"""README.md of an export."""
 
+from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.stages import StageSpec, TrainResult
+from sluice_api.training import Method
 from sluice_trainer.prepared import PreparedManifest
+
+_KINDS = {Method.LORA: "A LoRA adapter for", Method.QLORA: "A LoRA adapter for", Method.FULL: "A fine-tuned"}
 
 
 def model_card(stage: StageSpec, prepared: PreparedManifest, trained: TrainResult) -> str:
     """A model card: what it was made from, how, and how good it is on rows it has not seen."""
     spec = stage.spec
+    whole = spec.method is Method.FULL
     return f"""---
 base_model: {spec.model.uri}
-library_name: peft
-tags: [lora, sluice]
+library_name: {"transformers" if whole else "peft"}
+tags: [{"sluice" if whole else "lora, sluice"}]
 ---
 # {stage.name}
 
-A LoRA adapter for `{spec.model.uri}`, trained by Sluice (FineTuneJob `{stage.namespace}/{stage.name}`).
+{_KINDS[spec.method]} `{spec.model.uri}`, trained by Sluice (FineTuneJob `{stage.namespace}/{stage.name}`).
 
 | | |
 |---|---|
 | dataset | `{spec.dataset.uri}`, {prepared.result.rows} rows, {prepared.result.validation_rows} held out |
-| adapter | rank {spec.lora.rank}, alpha {spec.lora.alpha}, all linear layers |
+| method | {_method(spec)} |
 | training | {trained.step} steps of {spec.training.batch_size} rows, peak learning rate {spec.training.learning_rate} |
 | seed | {spec.training.seed} |
 | held-out loss before | {_loss(trained.evaluation_loss_before)} |
@@ -27,6 +32,14 @@ A LoRA adapter for `{spec.model.uri}`, trained by Sluice (FineTuneJob `{stage.na
 
 Rows were rendered with the chat template in `chat_template.jinja`; serve with the same one.
 """
+
+
+def _method(spec: FineTuneJobSpec) -> str:
+    if spec.method is Method.FULL:
+        return "all weights"
+    layers = ", ".join(spec.lora.target_modules) or "all linear layers"
+    bits = "; the base model was in 4 bits (nf4) meanwhile" if spec.method is Method.QLORA else ""
+    return f"{spec.method}: rank {spec.lora.rank}, alpha {spec.lora.alpha}, {layers}{bits}"
 
 
 def _loss(nats: float | None) -> str:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.ranks import Rank
 from sluice_trainer.train import head
+from sluice_trainer.train.model import Model
 from sluice_trainer.train.packing import Batching, micro_batches
 
 
@@ -74,7 +74,7 @@ def all_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
     return sum(len(rows[index].input_ids) for index in indices)
 
 
-def summed_loss(model: PeftModel, batch: MicroBatch) -> Tensor:
+def summed_loss(model: Model, batch: MicroBatch) -> Tensor:
     """Cross entropy of the learnt tokens, summed, in nats and float32."""
     inputs = {"input_ids": batch.input_ids}
     if batch.position_ids is not None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from peft import PeftModel
 
 from sluice_api.training import Training
 from sluice_trainer import logs
@@ -16,6 +15,7 @@ from sluice_trainer.train.batches import MicroBatch, summed_loss
 from sluice_trainer.train.exact import why_not_packed
 from sluice_trainer.train.group import Group
 from sluice_trainer.train.memory import MEASURED, Cost, cost_through, free_bytes, peak_bytes
+from sluice_trainer.train.model import Model
 from sluice_trainer.train.packing import Batching
 
 MOST_TOKENS = {"cpu": 512, "cuda": 8192}
@@ -29,7 +29,7 @@ Fits = Callable[[int], bool]
 
 
 def batching_for(
-    model: PeftModel, rows: TokenRows, training: Training, group: Group, recorded: int | None = None
+    model: Model, rows: TokenRows, training: Training, group: Group, recorded: int | None = None
 ) -> Batching:
     """Decide, all processes alike; may turn gradient checkpointing on in the model.
 
@@ -69,14 +69,14 @@ def largest(fits: Fits, longest: int, most: int) -> int | None:
     return max(most, longest)
 
 
-def estimated(model: PeftModel, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
+def estimated(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
     """From three small micro-batches, for a process that would be killed if it tried."""
     free = free_bytes(model, group.rank.gpus)
     cost = estimated_cost(model, rows, group, packed=packed)
     return lambda tokens: cost.of(tokens) <= free
 
 
-def estimated_cost(model: PeftModel, rows: TokenRows, group: Group, *, packed: bool) -> Cost:
+def estimated_cost(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Cost:
     """What a micro-batch takes by its tokens, from three small ones of two rows each."""
 
     def peak(tokens: int) -> int:
@@ -86,7 +86,7 @@ def estimated_cost(model: PeftModel, rows: TokenRows, group: Group, *, packed: b
     return cost_through({tokens: peak(tokens) for tokens in MEASURED})
 
 
-def tried(model: PeftModel, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
+def tried(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
     """By doing it, where too much is an exception."""
     longest = max(rows.lengths)
 
@@ -109,7 +109,7 @@ def example(rows: TokenRows, tokens: int, longest: int, group: Group, *, packed:
     return MicroBatch.packed(made, group.device) if packed else MicroBatch.of(made, group.device)
 
 
-def forward_and_backward(model: PeftModel, batch: MicroBatch) -> None:
+def forward_and_backward(model: Model, batch: MicroBatch) -> None:
     """As in training, but no gradient stays, whatever happens."""
     try:
         summed_loss(model, batch).backward()

@@ -1,19 +1,19 @@
 """The loss on the held-out rows."""
 
 import torch
-from peft import PeftModel
 
 from sluice_trainer import failpoints
 from sluice_trainer.prepared import TokenRows
 from sluice_trainer.train.batches import learnt_tokens, put_together, summed_loss
 from sluice_trainer.train.group import Group
+from sluice_trainer.train.model import Model
 from sluice_trainer.train.packing import Batching, micro_batches
 
 _WINDOW = 256
 """Rows that are put into micro-batches together."""
 
 
-def evaluate(model: PeftModel, rows: TokenRows, batching: Batching, group: Group) -> float | None:
+def evaluate(model: Model, rows: TokenRows, batching: Batching, group: Group) -> float | None:
     """Mean loss over the learnt tokens of all rows, in nats; None without rows. The same bits in any group."""
     if len(rows) == 0:
         return None

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from peft import PeftModel
 
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.train.batches import MicroBatch, summed_loss
+from sluice_trainer.train.model import Model, bare, compute_dtype
 
 LONGEST = 32
 """Tokens of a row that are tried."""
@@ -20,9 +20,9 @@ EXACT, ROUNDED = 1e-4, 3e-2
 """Nats a token of the second row that may be rounding, in float32 and in less; known leaks are 0.1 and more."""
 
 
-def why_not_packed(model: PeftModel, rows: TokenRows, device: torch.device) -> str | None:
+def why_not_packed(model: Model, rows: TokenRows, device: torch.device) -> str | None:
     """What makes packs of these rows inexact; None when nothing does."""
-    if "position_ids" not in inspect.signature(model.get_base_model().forward).parameters:
+    if "position_ids" not in inspect.signature(bare(model).forward).parameters:
         return "the model takes no position_ids"
     tried = short_rows(rows)
     if len(tried) < 2:
@@ -34,7 +34,7 @@ def why_not_packed(model: PeftModel, rows: TokenRows, device: torch.device) -> s
     model.train()
     # The first row can't see the second one, so that all of the difference is the second one's.
     difference = abs(packed - sum(apart)) / (len(tried[1].input_ids) - 1)
-    tolerance = EXACT if model.get_base_model().dtype == torch.float32 else ROUNDED
+    tolerance = EXACT if compute_dtype(model) == torch.float32 else ROUNDED
     if difference <= tolerance:  # NaN is not
         return None
     return f"a row's loss in a pack differs by {difference:.3g} nats a token, of which {tolerance:g} may be rounding"

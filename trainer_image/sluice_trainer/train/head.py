@@ -10,21 +10,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
 
 from sluice_api.reasons import Reason
 from sluice_trainer import logs
 from sluice_trainer.errors import StageError
 from sluice_trainer.train.loss import Curve, summed_cross_entropy
-
-Model: TypeAlias = PreTrainedModel | PeftModel
+from sluice_trainer.train.model import Model, bare, compute_dtype, computing
 
 SLOPE_AT, CAP_AT = 2.0**-10, 1e6
 """Where the curve is still a straight line, and where it has ended."""
@@ -33,7 +29,7 @@ WINDOW = 16
 SAME_LOGITS = 1e-5
 """How far two losses of the very same logits may be apart, and of them a part."""
 OWN_LOGITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-"""The same, when each has logits of its own, by the dtype of the head."""
+"""The same, when each has logits of its own, by the dtype that the model computes in."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +55,18 @@ def summed_loss(model: Model, inputs: Mapping[str, Tensor], learnt: Tensor) -> T
     predicting, targets = learnt[:, 1:], inputs["input_ids"][:, 1:]
     # Positions that predict nothing aren't given to the head at all, where the model can leave them out.
     keep: dict[str, Tensor] = {}
-    if "logits_to_keep" in inspect.signature(_bare(model).forward).parameters:
+    if "logits_to_keep" in inspect.signature(bare(model).forward).parameters:
         columns = predicting.any(dim=0).nonzero().squeeze(1)
         keep = {"logits_to_keep": columns}
         predicting, targets = predicting[:, columns], targets[:, columns]
     used = slice(predicting.shape[1])
     head = _PROVEN.get(model)
-    if head is None:
-        logits = model(**inputs, **keep, use_cache=False).logits[:, used]
-        return cross_entropy(logits[predicting].float(), targets[predicting], reduction="sum")
-    hidden = _into_head(model, head.linear, {**inputs, **keep})[:, used]
-    return summed_cross_entropy(hidden[predicting], head.linear, targets[predicting], head.curve)
+    with computing(model):
+        if head is None:
+            logits = model(**inputs, **keep, use_cache=False).logits[:, used]
+            return cross_entropy(logits[predicting].float(), targets[predicting], reduction="sum")
+        hidden = _into_head(model, head.linear, {**inputs, **keep})[:, used]
+        return summed_cross_entropy(hidden[predicting], head.linear, targets[predicting], head.curve)
 
 
 def prove(model: Model, input_ids: Tensor, learnt: Tensor) -> None:
@@ -87,11 +84,11 @@ def prove(model: Model, input_ids: Tensor, learnt: Tensor) -> None:
     inputs, learnt = {"input_ids": input_ids[:, piece]}, learnt[:, piece]
     trains = model.training
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), computing(model):
         own = _own_loss(model, inputs["input_ids"], learnt)
         why_not = _make_lean(model, inputs, learnt, own)
     model.train(trains)
-    model_type = _bare(model).config.model_type
+    model_type = bare(model).config.model_type
     if why_not:
         _PROVEN.pop(model, None)
         logs.warning("loss from full logits", model_type=model_type, reason=why_not)
@@ -110,7 +107,7 @@ def _own_loss(model: Model, input_ids: Tensor, learnt: Tensor) -> Tensor:
     if not _same(own, plain, SAME_LOGITS):
         raise StageError(
             Reason.MODEL_INVALID,
-            f"What a model of type {_bare(model).config.model_type} calls its loss is {own.item():.6g} for a piece of "
+            f"What a model of type {bare(model).config.model_type} calls its loss is {own.item():.6g} for a piece of "
             f"the first row, but the cross entropy of its logits is {plain.item():.6g}, and that is what is trained. "
             "Turn its other loss off in config.json (of a mixture of experts: output_router_logits: false), or choose "
             "a model that predicts the next token and nothing else.",
@@ -120,7 +117,7 @@ def _own_loss(model: Model, input_ids: Tensor, learnt: Tensor) -> Tensor:
 
 def _make_lean(model: Model, inputs: Mapping[str, Tensor], learnt: Tensor, own: Tensor) -> str:
     """Make the model's loss lean, and see whether it is still the same; returns why that can't be, or nothing."""
-    linear = _bare(model).get_output_embeddings()
+    linear = bare(model).get_output_embeddings()
     if type(linear) is not nn.Linear:
         return f"its output head is of {type(linear)}, not a plain linear layer"
     if linear._forward_hooks or linear._forward_pre_hooks:
@@ -130,7 +127,7 @@ def _make_lean(model: Model, inputs: Mapping[str, Tensor], learnt: Tensor, own: 
         return "what it makes of its head's output is neither a scale nor a softcap"
     _PROVEN[model] = Head(linear, curve)
     lean = summed_loss(model, inputs, learnt)
-    if not _same(lean, own, OWN_LOGITS[linear.weight.dtype]):
+    if not _same(lean, own, OWN_LOGITS[compute_dtype(model)]):
         return f"the lean loss of a piece of the first row is {lean.item():.6g}, its own {own.item():.6g}"
     return ""
 
@@ -182,8 +179,3 @@ def _instead_of(linear: nn.Linear, stand_in: Callable[[Tensor], Tensor]) -> Iter
         yield
     finally:
         del linear.forward
-
-
-def _bare(model: Model) -> PreTrainedModel:
-    """The base model, in which PEFT has put its layers in place."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
 from torch.nn.utils import clip_grad_norm_
 
 from sluice_api.reasons import Reason
@@ -28,7 +27,7 @@ from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.evaluate import evaluate
 from sluice_trainer.train.group import Group, joined
 from sluice_trainer.train.head import prove
-from sluice_trainer.train.model import load_base, trainable, with_adapter
+from sluice_trainer.train.model import Model, load, trainable
 from sluice_trainer.train.pace import Pace
 from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.randomness import seed_all
@@ -43,7 +42,7 @@ class Run:
     training: Training
     data: Prepared
     group: Group
-    model: PeftModel
+    model: Model
     state: TrainingState
     checkpoints: Checkpoints
     reporter: Reporter
@@ -245,7 +244,7 @@ def _load(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Re
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
     logs.info("device", device=str(group.device), threads=torch.get_num_threads())
     failpoints.reached("model-loads")
-    model = with_adapter(load_base(base, training), stage.spec).to(group.device)
+    model = load(base, stage.spec, group.device)
     failpoints.reached("model-loaded")
     row = MicroBatch.of([data.training[0]], group.device)
     prove(model, row.input_ids, row.learnt)

@@ -46,15 +46,19 @@ def summed_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor, curve
     nothing of them is computed.
 
     Args:
-        hidden: What goes into the head, positions x hidden size, in the head's dtype.
+        hidden: What goes into the head, positions x hidden size, in the head's dtype or under autocast.
         head: May be frozen or trained, with or without a bias.
         targets: int64, one for each position.
         curve: What the model does to the head's output.
     """
-    inputs: tuple[Tensor, Tensor, Tensor | None] = (hidden, head.weight, head.bias)
+    bias: Tensor | None = head.bias
+    inputs = hidden, head.weight, bias
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        inputs = hidden.to(dtype), head.weight.to(dtype), None if bias is None else bias.to(dtype)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in inputs):
         return _SummedCrossEntropy.apply(*inputs, targets, curve)  # type: ignore[no-any-return]
-    return _chunk_by_chunk(hidden, head.weight, head.bias, targets, curve, (False, False, False))[0]
+    return _chunk_by_chunk(*inputs, targets, curve, (False, False, False))[0]
 
 
 class _SummedCrossEntropy(torch.autograd.Function):

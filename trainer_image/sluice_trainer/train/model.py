@@ -1,34 +1,63 @@
-"""The base model with a fresh LoRA adapter on it."""
+"""The model that learns: the base model as the job's method wants it, and which of its weights are trained."""
 
-from typing import cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias, cast
+from weakref import WeakKeyDictionary
 
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.reasons import Reason
-from sluice_api.training import Attention, Training
+from sluice_api.training import Attention, Method
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.errors import StageError
 from sluice_trainer.layers import chosen, linear_layers
 
+Model: TypeAlias = PreTrainedModel | PeftModel
+
 _ATTENTION = {Attention.AUTO: None, Attention.SDPA: "sdpa", Attention.EAGER: "eager"}
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_COMPUTES_IN: WeakKeyDictionary[Model, torch.dtype] = WeakKeyDictionary()
+"""Of the models whose weights are kept more precisely than they are computed with."""
 
 
-def load_base(base: BaseModel, training: Training) -> PreTrainedModel:
-    """Load the frozen weights: safetensors only, and no code from the folder.
+def load(base: BaseModel, spec: FineTuneJobSpec, device: torch.device) -> Model:
+    """The base model with a fresh adapter, or with all weights trainable: the same bits each time, for one seed.
 
     Raises:
         StageError: ModelInvalid, in transformers' words.
     """
+    if spec.method is Method.FULL:
+        model = load_base(base, spec, device).requires_grad_(requires_grad=True)
+        if spec.training.dtype != "float32":
+            _COMPUTES_IN[model] = DTYPES[spec.training.dtype]
+        return model
+    return with_adapter(load_base(base, spec, device), spec)
+
+
+def load_base(base: BaseModel, spec: FineTuneJobSpec, device: torch.device) -> PreTrainedModel:
+    """The base model's weights, as precise as the method wants them: safetensors only, and no code from the folder.
+
+    Raises:
+        StageError: ModelInvalid, in transformers' words.
+    """
+    kind: dict[str, Any] = {"dtype": DTYPES[spec.training.dtype]}
+    match spec.method:
+        case Method.QLORA:
+            kind["quantization_config"] = _four_bits(kind["dtype"])
+            kind["device_map"] = {"": device}  # quantized while they are loaded, a layer at a time
+        case Method.FULL:
+            kind["dtype"] = torch.float32
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base.folder,
-            dtype=_DTYPES[training.dtype],
-            attn_implementation=_ATTENTION[training.attention],
+            **kind,
+            attn_implementation=_ATTENTION[spec.training.attention],
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -37,7 +66,28 @@ def load_base(base: BaseModel, training: Training) -> PreTrainedModel:
         raise StageError(
             Reason.MODEL_INVALID, f"model.uri {base.uri}: transformers can't load it: {error}. Restore its files."
         ) from error
-    return cast("PreTrainedModel", model)
+    if spec.method is Method.QLORA:
+        _never_repacked(model)
+        return cast("PreTrainedModel", model)
+    return cast("PreTrainedModel", model.to(device))
+
+
+def _never_repacked(model: nn.Module) -> None:
+    """Keep 4-bit weights in the one layout that has gradients.
+
+    On a CPU with AVX512-BF16 bitsandbytes packs them anew at the first forward in evaluation mode, for inference, and
+    never back: from then on gradients end at each such layer, without an error.
+    """
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
+
+
+def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with quantized scales, as in the QLoRA paper (Dettmers et al., 2023)."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def without_weights(base: BaseModel) -> PreTrainedModel:
@@ -63,5 +113,22 @@ def with_adapter(model: PreTrainedModel, spec: FineTuneJobSpec) -> PeftModel:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's weights by their name in the model."""
+    """What is trained, by its name in the model."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def bare(model: Model) -> PreTrainedModel:
+    """The base model, in which PEFT has put its layers in place."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def compute_dtype(model: Model) -> torch.dtype:
+    """How precisely the model computes."""
+    dtype: torch.dtype = bare(model).dtype
+    return _COMPUTES_IN.get(model, dtype)
+
+
+def computing(model: Model) -> AbstractContextManager[object]:
+    """Around each use of the model and of its output head."""
+    dtype = _COMPUTES_IN.get(model)
+    return nullcontext() if dtype is None else torch.autocast(bare(model).device.type, dtype)

@@ -42,7 +42,7 @@ class Snapshot:
 
 
 class TrainingState:
-    """The adapter's weights, Adam's moments, and the position.
+    """The trained weights, Adam's moments, and the position.
 
     A snapshot may be taken by another thread in the middle of the next step, which the next attempt then does again
     from its start. What is random in a step follows from the position.
@@ -77,7 +77,7 @@ class TrainingState:
         """Continue from a snapshot."""
         with torch.no_grad():
             for name, weight in self.weights.items():
-                weight.copy_(snapshot.tensors[f"adapter.{name}"])
+                weight.copy_(snapshot.tensors[f"weight.{name}"])
                 moments = {moment: snapshot.tensors.get(f"{moment}.{name}") for moment in _MOMENTS}
                 self.optimizer.state[weight] = {
                     moment: value.to(weight.device, copy=True) for moment, value in moments.items() if value is not None
@@ -111,7 +111,7 @@ class TrainingState:
         tensors = {}
         with torch.cuda.stream(stream):
             for name, weight in self.weights.items():
-                tensors[f"adapter.{name}"] = _on_cpu(weight)
+                tensors[f"weight.{name}"] = _on_cpu(weight)
                 for moment, value in self.optimizer.state.get(weight, {}).items():
                     tensors[f"{moment}.{name}"] = _on_cpu(value)
         return Snapshot(self.standing, tensors)

@@ -1,0 +1,157 @@
+"""QLoRA and Full: they learn, go on after an interruption to the same bits, and export what others load."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from sluice_api.artifacts import ModelManifest, model_digest, model_fingerprint
+from sluice_trainer import base_model
+from sluice_trainer.train import head
+from sluice_trainer.train.batches import MicroBatch, summed_loss
+from sluice_trainer.train.model import load, trainable
+from tests.unit.trainer.jobs import Job
+
+TRAINING = (("epochs", 4), ("checkpointEverySteps", 5), ("learningRate", "2e-3"))
+"""20 steps."""
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+
+
+def of(job: Job, method: str, *training: tuple[str, object], name: str = "job") -> Job:
+    lora = {"rank": 8, "alpha": 64, "dropout": "0.1"}
+    return replace(job, name=name, spec=(("method", method), ("lora", lora)), training=(*TRAINING, *training))
+
+
+def four_bits_of(layer: Linear4bit) -> QuantState:
+    state = vars(layer.weight)["quant_state"]
+    assert isinstance(state, QuantState)
+    return state
+
+
+def export_of(job: Job) -> Path:
+    return job.work / "export"
+
+
+@pytest.mark.parametrize("method", ["QLoRA", "Full"])
+def test_it_learns_and_goes_on_from_its_checkpoint_to_the_same_bits(job: Job, method: str) -> None:
+    undisturbed = of(job, method)
+    undisturbed.prepare()
+    result = undisturbed.train()
+    assert result.evaluation_loss_after < result.evaluation_loss_before - 0.3  # type: ignore[operator]
+    undisturbed.export()
+
+    again = of(job, method, name="again")
+    again.prepare()
+    again.train()
+    checkpoints = again.work / "checkpoints"
+    (checkpoints / "step-20" / "state.safetensors").unlink()
+    (checkpoints / "manifest.json").unlink()
+    resumed = again.train()
+    assert (resumed.resumed_from, resumed.evaluation_loss_after) == (15, result.evaluation_loss_after)
+    again.export()
+    weights = next(export_of(undisturbed).glob("*model.safetensors")).name
+    assert (export_of(again) / weights).read_bytes() == (export_of(undisturbed) / weights).read_bytes()
+
+
+def test_qlora_keeps_the_model_in_four_bits_and_trains_the_adapter_in_float32(job: Job) -> None:
+    job = of(job, "QLoRA")
+    base = base_model.locate("pvc://models/tiny")
+    model = load(base, job.stage("Train").spec, torch.device("cpu"))
+    layer = model.get_submodule("base_model.model.model.layers.0.mlp.up_proj.base_layer")
+    assert isinstance(layer, Linear4bit)
+    assert (layer.weight.dtype, four_bits_of(layer).quant_type) == (torch.uint8, "nf4")
+    assert four_bits_of(layer).nested
+    assert {weight.dtype for weight in trainable(model).values()} == {torch.float32}
+    assert {name.rpartition(".lora_")[2][:2] for name in trainable(model)} == {"A.", "B."}
+
+
+def test_gradients_through_four_bits_are_those_of_the_same_weights_in_float32_also_after_an_evaluation(
+    job: Job,
+) -> None:
+    job = of(job, "QLoRA")
+    job.prepare()
+    batch = MicroBatch.of([job.prepared().training[0]], torch.device("cpu"))
+    model = load(base_model.locate("pvc://models/tiny"), job.stage("Train").spec, torch.device("cpu"))
+    with torch.inference_mode():
+        summed_loss(model.eval(), batch)
+    summed_loss(model, batch).backward()
+    found = {name: weight.grad for name, weight in trainable(model).items()}
+
+    plain = load(
+        base_model.locate("pvc://models/tiny"), of(job, "LoRA").stage("Train").spec, torch.device("cpu")
+    ).eval()
+    for name, layer in model.named_modules():
+        if isinstance(layer, Linear4bit):
+            dequantized = dequantize_4bit(layer.weight.data, four_bits_of(layer))
+            plain.get_submodule(name).weight.data = dequantized
+    plain.load_state_dict(trainable(model), strict=False)
+    summed_loss(plain, batch).backward()
+    for name, weight in trainable(plain).items():
+        torch.testing.assert_close(found[name], weight.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_qlora_adapter_answers_on_the_quantized_model_as_it_did_in_training(job: Job) -> None:
+    job = of(job, "QLoRA")
+    job.prepare()
+    result = job.train()
+    job.export()
+    base = AutoModelForCausalLM.from_pretrained(
+        job.volumes / "models" / "tiny", dtype=torch.float32, quantization_config=NF4, device_map="cpu"
+    )
+    model = PeftModel.from_pretrained(base, export_of(job)).eval()
+    assert held_out_loss(job, model) == pytest.approx(result.evaluation_loss_after, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_whole_model_is_one_that_others_load_and_answers_as_it_did_in_training(job: Job, dtype: str) -> None:
+    job = of(job, "Full", ("dtype", dtype))
+    job.prepare()
+    result = job.train()
+    digest = job.export()
+    folder = export_of(job)
+    manifest = ModelManifest.model_validate_json((folder / "manifest.json").read_bytes())
+    assert (manifest.digest, manifest.steps) == (digest, 20)
+    assert model_digest(folder) == digest
+    assert model_fingerprint(folder) != manifest.base_model_fingerprint
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert str(model.dtype) == f"torch.{dtype}"
+    tolerance = {"float32": 1e-5, "bfloat16": 1e-2}[dtype]
+    assert held_out_loss(job, model) == pytest.approx(result.evaluation_loss_after, rel=tolerance)
+    before = AutoModelForCausalLM.from_pretrained(job.volumes / "models" / "tiny", dtype=model.dtype)
+    was = dict(before.named_parameters())
+    assert all(not torch.equal(weight, was[name]) for name, weight in model.named_parameters())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Ahoy"}], tokenize=False).startswith(
+        "<|im_start|>"
+    )
+    assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
+
+
+def test_a_whole_model_in_bfloat16_computes_in_it_and_keeps_float32(job: Job) -> None:
+    job = of(job, "Full", ("dtype", "bfloat16"))
+    job.prepare()
+    model = load(base_model.locate("pvc://models/tiny"), job.stage("Train").spec, torch.device("cpu"))
+    batch = MicroBatch.of([job.prepared().training[0]], torch.device("cpu"))
+    full = summed_loss(model, batch)
+    head.prove(model, batch.input_ids, batch.learnt)
+    assert model in head._PROVEN
+    lean = summed_loss(model, batch)
+    torch.testing.assert_close(lean, full, rtol=1e-2, atol=1e-2)
+    lean.backward()
+    gradients = {name: weight.grad for name, weight in trainable(model).items()}
+    assert all(grad is not None and grad.dtype == torch.float32 for grad in gradients.values())
+    exact = load(base_model.locate("pvc://models/tiny"), of(job, "Full").stage("Train").spec, torch.device("cpu"))
+    assert summed_loss(exact, batch).item() != full.item()
+
+
+def held_out_loss(job: Job, model: torch.nn.Module) -> float:
+    rows = job.prepared().validation
+    losses = [summed_loss(model, MicroBatch.of([rows[i]], torch.device("cpu"))).item() for i in range(len(rows))]
+    return sum(losses) / int(rows.learnt.sum())
