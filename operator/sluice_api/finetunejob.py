@@ -28,6 +28,7 @@ class DatasetFormat(StrEnum):
     ALPACA = "Alpaca"
     PROMPT_COMPLETION = "PromptCompletion"
     TEXT = "Text"
+    PREFERENCE = "Preference"
 
 
 class BadRow(StrEnum):
@@ -56,7 +57,8 @@ class Dataset(Model):
     format: DatasetFormat = Field(
         DatasetFormat.AUTO,
         description="How a row says what to learn. Auto decides by the first row's fields: "
-        "messages; instruction and output; prompt and completion; or text.",
+        "messages; instruction and output; prompt and completion; text; or prompt, chosen and rejected, from which is "
+        "learnt what to prefer (DPO).",
     )
     validation_split: Annotated[
         str,
@@ -198,6 +200,11 @@ class FineTuneJobSpec(Model):
                 at=".publish",
             ),
             Rule(
+                "self.method != 'Full' || self.dataset.format != 'Preference'",
+                "use LoRA or QLoRA for rows of Preference: they are compared with the model without its adapter",
+                at=".method",
+            ),
+            Rule(
                 "self.training.batchSize >= self.resources.gpus * self.resources.nodes",
                 "must be at least resources.gpus x resources.nodes: each GPU needs a row",
                 at=".training.batchSize",
@@ -220,8 +227,11 @@ class Progress(Model):
     epoch: Text = Field("", description="Passes over the training rows, as a decimal string.")
     loss: Text = Field("", description="Training loss in nats, as a decimal string.")
     evaluation_loss: Text = Field("", description="Loss on the held-out rows in nats, as a decimal string.")
+    learning_rate: Text = Field("", description="Learning rate of the last step, as a decimal string.")
+    gradient_norm: Text = Field("", description="Norm of the last step's gradients before clipping.")
     tokens_per_second: Text = Field("", description="Real tokens a second, as a decimal string.")
     gpu_memory: Text = Field("", description="Peak GPU memory of this attempt, as a quantity.")
+    memory: Text = Field("", description="Peak host memory of this attempt's first process, as a quantity.")
     seconds_left: NonNegativeInt | None = Field(None, description="The trainer's estimate to its last step.")
     time_left: Text = Field("", description="secondsLeft for a reader: 4m10s.")
     checkpoint_step: NonNegativeInt | None = Field(None, description="Step of the newest durable checkpoint.")

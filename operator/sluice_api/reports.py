@@ -49,8 +49,11 @@ class TrainingReport(Model):
     evaluation_loss: FiniteFloat | None = Field(
         None, description="Mean over the held-out tokens, in nats; the newest one."
     )
+    learning_rate: FiniteFloat | None = Field(None, ge=0, description="Of the last step.")
+    gradient_norm: FiniteFloat | None = Field(None, ge=0, description="Of the last step, before it was clipped.")
     tokens_per_second: FiniteFloat | None = Field(None, ge=0, description="Real tokens, padding excluded.")
     gpu_memory_bytes: NonNegativeInt | None = Field(None, description="Peak of this attempt.")
+    memory_bytes: NonNegativeInt | None = Field(None, description="Peak of this process in the host's memory.")
     seconds_left: NonNegativeInt | None = Field(None, description="The trainer's estimate to its last step.")
     step_seconds: FiniteFloat | None = Field(None, ge=0, description="Median seconds of a step so far.")
     checkpoint_step: NonNegativeInt | None = Field(None, description="Step of the newest durable checkpoint.")

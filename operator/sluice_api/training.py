@@ -96,6 +96,11 @@ class Training(Model):
     adam_beta2: Decimal = Field("0.999", description="AdamW's memory of their squares.")
     adam_epsilon: Decimal = Field("1e-8", description="AdamW's smallest divisor.")
     max_gradient_norm: Decimal = Field("1.0", description="Gradients are scaled down to this norm. 0: never.")
+    preference_beta: Decimal = Field(
+        "0.1",
+        description="DPO's beta, for rows of which one answer is chosen and one rejected: how much it costs to answer "
+        "unlike the base model.",
+    )
     max_sequence_length: int = Field(512, ge=16, le=131_072, description="Longest row in tokens.")
     overlong_rows: OverlongRows = Field(
         OverlongRows.TRUNCATE,

@@ -90,8 +90,12 @@ FIGURES: tuple[tuple[str, str, Callable[[TrainingReport], float | None]], ...] =
         "Newest mean loss on the held-out rows.",
         lambda report: report.evaluation_loss,
     ),
+    ("sluice_training_learning_rate", "Of the last step.", lambda report: report.learning_rate),
+    ("sluice_training_gradient_norm", "Of the last step, before clipping.", lambda report: report.gradient_norm),
     ("sluice_training_tokens_per_second", "Real tokens.", lambda report: report.tokens_per_second),
     ("sluice_training_gpu_memory_bytes", "Peak of this attempt.", lambda report: report.gpu_memory_bytes),
+    ("sluice_training_memory_bytes", "Peak of this attempt on the host.", lambda report: report.memory_bytes),
+    ("sluice_training_seconds_left", "The trainer's estimate.", lambda report: report.seconds_left),
 )
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sluice_trainer.train.loss import summed_cross_entropy
+from sluice_trainer.train.loss import cross_entropies
 
 THREADS = 2
 ABBA = ("lean", "full", "full", "lean")
@@ -69,7 +69,7 @@ def measure(arm: str, setting: Setting) -> Cost:
     targets = torch.randint(0, setting.vocabulary, (setting.positions,))
     memory, cpu, wall = peak_mb(), time.process_time(), time.perf_counter()
     if arm == "lean":
-        summed_cross_entropy(hidden, head, targets).backward()
+        cross_entropies(hidden, head, targets).sum().backward()
     else:
         cross_entropy(head(hidden).float(), targets, reduction="sum").backward()
     return Cost(peak_mb() - memory, time.process_time() - cpu, time.perf_counter() - wall)

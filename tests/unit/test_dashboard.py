@@ -29,6 +29,10 @@ REPORT = TrainingReport.model_validate(
         "evaluationLoss": 1.0,
         "tokensPerSecond": 1.0,
         "gpuMemoryBytes": 1,
+        "memoryBytes": 1,
+        "learningRate": 1.0,
+        "gradientNorm": 1.0,
+        "secondsLeft": 1,
     }
 )
 FUNCTIONS = {"sum", "max", "rate", "increase", "histogram_quantile", "vector", "label_values", "by", "or"}
@@ -112,9 +116,19 @@ def test_every_series_of_the_operator_is_shown_or_known_to_be_left_out(series: d
     unseen = {name for name in families if not any(word.startswith(name) for word in shown)}
     assert unseen == {
         "sluice_training_epoch",
+        "sluice_training_learning_rate",
+        "sluice_training_gradient_norm",
+        "sluice_training_memory_bytes",
+        "sluice_training_seconds_left",
         "sluice_trainer_failed_saves",
         "sluice_trainer_tokens",
         "sluice_trainer_steps",
         "sluice_trainer_loss_nats",
         "sluice_trainer_evaluation_loss_nats",
+        "sluice_trainer_learning_rate",
+        "sluice_trainer_gradient_norm",
+        "sluice_trainer_tokens_per_second",
+        "sluice_trainer_seconds_left",
+        "sluice_trainer_gpu_memory_bytes",
+        "sluice_trainer_memory_bytes",
     }

@@ -38,6 +38,7 @@ def main() -> NoReturn:
     """Run the stage and end with its outcome."""
     os.umask(0o022)
     stage = _stage()
+    logs.always(run_id=stage.uid)
     rank = Rank.here(stage)
     if rank.size > 1:
         logs.always(rank=rank.number)

@@ -1,4 +1,8 @@
-"""Structured log lines: one event with its fields, as JSON, on stdout."""
+"""Structured log lines, one JSON object each, on stdout.
+
+Each has run_id, timestamp, agent, level (INFO, WARNING, or METRIC for a step's figures), event and message: the
+message is for a person, and the event, of which there are few, for programs. What else there is depends on the event.
+"""
 
 import json
 import sys
@@ -16,17 +20,23 @@ def always(**fields: object) -> None:
 
 def info(event: str, **fields: object) -> None:
     """Log something that nobody needs to act on."""
-    _write("info", event, fields)
+    _write("INFO", event, fields)
+
+
+def metric(event: str, message: str, **figures: object) -> None:
+    """Log figures of a step."""
+    _write("METRIC", event, {"message": message, **figures})
 
 
 def warning(event: str, **fields: object) -> None:
     """Log something that a person may want to change."""
-    _write("warning", event, fields)
+    _write("WARNING", event, fields)
 
 
 def _write(level: str, event: str, fields: dict[str, object]) -> None:
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
-    entry = {"time": time, "level": level, "event": event, **_ALWAYS, **fields}
+    entry = {"timestamp": time, "level": level, "agent": "trainer", "event": event} | _ALWAYS | fields
+    entry["message"] = fields.get("message") or event
     line = json.dumps(entry, ensure_ascii=False, default=str)
     with _LINE:
         sys.stdout.write(line + "\n")

@@ -21,9 +21,24 @@ FAILED_SAVES = Counter(
     "sluice_trainer_failed_saves", "Checkpoints that could not be written in this attempt; an older one is durable."
 )
 TOKENS = Counter("sluice_trainer_tokens", "Real tokens trained on in this attempt, padding excluded.")
-STEPS = Gauge("sluice_trainer_steps", "Optimizer steps done, over all attempts.")
-LOSS = Gauge("sluice_trainer_loss_nats", "Mean training loss of the last step over its learnt tokens.")
-EVALUATION_LOSS = Gauge("sluice_trainer_evaluation_loss_nats", "Mean loss over the held-out learnt tokens.")
+_FIGURES = {
+    "step": Gauge("sluice_trainer_steps", "Optimizer steps done, over all attempts."),
+    "loss": Gauge("sluice_trainer_loss_nats", "Mean training loss of the last step over what it counts."),
+    "evaluation_loss": Gauge("sluice_trainer_evaluation_loss_nats", "Mean loss over the held-out rows."),
+    "learning_rate": Gauge("sluice_trainer_learning_rate", "Of the last step."),
+    "gradient_norm": Gauge("sluice_trainer_gradient_norm", "Of the last step, before it was clipped."),
+    "tokens_per_second": Gauge("sluice_trainer_tokens_per_second", "Real tokens, padding excluded."),
+    "seconds_left": Gauge("sluice_trainer_seconds_left", "An estimate of the time to the last step."),
+    "gpu_memory_bytes": Gauge("sluice_trainer_gpu_memory_bytes", "Peak of this attempt."),
+    "memory_bytes": Gauge("sluice_trainer_memory_bytes", "Peak of this process in the host's memory."),
+}
+
+
+def show(**figures: float | None) -> None:
+    """Set figures by the names that reports give them; those that are not known stay."""
+    for name, value in figures.items():
+        if value is not None:
+            _FIGURES[name].set(value)
 
 
 def serve() -> None:

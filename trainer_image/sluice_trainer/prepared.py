@@ -39,10 +39,16 @@ class PreparedManifest(Model):
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row: its tokens, and which of them are learnt (1) or only read (0)."""
+    """One row: its tokens, and which of them are learnt (1) or only read (0). A pair is both of its rows end to end."""
 
     input_ids: NDArray[np.int32]
     learnt: NDArray[np.uint8]
+    split: int = 0
+    """Where the rejected row of a pair begins; 0 when it is no pair."""
+
+    def answers(self) -> "tuple[TokenRow, TokenRow]":
+        """The chosen and the rejected row of a pair."""
+        return self.part(0, self.split), self.part(self.split, len(self.input_ids))
 
     def part(self, start: int, stop: int) -> "TokenRow":
         """Some of its tokens as a row: nothing predicts the first one."""

@@ -36,7 +36,7 @@ class Reporter:
         self._url = url
         self._token_file = token_file
         self._sequence = 0
-        self._loss_sum, self._loss_tokens = 0.0, 0
+        self._loss_sum, self._loss_count = 0.0, 0
         self._due: deque[TrainingReport] = deque(maxlen=_BACKLOG)
         self._changed = False
         self._closing = False
@@ -51,13 +51,13 @@ class Reporter:
         self._due.append(self._made())
         self._thread.start()
 
-    def update(self, *, loss_sum: float = 0.0, loss_tokens: int = 0, **changes: Any) -> None:
-        """Change fields of the report; losses of learnt tokens are added up until a report takes their mean."""
+    def update(self, *, loss_sum: float = 0.0, loss_count: int = 0, **changes: Any) -> None:
+        """Change fields of the report; losses are added up until a report takes their mean."""
         with self._condition:
             before = self._newest
             self._newest = before.model_copy(update=changes)
             self._loss_sum += loss_sum
-            self._loss_tokens += loss_tokens
+            self._loss_count += loss_count
             self._changed = True
             if (before.activity, before.checkpoint_step) != (self._newest.activity, self._newest.checkpoint_step):
                 self._due.append(self._made())
@@ -78,9 +78,9 @@ class Reporter:
         """The newest state with the next sequence number. Called with the condition held, or before any thread."""
         self._sequence += 1
         changes: dict[str, Any] = {"sequence": self._sequence}
-        if self._loss_tokens:
-            changes["loss"] = self._loss_sum / self._loss_tokens
-            self._loss_sum, self._loss_tokens = 0.0, 0
+        if self._loss_count:
+            changes["loss"] = self._loss_sum / self._loss_count
+            self._loss_sum, self._loss_count = 0.0, 0
         self._newest = self._newest.model_copy(update=changes)
         self._changed = False
         logs.info("report", **self._newest.model_dump(mode="json", by_alias=True, exclude_none=True))
@@ -154,7 +154,7 @@ class SilentReporter(Reporter):
     def start(self) -> None:
         """Send nothing."""
 
-    def update(self, *, loss_sum: float = 0.0, loss_tokens: int = 0, **changes: Any) -> None:
+    def update(self, *, loss_sum: float = 0.0, loss_count: int = 0, **changes: Any) -> None:
         """Send nothing."""
 
     def close(self, seconds: float = TIMEOUT, **changes: Any) -> None:

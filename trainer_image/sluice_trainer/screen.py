@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 from sluice_api.stages import ExitCode, Stage, StageOutcome
 
+_OF_EVERY_LINE = ("timestamp", "agent", "run_id", "message")
+
 
 @dataclass
 class Curve:
@@ -93,8 +95,8 @@ class Terminal(Screen):
         match event:
             case {"event": "report", "activity": activity, **report}:
                 self._move(str(activity), report)
-            case {"event": event_name, "level": "warning", **fields}:
-                told = ", ".join(f"{name} {value}" for name, value in fields.items() if name != "time")
+            case {"event": event_name, "level": "WARNING", **fields}:
+                told = ", ".join(f"{name} {value}" for name, value in fields.items() if name not in _OF_EVERY_LINE)
                 self._say(f"  {event_name}: {told}")
             case {}:
                 if not event:

@@ -21,7 +21,7 @@ from sluice_trainer.train import head as heads
 from sluice_trainer.train import loss as losses
 from sluice_trainer.train.batches import MicroBatch, summed_loss
 from sluice_trainer.train.head import prove
-from sluice_trainer.train.loss import Curve, summed_cross_entropy
+from sluice_trainer.train.loss import Curve, cross_entropies
 from tests.unit.trainer.jobs import Job
 
 VOCABULARY, HIDDEN, POSITIONS, LEARNT = 300, 64, 40, 23
@@ -127,7 +127,7 @@ def test_it_is_as_near_to_the_truth_as_full_logits_are(
     wide = hidden.detach().double().requires_grad_()
     truth = costs(full(wide, exact, torch.float64), wide, exact.weight, exact.bias)
     plain = costs(full(hidden, linear, torch.float32), hidden, linear.weight, linear.bias)
-    lean = costs(summed_cross_entropy(hidden, linear, targets, curve), hidden, linear.weight, linear.bias)
+    lean = costs(cross_entropies(hidden, linear, targets, curve).sum(), hidden, linear.weight, linear.bias)
     assert len(lean) == len(truth) == 2 + trained * (1 + bias)
     for ours, theirs, true in zip(lean, plain, truth, strict=True):
         assert ours.dtype == theirs.dtype
@@ -140,14 +140,14 @@ def test_without_gradients_no_product_is_made_for_them(grad: Any, monkeypatch: p
     linear = nn.Linear(HIDDEN, VOCABULARY).requires_grad_(False)
     hidden, targets = torch.randn(7, HIDDEN, requires_grad=True), torch.arange(7)
     with grad():
-        loss = summed_cross_entropy(hidden, linear, targets)
+        loss = cross_entropies(hidden, linear, targets).sum()
     assert (products.call_count, loss.requires_grad) == ((0, False) if grad is torch.inference_mode else (1, True))
 
 
 def test_a_second_backward_is_refused() -> None:
     """The gradients have been used up by the first one."""
     linear, hidden = nn.Linear(HIDDEN, VOCABULARY), torch.randn(7, HIDDEN, requires_grad=True)
-    loss = summed_cross_entropy(hidden, linear, torch.arange(7))
+    loss = cross_entropies(hidden, linear, torch.arange(7)).sum()
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
@@ -264,7 +264,7 @@ def test_what_is_not_proven_costs_full_logits_and_is_exact(
     model, rows = model(), batch()
     prove(model, rows.input_ids[:1], rows.learnt[:1])
     line = json.loads(capsys.readouterr().out)
-    assert (line["level"], line["event"], line["model_type"]) == ("warning", "loss from full logits", "llama")
+    assert (line["level"], line["event"], line["model_type"]) == ("WARNING", "loss from full logits", "llama")
     assert line["reason"] == reason
     truth = own_loss(model, rows)
     expected = gradients(model, truth)
@@ -278,7 +278,7 @@ def test_a_lean_loss_that_is_not_the_models_own_is_given_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, rows = model_of("llama"), batch()
-    monkeypatch.setattr(heads, "summed_cross_entropy", lambda *args: summed_cross_entropy(*args) * 1.001)
+    monkeypatch.setattr(heads, "cross_entropies", lambda *args: cross_entropies(*args) * 1.001)
     prove(model, rows.input_ids[:1], rows.learnt[:1])
     assert "the lean loss of a piece of the first row is" in json.loads(capsys.readouterr().out)["reason"]
     torch.testing.assert_close(summed_loss(model, rows), own_loss(model, rows), rtol=1e-5, atol=1e-4)

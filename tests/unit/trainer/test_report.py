@@ -80,7 +80,7 @@ def test_numbers_are_coalesced_and_what_matters_is_not(operator: Operator) -> No
     operator.wait_for(1)
     posted.update(activity=Activity.TRAINING)
     for step in range(1, 101):
-        posted.update(step=step, loss_sum=float(step), loss_tokens=1)
+        posted.update(step=step, loss_sum=float(step), loss_count=1)
         if step in (40, 80):
             posted.update(checkpoint_step=step)
     posted.close(activity=Activity.FINISHED)

@@ -29,7 +29,7 @@ class Told(Reporter):
         self.messages: list[str | None] = []
         self.said = threading.Semaphore(0)
 
-    def update(self, *, loss_sum: float = 0.0, loss_tokens: int = 0, **changes: Any) -> None:
+    def update(self, *, loss_sum: float = 0.0, loss_count: int = 0, **changes: Any) -> None:
         self.messages.append(changes["message"])
         if changes["message"]:
             self.said.release()
@@ -61,7 +61,7 @@ def test_a_step_that_hangs_is_told_once_with_the_stack_of_every_thread(capsys: p
 
     first_line, _ = complaints(capsys)
     assert first_line["event"] == "no progress for 0 s"
-    assert first_line["level"] == "warning"
+    assert first_line["level"] == "WARNING"
     assert {"MainThread", "another", "watchdog"} <= first_line["stacks"].keys()
     assert any(frame.endswith(" a_step_that_hangs") for frame in first_line["stacks"]["MainThread"])
     assert first_line["stacks"]["another"][-1].endswith(" wait")
@@ -79,9 +79,9 @@ def test_nobody_is_told_of_steps_that_go_on(capsys: pytest.CaptureFixture[str]) 
 HANGS = """
 import os, signal, threading
 from sluice_trainer import report
-from sluice_trainer.train import loop, watchdog
+from sluice_trainer.train import batches, loop, watchdog
 
-whole, left, update = loop.summed_loss, iter(range(12)), report.Reporter.update
+whole, left, update = batches.summed_loss, iter(range(12)), report.Reporter.update
 
 def summed_loss(model, batch):
     if next(left, None) is None:
@@ -93,7 +93,7 @@ def halts_with_a_message(reporter, **changes):
     if changes.get("message"):
         os.kill(os.getpid(), signal.SIGSTOP)
 
-loop.summed_loss, report.Reporter.update = summed_loss, halts_with_a_message
+batches.summed_loss, report.Reporter.update = summed_loss, halts_with_a_message
 watchdog.PATIENCE, loop.Pace.step_seconds = 2, 0.6
 """
 """In its seventh step, after steps that are said to take 0.6 s: 3 s are too long then, and 2 s before the first."""
@@ -107,7 +107,7 @@ def test_a_training_that_hangs_tells_the_operator_and_can_still_be_stopped(job: 
     hanging.send(signal.SIGTERM, signal.SIGCONT)
     assert hanging.wait() == ExitCode.REQUEUE
     assert hanging.outcome.message == "Told to stop; step 6 of 15 is saved."
-    (message,) = {report["message"] for report in hanging.events("report") if "message" in report}
+    (message,) = {report["message"] for report in hanging.events("report")} - {"report"}
     assert float(message.split()[3]) >= 3
     assert "_forward_and_backward" in message
     assert hanging.events(message.partition(";")[0])[0]["stacks"]["MainThread"][-1].endswith(" wait")

@@ -1,4 +1,4 @@
-"""JSONL rows: one JSON object a line, in one of four formats, each checked with its line number."""
+"""JSONL rows: one JSON object a line, in one of five formats, each checked with its line number."""
 
 import codecs
 import json
@@ -19,9 +19,12 @@ FIELDS = {
     DatasetFormat.MESSAGES: ("messages",),
     DatasetFormat.ALPACA: ("instruction", "output"),
     DatasetFormat.PROMPT_COMPLETION: ("prompt", "completion"),
+    DatasetFormat.PREFERENCE: ("prompt", "chosen", "rejected"),
     DatasetFormat.TEXT: ("text",),
 }
-_ALL_FORMATS = '"messages"; "instruction" and "output"; "prompt" and "completion"; or "text"'
+_ALL_FORMATS = (
+    '"messages"; "instruction" and "output"; "prompt" and "completion"; "prompt", "chosen" and "rejected"; or "text"'
+)
 _ROLES = ("system", "user", "assistant")
 
 
@@ -38,6 +41,8 @@ class Conversation:
     """A row of which the assistant's turns are learnt."""
 
     turns: tuple[Turn, ...]
+    known: int = 0
+    """So many turns at the beginning are only read, whoever says them."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,15 @@ class Passage:
     text: str
 
 
-Row = Conversation | Passage
+@dataclass(frozen=True)
+class Pair:
+    """A row that says which of two answers is the better one. Both conversations have the same turns before them."""
+
+    chosen: Conversation
+    rejected: Conversation
+
+
+Row = Conversation | Passage | Pair
 
 
 class BadRowError(Exception):
@@ -217,11 +230,7 @@ def _kind(value: object) -> str:
 
 
 def _messages(fields: dict[str, Any]) -> Row:
-    messages = fields["messages"]
-    if not isinstance(messages, list) or not messages:
-        kind = "empty" if messages == [] else f"{_kind(messages)}, not an array"
-        raise BadRowError(f'"messages" is {kind}', 'Write [{"role": ..., "content": ...}, ...]')
-    turns = tuple(_turn(index, message) for index, message in enumerate(messages))
+    turns = _turns(fields, "messages")
     last = turns[-1].role
     if last != "assistant":
         raise BadRowError(
@@ -235,8 +244,15 @@ def _messages(fields: dict[str, Any]) -> Row:
     return Conversation(turns)
 
 
-def _turn(index: int, message: object) -> Turn:
-    where = f'"messages[{index}]'
+def _turns(fields: dict[str, Any], name: str) -> tuple[Turn, ...]:
+    messages = fields[name]
+    if not isinstance(messages, list) or not messages:
+        kind = "empty" if messages == [] else f"{_kind(messages)}, not an array"
+        raise BadRowError(f'"{name}" is {kind}', 'Write [{"role": ..., "content": ...}, ...]')
+    return tuple(_turn(f'"{name}[{index}]', message) for index, message in enumerate(messages))
+
+
+def _turn(where: str, message: object) -> Turn:
     if not isinstance(message, dict):
         raise BadRowError(f'{where}" is {_kind(message)}, not an object', 'Write {"role": ..., "content": ...}')
     role, content = message.get("role"), message.get("content")
@@ -263,6 +279,24 @@ def _prompt_completion(fields: dict[str, Any]) -> Row:
     return Conversation((Turn("user", _text(fields, "prompt")), Turn("assistant", _text(fields, "completion"))))
 
 
+def _preference(fields: dict[str, Any]) -> Row:
+    """Each of the three is a text, or an array of messages."""
+    asked, chosen, rejected = (
+        (Turn(role, _text(fields, name)),) if isinstance(fields[name], str) else _turns(fields, name)
+        for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))
+    )
+    if asked[-1].role != "user":
+        raise BadRowError(f'"prompt" ends with the {asked[-1].role}', "End it with what the user says")
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if [turn.role for turn in answer] != ["assistant"]:
+            raise BadRowError(
+                f'"{name}" is not one turn of the assistant', 'Write the answer alone; what is before is "prompt"'
+            )
+    if chosen == rejected:
+        raise BadRowError('"chosen" and "rejected" are the same', "Leave the row out: nothing can be preferred")
+    return Pair(*(Conversation((*asked, *answer), known=len(asked)) for answer in (chosen, rejected)))
+
+
 def _passage(fields: dict[str, Any]) -> Row:
     return Passage(_text(fields, "text"))
 
@@ -271,5 +305,6 @@ _PARSERS = {
     DatasetFormat.MESSAGES: _messages,
     DatasetFormat.ALPACA: _alpaca,
     DatasetFormat.PROMPT_COMPLETION: _prompt_completion,
+    DatasetFormat.PREFERENCE: _preference,
     DatasetFormat.TEXT: _passage,
 }

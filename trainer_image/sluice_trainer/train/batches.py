@@ -29,25 +29,36 @@ class MicroBatch:
     """bool, as input_ids: tokens with a loss."""
     position_ids: Tensor | None = None
     """int64, 1 x tokens, from 0 in each row; None when padded."""
+    answers: Tensor | None = None
+    """int64, as input_ids, of pairs: which answer a token belongs to, chosen and rejected ones in turn from 0."""
 
     @classmethod
     def of(cls, rows: Sequence[TokenRow], device: torch.device) -> "MicroBatch":
-        """Pad rows to the longest of them."""
+        """Pad rows to the longest of them; a pair is two."""
+        paired, rows = _apart(rows)
         longest = max(len(row.input_ids) for row in rows)
         input_ids = np.zeros((len(rows), longest), np.int64)
         learnt = np.zeros((len(rows), longest), np.bool_)
+        answers = np.zeros((len(rows), longest), np.int64)
         for index, row in enumerate(rows):
             input_ids[index, : len(row.input_ids)] = row.input_ids
             learnt[index, : len(row.learnt)] = row.learnt
-        return cls(torch.from_numpy(input_ids).to(device), torch.from_numpy(learnt).to(device))
+            answers[index] = index
+        ids, taught, owner = (torch.from_numpy(each).to(device) for each in (input_ids, learnt, answers))
+        return cls(ids, taught, answers=owner if paired else None)
 
     @classmethod
     def packed(cls, rows: Sequence[TokenRow], device: torch.device) -> "MicroBatch":
         """Lay rows end to end. Nobody predicts the first token of a row: the one before it is of another row."""
+        paired, rows = _apart(rows)
         position_ids = np.concatenate([np.arange(len(row.input_ids)) for row in rows])
         input_ids = np.concatenate([row.input_ids for row in rows]).astype(np.int64)
         learnt = np.concatenate([row.learnt for row in rows]).astype(np.bool_) & (position_ids > 0)
-        return cls(*(torch.from_numpy(each).unsqueeze(0).to(device) for each in (input_ids, learnt, position_ids)))
+        answers = np.repeat(np.arange(len(rows)), [len(row.input_ids) for row in rows])
+        ids, taught, places, owner = (
+            torch.from_numpy(each).unsqueeze(0).to(device) for each in (input_ids, learnt, position_ids, answers)
+        )
+        return cls(ids, taught, places, owner if paired else None)
 
 
 def batches_of(
@@ -57,6 +68,12 @@ def batches_of(
     lengths = [len(rows[index].input_ids) for index in indices]
     for places in micro_batches(lengths, batching, rank.size)[rank.number]:
         yield places[0], put_together([rows[indices[place]] for place in places], batching, device)
+
+
+def _apart(rows: Sequence[TokenRow]) -> tuple[bool, Sequence[TokenRow]]:
+    """Whether the rows are pairs, and all answers as rows of their own."""
+    paired = rows[0].split > 0
+    return paired, [answer for row in rows for answer in row.answers()] if paired else rows
 
 
 def put_together(rows: Sequence[TokenRow], batching: Batching, device: torch.device) -> MicroBatch:
@@ -76,7 +93,12 @@ def all_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
 
 def summed_loss(model: Model, batch: MicroBatch) -> Tensor:
     """Cross entropy of the learnt tokens, summed, in nats and float32."""
+    return losses(model, batch).sum()
+
+
+def losses(model: Model, batch: MicroBatch) -> Tensor:
+    """Cross entropy of each learnt token that something predicts, row by row, in nats and float32."""
     inputs = {"input_ids": batch.input_ids}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
-    return head.summed_loss(model, inputs, batch.learnt)
+    return head.losses(model, inputs, batch.learnt)

@@ -4,17 +4,18 @@ import torch
 
 from sluice_trainer import failpoints
 from sluice_trainer.prepared import TokenRows
-from sluice_trainer.train.batches import learnt_tokens, put_together, summed_loss
+from sluice_trainer.train.batches import put_together
 from sluice_trainer.train.group import Group
 from sluice_trainer.train.model import Model
+from sluice_trainer.train.objective import Objective
 from sluice_trainer.train.packing import Batching, micro_batches
 
 _WINDOW = 256
 """Rows that are put into micro-batches together."""
 
 
-def evaluate(model: Model, rows: TokenRows, batching: Batching, group: Group) -> float | None:
-    """Mean loss over the learnt tokens of all rows, in nats; None without rows. The same bits in any group."""
+def evaluate(model: Model, rows: TokenRows, batching: Batching, group: Group, objective: Objective) -> float | None:
+    """Mean loss of all rows, in nats; None without rows. The same bits in any group."""
     if len(rows) == 0:
         return None
     lengths = rows.lengths
@@ -29,7 +30,7 @@ def evaluate(model: Model, rows: TokenRows, batching: Batching, group: Group) ->
         for turn in group.turns(len(batches)):
             failpoints.reached("evaluates")
             batch = put_together([rows[index] for index in batches[turn]], batching, group.device)
-            losses[turn] = summed_loss(model, batch)
+            losses[turn] = objective.summed_loss(model, batch)
     model.train()
     group.sum_(losses)
-    return float(sum(losses.tolist())) / learnt_tokens(rows, range(len(rows)))
+    return float(sum(losses.tolist())) / objective.count(rows, range(len(rows)))

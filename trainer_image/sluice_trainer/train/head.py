@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from sluice_api.reasons import Reason
 from sluice_trainer import logs
 from sluice_trainer.errors import StageError
-from sluice_trainer.train.loss import Curve, summed_cross_entropy
+from sluice_trainer.train.loss import Curve, cross_entropies
 from sluice_trainer.train.model import Model, bare, compute_dtype, computing
 
 SLOPE_AT, CAP_AT = 2.0**-10, 1e6
@@ -34,7 +34,7 @@ OWN_LOGITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 @dataclass(frozen=True)
 class Head:
-    """An output head that summed_cross_entropy can stand in for."""
+    """An output head that cross_entropies can stand in for."""
 
     linear: nn.Linear
     curve: Curve
@@ -44,8 +44,8 @@ _PROVEN: WeakKeyDictionary[Model, Head] = WeakKeyDictionary()
 """The head of each model for which the lean loss is the model's own. Any other costs all its logits."""
 
 
-def summed_loss(model: Model, inputs: Mapping[str, Tensor], learnt: Tensor) -> Tensor:
-    """Cross entropy of the learnt tokens, summed, in nats and float32.
+def losses(model: Model, inputs: Mapping[str, Tensor], learnt: Tensor) -> Tensor:
+    """Cross entropy of each learnt token that something predicts, row by row, in nats and float32.
 
     Args:
         model: Lean, if `prove` has found that it can be.
@@ -64,9 +64,9 @@ def summed_loss(model: Model, inputs: Mapping[str, Tensor], learnt: Tensor) -> T
     with computing(model):
         if head is None:
             logits = model(**inputs, **keep, use_cache=False).logits[:, used]
-            return cross_entropy(logits[predicting].float(), targets[predicting], reduction="sum")
+            return cross_entropy(logits[predicting].float(), targets[predicting], reduction="none")
         hidden = _into_head(model, head.linear, {**inputs, **keep})[:, used]
-        return summed_cross_entropy(hidden[predicting], head.linear, targets[predicting], head.curve)
+        return cross_entropies(hidden[predicting], head.linear, targets[predicting], head.curve)
 
 
 def prove(model: Model, input_ids: Tensor, learnt: Tensor) -> None:
@@ -126,7 +126,7 @@ def _make_lean(model: Model, inputs: Mapping[str, Tensor], learnt: Tensor, own: 
     if curve is None:
         return "what it makes of its head's output is neither a scale nor a softcap"
     _PROVEN[model] = Head(linear, curve)
-    lean = summed_loss(model, inputs, learnt)
+    lean = losses(model, inputs, learnt).sum()
     if not _same(lean, own, OWN_LOGITS[compute_dtype(model)]):
         return f"the lean loss of a piece of the first row is {lean.item():.6g}, its own {own.item():.6g}"
     return ""

@@ -5,6 +5,7 @@ same bits would override most of it.
 """
 
 import math
+import resource
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +22,14 @@ from sluice_trainer.prepared import Prepared
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter
 from sluice_trainer.signals import StopSignal
-from sluice_trainer.train.batches import MicroBatch, all_tokens, batches_of, learnt_tokens, summed_loss
+from sluice_trainer.train.batches import MicroBatch, all_tokens, batches_of
 from sluice_trainer.train.budget import batching_for
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.evaluate import evaluate
 from sluice_trainer.train.group import Group, joined
 from sluice_trainer.train.head import prove
 from sluice_trainer.train.model import Model, load, trainable
+from sluice_trainer.train.objective import Objective, objective_of
 from sluice_trainer.train.pace import Pace
 from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.randomness import seed_all
@@ -43,6 +45,7 @@ class Run:
     data: Prepared
     group: Group
     model: Model
+    objective: Objective
     state: TrainingState
     checkpoints: Checkpoints
     reporter: Reporter
@@ -58,13 +61,17 @@ class Step:
     """What one optimizer step came to."""
 
     loss_sum: float
-    learnt_tokens: int
+    count: int
+    """What the loss is a mean over: learnt tokens, or pairs."""
     tokens: int
+    learning_rate: float
+    gradient_norm: float
+    """Before it was clipped."""
 
     @property
     def loss(self) -> float:
-        """Mean over the learnt tokens, in nats."""
-        return self.loss_sum / self.learnt_tokens
+        """The mean, in nats."""
+        return self.loss_sum / self.count
 
 
 def train(stage: StageSpec, rank: Rank, reporter: Reporter, stop: StopSignal) -> TrainResult:
@@ -122,14 +129,13 @@ def _train_to_the_end(run: Run, batching: Batching, watchdog: Watchdog) -> None:
     """All steps that are left, with a durable checkpoint every so often and after the last one."""
     state, pace, due = run.state, Pace(), False
     total = state.standing.total_steps
-    largest_gradient = float(run.training.max_gradient_norm) or math.inf
     run.reporter.update(activity=Activity.TRAINING)
     while state.standing.step < total:
         pace.start()
         step = _forward_and_backward(run, batching)
-        _check_finite(step, clip_grad_norm_(state.weights.values(), largest_gradient), state.standing)
+        _check_finite(step, state.standing)
         for group in state.optimizer.param_groups:
-            group["lr"] = state.standing.learning_rate
+            group["lr"] = step.learning_rate
         failpoints.reached("update-begins")
         with state.updating():
             state.optimizer.step()
@@ -159,25 +165,28 @@ def _is_due(every: int | None, step: int) -> bool:
 
 
 def _forward_and_backward(run: Run, batching: Batching) -> Step:
-    """Gradients of the mean loss over all learnt tokens of the step, however many share it, in whatever pieces."""
+    """Clipped gradients of the mean loss over all that the step counts, however many share it, in whatever pieces."""
     step, group = run.state.standing.step, run.group
     rows = plan.rows_of_step(step, run.rows, run.training).tolist()
-    learnt = learnt_tokens(run.data.training, rows)
+    count = run.objective.count(run.data.training, rows)
     loss_sum = torch.zeros((), device=group.device)
     for place, batch in batches_of(run.data.training, rows, batching, group.rank, group.device):
         seed_all(run.training.seed, step, place)
         failpoints.reached("forward")
-        loss = summed_loss(run.model, batch)
+        loss = run.objective.summed_loss(run.model, batch)
         failpoints.reached("backward")
-        (loss / learnt).backward()
+        (loss / count).backward()
         loss_sum += loss.detach()
-    group.sum_gradients_(list(run.state.weights.values()), loss_sum)
-    return Step(loss_sum.item(), learnt, all_tokens(run.data.training, rows))
+    weights = list(run.state.weights.values())
+    group.sum_gradients_(weights, loss_sum)
+    norm = clip_grad_norm_(weights, float(run.training.max_gradient_norm) or math.inf)
+    tokens = all_tokens(run.data.training, rows)
+    return Step(loss_sum.item(), count, tokens, run.state.standing.learning_rate, norm.item())
 
 
-def _check_finite(step: Step, gradient_norm: torch.Tensor, standing: Standing) -> None:
+def _check_finite(step: Step, standing: Standing) -> None:
     """Stop before a step that would ruin the adapter; the last checkpoint stays good."""
-    for what, value in (("loss", step.loss), ("gradient norm", gradient_norm.item())):
+    for what, value in (("loss", step.loss), ("gradient norm", step.gradient_norm)):
         if not math.isfinite(value):
             raise StageError(
                 Reason.LOSS_NOT_FINITE,
@@ -204,30 +213,39 @@ def _next_standing(run: Run, step: Step) -> Standing:
 
 def _report(run: Run, step: Step, pace: Pace) -> None:
     standing = run.state.standing
+    epoch = round(standing.step / plan.steps_per_epoch(run.rows, run.training), 4)
+    figures: dict[str, float | None] = {
+        "learning_rate": step.learning_rate,
+        "gradient_norm": step.gradient_norm,
+        "tokens_per_second": round(pace.tokens_per_second, 1),
+        "seconds_left": pace.seconds_left(standing.total_steps - standing.step),
+        "gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
     metrics.STEP_SECONDS.observe(pace.last_seconds)
     metrics.TOKENS.inc(step.tokens)
-    metrics.STEPS.set(standing.step)
-    metrics.LOSS.set(step.loss)
+    metrics.show(step=standing.step, loss=step.loss, **figures)
     if run.group.leads:
-        logs.info("step", step=standing.step, loss=step.loss)
+        logs.metric(
+            "step", f"step {standing.step} of {standing.total_steps}: loss {step.loss:.4f}",
+            step=standing.step, epoch=epoch, loss=step.loss, **figures,
+        )  # fmt: skip
     run.reporter.update(
         loss_sum=step.loss_sum,
-        loss_tokens=step.learnt_tokens,
+        loss_count=step.count,
         step=standing.step,
-        epoch=round(standing.step / plan.steps_per_epoch(run.rows, run.training), 4),
-        tokens_per_second=round(pace.tokens_per_second, 1),
+        epoch=epoch,
         step_seconds=round(pace.step_seconds, 4),
-        seconds_left=pace.seconds_left(standing.total_steps - standing.step),
         checkpoint_step=run.checkpoints.durable_step,
-        gpu_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        **figures,
     )
 
 
 def _evaluate(run: Run, batching: Batching) -> float | None:
     run.reporter.update(activity=Activity.EVALUATING)
-    loss = evaluate(run.model, run.data.validation, batching, run.group)
+    loss = evaluate(run.model, run.data.validation, batching, run.group, run.objective)
     if loss is not None:
-        metrics.EVALUATION_LOSS.set(loss)
+        metrics.show(evaluation_loss=loss)
         run.reporter.update(evaluation_loss=loss)
     return loss
 
@@ -260,7 +278,8 @@ def _load(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Re
     total = plan.total_steps(len(data.training), training)
     standing = Standing(total_steps=total, learning_rate=plan.learning_rate(0, total, training))
     state = TrainingState(weights, optimizer, standing)
-    return Run(training, data, group, model, state, checkpoints, reporter)
+    objective = objective_of(data.manifest.row_format, training)
+    return Run(training, data, group, model, objective, state, checkpoints, reporter)
 
 
 def _resume(run: Run) -> int | None:

@@ -1,4 +1,4 @@
-"""Summed cross entropy without ever holding all logits: a few positions at a time, gradients included."""
+"""Cross entropy without ever holding all logits: a few positions at a time, gradients included."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,8 +38,8 @@ class Curve:
 STRAIGHT = Curve()
 
 
-def summed_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor, curve: Curve = STRAIGHT) -> Tensor:
-    """Cross entropy of all positions, summed, in nats and float32.
+def cross_entropies(hidden: Tensor, head: nn.Linear, targets: Tensor, curve: Curve = STRAIGHT) -> Tensor:
+    """Cross entropy of each position, in nats and float32.
 
     The gradients are worked out with the loss, chunk by chunk: with a frozen head that takes two products with it
     (the logits and the gradient of `hidden`), and what stays in memory is as large as `hidden`. Without gradients
@@ -50,6 +50,10 @@ def summed_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor, curve
         head: May be frozen or trained, with or without a bias.
         targets: int64, one for each position.
         curve: What the model does to the head's output.
+
+    Raises:
+        ValueError: in backward, when positions weigh differently and the head is trained: its gradients have been
+            summed already.
     """
     bias: Tensor | None = head.bias
     inputs = hidden, head.weight, bias
@@ -57,26 +61,29 @@ def summed_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor, curve
         dtype = torch.get_autocast_dtype(hidden.device.type)
         inputs = hidden.to(dtype), head.weight.to(dtype), None if bias is None else bias.to(dtype)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in inputs):
-        return _SummedCrossEntropy.apply(*inputs, targets, curve)  # type: ignore[no-any-return]
+        return _CrossEntropies.apply(*inputs, targets, curve)  # type: ignore[no-any-return]
     return _chunk_by_chunk(*inputs, targets, curve, (False, False, False))[0]
 
 
-class _SummedCrossEntropy(torch.autograd.Function):
+class _CrossEntropies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, curve: Curve) -> Tensor:
-        loss, *gradients = _chunk_by_chunk(hidden, weight, bias, targets, curve, ctx.needs_input_grad[:3])
+        losses, *gradients = _chunk_by_chunk(hidden, weight, bias, targets, curve, ctx.needs_input_grad[:3])
         ctx.save_for_backward(*gradients)
         ctx.dtype = weight.dtype
-        return loss
+        return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, by_losses: Tensor) -> tuple[Tensor | None, ...]:
+        by_hidden, by_weight, by_bias = ctx.saved_tensors
+        if (by_weight is not None or by_bias is not None) and not (by_losses == by_losses[0]).all():
+            raise ValueError("the head is trained, so all positions must weigh the same")
         # In place, as a trained head's gradient is large; a second backward through the same loss is an error of
         # torch's, which sees that what was saved has changed.
-        saved = ctx.saved_tensors
-        hidden, weight, bias = (None if each is None else each.mul_(by_loss).to(ctx.dtype) for each in saved)
-        return hidden, weight, bias, None, None
+        scaled = [(by_hidden, by_losses.unsqueeze(1)), (by_weight, by_losses[0]), (by_bias, by_losses[0])]
+        found = (None if each is None else each.mul_(weight).to(ctx.dtype) for each, weight in scaled)
+        return *found, None, None
 
 
 def _chunk_by_chunk(
@@ -87,7 +94,8 @@ def _chunk_by_chunk(
     curve: Curve,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The summed loss, and its gradient by each of the first three that is wanted: by weight and bias in float32."""
+    """The losses, and the gradients of their sum by each of the first three that is wanted: by weight and bias in
+    float32."""
     losses = hidden.new_empty(len(hidden), dtype=torch.float32)
     by_hidden = torch.empty_like(hidden) if wanted[0] else None
     by_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
@@ -95,7 +103,7 @@ def _chunk_by_chunk(
     for chunk in _chunks(len(hidden), weight, curve):
         gradients = None if by_hidden is None else by_hidden[chunk], by_weight, by_bias
         losses[chunk] = _chunk_losses(hidden[chunk], weight, bias, targets[chunk], curve, gradients)
-    return losses.sum(), by_hidden, by_weight, by_bias
+    return losses, by_hidden, by_weight, by_bias
 
 
 def _chunk_losses(

@@ -1,0 +1,81 @@
+"""What training makes small, and what it is a mean over."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from sluice_api.finetunejob import DatasetFormat
+from sluice_api.training import Training
+from sluice_trainer.prepared import TokenRows
+from sluice_trainer.train import batches
+from sluice_trainer.train.batches import MicroBatch
+from sluice_trainer.train.model import Model
+
+
+class Objective(Protocol):
+    """A loss that adds up: over the micro-batches of a step, and over the processes that share it."""
+
+    def summed_loss(self, model: Model, batch: MicroBatch) -> Tensor:
+        """The loss of a micro-batch, summed over what it counts, in float32."""
+
+    def count(self, rows: TokenRows, indices: Sequence[int]) -> int:
+        """How many of what it counts these rows have."""
+
+
+@dataclass(frozen=True)
+class NextToken(Objective):
+    """Cross entropy of the learnt tokens, in nats a token."""
+
+    def summed_loss(self, model: Model, batch: MicroBatch) -> Tensor:
+        """Over the learnt tokens."""
+        return batches.summed_loss(model, batch)
+
+    def count(self, rows: TokenRows, indices: Sequence[int]) -> int:
+        """Tokens that have a loss."""
+        return batches.learnt_tokens(rows, indices)
+
+
+@dataclass(frozen=True)
+class Preference(Objective):
+    """Direct preference optimization (Rafailov et al., 2023), in nats a pair; 0.693 where nothing is preferred yet.
+
+    The reference is the model without its adapter, which is in memory anyhow.
+    """
+
+    beta: float
+    """How dear it is to answer unlike the reference."""
+
+    def summed_loss(self, model: Model, batch: MicroBatch) -> Tensor:
+        """Over the pairs."""
+        if not isinstance(model, PeftModel):
+            raise TypeError("the reference is the model without its adapter, and this one has none")
+        with torch.no_grad(), model.disable_adapter():
+            reference = _log_probabilities(model, batch)
+        chosen, rejected = (_log_probabilities(model, batch) - reference).view(-1, 2).unbind(dim=1)
+        return -logsigmoid(self.beta * (chosen - rejected)).sum()
+
+    def count(self, rows: TokenRows, indices: Sequence[int]) -> int:
+        """Pairs."""
+        del rows
+        return len(indices)
+
+
+def objective_of(row_format: DatasetFormat, training: Training) -> Objective:
+    """What the rows are for."""
+    if row_format is DatasetFormat.PREFERENCE:
+        return Preference(float(training.preference_beta))
+    return NextToken()
+
+
+def _log_probabilities(model: Model, batch: MicroBatch) -> Tensor:
+    """Of each answer of the micro-batch: chosen and rejected in turn."""
+    if batch.answers is None:
+        raise TypeError("these rows are no pairs")
+    answer_of_each = batch.answers[:, 1:][batch.learnt[:, 1:]]
+    each = torch.zeros(int(batch.answers.max()) + 1, device=answer_of_each.device)
+    return each.index_add(0, answer_of_each, -batches.losses(model, batch))
