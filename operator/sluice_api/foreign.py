@@ -93,11 +93,11 @@ TRAINING_ARGUMENTS: Mapping[str, Foreign] = {
     "fsdp": _refused("Sharding the model is not offered yet.", "", [], ours="resources.gpus"),
     "fsdp_config": _refused("Sharding the model is not offered yet.", {}, ours="resources.gpus"),
     "parallelism_config": _refused("Sharding the model is not offered yet.", {}, ours="resources.gpus"),
-    "torch_compile": _refused("Compiling is not offered yet."),
-    "torch_compile_backend": _refused("Compiling is not offered yet."),
-    "torch_compile_mode": _refused("Compiling is not offered yet."),
-    "gradient_checkpointing": _ignored("Done when the memory asks for it."),
-    "gradient_checkpointing_kwargs": _ignored("Done when the memory asks for it."),
+    "torch_compile": _mapped("training.compile"),
+    "torch_compile_backend": _refused("It is inductor.", "inductor", ours="training.compile"),
+    "torch_compile_mode": _refused("It is the default one.", "default", ours="training.compile"),
+    "gradient_checkpointing": _mapped("training.gradientCheckpointing", "true is Always, false Auto"),
+    "gradient_checkpointing_kwargs": _ignored("Never reentrant."),
     "auto_find_batch_size": _ignored("What fits into memory changes no batch: micro-batches are made smaller."),
     "use_liger_kernel": _ignored("The loss is never computed over all logits at once."),
     "liger_kernel_config": _ignored("The loss is never computed over all logits at once."),
@@ -106,9 +106,9 @@ TRAINING_ARGUMENTS: Mapping[str, Foreign] = {
     "train_sampling_strategy": _refused("Each pass has an order of its own, from the seed.", "random"),
     "group_by_length": _ignored("Rows are packed."),
     "length_column_name": _ignored("Rows are packed."),
-    "load_best_model_at_end": _refused("The last step is the result.", ours="training.maxSteps"),
-    "metric_for_best_model": _refused("The last step is the result."),
-    "greater_is_better": _refused("The last step is the result."),
+    "load_best_model_at_end": _mapped("training.exportedCheckpoint", "true is Best"),
+    "metric_for_best_model": _refused("The loss is what is measured.", "loss", "eval_loss"),
+    "greater_is_better": _refused("The loss is what is measured."),
     "ignore_data_skip": _refused("A resumed training sees exactly the rows that are left."),
     "dataloader_drop_last": _refused("Every row is learnt in each pass."),
     "prediction_loss_only": _ignored("The loss is what is measured."),
@@ -389,6 +389,14 @@ def _method(bits: Any) -> str | None:
     return "QLoRA" if bits else None
 
 
+def _best(value: Any) -> str:
+    return "Best" if value else "Last"
+
+
+def _recomputed(value: Any) -> str:
+    return "Always" if value else "Auto"
+
+
 def _precision(value: Any) -> str | None:
     return "bfloat16" if value else None
 
@@ -410,6 +418,8 @@ _CONVERTED: Mapping[str, Callable[[Any], Any]] = {
     "lr_scheduler_type": _schedule,
     "target_modules": _targets,
     "bf16": _precision,
+    "load_best_model_at_end": _best,
+    "gradient_checkpointing": _recomputed,
     "quantization_bits": _method,
     "model_id": lambda value: f"hf://{value}",
 }

@@ -77,6 +77,7 @@ class TrainResult(Model):
     step: NonNegativeInt
     total_steps: NonNegativeInt
     checkpoint_step: NonNegativeInt | None = None
+    exported_step: NonNegativeInt | None = Field(None, description="Of the checkpoint that is the result.")
     resumed_from: NonNegativeInt | None = None
     evaluation_loss_before: FiniteFloat | None = None
     evaluation_loss_after: FiniteFloat | None = None

@@ -78,6 +78,28 @@ class Attention(StrEnum):
     EAGER = "Eager"
 
 
+class Packing(StrEnum):
+    """Whether several rows go into one sequence."""
+
+    AUTO = "Auto"
+    NEVER = "Never"
+
+
+class GradientCheckpointing(StrEnum):
+    """Whether activations are worked out a second time rather than kept."""
+
+    AUTO = "Auto"
+    ALWAYS = "Always"
+    NEVER = "Never"
+
+
+class ExportedCheckpoint(StrEnum):
+    """Which checkpoint is the result."""
+
+    LAST = "Last"
+    BEST = "Best"
+
+
 class Training(Model):
     """How to learn."""
 
@@ -122,6 +144,21 @@ class Training(Model):
     attention: Attention = Field(
         Attention.AUTO, description="How attention is computed. Auto is SDPA, where the model has it; Eager is slower."
     )
+    packing: Packing = Field(
+        Packing.AUTO,
+        description="Auto lays rows end to end where their losses stay what they are one by one, which is tried out "
+        "before the first step; else, and with Never, rows of like length are padded.",
+    )
+    gradient_checkpointing: GradientCheckpointing = Field(
+        GradientCheckpointing.AUTO,
+        description="Work activations out a second time instead of keeping them: less memory, about a third more time. "
+        "Auto does so only when the longest row does not fit otherwise.",
+    )
+    compile: bool = Field(
+        False,
+        description="Compile the model's layers (torch.compile): the first steps take minutes, the others are faster. "
+        "Bits differ from those of a run without.",
+    )
     seed: int = Field(42, ge=0, le=2_147_483_647, description="Seed of everything random.")
     deterministic: bool = Field(
         True, description="The same bits each time on the same machine. False allows faster operations on a GPU."
@@ -137,6 +174,11 @@ class Training(Model):
         50, ge=1, le=100_000, description="Steps between two durable checkpoints. SIGTERM always makes one."
     )
     keep_checkpoints: int = Field(2, ge=1, le=100, description="So many of the newest checkpoints are kept.")
+    exported_checkpoint: ExportedCheckpoint = Field(
+        ExportedCheckpoint.LAST,
+        description="What is exported: the Last step's weights, or the Best of all that were measured on the held-out "
+        "rows, for which evaluateEverySteps is needed. The best one so far is kept beside the newest.",
+    )
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -144,6 +186,11 @@ class Training(Model):
                 "!has(self.microBatchSize) || self.batchSize % self.microBatchSize == 0",
                 "must be a multiple of microBatchSize; for example 8 and 4",
                 at=".batchSize",
+            ),
+            Rule(
+                "!has(self.exportedCheckpoint) || self.exportedCheckpoint != 'Best' || has(self.evaluateEverySteps)",
+                "must be set with exportedCheckpoint Best: which is best is measured in between",
+                at=".evaluateEverySteps",
             ),
             *(
                 Rule(

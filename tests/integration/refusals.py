@@ -28,6 +28,18 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("FineTuneJob", "spec.training.learningRate", 0.1, "spec.training.learningRate: * must be of type string"),
     ("FineTuneJob", "spec.training.adamBeta2", "1.5", "spec.training.adamBeta2: * must be less than 1"),
     ("FineTuneJob", "spec.lora.dropout", "1", "spec.lora.dropout: * must be less than 1"),
+    (
+        "FineTuneJob",
+        "spec.training.exportedCheckpoint",
+        "Best",
+        "spec.training.evaluateEverySteps: * must be set with exportedCheckpoint Best",
+    ),
+    (
+        "FineTuneJob",
+        "spec",
+        {"method": "Full", "dataset": {"format": "Preference"}},
+        "spec.method: * use LoRA or QLoRA for rows of Preference",
+    ),
     ("FineTuneJob", "spec.training.schedule", "Cubic", 'spec.training.schedule: * "Cubic": supported values: "Cosine"'),
     ("FineTuneJob", "spec.lora.targetModules", ["q proj"], "spec.lora.targetModules[0]: * write a layer's last name"),
     ("FineTuneJob", "spec.training.epochs", "three", "spec.training.epochs: * must be of type integer"),

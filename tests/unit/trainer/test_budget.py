@@ -129,7 +129,7 @@ def test_on_a_gpu_it_is_tried_out(
     assert limited.tries == tries
     assert model.is_gradient_checkpointing is checkpointing
     assert all(weight.grad is None for weight in model.parameters())
-    warned = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"warning"' in line]
+    warned = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"WARNING"' in line]
     expected = ["the longest row, 40 tokens, does not fit without it"] if checkpointing else []
     assert [event["why"] for event in warned] == expected
 
@@ -143,6 +143,23 @@ def test_on_a_cpu_it_is_estimated(free: int, tokens: int, checkpointing: bool, m
     model = adapted(SHAPES["Llama"])
     assert batching_for(model, ROWS, Training(), ALONE).tokens == tokens
     assert model.is_gradient_checkpointing is checkpointing
+
+
+@pytest.mark.parametrize(("setting", "free", "on"), [("Always", 1 << 40, True), ("Never", MIB // 2, False)])
+def test_gradient_checkpointing_as_the_job_says(
+    setting: str, free: int, on: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(budget, "free_bytes", lambda *_: HOLES + free)
+    model = adapted(SHAPES["Llama"])
+    training = Training.model_validate({"gradientCheckpointing": setting})
+    assert batching_for(model, ROWS, training, ALONE).tokens >= 40
+    assert model.is_gradient_checkpointing is on
+    assert ("the longest row may not fit into memory" in capsys.readouterr().out) is not on
+
+
+def test_rows_are_never_packed_when_the_job_says_so() -> None:
+    training = Training.model_validate({"packing": "Never"})
+    assert not batching_for(adapted(SHAPES["Llama"]), ROWS, training, ALONE).packed
 
 
 def test_rows_win_over_tokens() -> None:

@@ -47,6 +47,8 @@ def test_what_a_table_names_is_a_field_of_ours(table: str) -> None:
         ("TrainingArguments", {"learning_rate": 1e-4}, {"training": {"learningRate": "0.0001"}}),
         ("TrainingArguments", {"lr_scheduler_type": "linear"}, {"training": {"schedule": "Linear"}}),
         ("TrainingArguments", {"bf16": True}, {"training": {"dtype": "bfloat16"}}),
+        ("TrainingArguments", {"gradient_checkpointing": True}, {"training": {"gradientCheckpointing": "Always"}}),
+        ("TrainingArguments", {"load_best_model_at_end": False}, {"training": {"exportedCheckpoint": "Last"}}),
         ("TrainingArguments", {"eval_strategy": "steps", "eval_steps": 5}, {"training": {"evaluateEverySteps": 5}}),
         ("TrainingArguments", {"eval_strategy": "no", "eval_steps": 5}, {"training": {}}),
         (

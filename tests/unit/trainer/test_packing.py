@@ -170,12 +170,12 @@ def test_a_model_that_leaks_is_trained_in_padded_batches_and_learns_the_same(
         each.prepare()
     loss = packed.train().evaluation_loss_after
     log = capsys.readouterr().out
-    assert '"message": "micro-batches", "packed": true' in log
+    assert '"event": "micro-batches", "packed": true' in log
     assert "rows are padded" not in log
     monkeypatch.setattr(budget, "why_not_packed", lambda *_: "it leaks")
     monkeypatch.delattr(MicroBatch, "packed")
     assert padded.train().evaluation_loss_after == pytest.approx(loss, rel=1e-5)
-    assert '"message": "rows are padded, not packed", "why": "it leaks"' in capsys.readouterr().out
+    assert '"event": "rows are padded, not packed", "why": "it leaks"' in capsys.readouterr().out
 
 
 def last_state(job: Job) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from sluice_api.training import Training
+from sluice_api.training import GradientCheckpointing, Packing, Training
 from sluice_trainer import logs
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.train.batches import MicroBatch, summed_loss
@@ -36,10 +36,7 @@ def batching_for(
     Args:
         recorded: The budget that the training began with. It is kept as long as it fits: the bits depend on it.
     """
-    why = why_not_packed(model, rows, group.device)
-    packed = group.agrees(why is None)
-    if not packed:
-        logs.warning("rows are padded, not packed", why=why or "another process says so")
+    packed = training.packing is not Packing.NEVER and _packs(model, rows, group)
     longest = max(rows.lengths)
     most = longest if training.micro_batch_size else recorded or MOST_TOKENS[group.device.type]
     measure = tried if group.device.type == "cuda" else estimated
@@ -48,13 +45,31 @@ def batching_for(
         here = measure(model, rows, group, packed=packed)
         return lambda tokens: group.agrees(here(tokens))
 
+    recomputes = training.gradient_checkpointing
+    if recomputes is GradientCheckpointing.ALWAYS:
+        _recompute(model, "the job says so")
     tokens = largest(fits(), longest, most)
+    if tokens is None and recomputes is GradientCheckpointing.AUTO:
+        _recompute(model, f"the longest row, {longest} tokens, does not fit without it")
+        tokens = largest(fits(), longest, most)
     if tokens is None:
-        logs.warning("gradient checkpointing is on", why=f"the longest row, {longest} tokens, does not fit without it")
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        tokens = largest(fits(), longest, most) or longest
+        logs.warning("the longest row may not fit into memory", tokens=longest)
+        tokens = longest
     logs.info("micro-batches", packed=packed, tokens=tokens, rows=training.micro_batch_size)
     return Batching(packed, tokens, training.micro_batch_size)
+
+
+def _packs(model: Model, rows: TokenRows, group: Group) -> bool:
+    why = why_not_packed(model, rows, group.device)
+    packed = group.agrees(why is None)
+    if not packed:
+        logs.warning("rows are padded, not packed", why=why or "another process says so")
+    return packed
+
+
+def _recompute(model: Model, why: str) -> None:
+    logs.warning("gradient checkpointing is on", why=why)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def largest(fits: Fits, longest: int, most: int) -> int | None:

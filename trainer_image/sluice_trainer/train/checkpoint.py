@@ -35,7 +35,7 @@ class CheckpointManifest(Model):
 
 
 class CompletedTraining(Model):
-    """checkpoints/manifest.json: training is complete, and step-<result.step>/ is its result."""
+    """checkpoints/manifest.json: training is complete, and step-<result.exported_step>/ is its result."""
 
     format: str = "sluice.checkpoints/v1"
     plan: str
@@ -54,6 +54,8 @@ class Checkpoints:
         self._behind: threading.Thread | None = None
         self.durable_step: int | None = None
         """Step of the newest checkpoint that this process has saved or loaded."""
+        self.best_step: int | None = None
+        """Step of a checkpoint that is kept, however old it is."""
 
     def save(self, snapshot: Callable[[], Snapshot]) -> int:
         """Make a state durable and return its step. One at a time: whoever comes second waits for the first.
@@ -87,6 +89,25 @@ class Checkpoints:
         self._behind.start()
         return True
 
+    def save_best(self, snapshot: Callable[[], Snapshot]) -> bool:
+        """Make the best state so far durable, and keep it; False when it could not be written."""
+        before = self.best_step
+        try:
+            self.best_step = self.save(snapshot)
+        except StageError as error:
+            self.best_step = before
+            self._failed(snapshot().standing.step, error)
+        return self.best_step != before
+
+    def keep(self, step: int) -> bool:
+        """Keep an earlier checkpoint, however many come after it; False when it is not whole."""
+        why = self._damage(self._folder / f"step-{step}", step)
+        if why is None:
+            self.best_step = step
+        else:
+            logs.warning("the best checkpoint is lost", step=step, why=why)
+        return why is None
+
     def newest(self) -> Snapshot | None:
         """The newest whole checkpoint; None when there is none. What earlier processes left half-written goes."""
         durable.remove_unfinished(self._folder)
@@ -109,7 +130,7 @@ class Checkpoints:
         manifest = durable.read_manifest(self._folder, CompletedTraining)
         if manifest is None or manifest.plan != self._plan:
             return None
-        step = manifest.result.step
+        step = _exported_step(manifest.result)
         return manifest.result if self._damage(self._folder / f"step-{step}", step) is None else None
 
     def trained(self) -> tuple[TrainResult, Snapshot]:
@@ -124,14 +145,17 @@ class Checkpoints:
                 Reason.CHECKPOINT_INVALID,
                 f"{self._folder} holds no completed training. {Reason.CHECKPOINT_INVALID.next_step}",
             )
-        return result, _read(self._folder / f"step-{result.step}")
+        return result, _read(self._folder / f"step-{_exported_step(result)}")
 
     def _save_behind(self, state: Snapshot) -> None:
         try:
             self.save(lambda: state)
         except StageError as error:
-            metrics.FAILED_SAVES.inc()
-            logs.warning("checkpoint failed", step=state.standing.step, why=error.message)
+            self._failed(state.standing.step, error)
+
+    def _failed(self, step: int, error: StageError) -> None:
+        metrics.FAILED_SAVES.inc()
+        logs.warning("checkpoint failed", step=step, why=error.message)
 
     def _write(self, state: Snapshot) -> None:
         step = state.standing.step
@@ -153,11 +177,12 @@ class Checkpoints:
         return StageError(reason, f"Step {step} could not be saved; {durable}. {why}", code)
 
     def _prune(self, newest: int) -> None:
-        """Keep the one that has just become durable and those before it. What seems newer had been passed over."""
+        """Keep the one that has just become durable and those before it, and the best one. What seems newer had been
+        passed over."""
         by_step = self._by_step()
         kept = [folder for step, folder in by_step if step <= newest][: self._kept]
-        for _, folder in by_step:
-            if folder not in kept:
+        for step, folder in by_step:
+            if folder not in kept and step != self.best_step:
                 shutil.rmtree(folder, ignore_errors=True)
                 failpoints.reached("checkpoint-pruned")
 
@@ -177,6 +202,10 @@ class Checkpoints:
         except OSError as error:  # a disk that has lost a block says so only when it is read
             return f"can't be read: {error}"
         return f"{file} is missing or damaged" if file else None
+
+
+def _exported_step(result: TrainResult) -> int:
+    return result.step if result.exported_step is None else result.exported_step
 
 
 def _read(folder: Path) -> Snapshot:

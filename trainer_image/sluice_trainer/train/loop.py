@@ -7,6 +7,7 @@ same bits would override most of it.
 import math
 import resource
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -14,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec, TrainResult
-from sluice_api.training import Training
+from sluice_api.training import ExportedCheckpoint, Training
 from sluice_trainer import base_model, failpoints, logs, metrics, plan, prepared
 from sluice_trainer.errors import StageError
 from sluice_trainer.places import work
@@ -28,7 +29,7 @@ from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.evaluate import evaluate
 from sluice_trainer.train.group import Group, joined
 from sluice_trainer.train.head import prove
-from sluice_trainer.train.model import Model, load, trainable
+from sluice_trainer.train.model import Model, compile_layers, load, trainable
 from sluice_trainer.train.objective import Objective, objective_of
 from sluice_trainer.train.pace import Pace
 from sluice_trainer.train.packing import Batching
@@ -49,6 +50,11 @@ class Run:
     state: TrainingState
     checkpoints: Checkpoints
     reporter: Reporter
+
+    @property
+    def exports_best(self) -> bool:
+        """The best checkpoint is the result, not the last."""
+        return self.training.exported_checkpoint is ExportedCheckpoint.BEST
 
     @property
     def rows(self) -> int:
@@ -100,7 +106,7 @@ def _trained(run: Run, stop: StopSignal) -> TrainResult:
         before = _evaluate(run, batching)
         run.state.standing = run.state.standing.model_copy(update={"evaluation_loss_before": before})
 
-    def result(evaluation_loss_after: float | None = None) -> TrainResult:
+    def result(**at_the_end: Any) -> TrainResult:
         standing = run.state.standing
         return TrainResult(
             step=standing.step,
@@ -108,7 +114,7 @@ def _trained(run: Run, stop: StopSignal) -> TrainResult:
             checkpoint_step=checkpoints.durable_step,
             resumed_from=resumed_from,
             evaluation_loss_before=standing.evaluation_loss_before,
-            evaluation_loss_after=evaluation_loss_after,
+            **at_the_end,
         )
 
     def save_last() -> TrainResult:
@@ -119,7 +125,12 @@ def _trained(run: Run, stop: StopSignal) -> TrainResult:
         stop.saved_by(save_last)
     with Watchdog(run.reporter) as watchdog:
         _train_to_the_end(run, batching, watchdog)
-    complete = result(_evaluate(run, batching))
+    loss = _evaluate(run, batching)
+    last = run.state.standing.evaluated(loss)
+    if run.exports_best:
+        complete = result(exported_step=last.best_step, evaluation_loss_after=last.best_loss)
+    else:
+        complete = result(exported_step=last.step, evaluation_loss_after=loss)
     if run.group.leads:
         checkpoints.complete(complete)
     return complete
@@ -131,6 +142,9 @@ def _train_to_the_end(run: Run, batching: Batching, watchdog: Watchdog) -> None:
     total = state.standing.total_steps
     run.reporter.update(activity=Activity.TRAINING)
     while state.standing.step < total:
+        if _is_due(run.training.evaluate_every_steps, state.standing.step) and not state.standing.is_evaluated:
+            with watchdog.paused():
+                _evaluate_between(run, batching)
         pace.start()
         step = _forward_and_backward(run, batching)
         _check_finite(step, state.standing)
@@ -150,10 +164,6 @@ def _train_to_the_end(run: Run, batching: Batching, watchdog: Watchdog) -> None:
         if due and run.group.leads and state.standing.step < total:
             with metrics.SAVE_SECONDS.time():
                 due = not run.checkpoints.save_behind(state.snapshot)
-        if _is_due(run.training.evaluate_every_steps, state.standing.step) and state.standing.step < total:
-            with watchdog.paused():
-                _evaluate(run, batching)
-            run.reporter.update(activity=Activity.TRAINING)
     if run.group.leads:
         with metrics.SAVE_SECONDS.time():
             saved = run.checkpoints.save(state.snapshot)
@@ -250,6 +260,16 @@ def _evaluate(run: Run, batching: Batching) -> float | None:
     return loss
 
 
+def _evaluate_between(run: Run, batching: Batching) -> None:
+    """Measure the loss after a step, before the next one, also when this process has only resumed there."""
+    standing = run.state.standing.evaluated(_evaluate(run, batching))
+    is_best = run.exports_best and standing.best_step == standing.step
+    if is_best and run.group.leads and not run.checkpoints.save_best(run.state.snapshot):
+        standing = run.state.standing.evaluated(None)
+    run.state.standing = standing
+    run.reporter.update(activity=Activity.TRAINING)
+
+
 def _load(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Reporter) -> Run:
     """Rows, model, a fresh adapter and its optimizer: the same bits in every attempt, from the seed."""
     reporter.update(activity=Activity.LOADING_MODEL)
@@ -266,6 +286,8 @@ def _load(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Re
     failpoints.reached("model-loaded")
     row = MicroBatch.of([data.training[0]], group.device)
     prove(model, row.input_ids, row.learnt)
+    if training.compile:
+        compile_layers(model)
     model.train()
     weights = trainable(model)
     optimizer = torch.optim.AdamW(
@@ -287,6 +309,9 @@ def _resume(run: Run) -> int | None:
     saved = run.checkpoints.newest() if run.group.leads else None
     if saved is not None:
         run.state.restore(saved)
+        best = saved.standing.best_step if run.exports_best else None
+        if best is not None and not run.checkpoints.keep(best):
+            run.state.standing = saved.standing.model_copy(update={"best_step": None, "best_loss": None})
     run.state.take_leaders(run.group)
     standing = run.state.standing
     resumed_from = standing.step if saved else None

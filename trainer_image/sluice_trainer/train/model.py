@@ -40,6 +40,13 @@ def load(base: BaseModel, spec: FineTuneJobSpec, device: torch.device) -> Model:
     return with_adapter(load_base(base, spec, device), spec)
 
 
+def compile_layers(model: Model) -> None:
+    """Compile each decoder layer. All of a kind share their code, whatever the length of a micro-batch."""
+    layers = max((part for part in model.modules() if isinstance(part, nn.ModuleList)), key=len)
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
 def load_base(base: BaseModel, spec: FineTuneJobSpec, device: torch.device) -> PreTrainedModel:
     """The base model's weights, as precise as the method wants them: safetensors only, and no code from the folder.
 

@@ -29,8 +29,25 @@ class Standing(Model):
     tokens: NonNegativeInt = 0
     """Real tokens trained on, over all attempts."""
     evaluation_loss_before: float | None = None
+    evaluated_step: NonNegativeInt = 0
+    """The last step after which the loss on the held-out rows was measured."""
+    best_step: NonNegativeInt | None = None
+    best_loss: float | None = None
+    """The least of these losses, and its step."""
     micro_batch_tokens: NonNegativeInt | None = None
     """The most that a micro-batch holds; None before it is decided. Resuming keeps it: sums round as they are cut."""
+
+    @property
+    def is_evaluated(self) -> bool:
+        """The loss on the held-out rows was measured after the last step; before the first one it always is."""
+        return self.evaluated_step == self.step
+
+    def evaluated(self, loss: float | None) -> "Standing":
+        """The same after the loss on the held-out rows was measured; None without such rows."""
+        changes: dict[str, object] = {"evaluated_step": self.step}
+        if loss is not None and (self.best_loss is None or loss < self.best_loss):
+            changes |= {"best_step": self.step, "best_loss": loss}
+        return self.model_copy(update=changes)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,111 @@
+"""exportedCheckpoint: Best: the step that answered best on the held-out rows is the result, whatever comes after it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sluice_api.stages import TrainResult
+from sluice_trainer.train import loop
+from sluice_trainer.train.checkpoint import Checkpoints
+from tests.unit.trainer.jobs import Job
+
+OFTEN: tuple[tuple[str, Any], ...] = (
+    ("epochs", 2), ("evaluateEverySteps", 2), ("checkpointEverySteps", 1), ("keepCheckpoints", 1),
+)  # fmt: skip
+"""10 steps."""
+BEST = (*OFTEN, ("exportedCheckpoint", "Best"))
+LOSSES = [9.0, 5.0, 3.0, 4.0, 3.5, 3.2]
+"""Before the first step, and after 2, 4, 6, 8 and 10: the fourth is the best."""
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps after which the losses above were measured, one after the other."""
+    steps: list[int] = []
+
+    def evaluated(run: loop.Run, _: object) -> float:
+        steps.append(run.state.standing.step)
+        return LOSSES[run.state.standing.step // 2]
+
+    monkeypatch.setattr(loop, "_evaluate", evaluated)
+    return steps
+
+
+def of(job: Job, training: tuple[tuple[str, Any], ...], name: str = "job") -> Job:
+    return replace(job, name=name, training=training)
+
+
+def steps_kept(job: Job) -> list[str]:
+    return sorted(path.name for path in (job.work / "checkpoints").glob("step-*"))
+
+
+def result_of(job: Job) -> tuple[int, int | None, float | None]:
+    result: TrainResult = job.train()
+    return result.step, result.exported_step, result.evaluation_loss_after
+
+
+def test_the_best_is_exported_and_kept_and_otherwise_the_last(job: Job, measured: list[int]) -> None:
+    best, last = of(job, BEST, "best"), of(job, OFTEN, "last")
+    for each in (best, last):
+        each.prepare()
+    assert result_of(best) == (10, 4, 3.0)
+    assert measured == [0, 2, 4, 6, 8, 10]
+    assert steps_kept(best) == ["step-10", "step-4"]
+    assert result_of(last) == (10, 10, 3.2)
+    assert steps_kept(last) == ["step-10"]
+    snapshot = Checkpoints(best.stage("Export")).trained()[1]
+    assert snapshot.standing.step == 4
+    best.export()
+    last.export()
+    assert best.adapter != last.adapter
+
+
+def stopping_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between the update of a step and what follows it."""
+
+    def killed(run: loop.Run, *_: object) -> None:
+        if run.state.standing.step == step:
+            run.checkpoints.save(run.state.snapshot)
+            raise InterruptedError
+
+    monkeypatch.setattr(loop, "_report", killed)
+
+
+@pytest.mark.parametrize("step", [4, 5, 9])
+def test_who_resumes_knows_the_best_and_measures_what_was_not_measured(
+    job: Job, measured: list[int], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    job = of(job, BEST)
+    job.prepare()
+    with monkeypatch.context() as patches:
+        stopping_at(step, patches)
+        with pytest.raises(InterruptedError):
+            job.train()
+    assert result_of(job) == (10, 4, 3.0)
+    assert sorted(measured) == [0, 2, 4, 6, 8, 10]
+
+
+def test_a_best_checkpoint_that_is_lost_is_not_the_result(
+    job: Job, measured: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = of(job, BEST)
+    job.prepare()
+    with monkeypatch.context() as patches:
+        stopping_at(9, patches)
+        with pytest.raises(InterruptedError):
+            job.train()
+    (job.work / "checkpoints" / "step-4" / "state.safetensors").write_bytes(b"torn")
+    assert result_of(job) == (10, 10, 3.2)
+    assert '"event": "the best checkpoint is lost", "step": 4' in capsys.readouterr().out
+
+
+@pytest.fixture(autouse=True)
+def saved_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No save goes on beside the training, so that which step is durable does not depend on the disk."""
+
+    def at_once(checkpoints: Checkpoints, snapshot: Any) -> bool:
+        checkpoints.save(snapshot)
+        return True
+
+    monkeypatch.setattr(Checkpoints, "save_behind", at_once)
