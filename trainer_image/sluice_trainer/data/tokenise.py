@@ -6,7 +6,7 @@ Each part is tokenised by itself, so that the prompt has exactly the tokens that
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, cast
@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 
 from sluice_api.reasons import Reason
 from sluice_api.training import OverlongRows
-from sluice_trainer.base_model import BaseModel
+from sluice_trainer.base_model import BaseModel, stop_tokens
 from sluice_trainer.data.rows import BadRowError, Conversation, Findings, Passage, Row
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow
@@ -47,7 +47,9 @@ class Tokeniser:
         specials = {str(token): index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
         self._special_ids = np.array(sorted({*specials.values(), *self._tokenizer.all_special_ids}), np.int32)
         self._special_text = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)")
+        self._begin: int | None = self._tokenizer.bos_token_id
         self._end: int | None = self._tokenizer.eos_token_id
+        self._stops = stop_tokens(base, self._end)
 
     @property
     def chat_template(self) -> str:
@@ -55,21 +57,29 @@ class Tokeniser:
         template = self._tokenizer.chat_template
         return template if isinstance(template, str) else ""
 
+    @property
+    def added_tokens(self) -> dict[int, str]:
+        """The tokens that were added to the vocabulary, special ones among them, by their ids."""
+        return {index: str(token) for index, token in self._tokenizer.added_tokens_decoder.items()}
+
     def tokenise(self, rows: Iterable[tuple[int, Row]], findings: Findings) -> Iterator[list[TokenRow]]:
         """What to train on for each row, in order; rows that can't be learnt from are noted in `findings`."""
         rows = iter(rows)
         while chunk := list(islice(rows, _AT_ONCE)):
-            rendered: list[tuple[int, list[Part]]] = []
+            rendered: list[tuple[int, Row, list[Part]]] = []
             for line, row in chunk:
                 try:
-                    rendered.append((line, self.parts(row, line)))
+                    rendered.append((line, row, self.parts(row, line)))
                 except BadRowError as error:
                     findings.refuse(line, error)
-            texts = [part.text for _, parts in rendered for part in parts]
+            texts = [part.text for _, _, parts in rendered for part in parts]
             ids = iter(self._ids(texts) if texts else [])
-            for line, parts in rendered:
+            for line, row, parts in rendered:
                 try:
-                    if made := self._rows([(next(ids), part.learnt) for part in parts], findings):
+                    joined = self._joined([(next(ids), part.learnt) for part in parts], line)
+                    if isinstance(row, Conversation) and self.chat_template:
+                        self._check_template(joined)
+                    if made := self._fitting(joined, findings):
                         yield made
                 except BadRowError as error:
                     findings.refuse(line, error)
@@ -135,8 +145,8 @@ class Tokeniser:
         # Special tokens such as BOS are the template's business.
         return cast("list[list[int]]", self._tokenizer(texts, add_special_tokens=False)["input_ids"])
 
-    def _rows(self, parts: list[tuple[list[int], bool]], findings: Findings) -> list[TokenRow]:
-        """Join the parts, end what is learnt with an end-of-turn token, make it fit: one row, or several, or none."""
+    def _joined(self, parts: list[tuple[list[int], bool]], line: int) -> TokenRow:
+        """The parts as one row, in which what is learnt has an end-of-turn token."""
         ids: list[int] = []
         learnt: list[int] = []
         for tokens, is_learnt in parts:
@@ -147,14 +157,41 @@ class Tokeniser:
         learnt[0] = 0  # nothing predicts the first token
         if 1 not in learnt:
             raise BadRowError("there is no token to learn in this row", "Write a longer one")
-        row = TokenRow(np.array(ids, np.int32), np.array(learnt, np.uint8))
-        if len(ids) <= self._longest:
-            return [row]
-        return self._shortened(row, findings)
+        return TokenRow(np.array(ids, np.int32), np.array(learnt, np.uint8), line)
 
-    def _shortened(self, row: TokenRow, findings: Findings) -> list[TokenRow]:
-        """What training.overlongRows makes of a row that is too long."""
+    def _check_template(self, row: TokenRow) -> None:
+        """Refuse what a chat template does only by mistake.
+
+        Raises:
+            StageError: ModelInvalid: rows begin twice, or a turn ends with a token at which serving does not stop.
+        """
+        invalid = f"model.uri {self._base.uri}: its chat template"
+        if self._begin is not None and row.input_ids[:2].tolist() == [self._begin] * 2:
+            raise StageError(
+                Reason.MODEL_INVALID,
+                f"{invalid} begins a conversation with {self._names([self._begin])} twice, where the model knows one. "
+                "Remove the other from the template.",
+            )
+        ends = row.input_ids[(row.learnt == 1) & (np.append(row.learnt[1:], 0) == 0)]
+        missed = sorted({*ends.tolist()} - self._stops)
+        if missed:
+            raise StageError(
+                Reason.MODEL_INVALID,
+                f"{invalid} ends the assistant's turn with {self._names(missed)}, but serving stops at "
+                f"{self._names(sorted(self._stops)) or 'no token'}: an adapter would learn never to stop. Add "
+                f"{', '.join(map(str, missed))} to eos_token_id in generation_config.json, or use the model's "
+                "instruction-tuned version.",
+            )
+
+    def _names(self, tokens: Sequence[int]) -> str:
+        names = cast("list[str | None]", self._tokenizer.convert_ids_to_tokens(tokens))
+        return ", ".join(name or str(token) for token, name in zip(tokens, names, strict=True))
+
+    def _fitting(self, row: TokenRow, findings: Findings) -> list[TokenRow]:
+        """What training.overlongRows makes of a row: itself, if it is not too long."""
         longest = self._longest
+        if len(row.input_ids) <= longest:
+            return [row]
         first = int(np.flatnonzero(row.learnt)[0])
         if self._overlong is OverlongRows.TRUNCATE and first >= longest:
             raise BadRowError(
@@ -193,10 +230,11 @@ def _load(base: BaseModel) -> "PreTrainedTokenizerBase":
         raise StageError(
             Reason.MODEL_INVALID, f"model.uri {base.uri}: its tokenizer can't be read: {error}. Restore its files."
         ) from error
-    if len(tokenizer) > base.vocabulary > 0:
+    # Without the added ones: Gemma 3's 1B has one too many, for the images of its larger siblings.
+    if tokenizer.vocab_size > base.vocabulary > 0:
         raise StageError(
             Reason.MODEL_INVALID,
-            f"model.uri {base.uri}: the tokenizer has {len(tokenizer)} tokens, the model {base.vocabulary}. "
+            f"model.uri {base.uri}: the tokenizer has {tokenizer.vocab_size} tokens, the model {base.vocabulary}. "
             "Restore the tokenizer that belongs to the model.",
         )
     return cast("PreTrainedTokenizerBase", tokenizer)
