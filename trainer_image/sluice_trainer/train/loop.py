@@ -11,12 +11,10 @@ import torch
 from peft import PeftModel
 from torch.nn.utils import clip_grad_norm_
 
-from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec, TrainResult
 from sluice_api.training import Training
 from sluice_trainer import base_model, failpoints, logs, metrics, plan, prepared
-from sluice_trainer.errors import StageError
 from sluice_trainer.places import work
 from sluice_trainer.prepared import Prepared
 from sluice_trainer.ranks import Rank
@@ -26,6 +24,7 @@ from sluice_trainer.train.batches import MicroBatch, all_tokens, batches_of, lea
 from sluice_trainer.train.budget import batching_for
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.evaluate import evaluate
+from sluice_trainer.train.finite import gradient_error, loss_error
 from sluice_trainer.train.group import Group, joined
 from sluice_trainer.train.head import prove
 from sluice_trainer.train.model import load_base, trainable, with_adapter
@@ -128,7 +127,7 @@ def _train_to_the_end(run: Run, batching: Batching, watchdog: Watchdog) -> None:
     while state.standing.step < total:
         pace.start()
         step = _forward_and_backward(run, batching)
-        _check_finite(step, clip_grad_norm_(state.weights.values(), largest_gradient), state.standing)
+        _check_finite(run, step, clip_grad_norm_(state.weights.values(), largest_gradient).item())
         for group in state.optimizer.param_groups:
             group["lr"] = state.standing.learning_rate
         failpoints.reached("update-begins")
@@ -176,16 +175,17 @@ def _forward_and_backward(run: Run, batching: Batching) -> Step:
     return Step(loss_sum.item(), learnt, all_tokens(run.data.training, rows))
 
 
-def _check_finite(step: Step, gradient_norm: torch.Tensor, standing: Standing) -> None:
+def _check_finite(run: Run, step: Step, gradient_norm: float) -> None:
     """Stop before a step that would ruin the adapter; the last checkpoint stays good."""
-    for what, value in (("loss", step.loss), ("gradient norm", gradient_norm.item())):
-        if not math.isfinite(value):
-            raise StageError(
-                Reason.LOSS_NOT_FINITE,
-                f"The {what} of step {standing.step + 1} of {standing.total_steps} is {value} at learning rate "
-                f"{standing.learning_rate:g}. Lower training.learningRate; if it is low already, set training.dtype: "
-                "float32, or look for broken rows.",
-            )
+    if math.isfinite(step.loss) and math.isfinite(gradient_norm):
+        return
+    standing, data = run.state.standing, run.data.training
+    rows = plan.rows_of_step(standing.step, run.rows, run.training).tolist()
+    at = f"of step {standing.step + 1} of {standing.total_steps}"
+    rate = f"at learning rate {standing.learning_rate:g}."
+    if math.isfinite(step.loss):
+        raise gradient_error(f"The gradient norm {at} is {gradient_norm} {rate}", data, rows)
+    raise loss_error(f"The loss {at} is {step.loss} {rate}", run.model, data, rows, run.group)
 
 
 def _next_standing(run: Run, step: Step) -> Standing:
@@ -226,7 +226,7 @@ def _report(run: Run, step: Step, pace: Pace) -> None:
 
 def _evaluate(run: Run, batching: Batching) -> float | None:
     run.reporter.update(activity=Activity.EVALUATING)
-    loss = evaluate(run.model, run.data.validation, batching, run.group)
+    loss = evaluate(run.model, run.data.validation, batching, run.group, run.state.standing.step)
     if loss is not None:
         metrics.EVALUATION_LOSS.set(loss)
         run.reporter.update(evaluation_loss=loss)
