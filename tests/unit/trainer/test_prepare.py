@@ -177,3 +177,12 @@ def test_a_damaged_result_is_made_anew(job: Job) -> None:
     assert job.prepare() == first
     assert tokens.read_bytes() == good
     assert {path.name for path in job.work.iterdir()} == {"prepared"}
+
+
+def test_rows_of_an_older_image_are_made_anew(job: Job) -> None:
+    first = job.prepare()
+    manifest = job.work / "prepared" / "manifest.json"
+    good = manifest.read_text()
+    manifest.write_text(good.replace("sluice.prepared/v2", "sluice.prepared/v1"))
+    assert job.prepare() == first
+    assert manifest.read_text() == good
