@@ -130,6 +130,12 @@ class Training(Model):
         "rows of it, so that each token is learnt once. Drop leaves it out. All are counted.",
     )
     batch_size: int = Field(8, ge=1, le=4096, description="Rows of one optimizer step.")
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=100_000_000,
+        description="Tokens of one optimizer step instead of batchSize rows: as many rows as they hold, at least one.",
+    )
     micro_batch_size: int | None = Field(
         None,
         ge=1,
@@ -186,6 +192,11 @@ class Training(Model):
                 "!has(self.microBatchSize) || self.batchSize % self.microBatchSize == 0",
                 "must be a multiple of microBatchSize; for example 8 and 4",
                 at=".batchSize",
+            ),
+            Rule(
+                "!has(self.batchTokens) || !has(self.microBatchSize)",
+                "leave it out with batchTokens: as many rows go together as fit",
+                at=".microBatchSize",
             ),
             Rule(
                 "!has(self.exportedCheckpoint) || self.exportedCheckpoint != 'Best' || has(self.evaluateEverySteps)",

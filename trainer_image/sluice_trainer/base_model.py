@@ -61,6 +61,24 @@ def locate(uri: str, revision: str = "") -> BaseModel:
     )
 
 
+def stop_tokens(base: BaseModel, end: int | None) -> set[int]:
+    """The ids at which vLLM ends an answer: its InputProcessor asks the tokenizer and the generation config.
+
+    Args:
+        base: The model.
+        end: Its tokenizer's eos_token_id.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        generation = GenerationConfig.from_pretrained(base.folder, local_files_only=True)
+    except OSError:  # there is none: vLLM then makes one of config.json
+        config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+        generation = GenerationConfig.from_model_config(config)
+    also = generation.eos_token_id
+    return {*(also if isinstance(also, list) else [also]), end} - {None}
+
+
 def require_same(base: BaseModel, fingerprint: str) -> None:
     """Refuse a model whose folder has changed since Prepare tokenised the rows for it."""
     if base.fingerprint != fingerprint:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from sluice_api.reasons import Reason
+from sluice_api.training import Lora
 from sluice_trainer.errors import StageError
 
 if TYPE_CHECKING:
@@ -27,8 +28,14 @@ def chosen(layers: Sequence[str], targets: Sequence[str]) -> list[str]:
     no other layer, else by their whole names. All layers when it names none.
 
     Raises:
-        StageError: ModelInvalid, when a name or pattern means no layer.
+        StageError: ModelInvalid, when a name or pattern means no layer, or there is none at all.
     """
+    if not layers:
+        raise StageError(
+            Reason.MODEL_INVALID,
+            "The model has no linear layer that an adapter could go beside (those of GPT-2 are of another kind). "
+            "Choose another model.",
+        )
     found = set[str]() if targets else set(layers)
     for target in targets:
         matching = {layer for layer in layers if _means(target, layer)}
@@ -38,6 +45,31 @@ def chosen(layers: Sequence[str], targets: Sequence[str]) -> list[str]:
     last_names = {layer.rpartition(".")[2] for layer in found}
     others = {layer.rpartition(".")[2] for layer in layers if layer not in found}
     return sorted(found if last_names & others else last_names)
+
+
+def check_rank(model: "PreTrainedModel", names: Sequence[str], lora: Lora) -> None:
+    """Refuse a rank that none of the chosen layers can have: beyond the smaller of its sides nothing is gained.
+
+    Args:
+        model: The model, with or without weights.
+        names: What `chosen` says.
+        lora: The adapter's settings.
+
+    Raises:
+        StageError: ModelInvalid, with the largest rank that makes sense.
+    """
+    most = max(
+        min(model.get_submodule(layer).weight.shape)
+        for layer in linear_layers(model)
+        if any(_means(name, layer) for name in names)
+    )
+    if lora.rank > most:
+        offered = get_args(Lora.model_fields["rank"].annotation)
+        raise StageError(
+            Reason.MODEL_INVALID,
+            f"lora.rank {lora.rank} is more than any of the model's chosen layers can have: the smaller side of the "
+            f"largest has {most}. Set lora.rank to {max(rank for rank in offered if rank <= most)} or less.",
+        )
 
 
 def _means(target: str, layer: str) -> bool:

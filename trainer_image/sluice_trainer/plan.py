@@ -1,10 +1,14 @@
-"""What follows from the StageSpec and the number of rows alone: steps, their rows, their learning rate.
+"""What follows from the StageSpec and the rows' lengths alone: steps, their rows, their learning rate.
 
 All of it is a function of the step, so that a resumed training needs no more than the step's number.
 """
 
 import hashlib
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,28 +24,58 @@ def plan_digest(stage: StageSpec) -> str:
     return hashlib.sha256(f"{stage.namespace}/{stage.name}/{stage.uid} {plan}".encode()).hexdigest()
 
 
-def steps_per_epoch(rows: int, training: Training) -> int:
-    """Optimizer steps of one pass; the last one of a pass may have fewer rows."""
-    return math.ceil(rows / training.batch_size)
+class Steps:
+    """Which rows each optimizer step has: every row once in a pass, and each pass in an order of its own.
 
+    Steps are counted from 0.
+    """
 
-def total_steps(rows: int, training: Training) -> int:
-    """Optimizer steps of the whole training."""
-    steps = training.epochs * steps_per_epoch(rows, training)
-    return min(steps, training.max_steps) if training.max_steps else steps
+    def __init__(self, lengths: Sequence[int], training: Training) -> None:
+        """How rows of so many tokens are dealt out."""
+        self._lengths = np.asarray(lengths, np.int64)
+        self._training = training
+        self._pass = lru_cache(maxsize=2)(self._dealt)
+        counts = (len(self._pass(epoch)[1]) for epoch in range(training.epochs))
+        self._begins = [0, *accumulate(counts)]
+        self.total = min(self._begins[-1], training.max_steps or self._begins[-1])
 
+    def rows(self, step: int) -> list[int]:
+        """Indices of the rows of one step."""
+        epoch, place = self._place(step)
+        order, firsts = self._pass(epoch)
+        last = firsts[place + 1] if place + 1 < len(firsts) else len(order)
+        found: list[int] = order[firsts[place] : last].tolist()
+        return found
 
-def position(step: int, rows: int, training: Training) -> tuple[int, int]:
-    """The pass that a step belongs to, and the index of its first row in that pass's order."""
-    epoch, batch = divmod(step, steps_per_epoch(rows, training))
-    return epoch, batch * training.batch_size
+    def position(self, step: int) -> tuple[int, int]:
+        """The pass that a step belongs to, and the index of its first row in that pass's order; of the end too."""
+        epoch, place = self._place(step)
+        return epoch, int(self._pass(epoch)[1][place]) if epoch < self._training.epochs else 0
 
+    def passes(self, step: int) -> float:
+        """Passes over all rows that have been done before a step."""
+        epoch, place = self._place(step)
+        return epoch + (place / len(self._pass(epoch)[1]) if place else 0)
 
-def rows_of_step(step: int, rows: int, training: Training) -> NDArray[np.int64]:
-    """Indices of the rows of one step, counted from 0. Each pass has its own order, from the seed."""
-    epoch, index = position(step, rows, training)
-    order = np.random.default_rng((training.seed, epoch)).permutation(rows)
-    return order[index : index + training.batch_size]
+    def _place(self, step: int) -> tuple[int, int]:
+        epoch = bisect_right(self._begins, step) - 1
+        return epoch, step - self._begins[epoch]
+
+    def _dealt(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """A pass's rows in their order, and in it the first row of each step."""
+        rows, training = len(self._lengths), self._training
+        order = np.random.default_rng((training.seed, epoch)).permutation(rows)
+        if training.batch_tokens is None:
+            return order, np.arange(0, rows, training.batch_size)
+        ends = np.cumsum(self._lengths[order])
+        firsts = [0]
+        while True:
+            before = int(ends[firsts[-1] - 1]) if firsts[-1] else 0
+            following = int(np.searchsorted(ends, before + training.batch_tokens, side="right"))
+            following = max(following, firsts[-1] + 1)  # a row that is larger is a step by itself
+            if following >= rows:
+                return order, np.array(firsts)
+            firsts.append(following)
 
 
 def learning_rate(step: int, total: int, training: Training) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ VALIDATION = "validation.safetensors"
 class PreparedManifest(Model):
     """prepared/manifest.json: what the rows were made from, and what came of it."""
 
-    format: str = "sluice.prepared/v1"
+    format: Literal["sluice.prepared/v2"] = "sluice.prepared/v2"
     plan: str
     """plan.plan_digest of the StageSpec that they were made for."""
     files: dict[str, str]
@@ -43,8 +44,16 @@ class TokenRow:
 
     input_ids: NDArray[np.int32]
     learnt: NDArray[np.uint8]
+    line: int = 0
+    """Where it is in the dataset, counted from 1; 0 when it is not of the dataset."""
     split: int = 0
     """Where the rejected row of a pair begins; 0 when it is no pair."""
+
+    @classmethod
+    def pair(cls, chosen: "TokenRow", rejected: "TokenRow") -> "TokenRow":
+        """Two rows as one, of which the first is the better one."""
+        ids, learnt = ((getattr(chosen, name), getattr(rejected, name)) for name in ("input_ids", "learnt"))
+        return cls(np.concatenate(ids), np.concatenate(learnt), chosen.line, len(chosen.input_ids))
 
     def answers(self) -> "tuple[TokenRow, TokenRow]":
         """The chosen and the rejected row of a pair."""
@@ -54,7 +63,7 @@ class TokenRow:
         """Some of its tokens as a row: nothing predicts the first one."""
         learnt = self.learnt[start:stop].copy()
         learnt[0] = 0
-        return TokenRow(self.input_ids[start:stop], learnt)
+        return TokenRow(self.input_ids[start:stop], learnt, self.line)
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,10 @@ class TokenRows:
     input_ids: NDArray[np.int32]
     learnt: NDArray[np.uint8]
     offsets: NDArray[np.int64]
+    lines: NDArray[np.int64]
+    """The dataset's line of each row, counted from 1; the same for all parts of a row that was split."""
+    splits: NDArray[np.int64]
+    """Of each pair, where its rejected row begins; 0 of others."""
 
     @classmethod
     def of(cls, rows: Iterable[TokenRow]) -> "TokenRows":
@@ -73,6 +86,8 @@ class TokenRows:
             np.concatenate([np.empty(0, np.int32), *(row.input_ids for row in rows)]),
             np.concatenate([np.empty(0, np.uint8), *(row.learnt for row in rows)]),
             np.cumsum([0, *(len(row.input_ids) for row in rows)], dtype=np.int64),
+            np.array([row.line for row in rows], np.int64),
+            np.array([row.split for row in rows], np.int64),
         )
 
     def __len__(self) -> int:
@@ -85,7 +100,7 @@ class TokenRows:
 
     def __getitem__(self, index: int) -> TokenRow:
         span = slice(self.offsets[index], self.offsets[index + 1])
-        return TokenRow(self.input_ids[span], self.learnt[span])
+        return TokenRow(self.input_ids[span], self.learnt[span], int(self.lines[index]), int(self.splits[index]))
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,7 @@ class Prepared:
 def write_rows(folder: Path, training: TokenRows, validation: TokenRows) -> None:
     """Write both halves; the manifest is the caller's, last."""
     for name, rows in ((TRAINING, training), (VALIDATION, validation)):
-        save_file({"input_ids": rows.input_ids, "learnt": rows.learnt, "offsets": rows.offsets}, folder / name)
+        save_file(vars(rows), folder / name)
 
 
 def finished(folder: Path, plan: str) -> PreparedManifest | None:

@@ -37,6 +37,22 @@ def write_rows(path: Path, rows: list[Any]) -> Path:
     return path
 
 
+FATAL = "~"
+"""What a row has whose loss is no number, when the model is poisoned."""
+
+
+def poison(model: Path) -> None:
+    """Make the embedding of FATAL no number."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
+
+    (token,) = AutoTokenizer.from_pretrained(model)(FATAL)["input_ids"]
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"][token] = float("nan")
+    (model / "model.safetensors").unlink()  # a link to what other tests have
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+
+
 class NeverStopped(StopSignal):
     """For a stage in the tests' own process, whose SIGTERM is not ours."""
 

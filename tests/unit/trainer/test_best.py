@@ -8,6 +8,7 @@ import pytest
 from sluice_api.stages import TrainResult
 from sluice_trainer.train import loop
 from sluice_trainer.train.checkpoint import Checkpoints
+from sluice_trainer.train.run import Run
 from tests.unit.trainer.jobs import Job
 
 OFTEN: tuple[tuple[str, Any], ...] = (
@@ -24,11 +25,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps after which the losses above were measured, one after the other."""
     steps: list[int] = []
 
-    def evaluated(run: loop.Run, _: object) -> float:
+    def evaluated(run: Run, _: object) -> float:
         steps.append(run.state.standing.step)
         return LOSSES[run.state.standing.step // 2]
 
-    monkeypatch.setattr(loop, "_evaluate", evaluated)
+    monkeypatch.setattr(loop, "evaluate", evaluated)
     return steps
 
 
@@ -64,7 +65,7 @@ def test_the_best_is_exported_and_kept_and_otherwise_the_last(job: Job, measured
 def stopping_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill between the update of a step and what follows it."""
 
-    def killed(run: loop.Run, *_: object) -> None:
+    def killed(run: Run, *_: object) -> None:
         if run.state.standing.step == step:
             run.checkpoints.save(run.state.snapshot)
             raise InterruptedError

@@ -12,7 +12,8 @@ import pytest
 from dev.cluster.ports import free_port
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, StageOutcome
-from tests.unit.trainer.jobs import REPOSITORY, Job, chat, events, write_rows
+from sluice_trainer.plan import Steps
+from tests.unit.trainer.jobs import FATAL, REPOSITORY, Job, chat, events, poison, write_rows
 
 ROWS = [chat(f"What is item {i}?", f"Arr, item {i} be {i * 7} doubloons!") for i in range(55)]
 """33 to train on and 22 held out: a pass is four steps of 8 rows and one of a single row, which one rank of two has."""
@@ -182,6 +183,23 @@ def test_two_gpus_that_pack_alike_learn_what_one_process_learns(
     together = pods.outcome(0).train
     assert together is not None
     assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
+
+
+def test_both_look_for_the_rows_whose_loss_is_no_number(pods: Pods) -> None:
+    dataset = {"uri": "pvc://datasets/rows.jsonl", "validationSplit": "0%"}
+    job = pods.job = replace(pods.job, training=SHORT, spec=(("dataset", dataset), ("resources", ONE_POD)))
+    first, second, *_ = Steps([1] * len(ROWS), job.stage("Train").spec.training).rows(0)  # each has its turn at one
+    poison(job.volumes / "models" / "tiny")
+    rows = [chat(FATAL if index in (first, second) else "Hi", f"Item {index}.") for index in range(len(ROWS))]
+    write_rows(job.volumes / "datasets" / "rows.jsonl", rows)
+    job.prepare()
+
+    (pod,) = pods.start()
+    assert pod.communicate(timeout=100)
+    outcome = pods.outcome(0)
+    assert (outcome.reason, pod.returncode) == (Reason.LOSS_NOT_FINITE, ExitCode.BAD_INPUT)
+    lines = "lines {} and {}".format(*sorted((first + 1, second + 1)))
+    assert f"By themselves not finite: {lines} of the dataset." in outcome.message
 
 
 @pytest.mark.slow

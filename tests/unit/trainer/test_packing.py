@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.train import budget
-from sluice_trainer.train.batches import MicroBatch, summed_loss
+from sluice_trainer.train.batches import MicroBatch, put_together, summed_loss
 from sluice_trainer.train.exact import why_not_packed
 from sluice_trainer.train.packing import Batching, micro_batches
 from tests.unit.trainer.jobs import Job
@@ -97,6 +97,24 @@ def test_a_row_costs_in_a_pack_what_it_costs_alone(shape: str, attention: str) -
         alone = model(input_ids=ids, labels=labels).loss
         packed = summed_loss(model, MicroBatch.packed(only(ROWS, index), CPU)) / learnt
         torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_end_of_turn_that_is_padding_too_is_learnt(job: Job, packed: bool) -> None:
+    job.prepare()
+    end = t.AutoTokenizer.from_pretrained(job.volumes / "models" / "tiny").pad_token_id
+    rows = [job.prepared().training[index] for index in range(8)]
+    batch = put_together(rows, Batching(packed, 512), CPU)
+    assert len({len(row.input_ids) for row in rows}) > 1
+    assert batch.input_ids[batch.learnt].tolist().count(end) == 8  # one answer a row
+
+    model = adapted(t.LlamaConfig(**{**SHAPE, "pad_token_id": end, "eos_token_id": end}))
+    alone = 0.0
+    for row in rows:
+        labels = torch.from_numpy(np.where(row.learnt == 1, row.input_ids, -100)).long()[None]
+        assert labels[0, -2] == end  # a line break follows
+        alone += model(input_ids=labels.new_tensor(row.input_ids[None]), labels=labels).loss * row.learnt.sum()
+    torch.testing.assert_close(summed_loss(model, batch), alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", ["Llama", "Gemma3"])

@@ -104,6 +104,22 @@ def test_the_parts_of_a_row_are_on_one_side(job: Job) -> None:
     assert not sides[0] & sides[1]
 
 
+def test_rows_know_their_lines(job: Job) -> None:
+    """Behind blank lines and rows that are skipped, held out or not, and in parts."""
+    texts = [{"text": letter * 40} for letter in "abcdefgh"]
+    write_rows(job.volumes / job.dataset, ["", texts[0], "nonsense", *texts[1:]])
+    dataset = {"uri": f"pvc://{job.dataset}", "validationSplit": "25%", "onBadRow": "Skip"}
+    job = replace(job, training=(("maxSequenceLength", 16), ("overlongRows", "Split")), spec=(("dataset", dataset),))
+    job.prepare()
+    prepared = job.prepared()
+    tokenizer = AutoTokenizer.from_pretrained(job.volumes / "models" / "tiny")
+    halves: list[TokenRows] = [prepared.training, prepared.validation]
+    found = [(tokenizer.decode(half[i].input_ids)[0], half[i].line) for half in halves for i in range(len(half))]
+    lines = zip("abcdefgh", [2, *range(4, 11)], strict=True)
+    assert sorted(found) == [letter_and_line for letter_and_line in lines for _ in range(3)]
+    assert len(prepared.validation) == 2 * 3
+
+
 def test_long_rows_are_left_out_and_counted(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [chat("Hi", "word " * 300), *ROWS[:5]])
     result = replace(job, training=(("maxSequenceLength", 64), ("overlongRows", "Drop"))).prepare()
@@ -161,3 +177,12 @@ def test_a_damaged_result_is_made_anew(job: Job) -> None:
     assert job.prepare() == first
     assert tokens.read_bytes() == good
     assert {path.name for path in job.work.iterdir()} == {"prepared"}
+
+
+def test_rows_of_an_older_image_are_made_anew(job: Job) -> None:
+    first = job.prepare()
+    manifest = job.work / "prepared" / "manifest.json"
+    good = manifest.read_text()
+    manifest.write_text(good.replace("sluice.prepared/v2", "sluice.prepared/v1"))
+    assert job.prepare() == first
+    assert manifest.read_text() == good

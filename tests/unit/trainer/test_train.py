@@ -174,16 +174,6 @@ def test_a_changed_base_model_is_refused(job: Job) -> None:
     assert "have changed since the rows were prepared" in raised.value.message
 
 
-def test_a_loss_that_is_not_finite_ends_the_job_with_a_remedy(job: Job) -> None:
-    job = replace(job, training=(("learningRate", "1e30"), ("warmupSteps", 0)))
-    job.prepare()
-    with pytest.raises(StageError) as raised:
-        job.train()
-    assert (raised.value.reason, raised.value.code) == (Reason.LOSS_NOT_FINITE, ExitCode.BAD_INPUT)
-    assert "is nan at learning rate" in raised.value.message
-    assert "Lower training.learningRate" in raised.value.message
-
-
 def test_a_save_begun_while_another_is_going_on_waits_for_it(job: Job) -> None:
     """What SIGTERM does in the middle of a periodic save."""
     job = replace(job, training=(("epochs", 1),))

@@ -1,20 +1,28 @@
 """The Prepare stage, from top to bottom: everything that can be wrong with the input is found here, without a GPU."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sluice_api.artifacts import MANIFEST
+from sluice_api.finetunejob import DatasetFormat
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
+from sluice_api.training import ExportedCheckpoint, Lora, Method
 from sluice_trainer import base_model, durable, logs, places, prepared
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.fetch import dataset_file, dataset_name
 from sluice_trainer.data.rows import Findings, read_rows
 from sluice_trainer.data.split import held_out
 from sluice_trainer.errors import StageError
-from sluice_trainer.plan import plan_digest, total_steps
+from sluice_trainer.plan import Steps, plan_digest
 from sluice_trainer.prepared import PreparedManifest, TokenRow, TokenRows
 from sluice_trainer.report import Reporter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
@@ -34,12 +42,20 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
 
     from sluice_trainer.data.tokenise import Tokeniser
 
+    model = _without_weights(base)
     tokeniser = Tokeniser(base, _longest(stage, base), spec.training.overlong_rows)
     findings = Findings(dataset_name(spec.dataset.uri), spec.dataset.format)
     rows = list(tokeniser.tokenise(read_rows(file, findings), findings))
     findings.check(spec.dataset.on_bad_row)
     _check_not_empty(rows, findings)
-    _check_targets(base, spec.lora.target_modules)
+    if spec.method is not Method.FULL:
+        _check_adapter(base, model, spec.lora, tokeniser.added_tokens, rows)
+    elif findings.row_format is DatasetFormat.PREFERENCE:
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"{findings.dataset} says which answers are preferred, which is learnt by comparing the model with itself "
+            "without its adapter. Set method: LoRA or QLoRA.",
+        )
 
     share = float(spec.dataset.validation_split.removesuffix("%")) / 100
     is_held_out = held_out(rows, share, spec.training.seed)
@@ -47,6 +63,12 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         TokenRows.of(part for row, out in zip(rows, is_held_out, strict=True) if out is half for part in row)
         for half in (False, True)
     )
+    if spec.training.exported_checkpoint is ExportedCheckpoint.BEST and len(validation) == 0:
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"{findings.dataset}: no row is held out, so no checkpoint can be the best. Raise dataset.validationSplit, "
+            "add rows, or set training.exportedCheckpoint: Last.",
+        )
     result = PrepareResult(
         rows=len(training),
         validation_rows=len(validation),
@@ -55,7 +77,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         tokens=len(training.input_ids),
         learnt_tokens=int(training.learnt.sum()),
         longest_row=max(len(part.input_ids) for row in rows for part in row),
-        steps=total_steps(len(training), spec.training),
+        steps=Steps(training.lengths, spec.training).total,
         refused=findings.lines(),
     )
     with places.writing(stage), durable.new_folder(folder) as unfinished:
@@ -85,13 +107,30 @@ def _longest(stage: StageSpec, base: BaseModel) -> int:
     return base.longest_sequence
 
 
-def _check_targets(base: BaseModel, targets: Sequence[str]) -> None:
-    """Refuse names of layers that the model does not have, without loading its weights."""
-    if targets:
-        from sluice_trainer.layers import chosen, linear_layers
-        from sluice_trainer.train.model import without_weights
+def _without_weights(base: BaseModel) -> "PreTrainedModel":
+    """The model's layers, if transformers knows such a model."""
+    from sluice_trainer.train.model import without_weights
 
-        chosen(linear_layers(without_weights(base)), targets)
+    try:
+        return without_weights(base)
+    except (OSError, ValueError, KeyError) as error:
+        raise StageError(
+            Reason.MODEL_INVALID,
+            f"model.uri {base.uri}: transformers can't make a language model of its config.json: {error}. "
+            "Restore it, or choose another model.",
+        ) from error
+
+
+def _check_adapter(
+    base: BaseModel, model: "PreTrainedModel", lora: Lora, added: Mapping[int, str], rows: Sequence[Sequence[TokenRow]]
+) -> None:
+    """Refuse an adapter that this model can't have, or whose rows have tokens that it could not learn."""
+    from sluice_trainer.data.embeddings import check_embeddings
+    from sluice_trainer.layers import check_rank, chosen, linear_layers
+
+    check_rank(model, chosen(linear_layers(model), lora.target_modules), lora)
+    used = np.unique(np.concatenate([part.input_ids for row in rows for part in row]))
+    check_embeddings(base, model, added, used.tolist())
 
 
 def _check_not_empty(rows: list[list[TokenRow]], findings: Findings) -> None:

@@ -52,6 +52,9 @@ class Passage:
     text: str
 
 
+Text = Conversation | Passage
+
+
 @dataclass(frozen=True)
 class Pair:
     """A row that says which of two answers is the better one. Both conversations have the same turns before them."""
@@ -60,7 +63,7 @@ class Pair:
     rejected: Conversation
 
 
-Row = Conversation | Passage | Pair
+Row = Text | Pair
 
 
 class BadRowError(Exception):

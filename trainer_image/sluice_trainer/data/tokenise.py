@@ -6,7 +6,7 @@ Each part is tokenised by itself, so that the prompt has exactly the tokens that
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, cast
@@ -16,8 +16,9 @@ from jinja2 import TemplateError
 
 from sluice_api.reasons import Reason
 from sluice_api.training import OverlongRows
-from sluice_trainer.base_model import BaseModel
-from sluice_trainer.data.rows import BadRowError, Conversation, Findings, Passage, Row
+from sluice_trainer.base_model import BaseModel, stop_tokens
+from sluice_trainer.data.overlong import fitting, fitting_pair
+from sluice_trainer.data.rows import BadRowError, Conversation, Findings, Pair, Passage, Row, Text
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow
 
@@ -47,7 +48,11 @@ class Tokeniser:
         specials = {str(token): index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
         self._special_ids = np.array(sorted({*specials.values(), *self._tokenizer.all_special_ids}), np.int32)
         self._special_text = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)")
+        self._begin: int | None = self._tokenizer.bos_token_id
         self._end: int | None = self._tokenizer.eos_token_id
+        self._stops = stop_tokens(base, self._end)
+        self._beginning: list[int] = [token for token in self._tokenizer("")["input_ids"] if token == self._begin]
+        """What serving puts before a text that no template has rendered: BOS, of tokenizers that add it."""
 
     @property
     def chat_template(self) -> str:
@@ -55,26 +60,34 @@ class Tokeniser:
         template = self._tokenizer.chat_template
         return template if isinstance(template, str) else ""
 
+    @property
+    def added_tokens(self) -> dict[int, str]:
+        """The tokens that were added to the vocabulary, special ones among them, by their ids."""
+        return {index: str(token) for index, token in self._tokenizer.added_tokens_decoder.items()}
+
     def tokenise(self, rows: Iterable[tuple[int, Row]], findings: Findings) -> Iterator[list[TokenRow]]:
         """What to train on for each row, in order; rows that can't be learnt from are noted in `findings`."""
         rows = iter(rows)
         while chunk := list(islice(rows, _AT_ONCE)):
-            rendered: list[tuple[int, list[Part]]] = []
+            rendered: list[tuple[int, list[Text], list[list[Part]]]] = []
             for line, row in chunk:
+                texts: list[Text] = [row.chosen, row.rejected] if isinstance(row, Pair) else [row]
                 try:
-                    rendered.append((line, self.parts(row, line)))
+                    rendered.append((line, texts, [self.parts(text, line) for text in texts]))
                 except BadRowError as error:
                     findings.refuse(line, error)
-            texts = [part.text for _, parts in rendered for part in parts]
-            ids = iter(self._ids(texts) if texts else [])
-            for line, parts in rendered:
+            words = [part.text for _, _, sides in rendered for parts in sides for part in parts]
+            ids = iter(self._ids(words) if words else [])
+            for line, texts, sides in rendered:
+                tokens = [[(next(ids), part.learnt) for part in parts] for parts in sides]
                 try:
-                    if made := self._rows([(next(ids), part.learnt) for part in parts], findings):
+                    joined = [self._joined(*each, line) for each in zip(texts, tokens, strict=True)]
+                    if made := self._fitting(joined, findings):
                         yield made
                 except BadRowError as error:
                     findings.refuse(line, error)
 
-    def parts(self, row: Row, line: int) -> list[Part]:
+    def parts(self, row: Text, line: int) -> list[Part]:
         """Render a row into parts that are learnt and parts that are only read.
 
         Raises:
@@ -109,7 +122,8 @@ class Tokeniser:
             answered = self._render(row, index + 1, answer_next=False)
             if not asked.startswith(done) or not answered.startswith(asked):
                 raise self._rewrites(line)
-            parts += [Part(asked[len(done) :], learnt=False), Part(answered[len(asked) :], learnt=True)]
+            answer = Part(answered[len(asked) :], learnt=index >= row.known)
+            parts += [Part(asked[len(done) :], learnt=False), answer]
             done = answered
         return parts
 
@@ -135,10 +149,11 @@ class Tokeniser:
         # Special tokens such as BOS are the template's business.
         return cast("list[list[int]]", self._tokenizer(texts, add_special_tokens=False)["input_ids"])
 
-    def _rows(self, parts: list[tuple[list[int], bool]], findings: Findings) -> list[TokenRow]:
-        """Join the parts, end what is learnt with an end-of-turn token, make it fit: one row, or several, or none."""
-        ids: list[int] = []
-        learnt: list[int] = []
+    def _joined(self, text: Text, parts: list[tuple[list[int], bool]], line: int) -> TokenRow:
+        """The parts as one row, in which what is learnt has an end-of-turn token."""
+        templated = isinstance(text, Conversation) and bool(self.chat_template)
+        ids: list[int] = [] if templated else list(self._beginning)
+        learnt: list[int] = [0] * len(ids)
         for tokens, is_learnt in parts:
             ended = self._ended(tokens) if is_learnt else tokens
             count = self._until_end_of_turn(ended) if is_learnt else 0
@@ -147,30 +162,46 @@ class Tokeniser:
         learnt[0] = 0  # nothing predicts the first token
         if 1 not in learnt:
             raise BadRowError("there is no token to learn in this row", "Write a longer one")
-        row = TokenRow(np.array(ids, np.int32), np.array(learnt, np.uint8))
-        if len(ids) <= self._longest:
-            return [row]
-        return self._shortened(row, findings)
+        row = TokenRow(np.array(ids, np.int32), np.array(learnt, np.uint8), line)
+        if templated:
+            self._check_template(row)
+        return row
 
-    def _shortened(self, row: TokenRow, findings: Findings) -> list[TokenRow]:
-        """What training.overlongRows makes of a row that is too long."""
-        longest = self._longest
-        first = int(np.flatnonzero(row.learnt)[0])
-        if self._overlong is OverlongRows.TRUNCATE and first >= longest:
-            raise BadRowError(
-                f"the assistant's part begins at token {first + 1} and is cut off at maxSequenceLength {longest}",
-                "Shorten the row, raise training.maxSequenceLength, or set training.overlongRows: Split",
+    def _fitting(self, rows: Sequence[TokenRow], findings: Findings) -> list[TokenRow]:
+        """What becomes of a row, or of the two of a pair, that may be too long."""
+        whole = fitting_pair(rows, self._longest, self._overlong) if len(rows) > 1 else None
+        made = fitting(rows[0], self._longest, self._overlong) if whole is None else whole
+        if any(len(row.input_ids) > self._longest for row in rows):
+            findings.overlong_rows += 1
+        return made
+
+    def _check_template(self, row: TokenRow) -> None:
+        """Refuse what a chat template does only by mistake.
+
+        Raises:
+            StageError: ModelInvalid: rows begin twice, or a turn ends with a token at which serving does not stop.
+        """
+        invalid = f"model.uri {self._base.uri}: its chat template"
+        if self._begin is not None and row.input_ids[:2].tolist() == [self._begin] * 2:
+            raise StageError(
+                Reason.MODEL_INVALID,
+                f"{invalid} begins a conversation with {self._names([self._begin])} twice, where the model knows one. "
+                "Remove the other from the template.",
             )
-        findings.overlong_rows += 1
-        match self._overlong:
-            case OverlongRows.TRUNCATE:
-                return [row.part(0, longest)]
-            case OverlongRows.SPLIT:
-                # Each begins with the last token of the one before, or nobody would predict its first one.
-                parts = (row.part(start, start + longest) for start in range(0, len(row.input_ids) - 1, longest - 1))
-                return [part for part in parts if part.learnt.any()]
-            case OverlongRows.DROP:
-                return []
+        ends = row.input_ids[(row.learnt == 1) & (np.append(row.learnt[1:], 0) == 0)]
+        missed = sorted({*ends.tolist()} - self._stops)
+        if missed:
+            raise StageError(
+                Reason.MODEL_INVALID,
+                f"{invalid} ends the assistant's turn with {self._names(missed)}, but serving stops at "
+                f"{self._names(sorted(self._stops)) or 'no token'}: an adapter would learn never to stop. Add "
+                f"{', '.join(map(str, missed))} to eos_token_id in generation_config.json, or use the model's "
+                "instruction-tuned version.",
+            )
+
+    def _names(self, tokens: Sequence[int]) -> str:
+        names = cast("list[str | None]", self._tokenizer.convert_ids_to_tokens(tokens))
+        return ", ".join(name or str(token) for token, name in zip(tokens, names, strict=True))
 
     def _ended(self, tokens: list[int]) -> list[int]:
         """What the assistant says with an end, or the model would never learn to stop."""
@@ -193,10 +224,11 @@ def _load(base: BaseModel) -> "PreTrainedTokenizerBase":
         raise StageError(
             Reason.MODEL_INVALID, f"model.uri {base.uri}: its tokenizer can't be read: {error}. Restore its files."
         ) from error
-    if len(tokenizer) > base.vocabulary > 0:
+    # Without the added ones: Gemma 3's 1B has one too many, for the images of its larger siblings.
+    if tokenizer.vocab_size > base.vocabulary > 0:
         raise StageError(
             Reason.MODEL_INVALID,
-            f"model.uri {base.uri}: the tokenizer has {len(tokenizer)} tokens, the model {base.vocabulary}. "
+            f"model.uri {base.uri}: the tokenizer has {tokenizer.vocab_size} tokens, the model {base.vocabulary}. "
             "Restore the tokenizer that belongs to the model.",
         )
     return cast("PreTrainedTokenizerBase", tokenizer)

@@ -1,21 +1,30 @@
 """The loss on the held-out rows."""
 
+import math
+
 import torch
 
-from sluice_trainer import failpoints
-from sluice_trainer.prepared import TokenRows
+from sluice_api.reports import Activity
+from sluice_trainer import failpoints, metrics
 from sluice_trainer.train.batches import put_together
-from sluice_trainer.train.group import Group
-from sluice_trainer.train.model import Model
-from sluice_trainer.train.objective import Objective
+from sluice_trainer.train.finite import SLOWER, loss_error
 from sluice_trainer.train.packing import Batching, micro_batches
+from sluice_trainer.train.run import Run
 
 _WINDOW = 256
 """Rows that are put into micro-batches together."""
+_UNTRAINED = "Set training.dtype: float32; if it is that already, restore the model's files, or choose another model."
+"""What to do when no row is to blame, and no step."""
 
 
-def evaluate(model: Model, rows: TokenRows, batching: Batching, group: Group, objective: Objective) -> float | None:
-    """Mean loss of all rows, in nats; None without rows. The same bits in any group."""
+def evaluate(run: Run, batching: Batching) -> float | None:
+    """Mean loss of all held-out rows, in nats; None without any. The same bits in any group.
+
+    Raises:
+        StageError: the loss is not finite.
+    """
+    run.reporter.update(activity=Activity.EVALUATING)
+    rows, group = run.data.validation, run.group
     if len(rows) == 0:
         return None
     lengths = rows.lengths
@@ -25,12 +34,27 @@ def evaluate(model: Model, rows: TokenRows, batching: Batching, group: Group, ob
         for places in micro_batches(lengths[start : start + _WINDOW], batching, 1)[0]
     ]
     losses = torch.zeros(len(batches), dtype=torch.float64, device=group.device)
-    model.eval()
+    run.model.eval()
     with torch.inference_mode():
         for turn in group.turns(len(batches)):
             failpoints.reached("evaluates")
             batch = put_together([rows[index] for index in batches[turn]], batching, group.device)
-            losses[turn] = objective.summed_loss(model, batch)
-    model.train()
+            losses[turn] = run.objective.summed_loss(run.model, batch)
+    run.model.train()
     group.sum_(losses)
-    return float(sum(losses.tolist())) / objective.count(rows, range(len(rows)))
+    loss = float(sum(losses.tolist())) / run.objective.count(rows, range(len(rows)))
+    if not math.isfinite(loss):
+        suspects = [index for place in (~losses.isfinite()).nonzero().flatten().tolist() for index in batches[place]]
+        step = run.state.standing.step
+        raise loss_error(
+            f"The loss on the held-out rows is {loss} after {step} steps.",
+            run.model,
+            rows,
+            suspects[:_WINDOW],
+            group,
+            others_are_fine=bool(losses.isfinite().any()),
+            remedy=SLOWER if step else _UNTRAINED,
+        )
+    metrics.show(evaluation_loss=loss)
+    run.reporter.update(evaluation_loss=loss)
+    return loss

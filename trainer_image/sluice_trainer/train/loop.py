@@ -12,54 +12,23 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec, TrainResult
-from sluice_api.training import ExportedCheckpoint, Training
-from sluice_trainer import base_model, failpoints, logs, metrics, plan, prepared
-from sluice_trainer.errors import StageError
-from sluice_trainer.places import work
-from sluice_trainer.prepared import Prepared
+from sluice_trainer import failpoints, logs, metrics, plan
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter
 from sluice_trainer.signals import StopSignal
-from sluice_trainer.train.batches import MicroBatch, all_tokens, batches_of
-from sluice_trainer.train.budget import batching_for
+from sluice_trainer.train.batches import all_tokens, batches_of
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.evaluate import evaluate
-from sluice_trainer.train.group import Group, joined
-from sluice_trainer.train.head import prove
-from sluice_trainer.train.model import Model, compile_layers, load, trainable
-from sluice_trainer.train.objective import Objective, objective_of
+from sluice_trainer.train.finite import gradient_error, loss_error
+from sluice_trainer.train.group import joined
 from sluice_trainer.train.pace import Pace
 from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.randomness import seed_all
-from sluice_trainer.train.state import Standing, TrainingState
+from sluice_trainer.train.run import Run, decide_batching, load_run, resume
+from sluice_trainer.train.state import Standing
 from sluice_trainer.train.watchdog import Watchdog
-
-
-@dataclass(frozen=True)
-class Run:
-    """One attempt: what all of its parts work on."""
-
-    training: Training
-    data: Prepared
-    group: Group
-    model: Model
-    objective: Objective
-    state: TrainingState
-    checkpoints: Checkpoints
-    reporter: Reporter
-
-    @property
-    def exports_best(self) -> bool:
-        """The best checkpoint is the result, not the last."""
-        return self.training.exported_checkpoint is ExportedCheckpoint.BEST
-
-    @property
-    def rows(self) -> int:
-        """Rows to train on."""
-        return len(self.data.training)
 
 
 @dataclass(frozen=True)
@@ -95,15 +64,15 @@ def train(stage: StageSpec, rank: Rank, reporter: Reporter, stop: StopSignal) ->
     if rank.leads:
         metrics.serve()
     with joined(rank, reporter, stop) as group:
-        return _trained(_load(stage, group, checkpoints, reporter), stop)
+        return _trained(load_run(stage, group, checkpoints, reporter), stop)
 
 
 def _trained(run: Run, stop: StopSignal) -> TrainResult:
     checkpoints = run.checkpoints
-    resumed_from = _resume(run)
-    batching = _decide_batching(run)
+    resumed_from = resume(run)
+    batching = decide_batching(run)
     if run.state.standing.evaluation_loss_before is None:
-        before = _evaluate(run, batching)
+        before = evaluate(run, batching)
         run.state.standing = run.state.standing.model_copy(update={"evaluation_loss_before": before})
 
     def result(**at_the_end: Any) -> TrainResult:
@@ -125,7 +94,7 @@ def _trained(run: Run, stop: StopSignal) -> TrainResult:
         stop.saved_by(save_last)
     with Watchdog(run.reporter) as watchdog:
         _train_to_the_end(run, batching, watchdog)
-    loss = _evaluate(run, batching)
+    loss = evaluate(run, batching)
     last = run.state.standing.evaluated(loss)
     if run.exports_best:
         complete = result(exported_step=last.best_step, evaluation_loss_after=last.best_loss)
@@ -147,7 +116,7 @@ def _train_to_the_end(run: Run, batching: Batching, watchdog: Watchdog) -> None:
                 _evaluate_between(run, batching)
         pace.start()
         step = _forward_and_backward(run, batching)
-        _check_finite(step, state.standing)
+        _check_finite(run, step)
         for group in state.optimizer.param_groups:
             group["lr"] = step.learning_rate
         failpoints.reached("update-begins")
@@ -177,7 +146,7 @@ def _is_due(every: int | None, step: int) -> bool:
 def _forward_and_backward(run: Run, batching: Batching) -> Step:
     """Clipped gradients of the mean loss over all that the step counts, however many share it, in whatever pieces."""
     step, group = run.state.standing.step, run.group
-    rows = plan.rows_of_step(step, run.rows, run.training).tolist()
+    rows = run.steps.rows(step)
     count = run.objective.count(run.data.training, rows)
     loss_sum = torch.zeros((), device=group.device)
     for place, batch in batches_of(run.data.training, rows, batching, group.rank, group.device):
@@ -194,22 +163,23 @@ def _forward_and_backward(run: Run, batching: Batching) -> Step:
     return Step(loss_sum.item(), count, tokens, run.state.standing.learning_rate, norm.item())
 
 
-def _check_finite(step: Step, standing: Standing) -> None:
+def _check_finite(run: Run, step: Step) -> None:
     """Stop before a step that would ruin the adapter; the last checkpoint stays good."""
-    for what, value in (("loss", step.loss), ("gradient norm", step.gradient_norm)):
-        if not math.isfinite(value):
-            raise StageError(
-                Reason.LOSS_NOT_FINITE,
-                f"The {what} of step {standing.step + 1} of {standing.total_steps} is {value} at learning rate "
-                f"{standing.learning_rate:g}. Lower training.learningRate; if it is low already, set training.dtype: "
-                "float32, or look for broken rows.",
-            )
+    if math.isfinite(step.loss) and math.isfinite(step.gradient_norm):
+        return
+    standing, data = run.state.standing, run.data.training
+    rows = run.steps.rows(standing.step)
+    at = f"of step {standing.step + 1} of {standing.total_steps}"
+    rate = f"at learning rate {step.learning_rate:g}."
+    if math.isfinite(step.loss):
+        raise gradient_error(f"The gradient norm {at} is {step.gradient_norm} {rate}", data, rows)
+    raise loss_error(f"The loss {at} is {step.loss} {rate}", run.model, data, rows, run.group)
 
 
 def _next_standing(run: Run, step: Step) -> Standing:
     standing = run.state.standing
     done = standing.step + 1
-    epoch, row = plan.position(done, run.rows, run.training)
+    epoch, row = run.steps.position(done)
     return standing.model_copy(
         update={
             "step": done,
@@ -223,7 +193,7 @@ def _next_standing(run: Run, step: Step) -> Standing:
 
 def _report(run: Run, step: Step, pace: Pace) -> None:
     standing = run.state.standing
-    epoch = round(standing.step / plan.steps_per_epoch(run.rows, run.training), 4)
+    epoch = round(run.steps.passes(standing.step), 4)
     figures: dict[str, float | None] = {
         "learning_rate": step.learning_rate,
         "gradient_norm": step.gradient_norm,
@@ -251,78 +221,11 @@ def _report(run: Run, step: Step, pace: Pace) -> None:
     )
 
 
-def _evaluate(run: Run, batching: Batching) -> float | None:
-    run.reporter.update(activity=Activity.EVALUATING)
-    loss = evaluate(run.model, run.data.validation, batching, run.group, run.objective)
-    if loss is not None:
-        metrics.show(evaluation_loss=loss)
-        run.reporter.update(evaluation_loss=loss)
-    return loss
-
-
 def _evaluate_between(run: Run, batching: Batching) -> None:
     """Measure the loss after a step, before the next one, also when this process has only resumed there."""
-    standing = run.state.standing.evaluated(_evaluate(run, batching))
+    standing = run.state.standing.evaluated(evaluate(run, batching))
     is_best = run.exports_best and standing.best_step == standing.step
     if is_best and run.group.leads and not run.checkpoints.save_best(run.state.snapshot):
         standing = run.state.standing.evaluated(None)
     run.state.standing = standing
     run.reporter.update(activity=Activity.TRAINING)
-
-
-def _load(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Reporter) -> Run:
-    """Rows, model, a fresh adapter and its optimizer: the same bits in every attempt, from the seed."""
-    reporter.update(activity=Activity.LOADING_MODEL)
-    training = stage.spec.training
-    data = prepared.load(work(stage) / "prepared", plan.plan_digest(stage))
-    base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
-    base_model.require_same(base, data.manifest.base_model_fingerprint)
-    seed_all(training.seed)
-    torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
-    logs.info("device", device=str(group.device), threads=torch.get_num_threads())
-    failpoints.reached("model-loads")
-    model = load(base, stage.spec, group.device)
-    failpoints.reached("model-loaded")
-    row = MicroBatch.of([data.training[0]], group.device)
-    prove(model, row.input_ids, row.learnt)
-    if training.compile:
-        compile_layers(model)
-    model.train()
-    weights = trainable(model)
-    optimizer = torch.optim.AdamW(
-        weights.values(),
-        betas=(float(training.adam_beta1), float(training.adam_beta2)),
-        eps=float(training.adam_epsilon),
-        weight_decay=float(training.weight_decay),
-        fused=True,
-    )
-    total = plan.total_steps(len(data.training), training)
-    standing = Standing(total_steps=total, learning_rate=plan.learning_rate(0, total, training))
-    state = TrainingState(weights, optimizer, standing)
-    objective = objective_of(data.manifest.row_format, training)
-    return Run(training, data, group, model, objective, state, checkpoints, reporter)
-
-
-def _resume(run: Run) -> int | None:
-    """Go on from the newest whole checkpoint that the leader finds; returns its step, None in the others."""
-    saved = run.checkpoints.newest() if run.group.leads else None
-    if saved is not None:
-        run.state.restore(saved)
-        best = saved.standing.best_step if run.exports_best else None
-        if best is not None and not run.checkpoints.keep(best):
-            run.state.standing = saved.standing.model_copy(update={"best_step": None, "best_loss": None})
-    run.state.take_leaders(run.group)
-    standing = run.state.standing
-    resumed_from = standing.step if saved else None
-    logs.info("begin", step=standing.step, total=standing.total_steps, resumed_from=resumed_from)
-    run.reporter.update(step=standing.step, total_steps=standing.total_steps, checkpoint_step=resumed_from)
-    return resumed_from
-
-
-def _decide_batching(run: Run) -> Batching:
-    """How rows go into micro-batches, as the training began with if that still fits."""
-    standing = run.state.standing
-    batching = batching_for(run.model, run.data.training, run.training, run.group, standing.micro_batch_tokens)
-    run.state.standing = standing.model_copy(update={"micro_batch_tokens": batching.tokens})
-    return batching

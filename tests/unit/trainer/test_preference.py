@@ -1,0 +1,189 @@
+"""Rows of which one answer is chosen and one rejected: DPO, exact in packs and side by side."""
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax, logsigmoid
+
+from sluice_api.reasons import Reason
+from sluice_api.training import OverlongRows
+from sluice_trainer import base_model
+from sluice_trainer.data.overlong import fitting_pair
+from sluice_trainer.data.rows import BadRowError
+from sluice_trainer.data.tokenise import Tokeniser
+from sluice_trainer.errors import StageError
+from sluice_trainer.prepared import TokenRow
+from sluice_trainer.train.batches import MicroBatch
+from sluice_trainer.train.head import prove
+from sluice_trainer.train.loss import cross_entropies
+from sluice_trainer.train.model import load, trainable
+from sluice_trainer.train.objective import Preference
+from tests.unit.trainer.jobs import Job, write_rows
+
+CPU = torch.device("cpu")
+ROWS = [
+    {
+        "prompt": f"What is item {i}?",
+        "chosen": f"Arr, {i * 7} doubloons!",
+        "rejected": f"Item {i}: {i} euros, sir. " * 2,
+    }
+    for i in range(40)
+]
+TRAINING = (("epochs", 3), ("learningRate", "5e-3"), ("warmupSteps", 2))
+
+
+@pytest.fixture
+def pairs(job: Job) -> Job:
+    """A job on such rows."""
+    write_rows(job.volumes / "datasets" / "rows.jsonl", ROWS)
+    return replace(job, training=TRAINING, spec=(("lora", {"rank": 8, "alpha": 64}),))
+
+
+def stirred(job: Job) -> PeftModel:
+    """A model whose adapter says something."""
+    model = load(base_model.locate("pvc://models/tiny"), job.stage("Train").spec, CPU)
+    assert isinstance(model, PeftModel)
+    torch.manual_seed(0)
+    for weight in trainable(model).values():
+        nn.init.normal_(weight, std=0.05)
+    return model
+
+
+def by_hand(model: PeftModel, rows: list[TokenRow], beta: float) -> Tensor:
+    """As the paper writes it, each answer by itself, from all logits."""
+
+    def answer(row: TokenRow) -> Tensor:
+        ids = torch.from_numpy(row.input_ids).long().unsqueeze(0)
+        each = log_softmax(model(input_ids=ids).logits[0, :-1], dim=-1).gather(1, ids[0, 1:, None]).squeeze(1)
+        return each[torch.from_numpy(row.learnt[1:]).bool()].sum()
+
+    total = torch.zeros(())
+    for row in rows:
+        margins = []
+        for side in row.answers():
+            with torch.no_grad(), model.disable_adapter():
+                reference = answer(side)
+            margins.append(answer(side) - reference)
+        total = total - logsigmoid(beta * (margins[0] - margins[1]))
+    return total
+
+
+@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize("made", [MicroBatch.packed, MicroBatch.of], ids=["packed", "padded"])
+def test_the_loss_and_its_gradients_are_those_of_the_paper(pairs: Job, made: Any, lean: bool) -> None:
+    pairs.prepare()
+    rows = [pairs.prepared().training[index] for index in range(3)]
+    model = stirred(pairs)
+    expected = by_hand(model, rows, 0.3)
+    expected.backward()
+    wanted = {name: weight.grad for name, weight in trainable(model).items()}
+    model.zero_grad()
+    if lean:
+        one = MicroBatch.of([rows[0]], CPU)
+        prove(model, one.input_ids[:1], one.learnt[:1])
+    loss = Preference(0.3).summed_loss(model, made(rows, CPU))
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    for name, weight in trainable(model).items():
+        torch.testing.assert_close(weight.grad, wanted[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_fresh_adapter_prefers_nothing_and_a_trained_one_what_was_chosen(pairs: Job) -> None:
+    pairs.prepare()
+    result = pairs.train()
+    assert result.evaluation_loss_before == pytest.approx(math.log(2), abs=1e-6)
+    assert result.evaluation_loss_after < 0.4  # type: ignore[operator]
+    pairs.export()
+
+
+def test_the_lengths_of_micro_batches_change_nothing(pairs: Job) -> None:
+    whole = replace(pairs, name="whole")
+    parts = replace(pairs, name="parts", training=(*TRAINING, ("microBatchSize", 2)))
+    losses = []
+    for each in (whole, parts):
+        each.prepare()
+        losses.append(each.train().evaluation_loss_after)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_only_the_answers_are_learnt(pairs: Job) -> None:
+    asked = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Ahoy"},
+        {"role": "user", "content": "?"},
+    ]
+    row = {"prompt": asked, "chosen": [{"role": "assistant", "content": "Yes"}], "rejected": "No way"}
+    write_rows(pairs.volumes / "datasets" / "rows.jsonl", [row])
+    pairs.prepare()
+    (pair,) = [pairs.prepared().training[0]]
+    tokenizer = Tokeniser(base_model.locate("pvc://models/tiny"), 256, OverlongRows.TRUNCATE)._tokenizer
+    learnt = [tokenizer.decode(side.input_ids[side.learnt == 1]) for side in pair.answers()]
+    assert learnt == ["Yes<|im_end|>", "No way<|im_end|>"]
+    asked_again = [tokenizer.decode(side.input_ids[side.learnt == 0]) for side in pair.answers()]
+    assert asked_again[0] == asked_again[1]
+
+
+TURN = {"role": "assistant", "content": "Yes"}
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"prompt": "?", "chosen": "Yes", "rejected": ""}, '"rejected" is empty'),
+        ({"prompt": "?", "chosen": 3, "rejected": "No"}, '"chosen" is a number, not an array'),
+        ({"prompt": "?", "chosen": "Yes", "rejected": "Yes"}, '"chosen" and "rejected" are the same'),
+        ({"prompt": [TURN], "chosen": "Yes", "rejected": "No"}, '"prompt" ends with the assistant'),
+        ({"prompt": "?", "chosen": [TURN, TURN], "rejected": "No"}, '"chosen" is not one turn of the assistant'),
+        ({"prompt": "?", "chosen": "Yes"}, 'the row has "prompt", "chosen", not'),
+    ],
+)
+def test_rows_that_prefer_nothing(pairs: Job, row: dict[str, Any], problem: str) -> None:
+    write_rows(pairs.volumes / "datasets" / "rows.jsonl", [row])
+    with pytest.raises(StageError) as raised:
+        pairs.prepare()
+    assert raised.value.reason == Reason.DATASET_INVALID
+    assert f"line 1: {problem}" in raised.value.message
+
+
+def test_all_weights_have_nothing_to_be_compared_with(pairs: Job) -> None:
+    with pytest.raises(StageError) as raised:
+        replace(pairs, spec=(("method", "Full"),)).prepare()
+    assert raised.value.message.endswith("Set method: LoRA or QLoRA.")
+
+
+def answer(*ids: int) -> TokenRow:
+    return TokenRow(np.array(ids, np.int32), np.array([0, 0, *[1] * (len(ids) - 2)], np.uint8), line=7)
+
+
+def test_answers_that_are_too_long() -> None:
+    short, long = answer(1, 2, 3), answer(1, 2, 4, 5, 6)
+    (pair,) = fitting_pair([short, long], 4, OverlongRows.TRUNCATE)
+    assert [side.input_ids.tolist() for side in pair.answers()] == [[1, 2, 3], [1, 2, 4, 5]]
+    assert (pair.line, fitting_pair([short, long], 4, OverlongRows.DROP)) == (7, [])
+    with pytest.raises(BadRowError, match="the same up to maxSequenceLength 3"):
+        fitting_pair([answer(1, 2, 4, 9), long], 3, OverlongRows.TRUNCATE)
+    with pytest.raises(StageError, match="Line 7 of the dataset has an answer of more than maxSequenceLength 4"):
+        fitting_pair([short, long], 4, OverlongRows.SPLIT)
+
+
+def test_a_trained_head_takes_no_weights_by_position() -> None:
+    head, hidden = nn.Linear(8, 20), torch.randn(5, 8, requires_grad=True)
+    losses = cross_entropies(hidden, head, torch.arange(5))
+    with pytest.raises(ValueError, match="all positions must weigh the same"):
+        (losses * torch.arange(5.0)).sum().backward()
+
+
+def test_the_log_shows_the_loss_by_pairs(pairs: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = replace(pairs, training=(*TRAINING, ("maxSteps", 1)))
+    pairs.prepare()
+    pairs.train()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (step,) = [line for line in lines if line["event"] == "step"]
+    assert step["loss"] == pytest.approx(math.log(2), abs=1e-6)

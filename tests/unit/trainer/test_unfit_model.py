@@ -1,0 +1,212 @@
+"""A model, its tokenizer, its template or an adapter that rows can't be learnt with: said by Prepare, on a CPU."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sluice_api.reasons import Reason
+from sluice_trainer.errors import StageError
+from tests.unit.trainer.conftest import CHATML
+from tests.unit.trainer.jobs import Job
+
+
+@pytest.fixture
+def folder(job: Job) -> Path:
+    """The model's folder, with files of its own: those of the job are links."""
+    folder = job.volumes / "models" / "tiny"
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content)
+    return folder
+
+
+def refused(job: Job) -> str:
+    with pytest.raises(StageError) as raised:
+        job.prepare()
+    assert raised.value.reason == Reason.MODEL_INVALID
+    assert not (job.work / "prepared").exists()
+    return raised.value.message
+
+
+def configure(folder: Path, **fields: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+
+
+def ends_with(folder: Path, token: str, generation: dict[str, Any] | None, config: int | None) -> None:
+    """Give the model this eos_token, and these eos_token_id in its two other files."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = token
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").unlink()
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    configure(folder, eos_token_id=config)
+
+
+START, END = 0, 1
+"""Ids of <|im_start|> and <|im_end|>, with which the template ends a turn."""
+
+
+@pytest.mark.parametrize(
+    ("eos_token", "generation", "config"),
+    [
+        ("<|im_end|>", None, None),
+        ("<|im_end|>", {"eos_token_id": START}, START),
+        ("<|im_start|>", {"eos_token_id": END}, START),
+        ("<|im_start|>", {"eos_token_id": [START, END]}, START),
+        ("<|im_start|>", None, END),
+    ],
+)
+def test_serving_stops_at_any_of_these(
+    job: Job, folder: Path, eos_token: str, generation: dict[str, Any], config: int
+) -> None:
+    ends_with(folder, eos_token, generation, config)
+    assert job.prepare().rows == 36
+
+
+@pytest.mark.parametrize(
+    ("generation", "config"),
+    [
+        ({"eos_token_id": START}, START),
+        ({"eos_token_id": [START]}, END),  # vLLM asks config.json only when there is no generation_config.json
+        ({"do_sample": True}, END),
+        (None, START),
+        (None, None),
+    ],
+)
+def test_a_turn_that_serving_would_not_end(job: Job, folder: Path, generation: dict[str, Any], config: int) -> None:
+    ends_with(folder, "<|im_start|>", generation, config)
+    assert refused(job) == (
+        "model.uri pvc://models/tiny: its chat template ends the assistant's turn with <|im_end|>, but serving stops "
+        "at <|im_start|>: an adapter would learn never to stop. Add 1 to eos_token_id in generation_config.json, or "
+        "use the model's instruction-tuned version."
+    )
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_conversation_begins_once(job: Job, folder: Path, twice: bool) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.bos_token = "<|im_start|>"  # with which ChatML begins
+    tokenizer.chat_template = "{{ bos_token }}" * twice + CHATML
+    tokenizer.save_pretrained(folder)
+    if twice:
+        assert refused(job) == (
+            "model.uri pvc://models/tiny: its chat template begins a conversation with <|im_start|> twice, where the "
+            "model knows one. Remove the other from the template."
+        )
+    else:
+        assert job.prepare().rows == 36
+
+
+def add_tokens(folder: Path, count: int, train: Callable[[torch.Tensor], object] | None) -> None:
+    """Add tokens, of which the template uses all but the first.
+
+    Args:
+        folder: The model's.
+        count: How many.
+        train: What becomes of their rows in the embedding; None: they have none.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    names = [f"<|new{number}|>" for number in range(count)]
+    tokenizer.add_tokens(names, special_tokens=True)
+    tokenizer.chat_template = CHATML.replace("<|im_start|>", "".join(names[1:]))
+    if train is not None:
+        model.resize_token_embeddings(len(tokenizer))
+        train(model.get_input_embeddings().weight.data[-count:])
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="90KB")
+    tokenizer.save_pretrained(folder)
+
+
+def refusal(names: str) -> str:
+    return (
+        f"model.uri pvc://models/tiny: it has no trained embedding for {names}, which the rows have or their chat "
+        "template adds, and an adapter does not train any. Fine-tune the whole model with these tokens first, or use a "
+        "chat template and rows without them."
+    )
+
+
+def all_but_last(rows: torch.Tensor) -> torch.Tensor:
+    """Give rows of a training to all but the last of them."""
+    rows[:-1].normal_()
+    return rows[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "train", "names"),
+    [
+        ("as transformers adds them", 3, lambda rows: rows, "<|new1|>, <|new2|>"),
+        ("the same in bfloat16", 3, lambda rows: rows.copy_(rows.bfloat16()), "<|new1|>, <|new2|>"),
+        ("zero", 3, lambda rows: all_but_last(rows).zero_(), "<|new2|>"),
+        ("a copy of another one's", 3, lambda rows: all_but_last(rows).copy_(rows[0]), "<|new2|>"),
+        ("many", 8, torch.Tensor.zero_, "<|new1|>, <|new2|>, <|new3|>, <|new4|>, <|new5|> and 2 more"),
+        ("beyond the embedding", 2, None, "<|new1|>"),
+    ],
+)
+def test_new_tokens_without_trained_embeddings(
+    job: Job, folder: Path, name: str, count: int, train: Any, names: str
+) -> None:
+    add_tokens(folder, count, train)
+    assert refused(job) == refusal(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "train"),
+    [
+        ("trained", 3, torch.Tensor.normal_),
+        ("zero, but in no row", 1, torch.Tensor.zero_),
+        ("beyond the embedding, but in no row, as in Gemma 3's 1B", 1, None),
+    ],
+)
+def test_new_tokens_that_do_no_harm(job: Job, folder: Path, name: str, count: int, train: Any) -> None:
+    add_tokens(folder, count, train)
+    assert job.prepare().rows == 36
+
+
+def test_embeddings_are_found_under_another_parent(job: Job, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_tokens(folder, 2, torch.Tensor.zero_)
+    for shard in folder.glob("*.safetensors"):
+        save_file({name.replace("model.", "text."): part for name, part in load_file(shard).items()}, shard)
+    assert refused(job) == refusal("<|new1|>")
+    for shard in folder.glob("*.safetensors"):
+        save_file({f"{name}.of.another.kind": part for name, part in load_file(shard).items()}, shard)
+    assert job.prepare().rows == 36
+    assert "no weights of the shape of model.embed_tokens are called *.embed_tokens.weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rank", "targets", "most"),
+    [(64, [], None), (128, [], 64), (32, ["k_proj"], None), (64, ["k_proj"], 32), (64, ["k_proj", "q_proj"], None)],
+)
+def test_a_rank_that_no_layer_can_have(job: Job, rank: int, targets: list[str], most: int | None) -> None:
+    """The model's linear layers are of 64 x 64 and 64 x 128; those of k_proj and v_proj, of 64 x 32."""
+    job = replace(job, spec=(("lora", {"rank": rank, "targetModules": targets}),))
+    if most is None:
+        assert job.prepare().rows == 36
+    else:
+        assert refused(job) == (
+            f"lora.rank {rank} is more than any of the model's chosen layers can have: the smaller side of the largest "
+            f"has {most}. Set lora.rank to {most} or less."
+        )
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [
+        ("gpt2", "The model has no linear layer that an adapter could go beside (those of GPT-2 are of another kind)."),
+        ("nonesuch", "model.uri pvc://models/tiny: transformers can't make a language model of its config.json: "),
+    ],
+)
+def test_a_model_type_that_can_not_be_adapted(job: Job, folder: Path, model_type: str, message: str) -> None:
+    configure(folder, model_type=model_type)
+    assert refused(job).startswith(message)

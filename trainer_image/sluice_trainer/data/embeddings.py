@@ -1,0 +1,82 @@
+"""Whether the base model has learnt what the tokens mean that were added to its vocabulary and that the rows have.
+
+Such a token may have no row in the model's embedding, or one that nobody has trained: all zero, or, as transformers'
+resize_token_embeddings makes it, next to the mean of all, like every other new one. An adapter leaves it as it is.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from safetensors import safe_open
+
+from sluice_api.reasons import Reason
+from sluice_trainer import logs
+from sluice_trainer.base_model import BaseModel
+from sluice_trainer.data.rows import SHOWN
+from sluice_trainer.errors import StageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+ZERO = 1e-16
+"""What Unsloth takes for zero."""
+ALIKE = 0.01
+"""How far two untrained rows may be apart, as a part of their length. Those that transformers makes are at 2e-3 in
+bfloat16, and at 1e-3 in float32; the two nearest trained special tokens of SmolLM2-135M are at 0.12."""
+
+
+def check_embeddings(base: BaseModel, model: "PreTrainedModel", added: Mapping[int, str], used: Iterable[int]) -> None:
+    """Refuse rows with added tokens that the model has no trained embedding for. Reads no more than these tokens' rows.
+
+    Args:
+        base: The model.
+        model: The same without weights.
+        added: The added tokens' texts by their ids.
+        used: The ids of the tokens that the rows are made of.
+
+    Raises:
+        StageError: ModelInvalid, naming up to five tokens.
+    """
+    using = sorted(added.keys() & set(used))
+    rows = _rows(base, model, added) if using else None
+    if rows is None:
+        return
+    fresh = [token for token in using if token not in rows or _is_untrained(rows, token)]
+    if fresh:
+        names = ", ".join(added[token] for token in fresh[:SHOWN])
+        more = f" and {len(fresh) - SHOWN} more" if len(fresh) > SHOWN else ""
+        raise StageError(
+            Reason.MODEL_INVALID,
+            f"model.uri {base.uri}: it has no trained embedding for {names}{more}, which the rows have or their chat "
+            "template adds, and an adapter does not train any. Fine-tune the whole model with these tokens first, or "
+            "use a chat template and rows without them.",
+        )
+
+
+def _rows(base: BaseModel, model: "PreTrainedModel", tokens: Iterable[int]) -> dict[int, "Tensor"] | None:
+    """The embedding's rows of these tokens, as far as it has them; None when it is under no name that is known."""
+    embedding = model.get_input_embeddings()
+    path = next(name for name, module in model.named_modules() if module is embedding)
+    # transformers renames what is before: the same layer may have had another parent when it was saved.
+    ending = f".{path.rpartition('.')[2]}.weight"
+    for file in sorted(base.folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - it is no mapping
+                if not f".{name}".endswith(ending):
+                    continue
+                rows = weights.get_slice(name)
+                if list(rows.get_shape()) == list(embedding.weight.shape):
+                    return {
+                        token: rows[token : token + 1][0].float() for token in tokens if token < len(embedding.weight)
+                    }
+    logs.warning("embeddings not checked", why=f"no weights of the shape of {path} are called *{ending}")
+    return None
+
+
+def _is_untrained(rows: Mapping[int, "Tensor"], token: int) -> bool:
+    row = rows[token]
+    if row.abs().max() < ZERO:
+        return True
+    near = ALIKE * row.norm()
+    return any(bool((other - row).norm() <= near) for index, other in rows.items() if index != token)

@@ -1,0 +1,101 @@
+"""What one attempt works on, and how it comes to be: loaded from the seed, and put where the last attempt was."""
+
+from dataclasses import dataclass
+
+import torch
+
+from sluice_api.reports import Activity
+from sluice_api.stages import StageSpec
+from sluice_api.training import ExportedCheckpoint, Training
+from sluice_trainer import base_model, failpoints, logs, plan, prepared
+from sluice_trainer.places import work
+from sluice_trainer.prepared import Prepared
+from sluice_trainer.report import Reporter
+from sluice_trainer.train.batches import MicroBatch
+from sluice_trainer.train.budget import batching_for
+from sluice_trainer.train.checkpoint import Checkpoints
+from sluice_trainer.train.group import Group
+from sluice_trainer.train.head import prove
+from sluice_trainer.train.model import Model, compile_layers, load, trainable
+from sluice_trainer.train.objective import Objective, objective_of
+from sluice_trainer.train.packing import Batching
+from sluice_trainer.train.randomness import seed_all
+from sluice_trainer.train.state import Standing, TrainingState
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attempt: what all of its parts work on."""
+
+    training: Training
+    data: Prepared
+    steps: plan.Steps
+    group: Group
+    model: Model
+    objective: Objective
+    state: TrainingState
+    checkpoints: Checkpoints
+    reporter: Reporter
+
+    @property
+    def exports_best(self) -> bool:
+        """The best checkpoint is the result, not the last."""
+        return self.training.exported_checkpoint is ExportedCheckpoint.BEST
+
+
+def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Reporter) -> Run:
+    """Rows, model, a fresh adapter and its optimizer: the same bits in every attempt, from the seed."""
+    reporter.update(activity=Activity.LOADING_MODEL)
+    training = stage.spec.training
+    data = prepared.load(work(stage) / "prepared", plan.plan_digest(stage))
+    base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
+    base_model.require_same(base, data.manifest.base_model_fingerprint)
+    seed_all(training.seed)
+    torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
+    logs.info("device", device=str(group.device), threads=torch.get_num_threads())
+    failpoints.reached("model-loads")
+    model = load(base, stage.spec, group.device)
+    failpoints.reached("model-loaded")
+    row = MicroBatch.of([data.training[0]], group.device)
+    prove(model, row.input_ids, row.learnt)
+    if training.compile:
+        compile_layers(model)
+    model.train()
+    weights = trainable(model)
+    optimizer = torch.optim.AdamW(
+        weights.values(),
+        betas=(float(training.adam_beta1), float(training.adam_beta2)),
+        eps=float(training.adam_epsilon),
+        weight_decay=float(training.weight_decay),
+        fused=True,
+    )
+    steps = plan.Steps(data.training.lengths, training)
+    standing = Standing(total_steps=steps.total, learning_rate=plan.learning_rate(0, steps.total, training))
+    state = TrainingState(weights, optimizer, standing)
+    objective = objective_of(data.manifest.row_format, training)
+    return Run(training, data, steps, group, model, objective, state, checkpoints, reporter)
+
+
+def resume(run: Run) -> int | None:
+    """Go on from the newest whole checkpoint that the leader finds; returns its step, None in the others."""
+    saved = run.checkpoints.newest() if run.group.leads else None
+    if saved is not None:
+        run.state.restore(saved)
+        best = saved.standing.best_step if run.exports_best else None
+        if best is not None and not run.checkpoints.keep(best):
+            run.state.standing = saved.standing.model_copy(update={"best_step": None, "best_loss": None})
+    run.state.take_leaders(run.group)
+    standing = run.state.standing
+    resumed_from = standing.step if saved else None
+    logs.info("begin", step=standing.step, total=standing.total_steps, resumed_from=resumed_from)
+    run.reporter.update(step=standing.step, total_steps=standing.total_steps, checkpoint_step=resumed_from)
+    return resumed_from
+
+
+def decide_batching(run: Run) -> Batching:
+    """How rows go into micro-batches, as the training began with if that still fits."""
+    standing = run.state.standing
+    batching = batching_for(run.model, run.data.training, run.training, run.group, standing.micro_batch_tokens)
+    run.state.standing = standing.model_copy(update={"micro_batch_tokens": batching.tokens})
+    return batching
