@@ -43,6 +43,8 @@ class Run:
     first_step_begins: float
     first_step_ends: float
     last_step_ends: float
+    steps_cpu_seconds: float
+    """Of all threads, from the first step's begin to the last one's end."""
     steps: int
     tokens: int
     """Real ones that went through the model, learnt or not."""
@@ -61,12 +63,18 @@ class Run:
         """From the first step's begin to the last one's end."""
         return self.tokens / (self.last_step_ends - self.first_step_begins)
 
+    @property
+    def tokens_per_cpu_second(self) -> float:
+        """The same by processor time: what else the machine does changes it less."""
+        return self.tokens / self.steps_cpu_seconds
+
 
 @dataclass(frozen=True)
 class Line:
-    """One event that a trainer printed, and when it was read here."""
+    """One event that a trainer printed, when it was read here, and the trainer's time on the processors by then."""
 
     seconds: float
+    cpu_seconds: float
     event: str
     fields: dict[str, Any]
 
@@ -150,12 +158,14 @@ def by_ours(task: Task) -> Run:
         sum(int(task.prepared.training[row].learnt.sum()) for row in rows_of_step(step, task.result.rows, training))
         for step in range(len(steps))
     ]
+    begin = next(line for line in reports if line.fields["activity"] == Activity.TRAINING)
     copied = {line.fields["step"]: line.fields["seconds"] for line in heard.of("state copied")}
     return Run(
         first_report=reports[0].seconds,
-        first_step_begins=next(line.seconds for line in reports if line.fields["activity"] == Activity.TRAINING),
+        first_step_begins=begin.seconds,
         first_step_ends=steps[0].seconds,
         last_step_ends=steps[-1].seconds,
+        steps_cpu_seconds=steps[-1].cpu_seconds - begin.cpu_seconds,
         steps=len(steps),
         tokens=_tokens_of(task.job.work / "checkpoints"),
         learnt=sum(learnt),
@@ -187,13 +197,14 @@ def by_trl(task: Task, arm: str, steps: int = -1) -> Run:
         text=True,
     )
     heard = listen(f"TRL {arm}", process, since)
-    ended = heard.of("step")
+    begin, ended = heard.of("begin")[0], heard.of("step")
     learnt = [line.fields["learnt"] for line in ended]
     return Run(
         first_report=None,
-        first_step_begins=heard.of("begin")[0].seconds,
+        first_step_begins=begin.seconds,
         first_step_ends=ended[0].seconds,
         last_step_ends=ended[-1].seconds,
+        steps_cpu_seconds=ended[-1].cpu_seconds - begin.cpu_seconds,
         steps=len(ended),
         tokens=sum(line.fields["tokens"] for line in ended),
         learnt=sum(learnt),
@@ -209,12 +220,19 @@ def listen(what: str, process: subprocess.Popen[str], since: float) -> Heard:
     lines = []
     for text in process.stdout:
         fields = json.loads(text)
-        lines.append(Line(time.monotonic() - since, fields["event"], fields))
+        lines.append(Line(time.monotonic() - since, _cpu_seconds(process.pid), fields["event"], fields))
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{what} has ended with {process.returncode}; its last event: {lines[-1:]}")
+        last = [line.fields for line in lines[-2:]]
+        raise SystemExit(f"{what} has ended with {process.returncode}; its last events: {last}")
     return Heard(lines, usage.ru_maxrss * 1024 / 1e6, usage.ru_utime + usage.ru_stime)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Of all threads of a process that has not been waited for."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _last_epoch(losses: Sequence[float], learnt: Sequence[int]) -> float:
