@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export KUBECONFIG := $(CACHE)/cluster/kubeconfig
 
 .DEFAULT_GOAL := help
-.PHONY: help demo down status up env check verify test soak bench bench-scale generate golden images format
+.PHONY: help demo down status up env check verify test soak bench bench-scale bench-train generate golden images format
 
 help:  ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -58,6 +58,9 @@ bench: up  ## The benchmarks; results go to docs/benchmarks
 
 bench-scale: up  ## Of these, those of scale: Kueue's own trace of 15,000 jobs, and a decision among 10,000
 	@$(PYTHON) -m tests.bench trace decision
+
+bench-train: env  ## Of these, those of the trainer: against TRL (40 minutes), and the loss alone; no cluster
+	@$(PYTHON) -m tests.bench train loss
 
 generate: env  ## Write what is made from the models: CRDs and reference docs
 	@$(PYTHON) -m sluice_api.crd crds charts/sluice/files/crds

@@ -84,7 +84,10 @@ class Checkpoints:
         """
         if self._behind is not None and self._behind.is_alive():
             return False
-        self._behind = threading.Thread(target=self._save_behind, args=(snapshot(),), name="checkpoint", daemon=True)
+        started = time.monotonic()
+        state = snapshot()
+        logs.info("state copied", step=state.standing.step, seconds=round(time.monotonic() - started, 4))
+        self._behind = threading.Thread(target=self._save_behind, args=(state,), name="checkpoint", daemon=True)
         failpoints.reached("state-copied")
         self._behind.start()
         return True

@@ -1,0 +1,158 @@
+"""A training by Sluice and by TRL: speed, seconds until the first step, memory, and what saving costs.
+
+SmolLM2-135M-Instruct, LoRA of rank 16 on all linear layers, float32, two threads; one epoch of 64 conversations of
+log-normal length, of which the six longest have more than a third of all tokens. The answer, nearly half of each row,
+is learnt. Each training is a fresh process. Sluice and TRL tuned take turns in ABBA order, after one step of each that
+warms the disk's cache. Tokens a second are real ones, learnt or not, never padding, from the first step's begin to the
+last step's end. Goal: 1.25 times TRL tuned. The trainers count these tokens themselves; one that has left out any ends
+the benchmark.
+
+**Sluice** is the Train stage as in a pod, on rows that Prepare has left: eight rows a step, packed. It also makes a
+checkpoint every third step, which TRL is spared.
+
+**TRL tuned** is SFTTrainer with packing (`bfd`) and without gradient checkpointing. It packs the whole dataset before
+it makes batches, so that a step can't have exactly our eight rows. It has two packs of at most 1,024 tokens, which are
+about as many tokens. They are two batches of one pack, accumulated: of a batch of two TRL makes one sequence, and the
+work of attention grows with its square. Tried when this was written, CPU seconds of a whole run with 16 rows, once
+each: 56; 67 with one batch of two packs; 58 with `padding_free`, four rows a batch and no packing; 71 with eight; 61
+with a worker for the data; 66 with eager attention.
+
+**TRL's defaults** is SFTTrainer as it comes: eight rows a batch, padded, gradient checkpointing. One default is not
+taken: bf16, because everything here is float32. It runs once, for information; it says nothing of TRL in bf16, which
+is faster on a CPU with instructions for it and slower on one without.
+
+All get the same tokens, with the same of them learnt: TRL reads our Prepare's rows, so that tokenising is in nobody's
+seconds. Rank, alpha, learning rate (2e-4, constant), AdamW and clipping are the same too. `loss` is the mean over the
+last epoch's learnt tokens, each as it was when its step came. It tells whether all learn the same; small differences
+are the order of the rows and, for TRL tuned, which rows share a step.
+
+`by CPU` is the same ratio by the processor time of the same steps: what else the machine does changes it less, and it
+leaves out where a core waits. Seconds count from the process's start; memory is the kernel's ru_maxrss. Goal for the
+first report: 300 ms. While a checkpoint's state is copied, training stands still (goal: 20 ms); it is written beside
+the training. The cost at one save a minute is the copy's share of a minute, and at most that of copy and writing
+together, as if training stood still for both (goal: 1 %).
+
+    SLUICE_BENCH_PAIRS=1 SLUICE_BENCH_ROWS=8 python -m tests.bench.bench_train
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+from tests.bench import train_task
+from tests.bench.train_arms import Run, Task, by_ours, by_trl, new_volumes, prepare
+
+PAIRS = int(os.environ.get("SLUICE_BENCH_PAIRS", "5"))
+ROWS = int(os.environ.get("SLUICE_BENCH_ROWS", "64"))
+
+
+def main() -> None:
+    """Print each pair as it ends, then what all of them come to."""
+    with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:
+        volumes = new_volumes(Path(folder), ROWS)
+        warm = prepare(volumes, "warm", maxSteps=1)
+        by_ours(warm)
+        by_trl(warm, "tuned", steps=1)
+        task = prepare(volumes, "train")
+        say(task_line(task))
+        say()
+        arms = {"Sluice": lambda: whole(task, by_ours(task)), "TRL tuned": lambda: whole(task, by_trl(task, "tuned"))}
+        runs = in_pairs(arms)
+        runs["TRL's defaults"] = [whole(task, by_trl(task, "defaults"))]
+    say()
+    for line in (*table(runs), "", *savings(runs["Sluice"])):
+        say(line)
+
+
+def in_pairs(arms: dict[str, Callable[[], Run]]) -> dict[str, list[Run]]:
+    """Each of two arms in each pair, who was last being first in the next."""
+    runs: dict[str, list[Run]] = {name: [] for name in arms}
+    order = list(arms)
+    ratios: list[float] = []
+    cpu_ratios: list[float] = []
+    say(f"{'pair':<6}{'first':<12}{'Sluice, tokens/s':>18}{'TRL tuned':>12}{'times':>10}{'by CPU':>10}")
+    for pair in range(PAIRS):
+        for name in order:
+            runs[name].append(arms[name]())
+        ours, theirs = (of[-1] for of in runs.values())
+        ratios.append(ours.tokens_per_second / theirs.tokens_per_second)
+        cpu_ratios.append(ours.tokens_per_cpu_second / theirs.tokens_per_cpu_second)
+        speeds = f"{ours.tokens_per_second:>18.1f}{theirs.tokens_per_second:>12.1f}"
+        say(f"{pair + 1:<6}{order[0]:<12}{speeds}{ratios[-1]:>10.2f}{cpu_ratios[-1]:>10.2f}")
+        order.reverse()
+    say(f"times, median (least to most): {spread(ratios, '.2f')}; by CPU seconds: {spread(cpu_ratios, '.2f')}")
+    return runs
+
+
+def whole(task: Task, run: Run) -> Run:
+    """A training that has left nothing out, or the end."""
+    expected = (task.result.tokens * train_task.EPOCHS, task.result.learnt_tokens * train_task.EPOCHS)
+    if (run.tokens, run.learnt) != expected:
+        raise SystemExit(f"trained on {run.tokens} tokens and learnt {run.learnt} of them, not {expected}")
+    return run
+
+
+def task_line(task: Task) -> str:
+    """What there is to learn, and how it becomes steps."""
+    found, lengths = task.result, task.prepared.training.lengths
+    return (
+        f"{found.rows} rows of {min(lengths)} to {max(lengths):,} tokens, median {median(lengths):.0f}; together "
+        f"{found.tokens:,}, {found.learnt_tokens / found.tokens:.0%} learnt; {found.steps} steps of "
+        f"{train_task.BATCH_ROWS} rows; packs in a step of TRL tuned: {task.packs_per_step}"
+    )
+
+
+def table(runs: dict[str, list[Run]]) -> list[str]:
+    """One line for each thing that was measured: median, least and most of each arm."""
+    rows: tuple[tuple[str, Callable[[Run], float | None], str], ...] = (
+        ("real tokens a second", lambda run: run.tokens_per_second, ".1f"),
+        ("the same a CPU second", lambda run: run.tokens_per_cpu_second, ".1f"),
+        ("ms to the first report", lambda run: run.first_report and run.first_report * 1000, ".0f"),
+        ("s to the first step's begin", lambda run: run.first_step_begins, ".1f"),
+        ("s to the first step's end", lambda run: run.first_step_ends, ".1f"),
+        ("CPU seconds in all", lambda run: run.cpu_seconds, ".0f"),
+        ("peak memory, MB", lambda run: run.peak_mb, ",.0f"),
+        ("optimizer steps", lambda run: run.steps, "d"),
+        ("loss, nats", lambda run: run.loss, ".3f"),
+    )
+    lines = ["".join([f"{'median (least to most)':<30}", *(f"{name:<28}" for name in runs)]).rstrip()]
+    for name, value, form in rows:
+        cells = ([found for run in of if (found := value(run)) is not None] for of in runs.values())
+        lines.append("".join([f"{name:<30}", *(f"{spread(cell, form):<28}" for cell in cells)]).rstrip())
+    return lines
+
+
+def savings(runs: Sequence[Run]) -> list[str]:
+    """What the saves behind the training cost; no line when it was too short for one."""
+    copies = [seconds for run in runs for seconds in run.copies]
+    writes = [seconds for run in runs for seconds in run.writes]
+    if not copies:
+        return ["Too few steps for a save behind the training."]
+    copy, write = median(copies), median(writes)
+    return [
+        f"{len(copies)} saves: copied in {spread([1000 * seconds for seconds in copies], '.1f')} ms, durable after "
+        f"{spread(writes, '.2f')} s more",
+        f"at one save a minute: {copy / 60:.3%} of the run for the copy, at most {(copy + write) / 60:.2%} with the "
+        "writing",
+    ]
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Median, least and most; of one value just this."""
+    if len(values) < 2:
+        return "".join(f"{value:{form}}" for value in values) or "-"
+    middle = median(values)
+    middle = round(middle) if form == "d" else middle
+    return f"{middle:{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def say(line: str = "") -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
