@@ -15,7 +15,7 @@ from dev import models
 from sluice_api.artifacts import MANIFEST
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult
-from sluice_trainer.plan import rows_of_step
+from sluice_trainer.plan import Steps
 from sluice_trainer.prepared import TRAINING, Prepared
 from tests.bench import train_task
 from tests.unit.trainer.jobs import REPOSITORY, Job, write_rows
@@ -153,11 +153,9 @@ def by_ours(task: Task) -> Run:
     since = time.monotonic()
     heard = listen("Train", task.job.start("Train", attempt=1, **ENVIRONMENT), since)
     reports, steps = heard.of("report"), heard.of("step")
-    training = task.job.stage("Train").spec.training
-    learnt = [
-        sum(int(task.prepared.training[row].learnt.sum()) for row in rows_of_step(step, task.result.rows, training))
-        for step in range(len(steps))
-    ]
+    rows = task.prepared.training
+    plan = Steps(rows.lengths, task.job.stage("Train").spec.training)
+    learnt = [sum(int(rows[row].learnt.sum()) for row in plan.rows(step)) for step in range(len(steps))]
     begin = next(line for line in reports if line.fields["activity"] == Activity.TRAINING)
     copied = {line.fields["step"]: line.fields["seconds"] for line in heard.of("state copied")}
     return Run(

@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 from transformers import TrainingArguments
 
 from sluice_api.finetunejob import FineTuneJobSpec
-from sluice_api.foreign import LORA_CONFIG, SAGE, TRAINING_ARGUMENTS, Fate, Foreign, translate
+from sluice_api.foreign import LORA_CONFIG, SAGE, TRAINING_ARGUMENTS, Fate, Foreign
+from sluice_api.translate import translate
 
 TABLES = {"TrainingArguments": TRAINING_ARGUMENTS, "LoraConfig": LORA_CONFIG, "SAGE": SAGE}
 ADDRESSES = {

@@ -157,4 +157,4 @@ def test_a_refused_report_is_dropped_and_said_once(
     posted.update(checkpoint_step=2)
     posted.close()
     assert [r.sequence for r in operator.reports] == [1, 2, 3, 4]
-    assert capsys.readouterr().out.count("refused") == 1
+    assert capsys.readouterr().out.count('"event": "report refused') == 1

@@ -8,7 +8,7 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import Prepared
-from sluice_trainer.train.model import Model
+from sluice_trainer.train.model import Model, measured
 
 TOLERANCE = 1e-3
 """Largest difference of a logit. The same weights in the same order of operations: it is zero on one machine."""
@@ -18,8 +18,7 @@ def answers(model: Model, data: Prepared) -> Tensor:
     """The logits of a row that was held out, or of a training row if none was."""
     rows = data.validation if len(data.validation) else data.training
     row = torch.from_numpy(rows[0].input_ids.astype(np.int64)).unsqueeze(0)
-    model.eval()
-    with torch.inference_mode():
+    with measured(model):
         logits: Tensor = model(input_ids=row, use_cache=False).logits
         return logits.float()
 

@@ -8,6 +8,7 @@ from sluice_api.reports import Activity
 from sluice_trainer import failpoints, metrics
 from sluice_trainer.train.batches import put_together
 from sluice_trainer.train.finite import SLOWER, loss_error
+from sluice_trainer.train.model import measured
 from sluice_trainer.train.packing import Batching, micro_batches
 from sluice_trainer.train.run import Run
 
@@ -34,13 +35,11 @@ def evaluate(run: Run, batching: Batching) -> float | None:
         for places in micro_batches(lengths[start : start + _WINDOW], batching, 1)[0]
     ]
     losses = torch.zeros(len(batches), dtype=torch.float64, device=group.device)
-    run.model.eval()
-    with torch.inference_mode():
+    with measured(run.model):
         for turn in group.turns(len(batches)):
             failpoints.reached("evaluates")
             batch = put_together([rows[index] for index in batches[turn]], batching, group.device)
             losses[turn] = run.objective.summed_loss(run.model, batch)
-    run.model.train()
     group.sum_(losses)
     loss = float(sum(losses.tolist())) / run.objective.count(rows, range(len(rows)))
     if not math.isfinite(loss):

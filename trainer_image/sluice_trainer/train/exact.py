@@ -12,7 +12,7 @@ import torch
 
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.train.batches import MicroBatch, summed_loss
-from sluice_trainer.train.model import Model, bare, compute_dtype
+from sluice_trainer.train.model import Model, bare, compute_dtype, measured
 
 LONGEST = 32
 """Tokens of a row that are tried."""
@@ -27,11 +27,9 @@ def why_not_packed(model: Model, rows: TokenRows, device: torch.device) -> str |
     tried = short_rows(rows)
     if len(tried) < 2:
         return "there are no two rows to try it on"
-    model.eval()
-    with torch.inference_mode():
+    with measured(model):
         apart = [summed_loss(model, MicroBatch.of([row], device)).item() for row in tried]
         packed = summed_loss(model, MicroBatch.packed(tried, device)).item()
-    model.train()
     # The first row can't see the second one, so that all of the difference is the second one's.
     difference = abs(packed - sum(apart)) / (len(tried[1].input_ids) - 1)
     tolerance = EXACT if compute_dtype(model) == torch.float32 else ROUNDED

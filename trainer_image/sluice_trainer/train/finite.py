@@ -9,7 +9,7 @@ from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRows
 from sluice_trainer.train.batches import MicroBatch, summed_loss
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.model import Model
+from sluice_trainer.train.model import Model, measured
 
 SHOWN = 5
 """Lines that a message names."""
@@ -56,8 +56,7 @@ def gradient_error(what: str, rows: TokenRows, indices: Sequence[int]) -> StageE
 def blamed(model: Model, rows: TokenRows, indices: Sequence[int], group: Group) -> list[int]:
     """The rows that have no finite loss by themselves. The processes try them in turn, and all know the answer."""
     bad = torch.zeros(len(indices), device=group.device)
-    model.eval()
-    with torch.inference_mode():
+    with measured(model):
         for turn in group.turns(len(indices)):
             loss = summed_loss(model, MicroBatch.of([rows[indices[turn]]], group.device))
             bad[turn] = float(not loss.isfinite())

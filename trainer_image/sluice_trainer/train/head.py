@@ -20,7 +20,7 @@ from sluice_api.reasons import Reason
 from sluice_trainer import logs
 from sluice_trainer.errors import StageError
 from sluice_trainer.train.loss import Curve, cross_entropies
-from sluice_trainer.train.model import Model, bare, compute_dtype, computing
+from sluice_trainer.train.model import Model, bare, compute_dtype, computing, measured
 
 SLOPE_AT, CAP_AT = 2.0**-10, 1e6
 """Where the curve is still a straight line, and where it has ended."""
@@ -82,12 +82,9 @@ def prove(model: Model, input_ids: Tensor, learnt: Tensor) -> None:
     first = int(learnt[0, 1:].nonzero()[0]) + 1
     piece = slice(max(0, first - WINDOW), first + WINDOW)
     inputs, learnt = {"input_ids": input_ids[:, piece]}, learnt[:, piece]
-    trains = model.training
-    model.eval()
-    with torch.inference_mode(), computing(model):
+    with measured(model), computing(model):
         own = _own_loss(model, inputs["input_ids"], learnt)
         why_not = _make_lean(model, inputs, learnt, own)
-    model.train(trains)
     model_type = bare(model).config.model_type
     if why_not:
         _PROVEN.pop(model, None)

@@ -1,6 +1,7 @@
 """The model that learns: the base model as the job's method wants it, and which of its weights are trained."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
@@ -127,6 +128,18 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def bare(model: Model) -> PreTrainedModel:
     """The base model, in which PEFT has put its layers in place."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def measured(model: Model) -> Iterator[None]:
+    """Around what only measures: no dropout, and nothing kept for a backward pass."""
+    trains = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(trains)
 
 
 def compute_dtype(model: Model) -> torch.dtype:
