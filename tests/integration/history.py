@@ -76,7 +76,8 @@ class History:
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, read_bufsize=2**22) as session:
             for plural, group in WATCHED.items():
                 watch = history._watch(session, plural, f"{plane.server}{group}/namespaces/{namespace}")
-                history._watches.append(asyncio.create_task(watch))
+                history._watches.append(task := asyncio.create_task(watch))
+                task.add_done_callback(lambda _: history._changed.set())
             try:
                 yield history
             finally:
@@ -98,10 +99,11 @@ class History:
                     self._changed.clear()
                     if answer := found():
                         return answer
+                    for watch in self._watches:
+                        if watch.done():
+                            watch.result()
                     await self._changed.wait()
         except TimeoutError:
-            for watch in self._watches:
-                assert not watch.done(), watch.exception()
             raise AssertionError(f"not within {within} s: {what}\n{self.summary()}") from None
 
     async def never(self, found: Callable[[], object], what: str, seconds: float) -> None:
@@ -131,19 +133,26 @@ class History:
         return "\n".join(lines[-_SUMMARY_LINES:])
 
     async def _watch(self, session: aiohttp.ClientSession, plural: str, place: str) -> None:
-        """From an empty namespace on: a watch without a version begins with what is there."""
+        """From an empty namespace on: a watch without a version begins with what is there.
+
+        The API server ends a watch after half an hour or more, or when its reader is too slow. The next one goes on
+        from the last version, and nothing is missed: if that is too long ago, the answer is an error.
+        """
+        asked = {"watch": "true", "allowWatchBookmarks": "true"}
         while True:
-            async with session.get(f"{place}/{plural}", params={"watch": "true"}) as stream:
+            async with session.get(f"{place}/{plural}", params=asked) as stream:
                 if stream.status == HTTPStatus.TOO_MANY_REQUESTS:  # a new resource's cache fills
                     await asyncio.sleep(0.2)
                     continue
                 assert stream.status == HTTPStatus.OK, await stream.text()
                 async for line in stream.content:
                     event = json.loads(line)
+                    assert event["type"] != "ERROR", f"the watch of {plural} has ended: {event['object']}"
                     body = event["object"]
-                    revision = int(body["metadata"]["resourceVersion"])
-                    self._take(Version(revision, plural, event["type"] == "DELETED", body, time.monotonic()))
-                raise EOFError(f"the watch of {plural} has ended")
+                    asked["resourceVersion"] = body["metadata"]["resourceVersion"]
+                    if event["type"] != "BOOKMARK":
+                        revision = int(asked["resourceVersion"])
+                        self._take(Version(revision, plural, event["type"] == "DELETED", body, time.monotonic()))
 
     def _take(self, version: Version) -> None:
         self.versions.append(version)
