@@ -28,6 +28,7 @@ from sluice_api.pods import REPORT_URL_ENV, STAGE_ENV, TERMINATION_FILE
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import MAX_OUTCOME_BYTES, ExitCode, Stage, StageOutcome, StageSpec
+from sluice_api.training import Method
 from sluice_trainer import failpoints, local_ranks, logs
 from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.ranks import Rank
@@ -164,6 +165,9 @@ def _quiet_libraries(stage: StageSpec) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
+    if stage.spec.method is not Method.QLORA:
+        # PEFT imports it whenever it is there, and it imports the whole of torch's compiler.
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     if not any(uri.startswith("hf://") for uri in (stage.spec.model.uri, stage.spec.dataset.uri)):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

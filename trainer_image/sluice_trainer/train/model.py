@@ -6,7 +6,6 @@ from typing import Any, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import torch
-from bitsandbytes.nn.modules import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
@@ -86,6 +85,8 @@ def _never_repacked(model: nn.Module) -> None:
     On a CPU with AVX512-BF16 bitsandbytes packs them anew at the first forward in evaluation mode, for inference, and
     never back: from then on gradients end at each such layer, without an error.
     """
+    from bitsandbytes.nn.modules import Linear4bit
+
     for layer in model.modules():
         if isinstance(layer, Linear4bit):
             layer.support_avx512bf16_for_cpu = False
