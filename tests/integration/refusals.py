@@ -30,6 +30,12 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("FineTuneJob", "spec.lora.dropout", "1", "spec.lora.dropout: * must be less than 1"),
     (
         "FineTuneJob",
+        "spec.training",
+        {"batchTokens": 4096, "microBatchSize": 2},
+        "spec.training.microBatchSize: * leave it out with batchTokens",
+    ),
+    (
+        "FineTuneJob",
         "spec.training.exportedCheckpoint",
         "Best",
         "spec.training.evaluateEverySteps: * must be set with exportedCheckpoint Best",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
 from sluice_api.reasons import Reason
@@ -159,3 +160,16 @@ def test_the_loss_is_measured_on_the_way(quick: Job, monkeypatch: pytest.MonkeyP
     job.prepare()
     job.train()
     assert steps == [0, 3, 6, 7]
+
+
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same(job: Job) -> None:
+    settings = (("epochs", 1), ("maxSteps", 2), ("warmupSteps", 0))
+    losses = []
+    for name, compiled in (("plain", False), ("compiled", True)):
+        each = replace(job, name=name, training=(*settings, ("compile", compiled)), spec=(("lora", {"rank": 8}),))
+        each.prepare()
+        counters.clear()
+        losses.append(each.train().evaluation_loss_after)
+        assert (counters["stats"]["unique_graphs"] > 0) is compiled
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
