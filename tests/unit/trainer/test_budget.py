@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from sluice_api.training import Training
 from sluice_trainer.ranks import Rank
 from sluice_trainer.train import budget
 from sluice_trainer.train.batches import MicroBatch, summed_loss
-from sluice_trainer.train.budget import batching_for, largest
+from sluice_trainer.train.budget import batching_for, largest, measured_peak
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.memory import HOLES, Cost, cost_through, free_bytes
+from sluice_trainer.train.memory import HOLES, Cost, cost_through, free_bytes, most_of
 from tests.unit.trainer.jobs import REPOSITORY
 from tests.unit.trainer.test_packing import SHAPES, adapted, random_rows
 
@@ -143,6 +144,30 @@ def test_on_a_cpu_it_is_estimated(free: int, tokens: int, checkpointing: bool, m
     model = adapted(SHAPES["Llama"])
     assert batching_for(model, ROWS, Training(), ALONE).tokens == tokens
     assert model.is_gradient_checkpointing is checkpointing
+
+
+@pytest.mark.parametrize(("free", "measured"), [(1 << 40, [64]), (12 * MIB, [64, 16, 32, 64])])
+def test_one_measurement_is_enough_where_there_is_plenty(
+    free: int, measured: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the memory of the micro-batches decides then, but the time until the first step."""
+    asked: list[int] = []
+
+    def peak(*args: Any, packed: bool) -> int:
+        asked.append(args[3])
+        return measured_peak(*args, packed=packed)
+
+    monkeypatch.setattr(budget, "measured_peak", peak)
+    monkeypatch.setattr(budget, "free_bytes", lambda *_: HOLES + free)
+    batching_for(adapted(SHAPES["Llama"]), ROWS, Training(), ALONE)
+    assert asked == measured
+
+
+@pytest.mark.parametrize("fixed", [0, 5000])
+def test_what_one_measurement_says_is_never_too_little(fixed: int) -> None:
+    cost = Cost(fixed, 100, 0.5)
+    peak = cost.fixed + cost.token * 64 + cost.pair * 64**2
+    assert all(most_of(64, int(peak)).of(tokens) >= cost.of(tokens) for tokens in (64, 100, 512, 4096))
 
 
 @pytest.mark.parametrize(("setting", "free", "on"), [("Always", 1 << 40, True), ("Never", MIB // 2, False)])

@@ -4,6 +4,7 @@ Neither changes which rows a step has, nor what is learnt beyond rounding (and w
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.train.batches import MicroBatch, summed_loss
 from sluice_trainer.train.exact import why_not_packed
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.memory import MEASURED, Cost, cost_through, free_bytes, peak_bytes
+from sluice_trainer.train.memory import MEASURED, Cost, cost_through, free_bytes, most_of, peak_bytes
 from sluice_trainer.train.model import Model
 from sluice_trainer.train.packing import Batching
 
@@ -85,20 +86,22 @@ def largest(fits: Fits, longest: int, most: int) -> int | None:
 
 
 def estimated(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
-    """From three small micro-batches, for a process that would be killed if it tried."""
+    """From three small micro-batches, for a process that would be killed if it tried; from one where that is enough."""
     free = free_bytes(model, group.rank.gpus)
-    cost = estimated_cost(model, rows, group, packed=packed)
-    return lambda tokens: cost.of(tokens) <= free
+    cost = lru_cache(maxsize=1)(lambda: estimated_cost(model, rows, group, packed=packed))
+    most = most_of(MEASURED[-1], measured_peak(model, rows, group, MEASURED[-1], packed=packed))
+    return lambda tokens: most.of(max(tokens, MEASURED[-1])) <= free or cost().of(tokens) <= free
 
 
 def estimated_cost(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Cost:
-    """What a micro-batch takes by its tokens, from three small ones of two rows each."""
+    """What a micro-batch takes by its tokens, from three small ones."""
+    return cost_through({tokens: measured_peak(model, rows, group, tokens, packed=packed) for tokens in MEASURED})
 
-    def peak(tokens: int) -> int:
-        batch = example(rows, tokens, tokens // 2, group, packed=packed)
-        return peak_bytes(model, lambda: forward_and_backward(model, batch))
 
-    return cost_through({tokens: peak(tokens) for tokens in MEASURED})
+def measured_peak(model: Model, rows: TokenRows, group: Group, tokens: int, *, packed: bool) -> int:
+    """Bytes that a micro-batch of two rows takes."""
+    batch = example(rows, tokens, tokens // 2, group, packed=packed)
+    return peak_bytes(model, lambda: forward_and_backward(model, batch))
 
 
 def tried(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Fits:

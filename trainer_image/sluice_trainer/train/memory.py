@@ -48,6 +48,11 @@ def cost_through(peaks: Mapping[int, int]) -> Cost:
     return Cost(p0 - token * n0 - pair * n0**2, token, pair)
 
 
+def most_of(tokens: int, peak: int) -> Cost:
+    """No micro-batch of more tokens than these takes more than this: as if all of the peak grew with their square."""
+    return Cost(0, 0, peak / tokens**2)
+
+
 def peak_bytes(model: nn.Module, work: Callable[[], None]) -> int:
     """The most that tensors take at once while some work is done, beside the model's weights."""
     with _Living(model) as living:
