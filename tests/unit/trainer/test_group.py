@@ -160,6 +160,28 @@ def test_two_gpus_of_a_pod_learn_the_same_bits_as_one_process(
     assert trained(pods.job) == trained(alone)
 
 
+@pytest.mark.parametrize("kind", ["QLoRA", "Full", "pairs"])
+def test_two_gpus_learn_what_one_process_learns_by_every_method_and_of_pairs(
+    kind: str, alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec: tuple[tuple[str, Any], ...] = (("lora", {"rank": 8, "alpha": 64}),)
+    if kind == "pairs":
+        rows = [{"prompt": f"Item {i}?", "chosen": f"Arr, {i * 7}!", "rejected": "No idea, sir."} for i in range(55)]
+        write_rows(alone.volumes / "datasets" / "rows.jsonl", rows)
+    else:
+        spec += (("method", kind),)
+    alone = prepare(replace(alone, spec=(*alone.spec, *spec)), pods, ONE_POD, (*SHORT, ("learningRate", "2e-3")))
+    expected = alone.train()
+    by_one = losses(printed(capsys))
+    (pod,) = pods.start()
+    log = list(events(pod))
+    assert pod.wait(10) == ExitCode.DONE
+    assert losses(log) == pytest.approx(by_one, rel=1e-5)
+    together = pods.outcome(0).train
+    assert together is not None
+    assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
+
+
 @pytest.mark.parametrize("narrow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_gpus_that_pack_alike_learn_what_one_process_learns(
     narrow: bool, alone: Job, pods: Pods, tmp_path: Path, capsys: pytest.CaptureFixture[str]
