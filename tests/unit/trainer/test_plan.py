@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sluice_api.training import Training
@@ -28,6 +28,7 @@ def test_so_many_rows_a_step_and_the_rest_in_the_last_of_a_pass(lengths: list[in
 
 
 @given(LENGTHS, st.integers(1, 120), st.integers(1, 4))
+@example([5] * 10, 10, 1)
 def test_as_many_rows_as_the_tokens_of_a_step_hold(lengths: list[int], most: int, epochs: int) -> None:
     steps = steps_of(lengths, batchTokens=most, epochs=epochs)
     found = [steps.rows(step) for step in range(steps.total)]
