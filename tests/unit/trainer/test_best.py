@@ -84,6 +84,7 @@ def test_who_resumes_knows_the_best_and_measures_what_was_not_measured(
         with pytest.raises(InterruptedError):
             job.train()
     assert result_of(job) == (10, 4, 3.0)
+    assert steps_kept(job) == ["step-10", "step-4"]
     assert sorted(measured) == [0, 2, 4, 6, 8, 10]
 
 
