@@ -16,6 +16,7 @@ from sluice_trainer.signals import Save, StopSignal
 
 STOP = StopSignal()
 
+import logging
 import os
 import traceback
 from collections.abc import Callable
@@ -165,6 +166,8 @@ def _quiet_libraries(stage: StageSpec) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
+    for name in ("bitsandbytes", "torch.utils.flop_counter"):  # what they miss is not needed
+        logging.getLogger(name).setLevel(logging.ERROR)
     if stage.spec.method is not Method.QLORA:
         # PEFT imports it whenever it is there, and it imports the whole of torch's compiler.
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]

@@ -59,6 +59,8 @@ def test_the_best_is_exported_and_kept_and_otherwise_the_last(job: Job, measured
     assert snapshot.standing.step == 4
     best.export()
     last.export()
+    assert "10 steps of 8 rows, of which step 4 is this one" in (best.work / "export" / "README.md").read_text()
+    assert "10 steps of 8 rows, peak" in (last.work / "export" / "README.md").read_text()
     assert best.adapter != last.adapter
 
 

@@ -25,7 +25,7 @@ tags: [{"sluice" if whole else "lora, sluice"}]
 |---|---|
 | dataset | `{spec.dataset.uri}`, {prepared.result.rows} rows, {prepared.result.validation_rows} held out |
 | method | {_method(spec)} |
-| training | {trained.step} steps of {spec.training.batch_size} rows, peak learning rate {spec.training.learning_rate} |
+| training | {_steps(spec, trained)}, peak learning rate {spec.training.learning_rate} |
 | seed | {spec.training.seed} |
 | held-out loss before | {_loss(trained.evaluation_loss_before)} |
 | held-out loss after | {_loss(trained.evaluation_loss_after)} |
@@ -40,6 +40,13 @@ def _method(spec: FineTuneJobSpec) -> str:
     layers = ", ".join(spec.lora.target_modules) or "all linear layers"
     bits = "; the base model was in 4 bits (nf4) meanwhile" if spec.method is Method.QLORA else ""
     return f"{spec.method}: rank {spec.lora.rank}, alpha {spec.lora.alpha}, {layers}{bits}"
+
+
+def _steps(spec: FineTuneJobSpec, trained: TrainResult) -> str:
+    tokens = spec.training.batch_tokens
+    size = f"{spec.training.batch_size} rows" if tokens is None else f"{tokens} tokens"
+    best = trained.exported_step not in (None, trained.step)
+    return f"{trained.step} steps of {size}{f', of which step {trained.exported_step} is this one' if best else ''}"
 
 
 def _loss(nats: float | None) -> str:
