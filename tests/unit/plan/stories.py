@@ -1,7 +1,6 @@
 """Stories of jobs, engines and nodes, and what holds after each of their steps. test_invariants.py plays them."""
 
 from collections import Counter
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from unittest.mock import patch
@@ -12,28 +11,23 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from dev.simulate.cluster import Cluster
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
-from sluice_api.scheduling import GiveWay, Policy
-from sluice_operator.observe.views import Key, NodeView, PodView
-from sluice_operator.observe.world import engine_key, job_key, key_of
-from sluice_operator.plan.allocation.allocate import allocate, pending, place_in_queue
+from sluice_operator.observe.views import NodeView, PodView
+from sluice_operator.observe.world import key_of
+from sluice_operator.plan.allocation.allocate import allocate, pending
 from sluice_operator.plan.allocation.inventory import lent_indices, take_stock
-from sluice_operator.plan.allocation.lending import lending_refusal
-from sluice_operator.plan.allocation.scale_up import asks
-from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.facts.claims import (
     LiveClaim,
     Phase,
     borrowers,
-    gpus_of_slots,
     heirs,
     live_claims,
-    overlapped_by,
     taken_by,
 )
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.proof import phase_of
-from sluice_operator.plan.facts.slots import floor_of, wanted
+from sluice_operator.plan.facts.slots import wanted
+from tests.unit.plan.promises import Made
 from tests.unit.plan.worlds import GPU, YIELDS, describe
 
 ENDS = [(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued")]
@@ -51,6 +45,9 @@ TERMS = st.tuples(
 SHAPES = st.sampled_from([(1, 1), (1, 1), (1, 1), (2, 1), (1, 2), (1, 2), (1, 3), (2, 2)])
 """GPUs of each pod, and pods."""
 
+NODES = st.sampled_from([1, 1, 2, 2, 3])
+"""GPUs of a node."""
+
 PATIENCE = 16
 """Rounds of 20 s without any change after which nothing more is expected: longer than any pause."""
 
@@ -62,7 +59,7 @@ class Lending(RuleBasedStateMachine):
     """Of which the engines have one."""
 
     @initialize(
-        gpus=st.lists(st.integers(1, 2), min_size=1, max_size=2),
+        gpus=st.lists(NODES, min_size=1, max_size=2),
         engines=st.integers(0, 2),
         jobs=st.integers(2, 6),
         quota=st.sampled_from([None, None, 1, 2]),
@@ -103,8 +100,7 @@ class Lending(RuleBasedStateMachine):
     ) -> None:
         self.jobs += 1
         scheduling: dict[str, Any] = {"policy": "Preempt" if preempt else "Queue", "priority": priority}
-        if yields:
-            scheduling["interruption"] = YIELDS
+        scheduling["interruption"] = YIELDS if yields else {**YIELDS, "policy": "Never"}
         if asks:
             scheduling["scaleUpFirst"] = {"waitSeconds": asks}
         gpus, nodes = shape
@@ -113,58 +109,17 @@ class Lending(RuleBasedStateMachine):
 
     @rule()
     def reconcile_pool(self) -> None:
-        """No claim takes an engine below its floor, and none of its victims could be spared."""
-        before = {live.stage_job.uid for live in live_claims(self.cluster.world)}
+        """Who gets what is decided; promises.py says what must hold of each claim that is made."""
+        known = {live.stage_job.uid for live in live_claims(self.cluster.world)}
         decided = allocate(self.cluster.world, self._pool(), self.cluster.now)
         with patch("sluice_operator.plan.allocation.allocate.EXPLAINED", 1):
             by_kind = allocate(self.cluster.world, self._pool(), self.cluster.now)
         assert by_kind.claims == decided.claims, "what was found out about one job does not hold for all like it"
-        stock = take_stock(self.cluster.world, self._pool())
+        before = take_stock(self.cluster.world, self._pool())
         self.cluster.reconcile_pool()
-        claims = live_claims(self.cluster.world)
-        leave = heirs(self.cluster.world, claims)
-        for live in claims:
-            if live.stage_job.uid in before:
-                continue
-            for engine in self.cluster.world.engines.values():
-                lent = lent_indices(borrowers(self.cluster.world, claims), engine)
-                if any(slot.engine == engine.metadata.name for slot in live.claim.borrowed):
-                    left = set(wanted(self.cluster.world, engine, lent)) - lent
-                    assert len(left) >= floor_of(engine), f"{engine.metadata.name} keeps {left}"
-            self._nobody_was_overtaken(live, decided.waits)
-            held = sum(other.claim.all_gpus for other in claims if other.stage_job.uid not in leave)
-            assert self.quota is None or held <= self.quota, f"its namespace has {held} of {self.quota}"
-            if asks(live.job, self.cluster.now):
-                assert (*live.claim.borrowed, *live.claim.displaced) == (), "it asks for nodes first"
-            for there in live.claim.places:
-                gpus = live.claim.gpus_on(there.node)
-                too_few = max(0, -stock.nodes[there.node].soon)  # a node of which more is spoken for than there is
-                sizes = [gpus_of_slots(self.cluster.world, [slot]) for slot in there.borrowed]
-                assert sum(sizes) - min(sizes, default=0) < gpus + too_few, "a victim could be spared"
-                assert len(there.displaced) <= gpus, "somebody gave way who could be spared"
-            for ref in (ref for there in live.claim.places for ref in there.displaced):
-                theirs = self.cluster.world.jobs[job_key(ref.namespace, ref.job)].spec.scheduling
-                assert theirs.priority < live.job.spec.scheduling.priority
-                assert theirs.interruption.policy is GiveWay.TO_HIGHER_PRIORITY
-            assert overlapped_by(self.cluster.world, live) is None, "a claim is born overlapped"
-
-    def _nobody_was_overtaken(self, live: LiveClaim, waits: Mapping[Key, Wait]) -> None:
-        """A claim that is made while a job in front waits takes only what can never be that job's."""
-        queue = [job for job in pending(self.cluster.world, self._pool(), self.cluster.now) if key_of(job) in waits]
-        place = place_in_queue(self._pool(), live.job, self.cluster.now)
-        stock = take_stock(self.cluster.world, self._pool())
-        for job in queue:
-            if place_in_queue(self._pool(), job, self.cluster.now) > place:
-                continue
-            for there in live.claim.places:
-                could_be_theirs = stock.nodes[there.node].gpus >= job.spec.resources.gpus
-                paid = gpus_of_slots(self.cluster.world, there.borrowed) >= live.claim.gpus_on(there.node)
-                assert paid or not could_be_theirs, f"free GPUs went past {job.metadata.name}"
-            assert not live.claim.displaced, f"somebody gave way past {job.metadata.name}"
-            for slot in live.claim.borrowed:
-                engine = self.cluster.world.engines[engine_key(slot.namespace, slot.engine)]
-                refused = lending_refusal(self.cluster.world, stock, engine, job, self.cluster.now)
-                assert refused or job.spec.scheduling.policy is Policy.QUEUE, f"{slot} went past {job.metadata.name}"
+        world = self.cluster.world
+        for live in (live for live in live_claims(world) if live.stage_job.uid not in known):
+            Made(world, self._pool(), self.cluster.now, live, decided, before).keeps_its_promises(self.quota)
 
     def _pool(self) -> GPUPool:
         pool = find_pool(self.cluster.world, "default")
@@ -198,6 +153,8 @@ class Lending(RuleBasedStateMachine):
         self.cluster.round()
         self.no_gpu_is_handed_out_twice()
         self.no_slot_is_lent_twice()
+        self.one_trainer_a_job()
+        self.a_job_that_is_over_claims_nothing()
         self.who_is_over_stays_so()
 
     @rule()
@@ -218,9 +175,7 @@ class Lending(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.cluster.pass_time(seconds)
 
-    @rule(
-        data=st.data(), end=st.sampled_from([(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued")])
-    )
+    @rule(data=st.data(), end=st.sampled_from(ENDS))
     def training_ends(self, data: st.DataObject, end: tuple[int, str]) -> None:
         for pod in self._some(data, self._trainers()):
             self.cluster.end_training(pod, *end)
@@ -267,7 +222,7 @@ class Lending(RuleBasedStateMachine):
     def a_stopped_leader_wakes(self) -> None:
         self.cluster.wake()
 
-    @rule(gpus=st.integers(1, 2))
+    @rule(gpus=NODES)
     def node_comes(self, gpus: int) -> None:
         if len(self.cluster.world.nodes) < 3:
             self.cluster.town.node(gpus)
@@ -316,7 +271,12 @@ class Lending(RuleBasedStateMachine):
         """What an autoscaler wrote stands, and the loan is within it: subtracted, it would spiral down."""
         for engine in self.cluster.world.engines.values() if hasattr(self, "cluster") else ():
             lent = lent_indices(borrowers(self.cluster.world, live_claims(self.cluster.world)), engine)
-            assert len(wanted(self.cluster.world, engine, lent)) == engine.spec.replicas
+            asked_for = wanted(self.cluster.world, engine, lent)
+            assert len(asked_for) == engine.spec.replicas, f"{engine.metadata.name} asks for {asked_for}"
+            if lent:
+                status = plan_engine(self.cluster.world, engine, self.cluster.now).status
+                planned = {slot.index for slot in status.slots} - (lent - {*asked_for})
+                assert len(planned) == engine.spec.replicas, f"{engine.metadata.name} would have {planned}"
 
     @invariant()
     def a_job_that_is_over_claims_nothing(self) -> None:

@@ -147,6 +147,9 @@ from tests.unit.plan.worlds import allocated, describe, parse
         ("then the newest",
          "pool: 2 gpus | a: needs 1, yields, on n1 | c: needs 1, yields, on n1 | b: needs 1, queue, priority 5",
          "b takes n1 from c"),
+        ("a replica that a larger one makes needless is not lent",
+         "pool: 3 gpus | small: 1 replicas | big: 1 replicas, gpus 2, in flight 1 | a: needs 2",
+         "a takes big/0"),
         ("nobody gives way who could be spared",
          "pool: 4 gpus | a: needs 1, yields, on n1 | c: needs 3, yields, priority 1, on n1 "
          "| b: needs 3, queue, priority 5",
