@@ -16,6 +16,7 @@ from sluice_operator.observe.world import key_of
 from sluice_operator.plan.allocation.allocate import allocate, pending
 from sluice_operator.plan.allocation.inventory import lent_indices, take_stock
 from sluice_operator.plan.engine.decide import plan_engine
+from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.claims import (
     LiveClaim,
     Phase,
@@ -246,9 +247,18 @@ class Lending(RuleBasedStateMachine):
         for node in self._nodes():
             acting = self._acting()
             leave = heirs(self.cluster.world, acting)
-            staying = [live.claim for live in acting if live.stage_job.uid not in leave]
-            held = sum(taken_by(self.cluster.world, claim, node.key.name) for claim in staying)
+            staying = [live for live in acting if live.stage_job.uid not in leave]
+            held = sum(taken_by(self.cluster.world, live.claim, node.key.name) for live in staying)
+            held -= sum(self._left_to_others(live, acting, node) for live in staying)
             assert held <= node.allocatable[GPU], f"{held} held on {node.key.name}"
+
+    def _left_to_others(self, live: LiveClaim, acting: list[LiveClaim], node: NodeView) -> int:
+        """GPUs of pods that have ended, of a group that another job displaces but that ends by itself: the first pods'
+        may be the other's before the last one has ended."""
+        if not any(live.stage_job.uid in other.claim.displaced for other in acting):
+            return 0
+        pods = trainer_pods(self.cluster.world, live.stage_job)
+        return sum(pod.ended and pod.node == node.key.name for pod in pods) * live.job.spec.resources.gpus
 
     @invariant()
     def no_slot_is_lent_twice(self) -> None:
