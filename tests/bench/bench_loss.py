@@ -4,7 +4,7 @@
 order. `extra MB` is how far the process's memory rises above weights and hidden states (with a trained head, its
 gradient is in it). CPU seconds are those of both threads together: others use the machine too, so that the wall clock
 says as much about them. The first figure of each is the median. Goals: 250 MB with a frozen head, and 1.1 times the
-time. TRL, whose chunked loss would be the third, isn't among what the project installs.
+time. TRL's own chunked loss is part of what train.md measures.
 
     python -m tests.bench.bench_loss
 """

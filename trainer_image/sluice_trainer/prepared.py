@@ -98,6 +98,11 @@ class TokenRows:
         """Tokens of each row."""
         return [int(length) for length in np.diff(self.offsets)]
 
+    @property
+    def longest_sequence(self) -> int:
+        """Most tokens that the model sees as one sequence: of a pair, its longer side."""
+        return int(np.maximum(self.splits, np.diff(self.offsets) - self.splits).max())
+
     def __getitem__(self, index: int) -> TokenRow:
         span = slice(self.offsets[index], self.offsets[index + 1])
         return TokenRow(self.input_ids[span], self.learnt[span], int(self.lines[index]), int(self.splits[index]))

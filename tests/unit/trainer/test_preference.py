@@ -103,6 +103,13 @@ def test_a_fresh_adapter_prefers_nothing_and_a_trained_one_what_was_chosen(pairs
     pairs.export()
 
 
+def test_what_the_model_sees_at_most_is_the_longer_side_of_a_pair(pairs: Job) -> None:
+    pairs.prepare()
+    rows = pairs.prepared().training
+    sides = (side for index in range(len(rows)) for side in rows[index].answers())
+    assert rows.longest_sequence == max(len(side.input_ids) for side in sides) < max(rows.lengths)
+
+
 def test_the_lengths_of_micro_batches_change_nothing(pairs: Job) -> None:
     whole = replace(pairs, name="whole")
     parts = replace(pairs, name="parts", training=(*TRAINING, ("microBatchSize", 2)))

@@ -106,7 +106,7 @@ def measured_peak(model: Model, rows: TokenRows, group: Group, tokens: int, *, p
 
 def tried(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
     """By doing it, where too much is an exception."""
-    longest = max(rows.lengths)
+    longest = rows.longest_sequence
 
     def fits(tokens: int) -> bool:
         try:
