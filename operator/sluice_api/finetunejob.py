@@ -205,6 +205,7 @@ class FineTuneJobSpec(Model):
                 at=".method",
             ),
             Rule(
+                "has(self.training.batchTokens) || "
                 "self.training.batchSize >= self.resources.gpus * self.resources.nodes",
                 "must be at least resources.gpus x resources.nodes: each GPU needs a row",
                 at=".training.batchSize",
@@ -308,8 +309,8 @@ class Data(Model):
 class Result(Model):
     """What came out."""
 
-    uri: Text = Field("", description="Folder of the exported adapter.")
-    digest: Text = Field("", description="Digest of the adapter's files, sha256:...")
+    uri: Text = Field("", description="Folder of the exported adapter or model.")
+    digest: Text = Field("", description="Digest of the files in it, sha256:...")
     evaluation_loss_before: Text = Field("", description="Loss on the held-out rows before training, nats.")
     evaluation_loss_after: Text = Field("", description="Loss on the held-out rows after training, nats.")
 

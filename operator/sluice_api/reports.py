@@ -45,9 +45,11 @@ class TrainingReport(Model):
     step: NonNegativeInt = Field(0, description="Optimizer steps done, counted over all attempts.")
     total_steps: NonNegativeInt = Field(0, description="Optimizer steps of the whole job; 0 while unknown.")
     epoch: FiniteFloat = Field(0.0, ge=0, description="Passes over the training rows done, with a fraction.")
-    loss: FiniteFloat | None = Field(None, description="Mean over the tokens learnt since the last report, nats.")
+    loss: FiniteFloat | None = Field(
+        None, description="Mean over what was learnt since the last report: nats a token, or a pair."
+    )
     evaluation_loss: FiniteFloat | None = Field(
-        None, description="Mean over the held-out tokens, in nats; the newest one."
+        None, description="Mean over the held-out tokens, or pairs, in nats; the newest one."
     )
     learning_rate: FiniteFloat | None = Field(None, ge=0, description="Of the last step.")
     gradient_norm: FiniteFloat | None = Field(None, ge=0, description="Of the last step, before it was clipped.")

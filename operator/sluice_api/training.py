@@ -182,8 +182,8 @@ class Training(Model):
     keep_checkpoints: int = Field(2, ge=1, le=100, description="So many of the newest checkpoints are kept.")
     exported_checkpoint: ExportedCheckpoint = Field(
         ExportedCheckpoint.LAST,
-        description="What is exported: the Last step's weights, or the Best of all that were measured on the held-out "
-        "rows, for which evaluateEverySteps is needed. The best one so far is kept beside the newest.",
+        description="What is exported: the Last step's weights, or the Best of those that were measured on the "
+        "held-out rows after a step, for which evaluateEverySteps is needed. The best is kept beside the newest.",
     )
 
     model_config = ConfigDict(

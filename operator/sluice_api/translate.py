@@ -59,13 +59,21 @@ def translate(settings: Mapping[str, Any], table: Mapping[str, Foreign], gpus: i
             if converted is not None:
                 found.set(known.ours, converted)
     _set_batch(found, settings, table, gpus)
-    if settings.get("eval_strategy") == "no":
-        found.spec.get("training", {}).pop("evaluateEverySteps", None)
+    _set_evaluation(found, settings)
     return found
 
 
 _TOGETHER = ("per_device_train_batch_size", "batch_size", "gradient_accumulation_steps")
 """Settings that mean something only with another one."""
+
+
+def _set_evaluation(found: Translation, settings: Mapping[str, Any]) -> None:
+    learning = found.spec.get("training", {})
+    if settings.get("eval_strategy") == "no":
+        learning.pop("evaluateEverySteps", None)
+    if learning.get("exportedCheckpoint") == "Best" and "evaluateEverySteps" not in learning:
+        del learning["exportedCheckpoint"]
+        found.refused.append("load_best_model_at_end: True can't be had without eval_steps: what is best is measured.")
 
 
 _DEFAULT_ROWS = {"per_device_train_batch_size": 8, "batch_size": 4}

@@ -8,7 +8,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,8 @@ from sluice_api.training import Schedule, Training
 def plan_digest(stage: StageSpec) -> str:
     """Tell two plans apart: covers what decides the result, not who goes first or which attempt this is."""
     fields = {"model", "dataset", "method", "lora", "training", "output"}
-    plan = stage.spec.model_dump_json(by_alias=True, include=fields)
+    # Without defaults, so that a field that is new in this version does not make another plan of a running job's.
+    plan = stage.spec.model_dump_json(by_alias=True, include=fields, exclude_defaults=True)
     return hashlib.sha256(f"{stage.namespace}/{stage.name}/{stage.uid} {plan}".encode()).hexdigest()
 
 
@@ -35,9 +35,11 @@ class Steps:
         self._lengths = np.asarray(lengths, np.int64)
         self._training = training
         self._pass = lru_cache(maxsize=2)(self._dealt)
-        counts = (len(self._pass(epoch)[1]) for epoch in range(training.epochs))
-        self._begins = [0, *accumulate(counts)]
-        self.total = min(self._begins[-1], training.max_steps or self._begins[-1])
+        self._begins = [0]
+        most = training.max_steps or math.inf
+        while len(self._begins) <= training.epochs and self._begins[-1] < most:
+            self._begins.append(self._begins[-1] + self._steps_of(len(self._begins) - 1))
+        self.total = int(min(self._begins[-1], most))
 
     def rows(self, step: int) -> list[int]:
         """Indices of the rows of one step."""
@@ -60,6 +62,11 @@ class Steps:
     def _place(self, step: int) -> tuple[int, int]:
         epoch = bisect_right(self._begins, step) - 1
         return epoch, step - self._begins[epoch]
+
+    def _steps_of(self, epoch: int) -> int:
+        if self._training.batch_tokens is None:
+            return math.ceil(len(self._lengths) / self._training.batch_size)
+        return len(self._pass(epoch)[1])
 
     def _dealt(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """A pass's rows in their order, and in it the first row of each step."""

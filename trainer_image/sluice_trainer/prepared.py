@@ -98,6 +98,14 @@ class TokenRows:
         """Tokens of each row."""
         return [int(length) for length in np.diff(self.offsets)]
 
+    def sizes(self, *, packed: bool) -> list[int]:
+        """Tokens that each row takes in a micro-batch: side by side, both sides of a pair are as long as the longer."""
+        if packed:
+            return self.lengths
+        lengths = np.diff(self.offsets)
+        longer = np.maximum(self.splits, lengths - self.splits)
+        return [int(size) for size in np.where(self.splits > 0, 2 * longer, lengths)]
+
     @property
     def longest_sequence(self) -> int:
         """Most tokens that the model sees as one sequence: of a pair, its longer side."""

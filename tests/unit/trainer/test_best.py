@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from sluice_api.reasons import Reason
 from sluice_api.stages import TrainResult
+from sluice_trainer.errors import StageError
 from sluice_trainer.train import loop
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.run import Run
+from sluice_trainer.train.state import Snapshot
 from tests.unit.trainer.jobs import Job
 
 OFTEN: tuple[tuple[str, Any], ...] = (
@@ -113,3 +116,38 @@ def saved_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         return True
 
     monkeypatch.setattr(Checkpoints, "save_behind", at_once)
+
+
+def test_a_best_that_could_not_be_saved_is_none(
+    job: Job, measured: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one before it is exported then, and the training goes on."""
+    job = of(job, (*BEST, ("checkpointEverySteps", 100)))
+    job.prepare()
+    write = Checkpoints._write
+
+    def full(checkpoints: Checkpoints, state: Snapshot) -> None:
+        if state.standing.step == 4:
+            raise StageError(Reason.OUTPUT_NOT_WRITABLE, "the disk is full")
+        write(checkpoints, state)
+
+    monkeypatch.setattr(Checkpoints, "_write", full)
+    assert result_of(job) == (10, 10, 3.2)
+    assert '"event": "checkpoint failed", "step": 4' in capsys.readouterr().out
+
+
+def test_what_is_best_is_found_in_a_real_training(job: Job) -> None:
+    job = of(job, (*BEST, ("learningRate", "2e-3")))
+    job.prepare()
+    result = job.train()
+    assert result.exported_step == 10
+    assert result.evaluation_loss_after < result.evaluation_loss_before  # type: ignore[operator]
+    assert Checkpoints(job.stage("Export")).trained()[0] == result
+
+
+def test_the_best_needs_to_be_measured(job: Job) -> None:
+    with pytest.raises(StageError, match=r"set training\.evaluateEverySteps, or set"):
+        of(job, (("exportedCheckpoint", "Best"),)).prepare()
+    none_held_out = ("dataset", {"uri": "pvc://datasets/rows.jsonl", "validationSplit": "0%"})
+    with pytest.raises(StageError, match="no row is held out"):
+        replace(of(job, BEST), spec=(none_held_out,)).prepare()

@@ -81,7 +81,7 @@ def test_free_memory(rule: str, facts: dict[str, int | str], processes: int, exp
     available = facts.get(AVAILABLE, 100_000)
     (tmp_path / AVAILABLE).write_text(f"MemTotal: 1 kB\nMemAvailable:   {int(available) * 1024} kB\n")
     model = torch.nn.Linear(100, 100)
-    state = 20 * 10_100
+    state = 12 * 10_100
     assert free_bytes(model, processes, tmp_path, tmp_path / AVAILABLE) == expected * MIB - state, rule
 
 

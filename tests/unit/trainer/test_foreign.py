@@ -49,6 +49,11 @@ def test_what_a_table_names_is_a_field_of_ours(table: str) -> None:
         ("TrainingArguments", {"lr_scheduler_type": "linear"}, {"training": {"schedule": "Linear"}}),
         ("TrainingArguments", {"bf16": True}, {"training": {"dtype": "bfloat16"}}),
         ("TrainingArguments", {"gradient_checkpointing": True}, {"training": {"gradientCheckpointing": "Always"}}),
+        (
+            "TrainingArguments",
+            {"load_best_model_at_end": True, "eval_steps": 5},
+            {"training": {"exportedCheckpoint": "Best", "evaluateEverySteps": 5}},
+        ),
         ("TrainingArguments", {"load_best_model_at_end": False}, {"training": {"exportedCheckpoint": "Last"}}),
         ("TrainingArguments", {"eval_strategy": "steps", "eval_steps": 5}, {"training": {"evaluateEverySteps": 5}}),
         ("TrainingArguments", {"eval_strategy": "no", "eval_steps": 5}, {"training": {}}),
@@ -88,6 +93,11 @@ def test_what_becomes_of_a_setting(table: str, theirs: dict[str, Any], ours: dic
         ("TrainingArguments", {"deepspeed": "z.json"}, "deepspeed: 'z.json' can't be had. DeepSpeed is not used."),
         ("TrainingArguments", {"lr_scheduler_type": "cubic"}, "lr_scheduler_type: 'cubic' can't be had. Schedules are"),
         ("TrainingArguments", {"eval_strategy": "epoch"}, "eval_strategy: 'epoch' can't be had. Write steps, and how"),
+        (
+            "TrainingArguments",
+            {"torch_compile_mode": "max-autotune"},
+            "torch_compile_mode: 'max-autotune' can't be had",
+        ),
         ("TrainingArguments", {"num_train_epochs": 0.5}, "num_train_epochs: 0.5 can't be had. Write a whole number."),
         (
             "TrainingArguments",
@@ -118,3 +128,9 @@ def test_what_has_no_meaning_is_said() -> None:
     found = translate({"report_to": "wandb", "logging_steps": 1}, TRAINING_ARGUMENTS)
     assert (found.spec, found.refused, len(found.ignored)) == ({}, [], 2)
     assert found.ignored[0].startswith("report_to: ignored. Reports, metrics and logs are the operator's")
+
+
+def test_the_best_of_what_is_never_measured_can_not_be_had() -> None:
+    found = translate({"load_best_model_at_end": True, "eval_steps": 5, "eval_strategy": "no"}, TRAINING_ARGUMENTS)
+    assert (found.spec, len(found.refused)) == ({"training": {}}, 1)
+    assert found.refused[0].startswith("load_best_model_at_end: True can't be had without eval_steps")

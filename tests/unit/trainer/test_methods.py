@@ -134,6 +134,21 @@ def test_a_whole_model_is_one_that_others_load_and_answers_as_it_did_in_training
     assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
 
 
+def test_a_whole_model_keeps_what_belongs_to_it_and_no_other_weights(job: Job) -> None:
+    """Eager attention rounds otherwise than sdpa; and a setting that transformers reads, it may refuse to write."""
+    base = job.volumes / "models" / "tiny"
+    (base / "generation_config.json").unlink(missing_ok=True)
+    (base / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6, "eos_token_id": 1}')
+    (base / "tf_model.h5").write_text("weights of another kind")
+    job = of(job, "Full", ("dtype", "bfloat16"), ("attention", "Eager"), ("maxSteps", 2))
+    job.prepare()
+    job.train()
+    job.export()
+    assert '"temperature": 0.6' in (export_of(job) / "generation_config.json").read_text()
+    assert not (export_of(job) / "tf_model.h5").exists()
+    assert (export_of(job) / "chat_template.jinja").read_text().startswith("{% for message")
+
+
 def test_a_whole_model_in_bfloat16_computes_in_it_and_keeps_float32(job: Job) -> None:
     job = of(job, "Full", ("dtype", "bfloat16"))
     job.prepare()

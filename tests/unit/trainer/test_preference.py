@@ -19,12 +19,14 @@ from sluice_trainer.data.overlong import fitting_pair
 from sluice_trainer.data.rows import BadRowError
 from sluice_trainer.data.tokenise import Tokeniser
 from sluice_trainer.errors import StageError
-from sluice_trainer.prepared import TokenRow
-from sluice_trainer.train.batches import MicroBatch
+from sluice_trainer.prepared import TokenRow, TokenRows
+from sluice_trainer.ranks import Rank
+from sluice_trainer.train.batches import MicroBatch, batches_of
 from sluice_trainer.train.head import prove
 from sluice_trainer.train.loss import cross_entropies
 from sluice_trainer.train.model import load, trainable
 from sluice_trainer.train.objective import Preference
+from sluice_trainer.train.packing import Batching
 from tests.unit.trainer.jobs import Job, write_rows
 
 CPU = torch.device("cpu")
@@ -108,6 +110,30 @@ def test_what_the_model_sees_at_most_is_the_longer_side_of_a_pair(pairs: Job) ->
     rows = pairs.prepared().training
     sides = (side for index in range(len(rows)) for side in rows[index].answers())
     assert rows.longest_sequence == max(len(side.input_ids) for side in sides) < max(rows.lengths)
+
+
+def test_there_is_no_dropout(pairs: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    """With any, the first loss would not be that of a model that prefers nothing."""
+    config = pairs.volumes / "models" / "tiny" / "config.json"
+    text = json.loads(config.read_text()) | {"attention_dropout": 0.3}
+    config.unlink()  # the tests share the file
+    config.write_text(json.dumps(text))
+    pairs = replace(pairs, training=(*TRAINING, ("maxSteps", 1)), spec=(("lora", {"rank": 8, "dropout": "0.3"}),))
+    pairs.prepare()
+    pairs.train()
+    (loss,) = [
+        line["loss"] for line in map(json.loads, capsys.readouterr().out.splitlines()) if line["event"] == "step"
+    ]
+    assert loss == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_uneven_pairs_side_by_side_take_no_more_than_the_budget() -> None:
+    sides = [(answer(*range(1, 500)), answer(1, 2, 3)), (answer(1, 2, 4), answer(*range(1, 400)))]
+    rows = TokenRows.of([TokenRow.pair(*each) for each in (*sides, *sides)])
+    assert rows.sizes(packed=True) == [502, 402, 502, 402]
+    assert rows.sizes(packed=False) == [998, 798, 998, 798]
+    batches = list(batches_of(rows, range(4), Batching(packed=False, tokens=2000), Rank(), CPU))
+    assert [batch.input_ids.numel() for _, batch in batches] == [4 * 499, 4 * 399]
 
 
 def test_the_lengths_of_micro_batches_change_nothing(pairs: Job) -> None:

@@ -160,6 +160,16 @@ def test_new_tokens_without_trained_embeddings(
     assert refused(job) == refusal(names)
 
 
+def test_a_full_training_trains_embeddings(job: Job, folder: Path) -> None:
+    add_tokens(folder, 3, torch.Tensor.zero_)
+    assert replace(job, spec=(("method", "Full"),)).prepare().rows == 36
+
+
+def test_a_full_training_needs_embeddings_that_are_there(job: Job, folder: Path) -> None:
+    add_tokens(folder, 3, None)
+    assert "it has no embedding for <|new1|>, <|new2|>, which" in refused(replace(job, spec=(("method", "Full"),)))
+
+
 @pytest.mark.parametrize(
     ("name", "count", "train"),
     [

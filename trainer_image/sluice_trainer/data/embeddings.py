@@ -26,7 +26,13 @@ ALIKE = 0.01
 bfloat16, and at 1e-3 in float32; the two nearest trained special tokens of SmolLM2-135M are at 0.12."""
 
 
-def check_embeddings(base: BaseModel, model: "PreTrainedModel", added: Mapping[int, str], used: Iterable[int]) -> None:
+_TRAIN = "Fine-tune the whole model with these tokens first"
+_RESIZE = "Make room for them first (transformers' resize_token_embeddings)"
+
+
+def check_embeddings(
+    base: BaseModel, model: "PreTrainedModel", added: Mapping[int, str], used: Iterable[int], *, trained: bool
+) -> None:
     """Refuse rows with added tokens that the model has no trained embedding for. Reads no more than these tokens' rows.
 
     Args:
@@ -34,6 +40,7 @@ def check_embeddings(base: BaseModel, model: "PreTrainedModel", added: Mapping[i
         model: The same without weights.
         added: The added tokens' texts by their ids.
         used: The ids of the tokens that the rows are made of.
+        trained: The embeddings are trained too: it is enough that there is one.
 
     Raises:
         StageError: ModelInvalid, naming up to five tokens.
@@ -42,15 +49,15 @@ def check_embeddings(base: BaseModel, model: "PreTrainedModel", added: Mapping[i
     rows = _rows(base, model, added) if using else None
     if rows is None:
         return
-    fresh = [token for token in using if token not in rows or _is_untrained(rows, token)]
+    fresh = [token for token in using if token not in rows or (not trained and _is_untrained(rows, token))]
     if fresh:
         names = ", ".join(added[token] for token in fresh[:SHOWN])
         more = f" and {len(fresh) - SHOWN} more" if len(fresh) > SHOWN else ""
         raise StageError(
             Reason.MODEL_INVALID,
-            f"model.uri {base.uri}: it has no trained embedding for {names}{more}, which the rows have or their chat "
-            "template adds, and an adapter does not train any. Fine-tune the whole model with these tokens first, or "
-            "use a chat template and rows without them.",
+            f"model.uri {base.uri}: it has no {'' if trained else 'trained '}embedding for {names}{more}, which the "
+            f"rows have or their chat template adds{'' if trained else ', and an adapter does not train any'}. "
+            f"{_RESIZE if trained else _TRAIN}, or use a chat template and rows without them.",
         )
 
 

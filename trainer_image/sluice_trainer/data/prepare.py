@@ -10,7 +10,7 @@ from sluice_api.finetunejob import DatasetFormat
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
-from sluice_api.training import ExportedCheckpoint, Lora, Method
+from sluice_api.training import ExportedCheckpoint, Lora, Method, Training
 from sluice_trainer import base_model, durable, logs, places, prepared
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.fetch import dataset_file, dataset_name
@@ -48,9 +48,11 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     rows = list(tokeniser.tokenise(read_rows(file, findings), findings))
     findings.check(spec.dataset.on_bad_row)
     _check_not_empty(rows, findings)
-    if spec.method is not Method.FULL:
-        _check_adapter(base, model, spec.lora, tokeniser.added_tokens, rows)
-    elif findings.row_format is DatasetFormat.PREFERENCE:
+    whole = spec.method is Method.FULL
+    if not whole:
+        _check_adapter(model, spec.lora)
+    _check_tokens(base, model, tokeniser.added_tokens, rows, trained=whole)
+    if whole and findings.row_format is DatasetFormat.PREFERENCE:
         raise StageError(
             Reason.DATASET_INVALID,
             f"{findings.dataset} says which answers are preferred, which is learnt by comparing the model with itself "
@@ -63,12 +65,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         TokenRows.of(part for row, out in zip(rows, is_held_out, strict=True) if out is half for part in row)
         for half in (False, True)
     )
-    if spec.training.exported_checkpoint is ExportedCheckpoint.BEST and len(validation) == 0:
-        raise StageError(
-            Reason.DATASET_INVALID,
-            f"{findings.dataset}: no row is held out, so no checkpoint can be the best. Raise dataset.validationSplit, "
-            "add rows, or set training.exportedCheckpoint: Last.",
-        )
+    _check_best(spec.training, len(validation), findings.dataset)
     result = PrepareResult(
         rows=len(training),
         validation_rows=len(validation),
@@ -121,16 +118,44 @@ def _without_weights(base: BaseModel) -> "PreTrainedModel":
         ) from error
 
 
-def _check_adapter(
-    base: BaseModel, model: "PreTrainedModel", lora: Lora, added: Mapping[int, str], rows: Sequence[Sequence[TokenRow]]
-) -> None:
-    """Refuse an adapter that this model can't have, or whose rows have tokens that it could not learn."""
-    from sluice_trainer.data.embeddings import check_embeddings
+def _check_adapter(model: "PreTrainedModel", lora: Lora) -> None:
+    """Refuse an adapter that this model can't have."""
     from sluice_trainer.layers import check_rank, chosen, linear_layers
 
     check_rank(model, chosen(linear_layers(model), lora.target_modules), lora)
+
+
+def _check_tokens(
+    base: BaseModel,
+    model: "PreTrainedModel",
+    added: Mapping[int, str],
+    rows: Sequence[Sequence[TokenRow]],
+    *,
+    trained: bool,
+) -> None:
+    """Refuse rows with tokens that could not be learnt."""
+    from sluice_trainer.data.embeddings import check_embeddings
+
     used = np.unique(np.concatenate([part.input_ids for row in rows for part in row]))
-    check_embeddings(base, model, added, used.tolist())
+    check_embeddings(base, model, added, used.tolist(), trained=trained)
+
+
+def _check_best(training: Training, held_out_rows: int, dataset: str) -> None:
+    """Refuse to export the best checkpoint where nothing tells which that is."""
+    if training.exported_checkpoint is not ExportedCheckpoint.BEST:
+        return
+    otherwise = "or set training.exportedCheckpoint: Last."
+    if training.evaluate_every_steps is None:
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"Which checkpoint is best is measured: set training.evaluateEverySteps, {otherwise}",
+        )
+    if held_out_rows == 0:
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"{dataset}: no row is held out, so no checkpoint can be the best. Raise dataset.validationSplit, add "
+            f"rows, {otherwise}",
+        )
 
 
 def _check_not_empty(rows: list[list[TokenRow]], findings: Findings) -> None:

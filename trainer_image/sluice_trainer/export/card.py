@@ -1,6 +1,6 @@
 """README.md of an export."""
 
-from sluice_api.finetunejob import FineTuneJobSpec
+from sluice_api.finetunejob import DatasetFormat, FineTuneJobSpec
 from sluice_api.stages import StageSpec, TrainResult
 from sluice_api.training import Method
 from sluice_trainer.prepared import PreparedManifest
@@ -12,6 +12,7 @@ def model_card(stage: StageSpec, prepared: PreparedManifest, trained: TrainResul
     """A model card: what it was made from, how, and how good it is on rows it has not seen."""
     spec = stage.spec
     whole = spec.method is Method.FULL
+    unit = "pair" if prepared.row_format is DatasetFormat.PREFERENCE else "token"
     return f"""---
 base_model: {spec.model.uri}
 library_name: {"transformers" if whole else "peft"}
@@ -27,8 +28,8 @@ tags: [{"sluice" if whole else "lora, sluice"}]
 | method | {_method(spec)} |
 | training | {_steps(spec, trained)}, peak learning rate {spec.training.learning_rate} |
 | seed | {spec.training.seed} |
-| held-out loss before | {_loss(trained.evaluation_loss_before)} |
-| held-out loss after | {_loss(trained.evaluation_loss_after)} |
+| held-out loss before | {_loss(trained.evaluation_loss_before, unit)} |
+| held-out loss after | {_loss(trained.evaluation_loss_after, unit)} |
 
 Rows were rendered with the chat template in `chat_template.jinja`; serve with the same one.
 """
@@ -49,5 +50,5 @@ def _steps(spec: FineTuneJobSpec, trained: TrainResult) -> str:
     return f"{trained.step} steps of {size}{f', of which step {trained.exported_step} is this one' if best else ''}"
 
 
-def _loss(nats: float | None) -> str:
-    return "not measured" if nats is None else f"{nats:.4f} nats a token"
+def _loss(nats: float | None, unit: str) -> str:
+    return "not measured" if nats is None else f"{nats:.4f} nats a {unit}"

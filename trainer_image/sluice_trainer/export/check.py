@@ -15,11 +15,12 @@ TOLERANCE = 1e-3
 
 
 def answers(model: Model, data: Prepared) -> Tensor:
-    """The logits of a row that was held out, or of a training row if none was."""
-    rows = data.validation if len(data.validation) else data.training
-    row = torch.from_numpy(rows[0].input_ids.astype(np.int64)).unsqueeze(0)
+    """The logits of a row that was held out, or of a training row if none was; of a pair, those of its chosen side."""
+    row = (data.validation if len(data.validation) else data.training)[0]
+    tokens = row.answers()[0].input_ids if row.split else row.input_ids
+    ids = torch.from_numpy(tokens.astype(np.int64)).unsqueeze(0)
     with measured(model):
-        logits: Tensor = model(input_ids=row, use_cache=False).logits
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
         return logits.float()
 
 

@@ -1,4 +1,4 @@
-"""The Export stage, from top to bottom: from the last checkpoint to an adapter or a model that vLLM and others load."""
+"""The Export stage, from top to bottom: from a checkpoint to an adapter or a model that vLLM and others load."""
 
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
     _load_weights(model, state)
 
     with writing(stage), durable.new_folder(folder) as unfinished:
+        (unfinished / "chat_template.jinja").write_text(data.manifest.chat_template, encoding="utf-8")
         (unfinished / "README.md").write_text(model_card(stage, data.manifest, trained), encoding="utf-8")
         if isinstance(model, PeftModel):
             manifest = _adapter(model, stage, data, trained, unfinished)
@@ -64,7 +65,6 @@ def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
 def _adapter(model: PeftModel, stage: StageSpec, data: Prepared, trained: TrainResult, folder: Path) -> Manifest:
     modules = write_adapter(model, folder)
     failpoints.reached("adapter-written")
-    (folder / "chat_template.jinja").write_text(data.manifest.chat_template, encoding="utf-8")
     expected = answers(model, data)
     require_same(expected, answers(PeftModel.from_pretrained(model.unload(), folder), data))
     return AdapterManifest(
@@ -81,7 +81,9 @@ def _whole_model(
     write_model(model, DTYPES[stage.spec.training.dtype], base, folder)
     failpoints.reached("adapter-written")
     expected = answers(model, data)
-    require_same(expected, answers(AutoModelForCausalLM.from_pretrained(folder, local_files_only=True), data))
+    same_attention = model.config._attn_implementation  # others round otherwise
+    exported = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, attn_implementation=same_attention)
+    require_same(expected, answers(exported, data))
     return ModelManifest(digest=model_digest(folder), **_common(stage, data, trained, folder))
 
 

@@ -4,13 +4,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from sluice_trainer.base_model import BaseModel
 
-_OF_THE_MODEL = ("config.json", "*.safetensors", "*.safetensors.index.json", "generation_config.json", "manifest.json")
-_NEVER = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.py", "README*", ".*")
-"""Not copied: weights of other kinds would be the untrained ones, and code is never run."""
+_COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
+"""The tokenizer's files and the like. Never weights of another kind, which would be the untrained ones, nor code."""
+_WRITTEN = ("config.json", "*.safetensors.index.json", "manifest.json")
+"""Those of them that are made anew, or that only Sluice writes."""
 
 
 def write_model(model: PreTrainedModel, dtype: torch.dtype, base: BaseModel, folder: Path) -> None:
@@ -24,7 +25,10 @@ def write_model(model: PreTrainedModel, dtype: torch.dtype, base: BaseModel, fol
     """
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
-    for file in sorted(base.folder.iterdir()):
-        if file.is_file() and not any(file.match(pattern) for pattern in (*_OF_THE_MODEL, *_NEVER)):
-            shutil.copyfile(file, folder / file.name)
+    model.generation_config = GenerationConfig()  # some that transformers reads it refuses to write
     model.save_pretrained(str(folder))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    for file in sorted(base.folder.iterdir()):
+        copied = any(file.match(pattern) for pattern in _COPIED) and not any(file.match(name) for name in _WRITTEN)
+        if file.is_file() and copied and not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)

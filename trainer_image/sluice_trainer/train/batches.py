@@ -65,7 +65,8 @@ def batches_of(
     rows: TokenRows, indices: Sequence[int], batching: Batching, rank: Rank, device: torch.device
 ) -> Iterator[tuple[int, MicroBatch]]:
     """One process's share of some rows, a few at a time, with the place among all of the first of them."""
-    lengths = [len(rows[index].input_ids) for index in indices]
+    sizes = rows.sizes(packed=batching.packed)
+    lengths = [sizes[index] for index in indices]
     for places in micro_batches(lengths, batching, rank.size)[rank.number]:
         yield places[0], put_together([rows[indices[place]] for place in places], batching, device)
 

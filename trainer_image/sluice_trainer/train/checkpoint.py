@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from pydantic import NonNegativeInt
 from safetensors.torch import load_file, save_file
@@ -27,7 +28,7 @@ _STANDING = "state.json"
 class CheckpointManifest(Model):
     """step-<N>/manifest.json, written last."""
 
-    format: str = "sluice.checkpoint/v1"
+    format: Literal["sluice.checkpoint/v2"] = "sluice.checkpoint/v2"
     plan: str
     step: NonNegativeInt
     files: dict[str, str]
@@ -92,15 +93,13 @@ class Checkpoints:
         self._behind.start()
         return True
 
-    def save_best(self, snapshot: Callable[[], Snapshot]) -> bool:
+    def save_best(self, step: int, snapshot: Callable[[], Snapshot]) -> bool:
         """Make the best state so far durable, and keep it; False when it could not be written."""
-        before = self.best_step
         try:
             self.best_step = self.save(snapshot)
         except StageError as error:
-            self.best_step = before
-            self._failed(snapshot().standing.step, error)
-        return self.best_step != before
+            self._failed(step, error)
+        return self.best_step == step
 
     def keep(self, step: int) -> bool:
         """Keep an earlier checkpoint, however many come after it; False when it is not whole."""
@@ -123,7 +122,7 @@ class Checkpoints:
         return None
 
     def complete(self, result: TrainResult) -> None:
-        """Say that training is complete and its last checkpoint is the result."""
+        """Say that training is complete, and which checkpoint is its result."""
         failpoints.reached("training-completes")
         with writing(self._stage):
             durable.write_file(self._folder / MANIFEST, CompletedTraining(plan=self._plan, result=result).to_json())

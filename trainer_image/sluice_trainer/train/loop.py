@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec, TrainResult
 from sluice_trainer import failpoints, logs, metrics, plan
+from sluice_trainer.errors import StageError
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter
 from sluice_trainer.signals import StopSignal
@@ -47,6 +48,11 @@ class Step:
     def loss(self) -> float:
         """The mean, in nats."""
         return self.loss_sum / self.count
+
+    @property
+    def is_finite(self) -> bool:
+        """It can be taken without ruining what was learnt."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 def train(stage: StageSpec, rank: Rank, reporter: Reporter, stop: StopSignal) -> TrainResult:
@@ -116,7 +122,9 @@ def _train_to_the_end(run: Run, batching: Batching, watchdog: Watchdog) -> None:
                 _evaluate_between(run, batching)
         pace.start()
         step = _forward_and_backward(run, batching)
-        _check_finite(run, step)
+        if not step.is_finite:
+            with watchdog.paused():
+                raise _not_finite(run, step)
         for group in state.optimizer.param_groups:
             group["lr"] = step.learning_rate
         failpoints.reached("update-begins")
@@ -163,17 +171,15 @@ def _forward_and_backward(run: Run, batching: Batching) -> Step:
     return Step(loss_sum.item(), count, tokens, run.state.standing.learning_rate, norm.item())
 
 
-def _check_finite(run: Run, step: Step) -> None:
-    """Stop before a step that would ruin the adapter; the last checkpoint stays good."""
-    if math.isfinite(step.loss) and math.isfinite(step.gradient_norm):
-        return
+def _not_finite(run: Run, step: Step) -> StageError:
+    """Why a step is not taken; the last checkpoint stays good."""
     standing, data = run.state.standing, run.data.training
     rows = run.steps.rows(standing.step)
     at = f"of step {standing.step + 1} of {standing.total_steps}"
     rate = f"at learning rate {step.learning_rate:g}."
     if math.isfinite(step.loss):
-        raise gradient_error(f"The gradient norm {at} is {step.gradient_norm} {rate}", data, rows)
-    raise loss_error(f"The loss {at} is {step.loss} {rate}", run.model, data, rows, run.group)
+        return gradient_error(f"The gradient norm {at} is {step.gradient_norm} {rate}", data, rows)
+    return loss_error(f"The loss {at} is {step.loss} {rate}", run.model, data, rows, run.group)
 
 
 def _next_standing(run: Run, step: Step) -> Standing:
@@ -225,7 +231,9 @@ def _evaluate_between(run: Run, batching: Batching) -> None:
     """Measure the loss after a step, before the next one, also when this process has only resumed there."""
     standing = run.state.standing.evaluated(evaluate(run, batching))
     is_best = run.exports_best and standing.best_step == standing.step
-    if is_best and run.group.leads and not run.checkpoints.save_best(run.state.snapshot):
-        standing = run.state.standing.evaluated(None)
+    if is_best and run.group.leads:
+        with metrics.SAVE_SECONDS.time():
+            if not run.checkpoints.save_best(standing.step, run.state.snapshot):
+                standing = run.state.standing.evaluated(None)
     run.state.standing = standing
     run.reporter.update(activity=Activity.TRAINING)

@@ -21,8 +21,8 @@ UNSEEN = 1.6
 """What the process grows by for each byte of tensors, such as kernels' own buffers. Measured: 1.1 to 1.6."""
 HOLES = 128 << 20
 """What the heap keeps of blocks that are free again: glibc gives back only what is at its top or above 32 MiB."""
-STATE_BYTES = 20
-"""For each trained weight: two moments, and a checkpoint's copy of them and of the weight."""
+COPY_BYTES = 12
+"""A checkpoint's copy of each trained weight and its two moments, which are in memory already."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ def free_bytes(
     cgroup: Path = Path("/sys/fs/cgroup"),
     meminfo: Path = Path("/proc/meminfo"),
 ) -> int:
-    """What is left for one of so many processes of this pod, its optimizer's state and checkpoint set aside."""
+    """What is left for one of so many processes of this pod, a checkpoint's copy set aside."""
     words = dict(line.split(":") for line in meminfo.read_text().splitlines())
     free = int(words["MemAvailable"].split()[0]) * 1024
     limit = cgroup / "memory.max"
     if limit.exists() and (most := limit.read_text().strip()) != "max":
         free = min(free, int(most) - _held(cgroup))
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return free // processes - STATE_BYTES * trained
+    return free // processes - COPY_BYTES * trained
 
 
 def _held(cgroup: Path) -> int:

@@ -131,6 +131,16 @@ def bare(model: Model) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def turn_dropout_off(model: Model) -> None:
+    """Dropout everywhere, also that which models work out from a number of their own."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 @contextmanager
 def measured(model: Model) -> Iterator[None]:
     """Around what only measures: no dropout, and nothing kept for a backward pass."""

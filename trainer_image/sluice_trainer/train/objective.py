@@ -44,7 +44,8 @@ class NextToken(Objective):
 class Preference(Objective):
     """Direct preference optimization (Rafailov et al., 2023), in nats a pair; 0.693 where nothing is preferred yet.
 
-    The reference is the model without its adapter, which is in memory anyhow.
+    The reference is the model without its adapter, which is in memory anyhow. There must be no dropout: what it draws
+    for the one would be compared with what it draws for the other.
     """
 
     beta: float

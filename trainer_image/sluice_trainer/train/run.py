@@ -16,8 +16,8 @@ from sluice_trainer.train.budget import batching_for
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.group import Group
 from sluice_trainer.train.head import prove
-from sluice_trainer.train.model import Model, compile_layers, load, trainable
-from sluice_trainer.train.objective import Objective, objective_of
+from sluice_trainer.train.model import Model, compile_layers, load, trainable, turn_dropout_off
+from sluice_trainer.train.objective import Objective, Preference, objective_of
 from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.randomness import seed_all
 from sluice_trainer.train.state import Standing, TrainingState
@@ -61,6 +61,9 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     prove(model, row.input_ids, row.learnt)
     if training.compile:
         compile_layers(model)
+    objective = objective_of(data.manifest.row_format, training)
+    if isinstance(objective, Preference):
+        turn_dropout_off(model)
     model.train()
     weights = trainable(model)
     optimizer = torch.optim.AdamW(
@@ -73,7 +76,6 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     steps = plan.Steps(data.training.lengths, training)
     standing = Standing(total_steps=steps.total, learning_rate=plan.learning_rate(0, steps.total, training))
     state = TrainingState(weights, optimizer, standing)
-    objective = objective_of(data.manifest.row_format, training)
     return Run(training, data, steps, group, model, objective, state, checkpoints, reporter)
 
 
@@ -85,6 +87,7 @@ def resume(run: Run) -> int | None:
         best = saved.standing.best_step if run.exports_best else None
         if best is not None and not run.checkpoints.keep(best):
             run.state.standing = saved.standing.model_copy(update={"best_step": None, "best_loss": None})
+    run.state.make_moments()
     run.state.take_leaders(run.group)
     standing = run.state.standing
     resumed_from = standing.step if saved else None

@@ -102,6 +102,11 @@ class TrainingState:
         self.standing = snapshot.standing
         self._updated = self._now()
 
+    def make_moments(self) -> None:
+        """Have all of the optimizer's memory before the first step, as AdamW would with it."""
+        for weight in self.weights.values():
+            self.optimizer.state[weight] = self.optimizer.state[weight] or _no_moments(weight)
+
     def take_leaders(self, group: Group) -> None:
         """Continue from where the group's leader is."""
         if group.rank.size == 1:
@@ -110,8 +115,7 @@ class TrainingState:
         group.take_leaders_([weight.detach() for weight in self.weights.values()])
         if self.standing.step > 0:
             for weight in self.weights.values():
-                moments = self.optimizer.state[weight] or _no_moments(weight)
-                self.optimizer.state[weight] = moments
+                moments = self.optimizer.state[weight]
                 group.take_leaders_([moments[moment] for moment in _MOMENTS])
         self._updated = self._now()
 
