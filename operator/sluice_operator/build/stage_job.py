@@ -13,12 +13,12 @@ from sluice_api.meta import (
     group_service_name,
     stage_job_name,
 )
+from sluice_api.quantity import amount
 from sluice_api.sources import claims_of
 from sluice_api.stages import ExitCode, Stage, StageSpec
 from sluice_operator.build import pod
 from sluice_operator.build.devices import of_training, with_claims
 from sluice_operator.build.metadata import Manifest, app_labels, owned_by
-from sluice_operator.observe.quantity import amount
 from sluice_operator.settings import Settings
 
 GRACE_SECONDS = 30

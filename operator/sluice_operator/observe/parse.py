@@ -22,11 +22,11 @@ from sluice_api.meta import (
     TEMPLATE_ANNOTATION,
 )
 from sluice_api.model import Model
+from sluice_api.quantity import amounts
 from sluice_api.selectors import LabelSelector
 from sluice_api.stages import Stage
 from sluice_operator.observe.parse_devices import parse_device_claim, parse_slice
 from sluice_operator.observe.parse_pod import parse_pod
-from sluice_operator.observe.quantity import amounts
 from sluice_operator.observe.raw import Body, condition, metadata_of, moment
 from sluice_operator.observe.views import (
     BudgetView,

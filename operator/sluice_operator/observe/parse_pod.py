@@ -11,7 +11,7 @@ from sluice_api.meta import (
     SCALE_UP_LABEL,
     TEMPLATE_ANNOTATION,
 )
-from sluice_operator.observe.quantity import amounts
+from sluice_api.quantity import amounts
 from sluice_operator.observe.raw import Body, ViewMetadata, condition, metadata_of, moment
 from sluice_operator.observe.views import PodView, Resources, Termination
 

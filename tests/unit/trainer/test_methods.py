@@ -12,7 +12,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from sluice_api.artifacts import ModelManifest, model_digest, model_fingerprint
+from sluice_api.reasons import Reason
 from sluice_trainer import base_model
+from sluice_trainer.errors import StageError
 from sluice_trainer.train import head
 from sluice_trainer.train.batches import MicroBatch, summed_loss
 from sluice_trainer.train.model import load, trainable
@@ -170,3 +172,14 @@ def held_out_loss(job: Job, model: torch.nn.Module) -> float:
     rows = job.prepared().validation
     losses = [summed_loss(model, MicroBatch.of([rows[i]], torch.device("cpu"))).item() for i in range(len(rows))]
     return sum(losses) / int(rows.learnt.sum())
+
+
+def test_a_checkpoint_that_would_not_fit_into_memory_is_refused_before_a_gpu_is_taken(job: Job) -> None:
+    """The tiny model's takes between one MiB and two."""
+    small = replace(of(job, "Full"), spec=(("method", "Full"), ("resources", {"memory": "1Mi"})))
+    with pytest.raises(StageError) as raised:
+        small.prepare()
+    assert raised.value.reason == Reason.OUT_OF_MEMORY
+    assert raised.value.message.startswith("resources.memory 1Mi does not hold a checkpoint of all ")
+    replace(small, spec=(("method", "LoRA"), ("resources", {"memory": "1Mi"}), ("lora", {"rank": 8}))).prepare()
+    replace(small, name="enough", spec=(("method", "Full"), ("resources", {"memory": "2Mi"}))).prepare()

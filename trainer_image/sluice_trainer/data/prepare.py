@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sluice_api.artifacts import MANIFEST
-from sluice_api.finetunejob import DatasetFormat
+from sluice_api.finetunejob import DatasetFormat, JobResources
+from sluice_api.quantity import amount, readable
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
@@ -20,6 +21,9 @@ from sluice_trainer.errors import StageError
 from sluice_trainer.plan import Steps, plan_digest
 from sluice_trainer.prepared import PreparedManifest, TokenRow, TokenRows
 from sluice_trainer.report import Reporter
+
+CHECKPOINT_BYTES = 12
+"""Of each trained weight: itself and AdamW's two numbers, in float32."""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,7 +53,9 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     findings.check(spec.dataset.on_bad_row)
     _check_not_empty(rows, findings)
     whole = spec.method is Method.FULL
-    if not whole:
+    if whole:
+        _check_memory(model, spec.resources)
+    else:
         _check_adapter(model, spec.lora)
     _check_tokens(base, model, tokeniser.added_tokens, rows, trained=whole)
     if whole and findings.row_format is DatasetFormat.PREFERENCE:
@@ -123,6 +129,19 @@ def _check_adapter(model: "PreTrainedModel", lora: Lora) -> None:
     from sluice_trainer.layers import check_rank, chosen, linear_layers
 
     check_rank(model, chosen(linear_layers(model), lora.target_modules), lora)
+
+
+def _check_memory(model: "PreTrainedModel", resources: JobResources) -> None:
+    """Refuse to train all weights where the copy that a checkpoint is written from would not fit: the kernel would end
+    the process, at its first save and at each one after it."""
+    weights = model.num_parameters()
+    needed = CHECKPOINT_BYTES * weights
+    if amount("memory", resources.memory) < needed:
+        raise StageError(
+            Reason.OUT_OF_MEMORY,
+            f"resources.memory {resources.memory} does not hold a checkpoint of all {weights:,} weights: that takes "
+            f"{readable('memory', needed)} beside what the process needs itself. Raise it, or use method LoRA.",
+        )
 
 
 def _check_tokens(

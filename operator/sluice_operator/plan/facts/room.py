@@ -4,8 +4,8 @@ from collections.abc import Collection, Hashable, Iterable
 
 from sluice_api.finetunejob import FineTuneJob, JobResources
 from sluice_api.meta import SCALE_UP_LABEL
+from sluice_api.quantity import amount, readable
 from sluice_api.sources import claims_of
-from sluice_operator.observe.quantity import amount, readable
 from sluice_operator.observe.views import ClaimView, Key, NodeRequirement, NodeView, PodView, Resources
 from sluice_operator.observe.world import World, job_key
 
