@@ -132,11 +132,11 @@ def _train_to_the_end(run: Run, batching: Batching, watchdog: Watchdog) -> None:
             state.optimizer.step()
             failpoints.reached("update-half-done")
             state.standing = _next_standing(run, step)
+            pace.step(step.tokens)
+            _report(run, step, pace)  # a step that can be saved has been told
         failpoints.reached("update-done")
         state.optimizer.zero_grad()
-        pace.step(step.tokens)
         watchdog.step(pace.step_seconds)
-        _report(run, step, pace)
         due = due or _is_due(run.training.checkpoint_every_steps, state.standing.step)
         if due and run.group.leads and state.standing.step < total:
             with metrics.SAVE_SECONDS.time():
