@@ -7,6 +7,7 @@ import pytest
 
 from sluice_api.reasons import Reason
 from sluice_api.stages import TrainResult
+from sluice_trainer import failpoints
 from sluice_trainer.errors import StageError
 from sluice_trainer.train import loop
 from sluice_trainer.train.checkpoint import Checkpoints
@@ -69,13 +70,20 @@ def test_the_best_is_exported_and_kept_and_otherwise_the_last(job: Job, measured
 
 def stopping_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill between the update of a step and what follows it."""
+    runs: list[Run] = []
+    load_run = loop.load_run
 
-    def killed(run: Run, *_: object) -> None:
-        if run.state.standing.step == step:
-            run.checkpoints.save(run.state.snapshot)
+    def loaded(*args: Any) -> Run:
+        runs.append(load_run(*args))
+        return runs[0]
+
+    def reached(place: str) -> None:
+        if place == "update-done" and runs[0].state.standing.step == step:
+            runs[0].checkpoints.save(runs[0].state.snapshot)
             raise InterruptedError
 
-    monkeypatch.setattr(loop, "_report", killed)
+    monkeypatch.setattr(loop, "load_run", loaded)
+    monkeypatch.setattr(failpoints, "reached", reached)
 
 
 @pytest.mark.parametrize("step", [4, 5, 9])
