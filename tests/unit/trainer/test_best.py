@@ -11,7 +11,7 @@ from sluice_trainer import failpoints
 from sluice_trainer.errors import StageError
 from sluice_trainer.train import loop
 from sluice_trainer.train.checkpoint import Checkpoints
-from sluice_trainer.train.run import Run
+from sluice_trainer.train.run import Run, load_run
 from sluice_trainer.train.state import Snapshot
 from tests.unit.trainer.jobs import Job
 
@@ -71,7 +71,6 @@ def test_the_best_is_exported_and_kept_and_otherwise_the_last(job: Job, measured
 def stopping_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill between the update of a step and what follows it."""
     runs: list[Run] = []
-    load_run = loop.load_run
 
     def loaded(*args: Any) -> Run:
         runs.append(load_run(*args))
