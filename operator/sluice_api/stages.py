@@ -82,6 +82,11 @@ class TrainResult(Model):
     evaluation_loss_before: FiniteFloat | None = None
     evaluation_loss_after: FiniteFloat | None = None
 
+    @property
+    def result_step(self) -> int:
+        """Step of the checkpoint that is exported, once training is complete."""
+        return self.step if self.exported_step is None else self.exported_step
+
 
 class ExportResult(Model):
     """What was exported."""

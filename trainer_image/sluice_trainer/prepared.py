@@ -1,6 +1,6 @@
 """The tokenised rows, as Prepare leaves them in <work>/prepared/ and Train and Export read them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -98,13 +98,13 @@ class TokenRows:
         """Tokens of each row."""
         return [int(length) for length in np.diff(self.offsets)]
 
-    def sizes(self, *, packed: bool) -> list[int]:
-        """Tokens that each row takes in a micro-batch: side by side, both sides of a pair are as long as the longer."""
-        if packed:
-            return self.lengths
-        lengths = np.diff(self.offsets)
-        longer = np.maximum(self.splits, lengths - self.splits)
-        return [int(size) for size in np.where(self.splits > 0, 2 * longer, lengths)]
+    def sizes(self, indices: Sequence[int], *, packed: bool) -> list[int]:
+        """Tokens that rows take in a micro-batch: side by side, both sides of a pair are as long as the longer."""
+        chosen = np.asarray(indices, np.int64)
+        lengths, splits = self.offsets[chosen + 1] - self.offsets[chosen], self.splits[chosen]
+        if not packed:
+            lengths = np.where(splits > 0, 2 * np.maximum(splits, lengths - splits), lengths)
+        return [int(size) for size in lengths]
 
     @property
     def longest_sequence(self) -> int:

@@ -31,8 +31,8 @@ def _report(job: StageSpec, outcomes: Mapping[Stage, StageOutcome], seconds: flo
         rows["rows"] = f"{found.rows} to train on, {found.validation_rows} held out, {found.refused_rows} refused"
         rows["tokens"] = f"{found.tokens:,} a pass, {found.learnt_tokens:,} of them learnt"
     if (told := outcomes.get(Stage.TRAIN)) and (trained := told.train):
-        best = trained.exported_step not in (None, trained.step)
-        rows["steps"] = f"{trained.step}; the best was step {trained.exported_step}" if best else str(trained.step)
+        best = f"; the best was step {trained.result_step}" if trained.result_step != trained.step else ""
+        rows["steps"] = f"{trained.step}{best}"
         if trained.evaluation_loss_before is not None and trained.evaluation_loss_after is not None:
             before, after = trained.evaluation_loss_before, trained.evaluation_loss_after
             rows["loss on the held-out rows"] = f"{before:.4f} before, {after:.4f} after"

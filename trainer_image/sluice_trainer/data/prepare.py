@@ -22,9 +22,6 @@ from sluice_trainer.plan import Steps, plan_digest
 from sluice_trainer.prepared import PreparedManifest, TokenRow, TokenRows
 from sluice_trainer.report import Reporter
 
-CHECKPOINT_BYTES = 12
-"""Of each trained weight: itself and AdamW's two numbers, in float32."""
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -134,8 +131,10 @@ def _check_adapter(model: "PreTrainedModel", lora: Lora) -> None:
 def _check_memory(model: "PreTrainedModel", resources: JobResources) -> None:
     """Refuse to train all weights where the copy that a checkpoint is written from would not fit: the kernel would end
     the process, at its first save and at each one after it."""
+    from sluice_trainer.train.memory import COPY_BYTES
+
     weights = model.num_parameters()
-    needed = CHECKPOINT_BYTES * weights
+    needed = COPY_BYTES * weights
     if amount("memory", resources.memory) < needed:
         raise StageError(
             Reason.OUT_OF_MEMORY,

@@ -169,8 +169,10 @@ class Tokeniser:
 
     def _fitting(self, rows: Sequence[TokenRow], findings: Findings) -> list[TokenRow]:
         """What becomes of a row, or of the two of a pair, that may be too long."""
-        whole = fitting_pair(rows, self._longest, self._overlong) if len(rows) > 1 else None
-        made = fitting(rows[0], self._longest, self._overlong) if whole is None else whole
+        if len(rows) > 1:
+            made = fitting_pair(rows, self._longest, self._overlong)
+        else:
+            made = fitting(rows[0], self._longest, self._overlong)
         if any(len(row.input_ids) > self._longest for row in rows):
             findings.overlong_rows += 1
         return made

@@ -46,8 +46,8 @@ def _method(spec: FineTuneJobSpec) -> str:
 def _steps(spec: FineTuneJobSpec, trained: TrainResult) -> str:
     tokens = spec.training.batch_tokens
     size = f"{spec.training.batch_size} rows" if tokens is None else f"{tokens} tokens"
-    best = trained.exported_step not in (None, trained.step)
-    return f"{trained.step} steps of {size}{f', of which step {trained.exported_step} is this one' if best else ''}"
+    best = f", of which step {trained.result_step} is this one" if trained.result_step != trained.step else ""
+    return f"{trained.step} steps of {size}{best}"
 
 
 def _loss(nats: float | None, unit: str) -> str:

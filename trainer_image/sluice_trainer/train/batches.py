@@ -1,7 +1,7 @@
 """Rows to tensors, and tensors to a loss."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,13 +39,11 @@ class MicroBatch:
         longest = max(len(row.input_ids) for row in rows)
         input_ids = np.zeros((len(rows), longest), np.int64)
         learnt = np.zeros((len(rows), longest), np.bool_)
-        answers = np.zeros((len(rows), longest), np.int64)
         for index, row in enumerate(rows):
             input_ids[index, : len(row.input_ids)] = row.input_ids
             learnt[index, : len(row.learnt)] = row.learnt
-            answers[index] = index
-        ids, taught, owner = (torch.from_numpy(each).to(device) for each in (input_ids, learnt, answers))
-        return cls(ids, taught, answers=owner if paired else None)
+        batch = cls(torch.from_numpy(input_ids).to(device), torch.from_numpy(learnt).to(device))
+        return replace(batch, answers=_owners([longest] * len(rows), batch)) if paired else batch
 
     @classmethod
     def packed(cls, rows: Sequence[TokenRow], device: torch.device) -> "MicroBatch":
@@ -54,19 +52,15 @@ class MicroBatch:
         position_ids = np.concatenate([np.arange(len(row.input_ids)) for row in rows])
         input_ids = np.concatenate([row.input_ids for row in rows]).astype(np.int64)
         learnt = np.concatenate([row.learnt for row in rows]).astype(np.bool_) & (position_ids > 0)
-        answers = np.repeat(np.arange(len(rows)), [len(row.input_ids) for row in rows])
-        ids, taught, places, owner = (
-            torch.from_numpy(each).unsqueeze(0).to(device) for each in (input_ids, learnt, position_ids, answers)
-        )
-        return cls(ids, taught, places, owner if paired else None)
+        batch = cls(*(torch.from_numpy(each).unsqueeze(0).to(device) for each in (input_ids, learnt, position_ids)))
+        return replace(batch, answers=_owners([len(row.input_ids) for row in rows], batch)) if paired else batch
 
 
 def batches_of(
     rows: TokenRows, indices: Sequence[int], batching: Batching, rank: Rank, device: torch.device
 ) -> Iterator[tuple[int, MicroBatch]]:
     """One process's share of some rows, a few at a time, with the place among all of the first of them."""
-    sizes = rows.sizes(packed=batching.packed)
-    lengths = [sizes[index] for index in indices]
+    lengths = rows.sizes(indices, packed=batching.packed)
     for places in micro_batches(lengths, batching, rank.size)[rank.number]:
         yield places[0], put_together([rows[indices[place]] for place in places], batching, device)
 
@@ -75,6 +69,12 @@ def _apart(rows: Sequence[TokenRow]) -> tuple[bool, Sequence[TokenRow]]:
     """Whether the rows are pairs, and all answers as rows of their own."""
     paired = rows[0].split > 0
     return paired, [answer for row in rows for answer in row.answers()] if paired else rows
+
+
+def _owners(lengths: Sequence[int], batch: MicroBatch) -> Tensor:
+    """Which answer each token of a batch belongs to."""
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    return torch.from_numpy(owners).to(batch.input_ids.device).view_as(batch.input_ids)
 
 
 def put_together(rows: Sequence[TokenRow], batching: Batching, device: torch.device) -> MicroBatch:

@@ -38,7 +38,7 @@ def batching_for(
         recorded: The budget that the training began with. It is kept as long as it fits: the bits depend on it.
     """
     packed = training.packing is not Packing.NEVER and _packs(model, rows, group)
-    longest = max(rows.sizes(packed=packed))
+    longest = max(rows.sizes(range(len(rows)), packed=packed))
     most = longest if training.micro_batch_size else recorded or MOST_TOKENS[group.device.type]
     measure = tried if group.device.type == "cuda" else estimated
 

@@ -36,7 +36,7 @@ class CheckpointManifest(Model):
 
 
 class CompletedTraining(Model):
-    """checkpoints/manifest.json: training is complete, and step-<result.exported_step>/ is its result."""
+    """checkpoints/manifest.json: training is complete, and step-<result.result_step>/ is its result."""
 
     format: str = "sluice.checkpoints/v1"
     plan: str
@@ -132,7 +132,7 @@ class Checkpoints:
         manifest = durable.read_manifest(self._folder, CompletedTraining)
         if manifest is None or manifest.plan != self._plan:
             return None
-        step = _exported_step(manifest.result)
+        step = manifest.result.result_step
         return manifest.result if self._damage(self._folder / f"step-{step}", step) is None else None
 
     def trained(self) -> tuple[TrainResult, Snapshot]:
@@ -147,7 +147,7 @@ class Checkpoints:
                 Reason.CHECKPOINT_INVALID,
                 f"{self._folder} holds no completed training. {Reason.CHECKPOINT_INVALID.next_step}",
             )
-        return result, _read(self._folder / f"step-{_exported_step(result)}")
+        return result, _read(self._folder / f"step-{result.result_step}")
 
     def _save_behind(self, state: Snapshot) -> None:
         try:
@@ -204,10 +204,6 @@ class Checkpoints:
         except OSError as error:  # a disk that has lost a block says so only when it is read
             return f"can't be read: {error}"
         return f"{file} is missing or damaged" if file else None
-
-
-def _exported_step(result: TrainResult) -> int:
-    return result.step if result.exported_step is None else result.exported_step
 
 
 def _read(folder: Path) -> Snapshot:

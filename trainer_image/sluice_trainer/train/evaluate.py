@@ -28,7 +28,7 @@ def evaluate(run: Run, batching: Batching) -> float | None:
     rows, group = run.data.validation, run.group
     if len(rows) == 0:
         return None
-    lengths = rows.sizes(packed=batching.packed)
+    lengths = rows.sizes(range(len(rows)), packed=batching.packed)
     batches = [
         [start + place for place in places]
         for start in range(0, len(rows), _WINDOW)
