@@ -54,7 +54,8 @@ class FakeSleep:
         self.paused = False
         self._resumed = asyncio.Event()
         self._abort = asyncio.Event()
-        self._running = 0
+        self.running = 0
+        """Requests that are being computed."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -71,7 +72,7 @@ class FakeSleep:
         """Wait until a request has been computed; returns whether it was aborted."""
         while self.paused:
             await self._resumed.wait()
-        self._running += 1
+        self.running += 1
         self._idle.clear()
         try:
             ends = [asyncio.create_task(hold.wait()), asyncio.create_task(self._abort.wait())]
@@ -80,8 +81,8 @@ class FakeSleep:
                 end.cancel()
             return self._abort.is_set() and not hold.is_set()
         finally:
-            self._running -= 1
-            if not self._running:
+            self.running -= 1
+            if not self.running:
                 self._idle.set()
 
     async def route(self, method: str, path: str, query: bytes, request: dict[str, Any]) -> Reply | None:

@@ -39,6 +39,8 @@ class FakeVLLM:
         match method, path:
             case "GET", "/health":
                 await _text(send, 200 if self.healthy and not self.sleep.dead else 503, "")
+            case "GET", "/metrics":
+                await _text(send, 200, f'vllm:num_requests_running{{model_name="{BASE}"}} {self.sleep.running}.0\n')
             case "GET", "/v1/models":
                 await self._json(send, 200, {"object": "list", "data": self._cards()})
             case "POST", "/v1/load_lora_adapter":
