@@ -35,11 +35,11 @@ ENDS = [(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued"
 """How training may end: exit code and reason."""
 
 TERMS = st.tuples(
-    st.booleans(),
+    st.sampled_from([True, True, False]),
     st.integers(0, 2),
     st.booleans(),
     st.sampled_from([86_400, 86_400, 60]),
-    st.sampled_from([0, 0, 30, 600]),
+    st.sampled_from([0, 0, 0, 30, 600]),
 )
 """Whether a job borrows, its priority, whether it gives way, how long it may train, how long it asks for nodes."""
 
@@ -56,14 +56,14 @@ PATIENCE = 16
 class Lending(RuleBasedStateMachine):
     """Jobs come, go and fail, engines are resized, nodes vanish, and every component may be late."""
 
-    policies = ("ScaleDown", "ScaleDown", "Never")
+    policies = ("ScaleDown", "ScaleDown", "ScaleDown", "Never")
     """Of which the engines have one."""
 
     @initialize(
         gpus=st.lists(NODES, min_size=1, max_size=2),
-        engines=st.integers(0, 2),
+        engines=st.sampled_from([1, 1, 2, 0]),
         jobs=st.integers(2, 6),
-        quota=st.sampled_from([None, None, 1, 2]),
+        quota=st.sampled_from([None, None, None, 1, 2]),
         data=st.data(),
     )
     def start(self, gpus: list[int], engines: int, jobs: int, quota: int | None, data: st.DataObject) -> None:
@@ -80,13 +80,13 @@ class Lending(RuleBasedStateMachine):
         for number in range(engines):
             terms = {
                 "policy": data.draw(st.sampled_from(self.policies)),
-                "minReplicas": data.draw(st.integers(0, 2)),
+                "minReplicas": data.draw(st.sampled_from([0, 0, 1, 2])),
                 "coolDownSeconds": data.draw(st.sampled_from([60, 0])),
                 "reclaim": data.draw(st.sampled_from(["Never", "OnDemand"])),
             }
-            sizes = {"gpus": data.draw(st.sampled_from([1, 1, 2]))}
+            sizes = {"gpus": data.draw(st.sampled_from([1, 2]))}
             self.cluster.town.engine(f"e{number}", data.draw(st.integers(0, 3)), preemption=terms, resources=sizes)
-        if sleepy:  # only what serves can go to sleep
+        if sleepy or data.draw(st.booleans()):  # only what serves can go to sleep
             for _ in range(4):
                 self.cluster.round()
         for _ in range(jobs):
@@ -95,6 +95,14 @@ class Lending(RuleBasedStateMachine):
     @rule(shape=SHAPES, terms=TERMS)
     def submits(self, shape: tuple[int, int], terms: tuple[bool, int, bool, int, int]) -> None:
         self.submit(shape, *terms)
+
+    @rule(shape=SHAPES, priority=st.integers(0, 2))
+    def somebody_comes_to_borrow(self, shape: tuple[int, int], priority: int) -> None:
+        """When replicas serve already: by single steps alone few jobs meet any (two claims of a hundred borrowed)."""
+        for _ in range(4):
+            self.everybody_does_their_part()
+        self.submit(shape, preempt=True, priority=priority, yields=False, seconds=86_400, asks=0)
+        self.reconcile_pool()
 
     def submit(
         self, shape: tuple[int, int], preempt: bool, priority: int, yields: bool, seconds: int, asks: int

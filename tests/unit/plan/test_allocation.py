@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from sluice_api.claim import SlotRef
-from sluice_operator.observe.world import job_key
+from sluice_api.reasons import Reason
+from sluice_operator.observe.world import job_key, key_of
 from tests.unit.plan.worlds import allocated, describe, parse
 
 
@@ -225,7 +226,18 @@ def test_gpus_of_a_node_that_more_are_spoken_for_than_there_are_are_lent_once() 
     early = town.stage_job(town.job("early"), claim=town.claim("n1", SlotRef(namespace="team", engine="chat", index=2)))
     town.trainer_pod(early)
     town.job("a", gpus=2)
-    assert describe(allocated(town)) == "a waits EngineAtFloor"
+    assert describe(allocated(town)) == "a waits WaitingForGPUs"
+
+
+def test_nobody_is_disturbed_on_a_node_where_somebody_waits_for_a_gpu_already() -> None:
+    """Seen in the soak: one replica more than the job needed was lent, the other GPU being one that a claim waited for,
+    so that the claim gave way to that one the moment it was made, and was made again."""
+    town = parse("pool: 3 gpus | chat: 3 replicas")
+    town.stage_job(town.job("early"), claim=town.claim("n1"))
+    job = town.job("a", gpus=2)
+    wait = allocated(town).waits[key_of(job)]
+    assert wait.reason is Reason.WAITING_FOR_GPUS
+    assert "On n1, with chat, more GPUs are spoken for than there are. Next: early ends" in wait.message
 
 
 def test_what_is_left_of_a_larger_slot_goes_back_with_it() -> None:

@@ -1,8 +1,6 @@
 """What holds after every step, whatever happens in whatever order."""
 
 import os
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -45,14 +43,3 @@ TestLending = Lending.TestCase
 TestLendingAsleep = LendingAsleep.TestCase
 TestLendingAsleepForLong = pytest.mark.slow(LendingAsleepForLong.TestCase)
 TestLendingForLong = pytest.mark.slow(LendingForLong.TestCase)
-
-
-def test_the_assertion_that_no_plant_has_reached_can_fail() -> None:
-    """Two claims that act on one slot: four other rules of the planner, and three other assertions, come before it."""
-    claim = SimpleNamespace(borrowed=("slot",), displaced=())
-    claims = [SimpleNamespace(claim=claim, stage_job=SimpleNamespace(uid=uid)) for uid in "ab"]
-    story: Any = SimpleNamespace(cluster=SimpleNamespace(world=None), _acting=lambda: claims)
-    with pytest.raises(AssertionError, match="'slot': 2"):
-        Lending.each_slot_is_lent_once(story)
-    claims.pop()
-    Lending.each_slot_is_lent_once(story)

@@ -103,6 +103,11 @@ class NodeStock:
         return self.spare + self.leaving
 
     @property
+    def is_crowded(self) -> bool:
+        """Whether somebody waits here already for a GPU that another one has: then nobody is disturbed for a third."""
+        return self.soon < 0
+
+    @property
     def free(self) -> int:
         """GPUs that nobody has."""
         return max(0, self.spare)

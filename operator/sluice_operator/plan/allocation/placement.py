@@ -233,7 +233,7 @@ def _lent(group: Group, node: NodeStock, pods: int) -> Room | None:
     """Room with slots that are lent, and what is spare unless it belongs to those in front."""
     spare = min(0, node.soon) if node.name in group.kept.nodes else node.soon
     lacking = pods * group.job.spec.resources.gpus - spare
-    if not 0 < lacking <= group.terms.most or sum(slot.gpus for slot in node.slots) < lacking:
+    if node.is_crowded or not 0 < lacking <= group.terms.most or sum(slot.gpus for slot in node.slots) < lacking:
         return None
     victims = choose_victims(group.stock, node, lacking, group.terms.lenders)
     return Room(node, pods, victims) if victims is not None else None
@@ -261,6 +261,8 @@ def _instead(group: Group, node: NodeStock, pods: int) -> Room | None:
 
 def _in_place_of(group: Group, node: NodeStock, pods: int, displaced: Sequence[LiveClaim]) -> Room | None:
     """Room once these are gone: their own GPUs, the slots that they borrowed if they are lent on, and other slots."""
+    if node.is_crowded:
+        return None
     theirs = [(live.claim.gpus_on(node.name), place) for live in displaced if (place := live.claim.on(node.name))]
     own = sum(max(0, gpus - gpus_of_slots(group.world, place.borrowed)) for gpus, place in theirs)
     lacking = pods * group.job.spec.resources.gpus - node.soon - own

@@ -216,8 +216,9 @@ def _why_nothing_is_lent(w: Waiting) -> tuple[Reason, str]:
 def _why_it_lends_no_more(stock: Stock, engine: InferenceEngine, others_wait: bool) -> tuple[Reason, str]:
     """Why an engine that lends to a job has nothing for it now."""
     name, uid, floor = engine.metadata.name, engine.metadata.uid, floor_of(engine)
-    nodes = (node for node in stock.nodes.values() if not node.refusal)
-    slots = [slot for node in nodes for slot in node.slots if slot.engine.metadata.uid == uid]
+    nodes = [node for node in stock.nodes.values() if not node.refusal]
+    homes = [(node, slot) for node in nodes for slot in node.slots if slot.engine.metadata.uid == uid]
+    slots = [slot for _, slot in homes]
     if len(slots) > floor and others_wait:
         return Reason.BEHIND_IN_QUEUE, f"What {name} may lend is kept for those in front."
     if not stock.may_lose.get(uid, 1):
@@ -226,6 +227,8 @@ def _why_it_lends_no_more(stock: Stock, engine: InferenceEngine, others_wait: bo
         return Reason.ENGINE_HAS_GUESTS, f"Jobs train beside each replica of {name} (scheduling.policy: Shared)."
     if len(slots) > floor and not any(slot.lendable for slot in slots):
         return Reason.ENGINE_WAKES, f"No replica of {name} that could go to sleep serves now."
+    if len(slots) > floor and all(node.is_crowded for node, _ in homes):
+        return Reason.WAITING_FOR_GPUS, f"On {homes[0][0].name}, with {name}, more GPUs are spoken for than there are."
     at = f"{len(slots)} of {engine.spec.replicas} replicas are left, its floor is {floor}"
     return Reason.ENGINE_AT_FLOOR, f"{name} can lend no more: {at}."
 
