@@ -125,6 +125,9 @@ from tests.unit.plan.worlds import allocated, describe, parse
         ("a replica is lent on",
          "pool: 2 gpus | chat: 2 replicas, floor 1 | a: needs 1, yields, takes chat/1 on n1 | b: needs 1, priority 5",
          "b takes chat/1 from a"),
+        ("a replica is not lent on when the engine has come to be below its floor",
+         "pool: 1 gpus | chat: 1 replicas, floor 1 | a: needs 1, takes chat/0 on n1, yields | b: needs 1, priority 1",
+         "b waits WaitingForGPUs"),
         ("a replica is not lent on to one who queues",
          "pool: 2 gpus | chat: 2 replicas, floor 1 | a: needs 1, yields, takes chat/1 on n1 "
          "| b: needs 1, queue, priority 5",

@@ -18,12 +18,12 @@ from sluice_operator.plan.allocation.guests import best_beside, is_guest
 from sluice_operator.plan.allocation.interruption import attempt_ref, may_displace
 from sluice_operator.plan.allocation.inventory import NodeStock, PlacedSlot, Stock
 from sluice_operator.plan.allocation.kept import Kept
-from sluice_operator.plan.allocation.victims import choose_victims
+from sluice_operator.plan.allocation.victims import choose_victims, staying
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.claims import LiveClaim, gpus_of_slots, taken_by
 from sluice_operator.plan.facts.outcomes import all_outcomes
 from sluice_operator.plan.facts.sharing import share_of
-from sluice_operator.plan.facts.slots import sleeps
+from sluice_operator.plan.facts.slots import floor_of, sleeps
 
 _AVOIDED_FOR = timedelta(minutes=5)
 
@@ -268,14 +268,29 @@ def _in_place_of(group: Group, node: NodeStock, pods: int, displaced: Sequence[L
     lacking = pods * group.job.spec.resources.gpus - node.soon - own
     if lacking > max(0, group.terms.most):
         return None
-    inherited: list[SlotRef] = []
-    for slot in (slot for _, place in theirs for slot in place.borrowed):
-        engine = group.world.engines.get(engine_key(slot.namespace, slot.engine))
-        if lacking > 0 and engine and engine.metadata.uid in group.terms.lenders:
-            inherited.append(slot)
-            lacking -= engine.spec.resources.gpus
+    inherited = _lent_on(group, [slot for _, place in theirs for slot in place.borrowed], lacking)
+    lacking -= gpus_of_slots(group.world, inherited)
     victims = choose_victims(group.stock, node, lacking, group.terms.lenders) if lacking > 0 else ()
     return Room(node, pods, victims, tuple(displaced), tuple(inherited)) if victims is not None else None
+
+
+def _lent_on(group: Group, slots: Sequence[SlotRef], gpus: int) -> list[SlotRef]:
+    """Which of the slots that others borrow now, for about so many GPUs, go on being lent.
+
+    An engine may have a higher floor than when it lent them. Then some come back to it instead.
+    """
+    found: list[SlotRef] = []
+    back = Counter((slot.namespace, slot.engine) for slot in slots)
+    for slot in slots:
+        its = (slot.namespace, slot.engine)
+        engine = group.world.engines.get(engine_key(*its))
+        if engine is None or engine.metadata.uid not in group.terms.lenders:
+            continue
+        above_floor = len(staying(group.stock, engine)) + back[its] > floor_of(engine)
+        if above_floor and gpus_of_slots(group.world, found) < gpus:
+            found.append(slot)
+            back[its] -= 1
+    return found
 
 
 def _leaving(world: World, room: Room) -> set[Key]:

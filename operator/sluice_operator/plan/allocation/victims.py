@@ -27,6 +27,11 @@ def choose_victims(stock: Stock, node: NodeStock, gpus: int, lenders: Collection
     return _irreducible(taken, gpus)
 
 
+def staying(stock: Stock, engine: InferenceEngine) -> list[PlacedSlot]:
+    """The slots that an engine has, and not only until they are gone."""
+    return [slot for slot in stock.slots_of.get(engine.metadata.uid, ()) if slot.stays]
+
+
 def _price(slot: PlacedSlot) -> tuple[bool, int, int, float, str]:
     newest_first = -slot.created.timestamp()
     return (slot.serving, slot.engine.spec.preemption.priority, slot.in_flight, newest_first, str(slot.slot))
@@ -34,9 +39,8 @@ def _price(slot: PlacedSlot) -> tuple[bool, int, int, float, str]:
 
 def _floor_allows(stock: Stock, taken: list[PlacedSlot], engine: InferenceEngine) -> bool:
     """Whether the engine keeps its floor, of the slots that it has and of those that serve, and its budgets hold."""
-    mine = stock.slots_of.get(engine.metadata.uid, ())
     gone = {victim.slot for victim in taken}
-    left = [slot for slot in mine if slot.stays and slot.slot not in gone]
+    left = [slot for slot in staying(stock, engine) if slot.slot not in gone]
     if len(left) < floor_of(engine):
         return False
     stopped = sum(1 for victim in taken if victim.serving and victim.engine.metadata.uid == engine.metadata.uid)
