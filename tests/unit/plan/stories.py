@@ -56,7 +56,7 @@ PATIENCE = 16
 class Lending(RuleBasedStateMachine):
     """Jobs come, go and fail, engines are resized, nodes vanish, and every component may be late."""
 
-    policies = ("ScaleDown", "ScaleDown", "ScaleDown", "Never")
+    policies: tuple[str, ...] = ("ScaleDown", "ScaleDown", "ScaleDown", "Never")
     """Of which the engines have one."""
 
     @initialize(
