@@ -205,6 +205,11 @@ class FineTuneJobSpec(Model):
                 at=".method",
             ),
             Rule(
+                "self.method != 'QLoRA' || self.training.sharding != 'Always'",
+                "use Auto or Never with method QLoRA: 4-bit weights are not sharded; they fit four times as well",
+                at=".training.sharding",
+            ),
+            Rule(
                 "has(self.training.batchTokens) || "
                 "self.training.batchSize >= self.resources.gpus * self.resources.nodes",
                 "must be at least resources.gpus x resources.nodes: each GPU needs a row",

@@ -100,6 +100,14 @@ class ExportedCheckpoint(StrEnum):
     BEST = "Best"
 
 
+class Sharding(StrEnum):
+    """Whether each GPU keeps only a part of the model."""
+
+    AUTO = "Auto"
+    ALWAYS = "Always"
+    NEVER = "Never"
+
+
 class Training(Model):
     """How to learn."""
 
@@ -164,6 +172,13 @@ class Training(Model):
         False,
         description="Compile the model's layers (torch.compile): the first steps take minutes, the others are faster. "
         "Bits differ from those of a run without.",
+    )
+    sharding: Sharding = Field(
+        Sharding.AUTO,
+        description="Whether each of a job's GPUs keeps only a part of the weights, and with method Full of their "
+        "gradients and moments too (FSDP2): less memory, more traffic. Auto does so when they would take more than two "
+        "thirds of a GPU. Of a model that is trained in parts, a pod that is lost without a word costs all steps since "
+        "the last checkpoint. QLoRA has none.",
     )
     seed: int = Field(42, ge=0, le=2_147_483_647, description="Seed of everything random.")
     deterministic: bool = Field(

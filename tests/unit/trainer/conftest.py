@@ -1,6 +1,7 @@
 """A tiny model made in place, and volumes with it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.unit.trainer import forked
+from tests.unit.trainer import forked, groups
 from tests.unit.trainer.jobs import ROWS, Job, write_rows
 
 CHATML = (
@@ -94,3 +95,21 @@ def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, pare
 def job(volumes: Path) -> Job:
     """A small job on the tiny model."""
     return Job(volumes)
+
+
+@pytest.fixture
+def alone(job: Job) -> Job:
+    """A job of one process, which a group is compared with."""
+    write_rows(job.volumes / "datasets" / "rows.jsonl", groups.ROWS)
+    dataset = {"uri": "pvc://datasets/rows.jsonl", "validationSplit": "40%"}
+    return replace(job, name="alone", training=groups.SHORT, spec=(("dataset", dataset),))
+
+
+@pytest.fixture
+def pods(alone: Job) -> Iterator[groups.Pods]:
+    """The pods of the job `group`; none of them outlives the test."""
+    pods = groups.Pods(replace(alone, name="group"))
+    yield pods
+    for pod in pods.all:
+        pod.kill()
+        pod.communicate()

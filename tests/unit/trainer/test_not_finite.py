@@ -12,9 +12,9 @@ from sluice_api.stages import ExitCode
 from sluice_trainer.errors import StageError
 from sluice_trainer.plan import Steps
 from sluice_trainer.prepared import TokenRow, TokenRows
-from sluice_trainer.train import loop
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.finite import lines
+from sluice_trainer.train.weights import TrainedWeights
 from tests.unit.trainer.jobs import FATAL, Job, chat, poison, write_rows
 
 MEND = "Mend or remove what is there, or set training.dtype: float32."
@@ -106,7 +106,7 @@ def test_what_no_row_is_to_blame_for(job: Job) -> None:
 
 
 def test_the_rows_of_a_gradient_are_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+    monkeypatch.setattr(TrainedWeights, "clip_gradients_", lambda *_: torch.tensor(torch.inf))
     job = poisoned(job)
     rows = sorted(row + 2 for row in Steps([1] * 40, job.stage("Train").spec.training).rows(0))
     message = refused(job)

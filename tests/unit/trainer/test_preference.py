@@ -22,6 +22,7 @@ from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.ranks import Rank
 from sluice_trainer.train.batches import MicroBatch, batches_of
+from sluice_trainer.train.group import Group
 from sluice_trainer.train.head import prove
 from sluice_trainer.train.loss import cross_entropies
 from sluice_trainer.train.model import load, trainable
@@ -132,8 +133,8 @@ def test_uneven_pairs_side_by_side_take_no_more_than_the_budget() -> None:
     rows = TokenRows.of([TokenRow.pair(*each) for each in (*sides, *sides)])
     assert rows.sizes(range(4), packed=True) == [502, 402, 502, 402]
     assert rows.sizes(range(4), packed=False) == [998, 798, 998, 798]
-    batches = list(batches_of(rows, range(4), Batching(packed=False, tokens=2000), Rank(), CPU))
-    assert [batch.input_ids.numel() for _, batch in batches] == [4 * 499, 4 * 399]
+    batches = list(batches_of(rows, range(4), Batching(packed=False, tokens=2000), Group(Rank(), CPU)))
+    assert [batch.input_ids.numel() for _, batch, _ in batches] == [4 * 499, 4 * 399]
 
 
 def test_the_lengths_of_micro_batches_change_nothing(pairs: Job) -> None:

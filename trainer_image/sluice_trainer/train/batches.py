@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sluice_trainer.prepared import TokenRow, TokenRows
-from sluice_trainer.ranks import Rank
 from sluice_trainer.train import head
+from sluice_trainer.train.group import Group
 from sluice_trainer.train.model import Model
 from sluice_trainer.train.packing import Batching, micro_batches
 
@@ -57,12 +57,19 @@ class MicroBatch:
 
 
 def batches_of(
-    rows: TokenRows, indices: Sequence[int], batching: Batching, rank: Rank, device: torch.device
-) -> Iterator[tuple[int, MicroBatch]]:
-    """One process's share of some rows, a few at a time, with the place among all of the first of them."""
+    rows: TokenRows, indices: Sequence[int], batching: Batching, group: Group
+) -> Iterator[tuple[int, MicroBatch, float]]:
+    """One process's share of some rows, a few at a time: the place among all of the first of them, and a weight.
+
+    That is 0 for what is done for nothing, where all processes use the model together and this one has less to do.
+    """
     lengths = rows.sizes(indices, packed=batching.packed)
-    for places in micro_batches(lengths, batching, rank.size)[rank.number]:
-        yield places[0], put_together([rows[indices[place]] for place in places], batching, device)
+    hands = micro_batches(lengths, batching, group.rank.size)
+    mine = hands[group.rank.number]
+    spare = max(map(len, hands)) - len(mine) if group.in_parts else 0
+    someones = next(hand[0] for hand in hands if hand)
+    for places, weight in [*((places, 1.0) for places in mine), *[(someones, 0.0)] * spare]:
+        yield places[0], put_together([rows[indices[place]] for place in places], batching, group.device), weight
 
 
 def _apart(rows: Sequence[TokenRow]) -> tuple[bool, Sequence[TokenRow]]:

@@ -15,7 +15,15 @@ from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.train.batches import MicroBatch, summed_loss
 from sluice_trainer.train.exact import why_not_packed
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.memory import MEASURED, Cost, cost_through, free_bytes, most_of, peak_bytes
+from sluice_trainer.train.memory import (
+    MEASURED,
+    Cost,
+    cost_through,
+    free_bytes,
+    free_gpu_bytes,
+    most_of,
+    peak_bytes,
+)
 from sluice_trainer.train.model import Model
 from sluice_trainer.train.packing import Batching
 
@@ -40,7 +48,8 @@ def batching_for(
     packed = training.packing is not Packing.NEVER and _packs(model, rows, group)
     longest = max(rows.sizes(range(len(rows)), packed=packed))
     most = longest if training.micro_batch_size else recorded or MOST_TOKENS[group.device.type]
-    measure = tried if group.device.type == "cuda" else estimated
+    # A process that tries in vain leaves the others waiting in the middle of what they do together.
+    measure = tried if group.device.type == "cuda" and not group.in_parts else estimated
 
     def fits() -> Fits:
         here = measure(model, rows, group, packed=packed)
@@ -87,8 +96,10 @@ def largest(fits: Fits, longest: int, most: int) -> int | None:
 
 def estimated(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
     """From three small micro-batches, for a process that would be killed if it tried; from one where that is enough."""
-    free = free_bytes(model, group.rank.gpus)
+    free = free_gpu_bytes(group.device) if group.device.type == "cuda" else free_bytes(model, group.rank.gpus)
     cost = lru_cache(maxsize=1)(lambda: estimated_cost(model, rows, group, packed=packed))
+    if group.in_parts:
+        cost()  # together with the others, whether it is needed here or there
     most = most_of(MEASURED[-1], measured_peak(model, rows, group, MEASURED[-1], packed=packed))
     return lambda tokens: most.of(max(tokens, MEASURED[-1])) <= free or cost().of(tokens) <= free
 

@@ -4,12 +4,12 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import NonNegativeInt
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from sluice_api.artifacts import MANIFEST
 from sluice_api.model import Model
@@ -19,9 +19,10 @@ from sluice_trainer import durable, failpoints, logs, metrics
 from sluice_trainer.errors import StageError
 from sluice_trainer.places import work, writing
 from sluice_trainer.plan import plan_digest
-from sluice_trainer.train.state import Snapshot, Standing
+from sluice_trainer.train.state import WEIGHT, Snapshot, Standing, TrainingState
+from sluice_trainer.train.tensor_files import WHOLE, Part, read
+from sluice_trainer.train.together import AGREED, Together
 
-_TENSORS = "state.safetensors"
 _STANDING = "state.json"
 
 
@@ -53,6 +54,8 @@ class Checkpoints:
         self._plan = plan_digest(stage)
         self._saving = threading.Lock()
         self._behind: threading.Thread | None = None
+        self.together: Together | None = None
+        """With whom each checkpoint is made, when each process has a part of it."""
         self.durable_step: int | None = None
         """Step of the newest checkpoint that this process has saved or loaded."""
         self.best_step: int | None = None
@@ -78,12 +81,36 @@ class Checkpoints:
                 self._prune(step)
             return step
 
+    def save_last(self, state: TrainingState) -> int:
+        """Make the last update durable, and let none follow; returns its step.
+
+        Raises:
+            StageError: it could not be written, or others of the group did not take part.
+        """
+        if self.together is None:
+            return self.save(state.last_snapshot)
+        self.together.stop()
+        with self._saving:  # what is not whole is given up now
+            mine = state.hold()
+            try:
+                step, self.durable_step = self.together.agree(mine, self.durable_step)
+            except StageError as error:
+                raise self._not_saved(mine, error.reason, error.message, error.code) from error
+        if not state.go_on_to(step, AGREED):
+            raise self._not_saved(step, Reason.POD_LOST, "Its gradients did not come.", ExitCode.REQUEUE)
+        return self.save(state.last_snapshot)
+
+    @property
+    def is_saving(self) -> bool:
+        """A save goes on behind the training."""
+        return self._behind is not None and self._behind.is_alive()
+
     def save_behind(self, snapshot: Callable[[], Snapshot]) -> bool:
         """Copy a state now and make it durable beside the training; False when an earlier save still goes on.
 
         A save that fails, on a full disk for example, costs nothing but this save: the next one tries again.
         """
-        if self._behind is not None and self._behind.is_alive():
+        if self.is_saving:
             return False
         started = time.monotonic()
         state = snapshot()
@@ -117,9 +144,13 @@ class Checkpoints:
             if (why := self._damage(folder, step)) is not None:
                 logs.warning("checkpoint skipped", folder=str(folder), why=why)
                 continue
-            self.durable_step = step
-            return _read(folder)
+            return self.read(step)
         return None
+
+    def read(self, step: int, part: Part = WHOLE) -> Snapshot:
+        """A checkpoint that is whole, or a part of all its tensors."""
+        self.durable_step = step
+        return _read(self._folder / f"step-{step}", part)
 
     def complete(self, result: TrainResult) -> None:
         """Say that training is complete, and which checkpoint is its result."""
@@ -147,7 +178,7 @@ class Checkpoints:
                 Reason.CHECKPOINT_INVALID,
                 f"{self._folder} holds no completed training. {Reason.CHECKPOINT_INVALID.next_step}",
             )
-        return result, _read(self._folder / f"step-{result.result_step}")
+        return result, _read(self._folder / f"step-{result.result_step}", kinds=(WEIGHT,))
 
     def _save_behind(self, state: Snapshot) -> None:
         try:
@@ -162,17 +193,26 @@ class Checkpoints:
     def _write(self, state: Snapshot) -> None:
         step = state.standing.step
         try:
-            with writing(self._stage), durable.new_folder(self._folder / f"step-{step}") as unfinished:
-                save_file(state.tensors, unfinished / _TENSORS)
-                failpoints.reached("tensors-written")
-                (unfinished / _STANDING).write_text(state.standing.model_dump_json(by_alias=True))
-                failpoints.reached("standing-written")
-                manifest = CheckpointManifest(plan=self._plan, step=step, files=durable.digests(unfinished))
-                (unfinished / MANIFEST).write_text(manifest.to_json())
+            with writing(self._stage):
+                folder = self._folder / f"step-{step}"
+                if self.together is not None:
+                    self.together.write(folder, state.tensors, lambda unfinished: self._finish(unfinished, state))
+                    return
+                with durable.new_folder(folder) as unfinished:
+                    save_file(state.tensors, unfinished / WHOLE.file)
+                    failpoints.reached("tensors-written")
+                    self._finish(unfinished, state)
         except OSError as error:
             raise self._not_saved(step, Reason.OUTPUT_NOT_WRITABLE, str(error), ExitCode.INTERNAL) from error
         except StageError as error:
             raise self._not_saved(step, error.reason, error.message, error.code) from error
+
+    def _finish(self, unfinished: Path, state: Snapshot) -> None:
+        """What a checkpoint has beside its tensors; its manifest last."""
+        (unfinished / _STANDING).write_text(state.standing.model_dump_json(by_alias=True))
+        failpoints.reached("standing-written")
+        step, files = state.standing.step, durable.digests(unfinished)
+        (unfinished / MANIFEST).write_text(CheckpointManifest(plan=self._plan, step=step, files=files).to_json())
 
     def _not_saved(self, step: int, reason: Reason, why: str, code: ExitCode) -> StageError:
         durable = "no step is durable" if self.durable_step is None else f"step {self.durable_step} is durable"
@@ -181,6 +221,8 @@ class Checkpoints:
     def _prune(self, newest: int) -> None:
         """Keep the one that has just become durable and those before it, and the best one. What seems newer had been
         passed over."""
+        if self.together is not None and not self.together.leads:
+            return
         by_step = self._by_step()
         kept = [folder for step, folder in by_step if step <= newest][: self._kept]
         for step, folder in by_step:
@@ -206,6 +248,6 @@ class Checkpoints:
         return f"{file} is missing or damaged" if file else None
 
 
-def _read(folder: Path) -> Snapshot:
+def _read(folder: Path, part: Part = WHOLE, kinds: Sequence[str] = ("",)) -> Snapshot:
     standing = Standing.model_validate_json((folder / _STANDING).read_bytes())
-    return Snapshot(standing, load_file(folder / _TENSORS))
+    return Snapshot(standing, read(folder, (path.name for path in folder.iterdir()), part, kinds))

@@ -36,10 +36,12 @@ def evaluate(run: Run, batching: Batching) -> float | None:
     ]
     losses = torch.zeros(len(batches), dtype=torch.float64, device=group.device)
     with measured(run.model):
-        for turn in group.turns(len(batches)):
+        for turn, counts in group.turns(len(batches)):
             failpoints.reached("evaluates")
             batch = put_together([rows[index] for index in batches[turn]], batching, group.device)
-            losses[turn] = run.objective.summed_loss(run.model, batch)
+            loss_sum = run.objective.summed_loss(run.model, batch)
+            if counts:
+                losses[turn] = loss_sum
     group.sum_(losses)
     loss = float(sum(losses.tolist())) / run.objective.count(rows, range(len(rows)))
     if not math.isfinite(loss):

@@ -57,9 +57,10 @@ def blamed(model: Model, rows: TokenRows, indices: Sequence[int], group: Group) 
     """The rows that have no finite loss by themselves. The processes try them in turn, and all know the answer."""
     bad = torch.zeros(len(indices), device=group.device)
     with measured(model):
-        for turn in group.turns(len(indices)):
+        for turn, counts in group.turns(len(indices)):
             loss = summed_loss(model, MicroBatch.of([rows[indices[turn]]], group.device))
-            bad[turn] = float(not loss.isfinite())
+            if counts:
+                bad[turn] = float(not loss.isfinite())
     group.sum_(bad)
     return [index for index, is_bad in zip(indices, bad.tolist(), strict=True) if is_bad]
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._distributed_c10d import TCPStore  # torch.distributed has it for its users, but not for mypy
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
@@ -38,15 +38,30 @@ class Group:
     device: torch.device
     store: Store | None = None
     """Short texts for the others; None alone."""
+    in_parts: bool = False
+    """Each process has only a part of the model, and all use it together."""
 
     @property
     def leads(self) -> bool:
         """This is the process that reports, saves and has the result."""
         return self.rank.leads
 
-    def turns(self, count: int) -> range:
-        """Which of so many tasks are this process's, one after the other around the group."""
-        return range(self.rank.number, count, self.rank.size)
+    @property
+    def shared_store(self) -> Store:
+        """Where all processes find each other's words; alone there is none."""
+        if self.store is None:
+            raise TypeError("a process alone has nobody to talk to")
+        return self.store
+
+    def turns(self, count: int) -> Iterator[tuple[int, bool]]:
+        """Which of so many tasks are this process's, one after the other around the group, and whether each counts.
+
+        Who has one task fewer than others does the last one too, for nothing, if they use the model together.
+        """
+        for first in range(0, count, self.rank.size):
+            turn = first + self.rank.number
+            if turn < count or self.in_parts:
+                yield min(turn, count - 1), turn < count
 
     def sum_(self, tensor: Tensor) -> None:
         """Replace everybody's tensor by the sum over all."""
@@ -59,18 +74,6 @@ class Group:
         no = torch.tensor(float(not yes), device=self.device)
         self.sum_(no)
         return no.item() == 0
-
-    def sum_gradients_(self, weights: Sequence[nn.Parameter], loss_sum: Tensor) -> None:
-        """Replace gradients and loss by their sums, in one go. Who had no rows adds zeros."""
-        if self.rank.size == 1:
-            return
-        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-        everything = torch.cat([*(gradient.flatten() for gradient in gradients), loss_sum.reshape(1)])
-        self.sum_(everything)
-        *sums, loss = everything.split([*(weight.numel() for weight in weights), 1])
-        for weight, gradient in zip(weights, sums, strict=True):
-            weight.grad = gradient.view_as(weight)
-        loss_sum.copy_(loss.squeeze())
 
     def take_leaders_(self, tensors: Sequence[Tensor]) -> None:
         """Replace everybody's tensors by the leader's."""

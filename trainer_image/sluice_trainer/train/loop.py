@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec, TrainResult
@@ -93,11 +92,13 @@ def _trained(run: Run, stop: StopSignal) -> TrainResult:
         )
 
     def save_last() -> TrainResult:
-        checkpoints.save(run.state.last_snapshot)
+        checkpoints.save_last(run.state)
         return result()
 
-    if run.group.leads:
+    if run.saves:
         stop.saved_by(save_last)
+    if checkpoints.together is not None:
+        checkpoints.together.when_somebody_stops(stop.end)
     with Watchdog(run.reporter) as watchdog:
         _train_to_the_end(run, batching, watchdog)
     loss = evaluate(run, batching)
@@ -138,13 +139,20 @@ def _train_to_the_end(run: Run, batching: Batching, watchdog: Watchdog) -> None:
         state.optimizer.zero_grad()
         watchdog.step(pace.step_seconds)
         due = due or _is_due(run.training.checkpoint_every_steps, state.standing.step)
-        if due and run.group.leads and state.standing.step < total:
+        if due and run.saves and state.standing.step < total:
             with metrics.SAVE_SECONDS.time():
-                due = not run.checkpoints.save_behind(state.snapshot)
-    if run.group.leads:
+                due = not _save_behind(run)
+    if run.saves:
         with metrics.SAVE_SECONDS.time():
             saved = run.checkpoints.save(state.snapshot)
         run.reporter.update(checkpoint_step=saved)
+
+
+def _save_behind(run: Run) -> bool:
+    """Begin a save, unless an earlier one goes on; when all save together, anybody's."""
+    if run.weights.in_parts and not run.group.agrees(not run.checkpoints.is_saving):
+        return False
+    return run.checkpoints.save_behind(run.state.snapshot)
 
 
 def _is_due(every: int | None, step: int) -> bool:
@@ -157,16 +165,15 @@ def _forward_and_backward(run: Run, batching: Batching) -> Step:
     rows = run.steps.rows(step)
     count = run.objective.count(run.data.training, rows)
     loss_sum = torch.zeros((), device=group.device)
-    for place, batch in batches_of(run.data.training, rows, batching, group.rank, group.device):
+    for place, batch, weight in batches_of(run.data.training, rows, batching, group):
         seed_all(run.training.seed, step, place)
         failpoints.reached("forward")
-        loss = run.objective.summed_loss(run.model, batch)
+        loss = run.objective.summed_loss(run.model, batch) * weight
         failpoints.reached("backward")
         (loss / count).backward()
         loss_sum += loss.detach()
-    weights = list(run.state.weights.values())
-    group.sum_gradients_(weights, loss_sum)
-    norm = clip_grad_norm_(weights, float(run.training.max_gradient_norm) or math.inf)
+    run.weights.sum_gradients_(loss_sum)
+    norm = run.weights.clip_gradients_(float(run.training.max_gradient_norm))
     tokens = all_tokens(run.data.training, rows)
     return Step(loss_sum.item(), count, tokens, run.state.standing.learning_rate, norm.item())
 
@@ -231,7 +238,7 @@ def _evaluate_between(run: Run, batching: Batching) -> None:
     """Measure the loss after a step, before the next one, also when this process has only resumed there."""
     standing = run.state.standing.evaluated(evaluate(run, batching))
     is_best = run.exports_best and standing.best_step == standing.step
-    if is_best and run.group.leads:
+    if is_best and run.saves:
         with metrics.SAVE_SECONDS.time():
             if not run.checkpoints.save_best(standing.step, run.state.snapshot):
                 standing = run.state.standing.evaluated(None)

@@ -15,6 +15,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sluice_trainer.train.sharding import local
+
 MEASURED = (16, 32, 64)
 """Tokens of the micro-batches that are measured."""
 UNSEEN = 1.6
@@ -73,8 +75,14 @@ def free_bytes(
     limit = cgroup / "memory.max"
     if limit.exists() and (most := limit.read_text().strip()) != "max":
         free = min(free, int(most) - _held(cgroup))
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    trained = sum(local(weight).numel() for weight in model.parameters() if weight.requires_grad)
     return free // processes - COPY_BYTES * trained
+
+
+def free_gpu_bytes(device: torch.device) -> int:
+    """What is left for this process on its GPU, with what torch keeps of it for later."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _held(cgroup: Path) -> int:
@@ -91,7 +99,8 @@ class _Living(TorchDispatchMode):
         super().__init__()
         self.peak: int = 0
         self._bytes: int = 0
-        self._known = {weight.untyped_storage()._cdata for weight in (*model.parameters(), *model.buffers())}
+        held = (local(tensor) for tensor in (*model.parameters(), *model.buffers()))
+        self._known = {tensor.untyped_storage()._cdata for tensor in held}
 
     def __torch_dispatch__(
         self, func: Callable[..., object], types: object, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -99,7 +108,7 @@ class _Living(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
+                self._count(local(tensor).untyped_storage())
         return made
 
     def _count(self, storage: torch.UntypedStorage) -> None:

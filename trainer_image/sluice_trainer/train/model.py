@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from sluice_api.finetunejob import FineTuneJobSpec
@@ -42,9 +43,13 @@ def load(base: BaseModel, spec: FineTuneJobSpec, device: torch.device) -> Model:
 
 def compile_layers(model: Model) -> None:
     """Compile each decoder layer. All of a kind share their code, whatever the length of a micro-batch."""
-    layers = max((part for part in model.modules() if isinstance(part, nn.ModuleList)), key=len)
-    for layer in layers:
+    for layer in decoder_layers(model):
         layer.compile(dynamic=True)
+
+
+def decoder_layers(model: Model) -> nn.ModuleList:
+    """The layers that are alike, in their order."""
+    return max((part for part in model.modules() if isinstance(part, nn.ModuleList)), key=len)
 
 
 def load_base(base: BaseModel, spec: FineTuneJobSpec, device: torch.device) -> PreTrainedModel:
@@ -147,10 +152,12 @@ def measured(model: Model) -> Iterator[None]:
     trains = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         model.train(trains)
+        if isinstance(root := bare(model), FSDPModule):
+            root.reshard()  # else the next use finds its weights as they are now, whatever becomes of them until then
 
 
 def compute_dtype(model: Model) -> torch.dtype:

@@ -1,6 +1,6 @@
 """What one attempt works on, and how it comes to be: loaded from the seed, and put where the last attempt was."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,16 +11,20 @@ from sluice_trainer import base_model, failpoints, logs, plan, prepared
 from sluice_trainer.places import work
 from sluice_trainer.prepared import Prepared
 from sluice_trainer.report import Reporter
+from sluice_trainer.train import sharding
 from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.budget import batching_for
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.group import Group
 from sluice_trainer.train.head import prove
-from sluice_trainer.train.model import Model, compile_layers, load, trainable, turn_dropout_off
+from sluice_trainer.train.model import Model, compile_layers, load, turn_dropout_off
 from sluice_trainer.train.objective import Objective, Preference, objective_of
 from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.randomness import seed_all
 from sluice_trainer.train.state import Standing, TrainingState
+from sluice_trainer.train.tensor_files import Part
+from sluice_trainer.train.together import Together
+from sluice_trainer.train.weights import TrainedWeights
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,15 @@ class Run:
     group: Group
     model: Model
     objective: Objective
+    weights: TrainedWeights
     state: TrainingState
     checkpoints: Checkpoints
     reporter: Reporter
+
+    @property
+    def saves(self) -> bool:
+        """This process writes checkpoints: the leader, or all of them when each has a part."""
+        return self.group.leads or self.weights.in_parts
 
     @property
     def exports_best(self) -> bool:
@@ -55,7 +65,12 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
     logs.info("device", device=str(group.device), threads=torch.get_num_threads())
     failpoints.reached("model-loads")
-    model = load(base, stage.spec, group.device)
+    if sharding.is_wanted(stage.spec, base, group):
+        group = replace(group, in_parts=True)
+        model = load(base, stage.spec, torch.device("cpu"))
+        sharding.shard(model, group)
+    else:
+        model = load(base, stage.spec, group.device)
     failpoints.reached("model-loaded")
     row = MicroBatch.of([data.training[0]], group.device)
     prove(model, row.input_ids, row.learnt)
@@ -65,9 +80,9 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     if isinstance(objective, Preference):
         turn_dropout_off(model)
     model.train()
-    weights = trainable(model)
+    weights = TrainedWeights(model, group)
     optimizer = torch.optim.AdamW(
-        weights.values(),
+        weights.parts.values(),
         betas=(float(training.adam_beta1), float(training.adam_beta2)),
         eps=float(training.adam_epsilon),
         weight_decay=float(training.weight_decay),
@@ -75,20 +90,27 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     )
     steps = plan.Steps(data.training.lengths, training)
     standing = Standing(total_steps=steps.total, learning_rate=plan.learning_rate(0, steps.total, training))
-    state = TrainingState(weights, optimizer, standing)
-    return Run(training, data, steps, group, model, objective, state, checkpoints, reporter)
+    if weights.in_parts:
+        checkpoints.together = Together(group.rank, group.shared_store)
+    state = TrainingState(weights.parts, optimizer, standing)
+    return Run(training, data, steps, group, model, objective, weights, state, checkpoints, reporter)
 
 
 def resume(run: Run) -> int | None:
     """Go on from the newest whole checkpoint that the leader finds; returns its step, None in the others."""
     saved = run.checkpoints.newest() if run.group.leads else None
+    if run.weights.in_parts:
+        rank = run.group.rank
+        step = run.group.leaders_word("checkpoint", str(saved.standing.step) if saved else "")
+        saved = run.checkpoints.read(int(step), Part(rank.number, rank.size)) if step else None
     if saved is not None:
         run.state.restore(saved)
         best = saved.standing.best_step if run.exports_best else None
         if best is not None and not run.checkpoints.keep(best):
             run.state.standing = saved.standing.model_copy(update={"best_step": None, "best_loss": None})
     run.state.make_moments()
-    run.state.take_leaders(run.group)
+    if not run.weights.in_parts:
+        run.state.take_leaders(run.group)
     standing = run.state.standing
     resumed_from = standing.step if saved else None
     logs.info("begin", step=standing.step, total=standing.total_steps, resumed_from=resumed_from)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from sluice_api.model import Model
 from sluice_trainer.train.group import Group
 
+WEIGHT = "weight."
+"""What the names of weights among a state's tensors begin with."""
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -69,32 +71,49 @@ class TrainingState:
         self.weights = weights
         self.optimizer = optimizer
         self.standing = standing
-        self._updating = threading.Lock()
+        self._turn = threading.Condition()
+        self._last: int | None = None
+        """No update goes beyond this step."""
         self._device = next(iter(weights.values())).device
         self._updated = self._now()
 
     @contextmanager
     def updating(self) -> Iterator[None]:
         """Around the optimizer's update and its new standing, and only that: no snapshot sees half of it."""
-        with self._updating:
+        with self._turn:
+            self._turn.wait_for(lambda: self._last is None or self.standing.step < self._last)
             yield
             self._updated = self._now()
+            self._turn.notify_all()
 
     def snapshot(self) -> Snapshot:
         """Copy the state of the last optimizer step. Waits for an update in progress, a few milliseconds."""
-        with self._updating:
+        with self._turn:
             return self._copy()
 
+    def hold(self) -> int:
+        """Let no further update begin, since the process is about to end; returns the step of the last one."""
+        with self._turn:
+            self._last = self.standing.step
+            return self._last
+
+    def go_on_to(self, step: int, seconds: float) -> bool:
+        """Let an update begin all the same, and wait for its end; False when it did not come in time."""
+        with self._turn:
+            self._last = step
+            self._turn.notify_all()
+            return self._turn.wait_for(lambda: self.standing.step >= step, seconds)
+
     def last_snapshot(self) -> Snapshot:
-        """Copy the state and let no further update begin: the process is about to end."""
-        self._updating.acquire()
-        return self._copy()
+        """Copy the state of the last update that there will be."""
+        self.hold()
+        return self.snapshot()
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot."""
         with torch.no_grad():
             for name, weight in self.weights.items():
-                weight.copy_(snapshot.tensors[f"weight.{name}"])
+                weight.copy_(snapshot.tensors[f"{WEIGHT}{name}"])
                 moments = {moment: snapshot.tensors.get(f"{moment}.{name}") for moment in _MOMENTS}
                 self.optimizer.state[weight] = {
                     moment: value.to(weight.device, copy=True) for moment, value in moments.items() if value is not None
@@ -108,7 +127,7 @@ class TrainingState:
             self.optimizer.state[weight] = self.optimizer.state[weight] or _no_moments(weight)
 
     def take_leaders(self, group: Group) -> None:
-        """Continue from where the group's leader is."""
+        """Continue from where the group's leader is, whose weights and moments are whole."""
         if group.rank.size == 1:
             return
         self.standing = Standing.model_validate_json(group.leaders_word("standing", self.standing.to_json()))
@@ -132,7 +151,7 @@ class TrainingState:
         tensors = {}
         with torch.cuda.stream(stream):
             for name, weight in self.weights.items():
-                tensors[f"weight.{name}"] = _on_cpu(weight)
+                tensors[f"{WEIGHT}{name}"] = _on_cpu(weight)
                 for moment, value in self.optimizer.state.get(weight, {}).items():
                     tensors[f"{moment}.{name}"] = _on_cpu(value)
         return Snapshot(self.standing, tensors)

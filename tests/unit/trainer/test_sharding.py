@@ -1,0 +1,109 @@
+"""A model of which each process has only a part: what is learnt stays what it is, and no step is lost at a stop."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sluice_api.stages import ExitCode
+from tests.unit.trainer.groups import (
+    LONG,
+    ONE_POD,
+    SHORT,
+    TWO_PODS,
+    Pods,
+    losses,
+    prepare,
+    printed,
+    saved_step,
+    until_some_steps_are_done,
+)
+from tests.unit.trainer.jobs import Job, events, write_rows
+
+SHARDED = ("sharding", "Always")
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "Full", "pairs"])
+def test_a_model_in_two_parts_learns_what_one_process_learns(
+    kind: str, alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec: tuple[tuple[str, Any], ...] = (("method", "Full"),) if kind == "Full" else ()
+    if kind == "pairs":
+        rows = [{"prompt": f"Item {i}?", "chosen": f"Arr, {i * 7}!", "rejected": "No idea, sir."} for i in range(55)]
+        write_rows(alone.volumes / "datasets" / "rows.jsonl", rows)
+    settings = (*SHORT, ("learningRate", "2e-3"), SHARDED)
+    alone = prepare(replace(alone, spec=(*alone.spec, *spec)), pods, ONE_POD, settings)
+    expected = alone.train()
+    by_one = losses(printed(capsys))
+    (pod,) = pods.start()
+    log = list(events(pod))
+    assert pod.wait(10) == ExitCode.DONE
+    assert {event["trained"] for event in log if event["event"] == "sharded"} == {
+        "in parts" if kind == "Full" else "whole"
+    }
+    assert losses(log) == pytest.approx(by_one, rel=1e-5)
+    together = pods.outcome(0).train
+    assert together is not None
+    assert together.evaluation_loss_before == pytest.approx(expected.evaluation_loss_before, rel=1e-6)
+    assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
+
+
+def test_packs_of_its_own_choice_too(alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]) -> None:
+    """The processes measure together what a micro-batch takes; one of them has a row less in the last step."""
+    settings = (("epochs", 2), ("warmupSteps", 2), ("checkpointEverySteps", 1), SHARDED, ("evaluateEverySteps", 3))
+    alone = prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, ONE_POD, settings)
+    expected = alone.train()
+    by_one = losses(printed(capsys))
+    (pod,) = pods.start()
+    log = list(events(pod))
+    assert pod.wait(10) == ExitCode.DONE
+    assert {event["packed"] for event in log if event["event"] == "micro-batches"} == {True}
+    assert losses(log) == pytest.approx(by_one, rel=1e-5)
+    together = pods.outcome(0).train
+    assert together is not None
+    assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
+
+
+@pytest.mark.parametrize("resources", [ONE_POD, pytest.param(TWO_PODS, marks=pytest.mark.slow)])
+def test_told_to_stop_all_save_the_same_step(
+    resources: dict[str, int], alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Any of them is told; the next attempt is of two processes, the last one of one."""
+    settings = (*LONG, SHARDED)
+    alone = prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, resources, settings)
+    alone.train()
+    by_one = losses(printed(capsys))
+    started = pods.start()
+    done = until_some_steps_are_done(started[0])
+    started[-1].terminate()
+    for pod in started:
+        pod.communicate(timeout=20)
+        assert pod.returncode == ExitCode.REQUEUE
+    first = saved_step(pods.outcome(0), done)
+    assert pods.outcome(0).message.endswith(f"; step {first} of 153 is saved.")
+    folder = pods.job.work / "checkpoints" / f"step-{first}"
+    assert sorted(path.name for path in folder.glob("*.safetensors")) == [
+        "state-00001-of-00002.safetensors",
+        "state-00002-of-00002.safetensors",
+    ]
+
+    started = pods.start(attempt=2)
+    log = []
+    for event in events(started[0]):
+        log.append(event)
+        if event["event"] == "step" and event["step"] > first + 10:
+            break
+    started[0].terminate()
+    for pod in started:
+        pod.communicate(timeout=20)
+        assert pod.returncode == ExitCode.REQUEUE
+    assert losses(log) == pytest.approx({step: by_one[step] for step in losses(log)}, rel=1e-4)
+    second = saved_step(pods.outcome(0), first + 10)
+    said = pods.outcome(0).train
+    assert said is not None
+    assert said.resumed_from == first
+
+    result = pods.job.train()
+    assert result.resumed_from == second
+    last = losses(printed(capsys))
+    assert last == pytest.approx({step: by_one[step] for step in last}, rel=1e-4)

@@ -1,0 +1,153 @@
+"""A checkpoint in parts: its files, and what the processes that write them say to each other."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch._C._distributed_c10d import TCPStore
+
+from dev.cluster.ports import free_port
+from sluice_trainer.errors import PeerLost, StageError
+from sluice_trainer.ranks import Rank
+from sluice_trainer.train import together
+from sluice_trainer.train.state import Standing, TrainingState
+from sluice_trainer.train.tensor_files import WHOLE, Part, read
+from sluice_trainer.train.together import Together
+
+TENSORS = {"weight.a": torch.arange(21.0).view(7, 3), "weight.b": torch.arange(2.0), "step.a": torch.tensor(4.0)}
+
+
+def parts(count: int) -> list[dict[str, torch.Tensor]]:
+    """TENSORS as FSDP2 cuts them."""
+    cut = []
+    for number in range(count):
+        rows = {}
+        for name, tensor in TENSORS.items():
+            chunks = torch.chunk(tensor, count) if tensor.dim() else [tensor] * count
+            rows[name] = chunks[number] if number < len(chunks) else tensor[:0]
+        cut.append(rows)
+    return cut
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("written", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("wanted", [1, 2, 3, 4, 8])
+def test_parts_are_read_as_any_other_number_of_parts(written: int, wanted: int, tmp_path: Path) -> None:
+    for number, part in enumerate(parts(written)):
+        save_file({name: rows.contiguous() for name, rows in part.items()}, tmp_path / Part(number, written).file)
+    files = [path.name for path in tmp_path.iterdir()] + ["state.json"]
+    for number, part in enumerate(parts(wanted)):
+        assert same(read(tmp_path, files, Part(number, wanted)), part)
+    assert same(read(tmp_path, files, WHOLE, ("weight.",)), {k: v for k, v in TENSORS.items() if k != "step.a"})
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Together, Together]]:
+    port = free_port()
+    leader = TCPStore("127.0.0.1", port, None, is_master=True, wait_for_workers=False)
+    other = TCPStore("127.0.0.1", port, None, is_master=False)
+    yield Together(Rank(0, 0, 1, 2), leader), Together(Rank(0, 1, 1, 2), other)
+    del leader  # its server is what they talk through
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[..., Future[None]]]:
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit
+
+
+def finish(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{}")
+
+
+def test_a_folder_is_there_when_all_parts_are(
+    pair: tuple[Together, Together], threads: Callable[..., Future[None]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "step-1"
+    writing = [threads(one.write, folder, part, finish) for one, part in zip(pair, parts(2), strict=True)]
+    assert [one.result(10) for one in writing] == [None, None]
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", *(Part(n, 2).file for n in (0, 1))]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("unlucky", [0, 1])
+def test_a_part_that_can_not_be_written_fails_the_save_for_all_and_the_next_one_goes_on(
+    unlucky: int,
+    pair: tuple[Together, Together],
+    threads: Callable[..., Future[None]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        if file.name == Part(unlucky, 2).file:
+            raise OSError(28, "No space left on device")
+        save_file(tensors, file)
+
+    monkeypatch.setattr(together, "save_file", full)
+    writing = [threads(one.write, tmp_path / "step-1", part, finish) for one, part in zip(pair, parts(2), strict=True)]
+    with pytest.raises(OSError, match="No space left"):
+        writing[unlucky].result(10)
+    with pytest.raises(StageError, match=r"Another process says: .*No space left|another"):
+        writing[1 - unlucky].result(10)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    test_a_folder_is_there_when_all_parts_are(pair, threads, tmp_path)
+
+
+def test_a_stop_ends_a_save_that_waits_for_somebody(
+    pair: tuple[Together, Together], threads: Callable[..., Future[None]], tmp_path: Path
+) -> None:
+    leader, other = pair
+    told: queue.Queue[PeerLost] = queue.Queue()
+    leader.when_somebody_stops(told.put)
+    writing = threads(leader.write, tmp_path / "step-1", parts(2)[0], finish)
+    other.stop()
+    assert told.get(timeout=5).message == "Rank 1 of the group is gone"
+    leader.stop()
+    with pytest.raises(StageError, match="all are told to stop"):
+        writing.result(5)
+    assert list(tmp_path.iterdir()) == []
+    last = [threads(one.write, tmp_path / "step-2", part, finish) for one, part in zip(pair, parts(2), strict=True)]
+    assert [one.result(10) for one in last] == [None, None]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
+
+
+def standing(step: int) -> Standing:
+    return Standing(step=step, total_steps=9, learning_rate=0.1)
+
+
+def test_who_is_a_step_behind_makes_it_and_nobody_goes_further(
+    pair: tuple[Together, Together], threads: Callable[..., Future[None]]
+) -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    ahead, behind = (TrainingState({"a": weight}, torch.optim.SGD([weight]), standing(step)) for step in (7, 6))
+
+    def train(state: TrainingState) -> None:
+        while True:
+            with state.updating():
+                state.standing = standing(state.standing.step + 1)
+
+    held = [ahead.hold(), behind.hold()]
+    for state in (ahead, behind):
+        threading.Thread(target=train, args=(state,), daemon=True).start()
+    agreeing = [threads(one.agree, step, durable) for one, step, durable in zip(pair, held, (5, None), strict=True)]
+    assert [one.result(5) for one in agreeing] == [(7, 5), (7, 5)]
+    assert all(state.go_on_to(7, 5) for state in (ahead, behind))
+    assert [state.last_snapshot().standing.step for state in (ahead, behind)] == [7, 7]
+
+
+def test_nothing_is_agreed_with_somebody_who_is_silent(
+    pair: tuple[Together, Together], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together, "AGREED", 0.2)
+    with pytest.raises(StageError, match=r"Not all processes saved their parts: no word in 0\.2 s\."):
+        pair[0].agree(7, 5)
