@@ -17,10 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sluice_api.reasons import Reason
 from sluice_trainer.errors import StageError
+from sluice_trainer.train import batches
 from sluice_trainer.train import head as heads
 from sluice_trainer.train import loss as losses
 from sluice_trainer.train.batches import MicroBatch, summed_loss
-from sluice_trainer.train.head import prove
+from sluice_trainer.train.lean import prove
 from sluice_trainer.train.loss import Curve, cross_entropies
 from tests.unit.trainer.jobs import Job
 
@@ -160,7 +161,7 @@ def test_a_models_own_loss_and_gradients(model_type: str) -> None:
     truth = own_loss(model, rows)
     expected = gradients(model, truth)
     prove(model, rows.input_ids[:1], rows.learnt[:1])
-    assert heads._PROVEN[model].curve == curve
+    assert heads.PROVEN[model].curve == curve
     with without_full_logits(model):
         loss = summed_loss(model, rows)
     torch.testing.assert_close(loss, truth, rtol=1e-5, atol=1e-4)
@@ -278,7 +279,7 @@ def test_a_lean_loss_that_is_not_the_models_own_is_given_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, rows = model_of("llama"), batch()
-    monkeypatch.setattr(heads, "cross_entropies", lambda *args: cross_entropies(*args) * 1.001)
+    monkeypatch.setattr(batches, "cross_entropies", lambda *args: cross_entropies(*args) * 1.001)
     prove(model, rows.input_ids[:1], rows.learnt[:1])
     assert "the lean loss of a piece of the first row is" in json.loads(capsys.readouterr().out)["reason"]
     torch.testing.assert_close(summed_loss(model, rows), own_loss(model, rows), rtol=1e-5, atol=1e-4)

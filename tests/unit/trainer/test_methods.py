@@ -17,6 +17,7 @@ from sluice_trainer import base_model
 from sluice_trainer.errors import StageError
 from sluice_trainer.train import head
 from sluice_trainer.train.batches import MicroBatch, summed_loss
+from sluice_trainer.train.lean import prove
 from sluice_trainer.train.model import load, trainable
 from tests.unit.trainer.jobs import Job
 
@@ -157,8 +158,8 @@ def test_a_whole_model_in_bfloat16_computes_in_it_and_keeps_float32(job: Job) ->
     model = load(base_model.locate("pvc://models/tiny"), job.stage("Train").spec, torch.device("cpu"))
     batch = MicroBatch.of([job.prepared().training[0]], torch.device("cpu"))
     full = summed_loss(model, batch)
-    head.prove(model, batch.input_ids, batch.learnt)
-    assert model in head._PROVEN
+    prove(model, batch.input_ids, batch.learnt)
+    assert model in head.PROVEN
     lean = summed_loss(model, batch)
     torch.testing.assert_close(lean, full, rtol=1e-2, atol=1e-2)
     lean.backward()

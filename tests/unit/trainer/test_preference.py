@@ -23,7 +23,7 @@ from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.ranks import Rank
 from sluice_trainer.train.batches import MicroBatch, batches_of
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.head import prove
+from sluice_trainer.train.lean import prove
 from sluice_trainer.train.loss import cross_entropies
 from sluice_trainer.train.model import load, trainable
 from sluice_trainer.train.objective import Preference

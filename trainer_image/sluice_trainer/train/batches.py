@@ -1,16 +1,19 @@
 """Rows to tensors, and tensors to a loss."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from sluice_trainer.prepared import TokenRow, TokenRows
-from sluice_trainer.train import head
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.model import Model
+from sluice_trainer.train.head import PROVEN, into_head
+from sluice_trainer.train.loss import cross_entropies
+from sluice_trainer.train.model import Model, bare, computing
 from sluice_trainer.train.packing import Batching, micro_batches
 
 
@@ -67,8 +70,8 @@ def batches_of(
     hands = micro_batches(lengths, batching, group.rank.size)
     mine = hands[group.rank.number]
     spare = max(map(len, hands)) - len(mine) if group.in_parts else 0
-    someones = next(hand[0] for hand in hands if hand)
-    for places, weight in [*((places, 1.0) for places in mine), *[(someones, 0.0)] * spare]:
+    smallest = min((places for hand in hands for places in hand), key=lambda places: sum(lengths[p] for p in places))
+    for places, weight in [*((places, 1.0) for places in mine), *[(smallest, 0.0)] * spare]:
         yield places[0], put_together([rows[indices[place]] for place in places], batching, group.device), weight
 
 
@@ -105,8 +108,23 @@ def summed_loss(model: Model, batch: MicroBatch) -> Tensor:
 
 
 def losses(model: Model, batch: MicroBatch) -> Tensor:
-    """Cross entropy of each learnt token that something predicts, row by row, in nats and float32."""
+    """Cross entropy of each learnt token that something predicts, row by row, in nats and float32.
+
+    Lean if it has been proven that it can be (lean.py); else all logits of the learnt tokens are in memory.
+    """
     inputs = {"input_ids": batch.input_ids}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
-    return head.losses(model, inputs, batch.learnt)
+    predicting, targets = batch.learnt[:, 1:], batch.input_ids[:, 1:]
+    # Positions that predict nothing aren't given to the head at all, where the model can leave them out.
+    if "logits_to_keep" in inspect.signature(bare(model).forward).parameters:
+        columns = inputs["logits_to_keep"] = predicting.any(dim=0).nonzero().squeeze(1)
+        predicting, targets = predicting[:, columns], targets[:, columns]
+    used = slice(predicting.shape[1])
+    head = PROVEN.get(model)
+    with computing(model):
+        if head is None:
+            logits = model(**inputs, use_cache=False).logits[:, used]
+            return cross_entropy(logits[predicting].float(), targets[predicting], reduction="none")
+        hidden = into_head(model, head.linear, inputs)[:, used]
+        return cross_entropies(hidden[predicting], head.linear, targets[predicting], head.curve)

@@ -16,7 +16,7 @@ from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.budget import batching_for
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.head import prove
+from sluice_trainer.train.lean import prove
 from sluice_trainer.train.model import Model, compile_layers, load, turn_dropout_off
 from sluice_trainer.train.objective import Objective, Preference, objective_of
 from sluice_trainer.train.packing import Batching
