@@ -153,7 +153,8 @@ class Training(Model):
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16",
-        description="Precision that the model computes in while training. What is trained is kept in float32.",
+        description="Precision that the model computes in while training; float32 where a machine has no instructions "
+        "for bfloat16. What is trained is kept in float32.",
     )
     attention: Attention = Field(
         Attention.AUTO, description="How attention is computed. Auto is SDPA, where the model has it; Eager is slower."

@@ -169,6 +169,23 @@ def test_a_whole_model_in_bfloat16_computes_in_it_and_keeps_float32(job: Job) ->
     assert summed_loss(exact, batch).item() != full.item()
 
 
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA", "Full"])
+def test_a_machine_without_bfloat16_computes_in_float32(
+    method: str, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def losses(name: str, dtype: str) -> list[float]:
+        one = replace(of(job, method, ("dtype", dtype), ("maxSteps", 2)), name=name)
+        one.prepare()
+        one.train()
+        printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert any(event["event"] == "no bfloat16 here" for event in printed) is (name == "without")
+        return [event["loss"] for event in printed if event["event"] == "step"]
+
+    exact, rounded = losses("exact", "float32"), losses("rounded", "bfloat16")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx2": True, "cpu_name": "old"})
+    assert losses("without", "bfloat16") == exact != rounded
+
+
 def held_out_loss(job: Job, model: torch.nn.Module) -> float:
     rows = job.prepared().validation
     losses = [summed_loss(model, MicroBatch.of([rows[i]], torch.device("cpu"))).item() for i in range(len(rows))]

@@ -41,6 +41,13 @@ def load(base: BaseModel, spec: FineTuneJobSpec, device: torch.device) -> Model:
     return with_adapter(load_base(base, spec, device), spec)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a machine has instructions for it; without, each product is worked out piece by piece."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
+
+
 def compile_layers(model: Model) -> None:
     """Compile each decoder layer. All of a kind share their code, whatever the length of a micro-batch."""
     for layer in decoder_layers(model):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec
 from sluice_api.training import ExportedCheckpoint, Training
@@ -17,7 +18,7 @@ from sluice_trainer.train.budget import batching_for
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.group import Group
 from sluice_trainer.train.lean import prove
-from sluice_trainer.train.model import Model, compile_layers, load, turn_dropout_off
+from sluice_trainer.train.model import Model, compile_layers, has_bfloat16, load, turn_dropout_off
 from sluice_trainer.train.objective import Objective, Preference, objective_of
 from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.randomness import seed_all
@@ -65,12 +66,13 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
     logs.info("device", device=str(group.device), threads=torch.get_num_threads())
     failpoints.reached("model-loads")
-    if sharding.is_wanted(stage.spec, base, group):
+    spec = _computable(stage.spec, group)
+    if sharding.is_wanted(spec, base, group):
         group = replace(group, in_parts=True)
-        model = load(base, stage.spec, torch.device("cpu"))
+        model = load(base, spec, torch.device("cpu"))
         sharding.shard(model, group)
     else:
-        model = load(base, stage.spec, group.device)
+        model = load(base, spec, group.device)
     failpoints.reached("model-loaded")
     row = MicroBatch.of([data.training[0]], group.device)
     prove(model, row.input_ids, row.learnt)
@@ -94,6 +96,15 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
         checkpoints.together = Together(group.rank, group.shared_store)
     state = TrainingState(weights.parts, optimizer, standing)
     return Run(training, data, steps, group, model, objective, weights, state, checkpoints, reporter)
+
+
+def _computable(spec: FineTuneJobSpec, group: Group) -> FineTuneJobSpec:
+    """The same job, in float32 where some machine of the group has no bfloat16."""
+    if spec.training.dtype == "float32" or group.agrees(has_bfloat16(group.device)):
+        return spec
+    logs.warning("no bfloat16 here", computes_in="float32")
+    training = spec.training.model_copy(update={"dtype": "float32"})
+    return spec.model_copy(update={"training": training})
 
 
 def resume(run: Run) -> int | None:
