@@ -44,16 +44,16 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     from sluice_trainer.data.tokenise import Tokeniser
 
     model = _without_weights(base)
-    tokeniser = Tokeniser(base, _longest(stage, base), spec.training.overlong_rows)
-    findings = Findings(dataset_name(spec.dataset.uri), spec.dataset.format)
-    rows = list(tokeniser.tokenise(read_rows(file, findings), findings))
-    findings.check(spec.dataset.on_bad_row)
-    _check_not_empty(rows, findings)
     whole = spec.method is Method.FULL
     if whole:
         _check_memory(model, spec.resources)
     else:
         _check_adapter(model, spec.lora)
+    tokeniser = Tokeniser(base, _longest(stage, base), spec.training.overlong_rows)
+    findings = Findings(dataset_name(spec.dataset.uri), spec.dataset.format)
+    rows = list(tokeniser.tokenise(read_rows(file, findings), findings))
+    findings.check(spec.dataset.on_bad_row)
+    _check_not_empty(rows, findings)
     _check_tokens(base, model, tokeniser.added_tokens, rows, trained=whole)
     if whole and findings.row_format is DatasetFormat.PREFERENCE:
         raise StageError(
