@@ -57,6 +57,10 @@ MISSES_ANOTHER = StageOutcome(reason="PodLost", train=TrainResult(step=8, total_
          "pool: 2 1 gpus | chat: 3 replicas | a: needs 1, pods 2, yields, takes chat/1 chat/2 on n1 n2 "
          "| b: needs 1, pods 2, priority 5",
          "b takes chat/1 chat/2 from a"),
+        ("a group gives way to one only, though that one needs a single place of it",
+         "pool: 1 1 gpus | x: needs 1, pods 2, yields, on n1 n2 | a: needs 1, queue, priority 5 "
+         "| b: needs 1, queue, priority 4",
+         "a takes n1 from x; b waits WaitingForGPUs"),
         ("nobody gives way to a group that finds only a part",
          "pool: 1 1 gpus | a: needs 1, yields, on n1 | c: needs 1, on n2 | b: needs 1, pods 2, queue, priority 5",
          "b waits WaitingForGPUs"),
@@ -133,6 +137,15 @@ def test_a_group_gives_way_wherever_an_older_claim_overlaps_it() -> None:
     decision = group.decide()
     assert (decision.reason, decision.bind, decision.delete) == (Reason.CLAIMED, (), (group.stage_job,))
     assert "gives way to team/rival" in decision.message
+
+
+def test_a_group_that_gives_way_on_one_node_gives_way_to_nobody_on_another() -> None:
+    """Seen after half an hour of stories: its other node was given to a second job, whose claim was overlapped."""
+    town = parse("pool: 1 1 gpus | x: needs 1, pods 2, yields, on n1 n2 | a: needs 1, queue, priority 5")
+    (claim,) = allocated(town).claims.values()
+    town.trainer_pod(town.stage_job(town.world.jobs[job_key("team", "a")], claim=claim))
+    town.job("b", scheduling={"policy": "Queue", "priority": 5})
+    assert describe(allocated(town)) == "b waits WaitingForGPUs"
 
 
 def test_pods_that_share_a_node_count_there_one_by_one() -> None:

@@ -98,7 +98,7 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
             held[namespace] = with_claim(world, mine, claim)
             stock = stock_after(world, stock, job, claim)
         else:
-            gives_way = next_to_give_way(world, stock.claims, job, now) if ways.displaces and not kept.nodes else None
+            gives_way = next_to_give_way(world, stock.staying, job, now) if ways.displaces and not kept.nodes else None
             again_at = again_at or (gives_way.at if gives_way else None)
             waits[key_of(job)] = _why_it_waits(Waiting(world, stock, job, terms, waiting, gives_way, now))
             waiting.append(job)

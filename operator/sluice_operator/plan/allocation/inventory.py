@@ -88,14 +88,8 @@ class NodeStock:
 
     @cached_property
     def yielding(self) -> tuple[LiveClaim, ...]:
-        """Claims that give way to a higher priority, and to nobody yet. Asked for each job that waits."""
-        spoken_for = {uid for live in self.claims for uid in live.claim.displaced}
-        return tuple(
-            live
-            for live in self.claims
-            if live.job.spec.scheduling.interruption.policy is not GiveWay.NEVER
-            and live.stage_job.uid not in spoken_for
-        )
+        """Claims that give way to a higher priority, or do already. Asked for each job that waits."""
+        return tuple(live for live in self.claims if live.job.spec.scheduling.interruption.policy is not GiveWay.NEVER)
 
     @property
     def soon(self) -> int:
@@ -123,12 +117,15 @@ class Stock:
     """Slots that should exist and find no GPU."""
     may_lose: Mapping[str, int] = field(default_factory=dict)
     """Replicas that serve and that disruption budgets let go, by the uid of the engine."""
+    going: frozenset[str] = frozenset()
+    """Attempts that give way to somebody already, by uid, on whichever of their nodes that one comes."""
     granted: tuple[str, ...] = ()
     """Jobs that were given GPUs in this same decision, as namespace/name."""
 
-    def with_granted(self, job: FineTuneJob) -> "Stock":
+    def with_granted(self, job: FineTuneJob, claim: Claim) -> "Stock":
         """The same stock, with one job more that was given GPUs."""
-        return replace(self, granted=(*self.granted, job.metadata.full_name))
+        granted = (*self.granted, job.metadata.full_name)
+        return replace(self, granted=granted, going=self.going | {*claim.displaced})
 
     def with_node(self, node: NodeStock) -> "Stock":
         """The same stock with one node changed."""
@@ -139,6 +136,11 @@ class Stock:
         """The claims on all nodes; one with pods on several once."""
         found = {live.stage_job.uid: live for node in self.nodes.values() for live in node.claims}
         return list(found.values())
+
+    @property
+    def staying(self) -> list[LiveClaim]:
+        """Those of them that give way to nobody yet."""
+        return [live for live in self.claims if live.stage_job.uid not in self.going]
 
     @cached_property
     def placed(self) -> Mapping[SlotRef, PlacedSlot]:
@@ -176,7 +178,9 @@ def _counted(world: World, pool: GPUPool) -> Stock:
             waiting.append(ref(engine, index))
         else:
             stocks[home.name] = replace(home, slots=(*home.slots, _placed(world, engine, index, None)))
-    return Stock(pool, stocks, tuple(waiting), {engine.metadata.uid: may_lose(world, engine) for engine in engines})
+    going = heirs(world, [live for stock in stocks.values() for live in stock.claims])
+    losses = {engine.metadata.uid: may_lose(world, engine) for engine in engines}
+    return Stock(pool, stocks, tuple(waiting), losses, frozenset(going))
 
 
 def engines_of(world: World, pool: GPUPool) -> list[InferenceEngine]:

@@ -163,7 +163,7 @@ def stock_after(world: World, stock: Stock, job: FineTuneJob, claim: Claim) -> S
             )
         )
     may_lose = {uid: left - stopped[uid] for uid, left in stock.may_lose.items()} if stopped else stock.may_lose
-    return replace(stock, may_lose=may_lose).with_granted(job)
+    return replace(stock, may_lose=may_lose).with_granted(job, claim)
 
 
 def _with_guest(slot: PlacedSlot, place: Place, claim: Claim) -> PlacedSlot:
@@ -247,7 +247,8 @@ def _in_place_of_leavers(group: Group, node: NodeStock, pods: int) -> Room | Non
 
 def _instead(group: Group, node: NodeStock, pods: int) -> Room | None:
     """Room in the place of as few as possible that train there. None of them could be spared."""
-    candidates = may_displace(group.world, node.yielding, group.job, group.now) if node.yielding else []
+    yielding = [live for live in node.yielding if live.stage_job.uid not in group.stock.going]
+    candidates = may_displace(group.world, yielding, group.job, group.now) if yielding else []
     for count in range(1, len(candidates) + 1):
         found = _in_place_of(group, node, pods, candidates[:count])
         if found is None:
