@@ -80,7 +80,12 @@ def until_some_steps_are_done(process: subprocess.Popen[str]) -> int:
 
 def losses(log: Iterable[dict[str, Any]]) -> dict[int, float]:
     """The loss of each step, as logged."""
-    return {event["step"]: event["loss"] for event in log if event["event"] == "step"}
+    return figures(log, "loss")
+
+
+def figures(log: Iterable[dict[str, Any]], name: str) -> dict[int, float]:
+    """A figure of each step, as logged."""
+    return {event["step"]: event[name] for event in log if event["event"] == "step"}
 
 
 def trained(job: Job) -> bytes:

@@ -12,6 +12,7 @@ from tests.unit.trainer.groups import (
     SHORT,
     TWO_PODS,
     Pods,
+    figures,
     losses,
     prepare,
     printed,
@@ -34,14 +35,16 @@ def test_a_model_in_two_parts_learns_what_one_process_learns(
     settings = (*SHORT, ("learningRate", "2e-3"), SHARDED)
     alone = prepare(replace(alone, spec=(*alone.spec, *spec)), pods, ONE_POD, settings)
     expected = alone.train()
-    by_one = losses(printed(capsys))
+    by_one = printed(capsys)
     (pod,) = pods.start()
     log = list(events(pod))
     assert pod.wait(10) == ExitCode.DONE
     assert {event["trained"] for event in log if event["event"] == "sharded"} == {
         "in parts" if kind == "Full" else "whole"
     }
-    assert losses(log) == pytest.approx(by_one, rel=1e-5)
+    assert losses(log) == pytest.approx(losses(by_one), rel=1e-5)
+    norms = figures(by_one, "gradient_norm")
+    assert figures(log, "gradient_norm") == pytest.approx(norms, rel=1e-4)  # Adam does not mind how long they are
     together = pods.outcome(0).train
     assert together is not None
     assert together.evaluation_loss_before == pytest.approx(expected.evaluation_loss_before, rel=1e-6)
