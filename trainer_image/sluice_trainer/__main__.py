@@ -98,7 +98,12 @@ def _stopped(error: StageError | None, save: Save | None, rank: Rank, reporter: 
     logs.info("stops", reason=error.reason)
 
     def saved() -> StageOutcome:
-        result = save() if save is not None else None
+        try:
+            result = save() if save is not None else None
+        except StageError as lost:
+            if error.code == ExitCode.REQUEUE:
+                raise
+            return StageOutcome(reason=error.reason, message=f"{error.message} {lost.message}"[:2000])
         if error.code != ExitCode.REQUEUE:
             return StageOutcome(reason=error.reason, message=error.message[:2000], train=result)
         if result is not None:

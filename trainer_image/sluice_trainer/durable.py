@@ -7,7 +7,7 @@ readable by other users: the engine that serves an adapter runs under another ui
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -74,9 +74,10 @@ def write_file(path: Path, text: str) -> None:
     _sync(path.parent)
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a folder but its manifest, by name."""
-    return {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+def digests(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """sha256 of every file of a folder but its manifest, by name; those that are known are not read again."""
+    files = (path for path in sorted(folder.iterdir()) if path.name != MANIFEST)
+    return {path.name: (known or {}).get(path.name) or file_digest(path) for path in files}
 
 
 def read_manifest(folder: Path, manifest: type[M]) -> M | None:

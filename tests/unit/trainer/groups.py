@@ -22,6 +22,25 @@ LONG = (("epochs", 9), ("warmupSteps", 2), ("batchSize", 2), ("microBatchSize", 
 ONE_POD, TWO_PODS = {"gpus": 2}, {"nodes": 2}
 
 
+FAILING_CHILD = """
+import os
+
+if os.environ.get("SLUICE_LOCAL_RANK") == "1":
+    import torch
+    from sluice_trainer.train import batches
+
+    whole, left = batches.summed_loss, iter(range(30))
+
+    def summed_loss(model, batch):
+        if next(left, None) is None:
+            raise torch.OutOfMemoryError("no room")
+        return whole(model, batch)
+
+    batches.summed_loss = summed_loss
+"""
+"""A sitecustomize.py, which Python runs first."""
+
+
 class Pods:
     """The pods of a group, as processes of this machine."""
 

@@ -133,10 +133,10 @@ def test_a_best_that_could_not_be_saved_is_none(
     job.prepare()
     write = Checkpoints._write
 
-    def full(checkpoints: Checkpoints, state: Snapshot) -> None:
+    def full(checkpoints: Checkpoints, state: Snapshot, **how: bool) -> None:
         if state.standing.step == 4:
             raise StageError(Reason.OUTPUT_NOT_WRITABLE, "the disk is full")
-        write(checkpoints, state)
+        write(checkpoints, state, **how)
 
     monkeypatch.setattr(Checkpoints, "_write", full)
     assert result_of(job) == (10, 10, 3.2)

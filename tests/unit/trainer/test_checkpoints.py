@@ -86,9 +86,11 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(
 ) -> None:
     saved(job, 5, 10)
     damage(job.work / "checkpoints" / "step-10")
-    newest = Checkpoints(job.stage("Train")).newest()
-    assert newest is not None
-    assert newest.standing.step == (10 if what == "under another step's name" else 5)
+    checkpoints = Checkpoints(job.stage("Train"))
+    step = 10 if what == "under another step's name" else 5
+    assert checkpoints.newest_step() == step
+    newest = checkpoints.read(step)
+    assert newest.standing.step == step
     assert torch.equal(newest.tensors["weight.a"], torch.full((64,), newest.standing.step))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "checkpoint skipped" in line]
     assert why in line
@@ -113,7 +115,8 @@ def test_the_newest_whole_ones_are_kept(
     for step in damaged:
         cut_in_half(job.work / "checkpoints" / f"step-{step}" / "state.safetensors")
     checkpoints = Checkpoints(job.stage("Train"))
-    checkpoints.newest()
+    if (newest := checkpoints.newest_step()) is not None:
+        checkpoints.read(newest)
     for step in then:
         checkpoints.save(partial(state, step))
     assert names(job) == left

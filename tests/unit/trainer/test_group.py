@@ -10,6 +10,7 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, StageOutcome
 from sluice_trainer.plan import Steps
 from tests.unit.trainer.groups import (
+    FAILING_CHILD,
     LONG,
     ONE_POD,
     ROWS,
@@ -24,25 +25,6 @@ from tests.unit.trainer.groups import (
     until_some_steps_are_done,
 )
 from tests.unit.trainer.jobs import FATAL, REPOSITORY, Job, chat, events, poison, write_rows
-
-FAILING_CHILD = """
-import os
-
-if os.environ.get("SLUICE_LOCAL_RANK") == "1":
-    import torch
-    from sluice_trainer.train import batches
-
-    whole, left = batches.summed_loss, iter(range(30))
-
-    def summed_loss(model, batch):
-        if next(left, None) is None:
-            raise torch.OutOfMemoryError("no room")
-        return whole(model, batch)
-
-    batches.summed_loss = summed_loss
-"""
-"""A sitecustomize.py, which Python runs first."""
-
 
 NARROW_CHILD = """
 import os
@@ -137,8 +119,10 @@ def test_both_look_for_the_rows_whose_loss_is_no_number(pods: Pods) -> None:
 
 
 @pytest.mark.slow
-def test_a_pod_that_is_killed_costs_no_step(alone: Job, pods: Pods) -> None:
-    alone = prepare(alone, pods, TWO_PODS, LONG)
+@pytest.mark.parametrize("sharding", ["Never", "Always"])
+def test_a_pod_that_is_killed_costs_no_step(sharding: str, alone: Job, pods: Pods) -> None:
+    """Of an adapter, which all have whole, though the base model is in parts."""
+    alone = prepare(alone, pods, TWO_PODS, (*LONG, ("sharding", sharding)))
     first, second = pods.start()
     done = until_some_steps_are_done(first)
     second.kill()

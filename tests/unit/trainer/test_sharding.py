@@ -1,12 +1,20 @@
 """A model of which each process has only a part: what is learnt stays what it is, and no step is lost at a stop."""
 
+import re
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
+from sluice_trainer.train.tensor_files import WHOLE, read
 from tests.unit.trainer.groups import (
+    FAILING_CHILD,
     LONG,
     ONE_POD,
     SHORT,
@@ -19,7 +27,7 @@ from tests.unit.trainer.groups import (
     saved_step,
     until_some_steps_are_done,
 )
-from tests.unit.trainer.jobs import Job, events, write_rows
+from tests.unit.trainer.jobs import REPOSITORY, Job, events, write_rows
 
 SHARDED = ("sharding", "Always")
 
@@ -110,3 +118,84 @@ def test_told_to_stop_all_save_the_same_step(
     assert result.resumed_from == second
     last = losses(printed(capsys))
     assert last == pytest.approx({step: by_one[step] for step in last}, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_who_is_told_a_moment_later_takes_part_all_the_same(alone: Job, pods: Pods) -> None:
+    """A drain tells the pods one by one. The base model is in parts, the adapter whole: nobody waits for anybody."""
+    prepare(alone, pods, TWO_PODS, (*LONG, SHARDED))
+    first, second = pods.start()
+    done = until_some_steps_are_done(first)
+    second.terminate()
+    time.sleep(0.3)  # less than a peer's patience
+    first.terminate()
+    for pod in (first, second):
+        pod.communicate(timeout=20)
+        assert pod.returncode == ExitCode.REQUEUE
+    saved_step(pods.outcome(0), done)
+
+
+@pytest.mark.slow
+def test_a_pod_that_is_killed_costs_the_steps_since_the_last_checkpoint(alone: Job, pods: Pods) -> None:
+    settings = (*LONG, SHARDED, ("checkpointEverySteps", 10))
+    alone = prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, TWO_PODS, settings)
+    first, second = pods.start()
+    for event in events(first):
+        if event["event"] == "checkpoint":
+            break
+    second.kill()
+    first.communicate(timeout=60)
+    outcome = pods.outcome(0)
+    assert (outcome.reason, first.returncode) == (Reason.POD_LOST, ExitCode.REQUEUE)
+    said = re.match(r"Step (\d+) could not be saved; step (\d+) is durable\.", outcome.message)
+    assert said, outcome.message
+    started = pods.start(attempt=2)
+    for pod in started:
+        pod.communicate(timeout=100)
+        assert pod.returncode == ExitCode.DONE
+    result = pods.outcome(0).train
+    assert result is not None
+    assert result.resumed_from == int(said[2])
+    assert result.resumed_from % 10 == 0
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_another_process_is_what_the_pod_says(alone: Job, pods: Pods, tmp_path: Path) -> None:
+    """Though nothing can be saved any more."""
+    prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, ONE_POD, (*LONG, SHARDED))
+    (tmp_path / "sitecustomize.py").write_text(FAILING_CHILD)
+    (pod,) = pods.start(PYTHONPATH=f"{tmp_path}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image")
+    pod.communicate(timeout=100)
+    outcome = pods.outcome(0)
+    assert (outcome.reason, pod.returncode) == (Reason.OUT_OF_MEMORY, ExitCode.BAD_INPUT)
+    assert outcome.message.startswith("The GPU's memory does not hold one micro batch.")
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_the_best_of_parts_is_exported(dtype: str, alone: Job, pods: Pods) -> None:
+    """With activations worked out anew, and in bfloat16 with weights that are rounded when they are put together."""
+    more = (("exportedCheckpoint", "Best"), ("evaluateEverySteps", 2), ("gradientCheckpointing", "Always"))
+    settings = (*SHORT, SHARDED, ("learningRate", "2e-3"), ("keepCheckpoints", 1), ("dtype", dtype), *more)
+    alone = prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, ONE_POD, settings)
+    expected = alone.train()
+    (pod,) = pods.start()
+    pod.communicate(timeout=100)
+    assert pod.returncode == ExitCode.DONE
+    result = pods.outcome(0).train
+    assert result is not None
+    tolerance = {"float32": 1e-5, "bfloat16": 3e-2}[dtype]
+    assert result.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=tolerance)
+    if dtype == "float32":
+        assert result.exported_step == expected.exported_step
+    kept = {path.name for path in (pods.job.work / "checkpoints").glob("step-*")}
+    assert {f"step-{result.exported_step}", "step-15"} <= kept
+    assert len(kept) <= 2  # of one that is kept, and the best one on the way
+    pods.job.export()
+    exported = load_file(pods.job.work / "export" / "model.safetensors")
+    checkpoint = pods.job.work / "checkpoints" / f"step-{result.exported_step}"
+    trained = read(checkpoint, [path.name for path in checkpoint.iterdir()], WHOLE, ("weight.",))
+    assert trained
+    for name, weight in trained.items():
+        assert torch.equal(
+            exported[name.removeprefix("weight.")], weight.to(exported[name.removeprefix("weight.")].dtype)
+        )

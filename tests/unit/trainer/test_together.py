@@ -13,6 +13,8 @@ from torch import nn
 from torch._C._distributed_c10d import TCPStore
 
 from dev.cluster.ports import free_port
+from sluice_api.artifacts import file_digest
+from sluice_api.reasons import Reason
 from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.ranks import Rank
 from sluice_trainer.train import together
@@ -65,7 +67,8 @@ def threads() -> Iterator[Callable[..., Future[None]]]:
         yield pool.submit
 
 
-def finish(folder: Path) -> None:
+def finish(folder: Path, digests: dict[str, str]) -> None:
+    assert digests == {path.name: file_digest(path) for path in folder.iterdir()}
     (folder / "manifest.json").write_text("{}")
 
 
@@ -111,12 +114,15 @@ def test_a_stop_ends_a_save_that_waits_for_somebody(
     leader.when_somebody_stops(told.put)
     writing = threads(leader.write, tmp_path / "step-1", parts(2)[0], finish)
     other.stop()
-    assert told.get(timeout=5).message == "Rank 1 of the group is gone"
+    assert told.get(timeout=5).reason is Reason.POD_LOST
     leader.stop()
-    with pytest.raises(StageError, match="all are told to stop"):
+    with pytest.raises(PeerLost):
         writing.result(5)
     assert list(tmp_path.iterdir()) == []
-    last = [threads(one.write, tmp_path / "step-2", part, finish) for one, part in zip(pair, parts(2), strict=True)]
+    last = [
+        threads(one.write, tmp_path / "step-2", part, finish, last=True)
+        for one, part in zip(pair, parts(2), strict=True)
+    ]
     assert [one.result(10) for one in last] == [None, None]
     assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
 
@@ -139,15 +145,55 @@ def test_who_is_a_step_behind_makes_it_and_nobody_goes_further(
     held = [ahead.hold(), behind.hold()]
     for state in (ahead, behind):
         threading.Thread(target=train, args=(state,), daemon=True).start()
-    agreeing = [threads(one.agree, step, durable) for one, step, durable in zip(pair, held, (5, None), strict=True)]
-    assert [one.result(5) for one in agreeing] == [(7, 5), (7, 5)]
-    assert all(state.go_on_to(7, 5) for state in (ahead, behind))
+    steps = [threads(one.newest_step, step) for one, step in zip(pair, held, strict=True)]
+    assert [one.result(5) for one in steps] == [7, 7]
+    for state in (ahead, behind):
+        state.go_on_to(7)
     assert [state.last_snapshot().standing.step for state in (ahead, behind)] == [7, 7]
 
 
 def test_nothing_is_agreed_with_somebody_who_is_silent(
     pair: tuple[Together, Together], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(together, "AGREED", 0.2)
-    with pytest.raises(StageError, match=r"Not all processes saved their parts: no word in 0\.2 s\."):
-        pair[0].agree(7, 5)
+    monkeypatch.setattr(together, "SAID", 0.2)
+    with pytest.raises(StageError, match=r"No word of step-1 in 0\.2 s\."):
+        pair[0].newest_step(7)
+
+
+@pytest.mark.parametrize(("one", "other", "newest"), [(5, None, 5), (None, 5, 5), (5, 10, 10), (None, None, None)])
+def test_the_newest_that_is_durable_is_what_anybody_knows(
+    one: int | None,
+    other: int | None,
+    newest: int | None,
+    pair: tuple[Together, Together],
+    threads: Callable[..., Future[int | None]],
+) -> None:
+    asking = [threads(who.newest_durable, known) for who, known in zip(pair, (one, other), strict=True)]
+    assert [asked.result(5) for asked in asking] == [newest, newest]
+
+
+@pytest.mark.parametrize("told_first", [0, 1])
+@pytest.mark.parametrize("slow", [0, 1])
+def test_a_stop_in_the_middle_of_a_save_is_no_failure_of_the_disk(
+    told_first: int,
+    slow: int,
+    pair: tuple[Together, Together],
+    threads: Callable[..., Future[None]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who has not heard of the stop yet hears only that the other one has given up; or the save is done after all."""
+    late = threading.Event()
+
+    def write_late(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        if file.name == Part(slow, 2).file:
+            assert late.wait(5)
+        save_file(tensors, file)
+
+    monkeypatch.setattr(together, "save_file", write_late)
+    writing = [threads(one.write, tmp_path / "step-9", part, finish) for one, part in zip(pair, parts(2), strict=True)]
+    pair[told_first].stop()
+    late.set()
+    failed = [one.exception(5) for one in writing]
+    assert all(error is None or isinstance(error, PeerLost) for error in failed)
+    assert [path.name for path in tmp_path.iterdir()] == ([] if failed[0] else ["step-9"])

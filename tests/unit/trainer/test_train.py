@@ -180,8 +180,9 @@ def test_a_save_begun_while_another_is_going_on_waits_for_it(job: Job) -> None:
     job.prepare()
     job.train()
     checkpoints = Checkpoints(job.stage("Train"))
-    newest = checkpoints.newest()
-    assert newest is not None
+    step = checkpoints.newest_step()
+    assert step is not None
+    newest = checkpoints.read(step)
     checkpoints.durable_step = None
     began, go_on = threading.Event(), threading.Event()
 

@@ -23,7 +23,7 @@ from sluice_trainer.prepared import Prepared
 from sluice_trainer.report import Reporter
 from sluice_trainer.train.checkpoint import Checkpoints
 from sluice_trainer.train.model import DTYPES, Model, load, trainable
-from sluice_trainer.train.state import Snapshot
+from sluice_trainer.train.state import WEIGHT, Snapshot
 
 Manifest = AdapterManifest | ModelManifest
 
@@ -105,7 +105,7 @@ def _common(stage: StageSpec, data: Prepared, trained: TrainResult, folder: Path
 def _load_weights(model: Model, state: Snapshot) -> None:
     with torch.no_grad():
         for name, weight in trainable(model).items():
-            weight.copy_(state.tensors[f"weight.{name}"])
+            weight.copy_(state.tensors[f"{WEIGHT}{name}"])
 
 
 def _result(stage: StageSpec, folder: Path, manifest: Manifest) -> ExportResult:

@@ -16,12 +16,12 @@ from sluice_api.model import Model
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, StageSpec, TrainResult
 from sluice_trainer import durable, failpoints, logs, metrics
-from sluice_trainer.errors import StageError
+from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.places import work, writing
 from sluice_trainer.plan import plan_digest
 from sluice_trainer.train.state import WEIGHT, Snapshot, Standing, TrainingState
 from sluice_trainer.train.tensor_files import WHOLE, Part, read
-from sluice_trainer.train.together import AGREED, Together
+from sluice_trainer.train.together import Together
 
 _STANDING = "state.json"
 
@@ -61,21 +61,24 @@ class Checkpoints:
         self.best_step: int | None = None
         """Step of a checkpoint that is kept, however old it is."""
 
-    def save(self, snapshot: Callable[[], Snapshot]) -> int:
+    def save(self, snapshot: Callable[[], Snapshot], *, last: bool = False) -> int:
         """Make a state durable and return its step. One at a time: whoever comes second waits for the first.
 
         Args:
             snapshot: Called when no other save is going on; nothing is written when its step is durable already.
+            last: The process is about to end.
 
         Raises:
+            PeerLost: others have a part in it, and all are about to end.
             StageError: it could not be written. What was durable before still is.
         """
         with self._saving:
             state = snapshot()
             step = state.standing.step
-            if self.durable_step is None or step > self.durable_step:
+            is_new = self.durable_step is None or step > self.durable_step
+            if is_new or self.together is not None:  # then all have to come
                 started = time.monotonic()
-                self._write(state)
+                self._write(state, is_new=is_new, last=last)
                 self.durable_step = step
                 logs.info("checkpoint", step=step, seconds=round(time.monotonic() - started, 3))
                 self._prune(step)
@@ -87,18 +90,18 @@ class Checkpoints:
         Raises:
             StageError: it could not be written, or others of the group did not take part.
         """
-        if self.together is None:
-            return self.save(state.last_snapshot)
+        mine = state.hold()
+        if self.together is None or self.durable_step == mine == state.standing.total_steps:
+            return self.save(state.last_snapshot) if self.together is None else mine
         self.together.stop()
-        with self._saving:  # what is not whole is given up now
-            mine = state.hold()
-            try:
-                step, self.durable_step = self.together.agree(mine, self.durable_step)
-            except StageError as error:
-                raise self._not_saved(mine, error.reason, error.message, error.code) from error
-        if not state.go_on_to(step, AGREED):
-            raise self._not_saved(step, Reason.POD_LOST, "Its gradients did not come.", ExitCode.REQUEUE)
-        return self.save(state.last_snapshot)
+        try:
+            step = self.together.newest_step(mine)
+            state.go_on_to(step)
+            with self._saving:  # a save that is not whole is given up by now, or done
+                self.durable_step = self.together.newest_durable(self.durable_step)
+        except StageError as error:
+            raise self._not_saved(mine, error.reason, error.message, error.code) from error
+        return self.save(state.last_snapshot, last=True)
 
     @property
     def is_saving(self) -> bool:
@@ -124,6 +127,8 @@ class Checkpoints:
         """Make the best state so far durable, and keep it; False when it could not be written."""
         try:
             self.best_step = self.save(snapshot)
+        except PeerLost:
+            raise
         except StageError as error:
             self._failed(step, error)
         return self.best_step == step
@@ -137,14 +142,13 @@ class Checkpoints:
             logs.warning("the best checkpoint is lost", step=step, why=why)
         return why is None
 
-    def newest(self) -> Snapshot | None:
-        """The newest whole checkpoint; None when there is none. What earlier processes left half-written goes."""
+    def newest_step(self) -> int | None:
+        """The step of the newest whole checkpoint; None when there is none. What was left half-written goes."""
         durable.remove_unfinished(self._folder)
         for step, folder in self._by_step():
-            if (why := self._damage(folder, step)) is not None:
-                logs.warning("checkpoint skipped", folder=str(folder), why=why)
-                continue
-            return self.read(step)
+            if (why := self._damage(folder, step)) is None:
+                return step
+            logs.warning("checkpoint skipped", folder=str(folder), why=why)
         return None
 
     def read(self, step: int, part: Part = WHOLE) -> Snapshot:
@@ -183,6 +187,8 @@ class Checkpoints:
     def _save_behind(self, state: Snapshot) -> None:
         try:
             self.save(lambda: state)
+        except PeerLost:
+            logs.info("checkpoint given up", step=state.standing.step)
         except StageError as error:
             self._failed(state.standing.step, error)
 
@@ -190,29 +196,39 @@ class Checkpoints:
         metrics.FAILED_SAVES.inc()
         logs.warning("checkpoint failed", step=step, why=error.message)
 
-    def _write(self, state: Snapshot) -> None:
+    def _write(self, state: Snapshot, *, is_new: bool, last: bool) -> None:
         step = state.standing.step
+        folder = self._folder / f"step-{step}"
         try:
             with writing(self._stage):
-                folder = self._folder / f"step-{step}"
                 if self.together is not None:
-                    self.together.write(folder, state.tensors, lambda unfinished: self._finish(unfinished, state))
+                    self.together.write(
+                        folder, state.tensors, lambda *parts: self._finish(state, *parts), needed=is_new, last=last
+                    )
                     return
                 with durable.new_folder(folder) as unfinished:
                     save_file(state.tensors, unfinished / WHOLE.file)
                     failpoints.reached("tensors-written")
-                    self._finish(unfinished, state)
+                    self._finish(state, unfinished, {})
         except OSError as error:
             raise self._not_saved(step, Reason.OUTPUT_NOT_WRITABLE, str(error), ExitCode.INTERNAL) from error
+        except PeerLost:
+            raise
         except StageError as error:
             raise self._not_saved(step, error.reason, error.message, error.code) from error
 
-    def _finish(self, unfinished: Path, state: Snapshot) -> None:
-        """What a checkpoint has beside its tensors; its manifest last."""
+    def _finish(self, state: Snapshot, unfinished: Path, files: dict[str, str]) -> None:
+        """What a checkpoint has beside its tensors; its manifest last.
+
+        Args:
+            files: Digests that are known.
+        """
         (unfinished / _STANDING).write_text(state.standing.model_dump_json(by_alias=True))
         failpoints.reached("standing-written")
-        step, files = state.standing.step, durable.digests(unfinished)
-        (unfinished / MANIFEST).write_text(CheckpointManifest(plan=self._plan, step=step, files=files).to_json())
+        manifest = CheckpointManifest(
+            plan=self._plan, step=state.standing.step, files=durable.digests(unfinished, known=files)
+        )
+        (unfinished / MANIFEST).write_text(manifest.to_json())
 
     def _not_saved(self, step: int, reason: Reason, why: str, code: ExitCode) -> StageError:
         durable = "no step is durable" if self.durable_step is None else f"step {self.durable_step} is durable"

@@ -53,6 +53,18 @@ class Group:
             raise TypeError("a process alone has nobody to talk to")
         return self.store
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """One process of a pod after the other: what each needs the pod's memory for, but not for long."""
+        pod, gpu = self.rank.pod, self.rank.gpu
+        if self.store is not None and gpu > 0:
+            with peers():
+                self.store.wait([f"turn/{pod}/{gpu - 1}"], COLLECTIVE)
+        yield
+        if self.store is not None:
+            with peers():
+                self.store.set(f"turn/{pod}/{gpu}", "")
+
     def turns(self, count: int) -> Iterator[tuple[int, bool]]:
         """Which of so many tasks are this process's, one after the other around the group, and whether each counts.
 
@@ -66,7 +78,7 @@ class Group:
     def sum_(self, tensor: Tensor) -> None:
         """Replace everybody's tensor by the sum over all."""
         if self.rank.size > 1:
-            with _peers():
+            with peers():
                 dist.all_reduce(tensor)
 
     def agrees(self, yes: bool) -> bool:
@@ -78,7 +90,7 @@ class Group:
     def take_leaders_(self, tensors: Sequence[Tensor]) -> None:
         """Replace everybody's tensors by the leader's."""
         if self.rank.size > 1:
-            with _peers():
+            with peers():
                 for tensor in tensors:
                     dist.broadcast(tensor, src=0)
 
@@ -86,7 +98,7 @@ class Group:
         """What the leader says on a subject, once."""
         if self.store is None:
             return word
-        with _peers():
+        with peers():
             if self.leads:
                 self.store.set(subject, word)
             return str(self.store.get(subject), "utf-8")
@@ -114,7 +126,7 @@ def joined(rank: Rank, reporter: Reporter, stop: StopSignal) -> Iterator[Group]:
     store = _met(rank, leader, device.type)
     several_pods = rank.pods > 1 and rank.gpu == 0
     with lifeline.held(rank, leader, store, stop) if several_pods else nullcontext():
-        with _peers():
+        with peers():
             dist.init_process_group(
                 "nccl" if cuda else "gloo",
                 store=PrefixStore("group", store),
@@ -124,7 +136,8 @@ def joined(rank: Rank, reporter: Reporter, stop: StopSignal) -> Iterator[Group]:
                 device_id=device if cuda else None,
             )
         logs.info("joined", rank=rank.number, size=rank.size)
-        yield Group(rank, device, store)
+        with _used_together():
+            yield Group(rank, device, store)
         dist.destroy_process_group()
 
 
@@ -164,7 +177,19 @@ def _met(rank: Rank, leader: str, kind: str) -> Store:
 
 
 @contextmanager
-def _peers() -> Iterator[None]:
+def _used_together() -> Iterator[None]:
+    """Around everything: a model in parts talks to the peers wherever it is used. Its other errors are its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        logs.warning("a collective failed", error=str(error))
+        raise PeerLost from error
+
+
+@contextmanager
+def peers() -> Iterator[None]:
     """Around what is done together, and nothing else: when it fails, a peer is gone, or can't be reached."""
     try:
         yield

@@ -176,4 +176,6 @@ def compute_dtype(model: Model) -> torch.dtype:
 def computing(model: Model) -> AbstractContextManager[object]:
     """Around each use of the model and of its output head."""
     dtype = _COMPUTES_IN.get(model)
-    return nullcontext() if dtype is None else torch.autocast(bare(model).device.type, dtype)
+    if dtype is None or isinstance(bare(model), FSDPModule):  # which rounds by itself
+        return nullcontext()
+    return torch.autocast(bare(model).device.type, dtype)

@@ -23,7 +23,7 @@ from sluice_trainer.train.objective import Objective, Preference, objective_of
 from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.randomness import seed_all
 from sluice_trainer.train.state import Standing, TrainingState
-from sluice_trainer.train.tensor_files import Part
+from sluice_trainer.train.tensor_files import WHOLE, Part
 from sluice_trainer.train.together import Together
 from sluice_trainer.train.weights import TrainedWeights
 
@@ -69,8 +69,10 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     spec = _computable(stage.spec, group)
     if sharding.is_wanted(spec, base, group):
         group = replace(group, in_parts=True)
-        model = load(base, spec, torch.device("cpu"))
-        sharding.shard(model, group)
+        mesh = sharding.mesh_of(group)
+        with group.in_turn():  # until it is cut, it is whole in the pod's memory
+            model = load(base, spec, torch.device("cpu"))
+            sharding.shard(model, group, mesh, spec)
     else:
         model = load(base, spec, group.device)
     failpoints.reached("model-loaded")
@@ -109,21 +111,20 @@ def _computable(spec: FineTuneJobSpec, group: Group) -> FineTuneJobSpec:
 
 def resume(run: Run) -> int | None:
     """Go on from the newest whole checkpoint that the leader finds; returns its step, None in the others."""
-    saved = run.checkpoints.newest() if run.group.leads else None
-    if run.weights.in_parts:
-        rank = run.group.rank
-        step = run.group.leaders_word("checkpoint", str(saved.standing.step) if saved else "")
-        saved = run.checkpoints.read(int(step), Part(rank.number, rank.size)) if step else None
-    if saved is not None:
+    group, in_parts = run.group, run.weights.in_parts
+    step = run.checkpoints.newest_step() if group.leads else None
+    if in_parts:
+        step = int(word) if (word := group.leaders_word("checkpoint", str("" if step is None else step))) else None
+    if step is not None:
+        saved = run.checkpoints.read(step, Part(group.rank.number, group.rank.size) if in_parts else WHOLE)
         run.state.restore(saved)
-        best = saved.standing.best_step if run.exports_best else None
+        best = saved.standing.best_step if run.exports_best and group.leads else None
         if best is not None and not run.checkpoints.keep(best):
             run.state.standing = saved.standing.model_copy(update={"best_step": None, "best_loss": None})
     run.state.make_moments()
-    if not run.weights.in_parts:
-        run.state.take_leaders(run.group)
+    run.state.take_leaders(group, standing_alone=in_parts)
     standing = run.state.standing
-    resumed_from = standing.step if saved else None
+    resumed_from = standing.step if step is not None else None
     logs.info("begin", step=standing.step, total=standing.total_steps, resumed_from=resumed_from)
     run.reporter.update(step=standing.step, total_steps=standing.total_steps, checkpoint_step=resumed_from)
     return resumed_from

@@ -5,9 +5,10 @@ to use the model as often as the others (Group.turns), whatever it has to do wit
 """
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from sluice_api.finetunejob import FineTuneJobSpec
@@ -36,19 +37,27 @@ def is_wanted(spec: FineTuneJobSpec, base: BaseModel, group: Group) -> bool:
     return not group.agrees(needed <= MOST * torch.cuda.get_device_properties(group.device).total_memory)
 
 
-def shard(model: Model, group: Group) -> None:
+def mesh_of(group: Group) -> DeviceMesh:
+    """All processes of the group in a row. They make it together."""
+    return init_device_mesh(group.device.type, (group.rank.size,))
+
+
+def shard(model: Model, group: Group, mesh: DeviceMesh, spec: FineTuneJobSpec) -> None:
     """Leave this process its part of each weight, on its device. An adapter is small and stays whole.
 
-    Gradients are summed, not averaged, and each micro-batch's at once: whole ones are never in memory.
+    Gradients are summed, not averaged, and each micro-batch's at once: whole ones are never in memory. Weights that are
+    kept more precisely than they are computed with are rounded as they are put together.
     """
-    adapter = {weight for weight in trainable(model).values() if model is not bare(model)}
+    adapter = set(trainable(model).values()) if isinstance(model, PeftModel) else set()
     for weight in adapter:
         weight.data = weight.data.to(group.device)
-    mesh = init_device_mesh(group.device.type, (group.rank.size,))
+    rounded = DTYPES[spec.training.dtype] if spec.method is Method.FULL else None
+    policy = MixedPrecisionPolicy(param_dtype=rounded, reduce_dtype=torch.float32 if rounded else None)
     for part in (*decoder_layers(model), bare(model)):
-        fully_shard(part, mesh=mesh, ignored_params=adapter)
+        fully_shard(part, mesh=mesh, ignored_params=adapter, mp_policy=policy)
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)  # gloo can't multiply while it sums
+    bare(model).set_reduce_scatter_unused_params(True)  # what one process did not use another one may have
     logs.info("sharded", parts=group.rank.size, trained="whole" if adapter else "in parts")
 
 

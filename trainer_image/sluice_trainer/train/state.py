@@ -10,10 +10,15 @@ from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from sluice_api.model import Model
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExitCode
+from sluice_trainer.errors import StageError
 from sluice_trainer.train.group import Group
 
 WEIGHT = "weight."
 """What the names of weights among a state's tensors begin with."""
+CAUGHT_UP = 20.0
+"""Seconds for an update of which all gradients are there."""
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -97,12 +102,17 @@ class TrainingState:
             self._last = self.standing.step
             return self._last
 
-    def go_on_to(self, step: int, seconds: float) -> bool:
-        """Let an update begin all the same, and wait for its end; False when it did not come in time."""
+    def go_on_to(self, step: int) -> None:
+        """Let an update begin all the same, and wait for its end.
+
+        Raises:
+            StageError: it did not come.
+        """
         with self._turn:
             self._last = step
             self._turn.notify_all()
-            return self._turn.wait_for(lambda: self.standing.step >= step, seconds)
+            if not self._turn.wait_for(lambda: self.standing.step >= step, CAUGHT_UP):
+                raise StageError(Reason.POD_LOST, f"Step {step} did not come to its end here.", ExitCode.REQUEUE)
 
     def last_snapshot(self) -> Snapshot:
         """Copy the state of the last update that there will be."""
@@ -126,11 +136,13 @@ class TrainingState:
         for weight in self.weights.values():
             self.optimizer.state[weight] = self.optimizer.state[weight] or _no_moments(weight)
 
-    def take_leaders(self, group: Group) -> None:
-        """Continue from where the group's leader is, whose weights and moments are whole."""
+    def take_leaders(self, group: Group, *, standing_alone: bool = False) -> None:
+        """Continue from where the group's leader is; with weights and moments of one's own, or the leader's."""
         if group.rank.size == 1:
             return
         self.standing = Standing.model_validate_json(group.leaders_word("standing", self.standing.to_json()))
+        if standing_alone:
+            return
         group.take_leaders_([weight.detach() for weight in self.weights.values()])
         if self.standing.step > 0:
             for weight in self.weights.values():

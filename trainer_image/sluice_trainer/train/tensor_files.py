@@ -67,5 +67,6 @@ def _rows(opened: Sequence[Any], key: str, part: Part) -> Tensor:
             pieces.append(found[start - first : end - first])
         first += count
     if not pieces:
-        return torch.empty(0, *slices[0].get_shape()[1:], dtype=opened[0].get_tensor(key).dtype)
+        none: Tensor = slices[0][:0]
+        return none
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

@@ -7,31 +7,32 @@ step, and wait there for each other.
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
+from sluice_api.artifacts import file_digest
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer import durable, failpoints
 from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.ranks import Rank
+from sluice_trainer.train.group import peers
 from sluice_trainer.train.tensor_files import Part
 
-T = TypeVar("T")
-
-AGREED = 5.0
-"""Seconds for all to say which step they have: their savers listen all the time."""
+SAID = 5.0
+"""Seconds for a word that is said by a thread which has nothing else to do."""
 WRITTEN = 600.0
-"""Seconds for the slowest part to be written."""
+"""Seconds for a word that is said when a part is written, or all of them are."""
 LISTEN = 0.02
 """Seconds between two looks for a word."""
-_STOP, _LAST = "stop", "last"
+_STOP = "stop"
+_GOOD, _BAD, _GIVEN_UP = "+", "-", "?"
+"""What the word about a piece of work begins with; what follows is the result, or why there is none."""
 
 
 class Together:
@@ -49,128 +50,163 @@ class Together:
         return self._rank.leads
 
     def when_somebody_stops(self, do: Callable[[PeerLost], object]) -> None:
-        """Have something done, in a thread of its own, when another process is about to end."""
+        """Have something done, in a thread of its own, when another process is about to end before its time."""
 
         def listen() -> None:
-            who = self._heard(_STOP, float("inf"))
-            if not self._stopping.is_set():
-                do(PeerLost(f"Rank {who}"))
+            with suppress(PeerLost):  # the leader has ended, with the store
+                if self._heard(_STOP, float("inf")) and not self._stopping.is_set():
+                    do(PeerLost())
 
         threading.Thread(target=listen, name="stop-word", daemon=True).start()
 
-    def write(self, folder: Path, tensors: dict[str, Tensor], finish: Callable[[Path], None]) -> None:
-        """Make a folder of everybody's tensors. It is durable for all when it is so for the leader.
+    def write(
+        self,
+        folder: Path,
+        tensors: dict[str, Tensor],
+        finish: Callable[[Path, dict[str, str]], None],
+        *,
+        needed: bool = True,
+        last: bool = False,
+    ) -> None:
+        """Make a folder of everybody's tensors: all call this equally often. It is durable when it is so for all.
 
         Args:
             folder: On a file system that all processes share.
             tensors: This process's part.
-            finish: Called by the leader, when all parts are there, to write what else belongs to it.
+            finish: Called by the leader with the digests of all parts, when they are there, to write what else belongs
+                to it.
+            needed: False if there is such a folder already; what the leader says counts.
+            last: Any other save is given up once somebody is told to stop.
 
         Raises:
-            StageError: somebody's part could not be written, or all are about to stop.
+            PeerLost: all are about to end, or the leader has ended.
+            StageError: somebody's part could not be written.
             OSError: this process's could not.
         """
-        if self._stopping.is_set():
-            save = _LAST
-        else:
-            self._saves += 1
-            save = str(self._saves)
+        self._saves += not last
+        save = "last" if last else str(self._saves)
         if self.leads:
-            self._lead(save, folder, tensors, finish)
+            self._lead(save, folder if needed else None, tensors, finish)
         else:
             self._follow(save, tensors)
 
-    def _lead(self, save: str, folder: Path, tensors: dict[str, Tensor], finish: Callable[[Path], None]) -> None:
+    def _lead(
+        self,
+        save: str,
+        folder: Path | None,
+        tensors: dict[str, Tensor],
+        finish: Callable[[Path, dict[str, str]], None],
+    ) -> None:
         others = range(1, self._rank.size)
-        with self._said(f"{save}/durable"), durable.new_folder(folder) as unfinished:
-            self._store.set(f"{save}/folder", str(unfinished))
-            self._write_part(unfinished, tensors)
-            for other in others:
-                self._must(self._hear(f"{save}/part-{other}", WRITTEN))
-            finish(unfinished)
-        if save == _LAST:  # the store ends with this process
-            for other in others:
-                self._heard(f"{save}/end-{other}", AGREED)
+        with self._told(f"{save}/durable"):
+            if folder is None:
+                self._say(f"{save}/folder", "")
+            else:
+                with durable.new_folder(folder) as unfinished:
+                    self._say(f"{save}/folder", str(unfinished))
+                    files = dict([self._write_part(unfinished, tensors)])
+                    for other in others:
+                        name, digest = self._result(f"{save}/part-{other}", save).split()
+                        files[name] = digest
+                    finish(unfinished, files)
+        for other in others:  # the store ends with this process
+            self._heard(f"{save}/end-{other}", SAID)
 
     def _follow(self, save: str, tensors: dict[str, Tensor]) -> None:
-        unfinished = Path(self._hear(f"{save}/folder", WRITTEN))
         try:
-            with self._said(f"{save}/part-{self._rank.number}"):
-                self._write_part(unfinished, tensors)
-        except (OSError, SafetensorError):
-            self._must(self._heard(f"{save}/durable", 0) or "")  # the leader's folder is gone, for a reason of its own
-            raise
-        with self._said(f"{save}/end-{self._rank.number}"):
-            self._must(self._hear(f"{save}/durable", WRITTEN))
+            if folder := self._hear(f"{save}/folder", WRITTEN, save):
+                try:
+                    with self._told(f"{save}/part-{self._rank.number}") as result:
+                        result.extend(self._write_part(Path(folder), tensors))
+                except (OSError, SafetensorError):
+                    if not Path(folder).exists():  # the leader has given up, and says why in a moment
+                        self._result(f"{save}/durable", save)
+                    raise
+            self._result(f"{save}/durable", save)
+        finally:
+            self._say(f"{save}/end-{self._rank.number}", "")
 
-    def _write_part(self, unfinished: Path, tensors: dict[str, Tensor]) -> None:
-        save_file(tensors, unfinished / Part(self._rank.number, self._rank.size).file)
+    def _write_part(self, unfinished: Path, tensors: dict[str, Tensor]) -> tuple[str, str]:
+        file = unfinished / Part(self._rank.number, self._rank.size).file
+        save_file(tensors, file)
         failpoints.reached("tensors-written")
+        return file.name, file_digest(file)
 
     def stop(self) -> None:
         """Give up whatever save is not whole, and tell the others to come to the last one."""
         self._stopping.set()
-        with _peers():
-            self._store.set(_STOP, str(self._rank.number))
+        self._say(_STOP, str(self._rank.number))
 
-    def agree(self, step: int, durable_step: int | None) -> tuple[int, int | None]:
-        """The newest step that anybody has, and the newest that is durable.
+    def newest_step(self, step: int) -> int:
+        """The newest step that anybody has done; given this process's, after which it does no other.
 
         A step ends with what the processes do together, so that who is one behind has all that it needs for it.
 
         Raises:
             StageError: not everybody answers.
         """
-        with _peers():
-            self._store.set(f"at-{self._rank.number}", f"{step} {-1 if durable_step is None else durable_step}")
-        words = [self._hear(f"at-{number}", AGREED) for number in range(self._rank.size)]
-        steps, durables = zip(*(map(int, word.split()) for word in words), strict=True)
-        newest = max(durables)
-        return max(steps), None if newest < 0 else newest
+        return max(map(int, self._each_says("step", str(step), SAID)))
 
-    def _hear(self, subject: str, seconds: float) -> str:
-        """A word that somebody says.
+    def newest_durable(self, step: int | None) -> int | None:
+        """The newest step that is durable; given what this process knows, once no other save goes on here.
 
         Raises:
-            StageError: nobody does in time, or all are about to stop meanwhile.
+            StageError: not everybody answers.
         """
-        stopping = self._stopping.is_set()
-        word = self._heard(subject, seconds, lambda: self._stopping.is_set() and not stopping)
-        if word is None:
-            why = "all are told to stop" if self._stopping.is_set() and not stopping else f"no word in {seconds:g} s"
-            raise StageError(Reason.POD_LOST, f"Not all processes saved their parts: {why}.", ExitCode.REQUEUE)
-        return word
+        known = [int(word) for word in self._each_says("durable", "" if step is None else str(step), WRITTEN) if word]
+        return max(known, default=None)
+
+    def _each_says(self, subject: str, word: str, seconds: float) -> list[str]:
+        self._say(f"{subject}-{self._rank.number}", word)
+        return [self._hear(f"{subject}-{number}", seconds, "last") for number in range(self._rank.size)]
+
+    def _say(self, subject: str, word: str) -> None:
+        with peers():
+            self._store.set(subject, word)
+
+    def _hear(self, subject: str, seconds: float, save: str) -> str:
+        """A word that somebody says for a save.
+
+        Raises:
+            PeerLost: all are about to end, and this save is not the last one.
+            StageError: nobody says it in time.
+        """
+        word = self._heard(subject, seconds, lambda: save != "last" and self._stopping.is_set())
+        if word is not None:
+            return word
+        if save != "last" and self._stopping.is_set():
+            raise PeerLost
+        raise StageError(Reason.POD_LOST, f"No word of {subject} in {seconds:g} s.", ExitCode.REQUEUE)
 
     def _heard(self, subject: str, seconds: float, enough: Callable[[], bool] = lambda: False) -> str | None:
         until = time.monotonic() + seconds
-        with _peers():
+        with peers():
             while not self._store.check([subject]):
                 if time.monotonic() > until or enough():
                     return None
                 time.sleep(LISTEN)
             return str(self._store.get(subject), "utf-8")
 
-    def _must(self, why_not: str) -> None:
-        if why_not:
-            raise StageError(Reason.OUTPUT_NOT_WRITABLE, f"Another process says: {why_not}", ExitCode.INTERNAL)
+    def _result(self, subject: str, save: str) -> str:
+        """What came of a piece of work that another process tells."""
+        word = self._hear(subject, WRITTEN, save)
+        kind, told = word[:1], word[1:]
+        if kind == _GIVEN_UP:
+            raise PeerLost
+        if kind == _BAD:
+            raise StageError(Reason.OUTPUT_NOT_WRITABLE, f"Another process says: {told}", ExitCode.INTERNAL)
+        return told
 
     @contextmanager
-    def _said(self, subject: str) -> Iterator[None]:
-        """Tell the others whether the block came to its end, and if not, why."""
+    def _told(self, subject: str) -> Iterator[list[str]]:
+        """Tell the others what came of the block: the words that it leaves in the list, or why there is no result."""
+        result: list[str] = []
         try:
-            yield
-        except Exception as error:
-            with _peers():
-                self._store.set(subject, str(error) or repr(error))
+            yield result
+        except PeerLost:
+            self._say(subject, _GIVEN_UP)
             raise
-        with _peers():
-            self._store.set(subject, "")
-
-
-@contextmanager
-def _peers() -> Iterator[None]:
-    """The store is in the leader's memory."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise PeerLost from error
+        except Exception as error:
+            self._say(subject, f"{_BAD}{str(error) or repr(error)}")
+            raise
+        self._say(subject, f"{_GOOD}{' '.join(result)}")

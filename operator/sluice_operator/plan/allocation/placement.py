@@ -231,7 +231,7 @@ def _beside(group: Group, node: NodeStock, pods: int) -> Room | None:
 
 def _lent(group: Group, node: NodeStock, pods: int) -> Room | None:
     """Room with slots that are lent, and what is spare unless it belongs to those in front."""
-    spare = min(0, node.soon) if node.name in group.kept.nodes else node.soon
+    spare = 0 if node.name in group.kept.nodes else node.soon
     lacking = pods * group.job.spec.resources.gpus - spare
     if node.is_crowded or not 0 < lacking <= group.terms.most or sum(slot.gpus for slot in node.slots) < lacking:
         return None

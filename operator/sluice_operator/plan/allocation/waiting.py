@@ -227,8 +227,9 @@ def _why_it_lends_no_more(stock: Stock, engine: InferenceEngine, others_wait: bo
         return Reason.ENGINE_HAS_GUESTS, f"Jobs train beside each replica of {name} (scheduling.policy: Shared)."
     if len(slots) > floor and not any(slot.lendable for slot in slots):
         return Reason.ENGINE_WAKES, f"No replica of {name} that could go to sleep serves now."
-    if len(slots) > floor and all(node.is_crowded for node, _ in homes):
-        return Reason.WAITING_FOR_GPUS, f"On {homes[0][0].name}, with {name}, more GPUs are spoken for than there are."
+    if len(slots) > floor and (crowded := sorted({node.name for node, _ in homes if node.is_crowded})):
+        where = ", ".join(crowded)
+        return Reason.WAITING_FOR_GPUS, f"On {where}, with {name}, more GPUs are spoken for than there are."
     at = f"{len(slots)} of {engine.spec.replicas} replicas are left, its floor is {floor}"
     return Reason.ENGINE_AT_FLOOR, f"{name} can lend no more: {at}."
 
