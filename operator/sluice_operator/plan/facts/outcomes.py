@@ -41,7 +41,8 @@ AGAIN = AT_ONCE | FREE | {Reason.TRAINER_FAILED, Reason.DOWNLOAD_FAILED}
 """Ends after which another attempt may go better. Every other end is final."""
 
 _NO_PAUSE = AT_ONCE | GAVE_WAY | {Reason.CLAIMED, Reason.DONE}
-_OUT_OF_MEMORY_EXIT = 137
+_KILLED = 137
+"""By the kernel for want of memory, though not every runtime says so; or by the kubelet, of a pod that is deleted."""
 _BY_EXIT_CODE = "PodFailurePolicy:"
 """How a Job has failed whose pod ended with ExitCode.REQUEUE: its only rule. Of a group it does not say which pod."""
 _GIVEN_UP_KEPT = 5
@@ -131,7 +132,15 @@ class _End(NamedTuple):
 def _end(world: World, stage_job: StageJobView, pod: PodView | None, node: str) -> _End:
     termination = pod.termination if pod else None
     told, place = _told(termination), pod.node if pod and pod.node else node
+    if told is None and _was_killed_as_deleted(pod):
+        why = "The trainer was killed: it had not ended by itself when its grace period was over."
+        return _End(Reason.POD_LOST, why, place, None)
     return _End(*_why(world, stage_job, place, termination, told), place, told)
+
+
+def _was_killed_as_deleted(pod: PodView | None) -> bool:
+    end = pod.termination if pod and pod.deleting else None
+    return end is not None and end.exit_code == _KILLED and end.reason != "OOMKilled"
 
 
 def _how_grave(end: _End) -> int:
@@ -181,7 +190,7 @@ def _why(
         if node and not any(key.name == node for key in world.nodes):
             return Reason.NODE_LOST, f"Node {node} is gone."
         return Reason.POD_LOST, stage_job.failure or "The pod is gone without a word."
-    if termination.reason == "OOMKilled" or termination.exit_code == _OUT_OF_MEMORY_EXIT:
+    if termination.reason == "OOMKilled" or termination.exit_code == _KILLED:
         return Reason.OUT_OF_MEMORY, "The pod used more than resources.memory and was killed."
     if termination.exit_code == ExitCode.REQUEUE:
         return Reason.REQUEUED, "The trainer was told to stop."
