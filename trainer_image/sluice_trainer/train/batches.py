@@ -69,7 +69,7 @@ def batches_of(
     lengths = rows.sizes(indices, packed=batching.packed)
     hands = micro_batches(lengths, batching, group.rank.size)
     mine = hands[group.rank.number]
-    spare = max(map(len, hands)) - len(mine) if group.in_parts else 0
+    spare = max(map(len, hands)) - len(mine) if group.shares_model else 0
     smallest = min((places for hand in hands for places in hand), key=lambda places: sum(lengths[p] for p in places))
     for places, weight in [*((places, 1.0) for places in mine), *[(smallest, 0.0)] * spare]:
         yield places[0], put_together([rows[indices[place]] for place in places], batching, group.device), weight

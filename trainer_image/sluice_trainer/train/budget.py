@@ -49,7 +49,7 @@ def batching_for(
     longest = max(rows.sizes(range(len(rows)), packed=packed))
     most = longest if training.micro_batch_size else recorded or MOST_TOKENS[group.device.type]
     # A process that tries in vain leaves the others waiting in the middle of what they do together.
-    measure = tried if group.device.type == "cuda" and not group.in_parts else estimated
+    measure = tried if group.device.type == "cuda" and not group.shares_model else estimated
 
     def fits() -> Fits:
         here = measure(model, rows, group, packed=packed)
@@ -98,7 +98,7 @@ def estimated(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> F
     """From three small micro-batches, for a process that would be killed if it tried; from one where that is enough."""
     free = free_gpu_bytes(group.device) if group.device.type == "cuda" else free_bytes(model, group.rank.gpus)
     cost = lru_cache(maxsize=1)(lambda: estimated_cost(model, rows, group, packed=packed))
-    if group.in_parts:
+    if group.shares_model:
         cost()  # together with the others, whether it is needed here or there
     most = most_of(MEASURED[-1], measured_peak(model, rows, group, MEASURED[-1], packed=packed))
     return lambda tokens: most.of(max(tokens, MEASURED[-1])) <= free or cost().of(tokens) <= free

@@ -38,7 +38,7 @@ class Group:
     device: torch.device
     store: Store | None = None
     """Short texts for the others; None alone."""
-    in_parts: bool = False
+    shares_model: bool = False
     """Each process has only a part of the model, and all use it together."""
 
     @property
@@ -72,7 +72,7 @@ class Group:
         """
         for first in range(0, count, self.rank.size):
             turn = first + self.rank.number
-            if turn < count or self.in_parts:
+            if turn < count or self.shares_model:
                 yield min(turn, count - 1), turn < count
 
     def sum_(self, tensor: Tensor) -> None:

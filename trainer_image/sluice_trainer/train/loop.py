@@ -150,7 +150,7 @@ def _train_to_the_end(run: Run, batching: Batching, watchdog: Watchdog) -> None:
 
 def _save_behind(run: Run) -> bool:
     """Begin a save, unless an earlier one goes on; when all save together, anybody's."""
-    if run.weights.in_parts and not run.group.agrees(not run.checkpoints.is_saving):
+    if run.weights.are_parts and not run.group.agrees(not run.checkpoints.is_saving):
         return False
     return run.checkpoints.save_behind(run.state.snapshot)
 

@@ -46,7 +46,7 @@ class Run:
     @property
     def saves(self) -> bool:
         """This process writes checkpoints: the leader, or all of them when each has a part."""
-        return self.group.leads or self.weights.in_parts
+        return self.group.leads or self.weights.are_parts
 
     @property
     def exports_best(self) -> bool:
@@ -68,7 +68,7 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     failpoints.reached("model-loads")
     spec = _computable(stage.spec, group)
     if sharding.is_wanted(spec, base, group):
-        group = replace(group, in_parts=True)
+        group = replace(group, shares_model=True)
         mesh = sharding.mesh_of(group)
         with group.in_turn():  # until it is cut, it is whole in the pod's memory
             model = load(base, spec, torch.device("cpu"))
@@ -86,7 +86,7 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     model.train()
     weights = TrainedWeights(model, group)
     optimizer = torch.optim.AdamW(
-        weights.parts.values(),
+        weights.tensors.values(),
         betas=(float(training.adam_beta1), float(training.adam_beta2)),
         eps=float(training.adam_epsilon),
         weight_decay=float(training.weight_decay),
@@ -94,9 +94,9 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     )
     steps = plan.Steps(data.training.lengths, training)
     standing = Standing(total_steps=steps.total, learning_rate=plan.learning_rate(0, steps.total, training))
-    if weights.in_parts:
+    if weights.are_parts:
         checkpoints.together = Together(group.rank, group.shared_store)
-    state = TrainingState(weights.parts, optimizer, standing)
+    state = TrainingState(weights.tensors, optimizer, standing)
     return Run(training, data, steps, group, model, objective, weights, state, checkpoints, reporter)
 
 
@@ -111,18 +111,18 @@ def _computable(spec: FineTuneJobSpec, group: Group) -> FineTuneJobSpec:
 
 def resume(run: Run) -> int | None:
     """Go on from the newest whole checkpoint that the leader finds; returns its step, None in the others."""
-    group, in_parts = run.group, run.weights.in_parts
+    group, parts = run.group, run.weights.are_parts
     step = run.checkpoints.newest_step() if group.leads else None
-    if in_parts:
-        step = int(word) if (word := group.leaders_word("checkpoint", str("" if step is None else step))) else None
+    if parts:
+        step = int(word) if (word := group.leaders_word("checkpoint", "" if step is None else str(step))) else None
     if step is not None:
-        saved = run.checkpoints.read(step, Part(group.rank.number, group.rank.size) if in_parts else WHOLE)
+        saved = run.checkpoints.read(step, Part(group.rank.number, group.rank.size) if parts else WHOLE)
         run.state.restore(saved)
         best = saved.standing.best_step if run.exports_best and group.leads else None
         if best is not None and not run.checkpoints.keep(best):
             run.state.standing = saved.standing.model_copy(update={"best_step": None, "best_loss": None})
     run.state.make_moments()
-    run.state.take_leaders(group, standing_alone=in_parts)
+    run.state.take_leaders(group, standing_alone=parts)
     standing = run.state.standing
     resumed_from = standing.step if step is not None else None
     logs.info("begin", step=standing.step, total=standing.total_steps, resumed_from=resumed_from)

@@ -17,37 +17,37 @@ class TrainedWeights:
     def __init__(self, model: Model, group: Group) -> None:
         self._group = group
         self._of_model = trainable(model)
-        self.in_parts = any(is_part(weight) for weight in self._of_model.values())
-        self.parts = {name: _part(weight) for name, weight in self._of_model.items()}
-        """By their names in the model; the same memory."""
+        self.are_parts = any(is_part(weight) for weight in self._of_model.values())
+        self.tensors = {name: _part(weight) for name, weight in self._of_model.items()}
+        """By their names in the model, in whose memory they are."""
 
     def sum_gradients_(self, loss_sum: Tensor) -> None:
         """Replace gradients and loss by their sums over all processes. Who had no rows adds zeros."""
         if self._group.rank.size == 1:
             return
-        if not self.in_parts:
-            gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.parts.values()]
+        if not self.are_parts:
+            gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.tensors.values()]
             everything = torch.cat([*(gradient.flatten() for gradient in gradients), loss_sum.reshape(1)])
             self._group.sum_(everything)
-            *sums, loss = everything.split([*(weight.numel() for weight in self.parts.values()), 1])
-            for weight, gradient in zip(self.parts.values(), sums, strict=True):
+            *sums, loss = everything.split([*(weight.numel() for weight in self.tensors.values()), 1])
+            for weight, gradient in zip(self.tensors.values(), sums, strict=True):
                 weight.grad = gradient.view_as(weight)
             loss_sum.copy_(loss.squeeze())
             return
         for name, weight in self._of_model.items():  # the backward passes have summed these already
-            self.parts[name].grad = None if weight.grad is None else local(weight.grad)
+            self.tensors[name].grad = None if weight.grad is None else local(weight.grad)
             weight.grad = None
         self._group.sum_(loss_sum)
 
     def clip_gradients_(self, most: float) -> Tensor:
         """Scale gradients down to a norm, unless that is 0; returns the norm that they had together."""
-        gradients = [weight.grad for weight in self.parts.values() if weight.grad is not None]
+        gradients = [weight.grad for weight in self.tensors.values() if weight.grad is not None]
         norm = get_total_norm(gradients)
-        if self.in_parts:
+        if self.are_parts:
             square = norm**2
             self._group.sum_(square)
             norm = square.sqrt()
-        clip_grads_with_norm_(self.parts.values(), most or math.inf, norm)
+        clip_grads_with_norm_(self.tensors.values(), most or math.inf, norm)
         return norm
 
 
