@@ -9,6 +9,7 @@ from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec
 from sluice_api.training import ExportedCheckpoint, Training
 from sluice_trainer import base_model, failpoints, logs, plan, prepared
+from sluice_trainer.base_model import BaseModel
 from sluice_trainer.places import work
 from sluice_trainer.prepared import Prepared
 from sluice_trainer.report import Reporter
@@ -66,15 +67,7 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
     logs.info("device", device=str(group.device), threads=torch.get_num_threads())
     failpoints.reached("model-loads")
-    spec = _computable(stage.spec, group)
-    if sharding.is_wanted(spec, base, group):
-        group = replace(group, shares_model=True)
-        mesh = sharding.mesh_of(group)
-        with group.in_turn():  # until it is cut, it is whole in the pod's memory
-            model = load(base, spec, torch.device("cpu"))
-            sharding.shard(model, group, mesh, spec)
-    else:
-        model = load(base, spec, group.device)
+    model, group = _load_model(base, _computable(stage.spec, group), group)
     failpoints.reached("model-loaded")
     row = MicroBatch.of([data.training[0]], group.device)
     prove(model, row.input_ids, row.learnt)
@@ -98,6 +91,17 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
         checkpoints.together = Together(group.rank, group.shared_store)
     state = TrainingState(weights.tensors, optimizer, standing)
     return Run(training, data, steps, group, model, objective, weights, state, checkpoints, reporter)
+
+
+def _load_model(base: BaseModel, spec: FineTuneJobSpec, group: Group) -> tuple[Model, Group]:
+    """The model on this process's device, all of it or its part; and the group that uses it so."""
+    if not sharding.is_wanted(spec, base, group):
+        return load(base, spec, group.device), group
+    mesh = sharding.mesh_of(group)
+    with group.in_turn():  # until it is cut, it is whole in the pod's memory
+        model = load(base, spec, torch.device("cpu"))
+        sharding.shard(model, group, mesh, spec)
+    return model, replace(group, shares_model=True)
 
 
 def _computable(spec: FineTuneJobSpec, group: Group) -> FineTuneJobSpec:
