@@ -271,8 +271,9 @@ class Lending(RuleBasedStateMachine):
 
     def _left_to_others(self, live: LiveClaim, acting: list[LiveClaim], node: NodeView) -> int:
         """GPUs of pods that have ended, of a group that another job displaces but that ends by itself: the first pods'
-        may be the other's before the last one has ended."""
-        if not any(live.stage_job.uid in other.claim.displaced for other in acting):
+        may be the other's before the last one has ended. And of an attempt that has failed, before the next one comes:
+        who waits for another GPU of that node may be faster, and the next attempt gives way."""
+        if not (live.stage_job.finished or any(live.stage_job.uid in other.claim.displaced for other in acting)):
             return 0
         pods = trainer_pods(self.cluster.world, live.stage_job)
         return sum(pod.ended and pod.node == node.key.name for pod in pods) * live.job.spec.resources.gpus
