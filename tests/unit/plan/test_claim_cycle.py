@@ -258,17 +258,6 @@ def _end(loan: Loan, pod: PodView, code: int, told: StageOutcome | None) -> None
     loan.put(loan.stage_job, finished="Failed" if code else "Complete", finished_at=ended_at)
 
 
-def test_a_trainer_that_was_killed_after_its_grace_period_is_not_out_of_memory() -> None:
-    loan = Loan()
-    pod = _training(loan)
-    loan.put(pod, deleting=True)
-    _end(loan, loan.town.world.pods[pod.key], 137, None)
-    decision = loan.plan_job(after=2)
-    assert decision.record is not None
-    assert decision.record.attempts[-1].reason == Reason.POD_LOST
-    assert "when its grace period was over" in decision.record.attempts[-1].message
-
-
 def test_a_requeued_trainer_is_followed_by_an_attempt_that_takes_the_claim_over() -> None:
     loan = Loan()
     pod = _training(loan)

@@ -8,6 +8,8 @@ import pytest
 from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
+from sluice_operator.observe.views import Termination
+from sluice_operator.observe.world import job_key
 from sluice_operator.plan.facts.deadlines import training_ends
 from sluice_operator.plan.facts.outcomes import compact, next_attempt_at
 from sluice_operator.plan.job.decide import plan_job
@@ -131,3 +133,15 @@ def test_an_attempt_that_has_just_ended_is_left_to_the_job_controller() -> None:
     assert plan_job(town.world, job, NOW, Limits()).delete == (), "its pod is gone already"
     town.trainer_pod(made, "n1", ended=True)
     assert plan_job(town.world, job, NOW, Limits()).delete == ()
+
+
+@pytest.mark.parametrize(("deleting", "why"), [(False, Reason.OUT_OF_MEMORY), (True, Reason.POD_LOST)])
+def test_one_that_was_killed_after_its_grace_period_is_not_out_of_memory(deleting: bool, why: Reason) -> None:
+    town = Town()
+    town.node(1)
+    stage_job = town.stage_job(town.job("a"), claim=town.claim("n1"), finished="Failed", finished_at=NOW)
+    end = Termination(137, "Error", "", NOW)
+    town.trainer_pod(stage_job, "n1", ended=True, running=False, deleting=deleting, termination=end)
+    decision = plan_job(town.world, town.world.jobs[job_key("team", "a")], NOW, Limits())
+    assert decision.record is not None
+    assert decision.record.attempts[-1].reason == why
