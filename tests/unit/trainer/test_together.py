@@ -183,6 +183,8 @@ def test_a_stop_in_the_middle_of_a_save_is_no_failure_of_the_disk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Who has not heard of the stop yet hears only that the other one has given up; or the save is done after all."""
+    for one in pair:
+        one.when_somebody_stops(lambda _, one=one: one.stop())  # type: ignore[misc]
     late = threading.Event()
 
     def write_late(tensors: dict[str, torch.Tensor], file: Path) -> None:
@@ -196,4 +198,4 @@ def test_a_stop_in_the_middle_of_a_save_is_no_failure_of_the_disk(
     late.set()
     failed = [one.exception(5) for one in writing]
     assert all(error is None or isinstance(error, PeerLost) for error in failed)
-    assert [path.name for path in tmp_path.iterdir()] == ([] if failed[0] else ["step-9"])
+    assert (tmp_path / "step-9").exists() is (failed[0] is None)

@@ -4,6 +4,7 @@ They talk by short words in the group's store, from the threads that save: their
 step, and wait there for each other.
 """
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -53,8 +54,9 @@ class Together:
         """Have something done, in a thread of its own, when another process is about to end before its time."""
 
         def listen() -> None:
-            with suppress(PeerLost):  # the leader has ended, with the store
-                if self._heard(_STOP, float("inf")) and not self._stopping.is_set():
+            with suppress(RuntimeError):  # the leader has ended, with the store, as it should in the end
+                self._waited(_STOP, float("inf"))
+                if not self._stopping.is_set():
                     do(PeerLost())
 
         threading.Thread(target=listen, name="stop-word", daemon=True).start()
@@ -122,7 +124,10 @@ class Together:
                     if not Path(folder).exists():  # the leader has given up, and says why in a moment
                         self._result(f"{save}/durable", save)
                     raise
-            self._result(f"{save}/durable", save)
+            word = self._hear(f"{save}/durable", WRITTEN, save)
+            if folder and not word.startswith(_GOOD):
+                shutil.rmtree(folder, ignore_errors=True)  # what was written while the leader removed the rest
+            _result_of(word)
         finally:
             self._say(f"{save}/end-{self._rank.number}", "")
 
@@ -179,23 +184,19 @@ class Together:
         raise StageError(Reason.POD_LOST, f"No word of {subject} in {seconds:g} s.", ExitCode.REQUEUE)
 
     def _heard(self, subject: str, seconds: float, enough: Callable[[], bool] = lambda: False) -> str | None:
-        until = time.monotonic() + seconds
         with peers():
-            while not self._store.check([subject]):
-                if time.monotonic() > until or enough():
-                    return None
-                time.sleep(LISTEN)
-            return str(self._store.get(subject), "utf-8")
+            return self._waited(subject, seconds, enough)
+
+    def _waited(self, subject: str, seconds: float, enough: Callable[[], bool] = lambda: False) -> str | None:
+        until = time.monotonic() + seconds
+        while not self._store.check([subject]):
+            if time.monotonic() > until or enough():
+                return None
+            time.sleep(LISTEN)
+        return str(self._store.get(subject), "utf-8")
 
     def _result(self, subject: str, save: str) -> str:
-        """What came of a piece of work that another process tells."""
-        word = self._hear(subject, WRITTEN, save)
-        kind, told = word[:1], word[1:]
-        if kind == _GIVEN_UP:
-            raise PeerLost
-        if kind == _BAD:
-            raise StageError(Reason.OUTPUT_NOT_WRITABLE, f"Another process says: {told}", ExitCode.INTERNAL)
-        return told
+        return _result_of(self._hear(subject, WRITTEN, save))
 
     @contextmanager
     def _told(self, subject: str) -> Iterator[list[str]]:
@@ -210,3 +211,13 @@ class Together:
             self._say(subject, f"{_BAD}{str(error) or repr(error)}")
             raise
         self._say(subject, f"{_GOOD}{' '.join(result)}")
+
+
+def _result_of(word: str) -> str:
+    """What came of a piece of work that another process tells."""
+    kind, told = word[:1], word[1:]
+    if kind == _GIVEN_UP:
+        raise PeerLost
+    if kind == _BAD:
+        raise StageError(Reason.OUTPUT_NOT_WRITABLE, f"Another process says: {told}", ExitCode.INTERNAL)
+    return told
