@@ -93,6 +93,8 @@ def read_job(file: Path, name: str | None = None) -> StageSpec:
         spec = FineTuneJobSpec.model_validate(jobs[name].get("spec") or {})
     except ValidationError as invalid:
         raise NotToRun(f"{file}, {name}:\n{_explained(invalid)}") from invalid
+    if wrong := _not_below_one(spec):
+        raise NotToRun(f"{file}, {name}:\n{wrong}")
     here = spec.resources.model_copy(update={"gpus": 1, "nodes": 1})
     # The same file is the same job, so that the same command goes on where the last one stopped.
     uid = hashlib.sha256(f"{file.resolve()} {name}".encode()).hexdigest()[:32]
@@ -100,6 +102,19 @@ def read_job(file: Path, name: str | None = None) -> StageSpec:
         namespace="alone", name=name, uid=uid, stage=Stage.PREPARE, attempt=1,
         spec=spec.model_copy(update={"resources": here}),
     )  # fmt: skip
+
+
+def _not_below_one(spec: FineTuneJobSpec) -> str:
+    """What an API server refuses by its rules. Here AdamW would, later and in words of its own."""
+    values = {
+        "lora.dropout": spec.lora.dropout,
+        "training.adamBeta1": spec.training.adam_beta1,
+        "training.adamBeta2": spec.training.adam_beta2,
+    }
+    wrong = (
+        f"  spec.{field}: must be less than 1 (it is {value!r})" for field, value in values.items() if float(value) >= 1
+    )
+    return "\n".join(wrong)
 
 
 def _is_job(document: Mapping[str, Any]) -> bool:

@@ -154,6 +154,12 @@ def test_what_a_person_sees(job: Job, write: Callable[..., Path]) -> None:
             "spec.training.epochs: Input should be greater than or equal to 1 (it is 0)\n  "
             "spec.training.lr: Extra inputs are not permitted (it is 1)",
         ),
+        (
+            [document(lora={"dropout": "1.0"}, training={"adamBeta1": "1.5"})],
+            [],
+            "tone:\n  spec.lora.dropout: must be less than 1 (it is '1.0')\n  "
+            "spec.training.adamBeta1: must be less than 1 (it is '1.5')",
+        ),
         ([document(model={"uri": "pvc://none/m"})], [], "The claim none is no folder here: "),
         ([document()], ["--claim", "models"], "--claim models: write a claim and its folder, such as --claim models="),
         ([document()], ["--claim", "modles=/tmp"], "--claim modles: the job names no such claim; it names models, dat"),
