@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dev.cluster.ports import free_port
-from sluice_api.stages import StageOutcome
+from sluice_api.stages import ExitCode, StageOutcome, TrainResult
 from tests.unit.trainer.jobs import Job, chat, events
 
 ROWS = [chat(f"What is item {i}?", f"Arr, item {i} be {i * 7} doubloons!") for i in range(55)]
@@ -82,6 +82,16 @@ def prepare(alone: Job, pods: Pods, resources: dict[str, int], training: tuple[t
     alone.prepare()
     pods.job.prepare()
     return alone
+
+
+def train_in_one_pod(pods: Pods, **environment: str) -> tuple[list[dict[str, Any]], TrainResult]:
+    """What the processes of a pod log, and what they come to."""
+    (pod,) = pods.start(1, **environment)
+    log = list(events(pod))
+    assert pod.wait(10) == ExitCode.DONE
+    result = pods.outcome(0).train
+    assert result is not None
+    return log, result
 
 
 def saved_step(outcome: StageOutcome, done: int) -> int:

@@ -21,10 +21,11 @@ from tests.unit.trainer.groups import (
     prepare,
     printed,
     saved_step,
+    train_in_one_pod,
     trained,
     until_some_steps_are_done,
 )
-from tests.unit.trainer.jobs import FATAL, REPOSITORY, Job, chat, events, poison, write_rows
+from tests.unit.trainer.jobs import FATAL, REPOSITORY, Job, chat, poison, write_rows
 
 NARROW_CHILD = """
 import os
@@ -45,9 +46,7 @@ def test_two_gpus_of_a_pod_learn_the_same_bits_as_one_process(
     by_one = losses(printed(capsys))
     assert len(by_one) == 15
 
-    (pod,) = pods.start()
-    log = list(events(pod))
-    assert pod.wait(10) == ExitCode.DONE
+    log, _ = train_in_one_pod(pods)
     assert {event["size"] for event in log if event["event"] == "joined"} == {2}
     assert pods.outcome(0) == StageOutcome(reason=Reason.DONE, train=expected)
     assert losses(log) == by_one
@@ -67,12 +66,8 @@ def test_two_gpus_learn_what_one_process_learns_by_every_method_and_of_pairs(
     alone = prepare(replace(alone, spec=(*alone.spec, *spec)), pods, ONE_POD, (*SHORT, ("learningRate", "2e-3")))
     expected = alone.train()
     by_one = losses(printed(capsys))
-    (pod,) = pods.start()
-    log = list(events(pod))
-    assert pod.wait(10) == ExitCode.DONE
+    log, together = train_in_one_pod(pods)
     assert losses(log) == pytest.approx(by_one, rel=1e-5)
-    together = pods.outcome(0).train
-    assert together is not None
     assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
 
 
@@ -88,16 +83,12 @@ def test_two_gpus_that_pack_alike_learn_what_one_process_learns(
     alone = prepare(replace(alone, spec=(*alone.spec, lora)), pods, ONE_POD, by_tokens)
     expected = alone.train()
     by_one = losses(printed(capsys))
-    (pod,) = pods.start(PYTHONPATH=f"{tmp_path}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image")
-    log = list(events(pod))
-    assert pod.wait(10) == ExitCode.DONE
+    log, together = train_in_one_pod(pods, PYTHONPATH=f"{tmp_path}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image")
     first, second = ((event["packed"], event["tokens"]) for event in log if event["event"] == "micro-batches")
     assert first == second
     assert first[0] is not narrow
     assert [event["event"] for event in log].count("gradient checkpointing is on") == (2 if narrow else 0)
     assert losses(log) == pytest.approx(by_one, rel=1e-5)
-    together = pods.outcome(0).train
-    assert together is not None
     assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
 
 

@@ -25,6 +25,7 @@ from tests.unit.trainer.groups import (
     prepare,
     printed,
     saved_step,
+    train_in_one_pod,
     until_some_steps_are_done,
 )
 from tests.unit.trainer.jobs import REPOSITORY, Job, events, write_rows
@@ -44,17 +45,13 @@ def test_a_model_in_two_parts_learns_what_one_process_learns(
     alone = prepare(replace(alone, spec=(*alone.spec, *spec)), pods, ONE_POD, settings)
     expected = alone.train()
     by_one = printed(capsys)
-    (pod,) = pods.start()
-    log = list(events(pod))
-    assert pod.wait(10) == ExitCode.DONE
+    log, together = train_in_one_pod(pods)
     assert {event["trained"] for event in log if event["event"] == "sharded"} == {
         "in parts" if kind == "Full" else "whole"
     }
     assert losses(log) == pytest.approx(losses(by_one), rel=1e-5)
     norms = figures(by_one, "gradient_norm")
     assert figures(log, "gradient_norm") == pytest.approx(norms, rel=1e-4)  # Adam does not mind how long they are
-    together = pods.outcome(0).train
-    assert together is not None
     assert together.evaluation_loss_before == pytest.approx(expected.evaluation_loss_before, rel=1e-6)
     assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
 
@@ -65,13 +62,9 @@ def test_packs_of_its_own_choice_too(alone: Job, pods: Pods, capsys: pytest.Capt
     alone = prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, ONE_POD, settings)
     expected = alone.train()
     by_one = losses(printed(capsys))
-    (pod,) = pods.start()
-    log = list(events(pod))
-    assert pod.wait(10) == ExitCode.DONE
+    log, together = train_in_one_pod(pods)
     assert {event["packed"] for event in log if event["event"] == "micro-batches"} == {True}
     assert losses(log) == pytest.approx(by_one, rel=1e-5)
-    together = pods.outcome(0).train
-    assert together is not None
     assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
 
 

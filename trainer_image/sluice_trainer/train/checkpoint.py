@@ -90,9 +90,11 @@ class Checkpoints:
         Raises:
             StageError: it could not be written, or others of the group did not take part.
         """
+        if self.together is None:
+            return self.save(state.last_snapshot)
         mine = state.hold()
-        if self.together is None or self.durable_step == mine == state.standing.total_steps:
-            return self.save(state.last_snapshot) if self.together is None else mine
+        if self.durable_step == mine == state.standing.total_steps:  # the others may have ended
+            return mine
         self.together.stop()
         try:
             step = self.together.newest_step(mine)

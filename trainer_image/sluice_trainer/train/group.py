@@ -184,8 +184,8 @@ def _used_together() -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        logs.warning("a collective failed", error=str(error))
-        raise PeerLost from error
+        with peers():
+            raise
 
 
 @contextmanager

@@ -31,7 +31,7 @@ WRITTEN = 600.0
 """Seconds for a word that is said when a part is written, or all of them are."""
 LISTEN = 0.02
 """Seconds between two looks for a word."""
-_STOP = "stop"
+_STOP, _LAST = "stop", "last"
 _GOOD, _BAD, _GIVEN_UP = "+", "-", "?"
 """What the word about a piece of work begins with; what follows is the result, or why there is none."""
 
@@ -86,7 +86,7 @@ class Together:
             OSError: this process's could not.
         """
         self._saves += not last
-        save = "last" if last else str(self._saves)
+        save = _LAST if last else str(self._saves)
         if self.leads:
             self._lead(save, folder if needed else None, tensors, finish)
         else:
@@ -163,7 +163,7 @@ class Together:
 
     def _each_says(self, subject: str, word: str, seconds: float) -> list[str]:
         self._say(f"{subject}-{self._rank.number}", word)
-        return [self._hear(f"{subject}-{number}", seconds, "last") for number in range(self._rank.size)]
+        return [self._hear(f"{subject}-{number}", seconds, _LAST) for number in range(self._rank.size)]
 
     def _say(self, subject: str, word: str) -> None:
         with peers():
@@ -176,10 +176,10 @@ class Together:
             PeerLost: all are about to end, and this save is not the last one.
             StageError: nobody says it in time.
         """
-        word = self._heard(subject, seconds, lambda: save != "last" and self._stopping.is_set())
+        word = self._heard(subject, seconds, lambda: save != _LAST and self._stopping.is_set())
         if word is not None:
             return word
-        if save != "last" and self._stopping.is_set():
+        if save != _LAST and self._stopping.is_set():
             raise PeerLost
         raise StageError(Reason.POD_LOST, f"No word of {subject} in {seconds:g} s.", ExitCode.REQUEUE)
 

@@ -25,19 +25,19 @@ class TrainedWeights:
         """Replace gradients and loss by their sums over all processes. Who had no rows adds zeros."""
         if self._group.rank.size == 1:
             return
-        if not self.are_parts:
-            gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.tensors.values()]
-            everything = torch.cat([*(gradient.flatten() for gradient in gradients), loss_sum.reshape(1)])
-            self._group.sum_(everything)
-            *sums, loss = everything.split([*(weight.numel() for weight in self.tensors.values()), 1])
-            for weight, gradient in zip(self.tensors.values(), sums, strict=True):
-                weight.grad = gradient.view_as(weight)
-            loss_sum.copy_(loss.squeeze())
+        if self.are_parts:
+            for name, weight in self._of_model.items():  # the backward passes have summed these already
+                self.tensors[name].grad = None if weight.grad is None else local(weight.grad)
+                weight.grad = None
+            self._group.sum_(loss_sum)
             return
-        for name, weight in self._of_model.items():  # the backward passes have summed these already
-            self.tensors[name].grad = None if weight.grad is None else local(weight.grad)
-            weight.grad = None
-        self._group.sum_(loss_sum)
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.tensors.values()]
+        everything = torch.cat([*(gradient.flatten() for gradient in gradients), loss_sum.reshape(1)])
+        self._group.sum_(everything)
+        *sums, loss = everything.split([*(weight.numel() for weight in self.tensors.values()), 1])
+        for weight, gradient in zip(self.tensors.values(), sums, strict=True):
+            weight.grad = gradient.view_as(weight)
+        loss_sum.copy_(loss.squeeze())
 
     def clip_gradients_(self, most: float) -> Tensor:
         """Scale gradients down to a norm, unless that is 0; returns the norm that they had together."""

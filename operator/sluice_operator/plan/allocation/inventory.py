@@ -137,7 +137,7 @@ class Stock:
         found = {live.stage_job.uid: live for node in self.nodes.values() for live in node.claims}
         return list(found.values())
 
-    @property
+    @cached_property
     def staying(self) -> list[LiveClaim]:
         """Those of them that give way to nobody yet."""
         return [live for live in self.claims if live.stage_job.uid not in self.going]
