@@ -11,7 +11,7 @@ from dev.cluster import control_plane
 from sluice_api.crd import KINDS, resource_schema
 from sluice_api.schema import RULES, fields_of
 from tests.integration.kubectl import Kubectl
-from tests.integration.refusals import REFUSED
+from tests.integration.refusals import REFUSED, UNCHANGEABLE
 
 pytestmark = pytest.mark.integration
 
@@ -44,20 +44,6 @@ kind: GPUPool
 metadata: {name: h100}
 """)
 }
-
-UNCHANGEABLE = [
-    ("FineTuneJob", "spec.model.uri", "pvc://models/other", "spec.model: *"),
-    ("FineTuneJob", "spec.dataset.onBadRow", "Skip", "spec.dataset: *"),
-    ("FineTuneJob", "spec.lora.rank", 8, "spec.lora: *"),
-    ("FineTuneJob", "spec.training.epochs", 4, "spec.training: *"),
-    ("FineTuneJob", "spec.resources.gpus", 2, "spec.resources: *"),
-    ("FineTuneJob", "spec.output.uri", "pvc://adapters/other", "spec.output: *"),
-    ("FineTuneJob", "spec.publish", {"engine": "chat", "name": "tone"}, "spec.publish: *"),
-    ("FineTuneJob", "spec.activeDeadlineSeconds", 60, "spec.activeDeadlineSeconds: *"),
-    ("FineTuneJob", "spec.retry", {"attempts": 6}, "spec.retry: *"),
-    ("FineTuneJob", "spec.managedBy", "kueue.x-k8s.io/multikueue", "spec.managedBy: *"),
-    ("Adapter", "spec.engine", "other", "spec.engine: *"),
-]
 
 CHANGEABLE = [
     ("FineTuneJob", "spec.suspend", True),
@@ -216,27 +202,6 @@ def test_every_bound_of_every_field_holds(kubectl: Kubectl) -> None:
     ]
     assert len(broken) > 100
     assert accepted == []
-
-
-def test_every_rule_is_shown_to_refuse() -> None:
-    """A rule that no row of the tables above breaks has no proof."""
-    told = [(kind, expected) for kind, _, _, expected in REFUSED]
-    changes = {(kind, expected.removesuffix(": *")) for kind, _, _, expected in UNCHANGEABLE}
-    unproven = []
-    for resource in KINDS:
-        kind, schema = resource.KIND.kind, resource_schema(resource)
-        for path, field in (("", schema), *fields_of(schema, "")):
-            for rule in field.get(RULES, ()):
-                place = f"{path}{rule.get('fieldPath', '')}".lstrip(".")
-                shown = any(part.split(" * ")[-1] in rule["message"] for _, part in told)
-                if not shown and (kind, place) not in changes:
-                    unproven.append((kind, place, rule["message"]))
-    assert unproven == [
-        # Shown by a test of its own: it needs a status.
-        ("FineTuneJob", "spec.scheduling", "cannot be changed while the job holds GPUs: suspend it first"),
-        # There is only one method yet.
-        ("FineTuneJob", "spec.method", "cannot be changed: delete the job and create it anew, or create another one"),
-    ]
 
 
 def test_defaults_are_visible_after_admission(kubectl: Kubectl) -> None:

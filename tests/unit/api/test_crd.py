@@ -10,7 +10,8 @@ import yaml
 from sluice_api import crd, docs
 from sluice_api.reasons import Reason
 from sluice_api.resource import Resource
-from sluice_api.schema import fields_of
+from sluice_api.schema import RULES, fields_of
+from tests.integration.refusals import REFUSED, UNCHANGEABLE
 
 LAST_APPLIED_LIMIT = 262_144
 """A client-side apply keeps the whole object in an annotation of at most so many bytes."""
@@ -82,3 +83,22 @@ def test_table_rows_have_as_many_cells_as_their_head() -> None:
         for table in page.split("\n\n"):
             rows = [row for row in table.splitlines() if row.startswith("|")]
             assert len({row.replace("\\|", "").count("|") for row in rows}) <= 1, rows[:1]
+
+
+def test_every_rule_is_shown_to_refuse() -> None:
+    """A rule that no row of the integration tests' tables breaks has no proof."""
+    told = [(kind, expected) for kind, _, _, expected in REFUSED]
+    changes = {(kind, expected.removesuffix(": *")) for kind, _, _, expected in UNCHANGEABLE}
+    unproven = []
+    for resource in crd.KINDS:
+        kind, schema = resource.KIND.kind, crd.resource_schema(resource)
+        for path, field in (("", schema), *fields_of(schema, "")):
+            for rule in field.get(RULES, ()):
+                place = f"{path}{rule.get('fieldPath', '')}".lstrip(".")
+                shown = any(part.split(" * ")[-1] in rule["message"] for _, part in told)
+                if not shown and (kind, place) not in changes:
+                    unproven.append((kind, place, rule["message"]))
+    assert unproven == [
+        # Shown by a test of its own: it needs a status.
+        ("FineTuneJob", "spec.scheduling", "cannot be changed while the job holds GPUs: suspend it first"),
+    ]
