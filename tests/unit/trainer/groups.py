@@ -13,8 +13,10 @@ from dev.cluster.ports import free_port
 from sluice_api.stages import ExitCode, StageOutcome, TrainResult
 from tests.unit.trainer.jobs import Job, chat, events
 
-ROWS = [chat(f"What is item {i}?", f"Arr, item {i} be {i * 7} doubloons!") for i in range(55)]
-"""33 to train on and 22 held out: a pass is four steps of 8 rows and one of a single row, which one rank of two has."""
+ROWS = [chat(f"What is item {i}?", f"Arr, item {i} be {i * 7} doubloons!") for i in range(53)]
+"""33 to train on and 20 held out: a pass is four steps of 8 rows and one of a single row, which one rank of two has.
+An evaluation is five micro-batches of 4: one rank of two has one less.
+"""
 SHORT = (("epochs", 3), ("warmupSteps", 2), ("microBatchSize", 4), ("checkpointEverySteps", 1))
 """15 steps, each of which is saved, so that its loss is logged. Two ranks do at once what one process does in turn."""
 LONG = (("epochs", 9), ("warmupSteps", 2), ("batchSize", 2), ("microBatchSize", 1), ("checkpointEverySteps", 1000))

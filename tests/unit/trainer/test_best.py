@@ -10,9 +10,9 @@ from sluice_api.stages import TrainResult
 from sluice_trainer import failpoints
 from sluice_trainer.errors import StageError
 from sluice_trainer.train import loop
-from sluice_trainer.train.checkpoint import Checkpoints
+from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
+from sluice_trainer.train.checkpoints.state import Snapshot
 from sluice_trainer.train.run import Run, load_run
-from sluice_trainer.train.state import Snapshot
 from tests.unit.trainer.jobs import Job
 
 OFTEN: tuple[tuple[str, Any], ...] = (

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sluice_api.training import Training
 from sluice_trainer.ranks import Rank
-from sluice_trainer.train import budget
 from sluice_trainer.train.batches import MicroBatch, summed_loss
-from sluice_trainer.train.budget import batching_for, largest, measured_peak
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.memory import HOLES, Cost, cost_through, free_bytes, most_of
+from sluice_trainer.train.trials import budget
+from sluice_trainer.train.trials.budget import batching_for, largest, measured_peak
+from sluice_trainer.train.trials.memory import HOLES, Cost, cost_through, free_bytes, most_of
 from tests.unit.trainer.jobs import REPOSITORY
 from tests.unit.trainer.test_packing import SHAPES, adapted, random_rows
 
@@ -195,7 +195,7 @@ def test_rows_win_over_tokens() -> None:
 REAL_PEAK = """
 import sys
 import torch
-from sluice_trainer.train.budget import estimated_cost, example, forward_and_backward
+from sluice_trainer.train.trials.budget import estimated_cost, example, forward_and_backward
 from tests.unit.trainer.test_budget import ALONE, ROWS
 from tests.unit.trainer.test_packing import SHAPES, adapted
 

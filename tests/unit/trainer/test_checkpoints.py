@@ -19,8 +19,8 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer import durable
 from sluice_trainer.errors import StageError
-from sluice_trainer.train.checkpoint import Checkpoints
-from sluice_trainer.train.state import Snapshot, Standing
+from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
+from sluice_trainer.train.checkpoints.state import Snapshot, Standing
 from tests.unit.trainer.jobs import Job
 
 
@@ -127,7 +127,7 @@ def by_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_bytes(b"part of it")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("sluice_trainer.train.checkpoint.save_file", full)
+    monkeypatch.setattr("sluice_trainer.train.checkpoints.checkpoint.save_file", full)
 
 
 def by_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_no_second_one_begins
         copies.append(step)
         return state(step)
 
-    monkeypatch.setattr("sluice_trainer.train.checkpoint.save_file", slow)
+    monkeypatch.setattr("sluice_trainer.train.checkpoints.checkpoint.save_file", slow)
     checkpoints = saved(job)
     assert checkpoints.save_behind(partial(copied, 5))
     assert began.wait(10)

@@ -31,7 +31,8 @@ NARROW_CHILD = """
 import os
 
 if os.environ.get("SLUICE_LOCAL_RANK") == "1":
-    from sluice_trainer.train import exact, memory
+    from sluice_trainer.train.trials import exact
+    from sluice_trainer.train.trials import memory
 
     exact.why_not_packed = lambda *_: "it leaks here"
     memory.free_bytes = lambda *_: 0
@@ -59,7 +60,7 @@ def test_two_gpus_learn_what_one_process_learns_by_every_method_and_of_pairs(
 ) -> None:
     spec: tuple[tuple[str, Any], ...] = (("lora", {"rank": 8, "alpha": 64}),)
     if kind == "pairs":
-        rows = [{"prompt": f"Item {i}?", "chosen": f"Arr, {i * 7}!", "rejected": "No idea, sir."} for i in range(55)]
+        rows = [{"prompt": f"Item {i}?", "chosen": f"Arr, {i * 7}!", "rejected": "No idea, sir."} for i in range(53)]
         write_rows(alone.volumes / "datasets" / "rows.jsonl", rows)
     else:
         spec += (("method", kind),)

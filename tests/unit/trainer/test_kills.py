@@ -64,7 +64,7 @@ def chosen(choice: str) -> list[str]:
 
 
 PUNCTUAL = """
-from sluice_trainer.train.checkpoint import Checkpoints
+from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
 
 begin = Checkpoints.save_behind
 

@@ -21,8 +21,8 @@ from sluice_trainer.train import batches
 from sluice_trainer.train import head as heads
 from sluice_trainer.train import loss as losses
 from sluice_trainer.train.batches import MicroBatch, summed_loss
-from sluice_trainer.train.lean import prove
 from sluice_trainer.train.loss import Curve, cross_entropies
+from sluice_trainer.train.trials.lean import prove
 from tests.unit.trainer.jobs import Job
 
 VOCABULARY, HIDDEN, POSITIONS, LEARNT = 300, 64, 40, 23

@@ -17,8 +17,8 @@ from sluice_trainer import base_model
 from sluice_trainer.errors import StageError
 from sluice_trainer.train import head
 from sluice_trainer.train.batches import MicroBatch, summed_loss
-from sluice_trainer.train.lean import prove
-from sluice_trainer.train.model import load, trainable
+from sluice_trainer.train.trials.lean import prove
+from sluice_trainer.train.weights.model import load, trainable
 from tests.unit.trainer.jobs import Job
 
 TRAINING = (("epochs", 4), ("checkpointEverySteps", 5), ("learningRate", "2e-3"))

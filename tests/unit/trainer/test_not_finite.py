@@ -12,9 +12,9 @@ from sluice_api.stages import ExitCode
 from sluice_trainer.errors import StageError
 from sluice_trainer.plan import Steps
 from sluice_trainer.prepared import TokenRow, TokenRows
-from sluice_trainer.train.checkpoint import Checkpoints
+from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
 from sluice_trainer.train.finite import lines
-from sluice_trainer.train.weights import TrainedWeights
+from sluice_trainer.train.weights.trained import TrainedWeights
 from tests.unit.trainer.jobs import FATAL, Job, chat, poison, write_rows
 
 MEND = "Mend or remove what is there, or set training.dtype: float32."

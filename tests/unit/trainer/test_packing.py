@@ -10,10 +10,10 @@ import transformers as t
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from sluice_trainer.prepared import TokenRow, TokenRows
-from sluice_trainer.train import budget
 from sluice_trainer.train.batches import MicroBatch, put_together, summed_loss
-from sluice_trainer.train.exact import why_not_packed
 from sluice_trainer.train.packing import Batching, micro_batches
+from sluice_trainer.train.trials import budget
+from sluice_trainer.train.trials.exact import why_not_packed
 from tests.unit.trainer.jobs import Job
 
 CPU = torch.device("cpu")

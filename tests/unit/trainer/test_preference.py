@@ -23,11 +23,11 @@ from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.ranks import Rank
 from sluice_trainer.train.batches import MicroBatch, batches_of
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.lean import prove
 from sluice_trainer.train.loss import cross_entropies
-from sluice_trainer.train.model import load, trainable
 from sluice_trainer.train.objective import Preference
 from sluice_trainer.train.packing import Batching
+from sluice_trainer.train.trials.lean import prove
+from sluice_trainer.train.weights.model import load, trainable
 from tests.unit.trainer.jobs import Job, write_rows
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from sluice_trainer.errors import StageError
 from sluice_trainer.layers import chosen
 from sluice_trainer.plan import learning_rate
 from sluice_trainer.report import Reporter
-from sluice_trainer.train.model import trainable, with_adapter
+from sluice_trainer.train.weights.model import trainable, with_adapter
 from tests.unit.trainer.jobs import Job
 
 LAYERS = [f"model.layers.{layer}.{part}" for layer in (0, 1, 12) for part in ("attn.q_proj", "attn.v_proj", "mlp.up")]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
-from sluice_trainer.train.tensor_files import WHOLE, read
+from sluice_trainer.train.checkpoints.tensor_files import WHOLE, read
 from tests.unit.trainer.groups import (
     FAILING_CHILD,
     LONG,
@@ -39,7 +39,7 @@ def test_a_model_in_two_parts_learns_what_one_process_learns(
 ) -> None:
     spec: tuple[tuple[str, Any], ...] = (("method", "Full"),) if kind == "Full" else ()
     if kind == "pairs":
-        rows = [{"prompt": f"Item {i}?", "chosen": f"Arr, {i * 7}!", "rejected": "No idea, sir."} for i in range(55)]
+        rows = [{"prompt": f"Item {i}?", "chosen": f"Arr, {i * 7}!", "rejected": "No idea, sir."} for i in range(53)]
         write_rows(alone.volumes / "datasets" / "rows.jsonl", rows)
     settings = (*SHORT, ("learningRate", "2e-3"), SHARDED)
     alone = prepare(replace(alone, spec=(*alone.spec, *spec)), pods, ONE_POD, settings)

@@ -59,7 +59,7 @@ FEW = ("Train:backward:14", "Train:update-half-done:7", "Train:tensors-written:1
 
 FULL_DISK = """
 from safetensors import SafetensorError
-from sluice_trainer.train import checkpoint
+from sluice_trainer.train.checkpoints import checkpoint
 
 whole, left = checkpoint.save_file, iter(range(1))
 

@@ -17,10 +17,10 @@ from sluice_api.artifacts import file_digest
 from sluice_api.reasons import Reason
 from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.ranks import Rank
-from sluice_trainer.train import together
-from sluice_trainer.train.state import Standing, TrainingState
-from sluice_trainer.train.tensor_files import WHOLE, Part, read
-from sluice_trainer.train.together import Together
+from sluice_trainer.train.checkpoints import together
+from sluice_trainer.train.checkpoints.state import Standing, TrainingState
+from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Part, read
+from sluice_trainer.train.checkpoints.together import Together
 
 TENSORS = {"weight.a": torch.arange(21.0).view(7, 3), "weight.b": torch.arange(2.0), "step.a": torch.tensor(4.0)}
 

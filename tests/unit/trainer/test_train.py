@@ -18,8 +18,8 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, StageOutcome
 from sluice_trainer.errors import StageError
 from sluice_trainer.train.batches import MicroBatch, summed_loss
-from sluice_trainer.train.checkpoint import Checkpoints
-from sluice_trainer.train.model import with_adapter
+from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
+from sluice_trainer.train.weights.model import with_adapter
 from tests.unit.trainer.jobs import REPOSITORY, Job, events
 
 LONG = (("epochs", 30), ("checkpointEverySteps", 10))

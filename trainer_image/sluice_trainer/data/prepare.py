@@ -109,7 +109,7 @@ def _longest(stage: StageSpec, base: BaseModel) -> int:
 
 def _without_weights(base: BaseModel) -> "PreTrainedModel":
     """The model's layers, if transformers knows such a model."""
-    from sluice_trainer.train.model import without_weights
+    from sluice_trainer.train.weights.model import without_weights
 
     try:
         return without_weights(base)
@@ -131,7 +131,7 @@ def _check_adapter(model: "PreTrainedModel", lora: Lora) -> None:
 def _check_memory(model: "PreTrainedModel", resources: JobResources) -> None:
     """Refuse to train all weights where the copy that a checkpoint is written from would not fit: the kernel would end
     the process, at its first save and at each one after it."""
-    from sluice_trainer.train.memory import COPY_BYTES
+    from sluice_trainer.train.trials.memory import COPY_BYTES
 
     weights = model.num_parameters()
     needed = COPY_BYTES * weights

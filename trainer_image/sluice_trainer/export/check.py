@@ -8,7 +8,7 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import Prepared
-from sluice_trainer.train.model import Model, measured
+from sluice_trainer.train.weights.model import Model, measured
 
 TOLERANCE = 1e-3
 """Largest difference of a logit. The same weights in the same order of operations: it is zero on one machine."""

@@ -21,9 +21,9 @@ from sluice_trainer.places import work, work_uri, writing
 from sluice_trainer.plan import plan_digest
 from sluice_trainer.prepared import Prepared
 from sluice_trainer.report import Reporter
-from sluice_trainer.train.checkpoint import Checkpoints
-from sluice_trainer.train.model import DTYPES, Model, load, trainable
-from sluice_trainer.train.state import WEIGHT, Snapshot
+from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
+from sluice_trainer.train.checkpoints.state import WEIGHT, Snapshot
+from sluice_trainer.train.weights.model import DTYPES, Model, load, trainable
 
 Manifest = AdapterManifest | ModelManifest
 

@@ -13,8 +13,8 @@ from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.train.group import Group
 from sluice_trainer.train.head import PROVEN, into_head
 from sluice_trainer.train.loss import cross_entropies
-from sluice_trainer.train.model import Model, bare, computing
 from sluice_trainer.train.packing import Batching, micro_batches
+from sluice_trainer.train.weights.model import Model, bare, computing
 
 
 @dataclass(frozen=True)

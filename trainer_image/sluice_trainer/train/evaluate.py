@@ -8,9 +8,9 @@ from sluice_api.reports import Activity
 from sluice_trainer import failpoints, metrics
 from sluice_trainer.train.batches import put_together
 from sluice_trainer.train.finite import SLOWER, loss_error
-from sluice_trainer.train.model import measured
 from sluice_trainer.train.packing import Batching, micro_batches
 from sluice_trainer.train.run import Run
+from sluice_trainer.train.weights.model import measured
 
 _WINDOW = 256
 """Rows that are put into micro-batches together."""

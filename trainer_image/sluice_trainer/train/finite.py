@@ -9,7 +9,7 @@ from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRows
 from sluice_trainer.train.batches import MicroBatch, summed_loss
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.model import Model, measured
+from sluice_trainer.train.weights.model import Model, measured
 
 SHOWN = 5
 """Lines that a message names."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sluice_trainer.train.loss import Curve
-from sluice_trainer.train.model import Model
+from sluice_trainer.train.weights.model import Model
 
 SLOPE_AT, CAP_AT = 2.0**-10, 1e6
 """Where the curve is still a straight line, and where it has ended."""

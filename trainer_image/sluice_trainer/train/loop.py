@@ -19,7 +19,8 @@ from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter
 from sluice_trainer.signals import StopSignal
 from sluice_trainer.train.batches import all_tokens, batches_of
-from sluice_trainer.train.checkpoint import Checkpoints
+from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
+from sluice_trainer.train.checkpoints.state import Standing
 from sluice_trainer.train.evaluate import evaluate
 from sluice_trainer.train.finite import gradient_error, loss_error
 from sluice_trainer.train.group import joined
@@ -27,7 +28,6 @@ from sluice_trainer.train.pace import Pace
 from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.randomness import seed_all
 from sluice_trainer.train.run import Run, decide_batching, load_run, resume
-from sluice_trainer.train.state import Standing
 from sluice_trainer.train.watchdog import Watchdog
 
 

@@ -14,7 +14,7 @@ from sluice_api.training import Training
 from sluice_trainer.prepared import TokenRows
 from sluice_trainer.train import batches
 from sluice_trainer.train.batches import MicroBatch
-from sluice_trainer.train.model import Model
+from sluice_trainer.train.weights.model import Model
 
 
 class Objective(Protocol):

@@ -13,20 +13,20 @@ from sluice_trainer.base_model import BaseModel
 from sluice_trainer.places import work
 from sluice_trainer.prepared import Prepared
 from sluice_trainer.report import Reporter
-from sluice_trainer.train import sharding
 from sluice_trainer.train.batches import MicroBatch
-from sluice_trainer.train.budget import batching_for
-from sluice_trainer.train.checkpoint import Checkpoints
+from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
+from sluice_trainer.train.checkpoints.state import Standing, TrainingState
+from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Part
+from sluice_trainer.train.checkpoints.together import Together
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.lean import prove
-from sluice_trainer.train.model import Model, compile_layers, has_bfloat16, load, turn_dropout_off
 from sluice_trainer.train.objective import Objective, Preference, objective_of
 from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.randomness import seed_all
-from sluice_trainer.train.state import Standing, TrainingState
-from sluice_trainer.train.tensor_files import WHOLE, Part
-from sluice_trainer.train.together import Together
-from sluice_trainer.train.weights import TrainedWeights
+from sluice_trainer.train.trials.budget import batching_for
+from sluice_trainer.train.trials.lean import prove
+from sluice_trainer.train.weights import sharding
+from sluice_trainer.train.weights.model import Model, compile_layers, has_bfloat16, load, turn_dropout_off
+from sluice_trainer.train.weights.trained import TrainedWeights
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from sluice_trainer import durable, failpoints, logs, metrics
 from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.places import work, writing
 from sluice_trainer.plan import plan_digest
-from sluice_trainer.train.state import WEIGHT, Snapshot, Standing, TrainingState
-from sluice_trainer.train.tensor_files import WHOLE, Part, read
-from sluice_trainer.train.together import Together
+from sluice_trainer.train.checkpoints.state import WEIGHT, Snapshot, Standing, TrainingState
+from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Part, read
+from sluice_trainer.train.checkpoints.together import Together
 
 _STANDING = "state.json"
 

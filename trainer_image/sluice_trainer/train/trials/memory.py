@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sluice_trainer.train.sharding import local
+from sluice_trainer.train.weights.sharding import local
 
 MEASURED = (16, 32, 64)
 """Tokens of the micro-batches that are measured."""

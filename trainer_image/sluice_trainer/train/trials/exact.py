@@ -12,7 +12,7 @@ import torch
 
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.train.batches import MicroBatch, summed_loss
-from sluice_trainer.train.model import Model, bare, compute_dtype, measured
+from sluice_trainer.train.weights.model import Model, bare, compute_dtype, measured
 
 LONGEST = 32
 """Tokens of a row that are tried."""

@@ -13,9 +13,10 @@ from sluice_api.training import GradientCheckpointing, Packing, Training
 from sluice_trainer import logs
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.train.batches import MicroBatch, summed_loss
-from sluice_trainer.train.exact import why_not_packed
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.memory import (
+from sluice_trainer.train.packing import Batching
+from sluice_trainer.train.trials.exact import why_not_packed
+from sluice_trainer.train.trials.memory import (
     MEASURED,
     Cost,
     cost_through,
@@ -24,8 +25,7 @@ from sluice_trainer.train.memory import (
     most_of,
     peak_bytes,
 )
-from sluice_trainer.train.model import Model
-from sluice_trainer.train.packing import Batching
+from sluice_trainer.train.weights.model import Model
 
 MOST_TOKENS = {"cpu": 512, "cuda": 8192}
 """Where a larger micro-batch is no faster any more: attention's work grows with its square, masked or not.

@@ -22,8 +22,8 @@ from sluice_api.stages import ExitCode
 from sluice_trainer import durable, failpoints
 from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.ranks import Rank
+from sluice_trainer.train.checkpoints.tensor_files import Part
 from sluice_trainer.train.group import peers
-from sluice_trainer.train.tensor_files import Part
 
 SAID = 5.0
 """Seconds for a word that is said by a thread which has nothing else to do."""

@@ -9,7 +9,7 @@ from sluice_trainer import logs
 from sluice_trainer.errors import StageError
 from sluice_trainer.train.batches import MicroBatch, summed_loss
 from sluice_trainer.train.head import PROVEN, Head, curve_of
-from sluice_trainer.train.model import Model, bare, compute_dtype, computing, measured
+from sluice_trainer.train.weights.model import Model, bare, compute_dtype, computing, measured
 
 WINDOW = 16
 """Tokens before and after the first learnt one that the proof runs over."""

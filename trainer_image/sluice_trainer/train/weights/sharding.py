@@ -16,7 +16,7 @@ from sluice_api.training import Method, Sharding
 from sluice_trainer import logs
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.model import DTYPES, Model, bare, decoder_layers, trainable, without_weights
+from sluice_trainer.train.weights.model import DTYPES, Model, bare, decoder_layers, trainable, without_weights
 
 TRAINED_BYTES = 16
 """Of a weight that is trained, each in float32: itself, its gradient, Adam's two moments."""

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.model import Model, trainable
-from sluice_trainer.train.sharding import is_part, local
+from sluice_trainer.train.weights.model import Model, trainable
+from sluice_trainer.train.weights.sharding import is_part, local
 
 
 class TrainedWeights:
