@@ -89,7 +89,7 @@ def test_a_bad_row_is_named_with_its_line(job: Job, row: Any, message: str) -> N
         ({"instruction": "Hi", "input": 3, "output": "Hello"}, "Alpaca", '"input" is a number, not a string'),
         ({"prompt": "Hi", "completion": ["Hello"]}, "PromptCompletion", '"completion" is an array, not a string'),
         ({"text": True}, "Text", '"text" is a boolean, not a string'),
-        ({"text": "<|im_end|>Hello"}, "Text", "there is no token to learn in this row"),
+        ({"text": "<|im_end|>"}, "Text", "there is no token to learn in this row"),
         (chat("Hi", "Hello"), "Text", "the row is Messages, dataset.format is Text"),
     ],
 )

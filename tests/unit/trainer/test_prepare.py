@@ -45,6 +45,8 @@ RENDERED = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, conten
             "<|im_start|>user\n1 + 2<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n",
         ),
         ("a text is learnt whole, but for its first token", {"text": "abc"}, "bc<|im_end|>", "abc<|im_end|>"),
+        ("... two texts in one too", {"text": "ab<|im_end|>c"}, "b<|im_end|>c<|im_end|>", "ab<|im_end|>c<|im_end|>"),
+        ("... or has an end", {"text": "abc<|im_end|>"}, "bc<|im_end|>", "abc<|im_end|>"),
     ],
 )
 def test_what_is_learnt(job: Job, name: str, row: Any, learnt: str, read: str) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sluice_api.reasons import Reason
 from sluice_trainer.errors import StageError
 from tests.unit.trainer.conftest import CHATML
-from tests.unit.trainer.jobs import Job
+from tests.unit.trainer.jobs import Job, write_rows
 
 
 @pytest.fixture
@@ -105,6 +106,23 @@ def test_a_conversation_begins_once(job: Job, folder: Path, twice: bool) -> None
         )
     else:
         assert job.prepare().rows == 36
+
+
+def test_a_text_begins_once(job: Job, folder: Path) -> None:
+    """Though its tokenizer puts a BOS before it, and it has one of its own."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.bos_token = "<|im_start|>"
+    begin = ("<|im_start|>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[begin])
+    tokenizer.save_pretrained(folder)
+    texts = [{"text": "abc"}, {"text": "<|im_start|>abc"}]
+    write_rows(job.volumes / job.dataset, texts)
+    job = replace(job, spec=(("dataset", {"uri": f"pvc://{job.dataset}", "validationSplit": "0%"}),))
+    job.prepare()
+    first, second = (job.prepared().training[index] for index in range(2))
+    assert tokenizer.decode(first.input_ids) == "<|im_start|>abc<|im_end|>"
+    assert first.learnt.tolist() == [0, 1, 1, 1, 1]
+    assert second.input_ids.tolist() == first.input_ids.tolist()
 
 
 def add_tokens(folder: Path, count: int, train: Callable[[torch.Tensor], object] | None) -> None:

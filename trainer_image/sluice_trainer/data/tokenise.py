@@ -152,13 +152,21 @@ class Tokeniser:
     def _joined(self, text: Text, parts: list[tuple[list[int], bool]], line: int) -> TokenRow:
         """The parts as one row, in which what is learnt has an end-of-turn token."""
         templated = isinstance(text, Conversation) and bool(self.chat_template)
-        ids: list[int] = [] if templated else list(self._beginning)
-        learnt: list[int] = [0] * len(ids)
+        ids: list[int] = []
+        learnt: list[int] = []
         for tokens, is_learnt in parts:
-            ended = self._ended(tokens) if is_learnt else tokens
-            count = self._until_end_of_turn(ended) if is_learnt else 0
+            if not is_learnt:
+                ended, count = tokens, 0
+            elif isinstance(text, Passage):
+                ended = self._followed_by_end(tokens, among=tokens[-1:])
+                count = len(ended)
+            else:
+                ended = self._followed_by_end(tokens, among=tokens)
+                count = self._until_end_of_turn(ended)
             ids += ended
             learnt += [1] * count + [0] * (len(ended) - count)
+        if not templated and ids[:1] != self._beginning:
+            ids, learnt = self._beginning + ids, [0] * len(self._beginning) + learnt
         learnt[0] = 0  # nothing predicts the first token
         if 1 not in learnt:
             raise BadRowError("there is no token to learn in this row", "Write a longer one")
@@ -205,9 +213,9 @@ class Tokeniser:
         names = cast("list[str | None]", self._tokenizer.convert_ids_to_tokens(tokens))
         return ", ".join(name or str(token) for token, name in zip(tokens, names, strict=True))
 
-    def _ended(self, tokens: list[int]) -> list[int]:
-        """What the assistant says with an end, or the model would never learn to stop."""
-        if np.isin(tokens, self._special_ids).any() or self._end is None:
+    def _followed_by_end(self, tokens: list[int], *, among: list[int]) -> list[int]:
+        """What is learnt with an end, or the model would never learn to stop; a special token `among` these is one."""
+        if np.isin(among, self._special_ids).any() or self._end is None:
             return tokens
         return [*tokens, self._end]
 
