@@ -60,6 +60,7 @@ class Heartbeat:
     attempt: int
     at: datetime
     step_seconds: float | None
+    """None before the first step, and while training stands still for a save."""
     trouble: str = ""
     """What it has said since: why it stands still."""
 

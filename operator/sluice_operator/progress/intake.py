@@ -46,9 +46,8 @@ class Intake:
 
         before = world.heartbeats.get(stage_job.uid)
         alive = before.at if before and report.message else now  # one that says it stands still does not go on
-        self._store.heartbeat(
-            stage_job.uid, Heartbeat(stage_job.attempt, alive, report.step_seconds, report.message or "")
-        )
+        step_seconds = None if report.activity is Activity.SAVING else report.step_seconds
+        self._store.heartbeat(stage_job.uid, Heartbeat(stage_job.attempt, alive, step_seconds, report.message or ""))
         self._writer.offer(job, progress_after(self._writer.newest(job), stage, report, now))
         if stage is Stage.TRAIN:
             self.training[uid] = report

@@ -92,6 +92,14 @@ async def test_an_accepted_report(desk: Desk) -> None:
     assert metrics.PROGRESS_REPORTS.labels("training", "accepted")._value.get() == before + 1
 
 
+async def test_a_trainer_that_saves_is_not_hurried_by_its_steps(desk: Desk) -> None:
+    paces = []
+    for sequence, activity in enumerate(("Training", "Saving", "Evaluating"), start=1):
+        await desk.post(GOOD | {"sequence": sequence, "activity": activity, "stepSeconds": 0.5})
+        paces.append(desk.store.world().heartbeats["train-uid"].step_seconds)
+    assert paces == [0.5, None, 0.5]
+
+
 async def test_a_trainer_that_says_why_it_stands_still_does_not_go_on(desk: Desk) -> None:
     """Its silence is counted from its last step, and what it says is kept for the status."""
     await desk.post(GOOD)

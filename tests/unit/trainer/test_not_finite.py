@@ -55,15 +55,16 @@ def step_with(job: Job, line: int) -> int:
     return next(step + 1 for step in range(steps.total) if line - 2 in steps.rows(step))
 
 
-def test_the_row_is_named_and_the_last_good_checkpoint_stays(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Checkpoints, "save_behind", lambda self, snapshot: self.save(snapshot) > 0)  # at once
-    job = poisoned(job, 17)
+def test_the_row_is_named_and_the_last_good_step_is_saved(job: Job) -> None:
+    job = replace(poisoned(job, 17), training=(*FEW, ("checkpointEverySteps", 50)))
+    job.prepare()
     step = step_with(job, 17)
     assert step > 2
     message = refused(job)
     assert message.startswith(f"The loss of step {step} of 10 is nan at learning rate ")
-    assert message.endswith(f". By themselves not finite: line 17 of the dataset. {MEND}")
-    assert saved(job) == [f"step-{step - 2}", f"step-{step - 1}"]
+    rest = f"Step {step - 1} of 10 is saved."
+    assert message.endswith(f". By themselves not finite: line 17 of the dataset. {MEND} {rest}")
+    assert saved(job) == [f"step-{step - 1}"]
     checkpoints = Checkpoints(job.stage("Train"))
     assert checkpoints.newest_step() == step - 1
     newest = checkpoints.read(step - 1)
@@ -94,7 +95,10 @@ def test_what_no_row_is_to_blame_for(job: Job) -> None:
     message = refused(job)
     rows = sorted(row + 2 for row in Steps([1] * 40, job.stage("Train").spec.training).rows(1))
     whose = "No single row is to blame; it is of lines {}, {}, {} and {} of the dataset.".format(*rows)
-    assert message == f"The loss of step 2 of 10 is nan at learning rate 9.75528e+29. {whose} {SLOWER}"
+    assert (
+        message
+        == f"The loss of step 2 of 10 is nan at learning rate 9.75528e+29. {whose} {SLOWER} Step 1 of 10 is saved."
+    )
 
     dataset = {"uri": f"pvc://{job.dataset}", "validationSplit": "40%"}
     job = replace(job, name="held-out", training=(*job.training, ("maxSteps", 1)), spec=(("dataset", dataset),))

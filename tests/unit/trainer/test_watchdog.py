@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sluice_api.reports import Activity
 from sluice_api.stages import ExitCode
 from sluice_trainer.report import Reporter
 from sluice_trainer.train.watchdog import Watchdog, allowed
@@ -73,7 +74,7 @@ def test_nobody_is_told_of_steps_that_go_on(capsys: pytest.CaptureFixture[str]) 
         for _ in range(10):
             assert not told.said.acquire(timeout=0.05)
             watchdog.step(0.05)
-    assert (told.messages, complaints(capsys)) == ([], [])
+    assert (set(told.messages), complaints(capsys)) == ({None}, [])
 
 
 HANGS = """
@@ -97,6 +98,51 @@ batches.summed_loss, report.Reporter.update = summed_loss, halts_with_a_message
 watchdog.PATIENCE, loop.Pace.step_seconds = 2, 0.6
 """
 """In its seventh step, after steps that are said to take 0.6 s: 3 s are too long then, and 2 s before the first."""
+
+
+EVALUATION_HANGS = """
+import os, signal, threading
+from sluice_trainer import report
+from sluice_trainer.train import evaluate, watchdog
+
+whole, left, update = evaluate.put_together, iter(range(2)), report.Reporter.update
+
+def put_together(rows, batching, device):
+    if next(left, None) is None:
+        threading.Event().wait()
+    return whole(rows, batching, device)
+
+def halts_with_a_message(reporter, **changes):
+    update(reporter, **changes)
+    if changes.get("message"):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+evaluate.put_together, report.Reporter.update = put_together, halts_with_a_message
+watchdog.PATIENCE = 2
+"""
+"""In its third micro-batch, before the first step."""
+
+
+def test_an_evaluation_that_hangs_tells_the_operator_too(job: Job, parent: Parent) -> None:
+    job = Job(job.volumes, training=(*TRAINING, ("microBatchSize", 1)))
+    parent.before(job, "Train")
+    hanging = parent.start(job, "Train", before=EVALUATION_HANGS)
+    assert hanging.wait() == -signal.SIGSTOP
+    hanging.send(signal.SIGKILL, signal.SIGCONT)
+    hanging.wait()
+    (told,) = (json.loads(line) for line in hanging.log.read_text().splitlines() if '"stacks"' in line)
+    assert any("train/evaluate.py" in frame for frame in told["stacks"]["MainThread"])
+
+
+def test_all_parts_of_an_evaluation_are_signs_of_life(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    signs: list[Activity | None] = []
+    monkeypatch.setattr(Watchdog, "goes_on", lambda self, **changes: signs.append(changes.get("activity")))
+    job = Job(job.volumes, training=(*TRAINING, ("microBatchSize", 1), ("maxSteps", 1)))
+    job.prepare()
+    job.train()
+    evaluation = [Activity.EVALUATING, *[None] * len(job.prepared().validation)]
+    step = [Activity.TRAINING, None, Activity.SAVING]
+    assert signs == [Activity.LOADING_MODEL, *evaluation, *step, *evaluation]
 
 
 def test_a_training_that_hangs_tells_the_operator_and_can_still_be_stopped(job: Job, parent: Parent) -> None:

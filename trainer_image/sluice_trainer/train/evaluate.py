@@ -24,7 +24,7 @@ def evaluate(run: Run, batching: Batching) -> float | None:
     Raises:
         StageError: the loss is not finite.
     """
-    run.reporter.update(activity=Activity.EVALUATING)
+    run.watchdog.goes_on(activity=Activity.EVALUATING)
     rows, group = run.data.validation, run.group
     if len(rows) == 0:
         return None
@@ -42,6 +42,7 @@ def evaluate(run: Run, batching: Batching) -> float | None:
             loss_sum = run.objective.summed_loss(run.model, batch)
             if counts:
                 losses[turn] = loss_sum
+            run.watchdog.goes_on()
     group.sum_(losses)
     loss = float(sum(losses.tolist())) / run.objective.count(rows, range(len(rows)))
     if not math.isfinite(loss):

@@ -6,6 +6,8 @@ same bits would override most of it.
 
 import math
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,8 +70,8 @@ def train(stage: StageSpec, rank: Rank, reporter: Reporter, stop: StopSignal) ->
         return earlier
     if rank.leads:
         metrics.serve()
-    with joined(rank, reporter, stop) as group:
-        return _trained(load_run(stage, group, checkpoints, reporter), stop)
+    with Watchdog(reporter) as watchdog, joined(rank, reporter, stop) as group:
+        return _trained(load_run(stage, group, checkpoints, reporter, watchdog), stop)
 
 
 def _trained(run: Run, stop: StopSignal) -> TrainResult:
@@ -99,8 +101,7 @@ def _trained(run: Run, stop: StopSignal) -> TrainResult:
         stop.saved_by(save_last)
     if checkpoints.together is not None:
         checkpoints.together.when_somebody_stops(stop.end)
-    with Watchdog(run.reporter) as watchdog:
-        _train_to_the_end(run, batching, watchdog)
+    _train_to_the_end(run, batching)
     loss = evaluate(run, batching)
     last = run.state.standing.evaluated(loss)
     if run.exports_best:
@@ -112,20 +113,18 @@ def _trained(run: Run, stop: StopSignal) -> TrainResult:
     return complete
 
 
-def _train_to_the_end(run: Run, batching: Batching, watchdog: Watchdog) -> None:
+def _train_to_the_end(run: Run, batching: Batching) -> None:
     """All steps that are left, with a durable checkpoint every so often and after the last one."""
     state, pace, due = run.state, Pace(), False
     total = state.standing.total_steps
-    run.reporter.update(activity=Activity.TRAINING)
+    run.watchdog.goes_on(activity=Activity.TRAINING)
     while state.standing.step < total:
         if _is_due(run.training.evaluate_every_steps, state.standing.step) and not state.standing.is_evaluated:
-            with watchdog.paused():
-                _evaluate_between(run, batching)
+            _evaluate_between(run, batching)
         pace.start()
         step = _forward_and_backward(run, batching)
         if not step.is_finite:
-            with watchdog.paused():
-                raise _not_finite(run, step)
+            raise _with_the_last_good_step_saved(run, _not_finite(run, step))
         for group in state.optimizer.param_groups:
             group["lr"] = step.learning_rate
         failpoints.reached("update-begins")
@@ -137,15 +136,23 @@ def _train_to_the_end(run: Run, batching: Batching, watchdog: Watchdog) -> None:
             _report(run, step, pace)  # a step that can be saved has been told
         failpoints.reached("update-done")
         state.optimizer.zero_grad()
-        watchdog.step(pace.step_seconds)
+        run.watchdog.step(pace.step_seconds)
         due = due or _is_due(run.training.checkpoint_every_steps, state.standing.step)
         if due and run.saves and state.standing.step < total:
             with metrics.SAVE_SECONDS.time():
                 due = not _save_behind(run)
     if run.saves:
-        with metrics.SAVE_SECONDS.time():
+        with _saving(run):
             saved = run.checkpoints.save(state.snapshot)
         run.reporter.update(checkpoint_step=saved)
+
+
+@contextmanager
+def _saving(run: Run) -> Iterator[None]:
+    """Training stands still for a save, which the operator allows to take as long as a start."""
+    run.watchdog.goes_on(activity=Activity.SAVING)
+    with metrics.SAVE_SECONDS.time():
+        yield
 
 
 def _save_behind(run: Run) -> bool:
@@ -179,7 +186,7 @@ def _forward_and_backward(run: Run, batching: Batching) -> Step:
 
 
 def _not_finite(run: Run, step: Step) -> StageError:
-    """Why a step is not taken; the last checkpoint stays good."""
+    """Why a step is not taken."""
     standing, data = run.state.standing, run.data.training
     rows = run.steps.rows(standing.step)
     at = f"of step {standing.step + 1} of {standing.total_steps}"
@@ -187,6 +194,19 @@ def _not_finite(run: Run, step: Step) -> StageError:
     if math.isfinite(step.loss):
         return gradient_error(f"The gradient norm {at} is {step.gradient_norm} {rate}", data, rows)
     return loss_error(f"The loss {at} is {step.loss} {rate}", run.model, data, rows, run.group)
+
+
+def _with_the_last_good_step_saved(run: Run, error: StageError) -> StageError:
+    """The error that ends the training, and what is left of it."""
+    standing = run.state.standing
+    if not run.saves or standing.step == 0:
+        return error
+    try:
+        with _saving(run):
+            rest = f"Step {run.checkpoints.save(run.state.snapshot)} of {standing.total_steps} is saved."
+    except StageError as lost:
+        rest = lost.message
+    return StageError(error.reason, f"{error.message} {rest}", error.code)
 
 
 def _next_standing(run: Run, step: Step) -> Standing:
@@ -239,8 +259,8 @@ def _evaluate_between(run: Run, batching: Batching) -> None:
     standing = run.state.standing.evaluated(evaluate(run, batching))
     is_best = run.exports_best and standing.best_step == standing.step
     if is_best and run.saves:
-        with metrics.SAVE_SECONDS.time():
+        with _saving(run):
             if not run.checkpoints.save_best(standing.step, run.state.snapshot):
                 standing = run.state.standing.evaluated(None)
     run.state.standing = standing
-    run.reporter.update(activity=Activity.TRAINING)
+    run.watchdog.goes_on(activity=Activity.TRAINING)

@@ -24,6 +24,7 @@ from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.randomness import seed_all
 from sluice_trainer.train.trials.budget import batching_for
 from sluice_trainer.train.trials.lean import prove
+from sluice_trainer.train.watchdog import Watchdog
 from sluice_trainer.train.weights import sharding
 from sluice_trainer.train.weights.model import Model, compile_layers, has_bfloat16, load, turn_dropout_off
 from sluice_trainer.train.weights.trained import TrainedWeights
@@ -43,6 +44,7 @@ class Run:
     state: TrainingState
     checkpoints: Checkpoints
     reporter: Reporter
+    watchdog: Watchdog
 
     @property
     def saves(self) -> bool:
@@ -55,9 +57,9 @@ class Run:
         return self.training.exported_checkpoint is ExportedCheckpoint.BEST
 
 
-def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Reporter) -> Run:
+def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Reporter, watchdog: Watchdog) -> Run:
     """Rows, model, a fresh adapter and its optimizer: the same bits in every attempt, from the seed."""
-    reporter.update(activity=Activity.LOADING_MODEL)
+    watchdog.goes_on(activity=Activity.LOADING_MODEL)
     training = stage.spec.training
     data = prepared.load(work(stage) / "prepared", plan.plan_digest(stage))
     base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
@@ -90,7 +92,7 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     if weights.are_parts:
         checkpoints.together = Together(group.rank, group.shared_store)
     state = TrainingState(weights.tensors, optimizer, standing)
-    return Run(training, data, steps, group, model, objective, weights, state, checkpoints, reporter)
+    return Run(training, data, steps, group, model, objective, weights, state, checkpoints, reporter, watchdog)
 
 
 def _load_model(base: BaseModel, spec: FineTuneJobSpec, group: Group) -> tuple[Model, Group]:

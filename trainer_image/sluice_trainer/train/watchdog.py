@@ -4,16 +4,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 from sluice_trainer import logs
 from sluice_trainer.report import Reporter
 
 PATIENCE = 120.0
-"""Seconds without a step that are never too long."""
+"""Seconds without a sign of life that are never too long."""
 STEPS = 5
 """Median steps that are never too long. The operator counts the same from the last report (plan/job/holding.py)."""
 
@@ -23,12 +21,12 @@ _LONGEST_MESSAGE = 1024
 
 
 def allowed(step_seconds: float | None, patience: float) -> float:
-    """Seconds that the next optimizer step may take, after steps of this median; None: there was none yet."""
+    """Seconds that may pass until the next sign of life, after steps of this median; None: there was none yet."""
     return max(STEPS * (step_seconds or 0.0), patience)
 
 
 class Watchdog:
-    """While its block runs, a step that takes too long becomes one log line with all stacks, and part of the report."""
+    """While its block runs, training that stands still becomes one log line with all stacks, and part of the report."""
 
     def __init__(self, reporter: Reporter, patience: float | None = None) -> None:
         self._reporter = reporter
@@ -36,16 +34,17 @@ class Watchdog:
         self._training = threading.get_ident()
         self._over = threading.Event()
         self._newest: tuple[float, float | None] = (time.monotonic(), None)
-        self._paused = False
         self._told = False
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """While the block runs there are no steps to wait for."""
-        self._paused = True
-        yield
+    def goes_on(self, **changes: Any) -> None:
+        """A part of the work is done, or another one begins: a sign of life, for the operator too.
+
+        Args:
+            changes: Of the report.
+        """
         self._newest = (time.monotonic(), self._newest[1])
-        self._paused = False
+        self._told = False
+        self._reporter.update(message=None, **changes)
 
     def step(self, step_seconds: float) -> None:
         """A step is done.
@@ -54,9 +53,7 @@ class Watchdog:
             step_seconds: Median of the steps so far.
         """
         self._newest = (time.monotonic(), step_seconds)
-        if self._told:
-            self._told = False
-            self._reporter.update(message=None)
+        self.goes_on()
 
     def __enter__(self) -> Self:
         self._newest = (time.monotonic(), None)
@@ -71,9 +68,6 @@ class Watchdog:
     def _watch(self) -> None:
         wait = self._patience
         while not self._over.wait(wait):
-            if self._paused:
-                wait = self._patience
-                continue
             since, step_seconds = self._newest
             silent = time.monotonic() - since
             wait = allowed(step_seconds, self._patience) - silent

@@ -193,7 +193,7 @@ def _silence(world: World, live: LiveClaim, now: datetime, limits: Limits) -> ti
 
 
 def _stalled_after(world: World, live: LiveClaim, limits: Limits) -> timedelta:
-    """Five median steps, and at least two minutes; before the first step the model may take as long as a start."""
+    """Five median steps, and at least two minutes; before the first step, or while it saves, as long as a start."""
     heartbeat = world.heartbeats.get(live.stage_job.uid)
     if heartbeat is None or heartbeat.step_seconds is None:
         return max(limits.start, _STALLED_AFTER)
