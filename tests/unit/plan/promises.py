@@ -41,8 +41,8 @@ class Made:
         if asks(self.live.job, self.now):
             assert (*self.live.claim.borrowed, *self.live.claim.displaced) == (), "it asks for nodes first"
         self._free_gpus_come_first()
-        for there in self.live.claim.places:
-            self._nobody_could_be_spared(there)
+        self._no_victim_could_be_spared()
+        self._nobody_who_gives_way_could_be_spared()
         self._only_who_agreed_gives_way()
         assert overlapped_by(self.world, self.live) is None, "a claim is born overlapped"
 
@@ -102,17 +102,30 @@ class Made:
         if self._is_first and job.spec.resources.nodes == 1:
             assert not free or not (claim.borrowed or claim.displaced), f"GPUs are free on {free}"
 
-    def _nobody_could_be_spared(self, there: Place) -> None:
-        """Without the smallest of them it would not fit, given what is spare.
+    def _no_victim_could_be_spared(self) -> None:
+        """Without the smallest of a node's it would not fit there."""
+        for there in self.live.claim.places:
+            slots = [gpus_of_slots(self.world, [slot]) for slot in there.borrowed]
+            assert not slots or sum(slots) - min(slots) < self._lacking(there), "a victim could be spared"
+
+    def _nobody_who_gives_way_could_be_spared(self) -> None:
+        """Without them it would not fit on one of their nodes: a group that ends for one of them leaves all."""
+        places = self.live.claim.places
+        for uid in {ref.uid for there in places for ref in there.displaced}:
+            without = [
+                (there, sum(ref.gpus for ref in there.displaced if ref.uid != uid))
+                for there in places
+                if any(ref.uid == uid for ref in there.displaced)
+            ]
+            assert any(left < self._lacking(there) for there, left in without), "somebody gave way who could be spared"
+
+    def _lacking(self, there: Place) -> int:
+        """GPUs of a node that the claim takes beyond those that are spare.
 
         Below zero, where more is spoken for than there is, what is spare counts for each claim.
         """
         soon = self.before.nodes[there.node].soon
-        lacking = self.live.claim.gpus_on(there.node) - (soon if self._is_first else min(0, soon))
-        slots = [gpus_of_slots(self.world, [slot]) for slot in there.borrowed]
-        attempts = [ref.gpus for ref in there.displaced]
-        assert not slots or sum(slots) - min(slots) < lacking, "a victim could be spared"
-        assert not attempts or sum(attempts) - min(attempts) < lacking, "somebody gave way who could be spared"
+        return self.live.claim.gpus_on(there.node) - (soon if self._is_first else min(0, soon))
 
     def _only_who_agreed_gives_way(self) -> None:
         mine = self.live.job.spec.scheduling.priority
