@@ -211,6 +211,25 @@ def test_who_waits_too_long_fails(rule: str, scheduling: dict[str, Any], fails_a
     assert (fails.failed, fails.reason) == (True, Reason.QUEUE_DEADLINE_EXCEEDED), rule
 
 
+@pytest.mark.parametrize("reason", [Reason.QUOTA_EXCEEDED, Reason.NOT_BOUND, Reason.UNSCHEDULABLE])
+def test_a_claim_that_was_given_up_has_not_ended_the_wait_for_the_first_gpus(reason: Reason) -> None:
+    town = Town()
+    given_up = trained(1, 290, 358).model_copy(update={"reason": reason})
+    job = town.job("a", outcomes=(PREPARED, given_up), scheduling={"queueDeadlineSeconds": 600})
+    town.node(2)
+    pauses = decided(town, job, 359)
+    assert (pauses.failed, pauses.again_at) == (False, NOW + timedelta(seconds=360))
+    fails = decided(town, job, 360)
+    assert (fails.failed, fails.reason) == (True, Reason.QUEUE_DEADLINE_EXCEEDED)
+    assert describe(allocated(town, NOW + timedelta(seconds=3600))) == ""
+
+
+def test_who_has_trained_waits_for_its_next_gpus_without_a_deadline() -> None:
+    town = Town()
+    job = town.job("a", outcomes=(PREPARED, trained(1, 0, 40)), scheduling={"queueDeadlineSeconds": 600})
+    assert not decided(town, job, 3600).failed
+
+
 def trained(attempt: int, begin: float, end: float) -> AttemptOutcome:
     """An attempt that was told to stop."""
     return AttemptOutcome(

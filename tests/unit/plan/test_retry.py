@@ -10,12 +10,14 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Termination
 from sluice_operator.observe.world import job_key
+from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.deadlines import training_ends
 from sluice_operator.plan.facts.outcomes import compact, next_attempt_at
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
 from sluice_operator.plan.job.situation import next_training_attempt
-from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe
+from sluice_operator.plan.job.status import job_status
+from tests.unit.plan.worlds import NOW, PREPARED, YIELDS, Town, allocated, describe
 
 
 def attempt(number: int, reason: Reason, minutes: int = 1) -> AttemptOutcome:
@@ -109,6 +111,39 @@ def test_ageing(rule: str, pool: dict[str, Any], expected: str) -> None:
     town.job("old", outcomes=(long_ago,), scheduling={"policy": "Queue"})
     town.job("new", scheduling={"policy": "Queue", "priority": 3})
     assert describe(allocated(town)) == expected, rule
+
+
+def test_who_comes_has_waited_though_a_claim_of_its_own_was_given_up() -> None:
+    town = Town()
+    town.node(1)
+    low = town.job("low", scheduling={"interruption": {**YIELDS, "graceSeconds": 180}})
+    town.trainer_pod(town.stage_job(low, claim=town.claim("n1")), "n1")
+    given_up = attempt(1, Reason.NOT_BOUND).model_copy(update={"ended_at": NOW - timedelta(minutes=1)})
+    town.job("high", outcomes=(PREPARED, given_up), scheduling={"policy": "Queue", "priority": 5})
+    assert describe(allocated(town)) == "high takes n1 from low"
+
+
+@pytest.mark.parametrize(
+    ("reason", "since", "expected"),
+    [
+        (Reason.QUOTA_EXCEEDED, timedelta(hours=1), "new waits WaitingForGPUs; old takes n1"),
+        (Reason.NOT_BOUND, timedelta(hours=1), "new waits WaitingForGPUs; old takes n1"),
+        (Reason.PREEMPTED, timedelta(minutes=2), "new takes n1; old waits WaitingForGPUs"),
+    ],
+)
+def test_a_wait_goes_on_over_a_claim_that_was_given_up(reason: Reason, since: timedelta, expected: str) -> None:
+    town = Town()
+    town.node(1)
+    town.pool(ageingSeconds=600)
+    long_ago = PREPARED.model_copy(update={"ended_at": NOW - timedelta(hours=1)})
+    ended = attempt(1, reason).model_copy(update={"ended_at": NOW - timedelta(minutes=2)})
+    old = town.job("old", outcomes=(long_ago, ended), scheduling={"policy": "Queue"})
+    town.job("new", scheduling={"policy": "Queue", "priority": 3})
+    assert describe(allocated(town)) == expected
+    wait = Wait(Reason.WAITING_FOR_GPUS, "", position="1")
+    queue = job_status(town.world, old, plan_job(town.world, old, NOW, Limits(), wait), NOW).queue
+    assert queue is not None
+    assert queue.since == NOW - since
 
 
 @pytest.mark.parametrize("trained", [False, True])

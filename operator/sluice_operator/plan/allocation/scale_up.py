@@ -19,7 +19,7 @@ from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation.inventory import NodeStock, Stock
 from sluice_operator.plan.facts.claims import Phase, live_claims_on, phase
-from sluice_operator.plan.facts.outcomes import GIVEN_UP, done, recorded
+from sluice_operator.plan.facts.outcomes import done, recorded, waits_since
 from sluice_operator.plan.facts.podless import pods_due, starts_until, starved
 from sluice_operator.plan.facts.room import makes_room
 from sluice_operator.plan.facts.slots import pod_of
@@ -46,13 +46,7 @@ def asks_until(job: FineTuneJob) -> datetime | None:
     terms = job.spec.scheduling.scale_up_first
     if terms is None:
         return None
-    outcomes = recorded(job)
-    prepared = done(outcomes, Stage.PREPARE)
-    if prepared is None:
-        return None
-    ended = [outcome.ended_at for outcome in outcomes.attempts if outcome.ended_at and outcome.reason not in GIVEN_UP]
-    begins = job.spec.scheduling.not_before
-    ready = max([*ended, *([begins] if begins else [])], default=prepared.ended_at)
+    ready = waits_since(job) if done(recorded(job), Stage.PREPARE) else None
     return ready + timedelta(seconds=terms.wait_seconds) if ready else None
 
 

@@ -6,7 +6,7 @@ from sluice_api.claim import Outcomes
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
-from sluice_operator.plan.facts.outcomes import GIVEN_UP, done
+from sluice_operator.plan.facts.outcomes import done, had_theirs
 
 
 def training_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime) -> datetime:
@@ -16,14 +16,14 @@ def training_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime) -> date
 
 def _spent(outcomes: Outcomes) -> timedelta:
     """How long all attempts that have ended have trained."""
-    trained = (a for a in outcomes.of(Stage.TRAIN) if a.reason not in GIVEN_UP)
+    trained = had_theirs(outcomes.of(Stage.TRAIN))
     return sum((a.ended_at - a.started_at for a in trained if a.started_at and a.ended_at), start=timedelta())
 
 
 def waiting_ends(job: FineTuneJob, outcomes: Outcomes) -> datetime | None:
     """When queueDeadlineSeconds are over; None for a job that has no such limit, is not ready, or has had GPUs."""
     limit, prepared = job.spec.scheduling.queue_deadline_seconds, done(outcomes, Stage.PREPARE)
-    if limit is None or prepared is None or prepared.ended_at is None or outcomes.of(Stage.TRAIN):
+    if limit is None or prepared is None or prepared.ended_at is None or had_theirs(outcomes.of(Stage.TRAIN)):
         return None
     begins = max(prepared.ended_at, job.spec.scheduling.not_before or prepared.ended_at)
     return begins + timedelta(seconds=limit)

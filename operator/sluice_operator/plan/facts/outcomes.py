@@ -1,5 +1,6 @@
 """How attempts ended, read off finished Jobs and their pods, and what may be tried again."""
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
@@ -64,9 +65,14 @@ def _parsed(annotation: str) -> Outcomes:
         return Outcomes()
 
 
+def had_theirs(attempts: Iterable[AttemptOutcome]) -> tuple[AttemptOutcome, ...]:
+    """The attempts that had what they asked for. One whose claim was given up had nothing: its job's wait went on."""
+    return tuple(attempt for attempt in attempts if attempt.reason not in GIVEN_UP)
+
+
 def waits_since(job: FineTuneJob) -> datetime | None:
     """Since when a prepared job that has no GPUs could have had some."""
-    ended = [outcome.ended_at for outcome in recorded(job).attempts if outcome.ended_at]
+    ended = [outcome.ended_at for outcome in had_theirs(recorded(job).attempts) if outcome.ended_at]
     begins = job.spec.scheduling.not_before
     return max([*ended, *([begins] if begins else [])], default=None)
 

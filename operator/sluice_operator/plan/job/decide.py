@@ -174,13 +174,13 @@ def waits(s: Situation) -> JobDecision | None:
     """It is ready and has no GPUs."""
     if done(s.outcomes, Stage.TRAIN):
         return None
+    begins, ends = s.job.spec.scheduling.not_before, waiting_ends(s.job, s.outcomes)
     again_at = next_attempt_at(s.job, s.outcomes.of(Stage.TRAIN))
     last = s.outcomes.of(Stage.TRAIN)[-1:]
     if again_at and again_at > s.now and last:
         reason = Reason.known(last[0].reason) or Reason.TRAINER_FAILED
         message = f"Attempt {last[0].attempt} ended: {last[0].message} The next one follows at {again_at:%H:%M:%S} UTC."
-        return JobDecision(JobCondition.ADMITTED, reason, message, again_at=again_at)
-    begins, ends = s.job.spec.scheduling.not_before, waiting_ends(s.job, s.outcomes)
+        return JobDecision(JobCondition.ADMITTED, reason, message, again_at=min(again_at, ends or again_at))
     if begins and begins > s.now:
         message = f"Prepared. It asks for GPUs from {begins:%Y-%m-%d %H:%M:%S} UTC on (scheduling.notBefore)."
         return JobDecision(JobCondition.ADMITTED, Reason.NOT_BEFORE, message, again_at=begins)
