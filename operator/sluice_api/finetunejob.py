@@ -276,6 +276,11 @@ class Allocation(Model):
     )
 
 
+_LOST_STEPS_UNKNOWN = (
+    "Absent while that is not known: of training that was told to stop, the attempt that goes on says so when it ends."
+)
+
+
 class AttemptRecord(Model):
     """How one attempt to train ended."""
 
@@ -284,7 +289,7 @@ class AttemptRecord(Model):
     message: Annotated[str, StringConstraints(max_length=1024)] = Field("", description="Why, for a person.")
     step: NonNegativeInt = Field(0, description="The last step that was reported.")
     resumed_from: NonNegativeInt | None = Field(None, description="The checkpoint's step that it began at.")
-    lost_steps: NonNegativeInt = Field(0, description="Steps reported but not in a durable checkpoint.")
+    lost_steps: NonNegativeInt | None = Field(None, description=f"Steps reported but not saved. {_LOST_STEPS_UNKNOWN}")
 
 
 class InterruptionRecord(Model):
@@ -294,7 +299,7 @@ class InterruptionRecord(Model):
     reason: Text = Field(description="Preempted, Reclaimed or Suspended.")
     by: Text = Field("", description="The job or the engine that has the GPUs now, as namespace/name.")
     at: datetime | None = Field(None, description="When.")
-    lost_steps: NonNegativeInt = Field(0, description="Steps that are done again.")
+    lost_steps: NonNegativeInt | None = Field(None, description=f"Steps that are done again. {_LOST_STEPS_UNKNOWN}")
 
 
 class Data(Model):

@@ -7,7 +7,7 @@ import pytest
 
 from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.reasons import Reason
-from sluice_api.stages import Stage
+from sluice_api.stages import Stage, TrainResult
 from sluice_operator.observe.views import Termination
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.allocation.waiting import Wait
@@ -144,6 +144,48 @@ def test_a_wait_goes_on_over_a_claim_that_was_given_up(reason: Reason, since: ti
     queue = job_status(town.world, old, plan_job(town.world, old, NOW, Limits(), wait), NOW).queue
     assert queue is not None
     assert queue.since == NOW - since
+
+
+STOPPED = {"step": 50, "checkpoint_step": 40}
+"""What was reported before the trainer was told to stop."""
+
+
+def resumed(number: int, at: int | None, reason: Reason = Reason.DONE) -> AttemptOutcome:
+    """An attempt with its own last words."""
+    train = TrainResult(step=90, total_steps=100, checkpoint_step=80, resumed_from=at)
+    return attempt(number, reason).model_copy(update={"train": train, "step": 90, "checkpoint_step": 80})
+
+
+@pytest.mark.parametrize(
+    ("rule", "attempts", "lost"),
+    [
+        ("what is saved on the way out is not known", [(Reason.PREEMPTED, STOPPED)], [None]),
+        ("who goes on says it", [(Reason.PREEMPTED, STOPPED), resumed(2, 50)], [0, 0]),
+        ("and says when it was less", [(Reason.RECLAIMED, STOPPED), resumed(2, 45)], [5, 0]),
+        ("or nothing at all", [(Reason.SUSPENDED, STOPPED), resumed(2, None)], [50, 0]),
+        ("a claim that was given up says nothing",
+         [(Reason.STALLED, STOPPED), (Reason.NOT_BOUND, {}), resumed(3, 50)], [0, 0, 0]),
+        ("the second's words are not about the first",
+         [(Reason.PREEMPTED, STOPPED), (Reason.PREEMPTED, STOPPED), resumed(3, 50)], [None, 0, 0]),
+        ("who says it itself is believed", [resumed(1, None, Reason.PREEMPTED)], [10]),
+        ("who did not get to a step lost none", [(Reason.SUSPENDED, {})], [0]),
+        ("who is gone with its node saves nothing", [(Reason.NODE_LOST, STOPPED)], [10]),
+    ],
+)  # fmt: skip
+def test_how_many_steps_an_attempt_lost(
+    rule: str, attempts: list[AttemptOutcome | tuple[Reason, dict[str, int]]], lost: list[int | None]
+) -> None:
+    town = Town()
+    town.node(1)
+    record = [
+        one if isinstance(one, AttemptOutcome) else attempt(number, one[0]).model_copy(update=one[1])
+        for number, one in enumerate(attempts, start=1)
+    ]
+    job = town.job("a", outcomes=(PREPARED, *record))
+    status = job_status(town.world, job, plan_job(town.world, job, NOW, Limits()), NOW)
+    assert [one.lost_steps for one in status.attempts] == lost, rule
+    gave_way = {one.attempt: one.lost_steps for one in status.interruptions}
+    assert all(lost[number - 1] == steps for number, steps in gave_way.items())
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -32,6 +32,9 @@ GIVEN_UP = frozenset(
 GAVE_WAY = frozenset({Reason.SUSPENDED, Reason.PREEMPTED, Reason.RECLAIMED})
 """Ends of training that somebody else wanted; the state is saved."""
 
+STOPPED = GAVE_WAY | {Reason.STALLED, Reason.DEADLINE_EXCEEDED}
+"""Ends of training that runs on and is told to stop by us."""
+
 FREE = GIVEN_UP | GAVE_WAY | {Reason.REQUEUED, Reason.NODE_LOST}
 """Ends that are nobody's failure: they do not count against retry.attempts."""
 

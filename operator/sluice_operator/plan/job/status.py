@@ -23,7 +23,7 @@ from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.claims import LiveClaim, live_claims_of
 from sluice_operator.plan.facts.conditions import condition
 from sluice_operator.plan.facts.estimate import ends_at, settled
-from sluice_operator.plan.facts.outcomes import GAVE_WAY, all_outcomes, done, waits_since
+from sluice_operator.plan.facts.outcomes import GAVE_WAY, STOPPED, all_outcomes, done, had_theirs, waits_since
 from sluice_operator.plan.job.situation import JobDecision
 
 _ORDER = tuple(JobCondition)
@@ -100,16 +100,29 @@ def _conditions(job: FineTuneJob, decision: JobDecision, now: datetime) -> tuple
 
 def _record(attempts: tuple[AttemptOutcome, ...], index: int) -> AttemptRecord:
     attempt = attempts[index]
-    later = next((a.train.resumed_from for a in attempts[index + 1 :] if a.train and a.train.resumed_from), None)
-    kept = later if later is not None else attempt.checkpoint_step
     return AttemptRecord(
         attempt=attempt.attempt,
         reason=attempt.reason[:256],
         message=attempt.message[:1024],
         step=attempt.step,
         resumed_from=attempt.train.resumed_from if attempt.train else None,
-        lost_steps=0 if attempt.reason == Reason.DONE else max(0, attempt.step - (kept or 0)),
+        lost_steps=_lost_steps(attempt, next(iter(had_theirs(attempts[index + 1 :])), None)),
     )
+
+
+def _lost_steps(attempt: AttemptOutcome, following: AttemptOutcome | None) -> int | None:
+    """Steps of an attempt that were not saved; None while nobody has said how many.
+
+    One that we stop is recorded first and saves its state then: what it had saved until then is no answer. The words
+    of the attempt that went on from there are.
+    """
+    if attempt.reason == Reason.DONE or not attempt.step:
+        return 0
+    if following and following.train:
+        return max(0, attempt.step - (following.train.resumed_from or 0))
+    if attempt.train is None and attempt.reason in STOPPED:
+        return None
+    return max(0, attempt.step - (attempt.checkpoint_step or 0))
 
 
 def _interruption(outcome: AttemptOutcome, record: AttemptRecord) -> InterruptionRecord:
