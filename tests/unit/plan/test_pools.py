@@ -39,6 +39,20 @@ def test_a_pool_says_which_of_its_nodes_are_anothers() -> None:
     )
 
 
+def test_what_a_user_can_mend_is_said_before_many_nodes_that_take_no_pods() -> None:
+    town = overlapping()
+    for _ in range(70):
+        town.node(1, cordoned=True)
+    town.node(1, ready=False)
+    pool = find_pool(town.world, "young")
+    assert pool is not None
+    (ready,) = pool_status(town.world, take_stock(town.world, pool), 0, NOW).conditions
+    assert ready.message == (
+        "1 of 72 nodes take pods. spec.nodeSelector: 1 more that it selects belong to pool old, which is older. Narrow "
+        "one of the two. n10, n11, n12 and 67 more are cordoned. n73 is not ready."
+    )
+
+
 def test_pools_of_two_resources_may_share_a_node() -> None:
     town = overlapping()
     town.pool("parts", resourceName="example.com/slice")

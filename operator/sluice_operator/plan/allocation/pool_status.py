@@ -1,5 +1,6 @@
 """A pool's status: who has its GPUs, and how many jobs wait for them; and which engines may grow now."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from sluice_api.conditions import READY
@@ -8,10 +9,10 @@ from sluice_api.gpupool import GPUPool, GPUPoolStatus
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World
-from sluice_operator.plan.allocation.inventory import Stock, borrowed_on, engines_of, take_stock
+from sluice_operator.plan.allocation.inventory import NodeStock, Stock, borrowed_on, engines_of, take_stock
 from sluice_operator.plan.allocation.refusals import refusal
 from sluice_operator.plan.facts.conditions import condition
-from sluice_operator.plan.facts.pools import taken_by_elders, unusable
+from sluice_operator.plan.facts.pools import named, taken_by_elders, unusable
 from sluice_operator.plan.facts.slots import ref
 
 
@@ -22,13 +23,13 @@ def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUP
     reason = Reason.POOL_READY if usable else Reason.NO_NODES
     if pool.spec.by_dra and not world.serves_dra:
         reason = Reason.DRA_NOT_SERVED
-    notes = [f"{node.name} is {node.refusal}." for node in nodes if node.refusal]
-    notes += [
+    notes = [
         f"spec.nodeSelector: {count} more that it selects belong to pool {name}, which is older. Narrow one of the two."
         for name, count in taken_by_elders(world, pool).items()
     ]
     if why := unusable(world, pool):
         notes.append(why)
+    notes += _refusals(nodes)
     lent = sum(borrowed_on(world, live.claim, node.name) for node in nodes for live in node.claims)
     return GPUPoolStatus(
         observed_generation=pool.metadata.generation,
@@ -52,6 +53,15 @@ def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUP
         free=sum(node.free for node in nodes),
         waiting=waiting,
     )
+
+
+def _refusals(nodes: Sequence[NodeStock]) -> list[str]:
+    """Why nodes take no pods, a sentence for each reason: a condition's message has an end, and a pool many nodes."""
+    refused: dict[str, list[str]] = {}
+    for node in nodes:
+        if node.refusal:
+            refused.setdefault(node.refusal, []).append(node.name)
+    return [f"{named(names)} {'is' if len(names) == 1 else 'are'} {why}." for why, names in refused.items()]
 
 
 def pool_usage(world: World, pool: GPUPool) -> GPUPoolStatus:

@@ -1,6 +1,6 @@
 """Which nodes belong to a pool, and which of them may take a new training pod."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from sluice_api.gpupool import GPUPool
 from sluice_api.meta import DEFAULT_POOL, taints_of_gpus
@@ -88,10 +88,16 @@ def unusable(world: World, pool: GPUPool) -> str:
     )
     if not left:
         return ""
-    return f"{', '.join(left[:_NAMED])}{f' and {len(left) - _NAMED} more' if len(left) > _NAMED else ''} " + (
-        f"offer{'s' if len(left) == 1 else ''} GPUs by DRA ({driver}), which this pool does not count. "
+    return (
+        f"{named(left)} offer{'s' if len(left) == 1 else ''} GPUs by DRA ({driver}), which this pool does not count. "
         "Set spec.sharing.mode: DRA in a GPUPool that selects them."
     )
+
+
+def named(names: Sequence[str]) -> str:
+    """Names for a sentence, the first of many: n1, n2, n3 and 67 more."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 def pool_nodes(world: World, pool: GPUPool) -> list[NodeView]:
