@@ -166,6 +166,20 @@ def test_a_time_zone_that_nobody_knows_is_named_on_the_engine_and_on_the_job() -
     assert "borrowWindows[0].timeZone: there is no time zone Europe/Berln" in lent.message
 
 
+def test_a_time_zone_that_nobody_knows_is_named_while_something_is_lent_too() -> None:
+    town = Town()
+    town.node(2)
+    made = engine(town, borrowWindows=[NIGHT, {**NIGHT, "timeZone": "Europe/Berln"}])
+    job = town.job("a")
+    (claim,) = allocated(town, AT_NIGHT).claims.values()
+    town.trainer_pod(town.stage_job(job, claim=claim), "n1")
+    lent = next(c for c in plan_engine(town.world, made, NOW).status.conditions if c.type == "Lent")
+    assert (lent.status, lent.reason) == ("True", Reason.LENDING)
+    assert lent.message.startswith(
+        "1 of 2 lent to team/a. spec.preemption.borrowWindows[1].timeZone: there is no time zone Europe/Berln."
+    )
+
+
 def test_a_loan_goes_on_when_the_window_closes() -> None:
     town = Town()
     town.node(2)

@@ -49,9 +49,15 @@ def engine_status(
 
 
 def _lending(world: World, engine: InferenceEngine, lent: list[SlotPlan]) -> tuple[Reason, str]:
-    if lent:
-        borrowers_text = ", ".join(sorted({plan.lent_to for plan in lent}))
-        return Reason.LENDING, f"{len(lent)} of {engine.spec.replicas} lent to {borrowers_text}."
+    reason, mistake = _mistake(world, engine) or (Reason.NOTHING_LENT, "")
+    if not lent:
+        return reason, mistake
+    borrowers = ", ".join(sorted({plan.lent_to for plan in lent}))
+    return Reason.LENDING, f"{len(lent)} of {engine.spec.replicas} lent to {borrowers}. {mistake}".rstrip()
+
+
+def _mistake(world: World, engine: InferenceEngine) -> tuple[Reason, str] | None:
+    """What in the terms of lending never takes effect, whether or not something is lent by other terms."""
     pool = find_pool(world, engine.spec.resources.pool)
     if pool and (why := sleep_refusal(engine, pool)):
         return Reason.ENGINE_CANNOT_SLEEP, why
@@ -60,7 +66,7 @@ def _lending(world: World, engine: InferenceEngine, lent: list[SlotPlan]) -> tup
             field = f"spec.preemption.borrowWindows[{number}].timeZone"
             remedy = "Write a name of the IANA database, such as Europe/Berlin or UTC"
             return Reason.TIME_ZONE_UNKNOWN, f"{field}: there is no time zone {window.time_zone}. {remedy}."
-    return Reason.NOTHING_LENT, ""
+    return None
 
 
 def _readiness(
