@@ -159,8 +159,8 @@ class FineTuneJobSpec(Model):
     )
     active_deadline_seconds: Seconds = Field(
         86_400,
-        description="Longest time of training, over all attempts: from each claim of GPUs until its pod has ended. "
-        "Waiting does not count. Longer is a failure.",
+        description="Longest time of training, over all attempts: from each claim of GPUs until its pod has ended, "
+        "with the drain of borrowed replicas and the pod's start. Waiting does not count. Longer is a failure.",
         json_schema_extra=IMMUTABLE,
     )
     retry: Retry = Field(
