@@ -14,6 +14,7 @@ from sluice_api.crd import KINDS
 from sluice_api.finetunejob import JobResources
 from sluice_api.gpupool import GPUPoolSpec, NamespaceQuota, Sharing
 from sluice_api.inferenceengine import Preemption
+from sluice_api.reasons import Reason
 from sluice_api.scheduling import Interruption, Retry, ScaleUp, Scheduling
 from sluice_api.windows import BorrowWindow
 from tests.unit.pages import shown
@@ -71,6 +72,14 @@ def test_the_page_on_scheduling_names_every_field_that_decides_about_gpus() -> N
     names = {field.alias for model in DECIDING for field in model.model_fields.values() if field.alias}
     names |= {"suspend", "managedBy", "activeDeadlineSeconds", "ttlSecondsAfterFinished"}
     assert {name for name in names if not re.search(rf"\b{name}\b", text)} <= ELSEWHERE
+
+
+def test_the_page_on_scheduling_tells_each_reason_for_which_a_job_waits() -> None:
+    folder = REPOSITORY / "operator" / "sluice_operator" / "plan" / "allocation"
+    code = "".join((folder / name).read_text() for name in ("waiting.py", "lending.py"))
+    reasons = {Reason[name].value for name in re.findall(r"\bReason\.([A-Z_]+)", code)}
+    text = (REPOSITORY / "docs" / "scheduling.md").read_text()
+    assert reasons - set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set()
 
 
 def test_the_examples_fit_together() -> None:
