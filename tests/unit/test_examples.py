@@ -12,7 +12,7 @@ from dev.cache import REPOSITORY
 from dev.demo import GREETING, QUESTION
 from sluice_api.crd import KINDS
 from sluice_api.finetunejob import JobResources
-from sluice_api.gpupool import GPUPoolSpec, NamespaceQuota, Sharing
+from sluice_api.gpupool import GPUPool, GPUPoolSpec, NamespaceQuota, Sharing, SharingMode
 from sluice_api.inferenceengine import Preemption
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import Interruption, Retry, ScaleUp, Scheduling
@@ -34,7 +34,7 @@ DECIDING = (
     *(Preemption, BorrowWindow),
     *(GPUPoolSpec, NamespaceQuota, Sharing),
 )
-ELSEWHERE = {"pricePerGpuHour", "sleepLevel", "deviceClass"}
+ELSEWHERE = {"pricePerGpuHour"}
 """Fields of these that other pages tell of."""
 OURS = {resource.KIND.kind: resource for resource in KINDS}
 
@@ -67,11 +67,18 @@ def test_all_yaml_of_a_page_is_looked_at(page: Path) -> None:
     assert len(written) == sum(len(block) for block in shown(page))
 
 
-def test_the_page_on_scheduling_names_every_field_that_decides_about_gpus() -> None:
-    text = (REPOSITORY / "docs" / "scheduling.md").read_text()
+def test_the_page_on_scheduling_shows_every_field_that_decides_about_gpus() -> None:
+    """In an object, which is tried on an API server."""
+    shown_fields = set(re.findall(r'"(\w+)": ', json.dumps(shown(REPOSITORY / "docs" / "scheduling.md"))))
     names = {field.alias for model in DECIDING for field in model.model_fields.values() if field.alias}
     names |= {"suspend", "managedBy", "activeDeadlineSeconds", "ttlSecondsAfterFinished"}
-    assert {name for name in names if not re.search(rf"\b{name}\b", text)} <= ELSEWHERE
+    assert names - shown_fields <= ELSEWHERE
+
+
+def test_the_page_on_scheduling_shows_a_pool_of_each_way_to_share_gpus() -> None:
+    manifests = [manifest for block in shown(REPOSITORY / "docs" / "scheduling.md") for manifest in block]
+    pools = [GPUPool.parse(manifest) for manifest in manifests if manifest["kind"] == "GPUPool"]
+    assert {pool.spec.sharing.mode for pool in pools} == {*SharingMode}
 
 
 def test_the_page_on_scheduling_tells_each_reason_for_which_a_job_waits() -> None:
