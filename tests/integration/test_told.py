@@ -1,4 +1,4 @@
-"""What a user is told of a job on the way."""
+"""What a user is told of a job on the way, and what becomes of it when its time to live is over."""
 
 import asyncio
 
@@ -39,6 +39,15 @@ async def test_each_change_of_mind_about_a_job_is_one_event(scene: ClaimScene, k
     assert await told == reasons
     assert len({*reasons}) == len(reasons), "it changed its mind twice"
     assert {"Preparing", "Draining", "Training", "Exporting", "Succeeded"} <= {*reasons}
+
+
+async def test_a_job_is_deleted_when_its_time_to_live_is_over(scene: ClaimScene) -> None:
+    """By the operator, in one request; its Jobs go with it."""
+    await goes_all_the_way(scene, "tone")
+    await scene.patch("finetunejobs", "tone", {"spec": {"ttlSecondsAfterFinished": 1}})
+    await scene.history.until(lambda: "tone" not in scene.history.now["finetunejobs"], "the job is deleted")
+    await scene.history.until(lambda: not scene.history.now["jobs"], "its Jobs go with it")
+    assert [write.status for write in scene.writes() if (write.verb, write.name) == ("delete", "tone")] == [200]
 
 
 async def _told(kube: Kube, namespace: str, job: str) -> list[str]:
