@@ -38,7 +38,7 @@ async def test_each_change_of_mind_about_a_job_is_one_event(scene: ClaimScene, k
     reasons = _summaries(scene, "tone")
     assert await told == reasons
     assert len({*reasons}) == len(reasons), "it changed its mind twice"
-    assert {"Preparing", "Draining", "Training", "Exporting", "Succeeded"} <= {*reasons}
+    assert {"Preparing", "Training", "Exporting", "Succeeded"} <= {*reasons}
 
 
 async def test_a_job_is_deleted_when_its_time_to_live_is_over(scene: ClaimScene) -> None:
