@@ -2,6 +2,7 @@
 
 from collections import Counter
 from datetime import datetime
+from math import ceil
 from typing import Any
 from unittest.mock import patch
 
@@ -9,11 +10,11 @@ import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dev.simulate.cluster import Cluster
-from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.observe.views import NodeView, PodView
 from sluice_operator.observe.world import key_of
-from sluice_operator.plan.allocation.allocate import allocate, pending
+from sluice_operator.plan.allocation.allocate import allocate
 from sluice_operator.plan.allocation.inventory import lent_indices, take_stock
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.facts.attempts import trainer_pods
@@ -27,8 +28,9 @@ from sluice_operator.plan.facts.claims import (
 )
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.proof import phase_of
-from sluice_operator.plan.facts.slots import wanted
+from sluice_operator.plan.facts.slots import pod_of, serves, wanted
 from tests.unit.plan.promises import Made
+from tests.unit.plan.settled import Settled
 from tests.unit.plan.worlds import GPU, YIELDS, describe
 
 ENDS = [(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued")]
@@ -241,6 +243,24 @@ class Lending(RuleBasedStateMachine):
         for engine in self._some(data, list(self.cluster.world.engines.values())):
             self.cluster.respec(engine, replicas=replicas)
 
+    @rule(data=st.data(), load=st.integers(1, 3))
+    def an_autoscaler_follows(self, data: st.DataObject, load: int) -> None:
+        """As HPA does: ceil(replicas that it sees x load of each that serves / target), for the load of so many."""
+        for engine in list(self.cluster.world.engines.values()):
+            self.cluster.reconcile_engine(engine)
+        steady = [engine for engine in self.cluster.world.engines.values() if self._serving(engine)]
+        for engine in self._some(data, steady):
+            desired = ceil(engine.status.replicas * load / self._serving(engine))
+            assert desired == load, f"{engine.metadata.name} would spiral: {desired} for the load of {load}"
+            self.cluster.respec(engine, replicas=desired)
+
+    def _serving(self, engine: InferenceEngine) -> int:
+        """How many replicas an autoscaler sees serve; 0 while one comes or goes, or one that sleeps is still seen."""
+        slots = self.cluster.world.slots_of.get(engine.metadata.uid, {}).values()
+        pods = {slot.key: pod_of(self.cluster.world, engine, slot.index) for slot in slots}
+        seen = [slot for slot in slots if pods[slot.key]]
+        return len(seen) if all(serves(pods[s.key]) and s.size and not s.deleting for s in seen) else 0
+
     @precondition(lambda self: len(self.cluster.world.nodes) > 1)
     @rule(data=st.data())
     def node_goes(self, data: st.DataObject) -> None:
@@ -343,28 +363,13 @@ class Lending(RuleBasedStateMachine):
             if quiet > PATIENCE:
                 break
         assert not live_claims(self.cluster.world), "a claim outlived its job"
+        settled = Settled(self.cluster.world, self._pool(), self.cluster.now, self.quota)
         asking = {pod.owner.uid for pod in self.cluster.world.scale_ups.get("default", {}).values() if pod.owner}
-        assert asking <= {job.metadata.uid for job in self._waiting()}, "somebody asks for nodes who needs none"
+        assert asking <= {job.metadata.uid for job in settled.waiting}, "somebody asks for nodes who needs none"
         for engine in self.cluster.world.engines.values():
             assert plan_engine(self.cluster.world, engine, self.cluster.now).status.lent == 0
-        stuck = [job.metadata.name for job in self._waiting() if not self._hopeless(job) or self._would_fit(job)]
         why = describe(allocate(self.cluster.world, self._pool(), self.cluster.now))
-        assert not stuck, f"something fits and nothing runs, but {stuck} wait: {why}"
-
-    def _waiting(self) -> list[FineTuneJob]:
-        return [job for job in self.cluster.world.jobs.values() if job.status.finished_at is None]
-
-    def _hopeless(self, job: FineTuneJob) -> bool:
-        """Whether engines' own needs, the size of the nodes or the quota leave nothing for a job."""
-        asked, nodes = job.spec.resources, self.cluster.world.nodes.values()
-        too_large = asked.nodes > sum(node.allocatable[GPU] // asked.gpus for node in nodes)
-        return self.cluster.world.engines != {} or too_large or asked.all_gpus > (self.quota or asked.all_gpus)
-
-    def _would_fit(self, job: FineTuneJob) -> bool:
-        """Whether it is the first in line, and GPUs that nobody has would do for it."""
-        first = next(iter(pending(self.cluster.world, self._pool(), self.cluster.now)), None)
-        wanted_gpus, nodes = job.spec.resources.gpus, take_stock(self.cluster.world, self._pool()).nodes.values()
-        return job is first and sum(node.free // wanted_gpus for node in nodes) >= job.spec.resources.nodes
+        assert not settled.stuck(), f"there is something for {settled.stuck()}, but they wait: {why}"
 
     def _trainers(self) -> list[PodView]:
         pods = self.cluster.world.pods.values()
