@@ -46,10 +46,11 @@ test: up  ## Every test: unit, against a real API server, and on a real node
 	@echo "== unit tests" && $(PYTHON) -m pytest -q -n 2 tests/unit
 	@echo "== tests on a real API server and a real node, one at a time" && $(PYTHON) -m pytest -v tests --ignore tests/unit
 
-soak: env  ## Property tests for an hour (SOAK_OPERATIONS: a million), every fault plan (SOAK_FAULTS: all), kills of the trainer
+soak: env  ## Property tests for an hour (SOAK_OPERATIONS: a million), every fault plan (SOAK_FAULTS: all), 50 loans beside others' pods, kills of the trainer
 	@SLUICE_SOAK_OPERATIONS=$${SOAK_OPERATIONS:-1000000} $(PYTHON) -m pytest -q -p no:cacheprovider --timeout 0 \
 	  tests/unit/plan/test_invariants.py -k ForLong
 	@SLUICE_FAULT_PLANS=$${SOAK_FAULTS:-all} $(PYTHON) -m pytest -q -p no:cacheprovider -n 2 tests/integration/test_faults.py
+	@SLUICE_LOANS=$${SOAK_LOANS:-50} $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_thieves.py
 	@SLUICE_KILLS=all SLUICE_SIGTERMS=all $(PYTHON) -m pytest -q -p no:cacheprovider -n 2 --dist loadfile \
 	  tests/unit/trainer/test_kills.py tests/unit/trainer/test_sigterm.py
 
