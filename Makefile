@@ -57,8 +57,8 @@ soak: env  ## Property tests for an hour (SOAK_OPERATIONS: a million), every fau
 bench: up  ## The benchmarks; results go to docs/benchmarks
 	@$(PYTHON) -m tests.bench
 
-bench-scale: up  ## Of these, those of scale: Kueue's own trace of 15,000 jobs, and a decision among 10,000
-	@$(PYTHON) -m tests.bench trace decision
+bench-scale: up  ## Of these, those of scale: Kueue's own trace of 15,000 jobs, a decision among 10,000, the operator with 10,000
+	@$(PYTHON) -m tests.bench trace decision operator
 
 bench-train: env  ## Of these, those of the trainer: against TRL (40 minutes), and the loss alone; no cluster
 	@$(PYTHON) -m tests.bench train loss
