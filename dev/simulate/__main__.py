@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from dev.progress import step
 from dev.simulate.draw import draw
 from dev.simulate.figures import table
@@ -18,7 +20,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("simulated"), help="folder for the pictures")
     words = parser.parse_args()
     for name in words.traces:
-        compare(MADE[name](words.seed) if name in MADE else read(Path(name)), words.out)
+        try:
+            trace = MADE[name](words.seed) if name in MADE else read(Path(name))
+        except ValidationError as invalid:
+            parser.error(f"{name}: {invalid}")
+        compare(trace, words.out)
 
 
 def compare(trace: Trace, folder: Path) -> None:

@@ -11,7 +11,7 @@ from dev.simulate.cluster import Cluster
 from dev.simulate.town import GPU, NOW, PREPARED
 from dev.simulate.trace import Trace, TracedEngine, TracedJob
 from sluice_api.finetunejob import FineTuneJob
-from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.inferenceengine import InferenceEngine, Preemption
 from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, STAGE_LABEL
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, PodView
@@ -20,8 +20,8 @@ from sluice_operator.plan.allocation.allocate import allocate, next_change
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.facts.pools import find_pool
 
-START = NOW.replace(hour=0)
-TEAM = "team"
+START = NOW.replace(hour=0) + timedelta(days=1)
+"""A Monday."""
 TRAINING = "training"
 MOST_ROUNDS = 60
 
@@ -38,6 +38,7 @@ class Policy(StrEnum):
 class JobRecord:
     """What became of a job."""
 
+    namespace: str
     arrived: datetime
     started: datetime | None = None
     """When it first had its GPUs."""
@@ -89,6 +90,8 @@ class _Play:
         self._events: list[tuple[datetime, int, Callable[[], None]]] = []
         self._ends: dict[str, datetime] = {}
         """When each trainer's pod ends, by uid, if it is left alone."""
+        self._looks_at = START
+        """The next moment at which nothing happens, but decisions are made again."""
 
     def run(self) -> Played:
         self._settle_in()
@@ -104,16 +107,19 @@ class _Play:
     def _settle_in(self) -> None:
         nodes = [gpus for group in self.trace.nodes for gpus in [group.gpus] * group.count]
         halves = self.policy is Policy.HALVES
+        terms = self.trace.pool.model_dump(by_alias=True, exclude_unset=True)
+        self.cluster.town.pool(DEFAULT_POOL, **terms, nodeSelector={"half": "inference"} if halves else {})
         if halves:
-            self.cluster.town.pool(DEFAULT_POOL, nodeSelector={"half": "inference"})
-            self.cluster.town.pool(TRAINING, nodeSelector={"half": TRAINING})
+            self.cluster.town.pool(TRAINING, **terms, nodeSelector={"half": TRAINING})
             nodes = [part for gpus in nodes for part in (gpus - gpus // 2, gpus // 2)]
         for number, gpus in enumerate(nodes):
             half = TRAINING if number % 2 else "inference"
             self.cluster.town.node(gpus, labels={"half": half} if halves else None)
+        for namespace, labels in self.trace.namespaces.items():
+            self.cluster.town.namespace(namespace, **labels)
         for engine in self.trace.engines:
-            terms = {"policy": "ScaleDown" if self.policy is Policy.SLUICE else "Never", "minReplicas": engine.floor}
-            self.cluster.town.engine(engine.name, engine.at(START), preemption=terms)
+            lends = engine.preemption if self.policy is Policy.SLUICE else Preemption()
+            self.cluster.town.engine(engine.name, engine.at(START), engine.namespace, preemption=lends)
             for hour in range(24 * self.trace.days):
                 self._at(START + timedelta(hours=hour), self._scaling(engine))
         for number, job in enumerate(self.trace.jobs):
@@ -124,7 +130,7 @@ class _Play:
 
     def _scaling(self, engine: TracedEngine) -> Callable[[], None]:
         def scale() -> None:
-            held = self.cluster.world.engines[engine_key(TEAM, engine.name)]
+            held = self.cluster.world.engines[engine_key(engine.namespace, engine.name)]
             self.cluster.respec(held, replicas=engine.at(self.cluster.now))
 
         return scale
@@ -139,9 +145,11 @@ class _Play:
             }
             prepared = PREPARED.model_copy(update={"started_at": now, "ended_at": now})
             resources = {"pool": TRAINING} if self.policy is Policy.HALVES else {}
-            self.cluster.town.job(name, job.gpus, outcomes=(prepared,), scheduling=scheduling, resources=resources)
+            self.cluster.town.job(
+                name, job.gpus, job.namespace, outcomes=(prepared,), scheduling=scheduling, resources=resources
+            )
             self.left[name] = job.trains_minutes * 60
-            self.played.jobs[name] = JobRecord(now)
+            self.played.jobs[name] = JobRecord(job.namespace, now)
 
         return arrive
 
@@ -187,7 +195,9 @@ class _Play:
             if pool := find_pool(world, name):
                 moments += [next_change(world, pool, now), allocate(world, pool, now).again_at]
         moments += [ready for ready in self.cluster.ready_at.values() if ready > now]
-        if again := min((moment for moment in moments if moment and moment > now), default=None):
+        again = min((moment for moment in moments if moment and moment > now), default=None)
+        if again and not now < self._looks_at <= again:  # else it is asked then, and once is enough
+            self._looks_at = again
             self._at(again, lambda: None)
 
     def _follow_trainers(self) -> None:
@@ -219,7 +229,7 @@ class _Play:
         world = self.cluster.world
         bound = [pod for pod in world.pods.values() if pod.node and not pod.ended]
         for name, record in self.played.jobs.items():
-            if job := world.jobs.get(job_key(TEAM, name)):
+            if job := world.jobs.get(job_key(record.namespace, name)):
                 record.interruptions = len(job.status.interruptions)
         self.played.samples.append(
             Sample(
