@@ -10,6 +10,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from dev.simulate.figures import cells
 from dev.simulate.run import START, Played
@@ -21,16 +22,22 @@ def draw(name: str, plays: Sequence[Played], folder: Path) -> list[Path]:
     """Write <name>.png and <name>.html into a folder; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     png, page = folder / f"{name}.png", folder / f"{name}.html"
+    figure = picture(plays)
+    figure.savefig(png, dpi=110)
+    plt.close(figure)
+    page.write_text(_page(name, plays, png))
+    return [png, page]
+
+
+def picture(plays: Sequence[Played]) -> Figure:
+    """A panel of each play, one below the other, and one legend."""
     figure, panels = plt.subplots(len(plays), 1, figsize=(11, 2.6 * len(plays)), sharex=True, layout="constrained")
     for panel, played in zip(panels, plays, strict=True):
         _panel(panel, played)
     panels[-1].set_xlabel("hours")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(png, dpi=110)
-    plt.close(figure)
-    page.write_text(_page(name, plays, png))
-    return [png, page]
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+    return figure
 
 
 def _panel(panel: Axes, played: Played) -> None:
@@ -44,6 +51,17 @@ def _panel(panel: Axes, played: Played) -> None:
         step="post",
         colors=[_COLOURS["serving"], _COLOURS["training"]],
         labels=["GPUs that serve", "GPUs that train"],
+    )
+    panel.fill_between(
+        hours,
+        serving,
+        [sample.serving + sample.lent for sample in played.samples],
+        step="post",
+        facecolor=_COLOURS["training"],
+        edgecolor="white",
+        hatch="////",
+        linewidth=0,
+        label="of these, lent by engines",
     )
     wanted, waiting = [sample.wanted for sample in played.samples], [sample.waiting for sample in played.samples]
     panel.step(hours, wanted, where="post", color="black", linewidth=1, label="replicas wanted")

@@ -1,14 +1,18 @@
 """The simulator plays the planner's own decisions: what it draws is what Sluice would do."""
 
+import base64
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from pydantic import ValidationError
 
 from dev.cache import REPOSITORY
-from dev.simulate.draw import draw
+from dev.simulate.draw import draw, picture
 from dev.simulate.figures import figures
 from dev.simulate.run import START, Policy, play
 from dev.simulate.trace import Trace, read
@@ -59,6 +63,10 @@ def test_the_same_trace_gives_the_same_story(trace: Trace) -> None:
 def test_the_trace_of_the_page_can_be_played() -> None:
     (trace,) = traces(REPOSITORY / "docs/simulator.md")
     assert figures(play(Trace.model_validate(trace), Policy.SLUICE)).done == 3
+
+
+AREAS = {"GPUs that serve": "serving", "GPUs that train": "training", "of these, lent by engines": "lent"}
+LINES = {"replicas wanted": "wanted", "jobs that wait": "waiting"}
 
 
 def lending(preemption: dict[str, Any], jobs: list[dict[str, Any]], evening: int = 3, **trace: Any) -> Trace:
@@ -199,4 +207,30 @@ def test_engines_have_names_of_their_own(trace: Trace) -> None:
 def test_a_comparison_is_drawn(trace: Trace, tmp_path: Path) -> None:
     png, page = draw(trace.name, [play(trace, policy) for policy in Policy], tmp_path)
     assert png.read_bytes().startswith(b"\x89PNG")
-    assert "replicas served" in page.read_text()
+    assert base64.b64encode(png.read_bytes()).decode() in page.read_text()
+    for column in ("GPUs in use", "replicas served", "lent GPU h", "wait p95"):
+        assert column in page.read_text()
+
+
+def test_every_panel_shows_who_has_the_gpus_and_who_waits(trace: Trace) -> None:
+    plays = [play(trace, policy) for policy in Policy]
+    drawn = picture(plays)
+    (legend,) = drawn.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*AREAS, *LINES]
+    for panel, played in zip(drawn.axes, plays, strict=True):
+        assert panel.get_title(loc="left") == played.policy
+        for label, field in AREAS.items():
+            spans = pairwise(played.samples)
+            expected = sum(getattr(held, field) * ((then.at - held.at) / timedelta(hours=1)) for held, then in spans)
+            assert gpu_hours(panel, label) == pytest.approx(expected), f"{played.policy}: {label}"
+        shown = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in panel.lines}
+        for label, field in LINES.items():
+            assert shown[label] == [getattr(sample, field) for sample in played.samples]
+    assert gpu_hours(drawn.axes[-1], "of these, lent by engines") > 0
+
+
+def gpu_hours(panel: Axes, label: str) -> float:
+    """The size of an area of that label, by the shoelace formula."""
+    (area,) = [found for found in panel.collections if found.get_label() == label]
+    x, y = np.asarray(area.get_paths()[0].vertices).T
+    return float(abs(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2)
