@@ -25,6 +25,7 @@ from sluice_api.meta import GROUP
 from sluice_api.pods import STAGE_ENV
 from sluice_api.sources import VOLUMES, claims_of, volume_path
 from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
+from sluice_trainer.curve import Curve
 from sluice_trainer.local_ranks import OUTCOME_ENV
 from sluice_trainer.screen import Screen
 from sluice_trainer.summary import write_summary
@@ -161,23 +162,23 @@ def claim_folders(job: StageSpec, volumes: Path, others: Sequence[str]) -> dict[
 def _run(job: StageSpec, folders: Mapping[str, Path], stages: Sequence[Stage]) -> int:
     """The stages in their order, until one ends badly."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch, Screen.of(sys.stdout) as screen:
+    claim, *path = PurePosixPath(job.work).relative_to(VOLUMES).parts
+    work = folders[claim].joinpath(*path)
+    curve = Curve(work / "losses.jsonl")
+    with tempfile.TemporaryDirectory() as scratch, Screen.of(sys.stdout, curve) as screen:
         volumes = Path(scratch) / "volumes"
         volumes.mkdir()
         for claim, folder in folders.items():
             (volumes / claim).symlink_to(folder)
-        outcomes: dict[Stage, StageOutcome] = {}
         for stage in stages:
             code, outcome = _run_stage(job.model_copy(update={"stage": stage}), volumes, Path(scratch), screen)
             if outcome is None or code != ExitCode.DONE:
                 screen.ended_badly(stage, code, outcome)
                 return code
-            outcomes[stage] = outcome
             screen.done(outcome)
-        if Stage.EXPORT in outcomes:
-            claim, *path = PurePosixPath(job.work).relative_to(VOLUMES).parts
-            work = folders[claim].joinpath(*path)
-            screen.finished(write_summary(work, job, outcomes, screen.curve, time.monotonic() - began))
+            if outcome.export is not None:
+                seconds = time.monotonic() - began
+                screen.finished(write_summary(work, job, outcome.export, curve, seconds))
         return int(ExitCode.DONE)
 
 

@@ -3,45 +3,28 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from sluice_api.stages import ExitCode, Stage, StageOutcome
+from sluice_trainer.curve import Curve, event_of
 
 _OF_EVERY_LINE = ("timestamp", "agent", "run_id", "message")
-
-
-@dataclass
-class Curve:
-    """Losses by step, in nats."""
-
-    training: list[tuple[int, float]] = field(default_factory=list)
-    evaluation: list[tuple[int, float]] = field(default_factory=list)
-
-    def take(self, event: dict[str, Any]) -> None:
-        """Add what an event says: each step's loss, and what was measured on the held-out rows when it is news."""
-        match event:
-            case {"event": "step", "step": step, "loss": loss}:
-                self.training.append((int(step), float(loss)))
-            case {"event": "report", "evaluationLoss": loss, **report}:
-                if not self.evaluation or self.evaluation[-1][1] != loss:
-                    self.evaluation.append((int(report.get("step", 0)), float(loss)))
 
 
 class Screen:
     """Shows the stages' lines; this one passes them on as they are, for programs that read them."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, curve: Curve) -> None:
         self._out = out
-        self.curve = Curve()
+        self._curve = curve
 
     @staticmethod
     @contextmanager
-    def of(out: TextIO) -> "Iterator[Screen]":
-        """The one that fits where the output goes."""
-        screen = Terminal(out) if out.isatty() else Screen(out)
+    def of(out: TextIO, curve: Curve) -> "Iterator[Screen]":
+        """The one that fits where the output goes. The curve takes the losses that come by."""
+        screen = (Terminal if out.isatty() else Screen)(out, curve)
         try:
             yield screen
         finally:
@@ -52,8 +35,8 @@ class Screen:
 
     def line(self, line: str) -> None:
         """A stage says something: one JSON object, or a line of some library."""
-        event = _event(line)
-        self.curve.take(event)
+        event = event_of(line)
+        self._curve.take(event)
         self.shown(line, event)
 
     def shown(self, line: str, event: dict[str, Any]) -> None:
@@ -150,12 +133,3 @@ class Terminal(Screen):
             self._write(f"{text}\n")
         else:
             self._bar.write(text, file=self._out)
-
-
-def _event(line: str) -> dict[str, Any]:
-    """A line as an event; empty for one that is none."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -17,7 +17,7 @@ import yaml
 
 from sluice_api.stages import ExitCode
 from sluice_trainer.alone import NotToRun, claim_folders, main, read_job
-from sluice_trainer.screen import Curve
+from sluice_trainer.curve import Curve
 from tests.unit.trainer.jobs import REPOSITORY, Job
 
 SPEC = {
@@ -65,13 +65,65 @@ def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_the_curve_has_each_step_and_each_measurement_once() -> None:
-    curve = Curve()
-    for step in (1, 2):
-        curve.take({"event": "step", "step": step, "loss": 3.0 - step})
-        curve.take({"event": "report", "step": step, "loss": 9.0, "evaluationLoss": 5.0})
-    curve.take({"event": "report", "step": 2, "evaluationLoss": 4.0})
-    assert curve == Curve([(1, 2.0), (2, 1.0)], [(1, 5.0), (2, 4.0)])
+def step(number: int, loss: float) -> dict[str, Any]:
+    return {"event": "step", "step": number, "loss": loss}
+
+
+def measured(number: int, loss: float) -> dict[str, Any]:
+    return {"event": "report", "step": number, "loss": 9.0, "evaluationLoss": loss}
+
+
+def begins(resumed_from: int | None) -> dict[str, Any]:
+    return {"event": "begin", "step": resumed_from or 0, "total": 9, "resumed_from": resumed_from}
+
+
+@pytest.mark.parametrize(
+    ("rule", "runs", "training", "evaluation"),
+    [
+        (
+            "each step and each measurement is there once",
+            [[step(1, 2.0), measured(1, 5.0), step(2, 1.0), measured(2, 5.0), measured(3, 4.0)]],
+            {1: 2.0, 2: 1.0},
+            {1: 5.0, 3: 4.0},
+        ),
+        (
+            "a run that goes on goes on in the curve",
+            [[begins(None), measured(0, 5.0), step(1, 2.0)], [begins(1), step(2, 1.5), measured(2, 5.0)]],
+            {1: 2.0, 2: 1.5},
+            {0: 5.0, 2: 5.0},
+        ),
+        (
+            "of a step that is done again the later loss counts, and those after it are not there yet",
+            [[begins(None), step(1, 2.0), step(2, 1.5), step(3, 1.4), measured(3, 5.0)], [begins(1), step(2, 1.6)]],
+            {1: 2.0, 2: 1.6},
+            {},
+        ),
+        (
+            "training that begins anew has a curve of its own",
+            [[begins(None), measured(0, 5.0), step(1, 2.0)], [begins(None), step(1, 7.0)]],
+            {1: 7.0},
+            {},
+        ),
+        ("a run that trains no more changes nothing", [[begins(None), step(1, 2.0)], []], {1: 2.0}, {}),
+    ],
+)
+def test_the_curve_of_several_runs(
+    tmp_path: Path, rule: str, runs: list[Any], training: dict[int, float], evaluation: dict[int, float]
+) -> None:
+    file = tmp_path / "losses.jsonl"
+    read = Curve(file)
+    for run in runs:
+        curve = Curve(file)
+        for event in run:
+            curve.take(event)
+        read = Curve(file)
+        assert (curve.training, curve.evaluation) == (read.training, read.evaluation)
+    assert (read.training, read.evaluation) == (training, evaluation)
+
+
+def test_a_line_that_a_killed_run_has_half_written_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "losses.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert Curve(tmp_path / "losses.jsonl").training == {1: 2.0}
 
 
 @pytest.mark.slow
@@ -112,6 +164,18 @@ def test_stopped_and_run_again_it_goes_on(job: Job, write: Callable[..., Path]) 
     second = subprocess.run(again, env=environment(), capture_output=True, text=True, check=True, timeout=300)
     begun = next(event for event in lines(second.stdout) if event["event"] == "begin")
     assert begun["resumed_from"] == saved >= 5
+    (work,) = (job.volumes / "adapters" / "out").iterdir()
+    curve = Curve(work / "losses.jsonl")
+    assert (list(curve.training), list(curve.evaluation)) == ([*range(1, 201)], [0, 200])
+
+    export = command(job, file, "--only", "export")
+    subprocess.run(export, env=environment(), capture_output=True, check=True, timeout=300)
+    report = (work / "report.md").read_text()
+    assert "| rows | 36 to train on, 4 held out, 0 refused |" in report
+    assert "| steps | 200 |" in report
+    assert "| loss on the held-out rows | " in report
+    assert "![loss by step](loss.png)" in report
+    assert Curve(work / "losses.jsonl").training == curve.training
 
 
 @pytest.mark.slow
