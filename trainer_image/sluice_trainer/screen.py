@@ -90,8 +90,9 @@ class Terminal(Screen):
         self.close()
         if prepared := outcome.prepare:
             refused = f", {prepared.refused_rows} refused" if prepared.refused_rows else ""
+            overlong = f", {prepared.overlong_rows} too long" if prepared.overlong_rows else ""
             self._write(
-                f"  {prepared.rows} rows to train on, {prepared.validation_rows} held out{refused}; "
+                f"  {prepared.rows} rows to train on, {prepared.validation_rows} held out{refused}{overlong}; "
                 f"{prepared.tokens:,} tokens, of which {prepared.learnt_tokens:,} are learnt; {prepared.steps} steps\n"
             )
         if trained := outcome.train:

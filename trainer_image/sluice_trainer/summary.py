@@ -51,8 +51,11 @@ def _rows(
         "method": spec.method if whole else f"{spec.method}, rank {spec.lora.rank}",
     }
     if prepared is not None:
+        policy = spec.training.overlong_rows
+        overlong = f", {prepared.overlong_rows} too long ({policy})" if prepared.overlong_rows else ""
         rows["rows"] = (
             f"{prepared.rows} to train on, {prepared.validation_rows} held out, {prepared.refused_rows} refused"
+            f"{overlong}"
         )
         rows["tokens"] = f"{prepared.tokens:,} a pass, {prepared.learnt_tokens:,} of them learnt"
     if trained is not None:

@@ -1,14 +1,17 @@
-"""What is left for a person to read when a training is over."""
+"""What is left for a person to read when a training is over: on the terminal, in report.md, and in the model card."""
 
+import io
 import sys
 from pathlib import Path
 
 import pytest
 
 from sluice_api.finetunejob import DatasetFormat
-from sluice_api.stages import ExportResult, PrepareResult, StageSpec, TrainResult
+from sluice_api.stages import ExportResult, PrepareResult, StageOutcome, StageSpec, TrainResult
 from sluice_trainer.curve import Curve
+from sluice_trainer.export.card import model_card
 from sluice_trainer.prepared import PreparedManifest
+from sluice_trainer.screen import Terminal
 from sluice_trainer.summary import write_summary
 from tests.unit.trainer.jobs import Job
 
@@ -40,6 +43,29 @@ def summary(folder: Path, stage: StageSpec, losses: int, overlong: int = 0) -> t
         curve.take({"event": "step", "step": step, "loss": 1.0})
     said = write_summary(folder, stage, EXPORTED, curve, seconds=7)
     return said, (folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overlong", "terminal", "report", "card"),
+    [
+        (0, "4 held out, 1 refused; 2,000", "4 held out, 1 refused |", "36 rows, 4 held out |"),
+        (
+            3,
+            "4 held out, 1 refused, 3 too long; 2,000",
+            "4 held out, 1 refused, 3 too long (Split) |",
+            "36 rows, 4 held out, 3 too long (Split) |",
+        ),
+    ],
+)
+def test_rows_that_are_too_long_are_counted(
+    volumes: Path, tmp_path: Path, overlong: int, terminal: str, report: str, card: str
+) -> None:
+    stage = Job(volumes, training=(("overlongRows", "Split"),)).stage("Export")
+    shown = io.StringIO()
+    Terminal(shown, Curve(tmp_path / "none")).done(StageOutcome(reason="Done", prepare=found(overlong)))
+    assert terminal in shown.getvalue()
+    assert report in summary(tmp_path, stage, 0, overlong)[1]
+    assert card in model_card(stage, manifest(found(overlong)), TRAINED)
 
 
 def test_the_report_is_of_the_whole_job(volumes: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ def model_card(stage: StageSpec, prepared: PreparedManifest, trained: TrainResul
     """A model card: what it was made from, how, and how good it is on rows it has not seen."""
     spec = stage.spec
     whole = spec.method is Method.FULL
+    found = prepared.result
+    overlong = f", {found.overlong_rows} too long ({spec.training.overlong_rows})" if found.overlong_rows else ""
     unit = "pair" if prepared.row_format is DatasetFormat.PREFERENCE else "token"
     return f"""---
 base_model: {spec.model.uri}
@@ -24,7 +26,7 @@ tags: [{"sluice" if whole else "lora, sluice"}]
 
 | | |
 |---|---|
-| dataset | `{spec.dataset.uri}`, {prepared.result.rows} rows, {prepared.result.validation_rows} held out |
+| dataset | `{spec.dataset.uri}`, {found.rows} rows, {found.validation_rows} held out{overlong} |
 | method | {_method(spec)} |
 | training | {_steps(spec, trained)}, peak learning rate {spec.training.learning_rate} |
 | seed | {spec.training.seed} |
