@@ -1,7 +1,10 @@
 """Reports: what must arrive does, in order, and an operator that doesn't answer costs training nothing."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ import pytest
 
 from sluice_api.reports import Activity, TrainingReport
 from sluice_trainer.report import Reporter
+from tests.unit.trainer.jobs import REPOSITORY, Job
 
 
 class Operator:
@@ -158,3 +162,34 @@ def test_a_refused_report_is_dropped_and_said_once(
     posted.close()
     assert [r.sequence for r in operator.reports] == [1, 2, 3, 4]
     assert capsys.readouterr().out.count('"event": "report refused') == 1
+
+
+HEAVY = ("torch", "transformers", "peft", "httpx", "numpy")
+UNTIL_THE_FIRST_REPORT = f"""
+import os, runpy, sys
+from sluice_trainer.report import Reporter
+
+def start(self):
+    print([name for name in {HEAVY} if name in sys.modules], flush=True)
+    os._exit(0)
+
+Reporter.start = start
+runpy.run_module("sluice_trainer", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("stage", ["Prepare", "Train", "Export"])
+def test_nothing_heavy_is_imported_before_the_first_report(volumes: Path, stage: str) -> None:
+    started = subprocess.run(
+        [sys.executable, "-c", UNTIL_THE_FIRST_REPORT, stage.lower()],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/trainer_image",
+            "SLUICE_STAGE": Job(volumes).stage(stage).to_json(),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert started.stdout == "[]\n", started.stderr
