@@ -1,11 +1,14 @@
 """/metrics of the Train stage."""
 
 import os
+from functools import partial
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from sluice_api.pods import METRICS_PORT
+from sluice_api.reports import Activity
 from sluice_trainer import logs
+from sluice_trainer.report import Reporter
 
 STEP_SECONDS = Histogram(
     "sluice_trainer_step_seconds",
@@ -21,8 +24,11 @@ FAILED_SAVES = Counter(
     "sluice_trainer_failed_saves", "Checkpoints that could not be written in this attempt; an older one is durable."
 )
 TOKENS = Counter("sluice_trainer_tokens", "Real tokens trained on in this attempt, padding excluded.")
+_ACTIVITY = Gauge("sluice_trainer_activity", "1 for what the trainer does now, 0 for all else.", ["activity"])
 _FIGURES = {
     "step": Gauge("sluice_trainer_steps", "Optimizer steps done, over all attempts."),
+    "total_steps": Gauge("sluice_trainer_target_steps", "Optimizer steps of the whole job."),
+    "epoch": Gauge("sluice_trainer_epoch", "Passes over the training rows done, with a fraction."),
     "loss": Gauge("sluice_trainer_loss_nats", "Mean training loss of the last step over what it counts."),
     "evaluation_loss": Gauge("sluice_trainer_evaluation_loss_nats", "Mean loss over the held-out rows."),
     "learning_rate": Gauge("sluice_trainer_learning_rate", "Of the last step."),
@@ -39,6 +45,16 @@ def show(**figures: float | None) -> None:
     for name, value in figures.items():
         if value is not None:
             _FIGURES[name].set(value)
+
+
+def follow(reporter: Reporter) -> None:
+    """Let the activity be what the reporter says, whenever it is asked for."""
+    for activity in Activity:
+        _ACTIVITY.labels(activity).set_function(partial(_does, reporter, activity))
+
+
+def _does(reporter: Reporter, activity: Activity) -> float:
+    return float(reporter.activity is activity)
 
 
 def serve() -> None:

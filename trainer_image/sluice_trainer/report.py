@@ -46,6 +46,11 @@ class Reporter:
         self._refused: set[int] = set()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
+    @property
+    def activity(self) -> Activity:
+        """What the trainer does now."""
+        return self._newest.activity
+
     def start(self) -> None:
         """Send the first report."""
         self._due.append(self._made())
