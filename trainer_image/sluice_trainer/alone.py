@@ -29,6 +29,7 @@ from sluice_trainer.curve import Curve
 from sluice_trainer.local_ranks import OUTCOME_ENV
 from sluice_trainer.screen import Screen
 from sluice_trainer.summary import write_summary
+from sluice_trainer.unknown_fields import unknown_field
 
 _STAGES = {stage.lower(): stage for stage in Stage}
 _HELP = """\
@@ -91,7 +92,8 @@ def read_job(file: Path, name: str | None = None) -> StageSpec:
         raise NotToRun(f"{file} has the FineTuneJobs {', '.join(sorted(jobs))}. Choose one with --name.")
     name = name or next(iter(jobs))
     try:
-        spec = FineTuneJobSpec.model_validate(jobs[name].get("spec") or {})
+        # By the names of YAML alone: by Python's, learning_rate would do here and be refused by an API server.
+        spec = FineTuneJobSpec.model_validate(jobs[name].get("spec") or {}, by_alias=True, by_name=False)
     except ValidationError as invalid:
         raise NotToRun(f"{file}, {name}:\n{_explained(invalid)}") from invalid
     if wrong := _not_below_one(spec):
@@ -125,8 +127,12 @@ def _is_job(document: Mapping[str, Any]) -> bool:
 def _explained(invalid: ValidationError) -> str:
     """One line a field, as a user wrote it."""
     errors = invalid.errors(include_url=False, include_context=False)
-    named = ((".".join(map(str, error["loc"])), error) for error in errors)
-    return "\n".join(f"  spec.{field}: {error['msg']} (it is {error['input']!r})" for field, error in named)
+    return "\n".join(
+        f"  spec.{'.'.join(map(str, error['loc']))}: "
+        + (unknown_field(error["loc"]) if error["type"] == "extra_forbidden" else error["msg"])
+        + f" (it is {error['input']!r})"
+        for error in errors
+    )
 
 
 def claim_folders(job: StageSpec, volumes: Path, others: Sequence[str]) -> dict[str, Path]:

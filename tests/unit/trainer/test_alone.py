@@ -216,7 +216,7 @@ def test_what_a_person_sees(job: Job, write: Callable[..., Path]) -> None:
             [],
             "tone:\n  spec.lora.rank: Input should be 1, 8, 16, 32, 64, 128, 256, 320 or 512 (it is 17)\n  "
             "spec.training.epochs: Input should be greater than or equal to 1 (it is 0)\n  "
-            "spec.training.lr: Extra inputs are not permitted (it is 1)",
+            "spec.training.lr: not a field here; use training.learningRate (it is 1)",
         ),
         (
             [document(lora={"dropout": "1.0"}, training={"adamBeta1": "1.5"})],
@@ -240,6 +240,34 @@ def test_what_is_wrong_with_a_file_or_a_command(
     code = main(["run", str(write(*documents)), "--volumes", str(job.volumes), *words])
     assert code == ExitCode.BAD_INPUT
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("training.learning_rate", "not a field here; use training.learningRate"),
+        ("training.lr", "not a field here; use training.learningRate"),
+        ("training.max_seq_length", "not a field here; use training.maxSequenceLength"),
+        ("lora.r", "not a field here; use lora.rank"),
+        ("training.deepspeed", "not a field here. DeepSpeed is not used. The nearest is training.sharding."),
+        ("lora.bias", "not a field here. vLLM can't load such an adapter."),
+        ("training.group_by_length", "not a field here; leave it out. Rows are packed."),
+        ("training.learningrate", "not a field here; did you mean training.learningRate?"),
+        ("training.rank", "not a field here; did you mean lora.rank?"),
+        ("batchSize", "not a field here; did you mean training.batchSize?"),
+        ("methods", "not a field here; did you mean method?"),
+        ("training.xyzzy", "not a field here"),
+    ],
+)
+def test_a_field_of_another_tool_is_named_as_it_is_called_here(
+    write: Callable[..., Path], field: str, said: str
+) -> None:
+    part, _, name = field.partition(".")
+    spec: dict[str, Any] = {part: {name: "x"} if name else "x"}
+    file = write(document(**spec))
+    with pytest.raises(NotToRun) as raised:
+        read_job(file)
+    assert str(raised.value) == f"{file}, tone:\n  spec.{field}: {said} (it is 'x')"
 
 
 def test_a_file_that_is_none(job: Job) -> None:
