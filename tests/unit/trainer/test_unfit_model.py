@@ -238,3 +238,33 @@ def test_a_rank_that_no_layer_can_have(job: Job, rank: int, targets: list[str], 
 def test_a_model_type_that_can_not_be_adapted(job: Job, folder: Path, model_type: str, message: str) -> None:
     configure(folder, model_type=model_type)
     assert refused(job).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("config", "is_refused"),
+    [
+        ({"model_type": "mixtral", "num_local_experts": 4}, False),
+        ({"model_type": "mixtral", "num_local_experts": 4, "output_router_logits": True}, True),
+        (
+            {
+                "model_type": "mixtral",
+                "num_local_experts": 4,
+                "output_router_logits": True,
+                "router_aux_loss_coef": 0.0,
+            },
+            False,
+        ),
+        ({"output_router_logits": True}, False),  # a Llama has no routers
+    ],
+)
+def test_a_model_that_adds_its_routers_loss(job: Job, folder: Path, config: dict[str, Any], is_refused: bool) -> None:
+    """Train refuses any other loss of a model's own by trying it (test_loss.py)."""
+    configure(folder, **config)
+    if is_refused:
+        assert refused(job) == (
+            "model.uri pvc://models/tiny: its loss is more than the cross entropy of its logits, and that is what is "
+            "trained. Turn its other loss off in config.json (output_router_logits: false), or choose a model that "
+            "predicts the next token and nothing else."
+        )
+    else:
+        assert job.prepare().rows == 36

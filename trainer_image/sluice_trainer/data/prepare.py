@@ -44,6 +44,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     from sluice_trainer.data.tokenise import Tokeniser
 
     model = _without_weights(base)
+    _check_loss(base, model)
     whole = spec.method is Method.FULL
     if whole:
         _check_memory(model, spec.resources)
@@ -119,6 +120,18 @@ def _without_weights(base: BaseModel) -> "PreTrainedModel":
             f"model.uri {base.uri}: transformers can't make a language model of its config.json: {error}. "
             "Restore it, or choose another model.",
         ) from error
+
+
+def _check_loss(base: BaseModel, model: "PreTrainedModel") -> None:
+    """Refuse a mixture of experts that adds its routers' loss. Train finds any other loss by trying it (lean.py)."""
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
+        raise StageError(
+            Reason.MODEL_INVALID,
+            f"model.uri {base.uri}: its loss is more than the cross entropy of its logits, and that is what is "
+            "trained. Turn its other loss off in config.json (output_router_logits: false), or choose a model that "
+            "predicts the next token and nothing else.",
+        )
 
 
 def _check_adapter(model: "PreTrainedModel", lora: Lora) -> None:
