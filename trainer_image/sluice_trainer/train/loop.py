@@ -70,6 +70,7 @@ def train(stage: StageSpec, rank: Rank, reporter: Reporter, stop: StopSignal) ->
         return earlier
     if rank.leads:
         metrics.serve()
+        metrics.follow(reporter)
     with Watchdog(reporter) as watchdog, joined(rank, reporter, stop) as group:
         return _trained(load_run(stage, group, checkpoints, reporter, watchdog), stop)
 
@@ -237,7 +238,7 @@ def _report(run: Run, step: Step, pace: Pace) -> None:
     }
     metrics.STEP_SECONDS.observe(pace.last_seconds)
     metrics.TOKENS.inc(step.tokens)
-    metrics.show(step=standing.step, loss=step.loss, **figures)
+    metrics.show(step=standing.step, total_steps=standing.total_steps, epoch=epoch, loss=step.loss, **figures)
     if run.group.leads:
         logs.metric(
             "step", f"step {standing.step} of {standing.total_steps}: loss {step.loss:.4f}",
