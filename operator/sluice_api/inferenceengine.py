@@ -128,8 +128,9 @@ class Preemption(Model):
         60,
         ge=0,
         le=86_400,
-        description="An engine whose lent replica has started again lends nothing for so long. A job that is next in "
-        "line when a loan ends takes it over before the replica starts, without this pause.",
+        description="An engine that has got a replica back lends nothing for so long, nor before it serves again "
+        "(within ten minutes); 0: no pause. A job that is next in line when a loan ends takes it over before the "
+        "replica starts, without this pause.",
     )
     reclaim: Reclaim = Field(
         Reclaim.NEVER,

@@ -365,23 +365,6 @@ def test_an_engine_that_lacks_replicas_and_would_ask_them_back_lends_none() -> N
     assert describe(allocated(town)) == "a waits EngineInDemand"
 
 
-def test_an_engine_rests_after_a_return() -> None:
-    town = Town()
-    town.node(2)
-    engine = town.engine("chat", 2, preemption={**RECLAIMS, "coolDownSeconds": 60})
-    for index in (0, 1):
-        town.slot(engine, index, "n1")
-    restarted = next(slot for slot in town.world.slots.values() if slot.index == 1)
-    town.put(replace(restarted, restarted_at=NOW, resource_version=999))
-    town.job("a")
-    allocation = allocated(town, NOW + timedelta(seconds=59))
-    assert describe(allocation) == "a waits EngineCoolsDown"
-    assert (
-        "chat has got a replica back; it lends from 12:01:00 UTC on" in allocation.waits[job_key("team", "a")].message
-    )
-    assert describe(allocated(town, NOW + timedelta(seconds=60))) == "a takes chat/1"
-
-
 def test_a_slot_that_starts_again_says_when() -> None:
     scene = Lent()
     scene.town.store.remove(scene.stage_job.key, scene.stage_job.uid)

@@ -15,6 +15,9 @@ from sluice_operator.plan.facts.slots import existing, pod_of, serves, sleeps
 LOOK_AT_LOAD = timedelta(seconds=5)
 """How often what depends on an engine's load is decided again."""
 
+_STARTS_WITHIN = timedelta(minutes=10)
+"""How long a replica that is back may take to serve before its engine lends again all the same."""
+
 PASSING = frozenset({Reason.ENGINE_COOLS_DOWN, Reason.ENGINE_IN_DEMAND, Reason.ENGINE_LENDS_LATER})
 """Refusals that end by themselves."""
 
@@ -58,9 +61,19 @@ def window_opens(engine: InferenceEngine, now: datetime) -> datetime | None:
 
 
 def cooled_down(world: World, engine: InferenceEngine) -> datetime | None:
-    """When the pause after the last return is over; None for an engine that never had a replica back."""
-    last = max((slot.restarted_at for slot in existing(world, engine).values() if slot.restarted_at), default=None)
-    return last + timedelta(seconds=engine.spec.preemption.cool_down_seconds) if last else None
+    """When the pause after the last return is over at the latest; None for an engine without one.
+
+    It is not over before the replica serves: lent again while it starts, it would never have served at all.
+    """
+    pause = timedelta(seconds=engine.spec.preemption.cool_down_seconds)
+    if not pause:
+        return None
+    moments = (
+        slot.restarted_at + (pause if serves(pod_of(world, engine, index)) else max(pause, _STARTS_WITHIN))
+        for index, slot in existing(world, engine).items()
+        if slot.restarted_at and slot.size
+    )
+    return max(moments, default=None)
 
 
 def lacking(world: World, stock: Stock, engine: InferenceEngine) -> bool:

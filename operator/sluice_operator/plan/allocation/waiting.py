@@ -252,7 +252,7 @@ def _terms_of(
     if refused is Reason.ENGINE_LENDS_LATER and (opens := window_opens(engine, now)):
         return refused, f"{name} lends from {opens:%A %H:%M} UTC on."
     if refused is Reason.ENGINE_COOLS_DOWN and (cooled := cooled_down(world, engine)):
-        return refused, f"{name} has got a replica back; it lends from {cooled:%H:%M:%S} UTC on."
+        return refused, f"{name} has got a replica back; it lends from {cooled:%H:%M:%S} UTC on at the latest."
     if refused is Reason.ENGINE_IN_DEMAND:
         return refused, f"{name} needs its replicas itself (preemption.reclaim: OnDemand)."
     return None

@@ -1,0 +1,47 @@
+"""The pause of an engine that has got a replica back."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from sluice_operator.observe.world import job_key
+from tests.unit.plan.worlds import NOW, Town, allocated, describe
+
+LENDS = {"policy": "ScaleDown", "minReplicas": 0}
+
+
+@pytest.mark.parametrize(
+    ("rule", "cool_down", "serves", "ends"),
+    [
+        ("it rests after a return", 60, True, 60),
+        ("until the replica serves again", 60, False, 600),
+        ("which a longer rest may outlast", 1800, False, 1800),
+    ],
+)
+def test_an_engine_rests_after_a_return(rule: str, cool_down: int, serves: bool, ends: int) -> None:
+    town = Town()
+    town.node(2)
+    engine = town.engine("chat", 2, preemption={**LENDS, "coolDownSeconds": cool_down})
+    for index in (0, 1):
+        town.slot(engine, index, "n1", ready=serves or index == 0)
+    restarted = next(slot for slot in town.world.slots.values() if slot.index == 1)
+    town.put(replace(restarted, restarted_at=NOW, resource_version=999))
+    town.job("a")
+    over = NOW + timedelta(seconds=ends)
+    allocation = allocated(town, over - timedelta(seconds=1))
+    assert describe(allocation) == "a waits EngineCoolsDown"
+    said = f"chat has got a replica back; it lends from {over:%H:%M:%S} UTC on at the latest."
+    assert said in allocation.waits[job_key("team", "a")].message
+    assert describe(allocated(town, over)) == "a takes chat/1"
+
+
+def test_without_a_pause_a_replica_that_starts_is_lent() -> None:
+    town = Town()
+    town.node(1)
+    engine = town.engine("chat", 1, preemption={**LENDS, "coolDownSeconds": 0})
+    town.slot(engine, 0, "n1", ready=False)
+    (restarted,) = town.world.slots.values()
+    town.put(replace(restarted, restarted_at=NOW, resource_version=999))
+    town.job("a")
+    assert describe(allocated(town, NOW)) == "a takes chat/0"
