@@ -51,8 +51,8 @@ SHAPES = st.sampled_from([(1, 1), (1, 1), (1, 1), (2, 1), (1, 2), (1, 2), (1, 3)
 NODES = st.sampled_from([1, 1, 2, 2, 3])
 """GPUs of a node."""
 
-PATIENCE = 16
-"""Rounds of 20 s without any change after which nothing more is expected: longer than any pause."""
+PATIENCE = 32
+"""Rounds of 20 s without any change after which nothing more is expected: longer than any pause (ten minutes)."""
 
 
 class Lending(RuleBasedStateMachine):
