@@ -272,10 +272,17 @@ class Lending(RuleBasedStateMachine):
     @invariant()
     def each_slot_is_lent_once(self) -> None:
         """Nobody is drained for a claim that gives way to another. Asked before GPUs are counted, which would see most
-        of it too."""
+        of it too. Who comes in another's place may be bound to a GPU that came free meanwhile: then that one goes on,
+        and until it ends what it borrows is lent to it alone."""
         acting = self._acting()
         leave = heirs(self.cluster.world, acting) if acting else {}
-        lent = Counter(slot for live in acting if live.stage_job.uid not in leave for slot in live.claim.borrowed)
+        staying = [live for live in acting if live.stage_job.uid not in leave]
+        theirs = {live.stage_job.uid: {*live.claim.borrowed} for live in staying}
+        lent = Counter(
+            slot
+            for live in staying
+            for slot in {*live.claim.borrowed}.difference(*(theirs.get(uid, ()) for uid in live.claim.displaced))
+        )
         assert all(count == 1 for count in lent.values()), lent
 
     @invariant()
@@ -287,7 +294,16 @@ class Lending(RuleBasedStateMachine):
             staying = [live for live in acting if live.stage_job.uid not in leave]
             held = sum(taken_by(self.cluster.world, live.claim, node.key.name) for live in staying)
             held -= sum(self._left_to_others(live, acting, node) for live in staying)
+            held -= sum(self._within(live, staying, node) for live in staying)
             assert held <= node.allocatable[GPU], f"{held} held on {node.key.name}"
+
+    def _within(self, live: LiveClaim, staying: list[LiveClaim], node: NodeView) -> int:
+        """GPUs that a claim counts once more though it has what another leaves of a larger slot: it came in its place,
+        and was bound to them before that one was told."""
+        name, world = node.key.name, self.cluster.world
+        others = [other for other in staying if other.stage_job.uid in live.claim.displaced]
+        left = sum(taken_by(world, other.claim, name) - other.claim.gpus_on(name) for other in others)
+        return taken_by(world, live.claim, name) - max(0, live.claim.gpus_on(name) - left) if left else 0
 
     def _left_to_others(self, live: LiveClaim, acting: list[LiveClaim], node: NodeView) -> int:
         """GPUs of pods that have ended, of a group that another job displaces but that ends by itself: the first pods'
