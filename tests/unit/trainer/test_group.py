@@ -31,11 +31,24 @@ NARROW_CHILD = """
 import os
 
 if os.environ.get("SLUICE_LOCAL_RANK") == "1":
-    from sluice_trainer.train.trials import exact
-    from sluice_trainer.train.trials import memory
+    from sluice_trainer.train.trials import exact, memory
 
     exact.why_not_packed = lambda *_: "it leaks here"
     memory.free_bytes = lambda *_: 0
+"""
+
+SLOW_DISK = """
+import time
+from sluice_trainer.signals import StopSignal
+from sluice_trainer.train.checkpoints import checkpoint
+
+whole = checkpoint.save_file
+
+def save_file(*arguments):
+    time.sleep(StopSignal.POD_PATIENCE + 2)
+    whole(*arguments)
+
+checkpoint.save_file = save_file
 """
 
 
@@ -108,6 +121,29 @@ def test_both_look_for_the_rows_whose_loss_is_no_number(pods: Pods) -> None:
     assert (outcome.reason, pod.returncode) == (Reason.LOSS_NOT_FINITE, ExitCode.BAD_INPUT)
     lines = "lines {} and {}".format(*sorted((first + 1, second + 1)))
     assert f"By themselves not finite: {lines} of the dataset." in outcome.message
+
+
+@pytest.mark.slow
+def test_nobody_ends_by_a_loss_that_is_no_number_before_the_last_good_step_is_saved(pods: Pods, tmp_path: Path) -> None:
+    """By one of them; a pod that ends while that goes on would be taken for lost, and training begin again."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
+    dataset = {"uri": "pvc://datasets/rows.jsonl", "validationSplit": "0%"}
+    settings = (*SHORT[:-1], ("checkpointEverySteps", 1000))
+    job = pods.job = replace(pods.job, training=settings, spec=(("dataset", dataset), ("resources", TWO_PODS)))
+    fatal = Steps([1] * len(ROWS), job.stage("Train").spec.training).rows(1)[0]
+    poison(job.volumes / "models" / "tiny")
+    rows = [chat(FATAL if index == fatal else "Hi", f"Item {index}.") for index in range(len(ROWS))]
+    write_rows(job.volumes / "datasets" / "rows.jsonl", rows)
+    job.prepare()
+
+    first, second = pods.start(PYTHONPATH=f"{tmp_path}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image")
+    for pod in (first, second):
+        pod.communicate(timeout=100)
+    assert [(pods.outcome(index).reason, pod.returncode) for index, pod in enumerate((first, second))] == [
+        (Reason.LOSS_NOT_FINITE, ExitCode.BAD_INPUT)
+    ] * 2
+    assert pods.outcome(0).message.endswith(f" Step 1 of {3 * 7} is saved.")
+    assert (job.work / "checkpoints" / "step-1").exists()
 
 
 @pytest.mark.slow

@@ -77,47 +77,46 @@ def test_nobody_is_told_of_steps_that_go_on(capsys: pytest.CaptureFixture[str]) 
     assert (set(told.messages), complaints(capsys)) == ({None}, [])
 
 
-HANGS = """
+HALTS_WITH_A_MESSAGE = """
 import os, signal, threading
 from sluice_trainer import report
+
+update = report.Reporter.update
+
+def halts_with_a_message(reporter, **changes):
+    update(reporter, **changes)
+    if changes.get("message"):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+report.Reporter.update = halts_with_a_message
+"""
+HANGS = f"""{HALTS_WITH_A_MESSAGE}
 from sluice_trainer.train import batches, loop, watchdog
 
-whole, left, update = batches.summed_loss, iter(range(12)), report.Reporter.update
+whole, left = batches.summed_loss, iter(range(12))
 
 def summed_loss(model, batch):
     if next(left, None) is None:
         threading.Event().wait()
     return whole(model, batch)
 
-def halts_with_a_message(reporter, **changes):
-    update(reporter, **changes)
-    if changes.get("message"):
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-batches.summed_loss, report.Reporter.update = summed_loss, halts_with_a_message
+batches.summed_loss = summed_loss
 watchdog.PATIENCE, loop.Pace.step_seconds = 2, 0.6
 """
 """In its seventh step, after steps that are said to take 0.6 s: 3 s are too long then, and 2 s before the first."""
 
 
-EVALUATION_HANGS = """
-import os, signal, threading
-from sluice_trainer import report
+EVALUATION_HANGS = f"""{HALTS_WITH_A_MESSAGE}
 from sluice_trainer.train import evaluate, watchdog
 
-whole, left, update = evaluate.put_together, iter(range(2)), report.Reporter.update
+whole, left = evaluate.put_together, iter(range(2))
 
 def put_together(rows, batching, device):
     if next(left, None) is None:
         threading.Event().wait()
     return whole(rows, batching, device)
 
-def halts_with_a_message(reporter, **changes):
-    update(reporter, **changes)
-    if changes.get("message"):
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-evaluate.put_together, report.Reporter.update = put_together, halts_with_a_message
+evaluate.put_together = put_together
 watchdog.PATIENCE = 2
 """
 """In its third micro-batch, before the first step."""

@@ -81,6 +81,10 @@ class Group:
             with peers():
                 dist.all_reduce(tensor)
 
+    def meet(self) -> None:
+        """Wait until everybody is here."""
+        self.agrees(True)
+
     def agrees(self, yes: bool) -> bool:
         """Whether everybody says yes."""
         no = torch.tensor(float(not yes), device=self.device)

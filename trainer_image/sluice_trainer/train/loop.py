@@ -137,7 +137,6 @@ def _train_to_the_end(run: Run, batching: Batching) -> None:
             _report(run, step, pace)  # a step that can be saved has been told
         failpoints.reached("update-done")
         state.optimizer.zero_grad()
-        run.watchdog.step(pace.step_seconds)
         due = due or _is_due(run.training.checkpoint_every_steps, state.standing.step)
         if due and run.saves and state.standing.step < total:
             with metrics.SAVE_SECONDS.time():
@@ -198,16 +197,19 @@ def _not_finite(run: Run, step: Step) -> StageError:
 
 
 def _with_the_last_good_step_saved(run: Run, error: StageError) -> StageError:
-    """The error that ends the training, and what is left of it."""
+    """The error that ends the training, and what is left of it. Who ends first would take the others with it."""
     standing = run.state.standing
-    if not run.saves or standing.step == 0:
+    if standing.step == 0:
         return error
-    try:
-        with _saving(run):
-            rest = f"Step {run.checkpoints.save(run.state.snapshot)} of {standing.total_steps} is saved."
-    except StageError as lost:
-        rest = lost.message
-    return StageError(error.reason, f"{error.message} {rest}", error.code)
+    if run.saves:
+        try:
+            with _saving(run):
+                rest = f"Step {run.checkpoints.save(run.state.snapshot)} of {standing.total_steps} is saved."
+        except StageError as lost:
+            rest = lost.message
+        error = StageError(error.reason, f"{error.message} {rest}", error.code)
+    run.group.meet()
+    return error
 
 
 def _next_standing(run: Run, step: Step) -> Standing:
@@ -244,12 +246,12 @@ def _report(run: Run, step: Step, pace: Pace) -> None:
             "step", f"step {standing.step} of {standing.total_steps}: loss {step.loss:.4f}",
             step=standing.step, epoch=epoch, loss=step.loss, **figures,
         )  # fmt: skip
-    run.reporter.update(
+    run.watchdog.step(
+        pace.step_seconds,
         loss_sum=step.loss_sum,
         loss_count=step.count,
         step=standing.step,
         epoch=epoch,
-        step_seconds=round(pace.step_seconds, 4),
         checkpoint_step=run.checkpoints.durable_step,
         **figures,
     )

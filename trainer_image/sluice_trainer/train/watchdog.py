@@ -46,14 +46,15 @@ class Watchdog:
         self._told = False
         self._reporter.update(message=None, **changes)
 
-    def step(self, step_seconds: float) -> None:
+    def step(self, step_seconds: float, **changes: Any) -> None:
         """A step is done.
 
         Args:
             step_seconds: Median of the steps so far.
+            changes: Of the report, which has the median too.
         """
         self._newest = (time.monotonic(), step_seconds)
-        self.goes_on()
+        self.goes_on(step_seconds=round(step_seconds, 4), **changes)
 
     def __enter__(self) -> Self:
         self._newest = (time.monotonic(), None)
