@@ -17,7 +17,7 @@ from sluice_api.meta import (
     SLOT_LABEL,
 )
 from sluice_api.stages import ExitCode, ExportResult, Stage, StageOutcome, TrainResult
-from sluice_operator.observe.views import Key, NodeView, PodView, SlotView, StageJobView, Termination, View
+from sluice_operator.observe.views import Key, NodeView, Owner, PodView, SlotView, StageJobView, Termination, View
 from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.facts.pools import find_pool, nodes_of
 from sluice_operator.plan.facts.slots import sleeps
@@ -56,6 +56,7 @@ class Kubernetes:
                 self._finish(stage_job, list(pods.values()))
         self._deployments()
         self._orphans()
+        self._device_claims()
 
     def _make_pods(self, stage_job: StageJobView) -> None:
         gates = (SCHEDULING_GATE,) if stage_job.claim else ()
@@ -110,6 +111,13 @@ class Kubernetes:
             if pod.owner and pod.owner.uid not in uids:
                 self.town.store.remove(pod.key, pod.uid)
 
+    def _device_claims(self) -> None:
+        """Made for a pod, they go when it has ended or is gone."""
+        using = {pod.uid for pod in self.world.pods.values() if not pod.ended}
+        for claim in [claim for claims in self.world.device_claims_on.values() for claim in claims.values()]:
+            if claim.owner and claim.owner.kind == "Pod" and claim.owner.uid not in using:
+                self.town.store.remove(claim.key, claim.uid)
+
     def _delete_pods(self, pods: list[PodView]) -> None:
         for pod in pods:
             if not pod.deleting and not pod.ended:
@@ -126,7 +134,15 @@ class Kubernetes:
                     continue
                 if self._takes(pod, node) <= self._free(node, pod):
                     self._change(pod, node=node.key.name, running=True)
+                    self._give_devices(pod, node)
                     break
+
+    def _give_devices(self, pod: PodView, node: NodeView) -> None:
+        """What a trainer has of its own where DRA serves GPUs is in a ResourceClaim, which goes with its pod."""
+        claim = self.claimed.get(pod.owner.uid) if pod.owner else None
+        if claim and claim.own_devices:
+            owner = Owner("Pod", pod.key.name, pod.uid)
+            self.town.has(f"{pod.key.name}-gpus", node.key.name, claim.own_devices, pod.key.namespace, owner)
 
     def _may_go(self, pod: PodView, node: NodeView) -> bool:
         """Nominated pods go where they are nominated, engines to nodes of their pool."""

@@ -27,6 +27,7 @@ from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import (
     BudgetView,
     ClaimView,
+    DeviceClaimView,
     Key,
     NamespaceView,
     NodeView,
@@ -106,7 +107,7 @@ class Town:
     def dra_pool(self, **spec: Any) -> None:
         """The pool `default`, whose GPUs DRA serves, so that two pods can share them: there engines may sleep.
 
-        Who has which devices is read off the slots' pods and the claims: nobody makes ResourceClaims here.
+        Slots have no ResourceClaims here: what they have is read off their pods.
         """
         self.pool(sharing={"mode": "DRA"}, **spec)
         self.counted_as = DEFAULT_DEVICE_CLASS
@@ -129,6 +130,30 @@ class Town:
                 devices=gpus,
             )
         )
+
+    def has(
+        self,
+        name: str,
+        node: str,
+        gpus: int,
+        namespace: str = "team",
+        owner: Owner | None = None,
+        **changes: Any,
+    ) -> DeviceClaimView:
+        """A ResourceClaim; without a node it is not allocated."""
+        version, created = self._next()
+        claim = DeviceClaimView(
+            key=Key("ResourceClaim", namespace, name),
+            uid=f"claim-{namespace}-{name}-{version}",
+            resource_version=version,
+            created=created,
+            owner=owner,
+            node=node,
+            devices={DEFAULT_DEVICE_CLASS: gpus} if node else {},
+            **{"asks": (DEFAULT_DEVICE_CLASS, gpus), **changes},
+        )
+        self.put(claim)
+        return claim
 
     def namespace(self, name: str, **labels: str) -> None:
         """A namespace and its labels."""

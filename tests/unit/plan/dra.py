@@ -9,7 +9,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import SharingMode
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import DEFAULT_DEVICE_CLASS, slot_gpus_name
-from sluice_operator.observe.views import DeviceClaimView, Key, NodeView, Owner, PodView, StageJobView
+from sluice_operator.observe.views import DeviceClaimView, NodeView, Owner, PodView, StageJobView
 from tests.unit.plan.worlds import allocated
 
 DRIVER = DEFAULT_DEVICE_CLASS
@@ -34,30 +34,6 @@ class DraTown(Town):
         node = super().node(0, *args, **changes)
         self.offers(node.key.name, gpus)
         return node
-
-    def has(
-        self,
-        name: str,
-        node: str,
-        gpus: int,
-        namespace: str = "team",
-        owner: Owner | None = None,
-        **changes: Any,
-    ) -> DeviceClaimView:
-        """A ResourceClaim; without a node it is not allocated."""
-        version, created = self._next()
-        claim = DeviceClaimView(
-            key=Key("ResourceClaim", namespace, name),
-            uid=f"claim-{namespace}-{name}-{version}",
-            resource_version=version,
-            created=created,
-            owner=owner,
-            node=node,
-            devices={DRIVER: gpus} if node else {},
-            **{"asks": (DRIVER, gpus), **changes},
-        )
-        self.put(claim)
-        return claim
 
     def slot_has(self, engine: InferenceEngine, index: int, node: str, **changes: Any) -> DeviceClaimView:
         """A slot's ResourceClaim."""

@@ -12,9 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from dev.simulate.cluster import Cluster
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.reasons import Reason
 from sluice_operator.observe.views import NodeView, PodView
 from sluice_operator.observe.world import key_of
 from sluice_operator.plan.allocation.allocate import allocate
+from sluice_operator.plan.allocation.interruption import interruption
 from sluice_operator.plan.allocation.inventory import lent_indices, take_stock
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.facts.attempts import trainer_pods
@@ -291,19 +293,15 @@ class Lending(RuleBasedStateMachine):
         for node in self._nodes():
             acting = self._acting()
             leave = heirs(self.cluster.world, acting)
-            staying = [live for live in acting if live.stage_job.uid not in leave]
+            staying = [live for live in acting if live.stage_job.uid not in leave and not self._is_preempted(live)]
             held = sum(taken_by(self.cluster.world, live.claim, node.key.name) for live in staying)
             held -= sum(self._left_to_others(live, acting, node) for live in staying)
-            held -= sum(self._within(live, staying, node) for live in staying)
             assert held <= node.allocatable[GPU], f"{held} held on {node.key.name}"
 
-    def _within(self, live: LiveClaim, staying: list[LiveClaim], node: NodeView) -> int:
-        """GPUs that a claim counts once more though it has what another leaves of a larger slot: it came in its place,
-        and was bound to them before that one was told."""
-        name, world = node.key.name, self.cluster.world
-        others = [other for other in staying if other.stage_job.uid in live.claim.displaced]
-        left = sum(taken_by(world, other.claim, name) - other.claim.gpus_on(name) for other in others)
-        return taken_by(world, live.claim, name) - max(0, live.claim.gpus_on(name) - left) if left else 0
+    def _is_preempted(self, live: LiveClaim) -> bool:
+        """Whether it is told so as soon as it is looked at: whoever comes in its place was faster."""
+        found = interruption(self.cluster.world, live)
+        return found is not None and found.reason is Reason.PREEMPTED
 
     def _left_to_others(self, live: LiveClaim, acting: list[LiveClaim], node: NodeView) -> int:
         """GPUs of pods that have ended, of a group that another job displaces but that ends by itself: the first pods'

@@ -129,7 +129,7 @@ def test_a_pool_of_a_device_plugin_sees_no_claims() -> None:
     town = Town()
     town.node(2)
     town.engine("chat", 0)
-    DraTown.has(town, "theirs", "n1", 1)  # type: ignore[arg-type]
+    town.has("theirs", "n1", 1)
     assert counted(town) == "2 gpus, 2 free"
 
 

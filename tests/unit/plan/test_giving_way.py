@@ -98,6 +98,17 @@ def test_a_job_that_found_another_gpu_meanwhile_interrupts_nobody() -> None:
     assert counted(scene.town) == (2, 0)
 
 
+def test_a_job_that_found_what_another_leaves_of_a_replica_needs_its_place() -> None:
+    """Seen in the soak: it was bound there before anybody had stopped, and the replica could not have come back."""
+    jobs = "third: needs 1, takes chat/0 on n1 | low: needs 1, yields, on n1"
+    town = parse(f"pool: 3 gpus | {jobs} | chat: 1 replicas, gpus 2")
+    high = town.job("high", scheduling={"policy": "Queue", "priority": 5})
+    allocation = allocated(town)
+    assert describe(allocation) == "high takes n1 from low"
+    town.trainer_pod(town.stage_job(high, claim=allocation.claims[key_of(high)]), "n1")
+    assert decide(town, "low").reason is Reason.PREEMPTED
+
+
 def test_who_was_interrupted_waits_without_losing_an_attempt() -> None:
     scene = Displacing()
     change(scene.town, scene.claim(), gates=(), nominated_node="n1", bound_at=NOW)

@@ -17,9 +17,11 @@ from sluice_api.meta import is_extended
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import GiveWay
 from sluice_operator.observe.world import World, engine_key
+from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.claims import LiveClaim, Phase, live_claims_on, phase
 from sluice_operator.plan.facts.outcomes import waits_since
+from sluice_operator.plan.facts.pools import find_pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,26 @@ def interruption(world: World, live: LiveClaim) -> Interruption | None:
         ):
             name = engine.metadata.full_name
             return Interruption(Reason.RECLAIMED, name, f"Engine {name} needs its replica {slot.index} back.")
-    for other in (other for place in live.claim.places for other in live_claims_on(world, place.node)):
-        if live.stage_job.uid in other.claim.displaced and phase(world, other) is Phase.BINDING:
+    for node, other in ((at.node, other) for at in live.claim.places for other in live_claims_on(world, at.node)):
+        if live.stage_job.uid in other.claim.displaced and _takes_its_place(world, other, node):
             priority = other.job.spec.scheduling.priority
             message = f"Job {other.name}, of priority {priority}, has its GPUs."
             return Interruption(Reason.PREEMPTED, other.name, message)
     return None
+
+
+def _takes_its_place(world: World, heir: LiveClaim, node: str) -> bool:
+    """Whether a claim that comes in another's place needs it: not if it is on the node by a GPU that came free.
+
+    What a third one leaves of a larger replica is not free, though the scheduler takes it to be: the node is crowded
+    then, and the replica could not come back.
+    """
+    found = phase(world, heir)
+    if found is not Phase.HOLDING:
+        return found is Phase.BINDING
+    pool = find_pool(world, heir.claim.pool)
+    stock = take_stock(world, pool).nodes.get(node) if pool else None
+    return stock is not None and stock.is_crowded
 
 
 def why_it_stays(world: World, live: LiveClaim, job: FineTuneJob) -> str:
