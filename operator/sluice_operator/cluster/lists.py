@@ -6,9 +6,10 @@ import logging
 from sluice_operator.cluster.client import Api, Body
 from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.kinds import KINDS
-from sluice_operator.observe.parse import Parsed, parse
+from sluice_operator.observe.parse import Parsed, Stored, parse, uid_of, version_of
 from sluice_operator.observe.parse_devices import KINDS as DEVICES
 from sluice_operator.observe.store import Store
+from sluice_operator.observe.views import Key
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ async def refresh(api: Api, store: Store, kind: str) -> None:
     The list is asked for without a resourceVersion: it shows everything that was written before (a quorum read).
     """
     newest_before = store.newest(kind)
-    objects, version = await _pages(api, kind)
+    objects, version = await _pages(api, store, kind, newest_before)
     store.replace(kind, objects, version, newest_before)
 
 
@@ -31,18 +32,18 @@ async def refresh_all(api: Api, store: Store) -> None:
         await refresh(api, store, kind)
 
 
-async def _pages(api: Api, kind: str) -> tuple[list[Parsed], int]:
+async def _pages(api: Api, store: Store, kind: str, newest_before: int) -> tuple[list[Parsed], int]:
     """Every page is of one moment, that of the first. A list that took too long begins anew."""
     while True:
         try:
-            return await _one_list(api, kind)
+            return await _one_list(api, store, kind, newest_before)
         except ApiError as error:
             if error.status != 410:
                 raise
             logger.info("a list took too long and begins anew", extra={"kind": kind})
 
 
-async def _one_list(api: Api, kind: str) -> tuple[list[Parsed], int]:
+async def _one_list(api: Api, store: Store, kind: str, newest_before: int) -> tuple[list[Parsed], int]:
     where = KINDS[kind]
     query = {"limit": str(PAGE)}
     if where.selector:
@@ -50,10 +51,20 @@ async def _one_list(api: Api, kind: str) -> tuple[list[Parsed], int]:
     objects: list[Parsed] = []
     while True:
         page: Body = await api.request("GET", where.collection(), query=query)
-        objects += [parse(kind, item) for item in page["items"]]
+        version = int(page["metadata"]["resourceVersion"])
+        same_history = version >= newest_before
+        objects += [(same_history and _held_so(store, kind, item)) or parse(kind, item) for item in page["items"]]
         if not page["metadata"].get("continue"):
-            return objects, int(page["metadata"]["resourceVersion"])
+            return objects, version
         query["continue"] = page["metadata"]["continue"]
+
+
+def _held_so(store: Store, kind: str, item: Body) -> Stored | None:
+    """What is held of an object, if that is this very state: most of a long list is not to be read and kept twice."""
+    metadata = item["metadata"]
+    held = store.held(Key(kind, metadata.get("namespace") or "", metadata["name"]))
+    same = held is not None and (uid_of(held), str(version_of(held))) == (metadata["uid"], metadata["resourceVersion"])
+    return held if same else None
 
 
 async def look_for_dra(api: Api, store: Store) -> None:

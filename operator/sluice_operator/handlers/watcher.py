@@ -82,7 +82,7 @@ class Watches:
                             yield event
                         else:
                             self._take(resource.plural, event)
-                            await asyncio.sleep(0)  # a long list is one chunk of memory: others have their turn
+                            await asyncio.sleep(0)  # a page of a list comes at once: others have their turn
                 except FAILURES as error:
                     failures += 1
                     metrics.WATCH_ERRORS.labels(resource.plural).inc()

@@ -9,6 +9,7 @@ from kopf._core.engines.peering import Identity
 
 from sluice_operator.cluster.client import in_cluster
 from sluice_operator.cluster.kinds import KINDS
+from sluice_operator.cluster.lists import PAGE
 from sluice_operator.handlers.resync import KIND_OF
 from sluice_operator.handlers.routing import keys_for
 from sluice_operator.observe.parse import KINDS as WATCHED
@@ -93,6 +94,7 @@ def _login(**context: Any) -> kopf.ConnectionInfo | None:
 def kopf_settings() -> kopf.OperatorSettings:
     """How kopf is used here: watches that end before they can fall silent, and nothing of its own in the cluster."""
     settings = kopf.OperatorSettings()
+    settings.watching.chunk_size = PAGE  # else a list of ten thousand is in memory as a whole
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
     settings.networking.request_timeout = 30
