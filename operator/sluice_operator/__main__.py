@@ -104,7 +104,9 @@ async def run(settings: Settings) -> None:
     operator = Operator(settings, Api(client))
     store, lease = operator.store, operator.lease
     try:
-        async with serve_progress(settings, store, client, lambda: lease.leads, operator.queue.add) as intake:
+        async with serve_progress(
+            settings, store, operator.api, operator.cluster, lambda: lease.leads, operator.queue.add
+        ) as intake:
             collector = exposition.WorldCollector(store, lambda: lease.leads, lambda: intake.training)
             async with exposition.serve(settings.metrics_port, collector, operator.dead, operator.unready):
                 await until_installed(operator.api, store)

@@ -17,18 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 
-from kubernetes.aio.client import CustomObjectsApi
-from kubernetes.aio.watch import Watch
-
 from dev.cluster import control_plane
-from sluice_api.finetunejob import FineTuneJob
-from sluice_api.meta import GROUP, VERSION
 from sluice_api.reports import TRAINING_REPORTS_PATH
 from sluice_operator import metrics
 from sluice_operator.observe.parse import parse
 from sluice_operator.progress import server
 from tests.integration.kubectl import Kubectl
-from tests.integration.progress_scene import Scene, scene
+from tests.integration.progress_scene import SLUICE, Scene, scene
 
 TRAINERS = 100
 SECONDS = 20
@@ -114,16 +109,14 @@ def writes() -> float:
         sample.value
         for family in metrics.API_WRITES.collect()
         for sample in family.samples
-        if sample.name.endswith("_total") and sample.labels["verb"] == "apply_progress"  # conflicts too
+        if sample.name.endswith("_total") and sample.labels["verb"] == "progress"  # conflicts too
     )
 
 
 async def follow(here: Scene) -> None:
     """Keep the store's jobs up to date, as the operator's watch does: each write carries the newest version."""
-    async with Watch() as watch:
-        jobs = CustomObjectsApi(here.api).list_cluster_custom_object
-        async for event in watch.stream(jobs, GROUP, VERSION, FineTuneJob.KIND.plural):
-            here.store.put(parse("FineTuneJob", event["object"]), seen=True)
+    async for event in here.kube.watch(f"{SLUICE}/finetunejobs"):
+        here.store.put(parse("FineTuneJob", event["object"]), seen=True)
 
 
 async def measure(here: Scene, tokens: list[str], name: str, every: float) -> Row:

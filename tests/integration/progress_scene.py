@@ -11,7 +11,6 @@ from typing import Any
 
 import aiohttp
 from kubernetes.aio import config
-from kubernetes.aio.client import ApiClient
 
 from dev.cluster.control_plane import ControlPlane
 from dev.cluster.ports import free_port
@@ -25,6 +24,8 @@ from sluice_api.reports import ENGINE_REPORTS_PATH, TRAINING_REPORTS_PATH
 from sluice_api.stages import Stage
 from sluice_operator.build.engine import slot_deployment
 from sluice_operator.build.stage_job import stage_job
+from sluice_operator.cluster.client import Api
+from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.parse import parse
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
@@ -87,12 +88,22 @@ class Kube:
                     yield event
 
 
+class Leading:
+    """A lease that is held for ever."""
+
+    term = 1
+
+    def check(self) -> float:
+        """Seconds."""
+        return 10.0
+
+
 @dataclass
 class Scene:
     """One namespace, and the server that takes reports."""
 
     kube: Kube
-    api: ApiClient
+    api: Api
     session: aiohttp.ClientSession
     namespace: str
     store: Store = field(default_factory=Store)
@@ -103,8 +114,14 @@ class Scene:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Intake]:
         """Take reports; each time with a memory of its own."""
-        async with serve(self.settings, self.store, self.api, lambda: self.leads, self.woken.append) as intake:
+        leads = lambda: self.leads  # noqa: E731
+        async with serve(self.settings, self.store, self.api, self.cluster, leads, self.woken.append) as intake:
             yield intake
+
+    @property
+    def cluster(self) -> Cluster:
+        """What writes progress."""
+        return Cluster(self.api, self.store, Leading(), "test")
 
     async def refresh(self) -> None:
         """Prime the store by one list of every kind."""
@@ -250,7 +267,7 @@ async def scene(plane: ControlPlane) -> AsyncIterator[Scene]:
         namespace = f"progress-{random.randrange(10**9)}"
         await make_namespace(kube, namespace)
         try:
-            yield Scene(kube, api, plain, namespace)
+            yield Scene(kube, Api(api), plain, namespace)
         finally:
             await api.close()
 

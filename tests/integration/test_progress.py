@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from dev.cluster.control_plane import ControlPlane
-from sluice_api.finetunejob import FineTuneJob, Progress
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import API_VERSION, FIELD_MANAGER, PROGRESS_FIELD_MANAGER
-from sluice_operator.observe.world import engine_key, job_key
-from sluice_operator.progress.status import JobGone, ProgressStatus
+from sluice_operator.cluster.errors import Gone
+from sluice_operator.observe.world import engine_key, job_key, key_of
 from tests.integration.progress_scene import SLUICE, Body, Scene, make_namespace, scene
 
 pytestmark = pytest.mark.integration
@@ -210,8 +210,8 @@ async def test_progress_of_a_deleted_job_is_not_written_to_its_successor(here: S
     async with here.serving():
         assert await here.post(token, training(1)) == (202, "")
         path = f"{SLUICE}/namespaces/{here.namespace}/finetunejobs/tone"
-        with pytest.raises(JobGone):
-            await ProgressStatus(here.api).write(old, Progress(step=1))
+        with pytest.raises(Gone):
+            await here.cluster.apply_progress(key_of(old), old.metadata.uid, {"step": 1})
         stored = await here.kube.call("GET", path)
     assert stored["metadata"]["resourceVersion"] == new.metadata.resource_version
 
@@ -220,7 +220,7 @@ async def test_a_write_finds_the_job_also_after_others_wrote(here: Scene) -> Non
     job = await here.job("tone")
     for attempt in (1, 2):
         await here.apply_status(job, {"summary": "Training", "attempt": attempt})
-    await ProgressStatus(here.api).write(job, Progress(step=7, percent="7/300"))
+    await here.cluster.apply_progress(key_of(job), job.metadata.uid, {"step": 7, "percent": "7/300"})
     assert (await here.written("tone", "7/300"))["status"]["attempt"] == 2
 
 

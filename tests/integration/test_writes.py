@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from sluice_api.meta import PROGRESS_FIELD_MANAGER
 from sluice_operator.cluster.client import Api
 from sluice_operator.cluster.errors import ApiError, Gone, NotLeading, Outdated
 from sluice_operator.cluster.lists import refresh, refresh_all
@@ -155,7 +154,7 @@ async def test_each_manager_owns_its_part(cluster: Cluster, namespace: str, kube
     made = await cluster.create(finetunejob(namespace))
     job, uid = key(made), made["metadata"]["uid"]
     await cluster.annotate(job, uid, {"sluice.dev/outcomes": "{}"})
-    await cluster.apply_status(job, uid, {"progress": {"step": 5}}, PROGRESS_FIELD_MANAGER)
+    await cluster.apply_progress(job, uid, {"step": 5})
     await cluster.apply_status(job, uid, {"summary": "Training", "attempt": 1})
     await cluster.apply_status(job, uid, {"summary": "Done"})
     now = await kube.call("GET", f"/apis/sluice.dev/v1alpha1/namespaces/{namespace}/finetunejobs/j")

@@ -37,6 +37,7 @@ KINDS = {
     "Node": ApiKind("", "v1", "nodes", namespaced=False),
     "Pod": ApiKind("", "v1", "pods"),
     "Job": ApiKind("batch", "v1", "jobs", selector=JOB_LABEL),
+    "ReplicaSet": ApiKind("apps", "v1", "replicasets"),
     "Deployment": ApiKind("apps", "v1", "deployments", selector=SLOT_LABEL),
     "PersistentVolumeClaim": ApiKind("", "v1", "persistentvolumeclaims"),
     "PersistentVolume": ApiKind("", "v1", "persistentvolumes", namespaced=False),
@@ -51,6 +52,7 @@ KINDS = {
     "ResourceClaimTemplate": ApiKind("resource.k8s.io", "v1", "resourceclaimtemplates"),
     "NetworkPolicy": ApiKind("networking.k8s.io", "v1", "networkpolicies"),
     "Event": ApiKind("events.k8s.io", "v1", "events"),
+    "TokenReview": ApiKind("authentication.k8s.io", "v1", "tokenreviews", namespaced=False),
     "Lease": ApiKind("coordination.k8s.io", "v1", "leases"),
 }
 """Every kind that Sluice reads or writes, by its name in a manifest."""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import uuid4
 
-from sluice_api.meta import BOUND_AT_ANNOTATION, FIELD_MANAGER, GROUP, SCHEDULING_GATE
+from sluice_api.meta import BOUND_AT_ANNOTATION, FIELD_MANAGER, GROUP, PROGRESS_FIELD_MANAGER, SCHEDULING_GATE
 from sluice_operator import metrics
 from sluice_operator.cluster.client import APPLY_PATCH, ATTEMPTS, JSON, JSON_PATCH, Api, Body
 from sluice_operator.cluster.errors import ApiError, Gone, NotLeading, Outdated
@@ -80,26 +80,13 @@ class Cluster:
         key = key_of_manifest(manifest)
         return await self._apply("apply", key, path_of(key), manifest, FIELD_MANAGER)
 
-    async def apply_status(self, key: Key, uid: str, status: Body, manager: str = FIELD_MANAGER) -> Body:
-        """Server-side apply of the whole status that `manager` owns.
+    async def apply_status(self, key: Key, uid: str, status: Body) -> None:
+        """Server-side apply of the whole status but for a job's progress."""
+        await self._apply_status("status", key, uid, status, FIELD_MANAGER)
 
-        The API server does not compare uids in an apply to /status (seen in 1.37: a re-created object takes the dead
-        one's status). So the write is tied to the version that is held, and on a conflict to the one that is there.
-        """
-        held = self._store.held(key)
-        version = version_of(held) if held is not None and uid_of(held) == uid else None
-        while True:
-            if version is None:
-                version = (await self._same(key, uid))["metadata"]["resourceVersion"]
-            body = _identity(key, uid)
-            body["metadata"]["resourceVersion"] = str(version)
-            body["status"] = status
-            try:
-                return await self._apply("status", key, f"{path_of(key)}/status", body, manager)
-            except ApiError as error:
-                if error.reason != "Conflict":
-                    raise
-                version = None
+    async def apply_progress(self, key: Key, uid: str, progress: Body) -> None:
+        """Server-side apply of status.progress, under a manager of its own, which owns nothing else."""
+        await self._apply_status("progress", key, uid, {"progress": progress}, PROGRESS_FIELD_MANAGER)
 
     async def annotate(self, key: Key, uid: str, annotations: dict[str, str]) -> Body:
         """Server-side apply of annotations. They are all that Sluice ever annotates there: others of ours go away."""
@@ -197,6 +184,29 @@ class Cluster:
         query = {"labelSelector": f"{_JOB_NAME_LABEL}={stage_job.name}"}
         for pod in (await self._api.request("GET", where, query=query))["items"]:
             self._store.put(parse("Pod", pod), seen=False)
+
+    async def _apply_status(self, verb: str, key: Key, uid: str, status: Body, manager: str) -> None:
+        """Replace what `manager` owns of a status.
+
+        The API server does not compare uids in an apply to /status (seen in 1.37: a re-created object takes the dead
+        one's status). So the write is tied to the version that is held, and on a conflict to the one that is there.
+        """
+        held = self._store.held(key)
+        version = version_of(held) if held is not None and uid_of(held) == uid else None
+        while True:
+            if version is None:
+                version = (await self._same(key, uid))["metadata"]["resourceVersion"]
+            body = _identity(key, uid)
+            body["metadata"]["resourceVersion"] = str(version)
+            body["status"] = status
+            try:
+                await self._apply(verb, key, f"{path_of(key)}/status", body, manager)
+            except ApiError as error:
+                if error.reason != "Conflict":
+                    raise
+                version = None
+            else:
+                return
 
     async def _apply(self, verb: str, key: Key, path: str, body: Body, manager: str) -> Body:
         """A uid that does not fit is refused in two ways: 409 if nothing is there, 422 if another object is."""

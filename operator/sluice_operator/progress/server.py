@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from aiohttp import hdrs, web
-from kubernetes.aio.client import ApiClient
 
+from sluice_api.finetunejob import FineTuneJob, Progress
 from sluice_api.reports import (
     ENGINE_REPORTS_PATH,
     MAX_REPORT_BYTES,
@@ -18,15 +18,17 @@ from sluice_api.reports import (
     TrainingReport,
 )
 from sluice_operator import metrics
+from sluice_operator.cluster.client import Api
+from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key, PodView
+from sluice_operator.observe.world import key_of
 from sluice_operator.progress.identity import replica_of, trainer_of
 from sluice_operator.progress.intake import Intake
 from sluice_operator.progress.limits import Buckets
 from sluice_operator.progress.lookup import Lookup
 from sluice_operator.progress.parse import parse
 from sluice_operator.progress.refusal import Refusal, Refused
-from sluice_operator.progress.status import ProgressStatus
 from sluice_operator.progress.tokens import TokenReviews
 from sluice_operator.progress.writer import ProgressWriter
 from sluice_operator.settings import Settings
@@ -47,13 +49,23 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @asynccontextmanager
 async def serve(
-    settings: Settings, store: Store, api: ApiClient, leads: Callable[[], bool], wake: Callable[[Key], None]
+    settings: Settings,
+    store: Store,
+    api: Api,
+    cluster: Cluster,
+    leads: Callable[[], bool],
+    wake: Callable[[Key], None],
 ) -> AsyncIterator[Intake]:
     """Take reports on the progress port until the block ends, on every replica: who does not lead answers 503.
 
     `wake` puts an object's key into the queue.
     """
-    writer = ProgressWriter(ProgressStatus(api).write, leads, now)
+
+    async def write(job: FineTuneJob, progress: Progress) -> None:
+        known = progress.model_dump(mode="json", by_alias=True, exclude_none=True)
+        await cluster.apply_progress(key_of(job), job.metadata.uid, known)
+
+    writer = ProgressWriter(write, leads, now)
     intake = Intake(store, writer, wake)
     endpoint = Endpoint(store, TokenReviews(api), Lookup(store, api), intake, leads)
     runner = web.AppRunner(endpoint.app(), access_log=None, shutdown_timeout=5)

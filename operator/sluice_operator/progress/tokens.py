@@ -14,17 +14,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-import aiohttp
-from kubernetes.aio.client import (
-    ApiClient,
-    ApiException,
-    AuthenticationV1Api,
-    V1TokenReview,
-    V1TokenReviewSpec,
-    V1TokenReviewStatus,
-)
-
 from sluice_api.pods import TOKEN_AUDIENCE
+from sluice_operator.cluster.client import Api, Body
+from sluice_operator.cluster.errors import ApiError
+from sluice_operator.cluster.kinds import KINDS
 from sluice_operator.progress.limits import Buckets
 from sluice_operator.progress.refusal import Refusal, Refused
 
@@ -62,9 +55,9 @@ class _Reviewed:
 class TokenReviews:
     """Asks the API server whose token it is."""
 
-    def __init__(self, api: ApiClient, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, api: Api, clock: Callable[[], float] = time.time) -> None:
         """`clock` gives seconds since 1970: a token's own expiry is compared with it."""
-        self._reviews = AuthenticationV1Api(api)
+        self._api = api
         self._clock = clock
         self._guesses = Buckets(GUESSES_PER_SECOND, GUESSES_AT_ONCE, clock)
         self._accepted: OrderedDict[bytes, _Reviewed] = OrderedDict()
@@ -96,16 +89,18 @@ class TokenReviews:
         self._accepted.pop(sha256(bearer(authorization).encode()).digest(), None)
 
     async def _review(self, token: str, now: float) -> _Reviewed:
-        review = V1TokenReview(spec=V1TokenReviewSpec(token=token, audiences=[TOKEN_AUDIENCE]))
+        where = KINDS["TokenReview"]
+        spec = {"token": token, "audiences": [TOKEN_AUDIENCE]}
+        review = {"apiVersion": where.api_version, "kind": "TokenReview", "spec": spec}
         try:
-            answer = await self._reviews.create_token_review(review)
-        except (ApiException, aiohttp.ClientError, TimeoutError) as error:
+            answer = await self._api.request("POST", where.collection(), body=review, attempts=1)
+        except ApiError as error:
             raise Refused(
                 Refusal.UNAVAILABLE, "the API server reviews no token now; try again", retry_after=2
             ) from error
         claims = unverified_claims(token)
         try:
-            pod = bound_pod(answer.status)
+            pod = bound_pod(answer.get("status") or {})
         except Refused as refused:
             return _Reviewed(explained(refused, claims, now), now + REFUSED_TTL)
         expiry = claims.get("exp")
@@ -139,19 +134,19 @@ def bearer(authorization: str | None) -> str:
     return token
 
 
-def bound_pod(status: V1TokenReviewStatus | None) -> BoundPod:
-    """The pod of a review that holds for our audience.
+def bound_pod(status: Body) -> BoundPod:
+    """The pod of a TokenReview's status, if it holds for our audience.
 
     Raises:
         Refused: the token does not hold, or is bound to no pod.
     """
-    if status is None or not status.authenticated or TOKEN_AUDIENCE not in (status.audiences or ()):
+    if not status.get("authenticated") or TOKEN_AUDIENCE not in (status.get("audiences") or ()):
         raise Refused(Refusal.INVALID_TOKEN, "the API server does not know this token, or its pod is gone")
-    user = status.user
-    namespace, _, account = (user.username or "").removeprefix(_USER).partition(":") if user else ("", "", "")
-    extra = (user.extra or {}) if user else {}
-    names, uids = extra.get(_POD_NAME, ()), extra.get(_POD_UID, ())
-    if not (user and user.username.startswith(_USER) and account and len(names) == len(uids) == 1):
+    user = status.get("user") or {}
+    username, extra = user.get("username") or "", user.get("extra") or {}
+    namespace, _, account = username.removeprefix(_USER).partition(":")
+    names, uids = extra.get(_POD_NAME) or [], extra.get(_POD_UID) or []
+    if not (username.startswith(_USER) and account and len(names) == len(uids) == 1):
         raise Refused(Refusal.UNBOUND_TOKEN, f"the token is bound to no pod; mount one for audience {TOKEN_AUDIENCE}")
     return BoundPod(namespace, names[0], uids[0])
 

@@ -7,12 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import aiohttp
-from kubernetes.aio.client import ApiException
-
 from sluice_api.finetunejob import FineTuneJob, Progress
+from sluice_operator.cluster.errors import ApiError, Gone, NotLeading
 from sluice_operator.progress.coalesce import Written, due
-from sluice_operator.progress.status import JobGone
 
 AT_ONCE = 4
 """Writes in flight: the API server has more to do than to note progress."""
@@ -21,7 +18,7 @@ LONGEST_PAUSE = timedelta(seconds=30)
 log = logging.getLogger(__name__)
 
 Write = Callable[[FineTuneJob, Progress], Awaitable[None]]
-"""Writes status.progress of exactly this job."""
+"""Writes status.progress of exactly this job. It may raise Gone, NotLeading and ApiError."""
 
 
 @dataclass(slots=True)
@@ -124,12 +121,10 @@ class ProgressWriter:
         known.writing = True
         try:
             await self._write_status(known.job, progress)
-        except JobGone:
+        except (Gone, NotLeading):
             self.forget(known.job.metadata.uid)
-        except ApiException as error:
-            self._failed(known, f"{error.status} {error.reason}")
-        except (aiohttp.ClientError, TimeoutError) as error:
-            self._failed(known, f"{type(error).__name__}: {error}")
+        except ApiError as error:
+            self._failed(known, str(error))
         else:
             known.written, known.failures, known.not_before = Written(progress, self._clock()), 0, None
         finally:

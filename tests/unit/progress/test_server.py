@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
-from kubernetes.aio.client import ApiClient
 
 from sluice_api.reports import ENGINE_REPORTS_PATH, MAX_REPORT_BYTES, TRAINING_REPORTS_PATH, TrainingReport
 from sluice_operator import metrics
+from sluice_operator.cluster.client import Api
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key, Owner, PodView
 from sluice_operator.observe.world import job_key
@@ -49,7 +49,7 @@ class Desk:
         self.leads = True
         self.woken: list[Key] = []
         self.status = Status()
-        api = ApiClient.__new__(ApiClient)
+        api = Api.__new__(Api)
         self.writer = ProgressWriter(self.status.write, lambda: True, clock)
         self.intake = Intake(self.store, self.writer, self.woken.append)
         self.endpoint = Endpoint(

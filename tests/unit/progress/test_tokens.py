@@ -2,12 +2,12 @@
 
 import base64
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kubernetes.aio.client import ApiClient, ApiException, V1TokenReview, V1TokenReviewStatus, V1UserInfo
 
+from sluice_operator.cluster.client import Api, Body
+from sluice_operator.cluster.errors import ApiError
 from sluice_operator.progress.refusal import Refusal, Refused
 from sluice_operator.progress.tokens import (
     GUESSES_AT_ONCE,
@@ -29,25 +29,25 @@ def token(**claims: Any) -> str:
     return f"head.{payload}.signature"
 
 
-def status(**changes: Any) -> V1TokenReviewStatus:
-    user = V1UserInfo(username=changes.pop("username", USER), extra=changes.pop("extra", EXTRA))
-    known: dict[str, Any] = {"authenticated": True, "audiences": ["sluice"], "user": user}
-    return V1TokenReviewStatus(**(known | changes))
+def status(**changes: Any) -> Body:
+    user = {"username": changes.pop("username", USER), "extra": changes.pop("extra", EXTRA)}
+    return {"authenticated": True, "audiences": ["sluice"], "user": user, **changes}
 
 
-class ApiServer:
+class ApiServer(Api):
     """Answers reviews, and counts them."""
 
-    def __init__(self, answer: V1TokenReviewStatus | Exception) -> None:
+    def __init__(self, answer: Body | Exception) -> None:
         self.answer = answer
         self.asked = 0
 
-    async def create_token_review(self, review: V1TokenReview) -> SimpleNamespace:
+    async def request(self, method: str, path: str, *, body: Any = None, **_: Any) -> Body:
         self.asked += 1
-        assert review.spec.audiences == ["sluice"]
+        assert (method, path) == ("POST", "/apis/authentication.k8s.io/v1/tokenreviews")
+        assert body["spec"]["audiences"] == ["sluice"]
         if isinstance(self.answer, Exception):
             raise self.answer
-        return SimpleNamespace(status=self.answer)
+        return {"status": self.answer}
 
 
 class Clock:
@@ -60,11 +60,6 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-async def reviews(server: ApiServer, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> TokenReviews:
-    monkeypatch.setattr("sluice_operator.progress.tokens.AuthenticationV1Api", lambda _api: server)
-    return TokenReviews(ApiClient, clock)
 
 
 @pytest.mark.parametrize("header", [f"Bearer {token()}", f"bearer {token()}", f"BEARER  {token()} "])
@@ -100,7 +95,7 @@ def test_a_bound_token_names_its_pod() -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (None, Refusal.INVALID_TOKEN),
+        ({}, Refusal.INVALID_TOKEN),
         (status(authenticated=False), Refusal.INVALID_TOKEN),
         (status(audiences=None), Refusal.INVALID_TOKEN),
         (status(audiences=["https://kubernetes.default.svc"]), Refusal.INVALID_TOKEN),
@@ -108,11 +103,12 @@ def test_a_bound_token_names_its_pod() -> None:
         (status(extra={}), Refusal.UNBOUND_TOKEN),
         (status(extra={f"{POD}name": ["a"]}), Refusal.UNBOUND_TOKEN),
         (status(extra={f"{POD}name": ["a", "b"], f"{POD}uid": ["1", "2"]}), Refusal.UNBOUND_TOKEN),
+        (status(user=None), Refusal.UNBOUND_TOKEN),
         (status(username="alice"), Refusal.UNBOUND_TOKEN),
         (status(username="system:serviceaccount:team"), Refusal.UNBOUND_TOKEN),
     ],
 )
-def test_anything_else_names_none(answer: V1TokenReviewStatus | None, expected: Refusal) -> None:
+def test_anything_else_names_none(answer: Body, expected: Refusal) -> None:
     with pytest.raises(Refused) as refused:
         bound_pod(answer)
     assert refused.value.refusal is expected
@@ -128,17 +124,17 @@ def test_anything_else_names_none(answer: V1TokenReviewStatus | None, expected: 
     ],
 )
 async def test_a_refusal_says_what_the_token_says_of_itself(
-    claims: dict[str, Any], expected: Refusal, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    claims: dict[str, Any], expected: Refusal, clock: Clock
 ) -> None:
-    asked = await reviews(ApiServer(status(authenticated=False)), clock, monkeypatch)
+    asked = TokenReviews(ApiServer(status(authenticated=False)), clock)
     with pytest.raises(Refused) as refused:
         await asked.pod_of(f"Bearer {token(**claims)}", "10.0.0.1")
     assert refused.value.refusal is expected
 
 
-async def test_an_accepted_token_is_believed_for_a_while(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_accepted_token_is_believed_for_a_while(clock: Clock) -> None:
     server = ApiServer(status())
-    asked = await reviews(server, clock, monkeypatch)
+    asked = TokenReviews(server, clock)
     header = f"Bearer {token(exp=clock.now + 3600)}"
     for _ in range(3):
         assert (await asked.pod_of(header, "10.0.0.1")).uid == "uid-0"
@@ -148,9 +144,9 @@ async def test_an_accepted_token_is_believed_for_a_while(clock: Clock, monkeypat
     assert server.asked == 2
 
 
-async def test_but_never_longer_than_it_holds(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_but_never_longer_than_it_holds(clock: Clock) -> None:
     server = ApiServer(status())
-    asked = await reviews(server, clock, monkeypatch)
+    asked = TokenReviews(server, clock)
     header = f"Bearer {token(exp=clock.now + 10)}"
     await asked.pod_of(header, "10.0.0.1")
     clock.now += 10
@@ -159,9 +155,9 @@ async def test_but_never_longer_than_it_holds(clock: Clock, monkeypatch: pytest.
         await asked.pod_of(header, "10.0.0.1")
 
 
-async def test_a_forgotten_token_is_reviewed_again(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_forgotten_token_is_reviewed_again(clock: Clock) -> None:
     server = ApiServer(status())
-    asked = await reviews(server, clock, monkeypatch)
+    asked = TokenReviews(server, clock)
     await asked.pod_of(f"Bearer {token()}", "10.0.0.1")
     asked.forget(f"Bearer {token()}")
     await asked.pod_of(f"Bearer {token()}", "10.0.0.1")
@@ -169,10 +165,10 @@ async def test_a_forgotten_token_is_reviewed_again(clock: Clock, monkeypatch: py
 
 
 async def test_a_refused_token_is_refused_for_a_moment_without_asking(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
+    clock: Clock,
 ) -> None:
     server = ApiServer(status(authenticated=False))
-    asked = await reviews(server, clock, monkeypatch)
+    asked = TokenReviews(server, clock)
     for _ in range(3):
         with pytest.raises(Refused):
             await asked.pod_of(f"Bearer {token()}", "10.0.0.1")
@@ -182,9 +178,9 @@ async def test_a_refused_token_is_refused_for_a_moment_without_asking(
     assert (await asked.pod_of(f"Bearer {token()}", "10.0.0.1")).uid == "uid-0"
 
 
-async def test_guessing_does_not_reach_the_api_server(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_guessing_does_not_reach_the_api_server(clock: Clock) -> None:
     server = ApiServer(status(authenticated=False))
-    asked = await reviews(server, clock, monkeypatch)
+    asked = TokenReviews(server, clock)
     said = []
     for guess in range(100):
         with pytest.raises(Refused) as refused:
@@ -197,18 +193,18 @@ async def test_guessing_does_not_reach_the_api_server(clock: Clock, monkeypatch:
     assert refused.value.refusal is Refusal.INVALID_TOKEN
 
 
-async def test_many_good_tokens_of_one_address_are_no_guesses(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_good_tokens_of_one_address_are_no_guesses(clock: Clock) -> None:
     """A mesh or a NAT may put a whole node's pods behind one address."""
-    asked = await reviews(ApiServer(status()), clock, monkeypatch)
+    asked = TokenReviews(ApiServer(status()), clock)
     for pod in range(5 * GUESSES_AT_ONCE):
         await asked.pod_of(f"Bearer {token(pod=pod)}", "10.0.0.1")
 
 
 async def test_an_api_server_that_does_not_answer_refuses_nobody_for_good(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
+    clock: Clock,
 ) -> None:
-    server = ApiServer(ApiException(status=500))
-    asked = await reviews(server, clock, monkeypatch)
+    server = ApiServer(ApiError(500, "InternalError", "no"))
+    asked = TokenReviews(server, clock)
     with pytest.raises(Refused) as refused:
         await asked.pod_of(f"Bearer {token()}", "10.0.0.1")
     assert refused.value.refusal is Refusal.UNAVAILABLE

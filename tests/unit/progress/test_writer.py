@@ -4,11 +4,10 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from kubernetes.aio.client import ApiException
 
 from sluice_api.finetunejob import FineTuneJob, Progress
+from sluice_operator.cluster.errors import ApiError, Gone
 from sluice_operator.progress import coalesce, writer
-from sluice_operator.progress.status import JobGone, status_body
 from sluice_operator.progress.writer import AT_ONCE, ProgressWriter
 from tests.unit.progress.worlds import job
 
@@ -90,7 +89,7 @@ async def test_what_comes_during_a_write_is_not_lost() -> None:
 
 async def test_a_failed_write_is_tried_again_with_the_newest() -> None:
     status = Status()
-    status.failures = [ApiException(status=500), TimeoutError()]
+    status.failures = [ApiError(500, "InternalError", "no"), ApiError(0, "Timeout", "no answer")]
     progress = ProgressWriter(status.write, lambda: True, clock)
     async with progress.running():
         progress.offer(job(), at_step(1))
@@ -104,7 +103,7 @@ async def test_a_failed_write_is_tried_again_with_the_newest() -> None:
 
 async def test_a_job_that_is_gone_is_dropped() -> None:
     status = Status()
-    status.failures = [JobGone()]
+    status.failures = [Gone("it is deleted")]
     progress = ProgressWriter(status.write, lambda: True, clock)
     async with progress.running():
         progress.offer(job(), at_step(1))
@@ -159,11 +158,3 @@ async def test_a_restarted_operator_does_not_repeat_what_the_status_says() -> No
         progress.offer(job(status=said), at_step(7))
         await asyncio.sleep(0.3)
     assert status.steps == []
-
-
-def test_the_write_owns_progress_alone_and_names_the_version() -> None:
-    body = status_body(job(), "17", at_step(3))
-    assert body["metadata"]["resourceVersion"] == "17"
-    assert list(body["status"]) == ["progress"]
-    assert body["status"]["progress"]["step"] == 3
-    assert "secondsLeft" not in body["status"]["progress"]
