@@ -223,6 +223,17 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_no_second_one_begins
     assert (copies, checkpoints.durable_step, names(job)) == ([5, 7], 7, ["step-5", "step-7"])
 
 
+def test_export_reads_the_weights_alone(job: Job) -> None:
+    """The optimizer's moments are twice as many bytes."""
+    job.prepare()
+    result = job.train()
+    checkpoints = Checkpoints(job.stage("Export"))
+    kinds = {name.split(".", maxsplit=1)[0] for name in checkpoints.read(result.result_step).tensors}
+    assert {"weight", "exp_avg", "exp_avg_sq"} <= kinds
+    _, state = checkpoints.trained()
+    assert {name.split(".", maxsplit=1)[0] for name in state.tensors} == {"weight"}
+
+
 def test_an_older_state_never_takes_the_place_of_a_newer_one(job: Job) -> None:
     checkpoints = saved(job, 10)
     checkpoints.save(lambda: state(8))

@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from torch import nn
+from torch._C._distributed_c10d import HashStore
 
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
+from sluice_trainer import base_model
+from sluice_trainer.ranks import Rank
 from sluice_trainer.train.checkpoints.tensor_files import WHOLE, read
+from sluice_trainer.train.group import Group
+from sluice_trainer.train.weights.model import load
+from sluice_trainer.train.weights.sharding import mesh_of, shard
 from tests.unit.trainer.groups import (
     FAILING_CHILD,
     LONG,
@@ -111,6 +119,24 @@ def test_told_to_stop_all_save_the_same_step(
     assert result.resumed_from == second
     last = losses(printed(capsys))
     assert last == pytest.approx({step: by_one[step] for step in last}, rel=1e-4)
+
+
+def test_weights_in_parts_are_rounded_as_the_job_says_when_they_are_put_together(job: Job) -> None:
+    spec = replace(job, spec=(("method", "Full"),), training=(("dtype", "bfloat16"),)).stage("Train").spec
+    model = load(base_model.locate("pvc://models/tiny"), spec, torch.device("cpu"))
+    used: set[torch.dtype] = set()
+    for part in model.modules():
+        if isinstance(part, nn.Linear):
+            part.register_forward_pre_hook(lambda part, _: used.add(part.weight.dtype))
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        group = Group(Rank(), torch.device("cpu"))
+        shard(model, group, mesh_of(group), spec)
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+        model(torch.tensor([[1, 2, 3]]))
+    finally:
+        dist.destroy_process_group()
+    assert used == {torch.bfloat16}
 
 
 @pytest.mark.slow

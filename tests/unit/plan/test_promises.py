@@ -1,0 +1,42 @@
+"""That the stories would see it: a promise that no random story was seen to break, broken by hand."""
+
+import pytest
+
+from dev.simulate.town import NOW, Town
+from sluice_api.claim import Claim
+from sluice_operator.observe.world import job_key
+from sluice_operator.plan.allocation.interruption import attempt_ref
+from sluice_operator.plan.allocation.inventory import take_stock
+from sluice_operator.plan.facts.claims import live_claims, live_claims_of
+from sluice_operator.plan.facts.pools import find_pool
+from tests.unit.plan.promises import Made
+from tests.unit.plan.worlds import allocated, key_of, parse
+
+GROUP = "pool: 1 1 1 gpus | low: needs 1, pods 2, yields, on n1 n2 | high: needs 1, pods 2, queue, priority 5"
+PAIR = "pool: 2 gpus | a: needs 1, yields, on n1 | b: needs 1, yields, on n1 | high: needs 1, queue, priority 5"
+
+
+def made(town: Town, *also: str) -> Made:
+    """What `high` is given; and it takes the place of these, too."""
+    pool = find_pool(town.world, "default")
+    assert pool is not None
+    decided, before = allocated(town), take_stock(town.world, pool)
+    high = town.world.jobs[job_key("team", "high")]
+    claim: Claim = decided.claims[key_of(high)]
+    needless = tuple(attempt_ref(live, "n1") for live in live_claims(town.world) if live.job.metadata.name in also)
+    place, *others = claim.places
+    places = (place.model_copy(update={"displaced": (*place.displaced, *needless)}), *others)
+    town.stage_job(high, claim=claim.model_copy(update={"places": places}))
+    (live,) = live_claims_of(town.world, high)
+    return Made(town.world, pool, NOW, live, decided, before)
+
+
+@pytest.mark.parametrize("world", [PAIR, GROUP])
+def test_what_is_decided_keeps_its_promises(world: str) -> None:
+    """The group is needed by one of its nodes only, and leaves both."""
+    made(parse(world)).keeps_its_promises(quota=None)
+
+
+def test_who_gives_way_for_nothing_is_seen() -> None:
+    with pytest.raises(AssertionError, match="somebody gave way who could be spared"):
+        made(parse(PAIR), "a").keeps_its_promises(quota=None)
