@@ -61,10 +61,10 @@ async def _one_list(api: Api, store: Store, kind: str, newest_before: int) -> tu
 
 def _held_so(store: Store, kind: str, item: Body) -> Stored | None:
     """What is held of an object, if that is this very state: most of a long list is not to be read and kept twice."""
-    metadata = item["metadata"]
-    held = store.held(Key(kind, metadata.get("namespace") or "", metadata["name"]))
-    same = held is not None and (uid_of(held), str(version_of(held))) == (metadata["uid"], metadata["resourceVersion"])
-    return held if same else None
+    metadata = item.get("metadata") or {}
+    held = store.held(Key(kind, metadata.get("namespace") or "", metadata.get("name") or ""))
+    state = metadata.get("uid"), metadata.get("resourceVersion")
+    return held if held is not None and (uid_of(held), str(version_of(held))) == state else None
 
 
 async def look_for_dra(api: Api, store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Every write of the reconcilers: only while this process leads, to the very object that was meant, and known at once.
+"""Every write but the Lease's: only while this process leads, to the very object that was meant, and known at once.
 
 What a write returns goes into the store before the next decision, so that two decisions in a row never start from the
 same state because a watch was late.
@@ -47,7 +47,7 @@ class Leadership(Protocol):
 
 
 class Cluster:
-    """The API server as the reconcilers see it.
+    """The API server as reconcilers, and the reports' server, see it.
 
     All raise NotLeading when this process does not surely hold the lease, Outdated when the object meant is gone or
     has changed (the store knows by then), and ApiError for every other refusal.
@@ -82,11 +82,14 @@ class Cluster:
 
     async def apply_status(self, key: Key, uid: str, status: Body) -> None:
         """Server-side apply of the whole status but for a job's progress."""
-        await self._apply_status("status", key, uid, status, FIELD_MANAGER)
+        await self._apply_status("status", key, uid, status, FIELD_MANAGER, ATTEMPTS)
 
     async def apply_progress(self, key: Key, uid: str, progress: Body) -> None:
-        """Server-side apply of status.progress, under a manager of its own, which owns nothing else."""
-        await self._apply_status("progress", key, uid, {"progress": progress}, PROGRESS_FIELD_MANAGER)
+        """Server-side apply of status.progress, under a manager of its own, which owns nothing else.
+
+        One attempt: when it fails, there is something newer to write.
+        """
+        await self._apply_status("progress", key, uid, {"progress": progress}, PROGRESS_FIELD_MANAGER, attempts=1)
 
     async def annotate(self, key: Key, uid: str, annotations: dict[str, str]) -> Body:
         """Server-side apply of annotations. They are all that Sluice ever annotates there: others of ours go away."""
@@ -185,7 +188,7 @@ class Cluster:
         for pod in (await self._api.request("GET", where, query=query))["items"]:
             self._store.put(parse("Pod", pod), seen=False)
 
-    async def _apply_status(self, verb: str, key: Key, uid: str, status: Body, manager: str) -> None:
+    async def _apply_status(self, verb: str, key: Key, uid: str, status: Body, manager: str, attempts: int) -> None:
         """Replace what `manager` owns of a status.
 
         The API server does not compare uids in an apply to /status (seen in 1.37: a re-created object takes the dead
@@ -200,7 +203,7 @@ class Cluster:
             body["metadata"]["resourceVersion"] = str(version)
             body["status"] = status
             try:
-                await self._apply(verb, key, f"{path_of(key)}/status", body, manager)
+                await self._apply(verb, key, f"{path_of(key)}/status", body, manager, attempts)
             except ApiError as error:
                 if error.reason != "Conflict":
                     raise
@@ -208,12 +211,14 @@ class Cluster:
             else:
                 return
 
-    async def _apply(self, verb: str, key: Key, path: str, body: Body, manager: str) -> Body:
+    async def _apply(self, verb: str, key: Key, path: str, body: Body, manager: str, attempts: int = ATTEMPTS) -> Body:
         """A uid that does not fit is refused in two ways: 409 if nothing is there, 422 if another object is."""
         uid = body["metadata"].get("uid", "")
         query = {"fieldManager": manager, "force": "true"}
         try:
-            return await self._write(verb, key, "PATCH", path, body, content_type=APPLY_PATCH, query=query)
+            return await self._write(
+                verb, key, "PATCH", path, body, content_type=APPLY_PATCH, query=query, attempts=attempts
+            )
         except ApiError as error:
             if uid and error.status in (404, 409, 422):
                 await self._same(key, uid)

@@ -1,5 +1,6 @@
 """The pod that a token names, and what owns it: from the store, or asked for once where the watch is behind."""
 
+import re
 from collections import OrderedDict
 from http import HTTPStatus
 
@@ -14,6 +15,9 @@ from sluice_operator.progress.refusal import Refusal, Refused
 from sluice_operator.progress.tokens import BoundPod
 
 MOST_DEPLOYMENTS = 20_000
+
+_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
+"""An object's. A pod's owner is whatever its maker wrote there: it goes into a path only if it can be one."""
 
 
 class Lookup:
@@ -50,7 +54,7 @@ class Lookup:
         return self._deployments[pod.uid]
 
     async def _asked_deployment_of(self, pod: PodView) -> Owner | None:
-        if pod.owner is None or pod.owner.kind != "ReplicaSet":
+        if pod.owner is None or pod.owner.kind != "ReplicaSet" or not _NAME.fullmatch(pod.owner.name):
             return None
         replica_set = await self._get(Key("ReplicaSet", pod.key.namespace, pod.owner.name))
         if replica_set is None or replica_set["metadata"]["uid"] != pod.owner.uid:

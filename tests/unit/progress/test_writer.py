@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from sluice_api.finetunejob import FineTuneJob, Progress
-from sluice_operator.cluster.errors import ApiError, Gone
+from sluice_operator.cluster.errors import ApiError, Gone, NotLeading
 from sluice_operator.progress import coalesce, writer
 from sluice_operator.progress.writer import AT_ONCE, ProgressWriter
 from tests.unit.progress.worlds import job
@@ -101,9 +101,10 @@ async def test_a_failed_write_is_tried_again_with_the_newest() -> None:
     assert status.steps[0] > 1
 
 
-async def test_a_job_that_is_gone_is_dropped() -> None:
+@pytest.mark.parametrize("failure", [Gone("it is deleted"), NotLeading("another one does")])
+async def test_a_job_that_is_gone_or_anothers_to_write_is_dropped(failure: Exception) -> None:
     status = Status()
-    status.failures = [Gone("it is deleted")]
+    status.failures = [failure]
     progress = ProgressWriter(status.write, lambda: True, clock)
     async with progress.running():
         progress.offer(job(), at_step(1))
