@@ -169,14 +169,15 @@ def _has(claim: Stored | None) -> object:
 
 
 def _pod(old: Stored | None, new: Stored | None, pod: PodView, world: World, links: Links) -> Iterator[Key]:
-    """Whoever made it; the engines that drain and stop as their trainer's pod comes; and the pools, when it takes or
-    leaves something.
+    """Whoever made it; the engines that drain and stop, and the jobs that give way, as their trainer's pod comes; and
+    the pools, when it takes or leaves something.
     """
     namespace = pod.key.namespace
     if JOB_LABEL in pod.labels:
         yield job_key(namespace, pod.labels[JOB_LABEL])
-        if pod.owner is not None:
-            yield from _lenders(world.stage_jobs.get(Key("Job", namespace, pod.owner.name)))
+        stage_job = world.stage_jobs.get(Key("Job", namespace, pod.owner.name)) if pod.owner else None
+        yield from _lenders(stage_job)
+        yield from _displaced(stage_job)
     elif ENGINE_LABEL in pod.labels:
         place = (namespace, pod.labels[ENGINE_LABEL])
         yield engine_key(*place)
@@ -249,6 +250,13 @@ def _lenders(stage_job: StageJobView | None) -> Iterator[Key]:
     if stage_job is not None and stage_job.claim is not None:
         for slot in stage_job.claim.borrowed:
             yield engine_key(slot.namespace, slot.engine)
+
+
+def _displaced(stage_job: StageJobView | None) -> Iterator[Key]:
+    """Jobs in whose place a claim comes."""
+    if stage_job is not None and stage_job.claim is not None:
+        for ref in (ref for place in stage_job.claim.places for ref in place.displaced):
+            yield job_key(ref.namespace, ref.job)
 
 
 def _claimants_on(node: str, world: World) -> Iterator[Key]:

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sluice_api.claim import Claim
+from sluice_api.claim import AttemptRef, Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import ASLEEP, InferenceEngine
 from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.allocation.allocate import Allocation, allocate, pending
 from sluice_operator.plan.allocation.fit import lack_on
-from sluice_operator.plan.allocation.interruption import gives_way_at, why_it_stays
+from sluice_operator.plan.allocation.interruption import gives_way_at, interruption, why_it_stays
 from sluice_operator.plan.allocation.inventory import NodeStock, Stock, engines_of, take_stock
 from sluice_operator.plan.allocation.lending import lending_refusal
 from sluice_operator.plan.allocation.refusals import refusal_at
@@ -109,14 +109,24 @@ def _claim(world: World, live: LiveClaim, now: datetime) -> Iterator[str]:
     for slot in live.claim.borrowed:
         engine = world.engines.get(engine_key(slot.namespace, slot.engine))
         yield f"{slot}: {_makes_room(world, engine, slot.index, now) if engine else 'has stopped'}"
-    told = phase(world, live) >= Phase.BINDING
+    claims = live_claims(world)
     for ref in (ref for place in live.claim.places for ref in place.displaced):
-        there = any(not pod.ended for pod in world.pods_of.get(ref.uid, {}).values())
-        trains = "is told to stop" if told else "trains until this claim is proven and bound"
-        yield f"in place of {ref.namespace}/{ref.job}: {trains if there else 'has stopped'}"
-    for other in live_claims(world):
+        yield f"in place of {ref.namespace}/{ref.job}: {_gives_way(world, ref, claims, phase(world, live))}"
+    for other in claims:
         if live.stage_job.uid in other.claim.displaced:
             yield f"gives way to {other.name}, which has its claim already"
+
+
+def _gives_way(world: World, ref: AttemptRef, claims: Sequence[LiveClaim], heirs_phase: Phase) -> str:
+    """How far an attempt is in whose place a claim comes."""
+    if all(pod.ended for pod in world.pods_of.get(ref.uid, {}).values()):
+        return "has stopped"
+    mine = next((live for live in claims if live.stage_job.uid == ref.uid), None)
+    if mine is None or interruption(world, mine):
+        return "is told to stop"
+    if heirs_phase is Phase.HOLDING:
+        return "goes on, as a GPU came free"
+    return "trains until this claim is proven and bound"
 
 
 def _makes_room(world: World, engine: InferenceEngine, index: int, now: datetime) -> str:

@@ -56,11 +56,13 @@ def stage_job(
     job: str,
     borrows: tuple[tuple[str, int], ...] = (),
     claims: bool = True,
+    displaces: str = "",
     pool: str = "default",
     **more: Any,
 ) -> Body:
     borrowed = [{"namespace": "team", "engine": engine, "index": index} for engine, index in borrows]
-    places = [{"node": "n1", "borrowed": borrowed}]
+    displaced = [{"namespace": "team", "job": displaces, "uid": f"uid-{displaces}-1", "gpus": 1}] if displaces else []
+    places = [{"node": "n1", "borrowed": borrowed, "displaced": displaced}]
     claim = {"pool": pool, "resource": "nvidia.com/gpu", "places": places, "gpus": 1, "term": 1}
     metadata = {
         "labels": {"sluice.dev/job": job, "sluice.dev/stage": "Train", "sluice.dev/attempt": "1"},

@@ -49,6 +49,7 @@ WORLD = (
     adapter("tone", 1, on="chat"),
     body("GPUPool", "a", 1, namespace="", apiVersion="sluice.dev/v1alpha1", spec={}),
     stage_job("trains-1", 1, job="trains", borrows=(("chat", 0),), pool="a"),
+    stage_job("urgent-1", 1, job="urgent", displaces="waits", pool="a"),
     body("PersistentVolumeClaim", "models", 1, spec={"volumeName": "pv-1"}),
 )
 
@@ -140,6 +141,12 @@ def with_status(raw: Body, **status: Any) -> Body:
             "job/trains pool/a pool/default engine/chat",
         ),
         (
+            "a trainer's pod that comes in another's place: that one's job too",
+            trainer_pod("p", 2, job="urgent", stage="urgent-1"),
+            trainer_pod("p", 3, job="urgent", stage="urgent-1", node="n1"),
+            "job/urgent job/waits pool/a pool/default",
+        ),
+        (
             "a pod that asks for a node: the pool that it asks in, and nobody that has nodes",
             pod("p", 2, metadata={"labels": {"sluice.dev/scale-up": "b"}}),
             pod("p", 3, node="n1", metadata={"labels": {"sluice.dev/scale-up": "b"}}),
@@ -182,7 +189,7 @@ def with_status(raw: Body, **status: Any) -> Body:
             "a lost node: all pools, claims on it and who lends to them",
             body("Node", "n1", 2, namespace=""),
             None,
-            "pool/a pool/default job/trains engine/chat",
+            "pool/a pool/default job/trains job/urgent engine/chat",
         ),
         (
             "a node that only says that it lives",

@@ -303,6 +303,17 @@ class Lending(RuleBasedStateMachine):
         found = interruption(self.cluster.world, live)
         return found is not None and found.reason is Reason.PREEMPTED
 
+    @invariant()
+    def nobody_stops_for_who_found_a_free_gpu(self) -> None:
+        """But for who waits for its node, or is there by what somebody leaves of a larger replica."""
+        claims = live_claims(self.cluster.world) if hasattr(self, "cluster") else []
+        for live in filter(self._is_preempted, claims):
+            world = self.cluster.world
+            coming = [phase_of(world, other) for other in claims if live.stage_job.uid in other.claim.displaced]
+            here = [(other.claim, node) for other in claims for node in live.claim.nodes]
+            left = any(taken_by(world, claim, node) > claim.gpus_on(node) for claim, node in here)
+            assert left or Phase.BINDING in coming, f"{live.name} stops for nothing"
+
     def _left_to_others(self, live: LiveClaim, acting: list[LiveClaim], node: NodeView) -> int:
         """GPUs of pods that have ended, of a group that another job displaces but that ends by itself: the first pods'
         may be the other's before the last one has ended. And of an attempt that has failed, before the next one comes:

@@ -11,7 +11,7 @@ from sluice_operator.observe.world import job_key
 from sluice_operator.plan.trace import trace
 from tests.unit.plan.dra import DraTown
 from tests.unit.plan.test_sleeping import SleepingLoan
-from tests.unit.plan.worlds import NOW, Town, allocated, parse
+from tests.unit.plan.worlds import NOW, Town, allocated, change, parse
 
 
 def told(town: Town, name: str) -> str:
@@ -128,6 +128,8 @@ def test_a_claim_in_anothers_place_from_both_sides() -> None:
     town.put(replace(pod, resource_version=town.version, gates=(), nominated_node="n1", bound_at=NOW))
     assert section(town, "high", "claim")[1] == "in place of team/low: is told to stop"
     assert section(town, "low", "claim")[0].startswith("attempt 1, holding: Preempted: Job team/high, of priority 5")
+    change(town, town.world.pods[pod.key], node="n1")
+    assert section(town, "high", "claim")[1] == "in place of team/low: goes on, as a GPU came free"
 
 
 def test_a_claim_that_borrows_says_which_slot_it_waits_for() -> None:

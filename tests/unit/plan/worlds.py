@@ -9,13 +9,19 @@ asks for nodes first. An engine that `sleeps` keeps its pods while it lends, in 
 """
 
 import re
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from dev.simulate.town import GPU, NOW, PREPARED, Town
 from sluice_api.claim import Claim, SlotRef
-from sluice_operator.observe.world import key_of, pool_key
+from sluice_operator.observe.views import PodView, StageJobView
+from sluice_operator.observe.world import job_key, key_of, pool_key
 from sluice_operator.plan.allocation.allocate import Allocation, allocate
 from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.job.situation import JobDecision
 
 YIELDS = {"policy": "ToHigherPriority", "minRunSeconds": 0}
 
@@ -134,4 +140,28 @@ def describe(allocation: Allocation) -> str:
     return "; ".join(f"{name} {what}" for name, what in sorted(said.items()))
 
 
-__all__ = ["GPU", "NOW", "PREPARED", "YIELDS", "Town", "allocated", "describe", "key_of", "parse", "pool_key"]
+def decide(town: Town, name: str, now: datetime = NOW) -> JobDecision:
+    """What a job of namespace `team` needs."""
+    return plan_job(town.world, town.world.jobs[job_key("team", name)], now, Limits())
+
+
+def change(town: Town, view: PodView | StageJobView, **changes: Any) -> None:
+    """Have an object change."""
+    town.version += 1
+    town.put(replace(view, resource_version=town.version, **changes))
+
+
+__all__ = [
+    "GPU",
+    "NOW",
+    "PREPARED",
+    "YIELDS",
+    "Town",
+    "allocated",
+    "change",
+    "decide",
+    "describe",
+    "key_of",
+    "parse",
+    "pool_key",
+]

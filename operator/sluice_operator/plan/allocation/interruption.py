@@ -19,7 +19,7 @@ from sluice_api.scheduling import GiveWay
 from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.facts.attempts import trainer_pods
-from sluice_operator.plan.facts.claims import LiveClaim, Phase, live_claims_on, phase
+from sluice_operator.plan.facts.claims import LiveClaim, Phase, live_claims_on, phase, taken_by
 from sluice_operator.plan.facts.outcomes import waits_since
 from sluice_operator.plan.facts.pools import find_pool
 
@@ -75,7 +75,9 @@ def _takes_its_place(world: World, heir: LiveClaim, node: str) -> bool:
         return found is Phase.BINDING
     pool = find_pool(world, heir.claim.pool)
     stock = take_stock(world, pool).nodes.get(node) if pool else None
-    return stock is not None and stock.is_crowded
+    if stock is None or not stock.is_crowded:
+        return False
+    return any(taken_by(world, live.claim, node) > live.claim.gpus_on(node) for live in stock.claims)
 
 
 def why_it_stays(world: World, live: LiveClaim, job: FineTuneJob) -> str:
