@@ -137,7 +137,8 @@ def _job(body: Body) -> FineTuneJob:
     """Each part of its spec that equals another job's is that one: thousands of jobs differ in little."""
     job = _read_job(body)
     parts = {name: _held_once(part) for name, part in job.spec if isinstance(part, Model)}
-    return job.model_copy(update={"spec": job.spec.model_copy(update=parts)})
+    vars(job.spec).update(parts)  # not a copy, which would have its own names of set fields; nobody else has it yet
+    return job
 
 
 _read_job = _custom(FineTuneJob)
