@@ -1,15 +1,18 @@
-"""That the stories would see it: a promise that no random story was seen to break, broken by hand."""
+"""That the stories would see it: promises that random stories were not, or hardly, seen to break, broken by hand."""
 
 import pytest
 
-from dev.simulate.town import NOW, Town
-from sluice_api.claim import Claim
+from dev.simulate.cluster import Cluster
+from dev.simulate.town import GPU, NOW, Town
+from sluice_api.claim import Claim, Place
 from sluice_operator.observe.world import job_key
+from sluice_operator.plan.allocation import interruption
 from sluice_operator.plan.allocation.interruption import attempt_ref
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.facts.claims import live_claims, live_claims_of
 from sluice_operator.plan.facts.pools import find_pool
 from tests.unit.plan.promises import Made
+from tests.unit.plan.stories import Lending
 from tests.unit.plan.worlds import allocated, key_of, parse
 
 GROUP = "pool: 1 1 1 gpus | low: needs 1, pods 2, yields, on n1 n2 | high: needs 1, pods 2, queue, priority 5"
@@ -40,3 +43,19 @@ def test_what_is_decided_keeps_its_promises(world: str) -> None:
 def test_who_gives_way_for_nothing_is_seen() -> None:
     with pytest.raises(AssertionError, match="somebody gave way who could be spared"):
         made(parse(PAIR), "a").keeps_its_promises(quota=None)
+
+
+def test_who_stops_for_a_job_that_has_found_a_free_gpu_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = parse("pool: 2 gpus | low: needs 1, yields, on n1")
+    (low,) = live_claims(town.world)
+    place = Place(node="n1", displaced=(attempt_ref(low, "n1"),))
+    claim = Claim(pool="default", resource=GPU, gpus=1, places=(place,), term=1)
+    high = town.job("high", scheduling={"policy": "Queue", "priority": 5})
+    town.trainer_pod(town.stage_job(high, claim=claim), "n1")
+    story = Lending()
+    story.cluster = Cluster()
+    story.cluster.town = town
+    story.nobody_stops_for_who_found_a_free_gpu()
+    monkeypatch.setattr(interruption, "_takes_its_place", lambda *_: True)
+    with pytest.raises(AssertionError, match="team/low stops for nothing"):
+        story.nobody_stops_for_who_found_a_free_gpu()
