@@ -114,8 +114,9 @@ class Scene:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Intake]:
         """Take reports; each time with a memory of its own."""
-        leads = lambda: self.leads  # noqa: E731
-        async with serve(self.settings, self.store, self.api, self.cluster, leads, self.woken.append) as intake:
+        async with serve(
+            self.settings, self.store, self.api, self.cluster, lambda: self.leads, self.woken.append
+        ) as intake:
             yield intake
 
     @property

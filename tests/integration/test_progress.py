@@ -83,6 +83,7 @@ async def test_only_progress_is_written(here: Scene) -> None:
         if entry.get("subresource") == "status"
     }
     assert set(owned[PROGRESS_FIELD_MANAGER]) == {"f:progress"}
+    assert "f:secondsLeft" not in owned[PROGRESS_FIELD_MANAGER]["f:progress"], "what is not known is not written"
     assert "f:progress" not in owned[FIELD_MANAGER]
 
 

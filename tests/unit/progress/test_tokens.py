@@ -164,9 +164,7 @@ async def test_a_forgotten_token_is_reviewed_again(clock: Clock) -> None:
     assert server.asked == 2
 
 
-async def test_a_refused_token_is_refused_for_a_moment_without_asking(
-    clock: Clock,
-) -> None:
+async def test_a_refused_token_is_refused_for_a_moment_without_asking(clock: Clock) -> None:
     server = ApiServer(status(authenticated=False))
     asked = TokenReviews(server, clock)
     for _ in range(3):
@@ -200,9 +198,7 @@ async def test_many_good_tokens_of_one_address_are_no_guesses(clock: Clock) -> N
         await asked.pod_of(f"Bearer {token(pod=pod)}", "10.0.0.1")
 
 
-async def test_an_api_server_that_does_not_answer_refuses_nobody_for_good(
-    clock: Clock,
-) -> None:
+async def test_an_api_server_that_does_not_answer_refuses_nobody_for_good(clock: Clock) -> None:
     server = ApiServer(ApiError(500, "InternalError", "no"))
     asked = TokenReviews(server, clock)
     with pytest.raises(Refused) as refused:
