@@ -1,10 +1,14 @@
-"""The loss from hidden states to their gradient: ours, a chunk at a time, against all logits at once.
+"""The loss from hidden states to their gradient: ours, a tile at a time, against all logits at once.
 
 4,096 positions that all predict something, float32, two threads; a fresh process for each measurement, the two in ABBA
 order. `extra MB` is how far the process's memory rises above weights and hidden states (with a trained head, its
 gradient is in it). CPU seconds are those of both threads together: others use the machine too, so that the wall clock
 says as much about them. The first figure of each is the median. Goals: 250 MB with a frozen head, and 1.1 times the
 time. TRL's own chunked loss is part of what train.md measures.
+
+The second table is of the largest row's two products alone, in tiles of one size and several shapes. They are nearly
+all of its time, so that the shape of a tile decides: with few positions, reading and packing the head costs more than
+the memory that it saves.
 
     python -m tests.bench.bench_loss
 """
@@ -14,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -22,10 +27,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sluice_trainer.train.loss import cross_entropies
+from sluice_trainer.train.loss import TILE_BYTES, cross_entropies
 
 THREADS = 2
 ABBA = ("lean", "full", "full", "lean")
+REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,39 @@ def line(setting: Setting) -> str:
     return "".join([*cells, f"{lean / full:>8.2f}"])
 
 
+def product_speeds(positions: int, tokens: int, hidden: int) -> tuple[float, float]:
+    """Of the logits of a tile and of the gradient of its hidden states, in 1e9 operations a second."""
+    inputs, head = torch.randn(positions, hidden), torch.randn(tokens, hidden)
+    logits, gradient = torch.empty(positions, tokens), torch.zeros(positions, hidden)
+
+    def speed(product: Callable[[], object]) -> float:
+        product()  # the first one touches fresh memory
+        seconds = []
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            product()
+            seconds.append(time.perf_counter() - started)
+        return 2 * positions * tokens * hidden / median(seconds) / 1e9
+
+    return speed(lambda: torch.mm(inputs, head.t(), out=logits)), speed(lambda: gradient.addmm_(logits, head))
+
+
+def print_products(largest: Setting) -> None:
+    """The second table."""
+    torch.set_num_threads(THREADS)
+    sys.stdout.write(f"\n{'positions':>9} x {'tokens':<8}{'logits GF/s':>12}{'gradient GF/s':>15}\n")
+    for positions in (276, 1_024, largest.positions):
+        tokens = min(largest.vocabulary, TILE_BYTES // 4 // positions)
+        logits, gradient = product_speeds(positions, tokens, largest.hidden)
+        sys.stdout.write(f"{positions:>9,} x {tokens:<8,}{logits:>12.0f}{gradient:>15.0f}\n")
+    everything = product_speeds(largest.positions, largest.vocabulary, largest.hidden)
+    sys.stdout.write(
+        f"{largest.positions:>9,} x {largest.vocabulary:<8,}{everything[0]:>12.0f}{everything[1]:>15.0f}\n"
+    )
+
+
 def main() -> None:
-    """Print the table, or with arguments one measurement."""
+    """Print the tables, or with arguments one measurement."""
     if arguments := sys.argv[1:]:
         vocabulary, hidden, trained, positions = map(int, arguments[1:])
         cost = measure(arguments[0], Setting(vocabulary, hidden, bool(trained), 1, positions))
@@ -123,6 +160,7 @@ def main() -> None:
     for setting in SETTINGS:
         sys.stdout.write(f"{line(setting)}\n")
         sys.stdout.flush()
+    print_products(SETTINGS[-1])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The lean loss: what all logits at once come to, without ever having them."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,9 +47,10 @@ MODELS: dict[str, tuple[dict[str, Any], Curve]] = {
 
 
 @pytest.fixture(autouse=True)
-def few_positions_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven in float32: several chunks, and the last one not whole."""
-    monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * VOCABULARY * 7)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 positions by 131 tokens in float32, or 7 by all where the head is trained: the last ones are not whole."""
+    monkeypatch.setattr(losses, "TILE_BYTES", 4 * VOCABULARY * 7)
+    monkeypatch.setattr(losses, "TILE_POSITIONS", 16)
 
 
 def model_of(model_type: str, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
@@ -137,12 +139,37 @@ def test_it_is_as_near_to_the_truth_as_full_logits_are(
 
 @pytest.mark.parametrize("grad", [torch.inference_mode, torch.enable_grad], ids=["inference", "training"])
 def test_without_gradients_no_product_is_made_for_them(grad: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "mm", products := Mock(wraps=torch.mm))
+    monkeypatch.setattr(losses, "_add_product_", products := Mock(wraps=losses._add_product_))
     linear = nn.Linear(HIDDEN, VOCABULARY).requires_grad_(False)
     hidden, targets = torch.randn(7, HIDDEN, requires_grad=True), torch.arange(7)
     with grad():
         loss = cross_entropies(hidden, linear, targets).sum()
     assert (products.call_count, loss.requires_grad) == ((0, False) if grad is torch.inference_mode else (1, True))
+
+
+@pytest.mark.parametrize("rising", [True, False], ids=["rising", "falling"])
+def test_logits_far_apart(rising: bool) -> None:
+    """exp() of their differences is no float32, and the highest so far is another one in each block of tokens."""
+    logits = torch.linspace(-400, 400, VOCABULARY) * (1 if rising else -1)
+    linear = nn.Linear(1, VOCABULARY, bias=False).requires_grad_(False)
+    linear.weight.copy_(logits.unsqueeze(1))
+    hidden = torch.ones(VOCABULARY, 1, requires_grad=True)
+    found = cross_entropies(hidden, linear, torch.arange(VOCABULARY))
+    (gradients,) = torch.autograd.grad(found.sum(), hidden)
+    exact = logits.double()
+    torch.testing.assert_close(found.double(), exact.logsumexp(0) - exact, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradients.squeeze(1).double(), exact.softmax(0) @ exact - exact, rtol=1e-5, atol=1e-4)
+
+
+def test_what_is_nearly_certain_still_has_a_gradient() -> None:
+    """As the difference of two probabilities it would be none."""
+    linear = nn.Linear(1, 2, bias=False).requires_grad_(False)
+    linear.weight.copy_(torch.tensor([[30.0], [0.0]]))
+    hidden = torch.ones(1, 1, requires_grad=True)
+    loss = cross_entropies(hidden, linear, torch.tensor([0]))
+    (gradient,) = torch.autograd.grad(loss.sum(), hidden)
+    assert loss.item() == pytest.approx(math.exp(-30), rel=1e-5)
+    assert gradient.item() == pytest.approx(-30 * math.exp(-30), rel=1e-5)
 
 
 def test_a_second_backward_is_refused() -> None:
@@ -311,7 +338,7 @@ def test_training_is_lean(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     assert '"event": "lean loss"' in capsys.readouterr().out
 
 
-def test_memory_is_that_of_one_chunk() -> None:
+def test_memory_is_that_of_one_tile() -> None:
     """1,024 positions of 152k tokens; as many logits take 622 MB, and the usual way several times that."""
     found = subprocess.run(
         [sys.executable, "-m", "tests.bench.bench_loss", "lean", "151936", "32", "0", "1024"],

@@ -1,16 +1,29 @@
-"""Cross entropy without ever holding all logits: a few positions at a time, gradients included."""
+"""Cross entropy without ever holding all logits: a tile of them at a time, gradients included.
 
+A tile is some positions by some tokens. With l the logits of a position and t its target,
+
+    loss = log(1 + sum of exp(l[v] - l[t]) over v != t),
+
+so that the tokens can be gone through a block at a time, as FlashAttention goes through keys: the sum is kept relative
+to the highest logit so far, and scaled down when a higher one comes. With p the probability that the model misses the
+target, the gradient by l[t] is -p, and by any other l[v] it is p times the share of exp(l[v]) in the sum. The share
+is known when all blocks have been seen: p and the sum are left out until then.
+"""
+
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
+from torch.nn.functional import linear, softplus
 
-CHUNK_BYTES = 160 * 2**20
-"""For the logits of one chunk and what is worked out from them. Smaller ones would read the head more often."""
+TILE_BYTES = 160 * 2**20
+"""For the logits of one tile and what is worked out from them."""
+TILE_POSITIONS = 4096
+"""At most. A product with few positions takes longer for each: at 276 of them a sixth (docs/benchmarks/loss.md)."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +54,9 @@ STRAIGHT = Curve()
 def cross_entropies(hidden: Tensor, head: nn.Linear, targets: Tensor, curve: Curve = STRAIGHT) -> Tensor:
     """Cross entropy of each position, in nats and float32.
 
-    The gradients are worked out with the loss, chunk by chunk: with a frozen head that takes two products with it
-    (the logits and the gradient of `hidden`), and what stays in memory is as large as `hidden`. Without gradients
-    nothing of them is computed.
+    The gradients are worked out with the loss, tile by tile: with a frozen head that takes two products with it (the
+    logits and the gradient of `hidden`), and what stays in memory is as large as `hidden` in float32. Without
+    gradients nothing of them is computed.
 
     Args:
         hidden: What goes into the head, positions x hidden size, in the head's dtype or under autocast.
@@ -62,13 +75,20 @@ def cross_entropies(hidden: Tensor, head: nn.Linear, targets: Tensor, curve: Cur
         inputs = hidden.to(dtype), head.weight.to(dtype), None if bias is None else bias.to(dtype)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in inputs):
         return _CrossEntropies.apply(*inputs, targets, curve)  # type: ignore[no-any-return]
-    return _chunk_by_chunk(*inputs, targets, curve, (False, False, False))[0]
+    hidden, weight, bias = inputs
+    return _tile_by_tile(hidden, _Head(weight, bias, curve), targets, _Gradients())
 
 
 class _CrossEntropies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, curve: Curve) -> Tensor:
-        losses, *gradients = _chunk_by_chunk(hidden, weight, bias, targets, curve, ctx.needs_input_grad[:3])
+        gradients = _Gradients(
+            *(
+                torch.zeros_like(each, dtype=torch.float32) if each is not None and wanted else None
+                for each, wanted in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+            )
+        )
+        losses = _tile_by_tile(hidden, _Head(weight, bias, curve), targets, gradients)
         ctx.save_for_backward(*gradients)
         ctx.dtype = weight.dtype
         return losses
@@ -86,72 +106,135 @@ class _CrossEntropies(torch.autograd.Function):
         return *found, None, None
 
 
-def _chunk_by_chunk(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    curve: Curve,
-    wanted: tuple[bool, bool, bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The losses, and the gradients of their sum by each of the first three that is wanted: by weight and bias in
-    float32."""
+class _Head(NamedTuple):
+    weight: Tensor
+    bias: Tensor | None
+    curve: Curve
+
+
+class _Gradients(NamedTuple):
+    """Of the sum of the losses, in float32; None where none is wanted."""
+
+    by_hidden: Tensor | None = None
+    by_weight: Tensor | None = None
+    by_bias: Tensor | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Any of them."""
+        return self.by_hidden is not None or self.by_head
+
+    @property
+    def by_head(self) -> bool:
+        """Whether the head is trained."""
+        return self.by_weight is not None or self.by_bias is not None
+
+
+def _tile_by_tile(hidden: Tensor, head: _Head, targets: Tensor, gradients: _Gradients) -> Tensor:
+    """The losses. Gradients are written (by hidden) or added to (by weight and bias)."""
     losses = hidden.new_empty(len(hidden), dtype=torch.float32)
-    by_hidden = torch.empty_like(hidden) if wanted[0] else None
-    by_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
-    by_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted[2] and bias is not None else None
-    for chunk in _chunks(len(hidden), weight, curve):
-        gradients = None if by_hidden is None else by_hidden[chunk], by_weight, by_bias
-        losses[chunk] = _chunk_losses(hidden[chunk], weight, bias, targets[chunk], curve, gradients)
-    return losses, by_hidden, by_weight, by_bias
-
-
-def _chunk_losses(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    curve: Curve,
-    gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> Tensor:
-    """The loss of each position of a chunk. What is wanted of the gradients is written (by hidden) or added to.
-
-    A function of its own, so that all of a chunk is gone before the next one is begun.
-    """
-    by_hidden, by_weight, by_bias = gradients
-    wanted = any(each is not None for each in gradients)
-    logits = curve.bend_(linear(hidden, weight, bias).float())
-    slope = curve.slope(logits) if wanted else None
-    at_target, most = logits.gather(1, targets.unsqueeze(1)), logits.amax(dim=1, keepdim=True)
-    powers = logits.sub_(most).exp_()
-    total = powers.sum(dim=1, keepdim=True)
-    losses = (total.log() + most - at_target).squeeze(1)
-    if not wanted:
-        return losses
-    by_output = powers.div_(total)  # the probabilities, which less one at the target are the gradient
-    by_output[torch.arange(len(targets), device=targets.device), targets] -= 1
-    if slope is not None:
-        by_output.mul_(slope)
-    if by_bias is not None:
-        by_bias += by_output.sum(dim=0)
-    rounded = by_output.to(weight.dtype)
-    if by_hidden is not None:
-        torch.mm(rounded, weight, out=by_hidden)
-    if by_weight is not None:
-        _add_product_(by_weight, rounded.t(), hidden)
+    positions, tokens = _tile(len(hidden), head, gradients)
+    for rows in _slices(len(hidden), positions):
+        by_hidden = None if gradients.by_hidden is None else gradients.by_hidden[rows]
+        chunk = _Chunk(hidden[rows], head, targets[rows], gradients._replace(by_hidden=by_hidden))
+        for block in _slices(len(head.weight), tokens):
+            chunk.see(block)
+        losses[rows] = chunk.losses()
     return losses
 
 
-def _chunks(positions: int, weight: Tensor, curve: Curve) -> Iterator[slice]:
-    """As many positions at once as have room: float32 logits, their slope if they are capped, and a rounded copy."""
-    each = 4 + (0 if curve.cap is None else 4) + (0 if weight.dtype == torch.float32 else weight.itemsize)
-    size = max(1, CHUNK_BYTES // (each * len(weight)))
-    return (slice(start, start + size) for start in range(0, positions, size))
+def _tile(count: int, head: _Head, gradients: _Gradients) -> tuple[int, int]:
+    """How many positions by how many tokens have room: float32 logits, their slope if they are capped, a rounded copy.
+
+    A trained head's gradients are sums over positions, each at its rate, which is known once all its tokens are seen:
+    there a tile is as wide as the vocabulary. The other way round would take a third product.
+    """
+    narrow = head.weight.dtype != torch.float32
+    each = 4 + (0 if head.curve.cap is None else 4) + (head.weight.itemsize if narrow else 0)
+    room, vocabulary = TILE_BYTES // each, len(head.weight)
+    if gradients.by_head:
+        return max(1, room // vocabulary), vocabulary
+    positions = max(1, min(count, TILE_POSITIONS))
+    return positions, max(2, room // positions)
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, length, size))
+
+
+class _Chunk:
+    """Some positions on their way through the vocabulary.
+
+    What it keeps is positions x 1, in float32: the logit `at_target` and, of the other tokens seen so far, the highest
+    logit (`most`) and the sum of exp(logit - most) (`total`).
+    """
+
+    def __init__(self, hidden: Tensor, head: _Head, targets: Tensor, gradients: _Gradients) -> None:
+        self.hidden, self.head, self.targets, self.gradients = hidden, head, targets, gradients
+        self.most = hidden.new_full((len(hidden), 1), -math.inf, dtype=torch.float32)
+        self.at_target, self.total = torch.zeros_like(self.most), torch.zeros_like(self.most)
+
+    def see(self, block: slice) -> None:
+        """Add what a block of tokens comes to. Its logits are gone when this returns, before there are others."""
+        weight, bias, curve = self.head
+        by_hidden, by_weight, by_bias = self.gradients
+        weight = weight[block]
+        logits = curve.bend_(linear(self.hidden, weight, None if bias is None else bias[block]).float())
+        slope = curve.slope(logits) if self.gradients.wanted else None
+        self._take_targets(logits, block.start)
+        most = torch.maximum(self.most, logits.amax(dim=1, keepdim=True))
+        kept = (self.most - most).exp_()
+        powers = logits.sub_(most).exp_()
+        self.most, self.total = most, self.total.mul_(kept).add_(powers.sum(dim=1, keepdim=True))
+        if slope is not None:
+            powers.mul_(slope)
+        if by_hidden is not None:
+            _add_product_(by_hidden.mul_(kept), powers, weight)
+        if by_weight is not None:  # all tokens are in this block, and the rate is final
+            _add_product_(by_weight, powers.t(), (self.hidden * self._rate()).to(weight.dtype))
+        if by_bias is not None:
+            by_bias.add_((powers.t() @ self._rate()).squeeze(1))
+
+    def _take_targets(self, logits: Tensor, first: int) -> None:
+        """Keep the logits of those targets that are among a block's, and let them count for nothing there."""
+        place = (self.targets - first).unsqueeze(1)
+        here = (place >= 0) & (place < logits.shape[1])
+        place = place.clamp_(0, logits.shape[1] - 1)
+        found = logits.gather(1, place)
+        self.at_target = torch.where(here, found, self.at_target)
+        logits.scatter_(1, place, found.masked_fill_(here, -math.inf))
+
+    def losses(self) -> Tensor:
+        """Once all of the vocabulary has been seen; the gradients are whole then."""
+        weight, _, curve = self.head
+        by_hidden, by_weight, by_bias = self.gradients
+        if self.gradients.wanted:
+            slope = curve.slope(self.at_target)
+            by_target = self._missed().neg_().mul_(1 if slope is None else slope)
+            if by_hidden is not None:
+                by_hidden.mul_(self._rate()).addcmul_(weight[self.targets], by_target)
+            if by_weight is not None:
+                by_weight.index_add_(0, self.targets, self.hidden * by_target)
+            if by_bias is not None:
+                by_bias.index_add_(0, self.targets, by_target.squeeze(1))
+        return softplus(self._behind()).squeeze(1)
+
+    def _behind(self) -> Tensor:
+        """By how much the target's logit is less than what all others come to."""
+        return self.total.log().add_(self.most).sub_(self.at_target)
+
+    def _missed(self) -> Tensor:
+        """The probability of all tokens but the target."""
+        return self._behind().sigmoid_()
+
+    def _rate(self) -> Tensor:
+        """The gradient by any other token's logit is this times its part of the total."""
+        return self._missed().div_(self.total)
 
 
 def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a product to a sum in float32. Rounding each chunk's product to bfloat16 first would add up."""
-    if left.is_cuda and left.dtype != total.dtype:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    """Add to a sum in float32 a product in the head's dtype, at that one's speed: each is rounded, their sum isn't."""
+    if right.dtype == total.dtype:
+        total.addmm_(left, right)
     else:
-        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+        total.add_(left.to(right.dtype) @ right)
