@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sluice_api.reasons import Reason
@@ -137,20 +137,51 @@ def test_it_is_as_near_to_the_truth_as_full_logits_are(
         assert far(ours, true) < 1.5 * far(theirs, true) + 1e-6
 
 
-@pytest.mark.parametrize("grad", [torch.inference_mode, torch.enable_grad], ids=["inference", "training"])
-def test_without_gradients_no_product_is_made_for_them(grad: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "_add_product_", products := Mock(wraps=losses._add_product_))
-    linear = nn.Linear(HIDDEN, VOCABULARY).requires_grad_(False)
-    hidden, targets = torch.randn(7, HIDDEN, requires_grad=True), torch.arange(7)
-    with grad():
+@pytest.mark.parametrize(
+    ("grad", "trained", "products"),
+    [(torch.inference_mode, False, 1), (torch.enable_grad, False, 2), (torch.enable_grad, True, 3)],
+    ids=["inference", "frozen", "trained"],
+)
+def test_no_product_is_made_twice_or_in_vain(grad: Any, trained: bool, products: int) -> None:
+    linear = nn.Linear(HIDDEN, VOCABULARY, bias=False).requires_grad_(trained)
+    hidden, targets = torch.randn(POSITIONS, HIDDEN, requires_grad=True), torch.arange(POSITIONS)
+    in_place = {torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * math.prod(left) * right[1]}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter, grad():
         loss = cross_entropies(hidden, linear, targets).sum()
-    assert (products.call_count, loss.requires_grad) == ((0, False) if grad is torch.inference_mode else (1, True))
+    assert loss.requires_grad == (products > 1)
+    assert counter.get_total_flops() == products * 2 * POSITIONS * VOCABULARY * HIDDEN
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+def test_under_autocast(trained: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(HIDDEN, VOCABULARY).requires_grad_(trained)
+    hidden, targets = torch.randn(POSITIONS, HIDDEN, requires_grad=True), torch.arange(POSITIONS)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = cross_entropies(hidden, linear, targets).sum()
+    loss.backward()
+    exact = cross_entropy(linear(hidden), targets, reduction="sum")
+    truth = torch.autograd.grad(exact, [hidden, *(linear.parameters() if trained else ())])
+    torch.testing.assert_close(loss, exact, rtol=1e-3, atol=0)
+    for found, true in zip([hidden.grad, *(linear.weight.grad, linear.bias.grad) * trained], truth, strict=True):
+        assert found is not None
+        assert found.dtype == torch.float32
+        assert far(found, true) < 1e-2
+
+
+@pytest.mark.parametrize("target", [-100, -1, VOCABULARY])
+def test_a_target_outside_the_vocabulary_has_no_loss(target: int) -> None:
+    """A number would be believed."""
+    with torch.inference_mode():
+        (loss,) = cross_entropies(torch.randn(1, HIDDEN), nn.Linear(HIDDEN, VOCABULARY), torch.tensor([target]))
+    assert loss.isnan()
 
 
 @pytest.mark.parametrize("rising", [True, False], ids=["rising", "falling"])
 def test_logits_far_apart(rising: bool) -> None:
-    """exp() of their differences is no float32, and the highest so far is another one in each block of tokens."""
-    logits = torch.linspace(-400, 400, VOCABULARY) * (1 if rising else -1)
+    """exp() of them or of their differences is no float32, and each block of tokens may have the highest so far."""
+    logits = torch.linspace(-900, -100, VOCABULARY)
+    logits = logits if rising else logits.flip(0)
     linear = nn.Linear(1, VOCABULARY, bias=False).requires_grad_(False)
     linear.weight.copy_(logits.unsqueeze(1))
     hidden = torch.ones(VOCABULARY, 1, requires_grad=True)

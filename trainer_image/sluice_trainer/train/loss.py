@@ -41,10 +41,10 @@ class Curve:
             output.mul_(self.scale)
         return output if self.cap is None else output.div_(self.cap).tanh_().mul_(self.cap)
 
-    def slope(self, logits: Tensor) -> Tensor | None:
+    def slope(self, logits: Tensor) -> Tensor | float | None:
         """How much each logit changes with the head's output; None where that is 1."""
         if self.cap is None:
-            return None if self.scale == 1 else logits.new_tensor(self.scale)
+            return None if self.scale == 1 else self.scale
         return logits.div(self.cap).square_().neg_().add_(1).mul_(self.scale)
 
 
@@ -61,7 +61,7 @@ def cross_entropies(hidden: Tensor, head: nn.Linear, targets: Tensor, curve: Cur
     Args:
         hidden: What goes into the head, positions x hidden size, in the head's dtype or under autocast.
         head: May be frozen or trained, with or without a bias.
-        targets: int64, one for each position.
+        targets: int64, one for each position. The loss of one that is not in the vocabulary is NaN.
         curve: What the model does to the head's output.
 
     Raises:
@@ -97,11 +97,11 @@ class _CrossEntropies(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, by_losses: Tensor) -> tuple[Tensor | None, ...]:
         by_hidden, by_weight, by_bias = ctx.saved_tensors
-        if (by_weight is not None or by_bias is not None) and not (by_losses == by_losses[0]).all():
+        if (by_weight is not None or by_bias is not None) and not (by_losses == by_losses[:1]).all():
             raise ValueError("the head is trained, so all positions must weigh the same")
         # In place, as a trained head's gradient is large; a second backward through the same loss is an error of
         # torch's, which sees that what was saved has changed.
-        scaled = [(by_hidden, by_losses.unsqueeze(1)), (by_weight, by_losses[0]), (by_bias, by_losses[0])]
+        scaled = [(by_hidden, by_losses.unsqueeze(1)), (by_weight, by_losses[:1]), (by_bias, by_losses[:1])]
         found = (None if each is None else each.mul_(weight).to(ctx.dtype) for each, weight in scaled)
         return *found, None, None
 
@@ -113,7 +113,7 @@ class _Head(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """Of the sum of the losses, in float32; None where none is wanted."""
+    """Of the sum of the losses, in float32; None where none is wanted. Zeros at first, they are added to."""
 
     by_hidden: Tensor | None = None
     by_weight: Tensor | None = None
@@ -131,7 +131,7 @@ class _Gradients(NamedTuple):
 
 
 def _tile_by_tile(hidden: Tensor, head: _Head, targets: Tensor, gradients: _Gradients) -> Tensor:
-    """The losses. Gradients are written (by hidden) or added to (by weight and bias)."""
+    """The losses; the gradients are worked out on the way."""
     losses = hidden.new_empty(len(hidden), dtype=torch.float32)
     positions, tokens = _tile(len(hidden), head, gradients)
     for rows in _slices(len(hidden), positions):
@@ -139,7 +139,7 @@ def _tile_by_tile(hidden: Tensor, head: _Head, targets: Tensor, gradients: _Grad
         chunk = _Chunk(hidden[rows], head, targets[rows], gradients._replace(by_hidden=by_hidden))
         for block in _slices(len(head.weight), tokens):
             chunk.see(block)
-        losses[rows] = chunk.losses()
+        losses[rows] = chunk.finish()
     return losses
 
 
@@ -154,8 +154,9 @@ def _tile(count: int, head: _Head, gradients: _Gradients) -> tuple[int, int]:
     room, vocabulary = TILE_BYTES // each, len(head.weight)
     if gradients.by_head:
         return max(1, room // vocabulary), vocabulary
-    positions = max(1, min(count, TILE_POSITIONS))
-    return positions, max(2, room // positions)
+    chunks = max(1, math.ceil(count / TILE_POSITIONS))
+    positions = max(1, math.ceil(count / chunks))
+    return positions, max(1, room // positions)
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:
@@ -171,8 +172,9 @@ class _Chunk:
 
     def __init__(self, hidden: Tensor, head: _Head, targets: Tensor, gradients: _Gradients) -> None:
         self.hidden, self.head, self.targets, self.gradients = hidden, head, targets, gradients
-        self.most = hidden.new_full((len(hidden), 1), -math.inf, dtype=torch.float32)
-        self.at_target, self.total = torch.zeros_like(self.most), torch.zeros_like(self.most)
+        self.total = hidden.new_zeros((len(hidden), 1), dtype=torch.float32)
+        self.most = torch.full_like(self.total, torch.finfo(torch.float32).min)
+        self.at_target = torch.full_like(self.total, math.nan)
 
     def see(self, block: slice) -> None:
         """Add what a block of tokens comes to. Its logits are gone when this returns, before there are others."""
@@ -189,11 +191,16 @@ class _Chunk:
         if slope is not None:
             powers.mul_(slope)
         if by_hidden is not None:
-            _add_product_(by_hidden.mul_(kept), powers, weight)
-        if by_weight is not None:  # all tokens are in this block, and the rate is final
-            _add_product_(by_weight, powers.t(), (self.hidden * self._rate()).to(weight.dtype))
+            by_hidden.mul_(kept)
+            if weight.dtype == by_hidden.dtype:
+                by_hidden.addmm_(powers, weight)  # needs no room for the product
+            else:
+                by_hidden.add_(powers.to(weight.dtype) @ weight)
+        # If the head is trained, all tokens are in this block: the rate is final.
+        if by_weight is not None:
+            _add_product_(by_weight, powers.t(), self.hidden * self._rate(), weight.dtype)
         if by_bias is not None:
-            by_bias.add_((powers.t() @ self._rate()).squeeze(1))
+            by_bias.addmv_(powers.t(), self._rate().squeeze(1))
 
     def _take_targets(self, logits: Tensor, first: int) -> None:
         """Keep the logits of those targets that are among a block's, and let them count for nothing there."""
@@ -204,8 +211,8 @@ class _Chunk:
         self.at_target = torch.where(here, found, self.at_target)
         logits.scatter_(1, place, found.masked_fill_(here, -math.inf))
 
-    def losses(self) -> Tensor:
-        """Once all of the vocabulary has been seen; the gradients are whole then."""
+    def finish(self) -> Tensor:
+        """The losses, when all of the vocabulary has been seen. The gradients get what they still lack."""
         weight, _, curve = self.head
         by_hidden, by_weight, by_bias = self.gradients
         if self.gradients.wanted:
@@ -232,9 +239,12 @@ class _Chunk:
         return self._missed().div_(self.total)
 
 
-def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add to a sum in float32 a product in the head's dtype, at that one's speed: each is rounded, their sum isn't."""
-    if right.dtype == total.dtype:
-        total.addmm_(left, right)
+def _add_product_(total: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
+    """Add a product to a sum that is as large as the head, in float32, without another copy of it.
+
+    A GPU makes the product of numbers in the head's dtype; a CPU in float32, faster than it could add a rounded one.
+    """
+    if total.is_cuda and dtype != total.dtype:
+        torch.addmm(total, left.to(dtype), right.to(dtype), out_dtype=total.dtype, out=total)
     else:
-        total.add_(left.to(right.dtype) @ right)
+        total.addmm_(left, right)
