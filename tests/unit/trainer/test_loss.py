@@ -169,6 +169,15 @@ def test_under_autocast(trained: bool) -> None:
         assert far(found, true) < 1e-2
 
 
+@pytest.mark.parametrize("token", [1, 299])
+def test_an_infinite_logit_is_no_loss(token: int) -> None:
+    """Neither where it is the target's, nor where it is another token's."""
+    linear = nn.Linear(1, VOCABULARY, bias=False).requires_grad_(False)
+    linear.weight[token] = math.inf
+    losses = cross_entropies(torch.ones(VOCABULARY, 1, requires_grad=True), linear, torch.arange(VOCABULARY))
+    assert losses.isnan().all()
+
+
 @pytest.mark.parametrize("target", [-100, -1, VOCABULARY])
 def test_a_target_outside_the_vocabulary_has_no_loss(target: int) -> None:
     """A number would be believed."""

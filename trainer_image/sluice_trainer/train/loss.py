@@ -224,7 +224,9 @@ class _Chunk:
                 by_weight.index_add_(0, self.targets, self.hidden * by_target)
             if by_bias is not None:
                 by_bias.index_add_(0, self.targets, by_target.squeeze(1))
-        return softplus(self._behind()).squeeze(1)
+        losses = softplus(self._behind())
+        # An infinite logit is an error, as it is to full logits, and no target that is as good as certain.
+        return losses.masked_fill_(self.at_target == math.inf, math.nan).squeeze(1)
 
     def _behind(self) -> Tensor:
         """By how much the target's logit is less than what all others come to."""
