@@ -147,7 +147,7 @@ def _tile(count: int, head: _Head, gradients: _Gradients) -> tuple[int, int]:
     """How many positions by how many tokens have room: float32 logits, their slope if they are capped, a rounded copy.
 
     A trained head's gradients are sums over positions, each at its rate, which is known once all its tokens are seen:
-    there a tile is as wide as the vocabulary. The other way round would take a third product.
+    there a tile is as wide as the vocabulary. In blocks of it, the logits would be made twice.
     """
     narrow = head.weight.dtype != torch.float32
     each = 4 + (0 if head.curve.cap is None else 4) + (head.weight.itemsize if narrow else 0)
