@@ -137,14 +137,10 @@ def print_products(largest: Setting) -> None:
     """The second table."""
     torch.set_num_threads(THREADS)
     sys.stdout.write(f"\n{'positions':>9} x {'tokens':<8}{'logits GF/s':>12}{'gradient GF/s':>15}\n")
-    for positions in (276, 1_024, largest.positions):
-        tokens = min(largest.vocabulary, TILE_BYTES // 4 // positions)
+    tiles = [(positions, min(largest.vocabulary, TILE_BYTES // 4 // positions)) for positions in (276, 1_024, 4_096)]
+    for positions, tokens in (*tiles, (largest.positions, largest.vocabulary)):
         logits, gradient = product_speeds(positions, tokens, largest.hidden)
         sys.stdout.write(f"{positions:>9,} x {tokens:<8,}{logits:>12.0f}{gradient:>15.0f}\n")
-    everything = product_speeds(largest.positions, largest.vocabulary, largest.hidden)
-    sys.stdout.write(
-        f"{largest.positions:>9,} x {largest.vocabulary:<8,}{everything[0]:>12.0f}{everything[1]:>15.0f}\n"
-    )
 
 
 def main() -> None:

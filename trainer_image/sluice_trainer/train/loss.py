@@ -23,7 +23,7 @@ from torch.nn.functional import linear, softplus
 TILE_BYTES = 160 * 2**20
 """For the logits of one tile and what is worked out from them."""
 TILE_POSITIONS = 4096
-"""At most. A product with few positions takes longer for each: at 276 of them a sixth (docs/benchmarks/loss.md)."""
+"""At most. A product with few positions takes longer for each: at 276 of them a fifth (docs/benchmarks/loss.md)."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,13 @@ class _CrossEntropies(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_losses: Tensor) -> tuple[Tensor | None, ...]:
-        by_hidden, by_weight, by_bias = ctx.saved_tensors
-        if (by_weight is not None or by_bias is not None) and not (by_losses == by_losses[:1]).all():
+        gradients = _Gradients(*ctx.saved_tensors)
+        if gradients.by_head and not (by_losses == by_losses[:1]).all():
             raise ValueError("the head is trained, so all positions must weigh the same")
         # In place, as a trained head's gradient is large; a second backward through the same loss is an error of
         # torch's, which sees that what was saved has changed.
-        scaled = [(by_hidden, by_losses.unsqueeze(1)), (by_weight, by_losses[:1]), (by_bias, by_losses[:1])]
+        weights = by_losses.unsqueeze(1), by_losses[:1], by_losses[:1]
+        scaled = zip(gradients, weights, strict=True)
         found = (None if each is None else each.mul_(weight).to(ctx.dtype) for each, weight in scaled)
         return *found, None, None
 
