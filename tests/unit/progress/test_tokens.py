@@ -193,9 +193,11 @@ async def test_guessing_does_not_reach_the_api_server(clock: Clock) -> None:
 
 async def test_many_good_tokens_of_one_address_are_no_guesses(clock: Clock) -> None:
     """A mesh or a NAT may put a whole node's pods behind one address."""
-    asked = TokenReviews(ApiServer(status()), clock)
+    server = ApiServer(status())
+    asked = TokenReviews(server, clock)
     for pod in range(5 * GUESSES_AT_ONCE):
         await asked.pod_of(f"Bearer {token(pod=pod)}", "10.0.0.1")
+    assert server.asked == 5 * GUESSES_AT_ONCE
 
 
 async def test_an_api_server_that_does_not_answer_refuses_nobody_for_good(clock: Clock) -> None:

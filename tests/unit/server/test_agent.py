@@ -235,8 +235,10 @@ async def test_an_error_in_the_watch_is_followed_by_a_list(slot: SlotUnderTest) 
     await slot.publish("tone", "one")
     await slot.until("tone", "Loaded")
     del slot.api.objects["adapters", "tone"]  # An event that never comes.
+    lists = slot.api.lists
     await slot.api.fail_watches()
     await eventually(lambda: not slot.vllm.adapters)
+    assert slot.api.lists > lists
 
 
 async def test_metrics_say_what_the_report_says(slot: SlotUnderTest) -> None:

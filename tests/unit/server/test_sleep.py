@@ -168,6 +168,7 @@ async def test_an_adapter_that_answers_otherwise_is_noticed_too(slot: SlotUnderT
     slot.vllm.sleep.spoiled.add(version)
     await slot.say("Starting")
     await asyncio.wait_for(slot.ended.wait(), 10)
+    assert not await slot.ready()
 
 
 async def test_a_vllm_that_restarts_during_a_loan_waits_for_its_end(sleeper: SlotUnderTest) -> None:
@@ -256,6 +257,7 @@ async def test_one_that_sleeps_and_nobody_knows_what_it_answered_is_ended(slot: 
     (slot.place.scratch / "canaries.json").unlink()
     await slot.say("Starting")
     await asyncio.wait_for(slot.ended.wait(), 10)
+    assert not await slot.ready()
 
 
 async def test_what_was_published_meanwhile_is_there_before_it_is_ready(slot: SlotUnderTest) -> None:
