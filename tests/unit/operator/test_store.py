@@ -279,7 +279,7 @@ def rebuilt(world: World) -> dict[str, Any]:
     return maps(fresh.world())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(changes=CHANGES, seed=st.integers(0, 10_000), repeats=st.integers(1, 2), lists=st.integers(0, 4))
 def test_all_events_in_any_order_among_lists_of_any_age_end_in_the_truth(
     changes: list[tuple[str, str, str, int]], seed: int, repeats: int, lists: int
@@ -300,7 +300,7 @@ def test_all_events_in_any_order_among_lists_of_any_age_end_in_the_truth(
     assert dict(store.world().pods) == server.truth()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(changes=CHANGES, seed=st.integers(0, 10_000))
 def test_whatever_was_missed_a_list_of_now_ends_in_the_truth(
     changes: list[tuple[str, str, str, int]], seed: int

@@ -3,8 +3,8 @@
 import os
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Search
+from hypothesis import settings
 
 from tests.unit.plan.stories import Lending
 
@@ -17,8 +17,6 @@ def stories(examples: int) -> settings:
     return settings(
         max_examples=examples,
         stateful_step_count=STEPS,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
         phases=(Search.explicit, Search.reuse, Search.generate),  # shrinking a long story takes longer than reading it
     )
 

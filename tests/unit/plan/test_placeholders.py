@@ -105,7 +105,7 @@ def one_or_all(step: str) -> tuple[str, ...]:
     return ROUND if step == "everybody" else (step,)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.integers(0, 60), st.lists(st.sampled_from([*sorted(STEPS), *["everybody"] * 15]).map(one_or_all), max_size=60)
 )
