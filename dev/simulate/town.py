@@ -89,7 +89,7 @@ class Town:
             resource_version=version,
             created=created,
             labels={"kubernetes.io/hostname": name, **(labels or {})},
-            allocatable={GPU: gpus, "cpu": 32000, "memory": memory},
+            allocatable={GPU: gpus, "cpu": 32000, "memory": memory, "ephemeral-storage": 1 << 40},
             **changes,
         )
         self.nodes.append(node)

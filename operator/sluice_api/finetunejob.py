@@ -8,7 +8,8 @@ from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.conditions import Condition
 from sluice_api.meta import DEFAULT_POOL
-from sluice_api.model import Model, Name, Quantity, Remedy, Seconds
+from sluice_api.model import Disk, Model, Name, Quantity, Remedy, Seconds, SecretName
+from sluice_api.pods import DEFAULT_DISK
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.scheduling import Retry, Scheduling
 from sluice_api.sources import DatasetUri, ModelUri, VolumeUri
@@ -90,6 +91,12 @@ class JobResources(Model):
     )
     memory: Quantity = Field("8Gi", description="Memory request and limit of each training pod.")
     cpu: Quantity = Field("1", description="CPU request of each training pod; it has no limit.")
+    ephemeral_storage: Disk = Field(
+        DEFAULT_DISK,
+        description="Most that each pod of the job may write to its node's disk: a model or a dataset from the "
+        "hub, temporary files, logs. One that "
+        "writes more is evicted by the kubelet. 1Gi of it is requested.",
+    )
 
     @property
     def all_gpus(self) -> int:
@@ -175,6 +182,12 @@ class FineTuneJobSpec(Model):
     )
     suspend: bool = Field(
         False, description="True stops the job: a running one saves a checkpoint and gives its GPUs back."
+    )
+    image_pull_secrets: tuple[SecretName, ...] = Field(
+        (),
+        max_length=16,
+        description="Secrets of this namespace with which the job's pods pull their image. Empty: those of the chart "
+        "(images.workloadPullSecrets). May be changed: pods that are made later have them.",
     )
     managed_by: Annotated[str, StringConstraints(max_length=253)] | None = Field(
         None,

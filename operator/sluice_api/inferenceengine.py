@@ -8,7 +8,8 @@ from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.conditions import Condition
 from sluice_api.meta import DEFAULT_POOL
-from sluice_api.model import Decimal, Model, Name, Quantity
+from sluice_api.model import Decimal, Disk, Model, Name, Quantity, SecretName
+from sluice_api.pods import DEFAULT_DISK
 from sluice_api.resource import Column, Kind, Resource, Rule, rules
 from sluice_api.selectors import NamespaceSelector
 from sluice_api.sources import ModelUri
@@ -56,6 +57,12 @@ class EngineResources(Model):
     pool: Name = Field(DEFAULT_POOL, description="The GPUPool that they come from.")
     memory: Quantity = Field("16Gi", description="Memory request and limit of one replica's vLLM.")
     cpu: Quantity = Field("1", description="CPU request of one replica's vLLM; it has no limit.")
+    ephemeral_storage: Disk = Field(
+        DEFAULT_DISK,
+        description="Most that one replica may write to its node's disk: a model from the hub, copies of "
+        "adapters, compiled code, logs. One that "
+        "writes more is evicted by the kubelet. 1Gi of it is requested.",
+    )
 
 
 class EngineLora(Model):
@@ -176,6 +183,12 @@ class InferenceEngineSpec(Model):
     resources: EngineResources = Field(default_factory=EngineResources, description="What one replica needs.")
     lora: EngineLora | None = Field(None, description="Adapters that may be loaded. Absent: none.")
     serving: Serving = Field(default_factory=Serving, description="vLLM's own settings.")
+    image_pull_secrets: tuple[SecretName, ...] = Field(
+        (),
+        max_length=16,
+        description="Secrets of this namespace with which replicas pull their image. Empty: those of the chart "
+        "(images.workloadPullSecrets). A change restarts the replicas, one at a time.",
+    )
     preemption: Preemption = Field(
         default_factory=Preemption, description="What the engine lends, to whom, down to which floor."
     )

@@ -48,6 +48,19 @@ Quantity = Annotated[
 ]
 """A Kubernetes quantity, such as 8Gi or 500m."""
 
+Disk = Annotated[
+    str,
+    StringConstraints(pattern=r"^[1-9][0-9]{0,4}(Gi|Ti)$", max_length=7),
+    Remedy("write a whole number of Gi or Ti, such as 50Gi or 2Ti"),
+]
+"""An amount of a node's disk: at least 1Gi, which is what pods request."""
+
+SecretName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253),
+    Remedy("write the name of a Secret in this namespace, such as registry"),
+]
+
 Decimal = Annotated[
     str,
     StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(e-?[0-9]+)?$", max_length=24),

@@ -38,6 +38,12 @@ TERMINATION_FILE = "/dev/termination-log"
 SCRATCH = "/scratch"
 """A pod's own disk, empty at its start; TMPDIR and HOME point here. The root filesystem is read-only."""
 
+DEFAULT_DISK = "50Gi"
+"""How much of its node's disk a pod may fill, unless its spec says otherwise."""
+
+DISK_REQUEST = "1Gi"
+"""What it is sure to have of it. Less than the limit: a pod that needs little must fit a node with little."""
+
 SHARED = "/run/sluice"
 """Engine pods: memory shared by agent and vLLM; the agent writes its secret here before vLLM starts."""
 

@@ -20,6 +20,8 @@ class Settings:
     trainer_image: str
     server_image: str
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    """Secrets with which pods of jobs and engines pull their images, unless their spec names others."""
     device: Literal["cuda", "cpu"] = "cuda"
     """Which vLLM the server image has."""
     watch_namespaces: tuple[str, ...] = ()
@@ -55,7 +57,7 @@ class Settings:
                 continue
             if field.type is int:
                 values[field.name] = int(text)
-            elif field.name == "watch_namespaces":
+            elif field.type == tuple[str, ...]:
                 values[field.name] = tuple(part for part in text.split(",") if part)
             else:
                 values[field.name] = text

@@ -22,7 +22,8 @@ class Nodes:
         metadata = {"name": name, "labels": {"kubernetes.io/hostname": name, **labels}}
         await self._kube.call("POST", "/api/v1/nodes", {"metadata": metadata})
         self._names.append(name)
-        amounts = {"cpu": cpu, "memory": memory, "pods": "110", "nvidia.com/gpu": str(gpus)}
+        amounts = {"cpu": cpu, "memory": memory, "ephemeral-storage": "1Ti", "pods": "110"}
+        amounts["nvidia.com/gpu"] = str(gpus)
         ready = {"type": "Ready", "status": "True", "reason": "Test", "lastTransitionTime": _now()}
         status = {"capacity": amounts, "allocatable": amounts, "conditions": [ready]}
         await self._kube.call("PATCH", f"/api/v1/nodes/{name}/status", {"status": status}, MERGE_PATCH)

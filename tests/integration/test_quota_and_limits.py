@@ -14,6 +14,7 @@ from tests.integration.progress_scene import Kube
 pytestmark = pytest.mark.integration
 
 Body = dict[str, Any]
+POLICIES = "/apis/admissionregistration.k8s.io/v1"
 
 
 @pytest_asyncio.fixture
@@ -84,23 +85,55 @@ async def test_a_limit_range_that_refuses_the_training_pod_is_quoted(
     await serving.running("tone")
 
 
-async def test_what_a_limit_range_adds_to_the_training_pod_must_fit_the_node_too(
+async def ask_for_more_disk(kube: Kube, namespace: str) -> None:
+    """Have the API server let every Job's pod of a namespace ask for 8Gi of disk, and return when it does."""
+    to_pods = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    where = {"kubernetes.io/metadata.name": namespace}
+    of_jobs = {"matchExpressions": [{"key": "batch.kubernetes.io/job-name", "operator": "Exists"}]}
+    place = "/spec/containers/0/resources/requests/ephemeral-storage"
+    patch = f'[JSONPatch{{op: "add", path: "{place}", value: "8Gi"}}]'
+    policy = {
+        "metadata": {"name": namespace},
+        "spec": {
+            "matchConstraints": {"resourceRules": [to_pods], "objectSelector": of_jobs},
+            "reinvocationPolicy": "Never",
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}],
+        },
+    }
+    selector = {"namespaceSelector": {"matchLabels": where}}
+    binding = {"metadata": {"name": namespace}, "spec": {"policyName": namespace, "matchResources": selector}}
+    await kube.call("POST", f"{POLICIES}/mutatingadmissionpolicies", policy)
+    await kube.call("POST", f"{POLICIES}/mutatingadmissionpolicybindings", binding)
+    container = {"name": "c", "image": "nothing", "resources": {"requests": {"ephemeral-storage": "1Gi"}}}
+    metadata = {"name": "tried", "labels": {"batch.kubernetes.io/job-name": "tried"}}
+    tried = {"metadata": metadata, "spec": {"containers": [container]}}
+    until = time.monotonic() + 20
+    while True:  # nothing announces that a policy is in force
+        made = await kube.call("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", tried)
+        if made["spec"]["containers"][0]["resources"]["requests"]["ephemeral-storage"] == "8Gi":
+            return
+        assert time.monotonic() < until
+
+
+async def test_what_an_admission_policy_adds_to_the_training_pod_must_fit_the_node_too(
     serving: ClaimScene, nodes: Nodes, kube: Kube
 ) -> None:
-    """A request that the job does not have. kube-scheduler counts it, and so does the proof: no slot drains for it."""
+    """A larger request than the job's. kube-scheduler counts it, and so does the proof: no slot drains for it."""
     disk = {"status": {key: {"ephemeral-storage": "5Gi"} for key in ("capacity", "allocatable")}}
     await kube.call("PATCH", f"/api/v1/nodes/{serving.namespace}-n1/status", disk, MERGE_PATCH)
-    await limit(kube, serving.namespace, defaultRequest={"ephemeral-storage": "8Gi"})
-    await serving.job("tone")
-    message = await serving.job_says("tone", "Unschedulable")
-    assert "ephemeral-storage: needs 8Gi, 5Gi of 5Gi is left" in message
-    await serving.history.never(lambda: was_disturbed(serving), "a slot was taken", 3)
+    await ask_for_more_disk(kube, serving.namespace)
+    try:
+        await serving.job("tone")
+        message = await serving.job_says("tone", "Unschedulable")
+        assert "ephemeral-storage: needs 8Gi, 3.94Gi of 5Gi is left" in message
+        await serving.history.never(lambda: was_disturbed(serving), "a slot was taken", 3)
+    finally:
+        await kube.call("DELETE", f"{POLICIES}/mutatingadmissionpolicybindings/{serving.namespace}")
+        await kube.call("DELETE", f"{POLICIES}/mutatingadmissionpolicies/{serving.namespace}")
 
 
 async def test_what_a_limit_range_adds_and_fits_is_no_obstacle(serving: ClaimScene, kube: Kube) -> None:
-    disk = {"status": {key: {"ephemeral-storage": "20Gi"} for key in ("capacity", "allocatable")}}
-    await kube.call("PATCH", f"/api/v1/nodes/{serving.namespace}-n1/status", disk, MERGE_PATCH)
-    await limit(kube, serving.namespace, defaultRequest={"ephemeral-storage": "8Gi"}, default={"cpu": "4"})
+    await limit(kube, serving.namespace, default={"cpu": "4"}, min={"ephemeral-storage": "64Mi"})
     await serving.job("tone")
     pod = await serving.running("tone")
-    assert pod["spec"]["containers"][0]["resources"]["requests"]["ephemeral-storage"] == "8Gi"
+    assert pod["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "4"

@@ -66,6 +66,8 @@ capabilities: {drop: [ALL]}
   value: {{ include "sluice.image" (list . "server") }}
 - name: SLUICE_IMAGE_PULL_POLICY
   value: {{ .Values.images.pullPolicy }}
+- name: SLUICE_IMAGE_PULL_SECRETS
+  value: {{ join "," .Values.images.workloadPullSecrets | quote }}
 - name: SLUICE_DEVICE
   value: {{ .Values.device }}
 - name: SLUICE_WATCH_NAMESPACES

@@ -14,7 +14,10 @@ from sluice_operator.build.devices import of_slot, with_claims
 from sluice_operator.build.metadata import Manifest
 from sluice_operator.settings import Settings
 
-_AGENT_RESOURCES: Manifest = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
+_AGENT_RESOURCES: Manifest = {
+    "requests": {"cpu": "50m", "memory": "128Mi", "ephemeral-storage": "64Mi"},
+    "limits": {"memory": "512Mi", "ephemeral-storage": "1Gi"},
+}
 _API_TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 _API_TOKEN_VOLUME: Manifest = {
     "name": "api-token",
@@ -55,15 +58,16 @@ def engine_pod_spec(engine: InferenceEngine, index: int, pool: GPUPoolSpec, sett
         "nodeSelector": pool.node_selector,
         "tolerations": pod.tolerated(pool.counted_as),
         "securityContext": pod.POD_SECURITY,
+        **pod.pulled_with(spec.image_pull_secrets, settings),
         "initContainers": [_agent(slot, claims, settings)],
         **({"resourceClaims": devices} if devices else {}),
         "containers": [_vllm(slot, claims, pool, devices, settings)],
         "volumes": [
-            pod.SCRATCH_VOLUME,
-            pod.SHM_VOLUME,
-            {"name": "agent-scratch", "emptyDir": {}},
+            pod.own_disk("scratch", spec.resources.ephemeral_storage),
+            pod.shared_memory(spec.resources.memory),
+            pod.own_disk("agent-scratch", "256Mi"),
             {"name": "shared", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
-            {"name": "adapters", "emptyDir": {}},
+            pod.own_disk("adapters", spec.resources.ephemeral_storage),
             pod.TOKEN_VOLUME,
             _API_TOKEN_VOLUME,
             *pod.claim_volumes(claims),
@@ -82,7 +86,7 @@ def _what_a_replica_is(spec: InferenceEngineSpec) -> InferenceEngineSpec:
     if spec.preemption.policy is LendingPolicy.SLEEP:
         sleep = {"policy": LendingPolicy.SLEEP, "sleep_level": spec.preemption.sleep_level}
         terms = terms.model_copy(update=sleep)
-    return spec.model_copy(update={"replicas": 1, "preemption": terms})
+    return spec.model_copy(update={"replicas": 1, "preemption": terms, "image_pull_secrets": ()})
 
 
 def _agent(slot: SlotSpec, claims: tuple[str, ...], settings: Settings) -> Manifest:
@@ -128,10 +132,7 @@ def _vllm(
     slot: SlotSpec, claims: tuple[str, ...], pool: GPUPoolSpec, devices: list[Manifest], settings: Settings
 ) -> Manifest:
     wanted = slot.spec.resources
-    resources: Manifest = {
-        "requests": {"cpu": wanted.cpu, "memory": wanted.memory},
-        "limits": {"memory": wanted.memory},
-    }
+    resources = pod.main_resources(wanted.cpu, wanted.memory, wanted.ephemeral_storage)
     resources = pod.engine_gpus(resources, pool, slot.spec)
     return {
         "name": "vllm",

@@ -9,16 +9,15 @@ from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.meta import taints_of_gpus
 from sluice_api.sources import VOLUMES
 from sluice_operator.build.metadata import Manifest
+from sluice_operator.settings import Settings
 
 USER = 65532
 """`nonroot` of the distroless images."""
 TOKEN_SECONDS = 3600
 
 SCRATCH_MOUNT: Manifest = {"name": "scratch", "mountPath": pods.SCRATCH}
-SCRATCH_VOLUME: Manifest = {"name": "scratch", "emptyDir": {}}
 SHM_MOUNT: Manifest = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108
 """Processes of one model pass tensors through it; a container runtime gives 64 MiB, which is too little."""
-SHM_VOLUME: Manifest = {"name": "shm", "emptyDir": {"medium": "Memory"}}
 TOKEN_MOUNT: Manifest = {"name": "token", "mountPath": str(PurePosixPath(pods.TOKEN_FILE).parent), "readOnly": True}
 TOKEN_VOLUME: Manifest = {
     "name": "token",
@@ -59,6 +58,30 @@ BASE_ENVIRONMENT = {
 }
 """The user has no entry in /etc/passwd, so Python asks USER for its name. OpenMP threads that spin while
 they wait collapse as soon as anything else uses a core (reference/cpu-recipe.md)."""
+
+
+def own_disk(name: str, size: str) -> Manifest:
+    """A volume on the node's disk that is empty at the pod's start; a pod that fills it further is evicted."""
+    return {"name": name, "emptyDir": {"sizeLimit": size}}
+
+
+def shared_memory(memory: str) -> Manifest:
+    """The volume of SHM_MOUNT; what is in it counts as memory of the container that has written it."""
+    return {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": memory}}
+
+
+def main_resources(cpu: str, memory: str, disk: str) -> Manifest:
+    """Resources of a pod's main container. No CPU limit: throttling slows it without helping anyone."""
+    return {
+        "requests": {"cpu": cpu, "memory": memory, "ephemeral-storage": pods.DISK_REQUEST},
+        "limits": {"memory": memory, "ephemeral-storage": disk},
+    }
+
+
+def pulled_with(own: Sequence[str], settings: Settings) -> Manifest:
+    """spec.imagePullSecrets of a pod, as far as there are any: those of its spec, or else the chart's."""
+    names = own or settings.image_pull_secrets
+    return {"imagePullSecrets": [{"name": name} for name in names]} if names else {}
 
 
 def environment(*parts: Mapping[str, str]) -> list[Manifest]:

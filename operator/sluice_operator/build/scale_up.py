@@ -45,6 +45,7 @@ def scale_up_pod(
             **_away_from(elders),
             "tolerations": pod.tolerated(spec.resource_name),
             "securityContext": pod.POD_SECURITY,
+            **pod.pulled_with(job.spec.image_pull_secrets, settings),
             "containers": [
                 {
                     "name": "asks-for-a-node",

@@ -152,7 +152,7 @@ def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) 
         attempt=attempt,
         spec=job.spec,
     )
-    trainer = {
+    trainer: Manifest = {
         "name": "trainer",
         "image": settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
@@ -178,20 +178,26 @@ def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) 
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": pod.POD_SECURITY,
+        **pod.pulled_with(job.spec.image_pull_secrets, settings),
         "containers": [trainer],
-        "volumes": [pod.SCRATCH_VOLUME, pod.SHM_VOLUME, pod.TOKEN_VOLUME, *pod.claim_volumes(claims)],
+        "volumes": [
+            pod.own_disk("scratch", job.spec.resources.ephemeral_storage),
+            pod.shared_memory(trainer["resources"]["limits"]["memory"]),
+            pod.TOKEN_VOLUME,
+            *pod.claim_volumes(claims),
+        ],
     }
 
 
 def stage_resources(job: FineTuneJob, stage: Stage) -> Manifest:
     """What the stage's pod requests; the GPU of a training pod comes with its claim.
 
-    Export loads the model as training does. No CPU limit: throttling slows a stage without helping anyone.
+    Export loads the model as training does.
     """
     wanted = job.spec.resources
     if stage is Stage.TRAIN:
-        return {"requests": {"cpu": wanted.cpu, "memory": wanted.memory}, "limits": {"memory": wanted.memory}}
+        return pod.main_resources(wanted.cpu, wanted.memory, wanted.ephemeral_storage)
     memory = wanted.memory
     if stage is Stage.PREPARE:
         memory = min(wanted.memory, PREPARE_MEMORY, key=lambda quantity: amount("memory", quantity))
-    return {"requests": {"cpu": CPU_STAGE_CPU, "memory": memory}, "limits": {"memory": memory}}
+    return pod.main_resources(CPU_STAGE_CPU, memory, wanted.ephemeral_storage)

@@ -130,6 +130,14 @@ GOLDEN: dict[str, list[dict[str, Any]]] = {
 """File in tests/golden -> the manifests in it."""
 
 
+PULLED = JOB.model_copy(update={"spec": JOB.spec.model_copy(update={"image_pull_secrets": ("team-registry",)})})
+"""A job that names its pull secrets."""
+SERVED_PULLED = ENGINE.model_copy(
+    update={"spec": ENGINE.spec.model_copy(update={"image_pull_secrets": ("team-registry",)})}
+)
+WITH_PULL_SECRETS = Settings(**{**vars(CUDA), "image_pull_secrets": ("registry", "mirror")})
+
+
 def pod_specs() -> dict[str, dict[str, Any]]:
     """Each pod that the builders make, by the file that it is in."""
     workloads = {name: manifests[0] for name, manifests in GOLDEN.items() if "template" in manifests[0].get("spec", {})}

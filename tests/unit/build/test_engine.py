@@ -9,6 +9,7 @@ from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.slots import SlotSpec
 from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
+from sluice_operator.plan.facts.slots import template_of
 from tests.unit.build.manifests import CPU, CUDA, ENGINE, containers, environment
 
 
@@ -35,11 +36,19 @@ def template(engine: InferenceEngine, index: int = 0, size: int = 1, pool: GPUPo
         ({"serving": {"maxModelLength": 4096}}, True),
         ({"lora": {"maxAdapters": 5, "claims": ["adapters"]}}, True),
         ({"resources": {"gpus": 2, "memory": "4Gi"}}, True),
+        ({"resources": {"memory": "4Gi", "ephemeralStorage": "90Gi"}}, True),
+        ({"imagePullSecrets": ["registry"]}, True),
     ],
     ids=str,
 )
 def test_only_what_a_replica_is_restarts_it(change: dict[str, Any], restarts: bool) -> None:
     assert (template(with_spec(**change)) != template(ENGINE)) is restarts
+    assert (template_of(with_spec(**change)) != template_of(ENGINE)) is restarts
+
+
+def test_another_version_of_the_operator_alone_restarts_no_replica() -> None:
+    """The digest is what operators of the first version had worked out."""
+    assert template_of(ENGINE) == "bd65670b6bad9a6b"
 
 
 def test_a_slot_keeps_its_pod_when_its_size_changes() -> None:

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from sluice_api import pods
+from sluice_api import crd, pods
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.schema import fields_of
 from tests.unit.build.manifests import containers, pod_specs
 from tests.unit.chart.pod_security import violations
 
@@ -42,6 +45,33 @@ def test_memory_is_limited_to_what_is_requested(pod: dict[str, Any]) -> None:
     *_, main = containers(pod)
     assert main["resources"]["requests"]["memory"] == main["resources"]["limits"]["memory"]
     assert "cpu" not in main["resources"]["limits"]
+
+
+@every_pod
+def test_what_a_pod_may_write_to_its_node_is_limited(pod: dict[str, Any]) -> None:
+    volumes = [volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume]
+    assert volumes
+    assert all(volume.get("sizeLimit") for volume in volumes)
+    for container in containers(pod):
+        for kind in ("requests", "limits"):
+            assert container["resources"][kind]["ephemeral-storage"]
+
+
+@every_pod
+def test_a_pod_runs_as_who_sluice_says(pod: dict[str, Any]) -> None:
+    """An engine's under its agents' account, a stage's under the namespace's default one, with no rights of ours."""
+    assert pod.get("serviceAccountName") == ("chat-agent" if "initContainers" in pod else None)
+
+
+def test_no_field_reaches_a_pod_s_account_its_containers_or_their_resources() -> None:
+    """Who may write a FineTuneJob or an InferenceEngine need not be one who may write pods."""
+    ours = {"serviceAccount", "serviceAccountName", "automountServiceAccountToken", "securityContext", "hostNetwork"}
+    ours |= {"containers", "initContainers", "volumes", "env", "envFrom", "command", "args", "image", "template"}
+    ours |= {"limits", "requests", "claims", "nodeName", "nodeSelector", "priorityClassName", "runtimeClassName"}
+    for resource in (FineTuneJob, InferenceEngine):
+        spec = crd.resource_schema(resource)["properties"]["spec"]
+        found = {path for path, _ in fields_of(spec, "spec") if path.rpartition(".")[2] in ours}
+        assert found <= {"spec.lora.claims"}  # PersistentVolumeClaims of the namespace, mounted read-only
 
 
 @every_pod

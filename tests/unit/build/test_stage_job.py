@@ -50,7 +50,7 @@ def test_training_and_nothing_else_is_a_claim(stage: Stage, claim: Claim | None)
 def test_cpu_stages_take_no_gpu_and_wait_at_no_gate(stage: Stage) -> None:
     pod = pod_of(stage_job(JOB, stage, 1, CUDA))
     (trainer,) = pod["containers"]
-    assert set(trainer["resources"]["limits"]) == {"memory"}
+    assert set(trainer["resources"]["limits"]) == {"memory", "ephemeral-storage"}
     assert not {"schedulingGates", "priorityClassName", "tolerations"} & pod.keys()
 
 

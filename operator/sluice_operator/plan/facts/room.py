@@ -4,13 +4,15 @@ from collections.abc import Collection, Hashable, Iterable
 
 from sluice_api.finetunejob import FineTuneJob, JobResources
 from sluice_api.meta import SCALE_UP_LABEL
+from sluice_api.pods import DISK_REQUEST
 from sluice_api.quantity import amount, readable
 from sluice_api.sources import claims_of
 from sluice_operator.observe.views import ClaimView, Key, NodeRequirement, NodeView, PodView, Resources
 from sluice_operator.observe.world import World, job_key
 
 COUNTED = ("cpu", "memory", "ephemeral-storage")
-"""A job asks for no disk, but a LimitRange may in its name, and kube-scheduler counts it."""
+"""What kube-scheduler counts of a pod; a LimitRange may have raised it."""
+DISK = amount("ephemeral-storage", DISK_REQUEST)
 GPU_MEMORY = "gpuMemory"
 GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"
 """On a node: the memory of each of its GPUs, in MiB."""
@@ -19,7 +21,12 @@ GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"
 def need_of(resources: JobResources) -> dict[str, int]:
     """What a training pod asks for; of GPUs, how large each must be."""
     gpus = {GPU_MEMORY: amount("memory", resources.gpu_memory)} if resources.gpu_memory else {}
-    return {"cpu": amount("cpu", resources.cpu), "memory": amount("memory", resources.memory), **gpus}
+    return {
+        "cpu": amount("cpu", resources.cpu),
+        "memory": amount("memory", resources.memory),
+        "ephemeral-storage": DISK,
+        **gpus,
+    }
 
 
 def claims_of_job(job: FineTuneJob) -> tuple[str, ...]:

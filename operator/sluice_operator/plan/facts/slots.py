@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import ASLEEP, InferenceEngine, LendingPolicy, SlotState, SlotStatus
 from sluice_api.meta import ENGINE_LABEL, SLOT_LABEL, slot_name
+from sluice_api.pods import DEFAULT_DISK
 from sluice_operator.observe.views import Key, PodView, SlotView
 from sluice_operator.observe.world import World, engine_key, oldest_first
 
@@ -104,10 +105,19 @@ def floor_of(engine: InferenceEngine) -> int:
 
 def template_of(engine: InferenceEngine) -> str:
     """Digest of what the spec asks of a slot's pod. Another operator version alone changes nothing."""
-    spec = engine.spec.model_dump(by_alias=True, include={"model", "task", "resources", "lora", "serving"})
+    spec = engine.spec.model_dump(
+        by_alias=True,
+        include={"model", "task", "resources", "lora", "serving"},
+        exclude={"resources": {"ephemeral_storage"}},
+    )
     terms = engine.spec.preemption
-    sleep = {"sleep": terms.sleep_level} if terms.policy is LendingPolicy.SLEEP else {}
-    text = json.dumps({**spec, "drain": terms.drain_timeout_seconds, **sleep}, sort_keys=True)
+    later = {  # Fields that earlier versions did not have: the digest of a spec without them stays what it was.
+        "sleep": terms.sleep_level if terms.policy is LendingPolicy.SLEEP else None,
+        "disk": disk if (disk := engine.spec.resources.ephemeral_storage) != DEFAULT_DISK else None,
+        "pullSecrets": engine.spec.image_pull_secrets or None,
+    }
+    known = {name: value for name, value in later.items() if value is not None}
+    text = json.dumps({**spec, "drain": terms.drain_timeout_seconds, **known}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
