@@ -41,6 +41,36 @@ class Reclaim(StrEnum):
     ON_DEMAND = "OnDemand"
 
 
+class ClientsFrom(StrEnum):
+    """Whose pods may ask an engine."""
+
+    SAME_NAMESPACE = "SameNamespace"
+    SELECTED = "Selected"
+    ANYWHERE = "Anywhere"
+
+
+class Clients(Model):
+    """Who may ask the engine, where the cluster's network enforces NetworkPolicies."""
+
+    come_from: ClientsFrom = Field(
+        ClientsFrom.SAME_NAMESPACE,
+        alias="from",
+        description="SameNamespace: pods of the engine's own namespace. Selected: also those of the namespaces that "
+        "`namespaces` selects. Anywhere: every address. Those of the chart's networkPolicy.clientsFrom always may.",
+    )
+    namespaces: NamespaceSelector | None = Field(None, description="With from: Selected, the other namespaces.")
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                "(has(self.from) && self.from == 'Selected') == has(self.namespaces)",
+                "namespaces belongs to from: Selected; write both or neither",
+                at=".namespaces",
+            )
+        )
+    )
+
+
 class ServedModel(Model):
     """The base model."""
 
@@ -183,6 +213,7 @@ class InferenceEngineSpec(Model):
     resources: EngineResources = Field(default_factory=EngineResources, description="What one replica needs.")
     lora: EngineLora | None = Field(None, description="Adapters that may be loaded. Absent: none.")
     serving: Serving = Field(default_factory=Serving, description="vLLM's own settings.")
+    clients: Clients = Field(default_factory=Clients, description="Who may ask it.")
     image_pull_secrets: tuple[SecretName, ...] = Field(
         (),
         max_length=16,

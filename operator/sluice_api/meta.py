@@ -65,6 +65,16 @@ def group_service_name(job: str, uid: str) -> str:
     return _fitting(job, f"-{short_uid(uid)}-train", 63)
 
 
+def engine_network_name(engine: str) -> str:
+    """Name of the NetworkPolicy about an engine's pods."""
+    return f"{engine}-network"
+
+
+def job_network_name(job: str, uid: str) -> str:
+    """Name of the NetworkPolicy about the pods of one job."""
+    return _fitting(job, f"-{short_uid(uid)}-network", 63)
+
+
 def _fitting(name: str, tail: str, longest: int) -> str:
     return f"{name[: longest - len(tail)].rstrip('-')}{tail}"
 

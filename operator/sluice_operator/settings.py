@@ -2,7 +2,33 @@
 
 import os
 from dataclasses import dataclass, fields
-from typing import Literal, Self
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from sluice_api.model import Model
+
+MONITORING = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+
+
+class Network(Model):
+    """The NetworkPolicies that the operator makes for engines and jobs. Peers and rules are as Kubernetes has them."""
+
+    clients_from: tuple[dict[str, Any], ...] = Field(())
+    """Peers that may ask every engine, whatever its spec says: an ingress controller's pods, say."""
+    egress: tuple[dict[str, Any], ...] = Field(())
+    """More ways out of the pods of engines and jobs, as egress rules: a proxy, a mirror of the hub."""
+    metrics_from: tuple[dict[str, Any], ...] = Field((MONITORING,))
+    """Peers that may read the metrics of those pods."""
+    workloads: bool = Field(True)
+    """Whether there are any."""
+
+    def __str__(self) -> str:
+        """As the environment has it."""
+        return self.to_json()
+
+
+_NETWORK = Network()
 
 
 @dataclass(frozen=True)
@@ -22,6 +48,7 @@ class Settings:
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     """Secrets with which pods of jobs and engines pull their images, unless their spec names others."""
+    network: Network = _NETWORK
     device: Literal["cuda", "cpu"] = "cuda"
     """Which vLLM the server image has."""
     watch_namespaces: tuple[str, ...] = ()
@@ -48,6 +75,7 @@ class Settings:
         """Read SLUICE_* variables.
 
         Raises:
+            pydantic.ValidationError: SLUICE_NETWORK is not as it should be.
             KeyError: a variable without a default is not set; the chart sets them all.
         """
         values: dict[str, object] = {}
@@ -57,6 +85,8 @@ class Settings:
                 continue
             if field.type is int:
                 values[field.name] = int(text)
+            elif field.type is Network:
+                values[field.name] = Network.model_validate_json(text)
             elif field.type == tuple[str, ...]:
                 values[field.name] = tuple(part for part in text.split(",") if part)
             else:

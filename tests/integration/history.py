@@ -27,6 +27,7 @@ WATCHED = {
     "pods": "/api/v1",
     "jobs": "/apis/batch/v1",
     "deployments": "/apis/apps/v1",
+    "networkpolicies": "/apis/networking.k8s.io/v1",
     "finetunejobs": SLUICE,
     "inferenceengines": SLUICE,
     "adapters": SLUICE,

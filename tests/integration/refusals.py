@@ -29,6 +29,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("FineTuneJob", "spec.resources.ephemeralStorage", "0", "ephemeralStorage: * write a whole number of Gi or Ti"),
     ("FineTuneJob", "spec.imagePullSecrets", ["my registry"], "imagePullSecrets[0]: * write the name of a Secret"),
     ("InferenceEngine", "spec.resources.ephemeralStorage", "1e9", "ephemeralStorage: * write a whole number of Gi or"),
+    ("InferenceEngine", "spec.clients", {"from": "Selected"}, "spec.clients.namespaces: * namespaces belongs to from"),
     ("InferenceEngine", "spec.imagePullSecrets", ["-"], "spec.imagePullSecrets[0]: * write the name of a Secret"),
     ("FineTuneJob", "spec.lora.rank", 17, 'spec.lora.rank: * 17: supported values: "1", "8", "16"'),
     ("FineTuneJob", "spec.training.learningRate", "fast", "learningRate: * write a decimal number as a string"),

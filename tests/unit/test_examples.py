@@ -23,6 +23,7 @@ EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 SHOWN = {
     "README.md": {"FineTuneJob", "InferenceEngine"},
+    "network.md": {"InferenceEngine"},
     "scheduling.md": {
         *("FineTuneJob", "InferenceEngine", "GPUPool"),
         *("HorizontalPodAutoscaler", "PersistentVolumeClaim", "PodDisruptionBudget", "ResourceQuota"),

@@ -68,6 +68,8 @@ capabilities: {drop: [ALL]}
   value: {{ .Values.images.pullPolicy }}
 - name: SLUICE_IMAGE_PULL_SECRETS
   value: {{ join "," .Values.images.workloadPullSecrets | quote }}
+- name: SLUICE_NETWORK
+  value: {{ omit .Values.networkPolicy "create" | toJson | quote }}
 - name: SLUICE_DEVICE
   value: {{ .Values.device }}
 - name: SLUICE_WATCH_NAMESPACES

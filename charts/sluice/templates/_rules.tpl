@@ -38,6 +38,11 @@
 - apiGroups: [resource.k8s.io]
   resources: [resourceclaims]
   verbs: [get, list, watch]
+# Where engines' agents reach the API server, for their NetworkPolicies.
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  resourceNames: [kubernetes]
+  verbs: [get]
 # What to do. `get` is also what the operator grants to the agents of engines: one can grant only what one has.
 - apiGroups: [sluice.dev]
   resources: [adapters, finetunejobs, gpupools, inferenceengines]
@@ -80,6 +85,10 @@
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
   verbs: [create, patch]
+# Who may reach the pods of an engine or a job, and what they may reach; gone when networkPolicy.workloads is false.
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [create, get, patch, delete]
 # Binding a claim: the gate comes off and the node selector goes on, in one patch.
 - apiGroups: [""]
   resources: [pods]

@@ -6,7 +6,7 @@ that a slot serves while the operator is down.
 
 from sluice_api import pods
 from sluice_api.gpupool import GPUPoolSpec
-from sluice_api.inferenceengine import InferenceEngine, InferenceEngineSpec, LendingPolicy, Preemption
+from sluice_api.inferenceengine import Clients, InferenceEngine, InferenceEngineSpec, LendingPolicy, Preemption
 from sluice_api.slots import SlotSpec
 from sluice_api.sources import claims_of
 from sluice_operator.build import pod
@@ -86,7 +86,8 @@ def _what_a_replica_is(spec: InferenceEngineSpec) -> InferenceEngineSpec:
     if spec.preemption.policy is LendingPolicy.SLEEP:
         sleep = {"policy": LendingPolicy.SLEEP, "sleep_level": spec.preemption.sleep_level}
         terms = terms.model_copy(update=sleep)
-    return spec.model_copy(update={"replicas": 1, "preemption": terms, "image_pull_secrets": ()})
+    unread = {"image_pull_secrets": (), "clients": Clients()}
+    return spec.model_copy(update={"replicas": 1, "preemption": terms, **unread})
 
 
 def _agent(slot: SlotSpec, claims: tuple[str, ...], settings: Settings) -> Manifest:

@@ -2,17 +2,20 @@
 
 import asyncio
 import logging
+import os
 
 from sluice_operator.cluster.client import Api, Body
 from sluice_operator.cluster.errors import ApiError
-from sluice_operator.cluster.kinds import KINDS
+from sluice_operator.cluster.kinds import KINDS, path_of
 from sluice_operator.observe.parse import Parsed, Stored, parse, uid_of, version_of
 from sluice_operator.observe.parse_devices import KINDS as DEVICES
 from sluice_operator.observe.store import Store
-from sluice_operator.observe.views import Key
+from sluice_operator.observe.views import Address, Key
 
 logger = logging.getLogger(__name__)
 
+_API_SERVERS = Key("EndpointSlice", "default", "kubernetes")
+"""Its own: the API server keeps it."""
 PAGE = 100
 """Objects: what a page takes in memory while it is read stays in the heap (with 10,000 jobs 18 MiB less than 500)."""
 
@@ -31,6 +34,30 @@ async def refresh_all(api: Api, store: Store) -> None:
     """Make the store agree with a list of every watched kind, all begun after the call."""
     for kind in store.watched:
         await refresh(api, store, kind)
+    await look_for_api_servers(api, store)
+
+
+async def look_for_api_servers(api: Api, store: Store) -> None:
+    """Have the store know where pods reach the API server; engines are looked at anew when that has changed.
+
+    It is the Service's address and those behind it: some networks judge a packet before it is translated, most after.
+    """
+    found = []
+    if service := os.environ.get("KUBERNETES_SERVICE_HOST"):
+        found.append(Address(service, int(os.environ["KUBERNETES_SERVICE_PORT"])))
+    try:
+        slice_ = await api.request("GET", path_of(_API_SERVERS))
+    except ApiError as error:
+        if error.status != 404:  # there is none where the API server listens on the loopback only
+            raise
+    else:
+        ips = [ip for endpoint in slice_.get("endpoints") or () for ip in endpoint["addresses"]]
+        found += [Address(ip, port["port"]) for port in slice_.get("ports") or () for ip in ips]
+    addresses = tuple(sorted(set(found)))
+    if addresses != store.api_servers:
+        store.api_servers = addresses
+        for key in store.world().engines:
+            store.wake(key)
 
 
 async def _pages(api: Api, store: Store, kind: str, newest_before: int) -> tuple[list[Parsed], int]:

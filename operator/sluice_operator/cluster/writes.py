@@ -118,6 +118,18 @@ class Cluster:
         if answer["kind"] == "Status":  # it had no finalizer and no grace period: it is gone
             self._forget(key, uid)
 
+    async def remove(self, manifest: Body) -> None:
+        """Delete the object that a manifest would make, if it is there and has the same controller."""
+        key = key_of_manifest(manifest)
+        try:
+            there = await self._read(key)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return
+        if _controller(there) == _controller(manifest):
+            await self.delete(key, there["metadata"]["uid"], foreground=False)
+
     async def bind_pod(self, key: Key, uid: str, node: str, at: datetime) -> None:
         """Let a gated pod go to one node: gate off, node selector on, node nominated.
 
@@ -316,6 +328,11 @@ def key_of_manifest(manifest: Body) -> Key:
     """Where a manifest's object is."""
     metadata = manifest["metadata"]
     return Key(manifest["kind"], metadata.get("namespace", ""), metadata["name"])
+
+
+def _controller(body: Body) -> str:
+    owners = body["metadata"].get("ownerReferences") or ()
+    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
 
 
 def _identity(key: Key, uid: str) -> Body:

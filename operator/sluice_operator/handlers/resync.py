@@ -6,7 +6,7 @@ import logging
 from sluice_operator.cluster.client import Api
 from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.kinds import KINDS
-from sluice_operator.cluster.lists import refresh
+from sluice_operator.cluster.lists import look_for_api_servers, refresh
 from sluice_operator.observe.parse import KINDS as WATCHED
 from sluice_operator.observe.store import Store
 
@@ -49,7 +49,15 @@ class Resync:
                     await self._wanted.wait()
             except TimeoutError:
                 self._due.update(self._store.watched)
+                await self._look_for_api_servers()
             self._wanted.clear()
+
+    async def _look_for_api_servers(self) -> None:
+        """Where they are changes seldom; what fails is tried again in the next round."""
+        try:
+            await look_for_api_servers(self._api, self._store)
+        except ApiError as error:
+            logger.warning("no look at where the API server is", extra={"error": str(error)})
 
     async def _list_due(self) -> None:
         """One attempt for each kind that is due. What fails is due again after a pause; nothing waits for another."""

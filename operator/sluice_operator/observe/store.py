@@ -28,6 +28,7 @@ from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import KINDS, Parsed, Stored, Unreadable, key_of, uid_of, version_of
 from sluice_operator.observe.parse_pod import is_ours
 from sluice_operator.observe.views import (
+    Address,
     BudgetView,
     DeviceClaimView,
     Key,
@@ -140,6 +141,10 @@ class Store:
         """Until when each pool is not decided again, on the monotonic clock; memory only."""
         self.wake: Callable[[Key], None] = lambda _key: None
         """Have a key reconciled; set by whoever owns the queue."""
+        self.api_servers: tuple[Address, ...] = ()
+        """Where pods reach the API server, as last looked up."""
+        self.settled: dict[Key, tuple[int, object]] = {}
+        """What this process last made of objects that nobody watches, and in which term; memory only."""
         self.serves_dra = True
         """Whether the cluster has the kinds of DRA; whoever finds out that it has not says so, once."""
         self.term = 0

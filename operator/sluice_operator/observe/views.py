@@ -23,6 +23,13 @@ class Key(NamedTuple):
         return f"{self.kind}/{self.namespace}/{self.name}" if self.namespace else f"{self.kind}/{self.name}"
 
 
+class Address(NamedTuple):
+    """Where something listens."""
+
+    ip: str
+    port: int
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """The controller of an object."""

@@ -4,15 +4,25 @@ from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.stages import Stage
 from sluice_operator.build.devices import training_gpus
+from sluice_operator.build.network_policy import job_policy
 from sluice_operator.build.stage_job import stage_job
 from sluice_operator.cluster.writes import Cluster
+from sluice_operator.observe.store import Store
+from sluice_operator.reconcile.network import keep_policy
 from sluice_operator.settings import Settings
 
 
 async def begin_attempt(
-    cluster: Cluster, job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, claim: Claim | None = None
+    store: Store,
+    cluster: Cluster,
+    job: FineTuneJob,
+    stage: Stage,
+    attempt: int,
+    settings: Settings,
+    claim: Claim | None = None,
 ) -> None:
-    """Make an attempt's Job, after what its pods get their devices from: their ResourceClaims are made at once."""
+    """Make an attempt's Job, after what keeps its pods apart, and what they get their devices from at once."""
+    await keep_policy(job_policy(job, settings), store, cluster, settings)
     manifest = stage_job(job, stage, attempt, settings, claim)
     template = training_gpus(job, claim) if claim else None
     if template is not None:

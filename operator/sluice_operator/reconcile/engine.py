@@ -10,6 +10,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import RESTARTED_AT_ANNOTATION
 from sluice_operator.build.devices import slot_gpus
 from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
+from sluice_operator.build.network_policy import engine_policy
 from sluice_operator.build.placeholder import placeholder
 from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.writes import Cluster, key_of_manifest
@@ -19,6 +20,7 @@ from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
 from sluice_operator.plan.engine.placeholders import Placeholders
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.slots import SlotPlan, template_of
+from sluice_operator.reconcile.network import keep_policy
 from sluice_operator.reconcile.status import until, write_status
 from sluice_operator.settings import Settings
 
@@ -48,6 +50,7 @@ async def reconcile_engine(
         await cluster.scale_slot(slot.key, slot.uid, 0)
     for doomed in (*decision.remove, *decision.devices.remove):
         await cluster.delete(doomed.key, doomed.uid, foreground=False)
+    await keep_policy(engine_policy(engine, store.api_servers, settings), store, cluster, settings)
     if pool is not None:
         await _start_slots(engine, decision, cluster, pool.spec, settings)
     await _tell(engine, decision, cluster)

@@ -41,7 +41,7 @@ async def reconcile_job(
     decision = plan_job(world, job, now, limits(settings), wait if isinstance(wait, Wait) else None, refused_pod)
     status = job_status(world, job, decision, now)
 
-    await _act(job, decision, cluster, settings, now)
+    await _act(job, decision, store, cluster, settings, now)
     await write_status(cluster, job, status, exclude={"progress"})
     await _tell(job, decision, cluster)
     return until(decision.again_at, now)
@@ -55,14 +55,16 @@ def limits(settings: Settings) -> Limits:
     )
 
 
-async def _act(job: FineTuneJob, decision: JobDecision, cluster: Cluster, settings: Settings, now: datetime) -> None:
+async def _act(
+    job: FineTuneJob, decision: JobDecision, store: Store, cluster: Cluster, settings: Settings, now: datetime
+) -> None:
     """The record first: what follows may remove the objects that it was read from."""
     if decision.record is not None:
         annotations = {OUTCOMES_ANNOTATION: decision.record.to_json()}
         await cluster.annotate(_key(job), job.metadata.uid, annotations)
     if decision.start is not None:
         start = decision.start
-        await begin_attempt(cluster, job, start.stage, start.attempt, settings, start.claim)
+        await begin_attempt(store, cluster, job, start.stage, start.attempt, settings, start.claim)
     if decision.bind and job.spec.resources.nodes > 1:
         await cluster.apply(group_service(job))
     for pod, node in decision.bind:

@@ -78,7 +78,7 @@ async def _begin(
 ) -> None:
     """Make one claim."""
     attempt = next_training_attempt(store.world(), job)
-    await begin_attempt(cluster, job, Stage.TRAIN, attempt, settings, claim)
+    await begin_attempt(store, cluster, job, Stage.TRAIN, attempt, settings, claim)
     if (ready := ready_since(job)) is not None:
         QUEUE_WAIT_SECONDS.labels(claim.pool).observe((now - ready).total_seconds())
 

@@ -13,10 +13,12 @@ from sluice_api.stages import ExportResult, Stage
 from sluice_operator.build.adapter import adapter
 from sluice_operator.build.devices import slot_gpus, training_gpus
 from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
+from sluice_operator.build.network_policy import engine_policy, job_policy
 from sluice_operator.build.placeholder import placeholder
 from sluice_operator.build.scale_up import scale_up_pod
 from sluice_operator.build.stage_job import group_service, stage_job
-from sluice_operator.settings import Settings
+from sluice_operator.observe.views import Address
+from sluice_operator.settings import Network, Settings
 
 JOB = FineTuneJob.parse(
     yaml.safe_load("""
@@ -104,7 +106,31 @@ def _trains_by_dra(job: FineTuneJob, claim: Claim) -> list[dict[str, Any]]:
     return [stage_job(job, Stage.TRAIN, 1, CUDA, claim), *([template] if template else [])]
 
 
+def with_spec(resource: Any, **spec: Any) -> Any:
+    """The same resource with other fields of its spec, as YAML has them."""
+    body = resource.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return type(resource).parse({**body, "spec": {**body["spec"], **spec}})
+
+
+API_SERVERS = (Address("10.0.7.4", 6443), Address("10.0.7.5", 6443), Address("10.96.0.1", 443))
+INGRESS = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress-nginx"}}}
+MIRROR = {"to": [{"ipBlock": {"cidr": "10.9.0.0/16"}}], "ports": [{"port": 8443, "protocol": "TCP"}]}
+OPEN = Settings(**{**vars(CUDA), "network": Network(clients_from=(INGRESS,), egress=(MIRROR,), metrics_from=())})
+FROM_THE_HUB = {"uri": "hf://org/model@main"}
+ASKED_BY_TEAM_B = with_spec(
+    ENGINE,
+    model=FROM_THE_HUB,
+    clients={"from": "Selected", "namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "team-b"}}},
+)
+FETCHING_JOB = with_spec(JOB, model=FROM_THE_HUB, dataset={"uri": "https://data.example.com:8443/rows.jsonl"})
+
 GOLDEN: dict[str, list[dict[str, Any]]] = {
+    "engine-network-policy": [engine_policy(ENGINE, API_SERVERS, CUDA)],
+    "engine-network-policy-with-clients": [engine_policy(ASKED_BY_TEAM_B, API_SERVERS, OPEN)],
+    "job-network-policy": [job_policy(JOB, CUDA)],
+    "job-network-policy-group-from-the-hub": [
+        job_policy(with_spec(FETCHING_JOB, resources={"gpus": 2, "nodes": 3}), OPEN)
+    ],
     "prepare-job": [stage_job(JOB, Stage.PREPARE, 1, CUDA)],
     "trainer-job-lora": [stage_job(JOB, Stage.TRAIN, 2, CUDA, CLAIM)],
     "trainer-job-group": [group_service(GROUP_JOB), stage_job(GROUP_JOB, Stage.TRAIN, 1, CUDA, GROUP_CLAIM)],

@@ -28,6 +28,7 @@ def template(engine: InferenceEngine, index: int = 0, size: int = 1, pool: GPUPo
     ("change", "restarts"),
     [
         ({"replicas": 7}, False),
+        ({"clients": {"from": "Anywhere"}}, False),
         ({"preemption": {"policy": "Never", "minReplicas": 3, "priority": 5, "lendTo": "Anywhere"}}, False),
         ({"preemption": {"policy": "ScaleDown", "sleepLevel": 2}}, False),
         ({"preemption": {"policy": "Sleep"}}, True),

@@ -143,6 +143,7 @@ def test_the_hook_ends_by_itself_and_leaves_nothing() -> None:
         ("replicas=0", "replicas"),
         ("watchNamespaces={Team_A}", "watchNamespaces"),
         ("timing.leaseSeconds=soon", "leaseSeconds"),
+        ("networkPolicy.clientsFrom[0].namespace=a", "clientsFrom"),
         ("priorityClasses.inference.value=9", "above that of placeholder"),
     ],
 )

@@ -1,0 +1,143 @@
+"""Who may reach the pods of an engine or of a job, and what these may reach: a NetworkPolicy for each.
+
+What a policy does not name is closed, so the cloud's metadata service is: no rule here has a link-local address but
+that of NodeLocal DNSCache. Probes need no rule: a node always reaches its own pods.
+"""
+
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from sluice_api import pods
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import Clients, ClientsFrom, InferenceEngine
+from sluice_api.meta import ENGINE_LABEL, JOB_LABEL, STAGE_LABEL, engine_network_name, job_network_name
+from sluice_api.sources import volume_path
+from sluice_api.stages import Stage
+from sluice_operator.build.metadata import Manifest, app_labels, owned_by
+from sluice_operator.observe.views import Address
+from sluice_operator.settings import Settings
+
+_HTTPS = 443
+_DNS = (("UDP", 53), ("TCP", 53), ("UDP", 5353), ("TCP", 5353))
+"""Also where OpenShift's resolvers listen."""
+_NODE_LOCAL_DNS = "169.254.20.10/32"
+_LINK_LOCAL = ("169.254.0.0/16", "fe80::/10")
+_PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+"""Where clusters, their nodes and their neighbours are, one cloud's metadata service for IPv6 too."""
+
+
+def engine_policy(engine: InferenceEngine, api_servers: Sequence[Address], settings: Settings) -> Manifest:
+    """Who may ask an engine, and what its pods reach: the API server, reports, and the hub if the model is there."""
+    name = engine.metadata.name
+    labels = {**app_labels("engine", name), ENGINE_LABEL: name}
+    network = settings.network
+    ingress = [
+        *_let_in(_clients(engine.spec.clients, network.clients_from), [pods.SERVE_PORT]),
+        *_let_in(network.metrics_from, [pods.SERVE_PORT, pods.AGENT_PORT]),
+    ]
+    egress = [*_common(settings), *_api_servers(api_servers), *_public(engine.spec.model.uri), *network.egress]
+    metadata = owned_by(engine, engine_network_name(name), labels)
+    return _policy(metadata, {ENGINE_LABEL: name}, ingress, egress)
+
+
+def job_policy(job: FineTuneJob, settings: Settings) -> Manifest:
+    """What the pods of a job reach: reports, and what its addresses need. Only those of its group reach them."""
+    name = job.metadata.name
+    ours = {JOB_LABEL: name}
+    group = [{"podSelector": {"matchLabels": {**ours, STAGE_LABEL: Stage.TRAIN.value}}}]
+    together = job.spec.resources.nodes > 1
+    ingress = [
+        *([{"from": group}] if together else []),
+        *_let_in(settings.network.metrics_from, [pods.METRICS_PORT]),
+    ]
+    egress = [
+        *_common(settings),
+        *([{"to": group}] if together else []),
+        *_public(job.spec.model.uri, job.spec.dataset.uri),
+        *settings.network.egress,
+    ]
+    labels = {**app_labels("trainer", name), **ours}
+    metadata = owned_by(job, job_network_name(name, job.metadata.uid), labels)
+    return _policy(metadata, ours, ingress, egress)
+
+
+def _policy(metadata: Manifest, pods_of: Manifest, ingress: Sequence[Manifest], egress: Sequence[Manifest]) -> Manifest:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata,
+        "spec": {
+            "podSelector": {"matchLabels": pods_of},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": list(ingress),
+            "egress": list(egress),
+        },
+    }
+
+
+def _clients(clients: Clients, always: Sequence[Manifest]) -> list[Manifest] | None:
+    """Peers that may ask; None for everybody."""
+    if clients.come_from is ClientsFrom.ANYWHERE:
+        return None
+    peers: list[Manifest] = [{"podSelector": {}}]
+    if clients.namespaces is not None:
+        selected = clients.namespaces.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        peers.append({"namespaceSelector": selected})
+    return [*peers, *always]
+
+
+def _let_in(peers: Sequence[Manifest] | None, ports: Iterable[int]) -> list[Manifest]:
+    """A rule for some peers, or for everybody; no peers are nobody, which an empty list in a rule would not be."""
+    open_ports = [{"port": port, "protocol": "TCP"} for port in ports]
+    if peers is None:
+        return [{"ports": open_ports}]
+    return [{"from": list(peers), "ports": open_ports}] if peers else []
+
+
+def _common(settings: Settings) -> list[Manifest]:
+    """Names, wherever the cluster's resolver runs, and the operator, to which every pod of ours reports."""
+    anywhere = [{"namespaceSelector": {}}, *_addresses(_LINK_LOCAL), {"ipBlock": {"cidr": _NODE_LOCAL_DNS}}]
+    operator = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.namespace}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "sluice", "app.kubernetes.io/component": "operator"}},
+    }
+    return [
+        {"to": anywhere, "ports": [{"port": port, "protocol": protocol} for protocol, port in _DNS]},
+        {"to": [operator], "ports": [{"port": settings.progress_port, "protocol": "TCP"}]},
+    ]
+
+
+def _api_servers(addresses: Sequence[Address]) -> list[Manifest]:
+    """A rule for each port. A slot's agent watches its engine there; containers of one pod can't be told apart."""
+    rules = []
+    for port in sorted({address.port for address in addresses}):
+        found = [_single(address.ip) for address in addresses if address.port == port]
+        rules.append({"to": [{"ipBlock": {"cidr": cidr}} for cidr in found], "ports": [_tcp(port)]})
+    return rules
+
+
+def _public(*uris: str) -> list[Manifest]:
+    """The internet, but no private address, if one of these addresses is there."""
+    ports = sorted({urlsplit(uri).port or _HTTPS for uri in uris if volume_path(uri) is None})
+    if not ports:
+        return []
+    ports = sorted({_HTTPS, *ports})  # what is fetched may be elsewhere than what was asked
+    return [{"to": _addresses((*_LINK_LOCAL, *_PRIVATE)), "ports": [_tcp(port) for port in ports]}]
+
+
+def _addresses(without: Iterable[str]) -> list[Manifest]:
+    """All addresses of both families but some."""
+    left_out = list(without)
+    return [
+        {"ipBlock": {"cidr": everything, "except": [cidr for cidr in left_out if (":" in cidr) is (":" in everything)]}}
+        for everything in ("0.0.0.0/0", "::/0")
+    ]
+
+
+def _single(ip: str) -> str:
+    return f"{ip}/{ip_address(ip).max_prefixlen}"
+
+
+def _tcp(port: int) -> Manifest:
+    return {"port": port, "protocol": "TCP"}

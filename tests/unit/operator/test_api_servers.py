@@ -1,0 +1,66 @@
+"""Where pods reach the API server: its Service and what is behind it."""
+
+from typing import Any
+
+import pytest
+
+from dev.simulate.town import Town
+from sluice_operator.cluster.errors import ApiError
+from sluice_operator.cluster.lists import look_for_api_servers
+from sluice_operator.observe.views import Address, Key
+
+Body = dict[str, Any]
+TWO = {"endpoints": [{"addresses": ["10.0.7.5"]}, {"addresses": ["10.0.7.4"]}], "ports": [{"port": 6443}]}
+
+
+class ApiServer:
+    """One that knows its own EndpointSlice."""
+
+    def __init__(self, answer: Body | ApiError) -> None:
+        self.answer = answer
+
+    async def request(self, method: str, path: str, **_: Any) -> Body:
+        assert (method, path) == ("GET", "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes")
+        if isinstance(self.answer, ApiError):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("service", "answer", "expected"),
+    [
+        ("10.96.0.1", TWO, (("10.0.7.4", 6443), ("10.0.7.5", 6443), ("10.96.0.1", 443))),
+        ("", TWO, (("10.0.7.4", 6443), ("10.0.7.5", 6443))),
+        ("10.96.0.1", {"endpoints": None, "ports": None}, (("10.96.0.1", 443),)),
+        ("", ApiError(404, "NotFound", "none"), ()),
+    ],
+)
+async def test_api_servers_are_the_service_and_what_is_behind_it(
+    monkeypatch: pytest.MonkeyPatch, service: str, answer: Body | ApiError, expected: tuple[Address, ...]
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    if service:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", service)
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    town = Town()
+    await look_for_api_servers(ApiServer(answer), town.store)  # type: ignore[arg-type]
+    assert town.store.api_servers == expected
+
+
+async def test_engines_are_looked_at_when_an_api_server_has_moved_and_only_then() -> None:
+    town, woken = Town(), list[Key]()
+    town.engine("chat", 1)
+    town.store.wake = woken.append
+    server = ApiServer(TWO)
+    for answer in (TWO, TWO, {**TWO, "ports": [{"port": 443}]}):
+        server.answer = answer
+        await look_for_api_servers(server, town.store)  # type: ignore[arg-type]
+    assert [key.name for key in woken] == ["chat", "chat"]
+
+
+async def test_a_refusal_changes_nothing() -> None:
+    town = Town()
+    town.store.api_servers = (Address("10.0.7.4", 6443),)
+    with pytest.raises(ApiError):
+        await look_for_api_servers(ApiServer(ApiError(403, "Forbidden", "no")), town.store)  # type: ignore[arg-type]
+    assert town.store.api_servers == (Address("10.0.7.4", 6443),)
