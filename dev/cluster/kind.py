@@ -14,6 +14,8 @@ CLUSTER = "sluice"
 FAKE_GPU_LABEL = "sluice.dev/fake-gpu=true"
 # Where the Dockerfile of each image is; they are built from the repository's root.
 FOLDERS = dict(zip(DEV_IMAGES, ("operator", "trainer_image", "server_image"), strict=True))
+# dev/values.yaml says `device: cpu`: the engines of this cluster need vLLM for CPUs.
+BUILD_ARGS = {"server_image": ("LOCK=requirements.cpu.lock", "SYSTEM=libnuma1")}
 
 CONFIG = """\
 kind: Cluster
@@ -24,6 +26,12 @@ nodes:
   - hostPath: {volumes}
     containerPath: {volumes}
 """
+
+
+def build_command(image: str, folder: str) -> list[str | Path]:
+    """What builds one image as this cluster runs it."""
+    arguments = [f"--build-arg={argument}" for argument in BUILD_ARGS.get(folder, ())]
+    return ["docker", "build", "--tag", image, "--file", REPOSITORY / folder / "Dockerfile", *arguments, REPOSITORY]
 
 
 def available() -> bool:
@@ -59,11 +67,9 @@ class Kind:
         )
         Kubectl(self.state / "kubeconfig").label_nodes(FAKE_GPU_LABEL)
         for image, folder in FOLDERS.items():
-            if (REPOSITORY / folder / "Dockerfile").exists():
-                step(f"building {image} from {folder}/Dockerfile")
-                file = REPOSITORY / folder / "Dockerfile"
-                run(["docker", "build", "--tag", image, "--file", file, REPOSITORY])
-                run(["kind", "load", "docker-image", image, "--name", CLUSTER])
+            step(f"building {image} from {folder}/Dockerfile")
+            run(build_command(image, folder))
+            run(["kind", "load", "docker-image", image, "--name", CLUSTER])
 
     def down(self) -> None:
         """Remove the cluster and its state."""
