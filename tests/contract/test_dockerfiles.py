@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -89,17 +90,19 @@ def test_dockerfile_builds_an_image_that_starts_as_a_user_without_rights(base: s
 def _unpack_debian(archive: Path, layer: Path) -> None:
     """The Debian layer of the dev images' OCI archive, as a tar file."""
     with tarfile.open(archive) as parts:
-
-        def read(digest: str) -> dict[str, object]:
-            file = parts.extractfile(f"blobs/{digest.replace(':', '/')}")
-            assert file
-            found: dict[str, object] = json.load(file)
-            return found
-
-        index = json.load(parts.extractfile("index.json"))  # type: ignore[arg-type]
+        index = json.loads(_part(parts, "index.json").read())
         names = {found["annotations"]["io.containerd.image.name"]: found["digest"] for found in index["manifests"]}
-        (debian,) = read(names[images.DEV_IMAGES[0]])["layers"]  # type: ignore[misc]
-        blob = parts.extractfile(f"blobs/{debian['digest'].replace(':', '/')}")  # type: ignore[index]
-        assert blob
+        manifest = json.loads(_part(parts, _blob(names[images.DEV_IMAGES[0]])).read())
+        (debian,) = manifest["layers"]
         with layer.open("wb") as out:
-            shutil.copyfileobj(blob, out)
+            shutil.copyfileobj(_part(parts, _blob(debian["digest"])), out)
+
+
+def _part(archive: tarfile.TarFile, name: str) -> IO[bytes]:
+    file = archive.extractfile(name)
+    assert file, f"{name} is no file of the archive"
+    return file
+
+
+def _blob(digest: str) -> str:
+    return f"blobs/{digest.replace(':', '/')}"

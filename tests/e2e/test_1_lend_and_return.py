@@ -12,7 +12,7 @@ from tests.e2e.holding import HalfRequest
 from tests.e2e.observer import Observed, restarts_of
 from tests.e2e.team import Team
 
-ALIAS = "sailor"
+ALIAS = "support-tone"
 QUESTION = "Where is parcel 7?"
 PATIENCE_SECONDS = 3
 
@@ -24,15 +24,15 @@ def test_lend_and_return(team: Team, observed: Observed, undisturbed: Undisturbe
 
     with asking(team) as asked:
         slow = [HalfRequest(team, pod["metadata"]["name"], objects.ENGINE) for pod in team.slot_pods()]
-        team.apply(objects.job("lends", publish=ALIAS))
+        team.apply(objects.job(ALIAS, publish=ALIAS))
         team.draining()
         time.sleep(PATIENCE_SECONDS)  # nothing announces that a replica goes on waiting
         assert team.slot_sizes() == [1, 1], "a replica stops only after its last request"
         assert all(request.complete() for request in slow)
-        team.training("lends")
+        team.training(ALIAS)
         engine = team.wait("ie", objects.ENGINE, lambda e: e["status"]["lent"] == 1, "one replica is lent")
         assert engine["status"]["ready"] == "1/2"
-        job = team.finished("lends")
+        job = team.finished(ALIAS)
         assert team.whole()["status"]["slots"][0]["state"] == "Serving"
         team.wait("ad", ALIAS, lambda ad: ad["status"].get("loaded") == "2/2", "both replicas have the adapter")
     undisturbed.digests[objects.STEPS] = job.digest

@@ -13,7 +13,8 @@ def test_server_image_of_a_cluster_without_gpus_has_vllm_for_cpus() -> None:
     assert values["device"] == "cpu"
     name = f"{values['images']['server']['repository']}:{values['images']['server']['tag']}"
     command = build_command(name, FOLDERS[name])
-    arguments = dict(word.removeprefix("--build-arg=").split("=", 1) for word in command if "--build-arg=" in str(word))
+    given = [str(word).removeprefix("--build-arg=") for word in command if str(word).startswith("--build-arg=")]
+    arguments = {name: value for name, _, value in (word.partition("=") for word in given)}
     lock = REPOSITORY / "server_image" / arguments["LOCK"]
     assert "\nvllm-cpu==" in lock.read_text()
     assert arguments["SYSTEM"] in (REPOSITORY / "server_image" / "Dockerfile").read_text()
