@@ -12,7 +12,7 @@ from tests.unit.pages import shown
 
 pytestmark = pytest.mark.integration
 
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "docs" / "scheduling.md"]
+PAGES = [REPOSITORY / name for name in ("README.md", "docs/scheduling.md", "docs/tenancy.md")]
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 
 

@@ -23,6 +23,7 @@ EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 SHOWN = {
     "README.md": {"FineTuneJob", "InferenceEngine"},
+    "tenancy.md": {"Namespace", "RoleBinding", "ResourceQuota", "NetworkPolicy", "GPUPool"},
     "network.md": {"InferenceEngine"},
     "scheduling.md": {
         *("FineTuneJob", "InferenceEngine", "GPUPool"),
