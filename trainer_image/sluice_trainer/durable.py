@@ -5,6 +5,7 @@ readable by other users: the engine that serves an adapter runs under another ui
 """
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -51,6 +52,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     _sync(folder.parent)
     failpoints.reached("folder-durable")
     shutil.rmtree(unfinished.with_name(f"{unfinished.name}-old"), ignore_errors=True)
+
+
+def is_unfinished(name: str, folder: Path) -> bool:
+    """Whether new_folder could write `folder` under this name."""
+    return re.fullmatch(rf"{re.escape(f'{_UNFINISHED}{folder.name}')}-[0-9a-f]{{8}}", name) is not None
 
 
 def remove_unfinished(parent: Path) -> None:

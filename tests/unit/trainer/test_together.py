@@ -53,12 +53,17 @@ def test_parts_are_read_as_any_other_number_of_parts(written: int, wanted: int, 
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Together, Together]]:
+def store() -> Iterator[Callable[[], TCPStore]]:
+    """A group's store: each call is one more process that talks through it."""
     port = free_port()
-    leader = TCPStore("127.0.0.1", port, None, is_master=True, wait_for_workers=False)
-    other = TCPStore("127.0.0.1", port, None, is_master=False)
-    yield Together(Rank(0, 0, 1, 2), leader), Together(Rank(0, 1, 1, 2), other)
-    del leader  # its server is what they talk through
+    server = TCPStore("127.0.0.1", port, None, is_master=True, wait_for_workers=False)
+    yield lambda: TCPStore("127.0.0.1", port, None, is_master=False)
+    del server
+
+
+@pytest.fixture
+def pair(store: Callable[[], TCPStore]) -> tuple[Together, Together]:
+    return Together(Rank(0, 0, 1, 2), store()), Together(Rank(0, 1, 1, 2), store())
 
 
 @pytest.fixture
@@ -104,6 +109,40 @@ def test_a_part_that_can_not_be_written_fails_the_save_for_all_and_the_next_one_
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     test_a_folder_is_there_when_all_parts_are(pair, threads, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["{victim}", "../adapters", ".unfinished-step-1-0123abcd/../adapters", ".unfinished-step-2-0123abcd", "step-1", "."],
+)
+def test_a_stranger_in_the_store_names_no_folder(
+    name: str, pair: tuple[Together, Together], store: Callable[[], TCPStore], tmp_path: Path
+) -> None:
+    """Whoever is on the network may write to the store; a follower writes and removes nothing that it says."""
+    only_copy = tmp_path / "adapters" / "export" / "adapter_model.safetensors"
+    only_copy.parent.mkdir(parents=True)
+    only_copy.write_text("the only copy")
+    stranger = store()
+    stranger.set("1/folder", name.format(victim=only_copy.parent.parent))
+    stranger.set("1/durable", "-sorry")
+    with pytest.raises(StageError, match=r"something else on the network writes to the store"):
+        pair[1].write(tmp_path / "checkpoints" / "step-1", parts(2)[1], finish)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [only_copy]
+
+
+def test_a_follower_removes_no_more_than_its_part(
+    pair: tuple[Together, Together], store: Callable[[], TCPStore], tmp_path: Path
+) -> None:
+    """A stranger that names the folder as the leader would still has nothing of the leader's removed."""
+    unfinished = tmp_path / ".unfinished-step-1-0123abcd"
+    unfinished.mkdir()
+    (unfinished / "leaders").write_text("")
+    stranger = store()
+    stranger.set("1/folder", unfinished.name)
+    stranger.set("1/durable", "-sorry")
+    with pytest.raises(StageError, match="sorry"):
+        pair[1].write(tmp_path / "step-1", parts(2)[1], finish)
+    assert [path.name for path in tmp_path.rglob("*")] == [unfinished.name, "leaders"]
 
 
 def test_a_stop_ends_a_save_that_waits_for_somebody(

@@ -4,7 +4,6 @@ They talk by short words in the group's store, from the threads that save: their
 step, and wait there for each other.
 """
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -73,7 +72,7 @@ class Together:
         """Make a folder of everybody's tensors: all call this equally often. It is durable when it is so for all.
 
         Args:
-            folder: On a file system that all processes share.
+            folder: On a file system that all processes share; the same one in all of them.
             tensors: This process's part.
             finish: Called by the leader with the digests of all parts, when they are there, to write what else belongs
                 to it.
@@ -90,7 +89,7 @@ class Together:
         if self.leads:
             self._lead(save, folder if needed else None, tensors, finish)
         else:
-            self._follow(save, tensors)
+            self._follow(save, folder, tensors)
 
     def _lead(
         self,
@@ -105,7 +104,7 @@ class Together:
                 self._say(f"{save}/folder", "")
             else:
                 with durable.new_folder(folder) as unfinished:
-                    self._say(f"{save}/folder", str(unfinished))
+                    self._say(f"{save}/folder", unfinished.name)
                     files = dict([self._write_part(unfinished, tensors)])
                     for other in others:
                         name, digest = self._result(f"{save}/part-{other}", save).split()
@@ -114,22 +113,29 @@ class Together:
         for other in others:  # the store ends with this process
             self._heard(f"{save}/end-{other}", SAID)
 
-    def _follow(self, save: str, tensors: dict[str, Tensor]) -> None:
+    def _follow(self, save: str, folder: Path, tensors: dict[str, Tensor]) -> None:
         try:
-            if folder := self._hear(f"{save}/folder", WRITTEN, save):
+            if word := self._hear(f"{save}/folder", WRITTEN, save):
+                unfinished = _beside(folder, word)
                 try:
                     with self._told(f"{save}/part-{self._rank.number}") as result:
-                        result.extend(self._write_part(Path(folder), tensors))
+                        result.extend(self._write_part(unfinished, tensors))
                 except (OSError, SafetensorError):
-                    if not Path(folder).exists():  # the leader has given up, and says why in a moment
+                    if not unfinished.exists():  # the leader has given up, and says why in a moment
                         self._result(f"{save}/durable", save)
                     raise
-            word = self._hear(f"{save}/durable", WRITTEN, save)
-            if folder and not word.startswith(_GOOD):
-                shutil.rmtree(folder, ignore_errors=True)  # what was written while the leader removed the rest
-            _result_of(word)
+            said = self._hear(f"{save}/durable", WRITTEN, save)
+            if word and not said.startswith(_GOOD):
+                self._remove_part(unfinished)
+            _result_of(said)
         finally:
             self._say(f"{save}/end-{self._rank.number}", "")
+
+    def _remove_part(self, unfinished: Path) -> None:
+        """Remove what was written while the leader removed the rest: this process's own file, and nothing else."""
+        with suppress(OSError):
+            (unfinished / Part(self._rank.number, self._rank.size).file).unlink()
+            unfinished.rmdir()  # who comes last leaves it empty
 
     def _write_part(self, unfinished: Path, tensors: dict[str, Tensor]) -> tuple[str, str]:
         file = unfinished / Part(self._rank.number, self._rank.size).file
@@ -211,6 +217,25 @@ class Together:
             self._say(subject, f"{_BAD}{str(error) or repr(error)}")
             raise
         self._say(subject, f"{_GOOD}{' '.join(result)}")
+
+
+def _beside(folder: Path, name: str) -> Path:
+    """Where the leader writes what becomes `folder`.
+
+    The store has no password, so anybody on its network may have said the name: only one that the leader could have
+    made is believed, and it leads nowhere but beside the folder that this process knows itself.
+
+    Raises:
+        StageError: the leader can't have said that.
+    """
+    if not durable.is_unfinished(name, folder):
+        raise StageError(
+            Reason.TRAINER_FAILED,
+            f"The group's store says that {folder.name} is written to {name[:200]!r}, which its leader never says: "
+            "something else on the network writes to the store. Let only the job's own pods reach its pods.",
+            ExitCode.INTERNAL,
+        )
+    return folder.with_name(name)
 
 
 def _result_of(word: str) -> str:
