@@ -20,6 +20,29 @@ _SAMPLES = 64
 _SAMPLE_BYTES = 65_536
 
 
+def belongs_to_model(path: Path, folder: Path) -> bool:
+    """Whether a path without links lies in a model's folder, or in the files of the hub cache that the folder is of.
+
+    The cache of huggingface_hub has models--<name>/snapshots/<revision>/<file> as a link to models--<name>/blobs/.
+    """
+    folder = folder.resolve()
+    of_cache = folder.parent.name == "snapshots" and path.is_relative_to(folder.parent.parent / "blobs")
+    return of_cache or path.is_relative_to(folder)
+
+
+def stray_link(folder: Path) -> Path | None:
+    """The first link in a model's folder that leads out of it: to what its author can't read, but a pod can.
+
+    Looks two levels deep, where everything is that model loaders read.
+    """
+    for path in sorted(folder.iterdir()):
+        below = sorted(path.iterdir()) if path.is_dir() and not path.is_symlink() else ()
+        for each in (path, *below):
+            if each.is_symlink() and not belongs_to_model(each.resolve(), folder):
+                return each
+    return None
+
+
 class ExportManifest(Model):
     """export/manifest.json: what was made, from what, and how good it is."""
 

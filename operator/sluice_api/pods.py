@@ -3,6 +3,9 @@
 Both sides read these names from here, so that neither can drift.
 """
 
+import os
+import shutil
+
 STAGE_ENV = "SLUICE_STAGE"
 """Trainer pods: a stages.StageSpec as JSON."""
 
@@ -44,6 +47,9 @@ DEFAULT_DISK = "50Gi"
 DISK_REQUEST = "1Gi"
 """What it is sure to have of it. Less than the limit: a pod that needs little must fit a node with little."""
 
+DISK_ENV = "SLUICE_DISK_BYTES"
+"""Trainer pods and vLLM: how much of the node's disk the container may fill before the kubelet evicts its pod."""
+
 SHARED = "/run/sluice"
 """Engine pods: memory shared by agent and vLLM; the agent writes its secret here before vLLM starts."""
 
@@ -63,3 +69,8 @@ METRICS_PORT = 9090
 
 GRACE_MARGIN_SECONDS = 30
 """Engine pods: terminationGracePeriodSeconds is the drain timeout and this."""
+
+
+def disk_room(folder: str | os.PathLike[str]) -> int:
+    """Bytes that fit into a folder of the pod's own disk, as far as node and kubelet let it grow."""
+    return min(shutil.disk_usage(folder).free, int(os.environ.get(DISK_ENV, "0")) or 2**63)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sluice_api.artifacts import model_fingerprint
+from sluice_api.artifacts import model_fingerprint, stray_link
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
 from sluice_trainer.errors import StageError
@@ -94,6 +94,12 @@ def _checked_config(uri: str, folder: Path) -> dict[str, Any]:
     invalid = f"model.uri {uri} is no model that can be trained:"
     if not folder.is_dir():
         raise StageError(Reason.MODEL_INVALID, f"{invalid} it is a file. Name the folder that has config.json.")
+    if link := stray_link(folder):
+        raise StageError(
+            Reason.MODEL_INVALID,
+            f"{invalid} {link.relative_to(folder)} is a link that leads out of the folder, which is not followed. "
+            "Put the file itself there.",
+        )
     config = _json_object(folder / "config.json", invalid)
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
@@ -112,9 +118,28 @@ def _checked_config(uri: str, folder: Path) -> dict[str, Any]:
             Reason.MODEL_INVALID,
             f"{invalid} it brings its own code (auto_map), which is never run. Use a model that transformers knows.",
         )
+    if kernel := _hub_kernel(config):
+        raise StageError(
+            Reason.MODEL_INVALID,
+            f"{invalid} its config.json names a kernel of the hub ({kernel}), which is code that is never fetched. "
+            "Remove the field; spec.training.attention says how attention is computed.",
+        )
     if "quantization_config" in config:
         raise StageError(Reason.MODEL_INVALID, f"{invalid} its weights are quantized. LoRA needs the unquantized ones.")
     return config
+
+
+def _hub_kernel(config: Any) -> str | None:
+    """The first kernel that a configuration, or one inside it, asks for: org/name as the implementation of a layer."""
+    if not isinstance(config, dict):
+        return None
+    for key, value in config.items():
+        named = value.values() if isinstance(value, dict) else (value,)
+        if "_implementation" in key and any(isinstance(name, str) and "/" in name for name in named):
+            return f"{key}: {value}"
+        if found := _hub_kernel(value):
+            return found
+    return None
 
 
 def _json_object(path: Path, invalid: str) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """hf:// addresses: models and datasets from the Hugging Face hub, onto the pod's own disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import DryRunFileInfo, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -16,6 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from sluice_api.pods import disk_room
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer.errors import StageError
@@ -50,12 +52,15 @@ def model_folder(uri: str, revision: str = "") -> tuple[Path, str]:
     """
     source = HubPath.parse(uri)
     with _failures(uri, "model.uri", Reason.MODEL_NOT_FOUND):
-        folder = snapshot_download(
+        download = partial(
+            snapshot_download,
             source.repository,
             revision=revision or source.revision,
             cache_dir=scratch("hub"),
             allow_patterns=list(_MODEL_FILES),
         )
+        _check_room(uri, "model.uri", download(dry_run=True))
+        folder = download()
     return Path(folder), Path(folder).name
 
 
@@ -68,14 +73,31 @@ def dataset_file(uri: str) -> Path:
             f"dataset.uri {uri} names a repository. Name one file of it: {uri.rstrip('/')}/<file>.jsonl.",
         )
     with _failures(uri, "dataset.uri", Reason.DATASET_NOT_FOUND):
-        return Path(
-            hf_hub_download(
-                source.repository,
-                source.path,
-                repo_type="dataset",
-                revision=source.revision,
-                cache_dir=scratch("hub"),
-            )
+        download = partial(
+            hf_hub_download,
+            source.repository,
+            source.path,
+            repo_type="dataset",
+            revision=source.revision,
+            cache_dir=scratch("hub"),
+        )
+        _check_room(uri, "dataset.uri", [download(dry_run=True)])
+        return Path(download())
+
+
+def _check_room(uri: str, field: str, files: Iterable[DryRunFileInfo]) -> None:
+    """Refuse, before it begins, a download that would fill the disk: others' pods would be evicted from the node too.
+
+    Raises:
+        StageError: DownloadFailed, with both sizes.
+    """
+    size = sum(file.file_size or 0 for file in files if file.will_download)
+    room = disk_room(scratch("hub"))
+    if size > room:
+        raise StageError(
+            Reason.DOWNLOAD_FAILED,
+            f"{field} {uri}: its files have {size / 2**30:.1f} GiB, and this pod's disk has room for "
+            f"{room / 2**30:.1f}. Raise resources.ephemeralStorage, or copy it into a volume and use pvc://.",
         )
 
 

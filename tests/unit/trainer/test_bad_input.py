@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sluice_api.finetunejob import DatasetFormat
 from sluice_api.reasons import Reason
+from sluice_trainer.data.rows import Findings, read_rows
 from sluice_trainer.errors import StageError
 from tests.unit.trainer.jobs import ROWS, Job, chat, write_rows
 
@@ -191,6 +194,24 @@ def _pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def test_a_dataset_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
+    """Between the look where it leads and the open there is time for its author."""
+    (tmp_path / "token").write_text("{}")
+    rows = tmp_path / "rows.jsonl"
+    rows.symlink_to("token")
+    with pytest.raises(StageError, match=r"rows\.jsonl was replaced by a link"):
+        list(read_rows(rows, Findings("datasets/rows.jsonl", DatasetFormat.AUTO)))
+
+
+def _linked(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(folder.parents[1] / "datasets" / "rows.jsonl")
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("damage", "reason", "message"),
     [
@@ -204,6 +225,13 @@ def _pickled(folder: Path) -> None:
         (_without("model.safetensors"), Reason.MODEL_INVALID, "it has no weights. Save the weights as *.safetensors"),
         (_pickled, Reason.MODEL_INVALID, "it has only pytorch_model.bin. Save the weights as *.safetensors"),
         (_config(auto_map={"AutoModel": "evil.py"}), Reason.MODEL_INVALID, "it brings its own code (auto_map)"),
+        (
+            _config(text_config={"attn_implementation": {"": "org/attention@v1"}}),
+            Reason.MODEL_INVALID,
+            "its config.json names a kernel of the hub (attn_implementation: {'': 'org/attention@v1'})",
+        ),
+        (_linked("chat_template.jinja"), Reason.MODEL_INVALID, "chat_template.jinja is a link that leads out of the"),
+        (_linked("vision/config.json"), Reason.MODEL_INVALID, "vision/config.json is a link that leads out of the"),
         (_config(quantization_config={}), Reason.MODEL_INVALID, "its weights are quantized."),
         (_config(vocab_size=10), Reason.MODEL_INVALID, "the tokenizer has 292 tokens, the model 10."),
         (_without("chat_template.jinja"), Reason.MODEL_INVALID, "its tokenizer has no chat template"),

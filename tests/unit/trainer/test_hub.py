@@ -5,8 +5,10 @@ from typing import Any
 
 import httpx2
 import pytest
+from huggingface_hub import DryRunFileInfo
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from sluice_api.pods import DISK_ENV
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer import hub
@@ -33,9 +35,9 @@ def test_a_model_is_fetched_without_pickles_at_the_commit_of_an_earlier_stage(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def download(repository: str, **options: Any) -> str:
+    def download(repository: str, *, dry_run: bool = False, **options: Any) -> str | list[DryRunFileInfo]:
         asked.update(options, repository=repository)
-        return str(tmp_path / "4f3c")
+        return [] if dry_run else str(tmp_path / "4f3c")
 
     monkeypatch.setattr(hub, "snapshot_download", download)
     assert hub.model_folder("hf://org/name@main", "4f3c") == (tmp_path / "4f3c", "4f3c")
@@ -60,6 +62,47 @@ def test_whose_fault_it_is(monkeypatch: pytest.MonkeyPatch, error: Exception, re
     with pytest.raises(StageError, match=r"model\.uri hf://org/name") as raised:
         hub.model_folder("hf://org/name")
     assert (raised.value.reason, raised.value.code) == (reason, code)
+
+
+GIB = 2**30
+
+
+def file(size: int | None, *, cached: bool = False) -> DryRunFileInfo:
+    return DryRunFileInfo("4f3c", size, "x", "/x", is_cached=cached, will_download=not cached)
+
+
+@pytest.mark.parametrize(
+    ("files", "fits"),
+    [
+        ([file(GIB), file(GIB)], True),
+        ([file(GIB), file(GIB + 1)], False),
+        ([file(GIB), file(9 * GIB, cached=True)], True),
+        ([file(None), file(3 * GIB)], False),
+    ],
+)
+@pytest.mark.parametrize("field", ["model.uri", "dataset.uri"])
+def test_a_download_that_does_not_fit_does_not_begin(
+    field: str, files: list[DryRunFileInfo], fits: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(DISK_ENV, str(2 * GIB))
+    begun: list[str] = []
+
+    def download(repository: str, *_: str, dry_run: bool = False, **options: Any) -> Any:
+        if dry_run:
+            return files if field == "model.uri" else DryRunFileInfo("4f3c", total, "x", "/x", False, True)
+        begun.append(repository)
+        return str(tmp_path / "4f3c")
+
+    total = sum(each.file_size or 0 for each in files if each.will_download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    fetch = hub.model_folder if field == "model.uri" else hub.dataset_file
+    if fits:
+        fetch("hf://org/name/rows.jsonl")
+    else:
+        with pytest.raises(StageError, match=rf"{field} .* GiB, and this pod's disk has room for 2\.0\. Raise"):
+            fetch("hf://org/name/rows.jsonl")
+    assert bool(begun) is fits
 
 
 def test_a_dataset_repository_needs_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

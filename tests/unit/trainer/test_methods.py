@@ -15,6 +15,7 @@ from sluice_api.artifacts import ModelManifest, model_digest, model_fingerprint
 from sluice_api.reasons import Reason
 from sluice_trainer import base_model
 from sluice_trainer.errors import StageError
+from sluice_trainer.export.whole_model import write_model
 from sluice_trainer.train import head
 from sluice_trainer.train.batches import MicroBatch, summed_loss
 from sluice_trainer.train.trials.lean import prove
@@ -150,6 +151,17 @@ def test_a_whole_model_keeps_what_belongs_to_it_and_no_other_weights(job: Job) -
     assert '"temperature": 0.6' in (export_of(job) / "generation_config.json").read_text()
     assert not (export_of(job) / "tf_model.h5").exists()
     assert (export_of(job) / "chat_template.jinja").read_text().startswith("{% for message")
+
+
+def test_a_whole_model_takes_no_file_that_became_a_link(job: Job) -> None:
+    """The base model's folder was checked when it was found; its files are copied after a whole training."""
+    model = AutoModelForCausalLM.from_pretrained(job.volumes / "models" / "tiny")
+    base = base_model.locate("pvc://models/tiny")
+    (base.folder / "vocab.txt").symlink_to(job.volumes / "datasets" / "rows.jsonl")
+    export = job.volumes / "adapters" / "export"
+    with pytest.raises(StageError, match=r"vocab\.txt is a link that leads out of the folder"):
+        write_model(model, torch.float32, base, export)
+    assert not (export / "vocab.txt").exists()
 
 
 def test_a_whole_model_in_bfloat16_computes_in_it_and_keeps_float32(job: Job) -> None:

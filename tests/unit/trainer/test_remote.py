@@ -66,6 +66,11 @@ def origin(certificate: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
                     self.send_header("Content-Length", str(len(body)))
                     self.end_headers()
                     self.wfile.write(body)
+                case "/no-length":
+                    self.send_response(200)
+                    self.send_header("Content-Length", "abc")
+                    self.end_headers()
+                    self.wfile.write(body)
                 case "/torn":
                     self.send_response(200)
                     self.send_header("Content-Length", "100")
@@ -102,7 +107,7 @@ def test_a_private_host_is_refused(origin: str) -> None:
 
 def test_a_file_is_fetched_and_redirects_are_followed(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICE_ALLOW_PRIVATE_HOSTS", "1")
-    for path in ("rows.jsonl", "moved"):
+    for path in ("rows.jsonl", "moved", "no-length"):
         assert remote.fetch(f"{origin}/{path}").read_bytes() == b'{"text": "x"}\n'
 
 
@@ -139,5 +144,6 @@ def test_what_goes_wrong_is_told_apart(
 def test_a_file_that_is_too_large_is_refused(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICE_ALLOW_PRIVATE_HOSTS", "1")
     monkeypatch.setattr(remote, "LARGEST_FILE", 5)
-    with pytest.raises(StageError, match="the file is larger than"):
-        remote.fetch(f"{origin}/rows.jsonl")
+    for path in ("rows.jsonl", "no-length"):
+        with pytest.raises(StageError, match="the file is larger than"):
+            remote.fetch(f"{origin}/{path}")

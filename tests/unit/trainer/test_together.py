@@ -113,7 +113,14 @@ def test_a_part_that_can_not_be_written_fails_the_save_for_all_and_the_next_one_
 
 @pytest.mark.parametrize(
     "name",
-    ["{victim}", "../adapters", ".unfinished-step-1-0123abcd/../adapters", ".unfinished-step-2-0123abcd", "step-1", "."],
+    [
+        "{victim}",
+        "../adapters",
+        ".unfinished-step-1-0123abcd/../adapters",
+        ".unfinished-step-2-0123abcd",
+        "step-1",
+        ".",
+    ],
 )
 def test_a_stranger_in_the_store_names_no_folder(
     name: str, pair: tuple[Together, Together], store: Callable[[], TCPStore], tmp_path: Path

@@ -14,7 +14,7 @@ def dataset_name(uri: str) -> str:
 
 
 def dataset_file(uri: str) -> Path:
-    """The dataset as a file on this machine, fetched if need be.
+    """The dataset as a file on this machine, fetched if need be; its path has no links.
 
     Raises:
         StageError: DatasetNotFound, DatasetEmpty or DownloadFailed.
@@ -30,11 +30,11 @@ def dataset_file(uri: str) -> Path:
     elif uri.startswith("hf://"):
         from sluice_trainer import hub
 
-        file = hub.dataset_file(uri)
+        file = hub.dataset_file(uri).resolve()
     else:
         from sluice_trainer.data import remote
 
-        file = remote.fetch(uri)
+        file = remote.fetch(uri).resolve()
     if file.is_dir():
         names = ", ".join(sorted(child.name for child in file.glob("*.jsonl"))[:8]) or "no *.jsonl file"
         raise StageError(

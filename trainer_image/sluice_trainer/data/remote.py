@@ -7,12 +7,12 @@ moment later (DNS rebinding) plays no part. Redirects are followed by hand, each
 import http.client
 import ipaddress
 import os
-import shutil
 import socket
 import ssl
 from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+from sluice_api.pods import disk_room
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer.errors import StageError
@@ -124,8 +124,8 @@ def _check_status(status: int, host: str, uri: str) -> None:
 
 def _store(answer: http.client.HTTPResponse, uri: str) -> Path:
     path = scratch("dataset") / "rows.jsonl"
-    room = min(LARGEST_FILE, shutil.disk_usage(path.parent).free)
-    announced = int(answer.getheader("Content-Length") or 0)
+    room = min(LARGEST_FILE, disk_room(path.parent))
+    announced = answer.length or 0  # http.client's reading of Content-Length: None where it is no length
     with path.open("wb") as file:
         while announced <= room and (block := answer.read(1024 * 1024)):
             file.write(block)

@@ -122,6 +122,9 @@ class Findings:
 def read_rows(path: Path, findings: Findings) -> Iterator[tuple[int, Row]]:
     """Every good row with its line number, counted from 1; the others are noted in `findings`.
 
+    Args:
+        path: Without links, as dataset_file found it.
+
     Raises:
         StageError: DatasetInvalid for a file that is not JSONL, or of mixed formats (Auto decides by the first row).
     """
@@ -142,6 +145,10 @@ def read_rows(path: Path, findings: Findings) -> Iterator[tuple[int, Row]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
+        if Path(f"/proc/self/fd/{file.fileno()}").readlink() != path:  # it was checked where it leads, before
+            raise StageError(
+                Reason.DATASET_INVALID, f"{path.name} was replaced by a link while it was read. Put the file there."
+            )
         number = 0
         while line := file.readline(LONGEST_LINE):
             number += 1
