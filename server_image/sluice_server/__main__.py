@@ -4,13 +4,17 @@ import sys
 
 
 def main(command: list[str]) -> None:
-    """Run one of the commands; each imports only what it needs."""
+    """Run one of the commands; each imports only what it needs, and can be stopped before it does."""
     match command:
         case ["vllm"]:
-            from sluice_server.launch import serve
+            from sluice_server.first_process import work_in_child
+            from sluice_server.place import serve_port
 
-            serve()
+            work_in_child(_serve, serve_port())
         case ["agent"]:
+            from sluice_server.first_process import end_when_told
+
+            end_when_told()
             from sluice_server.agent.run import run
 
             run()
@@ -24,6 +28,12 @@ def main(command: list[str]) -> None:
             collect(architectures)
         case _:
             sys.exit("usage: python3 -m sluice_server agent|vllm|wait-drained|collect-model-infos")
+
+
+def _serve() -> None:
+    from sluice_server.launch import serve
+
+    serve()
 
 
 if __name__ == "__main__":

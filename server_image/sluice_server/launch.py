@@ -1,10 +1,8 @@
-"""The container `vllm`: vLLM's own server in this very process."""
+"""The container `vllm`: vLLM's own server in this very process (which first_process.py watches)."""
 
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from sluice_api import pods
 from sluice_api.slots import SlotSpec
@@ -13,16 +11,8 @@ from sluice_server.model_infos import put_in_place
 from sluice_server.place import Place
 from sluice_server.waiting_room import wait_for_the_agent
 
-_TERMINATED = 128 + signal.SIGTERM
-
-
 def serve() -> None:
-    """Become `vllm serve` for the slot in the environment; returns when vLLM has stopped.
-
-    vLLM is called and not exec'ed: the kernel drops signals that PID 1 does not handle, and for the seconds
-    of its imports vLLM handles none, so that a SIGTERM then would be lost until the pod's grace is over.
-    """
-    signal.signal(signal.SIGTERM, _stop)
+    """Become `vllm serve` for the slot in the environment; returns when vLLM has stopped."""
     place = Place.here()
     if not place.secret_file.exists():
         sys.exit(f"{place.secret_file} is missing: the agent writes it and must be started first")
@@ -37,7 +27,3 @@ def serve() -> None:
     from vllm.entrypoints.cli.main import main
 
     main()
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    os._exit(_TERMINATED)

@@ -74,7 +74,7 @@ _ENDED = 70
 
 
 def _end_process() -> None:
-    """End vLLM, whatever it does: this is its container's first process, and all others go with it."""
+    """End vLLM, whatever it does: its container's first process ends with it, and so all others."""
     os._exit(_ENDED)
 
 

@@ -30,6 +30,11 @@ SHUTDOWN_SECONDS = 10
 QUIET_SECONDS and the five seconds that vLLM takes to exit it fits into pods.GRACE_MARGIN_SECONDS."""
 
 
+def serve_port() -> int:
+    """Where vLLM listens in this container."""
+    return int(os.environ.get(SERVE_PORT_ENV, pods.SERVE_PORT))
+
+
 @dataclass(frozen=True)
 class Place:
     """Folders and ports of one slot."""
@@ -43,7 +48,7 @@ class Place:
         """This container's, as the environment says."""
         return cls(
             root=Path(os.environ.get(ROOT_ENV, "/")),
-            serve_port=int(os.environ.get(SERVE_PORT_ENV, pods.SERVE_PORT)),
+            serve_port=serve_port(),
             agent_port=int(os.environ.get(AGENT_PORT_ENV, pods.AGENT_PORT)),
         )
 
