@@ -11,6 +11,7 @@ from sluice_server.model_infos import put_in_place
 from sluice_server.place import Place
 from sluice_server.waiting_room import wait_for_the_agent
 
+
 def serve() -> None:
     """Become `vllm serve` for the slot in the environment; returns when vLLM has stopped."""
     place = Place.here()

@@ -27,7 +27,8 @@ _INTERNAL = 70
 class StopSignal:
     """Ends the process when SIGTERM or another thread says so, with what `saved_by` has armed at that moment.
 
-    A container's first process ignores a SIGTERM for which it has no handler, so this is made before anything else.
+    A container's first process ignores a SIGTERM for which it has no handler, so this is made before anything else;
+    one that comes before is kept until then (build/pod.py).
     """
 
     POD_PATIENCE, PEER_PATIENCE = 2.0, 4.0
@@ -43,6 +44,7 @@ class StopSignal:
         os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, _noted)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the pod's command blocks it until here
         threading.Thread(target=self._wait, name="sigterm", daemon=True).start()
 
     def ends_by(self, end: "Callable[[StageError | None, Save | None], NoReturn]") -> None:

@@ -96,7 +96,7 @@ def _agent(slot: SlotSpec, claims: tuple[str, ...], settings: Settings) -> Manif
         "image": settings.server_image,
         "imagePullPolicy": settings.image_pull_policy,
         "restartPolicy": "Always",
-        "command": ["python3", "-m", "sluice_server", "agent"],
+        "command": pod.python("-m", "sluice_server", "agent"),
         "env": pod.environment(
             {pods.SLOT_ENV: slot.to_json(), pods.REPORT_URL_ENV: settings.report_url}, pod.BASE_ENVIRONMENT
         ),
@@ -139,8 +139,10 @@ def _vllm(
         "name": "vllm",
         "image": settings.server_image,
         "imagePullPolicy": settings.image_pull_policy,
-        "command": ["python3", "-m", "sluice_server", "vllm"],
-        "env": pod.environment({pods.SLOT_ENV: slot.to_json()}, pod.BASE_ENVIRONMENT),
+        "command": pod.python("-m", "sluice_server", "vllm"),
+        "env": pod.environment(
+            {pods.SLOT_ENV: slot.to_json()}, pod.disk_limit(wanted.ephemeral_storage), pod.BASE_ENVIRONMENT
+        ),
         "ports": [{"name": "http", "containerPort": pods.SERVE_PORT, "protocol": "TCP"}],
         "lifecycle": {"preStop": {"exec": {"command": ["python3", "-m", "sluice_server", "wait-drained"]}}},
         "resources": with_claims(resources, devices) if devices else resources,

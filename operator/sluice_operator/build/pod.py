@@ -7,6 +7,7 @@ from sluice_api import pods
 from sluice_api.gpupool import GPUPoolSpec, SharingMode
 from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.meta import taints_of_gpus
+from sluice_api.quantity import amount
 from sluice_api.sources import VOLUMES
 from sluice_operator.build.metadata import Manifest
 from sluice_operator.settings import Settings
@@ -82,6 +83,18 @@ def pulled_with(own: Sequence[str], settings: Settings) -> Manifest:
     """spec.imagePullSecrets of a pod, as far as there are any: those of its spec, or else the chart's."""
     names = own or settings.image_pull_secrets
     return {"imagePullSecrets": [{"name": name} for name in names]} if names else {}
+
+
+def python(*arguments: str) -> list[str]:
+    """A container's command. SIGTERM is blocked until the program listens to it: the kernel drops one that its first
+    process has no handler for, as Python has none while it starts, but keeps one that is blocked.
+    """
+    return ["env", "--block-signal=TERM", "python3", *arguments]
+
+
+def disk_limit(disk: str) -> dict[str, str]:
+    """Tells a container's program how much of the node's disk it may fill, so that it need not be evicted."""
+    return {pods.DISK_ENV: str(amount("ephemeral-storage", disk))}
 
 
 def environment(*parts: Mapping[str, str]) -> list[Manifest]:

@@ -156,9 +156,11 @@ def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) 
         "name": "trainer",
         "image": settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
-        "command": ["python3", "-m", "sluice_trainer", stage.lower()],
+        "command": pod.python("-m", "sluice_trainer", stage.lower()),
         "env": pod.environment(
-            {pods.STAGE_ENV: work.to_json(), pods.REPORT_URL_ENV: settings.report_url}, pod.BASE_ENVIRONMENT
+            {pods.STAGE_ENV: work.to_json(), pods.REPORT_URL_ENV: settings.report_url},
+            pod.disk_limit(job.spec.resources.ephemeral_storage),
+            pod.BASE_ENVIRONMENT,
         ),
         "ports": [{"name": "metrics", "containerPort": pods.METRICS_PORT, "protocol": "TCP"}],
         "resources": stage_resources(job, stage),

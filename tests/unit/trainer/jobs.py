@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,7 +114,7 @@ class Job:
         return export(self.stage("Export"), quiet_reporter()).digest
 
     def start(self, stage: str, attempt: int = 1, **environment: str) -> subprocess.Popen[str]:
-        """The stage in a process of its own, as in a pod."""
+        """The stage in a process of its own, as in a pod: SIGTERM is blocked until it can be handled."""
         spec = self.stage(stage, attempt)
         return subprocess.Popen(
             [sys.executable, "-m", "sluice_trainer", stage.lower()],
@@ -129,6 +130,7 @@ class Job:
             },
             stdout=subprocess.PIPE,
             text=True,
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}),  # noqa: PLW1509
         )
 
     def outcome(self) -> StageOutcome:

@@ -108,6 +108,16 @@ def test_sigterm_costs_no_bit(job: Job, parent: Parent, undisturbed: Story, plac
     assert whole.digest == undisturbed.digest
 
 
+def test_sigterm_before_the_first_line_is_kept_until_it_can_be_handled(job: Job) -> None:
+    with job.start("Prepare") as process:
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(60) == ExitCode.REQUEUE
+        finally:
+            process.kill()
+    assert job.outcome().message == "Told to stop; there was nothing to save yet."
+
+
 def test_sigterm_on_a_full_disk_is_no_requeue(job: Job, parent: Parent, undisturbed: Story) -> None:
     job = Job(job.volumes, training=TRAINING)
     before = parent.before(job, "Train")
