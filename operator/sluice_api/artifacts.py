@@ -36,8 +36,8 @@ def stray_link(folder: Path) -> Path | None:
     Looks two levels deep, where everything is that model loaders read.
     """
     for path in sorted(folder.iterdir()):
-        below = sorted(path.iterdir()) if path.is_dir() and not path.is_symlink() else ()
-        for each in (path, *below):
+        below = path.iterdir() if path.is_dir() and not path.is_symlink() else ()
+        for each in (path, *sorted(below)):
             if each.is_symlink() and not belongs_to_model(each.resolve(), folder):
                 return each
     return None

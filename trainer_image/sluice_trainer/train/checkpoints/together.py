@@ -115,8 +115,9 @@ class Together:
 
     def _follow(self, save: str, folder: Path, tensors: dict[str, Tensor]) -> None:
         try:
-            if word := self._hear(f"{save}/folder", WRITTEN, save):
-                unfinished = _beside(folder, word)
+            word = self._hear(f"{save}/folder", WRITTEN, save)
+            unfinished = _beside(folder, word) if word else None
+            if unfinished:
                 try:
                     with self._told(f"{save}/part-{self._rank.number}") as result:
                         result.extend(self._write_part(unfinished, tensors))
@@ -125,7 +126,7 @@ class Together:
                         self._result(f"{save}/durable", save)
                     raise
             said = self._hear(f"{save}/durable", WRITTEN, save)
-            if word and not said.startswith(_GOOD):
+            if unfinished and not said.startswith(_GOOD):
                 self._remove_part(unfinished)
             _result_of(said)
         finally:
