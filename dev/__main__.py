@@ -11,6 +11,7 @@ from dev.environment import environment
 from dev.errors import DevError
 from dev.lock import lock_all
 from dev.progress import step
+from dev.promtool import promtool
 
 
 def up(words: argparse.Namespace) -> None:
@@ -56,8 +57,8 @@ def make_environment(_: argparse.Namespace) -> None:
 
 
 def make_tools(_: argparse.Namespace) -> None:
-    """Get kubectl and helm."""
-    for path in tools.tools().values():
+    """Get kubectl, helm and promtool."""
+    for path in (*tools.tools().values(), promtool()):
         print(path)
 
 

@@ -107,7 +107,7 @@ async def run(settings: Settings) -> None:
         async with serve_progress(
             settings, store, operator.api, operator.cluster, lambda: lease.leads, operator.queue.add
         ) as intake:
-            collector = exposition.WorldCollector(store, lambda: lease.leads, lambda: intake.training)
+            collector = exposition.WorldCollector(store, lambda: lease.leads, lambda: intake.training, operator.queue)
             async with exposition.serve(settings.metrics_port, collector, operator.dead, operator.unready):
                 await until_installed(operator.api, store)
                 await run_until_stopped(operator)

@@ -5,22 +5,27 @@ A job's labels are job_namespace and job_name: Prometheus sets namespace and job
 """
 
 from collections import Counter as Tally
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import AWAKE, SlotState
 from sluice_api.meta import DEFAULT_POOL
 from sluice_api.reasons import Reason
 from sluice_api.reports import TrainingReport
+from sluice_api.stages import Stage
 from sluice_operator import metrics
 from sluice_operator.observe.store import Store
-from sluice_operator.observe.world import World
+from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import World, job_key
 from sluice_operator.plan.allocation.pool_status import pool_usage
+from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.pools import find_pool
 
 SHOWN_AFTER_END = timedelta(minutes=10)
@@ -29,14 +34,28 @@ SHOWN_AFTER_END = timedelta(minutes=10)
 Training = Callable[[], Mapping[str, TrainingReport]]
 """The newest report of each job's training, by the job's uid."""
 
+NOT_SERVING = frozenset(SlotState) - AWAKE - {SlotState.WAITING}
+"""States of a replica that a job borrows, from its draining to its return."""
+
+
+class Work(Protocol):
+    """What is to be done: the queue."""
+
+    def failing(self) -> Iterable[Key]:
+        """Objects whose last attempt has failed."""
+
+    def waiting(self) -> Iterable[tuple[Key, float]]:
+        """Objects that are to be looked at, each with the seconds since that was asked for first."""
+
 
 class WorldCollector:
     """Reads jobs, GPUs and trainings from the store at each scrape."""
 
-    def __init__(self, store: Store, leads: Callable[[], bool], training: Training) -> None:
+    def __init__(self, store: Store, leads: Callable[[], bool], training: Training, work: Work) -> None:
         self._store = store
         self._leads = leads
         self._training = training
+        self._work = work
 
     def describe(self) -> list[Metric]:
         """Nothing in advance: registering does not read the store."""
@@ -50,6 +69,10 @@ class WorldCollector:
             world = self._store.world()
             yield jobs(world)
             yield from gpus(world)
+            yield failing(self._work)
+            yield unreadable(self._store)
+            yield undecided(world, self._work)
+            yield idle_loans(world)
             yield from trainings(world, self._training(), datetime.now(UTC))
 
 
@@ -78,6 +101,62 @@ def gpus(world: World) -> Iterator[Metric]:
         lent.add_metric((name,), usage.lent)
     yield used
     yield lent
+
+
+def failing(work: Work) -> Metric:
+    """Objects that fail, by kind: one is enough for an alert, however seldom it is tried."""
+    family = GaugeMetricFamily(
+        "sluice_failing_objects", "Objects whose last reconcile has failed; it is tried again.", labels=("kind",)
+    )
+    for kind, count in Tally(key.kind for key in work.failing()).items():
+        family.add_metric((kind,), count)
+    return family
+
+
+def unreadable(store: Store) -> Metric:
+    """Objects that are not understood, by kind."""
+    family = GaugeMetricFamily(
+        "sluice_unreadable_objects", "Objects that cannot be read and are left alone.", labels=("kind",)
+    )
+    for kind, count in Tally(obj.key.kind for obj in store.unreadable()).items():
+        family.add_metric((kind,), count)
+    return family
+
+
+def undecided(world: World, work: Work) -> Metric:
+    """For how long each pool has waited for a decision."""
+    family = GaugeMetricFamily(
+        "sluice_pool_undecided_seconds",
+        "Since something changed in the pool after its last decision; 0 if nothing has.",
+        labels=("pool",),
+    )
+    waiting = {key.name: seconds for key, seconds in work.waiting() if key.kind == "GPUPool"}
+    for name in dict.fromkeys((*(key.name for key in world.pools), *waiting)):
+        family.add_metric((name,), waiting.get(name, 0))
+    return family
+
+
+def idle_loans(world: World) -> Metric:
+    """Lent replicas on whose GPUs nothing trains, of each engine that lends now."""
+    family = GaugeMetricFamily(
+        "sluice_idle_loans",
+        "Lent replicas of which no trainer of the borrowing job runs.",
+        labels=("engine_namespace", "engine_name"),
+    )
+    for engine in world.engines.values():
+        borrowers = [slot.lent_to for slot in engine.status.slots if slot.state in NOT_SERVING]
+        if borrowers:
+            idle = sum(1 for name in borrowers if not _trains(world, name))
+            family.add_metric((engine.metadata.namespace, engine.metadata.name), idle)
+    return family
+
+
+def _trains(world: World, name: str) -> bool:
+    """Whether a trainer runs of the job that is called namespace/name."""
+    job = world.jobs.get(job_key(*name.split("/", 1))) if "/" in name else None
+    stage_jobs = world.stage_jobs_of.get(job.metadata.uid, {}).values() if job else ()
+    pods = (pod for found in stage_jobs if found.stage is Stage.TRAIN for pod in trainer_pods(world, found))
+    return any(pod.running and not pod.ended and not pod.deleting for pod in pods)
 
 
 FIGURES: tuple[tuple[str, str, Callable[[TrainingReport], float | None]], ...] = (

@@ -8,33 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY as TRAINER_REGISTRY
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.parser import text_string_to_metric_families
+import yaml
 
-from sluice_api.reports import TrainingReport
-from sluice_operator import metrics
-from sluice_operator.exposition import WorldCollector
-from sluice_trainer import metrics as trainer_metrics
-from tests.unit.progress.worlds import whole
+from dev.cache import REPOSITORY
+from tests.unit.chart.helm import manifests
+from tests.unit.exposed import by_process, exposed
 
-DASHBOARDS = sorted((Path(__file__).parents[2] / "charts/sluice/dashboards").glob("*.json"))
-REPORT = TrainingReport.model_validate(
-    {
-        "attempt": 1,
-        "sequence": 1,
-        "activity": "Training",
-        "loss": 1.0,
-        "evaluationLoss": 1.0,
-        "tokensPerSecond": 1.0,
-        "gpuMemoryBytes": 1,
-        "memoryBytes": 1,
-        "learningRate": 1.0,
-        "gradientNorm": 1.0,
-        "secondsLeft": 1,
-    }
-)
+DASHBOARDS = sorted((REPOSITORY / "charts/sluice/dashboards").glob("*.json"))
+GOLDEN = REPOSITORY / "tests" / "golden"
 FUNCTIONS = {"sum", "max", "rate", "increase", "histogram_quantile", "vector", "label_values", "by", "or"}
 
 
@@ -63,19 +44,7 @@ ALL = [query for path in DASHBOARDS for query in queries(json.loads(path.read_te
 
 @pytest.fixture(scope="module")
 def series() -> dict[str, set[str]]:
-    """The labels of every series that an operator and a trainer expose."""
-    for module in (metrics, trainer_metrics):
-        for metric in vars(module).values():
-            if isinstance(metric, MetricWrapperBase) and metric._labelnames:
-                metric.labels(*("x" for _ in metric._labelnames))
-    world = CollectorRegistry()
-    world.register(WorldCollector(whole(), lambda: True, lambda: {"job-uid": REPORT}))
-    found: dict[str, set[str]] = {}
-    for registry in (metrics.REGISTRY, world, TRAINER_REGISTRY):
-        for family in text_string_to_metric_families(generate_latest(registry).decode()):
-            for sample in family.samples:
-                found.setdefault(sample.name, set()).update(sample.labels)
-    return found
+    return exposed()
 
 
 def words(text: str) -> set[str]:
@@ -135,3 +104,69 @@ def test_every_series_of_the_operator_is_shown_or_known_to_be_left_out(series: d
         "sluice_trainer_gpu_memory_bytes",
         "sluice_trainer_memory_bytes",
     }
+
+
+BUILT = (GOLDEN / "trainer-job-lora.yaml", GOLDEN / "slot-deployment-cuda.yaml")
+
+
+def test_every_panel_has_a_source_that_is_scraped() -> None:
+    """The chart has a monitor for each process whose series a panel shows."""
+    scraped = {"operator": bool(_monitors("ServiceMonitor")), **_pods_scraped()}
+    for query in ALL:
+        names = {word for word in words(query.text) if word.startswith("sluice_")}
+        sources = {process for name in names for process, found in by_process().items() if name in found}
+        assert sources, query
+        assert all(scraped[process] for process in sources), query
+
+
+@pytest.mark.parametrize("built", BUILT, ids=lambda path: path.stem)
+def test_each_port_with_metrics_is_scraped_of_the_pods_that_are_built(built: Path) -> None:
+    template = yaml.safe_load(built.read_text())["spec"]["template"]
+    containers = [*template["spec"]["containers"], *template["spec"].get("initContainers", ())]
+    ports = {port["name"] for container in containers for port in container.get("ports", ())}
+    found = [m["spec"] for m in _monitors("PodMonitor") if _selects(m, template["metadata"]["labels"])]
+    scraped = {endpoint["port"] for spec in found for endpoint in spec["podMetricsEndpoints"]}
+    assert scraped == ports & {"metrics", "agent", "http"}
+    assert {label for spec in found for label in spec["podTargetLabels"]} <= template["metadata"]["labels"].keys()
+
+
+def test_monitors_look_where_custom_resources_are_served() -> None:
+    assert [m["spec"]["namespaceSelector"] for m in _monitors("PodMonitor")] == [{"any": True}] * 2
+    limited = manifests("--set", "metrics.podMonitor.create=true,watchNamespaces={team-a}")
+    selectors = [m["spec"]["namespaceSelector"] for m in limited if m["kind"] == "PodMonitor"]
+    assert selectors == [{"matchNames": ["team-a"]}] * 2
+
+
+def test_the_documented_autoscaler_has_a_path_to_its_metric() -> None:
+    """docs/scheduling.md: the adapter's rule finds the agent's series by the labels that Prometheus gives a pod's."""
+    page = (REPOSITORY / "docs" / "scheduling.md").read_text()
+    blocks = [one for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) for one in yaml.safe_load_all(block)]
+    (rule,) = next(block["rules"] for block in blocks if isinstance(block, dict) and "rules" in block)
+    name, _, selected = rule["seriesQuery"].partition("{")
+    assert name in by_process()["agent"]
+    assert set(re.findall(r"(\w+)!=", selected)) == {"namespace", "pod"} == rule["resources"]["overrides"].keys()
+    asked = [
+        m["pods"]["metric"]["name"]
+        for b in blocks
+        if b.get("kind") == "HorizontalPodAutoscaler"
+        for m in b["spec"]["metrics"]
+    ]
+    assert asked == [name]
+
+
+def _monitors(kind: str) -> list[dict[str, Any]]:
+    return [
+        m
+        for m in manifests("--set", "metrics.serviceMonitor.create=true,metrics.podMonitor.create=true")
+        if m["kind"] == kind
+    ]
+
+
+def _selects(monitor: dict[str, Any], labels: dict[str, str]) -> bool:
+    selected: dict[str, str] = monitor["spec"]["selector"]["matchLabels"]
+    return selected.items() <= labels.items()
+
+
+def _pods_scraped() -> dict[str, bool]:
+    ports = {endpoint["port"] for m in _monitors("PodMonitor") for endpoint in m["spec"]["podMetricsEndpoints"]}
+    return {"trainer": "metrics" in ports, "agent": "agent" in ports}

@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import timedelta
 
 from sluice_operator import metrics
@@ -42,14 +42,26 @@ class Queue:
         """What was added while it was worked on."""
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._failures: dict[Key, int] = {}
+        self._asked: dict[Key, float] = {}
+        """Since when a key is to be looked at, of those that have not been looked at to the end since."""
         self._filled = asyncio.Event()
 
     def __len__(self) -> int:
         """Keys that a worker could take now."""
         return len(self._first) + len(self._second)
 
+    def failing(self) -> Iterable[Key]:
+        """Keys whose last attempt has failed."""
+        return self._failures.keys()
+
+    def waiting(self) -> Iterator[tuple[Key, float]]:
+        """Keys that are to be looked at, each with the seconds since that was asked for first."""
+        now = time.monotonic()
+        return ((key, now - asked) for key, asked in self._asked.items())
+
     def add(self, key: Key) -> None:
         """Have a key looked at soon; one that keeps failing waits for the end of its back-off all the same."""
+        self._asked.setdefault(key, time.monotonic())
         if key in self._worked_on:
             self._again.add(key)
         elif key not in self._failures:
@@ -84,6 +96,7 @@ class Queue:
     def succeeded(self, key: Key, requeue: Requeue) -> None:
         """A key was worked on, and is to be looked at again after a while, if so."""
         self._failures.pop(key, None)
+        self._asked.pop(key, None)
         self._worked_on.discard(key)
         if key in self._again:
             self._again.discard(key)
@@ -105,6 +118,7 @@ class Queue:
         self._worked_on.discard(key)
         self._again.discard(key)
         self._failures.pop(key, None)
+        self._asked.pop(key, None)
 
     def _enter(self, key: Key) -> None:
         """At the end of its row; one that waits keeps its place, but for one that may now go first."""
@@ -119,6 +133,7 @@ class Queue:
 
     def _ring(self, key: Key) -> None:
         del self._timers[key]
+        self._asked.setdefault(key, time.monotonic())
         if key in self._worked_on:
             self._again.add(key)
         else:

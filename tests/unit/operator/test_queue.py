@@ -296,3 +296,36 @@ def test_a_cancelled_worker_leaves_its_key_free(loop: SkippingLoop) -> None:
         assert await queue.take() == key("a")
 
     loop.run_until_complete(main())
+
+
+def test_what_fails_and_what_waits_can_be_asked(loop: SkippingLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("sluice_operator.reconcile.queue.time.monotonic", lambda: now)
+    queue = Queue()
+
+    async def main() -> None:
+        nonlocal now
+        queue.add(key("a"))
+        now = 130.0
+        queue.add(key("a"))  # it waits since it was asked for first
+        assert dict(queue.waiting()) == {key("a"): 30}
+        queue.failed(await queue.take())
+        assert [*queue.failing()] == [key("a")]
+        assert dict(queue.waiting()) == {key("a"): 30}, "a failure is no answer"
+        await asyncio.sleep(LONGEST_BACKOFF)
+        await queue.take()
+        queue.add(key("a"))  # asked for again while it is worked on
+        now = 140.0
+        queue.succeeded(key("a"), timedelta(hours=1))
+        assert [*queue.failing()] == []
+        now = 141.0
+        assert dict(queue.waiting()) == {key("a"): 1}
+        queue.succeeded(await queue.take(), timedelta(hours=1))
+        assert dict(queue.waiting()) == {}, "what is due in an hour does not wait"
+        await asyncio.sleep(3600)
+        now = 145.0
+        assert dict(queue.waiting()) == {key("a"): 4}
+        queue.dropped(await queue.take())
+        assert dict(queue.waiting()) == {}
+
+    loop.run_until_complete(main())

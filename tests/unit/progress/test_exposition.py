@@ -1,6 +1,7 @@
 """What a scrape shows of the World: nothing outlives its object, and a standby shows no guess."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -13,21 +14,28 @@ from sluice_operator import exposition
 from sluice_operator.exposition import WorldCollector
 from sluice_operator.observe.parse import parse
 from sluice_operator.observe.store import Store
-from sluice_operator.observe.world import job_key
+from sluice_operator.observe.world import engine_key, job_key, pool_key
 from tests.unit.progress.test_writer import clock
-from tests.unit.progress.worlds import job, store, whole
+from tests.unit.progress.worlds import STAGE_JOB, TRAINER, Work, engine, job, store, whole
 
 REPORT = TrainingReport.model_validate(
     {"attempt": 1, "sequence": 1, "activity": "Training", "step": 3, "totalSteps": 9, "loss": 1.5}
 )
+IDLE = Work()
+KINDS = ("FineTuneJob", "InferenceEngine", "GPUPool")
+POOLS = ("default", "a100", "tone")
 PLACE = {"job_namespace": "team", "job_name": "tone"}
 
 
 def shown(
-    world: Store, *, leads: bool = True, training: Mapping[str, TrainingReport] | None = None
+    world: Store,
+    *,
+    leads: bool = True,
+    training: Mapping[str, TrainingReport] | None = None,
+    work: Work = IDLE,
 ) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(WorldCollector(world, lambda: leads, lambda: training or {}))
+    registry.register(WorldCollector(world, lambda: leads, lambda: training or {}, work))
     return registry
 
 
@@ -93,9 +101,52 @@ def test_a_standby_says_only_that_it_is_one() -> None:
     assert scrape.get_sample_value("sluice_leader") == 0
 
 
+def test_one_object_that_fails_is_seen() -> None:
+    scrape = shown(
+        whole(), work=Work(failed=(job_key("team", "tone"), job_key("team", "x"), engine_key("team", "chat")))
+    )
+    counts = {kind: scrape.get_sample_value("sluice_failing_objects", {"kind": kind}) for kind in KINDS}
+    assert counts == {"FineTuneJob": 2, "InferenceEngine": 1, "GPUPool": None}
+
+
+def test_an_object_that_cannot_be_read_is_seen() -> None:
+    world = whole(parse("FineTuneJob", {"metadata": {"name": "x", "namespace": "team", "resourceVersion": "9"}}))
+    assert shown(world).get_sample_value("sluice_unreadable_objects", {"kind": "FineTuneJob"}) == 1
+
+
+def test_for_how_long_a_pool_has_waited_for_a_decision() -> None:
+    pool = parse("GPUPool", {"metadata": {"name": "a100", "uid": "p", "resourceVersion": "1"}, "spec": {}})
+    waits = {pool_key("default"): 61.5, job_key("team", "tone"): 99.0}
+    scrape = shown(whole(pool), work=Work(asked=waits))
+    seconds = {name: scrape.get_sample_value("sluice_pool_undecided_seconds", {"pool": name}) for name in POOLS}
+    assert seconds == {"default": 61.5, "a100": 0, "tone": None}
+
+
+@pytest.mark.parametrize(
+    ("title", "trainer", "lent_to", "idle"),
+    [
+        ("its trainer runs", {"running": True}, "team/tone", 0),
+        ("its trainer does not start", {}, "team/tone", 1),
+        ("its trainer does not end", {"running": True, "deleting": True}, "team/tone", 1),
+        ("its trainer has ended", {"running": True, "ended": True}, "team/tone", 1),
+        ("the job is gone", {"running": True}, "team/gone", 1),
+    ],
+)
+def test_a_loan_on_which_nothing_trains(title: str, trainer: dict[str, bool], lent_to: str, idle: int) -> None:
+    slots = [{"index": 0, "state": "Lent", "lentTo": lent_to}, {"index": 1, "state": "Serving"}]
+    scrape = shown(store(job(), STAGE_JOB, replace(TRAINER, **trainer), engine(status={"slots": slots})))  # type: ignore[arg-type]
+    place = {"engine_namespace": "team", "engine_name": "chat"}
+    assert scrape.get_sample_value("sluice_idle_loans", place) == idle, title
+
+
+def test_an_engine_that_lends_nothing_has_no_idle_loans() -> None:
+    scrape = shown(store(engine(status={"slots": [{"index": 0, "state": "Waiting"}]})))
+    assert [len(family.samples) for family in scrape.collect() if family.name == "sluice_idle_loans"] == [0]
+
+
 async def test_the_pages() -> None:
     port, wrong = free_port(), ["the store is not primed"]
-    collector = WorldCollector(whole(), lambda: True, dict)
+    collector = WorldCollector(whole(), lambda: True, dict, Work())
     async with exposition.serve(port, collector, lambda: "", lambda: wrong[0]), ClientSession() as session:
         async with session.get(f"http://127.0.0.1:{port}/livez") as answer:
             assert (answer.status, await answer.text()) == (200, "ok")

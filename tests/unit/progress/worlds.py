@@ -1,6 +1,7 @@
 """Small Worlds: one job with its trainer, one engine with its slot."""
 
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from sluice_api.adapter import Adapter
@@ -8,7 +9,7 @@ from sluice_api.claim import Claim, Place, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.stages import Stage
-from sluice_operator.observe.parse import Stored, parse
+from sluice_operator.observe.parse import Parsed, parse
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key, Owner, PodView, SlotView, StageJobView
 
@@ -27,9 +28,9 @@ def job(name: str = "tone", uid: str = "job-uid", **more: object) -> FineTuneJob
     return found
 
 
-def engine(uid: str = "engine-uid") -> InferenceEngine:
+def engine(uid: str = "engine-uid", **more: object) -> InferenceEngine:
     metadata = {"name": "chat", "namespace": "team", "uid": uid, "resourceVersion": "1"}
-    found = parse("InferenceEngine", {"metadata": metadata, "spec": {"model": {"uri": URI}}})
+    found = parse("InferenceEngine", {"metadata": metadata, "spec": {"model": {"uri": URI}}, **more})
     assert isinstance(found, InferenceEngine)
     return found
 
@@ -94,7 +95,21 @@ def younger(pod: PodView, name: str) -> PodView:
     return replace(pod, key=key, uid=f"{name}-uid", created=pod.created + timedelta(seconds=1))
 
 
-def store(*objects: Stored) -> Store:
+@dataclass(frozen=True)
+class Work:
+    """A queue, for those who only ask it."""
+
+    failed: Collection[Key] = ()
+    asked: Mapping[Key, float] = field(default_factory=dict)
+
+    def failing(self) -> Collection[Key]:
+        return self.failed
+
+    def waiting(self) -> Iterable[tuple[Key, float]]:
+        return self.asked.items()
+
+
+def store(*objects: Parsed) -> Store:
     """A store that has just these."""
     made = Store()
     for found in objects:
@@ -102,6 +117,6 @@ def store(*objects: Stored) -> Store:
     return made
 
 
-def whole(*more: Stored) -> Store:
+def whole(*more: Parsed) -> Store:
     """A job with its trainer, an engine with its slot, and more."""
     return store(job(), STAGE_JOB, TRAINER, engine(), SLOT, REPLICA, *more)
