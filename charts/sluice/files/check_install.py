@@ -1,4 +1,7 @@
-"""What `helm test` runs in the operator's image: does the API server know Sluice, and does the leader answer?"""
+"""What `helm test` runs in the operator's image.
+
+Does the API server know Sluice, and guard what is Sluice's; and does the leader answer?
+"""
 
 import json
 import os
@@ -12,16 +15,56 @@ from pathlib import Path
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 KINDS = {"Adapter", "FineTuneJob", "GPUPool", "InferenceEngine"}
 PATIENCE_SECONDS = 60
+FORGED = {
+    "apiVersion": "v1",
+    "kind": "PodTemplate",
+    "metadata": {"name": "sluice-test"},
+    "template": {
+        "metadata": {"labels": {"sluice.dev/test": "forged"}},
+        "spec": {"containers": [{"name": "none", "image": "none"}]},
+    },
+}
+"""What only Sluice may make, in an object that runs nothing. It is not even stored: the request is a dry run."""
 
 
-def kinds() -> set[str]:
-    """The kinds that the API server serves under sluice.dev/v1alpha1."""
+def asked(method: str, path: str, body: object = None) -> tuple[int, str]:
+    """The API server's answer to this pod's account: its status and its text."""
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     request = urllib.request.Request(
-        "https://kubernetes.default.svc/apis/sluice.dev/v1alpha1",
-        headers={"Authorization": f"Bearer {(ACCOUNT / 'token').read_text()}"},
+        f"https://{f'[{host}]' if ':' in host else host}:{port}{path}",
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {(ACCOUNT / 'token').read_text()}", "Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, context=ssl.create_default_context(cafile=ACCOUNT / "ca.crt")) as answer:
-        return {resource["kind"] for resource in json.load(answer)["resources"] if "/" not in resource["name"]}
+    try:
+        with urllib.request.urlopen(request, context=ssl.create_default_context(cafile=ACCOUNT / "ca.crt")) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as refused:
+        return refused.code, refused.read().decode()
+
+
+def missing_kinds() -> str:
+    """Which of Sluice's kinds the API server does not serve; empty if none is missing."""
+    status, text = asked("GET", "/apis/sluice.dev/v1alpha1")
+    served = {resource["kind"] for resource in json.loads(text)["resources"]} if status == 200 else set()
+    lacking = ", ".join(sorted(KINDS - served))
+    return f"the API server does not know {lacking}: install the chart with crds.install=true" if lacking else ""
+
+
+def unguarded(policy: str) -> str:
+    """What is wrong with the admission policy of that name; empty if it refuses what is forged."""
+    namespace = (ACCOUNT / "namespace").read_text()
+    status, text = asked("POST", f"/api/v1/namespaces/{namespace}/podtemplates?dryRun=All", FORGED)
+    if status == 403 and f"ValidatingAdmissionPolicy '{policy}'" in text:
+        return ""
+    if status == 403:
+        return f"the admission policy could not be tried: {text}"
+    return (
+        f"the admission policy {policy} is missing or does nothing: an object with a label under sluice.dev/ was"
+        f" answered with {status}. `kubectl get validatingadmissionpolicy,validatingadmissionpolicybinding {policy}`;"
+        " does admissionPolicy.exempt have this pod's account? docs/threat-model.md says what a user with the role edit"
+        " can do to other teams without the policy; admissionPolicy.create=false switches it and this check off."
+    )
 
 
 def answer_without_token() -> int:
@@ -37,14 +80,25 @@ def answer_without_token() -> int:
         return 0
 
 
-missing = KINDS - kinds()
-if missing:
-    sys.exit(f"the API server does not know {', '.join(sorted(missing))}: install the chart with crds.install=true")
-print("the API server serves " + ", ".join(sorted(KINDS)))
+def main() -> str:
+    """Check one after the other; what is wrong first, empty if all is well."""
+    if wrong := missing_kinds():
+        return wrong
+    print("the API server serves " + ", ".join(sorted(KINDS)), flush=True)
+    policy = os.environ["SLUICE_ADMISSION_POLICY"]
+    if policy and (wrong := unguarded(policy)):
+        return wrong
+    print(
+        f"the admission policy {policy} works" if policy else "admissionPolicy.create=false: there is no policy to try"
+    )
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (status := answer_without_token()) != 401:
+        if time.monotonic() > deadline:
+            return f"a report without a token was answered with {status}, not 401: see the operator's logs"
+        time.sleep(2)
+    print("the leader answers, and takes reports from nobody without a token")
+    return ""
 
-deadline = time.monotonic() + PATIENCE_SECONDS
-while (status := answer_without_token()) != 401:
-    if time.monotonic() > deadline:
-        sys.exit(f"a report without a token was answered with {status}, not 401: see the operator's logs")
-    time.sleep(2)
-print("the leader answers, and takes reports from nobody without a token")
+
+if __name__ == "__main__":
+    sys.exit(main() or None)

@@ -142,3 +142,10 @@
   resources: [pods]
   verbs: [patch]
 {{- end -}}
+
+{{/* Of `helm test`: to try, without storing it, an object that runs nothing and that the admission policy must refuse. */}}
+{{- define "sluice.rules.test" -}}
+- apiGroups: [""]
+  resources: [podtemplates]
+  verbs: [create]
+{{- end -}}

@@ -12,16 +12,18 @@ import pytest
 import yaml
 
 from dev.cache import REPOSITORY
-from sluice_api.reasons import Reason
 from sluice_operator.settings import Settings
 from tests.unit.chart.helm import CHART, DEV_VALUES, Manifest, helm, manifests, one, render
 from tests.unit.chart.pod_security import violations
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "chart"
+READS = {"get", "list", "watch"}
 NO_CRDS = ("--set", "crds.install=false")  # They are compared with crds/ below.
 WITHOUT_GENERATED = (*NO_CRDS, "--set", "metrics.dashboards.create=false")
 EVERYTHING = (
-    *("--set", "metrics.serviceMonitor.create=true,metrics.prometheusRule.create=true"),
+    *("--set", "metrics.serviceMonitor.create=true,metrics.podMonitor.create=true,metrics.prometheusRule.create=true"),
+    *("--set", "metrics.prometheusRule.runbooks=https://runbooks.example/sluice"),
+    *("--set", "admissionPolicy.exempt.users={restorer},admissionPolicy.exempt.groups={system:masters}"),
     *("--set", "images.pullSecrets={registry},podLabels.team=ml,podAnnotations.note=x"),
     *("--set", f"images.operator.digest=sha256:{'0' * 64}"),
 )
@@ -68,15 +70,59 @@ def test_rights_have_no_wildcard_and_no_secret(values: tuple[str | Path, ...]) -
 
 def test_watch_namespaces_limits_what_may_be_written() -> None:
     writes = {"create", "update", "patch", "delete", "deletecollection"}
+    rendered = manifests(*VARIANTS["watch-namespaces"])
+    bound = {m["roleRef"]["name"] for m in rendered if m["kind"] == "ClusterRoleBinding"}
     in_cluster = {
         resource
-        for m in manifests(*VARIANTS["watch-namespaces"])
-        if m["kind"] == "ClusterRole"
+        for m in rendered
+        if m["kind"] == "ClusterRole" and m["metadata"]["name"] in bound
         for rule in m["rules"]
         for resource in rule["resources"]
         if writes & set(rule["verbs"])
     }
     assert in_cluster == {"gpupools/status", "tokenreviews"}  # Both are cluster-scoped.
+
+
+def test_roles_for_people_write_no_status_and_pools_are_for_administrators() -> None:
+    aggregated = {
+        "sluice-view": "rbac.authorization.k8s.io/aggregate-to-view",
+        "sluice-edit": "rbac.authorization.k8s.io/aggregate-to-edit",
+        "sluice-pool-admin": "",
+    }
+    for name, label in aggregated.items():
+        role = one("ClusterRole", name)
+        assert {key for key in role["metadata"]["labels"] if "aggregate-to" in key} == {label} - {""}
+        written = {r for rule in role["rules"] if set(rule["verbs"]) - READS for r in rule["resources"]}
+        assert not {resource for resource in written if resource.endswith("/status")}
+        assert ("gpupools" in written) is (name == "sluice-pool-admin")
+    crds = [m for m in manifests() if m["kind"] == "CustomResourceDefinition"]
+    served = {crd["spec"]["names"]["plural"] for crd in crds}
+    scaled = {crd["spec"]["names"]["plural"] for crd in crds if "scale" in crd["spec"]["versions"][0]["subresources"]}
+    readable = {r for rule in one("ClusterRole", "sluice-view")["rules"] for r in rule["resources"]}
+    assert readable == served | {f"{plural}/status" for plural in served} | {f"{plural}/scale" for plural in scaled}
+    writable = {r for rule in one("ClusterRole", "sluice-edit")["rules"] for r in rule["resources"]}
+    assert writable == served - {"gpupools"} | {f"{plural}/scale" for plural in scaled}
+
+
+@each_variant
+def test_the_policy_lets_every_account_of_the_operator_through(values: tuple[str | Path, ...]) -> None:
+    rendered = manifests(*values)
+    bound = {
+        f"system:serviceaccount:{subject['namespace']}:{subject['name']}"
+        for m in rendered
+        if m["kind"] == "ClusterRoleBinding"
+        for subject in m["subjects"]
+    }
+    (policy,) = (m for m in rendered if m["kind"] == "ValidatingAdmissionPolicy")
+    (operators,) = (c["expression"] for c in policy["spec"]["matchConditions"] if c["name"] == "not-sluice")
+    assert set(re.findall(r'"([^"]*)"', operators)) == bound
+    (binding,) = (m for m in rendered if m["kind"] == "ValidatingAdmissionPolicyBinding")
+    assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
+
+
+def test_the_policy_can_be_left_out() -> None:
+    kinds = {m["kind"] for m in manifests("--set", "admissionPolicy.create=false")}
+    assert not {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"} & kinds
 
 
 def test_the_operator_holds_what_it_grants_to_agents() -> None:
@@ -142,6 +188,8 @@ def test_the_hook_ends_by_itself_and_leaves_nothing() -> None:
         ("images.operator.digest=sha256:abc", "digest"),
         ("replicas=0", "replicas"),
         ("watchNamespaces={Team_A}", "watchNamespaces"),
+        ("admissionPolicy.exempt.groups={'}", "groups"),
+        ("metrics.prometheusRule.runbooks=a#b", "runbooks"),
         ("timing.leaseSeconds=soon", "leaseSeconds"),
         ("networkPolicy.clientsFrom[0].namespace=a", "clientsFrom"),
         ("priorityClasses.inference.value=9", "above that of placeholder"),
@@ -164,17 +212,6 @@ def test_dashboards_are_found_by_grafana() -> None:
     config = one("ConfigMap", "sluice-dashboards")
     assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert {name: bool(json.loads(text)) for name, text in config["data"].items()} == {"sluice.json": True}
-
-
-def test_alerts_name_series_of_the_dashboard_and_reasons_that_exist() -> None:
-    shown = (CHART / "dashboards" / "sluice.json").read_text()  # Its own test asks for series that exist.
-    (group,) = one("PrometheusRule", "sluice", *EVERYTHING)["spec"]["groups"]
-    for rule in group["rules"]:
-        names = re.findall(r"sluice_\w+", rule["expr"])
-        assert names
-        assert [name for name in names if name not in shown] == []
-        states = [state for found in re.findall(r'state=~"([^"]*)"', rule["expr"]) for state in found.split("|")]
-        assert set(states) <= {reason.value for reason in Reason}
 
 
 def pod_spec(manifest: Manifest) -> dict[str, Any] | None:
