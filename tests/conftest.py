@@ -1,8 +1,13 @@
-"""What holds for every test: how hypothesis draws."""
+"""What holds for every test: what hypothesis draws, what a failed assertion shows, and who waits for whom."""
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+pytest.register_assert_rewrite("tests.e2e", "tests.integration", "tests.unit")
+
+_GIVES_WAY = 10
 
 settings.register_profile(
     "suite",
@@ -15,3 +20,14 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("suite")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Beside journeys on the real node, which take longest and wait most, all other tests take what those leave.
+
+    A pod's share of a core is small; that of a test's process is not, but for its niceness. Journeys are collected
+    first, and a worker that has begun with something else gets none.
+    """
+    beside = "PYTEST_XDIST_WORKER" in os.environ and item.session.items[0].get_closest_marker("e2e")
+    if beside and not item.get_closest_marker("e2e") and os.nice(0) < _GIVES_WAY:
+        os.nice(_GIVES_WAY)

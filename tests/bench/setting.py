@@ -21,7 +21,7 @@ from tests.integration.claim_scene import ClaimScene, claim_scene
 from tests.integration.kubectl import Kubectl
 from tests.integration.nodes import Nodes
 from tests.integration.progress_scene import Kube, has_account
-from tests.integration.running_operator import RunningOperator
+from tests.integration.running_operator import RunningOperator, in_a_new_interpreter
 
 NAMESPACE = "bench"
 QUIET_SECONDS = 20
@@ -67,7 +67,9 @@ async def bare(*, controllers: bool = False) -> AsyncIterator[Bare]:
         kube = Kube(plane.server, session)
 
         def start(**settings: object) -> RunningOperator:
-            running = RunningOperator.start(folder, "operator", plane.kubeconfig, NAMESPACE, settings)
+            running = RunningOperator.start(
+                folder, "operator", plane.kubeconfig, NAMESPACE, settings, launch=in_a_new_interpreter
+            )
             stack.callback(running.end)
             return running
 

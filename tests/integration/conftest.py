@@ -17,10 +17,11 @@ from dev.faults.proxy import FaultProxy
 from sluice_operator.cluster.client import Api
 from sluice_operator.settings import Settings
 from tests.integration.claim_scene import ClaimScene, claim_scene
+from tests.integration.forked import Forked
 from tests.integration.kubectl import Kubectl
 from tests.integration.nodes import Nodes
 from tests.integration.progress_scene import Kube, make_namespace
-from tests.integration.running_operator import RunningOperator
+from tests.integration.running_operator import Launch, RunningOperator
 
 PRIORITIES = {"sluice-placeholder": 99, "sluice-inference": 100, "sluice-training": 1000}
 
@@ -93,14 +94,19 @@ async def proxy(control_plane: ControlPlane) -> AsyncIterator[FaultProxy]:
 async def operator(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> AsyncIterator[MakeOperator]:
     """Start operators as processes of their own; as many as a test likes, all ended after it.
 
-    Options: `kubeconfig` for another way to the API server, anything else a SLUICE_ variable in lower case.
+    Options: `kubeconfig` for another way to the API server, `launch` for another way to start the process, anything
+    else a SLUICE_ variable in lower case.
     """
     async with AsyncExitStack() as stack:
 
-        def start(name: str = "operator-0", kubeconfig: Path | None = None, **settings: object) -> RunningOperator:
-            running = RunningOperator.start(
-                tmp_path, name, kubeconfig or control_plane.kubeconfig, namespace, {**settings}
-            )
+        def start(
+            name: str = "operator-0",
+            kubeconfig: Path | None = None,
+            launch: Launch = Forked.start,
+            **settings: object,
+        ) -> RunningOperator:
+            plane = kubeconfig or control_plane.kubeconfig
+            running = RunningOperator.start(tmp_path, name, plane, namespace, settings, launch=launch)
             stack.push_async_callback(asyncio.to_thread, running.end)
             return running
 

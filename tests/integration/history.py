@@ -59,7 +59,7 @@ class History:
     now: dict[str, dict[str, Body]] = field(default_factory=lambda: {plural: {} for plural in WATCHED})
     """What is there, by plural and name."""
     listeners: list[Callable[[Version], None]] = field(default_factory=list)
-    patience: float = 40
+    patience: float = 60
     """Seconds after which what a test waits for does not come any more."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _watches: list[asyncio.Task[None]] = field(default_factory=list)

@@ -48,7 +48,7 @@ JOB_SPEC = {
     "dataset": {"uri": "pvc://datasets/rows.jsonl"},
     "output": {"uri": "pvc://adapters/out"},
 }
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 
 Body = dict[str, Any]
 

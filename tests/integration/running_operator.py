@@ -1,4 +1,4 @@
-"""The operator as a process: `python3 -m sluice_operator`, with its log."""
+"""The operator as a process, with its log: forked, or in an interpreter of its own."""
 
 import asyncio
 import json
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dev.cluster.ports import free_port
+from tests.integration.forked import Forked
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 40
+PATIENCE_SECONDS = 60
 
 
 class Process(Protocol):
@@ -74,7 +75,7 @@ class RunningOperator:
         namespace: str,
         settings: dict[str, object],
         *words: str,
-        launch: Launch = in_a_new_interpreter,
+        launch: Launch = Forked.start,
     ) -> "RunningOperator":
         """Start it; it serves the custom resources of `namespace` only, and has its Lease there."""
         log = folder / f"{name}.{free_port()}.log"

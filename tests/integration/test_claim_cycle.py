@@ -24,6 +24,7 @@ from tests.integration.conftest import MakeOperator
 from tests.integration.history import Version
 from tests.integration.nodes import Nodes
 from tests.integration.progress_scene import Kube
+from tests.integration.running_operator import in_a_new_interpreter
 
 pytestmark = pytest.mark.integration
 
@@ -37,7 +38,8 @@ async def node(nodes: Nodes, namespace: str) -> str:
 async def test_a_job_borrows_a_slot_trains_exports_is_published_and_the_engine_is_whole_again(
     scene: ClaimScene, node: str, operator: MakeOperator
 ) -> None:
-    operator()
+    """By an operator that is started as a pod would start it; those of other tests are forked."""
+    operator(launch=in_a_new_interpreter)
     await scene.engine("chat", replicas=2)
     await scene.serves(2)
     await scene.job("tone", publish="chat", prepared=False)

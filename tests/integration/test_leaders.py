@@ -23,7 +23,7 @@ from tests.integration.running_operator import ROOT
 
 pytestmark = pytest.mark.integration
 
-LONGER_THAN_PATIENCE = 60
+LONGER_THAN_PATIENCE = 90
 """Seconds of a lease whose end no test lives to see."""
 
 

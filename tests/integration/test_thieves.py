@@ -16,7 +16,7 @@ WAITING = {"stranger-equal": "sluice-placeholder", "stranger-lower": ""}
 """Pods that wait all the while, and their priority classes."""
 
 
-@pytest.mark.timeout(60 + 20 * LOANS)
+@pytest.mark.timeout(180 + 20 * LOANS)
 async def test_no_stranger_gets_a_gpu_that_is_lent_or_comes_back(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator, kube: Kube
 ) -> None:

@@ -13,7 +13,6 @@ from dev.faults.asked import Asked
 from dev.faults.proxy import FaultProxy
 from dev.faults.rules import Answer, Event, GoOn, Rule
 from tests.integration.claim_scene import ClaimScene
-from tests.integration.faults.forked import Forked
 from tests.integration.faults.journeys import JOURNEYS
 from tests.integration.faults.outcome import write_name
 from tests.integration.nodes import MERGE_PATCH, Nodes
@@ -84,7 +83,6 @@ class Trial:
             self.proxy.kubeconfig,
             self.scene.namespace,
             self.settings,
-            launch=Forked.start,
         )
         self.operators.append(running)
         return running

@@ -127,7 +127,7 @@ def test_a_line_that_a_killed_run_has_half_written_is_passed_over(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_all_stages_with_their_report(job: Job, write: Callable[..., Path]) -> None:
     file = write({"kind": "ConfigMap"}, document())
     ended = subprocess.run(
@@ -147,7 +147,7 @@ def test_all_stages_with_their_report(job: Job, write: Callable[..., Path]) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_stopped_and_run_again_it_goes_on(job: Job, write: Callable[..., Path]) -> None:
     training = {"dtype": "float32", "epochs": 40, "checkpointEverySteps": 5}
     file = write(document(training=training))
@@ -179,7 +179,7 @@ def test_stopped_and_run_again_it_goes_on(job: Job, write: Callable[..., Path]) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_what_a_person_sees(job: Job, write: Callable[..., Path]) -> None:
     """On a terminal: no JSON, but text and a bar."""
     file = write(document())

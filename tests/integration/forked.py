@@ -23,6 +23,7 @@ class Forked:
     @classmethod
     def start(cls, words: Sequence[str], environment: Mapping[str, str], log: Path) -> "Forked":
         """Run the operator with this environment and its output in a file."""
+        log.touch()  # whoever reads it need not wait for the process
         process = _forks.Process(target=_operate, args=([*words], dict(environment), log), daemon=True)
         process.start()
         return cls(process)
@@ -42,11 +43,12 @@ class Forked:
         """Its exit status, or None while it runs."""
         return self.process.exitcode
 
-    def wait(self, timeout: float | None = None) -> None:
-        """Until it has ended."""
+    def wait(self, timeout: float | None = None) -> int:
+        """Until it has ended; its exit status."""
         self.process.join(timeout)
         if self.process.exitcode is None:
             raise subprocess.TimeoutExpired("sluice_operator", timeout or 0)
+        return self.process.exitcode
 
     def send_signal(self, number: int) -> None:
         """A signal to this very process."""
