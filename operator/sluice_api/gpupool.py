@@ -83,6 +83,13 @@ class Sharing(Model):
     )
 
 
+class Preparing(Model):
+    """How many jobs of the pool may have their data prepared at once, on CPUs, before they wait for GPUs."""
+
+    at_once: int = Field(32, ge=1, le=10_000, description="Of all namespaces together.")
+    per_namespace: int = Field(8, ge=1, le=10_000, description="Of each namespace.")
+
+
 class GPUPoolSpec(Model):
     """Which nodes belong together."""
 
@@ -107,6 +114,9 @@ class GPUPoolSpec(Model):
         le=31_536_000,
         description="A waiting job stands one priority higher in the queue for every so many seconds, so that nobody "
         "waits for ever behind newer jobs. Whom it may borrow from or displace is not changed. Absent: no ageing.",
+    )
+    prepare: Preparing = Field(
+        default_factory=Preparing, description="How many jobs of the pool prepare their data at once. The others wait."
     )
     price_per_gpu_hour: Decimal = Field("0", description="Price of one GPU for one hour, for reports.")
 

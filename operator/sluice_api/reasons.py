@@ -28,6 +28,11 @@ class Reason(StrEnum):
     # A job on its way
     PENDING = "Pending", "The operator has seen the object and not decided yet.", "Nothing; this takes a moment."
     PREPARING = "Preparing", "A CPU pod reads, checks and tokenises the dataset.", "Nothing; see status.progress."
+    WAITING_TO_PREPARE = (
+        "WaitingToPrepare",
+        "As many jobs of the pool, or of the namespace in it, prepare their data as the pool allows at once.",
+        "Wait until one of them has, or raise spec.prepare in the GPUPool.",
+    )
     PREPARED = "Prepared", "The dataset is tokenised.", "Nothing."
     WAITING_FOR_GPUS = (
         "WaitingForGPUs",

@@ -9,7 +9,9 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL
+from sluice_api.reasons import Reason
 from sluice_api.scheduling import Policy
+from sluice_api.stages import Stage
 from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import Stored
 from sluice_operator.observe.views import (
@@ -27,6 +29,7 @@ from sluice_operator.observe.views import (
     VolumeView,
 )
 from sluice_operator.observe.world import World, engine_key, job_key, key_of, pool_key
+from sluice_operator.plan.facts.preparing import next_to_prepare
 
 AnyStored = TypeVar("AnyStored", bound=Stored)
 
@@ -75,6 +78,8 @@ def _job(old: Stored | None, new: Stored | None, job: FineTuneJob, world: World,
         return
     yield key_of(job)
     yield pool_key(job.spec.resources.pool)
+    if new is None or (_waits_to_prepare(old) and not _waits_to_prepare(new)):
+        yield from _next_to_prepare(job.spec.resources.pool, world)
     for stage_job in world.stage_jobs_of.get(job.metadata.uid, {}).values():
         yield from _lenders(stage_job)
 
@@ -208,6 +213,8 @@ def _stage_job(
         return
     job = job_key(stage_job.key.namespace, stage_job.owner.name)
     yield job
+    if stage_job.stage is Stage.PREPARE and job in world.jobs:
+        yield from _next_to_prepare(world.jobs[job].spec.resources.pool, world)
     if stage_job.claim is None:
         return
     yield pool_key(stage_job.claim.pool)
@@ -236,6 +243,15 @@ def _volume(_old: Stored | None, _new: Stored | None, volume: VolumeView, world:
     """Whoever mounts the claim that is bound to it."""
     for claim in links.bound_to.groups.get(volume.key.name, {}).values():
         yield from _claim(None, None, claim, world, links)
+
+
+def _waits_to_prepare(job: Stored | None) -> bool:
+    return isinstance(job, FineTuneJob) and job.status.summary == Reason.WAITING_TO_PREPARE
+
+
+def _next_to_prepare(pool: str, world: World) -> Iterator[Key]:
+    """Jobs that may prepare their data now that another has begun, ended or gone; one that begins wakes the next."""
+    return (key_of(job) for job in next_to_prepare(world, pool))
 
 
 def _borrowers(place: tuple[str, str], links: Links) -> Iterator[Key]:

@@ -2,6 +2,8 @@
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import ENGINE_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL, SLOT_LABEL
+from sluice_api.reasons import Reason
+from sluice_api.stages import Stage
 from sluice_operator.observe.views import DeviceClaimView, PodView, SliceView, StageJobView, View
 
 
@@ -67,6 +69,16 @@ def claimed_node(stage_job: StageJobView) -> tuple[str, ...]:
 def displaced(stage_job: StageJobView) -> tuple[str, ...]:
     """The uids of the attempts in whose place it comes."""
     return tuple(stage_job.claim.displaced) if stage_job.claim else ()
+
+
+def prepares(stage_job: StageJobView) -> tuple[bool, ...]:
+    """That it prepares a job's data, and has not finished."""
+    return (True,) if stage_job.stage is Stage.PREPARE and not stage_job.finished else ()
+
+
+def pool_of_unprepared(job: FineTuneJob) -> tuple[str, ...]:
+    """The pool of a job that says it waits to prepare its data."""
+    return (job.spec.resources.pool,) if job.status.summary == Reason.WAITING_TO_PREPARE else ()
 
 
 def pool_of_unfinished(job: FineTuneJob) -> tuple[str, ...]:

@@ -101,6 +101,8 @@ class Store:
         self._device_claims_on: Index[str, DeviceClaimView] = Index(found_by.where)
         self._slot_devices: Index[tuple[str, str], DeviceClaimView] = Index(found_by.engine)
         self._unfinished: Index[str, FineTuneJob] = Index(found_by.pool_of_unfinished)
+        self._preparing: Index[bool, StageJobView] = Index(found_by.prepares)
+        self._to_prepare: Index[str, FineTuneJob] = Index(found_by.pool_of_unprepared)
         self.links = Links()
         """Indices beside the World's: who is to be looked at again when something else changes."""
         self._indices: Mapping[str, tuple[Index[Any, Any], ...]] = {
@@ -110,6 +112,7 @@ class Store:
                 self.links.publishing,
                 self.links.mounting,
                 self._unfinished,
+                self._to_prepare,
             ),
             "InferenceEngine": (self.links.engines_in_pool,),
             "Adapter": (self.links.adapters_on,),
@@ -121,7 +124,14 @@ class Store:
                 self._placeholders,
                 self._scale_ups,
             ),
-            "Job": (self._stage_jobs_of, self._claiming, self._claims_on, self._displacing, self.links.borrowing),
+            "Job": (
+                self._stage_jobs_of,
+                self._claiming,
+                self._claims_on,
+                self._displacing,
+                self._preparing,
+                self.links.borrowing,
+            ),
             "Deployment": (self._slots_of,),
             "PersistentVolumeClaim": (self.links.bound_to,),
             "PodDisruptionBudget": (self._budgets_in,),
@@ -141,6 +151,8 @@ class Store:
         """Until when each pool is not decided again, on the monotonic clock; memory only."""
         self.wake: Callable[[Key], None] = lambda _key: None
         """Have a key reconciled; set by whoever owns the queue."""
+        self.starting: set[Key] = set()
+        """Jobs whose Prepare is being made at this moment."""
         self.api_servers: tuple[Address, ...] = ()
         """Where pods reach the API server, as last looked up."""
         self.settled: dict[Key, tuple[int, object]] = {}
@@ -188,6 +200,9 @@ class Store:
             claims_from=self.links.borrowing.groups,
             displacing=self._displacing.groups,
             unfinished=self._unfinished.groups,
+            preparing=self._preparing.groups.get(True, MappingProxyType({})),
+            to_prepare=self._to_prepare.groups,
+            starting=self.starting,
             budgets_in=self._budgets_in.groups,
             serves_dra=self.serves_dra,
             slices_on=self._slices_on.groups,

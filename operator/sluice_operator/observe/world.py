@@ -4,7 +4,7 @@ Planning never awaits, so the maps of the store stand still while a World is use
 until the next `await`; reconcile() makes a new one each time.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from math import exp
@@ -118,6 +118,13 @@ class World:
     """Of these, those that come in the place of others, by the uid of each of them."""
     unfinished: Mapping[str, Mapping[Key, FineTuneJob]] = field(default_factory=dict)
     """Jobs that have neither succeeded nor failed, as their status says, by the name of the pool."""
+
+    preparing: Mapping[Key, StageJobView] = field(default_factory=dict)
+    """Stage Jobs that prepare data and have not finished."""
+    starting: Set[Key] = frozenset()
+    """Jobs for which such a Job is being made at this moment."""
+    to_prepare: Mapping[str, Mapping[Key, FineTuneJob]] = field(default_factory=dict)
+    """Jobs that wait to prepare their data, as their status says, by the name of the pool."""
 
     reports: Mapping[str, Reported] = field(default_factory=dict)
     """Engine reports by the pod's uid."""

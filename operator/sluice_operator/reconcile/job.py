@@ -5,15 +5,18 @@ from datetime import datetime, timedelta
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.reasons import Reason
+from sluice_api.stages import Stage
 from sluice_operator.build.adapter import adapter
 from sluice_operator.build.stage_job import group_service
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import key_of
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.outcomes import recorded
 from sluice_operator.plan.facts.podless import PODS_WITHIN
+from sluice_operator.plan.facts.preparing import next_to_prepare
 from sluice_operator.plan.job.decide import job_of, plan_job
 from sluice_operator.plan.job.holding import Limits
 from sluice_operator.plan.job.situation import JobDecision
@@ -41,7 +44,16 @@ async def reconcile_job(
     decision = plan_job(world, job, now, limits(settings), wait if isinstance(wait, Wait) else None, refused_pod)
     status = job_status(world, job, decision, now)
 
-    await _act(job, decision, store, cluster, settings, now)
+    prepares = decision.start is not None and decision.start.stage is Stage.PREPARE
+    if prepares:
+        store.starting.add(key)  # before the first await: another job's decision counts it
+    try:
+        await _act(job, decision, store, cluster, settings, now)
+    finally:
+        if prepares:
+            store.starting.discard(key)
+            for other in next_to_prepare(store.world(), job.spec.resources.pool):
+                store.wake(key_of(other))
     await write_status(cluster, job, status, exclude={"progress"})
     await _tell(job, decision, cluster)
     return until(decision.again_at, now)

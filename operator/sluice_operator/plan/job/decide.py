@@ -18,6 +18,7 @@ from sluice_operator.plan.facts.deadlines import waiting_ends, warning
 from sluice_operator.plan.facts.estimate import ends_at
 from sluice_operator.plan.facts.failure import final_failure
 from sluice_operator.plan.facts.outcomes import AT_ONCE, all_outcomes, compact, done, next_attempt_at, recorded
+from sluice_operator.plan.facts.preparing import no_room_to_prepare
 from sluice_operator.plan.job.holding import Limits, Step, advance
 from sluice_operator.plan.job.situation import CONDITION, JobDecision, Situation, Start, ended_by_us
 from sluice_operator.plan.job.stages import runs_stage
@@ -108,7 +109,10 @@ def refused(s: Situation) -> JobDecision | None:
 
 def prepares(s: Situation) -> JobDecision | None:
     """Its data is validated and tokenised on a CPU before anything takes a GPU."""
-    return runs_stage(s, Stage.PREPARE, Reason.PREPARING, "A CPU pod checks and tokenises the dataset.")
+    decision = runs_stage(s, Stage.PREPARE, Reason.PREPARING, "A CPU pod checks and tokenises the dataset.")
+    if decision is not None and decision.start is not None and (full := no_room_to_prepare(s.world, s.job)):
+        return JobDecision(JobCondition.PREPARED, Reason.WAITING_TO_PREPARE, full)
+    return decision
 
 
 def holds(s: Situation) -> JobDecision | None:

@@ -1,0 +1,151 @@
+"""How many jobs prepare their data at once, and who begins when one has ended."""
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from dev.simulate.town import NOW, PREPARED, Town
+from sluice_api.claim import Outcomes
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.meta import OUTCOMES_ANNOTATION
+from sluice_api.reasons import Reason
+from sluice_api.stages import Stage
+from sluice_operator.handlers.watching import route_changes
+from sluice_operator.observe.views import Key, StageJobView
+from sluice_operator.observe.world import key_of
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.job.situation import JobDecision
+
+
+class Preparing:
+    """Jobs whose Prepare begins, runs and ends, each looked at only when its key is in the queue."""
+
+    def __init__(self, at_once: int = 3, per_namespace: int = 2) -> None:
+        self.town = Town()
+        self.town.node(2)
+        self.town.pool(prepare={"atOnce": at_once, "perNamespace": per_namespace})
+        self.queue: dict[Key, None] = {}
+        self.town.store.wake = self.add
+        route_changes(self.town.store, self.add)
+
+    def add(self, key: Key) -> None:
+        self.queue[key] = None
+
+    def decide(self, job: FineTuneJob) -> JobDecision:
+        return plan_job(self.town.world, self.town.world.jobs[key_of(job)], NOW, Limits(), None, "")
+
+    def settle(self, order: random.Random) -> None:
+        """Look at all keys of jobs that are in the queue, until there are none."""
+        while keys := [key for key in self.queue if key in self.town.world.jobs]:
+            key = order.choice(keys)
+            del self.queue[key]
+            job = self.town.world.jobs[key]
+            if job.spec.managed_by or job.metadata.deletion_timestamp:
+                continue
+            decision = self.decide(job)
+            if decision.start and decision.start.stage is Stage.PREPARE:
+                self.town.stage_job(job, Stage.PREPARE)
+            if job.status.summary != decision.reason:
+                self.change(job, status={"summary": decision.reason})
+
+    def change(self, job: FineTuneJob, **parts: Any) -> None:
+        body = job.model_dump(mode="json", by_alias=True, exclude_none=True)
+        body["metadata"] |= {"resourceVersion": str(self.town._next()[0]), **parts.pop("metadata", {})}
+        self.town.put(FineTuneJob.model_validate({**body, **parts}))
+
+    def ends(self, stage_job: StageJobView) -> None:
+        """Its data is prepared."""
+        assert stage_job.owner is not None
+        key = Key("FineTuneJob", stage_job.key.namespace, stage_job.owner.name)
+        record = {OUTCOMES_ANNOTATION: Outcomes(attempts=(PREPARED,)).to_json()}
+        self.change(self.town.world.jobs[key], metadata={"annotations": record})
+        self.town.store.remove(stage_job.key, stage_job.uid)
+
+    @property
+    def running(self) -> list[StageJobView]:
+        return [stage_job for stage_job in self.town.world.stage_jobs.values() if stage_job.stage is Stage.PREPARE]
+
+    def unprepared(self, name: str, namespace: str = "team", **spec: Any) -> FineTuneJob:
+        return self.town.job(name, namespace=namespace, outcomes=(), **spec)
+
+
+@pytest.mark.parametrize(
+    ("running", "starting", "begins"),
+    [
+        ({}, {}, ""),
+        ({"team": 1}, {}, ""),
+        ({"team": 2}, {}, "2 jobs of namespace team prepare"),
+        ({"team": 1}, {"team": 1}, "2 jobs of namespace team prepare"),
+        ({"other": 2}, {}, ""),
+        ({"other": 2, "third": 1}, {}, "3 jobs of pool default prepare"),
+        ({"other": 2}, {"third": 1}, "3 jobs of pool default prepare"),
+    ],
+)
+def test_a_job_prepares_when_there_is_room_in_its_pool_and_its_namespace(
+    running: dict[str, int], starting: dict[str, int], begins: str
+) -> None:
+    scene = Preparing()
+    job = scene.unprepared("job")
+    for namespace, number in running.items():
+        for index in range(number):
+            scene.town.stage_job(scene.unprepared(f"r{index}", namespace), Stage.PREPARE)
+    for namespace, number in starting.items():
+        scene.town.store.starting |= {key_of(scene.unprepared(f"s{index}", namespace)) for index in range(number)}
+    decision = scene.decide(job)
+    assert (decision.start is None, begins in decision.message) == (bool(begins), True)
+    assert decision.reason is (Reason.WAITING_TO_PREPARE if begins else Reason.PREPARING)
+
+
+def test_others_of_another_pool_and_those_that_have_ended_take_no_room() -> None:
+    scene = Preparing(at_once=1)
+    scene.town.pool("b", nodeSelector={"b": "b"})
+    scene.town.stage_job(scene.unprepared("elsewhere", resources={"pool": "b"}), Stage.PREPARE)
+    scene.town.stage_job(scene.unprepared("ended"), Stage.PREPARE, finished="Complete")
+    scene.town.stage_job(scene.town.job("trains"), Stage.EXPORT)
+    assert scene.decide(scene.unprepared("job")).start is not None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_each_is_prepared_in_the_end_and_never_too_many_at_once(seed: int) -> None:
+    """Whatever the order, and though a tenant has put words into the status of jobs that nobody looks at."""
+    order = random.Random(seed)
+    scene = Preparing()
+    forged = {"summary": Reason.WAITING_TO_PREPARE}
+    scene.change(scene.unprepared("forged", "a", managedBy="example.com/other"), status=forged)
+    going = {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a/b"]}
+    scene.change(scene.unprepared("going", "b"), metadata=going, status=forged)
+    for index in range(12):
+        scene.unprepared(f"job-{index}", order.choice("abc"))
+    most = 0
+    scene.settle(order)
+    while running := scene.running:
+        most = max(most, len(running))
+        assert len(running) <= 3
+        assert max(Counter(stage_job.key.namespace for stage_job in running).values()) <= 2
+        if order.random() < 0.2:  # the job is deleted while its data is prepared
+            gone = order.choice(running)
+            assert gone.owner is not None
+            owner = scene.town.world.jobs[Key("FineTuneJob", gone.key.namespace, gone.owner.name)]
+            scene.town.store.remove(key_of(owner), owner.metadata.uid)
+            scene.town.store.remove(gone.key, gone.uid)
+        else:
+            scene.ends(order.choice(running))
+        scene.settle(order)
+    assert most == 3
+    said = {job.metadata.name: job.status.summary for job in scene.town.world.jobs.values()}
+    assert (said.pop("forged"), said.pop("going")) == (Reason.WAITING_TO_PREPARE, Reason.WAITING_TO_PREPARE)
+    assert set(said.values()) == {Reason.PENDING}  # prepared, and waits for GPUs
+
+
+def test_the_next_begins_when_a_job_is_deleted_while_its_data_is_prepared() -> None:
+    scene = Preparing(at_once=1)
+    first, second = scene.unprepared("first"), scene.unprepared("second")
+    scene.town.stage_job(first, Stage.PREPARE)
+    scene.settle(random.Random(0))
+    assert scene.town.world.jobs[key_of(second)].status.summary == Reason.WAITING_TO_PREPARE
+    scene.town.store.remove(key_of(first), first.metadata.uid)
+    scene.settle(random.Random(0))
+    assert {stage_job.owner.name for stage_job in scene.running if stage_job.owner} == {"first", "second"}
