@@ -20,6 +20,7 @@ ETCD = "3.7.0"
 CONTAINERD = "2.4.2"
 COREDNS = "1.15.0"
 KWOK = "0.8.0"
+KUBE_ROUTER = "2.1.0"
 
 GO_REMEDY = "install Go 1.26 or newer (https://go.dev/dl) and put its bin folder on PATH"
 STATIC = {"CGO_ENABLED": "0"}
@@ -66,6 +67,7 @@ CONTAINERS = Programs(
 )
 CLUSTER_DNS = Programs("coredns", COREDNS, 2, ("github.com/coredns/coredns",))
 FAKE_NODES = Programs("kwok", KWOK, 1, ("sigs.k8s.io/kwok/cmd/kwok",))
+FIREWALL = Programs("kube-router", KUBE_ROUTER, 3, ("github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",))
 
 
 def build_control_plane() -> None:
@@ -92,6 +94,11 @@ def build_all() -> None:
 def build_kwok() -> None:
     """Build the program that plays nodes and pods for tests of scale, unless it is in the cache."""
     _install(FAKE_NODES)
+
+
+def build_firewall() -> None:
+    """Build the program that enforces NetworkPolicies in the test of ours, unless it is in the cache."""
+    _install(FIREWALL)
 
 
 def _install(programs: Programs) -> None:

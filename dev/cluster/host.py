@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from dev.commands import run, succeeds
@@ -20,6 +21,9 @@ NEEDED = {
     "ip": "iproute2",
     "openssl": "openssl",
 }
+
+# The same for a network that enforces NetworkPolicies, which the node's own does not.
+NEEDED_TO_ENFORCE = {"ip": "iproute2", "iptables": "iptables", "ipset": "ipset"}
 
 BRIDGE = "sluice0"
 ADDRESS = "10.244.0.1"
@@ -49,9 +53,9 @@ def must_be_root() -> None:
         )
 
 
-def install_packages() -> None:
-    """Install the Debian packages that are missing."""
-    missing = sorted({package for program, package in NEEDED.items() if shutil.which(program) is None})
+def install_packages(needed: Mapping[str, str] = NEEDED) -> None:
+    """Install the Debian packages that are missing, of those that have the programs which are needed."""
+    missing = sorted({package for program, package in needed.items() if shutil.which(program) is None})
     if not missing:
         return
     if shutil.which("apt-get") is None:
