@@ -69,7 +69,7 @@ class Cluster(Kubernetes):
     def pause(self) -> None:
         """The leader is stopped after it has decided and before it has written; another one follows."""
         self._half_done = list(self._claims())
-        self.town.store.term += 1
+        self.town.store.begin_term(self.town.store.term + 1, self.now)
 
     def wake(self) -> None:
         """The stopped leader makes the claims that it had decided on, long ago."""

@@ -16,6 +16,7 @@ from functools import partial
 from uuid import uuid4
 
 from sluice_operator import exposition
+from sluice_operator.clock import Clock
 from sluice_operator.cluster.client import Api, connect
 from sluice_operator.cluster.leader_label import move_leader_label
 from sluice_operator.cluster.lease import Lease
@@ -40,6 +41,8 @@ logger = logging.getLogger("sluice_operator")
 
 SILENT_SECONDS = 600
 """A watch that has brought nothing for so long, not even the bookmark of each minute, is dead."""
+UNREADY_AFTER = {"watch": 0.3, "requests": 0.1}
+"""Of the time after which a replica without eyes is restarted: the part after which it does not call itself ready."""
 
 RECONCILERS: dict[str, Callable[[Key, Store, Cluster, Settings, datetime], Awaitable[Requeue]]] = {
     "FineTuneJob": reconcile_job,
@@ -55,6 +58,7 @@ class Operator:
     def __init__(self, settings: Settings, api: Api) -> None:
         self.settings = settings
         self.api = api
+        self.clock = Clock()
         self.store = Store(served(settings))
         self.queue = Queue(lambda key: goes_first(self.store.world(), key))
         self.lease = Lease(api, settings.namespace, identity(settings), settings.lease_seconds)
@@ -65,26 +69,36 @@ class Operator:
 
     async def reconcile(self, key: Key) -> Requeue:
         """One step for one object."""
-        return await RECONCILERS[key.kind](key, self.store, self.cluster, self.settings, datetime.now(UTC))
+        return await RECONCILERS[key.kind](key, self.store, self.cluster, self.settings, self.clock.now())
 
     async def lead(self) -> None:
         """Act, from a fresh view of everything, until cancelled or until a worker finds that this is over."""
-        self.store.term = self.lease.term
+        self.store.begin_term(self.lease.term, self.clock.now())
         await move_leader_label(self.api, self.settings.namespace, self.settings.pod_name, self.lease.check)
         await refresh_all(self.api, self.store)
-        self.store.since = datetime.now(UTC)
         for key in sorted(every_key(self.store.world()), key=lambda key: key.kind != "GPUPool"):
             self.queue.add(key)  # pools first: then each job's first status says what it waits for
         await work_until_one_ends(self.queue, self.reconcile, self.settings.workers)
 
     def dead(self) -> str:
         """Why this process should be restarted. An event loop that hangs does not even answer."""
-        silence = self.watches.silence()
-        return f"a watch has been silent for {silence:.0f} s" if silence > SILENT_SECONDS else ""
+        return self._blind(1.0, 1.0)
 
     def unready(self) -> str:
-        """Why this replica could not lead yet."""
-        return "" if self.resync.is_primed else "not every kind has been listed yet"
+        """Why this replica could not lead now: it has not seen everything yet, or sees no more."""
+        if not self.resync.is_primed:
+            return "not every kind has been listed yet"
+        return self._blind(UNREADY_AFTER["watch"], UNREADY_AFTER["requests"])
+
+    def _blind(self, watch: float, requests: float) -> str:
+        """What it has not heard for longer than these parts of the time that it may: from a watch, to its requests.
+
+        Credentials, and whom to trust, are read once at the start: nothing else than a new start mends some silences.
+        """
+        silence, unanswered = self.watches.silence(), self.api.silence()
+        if unanswered > requests * self.settings.unreachable_seconds:
+            return f"no request to the API server has succeeded for {unanswered:.0f} s"
+        return f"a watch has been silent for {silence:.0f} s" if silence > watch * SILENT_SECONDS else ""
 
 
 async def work_until_one_ends(queue: Queue, reconcile: Reconcile, workers: int) -> None:
@@ -105,7 +119,7 @@ async def run(settings: Settings) -> None:
     store, lease = operator.store, operator.lease
     try:
         async with serve_progress(
-            settings, store, operator.api, operator.cluster, lambda: lease.leads, operator.queue.add
+            settings, store, operator.api, operator.cluster, lambda: lease.leads, operator.queue.add, operator.clock.now
         ) as intake:
             collector = exposition.WorldCollector(store, lambda: lease.leads, lambda: intake.training, operator.queue)
             async with exposition.serve(settings.metrics_port, collector, operator.dead, operator.unready):

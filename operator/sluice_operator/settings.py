@@ -61,6 +61,12 @@ class Settings:
     """A stage's pod that has not started by then has failed (an image that can't be pulled, say)."""
     bind_deadline_seconds: int = 60
     """A training pod that is not bound so long after its gate came off gives its claim up."""
+    stalled_after_seconds: int = 120
+    """Training without a sign of life for so long (and for five of its steps) is Stalled, and ended after half as much
+    again."""
+    unreachable_seconds: int = 600
+    """A replica none of whose requests to the API server has succeeded for so long is restarted by its liveness probe.
+    It calls itself not ready after a tenth of that."""
     lease_seconds: int = 15
     workers: int = 8
     give_back_seconds: int = 120

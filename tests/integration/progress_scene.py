@@ -24,6 +24,7 @@ from sluice_api.reports import ENGINE_REPORTS_PATH, TRAINING_REPORTS_PATH
 from sluice_api.stages import Stage
 from sluice_operator.build.engine import slot_deployment
 from sluice_operator.build.stage_job import stage_job
+from sluice_operator.clock import Clock
 from sluice_operator.cluster.client import Api
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.parse import parse
@@ -109,13 +110,14 @@ class Scene:
     store: Store = field(default_factory=Store)
     woken: list[Key] = field(default_factory=list)
     leads: bool = True
+    clock: Clock = field(default_factory=Clock)
     settings: Settings = field(default_factory=lambda: settings_on(free_port()))
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Intake]:
         """Take reports; each time with a memory of its own."""
         async with serve(
-            self.settings, self.store, self.api, self.cluster, lambda: self.leads, self.woken.append
+            self.settings, self.store, self.api, self.cluster, lambda: self.leads, self.woken.append, self.clock.now
         ) as intake:
             yield intake
 

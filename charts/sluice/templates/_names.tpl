@@ -84,6 +84,10 @@ capabilities: {drop: [ALL]}
   value: {{ .Values.timing.stageStartDeadlineSeconds | quote }}
 - name: SLUICE_BIND_DEADLINE_SECONDS
   value: {{ .Values.timing.bindDeadlineSeconds | quote }}
+- name: SLUICE_STALLED_AFTER_SECONDS
+  value: {{ .Values.timing.stalledAfterSeconds | quote }}
+- name: SLUICE_UNREACHABLE_SECONDS
+  value: {{ .Values.timing.unreachableSeconds | quote }}
 - name: SLUICE_GIVE_BACK_SECONDS
   value: {{ .Values.uninstall.deadlineSeconds | quote }}
 - name: SLUICE_LEASE_SECONDS

@@ -14,6 +14,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from pydantic_core import from_json
 
+from sluice_operator.clock import passing
 from sluice_operator.cluster.errors import ApiError
 
 AGENT = "sluice"
@@ -58,8 +59,15 @@ def _read_patience() -> float:
 class Api:
     """The API server by method and path. Kinds and rules are the callers'."""
 
-    def __init__(self, client: ApiClient) -> None:
+    def __init__(self, client: ApiClient, clock: Callable[[], float] = passing) -> None:
+        """`clock` gives seconds and never jumps."""
         self._client = client
+        self._clock = clock
+        self._answered_at = clock()
+
+    def silence(self) -> float:
+        """Seconds since a request has succeeded, or since the start: what is only refused sees nothing either."""
+        return self._clock() - self._answered_at
 
     async def request(
         self,
@@ -108,6 +116,7 @@ class Api:
         if response.status >= 400:
             raise _Refused(_error(response.status, text), response.headers.get("Retry-After"))
         answer: Body = from_json(text)
+        self._answered_at = self._clock()
         return answer
 
 

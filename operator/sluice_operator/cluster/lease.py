@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from sluice_operator.clock import passing
 from sluice_operator.cluster.client import Api, Body
 from sluice_operator.cluster.errors import ApiError, NotLeading
 from sluice_operator.cluster.kinds import KINDS, path_of
@@ -24,11 +25,6 @@ logger = logging.getLogger(__name__)
 NAME = "sluice-operator"
 _NEW_LEASE_TERM_SECONDS = 60
 _AFTER_UNINSTALL_SECONDS = 60
-
-
-def clock() -> float:
-    """Seconds that pass while the process is stopped (SIGSTOP), and while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +39,9 @@ class _Sighting:
 class Lease:
     """This process's part in the election."""
 
-    def __init__(self, api: Api, namespace: str, identity: str, seconds: int, now: Callable[[], float] = clock) -> None:
+    def __init__(
+        self, api: Api, namespace: str, identity: str, seconds: int, now: Callable[[], float] = passing
+    ) -> None:
         """`identity` must be this very process's: a restarted container is another candidate."""
         self._api = api
         self._key = Key("Lease", namespace, NAME)

@@ -17,7 +17,6 @@ by difference what has vanished.
 import asyncio
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -26,6 +25,7 @@ import kopf
 from kopf._cogs.clients import errors, watching
 
 from sluice_operator import metrics
+from sluice_operator.clock import passing
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Watches:
         self,
         take: Callable[[str, kopf.RawEvent], None],
         listed: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = passing,
     ) -> None:
         """`take` is called with a plural name for each event of that kind; `listed` when kopf has listed it anew."""
         self._take = take
@@ -58,7 +58,10 @@ class Watches:
         self._signs: dict[str, float] = {}
 
     def silence(self) -> float:
-        """Seconds since the watch that has been silent for longest gave a sign; 0 before there is any."""
+        """Seconds since the watch that has been silent for longest brought something, or began; 0 before any has.
+
+        That it is tried again and again says nothing: an API server that can't be reached is silent.
+        """
         return max((self._clock() - sign for sign in self._signs.values()), default=0.0)
 
     def install(self) -> None:
@@ -70,8 +73,8 @@ class Watches:
 
         async def endure(*, resource: Any, **options: Any) -> AsyncIterator[Any]:
             failures = 0
+            self._signs.setdefault(resource.plural, self._clock())
             while True:
-                self._signs[resource.plural] = self._clock()
                 try:
                     async for event in watch(resource=resource, **options):
                         self._signs[resource.plural] = self._clock()

@@ -6,8 +6,10 @@ and the answers to our own writes. What holds whatever the order:
 - An older resourceVersion never overwrites a newer one.
 - A deleted uid never rises again.
 - An unknown object that is not newer than the last full list was deleted before that list.
-- A list removes only what is not newer than itself.
-- Versions that go backwards (etcd was restored from a backup) make all of that void: then a list replaces everything.
+- A list removes only what is not newer than itself, and overwrites it: what it shows of an object is newer, unless etcd
+  was restored from a backup with its revisions raised. Then lists are newer than all that is held, and objects older.
+- Versions that go backwards (etcd was restored with its revisions as they were) make all of that void: then a list
+  replaces everything.
 """
 
 import dataclasses
@@ -160,9 +162,9 @@ class Store:
         self.serves_dra = True
         """Whether the cluster has the kinds of DRA; whoever finds out that it has not says so, once."""
         self.term = 0
-        """The lease's transition count while, or since, this process leads."""
+        """The lease's transition count while, or since, this process leads; see `begin_term`."""
         self.since: datetime | None = None
-        """When this process began to lead."""
+        """When this term began."""
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -267,7 +269,7 @@ class Store:
             return  # one that was asked for later has overtaken it
         for obj in here:
             if table.dead.get(uid_of(obj), 0) <= list_version:
-                self._take(table, obj, seen=True)
+                self._take(table, obj, seen=True, listed=list_version)
         listed_uids = {uid_of(obj) for obj in here}
         for key, held in tuple(table.objects.items()):
             if uid_of(held) not in listed_uids and version_of(held) <= list_version:
@@ -280,6 +282,13 @@ class Store:
         table.listed = list_version
         table.newest = max(table.newest, list_version)
         table.forget_dead(list_version)
+
+    def begin_term(self, term: int, now: datetime) -> None:
+        """Begin to lead. What was heard in an earlier term proves nothing: others have led and listened since then."""
+        self._worked_out.clear()
+        self._reports.clear()
+        self._heartbeats.clear()
+        self.term, self.since = term, now
 
     def report(self, pod_uid: str, reported: Reported) -> None:
         """Keep the newest report of an engine's pod."""
@@ -295,8 +304,12 @@ class Store:
         """Objects that are set aside."""
         return [obj for table in self._tables.values() for obj in table.unreadable.values()]
 
-    def _take(self, table: Table[Any], obj: Parsed, *, seen: bool) -> None:
-        """Hold an object, unless a newer state of it is held already."""
+    def _take(self, table: Table[Any], obj: Parsed, *, seen: bool, listed: int = 0) -> None:
+        """Hold an object, unless a newer state of it is held already.
+
+        Args:
+            listed: the version of the list that shows it; 0 for one that comes alone.
+        """
         key, version = key_of(obj), version_of(obj)
         table.newest = max(table.newest, version)
         held = table.objects.get(key)
@@ -305,7 +318,7 @@ class Store:
         if isinstance(obj, Unreadable):
             _set_aside(table, obj)
             return
-        if held is not None and version <= version_of(held):
+        if held is not None and _is_no_newer(version, version_of(held), listed):
             if seen and same and isinstance(held, StageJobView) and not held.seen:
                 self._change(key, dataclasses.replace(held, seen=True))
             return
@@ -368,6 +381,14 @@ class Store:
             self._last_words.discard(old.uid)
         for listener in self._listeners:
             listener(old, new)
+
+
+def _is_no_newer(version: int, held: int, listed: int) -> bool:
+    """Whether an object's state of a version says nothing that is not held; `listed` as for `_take`.
+
+    A list shows the newest state that any object had at its own version, whatever that state's version is.
+    """
+    return version == held or (held > listed if listed else version < held)
 
 
 def _set_aside(table: Table[Any], obj: Unreadable) -> None:

@@ -55,7 +55,7 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """When a training attempt last reported that it goes on, and how long its steps take."""
+    """When a training attempt last reported in this term that it goes on, and how long its steps take."""
 
     attempt: int
     at: datetime
@@ -127,13 +127,13 @@ class World:
     """Jobs that wait to prepare their data, as their status says, by the name of the pool."""
 
     reports: Mapping[str, Reported] = field(default_factory=dict)
-    """Engine reports by the pod's uid."""
+    """Engine reports of this term by the pod's uid."""
     heartbeats: Mapping[str, Heartbeat] = field(default_factory=dict)
-    """Training reports by the uid of the stage Job."""
+    """Training reports of this term by the uid of the stage Job."""
     term: int = 0
     """The lease's transition count; 0 before this process ever led."""
     since: datetime | None = None
-    """When this process began to lead: silence before that proves nothing."""
+    """When this term began: silence before that proves nothing, nobody listened here."""
 
     worked_out: dict[Hashable, Any] = field(default_factory=dict, compare=False)
     """What follows from exactly this state and was costly to find out; empty after each change."""

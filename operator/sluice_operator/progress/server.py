@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 
 from aiohttp import hdrs, web
 
@@ -55,10 +55,11 @@ async def serve(
     cluster: Cluster,
     leads: Callable[[], bool],
     wake: Callable[[Key], None],
+    now: Callable[[], datetime],
 ) -> AsyncIterator[Intake]:
     """Take reports on the progress port until the block ends, on every replica: who does not lead answers 503.
 
-    `wake` puts an object's key into the queue.
+    `wake` puts an object's key into the queue; `now` is the operator's clock: reports have none of their own.
     """
 
     async def write(job: FineTuneJob, progress: Progress) -> None:
@@ -67,7 +68,7 @@ async def serve(
 
     writer = ProgressWriter(write, leads, now)
     intake = Intake(store, writer, wake)
-    endpoint = Endpoint(store, TokenReviews(api), Lookup(store, api), intake, leads)
+    endpoint = Endpoint(store, TokenReviews(api), Lookup(store, api), intake, leads, now)
     runner = web.AppRunner(endpoint.app(), access_log=None, shutdown_timeout=5)
     async with writer.running(), asyncio.TaskGroup() as group:
         forgetting = group.create_task(_forget_gone(intake))
@@ -84,13 +85,20 @@ class Endpoint:
     """From a request to an accepted report: leader, poster, pace, body, owner, order. The cheap checks come first."""
 
     def __init__(
-        self, store: Store, reviews: TokenReviews, lookup: Lookup, intake: Intake, leads: Callable[[], bool]
+        self,
+        store: Store,
+        reviews: TokenReviews,
+        lookup: Lookup,
+        intake: Intake,
+        leads: Callable[[], bool],
+        now: Callable[[], datetime],
     ) -> None:
         self._store = store
         self._reviews = reviews
         self._lookup = lookup
         self._intake = intake
         self._leads = leads
+        self._now = now
         self._buckets = Buckets(REPORTS_PER_SECOND, REPORTS_AT_ONCE, time.monotonic)
 
     def app(self) -> web.Application:
@@ -104,7 +112,7 @@ class Endpoint:
         pod = await self._poster(request)
         report = parse(TrainingReport, await body(request))
         trainer = trainer_of(self._store.world(), pod)
-        self._intake.take_training(trainer, report, now())
+        self._intake.take_training(trainer, report, self._now())
         return web.Response(status=202)
 
     async def _engine(self, request: web.Request) -> web.Response:
@@ -112,7 +120,7 @@ class Endpoint:
         report = parse(EngineReport, await body(request))
         deployment = await self._lookup.deployment_of(pod)
         replica = replica_of(self._store.world(), pod, deployment)
-        self._intake.take_engine(replica, report, now())
+        self._intake.take_engine(replica, report, self._now())
         return web.Response(status=202)
 
     async def _poster(self, request: web.Request) -> PodView:
@@ -183,11 +191,6 @@ def refusal_response(refused: Refused) -> web.Response:
     return web.json_response(
         {"error": refused.refusal.value, "message": refused.message}, status=refused.refusal.status, headers=headers
     )
-
-
-def now() -> datetime:
-    """The operator's clock: reports have none of their own."""
-    return datetime.now(UTC)
 
 
 async def _forget_gone(intake: Intake) -> None:

@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from datetime import UTC, datetime
 
 from sluice_api.inferenceengine import ASLEEP
+from sluice_operator.clock import Clock
 from sluice_operator.cluster.client import Api
 from sluice_operator.cluster.errors import ApiError, NotLeading, Outdated
 from sluice_operator.cluster.lease import Lease
@@ -32,12 +32,13 @@ async def give_back(api: Api, store: Store, cluster: Cluster, lease: Lease, sett
     left.
     """
     await lease.take()
-    store.term, store.since = lease.term, datetime.now(UTC)
+    clock = Clock()
+    store.begin_term(lease.term, clock.now())
     keeping = asyncio.create_task(lease.keep())
     try:
         try:
             async with asyncio.timeout(settings.give_back_seconds):
-                await _until_given_back(api, store, cluster, settings)
+                await _until_given_back(api, store, cluster, settings, clock)
         except TimeoutError:
             logger.warning("gave up: not everything is back", extra=missing(store.world()))
             await _remove_idle_pods(store.world(), cluster)
@@ -49,13 +50,13 @@ async def give_back(api: Api, store: Store, cluster: Cluster, lease: Lease, sett
         await lease.leave()
 
 
-async def _until_given_back(api: Api, store: Store, cluster: Cluster, settings: Settings) -> None:
+async def _until_given_back(api: Api, store: Store, cluster: Cluster, settings: Settings, clock: Clock) -> None:
     """Look at everything anew each time; there is no watch here."""
     while True:
         try:
             await look_for_dra(api, store)
             await refresh_all(api, store)
-            await _step(store, cluster, settings)
+            await _step(store, cluster, settings, clock)
         except (ApiError, Outdated) as error:
             logger.info("looking again", extra={"why": str(error)})
         else:
@@ -65,14 +66,14 @@ async def _until_given_back(api: Api, store: Store, cluster: Cluster, settings: 
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
-async def _step(store: Store, cluster: Cluster, settings: Settings) -> None:
+async def _step(store: Store, cluster: Cluster, settings: Settings, clock: Clock) -> None:
     for stage_job in _unfinished(store.world()):
         if not stage_job.deleting:
             logger.info("ending a stage", extra={"job": str(stage_job.key)})
             await cluster.delete(stage_job.key, stage_job.uid, foreground=True)
     await remove_scale_ups(cluster, _scale_ups(store.world()))
     for key in tuple(store.world().engines):
-        await reconcile_engine(key, store, cluster, settings, datetime.now(UTC))
+        await reconcile_engine(key, store, cluster, settings, clock.now())
 
 
 async def _remove_idle_pods(world: World, cluster: Cluster) -> None:

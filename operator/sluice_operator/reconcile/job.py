@@ -64,6 +64,7 @@ def limits(settings: Settings) -> Limits:
     return Limits(
         bind=timedelta(seconds=settings.bind_deadline_seconds),
         start=timedelta(seconds=settings.stage_start_deadline_seconds),
+        stall=timedelta(seconds=settings.stalled_after_seconds),
     )
 
 

@@ -205,6 +205,47 @@ def test_reports_and_heartbeats_go_with_their_pods_and_jobs() -> None:
     assert (dict(store.world().reports), dict(store.world().heartbeats)) == ({}, {})
 
 
+def test_a_term_begins_without_what_was_heard_before() -> None:
+    """Another may have led since then, and heard of them all the time."""
+    store = Store()
+    store.put(read(a_pod(1)), seen=True)
+    store.put(read(stage_job("t", 2, job="j")), seen=True)
+    store.report("uid-a", Reported(EngineReport(sequence=1, serving=True, draining=False, in_flight=0), NOW))
+    store.heartbeat("uid-t", Heartbeat(1, NOW, None))
+    store.begin_term(3, NOW)
+    world = store.world()
+    assert (dict(world.reports), dict(world.heartbeats), world.term, world.since) == ({}, {}, 3, NOW)
+
+
+@pytest.mark.parametrize(
+    ("case", "held", "shown", "listed", "ends"),
+    [
+        ("the list shows what is held", 5, 5, 9, 5),
+        ("it shows something newer", 5, 7, 9, 7),
+        ("what is held has come after the list", 11, 7, 9, 11),
+        ("etcd was restored with raised revisions: lists are newer, objects are older", 700, 500, 10**9, 500),
+    ],
+)
+def test_a_list_overwrites_what_is_no_newer_than_itself(
+    case: str, held: int, shown: int, listed: int, ends: int
+) -> None:
+    store = Store()
+    store.put(read(a_pod(held)), seen=True)
+    store.replace("Pod", [read(a_pod(shown))], listed)
+    assert [pod.resource_version for pod in store.world().pods.values()] == [ends], case
+
+
+def test_what_a_restored_backup_brings_back_is_there_again() -> None:
+    """It was deleted after the backup was made."""
+    store = Store()
+    store.put(read(a_pod(500)), seen=True)
+    store.remove(Key("Pod", "team", "a"), "uid-a", 700)
+    store.replace("Pod", [read(a_pod(500))], 10**9, store.newest("Pod"))
+    assert [pod.uid for pod in store.world().pods.values()] == ["uid-a"]
+    store.put(read(a_pod(10**9 + 1)), seen=True)
+    assert [pod.resource_version for pod in store.world().pods.values()] == [10**9 + 1]
+
+
 def test_the_world_cannot_be_written() -> None:
     world = Store().world()
     with pytest.raises(TypeError):

@@ -67,6 +67,24 @@ async def test_a_failure_of_ours_is_not_swallowed() -> None:
         [event async for event in watch(resource=RESOURCE)]
 
 
+async def test_a_watch_that_is_only_tried_again_and_again_is_silent() -> None:
+    """An API server that can't be reached gives no sign, however often it is asked."""
+    now = 0.0
+    watches = Watches(nowhere, nowhere, lambda: now)
+
+    async def served_the_sixth_time(**_: Any) -> AsyncIterator[Any]:
+        nonlocal now
+        if now < 500:
+            now += 100
+            raise aiohttp.ClientConnectionError
+        assert watches.silence() == 500
+        yield A
+
+    async for _ in watches.enduring(served_the_sixth_time)(resource=RESOURCE):
+        pass
+    assert watches.silence() == 0
+
+
 async def test_silence_is_measured_by_the_quietest_watch() -> None:
     now = 0.0
     watches = Watches(nowhere, nowhere, lambda: now)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sluice_api.claim import AttemptOutcome, SlotRef
-from sluice_api.finetunejob import FineTuneJob
+from sluice_api.finetunejob import FineTuneJob, Progress
 from sluice_api.inferenceengine import InferenceEngine, SlotState, SlotStatus
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, Stage, StageOutcome, TrainResult
@@ -66,6 +66,13 @@ class Loan:
         self.town.version += 1
         metadata = self.engine.metadata.model_copy(update={"resource_version": str(self.town.version)})
         self.town.put(self.engine.model_copy(update={"status": decision.status, "metadata": metadata}))
+
+    def job_says(self, progress: Progress) -> None:
+        """The job's status.progress."""
+        self.town.version += 1
+        metadata = self.job.metadata.model_copy(update={"resource_version": str(self.town.version)})
+        status = self.job.status.model_copy(update={"progress": progress})
+        self.town.put(self.job.model_copy(update={"status": status, "metadata": metadata}))
 
     def drain(self) -> None:
         """The trainer's pod is gated, the engine has been told, the slot is out of the endpoints and idle."""
@@ -177,6 +184,16 @@ def test_a_slot_is_drained_when_stopping_it_breaks_no_request(
     loan.put(loan.lent_pod(), ready=ready)
     loan.town.report(loan.lent_pod(), in_flight, draining=told, quiet=quiet)
     assert bool(loan.plan_job(after=seconds).bind) is binds, case
+
+
+def test_a_drain_that_began_by_a_clock_that_was_ahead_begins_now() -> None:
+    """Or no report would be younger than the order, nor its time over, for as long as that clock was ahead."""
+    loan = Loan()
+    loan.town.trainer_pod(loan.stage_job)
+    loan.engine_says(loan.plan_engine(after=3600))
+    loan.engine_says(loan.plan_engine(after=1))
+    assert {slot.since for slot in loan.engine.status.slots} == {NOW + timedelta(seconds=1)}
+    assert loan.plan_job(after=32).bind
 
 
 def test_the_slot_stops_only_after_the_trainer_is_ungated_and_nominated() -> None:
@@ -401,3 +418,26 @@ def test_a_trainer_that_stops_reporting_is_stalled_and_then_ended(
     if ended:
         assert decision.record is not None
         assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.STALLED
+
+
+@pytest.mark.parametrize(
+    ("case", "heard", "led", "reported", "reason"),
+    [
+        ("another led since it was heard here", -3600, 0, -5, Reason.TRAINING),
+        ("another led, and it does not report here", -3600, -125, -130, Reason.STALLED),
+        ("it was never heard here, only by another", None, 0, -3600, Reason.TRAINING),
+        ("nor by now", None, -700, -3600, Reason.STALLED),
+        ("another's clock was ahead", None, -700, 3600, Reason.STALLED),
+    ],
+)
+def test_silence_before_this_term_proves_nothing(
+    case: str, heard: float | None, led: float, reported: float, reason: Reason
+) -> None:
+    loan = Loan()
+    _training(loan)
+    store = loan.town.store
+    if heard is not None:
+        store.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW + timedelta(seconds=heard), 1.0))
+    store.since = NOW + timedelta(seconds=led)
+    loan.job_says(Progress(attempt=1, reported_at=NOW + timedelta(seconds=reported)))
+    assert loan.plan_job().reason is reason, case

@@ -11,6 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from sluice_api.reports import ENGINE_REPORTS_PATH, MAX_REPORT_BYTES, TRAINING_REPORTS_PATH, TrainingReport
 from sluice_operator import metrics
+from sluice_operator.clock import Clock
 from sluice_operator.cluster.client import Api
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key, Owner, PodView
@@ -47,13 +48,14 @@ class Desk:
     def __init__(self) -> None:
         self.store: Store = whole()
         self.leads = True
+        self.now = Clock().now
         self.woken: list[Key] = []
         self.status = Status()
         api = Api.__new__(Api)
         self.writer = ProgressWriter(self.status.write, lambda: True, clock)
         self.intake = Intake(self.store, self.writer, self.woken.append)
         self.endpoint = Endpoint(
-            self.store, KnownTokens(api), KnownDeployments(self.store, api), self.intake, lambda: self.leads
+            self.store, KnownTokens(api), KnownDeployments(self.store, api), self.intake, lambda: self.leads, self.now
         )
         self.client: TestClient[Any, Any] = TestClient(TestServer(self.endpoint.app()))
 

@@ -98,5 +98,5 @@ def _slot_status(world: World, engine: InferenceEngine, plan: SlotPlan, now: dat
         state=plan.state,
         pod=name,
         lent_to=plan.lent_to,
-        since=old.since if old and same else now,
+        since=min(old.since, now) if old and old.since and same else now,  # another's clock may be ahead
     )

@@ -19,8 +19,6 @@ from sluice_operator.plan.facts.slots import is_drained
 IMAGE_TROUBLE = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
 """What the kubelet says of a container whose image it cannot get."""
 _STALL_STEPS = 5
-_STALLED_AFTER = timedelta(seconds=120)
-_STALL_GRACE = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +32,8 @@ class Limits:
     weights into the host's memory first, 22 GiB in 11 s (vllm#48337)."""
     start: timedelta = timedelta(seconds=600)
     """Until the pod's container has started."""
+    stall: timedelta = timedelta(seconds=120)
+    """Without a sign of life, until a training is called stalled; it is ended after half as much again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def _train(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step
     heartbeat = world.heartbeats.get(live.stage_job.uid)
     trouble = f" It said: {heartbeat.trouble}" if heartbeat and heartbeat.trouble else ""
     message = f"No step from {min(pods, key=lambda pod: pod.index).key.name} for {silent.seconds} s.{trouble}"
-    over = silent >= _stalled_after(world, live, limits) + _STALL_GRACE
+    over = silent >= _stalled_after(world, live, limits) + limits.stall / 2
     return Step(Reason.STALLED, message, admitted=True, give_up=over, again_at=now + timedelta(seconds=10))
 
 
@@ -178,23 +178,23 @@ def _starts(pod: PodView, live: LiveClaim, now: datetime, limits: Limits) -> Ste
 def _silence(world: World, live: LiveClaim, now: datetime, limits: Limits) -> timedelta | None:
     """How long a trainer that once reported has been silent, if that is too long.
 
-    Silence before this process led proves nothing: nobody listened.
+    Silence before this term proves nothing: nobody listened here. It is counted by one clock, the one that `now` is of.
     """
     heartbeat = world.heartbeats.get(live.stage_job.uid)
     progress = live.job.status.progress
-    if heartbeat is not None:
-        heard = heartbeat.at
-    elif progress and progress.attempt == live.stage_job.attempt and progress.reported_at and world.since:
-        heard = max(progress.reported_at, world.since)
-    else:
+    reported = progress is not None and progress.attempt == live.stage_job.attempt and progress.reported_at is not None
+    heard = [heartbeat.at] if heartbeat else []
+    if world.since and (heartbeat or reported):
+        heard.append(world.since)
+    if not heard:
         return None
-    silent = now - heard
+    silent = now - max(heard)
     return silent if silent >= _stalled_after(world, live, limits) else None
 
 
 def _stalled_after(world: World, live: LiveClaim, limits: Limits) -> timedelta:
-    """Five median steps, and at least two minutes; before the first step, or while it saves, as long as a start."""
+    """Five median steps, and at least the limit; before the first step, or while it saves, as long as a start."""
     heartbeat = world.heartbeats.get(live.stage_job.uid)
     if heartbeat is None or heartbeat.step_seconds is None:
-        return max(limits.start, _STALLED_AFTER)
-    return max(timedelta(seconds=_STALL_STEPS * heartbeat.step_seconds), _STALLED_AFTER)
+        return max(limits.start, limits.stall)
+    return max(timedelta(seconds=_STALL_STEPS * heartbeat.step_seconds), limits.stall)
