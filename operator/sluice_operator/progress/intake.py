@@ -1,6 +1,7 @@
 """What an accepted report changes: the store, the queue, and in a while status.progress."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 from sluice_api.finetunejob import FineTuneJob
@@ -9,7 +10,7 @@ from sluice_api.stages import Stage
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import Heartbeat, Reported, World, job_key
-from sluice_operator.progress.accept import Attempt, Position, accept, accept_sequence
+from sluice_operator.progress.accept import Attempt, Mark, Position, accept, must_be_newer
 from sluice_operator.progress.coalesce import progress_after
 from sluice_operator.progress.effects import concerned
 from sluice_operator.progress.identity import Replica, Trainer
@@ -26,12 +27,16 @@ class Intake:
         self._wake = wake
         self._term = 0
         self._positions: dict[tuple[str, Stage], Position] = {}
-        self._sequences: dict[str, int] = {}
+        self._marks: dict[str, Mark] = {}
+        """Of engines' pods, by their uid."""
         self.training: dict[str, TrainingReport] = {}
         """The newest report of each job's training, by the job's uid."""
 
     def take_training(self, trainer: Trainer, report: TrainingReport, now: datetime) -> None:
         """Take what a trainer says.
+
+        A report that is too old is a sign of life all the same: whoever has stolen the pod's token can make its reports
+        too old, and must not make it silent.
 
         Raises:
             Refused: it is not newer than the last of this stage.
@@ -42,7 +47,10 @@ class Intake:
         world = self._this_term()
         last = self._positions.get((uid, stage)) or recovered(job, stage)
         pod = Attempt(stage_job.attempt, stage_job.uid, newest_attempt(world, uid, stage))
-        self._positions[uid, stage] = accept(last, pod, report.attempt, report.sequence)
+        position = self._positions[uid, stage] = accept(last, pod, report.attempt, report.sequence)
+        if not position.mark.accepted and not report.message:
+            self.hear(trainer, now)
+        must_be_newer(report.sequence, position.mark)
 
         before = world.heartbeats.get(stage_job.uid)
         alive = before.at if before and report.message else now  # one that says it stands still does not go on
@@ -55,6 +63,12 @@ class Intake:
         if first or report.activity is Activity.FINISHED:
             self._wake(key)
 
+    def hear(self, trainer: Trainer, now: datetime) -> None:
+        """Take as a sign of life what a trainer posts and is not accepted, for its number or because it is too much."""
+        before = self._this_term().heartbeats.get(trainer.stage_job.uid)
+        if before is not None:
+            self._store.heartbeat(trainer.stage_job.uid, replace(before, at=now))
+
     def take_engine(self, replica: Replica, report: EngineReport, now: datetime) -> None:
         """Take what the agent of a slot says.
 
@@ -62,7 +76,8 @@ class Intake:
             Refused: it is not newer than the last of this pod.
         """
         world, uid = self._this_term(), replica.pod.uid
-        self._sequences[uid] = accept_sequence(self._sequences.get(uid), report.sequence)
+        mark = self._marks[uid] = self._marks.get(uid, Mark()).after(report.sequence)
+        must_be_newer(report.sequence, mark)
         before = world.reports.get(uid)
         keys = list(concerned(world, replica, before.report if before else None, report))
         self._store.report(uid, before.then(report, now) if before else Reported(report, now))
@@ -75,7 +90,7 @@ class Intake:
         jobs = {job.metadata.uid for job in world.jobs.values()}
         pods = {pod.uid for pod in world.pods.values()}
         self._positions = {place: last for place, last in self._positions.items() if place[0] in jobs}
-        self._sequences = {uid: last for uid, last in self._sequences.items() if uid in pods}
+        self._marks = {uid: mark for uid, mark in self._marks.items() if uid in pods}
         for uid in self.training.keys() - jobs:
             del self.training[uid]
         for uid in self._writer.jobs - jobs:
@@ -87,7 +102,7 @@ class Intake:
         if world.term != self._term:
             self._term = world.term
             self._positions.clear()
-            self._sequences.clear()
+            self._marks.clear()
             self.training.clear()
             for uid in self._writer.jobs:
                 self._writer.forget(uid)

@@ -23,13 +23,14 @@ from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import key_of
+from sluice_operator.progress.connections import end_old, runner_of
 from sluice_operator.progress.identity import replica_of, trainer_of
 from sluice_operator.progress.intake import Intake
 from sluice_operator.progress.limits import Buckets
 from sluice_operator.progress.lookup import Lookup
 from sluice_operator.progress.parse import parse
 from sluice_operator.progress.refusal import Refusal, Refused
-from sluice_operator.progress.tokens import TokenReviews
+from sluice_operator.progress.tokens import BoundPod, TokenReviews
 from sluice_operator.progress.writer import ProgressWriter
 from sluice_operator.settings import Settings
 
@@ -68,17 +69,23 @@ async def serve(
 
     writer = ProgressWriter(write, leads, now)
     intake = Intake(store, writer, wake)
-    endpoint = Endpoint(store, TokenReviews(api), Lookup(store, api), intake, leads, now)
-    runner = web.AppRunner(endpoint.app(), access_log=None, shutdown_timeout=5)
+
+    def known(pod: BoundPod) -> bool:
+        seen = store.world().pods.get(Key("Pod", pod.namespace, pod.name))
+        return seen is not None and seen.uid == pod.uid
+
+    endpoint = Endpoint(store, TokenReviews(api, known), Lookup(store, api), intake, leads, now)
+    runner = runner_of(endpoint.app())
     async with writer.running(), asyncio.TaskGroup() as group:
-        forgetting = group.create_task(_forget_gone(intake))
         await runner.setup()
+        tidying = group.create_task(_forget_gone(intake)), group.create_task(end_old(runner))
         try:
             await web.TCPSite(runner, port=settings.progress_port).start()
             yield intake
         finally:
+            for task in tidying:
+                task.cancel()
             await runner.cleanup()
-            forgetting.cancel()
 
 
 class Endpoint:
@@ -109,7 +116,11 @@ class Endpoint:
         return app
 
     async def _training(self, request: web.Request) -> web.Response:
-        pod = await self._poster(request)
+        try:
+            pod = await self._poster(request)
+        except TooOften as refused:
+            self._hear(refused.pod)
+            raise
         report = parse(TrainingReport, await body(request))
         trainer = trainer_of(self._store.world(), pod)
         self._intake.take_training(trainer, report, self._now())
@@ -122,6 +133,13 @@ class Endpoint:
         replica = replica_of(self._store.world(), pod, deployment)
         self._intake.take_engine(replica, report, self._now())
         return web.Response(status=202)
+
+    def _hear(self, bound: BoundPod) -> None:
+        """One whose token somebody else floods us with is alive, though it is not its turn."""
+        world = self._store.world()
+        pod = world.pods.get(Key("Pod", bound.namespace, bound.name))
+        if pod is not None and pod.uid == bound.uid:
+            self._intake.hear(trainer_of(world, pod), self._now())
 
     async def _poster(self, request: web.Request) -> PodView:
         """The pod that posts, if it may now.
@@ -136,7 +154,7 @@ class Endpoint:
         authorization = request.headers.get(hdrs.AUTHORIZATION)
         bound = await self._reviews.pod_of(authorization, request.remote or "")
         if wait := self._buckets.take(bound.uid):
-            raise Refused(Refusal.RATE_LIMITED, "this pod posts too often", retry_after=wait)
+            raise TooOften(bound, wait)
         try:
             pod = await self._lookup.pod(bound)
         except Refused:
@@ -145,6 +163,15 @@ class Endpoint:
         if pod.deleting:
             self._reviews.forget(authorization)
         return pod
+
+
+class TooOften(Refused):
+    """A pod posts more than it may."""
+
+    def __init__(self, pod: BoundPod, wait: int) -> None:
+        """It may again in `wait` seconds."""
+        super().__init__(Refusal.RATE_LIMITED, "this pod posts too often", retry_after=wait)
+        self.pod = pod
 
 
 async def body(request: web.Request) -> bytes:

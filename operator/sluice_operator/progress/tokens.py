@@ -15,6 +15,7 @@ from hashlib import sha256
 from typing import Any
 
 from sluice_api.pods import TOKEN_AUDIENCE
+from sluice_operator.clock import passing
 from sluice_operator.cluster.client import Api, Body
 from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.kinds import KINDS
@@ -30,7 +31,7 @@ MOST_REFUSED = 1_000
 MAX_TOKEN = 8192
 GUESSES_PER_SECOND = 5.0
 GUESSES_AT_ONCE = 20
-"""Refused tokens of one address, and reviews under way: the API server need not review all that somebody guesses."""
+"""Refused tokens of one guesser, and reviews under way: the API server need not review all that somebody guesses."""
 
 _USER = "system:serviceaccount:"
 _POD_NAME = "authentication.kubernetes.io/pod-name"
@@ -55,10 +56,18 @@ class _Reviewed:
 class TokenReviews:
     """Asks the API server whose token it is."""
 
-    def __init__(self, api: Api, clock: Callable[[], float] = time.time) -> None:
-        """`clock` gives seconds since 1970: a token's own expiry is compared with it."""
+    def __init__(
+        self,
+        api: Api,
+        known: Callable[[BoundPod], bool],
+        clock: Callable[[], float] = passing,
+        time_of_day: Callable[[], float] = time.time,
+    ) -> None:
+        """`known` says whether a pod is one that is seen; a token's own expiry is compared with `time_of_day`."""
         self._api = api
+        self._known = known
         self._clock = clock
+        self._time_of_day = time_of_day
         self._guesses = Buckets(GUESSES_PER_SECOND, GUESSES_AT_ONCE, clock)
         self._accepted: OrderedDict[bytes, _Reviewed] = OrderedDict()
         self._refused: OrderedDict[bytes, _Reviewed] = OrderedDict()
@@ -71,14 +80,14 @@ class TokenReviews:
         """
         token = bearer(authorization)
         digest = sha256(token.encode()).digest()
-        now = self._clock()
         known = self._accepted.get(digest) or self._refused.get(digest)
-        if known is None or known.until <= now:
-            if wait := self._guesses.take(address):
+        if known is None or known.until <= self._clock():
+            guesser = "" if digest in self._accepted else self._guesser(token, address)
+            if guesser and (wait := self._guesses.take(guesser)):
                 raise Refused(Refusal.RATE_LIMITED, "too many unknown tokens from this address", retry_after=wait)
-            known = await self._review(token, now)
+            known = await self._review(token)
             if isinstance(known.pod, BoundPod):
-                self._guesses.give_back(address)
+                self._guesses.give_back(guesser)
             self._remember(digest, known)
         if isinstance(known.pod, Refused):
             raise known.pod.with_traceback(None)
@@ -88,7 +97,17 @@ class TokenReviews:
         """Have this token reviewed again at its next use: its pod is going."""
         self._accepted.pop(sha256(bearer(authorization).encode()).digest(), None)
 
-    async def _review(self, token: str, now: float) -> _Reviewed:
+    def _guesser(self, token: str, address: str) -> str:
+        """On whose account a token is tried: on that of the pod which it names, if there is one, at this address.
+
+        A mesh or a NAT puts many pods behind one address, and one that guesses must not silence the others. Names of
+        pods that are not there are all on the account of the address itself, or a guesser would have as many accounts
+        as it likes.
+        """
+        pod = claimed_pod(unverified_claims(token))
+        return f"{address} {pod.uid}" if pod and self._known(pod) else address
+
+    async def _review(self, token: str) -> _Reviewed:
         where = KINDS["TokenReview"]
         spec = {"token": token, "audiences": [TOKEN_AUDIENCE]}
         review = {"apiVersion": where.api_version, "kind": "TokenReview", "spec": spec}
@@ -98,14 +117,14 @@ class TokenReviews:
             raise Refused(
                 Refusal.UNAVAILABLE, "the API server reviews no token now; try again", retry_after=2
             ) from error
-        claims = unverified_claims(token)
+        claims, now, time_of_day = unverified_claims(token), self._clock(), self._time_of_day()
         try:
             pod = bound_pod(answer.get("status") or {})
         except Refused as refused:
-            return _Reviewed(explained(refused, claims, now), now + REFUSED_TTL)
+            return _Reviewed(explained(refused, claims, time_of_day), now + REFUSED_TTL)
         expiry = claims.get("exp")
-        until = now + TTL
-        return _Reviewed(pod, min(until, expiry) if isinstance(expiry, int | float) else until)
+        left = expiry - time_of_day if isinstance(expiry, int | float) else TTL
+        return _Reviewed(pod, now + min(TTL, left))
 
     def _remember(self, digest: bytes, known: _Reviewed) -> None:
         """Keep an answer; the oldest make room."""
@@ -161,6 +180,14 @@ def explained(refused: Refused, claims: dict[str, Any], now: float) -> Refused:
     if isinstance(expiry, int | float) and expiry <= now:
         return Refused(Refusal.EXPIRED_TOKEN, "the token has expired; read its file again before each post")
     return refused
+
+
+def claimed_pod(claims: dict[str, Any]) -> BoundPod | None:
+    """The pod to which a token says that it is bound; nobody vouches for it."""
+    match claims.get("kubernetes.io"):
+        case {"namespace": str(namespace), "pod": {"name": str(name), "uid": str(uid)}}:
+            return BoundPod(namespace, name, uid)
+    return None
 
 
 def unverified_claims(token: str) -> dict[str, Any]:

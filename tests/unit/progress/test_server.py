@@ -3,10 +3,11 @@
 import gzip
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from aiohttp import ClientResponse
+from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from sluice_api.reports import ENGINE_REPORTS_PATH, MAX_REPORT_BYTES, TRAINING_REPORTS_PATH, TrainingReport
@@ -16,6 +17,7 @@ from sluice_operator.cluster.client import Api
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key, Owner, PodView
 from sluice_operator.observe.world import job_key
+from sluice_operator.progress.connections import runner_of
 from sluice_operator.progress.intake import Intake
 from sluice_operator.progress.lookup import Lookup
 from sluice_operator.progress.refusal import Refusal
@@ -42,22 +44,33 @@ class KnownDeployments(Lookup):
         return DEPLOYMENT if pod.owner and pod.owner.kind == "ReplicaSet" else None
 
 
+class Served(TestServer):
+    """The app as it is served."""
+
+    async def _make_runner(self, **_: Any) -> web.AppRunner:
+        return runner_of(self.app)
+
+
 class Desk:
     """An endpoint over a whole small World."""
 
     def __init__(self) -> None:
         self.store: Store = whole()
         self.leads = True
-        self.now = Clock().now
+        self.clock = Clock()
+        self.at: datetime | None = None
+        """What time it is, if a test says so."""
         self.woken: list[Key] = []
         self.status = Status()
         api = Api.__new__(Api)
         self.writer = ProgressWriter(self.status.write, lambda: True, clock)
         self.intake = Intake(self.store, self.writer, self.woken.append)
-        self.endpoint = Endpoint(
-            self.store, KnownTokens(api), KnownDeployments(self.store, api), self.intake, lambda: self.leads, self.now
-        )
-        self.client: TestClient[Any, Any] = TestClient(TestServer(self.endpoint.app()))
+        tokens, deployments = KnownTokens(api, lambda _pod: True), KnownDeployments(self.store, api)
+        self.endpoint = Endpoint(self.store, tokens, deployments, self.intake, lambda: self.leads, self.now)
+        self.client: TestClient[Any, Any] = TestClient(Served(self.endpoint.app()))
+
+    def now(self) -> datetime:
+        return self.at or self.clock.now()
 
     async def post(
         self,
@@ -157,6 +170,13 @@ async def test_a_packed_bomb_is_not_unpacked(desk: Desk) -> None:
     await refused(await desk.post(bomb, headers={"Content-Encoding": "gzip"}), Refusal.MALFORMED)
 
 
+async def test_a_body_that_is_not_packed_as_it_says_is_no_fault_of_ours(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    await refused(await desk.post(b"{}", headers={"Content-Encoding": "gzip"}), Refusal.MALFORMED)
+    assert caplog.records == []
+
+
 async def test_a_malformed_report_says_which_field(desk: Desk) -> None:
     message = await refused(await desk.post(GOOD | {"loss": "low"}), Refusal.MALFORMED)
     assert message.startswith("loss: ")
@@ -173,6 +193,42 @@ async def test_a_noisy_pod_is_held_back_and_no_other(desk: Desk) -> None:
 async def test_a_replay(desk: Desk) -> None:
     await desk.post(GOOD)
     await refused(await desk.post(GOOD), Refusal.STALE_SEQUENCE)
+
+
+async def test_who_has_a_stolen_token_cannot_make_its_pod_silent(desk: Desk) -> None:
+    """It counts past the pod and says that training hangs: the pod's own reports keep it alive, and are heard again."""
+    desk.at = datetime(2026, 1, 1, tzinfo=UTC)
+    await desk.post(GOOD)
+    for second in range(1, 4):
+        desk.at += timedelta(seconds=1)
+        await desk.post(GOOD | {"sequence": 2**52 + second, "message": "it hangs"})
+        assert desk.store.world().heartbeats["train-uid"].at < desk.at
+        answer = await desk.post(GOOD | {"sequence": 1 + second, "step": 5})
+        assert desk.store.world().heartbeats["train-uid"].at == desk.at
+        assert (answer.status == 202) == (second == 3)
+    assert desk.intake.training["job-uid"].step == 5
+
+
+async def test_who_has_a_stolen_token_cannot_make_its_pod_silent_by_a_flood(desk: Desk) -> None:
+    desk.at = datetime(2026, 1, 1, tzinfo=UTC)
+    for sequence in range(1, REPORTS_AT_ONCE + 1):
+        await desk.post(GOOD | {"sequence": sequence, "message": "it hangs" if sequence > 1 else None})
+    desk.at += timedelta(seconds=200)
+    await refused(await desk.post(GOOD | {"sequence": 99}), Refusal.RATE_LIMITED)
+    assert desk.store.world().heartbeats["train-uid"].at == desk.at
+
+
+async def test_an_agent_whose_token_was_stolen_is_heard_again(desk: Desk) -> None:
+    for sequence in (1, 2**52, 2, 3, 4):
+        await desk.post(ENGINE | {"sequence": sequence}, ENGINE_REPORTS_PATH, REPLICA.key.name)
+    assert desk.store.world().reports["replica-uid"].report.sequence == 4
+
+
+async def test_a_late_report_that_says_why_training_stands_still_is_no_sign_of_life(desk: Desk) -> None:
+    await desk.post(GOOD | {"sequence": 9})
+    before = desk.store.world().heartbeats["train-uid"]
+    await refused(await desk.post(GOOD | {"sequence": 8, "message": "it hangs"}), Refusal.STALE_SEQUENCE)
+    assert desk.store.world().heartbeats["train-uid"] == before
 
 
 async def test_another_term_begins_with_an_empty_memory(desk: Desk) -> None:

@@ -17,6 +17,7 @@ from sluice_operator.progress.tokens import (
     TokenReviews,
     bearer,
     bound_pod,
+    claimed_pod,
 )
 
 POD = "authentication.kubernetes.io/pod-"
@@ -60,6 +61,17 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+def reviews(server: ApiServer, clock: Clock, *known: str) -> TokenReviews:
+    """Reviews in a cluster in which pods of these uids are seen."""
+    return TokenReviews(server, lambda pod: pod.uid in known, clock, clock)
+
+
+def bound_to(uid: str, **claims: Any) -> str:
+    """The header with a token that says it is bound to a pod."""
+    pod = {"namespace": "team", "pod": {"name": uid, "uid": uid}}
+    return f"Bearer {token(**{'kubernetes.io': pod}, **claims)}"
 
 
 @pytest.mark.parametrize("header", [f"Bearer {token()}", f"bearer {token()}", f"BEARER  {token()} "])
@@ -126,7 +138,7 @@ def test_anything_else_names_none(answer: Body, expected: Refusal) -> None:
 async def test_a_refusal_says_what_the_token_says_of_itself(
     claims: dict[str, Any], expected: Refusal, clock: Clock
 ) -> None:
-    asked = TokenReviews(ApiServer(status(authenticated=False)), clock)
+    asked = reviews(ApiServer(status(authenticated=False)), clock)
     with pytest.raises(Refused) as refused:
         await asked.pod_of(f"Bearer {token(**claims)}", "10.0.0.1")
     assert refused.value.refusal is expected
@@ -134,7 +146,7 @@ async def test_a_refusal_says_what_the_token_says_of_itself(
 
 async def test_an_accepted_token_is_believed_for_a_while(clock: Clock) -> None:
     server = ApiServer(status())
-    asked = TokenReviews(server, clock)
+    asked = reviews(server, clock)
     header = f"Bearer {token(exp=clock.now + 3600)}"
     for _ in range(3):
         assert (await asked.pod_of(header, "10.0.0.1")).uid == "uid-0"
@@ -146,7 +158,7 @@ async def test_an_accepted_token_is_believed_for_a_while(clock: Clock) -> None:
 
 async def test_but_never_longer_than_it_holds(clock: Clock) -> None:
     server = ApiServer(status())
-    asked = TokenReviews(server, clock)
+    asked = reviews(server, clock)
     header = f"Bearer {token(exp=clock.now + 10)}"
     await asked.pod_of(header, "10.0.0.1")
     clock.now += 10
@@ -157,7 +169,7 @@ async def test_but_never_longer_than_it_holds(clock: Clock) -> None:
 
 async def test_a_forgotten_token_is_reviewed_again(clock: Clock) -> None:
     server = ApiServer(status())
-    asked = TokenReviews(server, clock)
+    asked = reviews(server, clock)
     await asked.pod_of(f"Bearer {token()}", "10.0.0.1")
     asked.forget(f"Bearer {token()}")
     await asked.pod_of(f"Bearer {token()}", "10.0.0.1")
@@ -166,7 +178,7 @@ async def test_a_forgotten_token_is_reviewed_again(clock: Clock) -> None:
 
 async def test_a_refused_token_is_refused_for_a_moment_without_asking(clock: Clock) -> None:
     server = ApiServer(status(authenticated=False))
-    asked = TokenReviews(server, clock)
+    asked = reviews(server, clock)
     for _ in range(3):
         with pytest.raises(Refused):
             await asked.pod_of(f"Bearer {token()}", "10.0.0.1")
@@ -178,7 +190,7 @@ async def test_a_refused_token_is_refused_for_a_moment_without_asking(clock: Clo
 
 async def test_guessing_does_not_reach_the_api_server(clock: Clock) -> None:
     server = ApiServer(status(authenticated=False))
-    asked = TokenReviews(server, clock)
+    asked = reviews(server, clock)
     said = []
     for guess in range(100):
         with pytest.raises(Refused) as refused:
@@ -194,15 +206,48 @@ async def test_guessing_does_not_reach_the_api_server(clock: Clock) -> None:
 async def test_many_good_tokens_of_one_address_are_no_guesses(clock: Clock) -> None:
     """A mesh or a NAT may put a whole node's pods behind one address."""
     server = ApiServer(status())
-    asked = TokenReviews(server, clock)
+    asked = reviews(server, clock)
     for pod in range(5 * GUESSES_AT_ONCE):
         await asked.pod_of(f"Bearer {token(pod=pod)}", "10.0.0.1")
     assert server.asked == 5 * GUESSES_AT_ONCE
 
 
+async def test_one_that_guesses_does_not_silence_others_behind_its_address(clock: Clock) -> None:
+    """Neither under its own name, nor under those of pods that are not there."""
+    server = ApiServer(status(authenticated=False))
+    asked = reviews(server, clock, "bad", "good")
+    for guess in range(100):
+        for header in (bound_to("bad", guess=guess), bound_to(f"none-{guess}")):
+            with pytest.raises(Refused):
+                await asked.pod_of(header, "127.0.0.6")
+    assert server.asked == 2 * GUESSES_AT_ONCE
+    server.answer = status()
+    assert (await asked.pod_of(bound_to("good"), "127.0.0.6")).uid == "uid-0"
+
+
+async def test_a_token_that_was_accepted_before_is_no_guess(clock: Clock) -> None:
+    server = ApiServer(status())
+    asked = reviews(server, clock, "good")
+    await asked.pod_of(bound_to("good"), "127.0.0.6")
+    clock.now += TTL
+    server.answer = status(authenticated=False)
+    for guess in range(100):
+        with pytest.raises(Refused):
+            await asked.pod_of(bound_to("good", guess=guess), "127.0.0.6")
+    server.answer = status()
+    assert (await asked.pod_of(bound_to("good"), "127.0.0.6")).uid == "uid-0"
+
+
+@pytest.mark.parametrize(
+    "claims", [{}, {"kubernetes.io": 7}, {"kubernetes.io": {"namespace": "team"}}, {"kubernetes.io": {"pod": []}}]
+)
+def test_a_token_that_names_no_pod_claims_none(claims: dict[str, Any]) -> None:
+    assert claimed_pod(claims) is None
+
+
 async def test_an_api_server_that_does_not_answer_refuses_nobody_for_good(clock: Clock) -> None:
     server = ApiServer(ApiError(500, "InternalError", "no"))
-    asked = TokenReviews(server, clock)
+    asked = reviews(server, clock)
     with pytest.raises(Refused) as refused:
         await asked.pod_of(f"Bearer {token()}", "10.0.0.1")
     assert refused.value.refusal is Refusal.UNAVAILABLE

@@ -1,0 +1,49 @@
+"""Connections of the endpoint: a post is short, so a connection that lasts is none, and is ended."""
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp import web
+
+from sluice_operator.clock import passing
+
+LONGEST_SECONDS = 20
+"""From the first byte to the answer's last: a poster itself waits for 5 s at most."""
+MOST = 1000
+"""More than are open while ten thousand pods post; above it the oldest go."""
+LOOK_EVERY_SECONDS = 1.0
+
+
+def runner_of(app: web.Application) -> web.AppRunner:
+    """Serves an app that takes bodies as they are: a packed one is refused, and never unpacked."""
+    return web.AppRunner(app, access_log=None, shutdown_timeout=5, auto_decompress=False)
+
+
+class Connections:
+    """Since when each connection of a server is open."""
+
+    def __init__(self, clock: Callable[[], float] = passing) -> None:
+        """`clock` gives seconds."""
+        self._clock = clock
+        self._since: dict[web.RequestHandler, float] = {}
+
+    def end_old(self, here: list[web.RequestHandler]) -> None:
+        """End those of the open ones, the oldest first, that are too old or too many."""
+        now = self._clock()
+        self._since = {connection: self._since.get(connection, now) for connection in here}
+        too_many = max(0, len(here) - MOST)
+        for place, (connection, since) in enumerate(self._since.items()):
+            if place < too_many or now - since > LONGEST_SECONDS:
+                transport = connection.transport
+                connection.force_close()
+                if transport is not None:
+                    transport.abort()  # or it would wait for a peer that reads nothing
+
+
+async def end_old(runner: web.AppRunner) -> None:
+    """Look after the connections of a runner that is set up, until cancelled."""
+    connections = Connections()
+    while True:
+        await asyncio.sleep(LOOK_EVERY_SECONDS)
+        if runner.server is not None:
+            connections.end_old(runner.server.connections)
