@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from sluice_api.claim import AttemptOutcome, SlotRef
-from sluice_api.finetunejob import FineTuneJob, Progress
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine, SlotState, SlotStatus
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, Stage, StageOutcome, TrainResult
 from sluice_operator.observe.views import PodView, StageJobView, Termination
-from sluice_operator.observe.world import Heartbeat, engine_key, job_key
+from sluice_operator.observe.world import engine_key, job_key
 from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
@@ -66,13 +66,6 @@ class Loan:
         self.town.version += 1
         metadata = self.engine.metadata.model_copy(update={"resource_version": str(self.town.version)})
         self.town.put(self.engine.model_copy(update={"status": decision.status, "metadata": metadata}))
-
-    def job_says(self, progress: Progress) -> None:
-        """The job's status.progress."""
-        self.town.version += 1
-        metadata = self.job.metadata.model_copy(update={"resource_version": str(self.town.version)})
-        status = self.job.status.model_copy(update={"progress": progress})
-        self.town.put(self.job.model_copy(update={"status": status, "metadata": metadata}))
 
     def drain(self) -> None:
         """The trainer's pod is gated, the engine has been told, the slot is out of the endpoints and idle."""
@@ -227,7 +220,7 @@ def test_a_trainer_that_is_not_bound_in_time_gives_the_claim_up_and_avoids_the_n
     assert describe(allocated(again, NOW + timedelta(minutes=7))) == "a takes n1"
 
 
-def _training(loan: Loan) -> PodView:
+def training(loan: Loan) -> PodView:
     loan.put(loan.lent_pod(), ended=True, ready=False)
     slot = next(s for s in loan.town.world.slots.values() if s.index == 1)
     loan.town.version += 1
@@ -237,7 +230,7 @@ def _training(loan: Loan) -> PodView:
 
 def test_while_it_trains_one_replica_is_lent() -> None:
     loan = Loan()
-    _training(loan)
+    training(loan)
     decision = loan.plan_engine()
     assert (decision.status.lent, decision.status.ready) == (1, "1/2")
     assert loan.plan_job().reason is Reason.TRAINING
@@ -256,7 +249,7 @@ def test_while_it_trains_one_replica_is_lent() -> None:
 )  # fmt: skip
 def test_a_claim_is_over_without_anybody_giving_back(case: str, end: Callable[[Loan, PodView], object]) -> None:
     loan = Loan()
-    pod = _training(loan)
+    pod = training(loan)
     end(loan, pod)
     assert loan.plan_engine(after=1).status.lent == 0, case
 
@@ -277,7 +270,7 @@ def _end(loan: Loan, pod: PodView, code: int, told: StageOutcome | None) -> None
 
 def test_a_requeued_trainer_is_followed_by_an_attempt_that_takes_the_claim_over() -> None:
     loan = Loan()
-    pod = _training(loan)
+    pod = training(loan)
     told = StageOutcome(reason="Requeued", train=TrainResult(step=12, total_steps=30, checkpoint_step=12))
     _end(loan, pod, ExitCode.REQUEUE, told)
     decision = loan.plan_job(after=2)
@@ -291,7 +284,7 @@ def test_a_requeued_trainer_is_followed_by_an_attempt_that_takes_the_claim_over(
 
 def test_while_the_last_words_are_on_their_way_the_claim_stays() -> None:
     loan = Loan()
-    _training(loan)
+    training(loan)
     loan.put(loan.stage_job, finished="Failed", finished_at=NOW)
     assert loan.plan_job(after=1).start is None
     assert loan.plan_engine(after=1).status.lent == 1
@@ -299,7 +292,7 @@ def test_while_the_last_words_are_on_their_way_the_claim_stays() -> None:
 
 def test_a_trainer_that_vanished_without_a_word_is_tried_again_and_counts() -> None:
     loan = Loan()
-    pod = _training(loan)
+    pod = training(loan)
     loan.town.store.remove(pod.key, pod.uid)
     loan.put(loan.stage_job, finished="Failed", finished_at=NOW)
     decision = loan.plan_job(after=1)
@@ -311,7 +304,7 @@ def test_a_trainer_that_vanished_without_a_word_is_tried_again_and_counts() -> N
 def test_a_trainer_that_was_told_to_stop_while_no_operator_ran_costs_no_attempt() -> None:
     """Its pod is gone with its last words; the Job's own condition says with which exit code it went."""
     loan = Loan()
-    pod = _training(loan)
+    pod = training(loan)
     loan.town.store.remove(pod.key, pod.uid)
     words = "PodFailurePolicy: Container trainer for pod team/a-1 failed with exit code 75 matching FailJob rule"
     loan.put(loan.stage_job, finished="Failed", finished_at=NOW, failure=words)
@@ -335,7 +328,7 @@ def test_attempts_run_out() -> None:
 
 def test_a_terminating_trainer_still_has_its_gpu() -> None:
     loan = Loan()
-    pod = _training(loan)
+    pod = training(loan)
     _respec(loan, suspend=True)
     loan.put(pod, deleting=True)
     decision = loan.plan_engine()
@@ -371,7 +364,7 @@ def test_an_engine_resized_while_a_slot_is_lent(case: str, replicas: int, lent: 
 
 def test_a_status_that_was_lost_changes_no_decision() -> None:
     loan = Loan()
-    _training(loan)
+    training(loan)
     loan.engine_says(loan.plan_engine())
     before = loan.plan_engine()
     loan.town.version += 1
@@ -393,51 +386,3 @@ def test_gpus_of_a_claim_and_of_its_slot_are_one_and_the_same() -> None:
     loan.town.job("b", scheduling={"policy": "Queue"})
     assert describe(allocated(loan.town)) == "b waits WaitingForGPUs"
     assert loan.town.nodes[0].allocatable[GPU] == 2
-
-
-@pytest.mark.parametrize(
-    ("case", "step_seconds", "silent", "reason", "ended"),
-    [
-        ("it reported a minute ago", 1.0, 60, Reason.TRAINING, False),
-        ("no report for two minutes", 1.0, 125, Reason.STALLED, False),
-        ("and none in its grace", 1.0, 185, Reason.STALLED, True),
-        ("its steps take a minute", 60.0, 185, Reason.TRAINING, False),
-        ("it has not made a step: it loads a model", None, 185, Reason.TRAINING, False),
-        ("it has not made a step in all the time that a start may take", None, 700, Reason.STALLED, True),
-    ],
-)
-def test_a_trainer_that_stops_reporting_is_stalled_and_then_ended(
-    case: str, step_seconds: float | None, silent: float, reason: Reason, ended: bool
-) -> None:
-    loan = Loan()
-    _training(loan)
-    loan.town.store.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW, step_seconds, "it hangs in loop.py:160"))
-    decision = loan.plan_job(after=silent)
-    assert (decision.reason, bool(decision.delete)) == (reason, ended), case
-    assert ("It said: it hangs in loop.py:160" in decision.message) == (reason is Reason.STALLED)
-    if ended:
-        assert decision.record is not None
-        assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.STALLED
-
-
-@pytest.mark.parametrize(
-    ("case", "heard", "led", "reported", "reason"),
-    [
-        ("another led since it was heard here", -3600, 0, -5, Reason.TRAINING),
-        ("another led, and it does not report here", -3600, -125, -130, Reason.STALLED),
-        ("it was never heard here, only by another", None, 0, -3600, Reason.TRAINING),
-        ("nor by now", None, -700, -3600, Reason.STALLED),
-        ("another's clock was ahead", None, -700, 3600, Reason.STALLED),
-    ],
-)
-def test_silence_before_this_term_proves_nothing(
-    case: str, heard: float | None, led: float, reported: float, reason: Reason
-) -> None:
-    loan = Loan()
-    _training(loan)
-    store = loan.town.store
-    if heard is not None:
-        store.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW + timedelta(seconds=heard), 1.0))
-    store.since = NOW + timedelta(seconds=led)
-    loan.job_says(Progress(attempt=1, reported_at=NOW + timedelta(seconds=reported)))
-    assert loan.plan_job().reason is reason, case

@@ -1,0 +1,90 @@
+"""For how long a training may be silent, and which silences are none."""
+
+from datetime import timedelta
+
+import pytest
+
+from dev.simulate.town import NOW
+from sluice_api.finetunejob import Progress
+from sluice_api.reasons import Reason
+from sluice_api.stages import Stage
+from sluice_operator.clock import Clock
+from sluice_operator.observe.world import Heartbeat
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.holding import Limits
+from tests.unit.plan.test_claim_cycle import Loan, training
+
+
+def says(loan: Loan, progress: Progress) -> None:
+    """The job's status.progress."""
+    loan.town.version += 1
+    metadata = loan.job.metadata.model_copy(update={"resource_version": str(loan.town.version)})
+    status = loan.job.status.model_copy(update={"progress": progress})
+    loan.town.put(loan.job.model_copy(update={"status": status, "metadata": metadata}))
+
+
+@pytest.mark.parametrize(
+    ("case", "step_seconds", "silent", "reason", "ended"),
+    [
+        ("it reported a minute ago", 1.0, 60, Reason.TRAINING, False),
+        ("no report for two minutes", 1.0, 125, Reason.STALLED, False),
+        ("and none in its grace", 1.0, 185, Reason.STALLED, True),
+        ("its steps take a minute", 60.0, 185, Reason.TRAINING, False),
+        ("it has not made a step: it loads a model", None, 185, Reason.TRAINING, False),
+        ("it has not made a step in all the time that a start may take", None, 700, Reason.STALLED, True),
+    ],
+)
+def test_a_trainer_that_stops_reporting_is_stalled_and_then_ended(
+    case: str, step_seconds: float | None, silent: float, reason: Reason, ended: bool
+) -> None:
+    loan = Loan()
+    training(loan)
+    loan.town.store.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW, step_seconds, "it hangs in loop.py:160"))
+    decision = loan.plan_job(after=silent)
+    assert (decision.reason, bool(decision.delete)) == (reason, ended), case
+    assert ("It said: it hangs in loop.py:160" in decision.message) == (reason is Reason.STALLED)
+    if ended:
+        assert decision.record is not None
+        assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.STALLED
+
+
+@pytest.mark.parametrize(
+    ("case", "heard", "led", "reported", "reason"),
+    [
+        ("another led since it was heard here", -3600, 0, -5, Reason.TRAINING),
+        ("another led, and it does not report here", -3600, -125, -130, Reason.STALLED),
+        ("it was never heard here, only by another", None, 0, -3600, Reason.TRAINING),
+        ("nor by now", None, -700, -3600, Reason.STALLED),
+        ("another's clock was ahead", None, -700, 3600, Reason.STALLED),
+    ],
+)
+def test_silence_before_this_term_proves_nothing(
+    case: str, heard: float | None, led: float, reported: float, reason: Reason
+) -> None:
+    loan = Loan()
+    training(loan)
+    store = loan.town.store
+    if heard is not None:
+        store.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW + timedelta(seconds=heard), 1.0))
+    store.since = NOW + timedelta(seconds=led)
+    says(loan, Progress(attempt=1, reported_at=NOW + timedelta(seconds=reported)))
+    assert loan.plan_job().reason is reason, case
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+def test_a_time_of_day_that_is_set_anew_is_no_silence(jump: float) -> None:
+    """Nor does it hide one."""
+    passed, set_by = 0.0, 0.0
+    clock = Clock(lambda: NOW.timestamp() + passed + set_by, lambda: passed)
+    loan = Loan()
+    training(loan)
+
+    def reason() -> Reason:
+        return plan_job(loan.town.world, loan.job, clock.now(), Limits()).reason
+
+    loan.town.store.heartbeat(loan.stage_job.uid, Heartbeat(1, clock.now(), 1.0))
+    set_by = jump
+    passed += 60
+    assert reason() is Reason.TRAINING
+    passed += 90
+    assert reason() is Reason.STALLED
