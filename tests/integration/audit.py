@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 WRITES = {"create", "update", "patch", "delete", "deletecollection"}
 
@@ -45,14 +46,23 @@ class AuditLog:
         found = [write for write in self._all() if write.namespace == namespace and write.agent == agent]
         return sorted((w for w in found if user in ("", w.user)), key=lambda write: write.ended)
 
+    def lists(self, namespace: str, resource: str, agent: str = "sluice") -> int:
+        """How often the objects of a kind were listed."""
+        places = (e.get("objectRef", {}) for e in self._entries() if (e["verb"], e.get("userAgent")) == ("list", agent))
+        return sum((place.get("namespace"), place.get("resource")) == (namespace, resource) for place in places)
+
     def _all(self) -> Iterator[Write]:
+        return (_write(entry) for entry in self._entries() if entry["verb"] in WRITES)
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
+        """Requests that were answered."""
         with self.path.open("rb") as log:
             log.seek(self.begin)
             for line in log:
                 if line.endswith(b"\n"):
                     entry = json.loads(line)
-                    if entry["verb"] in WRITES and entry["stage"] == "ResponseComplete":
-                        yield _write(entry)
+                    if entry["stage"] == "ResponseComplete":
+                        yield entry
 
 
 def _write(entry: dict[str, object]) -> Write:

@@ -24,7 +24,7 @@ from tests.integration.audit import AuditLog, Write
 from tests.integration.fake_kubelet import FakeKubelet
 from tests.integration.history import SLUICE, History, Version
 from tests.integration.nodes import MERGE_PATCH, finish_pod
-from tests.integration.progress_scene import Kube
+from tests.integration.progress_scene import Kube, until
 
 Body = dict[str, Any]
 
@@ -221,6 +221,23 @@ class ClaimScene:
         """What operators have written here since the scene began, but for their leases and events."""
         found = self.audit.writes(self.namespace, user=user)
         return [w for w in found if w.resource not in ("leases", "events")]
+
+    async def rounds(self, times: int) -> None:
+        """Wait until the operator has listed all and decided anew so often; `resync_seconds` says how soon that is."""
+        last = self.audit.lists(self.namespace, "finetunejobs") + times
+
+        async def listed() -> bool:
+            return self.audit.lists(self.namespace, "finetunejobs") >= last
+
+        await until(listed)
+
+    async def settles(self) -> list[Write]:
+        """Wait for a round in which nothing is written; all that was written before."""
+        while True:
+            before = self.writes()
+            await self.rounds(1)
+            if len(self.writes()) == len(before):
+                return before
 
     # What must hold at every moment of every history
 

@@ -299,7 +299,7 @@ def _is_unschedulable(pod: dict[str, object]) -> bool:
 
 async def test_when_nothing_changes_nothing_is_written(scene: ClaimScene, node: str, operator: MakeOperator) -> None:
     """With a loan under way, a job that waits, one that is prepared and one that is done."""
-    running = operator(resync_seconds=2)
+    running = operator(resync_seconds=1)
     await scene.engine("chat", replicas=2)
     await scene.serves(2)
     await scene.job("done")
@@ -313,9 +313,8 @@ async def test_when_nothing_changes_nothing_is_written(scene: ClaimScene, node: 
     await scene.job("new", prepared=False)
     await scene.running("new", Stage.PREPARE)
     await scene.history.until(lambda: scene.lent() == 1, "one slot is lent")
-    await asyncio.sleep(3)  # what these changes cause
-    before = scene.writes()
-    await asyncio.sleep(12)  # time for resyncs, and for every look that was planned
+    before = await scene.settles()
+    await scene.rounds(4)
     assert [str(w) for w in scene.writes()[len(before) :]] == []
     assert running.events("reconcile failed") == []
 

@@ -98,24 +98,6 @@ async def test_a_watch_error_does_not_end_the_operator(
     assert running.process.poll() is None
 
 
-async def test_nothing_is_written_when_nothing_changes(operator: MakeOperator, kube: Kube, namespace: str) -> None:
-    running = operator("operator-1", resync_seconds=1)
-    await running.leads()
-    body = {"apiVersion": "sluice.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "j"}, "spec": JOB_SPEC}
-    path = f"/apis/sluice.dev/v1alpha1/namespaces/{namespace}/finetunejobs"
-    await kube.call("POST", path, body)
-
-    async def decided() -> Any:
-        return (await kube.call("GET", f"{path}/j")).get("status", {}).get("summary")
-
-    await until(decided)
-    await asyncio.sleep(2)  # what follows from the first decision
-    before = await _writes(running.metrics_port)
-    await asyncio.sleep(4)  # several full lists
-    assert before > 0
-    assert await _writes(running.metrics_port) == before
-
-
 class Claimant:
     """tests.integration.claiming_process as a process."""
 
@@ -207,10 +189,3 @@ async def _ready(port: int) -> None:
             return False
 
     await until(answers)
-
-
-async def _writes(port: int) -> float:
-    """Writes to the API server that an operator has counted."""
-    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
-        lines = (await answer.text()).splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("sluice_api_writes_total"))
