@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export KUBECONFIG := $(CACHE)/cluster/kubeconfig
 
 .DEFAULT_GOAL := help
-.PHONY: help demo down status up env check verify test soak bench bench-scale bench-train generate golden images format
+.PHONY: help demo down status up env lint check verify test soak bench bench-scale bench-train generate golden images format
 
 help:  ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -29,11 +29,15 @@ env:  ## Make the Python environment, kubectl and helm
 	@python3 -m dev env
 	@python3 -m dev tools
 
-check: env  ## Lint, types, import contracts and all unit tests but the slow ones: two minutes
+lint: env  ## Format, lint, types, import contracts, generated files: one minute
 	@$(PYTHON) -m ruff check
 	@$(PYTHON) -m ruff format --check --quiet || { echo "make format"; exit 1; }
 	@$(PYTHON) -m mypy
 	@$(CACHE)/env/bin/lint-imports --no-cache
+	@$(PYTHON) -m sluice_api.crd --check crds charts/sluice/files/crds
+	@$(PYTHON) -m sluice_api.docs --check docs
+
+check: lint  ## The same and all unit tests but the slow ones: two minutes
 	@$(PYTHON) -m pytest -q -n 2 -m "not slow" tests/unit
 
 verify: env  ## Generated files are current: CRDs, reference docs, golden files, lock files
@@ -41,10 +45,11 @@ verify: env  ## Generated files are current: CRDs, reference docs, golden files,
 	@$(PYTHON) -m sluice_api.docs --check docs
 	@$(PYTHON) -m pytest -q tests/unit -k "as_reviewed or lock_file"
 
-test: up  ## Every test: unit, against a real API server, and on a real node
+test: up  ## Every test: unit, against a real API server, and on a real node; at most 20 minutes on two idle cores
 	@python3 -m dev models
-	@echo "== unit tests" && $(PYTHON) -m pytest -q -n 2 tests/unit
-	@echo "== tests on a real API server and a real node, one at a time" && $(PYTHON) -m pytest -v tests --ignore tests/unit
+	@mkdir -p $(CACHE)/reports && $(PYTHON) -m pytest -n 4 --durations 0 --durations-min 1000 \
+	  --junitxml $(CACHE)/reports/tests.xml tests; \
+	  failed=$$?; $(PYTHON) -m tests.slowest $(CACHE)/reports/tests.xml; exit $$failed
 
 soak: env  ## Property tests for an hour (SOAK_OPERATIONS: a million), every fault plan (SOAK_FAULTS: all), 50 loans beside others' pods, kills of the trainer
 	@SLUICE_SOAK_OPERATIONS=$${SOAK_OPERATIONS:-1000000} $(PYTHON) -m pytest -q -p no:cacheprovider --timeout 0 \

@@ -39,12 +39,16 @@ def made_once(target: Path) -> Iterator[Path | None]:
 
 
 @contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Hold the lock of this name, among all processes that use this cache; waits for its holder."""
+def locked(name: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of this name, among all processes that use this cache; waits for its holder.
+
+    Args:
+        shared: hold it together with all others who share it.
+    """
     folder = cache_folder() / "locks"
     folder.mkdir(exist_ok=True)
     with (folder / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
 
 

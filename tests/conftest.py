@@ -4,6 +4,9 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+
+from tests.scheduling import Scheduling
 
 pytest.register_assert_rewrite("tests.e2e", "tests.integration", "tests.unit")
 
@@ -20,6 +23,12 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("suite")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
+    """Ours where pytest is only told how many workers there are."""
+    return Scheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

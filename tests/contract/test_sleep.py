@@ -19,8 +19,6 @@ from sluice_server.middleware import Middleware
 from tests.contract.test_vllm import SECRET, Server, new_place, started
 from tests.unit.server.fake_vllm import BASE, ENDLESS, FakeVLLM
 
-pytestmark = pytest.mark.timeout(300)
-
 IN_DEVELOPMENT_MODE = """
 from sluice_server import flags, launch
 environment = flags._environment

@@ -39,8 +39,6 @@ from tests.unit.server.conftest import SlotUnderTest, eventually
 from tests.unit.server.fake_vllm import BASE, FakeVLLM
 from tests.unit.server.folders import make_adapter
 
-pytestmark = pytest.mark.timeout(300)
-
 SECRET = {SECRET_HEADER: "only-for-the-agent"}
 START_SECONDS = 240
 

@@ -1,5 +1,6 @@
 """A HorizontalPodAutoscaler on the engine, and the metric that it follows, which the journey sets."""
 
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from tests.e2e.team import Team
 NAME = "metrics"
 SCRIPT = Path(__file__).with_name("metrics_in_pod.py")
 LOOKS_EVERY = 15
-"""Seconds: the controller manager's own default."""
+"""Seconds at most: the controller manager's own default."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,7 @@ class Autoscaler:
 
     def sees(self, value: int) -> None:
         """Set the metric."""
-        write = f"echo {value} > /scratch/value"
-        self.team.kubectl("exec", NAME, f"--namespace={self.team.name}", "--", "sh", "-c", write)
+        self._in_pod(f"echo {value} > /scratch/value")
 
     def wants(self, replicas: int) -> Object:
         """Wait until the autoscaler has written so many replicas."""
@@ -42,6 +42,20 @@ class Autoscaler:
     def looked(self) -> Object:
         """Wait until the autoscaler could read the metric."""
         return self.team.wait("hpa", objects.ENGINE, _is_active, "the autoscaler reads the metric", 8 * LOOKS_EVERY)
+
+    def has_decided(self) -> None:
+        """Wait until the autoscaler has read the metric and done what follows, twice. Nothing announces that."""
+        third = self._asked() + 3
+        until = time.monotonic() + 8 * LOOKS_EVERY
+        while self._asked() < third:
+            assert time.monotonic() < until, "the autoscaler reads the metric no more"
+            time.sleep(0.5)
+
+    def _asked(self) -> int:
+        return int(self._in_pod("cat /scratch/asked"))
+
+    def _in_pod(self, command: str) -> str:
+        return self.team.kubectl("exec", NAME, f"--namespace={self.team.name}", "--", "sh", "-c", command)
 
 
 def _is_active(hpa: Object) -> bool:

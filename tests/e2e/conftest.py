@@ -1,7 +1,8 @@
 """The stage of all journeys: a cluster, Sluice installed by its chart, and one team with one engine of two replicas.
 
-Each journey starts with `team.fresh()`: no job, the engine whole. So each can run alone and in any order, but for
-the last, which uninstalls Sluice.
+Each journey starts with `team.fresh()`: no job, the engine whole. So each can run alone and in any order. In two
+workers of pytest two journeys run side by side, each with a stage of its own (stage.py); those that are marked `alone`
+act on Sluice itself, and have the cluster to themselves.
 
 SLUICE_E2E_REUSE=1 takes Sluice and the engine as they are, which saves two minutes while a journey is written.
 """
@@ -15,27 +16,40 @@ from pathlib import Path
 import pytest
 
 from dev import models
+from dev.cache import cache_folder, locked
 from dev.cluster import provider, tools
 from tests.e2e import objects
 from tests.e2e.kubectl import Kubectl, Refused
-from tests.e2e.observer import GPU, Observed, Observer
+from tests.e2e.observer import Observed, Observer
 from tests.e2e.sluice import SYSTEM, Sluice
+from tests.e2e.stage import GPU, GPUS, NAMESPACES, NEIGHBOUR, POOL, RUN, TEAM
 from tests.e2e.team import Team
 
 HERE = Path(__file__).parent
-TEAM, NEIGHBOUR = "e2e-team", "e2e-neighbour"
-GPUS = 2
 LONGEST_JOURNEY = 1800
-LAST = HERE / "test_8_upgrade_and_uninstall.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is in this folder needs a real node, and its time. The journey that uninstalls is the last of all."""
-    items.sort(key=lambda item: item.path == LAST)
-    for item in items:
-        if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.e2e)
-            item.add_marker(pytest.mark.timeout(LONGEST_JOURNEY))
+    """What is in this folder needs a real node, and its time. It comes first, by its numbers; `alone` at its end."""
+    journeys = [item for item in items if item.path.is_relative_to(HERE)]
+    for item in journeys:
+        item.add_marker(pytest.mark.e2e)
+        item.add_marker(pytest.mark.timeout(LONGEST_JOURNEY))
+    alone = [item for item in journeys if item.get_closest_marker("alone")]
+    order = sorted(journeys, key=lambda item: (item in alone, _number(item)))
+    items[:] = [*order, *(item for item in items if item not in journeys)]
+
+
+def _number(item: pytest.Item) -> int:
+    """Of a journey: test_7_bad_input.py is the seventh."""
+    return int(item.path.name.split("_")[1])
+
+
+@pytest.fixture(autouse=True)
+def _beside_others(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Wait for those who have the cluster to themselves; if that is us, for all others."""
+    with locked("journeys", shared=request.node.get_closest_marker("alone") is None):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -52,15 +66,28 @@ def kubectl() -> Kubectl:
 
 @pytest.fixture(scope="session")
 def sluice(kubectl: Kubectl) -> Sluice:
-    """Sluice, newly installed."""
+    """Sluice, newly installed by the first worker that wants it."""
     found = Sluice(kubectl, tools.tools()["helm"])
-    _clear_rules(kubectl)
-    if not os.environ.get("SLUICE_E2E_REUSE"):
-        found.uninstall()
-        kubectl("delete", "namespace", TEAM, NEIGHBOUR, "--ignore-not-found")
-        _clear_volumes(kubectl)
-    found.install()
+    installed = cache_folder() / "locks" / "journeys.installed"
+    with locked("journeys-install"):
+        if not RUN or not installed.exists() or installed.read_text() != RUN:
+            _install(found)
+            installed.write_text(RUN)
     return found
+
+
+def _install(sluice: Sluice) -> None:
+    """On a cluster without anything of earlier journeys."""
+    if not os.environ.get("SLUICE_E2E_REUSE"):
+        sluice.uninstall()
+        left = [name for name in sluice.kubectl("get", LEFT_BEHIND, "-o", "name").split() if "/e2e-" in name]
+        if left:
+            sluice.kubectl("delete", *left)
+    sluice.install()
+
+
+LEFT_BEHIND = "namespace,persistentvolume,validatingadmissionpolicybinding,validatingadmissionpolicy"
+"""Also by journeys that were cut off. A PersistentVolume remembers its claim's uid, and refuses a new namespace's."""
 
 
 @pytest.fixture(scope="session")
@@ -74,14 +101,17 @@ def proxy(kubectl: Kubectl) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def settled(kubectl: Kubectl, sluice: Sluice, proxy: str) -> Team:
+def settled(kubectl: Kubectl, sluice: Sluice, proxy: str) -> Iterator[Team]:
     """The team, with its model, its dataset, its engine."""
     models.models()
     found = Team(kubectl, proxy, TEAM)
     _settle(found)
     kubectl.apply(objects.pool())
     found.apply(objects.engine())
-    return found
+    yield found
+    if not os.environ.get("SLUICE_E2E_REUSE"):
+        left = (*(f"namespace/{name}" for name in NAMESPACES), f"gpupool/{POOL}")
+        kubectl("delete", *left, "--ignore-not-found", "--wait=false")
 
 
 @pytest.fixture
@@ -163,18 +193,3 @@ def _settle(team: Team) -> None:
     team.settle()
     models.place("tiny", team.volume("models"))
     objects.write_rows(team.volume("datasets") / objects.DATASET)
-
-
-def _clear_rules(kubectl: Kubectl) -> None:
-    """Of a journey that was cut off."""
-    for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
-        mine = [n for n in kubectl("get", kind, "-o", "name").split() if "/e2e-" in n]
-        if mine:
-            kubectl("delete", *mine)
-
-
-def _clear_volumes(kubectl: Kubectl) -> None:
-    """A PersistentVolume remembers its claim's uid, and refuses the claim of a new namespace."""
-    mine = [n for n in kubectl("get", "pv", "-o", "name").split() if "/e2e-" in n]
-    if mine:
-        kubectl("delete", *mine)

@@ -1,4 +1,7 @@
-"""Runs in a pod of the cluster: one external metric, as an autoscaler asks for it. Its value is in /scratch/value."""
+"""Runs in a pod of the cluster: one external metric, as an autoscaler asks for it. Its value is in /scratch/value.
+
+How often it was asked for is in /scratch/asked.
+"""
 
 import json
 import ssl
@@ -8,6 +11,7 @@ from pathlib import Path
 GROUP = "external.metrics.k8s.io/v1beta1"
 METRIC = "requests-in-flight"
 VALUE = Path("/scratch/value")
+ASKED = Path("/scratch/asked")
 NOW = "2026-01-01T00:00:00Z"
 
 
@@ -16,6 +20,7 @@ class Metrics(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if METRIC in self.path:
+            ASKED.write_text(str(int(ASKED.read_text()) + 1))
             item = {"metricName": METRIC, "metricLabels": {}, "timestamp": NOW, "value": VALUE.read_text().strip()}
             answer = {"kind": "ExternalMetricValueList", "apiVersion": GROUP, "metadata": {}, "items": [item]}
         else:
@@ -31,6 +36,7 @@ class Metrics(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     VALUE.write_text("2")
+    ASKED.write_text("0")
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain("/script/tls.crt", "/script/tls.key")
     server = HTTPServer(("", 6443), Metrics)

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 from tests.e2e.kubectl import Object
-from tests.e2e.observer import GPU
+from tests.e2e.stage import GPU, POOL
 
-POOL = "e2e"
 ENGINE = "chat"
 STEPS = 200
 """Steps of an ordinary job: long enough to do something in the middle, whatever the machine."""
@@ -31,7 +30,7 @@ def engine() -> Object:
         {
             "model": {"uri": "pvc://models/tiny"},
             "replicas": 2,
-            "resources": {"gpus": 1, "pool": POOL, "memory": "4Gi", "cpu": "100m"},
+            "resources": {"gpus": 1, "pool": POOL, "memory": "3Gi", "cpu": "100m"},
             "lora": {"maxAdapters": 2, "maxRank": 16, "claims": ["adapters"]},
             "serving": {"maxModelLength": 512, "maxConcurrentRequests": 4, "dtype": "float32", "enforceEager": True},
             "preemption": lending(),
@@ -59,7 +58,7 @@ def job(name: str, *, steps: int = STEPS, publish: str | None = None, **changes:
         "dataset": {"uri": f"pvc://datasets/{DATASET}"},
         "lora": {"rank": 8, "alpha": 16},
         "training": training(steps),
-        "resources": {"gpus": 1, "pool": POOL, "memory": "2Gi", "cpu": "100m"},
+        "resources": resources(),
         "scheduling": {"policy": "Preempt"},
         "output": {"uri": "pvc://adapters/out"},
     }
@@ -68,14 +67,20 @@ def job(name: str, *, steps: int = STEPS, publish: str | None = None, **changes:
     return _resource("FineTuneJob", name, {**spec, **changes})
 
 
+def resources(**changes: object) -> Object:
+    """What a job's pods get: so little memory that all journeys' pods have room on one node."""
+    return {"gpus": 1, "pool": POOL, "memory": "1Gi", "cpu": "100m", **changes}
+
+
 def training(steps: int) -> Object:
-    """So many steps that the answers change."""
+    """So many steps that the answers change; each in two halves, which one pod computes, or two pods side by side."""
     return {
         "epochs": 1000,
         "maxSteps": steps,
         "learningRate": "1e-2",
         "maxSequenceLength": 128,
         "batchSize": 4,
+        "microBatchSize": 2,
         "checkpointEverySteps": 20,
         "dtype": "float32",
     }

@@ -1,4 +1,4 @@
-"""What happened all along: every state of pods, jobs and engines while a journey runs, for rules that always hold."""
+"""What happened all along: every state of a journey's pods, jobs and engines, for rules that always hold."""
 
 import threading
 from collections import defaultdict
@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from itertools import groupby
 
 from tests.e2e.kubectl import Kubectl, Object, Objects, Watches
+from tests.e2e.stage import GPU, is_here
 
-GPU = "e2e.sluice.dev/gpu"
-"""A resource of the tests' own: what else is on the cluster, an earlier demo say, keeps its GPUs."""
 WATCHED = ("pods", "jobs", "ie", "ftj")
 A_LONG_TIME = 3600
 
@@ -88,7 +87,7 @@ class Observer:
             for state in self._kubectl.states(kind, seconds=A_LONG_TIME, watches=watches):
                 if over.is_set():
                     return
-                observed.history[kind].append(state)
+                observed.history[kind].append({uid: found for uid, found in state.items() if is_here(found)})
                 seen[kind].set()
 
         for kind in WATCHED:

@@ -14,7 +14,7 @@ from tests.e2e.kubectl import Kubectl
 SYSTEM = "sluice-system"
 RELEASE = "sluice"
 LEASE = "sluice-operator"
-TAKEN_OVER = 60
+TAKEN_OVER = 180
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tests.e2e import objects
 from tests.e2e.kubectl import Kubectl, Object, Refused, Selectors
 
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
-SOON = 60
+SOON = 180
 """Seconds for what the operator does by itself."""
 LONG = 420
 """Seconds for what starts vLLM or trains, on a busy machine of two cores."""

@@ -1,24 +1,20 @@
 """J10: two pods train as one; they have their GPUs at once, end together, and come to the result of one pod."""
 
 from tests.e2e import objects
+from tests.e2e.conftest import Undisturbed
 from tests.e2e.kubectl import Object
 from tests.e2e.observer import Observed
 from tests.e2e.team import Team
 
-HALVES = {**objects.training(objects.STEPS), "microBatchSize": objects.training(objects.STEPS)["batchSize"] // 2}
-"""A step is computed in two halves: by one pod one after the other, by two pods each its own."""
 
-
-def test_come_to_the_result_of_one_whatever_happens_to_one_of_them(team: Team, observed: Observed) -> None:
+def test_come_to_the_result_of_one_whatever_happens_to_one_of_them(
+    team: Team, observed: Observed, undisturbed: Undisturbed
+) -> None:
     """Both replicas are lent; a pod is lost in the middle; the adapter has the bytes that one pod would write."""
-    team.apply(objects.job("alone", training=HALVES))
-    alone = team.finished("alone")
-    team.whole()
-
+    alone = undisturbed.of(team)
     team.patch("ie", objects.ENGINE, preemption=objects.lending(minReplicas=0))
     before = len(observed.lent(objects.ENGINE, team.name))
-    resources = objects.job("together")["spec"]["resources"]
-    team.apply(objects.job("together", training=HALVES, resources={**resources, "nodes": 2}))
+    team.apply(objects.job("together", resources=objects.resources(nodes=2)))
     seen = team.training("together", step=2)
     assert len(seen.status["allocation"]["borrowed"]) == 2
     (second,) = [pod for pod in _pods(team) if pod["metadata"]["labels"][_INDEX] == "1"]
@@ -28,7 +24,7 @@ def test_come_to_the_result_of_one_whatever_happens_to_one_of_them(team: Team, o
     assert [attempt["reason"] for attempt in job.attempts] == ["Requeued", "Done"]
     assert job.attempts[1]["resumedFrom"] >= seen.step
     assert job.attempts[0]["lostSteps"] == 0, "the pod that stayed saved the step it was at"
-    assert job.digest == alone.digest
+    assert job.digest == alone
     team.whole()
     assert observed.lent(objects.ENGINE, team.name)[before:] == [2, 0], "both at once, and none grew between attempts"
 

@@ -1,10 +1,9 @@
 """J11: a PodDisruptionBudget and a HorizontalPodAutoscaler have their say in what is lent, and when it comes back."""
 
-import time
 from pathlib import Path
 
 from tests.e2e import objects
-from tests.e2e.autoscaler import LOOKS_EVERY, autoscaled
+from tests.e2e.autoscaler import autoscaled
 from tests.e2e.kubectl import Object
 from tests.e2e.observer import Observed
 from tests.e2e.team import Team
@@ -37,7 +36,7 @@ def test_an_autoscaler_takes_back_what_is_lent_and_never_spirals(
         autoscaler.looked()
         team.apply(objects.job("borrows", steps=LONG_ENOUGH))
         seen = team.training("borrows", step=2).step
-        time.sleep(2 * LOOKS_EVERY + 1)  # the autoscaler looks at least twice; nothing is to happen
+        autoscaler.has_decided()
         assert replicas(team) == 2
         assert team.training("borrows", step=seen).status["allocation"]["borrowed"]
 

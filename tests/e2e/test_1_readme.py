@@ -53,4 +53,5 @@ def _has_published(team: Team) -> None:
         team.fresh()
         team.apply(objects.job(JOB, steps=20, publish=JOB))
     team.finished(JOB)
+    team.whole()
     team.wait("ad", JOB, lambda ad: ad["status"].get("loaded") == "2/2", "both replicas have the adapter")

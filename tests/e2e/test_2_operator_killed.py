@@ -6,6 +6,8 @@ would end it, or a request in flight does not end.
 Seen to fail, at the second moment, when a new leader knew only the claims of its own term.
 """
 
+import pytest
+
 from tests.e2e import objects
 from tests.e2e.conftest import Undisturbed
 from tests.e2e.holding import NO_TRAINER_PODS, SLOTS_KEEP_THEIR_SIZE, HalfRequest, holds
@@ -15,6 +17,7 @@ from tests.e2e.sluice import Sluice
 from tests.e2e.team import Team, is_draining
 
 
+@pytest.mark.alone
 def test_killed_at_five_moments_of_a_loan(
     team: Team, observed: Observed, kubectl: Kubectl, sluice: Sluice, undisturbed: Undisturbed
 ) -> None:

@@ -3,11 +3,10 @@
 Seen to fail when lendTo was ignored, and, under the quota, when replicas drained before the claim's pod existed.
 """
 
-import pytest
-
 from tests.e2e import objects
 from tests.e2e.kubectl import Object
-from tests.e2e.observer import GPU, Observed
+from tests.e2e.observer import Observed
+from tests.e2e.stage import GPU, GPUS
 from tests.e2e.team import Team
 
 FLOOR = objects.lending(minReplicas=2)
@@ -48,24 +47,18 @@ def test_no_pod_is_allowed(team: Team, observed: Observed) -> None:
     assert undisturbed(observed, team)
 
 
-@pytest.mark.parametrize(
-    ("asked", "named"),
-    [({"memory": "19Gi"}, "memory"), ({"cpu": "1900m"}, "cpu")],
-    ids=["memory", "cpu"],
-)
-def test_the_node_has_too_little_of_something_else(
-    team: Team, observed: Observed, asked: dict[str, str], named: str
-) -> None:
+def test_the_node_has_too_little_of_something_else(team: Team, observed: Observed) -> None:
     """The node could take the pod if it were empty. It is not, and no GPU would change that.
 
     Seen to fail when the reason was looked for with all replicas gone, those below the floor too: the job was told
     that the engine could lend no more, which was wrong.
     """
-    resources = {"gpus": 1, "pool": objects.POOL, "memory": "2Gi", "cpu": "100m", **asked}
-    team.apply(objects.job("large", resources=resources))
-    waiting = team.wait_job("large", lambda job: job.is_true("Prepared") and job.summary != "Pending", "waits")
-    assert named in waiting.message
-    assert not observed.trainers("large")
+    large = {"large-1": {"memory": "19Gi"}, "large-2": {"cpu": "1900m"}}
+    team.apply(*(objects.job(name, resources=objects.resources(**asked)) for name, asked in large.items()))
+    for name, asked in large.items():
+        waiting = team.wait_job(name, lambda job: job.is_true("Prepared") and job.summary != "Pending", "waits")
+        assert all(resource in waiting.message for resource in asked)
+        assert not observed.trainers(name)
     assert undisturbed(observed, team)
 
 
@@ -81,5 +74,5 @@ def quota() -> Object:
         "apiVersion": "v1",
         "kind": "ResourceQuota",
         "metadata": {"name": "no-more-gpus"},
-        "spec": {"hard": {f"requests.{GPU}": "2"}},
+        "spec": {"hard": {f"requests.{GPU}": str(GPUS)}},
     }

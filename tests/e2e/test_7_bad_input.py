@@ -47,7 +47,7 @@ class Wrong:
 
 def resources(**changes: object) -> Object:
     """An ordinary job's resources, changed."""
-    return {"resources": {"gpus": 1, "pool": objects.POOL, "memory": "2Gi", "cpu": "100m", **changes}}
+    return {"resources": objects.resources(**changes)}
 
 
 def dataset(file: str) -> Object:
@@ -122,6 +122,7 @@ def test_says_what_is_wrong(settled: Team, all_along: Observed, wrong: Wrong) ->
     assert not all_along.all("jobs", job=name, stage="Train")
 
 
+@pytest.mark.alone
 def test_an_image_that_cannot_be_pulled(team: Team, sluice: Sluice, observed: Observed) -> None:
     """Named while it waits, and the end at its deadline."""
     try:

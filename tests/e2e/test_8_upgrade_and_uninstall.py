@@ -1,4 +1,4 @@
-"""J8: Sluice is upgraded and uninstalled in the middle of a loan. Runs last; Sluice is there again afterwards.
+"""J8: Sluice is upgraded and uninstalled in the middle of a loan. Sluice is there again afterwards.
 
 Seen to fail when the uninstall gave nothing back (uninstall.giveBack: false).
 """
@@ -23,6 +23,7 @@ def reinstalled(sluice: Sluice) -> Iterator[Sluice]:
     sluice.install()
 
 
+@pytest.mark.alone
 def test_upgraded_then_uninstalled_in_the_middle_of_a_loan(
     team: Team, kubectl: Kubectl, reinstalled: Sluice, observed: Observed
 ) -> None:
