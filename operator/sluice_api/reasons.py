@@ -187,6 +187,11 @@ class Reason(StrEnum):
         "Another queueing system suspended the training Job.",
         "Exempt Sluice's Jobs from that system, or use spec.managedBy.",
     )
+    NODE_AVOIDED = (
+        "NodeAvoided",
+        "The nodes that are left failed this job a moment ago, and are left out for a while.",
+        "Wait until the moment that the message names, or mend the node.",
+    )
     NOT_BOUND = (
         "NotBound",
         "The training pod was not bound to its node in time; the claim was given up.",
@@ -308,6 +313,21 @@ class Reason(StrEnum):
     REQUEUED = "Requeued", "The trainer was told to stop and saved its state.", "Nothing; it goes on from there."
     POD_LOST = "PodLost", "The training pod is gone without a word.", "Nothing; a new attempt resumes."
     NODE_LOST = "NodeLost", "The node is gone.", "Nothing; a new attempt resumes elsewhere."
+    POD_REFUSED = (
+        "PodRefused",
+        "The kubelet did not let the pod start, for want of a device, say; the node is avoided for a while.",
+        "See the message; if a GPU is missing, cordon the node until it is mended.",
+    )
+    EVICTED = (
+        "Evicted",
+        "The pod was taken from its node, which lacks memory or disk, say; the node is avoided for a while.",
+        "Nothing; a new attempt resumes, elsewhere if there is an elsewhere.",
+    )
+    GPU_FAILED = (
+        "GPUFailed",
+        "CUDA reported an error of the GPU itself, such as one of its memory (ECC); the node is avoided for an hour.",
+        "Nothing the first time; if a node is named again, cordon it and look at its GPUs (nvidia-smi -q, dmesg).",
+    )
     STALLED = "Stalled", "The trainer stopped reporting.", "See the pod's logs; a new attempt resumes."
     OUT_OF_MEMORY = (
         "OutOfMemory",

@@ -32,6 +32,7 @@ from sluice_api.stages import MAX_OUTCOME_BYTES, ExitCode, Stage, StageOutcome, 
 from sluice_api.training import Method
 from sluice_trainer import failpoints, local_ranks, logs
 from sluice_trainer.errors import PeerLost, StageError
+from sluice_trainer.gpu_errors import is_of_the_gpu
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter, SilentReporter
 
@@ -131,6 +132,8 @@ def _ended(work: Callable[[], StageOutcome]) -> tuple[StageOutcome, ExitCode]:
             return _out_of_memory("host")
         traceback.print_exc()
         last_words = traceback.format_exception_only(error)[-1].strip()
+        if is_of_the_gpu(last_words):
+            return StageOutcome(reason=Reason.GPU_FAILED, message=last_words[:2000]), ExitCode.INTERNAL
         return StageOutcome(reason=Reason.TRAINER_FAILED, message=last_words[:2000]), ExitCode.INTERNAL
 
 

@@ -19,6 +19,8 @@ from sluice_trainer.signals import StopSignal
 OUTCOME_ENV = "SLUICE_TERMINATION_FILE"
 """Where a process leaves its outcome, if not in the pod's termination message."""
 
+MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
+
 
 def start(rank: Rank, stop: StopSignal) -> None:
     """Start the pod's other processes. One that fails ends the pod, for its own reason.
@@ -55,17 +57,26 @@ def _watch(gpu: int, process: subprocess.Popen[bytes], outcome: Path, stop: Stop
     stop.end(error, patience=stop.PEER_PATIENCE if isinstance(error, PeerLost) else 0)
 
 
+def kills_for_memory(events: Path) -> int:
+    """How many processes of this container the kernel has killed for want of memory, as its cgroup (v2) counts them."""
+    try:
+        lines = events.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
 def _error(gpu: int, code: int, file: Path) -> StageError:
     """Why a process of this pod has ended."""
     try:
         outcome = StageOutcome.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):
         how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
-        message = (
-            f"The process of GPU {gpu} {how} without a word. See the pod's logs; if it was SIGKILL, the kernel may "
-            "have done so for want of memory: raise resources.memory."
-        )
-        return StageError(Reason.TRAINER_FAILED, message, ExitCode.INTERNAL)
+        message = f"The process of GPU {gpu} {how} without a word"
+        if code == -signal.SIGKILL and kills_for_memory(MEMORY_EVENTS):
+            message += ", and the kernel says that this was for want of memory. Raise resources.memory."
+            return StageError(Reason.OUT_OF_MEMORY, message)
+        return StageError(Reason.TRAINER_FAILED, f"{message}. See the pod's logs.", ExitCode.INTERNAL)
     if outcome.reason == Reason.POD_LOST:
         return PeerLost()
     return StageError(Reason.known(outcome.reason) or Reason.TRAINER_FAILED, outcome.message, ExitCode(code))

@@ -19,6 +19,8 @@ _MAIN = ("trainer", "vllm")
 """The container that a pod of ours is about: of a stage's pod, of an engine's pod."""
 _ORDINARY = frozenset({"ContainerCreating", "PodInitializing"})
 """What every container waits for at first."""
+_LONGEST = 1000
+"""Characters of a message that are kept."""
 _POD_LEVEL = ("cpu", "memory")
 """Resources that a request of the whole pod replaces (hugepages aside, of which nothing here depends)."""
 
@@ -55,7 +57,9 @@ def parse_pod(body: Body) -> PodView:
         waiting_reason=waiting_reason,
         waiting_message=waiting_message,
         unschedulable=unscheduled.get("message") or "" if unscheduled.get("reason") == "Unschedulable" else "",
-        disruption=condition(status, "DisruptionTarget", "True").get("reason") or "",
+        disruption=_words(condition(status, "DisruptionTarget", "True")),
+        failure=_words(status) if ended else "",
+        started=any(map(_has_run, containers)),
         claims=_claims(body),
         template=annotations.get(TEMPLATE_ANNOTATION, ""),
         termination=_termination(main),
@@ -124,6 +128,16 @@ def _waiting(containers: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
         if waiting.get("reason") and waiting["reason"] not in _ORDINARY:
             return waiting["reason"], waiting.get("message") or ""
     return "", ""
+
+
+def _words(said: Mapping[str, Any]) -> str:
+    """Reason and message, of a status or a condition."""
+    return ": ".join(str(said[part])[:_LONGEST] for part in ("reason", "message") if said.get(part))
+
+
+def _has_run(container: Mapping[str, Any]) -> bool:
+    states = [container.get("state") or {}, container.get("lastState") or {}]
+    return any(state.get("running") or state.get("terminated") for state in states)
 
 
 def _termination(main: Mapping[str, Any]) -> Termination | None:

@@ -121,7 +121,11 @@ class PodView(View):
     unschedulable: str = ""
     """Message of PodScheduled=False with reason Unschedulable."""
     disruption: str = ""
-    """Reason of the DisruptionTarget condition, if any."""
+    """Who takes the pod away though it could go on, and why: the condition DisruptionTarget."""
+    failure: str = ""
+    """Why the kubelet ended the pod, or never let it begin: reason and message of its status."""
+    started: bool = False
+    """A container of it has run."""
     claims: tuple[str, ...] = ()
     """PersistentVolumeClaims that it mounts."""
     template: str = ""

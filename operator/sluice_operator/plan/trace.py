@@ -12,6 +12,7 @@ from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import ASLEEP, InferenceEngine
 from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.allocation.allocate import Allocation, allocate, pending
+from sluice_operator.plan.allocation.avoided import Avoided, avoided
 from sluice_operator.plan.allocation.fit import lack_on
 from sluice_operator.plan.allocation.interruption import gives_way_at, interruption, why_it_stays
 from sluice_operator.plan.allocation.inventory import NodeStock, Stock, engines_of, take_stock
@@ -49,7 +50,8 @@ def trace(world: World, job: FineTuneJob, now: datetime) -> Iterator[str]:
     for live in mine:
         yield from _section("claim", list(_claim(world, live, now)))
     yield from _section("queue", list(_queue(world, pool, job, allocation, now)))
-    yield from _section("nodes", [_node(world, node, job) for node in stock.nodes.values()])
+    left_out = avoided(world, stock, job, now)
+    yield from _section("nodes", [_node(world, node, job, left_out.get(node.name)) for node in stock.nodes.values()])
     others = [live for live in stock.claims if live.job is not job]
     asks_for = _Displacing(world, job, stock.claims, allocation, now)
     yield from _section("training", [_has(live) + ("" if mine else f"; {asks_for.of(live)}") for live in others])
@@ -85,7 +87,7 @@ def _queue(world: World, pool: GPUPool, job: FineTuneJob, allocation: Allocation
         yield f"{mark} {place}. {other.metadata.full_name}, priority {other.spec.scheduling.priority}: {what}"
 
 
-def _node(world: World, node: NodeStock, job: FineTuneJob) -> str:
+def _node(world: World, node: NodeStock, job: FineTuneJob, left_out: Avoided | None) -> str:
     claims = ", ".join(live.name for live in node.claims)
     slots = ", ".join(f"{s.slot} (jobs beside it use {s.shared}%)" if s.shared else str(s.slot) for s in node.slots)
     has = [
@@ -94,7 +96,7 @@ def _node(world: World, node: NodeStock, job: FineTuneJob) -> str:
         f"{node.inference} for {slots}" if slots else "",
         f"{node.others} used by others" if node.others else "",
     ]
-    lack = node.refusal or lack_on(world, node, job, set())
+    lack = node.refusal or (str(left_out) if left_out else lack_on(world, node, job, set()))
     return f"{node.name}: {', '.join(filter(None, has))}" + (f"; no: {lack}" if lack else "")
 
 

@@ -125,6 +125,31 @@ def test_a_trainer_pod() -> None:
     assert (view.unschedulable, view.disruption) == ("0/1 nodes", "EvictionByEvictionAPI")
     assert view.claims == ("models", "p-data")
     assert view.termination == Termination(75, "Error", "saved", datetime(2026, 1, 1, 0, 1, 2, tzinfo=UTC))
+    assert (view.started, view.failure) == (True, "")
+
+
+REFUSED = "UnexpectedAdmissionError: Allocate failed"
+
+
+@pytest.mark.parametrize(
+    ("phase", "status", "failure", "started"),
+    [
+        ("Failed", {}, REFUSED, False),
+        ("Failed", {"containerStatuses": [{"state": {"waiting": {}}}]}, REFUSED, False),
+        ("Failed", {"containerStatuses": [{"lastState": {"terminated": {"exitCode": 1}}}]}, REFUSED, True),
+        ("Failed", {"initContainerStatuses": [{"state": {"running": {"startedAt": "x"}}}]},
+         REFUSED, True),
+        ("Pending", {}, "", False),
+    ],
+)  # fmt: skip
+def test_what_the_kubelet_says_of_a_pod_that_it_ends(
+    phase: str, status: dict[str, Any], failure: str, started: bool
+) -> None:
+    raw = pod("p", 7, node="n1", phase=phase, metadata={"labels": {"sluice.dev/job": "j"}})
+    raw["status"] |= {**status, "reason": "UnexpectedAdmissionError", "message": "Allocate failed"}
+    view = read(raw)
+    assert isinstance(view, PodView)
+    assert (view.failure, view.started) == (failure, started)
 
 
 @pytest.mark.parametrize(("state", "running"), [({"running": {"startedAt": "x"}}, True), ({"waiting": {}}, False)])

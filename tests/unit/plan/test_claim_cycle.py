@@ -216,7 +216,7 @@ def test_a_trainer_that_is_not_bound_in_time_gives_the_claim_up_and_avoids_the_n
     again.node(1)
     again.job("a", outcomes=decision.record.attempts)
     later = NOW + timedelta(seconds=61 + 15)
-    assert describe(allocated(again, later)) == "a waits WaitingForGPUs", "n1 is avoided"
+    assert describe(allocated(again, later)) == "a waits NodeAvoided"
     assert describe(allocated(again, NOW + timedelta(minutes=7))) == "a takes n1"
 
 
@@ -241,7 +241,7 @@ def test_while_it_trains_one_replica_is_lent() -> None:
     [
         ("it is complete", lambda loan, pod: _end(loan, pod, 0, StageOutcome(
             reason="Done", train=TrainResult(step=30, total_steps=30)))),
-        ("it ran out of memory", lambda loan, pod: _end(loan, pod, 137, None)),
+        ("it ran out of memory", lambda loan, pod: _end(loan, pod, 65, StageOutcome(reason="OutOfMemory"))),
         ("it was suspended", lambda loan, pod: _respec(loan, suspend=True)),
         ("it was deleted", lambda loan, pod: loan.town.store.remove(job_key("team", "a"), loan.job.metadata.uid)),
         ("its node is gone", lambda loan, pod: loan.town.store.remove(loan.town.nodes[0].key, loan.town.nodes[0].uid)),

@@ -8,8 +8,6 @@ import pytest
 from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, TrainResult
-from sluice_operator.observe.views import Termination
-from sluice_operator.observe.world import job_key
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.deadlines import training_ends
 from sluice_operator.plan.facts.outcomes import compact, next_attempt_at
@@ -35,6 +33,9 @@ def attempt(number: int, reason: Reason, minutes: int = 1) -> AttemptOutcome:
         ([Reason.PREEMPTED, Reason.NODE_LOST, Reason.TRAINER_FAILED], 20),
         ([Reason.QUOTA_EXCEEDED], 60),
         ([Reason.NOT_BOUND], 10),
+        ([Reason.POD_REFUSED], 10),
+        ([Reason.EVICTED], 10),
+        ([Reason.GPU_FAILED], 20),
         ([Reason.PREEMPTED], None),
         ([Reason.RECLAIMED], None),
         ([Reason.NODE_LOST], None),
@@ -57,6 +58,9 @@ def test_the_pause_before_the_next_attempt(ended: list[Reason], seconds: int | N
         (Reason.PREEMPTED, None),
         (Reason.RECLAIMED, None),
         (Reason.NOT_BOUND, None),
+        (Reason.POD_REFUSED, None),
+        (Reason.EVICTED, None),
+        (Reason.GPU_FAILED, Reason.ATTEMPTS_EXHAUSTED),
     ],
 )
 def test_which_ends_are_final_for_a_job_of_one_attempt(reason: Reason, fails: Reason | None) -> None:
@@ -210,15 +214,3 @@ def test_an_attempt_that_has_just_ended_is_left_to_the_job_controller() -> None:
     assert plan_job(town.world, job, NOW, Limits()).delete == (), "its pod is gone already"
     town.trainer_pod(made, "n1", ended=True)
     assert plan_job(town.world, job, NOW, Limits()).delete == ()
-
-
-@pytest.mark.parametrize(("deleting", "why"), [(False, Reason.OUT_OF_MEMORY), (True, Reason.POD_LOST)])
-def test_one_that_was_killed_after_its_grace_period_is_not_out_of_memory(deleting: bool, why: Reason) -> None:
-    town = Town()
-    town.node(1)
-    stage_job = town.stage_job(town.job("a"), claim=town.claim("n1"), finished="Failed", finished_at=NOW)
-    end = Termination(137, "Error", "", NOW)
-    town.trainer_pod(stage_job, "n1", ended=True, running=False, deleting=deleting, termination=end)
-    decision = plan_job(town.world, town.world.jobs[job_key("team", "a")], NOW, Limits())
-    assert decision.record is not None
-    assert decision.record.attempts[-1].reason == why

@@ -11,6 +11,7 @@ from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.allocation.access import quota_of
+from sluice_operator.plan.allocation.avoided import avoided_until
 from sluice_operator.plan.allocation.borrowing import (
     FREE_ONLY,
     Held,
@@ -182,6 +183,7 @@ def next_change(world: World, pool: GPUPool, now: datetime) -> datetime | None:
     moments = (
         *(readiness(world, job).begins for job in jobs),
         *(asks_until(job) for job in jobs),
+        *(until for job in jobs for until in avoided_until(job)),
         now + timedelta(seconds=pool.spec.ageing_seconds) if pool.spec.ageing_seconds and jobs else None,
         *(lends_next(world, engine, now) for engine in engines_of(world, pool) if jobs),
     )

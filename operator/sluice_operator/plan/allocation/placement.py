@@ -3,15 +3,14 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 
 from sluice_api.claim import Claim, Place, SlotRef
 from sluice_api.finetunejob import FineTuneJob
-from sluice_api.reasons import Reason
-from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, engine_key
+from sluice_operator.plan.allocation.avoided import avoided
 from sluice_operator.plan.allocation.borrowing import Terms
 from sluice_operator.plan.allocation.fit import lack_on
 from sluice_operator.plan.allocation.guests import best_beside, is_guest
@@ -21,11 +20,8 @@ from sluice_operator.plan.allocation.kept import Kept
 from sluice_operator.plan.allocation.victims import choose_victims, staying
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.claims import LiveClaim, gpus_of_slots, taken_by
-from sluice_operator.plan.facts.outcomes import all_outcomes
 from sluice_operator.plan.facts.sharing import share_of
 from sluice_operator.plan.facts.slots import floor_of, sleeps
-
-_AVOIDED_FOR = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +124,8 @@ def _filled(group: Group) -> Group | None:
     """The group with a room for each pod; None if there is none for one of them."""
     if not _ways(group):
         return None
-    avoided = _avoided(group.world, group.job, group.now)
-    nodes = [node for node in group.stock.nodes.values() if not node.refusal and node.name not in avoided]
+    left_out = avoided(group.world, group.stock, group.job, group.now)
+    nodes = [node for node in group.stock.nodes.values() if not node.refusal and node.name not in left_out]
     for _ in range(group.job.spec.resources.nodes):
         room = _next_room(group, nodes, _ways(group))
         if room is None:
@@ -298,14 +294,3 @@ def _leaving(world: World, room: Room) -> set[Key]:
     """Pods that are gone by the time the job's pods come."""
     slots = {victim.pod for victim in room.victims if victim.pod and not sleeps(victim.engine)}
     return slots | {pod.key for live in room.displaced for pod in trainer_pods(world, live.stage_job)}
-
-
-def _avoided(world: World, job: FineTuneJob, now: datetime) -> set[str]:
-    """Nodes on which the job could not be bound a moment ago, or where a slot that it borrowed did not sleep."""
-    return {
-        outcome.node
-        for outcome in all_outcomes(world, job).of(Stage.TRAIN)
-        if outcome.reason in (Reason.NOT_BOUND, Reason.ENGINE_DOES_NOT_SLEEP)
-        and outcome.ended_at
-        and now < outcome.ended_at + _AVOIDED_FOR
-    }

@@ -1,6 +1,6 @@
 """Why a job waits for GPUs: for whom, since when, and what would end the wait."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, islice
@@ -13,6 +13,7 @@ from sluice_api.reasons import Reason
 from sluice_api.scheduling import Policy
 from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation.access import quota_of
+from sluice_operator.plan.allocation.avoided import Avoided, avoided
 from sluice_operator.plan.allocation.borrowing import Held, Terms
 from sluice_operator.plan.allocation.fit import lack_everywhere
 from sluice_operator.plan.allocation.guests import is_guest, why_not_beside
@@ -23,6 +24,7 @@ from sluice_operator.plan.allocation.scale_up import asks_until
 from sluice_operator.plan.facts.estimate import starts_at
 from sluice_operator.plan.facts.outcomes import waits_since
 from sluice_operator.plan.facts.podless import starved
+from sluice_operator.plan.facts.pools import named
 from sluice_operator.plan.facts.sleeping import sleep_refusal
 from sluice_operator.plan.facts.slots import floor_of
 
@@ -114,6 +116,8 @@ def explain(w: Waiting) -> Wait:
     rivals = [live for live in stock.claims if bool(live.claim.host) is is_guest(stock.pool, job)]
     holders = [_short(name, job) for name in islice(chain((live.name for live in rivals), stock.granted), 3)]
     parts = [f"{_asked(world, job)}. {why}"]
+    if reason is not Reason.NODE_AVOIDED and (left_out := avoided(world, stock, job, w.now)):
+        parts.append(f"{_named(left_out)}.")
     if w.ahead:
         parts.append(f"{_short(w.ahead[0].metadata.full_name, job)} is in front.")
         if reason is Reason.WAITING_FOR_GPUS:
@@ -174,8 +178,11 @@ def _short(name: str, job: FineTuneJob) -> str:
 
 def _main_reason(w: Waiting) -> tuple[Reason, str]:
     stock, job = w.stock, w.job
-    usable = [node for node in stock.nodes.values() if not node.refusal]
+    left_out = avoided(w.world, stock, job, w.now)
+    usable = [node for node in stock.nodes.values() if not node.refusal and node.name not in left_out]
     if not usable:
+        if left_out:
+            return Reason.NODE_AVOIDED, f"{_named(left_out)}."
         return Reason.NO_NODES, "No node of the pool can take a pod now."
     guest = is_guest(stock.pool, job)
     if lack := lack_everywhere(w.world, stock, job, frozenset() if guest else w.terms.lenders):
@@ -191,6 +198,11 @@ def _main_reason(w: Waiting) -> tuple[Reason, str]:
         where = "on one node" if wanted.nodes == 1 else "for all pods at once"
         return Reason.WAITING_FOR_GPUS, f"{free} are free, not enough {where}." if free else "None is free."
     return _why_nothing_is_lent(w)
+
+
+def _named(left_out: Mapping[str, Avoided]) -> str:
+    """The nodes that a job leaves out, the first of many."""
+    return named([str(one) for one in left_out.values()])
 
 
 def _why_nothing_is_lent(w: Waiting) -> tuple[Reason, str]:

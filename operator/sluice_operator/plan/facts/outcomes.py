@@ -1,9 +1,8 @@
-"""How attempts ended, read off finished Jobs and their pods, and what may be tried again."""
+"""How attempts ended, and what may be tried again."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -11,10 +10,11 @@ from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.reasons import Reason
-from sluice_api.stages import ExitCode, Stage, StageOutcome
-from sluice_operator.observe.views import PodView, StageJobView, Termination
+from sluice_api.stages import Stage
+from sluice_operator.observe.views import StageJobView
 from sluice_operator.observe.world import World, oldest_first
 from sluice_operator.plan.facts.attempts import heir_of
+from sluice_operator.plan.facts.endings import End, how_grave, pod_end
 
 GIVEN_UP = frozenset(
     {
@@ -25,9 +25,10 @@ GIVEN_UP = frozenset(
         Reason.QUOTA_EXCEEDED,
         Reason.UNSCHEDULABLE,
         Reason.SUSPENDED_BY_OTHER,
+        Reason.POD_REFUSED,
     }
 )
-"""Ends of claims that never got their node; `Claimed` is one that gave way to an older claim."""
+"""Ends of claims whose pods never ran; `Claimed` is one that gave way to an older claim."""
 
 GAVE_WAY = frozenset({Reason.SUSPENDED, Reason.PREEMPTED, Reason.RECLAIMED})
 """Ends of training that somebody else wanted; the state is saved."""
@@ -35,22 +36,20 @@ GAVE_WAY = frozenset({Reason.SUSPENDED, Reason.PREEMPTED, Reason.RECLAIMED})
 STOPPED = GAVE_WAY | {Reason.STALLED, Reason.DEADLINE_EXCEEDED}
 """Ends of training that runs on and is told to stop by us."""
 
-FREE = GIVEN_UP | GAVE_WAY | {Reason.REQUEUED, Reason.NODE_LOST}
+FREE = GIVEN_UP | GAVE_WAY | {Reason.REQUEUED, Reason.NODE_LOST, Reason.EVICTED}
 """Ends that are nobody's failure: they do not count against retry.attempts."""
 
 AT_ONCE = frozenset({Reason.REQUEUED, Reason.POD_LOST, Reason.NODE_LOST, Reason.STALLED})
 """Ends after which the next attempt takes the claim over without a pause."""
 
-AGAIN = AT_ONCE | FREE | {Reason.TRAINER_FAILED, Reason.DOWNLOAD_FAILED}
+AGAIN = AT_ONCE | FREE | {Reason.TRAINER_FAILED, Reason.DOWNLOAD_FAILED, Reason.GPU_FAILED}
 """Ends after which another attempt may go better. Every other end is final."""
 
 _NO_PAUSE = AT_ONCE | GAVE_WAY | {Reason.CLAIMED, Reason.DONE}
-_KILLED = 137
-"""By the kernel for want of memory, though not every runtime says so; or by the kubelet, of a pod that is deleted."""
-_BY_EXIT_CODE = "PodFailurePolicy:"
-"""How a Job has failed whose pod ended with ExitCode.REQUEUE: its only rule. Of a group it does not say which pod."""
 _GIVEN_UP_KEPT = 5
-_NOT_BOUND_PAUSE = timedelta(seconds=10)
+_ELSEWHERE = frozenset({Reason.NOT_BOUND, Reason.POD_REFUSED, Reason.EVICTED})
+"""Ends after which the node is avoided, so that the next claim need not wait long."""
+_ELSEWHERE_PAUSE = timedelta(seconds=10)
 _CLAIM_PAUSE = timedelta(minutes=1)
 
 
@@ -100,9 +99,9 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
     if any(pod.termination is None and not pod.ended for pod in pods.values()):
         return None
     places = stage_job.claim.nodes if stage_job.claim else ("",)
-    ends = [_end(world, stage_job, pods.get(index), node) for index, node in enumerate(places)]
+    ends = [pod_end(world, stage_job, pods.get(index), node) for index, node in enumerate(places)]
     leader = ends[0]
-    cause = leader if leader.reason == Reason.DONE else min(ends, key=_how_grave)
+    cause = leader if leader.reason == Reason.DONE else min(ends, key=how_grave)
     reason, by, told = cause.reason, "", leader.told
     heir = heir_of(world, stage_job) if reason in AT_ONCE else None
     if heir and heir.owner:  # it can't go on at once: another job came in its place
@@ -116,7 +115,7 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
         stage=stage_job.stage,
         attempt=stage_job.attempt,
         reason=reason,
-        message=cause.message[:2000],
+        message=f"{cause.message}{_again_there(job, cause)}"[:2000],
         started_at=stage_job.created,
         ended_at=stage_job.finished_at,
         node=cause.node,
@@ -129,82 +128,21 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
     )
 
 
-class _End(NamedTuple):
-    """How one pod of an attempt ended."""
-
-    reason: str
-    message: str
-    node: str
-    told: StageOutcome | None
-
-
-def _end(world: World, stage_job: StageJobView, pod: PodView | None, node: str) -> _End:
-    termination = pod.termination if pod else None
-    told, place = _told(termination), pod.node if pod and pod.node else node
-    if told is None and _was_killed_as_deleted(pod):
-        why = "The trainer was killed: it had not ended by itself when its grace period was over."
-        return _End(Reason.POD_LOST, why, place, None)
-    return _End(*_why(world, stage_job, place, termination, told), place, told)
-
-
-def _was_killed_as_deleted(pod: PodView | None) -> bool:
-    end = pod.termination if pod and pod.deleting else None
-    return end is not None and end.exit_code == _KILLED and end.reason != "OOMKilled"
-
-
-def _how_grave(end: _End) -> int:
-    """Of several pods' ends, which was the cause: one that fails, or is lost with its node, takes all others along.
-
-    A pod that ended by itself stays, and those that it takes along are deleted: if no operator ran meanwhile, nobody
-    saw how they ended. A pod that says it misses another was not the first.
-    """
-    if end.reason not in AT_ONCE:
-        return 0
-    if end.reason == Reason.NODE_LOST:
-        return 1
-    if end.reason != Reason.POD_LOST:
-        return 2
-    return 4 if end.told else 3
+def _again_there(job: FineTuneJob, cause: End) -> str:
+    """What to say of a node whose GPUs have failed for this job before."""
+    failed = [one for one in recorded(job).attempts if (one.reason, one.node) == (Reason.GPU_FAILED, cause.node)]
+    if cause.reason != Reason.GPU_FAILED or not failed:
+        return ""
+    return (
+        f" {len(failed) + 1} attempts have ended so on node {cause.node}: look at its GPUs, and cordon it until they "
+        f"are mended (kubectl cordon {cause.node})."
+    )
 
 
 def only_node(stage_job: StageJobView) -> str:
     """The node of an attempt that has one."""
     nodes = {*stage_job.claim.nodes} if stage_job.claim else set()
     return nodes.pop() if len(nodes) == 1 else ""
-
-
-def _told(termination: Termination | None) -> StageOutcome | None:
-    if termination is None or not termination.message:
-        return None
-    try:
-        return StageOutcome.model_validate_json(termination.message)
-    except ValidationError:
-        return None
-
-
-def _why(
-    world: World,
-    stage_job: StageJobView,
-    node: str,
-    termination: Termination | None,
-    told: StageOutcome | None,
-) -> tuple[str, str]:
-    if told is not None:
-        return told.reason, told.message
-    if stage_job.finished == "Complete":
-        return Reason.POD_LOST, "The pod ended well, but is gone with its result; the stage runs again."
-    if termination is None:
-        if stage_job.failure.startswith(_BY_EXIT_CODE) and len(stage_job.claim.nodes if stage_job.claim else ()) <= 1:
-            return Reason.REQUEUED, "The trainer was told to stop while no operator looked."
-        if node and not any(key.name == node for key in world.nodes):
-            return Reason.NODE_LOST, f"Node {node} is gone."
-        return Reason.POD_LOST, stage_job.failure or "The pod is gone without a word."
-    if termination.reason == "OOMKilled" or termination.exit_code == _KILLED:
-        return Reason.OUT_OF_MEMORY, "The pod used more than resources.memory and was killed."
-    if termination.exit_code == ExitCode.REQUEUE:
-        return Reason.REQUEUED, "The trainer was told to stop."
-    last_words = termination.message.strip() or termination.reason
-    return Reason.TRAINER_FAILED, f"Exit code {termination.exit_code}. {last_words}"
 
 
 def failures(outcomes: tuple[AttemptOutcome, ...]) -> int:
@@ -226,7 +164,7 @@ def next_attempt_at(job: FineTuneJob, outcomes: tuple[AttemptOutcome, ...]) -> d
     if last is None or last.ended_at is None or last.reason in _NO_PAUSE:
         return None
     if last.reason in FREE:
-        return last.ended_at + (_NOT_BOUND_PAUSE if last.reason == Reason.NOT_BOUND else _CLAIM_PAUSE)
+        return last.ended_at + (_ELSEWHERE_PAUSE if last.reason in _ELSEWHERE else _CLAIM_PAUSE)
     doublings = min(max(0, failures(outcomes) - 1), 20)
     seconds = min(job.spec.retry.backoff_seconds * 2**doublings, job.spec.retry.max_backoff_seconds)
     return last.ended_at + timedelta(seconds=seconds)

@@ -1,0 +1,65 @@
+"""Errors that are the GPU's own, and processes that the kernel killed."""
+
+from pathlib import Path
+
+import pytest
+
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExitCode
+from sluice_trainer import local_ranks
+from sluice_trainer.gpu_errors import is_of_the_gpu
+from tests.unit.trainer.jobs import REPOSITORY, Job
+
+
+@pytest.mark.parametrize(
+    ("text", "of_the_gpu"),
+    [
+        ("CUDA error: uncorrectable ECC error encountered", True),
+        ("CUDA error: uncorrectable NVLink error detected during the execution", True),
+        ("CUDA error: all CUDA-capable devices are busy or unavailable", True),
+        ("CUDA error: unknown error", True),
+        ("No CUDA GPUs are available: no CUDA-capable device is detected", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("CUDA error: device-side assert triggered", False),
+        ("unknown error", False),
+    ],
+)
+def test_an_error_of_the_gpu_is_told_from_others(text: str, of_the_gpu: bool) -> None:
+    assert is_of_the_gpu(f"RuntimeError: {text}") is of_the_gpu
+
+
+FAILS = """
+import sys, types
+def prepare(*_):
+    raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+sys.modules["sluice_trainer.data.prepare"] = module = types.ModuleType("prepare")
+module.prepare = prepare
+"""
+
+
+def test_a_stage_that_ends_so_says_it(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAILS)
+    job = Job(tmp_path)
+    process = job.start("Prepare", PYTHONPATH=f"{tmp_path}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image")
+    process.communicate(timeout=60)
+    assert (job.outcome().reason, process.returncode) == (Reason.GPU_FAILED, ExitCode.INTERNAL)
+    assert "uncorrectable ECC error" in job.outcome().message
+
+
+@pytest.mark.parametrize(
+    ("events", "reason"),
+    [
+        ("low 0\noom 1\noom_kill 1\n", Reason.OUT_OF_MEMORY),
+        ("low 0\noom 1\noom_kill 0\n", Reason.TRAINER_FAILED),
+        (None, Reason.TRAINER_FAILED),
+    ],
+)
+def test_a_killed_process_is_out_of_memory_only_if_the_kernel_says_so(
+    events: str | None, reason: Reason, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "memory.events"
+    if events is not None:
+        file.write_text(events)
+    monkeypatch.setattr(local_ranks, "MEMORY_EVENTS", file)
+    assert local_ranks._error(1, -9, tmp_path / "outcome.json").reason is reason
+    assert local_ranks._error(1, -11, tmp_path / "outcome.json").reason is Reason.TRAINER_FAILED

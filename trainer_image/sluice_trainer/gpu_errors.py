@@ -1,0 +1,22 @@
+"""Which errors are the GPU's own: another one would not have them."""
+
+_OF_THE_GPU = (
+    "uncorrectable ecc error",
+    "uncorrectable nvlink error",
+    "over nvlink or a hardware error",
+    "hardware stack error",
+    "busy or unavailable",
+    "no cuda-capable device",
+    "system not yet initialized",
+    "fallen off the bus",
+    "gpu is lost",
+    "cuda error: unknown error",
+    "cuda unknown error",
+)
+"""What cudaGetErrorString and NVML say of them, in lower case. Not among them: errors of a kernel, such as an illegal
+address or a failed assertion, which a bug makes just as well."""
+
+
+def is_of_the_gpu(text: str) -> bool:
+    """Whether an error's text says that the GPU, its memory or its links have failed."""
+    return any(phrase in text.lower() for phrase in _OF_THE_GPU)
