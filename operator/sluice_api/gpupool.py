@@ -10,6 +10,7 @@ from sluice_api.meta import DEFAULT_DEVICE_CLASS, DEFAULT_GPU_RESOURCE
 from sluice_api.model import Decimal, Model, Remedy
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.selectors import LabelKey, Labels, NamespaceSelector
+from sluice_api.tolerations import Toleration
 
 DeviceClass = Annotated[
     str,
@@ -35,7 +36,25 @@ class NamespaceQuota(Model):
         description="Of these, GPUs borrowed from engines at once. Absent: any number.",
     )
     max_priority: int | None = Field(
-        None, ge=-1000, le=1000, description="Highest scheduling.priority of its jobs. Absent: any."
+        None,
+        ge=-1000,
+        le=1000,
+        description="Highest scheduling.priority of its jobs and preemption.priority of its engines. Absent: any.",
+    )
+    max_serving_gpus: int | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        alias="maxServingGPUs",
+        description="GPUs that replicas of its engines have at once, lent ones included. Absent: any number.",
+    )
+    max_total_gpus: int | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        alias="maxTotalGPUs",
+        description="GPUs of its jobs and its replicas together; one that it lends to itself counts once. Absent: any "
+        "number.",
     )
 
 
@@ -101,9 +120,15 @@ class GPUPoolSpec(Model):
     resource_name: LabelKey = Field(
         DEFAULT_GPU_RESOURCE, description="The extended resource by which nodes offer GPUs."
     )
+    tolerations: tuple[Toleration, ...] = Field(
+        (),
+        max_length=16,
+        description="Taints of its nodes, of spot machines say, that the pods of its jobs and engines tolerate, beside "
+        "the one with the name of the GPU resource, which they always do. Running replicas keep what they have.",
+    )
     sharing: Sharing = Field(default_factory=Sharing, description="How the pool's nodes share GPUs among pods.")
     allowed_namespaces: NamespaceSelector | None = Field(
-        None, description="Namespaces whose jobs may use the pool. Absent: every one."
+        None, description="Namespaces whose jobs and engines may use the pool. Absent: every one."
     )
     quotas: tuple[NamespaceQuota, ...] = Field(
         (), max_length=32, description="What a namespace may have at once. The first that selects it holds."

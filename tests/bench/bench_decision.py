@@ -16,11 +16,12 @@ from dev.simulate.town import NOW, Town
 from sluice_api.gpupool import NamespaceQuota
 from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation.allocate import allocate, pending
-from sluice_operator.plan.allocation.borrowing import Held, Market
+from sluice_operator.plan.allocation.borrowing import Market
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.allocation.kept import Kept
 from sluice_operator.plan.allocation.placement import place
 from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.facts.tenants import Held
 
 GRID = ((10, 1_000), (100, 1_000), (1_000, 1_000), (1_000, 3_000), (1_000, 10_000))
 ENGINES, NAMESPACES = 200, 20

@@ -150,6 +150,18 @@ REFUSED: list[tuple[str, str, Any, str]] = [
         {"matchExpressions": [{"key": "team", "operator": "In"}]},
         "values: * In and NotIn need values",
     ),
+    (
+        "GPUPool",
+        "spec.tolerations",
+        [{"key": "example.com/spot", "operator": "Exists", "value": "yes"}],
+        "tolerations[0].value: * leave it out with operator Exists, or use Equal",
+    ),
+    (
+        "GPUPool",
+        "spec.tolerations",
+        [{"key": "node.kubernetes.io/unreachable"}],
+        "tolerations[0].key: * leave these taints out",
+    ),
     ("GPUPool", "spec.quotas", [{"maxGPUs": -1}], "spec.quotas[0].maxGPUs: * should be greater than or equal to 0"),
     ("FineTuneJob", "spec.scheduling.notBefore", "2027-01-04T20:00:00", "notBefore: * must be of type date-time"),
     ("InferenceEngine", "spec.lora.claims", ["a", "a"], 'spec.lora.claims[1]: Duplicate value: "a"'),

@@ -56,7 +56,7 @@ def engine_pod_spec(engine: InferenceEngine, index: int, pool: GPUPoolSpec, sett
         "enableServiceLinks": False,
         "priorityClassName": settings.inference_priority_class,
         "nodeSelector": pool.node_selector,
-        "tolerations": pod.tolerated(pool.counted_as),
+        "tolerations": pod.tolerated(pool.counted_as, pool.tolerations),
         "securityContext": pod.POD_SECURITY,
         **pod.pulled_with(spec.image_pull_secrets, settings),
         "initContainers": [_agent(slot, claims, settings)],

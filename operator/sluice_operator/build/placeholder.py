@@ -31,7 +31,7 @@ def placeholder(engine: InferenceEngine, index: int, *, pool: GPUPoolSpec, setti
             "enableServiceLinks": False,
             "priorityClassName": settings.placeholder_priority_class,
             "nodeSelector": pool.node_selector,
-            "tolerations": pod.tolerated(pool.counted_as),
+            "tolerations": pod.tolerated(pool.counted_as, pool.tolerations),
             "securityContext": pod.POD_SECURITY,
             "containers": [
                 {

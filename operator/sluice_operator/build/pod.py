@@ -9,6 +9,7 @@ from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.meta import taints_of_gpus
 from sluice_api.quantity import amount
 from sluice_api.sources import VOLUMES
+from sluice_api.tolerations import Toleration
 from sluice_operator.build.metadata import Manifest
 from sluice_operator.settings import Settings
 
@@ -118,9 +119,14 @@ def claim_mounts(claims: Iterable[str], writable: Sequence[str] = ()) -> list[Ma
     ]
 
 
-def tolerated(gpus: str) -> list[Manifest]:
-    """GPU nodes are commonly tainted with the name of their GPUs, to keep everything else away."""
-    return [{"key": key, "operator": "Exists"} for key in taints_of_gpus(gpus)]
+def tolerated(gpus: str, more: Sequence[Toleration]) -> list[Manifest]:
+    """GPU nodes are commonly tainted with the name of their GPUs, to keep everything else away.
+
+    Args:
+        more: what else the pool's nodes are tainted with.
+    """
+    own = [{"key": key, "operator": "Exists"} for key in taints_of_gpus(gpus)]
+    return [*own, *({**one.model_dump(exclude_defaults=True), "operator": one.operator} for one in more)]
 
 
 def with_gpus(resources: Manifest, resource: str, amount: int) -> Manifest:

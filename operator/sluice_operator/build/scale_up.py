@@ -43,7 +43,7 @@ def scale_up_pod(
             "priorityClassName": settings.placeholder_priority_class,
             "nodeSelector": spec.node_selector,
             **_away_from(elders),
-            "tolerations": pod.tolerated(spec.resource_name),
+            "tolerations": pod.tolerated(spec.resource_name, spec.tolerations),
             "securityContext": pod.POD_SECURITY,
             **pod.pulled_with(job.spec.image_pull_secrets, settings),
             "containers": [

@@ -1,5 +1,7 @@
 """The batch/v1 Job of one attempt of one stage. A training Job is the claim on its GPUs."""
 
+from collections.abc import Sequence
+
 from sluice_api import pods
 from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
@@ -16,6 +18,7 @@ from sluice_api.meta import (
 from sluice_api.quantity import amount
 from sluice_api.sources import claims_of
 from sluice_api.stages import ExitCode, Stage, StageSpec
+from sluice_api.tolerations import Toleration
 from sluice_api.training import Method
 from sluice_operator.build import pod
 from sluice_operator.build.devices import of_training, with_claims
@@ -39,11 +42,24 @@ _TELLS_REQUEUES: Manifest = {
 }
 """The Job would fail all the same. Its condition then says why, when the pod has gone while no operator ran."""
 
+_STAYS = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+"""On training pods: a node is not emptied to save it. What is lost by that is more than what is saved."""
 
-def stage_job(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, claim: Claim | None = None) -> Manifest:
+
+def stage_job(
+    job: FineTuneJob,
+    stage: Stage,
+    attempt: int,
+    settings: Settings,
+    claim: Claim | None = None,
+    tolerations: Sequence[Toleration] = (),
+) -> Manifest:
     """The Job of one attempt of one stage. Its pods are never replaced: attempts are ours, one Job each.
 
     A training Job is a claim: its pods are born gated, and stay so until the claim is bound.
+
+    Args:
+        tolerations: of the claim's pool.
 
     Raises:
         ValueError: Train without a claim, or another stage with one.
@@ -60,7 +76,7 @@ def stage_job(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, 
     spec = _pod_spec(job, stage, attempt, settings)
     if claim:
         metadata["annotations"] = {CLAIM_ANNOTATION: claim.to_json()}
-        spec = _claiming(spec, job, claim, settings)
+        spec = _claiming(spec, job, claim, settings, tolerations)
     pods_needed = len(claim.nodes) if claim else 1
     return {
         "apiVersion": "batch/v1",
@@ -74,7 +90,7 @@ def stage_job(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, 
             "podFailurePolicy": _TELLS_REQUEUES,
             **(_GROUP if pods_needed > 1 else {}),
             "template": {
-                "metadata": {"labels": labels},
+                "metadata": {"labels": labels, **({"annotations": _STAYS} if claim else {})},
                 "spec": _together(spec, job, metadata["name"]) if pods_needed > 1 else spec,
             },
         },
@@ -118,7 +134,9 @@ def _together(spec: Manifest, job: FineTuneJob, name: str) -> Manifest:
     }
 
 
-def _claiming(spec: Manifest, job: FineTuneJob, claim: Claim, settings: Settings) -> Manifest:
+def _claiming(
+    spec: Manifest, job: FineTuneJob, claim: Claim, settings: Settings, tolerations: Sequence[Toleration]
+) -> Manifest:
     """The pod with its GPUs. It waits at its gate; the node selector comes when the claim is bound."""
     (trainer,) = spec["containers"]
     devices = of_training(job, claim) if claim.own_devices is not None else []
@@ -135,7 +153,7 @@ def _claiming(spec: Manifest, job: FineTuneJob, claim: Claim, settings: Settings
         **spec,
         "schedulingGates": [{"name": SCHEDULING_GATE}],
         "priorityClassName": settings.training_priority_class,
-        "tolerations": pod.tolerated(claim.resource),
+        "tolerations": pod.tolerated(claim.resource, tolerations),
         **({"resourceClaims": devices} if devices else {}),
         "containers": [{**trainer, "resources": gpus}],
     }

@@ -8,6 +8,7 @@ from sluice_operator.build.network_policy import job_policy
 from sluice_operator.build.stage_job import stage_job
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
+from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.reconcile.network import keep_policy
 from sluice_operator.settings import Settings
 
@@ -23,7 +24,8 @@ async def begin_attempt(
 ) -> None:
     """Make an attempt's Job, after what keeps its pods apart, and what they get their devices from at once."""
     await keep_policy(job_policy(job, settings), store, cluster, settings)
-    manifest = stage_job(job, stage, attempt, settings, claim)
+    pool = find_pool(store.world(), claim.pool) if claim else None
+    manifest = stage_job(job, stage, attempt, settings, claim, pool.spec.tolerations if pool else ())
     template = training_gpus(job, claim) if claim else None
     if template is not None:
         await cluster.create(template)

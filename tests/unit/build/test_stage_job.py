@@ -7,11 +7,15 @@ import pytest
 from sluice_api import meta, pods
 from sluice_api.claim import Claim, Place, Share
 from sluice_api.finetunejob import FineTuneJob
-from sluice_api.gpupool import SharingMode
+from sluice_api.gpupool import GPUPoolSpec, SharingMode
 from sluice_api.stages import Stage, StageSpec
+from sluice_api.tolerations import Toleration
 from sluice_operator.build.devices import training_gpus
+from sluice_operator.build.engine import slot_deployment
+from sluice_operator.build.placeholder import placeholder
+from sluice_operator.build.scale_up import scale_up_pod
 from sluice_operator.build.stage_job import stage_job
-from tests.unit.build.manifests import CLAIM, CUDA, DRA_BORROWER, DRA_CLAIM, JOB, environment
+from tests.unit.build.manifests import CLAIM, CUDA, DRA_BORROWER, DRA_CLAIM, ENGINE, JOB, environment
 
 
 def claim_for(stage: Stage) -> Claim | None:
@@ -52,6 +56,32 @@ def test_cpu_stages_take_no_gpu_and_wait_at_no_gate(stage: Stage) -> None:
     (trainer,) = pod["containers"]
     assert set(trainer["resources"]["limits"]) == {"memory", "ephemeral-storage"}
     assert not {"schedulingGates", "priorityClassName", "tolerations"} & pod.keys()
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_training_and_nothing_else_asks_consolidators_to_leave_it_alone(stage: Stage) -> None:
+    template = stage_job(JOB, stage, 1, CUDA, claim_for(stage))["spec"]["template"]
+    asked = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+    assert template["metadata"].get("annotations", {}) == (asked if stage is Stage.TRAIN else {})
+
+
+def test_pods_that_use_a_pools_nodes_tolerate_what_it_says() -> None:
+    spot = Toleration(key="example.com/spot", operator="Equal", value="yes", effect="NoSchedule")
+    sku = Toleration(key="example.com/sku")
+    pool = GPUPoolSpec(tolerations=(spot, sku))
+    slot = slot_deployment(ENGINE, 0, 1, "digest", pool=pool, settings=CUDA)
+    made = [
+        pod_of(stage_job(JOB, Stage.TRAIN, 1, CUDA, CLAIM, pool.tolerations)),
+        pod_of(slot),
+        placeholder(ENGINE, 0, pool=pool, settings=CUDA)["spec"],
+        scale_up_pod(JOB, 0, "default", pool, (), CUDA)["spec"],
+    ]
+    for spec in made:
+        assert spec["tolerations"] == [
+            {"key": "nvidia.com/gpu", "operator": "Exists"},
+            {"key": "example.com/spot", "operator": "Equal", "value": "yes", "effect": "NoSchedule"},
+            {"key": "example.com/sku", "operator": "Exists"},
+        ]
 
 
 def test_training_pod_is_born_without_a_node() -> None:

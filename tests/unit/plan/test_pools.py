@@ -4,10 +4,14 @@ import pytest
 
 from dev.simulate.town import NOW, Town
 from sluice_api.reasons import Reason
+from sluice_operator.observe.views import Taint
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.allocation.pool_status import pool_status
 from sluice_operator.plan.allocation.refusals import refusal
+from sluice_operator.plan.facts.claims import live_claims
 from sluice_operator.plan.facts.pools import find_pool, pool_nodes
+from sluice_operator.plan.facts.proof import doubt
+from tests.unit.plan.worlds import allocated, describe
 
 
 def overlapping() -> Town:
@@ -26,6 +30,35 @@ def test_a_node_that_two_pools_select_is_the_older_ones(name: str, nodes: list[s
     pool = find_pool(world, name)
     assert pool is not None
     assert [node.key.name for node in pool_nodes(world, pool)] == nodes
+
+
+SPOT = Taint("example.com/spot", "yes", "NoSchedule")
+
+
+@pytest.mark.parametrize(
+    ("rule", "tolerations", "taint", "taken"),
+    [
+        ("a taint keeps training away", [], SPOT, False),
+        ("unless the pool tolerates it", [{"key": "example.com/spot"}], SPOT, True),
+        ("another key", [{"key": "example.com/sku"}], SPOT, False),
+        ("its value", [{"key": "example.com/spot", "operator": "Equal", "value": "yes"}], SPOT, True),
+        ("another value", [{"key": "example.com/spot", "operator": "Equal", "value": "no"}], SPOT, False),
+        ("its effect", [{"key": "example.com/spot", "effect": "NoSchedule"}], SPOT, True),
+        ("another effect", [{"key": "example.com/spot", "effect": "NoExecute"}], SPOT, False),
+        ("a taint that only advises", [], Taint("example.com/spot", "yes", "PreferNoSchedule"), True),
+    ],
+)
+def test_which_taints_a_pools_pods_stand(
+    rule: str, tolerations: list[dict[str, str]], taint: Taint, taken: bool
+) -> None:
+    town = Town()
+    town.pool(tolerations=tolerations)
+    town.node(1, taints=(taint,))
+    town.job("a")
+    assert describe(allocated(town)) == ("a takes n1" if taken else "a waits NoNodes"), rule
+    made = town.stage_job(town.job("b"), claim=town.claim("n1"))
+    town.trainer_pod(made)
+    assert (doubt(town.world, live_claims(town.world)[0]) is None) is taken, "nor is a claim proven there"
 
 
 def test_a_pool_says_which_of_its_nodes_are_anothers() -> None:

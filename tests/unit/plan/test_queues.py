@@ -77,6 +77,26 @@ LAB = {"matchLabels": {"tier": "research"}}
          "pool: 2 gpus | chat: 2 replicas | a: needs 1, queue | b: needs 1",
          {},
          "a waits WaitingForGPUs; b takes chat/1"),
+        ("what its replicas have counts with its jobs, if the quota says so",
+         "pool: 4 gpus | chat: 2 replicas, never | a: needs 1 | b: needs 1",
+         {"quotas": [{"namespaces": TEAM, "maxTotalGPUs": 3}]},
+         "a takes n1; b waits NamespaceQuota"),
+        ("what it lends to itself counts once: nothing more is in use then, and free GPUs are left alone",
+         "pool: 4 gpus | chat: 2 replicas, floor 0 | a: needs 1 | b: needs 1 | c: needs 1",
+         {"quotas": [{"namespaces": TEAM, "maxTotalGPUs": 2}]},
+         "a takes chat/1; b takes chat/0; c waits NamespaceQuota"),
+        ("what is lent to it already counts once too",
+         "pool: 4 gpus | chat: 2 replicas, floor 0 | a: needs 1, takes chat/1 on n1 | b: needs 1",
+         {"quotas": [{"namespaces": TEAM, "maxTotalGPUs": 3}]},
+         "b takes n1"),
+        ("a replica that is lent to another namespace is still its own",
+         "pool: 4 gpus | chat: 2 replicas, anywhere | a: needs 1, takes chat/1 on n1, in lab | b: needs 1, queue",
+         {"quotas": [{"namespaces": TEAM, "maxTotalGPUs": 2}]},
+         "b waits NamespaceQuota"),
+        ("who waits for that holds back its own namespace only",
+         "pool: 4 gpus | chat: 2 replicas, never | a: needs 2, queue | b: needs 1, queue | c: needs 1, queue, in lab",
+         {"quotas": [{"namespaces": TEAM, "maxTotalGPUs": 3}]},
+         "a waits NamespaceQuota; b waits NamespaceQuota; c takes n1"),
         ("a pool that is not for a namespace gives it nothing",
          "pool: 4 gpus | a: needs 1 | b: needs 1, in lab",
          {"allowedNamespaces": LAB},
@@ -102,6 +122,8 @@ def test_what_a_namespace_may_have(rule: str, world: str, pool: dict[str, Any], 
          Reason.PRIORITY_TOO_HIGH, "spec.scheduling.priority: 5 is above 4"),
         ("more than the quota ever allows", {"quotas": [{"maxGPUs": 1}]}, {"resources": {"gpus": 2}},
          Reason.NAMESPACE_QUOTA, "spec.resources.gpus: 2 are asked for"),
+        ("or than jobs and replicas may have", {"quotas": [{"maxTotalGPUs": 1}]}, {"resources": {"gpus": 2}},
+         Reason.NAMESPACE_QUOTA, "raise maxTotalGPUs"),
     ],
 )  # fmt: skip
 def test_what_a_pool_refuses_is_refused_before_anything_runs(
@@ -115,6 +137,65 @@ def test_what_a_pool_refuses_is_refused_before_anything_runs(
     assert decision.start is None, rule
     assert decision.reason is reason, rule
     assert says in decision.message
+
+
+@pytest.mark.parametrize(
+    ("rule", "pool", "started", "reason", "says"),
+    [
+        ("a pool of other namespaces", {"allowedNamespaces": LAB}, [], Reason.NAMESPACE_NOT_ALLOWED,
+         "Use another pool, or have its spec.allowedNamespaces select the namespace."),
+        ("a priority above the cap", {"quotas": [{"maxPriority": 4}]}, [], Reason.PRIORITY_TOO_HIGH,
+         "spec.preemption.priority: 5 is above 4"),
+        ("a cap that it keeps to", {"quotas": [{"maxPriority": 5}]}, [0, 1, 2], Reason.NONE_SERVING, ""),
+        ("so many replicas", {"quotas": [{"maxServingGPUs": 2}]}, [0, 1], Reason.NAMESPACE_QUOTA,
+         "have 2 of the 2 GPUs that they may have there at once"),
+        ("another namespace's quota", {"quotas": [{"namespaces": LAB, "maxServingGPUs": 0}]}, [0, 1, 2],
+         Reason.NONE_SERVING, ""),
+        ("with its jobs", {"quotas": [{"maxTotalGPUs": 3}]}, [0, 1], Reason.NAMESPACE_QUOTA,
+         "have 3 of the 3 GPUs that they may have there together"),
+        ("its jobs alone", {"quotas": [{"maxGPUs": 1}]}, [0, 1, 2], Reason.NONE_SERVING, ""),
+    ],
+)  # fmt: skip
+def test_what_a_pool_refuses_to_an_engine(
+    rule: str, pool: dict[str, Any], started: list[int], reason: Reason, says: str
+) -> None:
+    town = Town()
+    town.node(8)
+    town.pool(**pool)
+    trains = town.job("a", scheduling={"policy": "Queue"})
+    town.trainer_pod(town.stage_job(trains, claim=town.claim("n1")), "n1")
+    made = town.engine("mine", 3, preemption={"priority": 5})
+    decision = plan_engine(town.world, made, NOW)
+    assert [plan.index for plan in decision.apply] == started, rule
+    ready = decision.status.conditions[0]
+    assert (ready.reason, says in ready.message) == (reason, True), ready.message
+    assert ("No GPU is free" in ready.message) is False
+
+
+@pytest.mark.parametrize(
+    "pool", [{"allowedNamespaces": LAB}, {"quotas": [{"maxServingGPUs": 0, "maxTotalGPUs": 0, "maxPriority": -5}]}]
+)
+def test_a_replica_that_runs_is_not_stopped_by_what_a_pool_allows_later(pool: dict[str, Any]) -> None:
+    town = Town()
+    town.node(4)
+    serving = engine(town)
+    town.pool(**pool)
+    decision = plan_engine(town.world, serving, NOW)
+    assert (decision.stop, decision.remove) == ((), ())
+    assert decision.status.conditions[0].reason == Reason.ALL_SERVING
+
+
+def test_a_replica_that_the_quota_refuses_does_not_ask_loans_back() -> None:
+    town = parse("pool: 4 gpus | a: needs 1, takes chat/1 on n1")
+    town.pool(quotas=[{"maxServingGPUs": 2}])
+    lender = engine(town, reclaim="OnDemand", minReplicas=0)
+    grown = lender.model_copy(update={"spec": lender.spec.model_copy(update={"replicas": 3})})
+    town.version += 1
+    metadata = grown.metadata.model_copy(update={"resource_version": str(town.version)})
+    town.put(grown.model_copy(update={"metadata": metadata}))
+    decision = plan_engine(town.world, town.world.engines[engine_key("team", "chat")], NOW)
+    assert [slot.state for slot in decision.status.slots if slot.lent_to] == ["Stopping"]
+    assert decision.status.conditions[0].reason == Reason.NAMESPACE_QUOTA
 
 
 def engine(town: Town, **terms: Any) -> InferenceEngine:

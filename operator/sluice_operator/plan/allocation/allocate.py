@@ -10,18 +10,16 @@ from sluice_api.gpupool import GPUPool, NamespaceQuota
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.allocation.access import quota_of
 from sluice_operator.plan.allocation.avoided import avoided_until
 from sluice_operator.plan.allocation.borrowing import (
     FREE_ONLY,
-    Held,
     Market,
     Terms,
     has_reached,
-    held_by_namespace,
-    with_claim,
+    is_full,
+    within_own,
 )
-from sluice_operator.plan.allocation.guests import contend
+from sluice_operator.plan.allocation.guests import contend, is_guest
 from sluice_operator.plan.allocation.interruption import next_to_give_way
 from sluice_operator.plan.allocation.inventory import engines_of, take_stock
 from sluice_operator.plan.allocation.kept import Kept
@@ -42,6 +40,7 @@ from sluice_operator.plan.facts.alike import alike
 from sluice_operator.plan.facts.claims import live_claims_of
 from sluice_operator.plan.facts.outcomes import done, recorded, waits_since
 from sluice_operator.plan.facts.readiness import readiness
+from sluice_operator.plan.facts.tenants import Held, quota_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
     """
     stock = take_stock(world, pool)
     market = Market(world, stock, now)
-    held = held_by_namespace(world, stock)
+    held = dict(stock.held)
     quotas: dict[str, NamespaceQuota] = {}
     claims: dict[Key, Claim] = {}
     waits: dict[Key, Wait] = {}
@@ -81,7 +80,7 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
         if namespace not in quotas:
             quotas[namespace] = quota_of(world, pool, namespace)
         mine, quota, theirs = held.get(namespace, Held()), quotas[namespace], kept.of(namespace)
-        if has_reached(quota, mine.plus(theirs.gpus, 0), job):
+        if has_reached(quota, mine.plus(theirs.gpus), job):
             waits[key_of(job)] = over_quota(world, job, quota, mine, theirs)
             kept.keep_quota(job)
             continue
@@ -91,13 +90,19 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
             waiting.append(job)
             kept.keep(stock, job, terms)
             continue
-        terms = market.terms(job, quota, mine.plus(0, theirs.borrowed))
-        ways = FREE_ONLY if asks(job, now) else replace(terms, lenders=terms.lenders - kept.lenders)
+        terms = market.terms(job, quota, mine.plus(borrowed=theirs.borrowed))
+        full = is_full(quota, mine.plus(theirs.gpus), job)
+        if full:
+            terms = Terms() if is_guest(pool, job) or asks(job, now) else within_own(world, terms, namespace)
+        ways = FREE_ONLY if asks(job, now) and not full else replace(terms, lenders=terms.lenders - kept.lenders)
         claim = place(world, stock, job, ways, kept, now)
         if claim is not None:
             claims[key_of(job)] = claim
-            held[namespace] = with_claim(world, mine, claim)
+            held[namespace] = mine.with_claim(world, claim, namespace)
             stock = stock_after(world, stock, job, claim)
+        elif full:
+            waits[key_of(job)] = over_quota(world, job, quota, mine, theirs)
+            kept.keep_own(job, terms)
         else:
             gives_way = next_to_give_way(world, stock.staying, job, now) if ways.displaces and not kept.nodes else None
             again_at = again_at or (gives_way.at if gives_way else None)

@@ -3,28 +3,16 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import NamespaceQuota
 from sluice_api.scheduling import Policy
 from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation.guests import hosts, is_guest
-from sluice_operator.plan.allocation.inventory import Stock, borrowed_on, engines_of
+from sluice_operator.plan.allocation.inventory import Stock, engines_of
 from sluice_operator.plan.allocation.lending import PASSING, lending_refusal
+from sluice_operator.plan.facts.tenants import Held
 
 UNBOUNDED = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """GPUs of a pool that one namespace's jobs have."""
-
-    gpus: int = 0
-    borrowed: int = 0
-
-    def plus(self, gpus: int, borrowed: int) -> "Held":
-        """The same with more."""
-        return Held(self.gpus + gpus, self.borrowed + borrowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +27,8 @@ class Terms:
     """GPUs."""
     displaces: bool = True
     """Whether it may take the place of training that gives way to it."""
+    takes_free: bool = True
+    """Whether it may take GPUs that nobody has."""
 
 
 FREE_ONLY = Terms(displaces=False)
@@ -85,21 +75,20 @@ class Market:
         return self._known_hosts[alike]
 
 
-def held_by_namespace(world: World, stock: Stock) -> dict[str, Held]:
-    """What the claims of a pool come to, by the namespaces of their jobs."""
-    found: dict[str, Held] = {}
-    for live in stock.claims:
-        namespace = live.job.metadata.namespace
-        found[namespace] = with_claim(world, found.get(namespace, Held()), live.claim)
-    return found
-
-
-def with_claim(world: World, held: Held, claim: Claim) -> Held:
-    """The same with one claim more."""
-    borrowed = sum(borrowed_on(world, claim, place.node) for place in claim.places)
-    return held.plus(claim.all_gpus, borrowed)
-
-
 def has_reached(quota: NamespaceQuota, held: Held, job: FineTuneJob) -> bool:
     """Whether a job would bring its namespace above the GPUs that it may have at once."""
     return quota.max_gpus is not None and held.gpus + job.spec.resources.all_gpus > quota.max_gpus
+
+
+def within_own(world: World, terms: Terms, namespace: str) -> Terms:
+    """What of its terms is left to a job whose namespace has all GPUs that it may have, jobs and replicas together.
+
+    It may borrow from engines of its own namespace: that namespace has no more GPUs then.
+    """
+    own = frozenset(e.metadata.uid for e in world.engines.values() if e.metadata.namespace == namespace)
+    return Terms(terms.lenders & own, terms.later & own, terms.most, displaces=False, takes_free=False)
+
+
+def is_full(quota: NamespaceQuota, held: Held, job: FineTuneJob) -> bool:
+    """Whether a job that borrows nothing would bring its namespace above what its jobs and replicas may have."""
+    return quota.max_total_gpus is not None and held.total + job.spec.resources.all_gpus > quota.max_total_gpus

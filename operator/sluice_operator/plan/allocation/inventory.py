@@ -27,6 +27,7 @@ from sluice_operator.plan.facts.devices import holders, offered
 from sluice_operator.plan.facts.pools import pool_nodes, refusal
 from sluice_operator.plan.facts.sleeping import can_sleep, is_asleep
 from sluice_operator.plan.facts.slots import pod_of, ref, serves, sleeps, slot_of, template_of, wanted
+from sluice_operator.plan.facts.tenants import Held, engine_denial, quota_of, serving_refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,10 @@ class Stock:
     """Replicas that serve and that disruption budgets let go, by the uid of the engine."""
     going: frozenset[str] = frozenset()
     """Attempts that give way to somebody already, by uid, on whichever of their nodes that one comes."""
+    refused_slots: Mapping[SlotRef, str] = field(default_factory=dict)
+    """Slots that should exist and that the pool does not give to their namespace, with the reason."""
+    held: Mapping[str, Held] = field(default_factory=dict)
+    """What each namespace has of the pool."""
     granted: tuple[str, ...] = ()
     """Jobs that were given GPUs in this same decision, as namespace/name."""
 
@@ -171,16 +176,52 @@ def _counted(world: World, pool: GPUPool) -> Stock:
     engines = engines_of(world, pool)
     lent = borrowers(world, [live for engine in engines for live in live_claims_from(world, engine)])
     stocks = {node.key.name: _count(world, pool, node, lent) for node in pool_nodes(world, pool)}
-    waiting = []
+    live = {live.stage_job.uid: live for stock in stocks.values() for live in stock.claims}
+    held = _held_by_namespace(world, engines, lent, stocks.values(), live.values())
+    waiting, refused = [], {}
     for engine, index in _unplaced(world, engines, lent, stocks):
+        mine = held.get(engine.metadata.namespace, Held())
+        if no := _refused(world, pool, engine, mine):
+            refused[ref(engine, index)] = no
+            continue
         home = _home(stocks.values(), engine.spec.resources.gpus)
         if home is None:
             waiting.append(ref(engine, index))
         else:
             stocks[home.name] = replace(home, slots=(*home.slots, _placed(world, engine, index, None)))
+            held[engine.metadata.namespace] = mine.plus(serving=engine.spec.resources.gpus)
     going = heirs(world, [live for stock in stocks.values() for live in stock.claims])
     losses = {engine.metadata.uid: may_lose(world, engine) for engine in engines}
-    return Stock(pool, stocks, tuple(waiting), losses, frozenset(going))
+    return Stock(pool, stocks, tuple(waiting), losses, frozenset(going), refused, held)
+
+
+def _held_by_namespace(
+    world: World,
+    engines: Iterable[InferenceEngine],
+    lent: Mapping[SlotRef, LiveClaim],
+    nodes: Iterable[NodeStock],
+    claims: Iterable[LiveClaim],
+) -> dict[str, Held]:
+    """What each namespace has of a pool: its jobs' claims, its replicas that have a place, and those that are lent."""
+    found: dict[str, Held] = {}
+    for live in claims:
+        namespace = live.job.metadata.namespace
+        found[namespace] = found.get(namespace, Held()).with_claim(world, live.claim, namespace)
+    placed = {slot.slot: slot.gpus for node in nodes for slot in node.slots}
+    sizes = {(e.metadata.namespace, e.metadata.name): e.spec.resources.gpus for e in engines}
+    for slot in {*placed, *lent}:
+        gpus = placed.get(slot) or sizes.get((slot.namespace, slot.engine), 0)
+        found[slot.namespace] = found.get(slot.namespace, Held()).plus(serving=gpus)
+    return found
+
+
+def _refused(world: World, pool: GPUPool, engine: InferenceEngine, held: Held) -> str:
+    """Why a pool starts no replica more of an engine, however many GPUs are free; empty when it does."""
+    if denied := engine_denial(world, pool, engine):
+        return denied[1]
+    namespace = engine.metadata.namespace
+    over = serving_refusal(quota_of(world, pool, namespace), held, engine.spec.resources.gpus)
+    return f"GPUPool {pool.metadata.name}, namespace {namespace}: {over}" if over else ""
 
 
 def engines_of(world: World, pool: GPUPool) -> list[InferenceEngine]:
@@ -189,12 +230,6 @@ def engines_of(world: World, pool: GPUPool) -> list[InferenceEngine]:
     return sorted(
         found, key=lambda e: (-e.spec.preemption.priority, str(e.metadata.creation_timestamp), e.metadata.uid)
     )
-
-
-def borrowed_on(world: World, claim: Claim, node: str) -> int:
-    """GPUs of a node that a claim has borrowed and uses; what is left of a larger slot it only keeps."""
-    place = claim.on(node)
-    return min(claim.gpus_on(node), gpus_of_slots(world, place.borrowed)) if place else 0
 
 
 def lent_indices(lent: Mapping[SlotRef, LiveClaim], engine: InferenceEngine) -> set[int]:
@@ -229,7 +264,7 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
     return NodeStock(
         node=node,
         gpus=offered(world, node, name),
-        refusal=refusal(node, name),
+        refusal=refusal(node, name, pool),
         claims=tuple(here),
         claimed=claimed,
         slots=tuple(slots),

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 from sluice_api.finetunejob import FineTuneJob, JobResources
 from sluice_operator.observe.views import Resources
-from sluice_operator.plan.allocation.borrowing import Held, Terms
+from sluice_operator.plan.allocation.borrowing import Terms
 from sluice_operator.plan.allocation.guests import is_guest
 from sluice_operator.plan.allocation.inventory import NodeStock, Stock
 from sluice_operator.plan.facts.room import COUNTED, like, most_pods, need_of
+from sluice_operator.plan.facts.tenants import Held
 
 
 @dataclass
@@ -38,6 +39,11 @@ class Kept:
             self.nodes |= set(self._nodes_for(stock, shape))
             need = need_of(shape)
             self.room = {of: max(self.room.get(of, 0), shape.nodes * need.get(of, 0)) for of in COUNTED}
+
+    def keep_own(self, job: FineTuneJob, terms: Terms) -> None:
+        """A job waits that may only borrow from engines of its own namespace: no free GPU is of any use to it."""
+        self.lenders |= terms.lenders | terms.later
+        self.keep_quota(job, borrows=bool(terms.lenders))
 
     def keep_quota(self, job: FineTuneJob, *, borrows: bool = False) -> None:
         """A job waits, if only for its namespace's quota: no other job of the namespace takes that first."""

@@ -7,10 +7,10 @@ from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, LendTo, Reclaim
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World
-from sluice_operator.plan.allocation.access import selects
 from sluice_operator.plan.allocation.inventory import Stock
 from sluice_operator.plan.facts.sleeping import sleep_refusal
 from sluice_operator.plan.facts.slots import existing, pod_of, serves, sleeps
+from sluice_operator.plan.facts.tenants import selects
 
 LOOK_AT_LOAD = timedelta(seconds=5)
 """How often what depends on an engine's load is decided again."""

@@ -178,7 +178,7 @@ def _ways(group: Group) -> list[Way]:
     if is_guest(group.stock.pool, group.job):
         return [_beside] if group.terms.lenders else []
     ways: list[Way] = []
-    if not group.kept.nodes or group.kept.leaves_free(group.stock, group.job):
+    if group.terms.takes_free and (not group.kept.nodes or group.kept.leaves_free(group.stock, group.job)):
         ways += [_free, _in_place_of_leavers] if group.going else [_free]
     if group.terms.most > 0 and group.terms.lenders:
         ways.append(_lent)
@@ -227,7 +227,7 @@ def _beside(group: Group, node: NodeStock, pods: int) -> Room | None:
 
 def _lent(group: Group, node: NodeStock, pods: int) -> Room | None:
     """Room with slots that are lent, and what is spare unless it belongs to those in front."""
-    spare = 0 if node.name in group.kept.nodes else node.soon
+    spare = 0 if node.name in group.kept.nodes or not group.terms.takes_free else node.soon
     lacking = pods * group.job.spec.resources.gpus - spare
     if node.is_crowded or not 0 < lacking <= group.terms.most or sum(slot.gpus for slot in node.slots) < lacking:
         return None

@@ -9,11 +9,12 @@ from sluice_api.gpupool import GPUPool, GPUPoolStatus
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World
-from sluice_operator.plan.allocation.inventory import NodeStock, Stock, borrowed_on, engines_of, take_stock
+from sluice_operator.plan.allocation.inventory import NodeStock, Stock, engines_of, take_stock
 from sluice_operator.plan.allocation.refusals import refusal
 from sluice_operator.plan.facts.conditions import condition
 from sluice_operator.plan.facts.pools import named, taken_by_elders, unusable
 from sluice_operator.plan.facts.slots import ref
+from sluice_operator.plan.facts.tenants import borrowed_on
 
 
 def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUPoolStatus:

@@ -12,9 +12,8 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import Policy
 from sluice_operator.observe.world import World
-from sluice_operator.plan.allocation.access import quota_of
 from sluice_operator.plan.allocation.avoided import Avoided, avoided
-from sluice_operator.plan.allocation.borrowing import Held, Terms
+from sluice_operator.plan.allocation.borrowing import Terms
 from sluice_operator.plan.allocation.fit import lack_everywhere
 from sluice_operator.plan.allocation.guests import is_guest, why_not_beside
 from sluice_operator.plan.allocation.interruption import Departure
@@ -27,6 +26,7 @@ from sluice_operator.plan.facts.podless import starved
 from sluice_operator.plan.facts.pools import named
 from sluice_operator.plan.facts.sleeping import sleep_refusal
 from sluice_operator.plan.facts.slots import floor_of
+from sluice_operator.plan.facts.tenants import Held, quota_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,20 @@ def far_behind(world: World, job: FineTuneJob, ahead: int) -> Wait:
 def over_quota(world: World, job: FineTuneJob, quota: NamespaceQuota, held: Held, ahead: Held) -> Wait:
     """Why a job waits that would bring its namespace above its quota, with its jobs that wait in front."""
     in_front = f", and its jobs in front wait for {ahead.gpus} more" if ahead.gpus else ""
-    return Wait(
-        Reason.NAMESPACE_QUOTA,
-        f"{_asked(world, job)}. Namespace {job.metadata.namespace} holds {held.gpus} of the {quota.max_gpus} that it "
-        f"may have there at once{in_front}. Next: one of its jobs ends, or raise maxGPUs in the pool's spec.quotas.",
-    )
+    namespace = job.metadata.namespace
+    if quota.max_gpus is not None and held.gpus + ahead.gpus + job.spec.resources.all_gpus > quota.max_gpus:
+        has = f"Namespace {namespace} holds {held.gpus} of the {quota.max_gpus} that it may have there at once"
+        remedy = "one of its jobs ends, or raise maxGPUs in the pool's spec.quotas"
+    else:
+        has = (
+            f"Jobs and replicas of namespace {namespace} have {held.total} of the {quota.max_total_gpus} that they may "
+            "have there together"
+        )
+        remedy = (
+            "one of its jobs ends, one of its engines lends a replica or is made smaller, or raise maxTotalGPUs in the "
+            "pool's spec.quotas"
+        )
+    return Wait(Reason.NAMESPACE_QUOTA, f"{_asked(world, job)}. {has}{in_front}. Next: {remedy}.")
 
 
 def scaling_up(

@@ -8,10 +8,12 @@ from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, S
 from sluice_api.meta import ENGINE_LABEL
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World
+from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.facts.conditions import condition
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.sleeping import sleep_refusal
-from sluice_operator.plan.facts.slots import SlotPlan, pod_of, serves
+from sluice_operator.plan.facts.slots import SlotPlan, pod_of, ref, serves
+from sluice_operator.plan.facts.tenants import engine_denial
 
 
 def engine_status(
@@ -21,8 +23,7 @@ def engine_status(
     slots = tuple(_slot_status(world, engine, plan, now) for plan in plans)
     ready = sum(1 for plan in plans if serves(pod_of(world, engine, plan.index)))
     lent = [plan for plan in plans if plan.lent]
-    has_pool = find_pool(world, engine.spec.resources.pool) is not None
-    status, reason, message = _readiness(engine, plans, ready, rollout_waits, has_pool)
+    status, reason, message = _readiness(world, engine, plans, ready, rollout_waits)
     old, generation = engine.status.conditions, engine.metadata.generation
     return InferenceEngineStatus(
         observed_generation=generation,
@@ -70,17 +71,23 @@ def _mistake(world: World, engine: InferenceEngine) -> tuple[Reason, str] | None
 
 
 def _readiness(
-    engine: InferenceEngine, plans: Sequence[SlotPlan], ready: int, rollout_waits: bool, has_pool: bool
+    world: World, engine: InferenceEngine, plans: Sequence[SlotPlan], ready: int, rollout_waits: bool
 ) -> tuple[bool, Reason, str]:
     if engine.spec.replicas == 0:
         return False, Reason.SCALED_TO_ZERO, "spec.replicas is 0."
-    waiting = [str(plan.index) for plan in plans if plan.state is SlotState.WAITING]
+    pool = find_pool(world, engine.spec.resources.pool)
+    refused = take_stock(world, pool).refused_slots if pool else {}
+    waits = [plan.index for plan in plans if plan.state is SlotState.WAITING]
+    waiting = [str(index) for index in waits if ref(engine, index) not in refused]
     text = f"{ready} of {engine.spec.replicas} replicas serve."
-    if not has_pool:
+    if pool is None:
         text += f" spec.resources.pool: there is no GPUPool {engine.spec.resources.pool}, so none is started."
         return ready > 0, Reason.POOL_NOT_FOUND, text
     if waiting:
         text += f" No GPU is free in pool {engine.spec.resources.pool} for {', '.join(waiting)}."
+    if no := next((refused[ref(engine, index)] for index in waits if ref(engine, index) in refused), ""):
+        denied = engine_denial(world, pool, engine)
+        return ready > 0, denied[0] if denied else Reason.NAMESPACE_QUOTA, f"{text} No other is started: {no}"
     if rollout_waits:
         return ready > 0, Reason.ROLLOUT_WAITS_FOR_RETURN, text + " The changed spec waits until a replica may restart."
     if ready == 0:

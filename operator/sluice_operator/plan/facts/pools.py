@@ -1,10 +1,11 @@
 """Which nodes belong to a pool, and which of them may take a new training pod."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from sluice_api.gpupool import GPUPool
 from sluice_api.meta import DEFAULT_POOL, taints_of_gpus
 from sluice_api.resource import Metadata
+from sluice_api.tolerations import Toleration
 from sluice_operator.observe.views import NodeView
 from sluice_operator.observe.world import World, pool_key
 from sluice_operator.plan.facts.devices import offered
@@ -105,21 +106,24 @@ def pool_nodes(world: World, pool: GPUPool) -> list[NodeView]:
     return sorted(nodes_of(world, pool), key=lambda node: node.key.name)
 
 
-def refusal(node: NodeView, resource: str) -> str:
-    """Why a node takes no new pod of ours; empty when it does."""
+def refusal(node: NodeView, gpus: str, pool: GPUPool | None) -> str:
+    """Why a node takes no new pod of ours; empty when it does.
+
+    Args:
+        gpus: the name by which they are counted.
+        pool: None for one that is gone.
+    """
     if not node.ready:
         return "not ready"
     if node.cordoned:
         return "cordoned"
     if node.deleting:
         return "being deleted"
-    return _untolerated(node, resource)
+    return _untolerated(node, taints_of_gpus(gpus), pool.spec.tolerations if pool else ())
 
 
-def _untolerated(node: NodeView, resource: str) -> str:
-    """The first taint that training pods do not tolerate: they tolerate the GPUs' own."""
-    own = taints_of_gpus(resource)
-    hard: Iterable[str] = (
-        f"tainted {taint.key}" for taint in node.taints if taint.effect != "PreferNoSchedule" and taint.key not in own
-    )
-    return next(iter(hard), "")
+def _untolerated(node: NodeView, own: Collection[str], more: Sequence[Toleration]) -> str:
+    """The first taint that our pods do not tolerate: they tolerate the GPUs' own, and what the pool says."""
+    hard = (taint for taint in node.taints if taint.effect != "PreferNoSchedule" and taint.key not in own)
+    left = (one for one in hard if not any(toleration.covers(one.key, one.value, one.effect) for toleration in more))
+    return next((f"tainted {taint.key}" for taint in left), "")

@@ -9,7 +9,7 @@ from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.claims import LiveClaim, Phase, live_claims_on, overlapped_by, phase
-from sluice_operator.plan.facts.pools import refusal
+from sluice_operator.plan.facts.pools import find_pool, refusal
 from sluice_operator.plan.facts.room import claims_of_job, need_of, shortage, unreachable_volume
 from sluice_operator.plan.facts.slots import pod_of, sleeps
 
@@ -44,7 +44,7 @@ def doubt(world: World, live: LiveClaim) -> tuple[Reason, str] | None:
 def _doubt_on(world: World, live: LiveClaim, place: Place, pod: PodView) -> tuple[Reason, str] | None:
     """Why a claim's pods, which are all like one, may not run on a node of it."""
     view = world.nodes[Key("Node", "", place.node)]
-    if no := refusal(view, live.claim.resource):
+    if no := refusal(view, live.claim.resource, find_pool(world, live.claim.pool)):
         return Reason.UNSCHEDULABLE, f"Node {place.node} is {no}."
     need = dict(pod.requests) or need_of(live.job.spec.resources)
     others = coming(world, live_claims_on(world, place.node), place.node, live)

@@ -1,0 +1,123 @@
+"""What a namespace may have of a pool, as the pool says, and what of that its engines have."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from sluice_api.claim import Claim, Place
+from sluice_api.gpupool import GPUPool, NamespaceQuota
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.reasons import Reason
+from sluice_api.selectors import NamespaceSelector
+from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import World
+from sluice_operator.plan.facts.claims import gpus_of_slots
+
+NAME_LABEL = "kubernetes.io/metadata.name"
+"""On every namespace."""
+
+Refusal = tuple[Reason, str]
+
+
+def labels_of(world: World, namespace: str) -> Mapping[str, str]:
+    """A namespace's labels; its name at least, which nobody can take away."""
+    view = world.namespaces.get(Key("Namespace", "", namespace))
+    return {**(view.labels if view else {}), NAME_LABEL: namespace}
+
+
+def selects(world: World, selector: NamespaceSelector | None, namespace: str) -> bool:
+    """Whether a selector means a namespace; no selector means none."""
+    return selector is not None and selector.selects(labels_of(world, namespace))
+
+
+def quota_of(world: World, pool: GPUPool, namespace: str) -> NamespaceQuota:
+    """The first quota of a pool that selects the namespace; one without bounds when none does."""
+    if not pool.spec.quotas:
+        return NamespaceQuota()
+    return next((quota for quota in pool.spec.quotas if selects(world, quota.namespaces, namespace)), NamespaceQuota())
+
+
+def not_allowed(world: World, pool: GPUPool, namespace: str) -> Refusal | None:
+    """Why a pool is not for a namespace; None when it is."""
+    allowed = pool.spec.allowed_namespaces
+    if allowed is None or selects(world, allowed, namespace):
+        return None
+    return Reason.NAMESPACE_NOT_ALLOWED, (
+        f"spec.resources.pool: GPUPool {pool.metadata.name} is not for namespace {namespace}. Use another pool, or "
+        "have its spec.allowedNamespaces select the namespace."
+    )
+
+
+def outranks(world: World, pool: GPUPool, namespace: str, field: str, priority: int) -> Refusal | None:
+    """Why a priority is too high for a namespace in a pool; None when it is not.
+
+    Args:
+        field: where the priority stands.
+    """
+    most = quota_of(world, pool, namespace).max_priority
+    if most is None or priority <= most:
+        return None
+    return Reason.PRIORITY_TOO_HIGH, (
+        f"{field}: {priority} is above {most}, the highest that GPUPool {pool.metadata.name} allows namespace "
+        f"{namespace}. Lower it, or raise maxPriority in the pool's spec.quotas."
+    )
+
+
+def engine_denial(world: World, pool: GPUPool, engine: InferenceEngine) -> Refusal | None:
+    """Why a pool starts no replica of an engine as it is, however many GPUs are free; None when it does."""
+    namespace, priority = engine.metadata.namespace, engine.spec.preemption.priority
+    return not_allowed(world, pool, namespace) or outranks(world, pool, namespace, "spec.preemption.priority", priority)
+
+
+class Held(NamedTuple):
+    """GPUs of a pool that one namespace has."""
+
+    gpus: int = 0
+    """Of its jobs."""
+    borrowed: int = 0
+    """Of these, borrowed from engines."""
+    serving: int = 0
+    """Of its engines' replicas, those that are lent included."""
+    own: int = 0
+    """Of these, lent to its own jobs: they are among `gpus` too."""
+
+    @property
+    def total(self) -> int:
+        """Of jobs and replicas together, each GPU once."""
+        return self.gpus + self.serving - self.own
+
+    def plus(self, gpus: int = 0, borrowed: int = 0, serving: int = 0) -> "Held":
+        """The same with more."""
+        return self._replace(gpus=self.gpus + gpus, borrowed=self.borrowed + borrowed, serving=self.serving + serving)
+
+    def with_claim(self, world: World, claim: Claim, namespace: str) -> "Held":
+        """The same with one claim more, of a job of this namespace."""
+        borrowed = sum(borrowed_on(world, claim, place.node) for place in claim.places)
+        mine = sum(_of_own(world, claim, place, namespace) for place in claim.places)
+        return self.plus(claim.all_gpus, borrowed)._replace(own=self.own + mine)
+
+
+def borrowed_on(world: World, claim: Claim, node: str) -> int:
+    """GPUs of a node that a claim has borrowed and uses; what is left of a larger slot it only keeps."""
+    place = claim.on(node)
+    return min(claim.gpus_on(node), gpus_of_slots(world, place.borrowed)) if place else 0
+
+
+def _of_own(world: World, claim: Claim, place: Place, namespace: str) -> int:
+    """GPUs of a place that are borrowed from engines of the job's own namespace."""
+    slots = [slot for slot in place.borrowed if slot.namespace == namespace]
+    return min(claim.gpus_on(place.node), gpus_of_slots(world, slots))
+
+
+def serving_refusal(quota: NamespaceQuota, held: Held, gpus: int) -> str:
+    """Which bound of a quota one replica more would break; empty when none."""
+    if quota.max_serving_gpus is not None and held.serving + gpus > quota.max_serving_gpus:
+        return (
+            f"its engines' replicas have {held.serving} of the {quota.max_serving_gpus} GPUs that they may have there "
+            "at once. Next: lower spec.replicas of another engine, or raise maxServingGPUs in the pool's spec.quotas."
+        )
+    if quota.max_total_gpus is not None and held.total + gpus > quota.max_total_gpus:
+        return (
+            f"its jobs and its engines' replicas have {held.total} of the {quota.max_total_gpus} GPUs that they may "
+            "have there together. Next: one of its jobs ends, or raise maxTotalGPUs in the pool's spec.quotas."
+        )
+    return ""
