@@ -141,6 +141,8 @@ class Outcomes(Model):
     """What is over and must outlive a FineTuneJob's status: its ended attempts and its publication."""
 
     attempts: tuple[AttemptOutcome, ...] = ()
+    suspended_at: datetime | None = None
+    """When spec.suspend was last set in a pause between attempts: the pause is over with it."""
     published: str = ""
     """Digest of the adapter that was published. A job publishes once: what people do to the Adapter later is theirs."""
 

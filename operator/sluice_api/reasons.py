@@ -298,8 +298,8 @@ class Reason(StrEnum):
     )
     OUTPUT_NOT_WRITABLE = (
         "OutputNotWritable",
-        "The folder at output.uri cannot be written.",
-        "Give uid 65532 write access, or use another claim.",
+        "The folder at output.uri cannot be written, or its volume is full.",
+        "Give uid 65532 write access, or make room, or the volume larger: who has trained then goes on by itself.",
     )
     DOWNLOAD_FAILED = "DownloadFailed", "A source could not be fetched.", "See the message for host and status."
     IMAGE_NOT_PULLED = (
@@ -308,6 +308,13 @@ class Reason(StrEnum):
         "Correct the image in the chart's values, or give the node access to it.",
     )
     POD_NOT_STARTED = "PodNotStarted", "A stage's pod did not start in time.", "See the pod's events."
+
+    NODE_NOT_READY = (
+        "NodeNotReady",
+        "The node of the training pod does not answer, so nobody knows whether it still trains there.",
+        "Bring the node back; or, once it is surely off, say so as the message tells: delete it, or taint it as out of "
+        "service.",
+    )
 
     # How an attempt ends
     REQUEUED = "Requeued", "The trainer was told to stop and saved its state.", "Nothing; it goes on from there."

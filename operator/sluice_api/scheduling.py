@@ -104,7 +104,8 @@ class Scheduling(Model):
 class Retry(Model):
     """What happens when an attempt of a stage fails. Each goes on from the last checkpoint.
 
-    Out of memory, a bad dataset or model and a full volume end the job at once: another attempt would end the same.
+    Out of memory and a bad dataset or model end the job at once: another attempt would end the same. A full volume does
+    so only before it trains.
     """
 
     attempts: int = Field(

@@ -147,10 +147,17 @@ def _budget(
 
 
 def _node(old: Stored | None, new: Stored | None, node: NodeView, world: World, _links: Links) -> Iterator[Key]:
-    """All pools: which of them it belongs to is in its labels. A claim on a node that is gone is over."""
+    """All pools: which of them it belongs to is in its labels. A claim on a node that is gone is over.
+
+    One whose node does not answer says so.
+    """
     yield from _all_pools(world)
-    if old is None or new is None:
+    if old is None or new is None or _is_ready(old) != _is_ready(new):
         yield from _claimants_on(node.key.name, world)
+
+
+def _is_ready(node: Stored) -> bool:
+    return isinstance(node, NodeView) and node.ready
 
 
 def _slice(_old: Stored | None, _new: Stored | None, _slice: SliceView, world: World, _links: Links) -> Iterator[Key]:

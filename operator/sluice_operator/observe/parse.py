@@ -198,11 +198,15 @@ def _budget(body: Body) -> BudgetView:
 
 def _node(body: Body) -> NodeView:
     spec, status = body.get("spec") or {}, body.get("status") or {}
+    conditions: Iterable[Mapping[str, Any]] = status.get("conditions") or ()
+    ready = next((found for found in conditions if found.get("type") == "Ready"), {})
+    is_ready = ready.get("status") == "True"
     taints = (Taint(t["key"], t.get("value") or "", t["effect"]) for t in spec.get("taints") or ())
     return NodeView(
         **metadata_of("Node", body),
         allocatable=amounts(status.get("allocatable") or {}),
-        ready=bool(condition(status, "Ready", "True")),
+        ready=is_ready,
+        not_ready_since=None if is_ready else moment(ready.get("lastTransitionTime")),
         cordoned=bool(spec.get("unschedulable")),
         taints=tuple(taints),
     )

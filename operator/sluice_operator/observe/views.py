@@ -86,6 +86,8 @@ class NodeView(View):
 
     allocatable: Resources
     ready: bool = True
+    not_ready_since: datetime | None = None
+    """Since when it is not, if the node's condition says so."""
     cordoned: bool = False
     taints: tuple[Taint, ...] = ()
 

@@ -124,7 +124,17 @@ async def _tell(job: FineTuneJob, decision: JobDecision, cluster: Cluster) -> No
 
 
 _WARN = frozenset(
-    {Reason.STALLED, Reason.NOT_BOUND, Reason.QUOTA_EXCEEDED, Reason.UNSCHEDULABLE, Reason.IMAGE_NOT_PULLED}
+    {
+        Reason.STALLED,
+        Reason.NOT_BOUND,
+        Reason.QUOTA_EXCEEDED,
+        Reason.UNSCHEDULABLE,
+        Reason.IMAGE_NOT_PULLED,
+        Reason.POD_REFUSED,
+        Reason.GPU_FAILED,
+        Reason.NODE_NOT_READY,
+        Reason.OUTPUT_NOT_WRITABLE,
+    }
 )
 
 

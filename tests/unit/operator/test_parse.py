@@ -211,13 +211,14 @@ def test_slots_nodes_and_volumes() -> None:
             spec={"unschedulable": True, "taints": [{"key": "gpu", "effect": "NoSchedule"}]},
             status={
                 "allocatable": {"cpu": "7910m", "memory": "64Gi", "nvidia.com/gpu": "8"},
-                "conditions": [{"type": "Ready", "status": "Unknown"}],
+                "conditions": [{"type": "Ready", "status": "Unknown", "lastTransitionTime": "2026-01-01T00:02:00Z"}],
             },
         )
     )
     assert isinstance(node, NodeView)
     assert node.allocatable == {"cpu": 7910, "memory": 64 * GI, "nvidia.com/gpu": 8}
     assert (node.ready, node.cordoned, node.taints[0].key) == (False, True, "gpu")
+    assert node.not_ready_since == datetime(2026, 1, 1, 0, 2, tzinfo=UTC)
 
     claim = read(
         body(

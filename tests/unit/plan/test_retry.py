@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from sluice_api.claim import AttemptOutcome, Outcomes
+from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, TrainResult
 from sluice_operator.plan.allocation.waiting import Wait
@@ -36,6 +37,10 @@ def attempt(number: int, reason: Reason, minutes: int = 1) -> AttemptOutcome:
         ([Reason.POD_REFUSED], 10),
         ([Reason.EVICTED], 10),
         ([Reason.GPU_FAILED], 20),
+        ([Reason.OUTPUT_NOT_WRITABLE], 60),
+        ([Reason.OUTPUT_NOT_WRITABLE] * 3, 240),
+        ([Reason.OUTPUT_NOT_WRITABLE] * 9, 1800),
+        ([Reason.OUTPUT_NOT_WRITABLE] * 2 + [Reason.PREEMPTED, Reason.OUTPUT_NOT_WRITABLE], 60),
         ([Reason.PREEMPTED], None),
         ([Reason.RECLAIMED], None),
         ([Reason.NODE_LOST], None),
@@ -43,9 +48,13 @@ def attempt(number: int, reason: Reason, minutes: int = 1) -> AttemptOutcome:
 )
 def test_the_pause_before_the_next_attempt(ended: list[Reason], seconds: int | None) -> None:
     job = Town().job("a", retry={"backoffSeconds": 20, "maxBackoffSeconds": 70})
-    outcomes = tuple(attempt(number, reason) for number, reason in enumerate(ended, start=1))
+    record = Outcomes(attempts=tuple(attempt(number, reason) for number, reason in enumerate(ended, start=1)))
     expected = NOW + timedelta(seconds=seconds) if seconds is not None else None
-    assert next_attempt_at(job, outcomes) == expected
+    assert next_attempt_at(job, record, Stage.TRAIN) == expected
+    pushed = record.model_copy(update={"suspended_at": NOW})
+    assert next_attempt_at(job, pushed, Stage.TRAIN) is None
+    before = record.model_copy(update={"suspended_at": NOW - timedelta(seconds=1)})
+    assert next_attempt_at(job, before, Stage.TRAIN) == expected, "that was an earlier pause"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +67,7 @@ def test_the_pause_before_the_next_attempt(ended: list[Reason], seconds: int | N
         (Reason.PREEMPTED, None),
         (Reason.RECLAIMED, None),
         (Reason.NOT_BOUND, None),
+        (Reason.OUTPUT_NOT_WRITABLE, None),
         (Reason.POD_REFUSED, None),
         (Reason.EVICTED, None),
         (Reason.GPU_FAILED, Reason.ATTEMPTS_EXHAUSTED),
@@ -214,3 +224,54 @@ def test_an_attempt_that_has_just_ended_is_left_to_the_job_controller() -> None:
     assert plan_job(town.world, job, NOW, Limits()).delete == (), "its pod is gone already"
     town.trainer_pod(made, "n1", ended=True)
     assert plan_job(town.world, job, NOW, Limits()).delete == ()
+
+
+FULL = "output.uri pvc://adapters/out: No space left on device (0 bytes free). Make room in the claim."
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_a_full_volume_is_waited_for_once_there_is_something_to_lose(stage: Stage) -> None:
+    town = Town()
+    town.node(1)
+    full = attempt(2, Reason.OUTPUT_NOT_WRITABLE).model_copy(update={"stage": stage, "message": FULL})
+    before = [PREPARED] if stage is not Stage.PREPARE else []
+    before += [attempt(1, Reason.DONE)] if stage is Stage.EXPORT else []
+    job = town.job("a", outcomes=(*before, full), retry={"attempts": 1})
+    decision = plan_job(town.world, job, NOW + timedelta(seconds=30), Limits())
+    assert (decision.reason, decision.failed) == (Reason.OUTPUT_NOT_WRITABLE, stage is Stage.PREPARE)
+    if stage is Stage.PREPARE:
+        return
+    assert FULL in decision.message
+    assert "at 12:01:00 UTC, or at once when spec.suspend has been true for a moment" in decision.message
+    assert decision.again_at == NOW + timedelta(seconds=60)
+    assert decision.start is None
+    assert (stage is Stage.TRAIN) == (describe(allocated(town, NOW + timedelta(seconds=60))) == "a takes n1")
+    later = plan_job(town.world, job, NOW + timedelta(seconds=60), Limits())
+    assert (later.start is not None) == (stage is Stage.EXPORT)
+
+
+def test_who_suspends_a_job_in_a_pause_ends_the_pause() -> None:
+    town = Town()
+    town.node(1)
+    ended = (PREPARED, attempt(1, Reason.OUTPUT_NOT_WRITABLE))
+    suspended = plan_job(town.world, town.job("a", outcomes=ended, suspend=True), NOW, Limits())
+    assert suspended.record is not None
+    assert suspended.record.suspended_at == NOW
+    job = town.job("a", outcomes=ended)
+    assert describe(allocated(town)) == ""
+    town.version += 1
+    metadata = job.metadata.model_copy(
+        update={
+            "annotations": {OUTCOMES_ANNOTATION: suspended.record.to_json()},
+            "resource_version": str(town.version),
+        }
+    )
+    town.put(job.model_copy(update={"metadata": metadata}))
+    assert describe(allocated(town)) == "a takes n1"
+    again = plan_job(town.world, town.job("b", outcomes=(PREPARED,), suspend=True), NOW, Limits())
+    assert again.record is None, "there was no pause"
+
+
+def test_a_job_that_waits_for_room_does_not_fill_its_record() -> None:
+    kept = compact(Outcomes(attempts=tuple(attempt(number, Reason.OUTPUT_NOT_WRITABLE) for number in range(1, 500))))
+    assert [one.attempt for one in kept.attempts] == [494, 495, 496, 497, 498, 499]

@@ -9,11 +9,13 @@ from sluice_api.meta import ENGINE_LABEL
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation.inventory import take_stock
+from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.conditions import condition
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.sleeping import sleep_refusal
-from sluice_operator.plan.facts.slots import SlotPlan, pod_of, ref, serves
+from sluice_operator.plan.facts.slots import SlotPlan, existing, pod_of, ref, serves
 from sluice_operator.plan.facts.tenants import engine_denial
+from sluice_operator.plan.facts.unreachable import unreachable
 
 
 def engine_status(
@@ -54,7 +56,16 @@ def _lending(world: World, engine: InferenceEngine, lent: list[SlotPlan]) -> tup
     if not lent:
         return reason, mistake
     borrowers = ", ".join(sorted({plan.lent_to for plan in lent}))
-    return Reason.LENDING, f"{len(lent)} of {engine.spec.replicas} lent to {borrowers}. {mistake}".rstrip()
+    parts = [f"{len(lent)} of {engine.spec.replicas} lent to {borrowers}.", mistake, _away(world, engine)]
+    return Reason.LENDING, " ".join(filter(None, parts))
+
+
+def _away(world: World, engine: InferenceEngine) -> str:
+    """What to say of a node that does not answer, with a replica of the engine or with a pod that borrows from it."""
+    place = (engine.metadata.namespace, engine.metadata.name)
+    own = (pod for i in existing(world, engine) if (pod := pod_of(world, engine, i)) and not serves(pod))
+    borrow = (pod for job in world.claims_from.get(place, {}).values() for pod in trainer_pods(world, job))
+    return unreachable(world, (*own, *borrow))
 
 
 def _mistake(world: World, engine: InferenceEngine) -> tuple[Reason, str] | None:
@@ -80,6 +91,8 @@ def _readiness(
     waits = [plan.index for plan in plans if plan.state is SlotState.WAITING]
     waiting = [str(index) for index in waits if ref(engine, index) not in refused]
     text = f"{ready} of {engine.spec.replicas} replicas serve."
+    if ready < engine.spec.replicas and (away := _away(world, engine)):
+        text += f" {away}"
     if pool is None:
         text += f" spec.resources.pool: there is no GPUPool {engine.spec.resources.pool}, so none is started."
         return ready > 0, Reason.POOL_NOT_FOUND, text

@@ -7,7 +7,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.plan.facts.deadlines import too_late
-from sluice_operator.plan.facts.outcomes import AGAIN, failures
+from sluice_operator.plan.facts.outcomes import failures, is_final
 
 
 def final_failure(
@@ -19,7 +19,7 @@ def final_failure(
         if not ended or any(outcome.reason == Reason.DONE for outcome in ended):
             continue
         last = ended[-1]
-        if last.reason not in AGAIN:
+        if is_final(last):
             return stage, _reason(last), last.message
         if failures(ended) >= job.spec.retry.attempts:
             return (

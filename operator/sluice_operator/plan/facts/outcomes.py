@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from functools import lru_cache
+from itertools import takewhile
 
 from pydantic import ValidationError
 
@@ -36,17 +37,24 @@ GAVE_WAY = frozenset({Reason.SUSPENDED, Reason.PREEMPTED, Reason.RECLAIMED})
 STOPPED = GAVE_WAY | {Reason.STALLED, Reason.DEADLINE_EXCEEDED}
 """Ends of training that runs on and is told to stop by us."""
 
-FREE = GIVEN_UP | GAVE_WAY | {Reason.REQUEUED, Reason.NODE_LOST, Reason.EVICTED}
+MENDABLE = frozenset({Reason.OUTPUT_NOT_WRITABLE})
+"""Ends that somebody can mend from outside. What was done until then is on disk, so the job waits for that."""
+
+FREE = GIVEN_UP | GAVE_WAY | MENDABLE | {Reason.REQUEUED, Reason.NODE_LOST, Reason.EVICTED}
 """Ends that are nobody's failure: they do not count against retry.attempts."""
 
 AT_ONCE = frozenset({Reason.REQUEUED, Reason.POD_LOST, Reason.NODE_LOST, Reason.STALLED})
 """Ends after which the next attempt takes the claim over without a pause."""
 
 AGAIN = AT_ONCE | FREE | {Reason.TRAINER_FAILED, Reason.DOWNLOAD_FAILED, Reason.GPU_FAILED}
-"""Ends after which another attempt may go better. Every other end is final."""
+"""Ends after which another attempt may go better. Every other end is final; of Prepare also those that are mendable,
+as nothing is lost then."""
 
 _NO_PAUSE = AT_ONCE | GAVE_WAY | {Reason.CLAIMED, Reason.DONE}
-_GIVEN_UP_KEPT = 5
+_KEPT = {GIVEN_UP: 5, MENDABLE: 6}
+"""So many of the newest attempts of a kind are recorded: one after the other is made for as long as a job waits."""
+_MENDING_PAUSE = timedelta(minutes=1)
+_LONGEST_MENDING_PAUSE = timedelta(minutes=30)
 _ELSEWHERE = frozenset({Reason.NOT_BOUND, Reason.POD_REFUSED, Reason.EVICTED})
 """Ends after which the node is avoided, so that the next claim need not wait long."""
 _ELSEWHERE_PAUSE = timedelta(seconds=10)
@@ -158,11 +166,24 @@ def done(outcomes: Outcomes, stage: Stage) -> AttemptOutcome | None:
     return None
 
 
-def next_attempt_at(job: FineTuneJob, outcomes: tuple[AttemptOutcome, ...]) -> datetime | None:
-    """When the next attempt of a stage may begin; None for at once."""
+def is_final(outcome: AttemptOutcome) -> bool:
+    """Whether an end is the job's: another attempt would end the same."""
+    if outcome.reason in MENDABLE:
+        return outcome.stage is Stage.PREPARE
+    return outcome.reason not in AGAIN
+
+
+def next_attempt_at(job: FineTuneJob, record: Outcomes, stage: Stage) -> datetime | None:
+    """When the next attempt of a stage may begin; None for at once. Who suspends a job in a pause ends the pause."""
+    outcomes = record.of(stage)
     last = outcomes[-1] if outcomes else None
     if last is None or last.ended_at is None or last.reason in _NO_PAUSE:
         return None
+    if record.suspended_at is not None and record.suspended_at >= last.ended_at:
+        return None
+    if last.reason in MENDABLE:
+        times = len(list(takewhile(lambda one: one.reason in MENDABLE, reversed(outcomes))))
+        return last.ended_at + min(_MENDING_PAUSE * (1 << times - 1), _LONGEST_MENDING_PAUSE)
     if last.reason in FREE:
         return last.ended_at + (_ELSEWHERE_PAUSE if last.reason in _ELSEWHERE else _CLAIM_PAUSE)
     doublings = min(max(0, failures(outcomes) - 1), 20)
@@ -171,13 +192,14 @@ def next_attempt_at(job: FineTuneJob, outcomes: tuple[AttemptOutcome, ...]) -> d
 
 
 def compact(outcomes: Outcomes) -> Outcomes:
-    """The same record without all but the newest claims that were given up.
+    """The same record without all but the newest attempts of those kinds that a job may make for ever.
 
     A job that waits behind a quota makes one every minute, and an annotation has an end.
     """
-    given_up = [place for place, attempt in enumerate(outcomes.attempts) if attempt.reason in GIVEN_UP]
-    if len(given_up) <= _GIVEN_UP_KEPT:
+    dropped = set[int]()
+    for kind, kept in _KEPT.items():
+        dropped.update([place for place, attempt in enumerate(outcomes.attempts) if attempt.reason in kind][:-kept])
+    if not dropped:
         return outcomes
-    dropped = {*given_up[:-_GIVEN_UP_KEPT]}
-    kept = tuple(attempt for place, attempt in enumerate(outcomes.attempts) if place not in dropped)
-    return outcomes.model_copy(update={"attempts": kept})
+    left = tuple(attempt for place, attempt in enumerate(outcomes.attempts) if place not in dropped)
+    return outcomes.model_copy(update={"attempts": left})

@@ -46,6 +46,6 @@ def _readiness(job: FineTuneJob, outcomes: Outcomes) -> Readiness:
         return Readiness(wants=False)
     if final_failure(job, outcomes, _BEFORE_ALL) is not None:
         return Readiness(wants=False)
-    moments = (job.spec.scheduling.not_before, next_attempt_at(job, outcomes.of(Stage.TRAIN)))
+    moments = (job.spec.scheduling.not_before, next_attempt_at(job, outcomes, Stage.TRAIN))
     begins = max((moment for moment in moments if moment), default=None)
     return Readiness(True, begins, waiting_ends(job, outcomes))

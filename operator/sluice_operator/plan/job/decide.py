@@ -17,10 +17,19 @@ from sluice_operator.plan.facts.claims import LiveClaim, is_live, live_claims_of
 from sluice_operator.plan.facts.deadlines import waiting_ends, warning
 from sluice_operator.plan.facts.estimate import ends_at
 from sluice_operator.plan.facts.failure import final_failure
-from sluice_operator.plan.facts.outcomes import AT_ONCE, all_outcomes, compact, done, next_attempt_at, recorded
+from sluice_operator.plan.facts.outcomes import AT_ONCE, all_outcomes, compact, done, recorded
 from sluice_operator.plan.facts.preparing import no_room_to_prepare
+from sluice_operator.plan.facts.unreachable import unreachable
 from sluice_operator.plan.job.holding import Limits, Step, advance
-from sluice_operator.plan.job.situation import CONDITION, JobDecision, Situation, Start, ended_by_us
+from sluice_operator.plan.job.situation import (
+    CONDITION,
+    JobDecision,
+    Situation,
+    Start,
+    ended_by_us,
+    in_pause,
+    told_of_pause,
+)
 from sluice_operator.plan.job.stages import runs_stage
 
 Rule = Callable[[Situation], JobDecision | None]
@@ -93,6 +102,8 @@ def suspended(s: Situation) -> JobDecision | None:
     record = s.outcomes
     for stage_job in s.running():
         record = record.with_attempt(ended_by_us(s, stage_job, Reason.SUSPENDED, "spec.suspend was set."))
+    if any(in_pause(s, stage) for stage in Stage):
+        record = record.model_copy(update={"suspended_at": s.now})
     message = "spec.suspend is true. Set it to false to go on" + (
         " from the checkpoint." if s.outcomes.of(Stage.TRAIN) else "."
     )
@@ -132,8 +143,10 @@ def holds(s: Situation) -> JobDecision | None:
         lost = tuple(stage_job for stage_job in leaving if not stage_job.deleting and not heir_of(s.world, stage_job))
         for stage_job in lost:  # unfinished, of a job that is wanted, and yet its claim is over: its node is gone
             record = record.with_attempt(ended_by_us(s, stage_job, Reason.NODE_LOST, "Its node is gone."))
-        message = "Its last training pod is still going; the next attempt follows."
-        return JobDecision(JobCondition.ADMITTED, Reason.REQUEUED, message, record=record, delete=lost)
+        away = unreachable(s.world, (pod for stage_job in leaving for pod in trainer_pods(s.world, stage_job)))
+        reason = Reason.NODE_NOT_READY if away else Reason.REQUEUED
+        message = away or "Its last training pod is still going; the next attempt follows."
+        return JobDecision(JobCondition.ADMITTED, reason, message, record=record, delete=lost)
     return _takes_over(s)
 
 
@@ -179,11 +192,9 @@ def waits(s: Situation) -> JobDecision | None:
     if done(s.outcomes, Stage.TRAIN):
         return None
     begins, ends = s.job.spec.scheduling.not_before, waiting_ends(s.job, s.outcomes)
-    again_at = next_attempt_at(s.job, s.outcomes.of(Stage.TRAIN))
-    last = s.outcomes.of(Stage.TRAIN)[-1:]
-    if again_at and again_at > s.now and last:
-        reason = Reason.known(last[0].reason) or Reason.TRAINER_FAILED
-        message = f"Attempt {last[0].attempt} ended: {last[0].message} The next one follows at {again_at:%H:%M:%S} UTC."
+    if paused := in_pause(s, Stage.TRAIN):
+        last, again_at = paused
+        reason, message = Reason.known(last.reason) or Reason.TRAINER_FAILED, told_of_pause(last, again_at)
         return JobDecision(JobCondition.ADMITTED, reason, message, again_at=min(again_at, ends or again_at))
     if begins and begins > s.now:
         message = f"Prepared. It asks for GPUs from {begins:%Y-%m-%d %H:%M:%S} UTC on (scheduling.notBefore)."

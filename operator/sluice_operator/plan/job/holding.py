@@ -1,7 +1,7 @@
 """The next step of a live claim: prove, drain, bind, train; or give up, and why."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sluice_api.claim import SlotRef
@@ -15,6 +15,7 @@ from sluice_operator.plan.facts.podless import PODS_WITHIN
 from sluice_operator.plan.facts.proof import doubt, is_gated, phase_of
 from sluice_operator.plan.facts.sleeping import agents_word, is_awake, sleeps_no_more, told_since
 from sluice_operator.plan.facts.slots import is_drained
+from sluice_operator.plan.facts.unreachable import unreachable
 
 IMAGE_TROUBLE = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
 """What the kubelet says of a container whose image it cannot get."""
@@ -143,11 +144,13 @@ def _await_node(world: World, live: LiveClaim, now: datetime, limits: Limits) ->
 
 def _train(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step:
     pods = trainer_pods(world, live.stage_job)
+    away = unreachable(world, pods)
     if not pods or any(pod.ended or pod.deleting for pod in pods):
-        return Step(Reason.TRAINING, "The training pod has ended; its result is being read.", admitted=True)
+        step = Step(Reason.TRAINING, "The training pod has ended; its result is being read.", admitted=True)
+        return replace(step, reason=Reason.NODE_NOT_READY, message=away) if away else step
     starting = next((pod for pod in pods if not pod.running), None)
     if starting:
-        return _starts(starting, live, now, limits)
+        return _of_the_node(_starts(starting, live, now, limits), away)
     silent = _silence(world, live, now, limits)
     if silent is None:
         message = f"On {live.claim.summary}, attempt {live.stage_job.attempt}."
@@ -156,7 +159,16 @@ def _train(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step
     trouble = f" It said: {heartbeat.trouble}" if heartbeat and heartbeat.trouble else ""
     message = f"No step from {min(pods, key=lambda pod: pod.index).key.name} for {silent.seconds} s.{trouble}"
     over = silent >= _stalled_after(world, live, limits) + limits.stall / 2
-    return Step(Reason.STALLED, message, admitted=True, give_up=over, again_at=now + timedelta(seconds=10))
+    step = Step(Reason.STALLED, message, admitted=True, give_up=over, again_at=now + timedelta(seconds=10))
+    return _of_the_node(step, away)
+
+
+def _of_the_node(step: Step, away: str) -> Step:
+    """What is wrong with a pod whose node does not answer is not the pod's fault."""
+    if not away:
+        return step
+    reason = Reason.NODE_LOST if step.give_up else Reason.NODE_NOT_READY
+    return replace(step, reason=reason, message=f"{step.message} {away}")
 
 
 def _starts(pod: PodView, live: LiveClaim, now: datetime, limits: Limits) -> Step:

@@ -12,7 +12,7 @@ from sluice_api.stages import ExportResult, Stage
 from sluice_operator.observe.views import PodView, StageJobView
 from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation.waiting import Wait
-from sluice_operator.plan.facts.outcomes import all_outcomes, only_node
+from sluice_operator.plan.facts.outcomes import all_outcomes, next_attempt_at, only_node
 from sluice_operator.plan.job.holding import Limits
 
 CONDITION = {
@@ -97,6 +97,20 @@ def ended_by_us(
         by=by,
         step=mine.step if mine else 0,
         checkpoint_step=mine.checkpoint_step if mine else None,
+    )
+
+
+def in_pause(s: Situation, stage: Stage) -> tuple[AttemptOutcome, datetime] | None:
+    """The last attempt of a stage, and when the next one follows, while it is not to begin yet."""
+    at = next_attempt_at(s.job, s.outcomes, stage)
+    return (s.outcomes.of(stage)[-1], at) if at and at > s.now else None
+
+
+def told_of_pause(last: AttemptOutcome, at: datetime) -> str:
+    """What to say in a pause between two attempts."""
+    return (
+        f"Attempt {last.attempt} ended: {last.message} The next one follows at {at:%H:%M:%S} UTC, or at once when "
+        "spec.suspend has been true for a moment."
     )
 
 

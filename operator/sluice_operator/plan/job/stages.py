@@ -6,10 +6,19 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import StageJobView
 from sluice_operator.plan.facts.attempts import trainer_pods
-from sluice_operator.plan.facts.outcomes import done, next_attempt_at
+from sluice_operator.plan.facts.outcomes import done
 from sluice_operator.plan.facts.podless import PODS_WITHIN
+from sluice_operator.plan.facts.unreachable import unreachable
 from sluice_operator.plan.job.holding import IMAGE_TROUBLE
-from sluice_operator.plan.job.situation import CONDITION, JobDecision, Situation, Start, ended_by_us
+from sluice_operator.plan.job.situation import (
+    CONDITION,
+    JobDecision,
+    Situation,
+    Start,
+    ended_by_us,
+    in_pause,
+    told_of_pause,
+)
 
 
 def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobDecision | None:
@@ -18,6 +27,10 @@ def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobD
         return None
     running = s.unfinished(stage)
     if running:
+        away = unreachable(s.world, (pod for j in running for pod in trainer_pods(s.world, j)))
+        if away:
+            again_at = s.now + timedelta(seconds=30)
+            return JobDecision(CONDITION[stage], Reason.NODE_NOT_READY, away, again_at=again_at)
         stuck = next((why for j in running if (why := _not_started(s, j))), None)
         if stuck is None:
             return JobDecision(CONDITION[stage], reason, message, again_at=s.now + timedelta(seconds=30))
@@ -30,11 +43,10 @@ def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobD
             delete=tuple(running) if over else (),
             again_at=s.now + timedelta(seconds=5),
         )
-    ended = s.outcomes.of(stage)
-    again_at = next_attempt_at(s.job, ended)
-    if again_at and again_at > s.now:
+    if paused := in_pause(s, stage):
+        last, again_at = paused
         return JobDecision(
-            CONDITION[stage], Reason.known(ended[-1].reason) or reason, ended[-1].message, again_at=again_at
+            CONDITION[stage], Reason.known(last.reason) or reason, told_of_pause(last, again_at), again_at=again_at
         )
     return JobDecision(CONDITION[stage], reason, message, start=Start(stage, s.next_attempt(stage)))
 

@@ -1,0 +1,105 @@
+"""A node that does not answer and that nobody deletes: who waits for it says so, since when, and what ends it."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from sluice_api.reasons import Reason
+from sluice_api.stages import Stage
+from sluice_operator.observe.views import NodeView
+from sluice_operator.observe.world import Heartbeat
+from sluice_operator.plan.engine.decide import plan_engine
+from sluice_operator.plan.facts.outcomes import FREE
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.holding import Limits
+from tests.unit.plan.test_claim_cycle import Loan, _training
+from tests.unit.plan.test_retry import attempt
+from tests.unit.plan.worlds import NOW, PREPARED, Town
+
+SINCE = NOW - timedelta(hours=2)
+SAYS = "Node n1 has not been ready since 2026-11-22 10:00 UTC"
+REMEDIES = (
+    "kubectl delete node n1",
+    "kubectl taint node n1 node.kubernetes.io/out-of-service=nodeshutdown:NoExecute",
+)
+
+
+def goes_away(town: Town) -> None:
+    node: NodeView = town.nodes[0]
+    town.version += 1
+    town.put(replace(node, ready=False, not_ready_since=SINCE, resource_version=town.version))
+
+
+@pytest.mark.parametrize(
+    ("case", "pod", "after", "reason", "given_up"),
+    [
+        ("its pod is being deleted", {"deleting": True}, 1, Reason.NODE_NOT_READY, None),
+        ("its trainer is silent", {}, 130, Reason.NODE_NOT_READY, None),
+        ("its trainer has been silent for too long", {}, 190, Reason.NODE_LOST, Reason.NODE_LOST),
+        ("its trainer reports all the same", {}, 1, Reason.TRAINING, None),
+        ("its pod never started", {"running": False}, 1, Reason.NODE_NOT_READY, None),
+        ("nor in time", {"running": False}, 700, Reason.NODE_LOST, Reason.NODE_LOST),
+        ("it has ended before", {"ended": True, "running": False}, 1, Reason.TRAINING, None),
+    ],
+)
+def test_a_job_names_the_node(
+    case: str, pod: dict[str, Any], after: int, reason: Reason, given_up: Reason | None
+) -> None:
+    loan = Loan()
+    trainer = _training(loan)
+    loan.put(trainer, bound_at=NOW, **pod)
+    loan.town.store.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW, 1.0))
+    goes_away(loan.town)
+    decision = loan.plan_job(after=after)
+    assert decision.reason is reason, case
+    assert (SAYS in decision.message) is (reason is not Reason.TRAINING), decision.message
+    recorded = decision.record.of(Stage.TRAIN) if decision.record else ()
+    assert [outcome.reason for outcome in recorded] == ([given_up] if given_up else [])
+    assert given_up is None or given_up in FREE
+
+
+def test_job_and_engine_say_it_while_the_pod_of_an_attempt_that_was_ended_stays() -> None:
+    """M10: "Its last training pod is still going; the next attempt follows.", for ever."""
+    loan = Loan()
+    pod = _training(loan)
+    loan.put(pod, deleting=True)
+    loan.put(loan.stage_job, deleting=True)
+    assert loan.plan_job(after=1).reason is Reason.REQUEUED
+    goes_away(loan.town)
+    decision, engine = loan.plan_job(after=1), loan.plan_engine(after=1)
+    assert decision.reason is Reason.NODE_NOT_READY
+    ready = engine.status.conditions[0]
+    for message in (decision.message, ready.message):
+        assert SAYS in message
+        assert all(remedy in message for remedy in REMEDIES), message
+    loan.put(pod, deleting=True, ended=True)
+    assert SAYS not in loan.plan_engine(after=1).status.conditions[0].message
+
+
+def test_an_engine_names_the_node_of_a_loan_and_of_its_own_replica() -> None:
+    loan = Loan()
+    _training(loan)
+    goes_away(loan.town)
+    lent = loan.plan_engine(after=1).status.conditions[1]
+    assert (lent.reason, SAYS in lent.message) == (Reason.LENDING, True)
+    alone = Town()
+    alone.node(1)
+    engine = alone.engine("chat", 1)
+    alone.slot(engine, 0, "n1", ready=False)
+    goes_away(alone)
+    assert SAYS in plan_engine(alone.world, engine, NOW).status.conditions[0].message
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.EXPORT])
+def test_a_stage_on_a_cpu_names_it_too(stage: Stage) -> None:
+    town = Town()
+    town.node(1)
+    job = town.job("a", outcomes=())
+    if stage is Stage.EXPORT:
+        job = town.job("a", outcomes=(PREPARED, attempt(1, Reason.DONE)))
+    town.trainer_pod(town.stage_job(job, stage, created=NOW), "n1", deleting=True)
+    goes_away(town)
+    decision = plan_job(town.world, job, NOW + timedelta(seconds=1), Limits())
+    assert (decision.reason, SAYS in decision.message) == (Reason.NODE_NOT_READY, True)
