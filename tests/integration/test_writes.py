@@ -237,9 +237,32 @@ async def test_an_event_is_on_the_object(cluster: Cluster, kube: Kube, namespace
     made = await cluster.create(finetunejob(namespace))
     await cluster.event(key(made), made["metadata"]["uid"], "Normal", "Training", "x" * 5000)
     await cluster.event(Key("FineTuneJob", "no-such-namespace", "j"), "uid", "Normal", "Lost", "never raises")
-    (event,) = (await kube.call("GET", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"))["items"]
-    assert (event["regarding"]["name"], event["reportingController"]) == ("j", "sluice.dev/sluice")
-    assert len(event["note"]) == 1024
+    (event,) = (await kube.call("GET", f"/api/v1/namespaces/{namespace}/events"))["items"]
+    assert (event["involvedObject"]["name"], event["reportingComponent"]) == ("j", "sluice.dev/sluice")
+    assert len(event["message"]) == 1024
+
+
+async def test_events_are_in_their_order_and_what_repeats_is_counted(
+    cluster: Cluster, kube: Kube, namespace: str
+) -> None:
+    """As kubectl describe sorts them: by lastTimestamp, which is known to the second, and then as they are listed."""
+    made = await cluster.create(finetunejob(namespace))
+    place, uid = key(made), made["metadata"]["uid"]
+    reasons = ["Preparing", "WaitingForGPUs", "Claimed", "Draining", "Binding", "Training", "Exporting", "Succeeded"]
+    for reason in reasons:
+        await cluster.event(place, uid, "Normal", reason, "told once")
+    await cluster.event(place, uid, "Normal", "Claimed", "told once")
+    listed = (await kube.call("GET", f"/api/v1/namespaces/{namespace}/events"))["items"]
+    assert [event["reason"] for event in listed] == reasons
+    told = sorted(listed, key=lambda event: str(event["lastTimestamp"]))
+    assert [event["reason"] for event in told if event["reason"] != "Claimed"] == [r for r in reasons if r != "Claimed"]
+    counts = {event["reason"]: event["count"] for event in listed}
+    assert counts == dict.fromkeys(reasons, 1) | {"Claimed": 2}
+    claimed = next(event for event in listed if event["reason"] == "Claimed")
+    await kube.call("DELETE", f"/api/v1/namespaces/{namespace}/events/{claimed['metadata']['name']}")
+    await cluster.event(place, uid, "Normal", "Claimed", "told once")
+    listed = (await kube.call("GET", f"/api/v1/namespaces/{namespace}/events"))["items"]
+    assert next(event["count"] for event in listed if event["reason"] == "Claimed") == 1
 
 
 async def test_without_the_lease_nothing_is_written(cluster: Cluster, lease: Held, kube: Kube, namespace: str) -> None:

@@ -118,13 +118,11 @@
 - apiGroups: [sluice.dev]
   resources: [finetunejobs/finalizers, inferenceengines/finalizers]
   verbs: [update]
-# What happened, for `kubectl describe`; and why a Job could not make its pod, which only an event says.
-- apiGroups: [events.k8s.io]
-  resources: [events]
-  verbs: [create]
+# What happened, for `kubectl describe`, where what repeats is counted; and why a Job could not make its pod, which only
+# an event says.
 - apiGroups: [""]
   resources: [events]
-  verbs: [list]
+  verbs: [create, list, patch]
 {{- end -}}
 
 {{/* In the operator's own namespace only. */}}

@@ -52,7 +52,7 @@ KINDS = {
     "ResourceClaimTemplate": ApiKind("resource.k8s.io", "v1", "resourceclaimtemplates"),
     "NetworkPolicy": ApiKind("networking.k8s.io", "v1", "networkpolicies"),
     "EndpointSlice": ApiKind("discovery.k8s.io", "v1", "endpointslices"),
-    "Event": ApiKind("events.k8s.io", "v1", "events"),
+    "Event": ApiKind("", "v1", "events"),
     "TokenReview": ApiKind("authentication.k8s.io", "v1", "tokenreviews", namespaced=False),
     "Lease": ApiKind("coordination.k8s.io", "v1", "leases"),
 }

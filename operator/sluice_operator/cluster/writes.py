@@ -6,13 +6,14 @@ same state because a watch was late.
 
 import logging
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any, Protocol
-from uuid import uuid4
 
-from sluice_api.meta import BOUND_AT_ANNOTATION, FIELD_MANAGER, GROUP, PROGRESS_FIELD_MANAGER, SCHEDULING_GATE
+from sluice_api.meta import BOUND_AT_ANNOTATION, FIELD_MANAGER, PROGRESS_FIELD_MANAGER, SCHEDULING_GATE
 from sluice_operator import metrics
-from sluice_operator.cluster.client import APPLY_PATCH, ATTEMPTS, JSON, JSON_PATCH, Api, Body
+from sluice_operator.cluster.client import APPLY_PATCH, ATTEMPTS, JSON, JSON_PATCH, MERGE_PATCH, Api, Body
 from sluice_operator.cluster.errors import ApiError, Gone, NotLeading, Outdated
+from sluice_operator.cluster.events import EventLog, Happened
 from sluice_operator.cluster.kinds import KINDS, path_of
 from sluice_operator.observe.parse import KINDS as WATCHED
 from sluice_operator.observe.parse import parse, uid_of, version_of
@@ -26,7 +27,6 @@ ANNOTATIONS_MANAGER = f"{FIELD_MANAGER}-annotations"
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 _JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
-_MAX_NOTE = 1024
 _NOT_AS_TESTED = "the server rejected our request due to an error in our request"
 """All that the API server says of a JSON patch whose test failed."""
 
@@ -58,7 +58,7 @@ class Cluster:
         self._api = api
         self._store = store
         self._leadership = leadership
-        self._reporter = reporter
+        self._events = EventLog(reporter)
 
     @property
     def term(self) -> int:
@@ -158,31 +158,28 @@ class Cluster:
 
     async def event(self, key: Key, uid: str, level: str, reason: str, message: str) -> None:
         """Tell people, on the object; `level` is Normal or Warning. Never raises: an event that is lost is lost."""
-        namespace = key.namespace or "default"
-        body: Body = {
-            "apiVersion": KINDS["Event"].api_version,
-            "kind": "Event",
-            "metadata": {"name": f"{key.name[:200]}.{uuid4().hex[:16]}", "namespace": namespace},
-            "eventTime": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-            "reportingController": f"{GROUP}/sluice",
-            "reportingInstance": self._reporter[:128],
-            "action": reason,
-            "reason": reason,
-            "type": level,
-            "note": message[:_MAX_NOTE],
-            "regarding": {
-                "apiVersion": KINDS[key.kind].api_version,
-                "kind": key.kind,
-                "namespace": key.namespace,
-                "name": key.name,
-                "uid": uid,
-            },
-        }
-        event = Key("Event", namespace, body["metadata"]["name"])
+        what = Happened(key, uid, level, reason, message)
         try:
-            await self._write("event", event, "POST", KINDS["Event"].collection(namespace), body, attempts=1)
+            self._events.written(what, await self._tell(what))
         except (ApiError, NotLeading) as error:
             logger.warning("an event was lost", extra={"object": str(key), "reason": reason, "error": str(error)})
+
+    async def _tell(self, what: Happened) -> Body:
+        """Write an event, or count one that says the same once more. One attempt."""
+        now = datetime.now(UTC)
+        if known := self._events.again(what, now):
+            place, patch = known
+            try:
+                return await self._write(
+                    "event", place, "PATCH", path_of(place), patch, content_type=MERGE_PATCH, attempts=1
+                )
+            except ApiError as error:
+                if error.status != HTTPStatus.NOT_FOUND:
+                    raise
+                self._events.forget(what)
+        event = self._events.new(what, now)
+        place = key_of_manifest(event)
+        return await self._write("event", place, "POST", KINDS["Event"].collection(place.namespace), event, attempts=1)
 
     async def failed_create(self, stage_job: Key) -> str:
         """Why the Job controller could not make a Job's pod, in its newest words; empty if it never said so."""

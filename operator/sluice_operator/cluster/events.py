@@ -1,0 +1,99 @@
+"""Events as client-go's recorder makes them, so that `kubectl describe` and `get events` show them in their order.
+
+kubectl sorts by lastTimestamp, which only events of the core API may set when they are made. It is known to the second;
+of the same second those come first whose name does, and a name ends in the time.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from sluice_api.meta import GROUP
+from sluice_operator.cluster.client import Body
+from sluice_operator.cluster.kinds import KINDS
+from sluice_operator.observe.views import Key
+
+_MAX_MESSAGE = 1024
+_REMEMBERED = 4096
+
+
+class Happened(NamedTuple):
+    """What is to be told, on an object."""
+
+    key: Key
+    uid: str
+    level: str
+    """Normal or Warning."""
+    reason: str
+    message: str
+
+    @property
+    def namespace(self) -> str:
+        """Where its event is: what is cluster-scoped has no namespace."""
+        return self.key.namespace or "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event that was written."""
+
+    name: str
+    count: int
+
+
+class EventLog:
+    """The newest events of this process: one that happens again is counted, and not written anew."""
+
+    def __init__(self, reporter: str) -> None:
+        """`reporter` is this process's name in events."""
+        self._reporter = reporter
+        self._told: OrderedDict[Happened, Told] = OrderedDict()
+
+    def again(self, what: Happened, now: datetime) -> tuple[Key, Body] | None:
+        """The event that says the same already, and the merge patch that counts it once more; None if there is none."""
+        told = self._told.get(what)
+        if told is None:
+            return None
+        return Key("Event", what.namespace, told.name), {"count": told.count + 1, "lastTimestamp": _second(now)}
+
+    def new(self, what: Happened, now: datetime) -> Body:
+        """The event that says it for the first time."""
+        key, at = what.key, _second(now)
+        return {
+            "apiVersion": KINDS["Event"].api_version,
+            "kind": "Event",
+            "metadata": {"name": f"{key.name[:200]}.{round(now.timestamp() * 1e9):x}", "namespace": what.namespace},
+            "involvedObject": {
+                "apiVersion": KINDS[key.kind].api_version,
+                "kind": key.kind,
+                "namespace": key.namespace,
+                "name": key.name,
+                "uid": what.uid,
+            },
+            "type": what.level,
+            "reason": what.reason,
+            "action": what.reason,
+            "message": what.message[:_MAX_MESSAGE],
+            "firstTimestamp": at,
+            "lastTimestamp": at,
+            "count": 1,
+            "source": {"component": "sluice"},
+            "reportingComponent": f"{GROUP}/sluice",
+            "reportingInstance": self._reporter[:128],
+        }
+
+    def written(self, what: Happened, event: Body) -> None:
+        """An event is there, as the API server says it."""
+        self._told[what] = Told(event["metadata"]["name"], int(event.get("count") or 1))
+        self._told.move_to_end(what)
+        if len(self._told) > _REMEMBERED:
+            self._told.popitem(last=False)
+
+    def forget(self, what: Happened) -> None:
+        """Its event is gone: they are kept for an hour."""
+        self._told.pop(what, None)
+
+
+def _second(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
