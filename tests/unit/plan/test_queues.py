@@ -139,65 +139,6 @@ def test_what_a_pool_refuses_is_refused_before_anything_runs(
     assert says in decision.message
 
 
-@pytest.mark.parametrize(
-    ("rule", "pool", "started", "reason", "says"),
-    [
-        ("a pool of other namespaces", {"allowedNamespaces": LAB}, [], Reason.NAMESPACE_NOT_ALLOWED,
-         "Use another pool, or have its spec.allowedNamespaces select the namespace."),
-        ("a priority above the cap", {"quotas": [{"maxPriority": 4}]}, [], Reason.PRIORITY_TOO_HIGH,
-         "spec.preemption.priority: 5 is above 4"),
-        ("a cap that it keeps to", {"quotas": [{"maxPriority": 5}]}, [0, 1, 2], Reason.NONE_SERVING, ""),
-        ("so many replicas", {"quotas": [{"maxServingGPUs": 2}]}, [0, 1], Reason.NAMESPACE_QUOTA,
-         "have 2 of the 2 GPUs that they may have there at once"),
-        ("another namespace's quota", {"quotas": [{"namespaces": LAB, "maxServingGPUs": 0}]}, [0, 1, 2],
-         Reason.NONE_SERVING, ""),
-        ("with its jobs", {"quotas": [{"maxTotalGPUs": 3}]}, [0, 1], Reason.NAMESPACE_QUOTA,
-         "have 3 of the 3 GPUs that they may have there together"),
-        ("its jobs alone", {"quotas": [{"maxGPUs": 1}]}, [0, 1, 2], Reason.NONE_SERVING, ""),
-    ],
-)  # fmt: skip
-def test_what_a_pool_refuses_to_an_engine(
-    rule: str, pool: dict[str, Any], started: list[int], reason: Reason, says: str
-) -> None:
-    town = Town()
-    town.node(8)
-    town.pool(**pool)
-    trains = town.job("a", scheduling={"policy": "Queue"})
-    town.trainer_pod(town.stage_job(trains, claim=town.claim("n1")), "n1")
-    made = town.engine("mine", 3, preemption={"priority": 5})
-    decision = plan_engine(town.world, made, NOW)
-    assert [plan.index for plan in decision.apply] == started, rule
-    ready = decision.status.conditions[0]
-    assert (ready.reason, says in ready.message) == (reason, True), ready.message
-    assert ("No GPU is free" in ready.message) is False
-
-
-@pytest.mark.parametrize(
-    "pool", [{"allowedNamespaces": LAB}, {"quotas": [{"maxServingGPUs": 0, "maxTotalGPUs": 0, "maxPriority": -5}]}]
-)
-def test_a_replica_that_runs_is_not_stopped_by_what_a_pool_allows_later(pool: dict[str, Any]) -> None:
-    town = Town()
-    town.node(4)
-    serving = engine(town)
-    town.pool(**pool)
-    decision = plan_engine(town.world, serving, NOW)
-    assert (decision.stop, decision.remove) == ((), ())
-    assert decision.status.conditions[0].reason == Reason.ALL_SERVING
-
-
-def test_a_replica_that_the_quota_refuses_does_not_ask_loans_back() -> None:
-    town = parse("pool: 4 gpus | a: needs 1, takes chat/1 on n1")
-    town.pool(quotas=[{"maxServingGPUs": 2}])
-    lender = engine(town, reclaim="OnDemand", minReplicas=0)
-    grown = lender.model_copy(update={"spec": lender.spec.model_copy(update={"replicas": 3})})
-    town.version += 1
-    metadata = grown.metadata.model_copy(update={"resource_version": str(town.version)})
-    town.put(grown.model_copy(update={"metadata": metadata}))
-    decision = plan_engine(town.world, town.world.engines[engine_key("team", "chat")], NOW)
-    assert [slot.state for slot in decision.status.slots if slot.lent_to] == ["Stopping"]
-    assert decision.status.conditions[0].reason == Reason.NAMESPACE_QUOTA
-
-
 def engine(town: Town, **terms: Any) -> InferenceEngine:
     """Two replicas that lend on these terms."""
     made = town.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1, **terms})
