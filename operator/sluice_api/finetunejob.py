@@ -12,7 +12,7 @@ from sluice_api.model import Disk, Model, Name, Quantity, Remedy, Seconds, Secre
 from sluice_api.pods import DEFAULT_DISK
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.scheduling import Retry, Scheduling
-from sluice_api.sources import DatasetUri, ModelUri, VolumeUri
+from sluice_api.sources import DatasetUri, ModelUri, VolumeUri, claims_of
 from sluice_api.training import Lora, Method, Training
 
 MOST_ATTEMPTS = 100
@@ -161,6 +161,13 @@ class FineTuneJobSpec(Model):
     )
     scheduling: Scheduling = Field(default_factory=Scheduling, description="When the job gets GPUs, and from whom.")
     output: Output = Field(description="Where the result goes.", json_schema_extra=IMMUTABLE)
+    resume_from: VolumeUri | None = Field(
+        None,
+        description="The folder of an older job, pvc://claim/path/<job>-<uid8>: training goes on from its newest "
+        "checkpoint. Base model, rows, method and settings must be those of that job; Prepare compares them, and names "
+        "what differs. Absent: training begins anew.",
+        json_schema_extra=IMMUTABLE,
+    )
     publish: Publish | None = Field(
         None, description="The engine that serves the result. Absent: none does.", json_schema_extra=IMMUTABLE
     )
@@ -230,10 +237,15 @@ class FineTuneJobSpec(Model):
             ),
             *(
                 Rule(f"has(self.{name}) == has(oldSelf.{name})", UNCHANGED, at=f".{name}")
-                for name in ("publish", "managedBy")
+                for name in ("publish", "resumeFrom", "managedBy")
             ),
         )
     )
+
+    @property
+    def volumes(self) -> tuple[str, ...]:
+        """The PersistentVolumeClaims that its pods mount, each once."""
+        return claims_of(self.model.uri, self.dataset.uri, self.output.uri, self.resume_from or "")
 
 
 class Progress(Model):

@@ -301,6 +301,11 @@ class Reason(StrEnum):
         "The folder at output.uri cannot be written, or its volume is full.",
         "Give uid 65532 write access, or make room, or the volume larger: who has trained then goes on by itself.",
     )
+    RESUME_REFUSED = (
+        "ResumeRefused",
+        "The job cannot go on from the folder at spec.resumeFrom; the message says what is missing or differs.",
+        "Create the job anew with what the message says, or without resumeFrom.",
+    )
     DOWNLOAD_FAILED = "DownloadFailed", "A source could not be fetched.", "See the message for host and status."
     IMAGE_NOT_PULLED = (
         "ImageNotPulled",

@@ -184,6 +184,7 @@ UNCHANGEABLE: list[tuple[str, str, Any, str]] = [
     ("FineTuneJob", "spec.resources.gpus", 2, "spec.resources: *"),
     ("FineTuneJob", "spec.output.uri", "pvc://adapters/other", "spec.output: *"),
     ("FineTuneJob", "spec.publish", {"engine": "chat", "name": "tone"}, "spec.publish: *"),
+    ("FineTuneJob", "spec.resumeFrom", "pvc://adapters/out/tone-12345678", "spec.resumeFrom: *"),
     ("FineTuneJob", "spec.activeDeadlineSeconds", 60, "spec.activeDeadlineSeconds: *"),
     ("FineTuneJob", "spec.retry", {"attempts": 6}, "spec.retry: *"),
     ("FineTuneJob", "spec.managedBy", "kueue.x-k8s.io/multikueue", "spec.managedBy: *"),

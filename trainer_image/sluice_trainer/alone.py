@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.meta import GROUP
 from sluice_api.pods import STAGE_ENV
-from sluice_api.sources import VOLUMES, claims_of, volume_path
+from sluice_api.sources import VOLUMES, volume_path
 from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
 from sluice_trainer.curve import Curve
 from sluice_trainer.local_ranks import OUTCOME_ENV
@@ -150,7 +150,7 @@ def claim_folders(job: StageSpec, volumes: Path, others: Sequence[str]) -> dict[
     spec = job.spec
     written = volume_path(spec.output.uri)
     folders: dict[str, Path] = {}
-    for claim in claims_of(spec.model.uri, spec.dataset.uri, spec.output.uri):
+    for claim in spec.volumes:
         folder: Path = given.pop(claim, volumes / claim)
         if written is not None and claim == written.claim:
             folder.mkdir(parents=True, exist_ok=True)

@@ -18,10 +18,27 @@ from sluice_api.training import Schedule, Training
 
 def plan_digest(stage: StageSpec) -> str:
     """Tell two plans apart: covers what decides the result, not who goes first or which attempt this is."""
-    fields = {"model", "dataset", "method", "lora", "training", "output"}
+    fields = {"model", "dataset", "method", "lora", "training", "output", "resume_from"}
     # Without defaults, so that a field that is new in this version does not make another plan of a running job's.
     plan = stage.spec.model_dump_json(by_alias=True, include=fields, exclude_defaults=True)
     return hashlib.sha256(f"{stage.namespace}/{stage.name}/{stage.uid} {plan}".encode()).hexdigest()
+
+
+_HOW_FAST = frozenset(
+    {"checkpointEverySteps", "keepCheckpoints", "microBatchSize", "gradientCheckpointing", "compile", "sharding"}
+)
+"""Settings that change how fast a training is and what it keeps, and not what is learnt, but for rounding."""
+
+
+def settings_of(stage: StageSpec) -> dict[str, str]:
+    """What the job says of how to learn, by field: what a training must share that another one goes on from."""
+    spec = stage.spec
+    fields = {"lora": spec.lora, "training": spec.training}
+    found = {"method": str(spec.method)}
+    for name, part in fields.items():
+        values = part.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        found.update({f"{name}.{field}": str(value) for field, value in values.items() if field not in _HOW_FAST})
+    return found
 
 
 class Steps:

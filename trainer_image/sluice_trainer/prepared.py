@@ -36,6 +36,8 @@ class PreparedManifest(Model):
     """The commit that an hf:// model was at; empty for a folder in a volume."""
     base_model_fingerprint: str
     seed: int
+    settings: dict[str, str] | None = None
+    """plan.settings_of the StageSpec; None in folders of versions before resumeFrom."""
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ def _claiming(
 
 def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) -> Manifest:
     output = claims_of(job.spec.output.uri)
-    claims = claims_of(job.spec.model.uri, job.spec.dataset.uri, job.spec.output.uri)
+    claims = job.spec.volumes
     work = StageSpec(
         namespace=job.metadata.namespace,
         name=job.metadata.name,

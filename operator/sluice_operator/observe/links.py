@@ -3,7 +3,6 @@
 from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_api.sources import claims_of
 from sluice_operator.observe.index import Index
 from sluice_operator.observe.views import ClaimView, StageJobView
 
@@ -29,7 +28,7 @@ def _published_to(job: FineTuneJob) -> tuple[Place, ...]:
 
 def _volume_claims(job: FineTuneJob) -> tuple[Place, ...]:
     try:
-        names = claims_of(job.spec.model.uri, job.spec.dataset.uri, job.spec.output.uri)
+        names = job.spec.volumes
     except ValueError:  # a path that climbs out of its claim; the job's own reconcile says so
         return ()
     return tuple((job.metadata.namespace, name) for name in names)

@@ -18,7 +18,7 @@ from sluice_trainer.data.fetch import dataset_file, dataset_name
 from sluice_trainer.data.rows import Findings, read_rows
 from sluice_trainer.data.split import held_out
 from sluice_trainer.errors import StageError
-from sluice_trainer.plan import Steps, plan_digest
+from sluice_trainer.plan import Steps, plan_digest, settings_of
 from sluice_trainer.prepared import PreparedManifest, TokenRow, TokenRows
 from sluice_trainer.report import Reporter
 
@@ -93,7 +93,12 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
             base_model_revision=base.revision,
             base_model_fingerprint=base.fingerprint,
             seed=spec.training.seed,
+            settings=settings_of(stage),
         )
+        if spec.resume_from is not None:
+            from sluice_trainer.train.checkpoints.adopt import adopt
+
+            adopt(stage, manifest)
         (unfinished / MANIFEST).write_text(manifest.to_json())
     durable.remove_unfinished(folder.parent)
     return result

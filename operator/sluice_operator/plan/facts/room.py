@@ -6,7 +6,6 @@ from sluice_api.finetunejob import FineTuneJob, JobResources
 from sluice_api.meta import SCALE_UP_LABEL
 from sluice_api.pods import DISK_REQUEST
 from sluice_api.quantity import amount, readable
-from sluice_api.sources import claims_of
 from sluice_operator.observe.views import ClaimView, Key, NodeRequirement, NodeView, PodView, Resources
 from sluice_operator.observe.world import World, job_key
 
@@ -31,7 +30,7 @@ def need_of(resources: JobResources) -> dict[str, int]:
 
 def claims_of_job(job: FineTuneJob) -> tuple[str, ...]:
     """PersistentVolumeClaims that the job's pods mount."""
-    return claims_of(job.spec.model.uri, job.spec.dataset.uri, job.spec.output.uri)
+    return job.spec.volumes
 
 
 def holding(world: World, node: str) -> list[PodView]:

@@ -147,7 +147,7 @@ class Checkpoints:
     def newest_step(self) -> int | None:
         """The step of the newest whole checkpoint; None when there is none. What was left half-written goes."""
         durable.remove_unfinished(self._folder)
-        for step, folder in self._by_step():
+        for step, folder in by_step(self._folder):
             if (why := self._damage(folder, step)) is None:
                 return step
             logs.warning("checkpoint skipped", folder=str(folder), why=why)
@@ -241,16 +241,12 @@ class Checkpoints:
         passed over."""
         if self.together is not None and not self.together.leads:
             return
-        by_step = self._by_step()
-        kept = [folder for step, folder in by_step if step <= newest][: self._kept]
-        for step, folder in by_step:
+        all_of_them = by_step(self._folder)
+        kept = [folder for step, folder in all_of_them if step <= newest][: self._kept]
+        for step, folder in all_of_them:
             if folder not in kept and step != self.best_step:
                 shutil.rmtree(folder, ignore_errors=True)
                 failpoints.reached("checkpoint-pruned")
-
-    def _by_step(self) -> list[tuple[int, Path]]:
-        found = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in self._folder.glob("step-*"))
-        return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
     def _damage(self, folder: Path, step: int) -> str | None:
         """Why a checkpoint can't be used; None when it can."""
@@ -266,6 +262,16 @@ class Checkpoints:
         return f"{file} is missing or damaged" if file else None
 
 
+def by_step(folder: Path) -> list[tuple[int, Path]]:
+    """What is called a checkpoint in a folder, the newest first; whether it is whole is not looked at."""
+    found = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*"))
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+def standing_of(folder: Path) -> Standing:
+    """Where training stands in a checkpoint that is whole."""
+    return Standing.model_validate_json((folder / _STANDING).read_bytes())
+
+
 def _read(folder: Path, part: Part = WHOLE, kinds: Sequence[str] = ("",)) -> Snapshot:
-    standing = Standing.model_validate_json((folder / _STANDING).read_bytes())
-    return Snapshot(standing, read(folder, (path.name for path in folder.iterdir()), part, kinds))
+    return Snapshot(standing_of(folder), read(folder, (path.name for path in folder.iterdir()), part, kinds))

@@ -1,0 +1,91 @@
+"""spec.resumeFrom: the newest checkpoint of an older job becomes the first one of this job, if both learn the same.
+
+It is copied, by Prepare: nothing takes a GPU before it is known that training can go on from there, and training itself
+resumes as after any other attempt.
+"""
+
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+from sluice_api.artifacts import MANIFEST
+from sluice_api.reasons import Reason
+from sluice_api.sources import volume_path
+from sluice_api.stages import StageSpec
+from sluice_trainer import durable, logs
+from sluice_trainer.errors import StageError
+from sluice_trainer.places import inside_claim, neighbours, work
+from sluice_trainer.prepared import TRAINING, VALIDATION, PreparedManifest
+from sluice_trainer.train.checkpoints.checkpoint import CheckpointManifest, Checkpoints, by_step, standing_of
+
+
+def adopt(stage: StageSpec, mine: PreparedManifest) -> None:
+    """Copy what training goes on from. Nothing is copied where this job has a checkpoint of its own already.
+
+    Raises:
+        StageError: ResumeRefused, with what is missing there, or what differs from that job.
+    """
+    if Checkpoints(stage).newest_step() is not None:
+        return
+    folder = _folder(stage)
+    theirs = durable.read_manifest(folder / "prepared", PreparedManifest)
+    if theirs is None:
+        _refuse(stage, f"there is no whole prepared/{MANIFEST} in it. Name the folder of a job, <job>-<uid8>")
+    if differs := _difference(mine, theirs):
+        _refuse(stage, differs)
+    found = [(step, path) for step, path in by_step(folder / "checkpoints") if _is_whole(path, step, theirs.plan)]
+    if not found:
+        _refuse(stage, "it has no whole checkpoint. Create the job without resumeFrom: there is nothing to go on from")
+    step, newest = found[0]
+    best = standing_of(newest).best_step
+    for other, path in found:
+        if other in (step, best):
+            _copy(path, work(stage) / "checkpoints" / path.name, other, mine.plan)
+    logs.info("goes on from another job", folder=str(folder), step=step)
+
+
+def _folder(stage: StageSpec) -> Path:
+    path = volume_path(stage.spec.resume_from or "")
+    found = inside_claim(path) if path else None
+    if path is None or found is None or not found.is_dir():
+        _refuse(stage, f"there is no such folder. {neighbours(path) if path else ''}")
+    return found
+
+
+def _difference(mine: PreparedManifest, theirs: PreparedManifest) -> str:
+    """The first thing in which two jobs learn differently, and the remedy; empty when they learn the same."""
+    if mine.base_model_fingerprint != theirs.base_model_fingerprint:
+        return f"it was trained from another base model, {theirs.base_model_uri}. Set model.uri to that one"
+    if theirs.settings is None:
+        return "a version that did not note the job's settings has made it, so they can't be compared"
+    settings = mine.settings or {}
+    for field in sorted({*settings, *theirs.settings}):
+        if settings.get(field) != theirs.settings.get(field):
+            here, there = (one.get(field, "the default") for one in (settings, theirs.settings))
+            return f"{field} is {here} here and {there} there. Set it to what it is there"
+    if any(mine.files.get(name) != theirs.files.get(name) for name in (TRAINING, VALIDATION)):
+        return "it was trained on other rows. Restore the dataset, the tokenizer and the chat template of that job"
+    return ""
+
+
+def _is_whole(folder: Path, step: int, plan: str) -> bool:
+    """Whether a checkpoint is as its manifest says, and that speaks of files in the folder itself, not of links."""
+    manifest = durable.read_manifest(folder, CheckpointManifest)
+    if manifest is None or (manifest.plan, manifest.step) != (plan, step):
+        return False
+    names = [Path(name) for name in manifest.files]
+    inside = all(len(name.parts) == 1 and not (folder / name).is_symlink() for name in names)
+    return inside and durable.damaged_file(folder, manifest.files) is None
+
+
+def _copy(source: Path, target: Path, step: int, plan: str) -> None:
+    manifest = durable.read_manifest(source, CheckpointManifest)
+    files = manifest.files if manifest else {}
+    with durable.new_folder(target) as unfinished:
+        for name in files:
+            shutil.copyfile(source / name, unfinished / name, follow_symlinks=False)
+        (unfinished / MANIFEST).write_text(CheckpointManifest(plan=plan, step=step, files=files).to_json())
+
+
+def _refuse(stage: StageSpec, why: str) -> NoReturn:
+    raise StageError(Reason.RESUME_REFUSED, f"resumeFrom {stage.spec.resume_from}: {why}.".replace("..", "."))
