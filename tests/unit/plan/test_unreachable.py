@@ -14,7 +14,7 @@ from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.facts.outcomes import FREE
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
-from tests.unit.plan.test_claim_cycle import Loan, _training
+from tests.unit.plan.test_claim_cycle import Loan, training
 from tests.unit.plan.test_retry import attempt
 from tests.unit.plan.worlds import NOW, PREPARED, Town
 
@@ -48,7 +48,7 @@ def test_a_job_names_the_node(
     case: str, pod: dict[str, Any], after: int, reason: Reason, given_up: Reason | None
 ) -> None:
     loan = Loan()
-    trainer = _training(loan)
+    trainer = training(loan)
     loan.put(trainer, bound_at=NOW, **pod)
     loan.town.store.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW, 1.0))
     goes_away(loan.town)
@@ -63,7 +63,7 @@ def test_a_job_names_the_node(
 def test_job_and_engine_say_it_while_the_pod_of_an_attempt_that_was_ended_stays() -> None:
     """M10: "Its last training pod is still going; the next attempt follows.", for ever."""
     loan = Loan()
-    pod = _training(loan)
+    pod = training(loan)
     loan.put(pod, deleting=True)
     loan.put(loan.stage_job, deleting=True)
     assert loan.plan_job(after=1).reason is Reason.REQUEUED
@@ -80,7 +80,7 @@ def test_job_and_engine_say_it_while_the_pod_of_an_attempt_that_was_ended_stays(
 
 def test_an_engine_names_the_node_of_a_loan_and_of_its_own_replica() -> None:
     loan = Loan()
-    _training(loan)
+    training(loan)
     goes_away(loan.town)
     lent = loan.plan_engine(after=1).status.conditions[1]
     assert (lent.reason, SAYS in lent.message) == (Reason.LENDING, True)
