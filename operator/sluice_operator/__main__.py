@@ -58,7 +58,7 @@ class Operator:
     def __init__(self, settings: Settings, api: Api) -> None:
         self.settings = settings
         self.api = api
-        self.clock = Clock()
+        self.clock = Clock(api.time_of_day)
         self.store = Store(served(settings))
         self.queue = Queue(lambda key: goes_first(self.store.world(), key))
         self.lease = Lease(api, settings.namespace, identity(settings), settings.lease_seconds)

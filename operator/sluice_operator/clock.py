@@ -10,12 +10,14 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 logger = logging.getLogger(__name__)
 
 SLOWLY = 0.1
 """Seconds by which a second of ours is longer or shorter at most, while we follow a time of day that was set anew."""
 _JUMP_SECONDS = 5.0
+_UNSURE_SECONDS = 2.0
 
 
 def passing() -> float:
@@ -23,20 +25,41 @@ def passing() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def ahead_of(date: str, sent: float, received: float) -> float:
+    """Seconds by which a machine's time of day is ahead of that of a server which has answered it.
+
+    Ages are differences to moments that the API server wrote, such as when a Job was made: with a clock that is 90 s
+    ahead every claim was too old at its first look. What network and rounding may make up counts as nothing.
+
+    Args:
+        date: the answer's header Date, which is known to the second; anything else counts as no difference.
+        sent: when the request was sent, by the machine's time of day.
+        received: when the answer had come.
+    """
+    try:
+        theirs = parsedate_to_datetime(date).timestamp() + 0.5
+    except ValueError:
+        return 0.0
+    ahead = (sent + received) / 2 - theirs
+    return ahead if abs(ahead) > _UNSURE_SECONDS + abs(received - sent) / 2 else 0.0
+
+
 class Clock:
-    """Says what time it is. All moments that one process compares with each other are of one Clock."""
+    """Says what time it is, from its first word on. Moments that one process compares are all of one Clock."""
 
     def __init__(self, time_of_day: Callable[[], float] = time.time, passed: Callable[[], float] = passing) -> None:
         """`time_of_day` gives seconds since 1970 and may jump; `passed` gives seconds since any moment and does not."""
         self._time_of_day = time_of_day
         self._passed = passed
-        self._at = passed()
-        self._ours = time_of_day()
+        self._at = 0.0
+        self._ours: float | None = None
         self._apart = False
 
     def now(self) -> datetime:
         """The time of day; for a while after it was set anew, nearer to what it would have been."""
         at = self._passed()
+        if self._ours is None:
+            self._at, self._ours = at, self._time_of_day()
         step, self._at = at - self._at, at
         expected = self._ours + step
         behind = self._time_of_day() - expected

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from pydantic_core import from_json
 
-from sluice_operator.clock import passing
+from sluice_operator.clock import ahead_of, passing
 from sluice_operator.cluster.errors import ApiError
 
 AGENT = "sluice"
@@ -64,6 +65,11 @@ class Api:
         self._client = client
         self._clock = clock
         self._answered_at = clock()
+        self._ahead = 0.0
+
+    def time_of_day(self) -> float:
+        """The API server's time of day as far as its answers tell it, in seconds since 1970; before the first, ours."""
+        return time.time() - self._ahead
 
     def silence(self) -> float:
         """Seconds since a request has succeeded, or since the start: what is only refused sees nothing either."""
@@ -103,6 +109,7 @@ class Api:
         headers |= {auth["key"]: auth["value"] for auth in (await configuration.auth_settings()).values()}
         url = f"{configuration.host}{path}?{urlencode(query)}" if query else f"{configuration.host}{path}"
         timeout = aiohttp.ClientTimeout(total=seconds)
+        sent = time.time()
         try:
             # Not by the client's call_api, which takes a copy of each body, part by part.
             response = await self._client.rest_client.request(
@@ -117,6 +124,7 @@ class Api:
             raise _Refused(_error(response.status, text), response.headers.get("Retry-After"))
         answer: Body = from_json(text)
         self._answered_at = self._clock()
+        self._ahead = ahead_of(response.headers.get("Date", ""), sent, time.time())
         return answer
 
 

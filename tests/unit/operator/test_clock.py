@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sluice_operator.clock import SLOWLY, Clock
+from sluice_operator.clock import SLOWLY, Clock, ahead_of
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -16,6 +16,7 @@ class Machine:
         self.set_by = 0.0
         self.passed = 0.0
         self.clock = Clock(lambda: NOON.timestamp() + self.passed + self.set_by, lambda: self.passed)
+        self.clock.now()
 
     def after(self, seconds: float) -> datetime:
         self.passed += seconds
@@ -48,3 +49,27 @@ def test_it_never_goes_back() -> None:
         machine.set_by = -(10.0 ** (step % 7))
         moments.append(machine.after(0.5))
     assert moments == sorted(moments)
+
+
+@pytest.mark.parametrize(
+    ("case", "ours", "took", "expected"),
+    [
+        ("90 s ahead: a claim was given up at its first look", 90.0, 0.2, 90.0),
+        ("90 s behind", -90.0, 0.2, -90.0),
+        ("what a second's rounding makes", 1.4, 0.2, 0.0),
+        ("what a slow answer makes", 6.0, 12.0, 0.0),
+    ],
+)
+def test_how_far_the_machine_is_ahead_of_the_api_server(case: str, ours: float, took: float, expected: float) -> None:
+    middle = NOON.timestamp() + 0.5 + ours
+    date = "Thu, 01 Jan 2026 12:00:00 GMT"
+    assert ahead_of(date, middle - took / 2, middle + took / 2) == pytest.approx(expected, abs=0.1), case
+    assert ahead_of("yesterday", middle, middle) == 0.0
+
+
+def test_the_first_word_is_the_api_servers_time() -> None:
+    """It has answered by then: nobody leads who has not asked for the lease."""
+    ahead = 0.0
+    clock = Clock(lambda: NOON.timestamp() + 90 - ahead, lambda: 5.0)
+    ahead = 90.0
+    assert clock.now() == NOON
