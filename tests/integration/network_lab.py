@@ -98,7 +98,8 @@ class Lab:
         words = [
             *("ip", "netns", "exec", self._full(ROUTER), str(program), f"--kubeconfig={plane.kubeconfig}"),
             *(f"--hostname-override={node}", "--run-firewall=true", "--run-router=false", "--run-service-proxy=false"),
-            *("--health-port=0", "--metrics-port=0", "--v=1"),
+            # What it failed to bring to the kernel it tries again only then.
+            *("--health-port=0", "--metrics-port=0", "--v=1", "--iptables-sync-period=2s"),
         ]
         with log.open("ab") as out:
             running = await asyncio.create_subprocess_exec(*words, stdout=out, stderr=out)
