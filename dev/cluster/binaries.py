@@ -50,6 +50,7 @@ class Programs:
 
 
 ETCD_SERVER = Programs("etcd", ETCD, 2, ("go.etcd.io/etcd/server/v3",))
+ETCD_RESTORER = Programs("etcdutl", ETCD, 1, ("go.etcd.io/etcd/etcdutl/v3",))
 CONTROL_PLANE = Programs(
     "kubernetes-control-plane",
     KUBERNETES,
@@ -72,7 +73,7 @@ FIREWALL = Programs("kube-router", KUBE_ROUTER, 3, ("github.com/cloudnativelabs/
 
 def build_control_plane() -> None:
     """Build what a control plane needs, unless it is in the cache."""
-    _build_etcd()
+    _build_etcd_program(ETCD_SERVER, "etcd")
     _build_kubernetes(CONTROL_PLANE)
 
 
@@ -101,6 +102,11 @@ def build_firewall() -> None:
     _install(FIREWALL)
 
 
+def build_etcdutl() -> None:
+    """Build the program that restores etcd from a backup, unless it is in the cache."""
+    _build_etcd_program(ETCD_RESTORER, "etcdutl")
+
+
 def _install(programs: Programs) -> None:
     with made_once(programs.folder) as folder:
         if folder is not None:
@@ -110,13 +116,12 @@ def _install(programs: Programs) -> None:
             run([_go(), "install", *flags, *packages], env={**STATIC, "GOBIN": str(folder)})
 
 
-def _build_etcd() -> None:
-    with made_once(ETCD_SERVER.folder) as folder:
+def _build_etcd_program(programs: Programs, name: str) -> None:
+    with made_once(programs.folder) as folder:
         if folder is not None:
-            ETCD_SERVER.announce()
-            _build_in_own_module(
-                folder, f"require go.etcd.io/etcd/server/v3 v{ETCD}\n", ETCD_SERVER.packages, "-s -w", "etcd"
-            )
+            programs.announce()
+            needs = "".join(f"require {package} v{ETCD}\n" for package in programs.packages)
+            _build_in_own_module(folder, needs, programs.packages, "-s -w", name)
 
 
 def _build_kubernetes(programs: Programs) -> None:

@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,12 +69,16 @@ class Processes:
         self._save()
         return process
 
-    def restart(self, name: str) -> None:
-        """Kill a program, as a crash does, and start it again with the words with which it was started."""
+    def restart(self, name: str, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Kill a program, as a crash does, and start it again with the words with which it was started.
+
+        `meanwhile` is called while it does not run.
+        """
         (process,) = (process for process in self._known if process.name == name)
         words = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")[:-1]
         end(process, 10, signal.SIGKILL)
         self._known.remove(process)
+        meanwhile()
         self.start(name, words)
 
     def log(self, name: str) -> Path:

@@ -176,6 +176,21 @@ class Hold(Rule):
 
 
 @dataclass
+class Away(Rule):
+    """The API server can't be reached, for as long as the rule is there: no request is answered, and watches end."""
+
+    async def request(self, asked: Asked, go_on: GoOn) -> Answer:
+        """No connection."""
+        del asked, go_on
+        raise Reset
+
+    async def event(self, asked: Asked, event: Event) -> Event | None:
+        """The watch that would bring it ends."""
+        del asked, event
+        raise Reset
+
+
+@dataclass
 class Slow(Rule):
     """Every answer but those of watches comes late."""
 

@@ -32,7 +32,8 @@ from sluice_operator.observe.views import (
 
 AnyView = TypeVar("AnyView", bound=View)
 
-_LOAD_SECONDS = 30
+LOAD_SECONDS = 30
+"""Over which the load of a replica is averaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Reported:
 
         The average forgets exponentially.
         """
-        kept = exp(-max(0.0, (at - self.at).total_seconds()) / _LOAD_SECONDS)
+        kept = exp(-max(0.0, (at - self.at).total_seconds()) / LOAD_SECONDS)
         return Reported(report, at, kept * self.load + (1 - kept) * self.report.in_flight)
 
 

@@ -155,6 +155,18 @@ def test_an_engine_lends_what_its_load_allows(rule: str, load: float, expected: 
     assert describe(allocated(town)) == expected, rule
 
 
+@pytest.mark.parametrize(("led", "expected"), [(29, "a waits EngineInDemand"), (31, "a takes chat/1")])
+def test_a_young_term_does_not_know_the_load_and_lends_none_that_may_be_needed(led: float, expected: str) -> None:
+    town = Town()
+    town.node(2)
+    engine = town.engine("chat", 2, preemption={**RECLAIMS, "reclaimAbove": 4})
+    for index in (0, 1):
+        town.slot(engine, index, "n1")
+    town.job("a")
+    town.store.since = NOW - timedelta(seconds=led)
+    assert describe(allocated(town)) == expected
+
+
 def test_an_engine_that_lacks_replicas_and_would_ask_them_back_lends_none() -> None:
     town = parse("pool: 2 gpus | chat: 3 replicas, floor 1 | a: needs 1")
     assert describe(allocated(town)) == "a takes chat/1"

@@ -6,7 +6,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, LendTo, Reclaim
 from sluice_api.reasons import Reason
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import LOAD_SECONDS, World
 from sluice_operator.plan.allocation.inventory import Stock
 from sluice_operator.plan.facts.sleeping import sleep_refusal
 from sluice_operator.plan.facts.slots import existing, pod_of, serves, sleeps
@@ -39,7 +39,7 @@ def lending_refusal(
         return Reason.ENGINE_LENDS_LATER if window_opens(engine, now) else Reason.TIME_ZONE_UNKNOWN
     if (cooled := cooled_down(world, engine)) and now < cooled:
         return Reason.ENGINE_COOLS_DOWN
-    if lacking(world, stock, engine) or is_busy(world, engine, fewer=1):
+    if lacking(world, stock, engine) or is_unknown(world, engine, now) or is_busy(world, engine, fewer=1):
         return Reason.ENGINE_IN_DEMAND
     return None
 
@@ -95,6 +95,12 @@ def being_left(world: World, engine: InferenceEngine) -> set[int]:
         for slot in stage_job.claim.borrowed
         if (slot.namespace, slot.engine) == here
     }
+
+
+def is_unknown(world: World, engine: InferenceEngine, now: datetime) -> bool:
+    """Whether this term is too young to know the load of an engine's replicas, and its terms ask for that."""
+    asks = engine.spec.preemption.reclaim_above is not None
+    return asks and world.since is not None and now < world.since + timedelta(seconds=LOAD_SECONDS)
 
 
 def is_busy(world: World, engine: InferenceEngine, fewer: int = 0) -> bool:

@@ -18,7 +18,7 @@ from sluice_operator.plan.allocation.fit import lack_everywhere
 from sluice_operator.plan.allocation.guests import is_guest, why_not_beside
 from sluice_operator.plan.allocation.interruption import Departure
 from sluice_operator.plan.allocation.inventory import Stock
-from sluice_operator.plan.allocation.lending import cooled_down, lending_refusal, window_opens
+from sluice_operator.plan.allocation.lending import cooled_down, is_unknown, lending_refusal, window_opens
 from sluice_operator.plan.allocation.scale_up import asks_until
 from sluice_operator.plan.facts.estimate import starts_at
 from sluice_operator.plan.facts.outcomes import waits_since
@@ -274,6 +274,8 @@ def _terms_of(
         return refused, f"{name} lends from {opens:%A %H:%M} UTC on."
     if refused is Reason.ENGINE_COOLS_DOWN and (cooled := cooled_down(world, engine)):
         return refused, f"{name} has got a replica back; it lends from {cooled:%H:%M:%S} UTC on at the latest."
+    if refused is Reason.ENGINE_IN_DEMAND and is_unknown(world, engine, now):
+        return refused, f"{name} lends when its load is known: for half a minute, since another operator has led."
     if refused is Reason.ENGINE_IN_DEMAND:
         return refused, f"{name} needs its replicas itself (preemption.reclaim: OnDemand)."
     return None
