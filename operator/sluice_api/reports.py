@@ -36,7 +36,8 @@ class Activity(StrEnum):
 class TrainingReport(Model):
     """What a trainer tells the operator, at most once a second.
 
-    Accepted only if (attempt, sequence) is greater than the last accepted pair of the job's stage.
+    Accepted only if (attempt, sequence) is greater than the last accepted pair of the job's stage, or if it is the
+    third in a row that is not, each newer than the one before: then this pod goes on, and another had its token.
     """
 
     attempt: PositiveInt = Field(description="Which attempt of the stage this pod is, from 1.")
