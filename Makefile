@@ -56,6 +56,7 @@ soak: env  ## Property tests for an hour (SOAK_OPERATIONS: a million), every fau
 	  tests/unit/plan/test_invariants.py -k ForLong
 	@SLUICE_FAULT_PLANS=$${SOAK_FAULTS:-all} $(PYTHON) -m pytest -q -p no:cacheprovider -n 2 tests/integration/test_faults.py
 	@SLUICE_LOANS=$${SOAK_LOANS:-50} $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_thieves.py
+	@SLUICE_RESTORES=all $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_restored.py
 	@SLUICE_KILLS=all SLUICE_SIGTERMS=all $(PYTHON) -m pytest -q -p no:cacheprovider -n 2 --dist loadfile \
 	  tests/unit/trainer/test_kills.py tests/unit/trainer/test_sigterm.py
 
