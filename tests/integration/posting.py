@@ -27,6 +27,8 @@ class Posting:
     token: str
     session: aiohttp.ClientSession
     step: int = 0
+    pauses: bool = False
+    """It posts nothing, as the real one does for up to 10 s after posts that failed."""
     taken: asyncio.Condition = field(default_factory=asyncio.Condition)
     """Somebody has accepted a report."""
 
@@ -52,6 +54,9 @@ class Posting:
 
     async def _post_on_and_on(self) -> None:
         while True:
+            if self.pauses:
+                await asyncio.sleep(EVERY_SECONDS)
+                continue
             self.step += 1
             if any(await asyncio.gather(*(self._post(operator.progress_port) for operator in [*self.operators]))):
                 async with self.taken:
