@@ -18,6 +18,9 @@ REPORT_URL_ENV = "SLUICE_REPORT_URL"
 TOKEN_FILE = "/var/run/secrets/sluice/token"
 """The projected, pod-bound token that authenticates a report. Re-read before each post: it rotates."""
 
+TRUST_FILE = "/var/run/secrets/sluice/ca.crt"
+"""Beside the token, where reports go by TLS: who signs the operator's certificate. Absent: whom the system trusts."""
+
 TOKEN_AUDIENCE = "sluice"
 
 LEADER_ENV = "MASTER_ADDR"

@@ -16,6 +16,7 @@ from functools import partial
 from uuid import uuid4
 
 from sluice_operator import exposition
+from sluice_operator.certificates.keeper import CertificateKeeper
 from sluice_operator.clock import Clock
 from sluice_operator.cluster.client import Api, connect
 from sluice_operator.cluster.leader_label import move_leader_label
@@ -35,6 +36,8 @@ from sluice_operator.reconcile.give_back import give_back
 from sluice_operator.reconcile.job import reconcile_job
 from sluice_operator.reconcile.pool import reconcile_pool
 from sluice_operator.reconcile.queue import Queue, Reconcile, Requeue, work
+from sluice_operator.reconcile.trust import publish_trust_everywhere
+from sluice_operator.scraping import ScrapeAccess
 from sluice_operator.settings import Settings
 
 logger = logging.getLogger("sluice_operator")
@@ -76,9 +79,16 @@ class Operator:
         self.store.begin_term(self.lease.term, self.clock.now())
         await move_leader_label(self.api, self.settings.namespace, self.settings.pod_name, self.lease.check)
         await refresh_all(self.api, self.store)
+        await publish_trust_everywhere(self.cluster, self.store, self.settings)
         for key in sorted(every_key(self.store.world()), key=lambda key: key.kind != "GPUPool"):
             self.queue.add(key)  # pools first: then each job's first status says what it waits for
         await work_until_one_ends(self.queue, self.reconcile, self.settings.workers)
+
+    async def trusted(self, authority: bytes) -> None:
+        """Take a look's authority in; pods of all namespaces are told by whoever leads."""
+        self.cluster.trusted = authority
+        if self.lease.leads:
+            await publish_trust_everywhere(self.cluster, self.store, self.settings)
 
     def dead(self) -> str:
         """Why this process should be restarted. An event loop that hangs does not even answer."""
@@ -117,19 +127,32 @@ async def run(settings: Settings) -> None:
     client = await connect()
     operator = Operator(settings, Api(client))
     store, lease = operator.store, operator.lease
+    keeper = CertificateKeeper(operator.api, settings) if settings.by_tls else None
     try:
+        if keeper is not None:
+            await keeper.first()
+            operator.cluster.trusted = keeper.trusted
+        tls = keeper.context if keeper else None
         async with serve_progress(
-            settings, store, operator.api, operator.cluster, lambda: lease.leads, operator.queue.add, operator.clock.now
+            settings,
+            store,
+            operator.api,
+            operator.cluster,
+            lambda: lease.leads,
+            operator.queue.add,
+            operator.clock.now,
+            tls,
         ) as intake:
+            access = ScrapeAccess(operator.api) if settings.metrics_access == "Token" else None
             collector = exposition.WorldCollector(store, lambda: lease.leads, lambda: intake.training, operator.queue)
-            async with exposition.serve(settings.metrics_port, collector, operator.dead, operator.unready):
+            async with exposition.serve(settings.metrics_port, collector, operator.dead, operator.unready, access, tls):
                 await until_installed(operator.api, store)
-                await run_until_stopped(operator)
+                await run_until_stopped(operator, keeper)
     finally:
         await client.close()
 
 
-async def run_until_stopped(operator: Operator) -> None:
+async def run_until_stopped(operator: Operator, keeper: CertificateKeeper | None) -> None:
     """Watch and stand for election until a signal comes or a part fails. What acts ends first, what watches last."""
     stop = asyncio.Event()
     kopf_stop = asyncio.Event()
@@ -140,11 +163,12 @@ async def run_until_stopped(operator: Operator) -> None:
     resyncing = asyncio.create_task(operator.resync.run(), name="resync")
     electing = asyncio.create_task(operator.lease.run(operator.lead), name="lease")
     stopping = asyncio.create_task(stop.wait(), name="stop")
-    parts = (electing, resyncing, watching)
+    keeping = [asyncio.create_task(keeper.run(operator.trusted), name="certificate")] if keeper else []
+    parts = (electing, resyncing, watching, *keeping)
     await asyncio.wait({*parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
     logger.info("stopping", extra={"why": "signal" if stop.is_set() else "a part has ended"})
     failed = [task for task in parts if task.done()]
-    await end(electing, resyncing, stopping)
+    await end(electing, resyncing, stopping, *keeping)
     kopf_stop.set()
     await asyncio.wait({watching})
     for task in failed:

@@ -4,14 +4,14 @@ Series that come from the World can't outlive their objects. Only the leader sho
 A job's labels are job_namespace and job_name: Prometheus sets namespace and job itself, to the operator's.
 """
 
+import ssl
 from collections import Counter as Tally
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from aiohttp import web
-from prometheus_client.aiohttp import make_aiohttp_handler
+from aiohttp import hdrs, web
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from sluice_api.finetunejob import FineTuneJob
@@ -27,6 +27,7 @@ from sluice_operator.observe.world import World, job_key
 from sluice_operator.plan.allocation.pool_status import pool_usage
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.scraping import PATH, Pages, ScrapeAccess
 
 SHOWN_AFTER_END = timedelta(minutes=10)
 """How long a finished job's last figures stay, for a scrape to see them."""
@@ -201,25 +202,46 @@ def _is_long_over(job: FineTuneJob, now: datetime) -> bool:
 
 @asynccontextmanager
 async def serve(
-    port: int, collector: WorldCollector, live: Callable[[], str], ready: Callable[[], str]
+    port: int,
+    collector: WorldCollector,
+    live: Callable[[], str],
+    ready: Callable[[], str],
+    access: ScrapeAccess | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[None]:
     """Answer /metrics, /livez and /readyz until the block ends, on the leader and on a standby.
 
-    `live` and `ready` say what is wrong; nothing when nothing is.
+    Args:
+        live: says what is wrong; nothing when nothing is.
+        ready: the same.
+        access: who may read /metrics; everybody without it.
+        tls: with which certificate; plain HTTP without it.
     """
     metrics.REGISTRY.register(collector)
     app = web.Application()
-    app.router.add_get("/metrics", make_aiohttp_handler(metrics.REGISTRY))
+    app.router.add_get(PATH, _scraped(Pages(metrics.REGISTRY), access))
     app.router.add_get("/livez", _probe(live))
     app.router.add_get("/readyz", _probe(ready))
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, port=port).start()
+        await web.TCPSite(runner, port=port, ssl_context=tls).start()
         yield
     finally:
         await runner.cleanup()
         metrics.REGISTRY.unregister(collector)
+
+
+def _scraped(pages: Pages, access: ScrapeAccess | None) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def scraped(request: web.Request) -> web.Response:
+        if access is not None:
+            await access.check(request)
+        content_type, body = pages.page(",".join(request.headers.getall(hdrs.ACCEPT, [])))
+        response = web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
+        response.enable_compression()
+        return response
+
+    return scraped
 
 
 def _probe(wrong: Callable[[], str]) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -42,7 +43,7 @@ class Settings:
     """Namespace of the operator: its Lease and its progress Service are here."""
     pod_name: str
     report_url: str
-    """Where pods post their reports: scheme, host and port of the progress Service."""
+    """Where pods post reports: scheme, host and port of the progress Service. With https, metrics go by TLS too."""
     trainer_image: str
     server_image: str
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
@@ -75,6 +76,15 @@ class Settings:
     """Between two full list-and-diff passes that repair what a watch lost."""
     progress_port: int = 8080
     metrics_port: int = 9090
+    certificate_issuer: Literal["Sluice", "CertManager"] = "Sluice"
+    """Who writes the Secret with the operator's certificate."""
+    metrics_access: Literal["Token", "Open"] = "Token"
+    """Whether /metrics asks for a token that may get it."""
+
+    @property
+    def by_tls(self) -> bool:
+        """Whether reports and metrics go by TLS."""
+        return urlsplit(self.report_url).scheme == "https"
 
     @classmethod
     def from_environment(cls) -> Self:

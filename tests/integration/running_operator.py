@@ -90,6 +90,7 @@ class RunningOperator:
             "device": "cpu",
             "progress_port": progress_port,
             "metrics_port": metrics_port,
+            "metrics_access": "Open",
             **settings,
         }
         environment = {

@@ -1,6 +1,7 @@
 """Reports to the operator: where training is, at most once a second, and never at training's cost."""
 
 import http.client
+import ssl
 import threading
 import time
 from collections import deque
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sluice_api.pods import TOKEN_FILE
+from sluice_api.pods import TOKEN_FILE, TRUST_FILE
 from sluice_api.reports import TRAINING_REPORTS_PATH, Activity, TrainingReport
 from sluice_trainer import logs
 
@@ -31,10 +32,17 @@ class Reporter:
     coalesced. When the operator can't be reached, the newest report is kept and sent again with growing pauses.
     """
 
-    def __init__(self, attempt: int, url: str | None, token_file: Path = Path(TOKEN_FILE)) -> None:
+    def __init__(
+        self,
+        attempt: int,
+        url: str | None,
+        token_file: Path = Path(TOKEN_FILE),
+        trust_file: Path = Path(TRUST_FILE),
+    ) -> None:
         self._newest = TrainingReport(attempt=attempt, sequence=1, activity=Activity.STARTING)
         self._url = url
         self._token_file = token_file
+        self._trust_file = trust_file
         self._sequence = 0
         self._loss_sum, self._loss_count = 0.0, 0
         self._due: deque[TrainingReport] = deque(maxlen=_BACKLOG)
@@ -139,9 +147,7 @@ class Reporter:
 
     def _answer(self, url: str, report: TrainingReport) -> int:
         parts = urlsplit(url)
-        secure = parts.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT)
+        connection = self._connection(parts.scheme, parts.hostname or "", parts.port)
         headers = {"Content-Type": "application/json"}
         if self._token_file.exists():
             headers["Authorization"] = f"Bearer {self._token_file.read_text().strip()}"
@@ -151,6 +157,15 @@ class Reporter:
             return connection.getresponse().status
         finally:
             connection.close()
+
+    def _connection(self, scheme: str, host: str, port: int | None) -> http.client.HTTPConnection:
+        """A new one for each report: authority and leader may be others by the next."""
+        if scheme != "https":
+            return http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+        trust = str(self._trust_file) if self._trust_file.exists() else None
+        return http.client.HTTPSConnection(
+            host, port, timeout=TIMEOUT, context=ssl.create_default_context(cafile=trust)
+        )
 
 
 class SilentReporter(Reporter):

@@ -52,6 +52,15 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
+{{- define "sluice.reportURL" -}}
+{{ ternary "http" "https" (eq .Values.tls.issuer "None") }}://sluice-progress.{{ .Release.Namespace }}.svc:8080
+{{- end -}}
+
+{{/* Scheme of the metrics port, which has the probes too. */}}
+{{- define "sluice.metricsScheme" -}}
+{{ ternary "HTTP" "HTTPS" (eq .Values.tls.issuer "None") }}
+{{- end -}}
+
 {{/* The operator's configuration: settings.py reads every one of these. */}}
 {{- define "sluice.env" -}}
 - name: SLUICE_NAMESPACE
@@ -59,7 +68,11 @@ capabilities: {drop: [ALL]}
 - name: SLUICE_POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: SLUICE_REPORT_URL
-  value: http://sluice-progress.{{ .Release.Namespace }}.svc:8080
+  value: {{ include "sluice.reportURL" . }}
+- name: SLUICE_CERTIFICATE_ISSUER
+  value: {{ ternary "CertManager" "Sluice" (eq .Values.tls.issuer "CertManager") }}
+- name: SLUICE_METRICS_ACCESS
+  value: {{ .Values.metrics.access }}
 - name: SLUICE_TRAINER_IMAGE
   value: {{ include "sluice.image" (list . "trainer") }}
 - name: SLUICE_SERVER_IMAGE

@@ -1,4 +1,4 @@
-{{/* What the operator may do. No wildcard, no secret. Each rule says what it is for; one that is not needed
+{{/* What the operator may do. No wildcard, no secret but the operator's own certificate. Each rule says what it is for; one that is not needed
      any more is removed. Objects of ours are watched by kopf (list, watch) and read anew before a write that
      depends on them (get). */}}
 
@@ -58,6 +58,10 @@
 - apiGroups: [apps]
   resources: [replicasets]
   verbs: [get]
+# Whether whoever asks for the metrics may have them.
+- apiGroups: [authorization.k8s.io]
+  resources: [subjectaccessreviews]
+  verbs: [create]
 {{- end -}}
 
 {{/* Written where custom resources are served: everywhere, or in each of watchNamespaces.
@@ -89,6 +93,10 @@
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [create, get, patch, delete]
+# What pods must trust to know the operator when they report to it.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [create, patch]
 # Binding a claim: the gate comes off and the node selector goes on, in one patch.
 - apiGroups: [""]
   resources: [pods]
@@ -135,6 +143,18 @@
   resources: [leases]
   resourceNames: [sluice-operator]
   verbs: [get, update]
+# The certificate of the operator, which it makes and renews. A name can't limit `create`.
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: [sluice-progress-tls]
+  verbs: [get, update]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+# What Prometheus and `helm test` must trust.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [create, patch]
 # The leader's label, by which the progress Service finds it.
 - apiGroups: [""]
   resources: [pods]

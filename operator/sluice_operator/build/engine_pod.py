@@ -68,7 +68,7 @@ def engine_pod_spec(engine: InferenceEngine, index: int, pool: GPUPoolSpec, sett
             pod.own_disk("agent-scratch", "256Mi"),
             {"name": "shared", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
             pod.own_disk("adapters", spec.resources.ephemeral_storage),
-            pod.TOKEN_VOLUME,
+            pod.token_volume(settings),
             _API_TOKEN_VOLUME,
             *pod.claim_volumes(claims),
         ],

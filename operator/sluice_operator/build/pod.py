@@ -10,6 +10,7 @@ from sluice_api.meta import taints_of_gpus
 from sluice_api.quantity import amount
 from sluice_api.sources import VOLUMES
 from sluice_api.tolerations import Toleration
+from sluice_operator.build import trust
 from sluice_operator.build.metadata import Manifest
 from sluice_operator.settings import Settings
 
@@ -21,20 +22,21 @@ SCRATCH_MOUNT: Manifest = {"name": "scratch", "mountPath": pods.SCRATCH}
 SHM_MOUNT: Manifest = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108
 """Processes of one model pass tensors through it; a container runtime gives 64 MiB, which is too little."""
 TOKEN_MOUNT: Manifest = {"name": "token", "mountPath": str(PurePosixPath(pods.TOKEN_FILE).parent), "readOnly": True}
-TOKEN_VOLUME: Manifest = {
-    "name": "token",
-    "projected": {
-        "sources": [
-            {
-                "serviceAccountToken": {
-                    "audience": pods.TOKEN_AUDIENCE,
-                    "expirationSeconds": TOKEN_SECONDS,
-                    "path": PurePosixPath(pods.TOKEN_FILE).name,
-                }
-            }
-        ]
-    },
+_TOKEN: Manifest = {
+    "serviceAccountToken": {
+        "audience": pods.TOKEN_AUDIENCE,
+        "expirationSeconds": TOKEN_SECONDS,
+        "path": PurePosixPath(pods.TOKEN_FILE).name,
+    }
 }
+_TRUST: Manifest = {
+    "configMap": {
+        "name": trust.NAME,
+        "items": [{"key": trust.ENTRY, "path": PurePosixPath(pods.TRUST_FILE).name}],
+        "optional": True,
+    }
+}
+"""Optional: a certificate that all machines trust needs none."""
 
 CONTAINER_SECURITY: Manifest = {
     "allowPrivilegeEscalation": False,
@@ -60,6 +62,12 @@ BASE_ENVIRONMENT = {
 }
 """The user has no entry in /etc/passwd, so Python asks USER for its name. OpenMP threads that spin while
 they wait collapse as soon as anything else uses a core (reference/cpu-recipe.md)."""
+
+
+def token_volume(settings: Settings) -> Manifest:
+    """The volume of TOKEN_MOUNT: by what the operator knows the pod, and the pod the operator."""
+    sources = [_TOKEN, _TRUST] if settings.by_tls else [_TOKEN]
+    return {"name": "token", "projected": {"sources": sources}}
 
 
 def own_disk(name: str, size: str) -> Manifest:

@@ -203,7 +203,7 @@ def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) 
         "volumes": [
             pod.own_disk("scratch", job.spec.resources.ephemeral_storage),
             pod.shared_memory(trainer["resources"]["limits"]["memory"]),
-            pod.TOKEN_VOLUME,
+            pod.token_volume(settings),
             *pod.claim_volumes(claims),
         ],
     }

@@ -43,6 +43,7 @@ KINDS = {
     "PersistentVolume": ApiKind("", "v1", "persistentvolumes", namespaced=False),
     "Service": ApiKind("", "v1", "services"),
     "ServiceAccount": ApiKind("", "v1", "serviceaccounts"),
+    "Secret": ApiKind("", "v1", "secrets"),
     "ConfigMap": ApiKind("", "v1", "configmaps"),
     "Role": ApiKind("rbac.authorization.k8s.io", "v1", "roles"),
     "RoleBinding": ApiKind("rbac.authorization.k8s.io", "v1", "rolebindings"),
@@ -54,6 +55,7 @@ KINDS = {
     "EndpointSlice": ApiKind("discovery.k8s.io", "v1", "endpointslices"),
     "Event": ApiKind("", "v1", "events"),
     "TokenReview": ApiKind("authentication.k8s.io", "v1", "tokenreviews", namespaced=False),
+    "SubjectAccessReview": ApiKind("authorization.k8s.io", "v1", "subjectaccessreviews", namespaced=False),
     "Lease": ApiKind("coordination.k8s.io", "v1", "leases"),
 }
 """Every kind that Sluice reads or writes, by its name in a manifest."""

@@ -59,6 +59,8 @@ class Cluster:
         self._store = store
         self._leadership = leadership
         self._events = EventLog(reporter)
+        self.trusted = b""
+        """The authority that pods must trust when they report, as PEM; empty where reports go without TLS."""
 
     @property
     def term(self) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -57,10 +58,14 @@ async def serve(
     leads: Callable[[], bool],
     wake: Callable[[Key], None],
     now: Callable[[], datetime],
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Intake]:
     """Take reports on the progress port until the block ends, on every replica: who does not lead answers 503.
 
-    `wake` puts an object's key into the queue; `now` is the operator's clock: reports have none of their own.
+    Args:
+        wake: puts an object's key into the queue.
+        now: the operator's clock; reports have none of their own.
+        tls: with which certificate; without it reports come by plain HTTP.
     """
 
     async def write(job: FineTuneJob, progress: Progress) -> None:
@@ -80,7 +85,7 @@ async def serve(
         await runner.setup()
         tidying = group.create_task(_forget_gone(intake)), group.create_task(end_old(runner))
         try:
-            await web.TCPSite(runner, port=settings.progress_port).start()
+            await web.TCPSite(runner, port=settings.progress_port, ssl_context=tls).start()
             yield intake
         finally:
             for task in tidying:

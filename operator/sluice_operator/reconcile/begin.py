@@ -10,6 +10,7 @@ from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.reconcile.network import keep_policy
+from sluice_operator.reconcile.trust import publish_trust
 from sluice_operator.settings import Settings
 
 
@@ -27,6 +28,7 @@ async def begin_attempt(
     pool = find_pool(store.world(), claim.pool) if claim else None
     manifest = stage_job(job, stage, attempt, settings, claim, pool.spec.tolerations if pool else ())
     template = training_gpus(job, claim) if claim else None
+    await publish_trust(cluster, job.metadata.namespace)
     if template is not None:
         await cluster.create(template)
     await cluster.create(manifest)

@@ -22,6 +22,7 @@ from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.slots import SlotPlan, template_of
 from sluice_operator.reconcile.network import keep_policy
 from sluice_operator.reconcile.status import until, write_status
+from sluice_operator.reconcile.trust import publish_trust
 from sluice_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ async def _start_slots(
 ) -> None:
     """What a slot's pod needs is there before the pod."""
     if decision.apply:
+        await publish_trust(cluster, engine.metadata.namespace)
         for manifest in [engine_service(engine), *agent_access(engine)]:
             await cluster.apply(manifest)
     for index in decision.devices.make:

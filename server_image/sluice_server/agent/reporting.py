@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -24,8 +25,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
 class Reporter:
     """Posts EngineReports. Nothing in the slot ever waits for it."""
 
-    def __init__(self, url: str, token_file: Path) -> None:
+    def __init__(self, url: str, token_file: Path, trust_file: Path) -> None:
         self._url = url.rstrip("/") + ENGINE_REPORTS_PATH
+        self._trust_file = trust_file
         self._token_file = token_file
         self._news = asyncio.Event()
         self._sequence = 0
@@ -64,7 +66,7 @@ class Reporter:
         try:
             token = self._token_file.read_text().strip()
             headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-            async with session.post(self._url, data=report.to_json(), headers=headers) as answer:
+            async with session.post(self._url, data=report.to_json(), headers=headers, ssl=self._trust()) as answer:
                 metrics.REPORTS.labels(str(answer.status)).inc()
                 if answer.status < 300:
                     return True
@@ -77,6 +79,12 @@ class Reporter:
             metrics.REPORTS.labels("unreachable").inc()
             log.warning("a report did not reach the operator: %r", error)
         return False
+
+    def _trust(self) -> ssl.SSLContext | bool:
+        """What the operator's certificate must be signed by, read anew each time; the system's own without a file."""
+        if not self._url.startswith("https:") or not self._trust_file.exists():
+            return True
+        return ssl.create_default_context(cafile=self._trust_file)
 
     def _report(self, view: View) -> EngineReport:
         # Milliseconds, so that the number grows over a restart of the agent too.

@@ -46,7 +46,7 @@ async def _run(spec: SlotSpec, place: Place) -> None:
 async def serve(spec: SlotSpec, place: Place, report_url: str, api_server: Callable[[], "CustomObjectsApi"]) -> None:
     """Be the agent of a slot until cancelled."""
     secret = _secret(place.secret_file)
-    reporter = Reporter(report_url, place.at(pods.TOKEN_FILE))
+    reporter = Reporter(report_url, place.at(pods.TOKEN_FILE), place.at(pods.TRUST_FILE))
     slot = Slot(reporter.notice)
     # The secret and this port are what vLLM's container waits for: everything slow comes after.
     probes = await listen(place.agent_port, slot)

@@ -3,12 +3,14 @@
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
@@ -17,8 +19,10 @@ from typing import Any
 import pytest
 
 from sluice_api.reports import Activity, TrainingReport
+from sluice_operator.certificates.authority import renewed
 from sluice_trainer import report
 from sluice_trainer.report import Reporter
+from tests.unit.certificates.serving import context_of
 from tests.unit.trainer.jobs import REPOSITORY, Job
 
 
@@ -55,7 +59,7 @@ def operator() -> Iterator[Operator]:
 
 
 @contextmanager
-def serving(operator: Operator) -> Iterator[str]:
+def serving(operator: Operator, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.path == "/v1/training-reports"
@@ -67,8 +71,10 @@ def serving(operator: Operator) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
     server.shutdown()
 
 
@@ -196,3 +202,17 @@ def test_nothing_heavy_is_imported_before_the_first_report(volumes: Path, stage:
         timeout=60,
     )
     assert started.stdout == "[]\n", started.stderr
+
+
+def test_report_goes_by_tls_to_whom_the_trust_file_names_and_to_nobody_else(operator: Operator, tmp_path: Path) -> None:
+    """The file is read anew for each post: the authority may have changed, and the kubelet has brought the new one."""
+    ours, theirs = (renewed(None, ("127.0.0.1",), datetime.now(UTC)) for _ in range(2))
+    trust = tmp_path / "ca.crt"
+    trust.write_bytes(theirs.trusted)
+    with serving(operator, tls=context_of(ours, tmp_path)) as url:
+        reporter = Reporter(1, url, tmp_path / "token", trust)
+        assert not reporter._post(url, TrainingReport(attempt=1, sequence=1, activity=Activity.TRAINING))
+        assert operator.reports == []
+        trust.write_bytes(ours.trusted)
+        assert reporter._post(url, TrainingReport(attempt=1, sequence=1, activity=Activity.TRAINING))
+    assert len(operator.reports) == 1

@@ -1,0 +1,132 @@
+"""When each certificate is made anew, and that whoever trusted the old one is never left behind."""
+
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sluice_operator.certificates.authority import (
+    AUTHORITY_LASTS,
+    AUTHORITY_RENEWED,
+    CERTIFICATE_LASTS,
+    CERTIFICATE_RENEWED,
+    TRUSTED_FIRST,
+    Certificates,
+    Signed,
+    renewed,
+)
+from tests.unit.certificates.serving import context_of
+
+NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
+NAMES = ("sluice-progress.sluice-system.svc", "127.0.0.1")
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture(scope="module")
+def first() -> Certificates:
+    return renewed(None, NAMES, NOW)
+
+
+def parts(before: Certificates, after: Certificates) -> set[str]:
+    """What is new."""
+    return {name for name in ("issuer", "next_issuer", "own") if getattr(before, name) != getattr(after, name)}
+
+
+@pytest.mark.parametrize(
+    ("after", "new"),
+    [
+        pytest.param(timedelta(0), set(), id="nothing is due"),
+        pytest.param(CERTIFICATE_LASTS - CERTIFICATE_RENEWED - SECOND, set(), id="a moment before its renewal"),
+        pytest.param(CERTIFICATE_LASTS - CERTIFICATE_RENEWED, {"own"}, id="the certificate, by the same authority"),
+        pytest.param(AUTHORITY_LASTS - AUTHORITY_RENEWED, {"next_issuer", "own"}, id="the next authority"),
+        pytest.param(AUTHORITY_LASTS, {"issuer", "own"}, id="nobody ran for five years: all of it"),
+    ],
+)
+def test_what_is_made_anew_when(first: Certificates, after: timedelta, new: set[str]) -> None:
+    assert parts(first, renewed(first, NAMES, NOW + after)) == new
+
+
+def test_next_authority_is_trusted_for_a_while_before_it_signs(first: Certificates) -> None:
+    made = NOW + AUTHORITY_LASTS - AUTHORITY_RENEWED
+    waiting = renewed(first, NAMES, made)
+    assert waiting.trusted.count(b"BEGIN CERTIFICATE") == 2
+    assert _is_signed_by(waiting.own, waiting.issuer)
+    still = renewed(waiting, NAMES, made + TRUSTED_FIRST - SECOND)
+    assert still.issuer == first.issuer
+    signing = renewed(still, NAMES, made + TRUSTED_FIRST)
+    assert (signing.issuer, signing.next_issuer) == (waiting.next_issuer, None)
+    assert _is_signed_by(signing.own, signing.issuer)
+
+
+def test_other_names_need_another_certificate(first: Certificates) -> None:
+    assert parts(first, renewed(first, ("sluice-progress.other.svc",), NOW)) == {"own"}
+
+
+@pytest.mark.parametrize("broken", ["tls.key", "issuer.crt", "next.key"])
+def test_secret_that_cannot_be_read_is_none(first: Certificates, broken: str) -> None:
+    whole = renewed(first, NAMES, NOW + AUTHORITY_LASTS - AUTHORITY_RENEWED)
+    assert Certificates.from_secret(whole.to_secret()) == whole
+    assert Certificates.from_secret(first.to_secret()) == first
+    assert Certificates.from_secret({**whole.to_secret(), broken: b"no PEM"}) is None
+    assert Certificates.from_secret({n: part for n, part in whole.to_secret().items() if n != broken}) is None
+    assert Certificates.from_secret({**whole.to_secret(), "tls.key": first.issuer.key}) is None
+
+
+@given(st.lists(st.integers(1, 364), min_size=1, max_size=8))
+def test_whoever_trusts_what_was_published_two_days_ago_still_knows_the_operator(days: list[int]) -> None:
+    """However seldom anybody looks, if it is once a year.
+
+    Seen to fail when the certificate was not made anew in the same look as the next authority.
+    """
+    now, held = NOW, renewed(None, NAMES, NOW)
+    for pause in days:
+        trusted_before = held.trusted
+        now += timedelta(days=pause)
+        held = renewed(held, NAMES, now)
+        assert held.own.ends > now
+        assert held.issuer.certificate in trusted_before
+
+
+def test_openssl_takes_the_chain(first: Certificates, tmp_path: Path) -> None:
+    """Strictly: key identifiers and usages are as RFC 5280 has them."""
+    server = context_of(first, tmp_path)
+    client = ssl.create_default_context(cadata=first.trusted.decode())
+    client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
+    for name in NAMES:
+        ends = _handshake(server, client, name)
+        assert ends.version() in {"TLSv1.2", "TLSv1.3"}
+    with pytest.raises(ssl.SSLCertVerificationError):
+        _handshake(server, client, "somebody-else.svc")
+
+
+def _is_signed_by(own: Signed, issuer: Signed) -> bool:
+    made, authority = (x509.load_pem_x509_certificate(part.certificate) for part in (own, issuer))
+    try:
+        made.verify_directly_issued_by(authority)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> ssl.SSLObject:
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asks = client.wrap_bio(to_client, to_server, server_hostname=name)
+    answers = server.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(10):
+        done = [_step(end) for end in (asks, answers)]
+        if all(done):
+            return asks
+    raise AssertionError("no end of the handshake")
+
+
+def _step(end: ssl.SSLObject) -> bool:
+    try:
+        end.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    return True
