@@ -23,22 +23,12 @@ Labels = Annotated[
 ]
 
 
-class LabelRequirement(Model):
-    """One condition on one label."""
+class Requirement(Model):
+    """One condition on one label, as Kubernetes' own objects have it: without bounds of ours."""
 
-    key: LabelKey = Field(description="The label.")
+    key: str
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = Field(description="How it is compared.")
-    values: tuple[LabelValue, ...] = Field((), max_length=16, description="For In and NotIn; empty for the others.")
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            Rule(
-                "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
-                "In and NotIn need values, Exists and DoesNotExist take none",
-                at=".values",
-            )
-        )
-    )
+    values: tuple[str, ...] = ()
 
     def holds(self, labels: Mapping[str, str]) -> bool:
         """Whether labels meet it. A label that is absent is in no list of values."""
@@ -53,11 +43,28 @@ class LabelRequirement(Model):
                 return self.key not in labels
 
 
+class LabelRequirement(Requirement):
+    """One condition on one label."""
+
+    key: LabelKey = Field(description="The label.")
+    values: tuple[LabelValue, ...] = Field((), max_length=16, description="For In and NotIn; empty for the others.")
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+                "In and NotIn need values, Exists and DoesNotExist take none",
+                at=".values",
+            )
+        )
+    )
+
+
 class LabelSelector(Model):
     """Objects by their labels. Empty: all of them."""
 
     match_labels: dict[str, str] = Field(default_factory=dict)
-    match_expressions: tuple[LabelRequirement, ...] = ()
+    match_expressions: tuple[Requirement, ...] = ()
 
     def selects(self, labels: Mapping[str, str]) -> bool:
         """Whether an object with these labels is meant."""

@@ -189,9 +189,13 @@ def _namespace(body: Body) -> NamespaceView:
 def _budget(body: Body) -> BudgetView:
     selector, status = (body.get("spec") or {}).get("selector"), body.get("status") or {}
     counted = int(status.get("observedGeneration") or 0) >= int(body["metadata"].get("generation") or 0)
+    try:
+        pods = None if selector is None else LabelSelector.model_validate(selector)
+    except ValidationError:  # of a newer Kubernetes: whoever it may protect is protected
+        pods, counted = LabelSelector(), False
     return BudgetView(
         **metadata_of("PodDisruptionBudget", body),
-        pods=None if selector is None else LabelSelector.model_validate(selector),
+        pods=pods,
         allowed=int(status.get("disruptionsAllowed") or 0) if counted else 0,
     )
 

@@ -78,3 +78,40 @@ def test_a_budget_is_read(case: str, spec: object, status: object, generation: i
     assert isinstance(budget, BudgetView)
     assert budget.allowed == expected, case
     assert (budget.pods is None) == (case == "about no pod")
+
+
+@pytest.mark.parametrize(
+    ("rule", "selector", "allowed", "chat", "other"),
+    [
+        (
+            "more values than a field of ours may have",
+            {"matchExpressions": [{"key": "app", "operator": "In", "values": ["chat", *map(str, range(40))]}]},
+            2,
+            True,
+            False,
+        ),
+        (
+            "an operator that Sluice does not know",
+            {"matchExpressions": [{"key": "a", "operator": "Gt"}]},
+            0,
+            True,
+            True,
+        ),
+        ("a field that Sluice does not know", {"matchFields": []}, 0, True, True),
+    ],
+)
+def test_a_budget_that_is_not_understood_protects_all_that_it_may_mean(
+    rule: str, selector: object, allowed: int, chat: bool, other: bool
+) -> None:
+    metadata = {"name": "b", "namespace": "team", "uid": "1", "resourceVersion": "1", "generation": 1} | {
+        "creationTimestamp": "2026-11-22T12:00:00Z"
+    }
+    status = {"disruptionsAllowed": 2, "observedGeneration": 1}
+    budget = parse("PodDisruptionBudget", {"metadata": metadata, "spec": {"selector": selector}, "status": status})
+    assert isinstance(budget, BudgetView)
+    assert budget.pods is not None
+    assert (budget.allowed, budget.pods.selects({"app": "chat"}), budget.pods.selects({"app": "other"})) == (
+        allowed,
+        chat,
+        other,
+    ), rule
