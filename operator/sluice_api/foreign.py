@@ -198,7 +198,7 @@ TRAINING_ARGUMENTS: Mapping[str, Foreign] = {
 }
 
 LORA_CONFIG: Mapping[str, Foreign] = {
-    "r": _mapped("lora.rank", "1, 8, 16, 32, 64, 128, 256, 320 or 512: the ranks that vLLM serves"),
+    "r": _mapped("lora.rank", "1 to 512; at most the engine's maxRank"),
     "lora_alpha": _mapped("lora.alpha"),
     "lora_dropout": _mapped("lora.dropout"),
     "use_rslora": _mapped("lora.rankStabilized"),

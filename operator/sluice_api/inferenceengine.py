@@ -8,11 +8,12 @@ from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.conditions import Condition
 from sluice_api.meta import DEFAULT_POOL
-from sluice_api.model import Decimal, Disk, Model, Name, Quantity, SecretName
+from sluice_api.model import Decimal, Disk, Model, Name, Quantity, Remedy, SecretName
 from sluice_api.pods import DEFAULT_DISK
 from sluice_api.resource import Column, Kind, Resource, Rule, rules
 from sluice_api.selectors import NamespaceSelector
 from sluice_api.sources import ModelUri
+from sluice_api.training import MAX_RANK
 from sluice_api.windows import BorrowWindow
 
 Text = Annotated[str, StringConstraints(max_length=256)]
@@ -101,8 +102,12 @@ class EngineLora(Model):
     max_adapters: int = Field(
         4, ge=1, le=256, description="Adapters at once. One place more is kept free for changing a version."
     )
-    max_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(
-        16, description="Highest rank of an adapter. Memory for it is taken from the start."
+    max_rank: int = Field(
+        16,
+        ge=1,
+        le=MAX_RANK,
+        description="Highest rank of an adapter. vLLM takes memory from the start for the next of its own ranks: 1, 8, "
+        "16, 32, 64, 128, 256, 320, 512.",
     )
     claims: tuple[Name, ...] = Field(
         (),
@@ -110,6 +115,13 @@ class EngineLora(Model):
         description="PersistentVolumeClaims with adapters, mounted read-only from the start, so that an "
         "adapter can be loaded without a restart.",
     )
+
+
+Domain = Annotated[
+    str,
+    StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?\.)*[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=253),
+    Remedy("write a host name in lower case, such as images.example.org"),
+]
 
 
 class Serving(Model):
@@ -126,6 +138,12 @@ class Serving(Model):
         "0.90", description="Share of a GPU's memory that vLLM takes; on a CPU the share has no meaning."
     )
     enforce_eager: bool = Field(False, description="Skip compilation: a faster start, slower answers.")
+    allowed_media_domains: tuple[Domain, ...] = Field(
+        (),
+        max_length=32,
+        description="Hosts from which vLLM may fetch images, audio and video that a request names by their URL; each "
+        "by its whole name, redirects are not followed. Absent: none, and media come inside the request (data:).",
+    )
 
 
 class Preemption(Model):

@@ -27,11 +27,15 @@ LayerName = Annotated[
 ]
 
 
+MAX_RANK = 512
+"""The highest that vLLM serves."""
+
+
 class Lora(Model):
     """Low-rank adaptation of linear layers."""
 
-    rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(
-        16, description="Rank of the update. The ranks that vLLM can serve; at most the engine's maxRank."
+    rank: int = Field(
+        16, ge=1, le=MAX_RANK, description="Rank of the update; to be published, at most the engine's maxRank."
     )
     alpha: int = Field(32, ge=1, le=4096, description="Scale of the update: it is multiplied by alpha / rank.")
     dropout: Decimal = Field("0.0", description="Dropout on the update's input while training.")

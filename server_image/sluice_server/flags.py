@@ -9,8 +9,13 @@ from sluice_api.sources import volume_path
 from sluice_server.place import SHUTDOWN_SECONDS, STATE_PATH, Place
 
 MIDDLEWARE = "sluice_server.middleware.Middleware"
+WORKER_EXTENSION = "sluice_server.worker_extension.WorkerExtension"
 
 _HUB = re.compile(r"^hf://(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^@]+))?$")
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What --max-lora-rank takes (vllm/config/lora.py); adapters of any rank below are served."""
+_NO_DOMAIN = "serving.allowedMediaDomains-is-empty.invalid"
+"""vLLM takes an empty list for all domains. RFC 2606: nobody has one below .invalid; users read this in the refusal."""
 _QUIET_ROUTES = f"/health,/metrics,/ping,/v1/models,{STATE_PATH}"
 
 
@@ -45,6 +50,8 @@ def vllm_command(slot: SlotSpec, place: Place) -> Command:
         *("--disable-access-log-for-endpoints", _QUIET_ROUTES),
         "--disable-fastapi-docs",
         *("--runner", "pooling" if spec.task == "Embed" else "generate"),
+        *("--load-format", "safetensors"),  # never a pickle, which by itself vLLM falls back to
+        *("--allowed-media-domains", *(spec.serving.allowed_media_domains or (_NO_DOMAIN,))),
         *_serving(spec),
         *_lora(spec),
         *_device(slot),
@@ -58,11 +65,20 @@ def vllm_command(slot: SlotSpec, place: Place) -> Command:
 def _model(uri: str, place: Place) -> tuple[str, tuple[str, ...]]:
     if in_claim := volume_path(uri):
         return str(place.at(in_claim.mounted)), ()
-    on_hub = _HUB.match(uri)
-    if on_hub is None:
+    repository, revision = on_hub(uri)
+    return repository, ("--revision", revision) if revision else ()
+
+
+def on_hub(uri: str) -> tuple[str, str | None]:
+    """Repository and revision of a model that is not in a claim.
+
+    Raises:
+        UnknownModelAddress: it is not on the hub either.
+    """
+    found = _HUB.match(uri)
+    if found is None:
         raise UnknownModelAddress(f"model.uri {uri!r}: write pvc://claim/path or hf://organisation/name@revision")
-    revision = on_hub["revision"]
-    return on_hub["repository"], ("--revision", revision) if revision else ()
+    return found["repository"], found["revision"]
 
 
 def _serving(spec: InferenceEngineSpec) -> list[str]:
@@ -82,8 +98,9 @@ def _lora(spec: InferenceEngineSpec) -> list[str]:
     places = str(spec.lora.max_adapters + 1)
     return [
         "--enable-lora",
+        *("--worker-extension-cls", WORKER_EXTENSION),
         *("--max-loras", places, "--max-cpu-loras", places),
-        *("--max-lora-rank", str(spec.lora.max_rank)),
+        *("--max-lora-rank", str(next(rank for rank in _RANKS if rank >= spec.lora.max_rank))),
     ]
 
 
@@ -112,6 +129,8 @@ def _environment(slot: SlotSpec, place: Place) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": f"{scratch}/cache/inductor",
         "TRITON_CACHE_DIR": f"{scratch}/cache/triton",
         "VLLM_NO_USAGE_STATS": "1",
+        # An allowed domain could lead vLLM to any other, and into the cluster.
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "DO_NOT_TRACK": "1",
         # Opens /sleep, /wake_up and /collective_rpc, which the middleware keeps for the agent, as all but serving.
         "VLLM_SERVER_DEV_MODE": "1" if slot.sleep_level else "0",

@@ -18,6 +18,11 @@ COMMON = (
     " --disable-access-log-for-endpoints /health,/metrics,/ping,/v1/models,/sluice/state --disable-fastapi-docs"
 )
 
+NO_MEDIA = "--allowed-media-domains serving.allowedMediaDomains-is-empty.invalid"
+GENERATE = f"--runner generate --load-format safetensors {NO_MEDIA}"
+POOLING = f"--runner pooling --load-format safetensors {NO_MEDIA}"
+LORA = "--enable-lora --worker-extension-cls sluice_server.worker_extension.WorkerExtension"
+
 COMMON_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HOME": "/scratch/huggingface",
@@ -27,6 +32,7 @@ COMMON_ENVIRONMENT = {
     "TRITON_CACHE_DIR": "/scratch/cache/triton",
     "USER": "sluice",
     "VLLM_CACHE_ROOT": "/scratch/cache/vllm",
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_SERVER_DEV_MODE": "0",
     "XDG_CACHE_HOME": "/scratch/cache",
@@ -54,7 +60,7 @@ def slot(device: Any, **spec: Any) -> SlotSpec:
         (
             "a model in a claim, on a GPU",
             slot("cuda", model={"uri": "pvc://models/smollm2"}),
-            f"serve /volumes/models/smollm2 {COMMON} --runner generate --dtype auto"
+            f"serve /volumes/models/smollm2 {COMMON} {GENERATE} --dtype auto"
             " --tensor-parallel-size 1 --gpu-memory-utilization 0.90",
             OFFLINE,
         ),
@@ -73,35 +79,46 @@ def slot(device: Any, **spec: Any) -> SlotSpec:
                     "enforceEager": True,
                 },
             ),
-            f"serve org/name --revision v1.0 {COMMON} --runner generate --dtype bfloat16 --max-model-len 4096"
-            " --max-num-seqs 64 --enable-lora --max-loras 5 --max-cpu-loras 5 --max-lora-rank 32"
+            f"serve org/name --revision v1.0 {COMMON} {GENERATE} --dtype bfloat16 --max-model-len 4096"
+            f" --max-num-seqs 64 {LORA} --max-loras 5 --max-cpu-loras 5 --max-lora-rank 32"
             " --tensor-parallel-size 4 --gpu-memory-utilization 0.5 --enforce-eager",
             LORA_ENVIRONMENT,
         ),
         (
             "embeddings on a CPU that plays two GPUs",
             slot("cpu", model={"uri": "hf://org/name"}, task="Embed", resources={"gpus": 2}),
-            f"serve org/name {COMMON} --runner pooling --dtype auto --enforce-eager --distributed-executor-backend uni",
+            f"serve org/name {COMMON} {POOLING} --dtype auto --enforce-eager --distributed-executor-backend uni",
             CPU_ENVIRONMENT,
         ),
         (
             "one that sleeps while it is lent",
             slot("cuda", model={"uri": "hf://org/name"}, preemption={"policy": "Sleep", "sleepLevel": 2}),
-            f"serve org/name {COMMON} --runner generate --dtype auto --tensor-parallel-size 1"
+            f"serve org/name {COMMON} {GENERATE} --dtype auto --tensor-parallel-size 1"
             " --gpu-memory-utilization 0.90 --enable-sleep-mode",
             {"VLLM_SERVER_DEV_MODE": "1"},
         ),
         (
             "the same on a CPU, where vLLM has no sleep mode and would refuse to start with it",
             slot("cpu", model={"uri": "hf://org/name"}, preemption={"policy": "Sleep", "sleepLevel": 2}),
-            f"serve org/name {COMMON} --runner generate --dtype auto --enforce-eager"
-            " --distributed-executor-backend uni",
+            f"serve org/name {COMMON} {GENERATE} --dtype auto --enforce-eager --distributed-executor-backend uni",
             CPU_ENVIRONMENT,
+        ),
+        (
+            "an engine that may fetch images from two hosts",
+            slot(
+                "cuda",
+                model={"uri": "hf://org/name"},
+                serving={"allowedMediaDomains": ["images.example.org", "example.com"]},
+            ),
+            f"serve org/name {COMMON} --runner generate --load-format safetensors"
+            " --allowed-media-domains images.example.org example.com --dtype auto"
+            " --tensor-parallel-size 1 --gpu-memory-utilization 0.90",
+            {},
         ),
         (
             "the demo",
             slot("cpu", model={"uri": "pvc://models"}, lora={"maxAdapters": 1, "maxRank": 16, "claims": ["adapters"]}),
-            f"serve /volumes/models {COMMON} --runner generate --dtype auto --enable-lora --max-loras 2"
+            f"serve /volumes/models {COMMON} {GENERATE} --dtype auto {LORA} --max-loras 2"
             " --max-cpu-loras 2 --max-lora-rank 16 --enforce-eager --distributed-executor-backend uni",
             CPU_ENVIRONMENT | LORA_ENVIRONMENT | OFFLINE,
         ),
@@ -111,6 +128,13 @@ def test_command(what: str, given: SlotSpec, arguments: str, environment: dict[s
     command = vllm_command(given, IN_A_POD)
     assert " ".join(command.arguments) == arguments
     assert command.environment == COMMON_ENVIRONMENT | environment
+
+
+@pytest.mark.parametrize(("rank", "vllms"), [(1, 1), (2, 8), (8, 8), (17, 32), (257, 320), (321, 512), (512, 512)])
+def test_vllm_is_told_the_next_rank_that_it_knows(rank: int, vllms: int) -> None:
+    given = slot("cuda", model={"uri": "hf://org/name"}, lora={"maxRank": rank})
+    arguments = vllm_command(given, IN_A_POD).arguments
+    assert arguments[arguments.index("--max-lora-rank") + 1] == str(vllms)
 
 
 @pytest.mark.parametrize("uri", ["hf://org", "hf://org/name/adapter", "hf://org/name@v1/sub@x"])
