@@ -25,6 +25,7 @@ class Refused:
     status: int
     type: str
     message: str
+    param: str = "model"
 
 
 class Aliases:

@@ -3,7 +3,8 @@
 `PUT /sluice/state` takes a DesiredState, `GET /sluice/state` answers with an ObservedState, and
 `POST /sluice/terminate` says that the pod is going: it drains from then on, whatever the agent wants.
 `POST /sluice/start` lets a vLLM start that is held back (see waiting_room.py), and `POST /sluice/end` ends one that
-can't be trusted any more: the kubelet starts it anew.
+can't be trusted any more: the kubelet starts it anew. `POST /sluice/layers` with a version is answered with its
+AdapterLayers.
 """
 
 from pydantic import Field, FiniteFloat, NonNegativeInt
@@ -32,6 +33,15 @@ class DeviceMemory(Model):
 
     used: NonNegativeInt
     total: NonNegativeInt
+
+
+class AdapterLayers(Model):
+    """What vLLM uses of a loaded adapter."""
+
+    layers: NonNegativeInt = Field(description="Layers that the adapter changes; fused ones count once.")
+    passed_over: tuple[str, ...] = Field(
+        description="Those of them that vLLM's model has not, so that they do nothing."
+    )
 
 
 class ObservedState(Model):

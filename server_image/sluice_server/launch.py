@@ -5,11 +5,16 @@ import sys
 from pathlib import Path
 
 from sluice_api import pods
+from sluice_api.artifacts import stray_link
 from sluice_api.slots import SlotSpec
-from sluice_server.flags import vllm_command
+from sluice_api.sources import volume_path
+from sluice_server.flags import on_hub, vllm_command
 from sluice_server.model_infos import put_in_place
 from sluice_server.place import Place
 from sluice_server.waiting_room import wait_for_the_agent
+
+_MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+"""What vLLM fetches of a repository, at most: the load format keeps it to these weights."""
 
 
 def serve() -> None:
@@ -21,6 +26,7 @@ def serve() -> None:
     if slot.sleep_level:
         wait_for_the_agent(place)
     command = vllm_command(slot, place)
+    check_model(slot.spec.model.uri, place)
     os.environ.update(command.environment)
     put_in_place(Path(command.environment["VLLM_CACHE_ROOT"]))
     sys.argv = ["vllm", *command.arguments]
@@ -28,3 +34,27 @@ def serve() -> None:
     from vllm.entrypoints.cli.main import main
 
     main()
+
+
+def check_model(uri: str, place: Place) -> None:
+    """End here where the model's folder leads out of itself, or where what is on the hub would fill the node's disk."""
+    if in_claim := volume_path(uri):
+        folder = place.at(in_claim.mounted)
+        if folder.is_dir() and (link := stray_link(folder)):
+            stray = link.relative_to(folder)
+            sys.exit(f"model.uri {uri}: {stray} is a link that leads out of the folder. Put the file there.")
+        return
+    from huggingface_hub import snapshot_download
+
+    cache = place.scratch / "huggingface" / "hub"
+    cache.mkdir(parents=True, exist_ok=True)
+    repository, revision = on_hub(uri)
+    files = snapshot_download(
+        repository, revision=revision, cache_dir=cache, allow_patterns=list(_MODEL_FILES), dry_run=True
+    )
+    size = sum(file.file_size or 0 for file in files if file.will_download)
+    if size > (room := pods.disk_room(cache)):
+        sys.exit(
+            f"model.uri {uri}: its files have {size / 2**30:.1f} GiB, and this pod's disk has room for "
+            f"{room / 2**30:.1f}. Raise resources.ephemeralStorage, or copy it into a volume and use pvc://."
+        )

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -32,9 +32,10 @@ from sluice_server.asgi import (
     reply,
     with_length,
 )
-from sluice_server.control import DesiredState, DeviceMemory, ObservedState
+from sluice_server.control import AdapterLayers, DesiredState, DeviceMemory, ObservedState
 from sluice_server.device_memory import device_memory
-from sluice_server.place import END_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH, Place
+from sluice_server.fields import ignored, known_fields, without_adapter
+from sluice_server.place import END_PATH, LAYERS_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH, Place
 from sluice_server.rewrite import NotJSON, Outward, inward, parse
 from sluice_server.traffic import Traffic
 
@@ -78,6 +79,14 @@ def _end_process() -> None:
     os._exit(_ENDED)
 
 
+async def adapter_layers(app: Any, version: str) -> AdapterLayers:
+    """What vLLM uses of a loaded adapter, as its workers say: a layer is passed over where none of them has it."""
+    lora = app.state.openai_serving_models.lora_requests[version]
+    told = await app.state.engine_client.collective_rpc("sluice_adapter_layers", args=(lora.lora_int_id,))
+    passed_over = set.intersection(*(set(names) for _, names in told))
+    return AdapterLayers(layers=max(count for count, _ in told), passed_over=tuple(sorted(passed_over)))
+
+
 class Middleware:
     """Aliases, counting, draining and default-deny. vLLM makes one instance, which lives as long as its process."""
 
@@ -89,14 +98,16 @@ class Middleware:
         *,
         memory: Callable[[], tuple[DeviceMemory, ...] | None] = device_memory,
         end: Callable[[], None] = _end_process,
+        layers: Callable[[Any, str], Awaitable[AdapterLayers]] = adapter_layers,
     ) -> None:
         self._app = app
-        self._memory, self._end = memory, end
+        self._memory, self._end, self._layers = memory, end, layers
         self._secret = (secret or Place.here().secret_file.read_text()).strip().encode()
         self._aliases = Aliases(base or SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]).engine)
         self._traffic = Traffic()
         self._desired = DesiredState()
         self._boot = uuid.uuid4().hex
+        self._fields: dict[str, frozenset[str] | None] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or one life of the application."""
@@ -141,19 +152,31 @@ class Middleware:
         except NotJSON as error:
             await refuse(send, 400, "BadRequestError", f"The request is not JSON: {error}")
             return
+        asked = without_adapter(request, self._aliases) if isinstance(request, dict) else request
+        if isinstance(asked, dict):
+            asked = ignored(asked, self._known(scope)) or asked
+        if isinstance(asked, Refused):
+            await refuse(send, asked.status, asked.type, asked.message, asked.param)
+            return
         # From here to the version's count nothing may wait: the agent unloads a version as soon as no alias leads
         # to it and its count is zero.
-        target = self._target(request)
+        target = self._target(asked)
         if isinstance(target, Refused):
-            await refuse(send, target.status, target.type, target.message, "model")
+            await refuse(send, target.status, target.type, target.message, target.param)
             return
         with self._traffic.on(target.inner):
             if target.inner != target.public:
                 send = Renamed(send, Outward(target.inner, target.public))
-            if (changed := inward(request, target.inner)) is not None:
+            if (changed := inward(asked, target.inner)) is not request:
                 body = json.dumps(changed).encode()
                 scope = {**scope, "headers": with_length(scope["headers"], len(body))}
             await self._app(scope, replay(body, receive), send)
+
+    def _known(self, scope: Scope) -> frozenset[str] | None:
+        path = scope["path"]
+        if path not in self._fields:
+            self._fields[path] = known_fields(scope.get("app"), path)
+        return self._fields[path]
 
     def _target(self, request: Any) -> Served | Refused:
         name = request.get("model") if isinstance(request, dict) else None
@@ -169,6 +192,9 @@ class Middleware:
             case ("POST", path) if path == TERMINATE_PATH:
                 self._traffic.terminate()
                 await reply(send, 200, self._observed().model_dump(mode="json", by_alias=True))
+            case ("POST", path) if path == LAYERS_PATH:
+                version = json.loads(await read_body(receive, MAX_BODY_BYTES))["version"]
+                await reply(send, 200, (await self._layers(scope.get("app"), version)).model_dump(by_alias=True))
             case ("POST", path) if path == END_PATH:
                 log.error("the agent ends this vLLM")
                 await reply(send, 200, {})

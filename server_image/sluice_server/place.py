@@ -21,6 +21,7 @@ STATE_PATH = "/sluice/state"
 TERMINATE_PATH = "/sluice/terminate"
 START_PATH = "/sluice/start"
 END_PATH = "/sluice/end"
+LAYERS_PATH = "/sluice/layers"
 
 QUIET_SECONDS = 2.0
 """No request may have begun for so long before vLLM stops: what still travels to a pod that left its endpoints."""

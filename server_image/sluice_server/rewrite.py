@@ -24,17 +24,17 @@ def parse(body: bytes) -> Any:
         raise NotJSON(str(error)) from error
 
 
-def inward(request: Any, inner: str) -> dict[str, Any] | None:
-    """The request as vLLM is to see it; None where it may stay as it is."""
+def inward(request: Any, inner: str) -> Any:
+    """The request as vLLM is to see it: the same object where it may stay as it is."""
     if not isinstance(request, dict):
-        return None
+        return request
     name, salt = request.get("model"), request.get("cache_salt")
     changed = {}
     if isinstance(name, str) and name not in ("", inner):
         changed["model"] = inner
     if isinstance(salt, str):
         changed["cache_salt"] = _SALT_PREFIX + salt
-    return request | changed if changed else None
+    return request | changed if changed else request
 
 
 class Outward:

@@ -12,9 +12,11 @@ from pydantic import ValidationError
 
 from sluice_api.reasons import Reason
 from sluice_server.agent.refusal import Refusal
-from sluice_server.control import DesiredState, ObservedState
-from sluice_server.place import END_PATH, SECRET_HEADER, START_PATH, STATE_PATH
+from sluice_server.control import AdapterLayers, DesiredState, ObservedState
+from sluice_server.place import END_PATH, LAYERS_PATH, SECRET_HEADER, START_PATH, STATE_PATH
 
+CANARY_TOKENS = 8
+"""So many are compared where it matters whether two answers are the same."""
 _ANSWER = aiohttp.ClientTimeout(total=5)
 _LOADING = aiohttp.ClientTimeout(total=300)
 _CHECKING = aiohttp.ClientTimeout(total=120)
@@ -22,6 +24,10 @@ _CHECKING = aiohttp.ClientTimeout(total=120)
 
 class Unreachable(Exception):
     """vLLM does not answer, or not as it should: it is starting, stopping or dead."""
+
+
+class NobodyListens(Unreachable):
+    """There is no vLLM at all now: it is not started yet, or has ended."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,27 @@ class Engine:
         """
         await self.answer(version, tokens=1)
 
+    async def check_effect(self, version: str) -> None:
+        """Let a version answer, and compare its numbers with the base model's: vLLM loads an adapter of which it uses
+        no layer, and lets the base model answer in its name (vllm#55193, #41754).
+
+        Raises:
+            Refusal: it does not answer, not with numbers, or as the base model does.
+        """
+        mine = await self.answer(version, CANARY_TOKENS)
+        if mine != await self.answer(self._base, CANARY_TOKENS):
+            return
+        found = AdapterLayers.model_validate(await self._must("POST", LAYERS_PATH, {"version": version}))
+        if found.passed_over:
+            shown = ", ".join(found.passed_over[:3]) + (", ..." if len(found.passed_over) > 3 else "")
+            why = (
+                f"vLLM passed over {len(found.passed_over)} of its {found.layers} layers ({shown}): it has none of "
+                "these names. Train for the model as vLLM names its layers, or serve it with another engine."
+            )
+        else:
+            why = f"vLLM uses all its {found.layers} layers, and they change nothing. Train longer."
+        raise Refusal(Reason.ADAPTER_WITHOUT_EFFECT, f"{version} answers with the numbers of the base model. {why}")
+
     async def answer(self, version: str, tokens: int) -> Answer:
         """What a version, or the base model, says first, always to the same question.
 
@@ -159,10 +186,11 @@ class Engine:
         await self._must("POST", "/collective_rpc", {"method": "reload_weights"}, _LOADING)
         await self._must("POST", "/wake_up?tags=kv_cache", patience=_LOADING)
 
-    async def _must(self, method: str, path: str, body: Any = None, patience: aiohttp.ClientTimeout = _ANSWER) -> None:
+    async def _must(self, method: str, path: str, body: Any = None, patience: aiohttp.ClientTimeout = _ANSWER) -> Any:
         status, answer = await self._ask(method, path, body, patience)
         if status != 200:
             raise Unreachable(f"{method} {path} was answered with {status}: {_words(answer)}")
+        return answer
 
     async def _ask(
         self, method: str, path: str, body: Any = None, patience: aiohttp.ClientTimeout = _ANSWER
@@ -172,6 +200,8 @@ class Engine:
                 if answer.content_type == "application/json":
                     return answer.status, await answer.json()
                 return answer.status, await answer.text()
+        except aiohttp.ClientConnectorError as error:
+            raise NobodyListens(f"{method} {path}: {error!r}") from error
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unreachable(f"{method} {path}: {error!r}") from error
 

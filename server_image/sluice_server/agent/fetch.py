@@ -29,12 +29,16 @@ _STAGING = ".new-"
 _CHUNK = 2**20
 
 
+_Files = tuple[tuple[int, ...] | None, ...]
+
+
 class Shelf:
     """The folders of fetched adapters, one a version, and the way into them."""
 
     def __init__(self, slot: SlotSpec, place: Place) -> None:
         self._slot, self._place = slot, place
         self._lora = slot.spec.lora
+        self._refused: dict[WantedAdapter, tuple[_Files, Refusal]] = {}
 
     def versions(self) -> frozenset[str]:
         """What is there, staging folders of an earlier life included."""
@@ -51,12 +55,28 @@ class Shelf:
     def fetch(self, adapter: WantedAdapter) -> str:
         """Copy an adapter's files, check them, and return its version.
 
+        What was refused is refused again without a copy, for as long as its files are what they were.
+
         Raises:
             Refusal: it can't be loaded as it is.
         """
         if adapter.name == self._slot.engine:
             raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.name} is the base model's name: use another one.")
         claim, source = self._source(adapter)
+        files = tuple(_identity(source / name) for name in (*ADAPTER_FILES, MANIFEST))
+        known, refusal = self._refused.get(adapter, (None, None))
+        if refusal and files == known:
+            raise refusal
+        try:
+            return self._copy_checked(adapter, claim, source)
+        except Refusal as found:
+            self._refused = {
+                **{k: v for k, v in self._refused.items() if k.name != adapter.name},
+                adapter: (files, found),
+            }
+            raise
+
+    def _copy_checked(self, adapter: WantedAdapter, claim: Path, source: Path) -> str:
         staging = self.path(f"{_STAGING}{uuid.uuid4().hex}")
         staging.mkdir(parents=True)
         try:
@@ -116,6 +136,15 @@ class Shelf:
             return BaseModel(uri)
         folder = self._place.at(address.mounted)
         return BaseModel(uri, model_fingerprint(folder), folder_tensors(folder))
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from the same name at another time; None where there is none that can be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _manifest(claim: Path, source: Path, staging: Path, adapter: WantedAdapter) -> AdapterManifest | None:

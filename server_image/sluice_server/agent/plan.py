@@ -11,6 +11,7 @@ from sluice_server.agent.wanted import Key, WantedAdapter
 from sluice_server.control import DesiredState, ObservedState, Unavailable
 
 _MESSAGE_LENGTH = 1024
+_RETRY_SOON, _RETRY_LATER, _RETRY_LONGEST = 10.0, 60.0, 3600.0
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,28 @@ class World:
     """None for an engine that never sleeps."""
 
     @cached_property
+    def failing(self) -> tuple[WantedAdapter, ...]:
+        """Those that can't be loaded as they are, and of which no earlier version answers: they take no place."""
+        failed = [adapter for adapter in self.adapters if isinstance(self.findings.get(adapter.key), Failed)]
+        return tuple(adapter for adapter in failed if not self._is_live(adapter))
+
+    @cached_property
     def admitted(self) -> tuple[WantedAdapter, ...]:
-        """The oldest ones, as many as there are places."""
-        return tuple(sorted(self.adapters, key=lambda adapter: adapter.age_order)[: self.places])
+        """As many others as there are places: first those that answer already, then the oldest."""
+        return self._in_line[: self.places]
 
     @cached_property
     def refused(self) -> tuple[WantedAdapter, ...]:
         """The ones for which there is no place."""
-        return tuple(sorted(self.adapters, key=lambda adapter: adapter.age_order)[self.places :])
+        return self._in_line[self.places :]
+
+    @cached_property
+    def _in_line(self) -> tuple[WantedAdapter, ...]:
+        others = [adapter for adapter in self.adapters if adapter not in self.failing]
+        return tuple(sorted(others, key=lambda adapter: (not self._is_live(adapter), adapter.age_order)))
+
+    def _is_live(self, adapter: WantedAdapter) -> bool:
+        return self.state.desired.aliases.get(adapter.name) in self.loaded
 
     def version_of(self, adapter: WantedAdapter) -> str | None:
         """The version that the adapter's spec asks for, once its bytes are here."""
@@ -195,11 +210,20 @@ def fetch(world: World) -> Fetch | None:
     """What is new, or failed long enough ago, is fetched; what was never tried comes first."""
     due = [
         (finding is not None, adapter.age_order, adapter)
-        for adapter in world.admitted
+        for adapter in (*world.admitted, *world.failing)
         if not isinstance(finding := world.findings.get(adapter.key), Fetched)
         and (finding is None or finding.retry_at <= world.now)
     ]
     return Fetch(min(due)[2]) if due else None
+
+
+def pause_after(reason: Reason, failures: int) -> float:
+    """Seconds until an adapter is tried again. What vLLM itself refuses is copied anew for each try, so less and less
+    often; a refusal of the files is known without a copy (fetch.py), and what is missing may come at any moment.
+    """
+    if reason in (Reason.LOAD_FAILED, Reason.CANARY_FAILED, Reason.ADAPTER_WITHOUT_EFFECT):
+        return min(_RETRY_LATER * 2.0 ** (failures - 1), _RETRY_LONGEST)
+    return _RETRY_SOON if reason == Reason.ADAPTER_NOT_FOUND else _RETRY_LATER
 
 
 def one_at_a_time(world: World) -> Step | None:
@@ -240,7 +264,7 @@ def desired_state(world: World) -> DesiredState:
             told = report_of(world, adapter)
             reason = told.reason or Reason.LOADING
             unavailable[adapter.name] = Unavailable(reason=reason, message=told.message or Reason.LOADING.meaning)
-    for adapter in world.refused:
+    for adapter in (*world.failing, *world.refused):
         told = report_of(world, adapter)
         unavailable[adapter.name] = Unavailable(reason=told.reason, message=told.message)
     return DesiredState(aliases=aliases, unavailable=unavailable, draining=world.draining)
@@ -253,7 +277,7 @@ def settled(world: World) -> bool:
 
 def reports(world: World) -> tuple[LoadedAdapter, ...]:
     """Each adapter of this engine as this slot has it."""
-    return tuple(report_of(world, adapter) for adapter in (*world.admitted, *world.refused))
+    return tuple(report_of(world, adapter) for adapter in (*world.admitted, *world.failing, *world.refused))
 
 
 def report_of(world: World, adapter: WantedAdapter) -> LoadedAdapter:

@@ -1,20 +1,38 @@
 """The agent's own port: /livez, /readyz and /metrics."""
 
+import asyncio
+
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from sluice_server.agent.metrics import REGISTRY
 from sluice_server.agent.slot import Slot
 
+_CONNECT_SECONDS = 1.0
 
-async def listen(port: int, slot: Slot) -> web.AppRunner:
+
+async def _listens(port: int) -> bool:
+    """Whether somebody takes connections: since the agent last asked, vLLM may have ended, and the kubelet takes its
+    container for ready as soon as it runs again.
+    """
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), _CONNECT_SECONDS)
+    except TimeoutError:
+        return True  # too busy: the agent has patience with that
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def listen(port: int, slot: Slot, vllm_port: int) -> web.AppRunner:
     """Serve the probes; the caller cleans the runner up."""
 
     async def livez(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        if slot.ready:
+        if slot.ready and await _listens(vllm_port):
             return web.Response(text="ok\n")
         view = slot.view()
         why = "The slot drains." if slot.must_drain else view.message or "vLLM does not serve."

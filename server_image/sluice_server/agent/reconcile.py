@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Coroutine
 from contextlib import suppress
 from time import monotonic
@@ -9,7 +10,7 @@ from time import monotonic
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
 from sluice_server.agent import plan
-from sluice_server.agent.engine import Engine, Observation, Unreachable
+from sluice_server.agent.engine import Engine, NobodyListens, Observation, Unreachable
 from sluice_server.agent.fetch import Shelf
 from sluice_server.agent.metrics import LOAD_SECONDS, LOADS
 from sluice_server.agent.mirror import Mirror, adapters_of
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 1.0
 _DRAINING_TICK_SECONDS = 0.2
-_RETRY_SOON, _RETRY_LATER = 10.0, 60.0
 
 
 class Reconciler:
@@ -49,6 +49,7 @@ class Reconciler:
         self._slot = slot
         self._sleeper = Sleeper(spec, engine, shelf, canaries)
         self._findings: dict[Key, plan.Finding] = {}
+        self._failures: Counter[Key] = Counter()
         self._answering: set[str] = set()
         self._base_answers, self._base_fault = False, ""
         self._boot = ""
@@ -63,7 +64,7 @@ class Reconciler:
             try:
                 acted = await self._once()
             except Unreachable as error:
-                self._slot.unreachable(str(error), self._must_drain())
+                self._slot.unreachable(str(error), self._must_drain(), nobody_listens=isinstance(error, NobodyListens))
                 acted = False
             if acted:
                 continue
@@ -106,6 +107,7 @@ class Reconciler:
         adapters = adapters_of(self._adapters, self._spec.engine)
         wanted = {adapter.key for adapter in adapters}
         self._findings = {key: finding for key, finding in self._findings.items() if key in wanted}
+        self._failures = Counter({key: count for key, count in self._failures.items() if key in wanted})
         lora = self._spec.spec.lora
         rest = self._sleeper.rest(observation, self._said)
         return World(
@@ -142,6 +144,7 @@ class Reconciler:
                 self._answering.discard(version)
             case Remove(version):
                 await asyncio.to_thread(self._shelf.remove, version)
+                self._findings = {key: found for key, found in self._findings.items() if found != Fetched(version)}
             case CheckBase():
                 self._work_on(self._check_base())
             case Start():
@@ -209,7 +212,7 @@ class Reconciler:
             case Load(_, version):
                 await self._engine.load(version, self._shelf.path(version))
             case Check(adapter, version):
-                await self._engine.check(version)
+                await self._engine.check_effect(version)
                 log.info("%s answers", version)
                 LOADS.labels("loaded").inc()
                 self._answering.add(version)
@@ -219,6 +222,7 @@ class Reconciler:
         LOADS.labels(reason).inc()
         if reason == Reason.CANARY_FAILED:
             self._base_answers = False  # What an adapter left in the KV cache may have reached it.
-        pause = _RETRY_SOON if reason == Reason.ADAPTER_NOT_FOUND else _RETRY_LATER
+        self._failures[step.adapter.key] += 1
+        pause = plan.pause_after(reason, self._failures[step.adapter.key])
         version = "" if isinstance(step, Fetch) else step.version
         self._findings[step.adapter.key] = Failed(reason, message, monotonic() + pause, version)

@@ -11,7 +11,6 @@ MAY_STAY = 0.2
 """Of what gpuMemoryUtilization let vLLM take of a GPU, so much may still be in use when it sleeps: its CUDA context,
 its graphs and its communicators stay (7 of 166 GB on a GB200: vllm#47654), weights and KV cache must not."""
 
-CANARY_TOKENS = 8
 _MAY_DIFFER = 0.05
 """By so much may a log-probability, in nats, or a number of an embedding differ after waking."""
 

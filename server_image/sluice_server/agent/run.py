@@ -49,7 +49,7 @@ async def serve(spec: SlotSpec, place: Place, report_url: str, api_server: Calla
     reporter = Reporter(report_url, place.at(pods.TOKEN_FILE), place.at(pods.TRUST_FILE))
     slot = Slot(reporter.notice)
     # The secret and this port are what vLLM's container waits for: everything slow comes after.
-    probes = await listen(place.agent_port, slot)
+    probes = await listen(place.agent_port, slot, place.serve_port)
     try:
         await asyncio.to_thread(import_module, "kubernetes.aio")  # More than a second.
         api = api_server()

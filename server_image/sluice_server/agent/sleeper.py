@@ -4,10 +4,10 @@ import logging
 
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
-from sluice_server.agent.engine import Engine, Observation, Unreachable
+from sluice_server.agent.engine import CANARY_TOKENS, Engine, Observation, Unreachable
 from sluice_server.agent.fetch import Shelf
 from sluice_server.agent.refusal import Refusal
-from sluice_server.agent.rest import CANARY_TOKENS, Canaries, Rest, changed, still_held
+from sluice_server.agent.rest import Canaries, Rest, changed, still_held
 from sluice_server.agent.wanted import Body, is_lent, must_sleep
 
 log = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ class Slot:
         self.must_drain = False
         self._on_news = on_news
         self._world: World | None = None
-        self._healthy = self._asleep = False
+        self._healthy = self._asleep = self._gone = False
         self._settled_boot = ""
         self._seen = monotonic()
         self._message = "The agent is starting."
@@ -50,7 +50,7 @@ class Slot:
             base_fault: why the base model's last check failed.
             awake_because: why a slot that is to sleep still takes memory of its GPUs; empty when it takes none.
         """
-        self._world, self._seen = world, monotonic()
+        self._world, self._seen, self._gone = world, monotonic(), False
         self._healthy = healthy and not base_fault
         self.must_drain = world.draining
         resting = plan.at_rest(world)
@@ -63,9 +63,10 @@ class Slot:
         self._message = (base_fault or awake_because) if healthy else "vLLM says that its engine is dead."
         self._notice()
 
-    def unreachable(self, why: str, must_drain: bool) -> None:
-        """vLLM has not answered."""
+    def unreachable(self, why: str, must_drain: bool, *, nobody_listens: bool = False) -> None:
+        """vLLM has not answered: it is busy, or there is none, and then what it last answered counts for nothing."""
         self.must_drain = must_drain
+        self._gone = nobody_listens
         if not self._fresh:
             self._message = f"vLLM does not answer: {why}"[:1024]
         self._notice()
@@ -112,7 +113,7 @@ class Slot:
 
     @property
     def _fresh(self) -> bool:
-        return self._world is not None and monotonic() - self._seen < _PATIENCE_SECONDS
+        return self._world is not None and not self._gone and monotonic() - self._seen < _PATIENCE_SECONDS
 
     def _notice(self) -> None:
         news = self.view().news

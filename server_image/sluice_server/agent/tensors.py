@@ -6,6 +6,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, Field, NonNegativeInt, TypeAdapter
+
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100 * 2**20
 
@@ -17,7 +19,21 @@ class NotSafetensors(ValueError):
 _INFINITE = {"F64": 0x7FF0000000000000, "F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
 """Exponent bits of each type: all of them are set in NaN and infinity, and in no other number."""
 
+_BITS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "F8_E5M2": 8}
+"""Of one number of each type that an adapter may have."""
+
 _CHUNK_NUMBERS = 2**22
+
+
+class _Entry(BaseModel):
+    """What a header says of one tensor; offsets are counted from the header's end."""
+
+    dtype: str
+    shape: list[NonNegativeInt] = Field(max_length=8)
+    data_offsets: list[NonNegativeInt] = Field(min_length=2, max_length=2)
+
+
+_HEADER: TypeAdapter[dict[str, _Entry]] = TypeAdapter(dict[str, _Entry])
 
 
 @dataclass(frozen=True)
@@ -45,16 +61,22 @@ def tensors(path: Path) -> dict[str, Tensor]:
         text = file.read(length)
     data = _LENGTH_BYTES + length
     try:
-        found = {
-            name: Tensor(entry["dtype"], tuple(entry["shape"]), *(data + offset for offset in entry["data_offsets"]))
-            for name, entry in json.loads(text).items()
-            if name != "__metadata__"
-        }
-        whole = all(data <= tensor.start <= tensor.end <= size for tensor in found.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        header = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        entries = _HEADER.validate_python(header, strict=True)
+    except (ValueError, AttributeError, RecursionError) as error:
         raise NotSafetensors(f"{path.name} has no safetensors header") from error
-    if not whole:
-        raise NotSafetensors(f"{path.name} is cut short")
+    found = {
+        name: Tensor(entry.dtype, tuple(entry.shape), *(data + offset for offset in entry.data_offsets))
+        for name, entry in entries.items()
+    }
+    for name, tensor in found.items():
+        if not data <= tensor.start <= tensor.end <= size:
+            raise NotSafetensors(f"{path.name} is cut short")
+        numbers, bits = math.prod(tensor.shape), _BITS.get(tensor.dtype)
+        if bits is not None and 8 * (tensor.end - tensor.start) != bits * numbers:
+            raise NotSafetensors(
+                f"{path.name}: {name} of shape {tensor.shape} has no {numbers} numbers of {tensor.dtype}"
+            )
     return found
 
 
@@ -67,7 +89,7 @@ def not_finite(path: Path, found: dict[str, Tensor]) -> str | None:
         size = tensor.end - tensor.start
         if bits is None or size == 0:
             continue
-        width = size // math.prod(tensor.shape)
+        width = _BITS[tensor.dtype] // 8
         numbers = np.memmap(path, f"<u{width}", "r", tensor.start, (size // width,))
         for start in range(0, len(numbers), _CHUNK_NUMBERS):
             if np.any((numbers[start : start + _CHUNK_NUMBERS] & bits) == bits):

@@ -92,11 +92,16 @@ class SlotUnderTest:
 
     async def start_vllm(self) -> None:
         secret = self.place.secret_file.read_text()
-        app = Middleware(self.vllm, secret, BASE, memory=self.vllm.sleep.memory, end=self.ended.set)
+        app = Middleware(
+            self.vllm, secret, BASE, memory=self.vllm.sleep.memory, end=self.ended.set, layers=self.vllm.layers
+        )
         await self._vllm_stack.enter_async_context(served(app, self.place.serve_port))
 
-    async def restart_vllm(self) -> None:
+    async def stop_vllm(self) -> None:
         await self._vllm_stack.aclose()
+
+    async def restart_vllm(self) -> None:
+        await self.stop_vllm()
         self.ended.clear()
         self.vllm = FakeVLLM()
         if self.spec.sleep_level:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice_server.asgi import Receive, Scope, Send, read_body
+from sluice_server.control import AdapterLayers
 from tests.unit.server.fake_sleep import FakeSleep
 
 BASE = "chat"
@@ -25,6 +26,8 @@ class FakeVLLM:
         self.healthy = True
         self.refuses_to_load: str | None = None
         self.answers_nan = False
+        self.passes_over: tuple[str, ...] | None = None
+        """Layers of which it lets the base model's answer in the adapter's name."""
         self.seen: list[dict[str, Any]] = []
         self.calls: list[str] = []
         self.chunk: Callable[[bytes], list[bytes]] = lambda body: [body]
@@ -54,6 +57,11 @@ class FakeVLLM:
                 await self._json(send, answer.status, answer.body)
             case _:
                 await self._json(send, 404, {"detail": "Not Found"})
+
+    async def layers(self, _app: Any, version: str) -> AdapterLayers:
+        """What its workers say of an adapter."""
+        assert version in self.adapters
+        return AdapterLayers(layers=6, passed_over=self.passes_over or ())
 
     def _cards(self) -> list[dict[str, Any]]:
         base = {"id": BASE, "object": "model", "root": "/volumes/models/tiny", "parent": None}
@@ -102,6 +110,8 @@ class FakeVLLM:
         hold = asyncio.Event() if request.get("prompt") == ENDLESS else self.hold
         aborted = await self.sleep.turn(hold, name)
         said, sure = ("??", -9.0) if self.sleep.is_spoiled(name) else ("hm", -1.5)
+        if name != BASE and self.passes_over is None:
+            sure -= 1  # an adapter changes numbers
         reason = "abort" if aborted else "length"
         choice = {"index": 0, "text": said, "logprobs": {"token_logprobs": [sure]}, "finish_reason": reason}
         answer = {"id": "cmpl-1", "object": "text_completion", "model": name, "choices": [choice]}

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file, save_file
 
 from sluice_api.artifacts import adapter_digest
@@ -22,7 +23,11 @@ async def test_a_published_adapter_answers_under_its_name(slot: SlotUnderTest) -
     status, answer = await slot.ask("tone")
     assert (status, answer["model"]) == (200, "tone")
     assert slot.vllm.seen[-1]["model"] == version
-    assert [request["model"] for request in slot.vllm.seen if request.get("logprobs")] == [BASE, version]  # Checks.
+    assert [request["model"] for request in slot.vllm.seen if request.get("logprobs")] == [
+        BASE,
+        version,
+        BASE,
+    ]  # Checks.
     assert slot.vllm.adapters[version] == str(slot.place.adapters / version)
     assert (slot.api.lists, slot.api.watches) == (2, 2)  # It came through the watch.
 
@@ -152,6 +157,63 @@ async def test_an_adapter_that_computes_nonsense_is_caught(slot: SlotUnderTest) 
     assert (await slot.ask("tone"))[0] == 503
 
 
+@pytest.mark.parametrize(
+    ("passed_over", "said"),
+    [
+        (
+            ("layers.0.q_proj", "layers.0.v_proj", "layers.1.q_proj", "layers.1.v_proj"),
+            "vLLM passed over 4 of its 6 layers (layers.0.q_proj, layers.0.v_proj, layers.1.q_proj, ...): it has none",
+        ),
+        ((), "vLLM uses all its 6 layers, and they change nothing. Train longer."),
+    ],
+)
+async def test_an_adapter_that_changes_nothing_is_not_loaded(
+    slot: SlotUnderTest, passed_over: tuple[str, ...], said: str
+) -> None:
+    await slot.start_all()
+    slot.vllm.passes_over = passed_over
+    slot.put_adapter("one")
+    await slot.publish("tone", "one")
+    told = await slot.until("tone", "Failed")
+    assert told["reason"] == "AdapterWithoutEffect"
+    assert f"{told['version']} answers with the numbers of the base model. {said}" in told["message"]
+    assert (await slot.ask("tone"))[0] == 503
+
+
+async def test_a_slot_without_a_vllm_is_not_ready_and_does_not_serve(
+    slot: SlotUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent has patience with a vLLM that is late, and none with one that is gone."""
+    monkeypatch.setattr("sluice_server.agent.slot._PATIENCE_SECONDS", 3600)
+    await slot.start_all()
+    await eventually(slot.ready)
+    await eventually(lambda: slot.last_report.get("serving"))
+    await slot.stop_vllm()
+    assert not await slot.ready()  # at once: the kubelet takes its container for ready as soon as it runs again
+    await eventually(lambda: not slot.last_report["serving"])
+    assert slot.last_report["message"].startswith("vLLM does not answer")
+    await slot.restart_vllm()
+    await eventually(slot.ready)
+
+
+async def test_an_adapter_that_can_not_be_loaded_takes_nobodys_place(
+    slot: SlotUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sluice_server.agent.plan._RETRY_LATER", 0.1)
+    await slot.start_all()
+    for name, config in (("a", {"use_dora": True}), ("b", {}), ("c", {}), ("d", {})):
+        slot.put_adapter(name, seed=ord(name), **config)
+        await slot.publish(name, name)
+    await slot.until("c", "Loaded")
+    assert [slot.told(name)["reason"] for name in "abcd"] == ["AdapterInvalid", "", "", "TooManyAdapters"]
+    slot.put_adapter("a")  # mended, when its place is another's
+    await eventually(lambda: slot.told("a")["reason"] == "TooManyAdapters")
+    assert await slot.ready()
+    await slot.api.delete("adapters", "b")
+    await slot.until("a", "Loaded")
+    assert [call.split("--")[0] for call in slot.vllm.calls] == ["load b", "load c", "unload b", "load a"]
+
+
 async def test_what_vllm_refuses_is_told_in_its_words(slot: SlotUnderTest) -> None:
     await slot.start_all()
     slot.vllm.refuses_to_load = "no such kernel"
@@ -195,7 +257,7 @@ async def test_a_restarted_vllm_gets_everything_again(slot: SlotUnderTest) -> No
     await slot.restart_vllm()
     await eventually(lambda: slot.vllm.adapters.keys() == {version})
     await eventually(slot.ready)
-    assert [request["model"] for request in slot.vllm.seen] == [BASE, version]  # Checked again, both.
+    assert [request["model"] for request in slot.vllm.seen] == [BASE, version, BASE]  # Checked again, both.
     assert (await slot.ask("tone"))[0] == 200
 
 

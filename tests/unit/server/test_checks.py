@@ -3,8 +3,9 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from sluice_api.artifacts import ADAPTER_FILES, adapter_digest
 from sluice_api.meta import adapter_version
 from sluice_api.slots import SlotSpec
+from sluice_server.agent import fetch
 from sluice_server.agent.fetch import Shelf
 from sluice_server.agent.refusal import Refusal
 from sluice_server.agent.tensors import NotSafetensors, not_finite, tensors
@@ -198,6 +200,15 @@ def test_the_header_of_a_safetensors_file_is_not_trusted(tmp_path: Path) -> None
         b"[]",
         b"[" * 5000,
         b"\xff\xff",
+        b'{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4.0]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}',
+        b'{"a": {"dtype": "F32", "shape": [0, 4], "data_offsets": [0, 8]}}',
+        b'{"a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 8]}}',
+        b'{"a": {"dtype": "F16", "shape": [1000000000000, 1000000000000], "data_offsets": [0, 8]}}',
     ]
     for header in headers:
         path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
@@ -206,6 +217,31 @@ def test_the_header_of_a_safetensors_file_is_not_trusted(tmp_path: Path) -> None
     path.write_bytes((2**63).to_bytes(8, "little") + bytes(100))
     with pytest.raises(NotSafetensors):
         tensors(path)
+
+
+def test_what_was_refused_is_not_copied_again_before_its_files_change(
+    claims: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[str] = []
+    copy = fetch._copy
+
+    def counted(claim: Path, source: Path, *rest: Any) -> None:
+        copied.append(source.name)
+        copy(claim, source, *rest)
+
+    monkeypatch.setattr(fetch, "_copy", counted)
+    shelf = Shelf(SPEC, claims.place)
+    adapter = WantedAdapter("tone", Key("uid", 1), "2026-01-01", URI, None)
+    claims.configure(r=64)
+    for _ in range(3):
+        with pytest.raises(Refusal, match="has rank 64"):
+            shelf.fetch(adapter)
+    assert len(copied) == len({*copied})
+    with pytest.raises(Refusal, match="has rank 64"):  # another generation of its spec is another adapter
+        shelf.fetch(replace(adapter, key=Key("uid", 2)))
+    assert len(copied) == 2 * len({*copied})
+    claims.configure(r=4)
+    assert shelf.fetch(replace(adapter, key=Key("uid", 2)))
 
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8"])

@@ -7,8 +7,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from fastapi import FastAPI, Request
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 
 from sluice_server.asgi import Message
 from sluice_server.middleware import MAX_BODY_BYTES, Middleware
@@ -40,6 +42,7 @@ class Client:
         self.vllm = FakeVLLM()
         self.vllm.adapters[VERSION] = "/adapters"
         self.ended: list[bool] = []
+        self.app: FastAPI | None = None
         end = lambda: self.ended.append(True)  # noqa: E731
         self.middleware = Middleware(self.vllm, "s3cret", BASE, memory=self.vllm.sleep.memory, end=end)
 
@@ -50,6 +53,7 @@ class Client:
         sent = {"content-type": "application/json", "content-length": str(len(content)), **(headers or {})}
         scope = {
             "type": "http",
+            "app": self.app,
             "method": method,
             "path": path.partition("?")[0],
             "query_string": path.partition("?")[2].encode(),
@@ -230,6 +234,68 @@ async def test_a_sleeping_engine_refuses_requests_and_counts_memory(client: Clie
     await client.ask("POST", "/wake_up", headers=SECRET)
     await client.put()
     assert (await client.complete(BASE)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "inner", "said"),
+    [
+        ({"model": BASE, "lora_adapter_name": "tone"}, 200, VERSION, ""),
+        ({"lora_adapter_name": "tone"}, 200, VERSION, ""),
+        ({"model": "tone", "lora_adapter_name": "tone"}, 200, VERSION, ""),
+        ({"model": BASE, "lora_adapter_name": None}, 200, BASE, ""),
+        ({"model": BASE, "lora_adapter_name": BASE}, 200, BASE, ""),
+        ({"model": BASE, "lora_adapter_name": "nobody"}, 404, "", "The model `nobody` does not exist."),
+        ({"model": BASE, "lora_adapter_name": VERSION}, 404, "", f"The model `{VERSION}` does not exist."),
+        ({"model": "other", "lora_adapter_name": "tone"}, 400, "", "model is 'other' and lora_adapter_name 'tone'."),
+        ({"model": BASE, "lora_adapter_name": 7}, 400, "", "lora_adapter_name is no name. Write the adapter's name"),
+        ({"model": BASE, "lora_path": "tone"}, 400, "", "lora_path would be ignored: write the adapter's name into"),
+        ({"model": BASE, "adapter_id": "tone"}, 400, "", "adapter_id would be ignored: write the adapter's name"),
+    ],
+)
+async def test_an_adapter_in_another_servers_words(
+    client: Client, fields: dict[str, Any], status: int, inner: str, said: str
+) -> None:
+    await client.put(aliases={"tone": VERSION, "other": "other--0123456789ab"})
+    answer = await client.ask("POST", "/v1/completions", {"prompt": "x", **fields})
+    assert answer.status == status
+    if said:
+        assert answer.json["error"]["message"].startswith(said)
+        assert not client.vllm.seen
+    else:
+        assert client.vllm.seen[-1]["model"] == inner
+        assert "lora_adapter_name" not in client.vllm.seen[-1]
+
+
+class Prompt(BaseModel):
+    """A body of vLLM's."""
+
+    model: str = ""
+    prompt: str = ""
+
+
+class Chat(BaseModel):
+    """Another one of the same route."""
+
+    messages: str = Field("", alias="messages_")
+    lora: str = ""
+
+
+@pytest.mark.parametrize(
+    ("field", "known"),
+    [("prompt", True), ("messages", True), ("messages_", True), ("lora", True), ("store", True), ("temprature", False)],
+)
+async def test_a_field_that_the_route_has_not_is_refused(client: Client, field: str, known: bool) -> None:
+    app = FastAPI()
+
+    @app.post("/v1/completions")
+    async def complete(request: Prompt | Chat, raw: Request) -> None: ...
+
+    client.app = app
+    answer = await client.ask("POST", "/v1/completions", {"model": BASE, field: "x"})
+    assert answer.status == (200 if known else 400)
+    if not known:
+        assert answer.json["error"]["message"] == "vLLM has no field temprature here, and would ignore it."
+        assert answer.json["error"]["param"] == field
 
 
 async def test_websockets_are_refused(client: Client) -> None:

@@ -19,6 +19,7 @@ from sluice_server.agent.plan import (
     World,
     desired_state,
     next_step,
+    pause_after,
     reports,
     settled,
 )
@@ -150,7 +151,19 @@ def describe(step: Step | None) -> str:
         ("a failed one waits", "wanted: a | failed: a@1001", "nothing"),
         ("and is tried again", "wanted: a | failed: a@999", "fetch a"),
         ("after what was never tried", "wanted: a b | failed: a@999", "fetch b"),
-        ("there is no place for a third", "wanted: a b c | places: 2 | failed: a b", "nothing"),
+        ("there is no place for a third", "wanted: a b c | places: 2 | fetched: b=b--1 | loaded: b--1", "check b--1"),
+        ("one that can't be loaded takes none", "wanted: a b c | places: 2 | failed: a b", "fetch c"),
+        (
+            "one of which an older version answers does",
+            "wanted: a/2 b | places: 1 | failed: a | loaded: a--1 | answered: a--1 | names: a=a--1",
+            "nothing",
+        ),
+        (
+            "who answers keeps its place when an older one can be loaded again",
+            "wanted: a b | places: 1 | fetched: a=a--1 b=b--1 | loaded: b--1 | answered: b--1 | names: b=b--1"
+            " | disk: a--1",
+            "remove a--1",
+        ),
         ("a drain goes to the middleware at once", "wanted: a | drain: wanted", "route drain"),
         ("and back", "drain: middleware", "route"),
         (
@@ -187,13 +200,31 @@ def test_next_step(rule: str, world: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("reason", "pauses"),
+    [
+        (Reason.LOAD_FAILED, [60, 120, 240, 480, 960, 1920, 3600, 3600]),
+        (Reason.ADAPTER_WITHOUT_EFFECT, [60, 120]),
+        (Reason.ADAPTER_NOT_FOUND, [10, 10]),
+        (Reason.ADAPTER_INVALID, [60, 60]),
+    ],
+)
+def test_pauses(reason: Reason, pauses: list[float]) -> None:
+    assert [pause_after(reason, failures) for failures in range(1, len(pauses) + 1)] == pauses
+
+
+@pytest.mark.parametrize(
     ("rule", "world", "expected"),
     [
         ("an empty engine is ready", "", True),
         ("not before the base model has answered", "unchecked: base", False),
         ("not while something is untried", "wanted: a b | failed: a", False),
         ("one that failed does not hold the engine up", "wanted: a | failed: a", True),
-        ("one without a place neither", "wanted: a b | places: 1 | failed: a", True),
+        ("whose place another one takes, which is loaded first", "wanted: a b | places: 1 | failed: a", False),
+        (
+            "one without a place neither",
+            "wanted: a b | places: 1 | fetched: a=a--1 | loaded: a--1 | answered: a--1 | names: a=a--1",
+            True,
+        ),
         (
             "loaded without its name is not there yet",
             "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1",
@@ -226,7 +257,12 @@ def test_settled(rule: str, world: str, expected: bool) -> None:
             "wanted: a/2 | failed: a | loaded: a--1 | answered: a--1 | names: a=a--1",
             "a/2 Failed RankTooLarge: a is too wide. a--1 still answers.",
         ),
-        ("no place", "wanted: a b | places: 1 | failed: a", "b/1 Failed TooManyAdapters: lora.maxAdapters is 1"),
+        ("no place", "wanted: a b | places: 1", "b/1 Failed TooManyAdapters: lora.maxAdapters is 1, and a came first"),
+        (
+            "its place is another's while it fails",
+            "wanted: b a | places: 1 | failed: a",
+            "a/1 Failed RankTooLarge: a is",
+        ),
         (
             "no adapters at all",
             "wanted: a | places: 0",

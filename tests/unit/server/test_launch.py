@@ -1,0 +1,56 @@
+"""What a replica's vLLM is not started with."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import DryRunFileInfo
+
+from sluice_api.pods import DISK_ENV
+from sluice_server import launch
+from sluice_server.place import Place
+
+GIB = 2**30
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path, 0, 0)
+
+
+def test_a_link_out_of_the_models_folder_is_not_followed(place: Place) -> None:
+    folder = place.root / "volumes/models/tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    launch.check_model("pvc://models/tiny", place)
+    (folder / "chat_template.jinja").symlink_to(place.secret_file)
+    with pytest.raises(
+        SystemExit, match=r"pvc://models/tiny: chat_template\.jinja is a link that leads out of the folder"
+    ):
+        launch.check_model("pvc://models/tiny", place)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    def has(size: int) -> None:
+        def download(repository: str, *, revision: str | None, dry_run: bool, **_: object) -> list[DryRunFileInfo]:
+            assert (repository, revision, dry_run) == ("org/name", "v1", True)
+            sizes = ((size, True), (9 * GIB, False))  # the second one is there already
+            return [DryRunFileInfo("4f3c", each, "x", "/x", not due, due) for each, due in sizes]
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+
+    return has
+
+
+def test_a_model_that_would_fill_the_disk_is_not_fetched(
+    place: Place, hub: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DISK_ENV, str(2 * GIB))
+    hub(2 * GIB)
+    launch.check_model("hf://org/name@v1", place)
+    hub(3 * GIB)
+    with pytest.raises(
+        SystemExit, match=r"hf://org/name@v1: its files have 3\.0 GiB, and this pod's disk has room for 2\.0"
+    ):
+        launch.check_model("hf://org/name@v1", place)
