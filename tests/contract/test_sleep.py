@@ -30,7 +30,7 @@ launch.serve()
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with started(tmp_path_factory.mktemp("real"), "-c", IN_DEVELOPMENT_MODE) as server:
+    with started(new_place(tmp_path_factory.mktemp("real")), "-c", IN_DEVELOPMENT_MODE) as server:
         yield server
 
 

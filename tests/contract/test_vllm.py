@@ -30,11 +30,15 @@ from dev.models import models
 from dev.models import place as place_model
 from sluice_api import pods
 from sluice_api.inferenceengine import EngineLora, InferenceEngineSpec, ServedModel, Serving
+from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
+from sluice_server.agent.engine import Engine
+from sluice_server.agent.refusal import Refusal
 from sluice_server.agent.tensors import not_finite, tensors
 from sluice_server.middleware import MODELS, PROBES, SERVING, Middleware
 from sluice_server.model_infos import IN_IMAGE
 from sluice_server.place import ROOT_ENV, SECRET_HEADER, SERVE_PORT_ENV, STATE_PATH, Place
+from tests.contract.models import log_probability, train_whole
 from tests.unit.server.conftest import SlotUnderTest, eventually
 from tests.unit.server.fake_vllm import BASE, FakeVLLM
 from tests.unit.server.folders import make_adapter
@@ -112,27 +116,26 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     thread.join(5)
 
 
+SPEC = InferenceEngineSpec(
+    model=ServedModel(uri="pvc://models/tiny"),
+    lora=EngineLora(max_adapters=2, max_rank=7, claims=("adapters",)),
+    serving=Serving(max_model_length=512, max_concurrent_requests=4, dtype="float32"),
+)
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with started(tmp_path_factory.mktemp("real"), "-m", "sluice_server", "vllm") as server:
+    """Its model is one that a job of method Full has made."""
+    place = new_place(tmp_path_factory.mktemp("real"))
+    train_whole(place.root / "volumes", "tiny")
+    with started(place, "-m", "sluice_server", "vllm") as server:
         yield server
 
 
 @contextmanager
-def started(root: Path, *command: str) -> Iterator[Server]:
+def started(place: Place, *command: str, spec: InferenceEngineSpec = SPEC) -> Iterator[Server]:
     """Real vLLM behind the middleware, which a command of Python's starts."""
-    place = new_place(root)
-    slot = SlotSpec(
-        namespace="demo",
-        engine=BASE,
-        index=1,
-        device="cpu",
-        spec=InferenceEngineSpec(
-            model=ServedModel(uri="pvc://models/tiny"),
-            lora=EngineLora(max_adapters=2, max_rank=8, claims=("adapters",)),
-            serving=Serving(max_model_length=512, max_concurrent_requests=4, dtype="float32"),
-        ),
-    )
+    slot = SlotSpec(namespace="demo", engine=BASE, index=1, device="cpu", spec=spec)
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
@@ -174,6 +177,54 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     for card in found.http.get("/v1/models", headers=SECRET).json()["data"]:
         if card["id"] != BASE:
             found.unload(card["id"])
+
+
+def test_a_whole_model_answers_as_it_did_when_it_was_exported(real: Server) -> None:
+    """With the numbers of transformers, which are not those of the model that it was trained from."""
+    answer = real.complete(BASE, logprobs=1, max_tokens=1).json()["choices"][0]["logprobs"]
+    here = log_probability(real.model, "hello", answer["tokens"][0])
+    assert answer["token_logprobs"][0] == pytest.approx(here, abs=1e-3)
+    untrained = log_probability(real.place.root / "volumes/models/untrained", "hello", answer["tokens"][0])
+    assert abs(here - untrained) > 0.01
+
+
+def test_a_field_that_vllm_would_ignore_is_refused(real: Server) -> None:
+    """vLLM itself answers 200 and says nothing."""
+    assert real.complete(BASE, headers=SECRET, temprature=0).status_code == 200
+    for path in ("/v1/completions", "/v1/chat/completions", "/tokenize"):
+        answer = real.http.post(path, json={"model": BASE, "temprature": 0})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"] == "vLLM has no field temprature here, and would ignore it."
+    known = {"model": BASE, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1, "user": "me"}
+    assert real.http.post("/v1/chat/completions", json=known).status_code == 200
+
+
+async def test_an_adapter_of_which_vllm_uses_no_layer_is_refused(real: Server) -> None:
+    """vLLM takes names that end as its own do, and looks for them where they are not (vllm#41754)."""
+    async with Engine(real.place.serve_port, SECRET[SECRET_HEADER], BASE, embeds=False) as engine:
+        good, bad = "tone--000000000006", "tone--000000000007"
+        await engine.load(good, real.adapter(good))
+        await engine.check_effect(good)
+        folder = real.adapter(bad)
+        path = folder / "adapter_model.safetensors"
+        save_file({name.replace(".layers.", ".text.layers."): w for name, w in load_file(path).items()}, path)
+        await engine.load(bad, folder)
+        with pytest.raises(
+            Refusal, match=r"vLLM passed over (\d+) of its \1 layers \(\S+\.text\.layers\.0\."
+        ) as caught:
+            await engine.check_effect(bad)
+        assert caught.value.reason == Reason.ADAPTER_WITHOUT_EFFECT
+        await engine.unload(good)
+        await engine.unload(bad)
+
+
+def test_an_adapter_of_any_rank_up_to_the_highest_is_served(real: Server) -> None:
+    """--max-lora-rank is one of vLLM's own ranks, those of adapters are not."""
+    version = "tone--000000000008"
+    folder = make_adapter(real.place.adapters / version, real.model, r=7)
+    assert real.load(version, folder).status_code == 200
+    assert real.complete(version, headers=SECRET, logprobs=1).status_code == 200
+    real.unload(version)
 
 
 def test_models_are_listed_with_parent_and_path(server: Server) -> None:
