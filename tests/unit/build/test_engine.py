@@ -35,6 +35,7 @@ def template(engine: InferenceEngine, index: int = 0, size: int = 1, pool: GPUPo
         ({"preemption": {"drainTimeoutSeconds": 90}}, True),
         ({"model": {"uri": "pvc://models/other"}}, True),
         ({"serving": {"maxModelLength": 4096}}, True),
+        ({"serving": {"allowedMediaDomains": ["images.example.org"]}}, True),
         ({"lora": {"maxAdapters": 5, "claims": ["adapters"]}}, True),
         ({"resources": {"gpus": 2, "memory": "4Gi"}}, True),
         ({"resources": {"memory": "4Gi", "ephemeralStorage": "90Gi"}}, True),

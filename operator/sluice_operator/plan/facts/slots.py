@@ -108,13 +108,14 @@ def template_of(engine: InferenceEngine) -> str:
     spec = engine.spec.model_dump(
         by_alias=True,
         include={"model", "task", "resources", "lora", "serving"},
-        exclude={"resources": {"ephemeral_storage"}},
+        exclude={"resources": {"ephemeral_storage"}, "serving": {"allowed_media_domains"}},
     )
     terms = engine.spec.preemption
     later = {  # Fields that earlier versions did not have: the digest of a spec without them stays what it was.
         "sleep": terms.sleep_level if terms.policy is LendingPolicy.SLEEP else None,
         "disk": disk if (disk := engine.spec.resources.ephemeral_storage) != DEFAULT_DISK else None,
         "pullSecrets": engine.spec.image_pull_secrets or None,
+        "mediaDomains": engine.spec.serving.allowed_media_domains or None,
     }
     known = {name: value for name, value in later.items() if value is not None}
     text = json.dumps({**spec, "drain": terms.drain_timeout_seconds, **known}, sort_keys=True)
