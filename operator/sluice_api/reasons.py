@@ -396,11 +396,7 @@ class Reason(StrEnum):
     )
     LOAD_FAILED = "LoadFailed", "vLLM refused the adapter; the message has its words.", "See the message."
     CANARY_FAILED = "CanaryFailed", "The loaded adapter did not answer a test request.", "See the replica's logs."
-    ADAPTER_WITHOUT_EFFECT = (
-        "AdapterWithoutEffect",
-        "The engine loads the adapter and answers as without it.",
-        "See the message: it names the layers that vLLM passed over. Where there are none, train longer.",
-    )
+    ADAPTER_WITHOUT_EFFECT = "AdapterWithoutEffect", "With the adapter vLLM answers as without.", "See the message."
 
     # Pools
     POOL_READY = "PoolReady", "The pool has usable nodes.", "Nothing."
