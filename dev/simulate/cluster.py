@@ -23,6 +23,7 @@ from sluice_api.meta import (
 )
 from sluice_api.resource import Metadata
 from sluice_api.stages import Stage
+from sluice_operator.observe.orphans import runs
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import key_of
 from sluice_operator.plan.allocation.allocate import allocate
@@ -105,6 +106,12 @@ class Cluster(Kubernetes):
             self._change(slot, restarted_at=self.now)
         self._keep_places(engine, decision.placeholders)
 
+    def end_orphans(self) -> None:
+        """Delete what jobs have left behind."""
+        for left in [view for views in self.town.store.links.orphaned_jobs.groups.values() for view in views.values()]:
+            if runs(left):
+                self._change(left, deleting=True)
+
     def _act(self, job: FineTuneJob, decision: JobDecision) -> None:
         if decision.record:
             metadata = job.metadata.model_copy(update={"annotations": {OUTCOMES_ANNOTATION: decision.record.to_json()}})
@@ -156,6 +163,7 @@ class Cluster(Kubernetes):
         self.reconcile_pool()
         for job in list(self.world.jobs.values()):
             self.reconcile_job(job)
+        self.end_orphans()
         for engine in list(self.world.engines.values()):
             self.reconcile_engine(engine)
         self.controllers()
@@ -171,7 +179,18 @@ class Cluster(Kubernetes):
 
     def delete_job(self, job: FineTuneJob) -> None:
         """Delete a job; its children go with it, later."""
-        self.town.store.remove(Key("FineTuneJob", job.metadata.namespace, job.metadata.name), job.metadata.uid)
+        self.town.store.remove(key_of(job), job.metadata.uid)
+
+    def delete_job_that_is_kept(self, job: FineTuneJob) -> None:
+        """Delete a job that has a finalizer: it stays, and so would its children."""
+        self._update(job.KIND.kind, job, metadata=job.metadata.model_copy(update={"deletion_timestamp": self.now}))
+
+    def orphan(self, job: FineTuneJob) -> None:
+        """Delete a job and leave its children without an owner."""
+        children = list(self.world.stage_jobs_of.get(job.metadata.uid, {}).values())
+        self.delete_job(job)
+        for stage_job in children:
+            self._change(stage_job, owner=None)
 
     def pass_time(self, seconds: float) -> None:
         """Let the clock go on."""

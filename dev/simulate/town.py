@@ -9,14 +9,18 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import (
+    ATTEMPT_LABEL,
     DEFAULT_DEVICE_CLASS,
     DEFAULT_GPU_RESOURCE,
     DEFAULT_POOL,
     ENGINE_LABEL,
     INDEX_LABEL,
+    JOB_LABEL,
+    JOB_NAME_LABEL,
     OUTCOMES_ANNOTATION,
     SCALE_UP_LABEL,
     SCHEDULING_GATE,
+    STAGE_LABEL,
     scale_up_name,
     stage_job_name,
 )
@@ -299,6 +303,7 @@ class Town:
             uid=f"{job.metadata.uid}-{stage}-{attempt}-{version}",
             resource_version=version,
             owner=Owner("FineTuneJob", job.metadata.name, job.metadata.uid),
+            labels={JOB_LABEL: job.metadata.name, STAGE_LABEL: stage, ATTEMPT_LABEL: str(attempt)},
             stage=stage,
             attempt=attempt,
             claim=claim,
@@ -335,8 +340,8 @@ class Town:
             resource_version=version,
             owner=Owner("Job", stage_job.key.name, stage_job.uid),
             labels={
-                "sluice.dev/job": stage_job.owner.name if stage_job.owner else "",
-                "sluice.dev/stage": stage_job.stage,
+                **stage_job.labels,
+                JOB_NAME_LABEL: stage_job.key.name,
                 INDEX_LABEL: str(index),
             },
             requests={GPU: gpus, "cpu": 1000, "memory": 1 << 30},

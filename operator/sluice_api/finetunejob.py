@@ -10,6 +10,7 @@ from sluice_api.conditions import Condition
 from sluice_api.meta import DEFAULT_POOL
 from sluice_api.model import Disk, Model, Name, Quantity, Remedy, Seconds, SecretName
 from sluice_api.pods import DEFAULT_DISK
+from sluice_api.publish import Publish
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.scheduling import Retry, Scheduling
 from sluice_api.sources import DatasetUri, ModelUri, VolumeUri, claims_of
@@ -113,28 +114,6 @@ class Output(Model):
     )
 
 
-class Publish(Model):
-    """The engine that serves the result."""
-
-    engine: Name = Field(description="An InferenceEngine in this namespace, with the same base model.")
-    name: Name = Field(description="The public name: the `model` of a chat request. Writes Adapter/<name>.")
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            Rule(
-                "!self.name.contains('--')",
-                "write a single '-' where '--' is: versions of an adapter are named <name>--<digest>",
-                at=".name",
-            ),
-            Rule(
-                "self.name != self.engine",
-                "write another name than the engine's, by which clients ask for the base model",
-                at=".name",
-            ),
-        )
-    )
-
-
 UNCHANGED = "cannot be changed: delete the job and create it anew, or create another one"
 IMMUTABLE = rules(Rule("self == oldSelf", UNCHANGED))
 """On each field itself: rules of the whole spec that look at two fields cost the API server several times as much, at
@@ -169,12 +148,23 @@ class FineTuneJobSpec(Model):
         json_schema_extra=IMMUTABLE,
     )
     publish: Publish | None = Field(
-        None, description="The engine that serves the result. Absent: none does.", json_schema_extra=IMMUTABLE
+        None,
+        description="The engine that serves the result. Absent: none does.",
+        json_schema_extra=rules(
+            Rule("self.engine == oldSelf.engine", UNCHANGED, at=".engine"),
+            Rule("self.name == oldSelf.name", UNCHANGED, at=".name"),
+        ),
     )
     active_deadline_seconds: Seconds = Field(
         86_400,
         description="Longest time of training, over all attempts: from each claim of GPUs until its pod has ended, "
         "with the drain of borrowed replicas and the pod's start. Waiting does not count. Longer is a failure.",
+        json_schema_extra=IMMUTABLE,
+    )
+    stage_deadline_seconds: Seconds = Field(
+        3600,
+        description="Longest time of Prepare and of Export, each, from the creation of its batch/v1 Job. Longer is a "
+        "failure.",
         json_schema_extra=IMMUTABLE,
     )
     retry: Retry = Field(

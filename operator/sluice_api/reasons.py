@@ -3,27 +3,11 @@
 docs/reasons.md is generated from here.
 """
 
-from enum import StrEnum
+from sluice_api.explained import Explained
 
 
-class Reason(StrEnum):
+class Reason(Explained):
     """A closed list: code, tests and docs use these names and no others."""
-
-    meaning: str
-    next_step: str
-
-    def __new__(cls, name: str, meaning: str, next_step: str) -> "Reason":
-        """A member whose value is its name, with the two sentences of its docs."""
-        member = str.__new__(cls, name)
-        member._value_ = name
-        member.meaning = meaning
-        member.next_step = next_step
-        return member
-
-    @classmethod
-    def known(cls, name: str) -> "Reason | None":
-        """The reason of that name; None when there is none."""
-        return next((reason for reason in cls if reason.value == name), None)
 
     # A job on its way
     PENDING = "Pending", "The operator has seen the object and not decided yet.", "Nothing; this takes a moment."
@@ -152,6 +136,11 @@ class Reason(StrEnum):
     DONE = "Done", "The step is complete.", "Nothing."
     SUCCEEDED = "Succeeded", "The job is complete.", "Use the adapter."
     NOT_REQUESTED = "NotRequested", "The spec does not ask for this step.", "Nothing."
+    DELETED = (
+        "Deleted",
+        "The object is being deleted; what still runs for it is ended, and counts until it is gone.",
+        "Remove the finalizers that keep it, once their controllers are done.",
+    )
     SUSPENDED = (
         "Suspended",
         "spec.suspend is true; the state is saved and the GPUs are given back.",
@@ -174,8 +163,19 @@ class Reason(StrEnum):
     # Why a claim does not get further
     QUOTA_EXCEEDED = (
         "QuotaExceeded",
-        "A ResourceQuota or admission refuses the training pod.",
-        "Raise the quota, or lower resources.*; nothing is drained until the pod can exist.",
+        "A ResourceQuota of the namespace refuses an object that is needed; the message has the API server's words.",
+        "Raise the quota, delete what it counts, or lower resources.*; it is tried again after a pause that doubles.",
+    )
+    REFUSED_BY_ADMISSION = (
+        "RefusedByAdmission",
+        "The API server refuses an object that is needed: by a policy, a webhook, a LimitRange, Pod Security or its "
+        "schema. The message has its words.",
+        "Change what refuses it, or the spec; it is tried again after a pause that doubles, up to an hour.",
+    )
+    NAME_TAKEN = (
+        "NameTaken",
+        "An object that Sluice did not make for this one has the name that is needed. Nothing of it is changed.",
+        "Delete it, or use another name; for an Adapter, set publish.replace: true on the job.",
     )
     UNSCHEDULABLE = (
         "Unschedulable",
@@ -356,8 +356,8 @@ class Reason(StrEnum):
     ATTEMPTS_EXHAUSTED = "AttemptsExhausted", "retry.attempts attempts have failed.", "See status.attempts."
     DEADLINE_EXCEEDED = (
         "DeadlineExceeded",
-        "It has trained for activeDeadlineSeconds and is not done.",
-        "Raise it, or train less.",
+        "It has trained for activeDeadlineSeconds, or prepared or exported for stageDeadlineSeconds, and is not done.",
+        "Create the job anew with more, or have it do less.",
     )
     QUEUE_DEADLINE_EXCEEDED = (
         "QueueDeadlineExceeded",

@@ -80,7 +80,7 @@ class Operator:
         await move_leader_label(self.api, self.settings.namespace, self.settings.pod_name, self.lease.check)
         await refresh_all(self.api, self.store)
         await publish_trust_everywhere(self.cluster, self.store, self.settings)
-        for key in sorted(every_key(self.store.world()), key=lambda key: key.kind != "GPUPool"):
+        for key in sorted(every_key(self.store.world(), self.store.links), key=lambda key: key.kind != "GPUPool"):
             self.queue.add(key)  # pools first: then each job's first status says what it waits for
         await work_until_one_ends(self.queue, self.reconcile, self.settings.workers)
 

@@ -155,7 +155,7 @@ class Scene:
     async def stage_pod(self, job: FineTuneJob, attempt: int = 1, *, keep: bool = False) -> Body:
         """Create a training Job as the operator does; the pod that the Job controller makes for it."""
         claim = Claim(pool="default", resource="nvidia.com/gpu", gpus=1, places=(Place(node="gpu-1"),), term=1)
-        body = stage_job(job, Stage.TRAIN, attempt, self.settings, claim)
+        body = stage_job(job, Stage.TRAIN, attempt, self.settings, claim, seconds=3600)
         if keep:
             body["metadata"]["finalizers"] = [KEEP]
             body["spec"]["template"]["metadata"]["finalizers"] = [KEEP]

@@ -194,6 +194,7 @@ UNCHANGEABLE: list[tuple[str, str, Any, str]] = [
     ("FineTuneJob", "spec.publish", {"engine": "chat", "name": "tone"}, "spec.publish: *"),
     ("FineTuneJob", "spec.resumeFrom", "pvc://adapters/out/tone-12345678", "spec.resumeFrom: *"),
     ("FineTuneJob", "spec.activeDeadlineSeconds", 60, "spec.activeDeadlineSeconds: *"),
+    ("FineTuneJob", "spec.stageDeadlineSeconds", 60, "spec.stageDeadlineSeconds: *"),
     ("FineTuneJob", "spec.retry", {"attempts": 6}, "spec.retry: *"),
     ("FineTuneJob", "spec.managedBy", "kueue.x-k8s.io/multikueue", "spec.managedBy: *"),
     ("Adapter", "spec.engine", "other", "spec.engine: *"),

@@ -1,5 +1,6 @@
 """The custom resources on a real API server: what it takes, what it refuses, and with which words."""
 
+import json
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -145,11 +146,18 @@ def test_a_field_that_may_change_can(kubectl: Kubectl, kind: str, field: str, va
     kubectl.must("apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-", manifest=manifest)
 
 
-def test_an_optional_field_that_was_set_cannot_be_removed(kubectl: Kubectl) -> None:
+def test_an_optional_field_that_was_set_cannot_be_removed_and_only_replace_of_publish_changes(
+    kubectl: Kubectl,
+) -> None:
     publish = {"spec": {"publish": {"engine": "chat", "name": "tone"}}, "metadata": {"name": "publishes"}}
     kubectl.must("create", "-f", "-", manifest=merged(SMALLEST["FineTuneJob"], publish))
     answer = kubectl("patch", "ftj", "publishes", "--type=merge", "-p", '{"spec": {"publish": null}}')
     assert says(answer.text, "spec.publish: * cannot be changed"), answer.text
+    for field, value in (("engine", "other"), ("name", "other")):
+        patch = json.dumps({"spec": {"publish": {field: value}}})
+        answer = kubectl("patch", "ftj", "publishes", "--type=merge", "-p", patch)
+        assert says(answer.text, f"spec.publish.{field}: * cannot be changed"), answer.text
+    kubectl.must("patch", "ftj", "publishes", "--type=merge", "-p", '{"spec": {"publish": {"replace": true}}}')
 
 
 def test_scheduling_is_fixed_while_the_job_holds_gpus(kubectl: Kubectl) -> None:

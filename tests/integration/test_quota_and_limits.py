@@ -54,7 +54,7 @@ async def test_a_job_starts_when_the_quota_that_refused_it_is_raised(serving: Cl
     assert "nothing is drained" in message
     assert was_disturbed(serving) == []
     await kube.call("PATCH", f"{place}/gpus", {"spec": {"hard": {"requests.nvidia.com/gpu": "3"}}}, MERGE_PATCH)
-    await serving.running("tone")
+    await serving.running("tone", attempt=2)
 
 
 async def counted(scene: ClaimScene, kube: Kube, name: str) -> None:
@@ -78,11 +78,11 @@ async def test_a_limit_range_that_refuses_the_training_pod_is_quoted(
 ) -> None:
     await limit(kube, serving.namespace, **item)
     await serving.job("tone")
-    message = await serving.job_says("tone", "QuotaExceeded")
+    message = await serving.job_says("tone", "RefusedByAdmission")
     assert said in message
     assert was_disturbed(serving) == []
     await kube.call("DELETE", f"/api/v1/namespaces/{serving.namespace}/limitranges/limits")
-    await serving.running("tone")
+    await serving.running("tone", attempt=2)
 
 
 async def ask_for_more_disk(kube: Kube, namespace: str) -> None:

@@ -82,13 +82,14 @@
 - apiGroups: [resource.k8s.io]
   resources: [resourceclaimtemplates]
   verbs: [create, get]
-# The engine's address, and the identity and the rights of its agents.
+# The engine's address, and the identity and the rights of its agents. `get`: one that is there and is not Sluice's is
+# never changed.
 - apiGroups: [""]
   resources: [services, serviceaccounts]
-  verbs: [create, patch]
+  verbs: [create, get, patch]
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
-  verbs: [create, patch]
+  verbs: [create, get, patch]
 # Who may reach the pods of an engine or a job, and what they may reach; gone when networkPolicy.workloads is false.
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
@@ -96,7 +97,7 @@
 # What pods must trust to know the operator when they report to it.
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [create, patch]
+  verbs: [create, get, patch]
 # Binding a claim: the gate comes off and the node selector goes on, in one patch.
 - apiGroups: [""]
   resources: [pods]
@@ -154,7 +155,7 @@
 # What Prometheus and `helm test` must trust.
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [create, patch]
+  verbs: [create, get, patch]
 # The leader's label, by which the progress Service finds it.
 - apiGroups: [""]
   resources: [pods]

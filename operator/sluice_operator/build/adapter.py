@@ -1,7 +1,8 @@
 """The Adapter by which a job publishes what it has trained."""
 
-from sluice_api.finetunejob import FineTuneJob, Publish
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import API_VERSION, JOB_LABEL
+from sluice_api.publish import Publish
 from sluice_api.stages import ExportResult
 from sluice_operator.build.metadata import Manifest, app_labels
 

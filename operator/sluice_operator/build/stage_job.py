@@ -53,6 +53,8 @@ def stage_job(
     settings: Settings,
     claim: Claim | None = None,
     tolerations: Sequence[Toleration] = (),
+    *,
+    seconds: int,
 ) -> Manifest:
     """The Job of one attempt of one stage. Its pods are never replaced: attempts are ours, one Job each.
 
@@ -60,6 +62,7 @@ def stage_job(
 
     Args:
         tolerations: of the claim's pool.
+        seconds: after so many the Job controller ends it, whoever else runs.
 
     Raises:
         ValueError: Train without a claim, or another stage with one.
@@ -86,6 +89,7 @@ def stage_job(
             "parallelism": pods_needed,
             "completions": pods_needed,
             "backoffLimit": 0,
+            "activeDeadlineSeconds": seconds,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": _TELLS_REQUEUES,
             **(_GROUP if pods_needed > 1 else {}),

@@ -1,5 +1,10 @@
 """What the API server may answer instead of doing what was asked."""
 
+_NO_ANSWER_OF_ITS_OWN = frozenset({401, 404, 408, 409, 429})
+"""Of 4xx, those that are about the moment or about us: credentials, something gone, a conflict, too many requests."""
+_WEBHOOK_IS_AWAY = "failed calling webhook"
+"""The API server's words when a webhook without which it may not write does not answer: that may last for days."""
+
 
 class NotLeading(Exception):
     """This process does not surely hold the lease: it may not write."""
@@ -28,3 +33,21 @@ class ApiError(Exception):
     def is_passing(self) -> bool:
         """Whether the same request may well succeed a moment later."""
         return self.status in (0, 429, 500, 502, 503, 504)
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the answer stays the same until somebody changes something: a quota, a policy, a webhook, a name."""
+        understood = 400 <= self.status < 500 and self.status not in _NO_ANSWER_OF_ITS_OWN
+        return understood or _WEBHOOK_IS_AWAY in self.message
+
+
+class NameTaken(ApiError):
+    """An object of that name is there and is not ours, so nothing of it was changed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(409, "AlreadyExists", message)
+
+    @property
+    def is_refusal(self) -> bool:
+        """Always: it stays until somebody deletes it."""
+        return True

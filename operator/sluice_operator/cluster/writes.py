@@ -7,14 +7,16 @@ same state because a watch was late.
 import logging
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Protocol
 
-from sluice_api.meta import BOUND_AT_ANNOTATION, FIELD_MANAGER, PROGRESS_FIELD_MANAGER, SCHEDULING_GATE
+from sluice_api.meta import FIELD_MANAGER, JOB_NAME_LABEL, PROGRESS_FIELD_MANAGER
 from sluice_operator import metrics
 from sluice_operator.cluster.client import APPLY_PATCH, ATTEMPTS, JSON, JSON_PATCH, MERGE_PATCH, Api, Body
 from sluice_operator.cluster.errors import ApiError, Gone, NotLeading, Outdated
 from sluice_operator.cluster.events import EventLog, Happened
 from sluice_operator.cluster.kinds import KINDS, path_of
+from sluice_operator.cluster.ownership import controller, require_ours
+from sluice_operator.cluster.patches import HOSTNAME_LABEL, add, binding, test
 from sluice_operator.observe.parse import KINDS as WATCHED
 from sluice_operator.observe.parse import parse, uid_of, version_of
 from sluice_operator.observe.store import Store
@@ -25,8 +27,6 @@ logger = logging.getLogger(__name__)
 ANNOTATIONS_MANAGER = f"{FIELD_MANAGER}-annotations"
 """Not FIELD_MANAGER: an apply of annotations alone would withdraw everything else that this manager owns."""
 
-HOSTNAME_LABEL = "kubernetes.io/hostname"
-_JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 _NOT_AS_TESTED = "the server rejected our request due to an error in our request"
 """All that the API server says of a JSON patch whose test failed."""
 
@@ -68,18 +68,36 @@ class Cluster:
         return self._leadership.term
 
     async def create(self, manifest: Body) -> Body:
-        """POST an object. If its name is taken, nothing is changed and the object there is returned."""
+        """POST an object. If it is there already, nothing is changed and it is returned.
+
+        It may be there though the POST is refused: an earlier one had no answer, and a quota counts what that has made.
+
+        Raises:
+            NameTaken: one of that name is there that is not ours.
+        """
         key = key_of_manifest(manifest)
         try:
             return await self._write("create", key, "POST", KINDS[key.kind].collection(key.namespace), manifest)
         except ApiError as error:
-            if error.reason != "AlreadyExists":
+            if not (error.is_refusal or error.reason == "AlreadyExists"):
                 raise
-        return await self._read(key)
+            there = await self._ours(key, manifest)
+            if there is None:
+                raise
+            return there
 
     async def apply(self, manifest: Body) -> Body:
-        """Server-side apply. With metadata.uid it changes that object only, and never makes a new one."""
+        """Have an object be as a manifest says: it is made, or changed if it is ours, by server-side apply.
+
+        With metadata.uid it changes that object only, and never makes a new one. Without, the object is looked at
+        first: a POST of one that is there would be refused by a quota that is used up.
+
+        Raises:
+            NameTaken: one of that name is there that is not ours.
+        """
         key = key_of_manifest(manifest)
+        if "uid" not in manifest["metadata"] and (there := await self._ours(key, manifest)):
+            manifest = {**manifest, "metadata": {**manifest["metadata"], "uid": there["metadata"]["uid"]}}
         return await self._apply("apply", key, path_of(key), manifest, FIELD_MANAGER)
 
     async def apply_status(self, key: Key, uid: str, status: Body) -> None:
@@ -129,7 +147,7 @@ class Cluster:
             if error.status != 404:
                 raise
             return
-        if _controller(there) == _controller(manifest):
+        if controller(there).get("uid") == controller(manifest).get("uid"):
             await self.delete(key, there["metadata"]["uid"], foreground=False)
 
     async def bind_pod(self, key: Key, uid: str, node: str, at: datetime) -> None:
@@ -139,14 +157,14 @@ class Cluster:
         steals it), so it has to be there before the GPU is free.
         """
         pod = await self._same(key, uid)
-        operations = _binding(pod, uid, self._hostname(node), at)
+        operations = binding(pod, uid, self._hostname(node), at)
         if operations:
             await self._patch("bind", key, uid, path_of(key), operations)
         await self.nominate_pod(key, uid, node)
 
     async def nominate_pod(self, key: Key, uid: str, node: str) -> None:
         """Say which node a pod is meant for (KEP-5278). One that is on a node already needs no word."""
-        operations = [_test("/metadata/uid", uid), _add("/status/nominatedNodeName", node)]
+        operations = [test("/metadata/uid", uid), add("/status/nominatedNodeName", node)]
         try:
             await self._patch("nominate", key, uid, f"{path_of(key)}/status", operations)
         except ApiError as error:
@@ -155,7 +173,7 @@ class Cluster:
 
     async def scale_slot(self, key: Key, uid: str, size: int) -> None:
         """Set a slot's Deployment to 0 or 1."""
-        operations = [_test("/metadata/uid", uid), _add("/spec/replicas", size)]
+        operations = [test("/metadata/uid", uid), add("/spec/replicas", size)]
         await self._patch("scale", key, uid, path_of(key), operations)
 
     async def event(self, key: Key, uid: str, level: str, reason: str, message: str) -> None:
@@ -183,19 +201,34 @@ class Cluster:
         place = key_of_manifest(event)
         return await self._write("event", place, "POST", KINDS["Event"].collection(place.namespace), event, attempts=1)
 
-    async def failed_create(self, stage_job: Key) -> str:
-        """Why the Job controller could not make a Job's pod, in its newest words; empty if it never said so."""
-        selector = f"involvedObject.kind=Job,involvedObject.name={stage_job.name},reason=FailedCreate"
+    async def failed_create(self, maker: Key, since: datetime | None = None) -> str:
+        """Why no pod could be made for a Job or a slot's Deployment, in its controller's newest words; empty if none.
+
+        Args:
+            since: older words are about other pods.
+        """
+        kind = "ReplicaSet" if maker.kind == "Deployment" else maker.kind
         answer = await self._api.request(
-            "GET", f"/api/v1/namespaces/{stage_job.namespace}/events", query={"fieldSelector": selector}
+            "GET",
+            f"/api/v1/namespaces/{maker.namespace}/events",
+            query={"fieldSelector": f"involvedObject.kind={kind},reason=FailedCreate"},
         )
-        events = sorted(answer["items"], key=_event_time)
+        said = [event for event in answer["items"] if _is_about(event["involvedObject"]["name"], maker)]
+        events = sorted((event for event in said if since is None or _is_after(event, since)), key=_event_time)
         return str(events[-1].get("message") or "") if events else ""
+
+    async def look_at(self, key: Key, uid: str) -> None:
+        """Have the store know an object as it is now, whatever the watch has brought.
+
+        Raises:
+            Gone: it is not there any more.
+        """
+        await self._same(key, uid)
 
     async def look_for_pods(self, stage_job: Key) -> None:
         """Have the store know a Job's pods as they are now: the watch of pods may be behind that of Jobs."""
         where = KINDS["Pod"].collection(stage_job.namespace)
-        query = {"labelSelector": f"{_JOB_NAME_LABEL}={stage_job.name}"}
+        query = {"labelSelector": f"{JOB_NAME_LABEL}={stage_job.name}"}
         for pod in (await self._api.request("GET", where, query=query))["items"]:
             self._store.put(parse("Pod", pod), seen=False)
 
@@ -282,6 +315,22 @@ class Cluster:
         self._remember(key, answer)
         return answer
 
+    async def _ours(self, key: Key, manifest: Body) -> Body | None:
+        """The object that a manifest would make, if it is there already.
+
+        Raises:
+            NameTaken: another one has its name.
+        """
+        try:
+            there = await self._api.request("GET", path_of(key))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        require_ours(key, manifest, there)
+        self._remember(key, there)
+        return there
+
     async def _same(self, key: Key, uid: str) -> Body:
         """The object as it is now.
 
@@ -329,45 +378,20 @@ def key_of_manifest(manifest: Body) -> Key:
     return Key(manifest["kind"], metadata.get("namespace", ""), metadata["name"])
 
 
-def _controller(body: Body) -> str:
-    owners = body["metadata"].get("ownerReferences") or ()
-    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
-
-
 def _identity(key: Key, uid: str) -> Body:
     metadata = {"name": key.name, "uid": uid, **({"namespace": key.namespace} if key.namespace else {})}
     return {"apiVersion": KINDS[key.kind].api_version, "kind": key.kind, "metadata": metadata}
 
 
-def _binding(pod: Body, uid: str, hostname: str, at: datetime) -> list[Body]:
-    """The patch that takes our gate off a pod and ties it to a node; empty if it is off already."""
-    gates = [gate["name"] for gate in pod["spec"].get("schedulingGates") or ()]
-    if SCHEDULING_GATE not in gates:
-        return []
-    gate = f"/spec/schedulingGates/{gates.index(SCHEDULING_GATE)}"
-    stamp = at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return [
-        _test("/metadata/uid", uid),
-        _test(f"{gate}/name", SCHEDULING_GATE),
-        {"op": "remove", "path": gate},
-        *_entry("/spec/nodeSelector", HOSTNAME_LABEL, hostname, present=bool(pod["spec"].get("nodeSelector"))),
-        *_entry("/metadata/annotations", BOUND_AT_ANNOTATION, stamp, present=bool(pod["metadata"].get("annotations"))),
-    ]
+def _is_about(name: str, maker: Key) -> bool:
+    """A Deployment's ReplicaSets have its name and a hash."""
+    return name == maker.name or (maker.kind == "Deployment" and name.rpartition("-")[0] == maker.name)
 
 
-def _entry(path: str, name: str, value: str, *, present: bool) -> list[Body]:
-    """Put an entry into a map, which is made if it is not there."""
-    if not present:
-        return [_add(path, {name: value})]
-    return [_add(f"{path}/{name.replace('~', '~0').replace('/', '~1')}", value)]
-
-
-def _test(path: str, value: Any) -> Body:
-    return {"op": "test", "path": path, "value": value}
-
-
-def _add(path: str, value: Any) -> Body:
-    return {"op": "add", "path": path, "value": value}
+def _is_after(event: Body, since: datetime) -> bool:
+    """To the second: that is all that some events say."""
+    said = _event_time(event)
+    return bool(said) and datetime.fromisoformat(said) >= since.replace(microsecond=0)
 
 
 def _event_time(event: Body) -> str:

@@ -45,9 +45,13 @@ def keys_for(old: Stored | None, new: Stored | None, world: World, links: Links)
     return found
 
 
-def every_key(world: World) -> set[Key]:
-    """All that is ever reconciled: where a new leader begins. The pool `default` needs no object."""
-    return {*world.jobs, *world.engines, *world.adapters, *world.pools, pool_key(DEFAULT_POOL)}
+def every_key(world: World, links: Links) -> set[Key]:
+    """All that is ever reconciled: where a new leader begins. The pool `default` needs no object.
+
+    Nor does a job that is gone and has left something behind.
+    """
+    left = (job_key(*place) for places in (links.orphaned_jobs, links.orphaned_pods) for place in places.groups)
+    return {*world.jobs, *world.engines, *world.adapters, *world.pools, pool_key(DEFAULT_POOL), *left}
 
 
 def goes_first(world: World, key: Key) -> bool:
@@ -113,14 +117,26 @@ def _engine(
 
 
 def _adapter(old: Stored | None, new: Stored | None, adapter: Adapter, _world: World, links: Links) -> Iterator[Key]:
-    """Itself, its engine, the job that published it; and the engine's others when it comes or goes: places are few."""
+    """Itself, its engine, the job that published it; and when it comes, goes or is another's, the engine's others, of
+    which there may be so many, and the jobs that want its name.
+    """
     namespace, labels = adapter.metadata.namespace, adapter.metadata.labels
     yield key_of(adapter)
     yield engine_key(namespace, adapter.spec.engine)
     if old is None or new is None:
         yield from links.adapters_on.groups.get((namespace, adapter.spec.engine), {})
+    if _publisher(old) != _publisher(new):
+        for key, job in links.publishing_as.groups.get((namespace, adapter.metadata.name), {}).items():
+            if job.status.finished_at is None:
+                yield key
+                yield pool_key(job.spec.resources.pool)
     if JOB_LABEL in labels:
         yield job_key(namespace, labels[JOB_LABEL])
+
+
+def _publisher(adapter: Stored | None) -> str | None:
+    """The job that has written an Adapter; empty for one of a person's."""
+    return adapter.metadata.labels.get(JOB_LABEL, "") if isinstance(adapter, Adapter) else None
 
 
 def _pool(_old: Stored | None, _new: Stored | None, pool: GPUPool, _world: World, links: Links) -> Iterator[Key]:
@@ -215,10 +231,11 @@ def _takes(pod: Stored | None) -> object:
 def _stage_job(
     _old: Stored | None, _new: Stored | None, stage_job: StageJobView, world: World, links: Links
 ) -> Iterator[Key]:
-    """Its FineTuneJob; a claim concerns the pool, the engines that lend to it, and claims on the same engines too."""
-    if stage_job.owner is None:
-        return
-    job = job_key(stage_job.key.namespace, stage_job.owner.name)
+    """Its FineTuneJob, also when it has left that behind; a claim concerns the pool, the engines that lend to it, and
+    claims on the same engines too.
+    """
+    owner = stage_job.owner.name if stage_job.owner else ""
+    job = job_key(stage_job.key.namespace, stage_job.labels.get(JOB_LABEL) or owner)
     yield job
     if stage_job.stage is Stage.PREPARE and job in world.jobs:
         yield from _next_to_prepare(world.jobs[job].spec.resources.pool, world)

@@ -4,7 +4,8 @@ from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.observe.index import Index
-from sluice_operator.observe.views import ClaimView, StageJobView
+from sluice_operator.observe.orphans import left_by
+from sluice_operator.observe.views import ClaimView, PodView, StageJobView
 
 Place = tuple[str, str]
 """Namespace and name."""
@@ -24,6 +25,10 @@ def _pool_of_engine(engine: InferenceEngine) -> tuple[str, ...]:
 
 def _published_to(job: FineTuneJob) -> tuple[Place, ...]:
     return ((job.metadata.namespace, job.spec.publish.engine),) if job.spec.publish else ()
+
+
+def _published_as(job: FineTuneJob) -> tuple[Place, ...]:
+    return ((job.metadata.namespace, job.spec.publish.name),) if job.spec.publish else ()
 
 
 def _volume_claims(job: FineTuneJob) -> tuple[Place, ...]:
@@ -56,10 +61,15 @@ class Links:
         self.engines_in_pool: Index[str, InferenceEngine] = Index(_pool_of_engine)
         self.publishing: Index[Place, FineTuneJob] = Index(_published_to)
         """Jobs by the engine to which they publish."""
+        self.publishing_as: Index[Place, FineTuneJob] = Index(_published_as)
+        """Jobs by the Adapter that they write."""
         self.mounting: Index[Place, FineTuneJob] = Index(_volume_claims)
         """Jobs by the PersistentVolumeClaims that they name."""
         self.adapters_on: Index[Place, Adapter] = Index(_engine_of)
         self.borrowing: Index[Place, StageJobView] = Index(_lenders)
         """Claims by the engines from which they borrow."""
+        self.orphaned_jobs: Index[Place, StageJobView] = Index(left_by)
+        self.orphaned_pods: Index[Place, PodView] = Index(left_by)
+        """What jobs have left behind, by the job."""
         self.bound_to: Index[str, ClaimView] = Index(_volume)
         """PersistentVolumeClaims by the volume that they are bound to."""

@@ -29,6 +29,7 @@ from sluice_operator.observe.index import Index
 from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import KINDS, Parsed, Stored, Unreadable, key_of, uid_of, version_of
 from sluice_operator.observe.parse_pod import is_ours
+from sluice_operator.observe.refusals import Refusal, Refusals
 from sluice_operator.observe.views import (
     Address,
     BudgetView,
@@ -80,7 +81,7 @@ class Store:
 
     def __init__(self, served: Callable[[str], bool] = lambda _namespace: True) -> None:
         """`served` says whether the custom resources of a namespace are ours to serve."""
-        self._served = served
+        self.serves = served
         self._listeners: list[Listener] = []
         self._tables: dict[str, Table[Any]] = {kind: Table() for kind in KINDS}
         self._shown: dict[str, Mapping[Key, Any]] = {
@@ -112,6 +113,7 @@ class Store:
                 self.links.jobs_in_pool,
                 self.links.jobs_in_namespace,
                 self.links.publishing,
+                self.links.publishing_as,
                 self.links.mounting,
                 self._unfinished,
                 self._to_prepare,
@@ -125,6 +127,7 @@ class Store:
                 self._engine_pods,
                 self._placeholders,
                 self._scale_ups,
+                self.links.orphaned_pods,
             ),
             "Job": (
                 self._stage_jobs_of,
@@ -133,6 +136,7 @@ class Store:
                 self._displacing,
                 self._preparing,
                 self.links.borrowing,
+                self.links.orphaned_jobs,
             ),
             "Deployment": (self._slots_of,),
             "PersistentVolumeClaim": (self.links.bound_to,),
@@ -143,10 +147,10 @@ class Store:
 
         self._worked_out: dict[Hashable, Any] = {}
         self._notes: dict[str, tuple[FineTuneJob, dict[Hashable, Any]]] = {}
-        self._last_words: set[str] = set()
-        """Uids of deleted pods that are still held."""
+        self._last_words: set[str] = set()  # uids of deleted pods that are still held
         self._reports: dict[str, Reported] = {}
         self._heartbeats: dict[str, Heartbeat] = {}
+        self.refusals = Refusals()
         self.verdicts: dict[str, Mapping[Key, object]] = {}
         """What each pool's reconcile leaves for its jobs; memory only. Who changes one calls `wake` for its job."""
         self.rests_until: dict[str, float] = {}
@@ -212,6 +216,7 @@ class Store:
             slot_devices=self._slot_devices.groups,
             reports=MappingProxyType(self._reports),
             heartbeats=MappingProxyType(self._heartbeats),
+            refused=MappingProxyType(self.refusals.of),
             term=self.term,
             since=self.since,
             worked_out=self._worked_out,
@@ -300,6 +305,11 @@ class Store:
         self._worked_out.clear()
         self._heartbeats[stage_job_uid] = heartbeat
 
+    def refuse(self, engine: Key, refusal: Refusal | None) -> None:
+        """Keep what the API server refuses an engine, or forget it; memory only."""
+        self._worked_out.clear()
+        self.refusals.put(engine, refusal)
+
     def unreadable(self) -> list[Unreadable]:
         """Objects that are set aside."""
         return [obj for table in self._tables.values() for obj in table.unreadable.values()]
@@ -339,7 +349,7 @@ class Store:
         if isinstance(obj, PodView):
             return is_ours(obj.labels) or bool(obj.node and not obj.ended)
         if isinstance(obj, FineTuneJob | InferenceEngine | Adapter):
-            return self._served(obj.metadata.namespace)
+            return self.serves(obj.metadata.namespace)
         return True
 
     def _vanish(self, key: Key, held: Stored) -> None:
@@ -370,6 +380,7 @@ class Store:
             if old is None:
                 return
             del objects[key]
+            self.refusals.forget(key)
         else:
             objects[key] = new
         if isinstance(old, FineTuneJob):

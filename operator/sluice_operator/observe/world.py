@@ -15,6 +15,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reports import EngineReport
+from sluice_operator.observe.refusals import Refusal
 from sluice_operator.observe.views import (
     BudgetView,
     ClaimView,
@@ -131,6 +132,8 @@ class World:
     """Engine reports of this term by the pod's uid."""
     heartbeats: Mapping[str, Heartbeat] = field(default_factory=dict)
     """Training reports of this term by the uid of the stage Job."""
+    refused: Mapping[Key, Refusal] = field(default_factory=dict)
+    """Engines of which no slot can start now, as the API server refuses what it needs."""
     term: int = 0
     """The lease's transition count; 0 before this process ever led."""
     since: datetime | None = None

@@ -1,12 +1,13 @@
 """Bring one InferenceEngine nearer to what its spec asks for and what is lent allows."""
 
 import logging
+from dataclasses import replace
 from datetime import datetime, timedelta
-from http import HTTPStatus
 from typing import Any
 
-from sluice_api.gpupool import GPUPoolSpec
-from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.conditions import Condition, EngineCondition
+from sluice_api.gpupool import GPUPool, GPUPoolSpec
+from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
 from sluice_api.meta import RESTARTED_AT_ANNOTATION
 from sluice_operator.build.devices import slot_gpus
 from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
@@ -16,11 +17,14 @@ from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.writes import Cluster, key_of_manifest
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import key_of
 from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
 from sluice_operator.plan.engine.placeholders import Placeholders
 from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.facts.refused import REFUSED
 from sluice_operator.plan.facts.slots import SlotPlan, template_of
 from sluice_operator.reconcile.network import keep_policy
+from sluice_operator.reconcile.refused import look_again_at, look_for_refusals, refuse, why
 from sluice_operator.reconcile.status import until, write_status
 from sluice_operator.reconcile.trust import publish_trust
 from sluice_operator.settings import Settings
@@ -32,6 +36,8 @@ async def reconcile_engine(
     key: Key, store: Store, cluster: Cluster, settings: Settings, now: datetime
 ) -> timedelta | None:
     """Bring one InferenceEngine one step nearer to what its spec asks for."""
+    await look_for_refusals(key, store, cluster, now)
+
     world = store.world()
     engine = world.engines.get(key)
     if engine is None or engine.metadata.deletion_timestamp:
@@ -51,11 +57,34 @@ async def reconcile_engine(
         await cluster.scale_slot(slot.key, slot.uid, 0)
     for doomed in (*decision.remove, *decision.devices.remove):
         await cluster.delete(doomed.key, doomed.uid, foreground=False)
-    await keep_policy(engine_policy(engine, store.api_servers, settings), store, cluster, settings)
-    if pool is not None:
-        await _start_slots(engine, decision, cluster, pool.spec, settings)
+    if key not in store.world().refused:
+        decision = await _start(engine, decision, pool, store, cluster, settings, now)
     await _tell(engine, decision, cluster)
-    return until(decision.again_at, now)
+    turns = (decision.again_at, look_again_at(store.world(), engine))
+    return until(min((at for at in turns if at and at > now), default=None), now)
+
+
+async def _start(
+    engine: InferenceEngine,
+    decision: EngineDecision,
+    pool: GPUPool | None,
+    store: Store,
+    cluster: Cluster,
+    settings: Settings,
+    now: datetime,
+) -> EngineDecision:
+    """Start what is to start; what the API server refuses is in the status, and nothing starts for a while."""
+    try:
+        await keep_policy(engine_policy(engine, store.api_servers, settings), store, cluster, settings)
+        if pool is not None:
+            await _start_slots(engine, decision, cluster, pool.spec, settings)
+    except ApiError as error:
+        if not error.is_refusal:
+            raise
+        refuse(store, key_of(engine), why(error), error.message, now)
+        decision = replace(decision, status=plan_engine(store.world(), engine, now).status)
+        await write_status(cluster, engine, decision.status)
+    return decision
 
 
 async def _start_slots(
@@ -99,7 +128,7 @@ async def _keep_places(
         try:
             made = await cluster.create(manifest)
         except ApiError as error:
-            if error.status != HTTPStatus.FORBIDDEN:
+            if not error.is_refusal:
                 raise
             extra = {"engine": engine.metadata.name, "slot": index, "why": error.message}
             logger.warning("no placeholder: another pod may get a lent GPU at its return", extra=extra)
@@ -110,7 +139,10 @@ async def _keep_places(
 
 
 async def _tell(engine: InferenceEngine, decision: EngineDecision, cluster: Cluster) -> None:
-    """One event per change of what is lent."""
+    """One event per change of what is lent, and per refusal."""
+    was, ready = (_ready(status) for status in (engine.status, decision.status))
+    if ready and ready.reason in REFUSED and (was is None or was.reason != ready.reason):
+        await cluster.event(key_of(engine), engine.metadata.uid, "Warning", ready.reason, ready.message)
     before, now = engine.status.lent, decision.status.lent
     if before != now:
         reason = "Lent" if now > before else "Returned"
@@ -118,3 +150,7 @@ async def _tell(engine: InferenceEngine, decision: EngineDecision, cluster: Clus
         await cluster.event(
             key, engine.metadata.uid, "Normal", reason, f"{now} of {engine.spec.replicas} replicas are lent."
         )
+
+
+def _ready(status: InferenceEngineStatus) -> Condition | None:
+    return next((found for found in status.conditions if found.type == EngineCondition.READY), None)

@@ -7,19 +7,21 @@ from functools import partial
 
 from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
 from sluice_api.stages import Stage
+from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.metrics import QUEUE_WAIT_SECONDS
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import key_of
-from sluice_operator.plan.allocation.allocate import allocate, next_change, ready_since
+from sluice_operator.plan.allocation.allocate import Allocation, allocate, next_change, ready_since
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.allocation.pool_status import engines_with_room, no_longer_refused, pool_status
 from sluice_operator.plan.allocation.scale_up import scale_ups_of
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.job.situation import next_training_attempt
+from sluice_operator.plan.job.situation import Start, next_training_attempt
 from sluice_operator.reconcile.at_once import side_by_side
 from sluice_operator.reconcile.begin import begin_attempt
 from sluice_operator.reconcile.scale_up import ask_for_nodes, remove_scale_ups
@@ -28,6 +30,8 @@ from sluice_operator.settings import Settings
 
 _LONG_SECONDS = 0.05
 _REST = 3
+_MOST_REFUSED = 20
+"""After so many refusals in one decision the others wait for the next: it comes at once, as the refused are told."""
 
 
 async def reconcile_pool(
@@ -45,13 +49,12 @@ async def reconcile_pool(
     if began < store.rests_until.get(key.name, 0):
         return timedelta(seconds=store.rests_until[key.name] - began)
     allocation = allocate(world, pool, now)
-    turns = [allocation.again_at, next_change(world, pool, now)]
 
     store.rests_until[key.name] = rest_after(began, time.monotonic())
 
+    allocation, failure = await _hand_out(pool, allocation, store, cluster, settings, now)
     _publish_waits(store, pool.metadata.name, allocation.waits)
-    begin = partial(_begin, store, cluster, settings, now)
-    await side_by_side(begin(world.jobs[job], claim) for job, claim in allocation.claims.items())
+    turns = [allocation.again_at, next_change(store.world(), pool, now)]
     turns.append(await ask_for_nodes(pool, allocation.asking, store, cluster, settings, now))
     stock = take_stock(store.world(), pool)
     for engine in engines_with_room(store.world(), stock):
@@ -62,6 +65,8 @@ async def reconcile_pool(
     if key in store.world().pools:
         status = pool_status(store.world(), stock, len(allocation.waits), now)
         await write_status(cluster, pool, status)
+    if failure is not None:
+        raise failure  # everybody else has had their turn; the queue looks again
     return until(min((at for at in turns if at), default=None), now)
 
 
@@ -73,12 +78,36 @@ def rest_after(began: float, ended: float) -> float:
     return ended + _REST * (ended - began) if ended - began >= _LONG_SECONDS else ended
 
 
+async def _hand_out(
+    pool: GPUPool, allocation: Allocation, store: Store, cluster: Cluster, settings: Settings, now: datetime
+) -> tuple[Allocation, Exception | None]:
+    """Make the claims. Those that the API server refuses have no part in it: their GPUs go to the next, at once.
+
+    Returns what came of it, and why it has to be looked at again: whether a Job was made may not be known.
+    """
+    begin = partial(_begin, store, cluster, settings, now)
+    refused: set[Key] = set()
+    while True:
+        world, jobs = store.world(), list(allocation.claims)
+        ended = await side_by_side(begin(world.jobs[job], allocation.claims[job]) for job in jobs)
+        failures = [failure for failure in ended if failure is not None and not _is_refusal(failure)]
+        new = {job for job, failure in zip(jobs, ended, strict=True) if failure is not None and _is_refusal(failure)}
+        if failures or not new or len(refused) >= _MOST_REFUSED:
+            return allocation, next(iter(failures), None)
+        refused |= new
+        allocation = allocate(store.world(), pool, now, refused)
+
+
+def _is_refusal(failure: Exception) -> bool:
+    return isinstance(failure, ApiError) and failure.is_refusal
+
+
 async def _begin(
     store: Store, cluster: Cluster, settings: Settings, now: datetime, job: FineTuneJob, claim: Claim
 ) -> None:
     """Make one claim."""
-    attempt = next_training_attempt(store.world(), job)
-    await begin_attempt(store, cluster, job, Stage.TRAIN, attempt, settings, claim)
+    start = Start(Stage.TRAIN, next_training_attempt(store.world(), job), claim)
+    await begin_attempt(store, cluster, settings, job, start, now)
     if (ready := ready_since(job)) is not None:
         QUEUE_WAIT_SECONDS.labels(claim.pool).observe((now - ready).total_seconds())
 

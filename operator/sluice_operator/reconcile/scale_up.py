@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable
 from datetime import datetime
-from http import HTTPStatus
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
@@ -40,7 +39,7 @@ async def ask_for_nodes(
         try:
             await cluster.create(scale_up_pod(job, index, pool.metadata.name, pool.spec, elders, settings))
         except ApiError as error:
-            if error.status != HTTPStatus.FORBIDDEN:
+            if not error.is_refusal:
                 raise
             extra = {"job": job.metadata.full_name, "why": error.message}
             logger.warning("no pod that asks for a node: an autoscaler is told of fewer", extra=extra)

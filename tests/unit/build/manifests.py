@@ -1,24 +1,30 @@
 """What the builders make in the tests: one of each, from resources as a user writes them."""
 
 import json
+from functools import partial
 from typing import Any
 
 import yaml
 
 from sluice_api.claim import Claim, Place, Share, SlotRef
-from sluice_api.finetunejob import FineTuneJob, Publish
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPoolSpec, Sharing, SharingMode
 from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.publish import Publish
 from sluice_api.stages import ExportResult, Stage
+from sluice_operator.build import stage_job as building
 from sluice_operator.build.adapter import adapter
 from sluice_operator.build.devices import slot_gpus, training_gpus
 from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
 from sluice_operator.build.network_policy import engine_policy, job_policy
 from sluice_operator.build.placeholder import placeholder
 from sluice_operator.build.scale_up import scale_up_pod
-from sluice_operator.build.stage_job import group_service, stage_job
+from sluice_operator.build.stage_job import group_service
 from sluice_operator.observe.views import Address
 from sluice_operator.settings import Network, Settings
+
+stage_job = partial(building.stage_job, seconds=3660)
+"""With a deadline of its own."""
 
 JOB = FineTuneJob.parse(
     yaml.safe_load("""

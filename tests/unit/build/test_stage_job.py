@@ -14,8 +14,7 @@ from sluice_operator.build.devices import training_gpus
 from sluice_operator.build.engine import slot_deployment
 from sluice_operator.build.placeholder import placeholder
 from sluice_operator.build.scale_up import scale_up_pod
-from sluice_operator.build.stage_job import stage_job
-from tests.unit.build.manifests import CLAIM, CUDA, DRA_BORROWER, DRA_CLAIM, ENGINE, JOB, environment
+from tests.unit.build.manifests import CLAIM, CUDA, DRA_BORROWER, DRA_CLAIM, ENGINE, JOB, environment, stage_job
 
 
 def claim_for(stage: Stage) -> Claim | None:

@@ -258,7 +258,7 @@ def test_routes(store: Store, rule: str, old: Body | None, new: Body | None, exp
 
 
 def test_a_new_leader_begins_with_everything_and_the_pool_that_needs_no_object(store: Store) -> None:
-    assert {str(key) for key in every_key(store.world())} >= {
+    assert {str(key) for key in every_key(store.world(), store.links)} >= {
         "GPUPool/default", "GPUPool/a", "FineTuneJob/team/over", "Adapter/team/tone", "InferenceEngine/team/embed",
     }  # fmt: skip
 
@@ -329,5 +329,5 @@ def test_a_change_is_routed_without_looking_at_every_job(store: Store, old: Body
 
 def test_who_has_gpus_goes_before_jobs_that_wait(store: Store) -> None:
     world = store.world()
-    first = {key.name for key in every_key(world) if goes_first(world, key)}
+    first = {key.name for key in every_key(world, store.links) if goes_first(world, key)}
     assert first == {"trains", "chat", "embed", "tone", "a", "default"}

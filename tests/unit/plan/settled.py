@@ -27,8 +27,9 @@ class Settled:
 
     @property
     def waiting(self) -> list[FineTuneJob]:
-        """Jobs that are not over."""
-        return [job for job in self.world.jobs.values() if job.status.finished_at is None]
+        """Jobs that are not over, nor about to go."""
+        jobs = self.world.jobs.values()
+        return [job for job in jobs if job.status.finished_at is None and job.metadata.deletion_timestamp is None]
 
     def stuck(self) -> list[str]:
         """Names of the jobs that wait though there is something for them."""

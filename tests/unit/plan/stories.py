@@ -1,6 +1,7 @@
 """Stories of jobs, engines and nodes, and what holds after each of their steps. test_invariants.py plays them."""
 
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
 from math import ceil
 from typing import Any
@@ -10,26 +11,22 @@ import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dev.simulate.cluster import Cluster
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.meta import JOB_LABEL
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import NodeView, PodView
-from sluice_operator.observe.world import key_of
+from sluice_operator.observe.world import job_key, key_of
 from sluice_operator.plan.allocation.allocate import allocate
 from sluice_operator.plan.allocation.interruption import interruption
 from sluice_operator.plan.allocation.inventory import lent_indices, take_stock
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.facts.attempts import trainer_pods
-from sluice_operator.plan.facts.claims import (
-    LiveClaim,
-    Phase,
-    borrowers,
-    heirs,
-    live_claims,
-    taken_by,
-)
+from sluice_operator.plan.facts.claims import LiveClaim, Phase, borrowers, heirs, live_claims, taken_by
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.proof import phase_of
+from sluice_operator.plan.facts.readiness import readiness
 from sluice_operator.plan.facts.slots import pod_of, serves, wanted
 from tests.unit.plan.promises import Made
 from tests.unit.plan.settled import Settled
@@ -53,8 +50,10 @@ SHAPES = st.sampled_from([(1, 1), (1, 1), (1, 1), (2, 1), (1, 2), (1, 2), (1, 3)
 NODES = st.sampled_from([1, 1, 2, 2, 3])
 """GPUs of a node."""
 
+DELETIONS = [Cluster.delete_job, Cluster.delete_job_that_is_kept, Cluster.orphan]
+
 PATIENCE = 32
-"""Rounds of 20 s without any change after which nothing more is expected: longer than any pause (ten minutes)."""
+"""Rounds of 20 s without any change after which nothing more is expected, but for a job whose pause is longer."""
 
 
 class Lending(RuleBasedStateMachine):
@@ -198,10 +197,11 @@ class Lending(RuleBasedStateMachine):
         for job in self._some(data, list(self.cluster.world.jobs.values())):
             self.cluster.respec(job, suspend=on)
 
-    @rule(data=st.data())
-    def delete(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), how=st.sampled_from(DELETIONS))
+    def delete(self, data: st.DataObject, how: Callable[[Cluster, FineTuneJob], None]) -> None:
+        """With its children, without them, or with a finalizer that keeps it and them."""
         for job in self._some(data, list(self.cluster.world.jobs.values())):
-            self.cluster.delete_job(job)
+            how(self.cluster, job)
 
     @rule(data=st.data(), for_good=st.booleans())
     def stop_while_it_trains(self, data: st.DataObject, for_good: bool) -> None:
@@ -381,13 +381,17 @@ class Lending(RuleBasedStateMachine):
             before = len(self.cluster.world.stage_jobs), len(live_claims(self.cluster.world))
             self.everybody_does_their_part()
             for pod in self._trainers():
-                self.cluster.end_training(pod, 0, "Done")
+                wanted_by = self.cluster.world.jobs.get(job_key(pod.key.namespace, pod.labels[JOB_LABEL]))
+                if wanted_by is not None and not wanted_by.metadata.deletion_timestamp:
+                    self.cluster.end_training(pod, 0, "Done")
             self.cluster.pass_time(20)
             same = before == (len(self.cluster.world.stage_jobs), len(live_claims(self.cluster.world)))
             quiet = quiet + 1 if same and not before[1] else 0
-            if quiet > PATIENCE:
+            pauses = [readiness(self.cluster.world, job).begins for job in self.cluster.world.jobs.values()]
+            if quiet > PATIENCE and not any(ends and ends > self.cluster.now for ends in pauses):
                 break
         assert not live_claims(self.cluster.world), "a claim outlived its job"
+        assert not self._trainers(), "training goes on for a job that is gone"
         settled = Settled(self.cluster.world, self._pool(), self.cluster.now, self.quota)
         asking = {pod.owner.uid for pod in self.cluster.world.scale_ups.get("default", {}).values() if pod.owner}
         assert asking <= {job.metadata.uid for job in settled.waiting}, "somebody asks for nodes who needs none"

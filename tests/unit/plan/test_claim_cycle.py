@@ -90,8 +90,9 @@ def test_a_refused_pod_drains_nobody_and_gives_the_claim_up() -> None:
     decision = loan.plan_job(after=5, refused="exceeded quota: team, requested: memory=8Gi")
     assert decision.reason is Reason.QUOTA_EXCEEDED
     assert "exceeded quota: team" in decision.message
-    assert not decision.delete
     assert states(loan.plan_engine(after=5)) == [SlotState.SERVING, SlotState.SERVING]
+    assert decision.delete == (loan.stage_job,), "others may have the GPUs as soon as the refusal is known"
+    assert not loan.plan_job(after=5).delete, "nobody has said yet why there is no pod"
     assert loan.plan_job(after=70).delete == (loan.stage_job,)
 
 

@@ -103,7 +103,7 @@ def a_newer_generation(town: DraTown) -> None:
         (a_slot_known_by_its_claim_alone, "4 gpus, 1 inference, 3 free"),
         (a_slot_that_has_only_an_old_pod_left, "4 gpus, 1 inference, 3 free"),
         (training, "4 gpus, 2 training, 2 free"),
-        (training_of_an_attempt_that_is_over, "4 gpus, 2 others, 2 free"),
+        (training_of_an_attempt_that_is_over, "4 gpus, 2 training, 2 free"),
         (a_loan, "4 gpus, 2 training, 1 lent, 2 free"),
         (strangers, "4 gpus, 3 others, 1 free"),
         (a_stranger_who_calls_it_a_slots, "4 gpus, 1 others, 3 free"),

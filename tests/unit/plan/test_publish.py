@@ -1,5 +1,7 @@
 """A job publishes once, and only what it exported."""
 
+import pytest
+
 from sluice_api.adapter import Adapter
 from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.reasons import Reason
@@ -8,7 +10,7 @@ from sluice_operator.plan.facts.outcomes import recorded
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
 from sluice_operator.plan.job.situation import JobDecision
-from tests.unit.plan.worlds import NOW, PREPARED, Town
+from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe
 
 DIGEST = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
@@ -22,18 +24,20 @@ EXPORTED = AttemptOutcome(
 )
 
 
-def town(published: str = "") -> Town:
+def town(published: str = "", *, replace: bool = False) -> Town:
     made = Town()
     made.node(1)
     made.engine("chat", 1)
-    job = made.job("a", publish={"engine": "chat", "name": "tone"}, outcomes=(PREPARED, TRAINED, EXPORTED))
+    job = made.job(
+        "a", publish={"engine": "chat", "name": "tone", "replace": replace}, outcomes=(PREPARED, TRAINED, EXPORTED)
+    )
     text = Outcomes(attempts=(PREPARED, TRAINED, EXPORTED), published=published).to_json()
     metadata = job.metadata.model_copy(update={"annotations": {"sluice.dev/outcomes": text}, "resource_version": "900"})
     made.put(job.model_copy(update={"metadata": metadata}))
     return made
 
 
-def adapter(made: Town, digest: str, ready: str) -> None:
+def adapter(made: Town, digest: str, ready: str, job: str = "a", engine: str = "chat") -> None:
     made.put(
         Adapter.model_validate(
             {
@@ -41,10 +45,11 @@ def adapter(made: Town, digest: str, ready: str) -> None:
                     "name": "tone",
                     "namespace": "team",
                     "uid": "ad",
+                    "labels": {"sluice.dev/job": job} if job else {},
                     "generation": 1,
                     "resourceVersion": "901",
                 },
-                "spec": {"engine": "chat", "source": {"uri": "pvc://adapters/out/a/export", "digest": digest}},
+                "spec": {"engine": engine, "source": {"uri": "pvc://adapters/out/a/export", "digest": digest}},
                 "status": {
                     "conditions": [
                         {
@@ -73,10 +78,35 @@ def test_the_adapter_is_written_when_it_is_not_there() -> None:
     assert decision.publish == EXPORTED.export
 
 
-def test_another_jobs_adapter_of_the_same_name_is_replaced() -> None:
-    made = town()
-    adapter(made, OTHER, "True")
-    assert decide(made).publish == EXPORTED.export
+@pytest.mark.parametrize(
+    ("rule", "job", "replace", "engine", "says"),
+    [
+        ("its own is written anew, and that of one before it of the same name", "a", False, "chat", ""),
+        ("another job's is not", "b", False, "chat", "Adapter tone is there already, and was written by FineTuneJob b"),
+        ("a person's is not", "", False, "chat", "Adapter tone is there already, and was not written by a job"),
+        ("unless the job says so", "b", True, "chat", ""),
+        ("of a person's too", "", True, "chat", ""),
+        ("its engine can't be changed", "a", True, "other", "Adapter tone is one of engine other"),
+    ],
+)
+def test_whose_adapter_a_job_writes(rule: str, job: str, replace: bool, engine: str, says: str) -> None:
+    made = town(replace=replace)
+    adapter(made, OTHER, "True", job, engine)
+    decision = decide(made)
+    assert decision.publish == (None if says else EXPORTED.export), rule
+    assert (decision.reason, decision.failed) == (Reason.NAME_TAKEN if says else Reason.PUBLISHING, False), rule
+    assert says in decision.message
+
+
+def test_a_job_whose_adapters_name_is_taken_takes_nothing() -> None:
+    made = Town()
+    made.node(2)
+    made.engine("chat", 1)
+    made.job("a", publish={"engine": "chat", "name": "tone"})
+    made.job("b", publish={"engine": "chat", "name": "tone"})
+    adapter(made, OTHER, "True", "b")
+    assert decide(made).reason is Reason.NAME_TAKEN
+    assert describe(allocated(made)) == "b takes n1"
 
 
 def test_a_refused_adapter_says_why_and_is_waited_for() -> None:

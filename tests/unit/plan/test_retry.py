@@ -32,7 +32,12 @@ def attempt(number: int, reason: Reason, minutes: int = 1) -> AttemptOutcome:
         ([Reason.TRAINER_FAILED] * 3, 70),
         ([Reason.TRAINER_FAILED] * 90, 70),
         ([Reason.PREEMPTED, Reason.NODE_LOST, Reason.TRAINER_FAILED], 20),
-        ([Reason.QUOTA_EXCEEDED], 60),
+        ([Reason.UNSCHEDULABLE], 60),
+        ([Reason.UNSCHEDULABLE] * 3, 240),
+        ([Reason.QUOTA_EXCEEDED], 10),
+        ([Reason.QUOTA_EXCEEDED, Reason.REFUSED_BY_ADMISSION, Reason.NAME_TAKEN], 40),
+        ([Reason.QUOTA_EXCEEDED] * 90, 3600),
+        ([Reason.QUOTA_EXCEEDED] * 5 + [Reason.PREEMPTED, Reason.QUOTA_EXCEEDED], 10),
         ([Reason.NOT_BOUND], 10),
         ([Reason.POD_REFUSED], 10),
         ([Reason.EVICTED], 10),
@@ -55,6 +60,7 @@ def test_the_pause_before_the_next_attempt(ended: list[Reason], seconds: int | N
     assert next_attempt_at(job, pushed, Stage.TRAIN) is None
     before = record.model_copy(update={"suspended_at": NOW - timedelta(seconds=1)})
     assert next_attempt_at(job, before, Stage.TRAIN) == expected, "that was an earlier pause"
+    assert next_attempt_at(job, compact(record), Stage.TRAIN) == expected, "the record keeps few of those given up"
 
 
 @pytest.mark.parametrize(

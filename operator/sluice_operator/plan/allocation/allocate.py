@@ -1,6 +1,6 @@
 """Who gets GPUs now: all pending jobs of a pool at once, in order, each with its claim or its reason to wait."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -55,7 +55,7 @@ class Allocation:
     """When training gives way to the job in front, if it still waits."""
 
 
-def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
+def allocate(world: World, pool: GPUPool, now: datetime, refused: Collection[Key] = ()) -> Allocation:
     """Give each pending job its claim, or the reason why it waits.
 
     Nothing overtakes a job that waits, unless it provably can't delay it: what the waiting job could
@@ -64,6 +64,9 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
     quota holds back can use none of it, so it holds back its namespace's other jobs only. One that asks
     for nodes may use free GPUs only, but in a while the others too: they are kept for it meanwhile. A
     guest can use no GPUs, only the slots of its namespace, so it holds back guests and borrowers there.
+
+    Args:
+        refused: jobs whose claim the API server has just refused to make: what they would get is the next one's.
     """
     stock = take_stock(world, pool)
     market = Market(world, stock, now)
@@ -75,7 +78,7 @@ def allocate(world: World, pool: GPUPool, now: datetime) -> Allocation:
     kept = Kept()
     hopeless: dict[object, Terms] = {}
     again_at: datetime | None = None
-    for job in pending(world, pool, now):
+    for job in (one for one in pending(world, pool, now) if key_of(one) not in refused):
         namespace = job.metadata.namespace
         if namespace not in quotas:
             quotas[namespace] = quota_of(world, pool, namespace)

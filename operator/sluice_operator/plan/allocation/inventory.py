@@ -9,9 +9,11 @@ from sluice_api.claim import Claim, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.meta import STAGE_LABEL
 from sluice_api.scheduling import GiveWay
+from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, NodeView, PodView
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.budgets import may_lose
 from sluice_operator.plan.facts.claims import (
@@ -69,8 +71,11 @@ class NodeStock:
     slots: tuple[PlacedSlot, ...] = ()
     leaving: int = 0
     """GPUs of slots that are lent, but started here and not where they were lent from: they stop for the borrower."""
+    ending: Mapping[str, int] = field(default_factory=dict)
+    """GPUs of training whose claim is over and whose pods are not gone: its job was deleted, suspended or orphaned. By
+    its namespace."""
     others: int = 0
-    """GPUs of pods that are neither a claim's nor a slot's."""
+    """GPUs of pods that are neither training's nor a slot's."""
 
     @property
     def name(self) -> str:
@@ -85,7 +90,12 @@ class NodeStock:
     @cached_property
     def spare(self) -> int:
         """GPUs that nobody has; below zero where more are spoken for than there are, and somebody will have to wait."""
-        return self.gpus - self.claimed - self.inference - self.others
+        return self.gpus - self.training - self.inference - self.others
+
+    @property
+    def training(self) -> int:
+        """GPUs that training has, or is about to take."""
+        return self.claimed + sum(self.ending.values())
 
     @cached_property
     def yielding(self) -> tuple[LiveClaim, ...]:
@@ -202,8 +212,14 @@ def _held_by_namespace(
     nodes: Iterable[NodeStock],
     claims: Iterable[LiveClaim],
 ) -> dict[str, Held]:
-    """What each namespace has of a pool: its jobs' claims, its replicas that have a place, and those that are lent."""
-    found: dict[str, Held] = {}
+    """What each namespace has of a pool: its jobs' claims, its replicas that have a place, and those that are lent.
+
+    A claim that is over counts until its pods are gone.
+    """
+    nodes, found = list(nodes), dict[str, Held]()
+    for node in nodes:
+        for namespace, gpus in node.ending.items():
+            found[namespace] = found.get(namespace, Held()).plus(gpus)
     for live in claims:
         namespace = live.job.metadata.namespace
         found[namespace] = found.get(namespace, Held()).with_claim(world, live.claim, namespace)
@@ -244,6 +260,7 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
     going = heirs(world, here)
     freed = {live.stage_job.uid: 0 for live in here}
     slots, leaving, others = [], 0, 0
+    ending: dict[str, int] = {}
     for gpus, pod, owner in holders(world, node, name):
         attempt = pod.owner.uid if pod and pod.owner else ""
         if attempt in freed and attempt not in going:
@@ -257,6 +274,8 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
         elif owner:
             slot = _placed(world, *owner, pod)
             slots.append(_beside_jobs(world, slot, node, pod, here) if pool.spec.by_dra else slot)
+        elif pod and pod.labels.get(STAGE_LABEL) == Stage.TRAIN:
+            ending[pod.key.namespace] = ending.get(pod.key.namespace, 0) + gpus
         else:
             others += gpus
     staying = [(live.claim, live.stage_job.uid) for live in here if live.stage_job.uid not in going]
@@ -269,6 +288,7 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
         claimed=claimed,
         slots=tuple(slots),
         leaving=leaving,
+        ending=ending,
         others=others,
     )
 
@@ -314,6 +334,8 @@ def _unplaced(
         for index in wanted(world, engine, indices):
             pod = pod_of(world, engine, index)
             elsewhere = pod is not None and bool(pod.node) and pod.node not in stocks
+            if pod is None and key_of(engine) in world.refused:
+                continue  # it can't start: others may have its GPUs
             if index not in indices and ref(engine, index) not in bound and not elsewhere:
                 found.append((engine, index))
     return found

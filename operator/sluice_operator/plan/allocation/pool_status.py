@@ -48,7 +48,7 @@ def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUP
         nodes=len(nodes),
         gpus=sum(node.gpus for node in nodes),
         inference=sum(node.inference for node in nodes),
-        training=sum(node.claimed for node in nodes),
+        training=sum(node.training for node in nodes),
         lent=lent,
         others=sum(node.others for node in nodes),
         free=sum(node.free for node in nodes),

@@ -19,6 +19,7 @@ from sluice_operator.plan.allocation.scale_up import may_ask, scale_up_refusal
 from sluice_operator.plan.facts.alike import alike
 from sluice_operator.plan.facts.devices import offered
 from sluice_operator.plan.facts.pools import find_pool, nodes_of, pool_nodes, unusable
+from sluice_operator.plan.facts.publishing import name_taken
 from sluice_operator.plan.facts.room import claims_of_job, exceeds, most_pods, need_of
 
 Refusal = tuple[Reason, str]
@@ -27,7 +28,7 @@ _SIZE = frozenset({Reason.NO_NODES, Reason.EXCEEDS_EVERY_NODE, Reason.EXCEEDS_PO
 
 
 def refusal(world: World, job: FineTuneJob, *, nodes_may_come: bool = False) -> Refusal | None:
-    """The first thing that keeps a job from being started: the same for all that are alike.
+    """The first thing that keeps a job from being started: the same for all that are alike, but for its name.
 
     Args:
         nodes_may_come: that it is larger than what exists does not.
@@ -37,6 +38,8 @@ def refusal(world: World, job: FineTuneJob, *, nodes_may_come: bool = False) -> 
         checks = (check for check in CHECKS if not (nodes_may_come and check is _fits_some_node))
         world.worked_out[asked] = next((found for check in checks if (found := check(world, job))), None)
     refused: Refusal | None = world.worked_out[asked]
+    if refused is None and (why := name_taken(world, job)):
+        return Reason.NAME_TAKEN, why
     return refused
 
 

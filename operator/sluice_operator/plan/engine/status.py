@@ -7,7 +7,7 @@ from sluice_api.conditions import EngineCondition
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, SlotState, SlotStatus
 from sluice_api.meta import ENGINE_LABEL
 from sluice_api.reasons import Reason
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.conditions import condition
@@ -26,6 +26,10 @@ def engine_status(
     ready = sum(1 for plan in plans if serves(pod_of(world, engine, plan.index)))
     lent = [plan for plan in plans if plan.lent]
     status, reason, message = _readiness(world, engine, plans, ready, rollout_waits)
+    if refusal := world.refused.get(key_of(engine)):
+        count = f"{ready} of {engine.spec.replicas} replicas serve."
+        message = f"{count} {refusal.message} It is tried again at {refusal.until:%H:%M:%S} UTC."
+        reason = refusal.reason
     old, generation = engine.status.conditions, engine.metadata.generation
     return InferenceEngineStatus(
         observed_generation=generation,

@@ -1,17 +1,34 @@
 """How long a job may train, and how long it may wait for its first GPUs."""
 
 from datetime import datetime, timedelta
+from math import ceil
 
 from sluice_api.claim import Outcomes
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
-from sluice_operator.plan.facts.outcomes import done, had_theirs
+from sluice_operator.plan.facts.outcomes import deadline_of, done, had_theirs
 
 
 def training_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime) -> datetime:
     """When activeDeadlineSeconds are over for an attempt that was given its GPUs at a moment, and runs."""
     return since + timedelta(seconds=job.spec.active_deadline_seconds) - _spent(outcomes)
+
+
+GRACE = timedelta(seconds=60)
+"""So much longer a training Job's own deadline is than the job's: an operator that runs ends it first, in its words."""
+
+
+def job_deadline(job: FineTuneJob, outcomes: Outcomes, stage: Stage) -> int:
+    """activeDeadlineSeconds of a batch/v1 Job that is about to be made: it ends though no operator runs.
+
+    The Job controller counts from when it begins, with the time that pods wait at their gate, and anew if somebody
+    suspends the Job and resumes it.
+    """
+    if stage is not Stage.TRAIN:
+        return job.spec.stage_deadline_seconds
+    left = timedelta(seconds=job.spec.active_deadline_seconds) - _spent(outcomes) + GRACE
+    return max(1, ceil(left.total_seconds()))
 
 
 def _spent(outcomes: Outcomes) -> timedelta:
@@ -55,8 +72,7 @@ def too_late(
         return (
             Stage.TRAIN,
             Reason.DEADLINE_EXCEEDED,
-            f"Training has not ended after {job.spec.active_deadline_seconds} s (spec.activeDeadlineSeconds; waiting "
-            "does not count). Raise it, or train less.",
+            deadline_of(job, Stage.TRAIN),
         )
     end = waiting_ends(job, outcomes) if since is None else None
     if end is not None and now >= end:

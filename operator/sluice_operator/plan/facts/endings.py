@@ -11,6 +11,8 @@ from sluice_operator.observe.world import World
 
 _BY_EXIT_CODE = "PodFailurePolicy:"
 """How a Job has failed whose pod ended with ExitCode.REQUEUE: its only rule. Of a group it does not say which pod."""
+BY_DEADLINE = "DeadlineExceeded:"
+"""How a Job has failed whose own activeDeadlineSeconds are over. Its pods were told to stop, and say that."""
 _OUT_OF_MEMORY = "OOMKilled"
 _SIGNALS = {137: "SIGKILL", 143: "SIGTERM"}
 """Exit codes of a process that a signal ended."""

@@ -15,7 +15,8 @@ from sluice_api.stages import Stage
 from sluice_operator.observe.views import StageJobView
 from sluice_operator.observe.world import World, oldest_first
 from sluice_operator.plan.facts.attempts import heir_of
-from sluice_operator.plan.facts.endings import End, how_grave, pod_end
+from sluice_operator.plan.facts.endings import BY_DEADLINE, End, how_grave, pod_end
+from sluice_operator.plan.facts.refused import FIRST_PAUSE, REFUSED, doubled
 
 GIVEN_UP = frozenset(
     {
@@ -23,10 +24,10 @@ GIVEN_UP = frozenset(
         Reason.NOT_BOUND,
         Reason.ENGINE_DOES_NOT_SLEEP,
         Reason.ENGINE_MUST_SLEEP,
-        Reason.QUOTA_EXCEEDED,
         Reason.UNSCHEDULABLE,
         Reason.SUSPENDED_BY_OTHER,
         Reason.POD_REFUSED,
+        *REFUSED,
     }
 )
 """Ends of claims whose pods never ran; `Claimed` is one that gave way to an older claim."""
@@ -110,6 +111,8 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
     ends = [pod_end(world, stage_job, pods.get(index), node) for index, node in enumerate(places)]
     leader = ends[0]
     cause = leader if leader.reason == Reason.DONE else min(ends, key=how_grave)
+    if stage_job.failure.startswith(BY_DEADLINE) and leader.reason != Reason.DONE:
+        cause = cause._replace(reason=Reason.DEADLINE_EXCEEDED, message=deadline_of(job, stage_job.stage))
     reason, by, told = cause.reason, "", leader.told
     heir = heir_of(world, stage_job) if reason in AT_ONCE else None
     if heir and heir.owner:  # it can't go on at once: another job came in its place
@@ -144,6 +147,19 @@ def _again_there(job: FineTuneJob, cause: End) -> str:
     return (
         f" {len(failed) + 1} attempts have ended so on node {cause.node}: look at its GPUs, and cordon it until they "
         f"are mended (kubectl cordon {cause.node})."
+    )
+
+
+def deadline_of(job: FineTuneJob, stage: Stage) -> str:
+    """What is said of a stage whose time is over."""
+    if stage is Stage.TRAIN:
+        return (
+            f"Training has not ended after {job.spec.active_deadline_seconds} s (spec.activeDeadlineSeconds; waiting "
+            "does not count). Raise it, or train less."
+        )
+    return (
+        f"{stage} has not ended after {job.spec.stage_deadline_seconds} s (spec.stageDeadlineSeconds). Create the job "
+        "anew with more."
     )
 
 
@@ -184,11 +200,20 @@ def next_attempt_at(job: FineTuneJob, record: Outcomes, stage: Stage) -> datetim
     if last.reason in MENDABLE:
         times = len(list(takewhile(lambda one: one.reason in MENDABLE, reversed(outcomes))))
         return last.ended_at + min(_MENDING_PAUSE * (1 << times - 1), _LONGEST_MENDING_PAUSE)
+    if last.reason in _ELSEWHERE:
+        return last.ended_at + _ELSEWHERE_PAUSE
     if last.reason in FREE:
-        return last.ended_at + (_ELSEWHERE_PAUSE if last.reason in _ELSEWHERE else _CLAIM_PAUSE)
+        first = FIRST_PAUSE if last.reason in REFUSED else _CLAIM_PAUSE
+        return last.ended_at + doubled(first, _given_up_before(outcomes))
     doublings = min(max(0, failures(outcomes) - 1), 20)
     seconds = min(job.spec.retry.backoff_seconds * 2**doublings, job.spec.retry.max_backoff_seconds)
     return last.ended_at + timedelta(seconds=seconds)
+
+
+def _given_up_before(outcomes: tuple[AttemptOutcome, ...]) -> int:
+    """How many claims in a row were given up before the last. By their numbers: the record keeps the newest alone."""
+    theirs = max((attempt.attempt for attempt in had_theirs(outcomes)), default=0)
+    return outcomes[-1].attempt - theirs - 1
 
 
 def compact(outcomes: Outcomes) -> Outcomes:

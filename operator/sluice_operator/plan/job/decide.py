@@ -19,6 +19,7 @@ from sluice_operator.plan.facts.estimate import ends_at
 from sluice_operator.plan.facts.failure import final_failure
 from sluice_operator.plan.facts.outcomes import AT_ONCE, all_outcomes, compact, done, recorded
 from sluice_operator.plan.facts.preparing import no_room_to_prepare
+from sluice_operator.plan.facts.publishing import name_taken
 from sluice_operator.plan.facts.unreachable import unreachable
 from sluice_operator.plan.job.holding import Limits, Step, advance
 from sluice_operator.plan.job.situation import (
@@ -68,7 +69,7 @@ def _strays(s: Situation) -> list[StageJobView]:
 def _in_time(job: FineTuneJob, decision: JobDecision, now: datetime) -> JobDecision:
     """A job that is over is deleted when its time to live is over."""
     keep, over = job.spec.ttl_seconds_after_finished, decision.failed or decision.reason is Reason.SUCCEEDED
-    if keep is None or not over:
+    if keep is None or not over or job.metadata.deletion_timestamp:
         return decision
     ends = (job.status.finished_at or now) + timedelta(seconds=keep)
     return replace(decision, again_at=ends, remove=job.status.finished_at is not None and now >= ends)
@@ -79,6 +80,14 @@ def managed_elsewhere(s: Situation) -> JobDecision | None:
     if not s.job.spec.managed_by:
         return None
     return JobDecision(JobCondition.PREPARED, Reason.MANAGED_ELSEWHERE, f"spec.managedBy is {s.job.spec.managed_by}.")
+
+
+def deleted(s: Situation) -> JobDecision | None:
+    """It is being deleted and somebody's finalizer keeps it: what runs for it is ended, and nothing new begins."""
+    if s.job.metadata.deletion_timestamp is None:
+        return None
+    message = "The job is being deleted; what ran for it is ended. A finalizer keeps it here."
+    return JobDecision(_current(s), Reason.DELETED, message, delete=s.running())
 
 
 def failed(s: Situation) -> JobDecision | None:
@@ -213,6 +222,8 @@ def publishes(s: Situation) -> JobDecision | None:
     result = _export(s)
     if s.job.spec.publish is None or result is None or s.outcomes.published == result.digest:
         return None
+    if taken := name_taken(s.world, s.job):
+        return JobDecision(JobCondition.PUBLISHED, Reason.NAME_TAKEN, taken)
     adapter = s.world.adapters.get(adapter_key(s.job.metadata.namespace, s.job.spec.publish.name))
     if adapter is None or adapter.spec.source.digest != result.digest or adapter.spec.source.uri != result.uri:
         return JobDecision(JobCondition.PUBLISHED, Reason.PUBLISHING, "The Adapter is being written.", publish=result)
@@ -241,6 +252,7 @@ def succeeds(s: Situation) -> JobDecision:
 
 RULES: tuple[Rule, ...] = (
     managed_elsewhere,
+    deleted,
     failed,
     suspended,
     refused,

@@ -13,6 +13,7 @@ from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.claims import LiveClaim, Phase, node_of, overlapped_by
 from sluice_operator.plan.facts.podless import PODS_WITHIN
 from sluice_operator.plan.facts.proof import doubt, is_gated, phase_of
+from sluice_operator.plan.facts.refused import refusal_reason
 from sluice_operator.plan.facts.sleeping import agents_word, is_awake, sleeps_no_more, told_since
 from sluice_operator.plan.facts.slots import is_drained
 from sluice_operator.plan.facts.unreachable import unreachable
@@ -79,9 +80,11 @@ def _prove(world: World, live: LiveClaim, now: datetime, limits: Limits, refused
     reason, message = found or (Reason.CLAIMED, "")
     age = now - live.stage_job.created
     if len(pods) < len(live.claim.nodes) and age >= PODS_WITHIN and reason is Reason.CLAIMED:
-        reason = Reason.QUOTA_EXCEEDED
+        reason = refusal_reason(refused_pod)
         which = "The training pod is" if len(live.claim.nodes) == 1 else "A training pod is"
         message = f"{which} refused, so nothing is drained: {refused_pod or 'see the events of the Job.'}"
+        if refused_pod:  # it will not be made in a moment either: others may have the GPUs meanwhile
+            return Step(reason, message, give_up=True)
     lost = overlapped_by(world, live) is not None
     return Step(reason, message, give_up=lost or age >= limits.bind, again_at=now + timedelta(seconds=1))
 

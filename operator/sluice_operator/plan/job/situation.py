@@ -1,7 +1,7 @@
 """One job at one moment, and what can be decided about it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from sluice_api.claim import AttemptOutcome, Claim, Outcomes
@@ -13,6 +13,7 @@ from sluice_operator.observe.views import PodView, StageJobView
 from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.outcomes import all_outcomes, next_attempt_at, only_node
+from sluice_operator.plan.facts.refused import FIRST_PAUSE, LONGEST_PAUSE
 from sluice_operator.plan.job.holding import Limits
 
 CONDITION = {
@@ -111,6 +112,28 @@ def told_of_pause(last: AttemptOutcome, at: datetime) -> str:
     return (
         f"Attempt {last.attempt} ended: {last.message} The next one follows at {at:%H:%M:%S} UTC, or at once when "
         "spec.suspend has been true for a moment."
+    )
+
+
+def told_since(job: FineTuneJob, decision: JobDecision) -> datetime | None:
+    """Since when the condition that a decision is about has not been True."""
+    found = next((c for c in job.status.conditions if c.type == decision.at and c.status == "False"), None)
+    return found.last_transition_time if found else None
+
+
+def refused(decision: JobDecision, reason: Reason, message: str, since: datetime | None, now: datetime) -> JobDecision:
+    """A decision that the API server has refused to bring about: its words, and when it is tried again.
+
+    Of an attempt its record says the latter. Anything else is tried again when it has been refused for twice as long.
+    """
+    again_at = None if decision.start else now + min(max(now - (since or now), FIRST_PAUSE), LONGEST_PAUSE)
+    return replace(decision, reason=reason, message=message, again_at=again_at)
+
+
+def refused_attempt(start: Start, reason: Reason, message: str, now: datetime) -> AttemptOutcome:
+    """What an attempt came to whose Job the API server refuses to make."""
+    return AttemptOutcome(
+        stage=start.stage, attempt=start.attempt, reason=reason, message=message[:2000], started_at=now, ended_at=now
     )
 
 

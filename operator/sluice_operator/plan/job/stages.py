@@ -8,6 +8,7 @@ from sluice_operator.observe.views import StageJobView
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.outcomes import done
 from sluice_operator.plan.facts.podless import PODS_WITHIN
+from sluice_operator.plan.facts.refused import refusal_reason
 from sluice_operator.plan.facts.unreachable import unreachable
 from sluice_operator.plan.job.holding import IMAGE_TROUBLE
 from sluice_operator.plan.job.situation import (
@@ -58,7 +59,7 @@ def _not_started(s: Situation, stage_job: StageJobView) -> tuple[Reason, str, bo
     if not pods:
         text = s.refused_pod or "No pod was made."
         late = s.now >= stage_job.created + PODS_WITHIN
-        return (Reason.QUOTA_EXCEEDED, f"The pod is refused: {text}", over) if late else None
+        return (refusal_reason(text), f"The pod is refused: {text}", over) if late else None
     pod = pods[-1]
     if pod.waiting_reason in IMAGE_TROUBLE:
         return Reason.IMAGE_NOT_PULLED, f"Pod {pod.key.name}: {pod.waiting_message or pod.waiting_reason}", over

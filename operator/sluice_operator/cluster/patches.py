@@ -1,0 +1,42 @@
+"""JSON patches: each first tests what it relies on."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sluice_api.meta import BOUND_AT_ANNOTATION, SCHEDULING_GATE
+from sluice_operator.cluster.client import Body
+
+HOSTNAME_LABEL = "kubernetes.io/hostname"
+
+
+def binding(pod: Body, uid: str, hostname: str, at: datetime) -> list[Body]:
+    """The patch that takes our gate off a pod and ties it to a node; empty if it is off already."""
+    gates = [gate["name"] for gate in pod["spec"].get("schedulingGates") or ()]
+    if SCHEDULING_GATE not in gates:
+        return []
+    gate = f"/spec/schedulingGates/{gates.index(SCHEDULING_GATE)}"
+    stamp = at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return [
+        test("/metadata/uid", uid),
+        test(f"{gate}/name", SCHEDULING_GATE),
+        {"op": "remove", "path": gate},
+        *_entry("/spec/nodeSelector", HOSTNAME_LABEL, hostname, present=bool(pod["spec"].get("nodeSelector"))),
+        *_entry("/metadata/annotations", BOUND_AT_ANNOTATION, stamp, present=bool(pod["metadata"].get("annotations"))),
+    ]
+
+
+def _entry(path: str, name: str, value: str, *, present: bool) -> list[Body]:
+    """Put an entry into a map, which is made if it is not there."""
+    if not present:
+        return [add(path, {name: value})]
+    return [add(f"{path}/{name.replace('~', '~0').replace('/', '~1')}", value)]
+
+
+def test(path: str, value: Any) -> Body:
+    """Refuse the whole patch if something is not so."""
+    return {"op": "test", "path": path, "value": value}
+
+
+def add(path: str, value: Any) -> Body:
+    """Set something, whether it is there or not."""
+    return {"op": "add", "path": path, "value": value}

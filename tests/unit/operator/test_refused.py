@@ -1,0 +1,176 @@
+"""What the API server refuses to make for one job costs that job its turn, and nobody else's."""
+
+import asyncio
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from dev.simulate.town import NOW, PREPARED, Town
+from sluice_api.claim import AttemptOutcome
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.stages import Stage
+from sluice_operator.cluster.errors import ApiError, NameTaken, NotLeading
+from sluice_operator.cluster.writes import Cluster
+from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import job_key, pool_key
+from sluice_operator.plan.facts.outcomes import recorded
+from sluice_operator.reconcile.job import reconcile_job
+from sluice_operator.reconcile.pool import reconcile_pool
+from sluice_operator.settings import Settings
+
+SETTINGS = Settings(namespace="s", pod_name="p", report_url="http://x", trainer_image="t", server_image="v")
+QUOTA = ApiError(403, "Forbidden", 'jobs.batch "x" is forbidden: exceeded quota: jobs, requested: count/jobs.batch=1')
+WEBHOOK = ApiError(400, "BadRequest", 'admission webhook "labels" denied the request: no cost centre')
+AWAY = ApiError(503, "ServiceUnavailable", "later")
+
+
+class Refusing(Cluster):
+    """An API server that makes nothing in the namespace `evil`."""
+
+    def __init__(self, town: Town, error: Exception) -> None:
+        self.town, self.error = town, error
+        self.made: list[str] = []
+        self.told: list[str] = []
+        self.statuses: dict[str, Any] = {}
+
+    @property
+    def term(self) -> int:
+        return 1
+
+    async def apply(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        return manifest
+
+    async def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        if manifest["metadata"]["namespace"] == "evil":
+            raise self.error
+        self.made.append(manifest["metadata"]["name"])
+        return manifest
+
+    async def annotate(self, key: Key, uid: str, annotations: dict[str, str]) -> dict[str, Any]:
+        job = self.town.world.jobs[key]
+        assert job.metadata.uid == uid
+        self.town.version += 1
+        changes = {"annotations": annotations, "resource_version": str(self.town.version)}
+        self.town.put(job.model_copy(update={"metadata": job.metadata.model_copy(update=changes)}))
+        return {}
+
+    async def apply_status(self, key: Key, uid: str, status: dict[str, Any]) -> None:
+        assert uid
+        self.statuses[key.name] = status
+
+    async def event(self, key: Key, uid: str, level: str, reason: str, message: str) -> None:
+        assert uid
+        assert message
+        self.told.append(f"{level} {key.name} {reason}")
+
+
+def pool_decides(town: Town, cluster: Refusing) -> None:
+    asyncio.run(reconcile_pool(pool_key("default"), town.store, cluster, SETTINGS, NOW))
+
+
+def crowd(gpus: int, *namespaces: str) -> tuple[Town, list[FineTuneJob]]:
+    """Prepared jobs a, b, ... in their order, before a pool of so many GPUs."""
+    town = Town()
+    town.pool()
+    town.node(gpus)
+    return town, [town.job("abcdefgh"[i], 1, namespace) for i, namespace in enumerate(namespaces)]
+
+
+def last_attempt(town: Town, job: FineTuneJob) -> AttemptOutcome:
+    key = job_key(job.metadata.namespace, job.metadata.name)
+    return recorded(town.world.jobs[key]).of(Stage.TRAIN)[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(QUOTA, "QuotaExceeded"), (WEBHOOK, "RefusedByAdmission"), (NameTaken("Job x is there"), "NameTaken")],
+)
+def test_what_a_refused_job_would_have_is_the_next_ones_in_the_same_decision(error: ApiError, reason: str) -> None:
+    town, jobs = crowd(1, "evil", "evil", "team", "team")
+    cluster = Refusing(town, error)
+    pool_decides(town, cluster)
+    assert cluster.made == ["c-jobcteam-train-1"]
+    assert cluster.statuses["default"]["waiting"] == 1, "d waits: the status is written though something was refused"
+    for job in jobs[:2]:
+        outcome = last_attempt(town, job)
+        assert (outcome.reason, outcome.message, outcome.ended_at) == (reason, error.message, NOW)
+
+
+def test_a_failure_that_may_pass_is_tried_again_and_stops_nobody_else() -> None:
+    town, jobs = crowd(2, "evil", "team")
+    cluster = Refusing(town, AWAY)
+    with pytest.raises(ApiError, match="later"):
+        pool_decides(town, cluster)
+    assert cluster.made == ["b-jobbteam-train-1"]
+    assert "default" in cluster.statuses
+    assert not recorded(town.world.jobs[job_key("evil", "a")]).of(Stage.TRAIN), "it may have been made all the same"
+    assert jobs
+
+
+def test_who_leads_no_more_decides_nothing_more() -> None:
+    town, _ = crowd(1, "evil", "team")
+    cluster = Refusing(town, NotLeading("another leads"))
+    with pytest.raises(NotLeading):
+        pool_decides(town, cluster)
+    assert (cluster.made, cluster.statuses) == ([], {})
+
+
+def job_decides(town: Town, cluster: Refusing, name: str = "a", after: int = 0) -> timedelta | None:
+    now = NOW + timedelta(seconds=after)
+    return asyncio.run(reconcile_job(job_key("evil", name), town.store, cluster, SETTINGS, now))
+
+
+def condition(cluster: Refusing, kind: str) -> tuple[str, str]:
+    found = next(c for c in cluster.statuses["a"]["conditions"] if c["type"] == kind)
+    return found["reason"], found["message"]
+
+
+def test_a_refused_prepare_says_so_in_the_api_servers_words_and_when_it_is_tried_again() -> None:
+    town, _ = crowd(1)
+    town.job("a", 1, "evil", outcomes=())
+    cluster = Refusing(town, QUOTA)
+    job_decides(town, cluster)
+    assert condition(cluster, "Prepared") == ("QuotaExceeded", QUOTA.message)
+    assert cluster.told == ["Warning a QuotaExceeded"]
+    job_decides(town, cluster)
+    message = condition(cluster, "Prepared")[1]
+    assert message.startswith(f"Attempt 1 ended: {QUOTA.message} The next one follows at 12:00:10 UTC")
+    cluster.error = AWAY
+    job_decides(town, cluster, after=9)
+    with pytest.raises(ApiError, match="later"):
+        job_decides(town, cluster, after=10)
+    assert condition(cluster, "Prepared")[0] == "Preparing", "what goes on is told, whatever fails"
+
+
+def test_a_refused_adapter_is_tried_again_when_it_has_been_refused_for_twice_as_long() -> None:
+    town, _ = crowd(1)
+    town.engine("chat", 1, "evil")
+    exported = json.dumps({"uri": "pvc://adapters/x", "digest": "sha256:" + "0" * 64, "rank": 16, "sizeBytes": 1})
+    ended = [
+        PREPARED,
+        AttemptOutcome(stage=Stage.TRAIN, attempt=1, reason="Done", ended_at=NOW),
+        AttemptOutcome.model_validate(
+            {"stage": "Export", "attempt": 1, "reason": "Done", "endedAt": NOW, "export": json.loads(exported)}
+        ),
+    ]
+    job = town.job("a", 1, "evil", outcomes=tuple(ended), publish={"engine": "chat", "name": "tone"})
+
+    class RefusesAdapters(Refusing):
+        async def apply(self, manifest: dict[str, Any]) -> dict[str, Any]:
+            assert manifest["kind"] == "Adapter"
+            raise self.error
+
+    cluster = RefusesAdapters(town, WEBHOOK)
+    assert job_decides(town, cluster) == timedelta(seconds=10)
+    assert condition(cluster, "Published") == ("RefusedByAdmission", WEBHOOK.message)
+    status = job.status.model_validate(cluster.statuses["a"])
+    town.version += 1
+    metadata = job.metadata.model_copy(update={"resource_version": str(town.version)})
+    town.put(job.model_copy(update={"status": status, "metadata": metadata}))
+    cluster.statuses.clear()
+    assert job_decides(town, cluster, after=300) == timedelta(seconds=300)
+    assert cluster.statuses == {}, "nothing is new"
+    assert job_decides(town, cluster, after=9000) == timedelta(hours=1)
+    assert cluster.told == ["Warning a RefusedByAdmission"]

@@ -1,0 +1,89 @@
+"""What a deleted job leaves running is ended, and counts until it is gone."""
+
+from typing import Any
+
+import pytest
+
+from dev.simulate.cluster import Cluster
+from sluice_api.meta import ATTEMPT_LABEL, JOB_LABEL, JOB_NAME_LABEL, STAGE_LABEL
+from sluice_api.reasons import Reason
+from sluice_operator.observe.orphans import left_by, runs
+from sluice_operator.observe.views import Key, Owner, PodView, StageJobView
+from sluice_operator.observe.world import key_of
+from sluice_operator.plan.allocation.pool_status import pool_usage
+from sluice_operator.plan.facts.pools import find_pool
+from tests.unit.plan.worlds import NOW, allocated, describe
+
+TEAM = {"matchLabels": {"kubernetes.io/metadata.name": "team"}}
+QUOTA_OF_ONE: dict[str, Any] = {"quotas": [{"namespaces": TEAM, "maxGPUs": 1}]}
+
+
+@pytest.mark.parametrize("how", ["kept by a finalizer", "without its children"])
+def test_training_of_a_deleted_job_is_ended_and_counts_until_its_pods_are_gone(how: str) -> None:
+    cluster = Cluster()
+    cluster.town.pool(**QUOTA_OF_ONE)
+    cluster.town.node(4)
+    job = cluster.town.job("one")
+    for _ in range(4):
+        cluster.round()
+    cluster.town.job("two")
+    pool = find_pool(cluster.world, "default")
+    assert pool is not None
+    delete = cluster.delete_job_that_is_kept if how == "kept by a finalizer" else cluster.orphan
+    delete(cluster.world.jobs[key_of(job)])
+    assert pool_usage(cluster.world, pool).training == 1, "it still runs"
+    assert describe(allocated(cluster.town)) == "two waits NamespaceQuota"
+    if how == "kept by a finalizer":
+        cluster.reconcile_job(cluster.world.jobs[key_of(job)])
+        assert cluster.world.jobs[key_of(job)].status.summary == Reason.DELETED
+    cluster.end_orphans()
+    assert [stage_job.deleting for stage_job in cluster.world.claiming.values()] == [True]
+    assert describe(allocated(cluster.town)) == "two waits NamespaceQuota", "until its pod is gone"
+    for _ in range(3):
+        cluster.controllers()
+        cluster.kubelet()
+    assert pool_usage(cluster.world, pool).training == 0
+    assert describe(allocated(cluster.town)) == "two takes n1"
+
+
+UID = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
+LABELS = {JOB_LABEL: "one", STAGE_LABEL: "Train", ATTEMPT_LABEL: "2"}
+MINE = Owner("FineTuneJob", "one", UID)
+
+
+def seen(name: str = "one-0a1b2c3d-train-2", **changes: Any) -> StageJobView:
+    common: dict[str, Any] = {"uid": "u", "resource_version": 1, "created": NOW, "stage": "Train", "attempt": 2}
+    return StageJobView(key=Key("Job", "team", name), **{**common, "labels": LABELS, **changes})
+
+
+def pod(**changes: Any) -> PodView:
+    labels = {**LABELS, JOB_NAME_LABEL: "one-0a1b2c3d-train-2"}
+    common: dict[str, Any] = {"uid": "u", "resource_version": 1, "created": NOW, "requests": {}, "labels": labels}
+    return PodView(key=Key("Pod", "team", "one-0a1b2c3d-train-2-abcde"), **{**common, **changes})
+
+
+@pytest.mark.parametrize(
+    ("rule", "view", "orphan"),
+    [
+        ("it has its job", seen(owner=MINE), False),
+        ("the garbage collector sees to one whose job is gone", seen(owner=Owner("FineTuneJob", "one", "gone")), False),
+        ("nobody owns it", seen(), True),
+        ("somebody gave it to another job", seen(owner=Owner("FineTuneJob", "two", UID)), True),
+        ("or to something else of the same name", seen(owner=Owner("ConfigMap", "one", "c")), True),
+        ("a Job that a person has labelled so", seen("backup-27001", owner=None), False),
+        ("or named so, for another job", seen("two-0a1b2c3d-train-2"), False),
+        ("or for another attempt", seen("one-0a1b2c3d-train-3"), False),
+        ("without a stage", seen(labels={JOB_LABEL: "one"}), False),
+        ("a pod has its Job", pod(owner=Owner("Job", "one-0a1b2c3d-train-2", "u")), False),
+        ("a pod whose Job was deleted without it", pod(), True),
+        ("a pod that a person has labelled so", pod(labels=LABELS), False),
+    ],
+)
+def test_what_a_job_has_left_behind(rule: str, view: StageJobView | PodView, orphan: bool) -> None:
+    assert left_by(view) == ((("team", "one"),) if orphan else ()), rule
+
+
+def test_what_has_ended_or_is_told_to_is_left_alone() -> None:
+    assert runs(seen())
+    assert runs(pod())
+    assert not any(runs(view) for view in (seen(deleting=True), seen(finished="Complete"), pod(ended=True)))
