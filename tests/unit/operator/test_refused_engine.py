@@ -139,3 +139,10 @@ def test_an_engine_whose_pods_are_refused_stops_asking_for_them(cluster: Refusin
     cluster.look(15)
     assert [slot.size for slot in cluster.town.world.slots.values()] == [1]
     assert cluster.look(20) == timedelta(seconds=20), "refused again"
+    cluster.pods_refused = ""
+    cluster.look(40)
+    cluster.town.slot(cluster.engine, 0, "n1")
+    cluster.look(41)
+    assert cluster.town.store.refusals.pauses, "its status does not say yet that it has its pod"
+    cluster.look(42)
+    assert not cluster.town.store.refusals.pauses, "the next refusal begins anew, with 10 s"
