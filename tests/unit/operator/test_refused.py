@@ -30,7 +30,7 @@ class Refusing(Cluster):
     """An API server that makes nothing in the namespace `evil`."""
 
     def __init__(self, town: Town, error: Exception) -> None:
-        self.town, self.error = town, error
+        self.town, self.error, self.trusted = town, error, b""
         self.made: list[str] = []
         self.told: list[str] = []
         self.statuses: dict[str, Any] = {}

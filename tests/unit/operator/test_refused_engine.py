@@ -26,7 +26,7 @@ class Refusing(Cluster):
     """An API server that refuses one kind, or the pods of Deployments."""
 
     def __init__(self, town: Town) -> None:
-        self.town = town
+        self.town, self.trusted = town, b""
         self.refuses: dict[str, ApiError] = {}
         self.pods_refused = ""
         self.applied: list[str] = []
