@@ -106,10 +106,11 @@ def alone(job: Job) -> Job:
 
 
 @pytest.fixture
-def pods(alone: Job) -> Iterator[groups.Pods]:
+def pods(alone: Job, parent: forked.Parent) -> Iterator[groups.Pods]:
     """The pods of the job `group`; none of them outlives the test."""
-    pods = groups.Pods(replace(alone, name="group"))
+    pods = groups.Pods(replace(alone, name="group"), parent)
     yield pods
     for pod in pods.all:
         pod.kill()
         pod.communicate()
+        pod.stdout.close()

@@ -1,7 +1,6 @@
 """Several processes that train together: the same bits as one, and no step lost with any of them."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ from tests.unit.trainer.groups import (
     trained,
     until_some_steps_are_done,
 )
-from tests.unit.trainer.jobs import FATAL, REPOSITORY, Job, chat, poison, write_rows
+from tests.unit.trainer.jobs import FATAL, Job, chat, poison, write_rows
 
 NARROW_CHILD = """
 import os
@@ -87,17 +86,15 @@ def test_two_gpus_learn_what_one_process_learns_by_every_method_and_of_pairs(
 
 @pytest.mark.parametrize("narrow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_gpus_that_pack_alike_learn_what_one_process_learns(
-    narrow: bool, alone: Job, pods: Pods, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    narrow: bool, alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also when only one of them finds that packs leak, and has no memory to spare."""
-    if narrow:
-        (tmp_path / "sitecustomize.py").write_text(NARROW_CHILD)
     by_tokens = tuple((name, value) for name, value in SHORT if name != "microBatchSize")
     lora = ("lora", {"rank": 8})  # without dropout, which draws for each pack
     alone = prepare(replace(alone, spec=(*alone.spec, lora)), pods, ONE_POD, by_tokens)
     expected = alone.train()
     by_one = losses(printed(capsys))
-    log, together = train_in_one_pod(pods, PYTHONPATH=f"{tmp_path}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image")
+    log, together = train_in_one_pod(pods, NARROW_CHILD if narrow else "")
     first, second = ((event["packed"], event["tokens"]) for event in log if event["event"] == "micro-batches")
     assert first == second
     assert first[0] is not narrow
@@ -116,7 +113,7 @@ def test_both_look_for_the_rows_whose_loss_is_no_number(pods: Pods) -> None:
     job.prepare()
 
     (pod,) = pods.start()
-    assert pod.communicate(timeout=100)
+    assert pod.communicate()
     outcome = pods.outcome(0)
     assert (outcome.reason, pod.returncode) == (Reason.LOSS_NOT_FINITE, ExitCode.BAD_INPUT)
     lines = "lines {} and {}".format(*sorted((first + 1, second + 1)))
@@ -124,9 +121,8 @@ def test_both_look_for_the_rows_whose_loss_is_no_number(pods: Pods) -> None:
 
 
 @pytest.mark.slow
-def test_nobody_ends_by_a_loss_that_is_no_number_before_the_last_good_step_is_saved(pods: Pods, tmp_path: Path) -> None:
+def test_nobody_ends_by_a_loss_that_is_no_number_before_the_last_good_step_is_saved(pods: Pods) -> None:
     """By one of them; a pod that ends while that goes on would be taken for lost, and training begin again."""
-    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
     dataset = {"uri": "pvc://datasets/rows.jsonl", "validationSplit": "0%"}
     settings = (*SHORT[:-1], ("checkpointEverySteps", 1000))
     job = pods.job = replace(pods.job, training=settings, spec=(("dataset", dataset), ("resources", TWO_PODS)))
@@ -136,9 +132,9 @@ def test_nobody_ends_by_a_loss_that_is_no_number_before_the_last_good_step_is_sa
     write_rows(job.volumes / "datasets" / "rows.jsonl", rows)
     job.prepare()
 
-    first, second = pods.start(PYTHONPATH=f"{tmp_path}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image")
+    first, second = pods.start(custom=SLOW_DISK)
     for pod in (first, second):
-        pod.communicate(timeout=100)
+        pod.communicate()
     assert [(pods.outcome(index).reason, pod.returncode) for index, pod in enumerate((first, second))] == [
         (Reason.LOSS_NOT_FINITE, ExitCode.BAD_INPUT)
     ] * 2
@@ -154,7 +150,7 @@ def test_a_pod_that_is_killed_costs_no_step(sharding: str, alone: Job, pods: Pod
     first, second = pods.start()
     done = until_some_steps_are_done(first)
     second.kill()
-    first.communicate(timeout=20)
+    first.communicate()
     assert first.returncode == ExitCode.REQUEUE
     outcome = pods.outcome(0)
     saved = saved_step(outcome, done)
@@ -163,7 +159,7 @@ def test_a_pod_that_is_killed_costs_no_step(sharding: str, alone: Job, pods: Pod
 
     first, second = pods.start(attempt=2)
     for pod in (first, second):
-        pod.communicate(timeout=100)
+        pod.communicate()
         assert pod.returncode == ExitCode.DONE
     assert pods.outcome(0).train == alone.train().model_copy(update={"resumed_from": saved})
     assert pods.outcome(1) == StageOutcome(reason=Reason.DONE)
@@ -176,7 +172,7 @@ def test_sigterm_saves_the_last_step_and_takes_the_other_processes_along(alone: 
     (pod,) = pods.start()
     done = until_some_steps_are_done(pod)
     pod.terminate()
-    pod.communicate(timeout=10)  # until nobody has its stdout any more
+    pod.communicate()  # until nobody has its stdout any more
     assert pod.returncode == ExitCode.REQUEUE
     outcome = pods.outcome(0)
     saved = saved_step(outcome, done)
@@ -189,13 +185,10 @@ def test_sigterm_saves_the_last_step_and_takes_the_other_processes_along(alone: 
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_another_process_of_the_pod_is_what_the_pod_says(
-    alone: Job, pods: Pods, tmp_path: Path
-) -> None:
+def test_what_goes_wrong_in_another_process_of_the_pod_is_what_the_pod_says(alone: Job, pods: Pods) -> None:
     prepare(alone, pods, ONE_POD, LONG)
-    (tmp_path / "sitecustomize.py").write_text(FAILING_CHILD)
-    (pod,) = pods.start(PYTHONPATH=f"{tmp_path}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image")
-    pod.communicate(timeout=100)
+    (pod,) = pods.start(custom=FAILING_CHILD)
+    pod.communicate()
     outcome = pods.outcome(0)
     assert (outcome.reason, pod.returncode) == (Reason.OUT_OF_MEMORY, ExitCode.BAD_INPUT)
     assert outcome.message.startswith("The GPU's memory does not hold one micro batch.")

@@ -3,7 +3,6 @@
 import re
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,7 +35,7 @@ from tests.unit.trainer.groups import (
     train_in_one_pod,
     until_some_steps_are_done,
 )
-from tests.unit.trainer.jobs import REPOSITORY, Job, events, write_rows
+from tests.unit.trainer.jobs import Job, write_rows
 
 SHARDED = ("sharding", "Always")
 
@@ -89,7 +88,7 @@ def test_told_to_stop_all_save_the_same_step(
     done = until_some_steps_are_done(started[0])
     started[-1].terminate()
     for pod in started:
-        pod.communicate(timeout=20)
+        pod.communicate()
         assert pod.returncode == ExitCode.REQUEUE
     first = saved_step(pods.outcome(0), done)
     assert pods.outcome(0).message.endswith(f"; step {first} of 153 is saved.")
@@ -101,13 +100,13 @@ def test_told_to_stop_all_save_the_same_step(
 
     started = pods.start(attempt=2)
     log = []
-    for event in events(started[0]):
+    for event in started[0].events():
         log.append(event)
         if event["event"] == "step" and event["step"] > first + 10:
             break
     started[0].terminate()
     for pod in started:
-        pod.communicate(timeout=20)
+        pod.communicate()
         assert pod.returncode == ExitCode.REQUEUE
     assert losses(log) == pytest.approx({step: by_one[step] for step in losses(log)}, rel=1e-4)
     second = saved_step(pods.outcome(0), first + 10)
@@ -149,7 +148,7 @@ def test_who_is_told_a_moment_later_takes_part_all_the_same(alone: Job, pods: Po
     time.sleep(0.3)  # less than a peer's patience
     first.terminate()
     for pod in (first, second):
-        pod.communicate(timeout=20)
+        pod.communicate()
         assert pod.returncode == ExitCode.REQUEUE
     saved_step(pods.outcome(0), done)
 
@@ -159,18 +158,18 @@ def test_a_pod_that_is_killed_costs_the_steps_since_the_last_checkpoint(alone: J
     settings = (*LONG, SHARDED, ("checkpointEverySteps", 10))
     alone = prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, TWO_PODS, settings)
     first, second = pods.start()
-    for event in events(first):
+    for event in first.events():
         if event["event"] == "checkpoint":
             break
     second.kill()
-    first.communicate(timeout=60)
+    first.communicate()
     outcome = pods.outcome(0)
     assert (outcome.reason, first.returncode) == (Reason.POD_LOST, ExitCode.REQUEUE)
     said = re.match(r"Step (\d+) could not be saved; step (\d+) is durable\.", outcome.message)
     assert said, outcome.message
     started = pods.start(attempt=2)
     for pod in started:
-        pod.communicate(timeout=100)
+        pod.communicate()
         assert pod.returncode == ExitCode.DONE
     result = pods.outcome(0).train
     assert result is not None
@@ -179,12 +178,11 @@ def test_a_pod_that_is_killed_costs_the_steps_since_the_last_checkpoint(alone: J
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_another_process_is_what_the_pod_says(alone: Job, pods: Pods, tmp_path: Path) -> None:
+def test_what_goes_wrong_in_another_process_is_what_the_pod_says(alone: Job, pods: Pods) -> None:
     """Though nothing can be saved any more."""
     prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, ONE_POD, (*LONG, SHARDED))
-    (tmp_path / "sitecustomize.py").write_text(FAILING_CHILD)
-    (pod,) = pods.start(PYTHONPATH=f"{tmp_path}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image")
-    pod.communicate(timeout=100)
+    (pod,) = pods.start(custom=FAILING_CHILD)
+    pod.communicate()
     outcome = pods.outcome(0)
     assert (outcome.reason, pod.returncode) == (Reason.OUT_OF_MEMORY, ExitCode.BAD_INPUT)
     assert outcome.message.startswith("The GPU's memory does not hold one micro batch.")
@@ -198,7 +196,7 @@ def test_the_best_of_parts_is_exported(dtype: str, alone: Job, pods: Pods) -> No
     alone = prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, ONE_POD, settings)
     expected = alone.train()
     (pod,) = pods.start()
-    pod.communicate(timeout=100)
+    pod.communicate()
     assert pod.returncode == ExitCode.DONE
     result = pods.outcome(0).train
     assert result is not None
