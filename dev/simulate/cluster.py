@@ -25,7 +25,7 @@ from sluice_api.resource import Metadata
 from sluice_api.stages import Stage
 from sluice_operator.observe.orphans import runs
 from sluice_operator.observe.views import Key, PodView
-from sluice_operator.observe.world import key_of
+from sluice_operator.observe.world import identity, key_of
 from sluice_operator.plan.allocation.allocate import allocate
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.allocation.scale_up import plan_scale_up
@@ -129,12 +129,10 @@ class Cluster(Kubernetes):
             self.claimed[made.uid] = start.claim
 
     def _start_slot(self, engine: InferenceEngine, plan: SlotPlan) -> None:
-        slot = next(
-            (s for s in self.world.slots_of.get(engine.metadata.uid, {}).values() if s.index == plan.index), None
-        )
+        slot = next((s for s in self.world.slots_of.get(identity(engine), {}).values() if s.index == plan.index), None)
         if slot is None:
             self.town.slot(engine, plan.index, size=0)
-            slot = next(s for s in self.world.slots_of[engine.metadata.uid].values() if s.index == plan.index)
+            slot = next(s for s in self.world.slots_of[identity(engine)].values() if s.index == plan.index)
         self._change(slot, size=1, restarted_at=plan.restarted_at)
 
     def _keep_places(self, engine: InferenceEngine, decision: Placeholders) -> None:
@@ -187,7 +185,7 @@ class Cluster(Kubernetes):
 
     def orphan(self, job: FineTuneJob) -> None:
         """Delete a job and leave its children without an owner."""
-        children = list(self.world.stage_jobs_of.get(job.metadata.uid, {}).values())
+        children = list(self.world.stage_jobs_of.get(identity(job), {}).values())
         self.delete_job(job)
         for stage_job in children:
             self._change(stage_job, owner=None)

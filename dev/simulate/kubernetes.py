@@ -18,7 +18,7 @@ from sluice_api.meta import (
 )
 from sluice_api.stages import ExitCode, ExportResult, Stage, StageOutcome, TrainResult
 from sluice_operator.observe.views import Key, NodeView, Owner, PodView, SlotView, StageJobView, Termination, View
-from sluice_operator.observe.world import World, engine_key
+from sluice_operator.observe.world import World, engine_key, identity
 from sluice_operator.plan.facts.pools import find_pool, nodes_of
 from sluice_operator.plan.facts.slots import sleeps
 
@@ -43,7 +43,7 @@ class Kubernetes:
     def controllers(self) -> None:
         """Jobs and Deployments make their pods, and those that are being deleted lose theirs."""
         for stage_job in list(self.world.stage_jobs.values()):
-            pods = self.world.pods_of.get(stage_job.uid, {})
+            pods = self.world.pods_of.get(identity(stage_job), {})
             if stage_job.deleting:
                 self._delete_pods(list(pods.values()))
                 if all(pod.ended for pod in pods.values()):
@@ -70,7 +70,7 @@ class Kubernetes:
         if not good and not any(_exit_code(pod) for pod in pods):
             return
         self._delete_pods(pods)
-        if all(pod.ended for pod in self.world.pods_of[stage_job.uid].values()):
+        if all(pod.ended for pod in self.world.pods_of[identity(stage_job)].values()):
             self._change(stage_job, finished="Complete" if good else "Failed", finished_at=self.now)
 
     def _deployments(self) -> None:

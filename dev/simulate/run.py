@@ -15,7 +15,7 @@ from sluice_api.inferenceengine import InferenceEngine, Preemption
 from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, STAGE_LABEL
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, PodView
-from sluice_operator.observe.world import engine_key, job_key
+from sluice_operator.observe.world import engine_key, identity, job_key
 from sluice_operator.plan.allocation.allocate import allocate, next_change
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.facts.pools import find_pool
@@ -184,7 +184,7 @@ class _Play:
         """Jobs that have more to do than wait."""
         for jobs in self.cluster.world.unfinished.values():
             for job in jobs.values():
-                if self.cluster.world.stage_jobs_of.get(job.metadata.uid) or job.status.allocation:
+                if self.cluster.world.stage_jobs_of.get(identity(job)) or job.status.allocation:
                     yield job
 
     def _look_again(self) -> None:

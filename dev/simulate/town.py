@@ -62,7 +62,7 @@ class Town:
     def __init__(self) -> None:
         self.store = Store()
         self.store.term = 1
-        self.clock = NOW - timedelta(hours=1)
+        self.clock = NOW - timedelta(hours=2)
         self.version = 0
         self.nodes: list[NodeView] = []
         self.counted_as = GPU
@@ -166,8 +166,9 @@ class Town:
         self.put(NamespaceView(key=key, uid=f"ns-{name}", resource_version=version, created=created, labels=labels))
 
     def engine(self, name: str, replicas: int, namespace: str = "team", **spec: Any) -> InferenceEngine:
-        """An engine; its slots come one by one."""
+        """An engine and the volumes that it names; its slots come one by one."""
         version, created = self._next()
+        self.volumes(namespace)
         engine = InferenceEngine.model_validate(
             {
                 "kind": "InferenceEngine",
@@ -256,16 +257,7 @@ class Town:
     ) -> FineTuneJob:
         """A job whose data is prepared, and the volumes that it names."""
         version, created = self._next()
-        for claim in ("models", "datasets", "adapters"):
-            self.put(
-                ClaimView(
-                    key=Key("PersistentVolumeClaim", namespace, claim),
-                    uid=f"pvc-{namespace}-{claim}",
-                    resource_version=self._next()[0],
-                    created=created,
-                    access_modes=("ReadWriteMany",),
-                )
-            )
+        self.volumes(namespace)
         resources = {"gpus": gpus, "memory": "1Gi", **spec.pop("resources", {})}
         job = FineTuneJob.model_validate(
             {
@@ -291,6 +283,19 @@ class Town:
         )
         self.put(job)
         return job
+
+    def volumes(self, namespace: str) -> None:
+        """The claims that jobs and engines of a namespace name."""
+        for claim in ("models", "datasets", "adapters"):
+            self.put(
+                ClaimView(
+                    key=Key("PersistentVolumeClaim", namespace, claim),
+                    uid=f"pvc-{namespace}-{claim}",
+                    resource_version=self._next()[0],
+                    created=self.clock,
+                    access_modes=("ReadWriteMany",),
+                )
+            )
 
     def stage_job(
         self, job: FineTuneJob, stage: Stage = Stage.TRAIN, attempt: int = 1, claim: Claim | None = None, **changes: Any
@@ -361,6 +366,7 @@ class Town:
             created=created,
             owner=Owner("FineTuneJob", job.metadata.name, job.metadata.uid),
             labels={SCALE_UP_LABEL: job.spec.resources.pool},
+            goes_at_once=True,
             requests={GPU: job.spec.resources.gpus, "cpu": 1000, "memory": 1 << 30},
             node=node,
         )

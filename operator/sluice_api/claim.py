@@ -1,22 +1,31 @@
 """The claim: which GPUs a training Job holds on which nodes, and which engine slots it borrows for them."""
 
-from datetime import datetime
 from functools import cached_property
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints
+from pydantic import Field, StringConstraints
 
 from sluice_api.gpupool import SharingMode
-from sluice_api.model import Model
+from sluice_api.meta import HIGHEST_ATTEMPT, HIGHEST_INDEX
+from sluice_api.model import Count, Id, Model, Time
 from sluice_api.stages import ExportResult, PrepareResult, Stage, TrainResult
+
+MOST_PODS = 64
+"""Of one job, and so nodes, as its spec has it."""
+MOST_GPUS = 64
+"""Of one pod."""
+_MOST_RECORDED = 2000
+"""Attempts in a record; what it takes as text is bounded by OUTCOMES_BYTES."""
+OUTCOMES_BYTES = 64 << 10
+"""The record of a job's attempts is an annotation: all of them together have 256 KiB."""
 
 
 class SlotRef(Model):
     """One replica of one engine."""
 
-    namespace: str
-    engine: str
-    index: NonNegativeInt
+    namespace: Id
+    engine: Id
+    index: int = Field(ge=0, le=HIGHEST_INDEX)
 
     def __str__(self) -> str:
         """As people write it: chat/1."""
@@ -26,10 +35,10 @@ class SlotRef(Model):
 class AttemptRef(Model):
     """One attempt to train, of another job."""
 
-    namespace: str
-    job: str
-    uid: str = Field(description="Of its batch/v1 Job.")
-    gpus: PositiveInt = Field(description="Those that it has on the node.")
+    namespace: Id
+    job: Id
+    uid: Id = Field(description="Of its batch/v1 Job.")
+    gpus: int = Field(ge=1, le=MOST_PODS * MOST_GPUS, description="Those that it has on the node.")
 
     @property
     def full_name(self) -> str:
@@ -47,10 +56,12 @@ class Share(Model):
 class Place(Model):
     """What a claim has on one node."""
 
-    node: str
-    pods: PositiveInt = 1
-    borrowed: tuple[SlotRef, ...] = ()
-    displaced: tuple[AttemptRef, ...] = Field((), description="Attempts of lower priority that give way to it there.")
+    node: Id
+    pods: int = Field(1, ge=1, le=MOST_PODS)
+    borrowed: tuple[SlotRef, ...] = Field((), max_length=MOST_PODS * MOST_GPUS)
+    displaced: tuple[AttemptRef, ...] = Field(
+        (), max_length=MOST_PODS * MOST_GPUS, description="Attempts of lower priority that give way to it there."
+    )
     beside: SlotRef | None = Field(
         None, description="The slot whose GPUs it uses while that goes on, with a share. It has none of its own there."
     )
@@ -59,19 +70,23 @@ class Place(Model):
 class Claim(Model):
     """What a training Job holds from its creation until it is over, all of it or nothing. Never changed."""
 
-    pool: str
-    resource: str = Field(description="Name of the extended resource, or of the driver of GPUs that DRA serves.")
-    gpus: PositiveInt = Field(description="Of each pod.")
-    places: tuple[Place, ...] = Field(min_length=1, description="One for each node.")
+    pool: Id
+    resource: Annotated[str, StringConstraints(max_length=317)] = Field(
+        description="Name of the extended resource, or of the driver of GPUs that DRA serves."
+    )
+    gpus: int = Field(ge=1, le=MOST_GPUS, description="Of each pod.")
+    places: tuple[Place, ...] = Field(min_length=1, max_length=MOST_PODS, description="One for each node.")
     share: Share | None = Field(None, description="Absent: the GPUs are its own, or the parts that the pool counts in.")
-    own_devices: NonNegativeInt | None = Field(
+    own_devices: Count | None = Field(
         None,
         description="With DRA: how many of each pod's GPUs come by a ResourceClaim of its own, beside those of slots. "
         "Absent: the GPUs are an extended resource.",
     )
-    term: NonNegativeInt = Field(
+    term: int = Field(
+        ge=0,
+        le=2**63 - 1,
         description="The lease's transition count when it was made. Of two overlapping claims the one of "
-        "the higher term holds: its maker had listed every older claim before."
+        "the higher term holds: its maker had listed every older claim before.",
     )
 
     @cached_property
@@ -123,15 +138,17 @@ class AttemptOutcome(Model):
     """How one attempt of one stage ended: the durable record."""
 
     stage: Stage
-    attempt: PositiveInt
-    reason: str
+    attempt: int = Field(ge=1, le=HIGHEST_ATTEMPT)
+    reason: Annotated[str, StringConstraints(max_length=64)]
     message: Annotated[str, StringConstraints(max_length=2000)] = ""
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    node: str = Field("", description="Of the pod that ended it, or of the only one.")
-    by: str = Field("", description="Whom it gave way to: a job or an engine, as namespace/name.")
-    step: NonNegativeInt = 0
-    checkpoint_step: NonNegativeInt | None = None
+    started_at: Time | None = None
+    ended_at: Time | None = None
+    node: Id = Field("", description="Of the pod that ended it, or of the only one.")
+    by: Annotated[str, StringConstraints(max_length=512)] = Field(
+        "", description="Whom it gave way to: a job or an engine, as namespace/name."
+    )
+    step: Count = 0
+    checkpoint_step: Count | None = None
     prepare: PrepareResult | None = None
     train: TrainResult | None = None
     export: ExportResult | None = None
@@ -140,10 +157,10 @@ class AttemptOutcome(Model):
 class Outcomes(Model):
     """What is over and must outlive a FineTuneJob's status: its ended attempts and its publication."""
 
-    attempts: tuple[AttemptOutcome, ...] = ()
-    suspended_at: datetime | None = None
+    attempts: tuple[AttemptOutcome, ...] = Field((), max_length=_MOST_RECORDED)
+    suspended_at: Time | None = None
     """When spec.suspend was last set in a pause between attempts: the pause is over with it."""
-    published: str = ""
+    published: Annotated[str, StringConstraints(max_length=128)] = ""
     """Digest of the adapter that was published. A job publishes once: what people do to the Adapter later is theirs."""
 
     def of(self, stage: Stage) -> tuple[AttemptOutcome, ...]:

@@ -1,12 +1,11 @@
 """A Kubernetes condition, and the conditions that our resources have."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, StringConstraints
 
-from sluice_api.model import Model
+from sluice_api.model import Model, Time
 
 ConditionStatus = Literal["True", "False", "Unknown"]
 
@@ -23,7 +22,7 @@ class Condition(Model):
         "", description="Why, for a person: what it waits for, since when, and what would end the wait."
     )
     observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this speaks of.")
-    last_transition_time: datetime = Field(description="When the status last changed.")
+    last_transition_time: Time = Field(description="When the status last changed.")
 
 
 class JobCondition(StrEnum):

@@ -1,6 +1,5 @@
 """FineTuneJob: what to train, on what, how, with which GPUs, and where the result goes."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
@@ -8,9 +7,10 @@ from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.conditions import Condition
 from sluice_api.meta import DEFAULT_POOL
-from sluice_api.model import Disk, Model, Name, Quantity, Remedy, Seconds, SecretName
+from sluice_api.model import Controller, Disk, Memory, Model, Name, Quantity, Remedy, Seconds, SecretName, Time
 from sluice_api.pods import DEFAULT_DISK
 from sluice_api.publish import Publish
+from sluice_api.reports import LONGEST_ESTIMATE
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.scheduling import Retry, Scheduling
 from sluice_api.sources import DatasetUri, ModelUri, VolumeUri, claims_of
@@ -90,7 +90,7 @@ class JobResources(Model):
         description="Memory that each GPU must have, such as 40Gi. Nodes say it in the label nvidia.com/gpu.memory, "
         "which NVIDIA's GPU feature discovery sets. Absent: any GPU of the pool will do.",
     )
-    memory: Quantity = Field("8Gi", description="Memory request and limit of each training pod.")
+    memory: Memory = Field("8Gi", description="Memory request and limit of each training pod.")
     cpu: Quantity = Field("1", description="CPU request of each training pod; it has no limit.")
     ephemeral_storage: Disk = Field(
         DEFAULT_DISK,
@@ -186,7 +186,7 @@ class FineTuneJobSpec(Model):
         description="Secrets of this namespace with which the job's pods pull their image. Empty: those of the chart "
         "(images.workloadPullSecrets). May be changed: pods that are made later have them.",
     )
-    managed_by: Annotated[str, StringConstraints(max_length=253)] | None = Field(
+    managed_by: Controller | None = Field(
         None,
         description="Another controller that runs this job. Set: Sluice keeps its hands off.",
         json_schema_extra=IMMUTABLE,
@@ -253,11 +253,13 @@ class Progress(Model):
     tokens_per_second: Text = Field("", description="Real tokens a second, as a decimal string.")
     gpu_memory: Text = Field("", description="Peak GPU memory of this attempt, as a quantity.")
     memory: Text = Field("", description="Peak host memory of this attempt's first process, as a quantity.")
-    seconds_left: NonNegativeInt | None = Field(None, description="The trainer's estimate to its last step.")
+    seconds_left: int | None = Field(
+        None, ge=0, le=LONGEST_ESTIMATE, description="The trainer's estimate to its last step."
+    )
     time_left: Text = Field("", description="secondsLeft for a reader: 4m10s.")
     checkpoint_step: NonNegativeInt | None = Field(None, description="Step of the newest durable checkpoint.")
     attempt: NonNegativeInt = Field(0, description="The attempt that reported.")
-    reported_at: datetime | None = Field(None, description="When, by the operator's clock.")
+    reported_at: Time | None = Field(None, description="When, by the operator's clock.")
 
 
 class BorrowedSlot(Model):
@@ -273,8 +275,8 @@ class QueuePlace(Model):
     position: Text = Field(
         "", description="1 is the next. Exact for the first ten, then `more than 10`, `more than 100`, and so on."
     )
-    since: datetime | None = Field(None, description="Since when it waits.")
-    estimated_start: datetime | None = Field(
+    since: Time | None = Field(None, description="Since when it waits.")
+    estimated_start: Time | None = Field(
         None, description="When it may start, by what the running trainers say of their time left. Absent: not known."
     )
 
@@ -286,7 +288,7 @@ class Allocation(Model):
     gpus: NonNegativeInt = Field(0, description="How many GPUs, on all of them.")
     borrowed: tuple[BorrowedSlot, ...] = Field((), max_length=64, description="Replicas lent by engines.")
     beside: Text = Field("", description="The replica whose GPU it shares, as engine/slot, where DRA serves the GPUs.")
-    expected_return: datetime | None = Field(
+    expected_return: Time | None = Field(
         None, description="When they are given back, by what the trainer says of its time left. Absent: not known."
     )
 
@@ -313,7 +315,7 @@ class InterruptionRecord(Model):
     attempt: NonNegativeInt = Field(description="The attempt that ended.")
     reason: Text = Field(description="Preempted, Reclaimed or Suspended.")
     by: Text = Field("", description="The job or the engine that has the GPUs now, as namespace/name.")
-    at: datetime | None = Field(None, description="When.")
+    at: Time | None = Field(None, description="When.")
     lost_steps: NonNegativeInt | None = Field(None, description=f"Steps that are done again. {_LOST_STEPS_UNKNOWN}")
 
 
@@ -360,8 +362,8 @@ class FineTuneJobStatus(Model):
     data: Data | None = Field(None, description="What Prepare found in the dataset.")
     result: Result | None = Field(None, description="What came out.")
     progress: Progress | None = Field(None, description="How far training is.")
-    started_at: datetime | None = Field(None, description="When the job was first given GPUs.")
-    finished_at: datetime | None = Field(None, description="When the job succeeded or failed for good.")
+    started_at: Time | None = Field(None, description="When the job was first given GPUs.")
+    finished_at: Time | None = Field(None, description="When the job succeeded or failed for good.")
 
 
 class FineTuneJob(Resource):

@@ -1,6 +1,5 @@
 """InferenceEngine: a model served by vLLM on N replicas, what it lends and what it never lends."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
@@ -8,7 +7,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.conditions import Condition
 from sluice_api.meta import DEFAULT_POOL
-from sluice_api.model import Decimal, Disk, Model, Name, Quantity, Remedy, SecretName
+from sluice_api.model import Decimal, Disk, Limit, Memory, Model, Name, Quantity, Remedy, SecretName, Time
 from sluice_api.pods import DEFAULT_DISK
 from sluice_api.resource import Column, Kind, Resource, Rule, rules
 from sluice_api.selectors import NamespaceSelector
@@ -16,6 +15,13 @@ from sluice_api.sources import ModelUri
 from sluice_api.training import MAX_RANK
 from sluice_api.windows import BorrowWindow
 
+Utilization = Annotated[
+    Decimal,
+    Limit(
+        "self.matches(r'^(0?[.][0-9]*[1-9][0-9]*|1([.]0+)?)$')",
+        "write a share of a GPU's memory above 0 and at most 1, such as '0.90'",
+    ),
+]
 Text = Annotated[str, StringConstraints(max_length=256)]
 
 
@@ -86,7 +92,7 @@ class EngineResources(Model):
 
     gpus: int = Field(1, ge=1, le=64, description="GPUs of one replica (tensor parallel).")
     pool: Name = Field(DEFAULT_POOL, description="The GPUPool that they come from.")
-    memory: Quantity = Field("16Gi", description="Memory request and limit of one replica's vLLM.")
+    memory: Memory = Field("16Gi", description="Memory request and limit of one replica's vLLM.")
     cpu: Quantity = Field("1", description="CPU request of one replica's vLLM; it has no limit.")
     ephemeral_storage: Disk = Field(
         DEFAULT_DISK,
@@ -134,7 +140,7 @@ class Serving(Model):
         None, ge=1, le=4096, description="Requests in one batch; more are queued."
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Precision.")
-    gpu_memory_utilization: Decimal = Field(
+    gpu_memory_utilization: Utilization = Field(
         "0.90", description="Share of a GPU's memory that vLLM takes; on a CPU the share has no meaning."
     )
     enforce_eager: bool = Field(False, description="Skip compilation: a faster start, slower answers.")
@@ -275,7 +281,7 @@ class SlotStatus(Model):
     )
     pod: Text = Field("", description="Its pod.")
     lent_to: Text = Field("", description="The job that borrows its GPUs, as namespace/name.")
-    since: datetime | None = Field(None, description="When it got into this state.")
+    since: Time | None = Field(None, description="When it got into this state.")
 
 
 class InferenceEngineStatus(Model):

@@ -47,6 +47,12 @@ SCHEDULING_GATE = f"{GROUP}/claim"
 PLACEHOLDER_GATE = f"{GROUP}/placeholder"
 """On a placeholder, for ever: it never runs."""
 
+HIGHEST_INDEX = 9999
+"""Of a replica. An engine has at most 1,000, and a new one takes the first number that is free."""
+
+HIGHEST_ATTEMPT = 1_000_000
+"""Of a stage of a job."""
+
 DEFAULT_GPU_RESOURCE = "nvidia.com/gpu"
 DEFAULT_DEVICE_CLASS = "gpu.nvidia.com"
 DEFAULT_POOL = "default"
@@ -84,6 +90,11 @@ def _fitting(name: str, tail: str, longest: int) -> str:
 def work_folder(job: str, uid: str) -> str:
     """Name of the folder under output.uri that belongs to one job alone."""
     return f"{job}-{short_uid(uid)}"
+
+
+def index_of(label: str) -> int | None:
+    """The number in a label, of a replica or of a pod of several; None for what is none that Sluice ever wrote."""
+    return int(label) if label.isascii() and label.isdecimal() and len(label) <= len(str(HIGHEST_INDEX)) else None
 
 
 def slot_name(engine: str, index: int) -> str:

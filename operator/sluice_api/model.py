@@ -1,10 +1,19 @@
 """The base of every type that crosses a process boundary."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    WithJsonSchema,
+)
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -32,6 +41,23 @@ class Remedy:
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """The type's schema, with the remedy."""
         return handler(core) | {REMEDY: self.text}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a new value must keep to, in CEL, with what the API server answers otherwise.
+
+    The operator reads on what an older version took, so nothing of this is checked again.
+    """
+
+    rule: str
+    message: str
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The type's schema, with the rule."""
+        schema = handler(core)
+        told = {"rule": self.rule, "message": self.message}
+        return schema | {"x-kubernetes-validations": [*schema.get("x-kubernetes-validations", ()), told]}
 
 
 Name = Annotated[
@@ -65,11 +91,82 @@ Decimal = Annotated[
     str,
     StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(e-?[0-9]+)?$", max_length=24),
     Remedy("write a decimal number as a string, such as '2e-4' or '0.1'"),
+    Limit("!self.matches(r'e-?[0-9]{3}')", "write an exponent of at most two digits, such as '2e-4'"),
 ]
 """A non-negative decimal number as a string (2e-4, 0.1): floats do not survive every JSON client."""
 
-Moment = Annotated[datetime, WithJsonSchema({"type": "string", "format": "date-time", "maxLength": 40})]
-"""A moment with its time zone, such as 2027-01-04T20:00:00Z; the API server takes no other form (RFC 3339)."""
+NUMBER = r"^[0-9]+(\.[0-9]+)?(e-?[0-9]{1,2})?$"
+"""What CEL can convert: asked first, or its own error would stand in front of the remedy."""
+
+Memory = Annotated[
+    Quantity,
+    Limit(
+        "!isQuantity(self) || quantity(self).compareTo(quantity('64Mi')) >= 0",
+        "write at least 64Mi, such as 8Gi: a process of Python alone needs as much",
+    ),
+]
+"""Memory of a pod of ours."""
+
+FIRST_MOMENT, END_OF_TIME = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+"""All that Sluice reckons with lies between: so a length of time, of ten years at most, can be added to any moment."""
+
+
+def within_time(moment: datetime) -> datetime:
+    """The moment, if it can be reckoned with.
+
+    Raises:
+        ValueError: it has no zone, or lies before 1970 or after 2199.
+    """
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment.isoformat()} has no time zone; write Z or an offset behind it")
+    if not FIRST_MOMENT <= moment < END_OF_TIME:
+        raise ValueError(f"{moment.isoformat()} is not between 1970 and 2199")
+    return moment
+
+
+Time = Annotated[AwareDatetime, AfterValidator(within_time)]
+"""A moment that somebody noted."""
+
+
+def bounded(moment: datetime) -> datetime:
+    """The moment, or the nearest that can be reckoned with: what an older version took is no error of today."""
+    return min(max(moment, FIRST_MOMENT), END_OF_TIME - timedelta(seconds=1))
+
+
+Moment = Annotated[
+    AwareDatetime,
+    AfterValidator(bounded),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "date-time",
+            "maxLength": 40,
+            "x-kubernetes-validations": [
+                {
+                    "rule": "self >= timestamp('1970-01-01T00:00:00Z') && self < timestamp('2200-01-01T00:00:00Z')",
+                    "message": "write a moment between 1970 and 2199, such as 2027-01-04T20:00:00Z",
+                }
+            ],
+        }
+    ),
+]
+"""A moment in a spec; the API server takes no other form than RFC 3339, which has a zone."""
+
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
+"""A number of things: at most what every JSON client can hold, and more than anybody counts."""
+
+Id = Annotated[str, StringConstraints(max_length=253)]
+"""A name or a uid as Kubernetes has it, as somebody wrote it down."""
 
 Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
 """A length of time in seconds, at most a year."""
+
+Controller = Annotated[
+    str,
+    StringConstraints(max_length=253),
+    Limit(
+        "self.matches(r'^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$')",
+        "write a controller's name with its domain, such as kueue.x-k8s.io/multikueue, or leave the field out",
+    ),
+]
+"""As batch/v1 Jobs name one in spec.managedBy."""

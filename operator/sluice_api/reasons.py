@@ -405,3 +405,6 @@ class Reason(Explained):
         "No usable node has the pool's labels and resource.",
         "Correct nodeSelector or resourceName, or add nodes.",
     )
+
+    # Any object
+    INTERNAL_ERROR = "InternalError", "Looking at the object raised an exception; it is set aside.", "See the message."

@@ -16,6 +16,8 @@ from sluice_api.model import Model, Name
 TRAINING_REPORTS_PATH = "/v1/training-reports"
 ENGINE_REPORTS_PATH = "/v1/engine-reports"
 MAX_REPORT_BYTES = 65_536
+LONGEST_ESTIMATE = 315_360_000
+"""Ten years in seconds: an estimate above it is no estimate."""
 
 
 class Activity(StrEnum):
@@ -57,8 +59,10 @@ class TrainingReport(Model):
     tokens_per_second: FiniteFloat | None = Field(None, ge=0, description="Real tokens, padding excluded.")
     gpu_memory_bytes: NonNegativeInt | None = Field(None, description="Peak of this attempt.")
     memory_bytes: NonNegativeInt | None = Field(None, description="Peak of this process in the host's memory.")
-    seconds_left: NonNegativeInt | None = Field(None, description="The trainer's estimate to its last step.")
-    step_seconds: FiniteFloat | None = Field(None, ge=0, description="Median seconds of a step so far.")
+    seconds_left: int | None = Field(
+        None, ge=0, le=LONGEST_ESTIMATE, description="The trainer's estimate to its last step."
+    )
+    step_seconds: FiniteFloat | None = Field(None, ge=0, le=31_536_000, description="Median seconds of a step so far.")
     checkpoint_step: NonNegativeInt | None = Field(None, description="Step of the newest durable checkpoint.")
     message: Annotated[str, StringConstraints(max_length=1024)] | None = Field(
         None, description="Why training stands still, for a person; absent while it goes on."
@@ -102,7 +106,9 @@ class EngineReport(Model):
         "has freed it, or has not been started.",
     )
     in_flight: NonNegativeInt = Field(description="Requests inside vLLM now, streams included.")
-    quiet_seconds: FiniteFloat = Field(0.0, ge=0, description="Seconds since the last request began.")
+    quiet_seconds: FiniteFloat = Field(
+        0.0, ge=0, le=LONGEST_ESTIMATE, description="Seconds since the last request began."
+    )
     adapters: tuple[LoadedAdapter, ...] = Field((), max_length=256)
     message: Annotated[str, StringConstraints(max_length=1024)] = Field(
         "", description="Why the slot is not serving, for a person."

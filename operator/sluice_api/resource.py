@@ -1,13 +1,12 @@
 """What every custom resource has: its kind's names, its columns, its metadata."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field
 
 from sluice_api.meta import API_VERSION
-from sluice_api.model import Model
+from sluice_api.model import Model, Time
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class Metadata(Model):
     uid: str = ""
     generation: int = 0
     resource_version: str = ""
-    creation_timestamp: datetime | None = None
-    deletion_timestamp: datetime | None = None
+    creation_timestamp: Time | None = None
+    deletion_timestamp: Time | None = None
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
 

@@ -7,11 +7,11 @@ environment and ends with a StageOutcome in its termination message.
 from enum import IntEnum, StrEnum
 from typing import Annotated
 
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, StringConstraints
+from pydantic import Field, FiniteFloat, PositiveInt, StringConstraints
 
 from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.meta import work_folder
-from sluice_api.model import Model
+from sluice_api.model import Count, Model
 from sluice_api.sources import VOLUMES, volume_path
 
 MAX_OUTCOME_BYTES = 4000
@@ -60,25 +60,25 @@ class StageSpec(Model):
 class PrepareResult(Model):
     """What Prepare found; the plan of the training follows from it."""
 
-    rows: NonNegativeInt
-    validation_rows: NonNegativeInt
-    refused_rows: NonNegativeInt
-    overlong_rows: NonNegativeInt = 0
-    tokens: NonNegativeInt
-    learnt_tokens: NonNegativeInt
-    longest_row: NonNegativeInt = 0
-    steps: NonNegativeInt
+    rows: Count
+    validation_rows: Count
+    refused_rows: Count
+    overlong_rows: Count = 0
+    tokens: Count
+    learnt_tokens: Count
+    longest_row: Count = 0
+    steps: Count
     refused: tuple[Annotated[str, StringConstraints(max_length=200)], ...] = Field((), max_length=5)
 
 
 class TrainResult(Model):
     """Where training stands when its process ends."""
 
-    step: NonNegativeInt
-    total_steps: NonNegativeInt
-    checkpoint_step: NonNegativeInt | None = None
-    exported_step: NonNegativeInt | None = Field(None, description="Of the checkpoint that is the result.")
-    resumed_from: NonNegativeInt | None = None
+    step: Count
+    total_steps: Count
+    checkpoint_step: Count | None = None
+    exported_step: Count | None = Field(None, description="Of the checkpoint that is the result.")
+    resumed_from: Count | None = None
     evaluation_loss_before: FiniteFloat | None = None
     evaluation_loss_after: FiniteFloat | None = None
 
@@ -91,10 +91,10 @@ class TrainResult(Model):
 class ExportResult(Model):
     """What was exported."""
 
-    uri: str
-    digest: str
-    rank: PositiveInt | None = Field(None, description="Of an adapter.")
-    size_bytes: NonNegativeInt
+    uri: Annotated[str, StringConstraints(max_length=1024)]
+    digest: Annotated[str, StringConstraints(max_length=128)]
+    rank: int | None = Field(None, ge=1, le=4096, description="Of an adapter.")
+    size_bytes: Count
 
 
 class StageOutcome(Model):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from sluice_api.model import Decimal, Model, Remedy
+from sluice_api.model import NUMBER, Decimal, Model, Remedy
 from sluice_api.resource import Rule, rules
 
 
@@ -52,7 +52,9 @@ class Lora(Model):
     model_config = ConfigDict(
         json_schema_extra=rules(
             Rule(
-                "!has(self.dropout) || double(self.dropout) < 1.0", "must be less than 1, such as '0.1'", at=".dropout"
+                f"!has(self.dropout) || !self.dropout.matches(r'{NUMBER}') || double(self.dropout) < 1.0",
+                "must be less than 1, such as '0.1'",
+                at=".dropout",
             )
         )
     )
@@ -225,7 +227,7 @@ class Training(Model):
             ),
             *(
                 Rule(
-                    f"!has(self.{name}) || double(self.{name}) < 1.0",
+                    f"!has(self.{name}) || !self.{name}.matches(r'{NUMBER}') || double(self.{name}) < 1.0",
                     "must be less than 1, such as '0.9'",
                     at=f".{name}",
                 )

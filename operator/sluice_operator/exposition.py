@@ -9,12 +9,14 @@ from collections import Counter as Tally
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Protocol
 
 from aiohttp import hdrs, web
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool, GPUPoolStatus
 from sluice_api.inferenceengine import AWAKE, SlotState
 from sluice_api.meta import DEFAULT_POOL
 from sluice_api.reasons import Reason
@@ -23,10 +25,11 @@ from sluice_api.stages import Stage
 from sluice_operator import metrics
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
-from sluice_operator.observe.world import World, job_key
+from sluice_operator.observe.world import World, identity, job_key, key_of
 from sluice_operator.plan.allocation.pool_status import pool_usage
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.fence import fenced
 from sluice_operator.scraping import PATH, Pages, ScrapeAccess
 
 SHOWN_AFTER_END = timedelta(minutes=10)
@@ -69,6 +72,7 @@ class WorldCollector:
         if leads:
             world = self._store.world()
             yield jobs(world)
+            yield set_aside(world)
             yield from gpus(world)
             yield failing(self._work)
             yield unreadable(self._store)
@@ -88,13 +92,28 @@ def jobs(world: World) -> Metric:
     return family
 
 
+def set_aside(world: World) -> Metric:
+    """Objects that nothing is decided for, by kind; of a kind that has none, 0."""
+    family = GaugeMetricFamily(
+        "sluice_objects_set_aside",
+        "Objects that are left alone: looking at them raised an exception.",
+        labels=("kind",),
+    )
+    tally = Tally(key.kind for key in world.set_aside)
+    for kind in ("FineTuneJob", "InferenceEngine", "Adapter", "GPUPool", "Node"):
+        family.add_metric((kind,), tally[kind])
+    return family
+
+
 def gpus(world: World) -> Iterator[Metric]:
     """GPUs by pool and use."""
     used = GaugeMetricFamily("sluice_gpus", "GPUs by use: inference, training, others or free.", labels=("pool", "use"))
     lent = GaugeMetricFamily("sluice_lent_gpus", "GPUs that engines lend to jobs.", labels=("pool",))
     default = find_pool(world, DEFAULT_POOL)
     for pool in world.pools.values() or filter(None, (default,)):
-        name, usage = pool.metadata.name, pool_usage(world, pool)
+        name, usage = pool.metadata.name, fenced(world, key_of(pool), partial(_usage, pool)).decision
+        if usage is None:
+            continue
         used.add_metric((name, "inference"), usage.inference)
         used.add_metric((name, "training"), usage.training)
         used.add_metric((name, "others"), usage.others)
@@ -155,9 +174,13 @@ def idle_loans(world: World) -> Metric:
 def _trains(world: World, name: str) -> bool:
     """Whether a trainer runs of the job that is called namespace/name."""
     job = world.jobs.get(job_key(*name.split("/", 1))) if "/" in name else None
-    stage_jobs = world.stage_jobs_of.get(job.metadata.uid, {}).values() if job else ()
+    stage_jobs = world.stage_jobs_of.get(identity(job), {}).values() if job else ()
     pods = (pod for found in stage_jobs if found.stage is Stage.TRAIN for pod in trainer_pods(world, found))
     return any(pod.running and not pod.ended and not pod.deleting for pod in pods)
+
+
+def _usage(pool: GPUPool, world: World) -> GPUPoolStatus:
+    return pool_usage(world, pool)
 
 
 FIGURES: tuple[tuple[str, str, Callable[[TrainingReport], float | None]], ...] = (

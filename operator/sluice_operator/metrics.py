@@ -21,6 +21,12 @@ RECONCILE_SECONDS = Histogram(
 RECONCILE_ERRORS = Counter(
     "sluice_reconcile_errors", "Reconciles that failed and are tried again.", ("kind",), registry=REGISTRY
 )
+INTERNAL_ERRORS = Counter(
+    "sluice_internal_errors",
+    "Objects that were set aside because an exception was raised when they were looked at.",
+    ("kind",),
+    registry=REGISTRY,
+)
 QUEUE_DEPTH = Gauge("sluice_queue_depth", "Keys that wait for a worker.", registry=REGISTRY)
 API_WRITES = Counter("sluice_api_writes", "Writes to the API server.", ("verb", "kind", "result"), registry=REGISTRY)
 WATCH_ERRORS = Counter("sluice_watch_errors", "Watches that broke and began anew.", ("kind",), registry=REGISTRY)

@@ -9,7 +9,7 @@ from dev.cluster.control_plane import ControlPlane
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import API_VERSION, FIELD_MANAGER, PROGRESS_FIELD_MANAGER
 from sluice_operator.cluster.errors import Gone
-from sluice_operator.observe.world import engine_key, job_key, key_of
+from sluice_operator.observe.world import engine_key, identity, job_key, key_of
 from tests.integration.progress_scene import SLUICE, Body, Scene, make_namespace, scene
 
 pytestmark = pytest.mark.integration
@@ -56,7 +56,7 @@ async def test_the_jobs_own_pod_is_heard(here: Scene) -> None:
     progress = stored["status"]["progress"]
     assert (progress["epoch"], progress["loss"], progress["attempt"]) == ("0.50", "2.3457", 1)
     assert here.woken == [job_key(here.namespace, "tone")]
-    (stage_job,) = here.store.world().stage_jobs_of[job.metadata.uid].values()
+    (stage_job,) = here.store.world().stage_jobs_of[identity(job)].values()
     assert here.store.world().heartbeats[stage_job.uid].attempt == 1
 
 
@@ -264,7 +264,7 @@ async def test_an_attempt_that_was_replaced_is_fenced_also_after_a_restart(here:
         assert await here.post(tokens[0], training(9, step=9)) == (409, "fenced_attempt")
         assert await here.post(tokens[1], training(3, attempt=2, step=30)) == (202, "")
         await here.written("tone", "30/300")
-    second = next(j for j in here.store.world().stage_jobs_of[job.metadata.uid].values() if j.attempt == 2)
+    second = next(j for j in here.store.world().stage_jobs_of[identity(job)].values() if j.attempt == 2)
     path = f"/apis/batch/v1/namespaces/{here.namespace}/jobs/{second.key.name}"
     await here.kube.call("DELETE", path, {"propagationPolicy": "Background"})
     await here.refresh()

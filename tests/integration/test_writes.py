@@ -298,6 +298,7 @@ async def _pod_of(api: Api, store: Store, job: Body) -> Any:
     async def found() -> Any:
         await refresh(api, store, "Pod")
         await asyncio.sleep(0)
-        return next(iter(store.world().pods_of.get(job["metadata"]["uid"], {}).values()), None)
+        its = (job["metadata"]["namespace"], job["metadata"]["uid"])
+        return next(iter(store.world().pods_of.get(its, {}).values()), None)
 
     return await until(found)

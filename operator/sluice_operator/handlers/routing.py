@@ -28,7 +28,7 @@ from sluice_operator.observe.views import (
     View,
     VolumeView,
 )
-from sluice_operator.observe.world import World, engine_key, job_key, key_of, pool_key
+from sluice_operator.observe.world import World, engine_key, identity, job_key, key_of, pool_key
 from sluice_operator.plan.facts.preparing import next_to_prepare
 
 AnyStored = TypeVar("AnyStored", bound=Stored)
@@ -58,7 +58,7 @@ def goes_first(world: World, key: Key) -> bool:
     """Whether a key is not to wait behind jobs without GPUs: they may be many thousands."""
     if key not in world.jobs:
         return True
-    stage_jobs = world.stage_jobs_of.get(world.jobs[key].metadata.uid, {}).values()
+    stage_jobs = world.stage_jobs_of.get(identity(world.jobs[key]), {}).values()
     return any(stage_job.claim is not None and not stage_job.finished for stage_job in stage_jobs)
 
 
@@ -84,7 +84,7 @@ def _job(old: Stored | None, new: Stored | None, job: FineTuneJob, world: World,
     yield pool_key(job.spec.resources.pool)
     if new is None or (_waits_to_prepare(old) and not _waits_to_prepare(new)):
         yield from _next_to_prepare(job.spec.resources.pool, world)
-    for stage_job in world.stage_jobs_of.get(job.metadata.uid, {}).values():
+    for stage_job in world.stage_jobs_of.get(identity(job), {}).values():
         yield from _lenders(stage_job)
 
 
@@ -255,9 +255,12 @@ def _slot(_old: Stored | None, _new: Stored | None, slot: SlotView, _world: Worl
     yield from _borrowers((slot.key.namespace, slot.engine), links)
 
 
-def _claim(_old: Stored | None, _new: Stored | None, claim: ClaimView, _world: World, links: Links) -> Iterator[Key]:
-    """The jobs that mount it, and their pools: where they fit may be another question now."""
-    for key, job in links.mounting.groups.get((claim.key.namespace, claim.key.name), {}).items():
+def _claim(old: Stored | None, new: Stored | None, claim: ClaimView, _world: World, links: Links) -> Iterator[Key]:
+    """The jobs that mount it, and their pools: where they fit may be another question now. Engines that lacked it."""
+    place = (claim.key.namespace, claim.key.name)
+    if (old is None) is not (new is None):
+        yield from links.serving_from.groups.get(place, {})
+    for key, job in links.mounting.groups.get(place, {}).items():
         if job.status.finished_at is None:
             yield key
             yield pool_key(job.spec.resources.pool)

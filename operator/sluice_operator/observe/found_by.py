@@ -1,15 +1,24 @@
-"""By what the store's indices find an object: no place, one, or several."""
+"""By what the store's indices find an object: no place, one, or several.
+
+An object that only looks as if Sluice had made it is found by nothing.
+"""
 
 from sluice_api.finetunejob import FineTuneJob
-from sluice_api.meta import ENGINE_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL, SLOT_LABEL
+from sluice_api.meta import ENGINE_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL, SLOT_LABEL, index_of
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
-from sluice_operator.observe.views import DeviceClaimView, PodView, SliceView, StageJobView, View
+from sluice_operator.observe.views import DeviceClaimView, PodView, SliceView, SlotView, StageJobView, View
+from sluice_operator.observe.world import Identity
 
 
-def controller(view: View) -> tuple[str, ...]:
-    """The uid of its controller."""
-    return (view.owner.uid,) if view.owner else ()
+def controller(view: View) -> tuple[Identity, ...]:
+    """Its controller, which is of its own namespace."""
+    return ((view.key.namespace, view.owner.uid),) if view.owner else ()
+
+
+def maker(view: StageJobView | SlotView) -> tuple[Identity, ...]:
+    """The job or the engine for which Sluice made it."""
+    return controller(view) if view.is_ours else ()
 
 
 def node(pod: PodView) -> tuple[str, ...]:
@@ -35,8 +44,8 @@ def engine(claim: DeviceClaimView) -> tuple[tuple[str, str], ...]:
 
 def slot(pod: PodView) -> tuple[tuple[str, str, int], ...]:
     """The engine's slot that it is of."""
-    engine, index = pod.labels.get(ENGINE_LABEL), pod.labels.get(SLOT_LABEL, "")
-    return ((pod.key.namespace, engine, int(index)),) if engine and index.isdecimal() else ()
+    engine, index = pod.labels.get(ENGINE_LABEL), index_of(pod.labels.get(SLOT_LABEL, ""))
+    return ((pod.key.namespace, engine, index),) if engine and index is not None else ()
 
 
 def reserved_for(pod: PodView) -> tuple[tuple[str, str], ...]:
@@ -53,7 +62,7 @@ def asks_in_pool(pod: PodView) -> tuple[str, ...]:
 
 def with_claim(stage_job: StageJobView) -> tuple[bool, ...]:
     """That it carries a claim."""
-    return (True,) if stage_job.claim else ()
+    return (True,) if stage_job.claim and stage_job.is_ours else ()
 
 
 def namespace(view: View) -> tuple[str, ...]:
@@ -63,12 +72,18 @@ def namespace(view: View) -> tuple[str, ...]:
 
 def claimed_node(stage_job: StageJobView) -> tuple[str, ...]:
     """The nodes of its claim."""
-    return tuple(place.node for place in stage_job.claim.places) if stage_job.claim else ()
+    return tuple(place.node for place in stage_job.claim.places) if stage_job.claim and stage_job.is_ours else ()
+
+
+def lender(stage_job: StageJobView) -> tuple[tuple[str, str], ...]:
+    """The engines from which its claim borrows."""
+    borrowed = stage_job.claim.borrowed if stage_job.claim and stage_job.is_ours else ()
+    return tuple(dict.fromkeys((slot.namespace, slot.engine) for slot in borrowed))
 
 
 def displaced(stage_job: StageJobView) -> tuple[str, ...]:
     """The uids of the attempts in whose place it comes."""
-    return tuple(stage_job.claim.displaced) if stage_job.claim else ()
+    return tuple(stage_job.claim.displaced) if stage_job.claim and stage_job.is_ours else ()
 
 
 def prepares(stage_job: StageJobView) -> tuple[bool, ...]:

@@ -3,6 +3,8 @@
 from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.sources import claims_of
+from sluice_operator.observe.found_by import lender
 from sluice_operator.observe.index import Index
 from sluice_operator.observe.orphans import left_by
 from sluice_operator.observe.views import ClaimView, PodView, StageJobView
@@ -39,17 +41,21 @@ def _volume_claims(job: FineTuneJob) -> tuple[Place, ...]:
     return tuple((job.metadata.namespace, name) for name in names)
 
 
+def _engines_claims(engine: InferenceEngine) -> tuple[Place, ...]:
+    try:
+        model = claims_of(engine.spec.model.uri)
+    except ValueError:  # a path that climbs out of its claim
+        model = ()
+    adapters = engine.spec.lora.claims if engine.spec.lora else ()
+    return tuple((engine.metadata.namespace, name) for name in dict.fromkeys((*model, *adapters)))
+
+
 def _engine_of(adapter: Adapter) -> tuple[Place, ...]:
     return ((adapter.metadata.namespace, adapter.spec.engine),)
 
 
 def _volume(claim: ClaimView) -> tuple[str, ...]:
     return (claim.volume,) if claim.volume else ()
-
-
-def _lenders(stage_job: StageJobView) -> tuple[Place, ...]:
-    borrowed = stage_job.claim.borrowed if stage_job.claim else ()
-    return tuple(dict.fromkeys((slot.namespace, slot.engine) for slot in borrowed))
 
 
 class Links:
@@ -65,8 +71,10 @@ class Links:
         """Jobs by the Adapter that they write."""
         self.mounting: Index[Place, FineTuneJob] = Index(_volume_claims)
         """Jobs by the PersistentVolumeClaims that they name."""
+        self.serving_from: Index[Place, InferenceEngine] = Index(_engines_claims)
+        """Engines by the PersistentVolumeClaims that they name."""
         self.adapters_on: Index[Place, Adapter] = Index(_engine_of)
-        self.borrowing: Index[Place, StageJobView] = Index(_lenders)
+        self.borrowing: Index[Place, StageJobView] = Index(lender)
         """Claims by the engines from which they borrow."""
         self.orphaned_jobs: Index[Place, StageJobView] = Index(left_by)
         self.orphaned_pods: Index[Place, PodView] = Index(left_by)

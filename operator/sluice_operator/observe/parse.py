@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from sluice_api.adapter import Adapter
-from sluice_api.claim import Claim
+from sluice_api.claim import OUTCOMES_BYTES, Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
@@ -16,18 +16,21 @@ from sluice_api.meta import (
     ATTEMPT_LABEL,
     CLAIM_ANNOTATION,
     ENGINE_LABEL,
+    HIGHEST_ATTEMPT,
+    JOB_LABEL,
+    OUTCOMES_ANNOTATION,
     RESTARTED_AT_ANNOTATION,
     SLOT_LABEL,
     STAGE_LABEL,
-    TEMPLATE_ANNOTATION,
+    index_of,
 )
 from sluice_api.model import Model
 from sluice_api.quantity import amounts
 from sluice_api.selectors import LabelSelector
 from sluice_api.stages import Stage
 from sluice_operator.observe.parse_devices import parse_device_claim, parse_slice
-from sluice_operator.observe.parse_pod import parse_pod
-from sluice_operator.observe.raw import Body, condition, metadata_of, moment
+from sluice_operator.observe.parse_pod import parse_pod, template_in
+from sluice_operator.observe.raw import Body, condition, metadata_of, moment, noted_moment
 from sluice_operator.observe.views import (
     BudgetView,
     ClaimView,
@@ -47,7 +50,7 @@ AnyCustom = TypeVar("AnyCustom", FineTuneJob, InferenceEngine, Adapter, GPUPool)
 Stored = View | Custom
 """What the store holds."""
 
-_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+_MOST_CLAIM_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +103,8 @@ def _custom(model: type[AnyCustom]) -> Callable[[Body], AnyCustom]:
     def read(body: Body) -> AnyCustom:
         """Fields of a newer version are left out; a status that cannot be read counts as lost, which it may be."""
         metadata = dict(body["metadata"])
-        annotations = metadata.get("annotations") or {}
-        metadata["annotations"] = {name: text for name, text in annotations.items() if name != _LAST_APPLIED}
+        metadata["labels"] = _ours(metadata.get("labels") or {})
+        metadata["annotations"] = _ours(metadata.get("annotations") or {})
         known = {name: body[name] for name in ("apiVersion", "kind", "spec", "status") if body.get(name) is not None}
         known["metadata"] = metadata
         try:
@@ -118,6 +121,14 @@ def _custom(model: type[AnyCustom]) -> Callable[[Body], AnyCustom]:
         return resource
 
     return read
+
+
+def _ours(entries: Mapping[str, str]) -> dict[str, str]:
+    """What decisions read of an object's labels or annotations. What others keep there may be large."""
+    return {name: text for name, text in entries.items() if name in _READ and len(text) <= OUTCOMES_BYTES}
+
+
+_READ = frozenset({JOB_LABEL, OUTCOMES_ANNOTATION})
 
 
 def _share_names_of_set_fields(model: Model) -> None:
@@ -153,13 +164,18 @@ def _stage_job(body: Body) -> StageJobView:
     metadata = metadata_of("Job", body)
     spec, status = body.get("spec") or {}, body.get("status") or {}
     annotation = (body["metadata"].get("annotations") or {}).get(CLAIM_ANNOTATION)
+    attempt = int(metadata["labels"][ATTEMPT_LABEL])
+    if not 1 <= attempt <= HIGHEST_ATTEMPT:
+        raise ValueError(f"label {ATTEMPT_LABEL}: there is no attempt {attempt}")
+    if annotation and len(annotation) > _MOST_CLAIM_BYTES:
+        raise ValueError(f"annotation {CLAIM_ANNOTATION} has {len(annotation)} characters: no claim is so large")
     complete = condition(status, "Complete", "True")
     failed = condition(status, "Failed", "True")
     ended = complete or failed
     return StageJobView(
         **metadata,
         stage=Stage(metadata["labels"][STAGE_LABEL]),
-        attempt=int(metadata["labels"][ATTEMPT_LABEL]),
+        attempt=attempt,
         claim=Claim.model_validate_json(annotation, extra="ignore") if annotation else None,
         suspended=bool(spec.get("suspend")),
         finished="Complete" if complete else "Failed" if failed else "",
@@ -172,13 +188,16 @@ def _slot(body: Body) -> SlotView:
     metadata = metadata_of("Deployment", body)
     annotations = body["metadata"].get("annotations") or {}
     replicas = (body.get("spec") or {}).get("replicas")
+    index = index_of(metadata["labels"][SLOT_LABEL])
+    if index is None:
+        raise ValueError(f"label {SLOT_LABEL}: there is no replica {metadata['labels'][SLOT_LABEL]!r}")
     return SlotView(
         **metadata,
         engine=metadata["labels"][ENGINE_LABEL],
-        index=int(metadata["labels"][SLOT_LABEL]),
+        index=index,
         size=1 if replicas is None else int(replicas),
-        template=annotations.get(TEMPLATE_ANNOTATION, ""),
-        restarted_at=moment(annotations.get(RESTARTED_AT_ANNOTATION)),
+        template=template_in(annotations),
+        restarted_at=noted_moment(annotations, RESTARTED_AT_ANNOTATION),
     )
 
 

@@ -12,7 +12,7 @@ from sluice_api.meta import (
     TEMPLATE_ANNOTATION,
 )
 from sluice_api.quantity import amounts
-from sluice_operator.observe.raw import Body, ViewMetadata, condition, metadata_of, moment
+from sluice_operator.observe.raw import Body, ViewMetadata, condition, metadata_of, moment, noted_moment
 from sluice_operator.observe.views import PodView, Resources, Termination
 
 _MAIN = ("trainer", "vllm")
@@ -50,10 +50,11 @@ def parse_pod(body: Body) -> PodView:
         node=spec.get("nodeName") or "",
         nominated_node=status.get("nominatedNodeName") or "",
         gates=tuple(gate["name"] for gate in spec.get("schedulingGates") or ()),
-        bound_at=moment(annotations.get(BOUND_AT_ANNOTATION)),
+        bound_at=noted_moment(annotations, BOUND_AT_ANNOTATION),
         ended=ended,
         running=bool((main.get("state") or {}).get("running")),
         ready=bool(condition(status, "Ready", "True")),
+        goes_at_once=spec.get("terminationGracePeriodSeconds") == 0,
         waiting_reason=waiting_reason,
         waiting_message=waiting_message,
         unschedulable=unscheduled.get("message") or "" if unscheduled.get("reason") == "Unschedulable" else "",
@@ -61,9 +62,14 @@ def parse_pod(body: Body) -> PodView:
         failure=_words(status) if ended else "",
         started=any(map(_has_run, containers)),
         claims=_claims(body),
-        template=annotations.get(TEMPLATE_ANNOTATION, ""),
+        template=template_in(annotations),
         termination=_termination(main),
     )
+
+
+def template_in(annotations: Mapping[str, Any]) -> str:
+    """The digest of a pod template; of a longer text, which is none of ours, the beginning."""
+    return str(annotations.get(TEMPLATE_ANNOTATION, ""))[:64]
 
 
 def is_ours(labels: Mapping[str, str]) -> bool:

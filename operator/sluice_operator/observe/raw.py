@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypedDict
 
+from sluice_api.model import within_time
 from sluice_operator.observe.views import Key, Owner
 
 Body = Mapping[str, Any]
@@ -29,7 +30,7 @@ def metadata_of(kind: str, body: Body) -> ViewMetadata:
         key=Key(kind, metadata.get("namespace") or "", metadata["name"]),
         uid=str(metadata["uid"]),
         resource_version=int(metadata["resourceVersion"]),
-        created=datetime.fromisoformat(metadata["creationTimestamp"]),
+        created=within_time(datetime.fromisoformat(metadata["creationTimestamp"])),
         deleting=bool(metadata.get("deletionTimestamp")),
         owner=_controller(metadata.get("ownerReferences") or ()),
         labels={str(name): str(value) for name, value in (metadata.get("labels") or {}).items()},
@@ -52,5 +53,17 @@ def condition(status: Body, name: str, value: str) -> Mapping[str, Any]:
 
 
 def moment(text: object) -> datetime | None:
-    """An RFC 3339 time, or None."""
-    return datetime.fromisoformat(str(text)) if text else None
+    """An RFC 3339 time, or None.
+
+    Raises:
+        ValueError: it is none, has no zone, or is out of all bounds.
+    """
+    return within_time(datetime.fromisoformat(str(text))) if text else None
+
+
+def noted_moment(annotations: Mapping[str, object], name: str) -> datetime | None:
+    """The time in an annotation of ours; None when it is absent or no such time. Others may write there too."""
+    try:
+        return moment(annotations.get(name))
+    except ValueError:
+        return None

@@ -16,10 +16,9 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
@@ -30,6 +29,7 @@ from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import KINDS, Parsed, Stored, Unreadable, key_of, uid_of, version_of
 from sluice_operator.observe.parse_pod import is_ours
 from sluice_operator.observe.refusals import Refusal, Refusals
+from sluice_operator.observe.table import Table
 from sluice_operator.observe.views import (
     Address,
     BudgetView,
@@ -40,46 +40,18 @@ from sluice_operator.observe.views import (
     SlotView,
     StageJobView,
 )
-from sluice_operator.observe.world import Heartbeat, Reported, World
+from sluice_operator.observe.world import Heartbeat, Identity, Reported, SetAside, World, identity, job_key
 
 logger = logging.getLogger(__name__)
-
-AnyStored = TypeVar("AnyStored", bound=Stored)
-
 
 Listener = Callable[[Stored | None, Stored | None], None]
 """Called with an object as it was and as it is: it has come, has changed, or is gone."""
 
 
-@dataclass
-class Table(Generic[AnyStored]):
-    """The objects of one kind."""
-
-    objects: dict[Key, AnyStored] = field(default_factory=dict)
-    listed: int = 0
-    """The resourceVersion of the newest full list."""
-    newest: int = 0
-    """The newest resourceVersion that was ever seen here."""
-    dead: dict[str, float] = field(default_factory=dict)
-    """Deleted uids, with the version at which each was deleted; infinite when nobody said."""
-    unreadable: dict[Key, Unreadable] = field(default_factory=dict)
-
-    def forget_dead(self, list_version: int) -> None:
-        """Whatever was deleted before a list is kept out by the list's version from now on.
-
-        A deletion of unknown version may be younger than this list, but not than the next.
-        """
-        self.dead = {
-            uid: list_version if version == math.inf else version
-            for uid, version in self.dead.items()
-            if version > list_version
-        }
-
-
 class Store:
     """What this process knows. Used from one event loop only; it never awaits, so no reader sees half a change."""
 
-    def __init__(self, served: Callable[[str], bool] = lambda _namespace: True) -> None:
+    def __init__(self, served: Callable[[str], bool] = lambda _namespace: True) -> None:  # noqa: PLR0915 - one for each index
         """`served` says whether the custom resources of a namespace are ours to serve."""
         self.serves = served
         self._listeners: list[Listener] = []
@@ -88,14 +60,14 @@ class Store:
             kind: MappingProxyType(table.objects) for kind, table in self._tables.items()
         }
 
-        self._pods_of: Index[str, PodView] = Index(found_by.controller)
+        self._pods_of: Index[Identity, PodView] = Index(found_by.controller)
         self._pods_on: Index[str, PodView] = Index(found_by.node)
         self._pods_coming: Index[str, PodView] = Index(found_by.next_node)
         self._engine_pods: Index[tuple[str, str, int], PodView] = Index(found_by.slot)
         self._placeholders: Index[tuple[str, str], PodView] = Index(found_by.reserved_for)
         self._scale_ups: Index[str, PodView] = Index(found_by.asks_in_pool)
-        self._stage_jobs_of: Index[str, StageJobView] = Index(found_by.controller)
-        self._slots_of: Index[str, SlotView] = Index(found_by.controller)
+        self._stage_jobs_of: Index[Identity, StageJobView] = Index(found_by.maker)
+        self._slots_of: Index[Identity, SlotView] = Index(found_by.maker)
         self._claiming: Index[bool, StageJobView] = Index(found_by.with_claim)
         self._claims_on: Index[str, StageJobView] = Index(found_by.claimed_node)
         self._displacing: Index[str, StageJobView] = Index(found_by.displaced)
@@ -118,7 +90,7 @@ class Store:
                 self._unfinished,
                 self._to_prepare,
             ),
-            "InferenceEngine": (self.links.engines_in_pool,),
+            "InferenceEngine": (self.links.engines_in_pool, self.links.serving_from),
             "Adapter": (self.links.adapters_on,),
             "Pod": (
                 self._pods_of,
@@ -147,6 +119,7 @@ class Store:
 
         self._worked_out: dict[Hashable, Any] = {}
         self._notes: dict[str, tuple[FineTuneJob, dict[Hashable, Any]]] = {}
+        self._set_aside: dict[Key, SetAside] = {}
         self._last_words: set[str] = set()  # uids of deleted pods that are still held
         self._reports: dict[str, Reported] = {}
         self._heartbeats: dict[str, Heartbeat] = {}
@@ -199,6 +172,7 @@ class Store:
             engine_pods=self._engine_pods.groups,
             placeholders=self._placeholders.groups,
             scale_ups=self._scale_ups.groups,
+            unreadable_jobs=self._tables["Job"].unreadable,
             stage_jobs_of=self._stage_jobs_of.groups,
             slots_of=self._slots_of.groups,
             claiming=self._claiming.groups.get(True, MappingProxyType({})),
@@ -219,6 +193,7 @@ class Store:
             refused=MappingProxyType(self.refusals.of),
             term=self.term,
             since=self.since,
+            set_aside=MappingProxyType(self._set_aside),
             worked_out=self._worked_out,
             notes=self._notes,
         )
@@ -305,6 +280,16 @@ class Store:
         self._worked_out.clear()
         self._heartbeats[stage_job_uid] = heartbeat
 
+    def set_aside(self, found: SetAside) -> None:
+        """Leave an object alone, until it changes or is readmitted."""
+        self._worked_out.clear()
+        self._set_aside[found.key] = found
+
+    def readmit(self, key: Key) -> bool:
+        """Look at an object again like at any other; whether it was set aside."""
+        self._worked_out.clear()
+        return self._set_aside.pop(key, None) is not None
+
     def refuse(self, engine: Key, refusal: Refusal | None) -> None:
         """Keep what the API server refuses an engine, or forget it; memory only."""
         self._worked_out.clear()
@@ -326,7 +311,10 @@ class Store:
         same = held is not None and uid_of(held) == uid_of(obj)
         seen = seen or (same and isinstance(held, StageJobView) and held.seen)
         if isinstance(obj, Unreadable):
-            _set_aside(table, obj)
+            self._worked_out.clear()
+            table.set_aside(obj)
+            if isinstance(held, StageJobView) and held.owner:
+                self.wake(job_key(key.namespace, held.owner.name))
             return
         if held is not None and _is_no_newer(version, version_of(held), listed):
             if seen and same and isinstance(held, StageJobView) and not held.seen:
@@ -362,7 +350,7 @@ class Store:
         self._change(key, None)
         if isinstance(held, StageJobView):
             self._heartbeats.pop(held.uid, None)
-            for pod in tuple(self._pods_of.groups.get(held.uid, {}).values()):
+            for pod in tuple(self._pods_of.groups.get(identity(held), {}).values()):
                 if pod.uid in self._last_words:
                     self._change(pod.key, None)
 
@@ -385,6 +373,7 @@ class Store:
             objects[key] = new
         if isinstance(old, FineTuneJob):
             self._notes.pop(old.metadata.uid, None)
+        self._set_aside.pop(key, None)
         for index in self._indices.get(key.kind, ()):
             index.change(key, old, new)
         if new is None and isinstance(old, PodView):
@@ -400,11 +389,3 @@ def _is_no_newer(version: int, held: int, listed: int) -> bool:
     A list shows the newest state that any object had at its own version, whatever that state's version is.
     """
     return version == held or (held > listed if listed else version < held)
-
-
-def _set_aside(table: Table[Any], obj: Unreadable) -> None:
-    """Keep the last state that could be read, if there is one, and say once what is wrong."""
-    known = table.unreadable.get(obj.key)
-    table.unreadable[obj.key] = obj
-    if known is None or (known.uid, known.error) != (obj.uid, obj.error):
-        logger.error("an object cannot be read and is left alone", extra={"object": str(obj.key), "error": obj.error})

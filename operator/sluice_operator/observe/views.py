@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from sluice_api.claim import Claim
-from sluice_api.meta import INDEX_LABEL
+from sluice_api.meta import INDEX_LABEL, index_of, is_extended, slot_name, stage_job_name
 from sluice_api.selectors import LabelSelector
 from sluice_api.stages import Stage
 
@@ -117,6 +117,8 @@ class PodView(View):
     running: bool = False
     """Its main container has started."""
     ready: bool = False
+    goes_at_once: bool = False
+    """Its grace period is 0: it is gone with its deletion."""
     waiting_reason: str = ""
     """A container's state.waiting.reason, such as ImagePullBackOff."""
     waiting_message: str = ""
@@ -137,8 +139,7 @@ class PodView(View):
     @property
     def index(self) -> int:
         """Which pod of its Job this is; 0 in a Job of one pod."""
-        index = self.labels.get(INDEX_LABEL, "")
-        return int(index) if index.isdecimal() else 0
+        return index_of(self.labels.get(INDEX_LABEL, "")) or 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +158,22 @@ class StageJobView(View):
     seen: bool = True
     """It has come back through a list or a watch, not only as the answer to our own write."""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether Sluice could have made it: by its name, and by what its claim says of its own namespace.
+
+        Who may create Jobs may write labels, annotations and owners. One that has lost its owner is believed so far.
+        """
+        owner, namespace, claim = self.owner, self.key.namespace, self.claim
+        if owner and owner.kind != "FineTuneJob":
+            return False
+        if owner and self.key.name != stage_job_name(owner.name, owner.uid, self.stage, self.attempt):
+            return False
+        if claim is None:
+            return True
+        used = () if is_extended(claim.resource) else claim.borrowed  # a ResourceClaim is of use to its namespace only
+        return all(slot.namespace == namespace for slot in (*used, *filter(None, [claim.host])))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotView(View):
@@ -170,6 +187,16 @@ class SlotView(View):
     """Digest of the engine's spec that its pod template was made from."""
     restarted_at: datetime | None = None
     """When it was last started after it had been stopped."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether Sluice could have made it: by its owner and its name."""
+        owner = self.owner
+        return (
+            owner is not None
+            and (owner.kind, owner.name) == ("InferenceEngine", self.engine)
+            and (self.key.name == slot_name(self.engine, self.index))
+        )
 
 
 @dataclass(frozen=True, slots=True)

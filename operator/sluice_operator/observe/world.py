@@ -4,8 +4,8 @@ Planning never awaits, so the maps of the store stand still while a World is use
 until the next `await`; reconcile() makes a new one each time.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from math import exp
 from typing import Any, TypeVar
@@ -32,6 +32,9 @@ from sluice_operator.observe.views import (
 )
 
 AnyView = TypeVar("AnyView", bound=View)
+AnyObject = TypeVar("AnyObject")
+Identity = tuple[str, str]
+"""Namespace and uid. A controller is of its object's namespace: a uid alone is a claim that anybody may write."""
 
 LOAD_SECONDS = 30
 """Over which the load of a replica is averaged."""
@@ -67,9 +70,21 @@ class Heartbeat:
     """What it has said since: why it stands still."""
 
 
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """An object at which something was raised when it was looked at: a fault of ours, or of what it says."""
+
+    key: Key
+    why: str
+    """What was raised, and where."""
+    trace: str = ""
+    at: datetime | None = None
+    """When the store was told."""
+
+
 @dataclass(frozen=True)
 class World:
-    """Everything that decisions read. Maps are keyed by Key; `*_of` maps by the owner's uid."""
+    """Everything that decisions read. Maps are keyed by Key; `*_of` maps by the identity of the owner."""
 
     jobs: Mapping[Key, FineTuneJob] = field(default_factory=dict)
     engines: Mapping[Key, InferenceEngine] = field(default_factory=dict)
@@ -94,8 +109,8 @@ class World:
     slot_devices: Mapping[tuple[str, str], Mapping[Key, DeviceClaimView]] = field(default_factory=dict)
     """ResourceClaims of slots, by (namespace, engine)."""
 
-    pods_of: Mapping[str, Mapping[Key, PodView]] = field(default_factory=dict)
-    """Pods by the uid of their controller: a Job's, or a ReplicaSet's."""
+    pods_of: Mapping[Identity, Mapping[Key, PodView]] = field(default_factory=dict)
+    """Pods by their controller: a Job, or a ReplicaSet."""
     pods_on: Mapping[str, Mapping[Key, PodView]] = field(default_factory=dict)
     """Pods by the name of the node that they are bound to."""
     pods_coming: Mapping[str, Mapping[Key, PodView]] = field(default_factory=dict)
@@ -106,10 +121,12 @@ class World:
     """Pods that keep the GPUs of lent slots, by (namespace, engine)."""
     scale_ups: Mapping[str, Mapping[Key, PodView]] = field(default_factory=dict)
     """Pods that ask for nodes, by the name of the pool."""
-    stage_jobs_of: Mapping[str, Mapping[Key, StageJobView]] = field(default_factory=dict)
-    """Stage Jobs by the uid of their FineTuneJob."""
-    slots_of: Mapping[str, Mapping[Key, SlotView]] = field(default_factory=dict)
-    """Slot Deployments by the uid of their InferenceEngine."""
+    stage_jobs_of: Mapping[Identity, Mapping[Key, StageJobView]] = field(default_factory=dict)
+    """Stage Jobs by their FineTuneJob."""
+    unreadable_jobs: Mapping[Key, object] = field(default_factory=dict)
+    """Batch Jobs that can't be read as they are now; what `stage_jobs` has of them is older."""
+    slots_of: Mapping[Identity, Mapping[Key, SlotView]] = field(default_factory=dict)
+    """Slot Deployments by their InferenceEngine."""
     claiming: Mapping[Key, StageJobView] = field(default_factory=dict)
     """Stage Jobs that carry a claim, finished or not."""
     claims_on: Mapping[str, Mapping[Key, StageJobView]] = field(default_factory=dict)
@@ -139,6 +156,11 @@ class World:
     since: datetime | None = None
     """When this term began: silence before that proves nothing, nobody listened here."""
 
+    set_aside: Mapping[Key, SetAside] = field(default_factory=dict)
+    """Objects that are left alone until they change, or a while has passed."""
+    shunned: frozenset[str] = frozenset()
+    """Names of nodes that count for no pool: they are set aside, and what is on them goes on."""
+
     worked_out: dict[Hashable, Any] = field(default_factory=dict, compare=False)
     """What follows from exactly this state and was costly to find out; empty after each change."""
     notes: dict[str, tuple[FineTuneJob, dict[Hashable, Any]]] = field(default_factory=dict, compare=False)
@@ -151,6 +173,28 @@ class World:
         if note is None or note[0] is not job:
             note = self.notes[uid] = (job, {})
         return note[1]
+
+    def without(self, keys: Collection[Key]) -> "World":
+        """The same as if some objects were not there. Their Jobs and pods are, and what those have is theirs."""
+        if not keys:
+            return self
+        asked = (World.without, frozenset(keys))
+        if asked not in self.worked_out:
+            self.worked_out[asked] = replace(
+                self,
+                jobs=_less(self.jobs, keys),
+                engines=_less(self.engines, keys),
+                adapters=_less(self.adapters, keys),
+                unfinished={pool: _less(jobs, keys) for pool, jobs in self.unfinished.items()},
+                shunned=frozenset(key.name for key in keys if key.kind == "Node"),
+                worked_out={},
+            )
+        rest: World = self.worked_out[asked]
+        return rest
+
+
+def _less(objects: Mapping[Key, AnyObject], keys: Collection[Key]) -> Mapping[Key, AnyObject]:
+    return {key: found for key, found in objects.items() if key not in keys}
 
 
 def job_key(namespace: str, name: str) -> Key:
@@ -176,6 +220,13 @@ def pool_key(name: str) -> Key:
 def key_of(resource: FineTuneJob | InferenceEngine | Adapter | GPUPool) -> Key:
     """Key of a custom resource."""
     return Key(resource.KIND.kind, resource.metadata.namespace, resource.metadata.name)
+
+
+def identity(owner: View | FineTuneJob | InferenceEngine) -> Identity:
+    """By what the objects of an owner are found."""
+    if isinstance(owner, View):
+        return owner.key.namespace, owner.uid
+    return owner.metadata.namespace, owner.metadata.uid
 
 
 def oldest_first(views: Iterable[AnyView]) -> list[AnyView]:

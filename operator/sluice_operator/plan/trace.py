@@ -121,7 +121,7 @@ def _claim(world: World, live: LiveClaim, now: datetime) -> Iterator[str]:
 
 def _gives_way(world: World, ref: AttemptRef, claims: Sequence[LiveClaim], heirs_phase: Phase) -> str:
     """How far an attempt is in whose place a claim comes."""
-    if all(pod.ended for pod in world.pods_of.get(ref.uid, {}).values()):
+    if all(pod.ended for pod in world.pods_of.get((ref.namespace, ref.uid), {}).values()):
         return "has stopped"
     mine = next((live for live in claims if live.stage_job.uid == ref.uid), None)
     if mine is None or interruption(world, mine):

@@ -15,7 +15,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import JOB_LABEL, slot_name, stage_job_name
 from sluice_operator.observe.views import Key, Owner, PodView, SlotView, StageJobView
-from sluice_operator.observe.world import World, engine_key, job_key, oldest_first
+from sluice_operator.observe.world import World, engine_key, identity, job_key, oldest_first
 from sluice_operator.progress.refusal import Refusal, Refused
 
 CONTROLLER_UID_LABEL = "batch.kubernetes.io/controller-uid"
@@ -58,7 +58,7 @@ def trainer_of(world: World, pod: PodView) -> Trainer:
         raise Refused(Refusal.OTHER_JOBS_POD, f"pod {pod.key.name} does not have the labels of its Job's pods")
     if pod.index:
         raise Refused(Refusal.OTHER_JOBS_POD, f"of Job {stage_job.key.name} the pod with index 0 speaks")
-    siblings = world.pods_of.get(stage_job.uid, {}).values()
+    siblings = world.pods_of.get(identity(stage_job), {}).values()
     if not _speaks(pod, (other for other in siblings if not other.ended and other.index == pod.index)):
         raise Refused(Refusal.OTHER_JOBS_POD, f"Job {stage_job.key.name} has an older pod, which speaks for it")
     return Trainer(pod, stage_job, job)
@@ -103,7 +103,7 @@ def replica_of(world: World, pod: PodView, deployment: Owner | None) -> Replica:
         raise Refused(Refusal.RECREATED_ENGINE, f"InferenceEngine {owner.name} with uid {owner.uid} is gone")
     if slot.engine != owner.name or slot.key.name != slot_name(owner.name, slot.index):
         raise Refused(Refusal.OTHER_ENGINES_POD, f"Deployment {deployment.name} is not a slot of {owner.name}")
-    siblings = world.pods_of.get(pod.owner.uid, {}).values() if pod.owner else ()
+    siblings = world.pods_of.get((pod.key.namespace, pod.owner.uid), {}).values() if pod.owner else ()
     if not _speaks(pod, (other for other in siblings if not other.ended and not other.deleting)):
         raise Refused(Refusal.OTHER_ENGINES_POD, f"slot {slot.key.name} has an older pod, which speaks for it")
     return Replica(pod, slot, engine)

@@ -9,7 +9,7 @@ from sluice_api.reports import Activity, EngineReport, TrainingReport
 from sluice_api.stages import Stage
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
-from sluice_operator.observe.world import Heartbeat, Reported, World, job_key
+from sluice_operator.observe.world import Heartbeat, Reported, World, identity, job_key
 from sluice_operator.progress.accept import Attempt, Mark, Position, accept, must_be_newer
 from sluice_operator.progress.coalesce import progress_after
 from sluice_operator.progress.effects import concerned
@@ -46,7 +46,7 @@ class Intake:
         key = job_key(job.metadata.namespace, job.metadata.name)
         world = self._this_term()
         last = self._positions.get((uid, stage)) or recovered(job, stage)
-        pod = Attempt(stage_job.attempt, stage_job.uid, newest_attempt(world, uid, stage))
+        pod = Attempt(stage_job.attempt, stage_job.uid, newest_attempt(world, job, stage))
         position = self._positions[uid, stage] = accept(last, pod, report.attempt, report.sequence)
         if not position.mark.accepted and not report.message:
             self.hear(trainer, now)
@@ -117,7 +117,7 @@ def recovered(job: FineTuneJob, stage: Stage) -> Position | None:
     return Position.recovered(progress.attempt)
 
 
-def newest_attempt(world: World, job_uid: str, stage: Stage) -> int:
+def newest_attempt(world: World, job: FineTuneJob, stage: Stage) -> int:
     """The highest attempt of a stage that has a Job."""
-    jobs = world.stage_jobs_of.get(job_uid, {}).values()
-    return max((job.attempt for job in jobs if job.stage is stage), default=0)
+    jobs = world.stage_jobs_of.get(identity(job), {}).values()
+    return max((made.attempt for made in jobs if made.stage is stage), default=0)

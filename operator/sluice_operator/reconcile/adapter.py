@@ -6,6 +6,7 @@ from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.plan.adapter import adapter_status
+from sluice_operator.reconcile.fence import decided, say_set_aside
 from sluice_operator.reconcile.status import write_status
 from sluice_operator.settings import Settings
 
@@ -19,7 +20,9 @@ async def reconcile_adapter(
     if adapter is None or adapter.metadata.deletion_timestamp:
         return None
 
-    status = adapter_status(world, adapter, now)
+    status = decided(store, key, lambda world: adapter_status(world, adapter, now), now)
+    if status is None:
+        return await say_set_aside(store, cluster, adapter, now)
 
     await write_status(cluster, adapter, status)
     return None

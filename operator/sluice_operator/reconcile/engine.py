@@ -23,6 +23,7 @@ from sluice_operator.plan.engine.placeholders import Placeholders
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.refused import REFUSED
 from sluice_operator.plan.facts.slots import SlotPlan, template_of
+from sluice_operator.reconcile.fence import decided, say_set_aside
 from sluice_operator.reconcile.network import keep_policy
 from sluice_operator.reconcile.refused import look_again_at, look_for_refusals, refuse, why
 from sluice_operator.reconcile.status import until, write_status
@@ -44,7 +45,9 @@ async def reconcile_engine(
         return None  # deleted: its children go with it
     pool = find_pool(world, engine.spec.resources.pool)
 
-    decision = plan_engine(world, engine, now)
+    decision = decided(store, key, lambda world: plan_engine(world, engine, now), now)
+    if decision is None:
+        return await say_set_aside(store, cluster, engine, now)
 
     # Before the status, which says that they wake: a pause that is written after it could be lost.
     for slot in decision.woken:

@@ -12,9 +12,9 @@ from sluice_operator.cluster.lists import look_for_dra, refresh_all
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import PodView, StageJobView
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, identity
 from sluice_operator.plan.allocation.scale_up import scale_ups_of
-from sluice_operator.plan.facts.claims import owner_of
+from sluice_operator.plan.facts.belief import owner_of
 from sluice_operator.reconcile.engine import reconcile_engine
 from sluice_operator.reconcile.scale_up import remove_scale_ups
 from sluice_operator.settings import Settings
@@ -98,7 +98,7 @@ def missing(world: World) -> dict[str, list[str]]:
     stages = [str(job.key) for job in _unfinished(world)]
     engines = []
     for key, engine in world.engines.items():
-        slots = world.slots_of.get(engine.metadata.uid, {}).values()
+        slots = world.slots_of.get(identity(engine), {}).values()
         small = sum(slot.size for slot in slots if not slot.deleting) < engine.spec.replicas
         if small or any(slot.state in ASLEEP for slot in engine.status.slots):
             engines.append(str(key))

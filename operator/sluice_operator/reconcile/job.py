@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from sluice_api.finetunejob import FineTuneJob
+from sluice_api.finetunejob import FineTuneJob, FineTuneJobStatus
 from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.publish import Publish
 from sluice_api.reasons import Reason
@@ -13,7 +13,7 @@ from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
-from sluice_operator.observe.world import World, adapter_key, key_of
+from sluice_operator.observe.world import World, adapter_key, identity, key_of
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.outcomes import recorded
@@ -25,6 +25,7 @@ from sluice_operator.plan.job.holding import Limits
 from sluice_operator.plan.job.situation import JobDecision, refused, told_since
 from sluice_operator.plan.job.status import job_status
 from sluice_operator.reconcile.begin import begin_attempt
+from sluice_operator.reconcile.fence import decided, say_set_aside
 from sluice_operator.reconcile.orphans import end_orphans
 from sluice_operator.reconcile.refused import why
 from sluice_operator.reconcile.status import until, write_status
@@ -47,8 +48,15 @@ async def reconcile_job(
         return None  # its status is another controller's too, once it says so
 
     wait = store.verdicts.get(job.spec.resources.pool, {}).get(key)
-    decision = plan_job(world, job, now, limits(settings), wait if isinstance(wait, Wait) else None, refused_pod)
-    status = job_status(world, job, decision, now)
+
+    def decide(world: World) -> tuple[JobDecision, FineTuneJobStatus]:
+        decision = plan_job(world, job, now, limits(settings), wait if isinstance(wait, Wait) else None, refused_pod)
+        return decision, job_status(world, job, decision, now)
+
+    found = decided(store, key, decide, now)
+    if found is None:
+        return await say_set_aside(store, cluster, job, now)
+    decision, status = found
 
     failure = await _try(job, decision, store, cluster, settings, now)
     if failure is not None and failure.is_refusal:
@@ -123,7 +131,7 @@ async def _look_again(key: Key, store: Store, cluster: Cluster) -> None:
     job = job_of(world, key)
     if job is None:
         return
-    for stage in tuple(world.stage_jobs_of.get(job.metadata.uid, {}).values()):
+    for stage in tuple(world.stage_jobs_of.get(identity(job), {}).values()):
         pods = len(stage.claim.nodes) if stage.claim else 1
         fresh = stage.finished and not recorded(job).has(stage.stage, stage.attempt)
         if fresh and len(trainer_pods(world, stage)) < pods:
@@ -136,7 +144,7 @@ async def _refused_pod(key: Key, store: Store, cluster: Cluster, now: datetime) 
     job = job_of(world, key)
     if job is None:
         return ""
-    for stage in world.stage_jobs_of.get(job.metadata.uid, {}).values():
+    for stage in world.stage_jobs_of.get(identity(job), {}).values():
         young, pods = now - stage.created < PODS_WITHIN, len(stage.claim.nodes) if stage.claim else 1
         if not stage.finished and not stage.deleting and not young and len(trainer_pods(world, stage)) < pods:
             return await cluster.failed_create(stage.key)

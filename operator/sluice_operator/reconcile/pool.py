@@ -7,23 +7,25 @@ from functools import partial
 
 from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
-from sluice_api.gpupool import GPUPool
+from sluice_api.gpupool import GPUPool, GPUPoolStatus
 from sluice_api.stages import Stage
 from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.metrics import QUEUE_WAIT_SECONDS
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
-from sluice_operator.observe.world import key_of
-from sluice_operator.plan.allocation.allocate import Allocation, allocate, next_change, ready_since
+from sluice_operator.observe.world import World, key_of
+from sluice_operator.plan.allocation.allocate import Allocation, allocate, handed_out, next_turn, ready_since
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.allocation.pool_status import engines_with_room, no_longer_refused, pool_status
 from sluice_operator.plan.allocation.scale_up import scale_ups_of
 from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.plan.aside import LOOKED_AT_AGAIN
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.job.situation import Start, next_training_attempt
 from sluice_operator.reconcile.at_once import side_by_side
 from sluice_operator.reconcile.begin import begin_attempt
+from sluice_operator.reconcile.fence import decided, say_set_aside
 from sluice_operator.reconcile.scale_up import ask_for_nodes, remove_scale_ups
 from sluice_operator.reconcile.status import until, write_status
 from sluice_operator.settings import Settings
@@ -48,26 +50,45 @@ async def reconcile_pool(
     began = time.monotonic()
     if began < store.rests_until.get(key.name, 0):
         return timedelta(seconds=store.rests_until[key.name] - began)
-    allocation = allocate(world, pool, now)
+    allocation = decided(store, key, lambda world: handed_out(world, pool, now), now)
+    if allocation is None:
+        return await _is_set_aside(store, cluster, pool, now)
 
     store.rests_until[key.name] = rest_after(began, time.monotonic())
 
     allocation, failure = await _hand_out(pool, allocation, store, cluster, settings, now)
     _publish_waits(store, pool.metadata.name, allocation.waits)
-    turns = [allocation.again_at, next_change(store.world(), pool, now)]
-    turns.append(await ask_for_nodes(pool, allocation.asking, store, cluster, settings, now))
-    stock = take_stock(store.world(), pool)
-    for engine in engines_with_room(store.world(), stock):
-        store.wake(key_of(engine))  # GPUs have come free; nothing else tells it
-    for job in no_longer_refused(store.world(), pool):
-        if key_of(job) not in allocation.waits:
-            store.wake(key_of(job))
+    looks = await ask_for_nodes(pool, allocation.asking, store, cluster, settings, now)
+    after = decided(store, key, lambda world: _after(world, pool, allocation.waits, now), now)
+    if after is None:
+        return await _is_set_aside(store, cluster, pool, now)
+    concerned, turn, status = after
+    for other in concerned:
+        store.wake(other)
     if key in store.world().pools:
-        status = pool_status(store.world(), stock, len(allocation.waits), now)
         await write_status(cluster, pool, status)
     if failure is not None:
         raise failure  # everybody else has had their turn; the queue looks again
-    return until(min((at for at in turns if at), default=None), now)
+    return until(min((at for at in (allocation.again_at, turn, looks) if at), default=None), now)
+
+
+def _after(
+    world: World, pool: GPUPool, waits: Mapping[Key, Wait], now: datetime
+) -> tuple[list[Key], datetime | None, GPUPoolStatus]:
+    """Whom GPUs that have come free concern, and whom nodes that have: nothing else tells them; when time alone changes
+    a decision; and the status.
+    """
+    stock = take_stock(world, pool)
+    engines = [key_of(engine) for engine in engines_with_room(world, stock)]
+    jobs = [key for job in no_longer_refused(world, pool) if (key := key_of(job)) not in waits]
+    return [*engines, *jobs], next_turn(world, pool, now), pool_status(world, stock, len(waits), now)
+
+
+async def _is_set_aside(store: Store, cluster: Cluster, pool: GPUPool, now: datetime) -> timedelta | None:
+    """Nothing can be decided for the pool as a whole. One that nobody made has no status that could say so."""
+    if key_of(pool) not in store.world().pools:
+        return LOOKED_AT_AGAIN
+    return await say_set_aside(store, cluster, pool, now)
 
 
 def rest_after(began: float, ended: float) -> float:

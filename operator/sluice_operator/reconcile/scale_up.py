@@ -11,9 +11,11 @@ from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import PodView
+from sluice_operator.observe.world import key_of
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.allocation.scale_up import plan_scale_up
 from sluice_operator.plan.facts.pools import elders_of
+from sluice_operator.reconcile.fence import decided
 from sluice_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -31,8 +33,12 @@ async def ask_for_nodes(
 
     Returns when to look again.
     """
-    world = store.world()
-    decision = plan_scale_up(world, take_stock(world, pool), tuple(asking), now)
+    world, asked = store.world(), tuple(asking)
+    decision = decided(
+        store, key_of(pool), lambda world: plan_scale_up(world, take_stock(world, pool), asked, now), now
+    )
+    if decision is None:
+        return None  # the pool's own reconcile says so
     elders = [elder.spec for elder in elders_of(world, pool)]
     await remove_scale_ups(cluster, decision.remove)
     for job, index in decision.make:

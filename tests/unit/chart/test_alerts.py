@@ -43,6 +43,7 @@ LEADER = 'sluice_leader{pod="%s"}'
 POOL = 'sluice_pool_undecided_seconds{pool="a100",instance="%s"}'
 FAILING = 'sluice_failing_objects{kind="FineTuneJob"}'
 UNREADABLE = 'sluice_unreadable_objects{kind="Job"}'
+SET_ASIDE = 'sluice_objects_set_aside{kind="FineTuneJob"}'
 IDLE = 'sluice_idle_loans{engine_namespace="team",engine_name="chat"}'
 CHAT = {"engine_namespace": "team", "engine_name": "chat"}
 WAITING = 'sluice_jobs{job_namespace="team",state="%s"}'
@@ -76,6 +77,11 @@ STORIES = [
     Story(
         *("SluiceReconcileFails", "one object of thousands, tried twice a minute", {FAILING: f"1{LONG}"}, "5m"),
         *({"kind": "FineTuneJob"}, "FineTuneJob: 1 can't be brought forward."),
+    ),
+    Story("SluiceObjectSetAside", "none", {SET_ASIDE: f"0{LONG}"}, "15m", None),
+    Story(
+        *("SluiceObjectSetAside", "one object", {SET_ASIDE: f"1{LONG}"}, "5m"),
+        *({"kind": "FineTuneJob"}, "FineTuneJob: 1 set aside after an exception."),
     ),
     Story("SluiceObjectUnreadable", "seen for a moment", {UNREADABLE: "1x3 _x20"}, "15m", None),
     Story(

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from sluice_api.meta import API_VERSION
+from sluice_api.meta import API_VERSION, stage_job_name
 from sluice_operator.observe.parse import Stored, Unreadable, parse
 
 Body = dict[str, Any]
@@ -49,11 +49,15 @@ def adapter(name: str, version: int, *, on: str, **more: Any) -> Body:
     return body("Adapter", name, version, apiVersion=API_VERSION, spec=spec, **more)
 
 
+def attempt_of(job: str) -> str:
+    """Name of the Job of a job's first attempt to train."""
+    return stage_job_name(job, f"uid-{job}", "Train", 1)
+
+
 def stage_job(
-    name: str,
+    job: str,
     version: int,
     *,
-    job: str,
     borrows: tuple[tuple[str, int], ...] = (),
     claims: bool = True,
     displaces: str = "",
@@ -70,7 +74,7 @@ def stage_job(
         "ownerReferences": owner("FineTuneJob", job),
         **more.pop("metadata", {}),
     }
-    return body("Job", name, version, metadata=metadata, **more)
+    return body("Job", attempt_of(job), version, uid=f"uid-{job}-1", metadata=metadata, **more)
 
 
 def engine_pod(name: str, version: int, *, engine: str, slot: int = 0, node: str = "", **more: Any) -> Body:
@@ -81,8 +85,9 @@ def engine_pod(name: str, version: int, *, engine: str, slot: int = 0, node: str
     return pod(name, version, node=node, metadata=metadata, **more)
 
 
-def trainer_pod(name: str, version: int, *, job: str, stage: str, node: str = "", **more: Any) -> Body:
-    metadata = {"labels": {"sluice.dev/job": job}, "ownerReferences": owner("Job", stage)}
+def trainer_pod(name: str, version: int, *, job: str, node: str = "", **more: Any) -> Body:
+    owners = owner("Job", attempt_of(job), f"uid-{job}-1")
+    metadata = {"labels": {"sluice.dev/job": job}, "ownerReferences": owners}
     return pod(name, version, node=node, metadata=metadata, **more)
 
 

@@ -1,5 +1,6 @@
 """From JSON to views: what counts, how it is counted, and that nothing that comes in can stop the operator."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_an_engine_pod_runs_when_vllm_runs_whatever_its_sidecar_does(state: dict
 
 
 def test_a_stage_job_with_its_claim() -> None:
-    raw = stage_job("t", 3, job="j", borrows=(("chat", 1),))
+    raw = stage_job("j", 3, borrows=(("chat", 1),))
     raw["status"] = {
         "conditions": [
             {"type": "FailureTarget", "status": "True"},
@@ -189,7 +190,7 @@ def test_a_stage_job_with_its_claim() -> None:
 
 
 def test_a_job_whose_pods_are_still_ending_is_not_finished() -> None:
-    raw = stage_job("t", 3, job="j")
+    raw = stage_job("j", 3)
     raw["status"] = {"conditions": [{"type": "SuccessCriteriaMet", "status": "True"}]}
     view = read(raw)
     assert isinstance(view, StageJobView)
@@ -255,6 +256,61 @@ def test_a_field_of_a_newer_version_is_left_out() -> None:
     assert view.spec.resources.gpus == 1
 
 
+BOUND_AT, RESTARTED_AT, CLAIM = "sluice.dev/bound-at", "sluice.dev/restarted-at", "sluice.dev/claim"
+NO_TIMES = ["2026-01-01", "2026-01-01T00:00:00", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "soon", "x" * 250_000]
+
+
+@pytest.mark.parametrize("text", NO_TIMES)
+def test_a_time_that_cannot_be_reckoned_with_is_none(text: str) -> None:
+    """Else the object would be set aside as it last was: a pod that is on its node by now, say."""
+    trainer = pod("p", 1, node="n1", metadata={"labels": {"sluice.dev/job": "j"}, "annotations": {BOUND_AT: text}})
+    labels = {"sluice.dev/engine": "chat", "sluice.dev/slot": "1"}
+    slot = body("Deployment", "chat-1", 1, metadata={"labels": labels, "annotations": {RESTARTED_AT: text}})
+    bound, started = read(trainer), read(slot)
+    assert isinstance(bound, PodView)
+    assert isinstance(started, SlotView)
+    assert (bound.node, bound.bound_at, started.restarted_at) == ("n1", None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"gpus": 10**12}, "gpus"),
+        ({"term": 2**64}, "term"),
+        ({"places": [{"node": "n1", "pods": 10**12}]}, "places.0.pods"),
+        ({"places": [{"node": "n1"}] * 65}, "places"),
+        ({"places": [{"node": "n" * 254}]}, "places.0.node"),
+        ({"places": [{"node": "n1", "beside": {"namespace": "a", "engine": "b", "index": 10_000}}]}, "beside.index"),
+        ({"pool": "x" * 250_000}, "characters"),
+    ],
+)
+def test_no_claim_is_larger_than_a_job_can_be(change: dict[str, Any], error: str) -> None:
+    raw = stage_job("j", 3)
+    claim = {**json.loads(raw["metadata"]["annotations"][CLAIM]), **change}
+    raw["metadata"]["annotations"][CLAIM] = json.dumps(claim)
+    found = parse("Job", raw)
+    assert isinstance(found, Unreadable)
+    assert error in found.error
+
+
+@pytest.mark.parametrize("attempt", ["0", "-1", "1000001", "x", "1" * 5000])
+def test_no_attempt_has_such_a_number(attempt: str) -> None:
+    raw = stage_job("j", 3)
+    raw["metadata"]["labels"]["sluice.dev/attempt"] = attempt
+    assert isinstance(parse("Job", raw), Unreadable)
+
+
+def test_of_what_people_note_on_an_object_only_ours_is_kept() -> None:
+    """Four thousand Adapters with a large annotation each would be more than the operator's memory."""
+    notes = {"sluice.dev/outcomes": "{}", "a/b": "x" * 250_000, "kubectl.kubernetes.io/last-applied-configuration": "y"}
+    job = read(finetunejob("j", 1, metadata={"annotations": notes, "labels": {"sluice.dev/job": "j", "app": "mine"}}))
+    too_long = read(finetunejob("j", 1, metadata={"annotations": {"sluice.dev/outcomes": "x" * 65_537}}))
+    assert isinstance(job, FineTuneJob)
+    assert isinstance(too_long, FineTuneJob)
+    assert (job.metadata.annotations, job.metadata.labels) == ({"sluice.dev/outcomes": "{}"}, {"sluice.dev/job": "j"})
+    assert too_long.metadata.annotations == {}
+
+
 def test_an_error_names_the_field() -> None:
     raw = finetunejob("j", 9)
     raw["spec"]["resources"] = {"gpus": "many"}
@@ -290,7 +346,7 @@ def test_anything_at_all_is_read_or_set_aside(kind: str, raw: Any) -> None:
 
 @given(field=st.sampled_from(("metadata", "spec", "status")), value=HOSTILE)
 def test_a_good_object_with_one_hostile_part_is_read_or_set_aside(field: str, value: Any) -> None:
-    for good in (stage_job("t", 1, job="j"), pod("p", 1, node="n"), finetunejob("j", 1)):
+    for good in (stage_job("j", 1), pod("p", 1, node="n"), finetunejob("j", 1)):
         read_or_set_aside(good["kind"], {**good, field: value})
         part = {**good.get(field, {}), **(value if isinstance(value, dict) else {})}
         read_or_set_aside(good["kind"], {**good, field: part})

@@ -48,8 +48,8 @@ WORLD = (
     engine("embed", 1, pool="b"),
     adapter("tone", 1, on="chat"),
     body("GPUPool", "a", 1, namespace="", apiVersion="sluice.dev/v1alpha1", spec={}),
-    stage_job("trains-1", 1, job="trains", borrows=(("chat", 0),), pool="a"),
-    stage_job("urgent-1", 1, job="urgent", displaces="waits", pool="a"),
+    stage_job("trains", 1, borrows=(("chat", 0),), pool="a"),
+    stage_job("urgent", 1, displaces="waits", pool="a"),
     body("PersistentVolumeClaim", "models", 1, spec={"volumeName": "pv-1"}),
 )
 
@@ -130,20 +130,20 @@ def with_status(raw: Body, **status: Any) -> Body:
         (
             "a claim: its job, its pool, who lends to it, who borrows there too",
             None,
-            stage_job("waits-1", 2, job="waits", borrows=(("chat", 1),), pool="a"),
+            stage_job("waits", 2, borrows=(("chat", 1),), pool="a"),
             "job/waits pool/a engine/chat job/trains",
         ),
-        ("a stage without a claim", None, stage_job("w-1", 2, job="waits", claims=False), "job/waits"),
+        ("a stage without a claim", None, stage_job("waits", 2, claims=False), "job/waits"),
         (
             "a trainer's pod that is bound",
-            trainer_pod("p", 2, job="trains", stage="trains-1"),
-            trainer_pod("p", 3, job="trains", stage="trains-1", node="n1"),
+            trainer_pod("p", 2, job="trains"),
+            trainer_pod("p", 3, job="trains", node="n1"),
             "job/trains pool/a pool/default engine/chat",
         ),
         (
             "a trainer's pod that comes in another's place: that one's job too",
-            trainer_pod("p", 2, job="urgent", stage="urgent-1"),
-            trainer_pod("p", 3, job="urgent", stage="urgent-1", node="n1"),
+            trainer_pod("p", 2, job="urgent"),
+            trainer_pod("p", 3, job="urgent", node="n1"),
             "job/urgent job/waits pool/a pool/default",
         ),
         (
@@ -154,9 +154,9 @@ def with_status(raw: Body, **status: Any) -> Body:
         ),
         (
             "a trainer's pod that only says something",
-            trainer_pod("p", 2, job="trains", stage="trains-1", node="n1"),
+            trainer_pod("p", 2, job="trains", node="n1"),
             with_status(
-                trainer_pod("p", 3, job="trains", stage="trains-1", node="n1"),
+                trainer_pod("p", 3, job="trains", node="n1"),
                 phase="Pending",
                 nominatedNodeName="n1",
             ),
@@ -250,6 +250,18 @@ def with_status(raw: Body, **status: Any) -> Body:
             with_status(engine("new", 3, pool="b", namespace="other"), replicas=1),
             "engine/new pool/b",
         ),
+        (
+            "a claim that comes: who lacked it",
+            None,
+            body("PersistentVolumeClaim", "models", 2),
+            "job/trains job/waits job/elsewhere engine/chat engine/embed pool/a pool/b",
+        ),
+        (
+            "a claim that changes: no engine's pod starts any sooner",
+            body("PersistentVolumeClaim", "models", 2),
+            body("PersistentVolumeClaim", "models", 3, spec={"volumeName": "pv-2"}),
+            "job/trains job/waits job/elsewhere pool/a pool/b",
+        ),
         ("a claim that no job names", None, body("PersistentVolumeClaim", "other", 2), ""),
     ],
 )
@@ -271,18 +283,18 @@ def event(event_type: str | None, body: dict[str, Any]) -> Any:
 def test_our_own_writes_are_routed_too() -> None:
     store, added = Store(), set[Key]()
     route_changes(store, added.add)
-    store.put(read(stage_job("t", 5, job="j")), seen=False)
+    store.put(read(stage_job("j", 5)), seen=False)
     assert Key("FineTuneJob", "team", "j") in added
     added.clear()
-    take_event(store, "jobs", event("ADDED", stage_job("t", 5, job="j")))
+    take_event(store, "jobs", event("ADDED", stage_job("j", 5)))
     assert Key("FineTuneJob", "team", "j") in added, "that the watch has brought it is news"
 
 
 def test_the_last_words_that_come_with_a_pods_end_are_kept() -> None:
     store = Store()
-    take_event(store, "jobs", event(None, stage_job("t", 1, job="j")))
-    take_event(store, "pods", event("ADDED", trainer_pod("p", 2, job="j", stage="t", node="n1", phase="Running")))
-    take_event(store, "pods", event("DELETED", trainer_pod("p", 3, job="j", stage="t", node="n1", phase="Failed")))
+    take_event(store, "jobs", event(None, stage_job("j", 1)))
+    take_event(store, "pods", event("ADDED", trainer_pod("p", 2, job="j", node="n1", phase="Running")))
+    take_event(store, "pods", event("DELETED", trainer_pod("p", 3, job="j", node="n1", phase="Failed")))
     assert [view.ended for view in store.world().pods.values()] == [True]
 
 
@@ -316,9 +328,9 @@ class Unread(dict[Key, Any]):
     ("old", "new"),
     [
         (engine_pod("p", 1, engine="chat"), engine_pod("p", 2, engine="chat", node="n")),
-        (trainer_pod("trains-1-x", 1, job="trains", stage="trains-1"), None),
+        (trainer_pod("trains-1-x", 1, job="trains"), None),
         (finetunejob("trains", 1, pool="a"), None),
-        (stage_job("trains-1", 1, job="trains", pool="a"), None),
+        (stage_job("trains", 1, pool="a"), None),
     ],
 )
 def test_a_change_is_routed_without_looking_at_every_job(store: Store, old: Body, new: Body | None) -> None:

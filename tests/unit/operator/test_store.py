@@ -14,7 +14,7 @@ from sluice_operator.observe.parse import Stored, key_of, parse, uid_of, version
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import Heartbeat, Reported, World
-from tests.unit.operator.bodies import Body, engine_pod, finetunejob, pod, read, stage_job, trainer_pod
+from tests.unit.operator.bodies import Body, attempt_of, engine_pod, finetunejob, pod, read, stage_job, trainer_pod
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MAPS = ("pods_of", "pods_on", "pods_coming", "engine_pods", "stage_jobs_of", "slots_of")
@@ -101,13 +101,13 @@ def test_versions_that_go_backwards_replace_everything() -> None:
 
 def test_our_own_write_counts_at_once_and_becomes_seen_by_the_watch() -> None:
     store = Store()
-    store.put(read(stage_job("t", 5, job="j")), seen=False)
+    store.put(read(stage_job("j", 5)), seen=False)
     (view,) = store.world().stage_jobs.values()
     assert not view.seen
-    store.put(read(stage_job("t", 5, job="j")), seen=True)
+    store.put(read(stage_job("j", 5)), seen=True)
     (view,) = store.world().stage_jobs.values()
     assert view.seen
-    store.put(read(stage_job("t", 9, job="j")), seen=False)
+    store.put(read(stage_job("j", 9)), seen=False)
     (view,) = store.world().stage_jobs.values()
     assert (view.seen, view.resource_version) == (True, 9)
     assert set(store.world().claiming) == {view.key}
@@ -115,9 +115,9 @@ def test_our_own_write_counts_at_once_and_becomes_seen_by_the_watch() -> None:
 
 def test_becoming_seen_is_told() -> None:
     store, told = Store(), list[tuple[Stored | None, Stored | None]]()
-    store.put(read(stage_job("t", 5, job="j")), seen=False)
+    store.put(read(stage_job("j", 5)), seen=False)
     store.listen(lambda old, new: told.append((old, new)))
-    store.put(read(stage_job("t", 5, job="j")), seen=True)
+    store.put(read(stage_job("j", 5)), seen=True)
     ((old, new),) = told
     assert isinstance(old, StageJobView)
     assert new == replace(old, seen=True)
@@ -146,28 +146,28 @@ def test_strangers_pods_are_kept_while_they_take_something_from_a_node() -> None
 
 def test_a_stage_pods_last_words_stay_as_long_as_its_job() -> None:
     store = Store()
-    store.put(read(stage_job("t", 1, job="j")), seen=True)
-    store.put(read(trainer_pod("p", 2, job="j", stage="t", node="n1", phase="Failed")), seen=True)
+    store.put(read(stage_job("j", 1)), seen=True)
+    store.put(read(trainer_pod("p", 2, job="j", node="n1", phase="Failed")), seen=True)
     store.remove(Key("Pod", "team", "p"), "uid-p", 3)
-    assert [p.ended for p in store.world().pods_of["uid-t"].values()] == [True]
+    assert [p.ended for p in store.world().pods_of["team", "uid-j-1"].values()] == [True]
     listing(store, at=5)
     assert pods(store) == {"p": 2}
-    store.remove(Key("Job", "team", "t"), "uid-t", 6)
+    store.remove(Key("Job", "team", attempt_of("j")), "uid-j-1", 6)
     assert pods(store) == {}
 
 
 def test_an_ended_pod_that_still_exists_outlives_its_job() -> None:
     store = Store()
-    store.put(read(stage_job("t", 1, job="j")), seen=True)
-    store.put(read(trainer_pod("p", 2, job="j", stage="t", node="n1", phase="Failed")), seen=True)
-    store.remove(Key("Job", "team", "t"), "uid-t", 6)
+    store.put(read(stage_job("j", 1)), seen=True)
+    store.put(read(trainer_pod("p", 2, job="j", node="n1", phase="Failed")), seen=True)
+    store.remove(Key("Job", "team", attempt_of("j")), "uid-j-1", 6)
     assert pods(store) == {"p": 2}
 
 
 def test_a_pod_that_was_deleted_while_it_ran_is_gone() -> None:
     store = Store()
-    store.put(read(stage_job("t", 1, job="j")), seen=True)
-    store.put(read(trainer_pod("p", 2, job="j", stage="t", node="n1", phase="Running")), seen=True)
+    store.put(read(stage_job("j", 1)), seen=True)
+    store.put(read(trainer_pod("p", 2, job="j", node="n1", phase="Running")), seen=True)
     store.remove(Key("Pod", "team", "p"), "uid-p", 3)
     assert pods(store) == {}
 
@@ -196,12 +196,12 @@ def test_a_poison_object_is_set_aside_and_the_last_readable_state_stays(caplog: 
 def test_reports_and_heartbeats_go_with_their_pods_and_jobs() -> None:
     store = Store()
     store.put(read(a_pod(1)), seen=True)
-    store.put(read(stage_job("t", 2, job="j")), seen=True)
+    store.put(read(stage_job("j", 2)), seen=True)
     store.report("uid-a", Reported(EngineReport(sequence=1, serving=True, draining=False, in_flight=0), NOW))
-    store.heartbeat("uid-t", Heartbeat(1, NOW, None))
-    assert (set(store.world().reports), set(store.world().heartbeats)) == ({"uid-a"}, {"uid-t"})
+    store.heartbeat("uid-j-1", Heartbeat(1, NOW, None))
+    assert (set(store.world().reports), set(store.world().heartbeats)) == ({"uid-a"}, {"uid-j-1"})
     store.remove(Key("Pod", "team", "a"), "uid-a", 3)
-    store.remove(Key("Job", "team", "t"), "uid-t", 3)
+    store.remove(Key("Job", "team", attempt_of("j")), "uid-j-1", 3)
     assert (dict(store.world().reports), dict(store.world().heartbeats)) == ({}, {})
 
 
@@ -209,9 +209,9 @@ def test_a_term_begins_without_what_was_heard_before() -> None:
     """Another may have led since then, and heard of them all the time."""
     store = Store()
     store.put(read(a_pod(1)), seen=True)
-    store.put(read(stage_job("t", 2, job="j")), seen=True)
+    store.put(read(stage_job("j", 2)), seen=True)
     store.report("uid-a", Reported(EngineReport(sequence=1, serving=True, draining=False, in_flight=0), NOW))
-    store.heartbeat("uid-t", Heartbeat(1, NOW, None))
+    store.heartbeat("uid-j-1", Heartbeat(1, NOW, None))
     store.begin_term(3, NOW)
     world = store.world()
     assert (dict(world.reports), dict(world.heartbeats), world.term, world.since) == ({}, {}, 3, NOW)

@@ -17,7 +17,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import JOB_LABEL
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import NodeView, PodView
-from sluice_operator.observe.world import job_key, key_of
+from sluice_operator.observe.world import identity, job_key, key_of
 from sluice_operator.plan.allocation.allocate import allocate
 from sluice_operator.plan.allocation.interruption import interruption
 from sluice_operator.plan.allocation.inventory import lent_indices, take_stock
@@ -258,7 +258,7 @@ class Lending(RuleBasedStateMachine):
 
     def _serving(self, engine: InferenceEngine) -> int:
         """How many replicas an autoscaler sees serve; 0 while one comes or goes, or one that sleeps is still seen."""
-        slots = self.cluster.world.slots_of.get(engine.metadata.uid, {}).values()
+        slots = self.cluster.world.slots_of.get(identity(engine), {}).values()
         pods = {slot.key: pod_of(self.cluster.world, engine, slot.index) for slot in slots}
         seen = [slot for slot in slots if pods[slot.key]]
         return len(seen) if all(serves(pods[s.key]) and s.size and not s.deleting for s in seen) else 0

@@ -10,7 +10,7 @@ from sluice_api.claim import AttemptRef, Claim, Place
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, StageOutcome, TrainResult
 from sluice_operator.observe.views import PodView, Termination
-from sluice_operator.observe.world import job_key, key_of
+from sluice_operator.observe.world import identity, job_key, key_of
 from sluice_operator.plan.allocation.inventory import NodeStock, take_stock
 from sluice_operator.plan.facts.claims import live_claims, overlapped_by
 from sluice_operator.plan.facts.pools import find_pool
@@ -220,7 +220,7 @@ def test_what_is_left_of_a_place_is_nobodys_until_who_had_it_is_gone() -> None:
     assert describe(allocated(town)) == "a waits WaitingForGPUs"
     low = next(live for live in live_claims(town.world) if live.name == "team/low")
     town.store.remove(low.stage_job.key, low.stage_job.uid)
-    for pod in list(town.world.pods_of.get(low.stage_job.uid, {}).values()):
+    for pod in list(town.world.pods_of.get(identity(low.stage_job), {}).values()):
         town.store.remove(pod.key, pod.uid)
     town.store.remove(key_of(low.job), low.job.metadata.uid)
     assert describe(allocated(town)) == "a takes n1"

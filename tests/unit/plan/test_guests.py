@@ -157,7 +157,9 @@ def test_who_waits_is_told_how_much_is_left_and_whose_guest_ends() -> None:
     )
 
 
-@pytest.mark.parametrize(("utilization", "left"), [("0.90", 10), ("0.55", 45), ("0.905", 9), ("1", 0)])
+@pytest.mark.parametrize(
+    ("utilization", "left"), [("0.90", 10), ("0.55", 45), ("0.905", 9), ("1", 0), ("2", 0), ("1e9999999", 0)]
+)
 def test_what_is_left_is_rounded_down_and_exact(utilization: str, left: int) -> None:
     engine = InferenceEngine.parse(
         {

@@ -8,7 +8,7 @@ import pytest
 
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, SlotState, SlotStatus
 from sluice_api.reasons import Reason
-from sluice_operator.observe.world import engine_key, job_key
+from sluice_operator.observe.world import engine_key, identity, job_key
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.facts.slots import template_of
 from tests.unit.plan.dra import SHARED, SLEEPS, DraTown, chat, guests
@@ -137,6 +137,6 @@ def test_a_restart_that_leaves_the_guests_too_little_waits_for_their_end(
     assert waits is not restarts
     (visit,) = town.world.stage_jobs.values()
     put(town, visit, deleting=True)
-    (pod,) = town.world.pods_of[visit.uid].values()
+    (pod,) = town.world.pods_of[identity(visit)].values()
     put(town, pod, ended=True)
     assert [plan.index for plan in plan_engine(town.world, engine, NOW).apply] == [0]

@@ -39,7 +39,7 @@ def test_what_others_have_added_to_the_pod_counts(rule: str, added: Resources, l
             allocatable={**node.allocatable, "ephemeral-storage": 20 * GIB},
         )
     )
-    engine = town.engine("chat", 1)
+    engine = town.engine("chat", 1, preemption={"policy": "ScaleDown"})
     town.slot(engine, 0, "n1")
     claim = town.claim("n1", SlotRef(namespace="team", engine="chat", index=0))
     pod = town.trainer_pod(town.stage_job(town.job("a"), claim=claim))

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from sluice_api.claim import AttemptOutcome, Outcomes
+from sluice_api.claim import OUTCOMES_BYTES, AttemptOutcome, Outcomes
 from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, TrainResult
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.deadlines import training_ends
-from sluice_operator.plan.facts.outcomes import compact, next_attempt_at
+from sluice_operator.plan.facts.outcomes import compact, failures, next_attempt_at
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
 from sluice_operator.plan.job.situation import next_training_attempt
@@ -281,3 +281,19 @@ def test_who_suspends_a_job_in_a_pause_ends_the_pause() -> None:
 def test_a_job_that_waits_for_room_does_not_fill_its_record() -> None:
     kept = compact(Outcomes(attempts=tuple(attempt(number, Reason.OUTPUT_NOT_WRITABLE) for number in range(1, 500))))
     assert [one.attempt for one in kept.attempts] == [494, 495, 496, 497, 498, 499]
+
+
+def test_a_record_of_many_attempts_fits_into_an_annotation() -> None:
+    """What counts stays: every failure, and how the newest attempts ended in their own words."""
+    failed = [attempt(number, Reason.TRAINER_FAILED) for number in range(1, 101)]
+    gave_way = [attempt(number, Reason.PREEMPTED) for number in range(101, 1101)]
+    told = [a.model_copy(update={"message": "x" * 2000}) for a in (*gave_way, *failed)]
+    record = Outcomes(attempts=(PREPARED, *told), published="sha256:1")
+    shorter = compact(record)
+    assert len(shorter.to_json()) <= OUTCOMES_BYTES
+    assert failures(shorter.of(Stage.TRAIN)) == 100
+    assert (shorter.published, shorter.attempts[0]) == ("sha256:1", PREPARED)
+    few = Outcomes(attempts=(PREPARED, *told[-30:]))
+    assert [len(a.message) for a in compact(few).attempts[1:]] == [2000] * 30
+    more = Outcomes(attempts=(PREPARED, *told[-60:]))
+    assert [len(a.message) for a in compact(more).attempts[1:]] == [0] * 40 + [2000] * 20

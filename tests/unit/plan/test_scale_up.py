@@ -10,7 +10,7 @@ from dev.simulate.cluster import Cluster
 from sluice_api.claim import AttemptOutcome
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
-from sluice_operator.observe.world import engine_key, job_key
+from sluice_operator.observe.world import engine_key, identity, job_key
 from sluice_operator.plan.allocation.allocate import allocate, next_change
 from sluice_operator.plan.allocation.inventory import NodeStock, take_stock
 from sluice_operator.plan.allocation.scale_up import MOST, ScaleUp, plan_scale_up
@@ -373,8 +373,8 @@ def test_a_node_comes_and_the_job_trains_there_though_its_own_pod_was_first() ->
     assert [pod.node for pod in cluster.world.scale_ups["default"].values()] == ["n2"]
     for _ in range(4):
         cluster.round()
-    (stage_job,) = cluster.world.stage_jobs_of[job.metadata.uid].values()
-    assert [pod.node for pod in cluster.world.pods_of[stage_job.uid].values()] == ["n2"]
+    (stage_job,) = cluster.world.stage_jobs_of[identity(job)].values()
+    assert [pod.node for pod in cluster.world.pods_of[identity(stage_job)].values()] == ["n2"]
     assert not cluster.world.scale_ups.get("default")
     assert cluster.world.engines[engine_key("team", "chat")].status.lent == 0
 

@@ -42,6 +42,8 @@ def test_a_good_report() -> None:
         (body(step=-1), "step: "),
         (body(step="3"), "step: Input should be a valid integer"),
         (body(step=2**60), "step: above"),
+        (body(stepSeconds=1e308), "stepSeconds: Input should be less than or equal to 31536000"),
+        (body(secondsLeft=2**53 - 1), "secondsLeft: Input should be less than or equal to 315360000"),
         (body(activity="Dancing"), "activity: Input should be"),
         (body(evil=1), "evil: Extra inputs are not permitted"),
         (body(total_steps=1), "total_steps: Extra inputs are not permitted"),

@@ -30,7 +30,8 @@ def job(name: str = "tone", uid: str = "job-uid", **more: object) -> FineTuneJob
 
 def engine(uid: str = "engine-uid", **more: object) -> InferenceEngine:
     metadata = {"name": "chat", "namespace": "team", "uid": uid, "resourceVersion": "1"}
-    found = parse("InferenceEngine", {"metadata": metadata, "spec": {"model": {"uri": URI}}, **more})
+    spec = {"model": {"uri": URI}, "preemption": {"policy": "ScaleDown"}}
+    found = parse("InferenceEngine", {"metadata": metadata, "spec": spec, **more})
     assert isinstance(found, InferenceEngine)
     return found
 

@@ -4,6 +4,8 @@ import time
 from collections import deque
 from statistics import median
 
+from sluice_api.reports import LONGEST_ESTIMATE
+
 _WINDOW = 50
 
 
@@ -39,4 +41,4 @@ class Pace:
 
     def seconds_left(self, steps: int) -> int:
         """Estimate for so many steps more."""
-        return round(self.step_seconds * steps)
+        return min(round(self.step_seconds * steps), LONGEST_ESTIMATE)

@@ -1,6 +1,6 @@
 """Who gets GPUs now: all pending jobs of a pool at once, in order, each with its claim or its reason to wait."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -9,7 +9,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, NamespaceQuota
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, StageJobView
-from sluice_operator.observe.world import World, key_of
+from sluice_operator.observe.world import World, identity, key_of
 from sluice_operator.plan.allocation.avoided import avoided_until
 from sluice_operator.plan.allocation.borrowing import (
     FREE_ONLY,
@@ -41,6 +41,7 @@ from sluice_operator.plan.facts.claims import live_claims_of
 from sluice_operator.plan.facts.outcomes import done, recorded, waits_since
 from sluice_operator.plan.facts.readiness import readiness
 from sluice_operator.plan.facts.tenants import Held, quota_of
+from sluice_operator.plan.fence import behind_a_fence, each, looking_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,16 @@ class Allocation:
 
 
 def allocate(world: World, pool: GPUPool, now: datetime, refused: Collection[Key] = ()) -> Allocation:
+    """What `handed_out` says of the jobs that are at no fault."""
+    return behind_a_fence(world, key_of(pool), lambda seen: handed_out(seen, pool, now, refused))
+
+
+def next_change(world: World, pool: GPUPool, now: datetime) -> datetime | None:
+    """What `next_turn` says of the jobs and engines that are at no fault."""
+    return behind_a_fence(world, key_of(pool), lambda seen: next_turn(seen, pool, now))
+
+
+def handed_out(world: World, pool: GPUPool, now: datetime, refused: Collection[Key] = ()) -> Allocation:
     """Give each pending job its claim, or the reason why it waits.
 
     Nothing overtakes a job that waits, unless it provably can't delay it: what the waiting job could
@@ -79,43 +90,50 @@ def allocate(world: World, pool: GPUPool, now: datetime, refused: Collection[Key
     hopeless: dict[object, Terms] = {}
     again_at: datetime | None = None
     for job in (one for one in pending(world, pool, now) if key_of(one) not in refused):
-        namespace = job.metadata.namespace
-        if namespace not in quotas:
-            quotas[namespace] = quota_of(world, pool, namespace)
-        mine, quota, theirs = held.get(namespace, Held()), quotas[namespace], kept.of(namespace)
-        if has_reached(quota, mine.plus(theirs.gpus), job):
-            waits[key_of(job)] = over_quota(world, job, quota, mine, theirs)
-            kept.keep_quota(job)
-            continue
-        kind = alike(world, job)
-        if len(waiting) >= EXPLAINED and (terms := hopeless.get(kind)):  # what is left has only become less
-            waits[key_of(job)] = far_behind(world, job, len(waiting))
-            waiting.append(job)
-            kept.keep(stock, job, terms)
-            continue
-        terms = market.terms(job, quota, mine.plus(borrowed=theirs.borrowed))
-        full = is_full(quota, mine.plus(theirs.gpus), job)
-        if full:
-            terms = Terms() if is_guest(pool, job) or asks(job, now) else within_own(world, terms, namespace)
-        ways = FREE_ONLY if asks(job, now) and not full else replace(terms, lenders=terms.lenders - kept.lenders)
-        claim = place(world, stock, job, ways, kept, now)
-        if claim is not None:
-            claims[key_of(job)] = claim
-            held[namespace] = mine.with_claim(world, claim, namespace)
-            stock = stock_after(world, stock, job, claim)
-        elif full:
-            waits[key_of(job)] = over_quota(world, job, quota, mine, theirs)
-            kept.keep_own(job, terms)
-        else:
-            gives_way = next_to_give_way(world, stock.staying, job, now) if ways.displaces and not kept.nodes else None
-            again_at = again_at or (gives_way.at if gives_way else None)
-            waits[key_of(job)] = _why_it_waits(Waiting(world, stock, job, terms, waiting, gives_way, now))
-            waiting.append(job)
-            kept.keep(stock, job, terms)
-            if job.spec.scheduling.scale_up_first is None:  # those that ask for nodes do so until a time of their own
-                hopeless[kind] = terms
+        with looking_at(key_of(job)):
+            namespace = job.metadata.namespace
+            if namespace not in quotas:
+                quotas[namespace] = quota_of(world, pool, namespace)
+            mine, quota, theirs = held.get(namespace, Held()), quotas[namespace], kept.of(namespace)
+            if has_reached(quota, mine.plus(theirs.gpus), job):
+                waits[key_of(job)] = over_quota(world, job, quota, mine, theirs)
+                kept.keep_quota(job)
+                continue
+            kind = alike(world, job)
+            if len(waiting) >= EXPLAINED and (terms := hopeless.get(kind)):  # what is left has only become less
+                waits[key_of(job)] = far_behind(world, job, len(waiting))
+                waiting.append(job)
+                kept.keep(stock, job, terms)
+                continue
+            terms = market.terms(job, quota, mine.plus(borrowed=theirs.borrowed))
+            full = is_full(quota, mine.plus(theirs.gpus), job)
+            if full:
+                terms = Terms() if is_guest(pool, job) or asks(job, now) else within_own(world, terms, namespace)
+            ways = FREE_ONLY if asks(job, now) and not full else replace(terms, lenders=terms.lenders - kept.lenders)
+            claim = place(world, stock, job, ways, kept, now)
+            if claim is not None:
+                claims[key_of(job)] = claim
+                held[namespace] = mine.with_claim(world, claim, namespace)
+                stock = stock_after(world, stock, job, claim)
+            elif full:
+                waits[key_of(job)] = over_quota(world, job, quota, mine, theirs)
+                kept.keep_own(job, terms)
+            else:
+                gives_way = next_to_give_way(
+                    world, stock.staying if ways.displaces and not kept.nodes else (), job, now
+                )
+                again_at = again_at or (gives_way.at if gives_way else None)
+                waits[key_of(job)] = _why_it_waits(Waiting(world, stock, job, terms, waiting, gives_way, now))
+                waiting.append(job)
+                kept.keep(stock, job, terms)
+                if job.spec.scheduling.scale_up_first is None:  # those that ask for nodes do so until their own time
+                    hopeless[kind] = terms
     oversized = waiting_for_larger_nodes(world, pool, now)
-    waits.update({key_of(job): scaling_up(world, stock, job, [], now, _too_large(world, job)) for job in oversized})
+    waits.update(
+        each(
+            oversized, key_of, lambda job: (key_of(job), scaling_up(world, stock, job, [], now, _too_large(world, job)))
+        )
+    )
     asking = [job for job in (*waiting[:EXPLAINED], *oversized) if asks(job, now)]
     return Allocation(claims, waits, tuple(asking[:MOST]), again_at)
 
@@ -139,20 +157,24 @@ def waiting_for_larger_nodes(world: World, pool: GPUPool, now: datetime) -> list
 
     So they are not in the queue, and hold nobody back, until a node has come.
     """
-    jobs = [job for job in world.unfinished.get(pool.metadata.name, {}).values() if asks(job, now)]
-    found = [
-        job
-        for job in jobs
-        if refusal(world, job) and is_pending(world, job, now, nodes_may_come=True) and not live_claims_of(world, job)
-    ]
-    return sorted(found, key=lambda job: place_in_queue(pool, job, now))
+
+    def waits(job: FineTuneJob) -> bool:
+        larger = asks(job, now) and refusal(world, job) and is_pending(world, job, now, nodes_may_come=True)
+        return bool(larger) and not live_claims_of(world, job)
+
+    return _in_order(world, pool, now, waits)
 
 
 def pending(world: World, pool: GPUPool, now: datetime) -> list[FineTuneJob]:
     """Jobs that are ready for GPUs and hold none, in their order: priority, then age."""
+    return _in_order(world, pool, now, lambda job: is_pending(world, job, now) and not live_claims_of(world, job))
+
+
+def _in_order(world: World, pool: GPUPool, now: datetime, belongs: Callable[[FineTuneJob], bool]) -> list[FineTuneJob]:
+    """Those of a pool's unfinished jobs that belong in a queue, in their order."""
     jobs = world.unfinished.get(pool.metadata.name, {}).values()
-    found = [job for job in jobs if is_pending(world, job, now) and not live_claims_of(world, job)]
-    return sorted(found, key=lambda job: place_in_queue(pool, job, now))
+    places = each(jobs, key_of, lambda job: (place_in_queue(pool, job, now), job) if belongs(job) else None)
+    return [job for _, job in sorted((found for found in places if found), key=lambda found: found[0])]
 
 
 def place_in_queue(pool: GPUPool, job: FineTuneJob, now: datetime) -> tuple[int, str, str]:
@@ -169,7 +191,7 @@ def is_pending(world: World, job: FineTuneJob, now: datetime, *, nodes_may_come:
     Args:
         nodes_may_come: even if it is larger than what exists.
     """
-    if any(_trains(stage_job) for stage_job in world.stage_jobs_of.get(job.metadata.uid, {}).values()):
+    if any(_trains(stage_job) for stage_job in world.stage_jobs_of.get(identity(job), {}).values()):
         return False
     return readiness(world, job).at(now) and refusal(world, job, nodes_may_come=nodes_may_come) is None
 
@@ -185,14 +207,17 @@ def _trains(stage_job: StageJobView) -> bool:
     return stage_job.stage is Stage.TRAIN and not stage_job.finished
 
 
-def next_change(world: World, pool: GPUPool, now: datetime) -> datetime | None:
+def _turns(world: World, job: FineTuneJob) -> tuple[datetime | None, ...]:
+    """When the passing of time alone may change what is decided about a job."""
+    return (readiness(world, job).begins, asks_until(job), *avoided_until(job))
+
+
+def next_turn(world: World, pool: GPUPool, now: datetime) -> datetime | None:
     """When the passing of time alone will change a decision: a pause ends, a job's time comes, an engine lends."""
     jobs = world.unfinished.get(pool.metadata.name, {}).values()
     moments = (
-        *(readiness(world, job).begins for job in jobs),
-        *(asks_until(job) for job in jobs),
-        *(until for job in jobs for until in avoided_until(job)),
+        *(at for found in each(jobs, key_of, lambda job: _turns(world, job)) for at in found),
         now + timedelta(seconds=pool.spec.ageing_seconds) if pool.spec.ageing_seconds and jobs else None,
-        *(lends_next(world, engine, now) for engine in engines_of(world, pool) if jobs),
+        *each(engines_of(world, pool) if jobs else (), key_of, lambda engine: lends_next(world, engine, now)),
     )
     return min((moment for moment in moments if moment and moment > now), default=None)

@@ -6,11 +6,12 @@ from datetime import datetime
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import NamespaceQuota
 from sluice_api.scheduling import Policy
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.allocation.guests import hosts, is_guest
 from sluice_operator.plan.allocation.inventory import Stock, engines_of
 from sluice_operator.plan.allocation.lending import PASSING, lending_refusal
 from sluice_operator.plan.facts.tenants import Held
+from sluice_operator.plan.fence import each
 
 UNBOUNDED = 1_000_000
 
@@ -59,10 +60,12 @@ class Market:
             return Terms()
         alike = job.metadata.namespace, job.spec.scheduling.priority, job.spec.resources.nodes
         if alike not in self._known:
-            said = {
-                engine.metadata.uid: lending_refusal(self._world, self._stock, engine, job, self._now)
-                for engine in self._engines
-            }
+            refusals = each(
+                self._engines,
+                key_of,
+                lambda engine: lending_refusal(self._world, self._stock, engine, job, self._now),
+            )
+            said = dict(zip((engine.metadata.uid for engine in self._engines), refusals, strict=True))
             lend = frozenset(uid for uid, refused in said.items() if refused is None)
             self._known[alike] = lend, frozenset(uid for uid, refused in said.items() if refused in PASSING)
         return Terms(*self._known[alike], most)

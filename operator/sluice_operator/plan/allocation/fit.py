@@ -11,6 +11,7 @@ from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.proof import coming
 from sluice_operator.plan.facts.room import claims_of_job, need_of, shortage, unreachable_volume
 from sluice_operator.plan.facts.slots import floor_of, sleeps
+from sluice_operator.plan.fence import each
 
 
 def lack_on(
@@ -38,12 +39,8 @@ def lack_everywhere(world: World, stock: Stock, job: FineTuneJob, lenders: Colle
         if node.refusal:
             continue
         slots = {slot.pod for slot in _lendable(stock, node, lenders) if slot.pod and not sleeps(slot.engine)}
-        training = {
-            pod.key
-            for live in node.claims
-            if gives_way_at(world, live, job)
-            for pod in trainer_pods(world, live.stage_job)
-        }
+        leavers = each(node.claims, lambda live: live.key, lambda live: (live, gives_way_at(world, live, job)))
+        training = {pod.key for live, at in leavers if at for pod in trainer_pods(world, live.stage_job)}
         lack = lack_on(world, node, job, slots | training)
         if not lack:
             return ""

@@ -13,11 +13,12 @@ from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import Policy
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.allocation.inventory import NodeStock, PlacedSlot, Stock, engines_of, take_stock
 from sluice_operator.plan.facts.devices import slot_devices
 from sluice_operator.plan.facts.sharing import left_by
 from sluice_operator.plan.facts.slots import ref
+from sluice_operator.plan.fence import each
 
 
 class Beside(NamedTuple):
@@ -52,7 +53,9 @@ def _neighbours(world: World, pool: GPUPool, namespace: str) -> Sequence[Inferen
     asked = (_neighbours, pool.metadata.name)
     if asked not in world.worked_out:
         found: dict[str, list[InferenceEngine]] = {}
-        for engine in sorted(engines_of(world, pool), key=left_by, reverse=True):
+        engines = engines_of(world, pool)
+        left = dict(zip((engine.metadata.uid for engine in engines), each(engines, key_of, left_by), strict=True))
+        for engine in sorted(engines, key=lambda engine: left[engine.metadata.uid], reverse=True):
             found.setdefault(engine.metadata.namespace, []).append(engine)
         world.worked_out[asked] = found
     neighbours: Sequence[InferenceEngine] = world.worked_out[asked].get(namespace, ())

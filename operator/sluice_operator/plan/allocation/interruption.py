@@ -22,6 +22,7 @@ from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.claims import LiveClaim, Phase, live_claims_on, phase, taken_by
 from sluice_operator.plan.facts.outcomes import waits_since
 from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.fence import each
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +110,14 @@ def gives_way_at(world: World, live: LiveClaim, job: FineTuneJob) -> datetime | 
 
 def may_displace(world: World, claims: Iterable[LiveClaim], job: FineTuneJob, now: datetime) -> list[LiveClaim]:
     """Which of some claims give way to a job now: the lowest priority first, then the newest, that loses the least."""
-    found = [live for live in claims if (at := gives_way_at(world, live, job)) and at <= now]
+    moments = each(claims, lambda live: live.key, lambda live: (live, gives_way_at(world, live, job)))
+    found = [live for live, at in moments if at and at <= now]
     return sorted(found, key=lambda live: (live.job.spec.scheduling.priority, -live.stage_job.created.timestamp()))
 
 
 def next_to_give_way(world: World, claims: Iterable[LiveClaim], job: FineTuneJob, now: datetime) -> Departure | None:
     """The training that gives way to a waiting job next, by the passing of time alone; None when none does."""
-    moments = ((gives_way_at(world, live, job), live.name) for live in claims)
+    moments = each(claims, lambda live: live.key, lambda live: (gives_way_at(world, live, job), live.name))
     return min((Departure(at, name) for at, name in moments if at and at > now), default=None)
 
 

@@ -30,6 +30,7 @@ from sluice_operator.plan.facts.pools import pool_nodes, refusal
 from sluice_operator.plan.facts.sleeping import can_sleep, is_asleep
 from sluice_operator.plan.facts.slots import pod_of, ref, serves, sleeps, slot_of, template_of, wanted
 from sluice_operator.plan.facts.tenants import Held, engine_denial, quota_of, serving_refusal
+from sluice_operator.plan.fence import each, looking_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,8 @@ def take_stock(world: World, pool: GPUPool) -> Stock:
 def _counted(world: World, pool: GPUPool) -> Stock:
     engines = engines_of(world, pool)
     lent = borrowers(world, [live for engine in engines for live in live_claims_from(world, engine)])
-    stocks = {node.key.name: _count(world, pool, node, lent) for node in pool_nodes(world, pool)}
+    counted = each(pool_nodes(world, pool), lambda node: node.key, lambda node: _count(world, pool, node, lent))
+    stocks = {stock.name: stock for stock in counted}
     live = {live.stage_job.uid: live for stock in stocks.values() for live in stock.claims}
     held = _held_by_namespace(world, engines, lent, stocks.values(), live.values())
     waiting, refused = [], {}
@@ -201,7 +203,7 @@ def _counted(world: World, pool: GPUPool) -> Stock:
             stocks[home.name] = replace(home, slots=(*home.slots, _placed(world, engine, index, None)))
             held[engine.metadata.namespace] = mine.plus(serving=engine.spec.resources.gpus)
     going = heirs(world, [live for stock in stocks.values() for live in stock.claims])
-    losses = {engine.metadata.uid: may_lose(world, engine) for engine in engines}
+    losses = dict(each(engines, key_of, lambda engine: (engine.metadata.uid, may_lose(world, engine))))
     return Stock(pool, stocks, tuple(waiting), losses, frozenset(going), refused, held)
 
 
@@ -272,8 +274,9 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
         elif borrower:
             leaving += gpus
         elif owner:
-            slot = _placed(world, *owner, pod)
-            slots.append(_beside_jobs(world, slot, node, pod, here) if pool.spec.by_dra else slot)
+            with looking_at(key_of(owner[0])):
+                slot = _placed(world, *owner, pod)
+                slots.append(_beside_jobs(world, slot, node, pod, here) if pool.spec.by_dra else slot)
         elif pod and pod.labels.get(STAGE_LABEL) == Stage.TRAIN:
             ending[pod.key.namespace] = ending.get(pod.key.namespace, 0) + gpus
         else:
@@ -328,17 +331,20 @@ def _unplaced(
 ) -> list[tuple[InferenceEngine, int]]:
     """Slots that should exist, are not lent and have no bound pod; those that run already come first."""
     bound = {slot.slot for stock in stocks.values() for slot in stock.slots}
-    found = []
-    for engine in engines:
-        indices = lent_indices(lent, engine)
-        for index in wanted(world, engine, indices):
+    room = sum(stock.gpus for stock in stocks.values())
+
+    def look(engine: InferenceEngine) -> list[tuple[InferenceEngine, int]]:
+        found, indices = [], lent_indices(lent, engine)
+        for index in wanted(world, engine, indices, room):
             pod = pod_of(world, engine, index)
             elsewhere = pod is not None and bool(pod.node) and pod.node not in stocks
             if pod is None and key_of(engine) in world.refused:
                 continue  # it can't start: others may have its GPUs
             if index not in indices and ref(engine, index) not in bound and not elsewhere:
                 found.append((engine, index))
-    return found
+        return found
+
+    return [slot for slots in each(engines, key_of, look) for slot in slots]
 
 
 def _home(stocks: Iterable[NodeStock], gpus: int) -> NodeStock | None:

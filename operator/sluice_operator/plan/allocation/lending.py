@@ -4,13 +4,13 @@ from datetime import datetime, timedelta
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
-from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, LendTo, Reclaim
+from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, Reclaim
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import LOAD_SECONDS, World
 from sluice_operator.plan.allocation.inventory import Stock
+from sluice_operator.plan.facts.belief import lends_to
 from sluice_operator.plan.facts.sleeping import sleep_refusal
 from sluice_operator.plan.facts.slots import existing, pod_of, serves, sleeps
-from sluice_operator.plan.facts.tenants import selects
 
 LOOK_AT_LOAD = timedelta(seconds=5)
 """How often what depends on an engine's load is decided again."""
@@ -31,7 +31,7 @@ def lending_refusal(
         return Reason.ENGINE_NEVER_LENDS
     if no_way := _no_way(engine, stock.pool, job):
         return no_way
-    if not _lends_to(world, engine, job.metadata.namespace):
+    if not lends_to(world, engine, job.metadata.namespace):
         return Reason.ENGINE_LENDS_ELSEWHERE
     if terms.priority > job.spec.scheduling.priority:
         return Reason.ENGINE_OUTRANKS
@@ -91,7 +91,7 @@ def being_left(world: World, engine: InferenceEngine) -> set[int]:
     return {
         slot.index
         for stage_job in world.claims_from.get(here, {}).values()
-        if stage_job.claim and stage_job.deleting
+        if stage_job.claim and stage_job.deleting and lends_to(world, engine, stage_job.key.namespace)
         for slot in stage_job.claim.borrowed
         if (slot.namespace, slot.engine) == here
     }
@@ -129,13 +129,3 @@ def _no_way(engine: InferenceEngine, pool: GPUPool, job: FineTuneJob) -> Reason 
     if engine.metadata.namespace != job.metadata.namespace:
         return Reason.ENGINE_LENDS_ELSEWHERE
     return Reason.GROUP_BORROWS_NONE if job.spec.resources.nodes > 1 else None
-
-
-def _lends_to(world: World, engine: InferenceEngine, namespace: str) -> bool:
-    match engine.spec.preemption.lend_to:
-        case LendTo.SAME_NAMESPACE:
-            return engine.metadata.namespace == namespace
-        case LendTo.ANYWHERE:
-            return True
-        case LendTo.SELECTED:
-            return selects(world, engine.spec.preemption.lend_to_namespaces, namespace)

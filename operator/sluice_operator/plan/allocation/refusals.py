@@ -20,7 +20,7 @@ from sluice_operator.plan.facts.alike import alike
 from sluice_operator.plan.facts.devices import offered
 from sluice_operator.plan.facts.pools import find_pool, nodes_of, pool_nodes, unusable
 from sluice_operator.plan.facts.publishing import name_taken
-from sluice_operator.plan.facts.room import claims_of_job, exceeds, most_pods, need_of
+from sluice_operator.plan.facts.room import exceeds, missing_claim, most_pods, need_of
 
 Refusal = tuple[Reason, str]
 
@@ -53,12 +53,16 @@ def refusal_at(world: World, job: FineTuneJob, now: datetime) -> Refusal | None:
 
 
 def _claims_exist(world: World, job: FineTuneJob) -> Refusal | None:
-    for name in claims_of_job(job):
-        if Key("PersistentVolumeClaim", job.metadata.namespace, name) not in world.claims:
-            return Reason.CLAIM_NOT_FOUND, (
-                f"spec: PersistentVolumeClaim {name} does not exist in namespace {job.metadata.namespace}. "
-                "Create it, or correct the pvc:// address."
-            )
+    spec, namespace = job.spec, job.metadata.namespace
+    addresses = {
+        "model.uri": spec.model.uri,
+        "dataset.uri": spec.dataset.uri,
+        "output.uri": spec.output.uri,
+        "resumeFrom": spec.resume_from or "",
+    }
+    for field, uri in addresses.items():
+        if missing := missing_claim(world, namespace, uri):
+            return Reason.CLAIM_NOT_FOUND, f"spec.{field}: {missing}"
     return None
 
 

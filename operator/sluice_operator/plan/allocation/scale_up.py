@@ -16,13 +16,14 @@ from sluice_api.meta import SCALE_UP_LABEL, scale_up_name
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, PodView
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.allocation.inventory import NodeStock, Stock
 from sluice_operator.plan.facts.claims import Phase, live_claims_on, phase
 from sluice_operator.plan.facts.outcomes import done, recorded, waits_since
 from sluice_operator.plan.facts.podless import pods_due, starts_until, starved
 from sluice_operator.plan.facts.room import makes_room
 from sluice_operator.plan.facts.slots import pod_of
+from sluice_operator.plan.fence import looking_at
 
 MOST = 10
 """So many jobs of a pool ask at once, the first of the queue."""
@@ -132,7 +133,8 @@ def _replicas_come(world: World, node: NodeStock, now: datetime) -> Iterator[dat
     """
     for slot in node.slots:
         if slot.pod is None:
-            pod = pod_of(world, slot.engine, slot.slot.index)
-            until = starts_until(slot.engine, slot.slot.index, pod, now)
+            with looking_at(key_of(slot.engine)):
+                pod = pod_of(world, slot.engine, slot.slot.index)
+                until = starts_until(slot.engine, slot.slot.index, pod, now)
             if now < until:
                 yield until

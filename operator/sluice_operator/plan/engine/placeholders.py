@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sluice_api.inferenceengine import InferenceEngine, SlotState
-from sluice_api.meta import SLOT_LABEL, STAGE_LABEL
+from sluice_api.meta import SLOT_LABEL, STAGE_LABEL, index_of
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, oldest_first
@@ -65,7 +65,8 @@ def plan_placeholders(world: World, engine: InferenceEngine, plans: Sequence[Slo
 def _placeholders(world: World, engine: InferenceEngine) -> dict[int, PodView]:
     """Those of an engine, by slot: a placeholder's name is the slot's, so there is one at most."""
     held = world.placeholders.get((engine.metadata.namespace, engine.metadata.name), {}).values()
-    return {int(pod.labels[SLOT_LABEL]): pod for pod in oldest_first(held) if not pod.deleting}
+    ours = (pod for pod in oldest_first(held) if not pod.deleting)
+    return {i: pod for pod in ours if (i := index_of(pod.labels.get(SLOT_LABEL, ""))) is not None}
 
 
 def _next_pod(world: World, engine: InferenceEngine, plan: SlotPlan) -> PodView | None:

@@ -16,6 +16,7 @@ from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.proof import phase_of
 from sluice_operator.plan.facts.sleeping import being_used, is_asleep, state_on_the_way
 from sluice_operator.plan.facts.slots import SlotPlan, existing, pod_of, ref, serves, sleeps, wanted
+from sluice_operator.plan.fence import looking_at
 
 NEXT_CLAIM_WITHIN = timedelta(seconds=10)
 """So long a slot that comes back waits for the claim of the job that is next in line."""
@@ -76,7 +77,8 @@ def is_lent(s: Situation, index: int) -> SlotPlan | None:
     live = s.lent.get(index)
     if live is None:
         return None
-    plan = _lent(s.world, s.engine, index, live, s.now)
+    with looking_at(live.key):
+        plan = _lent(s.world, s.engine, index, live, s.now)
     return replace(plan, state=SlotState.RECLAIMING) if index in s.asked_back and plan.lent else plan
 
 

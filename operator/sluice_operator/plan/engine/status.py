@@ -11,7 +11,9 @@ from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.conditions import condition
-from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.facts.devices import offered
+from sluice_operator.plan.facts.pools import find_pool, nodes_of, unusable
+from sluice_operator.plan.facts.room import missing_claim
 from sluice_operator.plan.facts.sleeping import sleep_refusal
 from sluice_operator.plan.facts.slots import SlotPlan, existing, pod_of, ref, serves
 from sluice_operator.plan.facts.tenants import engine_denial
@@ -30,6 +32,8 @@ def engine_status(
         count = f"{ready} of {engine.spec.replicas} replicas serve."
         message = f"{count} {refusal.message} It is tried again at {refusal.until:%H:%M:%S} UTC."
         reason = refusal.reason
+    elif hopeless := _hopeless(world, engine) if ready < engine.spec.replicas else None:
+        reason, message = hopeless[0], f"{message} {hopeless[1]}"
     old, generation = engine.status.conditions, engine.metadata.generation
     return InferenceEngineStatus(
         observed_generation=generation,
@@ -83,6 +87,29 @@ def _mistake(world: World, engine: InferenceEngine) -> tuple[Reason, str] | None
             remedy = "Write a name of the IANA database, such as Europe/Berlin or UTC"
             return Reason.TIME_ZONE_UNKNOWN, f"{field}: there is no time zone {window.time_zone}. {remedy}."
     return None
+
+
+def _hopeless(world: World, engine: InferenceEngine) -> tuple[Reason, str] | None:
+    """Why no replica of an engine can ever start, as things are; None when one could."""
+    resources, namespace = engine.spec.resources, engine.metadata.namespace
+    if missing := missing_claim(world, namespace, engine.spec.model.uri):
+        return Reason.CLAIM_NOT_FOUND, f"spec.model.uri: {missing}"
+    for number, name in enumerate(engine.spec.lora.claims if engine.spec.lora else ()):
+        if missing := missing_claim(world, namespace, f"pvc://{name}"):
+            return Reason.CLAIM_NOT_FOUND, f"spec.lora.claims[{number}]: {missing}"
+    pool = find_pool(world, resources.pool)
+    if pool is None:
+        return None
+    most = max((offered(world, node, pool.spec.counted_as) for node in nodes_of(world, pool)), default=0)
+    if most >= resources.gpus:
+        return None
+    if not most:
+        why = unusable(world, pool) or "Add one, or use another pool."
+        return Reason.NO_NODES, f"spec.resources.pool: pool {resources.pool} has no node that offers GPUs. {why}"
+    return Reason.EXCEEDS_EVERY_NODE, (
+        f"spec.resources.gpus: {resources.gpus} are asked for, the largest node of pool {resources.pool} has {most}. "
+        f"Ask for at most {most}, or add a larger node."
+    )
 
 
 def _readiness(

@@ -3,12 +3,13 @@
 from datetime import datetime, timedelta
 
 from sluice_operator.observe.views import PodView, StageJobView
-from sluice_operator.observe.world import World, oldest_first
+from sluice_operator.observe.world import World, identity, oldest_first
+from sluice_operator.plan.facts.belief import believed, owner_of
 
 
 def trainer_pods(world: World, stage_job: StageJobView) -> list[PodView]:
     """The pods of a stage Job, oldest first."""
-    return oldest_first(world.pods_of.get(stage_job.uid, {}).values())
+    return oldest_first(world.pods_of.get(identity(stage_job), {}).values())
 
 
 def has_its_nodes(world: World, stage_job: StageJobView) -> bool:
@@ -22,7 +23,16 @@ def heir_of(world: World, stage_job: StageJobView) -> StageJobView | None:
     coming = world.displacing.get(stage_job.uid)
     if not coming or not all(pod.ended for pod in trainer_pods(world, stage_job)):
         return None
-    return next((other for other in coming.values() if has_its_nodes(world, other)), None)
+    return next(
+        (other for other in coming.values() if has_its_nodes(world, other) and _comes(world, other, stage_job)), None
+    )
+
+
+def _comes(world: World, heir: StageJobView, stage_job: StageJobView) -> bool:
+    """Whether an attempt could really come in another's place."""
+    job = owner_of(world, heir)
+    claim = believed(world, job, heir) if job else None
+    return claim is not None and stage_job.uid in claim.displaced
 
 
 def made_after(world: World, stage_job: StageJobView, ended: datetime) -> bool:

@@ -14,11 +14,13 @@ from sluice_api.claim import Claim, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.observe.views import Key, PodView, StageJobView
-from sluice_operator.observe.world import World, engine_key, job_key, oldest_first
+from sluice_operator.observe.world import World, engine_key, identity, job_key, key_of, oldest_first
 from sluice_operator.plan.facts.attempts import has_its_nodes, heir_of, trainer_pods
+from sluice_operator.plan.facts.belief import believed, owner_of
 from sluice_operator.plan.facts.devices import offered
 from sluice_operator.plan.facts.outcomes import AT_ONCE, all_outcomes, failures
 from sluice_operator.plan.facts.sharing import left_by
+from sluice_operator.plan.fence import each
 
 
 class Phase(IntEnum):
@@ -41,19 +43,23 @@ class LiveClaim:
     job: FineTuneJob
     stage_job: StageJobView
     claim: Claim
+    """What of it could be true."""
+
+    @property
+    def key(self) -> Key:
+        """Key of the job."""
+        return key_of(self.job)
+
+    @property
+    def is_overdrawn(self) -> bool:
+        """Whether the Job says that it has more than could be true, or could any longer: a lender's terms changed."""
+        said = self.stage_job.claim
+        return said is not None and said.places != self.claim.places
 
     @property
     def name(self) -> str:
         """The job, as namespace/name."""
         return self.job.metadata.full_name
-
-
-def owner_of(world: World, stage_job: StageJobView) -> FineTuneJob | None:
-    """The FineTuneJob that a stage Job belongs to, if it is still the same one."""
-    if stage_job.owner is None:
-        return None
-    job = world.jobs.get(job_key(stage_job.key.namespace, stage_job.owner.name))
-    return job if job and job.metadata.uid == stage_job.owner.uid else None
 
 
 def live_claims(world: World) -> list[LiveClaim]:
@@ -63,7 +69,7 @@ def live_claims(world: World) -> list[LiveClaim]:
 
 def live_claims_of(world: World, job: FineTuneJob) -> list[LiveClaim]:
     """One job's claims that are alive, oldest first."""
-    return _alive(world, world.stage_jobs_of.get(job.metadata.uid, {}).values())
+    return _alive(world, world.stage_jobs_of.get(identity(job), {}).values())
 
 
 def live_claims_on(world: World, node: str) -> list[LiveClaim]:
@@ -77,12 +83,19 @@ def live_claims_from(world: World, engine: InferenceEngine) -> list[LiveClaim]:
 
 
 def _alive(world: World, stage_jobs: Iterable[StageJobView]) -> list[LiveClaim]:
-    found = []
-    for stage_job in oldest_first(stage_job for stage_job in stage_jobs if stage_job.claim):
+    def look(stage_job: StageJobView) -> LiveClaim | None:
         job = owner_of(world, stage_job)
-        if job and stage_job.claim and is_live(world, job, stage_job):
-            found.append(LiveClaim(job, stage_job, stage_job.claim))
-    return found
+        claim = believed(world, job, stage_job) if job else None
+        return LiveClaim(job, stage_job, claim) if job and claim and is_live(world, job, stage_job) else None
+
+    carriers = oldest_first(stage_job for stage_job in stage_jobs if stage_job.claim)
+    return [live for live in each(carriers, job_of, look) if live]
+
+
+def job_of(stage_job: StageJobView) -> Key:
+    """Key of the FineTuneJob of a stage Job; of itself, if it has none."""
+    owner = stage_job.owner
+    return job_key(stage_job.key.namespace, owner.name) if owner else stage_job.key
 
 
 def is_live(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
@@ -93,9 +106,14 @@ def is_live(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
         return False
     if any(Key("Node", "", place.node) not in world.nodes for place in stage_job.claim.places):
         return False
-    if heir_of(world, stage_job):
+    if heir_of(world, stage_job) or _is_lost_from_sight(world, stage_job):
         return False
     return not stage_job.finished or is_taken_over(world, job, stage_job)
+
+
+def _is_lost_from_sight(world: World, stage_job: StageJobView) -> bool:
+    """Whether a Job can't be read any more, so that nobody would hear of its end, and its pods are over."""
+    return stage_job.key in world.unreadable_jobs and all(pod.ended for pod in trainer_pods(world, stage_job))
 
 
 def is_taken_over(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
@@ -103,7 +121,7 @@ def is_taken_over(world: World, job: FineTuneJob, stage_job: StageJobView) -> bo
 
     While the pod's last words are still on their way, nothing is known and the claim stays.
     """
-    siblings = world.stage_jobs_of.get(job.metadata.uid, {}).values()
+    siblings = world.stage_jobs_of.get(identity(job), {}).values()
     if any(other.stage is stage_job.stage and other.attempt > stage_job.attempt for other in siblings):
         return False
     outcomes = all_outcomes(world, job).of(stage_job.stage)
@@ -142,10 +160,12 @@ def taken_by(world: World, claim: Claim, node: str) -> int:
 
 def heirs(world: World, claims: Iterable[LiveClaim]) -> dict[str, str]:
     """Attempts that are about to be stopped, and whose claim, that waits for its node, has their GPUs; by uid."""
+    taking = [live for live in claims if live.claim.displaced]
+    phases = each(taking, lambda live: live.key, lambda live: phase(world, live))
     return {
         uid: live.stage_job.uid
-        for live in claims
-        if live.claim.displaced and phase(world, live) is not Phase.HOLDING
+        for live, found in zip(taking, phases, strict=True)
+        if found is not Phase.HOLDING
         for uid in live.claim.displaced
     }
 
@@ -153,7 +173,8 @@ def heirs(world: World, claims: Iterable[LiveClaim]) -> dict[str, str]:
 def borrowers(world: World, claims: list[LiveClaim]) -> dict[SlotRef, LiveClaim]:
     """Which claim borrows which slot; of two claims on one slot, the one that stands."""
     found: dict[SlotRef, LiveClaim] = {}
-    for live in sorted(claims, key=lambda live: standing(world, live), reverse=True):
+    ranks = each(claims, lambda live: live.key, lambda live: standing(world, live))
+    for _, live in sorted(zip(ranks, claims, strict=True), key=lambda ranked: ranked[0], reverse=True):
         found.update(dict.fromkeys(live.claim.borrowed, live))
     return found
 
@@ -217,7 +238,7 @@ def _rivals(world: World, mine: LiveClaim) -> list[LiveClaim]:
     """The claims that might want what a claim has, oldest first: its job's, its nodes', its engines'."""
     lenders = {(slot.namespace, slot.engine) for slot in mine.claim.borrowed}
     groups = [
-        world.stage_jobs_of.get(mine.job.metadata.uid, {}),
+        world.stage_jobs_of.get(identity(mine.job), {}),
         *(world.claims_on.get(place.node, {}) for place in mine.claim.places),
         *(world.claims_from.get(lender, {}) for lender in lenders),
     ]

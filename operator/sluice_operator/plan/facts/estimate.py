@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_operator.plan.facts.claims import LiveClaim
+from sluice_operator.plan.fence import each
 
 _CLOSE = timedelta(minutes=1)
 _CLOSE_SHARE = 0.2
@@ -28,7 +29,8 @@ def starts_at(claims: Iterable[LiveClaim], free: int, queue: Sequence[FineTuneJo
     asked = sum(job.spec.resources.all_gpus for job in queue)
     if free >= asked:
         return now
-    for end, gpus in sorted((end, live.claim.all_gpus) for live in claims if (end := ends_at(live))):
+    ends = each(claims, lambda live: live.key, lambda live: (ends_at(live), live.claim.all_gpus))
+    for end, gpus in sorted((end, gpus) for end, gpus in ends if end):
         free += gpus
         if free >= asked:
             return max(end, now)

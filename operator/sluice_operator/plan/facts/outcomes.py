@@ -2,18 +2,17 @@
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from functools import lru_cache
 from itertools import takewhile
 
 from pydantic import ValidationError
 
-from sluice_api.claim import AttemptOutcome, Outcomes
+from sluice_api.claim import OUTCOMES_BYTES, AttemptOutcome, Outcomes
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import StageJobView
-from sluice_operator.observe.world import World, oldest_first
+from sluice_operator.observe.world import World, identity, oldest_first
 from sluice_operator.plan.facts.attempts import heir_of
 from sluice_operator.plan.facts.endings import BY_DEADLINE, End, how_grave, pod_end
 from sluice_operator.plan.facts.refused import FIRST_PAUSE, REFUSED, doubled
@@ -52,26 +51,34 @@ AGAIN = AT_ONCE | FREE | {Reason.TRAINER_FAILED, Reason.DOWNLOAD_FAILED, Reason.
 as nothing is lost then."""
 
 _NO_PAUSE = AT_ONCE | GAVE_WAY | {Reason.CLAIMED, Reason.DONE}
-_KEPT = {GIVEN_UP: 5, MENDABLE: 6}
+_RECORDED = {GIVEN_UP: 5, MENDABLE: 6}
 """So many of the newest attempts of a kind are recorded: one after the other is made for as long as a job waits."""
 _MENDING_PAUSE = timedelta(minutes=1)
 _LONGEST_MENDING_PAUSE = timedelta(minutes=30)
 _ELSEWHERE = frozenset({Reason.NOT_BOUND, Reason.POD_REFUSED, Reason.EVICTED})
 """Ends after which the node is avoided, so that the next claim need not wait long."""
 _ELSEWHERE_PAUSE = timedelta(seconds=10)
+_KEPT = "_outcomes"
 _CLAIM_PAUSE = timedelta(minutes=1)
 
 
 def recorded(job: FineTuneJob) -> Outcomes:
-    """The attempts that the job's annotation keeps; none when the annotation is not ours."""
-    return _parsed(job.metadata.annotations.get(OUTCOMES_ANNOTATION, "{}"))
+    """The attempts that the job's annotation keeps; none when the annotation is not ours.
+
+    Every decision asks, for every job of a pool. So the job itself keeps the answer, which goes with it.
+    """
+    text = job.metadata.annotations.get(OUTCOMES_ANNOTATION, "{}")
+    known: tuple[str, Outcomes] | None = vars(job.metadata).get(_KEPT)
+    if known is None or known[0] is not text:  # a copy of a job brings along what was kept of the first
+        known = vars(job.metadata)[_KEPT] = text, _parsed(text)
+    return known[1]
 
 
-@lru_cache(maxsize=65_536)
-def _parsed(annotation: str) -> Outcomes:
-    """Every decision reads it, for every job of a pool; the text changes a few times in a job's life."""
+def _parsed(text: str) -> Outcomes:
+    if len(text) > OUTCOMES_BYTES:
+        return Outcomes()
     try:
-        return Outcomes.model_validate_json(annotation)
+        return Outcomes.model_validate_json(text)
     except ValidationError:
         return Outcomes()
 
@@ -85,13 +92,15 @@ def waits_since(job: FineTuneJob) -> datetime | None:
     """Since when a prepared job that has no GPUs could have had some."""
     ended = [outcome.ended_at for outcome in had_theirs(recorded(job).attempts) if outcome.ended_at]
     begins = job.spec.scheduling.not_before
-    return max([*ended, *([begins] if begins else [])], default=None)
+    since = max([*ended, *([begins] if begins else [])], default=None)
+    made = job.metadata.creation_timestamp
+    return max(since, made) if since and made else since
 
 
 def all_outcomes(world: World, job: FineTuneJob) -> Outcomes:
     """Every ended attempt: the recorded ones, and those whose Job has just ended."""
     outcomes = recorded(job)
-    for stage_job in oldest_first(world.stage_jobs_of.get(job.metadata.uid, {}).values()):
+    for stage_job in oldest_first(world.stage_jobs_of.get(identity(job), {}).values()):
         if not stage_job.finished or outcomes.has(stage_job.stage, stage_job.attempt):
             continue
         outcome = ended(world, job, stage_job)
@@ -104,7 +113,7 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
     """How a finished Job's attempt ended; None while it runs or its pods' last words are on their way."""
     if not stage_job.finished:
         return None
-    pods = {pod.index: pod for pod in oldest_first(world.pods_of.get(stage_job.uid, {}).values())}
+    pods = {pod.index: pod for pod in oldest_first(world.pods_of.get(identity(stage_job), {}).values())}
     if any(pod.termination is None and not pod.ended for pod in pods.values()):
         return None
     places = stage_job.claim.nodes if stage_job.claim else ("",)
@@ -217,14 +226,28 @@ def _given_up_before(outcomes: tuple[AttemptOutcome, ...]) -> int:
 
 
 def compact(outcomes: Outcomes) -> Outcomes:
-    """The same record without all but the newest attempts of those kinds that a job may make for ever.
+    """The same record, as short as an annotation has to be.
 
-    A job that waits behind a quota makes one every minute, and an annotation has an end.
+
+    A job that waits behind a quota gives up a claim every minute: all but the newest of these are dropped. Should the
+    rest be too long, the oldest lose their words first, then those are dropped that are nobody's failure.
     """
     dropped = set[int]()
-    for kind, kept in _KEPT.items():
+    for kind, kept in _RECORDED.items():
         dropped.update([place for place, attempt in enumerate(outcomes.attempts) if attempt.reason in kind][:-kept])
-    if not dropped:
-        return outcomes
-    left = tuple(attempt for place, attempt in enumerate(outcomes.attempts) if place not in dropped)
-    return outcomes.model_copy(update={"attempts": left})
+    attempts = tuple(attempt for place, attempt in enumerate(outcomes.attempts) if place not in dropped)
+    shortened = outcomes.model_copy(update={"attempts": attempts}) if dropped else outcomes
+    if len(shortened.to_json()) <= OUTCOMES_BYTES:
+        return shortened
+    for told in (20, 5, 0):
+        silent = (attempt.model_copy(update={"message": ""}) for attempt in attempts[: max(0, len(attempts) - told)])
+        shortened = outcomes.model_copy(update={"attempts": (*silent, *attempts[max(0, len(attempts) - told) :])})
+        if len(shortened.to_json()) <= OUTCOMES_BYTES:
+            return shortened
+    while free := [attempt for attempt in shortened.attempts if attempt.reason in FREE]:
+        gone = {(attempt.stage, attempt.attempt) for attempt in free[: (len(free) + 1) // 2]}
+        left = tuple(attempt for attempt in shortened.attempts if (attempt.stage, attempt.attempt) not in gone)
+        shortened = shortened.model_copy(update={"attempts": left})
+        if len(shortened.to_json()) <= OUTCOMES_BYTES:
+            break
+    return shortened

@@ -5,10 +5,12 @@ from datetime import datetime, timedelta
 
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_operator.observe.views import PodView, StageJobView
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, identity
 from sluice_operator.plan.facts.attempts import has_its_nodes
-from sluice_operator.plan.facts.claims import is_live, owner_of
+from sluice_operator.plan.facts.belief import owner_of
+from sluice_operator.plan.facts.claims import is_live, job_of
 from sluice_operator.plan.facts.slots import pod_of
+from sluice_operator.plan.fence import each
 
 PODS_WITHIN = timedelta(seconds=5)
 """What has been made has its pods by then: a Job's, or those of a Deployment, which takes one step more."""
@@ -35,24 +37,27 @@ def pods_due(world: World) -> Mapping[str, tuple[datetime, str]]:
     """By namespace, until when the first of those that have no pod yet should have it, and who that is."""
     found: dict[str, tuple[datetime, str]] | None = world.worked_out.get(pods_due)
     if found is None:
-        found = world.worked_out[pods_due] = {}
+        found = {}
         for namespace, name, since in (*_claims(world), *_slots(world)):
             due = (since + PODS_WITHIN, name)
             found[namespace] = min(found.get(namespace, due), due)
+        world.worked_out[pods_due] = found
     return found
 
 
 def _claims(world: World) -> Iterator[tuple[str, str, datetime]]:
     """Training Jobs that hold a claim and lack pods. One that another system has suspended is to have none."""
-    for stage_job in world.claiming.values():
-        if _lacks_pods(world, stage_job):
-            job = owner_of(world, stage_job)
-            if job and is_live(world, job, stage_job) and not has_its_nodes(world, stage_job):
-                yield stage_job.key.namespace, job.metadata.name, stage_job.created
+
+    def look(stage_job: StageJobView) -> tuple[str, str, datetime] | None:
+        job = owner_of(world, stage_job) if _lacks_pods(world, stage_job) else None
+        lacks = job is not None and is_live(world, job, stage_job) and not has_its_nodes(world, stage_job)
+        return (stage_job.key.namespace, job.metadata.name, stage_job.created) if job and lacks else None
+
+    yield from (found for found in each(world.claiming.values(), job_of, look) if found)
 
 
 def _lacks_pods(world: World, stage_job: StageJobView) -> bool:
-    pods = world.pods_of.get(stage_job.uid, ())
+    pods = world.pods_of.get(identity(stage_job), ())
     asks = not (stage_job.finished or stage_job.suspended)
     return asks and stage_job.claim is not None and len(pods) < len(stage_job.claim.nodes)
 

@@ -28,7 +28,9 @@ def nodes_of(world: World, pool: GPUPool) -> Iterator[NodeView]:
     return (
         node
         for node in world.nodes.values()
-        if _selects(world, pool, node) and not any(_selects(world, elder, node) for elder in elders)
+        if node.key.name not in world.shunned
+        and _selects(world, pool, node)
+        and not any(_selects(world, elder, node) for elder in elders)
     )
 
 

@@ -2,7 +2,7 @@
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.facts.claims import owner_of
+from sluice_operator.plan.facts.belief import owner_of
 from sluice_operator.plan.facts.pools import find_pool
 
 

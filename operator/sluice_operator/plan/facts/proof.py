@@ -56,7 +56,8 @@ def _doubt_on(world: World, live: LiveClaim, place: Place, pod: PodView) -> tupl
 def leaving(world: World, live: LiveClaim) -> Collection[Key]:
     """Pods that make room for a claim: of its borrowed slots and displaced attempts. Its own are the ones that ask."""
     found = {pod.key for pod in trainer_pods(world, live.stage_job)}
-    found.update(key for uid in live.claim.displaced for key in world.pods_of.get(uid, {}))
+    refs = (ref for place in live.claim.places for ref in place.displaced)
+    found.update(key for ref in refs for key in world.pods_of.get((ref.namespace, ref.uid), {}))
     for slot in live.claim.borrowed:
         engine = world.engines.get(engine_key(slot.namespace, slot.engine))
         pod = pod_of(world, engine, slot.index) if engine else None

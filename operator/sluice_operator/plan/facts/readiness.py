@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from sluice_api.claim import Outcomes
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.stages import Stage
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, identity
 from sluice_operator.plan.facts.deadlines import waiting_ends
 from sluice_operator.plan.facts.failure import final_failure
 from sluice_operator.plan.facts.outcomes import all_outcomes, done, next_attempt_at
@@ -30,7 +30,7 @@ class Readiness:
 
 def readiness(world: World, job: FineTuneJob) -> Readiness:
     """When a job wants GPUs. Without Jobs of its own that is in its record alone, and asked of thousands that wait."""
-    if world.stage_jobs_of.get(job.metadata.uid):
+    if world.stage_jobs_of.get(identity(job)):
         return _readiness(job, all_outcomes(world, job))
     noted = world.noted(job)
     if readiness not in noted:

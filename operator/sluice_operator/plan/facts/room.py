@@ -3,9 +3,10 @@
 from collections.abc import Collection, Hashable, Iterable
 
 from sluice_api.finetunejob import FineTuneJob, JobResources
-from sluice_api.meta import SCALE_UP_LABEL
+from sluice_api.meta import SCALE_UP_LABEL, scale_up_name
 from sluice_api.pods import DISK_REQUEST
 from sluice_api.quantity import amount, readable
+from sluice_api.sources import volume_path
 from sluice_operator.observe.views import ClaimView, Key, NodeRequirement, NodeView, PodView, Resources
 from sluice_operator.observe.world import World, job_key
 
@@ -33,17 +34,34 @@ def claims_of_job(job: FineTuneJob) -> tuple[str, ...]:
     return job.spec.volumes
 
 
+def missing_claim(world: World, namespace: str, uri: str) -> str:
+    """What to do about an address whose PersistentVolumeClaim is not there; empty when nothing is missing."""
+    path = volume_path(uri)
+    if path is None or Key("PersistentVolumeClaim", namespace, path.claim) in world.claims:
+        return ""
+    return (
+        f"PersistentVolumeClaim {path.claim} does not exist in namespace {namespace}. Create it, or correct the pvc:// "
+        "address."
+    )
+
+
 def holding(world: World, node: str) -> list[PodView]:
     """Pods that are bound to a node and have not ended; terminating ones too. Those that make room do not count."""
     return [pod for pod in world.pods_on.get(node, {}).values() if not pod.ended and not makes_room(world, pod)]
 
 
 def makes_room(world: World, pod: PodView) -> bool:
-    """Whether a pod asks for a node for a job that we serve: it goes for anybody (see plan.scale_up)."""
-    if SCALE_UP_LABEL not in pod.labels or pod.owner is None:
+    """Whether a pod asks for a node for a job that we serve: it goes for anybody, and at once (see plan.scale_up).
+
+    One that only looks like it, or that is going already, has what it has until it is gone.
+    """
+    if SCALE_UP_LABEL not in pod.labels or pod.owner is None or pod.deleting or not pod.goes_at_once:
         return False
     job = world.jobs.get(job_key(pod.key.namespace, pod.owner.name))
-    return job is not None and job.metadata.uid == pod.owner.uid
+    if job is None or job.metadata.uid != pod.owner.uid:
+        return False
+    names = (scale_up_name(job.metadata.name, pod.owner.uid, index) for index in range(job.spec.resources.nodes))
+    return pod.key.name in names
 
 
 def shortage(

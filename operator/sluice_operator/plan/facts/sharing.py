@@ -20,6 +20,8 @@ def share_of(pool: GPUPool, job: FineTuneJob) -> Share | None:
 def left_by(engine: InferenceEngine) -> int:
     """Percent of its GPUs' memory that an engine's vLLM leaves to others."""
     taken = Decimal(engine.spec.serving.gpu_memory_utilization)
+    if taken >= 1:
+        return 0
     return max(0, int((100 * (1 - taken)).to_integral_value(ROUND_FLOOR)))
 
 

@@ -5,13 +5,14 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import count, islice
 
 from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import ASLEEP, InferenceEngine, LendingPolicy, SlotState, SlotStatus
-from sluice_api.meta import ENGINE_LABEL, SLOT_LABEL, slot_name
+from sluice_api.meta import ENGINE_LABEL, SLOT_LABEL, index_of, slot_name
 from sluice_api.pods import DEFAULT_DISK
 from sluice_operator.observe.views import Key, PodView, SlotView
-from sluice_operator.observe.world import World, engine_key, oldest_first
+from sluice_operator.observe.world import World, engine_key, identity, oldest_first
 
 _QUIET_SECONDS = 1.0
 """A draining slot is done when no request has begun for so long: endpoints are removed asynchronously."""
@@ -56,14 +57,14 @@ def serves(pod: PodView | None) -> bool:
 
 def slot_named(world: World, namespace: str, labels: Mapping[str, str]) -> tuple[InferenceEngine, int] | None:
     """The engine's slot that an object is of, by its labels; None for anybody else's."""
-    index = labels.get(SLOT_LABEL, "")
+    index = index_of(labels.get(SLOT_LABEL, ""))
     engine = world.engines.get(engine_key(namespace, labels.get(ENGINE_LABEL, "")))
-    return (engine, int(index)) if engine and index.isdecimal() else None
+    return (engine, index) if engine and index is not None else None
 
 
 def existing(world: World, engine: InferenceEngine) -> dict[int, SlotView]:
     """The engine's slots that have a Deployment, by index."""
-    slots = world.slots_of.get(engine.metadata.uid, {}).values()
+    slots = world.slots_of.get(identity(engine), {}).values()
     return {slot.index: slot for slot in slots if not slot.deleting}
 
 
@@ -75,22 +76,23 @@ def slot_of(world: World, engine: InferenceEngine, index: int) -> SlotView | Non
     return slot if slot and mine and not slot.deleting else None
 
 
-def wanted(world: World, engine: InferenceEngine, lent: Collection[int]) -> list[int]:
+def wanted(world: World, engine: InferenceEngine, lent: Collection[int], room: int | None = None) -> list[int]:
     """The spec.replicas slots that should exist, by index.
 
     Who scales an engine down while a slot is lent means the number that serves: serving slots stay
     before lent ones, whatever their index. Nothing is ever subtracted from spec.replicas.
+
+    Args:
+        room: GPUs of the pool. Of the slots that nobody has made, only as many as would fit if it were empty, and one
+            more, which waits: a thousand replicas of a pool of two GPUs cost nobody anything.
     """
     slots = existing(world, engine)
     known = sorted(slots, key=lambda i: (i in lent, slots[i].size == 0, not serves(pod_of(world, engine, i)), i))
-    new = (i for i in range(len(known) + engine.spec.replicas) if i not in slots)
-    lent_only = [i for i in lent if i not in slots]
-    order = [*known, *lent_only]
-    while len(order) < engine.spec.replicas:
-        index = next(new)
-        if index not in order:
-            order.append(index)
-    return sorted(order[: engine.spec.replicas])
+    order = [*known, *(i for i in lent if i not in slots)][: engine.spec.replicas]
+    lacking = engine.spec.replicas - len(order)
+    most = lacking if room is None else min(lacking, room // engine.spec.resources.gpus + 1)
+    taken = {*order}
+    return sorted([*order, *islice((i for i in count() if i not in taken and i not in slots), most)])
 
 
 def sleeps(engine: InferenceEngine) -> bool:

@@ -1,32 +1,16 @@
 """What a namespace may have of a pool, as the pool says, and what of that its engines have."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from sluice_api.claim import Claim, Place
 from sluice_api.gpupool import GPUPool, NamespaceQuota
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
-from sluice_api.selectors import NamespaceSelector
-from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World
 from sluice_operator.plan.facts.claims import gpus_of_slots
-
-NAME_LABEL = "kubernetes.io/metadata.name"
-"""On every namespace."""
+from sluice_operator.plan.facts.namespaces import selects
 
 Refusal = tuple[Reason, str]
-
-
-def labels_of(world: World, namespace: str) -> Mapping[str, str]:
-    """A namespace's labels; its name at least, which nobody can take away."""
-    view = world.namespaces.get(Key("Namespace", "", namespace))
-    return {**(view.labels if view else {}), NAME_LABEL: namespace}
-
-
-def selects(world: World, selector: NamespaceSelector | None, namespace: str) -> bool:
-    """Whether a selector means a namespace; no selector means none."""
-    return selector is not None and selector.selects(labels_of(world, namespace))
 
 
 def quota_of(world: World, pool: GPUPool, namespace: str) -> NamespaceQuota:

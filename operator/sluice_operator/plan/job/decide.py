@@ -9,10 +9,11 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExportResult, Stage
 from sluice_operator.observe.views import Key, StageJobView
-from sluice_operator.observe.world import World, adapter_key, oldest_first
+from sluice_operator.observe.world import World, adapter_key, identity, oldest_first
 from sluice_operator.plan.allocation import refusals
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.attempts import heir_of, made_after, trainer_pods
+from sluice_operator.plan.facts.belief import believed
 from sluice_operator.plan.facts.claims import LiveClaim, is_live, live_claims_of
 from sluice_operator.plan.facts.deadlines import waiting_ends, warning
 from sluice_operator.plan.facts.estimate import ends_at
@@ -51,7 +52,7 @@ def plan_job(
         refused_pod: what the API server said when it refused the training pod, if it did.
     """
     outcomes = all_outcomes(world, job)
-    stage_jobs = tuple(oldest_first(world.stage_jobs_of.get(job.metadata.uid, {}).values()))
+    stage_jobs = tuple(oldest_first(world.stage_jobs_of.get(identity(job), {}).values()))
     situation = Situation(world, job, now, outcomes, wait, refused_pod, limits, stage_jobs)
     decision = next(found for rule in RULES if (found := rule(situation)))
     fresh = compact(decision.record or outcomes)
@@ -150,13 +151,21 @@ def holds(s: Situation) -> JobDecision | None:
     if leaving:
         record = s.outcomes
         lost = tuple(stage_job for stage_job in leaving if not stage_job.deleting and not heir_of(s.world, stage_job))
-        for stage_job in lost:  # unfinished, of a job that is wanted, and yet its claim is over: its node is gone
-            record = record.with_attempt(ended_by_us(s, stage_job, Reason.NODE_LOST, "Its node is gone."))
+        for stage_job in lost:  # unfinished, of a job that is wanted, and yet its claim is over
+            record = record.with_attempt(ended_by_us(s, stage_job, *_why_it_is_over(s, stage_job)))
         away = unreachable(s.world, (pod for stage_job in leaving for pod in trainer_pods(s.world, stage_job)))
         reason = Reason.NODE_NOT_READY if away else Reason.REQUEUED
         message = away or "Its last training pod is still going; the next attempt follows."
         return JobDecision(JobCondition.ADMITTED, reason, message, record=record, delete=lost)
     return _takes_over(s)
+
+
+def _why_it_is_over(s: Situation, stage_job: StageJobView) -> tuple[Reason, str]:
+    if believed(s.world, s.job, stage_job) is None:
+        return Reason.CLAIMED, "Its annotation claims other GPUs than the job asks for; the claim is made anew."
+    if stage_job.key in s.world.unreadable_jobs:
+        return Reason.POD_LOST, "Its Job has been changed and can't be read any more, and its pods are over."
+    return Reason.NODE_LOST, "Its node is gone."
 
 
 def _decision(s: Situation, live: LiveClaim, step: Step) -> JobDecision:
@@ -178,14 +187,15 @@ def _decision(s: Situation, live: LiveClaim, step: Step) -> JobDecision:
 def _takes_over(s: Situation) -> JobDecision | None:
     """The next attempt takes the claim of the one that just ended, before any engine grows."""
     for stage_job in reversed([j for j in s.stage_jobs if j.stage is Stage.TRAIN and j.claim]):
-        if stage_job.claim is None or not is_live(s.world, s.job, stage_job):
+        held = believed(s.world, s.job, stage_job)
+        if held is None or not is_live(s.world, s.job, stage_job):
             continue
         last = s.outcomes.of(Stage.TRAIN)[-1:]
         if not last or last[0].attempt != stage_job.attempt or last[0].reason not in AT_ONCE:
             return JobDecision(
                 JobCondition.TRAINED, Reason.TRAINING, "The last pod has ended; waiting for its last words."
             )
-        claim = stage_job.claim.model_copy(update={"term": s.world.term})
+        claim = held.model_copy(update={"term": s.world.term})
         start = Start(Stage.TRAIN, s.next_attempt(Stage.TRAIN), claim)
         return JobDecision(
             JobCondition.ADMITTED,

@@ -61,7 +61,11 @@ def advance(world: World, live: LiveClaim, now: datetime, limits: Limits, refuse
     if stopped := interruption(world, live):
         message = f"{stopped.message} The state is saved; training goes on from there."
         return Step(stopped.reason, message, give_up=True, by=stopped.by)
-    match phase_of(world, live):
+    found = phase_of(world, live)
+    if live.is_overdrawn and found < Phase.BINDING:
+        message = "The claim names replicas or training that do not make room for this job; it is given up."
+        return Step(Reason.CLAIMED, message, give_up=True)
+    match found:
         case Phase.PROVING:
             return _prove(world, live, now, limits, refused_pod)
         case Phase.DRAINING:

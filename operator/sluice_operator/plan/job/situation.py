@@ -10,7 +10,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExportResult, Stage
 from sluice_operator.observe.views import PodView, StageJobView
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, identity
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.outcomes import all_outcomes, next_attempt_at, only_node
 from sluice_operator.plan.facts.refused import FIRST_PAUSE, LONGEST_PAUSE
@@ -139,7 +139,7 @@ def refused_attempt(start: Start, reason: Reason, message: str, now: datetime) -
 
 def next_training_attempt(world: World, job: FineTuneJob) -> int:
     """A number that no attempt to train ever had."""
-    stage_jobs = world.stage_jobs_of.get(job.metadata.uid, {}).values()
+    stage_jobs = world.stage_jobs_of.get(identity(job), {}).values()
     return _next_attempt(job, all_outcomes(world, job), stage_jobs, Stage.TRAIN)
 
 

@@ -1,0 +1,60 @@
+"""The status of an object that is set aside: it says so, and the rest of it stays as it was."""
+
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from sluice_api.adapter import Adapter
+from sluice_api.conditions import READY, Condition, ConditionStatus, JobCondition
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.reasons import Reason
+from sluice_operator.observe.world import SetAside
+from sluice_operator.plan.facts.conditions import condition
+
+LOOKED_AT_AGAIN = timedelta(minutes=5)
+"""So long an object stays aside that does not change: what was raised may have been another's fault too."""
+
+AnyResource = TypeVar("AnyResource", FineTuneJob, InferenceEngine, Adapter, GPUPool)
+
+
+def set_aside(resource: AnyResource, found: SetAside, now: datetime) -> AnyResource:
+    """The object with the status that it has while it is set aside."""
+    message = (
+        f"{found.why}. Sluice leaves this {resource.KIND.kind} alone, decides for all others, and looks at it again in "
+        f"{LOOKED_AT_AGAIN.seconds // 60} min or when it changes. Correct what is out of the ordinary in its spec or "
+        "annotations, or create it anew; the operator's log has the traceback."
+    )
+    told: dict[str, Condition] = {
+        kind: _told(resource, kind, status, message, now) for kind, status in _concerned(resource).items()
+    }
+    kept: tuple[Condition, ...] = tuple(told.pop(old.type, old) for old in resource.status.conditions)
+    changes: dict[str, object] = {"conditions": (*kept, *told.values())}
+    if isinstance(resource, FineTuneJob):
+        changes["summary"] = Reason.INTERNAL_ERROR
+    return resource.model_copy(update={"status": resource.status.model_copy(update=changes)})
+
+
+def is_told(resource: FineTuneJob | InferenceEngine | Adapter | GPUPool) -> bool:
+    """Whether an object's status says already that it is set aside."""
+    return any(known.reason == Reason.INTERNAL_ERROR for known in resource.status.conditions)
+
+
+def _concerned(resource: FineTuneJob | InferenceEngine | Adapter | GPUPool) -> dict[str, ConditionStatus]:
+    """The conditions that say it: of a job the first step that is not done, and its end."""
+    if not isinstance(resource, FineTuneJob):
+        return {READY: "Unknown"}
+    done = {known.type for known in resource.status.conditions if known.status == "True"}
+    at = next((kind for kind in JobCondition if kind not in done), JobCondition.SUCCEEDED)
+    return {at: "False", JobCondition.SUCCEEDED: "Unknown"}
+
+
+def _told(
+    resource: FineTuneJob | InferenceEngine | Adapter | GPUPool,
+    kind: str,
+    status: ConditionStatus,
+    message: str,
+    now: datetime,
+) -> Condition:
+    generation = resource.metadata.generation
+    return condition(resource.status.conditions, kind, status, Reason.INTERNAL_ERROR, message, generation, now)

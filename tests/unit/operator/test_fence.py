@@ -1,0 +1,131 @@
+"""What is set aside is told: in its status, by an event, in the metrics; and it is looked at again in a while."""
+
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from dev.simulate.town import NOW, Town
+from sluice_operator.cluster.writes import Cluster
+from sluice_operator.exposition import WorldCollector
+from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import SetAside, job_key, pool_key
+from sluice_operator.plan.aside import LOOKED_AT_AGAIN
+from sluice_operator.plan.facts import readiness
+from sluice_operator.plan.facts.outcomes import all_outcomes
+from sluice_operator.reconcile import job as job_module
+from sluice_operator.reconcile.job import reconcile_job
+from sluice_operator.reconcile.pool import reconcile_pool
+from sluice_operator.settings import Settings
+
+EVIL = job_key("evil", "x")
+SETTINGS = Settings("sluice", "sluice-0", "http://progress", "trainer", "server")
+
+
+class Told(Cluster):
+    """A cluster that notes what is written, and has the store know it."""
+
+    def __init__(self, town: Town) -> None:
+        no_api: Any = None
+        leader: Any = SimpleNamespace(term=1)
+        super().__init__(no_api, town.store, leader, "sluice-0")
+        self.town = town
+        self.written: list[str] = []
+
+    async def create(self, manifest: Any) -> Any:
+        self.written.append(f"create {manifest['metadata']['name']}")
+        return manifest
+
+    async def apply(self, manifest: Any) -> Any:
+        return manifest
+
+    async def event(self, key: Key, uid: str, level: str, reason: str, message: str) -> None:
+        self.written.append(f"event {key.name} {level} {reason}")
+
+    async def apply_status(self, key: Key, uid: str, status: Any) -> None:
+        self.written.append(f"status {key.name} {status['summary']}")
+        job = self.town.world.jobs[key]
+        self.town.version += 1
+        body = job.model_dump(mode="json", by_alias=True, exclude_none=True)
+        body["metadata"]["resourceVersion"] = str(self.town.version)
+        self.town.put(type(job).model_validate({**body, "status": status}))
+
+
+@pytest.fixture
+def town() -> Town:
+    made = Town()
+    made.node(1)
+    made.job("x", 1, "evil")
+    made.job("victim", 1)
+    return made
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of jobs at which an exception is raised."""
+    names = ["evil/x"]
+
+    def bad(world: Any, job: Any) -> Any:
+        if job.metadata.full_name in names:
+            raise ZeroDivisionError("poison")
+        return all_outcomes(world, job)
+
+    monkeypatch.setattr(readiness, "all_outcomes", bad)
+    return names
+
+
+async def test_a_pool_decides_for_the_others_and_says_who_is_set_aside(town: Town, poison: list[str]) -> None:
+    woken: list[Key] = []
+    town.store.wake = woken.append
+    cluster = Told(town)
+    await reconcile_pool(pool_key("default"), town.store, cluster, SETTINGS, NOW)
+    assert cluster.written == ["create victim-jobvicti-train-1"]
+    assert EVIL in woken
+    assert await reconcile_job(EVIL, town.store, cluster, SETTINGS, NOW) == LOOKED_AT_AGAIN
+    assert cluster.written[1:] == ["event x Warning InternalError", "status x InternalError"]
+    await reconcile_job(EVIL, town.store, cluster, SETTINGS, NOW + timedelta(minutes=1))
+    assert cluster.written[3:] == []
+    assert set(town.world.set_aside) == {EVIL}, "what we write ourselves changes nothing"
+
+    poison.clear()
+    await reconcile_job(EVIL, town.store, cluster, SETTINGS, NOW + LOOKED_AT_AGAIN)
+    assert town.world.set_aside == {}
+    assert cluster.written[3:] == ["status x Pending", "event x Normal Pending"]
+    assert woken.count(pool_key("default")) == 1
+
+
+async def test_a_job_whose_own_plan_raises_says_so(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bad(*_: object) -> None:
+        raise OverflowError("date value out of range")
+
+    monkeypatch.setattr(job_module, "plan_job", bad)
+    cluster = Told(town)
+    await reconcile_job(EVIL, town.store, cluster, SETTINGS, NOW)
+    assert cluster.written == ["event x Warning InternalError", "status x InternalError"]
+    message = town.world.jobs[EVIL].status.conditions[0].message
+    assert message.startswith("OverflowError: date value out of range")
+    assert "Correct what is out of the ordinary" in message
+
+
+class NothingToDo:
+    """An empty queue."""
+
+    def failing(self) -> tuple[Key, ...]:
+        return ()
+
+    def waiting(self) -> tuple[tuple[Key, float], ...]:
+        return ()
+
+
+def test_one_object_that_is_set_aside_can_be_alerted_on(town: Town) -> None:
+    registry = CollectorRegistry()
+    registry.register(WorldCollector(town.store, lambda: True, dict, NothingToDo()))
+
+    def shown(kind: str) -> float | None:
+        return registry.get_sample_value("sluice_objects_set_aside", {"kind": kind})
+
+    assert shown("FineTuneJob") == 0
+    town.store.set_aside(SetAside(EVIL, "", at=NOW))
+    assert (shown("FineTuneJob"), shown("GPUPool")) == (1, 0)

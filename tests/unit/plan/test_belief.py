@@ -1,0 +1,239 @@
+"""What is believed of a Job with a claim: who may create Jobs may write names, labels, owners and annotations."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from sluice_api.claim import AttemptRef, Claim, Place, SlotRef
+from sluice_api.inferenceengine import SlotState, SlotStatus
+from sluice_api.reasons import Reason
+from sluice_api.stages import Stage, StageOutcome, TrainResult
+from sluice_operator.observe.parse import Unreadable
+from sluice_operator.observe.views import Key, Owner, StageJobView, Termination
+from sluice_operator.observe.world import engine_key, job_key
+from sluice_operator.plan.allocation.inventory import take_stock
+from sluice_operator.plan.engine.decide import plan_engine
+from sluice_operator.plan.facts.claims import live_claims
+from sluice_operator.plan.facts.outcomes import all_outcomes
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.facts.slots import existing
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.holding import Limits
+from tests.unit.plan.worlds import GPU, NOW, PREPARED, Town, allocated, change, decide, describe
+
+CHAT = [SlotRef(namespace="prod", engine="chat", index=index) for index in range(3)]
+
+
+class Forged:
+    """An engine of `prod` that serves, a job of `evil`, and the Job that somebody made for it."""
+
+    def __init__(self, **terms: Any) -> None:
+        self.town = Town()
+        self.town.node(4)
+        self.engine = self.town.engine("chat", 3, "prod", preemption={"policy": "ScaleDown", "minReplicas": 0, **terms})
+        for index in range(3):
+            self.town.slot(self.engine, index, "n1")
+        self.job = self.town.job("x", 3, "evil")
+
+    def claims(self, *slots: SlotRef, **changes: Any) -> StageJobView:
+        """Its Job, with a pod that runs on the node."""
+        claim = self.town.claim("n1", *slots, gpus=3)
+        stage_job = self.town.stage_job(self.job, claim=claim.model_copy(update=changes.pop("claim", {})))
+        if changes:
+            change(self.town, stage_job, **changes)
+            stage_job = replace(stage_job, **changes)
+        self.town.trainer_pod(stage_job, "n1")
+        return stage_job
+
+    def states(self) -> list[SlotState]:
+        engine = self.town.world.engines[engine_key("prod", "chat")]
+        return [slot.state for slot in plan_engine(self.town.world, engine, NOW).status.slots]
+
+    def says(self, *slots: SlotStatus) -> None:
+        """The engine's status."""
+        status = self.engine.status.model_copy(update={"slots": slots})
+        metadata = self.engine.metadata.model_copy(update={"resource_version": "999"})
+        self.town.put(self.engine.model_copy(update={"status": status, "metadata": metadata}))
+
+
+SERVING, STOPPING = [SlotState.SERVING] * 3, [SlotState.STOPPING] * 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "terms", "expected"),
+    [
+        ("an engine that lends to anybody makes room", {"lendTo": "Anywhere"}, STOPPING),
+        ("one that never lends does not", {"lendTo": "Anywhere", "policy": "Never"}, SERVING),
+        ("nor one that lends to its own namespace", {"lendTo": "SameNamespace"}, SERVING),
+        ("nor one that outranks the job", {"lendTo": "Anywhere", "priority": 1}, SERVING),
+        (
+            "nor one that lends to others",
+            {"lendTo": "Selected", "lendToNamespaces": {"matchLabels": {"kubernetes.io/metadata.name": "team"}}},
+            SERVING,
+        ),
+    ],
+)
+def test_a_claim_takes_no_replica_that_could_not_be_lent(rule: str, terms: Any, expected: list[SlotState]) -> None:
+    forged = Forged(**terms)
+    forged.claims(*CHAT)
+    assert forged.states() == expected, rule
+
+
+def test_a_loan_that_has_begun_outlives_its_terms() -> None:
+    forged = Forged(policy="Never")
+    forged.claims(*CHAT)
+    forged.says(*(SlotStatus(index=i, state=SlotState.DRAINING, lent_to="evil/x", since=NOW) for i in range(3)))
+    assert forged.states() == STOPPING
+
+
+def test_a_replica_that_cannot_exist_is_lent_to_nobody() -> None:
+    forged = Forged(lendTo="Anywhere")
+    forged.claims(SlotRef(namespace="prod", engine="chat", index=7))
+    (live,) = live_claims(forged.town.world)
+    assert live.claim.borrowed == ()
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes"),
+    [
+        ("another name than its job, stage and attempt give", {"key": Key("Job", "evil", "anything")}),
+        ("another attempt than its name says", {"attempt": 2}),
+        ("a job of that name that is gone", {"owner": Owner("FineTuneJob", "x", "another-uid")}),
+        ("an owner of another kind", {"owner": Owner("CronJob", "x", "jobx-evil")}),
+        ("more GPUs than the job asks for", {"claim": {"gpus": 4}}),
+        ("another pool than the job asks for", {"claim": {"pool": "other"}}),
+        ("more pods than the job asks for", {"claim": {"places": (Place(node="n1", pods=2),)}}),
+    ],
+)
+def test_a_job_made_by_hand_claims_nothing(rule: str, changes: dict[str, Any]) -> None:
+    forged = Forged(lendTo="Anywhere")
+    claim = forged.town.claim("n1", *CHAT, gpus=3).model_copy(update=changes.pop("claim", {}))
+    made = forged.town.stage_job(forged.job, claim=claim)
+    forged.town.store.remove(made.key, made.uid)
+    forged.town.trainer_pod(replace(made, uid="forged", **changes), "n1")
+    forged.town.put(replace(made, uid="forged", resource_version=900, **changes))
+    assert live_claims(forged.town.world) == [], rule
+    assert forged.states() == SERVING, rule
+
+
+def test_a_claim_that_its_job_could_not_have_is_ended_and_made_anew() -> None:
+    town = Town()
+    town.node(4)
+    job = town.job("a", 1)
+    forged = town.stage_job(job, claim=town.claim("n1", gpus=4))
+    decision = decide(town, "a")
+    assert decision.delete == (forged,)
+    assert decision.record is not None
+    assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.CLAIMED
+
+
+def test_a_claim_that_borrows_what_is_not_lent_is_given_up() -> None:
+    forged = Forged(policy="Never")
+    made = forged.town.stage_job(forged.job, claim=forged.town.claim("n1", *CHAT, gpus=3))
+    forged.town.trainer_pod(made)
+    town = forged.town
+    decision = plan_job(town.world, town.world.jobs[job_key("evil", "x")], NOW, Limits())
+    assert (decision.reason, decision.delete, decision.bind) == (Reason.CLAIMED, (made,), ())
+
+
+def test_no_claim_is_of_a_later_term_than_the_lease() -> None:
+    town = Town()
+    town.node(1)
+    honest = town.stage_job(town.job("honest"), claim=town.claim("n1"))
+    town.trainer_pod(honest)
+    town.trainer_pod(town.stage_job(town.job("x", 1, "evil"), claim=town.claim("n1", term=2**53 - 1)))
+    assert decide(town, "honest").delete == ()
+
+
+def test_nobody_gives_way_who_never_does() -> None:
+    """Neither is the trainer stopped, nor is its end taken for a preemption."""
+    town = Town()
+    town.node(2)
+    trains = town.stage_job(town.job("trains"), claim=town.claim("n1"))
+    pod = town.trainer_pod(trains, "n1")
+    ref = AttemptRef(namespace="team", job="trains", uid=trains.uid, gpus=1)
+    evil = town.job("x", 1, "evil", scheduling={"policy": "Queue", "priority": 1000})
+    place = Place(node="n1", displaced=(ref,))
+    claim = Claim(pool="default", resource=GPU, gpus=1, places=(place,), term=1)
+    town.trainer_pod(town.stage_job(evil, claim=claim), "n1")
+    assert decide(town, "trains").delete == ()
+    change(town, pod, ended=True, termination=Termination(75, "Error", "", NOW))
+    change(town, trains, finished="Failed", finished_at=NOW)
+    assert [attempt.reason for attempt in _outcomes(town, "trains")][-1:] == [Reason.REQUEUED]
+
+
+def _outcomes(town: Town, name: str) -> tuple[Any, ...]:
+    return all_outcomes(town.world, town.world.jobs[job_key("team", name)]).of(Stage.TRAIN)
+
+
+def test_a_job_of_another_namespace_speaks_for_no_job() -> None:
+    """Whoever knows a uid can write it as an owner's; the garbage collector removes such an object only later."""
+    town = Town()
+    town.node(1)
+    job = town.job("tone")
+    town.trainer_pod(town.stage_job(job, claim=town.claim("n1")), "n1")
+    before = decide(town, "tone")
+    said = StageOutcome(reason="Done", train=TrainResult(step=1, total_steps=1, checkpoint_step=1)).to_json()
+    forged = town.stage_job(job, attempt=7, finished="Complete", finished_at=NOW)
+    town.store.remove(forged.key, forged.uid)
+    forged = replace(forged, key=forged.key._replace(namespace="evil"), uid="forged", resource_version=900)
+    town.put(forged)
+    town.trainer_pod(forged, "n1", ended=True, termination=Termination(0, "Completed", said, NOW))
+    slot = town.slot(town.engine("chat", 1, "prod"), 0, "n1")
+    assert slot is not None
+    assert decide(town, "tone") == before
+
+
+def test_a_deployment_with_an_engines_uid_is_no_slot_of_it() -> None:
+    forged = Forged()
+    slot = next(iter(forged.town.world.slots.values()))
+    for number, key in enumerate((Key("Deployment", "evil", "chat-9"), Key("Deployment", "prod", "other-9"))):
+        forged.town.put(replace(slot, key=key, uid=f"forged-{number}", index=9, resource_version=900 + number))
+    assert sorted(existing(forged.town.world, forged.engine)) == [0, 1, 2]
+
+
+def test_a_claim_that_cannot_be_read_any_more_is_over_with_its_pods() -> None:
+    """Else who relabels a Job that has finished keeps its claim, and what it borrows, until its deadline."""
+    town = Town()
+    town.node(1)
+    stage_job = town.stage_job(town.job("a"), claim=town.claim("n1"))
+    pod = town.trainer_pod(stage_job, "n1")
+    town.put(Unreadable(stage_job.key, stage_job.uid, 900, "label sluice.dev/attempt: x"))
+    assert [live.name for live in live_claims(town.world)] == ["team/a"]
+    change(town, pod, ended=True)
+    assert live_claims(town.world) == []
+    assert decide(town, "a").delete == (stage_job,)
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes", "free"),
+    [
+        ("a pod that asks for a node has what anybody may have", {}, 2),
+        ("one that is going has it until it is gone", {"deleting": True}, 1),
+        ("one that would take its time keeps it", {"goes_at_once": False}, 1),
+        ("one of another name is a pod like any other", {"key": Key("Pod", "team", "mine")}, 1),
+    ],
+)
+def test_which_pods_make_room(rule: str, changes: dict[str, Any], free: int) -> None:
+    town = Town()
+    town.node(2)
+    pod = town.scale_up_pod(town.job("a", scheduling={"scaleUpFirst": {}}), 0, "n1")
+    town.store.remove(pod.key, pod.uid)
+    town.put(replace(pod, uid="again", resource_version=900, **changes))
+    pool = find_pool(town.world, "default")
+    assert pool is not None
+    assert take_stock(town.world, pool).nodes["n1"].free == free, rule
+
+
+def test_nobody_waits_since_before_it_was_made() -> None:
+    """A record that says so would raise the job for ever, where waiting raises jobs."""
+    town = Town()
+    town.pool(ageingSeconds=60)
+    town.node(1)
+    town.job("honest", scheduling={"policy": "Queue", "priority": 2})
+    long_ago = PREPARED.model_copy(update={"ended_at": NOW - timedelta(days=10_000)})
+    town.clock = NOW - timedelta(seconds=30)
+    town.job("x", 1, "evil", outcomes=(long_ago,), scheduling={"policy": "Queue"})
+    assert describe(allocated(town)) == "honest takes n1; x waits WaitingForGPUs"

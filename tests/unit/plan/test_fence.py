@@ -1,0 +1,239 @@
+"""One object at which something is raised is set aside, and everybody else's decision goes on."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.reasons import Reason
+from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import SetAside, World, engine_key, job_key, key_of, pool_key
+from sluice_operator.plan.allocation import access, inventory, lending
+from sluice_operator.plan.allocation import allocate as allocation
+from sluice_operator.plan.allocation.allocate import Allocation, handed_out, next_turn
+from sluice_operator.plan.allocation.pool_status import pool_usage
+from sluice_operator.plan.aside import set_aside
+from sluice_operator.plan.engine.decide import plan_engine
+from sluice_operator.plan.facts import claims, outcomes, readiness
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.fence import Fault, Fenced, each, fenced, looking_at
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.holding import Limits
+from tests.unit.plan.worlds import NOW, Town, describe
+
+EVIL = job_key("evil", "x")
+
+
+def decided(town: Town) -> Fenced[Allocation]:
+    pool = find_pool(town.world, "default")
+    assert pool is not None
+
+    def decide(world: World) -> Allocation:
+        next_turn(world, pool, NOW)
+        return handed_out(world, pool, NOW)
+
+    return fenced(town.world, pool_key("default"), decide)
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, is_poison: Callable[[Any], bool]) -> None:
+    """Have a function raise when one of its arguments is poison."""
+    good = getattr(module, name)
+
+    def bad(*args: Any, **kwargs: Any) -> Any:
+        if any(is_poison(arg) for arg in args):
+            raise ZeroDivisionError(f"{name} of poison")
+        return good(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, bad)
+
+
+def is_evil(thing: Any) -> bool:
+    """Whether a thing is the job x of namespace evil."""
+    return getattr(getattr(thing, "metadata", None), "full_name", "") == "evil/x"
+
+
+def town_with_poison() -> Town:
+    town = Town()
+    town.node(2)
+    town.job("x", 1, "evil", scheduling={"policy": "Queue", "priority": 9})
+    town.job("victim", 1, scheduling={"policy": "Queue"})
+    town.job("other", 1, scheduling={"policy": "Queue"})
+    return town
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(readiness, "all_outcomes"), (access, "sharing_refusal"), (claims, "identity"), (allocation, "place")],
+)
+def test_a_job_that_raises_is_set_aside(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+    town = town_with_poison()
+    poisoned(monkeypatch, module, name, is_evil)
+    found = decided(town)
+    assert found.decision is not None
+    assert describe(found.decision) == "other takes n1; victim takes n1"
+    (aside,) = found.aside
+    assert (aside.key, "test_fence.py" not in aside.why, "of poison" in aside.why) == (EVIL, True, True)
+
+
+def test_whoever_is_at_fault_in_one_look_is_set_aside_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand poisonous jobs cost a decision more, and not a thousand."""
+    town = Town()
+    town.node(1)
+    for number in range(50):
+        town.job(f"x{number}", 1, "evil", scheduling={"policy": "Queue"})
+    town.job("victim", 1, scheduling={"policy": "Queue"})
+    poisoned(
+        monkeypatch,
+        readiness,
+        "all_outcomes",
+        lambda arg: isinstance(arg, FineTuneJob) and arg.metadata.namespace == "evil",
+    )
+    decisions = 0
+    pool = find_pool(town.world, "default")
+    assert pool is not None
+
+    def decide(world: World) -> Allocation:
+        nonlocal decisions
+        decisions += 1
+        return handed_out(world, pool, NOW)
+
+    found = fenced(town.world, pool_key("default"), decide)
+    assert (decisions, len(found.aside)) == (2, 50)
+
+
+def test_what_was_set_aside_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = town_with_poison()
+    poisoned(monkeypatch, readiness, "all_outcomes", is_evil)
+    town.store.set_aside(SetAside(EVIL, "ZeroDivisionError", at=NOW))
+    assert decided(town).aside == ()
+    job = town.world.jobs[EVIL]
+    newer = job.metadata.model_copy(update={"resource_version": "999"})
+    town.put(job.model_copy(update={"metadata": newer}))
+    assert [aside.key for aside in decided(town).aside] == [EVIL]
+
+
+def test_the_pods_of_who_is_set_aside_keep_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = Town()
+    town.node(2)
+    evil = town.job("x", 1, "evil")
+    town.trainer_pod(town.stage_job(evil, claim=town.claim("n1")), "n1")
+    for name in ("victim", "other"):
+        town.job(name, 1, scheduling={"policy": "Queue"})
+    poisoned(monkeypatch, claims, "is_live", is_evil)
+    found = decided(town)
+    assert found.decision is not None
+    assert describe(found.decision) == "other waits WaitingForGPUs; victim takes n1"
+    assert [aside.key for aside in found.aside] == [EVIL]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(lending, "cooled_down"), (inventory, "may_lose"), (inventory, "wanted"), (inventory, "serves")],
+)
+def test_an_engine_that_raises_lends_nothing_and_harms_nobody(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+) -> None:
+    town = Town()
+    town.node(3)
+    lends = {"policy": "ScaleDown", "minReplicas": 0, "lendTo": "Anywhere", "coolDownSeconds": 0}
+    mine, good = town.engine("mine", 1, "evil", preemption=lends), town.engine("chat", 1, preemption=lends)
+    poison = town.slot(mine, 0, "n1")
+    town.slot(good, 0, "n1")
+    town.job("victim", 2)
+    poisoned(monkeypatch, module, name, lambda arg: arg is mine or (name == "serves" and arg is poison))
+    found = decided(town)
+    assert found.decision is not None
+    assert describe(found.decision) == "victim takes chat/0"
+    assert [aside.key for aside in found.aside] == [engine_key("evil", "mine")]
+
+
+def test_a_node_that_raises_takes_nobody_and_what_trains_there_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = Town()
+    town.node(4)
+    town.node(1)
+    trains = town.job("trains", 1)
+    town.trainer_pod(town.stage_job(trains, claim=town.claim("n1")), "n1")
+    town.job("victim", 1, scheduling={"policy": "Queue"})
+    poisoned(monkeypatch, inventory, "refusal", lambda arg: getattr(arg, "key", None) == Key("Node", "", "n1"))
+    found = decided(town)
+    assert found.decision is not None
+    assert describe(found.decision) == "victim takes n2"
+    assert [aside.key.name for aside in found.aside] == ["n1"]
+    town.store.set_aside(found.aside[0])
+    mine = fenced(town.world, key_of(trains), lambda world: plan_job(world, trains, NOW, Limits()))
+    assert mine.decision is not None
+    assert mine.decision.delete == ()
+
+
+def test_a_job_that_raises_keeps_no_engine_from_its_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = Town()
+    town.node(2)
+    terms = {"policy": "ScaleDown", "minReplicas": 0, "lendTo": "Anywhere"}
+    engine = town.engine("chat", 1, preemption=terms)
+    town.slot(engine, 0, "n1")
+    evil = town.job("x", 1, "evil")
+    town.stage_job(evil, claim=town.claim("n2"))
+    poisoned(monkeypatch, claims, "is_live", is_evil)
+    poisoned(monkeypatch, claims, "believed", is_evil)
+    found = fenced(town.world, key_of(engine), lambda world: plan_engine(world, engine, NOW))
+    assert found.decision is not None
+    assert found.decision.status.ready == "1/1"
+
+
+def test_who_raises_in_its_own_decision_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = town_with_poison()
+    job = town.world.jobs[EVIL]
+    poisoned(monkeypatch, outcomes, "ended", is_evil)
+    town.stage_job(job, finished="Failed", finished_at=NOW)
+    found = fenced(town.world, EVIL, lambda world: plan_job(world, job, NOW, Limits()))
+    assert found.decision is None
+    (aside,) = found.aside
+    said = set_aside(job, aside, NOW)
+    assert said.status.summary == Reason.INTERNAL_ERROR
+    told = {known.type: (known.status, known.reason) for known in said.status.conditions}
+    assert told == {"Prepared": ("False", "InternalError"), "Succeeded": ("Unknown", "InternalError")}
+    assert "ZeroDivisionError: ended of poison" in said.status.conditions[0].message
+    later = set_aside(said, aside, NOW + timedelta(minutes=5))
+    assert later.status == said.status
+
+
+def test_of_an_engine_the_rest_of_the_status_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    town = Town()
+    engine = town.engine("chat", 1)
+    told = plan_engine(town.world, engine, NOW).status
+    known: InferenceEngine = engine.model_copy(update={"status": told})
+    said = set_aside(known, SetAside(key_of(engine), "ZeroDivisionError"), NOW).status
+    assert (said.slots, said.ready) == (told.slots, told.ready)
+    assert next((c.type, c.status, c.reason) for c in said.conditions) == ("Ready", "Unknown", "InternalError")
+    assert said.conditions[1] == told.conditions[1]
+
+
+def test_a_fault_is_the_innermosts() -> None:
+    with pytest.raises(Fault) as fault, looking_at(EVIL):
+        each([1, 0, 2, 0], lambda number: Key("Node", "", f"n{number}"), lambda number: 1 / number)
+    assert [aside.key.name for aside in fault.value.aside] == ["n0", "n0"]
+
+
+def test_what_is_not_a_fault_of_an_object_is_the_decisions_own() -> None:
+    town = Town()
+    town.node(1)
+
+    def decide(_world: World) -> int:
+        raise Fault(SetAside(pool_key("other"), "blamed though it is not in the World"))
+
+    found = fenced(town.world, pool_key("default"), decide)
+    assert found.decision is None
+    assert {aside.key.name for aside in found.aside} == {"other", "default"}
+
+
+def test_a_pool_is_counted_without_those_that_are_set_aside() -> None:
+    town = town_with_poison()
+    pool = find_pool(town.world, "default")
+    assert pool is not None
+    town.store.set_aside(SetAside(EVIL, "", at=NOW))
+    found = fenced(town.world, key_of(pool), lambda world: pool_usage(world, pool))
+    assert found.decision is not None
+    assert found.decision.free == 2
