@@ -86,6 +86,7 @@ ITEMS: dict[str, dict[str, Any]] = {
     "borrowWindows": {"start": "20:00", "end": "07:00"},
     "matchExpressions": {"key": "team", "operator": "Exists"},
     "quotas": {},
+    "tolerations": {"key": "spot"},
 }
 """The smallest item of each list of objects."""
 
