@@ -26,6 +26,8 @@ PLACEHOLDER_LABEL = f"{GROUP}/placeholder"
 """On a placeholder: its engine's name. Not ENGINE_LABEL, by which Services and autoscalers find replicas."""
 SCALE_UP_LABEL = f"{GROUP}/scale-up"
 """On a pod that asks for a node: the pool's name. Not JOB_LABEL, by which a stage's pods are found."""
+TRUST_LABEL = f"{GROUP}/trust"
+"""On the ConfigMap by which pods of a namespace know the operator. It has no owner: by this it is known to be ours."""
 LEADER_LABEL = f"{GROUP}/leader"
 """On the pod of the operator replica that leads; the progress Service selects it."""
 

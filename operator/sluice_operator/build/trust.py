@@ -1,5 +1,6 @@
 """What pods of a namespace trust, so that they know the operator when they report to it."""
 
+from sluice_api.meta import TRUST_LABEL
 from sluice_operator.build.metadata import Manifest
 
 NAME = "sluice-progress-ca"
@@ -11,6 +12,10 @@ def trust(namespace: str, trusted: bytes) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": NAME, "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "sluice"}},
+        "metadata": {
+            "name": NAME,
+            "namespace": namespace,
+            "labels": {"app.kubernetes.io/part-of": "sluice", TRUST_LABEL: "true"},
+        },
         "data": {ENTRY: trusted.decode()},
     }

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from sluice_operator.build.trust import trust
 from sluice_operator.cluster.errors import ApiError, NameTaken, Outdated
 from sluice_operator.cluster.ownership import require_ours
 from sluice_operator.observe.views import Key
@@ -52,6 +53,7 @@ KUBECTL = [{"manager": "helm", "time": "2026-02-01"}, {"manager": "kubectl-creat
         ("one that only looks like ours", "Service", body(CHAT, "a"), body(job="a"), "is not Sluice's"),
         ("another job's Adapter", "Adapter", body(job="a"), body(job="b"), "is not Sluice's"),
         ("an Adapter that somebody controls", "Adapter", body(job="a"), body(CHAT, "a"), "belongs to InferenceEng"),
+        ("a person's ConfigMap", "ConfigMap", trust("team", b"ours"), body(managedFields=KUBECTL), "by kubectl-create"),
         ("a Job that nobody would find", "Job", body(CHAT, "a"), body(CHAT), "belongs to InferenceEngine chat"),
         ("one that never goes", "Service", body(CHAT), body({**CHAT, "uid": "0"}, deletionTimestamp="now"), "belongs"),
     ],
