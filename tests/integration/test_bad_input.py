@@ -15,7 +15,7 @@ from tests.integration.claim_scene import ClaimScene
 from tests.integration.conftest import MakeOperator
 from tests.integration.history import SLUICE
 from tests.integration.nodes import MERGE_PATCH, Nodes
-from tests.integration.progress_scene import Kube
+from tests.integration.progress_scene import Kube, until
 
 pytestmark = pytest.mark.integration
 
@@ -40,9 +40,13 @@ class Pools:
         return full
 
     async def says(self, name: str) -> str:
-        """The message of a pool's condition."""
-        status = (await self._kube.call("GET", f"{SLUICE}/gpupools/{name}")).get("status", {})
-        return "".join(condition["message"] for condition in status.get("conditions", ()))
+        """The message of a pool's condition, once it has one: jobs may be told before their pool is."""
+
+        async def conditions() -> list[dict[str, str]]:
+            found = await self._kube.call("GET", f"{SLUICE}/gpupools/{name}")
+            return list(found.get("status", {}).get("conditions", ()))
+
+        return "".join(condition["message"] for condition in await until(conditions))
 
     async def remove_all(self) -> None:
         """Clean up."""
