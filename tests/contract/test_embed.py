@@ -1,7 +1,5 @@
 """A real embedding model in real vLLM, as an engine of task Embed has it."""
 
-from pathlib import Path
-
 import numpy as np
 import openai
 import pytest
@@ -23,8 +21,8 @@ SPEC = InferenceEngineSpec(
 TEXTS = ["A cat sits on the mat.", "A kitten rests on a rug.", "The central bank raised interest rates."]
 
 
-async def test_an_embedding_model_answers_with_its_own_numbers(tmp_path: Path) -> None:
-    place = new_place(tmp_path)
+async def test_an_embedding_model_answers_with_its_own_numbers(tmp_path_factory: pytest.TempPathFactory) -> None:
+    place = new_place(tmp_path_factory.mktemp("embed"))  # vLLM makes a socket there, whose path has an end
     model = place_minilm(place.root / "volumes")
     with started(place, "-m", "sluice_server", "vllm", spec=SPEC) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)

@@ -46,10 +46,10 @@ class AuditLog:
         found = [write for write in self._all() if write.namespace == namespace and write.agent == agent]
         return sorted((w for w in found if user in ("", w.user)), key=lambda write: write.ended)
 
-    def lists(self, namespace: str, resource: str, agent: str = "sluice") -> int:
-        """How often the objects of a kind were listed."""
+    def lists(self, resource: str, agent: str = "sluice") -> int:
+        """How often the objects of a kind were listed in full: an operator lists those of the whole cluster."""
         places = (e.get("objectRef", {}) for e in self._entries() if (e["verb"], e.get("userAgent")) == ("list", agent))
-        return sum((place.get("namespace"), place.get("resource")) == (namespace, resource) for place in places)
+        return sum(place.get("resource") == resource for place in places)
 
     def _all(self) -> Iterator[Write]:
         return (_write(entry) for entry in self._entries() if entry["verb"] in WRITES)

@@ -224,10 +224,10 @@ class ClaimScene:
 
     async def rounds(self, times: int) -> None:
         """Wait until the operator has listed all and decided anew so often; `resync_seconds` says how soon that is."""
-        last = self.audit.lists(self.namespace, "finetunejobs") + times
+        last = self.audit.lists("finetunejobs") + times
 
         async def listed() -> bool:
-            return self.audit.lists(self.namespace, "finetunejobs") >= last
+            return self.audit.lists("finetunejobs") >= last
 
         await until(listed)
 

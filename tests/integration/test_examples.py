@@ -31,7 +31,7 @@ def test_an_example_is_applied_twice_and_changes_nothing_the_second_time(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_shows_is_taken_as_it_is(page: Path, control_plane: ControlPlane, namespace: str) -> None:
     kubectl = Kubectl(control_plane.kubeconfig)
-    for manifests in shown(page):
+    for manifests in filter(None, shown(page)):  # a block may have settings of other programs only
         said = kubectl.must("create", "--dry-run=server", "--namespace", namespace, "-f", "-", manifests=manifests)
         assert "Warning" not in said
 
