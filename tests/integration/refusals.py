@@ -28,7 +28,12 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ),
     ("FineTuneJob", "spec.resources.ephemeralStorage", "0", "ephemeralStorage: * write a whole number of Gi or Ti"),
     ("FineTuneJob", "spec.imagePullSecrets", ["my registry"], "imagePullSecrets[0]: * write the name of a Secret"),
-    ("InferenceEngine", "spec.resources.ephemeralStorage", "1000Mb", "ephemeralStorage: * write a whole number of Gi or"),
+    (
+        "InferenceEngine",
+        "spec.resources.ephemeralStorage",
+        "1000Mb",
+        "ephemeralStorage: * write a whole number of Gi or",
+    ),
     ("InferenceEngine", "spec.clients", {"from": "Selected"}, "spec.clients.namespaces: * namespaces belongs to from"),
     ("InferenceEngine", "spec.imagePullSecrets", ["-"], "spec.imagePullSecrets[0]: * write the name of a Secret"),
     ("FineTuneJob", "spec.lora.rank", 0, "spec.lora.rank: * should be greater than or equal to 1"),

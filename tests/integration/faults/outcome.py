@@ -73,7 +73,12 @@ def difference(expected: Body, found: Body) -> list[str]:
 
 
 def write_name(asked: Asked) -> str:
-    """A write's name that is the same in every run: verb, kind, and the object's family."""
+    """A write's name that is the same in every run: verb, kind, and the object's family.
+
+    An event that is told again is a patch of the one before, if that came soon enough: of events the verb is left out.
+    """
+    if asked.plural == "events":
+        return "tell events"
     kind = f"{asked.plural}.{asked.subresource}" if asked.subresource else asked.plural
     return f"{asked.verb} {kind} {family(asked.name)}".strip()
 
