@@ -1,6 +1,6 @@
 """Suite: what all tests take, by the report of the last `make test`. The goal is 20 minutes on two idle cores.
 
-A test's time is that of its call and of the fixtures that were made for it first, while three others run on the same
+A test's time is that of its call and of the fixtures that were made for it first, while two others run on the same
 cores: the folders' sums are more than the whole. Who adds a test stays within the budget that is printed.
 """
 

@@ -43,7 +43,7 @@ async def test_so_many_prepare_at_once_and_the_next_begins_when_one_ends(
 
     left = set(JOBS)
     while left:
-        await scene.history.until(lambda: preparing() & left, "another begins")
+        await scene.history.until(lambda: len(preparing() & left) == min(2, len(left)), "two prepare, or the last one")
         for job in sorted(left - preparing())[:1]:
             assert "2 jobs of pool" in await scene.job_says(job, "WaitingToPrepare")
         assert len(preparing()) <= 2
