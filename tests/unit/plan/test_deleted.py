@@ -46,6 +46,27 @@ def test_training_of_a_deleted_job_is_ended_and_counts_until_its_pods_are_gone(h
     assert describe(allocated(cluster.town)) == "two takes n1"
 
 
+def test_a_job_that_is_over_goes_on_saying_so_while_a_finalizer_keeps_it() -> None:
+    """Seen in the stories: it was not over any more."""
+    cluster = Cluster()
+    cluster.town.pool()
+    cluster.town.node(1)
+    key = key_of(cluster.town.job("one"))
+    for _ in range(4):
+        cluster.round()
+    (trainer,) = (pod for pod in cluster.world.pods.values() if pod.labels.get(STAGE_LABEL) == "Train")
+    cluster.end_training(trainer, 1, "OutOfMemory")
+    for _ in range(4):
+        cluster.round()
+    before = cluster.world.jobs[key].status
+    assert before.finished_at is not None
+    cluster.delete_job_that_is_kept(cluster.world.jobs[key])
+    cluster.pass_time(60)
+    cluster.reconcile_job(cluster.world.jobs[key])
+    after = cluster.world.jobs[key].status
+    assert (after.summary, after.finished_at) == (before.summary, before.finished_at)
+
+
 UID = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
 LABELS = {JOB_LABEL: "one", STAGE_LABEL: "Train", ATTEMPT_LABEL: "2"}
 MINE = Owner("FineTuneJob", "one", UID)

@@ -84,8 +84,11 @@ def managed_elsewhere(s: Situation) -> JobDecision | None:
 
 
 def deleted(s: Situation) -> JobDecision | None:
-    """It is being deleted and somebody's finalizer keeps it: what runs for it is ended, and nothing new begins."""
-    if s.job.metadata.deletion_timestamp is None:
+    """It is being deleted and somebody's finalizer keeps it: what runs for it is ended, and nothing new begins.
+
+    One that is over goes on saying what it came to.
+    """
+    if s.job.metadata.deletion_timestamp is None or s.job.status.finished_at is not None:
         return None
     message = "The job is being deleted; what ran for it is ended. A finalizer keeps it here."
     return JobDecision(_current(s), Reason.DELETED, message, delete=s.running())
