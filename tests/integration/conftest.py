@@ -22,6 +22,7 @@ from tests.integration.kubectl import Kubectl
 from tests.integration.nodes import Nodes
 from tests.integration.progress_scene import Kube, make_namespace
 from tests.integration.running_operator import Launch, RunningOperator
+from tests.integration.tenants import installed
 
 PRIORITIES = {"sluice-placeholder": 99, "sluice-inference": 100, "sluice-training": 1000}
 
@@ -39,6 +40,13 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
         yield plane
     finally:
         plane.stop()
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["with the policy", "without it"])
+def policy(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether the chart's admission policy is installed; its accounts and roles are."""
+    with installed(control_plane, policy=request.param):
+        yield request.param
 
 
 @pytest_asyncio.fixture

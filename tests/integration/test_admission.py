@@ -2,7 +2,7 @@
 
 import asyncio
 import runpy
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from dev.cluster.control_plane import ControlPlane
 from dev.cluster.ports import free_port
 from sluice_api.meta import API_VERSION
 from tests.integration.progress_scene import JOB_SPEC, Kube, until
-from tests.integration.tenants import RELEASE, Tenant, installed, tenant
+from tests.integration.tenants import RELEASE, Tenant, tenant
 from tests.unit.chart.helm import CHART
 
 pytestmark = pytest.mark.integration
@@ -123,12 +123,6 @@ ROWS = [
         "PriorityClass",
     ),
 ]
-
-
-@pytest.fixture(scope="module", params=[True, False], ids=["with the policy", "without it"])
-def policy(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[bool]:
-    with installed(control_plane, policy=request.param):
-        yield request.param
 
 
 @pytest_asyncio.fixture
