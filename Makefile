@@ -57,6 +57,7 @@ soak: env  ## Property tests for an hour (SOAK_OPERATIONS: a million), every fau
 	@SLUICE_FAULT_PLANS=$${SOAK_FAULTS:-all} $(PYTHON) -m pytest -q -p no:cacheprovider -n 2 tests/integration/test_faults.py
 	@SLUICE_LOANS=$${SOAK_LOANS:-50} $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_thieves.py
 	@SLUICE_RESTORES=all $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_restored.py
+	@python3 -m dev up && SLUICE_AWAY_SECONDS=240 $(PYTHON) -m pytest -q -p no:cacheprovider tests/e2e/test_12_leading_again.py
 	@SLUICE_KILLS=all SLUICE_SIGTERMS=all $(PYTHON) -m pytest -q -p no:cacheprovider -n 2 --dist loadfile \
 	  tests/unit/trainer/test_kills.py tests/unit/trainer/test_sigterm.py
 

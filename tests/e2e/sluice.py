@@ -3,6 +3,8 @@
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,14 +49,32 @@ class Sluice:
     def kill_leader(self) -> None:
         """SIGKILL the process that leads, and wait until another one does."""
         before = self.leader()
-        pod = before.rpartition("_")[0]
+        self.kill(before)
+        self.other_leader_than(before)
+
+    def kill(self, process: str) -> None:
+        """SIGKILL a process, by its name as a candidate."""
+        pod = process.rpartition("_")[0]
         processes = _operators(pod)
         if processes:
-            for process in processes:
-                os.kill(process, signal.SIGKILL)
+            for number in processes:
+                os.kill(number, signal.SIGKILL)
         else:  # its node is not this machine
             self.kubectl("delete", "pod", pod, f"--namespace={SYSTEM}", "--force", "--grace-period=0")
-        self.other_leader_than(before)
+
+    @contextmanager
+    def stopped(self, process: str) -> Iterator[None]:
+        """SIGSTOP a process, by its name as a candidate, and SIGCONT at the end."""
+        processes = _operators(process.rpartition("_")[0])
+        if not processes:
+            pytest.skip("the operator's node is not this machine")
+        for number in processes:
+            os.kill(number, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for number in processes:
+                os.kill(number, signal.SIGCONT)
 
     def other_leader_than(self, before: str) -> str:
         """The process that leads once it is another one than before."""
