@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dev.cache import cache_folder, made_once
+from dev.cache import cache_folder, locked, made_once
 from dev.commands import run, succeeds
 from dev.errors import DevError
 from dev.progress import step
@@ -28,9 +28,9 @@ def promtool() -> Path:
 def _unpack(folder: Path) -> None:
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise DevError(f"{REMEDY}: there is no apt-get here")
-    if not succeeds(["apt-cache", "show", PACKAGE]):
-        run(["apt-get", "update", "--quiet"])
-    with tempfile.TemporaryDirectory() as scratch:
+    with locked("packages"), tempfile.TemporaryDirectory() as scratch:
+        if not succeeds(["apt-cache", "show", PACKAGE]):
+            run(["apt-get", "update", "--quiet"])
         run(["apt-get", "download", "--quiet", PACKAGE], cwd=Path(scratch))
         (package,) = Path(scratch).glob("*.deb")
         run(["dpkg-deb", "--extract", package, Path(scratch) / "files"])

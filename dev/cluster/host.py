@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from dev.cache import locked
 from dev.commands import run, succeeds
 from dev.errors import DevError
 from dev.progress import step
@@ -22,6 +23,8 @@ NEEDED = {
     "openssl": "openssl",
 }
 
+# The same for the Dockerfiles where no Docker engine builds them.
+NEEDED_TO_BUILD = {"buildah": "buildah"}
 # The same for a network that enforces NetworkPolicies, which the node's own does not.
 NEEDED_TO_ENFORCE = {"ip": "iproute2", "iptables": "iptables", "ipset": "ipset"}
 
@@ -54,16 +57,20 @@ def must_be_root() -> None:
 
 
 def install_packages(needed: Mapping[str, str] = NEEDED) -> None:
-    """Install the Debian packages that are missing, of those that have the programs which are needed."""
-    missing = sorted({package for program, package in needed.items() if shutil.which(program) is None})
-    if not missing:
-        return
-    if shutil.which("apt-get") is None:
-        raise DevError(f"install these yourself, there is no apt-get here: {', '.join(missing)}")
-    step(f"installing {', '.join(missing)} ...")
-    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
-    run(["apt-get", "update", "--quiet"], env=quiet)
-    run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *missing], env=quiet)
+    """Install the Debian packages that are missing, of those that have the programs which are needed.
+
+    One process at a time: apt refuses a second one.
+    """
+    with locked("packages"):
+        missing = sorted({package for program, package in needed.items() if shutil.which(program) is None})
+        if not missing:
+            return
+        if shutil.which("apt-get") is None:
+            raise DevError(f"install these yourself, there is no apt-get here: {', '.join(missing)}")
+        step(f"installing {', '.join(missing)} ...")
+        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+        run(["apt-get", "update", "--quiet"], env=quiet)
+        run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *missing], env=quiet)
 
 
 def network_up(state: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from dev.cache import REPOSITORY
 from dev.cluster import images
+from dev.cluster.host import NEEDED_TO_BUILD, install_packages
 from dev.cluster.kind import BUILD_ARGS, FOLDERS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -53,9 +54,7 @@ def trusting() -> list[str]:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An image with what python:3.11-slim has; all that was built here is removed afterwards."""
-    if shutil.which("buildah") is None:
-        subprocess.run(["apt-get", "update", "--quiet"], check=True)
-        subprocess.run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "buildah"], check=True)
+    install_packages(NEEDED_TO_BUILD)
     layer = tmp_path_factory.mktemp("base") / "debian.tar"
     _unpack_debian(images.archive(), layer)
     container = buildah("from", "scratch")
