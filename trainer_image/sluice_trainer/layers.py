@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from sluice_api.reasons import Reason
 from sluice_api.training import Lora
@@ -64,11 +64,10 @@ def check_rank(model: "PreTrainedModel", names: Sequence[str], lora: Lora) -> No
         if any(_means(name, layer) for name in names)
     )
     if lora.rank > most:
-        offered = get_args(Lora.model_fields["rank"].annotation)
         raise StageError(
             Reason.MODEL_INVALID,
             f"lora.rank {lora.rank} is more than any of the model's chosen layers can have: the smaller side of the "
-            f"largest has {most}. Set lora.rank to {max(rank for rank in offered if rank <= most)} or less.",
+            f"largest has {most}. Set lora.rank to {most} or less.",
         )
 
 
