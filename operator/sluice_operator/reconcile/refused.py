@@ -4,7 +4,7 @@ A job's record keeps its refusals. Of an engine's this process remembers the las
 """
 
 import logging
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.meta import slot_name
@@ -16,13 +16,10 @@ from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.facts.podless import PODS_WITHIN
-from sluice_operator.plan.facts.refused import FIRST_PAUSE, doubled, refusal_reason
+from sluice_operator.plan.facts.refused import FIRST_PAUSE, LONGEST_PAUSE_OF_ENGINE, doubled, refusal_reason
 from sluice_operator.plan.facts.slots import pod_of
 
 logger = logging.getLogger(__name__)
-
-_LONGEST_PAUSE = timedelta(minutes=1)
-"""Of an engine: people wait for its answers, and it holds no GPU meanwhile."""
 
 
 def why(error: ApiError) -> Reason:
@@ -33,7 +30,7 @@ def why(error: ApiError) -> Reason:
 def refuse(store: Store, engine: Key, reason: Reason, message: str, now: datetime) -> None:
     """Have no slot start for a while, up to a minute, twice as long as before; what they would have is others'."""
     last = store.refusals.pauses.get(engine)
-    pause = store.refusals.pauses[engine] = min(doubled(last, 1), _LONGEST_PAUSE) if last else FIRST_PAUSE
+    pause = store.refusals.pauses[engine] = doubled(last, 1, LONGEST_PAUSE_OF_ENGINE) if last else FIRST_PAUSE
     logger.warning("refused", extra={"engine": str(engine), "why": message})
     store.refuse(engine, Refusal(reason, message, now + pause))
 

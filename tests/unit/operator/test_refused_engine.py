@@ -118,8 +118,10 @@ def test_an_engine_that_is_refused_something_says_so_and_leaves_its_gpus_to_othe
     assert cluster.look(5) == timedelta(seconds=5)
     assert cluster.statuses == wrote, "looking changes nothing, or each write would bring the next"
     assert cluster.look(10) == timedelta(seconds=20), "twice as long"
+    seconds = [cluster.look(after) for after in (30, 70, 130)]
+    assert seconds == [timedelta(seconds=pause) for pause in (40, 60, 60)], "up to a minute: people wait for it"
     cluster.refuses.clear()
-    cluster.look(30)
+    cluster.look(190)
     assert "Deployment" in cluster.applied
     assert cluster.says[0] == "NoneServing"
     assert describe(allocated(cluster.town)) == "a waits WaitingForGPUs"

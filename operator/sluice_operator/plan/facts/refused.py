@@ -10,6 +10,8 @@ REFUSED = frozenset({Reason.QUOTA_EXCEEDED, Reason.REFUSED_BY_ADMISSION, Reason.
 
 FIRST_PAUSE = timedelta(seconds=10)
 LONGEST_PAUSE = timedelta(hours=1)
+LONGEST_PAUSE_OF_ENGINE = timedelta(minutes=1)
+"""People wait for its answers, and it holds no GPU meanwhile."""
 _OF_A_QUOTA = re.compile(r"\b(exceeded|failed|insufficient) quota\b")
 """How the words of the API server's quota admission begin."""
 
@@ -19,11 +21,11 @@ def refusal_reason(words: str) -> Reason:
     return Reason.QUOTA_EXCEEDED if _OF_A_QUOTA.search(words) else Reason.REFUSED_BY_ADMISSION
 
 
-def doubled(first: timedelta, times: int) -> timedelta:
-    """A pause that is twice as long each time, up to an hour.
+def doubled(first: timedelta, times: int, longest: timedelta = LONGEST_PAUSE) -> timedelta:
+    """A pause that is twice as long each time, up to the longest.
 
     Args:
         times: how often it has been made before.
     """
     factor: int = 2 ** min(times, 20)
-    return min(first * factor, LONGEST_PAUSE)
+    return min(first * factor, longest)
