@@ -12,14 +12,6 @@ from tests.e2e.team import Team
 _PROBES = {"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"]}
 """Each rule refuses a ConfigMap of its own name as well: so one can ask whether it is in force."""
 
-NO_TRAINER_PODS = (
-    "e2e-no-trainer-pods",
-    {"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]},
-    "!has(object.metadata.labels) || !('sluice.dev/stage' in object.metadata.labels) "
-    "|| object.metadata.labels['sluice.dev/stage'] != 'Train'",
-)
-"""A claim's Job exists, its pod does not."""
-
 SLOTS_KEEP_THEIR_SIZE = (
     "e2e-slots-keep-their-size",
     {"operations": ["UPDATE"], "apiGroups": ["apps"], "apiVersions": ["v1"], "resources": ["deployments"]},

@@ -5,17 +5,13 @@ only `make soak` plays it (SLUICE_AWAY_SECONDS).
 """
 
 import os
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
-from dev.cluster import provider
-from dev.cluster.own import Own
-from dev.cluster.processes import Processes
 from tests.e2e import objects
+from tests.e2e.control_plane import stands_still
 from tests.e2e.sluice import Sluice
 from tests.e2e.team import JobState, Team
 
@@ -33,20 +29,6 @@ def impatient(sluice: Sluice) -> Iterator[Sluice]:
     sluice.install(f"timing.stalledAfterSeconds={STALLED_AFTER}")
     yield sluice
     sluice.install()
-
-
-@contextmanager
-def api_server_away() -> Iterator[None]:
-    """It answers nobody. Its connections stay, as those of a machine that is stopped."""
-    running = provider.must_be_running()
-    if running.name != Own.name:
-        pytest.skip("the API server is no process of this machine")
-    (process,) = (p for p in Processes(running.state / "control-plane") if p.name == "kube-apiserver")
-    os.kill(process.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(process.pid, signal.SIGCONT)
 
 
 def goes_on(team: Team, before: JobState) -> JobState:
@@ -75,7 +57,7 @@ def test_a_training_goes_on(team: Team, impatient: Sluice) -> None:
     time.sleep(5)
     state = goes_on(team, state)
 
-    with api_server_away():
+    with stands_still("kube-apiserver"):
         time.sleep(AWAY_SECONDS)
     impatient.leader()
     time.sleep(5)

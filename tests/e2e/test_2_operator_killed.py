@@ -1,7 +1,7 @@
 """J2: the operator is killed at five moments of one loan, and nobody notices but its logs.
 
-Each moment is held from outside, so that the kill hits it and not a moment near it: admission refuses the write that
-would end it, or a request in flight does not end.
+Each moment is held from outside, so that the kill hits it and not a moment near it: the Job controller stands still,
+admission refuses the write that would end it, or a request in flight does not end.
 
 Seen to fail, at the second moment, when a new leader knew only the claims of its own term.
 """
@@ -10,7 +10,8 @@ import pytest
 
 from tests.e2e import objects
 from tests.e2e.conftest import Undisturbed
-from tests.e2e.holding import NO_TRAINER_PODS, SLOTS_KEEP_THEIR_SIZE, HalfRequest, holds
+from tests.e2e.control_plane import stands_still
+from tests.e2e.holding import SLOTS_KEEP_THEIR_SIZE, HalfRequest, holds
 from tests.e2e.kubectl import Kubectl, Object
 from tests.e2e.observer import Observed
 from tests.e2e.sluice import Sluice
@@ -22,16 +23,17 @@ def test_killed_at_five_moments_of_a_loan(
     team: Team, observed: Observed, kubectl: Kubectl, sluice: Sluice, undisturbed: Undisturbed
 ) -> None:
     """The same end as if nothing had happened: one attempt, one trainer, an engine that is whole."""
-    with holds(kubectl, team, NO_TRAINER_PODS, SLOTS_KEEP_THEIR_SIZE) as (no_pods, sizes):
-        no_pods.begin()
-        team.apply(objects.job("survives"))
-        (claim,) = team.wait_all("jobs", claims, "the claim is made", job="survives", stage="Train")
-        sluice.kill_leader()
-        assert not team.every("pods", job="survives", stage="Train"), "1: claim made and nothing else"
-        assert observed.slot_states(objects.ENGINE, team.name) == {"Serving"}
-
-        requests = [HalfRequest(team, pod["metadata"]["name"], objects.ENGINE) for pod in team.slot_pods()]
-        no_pods.lift()
+    team.patch("ie", objects.ENGINE, preemption=objects.lending(minReplicas=2))
+    team.apply(objects.job("survives"))
+    team.wait_job("survives", lambda job: job.is_true("Prepared"), "is prepared")
+    with holds(kubectl, team, SLOTS_KEEP_THEIR_SIZE) as (sizes,):
+        with stands_still("kube-controller-manager"):
+            team.patch("ie", objects.ENGINE, preemption=objects.lending())
+            (claim,) = team.wait_all("jobs", claims, "the claim is made", job="survives", stage="Train")
+            sluice.kill_leader()
+            assert not team.every("pods", job="survives", stage="Train"), "1: claim made and nothing else"
+            assert observed.slot_states(objects.ENGINE, team.name) == {"Serving"}
+            requests = [HalfRequest(team, pod["metadata"]["name"], objects.ENGINE) for pod in team.slot_pods()]
         team.draining()
         sluice.kill_leader()
         assert is_draining(team.wait("ie", objects.ENGINE, bool, "is there")), "2: draining"

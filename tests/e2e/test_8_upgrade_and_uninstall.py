@@ -50,5 +50,8 @@ def test_upgraded_then_uninstalled_in_the_middle_of_a_loan(
     assert not any(map(restarts_of, pods))
     assert team.get("ftj", "goes-on"), "what users made stays, and so do its definitions"
     assert team.get("ie", objects.ENGINE)
+    (drained,) = (pod for pod in pods if pod["metadata"]["uid"] != kept["metadata"]["uid"])
+    team.delete(f"pod/{drained['metadata']['name']}")
+    team.wait_all("pods", lambda pods: sum(map(is_ready, pods)) == 2, "it is back", LONG, engine=objects.ENGINE)
 
     kubectl("delete", "namespace", team.name, f"--timeout={LONG}s", patience=LONG)

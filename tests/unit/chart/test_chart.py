@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections import Counter
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.unit.chart.helm import CHART, DEV_VALUES, Manifest, helm, manifests, 
 from tests.unit.chart.pod_security import violations
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "chart"
+KEPT = "helm.sh/resource-policy"
 READS = {"get", "list", "watch"}
 NO_CRDS = ("--set", "crds.install=false")  # They are compared with crds/ below.
 WITHOUT_GENERATED = (*NO_CRDS, "--set", "metrics.dashboards.create=false")
@@ -169,11 +171,10 @@ def test_other_pods_of_the_release_are_not_taken_for_the_operator() -> None:
     assert [selector.items() <= other["metadata"]["labels"].items() for other in others] == [False, False]
 
 
-def test_crds_are_upgradable_and_survive_an_uninstall() -> None:
-    crds = [m for m in manifests() if m["kind"] == "CustomResourceDefinition"]
-    kept = {crd["metadata"]["name"]: crd["metadata"]["annotations"]["helm.sh/resource-policy"] for crd in crds}
-    assert len(crds) == 4
-    assert set(kept.values()) == {"keep"}
+def test_what_engines_need_without_an_operator_survives_an_uninstall() -> None:
+    """Their definitions, and the classes without which no pod of theirs could come back."""
+    kept = [m["kind"] for m in manifests() if m["metadata"].get("annotations", {}).get(KEPT) == "keep"]
+    assert Counter(kept) == {"CustomResourceDefinition": 4, "PriorityClass": 3}
     assert not any(m["kind"] == "CustomResourceDefinition" for m in manifests(*NO_CRDS))
 
 
