@@ -27,7 +27,6 @@ from tests.integration.progress_scene import SLUICE, Scene, scene
 
 TRAINERS = 100
 SECONDS = 20
-PRIORITIES = ("sluice-training", "sluice-inference", "sluice-placeholder")
 
 
 @dataclass(frozen=True)
@@ -145,10 +144,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         plane = control_plane.start(Path(folder), audit_log=False, scheduler=False)
         try:
-            admin = Kubectl(plane.kubeconfig)
-            admin.install_crds()
-            for name in PRIORITIES:
-                admin.must("create", "priorityclass", name, "--value=1")
+            Kubectl(plane.kubeconfig).install_kinds()
             async with scene(plane) as here:
                 tokens = await prepared(here)
                 following = asyncio.create_task(follow(here))

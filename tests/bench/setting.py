@@ -26,7 +26,6 @@ from tests.integration.running_operator import RunningOperator, in_a_new_interpr
 NAMESPACE = "bench"
 QUIET_SECONDS = 20
 """Under load an operator of 10,000 jobs has paused for more than five seconds between two writes."""
-PRIORITIES = {"sluice-placeholder": 99, "sluice-inference": 100, "sluice-training": 1000}
 
 
 @dataclass
@@ -56,9 +55,7 @@ async def bare(*, controllers: bool = False) -> AsyncIterator[Bare]:
         )
         stack.callback(plane.stop)
         admin = Kubectl(plane.kubeconfig)
-        admin.install_crds()
-        for name, value in PRIORITIES.items():
-            admin.must("create", "priorityclass", name, f"--value={value}", "--preemption-policy=Never")
+        admin.install_kinds()
         admin.must("create", "namespace", NAMESPACE)
         client = await config.new_client_from_config(str(plane.kubeconfig))
         stack.push_async_callback(client.close)

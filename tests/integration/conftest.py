@@ -24,8 +24,6 @@ from tests.integration.progress_scene import Kube, make_namespace
 from tests.integration.running_operator import Launch, RunningOperator
 from tests.integration.tenants import installed
 
-PRIORITIES = {"sluice-placeholder": 99, "sluice-inference": 100, "sluice-training": 1000}
-
 MakeOperator = Callable[..., RunningOperator]
 
 
@@ -34,9 +32,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     """etcd, API server, controller manager and scheduler, with our custom resources and priority classes."""
     plane = dev_control_plane.start(tmp_path_factory.mktemp("plane"))
     try:
-        admin = Kubectl(plane.kubeconfig)
-        admin.install_crds()
-        admin.must("apply", "--server-side", "-f", "-", manifests=[_priority(*pair) for pair in PRIORITIES.items()])
+        Kubectl(plane.kubeconfig).install_kinds()
         yield plane
     finally:
         plane.stop()
@@ -132,8 +128,3 @@ def operator_settings(namespace: str) -> Settings:
         server_image="nothing",
         watch_namespaces=(namespace,),
     )
-
-
-def _priority(name: str, value: int) -> dict[str, object]:
-    kind = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "preemptionPolicy": "Never"}
-    return {**kind, "metadata": {"name": name}, "value": value}

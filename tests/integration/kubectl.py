@@ -11,6 +11,7 @@ import yaml
 from dev.cluster.tools import tools
 
 CRDS = Path(__file__).parents[2] / "crds"
+PRIORITIES = {"sluice-placeholder": 99, "sluice-inference": 100, "sluice-training": 1000}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,13 @@ class Kubectl:
         """The same cluster for another user."""
         return Kubectl(self.kubeconfig, user)
 
-    def install_crds(self) -> None:
-        """Our custom resources, ready for use."""
+    def install_kinds(self) -> None:
+        """Our custom resources, ready for use, and the priority classes without which no pod of ours is made."""
         self.must("apply", "--server-side", "-f", str(CRDS))
+        self.must("apply", "--server-side", "-f", "-", manifests=[_priority(*pair) for pair in PRIORITIES.items()])
         self.must("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+
+
+def _priority(name: str, value: int) -> dict[str, Any]:
+    kind = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "preemptionPolicy": "Never"}
+    return {**kind, "metadata": {"name": name}, "value": value}

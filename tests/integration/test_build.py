@@ -7,27 +7,13 @@ import pytest
 
 from dev.cluster import control_plane
 from tests.integration.kubectl import Kubectl
-from tests.unit.build.manifests import CUDA, ENGINE, GOLDEN, pod_specs
+from tests.unit.build.manifests import ENGINE, GOLDEN, pod_specs
 
 pytestmark = pytest.mark.integration
 
 NAMESPACE = ENGINE.metadata.namespace
 AGENT = f"system:serviceaccount:{NAMESPACE}:chat-agent"
 ENGINES = f"/apis/sluice.dev/v1alpha1/namespaces/{NAMESPACE}/inferenceengines"
-PRIORITIES = [
-    {
-        "apiVersion": "scheduling.k8s.io/v1",
-        "kind": "PriorityClass",
-        "metadata": {"name": name},
-        "value": value,
-        "preemptionPolicy": "Never",
-    }
-    for name, value in (
-        (CUDA.placeholder_priority_class, 99),
-        (CUDA.inference_priority_class, 100),
-        (CUDA.training_priority_class, 1000),
-    )
-]
 RESTRICTED = {
     "apiVersion": "v1",
     "kind": "Namespace",
@@ -42,8 +28,8 @@ RESTRICTED = {
 def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
     plane = control_plane.start(tmp_path_factory.mktemp("plane"), audit_log=False, scheduler=False)
     user = Kubectl(plane.kubeconfig)
-    user.install_crds()
-    user.must("create", "-f", "-", manifests=[RESTRICTED, *PRIORITIES])
+    user.install_kinds()
+    user.must("create", "-f", "-", manifest=RESTRICTED)
     user.must("config", "set-context", "--current", f"--namespace={NAMESPACE}")
     for name in ("chat", "other"):
         engine = ENGINE.model_dump(

@@ -67,7 +67,7 @@ def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
     user = Kubectl(plane.kubeconfig)
     user.must("create", "namespace", "team-a")
     user.must("config", "set-context", "--current", "--namespace=team-a")
-    user.install_crds()
+    user.install_kinds()
     user.must("create", "-f", "-", manifests=list(SMALLEST.values()))
     yield user
     plane.stop()

@@ -44,7 +44,7 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
     made = dev_control_plane.start(tmp_path / "plane", audit_log=False)
     try:
         admin = Kubectl(made.kubeconfig)
-        admin.install_crds()
+        admin.install_kinds()
         admin.must("create", "namespace", TEAM)
         yield made
     finally:
@@ -158,7 +158,7 @@ async def test_what_a_backup_of_etcd_says_counts_and_not_what_was_seen_after_it(
         await asyncio.to_thread(restore, plane, backup, raised=raised)
     async with administrator(plane) as kube:
         await operator.logged("leading", times=terms + 1)
-        await until_there_are(kube, both)  # a replica whose pod the restarted controllers refuse pauses before that
+        await until_there_are(kube, both)
         await kube.call("PATCH", f"{ENGINES}/chat", {"spec": {"replicas": 1}}, MERGE_PATCH)
         await until_there_are(kube, {"chat-0": 1})
 
