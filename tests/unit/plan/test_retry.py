@@ -1,5 +1,7 @@
 """After an attempt has ended: when the next one begins, what counts, and when a job that is over goes."""
 
+import gc
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -9,9 +11,10 @@ from sluice_api.claim import OUTCOMES_BYTES, AttemptOutcome, Outcomes
 from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, TrainResult
+from sluice_operator.observe.world import job_key
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.deadlines import training_ends
-from sluice_operator.plan.facts.outcomes import compact, failures, next_attempt_at
+from sluice_operator.plan.facts.outcomes import compact, failures, next_attempt_at, recorded
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
 from sluice_operator.plan.job.situation import next_training_attempt
@@ -297,3 +300,12 @@ def test_a_record_of_many_attempts_fits_into_an_annotation() -> None:
     assert [len(a.message) for a in compact(few).attempts[1:]] == [2000] * 30
     more = Outcomes(attempts=(PREPARED, *told[-60:]))
     assert [len(a.message) for a in compact(more).attempts[1:]] == [0] * 40 + [2000] * 20
+
+
+def test_what_is_read_of_a_record_goes_with_its_job() -> None:
+    """Else who patches the record again and again takes the operator's memory."""
+    town = Town()
+    read = [weakref.ref(recorded(town.job("a", outcomes=(PREPARED, attempt(1, reason))))) for reason in Reason]
+    gc.collect()
+    assert [known for known in read[:-1] if known()] == []
+    assert read[-1]() is recorded(town.world.jobs[job_key("team", "a")])
