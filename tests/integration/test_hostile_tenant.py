@@ -22,7 +22,7 @@ from tests.integration.claim_scene import MODEL, VOLUME, ClaimScene, claim_scene
 from tests.integration.conftest import MakeOperator
 from tests.integration.nodes import MERGE_PATCH, Nodes, add_volume
 from tests.integration.progress_scene import Kube, until
-from tests.integration.tenants import RELEASE, Tenant, as_the_operator, tenant
+from tests.integration.tenants import RBAC, RELEASE, Tenant, as_the_operator, tenant
 
 pytestmark = pytest.mark.integration
 
@@ -278,6 +278,37 @@ async def test_a_job_of_the_next_attempts_name_holds_no_gpus(cluster: Cluster) -
     await cluster.hostile.kube.call("PATCH", place, {"spec": {"scheduling": {"notBefore": None}}}, MERGE_PATCH)
     await cluster.team.job("tone", policy="Queue")
     await cluster.team.running("tone")
+
+
+async def test_an_engine_takes_nothing_over_and_takes_nothing_along(cluster: Cluster) -> None:
+    """H5: a user who may write no Roles names an engine so that its objects would be those of an administrator."""
+    hostile = cluster.hostile
+    there: list[tuple[str, str, Body]] = [
+        (hostile.path(CORE, "services"), "db", {"spec": {"selector": {"app": "db"}, "ports": [{"port": 5432}]}}),
+        (hostile.path(CORE, "serviceaccounts"), "db-agent", {}),
+        (hostile.path(f"apis/{RBAC}/v1", "roles"), "db-agent", {"rules": []}),
+    ]
+    before = [await hostile.admin.call("POST", at, {"metadata": {"name": name}, **body}) for at, name, body in there]
+    spec = {"model": {"uri": MODEL}, "resources": {"gpus": 1, "memory": "100Mi", "cpu": "10m"}}
+    engine = {"apiVersion": API_VERSION, "kind": "InferenceEngine", "metadata": {"name": "db"}, "spec": spec}
+    place = hostile.path(SLUICE, "inferenceengines")
+    await hostile.kube.call("POST", place, engine)
+
+    async def is_refused() -> bool:
+        status = (await hostile.kube.call("GET", f"{place}/db")).get("status") or {}
+        return any(told["reason"] == "NameTaken" for told in status.get("conditions") or ())
+
+    async def is_gone() -> bool:
+        return not (await hostile.kube.call("GET", place))["items"]
+
+    await until(is_refused)
+    await hostile.kube.call("DELETE", f"{place}/db?propagationPolicy=Foreground")
+    await until(is_gone)
+    after = [await hostile.admin.call("GET", f"{at}/{name}") for at, name, _ in there]
+    assert [body["metadata"]["resourceVersion"] for body in after] == [
+        body["metadata"]["resourceVersion"] for body in before
+    ]
+    await cluster.team_is_unharmed()
 
 
 async def test_the_priority_of_training_is_sluices(cluster: Cluster) -> None:
