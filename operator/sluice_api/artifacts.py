@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -31,15 +32,12 @@ def belongs_to_model(path: Path, folder: Path) -> bool:
 
 
 def stray_link(folder: Path) -> Path | None:
-    """The first link in a model's folder that leads out of it: to what its author can't read, but a pod can.
-
-    Looks two levels deep, where everything is that model loaders read.
-    """
-    for path in sorted(folder.iterdir()):
-        below = path.iterdir() if path.is_dir() and not path.is_symlink() else ()
-        for each in (path, *sorted(below)):
-            if each.is_symlink() and not belongs_to_model(each.resolve(), folder):
-                return each
+    """The first link in a model's folder, at any depth, that leads out of it: to what others may not let it read."""
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        for path in sorted(Path(parent, name) for name in (*folders, *files)):
+            if path.is_symlink() and not belongs_to_model(path.resolve(), folder):
+                return path
     return None
 
 

@@ -16,6 +16,7 @@ from sluice_api.artifacts import stray_link
         ("out of the claim", "models/x/a.json", "/etc/hostname", True),
         ("a folder", "models/x/1_Pooling", "../y", True),
         ("in a folder of it", "models/x/sub/a.json", "../../../rows.jsonl", True),
+        ("in a folder of a folder of it", "models/x/sub/lower/a.json", "../../../../rows.jsonl", True),
         ("to nothing", "models/x/a.json", "/nowhere", True),
         ("the hub's cache", "m/snapshots/4f3c/config.json", "../../blobs/c0ffee", False),
         ("through a blob that is a link itself", "m/snapshots/4f3c/a.json", "../../blobs/away", True),
@@ -27,7 +28,7 @@ def test_links(rule: str, link: str, target: str, stray: bool, tmp_path: Path) -
     for file in (
         "rows.jsonl",
         "models/x/config.json",
-        "models/x/sub/b.json",
+        "models/x/sub/lower/b.json",
         "models/y/config.json",
         "m/blobs/c0ffee",
         "m/snapshots/4f3c/README",
