@@ -76,8 +76,8 @@ tone-0     operator:9090       no
 stranger   operator:8080       no
 stranger   operator:9090       no
 prometheus operator:9090       yes
-tone-0     metadata:80         no    the cloud's metadata service, on no port
-tone-0     metadata:53         no
+tone-0     metadata:80         no    the cloud's metadata service, on no port of its own
+tone-0     metadata:53         yes   but a cloud's resolver may be there (Cloud DNS for GKE)
 chat       metadata:80         no
 chat       metadata:443        no
 fetching   metadata:80         no

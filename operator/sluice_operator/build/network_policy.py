@@ -1,7 +1,7 @@
 """Who may reach the pods of an engine or of a job, and what these may reach: a NetworkPolicy for each.
 
 What a policy does not name is closed, so the cloud's metadata service is: no rule here has a link-local address but
-that of NodeLocal DNSCache. Probes need no rule: a node always reaches its own pods.
+for names, on their own ports. Probes need no rule: a node always reaches its own pods.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,6 @@ from sluice_operator.settings import Settings
 _HTTPS = 443
 _DNS = (("UDP", 53), ("TCP", 53), ("UDP", 5353), ("TCP", 5353))
 """Also where OpenShift's resolvers listen."""
-_NODE_LOCAL_DNS = "169.254.20.10/32"
 _LINK_LOCAL = ("169.254.0.0/16", "fe80::/10")
 _PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
 """Where clusters, their nodes and their neighbours are, one cloud's metadata service for IPv6 too."""
@@ -96,8 +95,12 @@ def _let_in(peers: Sequence[Manifest] | None, ports: Iterable[int]) -> list[Mani
 
 
 def _common(settings: Settings) -> list[Manifest]:
-    """Names, wherever the cluster's resolver runs, and the operator, to which every pod of ours reports."""
-    anywhere = [{"namespaceSelector": {}}, *_addresses(_LINK_LOCAL), {"ipBlock": {"cidr": _NODE_LOCAL_DNS}}]
+    """Names, wherever the cluster's resolver runs, and the operator, to which every pod of ours reports.
+
+    Resolvers are link-local too: NodeLocal DNSCache at an address that its installer chooses, Cloud DNS for GKE at
+    169.254.169.254, where the metadata service has other ports.
+    """
+    anywhere = [{"namespaceSelector": {}}, *_addresses()]
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.namespace}},
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "sluice", "app.kubernetes.io/component": "operator"}},
@@ -126,13 +129,13 @@ def _public(*uris: str) -> list[Manifest]:
     return [{"to": _addresses((*_LINK_LOCAL, *_PRIVATE)), "ports": [_tcp(port) for port in ports]}]
 
 
-def _addresses(without: Iterable[str]) -> list[Manifest]:
+def _addresses(but: Sequence[str] = ()) -> list[Manifest]:
     """All addresses of both families but some."""
-    left_out = list(without)
-    return [
-        {"ipBlock": {"cidr": everything, "except": [cidr for cidr in left_out if (":" in cidr) is (":" in everything)]}}
-        for everything in ("0.0.0.0/0", "::/0")
-    ]
+    blocks = []
+    for everything in ("0.0.0.0/0", "::/0"):
+        left_out = [cidr for cidr in but if (":" in cidr) is (":" in everything)]
+        blocks.append({"ipBlock": {"cidr": everything, **({"except": left_out} if left_out else {})}})
+    return blocks
 
 
 def _single(ip: str) -> str:
