@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from ipaddress import ip_address
 
 from sluice_operator.cluster.client import Api, Body
 from sluice_operator.cluster.errors import ApiError
@@ -41,6 +42,7 @@ async def look_for_api_servers(api: Api, store: Store) -> None:
     """Have the store know where pods reach the API server; engines are looked at anew when that has changed.
 
     It is the Service's address and those behind it: some networks judge a packet before it is translated, most after.
+    A name in the place of an address, as AKS may give to pods, is left out: no NetworkPolicy could have it.
     """
     found = []
     if service := os.environ.get("KUBERNETES_SERVICE_HOST"):
@@ -53,11 +55,19 @@ async def look_for_api_servers(api: Api, store: Store) -> None:
     else:
         ips = [ip for endpoint in slice_.get("endpoints") or () for ip in endpoint["addresses"]]
         found += [Address(ip, port["port"]) for port in slice_.get("ports") or () for ip in ips]
-    addresses = tuple(sorted(set(found)))
+    addresses = tuple(sorted({address for address in found if _is_numeric(address.ip)}))
     if addresses != store.api_servers:
         store.api_servers = addresses
         for key in store.world().engines:
             store.wake(key)
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 async def _pages(api: Api, store: Store, kind: str, newest_before: int) -> tuple[list[Parsed], int]:

@@ -33,6 +33,7 @@ class ApiServer:
         ("", TWO, (("10.0.7.4", 6443), ("10.0.7.5", 6443))),
         ("10.96.0.1", {"endpoints": None, "ports": None}, (("10.96.0.1", 443),)),
         ("", ApiError(404, "NotFound", "none"), ()),
+        ("x.hcp.westeurope.azmk8s.io", TWO, (("10.0.7.4", 6443), ("10.0.7.5", 6443))),  # AKS; a policy takes no names
     ],
 )
 async def test_api_servers_are_the_service_and_what_is_behind_it(
