@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from typing import Self
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -106,12 +107,32 @@ def renewed(held: Certificates | None, names: Sequence[str], now: datetime) -> C
     issuer, coming = held.issuer, held.next_issuer
     if coming is not None and now - coming.made >= TRUSTED_FIRST:
         issuer, coming = coming, None
-    if issuer.ends <= now:
+    if issuer.ends <= now or _is_of_the_future(issuer, now):
         return _new(names, now)
     if coming is None and issuer.ends - now <= AUTHORITY_RENEWED:
         coming = _authority(now)
-    due = held.own.ends - now <= CERTIFICATE_RENEWED or _names_of(held.own) != {*names} or issuer != held.issuer
+    due = (
+        held.own.ends - now <= CERTIFICATE_RENEWED
+        or _is_of_the_future(held.own, now)
+        or _names_of(held.own) != {*names}
+        or not _has_signed(issuer, held.own)
+    )
     return Certificates(issuer, coming, _signed(issuer, names, now) if due else held.own)
+
+
+def _is_of_the_future(signed: Signed, now: datetime) -> bool:
+    """Whether pods would refuse it yet: it was made by a clock that was ahead."""
+    return signed.made - CLOCK_SKEW > now
+
+
+def _has_signed(issuer: Signed, signed: Signed) -> bool:
+    """Whether whoever trusts the issuer believes the other. Somebody else may have written that into the Secret."""
+    made = x509.load_pem_x509_certificate(signed.certificate)
+    try:
+        made.verify_directly_issued_by(x509.load_pem_x509_certificate(issuer.certificate))
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def _new(names: Sequence[str], now: datetime) -> Certificates:
@@ -189,6 +210,9 @@ def _general_name(name: str) -> x509.GeneralName:
 
 def _names_of(signed: Signed) -> set[str]:
     found = x509.load_pem_x509_certificate(signed.certificate).extensions
-    names = found.get_extension_for_class(x509.SubjectAlternativeName).value
+    try:
+        names = found.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return set()
     addresses = (str(address) for address in names.get_values_for_type(x509.IPAddress))
     return {*names.get_values_for_type(x509.DNSName), *addresses}

@@ -31,7 +31,7 @@ _CONFLICTS = (404, 409)
 
 
 class NoCertificate(Exception):
-    """The Secret has no certificate, and somebody else is to write it."""
+    """The Secret has no certificate to serve with, and somebody else is to write it."""
 
 
 class CertificateKeeper:
@@ -47,7 +47,7 @@ class CertificateKeeper:
         self._key = Key("Secret", settings.namespace, SECRET)
         self._names = names_of(settings)
         self._clock = clock
-        self._served = b""
+        self._served = b"", b""
         self.trusted = b""
         """What pods must trust, as PEM; empty before the first look, or if the certificate is one that all trust."""
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -77,17 +77,20 @@ class CertificateKeeper:
 
         Raises:
             ApiError: the API server can't be reached, or refuses.
-            NoCertificate: cert-manager has not written it yet.
+            NoCertificate: cert-manager has not written it yet, or nobody can serve with what is there.
         """
         entries = await (self._renewed() if self._ours else self._read())
         try:
             certificate, key = entries["tls.crt"], entries["tls.key"]
         except KeyError:
             raise NoCertificate(f"Secret {self._key.name} has no tls.crt and tls.key yet") from None
+        if (certificate, key) != self._served:
+            try:
+                _load(self.context, certificate, key)
+            except ssl.SSLError as error:
+                raise NoCertificate(f"tls.crt and tls.key of Secret {self._key.name}: {error}") from None
+            self._served = certificate, key
         self.trusted = entries.get("ca.crt", b"")
-        if certificate != self._served:
-            _load(self.context, certificate, key)
-            self._served = certificate
 
     async def _read(self) -> Mapping[str, bytes]:
         try:
@@ -154,10 +157,15 @@ def _entries(secret: Body) -> dict[str, bytes]:
 
 
 def _load(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    """Serve with this certificate from the next connection on. OpenSSL reads it from files only."""
+    """Serve with this certificate from the next connection on. OpenSSL reads it from files only.
+
+    Raises:
+        ssl.SSLError: it can't be served with. A context of its own says so first: a half of it would stay in ours.
+    """
     with TemporaryDirectory() as folder:
         files = Path(folder, "tls.crt"), Path(folder, "tls.key")
         for file, part in zip(files, (certificate, key), strict=True):
             file.touch(mode=0o600)
             file.write_bytes(part)
-        context.load_cert_chain(*files)
+        for target in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
+            target.load_cert_chain(*files)

@@ -1,6 +1,7 @@
 """When each certificate is made anew, and that whoever trusted the old one is never left behind."""
 
 import ssl
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sluice_operator.certificates.authority import (
     AUTHORITY_RENEWED,
     CERTIFICATE_LASTS,
     CERTIFICATE_RENEWED,
+    CLOCK_SKEW,
     TRUSTED_FIRST,
     Certificates,
     Signed,
@@ -65,6 +67,40 @@ def test_next_authority_is_trusted_for_a_while_before_it_signs(first: Certificat
 
 def test_other_names_need_another_certificate(first: Certificates) -> None:
     assert parts(first, renewed(first, ("sluice-progress.other.svc",), NOW)) == {"own"}
+
+
+def test_a_certificate_that_another_authority_has_signed_is_made_anew(first: Certificates) -> None:
+    """cert-manager wrote it into the Secret, and the chart was switched back. Seen elsewhere: cryostat-operator#896."""
+    by_another = renewed(None, NAMES, NOW).own
+    held = Certificates.from_secret(replace(first, own=by_another).to_secret())
+    assert held is not None
+    anew = renewed(held, NAMES, NOW)
+    assert parts(held, anew) == {"own"}
+    assert _is_signed_by(anew.own, anew.issuer)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "new"),
+    [
+        pytest.param(CLOCK_SKEW, set(), id="within what is allowed for"),
+        pytest.param(CLOCK_SKEW + SECOND, {"issuer", "own"}, id="not valid yet"),
+    ],
+)
+def test_what_a_clock_that_was_ahead_has_made_is_made_anew(ahead: timedelta, new: set[str]) -> None:
+    """Pods would refuse it until its first day. Seen elsewhere: skupper#456, istio#32176."""
+    made = renewed(None, NAMES, NOW + ahead)
+    assert parts(made, renewed(made, NAMES, NOW)) == new
+
+
+def test_a_certificate_without_names_is_made_anew(first: Certificates) -> None:
+    """Made by hand as tutorials show it, with a common name only."""
+    held = replace(first, own=first.issuer)
+    assert parts(held, renewed(held, NAMES, NOW)) == {"own"}
+
+
+def test_a_certificate_alone_that_is_not_valid_yet_is_made_anew(first: Certificates) -> None:
+    held = renewed(first, NAMES, NOW + CERTIFICATE_LASTS)
+    assert parts(held, renewed(held, NAMES, NOW)) == {"own"}
 
 
 @pytest.mark.parametrize("broken", ["tls.key", "issuer.crt", "next.key"])

@@ -100,6 +100,22 @@ async def test_cert_managers_secret_is_read_and_never_written() -> None:
     assert server.writes == 1
 
 
+@pytest.mark.parametrize("entry", ["tls.crt", "tls.key"])
+async def test_a_secret_that_somebody_has_emptied_is_waited_for_and_the_old_certificate_serves_on(entry: str) -> None:
+    server = ApiServer()
+    await CertificateKeeper(server, settings(), Clock()).look()
+    assert server.secret is not None
+    keeper, whole = CertificateKeeper(server, settings("CertManager"), Clock()), dict(server.secret["data"])
+    await keeper.look()
+    trusted = keeper.trusted
+    server.secret["data"] = {**whole, entry: "", "ca.crt": ""}
+    with pytest.raises(NoCertificate, match=SECRET):
+        await keeper.look()
+    assert keeper.trusted == trusted
+    server.secret["data"] = whole
+    await keeper.look()
+
+
 async def test_new_connection_gets_the_renewed_certificate(tmp_path: Path) -> None:
     """The listening socket and its context stay."""
     server, clock = ApiServer(), Clock()
