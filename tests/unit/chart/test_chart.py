@@ -18,6 +18,7 @@ from tests.unit.chart.helm import CHART, DEV_VALUES, Manifest, helm, manifests, 
 from tests.unit.chart.pod_security import violations
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "chart"
+ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 KEPT = "helm.sh/resource-policy"
 READS = {"get", "list", "watch"}
 NO_CRDS = ("--set", "crds.install=false")  # They are compared with crds/ below.
@@ -220,6 +221,17 @@ def test_every_value_is_in_the_schema() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     jsonschema.validate(values, schema)
     assert set(values) == set(schema["properties"]) - {"global"}
+
+
+def test_prometheus_may_be_told_its_token_by_a_secret() -> None:
+    """Where no monitor may name a file of Prometheus', one that does is left out as a whole (operator-sdk#7003)."""
+    monitor = ("--set", "metrics.serviceMonitor.create=true")
+    (by_file,) = one("ServiceMonitor", "sluice", *monitor)["spec"]["endpoints"]
+    assert (by_file["bearerTokenFile"], "authorization" in by_file) == (f"{ACCOUNT}/token", False)
+    secret = ("--set", "metrics.serviceMonitor.tokenSecret.name=scraper")
+    (by_secret,) = one("ServiceMonitor", "sluice", *monitor, *secret)["spec"]["endpoints"]
+    assert by_secret["authorization"] == {"credentials": {"name": "scraper", "key": "token"}}
+    assert not any(key.endswith("File") for key in (*by_secret, *by_secret["tlsConfig"]))
 
 
 def test_dashboards_are_found_by_grafana() -> None:
