@@ -184,7 +184,7 @@ class Reason(Explained):
     )
     SUSPENDED_BY_OTHER = (
         "SuspendedByOther",
-        "Another queueing system suspended the training Job.",
+        "Another queueing system suspended a Job of Sluice's.",
         "Exempt Sluice's Jobs from that system, or use spec.managedBy.",
     )
     NODE_AVOIDED = (

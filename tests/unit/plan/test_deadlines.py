@@ -10,7 +10,10 @@ from sluice_api.stages import Stage, StageOutcome, TrainResult
 from sluice_operator.observe.views import Termination
 from sluice_operator.plan.facts.deadlines import job_deadline
 from sluice_operator.plan.facts.outcomes import recorded
-from tests.unit.plan.worlds import NOW, PREPARED, Town, decide
+from sluice_operator.plan.job.holding import Limits
+from tests.unit.plan.worlds import NOW, PREPARED, Town, change, decide
+
+TRAINED = AttemptOutcome(stage=Stage.TRAIN, attempt=1, reason="Done", ended_at=NOW)
 
 
 def trained(attempt: int, begin: float, end: float) -> AttemptOutcome:
@@ -70,3 +73,19 @@ def test_an_attempt_that_the_job_controller_ended_for_its_deadline(
     if told:
         assert decision.record is not None
         assert decision.record.of(stage)[-1].checkpoint_step == 7, "its last words count"
+
+
+@pytest.mark.parametrize(("stage", "done"), [(Stage.PREPARE, ()), (Stage.EXPORT, (PREPARED, TRAINED))])
+def test_a_cpu_stage_that_another_system_has_suspended_says_so(stage: Stage, done: tuple[AttemptOutcome, ...]) -> None:
+    """Its Job's own deadline does not count meanwhile. Seen elsewhere: kueue#2277, kueue#7649."""
+    town = Town()
+    job = town.job("a", outcomes=done)
+    stage_job = town.stage_job(job, stage, created=NOW - timedelta(seconds=30))
+    change(town, stage_job, suspended=True)
+    told = decide(town, "a")
+    assert (told.reason, told.delete) == (Reason.SUSPENDED_BY_OTHER, ())
+    assert stage_job.key.name in told.message
+    late = decide(town, "a", NOW + Limits().start)
+    assert late.record is not None
+    assert late.record.attempts[-1].reason == Reason.SUSPENDED_BY_OTHER
+    assert late.delete == (town.world.stage_jobs[stage_job.key],)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from sluice_api.claim import Place
 from sluice_api.meta import SCHEDULING_GATE
 from sluice_api.reasons import Reason
-from sluice_operator.observe.views import Key, PodView
+from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.claims import LiveClaim, Phase, live_claims_on, overlapped_by, phase
@@ -30,7 +30,7 @@ def doubt(world: World, live: LiveClaim) -> tuple[Reason, str] | None:
     every reason, once the borrowed slots are gone.
     """
     if live.stage_job.suspended:
-        return Reason.SUSPENDED_BY_OTHER, f"Job {live.stage_job.key.name} was suspended by another controller."
+        return Reason.SUSPENDED_BY_OTHER, suspended_by_other(live.stage_job)
     other = overlapped_by(world, live)
     if other is not None:
         return Reason.CLAIMED, f"The claim gives way to {other.name}, which had the GPUs first."
@@ -39,6 +39,11 @@ def doubt(world: World, live: LiveClaim) -> tuple[Reason, str] | None:
         what = "its pod is" if len(claim.nodes) == 1 else "its pods are"
         return Reason.CLAIMED, f"{claim.all_gpus} GPU on {claim.summary} is set aside; {what} about to be made."
     return next((no for place in claim.places if (no := _doubt_on(world, live, place, pods[0]))), None)
+
+
+def suspended_by_other(stage_job: StageJobView) -> str:
+    """What to say of a Job that somebody has suspended: Sluice never does."""
+    return f"Job {stage_job.key.name} was suspended by another controller."
 
 
 def _doubt_on(world: World, live: LiveClaim, place: Place, pod: PodView) -> tuple[Reason, str] | None:

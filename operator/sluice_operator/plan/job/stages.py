@@ -8,6 +8,7 @@ from sluice_operator.observe.views import StageJobView
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.outcomes import done
 from sluice_operator.plan.facts.podless import PODS_WITHIN
+from sluice_operator.plan.facts.proof import suspended_by_other
 from sluice_operator.plan.facts.refused import refusal_reason
 from sluice_operator.plan.facts.unreachable import unreachable
 from sluice_operator.plan.job.holding import IMAGE_TROUBLE
@@ -55,6 +56,8 @@ def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobD
 def _not_started(s: Situation, stage_job: StageJobView) -> tuple[Reason, str, bool] | None:
     """Why a stage's pod does not start, and whether its time is over."""
     over = s.now >= stage_job.created + s.limits.start
+    if stage_job.suspended:
+        return Reason.SUSPENDED_BY_OTHER, suspended_by_other(stage_job), over
     pods = trainer_pods(s.world, stage_job)
     if not pods:
         text = s.refused_pod or "No pod was made."
