@@ -38,6 +38,9 @@ _TRUST: Manifest = {
 }
 """Optional: a certificate that all machines trust needs none."""
 
+WITHOUT_MESH = {"sidecar.istio.io/inject": "false"}, {"linkerd.io/inject": "disabled"}
+"""Labels and annotations by which service meshes put no sidecar into a pod. It would outlive a pod that is to end."""
+
 CONTAINER_SECURITY: Manifest = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},

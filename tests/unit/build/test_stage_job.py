@@ -61,7 +61,18 @@ def test_cpu_stages_take_no_gpu_and_wait_at_no_gate(stage: Stage) -> None:
 def test_training_and_nothing_else_asks_consolidators_to_leave_it_alone(stage: Stage) -> None:
     template = stage_job(JOB, stage, 1, CUDA, claim_for(stage))["spec"]["template"]
     asked = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
-    assert template["metadata"].get("annotations", {}) == (asked if stage is Stage.TRAIN else {})
+    assert (asked.items() <= template["metadata"]["annotations"].items()) is (stage is Stage.TRAIN)
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_no_mesh_puts_a_sidecar_into_a_stages_pod(stage: Stage) -> None:
+    """It outlives the trainer, so the Job never ends, and the pod's NetworkPolicy keeps it from its control plane.
+
+    Seen elsewhere: istio#11045, weblogic-kubernetes-operator#1039.
+    """
+    metadata = stage_job(JOB, stage, 1, CUDA, claim_for(stage))["spec"]["template"]["metadata"]
+    assert metadata["labels"]["sidecar.istio.io/inject"] == "false"
+    assert metadata["annotations"]["linkerd.io/inject"] == "disabled"
 
 
 def test_pods_that_use_a_pools_nodes_tolerate_what_it_says() -> None:

@@ -195,6 +195,16 @@ def test_the_hook_ends_by_itself_and_leaves_nothing() -> None:
     assert policies == {"before-hook-creation,hook-succeeded"}
 
 
+def test_no_mesh_puts_a_sidecar_into_a_hook_that_would_never_end() -> None:
+    """Seen elsewhere: helm/charts#23875."""
+    for metadata in (
+        one("Job", "sluice-give-back")["spec"]["template"]["metadata"],
+        one("Pod", "sluice-test")["metadata"],
+    ):
+        assert metadata["labels"]["sidecar.istio.io/inject"] == "false"
+        assert metadata["annotations"]["linkerd.io/inject"] == "disabled"
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
