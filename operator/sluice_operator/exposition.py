@@ -38,6 +38,9 @@ SHOWN_AFTER_END = timedelta(minutes=10)
 Training = Callable[[], Mapping[str, TrainingReport]]
 """The newest report of each job's training, by the job's uid."""
 
+FOR_GPUS = frozenset({Reason.WAITING_FOR_GPUS, Reason.BEHIND_IN_QUEUE, Reason.ENGINE_AT_FLOOR})
+"""For what a job waits that lacks nothing but GPUs."""
+
 NOT_SERVING = frozenset(SlotState) - AWAKE - {SlotState.WAITING}
 """States of a replica that a job borrows, from its draining to its return."""
 
@@ -72,6 +75,7 @@ class WorldCollector:
         if leads:
             world = self._store.world()
             yield jobs(world)
+            yield longest_waits(world, datetime.now(UTC))
             yield set_aside(world)
             yield from gpus(world)
             yield failing(self._work)
@@ -89,6 +93,23 @@ def jobs(world: World) -> Metric:
     tally = Tally((job.metadata.namespace, job.status.summary or Reason.PENDING.value) for job in world.jobs.values())
     for place, count in tally.items():
         family.add_metric(place, count)
+    return family
+
+
+def longest_waits(world: World, now: datetime) -> Metric:
+    """How long the job that waits for longest has waited, by namespace: a queue is never empty where it moves on."""
+    family = GaugeMetricFamily(
+        "sluice_longest_wait_seconds",
+        "Since the first of the jobs that wait for GPUs could have had some.",
+        labels=("job_namespace",),
+    )
+    longest: dict[str, float] = {}
+    for job in world.jobs.values():
+        place, namespace = job.status.queue, job.metadata.namespace
+        if place and place.since and job.status.summary in FOR_GPUS:
+            longest[namespace] = max(longest.get(namespace, 0.0), (now - place.since).total_seconds())
+    for namespace, seconds in longest.items():
+        family.add_metric((namespace,), seconds)
     return family
 
 

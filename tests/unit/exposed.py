@@ -58,8 +58,10 @@ def _of_the_world() -> CollectorRegistry:
     """A leader that has something to show in every family."""
     lends = engine(status={"slots": [{"index": 0, "state": "Lent", "lentTo": "team/tone"}]})
     unreadable = parse("FineTuneJob", {"metadata": {"name": "x", "namespace": "team", "resourceVersion": "9"}})
+    queue = {"position": "1", "since": "2026-01-01T00:00:00Z"}
+    waits = job("waits", "waits-uid", status={"summary": "WaitingForGPUs", "queue": queue})
     work = Work(failed=[key_of(job())], asked={pool_key("default"): 1})
-    world = store(job(), STAGE_JOB, TRAINER, lends, unreadable)
+    world = store(job(), waits, STAGE_JOB, TRAINER, lends, unreadable)
     registry = CollectorRegistry()
     registry.register(WorldCollector(world, lambda: True, lambda: {"job-uid": REPORT}, work))
     return registry

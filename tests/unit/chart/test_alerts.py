@@ -46,7 +46,7 @@ UNREADABLE = 'sluice_unreadable_objects{kind="Job"}'
 SET_ASIDE = 'sluice_objects_set_aside{kind="FineTuneJob"}'
 IDLE = 'sluice_idle_loans{engine_namespace="team",engine_name="chat"}'
 CHAT = {"engine_namespace": "team", "engine_name": "chat"}
-WAITING = 'sluice_jobs{job_namespace="team",state="%s"}'
+WAITING = 'sluice_longest_wait_seconds{job_namespace="team"}'
 STORIES = [
     Story("SluiceHasNoLeader", "one of two leads", {LEADER % "a": f"0{LONG}", LEADER % "b": f"1{LONG}"}, "1h", None),
     Story(
@@ -94,14 +94,10 @@ STORIES = [
         *("SluiceLoanOverdue", "nothing trains there", {IDLE: f"1{LONG}"}, "15m"),
         *(CHAT, "team/chat: 1 lent, and nothing trains there."),
     ),
-    Story("SluiceJobsWaitLong", "they train", {WAITING % "Training": f"3{LONG}"}, "3h", None),
+    Story("SluiceJobsWaitLong", "always some job, none for long", {WAITING: "0+60x60 0+60x60 0+60x60"}, "3h", None),
     Story(
-        *(
-            "SluiceJobsWaitLong",
-            "for GPUs",
-            {WAITING % "WaitingForGPUs": "2x59 _x200", WAITING % "EngineAtFloor": "_x59 2x200"},
-        ),
-        *("2h", {"job_namespace": "team"}, "Fine-tuning jobs in team have waited for GPUs for two hours."),
+        *("SluiceJobsWaitLong", "one job", {WAITING: "0+60x200"}, "2h5m"),
+        *({"job_namespace": "team"}, "A fine-tuning job in team has waited for GPUs for 2h 5m 0s."),
     ),
 ]
 

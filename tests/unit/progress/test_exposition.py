@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from aiohttp import ClientSession
 from prometheus_client import CollectorRegistry
 
 from dev.cluster.ports import free_port
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reports import TrainingReport
 from sluice_operator import exposition
 from sluice_operator.exposition import WorldCollector
@@ -137,6 +138,20 @@ def test_a_loan_on_which_nothing_trains(title: str, trainer: dict[str, bool], le
     scrape = shown(store(job(), STAGE_JOB, replace(TRAINER, **trainer), engine(status={"slots": slots})))  # type: ignore[arg-type]
     place = {"engine_namespace": "team", "engine_name": "chat"}
     assert scrape.get_sample_value("sluice_idle_loans", place) == idle, title
+
+
+def test_the_longest_wait_of_a_namespace_is_that_of_one_job() -> None:
+    """However many come and go beside it. Seen elsewhere: kueue#10124."""
+
+    def waits(name: str, uid: str, seconds: int, summary: str = "WaitingForGPUs") -> FineTuneJob:
+        since = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
+        return job(name, uid, status={"summary": summary, "queue": {"position": "1", "since": since}})
+
+    scrape = shown(store(waits("a", "1", 60), waits("b", "2", 7300), waits("c", "3", 9000, "QuotaExceeded")))
+    place = {"job_namespace": "team"}
+    assert scrape.get_sample_value("sluice_longest_wait_seconds", place) == pytest.approx(7300, abs=5)
+    none = shown(store(job(status={"summary": "Training"})))
+    assert none.get_sample_value("sluice_longest_wait_seconds", place) is None
 
 
 def test_an_engine_that_lends_nothing_has_no_idle_loans() -> None:
