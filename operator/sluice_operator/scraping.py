@@ -26,6 +26,10 @@ FRESH_SECONDS = 1.0
 """A page is worked out once in so long, however many ask for it: it reads every job, beside the leader's decisions."""
 BELIEVED_SECONDS = 60.0
 """How long an answer about a token holds without another review."""
+OUTAGE_SECONDS = 600.0
+"""How long who could read the metrics may go on while the API server answers no review: then they are needed most."""
+REVIEW_SECONDS = 3.0
+"""How long a review may take. Prometheus waits ten seconds for the page."""
 MOST_KEPT = 1_000
 REVIEWS_PER_SECOND = 5.0
 REVIEWS_AT_ONCE = 20
@@ -67,8 +71,10 @@ class ScrapeAccess:
             try:
                 known = _Answer(await self._review(token), now + BELIEVED_SECONDS)
             except ApiError as error:
-                raise web.HTTPServiceUnavailable(text=f"the API server reviews no token now: {error}") from None
-            self._remember(digest, known)
+                if known is None or not known.allowed or now > known.until - BELIEVED_SECONDS + OUTAGE_SECONDS:
+                    raise web.HTTPServiceUnavailable(text=f"the API server reviews no token now: {error}") from None
+            else:
+                self._remember(digest, known)
         if not known.allowed:
             raise web.HTTPForbidden(
                 text="this token may not get the path /metrics: bind its ServiceAccount to the ClusterRole "
@@ -92,7 +98,9 @@ class ScrapeAccess:
     async def _ask(self, kind: str, spec: Body) -> Body:
         where = KINDS[kind]
         review = {"apiVersion": where.api_version, "kind": kind, "spec": spec}
-        answer = await self._api.request("POST", where.collection(), body=review, attempts=1)
+        answer = await self._api.request(
+            "POST", where.collection(), body=review, patience=lambda: REVIEW_SECONDS, attempts=1
+        )
         return dict(answer.get("status") or {})
 
     def _remember(self, digest: bytes, answer: _Answer) -> None:

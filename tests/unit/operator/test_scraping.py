@@ -10,7 +10,14 @@ from prometheus_client.registry import CollectorRegistry
 
 from sluice_operator.cluster.client import Api, Body
 from sluice_operator.cluster.errors import ApiError
-from sluice_operator.scraping import BELIEVED_SECONDS, FRESH_SECONDS, REVIEWS_AT_ONCE, Pages, ScrapeAccess
+from sluice_operator.scraping import (
+    BELIEVED_SECONDS,
+    FRESH_SECONDS,
+    OUTAGE_SECONDS,
+    REVIEWS_AT_ONCE,
+    Pages,
+    ScrapeAccess,
+)
 
 USER = {"username": "system:serviceaccount:monitoring:prometheus", "groups": ["system:serviceaccounts"], "uid": "u"}
 TOKEN_REVIEW, ACCESS_REVIEW = (
@@ -29,9 +36,13 @@ class ApiServer(Api):
         }
         self.fails = fails
         self.asked: list[tuple[str, Body]] = []
+        self.patience = 0.0
 
-    async def request(self, method: str, path: str, *, body: Any = None, **_: Any) -> Body:
+    async def request(
+        self, method: str, path: str, *, body: Any = None, patience: Any = lambda: 30.0, **_: Any
+    ) -> Body:
         self.asked.append((path, body["spec"]))
+        self.patience = patience()
         if self.fails:
             raise ApiError(0, "Unreachable", "nobody there")
         return {"status": self.statuses[path]}
@@ -92,6 +103,29 @@ async def test_answer_is_believed_for_a_minute(allowed: bool) -> None:
     server.statuses[ACCESS_REVIEW] = {"allowed": not allowed}
     clock.now += 1
     assert await status(access) != first
+
+
+@pytest.mark.parametrize(
+    ("allowed", "last_reviewed", "expected"),
+    [
+        pytest.param(True, OUTAGE_SECONDS, 200, id="who might is let in"),
+        pytest.param(True, OUTAGE_SECONDS + 1, 503, id="but not for ever"),
+        pytest.param(False, OUTAGE_SECONDS, 503, id="who might not is not"),
+    ],
+)
+async def test_an_outage_of_the_api_server_is_seen_in_the_metrics(
+    allowed: bool, last_reviewed: float, expected: int
+) -> None:
+    """They would end when they are needed. Seen elsewhere: openshift/enhancements#832."""
+    server, clock = ApiServer(allowed=allowed), Clock()
+    access = ScrapeAccess(server, clock)
+    await status(access)
+    server.fails = True
+    clock.now += last_reviewed
+    assert await status(access) == expected
+    assert server.patience < 10, "Prometheus waits no longer"
+    server.fails = False
+    assert await status(access) == (200 if allowed else 403)
 
 
 async def test_guesses_cost_the_api_server_little() -> None:
