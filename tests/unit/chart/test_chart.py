@@ -211,6 +211,7 @@ def test_no_mesh_puts_a_sidecar_into_a_hook_that_would_never_end() -> None:
         ("devices=cuda", "devices"),
         ("device=tpu", "device"),
         ("images.operator.digest=sha256:abc", "digest"),
+        ("images.workloadPullSecrets={a,a}", "workloadPullSecrets"),  # no apply takes it (ai-dynamo/dynamo#3923)
         ("replicas=0", "replicas"),
         ("watchNamespaces={Team_A}", "watchNamespaces"),
         ("admissionPolicy.exempt.groups={'}", "groups"),
