@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from typing import Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -90,8 +90,8 @@ class Certificates:
             )
             for signed in filter(None, (found.issuer, found.next_issuer, found.own)):
                 _read(signed)
-        except (KeyError, ValueError):
-            return None
+        except (KeyError, ValueError, TypeError, UnsupportedAlgorithm):
+            return None  # TypeError: a key with a password
         return found
 
 

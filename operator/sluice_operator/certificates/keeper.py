@@ -31,7 +31,7 @@ _CONFLICTS = (404, 409)
 
 
 class NoCertificate(Exception):
-    """The Secret has no certificate to serve with, and somebody else is to write it."""
+    """The Secret has no certificate that can be served, and somebody else is to write it."""
 
 
 class CertificateKeeper:
@@ -85,10 +85,7 @@ class CertificateKeeper:
         except KeyError:
             raise NoCertificate(f"Secret {self._key.name} has no tls.crt and tls.key yet") from None
         if (certificate, key) != self._served:
-            try:
-                _load(self.context, certificate, key)
-            except ssl.SSLError as error:
-                raise NoCertificate(f"tls.crt and tls.key of Secret {self._key.name}: {error}") from None
+            _load(self.context, certificate, key)
             self._served = certificate, key
         self.trusted = entries.get("ca.crt", b"")
 
@@ -160,12 +157,15 @@ def _load(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
     """Serve with this certificate from the next connection on. OpenSSL reads it from files only.
 
     Raises:
-        ssl.SSLError: it can't be served with. A context of its own says so first: a half of it would stay in ours.
+        NoCertificate: it cannot; the one before is served as if nothing had been.
     """
     with TemporaryDirectory() as folder:
         files = Path(folder, "tls.crt"), Path(folder, "tls.key")
         for file, part in zip(files, (certificate, key), strict=True):
             file.touch(mode=0o600)
             file.write_bytes(part)
-        for target in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
-            target.load_cert_chain(*files)
+        try:  # in another context first: one that fails half-way has lost the certificate that it had
+            for tried in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
+                tried.load_cert_chain(*files, password="")  # or OpenSSL would ask at a terminal for an encrypted key's
+        except ssl.SSLError as error:
+            raise NoCertificate(f"tls.crt and tls.key of Secret {SECRET} cannot be served with: {error}") from None

@@ -14,3 +14,23 @@ def context_of(certificates: Certificates, folder: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*files)
     return context
+
+
+def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> ssl.SSLObject:
+    """The client's end of a connection by a name, once both have said that they are who they are."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asks = client.wrap_bio(to_client, to_server, server_hostname=name)
+    answers = server.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(10):
+        done = [_step(end) for end in (asks, answers)]
+        if all(done):
+            return asks
+    raise AssertionError("no end of the handshake")
+
+
+def _step(end: ssl.SSLObject) -> bool:
+    try:
+        end.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    return True

@@ -8,6 +8,14 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +30,7 @@ from sluice_operator.certificates.authority import (
     Signed,
     renewed,
 )
-from tests.unit.certificates.serving import context_of
+from tests.unit.certificates.serving import context_of, handshake
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 NAMES = ("sluice-progress.sluice-system.svc", "127.0.0.1")
@@ -113,6 +121,18 @@ def test_secret_that_cannot_be_read_is_none(first: Certificates, broken: str) ->
     assert Certificates.from_secret({**whole.to_secret(), "tls.key": first.issuer.key}) is None
 
 
+def test_certificate_that_sluice_would_not_make_is_none(first: Certificates) -> None:
+    """Of another's making: its key has a password, or it has no name beside its subject."""
+    key = load_pem_private_key(first.own.key, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    sealed = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    assert Certificates.from_secret({**first.to_secret(), "tls.key": sealed}) is None
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, NAMES[0])])
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, NOW, NOW + timedelta(days=90))
+    nameless = made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    assert Certificates.from_secret({**first.to_secret(), "tls.crt": nameless}) is None
+
+
 @given(st.lists(st.integers(1, 364), min_size=1, max_size=8))
 def test_whoever_trusts_what_was_published_two_days_ago_still_knows_the_operator(days: list[int]) -> None:
     """However seldom anybody looks, if it is once a year.
@@ -134,10 +154,10 @@ def test_openssl_takes_the_chain(first: Certificates, tmp_path: Path) -> None:
     client = ssl.create_default_context(cadata=first.trusted.decode())
     client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
     for name in NAMES:
-        ends = _handshake(server, client, name)
+        ends = handshake(server, client, name)
         assert ends.version() in {"TLSv1.2", "TLSv1.3"}
     with pytest.raises(ssl.SSLCertVerificationError):
-        _handshake(server, client, "somebody-else.svc")
+        handshake(server, client, "somebody-else.svc")
 
 
 def _is_signed_by(own: Signed, issuer: Signed) -> bool:
@@ -145,24 +165,5 @@ def _is_signed_by(own: Signed, issuer: Signed) -> bool:
     try:
         made.verify_directly_issued_by(authority)
     except InvalidSignature:
-        return False
-    return True
-
-
-def _handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> ssl.SSLObject:
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    asks = client.wrap_bio(to_client, to_server, server_hostname=name)
-    answers = server.wrap_bio(to_server, to_client, server_side=True)
-    for _ in range(10):
-        done = [_step(end) for end in (asks, answers)]
-        if all(done):
-            return asks
-    raise AssertionError("no end of the handshake")
-
-
-def _step(end: ssl.SSLObject) -> bool:
-    try:
-        end.do_handshake()
-    except ssl.SSLWantReadError:
         return False
     return True

@@ -15,6 +15,7 @@ from sluice_operator.certificates.keeper import SECRET, CertificateKeeper, NoCer
 from sluice_operator.cluster.client import Api, Body
 from sluice_operator.cluster.errors import ApiError
 from sluice_operator.settings import Settings
+from tests.unit.certificates.serving import handshake
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 COLLECTION = "/api/v1/namespaces/sluice-system/secrets"
@@ -158,10 +159,37 @@ async def test_a_look_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch)
     assert keeper.trusted
 
 
+@pytest.mark.parametrize("entry", ["tls.crt", "tls.key"])
+@pytest.mark.parametrize("part", ["", "truncated", "another's"])
+async def test_what_cannot_be_served_ends_nobody_and_the_certificate_before_is_served_on(entry: str, part: str) -> None:
+    """cert-manager writes an empty tls.crt first, and people copy Secrets."""
+    server = ApiServer()
+    server.secret = {"data": _data()}
+    keeper = CertificateKeeper(server, settings("CertManager"), Clock())
+    await keeper.look()
+    trusted = keeper.trusted
+    fresh = _data()
+    wrong = {"": "", "truncated": fresh[entry][:200], "another's": _data()[entry]}[part]
+    server.secret = {"data": {**fresh, entry: wrong}}
+    with pytest.raises(NoCertificate, match="cannot be served"):
+        await keeper.look()
+    assert keeper.trusted == trusted, "pods trust what is served"
+    assert await asyncio.to_thread(_served_to, keeper.context, trusted)
+    server.secret = {"data": fresh}
+    await keeper.look()
+    assert await asyncio.to_thread(_served_to, keeper.context, keeper.trusted)
+
+
+def _served_to(context: ssl.SSLContext, trusted: bytes) -> bool:
+    """Whether a server with this context shows a client a certificate that it trusts."""
+    client = ssl.create_default_context(cadata=trusted.decode())
+    return handshake(context, client, "127.0.0.1").getpeercert() is not None
+
+
 def _data() -> dict[str, str]:
     import base64
 
-    held = renewed(None, ("127.0.0.1",), NOW - timedelta(days=1))
+    held = renewed(None, ("127.0.0.1",), datetime.now(UTC) - timedelta(days=1))
     return {name: base64.b64encode(part).decode() for name, part in held.to_secret().items()}
 
 
