@@ -127,7 +127,7 @@ async def run(settings: Settings) -> None:
     client = await connect()
     operator = Operator(settings, Api(client))
     store, lease = operator.store, operator.lease
-    keeper = CertificateKeeper(operator.api, settings) if settings.by_tls else None
+    keeper = CertificateKeeper(operator.api, settings, operator.clock.now) if settings.by_tls else None
     try:
         if keeper is not None:
             await keeper.first()

@@ -52,6 +52,10 @@ class Signed:
         """Until when it holds."""
         return x509.load_pem_x509_certificate(self.certificate).not_valid_after_utc
 
+    def is_ahead(self, now: datetime) -> bool:
+        """Whether it holds only from a later moment on: a clock that was ahead has made it, and nobody takes it yet."""
+        return now < self.made - CLOCK_SKEW
+
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
@@ -104,25 +108,21 @@ def renewed(held: Certificates | None, names: Sequence[str], now: datetime) -> C
     """
     if held is None:
         return _new(names, now)
-    issuer, coming = held.issuer, held.next_issuer
+    issuer = held.issuer
+    coming = held.next_issuer if held.next_issuer and not held.next_issuer.is_ahead(now) else None
     if coming is not None and now - coming.made >= TRUSTED_FIRST:
         issuer, coming = coming, None
-    if issuer.ends <= now or _is_of_the_future(issuer, now):
+    if issuer.ends <= now or issuer.is_ahead(now):
         return _new(names, now)
     if coming is None and issuer.ends - now <= AUTHORITY_RENEWED:
         coming = _authority(now)
     due = (
         held.own.ends - now <= CERTIFICATE_RENEWED
-        or _is_of_the_future(held.own, now)
+        or held.own.is_ahead(now)
         or _names_of(held.own) != {*names}
         or not _has_signed(issuer, held.own)
     )
     return Certificates(issuer, coming, _signed(issuer, names, now) if due else held.own)
-
-
-def _is_of_the_future(signed: Signed, now: datetime) -> bool:
-    """Whether pods would refuse it yet: it was made by a clock that was ahead."""
-    return signed.made - CLOCK_SKEW > now
 
 
 def _has_signed(issuer: Signed, signed: Signed) -> bool:

@@ -10,7 +10,7 @@ import binascii
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
@@ -41,7 +41,8 @@ class CertificateKeeper:
     new one.
     """
 
-    def __init__(self, api: Api, settings: Settings, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(self, api: Api, settings: Settings, clock: Callable[[], datetime]) -> None:
+        """`clock` is the operator's: a machine whose clock is ahead would make what no pod takes."""
         self._api = api
         self._ours = settings.certificate_issuer == "Sluice"
         self._key = Key("Secret", settings.namespace, SECRET)

@@ -120,11 +120,11 @@ class Api:
             raise _Refused(ApiError(0, "Timeout", f"no answer to {method} {path} within {seconds:.0f} s")) from None
         except (aiohttp.ClientError, OSError) as error:
             raise _Refused(ApiError(0, "Unreachable", f"{method} {path}: {type(error).__name__}: {error}")) from error
+        self._ahead = ahead_of(response.headers.get("Date", ""), sent, time.time())
         if response.status >= 400:
             raise _Refused(_error(response.status, text), response.headers.get("Retry-After"))
         answer: Body = from_json(text)
         self._answered_at = self._clock()
-        self._ahead = ahead_of(response.headers.get("Date", ""), sent, time.time())
         return answer
 
 

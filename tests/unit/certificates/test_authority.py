@@ -73,6 +73,21 @@ def test_next_authority_is_trusted_for_a_while_before_it_signs(first: Certificat
     assert _is_signed_by(signing.own, signing.issuer)
 
 
+def test_what_a_clock_that_was_ahead_has_made_is_made_anew() -> None:
+    """Pods would not take it before its time: two years without reports."""
+    ahead = renewed(None, NAMES, NOW + timedelta(days=700))
+    mended = renewed(ahead, NAMES, NOW)
+    assert parts(ahead, mended) == {"issuer", "own"}
+    assert mended.issuer.made <= NOW
+    assert mended.own.made <= NOW
+    within = renewed(None, NAMES, NOW + CLOCK_SKEW)
+    assert parts(within, renewed(within, NAMES, NOW)) == set(), "every clock is a little off"
+    waiting = renewed(within, NAMES, NOW + AUTHORITY_LASTS - AUTHORITY_RENEWED + CLOCK_SKEW)
+    before = renewed(waiting, NAMES, NOW + timedelta(days=10))
+    assert parts(waiting, before) == {"own", "next_issuer"}
+    assert before.next_issuer is None
+
+
 def test_other_names_need_another_certificate(first: Certificates) -> None:
     assert parts(first, renewed(first, ("sluice-progress.other.svc",), NOW)) == {"own"}
 

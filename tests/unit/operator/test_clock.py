@@ -1,10 +1,17 @@
 """The operator's clock goes on evenly, whatever becomes of the time of day."""
 
+import time
 from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes.aio.client import ApiClient, Configuration
 
 from sluice_operator.clock import SLOWLY, Clock, ahead_of
+from sluice_operator.cluster.client import Api
+from sluice_operator.cluster.errors import ApiError
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -73,3 +80,18 @@ def test_the_first_word_is_the_api_servers_time() -> None:
     clock = Clock(lambda: NOON.timestamp() + 90 - ahead, lambda: 5.0)
     ahead = 90.0
     assert clock.now() == NOON
+
+
+async def test_a_refusal_tells_the_api_servers_time_too() -> None:
+    """The first answer of all may be that there is no Secret with a certificate yet."""
+
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(status=404, headers={"Date": formatdate(time.time() - 90, usegmt=True)})
+
+    app = web.Application()
+    app.router.add_get("/secret", refuse)
+    async with TestServer(app) as server, ApiClient(Configuration(host=str(server.make_url("")).rstrip("/"))) as client:
+        api = Api(client)
+        with pytest.raises(ApiError):
+            await api.request("GET", "/secret")
+        assert time.time() - api.time_of_day() == pytest.approx(90, abs=1)
