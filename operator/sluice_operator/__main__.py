@@ -79,10 +79,14 @@ class Operator:
         self.store.begin_term(self.lease.term, self.clock.now())
         await move_leader_label(self.api, self.settings.namespace, self.settings.pod_name, self.lease.check)
         await refresh_all(self.api, self.store)
-        await publish_trust_everywhere(self.cluster, self.store, self.settings)
         for key in sorted(every_key(self.store.world(), self.store.links), key=lambda key: key.kind != "GPUPool"):
             self.queue.add(key)  # pools first: then each job's first status says what it waits for
-        await work_until_one_ends(self.queue, self.reconcile, self.settings.workers)
+        # Beside the work: namespaces may be many, and one that answers late is waited for. Pods that run know already.
+        telling = asyncio.create_task(publish_trust_everywhere(self.cluster, self.store, self.settings), name="trust")
+        try:
+            await work_until_one_ends(self.queue, self.reconcile, self.settings.workers)
+        finally:
+            await end(telling)
 
     async def trusted(self, authority: bytes) -> None:
         """Take a look's authority in; pods of all namespaces are told by whoever leads."""

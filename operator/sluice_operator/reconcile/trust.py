@@ -3,7 +3,7 @@
 import logging
 
 from sluice_operator.build.trust import trust
-from sluice_operator.cluster.errors import ApiError
+from sluice_operator.cluster.errors import ApiError, NotLeading, Outdated
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.settings import Settings
@@ -21,12 +21,14 @@ async def publish_trust_everywhere(cluster: Cluster, store: Store, settings: Set
     """The same for every namespace that has a job or an engine, and for the operator's own, where Prometheus reads.
 
     A namespace that refuses it (it is on its way out, its quota is used up) harms no other: its own next job or
-    replica is told.
+    replica is told. Who leads no more leaves the rest to the next leader.
     """
     world = store.world()
     served = {key.namespace for key in (*world.jobs, *world.engines)}
     for namespace in sorted(served | {settings.namespace}):
         try:
             await publish_trust(cluster, namespace)
-        except ApiError as error:
+        except NotLeading:
+            return
+        except (ApiError, Outdated) as error:
             logger.warning("pods are not told whom to trust", extra={"namespace": namespace, "why": str(error)})
