@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -22,6 +23,7 @@ from sluice_operator.plan.allocation.scale_up import scale_ups_of
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.aside import LOOKED_AT_AGAIN
 from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.facts.refused import FIRST_PAUSE
 from sluice_operator.plan.job.situation import Start, next_training_attempt
 from sluice_operator.reconcile.at_once import side_by_side
 from sluice_operator.reconcile.begin import begin_attempt
@@ -104,6 +106,8 @@ async def _hand_out(
 ) -> tuple[Allocation, Exception | None]:
     """Make the claims. Those that the API server refuses have no part in it: their GPUs go to the next, at once.
 
+    Of one whose record is refused too nothing says when it is its turn again, so the pool is looked at in a while.
+
     Returns what came of it, and why it has to be looked at again: whether a Job was made may not be known.
     """
     begin = partial(_begin, store, cluster, settings, now)
@@ -117,6 +121,8 @@ async def _hand_out(
             return allocation, next(iter(failures), None)
         refused |= new
         allocation = allocate(store.world(), pool, now, refused)
+        soon = now + FIRST_PAUSE
+        allocation = replace(allocation, again_at=min(allocation.again_at or soon, soon))
 
 
 def _is_refusal(failure: Exception) -> bool:

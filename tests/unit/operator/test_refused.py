@@ -23,6 +23,7 @@ from sluice_operator.settings import Settings
 SETTINGS = Settings(namespace="s", pod_name="p", report_url="http://x", trainer_image="t", server_image="v")
 QUOTA = ApiError(403, "Forbidden", 'jobs.batch "x" is forbidden: exceeded quota: jobs, requested: count/jobs.batch=1')
 WEBHOOK = ApiError(400, "BadRequest", 'admission webhook "labels" denied the request: no cost centre')
+WEBHOOK_IS_AWAY = ApiError(500, "InternalError", 'failed calling webhook "labels": context deadline exceeded')
 AWAY = ApiError(503, "ServiceUnavailable", "later")
 
 
@@ -142,6 +143,25 @@ def test_a_refused_prepare_says_so_in_the_api_servers_words_and_when_it_is_tried
     with pytest.raises(ApiError, match="later"):
         job_decides(town, cluster, after=10)
     assert condition(cluster, "Prepared")[0] == "Preparing", "what goes on is told, whatever fails"
+
+
+class RefusesRecords(Refusing):
+    """It changes no FineTuneJob either; a status it takes, as most webhooks are not asked about those."""
+
+    async def annotate(self, key: Key, uid: str, annotations: dict[str, str]) -> dict[str, Any]:
+        raise self.error
+
+
+def test_what_is_refused_and_cannot_be_recorded_is_tried_again() -> None:
+    """A webhook that is away comes back, and tells nobody."""
+    town, _ = crowd(1, "evil")
+    town.job("a", 1, "evil", outcomes=())
+    town.job("b", 1, "evil")
+    cluster = RefusesRecords(town, WEBHOOK_IS_AWAY)
+    assert job_decides(town, cluster) == timedelta(seconds=10)
+    assert condition(cluster, "Prepared")[0] == "RefusedByAdmission"
+    again = asyncio.run(reconcile_pool(pool_key("default"), town.store, cluster, SETTINGS, NOW))
+    assert again == timedelta(seconds=10)
 
 
 def test_a_refused_adapter_is_tried_again_when_it_has_been_refused_for_twice_as_long() -> None:

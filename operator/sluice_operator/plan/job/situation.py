@@ -124,9 +124,10 @@ def told_since(job: FineTuneJob, decision: JobDecision) -> datetime | None:
 def refused(decision: JobDecision, reason: Reason, message: str, since: datetime | None, now: datetime) -> JobDecision:
     """A decision that the API server has refused to bring about: its words, and when it is tried again.
 
-    Of an attempt its record says the latter. Anything else is tried again when it has been refused for twice as long.
+    That is when it has been refused for twice as long; of an attempt its record may say later. The record may have been
+    refused as well, by a webhook that is away, and nobody tells when that is back.
     """
-    again_at = None if decision.start else now + min(max(now - (since or now), FIRST_PAUSE), LONGEST_PAUSE)
+    again_at = now + min(max(now - (since or now), FIRST_PAUSE), LONGEST_PAUSE)
     return replace(decision, reason=reason, message=message, again_at=again_at)
 
 
