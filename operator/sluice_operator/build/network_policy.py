@@ -122,11 +122,19 @@ def _api_servers(addresses: Sequence[Address]) -> list[Manifest]:
 
 def _public(*uris: str) -> list[Manifest]:
     """The internet, but no private address, if one of these addresses is there."""
-    ports = sorted({urlsplit(uri).port or _HTTPS for uri in uris if volume_path(uri) is None})
+    ports = sorted({_port(uri) for uri in uris if volume_path(uri) is None})
     if not ports:
         return []
     ports = sorted({_HTTPS, *ports})  # what is fetched may be elsewhere than what was asked
     return [{"to": _addresses((*_LINK_LOCAL, *_PRIVATE)), "ports": [_tcp(port) for port in ports]}]
+
+
+def _port(uri: str) -> int:
+    """Where an address listens. Of one that is none Prepare says so, when it tries to fetch it."""
+    try:
+        return urlsplit(uri).port or _HTTPS
+    except ValueError:
+        return _HTTPS
 
 
 def _addresses(but: Sequence[str] = ()) -> list[Manifest]:

@@ -12,6 +12,7 @@ from sluice_api.stages import Stage, StageSpec
 from sluice_api.tolerations import Toleration
 from sluice_operator.build.devices import training_gpus
 from sluice_operator.build.engine import slot_deployment
+from sluice_operator.build.network_policy import job_policy
 from sluice_operator.build.placeholder import placeholder
 from sluice_operator.build.scale_up import scale_up_pod
 from tests.unit.build.manifests import CLAIM, CUDA, DRA_BORROWER, DRA_CLAIM, ENGINE, JOB, environment, stage_job
@@ -130,6 +131,15 @@ def test_claims_are_mounted(rule: str, uris: tuple[str, str, str], expected: dic
         if mount["mountPath"].startswith("/volumes/")
     }
     assert found == expected, rule
+
+
+@pytest.mark.parametrize("host", ["host:99999", "host:https", "[::1"])
+def test_a_dataset_at_no_address_gets_its_prepare_which_says_so(host: str) -> None:
+    """The CRD takes it. The operator raised at each look, and the job never said a word."""
+    job = with_spec(dataset={"uri": f"https://{host}/rows.jsonl"})
+    assert stage_job(job, Stage.PREPARE, 1, CUDA)
+    public = job_policy(job, CUDA)["spec"]["egress"][-1]
+    assert public["ports"] == [{"port": 443, "protocol": "TCP"}]
 
 
 @pytest.mark.parametrize(

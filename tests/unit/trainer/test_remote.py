@@ -141,6 +141,13 @@ def test_what_goes_wrong_is_told_apart(
     )
 
 
+@pytest.mark.parametrize("host", ["host:99999", "host:https", "[::1", "a..b"])
+def test_what_is_no_address_is_refused_in_words(host: str) -> None:
+    with pytest.raises(StageError, match="is no address") as raised:
+        remote.fetch(f"https://{host}/rows.jsonl")
+    assert raised.value.code == ExitCode.BAD_INPUT
+
+
 def test_a_file_that_is_too_large_is_refused(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICE_ALLOW_PRIVATE_HOSTS", "1")
     monkeypatch.setattr(remote, "LARGEST_FILE", 5)

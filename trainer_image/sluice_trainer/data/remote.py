@@ -82,7 +82,11 @@ def fetch(uri: str) -> Path:
 
 
 def _checked(url: str, uri: str) -> SplitResult:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port, (parts.hostname or "").encode("idna")
+    except ValueError as error:
+        raise _refused(uri, f"{url} is no address: {error}") from None
     if parts.scheme != "https":
         raise _refused(uri, f"it leads to {parts.scheme}://{parts.hostname}, which is not https")
     if parts.username or parts.password:
