@@ -1,6 +1,7 @@
 """Connections of the endpoint: a post is short, so a connection that lasts is none, and is ended."""
 
 import asyncio
+import ssl
 from collections.abc import Callable
 
 from aiohttp import web
@@ -12,11 +13,26 @@ LONGEST_SECONDS = 20
 MOST = 1000
 """More than are open while ten thousand pods post; above it the oldest go."""
 LOOK_EVERY_SECONDS = 1.0
+HANDSHAKE_SECONDS = 5.0
+"""For TLS to be agreed on. Before that a connection is nobody's, so that no look finds it; asyncio would give it 60."""
 
 
 def runner_of(app: web.Application) -> web.AppRunner:
     """Serves an app that takes bodies as they are: a packed one is refused, and never unpacked."""
     return web.AppRunner(app, access_log=None, shutdown_timeout=5, auto_decompress=False)
+
+
+async def listen(runner: web.AppRunner, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
+    """Have a runner that is set up answer on a port, by TLS if there is a context; whoever calls closes what it gets.
+
+    aiohttp's own sites have no word for how long a handshake may take.
+    """
+    server = runner.server
+    if server is None:
+        raise RuntimeError("set the runner up first")
+    patience = HANDSHAKE_SECONDS if tls else None
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(server, None, port, ssl=tls, ssl_handshake_timeout=patience, backlog=128)
 
 
 class Connections:

@@ -5,7 +5,7 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import datetime
 
 from aiohttp import hdrs, web
@@ -24,7 +24,7 @@ from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import key_of
-from sluice_operator.progress.connections import end_old, runner_of
+from sluice_operator.progress.connections import end_old, listen, runner_of
 from sluice_operator.progress.identity import replica_of, trainer_of
 from sluice_operator.progress.intake import Intake
 from sluice_operator.progress.limits import Buckets
@@ -85,8 +85,8 @@ async def serve(
         await runner.setup()
         tidying = group.create_task(_forget_gone(intake)), group.create_task(end_old(runner))
         try:
-            await web.TCPSite(runner, port=settings.progress_port, ssl_context=tls).start()
-            yield intake
+            with closing(await listen(runner, settings.progress_port, tls)):
+                yield intake
         finally:
             for task in tidying:
                 task.cancel()

@@ -1,12 +1,17 @@
 """Connections that last are ended."""
 
 import asyncio
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
+from sluice_operator.certificates.authority import renewed
 from sluice_operator.progress import connections
 from sluice_operator.progress.connections import LONGEST_SECONDS, Connections, runner_of
+from tests.unit.certificates.serving import context_of
 
 
 class Peers:
@@ -58,4 +63,20 @@ async def test_a_connection_that_lasts_or_is_one_too_many_is_ended(monkeypatch: 
         await peers.ended(2, 3, 4)
         assert len(peers.open()) == 1
     finally:
+        await runner.cleanup()
+
+
+async def test_who_does_not_agree_on_tls_is_ended_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Until then it is none of the server's connections: nobody counted it, and asyncio kept it for a minute."""
+    monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 0.2)
+    tls = context_of(renewed(None, ("127.0.0.1",), datetime.now(UTC)), tmp_path)
+    runner = runner_of(web.Application())
+    await runner.setup()
+    listening = await connections.listen(runner, 0, tls)
+    try:
+        addresses = [found.getsockname() for found in listening.sockets if found.family == socket.AF_INET]
+        reader, _ = await asyncio.open_connection("127.0.0.1", addresses[0][1])
+        assert await asyncio.wait_for(reader.read(1), 10) == b""
+    finally:
+        listening.close()
         await runner.cleanup()
