@@ -310,15 +310,15 @@ class Store:
         held = table.objects.get(key)
         same = held is not None and uid_of(held) == uid_of(obj)
         seen = seen or (same and isinstance(held, StageJobView) and held.seen)
+        if held is not None and _is_no_newer(version, version_of(held), listed):
+            if seen and same and isinstance(held, StageJobView) and not held.seen:
+                self._change(key, dataclasses.replace(held, seen=True))
+            return
         if isinstance(obj, Unreadable):
             self._worked_out.clear()
             table.set_aside(obj)
             if isinstance(held, StageJobView) and held.owner:
                 self.wake(job_key(key.namespace, held.owner.name))
-            return
-        if held is not None and _is_no_newer(version, version_of(held), listed):
-            if seen and same and isinstance(held, StageJobView) and not held.seen:
-                self._change(key, dataclasses.replace(held, seen=True))
             return
         table.unreadable.pop(key, None)
         if held is not None and not same:

@@ -193,6 +193,17 @@ def test_a_poison_object_is_set_aside_and_the_last_readable_state_stays(caplog: 
     assert store.unreadable() == []
 
 
+def test_a_poison_state_that_comes_late_sets_nothing_aside() -> None:
+    """A list has shown what follows it; the watch brings both then, and the second says nothing new."""
+    store = Store()
+    poison = finetunejob("good", 2)
+    poison["spec"]["resources"] = {"gpus": "many"}
+    store.replace("FineTuneJob", [read(finetunejob("good", 3))], 3)
+    for late in (parse("FineTuneJob", poison), read(finetunejob("good", 3))):
+        store.put(late, seen=True)
+    assert store.unreadable() == []
+
+
 def test_reports_and_heartbeats_go_with_their_pods_and_jobs() -> None:
     store = Store()
     store.put(read(a_pod(1)), seen=True)
