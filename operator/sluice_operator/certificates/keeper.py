@@ -114,7 +114,7 @@ class CertificateKeeper:
             try:
                 await self._write(secret, wanted)
             except ApiError as error:
-                if error.status not in _CONFLICTS:
+                if error.status not in (_CONFLICTS if secret else (409,)):  # 404 to a POST: there is no such namespace
                     raise
                 continue  # another replica was faster
             logger.info("certificate renewed", extra={"names": self._names, "ends": wanted.own.ends.isoformat()})

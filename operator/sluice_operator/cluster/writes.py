@@ -236,11 +236,12 @@ class Cluster:
         """Replace what `manager` owns of a status.
 
         The API server does not compare uids in an apply to /status (seen in 1.37: a re-created object takes the dead
-        one's status). So the write is tied to the version that is held, and on a conflict to the one that is there.
+        one's status). So the write is tied to the version that is held, and on a conflict to the one that is there. Who
+        changes an object all the time is not waited for.
         """
         held = self._store.held(key)
         version = version_of(held) if held is not None and uid_of(held) == uid else None
-        while True:
+        for left in reversed(range(ATTEMPTS)):
             if version is None:
                 version = (await self._same(key, uid))["metadata"]["resourceVersion"]
             body = _identity(key, uid)
@@ -249,7 +250,7 @@ class Cluster:
             try:
                 await self._apply(verb, key, f"{path_of(key)}/status", body, manager, attempts)
             except ApiError as error:
-                if error.reason != "Conflict":
+                if error.reason != "Conflict" or not left:
                     raise
                 version = None
             else:

@@ -90,6 +90,17 @@ async def test_of_two_that_write_at_once_one_takes_what_the_other_wrote(there_be
     assert server.writes == 1 + there_before
 
 
+async def test_a_namespace_that_is_not_there_is_no_other_replica() -> None:
+    class Nowhere(ApiServer):
+        async def request(self, method: str, path: str, **_: Any) -> Body:
+            self.writes += method == "POST"
+            assert self.writes < 3, "it is asked for ever, without a pause"
+            raise ApiError(404, "NotFound", f"no {path}")
+
+    with pytest.raises(ApiError, match="secrets"):
+        await CertificateKeeper(Nowhere(), settings(), Clock()).look()
+
+
 async def test_cert_managers_secret_is_read_and_never_written() -> None:
     server, clock = ApiServer(), Clock()
     keeper = CertificateKeeper(server, settings("CertManager"), clock)
