@@ -10,7 +10,7 @@ from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, GPUPoolStatus
 from sluice_api.stages import Stage
-from sluice_operator.cluster.errors import ApiError
+from sluice_operator.cluster.errors import ApiError, Outdated
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.metrics import QUEUE_WAIT_SECONDS
 from sluice_operator.observe.store import Store
@@ -106,7 +106,7 @@ async def _hand_out(
 ) -> tuple[Allocation, Exception | None]:
     """Make the claims. Those that the API server refuses have no part in it: their GPUs go to the next, at once.
 
-    Of one whose record is refused too nothing says when it is its turn again, so the pool is looked at in a while.
+    Of one that has no record of that nothing says when it is its turn again, so the pool is looked at in a while.
 
     Returns what came of it, and why it has to be looked at again: whether a Job was made may not be known.
     """
@@ -115,8 +115,8 @@ async def _hand_out(
     while True:
         world, jobs = store.world(), list(allocation.claims)
         ended = await side_by_side(begin(world.jobs[job], allocation.claims[job]) for job in jobs)
-        failures = [failure for failure in ended if failure is not None and not _is_refusal(failure)]
-        new = {job for job, failure in zip(jobs, ended, strict=True) if failure is not None and _is_refusal(failure)}
+        failures = [failure for failure in ended if failure is not None and not _made_nothing(failure)]
+        new = {job for job, failure in zip(jobs, ended, strict=True) if failure is not None and _made_nothing(failure)}
         if failures or not new or len(refused) >= _MOST_REFUSED:
             return allocation, next(iter(failures), None)
         refused |= new
@@ -125,8 +125,12 @@ async def _hand_out(
         allocation = replace(allocation, again_at=min(allocation.again_at or soon, soon))
 
 
-def _is_refusal(failure: Exception) -> bool:
-    return isinstance(failure, ApiError) and failure.is_refusal
+def _made_nothing(failure: Exception) -> bool:
+    """Whether a claim was surely not made, and for no fault of the pool's: it was refused, or something is in its way.
+
+    A tenant may put that there, under the name of a predecessor, as often as it is cleared away.
+    """
+    return isinstance(failure, Outdated) or (isinstance(failure, ApiError) and failure.is_refusal)
 
 
 async def _begin(

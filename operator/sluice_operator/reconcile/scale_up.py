@@ -7,7 +7,7 @@ from datetime import datetime
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_operator.build.scale_up import scale_up_pod
-from sluice_operator.cluster.errors import ApiError
+from sluice_operator.cluster.errors import ApiError, Outdated
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import PodView
@@ -44,10 +44,10 @@ async def ask_for_nodes(
     for job, index in decision.make:
         try:
             await cluster.create(scale_up_pod(job, index, pool.metadata.name, pool.spec, elders, settings))
-        except ApiError as error:
-            if not error.is_refusal:
+        except (ApiError, Outdated) as error:
+            if isinstance(error, ApiError) and not error.is_refusal:
                 raise
-            extra = {"job": job.metadata.full_name, "why": error.message}
+            extra = {"job": job.metadata.full_name, "why": str(error)}
             logger.warning("no pod that asks for a node: an autoscaler is told of fewer", extra=extra)
     return decision.again_at
 

@@ -11,7 +11,7 @@ from dev.simulate.town import NOW, PREPARED, Town
 from sluice_api.claim import AttemptOutcome
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.stages import Stage
-from sluice_operator.cluster.errors import ApiError, NameTaken, NotLeading
+from sluice_operator.cluster.errors import ApiError, NameTaken, NotLeading, Outdated
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import job_key, pool_key
@@ -108,6 +108,28 @@ def test_a_failure_that_may_pass_is_tried_again_and_stops_nobody_else() -> None:
     assert "default" in cluster.statuses
     assert not recorded(town.world.jobs[job_key("evil", "a")]).of(Stage.TRAIN), "it may have been made all the same"
     assert jobs
+
+
+def test_what_is_in_a_jobs_way_delays_nobody_else() -> None:
+    """Under the names of its Job and of its pod that asks for a node, as of a job before it, again and again.
+
+    Each time the whole pool waited for the end of a back-off of up to 30 s.
+    """
+    town, _ = crowd(1, "evil", "team")
+    town.job("x", 1, "evil", scheduling={"policy": "Queue", "priority": 9, "scaleUpFirst": {}})
+    cluster = Refusing(town, Outdated("Job x is still that of the FineTuneJob x before"))
+    again = asyncio.run(reconcile_pool(pool_key("default"), town.store, cluster, SETTINGS, NOW))
+    assert cluster.made == ["b-jobbteam-train-1"]
+    assert again
+    assert again <= timedelta(seconds=10)
+
+
+def test_what_is_in_the_way_of_a_pod_that_asks_for_a_node_delays_nobody_else() -> None:
+    town, _ = crowd(1)
+    town.job("x", 2, "evil", scheduling={"policy": "Queue", "scaleUpFirst": {}})
+    cluster = Refusing(town, Outdated("Pod x is still that of the FineTuneJob x before"))
+    pool_decides(town, cluster)
+    assert "default" in cluster.statuses
 
 
 def test_who_leads_no_more_decides_nothing_more() -> None:
