@@ -7,7 +7,7 @@ A job's labels are job_namespace and job_name: Prometheus sets namespace and job
 import ssl
 from collections import Counter as Tally
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Protocol
@@ -30,6 +30,7 @@ from sluice_operator.plan.allocation.pool_status import pool_usage
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.fence import fenced
+from sluice_operator.progress.connections import listen
 from sluice_operator.scraping import PATH, Pages, ScrapeAccess
 
 SHOWN_AFTER_END = timedelta(minutes=10)
@@ -269,8 +270,8 @@ async def serve(
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, port=port, ssl_context=tls).start()
-        yield
+        with closing(await listen(runner, port, tls)):
+            yield
     finally:
         await runner.cleanup()
         metrics.REGISTRY.unregister(collector)

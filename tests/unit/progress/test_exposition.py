@@ -1,8 +1,10 @@
 """What a scrape shows of the World: nothing outlives its object, and a standby shows no guess."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession
@@ -12,10 +14,13 @@ from dev.cluster.ports import free_port
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reports import TrainingReport
 from sluice_operator import exposition
+from sluice_operator.certificates.authority import renewed
 from sluice_operator.exposition import WorldCollector
 from sluice_operator.observe.parse import parse
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.world import engine_key, job_key, pool_key
+from sluice_operator.progress import connections
+from tests.unit.certificates.serving import context_of
 from tests.unit.progress.test_writer import clock
 from tests.unit.progress.worlds import STAGE_JOB, TRAINER, Work, engine, job, store, whole
 
@@ -174,3 +179,14 @@ async def test_the_pages() -> None:
             page = await answer.text()
     assert "sluice_leader 1.0" in page
     assert "# TYPE sluice_reconcile_seconds histogram" in page
+
+
+async def test_a_connection_to_the_metrics_that_never_agrees_on_tls_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 0.2)
+    tls = context_of(renewed(None, ("127.0.0.1",), datetime.now(UTC)), tmp_path)
+    port, collector = free_port(), WorldCollector(whole(), lambda: True, dict, Work())
+    async with exposition.serve(port, collector, str, str, tls=tls):
+        reader, _ = await asyncio.open_connection("127.0.0.1", port)
+        assert await asyncio.wait_for(reader.read(1), 10) == b""
