@@ -207,11 +207,12 @@ class Cluster:
         Args:
             since: older words are about other pods.
         """
-        kind = "ReplicaSet" if maker.kind == "Deployment" else maker.kind
+        by_name = f"involvedObject.kind={maker.kind},involvedObject.name={maker.name}"
+        which = "involvedObject.kind=ReplicaSet" if maker.kind == "Deployment" else by_name
         answer = await self._api.request(
             "GET",
             f"/api/v1/namespaces/{maker.namespace}/events",
-            query={"fieldSelector": f"involvedObject.kind={kind},reason=FailedCreate"},
+            query={"fieldSelector": f"{which},reason=FailedCreate"},
         )
         said = [event for event in answer["items"] if _is_about(event["involvedObject"]["name"], maker)]
         events = sorted((event for event in said if since is None or _is_after(event, since)), key=_event_time)

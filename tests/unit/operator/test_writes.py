@@ -43,3 +43,30 @@ async def test_a_status_whose_object_changes_all_the_time_keeps_no_worker(until:
     else:
         await write
     assert api.tried == tried
+
+
+class Events(Api):
+    """A namespace in which many Jobs were refused their pods; it answers a field selector as the API server does."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    async def request(self, method: str, path: str, *, query: Any = None, **_: Any) -> Body:
+        assert (method, path) == ("GET", "/api/v1/namespaces/team/events")
+        selector = dict(part.split("=") for part in query["fieldSelector"].split(","))
+        said = [
+            {"involvedObject": {"kind": "Job", "name": f"job-{number}"}, "reason": "FailedCreate", "message": "no"}
+            for number in range(1000)
+        ]
+        name = selector.get("involvedObject.name")
+        items = [event for event in said if name in (None, event["involvedObject"]["name"])]
+        self.read = len(items)
+        return {"items": items}
+
+
+async def test_of_a_job_whose_pods_are_refused_no_other_jobs_events_are_read() -> None:
+    """It is asked each second, and a tenant may have thousands."""
+    api, leader = Events(), SimpleNamespace(term=1, check=lambda: 10.0)
+    cluster = Cluster(api, Store(), leader, "operator-0")
+    assert await cluster.failed_create(Key("Job", "team", "job-7")) == "no"
+    assert api.read == 1
