@@ -182,6 +182,12 @@ def test_what_is_refused_and_cannot_be_recorded_is_tried_again() -> None:
     cluster = RefusesRecords(town, WEBHOOK_IS_AWAY)
     assert job_decides(town, cluster) == timedelta(seconds=10)
     assert condition(cluster, "Prepared")[0] == "RefusedByAdmission"
+    job = town.job("a", 1, "evil", outcomes=())
+    town.version += 1
+    metadata = job.metadata.model_copy(update={"resource_version": str(town.version)})
+    told = job.status.model_validate(cluster.statuses["a"])
+    town.put(job.model_copy(update={"status": told, "metadata": metadata}))
+    assert job_decides(town, cluster, after=9000) == timedelta(minutes=1), "however long it has not been prepared"
     again = asyncio.run(reconcile_pool(pool_key("default"), town.store, cluster, SETTINGS, NOW))
     assert again == timedelta(seconds=10)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sluice_api.claim import AttemptOutcome, Claim, Outcomes
 from sluice_api.conditions import JobCondition
@@ -121,13 +121,17 @@ def told_since(job: FineTuneJob, decision: JobDecision) -> datetime | None:
     return found.last_transition_time if found else None
 
 
+UNRECORDED_PAUSE = timedelta(minutes=1)
+"""An attempt's record may have been refused as well, by a webhook that is away, and nobody tells when that is back."""
+
+
 def refused(decision: JobDecision, reason: Reason, message: str, since: datetime | None, now: datetime) -> JobDecision:
     """A decision that the API server has refused to bring about: its words, and when it is tried again.
 
-    That is when it has been refused for twice as long; of an attempt its record may say later. The record may have been
-    refused as well, by a webhook that is away, and nobody tells when that is back.
+    That is when it has been refused for twice as long; of an attempt its record may say later.
     """
-    again_at = now + min(max(now - (since or now), FIRST_PAUSE), LONGEST_PAUSE)
+    longest = UNRECORDED_PAUSE if decision.start else LONGEST_PAUSE
+    again_at = now + min(max(now - (since or now), FIRST_PAUSE), longest)
     return replace(decision, reason=reason, message=message, again_at=again_at)
 
 
