@@ -54,7 +54,7 @@ class Events(Api):
     async def request(self, method: str, path: str, *, query: Any = None, **_: Any) -> Body:
         assert (method, path) == ("GET", "/api/v1/namespaces/team/events")
         selector = dict(part.split("=") for part in query["fieldSelector"].split(","))
-        said = [
+        said: list[Body] = [
             {"involvedObject": {"kind": "Job", "name": f"job-{number}"}, "reason": "FailedCreate", "message": "no"}
             for number in range(1000)
         ]
