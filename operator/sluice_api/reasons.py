@@ -170,7 +170,7 @@ class Reason(Explained):
         "RefusedByAdmission",
         "The API server refuses an object that is needed: by a policy, a webhook, a LimitRange, Pod Security or its "
         "schema. The message has its words.",
-        "Change what refuses it, or the spec; it is tried again after a pause that doubles, up to an hour.",
+        "Change what refuses it, or the spec; it is tried again, after an hour at most (an engine: after a minute).",
     )
     NAME_TAKEN = (
         "NameTaken",

@@ -77,6 +77,7 @@ class Operator:
     async def lead(self) -> None:
         """Act, from a fresh view of everything, until cancelled or until a worker finds that this is over."""
         self.store.begin_term(self.lease.term, self.clock.now())
+        self.queue.begin()
         await move_leader_label(self.api, self.settings.namespace, self.settings.pod_name, self.lease.check)
         await refresh_all(self.api, self.store)
         for key in sorted(every_key(self.store.world(), self.store.links), key=lambda key: key.kind != "GPUPool"):

@@ -59,6 +59,10 @@ class Queue:
         now = time.monotonic()
         return ((key, now - asked) for key, asked in self._asked.items())
 
+    def begin(self) -> None:
+        """Count from now on how long keys wait: before, somebody else was to look at them, and did."""
+        self._asked = dict.fromkeys(self._asked, time.monotonic())
+
     def add(self, key: Key) -> None:
         """Have a key looked at soon; one that keeps failing waits for the end of its back-off all the same."""
         self._asked.setdefault(key, time.monotonic())

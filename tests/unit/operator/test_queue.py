@@ -329,3 +329,21 @@ def test_what_fails_and_what_waits_can_be_asked(loop: SkippingLoop, monkeypatch:
         assert dict(queue.waiting()) == {}
 
     loop.run_until_complete(main())
+
+
+def test_a_standby_keeps_nobody_waiting(loop: SkippingLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hears of everything and looks at nothing; leading, it said at first that pools had waited for hours."""
+    now = 0.0
+    monkeypatch.setattr("sluice_operator.reconcile.queue.time.monotonic", lambda: now)
+
+    async def main() -> None:
+        nonlocal now
+        queue = Queue()
+        queue.add(key("a"))
+        now = 7200.0
+        queue.begin()
+        queue.add(key("a"))
+        now = 7201.0
+        assert dict(queue.waiting()) == {key("a"): 1}
+
+    loop.run_until_complete(main())

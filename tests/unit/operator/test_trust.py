@@ -13,6 +13,7 @@ from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.parse import parse
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import pool_key
 from sluice_operator.reconcile.trust import publish_trust_everywhere
 from sluice_operator.settings import Settings
 from tests.unit.operator import bodies
@@ -82,6 +83,7 @@ async def test_a_leader_decides_while_a_namespace_keeps_it_waiting(monkeypatch: 
     operator = main.Operator(SETTINGS, Api(cast("ApiClient", None)))
     operator.store.put(parse("FineTuneJob", bodies.finetunejob("tone", 5, namespace="a")), seen=True)
     operator.cluster = Silent(b"PEM", "")
+    operator.queue._asked[pool_key("gone")] = -7200.0
     decided = asyncio.Event()
 
     async def reconcile(_key: Key) -> None:
@@ -91,5 +93,6 @@ async def test_a_leader_decides_while_a_namespace_keeps_it_waiting(monkeypatch: 
     leading = asyncio.create_task(operator.lead())
     try:
         await asyncio.wait_for(decided.wait(), 10)
+        assert all(seconds < 60 for _, seconds in operator.queue.waiting()), "since it leads, not since it watches"
     finally:
         await main.end(leading)
