@@ -3,8 +3,7 @@
 import pytest
 
 from dev.cluster.control_plane import ControlPlane
-from tests.integration.conftest import PRIORITIES
-from tests.integration.kubectl import Kubectl
+from tests.integration.kubectl import PRIORITIES, Kubectl
 from tests.unit.chart.helm import CHART, helm
 
 pytestmark = pytest.mark.integration
