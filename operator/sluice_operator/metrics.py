@@ -30,6 +30,11 @@ INTERNAL_ERRORS = Counter(
 QUEUE_DEPTH = Gauge("sluice_queue_depth", "Keys that wait for a worker.", registry=REGISTRY)
 API_WRITES = Counter("sluice_api_writes", "Writes to the API server.", ("verb", "kind", "result"), registry=REGISTRY)
 WATCH_ERRORS = Counter("sluice_watch_errors", "Watches that broke and began anew.", ("kind",), registry=REGISTRY)
+CERTIFICATE_ENDS = Gauge(
+    "sluice_certificate_expiration_timestamp_seconds",
+    "When the certificate ends by which pods know this process; 0 without TLS.",
+    registry=REGISTRY,
+)
 PROGRESS_REPORTS = Counter(
     "sluice_progress_reports",
     "Reports of trainers and engine agents: accepted, or why not.",

@@ -85,6 +85,7 @@ def test_every_series_of_the_operator_is_shown_or_known_to_be_left_out(series: d
     unseen = {name for name in families if not any(word.startswith(name) for word in shown)}
     assert unseen == {
         "sluice_longest_wait_seconds",
+        "sluice_certificate_expiration_timestamp_seconds",
         "sluice_training_epoch",
         "sluice_training_learning_rate",
         "sluice_training_gradient_norm",

@@ -97,7 +97,11 @@
 # What pods must trust to know the operator when they report to it.
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [create, get, patch]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [configmaps]
+  resourceNames: [sluice-progress-ca]
+  verbs: [get, patch]
 # Binding a claim: the gate comes off and the node selector goes on, in one patch.
 - apiGroups: [""]
   resources: [pods]
@@ -155,7 +159,11 @@
 # What Prometheus and `helm test` must trust.
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [create, get, patch]
+  resourceNames: [sluice-progress-ca]
+  verbs: [get, patch]
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [create]
 # The leader's label, by which the progress Service finds it.
 - apiGroups: [""]
   resources: [pods]

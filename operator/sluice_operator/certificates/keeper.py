@@ -15,7 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
-from sluice_operator.certificates.authority import Certificates, renewed
+from sluice_operator import metrics
+from sluice_operator.certificates.authority import Certificates, Signed, renewed
 from sluice_operator.cluster.client import Api, Body
 from sluice_operator.cluster.errors import ApiError, NotLeading
 from sluice_operator.cluster.kinds import path_of
@@ -88,6 +89,7 @@ class CertificateKeeper:
         if (certificate, key) != self._served:
             _load(self.context, certificate, key)
             self._served = certificate, key
+            metrics.CERTIFICATE_ENDS.set(Signed(certificate, key).ends.timestamp())
         self.trusted = entries.get("ca.crt", b"")
 
     async def _read(self) -> Mapping[str, bytes]:

@@ -31,8 +31,11 @@ class ApiError(Exception):
 
     @property
     def is_passing(self) -> bool:
-        """Whether the same request may well succeed a moment later."""
-        return self.status in (0, 429, 500, 502, 503, 504)
+        """Whether the same request may well succeed a moment later.
+
+        Not where a webhook is away: each attempt waits for it, for as long as its owner likes, and others wait with it.
+        """
+        return self.status in (0, 429, 500, 502, 503, 504) and _WEBHOOK_IS_AWAY not in self.message
 
     @property
     def is_refusal(self) -> bool:

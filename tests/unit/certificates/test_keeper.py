@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from base64 import b64decode, b64encode
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from cryptography import x509
 
+from sluice_operator import metrics
 from sluice_operator.certificates.authority import CERTIFICATE_LASTS, renewed
 from sluice_operator.certificates.keeper import SECRET, CertificateKeeper, NoCertificate
 from sluice_operator.cluster.client import Api, Body
@@ -175,16 +178,18 @@ async def test_a_look_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch)
 async def test_what_cannot_be_served_ends_nobody_and_the_certificate_before_is_served_on(entry: str, part: str) -> None:
     """cert-manager writes an empty tls.crt first, and people copy Secrets."""
     server = ApiServer()
-    server.secret = {"data": _data()}
+    first, fresh = _data(), _data()
+    server.secret = {"data": first}
     keeper = CertificateKeeper(server, settings("CertManager"), Clock())
     await keeper.look()
     trusted = keeper.trusted
-    fresh = _data()
+    ends = x509.load_pem_x509_certificate(b64decode(first["tls.crt"])).not_valid_after_utc
     wrong = {"": "", "truncated": fresh[entry][:200], "another's": _data()[entry]}[part]
     server.secret = {"data": {**fresh, entry: wrong}}
     with pytest.raises(NoCertificate, match="cannot be served"):
         await keeper.look()
     assert keeper.trusted == trusted, "pods trust what is served"
+    assert metrics.CERTIFICATE_ENDS.collect()[0].samples[0].value == ends.timestamp(), "an alert goes by it"
     assert await asyncio.to_thread(_served_to, keeper.context, trusted)
     server.secret = {"data": fresh}
     await keeper.look()
@@ -198,10 +203,8 @@ def _served_to(context: ssl.SSLContext, trusted: bytes) -> bool:
 
 
 def _data() -> dict[str, str]:
-    import base64
-
     held = renewed(None, ("127.0.0.1",), datetime.now(UTC) - timedelta(days=1))
-    return {name: base64.b64encode(part).decode() for name, part in held.to_secret().items()}
+    return {name: b64encode(part).decode() for name, part in held.to_secret().items()}
 
 
 async def _answered(address: str, trust: Path) -> int:

@@ -42,6 +42,8 @@ class Story:
 LEADER = 'sluice_leader{pod="%s"}'
 POOL = 'sluice_pool_undecided_seconds{pool="a100",instance="%s"}'
 FAILING = 'sluice_failing_objects{kind="FineTuneJob"}'
+CERTIFICATE = 'sluice_certificate_expiration_timestamp_seconds{instance="a"}'
+DAY = 24 * 3600
 UNREADABLE = 'sluice_unreadable_objects{kind="Job"}'
 SET_ASIDE = 'sluice_objects_set_aside{kind="FineTuneJob"}'
 IDLE = 'sluice_idle_loans{engine_namespace="team",engine_name="chat"}'
@@ -59,6 +61,12 @@ STORIES = [
     ),
     Story("SluiceHasNoLeader", "nothing is scraped", {}, "3m", {}, "No replica of the Sluice operator leads."),
     Story("SluiceHasNoLeader", "the lead changes hands", {LEADER % "a": "1x3 0x1 1x9"}, "5m", None),
+    Story("SluiceCertificateEnds", "without TLS", {CERTIFICATE: f"0{LONG}"}, "1h", None),
+    Story("SluiceCertificateEnds", "renewed in time", {CERTIFICATE: f"{16 * DAY}{LONG}"}, "1h", None),
+    Story(
+        *("SluiceCertificateEnds", "nobody has renewed it", {CERTIFICATE: f"{14 * DAY}{LONG}"}, "1h", {}),
+        "The operator's certificate ends in 13d 23h 0m 0s, and nobody has renewed it.",
+    ),
     Story("SluicePoolUndecided", "decided each time", {POOL % "a": f"0{LONG}"}, "1h", None),
     Story("SluicePoolUndecided", "a long decision", {POOL % "a": "0 50 0x20"}, "3m", None),
     Story(

@@ -84,6 +84,15 @@ def test_only_secret_is_that_of_the_operators_own_certificate(values: tuple[str 
             assert rule["verbs"] == ["create"] or rule["resourceNames"] == ["sluice-progress-tls"]
 
 
+@each_variant
+def test_only_configmaps_are_those_that_pods_trust_by(values: tuple[str | Path, ...]) -> None:
+    """The operator may read and change no other of its users', in no namespace."""
+    rules = [rule for m in manifests(*values) if m["kind"] in ("Role", "ClusterRole") for rule in m["rules"]]
+    found = [rule for rule in rules if "configmaps" in rule.get("resources", ())]
+    assert {rule["resourceNames"][0] for rule in found if rule["verbs"] != ["create"]} <= {"sluice-progress-ca"}
+    assert found
+
+
 def test_watch_namespaces_limits_what_may_be_written() -> None:
     writes = {"create", "update", "patch", "delete", "deletecollection"}
     rendered = manifests(*VARIANTS["watch-namespaces"])

@@ -92,4 +92,6 @@ def test_what_the_garbage_collector_is_about_to_take_is_waited_for() -> None:
 def test_which_answers_last_until_somebody_changes_something(
     status: int, reason: str, message: str, lasts: bool
 ) -> None:
-    assert ApiError(status, reason, message).is_refusal is lasts
+    error = ApiError(status, reason, message)
+    assert error.is_refusal is lasts
+    assert not (error.is_refusal and error.is_passing), "others would wait while it is asked again at once"
