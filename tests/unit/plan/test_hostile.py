@@ -19,7 +19,7 @@ WORLDS = (
     "pool: 2 2 gpus | chat: 2 replicas, floor 0, anywhere | a: needs 1, takes chat/0 on n1 | b: needs 1, scales",
     "pool: 2 gpus, dra | chat: 2 replicas, floor 0, sleeps | a: needs 1 | b: needs 1, queue",
 )
-FEW, MANY = 60, int(os.environ.get("SLUICE_SOAK_OPERATIONS", "10000")) // 10
+FEW, MANY = 60, int(os.environ.get("SLUICE_SOAK_OPERATIONS", "4000")) // 10
 
 
 def agree(world: str, hostile: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import settings
 from tests.unit.plan.stories import Lending
 
 STEPS = 60
-FEW, MANY = 30, int(os.environ.get("SLUICE_SOAK_OPERATIONS", "10000")) // STEPS
+FEW, MANY = 30, int(os.environ.get("SLUICE_SOAK_OPERATIONS", "4000")) // STEPS
 """Stories of one run: before each commit; and with all tests, or as many as `make soak` says."""
 
 
