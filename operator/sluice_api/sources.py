@@ -15,6 +15,7 @@ VOLUMES = PurePosixPath("/volumes")
 
 _PVC = r"pvc://[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(/\.?[A-Za-z0-9_-][A-Za-z0-9._-]*)*"
 _HF = r"hf://[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*(@[A-Za-z0-9._/-]+)?(/[A-Za-z0-9._/-]+)?"
+_HTTPS = r"https://([^\s/?#@]+@)?([^\s/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?#][^\s]*)?"
 
 ModelUri = Annotated[
     str,
@@ -23,7 +24,7 @@ ModelUri = Annotated[
 ]
 DatasetUri = Annotated[
     str,
-    StringConstraints(pattern=rf"^({_PVC}|{_HF}|https://[^\s]+)$", max_length=1024),
+    StringConstraints(pattern=rf"^({_PVC}|{_HF}|{_HTTPS})$", max_length=1024),
     Remedy("write pvc://claim/path, https://host/path or hf://org/name/path"),
 ]
 VolumeUri = Annotated[

@@ -4,6 +4,7 @@ Series that come from the World can't outlive their objects. Only the leader sho
 A job's labels are job_namespace and job_name: Prometheus sets namespace and job itself, to the operator's.
 """
 
+import asyncio
 import ssl
 from collections import Counter as Tally
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -30,7 +31,7 @@ from sluice_operator.plan.allocation.pool_status import pool_usage
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.fence import fenced
-from sluice_operator.progress.connections import listen
+from sluice_operator.progress.connections import end_old, listen
 from sluice_operator.scraping import PATH, Pages, ScrapeAccess
 
 SHOWN_AFTER_END = timedelta(minutes=10)
@@ -271,7 +272,11 @@ async def serve(
     await runner.setup()
     try:
         with closing(await listen(runner, port, tls)):
-            yield
+            tidying = asyncio.create_task(end_old(runner), name="old connections to the metrics")
+            try:
+                yield
+            finally:
+                tidying.cancel()
     finally:
         await runner.cleanup()
         metrics.REGISTRY.unregister(collector)

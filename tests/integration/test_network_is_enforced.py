@@ -29,7 +29,8 @@ from tests.integration.nodes import MERGE_PATCH, Nodes
 from tests.integration.progress_scene import JOB_SPEC, Kube, make_namespace
 from tests.unit.chart.helm import render
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+"""The first time kube-router is built."""
 
 Body = dict[str, Any]
 
@@ -43,6 +44,7 @@ PODS: dict[str, tuple[str, dict[str, str]]] = {
     "chat": ("team", {**app_labels("engine", "chat"), ENGINE_LABEL: "chat"}),
     "tone-0": ("team", {**TRAINER, JOB_LABEL: "tone", STAGE_LABEL: "Train"}),
     "tone-1": ("team", {**TRAINER, JOB_LABEL: "tone", STAGE_LABEL: "Train"}),
+    "other-0": ("team", {**TRAINER, JOB_LABEL: "other", STAGE_LABEL: "Train"}),
     "fetching": ("team", {**TRAINER, JOB_LABEL: "fetching", STAGE_LABEL: "Prepare"}),
     "neighbour": ("team", {}),
     "stranger": ("other", {}),
@@ -65,6 +67,7 @@ router     chat:8001           yes   probes come from the node
 tone-0     tone-1:29500        yes   a group
 tone-1     tone-0:41234        yes   on any port
 fetching   tone-0:29500        no    another job of the same namespace
+other-0    tone-0:29500        no    nor one that trains
 neighbour  tone-0:29500        no
 stranger   tone-0:29500        no
 chat       tone-0:29500        no

@@ -15,6 +15,7 @@ from sluice_operator.observe.world import key_of
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.allocation.scale_up import plan_scale_up
 from sluice_operator.plan.facts.pools import elders_of
+from sluice_operator.plan.facts.refused import FIRST_PAUSE
 from sluice_operator.reconcile.fence import decided
 from sluice_operator.settings import Settings
 
@@ -29,7 +30,7 @@ async def ask_for_nodes(
     settings: Settings,
     now: datetime,
 ) -> datetime | None:
-    """Make the pods of those that ask, and remove those that are in the way. One that a quota refuses is done without.
+    """Make the pods of those that ask, and remove those that are in the way. One that can't be made is done without.
 
     Returns when to look again.
     """
@@ -41,15 +42,16 @@ async def ask_for_nodes(
         return None  # the pool's own reconcile says so
     elders = [elder.spec for elder in elders_of(world, pool)]
     await remove_scale_ups(cluster, decision.remove)
+    again_at = decision.again_at
     for job, index in decision.make:
         try:
             await cluster.create(scale_up_pod(job, index, pool.metadata.name, pool.spec, elders, settings))
         except (ApiError, Outdated) as error:
             if isinstance(error, ApiError) and not error.is_refusal:
-                raise
+                again_at = min(again_at or now + FIRST_PAUSE, now + FIRST_PAUSE)
             extra = {"job": job.metadata.full_name, "why": str(error)}
             logger.warning("no pod that asks for a node: an autoscaler is told of fewer", extra=extra)
-    return decision.again_at
+    return again_at
 
 
 async def remove_scale_ups(cluster: Cluster, pods: Iterable[PodView]) -> None:

@@ -132,6 +132,16 @@ def test_what_is_in_the_way_of_a_pod_that_asks_for_a_node_delays_nobody_else() -
     assert "default" in cluster.statuses
 
 
+def test_a_pod_that_asks_for_a_node_and_cannot_be_made_now_is_asked_for_again_soon() -> None:
+    town, _ = crowd(1)
+    town.job("x", 2, "evil", scheduling={"policy": "Queue", "scaleUpFirst": {}})
+    cluster = Refusing(town, AWAY)
+    again = asyncio.run(reconcile_pool(pool_key("default"), town.store, cluster, SETTINGS, NOW))
+    assert again is not None
+    assert again <= timedelta(seconds=10)
+    assert "default" in cluster.statuses
+
+
 def test_who_leads_no_more_decides_nothing_more() -> None:
     town, _ = crowd(1, "evil", "team")
     cluster = Refusing(town, NotLeading("another leads"))

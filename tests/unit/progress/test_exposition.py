@@ -1,6 +1,7 @@
 """What a scrape shows of the World: nothing outlives its object, and a standby shows no guess."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -190,3 +191,14 @@ async def test_a_connection_to_the_metrics_that_never_agrees_on_tls_ends(
     async with exposition.serve(port, collector, str, str, tls=tls):
         reader, _ = await asyncio.open_connection("127.0.0.1", port)
         assert await asyncio.wait_for(reader.read(1), 10) == b""
+
+
+async def test_a_connection_to_the_metrics_that_asks_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "LOOK_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "LONGEST_SECONDS", 0.2)
+    port, collector = free_port(), WorldCollector(whole(), lambda: True, dict, Work())
+    async with exposition.serve(port, collector, str, str):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n")
+        with contextlib.suppress(ConnectionResetError):  # it is aborted
+            assert await asyncio.wait_for(reader.read(1), 10) == b""

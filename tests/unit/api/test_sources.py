@@ -1,0 +1,32 @@
+"""Which addresses of datasets the API server takes, and which it refuses before anything is made."""
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from sluice_api.sources import DatasetUri
+
+ADDRESS = TypeAdapter[str](DatasetUri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://host/rows.jsonl",
+        "https://host",
+        "https://host:8443/a/b.jsonl?X-Signature=a:b@c#d",
+        "https://host?key=1",
+        "https://[2001:db8::1]:8443/rows.jsonl",
+        "https://user@host/rows.jsonl",
+    ],
+)
+def test_addresses(uri: str) -> None:
+    assert ADDRESS.validate_python(uri) == uri
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["https://", "https:///rows.jsonl", "https://host:https/x", "https://[::1/x", "https://host:/x"],
+)
+def test_what_is_no_address(uri: str) -> None:
+    with pytest.raises(ValidationError):
+        ADDRESS.validate_python(uri)
