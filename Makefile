@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export KUBECONFIG := $(CACHE)/cluster/kubeconfig
 
 .DEFAULT_GOAL := help
-.PHONY: help demo down status up env lint check verify test soak bench bench-scale bench-train generate golden images format
+.PHONY: help demo down status up env lint check test soak bench bench-scale bench-train generate golden images format
 
 help:  ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -39,11 +39,6 @@ lint: env  ## Format, lint, types, import contracts, generated files: one minute
 
 check: lint  ## The same and all unit tests but the slow ones: two minutes
 	@$(PYTHON) -m pytest -q -n 2 -m "not slow" tests/unit
-
-verify: env  ## Generated files are current: CRDs, reference docs, golden files, lock files
-	@$(PYTHON) -m sluice_api.crd --check crds charts/sluice/files/crds
-	@$(PYTHON) -m sluice_api.docs --check docs
-	@$(PYTHON) -m pytest -q tests/unit -k "as_reviewed or lock_file"
 
 test: up  ## Every test: unit, against a real API server, and on a real node; at most 20 minutes on two idle cores
 	@python3 -m dev models
