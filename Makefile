@@ -46,13 +46,14 @@ test: up  ## Every test: unit, against a real API server, and on a real node; at
 	  --junitxml $(CACHE)/reports/tests.xml tests; \
 	  failed=$$?; $(PYTHON) -m tests.slowest $(CACHE)/reports/tests.xml; exit $$failed
 
-soak: env  ## Property tests for an hour (SOAK_OPERATIONS: a million), every fault plan (SOAK_FAULTS: all), 50 loans beside others' pods, kills of the trainer
+soak: env  ## Property tests for an hour (SOAK_OPERATIONS: a million), every fault plan (SOAK_FAULTS: all), 50 loans beside others' pods, the large images, kills of the trainer
 	@SLUICE_SOAK_OPERATIONS=$${SOAK_OPERATIONS:-1000000} $(PYTHON) -m pytest -q -p no:cacheprovider --timeout 0 \
 	  tests/unit/plan/test_invariants.py tests/unit/plan/test_hostile.py -k "ForLong or for_long"
 	@SLUICE_FAULT_PLANS=$${SOAK_FAULTS:-all} $(PYTHON) -m pytest -q -p no:cacheprovider -n 2 tests/integration/test_faults.py
 	@SLUICE_LOANS=$${SOAK_LOANS:-50} $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_thieves.py
 	@SLUICE_RESTORES=all $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_restored.py
 	@python3 -m dev up && SLUICE_AWAY_SECONDS=240 $(PYTHON) -m pytest -q -p no:cacheprovider tests/e2e/test_12_leading_again.py
+	@SLUICE_IMAGES=trainer,server $(PYTHON) -m pytest -q -p no:cacheprovider tests/contract/test_dockerfiles.py
 	@SLUICE_KILLS=all SLUICE_SIGTERMS=all $(PYTHON) -m pytest -q -p no:cacheprovider -n 2 --dist loadfile \
 	  tests/unit/trainer/test_kills.py tests/unit/trainer/test_sigterm.py
 
