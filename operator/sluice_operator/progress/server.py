@@ -207,6 +207,9 @@ async def answered(request: web.Request, handler: Handler) -> web.StreamResponse
         return refusal_response(refused)
     except web.HTTPException:
         raise
+    except ConnectionError:  # it has hung up: nobody reads the answer, and nothing is wrong here
+        metrics.PROGRESS_REPORTS.labels(kind, "hung_up").inc()
+        return web.Response(status=499)
     except Exception:
         log.exception("report failed", extra={"path": request.path})
         metrics.PROGRESS_REPORTS.labels(kind, "error").inc()

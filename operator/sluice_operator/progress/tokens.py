@@ -147,7 +147,7 @@ def bearer(authorization: str | None) -> str:
     scheme, _, token = (authorization or "").strip().partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
-        raise Refused(Refusal.NO_TOKEN, "send the pod's own token: Authorization: Bearer <token>")
+        raise Refused(Refusal.NO_TOKEN, "send the token of your ServiceAccount: Authorization: Bearer <token>")
     if len(token) > MAX_TOKEN or token.count(".") != 2 or not token.isascii():
         raise Refused(Refusal.INVALID_TOKEN, "this is no service account token")
     return token

@@ -112,6 +112,7 @@ def test_roles_for_people_write_no_status_and_pools_are_for_administrators() -> 
     aggregated = {
         "sluice-view": "rbac.authorization.k8s.io/aggregate-to-view",
         "sluice-edit": "rbac.authorization.k8s.io/aggregate-to-edit",
+        "sluice-pool-view": "",
         "sluice-pool-admin": "",
     }
     for name, label in aggregated.items():

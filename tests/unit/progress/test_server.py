@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientResponse, web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 
 from sluice_api.reports import ENGINE_REPORTS_PATH, MAX_REPORT_BYTES, TRAINING_REPORTS_PATH, TrainingReport
 from sluice_operator import metrics
@@ -21,7 +21,7 @@ from sluice_operator.progress.connections import runner_of
 from sluice_operator.progress.intake import Intake
 from sluice_operator.progress.lookup import Lookup
 from sluice_operator.progress.refusal import Refusal
-from sluice_operator.progress.server import REPORTS_AT_ONCE, Endpoint
+from sluice_operator.progress.server import REPORTS_AT_ONCE, Endpoint, answered
 from sluice_operator.progress.tokens import BoundPod, TokenReviews, bearer
 from sluice_operator.progress.writer import ProgressWriter
 from tests.unit.progress.test_writer import Status, clock
@@ -262,3 +262,11 @@ async def test_a_fault_of_ours_is_an_answer_and_a_log_line(
 async def test_no_other_route(desk: Desk) -> None:
     assert (await desk.client.get(TRAINING_REPORTS_PATH)).status == 405
     assert (await desk.client.post("/metrics")).status == 404
+
+
+async def test_a_pod_that_hangs_up_is_no_failure_of_the_operator(caplog: pytest.LogCaptureFixture) -> None:
+    async def hangs_up(_: web.Request) -> web.Response:
+        raise ConnectionResetError("Connection lost")
+
+    await answered(make_mocked_request("POST", ENGINE_REPORTS_PATH), hangs_up)
+    assert not caplog.records
