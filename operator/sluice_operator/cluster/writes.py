@@ -117,14 +117,19 @@ class Cluster:
         body["metadata"]["annotations"] = annotations
         return await self._apply("annotate", key, path_of(key), body, ANNOTATIONS_MANAGER)
 
-    async def delete(self, key: Key, uid: str, *, foreground: bool) -> None:
-        """Delete this very object; one that is gone already is as good. Foreground: its children go first."""
+    async def delete(self, key: Key, uid: str, *, foreground: bool, within: int | None = None) -> None:
+        """Delete this very object; one that is gone already is as good. Foreground: its children go first.
+
+        Args:
+            within: seconds, for a pod that was deleted with more.
+        """
         policy = "Foreground" if foreground else "Background"
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
             "preconditions": {"uid": uid},
             "propagationPolicy": policy,
+            **({} if within is None else {"gracePeriodSeconds": within}),
         }
         try:
             answer = await self._write("delete", key, "DELETE", path_of(key), body)

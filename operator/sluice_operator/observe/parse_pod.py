@@ -55,6 +55,7 @@ def parse_pod(body: Body) -> PodView:
         running=bool((main.get("state") or {}).get("running")),
         ready=bool(condition(status, "Ready", "True")),
         goes_at_once=spec.get("terminationGracePeriodSeconds") == 0,
+        in_time=_in_time(body["metadata"], spec),
         waiting_reason=waiting_reason,
         waiting_message=waiting_message,
         unschedulable=unscheduled.get("message") or "" if unscheduled.get("reason") == "Unschedulable" else "",
@@ -65,6 +66,12 @@ def parse_pod(body: Body) -> PodView:
         template=template_in(annotations),
         termination=_termination(main),
     )
+
+
+def _in_time(metadata: Mapping[str, Any], spec: Body) -> int | None:
+    """The grace period in its spec, if it was deleted with a longer one."""
+    usual, given = spec.get("terminationGracePeriodSeconds"), metadata.get("deletionGracePeriodSeconds")
+    return int(usual) if usual is not None and given is not None and int(given) > int(usual) else None
 
 
 def template_in(annotations: Mapping[str, Any]) -> str:

@@ -119,6 +119,8 @@ class PodView(View):
     ready: bool = False
     goes_at_once: bool = False
     """Its grace period is 0: it is gone with its deletion."""
+    in_time: int | None = None
+    """Seconds that Sluice gives it to end, if somebody has deleted it with more."""
     waiting_reason: str = ""
     """A container's state.waiting.reason, such as ImagePullBackOff."""
     waiting_message: str = ""

@@ -1,4 +1,4 @@
-"""End what a job has left behind."""
+"""End what a job has left behind, and in time what somebody has deleted with a longer grace period."""
 
 import logging
 
@@ -26,7 +26,8 @@ async def end_orphans(key: Key, store: Store, cluster: Cluster) -> None:
             continue
         if view.uid in {now.uid for now in _left_by(key, store)}:
             logger.warning("ending an orphan", extra={"object": str(view.key), "job": str(key)})
-            await cluster.delete(view.key, view.uid, foreground=isinstance(view, StageJobView))
+            within = view.in_time if isinstance(view, PodView) else None
+            await cluster.delete(view.key, view.uid, foreground=isinstance(view, StageJobView), within=within)
 
 
 def _left_by(key: Key, store: Store) -> list[StageJobView | PodView]:

@@ -166,6 +166,14 @@ def test_an_engine_pod_runs_when_vllm_runs_whatever_its_sidecar_does(state: dict
     assert view.waiting_reason == ""
 
 
+@pytest.mark.parametrize(("given", "in_time"), [(None, None), (5, None), (30, None), (31, 30), (10**6, 30)])
+def test_a_pod_that_somebody_gives_longer_to_end_than_it_has(given: int | None, in_time: int | None) -> None:
+    raw = pod("p", 1, metadata={"labels": {"sluice.dev/job": "j"}})
+    raw["metadata"]["deletionGracePeriodSeconds"] = given
+    raw["spec"]["terminationGracePeriodSeconds"] = 30
+    assert parse_pod(raw).in_time == in_time
+
+
 def test_a_stage_job_with_its_claim() -> None:
     raw = stage_job("j", 3, borrows=(("chat", 1),))
     raw["status"] = {

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dev.simulate.cluster import Cluster
-from sluice_api.meta import ATTEMPT_LABEL, JOB_LABEL, JOB_NAME_LABEL, STAGE_LABEL
+from sluice_api.meta import ATTEMPT_LABEL, JOB_LABEL, STAGE_LABEL
 from sluice_api.reasons import Reason
 from sluice_operator.observe.orphans import left_by, runs
 from sluice_operator.observe.views import Key, Owner, PodView, StageJobView
@@ -77,10 +77,14 @@ def seen(name: str = "one-0a1b2c3d-train-2", **changes: Any) -> StageJobView:
     return StageJobView(key=Key("Job", "team", name), **{**common, "labels": LABELS, **changes})
 
 
-def pod(**changes: Any) -> PodView:
-    labels = {**LABELS, JOB_NAME_LABEL: "one-0a1b2c3d-train-2"}
-    common: dict[str, Any] = {"uid": "u", "resource_version": 1, "created": NOW, "requests": {}, "labels": labels}
-    return PodView(key=Key("Pod", "team", "one-0a1b2c3d-train-2-abcde"), **{**common, **changes})
+def pod(name: str = "one-0a1b2c3d-train-2-abcde", **changes: Any) -> PodView:
+    common: dict[str, Any] = {"uid": "u", "resource_version": 1, "created": NOW, "requests": {}, "labels": LABELS}
+    return PodView(key=Key("Pod", "team", name), **{**common, **changes})
+
+
+LONG = {**LABELS, JOB_LABEL: "j" * 63, ATTEMPT_LABEL: "1000000"}
+HAND_MADE = Owner("Job", "hand-made", "h")
+ITS_JOB = Owner("Job", "one-0a1b2c3d-train-2", "u")
 
 
 @pytest.mark.parametrize(
@@ -95,16 +99,23 @@ def pod(**changes: Any) -> PodView:
         ("or named so, for another job", seen("two-0a1b2c3d-train-2"), False),
         ("or for another attempt", seen("one-0a1b2c3d-train-3"), False),
         ("without a stage", seen(labels={JOB_LABEL: "one"}), False),
-        ("a pod has its Job", pod(owner=Owner("Job", "one-0a1b2c3d-train-2", "u")), False),
+        ("a pod has its Job", pod(owner=ITS_JOB), False),
         ("a pod whose Job was deleted without it", pod(), True),
-        ("a pod that a person has labelled so", pod(labels=LABELS), False),
+        ("a pod of several", pod("one-0a1b2c3d-train-2-13-abcde"), True),
+        ("a pod that a person has made a Job of his own adopt", pod(owner=HAND_MADE), True),
+        ("a pod whose name had to be cut", pod(f"{'j' * 37}-0a1b2c3d-train-1-13-abcde", labels=LONG), True),
+        ("a pod that a person has labelled so", pod("backup-abcde"), False),
+        ("a pod that somebody gives days to end", pod(owner=ITS_JOB, deleting=True, in_time=30), True),
     ],
 )
 def test_what_a_job_has_left_behind(rule: str, view: StageJobView | PodView, orphan: bool) -> None:
-    assert left_by(view) == ((("team", "one"),) if orphan else ()), rule
+    assert left_by(view) == ((("team", view.labels[JOB_LABEL]),) if orphan else ()), rule
 
 
 def test_what_has_ended_or_is_told_to_is_left_alone() -> None:
     assert runs(seen())
     assert runs(pod())
-    assert not any(runs(view) for view in (seen(deleting=True), seen(finished="Complete"), pod(ended=True)))
+    assert runs(pod(deleting=True, in_time=30)), "it is given less"
+    assert not any(
+        runs(view) for view in (seen(deleting=True), seen(finished="Complete"), pod(ended=True), pod(deleting=True))
+    )
