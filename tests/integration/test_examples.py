@@ -36,6 +36,25 @@ def test_what_a_page_shows_is_taken_as_it_is(page: Path, control_plane: ControlP
         assert "Warning" not in said
 
 
+def test_a_team_of_the_recipe_pushes_nobody_out(control_plane: ControlPlane, namespace: str) -> None:
+    """Kubernetes lets everybody name its own priorities, and Sluice's admission policy does too."""
+    kubectl = Kubectl(control_plane.kubeconfig)
+    recipe = [body for manifests in shown(PAGES[-1]) for body in manifests or ()]
+    (quota,) = (body for body in recipe if body["kind"] == "ResourceQuota" and "scopeSelector" in body["spec"])
+    kubectl.must("create", "--namespace", namespace, "-f", "-", manifest=quota)
+    name = quota["metadata"]["name"]
+    kubectl.must("wait", "resourcequota", name, "--namespace", namespace, "--for=jsonpath={.status.hard.pods}=0")
+
+    def said(priority: str) -> str:
+        spec = {"containers": [{"name": "x", "image": "x"}], "priorityClassName": priority}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
+        return kubectl("create", "--dry-run=server", "--namespace", namespace, "-f", "-", manifest=pod).text
+
+    for priority in ("system-node-critical", "system-cluster-critical"):
+        assert f"exceeded quota: {name}" in said(priority)
+    assert "created (server dry run)" in said("sluice-inference")
+
+
 def test_the_chart_is_taken_under_restricted_and_upgrades_to_itself(
     control_plane: ControlPlane, namespace: str
 ) -> None:
