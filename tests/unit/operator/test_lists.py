@@ -3,13 +3,16 @@
 from typing import Any
 
 import pytest
+import yaml
 
+from sluice_api.quantity import amount
 from sluice_operator.cluster import lists
 from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.lists import refresh
 from sluice_operator.observe.parse import parse
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.world import job_key
+from tests.unit.chart.helm import CHART
 from tests.unit.operator.bodies import Body, finetunejob
 
 
@@ -72,3 +75,11 @@ async def test_a_list_that_takes_too_long_begins_anew() -> None:
     server.expires = [2, 4]
     await refresh(server, store, "FineTuneJob")  # type: ignore[arg-type]
     assert {key.name for key in store.world().jobs} == {*"abcde"}
+
+
+def test_pages_of_the_largest_pods_fit_into_the_operators_memory() -> None:
+    """kopf's list and ours at once, of pods of 1.5 MB, each byte of which is six in JSON; and 250 MiB for all else."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    most = amount("memory", values["resources"]["limits"]["memory"]) - 250 * 2**20
+    in_json, while_read = 6 * 1_500_000, 3
+    assert 2 * lists.PAGE * in_json * while_read < most
