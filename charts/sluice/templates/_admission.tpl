@@ -15,11 +15,11 @@
 [{{ join ", " $maps }}]
 {{- end -}}
 
-{{/* The priority classes of a pod, and of the templates in an object, in the same way. */}}
-{{- define "sluice.classNames" -}}
-{{- $names := list -}}
+{{/* The specs of a pod, and of the templates in an object, in the same way. */}}
+{{- define "sluice.podSpecs" -}}
+{{- $specs := list -}}
 {{- range list "" ".?spec.?template" ".?spec.?jobTemplate.?spec.?template" ".?template" -}}
-{{- $names = append $names (print $ . ".?spec.?priorityClassName.orValue('')") -}}
+{{- $specs = append $specs (print $ . ".?spec.orValue({})") -}}
 {{- end -}}
-[{{ join ", " $names }}]
+[{{ join ", " $specs }}]
 {{- end -}}
