@@ -50,7 +50,7 @@ class Aliases:
             message = f"The model `{name}` is unavailable: {why.reason}: {why.message}"
             return Refused(503, "ServiceUnavailableError", message)
         valid = ", ".join([self.base.public, *self._versions])
-        return Refused(404, "NotFoundError", f"The model `{name}` does not exist. There are: {valid}.")
+        return Refused(404, "NotFoundError", f"The model `{name}` does not exist. Valid aliases: {valid}.")
 
     def public_models(self, models: Any) -> Any:
         """The answer of /v1/models with public names; `root` says which version answers."""

@@ -53,13 +53,19 @@ def test_the_node_has_too_little_of_something_else(team: Team, observed: Observe
     Seen to fail when the reason was looked for with all replicas gone, those below the floor too: the job was told
     that the engine could lend no more, which was wrong.
     """
-    large = {"large-1": {"memory": "19Gi"}, "large-2": {"cpu": "1900m"}}
+    (node, *_) = team.kubectl.read("nodes")["items"]
+    nearly_all = int(node["status"]["allocatable"]["memory"].removesuffix("Ki")) - LESS_THAN_A_REPLICA_KI
+    large = {"large-1": {"memory": f"{nearly_all}Ki"}, "large-2": {"cpu": "1900m"}}
     team.apply(*(objects.job(name, resources=objects.resources(**asked)) for name, asked in large.items()))
     for name, asked in large.items():
         waiting = team.wait_job(name, lambda job: job.is_true("Prepared") and job.summary != "Pending", "waits")
         assert all(resource in waiting.message for resource in asked)
         assert not observed.trainers(name)
     assert undisturbed(observed, team)
+
+
+LESS_THAN_A_REPLICA_KI = 2 * 2**20
+"""Two GiB: a replica has three."""
 
 
 def undisturbed(observed: Observed, team: Team) -> bool:

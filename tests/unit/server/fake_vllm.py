@@ -99,7 +99,7 @@ class FakeVLLM:
         name = request.get("model") or BASE
         self.seen.append(request)
         if name != BASE and name not in self.adapters:
-            message = f"The model `{name}` does not exist. There are: {BASE}."
+            message = f"The model `{name}` does not exist. Valid aliases: {BASE}."
             return await self._error(send, 404, "NotFoundError", message, "model")
         if request.get("logprobs") and self.answers_nan:
             return await self._error(send, 400, "BadRequestError", "Out of range float values are not JSON compliant")

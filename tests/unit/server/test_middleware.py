@@ -113,7 +113,7 @@ async def test_a_request_for_the_base_model_is_not_touched(client: Client) -> No
 async def test_other_names_do_not_exist(client: Client, name: str) -> None:
     await client.put(aliases={"tone": VERSION})
     answer = await client.complete(name)
-    message = f"The model `{name}` does not exist. There are: chat, tone."
+    message = f"The model `{name}` does not exist. Valid aliases: chat, tone."
     assert answer.status == 404
     assert answer.json == {"error": {"message": message, "type": "NotFoundError", "param": "model", "code": 404}}
     assert not client.vllm.seen
