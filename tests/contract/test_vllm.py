@@ -146,13 +146,13 @@ def started(place: Place, *command: str, spec: InferenceEngineSpec = SPEC) -> It
     server = Server("real", place)
     with server.log.open("wb") as log:
         server.process = subprocess.Popen(
-            [sys.executable, *command], env=environment, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, *command], env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
         _wait_for_health(server)
         yield server
     finally:
-        server.process.kill()
+        os.killpg(server.process.pid, signal.SIGKILL)  # its engine is a process of its own, and would live on
         server.process.wait()
 
 
