@@ -4,11 +4,10 @@ Series that come from the World can't outlive their objects. Only the leader sho
 A job's labels are job_namespace and job_name: Prometheus sets namespace and job itself, to the operator's.
 """
 
-import asyncio
 import ssl
 from collections import Counter as Tally
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Protocol
@@ -31,7 +30,7 @@ from sluice_operator.plan.allocation.pool_status import pool_usage
 from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.fence import fenced
-from sluice_operator.progress.connections import end_old, listen
+from sluice_operator.progress.connections import answering
 from sluice_operator.scraping import PATH, Pages, ScrapeAccess
 
 SHOWN_AFTER_END = timedelta(minutes=10)
@@ -268,17 +267,10 @@ async def serve(
     app.router.add_get(PATH, _scraped(Pages(metrics.REGISTRY), access))
     app.router.add_get("/livez", _probe(live))
     app.router.add_get("/readyz", _probe(ready))
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
     try:
-        with closing(await listen(runner, port, tls)):
-            tidying = asyncio.create_task(end_old(runner), name="old connections to the metrics")
-            try:
-                yield
-            finally:
-                tidying.cancel()
+        async with answering(app, port, tls):
+            yield
     finally:
-        await runner.cleanup()
         metrics.REGISTRY.unregister(collector)
 
 

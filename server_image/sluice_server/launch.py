@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sluice_api import pods
 from sluice_api.artifacts import stray_link
+from sluice_api.imports import importing
 from sluice_api.slots import SlotSpec
 from sluice_api.sources import volume_path
 from sluice_server.flags import on_hub, vllm_command
@@ -31,7 +32,9 @@ def serve() -> None:
     put_in_place(Path(command.environment["VLLM_CACHE_ROOT"]))
     sys.argv = ["vllm", *command.arguments]
 
-    from vllm.entrypoints.cli.main import main
+    with importing():
+        import vllm.entrypoints.openai.api_server  # noqa: F401  or `main` does so, later
+        from vllm.entrypoints.cli.main import main
 
     main()
 

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from sluice_api.imports import importing
 from sluice_api.pods import REPORT_URL_ENV, STAGE_ENV, TERMINATION_FILE
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
@@ -72,7 +73,8 @@ def _run(stage: StageSpec, rank: Rank, reporter: Reporter) -> StageOutcome:
     failpoints.reached("stage-begins")
     match stage.stage:
         case Stage.PREPARE:
-            from sluice_trainer.data.prepare import prepare
+            with importing():
+                from sluice_trainer.data.prepare import prepare
 
             return StageOutcome(reason=Reason.DONE, prepare=prepare(stage, reporter))
         case Stage.TRAIN:
@@ -80,7 +82,8 @@ def _run(stage: StageSpec, rank: Rank, reporter: Reporter) -> StageOutcome:
                 local_ranks.end_with_parent()
             elif rank.gpus > 1:
                 local_ranks.start(rank, STOP)
-            from sluice_trainer.train.loop import train
+            with importing():
+                from sluice_trainer.train.loop import train
 
             try:
                 result = train(stage, rank, reporter, STOP)
@@ -88,7 +91,8 @@ def _run(stage: StageSpec, rank: Rank, reporter: Reporter) -> StageOutcome:
                 STOP.end(lost, patience=STOP.PEER_PATIENCE)
             return StageOutcome(reason=Reason.DONE, train=result if rank.leads else None)
         case Stage.EXPORT:
-            from sluice_trainer.export.export import export
+            with importing():
+                from sluice_trainer.export.export import export
 
             return StageOutcome(reason=Reason.DONE, export=export(stage, reporter))
 

@@ -64,6 +64,17 @@
   verbs: [create]
 {{- end -}}
 
+{{/* The ConfigMap with the authority's certificate. A name can't limit `create`. */}}
+{{- define "sluice.rules.trust" -}}
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [configmaps]
+  resourceNames: [sluice-progress-ca]
+  verbs: [get, patch]
+{{- end -}}
+
 {{/* Written where custom resources are served: everywhere, or in each of watchNamespaces.
      A server-side apply that makes an object needs both create and patch. */}}
 {{- define "sluice.rules.write" -}}
@@ -95,13 +106,7 @@
   resources: [networkpolicies]
   verbs: [create, get, patch, delete]
 # What pods must trust to know the operator when they report to it.
-- apiGroups: [""]
-  resources: [configmaps]
-  verbs: [create]
-- apiGroups: [""]
-  resources: [configmaps]
-  resourceNames: [sluice-progress-ca]
-  verbs: [get, patch]
+{{ include "sluice.rules.trust" . }}
 # Binding a claim: the gate comes off and the node selector goes on, in one patch.
 - apiGroups: [""]
   resources: [pods]
@@ -157,13 +162,7 @@
   resources: [secrets]
   verbs: [create]
 # What Prometheus and `helm test` must trust.
-- apiGroups: [""]
-  resources: [configmaps]
-  resourceNames: [sluice-progress-ca]
-  verbs: [get, patch]
-- apiGroups: [""]
-  resources: [configmaps]
-  verbs: [create]
+{{ include "sluice.rules.trust" . }}
 # The leader's label, by which the progress Service finds it.
 - apiGroups: [""]
   resources: [pods]

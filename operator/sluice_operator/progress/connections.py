@@ -2,7 +2,8 @@
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 
 from aiohttp import web
 
@@ -22,11 +23,23 @@ def runner_of(app: web.Application) -> web.AppRunner:
     return web.AppRunner(app, access_log=None, shutdown_timeout=5, auto_decompress=False)
 
 
-async def listen(runner: web.AppRunner, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
-    """Have a runner that is set up answer on a port, by TLS if there is a context; whoever calls closes what it gets.
+@asynccontextmanager
+async def answering(app: web.Application, port: int, tls: ssl.SSLContext | None) -> AsyncIterator[asyncio.Server]:
+    """Have an app answer on a port until the block ends, by TLS if there is a context; what lasts is ended."""
+    runner = runner_of(app)
+    await runner.setup()
+    try:
+        async with asyncio.TaskGroup() as group:
+            with closing(await _listen(runner, port, tls)) as listening:
+                tidying = group.create_task(_end_old(runner), name="old connections")
+                yield listening
+                tidying.cancel()
+    finally:
+        await runner.cleanup()
 
-    aiohttp's own sites have no word for how long a handshake may take.
-    """
+
+async def _listen(runner: web.AppRunner, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
+    """aiohttp's own sites have no word for how long a handshake may take."""
     server = runner.server
     if server is None:
         raise RuntimeError("set the runner up first")
@@ -56,7 +69,7 @@ class Connections:
                     transport.abort()  # or it would wait for a peer that reads nothing
 
 
-async def end_old(runner: web.AppRunner) -> None:
+async def _end_old(runner: web.AppRunner) -> None:
     """Look after the connections of a runner that is set up, until cancelled."""
     connections = Connections()
     while True:

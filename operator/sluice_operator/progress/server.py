@@ -5,7 +5,7 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from datetime import datetime
 
 from aiohttp import hdrs, web
@@ -24,7 +24,7 @@ from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import key_of
-from sluice_operator.progress.connections import end_old, listen, runner_of
+from sluice_operator.progress.connections import answering
 from sluice_operator.progress.identity import replica_of, trainer_of
 from sluice_operator.progress.intake import Intake
 from sluice_operator.progress.limits import Buckets
@@ -80,17 +80,11 @@ async def serve(
         return seen is not None and seen.uid == pod.uid
 
     endpoint = Endpoint(store, TokenReviews(api, known), Lookup(store, api), intake, leads, now)
-    runner = runner_of(endpoint.app())
     async with writer.running(), asyncio.TaskGroup() as group:
-        await runner.setup()
-        tidying = group.create_task(_forget_gone(intake)), group.create_task(end_old(runner))
-        try:
-            with closing(await listen(runner, settings.progress_port, tls)):
-                yield intake
-        finally:
-            for task in tidying:
-                task.cancel()
-            await runner.cleanup()
+        forgetting = group.create_task(_forget_gone(intake))
+        async with answering(endpoint.app(), settings.progress_port, tls):
+            yield intake
+        forgetting.cancel()
 
 
 class Endpoint:

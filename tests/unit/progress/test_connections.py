@@ -70,13 +70,7 @@ async def test_who_does_not_agree_on_tls_is_ended_too(monkeypatch: pytest.Monkey
     """Until then it is none of the server's connections: nobody counted it, and asyncio kept it for a minute."""
     monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 0.2)
     tls = context_of(renewed(None, ("127.0.0.1",), datetime.now(UTC)), tmp_path)
-    runner = runner_of(web.Application())
-    await runner.setup()
-    listening = await connections.listen(runner, 0, tls)
-    try:
+    async with connections.answering(web.Application(), 0, tls) as listening:
         addresses = [found.getsockname() for found in listening.sockets if found.family == socket.AF_INET]
         reader, _ = await asyncio.open_connection("127.0.0.1", addresses[0][1])
         assert await asyncio.wait_for(reader.read(1), 10) == b""
-    finally:
-        listening.close()
-        await runner.cleanup()
