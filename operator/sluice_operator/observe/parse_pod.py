@@ -54,7 +54,7 @@ def parse_pod(body: Body) -> PodView:
         ended=ended,
         running=bool((main.get("state") or {}).get("running")),
         ready=bool(condition(status, "Ready", "True")),
-        goes_at_once=spec.get("terminationGracePeriodSeconds") == 0,
+        goes_at_once=_goes_at_once(body["metadata"], spec),
         in_time=_in_time(body["metadata"], spec),
         waiting_reason=waiting_reason,
         waiting_message=waiting_message,
@@ -66,6 +66,12 @@ def parse_pod(body: Body) -> PodView:
         template=template_in(annotations),
         termination=_termination(main),
     )
+
+
+def _goes_at_once(metadata: Mapping[str, Any], spec: Body) -> bool:
+    """Whether its deletion takes no time. Who deletes a pod may give it more than its spec does."""
+    given = metadata.get("deletionGracePeriodSeconds")
+    return (spec.get("terminationGracePeriodSeconds") if given is None else given) == 0 and not metadata.get("finalizers")
 
 
 def _in_time(metadata: Mapping[str, Any], spec: Body) -> int | None:

@@ -118,7 +118,7 @@ class PodView(View):
     """Its main container has started."""
     ready: bool = False
     goes_at_once: bool = False
-    """Its grace period is 0: it is gone with its deletion."""
+    """Nothing holds up its deletion, neither a grace period nor a finalizer: it is gone with it, or in a moment."""
     in_time: int | None = None
     """Seconds that Sluice gives it to end, if somebody has deleted it with more."""
     waiting_reason: str = ""

@@ -174,6 +174,24 @@ def test_a_pod_that_somebody_gives_longer_to_end_than_it_has(given: int | None, 
     assert parse_pod(raw).in_time == in_time
 
 
+@pytest.mark.parametrize(
+    ("grace", "metadata", "at_once"),
+    [
+        (0, {}, True),
+        (30, {}, False),
+        (0, {"deletionGracePeriodSeconds": 0}, True),
+        (0, {"deletionGracePeriodSeconds": 600}, False),
+        (30, {"deletionGracePeriodSeconds": 0}, True),
+        (0, {"finalizers": ["example.com/mine"]}, False),
+    ],
+)
+def test_whether_a_pods_deletion_takes_time(grace: int, metadata: dict[str, Any], at_once: bool) -> None:
+    raw = pod("p", 1, metadata={"labels": {"sluice.dev/job": "j"}})
+    raw["metadata"] |= metadata
+    raw["spec"]["terminationGracePeriodSeconds"] = grace
+    assert parse_pod(raw).goes_at_once is at_once
+
+
 def test_a_stage_job_with_its_claim() -> None:
     raw = stage_job("j", 3, borrows=(("chat", 1),))
     raw["status"] = {

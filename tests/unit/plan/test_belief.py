@@ -211,8 +211,9 @@ def test_a_claim_that_cannot_be_read_any_more_is_over_with_its_pods() -> None:
     ("rule", "changes", "free"),
     [
         ("a pod that asks for a node has what anybody may have", {}, 2),
-        ("one that is going has it until it is gone", {"deleting": True}, 1),
+        ("one that is going at once too, until it is gone", {"deleting": True}, 2),
         ("one that would take its time keeps it", {"goes_at_once": False}, 1),
+        ("one that takes its time to go keeps it", {"goes_at_once": False, "deleting": True}, 1),
         ("one of another name is a pod like any other", {"key": Key("Pod", "team", "mine")}, 1),
     ],
 )

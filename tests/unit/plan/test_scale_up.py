@@ -15,6 +15,7 @@ from sluice_operator.plan.allocation.allocate import allocate, next_change
 from sluice_operator.plan.allocation.inventory import NodeStock, take_stock
 from sluice_operator.plan.allocation.scale_up import MOST, ScaleUp, plan_scale_up
 from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.facts.podless import PODS_WITHIN
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.job.decide import plan_job
@@ -297,12 +298,16 @@ def test_a_pod_without_a_node_goes_as_soon_as_its_job_has_a_claim() -> None:
 
 def test_a_pod_goes_for_a_replica_and_is_not_made_anew_before_that_one_has_its_node() -> None:
     town = parse("pool: 1 gpus | a: needs 1, scales | b: needs 1, scales")
-    bound(town, "a", "n1")
+    pod = bound(town, "a", "n1")
     engine = town.engine("chat", 1)
     assert removed(town) == ["a"]
     assert made(town) == []
+    town.version += 1
+    town.put(replace(pod, resource_version=town.version, deleting=True))
+    assert made(town) == [], "while the pod is going, the replica has its place"
+    assert [plan.size for plan in plan_engine(town.world, engine, NOW).apply] == [1]
     town.slot(engine, 0, "n1")
-    assert made(town) == ["b-0"]
+    assert made(town) == ["a-0", "b-0"]
 
 
 def test_a_pod_that_has_strayed_to_another_pool_goes_for_that_pools_claims() -> None:

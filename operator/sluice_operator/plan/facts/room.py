@@ -53,9 +53,10 @@ def holding(world: World, node: str) -> list[PodView]:
 def makes_room(world: World, pod: PodView) -> bool:
     """Whether a pod asks for a node for a job that we serve: it goes for anybody, and at once (see plan.scale_up).
 
-    One that only looks like it, or that is going already, has what it has until it is gone.
+    One that only looks like it, or whose deletion takes time, has what it has until it is gone. One that is going at
+    once makes room until then too: else a replica that starts in its place would lose that place for a moment.
     """
-    if SCALE_UP_LABEL not in pod.labels or pod.owner is None or pod.deleting or not pod.goes_at_once:
+    if SCALE_UP_LABEL not in pod.labels or pod.owner is None or not pod.goes_at_once:
         return False
     job = world.jobs.get(job_key(pod.key.namespace, pod.owner.name))
     if job is None or job.metadata.uid != pod.owner.uid:
