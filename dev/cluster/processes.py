@@ -51,7 +51,8 @@ class Processes:
     def start(self, name: str, command: Sequence[str | Path], *, path: Path | None = None) -> Process:
         """Start a program; `path` is put before everything else on its PATH."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        environment = dict(os.environ)
+        # Of memory there is enough. By its own measure Go's collector has a fifth of an API server's CPU time.
+        environment = {"GOGC": "300", **os.environ}
         if path is not None:
             environment["PATH"] = f"{path}:{environment['PATH']}"
         with self.log(name).open("ab") as log:

@@ -91,7 +91,11 @@ class JobResources(Model):
         "which NVIDIA's GPU feature discovery sets. Absent: any GPU of the pool will do.",
     )
     memory: Memory = Field("8Gi", description="Memory request and limit of each training pod.")
-    cpu: Quantity = Field("1", description="CPU request of each training pod; it has no limit.")
+    cpu: Quantity = Field(
+        "1",
+        description="CPU request of each training pod; it has no limit. As many threads "
+        "compute what no GPU does, at least one.",
+    )
     ephemeral_storage: Disk = Field(
         DEFAULT_DISK,
         description="Most that each pod of the job may write to its node's disk: a model or a dataset from the "

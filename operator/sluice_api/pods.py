@@ -6,6 +6,8 @@ Both sides read these names from here, so that neither can drift.
 import os
 import shutil
 
+from sluice_api.quantity import amount
+
 STAGE_ENV = "SLUICE_STAGE"
 """Trainer pods: a stages.StageSpec as JSON."""
 
@@ -53,6 +55,9 @@ DISK_REQUEST = "1Gi"
 DISK_ENV = "SLUICE_DISK_BYTES"
 """Trainer pods and vLLM: how much of the node's disk the container may fill before the kubelet evicts its pod."""
 
+THREADS_ENV = "OMP_NUM_THREADS"
+"""Trainer pods, and vLLM on CPUs: with how many threads a process computes what no GPU does."""
+
 SHARED = "/run/sluice"
 """Engine pods: memory shared by agent and vLLM; the agent writes its secret here before vLLM starts."""
 
@@ -77,3 +82,15 @@ GRACE_MARGIN_SECONDS = 30
 def disk_room(folder: str | os.PathLike[str]) -> int:
     """Bytes that fit into a folder of the pod's own disk, as far as node and kubelet let it grow."""
     return min(shutil.disk_usage(folder).free, int(os.environ.get(DISK_ENV, "0")) or 2**63)
+
+
+def threads(cpu: str, processes: int = 1) -> int:
+    """With how many threads each process of a pod computes: as many as the pod asks for cores, at least one.
+
+    By itself torch takes one for each core of the node. They wait for each other wherever pods beside have the cores,
+    and on a node of another size a training that goes on would add up in another order.
+
+    Args:
+        cpu: what the pod asks for, as a quantity: 500m, 4.
+    """
+    return max(1, amount("cpu", cpu) // 1000 // processes)

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from sluice_api import pods
 from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.slots import SlotSpec
 from sluice_api.sources import volume_path
@@ -144,6 +145,7 @@ def _environment(slot: SlotSpec, place: Place) -> dict[str, str]:
             "OMP_WAIT_POLICY": "PASSIVE",
             # By itself every vLLM binds its threads to the first cores, so that all replicas of a node share them.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            pods.THREADS_ENV: str(pods.threads(slot.spec.resources.cpu)),
             # One process less to start, 7 s on two cores: vLLM gives every CPU engine a worker of its own so that it
             # can bind the worker's threads, which nobind leaves alone. The API server's engine stays a process.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

@@ -12,7 +12,7 @@ from pathlib import Path
 import openai
 
 STOP = Path("/scratch/stop")
-PAUSE_SECONDS = 0.25
+PAUSE_SECONDS = 1.0
 _printing = threading.Lock()
 
 

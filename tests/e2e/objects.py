@@ -7,7 +7,7 @@ from tests.e2e.kubectl import Object
 from tests.e2e.stage import GPU, POOL
 
 ENGINE = "chat"
-STEPS = 200
+STEPS = 300
 """Steps of an ordinary job: long enough to do something in the middle, whatever the machine."""
 DATASET = "voyages.jsonl"
 

@@ -9,7 +9,7 @@ from tests.e2e.observer import Observed
 from tests.e2e.team import Team
 from tests.e2e.test_6_what_is_not_lent import undisturbed
 
-LONG_ENOUGH = 3000
+LONG_ENOUGH = 10_000
 """Steps: some minutes."""
 
 

@@ -9,7 +9,7 @@ from tests.e2e.conftest import Undisturbed
 from tests.e2e.observer import Observed
 from tests.e2e.team import Team
 
-LONG_ENOUGH = 250
+LONG_ENOUGH = 500
 """Steps: some seconds more than it takes to be told to stop."""
 NEVER = "2100-01-01T00:00:00Z"
 YIELDS = {"policy": "ToHigherPriority", "minRunSeconds": 0}

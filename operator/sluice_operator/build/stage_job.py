@@ -175,6 +175,7 @@ def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) 
         attempt=attempt,
         spec=job.spec,
     )
+    processes = job.spec.resources.gpus if stage is Stage.TRAIN else 1
     trainer: Manifest = {
         "name": "trainer",
         "image": settings.trainer_image,
@@ -183,6 +184,7 @@ def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) 
         "env": pod.environment(
             {pods.STAGE_ENV: work.to_json(), pods.REPORT_URL_ENV: settings.report_url},
             pod.disk_limit(job.spec.resources.ephemeral_storage),
+            {pods.THREADS_ENV: str(pods.threads(job.spec.resources.cpu, processes))},
             pod.BASE_ENVIRONMENT,
         ),
         "ports": [{"name": "metrics", "containerPort": pods.METRICS_PORT, "protocol": "TCP"}],
