@@ -42,7 +42,7 @@ check: lint  ## The same and all unit tests but the slow ones: two minutes
 
 test: up  ## Every test: unit, against a real API server, and on a real node; at most 20 minutes on two idle cores
 	@python3 -m dev models
-	@mkdir -p $(CACHE)/reports && $(PYTHON) -m pytest -n 4 --durations 0 --durations-min 1000 \
+	@mkdir -p $(CACHE)/reports && $(PYTHON) -m pytest -n 3 --durations 0 --durations-min 1000 \
 	  --junitxml $(CACHE)/reports/tests.xml tests; \
 	  failed=$$?; $(PYTHON) -m tests.slowest $(CACHE)/reports/tests.xml; exit $$failed
 

@@ -10,7 +10,7 @@ from tests.scheduling import Scheduling
 
 pytest.register_assert_rewrite("tests.e2e", "tests.integration", "tests.unit")
 
-_GIVES_WAY = 19
+_GIVES_WAY = 10
 
 settings.register_profile(
     "suite",

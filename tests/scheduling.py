@@ -13,7 +13,7 @@ def share(test: str) -> str:
     """The name of what one worker runs as a whole: those with most tests first, then one test after another.
 
     Two journeys are under way at once, each worker's on a stage of its own. vLLM takes long to start and much memory:
-    one at a time. The other two of four workers take, by their niceness, what these leave.
+    one at a time. With a fourth worker what gives way to journeys gets so little of two cores that it runs out of time.
     """
     if journey := _JOURNEY.match(test):
         return "journeys-2" if int(journey[1]) in _OTHER_JOURNEYS else "journeys-1"

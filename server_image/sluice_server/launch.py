@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from sluice_api import pods
 from sluice_api.artifacts import stray_link
@@ -35,8 +36,27 @@ def serve() -> None:
     with importing():
         import vllm.entrypoints.openai.api_server  # noqa: F401  or `main` does so, later
         from vllm.entrypoints.cli.main import main
+    if slot.device == "cpu":
+        _fork_the_engine()
 
     main()
+
+
+def _fork_the_engine() -> None:
+    """Have vLLM fork its engine process on CPUs, as it does on GPUs: it need not import everything a second time.
+
+    vLLM's CPU platform has it spawned, since a worker of its own would be bound to cores; with one in the engine's
+    process, and bound to none (flags.py), there is nothing that would have to be new.
+    """
+    from vllm.platforms.cpu import CpuPlatform
+
+    configure = CpuPlatform.check_and_update_config
+
+    def configure_and_fork(config: Any) -> None:
+        configure(config)
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+
+    CpuPlatform.check_and_update_config = staticmethod(configure_and_fork)
 
 
 def check_model(uri: str, place: Place) -> None:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,8 @@ def started(place: Place, *command: str, spec: InferenceEngineSpec = SPEC) -> It
         _wait_for_health(server)
         yield server
     finally:
-        os.killpg(server.process.pid, signal.SIGKILL)  # its engine is a process of its own, and would live on
+        with suppress(ProcessLookupError):  # as after the last test
+            os.killpg(server.process.pid, signal.SIGKILL)  # its engine is a process of its own, and would live on
         server.process.wait()
 
 
