@@ -103,6 +103,10 @@ tone-0     neighbour:8000      no
 """
 
 
+ENFORCED_WITHIN_SECONDS = 150
+"""On a busy machine. One look at all rows takes a second for each that is not let through."""
+
+
 @pytest_asyncio.fixture
 async def lab(
     control_plane: ControlPlane, kube: Kube, nodes: Nodes, namespace: str, tmp_path: Path
@@ -145,7 +149,7 @@ async def test_who_reaches_whom(lab: Lab, kube: Kube, namespace: str) -> None:
     def wrong() -> list[str]:
         return [f"not so: {row}" for row in rows if row.is_let_through(lab) is not row.allowed]
 
-    until = time.monotonic() + 60
+    until = time.monotonic() + ENFORCED_WITHIN_SECONDS
     while (mistakes := await asyncio.to_thread(wrong)) and time.monotonic() < until:
         pass  # kube-router tells nobody that it has read a policy
     assert mistakes == []

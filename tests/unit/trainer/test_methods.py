@@ -56,8 +56,10 @@ def test_it_learns_and_goes_on_from_its_checkpoint_to_the_same_bits(job: Job, me
     checkpoints = again.work / "checkpoints"
     (checkpoints / "step-20" / "state.safetensors").unlink()
     (checkpoints / "manifest.json").unlink()
+    whole = [int(state.parent.name.removeprefix("step-")) for state in checkpoints.glob("step-*/state.safetensors")]
     resumed = again.train()
-    assert (resumed.resumed_from, resumed.evaluation_loss_after) == (15, result.evaluation_loss_after)
+    newest = max(whole)  # a disk that is slow at one checkpoint has the next left out
+    assert (resumed.resumed_from, resumed.evaluation_loss_after) == (newest, result.evaluation_loss_after)
     again.export()
     weights = next(export_of(undisturbed).glob("*model.safetensors")).name
     assert (export_of(again) / weights).read_bytes() == (export_of(undisturbed) / weights).read_bytes()
