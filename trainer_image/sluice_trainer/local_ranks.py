@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from sluice_api import pods
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, StageOutcome
 from sluice_trainer.errors import PeerLost, StageError
@@ -27,7 +28,8 @@ def start(rank: Rank, stop: StopSignal) -> None:
 
     They are started before anything heavy is imported, because each of them imports it too.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // rank.gpus)))
+    # In a pod the operator has said it; here is a machine of one's own.
+    os.environ.setdefault(pods.THREADS_ENV, str(max(1, (os.cpu_count() or 1) // rank.gpus)))
     outcomes = Path(tempfile.mkdtemp(prefix="sluice-ranks-"))
     for gpu in range(1, rank.gpus):
         outcome = outcomes / f"{gpu}.json"

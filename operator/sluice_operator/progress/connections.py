@@ -29,20 +29,20 @@ async def answering(app: web.Application, port: int, tls: ssl.SSLContext | None)
     runner = runner_of(app)
     await runner.setup()
     try:
+        server = runner.server
+        if server is None:
+            raise RuntimeError("a runner that is set up has no server")
         async with asyncio.TaskGroup() as group:
-            with closing(await _listen(runner, port, tls)) as listening:
-                tidying = group.create_task(_end_old(runner), name="old connections")
+            with closing(await _listen(server, port, tls)) as listening:
+                tidying = group.create_task(_end_old(server), name="old connections")
                 yield listening
                 tidying.cancel()
     finally:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
+async def _listen(server: web.Server, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
     """aiohttp's own sites have no word for how long a handshake may take."""
-    server = runner.server
-    if server is None:
-        raise RuntimeError("set the runner up first")
     patience = HANDSHAKE_SECONDS if tls else None
     loop = asyncio.get_running_loop()
     return await loop.create_server(server, None, port, ssl=tls, ssl_handshake_timeout=patience, backlog=128)
@@ -69,10 +69,9 @@ class Connections:
                     transport.abort()  # or it would wait for a peer that reads nothing
 
 
-async def _end_old(runner: web.AppRunner) -> None:
-    """Look after the connections of a runner that is set up, until cancelled."""
+async def _end_old(server: web.Server) -> None:
+    """Look after the connections of a server, until cancelled."""
     connections = Connections()
     while True:
         await asyncio.sleep(LOOK_EVERY_SECONDS)
-        if runner.server is not None:
-            connections.end_old(runner.server.connections)
+        connections.end_old(server.connections)

@@ -298,16 +298,22 @@ def test_a_pod_without_a_node_goes_as_soon_as_its_job_has_a_claim() -> None:
 
 def test_a_pod_goes_for_a_replica_and_is_not_made_anew_before_that_one_has_its_node() -> None:
     town = parse("pool: 1 gpus | a: needs 1, scales | b: needs 1, scales")
-    pod = bound(town, "a", "n1")
+    bound(town, "a", "n1")
     engine = town.engine("chat", 1)
     assert removed(town) == ["a"]
     assert made(town) == []
+    town.slot(engine, 0, "n1")
+    assert made(town) == ["b-0"]
+
+
+def test_a_replica_has_its_place_while_the_pod_that_asked_there_is_going() -> None:
+    town = parse("pool: 1 gpus | a: needs 1, scales | b: needs 1, scales")
+    pod = bound(town, "a", "n1")
+    engine = town.engine("chat", 1)
     town.version += 1
     town.put(replace(pod, resource_version=town.version, deleting=True))
-    assert made(town) == [], "while the pod is going, the replica has its place"
+    assert made(town) == []
     assert [plan.size for plan in plan_engine(town.world, engine, NOW).apply] == [1]
-    town.slot(engine, 0, "n1")
-    assert made(town) == ["a-0", "b-0"]
 
 
 def test_a_pod_that_has_strayed_to_another_pool_goes_for_that_pools_claims() -> None:
