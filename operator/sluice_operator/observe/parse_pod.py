@@ -71,9 +71,8 @@ def parse_pod(body: Body) -> PodView:
 def _goes_at_once(metadata: Mapping[str, Any], spec: Body) -> bool:
     """Whether its deletion takes no time. Who deletes a pod may give it more than its spec does."""
     given = metadata.get("deletionGracePeriodSeconds")
-    return (spec.get("terminationGracePeriodSeconds") if given is None else given) == 0 and not metadata.get(
-        "finalizers"
-    )
+    grace = spec.get("terminationGracePeriodSeconds") if given is None else given
+    return grace == 0 and not metadata.get("finalizers")
 
 
 def _in_time(metadata: Mapping[str, Any], spec: Body) -> int | None:
