@@ -3,21 +3,21 @@
 On a CPU sleeping frees nothing, but scheduling stops, routes answer and weights are read again as they are on a GPU.
 """
 
+import os
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from sluice_server.control import DeviceMemory
 from sluice_server.device_memory import device_memory
-from sluice_server.middleware import Middleware
-from tests.contract.test_vllm import SECRET, Server, new_place, started
-from tests.unit.server.fake_vllm import BASE, ENDLESS, FakeVLLM
+from tests.contract.test_vllm import SECRET, Server, faked, new_place, started
+from tests.unit.server.fake_vllm import BASE, ENDLESS
 
 IN_DEVELOPMENT_MODE = """
 from sluice_server import flags, launch
@@ -36,15 +36,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    place = new_place(tmp_path_factory.mktemp("fake"))
-    app = Middleware(FakeVLLM(), SECRET["x-sluice-secret"], BASE)
-    config = uvicorn.Config(app, host="127.0.0.1", port=place.serve_port, log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    yield Server("fake", place)
-    server.should_exit = True
-    thread.join(5)
+    with faked(new_place(tmp_path_factory.mktemp("fake"))) as server:
+        yield server
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -158,3 +151,17 @@ def test_memory_is_what_vllms_own_nvml_says(monkeypatch: pytest.MonkeyPatch) -> 
     assert device_memory() == (DeviceMemory(used=3, total=80), DeviceMemory(used=5, total=80))
     gpus.clear()
     assert device_memory() is None
+
+
+def test_the_engines_process_is_forked(real: Server) -> None:
+    """As launch.py has vLLM do on CPUs: one that is spawned imports everything a second time."""
+    assert real.process is not None
+    leader = real.process.pid
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    assert [is_forked(pid) for pid in pids if pid != leader and os.getsid(pid) == leader] == [True]
+
+
+def is_forked(pid: int) -> bool:
+    """Whether a process has begun no program since its parent forked it: PF_FORKNOEXEC, proc(5)."""
+    flags = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6]
+    return bool(int(flags) & 0x40)

@@ -103,7 +103,13 @@ def new_place(root: Path) -> Place:
 
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    place = new_place(tmp_path_factory.mktemp("fake"))
+    with faked(new_place(tmp_path_factory.mktemp("fake"))) as server:
+        yield server
+
+
+@contextmanager
+def faked(place: Place) -> Iterator[Server]:
+    """The fake vLLM behind our middleware, once it listens."""
     app = Middleware(FakeVLLM(), SECRET[SECRET_HEADER], BASE)
     config = uvicorn.Config(app, host="127.0.0.1", port=place.serve_port, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
@@ -367,24 +373,6 @@ def test_nan_weights_are_noticed_when_numbers_are_asked_for(real: Server) -> Non
     assert (answer.status_code, "float" in answer.text) == (400, True)
     real.unload(version)
     assert not_finite(path, tensors(path))
-
-
-def test_the_engines_process_is_forked(real: Server) -> None:
-    """As launch.py has vLLM do on CPUs: one that is spawned imports everything a second time."""
-    assert real.process is not None
-    forked = [_is_forked(pid) for pid in _processes_of_session(real.process.pid) if pid != real.process.pid]
-    assert forked == [True, True], "the API server's process, and the engine's"
-
-
-def _processes_of_session(session: int) -> list[int]:
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [pid for pid in pids if os.getsid(pid) == session]
-
-
-def _is_forked(pid: int) -> bool:
-    """Whether a process has begun no program since its parent forked it: PF_FORKNOEXEC, proc(5)."""
-    flags = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6]
-    return bool(int(flags) & 0x40)
 
 
 async def test_a_stream_in_progress_survives_the_whole_way_out(real: Server) -> None:

@@ -1,9 +1,10 @@
 """A kubelet that runs nothing: bound pods run and are ready at once, deleted pods are gone at once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tests.integration.history import History, Version
@@ -11,6 +12,8 @@ from tests.integration.nodes import finish_pod, set_pod_running
 from tests.integration.progress_scene import Kube
 
 Body = dict[str, Any]
+
+_TRIED_AGAIN_SECONDS = 0.2
 
 
 @dataclass
@@ -51,23 +54,27 @@ class FakeKubelet:
         if pod["metadata"].get("deletionTimestamp"):
             if uid not in self._ended and self.ends(pod):
                 self._ended.add(uid)
-                self._do(self._end(pod))
+                self._do(partial(self._end, pod))
         elif uid not in self._started and self.runs(pod):
             self._started.add(uid)
-            self._do(set_pod_running(self.kube, pod))
+            self._do(partial(set_pod_running, self.kube, pod))
 
-    def _do(self, work: Any) -> None:
+    def _do(self, work: Callable[[], Awaitable[None]]) -> None:
         task = asyncio.create_task(self._quietly(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _quietly(self, work: Any) -> None:
-        """A pod that is gone already needs nothing."""
-        try:
-            await work
-        except LookupError as error:
-            if ": 404 " not in str(error) and ": 409 " not in str(error):
-                raise
+    async def _quietly(self, work: Callable[[], Awaitable[None]]) -> None:
+        """A pod that is gone needs nothing. What an API server fails at, as without its etcd, is tried again."""
+        while True:
+            try:
+                return await work()
+            except LookupError as error:
+                if ": 404 " in str(error) or ": 409 " in str(error):
+                    return None
+                if ": 500 " not in str(error):
+                    raise
+            await asyncio.sleep(_TRIED_AGAIN_SECONDS)
 
     async def _end(self, pod: Body) -> None:
         """End its containers, then take it away."""
