@@ -90,6 +90,7 @@ async def test_only_progress_is_written(here: Scene) -> None:
 async def test_a_pod_forged_to_be_another_jobs_is_refused(here: Scene) -> None:
     victim = await here.job("victim")
     real = await here.stage_pod(victim)
+    await here.bind(real)  # of two pods, the Job controller takes the one without a node away
     owner = real["metadata"]["ownerReferences"][0]
     forged = await here.forged_pod(here.namespace, "zz-forged", real["metadata"]["labels"], owner)
     token = await here.token(forged)
