@@ -175,6 +175,7 @@ def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) 
         attempt=attempt,
         spec=job.spec,
     )
+    resources = stage_resources(job, stage)
     processes = job.spec.resources.gpus if stage is Stage.TRAIN else 1
     trainer: Manifest = {
         "name": "trainer",
@@ -184,11 +185,11 @@ def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) 
         "env": pod.environment(
             {pods.STAGE_ENV: work.to_json(), pods.REPORT_URL_ENV: settings.report_url},
             pod.disk_limit(job.spec.resources.ephemeral_storage),
-            {pods.THREADS_ENV: str(pods.threads(job.spec.resources.cpu, processes))},
+            {pods.THREADS_ENV: str(pods.threads(resources["requests"]["cpu"], processes))},
             pod.BASE_ENVIRONMENT,
         ),
         "ports": [{"name": "metrics", "containerPort": pods.METRICS_PORT, "protocol": "TCP"}],
-        "resources": stage_resources(job, stage),
+        "resources": resources,
         "securityContext": pod.CONTAINER_SECURITY,
         "terminationMessagePath": pods.TERMINATION_FILE,
         "terminationMessagePolicy": "File",

@@ -58,6 +58,14 @@ def test_cpu_stages_take_no_gpu_and_wait_at_no_gate(stage: Stage) -> None:
     assert not {"schedulingGates", "priorityClassName", "tolerations"} & pod.keys()
 
 
+@pytest.mark.parametrize(("stage", "threads"), [(Stage.PREPARE, 1), (Stage.TRAIN, 2), (Stage.EXPORT, 1)])
+def test_a_process_has_as_many_threads_as_its_own_pod_asks_for_cores(stage: Stage, threads: int) -> None:
+    """spec.resources is the training pod's: the other stages ask for a part of a core, whatever it says."""
+    job = with_spec(resources={"gpus": 2, "cpu": "4"})
+    (trainer,) = pod_of(stage_job(job, stage, 1, CUDA, claim_for(stage)))["containers"]
+    assert environment(trainer, pods.THREADS_ENV) == threads
+
+
 @pytest.mark.parametrize("stage", Stage)
 def test_training_and_nothing_else_asks_consolidators_to_leave_it_alone(stage: Stage) -> None:
     template = stage_job(JOB, stage, 1, CUDA, claim_for(stage))["spec"]["template"]

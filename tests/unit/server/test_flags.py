@@ -86,10 +86,10 @@ def slot(device: Any, **spec: Any) -> SlotSpec:
             LORA_ENVIRONMENT,
         ),
         (
-            "embeddings on a CPU that plays two GPUs",
-            slot("cpu", model={"uri": "hf://org/name"}, task="Embed", resources={"gpus": 2}),
+            "embeddings on four cores that play two GPUs",
+            slot("cpu", model={"uri": "hf://org/name"}, task="Embed", resources={"gpus": 2, "cpu": "4"}),
             f"serve org/name {COMMON} {POOLING} --dtype auto --enforce-eager --distributed-executor-backend uni",
-            CPU_ENVIRONMENT,
+            {**CPU_ENVIRONMENT, "OMP_NUM_THREADS": "4"},
         ),
         (
             "one that sleeps while it is lent",
