@@ -21,7 +21,8 @@ from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.slots import existing
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
-from tests.unit.plan.worlds import GPU, NOW, PREPARED, Town, allocated, change, decide, describe
+from tests.unit.plan.asking import bound, made, removed
+from tests.unit.plan.worlds import GPU, NOW, PREPARED, Town, allocated, change, decide, describe, parse
 
 CHAT = [SlotRef(namespace="prod", engine="chat", index=index) for index in range(3)]
 
@@ -226,6 +227,14 @@ def test_which_pods_make_room(rule: str, changes: dict[str, Any], free: int) -> 
     pool = find_pool(town.world, "default")
     assert pool is not None
     assert take_stock(town.world, pool).nodes["n1"].free == free, rule
+
+
+def test_a_scale_up_pod_whose_deletion_takes_time_goes_once_it_has_a_node() -> None:
+    """A webhook has given it a finalizer, or a grace period: there it holds what its own job waits for."""
+    town = parse("pool: 1 gpus | a: needs 1, scales")
+    change(town, bound(town, "a", "n1"), goes_at_once=False)
+    assert describe(allocated(town)) == "a waits ScalingUp"
+    assert (made(town), removed(town)) == ([], ["a"])
 
 
 def test_nobody_waits_since_before_it_was_made() -> None:

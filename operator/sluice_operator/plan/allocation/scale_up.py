@@ -21,7 +21,7 @@ from sluice_operator.plan.allocation.inventory import NodeStock, Stock
 from sluice_operator.plan.facts.claims import Phase, live_claims_on, phase
 from sluice_operator.plan.facts.outcomes import done, recorded, waits_since
 from sluice_operator.plan.facts.podless import pods_due, starts_until, starved
-from sluice_operator.plan.facts.room import makes_room
+from sluice_operator.plan.facts.room import asks_for_node
 from sluice_operator.plan.facts.slots import pod_of
 from sluice_operator.plan.fence import looking_at
 
@@ -87,20 +87,21 @@ def plan_scale_up(world: World, stock: Stock, asking: Collection[FineTuneJob], n
     mine = {pod.key: pod for pod in pods if pod.labels[SCALE_UP_LABEL] == stock.pool.metadata.name}
     spent = [pod for pod in mine.values() if _is_spent(stock, pod)]
     idle = [pod for key, pod in mine.items() if key not in wanted and not _keeps_room(world, pod)]
+    slow = [pod for pod in mine.values() if pod.node and not pod.goes_at_once]  # it holds what its own job asks for
     in_the_way = [pod for pod in pods if pod.key.namespace in hungry or _is_in_the_way(world, stock, pod, now)]
     lacking = tuple(what for key, what in wanted.items() if key not in mine)
     coming = [until for node in stock.nodes.values() for until in _replicas_come(world, node, now)] if lacking else []
     looks = [*coming, *(due[0] for namespace in namespaces if (due := pods_due(world).get(namespace)))]
     return ScaleUp(
         make=() if coming else lacking,
-        remove=tuple({pod.key: pod for pod in (*spent, *idle, *in_the_way)}.values()),
+        remove=tuple({pod.key: pod for pod in (*spent, *idle, *slow, *in_the_way)}.values()),
         again_at=min((at for at in looks if at > now), default=None),
     )
 
 
 def scale_ups_of(world: World, pool: str) -> list[PodView]:
     """Pods that ask for nodes of a pool, for jobs that we serve."""
-    return [pod for pod in world.scale_ups.get(pool, {}).values() if makes_room(world, pod)]
+    return [pod for pod in world.scale_ups.get(pool, {}).values() if asks_for_node(world, pod)]
 
 
 def _key(job: FineTuneJob, index: int) -> Key:

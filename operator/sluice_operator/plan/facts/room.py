@@ -51,12 +51,17 @@ def holding(world: World, node: str) -> list[PodView]:
 
 
 def makes_room(world: World, pod: PodView) -> bool:
-    """Whether a pod asks for a node for a job that we serve: it goes for anybody, and at once (see plan.scale_up).
+    """Whether a pod asks for a node, and goes for anybody, at once (see plan.scale_up).
 
     One that only looks like it, or whose deletion takes time, has what it has until it is gone. One that is going at
     once makes room until then too: else a replica that starts in its place would lose that place for a moment.
     """
-    if SCALE_UP_LABEL not in pod.labels or pod.owner is None or not pod.goes_at_once:
+    return pod.goes_at_once and asks_for_node(world, pod)
+
+
+def asks_for_node(world: World, pod: PodView) -> bool:
+    """Whether a pod asks an autoscaler for a node, for a job that we serve."""
+    if SCALE_UP_LABEL not in pod.labels or pod.owner is None:
         return False
     job = world.jobs.get(job_key(pod.key.namespace, pod.owner.name))
     if job is None or job.metadata.uid != pod.owner.uid:
