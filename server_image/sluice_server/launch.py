@@ -1,6 +1,7 @@
 """The container `vllm`: vLLM's own server in this very process (which first_process.py watches)."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,17 +37,26 @@ def serve() -> None:
     with importing():
         import vllm.entrypoints.openai.api_server  # noqa: F401  or `main` does so, later
         from vllm.entrypoints.cli.main import main
-    if slot.device == "cpu":
+    if may_fork(slot):
         _fork_the_engine()
 
     main()
 
 
-def _fork_the_engine() -> None:
-    """Have vLLM fork its engine process on CPUs, as it does on GPUs: it need not import everything a second time.
+def may_fork(slot: SlotSpec) -> bool:
+    """Whether vLLM's engine process may be forked: on a CPU, by a process that computes with one thread.
 
-    vLLM's CPU platform has it spawned, since a worker of its own would be bound to cores; with one in the engine's
-    process, and bound to none (flags.py), there is nothing that would have to be new.
+    With more, OpenMP's would be lost in the fork, and the engine would wait for them for ever: vLLM processes a picture
+    before it starts the engine, with OMP_NUM_THREADS threads (vllm/multimodal/encoder_budget.py).
+    """
+    return slot.device == "cpu" and pods.threads(slot.spec.resources.cpu) == 1
+
+
+def _fork_the_engine() -> None:
+    """Have vLLM fork its engine process on CPUs: it need not import everything a second time.
+
+    `vllm serve` has it spawned on every device, as some forbid a fork, and its CPU platform once more. With the worker
+    in the engine's process, and bound to no cores (flags.py), there is nothing that would have to be new.
     """
     from vllm.platforms.cpu import CpuPlatform
 
@@ -57,6 +67,8 @@ def _fork_the_engine() -> None:
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
 
     CpuPlatform.check_and_update_config = staticmethod(configure_and_fork)
+    # What Python writes to at a signal wakes the API server's event loop, which would take the engine's for its own.
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 def check_model(uri: str, place: Place) -> None:

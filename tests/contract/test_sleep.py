@@ -5,8 +5,10 @@ On a CPU sleeping frees nothing, but scheduling stops, routes answer and weights
 
 import os
 import re
+import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,12 +158,29 @@ def test_memory_is_what_vllms_own_nvml_says(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_engines_process_is_forked(real: Server) -> None:
     """As launch.py has vLLM do on CPUs: one that is spawned imports everything a second time."""
     assert real.process is not None
-    leader = real.process.pid
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    assert [is_forked(pid) for pid in pids if pid != leader and os.getsid(pid) == leader] == [True]
+    assert [is_forked(pid) for pid in beside(real.process.pid)] == [True]
+
+
+def beside(leader: int) -> list[int]:
+    """The other processes of a session, in a machine where processes of others come and go."""
+    found = []
+    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        with suppress(ProcessLookupError):
+            if pid != leader and os.getsid(pid) == leader:
+                found.append(pid)
+    return found
 
 
 def is_forked(pid: int) -> bool:
     """Whether a process has begun no program since its parent forked it: PF_FORKNOEXEC, proc(5)."""
     flags = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6]
     return bool(int(flags) & 0x40)
+
+
+def test_a_signal_to_the_engine_is_none_to_the_api_server(real: Server) -> None:
+    """The module's last test: the server ends for the loss of its engine, and not as if it had been told to."""
+    assert real.process is not None
+    (engine,) = beside(real.process.pid)
+    os.kill(engine, signal.SIGTERM)
+    real.process.wait(60)
+    assert "API server: shutdown triggered" not in real.log.read_text()

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from huggingface_hub import DryRunFileInfo
 
+from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.pods import DISK_ENV
+from sluice_api.slots import SlotSpec
 from sluice_server import launch
 from sluice_server.place import Place
 
@@ -54,3 +57,15 @@ def test_a_model_that_would_fill_the_disk_is_not_fetched(
         SystemExit, match=r"hf://org/name@v1: its files have 3\.0 GiB, and this pod's disk has room for 2\.0"
     ):
         launch.check_model("hf://org/name@v1", place)
+
+
+@pytest.mark.parametrize(
+    ("device", "cpu", "forked"),
+    [("cpu", "1", True), ("cpu", "1900m", True), ("cpu", "2", False), ("cuda", "1", False)],
+)
+def test_an_engine_is_forked_on_a_cpu_with_one_thread_only(
+    device: Literal["cpu", "cuda"], cpu: str, forked: bool
+) -> None:
+    """OpenMP's threads are lost in a fork: an engine of two threads waited for them for ever."""
+    spec = InferenceEngineSpec.model_validate({"model": {"uri": "pvc://models/tiny"}, "resources": {"cpu": cpu}})
+    assert launch.may_fork(SlotSpec(namespace="demo", engine="chat", index=0, device=device, spec=spec)) is forked
