@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 
 TERMINATED = 128 + signal.SIGTERM
@@ -17,11 +18,12 @@ _PR_SET_PDEATHSIG = 1
 _HEARD = {signal.SIGTERM, signal.SIGCHLD}
 
 
-def work_in_child(work: Callable[[], object], port: int) -> None:
+def work_in_child(work: Callable[[], object], port: int, seconds: float) -> None:
     """Run `work` in a child process and end as it ends.
 
     On SIGTERM the child is told so if something listens on `port`: then there may be requests, which it lets end.
-    Otherwise there is nothing to lose, and all of the container ends at once.
+    Otherwise there is nothing to lose, and all of the container ends at once. So it does when the child has not ended
+    so many seconds after it was told: vLLM may kill its engine, and wait for the answers that were in flight for ever.
 
     In a pod SIGTERM is blocked from before Python's start (build/pod.py), so that none is lost.
     """
@@ -32,11 +34,16 @@ def work_in_child(work: Callable[[], object], port: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
         work()
         return
+    until = float("inf")
     while True:
-        if signal.sigwait(_HEARD) == signal.SIGTERM:
+        heard = _next_signal(until)
+        if heard is None:
+            os._exit(TERMINATED)
+        if heard == signal.SIGTERM:
             if not _listens(port):
                 os._exit(TERMINATED)
             os.kill(child, signal.SIGTERM)
+            until = min(until, time.monotonic() + seconds)
         elif (code := _ended(child)) is not None:
             os._exit(code)
 
@@ -45,6 +52,14 @@ def end_when_told() -> None:
     """End at once at SIGTERM, from now until a handler of the process's own takes its place."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _next_signal(until: float) -> int | None:
+    """None when it is as late as that by the monotonic clock."""
+    if until == float("inf"):
+        return signal.sigwait(_HEARD)
+    found = signal.sigtimedwait(_HEARD, max(0.0, until - time.monotonic()))
+    return found and found.si_signo
 
 
 def _ended(child: int) -> int | None:

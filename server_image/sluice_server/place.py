@@ -28,7 +28,10 @@ QUIET_SECONDS = 2.0
 
 SHUTDOWN_SECONDS = 10
 """How long vLLM may take after SIGTERM for what is in flight; nothing is, after an ordinary drain. With
-QUIET_SECONDS and the five seconds that vLLM takes to exit it fits into pods.GRACE_MARGIN_SECONDS."""
+QUIET_SECONDS and EXIT_SECONDS it fits into pods.GRACE_MARGIN_SECONDS."""
+
+EXIT_SECONDS = 5
+"""How long vLLM takes to exit, at most; what has not ended by then is ended."""
 
 
 def serve_port() -> int:

@@ -29,7 +29,7 @@ def work():
     print("begun", flush=True)
     {then}
 
-work_in_child(work, int(sys.argv[1]))
+work_in_child(work, int(sys.argv[1]), 2)
 """
 
 
@@ -62,6 +62,7 @@ def test_a_replica_is_stopped_in_the_first_moment_of_its_start(container: str, t
     [
         ("who does not listen has nothing to lose", "signal.SIG_IGN", "time.sleep(600)", False, TERMINATED),
         ("who listens ends what is in flight", "lambda *_: sys.exit(7)", "time.sleep(600)", True, 7),
+        ("but has not for ever", "signal.SIG_IGN", "time.sleep(600)", True, TERMINATED),
     ],
 )
 def test_sigterm(rule: str, handler: str, then: str, listens: bool, code: int) -> None:
