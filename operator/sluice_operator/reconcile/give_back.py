@@ -84,8 +84,8 @@ async def _remove_idle_pods(world: World, cluster: Cluster) -> None:
 
 
 def _scale_ups(world: World) -> list[PodView]:
-    """Pods that ask for nodes."""
-    return [pod for pool in world.scale_ups for pod in scale_ups_of(world, pool)]
+    """Pods that ask for nodes. Nobody waits for one that is going: somebody's finalizer may keep it for ever."""
+    return [pod for pool in world.scale_ups for pod in scale_ups_of(world, pool) if not pod.deleting]
 
 
 def _unfinished(world: World) -> list[StageJobView]:

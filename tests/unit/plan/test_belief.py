@@ -21,6 +21,7 @@ from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.slots import existing
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
+from sluice_operator.reconcile.give_back import missing
 from tests.unit.plan.asking import bound, made, removed
 from tests.unit.plan.worlds import GPU, NOW, PREPARED, Town, allocated, change, decide, describe, parse
 
@@ -230,11 +231,16 @@ def test_which_pods_make_room(rule: str, changes: dict[str, Any], free: int) -> 
 
 
 def test_a_scale_up_pod_whose_deletion_takes_time_goes_once_it_has_a_node() -> None:
-    """A webhook has given it a finalizer, or a grace period: there it holds what its own job waits for."""
+    """A webhook has given it a finalizer, as Kueue does with plain pods (kueue#1339), or a grace period."""
     town = parse("pool: 1 gpus | a: needs 1, scales")
     change(town, bound(town, "a", "n1"), goes_at_once=False)
     assert describe(allocated(town)) == "a waits ScalingUp"
     assert (made(town), removed(town)) == ([], ["a"])
+
+    (pod,) = town.world.scale_ups["default"].values()
+    change(town, pod, deleting=True)
+    assert (made(town), removed(town)) == ([], []), "its name is taken until it is gone"
+    assert "scaleUps" not in missing(town.world), "nor does whoever uninstalls Sluice wait for it"
 
 
 def test_nobody_waits_since_before_it_was_made() -> None:

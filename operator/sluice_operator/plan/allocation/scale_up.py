@@ -79,7 +79,8 @@ def plan_scale_up(world: World, stock: Stock, asking: Collection[FineTuneJob], n
     None, of whatever pool, where somebody of its namespace lacks a pod: a quota that counts both may be why. And none
     is made while an engine's replica is about to start: it would be faster than the replica's own pod.
     """
-    pods = [pod for pool in world.scale_ups for pod in scale_ups_of(world, pool) if not pod.deleting]
+    known = [pod for pool in world.scale_ups for pod in scale_ups_of(world, pool)]
+    pods = [pod for pod in known if not pod.deleting]
     namespaces = {*(job.metadata.namespace for job in asking), *(pod.key.namespace for pod in pods)}
     hungry = {namespace for namespace in namespaces if starved(world, namespace, now)}
     able = [job for job in asking if job.metadata.namespace not in hungry]
@@ -87,20 +88,20 @@ def plan_scale_up(world: World, stock: Stock, asking: Collection[FineTuneJob], n
     mine = {pod.key: pod for pod in pods if pod.labels[SCALE_UP_LABEL] == stock.pool.metadata.name}
     spent = [pod for pod in mine.values() if _is_spent(stock, pod)]
     idle = [pod for key, pod in mine.items() if key not in wanted and not _keeps_room(world, pod)]
-    slow = [pod for pod in mine.values() if pod.node and not pod.goes_at_once]  # it holds what its own job asks for
     in_the_way = [pod for pod in pods if pod.key.namespace in hungry or _is_in_the_way(world, stock, pod, now)]
-    lacking = tuple(what for key, what in wanted.items() if key not in mine)
+    taken = {*mine, *(pod.key for pod in known if pod.deleting)}  # a finalizer may keep one, and with it its name
+    lacking = tuple(what for key, what in wanted.items() if key not in taken)
     coming = [until for node in stock.nodes.values() for until in _replicas_come(world, node, now)] if lacking else []
     looks = [*coming, *(due[0] for namespace in namespaces if (due := pods_due(world).get(namespace)))]
     return ScaleUp(
         make=() if coming else lacking,
-        remove=tuple({pod.key: pod for pod in (*spent, *idle, *slow, *in_the_way)}.values()),
+        remove=tuple({pod.key: pod for pod in (*spent, *idle, *in_the_way)}.values()),
         again_at=min((at for at in looks if at > now), default=None),
     )
 
 
 def scale_ups_of(world: World, pool: str) -> list[PodView]:
-    """Pods that ask for nodes of a pool, for jobs that we serve."""
+    """Pods that ask for nodes of a pool, for jobs that we serve. Others may have given one a finalizer, or a grace."""
     return [pod for pod in world.scale_ups.get(pool, {}).values() if asks_for_node(world, pod)]
 
 
@@ -109,8 +110,13 @@ def _key(job: FineTuneJob, index: int) -> Key:
 
 
 def _is_spent(stock: Stock, pod: PodView) -> bool:
-    """Whether a pod asks for nothing any more: it has ended, or has a node that takes no training, cordoned say."""
-    return pod.ended or (pod.node in stock.nodes and bool(stock.nodes[pod.node].refusal))
+    """Whether a pod asks for nothing any more: it has ended, or has a node that takes no training, cordoned say.
+
+    Or it has a node and somebody's finalizer: there it would hold what its own job waits for until it is gone.
+    """
+    if pod.ended or (pod.node and not pod.goes_at_once):
+        return True
+    return pod.node in stock.nodes and bool(stock.nodes[pod.node].refusal)
 
 
 def _keeps_room(world: World, pod: PodView) -> bool:
