@@ -48,7 +48,7 @@ test: up  ## Every test: unit, against a real API server, and on a real node; 21
 
 soak: env  ## Property tests for an hour (SOAK_OPERATIONS: a million), every fault plan (SOAK_FAULTS: all), 50 loans beside others' pods, the large images, kills of the trainer
 	@SLUICE_SOAK_OPERATIONS=$${SOAK_OPERATIONS:-1000000} $(PYTHON) -m pytest -q -p no:cacheprovider --timeout 0 \
-	  tests/unit/plan/test_invariants.py tests/unit/plan/test_hostile.py -k "ForLong or for_long"
+	  tests/unit/plan/test_invariants.py tests/unit/plan/test_hostile.py -k "TestLending or hostile_tenant"
 	@SLUICE_FAULT_PLANS=$${SOAK_FAULTS:-all} $(PYTHON) -m pytest -q -p no:cacheprovider -n 2 tests/integration/test_faults.py
 	@SLUICE_LOANS=$${SOAK_LOANS:-50} $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_thieves.py
 	@SLUICE_RESTORES=all $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_restored.py

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 
-from tests.scheduling import Scheduling
+from tests.scheduling import Scheduling, in_order
 
 pytest.register_assert_rewrite("tests.e2e", "tests.integration", "tests.unit")
 
@@ -28,7 +28,17 @@ settings.load_profile("suite")
 @pytest.hookimpl(tryfirst=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
     """Ours where pytest is only told how many workers there are."""
-    return Scheduling(config, log) if config.getvalue("dist") == "load" else None
+    if config.getvalue("dist") != "load":
+        return None
+    config.option.loadscopereorder = False  # the order is that of in_order
+    return Scheduling(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Journeys first, who computes among those who wait."""
+    place = {test: number for number, test in enumerate(in_order(item.nodeid for item in items))}
+    items.sort(key=lambda item: place[item.nodeid])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

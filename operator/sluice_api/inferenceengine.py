@@ -93,7 +93,11 @@ class EngineResources(Model):
     gpus: int = Field(1, ge=1, le=64, description="GPUs of one replica (tensor parallel).")
     pool: Name = Field(DEFAULT_POOL, description="The GPUPool that they come from.")
     memory: Memory = Field("16Gi", description="Memory request and limit of one replica's vLLM.")
-    cpu: Quantity = Field("1", description="CPU request of one replica's vLLM; it has no limit.")
+    cpu: Quantity = Field(
+        "1",
+        description="CPU request of one replica's vLLM; it has no limit. As many threads "
+        "compute what no GPU does, at least one.",
+    )
     ephemeral_storage: Disk = Field(
         DEFAULT_DISK,
         description="Most that one replica may write to its node's disk: a model from the hub, copies of "

@@ -9,20 +9,18 @@ from tests.e2e.conftest import Undisturbed
 from tests.e2e.observer import Observed
 from tests.e2e.team import Team
 
-LONG_ENOUGH = 500
-"""Steps: some seconds more than it takes to be told to stop."""
 NEVER = "2100-01-01T00:00:00Z"
 YIELDS = {"policy": "ToHigherPriority", "minRunSeconds": 0}
 
 
 def test_to_a_job_of_higher_priority(team: Team, observed: Observed, undisturbed: Undisturbed) -> None:
     """It saves its state, the other job has the replica that it borrowed, and then it goes on."""
-    digest = undisturbed.of(team, LONG_ENOUGH)
+    digest = undisturbed.of(team)
     urgent = {"policy": "Preempt", "priority": 5}
     team.apply(objects.job("urgent", steps=20, scheduling={**urgent, "notBefore": NEVER}))
     team.wait_job("urgent", lambda job: job.is_true("Prepared"), "has its data ready")
     before = len(observed.lent(objects.ENGINE, team.name))
-    team.apply(objects.job("gives-way", steps=LONG_ENOUGH, scheduling={"policy": "Preempt", "interruption": YIELDS}))
+    team.apply(objects.job("gives-way", scheduling={"policy": "Preempt", "interruption": YIELDS}))
     seen = team.training("gives-way", step=2).step
     team.patch("ftj", "urgent", scheduling={"notBefore": None})
 
@@ -44,9 +42,9 @@ def test_to_a_job_of_higher_priority(team: Team, observed: Observed, undisturbed
 
 def test_to_the_engine_that_lent_the_gpu(team: Team, observed: Observed, undisturbed: Undisturbed) -> None:
     """The engine is raised above what it has GPUs for, and is whole as soon as the state is saved."""
-    digest = undisturbed.of(team, LONG_ENOUGH)
+    digest = undisturbed.of(team)
     team.patch("ie", objects.ENGINE, preemption=objects.lending(reclaim="OnDemand"))
-    team.apply(objects.job("gives-back", steps=LONG_ENOUGH))
+    team.apply(objects.job("gives-back"))
     seen = team.training("gives-back", step=2).step
     asked = time.monotonic()
     team.patch("ie", objects.ENGINE, replicas=3)

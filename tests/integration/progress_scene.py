@@ -193,10 +193,11 @@ class Scene:
         return pods[0]
 
     async def bind(self, pod: Body) -> None:
-        """Put a pod on a node, as the scheduler does."""
-        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}/binding"
+        """Take a pod's gates off, and put it on a node, as the scheduler does."""
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}"
         node = {"apiVersion": "v1", "kind": "Node", "name": "gpu-1"}
-        await self.kube.call("POST", path, {"metadata": {"name": pod["metadata"]["name"]}, "target": node})
+        await self.kube.call("PATCH", path, {"spec": {"schedulingGates": None}}, "application/merge-patch+json")
+        await self.kube.call("POST", f"{path}/binding", {"metadata": {"name": pod["metadata"]["name"]}, "target": node})
 
     async def forged_pod(self, namespace: str, name: str, labels: Body, owner: Body | None) -> Body:
         """A pod that anybody makes who may create pods; it stays when a controller deletes it."""

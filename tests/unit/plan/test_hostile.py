@@ -19,7 +19,8 @@ WORLDS = (
     "pool: 2 2 gpus | chat: 2 replicas, floor 0, anywhere | a: needs 1, takes chat/0 on n1 | b: needs 1, scales",
     "pool: 2 gpus, dra | chat: 2 replicas, floor 0, sleeps | a: needs 1 | b: needs 1, queue",
 )
-FEW, MANY = 60, int(os.environ.get("SLUICE_SOAK_OPERATIONS", "4000")) // 10
+WORLDS_TRIED = int(os.environ.get("SLUICE_SOAK_OPERATIONS", "1000")) // 10
+"""A few with all tests, or as many as `make soak` says."""
 
 
 def agree(world: str, hostile: list[dict[str, Any]]) -> None:
@@ -28,20 +29,9 @@ def agree(world: str, hostile: list[dict[str, Any]]) -> None:
     assert decisions(troubled) == decisions(honest)
 
 
-def examples(number: int) -> settings:
-    return settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-@examples(FEW)
+@settings(max_examples=WORLDS_TRIED, deadline=None, suppress_health_check=list(HealthCheck))
 @given(world=st.sampled_from(WORLDS), hostile=HOSTILE)
 def test_a_hostile_tenant_changes_nobody_elses_decision(world: str, hostile: list[dict[str, Any]]) -> None:
-    agree(world, hostile)
-
-
-@pytest.mark.slow
-@examples(MANY)
-@given(world=st.sampled_from(WORLDS), hostile=HOSTILE)
-def test_a_hostile_tenant_changes_nobody_elses_decision_for_long(world: str, hostile: list[dict[str, Any]]) -> None:
     agree(world, hostile)
 
 

@@ -2,27 +2,14 @@
 
 import os
 
-import pytest
 from hypothesis import Phase as Search
 from hypothesis import settings
 
 from tests.unit.plan.stories import Lending
 
 STEPS = 60
-FEW, MANY = 30, int(os.environ.get("SLUICE_SOAK_OPERATIONS", "4000")) // STEPS
-"""Stories of one run: before each commit; and with all tests, or as many as `make soak` says."""
-
-
-def stories(examples: int) -> settings:
-    return settings(
-        max_examples=examples,
-        stateful_step_count=STEPS,
-        phases=(Search.explicit, Search.reuse, Search.generate),  # shrinking a long story takes longer than reading it
-    )
-
-
-class LendingForLong(Lending):
-    """The same, many times."""
+OPERATIONS = int(os.environ.get("SLUICE_SOAK_OPERATIONS", "3000"))
+"""Of one run: a few with all tests, or as many as `make soak` says."""
 
 
 class LendingAsleep(Lending):
@@ -31,13 +18,10 @@ class LendingAsleep(Lending):
     policies = ("Sleep", "Sleep", "ScaleDown")
 
 
-class LendingAsleepForLong(LendingAsleep):
-    """The same, many times."""
-
-
-Lending.TestCase.settings = LendingAsleep.TestCase.settings = stories(FEW)
-LendingForLong.TestCase.settings = LendingAsleepForLong.TestCase.settings = stories(MANY)
+Lending.TestCase.settings = LendingAsleep.TestCase.settings = settings(
+    max_examples=OPERATIONS // STEPS,
+    stateful_step_count=STEPS,
+    phases=(Search.explicit, Search.reuse, Search.generate),  # shrinking a long story takes longer than reading it
+)
 TestLending = Lending.TestCase
 TestLendingAsleep = LendingAsleep.TestCase
-TestLendingAsleepForLong = pytest.mark.slow(LendingAsleepForLong.TestCase)
-TestLendingForLong = pytest.mark.slow(LendingForLong.TestCase)
