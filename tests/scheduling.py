@@ -12,7 +12,7 @@ _OTHER_JOURNEYS = (4, 5, 6, 11)
 Those are all of the rest, so that one worker waits for nobody, and the other one has other tests meanwhile.
 """
 _JOURNEY = re.compile(r"tests/e2e/test_(\d+)_")
-_LONGEST = "tests/unit/trainer/"
+_HARDEST = "tests/unit/trainer/"
 
 
 def share(test: str) -> str:
@@ -32,7 +32,7 @@ def in_order(tests: Iterable[str]) -> list[str]:
     """Journeys as they are, then real vLLM, then all the rest: who computes among those who wait.
 
     Tests against an API server wait most of their time, unit tests compute; side by side they leave no core idle. A
-    module of the former, then so many of the latter, the longest first: few are left to wait for in the end.
+    module of the former, then so many of the latter; in the end the trainer's, which never wait.
     """
     folders: dict[str, list[str]] = {"e2e": [], "contract": [], "integration": [], "unit": []}
     for test in tests:
@@ -42,7 +42,7 @@ def in_order(tests: Iterable[str]) -> list[str]:
 
 
 def _spread(computing: list[str], among: list[str]) -> Iterator[str]:
-    computing = sorted(computing, key=lambda test: not test.startswith(_LONGEST))
+    computing = sorted(computing, key=lambda test: test.startswith(_HARDEST))
     modules = [list(module) for _, module in groupby(among, _module)]
     for number, module in enumerate(modules):
         yield from module

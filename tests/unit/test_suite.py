@@ -33,13 +33,13 @@ def test_journeys_and_real_vllm_have_a_worker_of_their_own(test: str, worker: st
     ("rule", "tests", "order"),
     [
         (
-            "who computes is among those who wait, the trainer first",
+            "who computes is among those who wait, the trainer last",
             "unit/plan/a::1 unit/trainer/b::1 unit/trainer/b::2 contract/c::1 integration/d::1 integration/d::2 "
             "integration/e::1 e2e/test_2_f::1 e2e/test_1_g::1",
-            "e2e/test_2_f::1 e2e/test_1_g::1 contract/c::1 integration/d::1 integration/d::2 unit/trainer/b::1 "
-            "integration/e::1 unit/trainer/b::2 unit/plan/a::1",
+            "e2e/test_2_f::1 e2e/test_1_g::1 contract/c::1 integration/d::1 integration/d::2 unit/plan/a::1 "
+            "integration/e::1 unit/trainer/b::1 unit/trainer/b::2",
         ),
-        ("some alone", "unit/plan/a::1 unit/trainer/b::1", "unit/trainer/b::1 unit/plan/a::1"),
+        ("some alone", "unit/trainer/b::1 unit/plan/a::1", "unit/plan/a::1 unit/trainer/b::1"),
         ("none", "", ""),
     ],
 )
