@@ -110,12 +110,16 @@ def _copy(folder: Path, to: Path) -> None:
     shutil.copytree(folder, to)
 
 
-def restore(plane: ControlPlane, backup: Path, *, raised: bool) -> None:
-    """As the documentation of Kubernetes says: stop the API servers, restore, start, and start all others anew."""
-    processes, data = Processes(plane.state), plane.state / "etcd"
+def restore(plane: ControlPlane, backup: Path, operator: RunningOperator, *, raised: bool) -> None:
+    """As the documentation of Kubernetes says: stop the API servers, restore, start, and start all others anew.
+
+    It takes until the operator leads no more.
+    """
+    processes, data, before = Processes(plane.state), plane.state / "etcd", stepped_down(operator)
     peer = next(word for word in _words(processes, "etcd") if word.startswith("--initial-advertise-peer-urls="))
 
     def put_back() -> None:
+        wait_until("the leader has stepped down", lambda: stepped_down(operator) > before, processes, 60)
         shutil.rmtree(data)
         if not raised:
             _copy(backup, data)
@@ -130,6 +134,11 @@ def restore(plane: ControlPlane, backup: Path, *, raised: bool) -> None:
     wait_until("the API server is back", plane.ready, processes, 60)
     for other in ("kube-controller-manager", "kube-scheduler"):
         processes.restart(other)
+
+
+def stepped_down(operator: RunningOperator) -> int:
+    """How often it has."""
+    return sum(len(operator.events(event)) for event in ("no longer leading", "stepping down"))
 
 
 def _words(processes: Processes, name: str) -> list[str]:
@@ -155,7 +164,7 @@ async def test_what_a_backup_of_etcd_says_counts_and_not_what_was_seen_after_it(
         await kube.call("PATCH", f"{ENGINES}/chat", {"spec": {"replicas": 1}}, MERGE_PATCH)
         await until_there_are(kube, {"chat-0": 1})
         terms = len(operator.events("leading"))
-        await asyncio.to_thread(restore, plane, backup, raised=raised)
+        await asyncio.to_thread(restore, plane, backup, operator, raised=raised)
     async with administrator(plane) as kube:
         await operator.logged("leading", times=terms + 1)
         await until_there_are(kube, both)

@@ -99,6 +99,29 @@ async def test_a_created_object_is_known_before_any_watch_and_not_seen_yet(
     assert store.world().stage_jobs[key(made)].seen
 
 
+async def test_required_is_the_very_object_and_one_that_stays(
+    cluster: Cluster, store: Store, kube: Kube, namespace: str
+) -> None:
+    """Whatever has been seen of it: the store knows afterwards."""
+    place = f"/apis/sluice.dev/v1alpha1/namespaces/{namespace}/finetunejobs"
+    body = finetunejob(namespace)
+    made = await kube.call(
+        "POST", place, {**body, "metadata": {**body["metadata"], "finalizers": ["test.sluice.dev/x"]}}
+    )
+    uid = made["metadata"]["uid"]
+    await cluster.require(key(made), uid)
+    with pytest.raises(Gone):
+        await cluster.require(key(made), "another")
+    await kube.call("DELETE", f"{place}/j")
+    with pytest.raises(Outdated, match="is being deleted"):
+        await cluster.require(key(made), uid)
+    assert store.world().jobs[key(made)].metadata.deletion_timestamp
+    await kube.call("PATCH", f"{place}/j", {"metadata": {"finalizers": None}}, "application/merge-patch+json")
+    with pytest.raises(Gone):
+        await cluster.require(key(made), uid)
+    assert key(made) not in store.world().jobs
+
+
 async def test_creating_twice_returns_what_is_there(cluster: Cluster, namespace: str) -> None:
     first = await cluster.create(stage_job(namespace))
     other = stage_job(namespace, gates=())

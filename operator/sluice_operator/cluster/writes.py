@@ -67,6 +67,11 @@ class Cluster:
         """The lease's transition count, which every new claim carries."""
         return self._leadership.term
 
+    async def require(self, key: Key, uid: str) -> None:
+        """Raises Outdated unless this very object is there and stays: a watch may be late to say that it is gone."""
+        if "deletionTimestamp" in (await self._same(key, uid))["metadata"]:
+            raise Outdated(f"{key} is being deleted")
+
     async def create(self, manifest: Body) -> Body:
         """POST an object. If it is there already, nothing is changed and it is returned.
 
@@ -123,12 +128,11 @@ class Cluster:
         Args:
             within: seconds, for a pod that was deleted with more.
         """
-        policy = "Foreground" if foreground else "Background"
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
             "preconditions": {"uid": uid},
-            "propagationPolicy": policy,
+            "propagationPolicy": "Foreground" if foreground else "Background",
             **({} if within is None else {"gracePeriodSeconds": within}),
         }
         try:

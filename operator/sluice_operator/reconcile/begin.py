@@ -32,12 +32,17 @@ async def begin_attempt(
 ) -> None:
     """Make an attempt's Job, after what keeps its pods apart, and what they need: ResourceClaims and host names.
 
+    The job is looked at once more: its Job may be seen to go before it is seen that the job itself was deleted, by two
+    watches, and what looks like an attempt to be made again would be one of a job that is not there.
+
     Raises:
         ApiError: none was made. A refusal is in the job's record by then: it is what the attempt came to.
+        Outdated: the job is gone, or going.
     """
     outcomes = all_outcomes(store.world(), job)
     seconds = job_deadline(job, outcomes, start.stage)
     try:
+        await cluster.require(key_of(job), job.metadata.uid)
         await keep_policy(job_policy(job, settings), store, cluster, settings)
         await publish_trust(cluster, job.metadata.namespace)
         for manifest in _needs(job, start):

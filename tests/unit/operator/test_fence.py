@@ -34,6 +34,9 @@ class Told(Cluster):
         self.town = town
         self.written: list[str] = []
 
+    async def require(self, key: Key, uid: str) -> None:
+        assert self.town.world.jobs[key].metadata.uid == uid
+
     async def create(self, manifest: Any) -> Any:
         self.written.append(f"create {manifest['metadata']['name']}")
         return manifest

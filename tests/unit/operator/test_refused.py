@@ -11,7 +11,7 @@ from dev.simulate.town import NOW, PREPARED, Town
 from sluice_api.claim import AttemptOutcome
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.stages import Stage
-from sluice_operator.cluster.errors import ApiError, NameTaken, NotLeading, Outdated
+from sluice_operator.cluster.errors import ApiError, Gone, NameTaken, NotLeading, Outdated
 from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import job_key, pool_key
@@ -39,6 +39,10 @@ class Refusing(Cluster):
     @property
     def term(self) -> int:
         return 1
+
+    async def require(self, key: Key, uid: str) -> None:
+        if key.namespace == "late":
+            raise Gone(f"{key} with uid {uid} is not there any more")
 
     async def apply(self, manifest: dict[str, Any]) -> dict[str, Any]:
         return manifest
@@ -122,6 +126,14 @@ def test_what_is_in_a_jobs_way_delays_nobody_else() -> None:
     assert cluster.made == ["b-jobbteam-train-1"]
     assert again
     assert again <= timedelta(seconds=10)
+
+
+def test_nothing_is_made_for_a_job_that_is_gone_though_its_watch_is_late_to_say_so() -> None:
+    """Its Job's is not: what it had claimed looks free."""
+    town, _ = crowd(1, "late", "team")
+    cluster = Refusing(town, AWAY)
+    pool_decides(town, cluster)
+    assert cluster.made == ["b-jobbteam-train-1"]
 
 
 def test_what_is_in_the_way_of_a_pod_that_asks_for_a_node_delays_nobody_else() -> None:
