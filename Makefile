@@ -40,7 +40,7 @@ lint: env  ## Format, lint, types, import contracts, generated files: one minute
 check: lint  ## The same and all unit tests but the slow ones: two minutes
 	@$(PYTHON) -m pytest -q -n 2 -m "not slow" tests/unit
 
-test: up  ## Every test: unit, against a real API server, and on a real node; 19 minutes on two idle cores
+test: up  ## Every test: unit, against a real API server, and on a real node; 20 minutes on two idle cores
 	@python3 -m dev models
 	@mkdir -p $(CACHE)/reports && $(PYTHON) -m pytest -n 3 --durations 0 --durations-min 1000 \
 	  --junitxml $(CACHE)/reports/tests.xml tests; \
