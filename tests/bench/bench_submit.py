@@ -12,14 +12,23 @@ import asyncio
 import sys
 import time
 
+from sluice_api.meta import API_VERSION
 from sluice_api.stages import Stage
 from tests.bench.setting import HEAD, Setting, milliseconds, setting
 from tests.integration.claim_scene import is_of
 from tests.integration.history import Version
+from tests.integration.progress_scene import SLUICE
 
 JOBS = 100
 NODES, GPUS_EACH = 14, 8
 REST_SECONDS = 0.3
+POOL = {
+    "apiVersion": API_VERSION,
+    "kind": "GPUPool",
+    "metadata": {"name": "default"},
+    "spec": {"prepare": {"atOnce": 2 * JOBS, "perNamespace": 2 * JOBS}},
+}
+"""No job waits for another one's Prepare to end: here none does."""
 
 
 async def submit(here: Setting, name: str, stage: Stage) -> tuple[float, float, float]:
@@ -60,6 +69,7 @@ async def main() -> None:
     """Print the table."""
     async with setting() as here:
         here.scene.kubelet.runs = lambda _pod: False
+        await here.scene.kube.call("POST", f"{SLUICE}/gpupools", POOL)
         for number in range(NODES):
             await here.nodes.add(f"node-{number}", gpus=GPUS_EACH, cpu="64")
         operator = here.start()
