@@ -1,42 +1,32 @@
-"""A cluster in memory that does what decisions say, for simulations and for the property tests.
+"""A cluster in memory with the operator in it: its own reconcilers, its own queue, its own routing of changes.
 
-Reconciles are steps, like all that Kubernetes does there (kubernetes.py), so every interleaving can happen.
+Each reconcile is a step, like all that Kubernetes does there (kubernetes.py), so every interleaving can happen.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from dev.simulate.kubernetes import Kubernetes
-from dev.simulate.town import GPU
+from dev.simulate.written import PlayedWrites, Stopped
 from sluice_api.finetunejob import FineTuneJob
-from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_api.meta import (
-    DEFAULT_POOL,
-    OUTCOMES_ANNOTATION,
-    PLACEHOLDER_GATE,
-    PLACEHOLDER_LABEL,
-    SLOT_LABEL,
-    placeholder_name,
-    stage_job_name,
-)
+from sluice_api.reports import EngineReport
 from sluice_api.resource import Metadata
-from sluice_api.stages import Stage
-from sluice_operator.observe.orphans import runs
+from sluice_operator.handlers.routing import every_key, goes_first
+from sluice_operator.handlers.watching import route_changes
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import identity, key_of
-from sluice_operator.plan.allocation.allocate import allocate
-from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.allocation.scale_up import plan_scale_up
-from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.engine.placeholders import Placeholders
-from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.facts.slots import SlotPlan
-from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.job.holding import Limits
-from sluice_operator.plan.job.situation import JobDecision, Start, next_training_attempt
-from sluice_operator.plan.job.status import job_status
+from sluice_operator.plan.facts.slots import slot_named, slot_of
+from sluice_operator.progress.effects import concerned
+from sluice_operator.progress.identity import Replica
+from sluice_operator.reconcile.context import Context
+from sluice_operator.reconcile.queue import Queue
+from sluice_operator.reconcile.reconcilers import RECONCILERS
+from sluice_operator.settings import Settings
+
+Answer = TypeVar("Answer")
+SETTINGS = Settings("sluice", "sluice-0", "http://reports", "trainer", "server")
 
 
 class Cluster(Kubernetes):
@@ -44,129 +34,104 @@ class Cluster(Kubernetes):
 
     def __init__(self) -> None:
         super().__init__()
-        self._half_done: list[tuple[FineTuneJob, Start]] = []
+        store = self.town.store
+        self.queue = self._new_queue()
+        self.writes = PlayedWrites(self.town, self)
+        route_changes(store, self._enqueue)
+        self._lead()
 
     # What the operator does
 
+    def work(self, most: int = 10_000) -> int:
+        """Reconcile the keys that are due, as they come, and those that come of it; how many."""
+        for done in range(most):
+            key = self.queue.pop()
+            if key is None:
+                return done
+            self.reconcile(key)
+        return most
+
+    def reconcile(self, key: Key) -> None:
+        """One step for one object."""
+        try:
+            again = _run(RECONCILERS[key.kind](key, self.context, self.now))
+        except Stopped:
+            self._lead()
+        else:
+            self.queue.succeeded(key, again)
+
     def reconcile_pool(self) -> None:
-        """Make the claims of those whose turn it is."""
-        for job, start in self._claims():
-            self._create(job, start)
-        for pool in self._pools():
-            self._ask_for_nodes(pool)
-
-    def _ask_for_nodes(self, pool: GPUPool) -> None:
-        asking = allocate(self.world, pool, self.now).asking
-        decision = plan_scale_up(self.world, take_stock(self.world, pool), asking, self.now)
-        for pod in decision.remove:
-            self.town.store.remove(pod.key, pod.uid)
-        for job, index in decision.make:
-            self.town.scale_up_pod(job, index)
-
-    def _pools(self) -> list[GPUPool]:
-        names = (DEFAULT_POOL, *(key.name for key in self.world.pools if key.name != DEFAULT_POOL))
-        return [pool for name in names if (pool := find_pool(self.world, name))]
-
-    def pause(self) -> None:
-        """The leader is stopped after it has decided and before it has written; another one follows."""
-        self._half_done = list(self._claims())
-        self.town.store.begin_term(self.town.store.term + 1, self.now)
-
-    def wake(self) -> None:
-        """The stopped leader makes the claims that it had decided on, long ago."""
-        for job, start in self._half_done:
-            name = stage_job_name(job.metadata.name, job.metadata.uid, start.stage, start.attempt)
-            exists = Key("Job", job.metadata.namespace, name) in self.world.stage_jobs
-            if key_of(job) in self.world.jobs and not exists:
-                self._create(job, start)
-        self._half_done = []
-
-    def _claims(self) -> Iterator[tuple[FineTuneJob, Start]]:
-        for pool in self._pools():
-            for key, claim in allocate(self.world, pool, self.now).claims.items():
-                job = self.world.jobs[key]
-                yield job, Start(Stage.TRAIN, next_training_attempt(self.world, job), claim)
+        """Make the claims of those whose turn it is, of every pool."""
+        for key in [key for key in self.keys() if key.kind == "GPUPool"]:
+            self.reconcile(key)
 
     def reconcile_job(self, job: FineTuneJob) -> None:
         """Bring a job one step further."""
-        decision = plan_job(self.world, job, self.now, Limits())
-        status = job_status(self.world, job, decision, self.now)
-        self._act(job, decision)
-        self._update(job.KIND.kind, job, status=status)
+        self.reconcile(key_of(job))
 
     def reconcile_engine(self, engine: InferenceEngine) -> None:
         """Bring an engine one step further."""
-        decision = plan_engine(self.world, engine, self.now)
-        self._update(engine.KIND.kind, engine, status=decision.status)
-        for slot in (*decision.stop, *decision.remove):
-            self._change(slot, size=0, deleting=slot in decision.remove)
-        for plan in decision.apply:
-            self._start_slot(engine, plan)
-        for slot in decision.woken:
-            self._change(slot, restarted_at=self.now)
-        self._keep_places(engine, decision.placeholders)
+        self.reconcile(key_of(engine))
 
-    def end_orphans(self) -> None:
-        """Delete what jobs have left behind."""
-        for left in [view for views in self.town.store.links.orphaned_jobs.groups.values() for view in views.values()]:
-            if runs(left):
-                self._change(left, deleting=True)
+    def sleeper(self) -> str:
+        """Somebody who would write something if it was asked now, with what; empty if there is nobody.
 
-    def _act(self, job: FineTuneJob, decision: JobDecision) -> None:
-        if decision.record:
-            metadata = job.metadata.model_copy(update={"annotations": {OUTCOMES_ANNOTATION: decision.record.to_json()}})
-            self._update(job.KIND.kind, job, metadata=metadata)
-        if decision.start:
-            self._create(job, decision.start)
-        for pod, node in decision.bind:
-            self._change(pod, gates=(), bound_at=self.now, nominated_node=node)
-        for doomed in decision.delete:
-            self._change(doomed, deleting=True)
+        Asked when nothing is due: then somebody has slept through a change, or through a moment.
+        """
+        for key in sorted(self.keys()):
+            before = self.town.version
+            self.writes.done.clear()
+            self.reconcile(key)
+            if self.town.version != before:
+                return f"{key}: {self.writes.done}"
+        return ""
 
-    def _create(self, job: FineTuneJob, start: Start) -> None:
-        made = self.town.stage_job(job, start.stage, start.attempt, start.claim, created=self.now)
-        if start.claim:
-            self.claimed[made.uid] = start.claim
+    def stop_at(self, write: int | None) -> None:
+        """The leader stops before the next write but so many, and another one follows."""
+        self.writes.left = write
 
-    def _start_slot(self, engine: InferenceEngine, plan: SlotPlan) -> None:
-        slot = next((s for s in self.world.slots_of.get(identity(engine), {}).values() if s.index == plan.index), None)
-        if slot is None:
-            self.town.slot(engine, plan.index, size=0)
-            slot = next(s for s in self.world.slots_of[identity(engine)].values() if s.index == plan.index)
-        self._change(slot, size=1, restarted_at=plan.restarted_at)
+    def late_write_arrives(self) -> None:
+        """What a stopped leader was about to write when it stopped."""
+        _run(self.writes.arrive())
 
-    def _keep_places(self, engine: InferenceEngine, decision: Placeholders) -> None:
-        for pod, node in decision.nominate:
-            self._change(pod, nominated_node=node)
-        for index, node in decision.make:
-            version, created = self.town._next()
-            namespace, name = engine.metadata.namespace, engine.metadata.name
-            self.town.put(
-                PodView(
-                    key=Key("Pod", namespace, placeholder_name(name, index)),
-                    uid=f"placeholder-{version}",
-                    resource_version=version,
-                    created=created,
-                    labels={PLACEHOLDER_LABEL: name, SLOT_LABEL: str(index)},
-                    requests={GPU: engine.spec.resources.gpus},
-                    gates=(PLACEHOLDER_GATE,),
-                    nominated_node=node,
-                )
-            )
-        for pod in decision.remove:
-            self.town.store.remove(pod.key, pod.uid)
+    def _lead(self) -> None:
+        """Another process leads: it knows what is there, and looks at everything."""
+        self.writes.left = None
+        store, self.queue = self.town.store, self._new_queue()
+        self.context = Context(store, self.writes, SETTINGS, self.queue.add, passing=lambda: 0.0)
+        store.findings.begin_term(store.findings.term + 1, self.now)
+        for key in sorted(self.keys(), key=lambda key: key.kind != "GPUPool"):
+            self.queue.add(key)
+
+    def _new_queue(self) -> Queue:
+        return Queue(lambda key: goes_first(self.world, key), self._seconds)
+
+    def _enqueue(self, key: Key) -> None:
+        self.queue.add(key)
+
+    def _seconds(self) -> float:
+        return self.now.timestamp()
+
+    def heard(self, pod: PodView, before: EngineReport | None) -> None:
+        """Wake those whom an engine's report concerns, as whoever takes it does."""
+        found = slot_named(self.world, pod.key.namespace, pod.labels)
+        slot = slot_of(self.world, *found) if found else None
+        report = self.world.reports[pod.uid].report
+        if found is not None and slot is not None and report != before:
+            for key in concerned(self.world, Replica(pod, slot, found[0]), before, report):
+                self.queue.add(key)
+
+    def keys(self) -> set[Key]:
+        """All that is ever reconciled."""
+        return every_key(self.world, self.town.store.links)
 
     def round(self, seconds: float = 1) -> None:
         """Everybody does their part once, and time passes."""
-        self.reconcile_pool()
-        for job in list(self.world.jobs.values()):
-            self.reconcile_job(job)
-        self.end_orphans()
-        for engine in list(self.world.engines.values()):
-            self.reconcile_engine(engine)
+        self.work()
         self.controllers()
         self.scheduler()
         self.kubelet()
+        self.work()
         self.pass_time(seconds)
 
     # What people and machines do
@@ -203,3 +168,17 @@ class Cluster(Kubernetes):
         metadata: Metadata = parts.pop("metadata", current.metadata)
         version = {"resource_version": str(self.town.version)}
         self.town.put(current.model_copy(update={**parts, "metadata": metadata.model_copy(update=version)}))
+
+
+def _run(steps: Coroutine[Any, Any, Answer]) -> Answer:
+    """Run what never waits to its end.
+
+    Raises:
+        RuntimeError: it waits for something that is not there in memory.
+    """
+    try:
+        steps.send(None)
+    except StopIteration as end:
+        answer: Answer = end.value
+        return answer
+    raise RuntimeError("it waits for something")

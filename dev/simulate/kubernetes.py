@@ -16,6 +16,7 @@ from sluice_api.meta import (
     SCHEDULING_GATE,
     SLOT_LABEL,
 )
+from sluice_api.reports import EngineReport
 from sluice_api.stages import ExitCode, ExportResult, Stage, StageOutcome, TrainResult
 from sluice_operator.observe.views import Key, NodeView, Owner, PodView, SlotView, StageJobView, Termination, View
 from sluice_operator.observe.world import World, engine_key, identity
@@ -34,6 +35,11 @@ class Kubernetes:
         """Uids of pods whose vLLM may have memory of its GPUs, of engines that sleep while they lend."""
         self.claimed: dict[str, Claim] = {}
         """What training Jobs hold or held, by uid: those that are gone too."""
+        self.town.store.listen(self._note_claim)
+
+    def _note_claim(self, _old: object, new: object) -> None:
+        if isinstance(new, StageJobView) and new.claim:
+            self.claimed.setdefault(new.uid, new.claim)
 
     @property
     def world(self) -> World:
@@ -203,7 +209,12 @@ class Kubernetes:
                 rests = self._rests(pod)
                 draining = self._is_draining(pod) or rests
                 self._change(pod, ready=not draining and self.is_up(pod))
+                before = self.world.reports.get(pod.uid)
                 self.town.report(self.world.pods[pod.key], 0, draining=draining, quiet=9, at=self.now, asleep=rests)
+                self.heard(self.world.pods[pod.key], before.report if before else None)
+
+    def heard(self, pod: PodView, before: EngineReport | None) -> None:
+        """A pod of an engine has reported: a hook for whoever is to act on it."""
 
     def is_up(self, pod: PodView) -> bool:
         """Whether an engine's pod on its node answers already."""

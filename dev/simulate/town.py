@@ -61,7 +61,7 @@ class Town:
 
     def __init__(self) -> None:
         self.store = Store()
-        self.store.term = 1
+        self.store.findings.term = 1
         self.clock = NOW - timedelta(hours=2)
         self.version = 0
         self.nodes: list[NodeView] = []
@@ -245,7 +245,7 @@ class Town:
         report = EngineReport(
             sequence=1, serving=not draining, draining=draining, in_flight=in_flight, quiet_seconds=quiet, **more
         )
-        self.store.report(pod.uid, Reported(report, at))
+        self.store.findings.report(pod.uid, Reported(report, at))
 
     def job(
         self,

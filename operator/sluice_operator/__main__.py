@@ -10,7 +10,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from uuid import uuid4
@@ -19,10 +19,10 @@ from sluice_operator import exposition
 from sluice_operator.certificates.keeper import CertificateKeeper
 from sluice_operator.clock import Clock
 from sluice_operator.cluster.client import Api, connect
+from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.cluster.leader_label import move_leader_label
 from sluice_operator.cluster.lease import Lease
 from sluice_operator.cluster.lists import refresh_all, until_installed
-from sluice_operator.cluster.writes import Cluster
 from sluice_operator.handlers.resync import Resync
 from sluice_operator.handlers.routing import every_key, goes_first
 from sluice_operator.handlers.watcher import Watches
@@ -30,12 +30,10 @@ from sluice_operator.handlers.watching import route_changes, start_watching, tak
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.progress.server import serve as serve_progress
-from sluice_operator.reconcile.adapter import reconcile_adapter
-from sluice_operator.reconcile.engine import reconcile_engine
+from sluice_operator.reconcile.context import Context, Requeue
 from sluice_operator.reconcile.give_back import give_back
-from sluice_operator.reconcile.job import reconcile_job
-from sluice_operator.reconcile.pool import reconcile_pool
-from sluice_operator.reconcile.queue import Queue, Reconcile, Requeue, work
+from sluice_operator.reconcile.queue import Queue, Reconcile, work
+from sluice_operator.reconcile.reconcilers import RECONCILERS
 from sluice_operator.reconcile.trust import publish_trust_everywhere
 from sluice_operator.scraping import ScrapeAccess
 from sluice_operator.settings import Settings
@@ -46,13 +44,6 @@ SILENT_SECONDS = 600
 """A watch that has brought nothing for so long, not even the bookmark of each minute, is dead."""
 UNREADY_AFTER = {"watch": 0.3, "requests": 0.1}
 """Of the time after which a replica without eyes is restarted: the part after which it does not call itself ready."""
-
-RECONCILERS: dict[str, Callable[[Key, Store, Cluster, Settings, datetime], Awaitable[Requeue]]] = {
-    "FineTuneJob": reconcile_job,
-    "InferenceEngine": reconcile_engine,
-    "Adapter": reconcile_adapter,
-    "GPUPool": reconcile_pool,
-}
 
 
 class Operator:
@@ -66,24 +57,25 @@ class Operator:
         self.queue = Queue(lambda key: goes_first(self.store.world(), key))
         self.lease = Lease(api, settings.namespace, identity(settings), settings.lease_seconds)
         self.cluster = Cluster(api, self.store, self.lease, settings.pod_name)
-        self.resync = Resync(api, self.store, settings.resync_seconds)
+        self.context = Context(self.store, self.cluster, settings, self.queue.add)
+        self.resync = Resync(api, self.store, settings.resync_seconds, self.queue.add)
         self.watches = Watches(partial(take_event, self.store), self.resync.want)
         route_changes(self.store, self.queue.add)
 
     async def reconcile(self, key: Key) -> Requeue:
         """One step for one object."""
-        return await RECONCILERS[key.kind](key, self.store, self.cluster, self.settings, self.clock.now())
+        return await RECONCILERS[key.kind](key, self.context, self.clock.now())
 
     async def lead(self) -> None:
         """Act, from a fresh view of everything, until cancelled or until a worker finds that this is over."""
-        self.store.begin_term(self.lease.term, self.clock.now())
+        self.store.findings.begin_term(self.lease.term, self.clock.now())
         self.queue.begin()
         await move_leader_label(self.api, self.settings.namespace, self.settings.pod_name, self.lease.check)
         await refresh_all(self.api, self.store)
         for key in sorted(every_key(self.store.world(), self.store.links), key=lambda key: key.kind != "GPUPool"):
             self.queue.add(key)  # pools first: then each job's first status says what it waits for
         # Beside the work: namespaces may be many, and one that answers late is waited for. Pods that run know already.
-        telling = asyncio.create_task(publish_trust_everywhere(self.cluster, self.store, self.settings), name="trust")
+        telling = asyncio.create_task(publish_trust_everywhere(self.context), name="trust")
         try:
             await work_until_one_ends(self.queue, self.reconcile, self.settings.workers)
         finally:
@@ -91,9 +83,9 @@ class Operator:
 
     async def trusted(self, authority: bytes) -> None:
         """Take a look's authority in; pods of all namespaces are told by whoever leads."""
-        self.cluster.trusted = authority
+        self.context.authority = authority
         if self.lease.leads:
-            await publish_trust_everywhere(self.cluster, self.store, self.settings)
+            await publish_trust_everywhere(self.context)
 
     def dead(self) -> str:
         """Why this process should be restarted. An event loop that hangs does not even answer."""
@@ -136,7 +128,7 @@ async def run(settings: Settings) -> None:
     try:
         if keeper is not None:
             await keeper.first()
-            operator.cluster.trusted = keeper.trusted
+            operator.context.authority = keeper.trusted
         tls = keeper.context if keeper else None
         async with serve_progress(
             settings,
@@ -188,7 +180,7 @@ async def run_give_back(settings: Settings) -> None:
         api = Api(client)
         store = Store(served(settings))
         lease = Lease(api, settings.namespace, identity(settings), settings.lease_seconds)
-        await give_back(api, store, Cluster(api, store, lease, settings.pod_name), lease, settings)
+        await give_back(api, Context(store, Cluster(api, store, lease, settings.pod_name), settings), lease)
     finally:
         await client.close()
 

@@ -4,9 +4,9 @@ import asyncio
 import sys
 
 from sluice_operator.cluster.client import Api, connect
+from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.cluster.errors import NotLeading
 from sluice_operator.cluster.lease import Lease
-from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from tests.integration.test_writes import stage_job
 

@@ -26,7 +26,7 @@ from sluice_operator.build.engine import slot_deployment
 from sluice_operator.build.stage_job import stage_job
 from sluice_operator.clock import Clock
 from sluice_operator.cluster.client import Api
-from sluice_operator.cluster.writes import Cluster
+from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.observe.parse import parse
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key

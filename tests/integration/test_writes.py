@@ -9,11 +9,12 @@ import pytest
 import pytest_asyncio
 
 from sluice_operator.cluster.client import Api
+from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.cluster.errors import ApiError, Gone, NotLeading, Outdated
 from sluice_operator.cluster.lists import refresh, refresh_all
-from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
+from sluice_operator.writes import Bind, Nominate
 from tests.integration.nodes import Nodes
 from tests.integration.progress_scene import JOB_SPEC, Kube, until
 
@@ -215,7 +216,7 @@ async def test_a_gated_pod_is_bound_to_its_node_and_nominated(
     pod = await _pod_of(api, store, made)
     with pytest.raises(Outdated):
         await cluster.bind_pod(pod.key, "another-uid", free, at)
-    await cluster.bind_pod(pod.key, pod.uid, free, at)
+    await cluster.do((Bind(pod.key, pod.uid, free, at), Nominate(pod.key, pod.uid, free)))
     view = store.world().pods[pod.key]
     assert (view.gates, view.nominated_node, view.bound_at) == (("example.com/other",), free, at)
     await cluster.bind_pod(pod.key, pod.uid, free, at)  # as good as done
@@ -231,7 +232,7 @@ async def test_the_real_scheduler_takes_a_bound_pod_to_its_node(
     chosen = await nodes.add(f"b-{namespace}")
     made = await cluster.create(stage_job(namespace))
     pod = await _pod_of(api, store, made)
-    await cluster.bind_pod(pod.key, pod.uid, chosen, datetime.now(UTC))
+    await cluster.do((Bind(pod.key, pod.uid, chosen, datetime.now(UTC)), Nominate(pod.key, pod.uid, chosen)))
 
     async def bound() -> str:
         await refresh(api, store, "Pod")

@@ -11,8 +11,8 @@ from sluice_api.slots import SlotSpec
 from sluice_api.sources import claims_of
 from sluice_operator.build import pod
 from sluice_operator.build.devices import of_slot, with_claims
-from sluice_operator.build.metadata import Manifest
 from sluice_operator.settings import Settings
+from sluice_operator.writes import Manifest
 
 _AGENT_RESOURCES: Manifest = {
     "requests": {"cpu": "50m", "memory": "128Mi", "ephemeral-storage": "64Mi"},

@@ -1,11 +1,7 @@
 """Names, labels and owners of what the builders make."""
 
-from typing import Any
-
 from sluice_api.resource import Resource
-
-Manifest = dict[str, Any]
-"""A Kubernetes object as the API server takes it."""
+from sluice_operator.writes import Manifest
 
 
 def app_labels(component: str, instance: str) -> dict[str, str]:

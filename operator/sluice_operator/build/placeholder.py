@@ -4,8 +4,9 @@ from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import PLACEHOLDER_GATE, PLACEHOLDER_LABEL, SLOT_LABEL, placeholder_name
 from sluice_operator.build import pod
-from sluice_operator.build.metadata import Manifest, app_labels, owned_by
+from sluice_operator.build.metadata import app_labels, owned_by
 from sluice_operator.settings import Settings
+from sluice_operator.writes import Manifest
 
 
 def placeholder(engine: InferenceEngine, index: int, *, pool: GPUPoolSpec, settings: Settings) -> Manifest:

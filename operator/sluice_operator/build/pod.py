@@ -11,8 +11,8 @@ from sluice_api.quantity import amount
 from sluice_api.sources import VOLUMES
 from sluice_api.tolerations import Toleration
 from sluice_operator.build import trust
-from sluice_operator.build.metadata import Manifest
 from sluice_operator.settings import Settings
+from sluice_operator.writes import Manifest
 
 USER = 65532
 """`nonroot` of the distroless images."""

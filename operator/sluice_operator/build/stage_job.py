@@ -22,8 +22,9 @@ from sluice_api.tolerations import Toleration
 from sluice_api.training import Method
 from sluice_operator.build import pod
 from sluice_operator.build.devices import of_training, with_claims
-from sluice_operator.build.metadata import Manifest, app_labels, owned_by
+from sluice_operator.build.metadata import app_labels, owned_by
 from sluice_operator.settings import Settings
+from sluice_operator.writes import Manifest
 
 GRACE_SECONDS = 30
 """SIGTERM makes the state of the last optimizer step durable well within this."""

@@ -1,7 +1,7 @@
 """What pods of a namespace trust, so that they know the operator when they report to it."""
 
 from sluice_api.meta import TRUST_LABEL
-from sluice_operator.build.metadata import Manifest
+from sluice_operator.writes import Manifest
 
 NAME = "sluice-progress-ca"
 ENTRY = "ca.crt"

@@ -39,8 +39,8 @@ async def refresh_all(api: Api, store: Store) -> None:
     await look_for_api_servers(api, store)
 
 
-async def look_for_api_servers(api: Api, store: Store) -> None:
-    """Have the store know where pods reach the API server; engines are looked at anew when that has changed.
+async def look_for_api_servers(api: Api, store: Store) -> bool:
+    """Have the store know where pods reach the API server; whether that has changed.
 
     It is the Service's address and those behind it: some networks judge a packet before it is translated, most after.
     A name in the place of an address, as AKS may give to pods, is left out: no NetworkPolicy could have it.
@@ -57,10 +57,10 @@ async def look_for_api_servers(api: Api, store: Store) -> None:
         ips = [ip for endpoint in slice_.get("endpoints") or () for ip in endpoint["addresses"]]
         found += [Address(ip, port["port"]) for port in slice_.get("ports") or () for ip in ips]
     addresses = tuple(sorted({address for address in found if _is_numeric(address.ip)}))
-    if addresses != store.api_servers:
-        store.api_servers = addresses
-        for key in store.world().engines:
-            store.wake(key)
+    if addresses == store.findings.api_servers:
+        return False
+    store.findings.api_servers = addresses
+    return True
 
 
 def _is_numeric(host: str) -> bool:

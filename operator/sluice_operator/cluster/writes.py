@@ -9,18 +9,19 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Protocol
 
-from sluice_api.meta import FIELD_MANAGER, JOB_NAME_LABEL, PROGRESS_FIELD_MANAGER
+from sluice_api.meta import FIELD_MANAGER, PROGRESS_FIELD_MANAGER
 from sluice_operator import metrics
 from sluice_operator.cluster.client import APPLY_PATCH, ATTEMPTS, JSON, JSON_PATCH, MERGE_PATCH, Api, Body
-from sluice_operator.cluster.errors import ApiError, Gone, NotLeading, Outdated
+from sluice_operator.cluster.errors import ApiError, NotLeading, Outdated
 from sluice_operator.cluster.events import EventLog, Happened
 from sluice_operator.cluster.kinds import KINDS, path_of
-from sluice_operator.cluster.ownership import controller, require_ours
-from sluice_operator.cluster.patches import HOSTNAME_LABEL, add, binding, test
-from sluice_operator.observe.parse import KINDS as WATCHED
-from sluice_operator.observe.parse import parse, uid_of, version_of
+from sluice_operator.cluster.ownership import controller
+from sluice_operator.cluster.patches import add, binding, test
+from sluice_operator.cluster.reads import Reader
+from sluice_operator.observe.parse import uid_of, version_of
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
+from sluice_operator.writes import key_of_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ class Leadership(Protocol):
         """
 
 
-class Cluster:
-    """The API server as reconcilers, and the reports' server, see it.
+class Writer(Reader):
+    """Single writes, as the reports' server and `Cluster.do` make them.
 
     All raise NotLeading when this process does not surely hold the lease, Outdated when the object meant is gone or
     has changed (the store knows by then), and ApiError for every other refusal.
@@ -55,22 +56,14 @@ class Cluster:
 
     def __init__(self, api: Api, store: Store, leadership: Leadership, reporter: str) -> None:
         """`reporter` is this process's name in events."""
-        self._api = api
-        self._store = store
+        super().__init__(api, store)
         self._leadership = leadership
         self._events = EventLog(reporter)
-        self.trusted = b""
-        """The authority that pods must trust when they report, as PEM; empty where reports go without TLS."""
 
     @property
     def term(self) -> int:
         """The lease's transition count, which every new claim carries."""
         return self._leadership.term
-
-    async def require(self, key: Key, uid: str) -> None:
-        """Raises Outdated unless this very object is there and stays: a watch may be late to say that it is gone."""
-        if "deletionTimestamp" in (await self._same(key, uid))["metadata"]:
-            raise Outdated(f"{key} is being deleted")
 
     async def create(self, manifest: Body) -> Body:
         """POST an object. If it is there already, nothing is changed and it is returned.
@@ -86,7 +79,7 @@ class Cluster:
         except ApiError as error:
             if not (error.is_refusal or error.reason == "AlreadyExists"):
                 raise
-            there = await self._ours(key, manifest)
+            there = await self.ours(key, manifest)
             if there is None:
                 raise
             return there
@@ -101,7 +94,7 @@ class Cluster:
             NameTaken: one of that name is there that is not ours.
         """
         key = key_of_manifest(manifest)
-        if "uid" not in manifest["metadata"] and (there := await self._ours(key, manifest)):
+        if "uid" not in manifest["metadata"] and (there := await self.ours(key, manifest)):
             manifest = {**manifest, "metadata": {**manifest["metadata"], "uid": there["metadata"]["uid"]}}
         return await self._apply("apply", key, path_of(key), manifest, FIELD_MANAGER)
 
@@ -140,18 +133,18 @@ class Cluster:
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
-            if error.status == 409 and await self._is_there(key, uid):
+            if error.status == 409 and await self.is_there(key, uid):
                 raise
-            self._forget(key, uid)
+            self.forget(key, uid)
             return
         if answer["kind"] == "Status":  # it had no finalizer and no grace period: it is gone
-            self._forget(key, uid)
+            self.forget(key, uid)
 
     async def remove(self, manifest: Body) -> None:
         """Delete the object that a manifest would make, if it is there and has the same controller."""
         key = key_of_manifest(manifest)
         try:
-            there = await self._read(key)
+            there = await self.read(key)
         except ApiError as error:
             if error.status != 404:
                 raise
@@ -159,17 +152,11 @@ class Cluster:
         if controller(there).get("uid") == controller(manifest).get("uid"):
             await self.delete(key, there["metadata"]["uid"], foreground=False)
 
-    async def bind_pod(self, key: Key, uid: str, node: str, at: datetime) -> None:
-        """Let a gated pod go to one node: gate off, node selector on, node nominated.
-
-        The first two are one patch. The nomination is what keeps the node's freed GPU for this pod (measured: nobody
-        steals it), so it has to be there before the GPU is free.
-        """
-        pod = await self._same(key, uid)
-        operations = binding(pod, uid, self._hostname(node), at)
+    async def bind_pod(self, key: Key, uid: str, hostname: str, at: datetime) -> None:
+        """Let a gated pod go to the node of a hostname: gate off and node selector on, in one patch."""
+        operations = binding(await self.same(key, uid), uid, hostname, at)
         if operations:
             await self._patch("bind", key, uid, path_of(key), operations)
-        await self.nominate_pod(key, uid, node)
 
     async def nominate_pod(self, key: Key, uid: str, node: str) -> None:
         """Say which node a pod is meant for (KEP-5278). One that is on a node already needs no word."""
@@ -177,7 +164,7 @@ class Cluster:
         try:
             await self._patch("nominate", key, uid, f"{path_of(key)}/status", operations)
         except ApiError as error:
-            if error.status != 422 or not (await self._same(key, uid))["spec"].get("nodeName"):
+            if error.status != 422 or not (await self.same(key, uid))["spec"].get("nodeName"):
                 raise
 
     async def scale_slot(self, key: Key, uid: str, size: int) -> None:
@@ -210,38 +197,6 @@ class Cluster:
         place = key_of_manifest(event)
         return await self._write("event", place, "POST", KINDS["Event"].collection(place.namespace), event, attempts=1)
 
-    async def failed_create(self, maker: Key, since: datetime | None = None) -> str:
-        """Why no pod could be made for a Job or a slot's Deployment, in its controller's newest words; empty if none.
-
-        Args:
-            since: older words are about other pods.
-        """
-        by_name = f"involvedObject.kind={maker.kind},involvedObject.name={maker.name}"
-        which = "involvedObject.kind=ReplicaSet" if maker.kind == "Deployment" else by_name
-        answer = await self._api.request(
-            "GET",
-            f"/api/v1/namespaces/{maker.namespace}/events",
-            query={"fieldSelector": f"{which},reason=FailedCreate"},
-        )
-        said = [event for event in answer["items"] if _is_about(event["involvedObject"]["name"], maker)]
-        events = sorted((event for event in said if since is None or _is_after(event, since)), key=_event_time)
-        return str(events[-1].get("message") or "") if events else ""
-
-    async def look_at(self, key: Key, uid: str) -> None:
-        """Have the store know an object as it is now, whatever the watch has brought.
-
-        Raises:
-            Gone: it is not there any more.
-        """
-        await self._same(key, uid)
-
-    async def look_for_pods(self, stage_job: Key) -> None:
-        """Have the store know a Job's pods as they are now: the watch of pods may be behind that of Jobs."""
-        where = KINDS["Pod"].collection(stage_job.namespace)
-        query = {"labelSelector": f"{JOB_NAME_LABEL}={stage_job.name}"}
-        for pod in (await self._api.request("GET", where, query=query))["items"]:
-            self._store.put(parse("Pod", pod), seen=False)
-
     async def _apply_status(self, verb: str, key: Key, uid: str, status: Body, manager: str, attempts: int) -> None:
         """Replace what `manager` owns of a status.
 
@@ -253,7 +208,7 @@ class Cluster:
         version = version_of(held) if held is not None and uid_of(held) == uid else None
         for left in reversed(range(ATTEMPTS)):
             if version is None:
-                version = (await self._same(key, uid))["metadata"]["resourceVersion"]
+                version = (await self.same(key, uid))["metadata"]["resourceVersion"]
             body = _identity(key, uid)
             body["metadata"]["resourceVersion"] = str(version)
             body["status"] = status
@@ -276,7 +231,7 @@ class Cluster:
             )
         except ApiError as error:
             if uid and error.status in (404, 409, 422):
-                await self._same(key, uid)
+                await self.same(key, uid)
             raise
 
     async def _patch(self, verb: str, key: Key, uid: str, path: str, operations: list[Body]) -> Body:
@@ -286,7 +241,7 @@ class Cluster:
             return await self._write(verb, key, "PATCH", path, operations, content_type=JSON_PATCH, query=query)
         except ApiError as error:
             if error.status in (404, 422):
-                await self._same(key, uid)
+                await self.same(key, uid)
             if error.status == 422 and _NOT_AS_TESTED in error.message:
                 raise Outdated(f"{key} is not what it was") from None
             raise
@@ -318,93 +273,10 @@ class Cluster:
             metrics.API_WRITES.labels(verb, key.kind, error.reason).inc()
             raise
         metrics.API_WRITES.labels(verb, key.kind, "ok").inc()
-        self._remember(key, answer)
+        self.remember(key, answer)
         return answer
-
-    async def _read(self, key: Key) -> Body:
-        answer = await self._api.request("GET", path_of(key))
-        self._remember(key, answer)
-        return answer
-
-    async def _ours(self, key: Key, manifest: Body) -> Body | None:
-        """The object that a manifest would make, if it is there already.
-
-        Raises:
-            NameTaken: another one has its name.
-        """
-        try:
-            there = await self._api.request("GET", path_of(key))
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise
-        require_ours(key, manifest, there)
-        self._remember(key, there)
-        return there
-
-    async def _same(self, key: Key, uid: str) -> Body:
-        """The object as it is now.
-
-        Raises:
-            Gone: it is not there, or another one is.
-        """
-        try:
-            answer = await self._read(key)
-        except ApiError as error:
-            if error.status == 404:
-                raise self._gone(key, uid) from None
-            raise
-        if answer["metadata"]["uid"] != uid:
-            raise self._gone(key, uid)
-        return answer
-
-    async def _is_there(self, key: Key, uid: str) -> bool:
-        try:
-            await self._same(key, uid)
-        except Gone:
-            return False
-        return True
-
-    def _remember(self, key: Key, answer: Body) -> None:
-        if key.kind in WATCHED and answer["kind"] == key.kind:
-            self._store.put(parse(key.kind, answer), seen=False)
-
-    def _forget(self, key: Key, uid: str) -> None:
-        if key.kind in WATCHED:
-            self._store.remove(key, uid)
-
-    def _gone(self, key: Key, uid: str) -> Gone:
-        self._forget(key, uid)
-        return Gone(f"{key} with uid {uid} is not there any more")
-
-    def _hostname(self, node: str) -> str:
-        """A node's label, which a node selector needs; it need not be the node's name."""
-        view = self._store.world().nodes.get(Key("Node", "", node))
-        return view.labels.get(HOSTNAME_LABEL, node) if view else node
-
-
-def key_of_manifest(manifest: Body) -> Key:
-    """Where a manifest's object is."""
-    metadata = manifest["metadata"]
-    return Key(manifest["kind"], metadata.get("namespace", ""), metadata["name"])
 
 
 def _identity(key: Key, uid: str) -> Body:
     metadata = {"name": key.name, "uid": uid, **({"namespace": key.namespace} if key.namespace else {})}
     return {"apiVersion": KINDS[key.kind].api_version, "kind": key.kind, "metadata": metadata}
-
-
-def _is_about(name: str, maker: Key) -> bool:
-    """A Deployment's ReplicaSets have its name and a hash."""
-    return name == maker.name or (maker.kind == "Deployment" and name.rpartition("-")[0] == maker.name)
-
-
-def _is_after(event: Body, since: datetime) -> bool:
-    """To the second: that is all that some events say."""
-    said = _event_time(event)
-    return bool(said) and datetime.fromisoformat(said) >= since.replace(microsecond=0)
-
-
-def _event_time(event: Body) -> str:
-    series = event.get("series") or {}
-    return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")

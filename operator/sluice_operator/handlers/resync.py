@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from sluice_operator.cluster.client import Api
 from sluice_operator.cluster.errors import ApiError
@@ -9,6 +10,7 @@ from sluice_operator.cluster.kinds import KINDS
 from sluice_operator.cluster.lists import look_for_api_servers, refresh
 from sluice_operator.observe.parse import KINDS as WATCHED
 from sluice_operator.observe.store import Store
+from sluice_operator.observe.views import Key
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +22,11 @@ KIND_OF = {KINDS[kind].plural: kind for kind in WATCHED}
 class Resync:
     """Keeps the store true to the API server, whatever the watches do."""
 
-    def __init__(self, api: Api, store: Store, seconds: float) -> None:
-        """`seconds` is the time between two full rounds."""
+    def __init__(
+        self, api: Api, store: Store, seconds: float, enqueue: Callable[[Key], None] = lambda _key: None
+    ) -> None:
+        """`seconds` is the time between two full rounds; `enqueue` has a key reconciled."""
+        self._enqueue = enqueue
         self._api = api
         self._store = store
         self._seconds = seconds
@@ -55,9 +60,12 @@ class Resync:
     async def _look_for_api_servers(self) -> None:
         """Where they are changes seldom; what fails is tried again in the next round."""
         try:
-            await look_for_api_servers(self._api, self._store)
+            moved = await look_for_api_servers(self._api, self._store)
         except ApiError as error:
             logger.warning("no look at where the API server is", extra={"error": str(error)})
+            return
+        for engine in self._store.world().engines if moved else ():
+            self._enqueue(engine)  # the NetworkPolicies of their pods name it
 
     async def _list_due(self) -> None:
         """One attempt for each kind that is due. What fails is due again after a pause; nothing waits for another."""

@@ -26,7 +26,6 @@ def route_changes(store: Store, add: Callable[[Key], None]) -> None:
             add(key)
 
     store.listen(changed)
-    store.wake = add
 
 
 def take_event(store: Store, plural: str, event: kopf.RawEvent) -> None:

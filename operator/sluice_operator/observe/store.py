@@ -16,7 +16,6 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -24,14 +23,13 @@ from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.observe import found_by, parse_devices
+from sluice_operator.observe.findings import Findings
 from sluice_operator.observe.index import Index
 from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import KINDS, Parsed, Stored, Unreadable, key_of, uid_of, version_of
 from sluice_operator.observe.parse_pod import is_ours
-from sluice_operator.observe.refusals import Refusal, Refusals
 from sluice_operator.observe.table import Table
 from sluice_operator.observe.views import (
-    Address,
     BudgetView,
     DeviceClaimView,
     Key,
@@ -40,7 +38,7 @@ from sluice_operator.observe.views import (
     SlotView,
     StageJobView,
 )
-from sluice_operator.observe.world import Heartbeat, Identity, Reported, SetAside, World, identity, job_key
+from sluice_operator.observe.world import Identity, World, identity
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +49,7 @@ Listener = Callable[[Stored | None, Stored | None], None]
 class Store:
     """What this process knows. Used from one event loop only; it never awaits, so no reader sees half a change."""
 
-    def __init__(self, served: Callable[[str], bool] = lambda _namespace: True) -> None:  # noqa: PLR0915 - one for each index
+    def __init__(self, served: Callable[[str], bool] = lambda _namespace: True) -> None:
         """`served` says whether the custom resources of a namespace are ours to serve."""
         self.serves = served
         self._listeners: list[Listener] = []
@@ -119,29 +117,11 @@ class Store:
 
         self._worked_out: dict[Hashable, Any] = {}
         self._notes: dict[str, tuple[FineTuneJob, dict[Hashable, Any]]] = {}
-        self._set_aside: dict[Key, SetAside] = {}
         self._last_words: set[str] = set()  # uids of deleted pods that are still held
-        self._reports: dict[str, Reported] = {}
-        self._heartbeats: dict[str, Heartbeat] = {}
-        self.refusals = Refusals()
-        self.verdicts: dict[str, Mapping[Key, object]] = {}
-        """What each pool's reconcile leaves for its jobs; memory only. Who changes one calls `wake` for its job."""
-        self.rests_until: dict[str, float] = {}
-        """Until when each pool is not decided again, on the monotonic clock; memory only."""
-        self.wake: Callable[[Key], None] = lambda _key: None
-        """Have a key reconciled; set by whoever owns the queue."""
-        self.starting: set[Key] = set()
-        """Jobs whose Prepare is being made at this moment."""
-        self.api_servers: tuple[Address, ...] = ()
-        """Where pods reach the API server, as last looked up."""
-        self.settled: dict[Key, tuple[int, object]] = {}
-        """What this process last made of objects that nobody watches, and in which term; memory only."""
+        self.findings = Findings(self._worked_out.clear)
+        """What no watch brings."""
         self.serves_dra = True
         """Whether the cluster has the kinds of DRA; whoever finds out that it has not says so, once."""
-        self.term = 0
-        """The lease's transition count while, or since, this process leads; see `begin_term`."""
-        self.since: datetime | None = None
-        """When this term began."""
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -172,7 +152,6 @@ class Store:
             engine_pods=self._engine_pods.groups,
             placeholders=self._placeholders.groups,
             scale_ups=self._scale_ups.groups,
-            unreadable_jobs=self._tables["Job"].unreadable,
             stage_jobs_of=self._stage_jobs_of.groups,
             slots_of=self._slots_of.groups,
             claiming=self._claiming.groups.get(True, MappingProxyType({})),
@@ -182,18 +161,18 @@ class Store:
             unfinished=self._unfinished.groups,
             preparing=self._preparing.groups.get(True, MappingProxyType({})),
             to_prepare=self._to_prepare.groups,
-            starting=self.starting,
+            starting=self.findings.starting,
             budgets_in=self._budgets_in.groups,
             serves_dra=self.serves_dra,
             slices_on=self._slices_on.groups,
             device_claims_on=self._device_claims_on.groups,
             slot_devices=self._slot_devices.groups,
-            reports=MappingProxyType(self._reports),
-            heartbeats=MappingProxyType(self._heartbeats),
-            refused=MappingProxyType(self.refusals.of),
-            term=self.term,
-            since=self.since,
-            set_aside=MappingProxyType(self._set_aside),
+            reports=self.findings.reports,
+            heartbeats=self.findings.heartbeats,
+            refused=self.findings.refused,
+            term=self.findings.term,
+            since=self.findings.since,
+            set_aside=self.findings.set_aside,
             worked_out=self._worked_out,
             notes=self._notes,
         )
@@ -263,38 +242,6 @@ class Store:
         table.newest = max(table.newest, list_version)
         table.forget_dead(list_version)
 
-    def begin_term(self, term: int, now: datetime) -> None:
-        """Begin to lead. What was heard in an earlier term proves nothing: others have led and listened since then."""
-        self._worked_out.clear()
-        self._reports.clear()
-        self._heartbeats.clear()
-        self.term, self.since = term, now
-
-    def report(self, pod_uid: str, reported: Reported) -> None:
-        """Keep the newest report of an engine's pod."""
-        self._worked_out.clear()
-        self._reports[pod_uid] = reported
-
-    def heartbeat(self, stage_job_uid: str, heartbeat: Heartbeat) -> None:
-        """Keep the newest sign of life of a training attempt."""
-        self._worked_out.clear()
-        self._heartbeats[stage_job_uid] = heartbeat
-
-    def set_aside(self, found: SetAside) -> None:
-        """Leave an object alone, until it changes or is readmitted."""
-        self._worked_out.clear()
-        self._set_aside[found.key] = found
-
-    def readmit(self, key: Key) -> bool:
-        """Look at an object again like at any other; whether it was set aside."""
-        self._worked_out.clear()
-        return self._set_aside.pop(key, None) is not None
-
-    def refuse(self, engine: Key, refusal: Refusal | None) -> None:
-        """Keep what the API server refuses an engine, or forget it; memory only."""
-        self._worked_out.clear()
-        self.refusals.put(engine, refusal)
-
     def unreadable(self) -> list[Unreadable]:
         """Objects that are set aside."""
         return [obj for table in self._tables.values() for obj in table.unreadable.values()]
@@ -315,10 +262,9 @@ class Store:
                 self._change(key, dataclasses.replace(held, seen=True))
             return
         if isinstance(obj, Unreadable):
-            self._worked_out.clear()
             table.set_aside(obj)
-            if isinstance(held, StageJobView) and held.owner:
-                self.wake(job_key(key.namespace, held.owner.name))
+            if isinstance(held, StageJobView):
+                self._change(key, dataclasses.replace(held, readable=False))
             return
         table.unreadable.pop(key, None)
         if held is not None and not same:
@@ -349,7 +295,7 @@ class Store:
                 return
         self._change(key, None)
         if isinstance(held, StageJobView):
-            self._heartbeats.pop(held.uid, None)
+            self.findings.forget_attempt(held)
             for pod in tuple(self._pods_of.groups.get(identity(held), {}).values()):
                 if pod.uid in self._last_words:
                     self._change(pod.key, None)
@@ -368,16 +314,14 @@ class Store:
             if old is None:
                 return
             del objects[key]
-            self.refusals.forget(key)
         else:
             objects[key] = new
         if isinstance(old, FineTuneJob):
             self._notes.pop(old.metadata.uid, None)
-        self._set_aside.pop(key, None)
+        self.findings.forget(old, new, key)
         for index in self._indices.get(key.kind, ()):
             index.change(key, old, new)
         if new is None and isinstance(old, PodView):
-            self._reports.pop(old.uid, None)
             self._last_words.discard(old.uid)
         for listener in self._listeners:
             listener(old, new)

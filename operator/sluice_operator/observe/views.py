@@ -159,6 +159,8 @@ class StageJobView(View):
     finished_at: datetime | None = None
     seen: bool = True
     """It has come back through a list or a watch, not only as the answer to our own write."""
+    readable: bool = True
+    """False since somebody changed it into what can't be read: this is the last state that could be."""
 
     @property
     def is_ours(self) -> bool:

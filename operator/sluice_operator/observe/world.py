@@ -14,8 +14,8 @@ from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.reasons import Reason
 from sluice_api.reports import EngineReport
-from sluice_operator.observe.refusals import Refusal
 from sluice_operator.observe.views import (
     BudgetView,
     ClaimView,
@@ -33,6 +33,7 @@ from sluice_operator.observe.views import (
 
 AnyView = TypeVar("AnyView", bound=View)
 AnyObject = TypeVar("AnyObject")
+Custom = FineTuneJob | InferenceEngine | Adapter | GPUPool
 Identity = tuple[str, str]
 """Namespace and uid. A controller is of its object's namespace: a uid alone is a claim that anybody may write."""
 
@@ -68,6 +69,16 @@ class Heartbeat:
     """None before the first step, and while training stands still for a save."""
     trouble: str = ""
     """What it has said since: why it stands still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What the API server has refused to make for an engine."""
+
+    reason: Reason
+    message: str
+    until: datetime
+    """When it is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +134,6 @@ class World:
     """Pods that ask for nodes, by the name of the pool."""
     stage_jobs_of: Mapping[Identity, Mapping[Key, StageJobView]] = field(default_factory=dict)
     """Stage Jobs by their FineTuneJob."""
-    unreadable_jobs: Mapping[Key, object] = field(default_factory=dict)
-    """Batch Jobs that can't be read as they are now; what `stage_jobs` has of them is older."""
     slots_of: Mapping[Identity, Mapping[Key, SlotView]] = field(default_factory=dict)
     """Slot Deployments by their InferenceEngine."""
     claiming: Mapping[Key, StageJobView] = field(default_factory=dict)
@@ -173,6 +182,16 @@ class World:
         if note is None or note[0] is not job:
             note = self.notes[uid] = (job, {})
         return note[1]
+
+    def resource(self, key: Key) -> Custom | None:
+        """The custom resource of a key, if it is there."""
+        of_kind: Mapping[str, Mapping[Key, Custom]] = {
+            FineTuneJob.KIND.kind: self.jobs,
+            InferenceEngine.KIND.kind: self.engines,
+            Adapter.KIND.kind: self.adapters,
+            GPUPool.KIND.kind: self.pools,
+        }
+        return of_kind[key.kind].get(key)
 
     def without(self, keys: Collection[Key]) -> "World":
         """The same as if some objects were not there. Their Jobs and pods are, and what those have is theirs."""

@@ -1,25 +1,24 @@
 """The status of an object that is set aside: it says so, and the rest of it stays as it was."""
 
 from datetime import datetime, timedelta
-from typing import TypeVar
 
-from sluice_api.adapter import Adapter
+from sluice_api.adapter import AdapterStatus
 from sluice_api.conditions import READY, Condition, ConditionStatus, JobCondition
-from sluice_api.finetunejob import FineTuneJob
-from sluice_api.gpupool import GPUPool
-from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.finetunejob import FineTuneJob, FineTuneJobStatus
+from sluice_api.gpupool import GPUPoolStatus
+from sluice_api.inferenceengine import InferenceEngineStatus
 from sluice_api.reasons import Reason
-from sluice_operator.observe.world import SetAside
+from sluice_operator.observe.world import Custom, SetAside
 from sluice_operator.plan.facts.conditions import condition
 
 LOOKED_AT_AGAIN = timedelta(minutes=5)
 """So long an object stays aside that does not change: what was raised may have been another's fault too."""
 
-AnyResource = TypeVar("AnyResource", FineTuneJob, InferenceEngine, Adapter, GPUPool)
+Status = FineTuneJobStatus | InferenceEngineStatus | AdapterStatus | GPUPoolStatus
 
 
-def set_aside(resource: AnyResource, found: SetAside, now: datetime) -> AnyResource:
-    """The object with the status that it has while it is set aside."""
+def set_aside_status(resource: Custom, found: SetAside, now: datetime) -> Status:
+    """The status of an object while it is set aside."""
     message = (
         f"{found.why}. Sluice leaves this {resource.KIND.kind} alone, decides for all others, and looks at it again in "
         f"{LOOKED_AT_AGAIN.seconds // 60} min or when it changes. Correct what is out of the ordinary in its spec or "
@@ -32,15 +31,15 @@ def set_aside(resource: AnyResource, found: SetAside, now: datetime) -> AnyResou
     changes: dict[str, object] = {"conditions": (*kept, *told.values())}
     if isinstance(resource, FineTuneJob):
         changes["summary"] = Reason.INTERNAL_ERROR
-    return resource.model_copy(update={"status": resource.status.model_copy(update=changes)})
+    return resource.status.model_copy(update=changes)
 
 
-def is_told(resource: FineTuneJob | InferenceEngine | Adapter | GPUPool) -> bool:
+def is_told(resource: Custom) -> bool:
     """Whether an object's status says already that it is set aside."""
     return any(known.reason == Reason.INTERNAL_ERROR for known in resource.status.conditions)
 
 
-def _concerned(resource: FineTuneJob | InferenceEngine | Adapter | GPUPool) -> dict[str, ConditionStatus]:
+def _concerned(resource: Custom) -> dict[str, ConditionStatus]:
     """The conditions that say it: of a job the first step that is not done, and its end."""
     if not isinstance(resource, FineTuneJob):
         return {READY: "Unknown"}
@@ -50,7 +49,7 @@ def _concerned(resource: FineTuneJob | InferenceEngine | Adapter | GPUPool) -> d
 
 
 def _told(
-    resource: FineTuneJob | InferenceEngine | Adapter | GPUPool,
+    resource: Custom,
     kind: str,
     status: ConditionStatus,
     message: str,

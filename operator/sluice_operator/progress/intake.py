@@ -55,7 +55,9 @@ class Intake:
         before = world.heartbeats.get(stage_job.uid)
         alive = before.at if before and report.message else now  # one that says it stands still does not go on
         step_seconds = None if report.activity is Activity.SAVING else report.step_seconds
-        self._store.heartbeat(stage_job.uid, Heartbeat(stage_job.attempt, alive, step_seconds, report.message or ""))
+        self._store.findings.heartbeat(
+            stage_job.uid, Heartbeat(stage_job.attempt, alive, step_seconds, report.message or "")
+        )
         self._writer.offer(job, progress_after(self._writer.newest(job), stage, report, now))
         if stage is Stage.TRAIN:
             self.training[uid] = report
@@ -67,7 +69,7 @@ class Intake:
         """Take as a sign of life what a trainer posts and is not accepted, for its number or because it is too much."""
         before = self._this_term().heartbeats.get(trainer.stage_job.uid)
         if before is not None:
-            self._store.heartbeat(trainer.stage_job.uid, replace(before, at=now))
+            self._store.findings.heartbeat(trainer.stage_job.uid, replace(before, at=now))
 
     def take_engine(self, replica: Replica, report: EngineReport, now: datetime) -> None:
         """Take what the agent of a slot says.
@@ -80,7 +82,7 @@ class Intake:
         must_be_newer(report.sequence, mark)
         before = world.reports.get(uid)
         keys = list(concerned(world, replica, before.report if before else None, report))
-        self._store.report(uid, before.then(report, now) if before else Reported(report, now))
+        self._store.findings.report(uid, before.then(report, now) if before else Reported(report, now))
         for key in keys:
             self._wake(key)
 

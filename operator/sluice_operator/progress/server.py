@@ -20,7 +20,7 @@ from sluice_api.reports import (
 )
 from sluice_operator import metrics
 from sluice_operator.cluster.client import Api
-from sluice_operator.cluster.writes import Cluster
+from sluice_operator.cluster.writes import Writer
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import key_of
@@ -54,7 +54,7 @@ async def serve(
     settings: Settings,
     store: Store,
     api: Api,
-    cluster: Cluster,
+    cluster: Writer,
     leads: Callable[[], bool],
     wake: Callable[[Key], None],
     now: Callable[[], datetime],

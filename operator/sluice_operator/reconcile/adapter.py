@@ -1,28 +1,22 @@
 """Say where one Adapter answers. Loading it is the agents' work: they watch Adapters themselves."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from sluice_operator.cluster.writes import Cluster
-from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.plan.adapter import adapter_status
-from sluice_operator.reconcile.fence import decided, say_set_aside
-from sluice_operator.reconcile.status import write_status
-from sluice_operator.settings import Settings
+from sluice_operator.reconcile.context import Context, Requeue, until
+from sluice_operator.reconcile.fence import planned
+from sluice_operator.reconcile.status import status_writes
+from sluice_operator.writes import Plan
 
 
-async def reconcile_adapter(
-    key: Key, store: Store, cluster: Cluster, settings: Settings, now: datetime
-) -> timedelta | None:
+async def reconcile_adapter(key: Key, c: Context, now: datetime) -> Requeue:
     """Mirror what the engine's agents report of one Adapter."""
-    world = store.world()
-    adapter = world.adapters.get(key)
+    adapter = c.store.world().adapters.get(key)
     if adapter is None or adapter.metadata.deletion_timestamp:
         return None
 
-    status = decided(store, key, lambda world: adapter_status(world, adapter, now), now)
-    if status is None:
-        return await say_set_aside(store, cluster, adapter, now)
+    plan = planned(c, key, lambda w: Plan(status_writes(adapter, adapter_status(w, adapter, now))), now)
 
-    await write_status(cluster, adapter, status)
-    return None
+    await c.cluster.do(plan.writes)
+    return until(plan.again_at, now)

@@ -9,22 +9,20 @@ from sluice_operator.cluster.client import Api
 from sluice_operator.cluster.errors import ApiError, NotLeading, Outdated
 from sluice_operator.cluster.lease import Lease
 from sluice_operator.cluster.lists import look_for_dra, refresh_all
-from sluice_operator.cluster.writes import Cluster
-from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import PodView, StageJobView
 from sluice_operator.observe.world import World, identity
 from sluice_operator.plan.allocation.scale_up import scale_ups_of
 from sluice_operator.plan.facts.belief import owner_of
+from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.engine import reconcile_engine
-from sluice_operator.reconcile.scale_up import remove_scale_ups
-from sluice_operator.settings import Settings
+from sluice_operator.writes import Delete, Writes
 
 logger = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 1.0
 
 
-async def give_back(api: Api, store: Store, cluster: Cluster, lease: Lease, settings: Settings) -> None:
+async def give_back(api: Api, c: Context, lease: Lease) -> None:
     """Take the lease from the operator, which may still run, and undo every loan.
 
     Always returns: an uninstall goes on even if a slot is not back, which the log then says. Deployments and Jobs
@@ -33,54 +31,52 @@ async def give_back(api: Api, store: Store, cluster: Cluster, lease: Lease, sett
     """
     await lease.take()
     clock = Clock()
-    store.begin_term(lease.term, clock.now())
+    c.store.findings.begin_term(lease.term, clock.now())
     keeping = asyncio.create_task(lease.keep())
     try:
         try:
-            async with asyncio.timeout(settings.give_back_seconds):
-                await _until_given_back(api, store, cluster, settings, clock)
+            async with asyncio.timeout(c.settings.give_back_seconds):
+                await _until_given_back(api, c, clock)
         except TimeoutError:
-            logger.warning("gave up: not everything is back", extra=missing(store.world()))
-            await _remove_idle_pods(store.world(), cluster)
+            logger.warning("gave up: not everything is back", extra=missing(c.store.world()))
+            world = c.store.world()
+            placeholders = [pod for pods in world.placeholders.values() for pod in pods.values()]
+            await c.cluster.do(tuple(Delete(pod.key, pod.uid) for pod in (*_scale_ups(world), *placeholders)))
     except NotLeading:
-        logger.warning("gave up: another process took the lease", extra=missing(store.world()))
+        logger.warning("gave up: another process took the lease", extra=missing(c.store.world()))
     finally:
         keeping.cancel()
         await asyncio.wait({keeping})
         await lease.leave()
 
 
-async def _until_given_back(api: Api, store: Store, cluster: Cluster, settings: Settings, clock: Clock) -> None:
+async def _until_given_back(api: Api, c: Context, clock: Clock) -> None:
     """Look at everything anew each time; there is no watch here."""
     while True:
         try:
-            await look_for_dra(api, store)
-            await refresh_all(api, store)
-            await _step(store, cluster, settings, clock)
+            await look_for_dra(api, c.store)
+            await refresh_all(api, c.store)
+            await c.cluster.do(ending_writes(c.store.world()))
+            for key in tuple(c.store.world().engines):
+                await reconcile_engine(key, c, clock.now())
         except (ApiError, Outdated) as error:
             logger.info("looking again", extra={"why": str(error)})
         else:
-            if not missing(store.world()):
+            if not missing(c.store.world()):
                 logger.info("every slot is back")
                 return
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
-async def _step(store: Store, cluster: Cluster, settings: Settings, clock: Clock) -> None:
-    for stage_job in _unfinished(store.world()):
-        if not stage_job.deleting:
-            logger.info("ending a stage", extra={"job": str(stage_job.key)})
-            await cluster.delete(stage_job.key, stage_job.uid, foreground=True)
-    await remove_scale_ups(cluster, _scale_ups(store.world()))
-    for key in tuple(store.world().engines):
-        await reconcile_engine(key, store, cluster, settings, clock.now())
-
-
-async def _remove_idle_pods(world: World, cluster: Cluster) -> None:
-    await remove_scale_ups(cluster, _scale_ups(world))
-    for pods in world.placeholders.values():
-        for pod in pods.values():
-            await cluster.delete(pod.key, pod.uid, foreground=False)
+def ending_writes(world: World) -> Writes:
+    """End all stages, and remove the pods that ask for nodes."""
+    stages = [stage_job for stage_job in _unfinished(world) if not stage_job.deleting]
+    for stage_job in stages:
+        logger.info("ending a stage", extra={"job": str(stage_job.key)})
+    return (
+        *(Delete(stage_job.key, stage_job.uid, foreground=True) for stage_job in stages),
+        *(Delete(pod.key, pod.uid) for pod in _scale_ups(world)),
+    )
 
 
 def _scale_ups(world: World) -> list[PodView]:

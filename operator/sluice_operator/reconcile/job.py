@@ -1,72 +1,95 @@
 """Bring one FineTuneJob nearer to what its spec asks for."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sluice_api.finetunejob import FineTuneJob, FineTuneJobStatus
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.publish import Publish
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExportResult, Stage
 from sluice_operator.build.adapter import adapter
-from sluice_operator.build.metadata import Manifest
-from sluice_operator.cluster.errors import ApiError
-from sluice_operator.cluster.writes import Cluster
-from sluice_operator.observe.store import Store
+from sluice_operator.cluster.patches import HOSTNAME_LABEL
 from sluice_operator.observe.views import Key
-from sluice_operator.observe.world import World, adapter_key, identity, key_of
-from sluice_operator.plan.allocation.waiting import Wait
-from sluice_operator.plan.facts.attempts import trainer_pods
-from sluice_operator.plan.facts.outcomes import recorded
-from sluice_operator.plan.facts.podless import PODS_WITHIN
+from sluice_operator.observe.world import World, adapter_key, key_of
 from sluice_operator.plan.facts.preparing import next_to_prepare
 from sluice_operator.plan.facts.refused import REFUSED
-from sluice_operator.plan.job.decide import job_of, plan_job
+from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
 from sluice_operator.plan.job.situation import JobDecision, refused, told_since
 from sluice_operator.plan.job.status import job_status
-from sluice_operator.reconcile.begin import begin_attempt
-from sluice_operator.reconcile.fence import decided, say_set_aside
-from sluice_operator.reconcile.orphans import end_orphans
-from sluice_operator.reconcile.refused import why
-from sluice_operator.reconcile.status import until, write_status
+from sluice_operator.reconcile.attempt import attempt_writes, refused_writes
+from sluice_operator.reconcile.context import Context, Requeue, until
+from sluice_operator.reconcile.fence import planned
+from sluice_operator.reconcile.look import look_for_orphans, look_for_pods, look_for_refused_pod, orphan_writes
+from sluice_operator.reconcile.refused import reason_of
+from sluice_operator.reconcile.status import status_writes
 from sluice_operator.settings import Settings
+from sluice_operator.writes import (
+    Annotate,
+    Apply,
+    Bind,
+    Delete,
+    Event,
+    Manifest,
+    Nominate,
+    Plan,
+    Refused,
+    Write,
+    Writes,
+)
 
 
-async def reconcile_job(
-    key: Key, store: Store, cluster: Cluster, settings: Settings, now: datetime
-) -> timedelta | None:
+async def reconcile_job(key: Key, c: Context, now: datetime) -> Requeue:
     """Bring one FineTuneJob one step nearer to what its spec asks for."""
-    await end_orphans(key, store, cluster)
-    await _look_again(key, store, cluster)
-    refused_pod = await _refused_pod(key, store, cluster, now)
+    await look_for_orphans(key, c)
+    await look_for_pods(key, c)
+    words = await look_for_refused_pod(key, c, now)
 
-    world = store.world()
-    job = world.jobs.get(key)
-    if job is None:
-        return None  # deleted: its children go with it
-    if job.spec.managed_by and job.status.conditions:
-        return None  # its status is another controller's too, once it says so
+    job = c.store.world().jobs.get(key)
+    plan = planned(c, key, lambda world: job_plan(world, key, c, words, now), now)
 
-    wait = store.verdicts.get(job.spec.resources.pool, {}).get(key)
+    refusal = await _do(plan, job, c)
+    if refusal is not None and job is not None:
+        plan = planned(c, key, lambda world: refused_plan(world, job, plan, refusal, now), now)
+        await c.cluster.do(plan.writes)
+    return until(plan.again_at, now)
 
-    def decide(world: World) -> tuple[JobDecision, FineTuneJobStatus]:
-        decision = plan_job(world, job, now, limits(settings), wait if isinstance(wait, Wait) else None, refused_pod)
-        return decision, job_status(world, job, decision, now)
 
-    found = decided(store, key, decide, now)
-    if found is None:
-        return await say_set_aside(store, cluster, job, now)
-    decision, status = found
+@dataclass(frozen=True, slots=True)
+class JobPlan(Plan):
+    """The writes that a decision asks for."""
 
-    failure = await _try(job, decision, store, cluster, settings, now)
-    if failure is not None and failure.is_refusal:
-        decision = refused(decision, why(failure), failure.message, told_since(job, decision), now)
-        status = job_status(world, job, decision, now)
-    await write_status(cluster, job, status, exclude={"progress"})  # also when what was to be done has failed
-    await _tell(job, decision, cluster)
-    if failure is not None and not failure.is_refusal:
-        raise failure
-    return until(decision.again_at, now)
+    decision: JobDecision | None = None
+
+
+def job_plan(world: World, key: Key, c: Context, refused_pod: str, now: datetime) -> Plan:
+    """What is to be done for one job now; for one that is gone, about what it has left behind.
+
+    Args:
+        refused_pod: what the API server said when it refused the pod of a stage.
+    """
+    orphans, job = orphan_writes(key, c), world.jobs.get(key)
+    if job is None or (job.spec.managed_by and job.status.conditions):
+        return Plan(orphans)  # its status is another controller's too, once it says so
+    wait = c.wait_of(job.spec.resources.pool, key)
+    decision = plan_job(world, job, now, limits(c.settings), wait, refused_pod)
+    status = job_status(world, job, decision, now)
+    writes = (*orphans, *_acts(world, job, decision, c, now), *status_writes(job, status), *_tell(job, decision))
+    return JobPlan(writes, decision.again_at, decision)
+
+
+def refused_plan(world: World, job: FineTuneJob, plan: Plan, refusal: Refused, now: datetime) -> Plan:
+    """What is to be done when the API server has refused something of a plan: people are told, and it is recorded."""
+    decision = plan.decision if isinstance(plan, JobPlan) else None
+    if decision is None:
+        return plan
+    told = refused(decision, reason_of(refusal), refusal.message, told_since(job, decision), now)
+    writes: Writes = (*status_writes(job, job_status(world, job, told, now)), *_tell(job, told))
+    if decision.start is not None and not isinstance(refusal.write, Annotate):
+        writes += refused_writes(world, job, decision.start, refusal, now)
+    return Plan(writes, told.again_at)
 
 
 def limits(settings: Settings) -> Limits:
@@ -78,42 +101,28 @@ def limits(settings: Settings) -> Limits:
     )
 
 
-async def _try(
-    job: FineTuneJob, decision: JobDecision, store: Store, cluster: Cluster, settings: Settings, now: datetime
-) -> ApiError | None:
-    """Do what is decided, as far as the API server does it."""
-    prepares = decision.start is not None and decision.start.stage is Stage.PREPARE
-    if prepares:
-        store.starting.add(_key(job))  # before the first await: another job's decision counts it
-    try:
-        await _act(job, decision, store, cluster, settings, now)
-    except ApiError as error:
-        return error
-    finally:
-        if prepares:
-            store.starting.discard(_key(job))
-            for other in next_to_prepare(store.world(), job.spec.resources.pool):
-                store.wake(key_of(other))
-    return None
-
-
-async def _act(
-    job: FineTuneJob, decision: JobDecision, store: Store, cluster: Cluster, settings: Settings, now: datetime
-) -> None:
+def _acts(world: World, job: FineTuneJob, decision: JobDecision, c: Context, now: datetime) -> Iterator[Write]:
     """The record first: what follows may remove the objects that it was read from."""
+    key, uid = key_of(job), job.metadata.uid
     if decision.record is not None:
-        annotations = {OUTCOMES_ANNOTATION: decision.record.to_json()}
-        await cluster.annotate(_key(job), job.metadata.uid, annotations)
+        yield Annotate(key, uid, {OUTCOMES_ANNOTATION: decision.record.to_json()})
     if decision.start is not None:
-        await begin_attempt(store, cluster, settings, job, decision.start, now)
+        yield from attempt_writes(world, job, decision.start, c)
     for pod, node in decision.bind:
-        await cluster.bind_pod(pod.key, pod.uid, node, now)
+        yield Bind(pod.key, pod.uid, _hostname(world, node), now)
+        yield Nominate(pod.key, pod.uid, node)
     if decision.publish is not None and job.spec.publish is not None:
-        await cluster.apply(_adapter(store.world(), job, job.spec.publish, decision.publish))
+        yield Apply(_adapter(world, job, job.spec.publish, decision.publish))
     for doomed in decision.delete:
-        await cluster.delete(doomed.key, doomed.uid, foreground=True)
+        yield Delete(doomed.key, doomed.uid, foreground=True)
     if decision.remove:
-        await cluster.delete(_key(job), job.metadata.uid, foreground=False)
+        yield Delete(key, uid)
+
+
+def _hostname(world: World, node: str) -> str:
+    """A node's label, which a node selector needs; it need not be the node's name."""
+    view = world.nodes.get(Key("Node", "", node))
+    return view.labels.get(HOSTNAME_LABEL, node) if view else node
 
 
 def _adapter(world: World, job: FineTuneJob, publish: Publish, export: ExportResult) -> Manifest:
@@ -125,37 +134,12 @@ def _adapter(world: World, job: FineTuneJob, publish: Publish, export: ExportRes
     return manifest
 
 
-async def _look_again(key: Key, store: Store, cluster: Cluster) -> None:
-    """Ask for the pods of a finished Job that are not known: none is taken for gone because a watch is late."""
-    world = store.world()
-    job = job_of(world, key)
-    if job is None:
-        return
-    for stage in tuple(world.stage_jobs_of.get(identity(job), {}).values()):
-        pods = len(stage.claim.nodes) if stage.claim else 1
-        fresh = stage.finished and not recorded(job).has(stage.stage, stage.attempt)
-        if fresh and len(trainer_pods(world, stage)) < pods:
-            await cluster.look_for_pods(stage.key)
-
-
-async def _refused_pod(key: Key, store: Store, cluster: Cluster, now: datetime) -> str:
-    """What the API server said when it refused the pod of a stage Job that has none for a while."""
-    world = store.world()
-    job = job_of(world, key)
-    if job is None:
-        return ""
-    for stage in world.stage_jobs_of.get(identity(job), {}).values():
-        young, pods = now - stage.created < PODS_WITHIN, len(stage.claim.nodes) if stage.claim else 1
-        if not stage.finished and not stage.deleting and not young and len(trainer_pods(world, stage)) < pods:
-            return await cluster.failed_create(stage.key)
-    return ""
-
-
-async def _tell(job: FineTuneJob, decision: JobDecision, cluster: Cluster) -> None:
+def _tell(job: FineTuneJob, decision: JobDecision) -> Writes:
     """One event per change of mind."""
-    if decision.reason != job.status.summary:
-        kind = "Warning" if decision.failed or decision.reason in _WARN else "Normal"
-        await cluster.event(_key(job), job.metadata.uid, kind, decision.reason, decision.message)
+    if decision.reason == job.status.summary:
+        return ()
+    level = "Warning" if decision.failed or decision.reason in _WARN else "Normal"
+    return (Event(key_of(job), job.metadata.uid, level, decision.reason, decision.message),)
 
 
 _WARN = frozenset(
@@ -173,5 +157,15 @@ _WARN = frozenset(
 )
 
 
-def _key(job: FineTuneJob) -> Key:
-    return Key(job.KIND.kind, job.metadata.namespace, job.metadata.name)
+async def _do(plan: Plan, job: FineTuneJob | None, c: Context) -> Refused | None:
+    """Do it. While a Prepare is being made, other jobs' decisions count it; who waits for its place looks after it."""
+    start = plan.decision.start if isinstance(plan, JobPlan) and plan.decision else None
+    if job is None or start is None or start.stage is not Stage.PREPARE:
+        return await c.cluster.do(plan.writes)
+    c.store.findings.start(key_of(job), begins=True)
+    try:
+        return await c.cluster.do(plan.writes)
+    finally:
+        c.store.findings.start(key_of(job), begins=False)
+        for other in next_to_prepare(c.store.world(), job.spec.resources.pool):
+            c.enqueue(key_of(other))

@@ -1,96 +1,87 @@
-"""Hand out one pool's GPUs: the only place where claims begin."""
+"""Decide for all jobs that wait in one pool at once."""
 
-import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
-from sluice_api.claim import Claim
-from sluice_api.finetunejob import FineTuneJob
-from sluice_api.gpupool import GPUPool, GPUPoolStatus
+from sluice_api.gpupool import GPUPool
 from sluice_api.stages import Stage
-from sluice_operator.cluster.errors import ApiError, Outdated
-from sluice_operator.cluster.writes import Cluster
+from sluice_operator.build.scale_up import scale_up_pod
+from sluice_operator.cluster.cluster import Failure
+from sluice_operator.cluster.errors import Outdated
 from sluice_operator.metrics import QUEUE_WAIT_SECONDS
-from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.allocation.allocate import Allocation, allocate, handed_out, next_turn, ready_since
+from sluice_operator.plan.allocation.allocate import Allocation, handed_out, next_turn, ready_since
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.allocation.pool_status import engines_with_room, no_longer_refused, pool_status
-from sluice_operator.plan.allocation.scale_up import scale_ups_of
+from sluice_operator.plan.allocation.scale_up import plan_scale_up, scale_ups_of
 from sluice_operator.plan.allocation.waiting import Wait
-from sluice_operator.plan.aside import LOOKED_AT_AGAIN
-from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.facts.pools import elders_of, find_pool
 from sluice_operator.plan.facts.refused import FIRST_PAUSE
+from sluice_operator.plan.fence import each
 from sluice_operator.plan.job.situation import Start, next_training_attempt
-from sluice_operator.reconcile.at_once import side_by_side
-from sluice_operator.reconcile.begin import begin_attempt
-from sluice_operator.reconcile.fence import decided, say_set_aside
-from sluice_operator.reconcile.scale_up import ask_for_nodes, remove_scale_ups
-from sluice_operator.reconcile.status import until, write_status
-from sluice_operator.settings import Settings
+from sluice_operator.reconcile.attempt import attempt_writes, refused_writes
+from sluice_operator.reconcile.context import Context, Requeue, until
+from sluice_operator.reconcile.fence import decided, planned
+from sluice_operator.reconcile.status import status_writes
+from sluice_operator.writes import Create, Delete, Plan, Refused, Writes
 
 _LONG_SECONDS = 0.05
 _REST = 3
 _MOST_REFUSED = 20
 """After so many refusals in one decision the others wait for the next: it comes at once, as the refused are told."""
+_NO_POD = "no pod that asks for a node: an autoscaler is told of fewer"
 
 
-async def reconcile_pool(
-    key: Key, store: Store, cluster: Cluster, settings: Settings, now: datetime
-) -> timedelta | None:
+async def reconcile_pool(key: Key, c: Context, now: datetime) -> Requeue:
     """Decide for all jobs that wait in one pool at once; make the claims of those whose turn it is."""
-    world = store.world()
-    pool = find_pool(world, key.name)
+    pool = find_pool(c.store.world(), key.name)
     if pool is None:
-        store.verdicts.pop(key.name, None)
-        await remove_scale_ups(cluster, scale_ups_of(world, key.name))
-        return None
+        return await _leave(key, c)
+    if (rest := c.rests_until.get(key.name, 0) - c.passing()) > 0:
+        return timedelta(seconds=rest)
 
-    began = time.monotonic()
-    if began < store.rests_until.get(key.name, 0):
-        return timedelta(seconds=store.rests_until[key.name] - began)
-    allocation = decided(store, key, lambda world: handed_out(world, pool, now), now)
-    if allocation is None:
-        return await _is_set_aside(store, cluster, pool, now)
+    allocation, failure = await _hand_out(pool, c, now)
+    _publish_waits(c, key.name, allocation.waits)
+    plan = planned(c, key, lambda world: pool_plan(world, pool, allocation, c, now), now)
 
-    store.rests_until[key.name] = rest_after(began, time.monotonic())
-
-    allocation, failure = await _hand_out(pool, allocation, store, cluster, settings, now)
-    _publish_waits(store, pool.metadata.name, allocation.waits)
-    looks = await ask_for_nodes(pool, allocation.asking, store, cluster, settings, now)
-    after = decided(store, key, lambda world: _after(world, pool, allocation.waits, now), now)
-    if after is None:
-        return await _is_set_aside(store, cluster, pool, now)
-    concerned, turn, status = after
-    for other in concerned:
-        store.wake(other)
-    if key in store.world().pools:
-        await write_status(cluster, pool, status)
+    for other in plan.concerned if isinstance(plan, PoolPlan) else ():
+        c.enqueue(other)
+    await c.cluster.do(plan.writes)
     if failure is not None:
         raise failure  # everybody else has had their turn; the queue looks again
-    return until(min((at for at in (allocation.again_at, turn, looks) if at), default=None), now)
+    return until(plan.again_at, now)
 
 
-def _after(
-    world: World, pool: GPUPool, waits: Mapping[Key, Wait], now: datetime
-) -> tuple[list[Key], datetime | None, GPUPoolStatus]:
-    """Whom GPUs that have come free concern, and whom nodes that have: nothing else tells them; when time alone changes
-    a decision; and the status.
-    """
+@dataclass(frozen=True, slots=True)
+class PoolPlan(Plan):
+    """What is to be done once the claims are made."""
+
+    concerned: tuple[Key, ...] = ()
+    """Whom GPUs or nodes concern that have come free: nothing else tells them."""
+
+
+def pool_plan(world: World, pool: GPUPool, allocation: Allocation, c: Context, now: datetime) -> PoolPlan:
+    """Ask for nodes, say what the pool has, and look again when time alone changes a decision."""
     stock = take_stock(world, pool)
-    engines = [key_of(engine) for engine in engines_with_room(world, stock)]
-    jobs = [key for job in no_longer_refused(world, pool) if (key := key_of(job)) not in waits]
-    return [*engines, *jobs], next_turn(world, pool, now), pool_status(world, stock, len(waits), now)
-
-
-async def _is_set_aside(store: Store, cluster: Cluster, pool: GPUPool, now: datetime) -> timedelta | None:
-    """Nothing can be decided for the pool as a whole. One that nobody made has no status that could say so."""
-    if key_of(pool) not in store.world().pools:
-        return LOOKED_AT_AGAIN
-    return await say_set_aside(store, cluster, pool, now)
+    scale_up = plan_scale_up(world, stock, allocation.asking, now)
+    elders = [elder.spec for elder in elders_of(world, pool)]
+    name, spec = pool.metadata.name, pool.spec
+    writes: Writes = (
+        *(Delete(pod.key, pod.uid) for pod in scale_up.remove),
+        *(Create(scale_up_pod(job, i, name, spec, elders, c.settings), _NO_POD) for job, i in scale_up.make),
+    )
+    if key_of(pool) in world.pools:
+        writes += status_writes(pool, pool_status(world, stock, len(allocation.waits), now))
+    jobs = [key for job in no_longer_refused(world, pool) if (key := key_of(job)) not in allocation.waits]
+    turns = (allocation.again_at, next_turn(world, pool, now), scale_up.again_at)
+    return PoolPlan(
+        writes,
+        min((at for at in turns if at), default=None),
+        concerned=(*(key_of(engine) for engine in engines_with_room(world, stock)), *jobs),
+    )
 
 
 def rest_after(began: float, ended: float) -> float:
@@ -101,52 +92,89 @@ def rest_after(began: float, ended: float) -> float:
     return ended + _REST * (ended - began) if ended - began >= _LONG_SECONDS else ended
 
 
-async def _hand_out(
-    pool: GPUPool, allocation: Allocation, store: Store, cluster: Cluster, settings: Settings, now: datetime
-) -> tuple[Allocation, Exception | None]:
+async def _leave(key: Key, c: Context) -> Requeue:
+    """A pool is gone: nobody waits in it any more, or asks for its nodes."""
+    c.waits.pop(key.name, None)
+    await c.cluster.do(tuple(Delete(pod.key, pod.uid) for pod in scale_ups_of(c.store.world(), key.name)))
+    return None
+
+
+async def _hand_out(pool: GPUPool, c: Context, now: datetime) -> tuple[Allocation, Exception | None]:
     """Make the claims. Those that the API server refuses have no part in it: their GPUs go to the next, at once.
 
     Of one that has no record of that nothing says when it is its turn again, so the pool is looked at in a while.
 
     Returns what came of it, and why it has to be looked at again: whether a Job was made may not be known.
     """
-    begin = partial(_begin, store, cluster, settings, now)
-    refused: set[Key] = set()
+    key, refused, soon = key_of(pool), frozenset[Key](), None
     while True:
-        world, jobs = store.world(), list(allocation.claims)
-        ended = await side_by_side(begin(world.jobs[job], allocation.claims[job]) for job in jobs)
-        failures = [failure for failure in ended if failure is not None and not _made_nothing(failure)]
-        new = {job for job, failure in zip(jobs, ended, strict=True) if failure is not None and _made_nothing(failure)}
+        began = c.passing()
+        found = decided(c, key, partial(_claims, pool=pool, refused=refused, c=c, now=now), now)
+        c.rests_until[key.name] = rest_after(began, c.passing())
+        if found is None:
+            return Allocation(), None
+        failed = await c.cluster.do_each({job: writes for job, (_, writes) in found.begins.items()})
+        _measure(c, found, failed, now)
+        failures = [end for end in failed.values() if isinstance(end, Exception) and not isinstance(end, Outdated)]
+        failures += await _record(c, found, failed, now)
+        new = {job for job, end in failed.items() if _made_nothing(end)}
         if failures or not new or len(refused) >= _MOST_REFUSED:
-            return allocation, next(iter(failures), None)
+            again_at = min((at for at in (found.allocation.again_at, soon) if at), default=None)
+            return replace(found.allocation, again_at=again_at), next(iter(failures), None)
         refused |= new
-        allocation = allocate(store.world(), pool, now, refused)
         soon = now + FIRST_PAUSE
-        allocation = replace(allocation, again_at=min(allocation.again_at or soon, soon))
 
 
-def _made_nothing(failure: Exception) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Claims:
+    """Who gets what, and by which writes."""
+
+    allocation: Allocation
+    begins: Mapping[Key, tuple[Start, Writes]]
+
+
+def _claims(world: World, pool: GPUPool, refused: Collection[Key], c: Context, now: datetime) -> _Claims:
+    allocation = handed_out(world, pool, now, refused)
+
+    def begin(job: Key) -> tuple[Key, tuple[Start, Writes]]:
+        resource = world.jobs[job]
+        start = Start(Stage.TRAIN, next_training_attempt(world, resource), allocation.claims[job])
+        return job, (start, attempt_writes(world, resource, start, c))
+
+    return _Claims(allocation, dict(each(allocation.claims, lambda job: job, begin)))
+
+
+def _measure(c: Context, claims: _Claims, failed: Mapping[Key, Failure], now: datetime) -> None:
+    """How long those waited whose first claim was made."""
+    for job, claim in claims.allocation.claims.items():
+        resource = c.store.world().jobs.get(job)
+        ready = ready_since(resource) if resource and job not in failed else None
+        if ready is not None:
+            QUEUE_WAIT_SECONDS.labels(claim.pool).observe((now - ready).total_seconds())
+
+
+async def _record(c: Context, claims: _Claims, failed: Mapping[Key, Failure], now: datetime) -> list[Exception]:
+    """Have each job's record say what the API server refused it; why that may not have been done."""
+    world, records = c.store.world(), dict[Key, Writes]()
+    for job, end in failed.items():
+        if isinstance(end, Refused) and job in world.jobs:
+            records[job] = refused_writes(world, world.jobs[job], claims.begins[job][0], end, now)
+    ended = await c.cluster.do_each(records)
+    return [end for end in ended.values() if isinstance(end, Exception) and not isinstance(end, Outdated)]
+
+
+def _made_nothing(failure: Failure) -> bool:
     """Whether a claim was surely not made, and for no fault of the pool's: it was refused, or something is in its way.
 
     A tenant may put that there, under the name of a predecessor, as often as it is cleared away.
     """
-    return isinstance(failure, Outdated) or (isinstance(failure, ApiError) and failure.is_refusal)
+    return isinstance(failure, Refused | Outdated)
 
 
-async def _begin(
-    store: Store, cluster: Cluster, settings: Settings, now: datetime, job: FineTuneJob, claim: Claim
-) -> None:
-    """Make one claim."""
-    start = Start(Stage.TRAIN, next_training_attempt(store.world(), job), claim)
-    await begin_attempt(store, cluster, settings, job, start, now)
-    if (ready := ready_since(job)) is not None:
-        QUEUE_WAIT_SECONDS.labels(claim.pool).observe((now - ready).total_seconds())
-
-
-def _publish_waits(store: Store, pool: str, waits: Mapping[Key, Wait]) -> None:
+def _publish_waits(c: Context, pool: str, waits: Mapping[Key, Wait]) -> None:
     """Leave each waiting job its reason, and wake those whose reason is new or gone."""
-    before = store.verdicts.get(pool, {})
-    store.verdicts[pool] = waits
+    before = c.waits.get(pool, {})
+    c.waits[pool] = waits
     for key in before.keys() | waits.keys():
         if before.get(key) != waits.get(key):
-            store.wake(key)
+            c.enqueue(key)

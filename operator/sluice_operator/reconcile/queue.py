@@ -1,21 +1,21 @@
 """The work queue: every key at most once in it, and in the hands of at most one worker."""
 
 import asyncio
+import heapq
 import logging
+import math
 import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from datetime import timedelta
 
 from sluice_operator import metrics
 from sluice_operator.cluster.errors import NotLeading, Outdated
 from sluice_operator.observe.views import Key
+from sluice_operator.reconcile.context import Requeue
 
 logger = logging.getLogger(__name__)
 
-Requeue = timedelta | None
-"""When a key is to be looked at again even if nothing happens; None for never."""
 Reconcile = Callable[[Key], Awaitable[Requeue]]
 
 FIRST_BACKOFF = 0.2
@@ -25,22 +25,28 @@ ONE_IN = 4
 
 
 class Queue:
-    """Keys in two rows, each in the order in which they came. Used from one event loop only.
+    """Keys in two rows, each in the order in which they came, and when others are to come. Used from one event loop.
 
     Args:
         goes_first: whether a key belongs into the first row, asked each time that it is added. What brings GPUs back,
             or hands them out, must not wait until ten thousand new jobs have been told that they wait.
+        clock: seconds; None for the running event loop's, by which `take` waits.
     """
 
-    def __init__(self, goes_first: Callable[[Key], bool] = lambda _key: True) -> None:
+    def __init__(
+        self, goes_first: Callable[[Key], bool] = lambda _key: True, clock: Callable[[], float] | None = None
+    ) -> None:
         self._goes_first = goes_first
+        self._clock = clock
         self._first: OrderedDict[Key, None] = OrderedDict()
         self._second: OrderedDict[Key, None] = OrderedDict()
         self._taken = 0
         self._worked_on: set[Key] = set()
         self._again: set[Key] = set()
         """What was added while it was worked on."""
-        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._timers: dict[Key, float] = {}
+        self._moments: list[tuple[float, Key]] = []
+        """A heap of all timers, and of some that are none any more."""
         self._failures: dict[Key, int] = {}
         self._asked: dict[Key, float] = {}
         """Since when a key is to be looked at, of those that have not been looked at to the end since."""
@@ -56,16 +62,16 @@ class Queue:
 
     def waiting(self) -> Iterator[tuple[Key, float]]:
         """Keys that are to be looked at, each with the seconds since that was asked for first."""
-        now = time.monotonic()
+        now = self._now()
         return ((key, now - asked) for key, asked in self._asked.items())
 
     def begin(self) -> None:
         """Count from now on how long keys wait: before, somebody else was to look at them, and did."""
-        self._asked = dict.fromkeys(self._asked, time.monotonic())
+        self._asked = dict.fromkeys(self._asked, self._now())
 
     def add(self, key: Key) -> None:
         """Have a key looked at soon; one that keeps failing waits for the end of its back-off all the same."""
-        self._asked.setdefault(key, time.monotonic())
+        self._asked.setdefault(key, self._now())
         if key in self._worked_on:
             self._again.add(key)
         elif key not in self._failures:
@@ -73,28 +79,42 @@ class Queue:
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Have a key looked at in a while; of several such wishes the earliest counts."""
-        loop = asyncio.get_running_loop()
-        timer = self._timers.get(key)
-        if timer is not None:
-            if timer.when() <= loop.time() + seconds:
-                return
-            timer.cancel()
-        self._timers[key] = loop.call_later(seconds, self._ring, key)
+        when = self._now() + seconds
+        if when < self._timers.get(key, math.inf):
+            self._timers[key] = when
+            heapq.heappush(self._moments, (when, key))
+            self._filled.set()
 
-    async def take(self) -> Key:
-        """The next key. It is the caller's alone until `succeeded`, `failed` or `dropped`."""
-        while not len(self):
-            self._filled.clear()
-            await self._filled.wait()
+    def next_moment(self) -> float | None:
+        """When the next key is to come by the passing of time alone."""
+        while self._moments and self._timers.get(self._moments[0][1]) != self._moments[0][0]:
+            heapq.heappop(self._moments)
+        return self._moments[0][0] if self._moments else None
+
+    def pop(self) -> Key | None:
+        """The next key, if there is one now. It is the caller's alone until `succeeded`, `failed` or `dropped`."""
+        self._ring()
+        if not len(self):
+            return None
         self._taken += 1
         row = self._first
         if self._second and (not row or self._taken % ONE_IN == 0):
             row = self._second
         key, _ = row.popitem(last=False)
         self._worked_on.add(key)
-        timer = self._timers.pop(key, None)
-        if timer is not None:
-            timer.cancel()
+        self._timers.pop(key, None)
+        return key
+
+    async def take(self) -> Key:
+        """The next key, as soon as there is one."""
+        while (key := self.pop()) is None:
+            self._filled.clear()
+            moment = self.next_moment()
+            try:
+                async with asyncio.timeout(None if moment is None else moment - self._now()):
+                    await self._filled.wait()
+            except TimeoutError:
+                continue
         return key
 
     def succeeded(self, key: Key, requeue: Requeue) -> None:
@@ -135,13 +155,19 @@ class Queue:
             self._second[key] = None
         self._filled.set()
 
-    def _ring(self, key: Key) -> None:
-        del self._timers[key]
-        self._asked.setdefault(key, time.monotonic())
-        if key in self._worked_on:
-            self._again.add(key)
-        else:
-            self._enter(key)
+    def _ring(self) -> None:
+        """Enter the keys whose time has come."""
+        while (moment := self.next_moment()) is not None and moment <= self._now():
+            _, key = heapq.heappop(self._moments)
+            del self._timers[key]
+            self._asked.setdefault(key, self._now())
+            if key in self._worked_on:
+                self._again.add(key)
+            else:
+                self._enter(key)
+
+    def _now(self) -> float:
+        return self._clock() if self._clock else asyncio.get_running_loop().time()
 
 
 async def work(queue: Queue, reconcile: Reconcile) -> None:

@@ -9,54 +9,52 @@ from datetime import datetime
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.meta import slot_name
 from sluice_api.reasons import Reason
-from sluice_operator.cluster.errors import ApiError, NameTaken
-from sluice_operator.cluster.writes import Cluster
-from sluice_operator.observe.refusals import Refusal
-from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.facts.podless import PODS_WITHIN
 from sluice_operator.plan.facts.refused import FIRST_PAUSE, LONGEST_PAUSE_OF_ENGINE, doubled, refusal_reason
 from sluice_operator.plan.facts.slots import pod_of
+from sluice_operator.reconcile.context import Context
+from sluice_operator.writes import Refused
 
 logger = logging.getLogger(__name__)
 
 
-def why(error: ApiError) -> Reason:
-    """The reason of a refusal; its message are the API server's own words, or ours of a name that is taken."""
-    return Reason.NAME_TAKEN if isinstance(error, NameTaken) else refusal_reason(error.message)
+def reason_of(refused: Refused) -> Reason:
+    """By which reason a refusal is told."""
+    return Reason.NAME_TAKEN if refused.taken else refusal_reason(refused.message)
 
 
-def refuse(store: Store, engine: Key, reason: Reason, message: str, now: datetime) -> None:
+def refuse(c: Context, engine: Key, reason: Reason, message: str, now: datetime) -> None:
     """Have no slot start for a while, up to a minute, twice as long as before; what they would have is others'."""
-    last = store.refusals.pauses.get(engine)
-    pause = store.refusals.pauses[engine] = doubled(last, 1, LONGEST_PAUSE_OF_ENGINE) if last else FIRST_PAUSE
+    last = c.store.findings.last_pause(engine)
+    pause = doubled(last, 1, LONGEST_PAUSE_OF_ENGINE) if last else FIRST_PAUSE
     logger.warning("refused", extra={"engine": str(engine), "why": message})
-    store.refuse(engine, Refusal(reason, message, now + pause))
+    c.store.findings.refuse(engine, reason, message, now, pause)
 
 
-async def look_for_refusals(key: Key, store: Store, cluster: Cluster, now: datetime) -> None:
+async def look_for_refusals(key: Key, c: Context, now: datetime) -> None:
     """Let slots start again whose pause is over; have them pause whose pods are refused."""
-    world = store.world()
+    world = c.store.world()
     engine, refusal = world.engines.get(key), world.refused.get(key)
     if engine is None:
         return
     if refusal is not None:
         if now >= refusal.until:
-            store.refuse(key, None)
-    elif words := await _refused_pod(store, engine, cluster, now):
-        refuse(store, key, refusal_reason(words), f"A replica's pod is refused: {words}", now)
+            c.store.findings.try_again(key)
+    elif words := await _refused_pod(c, engine, now):
+        refuse(c, key, refusal_reason(words), f"A replica's pod is refused: {words}", now)
     elif all(slot.pod for slot in engine.status.slots if slot.state is SlotState.STARTING):
-        store.refusals.pauses.pop(key, None)
+        c.store.findings.has_got_on(key)
 
 
-async def _refused_pod(store: Store, engine: InferenceEngine, cluster: Cluster, now: datetime) -> str:
+async def _refused_pod(c: Context, engine: InferenceEngine, now: datetime) -> str:
     """What the API server said when it refused the pod of a slot that starts and has none for a while."""
     for slot in engine.status.slots:
         overdue = slot.since is not None and now >= slot.since + PODS_WITHIN
-        if slot.state is SlotState.STARTING and overdue and pod_of(store.world(), engine, slot.index) is None:
+        if slot.state is SlotState.STARTING and overdue and pod_of(c.store.world(), engine, slot.index) is None:
             name = slot_name(engine.metadata.name, slot.index)
-            words = await cluster.failed_create(Key("Deployment", engine.metadata.namespace, name), slot.since)
+            words = await c.cluster.failed_create(Key("Deployment", engine.metadata.namespace, name), slot.since)
             if words:
                 return words
     return ""

@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from sluice_operator.build.metadata import Manifest
+from sluice_operator.writes import Manifest
 from tests.unit.build.manifests import GOLDEN
 
 POLICIES = [name for name, made in GOLDEN.items() if made[0]["kind"] == "NetworkPolicy"]

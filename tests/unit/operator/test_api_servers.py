@@ -7,6 +7,7 @@ import pytest
 from dev.simulate.town import Town
 from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.lists import look_for_api_servers
+from sluice_operator.handlers.resync import Resync
 from sluice_operator.observe.views import Address, Key
 
 Body = dict[str, Any]
@@ -45,23 +46,23 @@ async def test_api_servers_are_the_service_and_what_is_behind_it(
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     town = Town()
     await look_for_api_servers(ApiServer(answer), town.store)  # type: ignore[arg-type]
-    assert town.store.api_servers == expected
+    assert town.store.findings.api_servers == expected
 
 
 async def test_engines_are_looked_at_when_an_api_server_has_moved_and_only_then() -> None:
     town, woken = Town(), list[Key]()
     town.engine("chat", 1)
-    town.store.wake = woken.append
-    server = ApiServer(TWO)
+    server: Any = ApiServer(TWO)
+    resync = Resync(server, town.store, 60, woken.append)
     for answer in (TWO, TWO, {**TWO, "ports": [{"port": 443}]}):
         server.answer = answer
-        await look_for_api_servers(server, town.store)  # type: ignore[arg-type]
+        await resync._look_for_api_servers()
     assert [key.name for key in woken] == ["chat", "chat"]
 
 
 async def test_a_refusal_changes_nothing() -> None:
     town = Town()
-    town.store.api_servers = (Address("10.0.7.4", 6443),)
+    town.store.findings.api_servers = (Address("10.0.7.4", 6443),)
     with pytest.raises(ApiError):
         await look_for_api_servers(ApiServer(ApiError(403, "Forbidden", "no")), town.store)  # type: ignore[arg-type]
-    assert town.store.api_servers == (Address("10.0.7.4", 6443),)
+    assert town.store.findings.api_servers == (Address("10.0.7.4", 6443),)

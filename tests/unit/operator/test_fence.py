@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dev.simulate.town import NOW, Town
-from sluice_operator.cluster.writes import Cluster
+from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.exposition import WorldCollector
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import SetAside, job_key, pool_key
@@ -16,6 +16,7 @@ from sluice_operator.plan.aside import LOOKED_AT_AGAIN
 from sluice_operator.plan.facts import readiness
 from sluice_operator.plan.facts.outcomes import all_outcomes
 from sluice_operator.reconcile import job as job_module
+from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.job import reconcile_job
 from sluice_operator.reconcile.pool import reconcile_pool
 from sluice_operator.settings import Settings
@@ -39,7 +40,7 @@ class Told(Cluster):
 
     async def create(self, manifest: Any) -> Any:
         self.written.append(f"create {manifest['metadata']['name']}")
-        return manifest
+        return {**manifest, "metadata": {**manifest["metadata"], "uid": "x"}}
 
     async def apply(self, manifest: Any) -> Any:
         return manifest
@@ -81,19 +82,19 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 async def test_a_pool_decides_for_the_others_and_says_who_is_set_aside(town: Town, poison: list[str]) -> None:
     woken: list[Key] = []
-    town.store.wake = woken.append
     cluster = Told(town)
-    await reconcile_pool(pool_key("default"), town.store, cluster, SETTINGS, NOW)
+    context = Context(town.store, cluster, SETTINGS, woken.append)
+    await reconcile_pool(pool_key("default"), context, NOW)
     assert cluster.written == ["create victim-jobvicti-train-1"]
     assert EVIL in woken
-    assert await reconcile_job(EVIL, town.store, cluster, SETTINGS, NOW) == LOOKED_AT_AGAIN
+    assert await reconcile_job(EVIL, context, NOW) == LOOKED_AT_AGAIN
     assert cluster.written[1:] == ["event x Warning InternalError", "status x InternalError"]
-    await reconcile_job(EVIL, town.store, cluster, SETTINGS, NOW + timedelta(minutes=1))
+    await reconcile_job(EVIL, context, NOW + timedelta(minutes=1))
     assert cluster.written[3:] == []
     assert set(town.world.set_aside) == {EVIL}, "what we write ourselves changes nothing"
 
     poison.clear()
-    await reconcile_job(EVIL, town.store, cluster, SETTINGS, NOW + LOOKED_AT_AGAIN)
+    await reconcile_job(EVIL, context, NOW + LOOKED_AT_AGAIN)
     assert town.world.set_aside == {}
     assert cluster.written[3:] == ["status x Pending", "event x Normal Pending"]
     assert woken.count(pool_key("default")) == 1
@@ -105,7 +106,7 @@ async def test_a_job_whose_own_plan_raises_says_so(town: Town, monkeypatch: pyte
 
     monkeypatch.setattr(job_module, "plan_job", bad)
     cluster = Told(town)
-    await reconcile_job(EVIL, town.store, cluster, SETTINGS, NOW)
+    await reconcile_job(EVIL, Context(town.store, cluster, SETTINGS), NOW)
     assert cluster.written == ["event x Warning InternalError", "status x InternalError"]
     message = town.world.jobs[EVIL].status.conditions[0].message
     assert message.startswith("OverflowError: date value out of range")
@@ -130,5 +131,5 @@ def test_one_object_that_is_set_aside_can_be_alerted_on(town: Town) -> None:
         return registry.get_sample_value("sluice_objects_set_aside", {"kind": kind})
 
     assert shown("FineTuneJob") == 0
-    town.store.set_aside(SetAside(EVIL, "", at=NOW))
+    town.store.findings.leave_alone(SetAside(EVIL, "", at=NOW))
     assert (shown("FineTuneJob"), shown("GPUPool")) == (1, 0)

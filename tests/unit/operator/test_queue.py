@@ -12,7 +12,8 @@ import pytest
 from sluice_operator import metrics
 from sluice_operator.cluster.errors import Gone, NotLeading
 from sluice_operator.observe.views import Key
-from sluice_operator.reconcile.queue import LONGEST_BACKOFF, Queue, Requeue, work
+from sluice_operator.reconcile.context import Requeue
+from sluice_operator.reconcile.queue import LONGEST_BACKOFF, Queue, work
 
 
 class SkippingLoop(asyncio.SelectorEventLoop):
@@ -298,52 +299,44 @@ def test_a_cancelled_worker_leaves_its_key_free(loop: SkippingLoop) -> None:
     loop.run_until_complete(main())
 
 
-def test_what_fails_and_what_waits_can_be_asked(loop: SkippingLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_and_what_waits_can_be_asked() -> None:
     now = 100.0
-    monkeypatch.setattr("sluice_operator.reconcile.queue.time.monotonic", lambda: now)
-    queue = Queue()
-
-    async def main() -> None:
-        nonlocal now
-        queue.add(key("a"))
-        now = 130.0
-        queue.add(key("a"))  # it waits since it was asked for first
-        assert dict(queue.waiting()) == {key("a"): 30}
-        queue.failed(await queue.take())
-        assert [*queue.failing()] == [key("a")]
-        assert dict(queue.waiting()) == {key("a"): 30}, "a failure is no answer"
-        await asyncio.sleep(LONGEST_BACKOFF)
-        await queue.take()
-        queue.add(key("a"))  # asked for again while it is worked on
-        now = 140.0
-        queue.succeeded(key("a"), timedelta(hours=1))
-        assert [*queue.failing()] == []
-        now = 141.0
-        assert dict(queue.waiting()) == {key("a"): 1}
-        queue.succeeded(await queue.take(), timedelta(hours=1))
-        assert dict(queue.waiting()) == {}, "what is due in an hour does not wait"
-        await asyncio.sleep(3600)
-        now = 145.0
-        assert dict(queue.waiting()) == {key("a"): 4}
-        queue.dropped(await queue.take())
-        assert dict(queue.waiting()) == {}
-
-    loop.run_until_complete(main())
+    queue = Queue(clock=lambda: now)
+    queue.add(key("a"))
+    now = 130.0
+    queue.add(key("a"))  # it waits since it was asked for first
+    assert dict(queue.waiting()) == {key("a"): 30}
+    assert queue.pop() == key("a")
+    queue.failed(key("a"))
+    assert [*queue.failing()] == [key("a")]
+    assert dict(queue.waiting()) == {key("a"): 30}, "a failure is no answer"
+    now = 130.0 + LONGEST_BACKOFF
+    assert queue.pop() == key("a")
+    queue.add(key("a"))  # asked for again while it is worked on
+    now = 170.0
+    queue.succeeded(key("a"), timedelta(hours=1))
+    assert [*queue.failing()] == []
+    now = 171.0
+    assert dict(queue.waiting()) == {key("a"): 1}
+    assert queue.pop() == key("a")
+    queue.succeeded(key("a"), timedelta(hours=1))
+    assert dict(queue.waiting()) == {}, "what is due in an hour does not wait"
+    assert queue.pop() is None
+    now = 171.0 + 3600
+    assert queue.next_moment() == now
+    assert queue.pop() == key("a")
+    assert dict(queue.waiting()) == {key("a"): 0}
+    queue.dropped(key("a"))
+    assert dict(queue.waiting()) == {}
 
 
-def test_a_standby_keeps_nobody_waiting(loop: SkippingLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_standby_keeps_nobody_waiting() -> None:
     """It hears of everything and looks at nothing; leading, it said at first that pools had waited for hours."""
     now = 0.0
-    monkeypatch.setattr("sluice_operator.reconcile.queue.time.monotonic", lambda: now)
-
-    async def main() -> None:
-        nonlocal now
-        queue = Queue()
-        queue.add(key("a"))
-        now = 7200.0
-        queue.begin()
-        queue.add(key("a"))
-        now = 7201.0
-        assert dict(queue.waiting()) == {key("a"): 1}
-
-    loop.run_until_complete(main())
+    queue = Queue(clock=lambda: now)
+    queue.add(key("a"))
+    now = 7200.0
+    queue.begin()
+    queue.add(key("a"))
+    now = 7201.0
+    assert dict(queue.waiting()) == {key("a"): 1}

@@ -11,11 +11,12 @@ from dev.simulate.town import NOW, PREPARED, Town
 from sluice_api.claim import AttemptOutcome
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.stages import Stage
+from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.cluster.errors import ApiError, Gone, NameTaken, NotLeading, Outdated
-from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import job_key, pool_key
 from sluice_operator.plan.facts.outcomes import recorded
+from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.job import reconcile_job
 from sluice_operator.reconcile.pool import reconcile_pool
 from sluice_operator.settings import Settings
@@ -31,7 +32,8 @@ class Refusing(Cluster):
     """An API server that makes nothing in the namespace `evil`."""
 
     def __init__(self, town: Town, error: Exception) -> None:
-        self.town, self.error, self.trusted = town, error, b""
+        self.town, self.error = town, error
+        self._kept = {}
         self.made: list[str] = []
         self.told: list[str] = []
         self.statuses: dict[str, Any] = {}
@@ -51,7 +53,7 @@ class Refusing(Cluster):
         if manifest["metadata"]["namespace"] == "evil":
             raise self.error
         self.made.append(manifest["metadata"]["name"])
-        return manifest
+        return {**manifest, "metadata": {**manifest["metadata"], "uid": "x"}}
 
     async def annotate(self, key: Key, uid: str, annotations: dict[str, str]) -> dict[str, Any]:
         job = self.town.world.jobs[key]
@@ -71,8 +73,8 @@ class Refusing(Cluster):
         self.told.append(f"{level} {key.name} {reason}")
 
 
-def pool_decides(town: Town, cluster: Refusing) -> None:
-    asyncio.run(reconcile_pool(pool_key("default"), town.store, cluster, SETTINGS, NOW))
+def pool_decides(town: Town, cluster: Refusing) -> timedelta | None:
+    return asyncio.run(reconcile_pool(pool_key("default"), Context(town.store, cluster, SETTINGS), NOW))
 
 
 def crowd(gpus: int, *namespaces: str) -> tuple[Town, list[FineTuneJob]]:
@@ -122,7 +124,7 @@ def test_what_is_in_a_jobs_way_delays_nobody_else() -> None:
     town, _ = crowd(1, "evil", "team")
     town.job("x", 1, "evil", scheduling={"policy": "Queue", "priority": 9, "scaleUpFirst": {}})
     cluster = Refusing(town, Outdated("Job x is still that of the FineTuneJob x before"))
-    again = asyncio.run(reconcile_pool(pool_key("default"), town.store, cluster, SETTINGS, NOW))
+    again = pool_decides(town, cluster)
     assert cluster.made == ["b-jobbteam-train-1"]
     assert again
     assert again <= timedelta(seconds=10)
@@ -148,7 +150,7 @@ def test_a_pod_that_asks_for_a_node_and_cannot_be_made_now_is_asked_for_again_so
     town, _ = crowd(1)
     town.job("x", 2, "evil", scheduling={"policy": "Queue", "scaleUpFirst": {}})
     cluster = Refusing(town, AWAY)
-    again = asyncio.run(reconcile_pool(pool_key("default"), town.store, cluster, SETTINGS, NOW))
+    again = pool_decides(town, cluster)
     assert again is not None
     assert again <= timedelta(seconds=10)
     assert "default" in cluster.statuses
@@ -164,7 +166,7 @@ def test_who_leads_no_more_decides_nothing_more() -> None:
 
 def job_decides(town: Town, cluster: Refusing, name: str = "a", after: int = 0) -> timedelta | None:
     now = NOW + timedelta(seconds=after)
-    return asyncio.run(reconcile_job(job_key("evil", name), town.store, cluster, SETTINGS, now))
+    return asyncio.run(reconcile_job(job_key("evil", name), Context(town.store, cluster, SETTINGS), now))
 
 
 def condition(cluster: Refusing, kind: str) -> tuple[str, str]:
@@ -210,7 +212,7 @@ def test_what_is_refused_and_cannot_be_recorded_is_tried_again() -> None:
     told = job.status.model_validate(cluster.statuses["a"])
     town.put(job.model_copy(update={"status": told, "metadata": metadata}))
     assert job_decides(town, cluster, after=9000) == timedelta(minutes=1), "however long it has not been prepared"
-    again = asyncio.run(reconcile_pool(pool_key("default"), town.store, cluster, SETTINGS, NOW))
+    again = pool_decides(town, cluster)
     assert again == timedelta(seconds=10)
 
 

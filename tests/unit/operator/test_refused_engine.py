@@ -8,10 +8,11 @@ import pytest
 
 from dev.simulate.town import NOW, Town
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
+from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.cluster.errors import ApiError, NameTaken
-from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import engine_key, key_of
+from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.engine import reconcile_engine
 from sluice_operator.settings import Settings
 from tests.unit.plan.worlds import allocated, describe
@@ -26,7 +27,7 @@ class Refusing(Cluster):
     """An API server that refuses one kind, or the pods of Deployments."""
 
     def __init__(self, town: Town) -> None:
-        self.town, self.trusted = town, b""
+        self.town, self._kept = town, {}
         self.refuses: dict[str, ApiError] = {}
         self.pods_refused = ""
         self.applied: list[str] = []
@@ -77,7 +78,7 @@ class Refusing(Cluster):
 
     def look(self, after: int) -> timedelta | None:
         now = NOW + timedelta(seconds=after)
-        return asyncio.run(reconcile_engine(key_of(self.engine), self.town.store, self, SETTINGS, now))
+        return asyncio.run(reconcile_engine(key_of(self.engine), Context(self.town.store, self, SETTINGS), now))
 
     @property
     def says(self) -> tuple[str, str]:
@@ -145,6 +146,7 @@ def test_an_engine_whose_pods_are_refused_stops_asking_for_them(cluster: Refusin
     cluster.look(40)
     cluster.town.slot(cluster.engine, 0, "n1")
     cluster.look(41)
-    assert cluster.town.store.refusals.pauses, "its status does not say yet that it has its pod"
+    findings = cluster.town.store.findings
+    assert findings.last_pause(key_of(cluster.engine)), "its status does not say yet that it has its pod"
     cluster.look(42)
-    assert not cluster.town.store.refusals.pauses, "the next refusal begins anew, with 10 s"
+    assert not findings.last_pause(key_of(cluster.engine)), "the next refusal begins anew, with 10 s"

@@ -8,12 +8,13 @@ from kubernetes.aio.client import ApiClient
 
 import sluice_operator.__main__ as main
 from sluice_operator.cluster.client import Api
+from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.cluster.errors import ApiError, Gone, NotLeading
-from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.parse import parse
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import pool_key
+from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.trust import publish_trust_everywhere
 from sluice_operator.settings import Settings
 from tests.unit.operator import bodies
@@ -30,8 +31,7 @@ DELETED = Gone("it was deleted between a look and the write")
 class Applied(Cluster):
     """Keeps where something was applied; one namespace takes nothing."""
 
-    def __init__(self, trusted: bytes, refuses: str, error: Exception = TERMINATING) -> None:
-        self.trusted = trusted
+    def __init__(self, refuses: str, error: Exception = TERMINATING) -> None:
         self.refuses = refuses
         self.error = error
         self.namespaces: list[str] = []
@@ -56,8 +56,8 @@ class Applied(Cluster):
 async def test_trust_is_published(
     case: str, trusted: bytes, refuses: str, error: Exception, expected: list[str]
 ) -> None:
-    cluster = Applied(trusted, refuses, error)
-    await publish_trust_everywhere(cluster, two_teams(), SETTINGS)
+    cluster = Applied(refuses, error)
+    await publish_trust_everywhere(Context(two_teams(), cluster, SETTINGS, authority=trusted))
     assert cluster.namespaces == expected, case
 
 
@@ -82,7 +82,7 @@ async def test_a_leader_decides_while_a_namespace_keeps_it_waiting(monkeypatch: 
         monkeypatch.setattr(main, name, nothing)
     operator = main.Operator(SETTINGS, Api(cast("ApiClient", None)))
     operator.store.put(parse("FineTuneJob", bodies.finetunejob("tone", 5, namespace="a")), seen=True)
-    operator.cluster = Silent(b"PEM", "")
+    operator.context.cluster, operator.context.authority = Silent(""), b"PEM"
     operator.queue._asked[pool_key("gone")] = -7200.0
     decided = asyncio.Event()
 

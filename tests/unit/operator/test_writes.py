@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from sluice_operator.cluster.client import ATTEMPTS, Api, Body
+from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.cluster.errors import ApiError
-from sluice_operator.cluster.writes import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from tests.unit.operator import bodies

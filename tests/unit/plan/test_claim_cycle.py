@@ -130,7 +130,7 @@ def test_a_claim_drains_nobody_before_the_watch_has_brought_it_back() -> None:
 def _rival(loan: Loan, term: int) -> StageJobView:
     """A claim on the same slot by the leader of another term."""
     other = loan.town.job("rival")
-    loan.town.store.term = max(loan.town.store.term, term)
+    loan.town.store.findings.term = max(loan.town.store.findings.term, term)
     return loan.town.stage_job(other, claim=loan.town.claim("n1", CHAT_1, term=term), created=NOW)
 
 

@@ -36,7 +36,7 @@ def test_training_of_a_deleted_job_is_ended_and_counts_until_its_pods_are_gone(h
     if how == "kept by a finalizer":
         cluster.reconcile_job(cluster.world.jobs[key_of(job)])
         assert cluster.world.jobs[key_of(job)].status.summary == Reason.DELETED
-    cluster.end_orphans()
+    cluster.reconcile(key_of(job))
     assert [stage_job.deleting for stage_job in cluster.world.claiming.values()] == [True]
     assert describe(allocated(cluster.town)) == "two waits NamespaceQuota", "until its pod is gone"
     for _ in range(3):

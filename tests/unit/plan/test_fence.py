@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sluice_api.finetunejob import FineTuneJob
-from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.finetunejob import FineTuneJob, FineTuneJobStatus
+from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import SetAside, World, engine_key, job_key, key_of, pool_key
@@ -15,7 +15,7 @@ from sluice_operator.plan.allocation import access, inventory, lending
 from sluice_operator.plan.allocation import allocate as allocation
 from sluice_operator.plan.allocation.allocate import Allocation, handed_out, next_turn
 from sluice_operator.plan.allocation.pool_status import pool_usage
-from sluice_operator.plan.aside import set_aside
+from sluice_operator.plan.aside import set_aside_status
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.facts import claims, outcomes, readiness
 from sluice_operator.plan.facts.pools import find_pool
@@ -104,15 +104,23 @@ def test_whoever_is_at_fault_in_one_look_is_set_aside_with_the_others(monkeypatc
     assert (decisions, len(found.aside)) == (2, 50)
 
 
-def test_what_was_set_aside_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_set_aside_stays_so_until_it_changes_in_more_than_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
     town = town_with_poison()
     poisoned(monkeypatch, readiness, "all_outcomes", is_evil)
-    town.store.set_aside(SetAside(EVIL, "ZeroDivisionError", at=NOW))
+    town.store.findings.leave_alone(SetAside(EVIL, "ZeroDivisionError", at=NOW))
     assert decided(town).aside == ()
     job = town.world.jobs[EVIL]
-    newer = job.metadata.model_copy(update={"resource_version": "999"})
-    town.put(job.model_copy(update={"metadata": newer}))
+    told = job.model_copy(update={"status": job.status.model_copy(update={"summary": Reason.INTERNAL_ERROR})})
+    for version, changed in ((998, told), (999, told.model_copy(update={"spec": respecified(told)}))):
+        assert decided(town).aside == (), version
+        newer = changed.metadata.model_copy(update={"resource_version": str(version)})
+        town.put(changed.model_copy(update={"metadata": newer}))
     assert [aside.key for aside in decided(town).aside] == [EVIL]
+
+
+def respecified(job: FineTuneJob) -> Any:
+    scheduling = job.spec.scheduling.model_copy(update={"priority": 3})
+    return job.spec.model_copy(update={"scheduling": scheduling})
 
 
 def test_the_pods_of_who_is_set_aside_keep_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +170,7 @@ def test_a_node_that_raises_takes_nobody_and_what_trains_there_goes_on(monkeypat
     assert found.decision is not None
     assert describe(found.decision) == "victim takes n2"
     assert [aside.key.name for aside in found.aside] == ["n1"]
-    town.store.set_aside(found.aside[0])
+    town.store.findings.leave_alone(found.aside[0])
     mine = fenced(town.world, key_of(trains), lambda world: plan_job(world, trains, NOW, Limits()))
     assert mine.decision is not None
     assert mine.decision.delete == ()
@@ -191,13 +199,14 @@ def test_who_raises_in_its_own_decision_has_none(monkeypatch: pytest.MonkeyPatch
     found = fenced(town.world, EVIL, lambda world: plan_job(world, job, NOW, Limits()))
     assert found.decision is None
     (aside,) = found.aside
-    said = set_aside(job, aside, NOW)
-    assert said.status.summary == Reason.INTERNAL_ERROR
-    told = {known.type: (known.status, known.reason) for known in said.status.conditions}
+    said = set_aside_status(job, aside, NOW)
+    assert isinstance(said, FineTuneJobStatus)
+    assert said.summary == Reason.INTERNAL_ERROR
+    told = {known.type: (known.status, known.reason) for known in said.conditions}
     assert told == {"Prepared": ("False", "InternalError"), "Succeeded": ("Unknown", "InternalError")}
-    assert "ZeroDivisionError: ended of poison" in said.status.conditions[0].message
-    later = set_aside(said, aside, NOW + timedelta(minutes=5))
-    assert later.status == said.status
+    assert "ZeroDivisionError: ended of poison" in said.conditions[0].message
+    later = set_aside_status(job.model_copy(update={"status": said}), aside, NOW + timedelta(minutes=5))
+    assert later == said
 
 
 def test_of_an_engine_the_rest_of_the_status_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +214,8 @@ def test_of_an_engine_the_rest_of_the_status_stays(monkeypatch: pytest.MonkeyPat
     engine = town.engine("chat", 1)
     told = plan_engine(town.world, engine, NOW).status
     known: InferenceEngine = engine.model_copy(update={"status": told})
-    said = set_aside(known, SetAside(key_of(engine), "ZeroDivisionError"), NOW).status
+    said = set_aside_status(known, SetAside(key_of(engine), "ZeroDivisionError"), NOW)
+    assert isinstance(said, InferenceEngineStatus)
     assert (said.slots, said.ready) == (told.slots, told.ready)
     assert next((c.type, c.status, c.reason) for c in said.conditions) == ("Ready", "Unknown", "InternalError")
     assert said.conditions[1] == told.conditions[1]
@@ -233,7 +243,7 @@ def test_a_pool_is_counted_without_those_that_are_set_aside() -> None:
     town = town_with_poison()
     pool = find_pool(town.world, "default")
     assert pool is not None
-    town.store.set_aside(SetAside(EVIL, "", at=NOW))
+    town.store.findings.leave_alone(SetAside(EVIL, "", at=NOW))
     found = fenced(town.world, key_of(pool), lambda world: pool_usage(world, pool))
     assert found.decision is not None
     assert found.decision.free == 2

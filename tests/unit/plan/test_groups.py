@@ -132,7 +132,7 @@ def test_a_group_gives_way_wherever_an_older_claim_overlaps_it() -> None:
     group = Group()
     group.pods("", "")
     town = group.town
-    town.store.term = 2
+    town.store.findings.term = 2
     rival = town.stage_job(town.job("rival"), claim=town.claim("n2", term=2), created=NOW)
     town.trainer_pod(rival)
     decision = group.decide()

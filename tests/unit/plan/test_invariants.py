@@ -5,7 +5,7 @@ import os
 from hypothesis import Phase as Search
 from hypothesis import settings
 
-from tests.unit.plan.stories import Lending
+from tests.unit.plan.state_machine import Lending
 
 STEPS = 60
 OPERATIONS = int(os.environ.get("SLUICE_SOAK_OPERATIONS", "3000"))

@@ -28,7 +28,6 @@ class Preparing:
         self.town.node(2)
         self.town.pool(prepare={"atOnce": at_once, "perNamespace": per_namespace})
         self.queue: dict[Key, None] = {}
-        self.town.store.wake = self.add
         route_changes(self.town.store, self.add)
 
     def add(self, key: Key) -> None:
@@ -93,7 +92,8 @@ def test_a_job_prepares_when_there_is_room_in_its_pool_and_its_namespace(
         for index in range(number):
             scene.town.stage_job(scene.unprepared(f"r{index}", namespace), Stage.PREPARE)
     for namespace, number in starting.items():
-        scene.town.store.starting |= {key_of(scene.unprepared(f"s{index}", namespace)) for index in range(number)}
+        for index in range(number):
+            scene.town.store.findings.start(key_of(scene.unprepared(f"s{index}", namespace)), begins=True)
     decision = scene.decide(job)
     assert (decision.start is None, begins in decision.message) == (bool(begins), True)
     assert decision.reason is (Reason.WAITING_TO_PREPARE if begins else Reason.PREPARING)

@@ -41,7 +41,7 @@ class Lent:
 
     def load(self, in_flight: float) -> None:
         report = EngineReport(sequence=1, serving=True, draining=False, in_flight=int(in_flight))
-        self.town.store.report(self.serving.uid, Reported(report, NOW, load=in_flight))
+        self.town.store.findings.report(self.serving.uid, Reported(report, NOW, load=in_flight))
 
     def decides(self) -> list[SlotState]:
         """The engine's decision, which is then its status."""
@@ -150,7 +150,7 @@ def test_an_engine_lends_what_its_load_allows(rule: str, load: float, expected: 
         pod = town.slot(engine, index, "n1")
         assert pod is not None
         report = EngineReport(sequence=1, serving=True, draining=False, in_flight=2)
-        town.store.report(pod.uid, Reported(report, NOW, load=load / 2))
+        town.store.findings.report(pod.uid, Reported(report, NOW, load=load / 2))
     town.job("a")
     assert describe(allocated(town)) == expected, rule
 
@@ -163,7 +163,7 @@ def test_a_young_term_does_not_know_the_load_and_lends_none_that_may_be_needed(l
     for index in (0, 1):
         town.slot(engine, index, "n1")
     town.job("a")
-    town.store.since = NOW - timedelta(seconds=led)
+    town.store.findings.since = NOW - timedelta(seconds=led)
     assert describe(allocated(town)) == expected
 
 

@@ -39,7 +39,7 @@ def test_a_trainer_that_stops_reporting_is_stalled_and_then_ended(
 ) -> None:
     loan = Loan()
     training(loan)
-    loan.town.store.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW, step_seconds, "it hangs in loop.py:160"))
+    loan.town.store.findings.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW, step_seconds, "it hangs in loop.py:160"))
     decision = loan.plan_job(after=silent)
     assert (decision.reason, bool(decision.delete)) == (reason, ended), case
     assert ("It said: it hangs in loop.py:160" in decision.message) == (reason is Reason.STALLED)
@@ -65,8 +65,8 @@ def test_silence_before_this_term_proves_nothing(
     training(loan)
     store = loan.town.store
     if heard is not None:
-        store.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW + timedelta(seconds=heard), 1.0))
-    store.since = NOW + timedelta(seconds=led)
+        store.findings.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW + timedelta(seconds=heard), 1.0))
+    store.findings.since = NOW + timedelta(seconds=led)
     says(loan, Progress(attempt=1, reported_at=NOW + timedelta(seconds=reported)))
     assert loan.plan_job().reason is reason, case
 
@@ -82,7 +82,7 @@ def test_a_time_of_day_that_is_set_anew_is_no_silence(jump: float) -> None:
     def reason() -> Reason:
         return plan_job(loan.town.world, loan.job, clock.now(), Limits()).reason
 
-    loan.town.store.heartbeat(loan.stage_job.uid, Heartbeat(1, clock.now(), 1.0))
+    loan.town.store.findings.heartbeat(loan.stage_job.uid, Heartbeat(1, clock.now(), 1.0))
     set_by = jump
     passed += 60
     assert reason() is Reason.TRAINING

@@ -303,7 +303,7 @@ def test_an_engine_takes_a_sleeping_slot_back_on_demand() -> None:
     chat_0 = loan.serving[0]
     assert chat_0
     loan.town.report(chat_0, 50)
-    loan.town.store.report(chat_0.uid, replace(loan.town.world.reports[chat_0.uid], load=50.0))
+    loan.town.store.findings.report(chat_0.uid, replace(loan.town.world.reports[chat_0.uid], load=50.0))
     decision = loan.plan_engine(5)
     assert states(decision) == [SERVING, RECLAIMING]
     assert decision.status.lent == 1

@@ -50,7 +50,7 @@ def test_a_job_names_the_node(
     loan = Loan()
     trainer = training(loan)
     loan.put(trainer, bound_at=NOW, **pod)
-    loan.town.store.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW, 1.0))
+    loan.town.store.findings.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW, 1.0))
     goes_away(loan.town)
     decision = loan.plan_job(after=after)
     assert decision.reason is reason, case

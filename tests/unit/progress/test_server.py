@@ -234,7 +234,7 @@ async def test_a_late_report_that_says_why_training_stands_still_is_no_sign_of_l
 async def test_another_term_begins_with_an_empty_memory(desk: Desk) -> None:
     """In between another leader has accepted reports; which, only the status knows."""
     await desk.post(GOOD | {"sequence": 9})
-    desk.store.term += 1
+    desk.store.findings.term += 1
     assert (await desk.post(GOOD | {"sequence": 5})).status == 202
 
 

@@ -21,6 +21,7 @@ from sluice_operator.plan.allocation.inventory import NodeStock, Stock
 from sluice_operator.plan.facts.claims import Phase, live_claims_on, phase
 from sluice_operator.plan.facts.outcomes import done, recorded, waits_since
 from sluice_operator.plan.facts.podless import pods_due, starts_until, starved
+from sluice_operator.plan.facts.refused import FIRST_PAUSE
 from sluice_operator.plan.facts.room import asks_for_node
 from sluice_operator.plan.facts.slots import pod_of
 from sluice_operator.plan.fence import looking_at
@@ -92,11 +93,12 @@ def plan_scale_up(world: World, stock: Stock, asking: Collection[FineTuneJob], n
     taken = {*mine, *(pod.key for pod in known if pod.deleting)}  # a finalizer may keep one, and with it its name
     lacking = tuple(what for key, what in wanted.items() if key not in taken)
     coming = [until for node in stock.nodes.values() for until in _replicas_come(world, node, now)] if lacking else []
+    made_by = [now + FIRST_PAUSE] if lacking and not coming else []  # one that could not be made is asked for again
     looks = [*coming, *(due[0] for namespace in namespaces if (due := pods_due(world).get(namespace)))]
     return ScaleUp(
         make=() if coming else lacking,
         remove=tuple({pod.key: pod for pod in (*spent, *idle, *in_the_way)}.values()),
-        again_at=min((at for at in looks if at > now), default=None),
+        again_at=min((at for at in (*looks, *made_by) if at > now), default=None),
     )
 
 

@@ -113,7 +113,7 @@ def is_live(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
 
 def _is_lost_from_sight(world: World, stage_job: StageJobView) -> bool:
     """Whether a Job can't be read any more, so that nobody would hear of its end, and its pods are over."""
-    return stage_job.key in world.unreadable_jobs and all(pod.ended for pod in trainer_pods(world, stage_job))
+    return not stage_job.readable and all(pod.ended for pod in trainer_pods(world, stage_job))
 
 
 def is_taken_over(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:

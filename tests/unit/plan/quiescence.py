@@ -1,4 +1,4 @@
-"""What must hold when nothing changes any more: who waits then, waits for what is not there. stories.py asks it."""
+"""What must hold when nothing changes any more: who waits, waits for what is not there. state_machine.py asks it."""
 
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""What must hold of each claim at the moment at which it is made. stories.py asks it of every decision."""
+"""What must hold of each claim at the moment at which it is made. state_machine.py asks it of every decision."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

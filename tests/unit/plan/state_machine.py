@@ -1,36 +1,32 @@
 """Stories of jobs, engines and nodes, and what holds after each of their steps. test_invariants.py plays them."""
 
-from collections import Counter
 from collections.abc import Callable
-from datetime import datetime
 from math import ceil
 from typing import Any
 from unittest.mock import patch
 
 import hypothesis.strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
 from dev.simulate.cluster import Cluster
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import JOB_LABEL
-from sluice_api.reasons import Reason
-from sluice_operator.observe.views import NodeView, PodView
+from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import identity, job_key, key_of
 from sluice_operator.plan.allocation.allocate import allocate
-from sluice_operator.plan.allocation.interruption import interruption
-from sluice_operator.plan.allocation.inventory import lent_indices, take_stock
+from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.facts.attempts import trainer_pods
-from sluice_operator.plan.facts.claims import LiveClaim, Phase, borrowers, heirs, live_claims, taken_by
+from sluice_operator.plan.facts.claims import Phase, live_claims
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.proof import phase_of
 from sluice_operator.plan.facts.readiness import readiness
-from sluice_operator.plan.facts.slots import pod_of, serves, wanted
-from tests.unit.plan.promises import Made
-from tests.unit.plan.settled import Settled
-from tests.unit.plan.worlds import GPU, YIELDS, describe
+from sluice_operator.plan.facts.slots import pod_of, serves
+from tests.unit.plan.claim_invariants import Made
+from tests.unit.plan.invariants import Invariants
+from tests.unit.plan.quiescence import Settled
+from tests.unit.plan.worlds import YIELDS, describe
 
 ENDS = [(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued")]
 """How training may end: exit code and reason."""
@@ -56,7 +52,30 @@ PATIENCE = 32
 """Rounds of 20 s without any change after which nothing more is expected, but for a job whose pause is longer."""
 
 
-class Lending(RuleBasedStateMachine):
+class Watched(Cluster):
+    """A cluster in which each decision of a pool is looked at."""
+
+    quota: int | None = None
+
+    def reconcile(self, key: Key) -> None:
+        """One step for one object. claim_invariants.py says what must hold of each claim that is made."""
+        pool = find_pool(self.world, key.name) if key.kind == "GPUPool" else None
+        if pool is None:
+            super().reconcile(key)
+            return
+        known = {live.stage_job.uid for live in live_claims(self.world)}
+        decided = allocate(self.world, pool, self.now)
+        with patch("sluice_operator.plan.allocation.allocate.EXPLAINED", 1):
+            by_kind = allocate(self.world, pool, self.now)
+        assert by_kind.claims == decided.claims, "what was found out about one job does not hold for all like it"
+        before, now = take_stock(self.world, pool), self.now
+        super().reconcile(key)
+        for live in (live for live in live_claims(self.world) if live.stage_job.uid not in known):
+            if key_of(live.job) in decided.claims:  # not a late one of a leader that has stopped
+                Made(self.world, pool, now, live, decided, before).keeps_its_promises(self.quota)
+
+
+class Lending(Invariants):
     """Jobs come, go and fail, engines are resized, nodes vanish, and every component may be late."""
 
     policies: tuple[str, ...] = ("ScaleDown", "ScaleDown", "ScaleDown", "Never")
@@ -70,10 +89,10 @@ class Lending(RuleBasedStateMachine):
         data=st.data(),
     )
     def start(self, gpus: list[int], engines: int, jobs: int, quota: int | None, data: st.DataObject) -> None:
-        self.cluster = Cluster()
+        self.cluster = Watched()
         self.jobs = 0
-        self.over: dict[str, datetime] = {}
-        self.quota = quota
+        self.over = {}
+        self.quota = self.cluster.quota = quota
         sleepy = "Sleep" in self.policies
         make_pool = self.cluster.town.dra_pool if sleepy else self.cluster.town.pool
         make_pool(quotas=[{"maxGPUs": quota}] if quota else [])
@@ -105,7 +124,7 @@ class Lending(RuleBasedStateMachine):
         for _ in range(4):
             self.everybody_does_their_part()
         self.submit(shape, preempt=True, priority=priority, yields=False, seconds=86_400, asks=0)
-        self.reconcile_pool()
+        self.cluster.work()
 
     def submit(
         self, shape: tuple[int, int], preempt: bool, priority: int, yields: bool, seconds: int, asks: int
@@ -121,17 +140,8 @@ class Lending(RuleBasedStateMachine):
 
     @rule()
     def reconcile_pool(self) -> None:
-        """Who gets what is decided; promises.py says what must hold of each claim that is made."""
-        known = {live.stage_job.uid for live in live_claims(self.cluster.world)}
-        decided = allocate(self.cluster.world, self._pool(), self.cluster.now)
-        with patch("sluice_operator.plan.allocation.allocate.EXPLAINED", 1):
-            by_kind = allocate(self.cluster.world, self._pool(), self.cluster.now)
-        assert by_kind.claims == decided.claims, "what was found out about one job does not hold for all like it"
-        before = take_stock(self.cluster.world, self._pool())
+        """Somebody has it looked at."""
         self.cluster.reconcile_pool()
-        world = self.cluster.world
-        for live in (live for live in live_claims(world) if live.stage_job.uid not in known):
-            Made(world, self._pool(), self.cluster.now, live, decided, before).keeps_its_promises(self.quota)
 
     def _pool(self) -> GPUPool:
         pool = find_pool(self.cluster.world, "default")
@@ -161,13 +171,20 @@ class Lending(RuleBasedStateMachine):
             self.everybody_does_their_part()
 
     def everybody_does_their_part(self) -> None:
-        self.reconcile_pool()
         self.cluster.round()
+        self.cluster.work()
+        self.nobody_sleeps_through_its_turn()
         self.each_slot_is_lent_once()
         self.no_gpu_is_handed_out_twice()
         self.one_trainer_a_job()
         self.a_job_that_is_over_claims_nothing()
         self.who_is_over_stays_so()
+
+    @rule(most=st.sampled_from([1, 2, 5, 1000]))
+    def the_operator_works(self, most: int) -> None:
+        """It looks at whom changes, and moments, have put into its queue; perhaps not at all of them yet."""
+        if self.cluster.work(most) < most:
+            self.nobody_sleeps_through_its_turn()
 
     @rule()
     def controllers(self) -> None:
@@ -227,13 +244,15 @@ class Lending(RuleBasedStateMachine):
             changed = job.spec.scheduling.model_copy(update={"priority": priority})
             self.cluster.respec(job, scheduling=changed)
 
-    @rule()
-    def the_leader_is_stopped(self) -> None:
-        self.cluster.pause()
+    @rule(writes=st.integers(0, 5))
+    def the_leader_stops_between_two_writes(self, writes: int) -> None:
+        """Another one leads, and looks at everything."""
+        self.cluster.stop_at(writes)
 
     @rule()
-    def a_stopped_leader_wakes(self) -> None:
-        self.cluster.wake()
+    def a_stopped_leaders_write_arrives(self) -> None:
+        """It had looked at its lease before it was stopped."""
+        self.cluster.late_write_arrives()
 
     @rule(gpus=NODES)
     def node_comes(self, gpus: int) -> None:
@@ -271,105 +290,6 @@ class Lending(RuleBasedStateMachine):
             self.cluster.town.store.remove(pod.key, pod.uid)
         self.cluster.town.store.remove(node.key, node.uid)
 
-    @invariant()
-    def each_slot_is_lent_once(self) -> None:
-        """Nobody is drained for a claim that gives way to another. Asked before GPUs are counted, which would see most
-        of it too. Who comes in another's place may be bound to a GPU that came free meanwhile: then that one goes on,
-        and until it ends what it borrows is lent to it alone."""
-        acting = self._acting()
-        leave = heirs(self.cluster.world, acting) if acting else {}
-        staying = [live for live in acting if live.stage_job.uid not in leave]
-        theirs = {live.stage_job.uid: {*live.claim.borrowed} for live in staying}
-        lent = Counter(
-            slot
-            for live in staying
-            for slot in {*live.claim.borrowed}.difference(*(theirs.get(uid, ()) for uid in live.claim.displaced))
-        )
-        assert all(count == 1 for count in lent.values()), lent
-
-    @invariant()
-    def no_gpu_is_handed_out_twice(self) -> None:
-        """What claims drain or hold on a node never exceeds it."""
-        for node in self._nodes():
-            acting = self._acting()
-            leave = heirs(self.cluster.world, acting)
-            staying = [live for live in acting if live.stage_job.uid not in leave and not self._is_preempted(live)]
-            held = sum(taken_by(self.cluster.world, live.claim, node.key.name) for live in staying)
-            held -= sum(self._left_to_others(live, acting, node) for live in staying)
-            assert held <= node.allocatable[GPU], f"{held} held on {node.key.name}"
-
-    def _is_preempted(self, live: LiveClaim) -> bool:
-        """Whether it is told so as soon as it is looked at: whoever comes in its place was faster."""
-        found = interruption(self.cluster.world, live)
-        return found is not None and found.reason is Reason.PREEMPTED
-
-    @invariant()
-    def nobody_stops_for_who_found_a_free_gpu(self) -> None:
-        """But for who waits for its node, or is there by what somebody leaves of a larger replica."""
-        claims = live_claims(self.cluster.world) if hasattr(self, "cluster") else []
-        for live in filter(self._is_preempted, claims):
-            world = self.cluster.world
-            coming = [phase_of(world, other) for other in claims if live.stage_job.uid in other.claim.displaced]
-            here = [(other.claim, node) for other in claims for node in live.claim.nodes]
-            left = any(taken_by(world, claim, node) > claim.gpus_on(node) for claim, node in here)
-            assert left or Phase.BINDING in coming, f"{live.name} stops for nothing"
-
-    def _left_to_others(self, live: LiveClaim, acting: list[LiveClaim], node: NodeView) -> int:
-        """GPUs of pods that have ended, of a group that another job displaces but that ends by itself: the first pods'
-        may be the other's before the last one has ended. And of an attempt that has failed, before the next one comes:
-        who waits for another GPU of that node may be faster, and the next attempt gives way."""
-        if not (live.stage_job.finished or any(live.stage_job.uid in other.claim.displaced for other in acting)):
-            return 0
-        pods = trainer_pods(self.cluster.world, live.stage_job)
-        return sum(pod.ended and pod.node == node.key.name for pod in pods) * live.job.spec.resources.gpus
-
-    def _nodes(self) -> list[NodeView]:
-        return list(self.cluster.world.nodes.values()) if hasattr(self, "cluster") else []
-
-    def _acting(self) -> list[LiveClaim]:
-        """Claims for which somebody is drained, or whose pod is past its gate."""
-        claims = live_claims(self.cluster.world) if hasattr(self, "cluster") else []
-        return [live for live in claims if phase_of(self.cluster.world, live) >= Phase.DRAINING]
-
-    @invariant()
-    def no_loan_changes_how_many_replicas_an_engine_asks_for(self) -> None:
-        """What an autoscaler wrote stands, and the loan is within it: subtracted, it would spiral down."""
-        for engine in self.cluster.world.engines.values() if hasattr(self, "cluster") else ():
-            lent = lent_indices(borrowers(self.cluster.world, live_claims(self.cluster.world)), engine)
-            asked_for = wanted(self.cluster.world, engine, lent)
-            assert len(asked_for) == engine.spec.replicas, f"{engine.metadata.name} asks for {asked_for}"
-            if lent:
-                status = plan_engine(self.cluster.world, engine, self.cluster.now).status
-                planned = {slot.index for slot in status.slots} - (lent - {*asked_for})
-                assert len(planned) == engine.spec.replicas, f"{engine.metadata.name} would have {planned}"
-
-    @invariant()
-    def a_job_that_is_over_claims_nothing(self) -> None:
-        for live in live_claims(self.cluster.world) if hasattr(self, "cluster") else ():
-            over = live.job.status.finished_at and not live.stage_job.deleting
-            assert not (over and live.stage_job.finished), f"{live.name} is over and claims"
-
-    @invariant()
-    def one_trainer_a_job(self) -> None:
-        """What a leader that was stopped makes when it wakes disturbs nobody, and goes."""
-        owners = Counter(live.job.metadata.uid for live in self._acting())
-        assert all(count == 1 for count in owners.values()), owners
-
-    @invariant()
-    def who_is_over_stays_so(self) -> None:
-        for job in self.cluster.world.jobs.values() if hasattr(self, "cluster") else ():
-            uid = job.metadata.uid
-            if job.status.finished_at:
-                self.over.setdefault(uid, job.status.finished_at)
-            assert job.status.finished_at == self.over.get(uid), f"{job.metadata.name} came back"
-
-    @invariant()
-    def nobody_trains_beside_a_vllm_that_is_awake(self) -> None:
-        """Neither does a trainer start before what it borrows sleeps, nor does that wake while the trainer is there."""
-        for trainer in self._trainers() if hasattr(self, "cluster") else ():
-            awake = [pod.key.name for pod in self.cluster.lent_pods(trainer) if pod.uid in self.cluster.awake]
-            assert not awake, f"{trainer.key.name} trains beside {awake}"
-
     def teardown(self) -> None:
         """Left alone, everything settles: every job ends or waits, and nothing is lent to anybody who is done."""
         if not hasattr(self, "cluster"):
@@ -399,10 +319,6 @@ class Lending(RuleBasedStateMachine):
             assert plan_engine(self.cluster.world, engine, self.cluster.now).status.lent == 0
         why = describe(allocate(self.cluster.world, self._pool(), self.cluster.now))
         assert not settled.stuck(), f"there is something for {settled.stuck()}, but they wait: {why}"
-
-    def _trainers(self) -> list[PodView]:
-        pods = self.cluster.world.pods.values()
-        return [p for p in pods if p.labels.get("sluice.dev/stage") == "Train" and p.node and not p.ended]
 
     @staticmethod
     def _some(data: st.DataObject, things: list[Any]) -> list[Any]:

@@ -11,8 +11,8 @@ from sluice_operator.plan.allocation.interruption import attempt_ref
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.facts.claims import live_claims, live_claims_of
 from sluice_operator.plan.facts.pools import find_pool
-from tests.unit.plan.promises import Made
-from tests.unit.plan.stories import Lending
+from tests.unit.plan.claim_invariants import Made
+from tests.unit.plan.state_machine import Lending
 from tests.unit.plan.worlds import allocated, key_of, parse
 
 GROUP = "pool: 1 1 1 gpus | low: needs 1, pods 2, yields, on n1 n2 | high: needs 1, pods 2, queue, priority 5"
