@@ -16,7 +16,7 @@ from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, STAGE_LABEL
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import engine_key, identity, job_key
-from sluice_operator.plan.allocation.allocate import allocate, next_change
+from sluice_operator.plan.allocation.allocate import allocate
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.facts.pools import find_pool
 
@@ -193,7 +193,7 @@ class _Play:
         moments = [plan_engine(world, engine, now).again_at for engine in world.engines.values()]
         for name in {DEFAULT_POOL, *(key.name for key in world.pools)}:
             if pool := find_pool(world, name):
-                moments += [next_change(world, pool, now), allocate(world, pool, now).again_at]
+                moments += [allocate(world, pool, now).again_at]
         moments += [ready for ready in self.cluster.ready_at.values() if ready > now]
         again = min((moment for moment in moments if moment and moment > now), default=None)
         if again and not now < self._looks_at <= again:  # else it is asked then, and once is enough

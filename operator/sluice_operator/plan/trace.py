@@ -3,7 +3,6 @@ training and engine, and why not.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from sluice_api.claim import AttemptRef, Claim
@@ -14,12 +13,12 @@ from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.allocation.allocate import Allocation, allocate, pending
 from sluice_operator.plan.allocation.avoided import Avoided, avoided
 from sluice_operator.plan.allocation.fit import lack_on
-from sluice_operator.plan.allocation.interruption import gives_way_at, interruption, why_it_stays
+from sluice_operator.plan.allocation.interruption import interruption, yield_obstacle
 from sluice_operator.plan.allocation.inventory import NodeStock, Stock, engines_of, take_stock
-from sluice_operator.plan.allocation.lending import lending_refusal
+from sluice_operator.plan.allocation.lending import lending_obstacle
 from sluice_operator.plan.allocation.refusals import refusal_at
-from sluice_operator.plan.allocation.scale_up import asks_until, scale_ups_of
-from sluice_operator.plan.allocation.waiting import asked
+from sluice_operator.plan.allocation.scale_up import scale_ups_of
+from sluice_operator.plan.allocation.waiting import Wait, asked
 from sluice_operator.plan.facts.claims import LiveClaim, Phase, live_claims, live_claims_of, phase
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.proof import phase_of
@@ -50,11 +49,13 @@ def trace(world: World, job: FineTuneJob, now: datetime) -> Iterator[str]:
     for live in mine:
         yield from _section("claim", list(_claim(world, live, now)))
     yield from _section("queue", list(_queue(world, pool, job, allocation, now)))
+    if ways := list(_ways(allocation.waits.get(key_of(job)))):
+        yield from _section("could start", ways)
     left_out = avoided(world, stock, job, now)
     yield from _section("nodes", [_node(world, node, job, left_out.get(node.name)) for node in stock.nodes.values()])
     others = [live for live in stock.claims if live.job is not job]
-    asks_for = _Displacing(world, job, stock.claims, allocation, now)
-    yield from _section("training", [_has(live) + ("" if mine else f"; {asks_for.of(live)}") for live in others])
+    gives_way = ("" if mine else f"; {_training(world, live, job, allocation, now)}" for live in others)
+    yield from _section("training", [f"{_has(live)}{way}" for live, way in zip(others, gives_way, strict=True)])
     yield from _section("engines", [_engine(world, stock, engine, job, now) for engine in engines_of(world, pool)])
     if pods := [
         pod for pod in scale_ups_of(world, pool.metadata.name) if pod.owner and pod.owner.uid == job.metadata.uid
@@ -96,7 +97,7 @@ def _node(world: World, node: NodeStock, job: FineTuneJob, left_out: Avoided | N
         f"{node.inference} for {slots}" if slots else "",
         f"{node.others} used by others" if node.others else "",
     ]
-    lack = node.refusal or (str(left_out) if left_out else lack_on(world, node, job, set()))
+    lack = node.refusal or (left_out.obstacle.message if left_out else lack_on(world, node, job, set()))
     return f"{node.name}: {', '.join(filter(None, has))}" + (f"; no: {lack}" if lack else "")
 
 
@@ -142,38 +143,27 @@ def _makes_room(world: World, engine: InferenceEngine, index: int, now: datetime
     return "sleeps" if is_asleep(world, engine, index) else "goes to sleep"
 
 
-@dataclass(frozen=True)
-class _Displacing:
-    """Whose place a job would take, from when on, and why the others stay."""
+def _training(world: World, live: LiveClaim, job: FineTuneJob, allocation: Allocation, now: datetime) -> str:
+    """What becomes of training for a job's sake."""
+    if obstacle := yield_obstacle(world, live, job, now):
+        return obstacle.message
+    heir = next((other for other in live_claims(world) if live.stage_job.uid in other.claim.displaced), None)
+    if heir is not None:
+        return f"{heir.name} takes its place already."
+    claim = allocation.claims.get(key_of(job))
+    if claim is None:
+        return "It would give way now."
+    chosen = live.stage_job.uid in claim.displaced
+    return "It gives way now, to this job." if chosen else "It is spared: there is room without its place."
 
-    world: World
-    job: FineTuneJob
-    claims: Sequence[LiveClaim]
-    allocation: Allocation
-    now: datetime
 
-    def of(self, live: LiveClaim) -> str:
-        """What becomes of one that trains."""
-        stays, at = why_it_stays(self.world, live, self.job), gives_way_at(self.world, live, self.job)
-        if stays or at is None:
-            return f"no: {stays}"
-        if heir := next((other for other in self.claims if live.stage_job.uid in other.claim.displaced), None):
-            return f"no: {heir.name} takes its place already"
-        claim = self.allocation.claims.get(key_of(self.job))
-        if claim is not None:
-            chosen = live.stage_job.uid in claim.displaced
-            return "gives way now, to this job" if chosen else "is spared: there is room without its place"
-        return self._later(at)
-
-    def _later(self, at: datetime) -> str:
-        """Why one that would give way does not now."""
-        front = next((key for key, wait in self.allocation.waits.items() if wait.position == "1"), None)
-        if front is not None and front != key_of(self.job):
-            return f"no: only whoever is in front takes a place, and that is {front.namespace}/{front.name}"
-        until = asks_until(self.job)
-        if until is not None and self.now < until:
-            return f"no: this job asks for nodes, and takes nobody's place before {until:%H:%M:%S} UTC"
-        return "gives way now, but not enough do" if at <= self.now else f"gives way from {at:%H:%M:%S} UTC on"
+def _ways(wait: Wait | None) -> Iterator[str]:
+    """How it could start, the nearest way first: all that keeps it from each."""
+    for number, way in enumerate(wait.ways if wait else (), start=1):
+        for obstacle in way:
+            remedies = " or ".join(remedy.text for remedy in obstacle.remedies)
+            remedy = f" Next: {remedies}." if remedies else ""
+            yield f"{number}. {obstacle.reason}: {obstacle.message}{remedy}"
 
 
 def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJob, now: datetime) -> str:
@@ -185,8 +175,8 @@ def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJo
         f"floor {floor_of(engine)}",
     ]
     terms = f"{engine.metadata.full_name}: {', '.join(filter(None, has))}"
-    if refused := lending_refusal(world, stock, engine, job, now):
-        return f"{terms}; no: {refused}: {refused.meaning}"
+    if obstacle := lending_obstacle(world, stock, engine, job, now):
+        return f"{terms}; no: {obstacle.reason}: {obstacle.message}"
     able = sum(1 for slot in slots if slot.lendable and not slot.shared)
     return f"{terms}; may lend {max(0, min(able, len(slots) - floor_of(engine)))}"
 

@@ -13,7 +13,7 @@ from sluice_operator.cluster.errors import Outdated
 from sluice_operator.metrics import QUEUE_WAIT_SECONDS
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.allocation.allocate import Allocation, handed_out, next_turn, ready_since
+from sluice_operator.plan.allocation.allocate import Allocation, handed_out, ready_since
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.allocation.pool_status import engines_with_room, no_longer_refused, pool_status
 from sluice_operator.plan.allocation.scale_up import plan_scale_up, scale_ups_of
@@ -64,7 +64,7 @@ class PoolPlan(Plan):
 
 
 def pool_plan(world: World, pool: GPUPool, allocation: Allocation, c: Context, now: datetime) -> PoolPlan:
-    """Ask for nodes, say what the pool has, and look again when time alone changes a decision."""
+    """Ask for nodes, say what the pool has, and look again when time alone changes something."""
     stock = take_stock(world, pool)
     scale_up = plan_scale_up(world, stock, allocation.asking, now)
     elders = [elder.spec for elder in elders_of(world, pool)]
@@ -76,7 +76,7 @@ def pool_plan(world: World, pool: GPUPool, allocation: Allocation, c: Context, n
     if key_of(pool) in world.pools:
         writes += status_writes(pool, pool_status(world, stock, len(allocation.waits), now))
     jobs = [key for job in no_longer_refused(world, pool) if (key := key_of(job)) not in allocation.waits]
-    turns = (allocation.again_at, next_turn(world, pool, now), scale_up.again_at)
+    turns = (allocation.again_at, scale_up.again_at)
     return PoolPlan(
         writes,
         min((at for at in turns if at), default=None),

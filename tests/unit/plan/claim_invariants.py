@@ -13,7 +13,7 @@ from sluice_api.stages import Stage
 from sluice_operator.observe.world import World, engine_key, job_key, key_of
 from sluice_operator.plan.allocation.allocate import Allocation, pending, place_in_queue
 from sluice_operator.plan.allocation.inventory import Stock, lent_indices, take_stock
-from sluice_operator.plan.allocation.lending import lending_refusal
+from sluice_operator.plan.allocation.lending import lending_obstacle
 from sluice_operator.plan.allocation.scale_up import asks
 from sluice_operator.plan.facts.claims import LiveClaim, borrowers, gpus_of_slots, heirs, live_claims, overlapped_by
 from sluice_operator.plan.facts.outcomes import GIVEN_UP, recorded
@@ -72,7 +72,7 @@ class Made:
                 assert paid or not could_be_theirs, f"free GPUs went past {name}"
             for slot in claim.borrowed:
                 engine = self.world.engines[engine_key(slot.namespace, slot.engine)]
-                refused = lending_refusal(self.world, stock, engine, job, self.now)
+                refused = lending_obstacle(self.world, stock, engine, job, self.now)
                 assert refused or job.spec.scheduling.policy is Policy.QUEUE, f"{slot} went past {name}"
 
     def _ahead(self) -> Iterator[FineTuneJob]:

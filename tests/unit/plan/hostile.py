@@ -15,7 +15,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import stage_job_name
 from sluice_operator.observe.parse import parse
 from sluice_operator.observe.world import World, key_of, pool_key
-from sluice_operator.plan.allocation.allocate import handed_out, next_turn
+from sluice_operator.plan.allocation.allocate import handed_out
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.allocation.pool_status import engines_with_room, no_longer_refused, pool_usage
 from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
@@ -270,7 +270,6 @@ def decisions(town: Town) -> Mapping[str, Any]:
 
     def of_the_pool(seen: World) -> tuple[Any, ...]:
         allocation = handed_out(seen, pool, NOW)
-        next_turn(seen, pool, NOW)
         claimed = {key: claim for key, claim in allocation.claims.items() if key.namespace != EVIL}
         waits = {key: wait for key, wait in allocation.waits.items() if key.namespace != EVIL}
         engines = [key_of(engine) for engine in engines_with_room(seen, take_stock(seen, pool))]

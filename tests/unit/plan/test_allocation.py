@@ -88,7 +88,7 @@ from tests.unit.plan.worlds import allocated, describe, parse
         ("nor where another could be that waits between them",
          "pool: 2 1 1 gpus | c: needs 2, on n1 | d: needs 1, on n2 | a: needs 2, queue | e: needs 1, queue, pods 2 "
          "| b: needs 1, queue",
-         "a waits WaitingForGPUs; b waits BehindInQueue; e waits BehindInQueue"),
+         "a waits WaitingForGPUs; b waits BehindInQueue; e waits WaitingForGPUs"),
         ("what is free on a node that is too small for the one in front goes with a replica of it",
          "pool: 3 2 gpus | c: needs 3, on n1 | chat: 1 replicas | a: needs 3, queue | b: needs 2",
          "a waits WaitingForGPUs; b takes chat/0"),
@@ -189,7 +189,7 @@ def test_who_waits_is_told_for_whom_and_what_to_do() -> None:
     wait = allocated(town).waits[job_key("team", "b")]
     assert "Waiting for 1 GPU in pool default" in wait.message
     assert "a ends" in wait.message
-    assert "scheduling.policy: Preempt" in wait.message
+    assert "Preempt" not in wait.message, "nobody is there of whom it could borrow"
 
 
 def test_a_node_that_takes_no_pods_gets_none() -> None:
@@ -204,7 +204,7 @@ def test_a_node_short_of_memory_is_never_drained_for() -> None:
     town.job("a", resources={"memory": "8Gi"})
     assert describe(allocated(town)) == "a waits Unschedulable"
     message = allocated(town).waits[job_key("team", "a")].message
-    assert "n1 lacks memory: needs 8Gi, 2Gi of 64Gi is left" in message
+    assert "n1 lacks memory: needs 8Gi, 1Gi of 64Gi is left" in message
 
 
 @pytest.mark.parametrize(("memory", "expected"), [("20Gi", "takes chat/0"), ("30Gi", "waits BehindInQueue")])
@@ -240,7 +240,7 @@ def test_nobody_is_disturbed_on_a_node_where_somebody_waits_for_a_gpu_already() 
     job = town.job("a", gpus=2)
     wait = allocated(town).waits[key_of(job)]
     assert wait.reason is Reason.WAITING_FOR_GPUS
-    assert "On n1, with chat, more GPUs are spoken for than there are. Next: early ends" in wait.message
+    assert "early has 1 GPU on n1. Next: early ends" in wait.message
 
 
 def test_what_is_left_of_a_larger_slot_goes_back_with_it() -> None:

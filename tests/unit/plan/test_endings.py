@@ -10,7 +10,6 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, StageOutcome
 from sluice_operator.observe.views import Termination
 from sluice_operator.observe.world import job_key
-from sluice_operator.plan.allocation.allocate import next_change
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
@@ -125,10 +124,10 @@ def test_a_job_says_until_when_a_node_is_left_out_and_is_looked_at_then() -> Non
     assert "n1 is left out until 12:04:00 UTC, as the last pod was not bound there" in wait.message
     pool = find_pool(town.world, "default")
     assert pool is not None
-    assert next_change(town.world, pool, NOW) == NOW + timedelta(minutes=4)
+    assert allocated(town).again_at == NOW + timedelta(minutes=4)
     assert any("n1 is left out until 12:04:00 UTC" in line for line in trace(town.world, job, NOW) if "free" in line)
     town.node(2)
     town.stranger("n2", 2)
     (wait,) = allocated(town).waits.values()
-    assert wait.reason is not Reason.NODE_AVOIDED
+    assert wait.reason is Reason.NODE_AVOIDED, "that is over by itself"
     assert "n1 is left out until 12:04:00 UTC" in wait.message

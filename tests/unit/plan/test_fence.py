@@ -13,7 +13,7 @@ from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import SetAside, World, engine_key, job_key, key_of, pool_key
 from sluice_operator.plan.allocation import access, inventory, lending
 from sluice_operator.plan.allocation import allocate as allocation
-from sluice_operator.plan.allocation.allocate import Allocation, handed_out, next_turn
+from sluice_operator.plan.allocation.allocate import Allocation, handed_out
 from sluice_operator.plan.allocation.pool_status import pool_usage
 from sluice_operator.plan.aside import set_aside_status
 from sluice_operator.plan.engine.decide import plan_engine
@@ -32,7 +32,6 @@ def decided(town: Town) -> Fenced[Allocation]:
     assert pool is not None
 
     def decide(world: World) -> Allocation:
-        next_turn(world, pool, NOW)
         return handed_out(world, pool, NOW)
 
     return fenced(town.world, pool_key("default"), decide)

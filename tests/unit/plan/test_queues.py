@@ -12,7 +12,6 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.world import engine_key, job_key
-from sluice_operator.plan.allocation.allocate import next_change
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.job.decide import plan_job
@@ -44,7 +43,7 @@ LAB = {"matchLabels": {"tier": "research"}}
          "pool: 4 3 gpus | c: needs 4, on n1, in lab | chat: 3 replicas | dear: 0 replicas, floor 0 "
          "| a: needs 4, priority 5 | b: needs 1",
          {"quotas": [{"namespaces": TEAM, "maxBorrowedGPUs": 4}]},
-         "a waits EngineAtFloor; b waits NamespaceQuota"),
+         "a waits WaitingForGPUs; b waits BehindInQueue"),
         ("nor does a smaller job of its own take the quota first",
          "pool: 4 gpus | a: needs 1, on n1 | b: needs 2, queue | c: needs 1, queue | d: needs 1, queue, in lab",
          {"quotas": [{"namespaces": TEAM, "maxGPUs": 2}]},
@@ -173,7 +172,7 @@ def test_an_engine_lends_in_its_hours_and_the_pool_looks_again_when_they_begin()
     assert "chat lends from Sunday 22:00 UTC on" in waits.waits[job_key("team", job.metadata.name)].message
     pool = find_pool(town.world, "default")
     assert pool is not None
-    assert next_change(town.world, pool, EVENING) == AT_NIGHT
+    assert waits.again_at == AT_NIGHT
     assert describe(allocated(town, AT_NIGHT)) == "a takes chat/1"
 
 

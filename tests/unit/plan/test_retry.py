@@ -123,7 +123,7 @@ def test_a_job_that_is_over_goes_when_its_time_to_live_is_over(seconds: int, goe
     [
         ("priority goes first", {}, "new takes n1; old waits WaitingForGPUs"),
         ("who waits long enough goes before", {"ageingSeconds": 600}, "new waits WaitingForGPUs; old takes n1"),
-        ("but no sooner", {"ageingSeconds": 1500}, "new takes n1; old waits WaitingForGPUs"),
+        ("but no sooner than its period ends", {"ageingSeconds": 7200}, "new takes n1; old waits WaitingForGPUs"),
     ],
 )
 def test_ageing(rule: str, pool: dict[str, Any], expected: str) -> None:

@@ -11,7 +11,7 @@ from sluice_api.claim import AttemptOutcome
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.world import engine_key, identity, job_key
-from sluice_operator.plan.allocation.allocate import allocate, next_change
+from sluice_operator.plan.allocation.allocate import allocate
 from sluice_operator.plan.allocation.inventory import NodeStock, take_stock
 from sluice_operator.plan.allocation.scale_up import MOST, ScaleUp, plan_scale_up
 from sluice_operator.plan.allocation.waiting import Wait
@@ -108,7 +108,7 @@ def test_its_time_begins_when_it_is_ready_and_its_end_is_a_change() -> None:
     pool = find_pool(town.world, "default")
     assert pool is not None
     over = READY + timedelta(seconds=900)
-    assert next_change(town.world, pool, NOW) == over
+    assert allocated(town).again_at == over
     assert describe(allocated(town, over - timedelta(seconds=1))) == "a waits ScalingUp"
     assert describe(allocated(town, over)) == "a takes chat/0"
 
@@ -135,9 +135,9 @@ def replace_times(outcome: AttemptOutcome, at: datetime) -> AttemptOutcome:
 def test_what_it_says() -> None:
     town = parse("pool: 2 gpus | chat: 2 replicas | b: needs 1, queue | a: needs 1, scales")
     assert waits(town, "a").message == (
-        "Waiting for 1 GPU in pool default since 11:56 UTC. It asks for nodes and borrows nothing until 2026-11-22 "
-        "12:06:00 UTC (scheduling.scaleUpFirst). b is in front. Next: a node is added, or GPUs come free; from then on "
-        "it borrows from engines."
+        "Waiting for 1 GPU in pool default since 2026-11-22 11:56 UTC. It asks for nodes and borrows nothing until "
+        "2026-11-22 12:06:00 UTC (scheduling.scaleUpFirst). Next: wait until 12:06:00 UTC or a node is added, or raise "
+        "scheduling.priority to 1, and add GPUs to the pool."
     )
     assert waits(town, "a").position == "2"
 
@@ -147,7 +147,7 @@ def test_who_fits_no_node_says_why_and_what_follows() -> None:
     decision = decide(town, "a")
     assert decision.reason is Reason.SCALING_UP
     assert "spec.resources.gpus: 2 are asked for, the largest node of pool default has 1." in decision.message
-    assert decision.message.endswith("from then on it is refused.")
+    assert decision.message.endswith("Next: wait until 12:06:00 UTC or a node is added.")
     refused = decide(town, "a", OVER)
     assert refused.reason is Reason.EXCEEDS_EVERY_NODE
     assert refused.message.endswith("None came within 600 s (spec.scheduling.scaleUpFirst).")

@@ -33,19 +33,25 @@ def test_a_job_that_waits_sees_the_queue_the_nodes_and_the_engines() -> None:
     )
     assert told(town, "c") == (
         "team/c: 1 GPU of pool default, policy Preempt, priority 0\n"
-        "  waits: EngineAtFloor: Waiting for 1 GPU in pool default since 11:56 UTC. chat can lend no more: 1 of 2 "
-        "replicas are left, its floor is 1. b is in front. Next: a ends and gives back what it holds, or lower "
-        "preemption.minReplicas, or raise the engine's replicas.\n"
+        "  waits: BehindInQueue: Waiting for 1 GPU in pool default since 2026-11-22 11:56 UTC. b is in front. chat can "
+        "lend no more: 1 of 2 replicas are left, its floor is 1. Next: raise scheduling.priority to 6, and lower "
+        "preemption.minReplicas of chat to 0, or raise scheduling.priority to 6, and add GPUs to the pool.\n"
         "queue:\n"
         "    1. team/b, priority 5: EngineAtFloor\n"
-        "  * 2. team/c, priority 0: EngineAtFloor\n"
+        "  * 2. team/c, priority 0: BehindInQueue\n"
+        "could start:\n"
+        "  1. BehindInQueue: team/b is in front. Next: raise scheduling.priority to 6.\n"
+        "  1. EngineAtFloor: chat can lend no more: 1 of 2 replicas are left, its floor is 1. Next: lower "
+        "preemption.minReplicas of chat to 0.\n"
+        "  2. BehindInQueue: team/b is in front. Next: raise scheduling.priority to 6.\n"
+        "  2. WaitingForGPUs: None of n1 is free, 1 are needed. Next: add GPUs to the pool.\n"
         "nodes:\n"
         "  n1: 0 of 2 free, 1 claimed by team/a, 1 for chat/1\n"
         "training:\n"
-        "  team/a: 1 GPU on n1; no: its scheduling.interruption.policy is Never\n"
+        "  team/a: 1 GPU on n1; a does not give way: its scheduling.interruption.policy is Never.\n"
         "engines:\n"
         "  team/chat: 1 of 2 replicas, floor 1; may lend 0\n"
-        "  team/dear: 0 of 0 replicas, floor 0; no: EngineNeverLends: The engines in the pool do not lend."
+        "  team/dear: 0 of 0 replicas, floor 0; no: EngineNeverLends: dear does not lend (preemption.policy: Never)."
     )
 
 
@@ -71,31 +77,33 @@ def test_training_that_gives_way_and_training_that_stays() -> None:
     assert told(town, "b").splitlines()[1] == "  is given 1 GPU on n1, borrowed from no engine, in place of team/a"
     assert "\n".join(told(town, "b").splitlines()[6:10]) == (
         "training:\n"
-        "  team/a: 1 GPU on n1; gives way now, to this job\n"
-        "  team/c: 1 GPU on n1; no: its priority 7 is not below 5\n"
-        "  team/d: 1 GPU on n1; no: its scheduling.interruption.policy is Never"
+        "  team/a: 1 GPU on n1; It gives way now, to this job.\n"
+        "  team/c: 1 GPU on n1; c does not give way: its priority 7 is not below 5.\n"
+        "  team/d: 1 GPU on n1; d does not give way: its scheduling.interruption.policy is Never."
     )
 
 
 @pytest.mark.parametrize(
-    ("rule", "world", "says"),
+    ("rule", "world", "says", "could_start"),
     [
         ("what is free comes first",
          "pool: 2 gpus | a: needs 1, yields, on n1 | b: needs 1, queue, priority 5",
-         "is spared: there is room without its place"),
+         "It is spared: there is room without its place.", ""),
         ("not for one that is behind",
          "pool: 1 gpus | a: needs 1, yields, on n1 | c: needs 1, queue, priority 9, scales | b: needs 1, priority 5",
-         "no: only whoever is in front takes a place, and that is team/c"),
+         "It would give way now.", "1. BehindInQueue: team/c is in front."),
         ("not while it asks for nodes",
          "pool: 1 gpus | a: needs 1, yields, on n1 | b: needs 1, queue, priority 5, scales",
-         "no: this job asks for nodes, and takes nobody's place before 12:06:00 UTC"),
+         "It would give way now.", "1. ScalingUp: It asks for nodes and borrows nothing until 2026-11-22 12:06:00 UTC"),
         ("not if that is not enough",
          "pool: 2 gpus | strangers: 1 on n1 | a: needs 1, yields, on n1 | b: needs 2, queue, priority 5",
-         "gives way now, but not enough do"),
+         "It would give way now.", "1. WaitingForGPUs: None of n1 is free, 2 are needed."),
     ],
 )  # fmt: skip
-def test_why_training_does_not_give_way_now(rule: str, world: str, says: str) -> None:
+def test_why_training_does_not_give_way_now(rule: str, world: str, says: str, could_start: str) -> None:
     assert section(parse(world), "b", "training") == [f"team/a: 1 GPU on n1; {says}"], rule
+    if could_start:
+        assert section(parse(world), "b", "could start")[0].startswith(could_start), rule
 
 
 def interrupted(**terms: Any) -> Town:
@@ -110,7 +118,9 @@ def interrupted(**terms: Any) -> Town:
 
 def test_from_when_on_training_gives_way() -> None:
     town = interrupted(minRunSeconds=300)
-    assert section(town, "high", "training") == ["team/low: 1 GPU on n1; gives way from 12:04:00 UTC on"]
+    assert section(town, "high", "training") == [
+        "team/low: 1 GPU on n1; low gives way at 12:04:00 UTC, or ends before."
+    ]
 
 
 def test_a_claim_in_anothers_place_from_both_sides() -> None:
@@ -123,7 +133,7 @@ def test_a_claim_in_anothers_place_from_both_sides() -> None:
     ]
     assert section(town, "low", "claim")[1:] == ["gives way to team/high, which has its claim already"]
     town.job("higher", scheduling={"policy": "Queue", "priority": 9})
-    assert section(town, "higher", "training")[0] == ("team/low: 1 GPU on n1; no: team/high takes its place already")
+    assert section(town, "higher", "training")[0] == ("team/low: 1 GPU on n1; team/high takes its place already.")
     town.version += 1
     town.put(replace(pod, resource_version=town.version, gates=(), nominated_node="n1", bound_at=NOW))
     assert section(town, "high", "claim")[1] == "in place of team/low: is told to stop"

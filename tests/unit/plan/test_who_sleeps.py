@@ -153,7 +153,7 @@ def test_nobody_is_promised_the_place_of_one_that_trains_on_sleeping_replicas() 
     (wait,) = allocated(loan.town).waits.values()
     assert "gives way" not in wait.message
     said = "\n".join(trace(loan.town.world, loan.town.world.jobs[job_key("team", "b")], NOW))
-    assert "team/a: 1 GPU on n1; no: it trains on replicas that sleep" in said
+    assert "team/a: 1 GPU on n1; a does not give way: it trains on replicas that sleep." in said
 
 
 @pytest.mark.parametrize(

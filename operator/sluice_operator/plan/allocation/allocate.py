@@ -1,8 +1,8 @@
 """Who gets GPUs now: all pending jobs of a pool at once, in order, each with its claim or its reason to wait."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 
 from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
@@ -11,37 +11,23 @@ from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import World, identity, key_of
 from sluice_operator.plan.allocation.avoided import avoided_until
-from sluice_operator.plan.allocation.borrowing import (
-    FREE_ONLY,
-    Market,
-    Terms,
-    has_reached,
-    is_full,
-    within_own,
-)
-from sluice_operator.plan.allocation.guests import contend, is_guest
-from sluice_operator.plan.allocation.interruption import next_to_give_way
-from sluice_operator.plan.allocation.inventory import engines_of, take_stock
-from sluice_operator.plan.allocation.kept import Kept
-from sluice_operator.plan.allocation.lending import lends_next
-from sluice_operator.plan.allocation.placement import place, stock_after
+from sluice_operator.plan.allocation.borrowing import Market, Terms, asking_obstacle, within_own
+from sluice_operator.plan.allocation.guests import no_slot
+from sluice_operator.plan.allocation.interruption import yield_obstacle
+from sluice_operator.plan.allocation.inventory import take_stock
+from sluice_operator.plan.allocation.kept import Kept, behind
+from sluice_operator.plan.allocation.placement import obstructed, place
 from sluice_operator.plan.allocation.refusals import refusal
 from sluice_operator.plan.allocation.scale_up import MOST, asks, asks_until
-from sluice_operator.plan.allocation.waiting import (
-    EXPLAINED,
-    Wait,
-    Waiting,
-    explain,
-    far_behind,
-    over_quota,
-    scaling_up,
-)
+from sluice_operator.plan.allocation.search import stock_after
+from sluice_operator.plan.allocation.waiting import EXPLAINED, Wait, far_behind, waits_for, waits_outside
 from sluice_operator.plan.facts.alike import alike
 from sluice_operator.plan.facts.claims import live_claims_of
 from sluice_operator.plan.facts.outcomes import done, recorded, waits_since
 from sluice_operator.plan.facts.readiness import readiness
-from sluice_operator.plan.facts.tenants import Held, quota_of
+from sluice_operator.plan.facts.tenants import Held, held_obstacle, quota_of, total_obstacle
 from sluice_operator.plan.fence import behind_a_fence, each, looking_at
+from sluice_operator.plan.obstacle import Obstacle, earliest, next_moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +39,12 @@ class Allocation:
     asking: tuple[FineTuneJob, ...] = ()
     """Jobs that ask for nodes now."""
     again_at: datetime | None = None
-    """When training gives way to the job in front, if it still waits."""
+    """When the passing of time alone ends an obstacle that somebody met, or changes the order."""
 
 
 def allocate(world: World, pool: GPUPool, now: datetime, refused: Collection[Key] = ()) -> Allocation:
     """What `handed_out` says of the jobs that are at no fault."""
     return behind_a_fence(world, key_of(pool), lambda seen: handed_out(seen, pool, now, refused))
-
-
-def next_change(world: World, pool: GPUPool, now: datetime) -> datetime | None:
-    """What `next_turn` says of the jobs and engines that are at no fault."""
-    return behind_a_fence(world, key_of(pool), lambda seen: next_turn(seen, pool, now))
 
 
 def handed_out(world: World, pool: GPUPool, now: datetime, refused: Collection[Key] = ()) -> Allocation:
@@ -79,77 +60,110 @@ def handed_out(world: World, pool: GPUPool, now: datetime, refused: Collection[K
     Args:
         refused: jobs whose claim the API server has just refused to make: what they would get is the next one's.
     """
-    stock = take_stock(world, pool)
-    market = Market(world, stock, now)
-    held = dict(stock.held)
-    quotas: dict[str, NamespaceQuota] = {}
-    claims: dict[Key, Claim] = {}
-    waits: dict[Key, Wait] = {}
-    waiting: list[FineTuneJob] = []
-    kept = Kept()
-    hopeless: dict[object, Terms] = {}
-    again_at: datetime | None = None
+    round_ = _Round(world, pool, now)
     for job in (one for one in pending(world, pool, now) if key_of(one) not in refused):
         with looking_at(key_of(job)):
-            namespace = job.metadata.namespace
-            if namespace not in quotas:
-                quotas[namespace] = quota_of(world, pool, namespace)
-            mine, quota, theirs = held.get(namespace, Held()), quotas[namespace], kept.of(namespace)
-            if has_reached(quota, mine.plus(theirs.gpus), job):
-                waits[key_of(job)] = over_quota(world, job, quota, mine, theirs)
-                kept.keep_quota(job)
-                continue
-            kind = alike(world, job)
-            if len(waiting) >= EXPLAINED and (terms := hopeless.get(kind)):  # what is left has only become less
-                waits[key_of(job)] = far_behind(world, job, len(waiting))
-                waiting.append(job)
-                kept.keep(stock, job, terms)
-                continue
-            terms = market.terms(job, quota, mine.plus(borrowed=theirs.borrowed))
-            full = is_full(quota, mine.plus(theirs.gpus), job)
-            if full:
-                terms = Terms() if is_guest(pool, job) or asks(job, now) else within_own(world, terms, namespace)
-            ways = FREE_ONLY if asks(job, now) and not full else replace(terms, lenders=terms.lenders - kept.lenders)
-            claim = place(world, stock, job, ways, kept, now)
-            if claim is not None:
-                claims[key_of(job)] = claim
-                held[namespace] = mine.with_claim(world, claim, namespace)
-                stock = stock_after(world, stock, job, claim)
-            elif full:
-                waits[key_of(job)] = over_quota(world, job, quota, mine, theirs)
-                kept.keep_own(job, terms)
-            else:
-                gives_way = next_to_give_way(
-                    world, stock.staying if ways.displaces and not kept.nodes else (), job, now
-                )
-                again_at = again_at or (gives_way.at if gives_way else None)
-                waits[key_of(job)] = _why_it_waits(Waiting(world, stock, job, terms, waiting, gives_way, now))
-                waiting.append(job)
-                kept.keep(stock, job, terms)
-                if job.spec.scheduling.scale_up_first is None:  # those that ask for nodes do so until their own time
-                    hopeless[kind] = terms
-    oversized = waiting_for_larger_nodes(world, pool, now)
-    waits.update(
-        each(
-            oversized, key_of, lambda job: (key_of(job), scaling_up(world, stock, job, [], now, _too_large(world, job)))
-        )
-    )
-    asking = [job for job in (*waiting[:EXPLAINED], *oversized) if asks(job, now)]
-    return Allocation(claims, waits, tuple(asking[:MOST]), again_at)
+            round_.decide(job)
+    return round_.result()
 
 
-def _why_it_waits(w: Waiting) -> Wait:
-    """What is said of a job, given those that wait in front."""
-    if len(w.ahead) >= EXPLAINED:
-        return far_behind(w.world, w.job, len(w.ahead))
-    if asks(w.job, w.now):
-        return scaling_up(w.world, w.stock, w.job, w.ahead, w.now)
-    return explain(replace(w, ahead=[other for other in w.ahead if contend(w.stock.pool, other, w.job)]))
+class _Round:
+    """One pass through a queue: what is left, what is reserved, and what was decided so far."""
 
+    def __init__(self, world: World, pool: GPUPool, now: datetime) -> None:
+        self.world, self.pool, self.now = world, pool, now
+        self.stock = take_stock(world, pool)
+        self.market = Market(world, self.stock, now)
+        self.held = dict(self.stock.held)
+        self.quotas: dict[str, NamespaceQuota] = {}
+        self.kept = Kept()
+        self.claims: dict[Key, Claim] = {}
+        self.waits: dict[Key, Wait] = {}
+        self.waiting: list[FineTuneJob] = []
+        self.hopeless: dict[object, Terms] = {}
+        """Kinds of jobs of which one waits: what is left has only become less."""
+        self.yields: list[Obstacle] = []
 
-def _too_large(world: World, job: FineTuneJob) -> str:
-    found = refusal(world, job)
-    return found[1] if found else ""
+    def decide(self, job: FineTuneJob) -> None:
+        """Give one job its claim, or the reason why it waits, and what it could use is reserved for it."""
+        mine, quota, theirs = self._quota(job)
+        if over := held_obstacle(self.pool, quota, job, mine, theirs):
+            self.waits[key_of(job)] = waits_outside(self.world, job, over)
+            self.kept.keep_quota(job)
+            return
+        kind = alike(self.world, job)
+        if known := self.hopeless.get(kind):
+            self._wait(job, known)
+            return
+        terms = self.market.terms(job, quota, mine.plus(borrowed=theirs.borrowed))
+        full = total_obstacle(self.pool, quota, job, mine, theirs)
+        if full:
+            terms = within_own(self.world, self.pool, job, terms, full)
+        claim = place(self.world, self.stock, job, terms.kept(self.kept.lenders), self.kept, self.now)
+        if claim is not None:
+            self.claims[key_of(job)] = claim
+            self.held[job.metadata.namespace] = mine.with_claim(self.world, claim, job.metadata.namespace)
+            self.stock = stock_after(self.world, self.stock, job, claim)
+        elif full:
+            self.waits[key_of(job)] = waits_outside(self.world, job, full)
+            self.kept.keep_own(job, terms, self._front(job))
+        else:
+            self._wait(job, terms)
+            if job.spec.scheduling.scale_up_first is None:  # those that ask for nodes do so until their own time
+                self.hopeless[kind] = terms
+
+    def result(self) -> Allocation:
+        """What was decided."""
+        oversized = waiting_for_larger_nodes(self.world, self.pool, self.now)
+        self.waits.update(each(oversized, key_of, lambda job: (key_of(job), self._waits_for_larger(job))))
+        asking = [job for job in (*self.waiting[:EXPLAINED], *oversized) if asks(job, self.now)]
+        turns = (*self.market.obstacles, *self.yields)
+        again_at = earliest((next_moment(turns, self.now), *self._moments()), self.now)
+        return Allocation(self.claims, self.waits, tuple(asking[:MOST]), again_at)
+
+    def _quota(self, job: FineTuneJob) -> tuple[Held, NamespaceQuota, Held]:
+        """What a job's namespace has, what it may have, and what its jobs wait for that are in front."""
+        namespace = job.metadata.namespace
+        if namespace not in self.quotas:
+            self.quotas[namespace] = quota_of(self.world, self.pool, namespace)
+        return self.held.get(namespace, Held()), self.quotas[namespace], self.kept.of(namespace)
+
+    def _front(self, job: FineTuneJob) -> Obstacle:
+        return behind(job, -place_in_queue(self.pool, job, self.now)[0])
+
+    def _wait(self, job: FineTuneJob, terms: Terms) -> None:
+        if len(self.waiting) >= EXPLAINED:
+            self.waits[key_of(job)] = far_behind(self.world, job, len(self.waiting))
+        else:
+            self.waits[key_of(job)] = self._explained(job, terms)
+        self.waiting.append(job)
+        self.kept.keep(self.stock, job, terms, self._front(job))
+
+    def _explained(self, job: FineTuneJob, terms: Terms) -> Wait:
+        theirs = terms.kept(self.kept.lenders)
+        ways = obstructed(self.world, self.stock, job, theirs, self.kept, self.now) or [(no_slot(job),)]
+        if asking := asking_obstacle(self.world, job, self.now):
+            ways = [(asking, *(obstacle for obstacle in ways[0] if obstacle != asking)), *ways[1:]]
+        if terms.displaces is None and self.kept.displacing is None:
+            looks = each(
+                self.stock.staying, lambda live: live.key, lambda live: yield_obstacle(self.world, live, job, self.now)
+            )
+            self.yields += filter(None, looks)
+        return waits_for(self.world, self.stock, job, ways, self.waiting, self.now)
+
+    def _waits_for_larger(self, job: FineTuneJob) -> Wait:
+        found, asking = refusal(self.world, job), asking_obstacle(self.world, job, self.now)
+        if asking is None or found is None:
+            raise ValueError(f"{job.metadata.name} waits for no larger nodes")
+        return waits_outside(self.world, job, replace(asking, message=f"{asking.message} {found[1]}"))
+
+    def _moments(self) -> Iterator[datetime | None]:
+        """When the passing of time alone may change what is decided about a job, or the order of all."""
+        jobs = self.world.unfinished.get(self.pool.metadata.name, {}).values()
+        for moments in each(jobs, key_of, lambda job: _turns(self.world, job)):
+            yield from moments
+        if (seconds := self.pool.spec.ageing_seconds) and jobs:
+            yield datetime.fromtimestamp((_periods(self.now, seconds) + 1) * seconds, UTC)
 
 
 def waiting_for_larger_nodes(world: World, pool: GPUPool, now: datetime) -> list[FineTuneJob]:
@@ -178,11 +192,19 @@ def _in_order(world: World, pool: GPUPool, now: datetime, belongs: Callable[[Fin
 
 
 def place_in_queue(pool: GPUPool, job: FineTuneJob, now: datetime) -> tuple[int, str, str]:
-    """Sort key: higher priority first, then the older one. Waiting raises a job, if the pool says so."""
+    """Sort key: higher priority first, then the older one. Waiting raises a job, if the pool says so.
+
+    Periods are those of one clock, the same for all jobs: the order changes at their ends, however many jobs wait.
+    """
     priority = job.spec.scheduling.priority
     if pool.spec.ageing_seconds and (since := waits_since(job)):
-        priority += int((now - since).total_seconds() // pool.spec.ageing_seconds)
+        priority += _periods(now, pool.spec.ageing_seconds) - _periods(since, pool.spec.ageing_seconds)
     return (-priority, str(job.metadata.creation_timestamp), job.metadata.uid)
+
+
+def _periods(moment: datetime, seconds: int) -> int:
+    """How many periods have begun since 1970."""
+    return int(moment.timestamp() // seconds)
 
 
 def is_pending(world: World, job: FineTuneJob, now: datetime, *, nodes_may_come: bool = False) -> bool:
@@ -207,17 +229,6 @@ def _trains(stage_job: StageJobView) -> bool:
     return stage_job.stage is Stage.TRAIN and not stage_job.finished
 
 
-def _turns(world: World, job: FineTuneJob) -> tuple[datetime | None, ...]:
+def _turns(world: World, job: FineTuneJob) -> Sequence[datetime | None]:
     """When the passing of time alone may change what is decided about a job."""
     return (readiness(world, job).begins, asks_until(job), *avoided_until(job))
-
-
-def next_turn(world: World, pool: GPUPool, now: datetime) -> datetime | None:
-    """When the passing of time alone will change a decision: a pause ends, a job's time comes, an engine lends."""
-    jobs = world.unfinished.get(pool.metadata.name, {}).values()
-    moments = (
-        *(at for found in each(jobs, key_of, lambda job: _turns(world, job)) for at in found),
-        now + timedelta(seconds=pool.spec.ageing_seconds) if pool.spec.ageing_seconds and jobs else None,
-        *each(engines_of(world, pool) if jobs else (), key_of, lambda engine: lends_next(world, engine, now)),
-    )
-    return min((moment for moment in moments if moment and moment > now), default=None)

@@ -12,6 +12,7 @@ from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation.inventory import Stock
 from sluice_operator.plan.facts.outcomes import all_outcomes, recorded
 from sluice_operator.plan.facts.room import most_pods, need_of
+from sluice_operator.plan.obstacle import Obstacle
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,11 @@ class Avoided:
     until: datetime
     rule: _Rule
 
-    def __str__(self) -> str:
-        """For a message."""
-        return f"{self.node} is left out until {self.until:%H:%M:%S} UTC, as {self.rule.why}"
+    @property
+    def obstacle(self) -> Obstacle:
+        """Why its pods do not go there now."""
+        message = f"{self.node} is left out until {self.until:%H:%M:%S} UTC, as {self.rule.why}."
+        return Obstacle(Reason.NODE_AVOIDED, message, self.until)
 
 
 def avoided(world: World, stock: Stock, job: FineTuneJob, now: datetime) -> Mapping[str, Avoided]:

@@ -14,18 +14,20 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import Policy
 from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.allocation.inventory import NodeStock, PlacedSlot, Stock, engines_of, take_stock
+from sluice_operator.plan.allocation.inventory import NodeStock, PlacedSlot, engines_of, take_stock
 from sluice_operator.plan.facts.devices import slot_devices
 from sluice_operator.plan.facts.sharing import left_by
 from sluice_operator.plan.facts.slots import ref
 from sluice_operator.plan.fence import each
+from sluice_operator.plan.obstacle import Obstacle
 
 
 class Beside(NamedTuple):
-    """A slot, and what of its GPUs' memory is left."""
+    """A slot, what of its GPUs' memory is left, and what keeps a job from training beside it."""
 
     slot: PlacedSlot
     percent: int
+    obstacles: tuple[Obstacle, ...] = ()
 
 
 def is_guest(pool: GPUPool, job: FineTuneJob) -> bool:
@@ -82,11 +84,36 @@ def guest_refusal(world: World, pool: GPUPool, job: FineTuneJob) -> tuple[Reason
     return None
 
 
-def places_beside(node: NodeStock, job: FineTuneJob) -> Iterator[Beside]:
-    """The slots of a node beside which a job might train, with what is left there."""
-    for slot in _beside_slots(node, job):
-        if slot.takes_guests:
-            yield Beside(slot, left_by(slot.engine) - slot.shared)
+def best_beside(node: NodeStock, job: FineTuneJob, engines: Collection[str], *, strict: bool) -> Beside | None:
+    """The slot on a node of some engines, by uid, whose guest a job is: the least busy, then the tightest fit.
+
+    Args:
+        strict: only one that takes it now. Else the best of all, with what keeps it from being used.
+    """
+    places = [_beside(slot, job) for slot in _beside_slots(node, job) if slot.engine.metadata.uid in engines]
+    fitting = [place for place in places if not (strict and place.obstacles)]
+    return min(fitting, key=lambda at: (len(at.obstacles), *_tightness(at, job)), default=None)
+
+
+def _tightness(at: Beside, job: FineTuneJob) -> tuple[int, int, str]:
+    """Of slots that leave enough the least busy, then the tightest fit; of others the one that leaves the most."""
+    enough = at.percent >= job.spec.scheduling.share_percent
+    return (at.slot.in_flight if enough else 0, at.percent if enough else -at.percent, str(at.slot.slot))
+
+
+def _beside(slot: PlacedSlot, job: FineTuneJob) -> Beside:
+    """A slot, with what keeps a job from training beside it."""
+    percent, share = left_by(slot.engine) - slot.shared, job.spec.scheduling.share_percent
+    message = ""
+    if not slot.takes_guests:
+        message = f"{slot.slot} takes none now: it wakes, restarts with a changed spec, or goes."
+    elif percent < share:
+        message = (
+            f"{slot.slot} leaves the most, {max(0, percent)}%: vLLM takes {100 - left_by(slot.engine)}% "
+            f"(serving.gpuMemoryUtilization), jobs beside it {slot.shared}%."
+        )
+    obstacle = Obstacle(Reason.WAITING_FOR_SHARE, message, ends_with=(key_of(slot.engine),)) if message else None
+    return Beside(slot, percent, (obstacle,) if obstacle else ())
 
 
 def _beside_slots(node: NodeStock, job: FineTuneJob) -> Iterator[PlacedSlot]:
@@ -97,13 +124,10 @@ def _beside_slots(node: NodeStock, job: FineTuneJob) -> Iterator[PlacedSlot]:
             yield slot
 
 
-def best_beside(node: NodeStock, job: FineTuneJob, engines: Collection[str]) -> PlacedSlot | None:
-    """The slot on a node of some engines, by uid, whose guest a job is: the least busy, then the tightest fit."""
-    share = job.spec.scheduling.share_percent
-    places = (place for place in places_beside(node, job) if place.slot.engine.metadata.uid in engines)
-    fitting = [place for place in places if place.percent >= share]
-    best = min(fitting, key=lambda at: (at.slot.in_flight, at.percent, str(at.slot.slot)), default=None)
-    return best.slot if best else None
+def no_slot(job: FineTuneJob) -> Obstacle:
+    """Why a guest waits where no replica of its namespace runs."""
+    message = f"No replica of namespace {job.metadata.namespace} runs on a usable node now."
+    return Obstacle(Reason.WAITING_FOR_SHARE, message)
 
 
 def crowds_out(world: World, pool: GPUPool, engine: InferenceEngine, index: int) -> bool:
@@ -113,21 +137,3 @@ def crowds_out(world: World, pool: GPUPool, engine: InferenceEngine, index: int)
         return False
     asks = (pool.spec.sharing.device_class, engine.spec.resources.gpus)
     return slot.shared > left_by(engine) or (devices is not None and devices.asks != asks)
-
-
-def why_not_beside(stock: Stock, job: FineTuneJob) -> str:
-    """Why a guest waits, in a sentence."""
-    usable = [node for node in stock.nodes.values() if not node.refusal]
-    found = [place for node in usable for place in places_beside(node, job)]
-    closed = next((slot for node in usable for slot in _beside_slots(node, job)), None)
-    if not found and closed:
-        return f"{closed.slot} takes none now: it wakes, restarts with a changed spec, or goes."
-    if not found:
-        return f"No replica of namespace {job.metadata.namespace} runs on a usable node now."
-    slot, percent = max(found, key=lambda place: place.percent)
-    if percent >= job.spec.scheduling.share_percent:
-        return f"{slot.slot} leaves {percent}%, but not to this job yet."
-    return (
-        f"{slot.slot} leaves the most, {max(0, percent)}%: vLLM takes {100 - left_by(slot.engine)}% "
-        f"(serving.gpuMemoryUtilization), jobs beside it {slot.shared}%."
-    )

@@ -5,10 +5,8 @@ bound like any other, and only then the attempt is told to stop, so nobody stops
 asks for its replicas in its slots' status.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
 from sluice_api.claim import AttemptRef
 from sluice_api.finetunejob import FineTuneJob
@@ -22,7 +20,7 @@ from sluice_operator.plan.facts.attempts import trainer_pods
 from sluice_operator.plan.facts.claims import LiveClaim, Phase, live_claims_on, phase, taken_by
 from sluice_operator.plan.facts.outcomes import waits_since
 from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.fence import each
+from sluice_operator.plan.obstacle import Obstacle
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +31,6 @@ class Interruption:
     by: str
     """The job or the engine, as namespace/name."""
     message: str
-
-
-class Departure(NamedTuple):
-    """Training that is going to give way."""
-
-    at: datetime
-    name: str
-    """The job, as namespace/name."""
 
 
 def interruption(world: World, live: LiveClaim) -> Interruption | None:
@@ -108,17 +98,21 @@ def gives_way_at(world: World, live: LiveClaim, job: FineTuneJob) -> datetime | 
     return max(has_run, since + timedelta(seconds=terms.grace_seconds)) if since else has_run
 
 
-def may_displace(world: World, claims: Iterable[LiveClaim], job: FineTuneJob, now: datetime) -> list[LiveClaim]:
-    """Which of some claims give way to a job now: the lowest priority first, then the newest, that loses the least."""
-    moments = each(claims, lambda live: live.key, lambda live: (live, gives_way_at(world, live, job)))
-    found = [live for live, at in moments if at and at <= now]
-    return sorted(found, key=lambda live: (live.job.spec.scheduling.priority, -live.stage_job.created.timestamp()))
+def yield_obstacle(world: World, live: LiveClaim, job: FineTuneJob, now: datetime) -> Obstacle | None:
+    """Why training does not give way to a job now; None if it does."""
+    name = shown(live.name, job)
+    at = gives_way_at(world, live, job)
+    if at is None:
+        return Obstacle(Reason.WAITING_FOR_GPUS, f"{name} does not give way: {why_it_stays(world, live, job)}.")
+    if at <= now:
+        return None
+    message = f"{name} gives way at {at:%H:%M:%S} UTC, or ends before."
+    return Obstacle(Reason.WAITING_FOR_GPUS, message, at, (live.key,))
 
 
-def next_to_give_way(world: World, claims: Iterable[LiveClaim], job: FineTuneJob, now: datetime) -> Departure | None:
-    """The training that gives way to a waiting job next, by the passing of time alone; None when none does."""
-    moments = each(claims, lambda live: live.key, lambda live: (gives_way_at(world, live, job), live.name))
-    return min((Departure(at, name) for at, name in moments if at and at > now), default=None)
+def shown(name: str, job: FineTuneJob) -> str:
+    """Another job, as the reader of this one's status knows it."""
+    return name.removeprefix(f"{job.metadata.namespace}/")
 
 
 def attempt_ref(live: LiveClaim, node: str) -> AttemptRef:

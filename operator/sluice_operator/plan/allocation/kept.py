@@ -1,49 +1,73 @@
-"""What is kept for the jobs that wait in front: whoever stands behind may take only what can never be theirs."""
+"""What is reserved for the jobs that wait in front: whoever stands behind may take only what can never be theirs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sluice_api.finetunejob import FineTuneJob, JobResources
+from sluice_api.reasons import Reason
 from sluice_operator.observe.views import Resources
+from sluice_operator.observe.world import key_of
 from sluice_operator.plan.allocation.borrowing import Terms
 from sluice_operator.plan.allocation.guests import is_guest
 from sluice_operator.plan.allocation.inventory import NodeStock, Stock
 from sluice_operator.plan.facts.room import COUNTED, like, most_pods, need_of
 from sluice_operator.plan.facts.tenants import Held
+from sluice_operator.plan.obstacle import Obstacle, Remedy
+
+HIGHEST_PRIORITY = 1000
+
+
+def behind(front: FineTuneJob, priority: int) -> Obstacle:
+    """That a job is behind another.
+
+    Args:
+        priority: at which that one stands in the queue.
+    """
+    above = priority + 1
+    raised = Remedy(f"raise scheduling.priority to {above}", field="scheduling.priority", value=above)
+    return Obstacle(
+        Reason.BEHIND_IN_QUEUE,
+        f"{front.metadata.full_name} is in front.",
+        ends_with=(key_of(front),),
+        remedies=(raised,) if above <= HIGHEST_PRIORITY else (),
+    )
 
 
 @dataclass
 class Kept:
     """Grows with each job of a queue that has to wait."""
 
-    nodes: frozenset[str] = frozenset()
+    nodes: dict[str, Obstacle] = field(default_factory=dict)
     """Nodes that, empty, would take a pod of one of them. Free GPUs anywhere else are of no use to them."""
     room: dict[str, int] = field(default_factory=dict)
     """Cpu, memory and disk that the largest of them needs of such a node."""
-    lenders: frozenset[str] = frozenset()
+    lenders: dict[str, Obstacle] = field(default_factory=dict)
     """Uids of the engines that lend to one of them, now or soon, or beside which one of them may train."""
     of_namespace: dict[str, Held] = field(default_factory=dict)
     """What they would have: the quota that it takes must not be gone when their turn comes."""
     _shapes: set[JobResources] = field(default_factory=set)
     _classes: dict[object, list[NodeStock]] = field(default_factory=dict)
 
-    def keep(self, stock: Stock, job: FineTuneJob, terms: Terms) -> None:
-        """A job waits that is on these terms. A guest needs no GPUs, only a replica that is not lent."""
+    def keep(self, stock: Stock, job: FineTuneJob, terms: Terms, front: Obstacle) -> None:
+        """A job waits that is on these terms; what others are told who want the same.
+
+        A guest needs no GPUs, only a replica that is not lent.
+        """
         guest = is_guest(stock.pool, job)
-        if terms.lenders or terms.later:
-            self.lenders |= terms.lenders | terms.later
-        self.keep_quota(job, borrows=bool(terms.lenders) and not guest)
+        self._keep_lenders(terms, front)
+        self.keep_quota(job, borrows=bool(terms.keeps) and not guest)
         shape = job.spec.resources
         if not guest and shape not in self._shapes:
             self._shapes.add(shape)
-            self.nodes |= set(self._nodes_for(stock, shape))
+            for name in self._nodes_for(stock, shape):
+                self.nodes.setdefault(name, front)
             need = need_of(shape)
             self.room = {of: max(self.room.get(of, 0), shape.nodes * need.get(of, 0)) for of in COUNTED}
 
-    def keep_own(self, job: FineTuneJob, terms: Terms) -> None:
+    def keep_own(self, job: FineTuneJob, terms: Terms, front: Obstacle) -> None:
         """A job waits that may only borrow from engines of its own namespace: no free GPU is of any use to it."""
-        self.lenders |= terms.lenders | terms.later
-        self.keep_quota(job, borrows=bool(terms.lenders))
+        self._keep_lenders(terms, front)
+        self.keep_quota(job, borrows=bool(terms.keeps))
 
     def keep_quota(self, job: FineTuneJob, *, borrows: bool = False) -> None:
         """A job waits, if only for its namespace's quota: no other job of the namespace takes that first."""
@@ -64,6 +88,15 @@ class Kept:
             return False
         gpus = job.spec.resources.gpus
         return any(node.free >= gpus for name, node in stock.nodes.items() if name not in self.nodes)
+
+    @property
+    def displacing(self) -> Obstacle | None:
+        """Why nobody gives way to a job behind: one in front could use any node."""
+        return next(iter(self.nodes.values()), None)
+
+    def _keep_lenders(self, terms: Terms, front: Obstacle) -> None:
+        for uid in terms.keeps:
+            self.lenders.setdefault(uid, front)
 
     def _nodes_for(self, stock: Stock, shape: JobResources) -> Iterator[str]:
         """The nodes that would take one such pod if nothing else were there: asked once of nodes that are alike."""

@@ -3,12 +3,14 @@
 from typing import NamedTuple
 
 from sluice_api.claim import Claim, Place
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, NamespaceQuota
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.facts.claims import gpus_of_slots
 from sluice_operator.plan.facts.namespaces import selects
+from sluice_operator.plan.obstacle import Obstacle, Remedy
 
 Refusal = tuple[Reason, str]
 
@@ -90,6 +92,40 @@ def _of_own(world: World, claim: Claim, place: Place, namespace: str) -> int:
     """GPUs of a place that are borrowed from engines of the job's own namespace."""
     slots = [slot for slot in place.borrowed if slot.namespace == namespace]
     return min(claim.gpus_on(place.node), gpus_of_slots(world, slots))
+
+
+def quota_field(pool: GPUPool, quota: NamespaceQuota, name: str) -> str:
+    """The path of one bound in a pool's spec."""
+    return f"quotas.{pool.spec.quotas.index(quota)}.{name}"
+
+
+def held_obstacle(pool: GPUPool, quota: NamespaceQuota, job: FineTuneJob, held: Held, ahead: Held) -> Obstacle | None:
+    """Why a job would bring its namespace above the GPUs that its jobs may hold at once.
+
+    Args:
+        ahead: what its namespace's jobs wait for that are in front.
+    """
+    asked, most, namespace = job.spec.resources.all_gpus, quota.max_gpus, job.metadata.namespace
+    if most is None or held.gpus + ahead.gpus + asked <= most:
+        return None
+    has = f"Namespace {namespace} holds {held.gpus} of the {most} that it may have there at once"
+    return _over(pool, quota, "maxGPUs", held.gpus + ahead.gpus + asked, has, ahead)
+
+
+def total_obstacle(pool: GPUPool, quota: NamespaceQuota, job: FineTuneJob, held: Held, ahead: Held) -> Obstacle | None:
+    """Why a job that borrows nothing would bring its namespace above what its jobs and replicas may have together."""
+    asked, most, namespace = job.spec.resources.all_gpus, quota.max_total_gpus, job.metadata.namespace
+    if most is None or held.total + ahead.gpus + asked <= most:
+        return None
+    has = f"Jobs and replicas of namespace {namespace} have {held.total} of {most} that they may have there together"
+    return _over(pool, quota, "maxTotalGPUs", held.total + ahead.gpus + asked, has, ahead)
+
+
+def _over(pool: GPUPool, quota: NamespaceQuota, field: str, enough: int, has: str, ahead: Held) -> Obstacle:
+    in_front = f", and its jobs in front wait for {ahead.gpus} more" if ahead.gpus else ""
+    name, path = pool.metadata.name, quota_field(pool, quota, field)
+    raised = Remedy(f"raise {field} in GPUPool {name} to {enough}", key_of(pool), path, enough)
+    return Obstacle(Reason.NAMESPACE_QUOTA, f"{has}{in_front}.", ends_with=(key_of(pool),), remedies=(raised,))
 
 
 def serving_refusal(quota: NamespaceQuota, held: Held, gpus: int) -> str:

@@ -1,0 +1,202 @@
+"""The ways in which a node may have room for a job's pods: on what is free, lent, in another's place, or once it ended.
+
+Each is the same whether it decides or explains: in a strict search an obstacle ends it, in another one it is noted.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sluice_api.claim import SlotRef
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.reasons import Reason
+from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import engine_key
+from sluice_operator.plan.allocation.guests import best_beside
+from sluice_operator.plan.allocation.interruption import shown, yield_obstacle
+from sluice_operator.plan.allocation.inventory import NodeStock
+from sluice_operator.plan.allocation.search import Room, Search
+from sluice_operator.plan.allocation.victims import Victims, choose_victims, staying
+from sluice_operator.plan.facts.claims import LiveClaim, gpus_of_slots
+from sluice_operator.plan.facts.estimate import ends_at
+from sluice_operator.plan.facts.slots import floor_of
+from sluice_operator.plan.fence import each
+from sluice_operator.plan.obstacle import Obstacle, Remedy
+
+Way = Callable[[Search, NodeStock, int], Room | None]
+"""Room for a number of pods on a node, given what is elsewhere."""
+
+
+def free(search: Search, node: NodeStock, pods: int) -> Room | None:
+    """Room among what nobody has."""
+    if node.free < pods * search.job.spec.resources.gpus:
+        return None
+    return search.room(node, pods, search.terms.takes_free, search.kept.nodes.get(node.name))
+
+
+def beside(search: Search, node: NodeStock, pods: int) -> Room | None:
+    """Room for a guest."""
+    engines = search.terms.lenders if search.strict else search.terms.engines.keys()
+    found = best_beside(node, search.job, engines, strict=search.strict)
+    if found is None:
+        return None
+    front = search.terms.engines[found.slot.engine.metadata.uid]
+    guests = [live for live in node.claims if live.claim.host == found.slot.slot]
+    ends = tuple(remedy for live in guests for remedy in _holds(live, search.job).remedies)
+    obstacles = (replace(obstacle, remedies=ends) for obstacle in found.obstacles)
+    return search.room(node, pods, front, *obstacles, beside=found.slot)
+
+
+def lent(search: Search, node: NodeStock, pods: int) -> Room | None:
+    """Room with slots that are lent, and what is spare unless it belongs to those in front."""
+    terms = search.terms
+    spare = 0 if node.name in search.kept.nodes or terms.takes_free else node.soon
+    lacking = pods * search.job.spec.resources.gpus - spare
+    beyond = terms.beyond(lacking) or terms.borrows
+    if lacking <= 0 or (search.strict and (node.is_crowded or beyond)):
+        return None
+    if sum(slot.gpus for slot in node.slots) < lacking:
+        return None
+    found = choose_victims(search.stock, node, lacking, terms.engines, strict=search.strict)
+    if found is None:
+        return None
+    return search.room(node, pods, terms.borrows, beyond, _crowd(node), *found.obstacles, victims=found.slots)
+
+
+def _crowd(node: NodeStock) -> Obstacle | None:
+    """Why nobody is disturbed on a node for a third: somebody waits there for a GPU that another has."""
+    if not node.is_crowded:
+        return None
+    message = f"On {node.name} more GPUs are spoken for than there are."
+    return Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(node.node.key,))
+
+
+def in_place_of_leavers(search: Search, node: NodeStock, pods: int) -> Room | None:
+    """Room in the place of attempts that end for the job's other pods anyway."""
+    leavers = [live for live in node.claims if live.stage_job.uid in search.going]
+    return _in_place_of(search, node, pods, leavers) if leavers else None
+
+
+def instead(search: Search, node: NodeStock, pods: int) -> Room | None:
+    """Room in the place of as few as possible that train there and give way. None of them could be spared."""
+    yielding = [live for live in node.yielding if live.stage_job.uid not in search.stock.going]
+    looks = each(yielding, _key, lambda live: (live, yield_obstacle(search.world, live, search.job, search.now)))
+    known = {live.stage_job.uid: no for live, no in looks if no is None or (not search.strict and no.until)}
+    candidates = [live for live, _ in looks if live.stage_job.uid in known]
+    candidates.sort(key=lambda live: (known[live.stage_job.uid] is not None, *_least_first(live)))
+    found = _fewest(search, node, pods, candidates)
+    if found is None:
+        return None
+    held = (known[live.stage_job.uid] for live in found.displaced)
+    obstacles = (search.terms.displaces, search.kept.displacing, *held, *found.obstacles)
+    return search.room(node, pods, *obstacles, **_how(found))
+
+
+def once_ended(search: Search, node: NodeStock, pods: int) -> Room | None:
+    """Room once as few as possible that train there have ended."""
+    holders = (live for live in node.claims if live.claim.gpus_on(node.name))
+    found = _fewest(search, node, pods, sorted(holders, key=_ends_first))
+    if found is None:
+        return None
+    ending = (_holds(live, search.job) for live in found.displaced)
+    front = search.kept.nodes.get(node.name)
+    obstacles = (search.terms.takes_free, front, *ending, *found.obstacles)
+    return search.room(node, pods, *obstacles, **_how(found))
+
+
+def _holds(live: LiveClaim, job: FineTuneJob) -> Obstacle:
+    name = shown(live.name, job)
+    ends = Remedy(f"{name} ends and gives back what it holds", key=live.key)
+    message = f"{name} has {live.claim.all_gpus} GPU{'s' if live.claim.all_gpus > 1 else ''} on {live.claim.summary}."
+    return Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(live.key,), remedies=(ends,))
+
+
+def emptied(search: Search, node: NodeStock, pods: int) -> Room | None:
+    """Room once others have left a node: what they are is not ours to say."""
+    if pods * search.job.spec.resources.gpus > node.gpus:
+        return None
+    free = f"{node.free} of {node.gpus} GPUs of {node.name} are free" if node.free else f"None of {node.name} is free"
+    more = Remedy("add GPUs to the pool")
+    message = f"{free}, {pods * search.job.spec.resources.gpus} are needed."
+    none = Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(node.node.key,), remedies=(more,))
+    return search.room(node, pods, search.terms.takes_free, search.kept.nodes.get(node.name), none)
+
+
+def _key(live: LiveClaim) -> Key:
+    return live.key
+
+
+def _least_first(live: LiveClaim) -> tuple[int, float]:
+    """The lowest priority first, then the newest, that loses the least."""
+    return (live.job.spec.scheduling.priority, -live.stage_job.created.timestamp())
+
+
+def _ends_first(live: LiveClaim) -> tuple[bool, float, float]:
+    """Who says that it ends soonest first, then the oldest."""
+    at = ends_at(live)
+    return (at is None, at.timestamp() if at else 0.0, live.stage_job.created.timestamp())
+
+
+def _how(room: Room) -> dict[str, Any]:
+    return {"victims": room.victims, "displaced": room.displaced, "inherited": room.inherited}
+
+
+def _fewest(search: Search, node: NodeStock, pods: int, candidates: Sequence[LiveClaim]) -> Room | None:
+    """Room in the place of the first so many, as few as suffice, of whom none could be spared."""
+    for count in range(1, len(candidates) + 1):
+        found = _in_place_of(search, node, pods, candidates[:count])
+        if found is None:
+            continue
+        for spared in candidates[: count - 1]:
+            fewer = [live for live in found.displaced if live is not spared]
+            found = _in_place_of(search, node, pods, fewer) or found
+        return found
+    return None
+
+
+def _in_place_of(search: Search, node: NodeStock, pods: int, displaced: Sequence[LiveClaim]) -> Room | None:
+    """Room once these are gone: their own GPUs, the slots that they borrowed if they are lent on, and other slots."""
+    if search.strict and node.is_crowded:
+        return None
+    terms = search.terms
+    theirs = [(live.claim.gpus_on(node.name), place) for live in displaced if (place := live.claim.on(node.name))]
+    own = sum(max(0, gpus - gpus_of_slots(search.world, place.borrowed)) for gpus, place in theirs)
+    lacking = pods * search.job.spec.resources.gpus - node.soon - own
+    beyond = terms.beyond(lacking) or terms.borrows if lacking > 0 else None
+    if search.strict and beyond:
+        return None
+    inherited = _lent_on(search, [slot for _, place in theirs for slot in place.borrowed], lacking)
+    lacking -= gpus_of_slots(search.world, inherited)
+    victims = Victims(())
+    if lacking > 0:
+        found = choose_victims(search.stock, node, lacking, terms.engines, strict=search.strict)
+        if found is None:
+            return None
+        victims = found
+    how = {"victims": victims.slots, "displaced": tuple(displaced), "inherited": tuple(inherited)}
+    crowd = _crowd(node) if node.soon + own < 0 else None
+    return search.room(node, pods, beyond, crowd, *victims.obstacles, **how)
+
+
+EXPLAINED: tuple[Way, ...] = (lent, instead, once_ended, emptied)
+"""Besides `free`, those of which a job is told what keeps it from them."""
+
+
+def _lent_on(search: Search, slots: Sequence[SlotRef], gpus: int) -> list[SlotRef]:
+    """Which of the slots that others borrow now, for about so many GPUs, go on being lent.
+
+    An engine may have a higher floor than when it lent them. Then some come back to it instead.
+    """
+    found: list[SlotRef] = []
+    back = Counter((slot.namespace, slot.engine) for slot in slots)
+    for slot in slots:
+        its = (slot.namespace, slot.engine)
+        engine = search.world.engines.get(engine_key(*its))
+        if engine is None or engine.metadata.uid not in search.terms.lenders:
+            continue
+        above_floor = len(staying(search.stock, engine)) + back[its] > floor_of(engine)
+        if above_floor and gpus_of_slots(search.world, found) < gpus:
+            found.append(slot)
+            back[its] -= 1
+    return found
