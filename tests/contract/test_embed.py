@@ -5,7 +5,7 @@ import openai
 import pytest
 
 from sluice_api.inferenceengine import InferenceEngineSpec, ServedModel, Serving
-from sluice_server.agent.engine import Engine
+from sluice_server.agent.vllm_client import VLLMClient
 from sluice_server.place import SECRET_HEADER
 from tests.contract.models import embedding, place_minilm
 from tests.contract.test_vllm import SECRET, new_place, started
@@ -27,8 +27,8 @@ async def test_an_embedding_model_answers_with_its_own_numbers(tmp_path_factory:
     with started(place, "-m", "sluice_server", "vllm", spec=SPEC) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         answers = client.embeddings.create(model=BASE, input=TEXTS, encoding_format="float").data
-        async with Engine(place.serve_port, SECRET[SECRET_HEADER], BASE, embeds=True) as engine:
-            await engine.check(BASE)
+        async with VLLMClient(place.serve_port, SECRET[SECRET_HEADER], BASE, embeds=True) as vllm:
+            await vllm.check_answers(BASE)
     cat, kitten, bank = (np.array(answer.embedding) for answer in answers)
     assert cat == pytest.approx(np.array(embedding(model, TEXTS[0])), abs=1e-3)
     assert cat @ kitten > 0.4 > cat @ bank

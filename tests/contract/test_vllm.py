@@ -32,9 +32,9 @@ from sluice_api import pods
 from sluice_api.inferenceengine import EngineLora, InferenceEngineSpec, ServedModel, Serving
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
-from sluice_server.agent.engine import Engine
 from sluice_server.agent.refusal import Refusal
 from sluice_server.agent.tensors import not_finite, tensors
+from sluice_server.agent.vllm_client import VLLMClient
 from sluice_server.middleware import MODELS, PROBES, SERVING, Middleware
 from sluice_server.model_infos import IN_IMAGE
 from sluice_server.place import ROOT_ENV, SECRET_HEADER, SERVE_PORT_ENV, STATE_PATH, Place
@@ -208,21 +208,21 @@ def test_a_field_that_vllm_would_ignore_is_refused(real: Server) -> None:
 
 async def test_an_adapter_of_which_vllm_uses_no_layer_is_refused(real: Server) -> None:
     """vLLM takes names that end as its own do, and looks for them where they are not (vllm#41754)."""
-    async with Engine(real.place.serve_port, SECRET[SECRET_HEADER], BASE, embeds=False) as engine:
+    async with VLLMClient(real.place.serve_port, SECRET[SECRET_HEADER], BASE, embeds=False) as vllm:
         good, bad = "tone--000000000006", "tone--000000000007"
-        await engine.load(good, real.adapter(good))
-        await engine.check_effect(good)
+        await vllm.load(good, real.adapter(good))
+        await vllm.check_effect(good)
         folder = real.adapter(bad)
         path = folder / "adapter_model.safetensors"
         save_file({name.replace(".layers.", ".text.layers."): w for name, w in load_file(path).items()}, path)
-        await engine.load(bad, folder)
+        await vllm.load(bad, folder)
         with pytest.raises(
             Refusal, match=r"vLLM passed over (\d+) of its \1 layers \(\S+\.text\.layers\.0\."
         ) as caught:
-            await engine.check_effect(bad)
+            await vllm.check_effect(bad)
         assert caught.value.reason == Reason.ADAPTER_WITHOUT_EFFECT
-        await engine.unload(good)
-        await engine.unload(bad)
+        await vllm.unload(good)
+        await vllm.unload(bad)
 
 
 def test_an_adapter_of_any_rank_up_to_the_highest_is_served(real: Server) -> None:

@@ -10,7 +10,6 @@ from time import monotonic
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
 from sluice_server.agent import plan
-from sluice_server.agent.engine import Engine, NobodyListens, Observation, Unreachable
 from sluice_server.agent.fetch import Shelf
 from sluice_server.agent.metrics import LOAD_SECONDS, LOADS
 from sluice_server.agent.mirror import Mirror, adapters_of
@@ -19,6 +18,7 @@ from sluice_server.agent.refusal import Refusal
 from sluice_server.agent.rest import Canaries, Sleep, Start, Wake
 from sluice_server.agent.sleeper import Sleeper
 from sluice_server.agent.slot import Slot
+from sluice_server.agent.vllm_client import NotListening, Observation, Unreachable, VLLMClient
 from sluice_server.agent.wanted import Body, Key, must_drain, must_sleep
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Reconciler:
         *,
         spec: SlotSpec,
         pod: str,
-        engine: Engine,
+        vllm: VLLMClient,
         shelf: Shelf,
         engines: Mirror,
         adapters: Mirror,
@@ -44,10 +44,10 @@ class Reconciler:
         changed: asyncio.Event,
     ) -> None:
         self._spec, self._pod = spec, pod
-        self._engine, self._shelf = engine, shelf
+        self._vllm, self._shelf = vllm, shelf
         self._engines, self._adapters = engines, adapters
         self._slot = slot
-        self._sleeper = Sleeper(spec, engine, shelf, canaries)
+        self._sleeper = Sleeper(spec, vllm, shelf, canaries)
         self._findings: dict[Key, plan.Finding] = {}
         self._failures: Counter[Key] = Counter()
         self._answering: set[str] = set()
@@ -64,7 +64,7 @@ class Reconciler:
             try:
                 acted = await self._once()
             except Unreachable as error:
-                self._slot.unreachable(str(error), self._must_drain(), nobody_listens=isinstance(error, NobodyListens))
+                self._slot.unreachable(str(error), self._must_drain(), nobody_listens=isinstance(error, NotListening))
                 acted = False
             if acted:
                 continue
@@ -78,7 +78,7 @@ class Reconciler:
         # what a step in work does meanwhile is not in it.
         self._slot.must_drain |= self._must_drain()
         busy_with = self._busy_with
-        observation = await self._engine.observe()
+        observation = await self._vllm.observe()
         self._notice_restart(observation)
         if not (self._engines.synced and self._adapters.synced):
             self._slot.unsynced()
@@ -137,10 +137,10 @@ class Reconciler:
     async def _act(self, step: Step, observation: Observation) -> None:
         match step:
             case Route(desired):
-                await self._engine.put(desired)
+                await self._vllm.put_state(desired)
             case Unload(version):
                 log.info("unloading %s", version)
-                await self._engine.unload(version)
+                await self._vllm.unload(version)
                 self._answering.discard(version)
             case Remove(version):
                 await asyncio.to_thread(self._shelf.remove, version)
@@ -149,7 +149,7 @@ class Reconciler:
                 self._work_on(self._check_base())
             case Start():
                 log.info("vLLM may start")
-                await self._engine.start()
+                await self._vllm.open_start_gate()
             case Sleep(abort):
                 versions = observation.loaded & self._answering
                 self._work_on(self._rest(self._sleeper.fall_asleep(observation.state.boot, versions, abort=abort)))
@@ -175,7 +175,7 @@ class Reconciler:
 
     async def _check_base(self) -> None:
         try:
-            await self._engine.check(self._spec.engine)
+            await self._vllm.check_answers(self._spec.engine)
             self._base_answers, self._base_fault = True, ""
         except (Refusal, Unreachable) as error:
             self._base_fault = f"The base model does not answer as it should: {error}"[:1024]
@@ -210,9 +210,9 @@ class Reconciler:
                 log.info("fetched %s from %s as %s", adapter.name, adapter.uri, version)
                 self._findings[adapter.key] = Fetched(version)
             case Load(_, version):
-                await self._engine.load(version, self._shelf.path(version))
+                await self._vllm.load(version, self._shelf.path(version))
             case Check(adapter, version):
-                await self._engine.check_effect(version)
+                await self._vllm.check_effect(version)
                 log.info("%s answers", version)
                 LOADS.labels("loaded").inc()
                 self._answering.add(version)

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from sluice_server.agent.engine import Answer
+from sluice_server.agent.vllm_client import Answer
 from sluice_server.control import ObservedState
 
 MAY_STAY = 0.2

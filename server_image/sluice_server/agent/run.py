@@ -16,7 +16,6 @@ from sluice_api import pods
 from sluice_api.adapter import Adapter
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.slots import SlotSpec
-from sluice_server.agent.engine import Engine
 from sluice_server.agent.fetch import Shelf
 from sluice_server.agent.mirror import Mirror
 from sluice_server.agent.probes import listen
@@ -24,6 +23,7 @@ from sluice_server.agent.reconcile import Reconciler
 from sluice_server.agent.reporting import Reporter
 from sluice_server.agent.rest import Canaries
 from sluice_server.agent.slot import Slot
+from sluice_server.agent.vllm_client import VLLMClient
 from sluice_server.place import Place
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ async def serve(spec: SlotSpec, place: Place, report_url: str, api_server: Calla
         api = api_server()
         async with (
             api.api_client,
-            Engine(
+            VLLMClient(
                 place.serve_port, secret, spec.engine, embeds=spec.spec.task == "Embed", sleep_level=spec.sleep_level
-            ) as engine,
+            ) as vllm,
             asyncio.TaskGroup() as tasks,
         ):
             changed = asyncio.Event()
@@ -66,7 +66,7 @@ async def serve(spec: SlotSpec, place: Place, report_url: str, api_server: Calla
             reconciler = Reconciler(
                 spec=spec,
                 pod=socket.gethostname(),  # A Deployment's pod has its own name as its host's.
-                engine=engine,
+                vllm=vllm,
                 shelf=Shelf(spec, place),
                 engines=engines,
                 adapters=adapters,

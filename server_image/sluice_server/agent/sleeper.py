@@ -4,10 +4,10 @@ import logging
 
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
-from sluice_server.agent.engine import CANARY_TOKENS, Engine, Observation, Unreachable
 from sluice_server.agent.fetch import Shelf
 from sluice_server.agent.refusal import Refusal
 from sluice_server.agent.rest import Canaries, Rest, changed, still_held
+from sluice_server.agent.vllm_client import CANARY_TOKENS, Observation, Unreachable, VLLMClient
 from sluice_server.agent.wanted import Body, is_lent, must_sleep
 
 log = logging.getLogger(__name__)
@@ -21,8 +21,8 @@ _NO_SLEEP_MODE = (
 class Sleeper:
     """The sleep of one slot. After a restart of the agent it starts from what vLLM, status and disk say."""
 
-    def __init__(self, spec: SlotSpec, engine: Engine, shelf: Shelf, canaries: Canaries) -> None:
-        self._spec, self._engine, self._shelf, self._canaries = spec, engine, shelf, canaries
+    def __init__(self, spec: SlotSpec, vllm: VLLMClient, shelf: Shelf, canaries: Canaries) -> None:
+        self._spec, self._vllm, self._shelf, self._canaries = spec, vllm, shelf, canaries
         self._fault = ""
         self._freed = self._proven = False
 
@@ -59,9 +59,9 @@ class Sleeper:
         try:
             if self._canaries.of(boot) is None:
                 names = [self._spec.engine, *sorted(versions)]
-                answers = {name: await self._engine.answer(name, CANARY_TOKENS) for name in names}
+                answers = {name: await self._vllm.canary(name, CANARY_TOKENS) for name in names}
                 self._canaries.keep(boot, answers)
-            await self._engine.sleep(abort=abort)
+            await self._vllm.sleep(abort=abort)
             self._fault = ""
             log.info("vLLM sleeps")
         except (Refusal, Unreachable, OSError) as error:
@@ -75,7 +75,7 @@ class Sleeper:
             await self._wake(observation)
         except (Refusal, Unreachable, OSError):
             log.exception("vLLM has not woken well, and is ended")
-            await self._engine.end()
+            await self._vllm.end()
             raise
         self._canaries.forget()
         self._proven = True
@@ -87,16 +87,16 @@ class Sleeper:
             raise Refusal(Reason.CANARY_FAILED, "How it answered before it slept is not known.")
         if kept is None:
             return  # it has not slept: it was asked to, and did not come to it
-        await self._engine.wake()
+        await self._vllm.wake()
         if self._spec.sleep_level > 1:
             await self._load_anew(observation.loaded)
         for name, before in kept.items():
-            after = await self._engine.answer(name, CANARY_TOKENS)
+            after = await self._vllm.canary(name, CANARY_TOKENS)
             if changed(before, after):
                 raise Refusal(Reason.CANARY_FAILED, f"{name} said {before} before it slept, and says {after} now.")
 
     async def _load_anew(self, versions: frozenset[str]) -> None:
         """Level 2 has dropped the adapters' weights with all others."""
         for version in sorted(versions):
-            await self._engine.unload(version)
-            await self._engine.load(version, self._shelf.path(version))
+            await self._vllm.unload(version)
+            await self._vllm.load(version, self._shelf.path(version))

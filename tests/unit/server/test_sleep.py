@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from sluice_api.inferenceengine import LendingPolicy, Preemption
-from sluice_server.agent.engine import Answer
 from sluice_server.agent.rest import changed, still_held
+from sluice_server.agent.vllm_client import Answer
 from sluice_server.agent.wanted import must_sleep
 from sluice_server.control import DesiredState, DeviceMemory, ObservedState
 from sluice_server.place import SECRET_HEADER, STATE_PATH
