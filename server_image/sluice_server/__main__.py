@@ -8,7 +8,7 @@ def main(command: list[str]) -> None:
     match command:
         case ["vllm"]:
             from sluice_server.first_process import work_in_child
-            from sluice_server.place import EXIT_SECONDS, SHUTDOWN_SECONDS, serve_port
+            from sluice_server.paths import EXIT_SECONDS, SHUTDOWN_SECONDS, serve_port
 
             work_in_child(_serve, serve_port(), SHUTDOWN_SECONDS + EXIT_SECONDS)
         case ["agent"]:

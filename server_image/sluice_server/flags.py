@@ -7,7 +7,7 @@ from sluice_api import pods
 from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.slots import SlotSpec
 from sluice_api.sources import volume_path
-from sluice_server.place import SHUTDOWN_SECONDS, STATE_PATH, Place
+from sluice_server.paths import SHUTDOWN_SECONDS, STATE_PATH, SlotPaths
 
 MIDDLEWARE = "sluice_server.middleware.Middleware"
 WORKER_EXTENSION = "sluice_server.worker_extension.WorkerExtension"
@@ -32,18 +32,18 @@ class Command:
     environment: dict[str, str]
 
 
-def vllm_command(slot: SlotSpec, place: Place) -> Command:
+def vllm_command(slot: SlotSpec, paths: SlotPaths) -> Command:
     """What runs in the container `vllm`.
 
     Raises:
         UnknownModelAddress: the model is neither in a claim nor a repository on the hub.
     """
     spec = slot.spec
-    model, from_hub = _model(spec.model.uri, place)
+    model, from_hub = _model(spec.model.uri, paths)
     arguments = [
         *("serve", model, *from_hub),
         *("--served-model-name", slot.engine),
-        *("--host", "0.0.0.0", "--port", str(place.serve_port)),
+        *("--host", "0.0.0.0", "--port", str(paths.serve_port)),
         # Runtime adapters need one API server process, and so does one count of requests in flight.
         *("--api-server-count", "1"),
         *("--middleware", MIDDLEWARE),
@@ -57,15 +57,15 @@ def vllm_command(slot: SlotSpec, place: Place) -> Command:
         *_lora(spec),
         *_device(slot),
     ]
-    environment = _environment(slot, place)
+    environment = _environment(slot, paths)
     if volume_path(spec.model.uri):
         environment["HF_HUB_OFFLINE"] = "1"
     return Command(tuple(arguments), environment)
 
 
-def _model(uri: str, place: Place) -> tuple[str, tuple[str, ...]]:
+def _model(uri: str, paths: SlotPaths) -> tuple[str, tuple[str, ...]]:
     if in_claim := volume_path(uri):
-        return str(place.at(in_claim.mounted)), ()
+        return str(paths.at(in_claim.mounted)), ()
     repository, revision = on_hub(uri)
     return repository, ("--revision", revision) if revision else ()
 
@@ -95,12 +95,12 @@ def _serving(spec: InferenceEngineSpec) -> list[str]:
 def _lora(spec: InferenceEngineSpec) -> list[str]:
     if spec.lora is None:
         return []
-    # One place more than adapters: a new version is loaded beside the old one.
-    places = str(spec.lora.max_adapters + 1)
+    # One more than adapters: a new version is loaded beside the old one.
+    slots = str(spec.lora.max_adapters + 1)
     return [
         "--enable-lora",
         *("--worker-extension-cls", WORKER_EXTENSION),
-        *("--max-loras", places, "--max-cpu-loras", places),
+        *("--max-loras", slots, "--max-cpu-loras", slots),
         *("--max-lora-rank", str(next(rank for rank in _RANKS if rank >= spec.lora.max_rank))),
     ]
 
@@ -117,8 +117,8 @@ def _device(slot: SlotSpec) -> list[str]:
     ]
 
 
-def _environment(slot: SlotSpec, place: Place) -> dict[str, str]:
-    scratch = str(place.scratch)
+def _environment(slot: SlotSpec, paths: SlotPaths) -> dict[str, str]:
+    scratch = str(paths.scratch)
     environment = {
         # The root filesystem is read-only and uid 65532 has no name: every cache goes to the scratch disk.
         "HOME": scratch,

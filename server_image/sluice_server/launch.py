@@ -13,7 +13,7 @@ from sluice_api.slots import SlotSpec
 from sluice_api.sources import volume_path
 from sluice_server.flags import on_hub, vllm_command
 from sluice_server.model_infos import put_in_place
-from sluice_server.place import Place
+from sluice_server.paths import SlotPaths
 from sluice_server.waiting_room import wait_for_the_agent
 
 _MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
@@ -22,14 +22,14 @@ _MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 
 def serve() -> None:
     """Become `vllm serve` for the slot in the environment; returns when vLLM has stopped."""
-    place = Place.here()
-    if not place.secret_file.exists():
-        sys.exit(f"{place.secret_file} is missing: the agent writes it and must be started first")
+    paths = SlotPaths.here()
+    if not paths.secret_file.exists():
+        sys.exit(f"{paths.secret_file} is missing: the agent writes it and must be started first")
     slot = SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV])
     if slot.sleep_level:
-        wait_for_the_agent(place)
-    command = vllm_command(slot, place)
-    check_model(slot.spec.model.uri, place)
+        wait_for_the_agent(paths)
+    command = vllm_command(slot, paths)
+    check_model(slot.spec.model.uri, paths)
     os.environ.update(command.environment)
     put_in_place(Path(command.environment["VLLM_CACHE_ROOT"]))
     sys.argv = ["vllm", *command.arguments]
@@ -71,17 +71,17 @@ def _fork_the_engine() -> None:
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
-def check_model(uri: str, place: Place) -> None:
+def check_model(uri: str, paths: SlotPaths) -> None:
     """End here where the model's folder leads out of itself, or where what is on the hub would fill the node's disk."""
     if in_claim := volume_path(uri):
-        folder = place.at(in_claim.mounted)
+        folder = paths.at(in_claim.mounted)
         if folder.is_dir() and (link := stray_link(folder)):
             stray = link.relative_to(folder)
             sys.exit(f"model.uri {uri}: {stray} is a link that leads out of the folder. Put the file there.")
         return
     from huggingface_hub import snapshot_download
 
-    cache = place.scratch / "huggingface" / "hub"
+    cache = paths.scratch / "huggingface" / "hub"
     cache.mkdir(parents=True, exist_ok=True)
     repository, revision = on_hub(uri)
     files = snapshot_download(

@@ -35,7 +35,7 @@ from sluice_server.asgi import (
 from sluice_server.control import AdapterLayers, DesiredState, DeviceMemory, ObservedState
 from sluice_server.device_memory import device_memory
 from sluice_server.fields import ignored, known_fields, without_adapter
-from sluice_server.place import END_PATH, LAYERS_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH, Place
+from sluice_server.paths import END_PATH, LAYERS_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH, SlotPaths
 from sluice_server.rewrite import NotJSON, Outward, inward, parse
 from sluice_server.traffic import Traffic
 
@@ -102,7 +102,7 @@ class Middleware:
     ) -> None:
         self._app = app
         self._memory, self._end, self._layers = memory, end, layers
-        self._secret = (secret or Place.here().secret_file.read_text()).strip().encode()
+        self._secret = (secret or SlotPaths.here().secret_file.read_text()).strip().encode()
         self._aliases = Aliases(base or SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]).engine)
         self._traffic = Traffic()
         self._desired = DesiredState()

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from sluice_api import pods
-from sluice_server.place import QUIET_SECONDS, SECRET_HEADER, TERMINATE_PATH, Place
+from sluice_server.paths import QUIET_SECONDS, SECRET_HEADER, TERMINATE_PATH, SlotPaths
 
 _POLL_SECONDS = 0.1
 _ANSWER_SECONDS = 5.0
@@ -23,13 +23,13 @@ def wait_drained() -> None:
     Right after a drain that the operator began, that is at once. Where nobody listens there is nothing to wait
     for; a vLLM that is too busy to answer is asked again.
     """
-    place = Place.here()
+    paths = SlotPaths.here()
     limit = float(json.loads(os.environ[pods.SLOT_ENV])["spec"]["preemption"]["drainTimeoutSeconds"])
     started = time.monotonic()
     said = "vLLM has not answered"
     while (waited := time.monotonic() - started) < limit + QUIET_SECONDS:
         try:
-            state = _terminate(place)
+            state = _terminate(paths)
         except ConnectionRefusedError:
             said = "nobody listens"
             break
@@ -48,11 +48,11 @@ def _drained(state: dict[str, Any]) -> bool:
     return bool(state["inFlight"] == 0 and quiet >= QUIET_SECONDS)
 
 
-def _terminate(place: Place) -> dict[str, Any]:
+def _terminate(paths: SlotPaths) -> dict[str, Any]:
     """Say that the pod is going, again if need be; returns the middleware's state."""
-    connection = http.client.HTTPConnection("127.0.0.1", place.serve_port, timeout=_ANSWER_SECONDS)
+    connection = http.client.HTTPConnection("127.0.0.1", paths.serve_port, timeout=_ANSWER_SECONDS)
     try:
-        connection.request("POST", TERMINATE_PATH, headers={SECRET_HEADER: place.secret_file.read_text().strip()})
+        connection.request("POST", TERMINATE_PATH, headers={SECRET_HEADER: paths.secret_file.read_text().strip()})
         answer = connection.getresponse()
         body = answer.read()
         if answer.status != 200:

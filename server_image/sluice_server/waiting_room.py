@@ -11,7 +11,7 @@ import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from sluice_server.control import DesiredState, ObservedState
-from sluice_server.place import SECRET_HEADER, START_PATH, STATE_PATH, TERMINATE_PATH, Place
+from sluice_server.paths import SECRET_HEADER, START_PATH, STATE_PATH, TERMINATE_PATH, SlotPaths
 
 
 class _Room(ThreadingHTTPServer):
@@ -77,8 +77,8 @@ class _Visit(BaseHTTPRequestHandler):
         """The agent comes every second: not worth a line."""
 
 
-def wait_for_the_agent(place: Place) -> None:
+def wait_for_the_agent(paths: SlotPaths) -> None:
     """Return when the agent lets vLLM start."""
-    with _Room(place.serve_port, place.secret_file.read_text().strip()) as room:
+    with _Room(paths.serve_port, paths.secret_file.read_text().strip()) as room:
         while not room.may_start:
             room.handle_request()

@@ -18,7 +18,7 @@ import pytest
 
 from sluice_server.control import DeviceMemory
 from sluice_server.device_memory import device_memory
-from tests.contract.test_vllm import SECRET, Server, faked, new_place, started
+from tests.contract.test_vllm import SECRET, Server, faked, new_paths, started
 from tests.unit.server.fake_vllm import BASE, ENDLESS
 
 IN_DEVELOPMENT_MODE = """
@@ -32,13 +32,13 @@ launch.serve()
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with started(new_place(tmp_path_factory.mktemp("real")), "-c", IN_DEVELOPMENT_MODE) as server:
+    with started(new_paths(tmp_path_factory.mktemp("real")), "-c", IN_DEVELOPMENT_MODE) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with faked(new_place(tmp_path_factory.mktemp("fake"))) as server:
+    with faked(new_paths(tmp_path_factory.mktemp("fake"))) as server:
         yield server
 
 

@@ -21,7 +21,7 @@ from sluice_server.agent.checks import BaseModel, Candidate, check_adapter
 from sluice_server.agent.refusal import Refusal
 from sluice_server.agent.tensors import NotSafetensors, folder_tensors, not_finite, tensors
 from sluice_server.agent.wanted import WantedAdapter
-from sluice_server.place import Place
+from sluice_server.paths import SlotPaths
 
 CONFIG, WEIGHTS = ADAPTER_FILES
 MAX_BYTES = {CONFIG: 2**20, MANIFEST: 2**20, WEIGHTS: 8 * 2**30}
@@ -35,18 +35,18 @@ _Files = tuple[tuple[int, ...] | None, ...]
 class Shelf:
     """The folders of fetched adapters, one a version, and the way into them."""
 
-    def __init__(self, slot: SlotSpec, place: Place) -> None:
-        self._slot, self._place = slot, place
+    def __init__(self, slot: SlotSpec, paths: SlotPaths) -> None:
+        self._slot, self._paths = slot, paths
         self._lora = slot.spec.lora
         self._refused: dict[WantedAdapter, tuple[_Files, Refusal]] = {}
 
     def versions(self) -> frozenset[str]:
         """What is there, staging folders of an earlier life included."""
-        return frozenset(entry.name for entry in self._place.adapters.iterdir() if entry.is_dir())
+        return frozenset(entry.name for entry in self._paths.adapters.iterdir() if entry.is_dir())
 
     def path(self, version: str) -> Path:
         """A version's folder, at the same path in vLLM's container."""
-        return self._place.adapters / version
+        return self._paths.adapters / version
 
     def remove(self, version: str) -> None:
         """Delete a version's bytes."""
@@ -105,7 +105,7 @@ class Shelf:
                 f"{adapter.uri}: {self._slot.engine} mounts {', '.join(sorted(mounted)) or 'no claim'}. "
                 f"Add {address.claim} to its lora.claims.",
             )
-        return self._place.at(VOLUMES / address.claim), self._place.at(address.mounted)
+        return self._paths.at(VOLUMES / address.claim), self._paths.at(address.mounted)
 
     def _candidate(self, adapter: WantedAdapter, folder: Path, manifest: AdapterManifest | None) -> Candidate:
         try:
@@ -134,7 +134,7 @@ class Shelf:
         address = volume_path(uri)
         if address is None:
             return BaseModel(uri)
-        folder = self._place.at(address.mounted)
+        folder = self._paths.at(address.mounted)
         return BaseModel(uri, model_fingerprint(folder), folder_tensors(folder))
 
 

@@ -24,7 +24,7 @@ from sluice_server.agent.reporting import Reporter
 from sluice_server.agent.rest import Canaries
 from sluice_server.agent.slot import Slot
 from sluice_server.agent.vllm_client import VLLMClient
-from sluice_server.place import Place
+from sluice_server.paths import SlotPaths
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import CustomObjectsApi
@@ -33,30 +33,32 @@ if TYPE_CHECKING:
 def run() -> None:
     """Be the agent until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    asyncio.run(_run(SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]), Place.here()))
+    asyncio.run(_run(SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]), SlotPaths.here()))
 
 
-async def _run(spec: SlotSpec, place: Place) -> None:
-    agent = asyncio.create_task(serve(spec, place, os.environ[pods.REPORT_URL_ENV], _api_server))
+async def _run(spec: SlotSpec, paths: SlotPaths) -> None:
+    agent = asyncio.create_task(serve(spec, paths, os.environ[pods.REPORT_URL_ENV], _api_server))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, agent.cancel)
     with suppress(asyncio.CancelledError):
         await agent
 
 
-async def serve(spec: SlotSpec, place: Place, report_url: str, api_server: Callable[[], "CustomObjectsApi"]) -> None:
+async def serve(
+    spec: SlotSpec, paths: SlotPaths, report_url: str, api_server: Callable[[], "CustomObjectsApi"]
+) -> None:
     """Be the agent of a slot until cancelled."""
-    secret = _secret(place.secret_file)
-    reporter = Reporter(report_url, place.at(pods.TOKEN_FILE), place.at(pods.TRUST_FILE))
+    secret = _secret(paths.secret_file)
+    reporter = Reporter(report_url, paths.at(pods.TOKEN_FILE), paths.at(pods.TRUST_FILE))
     slot = Slot(reporter.notice)
     # The secret and this port are what vLLM's container waits for: everything slow comes after.
-    probes = await listen(place.agent_port, slot, place.serve_port)
+    probes = await listen(paths.agent_port, slot, paths.serve_port)
     try:
         await asyncio.to_thread(import_module, "kubernetes.aio")  # More than a second.
         api = api_server()
         async with (
             api.api_client,
             VLLMClient(
-                place.serve_port, secret, spec.engine, embeds=spec.spec.task == "Embed", sleep_level=spec.sleep_level
+                paths.serve_port, secret, spec.engine, embeds=spec.spec.task == "Embed", sleep_level=spec.sleep_level
             ) as vllm,
             asyncio.TaskGroup() as tasks,
         ):
@@ -67,11 +69,11 @@ async def serve(spec: SlotSpec, place: Place, report_url: str, api_server: Calla
                 spec=spec,
                 pod=socket.gethostname(),  # A Deployment's pod has its own name as its host's.
                 vllm=vllm,
-                shelf=Shelf(spec, place),
+                shelf=Shelf(spec, paths),
                 engines=engines,
                 adapters=adapters,
                 slot=slot,
-                canaries=Canaries(place.scratch / "canaries.json"),
+                canaries=Canaries(paths.scratch / "canaries.json"),
                 changed=changed,
             )
             for task in (engines.follow(), adapters.follow(), reconciler.run(), reporter.run(slot)):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sluice_api.reasons import Reason
 from sluice_server.agent.refusal import Refusal
 from sluice_server.control import AdapterLayers, DesiredState, ObservedState
-from sluice_server.place import END_PATH, LAYERS_PATH, SECRET_HEADER, START_PATH, STATE_PATH
+from sluice_server.paths import END_PATH, LAYERS_PATH, SECRET_HEADER, START_PATH, STATE_PATH
 
 CANARY_TOKENS = 8
 """Tokens that a canary request generates where two answers are compared."""

@@ -28,7 +28,7 @@ async def test_a_published_adapter_answers_under_its_name(slot: SlotUnderTest) -
         version,
         BASE,
     ]  # Checks.
-    assert slot.vllm.adapters[version] == str(slot.place.adapters / version)
+    assert slot.vllm.adapters[version] == str(slot.paths.adapters / version)
     assert (slot.api.lists, slot.api.watches) == (2, 2)  # It came through the watch.
 
 
@@ -82,7 +82,7 @@ async def test_a_new_version_takes_the_name_once_it_has_answered(slot: SlotUnder
     assert new != old
     assert (await slot.state())["desired"]["aliases"] == {"tone": new}
     await eventually(lambda: slot.vllm.adapters.keys() == {new})
-    await eventually(lambda: [path.name for path in slot.place.adapters.iterdir()] == [new])
+    await eventually(lambda: [path.name for path in slot.paths.adapters.iterdir()] == [new])
 
 
 async def test_a_version_in_use_goes_after_its_last_request(slot: SlotUnderTest) -> None:
@@ -102,7 +102,7 @@ async def test_a_version_in_use_goes_after_its_last_request(slot: SlotUnderTest)
     slot.vllm.hold.set()
     assert (await in_flight)[1]["model"] == "tone"
     await eventually(lambda: not slot.vllm.adapters)
-    await eventually(lambda: not [*slot.place.adapters.iterdir()])
+    await eventually(lambda: not [*slot.paths.adapters.iterdir()])
 
 
 async def test_a_bad_new_version_leaves_the_old_one_answering(slot: SlotUnderTest) -> None:
@@ -253,7 +253,7 @@ async def test_a_restarted_vllm_gets_everything_again(slot: SlotUnderTest) -> No
     slot.put_adapter("one")
     await slot.publish("tone", "one")
     version = (await slot.until("tone", "Loaded"))["version"]
-    shutil.rmtree(slot.place.root / "volumes/adapters/one")  # The pod's own copy is what counts.
+    shutil.rmtree(slot.paths.root / "volumes/adapters/one")  # The pod's own copy is what counts.
     await slot.restart_vllm()
     await eventually(lambda: slot.vllm.adapters.keys() == {version})
     await eventually(slot.ready)

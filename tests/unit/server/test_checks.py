@@ -19,7 +19,7 @@ from sluice_server.agent.fetch import Shelf
 from sluice_server.agent.refusal import Refusal
 from sluice_server.agent.tensors import NotSafetensors, not_finite, tensors
 from sluice_server.agent.wanted import Key, WantedAdapter
-from sluice_server.place import Place
+from sluice_server.paths import SlotPaths
 from tests.unit.server.conftest import SPEC
 from tests.unit.server.folders import make_adapter, make_model, write_manifest
 
@@ -30,15 +30,15 @@ URI = "pvc://adapters/tone"
 class Claims:
     """The volumes of a slot, with an adapter that is good until a test breaks it."""
 
-    place: Place
+    paths: SlotPaths
 
     def __post_init__(self) -> None:
-        self.model = make_model(self.place.root / "volumes/models/tiny")
-        self.other = make_model(self.place.root / "volumes/models/tiny-other", hidden=8)
-        self.same_shape = make_model(self.place.root / "volumes/models/tiny-again", seed=9)
-        self.adapter = make_adapter(self.place.root / "volumes/adapters/tone", self.model)
+        self.model = make_model(self.paths.root / "volumes/models/tiny")
+        self.other = make_model(self.paths.root / "volumes/models/tiny-other", hidden=8)
+        self.same_shape = make_model(self.paths.root / "volumes/models/tiny-again", seed=9)
+        self.adapter = make_adapter(self.paths.root / "volumes/adapters/tone", self.model)
         self.weights = self.adapter / "adapter_model.safetensors"
-        self.place.adapters.mkdir()
+        self.paths.adapters.mkdir()
 
     def configure(self, **fields: object) -> None:
         path = self.adapter / "adapter_config.json"
@@ -51,21 +51,21 @@ class Claims:
 
     def fetch(self, uri: str = URI, digest: str | None = None, name: str = "tone", spec: SlotSpec = SPEC) -> str:
         adapter = WantedAdapter(name, Key("uid", 1), "2026-01-01", uri, digest)
-        return Shelf(spec, self.place).fetch(adapter)
+        return Shelf(spec, self.paths).fetch(adapter)
 
 
 @pytest.fixture
 def claims(tmp_path: Path) -> Claims:
-    return Claims(Place(tmp_path, 0, 0))
+    return Claims(SlotPaths(tmp_path, 0, 0))
 
 
 def test_a_good_adapter_is_copied_to_the_pods_own_disk(claims: Claims) -> None:
     version = claims.fetch()
-    folder = claims.place.adapters / version
+    folder = claims.paths.adapters / version
     assert version == adapter_version("tone", adapter_digest(claims.adapter))
     assert sorted(path.name for path in folder.iterdir()) == sorted(ADAPTER_FILES)
     assert adapter_digest(folder) == adapter_digest(claims.adapter)
-    assert [path.name for path in claims.place.adapters.iterdir()] == [version]
+    assert [path.name for path in claims.paths.adapters.iterdir()] == [version]
     assert claims.fetch() == version  # Again, over what is there.
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in folder.iterdir())
 
@@ -142,7 +142,7 @@ def test_refused(claims: Claims, what: str, break_it: Callable[[Claims], object]
     with pytest.raises(Refusal) as caught:
         claims.fetch()
     assert f"{caught.value.reason}: {caught.value}".startswith(expected.format(uri=URI))
-    assert not [*claims.place.adapters.iterdir()]
+    assert not [*claims.paths.adapters.iterdir()]
 
 
 def test_other_bytes_than_the_spec_says_are_refused(claims: Claims) -> None:
@@ -186,7 +186,7 @@ def test_links_within_the_claim_are_followed_and_none_out_of_it(claims: Claims, 
     os.mkfifo(config)
     with pytest.raises(Refusal, match=r"adapter_config.json is no file"):
         claims.fetch()
-    assert [path.name for path in claims.place.adapters.iterdir()] == [version]
+    assert [path.name for path in claims.paths.adapters.iterdir()] == [version]
 
 
 def test_the_header_of_a_safetensors_file_is_not_trusted(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_what_was_refused_is_not_copied_again_before_its_files_change(
         copy(claim, source, *rest)
 
     monkeypatch.setattr(fetch, "_copy", counted)
-    shelf = Shelf(SPEC, claims.place)
+    shelf = Shelf(SPEC, claims.paths)
     adapter = WantedAdapter("tone", Key("uid", 1), "2026-01-01", URI, None)
     claims.configure(r=64)
     for _ in range(3):

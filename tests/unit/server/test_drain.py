@@ -12,7 +12,7 @@ from sluice_api import pods
 from sluice_server import wait_drained
 from sluice_server.agent import reporting
 from sluice_server.agent.wanted import must_drain
-from sluice_server.place import QUIET_SECONDS, ROOT_ENV, SERVE_PORT_ENV, SHUTDOWN_SECONDS
+from sluice_server.paths import QUIET_SECONDS, ROOT_ENV, SERVE_PORT_ENV, SHUTDOWN_SECONDS
 from tests.unit.server.conftest import SPEC, SlotUnderTest, eventually
 from tests.unit.server.fake_vllm import BASE
 
@@ -28,7 +28,7 @@ async def test_a_draining_slot_leaves_and_may_come_back(slot: SlotUnderTest) -> 
     await mark(slot, "Draining")
     await eventually(lambda: slot.operator.reports[-1]["draining"])
     assert not await slot.ready()
-    url = f"http://127.0.0.1:{slot.place.serve_port}/v1/completions"
+    url = f"http://127.0.0.1:{slot.paths.serve_port}/v1/completions"
     async with slot.http.post(url, json={"model": BASE, "prompt": "x"}) as answer:
         assert (answer.status, answer.headers["connection"]) == (200, "close")
     await mark(slot, "Serving")
@@ -96,8 +96,8 @@ async def stop_hook(slot: SlotUnderTest, drain_timeout: int) -> str:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
-        ROOT_ENV: str(slot.place.root),
-        SERVE_PORT_ENV: str(slot.place.serve_port),
+        ROOT_ENV: str(slot.paths.root),
+        SERVE_PORT_ENV: str(slot.paths.serve_port),
         pods.SLOT_ENV: spec.to_json(),
     }
     process = await asyncio.create_subprocess_exec(
@@ -157,7 +157,7 @@ async def test_a_report_is_sent_again_until_a_leader_takes_it(slot: SlotUnderTes
     await eventually(slot.ready)
     await slot.operator.arrived.wait()
     await asyncio.sleep(0.5)  # Whatever was news has been tried by now.
-    slot.place.at(pods.TOKEN_FILE).write_text("rotated\n")
+    slot.paths.at(pods.TOKEN_FILE).write_text("rotated\n")
     slot.operator.status = 202
     await eventually(lambda: slot.operator.reports)
     assert slot.operator.tokens[-1] == "Bearer rotated"

@@ -14,7 +14,7 @@ import pytest
 from dev.cluster.ports import free_port
 from sluice_api import pods
 from sluice_server.first_process import TERMINATED
-from sluice_server.place import ROOT_ENV, SERVE_PORT_ENV
+from sluice_server.paths import ROOT_ENV, SERVE_PORT_ENV
 from tests.unit.server.conftest import SPEC
 
 SECONDS = 30

@@ -8,9 +8,9 @@ import pytest
 from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.slots import SlotSpec
 from sluice_server.flags import UnknownModelAddress, vllm_command
-from sluice_server.place import Place
+from sluice_server.paths import SlotPaths
 
-IN_A_POD = Place(Path("/"), 8000, 8001)
+IN_A_POD = SlotPaths(Path("/"), 8000, 8001)
 
 COMMON = (
     "--served-model-name chat --host 0.0.0.0 --port 8000 --api-server-count 1"

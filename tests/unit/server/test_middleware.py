@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from sluice_server.asgi import Message
 from sluice_server.middleware import MAX_BODY_BYTES, Middleware
-from sluice_server.place import END_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH
+from sluice_server.paths import END_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH
 from sluice_server.rewrite import Outward
 from tests.unit.server.fake_vllm import BASE, FakeVLLM
 

@@ -10,7 +10,7 @@ from sluice_server.agent.rest import changed, still_held
 from sluice_server.agent.vllm_client import Answer
 from sluice_server.agent.wanted import must_sleep
 from sluice_server.control import DesiredState, DeviceMemory, ObservedState
-from sluice_server.place import SECRET_HEADER, STATE_PATH
+from sluice_server.paths import SECRET_HEADER, STATE_PATH
 from tests.unit.server.conftest import SPEC, SlotUnderTest, eventually
 from tests.unit.server.fake_sleep import GIB
 from tests.unit.server.fake_vllm import BASE, ENDLESS
@@ -211,11 +211,11 @@ async def test_nobody_but_the_agent_lets_vllm_start(slot: SlotUnderTest) -> None
     await eventually(lambda: slot.last_report.get("asleep"))
     for headers in ({}, {SECRET_HEADER: "wrong"}):
         for path in ("/sluice/start", STATE_PATH, "/v1/completions"):
-            url = f"http://127.0.0.1:{slot.place.serve_port}{path}"
+            url = f"http://127.0.0.1:{slot.paths.serve_port}{path}"
             async with slot.http.post(url, headers=headers) as answer:
                 assert answer.status == 503
     assert not started.done()
-    _, silent = await asyncio.open_connection("127.0.0.1", slot.place.serve_port)  # Nor does anybody keep it out.
+    _, silent = await asyncio.open_connection("127.0.0.1", slot.paths.serve_port)  # Nor does anybody keep it out.
     await slot.say("Starting")
     await asyncio.wait_for(started, 3)
     silent.close()
@@ -254,7 +254,7 @@ async def test_one_that_sleeps_and_nobody_knows_what_it_answered_is_ended(slot: 
     slot.spec = _sleeping_spec()
     await serving(slot)
     await asleep(slot)
-    (slot.place.scratch / "canaries.json").unlink()
+    (slot.paths.scratch / "canaries.json").unlink()
     await slot.say("Starting")
     await asyncio.wait_for(slot.ended.wait(), 10)
     assert not await slot.ready()
