@@ -218,8 +218,10 @@ def fetch(world: World) -> Fetch | None:
 
 
 def pause_after(reason: Reason, failures: int) -> float:
-    """Seconds until an adapter is tried again. What vLLM itself refuses is copied anew for each try, so less and less
-    often; a refusal of the files is known without a copy (fetch.py), and what is missing may come at any moment.
+    """Seconds until a failed adapter is tried again.
+
+    After a refusal of vLLM's the files are copied again for each try, so the pause grows. Files that were rejected are
+    known without a copy (adapter_cache.py), and missing files may come at any moment.
     """
     if reason in (Reason.LOAD_FAILED, Reason.CANARY_FAILED, Reason.ADAPTER_WITHOUT_EFFECT):
         return min(_RETRY_LATER * 2.0 ** (failures - 1), _RETRY_LONGEST)

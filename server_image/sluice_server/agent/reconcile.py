@@ -10,7 +10,7 @@ from time import monotonic
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
 from sluice_server.agent import plan
-from sluice_server.agent.fetch import Shelf
+from sluice_server.agent.adapter_cache import AdapterCache
 from sluice_server.agent.metrics import LOAD_SECONDS, LOADS
 from sluice_server.agent.mirror import Mirror, adapters_of
 from sluice_server.agent.plan import Check, CheckBase, Failed, Fetch, Fetched, Load, Remove, Route, Step, Unload, World
@@ -36,7 +36,7 @@ class Reconciler:
         spec: SlotSpec,
         pod: str,
         vllm: VLLMClient,
-        shelf: Shelf,
+        cache: AdapterCache,
         engines: Mirror,
         adapters: Mirror,
         slot: Slot,
@@ -44,10 +44,10 @@ class Reconciler:
         changed: asyncio.Event,
     ) -> None:
         self._spec, self._pod = spec, pod
-        self._vllm, self._shelf = vllm, shelf
+        self._vllm, self._cache = vllm, cache
         self._engines, self._adapters = engines, adapters
         self._slot = slot
-        self._sleeper = Sleeper(spec, vllm, shelf, canaries)
+        self._sleeper = Sleeper(spec, vllm, cache, canaries)
         self._findings: dict[Key, plan.Finding] = {}
         self._failures: Counter[Key] = Counter()
         self._answering: set[str] = set()
@@ -116,7 +116,7 @@ class Reconciler:
             state=observation.state,
             loaded=observation.loaded,
             answering=frozenset(self._answering),
-            on_disk=self._shelf.versions(),
+            on_disk=self._cache.versions(),
             findings=dict(self._findings),
             busy_with=busy_with,
             base_answers=self._base_answers,
@@ -143,7 +143,7 @@ class Reconciler:
                 await self._vllm.unload(version)
                 self._answering.discard(version)
             case Remove(version):
-                await asyncio.to_thread(self._shelf.remove, version)
+                await asyncio.to_thread(self._cache.remove, version)
                 self._findings = {key: found for key, found in self._findings.items() if found != Fetched(version)}
             case CheckBase():
                 self._work_on(self._check_base())
@@ -206,11 +206,11 @@ class Reconciler:
     async def _take(self, step: Fetch | Load | Check) -> None:
         match step:
             case Fetch(adapter):
-                version = await asyncio.to_thread(self._shelf.fetch, adapter)
+                version = await asyncio.to_thread(self._cache.fetch, adapter)
                 log.info("fetched %s from %s as %s", adapter.name, adapter.uri, version)
                 self._findings[adapter.key] = Fetched(version)
             case Load(_, version):
-                await self._vllm.load(version, self._shelf.path(version))
+                await self._vllm.load(version, self._cache.path(version))
             case Check(adapter, version):
                 await self._vllm.check_effect(version)
                 log.info("%s answers", version)

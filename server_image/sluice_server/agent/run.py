@@ -16,7 +16,7 @@ from sluice_api import pods
 from sluice_api.adapter import Adapter
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.slots import SlotSpec
-from sluice_server.agent.fetch import Shelf
+from sluice_server.agent.adapter_cache import AdapterCache
 from sluice_server.agent.mirror import Mirror
 from sluice_server.agent.probes import listen
 from sluice_server.agent.reconcile import Reconciler
@@ -69,7 +69,7 @@ async def serve(
                 spec=spec,
                 pod=socket.gethostname(),  # A Deployment's pod has its own name as its host's.
                 vllm=vllm,
-                shelf=Shelf(spec, paths),
+                cache=AdapterCache(spec, paths),
                 engines=engines,
                 adapters=adapters,
                 slot=slot,

@@ -4,7 +4,7 @@ import logging
 
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
-from sluice_server.agent.fetch import Shelf
+from sluice_server.agent.adapter_cache import AdapterCache
 from sluice_server.agent.refusal import Refusal
 from sluice_server.agent.rest import Canaries, Rest, changed, still_held
 from sluice_server.agent.vllm_client import CANARY_TOKENS, Observation, Unreachable, VLLMClient
@@ -21,8 +21,8 @@ _NO_SLEEP_MODE = (
 class Sleeper:
     """The sleep of one slot. After a restart of the agent it starts from what vLLM, status and disk say."""
 
-    def __init__(self, spec: SlotSpec, vllm: VLLMClient, shelf: Shelf, canaries: Canaries) -> None:
-        self._spec, self._vllm, self._shelf, self._canaries = spec, vllm, shelf, canaries
+    def __init__(self, spec: SlotSpec, vllm: VLLMClient, cache: AdapterCache, canaries: Canaries) -> None:
+        self._spec, self._vllm, self._cache, self._canaries = spec, vllm, cache, canaries
         self._fault = ""
         self._freed = self._proven = False
 
@@ -99,4 +99,4 @@ class Sleeper:
         """Level 2 has dropped the adapters' weights with all others."""
         for version in sorted(versions):
             await self._vllm.unload(version)
-            await self._vllm.load(version, self._shelf.path(version))
+            await self._vllm.load(version, self._cache.path(version))

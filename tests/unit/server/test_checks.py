@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from sluice_api.artifacts import ADAPTER_FILES, adapter_digest
 from sluice_api.meta import adapter_version
 from sluice_api.slots import SlotSpec
-from sluice_server.agent import fetch
-from sluice_server.agent.fetch import Shelf
+from sluice_server.agent import adapter_cache
+from sluice_server.agent.adapter_cache import AdapterCache
 from sluice_server.agent.refusal import Refusal
 from sluice_server.agent.tensors import NotSafetensors, not_finite, tensors
 from sluice_server.agent.wanted import Key, WantedAdapter
@@ -51,7 +51,7 @@ class Claims:
 
     def fetch(self, uri: str = URI, digest: str | None = None, name: str = "tone", spec: SlotSpec = SPEC) -> str:
         adapter = WantedAdapter(name, Key("uid", 1), "2026-01-01", uri, digest)
-        return Shelf(spec, self.paths).fetch(adapter)
+        return AdapterCache(spec, self.paths).fetch(adapter)
 
 
 @pytest.fixture
@@ -223,25 +223,25 @@ def test_what_was_refused_is_not_copied_again_before_its_files_change(
     claims: Claims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied: list[str] = []
-    copy = fetch._copy
+    copy = adapter_cache._copy
 
     def counted(claim: Path, source: Path, *rest: Any) -> None:
         copied.append(source.name)
         copy(claim, source, *rest)
 
-    monkeypatch.setattr(fetch, "_copy", counted)
-    shelf = Shelf(SPEC, claims.paths)
+    monkeypatch.setattr(adapter_cache, "_copy", counted)
+    cache = AdapterCache(SPEC, claims.paths)
     adapter = WantedAdapter("tone", Key("uid", 1), "2026-01-01", URI, None)
     claims.configure(r=64)
     for _ in range(3):
         with pytest.raises(Refusal, match="has rank 64"):
-            shelf.fetch(adapter)
+            cache.fetch(adapter)
     assert len(copied) == len({*copied})
     with pytest.raises(Refusal, match="has rank 64"):  # another generation of its spec is another adapter
-        shelf.fetch(replace(adapter, key=Key("uid", 2)))
+        cache.fetch(replace(adapter, key=Key("uid", 2)))
     assert len(copied) == 2 * len({*copied})
     claims.configure(r=4)
-    assert shelf.fetch(replace(adapter, key=Key("uid", 2)))
+    assert cache.fetch(replace(adapter, key=Key("uid", 2)))
 
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8"])

@@ -1,5 +1,5 @@
-"""From a claim to this pod's own disk: adapter bytes, copied first and checked after, so that what was checked
-is what vLLM reads. Everything here blocks and runs in a thread.
+"""The adapters on this pod's own disk. Files are copied from their claim first and checked afterwards, so that vLLM
+reads the bytes that were checked. Everything here blocks and runs in a thread.
 """
 
 import json
@@ -28,50 +28,50 @@ MAX_BYTES = {CONFIG: 2**20, MANIFEST: 2**20, WEIGHTS: 8 * 2**30}
 _STAGING = ".new-"
 _CHUNK = 2**20
 
+_FileVersions = tuple[tuple[int, ...] | None, ...]
+"""What `_file_version` returns for each file of an adapter."""
 
-_Files = tuple[tuple[int, ...] | None, ...]
 
-
-class Shelf:
-    """The folders of fetched adapters, one a version, and the way into them."""
+class AdapterCache:
+    """The folders of fetched adapters, one for each version."""
 
     def __init__(self, slot: SlotSpec, paths: SlotPaths) -> None:
         self._slot, self._paths = slot, paths
         self._lora = slot.spec.lora
-        self._refused: dict[WantedAdapter, tuple[_Files, Refusal]] = {}
+        self._rejected: dict[WantedAdapter, tuple[_FileVersions, Refusal]] = {}
 
     def versions(self) -> frozenset[str]:
-        """What is there, staging folders of an earlier life included."""
+        """The folders that exist. A staging folder is among them if an agent ended while it copied."""
         return frozenset(entry.name for entry in self._paths.adapters.iterdir() if entry.is_dir())
 
     def path(self, version: str) -> Path:
-        """A version's folder, at the same path in vLLM's container."""
+        """A version's folder, which has the same path in vLLM's container."""
         return self._paths.adapters / version
 
     def remove(self, version: str) -> None:
-        """Delete a version's bytes."""
+        """Delete a version's folder."""
         shutil.rmtree(self.path(version))
 
     def fetch(self, adapter: WantedAdapter) -> str:
-        """Copy an adapter's files, check them, and return its version.
+        """Copy an adapter's files, check them, and return the version.
 
-        What was refused is refused again without a copy, for as long as its files are what they were.
+        A rejected adapter is rejected again without a copy until one of its files changes.
 
         Raises:
-            Refusal: it can't be loaded as it is.
+            Refusal: vLLM can't load the adapter, or would serve it wrongly.
         """
         if adapter.name == self._slot.engine:
             raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.name} is the base model's name: use another one.")
         claim, source = self._source(adapter)
-        files = tuple(_identity(source / name) for name in (*ADAPTER_FILES, MANIFEST))
-        known, refusal = self._refused.get(adapter, (None, None))
+        files = tuple(_file_version(source / name) for name in (*ADAPTER_FILES, MANIFEST))
+        known, refusal = self._rejected.get(adapter, (None, None))
         if refusal and files == known:
             raise refusal
         try:
             return self._copy_checked(adapter, claim, source)
         except Refusal as found:
-            self._refused = {
-                **{k: v for k, v in self._refused.items() if k.name != adapter.name},
+            self._rejected = {
+                **{k: v for k, v in self._rejected.items() if k.name != adapter.name},
                 adapter: (files, found),
             }
             raise
@@ -92,6 +92,7 @@ class Shelf:
             shutil.rmtree(staging, ignore_errors=True)
 
     def _source(self, adapter: WantedAdapter) -> tuple[Path, Path]:
+        """The folder where the adapter's claim is mounted, and the adapter's folder in it."""
         try:
             address = volume_path(adapter.uri)
         except ValueError as error:
@@ -138,8 +139,8 @@ class Shelf:
         return BaseModel(uri, model_fingerprint(folder), folder_tensors(folder))
 
 
-def _identity(path: Path) -> tuple[int, ...] | None:
-    """What tells a file from the same name at another time; None where there is none that can be looked at."""
+def _file_version(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written or replaced; None if there is no file, or it can't be looked at."""
     try:
         found = path.stat()
     except OSError:
@@ -148,7 +149,7 @@ def _identity(path: Path) -> tuple[int, ...] | None:
 
 
 def _manifest(claim: Path, source: Path, staging: Path, adapter: WantedAdapter) -> AdapterManifest | None:
-    """The export's manifest; an adapter made elsewhere has none."""
+    """The manifest that our export writes; None for an adapter of another tool."""
     copied = staging / MANIFEST
     try:
         _copy(claim, source / MANIFEST, copied, adapter)
@@ -165,9 +166,9 @@ def _manifest(claim: Path, source: Path, staging: Path, adapter: WantedAdapter) 
 
 
 def _copy(claim: Path, source: Path, target: Path, adapter: WantedAdapter) -> None:
-    """Copy one regular file that lies inside the claim, wherever symbolic links lead meanwhile."""
+    """Copy one regular file of the claim. A link out of the claim is rejected, even if it is made during the copy."""
     try:
-        # Not blocked by a FIFO that somebody put there.
+        # O_NONBLOCK: to open a FIFO would be to wait for its writer.
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Refusal(
@@ -179,7 +180,7 @@ def _copy(claim: Path, source: Path, target: Path, adapter: WantedAdapter) -> No
             f"{adapter.uri}: {source.name} can't be read ({error.strerror}). Let uid {os.getuid()} read it.",
         ) from error
     with os.fdopen(descriptor, "rb") as file:
-        # The path of what is open, and not of what the name leads to by now.
+        # The path of the open file: the name may lead elsewhere by now.
         opened = Path(f"/proc/self/fd/{descriptor}").readlink()
         if not opened.is_relative_to(claim.resolve()):
             raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.uri}: {source.name} is a link out of its claim.")
