@@ -11,8 +11,8 @@ from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
 from sluice_server.agent import plan
 from sluice_server.agent.adapter_cache import AdapterCache
+from sluice_server.agent.informer import Informer, adapters_of
 from sluice_server.agent.metrics import LOAD_SECONDS, LOADS
-from sluice_server.agent.mirror import Mirror, adapters_of
 from sluice_server.agent.plan import Check, CheckBase, Failed, Fetch, Fetched, Load, Remove, Route, Step, Unload, World
 from sluice_server.agent.refusal import Refusal
 from sluice_server.agent.rest import Canaries, Sleep, Start, Wake
@@ -37,8 +37,8 @@ class Reconciler:
         pod: str,
         vllm: VLLMClient,
         cache: AdapterCache,
-        engines: Mirror,
-        adapters: Mirror,
+        engines: Informer,
+        adapters: Informer,
         slot: Slot,
         canaries: Canaries,
         changed: asyncio.Event,

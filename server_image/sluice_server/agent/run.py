@@ -17,7 +17,7 @@ from sluice_api.adapter import Adapter
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.slots import SlotSpec
 from sluice_server.agent.adapter_cache import AdapterCache
-from sluice_server.agent.mirror import Mirror
+from sluice_server.agent.informer import Informer
 from sluice_server.agent.probes import listen
 from sluice_server.agent.reconcile import Reconciler
 from sluice_server.agent.reporting import Reporter
@@ -63,8 +63,8 @@ async def serve(
             asyncio.TaskGroup() as tasks,
         ):
             changed = asyncio.Event()
-            engines = Mirror(api, InferenceEngine, spec.namespace, changed.set, only=spec.engine)
-            adapters = Mirror(api, Adapter, spec.namespace, changed.set)
+            engines = Informer(api, InferenceEngine, spec.namespace, changed.set, only=spec.engine)
+            adapters = Informer(api, Adapter, spec.namespace, changed.set)
             reconciler = Reconciler(
                 spec=spec,
                 pod=socket.gethostname(),  # A Deployment's pod has its own name as its host's.
@@ -76,7 +76,7 @@ async def serve(
                 canaries=Canaries(paths.scratch / "canaries.json"),
                 changed=changed,
             )
-            for task in (engines.follow(), adapters.follow(), reconciler.run(), reporter.run(slot)):
+            for task in (engines.run(), adapters.run(), reconciler.run(), reporter.run(slot)):
                 tasks.create_task(task)
     finally:
         await probes.cleanup()
