@@ -14,7 +14,7 @@ from sluice_api.sources import volume_path
 from sluice_server.flags import on_hub, vllm_command
 from sluice_server.model_infos import put_in_place
 from sluice_server.paths import SlotPaths
-from sluice_server.waiting_room import wait_for_the_agent
+from sluice_server.start_gate import wait_at_start_gate
 
 _MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 """What vLLM fetches of a repository, at most: the load format keeps it to these weights."""
@@ -27,7 +27,7 @@ def serve() -> None:
         sys.exit(f"{paths.secret_file} is missing: the agent writes it and must be started first")
     slot = SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV])
     if slot.sleep_level:
-        wait_for_the_agent(paths)
+        wait_at_start_gate(paths)
     command = vllm_command(slot, paths)
     check_model(slot.spec.model.uri, paths)
     os.environ.update(command.environment)

@@ -18,7 +18,7 @@ from sluice_api.slots import SlotSpec
 from sluice_server.agent.run import serve
 from sluice_server.middleware import Middleware
 from sluice_server.paths import SECRET_HEADER, STATE_PATH, SlotPaths
-from sluice_server.waiting_room import wait_for_the_agent
+from sluice_server.start_gate import wait_at_start_gate
 from tests.unit.server.fake_api import FakeAPI, Operator, api_client
 from tests.unit.server.fake_vllm import BASE, FakeVLLM
 from tests.unit.server.folders import make_adapter, make_model
@@ -105,7 +105,7 @@ class SlotUnderTest:
         self.ended.clear()
         self.vllm = FakeVLLM()
         if self.spec.sleep_level:
-            await asyncio.to_thread(wait_for_the_agent, self.paths)
+            await asyncio.to_thread(wait_at_start_gate, self.paths)
         await self.start_vllm()
 
     async def start_all(self) -> None:
