@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from sluice_api import pods
 from sluice_api.slots import SlotSpec
 from sluice_server.aliases import Aliases, Refused, Served
-from sluice_server.answers import Renamed, Whole, closing, json_change
 from sluice_server.asgi import (
     App,
     Disconnected,
@@ -36,7 +35,8 @@ from sluice_server.control import AdapterLayers, DesiredState, DeviceMemory, Obs
 from sluice_server.device_memory import device_memory
 from sluice_server.fields import ignored, known_fields, without_adapter
 from sluice_server.paths import END_PATH, LAYERS_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH, SlotPaths
-from sluice_server.rewrite import NotJSON, Outward, inward, parse
+from sluice_server.responses import Buffered, close_when_draining, json_change, rename_response
+from sluice_server.rewrite import NotJSON, parse, rename_request
 from sluice_server.traffic import Traffic
 
 log = logging.getLogger("vllm.sluice")
@@ -117,7 +117,7 @@ class Middleware:
             case "http" if self._is_agent(scope):
                 await self._agent(scope, receive, send)
             case "http":
-                await self._client(scope, receive, closing(send, lambda: self._traffic.draining))
+                await self._client(scope, receive, close_when_draining(send, lambda: self._traffic.draining))
             case _:
                 await send({"type": "websocket.close", "code": 1008})
 
@@ -130,7 +130,7 @@ class Middleware:
             await self._app(scope, receive, send)
         elif (method, path) == MODELS:
             with self._traffic.request():
-                await self._app(scope, receive, Whole(send, json_change(self._aliases.public_models)))
+                await self._app(scope, receive, Buffered(send, json_change(self._aliases.public_models)))
         elif method == "POST" and path in SERVING and self._desired.asleep:
             # vLLM would keep it until it wakes; it has left the endpoints, so a client comes here by an old connection.
             await refuse(send, 503, "ServiceUnavailableError", "This replica sleeps: its GPUs are lent. Ask again.")
@@ -166,8 +166,8 @@ class Middleware:
             return
         with self._traffic.on(target.inner):
             if target.inner != target.public:
-                send = Renamed(send, Outward(target.inner, target.public))
-            if (changed := inward(asked, target.inner)) is not request:
+                send = rename_response(send, target.inner, target.public)
+            if (changed := rename_request(asked, target.inner)) is not request:
                 body = json.dumps(changed).encode()
                 scope = {**scope, "headers": with_length(scope["headers"], len(body))}
             await self._app(scope, replay(body, receive), send)

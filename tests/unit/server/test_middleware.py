@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from sluice_server.asgi import Message
 from sluice_server.middleware import MAX_BODY_BYTES, Middleware
 from sluice_server.paths import END_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH
-from sluice_server.rewrite import Outward
+from sluice_server.rewrite import ResponseNames
 from tests.unit.server.fake_vllm import BASE, FakeVLLM
 
 SECRET = {SECRET_HEADER: "s3cret"}
@@ -174,7 +174,7 @@ def test_only_the_model_field_changes(text: str, others: dict[str, str]) -> None
         "others": others,
     }
     for separators in ((",", ":"), (", ", ": ")):
-        changed = Outward(VERSION, "tone").answer(json.dumps(answer, separators=separators).encode())
+        changed = ResponseNames(VERSION, "tone").json(json.dumps(answer, separators=separators).encode())
         assert json.loads(changed) == answer | {"model": "tone"}
 
 
