@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from sluice_api import pods
 from sluice_api.slots import SlotSpec
-from sluice_server.aliases import Aliases, Refused, Served
+from sluice_server.aliases import Aliases, ErrorResponse, Target
 from sluice_server.asgi import (
     App,
     Disconnected,
@@ -33,7 +33,7 @@ from sluice_server.asgi import (
 )
 from sluice_server.control import AdapterLayers, DesiredState, DeviceMemory, ObservedState
 from sluice_server.device_memory import device_memory
-from sluice_server.fields import ignored, known_fields, without_adapter
+from sluice_server.fields import adapter_into_model, ignored_field, known_fields
 from sluice_server.paths import END_PATH, LAYERS_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH, SlotPaths
 from sluice_server.responses import Buffered, close_when_draining, json_change, rename_response
 from sluice_server.rewrite import NotJSON, parse, rename_request
@@ -152,16 +152,16 @@ class Middleware:
         except NotJSON as error:
             await refuse(send, 400, "BadRequestError", f"The request is not JSON: {error}")
             return
-        asked = without_adapter(request, self._aliases) if isinstance(request, dict) else request
+        asked = adapter_into_model(request, self._aliases) if isinstance(request, dict) else request
         if isinstance(asked, dict):
-            asked = ignored(asked, self._known(scope)) or asked
-        if isinstance(asked, Refused):
+            asked = ignored_field(asked, self._known(scope)) or asked
+        if isinstance(asked, ErrorResponse):
             await refuse(send, asked.status, asked.type, asked.message, asked.param)
             return
         # From here to the version's count nothing may wait: the agent unloads a version as soon as no alias leads
         # to it and its count is zero.
         target = self._target(asked)
-        if isinstance(target, Refused):
+        if isinstance(target, ErrorResponse):
             await refuse(send, target.status, target.type, target.message, target.param)
             return
         with self._traffic.on(target.inner):
@@ -178,7 +178,7 @@ class Middleware:
             self._fields[path] = known_fields(scope.get("app"), path)
         return self._fields[path]
 
-    def _target(self, request: Any) -> Served | Refused:
+    def _target(self, request: Any) -> Target | ErrorResponse:
         name = request.get("model") if isinstance(request, dict) else None
         # Without a model vLLM takes the base; what is no name it refuses in its own words.
         return self._aliases.resolve(name) if name and isinstance(name, str) else self._aliases.base

@@ -32,7 +32,7 @@ from sluice_api import pods
 from sluice_api.inferenceengine import EngineLora, InferenceEngineSpec, ServedModel, Serving
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
-from sluice_server.agent.refusal import Refusal
+from sluice_server.agent.rejected import AdapterRejected
 from sluice_server.agent.tensors import not_finite, tensors
 from sluice_server.agent.vllm_client import VLLMClient
 from sluice_server.middleware import MODELS, PROBES, SERVING, Middleware
@@ -217,7 +217,7 @@ async def test_an_adapter_of_which_vllm_uses_no_layer_is_refused(real: Server) -
         save_file({name.replace(".layers.", ".text.layers."): w for name, w in load_file(path).items()}, path)
         await vllm.load(bad, folder)
         with pytest.raises(
-            Refusal, match=r"vLLM passed over (\d+) of its \1 layers \(\S+\.text\.layers\.0\."
+            AdapterRejected, match=r"vLLM passed over (\d+) of its \1 layers \(\S+\.text\.layers\.0\."
         ) as caught:
             await vllm.check_effect(bad)
         assert caught.value.reason == Reason.ADAPTER_WITHOUT_EFFECT

@@ -18,7 +18,7 @@ from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
 from sluice_api.sources import VOLUMES, claims_of, volume_path
 from sluice_server.agent.checks import BaseModel, Candidate, check_adapter
-from sluice_server.agent.refusal import Refusal
+from sluice_server.agent.rejected import AdapterRejected
 from sluice_server.agent.tensors import NotSafetensors, folder_tensors, not_finite, tensors
 from sluice_server.agent.wanted import WantedAdapter
 from sluice_server.paths import SlotPaths
@@ -38,7 +38,7 @@ class AdapterCache:
     def __init__(self, slot: SlotSpec, paths: SlotPaths) -> None:
         self._slot, self._paths = slot, paths
         self._lora = slot.spec.lora
-        self._rejected: dict[WantedAdapter, tuple[_FileVersions, Refusal]] = {}
+        self._rejected: dict[WantedAdapter, tuple[_FileVersions, AdapterRejected]] = {}
 
     def versions(self) -> frozenset[str]:
         """The folders that exist. A staging folder is among them if an agent ended while it copied."""
@@ -58,21 +58,21 @@ class AdapterCache:
         A rejected adapter is rejected again without a copy until one of its files changes.
 
         Raises:
-            Refusal: vLLM can't load the adapter, or would serve it wrongly.
+            AdapterRejected: vLLM can't load the adapter, or would serve it wrongly.
         """
         if adapter.name == self._slot.engine:
-            raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.name} is the base model's name: use another one.")
+            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.name} is the base model's name: use another one.")
         claim, source = self._source(adapter)
         files = tuple(_file_version(source / name) for name in (*ADAPTER_FILES, MANIFEST))
-        known, refusal = self._rejected.get(adapter, (None, None))
-        if refusal and files == known:
-            raise refusal
+        files_then, rejection = self._rejected.get(adapter, (None, None))
+        if rejection and files == files_then:
+            raise rejection
         try:
             return self._copy_checked(adapter, claim, source)
-        except Refusal as found:
+        except AdapterRejected as rejection:
             self._rejected = {
                 **{k: v for k, v in self._rejected.items() if k.name != adapter.name},
-                adapter: (files, found),
+                adapter: (files, rejection),
             }
             raise
 
@@ -96,12 +96,12 @@ class AdapterCache:
         try:
             address = volume_path(adapter.uri)
         except ValueError as error:
-            raise Refusal(Reason.ADAPTER_INVALID, str(error)) from error
+            raise AdapterRejected(Reason.ADAPTER_INVALID, str(error)) from error
         if address is None:
-            raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.uri}: write source.uri as pvc://claim/path.")
+            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: write source.uri as pvc://claim/path.")
         mounted = {*(self._lora.claims if self._lora else ()), *claims_of(self._slot.spec.model.uri)}
         if address.claim not in mounted:
-            raise Refusal(
+            raise AdapterRejected(
                 Reason.ADAPTER_SOURCE_NOT_MOUNTED,
                 f"{adapter.uri}: {self._slot.engine} mounts {', '.join(sorted(mounted)) or 'no claim'}. "
                 f"Add {address.claim} to its lora.claims.",
@@ -113,11 +113,11 @@ class AdapterCache:
             config = json.loads((folder / CONFIG).read_bytes())
             found = tensors(folder / WEIGHTS)
         except NotSafetensors as error:
-            raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.uri}: {error}.") from error
+            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: {error}.") from error
         except (ValueError, RecursionError) as error:
-            raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.uri}: {CONFIG} is not JSON.") from error
+            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: {CONFIG} is not JSON.") from error
         if not isinstance(config, dict):
-            raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.uri}: {CONFIG} is not a JSON object.")
+            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: {CONFIG} is not a JSON object.")
         return Candidate(
             uri=adapter.uri,
             config=config,
@@ -153,8 +153,8 @@ def _manifest(claim: Path, source: Path, staging: Path, adapter: WantedAdapter) 
     copied = staging / MANIFEST
     try:
         _copy(claim, source / MANIFEST, copied, adapter)
-    except Refusal as refusal:
-        if refusal.reason == Reason.ADAPTER_NOT_FOUND:
+    except AdapterRejected as rejection:
+        if rejection.reason == Reason.ADAPTER_NOT_FOUND:
             return None
         raise
     try:
@@ -171,11 +171,11 @@ def _copy(claim: Path, source: Path, target: Path, adapter: WantedAdapter) -> No
         # O_NONBLOCK: to open a FIFO would be to wait for its writer.
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Refusal(
+        raise AdapterRejected(
             Reason.ADAPTER_NOT_FOUND, f"{adapter.uri} has no {source.name}. It is looked for again every few seconds."
         ) from error
     except OSError as error:
-        raise Refusal(
+        raise AdapterRejected(
             Reason.ADAPTER_NOT_FOUND,
             f"{adapter.uri}: {source.name} can't be read ({error.strerror}). Let uid {os.getuid()} read it.",
         ) from error
@@ -183,13 +183,13 @@ def _copy(claim: Path, source: Path, target: Path, adapter: WantedAdapter) -> No
         # The path of the open file: the name may lead elsewhere by now.
         opened = Path(f"/proc/self/fd/{descriptor}").readlink()
         if not opened.is_relative_to(claim.resolve()):
-            raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.uri}: {source.name} is a link out of its claim.")
+            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: {source.name} is a link out of its claim.")
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.uri}: {source.name} is no file.")
+            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: {source.name} is no file.")
         limit = MAX_BYTES[source.name]
         if status.st_size > limit:
-            raise Refusal(
+            raise AdapterRejected(
                 Reason.ADAPTER_INVALID, f"{adapter.uri}: {source.name} has {status.st_size} bytes, more than {limit}."
             )
         with target.open("wb") as copy:

@@ -14,7 +14,7 @@ from sluice_server.agent.adapter_cache import AdapterCache
 from sluice_server.agent.informer import Informer, adapters_of
 from sluice_server.agent.metrics import LOAD_SECONDS, LOADS
 from sluice_server.agent.plan import Check, CheckBase, Failed, Fetch, Fetched, Load, Remove, Route, Step, Unload, World
-from sluice_server.agent.refusal import Refusal
+from sluice_server.agent.rejected import AdapterRejected, CanaryFailed
 from sluice_server.agent.rest import Canaries, Sleep, Start, Wake
 from sluice_server.agent.sleeper import Sleeper
 from sluice_server.agent.slot import Slot
@@ -167,7 +167,7 @@ class Reconciler:
         """Fall asleep or wake, whatever is due; what fails is tried again."""
         try:
             await work
-        except (Refusal, Unreachable, OSError):
+        except (AdapterRejected, CanaryFailed, Unreachable, OSError):
             await asyncio.sleep(_TICK_SECONDS)
         finally:
             self._busy_with = None
@@ -177,7 +177,7 @@ class Reconciler:
         try:
             await self._vllm.check_answers(self._spec.engine)
             self._base_answers, self._base_fault = True, ""
-        except (Refusal, Unreachable) as error:
+        except (CanaryFailed, Unreachable) as error:
             self._base_fault = f"The base model does not answer as it should: {error}"[:1024]
             log.warning("%s", self._base_fault)
             await asyncio.sleep(_TICK_SECONDS)
@@ -191,8 +191,8 @@ class Reconciler:
         try:
             with LOAD_SECONDS.labels(type(step).__name__.lower()).time():
                 await self._take(step)
-        except Refusal as refusal:
-            self._failed(step, refusal.reason, str(refusal))
+        except (AdapterRejected, CanaryFailed) as error:
+            self._failed(step, error.reason, str(error))
         except Unreachable as error:
             log.warning("%s: %s", adapter.name, error)
             await asyncio.sleep(_TICK_SECONDS)

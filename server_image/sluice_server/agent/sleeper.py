@@ -2,10 +2,9 @@
 
 import logging
 
-from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
 from sluice_server.agent.adapter_cache import AdapterCache
-from sluice_server.agent.refusal import Refusal
+from sluice_server.agent.rejected import AdapterRejected, CanaryFailed
 from sluice_server.agent.rest import Canaries, Rest, changed, still_held
 from sluice_server.agent.vllm_client import CANARY_TOKENS, Observation, Unreachable, VLLMClient
 from sluice_server.agent.wanted import Body, is_lent, must_sleep
@@ -64,7 +63,7 @@ class Sleeper:
             await self._vllm.sleep(abort=abort)
             self._fault = ""
             log.info("vLLM sleeps")
-        except (Refusal, Unreachable, OSError) as error:
+        except (CanaryFailed, Unreachable, OSError) as error:
             self._fault = f"vLLM does not go to sleep: {error}"[:1024]
             log.warning("%s", self._fault)
             raise
@@ -73,7 +72,7 @@ class Sleeper:
         """Wake vLLM and let it prove that it is what it was. One that fails is ended: the kubelet starts it anew."""
         try:
             await self._wake(observation)
-        except (Refusal, Unreachable, OSError):
+        except (AdapterRejected, CanaryFailed, Unreachable, OSError):
             log.exception("vLLM has not woken well, and is ended")
             await self._vllm.end()
             raise
@@ -84,7 +83,7 @@ class Sleeper:
     async def _wake(self, observation: Observation) -> None:
         kept = self._canaries.of(observation.state.boot)
         if kept is None and observation.sleeping:
-            raise Refusal(Reason.CANARY_FAILED, "How it answered before it slept is not known.")
+            raise CanaryFailed("How it answered before it slept is not known.")
         if kept is None:
             return  # it has not slept: it was asked to, and did not come to it
         await self._vllm.wake()
@@ -93,7 +92,7 @@ class Sleeper:
         for name, before in kept.items():
             after = await self._vllm.canary(name, CANARY_TOKENS)
             if changed(before, after):
-                raise Refusal(Reason.CANARY_FAILED, f"{name} said {before} before it slept, and says {after} now.")
+                raise CanaryFailed(f"{name} said {before} before it slept, and says {after} now.")
 
     async def _load_anew(self, versions: frozenset[str]) -> None:
         """Level 2 has dropped the adapters' weights with all others."""

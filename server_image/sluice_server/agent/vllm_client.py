@@ -11,7 +11,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from sluice_api.reasons import Reason
-from sluice_server.agent.refusal import Refusal
+from sluice_server.agent.rejected import AdapterRejected, CanaryFailed
 from sluice_server.control import AdapterLayers, DesiredState, ObservedState
 from sluice_server.paths import END_PATH, LAYERS_PATH, SECRET_HEADER, START_PATH, STATE_PATH
 
@@ -108,14 +108,14 @@ class VLLMClient:
         """Load an adapter version from a folder.
 
         Raises:
-            Refusal: vLLM answers with an error.
+            AdapterRejected: vLLM answers with an error.
         """
         body = {"lora_name": version, "lora_path": str(folder)}
         status, answer = await self._ask("POST", "/v1/load_lora_adapter", body, _LOAD_TIMEOUT)
         if status == 400 and "already been loaded" in _error_message(answer):
             return  # An earlier call got through after all; a version's bytes never change.
         if status != 200:
-            raise Refusal(Reason.LOAD_FAILED, f"vLLM refused {version}: {_error_message(answer)}")
+            raise AdapterRejected(Reason.LOAD_FAILED, f"vLLM refused {version}: {_error_message(answer)}")
 
     async def unload(self, version: str) -> None:
         """Unload an adapter version. One that is not loaded is no error."""
@@ -127,7 +127,7 @@ class VLLMClient:
         """Check that a version, or the base model, answers with finite numbers: vLLM serves NaN without an error.
 
         Raises:
-            Refusal: the model does not answer, or its numbers are not finite.
+            CanaryFailed: the model does not answer, or its numbers are not finite.
         """
         await self.canary(model, tokens=1)
 
@@ -137,7 +137,8 @@ class VLLMClient:
         vLLM loads an adapter of which it uses no layer, and the base model answers under its name (vllm#55193, #41754).
 
         Raises:
-            Refusal: the version does not answer, its numbers are not finite, or they are the base model's.
+            AdapterRejected: its numbers are the base model's.
+            CanaryFailed: one of the two does not answer, or its numbers are not finite.
         """
         if await self.canary(version, CANARY_TOKENS) != await self.canary(self._base, CANARY_TOKENS):
             return
@@ -150,13 +151,15 @@ class VLLMClient:
             )
         else:
             why = f"vLLM uses all its {found.layers} layers, and they change nothing. Train longer."
-        raise Refusal(Reason.ADAPTER_WITHOUT_EFFECT, f"{version} answers with the numbers of the base model. {why}")
+        raise AdapterRejected(
+            Reason.ADAPTER_WITHOUT_EFFECT, f"{version} answers with the numbers of the base model. {why}"
+        )
 
     async def canary(self, model: str, tokens: int) -> Answer:
         """Send the canary request, which is always the same, to a version or the base model, and return the answer.
 
         Raises:
-            Refusal: the model does not answer, or its numbers are not finite.
+            CanaryFailed: the model does not answer, or its numbers are not finite.
         """
         if self._embeds:
             path = "/v1/embeddings"
@@ -166,10 +169,10 @@ class VLLMClient:
             body = {"model": model, "prompt": "a", "max_tokens": tokens, "temperature": 0, "logprobs": 1}
         status, answer = await self._ask("POST", path, body, _CANARY_TIMEOUT)
         if status != 200:
-            raise Refusal(Reason.CANARY_FAILED, f"{model} was asked for one token: {status} {_error_message(answer)}")
+            raise CanaryFailed(f"{model} was asked for one token: {status} {_error_message(answer)}")
         numbers = _numbers(answer)
         if not _all_finite(numbers):
-            raise Refusal(Reason.CANARY_FAILED, f"{model} answers with NaN or infinite numbers: train it again.")
+            raise CanaryFailed(f"{model} answers with NaN or infinite numbers: train it again.")
         return Answer("" if self._embeds else str(answer["choices"][0].get("text")), tuple(map(float, numbers)))
 
     async def open_start_gate(self) -> None:

@@ -16,7 +16,7 @@ from sluice_api.meta import adapter_version
 from sluice_api.slots import SlotSpec
 from sluice_server.agent import adapter_cache
 from sluice_server.agent.adapter_cache import AdapterCache
-from sluice_server.agent.refusal import Refusal
+from sluice_server.agent.rejected import AdapterRejected
 from sluice_server.agent.tensors import NotSafetensors, not_finite, tensors
 from sluice_server.agent.wanted import Key, WantedAdapter
 from sluice_server.paths import SlotPaths
@@ -139,7 +139,7 @@ REFUSED: list[tuple[str, Callable[[Claims], object], str]] = [
 @pytest.mark.parametrize(("what", "break_it", "expected"), REFUSED, ids=[row[0] for row in REFUSED])
 def test_refused(claims: Claims, what: str, break_it: Callable[[Claims], object], expected: str) -> None:
     break_it(claims)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(AdapterRejected) as caught:
         claims.fetch()
     assert f"{caught.value.reason}: {caught.value}".startswith(expected.format(uri=URI))
     assert not [*claims.paths.adapters.iterdir()]
@@ -147,7 +147,9 @@ def test_refused(claims: Claims, what: str, break_it: Callable[[Claims], object]
 
 def test_other_bytes_than_the_spec_says_are_refused(claims: Claims) -> None:
     wanted = "sha256:" + "0" * 64
-    with pytest.raises(Refusal, match=f"source.digest asks for {wanted}. Restore the files, or correct the digest."):
+    with pytest.raises(
+        AdapterRejected, match=f"source.digest asks for {wanted}. Restore the files, or correct the digest."
+    ):
         claims.fetch(digest=wanted)
 
 
@@ -161,12 +163,12 @@ def test_other_bytes_than_the_spec_says_are_refused(claims: Claims) -> None:
     ],
 )
 def test_where_an_adapter_may_come_from(claims: Claims, uri: str, expected: str) -> None:
-    with pytest.raises(Refusal, match=expected):
+    with pytest.raises(AdapterRejected, match=expected):
         claims.fetch(uri)
 
 
 def test_the_base_models_name_is_taken(claims: Claims) -> None:
-    with pytest.raises(Refusal, match="chat is the base model's name: use another one"):
+    with pytest.raises(AdapterRejected, match="chat is the base model's name: use another one"):
         claims.fetch(name="chat")
 
 
@@ -179,12 +181,12 @@ def test_links_within_the_claim_are_followed_and_none_out_of_it(claims: Claims, 
     config = claims.adapter / "adapter_config.json"
     config.unlink()
     config.symlink_to(outside)
-    with pytest.raises(Refusal, match=r"adapter_config.json is a link out of its claim") as caught:
+    with pytest.raises(AdapterRejected, match=r"adapter_config.json is a link out of its claim") as caught:
         claims.fetch()
     assert "token" not in str(caught.value)
     config.unlink()
     os.mkfifo(config)
-    with pytest.raises(Refusal, match=r"adapter_config.json is no file"):
+    with pytest.raises(AdapterRejected, match=r"adapter_config.json is no file"):
         claims.fetch()
     assert [path.name for path in claims.paths.adapters.iterdir()] == [version]
 
@@ -234,10 +236,10 @@ def test_what_was_refused_is_not_copied_again_before_its_files_change(
     adapter = WantedAdapter("tone", Key("uid", 1), "2026-01-01", URI, None)
     claims.configure(r=64)
     for _ in range(3):
-        with pytest.raises(Refusal, match="has rank 64"):
+        with pytest.raises(AdapterRejected, match="has rank 64"):
             cache.fetch(adapter)
     assert len(copied) == len({*copied})
-    with pytest.raises(Refusal, match="has rank 64"):  # another generation of its spec is another adapter
+    with pytest.raises(AdapterRejected, match="has rank 64"):  # another generation of its spec is another adapter
         cache.fetch(replace(adapter, key=Key("uid", 2)))
     assert len(copied) == 2 * len({*copied})
     claims.configure(r=4)
