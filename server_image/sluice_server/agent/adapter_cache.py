@@ -19,8 +19,8 @@ from sluice_api.slots import SlotSpec
 from sluice_api.sources import VOLUMES, claims_of, volume_path
 from sluice_server.agent.checks import BaseModel, Candidate, check_adapter
 from sluice_server.agent.rejected import AdapterRejected
+from sluice_server.agent.resources import WantedAdapter
 from sluice_server.agent.tensors import NotSafetensors, folder_tensors, not_finite, tensors
-from sluice_server.agent.wanted import WantedAdapter
 from sluice_server.paths import SlotPaths
 
 CONFIG, WEIGHTS = ADAPTER_FILES

@@ -13,7 +13,7 @@ import aiohttp
 from sluice_api.adapter import Adapter
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import GROUP, VERSION
-from sluice_server.agent.wanted import Body, Unreadable, WantedAdapter, adapter_for
+from sluice_server.agent.resources import Body, Unreadable, WantedAdapter, adapter_for
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import CustomObjectsApi

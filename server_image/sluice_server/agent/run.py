@@ -1,4 +1,4 @@
-"""The container `agent`: composition."""
+"""The container `agent`: makes its parts and runs them."""
 
 import asyncio
 import logging
@@ -21,9 +21,9 @@ from sluice_server.agent.informer import Informer
 from sluice_server.agent.probes import listen
 from sluice_server.agent.reconcile import Reconciler
 from sluice_server.agent.reporting import Reporter
-from sluice_server.agent.rest import Canaries
 from sluice_server.agent.slot import Slot
 from sluice_server.agent.vllm_client import VLLMClient
+from sluice_server.agent.wake_check import WakeCheck
 from sluice_server.paths import SlotPaths
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def run() -> None:
-    """Be the agent until SIGTERM."""
+    """Run the agent until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     asyncio.run(_run(SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]), SlotPaths.here()))
 
@@ -46,11 +46,11 @@ async def _run(spec: SlotSpec, paths: SlotPaths) -> None:
 async def serve(
     spec: SlotSpec, paths: SlotPaths, report_url: str, api_server: Callable[[], "CustomObjectsApi"]
 ) -> None:
-    """Be the agent of a slot until cancelled."""
+    """Run the agent of a slot until cancelled."""
     secret = _secret(paths.secret_file)
     reporter = Reporter(report_url, paths.at(pods.TOKEN_FILE), paths.at(pods.TRUST_FILE))
-    slot = Slot(reporter.notice)
-    # The secret and this port are what vLLM's container waits for: everything slow comes after.
+    slot = Slot(reporter.report_soon)
+    # vLLM's container waits for the secret and for this port, so everything slow comes after them.
     probes = await listen(paths.agent_port, slot, paths.serve_port)
     try:
         await asyncio.to_thread(import_module, "kubernetes.aio")  # More than a second.
@@ -73,7 +73,7 @@ async def serve(
                 engines=engines,
                 adapters=adapters,
                 slot=slot,
-                canaries=Canaries(paths.scratch / "canaries.json"),
+                wake_check=WakeCheck(paths.scratch / "wake_check.json"),
                 changed=changed,
             )
             for task in (engines.run(), adapters.run(), reconciler.run(), reporter.run(slot)):
@@ -91,7 +91,7 @@ def _api_server() -> "CustomObjectsApi":
 
 
 def _secret(path: Path) -> str:
-    """This pod's secret, made at its first start and kept over restarts of either container."""
+    """This pod's secret. The agent's first start makes it, and it stays over restarts of either container."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(".new")

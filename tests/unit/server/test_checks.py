@@ -17,8 +17,8 @@ from sluice_api.slots import SlotSpec
 from sluice_server.agent import adapter_cache
 from sluice_server.agent.adapter_cache import AdapterCache
 from sluice_server.agent.rejected import AdapterRejected
+from sluice_server.agent.resources import Key, WantedAdapter
 from sluice_server.agent.tensors import NotSafetensors, not_finite, tensors
-from sluice_server.agent.wanted import Key, WantedAdapter
 from sluice_server.paths import SlotPaths
 from tests.unit.server.conftest import SPEC
 from tests.unit.server.folders import make_adapter, make_model, write_manifest

@@ -11,7 +11,7 @@ import pytest
 from sluice_api import pods
 from sluice_server import wait_drained
 from sluice_server.agent import reporting
-from sluice_server.agent.wanted import must_drain
+from sluice_server.agent.resources import must_drain
 from sluice_server.paths import QUIET_SECONDS, ROOT_ENV, SERVE_PORT_ENV, SHUTDOWN_SECONDS
 from tests.unit.server.conftest import SPEC, SlotUnderTest, eventually
 from tests.unit.server.fake_vllm import BASE

@@ -17,14 +17,14 @@ from sluice_server.agent.plan import (
     Step,
     Unload,
     World,
+    adapter_reports,
     desired_state,
     next_step,
     pause_after,
-    reports,
     settled,
 )
-from sluice_server.agent.rest import Rest, Sleep, Start, Wake
-from sluice_server.agent.wanted import Key, WantedAdapter
+from sluice_server.agent.resources import Key, WantedAdapter
+from sluice_server.agent.sleep import Sleep, SleepState, Start, Wake
 from sluice_server.control import DesiredState, ObservedState
 
 NOW = 1000.0
@@ -47,30 +47,30 @@ def parse(text: str) -> World:
             WantedAdapter(name, keys[name], f"2026-01-0{day + 1}", "pvc://adapters/x", None)
             for day, name in enumerate(keys)
         ),
-        places=int(fields.get("places", ["9"])[0]),
+        max_adapters=int(fields.get("maxAdapters", ["9"])[0]),
         state=ObservedState(
             boot="1",
             desired=DesiredState(
                 aliases=names,
                 draining="middleware" in fields.get("drain", []),
-                asleep="middleware" in fields.get("rest", []),
+                asleep="middleware" in fields.get("sleep", []),
             ),
             terminating=False,
             in_flight=len(fields.get("flying", [])),
-            held="held" in fields.get("rest", []),
+            held="held" in fields.get("sleep", []),
             in_flight_by_version=dict.fromkeys(fields.get("flying", []), 1),
             quiet_seconds=0,
             draining_seconds=0,
         ),
         loaded=frozenset(fields.get("loaded", [])),
-        answering=frozenset(fields.get("answered", [])),
-        on_disk=frozenset(fields.get("disk", [])),
+        checked=frozenset(fields.get("checked", [])),
+        cached=frozenset(fields.get("cached", [])),
         findings=findings,
         busy_with=fields.get("busy", [None])[0],
-        base_answers="base" not in fields.get("unchecked", []),
+        base_checked="base" not in fields.get("unchecked", []),
         draining="wanted" in fields.get("drain", []),
         now=NOW,
-        rest=_rest(fields["rest"]) if "rest" in fields else None,
+        sleep=_sleep(fields["sleep"]) if "sleep" in fields else SleepState(),
     )
     if world.state.desired.asleep:
         return world
@@ -79,10 +79,16 @@ def parse(text: str) -> World:
     return replace(world, state=world.state.model_copy(update={"desired": desired}))
 
 
-def _rest(words: list[str]) -> Rest:
-    """`rest: asked sleeping` is a slot that should sleep and does; `own` says that its GPUs are its own."""
-    asked = True if "asked" in words else False if "own" in words else None
-    return Rest(asked, sleeping="sleeping" in words, proven="proven" in words)
+def _sleep(words: list[str]) -> SleepState:
+    """`sleep: lent sleeping` is a slot whose GPUs are lent and whose vLLM sleeps; `own` gives it its GPUs back."""
+    return SleepState(
+        can_sleep=True,
+        must_sleep=True if "lent" in words else False if "own" in words else None,
+        held="held" in words,
+        refused="middleware" in words,
+        vllm_sleeps="sleeping" in words,
+        passed_wake_check="passed" in words,
+    )
 
 
 def describe(step: Step | None) -> str:
@@ -112,85 +118,90 @@ def describe(step: Step | None) -> str:
         ("the base model answers before anything else is tried", "wanted: a | unchecked: base", "check the base"),
         ("what is new is fetched", "wanted: a", "fetch a"),
         ("one at a time", "wanted: a b | busy: a--1", "nothing"),
-        ("what was fetched is loaded", "wanted: a b | fetched: a=a--1 | disk: a--1", "load a--1"),
-        ("what was loaded is checked", "wanted: a | fetched: a=a--1 | loaded: a--1 | disk: a--1", "check a--1"),
+        ("what was fetched is loaded", "wanted: a b | fetched: a=a--1 | cached: a--1", "load a--1"),
+        ("what was loaded is checked", "wanted: a | fetched: a=a--1 | loaded: a--1 | cached: a--1", "check a--1"),
         (
             "what was checked gets its name",
-            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1 | disk: a--1",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | checked: a--1 | cached: a--1",
             "route a=a--1",
         ),
         (
             "all is well",
-            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1 | disk: a--1 | names: a=a--1",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | checked: a--1 | cached: a--1 | names: a=a--1",
             "nothing",
         ),
         (
             "a new version is brought while the old one keeps the name",
-            "wanted: a/2 | loaded: a--1 | answered: a--1 | disk: a--1 | names: a=a--1",
+            "wanted: a/2 | loaded: a--1 | checked: a--1 | cached: a--1 | names: a=a--1",
             "fetch a",
         ),
         (
             "the name moves before the old version goes",
-            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | answered: a--1 a--2 | names: a=a--1",
+            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | checked: a--1 a--2 | names: a=a--1",
             "route a=a--2",
         ),
         (
             "the old version goes when nothing is in flight on it",
-            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | answered: a--1 a--2 | names: a=a--2",
+            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | checked: a--1 a--2 | names: a=a--2",
             "unload a--1",
         ),
         (
             "and not before",
-            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | answered: a--1 a--2 | names: a=a--2 | flying: a--1",
+            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | checked: a--1 a--2 | names: a=a--2 | flying: a--1",
             "nothing",
         ),
-        ("its bytes go last", "loaded: | disk: a--1", "remove a--1"),
-        ("bytes of what is loaded stay", "loaded: a--1 | flying: a--1 | disk: a--1", "nothing"),
-        ("what is being fetched is not cleared away", "wanted: a | busy: a--1 | disk: .new-1", "nothing"),
-        ("a deleted adapter loses its name first", "loaded: a--1 | answered: a--1 | names: a=a--1", "route"),
+        ("its bytes go last", "loaded: | cached: a--1", "remove a--1"),
+        ("bytes of what is loaded stay", "loaded: a--1 | flying: a--1 | cached: a--1", "nothing"),
+        ("what is being fetched is not cleared away", "wanted: a | busy: a--1 | cached: .new-1", "nothing"),
+        ("a deleted adapter loses its name first", "loaded: a--1 | checked: a--1 | names: a=a--1", "route"),
         ("a failed one waits", "wanted: a | failed: a@1001", "nothing"),
         ("and is tried again", "wanted: a | failed: a@999", "fetch a"),
         ("after what was never tried", "wanted: a b | failed: a@999", "fetch b"),
-        ("there is no place for a third", "wanted: a b c | places: 2 | fetched: b=b--1 | loaded: b--1", "check b--1"),
-        ("one that can't be loaded takes none", "wanted: a b c | places: 2 | failed: a b", "fetch c"),
+        (
+            "there is no place for a third",
+            "wanted: a b c | maxAdapters: 2 | fetched: b=b--1 | loaded: b--1",
+            "check b--1",
+        ),
+        ("one that can't be loaded takes none", "wanted: a b c | maxAdapters: 2 | failed: a b", "fetch c"),
         (
             "one of which an older version answers does",
-            "wanted: a/2 b | places: 1 | failed: a | loaded: a--1 | answered: a--1 | names: a=a--1",
+            "wanted: a/2 b | maxAdapters: 1 | failed: a | loaded: a--1 | checked: a--1 | names: a=a--1",
             "nothing",
         ),
         (
             "who answers keeps its place when an older one can be loaded again",
-            "wanted: a b | places: 1 | fetched: a=a--1 b=b--1 | loaded: b--1 | answered: b--1 | names: b=b--1"
-            " | disk: a--1",
+            "wanted: a b | maxAdapters: 1 | fetched: a=a--1 b=b--1 | loaded: b--1 | checked: b--1 | names: b=b--1"
+            " | cached: a--1",
             "remove a--1",
         ),
         ("a drain goes to the middleware at once", "wanted: a | drain: wanted", "route drain"),
         ("and back", "drain: middleware", "route"),
         (
             "a restarted vLLM is loaded from what is on disk",
-            "wanted: a | fetched: a=a--1 | disk: a--1",
+            "wanted: a | fetched: a=a--1 | cached: a--1",
             "load a--1",
         ),
         (
             "a slot that is to sleep refuses requests first",
-            "rest: asked | names: a=a--1 | loaded: a--1",
+            "sleep: lent | names: a=a--1 | loaded: a--1",
             "route asleep",
         ),
-        ("then it sleeps", "rest: asked middleware | loaded: a--1", "sleep"),
-        ("requests whose time is over are ended", "rest: asked middleware | flying: chat", "sleep and abort"),
-        ("what is being loaded comes first", "rest: asked middleware | busy: a--1", "nothing"),
-        ("asleep, it loads nothing", "wanted: a | rest: asked middleware sleeping", "nothing"),
-        ("it sleeps on while nobody says whose the GPUs are", "wanted: a | rest: middleware sleeping", "nothing"),
-        ("it wakes when they are its own", "rest: own middleware sleeping", "wake"),
-        ("one that woke before its agent restarted has proven nothing", "rest: own middleware", "wake"),
-        ("it answers again once it has", "rest: own middleware proven", "route"),
-        ("then it loads what is new", "wanted: a | rest: own", "fetch a"),
-        ("a vLLM that restarts during a loan waits", "wanted: a | rest: asked held", "nothing"),
-        ("and waits while nobody says whose the GPUs are", "wanted: a | rest: held", "nothing"),
-        ("and starts when they are its own", "wanted: a | rest: own held", "start"),
+        ("then it sleeps", "sleep: lent middleware | loaded: a--1", "sleep"),
+        ("requests whose time is over are ended", "sleep: lent middleware | flying: chat", "sleep and abort"),
+        ("what is being loaded comes first", "sleep: lent middleware | busy: a--1", "nothing"),
+        ("asleep, it loads nothing", "wanted: a | sleep: lent middleware sleeping", "nothing"),
+        ("it sleeps on while nobody says whose the GPUs are", "wanted: a | sleep: middleware sleeping", "nothing"),
+        ("it wakes when they are its own", "sleep: own middleware sleeping", "wake"),
+        ("one that woke before its agent restarted has proven nothing", "sleep: own middleware", "wake"),
+        ("it answers again once it has", "sleep: own middleware passed", "route"),
+        ("then it loads what is new", "wanted: a | sleep: own", "fetch a"),
+        ("a vLLM that restarts during a loan waits", "wanted: a | sleep: lent held", "nothing"),
+        ("and waits while nobody says whose the GPUs are", "wanted: a | sleep: held", "nothing"),
+        ("and starts when they are its own", "wanted: a | sleep: own held", "start"),
+        ("the start gate has no aliases to change", "sleep: lent held | drain: wanted", "nothing"),
         (
             "after a restart of the agent a live name stays where it is",
-            "wanted: a | loaded: a--1 | answered: a--1 | names: a=a--1 | disk: a--1",
+            "wanted: a | loaded: a--1 | checked: a--1 | names: a=a--1 | cached: a--1",
             "fetch a",
         ),
     ],
@@ -219,20 +230,20 @@ def test_pauses(reason: Reason, pauses: list[float]) -> None:
         ("not before the base model has answered", "unchecked: base", False),
         ("not while something is untried", "wanted: a b | failed: a", False),
         ("one that failed does not hold the engine up", "wanted: a | failed: a", True),
-        ("whose place another one takes, which is loaded first", "wanted: a b | places: 1 | failed: a", False),
+        ("whose place another one takes, which is loaded first", "wanted: a b | maxAdapters: 1 | failed: a", False),
         (
             "one without a place neither",
-            "wanted: a b | places: 1 | fetched: a=a--1 | loaded: a--1 | answered: a--1 | names: a=a--1",
+            "wanted: a b | maxAdapters: 1 | fetched: a=a--1 | loaded: a--1 | checked: a--1 | names: a=a--1",
             True,
         ),
         (
             "loaded without its name is not there yet",
-            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | checked: a--1",
             False,
         ),
         (
             "loaded under its name is",
-            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1 | names: a=a--1",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | checked: a--1 | names: a=a--1",
             True,
         ),
     ],
@@ -248,29 +259,33 @@ def test_settled(rule: str, world: str, expected: bool) -> None:
         ("fetched", "wanted: a | fetched: a=a--1", "a/1 Loading a--1"),
         (
             "live",
-            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1 | names: a=a--1",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | checked: a--1 | names: a=a--1",
             "a/1 Loaded a--1",
         ),
         ("failed", "wanted: a | failed: a", "a/1 Failed RankTooLarge: a is too wide."),
         (
             "failed while the old version answers",
-            "wanted: a/2 | failed: a | loaded: a--1 | answered: a--1 | names: a=a--1",
+            "wanted: a/2 | failed: a | loaded: a--1 | checked: a--1 | names: a=a--1",
             "a/2 Failed RankTooLarge: a is too wide. a--1 still answers.",
         ),
-        ("no place", "wanted: a b | places: 1", "b/1 Failed TooManyAdapters: lora.maxAdapters is 1, and a came first"),
+        (
+            "no place",
+            "wanted: a b | maxAdapters: 1",
+            "b/1 Failed TooManyAdapters: lora.maxAdapters is 1, and a came first",
+        ),
         (
             "its place is another's while it fails",
-            "wanted: b a | places: 1 | failed: a",
+            "wanted: b a | maxAdapters: 1 | failed: a",
             "a/1 Failed RankTooLarge: a is",
         ),
         (
             "no adapters at all",
-            "wanted: a | places: 0",
+            "wanted: a | maxAdapters: 0",
             "a/1 Failed EngineTakesNoAdapters: The engine has no spec.lora",
         ),
     ],
 )
 def test_reports(rule: str, world: str, expected: str) -> None:
-    told = reports(parse(world))[-1]
+    told = adapter_reports(parse(world))[-1]
     words = [f"{told.name}/{told.generation}", told.state, *([told.version] if told.version else [])]
     assert " ".join([*words, *([f"{told.reason}: {told.message}"] if told.reason else [])]).startswith(expected)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from sluice_api.inferenceengine import LendingPolicy, Preemption
-from sluice_server.agent.rest import changed, still_held
+from sluice_server.agent.sleep import SleepState, memory_in_use, must_sleep
 from sluice_server.agent.vllm_client import Answer
-from sluice_server.agent.wanted import must_sleep
+from sluice_server.agent.wake_check import differs
 from sluice_server.control import DesiredState, DeviceMemory, ObservedState
 from sluice_server.paths import SECRET_HEADER, STATE_PATH
 from tests.unit.server.conftest import SPEC, SlotUnderTest, eventually
@@ -254,7 +254,7 @@ async def test_one_that_sleeps_and_nobody_knows_what_it_answered_is_ended(slot: 
     slot.spec = _sleeping_spec()
     await serving(slot)
     await asleep(slot)
-    (slot.paths.scratch / "canaries.json").unlink()
+    (slot.paths.scratch / "wake_check.json").unlink()
     await slot.say("Starting")
     await asyncio.wait_for(slot.ended.wait(), 10)
     assert not await slot.ready()
@@ -298,6 +298,46 @@ def test_whose_the_gpus_are(state: str, expected: bool | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rule", "facts", "expected"),
+    [
+        ("an engine that never sleeps", {"can_sleep": False}, "AWAKE"),
+        ("one that has to and can't", {"can_sleep": False, "must_sleep": True}, "AWAKE"),
+        ("one that serves", {"must_sleep": False}, "AWAKE"),
+        ("the status says nothing of one that serves", {}, "AWAKE"),
+        ("its GPUs are promised", {"must_sleep": True}, "FALLING_ASLEEP, refuse"),
+        ("requests are refused, vLLM is awake", {"must_sleep": True, "refused": True}, "FALLING_ASLEEP, refuse, Sleep"),
+        (
+            "it sleeps and holds memory",
+            {"must_sleep": True, "refused": True, "vllm_sleeps": True, "memory_in_use": "16 GiB"},
+            "FALLING_ASLEEP, refuse",
+        ),
+        (
+            "it sleeps and has freed its memory",
+            {"must_sleep": True, "refused": True, "vllm_sleeps": True},
+            "ASLEEP, reported, refuse",
+        ),
+        ("a restart while it must sleep", {"must_sleep": True, "held": True}, "HELD, reported, refuse"),
+        ("a start without a status", {"held": True}, "HELD"),
+        ("a start when the GPUs are its own", {"must_sleep": False, "held": True}, "HELD, Start"),
+        ("the status says nothing of one that sleeps", {"refused": True, "vllm_sleeps": True}, "UNDECIDED, refuse"),
+        ("its GPUs are its own again", {"must_sleep": False, "refused": True}, "WAKING, refuse, Wake"),
+        ("it passed", {"must_sleep": False, "refused": True, "passed_wake_check": True}, "WAKING"),
+    ],
+)
+def test_sleep_state(rule: str, facts: dict[str, Any], expected: str) -> None:
+    """The phase, whether `asleep` is reported, whether requests are refused from now on, and the next step."""
+    state = SleepState(**{"can_sleep": True, **facts})
+    step = state.next_step(in_flight=0)
+    words = [
+        state.phase.name,
+        *(["reported"] if state.asleep else []),
+        *(["refuse"] if state.must_refuse else []),
+        *([type(step).__name__] if step else []),
+    ]
+    assert ", ".join(words) == expected
+
+
+@pytest.mark.parametrize(
     ("rule", "used", "expected"),
     [
         ("a fifth of what vLLM took may stay", [7.2], ""),
@@ -322,7 +362,7 @@ def test_freed_memory(rule: str, used: list[float] | None, expected: str) -> Non
         draining_seconds=0,
         memory=memory,
     )
-    assert still_held(state, "0.90") == expected
+    assert memory_in_use(state, "0.90") == expected
 
 
 @pytest.mark.parametrize(
@@ -336,4 +376,4 @@ def test_freed_memory(rule: str, used: list[float] | None, expected: str) -> Non
     ],
 )
 def test_what_counts_as_another_answer(after: Answer, expected: bool) -> None:
-    assert changed(Answer("hm", (-1.5, -2.0)), after) is expected
+    assert differs(Answer("hm", (-1.5, -2.0)), after) is expected
