@@ -14,14 +14,14 @@ WORKER_EXTENSION = "sluice_server.worker_extension.WorkerExtension"
 
 _HUB = re.compile(r"^hf://(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^@]+))?$")
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What --max-lora-rank takes (vllm/config/lora.py); adapters of any rank below are served."""
+"""Values that --max-lora-rank accepts (vllm/config/lora.py); adapters of any rank below are served."""
 _NO_DOMAIN = "serving.allowedMediaDomains-is-empty.invalid"
-"""vLLM takes an empty list for all domains. RFC 2606: nobody has one below .invalid; users read this in the refusal."""
+"""A domain that can't exist (RFC 2606), as vLLM takes an empty list for all domains. Users read it in vLLM's error."""
 _QUIET_ROUTES = f"/health,/metrics,/ping,/v1/models,{STATE_PATH}"
 
 
 class UnknownModelAddress(ValueError):
-    """spec.model.uri is no address that vLLM can load from."""
+    """spec.model.uri is no address from which vLLM can load."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Command:
 
 
 def vllm_command(slot: SlotSpec, paths: SlotPaths) -> Command:
-    """What runs in the container `vllm`.
+    """The command of the container `vllm`.
 
     Raises:
         UnknownModelAddress: the model is neither in a claim nor a repository on the hub.
@@ -51,7 +51,7 @@ def vllm_command(slot: SlotSpec, paths: SlotPaths) -> Command:
         *("--disable-access-log-for-endpoints", _QUIET_ROUTES),
         "--disable-fastapi-docs",
         *("--runner", "pooling" if spec.task == "Embed" else "generate"),
-        *("--load-format", "safetensors"),  # never a pickle, which by itself vLLM falls back to
+        *("--load-format", "safetensors"),  # By default vLLM falls back to pickles.
         *("--allowed-media-domains", *(spec.serving.allowed_media_domains or (_NO_DOMAIN,))),
         *_serving(spec),
         *_lora(spec),
@@ -71,10 +71,10 @@ def _model(uri: str, paths: SlotPaths) -> tuple[str, tuple[str, ...]]:
 
 
 def on_hub(uri: str) -> tuple[str, str | None]:
-    """Repository and revision of a model that is not in a claim.
+    """Repository and revision of a model on the hub.
 
     Raises:
-        UnknownModelAddress: it is not on the hub either.
+        UnknownModelAddress: the address is none of the hub's.
     """
     found = _HUB.match(uri)
     if found is None:
@@ -143,14 +143,14 @@ def _environment(slot: SlotSpec, paths: SlotPaths) -> dict[str, str]:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             # Spinning threads collapse when anything else uses a core.
             "OMP_WAIT_POLICY": "PASSIVE",
-            # By itself every vLLM binds its threads to the first cores, so that all replicas of a node share them.
+            # By default every vLLM binds its threads to the first cores, so that all replicas of a node share them.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             pods.THREADS_ENV: str(pods.threads(slot.spec.resources.cpu)),
-            # One process less to start, 7 s on two cores: vLLM gives every CPU engine a worker of its own so that it
-            # can bind the worker's threads, which nobind leaves alone. The API server's engine stays a process.
+            # Saves a process and 7 s of its start on two cores. vLLM gives a CPU engine a worker process to bind its
+            # threads, which nobind does not do. The API server's engine stays a process.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             # vLLM compiles parts of its sampler at the first request that needs them, --enforce-eager or not:
-            # half a minute in which all requests stand still, and a C++ compiler that the image has not.
+            # all requests wait half a minute, and it needs a C++ compiler, which the image does not have.
             "TORCHDYNAMO_DISABLE": "1",
         }
     return environment
