@@ -21,7 +21,7 @@ SPEC = InferenceEngineSpec(
 TEXTS = ["A cat sits on the mat.", "A kitten rests on a rug.", "The central bank raised interest rates."]
 
 
-async def test_an_embedding_model_answers_with_its_own_numbers(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_embedding_model_answers_with_its_own_numbers(tmp_path_factory: pytest.TempPathFactory) -> None:
     paths = new_paths(tmp_path_factory.mktemp("embed"))  # vLLM makes a socket there, whose path has an end
     model = place_minilm(paths.root / "volumes")
     with started(paths, "-m", "sluice_server", "vllm", spec=SPEC) as server:

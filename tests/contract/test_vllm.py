@@ -186,7 +186,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
             found.unload(card["id"])
 
 
-def test_a_whole_model_answers_as_it_did_when_it_was_exported(real: Server) -> None:
+def test_full_model_answers_as_it_was_exported(real: Server) -> None:
     """With the numbers of transformers, which are not those of the model that it was trained from."""
     answer = real.complete(BASE, logprobs=1, max_tokens=1).json()["choices"][0]["logprobs"]
     here = log_probability(real.model, "hello", answer["tokens"][0])
@@ -195,8 +195,8 @@ def test_a_whole_model_answers_as_it_did_when_it_was_exported(real: Server) -> N
     assert abs(here - untrained) > 0.01
 
 
-def test_a_field_that_vllm_would_ignore_is_refused(real: Server) -> None:
-    """vLLM itself answers 200 and says nothing."""
+def test_unknown_field_is_refused(real: Server) -> None:
+    """vLLM itself answers 200 and ignores it."""
     assert real.complete(BASE, headers=SECRET, temprature=0).status_code == 200
     for path in ("/v1/completions", "/v1/chat/completions", "/tokenize"):
         answer = real.http.post(path, json={"model": BASE, "temprature": 0})
@@ -206,7 +206,7 @@ def test_a_field_that_vllm_would_ignore_is_refused(real: Server) -> None:
     assert real.http.post("/v1/chat/completions", json=known).status_code == 200
 
 
-async def test_an_adapter_of_which_vllm_uses_no_layer_is_refused(real: Server) -> None:
+async def test_adapter_without_effect_is_rejected(real: Server) -> None:
     """vLLM takes names that end as its own do, and looks for them where they are not (vllm#41754)."""
     async with VLLMClient(real.paths.serve_port, SECRET[SECRET_HEADER], BASE, embeds=False) as vllm:
         good, bad = "tone--000000000006", "tone--000000000007"
@@ -225,7 +225,7 @@ async def test_an_adapter_of_which_vllm_uses_no_layer_is_refused(real: Server) -
         await vllm.unload(bad)
 
 
-def test_an_adapter_of_any_rank_up_to_the_highest_is_served(real: Server) -> None:
+def test_adapter_of_any_rank_up_to_max_rank_is_served(real: Server) -> None:
     """--max-lora-rank is one of vLLM's own ranks, those of adapters are not."""
     version = "tone--000000000008"
     folder = make_adapter(real.paths.adapters / version, real.model, r=7)
@@ -234,7 +234,7 @@ def test_an_adapter_of_any_rank_up_to_the_highest_is_served(real: Server) -> Non
     real.unload(version)
 
 
-def test_models_are_listed_with_parent_and_path(server: Server) -> None:
+def test_models_are_listed_with_parent_and_root(server: Server) -> None:
     folder = server.adapter("tone--000000000001")
     assert server.load("tone--000000000001", folder).status_code == 200
     base, adapter = server.http.get("/v1/models", headers=SECRET).json()["data"]
@@ -242,8 +242,8 @@ def test_models_are_listed_with_parent_and_path(server: Server) -> None:
     assert (adapter["id"], adapter["parent"], adapter["root"]) == ("tone--000000000001", BASE, str(folder))
 
 
-def test_vllm_believes_what_the_image_says_of_its_model(real: Server) -> None:
-    """It writes the file anew when it had to find out by itself."""
+def test_model_infos_of_the_image_are_used(real: Server) -> None:
+    """vLLM writes the file again if it has to inspect the model's class itself."""
     in_image = sorted((IN_IMAGE / "modelinfos").glob("*Llama*.json"))
     assert in_image
     for file in in_image:
@@ -251,7 +251,7 @@ def test_vllm_believes_what_the_image_says_of_its_model(real: Server) -> None:
         assert in_pod.stat().st_mtime == file.stat().st_mtime
 
 
-def test_loading_and_unloading_answer_as_the_agent_expects(server: Server) -> None:
+def test_load_and_unload_answer_as_the_agent_expects(server: Server) -> None:
     folder = server.adapter("tone--000000000002")
     assert server.load("tone--000000000002", folder).text.startswith("Success: LoRA adapter 'tone--000000000002' added")
     again = server.load("tone--000000000002", folder)
@@ -263,7 +263,7 @@ def test_loading_and_unloading_answer_as_the_agent_expects(server: Server) -> No
     assert server.unload("tone--000000000002").status_code == 404
 
 
-def test_an_unknown_model_is_refused_alike_by_vllm_and_middleware(server: Server) -> None:
+def test_unknown_model_is_refused_alike_by_vllm_and_middleware(server: Server) -> None:
     theirs, ours = server.complete("nobody", headers=SECRET), server.complete("nobody")
     assert theirs.status_code == ours.status_code == 404
     assert theirs.json() == ours.json()
@@ -272,7 +272,7 @@ def test_an_unknown_model_is_refused_alike_by_vllm_and_middleware(server: Server
         client.completions.create(model="nobody", prompt="hello")
 
 
-def test_an_alias_is_all_that_a_client_sees(server: Server) -> None:
+def test_alias_is_all_that_a_client_sees(server: Server) -> None:
     version = "tone--000000000003"
     server.load(version, server.adapter(version))
     server.put(aliases={"tone": version}, unavailable={"bad": {"reason": "RankTooLarge", "message": "rank 64"}})
@@ -297,7 +297,7 @@ def test_draining_closes_connections_and_counts_to_zero(server: Server) -> None:
     assert "connection" not in server.complete(BASE).headers
 
 
-def test_every_route_of_vllm_is_open_only_if_we_say_so(real: Server) -> None:
+def test_routes_of_vllm_are_open_only_if_listed(real: Server) -> None:
     routes = re.findall(r"Route: (\S+), Methods: ([A-Z, ]+)", real.log.read_text())
     assert len(routes) > 30
     opened = set()
@@ -313,12 +313,12 @@ def test_every_route_of_vllm_is_open_only_if_we_say_so(real: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["/sleep", "/wake_up", "/collective_rpc", "/is_sleeping"])
-def test_an_engine_that_does_not_sleep_has_no_routes_for_it(real: Server, path: str) -> None:
+def test_sleep_routes_are_missing_without_sleep_mode(real: Server, path: str) -> None:
     for method in ("GET", "POST"):
         assert real.http.request(method, path, headers=SECRET).status_code == 404
 
 
-def test_a_chat_streams_under_the_alias(real: Server) -> None:
+def test_chat_streams_under_the_alias(real: Server) -> None:
     version = "tone--000000000005"
     real.load(version, real.adapter(version))
     real.put(aliases={"tone": version})
@@ -327,13 +327,13 @@ def test_a_chat_streams_under_the_alias(real: Server) -> None:
     whole = client.chat.completions.create(model="tone", **asked)
     chunks = list(client.chat.completions.create(model="tone", stream=True, **asked))
     assert {whole.model, *(chunk.model for chunk in chunks)} == {"tone"}
-    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert said == whole.choices[0].message.content
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
     base = client.chat.completions.create(model=BASE, **asked)
-    assert base.choices[0].message.content != said
+    assert base.choices[0].message.content != text
 
 
-async def test_the_agent_brings_an_adapter_live_in_real_vllm(real: Server) -> None:
+async def test_agent_loads_an_adapter_in_real_vllm(real: Server) -> None:
     real.put()
     slot = SlotUnderTest(real.paths, real.model)
     before = real.complete(BASE).json()["choices"][0]["text"]
@@ -347,7 +347,9 @@ async def test_the_agent_brings_an_adapter_live_in_real_vllm(real: Server) -> No
         await slot.until("tone", "Loaded")
         first = (await slot.ask("tone", max_tokens=4, temperature=0))[1]
         await slot.publish("tone", "two")
-        await eventually(lambda: slot.told("tone")["generation"] == 2 and slot.told("tone")["state"] == "Loaded")
+        await eventually(
+            lambda: slot.reported("tone")["generation"] == 2 and slot.reported("tone")["state"] == "Loaded"
+        )
         second = (await slot.ask("tone", max_tokens=4, temperature=0))[1]
         assert first["choices"][0]["text"] != second["choices"][0]["text"]
         assert (await slot.ask(BASE, max_tokens=4, temperature=0))[1]["choices"][0]["text"] == before
@@ -358,7 +360,7 @@ async def test_the_agent_brings_an_adapter_live_in_real_vllm(real: Server) -> No
         await slot.stop()
 
 
-def test_nan_weights_are_noticed_when_numbers_are_asked_for(real: Server) -> None:
+def test_nan_weights_are_noticed_by_log_probabilities(real: Server) -> None:
     """Why the agent looks at the numbers before vLLM does, and asks for them afterwards.
 
     Late in the module: it poisons the KV cache, and the base model's answers with it.
@@ -375,7 +377,7 @@ def test_nan_weights_are_noticed_when_numbers_are_asked_for(real: Server) -> Non
     assert not_finite(path, tensors(path))
 
 
-async def test_a_stream_in_progress_survives_the_whole_way_out(real: Server) -> None:
+async def test_stream_survives_pre_stop_and_sigterm(real: Server) -> None:
     """The module's last test: preStop, then SIGTERM, as a kubelet does it."""
     assert real.process is not None
     asked: dict[str, Any] = {"max_tokens": 400, "ignore_eos": True, "stream_options": {"include_usage": True}}

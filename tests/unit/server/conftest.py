@@ -73,9 +73,9 @@ class SlotUnderTest:
         self._agent = asyncio.create_task(
             serve(self.spec, self.paths, self._report_url, lambda: api_client(self._api_address))
         )
-        await eventually(self._lives)
+        await eventually(self._is_live)
 
-    async def _lives(self) -> bool:
+    async def _is_live(self) -> bool:
         assert self._agent
         if self._agent.done():
             self._agent.result()
@@ -113,8 +113,8 @@ class SlotUnderTest:
         await self.start_agent()
         await self.start_vllm()
 
-    async def say(self, state: str, pod: str = "") -> None:
-        """What the operator writes about the slot."""
+    async def set_status(self, state: str, pod: str = "") -> None:
+        """Write the slot's state into the engine's status, as the operator does."""
         status = {"slots": [{"index": self.spec.index, "state": state, "pod": pod or socket.gethostname()}]}
         await self.api.apply("inferenceengines", BASE, status=status)
 
@@ -158,14 +158,14 @@ class SlotUnderTest:
         async with self.http.get(f"http://127.0.0.1:{self.paths.agent_port}/metrics") as answer:
             return (await answer.text()).splitlines()
 
-    def told(self, name: str) -> dict[str, Any]:
+    def reported(self, name: str) -> dict[str, Any]:
         """The adapter as the newest report has it."""
         adapters = self.operator.reports[-1]["adapters"] if self.operator.reports else []
         return next((adapter for adapter in adapters if adapter["name"] == name), {})
 
     async def until(self, name: str, state: str) -> dict[str, Any]:
-        await eventually(lambda: self.told(name).get("state") == state)
-        return self.told(name)
+        await eventually(lambda: self.reported(name).get("state") == state)
+        return self.reported(name)
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def claims(tmp_path: Path) -> Claims:
     return Claims(SlotPaths(tmp_path, 0, 0))
 
 
-def test_a_good_adapter_is_copied_to_the_pods_own_disk(claims: Claims) -> None:
+def test_adapter_is_copied_into_the_cache(claims: Claims) -> None:
     version = claims.fetch()
     folder = claims.paths.adapters / version
     assert version == adapter_version("tone", adapter_digest(claims.adapter))
@@ -70,12 +70,12 @@ def test_a_good_adapter_is_copied_to_the_pods_own_disk(claims: Claims) -> None:
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in folder.iterdir())
 
 
-def test_what_the_export_wrote_is_accepted(claims: Claims) -> None:
+def test_manifest_of_our_export_is_accepted(claims: Claims) -> None:
     write_manifest(claims.adapter, claims.model)
     assert claims.fetch(digest=adapter_digest(claims.adapter))
 
 
-def test_a_manifest_of_another_tool_is_no_manifest(claims: Claims) -> None:
+def test_manifest_of_another_tool_is_ignored(claims: Claims) -> None:
     (claims.adapter / "manifest.json").write_text('{"version": 3}')
     assert claims.fetch()
 
@@ -137,7 +137,7 @@ REFUSED: list[tuple[str, Callable[[Claims], object], str]] = [
 
 
 @pytest.mark.parametrize(("what", "break_it", "expected"), REFUSED, ids=[row[0] for row in REFUSED])
-def test_refused(claims: Claims, what: str, break_it: Callable[[Claims], object], expected: str) -> None:
+def test_adapter_is_rejected(claims: Claims, what: str, break_it: Callable[[Claims], object], expected: str) -> None:
     break_it(claims)
     with pytest.raises(AdapterRejected) as caught:
         claims.fetch()
@@ -145,7 +145,7 @@ def test_refused(claims: Claims, what: str, break_it: Callable[[Claims], object]
     assert not [*claims.paths.adapters.iterdir()]
 
 
-def test_other_bytes_than_the_spec_says_are_refused(claims: Claims) -> None:
+def test_source_digest_differs(claims: Claims) -> None:
     wanted = "sha256:" + "0" * 64
     with pytest.raises(
         AdapterRejected, match=f"source.digest asks for {wanted}. Restore the files, or correct the digest."
@@ -162,17 +162,17 @@ def test_other_bytes_than_the_spec_says_are_refused(claims: Claims) -> None:
         ("hf://some/adapter", "write source.uri as pvc://claim/path"),
     ],
 )
-def test_where_an_adapter_may_come_from(claims: Claims, uri: str, expected: str) -> None:
+def test_source_uri_is_rejected(claims: Claims, uri: str, expected: str) -> None:
     with pytest.raises(AdapterRejected, match=expected):
         claims.fetch(uri)
 
 
-def test_the_base_models_name_is_taken(claims: Claims) -> None:
+def test_adapter_with_the_name_of_the_base_model_is_rejected(claims: Claims) -> None:
     with pytest.raises(AdapterRejected, match="chat is the base model's name: use another one"):
         claims.fetch(name="chat")
 
 
-def test_links_within_the_claim_are_followed_and_none_out_of_it(claims: Claims, tmp_path: Path) -> None:
+def test_link_is_followed_inside_the_claim_only(claims: Claims, tmp_path: Path) -> None:
     inside = claims.adapter.with_name("by-link")
     inside.symlink_to("tone")
     version = claims.fetch("pvc://adapters/by-link")
@@ -191,7 +191,7 @@ def test_links_within_the_claim_are_followed_and_none_out_of_it(claims: Claims, 
     assert [path.name for path in claims.paths.adapters.iterdir()] == [version]
 
 
-def test_the_header_of_a_safetensors_file_is_not_trusted(tmp_path: Path) -> None:
+def test_safetensors_header_is_validated(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     headers = [
         b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 999]}}',
@@ -221,7 +221,7 @@ def test_the_header_of_a_safetensors_file_is_not_trusted(tmp_path: Path) -> None
         tensors(path)
 
 
-def test_what_was_refused_is_not_copied_again_before_its_files_change(
+def test_rejected_adapter_is_not_copied_again_before_its_files_change(
     claims: Claims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied: list[str] = []
@@ -248,7 +248,7 @@ def test_what_was_refused_is_not_copied_again_before_its_files_change(
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8"])
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_every_number_is_looked_at(tmp_path: Path, dtype: str, wrong: float) -> None:
+def test_not_finite_finds_every_nan_and_infinity(tmp_path: Path, dtype: str, wrong: float) -> None:
     path = tmp_path / "x.safetensors"
     numbers = np.full((3, 7), np.finfo(dtype).max, dtype)
     save_file({"a": numbers, "b": numbers.copy()}, path)

@@ -21,7 +21,7 @@ def paths(tmp_path: Path) -> SlotPaths:
     return SlotPaths(tmp_path, 0, 0)
 
 
-def test_a_link_out_of_the_models_folder_is_not_followed(paths: SlotPaths) -> None:
+def test_model_with_a_link_out_of_its_folder_is_rejected(paths: SlotPaths) -> None:
     folder = paths.root / "volumes/models/tiny"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -46,7 +46,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return has
 
 
-def test_a_model_that_would_fill_the_disk_is_not_fetched(
+def test_model_larger_than_the_disk_is_not_fetched(
     paths: SlotPaths, hub: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(DISK_ENV, str(2 * GIB))
@@ -63,9 +63,7 @@ def test_a_model_that_would_fill_the_disk_is_not_fetched(
     ("device", "cpu", "forked"),
     [("cpu", "1", True), ("cpu", "1900m", True), ("cpu", "2", False), ("cuda", "1", False)],
 )
-def test_an_engine_is_forked_on_a_cpu_with_one_thread_only(
-    device: Literal["cpu", "cuda"], cpu: str, forked: bool
-) -> None:
+def test_engine_is_forked_on_a_cpu_with_one_thread_only(device: Literal["cpu", "cuda"], cpu: str, forked: bool) -> None:
     """OpenMP's threads are lost in a fork: an engine of two threads waited for them for ever."""
     spec = InferenceEngineSpec.model_validate({"model": {"uri": "pvc://models/tiny"}, "resources": {"cpu": cpu}})
     assert launch.may_fork(SlotSpec(namespace="demo", engine="chat", index=0, device=device, spec=spec)) is forked
