@@ -154,7 +154,7 @@ class Middleware:
             return
         asked = adapter_into_model(request, self._aliases) if isinstance(request, dict) else request
         if isinstance(asked, dict):
-            asked = ignored_field(asked, self._known(scope)) or asked
+            asked = ignored_field(asked, self._known_fields(scope)) or asked
         if isinstance(asked, ErrorResponse):
             await refuse(send, asked.status, asked.type, asked.message, asked.param)
             return
@@ -172,7 +172,7 @@ class Middleware:
                 scope = {**scope, "headers": with_length(scope["headers"], len(body))}
             await self._app(scope, replay(body, receive), send)
 
-    def _known(self, scope: Scope) -> frozenset[str] | None:
+    def _known_fields(self, scope: Scope) -> frozenset[str] | None:
         path = scope["path"]
         if path not in self._fields:
             self._fields[path] = known_fields(scope.get("app"), path)

@@ -53,7 +53,7 @@ class Reconciler:
         self._checked: set[str] = set()
         self._base_checked, self._base_fault = False, ""
         self._boot = ""
-        self._work: asyncio.Task[None] | None = None
+        self._work: asyncio.Task[None] | None = None  # asyncio keeps only a weak reference to a task
         self._busy_with: str | None = None
         self._changed = changed
 
@@ -96,7 +96,7 @@ class Reconciler:
         return True
 
     def _notice_restart(self, observation: Observation) -> None:
-        """After a restart of vLLM, forget what it had checked and what had failed.
+        """After a restart of vLLM, forget which versions have passed their check and which have failed.
 
         The first observation of a new agent counts as a restart too; live versions have passed their check then.
         """
@@ -164,6 +164,7 @@ class Reconciler:
                 self._work = asyncio.create_task(self._work_on_adapter(step))
 
     def _work_on(self, work: Coroutine[None, None, None]) -> None:
+        """Begin work that is about no version, beside serving."""
         self._busy_with = ""
         self._work = asyncio.create_task(work)
 

@@ -81,7 +81,7 @@ class SleepState:
     """Whether the status gives the GPUs to a trainer (True) or to the slot (False); None if it says neither."""
     held: bool = False
     """Whether the start gate holds vLLM's start."""
-    refused: bool = False
+    requests_refused: bool = False
     """Whether the middleware refuses requests for the sleep."""
     vllm_sleeps: bool = False
     """What vLLM says, which proves nothing about memory (vllm#47654)."""
@@ -95,7 +95,7 @@ class SleepState:
     @property
     def phase(self) -> Phase:
         """The state, as the module's docstring describes it."""
-        if not self.can_sleep or not (self.held or self.refused or self.must_sleep):
+        if not self.can_sleep or not (self.held or self.requests_refused or self.must_sleep):
             return Phase.AWAKE
         if self.held:
             return Phase.HELD
@@ -110,7 +110,7 @@ class SleepState:
             return _NO_SLEEP_MODE if self.must_sleep else ""
         if not self.must_sleep or self.held:
             return ""
-        if not (self.vllm_sleeps and self.refused):
+        if not (self.vllm_sleeps and self.requests_refused):
             return self.fault or "vLLM is about to sleep."
         return self.memory_in_use
 
@@ -122,7 +122,7 @@ class SleepState:
     @property
     def must_refuse(self) -> bool:
         """Whether the middleware has to refuse requests: from before vLLM sleeps until it has passed the wake check."""
-        return self.can_sleep and (self.must_sleep is True or (self.refused and not self.passed_wake_check))
+        return self.can_sleep and (self.must_sleep is True or (self.requests_refused and not self.passed_wake_check))
 
     @property
     def progress(self) -> str:
@@ -138,7 +138,7 @@ class SleepState:
         match self.phase:
             case Phase.HELD if self.must_sleep is False:
                 return Start()
-            case Phase.FALLING_ASLEEP if self.refused and not self.vllm_sleeps:
+            case Phase.FALLING_ASLEEP if self.requests_refused and not self.vllm_sleeps:
                 return Sleep(abort=in_flight > 0)
             case Phase.WAKING if not self.passed_wake_check:
                 return Wake()
@@ -207,7 +207,7 @@ class SleepController:
             can_sleep=True,
             must_sleep=wanted,
             held=state.held,
-            refused=state.desired.asleep,
+            requests_refused=state.desired.asleep,
             vllm_sleeps=observation.sleeping,
             memory_in_use=in_use,
             fault=self._fault,

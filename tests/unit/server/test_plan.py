@@ -85,7 +85,7 @@ def _sleep(values: list[str]) -> SleepState:
         can_sleep=True,
         must_sleep=True if "lent" in values else False if "own" in values else None,
         held="held" in values,
-        refused="middleware" in values,
+        requests_refused="middleware" in values,
         vllm_sleeps="sleeping" in values,
         passed_wake_check="passed" in values,
     )

@@ -305,23 +305,31 @@ def test_must_sleep(state: str, expected: bool | None) -> None:
         ("one that serves", {"must_sleep": False}, "AWAKE"),
         ("the status says nothing of one that serves", {}, "AWAKE"),
         ("its GPUs are promised", {"must_sleep": True}, "FALLING_ASLEEP, refuse"),
-        ("requests are refused, vLLM is awake", {"must_sleep": True, "refused": True}, "FALLING_ASLEEP, refuse, Sleep"),
+        (
+            "requests are refused, vLLM is awake",
+            {"must_sleep": True, "requests_refused": True},
+            "FALLING_ASLEEP, refuse, Sleep",
+        ),
         (
             "it sleeps and holds memory",
-            {"must_sleep": True, "refused": True, "vllm_sleeps": True, "memory_in_use": "16 GiB"},
+            {"must_sleep": True, "requests_refused": True, "vllm_sleeps": True, "memory_in_use": "7 GiB"},
             "FALLING_ASLEEP, refuse",
         ),
         (
             "it sleeps and has freed its memory",
-            {"must_sleep": True, "refused": True, "vllm_sleeps": True},
+            {"must_sleep": True, "requests_refused": True, "vllm_sleeps": True},
             "ASLEEP, reported, refuse",
         ),
         ("a restart while it must sleep", {"must_sleep": True, "held": True}, "HELD, reported, refuse"),
         ("a start without a status", {"held": True}, "HELD"),
         ("a start when the GPUs are its own", {"must_sleep": False, "held": True}, "HELD, Start"),
-        ("the status says nothing of one that sleeps", {"refused": True, "vllm_sleeps": True}, "UNDECIDED, refuse"),
-        ("its GPUs are its own again", {"must_sleep": False, "refused": True}, "WAKING, refuse, Wake"),
-        ("it passed", {"must_sleep": False, "refused": True, "passed_wake_check": True}, "WAKING"),
+        (
+            "the status says nothing of one that sleeps",
+            {"requests_refused": True, "vllm_sleeps": True},
+            "UNDECIDED, refuse",
+        ),
+        ("its GPUs are its own again", {"must_sleep": False, "requests_refused": True}, "WAKING, refuse, Wake"),
+        ("it passed", {"must_sleep": False, "requests_refused": True, "passed_wake_check": True}, "WAKING"),
     ],
 )
 def test_sleep_state(rule: str, facts: dict[str, Any], expected: str) -> None:
