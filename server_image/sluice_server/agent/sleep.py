@@ -10,7 +10,7 @@ Everybody else asks this module: `plan.py` for the next step and whether the slo
                     recorded, and vLLM is put to sleep. Ends when NVML shows that the memory is free.
     ASLEEP          The memory is free, and reported so: the operator may bind the trainer's pod.
     WAKING          The status says that the GPUs are the slot's own again. vLLM wakes and has to pass the wake check
-                    before it is AWAKE. One that fails is ended, and starts anew.
+                    before it is AWAKE. One that fails is ended, and its container restarts.
     HELD            vLLM has not started: the start gate holds it until the GPUs are the slot's own. A vLLM that
                     restarts while it sleeps comes here, and counts as asleep while the GPUs are a trainer's.
     UNDECIDED       Requests are refused, and the status does not say whose the GPUs are: everything stays as it is.

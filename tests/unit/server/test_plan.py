@@ -116,6 +116,12 @@ def describe(step: Step | None) -> str:
     [
         ("nothing wanted, nothing to do", "", "nothing"),
         ("the base model answers before anything else is tried", "wanted: a | unchecked: base", "check the base"),
+        (
+            "the base model is checked again before an adapter is",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | cached: a--1 | unchecked: base",
+            "check the base",
+        ),
+        ("a version is unloaded while another one is loaded", "loaded: b--1 | busy: a--1", "unload b--1"),
         ("a new adapter is fetched", "wanted: a", "fetch a"),
         ("one_at_a_time", "wanted: a b | busy: a--1", "nothing"),
         ("a fetched version is loaded", "wanted: a b | fetched: a=a--1 | cached: a--1", "load a--1"),

@@ -125,6 +125,28 @@ async def test_asleep_is_reported_with_freed_memory_only(sleeping_slot: SlotUnde
     await asleep(sleeping_slot)
 
 
+async def test_asleep_stays_reported_once_memory_was_free(slot: SlotUnderTest) -> None:
+    """The trainer may come before the status says Lent, and NVML counts its memory too."""
+    slot.spec = _sleeping_spec()
+    await serving(slot)
+    await asleep(slot)
+    slot.vllm.sleep.trainers = 70 * GIB
+    slot.operator.reports.clear()
+    await eventually(lambda: len(slot.operator.reports) > 1)
+    assert all(report["asleep"] for report in slot.operator.reports)
+
+
+async def test_wake_check_is_due_after_each_sleep(slot: SlotUnderTest) -> None:
+    slot.spec = _sleeping_spec()
+    await serving(slot)
+    for _ in range(2):
+        await asleep(slot)
+        await slot.set_status("Starting")
+        await eventually(slot.ready)
+        await eventually(lambda: not slot.last_report["asleep"])
+    assert slot.vllm.calls == ["sleep 1 wait", "wake all"] * 2
+
+
 async def test_sleep_aborts_requests_in_flight_after_the_drain(slot: SlotUnderTest) -> None:
     slot.spec = _sleeping_spec()
     await serving(slot)
