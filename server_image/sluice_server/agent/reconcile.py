@@ -4,13 +4,13 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Coroutine
-from contextlib import suppress
 from time import monotonic
 
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
 from sluice_server.agent import plan
 from sluice_server.agent.adapter_cache import AdapterCache
+from sluice_server.agent.events import is_set_within
 from sluice_server.agent.informer import Informer, adapters_of
 from sluice_server.agent.metrics import LOAD_SECONDS, LOADS
 from sluice_server.agent.plan import Check, CheckBase, Failed, Fetch, Fetched, Load, Remove, Route, Step, Unload, World
@@ -68,9 +68,7 @@ class Reconciler:
                 acted = False
             if acted:
                 continue
-            with suppress(TimeoutError):
-                pause = _DRAINING_TICK_SECONDS if self._slot.is_awaited else _TICK_SECONDS
-                await asyncio.wait_for(self._changed.wait(), pause)
+            await is_set_within(self._changed, _DRAINING_TICK_SECONDS if self._slot.is_awaited else _TICK_SECONDS)
 
     async def _once(self) -> bool:
         """Observe, and take one step; return False when there is nothing to do.

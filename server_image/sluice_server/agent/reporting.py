@@ -11,6 +11,7 @@ import aiohttp
 
 from sluice_api.reports import ENGINE_REPORTS_PATH, EngineReport, LoadedState
 from sluice_server.agent import metrics
+from sluice_server.agent.events import is_set_within
 from sluice_server.agent.slot import Slot, View
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ class Reporter:
                 raise
 
     async def _wait(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), seconds)
+        """Wait for the next report's time, or for a change and those that come with it."""
+        if await is_set_within(self._changed, seconds):
             await asyncio.sleep(_COALESCE_SECONDS)
 
     async def _post(self, session: aiohttp.ClientSession, view: View) -> bool:
