@@ -4,17 +4,17 @@ import sys
 
 
 def main(command: list[str]) -> None:
-    """Run one of the commands; each imports only what it needs, and can be stopped before it does."""
+    """Run one of the commands. Each imports only what it needs, after it has taken care of SIGTERM."""
     match command:
         case ["vllm"]:
             from sluice_server.first_process import work_in_child
-            from sluice_server.place import EXIT_SECONDS, SHUTDOWN_SECONDS, serve_port
+            from sluice_server.paths import EXIT_SECONDS, SHUTDOWN_SECONDS, serve_port
 
             work_in_child(_serve, serve_port(), SHUTDOWN_SECONDS + EXIT_SECONDS)
         case ["agent"]:
-            from sluice_server.first_process import end_when_told
+            from sluice_server.first_process import exit_at_sigterm
 
-            end_when_told()
+            exit_at_sigterm()
             from sluice_server.agent.run import run
 
             run()

@@ -1,6 +1,6 @@
-"""Public names of adapters and the versions behind them.
+"""Aliases: the public names of adapters, and the version inside vLLM behind each.
 
-The only class that knows the mapping: a proxy in front of the engine may hold it one day in the middleware's place.
+Only the class `Aliases` knows the mapping, so that a proxy in front of the engine may hold it one day.
 """
 
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ from sluice_server.control import Unavailable
 
 
 @dataclass(frozen=True)
-class Served:
-    """The name inside vLLM that a request goes to, and the name that the client knows."""
+class Target:
+    """Where a request goes: the name inside vLLM, and the public name that the client knows."""
 
     inner: str
     public: str
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A name that is not served, in the words of an OpenAI error."""
+class ErrorResponse:
+    """Why a request is not served, as an OpenAI error: status, type, message and the field at fault."""
 
     status: int
     type: str
@@ -29,33 +29,33 @@ class Refused:
 
 
 class Aliases:
-    """Which version answers to which public name."""
+    """The version behind each public name."""
 
     def __init__(self, base: str) -> None:
-        self.base = Served(base, base)
+        self.base = Target(base, base)
         self._versions: Mapping[str, str] = {}
         self._unavailable: Mapping[str, Unavailable] = {}
 
     def replace(self, versions: Mapping[str, str], unavailable: Mapping[str, Unavailable]) -> None:
-        """Every request from now on meets these names."""
+        """Use these names for every request from now on."""
         self._versions, self._unavailable = versions, unavailable
 
-    def resolve(self, name: str) -> Served | Refused:
-        """Where a request for this name goes. A version is nobody's to name: it may be gone at any moment."""
+    def resolve(self, name: str) -> Target | ErrorResponse:
+        """Where a request for this name goes. A client can't name a version, which may be unloaded at any moment."""
         if name == self.base.public:
             return self.base
         if version := self._versions.get(name):
-            return Served(version, name)
+            return Target(version, name)
         if why := self._unavailable.get(name):
             message = f"The model `{name}` is unavailable: {why.reason}: {why.message}"
-            return Refused(503, "ServiceUnavailableError", message)
+            return ErrorResponse(503, "ServiceUnavailableError", message)
         valid = ", ".join([self.base.public, *self._versions])
-        return Refused(404, "NotFoundError", f"The model `{name}` does not exist. Valid aliases: {valid}.")
+        return ErrorResponse(404, "NotFoundError", f"The model `{name}` does not exist. Valid aliases: {valid}.")
 
     def public_models(self, models: Any) -> Any:
-        """The answer of /v1/models with public names; `root` says which version answers."""
+        """The body of /v1/models with public names in place of versions; a card's `root` is the version."""
         if "data" not in models:
-            return models  # An error of vLLM's.
+            return models  # an error body
         names = {version: alias for alias, version in self._versions.items()}
         cards = []
         for card in models["data"]:

@@ -1,4 +1,4 @@
-"""The few ASGI pieces that the middleware is made of."""
+"""ASGI types and helpers of the middleware."""
 
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -21,11 +21,11 @@ class TooLarge(Exception):
 
 
 async def read_body(receive: Receive, limit: int) -> bytes:
-    """A request's whole body.
+    """Read a request's whole body.
 
     Raises:
         Disconnected: the client left.
-        TooLarge: it has more than `limit` bytes.
+        TooLarge: the body has more than `limit` bytes.
     """
     parts: list[bytes] = []
     size = 0
@@ -42,7 +42,7 @@ async def read_body(receive: Receive, limit: int) -> bytes:
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """A receive that gives this body first and then what comes after it, which is the client leaving."""
+    """A receive that returns this body, and then whatever comes next from the client, such as its disconnect."""
     pending = [body]
 
     async def again() -> Message:

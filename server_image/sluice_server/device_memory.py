@@ -1,12 +1,12 @@
-"""How much of its GPUs' memory is in use, as NVML says: that vLLM has gone to sleep proves nothing (vllm#47654)."""
+"""How much memory of this pod's GPUs is in use, from NVML. That vLLM sleeps does not prove it (vllm#47654)."""
 
 from sluice_server.control import DeviceMemory
 
 
 def device_memory() -> tuple[DeviceMemory, ...] | None:
-    """The memory of each GPU that this container sees; None where there is none, or NVML does not answer.
+    """The memory of each GPU of this container; None if there is no GPU, or NVML does not answer.
 
-    A container sees the GPUs that it was given, and NVML counts what all processes on them use.
+    NVML counts all processes on these GPUs, those of other containers too.
     """
     from vllm.third_party import pynvml
 

@@ -1,7 +1,7 @@
-"""Fields of a request that vLLM would ignore in silence: those of other servers that name an adapter, and unknown ones.
+"""Fields of a request that vLLM would ignore: those by which other servers name an adapter, and unknown ones.
 
-vLLM answers from `model` alone and drops what it does not know, so that a request for an adapter in another server's
-words would be answered by the base model.
+vLLM reads the adapter from `model` alone and drops unknown fields. A request that names its adapter in another server's
+field would be answered by the base model.
 """
 
 from collections.abc import Iterator
@@ -9,55 +9,68 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from sluice_server.aliases import Aliases, Refused
+from sluice_server.aliases import Aliases, ErrorResponse
 
-ADAPTER = "lora_adapter_name"
-"""ServerlessLLM's: the adapter beside the base model in `model`."""
+_ADAPTER = "lora_adapter_name"
+"""ServerlessLLM's field for the adapter, beside the base model in `model`. It is understood."""
 
-_ADAPTERS = ("adapter", "adapter_id", "adapter_source", "lora", "lora_id", "lora_name", "lora_path", "lora_request")
-"""What other servers call it (LoRAX, TGI, SGLang, vLLM's Python interface). A field that vLLM knows is its own."""
+_ADAPTER_ELSEWHERE = (
+    "adapter",
+    "adapter_id",
+    "adapter_source",
+    "lora",
+    "lora_id",
+    "lora_name",
+    "lora_path",
+    "lora_request",
+)
+"""Names of the same field elsewhere (LoRAX, TGI, SGLang, vLLM's Python interface). They are refused, unless the route
+knows a field of that name."""
 
-_OPENAI = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"})
-"""Of OpenAI's, about its own bookkeeping: no answer differs for them."""
+_HARMLESS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"})
+"""OpenAI's fields for its own bookkeeping. They change no answer, so they may be ignored."""
 
 
-def without_adapter(request: dict[str, Any], aliases: Aliases) -> dict[str, Any] | Refused:
-    """The request with the adapter that it names in `model`, where one server has one place for it and vLLM another."""
-    if ADAPTER not in request:
+def adapter_into_model(request: dict[str, Any], aliases: Aliases) -> dict[str, Any] | ErrorResponse:
+    """The request with the adapter of ServerlessLLM's field moved into `model`, where vLLM expects it."""
+    if _ADAPTER not in request:
         return request
-    model, name = request.get("model"), request[ADAPTER]
-    rest = {key: value for key, value in request.items() if key != ADAPTER}
+    model, name = request.get("model"), request[_ADAPTER]
+    rest = {key: value for key, value in request.items() if key != _ADAPTER}
     if name is None or name == "":
         return rest
     if not isinstance(name, str):
-        return Refused(400, "BadRequestError", f"{ADAPTER} is no name. Write the adapter's name into model.", ADAPTER)
+        return ErrorResponse(
+            400, "BadRequestError", f"{_ADAPTER} is no name. Write the adapter's name into model.", _ADAPTER
+        )
     if model not in (None, "", name, aliases.base.public):
         message = (
-            f"model is {model!r} and {ADAPTER} {name!r}. Write the adapter's name into model, and leave out {ADAPTER}."
+            f"model is {model!r} and {_ADAPTER} {name!r}. "
+            f"Write the adapter's name into model, and leave out {_ADAPTER}."
         )
-        return Refused(400, "BadRequestError", message, ADAPTER)
+        return ErrorResponse(400, "BadRequestError", message, _ADAPTER)
     return rest | {"model": name}
 
 
-def ignored(request: dict[str, Any], known: frozenset[str] | None) -> Refused | None:
-    """Why a request is refused that has a field which vLLM would ignore.
+def ignored_field(request: dict[str, Any], known: frozenset[str] | None) -> ErrorResponse | None:
+    """The error for the first field that vLLM would ignore; None if there is none.
 
     Args:
-        known: What the route's own model has; None where that can't be told.
+        known: the fields of the route's body; None where they can't be found out.
     """
     for field in request:
         if known is not None and field in known:
             continue
-        if field in _ADAPTERS:
+        if field in _ADAPTER_ELSEWHERE:
             message = f"{field} would be ignored: write the adapter's name into model."
-            return Refused(400, "BadRequestError", message, field)
-        if known is not None and field not in _OPENAI:
-            return Refused(400, "BadRequestError", f"vLLM has no field {field} here, and would ignore it.", field)
+            return ErrorResponse(400, "BadRequestError", message, field)
+        if known is not None and field not in _HARMLESS:
+            return ErrorResponse(400, "BadRequestError", f"vLLM has no field {field} here, and would ignore it.", field)
     return None
 
 
 def known_fields(app: Any, path: str) -> frozenset[str] | None:
-    """The fields of the JSON body that vLLM's application takes at a POST route; None where it does not say."""
+    """The fields of the JSON body that vLLM's application takes at a POST route; None where they can't be found out."""
     for route in getattr(app, "routes", ()):
         if getattr(route, "path", None) == path and "POST" in getattr(route, "methods", ()):
             bodies = [param.field_info.annotation for param in route.dependant.body_params]
@@ -67,7 +80,7 @@ def known_fields(app: Any, path: str) -> frozenset[str] | None:
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models that a body may be of: itself, or those of a union, however it is written."""
+    """The pydantic models in an annotation: itself, or the members of a union, at any depth."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
@@ -75,6 +88,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _names(model: type[BaseModel]) -> Iterator[str]:
+    """The names under which a pydantic model takes its fields, aliases included."""
     for name, field in model.model_fields.items():
         yield name
         yield from (alias for alias in (field.alias, field.validation_alias) if isinstance(alias, str))

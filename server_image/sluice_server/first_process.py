@@ -1,9 +1,9 @@
-"""A container's first process, which ends when it is told to, whatever the one that does the work is at.
+"""A container's process 1, which ends at SIGTERM whatever the process that does the work is doing.
 
-The kernel drops a SIGTERM for which its first process has no handler, and a handler of Python's runs only between two
-bytecodes of the main thread. vLLM's main thread has neither for most of its start: imports, then minutes in a poll for
-its engine (vllm/v1/engine/core_client.py) that no signal ends. A replica that was stopped then kept its GPUs for the
-whole grace of its pod. Standard library only, and little of it: what is not imported yet can't be interrupted.
+The kernel drops a SIGTERM for which process 1 has no handler, and a Python handler runs only between two bytecodes of
+the main thread. vLLM's main thread has no handler while it imports, and runs no bytecode while it polls for its engine,
+which takes minutes (vllm/v1/engine/core_client.py). A replica that was stopped then kept its GPUs for the whole grace
+period. Standard library only, and little of it: until this module is imported, SIGTERM has no effect.
 """
 
 import ctypes
@@ -15,31 +15,31 @@ from collections.abc import Callable
 
 TERMINATED = 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1
-_HEARD = {signal.SIGTERM, signal.SIGCHLD}
+_SIGNALS = {signal.SIGTERM, signal.SIGCHLD}
 
 
 def work_in_child(work: Callable[[], object], port: int, seconds: float) -> None:
-    """Run `work` in a child process and end as it ends.
+    """Run `work` in a child process and exit with its exit code.
 
-    On SIGTERM the child is told so if something listens on `port`: then there may be requests, which it lets end.
-    Otherwise there is nothing to lose, and all of the container ends at once. So it does when the child has not ended
-    so many seconds after it was told: vLLM may kill its engine, and wait for the answers that were in flight for ever.
+    At SIGTERM the child gets SIGTERM too if something listens on `port`, because there may be requests, which it lets
+    end. If nothing listens, the container ends at once. It also ends when the child has not exited `seconds` after its
+    SIGTERM: vLLM may kill its engine and wait for the answers in flight for ever.
 
     In a pod SIGTERM is blocked from before Python's start (build/pod.py), so that none is lost.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     child = os.fork()
     if child == 0:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # by the kernel already, where this is process 1
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # The kernel does so by itself for process 1.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         work()
         return
     until = float("inf")
     while True:
-        heard = _next_signal(until)
-        if heard is None:
+        received = _next_signal(until)
+        if received is None:
             os._exit(TERMINATED)
-        if heard == signal.SIGTERM:
+        if received == signal.SIGTERM:
             if not _listens(port):
                 os._exit(TERMINATED)
             os.kill(child, signal.SIGTERM)
@@ -48,22 +48,22 @@ def work_in_child(work: Callable[[], object], port: int, seconds: float) -> None
             os._exit(code)
 
 
-def end_when_told() -> None:
-    """End at once at SIGTERM, from now until a handler of the process's own takes its place."""
+def exit_at_sigterm() -> None:
+    """Exit at once at SIGTERM, until the process installs a handler of its own."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _next_signal(until: float) -> int | None:
-    """None when it is as late as that by the monotonic clock."""
+    """Wait for a signal; None when the monotonic clock has reached `until` before one came."""
     if until == float("inf"):
-        return signal.sigwait(_HEARD)
-    found = signal.sigtimedwait(_HEARD, max(0.0, until - time.monotonic()))
+        return signal.sigwait(_SIGNALS)
+    found = signal.sigtimedwait(_SIGNALS, max(0.0, until - time.monotonic()))
     return found and found.si_signo
 
 
 def _ended(child: int) -> int | None:
-    """The child's exit code, as a shell has it; None while it lives. Orphans are the first process's to bury."""
+    """The child's exit code, as a shell shows it; None while it lives. Orphans are reaped, as process 1 must."""
     while True:
         try:
             ended, status = os.waitpid(-1, os.WNOHANG)
@@ -77,7 +77,7 @@ def _ended(child: int) -> int | None:
 
 
 def _listens(port: int) -> bool:
-    """Whether somebody takes connections; one who is too busy to do so in a second is somebody."""
+    """Whether something listens on a port, even if it is too busy to accept within a second."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except ConnectionRefusedError:

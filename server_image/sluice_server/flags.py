@@ -7,21 +7,21 @@ from sluice_api import pods
 from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.slots import SlotSpec
 from sluice_api.sources import volume_path
-from sluice_server.place import SHUTDOWN_SECONDS, STATE_PATH, Place
+from sluice_server.paths import SHUTDOWN_SECONDS, STATE_PATH, SlotPaths
 
 MIDDLEWARE = "sluice_server.middleware.Middleware"
 WORKER_EXTENSION = "sluice_server.worker_extension.WorkerExtension"
 
 _HUB = re.compile(r"^hf://(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^@]+))?$")
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What --max-lora-rank takes (vllm/config/lora.py); adapters of any rank below are served."""
+"""Values that --max-lora-rank accepts (vllm/config/lora.py); adapters of any rank below are served."""
 _NO_DOMAIN = "serving.allowedMediaDomains-is-empty.invalid"
-"""vLLM takes an empty list for all domains. RFC 2606: nobody has one below .invalid; users read this in the refusal."""
+"""A domain that can't exist (RFC 2606), as vLLM takes an empty list for all domains. Users read it in vLLM's error."""
 _QUIET_ROUTES = f"/health,/metrics,/ping,/v1/models,{STATE_PATH}"
 
 
 class UnknownModelAddress(ValueError):
-    """spec.model.uri is no address that vLLM can load from."""
+    """spec.model.uri is no address from which vLLM can load."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,18 @@ class Command:
     environment: dict[str, str]
 
 
-def vllm_command(slot: SlotSpec, place: Place) -> Command:
-    """What runs in the container `vllm`.
+def vllm_command(slot: SlotSpec, paths: SlotPaths) -> Command:
+    """The command of the container `vllm`.
 
     Raises:
         UnknownModelAddress: the model is neither in a claim nor a repository on the hub.
     """
     spec = slot.spec
-    model, from_hub = _model(spec.model.uri, place)
+    model, from_hub = _model(spec.model.uri, paths)
     arguments = [
         *("serve", model, *from_hub),
         *("--served-model-name", slot.engine),
-        *("--host", "0.0.0.0", "--port", str(place.serve_port)),
+        *("--host", "0.0.0.0", "--port", str(paths.serve_port)),
         # Runtime adapters need one API server process, and so does one count of requests in flight.
         *("--api-server-count", "1"),
         *("--middleware", MIDDLEWARE),
@@ -51,30 +51,30 @@ def vllm_command(slot: SlotSpec, place: Place) -> Command:
         *("--disable-access-log-for-endpoints", _QUIET_ROUTES),
         "--disable-fastapi-docs",
         *("--runner", "pooling" if spec.task == "Embed" else "generate"),
-        *("--load-format", "safetensors"),  # never a pickle, which by itself vLLM falls back to
+        *("--load-format", "safetensors"),  # By default vLLM falls back to pickles.
         *("--allowed-media-domains", *(spec.serving.allowed_media_domains or (_NO_DOMAIN,))),
         *_serving(spec),
         *_lora(spec),
         *_device(slot),
     ]
-    environment = _environment(slot, place)
+    environment = _environment(slot, paths)
     if volume_path(spec.model.uri):
         environment["HF_HUB_OFFLINE"] = "1"
     return Command(tuple(arguments), environment)
 
 
-def _model(uri: str, place: Place) -> tuple[str, tuple[str, ...]]:
+def _model(uri: str, paths: SlotPaths) -> tuple[str, tuple[str, ...]]:
     if in_claim := volume_path(uri):
-        return str(place.at(in_claim.mounted)), ()
+        return str(paths.at(in_claim.mounted)), ()
     repository, revision = on_hub(uri)
     return repository, ("--revision", revision) if revision else ()
 
 
 def on_hub(uri: str) -> tuple[str, str | None]:
-    """Repository and revision of a model that is not in a claim.
+    """Repository and revision of a model on the hub.
 
     Raises:
-        UnknownModelAddress: it is not on the hub either.
+        UnknownModelAddress: the address is none of the hub's.
     """
     found = _HUB.match(uri)
     if found is None:
@@ -95,12 +95,12 @@ def _serving(spec: InferenceEngineSpec) -> list[str]:
 def _lora(spec: InferenceEngineSpec) -> list[str]:
     if spec.lora is None:
         return []
-    # One place more than adapters: a new version is loaded beside the old one.
-    places = str(spec.lora.max_adapters + 1)
+    # One more than adapters: a new version is loaded beside the old one.
+    slots = str(spec.lora.max_adapters + 1)
     return [
         "--enable-lora",
         *("--worker-extension-cls", WORKER_EXTENSION),
-        *("--max-loras", places, "--max-cpu-loras", places),
+        *("--max-loras", slots, "--max-cpu-loras", slots),
         *("--max-lora-rank", str(next(rank for rank in _RANKS if rank >= spec.lora.max_rank))),
     ]
 
@@ -117,8 +117,8 @@ def _device(slot: SlotSpec) -> list[str]:
     ]
 
 
-def _environment(slot: SlotSpec, place: Place) -> dict[str, str]:
-    scratch = str(place.scratch)
+def _environment(slot: SlotSpec, paths: SlotPaths) -> dict[str, str]:
+    scratch = str(paths.scratch)
     environment = {
         # The root filesystem is read-only and uid 65532 has no name: every cache goes to the scratch disk.
         "HOME": scratch,
@@ -143,14 +143,14 @@ def _environment(slot: SlotSpec, place: Place) -> dict[str, str]:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             # Spinning threads collapse when anything else uses a core.
             "OMP_WAIT_POLICY": "PASSIVE",
-            # By itself every vLLM binds its threads to the first cores, so that all replicas of a node share them.
+            # By default every vLLM binds its threads to the first cores, so that all replicas of a node share them.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             pods.THREADS_ENV: str(pods.threads(slot.spec.resources.cpu)),
-            # One process less to start, 7 s on two cores: vLLM gives every CPU engine a worker of its own so that it
-            # can bind the worker's threads, which nobind leaves alone. The API server's engine stays a process.
+            # Saves a process and 7 s of its start on two cores. vLLM gives a CPU engine a worker process to bind its
+            # threads, which nobind does not do. The API server's engine stays a process.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             # vLLM compiles parts of its sampler at the first request that needs them, --enforce-eager or not:
-            # half a minute in which all requests stand still, and a C++ compiler that the image has not.
+            # all requests wait half a minute, and it needs a C++ compiler, which the image does not have.
             "TORCHDYNAMO_DISABLE": "1",
         }
     return environment

@@ -1,4 +1,4 @@
-"""The container `vllm`: vLLM's own server in this very process (which first_process.py watches)."""
+"""The container `vllm`: runs vLLM's own server in this process, which is the child of first_process.py."""
 
 import os
 import signal
@@ -13,29 +13,29 @@ from sluice_api.slots import SlotSpec
 from sluice_api.sources import volume_path
 from sluice_server.flags import on_hub, vllm_command
 from sluice_server.model_infos import put_in_place
-from sluice_server.place import Place
-from sluice_server.waiting_room import wait_for_the_agent
+from sluice_server.paths import SlotPaths
+from sluice_server.start_gate import wait_at_start_gate
 
 _MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
-"""What vLLM fetches of a repository, at most: the load format keeps it to these weights."""
+"""The files that vLLM fetches of a repository, at most; --load-format limits the weights to safetensors."""
 
 
 def serve() -> None:
-    """Become `vllm serve` for the slot in the environment; returns when vLLM has stopped."""
-    place = Place.here()
-    if not place.secret_file.exists():
-        sys.exit(f"{place.secret_file} is missing: the agent writes it and must be started first")
+    """Run `vllm serve` for the slot in the environment; return when vLLM has stopped."""
+    paths = SlotPaths.here()
+    if not paths.secret_file.exists():
+        sys.exit(f"{paths.secret_file} is missing: the agent writes it and must be started first")
     slot = SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV])
     if slot.sleep_level:
-        wait_for_the_agent(place)
-    command = vllm_command(slot, place)
-    check_model(slot.spec.model.uri, place)
+        wait_at_start_gate(paths)
+    command = vllm_command(slot, paths)
+    check_model(slot.spec.model.uri, paths)
     os.environ.update(command.environment)
     put_in_place(Path(command.environment["VLLM_CACHE_ROOT"]))
     sys.argv = ["vllm", *command.arguments]
 
     with importing():
-        import vllm.entrypoints.openai.api_server  # noqa: F401  or `main` does so, later
+        import vllm.entrypoints.openai.api_server  # noqa: F401  `main` would import it later
         from vllm.entrypoints.cli.main import main
     if may_fork(slot):
         _fork_the_engine()
@@ -46,17 +46,17 @@ def serve() -> None:
 def may_fork(slot: SlotSpec) -> bool:
     """Whether vLLM's engine process may be forked: on a CPU, by a process that computes with one thread.
 
-    With more, OpenMP's would be lost in the fork, and the engine would wait for them for ever: vLLM processes a picture
-    before it starts the engine, with OMP_NUM_THREADS threads (vllm/multimodal/encoder_budget.py).
+    OpenMP's threads are lost in a fork, and the engine would wait for them for ever. There are some, because vLLM
+    processes a picture with OMP_NUM_THREADS threads before it starts the engine (vllm/multimodal/encoder_budget.py).
     """
     return slot.device == "cpu" and pods.threads(slot.spec.resources.cpu) == 1
 
 
 def _fork_the_engine() -> None:
-    """Have vLLM fork its engine process on CPUs: it need not import everything a second time.
+    """Have vLLM fork its engine process on CPUs, so that it does not import everything a second time.
 
-    `vllm serve` has it spawned on every device, as some forbid a fork, and its CPU platform once more. With the worker
-    in the engine's process, and bound to no cores (flags.py), there is nothing that would have to be new.
+    `vllm serve` spawns it, because some devices forbid a fork, and vLLM's CPU platform asks for a spawn too. Here the
+    worker is in the engine's process and bound to no cores (flags.py), so nothing in it needs a new process.
     """
     from vllm.platforms.cpu import CpuPlatform
 
@@ -67,21 +67,22 @@ def _fork_the_engine() -> None:
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
 
     CpuPlatform.check_and_update_config = staticmethod(configure_and_fork)
-    # What Python writes to at a signal wakes the API server's event loop, which would take the engine's for its own.
+    # At a signal Python writes to the wakeup fd. The engine would share it with the API server, whose event loop would
+    # take the engine's signals for its own.
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
-def check_model(uri: str, place: Place) -> None:
-    """End here where the model's folder leads out of itself, or where what is on the hub would fill the node's disk."""
+def check_model(uri: str, paths: SlotPaths) -> None:
+    """Exit if a link in the model's folder leads out of it, or a model on the hub is larger than the pod's disk."""
     if in_claim := volume_path(uri):
-        folder = place.at(in_claim.mounted)
+        folder = paths.at(in_claim.mounted)
         if folder.is_dir() and (link := stray_link(folder)):
             stray = link.relative_to(folder)
             sys.exit(f"model.uri {uri}: {stray} is a link that leads out of the folder. Put the file there.")
         return
     from huggingface_hub import snapshot_download
 
-    cache = place.scratch / "huggingface" / "hub"
+    cache = paths.scratch / "huggingface" / "hub"
     cache.mkdir(parents=True, exist_ok=True)
     repository, revision = on_hub(uri)
     files = snapshot_download(

@@ -1,7 +1,7 @@
-"""What a request to an engine goes through inside vLLM's own server (its flag --middleware).
+"""The ASGI middleware in vLLM's own server (flag --middleware): what a request to an engine goes through.
 
-Serving routes are open to everyone, with public names for adapters; everything else needs the secret that only
-the agent of this pod knows. A source address would prove nothing under a mesh or a port-forward.
+Serving routes are open to everyone, with public names for adapters. Every other route needs the secret that only the
+agent of this pod knows: a source address proves nothing under a mesh or a port-forward.
 """
 
 import hmac
@@ -16,8 +16,7 @@ from pydantic import ValidationError
 
 from sluice_api import pods
 from sluice_api.slots import SlotSpec
-from sluice_server.aliases import Aliases, Refused, Served
-from sluice_server.answers import Renamed, Whole, closing, json_change
+from sluice_server.aliases import Aliases, ErrorResponse, Target
 from sluice_server.asgi import (
     App,
     Disconnected,
@@ -34,15 +33,16 @@ from sluice_server.asgi import (
 )
 from sluice_server.control import AdapterLayers, DesiredState, DeviceMemory, ObservedState
 from sluice_server.device_memory import device_memory
-from sluice_server.fields import ignored, known_fields, without_adapter
-from sluice_server.place import END_PATH, LAYERS_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH, Place
-from sluice_server.rewrite import NotJSON, Outward, inward, parse
+from sluice_server.fields import adapter_into_model, ignored_field, known_fields
+from sluice_server.paths import END_PATH, LAYERS_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH, SlotPaths
+from sluice_server.responses import Buffered, close_when_draining, json_change, rename_response
+from sluice_server.rewrite import NotJSON, parse, rename_request
 from sluice_server.traffic import Traffic
 
 log = logging.getLogger("vllm.sluice")
 
 PROBES = frozenset(("GET", path) for path in ("/health", "/metrics", "/metrics/", "/ping", "/version"))
-"""Open to everyone, not counted, never changed."""
+"""Routes that are open to everyone, and neither counted nor changed."""
 
 MODELS = ("GET", "/v1/models")
 
@@ -71,24 +71,24 @@ SERVING = frozenset(
 MAX_BODY_BYTES = 64 * 2**20
 
 
-_ENDED = 70
+_EXIT_CODE = 70
 
 
 def _end_process() -> None:
-    """End vLLM, whatever it does: its container's first process ends with it, and so all others."""
-    os._exit(_ENDED)
+    """End vLLM's API server at once. Process 1 of the container ends with it, and so does every other process."""
+    os._exit(_EXIT_CODE)
 
 
 async def adapter_layers(app: Any, version: str) -> AdapterLayers:
-    """What vLLM uses of a loaded adapter, as its workers say: a layer is passed over where none of them has it."""
+    """Ask vLLM's workers which layers of a loaded adapter they use. A layer that no worker uses is passed over."""
     lora = app.state.openai_serving_models.lora_requests[version]
-    told = await app.state.engine_client.collective_rpc("sluice_adapter_layers", args=(lora.lora_int_id,))
-    passed_over = set.intersection(*(set(names) for _, names in told))
-    return AdapterLayers(layers=max(count for count, _ in told), passed_over=tuple(sorted(passed_over)))
+    per_worker = await app.state.engine_client.collective_rpc("sluice_adapter_layers", args=(lora.lora_int_id,))
+    passed_over = set.intersection(*(set(names) for _, names in per_worker))
+    return AdapterLayers(layers=max(count for count, _ in per_worker), passed_over=tuple(sorted(passed_over)))
 
 
 class Middleware:
-    """Aliases, counting, draining and default-deny. vLLM makes one instance, which lives as long as its process."""
+    """Resolves aliases, counts requests, drains, and denies all other routes. vLLM makes one instance per process."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Middleware:
     ) -> None:
         self._app = app
         self._memory, self._end, self._layers = memory, end, layers
-        self._secret = (secret or Place.here().secret_file.read_text()).strip().encode()
+        self._secret = (secret or SlotPaths.here().secret_file.read_text()).strip().encode()
         self._aliases = Aliases(base or SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]).engine)
         self._traffic = Traffic()
         self._desired = DesiredState()
@@ -110,14 +110,14 @@ class Middleware:
         self._fields: dict[str, frozenset[str] | None] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or one life of the application."""
+        """Handle a request, or the application's lifespan."""
         match scope["type"]:
             case "lifespan":
                 await self._app(scope, receive, send)
             case "http" if self._is_agent(scope):
                 await self._agent(scope, receive, send)
             case "http":
-                await self._client(scope, receive, closing(send, lambda: self._traffic.draining))
+                await self._client(scope, receive, close_when_draining(send, lambda: self._traffic.draining))
             case _:
                 await send({"type": "websocket.close", "code": 1008})
 
@@ -130,9 +130,9 @@ class Middleware:
             await self._app(scope, receive, send)
         elif (method, path) == MODELS:
             with self._traffic.request():
-                await self._app(scope, receive, Whole(send, json_change(self._aliases.public_models)))
+                await self._app(scope, receive, Buffered(send, json_change(self._aliases.public_models)))
         elif method == "POST" and path in SERVING and self._desired.asleep:
-            # vLLM would keep it until it wakes; it has left the endpoints, so a client comes here by an old connection.
+            # vLLM would keep the request until it wakes. The pod has left its endpoints: this is an old connection.
             await refuse(send, 503, "ServiceUnavailableError", "This replica sleeps: its GPUs are lent. Ask again.")
         elif method == "POST" and path in SERVING:
             with self._traffic.request():
@@ -152,35 +152,35 @@ class Middleware:
         except NotJSON as error:
             await refuse(send, 400, "BadRequestError", f"The request is not JSON: {error}")
             return
-        asked = without_adapter(request, self._aliases) if isinstance(request, dict) else request
+        asked = adapter_into_model(request, self._aliases) if isinstance(request, dict) else request
         if isinstance(asked, dict):
-            asked = ignored(asked, self._known(scope)) or asked
-        if isinstance(asked, Refused):
+            asked = ignored_field(asked, self._known_fields(scope)) or asked
+        if isinstance(asked, ErrorResponse):
             await refuse(send, asked.status, asked.type, asked.message, asked.param)
             return
-        # From here to the version's count nothing may wait: the agent unloads a version as soon as no alias leads
-        # to it and its count is zero.
+        # No await from here until the request is counted: the agent unloads a version as soon as no alias leads to it
+        # and its count is zero.
         target = self._target(asked)
-        if isinstance(target, Refused):
+        if isinstance(target, ErrorResponse):
             await refuse(send, target.status, target.type, target.message, target.param)
             return
         with self._traffic.on(target.inner):
             if target.inner != target.public:
-                send = Renamed(send, Outward(target.inner, target.public))
-            if (changed := inward(asked, target.inner)) is not request:
+                send = rename_response(send, target.inner, target.public)
+            if (changed := rename_request(asked, target.inner)) is not request:
                 body = json.dumps(changed).encode()
                 scope = {**scope, "headers": with_length(scope["headers"], len(body))}
             await self._app(scope, replay(body, receive), send)
 
-    def _known(self, scope: Scope) -> frozenset[str] | None:
+    def _known_fields(self, scope: Scope) -> frozenset[str] | None:
         path = scope["path"]
         if path not in self._fields:
             self._fields[path] = known_fields(scope.get("app"), path)
         return self._fields[path]
 
-    def _target(self, request: Any) -> Served | Refused:
+    def _target(self, request: Any) -> Target | ErrorResponse:
         name = request.get("model") if isinstance(request, dict) else None
-        # Without a model vLLM takes the base; what is no name it refuses in its own words.
+        # Without a model vLLM takes the base model. A model that is no string gets vLLM's own error.
         return self._aliases.resolve(name) if name and isinstance(name, str) else self._aliases.base
 
     async def _agent(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -211,7 +211,7 @@ class Middleware:
         except Disconnected:
             return
         if desired != self._desired:
-            log.info("now %s", desired.to_json())
+            log.info("new state %s", desired.to_json())
         self._desired = desired
         self._aliases.replace(desired.aliases, desired.unavailable)
         self._traffic.drain(desired.draining)

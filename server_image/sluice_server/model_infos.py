@@ -1,8 +1,8 @@
-"""What vLLM asks of a model's class before it starts: found out when the image is built, put in place at each start.
+"""vLLM's cache of facts about model classes: filled when the image is built, copied into each new pod.
 
-vLLM finds it out in a process of its own, which imports torch and vLLM once more (6 to 8 s on two cores), and keeps
-the answer in its cache, which a new pod does not have. It checks a digest of the model's source, so an answer of
-another version of vLLM is as good as none.
+Before vLLM starts it inspects the model's class in a process of its own, which imports torch and vLLM once more (6 to
+8 s on two cores), and caches the result. A new pod has no cache. vLLM checks a digest of the model's source, so that
+it ignores a result of another version of vLLM.
 """
 
 import os
@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 IN_IMAGE = Path(sys.prefix) / "share" / "sluice"
-"""Beside the packages that it speaks of."""
+"""In the environment whose vLLM it belongs to."""
 _FOLDER = "modelinfos"
-"""vLLM's name for it, under VLLM_CACHE_ROOT."""
+"""The cache's folder under VLLM_CACHE_ROOT; vLLM's name."""
 
 
 def collect(architectures: Iterable[str]) -> None:
-    """Write down what vLLM asks of these classes (config.json: architectures), in the image that is being built.
+    """Fill the image's cache with these classes (`architectures` of config.json).
 
     Raises:
         KeyError: vLLM has no such class.
@@ -29,10 +29,10 @@ def collect(architectures: Iterable[str]) -> None:
     for architecture in architectures:
         ModelRegistry.models[architecture].inspect_model_cls()
     for file in (IN_IMAGE / _FOLDER).iterdir():
-        file.chmod(0o644)  # vLLM writes for its own user; pods run as another
+        file.chmod(0o644)  # vLLM makes it readable by its own user only; pods run as another
 
 
 def put_in_place(cache: Path) -> None:
-    """Give a new pod's vLLM the image's answers; `cache` is its VLLM_CACHE_ROOT."""
+    """Copy the image's cache into a pod's; `cache` is the pod's VLLM_CACHE_ROOT."""
     if (IN_IMAGE / _FOLDER).is_dir():
         shutil.copytree(IN_IMAGE / _FOLDER, cache / _FOLDER, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""Names in bodies: the public one in requests becomes the version inside, and back in answers."""
+"""The model's name in bodies: a request's public name becomes the version inside vLLM, and a response's the reverse."""
 
 import json
 import re
@@ -9,14 +9,14 @@ _SALT_PREFIX = "client:"
 
 
 class NotJSON(ValueError):
-    """A body that vLLM would refuse too."""
+    """A body that is no JSON; vLLM would refuse it too."""
 
 
 def parse(body: bytes) -> Any:
-    """A request's JSON.
+    """The value of a request's JSON body.
 
     Raises:
-        NotJSON: it is none, or is nested too deeply.
+        NotJSON: the body is no JSON, or is nested too deeply.
     """
     try:
         return json.loads(body)
@@ -24,8 +24,8 @@ def parse(body: bytes) -> Any:
         raise NotJSON(str(error)) from error
 
 
-def inward(request: Any, inner: str) -> Any:
-    """The request as vLLM is to see it: the same object where it may stay as it is."""
+def rename_request(request: Any, inner: str) -> Any:
+    """The request with the name inside vLLM and a safe cache_salt; the same object if nothing has to change."""
     if not isinstance(request, dict):
         return request
     name, salt = request.get("model"), request.get("cache_salt")
@@ -37,29 +37,29 @@ def inward(request: Any, inner: str) -> Any:
     return request | changed if changed else request
 
 
-class Outward:
-    """Puts the public name back into the answer to one request.
+class ResponseNames:
+    """Puts the public name back into the response to one request.
 
-    Inside a JSON string a quote is escaped, so `"model":"<version>"` can only be a field and its value: what a
-    model writes about itself stays as it wrote it.
+    A quote inside a JSON string is escaped, so `"model":"<version>"` can only be a field and its value: text that the
+    model generates is never changed.
     """
 
     def __init__(self, inner: str, public: str) -> None:
         self._inner, self._public = inner.encode(), public.encode()
         self._field = re.compile(rb'("model"\s*:\s*")' + re.escape(self._inner) + rb'(?=")')
-        self._held = b""
+        self._rest = b""
 
-    def answer(self, body: bytes) -> bytes:
-        """A whole JSON body."""
+    def json(self, body: bytes) -> bytes:
+        """Rename in a whole JSON body."""
         return self._field.sub(lambda match: match[1] + self._public, body)
 
     def error(self, body: bytes) -> bytes:
-        """An error's body, which may name the version in its message; or a header's value."""
+        """Rename everywhere in an error's body, whose message may name the version, or in a header's value."""
         return body.replace(self._inner, self._public)
 
-    def lines(self, chunk: bytes, last: bool) -> bytes:
-        """The next whole lines of an event stream, however it is cut into chunks."""
-        text = self._held + chunk
+    def stream(self, chunk: bytes, last: bool) -> bytes:
+        """Rename in the lines of an event stream that this chunk completes; keep the rest for the next call."""
+        text = self._rest + chunk
         cut = len(text) if last else text.rfind(b"\n") + 1
-        self._held = text[cut:]
-        return self.answer(text[:cut])
+        self._rest = text[cut:]
+        return self.json(text[:cut])

@@ -1,4 +1,4 @@
-"""Requests in flight, in all and by version, and whether the slot drains."""
+"""Counts of requests in flight, in all and by version, and whether the slot drains."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from time import monotonic
 
 @dataclass
 class Traffic:
-    """Counts requests. Used from one event loop only."""
+    """Counts the requests of clients. Used from one event loop only."""
 
     in_flight: int = 0
     by_version: Counter[str] = field(default_factory=Counter)
@@ -19,7 +19,7 @@ class Traffic:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """A request of a client, from its first byte to the last byte of its answer."""
+        """Count a request, from its first byte to the last byte of its response."""
         self.in_flight += 1
         self._last_began = monotonic()
         try:
@@ -29,7 +29,7 @@ class Traffic:
 
     @contextmanager
     def on(self, version: str) -> Iterator[None]:
-        """The part of a request in which a version, or the base model, must stay loaded."""
+        """Count the part of a request during which a version, or the base model, must stay loaded."""
         self.by_version[version] += 1
         try:
             yield
@@ -40,18 +40,18 @@ class Traffic:
 
     @property
     def draining(self) -> bool:
-        """Whether clients are asked to go elsewhere with their next request."""
+        """Whether clients are asked to send their next request to another replica."""
         return self._draining_since is not None
 
     def drain(self, wanted: bool) -> None:
-        """Start to drain, or stop it; a pod that is being deleted never stops."""
+        """Begin to drain, or stop. A pod that is being deleted does not stop."""
         if not (wanted or self.terminating):
             self._draining_since = None
         elif self._draining_since is None:
             self._draining_since = monotonic()
 
     def terminate(self) -> None:
-        """The pod is being deleted."""
+        """Drain for good, because the pod is being deleted."""
         self.terminating = True
         self.drain(True)
 

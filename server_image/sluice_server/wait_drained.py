@@ -1,6 +1,6 @@
-"""preStop of the container `vllm`: the pod is going, so let what is in flight end first.
+"""The preStop hook of the container `vllm`: the pod is being deleted, so requests in flight end first.
 
-Standard library only, so that it starts in a moment beside a busy vLLM.
+Standard library only, so that the hook starts in a moment beside a busy vLLM.
 """
 
 import http.client
@@ -11,36 +11,36 @@ import time
 from typing import Any
 
 from sluice_api import pods
-from sluice_server.place import QUIET_SECONDS, SECRET_HEADER, TERMINATE_PATH, Place
+from sluice_server.paths import QUIET_SECONDS, SECRET_HEADER, TERMINATE_PATH, SlotPaths
 
 _POLL_SECONDS = 0.1
 _ANSWER_SECONDS = 5.0
 
 
 def wait_drained() -> None:
-    """Return when no request is in flight and none comes any more, or when the drain timeout is over.
+    """Return when no request is in flight and none has begun for a moment, or when the drain timeout is over.
 
-    Right after a drain that the operator began, that is at once. Where nobody listens there is nothing to wait
-    for; a vLLM that is too busy to answer is asked again.
+    After a drain that the operator began, it returns at once, and also when nothing listens on vLLM's port. A vLLM that
+    is too busy to answer is asked again.
     """
-    place = Place.here()
+    paths = SlotPaths.here()
     limit = float(json.loads(os.environ[pods.SLOT_ENV])["spec"]["preemption"]["drainTimeoutSeconds"])
     started = time.monotonic()
-    said = "vLLM has not answered"
+    outcome = "vLLM has not answered"
     while (waited := time.monotonic() - started) < limit + QUIET_SECONDS:
         try:
-            state = _terminate(place)
+            state = _terminate(paths)
         except ConnectionRefusedError:
-            said = "nobody listens"
+            outcome = "nobody listens"
             break
         except (OSError, http.client.HTTPException, ValueError) as error:
-            said = repr(error)
+            outcome = repr(error)
         else:
-            said = f"{state['inFlight']} in flight"
+            outcome = f"{state['inFlight']} in flight"
             if _drained(state):
                 break
         time.sleep(_POLL_SECONDS)
-    sys.stdout.write(f"waited {waited:.1f} s: {said}\n")
+    sys.stdout.write(f"waited {waited:.1f} s: {outcome}\n")
 
 
 def _drained(state: dict[str, Any]) -> bool:
@@ -48,11 +48,11 @@ def _drained(state: dict[str, Any]) -> bool:
     return bool(state["inFlight"] == 0 and quiet >= QUIET_SECONDS)
 
 
-def _terminate(place: Place) -> dict[str, Any]:
-    """Say that the pod is going, again if need be; returns the middleware's state."""
-    connection = http.client.HTTPConnection("127.0.0.1", place.serve_port, timeout=_ANSWER_SECONDS)
+def _terminate(paths: SlotPaths) -> dict[str, Any]:
+    """Tell the middleware that the pod is being deleted, and return its state. To do so twice does no harm."""
+    connection = http.client.HTTPConnection("127.0.0.1", paths.serve_port, timeout=_ANSWER_SECONDS)
     try:
-        connection.request("POST", TERMINATE_PATH, headers={SECRET_HEADER: place.secret_file.read_text().strip()})
+        connection.request("POST", TERMINATE_PATH, headers={SECRET_HEADER: paths.secret_file.read_text().strip()})
         answer = connection.getresponse()
         body = answer.read()
         if answer.status != 200:

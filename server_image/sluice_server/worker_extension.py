@@ -1,4 +1,4 @@
-"""What Sluice adds to vLLM's workers (its flag --worker-extension-cls): one question about a loaded adapter."""
+"""What Sluice adds to vLLM's workers (flag --worker-extension-cls): a method that inspects a loaded adapter."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ class WorkerExtension:
     model_runner: Any
 
     def sluice_adapter_layers(self, lora_id: int) -> tuple[int, list[str]]:
-        """How many layers an adapter has on this worker, and which of them no layer of its model uses.
+        """The number of an adapter's layers on this worker, and those that no layer of the model uses.
 
-        vLLM looks each of its own layers up in the adapter and says nothing of what it finds nowhere
-        (vllm/lora/model_manager.py, activate_adapter); so does this, the other way round.
+        vLLM looks up each of the model's layers in the adapter, and ignores the adapter's other layers
+        (vllm/lora/model_manager.py, activate_adapter). This method looks them up the same way.
         """
         manager = self.model_runner.lora_manager._adapter_manager
         adapter = manager.get_adapter(lora_id)

@@ -81,9 +81,9 @@ def test_dockerfile_builds_an_image_that_starts_as_a_user_without_rights(base: s
     assert config["User"] == USER
     container = buildah("from", tag)
     program = f"import os, {IMPORTED[image]}; print('imported by', os.getuid())"
-    said = buildah("run", f"--user={USER}", container, "--", "python3", "-c", program)
+    output = buildah("run", f"--user={USER}", container, "--", "python3", "-c", program)
     buildah("rm", container)
-    assert said.endswith("imported by 65532")
+    assert output.endswith("imported by 65532")
 
 
 def _unpack_debian(archive: Path, layer: Path) -> None:

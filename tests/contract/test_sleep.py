@@ -18,7 +18,7 @@ import pytest
 
 from sluice_server.control import DeviceMemory
 from sluice_server.device_memory import device_memory
-from tests.contract.test_vllm import SECRET, Server, faked, new_place, started
+from tests.contract.test_vllm import SECRET, Server, faked, new_paths, started
 from tests.unit.server.fake_vllm import BASE, ENDLESS
 
 IN_DEVELOPMENT_MODE = """
@@ -32,13 +32,13 @@ launch.serve()
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with started(new_place(tmp_path_factory.mktemp("real")), "-c", IN_DEVELOPMENT_MODE) as server:
+    with started(new_paths(tmp_path_factory.mktemp("real")), "-c", IN_DEVELOPMENT_MODE) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with faked(new_place(tmp_path_factory.mktemp("fake"))) as server:
+    with faked(new_paths(tmp_path_factory.mktemp("fake"))) as server:
         yield server
 
 
@@ -63,11 +63,11 @@ def is_computing(server: Server) -> bool:
     return bool(re.search(r"^vllm:num_requests_running\{.*\} 1.0$", server.http.get("/metrics").text, re.MULTILINE))
 
 
-def said(server: Server, model: str = BASE) -> Any:
+def completion(server: Server, model: str = BASE) -> Any:
     return server.complete(model, headers=SECRET, logprobs=1).json()["choices"][0]
 
 
-def test_200_is_the_answer_though_nothing_is_freed_and_health_stays(server: Server) -> None:
+def test_sleep_answers_200_though_nothing_is_freed(server: Server) -> None:
     answer = post(server, "/sleep?level=1&mode=wait")
     assert (answer.status_code, answer.json()) == (200, {"status": "sleeping", "level": 1})
     assert sleeps(server)
@@ -79,7 +79,7 @@ def test_200_is_the_answer_though_nothing_is_freed_and_health_stays(server: Serv
     assert post(server, "/wake_up").json() == {"status": "awake", "tags": None}  # of one that is awake
 
 
-def test_the_defaults_are_level_1_and_abort(server: Server) -> None:
+def test_sleep_defaults_to_level_1_and_abort(server: Server) -> None:
     answers: list[httpx.Response] = []
     asked: dict[str, Any] = {"prompt": ENDLESS, "max_tokens": 450, "ignore_eos": True}
     asking = threading.Thread(target=lambda: answers.append(server.complete(BASE, **asked)))
@@ -91,8 +91,8 @@ def test_the_defaults_are_level_1_and_abort(server: Server) -> None:
     assert answers[0].json()["choices"][0]["finish_reason"] == "abort"
 
 
-def test_a_sleeping_vllm_keeps_requests_until_it_wakes(server: Server) -> None:
-    before = said(server)["text"]
+def test_sleeping_vllm_keeps_requests_until_it_wakes(server: Server) -> None:
+    before = completion(server)["text"]
     post(server, "/sleep?level=1&mode=wait")
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/completions", json={"model": BASE, "prompt": "hello"}, timeout=1)
@@ -100,13 +100,13 @@ def test_a_sleeping_vllm_keeps_requests_until_it_wakes(server: Server) -> None:
     assert server.complete(BASE).status_code == 503  # That is why the middleware refuses them.
     post(server, "/wake_up")
     server.put()
-    assert said(server)["text"] == before
+    assert completion(server)["text"] == before
 
 
-def test_level_2_wakes_in_three_calls_and_answers_as_before(server: Server) -> None:
+def test_sleep_level_2_wakes_in_three_calls(server: Server) -> None:
     version = "tone--00000000000a"
     assert server.load(version, server.adapter(version)).status_code == 200
-    before = [said(server, model) for model in (BASE, version)]
+    before = [completion(server, model) for model in (BASE, version)]
     post(server, "/sleep?level=2&mode=wait")
     assert post(server, "/wake_up?tags=weights").json() == {"status": "sleeping", "tags": ["weights"]}
     assert post(server, "/collective_rpc", {"method": "reload_weights"}).json() == {"results": [None]}
@@ -115,7 +115,7 @@ def test_level_2_wakes_in_three_calls_and_answers_as_before(server: Server) -> N
     assert post(server, "/wake_up?tags=kv_cache").json() == {"status": "awake", "tags": ["kv_cache"]}
     assert server.unload(version).status_code == 200
     assert server.load(version, server.adapter(version)).status_code == 200
-    after = [said(server, model) for model in (BASE, version)]
+    after = [completion(server, model) for model in (BASE, version)]
     assert [choice["text"] for choice in after] == [choice["text"] for choice in before]
     assert [choice["logprobs"]["token_logprobs"] for choice in after] == [
         pytest.approx(choice["logprobs"]["token_logprobs"], abs=0.01) for choice in before
@@ -124,19 +124,19 @@ def test_level_2_wakes_in_three_calls_and_answers_as_before(server: Server) -> N
 
 
 @pytest.mark.parametrize("path", ["/sleep?level=3", "/sleep?mode=softly", "/collective_rpc"])
-def test_what_is_none_of_its_words_is_refused(server: Server, path: str) -> None:
+def test_sleep_with_invalid_parameters_is_refused(server: Server, path: str) -> None:
     assert post(server, path, {}).status_code == 400
     assert not sleeps(server)
 
 
 @pytest.mark.parametrize("path", ["/sleep", "/wake_up", "/collective_rpc", "/is_sleeping"])
-def test_without_the_secret_nobody_puts_it_to_sleep(server: Server, path: str) -> None:
+def test_sleep_routes_need_the_secret(server: Server, path: str) -> None:
     for method in ("GET", "POST"):
         assert server.http.request(method, path, json={"method": "reload_weights"}).status_code == 404
     assert not sleeps(server)
 
 
-def test_memory_is_what_vllms_own_nvml_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_memory_is_that_of_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.third_party import pynvml
 
     assert device_memory() is None  # no GPU here: nothing is known, and so nothing is free
@@ -155,7 +155,7 @@ def test_memory_is_what_vllms_own_nvml_says(monkeypatch: pytest.MonkeyPatch) -> 
     assert device_memory() is None
 
 
-def test_the_engines_process_is_forked(real: Server) -> None:
+def test_engine_process_is_forked(real: Server) -> None:
     """As launch.py has vLLM do on CPUs: one that is spawned imports everything a second time."""
     assert real.process is not None
     assert [is_forked(pid) for pid in beside(real.process.pid)] == [True]
@@ -177,8 +177,8 @@ def is_forked(pid: int) -> bool:
     return bool(int(flags) & 0x40)
 
 
-def test_a_signal_to_the_engine_is_none_to_the_api_server(real: Server) -> None:
-    """The module's last test: the server ends for the loss of its engine, and not as if it had been told to."""
+def test_signal_to_the_engine_does_not_reach_the_api_server(real: Server) -> None:
+    """The module's last test: the server ends because its engine is gone, and not by a SIGTERM of its own."""
     assert real.process is not None
     (engine,) = beside(real.process.pid)
     os.kill(engine, signal.SIGTERM)

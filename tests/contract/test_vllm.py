@@ -32,12 +32,12 @@ from sluice_api import pods
 from sluice_api.inferenceengine import EngineLora, InferenceEngineSpec, ServedModel, Serving
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
-from sluice_server.agent.engine import Engine
-from sluice_server.agent.refusal import Refusal
+from sluice_server.agent.rejected import AdapterRejected
 from sluice_server.agent.tensors import not_finite, tensors
+from sluice_server.agent.vllm_client import VLLMClient
 from sluice_server.middleware import MODELS, PROBES, SERVING, Middleware
 from sluice_server.model_infos import IN_IMAGE
-from sluice_server.place import ROOT_ENV, SECRET_HEADER, SERVE_PORT_ENV, STATE_PATH, Place
+from sluice_server.paths import ROOT_ENV, SECRET_HEADER, SERVE_PORT_ENV, STATE_PATH, SlotPaths
 from tests.contract.models import log_probability, train_whole
 from tests.unit.server.conftest import SlotUnderTest, eventually
 from tests.unit.server.fake_vllm import BASE, FakeVLLM
@@ -52,23 +52,23 @@ class Server:
     """A server that speaks vLLM's contract, behind the middleware."""
 
     name: str
-    place: Place
+    paths: SlotPaths
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
-        self.url = f"http://127.0.0.1:{self.place.serve_port}"
+        self.url = f"http://127.0.0.1:{self.paths.serve_port}"
         self.http = httpx.Client(base_url=self.url, timeout=60)
 
     @property
     def model(self) -> Path:
-        return self.place.root / "volumes/models/tiny"
+        return self.paths.root / "volumes/models/tiny"
 
     @property
     def log(self) -> Path:
-        return self.place.root / "vllm.log"
+        return self.paths.root / "vllm.log"
 
     def adapter(self, version: str, seed: int = 1) -> Path:
-        return make_adapter(self.place.adapters / version, self.model, seed)
+        return make_adapter(self.paths.adapters / version, self.model, seed)
 
     def load(self, version: str, folder: Path) -> httpx.Response:
         return self.http.post(
@@ -90,34 +90,34 @@ class Server:
         return self.http.post("/v1/completions", json=body, headers=headers)
 
 
-def new_place(root: Path) -> Place:
-    place = Place(root, free_port(), free_port())
-    place.adapters.mkdir()
-    place.scratch.mkdir()
-    place.secret_file.parent.mkdir(parents=True)
-    place.secret_file.write_text(SECRET[SECRET_HEADER])
+def new_paths(root: Path) -> SlotPaths:
+    paths = SlotPaths(root, free_port(), free_port())
+    paths.adapters.mkdir()
+    paths.scratch.mkdir()
+    paths.secret_file.parent.mkdir(parents=True)
+    paths.secret_file.write_text(SECRET[SECRET_HEADER])
     models()
     place_model("tiny", root / "volumes/models")
-    return place
+    return paths
 
 
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with faked(new_place(tmp_path_factory.mktemp("fake"))) as server:
+    with faked(new_paths(tmp_path_factory.mktemp("fake"))) as server:
         yield server
 
 
 @contextmanager
-def faked(place: Place) -> Iterator[Server]:
+def faked(paths: SlotPaths) -> Iterator[Server]:
     """The fake vLLM behind our middleware, once it listens."""
     app = Middleware(FakeVLLM(), SECRET[SECRET_HEADER], BASE)
-    config = uvicorn.Config(app, host="127.0.0.1", port=place.serve_port, log_level="warning", lifespan="off")
+    config = uvicorn.Config(app, host="127.0.0.1", port=paths.serve_port, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield Server("fake", place)
+    yield Server("fake", paths)
     server.should_exit = True
     thread.join(5)
 
@@ -132,24 +132,24 @@ SPEC = InferenceEngineSpec(
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Its model is one that a job of method Full has made."""
-    place = new_place(tmp_path_factory.mktemp("real"))
-    train_whole(place.root / "volumes", "tiny")
-    with started(place, "-m", "sluice_server", "vllm") as server:
+    paths = new_paths(tmp_path_factory.mktemp("real"))
+    train_whole(paths.root / "volumes", "tiny")
+    with started(paths, "-m", "sluice_server", "vllm") as server:
         yield server
 
 
 @contextmanager
-def started(place: Place, *command: str, spec: InferenceEngineSpec = SPEC) -> Iterator[Server]:
+def started(paths: SlotPaths, *command: str, spec: InferenceEngineSpec = SPEC) -> Iterator[Server]:
     """Real vLLM behind the middleware, which a command of Python's starts."""
     slot = SlotSpec(namespace="demo", engine=BASE, index=1, device="cpu", spec=spec)
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
-        ROOT_ENV: str(place.root),
-        SERVE_PORT_ENV: str(place.serve_port),
+        ROOT_ENV: str(paths.root),
+        SERVE_PORT_ENV: str(paths.serve_port),
         pods.SLOT_ENV: slot.to_json(),
     }
-    server = Server("real", place)
+    server = Server("real", paths)
     with server.log.open("wb") as log:
         server.process = subprocess.Popen(
             [sys.executable, *command], env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -186,17 +186,17 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
             found.unload(card["id"])
 
 
-def test_a_whole_model_answers_as_it_did_when_it_was_exported(real: Server) -> None:
+def test_full_model_answers_as_it_was_exported(real: Server) -> None:
     """With the numbers of transformers, which are not those of the model that it was trained from."""
     answer = real.complete(BASE, logprobs=1, max_tokens=1).json()["choices"][0]["logprobs"]
     here = log_probability(real.model, "hello", answer["tokens"][0])
     assert answer["token_logprobs"][0] == pytest.approx(here, abs=1e-3)
-    untrained = log_probability(real.place.root / "volumes/models/untrained", "hello", answer["tokens"][0])
+    untrained = log_probability(real.paths.root / "volumes/models/untrained", "hello", answer["tokens"][0])
     assert abs(here - untrained) > 0.01
 
 
-def test_a_field_that_vllm_would_ignore_is_refused(real: Server) -> None:
-    """vLLM itself answers 200 and says nothing."""
+def test_unknown_field_is_refused(real: Server) -> None:
+    """vLLM itself answers 200 and ignores it."""
     assert real.complete(BASE, headers=SECRET, temprature=0).status_code == 200
     for path in ("/v1/completions", "/v1/chat/completions", "/tokenize"):
         answer = real.http.post(path, json={"model": BASE, "temprature": 0})
@@ -206,35 +206,35 @@ def test_a_field_that_vllm_would_ignore_is_refused(real: Server) -> None:
     assert real.http.post("/v1/chat/completions", json=known).status_code == 200
 
 
-async def test_an_adapter_of_which_vllm_uses_no_layer_is_refused(real: Server) -> None:
+async def test_adapter_without_effect_is_rejected(real: Server) -> None:
     """vLLM takes names that end as its own do, and looks for them where they are not (vllm#41754)."""
-    async with Engine(real.place.serve_port, SECRET[SECRET_HEADER], BASE, embeds=False) as engine:
+    async with VLLMClient(real.paths.serve_port, SECRET[SECRET_HEADER], BASE, embeds=False) as vllm:
         good, bad = "tone--000000000006", "tone--000000000007"
-        await engine.load(good, real.adapter(good))
-        await engine.check_effect(good)
+        await vllm.load(good, real.adapter(good))
+        await vllm.check_effect(good)
         folder = real.adapter(bad)
         path = folder / "adapter_model.safetensors"
         save_file({name.replace(".layers.", ".text.layers."): w for name, w in load_file(path).items()}, path)
-        await engine.load(bad, folder)
+        await vllm.load(bad, folder)
         with pytest.raises(
-            Refusal, match=r"vLLM passed over (\d+) of its \1 layers \(\S+\.text\.layers\.0\."
+            AdapterRejected, match=r"vLLM passed over (\d+) of its \1 layers \(\S+\.text\.layers\.0\."
         ) as caught:
-            await engine.check_effect(bad)
+            await vllm.check_effect(bad)
         assert caught.value.reason == Reason.ADAPTER_WITHOUT_EFFECT
-        await engine.unload(good)
-        await engine.unload(bad)
+        await vllm.unload(good)
+        await vllm.unload(bad)
 
 
-def test_an_adapter_of_any_rank_up_to_the_highest_is_served(real: Server) -> None:
+def test_adapter_of_any_rank_up_to_max_rank_is_served(real: Server) -> None:
     """--max-lora-rank is one of vLLM's own ranks, those of adapters are not."""
     version = "tone--000000000008"
-    folder = make_adapter(real.place.adapters / version, real.model, r=7)
+    folder = make_adapter(real.paths.adapters / version, real.model, r=7)
     assert real.load(version, folder).status_code == 200
     assert real.complete(version, headers=SECRET, logprobs=1).status_code == 200
     real.unload(version)
 
 
-def test_models_are_listed_with_parent_and_path(server: Server) -> None:
+def test_models_are_listed_with_parent_and_root(server: Server) -> None:
     folder = server.adapter("tone--000000000001")
     assert server.load("tone--000000000001", folder).status_code == 200
     base, adapter = server.http.get("/v1/models", headers=SECRET).json()["data"]
@@ -242,28 +242,28 @@ def test_models_are_listed_with_parent_and_path(server: Server) -> None:
     assert (adapter["id"], adapter["parent"], adapter["root"]) == ("tone--000000000001", BASE, str(folder))
 
 
-def test_vllm_believes_what_the_image_says_of_its_model(real: Server) -> None:
-    """It writes the file anew when it had to find out by itself."""
+def test_model_infos_of_the_image_are_used(real: Server) -> None:
+    """vLLM writes the file again if it has to inspect the model's class itself."""
     in_image = sorted((IN_IMAGE / "modelinfos").glob("*Llama*.json"))
     assert in_image
     for file in in_image:
-        in_pod = real.place.scratch / "cache/vllm/modelinfos" / file.name
+        in_pod = real.paths.scratch / "cache/vllm/modelinfos" / file.name
         assert in_pod.stat().st_mtime == file.stat().st_mtime
 
 
-def test_loading_and_unloading_answer_as_the_agent_expects(server: Server) -> None:
+def test_load_and_unload_answer_as_the_agent_expects(server: Server) -> None:
     folder = server.adapter("tone--000000000002")
     assert server.load("tone--000000000002", folder).text.startswith("Success: LoRA adapter 'tone--000000000002' added")
     again = server.load("tone--000000000002", folder)
     assert again.status_code == 400
     assert "has already been loaded" in again.json()["error"]["message"]
-    missing = server.load("gone--000000000002", server.place.root / "nowhere")
+    missing = server.load("gone--000000000002", server.paths.root / "nowhere")
     assert (missing.status_code, missing.json()["error"]["type"]) == (404, "NotFoundError")
     assert server.unload("tone--000000000002").status_code == 200
     assert server.unload("tone--000000000002").status_code == 404
 
 
-def test_an_unknown_model_is_refused_alike_by_vllm_and_middleware(server: Server) -> None:
+def test_unknown_model_is_refused_alike_by_vllm_and_middleware(server: Server) -> None:
     theirs, ours = server.complete("nobody", headers=SECRET), server.complete("nobody")
     assert theirs.status_code == ours.status_code == 404
     assert theirs.json() == ours.json()
@@ -272,7 +272,7 @@ def test_an_unknown_model_is_refused_alike_by_vllm_and_middleware(server: Server
         client.completions.create(model="nobody", prompt="hello")
 
 
-def test_an_alias_is_all_that_a_client_sees(server: Server) -> None:
+def test_alias_is_all_that_a_client_sees(server: Server) -> None:
     version = "tone--000000000003"
     server.load(version, server.adapter(version))
     server.put(aliases={"tone": version}, unavailable={"bad": {"reason": "RankTooLarge", "message": "rank 64"}})
@@ -297,7 +297,7 @@ def test_draining_closes_connections_and_counts_to_zero(server: Server) -> None:
     assert "connection" not in server.complete(BASE).headers
 
 
-def test_every_route_of_vllm_is_open_only_if_we_say_so(real: Server) -> None:
+def test_routes_of_vllm_are_open_only_if_listed(real: Server) -> None:
     routes = re.findall(r"Route: (\S+), Methods: ([A-Z, ]+)", real.log.read_text())
     assert len(routes) > 30
     opened = set()
@@ -313,12 +313,12 @@ def test_every_route_of_vllm_is_open_only_if_we_say_so(real: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["/sleep", "/wake_up", "/collective_rpc", "/is_sleeping"])
-def test_an_engine_that_does_not_sleep_has_no_routes_for_it(real: Server, path: str) -> None:
+def test_sleep_routes_are_missing_without_sleep_mode(real: Server, path: str) -> None:
     for method in ("GET", "POST"):
         assert real.http.request(method, path, headers=SECRET).status_code == 404
 
 
-def test_a_chat_streams_under_the_alias(real: Server) -> None:
+def test_chat_streams_under_the_alias(real: Server) -> None:
     version = "tone--000000000005"
     real.load(version, real.adapter(version))
     real.put(aliases={"tone": version})
@@ -327,15 +327,15 @@ def test_a_chat_streams_under_the_alias(real: Server) -> None:
     whole = client.chat.completions.create(model="tone", **asked)
     chunks = list(client.chat.completions.create(model="tone", stream=True, **asked))
     assert {whole.model, *(chunk.model for chunk in chunks)} == {"tone"}
-    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert said == whole.choices[0].message.content
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
     base = client.chat.completions.create(model=BASE, **asked)
-    assert base.choices[0].message.content != said
+    assert base.choices[0].message.content != text
 
 
-async def test_the_agent_brings_an_adapter_live_in_real_vllm(real: Server) -> None:
+async def test_agent_loads_an_adapter_in_real_vllm(real: Server) -> None:
     real.put()
-    slot = SlotUnderTest(real.place, real.model)
+    slot = SlotUnderTest(real.paths, real.model)
     before = real.complete(BASE).json()["choices"][0]["text"]
     try:
         await slot.start()
@@ -347,18 +347,20 @@ async def test_the_agent_brings_an_adapter_live_in_real_vllm(real: Server) -> No
         await slot.until("tone", "Loaded")
         first = (await slot.ask("tone", max_tokens=4, temperature=0))[1]
         await slot.publish("tone", "two")
-        await eventually(lambda: slot.told("tone")["generation"] == 2 and slot.told("tone")["state"] == "Loaded")
+        await eventually(
+            lambda: slot.reported("tone")["generation"] == 2 and slot.reported("tone")["state"] == "Loaded"
+        )
         second = (await slot.ask("tone", max_tokens=4, temperature=0))[1]
         assert first["choices"][0]["text"] != second["choices"][0]["text"]
         assert (await slot.ask(BASE, max_tokens=4, temperature=0))[1]["choices"][0]["text"] == before
         await slot.api.delete("adapters", "tone")
-        await eventually(lambda: not [*slot.place.adapters.iterdir()])
+        await eventually(lambda: not [*slot.paths.adapters.iterdir()])
         assert len(real.http.get("/v1/models", headers=SECRET).json()["data"]) == 1
     finally:
         await slot.stop()
 
 
-def test_nan_weights_are_noticed_when_numbers_are_asked_for(real: Server) -> None:
+def test_nan_weights_are_noticed_by_log_probabilities(real: Server) -> None:
     """Why the agent looks at the numbers before vLLM does, and asks for them afterwards.
 
     Late in the module: it poisons the KV cache, and the base model's answers with it.
@@ -375,7 +377,7 @@ def test_nan_weights_are_noticed_when_numbers_are_asked_for(real: Server) -> Non
     assert not_finite(path, tensors(path))
 
 
-async def test_a_stream_in_progress_survives_the_whole_way_out(real: Server) -> None:
+async def test_stream_survives_pre_stop_and_sigterm(real: Server) -> None:
     """The module's last test: preStop, then SIGTERM, as a kubelet does it."""
     assert real.process is not None
     asked: dict[str, Any] = {"max_tokens": 400, "ignore_eos": True, "stream_options": {"include_usage": True}}
@@ -384,8 +386,8 @@ async def test_a_stream_in_progress_survives_the_whole_way_out(real: Server) -> 
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
-        ROOT_ENV: str(real.place.root),
-        SERVE_PORT_ENV: str(real.place.serve_port),
+        ROOT_ENV: str(real.paths.root),
+        SERVE_PORT_ENV: str(real.paths.serve_port),
         pods.SLOT_ENV: json.dumps({"spec": {"preemption": {"drainTimeoutSeconds": 60}}}),
     }
     hook = await asyncio.create_subprocess_exec(

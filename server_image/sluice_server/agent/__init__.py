@@ -1,4 +1,4 @@
-"""The agent beside vLLM: makes the engine's Adapters answer there, says when the slot is ready, and reports.
+"""The agent beside vLLM: loads the engine's Adapters, drains, sleeps and wakes, serves /readyz, and reports.
 
-Read `reconcile.py` first (observe, plan, act), then `plan.py` (what is decided).
+Read `reconcile.py` first (observe, plan, act), then `plan.py` (what is decided) and `sleep.py`.
 """

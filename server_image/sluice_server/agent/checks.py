@@ -1,7 +1,7 @@
-"""What an adapter must be before vLLM sees it: an ordered list of small rules over values.
+"""The rules that an adapter must meet before vLLM sees it, in their order, over values.
 
-vLLM takes an adapter of another base model with 200 and ignores it, and answers 500 to a rank that is too large:
-the reasons that a user reads are found here.
+vLLM loads an adapter of another base model with 200 and ignores it, and answers 500 to a rank that is too large. So the
+reasons that a user reads are found here.
 """
 
 from dataclasses import dataclass, field
@@ -9,16 +9,16 @@ from typing import Any
 
 from sluice_api.artifacts import AdapterManifest
 from sluice_api.reasons import Reason
-from sluice_server.agent.refusal import Refusal
+from sluice_server.agent.rejected import AdapterRejected
 from sluice_server.agent.tensors import Tensor
 
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
-"""Types whose tensors have the layer's own shape; quantised weights are packed."""
+"""Types whose tensors have the layer's shape; quantised weights are packed, and have another."""
 
 _PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
-"""init_lora_weights that leave the base model as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
+"""Values of init_lora_weights that do not change the base model; PiSSA, OLoRA, CorDA and LoftQ change it."""
 
 _UNSUPPORTED = {
     "use_dora": "DoRA",
@@ -35,7 +35,7 @@ _UNSUPPORTED = {
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The engine's model. Fingerprint and tensors are unknown while it is on the hub and not in a claim."""
+    """The engine's model. Only of a model in a claim are fingerprint and tensors known, and not of one on the hub."""
 
     uri: str
     fingerprint: str | None = None
@@ -44,7 +44,10 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An adapter's files, as values."""
+    """What the rules need to know of an adapter.
+
+    `not_finite` names a tensor with NaN or infinity, `wanted_digest` is the spec's, and `max_rank` the engine's.
+    """
 
     uri: str
     config: dict[str, Any]
@@ -57,33 +60,33 @@ class Candidate:
 
 
 def check_adapter(candidate: Candidate, base: BaseModel) -> None:
-    """Refuse what vLLM could not serve, or would serve wrongly; the first rule that objects speaks.
+    """Check an adapter against all rules; the first that it breaks is the reason.
 
     Raises:
-        Refusal: with the reason.
+        AdapterRejected: vLLM could not serve the adapter, or would serve it wrongly.
     """
     for rule in RULES:
         rule(candidate, base)
 
 
-def bytes_are_those_asked_for(candidate: Candidate, _base: BaseModel) -> None:
-    """The digest of the spec, where there is one, and of the manifest."""
+def digest_matches(candidate: Candidate, _base: BaseModel) -> None:
+    """The files have the digest of the spec, and that of the manifest, where there is one."""
     if candidate.wanted_digest not in (None, candidate.digest):
-        raise Refusal(
+        raise AdapterRejected(
             Reason.DIGEST_DIFFERS,
             f"{candidate.uri} has digest {candidate.digest}, source.digest asks for {candidate.wanted_digest}. "
             "Restore the files, or correct the digest.",
         )
     if candidate.manifest and candidate.manifest.digest != candidate.digest:
-        raise Refusal(
+        raise AdapterRejected(
             Reason.DIGEST_DIFFERS,
             f"{candidate.uri} has digest {candidate.digest}, its manifest.json says {candidate.manifest.digest}. "
             "Restore the files, or export the adapter again.",
         )
 
 
-def is_a_plain_lora(candidate: Candidate, _base: BaseModel) -> None:
-    """Only what vLLM computes as PEFT does."""
+def is_plain_lora(candidate: Candidate, _base: BaseModel) -> None:
+    """The adapter has only features that vLLM computes as PEFT does."""
     config = candidate.config
     if (kind := config.get("peft_type")) != "LORA":
         raise _invalid(candidate, f"peft_type is {kind!r}. vLLM serves LORA only.")
@@ -99,13 +102,13 @@ def is_a_plain_lora(candidate: Candidate, _base: BaseModel) -> None:
 
 
 def rank_fits(candidate: Candidate, _base: BaseModel) -> None:
-    """Memory for adapters is taken when vLLM starts."""
+    """No layer's rank is above the engine's maxRank: vLLM allocates the memory of adapters when it starts."""
     patterns = candidate.config.get("rank_pattern") or {}
     ranks = [candidate.config.get("r"), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
     if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
         raise _invalid(candidate, f"r or rank_pattern in adapter_config.json is no positive number: {ranks}.")
     if (rank := max(ranks)) > candidate.max_rank:
-        raise Refusal(
+        raise AdapterRejected(
             Reason.RANK_TOO_LARGE,
             f"{candidate.uri} has rank {rank}, the engine's lora.maxRank is {candidate.max_rank}. "
             "Train with a lower rank, or raise maxRank.",
@@ -113,7 +116,7 @@ def rank_fits(candidate: Candidate, _base: BaseModel) -> None:
 
 
 def tensors_are_lora_pairs(candidate: Candidate, _base: BaseModel) -> None:
-    """Each layer has an A and a B of one rank within r, and there is nothing else."""
+    """Each layer has a lora_A and a lora_B of one rank, and there is no other tensor."""
     if not candidate.tensors:
         raise _invalid(candidate, "adapter_model.safetensors is empty.")
     for name in candidate.tensors:
@@ -126,16 +129,18 @@ def tensors_are_lora_pairs(candidate: Candidate, _base: BaseModel) -> None:
             raise _invalid(candidate, f"lora_A and lora_B of {layer} have shapes {a.shape} and {b.shape}.")
 
 
-def numbers_are_numbers(candidate: Candidate, _base: BaseModel) -> None:
-    """NaN that one request leaves in the KV cache reaches later answers of the base model and of other adapters
-    (vLLM 0.32: seen after 200 tokens, and still after the adapter was unloaded).
+def numbers_are_finite(candidate: Candidate, _base: BaseModel) -> None:
+    """No number is NaN or infinite.
+
+    NaN that one request leaves in the KV cache reaches later answers of the base model and of other adapters (seen in
+    vLLM 0.32 after 200 tokens, and still after the adapter was unloaded).
     """
     if name := candidate.not_finite:
         raise _invalid(candidate, f"{name} has NaN or infinite numbers. Train again with a lower learning rate.")
 
 
-def belongs_to_the_base_model(candidate: Candidate, base: BaseModel) -> None:
-    """By the manifest where there is one; otherwise every layer must exist in the base with fitting sizes."""
+def base_model_matches(candidate: Candidate, base: BaseModel) -> None:
+    """The manifest names the base model. Without one, every layer exists in the base model and has its sizes."""
     manifest = candidate.manifest
     if manifest and base.fingerprint:
         if manifest.base_model_fingerprint != base.fingerprint:
@@ -148,46 +153,48 @@ def belongs_to_the_base_model(candidate: Candidate, base: BaseModel) -> None:
 
 
 RULES = (
-    bytes_are_those_asked_for,
-    is_a_plain_lora,
+    digest_matches,
+    is_plain_lora,
     rank_fits,
     tensors_are_lora_pairs,
-    numbers_are_numbers,
-    belongs_to_the_base_model,
+    numbers_are_finite,
+    base_model_matches,
 )
 
 
 def _layers_fit(candidate: Candidate, base: BaseModel) -> None:
     kinds = {name.removesuffix(".weight").rpartition(".")[2] for name in base.tensors}
-    known = False
+    any_known = False
     for layer, (a, b) in _layers(candidate).items():
         weight = base.tensors.get(f"{layer}.weight")
         if weight is None and layer.rpartition(".")[2] in kinds:
             raise _other_base(candidate, base, f"it has weights for {layer}, which that model lacks")
         if weight is None or a is None or b is None:
             continue
-        known = True
+        any_known = True
         if weight.dtype in _PLAIN and weight.shape != (b.shape[0], a.shape[1]):
             raise _other_base(
                 candidate, base, f"{layer} is {weight.shape} there and {(b.shape[0], a.shape[1])} in the adapter"
             )
-    # A checkpoint may name fused layers otherwise than PEFT does; nothing in common is another model.
-    if not known:
+    # A checkpoint may name its fused layers otherwise than PEFT does, so one unknown layer proves nothing. If all are
+    # unknown, it is another model.
+    if not any_known:
         raise _other_base(candidate, base, "none of its layers are in that model")
 
 
 def _layers(candidate: Candidate) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    """lora_A and lora_B of each layer, by the layer's name in the base model; None for one that is missing."""
     found = candidate.tensors
     names = {name.removeprefix(_PREFIX).removesuffix(_A).removesuffix(_B) for name in found}
     return {name: (found.get(f"{_PREFIX}{name}{_A}"), found.get(f"{_PREFIX}{name}{_B}")) for name in sorted(names)}
 
 
-def _invalid(candidate: Candidate, what: str) -> Refusal:
-    return Refusal(Reason.ADAPTER_INVALID, f"{candidate.uri}: {what}")
+def _invalid(candidate: Candidate, what: str) -> AdapterRejected:
+    return AdapterRejected(Reason.ADAPTER_INVALID, f"{candidate.uri}: {what}")
 
 
-def _other_base(candidate: Candidate, base: BaseModel, why: str) -> Refusal:
-    return Refusal(
+def _other_base(candidate: Candidate, base: BaseModel, why: str) -> AdapterRejected:
+    return AdapterRejected(
         Reason.BASE_MODEL_DIFFERS,
         f"{candidate.uri} is no adapter of {base.uri}: {why}. Train on that model, or use another engine.",
     )

@@ -10,9 +10,9 @@ REGISTRY = CollectorRegistry()
 
 
 class InFlight(Collector):
-    """The requests inside vLLM, and no series while the slot does not serve, as when it sleeps.
+    """The requests inside vLLM. There is no series while the slot does not serve, as when it sleeps.
 
-    Of a pod without one an autoscaler knows nothing. Zero would say to it that the replica is not needed.
+    An autoscaler leaves a pod without a series out, and would take zero for a replica that is not needed.
     """
 
     def __init__(self) -> None:

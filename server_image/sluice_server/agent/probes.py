@@ -12,13 +12,14 @@ _CONNECT_SECONDS = 1.0
 
 
 async def _listens(port: int) -> bool:
-    """Whether somebody takes connections: since the agent last asked, vLLM may have ended, and the kubelet takes its
-    container for ready as soon as it runs again.
+    """Whether vLLM takes connections.
+
+    It may have ended since the agent last asked, and the kubelet counts a container as ready as soon as it runs.
     """
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), _CONNECT_SECONDS)
     except TimeoutError:
-        return True  # too busy: the agent has patience with that
+        return True  # A vLLM that is too busy to accept still counts as serving.
     except OSError:
         return False
     writer.close()

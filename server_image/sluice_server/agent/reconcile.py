@@ -1,25 +1,25 @@
-"""Make the engine's Adapters answer in this slot's vLLM: observe, plan, act, for ever and from any state."""
+"""Serve the engine's Adapters in this slot's vLLM: observe, plan, act, for ever and from any state."""
 
 import asyncio
 import logging
 from collections import Counter
 from collections.abc import Coroutine
-from contextlib import suppress
 from time import monotonic
 
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
 from sluice_server.agent import plan
-from sluice_server.agent.engine import Engine, NobodyListens, Observation, Unreachable
-from sluice_server.agent.fetch import Shelf
+from sluice_server.agent.adapter_cache import AdapterCache
+from sluice_server.agent.events import is_set_within
+from sluice_server.agent.informer import Informer, adapters_of
 from sluice_server.agent.metrics import LOAD_SECONDS, LOADS
-from sluice_server.agent.mirror import Mirror, adapters_of
 from sluice_server.agent.plan import Check, CheckBase, Failed, Fetch, Fetched, Load, Remove, Route, Step, Unload, World
-from sluice_server.agent.refusal import Refusal
-from sluice_server.agent.rest import Canaries, Sleep, Start, Wake
-from sluice_server.agent.sleeper import Sleeper
+from sluice_server.agent.rejected import AdapterRejected, CanaryFailed
+from sluice_server.agent.resources import Body, Key, must_drain
+from sluice_server.agent.sleep import Sleep, SleepController, Start, Wake
 from sluice_server.agent.slot import Slot
-from sluice_server.agent.wanted import Body, Key, must_drain, must_sleep
+from sluice_server.agent.vllm_client import NotListening, Observation, Unreachable, VLLMClient
+from sluice_server.agent.wake_check import WakeCheck
 
 log = logging.getLogger(__name__)
 
@@ -28,32 +28,32 @@ _DRAINING_TICK_SECONDS = 0.2
 
 
 class Reconciler:
-    """One slot's loop. What it remembers only saves work: it starts right from nothing at any moment."""
+    """The control loop of one slot. Its memory only saves work: it may be lost at any moment."""
 
     def __init__(
         self,
         *,
         spec: SlotSpec,
         pod: str,
-        engine: Engine,
-        shelf: Shelf,
-        engines: Mirror,
-        adapters: Mirror,
+        vllm: VLLMClient,
+        cache: AdapterCache,
+        engines: Informer,
+        adapters: Informer,
         slot: Slot,
-        canaries: Canaries,
+        wake_check: WakeCheck,
         changed: asyncio.Event,
     ) -> None:
         self._spec, self._pod = spec, pod
-        self._engine, self._shelf = engine, shelf
+        self._vllm, self._cache = vllm, cache
         self._engines, self._adapters = engines, adapters
         self._slot = slot
-        self._sleeper = Sleeper(spec, engine, shelf, canaries)
+        self._sleep = SleepController(spec, vllm, cache, wake_check)
         self._findings: dict[Key, plan.Finding] = {}
         self._failures: Counter[Key] = Counter()
-        self._answering: set[str] = set()
-        self._base_answers, self._base_fault = False, ""
+        self._checked: set[str] = set()
+        self._base_checked, self._base_fault = False, ""
         self._boot = ""
-        self._work: asyncio.Task[None] | None = None
+        self._work: asyncio.Task[None] | None = None  # asyncio keeps only a weak reference to a task
         self._busy_with: str | None = None
         self._changed = changed
 
@@ -64,30 +64,29 @@ class Reconciler:
             try:
                 acted = await self._once()
             except Unreachable as error:
-                self._slot.unreachable(str(error), self._must_drain(), nobody_listens=isinstance(error, NobodyListens))
+                self._slot.unreachable(str(error), self._must_drain(), not_listening=isinstance(error, NotListening))
                 acted = False
             if acted:
                 continue
-            with suppress(TimeoutError):
-                pause = _DRAINING_TICK_SECONDS if self._slot.hurries else _TICK_SECONDS
-                await asyncio.wait_for(self._changed.wait(), pause)
+            await is_set_within(self._changed, _DRAINING_TICK_SECONDS if self._slot.is_awaited else _TICK_SECONDS)
 
     async def _once(self) -> bool:
-        """One step; False when there is nothing to do."""
-        # Before the observation: a vLLM that is slow to answer must not delay the way out of the endpoints, and
-        # what a step in work does meanwhile is not in it.
+        """Observe, and take one step; return False when there is nothing to do.
+
+        Raises:
+            Unreachable: vLLM does not answer.
+        """
+        # Both are read before vLLM is asked. A vLLM that is slow to answer must not delay the way out of the endpoints,
+        # and the observation may be from before the end of work that was in progress.
         self._slot.must_drain |= self._must_drain()
         busy_with = self._busy_with
-        observation = await self._engine.observe()
+        observation = await self._vllm.observe()
         self._notice_restart(observation)
         if not (self._engines.synced and self._adapters.synced):
             self._slot.unsynced()
             return False
         world = self._world(observation, busy_with)
-        awake_because = self._sleeper.awake_because(observation, world.rest, self._said)
-        self._slot.observed(
-            world, healthy=observation.healthy, base_fault=self._base_fault, awake_because=awake_because
-        )
+        self._slot.observed(world, healthy=observation.healthy, base_fault=self._base_fault)
         step = plan.next_step(world)
         if step is None:
             return False
@@ -95,12 +94,15 @@ class Reconciler:
         return True
 
     def _notice_restart(self, observation: Observation) -> None:
-        """A restarted vLLM has forgotten all; after the agent's own restart, what has a name passed its check."""
+        """After a restart of vLLM, forget which versions have passed their check and which have failed.
+
+        The first observation of a new agent counts as a restart too; live versions have passed their check then.
+        """
         if observation.state.boot == self._boot:
             return
         self._boot = observation.state.boot
-        self._base_answers = False
-        self._answering = set(observation.state.desired.aliases.values())
+        self._base_checked = False
+        self._checked = set(observation.state.desired.aliases.values())
         self._findings = {key: found for key, found in self._findings.items() if isinstance(found, Fetched)}
 
     def _world(self, observation: Observation, busy_with: str | None) -> World:
@@ -109,65 +111,66 @@ class Reconciler:
         self._findings = {key: finding for key, finding in self._findings.items() if key in wanted}
         self._failures = Counter({key: count for key, count in self._failures.items() if key in wanted})
         lora = self._spec.spec.lora
-        rest = self._sleeper.rest(observation, self._said)
         return World(
             adapters=adapters,
-            places=lora.max_adapters if lora else 0,
+            max_adapters=lora.max_adapters if lora else 0,
             state=observation.state,
             loaded=observation.loaded,
-            answering=frozenset(self._answering),
-            on_disk=self._shelf.versions(),
+            checked=frozenset(self._checked),
+            cached=self._cache.versions(),
             findings=dict(self._findings),
             busy_with=busy_with,
-            base_answers=self._base_answers,
+            base_checked=self._base_checked,
             draining=observation.state.terminating or self._must_drain(),
             now=monotonic(),
-            rest=rest,
+            sleep=self._sleep.observe(observation, self._engine),
         )
 
     @property
-    def _said(self) -> Body | None:
-        """The engine, with the status in which the operator says what its slots do."""
+    def _engine(self) -> Body | None:
+        """The slot's InferenceEngine; None if it is deleted."""
         return self._engines.objects.get(self._spec.engine)
 
     def _must_drain(self) -> bool:
-        sleeps = bool(self._spec.sleep_level and must_sleep(self._said, self._spec.index))
-        return sleeps or must_drain(self._said, self._spec.index, self._pod)
+        return self._sleep.must_drain(self._engine) or must_drain(self._engine, self._spec.index, self._pod)
 
     async def _act(self, step: Step, observation: Observation) -> None:
         match step:
             case Route(desired):
-                await self._engine.put(desired)
+                await self._vllm.put_state(desired)
             case Unload(version):
                 log.info("unloading %s", version)
-                await self._engine.unload(version)
-                self._answering.discard(version)
+                await self._vllm.unload(version)
+                self._checked.discard(version)
             case Remove(version):
-                await asyncio.to_thread(self._shelf.remove, version)
+                await asyncio.to_thread(self._cache.remove, version)
                 self._findings = {key: found for key, found in self._findings.items() if found != Fetched(version)}
             case CheckBase():
                 self._work_on(self._check_base())
             case Start():
                 log.info("vLLM may start")
-                await self._engine.start()
+                await self._vllm.open_start_gate()
             case Sleep(abort):
-                versions = observation.loaded & self._answering
-                self._work_on(self._rest(self._sleeper.fall_asleep(observation.state.boot, versions, abort=abort)))
+                versions = observation.loaded & self._checked
+                self._work_on(
+                    self._change_sleep(self._sleep.fall_asleep(observation.state.boot, versions, abort=abort))
+                )
             case Wake():
-                self._work_on(self._rest(self._sleeper.wake(observation)))
+                self._work_on(self._change_sleep(self._sleep.wake(observation)))
             case Fetch() | Load() | Check():
                 self._busy_with = "" if isinstance(step, Fetch) else step.version
-                self._work = asyncio.create_task(self._bring(step))
+                self._work = asyncio.create_task(self._work_on_adapter(step))
 
     def _work_on(self, work: Coroutine[None, None, None]) -> None:
+        """Begin work that is about no version, beside serving."""
         self._busy_with = ""
         self._work = asyncio.create_task(work)
 
-    async def _rest(self, work: Coroutine[None, None, None]) -> None:
-        """Fall asleep or wake, whatever is due; what fails is tried again."""
+    async def _change_sleep(self, work: Coroutine[None, None, None]) -> None:
+        """Fall asleep or wake. A failure leaves the state as it is, so the same step is planned again."""
         try:
             await work
-        except (Refusal, Unreachable, OSError):
+        except (AdapterRejected, CanaryFailed, Unreachable, OSError):
             await asyncio.sleep(_TICK_SECONDS)
         finally:
             self._busy_with = None
@@ -175,9 +178,9 @@ class Reconciler:
 
     async def _check_base(self) -> None:
         try:
-            await self._engine.check(self._spec.engine)
-            self._base_answers, self._base_fault = True, ""
-        except (Refusal, Unreachable) as error:
+            await self._vllm.check_answers(self._spec.engine)
+            self._base_checked, self._base_fault = True, ""
+        except (CanaryFailed, Unreachable) as error:
             self._base_fault = f"The base model does not answer as it should: {error}"[:1024]
             log.warning("%s", self._base_fault)
             await asyncio.sleep(_TICK_SECONDS)
@@ -185,14 +188,14 @@ class Reconciler:
             self._busy_with = None
             self._changed.set()
 
-    async def _bring(self, step: Fetch | Load | Check) -> None:
-        """One step of a new version, beside serving. The one place where failures become what users read."""
+    async def _work_on_adapter(self, step: Fetch | Load | Check) -> None:
+        """Fetch, load or check an adapter. The one place where failures become the reasons that users read."""
         adapter = step.adapter
         try:
             with LOAD_SECONDS.labels(type(step).__name__.lower()).time():
-                await self._take(step)
-        except Refusal as refusal:
-            self._failed(step, refusal.reason, str(refusal))
+                await self._try_step(step)
+        except (AdapterRejected, CanaryFailed) as error:
+            self._failed(step, error.reason, str(error))
         except Unreachable as error:
             log.warning("%s: %s", adapter.name, error)
             await asyncio.sleep(_TICK_SECONDS)
@@ -203,25 +206,25 @@ class Reconciler:
             self._busy_with = None
             self._changed.set()
 
-    async def _take(self, step: Fetch | Load | Check) -> None:
+    async def _try_step(self, step: Fetch | Load | Check) -> None:
         match step:
             case Fetch(adapter):
-                version = await asyncio.to_thread(self._shelf.fetch, adapter)
+                version = await asyncio.to_thread(self._cache.fetch, adapter)
                 log.info("fetched %s from %s as %s", adapter.name, adapter.uri, version)
                 self._findings[adapter.key] = Fetched(version)
             case Load(_, version):
-                await self._engine.load(version, self._shelf.path(version))
+                await self._vllm.load(version, self._cache.path(version))
             case Check(adapter, version):
-                await self._engine.check_effect(version)
+                await self._vllm.check_effect(version)
                 log.info("%s answers", version)
                 LOADS.labels("loaded").inc()
-                self._answering.add(version)
+                self._checked.add(version)
 
     def _failed(self, step: Fetch | Load | Check, reason: Reason, message: str) -> None:
         log.error("%s: %s: %s", step.adapter.name, reason, message)
         LOADS.labels(reason).inc()
         if reason == Reason.CANARY_FAILED:
-            self._base_answers = False  # What an adapter left in the KV cache may have reached it.
+            self._base_checked = False  # What an adapter left in the KV cache may have reached it.
         self._failures[step.adapter.key] += 1
         pause = plan.pause_after(reason, self._failures[step.adapter.key])
         version = "" if isinstance(step, Fetch) else step.version

@@ -1,4 +1,4 @@
-"""Tells the operator how the slot is: at once when something changes, and every few seconds."""
+"""Reports the slot to the operator: at once when something changes, and every few seconds."""
 
 import asyncio
 import logging
@@ -11,6 +11,7 @@ import aiohttp
 
 from sluice_api.reports import ENGINE_REPORTS_PATH, EngineReport, LoadedState
 from sluice_server.agent import metrics
+from sluice_server.agent.events import is_set_within
 from sluice_server.agent.slot import Slot, View
 
 log = logging.getLogger(__name__)
@@ -23,30 +24,30 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
 
 
 class Reporter:
-    """Posts EngineReports. Nothing in the slot ever waits for it."""
+    """Posts EngineReports. Nothing in the slot waits for a post."""
 
     def __init__(self, url: str, token_file: Path, trust_file: Path) -> None:
         self._url = url.rstrip("/") + ENGINE_REPORTS_PATH
         self._trust_file = trust_file
         self._token_file = token_file
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._sequence = 0
 
-    def notice(self) -> None:
-        """Something changed."""
-        self._news.set()
+    def report_soon(self) -> None:
+        """Post a report at once, because something has changed."""
+        self._changed.set()
 
     async def run(self, slot: Slot) -> None:
         """Report until cancelled, and once more then."""
-        # A connection of its own each time: one that is kept would go to the replica that led before.
+        # A new connection for each post: a kept one would go to the operator replica that led before.
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), timeout=_TIMEOUT) as session:
             pause = _FIRST_PAUSE
             try:
                 while True:
-                    self._news.clear()
+                    self._changed.clear()
                     if await self._post(session, slot.view()):
                         pause = _FIRST_PAUSE
-                        await self._wait(_DRAINING_EVERY_SECONDS if slot.hurries else _EVERY_SECONDS)
+                        await self._wait(_DRAINING_EVERY_SECONDS if slot.is_awaited else _EVERY_SECONDS)
                     else:
                         await asyncio.sleep(pause)
                         pause = min(2 * pause, _LONGEST_PAUSE)
@@ -56,12 +57,13 @@ class Reporter:
                 raise
 
     async def _wait(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), seconds)
+        """Wait for the next report's time, or for a change and those that come with it."""
+        if await is_set_within(self._changed, seconds):
             await asyncio.sleep(_COALESCE_SECONDS)
 
     async def _post(self, session: aiohttp.ClientSession, view: View) -> bool:
-        _measure(view)
+        """Post one report; return whether the operator has taken it."""
+        _set_metrics(view)
         report = self._report(view)
         try:
             token = self._token_file.read_text().strip()
@@ -70,9 +72,9 @@ class Reporter:
                 metrics.REPORTS.labels(str(answer.status)).inc()
                 if answer.status < 300:
                     return True
-                words = (await answer.text())[:200]
+                text = (await answer.text())[:200]
                 if answer.status != 503:
-                    log.warning("the operator answered a report with %s: %s", answer.status, words)
+                    log.warning("the operator answered a report with %s: %s", answer.status, text)
                 if answer.status == 429:
                     await asyncio.sleep(_retry_after(answer.headers.get("Retry-After", "")))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -81,13 +83,13 @@ class Reporter:
         return False
 
     def _trust(self) -> ssl.SSLContext | bool:
-        """What the operator's certificate must be signed by, read anew each time; the system's own without a file."""
+        """The CA that must have signed the operator's certificate, read each time; without a file the system's CAs."""
         if not self._url.startswith("https:") or not self._trust_file.exists():
             return True
         return ssl.create_default_context(cafile=self._trust_file)
 
     def _report(self, view: View) -> EngineReport:
-        # Milliseconds, so that the number grows over a restart of the agent too.
+        # Milliseconds of the clock: the number has to grow over a restart of the agent too.
         self._sequence = max(self._sequence + 1, time.time_ns() // 1_000_000)
         return EngineReport(
             sequence=self._sequence,
@@ -105,9 +107,9 @@ def _retry_after(value: str) -> float:
     return min(float(value), _LONGEST_PAUSE) if value.isdigit() else _FIRST_PAUSE
 
 
-def _measure(view: View) -> None:
+def _set_metrics(view: View) -> None:
     metrics.IN_FLIGHT.count = view.in_flight if view.serving else None
     metrics.SERVING.set(view.serving)
     metrics.DRAINING.set(view.draining)
     for state in LoadedState:
-        metrics.ADAPTERS.labels(state).set(sum(told.state == state for told in view.adapters))
+        metrics.ADAPTERS.labels(state).set(sum(report.state == state for report in view.adapters))

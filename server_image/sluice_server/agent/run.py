@@ -1,4 +1,4 @@
-"""The container `agent`: composition."""
+"""The container `agent`: makes its parts and runs them."""
 
 import asyncio
 import logging
@@ -16,65 +16,67 @@ from sluice_api import pods
 from sluice_api.adapter import Adapter
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.slots import SlotSpec
-from sluice_server.agent.engine import Engine
-from sluice_server.agent.fetch import Shelf
-from sluice_server.agent.mirror import Mirror
+from sluice_server.agent.adapter_cache import AdapterCache
+from sluice_server.agent.informer import Informer
 from sluice_server.agent.probes import listen
 from sluice_server.agent.reconcile import Reconciler
 from sluice_server.agent.reporting import Reporter
-from sluice_server.agent.rest import Canaries
 from sluice_server.agent.slot import Slot
-from sluice_server.place import Place
+from sluice_server.agent.vllm_client import VLLMClient
+from sluice_server.agent.wake_check import WakeCheck
+from sluice_server.paths import SlotPaths
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import CustomObjectsApi
 
 
 def run() -> None:
-    """Be the agent until SIGTERM."""
+    """Run the agent until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    asyncio.run(_run(SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]), Place.here()))
+    asyncio.run(_run(SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]), SlotPaths.here()))
 
 
-async def _run(spec: SlotSpec, place: Place) -> None:
-    agent = asyncio.create_task(serve(spec, place, os.environ[pods.REPORT_URL_ENV], _api_server))
+async def _run(spec: SlotSpec, paths: SlotPaths) -> None:
+    agent = asyncio.create_task(serve(spec, paths, os.environ[pods.REPORT_URL_ENV], _api_server))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, agent.cancel)
     with suppress(asyncio.CancelledError):
         await agent
 
 
-async def serve(spec: SlotSpec, place: Place, report_url: str, api_server: Callable[[], "CustomObjectsApi"]) -> None:
-    """Be the agent of a slot until cancelled."""
-    secret = _secret(place.secret_file)
-    reporter = Reporter(report_url, place.at(pods.TOKEN_FILE), place.at(pods.TRUST_FILE))
-    slot = Slot(reporter.notice)
-    # The secret and this port are what vLLM's container waits for: everything slow comes after.
-    probes = await listen(place.agent_port, slot, place.serve_port)
+async def serve(
+    spec: SlotSpec, paths: SlotPaths, report_url: str, api_server: Callable[[], "CustomObjectsApi"]
+) -> None:
+    """Run the agent of a slot until cancelled."""
+    secret = _secret(paths.secret_file)
+    reporter = Reporter(report_url, paths.at(pods.TOKEN_FILE), paths.at(pods.TRUST_FILE))
+    slot = Slot(reporter.report_soon)
+    # vLLM's container waits for the secret and for this port, so everything slow comes after them.
+    probes = await listen(paths.agent_port, slot, paths.serve_port)
     try:
         await asyncio.to_thread(import_module, "kubernetes.aio")  # More than a second.
         api = api_server()
         async with (
             api.api_client,
-            Engine(
-                place.serve_port, secret, spec.engine, embeds=spec.spec.task == "Embed", sleep_level=spec.sleep_level
-            ) as engine,
+            VLLMClient(
+                paths.serve_port, secret, spec.engine, embeds=spec.spec.task == "Embed", sleep_level=spec.sleep_level
+            ) as vllm,
             asyncio.TaskGroup() as tasks,
         ):
             changed = asyncio.Event()
-            engines = Mirror(api, InferenceEngine, spec.namespace, changed.set, only=spec.engine)
-            adapters = Mirror(api, Adapter, spec.namespace, changed.set)
+            engines = Informer(api, InferenceEngine, spec.namespace, changed.set, only=spec.engine)
+            adapters = Informer(api, Adapter, spec.namespace, changed.set)
             reconciler = Reconciler(
                 spec=spec,
                 pod=socket.gethostname(),  # A Deployment's pod has its own name as its host's.
-                engine=engine,
-                shelf=Shelf(spec, place),
+                vllm=vllm,
+                cache=AdapterCache(spec, paths),
                 engines=engines,
                 adapters=adapters,
                 slot=slot,
-                canaries=Canaries(place.scratch / "canaries.json"),
+                wake_check=WakeCheck(paths.scratch / "wake_check.json"),
                 changed=changed,
             )
-            for task in (engines.follow(), adapters.follow(), reconciler.run(), reporter.run(slot)):
+            for task in (engines.run(), adapters.run(), reconciler.run(), reporter.run(slot)):
                 tasks.create_task(task)
     finally:
         await probes.cleanup()
@@ -89,7 +91,7 @@ def _api_server() -> "CustomObjectsApi":
 
 
 def _secret(path: Path) -> str:
-    """This pod's secret, made at its first start and kept over restarts of either container."""
+    """This pod's secret. The agent's first start makes it, and it stays over restarts of either container."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(".new")

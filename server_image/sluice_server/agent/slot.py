@@ -1,4 +1,4 @@
-"""What is known about the slot as a whole: whether it is ready, and what the operator is told."""
+"""The slot as a whole: whether it is ready, and what the operator gets to know of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from sluice_server.agent import plan
 from sluice_server.agent.plan import World
 
 _PATIENCE_SECONDS = 10.0
-"""A busy vLLM may be late with an answer; one that is gone for so long does not serve."""
+"""How long a vLLM that gives no answer still counts as serving: a busy one may be late."""
 
 
 @dataclass(frozen=True)
@@ -25,68 +25,74 @@ class View:
     asleep: bool = False
 
     @property
-    def news(self) -> tuple[object, ...]:
+    def urgent(self) -> tuple[object, ...]:
         """The part whose change is reported at once."""
         return self.serving, self.draining, self.asleep, self.adapters, self.message
 
 
 class Slot:
-    """The slot as last seen. `on_news` is called when the operator should know at once."""
+    """The slot as last observed. `on_change` is called when the operator should know at once."""
 
-    def __init__(self, on_news: Callable[[], None]) -> None:
+    def __init__(self, on_change: Callable[[], None]) -> None:
         self.must_drain = False
-        self._on_news = on_news
+        self._on_change = on_change
         self._world: World | None = None
-        self._healthy = self._asleep = self._gone = False
+        self._healthy = self._not_listening = False
         self._settled_boot = ""
-        self._seen = monotonic()
+        self._observed_at = monotonic()
         self._message = "The agent is starting."
-        self._told: tuple[object, ...] = ()
+        self._last_urgent: tuple[object, ...] = ()
 
-    def observed(self, world: World, *, healthy: bool, base_fault: str, awake_because: str = "") -> None:
-        """vLLM has answered, and the API server has too.
+    def observed(self, world: World, *, healthy: bool, base_fault: str) -> None:
+        """Take a new observation of vLLM.
 
         Args:
-            base_fault: why the base model's last check failed.
-            awake_because: why a slot that is to sleep still takes memory of its GPUs; empty when it takes none.
+            world: what was observed and follows from it.
+            healthy: whether vLLM says that its engine lives.
+            base_fault: why the base model's last check failed; empty if it did not.
         """
-        self._world, self._seen, self._gone = world, monotonic(), False
+        self._world, self._observed_at, self._not_listening = world, monotonic(), False
         self._healthy = healthy and not base_fault
         self.must_drain = world.draining
-        resting = plan.at_rest(world)
-        self._asleep = resting and world.rest is not None and world.rest.wanted is True and not awake_because
-        if resting:
-            self._settled_boot = ""  # what was published meanwhile is loaded before it is ready again
-        # Once ready, a slot stays ready while it loads what is published later.
+        if not plan.serves(world):
+            self._settled_boot = ""  # Adapters that are published meanwhile are loaded before the slot is ready again.
+        # Once ready, a slot stays ready while it loads adapters that are published later.
         elif plan.settled(world):
             self._settled_boot = world.state.boot
-        self._message = (base_fault or awake_because) if healthy else "vLLM says that its engine is dead."
-        self._notice()
+        self._message = (base_fault or world.sleep.awake_because) if healthy else "vLLM says that its engine is dead."
+        self._report_change()
 
-    def unreachable(self, why: str, must_drain: bool, *, nobody_listens: bool = False) -> None:
-        """vLLM has not answered: it is busy, or there is none, and then what it last answered counts for nothing."""
+    def unreachable(self, why: str, must_drain: bool, *, not_listening: bool = False) -> None:
+        """Note that vLLM has not answered.
+
+        Args:
+            why: the error, for the message.
+            must_drain: whether the engine's status wants the slot to drain.
+            not_listening: whether nothing listens on vLLM's port. Then the last observation counts no more; otherwise
+                vLLM may be busy, and it counts for some seconds.
+        """
         self.must_drain = must_drain
-        self._gone = nobody_listens
-        if not self._fresh:
+        self._not_listening = not_listening
+        if not self._is_recent:
             self._message = f"vLLM does not answer: {why}"[:1024]
-        self._notice()
+        self._report_change()
 
     def unsynced(self) -> None:
-        """vLLM has answered, but what it should serve is not known yet."""
+        """Note that vLLM has answered, but the informers do not know yet what it should serve."""
         self._message = "The agent can't read the engine and its adapters from the API server yet."
-        self._notice()
+        self._report_change()
 
     def view(self) -> View:
         """The slot now."""
-        since = monotonic() - self._seen
+        since = monotonic() - self._observed_at
         world = self._world
-        if world is None or not self._fresh:
+        if world is None or not self._is_recent:
             return View(
                 serving=False,
                 draining=self.must_drain,
                 in_flight=0,
                 quiet_seconds=since,
-                adapters=plan.reports(world) if world else (),
+                adapters=plan.adapter_reports(world) if world else (),
                 message=self._message,
             )
         state = world.state
@@ -96,9 +102,9 @@ class Slot:
             draining=self.must_drain and (state.desired.draining or state.terminating),
             in_flight=state.in_flight,
             quiet_seconds=state.quiet_seconds + since,
-            adapters=plan.reports(world),
-            message=self._message or ("" if settled else _loading(world)),
-            asleep=self._asleep,
+            adapters=plan.adapter_reports(world),
+            message=self._message or ("" if settled else _progress(world)),
+            asleep=world.sleep.asleep,
         )
 
     @property
@@ -107,23 +113,27 @@ class Slot:
         return self.view().serving and not self.must_drain
 
     @property
-    def hurries(self) -> bool:
-        """Whether somebody waits for the slot to drain, or to sleep."""
-        return self.must_drain and not self._asleep
+    def is_awaited(self) -> bool:
+        """Whether the operator waits for the slot to drain or fall asleep: the agent reports more often then."""
+        return self.must_drain and not (self._world is not None and self._world.sleep.asleep)
 
     @property
-    def _fresh(self) -> bool:
-        return self._world is not None and not self._gone and monotonic() - self._seen < _PATIENCE_SECONDS
+    def _is_recent(self) -> bool:
+        """Whether the last observation still counts."""
+        return (
+            self._world is not None and not self._not_listening and monotonic() - self._observed_at < _PATIENCE_SECONDS
+        )
 
-    def _notice(self) -> None:
-        news = self.view().news
-        if news != self._told:
-            self._told = news
-            self._on_news()
+    def _report_change(self) -> None:
+        urgent = self.view().urgent
+        if urgent != self._last_urgent:
+            self._last_urgent = urgent
+            self._on_change()
 
 
-def _loading(world: World) -> str:
-    if plan.at_rest(world):
-        return "vLLM is not started yet." if world.state.held else "vLLM sleeps, or wakes."
-    names = [told.name for told in plan.reports(world) if told.state == LoadedState.LOADING]
+def _progress(world: World) -> str:
+    """What a slot that is not ready yet is doing."""
+    if not plan.serves(world):
+        return world.sleep.progress
+    names = [report.name for report in plan.adapter_reports(world) if report.state == LoadedState.LOADING]
     return f"Loading {', '.join(names)}."[:1024]

@@ -13,20 +13,20 @@ _MAX_HEADER_BYTES = 100 * 2**20
 
 
 class NotSafetensors(ValueError):
-    """The file is no safetensors file."""
+    """The file is no safetensors file, or is cut short."""
 
 
 _INFINITE = {"F64": 0x7FF0000000000000, "F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
-"""Exponent bits of each type: all of them are set in NaN and infinity, and in no other number."""
+"""Exponent bits of each type: all are set in NaN and infinity, and in no other number."""
 
 _BITS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "F8_E5M2": 8}
-"""Of one number of each type that an adapter may have."""
+"""Width of a number of each type that an adapter may have."""
 
 _CHUNK_NUMBERS = 2**22
 
 
 class _Entry(BaseModel):
-    """What a header says of one tensor; offsets are counted from the header's end."""
+    """One tensor in a file's header; offsets are counted from the header's end."""
 
     dtype: str
     shape: list[NonNegativeInt] = Field(max_length=8)
@@ -38,7 +38,7 @@ _HEADER: TypeAdapter[dict[str, _Entry]] = TypeAdapter(dict[str, _Entry])
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file: its type and shape, and where its bytes are in the file."""
+    """One tensor of a file: its type, its shape, and the offsets of its bytes in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,10 +47,10 @@ class Tensor:
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-    """What a safetensors file holds (8 bytes of length, then a JSON header).
+    """Read the header of a safetensors file: 8 bytes of length, then JSON. Return the tensors by name.
 
     Raises:
-        NotSafetensors: it is something else, or is cut short.
+        NotSafetensors: the file is something else, or is cut short.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -81,7 +81,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
 
 
 def not_finite(path: Path, found: dict[str, Tensor]) -> str | None:
-    """The first tensor with a NaN or an infinity in it; None where all numbers are numbers."""
+    """The name of the first tensor with a NaN or an infinity; None if there is none."""
     import numpy as np
 
     for name, tensor in found.items():
@@ -98,5 +98,5 @@ def not_finite(path: Path, found: dict[str, Tensor]) -> str | None:
 
 
 def folder_tensors(folder: Path) -> dict[str, Tensor]:
-    """What all safetensors files of a model's folder hold."""
+    """The tensors of all safetensors files in a model's folder, by name."""
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in tensors(path).items()}

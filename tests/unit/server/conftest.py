@@ -17,8 +17,8 @@ from sluice_api.inferenceengine import EngineLora, InferenceEngineSpec, ServedMo
 from sluice_api.slots import SlotSpec
 from sluice_server.agent.run import serve
 from sluice_server.middleware import Middleware
-from sluice_server.place import SECRET_HEADER, STATE_PATH, Place
-from sluice_server.waiting_room import wait_for_the_agent
+from sluice_server.paths import SECRET_HEADER, STATE_PATH, SlotPaths
+from sluice_server.start_gate import wait_at_start_gate
 from tests.unit.server.fake_api import FakeAPI, Operator, api_client
 from tests.unit.server.fake_vllm import BASE, FakeVLLM
 from tests.unit.server.folders import make_adapter, make_model
@@ -50,13 +50,13 @@ async def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any
 class SlotUnderTest:
     """A slot's pod and its surroundings."""
 
-    def __init__(self, place: Place, model: Path) -> None:
-        self.place, self.model, self.spec = place, model, SPEC
+    def __init__(self, paths: SlotPaths, model: Path) -> None:
+        self.paths, self.model, self.spec = paths, model, SPEC
         self.ended = asyncio.Event()
         self.api, self.operator, self.vllm = FakeAPI(), Operator(), FakeVLLM()
-        self.place.adapters.mkdir(exist_ok=True)
-        self.place.scratch.mkdir(exist_ok=True)
-        token = self.place.at(pods.TOKEN_FILE)
+        self.paths.adapters.mkdir(exist_ok=True)
+        self.paths.scratch.mkdir(exist_ok=True)
+        token = self.paths.at(pods.TOKEN_FILE)
         token.parent.mkdir(parents=True, exist_ok=True)
         token.write_text("first\n")
         self._stack = AsyncExitStack()
@@ -71,16 +71,16 @@ class SlotUnderTest:
 
     async def start_agent(self) -> None:
         self._agent = asyncio.create_task(
-            serve(self.spec, self.place, self._report_url, lambda: api_client(self._api_address))
+            serve(self.spec, self.paths, self._report_url, lambda: api_client(self._api_address))
         )
-        await eventually(self._lives)
+        await eventually(self._is_live)
 
-    async def _lives(self) -> bool:
+    async def _is_live(self) -> bool:
         assert self._agent
         if self._agent.done():
             self._agent.result()
         with suppress(aiohttp.ClientConnectionError):
-            async with self.http.get(f"http://127.0.0.1:{self.place.agent_port}/livez") as answer:
+            async with self.http.get(f"http://127.0.0.1:{self.paths.agent_port}/livez") as answer:
                 return answer.status == 200
         return False
 
@@ -91,11 +91,11 @@ class SlotUnderTest:
                 await self._agent
 
     async def start_vllm(self) -> None:
-        secret = self.place.secret_file.read_text()
+        secret = self.paths.secret_file.read_text()
         app = Middleware(
             self.vllm, secret, BASE, memory=self.vllm.sleep.memory, end=self.ended.set, layers=self.vllm.layers
         )
-        await self._vllm_stack.enter_async_context(served(app, self.place.serve_port))
+        await self._vllm_stack.enter_async_context(served(app, self.paths.serve_port))
 
     async def stop_vllm(self) -> None:
         await self._vllm_stack.aclose()
@@ -105,7 +105,7 @@ class SlotUnderTest:
         self.ended.clear()
         self.vllm = FakeVLLM()
         if self.spec.sleep_level:
-            await asyncio.to_thread(wait_for_the_agent, self.place)
+            await asyncio.to_thread(wait_at_start_gate, self.paths)
         await self.start_vllm()
 
     async def start_all(self) -> None:
@@ -113,8 +113,8 @@ class SlotUnderTest:
         await self.start_agent()
         await self.start_vllm()
 
-    async def say(self, state: str, pod: str = "") -> None:
-        """What the operator writes about the slot."""
+    async def set_status(self, state: str, pod: str = "") -> None:
+        """Write the slot's state into the engine's status, as the operator does."""
         status = {"slots": [{"index": self.spec.index, "state": state, "pod": pod or socket.gethostname()}]}
         await self.api.apply("inferenceengines", BASE, status=status)
 
@@ -128,15 +128,15 @@ class SlotUnderTest:
         await self._stack.aclose()
 
     def put_adapter(self, folder: str, seed: int = 1, **config: Any) -> Path:
-        return make_adapter(self.place.root / "volumes/adapters" / folder, self.model, seed, **config)
+        return make_adapter(self.paths.root / "volumes/adapters" / folder, self.model, seed, **config)
 
     async def publish(self, name: str, folder: str, **source: Any) -> None:
         spec = {"engine": BASE, "source": {"uri": f"pvc://adapters/{folder}", **source}}
         await self.api.apply("adapters", name, spec=spec)
 
     async def state(self) -> dict[str, Any]:
-        headers = {SECRET_HEADER: self.place.secret_file.read_text()}
-        async with self.http.get(f"http://127.0.0.1:{self.place.serve_port}{STATE_PATH}", headers=headers) as answer:
+        headers = {SECRET_HEADER: self.paths.secret_file.read_text()}
+        async with self.http.get(f"http://127.0.0.1:{self.paths.serve_port}{STATE_PATH}", headers=headers) as answer:
             found: dict[str, Any] = await answer.json()
             return found
 
@@ -144,34 +144,34 @@ class SlotUnderTest:
         return not (await self.state())["desired"]["aliases"]
 
     async def ask(self, model: str, **fields: Any) -> tuple[int, Any]:
-        url = f"http://127.0.0.1:{self.place.serve_port}/v1/completions"
+        url = f"http://127.0.0.1:{self.paths.serve_port}/v1/completions"
         async with self.http.post(url, json={"model": model, "prompt": "hello", **fields}) as answer:
             body = await answer.read()
             return answer.status, body if fields.get("stream") else json.loads(body)
 
     async def ready(self) -> bool:
-        async with self.http.get(f"http://127.0.0.1:{self.place.agent_port}/readyz") as answer:
+        async with self.http.get(f"http://127.0.0.1:{self.paths.agent_port}/readyz") as answer:
             return answer.status == 200
 
     async def metrics(self) -> list[str]:
         """The agent's series, a line each."""
-        async with self.http.get(f"http://127.0.0.1:{self.place.agent_port}/metrics") as answer:
+        async with self.http.get(f"http://127.0.0.1:{self.paths.agent_port}/metrics") as answer:
             return (await answer.text()).splitlines()
 
-    def told(self, name: str) -> dict[str, Any]:
+    def reported(self, name: str) -> dict[str, Any]:
         """The adapter as the newest report has it."""
         adapters = self.operator.reports[-1]["adapters"] if self.operator.reports else []
         return next((adapter for adapter in adapters if adapter["name"] == name), {})
 
     async def until(self, name: str, state: str) -> dict[str, Any]:
-        await eventually(lambda: self.told(name).get("state") == state)
-        return self.told(name)
+        await eventually(lambda: self.reported(name).get("state") == state)
+        return self.reported(name)
 
 
 @pytest.fixture
 async def slot(tmp_path: Path) -> AsyncIterator[SlotUnderTest]:
-    place = Place(tmp_path, free_port(), free_port())
-    under_test = SlotUnderTest(place, make_model(place.root / "volumes/models/tiny"))
+    paths = SlotPaths(tmp_path, free_port(), free_port())
+    under_test = SlotUnderTest(paths, make_model(paths.root / "volumes/models/tiny"))
     try:
         yield under_test
     finally:

@@ -59,7 +59,7 @@ class FakeVLLM:
                 await self._json(send, 404, {"detail": "Not Found"})
 
     async def layers(self, _app: Any, version: str) -> AdapterLayers:
-        """What its workers say of an adapter."""
+        """What its workers answer about an adapter."""
         assert version in self.adapters
         return AdapterLayers(layers=6, passed_over=self.passes_over or ())
 
@@ -109,17 +109,17 @@ class FakeVLLM:
             return await self._stream(name, send)
         hold = asyncio.Event() if request.get("prompt") == ENDLESS else self.hold
         aborted = await self.sleep.turn(hold, name)
-        said, sure = ("??", -9.0) if self.sleep.is_spoiled(name) else ("hm", -1.5)
+        text, logprob = ("??", -9.0) if self.sleep.is_spoiled(name) else ("hm", -1.5)
         if name != BASE and self.passes_over is None:
-            sure -= 1  # an adapter changes numbers
+            logprob -= 1  # an adapter changes numbers
         reason = "abort" if aborted else "length"
-        choice = {"index": 0, "text": said, "logprobs": {"token_logprobs": [sure]}, "finish_reason": reason}
+        choice = {"index": 0, "text": text, "logprobs": {"token_logprobs": [logprob]}, "finish_reason": reason}
         answer = {"id": "cmpl-1", "object": "text_completion", "model": name, "choices": [choice]}
         return await self._json(send, 200, answer)
 
     async def _stream(self, name: str, send: Send) -> None:
-        said = f'He said "model":"{name}" twice, and \\n.'
-        events = [{"id": "cmpl-1", "model": name, "choices": [{"index": 0, "text": text}]} for text in ("a", said, "")]
+        quote = f'He said "model":"{name}" twice, and \\n.'
+        events = [{"id": "cmpl-1", "model": name, "choices": [{"index": 0, "text": text}]} for text in ("a", quote, "")]
         lines = [f"data: {json.dumps(event, separators=(',', ':'))}\n\n" for event in events]
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

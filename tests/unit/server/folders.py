@@ -48,9 +48,9 @@ def make_adapter(folder: Path, model: Path, seed: int = 1, **config: Any) -> Pat
     for name, tensor in folder_tensors(model).items():
         layer = name.removesuffix(".weight")
         if layer.endswith(MODULES):
-            outward, inward = tensor.shape
-            weights[f"base_model.model.{layer}.lora_A.weight"] = random.normal(size=(rank, inward)).astype(np.float32)
-            weights[f"base_model.model.{layer}.lora_B.weight"] = random.normal(size=(outward, rank)).astype(np.float32)
+            out_features, in_features = tensor.shape
+            for part, shape in (("A", (rank, in_features)), ("B", (out_features, rank))):
+                weights[f"base_model.model.{layer}.lora_{part}.weight"] = random.normal(size=shape).astype(np.float32)
     save_file(weights, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(CONFIG | config))
     return folder

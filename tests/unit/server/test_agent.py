@@ -13,13 +13,20 @@ from tests.unit.server.conftest import SlotUnderTest, eventually
 from tests.unit.server.fake_vllm import BASE
 
 
-async def test_a_published_adapter_answers_under_its_name(slot: SlotUnderTest) -> None:
+async def test_adapter_is_served_under_its_alias(slot: SlotUnderTest) -> None:
     await slot.start_all()
     folder = slot.put_adapter("tone")
     await slot.publish("tone", "tone")
-    told = await slot.until("tone", "Loaded")
+    report = await slot.until("tone", "Loaded")
     version = adapter_version("tone", adapter_digest(folder))
-    assert told == {"name": "tone", "generation": 1, "version": version, "state": "Loaded", "reason": "", "message": ""}
+    assert report == {
+        "name": "tone",
+        "generation": 1,
+        "version": version,
+        "state": "Loaded",
+        "reason": "",
+        "message": "",
+    }
     status, answer = await slot.ask("tone")
     assert (status, answer["model"]) == (200, "tone")
     assert slot.vllm.seen[-1]["model"] == version
@@ -28,11 +35,11 @@ async def test_a_published_adapter_answers_under_its_name(slot: SlotUnderTest) -
         version,
         BASE,
     ]  # Checks.
-    assert slot.vllm.adapters[version] == str(slot.place.adapters / version)
+    assert slot.vllm.adapters[version] == str(slot.paths.adapters / version)
     assert (slot.api.lists, slot.api.watches) == (2, 2)  # It came through the watch.
 
 
-async def test_a_slot_is_ready_when_every_adapter_is_loaded_or_has_failed(slot: SlotUnderTest) -> None:
+async def test_ready_when_every_adapter_is_loaded_or_failed(slot: SlotUnderTest) -> None:
     await slot.start()
     slot.put_adapter("tone")
     await slot.publish("tone", "tone")
@@ -42,9 +49,9 @@ async def test_a_slot_is_ready_when_every_adapter_is_loaded_or_has_failed(slot: 
     await slot.start_vllm()
     await eventually(slot.ready)
     assert set((await slot.state())["desired"]["aliases"]) == {"tone"}
-    told = await slot.until("lost", "Failed")
-    assert told["reason"] == "AdapterNotFound"
-    assert told["message"] == (
+    report = await slot.until("lost", "Failed")
+    assert report["reason"] == "AdapterNotFound"
+    assert report["message"] == (
         "pvc://adapters/nowhere has no adapter_config.json. It is looked for again every few seconds."
     )
     status, answer = await slot.ask("lost")
@@ -53,7 +60,7 @@ async def test_a_slot_is_ready_when_every_adapter_is_loaded_or_has_failed(slot: 
     assert (await slot.ask(BASE))[0] == 200
 
 
-async def test_a_ready_slot_stays_ready_while_it_loads(slot: SlotUnderTest) -> None:
+async def test_ready_while_another_adapter_loads(slot: SlotUnderTest) -> None:
     await slot.start_all()
     await eventually(slot.ready)
     slot.vllm.hold.clear()
@@ -66,7 +73,7 @@ async def test_a_ready_slot_stays_ready_while_it_loads(slot: SlotUnderTest) -> N
     await slot.until("tone", "Loaded")
 
 
-async def test_a_new_version_takes_the_name_once_it_has_answered(slot: SlotUnderTest) -> None:
+async def test_alias_moves_to_a_new_version_after_its_check(slot: SlotUnderTest) -> None:
     await slot.start_all()
     slot.put_adapter("one", seed=1)
     slot.put_adapter("two", seed=2)
@@ -77,15 +84,15 @@ async def test_a_new_version_takes_the_name_once_it_has_answered(slot: SlotUnder
     await eventually(lambda: len(slot.vllm.adapters) == 2)
     assert (await slot.state())["desired"]["aliases"] == {"tone": old}
     slot.vllm.hold.set()
-    await eventually(lambda: slot.told("tone").get("generation") == 2)
+    await eventually(lambda: slot.reported("tone").get("generation") == 2)
     new = (await slot.until("tone", "Loaded"))["version"]
     assert new != old
     assert (await slot.state())["desired"]["aliases"] == {"tone": new}
     await eventually(lambda: slot.vllm.adapters.keys() == {new})
-    await eventually(lambda: [path.name for path in slot.place.adapters.iterdir()] == [new])
+    await eventually(lambda: [path.name for path in slot.paths.adapters.iterdir()] == [new])
 
 
-async def test_a_version_in_use_goes_after_its_last_request(slot: SlotUnderTest) -> None:
+async def test_unload_waits_for_requests_in_flight(slot: SlotUnderTest) -> None:
     await slot.start_all()
     slot.put_adapter("one")
     await slot.publish("tone", "one")
@@ -102,39 +109,39 @@ async def test_a_version_in_use_goes_after_its_last_request(slot: SlotUnderTest)
     slot.vllm.hold.set()
     assert (await in_flight)[1]["model"] == "tone"
     await eventually(lambda: not slot.vllm.adapters)
-    await eventually(lambda: not [*slot.place.adapters.iterdir()])
+    await eventually(lambda: not [*slot.paths.adapters.iterdir()])
 
 
-async def test_a_bad_new_version_leaves_the_old_one_answering(slot: SlotUnderTest) -> None:
+async def test_alias_stays_on_the_old_version_if_the_new_one_is_rejected(slot: SlotUnderTest) -> None:
     await slot.start_all()
     slot.put_adapter("one")
     slot.put_adapter("wide", r=64)
     await slot.publish("tone", "one")
     old = (await slot.until("tone", "Loaded"))["version"]
     await slot.publish("tone", "wide")
-    told = await slot.until("tone", "Failed")
-    assert (told["generation"], told["reason"]) == (2, "RankTooLarge")
-    assert told["message"].endswith(f"{old} still answers.")
+    report = await slot.until("tone", "Failed")
+    assert (report["generation"], report["reason"]) == (2, "RankTooLarge")
+    assert report["message"].endswith(f"{old} still answers.")
     assert (await slot.ask("tone"))[0] == 200
     await slot.publish("tone", "one")
     assert (await slot.until("tone", "Loaded"))["version"] == old
     assert slot.vllm.calls == [f"load {old}"]
 
 
-async def test_numbers_that_are_none_never_reach_vllm(slot: SlotUnderTest) -> None:
+async def test_adapter_with_nan_is_rejected_before_vllm_loads_it(slot: SlotUnderTest) -> None:
     await slot.start_all()
     path = slot.put_adapter("nan") / "adapter_model.safetensors"
     weights = load_file(path)
     weights[min(weights)][0, 0] = np.nan
     save_file(weights, path)
     await slot.publish("tone", "nan")
-    told = await slot.until("tone", "Failed")
-    assert told["reason"] == "AdapterInvalid"
-    assert "has NaN or infinite numbers" in told["message"]
+    report = await slot.until("tone", "Failed")
+    assert report["reason"] == "AdapterInvalid"
+    assert "has NaN or infinite numbers" in report["message"]
     assert slot.vllm.calls == []
 
 
-async def test_a_slot_whose_base_model_answers_nonsense_is_not_ready(slot: SlotUnderTest) -> None:
+async def test_not_ready_while_the_base_model_fails_its_canary(slot: SlotUnderTest) -> None:
     await slot.start()
     await slot.start_agent()
     slot.vllm.answers_nan = True
@@ -145,20 +152,20 @@ async def test_a_slot_whose_base_model_answers_nonsense_is_not_ready(slot: SlotU
     await eventually(slot.ready)
 
 
-async def test_an_adapter_that_computes_nonsense_is_caught(slot: SlotUnderTest) -> None:
+async def test_adapter_that_fails_its_canary_is_unloaded(slot: SlotUnderTest) -> None:
     await slot.start_all()
     await eventually(slot.ready)
     slot.vllm.answers_nan = True
     slot.put_adapter("one")
     await slot.publish("tone", "one")
-    told = await slot.until("tone", "Failed")
-    assert told["reason"] == "CanaryFailed"
+    report = await slot.until("tone", "Failed")
+    assert report["reason"] == "CanaryFailed"
     await eventually(lambda: not slot.vllm.adapters)
     assert (await slot.ask("tone"))[0] == 503
 
 
 @pytest.mark.parametrize(
-    ("passed_over", "said"),
+    ("passed_over", "message"),
     [
         (
             ("layers.0.q_proj", "layers.0.v_proj", "layers.1.q_proj", "layers.1.v_proj"),
@@ -167,22 +174,20 @@ async def test_an_adapter_that_computes_nonsense_is_caught(slot: SlotUnderTest) 
         ((), "vLLM uses all its 6 layers, and they change nothing. Train longer."),
     ],
 )
-async def test_an_adapter_that_changes_nothing_is_not_loaded(
-    slot: SlotUnderTest, passed_over: tuple[str, ...], said: str
+async def test_adapter_without_effect_is_rejected(
+    slot: SlotUnderTest, passed_over: tuple[str, ...], message: str
 ) -> None:
     await slot.start_all()
     slot.vllm.passes_over = passed_over
     slot.put_adapter("one")
     await slot.publish("tone", "one")
-    told = await slot.until("tone", "Failed")
-    assert told["reason"] == "AdapterWithoutEffect"
-    assert f"{told['version']} answers with the numbers of the base model. {said}" in told["message"]
+    report = await slot.until("tone", "Failed")
+    assert report["reason"] == "AdapterWithoutEffect"
+    assert f"{report['version']} answers with the numbers of the base model. {message}" in report["message"]
     assert (await slot.ask("tone"))[0] == 503
 
 
-async def test_a_slot_without_a_vllm_is_not_ready_and_does_not_serve(
-    slot: SlotUnderTest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_not_ready_at_once_when_vllm_is_gone(slot: SlotUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The agent has patience with a vLLM that is late, and none with one that is gone."""
     monkeypatch.setattr("sluice_server.agent.slot._PATIENCE_SECONDS", 3600)
     await slot.start_all()
@@ -196,7 +201,7 @@ async def test_a_slot_without_a_vllm_is_not_ready_and_does_not_serve(
     await eventually(slot.ready)
 
 
-async def test_an_adapter_that_can_not_be_loaded_takes_nobodys_place(
+async def test_max_adapters_does_not_count_rejected_adapters(
     slot: SlotUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sluice_server.agent.plan._RETRY_LATER", 0.1)
@@ -205,39 +210,39 @@ async def test_an_adapter_that_can_not_be_loaded_takes_nobodys_place(
         slot.put_adapter(name, seed=ord(name), **config)
         await slot.publish(name, name)
     await slot.until("c", "Loaded")
-    assert [slot.told(name)["reason"] for name in "abcd"] == ["AdapterInvalid", "", "", "TooManyAdapters"]
+    assert [slot.reported(name)["reason"] for name in "abcd"] == ["AdapterInvalid", "", "", "TooManyAdapters"]
     slot.put_adapter("a")  # mended, when its place is another's
-    await eventually(lambda: slot.told("a")["reason"] == "TooManyAdapters")
+    await eventually(lambda: slot.reported("a")["reason"] == "TooManyAdapters")
     assert await slot.ready()
     await slot.api.delete("adapters", "b")
     await slot.until("a", "Loaded")
     assert [call.split("--")[0] for call in slot.vllm.calls] == ["load b", "load c", "unload b", "load a"]
 
 
-async def test_what_vllm_refuses_is_told_in_its_words(slot: SlotUnderTest) -> None:
+async def test_load_failed_has_the_message_of_vllm(slot: SlotUnderTest) -> None:
     await slot.start_all()
     slot.vllm.refuses_to_load = "no such kernel"
     slot.put_adapter("one")
     await slot.publish("tone", "one")
-    told = await slot.until("tone", "Failed")
-    assert told["reason"] == "LoadFailed"
-    assert told["message"].endswith("no such kernel")
+    report = await slot.until("tone", "Failed")
+    assert report["reason"] == "LoadFailed"
+    assert report["message"].endswith("no such kernel")
 
 
-async def test_the_oldest_adapters_get_the_places(slot: SlotUnderTest) -> None:
+async def test_max_adapters_admits_the_oldest(slot: SlotUnderTest) -> None:
     await slot.start_all()
     for name in ("a", "b", "c"):
         slot.put_adapter(name, seed=ord(name))
         await slot.publish(name, name)
-    told = await slot.until("c", "Failed")
-    assert told["reason"] == "TooManyAdapters"
-    assert told["message"] == "lora.maxAdapters is 2, and a, b came first. Delete one, or raise it."
+    report = await slot.until("c", "Failed")
+    assert report["reason"] == "TooManyAdapters"
+    assert report["message"] == "lora.maxAdapters is 2, and a, b came first. Delete one, or raise it."
     await slot.until("a", "Loaded")
     await slot.api.delete("adapters", "a")
     await slot.until("c", "Loaded")
 
 
-async def test_other_engines_adapters_and_unreadable_ones_are_left_alone(slot: SlotUnderTest) -> None:
+async def test_adapters_of_other_engines_and_unreadable_ones_are_ignored(slot: SlotUnderTest) -> None:
     await slot.start_all()
     slot.put_adapter("one")
     await slot.api.apply("adapters", "poison", spec={"engine": BASE})
@@ -248,12 +253,12 @@ async def test_other_engines_adapters_and_unreadable_ones_are_left_alone(slot: S
     assert [adapter["name"] for adapter in slot.operator.reports[-1]["adapters"]] == ["tone"]
 
 
-async def test_a_restarted_vllm_gets_everything_again(slot: SlotUnderTest) -> None:
+async def test_restarted_vllm_is_loaded_again(slot: SlotUnderTest) -> None:
     await slot.start_all()
     slot.put_adapter("one")
     await slot.publish("tone", "one")
     version = (await slot.until("tone", "Loaded"))["version"]
-    shutil.rmtree(slot.place.root / "volumes/adapters/one")  # The pod's own copy is what counts.
+    shutil.rmtree(slot.paths.root / "volumes/adapters/one")  # The pod's own copy is what counts.
     await slot.restart_vllm()
     await eventually(lambda: slot.vllm.adapters.keys() == {version})
     await eventually(slot.ready)
@@ -261,7 +266,7 @@ async def test_a_restarted_vllm_gets_everything_again(slot: SlotUnderTest) -> No
     assert (await slot.ask("tone"))[0] == 200
 
 
-async def test_a_restarted_agent_changes_nothing_that_is_right(slot: SlotUnderTest) -> None:
+async def test_restarted_agent_loads_nothing_again(slot: SlotUnderTest) -> None:
     await slot.start_all()
     slot.put_adapter("one")
     await slot.publish("tone", "one")
@@ -276,7 +281,7 @@ async def test_a_restarted_agent_changes_nothing_that_is_right(slot: SlotUnderTe
     assert min(report["sequence"] for report in slot.operator.reports) > last
 
 
-async def test_a_lost_watch_is_followed_by_a_list(slot: SlotUnderTest) -> None:
+async def test_informer_lists_after_a_lost_watch(slot: SlotUnderTest) -> None:
     await slot.start_all()
     slot.put_adapter("one")
     await slot.publish("tone", "one")
@@ -291,7 +296,7 @@ async def test_a_lost_watch_is_followed_by_a_list(slot: SlotUnderTest) -> None:
     assert slot.api.lists > 2
 
 
-async def test_an_error_in_the_watch_is_followed_by_a_list(slot: SlotUnderTest) -> None:
+async def test_informer_lists_after_an_error_event(slot: SlotUnderTest) -> None:
     await slot.start_all()
     slot.put_adapter("one")
     await slot.publish("tone", "one")
@@ -303,7 +308,7 @@ async def test_an_error_in_the_watch_is_followed_by_a_list(slot: SlotUnderTest) 
     assert slot.api.lists > lists
 
 
-async def test_metrics_say_what_the_report_says(slot: SlotUnderTest) -> None:
+async def test_metrics_agree_with_the_report(slot: SlotUnderTest) -> None:
     await slot.start_all()
     slot.put_adapter("one")
     await slot.publish("tone", "one")

@@ -14,12 +14,12 @@ from safetensors.numpy import load_file, save_file
 from sluice_api.artifacts import ADAPTER_FILES, adapter_digest
 from sluice_api.meta import adapter_version
 from sluice_api.slots import SlotSpec
-from sluice_server.agent import fetch
-from sluice_server.agent.fetch import Shelf
-from sluice_server.agent.refusal import Refusal
+from sluice_server.agent import adapter_cache
+from sluice_server.agent.adapter_cache import AdapterCache
+from sluice_server.agent.rejected import AdapterRejected
+from sluice_server.agent.resources import Key, WantedAdapter
 from sluice_server.agent.tensors import NotSafetensors, not_finite, tensors
-from sluice_server.agent.wanted import Key, WantedAdapter
-from sluice_server.place import Place
+from sluice_server.paths import SlotPaths
 from tests.unit.server.conftest import SPEC
 from tests.unit.server.folders import make_adapter, make_model, write_manifest
 
@@ -30,15 +30,15 @@ URI = "pvc://adapters/tone"
 class Claims:
     """The volumes of a slot, with an adapter that is good until a test breaks it."""
 
-    place: Place
+    paths: SlotPaths
 
     def __post_init__(self) -> None:
-        self.model = make_model(self.place.root / "volumes/models/tiny")
-        self.other = make_model(self.place.root / "volumes/models/tiny-other", hidden=8)
-        self.same_shape = make_model(self.place.root / "volumes/models/tiny-again", seed=9)
-        self.adapter = make_adapter(self.place.root / "volumes/adapters/tone", self.model)
+        self.model = make_model(self.paths.root / "volumes/models/tiny")
+        self.other = make_model(self.paths.root / "volumes/models/tiny-other", hidden=8)
+        self.same_shape = make_model(self.paths.root / "volumes/models/tiny-again", seed=9)
+        self.adapter = make_adapter(self.paths.root / "volumes/adapters/tone", self.model)
         self.weights = self.adapter / "adapter_model.safetensors"
-        self.place.adapters.mkdir()
+        self.paths.adapters.mkdir()
 
     def configure(self, **fields: object) -> None:
         path = self.adapter / "adapter_config.json"
@@ -51,31 +51,31 @@ class Claims:
 
     def fetch(self, uri: str = URI, digest: str | None = None, name: str = "tone", spec: SlotSpec = SPEC) -> str:
         adapter = WantedAdapter(name, Key("uid", 1), "2026-01-01", uri, digest)
-        return Shelf(spec, self.place).fetch(adapter)
+        return AdapterCache(spec, self.paths).fetch(adapter)
 
 
 @pytest.fixture
 def claims(tmp_path: Path) -> Claims:
-    return Claims(Place(tmp_path, 0, 0))
+    return Claims(SlotPaths(tmp_path, 0, 0))
 
 
-def test_a_good_adapter_is_copied_to_the_pods_own_disk(claims: Claims) -> None:
+def test_adapter_is_copied_into_the_cache(claims: Claims) -> None:
     version = claims.fetch()
-    folder = claims.place.adapters / version
+    folder = claims.paths.adapters / version
     assert version == adapter_version("tone", adapter_digest(claims.adapter))
     assert sorted(path.name for path in folder.iterdir()) == sorted(ADAPTER_FILES)
     assert adapter_digest(folder) == adapter_digest(claims.adapter)
-    assert [path.name for path in claims.place.adapters.iterdir()] == [version]
+    assert [path.name for path in claims.paths.adapters.iterdir()] == [version]
     assert claims.fetch() == version  # Again, over what is there.
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in folder.iterdir())
 
 
-def test_what_the_export_wrote_is_accepted(claims: Claims) -> None:
+def test_manifest_of_our_export_is_accepted(claims: Claims) -> None:
     write_manifest(claims.adapter, claims.model)
     assert claims.fetch(digest=adapter_digest(claims.adapter))
 
 
-def test_a_manifest_of_another_tool_is_no_manifest(claims: Claims) -> None:
+def test_manifest_of_another_tool_is_ignored(claims: Claims) -> None:
     (claims.adapter / "manifest.json").write_text('{"version": 3}')
     assert claims.fetch()
 
@@ -137,17 +137,19 @@ REFUSED: list[tuple[str, Callable[[Claims], object], str]] = [
 
 
 @pytest.mark.parametrize(("what", "break_it", "expected"), REFUSED, ids=[row[0] for row in REFUSED])
-def test_refused(claims: Claims, what: str, break_it: Callable[[Claims], object], expected: str) -> None:
+def test_adapter_is_rejected(claims: Claims, what: str, break_it: Callable[[Claims], object], expected: str) -> None:
     break_it(claims)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(AdapterRejected) as caught:
         claims.fetch()
     assert f"{caught.value.reason}: {caught.value}".startswith(expected.format(uri=URI))
-    assert not [*claims.place.adapters.iterdir()]
+    assert not [*claims.paths.adapters.iterdir()]
 
 
-def test_other_bytes_than_the_spec_says_are_refused(claims: Claims) -> None:
+def test_source_digest_differs(claims: Claims) -> None:
     wanted = "sha256:" + "0" * 64
-    with pytest.raises(Refusal, match=f"source.digest asks for {wanted}. Restore the files, or correct the digest."):
+    with pytest.raises(
+        AdapterRejected, match=f"source.digest asks for {wanted}. Restore the files, or correct the digest."
+    ):
         claims.fetch(digest=wanted)
 
 
@@ -160,17 +162,17 @@ def test_other_bytes_than_the_spec_says_are_refused(claims: Claims) -> None:
         ("hf://some/adapter", "write source.uri as pvc://claim/path"),
     ],
 )
-def test_where_an_adapter_may_come_from(claims: Claims, uri: str, expected: str) -> None:
-    with pytest.raises(Refusal, match=expected):
+def test_source_uri_is_rejected(claims: Claims, uri: str, expected: str) -> None:
+    with pytest.raises(AdapterRejected, match=expected):
         claims.fetch(uri)
 
 
-def test_the_base_models_name_is_taken(claims: Claims) -> None:
-    with pytest.raises(Refusal, match="chat is the base model's name: use another one"):
+def test_adapter_with_the_name_of_the_base_model_is_rejected(claims: Claims) -> None:
+    with pytest.raises(AdapterRejected, match="chat is the base model's name: use another one"):
         claims.fetch(name="chat")
 
 
-def test_links_within_the_claim_are_followed_and_none_out_of_it(claims: Claims, tmp_path: Path) -> None:
+def test_link_is_followed_inside_the_claim_only(claims: Claims, tmp_path: Path) -> None:
     inside = claims.adapter.with_name("by-link")
     inside.symlink_to("tone")
     version = claims.fetch("pvc://adapters/by-link")
@@ -179,17 +181,17 @@ def test_links_within_the_claim_are_followed_and_none_out_of_it(claims: Claims, 
     config = claims.adapter / "adapter_config.json"
     config.unlink()
     config.symlink_to(outside)
-    with pytest.raises(Refusal, match=r"adapter_config.json is a link out of its claim") as caught:
+    with pytest.raises(AdapterRejected, match=r"adapter_config.json is a link out of its claim") as caught:
         claims.fetch()
     assert "token" not in str(caught.value)
     config.unlink()
     os.mkfifo(config)
-    with pytest.raises(Refusal, match=r"adapter_config.json is no file"):
+    with pytest.raises(AdapterRejected, match=r"adapter_config.json is no file"):
         claims.fetch()
-    assert [path.name for path in claims.place.adapters.iterdir()] == [version]
+    assert [path.name for path in claims.paths.adapters.iterdir()] == [version]
 
 
-def test_the_header_of_a_safetensors_file_is_not_trusted(tmp_path: Path) -> None:
+def test_safetensors_header_is_validated(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     headers = [
         b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 999]}}',
@@ -219,34 +221,34 @@ def test_the_header_of_a_safetensors_file_is_not_trusted(tmp_path: Path) -> None
         tensors(path)
 
 
-def test_what_was_refused_is_not_copied_again_before_its_files_change(
+def test_rejected_adapter_is_not_copied_again_before_its_files_change(
     claims: Claims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied: list[str] = []
-    copy = fetch._copy
+    copy = adapter_cache._copy
 
     def counted(claim: Path, source: Path, *rest: Any) -> None:
         copied.append(source.name)
         copy(claim, source, *rest)
 
-    monkeypatch.setattr(fetch, "_copy", counted)
-    shelf = Shelf(SPEC, claims.place)
+    monkeypatch.setattr(adapter_cache, "_copy", counted)
+    cache = AdapterCache(SPEC, claims.paths)
     adapter = WantedAdapter("tone", Key("uid", 1), "2026-01-01", URI, None)
     claims.configure(r=64)
     for _ in range(3):
-        with pytest.raises(Refusal, match="has rank 64"):
-            shelf.fetch(adapter)
+        with pytest.raises(AdapterRejected, match="has rank 64"):
+            cache.fetch(adapter)
     assert len(copied) == len({*copied})
-    with pytest.raises(Refusal, match="has rank 64"):  # another generation of its spec is another adapter
-        shelf.fetch(replace(adapter, key=Key("uid", 2)))
+    with pytest.raises(AdapterRejected, match="has rank 64"):  # another generation of its spec is another adapter
+        cache.fetch(replace(adapter, key=Key("uid", 2)))
     assert len(copied) == 2 * len({*copied})
     claims.configure(r=4)
-    assert shelf.fetch(replace(adapter, key=Key("uid", 2)))
+    assert cache.fetch(replace(adapter, key=Key("uid", 2)))
 
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8"])
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_every_number_is_looked_at(tmp_path: Path, dtype: str, wrong: float) -> None:
+def test_not_finite_finds_every_nan_and_infinity(tmp_path: Path, dtype: str, wrong: float) -> None:
     path = tmp_path / "x.safetensors"
     numbers = np.full((3, 7), np.finfo(dtype).max, dtype)
     save_file({"a": numbers, "b": numbers.copy()}, path)

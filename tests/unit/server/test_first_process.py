@@ -14,7 +14,7 @@ import pytest
 from dev.cluster.ports import free_port
 from sluice_api import pods
 from sluice_server.first_process import TERMINATED
-from sluice_server.place import ROOT_ENV, SERVE_PORT_ENV
+from sluice_server.paths import ROOT_ENV, SERVE_PORT_ENV
 from tests.unit.server.conftest import SPEC
 
 SECONDS = 30
@@ -50,7 +50,7 @@ def process(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]
 
 
 @pytest.mark.parametrize("container", ["agent", "vllm"])
-def test_a_replica_is_stopped_in_the_first_moment_of_its_start(container: str, tmp_path: Path) -> None:
+def test_sigterm_at_the_start_of_a_container(container: str, tmp_path: Path) -> None:
     environment = {ROOT_ENV: str(tmp_path), SERVE_PORT_ENV: str(free_port()), pods.SLOT_ENV: SPEC.to_json()}
     with process("-m", "sluice_server", container, **environment) as begun:
         begun.send_signal(signal.SIGTERM)
@@ -80,6 +80,6 @@ def test_sigterm(rule: str, handler: str, then: str, listens: bool, code: int) -
 @pytest.mark.parametrize(
     ("then", "code"), [("sys.exit(3)", 3), ("pass", 0), ("__import__('os').kill(__import__('os').getpid(), 9)", 137)]
 )
-def test_a_container_ends_as_its_work_does(then: str, code: int) -> None:
+def test_exit_code_of_a_container_is_that_of_its_child(then: str, code: int) -> None:
     with process("-c", STUBBORN.format(handler="signal.SIG_DFL", then=then), "1") as begun:
         assert begun.wait(SECONDS) == code

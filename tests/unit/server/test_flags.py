@@ -8,9 +8,9 @@ import pytest
 from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.slots import SlotSpec
 from sluice_server.flags import UnknownModelAddress, vllm_command
-from sluice_server.place import Place
+from sluice_server.paths import SlotPaths
 
-IN_A_POD = Place(Path("/"), 8000, 8001)
+IN_A_POD = SlotPaths(Path("/"), 8000, 8001)
 
 COMMON = (
     "--served-model-name chat --host 0.0.0.0 --port 8000 --api-server-count 1"
@@ -125,21 +125,21 @@ def slot(device: Any, **spec: Any) -> SlotSpec:
         ),
     ],
 )
-def test_command(what: str, given: SlotSpec, arguments: str, environment: dict[str, str]) -> None:
+def test_vllm_command(what: str, given: SlotSpec, arguments: str, environment: dict[str, str]) -> None:
     command = vllm_command(given, IN_A_POD)
     assert " ".join(command.arguments) == arguments
     assert command.environment == COMMON_ENVIRONMENT | environment
 
 
 @pytest.mark.parametrize(("rank", "vllms"), [(1, 1), (2, 8), (8, 8), (17, 32), (257, 320), (321, 512), (512, 512)])
-def test_vllm_is_told_the_next_rank_that_it_knows(rank: int, vllms: int) -> None:
+def test_max_lora_rank_is_the_next_that_vllm_accepts(rank: int, vllms: int) -> None:
     given = slot("cuda", model={"uri": "hf://org/name"}, lora={"maxRank": rank})
     arguments = vllm_command(given, IN_A_POD).arguments
     assert arguments[arguments.index("--max-lora-rank") + 1] == str(vllms)
 
 
 @pytest.mark.parametrize("uri", ["hf://org", "hf://org/name/adapter", "hf://org/name@v1/sub@x"])
-def test_an_address_that_vllm_cannot_load_is_named(uri: str) -> None:
+def test_model_uri_that_vllm_cannot_load_is_rejected(uri: str) -> None:
     with pytest.raises(UnknownModelAddress, match="write pvc://claim/path or hf://organisation/name@revision"):
         vllm_command(slot("cuda", model={"uri": "pvc://x"}).model_copy(update={"spec": _unchecked(uri)}), IN_A_POD)
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field
 
 from sluice_server.asgi import Message
 from sluice_server.middleware import MAX_BODY_BYTES, Middleware
-from sluice_server.place import END_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH
-from sluice_server.rewrite import Outward
+from sluice_server.paths import END_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH
+from sluice_server.rewrite import ResponseNames
 from tests.unit.server.fake_vllm import BASE, FakeVLLM
 
 SECRET = {SECRET_HEADER: "s3cret"}
@@ -95,14 +95,14 @@ def client() -> Client:
     return Client()
 
 
-async def test_an_alias_leads_to_its_version_and_back(client: Client) -> None:
+async def test_alias_is_renamed_in_request_and_response(client: Client) -> None:
     await client.put(aliases={"tone": VERSION})
     answer = await client.complete("tone")
     assert (answer.status, answer.json["model"]) == (200, "tone")
     assert client.vllm.seen[-1]["model"] == VERSION
 
 
-async def test_a_request_for_the_base_model_is_not_touched(client: Client) -> None:
+async def test_request_for_the_base_model_is_not_changed(client: Client) -> None:
     body = b'{"model": "chat",   "prompt": "x"}'
     answer = await client.ask("POST", "/v1/completions", body)
     assert (answer.status, answer.json["model"]) == (200, BASE)
@@ -110,7 +110,7 @@ async def test_a_request_for_the_base_model_is_not_touched(client: Client) -> No
 
 
 @pytest.mark.parametrize("name", [VERSION, "nobody", "chat ", "TONE"])
-async def test_other_names_do_not_exist(client: Client, name: str) -> None:
+async def test_unknown_model_is_not_found(client: Client, name: str) -> None:
     await client.put(aliases={"tone": VERSION})
     answer = await client.complete(name)
     message = f"The model `{name}` does not exist. Valid aliases: chat, tone."
@@ -119,14 +119,14 @@ async def test_other_names_do_not_exist(client: Client, name: str) -> None:
     assert not client.vllm.seen
 
 
-async def test_an_unavailable_alias_says_why(client: Client) -> None:
+async def test_unavailable_alias_has_its_reason(client: Client) -> None:
     await client.put(unavailable={"tone": {"reason": "RankTooLarge", "message": "rank 64."}})
     answer = await client.complete("tone")
     assert answer.status == 503
     assert answer.json["error"]["message"] == "The model `tone` is unavailable: RankTooLarge: rank 64."
 
 
-async def test_models_are_listed_by_their_public_names(client: Client) -> None:
+async def test_models_are_listed_by_alias(client: Client) -> None:
     client.vllm.adapters["other--0123456789ab"] = "/not-live-yet"
     await client.put(aliases={"tone": VERSION})
     cards = (await client.ask("GET", "/v1/models")).json["data"]
@@ -135,7 +135,7 @@ async def test_models_are_listed_by_their_public_names(client: Client) -> None:
     assert [card["id"] for card in raw] == [BASE, VERSION, "other--0123456789ab"]
 
 
-async def test_an_error_names_the_alias(client: Client) -> None:
+async def test_error_names_the_alias(client: Client) -> None:
     await client.put(aliases={"tone": VERSION})
     answer = await client.complete("tone", max_tokens=1000)
     assert answer.status == 400
@@ -143,7 +143,7 @@ async def test_an_error_names_the_alias(client: Client) -> None:
 
 
 @given(cuts=st.lists(st.integers(0, 400), max_size=12), pieces=st.integers(1, 9))
-def test_a_stream_reads_the_same_however_it_is_cut(cuts: list[int], pieces: int) -> None:
+def test_stream_is_renamed_however_it_is_cut(cuts: list[int], pieces: int) -> None:
     def cut(body: bytes) -> list[bytes]:
         places = sorted({0, len(body), *(place for place in cuts if place < len(body))})
         return [body[start:end] for start, end in pairwise(places)]
@@ -158,7 +158,7 @@ def test_a_stream_reads_the_same_however_it_is_cut(cuts: list[int], pieces: int)
         parsed = [json.loads(event) for event in events]
         assert done == "[DONE]"
         assert {event["model"] for event in parsed} == {"tone"}
-        # What the model itself says is left as it said it.
+        # Text that the model generates is not renamed.
         assert parsed[1]["choices"][0]["text"] == f'He said "model":"{VERSION}" twice, and \\n.'
         whole = await client.complete("tone")
         assert whole.json["model"] == "tone"
@@ -167,18 +167,18 @@ def test_a_stream_reads_the_same_however_it_is_cut(cuts: list[int], pieces: int)
 
 
 @given(text=st.text(), others=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3))
-def test_only_the_model_field_changes(text: str, others: dict[str, str]) -> None:
+def test_only_the_model_field_is_renamed(text: str, others: dict[str, str]) -> None:
     answer = {
         "model": VERSION,
         "choices": [{"text": text, "arguments": json.dumps({"model": VERSION})}],
         "others": others,
     }
     for separators in ((",", ":"), (", ", ": ")):
-        changed = Outward(VERSION, "tone").answer(json.dumps(answer, separators=separators).encode())
+        changed = ResponseNames(VERSION, "tone").json(json.dumps(answer, separators=separators).encode())
         assert json.loads(changed) == answer | {"model": "tone"}
 
 
-async def test_a_clients_cache_salt_cannot_be_an_adapters_name(client: Client) -> None:
+async def test_cache_salt_cannot_be_the_name_of_an_adapter(client: Client) -> None:
     await client.complete(BASE, cache_salt=VERSION)
     assert client.vllm.seen[-1]["cache_salt"] == f"client:{VERSION}"
 
@@ -206,7 +206,7 @@ async def test_a_clients_cache_salt_cannot_be_an_adapters_name(client: Client) -
         ("POST", TERMINATE_PATH, 404),
     ],
 )
-async def test_what_is_not_for_everyone_is_for_nobody(client: Client, method: str, path: str, status: int) -> None:
+async def test_routes_of_the_agent_need_the_secret(client: Client, method: str, path: str, status: int) -> None:
     for headers in ({}, {SECRET_HEADER: ""}, {SECRET_HEADER: "s3cre"}, {SECRET_HEADER: "s3crets"}):
         assert (await client.ask(method, path, {"lora_name": "x", "aliases": {}}, headers)).status == status
     assert not client.vllm.calls
@@ -214,7 +214,7 @@ async def test_what_is_not_for_everyone_is_for_nobody(client: Client, method: st
     assert (await client.state())["terminating"] is False
 
 
-async def test_with_the_secret_vllms_own_routes_are_there(client: Client) -> None:
+async def test_secret_opens_the_routes_of_vllm(client: Client) -> None:
     assert (await client.ask("POST", "/sleep?level=2&mode=wait", headers=SECRET)).json == {
         "status": "sleeping",
         "level": 2,
@@ -224,7 +224,7 @@ async def test_with_the_secret_vllms_own_routes_are_there(client: Client) -> Non
     assert client.ended
 
 
-async def test_a_sleeping_engine_refuses_requests_and_counts_memory(client: Client) -> None:
+async def test_asleep_refuses_requests_and_reports_memory(client: Client) -> None:
     assert (await client.state())["memory"] is None
     await client.put(asleep=True)
     await client.ask("POST", "/sleep", headers=SECRET)
@@ -237,7 +237,7 @@ async def test_a_sleeping_engine_refuses_requests_and_counts_memory(client: Clie
 
 
 @pytest.mark.parametrize(
-    ("fields", "status", "inner", "said"),
+    ("fields", "status", "inner", "message"),
     [
         ({"model": BASE, "lora_adapter_name": "tone"}, 200, VERSION, ""),
         ({"lora_adapter_name": "tone"}, 200, VERSION, ""),
@@ -252,14 +252,14 @@ async def test_a_sleeping_engine_refuses_requests_and_counts_memory(client: Clie
         ({"model": BASE, "adapter_id": "tone"}, 400, "", "adapter_id would be ignored: write the adapter's name"),
     ],
 )
-async def test_an_adapter_in_another_servers_words(
-    client: Client, fields: dict[str, Any], status: int, inner: str, said: str
+async def test_lora_adapter_name_and_the_fields_of_other_servers(
+    client: Client, fields: dict[str, Any], status: int, inner: str, message: str
 ) -> None:
     await client.put(aliases={"tone": VERSION, "other": "other--0123456789ab"})
     answer = await client.ask("POST", "/v1/completions", {"prompt": "x", **fields})
     assert answer.status == status
-    if said:
-        assert answer.json["error"]["message"].startswith(said)
+    if message:
+        assert answer.json["error"]["message"].startswith(message)
         assert not client.vllm.seen
     else:
         assert client.vllm.seen[-1]["model"] == inner
@@ -284,7 +284,7 @@ class Chat(BaseModel):
     ("field", "known"),
     [("prompt", True), ("messages", True), ("messages_", True), ("lora", True), ("store", True), ("temprature", False)],
 )
-async def test_a_field_that_the_route_has_not_is_refused(client: Client, field: str, known: bool) -> None:
+async def test_unknown_field_is_refused(client: Client, field: str, known: bool) -> None:
     app = FastAPI()
 
     @app.post("/v1/completions")
@@ -298,7 +298,7 @@ async def test_a_field_that_the_route_has_not_is_refused(client: Client, field: 
         assert answer.json["error"]["param"] == field
 
 
-async def test_websockets_are_refused(client: Client) -> None:
+async def test_websocket_is_refused(client: Client) -> None:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -316,13 +316,13 @@ async def test_websockets_are_refused(client: Client) -> None:
     [(b'{"model":', 400), (b"[" * 100_000, 400), (b" " * (MAX_BODY_BYTES + 1), 413)],
     ids=["not JSON", "too deep", "too long"],
 )
-async def test_bodies_that_cannot_be_read_are_refused(client: Client, body: bytes, status: int) -> None:
+async def test_unreadable_body_is_refused(client: Client, body: bytes, status: int) -> None:
     answer = await client.ask("POST", "/v1/completions", body)
     assert (answer.status, answer.json["error"]["code"]) == (status, status)
     assert (await client.state())["inFlight"] == 0
 
 
-async def test_requests_are_counted_from_first_to_last_byte(client: Client) -> None:
+async def test_in_flight_counts_from_first_to_last_byte(client: Client) -> None:
     await client.put(aliases={"tone": VERSION})
     client.vllm.hold.clear()
     waiting = [asyncio.create_task(client.complete(model)) for model in ("tone", "tone", BASE)]
@@ -344,7 +344,7 @@ async def test_requests_are_counted_from_first_to_last_byte(client: Client) -> N
     assert state["quietSeconds"] >= 0.0
 
 
-async def test_draining_asks_clients_to_go_elsewhere(client: Client) -> None:
+async def test_draining_closes_connections(client: Client) -> None:
     assert "connection" not in (await client.complete(BASE)).headers
     assert (await client.put(draining=True)).json["drainingSeconds"] >= 0
     assert (await client.complete(BASE)).headers["connection"] == "close"
@@ -352,14 +352,14 @@ async def test_draining_asks_clients_to_go_elsewhere(client: Client) -> None:
     assert "connection" not in (await client.complete(BASE)).headers
 
 
-async def test_a_pod_that_is_being_deleted_drains_whatever_the_agent_puts(client: Client) -> None:
+async def test_terminating_pod_drains_whatever_the_agent_puts(client: Client) -> None:
     await client.ask("POST", TERMINATE_PATH, headers=SECRET)
     await client.put(aliases={"tone": VERSION}, draining=False)
     assert (await client.state())["terminating"] is True
     assert (await client.complete("tone")).headers["connection"] == "close"
 
 
-async def test_a_state_that_is_none_is_refused_and_changes_nothing(client: Client) -> None:
+async def test_invalid_state_is_refused_and_changes_nothing(client: Client) -> None:
     await client.put(aliases={"tone": VERSION})
     before = (await client.state())["desired"]
     bodies: list[dict[str, Any]] = [{"aliases": []}, {"alias": {}}, {"unavailable": {"tone": "because"}}]
@@ -368,7 +368,7 @@ async def test_a_state_that_is_none_is_refused_and_changes_nothing(client: Clien
     assert (await client.state())["desired"] == before
 
 
-def test_every_start_has_its_own_name() -> None:
+def test_boot_is_new_at_every_start() -> None:
     async def boots() -> list[str]:
         return [(await Client().state())["boot"] for _ in range(2)]
 

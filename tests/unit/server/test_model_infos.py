@@ -9,7 +9,7 @@ import pytest
 from sluice_server import model_infos
 
 
-def test_a_new_pod_gets_what_the_image_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_infos_are_copied_into_a_new_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, cache = tmp_path / "image", tmp_path / "cache"
     (image / "modelinfos").mkdir(parents=True)
     (image / "modelinfos" / "llama.json").write_text("{}")
@@ -19,13 +19,13 @@ def test_a_new_pod_gets_what_the_image_has(tmp_path: Path, monkeypatch: pytest.M
     assert [file.name for file in (cache / "modelinfos").iterdir()] == ["llama.json"]
 
 
-def test_an_image_without_any_starts_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_infos_may_be_missing_in_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_infos, "IN_IMAGE", tmp_path / "nothing")
     model_infos.put_in_place(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
-def test_what_is_collected_can_be_read_by_every_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_infos_are_readable_by_every_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM writes its cache for its own user alone (seen in an image that root had built)."""
     monkeypatch.setenv("VLLM_CACHE_ROOT", "as it was")
     monkeypatch.setattr(model_infos, "IN_IMAGE", tmp_path)

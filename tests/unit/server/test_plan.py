@@ -1,4 +1,4 @@
-"""What the agent does next: one row a rule. A world is written as `word: names | word: names`."""
+"""What the agent does next: one row for each rule. A world is written as `field: values | field: values`."""
 
 from dataclasses import replace
 
@@ -17,14 +17,14 @@ from sluice_server.agent.plan import (
     Step,
     Unload,
     World,
+    adapter_reports,
     desired_state,
     next_step,
     pause_after,
-    reports,
     settled,
 )
-from sluice_server.agent.rest import Rest, Sleep, Start, Wake
-from sluice_server.agent.wanted import Key, WantedAdapter
+from sluice_server.agent.resources import Key, WantedAdapter
+from sluice_server.agent.sleep import Sleep, SleepState, Start, Wake
 from sluice_server.control import DesiredState, ObservedState
 
 NOW = 1000.0
@@ -34,55 +34,61 @@ def parse(text: str) -> World:
     """`wanted: a b/2` are adapters, b in its 2nd generation; `names: a=a--1` is what the middleware has."""
     fields = {part.split(":")[0].strip(): part.split(":")[1].split() for part in text.split("|") if part.strip()}
     names = dict(pair.split("=") for pair in fields.get("names", []))
-    adapters = [[*word.split("/"), "1"] for word in fields.get("wanted", [])]
+    adapters = [[*value.split("/"), "1"] for value in fields.get("wanted", [])]
     keys = {name: Key(name, int(generation)) for name, generation, *_ in adapters}
     findings: dict[Key, Fetched | Failed] = {
-        keys[name]: Fetched(version) for name, version in (word.split("=") for word in fields.get("fetched", []))
+        keys[name]: Fetched(version) for name, version in (value.split("=") for value in fields.get("fetched", []))
     }
-    for word in fields.get("failed", []):
-        name, _, retry = word.partition("@")
+    for value in fields.get("failed", []):
+        name, _, retry = value.partition("@")
         findings[keys[name]] = Failed(Reason.RANK_TOO_LARGE, f"{name} is too wide.", float(retry or NOW + 60))
     world = World(
         adapters=tuple(
             WantedAdapter(name, keys[name], f"2026-01-0{day + 1}", "pvc://adapters/x", None)
             for day, name in enumerate(keys)
         ),
-        places=int(fields.get("places", ["9"])[0]),
+        max_adapters=int(fields.get("maxAdapters", ["9"])[0]),
         state=ObservedState(
             boot="1",
             desired=DesiredState(
                 aliases=names,
                 draining="middleware" in fields.get("drain", []),
-                asleep="middleware" in fields.get("rest", []),
+                asleep="middleware" in fields.get("sleep", []),
             ),
             terminating=False,
             in_flight=len(fields.get("flying", [])),
-            held="held" in fields.get("rest", []),
+            held="held" in fields.get("sleep", []),
             in_flight_by_version=dict.fromkeys(fields.get("flying", []), 1),
             quiet_seconds=0,
             draining_seconds=0,
         ),
         loaded=frozenset(fields.get("loaded", [])),
-        answering=frozenset(fields.get("answered", [])),
-        on_disk=frozenset(fields.get("disk", [])),
+        checked=frozenset(fields.get("checked", [])),
+        cached=frozenset(fields.get("cached", [])),
         findings=findings,
         busy_with=fields.get("busy", [None])[0],
-        base_answers="base" not in fields.get("unchecked", []),
+        base_checked="base" not in fields.get("unchecked", []),
         draining="wanted" in fields.get("drain", []),
         now=NOW,
-        rest=_rest(fields["rest"]) if "rest" in fields else None,
+        sleep=_sleep(fields["sleep"]) if "sleep" in fields else SleepState(),
     )
     if world.state.desired.asleep:
         return world
-    # What the middleware has to say about names that lead nowhere is there already.
+    # The middleware has the reasons of unavailable aliases already.
     desired = world.state.desired.model_copy(update={"unavailable": desired_state(world).unavailable})
     return replace(world, state=world.state.model_copy(update={"desired": desired}))
 
 
-def _rest(words: list[str]) -> Rest:
-    """`rest: asked sleeping` is a slot that should sleep and does; `own` says that its GPUs are its own."""
-    asked = True if "asked" in words else False if "own" in words else None
-    return Rest(asked, sleeping="sleeping" in words, proven="proven" in words)
+def _sleep(values: list[str]) -> SleepState:
+    """`sleep: lent sleeping` is a slot whose GPUs are lent and whose vLLM sleeps; `own` gives it its GPUs back."""
+    return SleepState(
+        can_sleep=True,
+        must_sleep=True if "lent" in values else False if "own" in values else None,
+        held="held" in values,
+        requests_refused="middleware" in values,
+        vllm_sleeps="sleeping" in values,
+        passed_wake_check="passed" in values,
+    )
 
 
 def describe(step: Step | None) -> str:
@@ -110,87 +116,110 @@ def describe(step: Step | None) -> str:
     [
         ("nothing wanted, nothing to do", "", "nothing"),
         ("the base model answers before anything else is tried", "wanted: a | unchecked: base", "check the base"),
-        ("what is new is fetched", "wanted: a", "fetch a"),
-        ("one at a time", "wanted: a b | busy: a--1", "nothing"),
-        ("what was fetched is loaded", "wanted: a b | fetched: a=a--1 | disk: a--1", "load a--1"),
-        ("what was loaded is checked", "wanted: a | fetched: a=a--1 | loaded: a--1 | disk: a--1", "check a--1"),
         (
-            "what was checked gets its name",
-            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1 | disk: a--1",
+            "the base model is checked again before an adapter is",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | cached: a--1 | unchecked: base",
+            "check the base",
+        ),
+        ("a version is unloaded while another one is loaded", "loaded: b--1 | busy: a--1", "unload b--1"),
+        ("a new adapter is fetched", "wanted: a", "fetch a"),
+        ("one_at_a_time", "wanted: a b | busy: a--1", "nothing"),
+        ("a fetched version is loaded", "wanted: a b | fetched: a=a--1 | cached: a--1", "load a--1"),
+        ("a loaded version is checked", "wanted: a | fetched: a=a--1 | loaded: a--1 | cached: a--1", "check a--1"),
+        (
+            "a checked version gets its alias",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | checked: a--1 | cached: a--1",
             "route a=a--1",
         ),
         (
             "all is well",
-            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1 | disk: a--1 | names: a=a--1",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | checked: a--1 | cached: a--1 | names: a=a--1",
             "nothing",
         ),
         (
-            "a new version is brought while the old one keeps the name",
-            "wanted: a/2 | loaded: a--1 | answered: a--1 | disk: a--1 | names: a=a--1",
+            "a new version is fetched while the old one keeps the alias",
+            "wanted: a/2 | loaded: a--1 | checked: a--1 | cached: a--1 | names: a=a--1",
             "fetch a",
         ),
         (
-            "the name moves before the old version goes",
-            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | answered: a--1 a--2 | names: a=a--1",
+            "the alias moves before the old version is unloaded",
+            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | checked: a--1 a--2 | names: a=a--1",
             "route a=a--2",
         ),
         (
-            "the old version goes when nothing is in flight on it",
-            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | answered: a--1 a--2 | names: a=a--2",
+            "the old version is unloaded when nothing is in flight on it",
+            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | checked: a--1 a--2 | names: a=a--2",
             "unload a--1",
         ),
         (
-            "and not before",
-            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | answered: a--1 a--2 | names: a=a--2 | flying: a--1",
+            "a version is not unloaded while a request is in flight on it",
+            "wanted: a/2 | fetched: a=a--2 | loaded: a--1 a--2 | checked: a--1 a--2 | names: a=a--2 | flying: a--1",
             "nothing",
         ),
-        ("its bytes go last", "loaded: | disk: a--1", "remove a--1"),
-        ("bytes of what is loaded stay", "loaded: a--1 | flying: a--1 | disk: a--1", "nothing"),
-        ("what is being fetched is not cleared away", "wanted: a | busy: a--1 | disk: .new-1", "nothing"),
-        ("a deleted adapter loses its name first", "loaded: a--1 | answered: a--1 | names: a=a--1", "route"),
-        ("a failed one waits", "wanted: a | failed: a@1001", "nothing"),
-        ("and is tried again", "wanted: a | failed: a@999", "fetch a"),
-        ("after what was never tried", "wanted: a b | failed: a@999", "fetch b"),
-        ("there is no place for a third", "wanted: a b c | places: 2 | fetched: b=b--1 | loaded: b--1", "check b--1"),
-        ("one that can't be loaded takes none", "wanted: a b c | places: 2 | failed: a b", "fetch c"),
+        ("a version leaves the cache last", "loaded: | cached: a--1", "remove a--1"),
+        ("a loaded version stays in the cache", "loaded: a--1 | flying: a--1 | cached: a--1", "nothing"),
+        ("a staging folder is not removed during a fetch", "wanted: a | busy: a--1 | cached: .new-1", "nothing"),
+        ("a deleted adapter loses its alias first", "loaded: a--1 | checked: a--1 | names: a=a--1", "route"),
+        ("a failed adapter waits until retry_at", "wanted: a | failed: a@1001", "nothing"),
+        ("a failed adapter is fetched again at retry_at", "wanted: a | failed: a@999", "fetch a"),
+        ("a new adapter is fetched before a failed one", "wanted: a b | failed: a@999", "fetch b"),
         (
-            "one of which an older version answers does",
-            "wanted: a/2 b | places: 1 | failed: a | loaded: a--1 | answered: a--1 | names: a=a--1",
+            "there is no place for a third",
+            "wanted: a b c | maxAdapters: 2 | fetched: b=b--1 | loaded: b--1",
+            "check b--1",
+        ),
+        ("maxAdapters does not count a failed one", "wanted: a b c | maxAdapters: 2 | failed: a b", "fetch c"),
+        (
+            "maxAdapters counts a failed one whose old version is live",
+            "wanted: a/2 b | maxAdapters: 1 | failed: a | loaded: a--1 | checked: a--1 | names: a=a--1",
             "nothing",
         ),
         (
-            "who answers keeps its place when an older one can be loaded again",
-            "wanted: a b | places: 1 | fetched: a=a--1 b=b--1 | loaded: b--1 | answered: b--1 | names: b=b--1"
-            " | disk: a--1",
+            "maxAdapters prefers a live adapter to an older one",
+            "wanted: a b | maxAdapters: 1 | fetched: a=a--1 b=b--1 | loaded: b--1 | checked: b--1 | names: b=b--1"
+            " | cached: a--1",
             "remove a--1",
         ),
         ("a drain goes to the middleware at once", "wanted: a | drain: wanted", "route drain"),
-        ("and back", "drain: middleware", "route"),
+        ("the end of a drain goes to the middleware at once", "drain: middleware", "route"),
         (
             "a restarted vLLM is loaded from what is on disk",
-            "wanted: a | fetched: a=a--1 | disk: a--1",
+            "wanted: a | fetched: a=a--1 | cached: a--1",
             "load a--1",
         ),
         (
             "a slot that is to sleep refuses requests first",
-            "rest: asked | names: a=a--1 | loaded: a--1",
+            "sleep: lent | names: a=a--1 | loaded: a--1",
             "route asleep",
         ),
-        ("then it sleeps", "rest: asked middleware | loaded: a--1", "sleep"),
-        ("requests whose time is over are ended", "rest: asked middleware | flying: chat", "sleep and abort"),
-        ("what is being loaded comes first", "rest: asked middleware | busy: a--1", "nothing"),
-        ("asleep, it loads nothing", "wanted: a | rest: asked middleware sleeping", "nothing"),
-        ("it sleeps on while nobody says whose the GPUs are", "wanted: a | rest: middleware sleeping", "nothing"),
-        ("it wakes when they are its own", "rest: own middleware sleeping", "wake"),
-        ("one that woke before its agent restarted has proven nothing", "rest: own middleware", "wake"),
-        ("it answers again once it has", "rest: own middleware proven", "route"),
-        ("then it loads what is new", "wanted: a | rest: own", "fetch a"),
-        ("a vLLM that restarts during a loan waits", "wanted: a | rest: asked held", "nothing"),
-        ("and waits while nobody says whose the GPUs are", "wanted: a | rest: held", "nothing"),
-        ("and starts when they are its own", "wanted: a | rest: own held", "start"),
+        ("a slot that refuses requests sleeps", "sleep: lent middleware | loaded: a--1", "sleep"),
         (
-            "after a restart of the agent a live name stays where it is",
-            "wanted: a | loaded: a--1 | answered: a--1 | names: a=a--1 | disk: a--1",
+            "requests left after the drain are aborted",
+            "sleep: lent middleware | flying: chat",
+            "sleep and abort",
+        ),
+        ("finish_work_before_sleep: a load in progress ends first", "sleep: lent middleware | busy: a--1", "nothing"),
+        ("asleep, it loads nothing", "wanted: a | sleep: lent middleware sleeping", "nothing"),
+        (
+            "it sleeps on while the status is undecided",
+            "wanted: a | sleep: middleware sleeping",
+            "nothing",
+        ),
+        ("it wakes when they are its own", "sleep: own middleware sleeping", "wake"),
+        ("a vLLM that woke before its agent restarted has to pass the wake check", "sleep: own middleware", "wake"),
+        ("it is served again once it has passed", "sleep: own middleware passed", "route"),
+        ("a slot that has woken fetches new adapters", "wanted: a | sleep: own", "fetch a"),
+        ("the start gate holds a vLLM that restarts during a loan", "wanted: a | sleep: lent held", "nothing"),
+        (
+            "the start gate stays shut while the status is undecided",
+            "wanted: a | sleep: held",
+            "nothing",
+        ),
+        ("the start gate opens when the GPUs are its own", "wanted: a | sleep: own held", "start"),
+        ("the start gate has no aliases to change", "sleep: lent held | drain: wanted", "nothing"),
+        (
+            "after a restart of the agent an alias stays where it is",
+            "wanted: a | loaded: a--1 | checked: a--1 | names: a=a--1 | cached: a--1",
             "fetch a",
         ),
     ],
@@ -208,7 +237,7 @@ def test_next_step(rule: str, world: str, expected: str) -> None:
         (Reason.ADAPTER_INVALID, [60, 60]),
     ],
 )
-def test_pauses(reason: Reason, pauses: list[float]) -> None:
+def test_pause_after(reason: Reason, pauses: list[float]) -> None:
     assert [pause_after(reason, failures) for failures in range(1, len(pauses) + 1)] == pauses
 
 
@@ -217,22 +246,26 @@ def test_pauses(reason: Reason, pauses: list[float]) -> None:
     [
         ("an empty engine is ready", "", True),
         ("not before the base model has answered", "unchecked: base", False),
-        ("not while something is untried", "wanted: a b | failed: a", False),
-        ("one that failed does not hold the engine up", "wanted: a | failed: a", True),
-        ("whose place another one takes, which is loaded first", "wanted: a b | places: 1 | failed: a", False),
+        ("not while an adapter is untried", "wanted: a b | failed: a", False),
+        ("a failed adapter does not keep the slot from being ready", "wanted: a | failed: a", True),
         (
-            "one without a place neither",
-            "wanted: a b | places: 1 | fetched: a=a--1 | loaded: a--1 | answered: a--1 | names: a=a--1",
+            "an adapter admitted for a failed one is loaded first",
+            "wanted: a b | maxAdapters: 1 | failed: a",
+            False,
+        ),
+        (
+            "an adapter over maxAdapters does not either",
+            "wanted: a b | maxAdapters: 1 | fetched: a=a--1 | loaded: a--1 | checked: a--1 | names: a=a--1",
             True,
         ),
         (
             "loaded without its name is not there yet",
-            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | checked: a--1",
             False,
         ),
         (
             "loaded under its name is",
-            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1 | names: a=a--1",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | checked: a--1 | names: a=a--1",
             True,
         ),
     ],
@@ -248,29 +281,33 @@ def test_settled(rule: str, world: str, expected: bool) -> None:
         ("fetched", "wanted: a | fetched: a=a--1", "a/1 Loading a--1"),
         (
             "live",
-            "wanted: a | fetched: a=a--1 | loaded: a--1 | answered: a--1 | names: a=a--1",
+            "wanted: a | fetched: a=a--1 | loaded: a--1 | checked: a--1 | names: a=a--1",
             "a/1 Loaded a--1",
         ),
         ("failed", "wanted: a | failed: a", "a/1 Failed RankTooLarge: a is too wide."),
         (
             "failed while the old version answers",
-            "wanted: a/2 | failed: a | loaded: a--1 | answered: a--1 | names: a=a--1",
+            "wanted: a/2 | failed: a | loaded: a--1 | checked: a--1 | names: a=a--1",
             "a/2 Failed RankTooLarge: a is too wide. a--1 still answers.",
         ),
-        ("no place", "wanted: a b | places: 1", "b/1 Failed TooManyAdapters: lora.maxAdapters is 1, and a came first"),
         (
-            "its place is another's while it fails",
-            "wanted: b a | places: 1 | failed: a",
+            "no place",
+            "wanted: a b | maxAdapters: 1",
+            "b/1 Failed TooManyAdapters: lora.maxAdapters is 1, and a came first",
+        ),
+        (
+            "another one is admitted while it fails",
+            "wanted: b a | maxAdapters: 1 | failed: a",
             "a/1 Failed RankTooLarge: a is",
         ),
         (
             "no adapters at all",
-            "wanted: a | places: 0",
+            "wanted: a | maxAdapters: 0",
             "a/1 Failed EngineTakesNoAdapters: The engine has no spec.lora",
         ),
     ],
 )
-def test_reports(rule: str, world: str, expected: str) -> None:
-    told = reports(parse(world))[-1]
-    words = [f"{told.name}/{told.generation}", told.state, *([told.version] if told.version else [])]
-    assert " ".join([*words, *([f"{told.reason}: {told.message}"] if told.reason else [])]).startswith(expected)
+def test_adapter_reports(rule: str, world: str, expected: str) -> None:
+    report = adapter_reports(parse(world))[-1]
+    words = [f"{report.name}/{report.generation}", report.state, *([report.version] if report.version else [])]
+    assert " ".join([*words, *([f"{report.reason}: {report.message}"] if report.reason else [])]).startswith(expected)

@@ -17,7 +17,7 @@ _VIEW = View(serving=True, draining=False, in_flight=0, quiet_seconds=0, adapter
 
 
 @pytest.mark.parametrize(("trusts_ours", "arrives"), [(True, True), (False, False)])
-async def test_report_goes_only_to_whom_the_trust_file_names(tmp_path: Path, trusts_ours: bool, arrives: bool) -> None:
+async def test_report_needs_a_certificate_of_the_trust_file(tmp_path: Path, trusts_ours: bool, arrives: bool) -> None:
     ours, theirs = (renewed(None, ("127.0.0.1",), datetime.now(UTC)) for _ in range(2))
     (tmp_path / "token").write_text("a.b.c")
     (tmp_path / "ca.crt").write_bytes((ours if trusts_ours else theirs).trusted)

@@ -1,5 +1,5 @@
-"""From a claim to this pod's own disk: adapter bytes, copied first and checked after, so that what was checked
-is what vLLM reads. Everything here blocks and runs in a thread.
+"""The adapters on this pod's own disk. Files are copied from their claim first and checked afterwards, so that vLLM
+reads the bytes that were checked. Everything here blocks and runs in a thread.
 """
 
 import json
@@ -18,61 +18,61 @@ from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
 from sluice_api.sources import VOLUMES, claims_of, volume_path
 from sluice_server.agent.checks import BaseModel, Candidate, check_adapter
-from sluice_server.agent.refusal import Refusal
+from sluice_server.agent.rejected import AdapterRejected
+from sluice_server.agent.resources import WantedAdapter
 from sluice_server.agent.tensors import NotSafetensors, folder_tensors, not_finite, tensors
-from sluice_server.agent.wanted import WantedAdapter
-from sluice_server.place import Place
+from sluice_server.paths import SlotPaths
 
 CONFIG, WEIGHTS = ADAPTER_FILES
 MAX_BYTES = {CONFIG: 2**20, MANIFEST: 2**20, WEIGHTS: 8 * 2**30}
 _STAGING = ".new-"
 _CHUNK = 2**20
 
+_FileVersions = tuple[tuple[int, ...] | None, ...]
+"""What `_file_version` returns for each file of an adapter."""
 
-_Files = tuple[tuple[int, ...] | None, ...]
 
+class AdapterCache:
+    """The folders of fetched adapters, one for each version."""
 
-class Shelf:
-    """The folders of fetched adapters, one a version, and the way into them."""
-
-    def __init__(self, slot: SlotSpec, place: Place) -> None:
-        self._slot, self._place = slot, place
+    def __init__(self, slot: SlotSpec, paths: SlotPaths) -> None:
+        self._slot, self._paths = slot, paths
         self._lora = slot.spec.lora
-        self._refused: dict[WantedAdapter, tuple[_Files, Refusal]] = {}
+        self._rejected: dict[WantedAdapter, tuple[_FileVersions, AdapterRejected]] = {}
 
     def versions(self) -> frozenset[str]:
-        """What is there, staging folders of an earlier life included."""
-        return frozenset(entry.name for entry in self._place.adapters.iterdir() if entry.is_dir())
+        """The folders that exist. A staging folder is among them if an agent ended while it copied."""
+        return frozenset(entry.name for entry in self._paths.adapters.iterdir() if entry.is_dir())
 
     def path(self, version: str) -> Path:
-        """A version's folder, at the same path in vLLM's container."""
-        return self._place.adapters / version
+        """A version's folder, which has the same path in vLLM's container."""
+        return self._paths.adapters / version
 
     def remove(self, version: str) -> None:
-        """Delete a version's bytes."""
+        """Delete a version's folder."""
         shutil.rmtree(self.path(version))
 
     def fetch(self, adapter: WantedAdapter) -> str:
-        """Copy an adapter's files, check them, and return its version.
+        """Copy an adapter's files, check them, and return the version.
 
-        What was refused is refused again without a copy, for as long as its files are what they were.
+        A rejected adapter is rejected again without a copy until one of its files changes.
 
         Raises:
-            Refusal: it can't be loaded as it is.
+            AdapterRejected: vLLM can't load the adapter, or would serve it wrongly.
         """
         if adapter.name == self._slot.engine:
-            raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.name} is the base model's name: use another one.")
+            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.name} is the base model's name: use another one.")
         claim, source = self._source(adapter)
-        files = tuple(_identity(source / name) for name in (*ADAPTER_FILES, MANIFEST))
-        known, refusal = self._refused.get(adapter, (None, None))
-        if refusal and files == known:
-            raise refusal
+        files = tuple(_file_version(source / name) for name in (*ADAPTER_FILES, MANIFEST))
+        files_then, rejection = self._rejected.get(adapter, (None, None))
+        if rejection and files == files_then:
+            raise rejection
         try:
             return self._copy_checked(adapter, claim, source)
-        except Refusal as found:
-            self._refused = {
-                **{k: v for k, v in self._refused.items() if k.name != adapter.name},
-                adapter: (files, found),
+        except AdapterRejected as rejection:
+            self._rejected = {
+                **{k: v for k, v in self._rejected.items() if k.name != adapter.name},
+                adapter: (files, rejection),
             }
             raise
 
@@ -92,31 +92,32 @@ class Shelf:
             shutil.rmtree(staging, ignore_errors=True)
 
     def _source(self, adapter: WantedAdapter) -> tuple[Path, Path]:
+        """The folder where the adapter's claim is mounted, and the adapter's folder in it."""
         try:
             address = volume_path(adapter.uri)
         except ValueError as error:
-            raise Refusal(Reason.ADAPTER_INVALID, str(error)) from error
+            raise AdapterRejected(Reason.ADAPTER_INVALID, str(error)) from error
         if address is None:
-            raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.uri}: write source.uri as pvc://claim/path.")
+            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: write source.uri as pvc://claim/path.")
         mounted = {*(self._lora.claims if self._lora else ()), *claims_of(self._slot.spec.model.uri)}
         if address.claim not in mounted:
-            raise Refusal(
+            raise AdapterRejected(
                 Reason.ADAPTER_SOURCE_NOT_MOUNTED,
                 f"{adapter.uri}: {self._slot.engine} mounts {', '.join(sorted(mounted)) or 'no claim'}. "
                 f"Add {address.claim} to its lora.claims.",
             )
-        return self._place.at(VOLUMES / address.claim), self._place.at(address.mounted)
+        return self._paths.at(VOLUMES / address.claim), self._paths.at(address.mounted)
 
     def _candidate(self, adapter: WantedAdapter, folder: Path, manifest: AdapterManifest | None) -> Candidate:
         try:
             config = json.loads((folder / CONFIG).read_bytes())
             found = tensors(folder / WEIGHTS)
         except NotSafetensors as error:
-            raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.uri}: {error}.") from error
+            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: {error}.") from error
         except (ValueError, RecursionError) as error:
-            raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.uri}: {CONFIG} is not JSON.") from error
+            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: {CONFIG} is not JSON.") from error
         if not isinstance(config, dict):
-            raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.uri}: {CONFIG} is not a JSON object.")
+            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: {CONFIG} is not a JSON object.")
         return Candidate(
             uri=adapter.uri,
             config=config,
@@ -134,12 +135,12 @@ class Shelf:
         address = volume_path(uri)
         if address is None:
             return BaseModel(uri)
-        folder = self._place.at(address.mounted)
+        folder = self._paths.at(address.mounted)
         return BaseModel(uri, model_fingerprint(folder), folder_tensors(folder))
 
 
-def _identity(path: Path) -> tuple[int, ...] | None:
-    """What tells a file from the same name at another time; None where there is none that can be looked at."""
+def _file_version(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written or replaced; None if there is no file, or it can't be looked at."""
     try:
         found = path.stat()
     except OSError:
@@ -148,12 +149,12 @@ def _identity(path: Path) -> tuple[int, ...] | None:
 
 
 def _manifest(claim: Path, source: Path, staging: Path, adapter: WantedAdapter) -> AdapterManifest | None:
-    """The export's manifest; an adapter made elsewhere has none."""
+    """The manifest that our export writes; None for an adapter of another tool."""
     copied = staging / MANIFEST
     try:
         _copy(claim, source / MANIFEST, copied, adapter)
-    except Refusal as refusal:
-        if refusal.reason == Reason.ADAPTER_NOT_FOUND:
+    except AdapterRejected as rejection:
+        if rejection.reason == Reason.ADAPTER_NOT_FOUND:
             return None
         raise
     try:
@@ -165,30 +166,30 @@ def _manifest(claim: Path, source: Path, staging: Path, adapter: WantedAdapter) 
 
 
 def _copy(claim: Path, source: Path, target: Path, adapter: WantedAdapter) -> None:
-    """Copy one regular file that lies inside the claim, wherever symbolic links lead meanwhile."""
+    """Copy one regular file of the claim. A link out of the claim is rejected, even if it is made during the copy."""
     try:
-        # Not blocked by a FIFO that somebody put there.
+        # O_NONBLOCK: to open a FIFO would be to wait for its writer.
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Refusal(
+        raise AdapterRejected(
             Reason.ADAPTER_NOT_FOUND, f"{adapter.uri} has no {source.name}. It is looked for again every few seconds."
         ) from error
     except OSError as error:
-        raise Refusal(
+        raise AdapterRejected(
             Reason.ADAPTER_NOT_FOUND,
             f"{adapter.uri}: {source.name} can't be read ({error.strerror}). Let uid {os.getuid()} read it.",
         ) from error
     with os.fdopen(descriptor, "rb") as file:
-        # The path of what is open, and not of what the name leads to by now.
+        # The path of the open file: the name may lead elsewhere by now.
         opened = Path(f"/proc/self/fd/{descriptor}").readlink()
         if not opened.is_relative_to(claim.resolve()):
-            raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.uri}: {source.name} is a link out of its claim.")
+            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: {source.name} is a link out of its claim.")
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise Refusal(Reason.ADAPTER_INVALID, f"{adapter.uri}: {source.name} is no file.")
+            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: {source.name} is no file.")
         limit = MAX_BYTES[source.name]
         if status.st_size > limit:
-            raise Refusal(
+            raise AdapterRejected(
                 Reason.ADAPTER_INVALID, f"{adapter.uri}: {source.name} has {status.st_size} bytes, more than {limit}."
             )
         with target.open("wb") as copy:

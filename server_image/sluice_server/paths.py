@@ -1,6 +1,6 @@
-"""Where a slot's two containers find each other: folders, ports and the control routes.
+"""What a slot's two containers share: folders, ports, control routes, and the seconds of a shutdown.
 
-Standard library only: preStop runs from here and has to start in a moment.
+Standard library only: the preStop hook imports it and has to start in a moment.
 """
 
 import os
@@ -24,32 +24,32 @@ END_PATH = "/sluice/end"
 LAYERS_PATH = "/sluice/layers"
 
 QUIET_SECONDS = 2.0
-"""No request may have begun for so long before vLLM stops: what still travels to a pod that left its endpoints."""
+"""vLLM stops when no request has begun for this long: a pod that has left its endpoints still gets some."""
 
 SHUTDOWN_SECONDS = 10
-"""How long vLLM may take after SIGTERM for what is in flight; nothing is, after an ordinary drain. With
+"""How long vLLM lets requests in flight go on after SIGTERM; after an ordinary drain there are none. With
 QUIET_SECONDS and EXIT_SECONDS it fits into pods.GRACE_MARGIN_SECONDS."""
 
 EXIT_SECONDS = 5
-"""How long vLLM takes to exit, at most; what has not ended by then is ended."""
+"""How long vLLM may take to exit after that, before it is killed."""
 
 
 def serve_port() -> int:
-    """Where vLLM listens in this container."""
+    """vLLM's port."""
     return int(os.environ.get(SERVE_PORT_ENV, pods.SERVE_PORT))
 
 
 @dataclass(frozen=True)
-class Place:
-    """Folders and ports of one slot."""
+class SlotPaths:
+    """Folders and ports of one slot's pod, the same in both containers."""
 
     root: Path
     serve_port: int
     agent_port: int
 
     @classmethod
-    def here(cls) -> "Place":
-        """This container's, as the environment says."""
+    def here(cls) -> "SlotPaths":
+        """Those of this container, from its environment."""
         return cls(
             root=Path(os.environ.get(ROOT_ENV, "/")),
             serve_port=serve_port(),
@@ -57,7 +57,7 @@ class Place:
         )
 
     def at(self, path: str | os.PathLike[str]) -> Path:
-        """An absolute path of the pod contract, on this machine."""
+        """Where an absolute path of the pod contract lies on this machine."""
         return self.root / os.fspath(path).lstrip("/")
 
     @property

@@ -1,4 +1,4 @@
-"""The slot's InferenceEngine and the namespace's Adapters as the API server has them: list, then watch."""
+"""A local copy of the slot's InferenceEngine and of the namespace's Adapters: list, then watch, as client-go does."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ import aiohttp
 from sluice_api.adapter import Adapter
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import GROUP, VERSION
-from sluice_server.agent.wanted import Body, Unreadable, WantedAdapter, adapter_for
+from sluice_server.agent.resources import Body, Unreadable, WantedAdapter, adapter_for
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import CustomObjectsApi
@@ -29,11 +29,15 @@ _MAX_LINE_BYTES = 4 * 2**20
 
 
 class WatchEnded(Exception):
-    """The watch can't go on from where it was; everything is listed again."""
+    """The watch can't be resumed from the last resourceVersion: list again."""
 
 
-class Mirror:
-    """One kind of object in one namespace, kept up to date; `on_change` is called after each change."""
+class Informer:
+    """The objects of one kind in one namespace, by name, kept up to date.
+
+    `synced` turns true with the first list. `on_change` is called after each list and each change. `only` names the
+    one object to follow.
+    """
 
     def __init__(
         self,
@@ -50,8 +54,8 @@ class Mirror:
         self._scope = {"group": GROUP, "version": VERSION, "namespace": namespace, "plural": self._plural}
         self._selector = {"field_selector": f"metadata.name={only}"} if only else {}
 
-    async def follow(self) -> None:
-        """List and watch for ever, whatever the API server does."""
+    async def run(self) -> None:
+        """List and watch until cancelled, whatever the API server answers."""
         from kubernetes.aio.client.exceptions import ApiException
 
         pause = _FIRST_PAUSE
@@ -63,7 +67,7 @@ class Mirror:
                     started = monotonic()
                     version = await self._watch(version)
             except (ApiException, aiohttp.ClientError, OSError, json.JSONDecodeError, WatchEnded) as error:
-                log.warning("%s: %s; listing again", self._plural, _short(error))
+                log.warning("%s: %s; listing again", self._plural, _one_line(error))
             pause = _FIRST_PAUSE if monotonic() - started > _LONGEST_PAUSE else min(pause * 2, _LONGEST_PAUSE)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
 
@@ -77,7 +81,7 @@ class Mirror:
         return str(found["metadata"]["resourceVersion"])
 
     async def _watch(self, version: str) -> str:
-        """Apply changes until the API server ends the watch; returns the version to go on from."""
+        """Apply changes until the API server ends the watch; return the resourceVersion to resume from."""
         started = monotonic()
         async for event in self._events(version):
             body = event["object"]
@@ -110,7 +114,7 @@ class Mirror:
         async with answer:
             if answer.status != 200:
                 raise WatchEnded(f"{answer.status} {answer.reason}")
-            rest = b""
+            rest = b""  # the start of a line whose end has not come yet
             async for chunk in answer.content.iter_any():
                 *lines, rest = (rest + chunk).split(b"\n")
                 if len(rest) > _MAX_LINE_BYTES:
@@ -119,10 +123,10 @@ class Mirror:
                     yield json.loads(line)
 
 
-def adapters_of(mirror: Mirror, engine: str) -> tuple[WantedAdapter, ...]:
-    """The engine's adapters; one that can't be read is left out and the others are not held up."""
+def adapters_of(informer: Informer, engine: str) -> tuple[WantedAdapter, ...]:
+    """The adapters of one engine. One that can't be read is logged and left out."""
     found = []
-    for body in mirror.objects.values():
+    for body in informer.objects.values():
         try:
             adapter = adapter_for(engine, body)
         except Unreadable as error:
@@ -133,5 +137,5 @@ def adapters_of(mirror: Mirror, engine: str) -> tuple[WantedAdapter, ...]:
     return tuple(found)
 
 
-def _short(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or repr(error)

@@ -1,8 +1,9 @@
-"""Where the vLLM of a slot that sleeps waits before it starts: a trainer may have its GPUs.
+"""Holds back the start of vLLM in a slot that can sleep, because a trainer may have the slot's GPUs.
 
 A container that restarts knows nothing of a loan, and vLLM takes its memory while it starts, before it listens. So the
-process that would be vLLM first answers on vLLM's port, and starts when the agent says so, which reads the engine's
-status. Standard library only: here nobody waits for vLLM's imports.
+process that will become vLLM first serves this gate on vLLM's port, and becomes vLLM when the agent opens the gate. The
+agent reads the engine's status and decides (agent/sleep.py). Standard library only, so that the gate is there before
+vLLM is imported.
 """
 
 import hmac
@@ -11,23 +12,23 @@ import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from sluice_server.control import DesiredState, ObservedState
-from sluice_server.place import SECRET_HEADER, START_PATH, STATE_PATH, TERMINATE_PATH, Place
+from sluice_server.paths import SECRET_HEADER, START_PATH, STATE_PATH, TERMINATE_PATH, SlotPaths
 
 
-class _Room(ThreadingHTTPServer):
-    """What is known while vLLM waits. A thread for each visitor: nobody can keep the agent out."""
+class StartGate(ThreadingHTTPServer):
+    """Answers on vLLM's port until the agent opens it. A thread for each connection: none can block the agent."""
 
     daemon_threads = True
-    timeout = 0.2  # seconds after which it is looked whether vLLM may start
+    timeout = 0.2  # seconds that handle_request() waits for a connection
 
     def __init__(self, port: int, secret: str) -> None:
         self.secret = secret
         self.boot, self.since = uuid.uuid4().hex, time.monotonic()
-        self.may_start = self.terminating = False
-        super().__init__(("0.0.0.0", port), _Visit)
+        self.is_open = self.terminating = False
+        super().__init__(("0.0.0.0", port), _Handler)
 
     def state(self) -> ObservedState:
-        """For the agent and for preStop: nothing is in flight, and nothing ever was."""
+        """What the agent and the preStop hook read in place of the middleware's state: nothing is in flight."""
         waited = time.monotonic() - self.since
         return ObservedState(
             boot=self.boot,
@@ -41,22 +42,22 @@ class _Room(ThreadingHTTPServer):
         )
 
 
-class _Visit(BaseHTTPRequestHandler):
-    """One request."""
+class _Handler(BaseHTTPRequestHandler):
+    """One request to the gate."""
 
-    server: _Room
+    server: StartGate
     timeout = 5
 
     def do_GET(self) -> None:
-        """Answer the agent; everybody else comes too early."""
+        """Answer the agent with the state, and everybody else with 503."""
         if self._is_agent() and self.path == STATE_PATH:
             return self._answer(200, self.server.state().to_json())
         return self._answer(503, '{"error":{"message":"This replica is not started.","code":503}}')
 
     def do_POST(self) -> None:
-        """The agent's word, or preStop's."""
+        """Open the gate for the agent, or note for the preStop hook that the pod is being deleted."""
         if self._is_agent() and self.path == START_PATH:
-            self.server.may_start = True
+            self.server.is_open = True
         elif self._is_agent() and self.path == TERMINATE_PATH:
             self.server.terminating = True
         else:
@@ -74,11 +75,11 @@ class _Visit(BaseHTTPRequestHandler):
         self.wfile.write(body.encode())
 
     def log_message(self, *_: object) -> None:
-        """The agent comes every second: not worth a line."""
+        """No access log: the agent asks every second."""
 
 
-def wait_for_the_agent(place: Place) -> None:
-    """Return when the agent lets vLLM start."""
-    with _Room(place.serve_port, place.secret_file.read_text().strip()) as room:
-        while not room.may_start:
-            room.handle_request()
+def wait_at_start_gate(paths: SlotPaths) -> None:
+    """Return when the agent has opened the gate."""
+    with StartGate(paths.serve_port, paths.secret_file.read_text().strip()) as gate:
+        while not gate.is_open:
+            gate.handle_request()

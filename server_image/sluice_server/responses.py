@@ -1,15 +1,18 @@
-"""Answers on their way out: the public name put back, the list of models translated, connections closed."""
+"""Changes to responses: the public name put back, the list of models translated, connections closed.
+
+Each is an ASGI `send` around the server's own.
+"""
 
 import json
 from collections.abc import Callable
 from typing import Any
 
 from sluice_server.asgi import Headers, Message, Send, header, with_length
-from sluice_server.rewrite import Outward
+from sluice_server.rewrite import ResponseNames
 
 
-def closing(send: Send, draining: Callable[[], bool]) -> Send:
-    """Ask the client to open its next connection elsewhere, once the slot drains."""
+def close_when_draining(send: Send, draining: Callable[[], bool]) -> Send:
+    """A send that adds `Connection: close` while the slot drains, so that clients connect to another replica next."""
 
     async def sender(message: Message) -> None:
         if message["type"] == "http.response.start" and draining():
@@ -20,16 +23,21 @@ def closing(send: Send, draining: Callable[[], bool]) -> Send:
     return sender
 
 
-class Renamed:
-    """A send that puts the public name back, into event streams as they flow and into JSON as a whole."""
+def rename_response(send: Send, inner: str, public: str) -> Send:
+    """A send that replaces the name inside vLLM by the public name."""
+    return _Renamed(send, ResponseNames(inner, public))
 
-    def __init__(self, send: Send, outward: Outward) -> None:
-        self._send, self._outward = send, outward
+
+class _Renamed:
+    """Renames in event streams as they arrive, and in JSON when it is complete."""
+
+    def __init__(self, send: Send, names: ResponseNames) -> None:
+        self._send, self._names = send, names
         self._rewrite: Callable[[bytes, bool], bytes] | None = None
-        self._whole: Whole | None = None
+        self._whole: Buffered | None = None
 
     async def __call__(self, message: Message) -> None:
-        """Take the next message of the answer."""
+        """Take the next message of the response."""
         if message["type"] == "http.response.start":
             await self._start(message)
         elif self._whole:
@@ -43,21 +51,21 @@ class Renamed:
             await self._send(message)
 
     async def _start(self, message: Message) -> None:
-        headers: Headers = [(key, self._outward.error(value)) for key, value in message.get("headers", [])]
+        headers: Headers = [(key, self._names.error(value)) for key, value in message.get("headers", [])]
         message = {**message, "headers": headers}
         kind = header(headers, b"content-type")
         if kind.startswith(b"text/event-stream"):
-            self._rewrite = self._outward.lines
+            self._rewrite = self._names.stream
         elif kind.startswith(b"application/json"):
             failed = message["status"] >= 400
-            self._whole = Whole(self._send, self._outward.error if failed else self._outward.answer)
+            self._whole = Buffered(self._send, self._names.error if failed else self._names.json)
             await self._whole(message)
             return
         await self._send(message)
 
 
-class Whole:
-    """A send that holds an answer until it is complete, and changes it."""
+class Buffered:
+    """A send that keeps a response until it is complete, and changes its body."""
 
     def __init__(self, send: Send, change: Callable[[bytes], bytes]) -> None:
         self._send, self._change = send, change
@@ -65,7 +73,7 @@ class Whole:
         self._parts: list[bytes] = []
 
     async def __call__(self, message: Message) -> None:
-        """Take the next message of the answer."""
+        """Take the next message of the response."""
         if message["type"] == "http.response.start":
             self._start = message
             return
@@ -78,5 +86,5 @@ class Whole:
 
 
 def json_change(change: Callable[[Any], Any]) -> Callable[[bytes], bytes]:
-    """A change of JSON as a change of its bytes."""
+    """Turn a change of a JSON value into a change of its bytes."""
     return lambda body: json.dumps(change(json.loads(body)), separators=(",", ":")).encode()
