@@ -141,7 +141,7 @@ class Training(Model):
     overlong_rows: OverlongRows = Field(
         OverlongRows.TRUNCATE,
         description="A longer row: Truncate cuts its end off, and refuses it if no answer is left. Split makes several "
-        "rows of it, so that each token is learnt once. Drop leaves it out. All are counted.",
+        "rows of it, so that the loss counts each token once. Drop leaves it out. All are counted.",
     )
     batch_size: int = Field(8, ge=1, le=4096, description="Rows of one optimizer step.")
     batch_tokens: int | None = Field(

@@ -27,7 +27,7 @@ def plan_digest(stage: StageSpec) -> str:
 _HOW_FAST = frozenset(
     {"checkpointEverySteps", "keepCheckpoints", "microBatchSize", "gradientCheckpointing", "compile", "sharding"}
 )
-"""Settings that change how fast a training is and what it keeps, and not what is learnt, but for rounding."""
+"""Settings that change how fast a training is and what it keeps, and not its result, but for rounding."""
 
 
 def settings_of(stage: StageSpec) -> dict[str, str]:

@@ -24,7 +24,7 @@ VALIDATION = "validation.safetensors"
 class PreparedManifest(Model):
     """prepared/manifest.json: what the rows were made from, and what came of it."""
 
-    format: Literal["sluice.prepared/v2"] = "sluice.prepared/v2"
+    format: Literal["sluice.prepared/v3"] = "sluice.prepared/v3"
     plan: str
     """plan.plan_digest of the StageSpec that they were made for."""
     files: dict[str, str]
@@ -42,10 +42,11 @@ class PreparedManifest(Model):
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row: its tokens, and which of them are learnt (1) or only read (0). A pair is both of its rows end to end."""
+    """One row: its tokens and their loss mask. A pair is both of its rows end to end."""
 
     input_ids: NDArray[np.int32]
-    learnt: NDArray[np.uint8]
+    loss_mask: NDArray[np.uint8]
+    """1 for a token that the loss counts, 0 for one that the model only reads."""
     line: int = 0
     """Where it is in the dataset, counted from 1; 0 when it is not of the dataset."""
     split: int = 0
@@ -54,8 +55,8 @@ class TokenRow:
     @classmethod
     def pair(cls, chosen: "TokenRow", rejected: "TokenRow") -> "TokenRow":
         """Two rows as one, of which the first is the better one."""
-        ids, learnt = ((getattr(chosen, name), getattr(rejected, name)) for name in ("input_ids", "learnt"))
-        return cls(np.concatenate(ids), np.concatenate(learnt), chosen.line, len(chosen.input_ids))
+        ids, mask = ((getattr(chosen, name), getattr(rejected, name)) for name in ("input_ids", "loss_mask"))
+        return cls(np.concatenate(ids), np.concatenate(mask), chosen.line, len(chosen.input_ids))
 
     def answers(self) -> "tuple[TokenRow, TokenRow]":
         """The chosen and the rejected row of a pair."""
@@ -63,9 +64,9 @@ class TokenRow:
 
     def part(self, start: int, stop: int) -> "TokenRow":
         """Some of its tokens as a row: nothing predicts the first one."""
-        learnt = self.learnt[start:stop].copy()
-        learnt[0] = 0
-        return TokenRow(self.input_ids[start:stop], learnt, self.line)
+        loss_mask = self.loss_mask[start:stop].copy()
+        loss_mask[0] = 0
+        return TokenRow(self.input_ids[start:stop], loss_mask, self.line)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class TokenRows:
     """Rows laid end to end: row i is [offsets[i], offsets[i + 1])."""
 
     input_ids: NDArray[np.int32]
-    learnt: NDArray[np.uint8]
+    loss_mask: NDArray[np.uint8]
     offsets: NDArray[np.int64]
     lines: NDArray[np.int64]
     """The dataset's line of each row, counted from 1; the same for all parts of a row that was split."""
@@ -86,7 +87,7 @@ class TokenRows:
         rows = list(rows)
         return cls(
             np.concatenate([np.empty(0, np.int32), *(row.input_ids for row in rows)]),
-            np.concatenate([np.empty(0, np.uint8), *(row.learnt for row in rows)]),
+            np.concatenate([np.empty(0, np.uint8), *(row.loss_mask for row in rows)]),
             np.cumsum([0, *(len(row.input_ids) for row in rows)], dtype=np.int64),
             np.array([row.line for row in rows], np.int64),
             np.array([row.split for row in rows], np.int64),
@@ -115,7 +116,7 @@ class TokenRows:
 
     def __getitem__(self, index: int) -> TokenRow:
         span = slice(self.offsets[index], self.offsets[index + 1])
-        return TokenRow(self.input_ids[span], self.learnt[span], int(self.lines[index]), int(self.splits[index]))
+        return TokenRow(self.input_ids[span], self.loss_mask[span], int(self.lines[index]), int(self.splits[index]))
 
 
 @dataclass(frozen=True)

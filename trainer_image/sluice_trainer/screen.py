@@ -93,7 +93,7 @@ class Terminal(Screen):
             overlong = f", {prepared.overlong_rows} too long" if prepared.overlong_rows else ""
             self._write(
                 f"  {prepared.rows} rows to train on, {prepared.validation_rows} held out{refused}{overlong}; "
-                f"{prepared.tokens:,} tokens, of which {prepared.learnt_tokens:,} are learnt; {prepared.steps} steps\n"
+                f"{prepared.tokens:,} tokens, {prepared.loss_tokens:,} of them in the loss; {prepared.steps} steps\n"
             )
         if trained := outcome.train:
             before, after = trained.evaluation_loss_before, trained.evaluation_loss_after

@@ -57,7 +57,7 @@ def _rows(
             f"{prepared.rows} to train on, {prepared.validation_rows} held out, {prepared.refused_rows} refused"
             f"{overlong}"
         )
-        rows["tokens"] = f"{prepared.tokens:,} a pass, {prepared.learnt_tokens:,} of them learnt"
+        rows["tokens"] = f"{prepared.tokens:,} a pass, {prepared.loss_tokens:,} of them in the loss"
     if trained is not None:
         best = f"; the best was step {trained.result_step}" if trained.result_step != trained.step else ""
         rows["steps"] = f"{trained.step}{best}"

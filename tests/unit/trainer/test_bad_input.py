@@ -110,7 +110,7 @@ def test_up_to_five_bad_rows_are_named_at_once(job: Job) -> None:
     with pytest.raises(StageError) as raised:
         job.prepare()
     first, *lines = raised.value.message.splitlines()
-    assert first == f"datasets/rows.jsonl has 7 rows that can't be learnt from. Mend them, {SKIP}"
+    assert first == f"datasets/rows.jsonl has 7 rows that can't be trained on. Mend them, {SKIP}"
     assert [line.partition(":")[0] for line in lines] == [*(f"line {n}" for n in range(42, 47)), "and 2 more."]
 
 

@@ -26,7 +26,7 @@ from sluice_trainer.train.loss import Curve, cross_entropies
 from sluice_trainer.train.trials.lean import prove
 from tests.unit.trainer.jobs import Job
 
-VOCABULARY, HIDDEN, POSITIONS, LEARNT = 300, 64, 40, 23
+VOCABULARY, HIDDEN, POSITIONS, LOSS_TOKENS = 300, 64, 40, 23
 STRAIGHT = Curve()
 CURVES = {"straight": STRAIGHT, "scaled": Curve(0.125), "capped": Curve(1.0, 3.0), "both": Curve(2.0, 5.0)}
 MODELS: dict[str, tuple[dict[str, Any], Curve]] = {
@@ -67,7 +67,7 @@ def model_of(model_type: str, dtype: torch.dtype = torch.float32, **settings: An
 
 
 def batch() -> MicroBatch:
-    """Two rows, of which some tokens are learnt."""
+    """Two rows, with some of their tokens in the loss."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, VOCABULARY, (2, 30), generator=generator)
     return MicroBatch(ids, torch.rand(2, 30, generator=generator) < 0.5)
@@ -75,13 +75,13 @@ def batch() -> MicroBatch:
 
 def own_loss(model: Any, batch: MicroBatch) -> Tensor:
     """As the model works it out."""
-    labels = batch.input_ids.masked_fill(~batch.learnt, -100)
-    return model(input_ids=batch.input_ids, labels=labels).loss * batch.learnt[:, 1:].sum()  # type: ignore[no-any-return]
+    labels = batch.input_ids.masked_fill(~batch.loss_mask, -100)
+    return model(input_ids=batch.input_ids, labels=labels).loss * batch.loss_mask[:, 1:].sum()  # type: ignore[no-any-return]
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
-    (loss / LEARNT).backward()
+    (loss / LOSS_TOKENS).backward()
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
@@ -123,7 +123,7 @@ def test_it_is_as_near_to_the_truth_as_full_logits_are(
 
     def costs(loss: Tensor, *by: Tensor | None) -> list[Tensor]:
         wanted = [each for each in by if each is not None and each.requires_grad]
-        return [loss.detach(), *torch.autograd.grad(loss / LEARNT, wanted)]
+        return [loss.detach(), *torch.autograd.grad(loss / LOSS_TOKENS, wanted)]
 
     exact = nn.Linear(HIDDEN, VOCABULARY, bias=bias).double().requires_grad_(trained)
     exact.load_state_dict({name: weight.double() for name, weight in linear.state_dict().items()})
@@ -227,7 +227,7 @@ def test_a_models_own_loss_and_gradients(model_type: str) -> None:
     model, rows = model_of(model_type, **settings), batch()
     truth = own_loss(model, rows)
     expected = gradients(model, truth)
-    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    prove(model, rows.input_ids[:1], rows.loss_mask[:1])
     assert heads.PROVEN[model].curve == curve
     with without_full_logits(model):
         loss = summed_loss(model, rows)
@@ -245,7 +245,7 @@ def test_an_adapters_gradients_with_a_frozen_head(tied: bool) -> None:
     )
     rows = batch()
     expected = gradients(model.train(), own_loss(model, rows))
-    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    prove(model, rows.input_ids[:1], rows.loss_mask[:1])
     assert model.training
     with without_full_logits(model):
         found = gradients(model, summed_loss(model, rows))
@@ -258,14 +258,14 @@ def test_an_adapters_gradients_with_a_frozen_head(tied: bool) -> None:
 def test_a_tied_head_that_is_trained_adds_to_the_embeddings_gradient() -> None:
     model, rows = model_of("llama", tie_word_embeddings=True), batch()
     expected = gradients(model, own_loss(model, rows))["model.embed_tokens.weight"]
-    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    prove(model, rows.input_ids[:1], rows.loss_mask[:1])
     found = gradients(model, summed_loss(model, rows))["model.embed_tokens.weight"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_in_bfloat16_a_model_is_lean_too() -> None:
     model, rows = model_of("gemma2", torch.bfloat16), batch()
-    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    prove(model, rows.input_ids[:1], rows.loss_mask[:1])
     with without_full_logits(model):
         loss = summed_loss(model, rows)
     torch.testing.assert_close(loss, own_loss(model, rows), rtol=1e-2, atol=0)
@@ -330,7 +330,7 @@ def test_what_is_not_proven_costs_full_logits_and_is_exact(
     model: Any, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, rows = model(), batch()
-    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    prove(model, rows.input_ids[:1], rows.loss_mask[:1])
     line = json.loads(capsys.readouterr().out)
     assert (line["level"], line["event"], line["model_type"]) == ("WARNING", "loss from full logits", "llama")
     assert line["reason"] == reason
@@ -347,7 +347,7 @@ def test_a_lean_loss_that_is_not_the_models_own_is_given_up(
 ) -> None:
     model, rows = model_of("llama"), batch()
     monkeypatch.setattr(batches, "cross_entropies", lambda *args: cross_entropies(*args) * 1.001)
-    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    prove(model, rows.input_ids[:1], rows.loss_mask[:1])
     assert "the lean loss of a piece of the first row is" in json.loads(capsys.readouterr().out)["reason"]
     torch.testing.assert_close(summed_loss(model, rows), own_loss(model, rows), rtol=1e-5, atol=1e-4)
 
@@ -366,7 +366,7 @@ def test_a_model_that_adds_another_loss_is_refused(
 ) -> None:
     rows = batch()
     with pytest.raises(StageError) as raised:
-        prove(model_of(model_type, dtype, **settings), rows.input_ids[:1], rows.learnt[:1])
+        prove(model_of(model_type, dtype, **settings), rows.input_ids[:1], rows.loss_mask[:1])
     assert raised.value.reason == Reason.MODEL_INVALID
     assert f"What a model of type {model_type} calls its loss is" in raised.value.message
     assert "Turn its other loss off in config.json" in raised.value.message

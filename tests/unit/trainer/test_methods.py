@@ -170,7 +170,7 @@ def test_a_whole_model_in_bfloat16_computes_in_it_and_keeps_float32(job: Job) ->
     model = load(base_model.locate("pvc://models/tiny"), job.stage("Train").spec, torch.device("cpu"))
     batch = MicroBatch.of([job.prepared().training[0]], torch.device("cpu"))
     full = summed_loss(model, batch)
-    prove(model, batch.input_ids, batch.learnt)
+    prove(model, batch.input_ids, batch.loss_mask)
     assert model in head.PROVEN
     lean = summed_loss(model, batch)
     torch.testing.assert_close(lean, full, rtol=1e-2, atol=1e-2)
@@ -203,7 +203,7 @@ def test_a_machine_without_bfloat16_computes_in_float32(
 def held_out_loss(job: Job, model: torch.nn.Module) -> float:
     rows = job.prepared().validation
     losses = [summed_loss(model, MicroBatch.of([rows[i]], torch.device("cpu"))).item() for i in range(len(rows))]
-    return sum(losses) / int(rows.learnt.sum())
+    return sum(losses) / int(rows.loss_mask.sum())
 
 
 def test_a_checkpoint_that_would_not_fit_into_memory_is_refused_before_a_gpu_is_taken(job: Job) -> None:

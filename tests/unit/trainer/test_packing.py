@@ -62,7 +62,7 @@ HYBRIDS = {
 
 
 def random_rows(*lengths: int) -> TokenRows:
-    """Rows of random tokens, about two thirds of which are learnt."""
+    """Rows of random tokens, about two thirds of which are in the loss."""
     draw = np.random.default_rng(0)
     made = (TokenRow(draw.integers(1, 300, n, np.int32), (draw.random(n) < 0.67).astype(np.uint8)) for n in lengths)
     return TokenRows.of(made)
@@ -79,9 +79,9 @@ def adapted(config: t.PreTrainedConfig, attention: str = "sdpa") -> PeftModel:
     return get_peft_model(base, lora)
 
 
-def only(rows: TokenRows, learnt: int) -> list[TokenRow]:
-    """All rows, one of which is learnt."""
-    return [replace(rows[index], learnt=rows[index].learnt * (index == learnt)) for index in range(len(rows))]
+def with_loss_only_on(row: int, rows: TokenRows) -> list[TokenRow]:
+    """All rows; the loss counts tokens of one of them only."""
+    return [replace(rows[index], loss_mask=rows[index].loss_mask * (index == row)) for index in range(len(rows))]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -91,29 +91,29 @@ def test_a_row_costs_in_a_pack_what_it_costs_alone(shape: str, attention: str) -
     assert why_not_packed(model, ROWS, CPU) is None
     for index in range(len(ROWS)):
         row = ROWS[index]
-        labels = torch.from_numpy(np.where(row.learnt == 1, row.input_ids, -100)).long()[None]
+        labels = torch.from_numpy(np.where(row.loss_mask == 1, row.input_ids, -100)).long()[None]
         ids = torch.from_numpy(row.input_ids).long()[None]
-        learnt = int(row.learnt[1:].sum())
+        loss_tokens = int(row.loss_mask[1:].sum())
         alone = model(input_ids=ids, labels=labels).loss
-        packed = summed_loss(model, MicroBatch.packed(only(ROWS, index), CPU)) / learnt
+        packed = summed_loss(model, MicroBatch.packed(with_loss_only_on(index, ROWS), CPU)) / loss_tokens
         torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_an_end_of_turn_that_is_padding_too_is_learnt(job: Job, packed: bool) -> None:
+def test_loss_mask_has_an_end_of_turn_that_is_the_pad_token_too(job: Job, packed: bool) -> None:
     job.prepare()
     end = t.AutoTokenizer.from_pretrained(job.volumes / "models" / "tiny").pad_token_id
     rows = [job.prepared().training[index] for index in range(8)]
     batch = put_together(rows, Batching(packed, 512), CPU)
     assert len({len(row.input_ids) for row in rows}) > 1
-    assert batch.input_ids[batch.learnt].tolist().count(end) == 8  # one answer a row
+    assert batch.input_ids[batch.loss_mask].tolist().count(end) == 8  # one answer a row
 
     model = adapted(t.LlamaConfig(**{**SHAPE, "pad_token_id": end, "eos_token_id": end}))
     alone = 0.0
     for row in rows:
-        labels = torch.from_numpy(np.where(row.learnt == 1, row.input_ids, -100)).long()[None]
+        labels = torch.from_numpy(np.where(row.loss_mask == 1, row.input_ids, -100)).long()[None]
         assert labels[0, -2] == end  # a line break follows
-        alone += model(input_ids=labels.new_tensor(row.input_ids[None]), labels=labels).loss * row.learnt.sum()
+        alone += model(input_ids=labels.new_tensor(row.input_ids[None]), labels=labels).loss * row.loss_mask.sum()
     torch.testing.assert_close(summed_loss(model, batch), alone, rtol=1e-5, atol=1e-5)
 
 
@@ -200,9 +200,7 @@ def last_state(job: Job) -> bytes:
     return (job.work / "checkpoints" / "step-10" / "state.safetensors").read_bytes()
 
 
-def test_the_budget_does_not_change_what_is_learnt_and_is_kept_when_training_goes_on(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_token_budget_does_not_change_the_loss_and_is_kept_on_resume(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     training = (("epochs", 2), ("checkpointEverySteps", 5))
     job = replace(job, training=training, spec=(("lora", {"rank": 8}),))
     other = replace(job, name="other")

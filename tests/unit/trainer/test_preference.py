@@ -65,7 +65,7 @@ def by_hand(model: PeftModel, rows: list[TokenRow], beta: float) -> Tensor:
     def answer(row: TokenRow) -> Tensor:
         ids = torch.from_numpy(row.input_ids).long().unsqueeze(0)
         each = log_softmax(model(input_ids=ids).logits[0, :-1], dim=-1).gather(1, ids[0, 1:, None]).squeeze(1)
-        return each[torch.from_numpy(row.learnt[1:]).bool()].sum()
+        return each[torch.from_numpy(row.loss_mask[1:]).bool()].sum()
 
     total = torch.zeros(())
     for row in rows:
@@ -90,7 +90,7 @@ def test_the_loss_and_its_gradients_are_those_of_the_paper(pairs: Job, made: Any
     model.zero_grad()
     if lean:
         one = MicroBatch.of([rows[0]], CPU)
-        prove(model, one.input_ids[:1], one.learnt[:1])
+        prove(model, one.input_ids[:1], one.loss_mask[:1])
     loss = Preference(0.3).summed_loss(model, made(rows, CPU))
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
@@ -147,7 +147,7 @@ def test_the_lengths_of_micro_batches_change_nothing(pairs: Job) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_only_the_answers_are_learnt(pairs: Job) -> None:
+def test_loss_mask_of_a_pair_has_only_the_two_answers(pairs: Job) -> None:
     asked = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Ahoy"},
@@ -158,9 +158,9 @@ def test_only_the_answers_are_learnt(pairs: Job) -> None:
     pairs.prepare()
     (pair,) = [pairs.prepared().training[0]]
     tokenizer = Tokeniser(base_model.locate("pvc://models/tiny"), 256, OverlongRows.TRUNCATE)._tokenizer
-    learnt = [tokenizer.decode(side.input_ids[side.learnt == 1]) for side in pair.answers()]
-    assert learnt == ["Yes<|im_end|>", "No way<|im_end|>"]
-    asked_again = [tokenizer.decode(side.input_ids[side.learnt == 0]) for side in pair.answers()]
+    in_loss = [tokenizer.decode(side.input_ids[side.loss_mask == 1]) for side in pair.answers()]
+    assert in_loss == ["Yes<|im_end|>", "No way<|im_end|>"]
+    asked_again = [tokenizer.decode(side.input_ids[side.loss_mask == 0]) for side in pair.answers()]
     assert asked_again[0] == asked_again[1]
 
 

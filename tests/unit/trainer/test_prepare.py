@@ -1,4 +1,4 @@
-"""What Prepare leaves behind: exactly the right tokens learnt, a fair split, and the same again when run twice."""
+"""What Prepare leaves behind: the right loss mask, a fair split, and the same again when run twice."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,15 +12,15 @@ from sluice_trainer.prepared import TokenRow, TokenRows
 from tests.unit.trainer.jobs import ROWS, Job, chat, write_rows
 
 
-def learnt_and_read(job: Job, rows: list[Any]) -> list[tuple[str, str]]:
-    """What is learnt of each row, and all that the model reads."""
+def loss_and_all_text(job: Job, rows: list[Any]) -> list[tuple[str, str]]:
+    """For each row, the text that the loss counts and the text that the model reads."""
     write_rows(job.volumes / job.dataset, rows)
     job.prepare()
     tokenizer = AutoTokenizer.from_pretrained(job.volumes / "models" / "tiny")
     prepared = job.prepared()
     halves: list[TokenRows] = [prepared.training, prepared.validation]
     tokens = [half[index] for half in halves for index in range(len(half))]
-    return [(tokenizer.decode(row.input_ids[row.learnt == 1]), tokenizer.decode(row.input_ids)) for row in tokens]
+    return [(tokenizer.decode(row.input_ids[row.loss_mask == 1]), tokenizer.decode(row.input_ids)) for row in tokens]
 
 
 TURNS = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello!"), ("user", "Bye"), ("assistant", "So long")]
@@ -29,7 +29,7 @@ RENDERED = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, conten
 
 
 @pytest.mark.parametrize(
-    ("name", "row", "learnt", "read"),
+    ("name", "row", "in_loss", "read"),
     [
         ("only the assistant's turns, each with its end", CONVERSATION, "Hello!<|im_end|>So long<|im_end|>", RENDERED),
         (
@@ -44,18 +44,18 @@ RENDERED = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, conten
             "3<|im_end|>",
             "<|im_start|>user\n1 + 2<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n",
         ),
-        ("a text is learnt whole, but for its first token", {"text": "abc"}, "bc<|im_end|>", "abc<|im_end|>"),
+        ("of a text all is in the loss but its first token", {"text": "abc"}, "bc<|im_end|>", "abc<|im_end|>"),
         ("... two texts in one too", {"text": "ab<|im_end|>c"}, "b<|im_end|>c<|im_end|>", "ab<|im_end|>c<|im_end|>"),
         ("... or has an end", {"text": "abc<|im_end|>"}, "bc<|im_end|>", "abc<|im_end|>"),
     ],
 )
-def test_what_is_learnt(job: Job, name: str, row: Any, learnt: str, read: str) -> None:
-    assert learnt_and_read(job, [row]) == [(learnt, read)]
+def test_loss_mask_by_row_format(job: Job, name: str, row: Any, in_loss: str, read: str) -> None:
+    assert loss_and_all_text(job, [row]) == [(in_loss, read)]
 
 
-def test_without_a_chat_template_a_prompt_is_read_and_its_completion_learnt(job: Job) -> None:
+def test_loss_mask_without_a_chat_template_has_only_the_completion(job: Job) -> None:
     (job.volumes / "models" / "tiny" / "chat_template.jinja").unlink()
-    assert learnt_and_read(job, [{"prompt": "1+2=", "completion": "3"}]) == [("3<|im_end|>", "1+2=3<|im_end|>")]
+    assert loss_and_all_text(job, [{"prompt": "1+2=", "completion": "3"}]) == [("3<|im_end|>", "1+2=3<|im_end|>")]
 
 
 def test_a_prompt_has_the_tokens_that_it_has_when_the_model_serves(job: Job) -> None:
@@ -65,7 +65,7 @@ def test_a_prompt_has_the_tokens_that_it_has_when_the_model_serves(job: Job) -> 
     served = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)["input_ids"]
     row = job.prepared().training[0]
     assert row.input_ids[: len(served)].tolist() == served
-    assert row.learnt.tolist().index(1) == len(served)
+    assert row.loss_mask.tolist().index(1) == len(served)
 
 
 def test_long_rows_are_cut_and_counted(job: Job) -> None:
@@ -74,7 +74,7 @@ def test_long_rows_are_cut_and_counted(job: Job) -> None:
     assert (result.overlong_rows, result.longest_row) == (1, 64)
 
 
-def test_each_token_of_a_row_that_is_split_is_learnt_once(job: Job) -> None:
+def test_loss_mask_of_a_split_row_has_each_token_once(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [{"text": "".join(chr(97 + index % 26) for index in range(200))}])
     job.prepare()
     whole = job.prepared().training[0]
@@ -84,8 +84,8 @@ def test_each_token_of_a_row_that_is_split_is_learnt_once(job: Job) -> None:
     result = split.prepare()
     parts = [split.prepared().training[index] for index in range(result.rows)]
 
-    learnt = np.concatenate([part.input_ids[part.learnt == 1] for part in parts])
-    assert learnt.tolist() == whole.input_ids[whole.learnt == 1].tolist()
+    in_loss = np.concatenate([part.input_ids[part.loss_mask == 1] for part in parts])
+    assert in_loss.tolist() == whole.input_ids[whole.loss_mask == 1].tolist()
     assert {len(part.input_ids) for part in parts[:-1]} == {32}
     assert (result.overlong_rows, result.longest_row) == (1, 32)
 
@@ -181,10 +181,10 @@ def test_a_damaged_result_is_made_anew(job: Job) -> None:
     assert {path.name for path in job.work.iterdir()} == {"prepared"}
 
 
-def test_rows_of_an_older_image_are_made_anew(job: Job) -> None:
+def test_prepared_rows_of_an_older_format_are_made_anew(job: Job) -> None:
     first = job.prepare()
     manifest = job.work / "prepared" / "manifest.json"
     good = manifest.read_text()
-    manifest.write_text(good.replace("sluice.prepared/v2", "sluice.prepared/v1"))
+    manifest.write_text(good.replace("sluice.prepared/v3", "sluice.prepared/v2"))
     assert job.prepare() == first
     assert manifest.read_text() == good

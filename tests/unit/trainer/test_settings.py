@@ -121,7 +121,7 @@ def result_of(job: Job) -> float:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_every_setting_changes_what_is_learnt(quick: Job, setting: str) -> None:
+def test_every_setting_changes_the_result(quick: Job, setting: str) -> None:
     changed = replace(quick, name="changed", training=(*quick.training, (setting, SETTINGS[setting])))
     assert result_of(changed) != result_of(quick)
 

@@ -1,4 +1,4 @@
-"""A model of which each process has only a part: what is learnt stays what it is, and no step is lost at a stop."""
+"""A model of which each process has only a part: the result stays the same, and no step is lost at a stop."""
 
 import re
 import time

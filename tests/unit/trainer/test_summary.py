@@ -21,7 +21,7 @@ EXPORTED = ExportResult(uri="pvc://adapters/out", digest="sha256:12", rank=8, si
 
 def found(overlong: int) -> PrepareResult:
     return PrepareResult(
-        rows=36, validation_rows=4, refused_rows=1, overlong_rows=overlong, tokens=2000, learnt_tokens=900, steps=4
+        rows=36, validation_rows=4, refused_rows=1, overlong_rows=overlong, tokens=2000, loss_tokens=900, steps=4
     )
 
 
@@ -75,7 +75,7 @@ def test_the_report_is_of_the_whole_job(volumes: Path, tmp_path: Path) -> None:
     assert report == (
         "# job\n\n| | |\n|---|---|\n"
         "| base model | pvc://models/tiny |\n| dataset | pvc://datasets/rows.jsonl |\n| method | LoRA, rank 8 |\n"
-        "| rows | 36 to train on, 4 held out, 1 refused |\n| tokens | 2,000 a pass, 900 of them learnt |\n"
+        "| rows | 36 to train on, 4 held out, 1 refused |\n| tokens | 2,000 a pass, 900 of them in the loss |\n"
         "| steps | 4 |\n| loss on the held-out rows | 5.5000 before, 1.2500 after |\n"
         "| adapter | export/, 1,234 bytes, sha256:12 |\n| time | 7 s in this run |\n\n![loss by step](loss.png)\n"
     )

@@ -50,12 +50,12 @@ def test_a_batch_costs_what_its_rows_cost_one_by_one(job: Job) -> None:
     torch.testing.assert_close(together, alone.sum(), rtol=1e-5, atol=1e-5)
 
     ids = torch.from_numpy(rows[0].input_ids).long().unsqueeze(0)
-    labels = ids.masked_fill(torch.from_numpy(rows[0].learnt == 0), -100)
-    reference = model(input_ids=ids, labels=labels).loss * int(rows[0].learnt.sum())
+    labels = ids.masked_fill(torch.from_numpy(rows[0].loss_mask == 0), -100)
+    reference = model(input_ids=ids, labels=labels).loss * int(rows[0].loss_mask.sum())
     torch.testing.assert_close(alone[0], reference, rtol=1e-5, atol=1e-5)
 
 
-def test_micro_batches_do_not_change_what_is_learnt(job: Job) -> None:
+def test_micro_batch_size_does_not_change_the_result(job: Job) -> None:
     whole = replace(job, name="whole", training=(("epochs", 2),), spec=(("lora", {"rank": 8}),))
     parts = replace(whole, name="parts", training=(("epochs", 2), ("microBatchSize", 2)))
     losses = []
@@ -157,7 +157,7 @@ def test_the_export_is_a_peft_adapter_that_others_may_read(job: Job) -> None:
     rows = job.prepared().validation
     batch = MicroBatch.of([rows[index] for index in range(len(rows))], torch.device("cpu"))
     loaded = PeftModel.from_pretrained(base, folder).eval()
-    loss = summed_loss(loaded, batch).item() / int(batch.learnt.sum())
+    loss = summed_loss(loaded, batch).item() / int(batch.loss_mask.sum())
     assert loss == pytest.approx(trained.evaluation_loss_after, rel=1e-5)
 
 

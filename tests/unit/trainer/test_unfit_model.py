@@ -1,4 +1,4 @@
-"""A model, its tokenizer, its template or an adapter that rows can't be learnt with: said by Prepare, on a CPU."""
+"""A model, its tokenizer, its template or an adapter that can't be trained: said by Prepare, on a CPU."""
 
 import json
 from collections.abc import Callable
@@ -121,7 +121,7 @@ def test_a_text_begins_once(job: Job, folder: Path) -> None:
     job.prepare()
     first, second = (job.prepared().training[index] for index in range(2))
     assert tokenizer.decode(first.input_ids) == "<|im_start|>abc<|im_end|>"
-    assert first.learnt.tolist() == [0, 1, 1, 1, 1]
+    assert first.loss_mask.tolist() == [0, 1, 1, 1, 1]
     assert second.input_ids.tolist() == first.input_ids.tolist()
 
 

@@ -1,4 +1,4 @@
-"""Whether the base model has learnt what the tokens mean that were added to its vocabulary and that the rows have.
+"""Whether the base model has trained embeddings for the added tokens (of its vocabulary) that the rows have.
 
 Such a token may have no row in the model's embedding, or one that nobody has trained: all zero, or, as transformers'
 resize_token_embeddings makes it, next to the mean of all, like every other new one. An adapter leaves it as it is.

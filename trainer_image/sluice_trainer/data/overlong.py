@@ -21,7 +21,7 @@ def fitting(row: TokenRow, longest: int, policy: OverlongRows) -> list[TokenRow]
         return [row]
     match policy:
         case OverlongRows.TRUNCATE:
-            first = int(np.flatnonzero(row.learnt)[0])
+            first = int(np.flatnonzero(row.loss_mask)[0])
             if first >= longest:
                 raise BadRowError(
                     f"the assistant's part begins at token {first + 1} and is cut off at maxSequenceLength {longest}",
@@ -31,7 +31,7 @@ def fitting(row: TokenRow, longest: int, policy: OverlongRows) -> list[TokenRow]
         case OverlongRows.SPLIT:
             # Each begins with the last token of the one before, or nobody would predict its first one.
             parts = (row.part(start, start + longest) for start in range(0, len(row.input_ids) - 1, longest - 1))
-            return [part for part in parts if part.learnt.any()]
+            return [part for part in parts if part.loss_mask.any()]
         case OverlongRows.DROP:
             return []
 

@@ -59,7 +59,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     if whole and findings.row_format is DatasetFormat.PREFERENCE:
         raise StageError(
             Reason.DATASET_INVALID,
-            f"{findings.dataset} says which answers are preferred, which is learnt by comparing the model with itself "
+            f"{findings.dataset} says which answers are preferred, which is trained by comparing the model with itself "
             "without its adapter. Set method: LoRA or QLoRA.",
         )
 
@@ -76,7 +76,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         refused_rows=findings.refused,
         overlong_rows=findings.overlong_rows,
         tokens=len(training.input_ids),
-        learnt_tokens=int(training.learnt.sum()),
+        loss_tokens=int(training.loss_mask.sum()),
         longest_row=max(len(part.input_ids) for row in rows for part in row),
         steps=Steps(training.lengths, spec.training).total,
         refused=findings.lines(),
@@ -169,7 +169,7 @@ def _check_tokens(
     *,
     trained: bool,
 ) -> None:
-    """Refuse rows with tokens that could not be learnt."""
+    """Refuse rows with tokens whose embeddings nobody trains."""
     from sluice_trainer.data.embeddings import check_embeddings
 
     used = np.unique(np.concatenate([part.input_ids for row in rows for part in row]))

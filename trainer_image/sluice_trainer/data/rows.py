@@ -38,16 +38,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A row of which the assistant's turns are learnt."""
+    """A row of turns; the loss counts the assistant's."""
 
     turns: tuple[Turn, ...]
     known: int = 0
-    """So many turns at the beginning are only read, whoever says them."""
+    """The loss counts none of so many turns at the beginning, whoever says them."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A row that is learnt whole."""
+    """A row of plain text; the loss counts all of it."""
 
     text: str
 
@@ -67,7 +67,7 @@ Row = Text | Pair
 
 
 class BadRowError(Exception):
-    """A row that can't be learnt from."""
+    """A row that can't be trained on."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem)
@@ -90,7 +90,7 @@ class Findings:
     """Rows of more than maxSequenceLength tokens, whatever became of them."""
 
     def refuse(self, line: int, error: BadRowError) -> None:
-        """Note a row that can't be learnt from."""
+        """Note a row that can't be trained on."""
         self.refused += 1
         if len(self.first_refused) < SHOWN:
             self.first_refused.append((line, error))
@@ -114,7 +114,7 @@ class Findings:
         else:
             shown = "\n".join(f"line {line}: {error.problem}. {error.remedy}." for line, error in self.first_refused)
             more = f"\nand {self.refused - SHOWN} more." if self.refused > SHOWN else ""
-            problem = f"{self.dataset} has {self.refused} rows that can't be learnt from."
+            problem = f"{self.dataset} has {self.refused} rows that can't be trained on."
             message = f"{problem} Mend them, {otherwise}\n{shown}{more}"
         raise StageError(Reason.DATASET_INVALID, message)
 

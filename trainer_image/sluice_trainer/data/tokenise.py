@@ -31,10 +31,10 @@ _AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a rendered row, and whether it is learnt."""
+    """A stretch of a rendered row, and whether the loss counts its tokens."""
 
     text: str
-    learnt: bool
+    in_loss: bool
 
 
 class Tokeniser:
@@ -66,7 +66,7 @@ class Tokeniser:
         return {index: str(token) for index, token in self._tokenizer.added_tokens_decoder.items()}
 
     def tokenise(self, rows: Iterable[tuple[int, Row]], findings: Findings) -> Iterator[list[TokenRow]]:
-        """What to train on for each row, in order; rows that can't be learnt from are noted in `findings`."""
+        """Tokenise rows in order; rows that can't be trained on are noted in `findings`."""
         rows = iter(rows)
         while chunk := list(islice(rows, _AT_ONCE)):
             rendered: list[tuple[int, list[Text], list[list[Part]]]] = []
@@ -79,7 +79,7 @@ class Tokeniser:
             words = [part.text for _, _, sides in rendered for parts in sides for part in parts]
             ids = iter(self._ids(words) if words else [])
             for line, texts, sides in rendered:
-                tokens = [[(next(ids), part.learnt) for part in parts] for parts in sides]
+                tokens = [[(next(ids), part.in_loss) for part in parts] for parts in sides]
                 try:
                     joined = [self._joined(*each, line) for each in zip(texts, tokens, strict=True)]
                     if made := self._fitting(joined, findings):
@@ -88,7 +88,7 @@ class Tokeniser:
                     findings.refuse(line, error)
 
     def parts(self, row: Text, line: int) -> list[Part]:
-        """Render a row into parts that are learnt and parts that are only read.
+        """Render a row into parts that the loss counts and parts that it does not.
 
         Raises:
             BadRowError: the template refuses the row, or the row has the text of a special token in it.
@@ -96,11 +96,11 @@ class Tokeniser:
         """
         match row:
             case Passage(text):
-                return [Part(text, learnt=True)]
+                return [Part(text, in_loss=True)]
             case Conversation() if self.chat_template:
                 return self._chat(row, line)
             case Conversation(turns) if len(turns) == 2:
-                return [Part(turns[0].content, learnt=False), Part(turns[1].content, learnt=True)]
+                return [Part(turns[0].content, in_loss=False), Part(turns[1].content, in_loss=True)]
         raise StageError(
             Reason.MODEL_INVALID,
             f"model.uri {self._base.uri}: its tokenizer has no chat template, which conversations need. Use an "
@@ -122,8 +122,8 @@ class Tokeniser:
             answered = self._render(row, index + 1, answer_next=False)
             if not asked.startswith(done) or not answered.startswith(asked):
                 raise self._rewrites(line)
-            answer = Part(answered[len(asked) :], learnt=index >= row.known)
-            parts += [Part(asked[len(done) :], learnt=False), answer]
+            answer = Part(answered[len(asked) :], in_loss=index >= row.known)
+            parts += [Part(asked[len(done) :], in_loss=False), answer]
             done = answered
         return parts
 
@@ -150,12 +150,12 @@ class Tokeniser:
         return cast("list[list[int]]", self._tokenizer(texts, add_special_tokens=False)["input_ids"])
 
     def _joined(self, text: Text, parts: list[tuple[list[int], bool]], line: int) -> TokenRow:
-        """The parts as one row, in which what is learnt has an end-of-turn token."""
+        """Join the parts into one row and its loss mask. Each part that the loss counts gets an end-of-turn token."""
         templated = isinstance(text, Conversation) and bool(self.chat_template)
         ids: list[int] = []
-        learnt: list[int] = []
-        for tokens, is_learnt in parts:
-            if not is_learnt:
+        loss_mask: list[int] = []
+        for tokens, in_loss in parts:
+            if not in_loss:
                 ended, count = tokens, 0
             elif isinstance(text, Passage):
                 ended = self._followed_by_end(tokens, among=tokens[-1:])
@@ -164,13 +164,13 @@ class Tokeniser:
                 ended = self._followed_by_end(tokens, among=tokens)
                 count = self._until_end_of_turn(ended)
             ids += ended
-            learnt += [1] * count + [0] * (len(ended) - count)
+            loss_mask += [1] * count + [0] * (len(ended) - count)
         if not templated and ids[:1] != self._beginning:
-            ids, learnt = self._beginning + ids, [0] * len(self._beginning) + learnt
-        learnt[0] = 0  # nothing predicts the first token
-        if 1 not in learnt:
+            ids, loss_mask = self._beginning + ids, [0] * len(self._beginning) + loss_mask
+        loss_mask[0] = 0  # nothing predicts the first token
+        if 1 not in loss_mask:
             raise BadRowError("there is no token to learn in this row", "Write a longer one")
-        row = TokenRow(np.array(ids, np.int32), np.array(learnt, np.uint8), line)
+        row = TokenRow(np.array(ids, np.int32), np.array(loss_mask, np.uint8), line)
         if templated:
             self._check_template(row)
         return row
@@ -198,7 +198,7 @@ class Tokeniser:
                 f"{invalid} begins a conversation with {self._names([self._begin])} twice, where the model knows one. "
                 "Remove the other from the template.",
             )
-        ends = row.input_ids[(row.learnt == 1) & (np.append(row.learnt[1:], 0) == 0)]
+        ends = row.input_ids[(row.loss_mask == 1) & (np.append(row.loss_mask[1:], 0) == 0)]
         missed = sorted({*ends.tolist()} - self._stops)
         if missed:
             raise StageError(
@@ -214,7 +214,7 @@ class Tokeniser:
         return ", ".join(name or str(token) for token, name in zip(tokens, names, strict=True))
 
     def _followed_by_end(self, tokens: list[int], *, among: list[int]) -> list[int]:
-        """What is learnt with an end, or the model would never learn to stop; a special token `among` these is one."""
+        """The tokens, and EOS unless a special token is `among` these: without an end a model never learns to stop."""
         if np.isin(among, self._special_ids).any() or self._end is None:
             return tokens
         return [*tokens, self._end]

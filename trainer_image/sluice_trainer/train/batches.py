@@ -23,13 +23,13 @@ class MicroBatch:
 
     No attention mask goes with them. Where positions begin anew in a sequence, transformers lets no token see what
     is before, but only when there is no mask. And in a causal model no real token sees the padding behind it, and
-    nothing is learnt from what the padding sees.
+    the loss counts nothing that the padding predicts.
     """
 
     input_ids: Tensor
     """int64, 1 x tokens when packed, rows x longest when padded."""
-    learnt: Tensor
-    """bool, as input_ids: tokens with a loss."""
+    loss_mask: Tensor
+    """bool, as input_ids: whether the loss counts a token."""
     position_ids: Tensor | None = None
     """int64, 1 x tokens, from 0 in each row; None when padded."""
     answers: Tensor | None = None
@@ -41,11 +41,11 @@ class MicroBatch:
         paired, rows = _apart(rows)
         longest = max(len(row.input_ids) for row in rows)
         input_ids = np.zeros((len(rows), longest), np.int64)
-        learnt = np.zeros((len(rows), longest), np.bool_)
+        loss_mask = np.zeros((len(rows), longest), np.bool_)
         for index, row in enumerate(rows):
             input_ids[index, : len(row.input_ids)] = row.input_ids
-            learnt[index, : len(row.learnt)] = row.learnt
-        batch = cls(torch.from_numpy(input_ids).to(device), torch.from_numpy(learnt).to(device))
+            loss_mask[index, : len(row.loss_mask)] = row.loss_mask
+        batch = cls(torch.from_numpy(input_ids).to(device), torch.from_numpy(loss_mask).to(device))
         return replace(batch, answers=_owners([longest] * len(rows), batch)) if paired else batch
 
     @classmethod
@@ -54,8 +54,8 @@ class MicroBatch:
         paired, rows = _apart(rows)
         position_ids = np.concatenate([np.arange(len(row.input_ids)) for row in rows])
         input_ids = np.concatenate([row.input_ids for row in rows]).astype(np.int64)
-        learnt = np.concatenate([row.learnt for row in rows]).astype(np.bool_) & (position_ids > 0)
-        batch = cls(*(torch.from_numpy(each).unsqueeze(0).to(device) for each in (input_ids, learnt, position_ids)))
+        loss_mask = np.concatenate([row.loss_mask for row in rows]).astype(np.bool_) & (position_ids > 0)
+        batch = cls(*(torch.from_numpy(each).unsqueeze(0).to(device) for each in (input_ids, loss_mask, position_ids)))
         return replace(batch, answers=_owners([len(row.input_ids) for row in rows], batch)) if paired else batch
 
 
@@ -92,9 +92,9 @@ def put_together(rows: Sequence[TokenRow], batching: Batching, device: torch.dev
     return MicroBatch.packed(rows, device) if batching.packed else MicroBatch.of(rows, device)
 
 
-def learnt_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
-    """How many tokens of these rows have a loss."""
-    return sum(int(rows[index].learnt.sum()) for index in indices)
+def loss_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
+    """How many tokens of these rows the loss counts."""
+    return sum(int(rows[index].loss_mask.sum()) for index in indices)
 
 
 def all_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
@@ -103,19 +103,19 @@ def all_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
 
 
 def summed_loss(model: Model, batch: MicroBatch) -> Tensor:
-    """Cross entropy of the learnt tokens, summed, in nats and float32."""
+    """Cross entropy of the loss tokens, summed, in nats and float32."""
     return losses(model, batch).sum()
 
 
 def losses(model: Model, batch: MicroBatch) -> Tensor:
-    """Cross entropy of each learnt token that something predicts, row by row, in nats and float32.
+    """Cross entropy of each loss token, row by row, in nats and float32.
 
-    Lean if it has been proven that it can be (lean.py); else all logits of the learnt tokens are in memory.
+    Lean if it has been proven that it can be (lean.py); else all logits of the loss tokens are in memory.
     """
     inputs = {"input_ids": batch.input_ids}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
-    predicting, targets = batch.learnt[:, 1:], batch.input_ids[:, 1:]
+    predicting, targets = batch.loss_mask[:, 1:], batch.input_ids[:, 1:]
     # Positions that predict nothing aren't given to the head at all, where the model can leave them out.
     if "logits_to_keep" in inspect.signature(bare(model).forward).parameters:
         columns = inputs["logits_to_keep"] = predicting.any(dim=0).nonzero().squeeze(1)

@@ -39,7 +39,7 @@ class Step:
 
     loss_sum: float
     count: int
-    """What the loss is a mean over: learnt tokens, or pairs."""
+    """What the loss is a mean over: loss tokens, or pairs."""
     tokens: int
     learning_rate: float
     gradient_norm: float
@@ -52,7 +52,7 @@ class Step:
 
     @property
     def is_finite(self) -> bool:
-        """It can be taken without ruining what was learnt."""
+        """It can be taken without ruining the weights."""
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 

@@ -29,15 +29,15 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class NextToken(Objective):
-    """Cross entropy of the learnt tokens, in nats a token."""
+    """Cross entropy of the loss tokens, in nats a token."""
 
     def summed_loss(self, model: Model, batch: MicroBatch) -> Tensor:
-        """Over the learnt tokens."""
+        """Sum over the loss tokens."""
         return batches.summed_loss(model, batch)
 
     def count(self, rows: TokenRows, indices: Sequence[int]) -> int:
-        """Tokens that have a loss."""
-        return batches.learnt_tokens(rows, indices)
+        """Tokens that the loss counts."""
+        return batches.loss_tokens(rows, indices)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Preference(Objective):
     """How dear it is to answer unlike the reference."""
 
     def summed_loss(self, model: Model, batch: MicroBatch) -> Tensor:
-        """Over the pairs."""
+        """Sum over the pairs."""
         if not isinstance(model, PeftModel):
             raise TypeError("the reference is the model without its adapter, and this one has none")
         with torch.no_grad(), model.disable_adapter():
@@ -77,6 +77,6 @@ def _log_probabilities(model: Model, batch: MicroBatch) -> Tensor:
     """Of each answer of the micro-batch: chosen and rejected in turn."""
     if batch.answers is None:
         raise TypeError("these rows are no pairs")
-    answer_of_each = batch.answers[:, 1:][batch.learnt[:, 1:]]
+    answer_of_each = batch.answers[:, 1:][batch.loss_mask[:, 1:]]
     each = torch.zeros(int(batch.answers.max()) + 1, device=answer_of_each.device)
     return each.index_add(0, answer_of_each, -batches.losses(model, batch))

@@ -72,7 +72,7 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     model, group = _load_model(base, _computable(stage.spec, group), group)
     failpoints.reached("model-loaded")
     row = MicroBatch.of([data.training[0]], group.device)
-    prove(model, row.input_ids, row.learnt)
+    prove(model, row.input_ids, row.loss_mask)
     if training.compile:
         compile_layers(model)
     objective = objective_of(data.manifest.row_format, training)

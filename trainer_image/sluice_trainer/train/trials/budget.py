@@ -1,6 +1,6 @@
 """How rows go into micro-batches on this machine: packed if that is exact, and as large as memory and speed allow.
 
-Neither changes which rows a step has, nor what is learnt beyond rounding (and what dropout draws).
+Neither changes which rows a step has, nor the result beyond rounding (and what dropout draws).
 """
 
 from collections.abc import Callable
@@ -132,7 +132,7 @@ def tried(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
 
 
 def example(rows: TokenRows, tokens: int, longest: int, group: Group, *, packed: bool) -> MicroBatch:
-    """A micro-batch of so many tokens in rows of the greatest length, all of them learnt: as bad as it can get."""
+    """A micro-batch of so many tokens in rows of the greatest length, all of them in the loss: as bad as it can get."""
     lengths = [longest] * (tokens // longest) + ([tokens % longest] if packed and tokens % longest else [])
     made = [TokenRow(np.resize(rows.input_ids, length), np.ones(length, np.uint8)) for length in lengths]
     return MicroBatch.packed(made, group.device) if packed else MicroBatch.of(made, group.device)

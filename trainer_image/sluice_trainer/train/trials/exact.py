@@ -39,6 +39,6 @@ def why_not_packed(model: Model, rows: TokenRows, device: torch.device) -> str |
 
 
 def short_rows(rows: TokenRows) -> Sequence[TokenRow]:
-    """The beginnings of the first two rows that have one, all of it learnt: most tokens see most of a leak."""
+    """The first tokens of two rows, all in the loss: the more tokens it counts, the better it shows a leak."""
     found = (rows[index].input_ids[:LONGEST] for index in range(len(rows)))
     return [TokenRow(ids, np.ones(len(ids), np.uint8)) for ids in found if len(ids) > 1][:2]

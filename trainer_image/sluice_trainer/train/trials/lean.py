@@ -12,26 +12,26 @@ from sluice_trainer.train.head import PROVEN, Head, curve_of
 from sluice_trainer.train.weights.model import Model, bare, compute_dtype, computing, measured
 
 WINDOW = 16
-"""Tokens before and after the first learnt one that the proof runs over."""
+"""Tokens before and after the first loss token that the proof runs over."""
 SAME_LOGITS = 1e-5
 """How far two losses of the very same logits may be apart, and of them a part."""
 OWN_LOGITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """The same, when each has logits of its own, by the dtype that the model computes in."""
 
 
-def prove(model: Model, input_ids: Tensor, learnt: Tensor) -> None:
+def prove(model: Model, input_ids: Tensor, loss_mask: Tensor) -> None:
     """Find out, on a piece of one row, whether the model's loss can be lean. If so it is from then on.
 
     Args:
         input_ids: int64, 1 x length.
-        learnt: bool, 1 x length, and somewhere true.
+        loss_mask: bool, 1 x length, and somewhere true.
 
     Raises:
         StageError: ModelInvalid: what the model itself calls its loss is more than the cross entropy of its logits.
     """
-    first = int(learnt[0, 1:].nonzero()[0]) + 1
+    first = int(loss_mask[0, 1:].nonzero()[0]) + 1
     around = slice(max(0, first - WINDOW), first + WINDOW)
-    piece = MicroBatch(input_ids[:, around], learnt[:, around])
+    piece = MicroBatch(input_ids[:, around], loss_mask[:, around])
     with measured(model), computing(model):
         why_not = _make_lean(model, piece, _own_loss(model, piece))
     model_type = bare(model).config.model_type
@@ -44,8 +44,8 @@ def prove(model: Model, input_ids: Tensor, learnt: Tensor) -> None:
 
 
 def _own_loss(model: Model, piece: MicroBatch) -> Tensor:
-    """What the model itself says that the learnt tokens cost, summed."""
-    input_ids, predicting, targets = piece.input_ids, piece.learnt[:, 1:], piece.input_ids[:, 1:]
+    """The model's own loss over the loss tokens, summed."""
+    input_ids, predicting, targets = piece.input_ids, piece.loss_mask[:, 1:], piece.input_ids[:, 1:]
     labels = torch.cat([torch.full_like(input_ids[:, :1], -100), targets.masked_fill(~predicting, -100)], dim=1)
     output = model(input_ids=input_ids, labels=labels, use_cache=False)
     own = output.loss.float() * predicting.sum()
