@@ -3,18 +3,19 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from sluice_api.training import Training
 from sluice_trainer.ranks import Rank
-from sluice_trainer.train.batches import MicroBatch, summed_loss
+from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.group import Group
+from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.trials import budget
 from sluice_trainer.train.trials.budget import batching_for, largest, measured_peak
 from sluice_trainer.train.trials.memory import HOLES, Cost, cost_through, free_bytes, most_of
@@ -85,19 +86,18 @@ def test_free_memory(rule: str, facts: dict[str, int | str], processes: int, exp
     assert free_bytes(model, processes, tmp_path, tmp_path / AVAILABLE) == expected * MIB - state, rule
 
 
-class Limited:
-    """A loss for which a GPU's memory holds only so many tokens; twice as many with gradient checkpointing."""
+def limited(room: int, tries: list[int]) -> Callable[[TokenLoss, MicroBatch], Tensor]:
+    """A loss for which a GPU's memory has room for so many tokens; for twice as many with gradient checkpointing."""
+    summed = TokenLoss.summed
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
-        self.tries: list[int] = []
-
-    def __call__(self, model: PeftModel, batch: MicroBatch) -> Tensor:
-        self.tries.append(batch.input_ids.numel())
-        if batch.input_ids.numel() > self.tokens * (2 if model.is_gradient_checkpointing else 1):
-            summed_loss(model, MicroBatch.of([ROWS[1]], ALONE.device)).backward()  # it got so far
+    def summed_in_room(loss: TokenLoss, batch: MicroBatch) -> Tensor:
+        tries.append(batch.input_ids.numel())
+        if batch.input_ids.numel() > room * (2 if loss.model.is_gradient_checkpointing else 1):
+            summed(loss, MicroBatch.of([ROWS[1]], ALONE.device)).backward()  # it got so far
             raise torch.OutOfMemoryError("no room")
-        return summed_loss(model, batch)
+        return summed(loss, batch)
+
+    return summed_in_room
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,14 @@ def test_on_a_gpu_it_is_tried_out(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    limited = Limited(room)
-    monkeypatch.setattr(budget, "summed_loss", limited)
+    found: list[int] = []
+    monkeypatch.setattr(budget, "why_not_packed", lambda *_: None)
+    monkeypatch.setattr(TokenLoss, "summed", limited(room, found))
     monkeypatch.setattr(budget, "estimated", budget.tried)
     monkeypatch.setitem(budget.MOST_TOKENS, "cpu", 256)
     model = adapted(SHAPES["Llama"])
-    assert batching_for(model, ROWS, Training(), ALONE, recorded).tokens == tokens, rule
-    assert limited.tries == tries
+    assert batching_for(TokenLoss(model), ROWS, Training(), ALONE, recorded).tokens == tokens, rule
+    assert found == tries
     assert model.is_gradient_checkpointing is checkpointing
     assert all(weight.grad is None for weight in model.parameters())
     warned = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"WARNING"' in line]
@@ -142,7 +143,7 @@ def test_on_a_gpu_it_is_tried_out(
 def test_on_a_cpu_it_is_estimated(free: int, tokens: int, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "free_bytes", lambda *_: HOLES + free)
     model = adapted(SHAPES["Llama"])
-    assert batching_for(model, ROWS, Training(), ALONE).tokens == tokens
+    assert batching_for(TokenLoss(model), ROWS, Training(), ALONE).tokens == tokens
     assert model.is_gradient_checkpointing is checkpointing
 
 
@@ -159,7 +160,7 @@ def test_one_measurement_is_enough_where_there_is_plenty(
 
     monkeypatch.setattr(budget, "measured_peak", peak)
     monkeypatch.setattr(budget, "free_bytes", lambda *_: HOLES + free)
-    batching_for(adapted(SHAPES["Llama"]), ROWS, Training(), ALONE)
+    batching_for(TokenLoss(adapted(SHAPES["Llama"])), ROWS, Training(), ALONE)
     assert asked == measured
 
 
@@ -177,24 +178,25 @@ def test_gradient_checkpointing_as_the_job_says(
     monkeypatch.setattr(budget, "free_bytes", lambda *_: HOLES + free)
     model = adapted(SHAPES["Llama"])
     training = Training.model_validate({"gradientCheckpointing": setting})
-    assert batching_for(model, ROWS, training, ALONE).tokens >= 40
+    assert batching_for(TokenLoss(model), ROWS, training, ALONE).tokens >= 40
     assert model.is_gradient_checkpointing is on
     assert ("the longest row may not fit into memory" in capsys.readouterr().out) is not on
 
 
 def test_rows_are_never_packed_when_the_job_says_so() -> None:
     training = Training.model_validate({"packing": "Never"})
-    assert not batching_for(adapted(SHAPES["Llama"]), ROWS, training, ALONE).packed
+    assert not batching_for(TokenLoss(adapted(SHAPES["Llama"])), ROWS, training, ALONE).packed
 
 
 def test_rows_win_over_tokens() -> None:
-    batching = batching_for(adapted(SHAPES["Llama"]), ROWS, Training(micro_batch_size=2), ALONE, 128)
+    batching = batching_for(TokenLoss(adapted(SHAPES["Llama"])), ROWS, Training(micro_batch_size=2), ALONE, 128)
     assert (batching.rows, batching.packed) == (2, True)
 
 
 REAL_PEAK = """
 import sys
 import torch
+from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.trials.budget import estimated_cost, example, forward_and_backward
 from tests.unit.trainer.test_budget import ALONE, ROWS
 from tests.unit.trainer.test_packing import SHAPES, adapted
@@ -204,10 +206,10 @@ def resident(what):
 
 torch.set_num_threads(1)
 tokens = int(sys.argv[2])
-model = adapted(SHAPES["Llama"], sys.argv[1])
-cost = estimated_cost(model, ROWS, ALONE, packed=True)
+loss = TokenLoss(adapted(SHAPES["Llama"], sys.argv[1]))
+cost = estimated_cost(loss, ROWS, ALONE, packed=True)
 before = resident("VmRSS")
-forward_and_backward(model, example(ROWS, tokens, 512, ALONE, packed=True))
+forward_and_backward(loss, example(ROWS, tokens, 512, ALONE, packed=True))
 print(cost.of(tokens), resident("VmHWM") - before)
 """
 

@@ -16,10 +16,10 @@ from sluice_api.reasons import Reason
 from sluice_trainer import base_model
 from sluice_trainer.errors import StageError
 from sluice_trainer.export.whole_model import write_model
-from sluice_trainer.train import head
-from sluice_trainer.train.batches import MicroBatch, summed_loss
-from sluice_trainer.train.trials.lean import prove
-from sluice_trainer.train.weights.model import load, trainable
+from sluice_trainer.train.batches import MicroBatch
+from sluice_trainer.train.loss import TokenLoss
+from sluice_trainer.train.trials.fused_loss import verify_fused_loss
+from sluice_trainer.train.weights.model import autocast_dtype, load, trainable
 from tests.unit.trainer.jobs import Job
 
 TRAINING = (("epochs", 4), ("checkpointEverySteps", 15), ("learningRate", "2e-3"))
@@ -83,8 +83,8 @@ def test_gradients_through_four_bits_are_those_of_the_same_weights_in_float32_al
     batch = MicroBatch.of([job.prepared().training[0]], torch.device("cpu"))
     model = load(base_model.locate("pvc://models/tiny"), job.stage("Train").spec, torch.device("cpu"))
     with torch.inference_mode():
-        summed_loss(model.eval(), batch)
-    summed_loss(model, batch).backward()
+        TokenLoss(model.eval()).summed(batch)
+    TokenLoss(model).summed(batch).backward()
     found = {name: weight.grad for name, weight in trainable(model).items()}
 
     plain = load(
@@ -95,7 +95,7 @@ def test_gradients_through_four_bits_are_those_of_the_same_weights_in_float32_al
             dequantized = dequantize_4bit(layer.weight.data, four_bits_of(layer))
             plain.get_submodule(name).weight.data = dequantized
     plain.load_state_dict(trainable(model), strict=False)
-    summed_loss(plain, batch).backward()
+    TokenLoss(plain).summed(batch).backward()
     for name, weight in trainable(plain).items():
         torch.testing.assert_close(found[name], weight.grad, rtol=1e-4, atol=1e-5)
 
@@ -167,18 +167,20 @@ def test_a_whole_model_takes_no_file_that_became_a_link(job: Job) -> None:
 def test_a_whole_model_in_bfloat16_computes_in_it_and_keeps_float32(job: Job) -> None:
     job = of(job, "Full", ("dtype", "bfloat16"))
     job.prepare()
-    model = load(base_model.locate("pvc://models/tiny"), job.stage("Train").spec, torch.device("cpu"))
+    spec = job.stage("Train").spec
+    model = load(base_model.locate("pvc://models/tiny"), spec, torch.device("cpu"))
     batch = MicroBatch.of([job.prepared().training[0]], torch.device("cpu"))
-    full = summed_loss(model, batch)
-    prove(model, batch.input_ids, batch.loss_mask)
-    assert model in head.PROVEN
-    lean = summed_loss(model, batch)
-    torch.testing.assert_close(lean, full, rtol=1e-2, atol=1e-2)
-    lean.backward()
+    token_loss = TokenLoss(model, autocast_dtype(spec))
+    full = token_loss.summed(batch)
+    verified = verify_fused_loss(token_loss, batch.input_ids, batch.loss_mask)
+    assert verified.fused_head is not None
+    fused = verified.summed(batch)
+    torch.testing.assert_close(fused, full, rtol=1e-2, atol=1e-2)
+    fused.backward()
     gradients = {name: weight.grad for name, weight in trainable(model).items()}
     assert all(grad is not None and grad.dtype == torch.float32 for grad in gradients.values())
     exact = load(base_model.locate("pvc://models/tiny"), of(job, "Full").stage("Train").spec, torch.device("cpu"))
-    assert summed_loss(exact, batch).item() != full.item()
+    assert TokenLoss(exact).summed(batch).item() != full.item()
 
 
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA", "Full"])
@@ -202,7 +204,7 @@ def test_a_machine_without_bfloat16_computes_in_float32(
 
 def held_out_loss(job: Job, model: torch.nn.Module) -> float:
     rows = job.prepared().validation
-    losses = [summed_loss(model, MicroBatch.of([rows[i]], torch.device("cpu"))).item() for i in range(len(rows))]
+    losses = [TokenLoss(model).summed(MicroBatch.of([rows[i]], torch.device("cpu"))).item() for i in range(len(rows))]
     return sum(losses) / int(rows.loss_mask.sum())
 
 

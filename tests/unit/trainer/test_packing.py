@@ -10,7 +10,8 @@ import transformers as t
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from sluice_trainer.prepared import TokenRow, TokenRows
-from sluice_trainer.train.batches import MicroBatch, put_together, summed_loss
+from sluice_trainer.train.batches import MicroBatch, put_together
+from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.packing import Batching, micro_batches
 from sluice_trainer.train.trials import budget
 from sluice_trainer.train.trials.exact import why_not_packed
@@ -88,14 +89,14 @@ def with_loss_only_on(row: int, rows: TokenRows) -> list[TokenRow]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_row_costs_in_a_pack_what_it_costs_alone(shape: str, attention: str) -> None:
     model = adapted(SHAPES[shape], attention)
-    assert why_not_packed(model, ROWS, CPU) is None
+    assert why_not_packed(TokenLoss(model), ROWS, CPU) is None
     for index in range(len(ROWS)):
         row = ROWS[index]
         labels = torch.from_numpy(np.where(row.loss_mask == 1, row.input_ids, -100)).long()[None]
         ids = torch.from_numpy(row.input_ids).long()[None]
         loss_tokens = int(row.loss_mask[1:].sum())
         alone = model(input_ids=ids, labels=labels).loss
-        packed = summed_loss(model, MicroBatch.packed(with_loss_only_on(index, ROWS), CPU)) / loss_tokens
+        packed = TokenLoss(model).summed(MicroBatch.packed(with_loss_only_on(index, ROWS), CPU)) / loss_tokens
         torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
 
 
@@ -114,7 +115,7 @@ def test_loss_mask_has_an_end_of_turn_that_is_the_pad_token_too(job: Job, packed
         labels = torch.from_numpy(np.where(row.loss_mask == 1, row.input_ids, -100)).long()[None]
         assert labels[0, -2] == end  # a line break follows
         alone += model(input_ids=labels.new_tensor(row.input_ids[None]), labels=labels).loss * row.loss_mask.sum()
-    torch.testing.assert_close(summed_loss(model, batch), alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(TokenLoss(model).summed(batch), alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", ["Llama", "Gemma3"])
@@ -124,14 +125,14 @@ def test_packed_rows_pull_the_weights_where_they_pull_them_one_by_one(shape: str
     for batches in ([MicroBatch.packed(rows, CPU)], [MicroBatch.of([row], CPU) for row in rows]):
         model = adapted(SHAPES[shape])
         for batch in batches:
-            summed_loss(model, batch).backward()
+            TokenLoss(model).summed(batch).backward()
         pulls.append([weight.grad for weight in model.parameters() if weight.requires_grad])
     torch.testing.assert_close(*pulls, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", HYBRIDS)
 def test_a_model_that_carries_one_row_into_the_next_is_found_out(shape: str) -> None:
-    why = why_not_packed(adapted(HYBRIDS[shape]), ROWS, CPU)
+    why = why_not_packed(TokenLoss(adapted(HYBRIDS[shape])), ROWS, CPU)
     assert why is not None
     assert "a row's loss in a pack differs by 0." in why
 

@@ -22,11 +22,12 @@ from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.ranks import Rank
 from sluice_trainer.train.batches import MicroBatch, batches_of
+from sluice_trainer.train.fused_cross_entropy import fused_cross_entropy
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.loss import cross_entropies
+from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.objective import Preference
 from sluice_trainer.train.packing import Batching
-from sluice_trainer.train.trials.lean import prove
+from sluice_trainer.train.trials.fused_loss import verify_fused_loss
 from sluice_trainer.train.weights.model import load, trainable
 from tests.unit.trainer.jobs import Job, write_rows
 
@@ -78,9 +79,9 @@ def by_hand(model: PeftModel, rows: list[TokenRow], beta: float) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("made", [MicroBatch.packed, MicroBatch.of], ids=["packed", "padded"])
-def test_the_loss_and_its_gradients_are_those_of_the_paper(pairs: Job, made: Any, lean: bool) -> None:
+def test_the_loss_and_its_gradients_are_those_of_the_paper(pairs: Job, made: Any, fused: bool) -> None:
     pairs.prepare()
     rows = [pairs.prepared().training[index] for index in range(3)]
     model = stirred(pairs)
@@ -88,10 +89,11 @@ def test_the_loss_and_its_gradients_are_those_of_the_paper(pairs: Job, made: Any
     expected.backward()
     wanted = {name: weight.grad for name, weight in trainable(model).items()}
     model.zero_grad()
-    if lean:
+    token_loss = TokenLoss(model)
+    if fused:
         one = MicroBatch.of([rows[0]], CPU)
-        prove(model, one.input_ids[:1], one.loss_mask[:1])
-    loss = Preference(0.3).summed_loss(model, made(rows, CPU))
+        token_loss = verify_fused_loss(token_loss, one.input_ids[:1], one.loss_mask[:1])
+    loss = Preference(0.3).summed_loss(token_loss, made(rows, CPU))
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     for name, weight in trainable(model).items():
@@ -209,7 +211,7 @@ def test_answers_that_are_too_long() -> None:
 
 def test_a_trained_head_takes_no_weights_by_position() -> None:
     head, hidden = nn.Linear(8, 20), torch.randn(5, 8, requires_grad=True)
-    losses = cross_entropies(hidden, head, torch.arange(5))
+    losses = fused_cross_entropy(hidden, head, torch.arange(5))
     with pytest.raises(ValueError, match="all positions must weigh the same"):
         (losses * torch.arange(5.0)).sum().backward()
 

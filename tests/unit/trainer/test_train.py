@@ -17,8 +17,9 @@ from sluice_api.artifacts import AdapterManifest, adapter_digest, model_fingerpr
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, StageOutcome
 from sluice_trainer.errors import StageError
-from sluice_trainer.train.batches import MicroBatch, summed_loss
+from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
+from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.weights.model import with_adapter
 from tests.unit.trainer.jobs import REPOSITORY, Job, events
 
@@ -45,8 +46,8 @@ def test_a_batch_costs_what_its_rows_cost_one_by_one(job: Job) -> None:
     rows = [job.prepared().training[index] for index in range(8)]
     assert len({len(row.input_ids) for row in rows}) > 1
     model, cpu = model_of(job).eval(), torch.device("cpu")
-    together = summed_loss(model, MicroBatch.of(rows, cpu))
-    alone = torch.stack([summed_loss(model, MicroBatch.of([row], cpu)) for row in rows])
+    together = TokenLoss(model).summed(MicroBatch.of(rows, cpu))
+    alone = torch.stack([TokenLoss(model).summed(MicroBatch.of([row], cpu)) for row in rows])
     torch.testing.assert_close(together, alone.sum(), rtol=1e-5, atol=1e-5)
 
     ids = torch.from_numpy(rows[0].input_ids).long().unsqueeze(0)
@@ -157,7 +158,7 @@ def test_the_export_is_a_peft_adapter_that_others_may_read(job: Job) -> None:
     rows = job.prepared().validation
     batch = MicroBatch.of([rows[index] for index in range(len(rows))], torch.device("cpu"))
     loaded = PeftModel.from_pretrained(base, folder).eval()
-    loss = summed_loss(loaded, batch).item() / int(batch.loss_mask.sum())
+    loss = TokenLoss(loaded).summed(batch).item() / int(batch.loss_mask.sum())
     assert loss == pytest.approx(trained.evaluation_loss_after, rel=1e-5)
 
 

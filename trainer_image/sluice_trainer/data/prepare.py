@@ -128,7 +128,7 @@ def _without_weights(base: BaseModel) -> "PreTrainedModel":
 
 
 def _check_loss(base: BaseModel, model: "PreTrainedModel") -> None:
-    """Refuse a mixture of experts that adds its routers' loss. Train finds any other loss by trying it (lean.py)."""
+    """Refuse a mixture of experts that adds its routers' loss. Train itself finds any other loss."""
     config = model.config.get_text_config()
     if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
         raise StageError(

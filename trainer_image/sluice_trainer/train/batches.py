@@ -1,20 +1,15 @@
-"""Rows to tensors, and tensors to a loss."""
+"""Rows to tensors: the micro-batches that a process feeds to the model."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.head import PROVEN, into_head
-from sluice_trainer.train.loss import cross_entropies
 from sluice_trainer.train.packing import Batching, micro_batches
-from sluice_trainer.train.weights.model import Model, bare, computing
 
 
 @dataclass(frozen=True)
@@ -100,31 +95,3 @@ def loss_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
 def all_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
     """How many tokens these rows have."""
     return sum(len(rows[index].input_ids) for index in indices)
-
-
-def summed_loss(model: Model, batch: MicroBatch) -> Tensor:
-    """Cross entropy of the loss tokens, summed, in nats and float32."""
-    return losses(model, batch).sum()
-
-
-def losses(model: Model, batch: MicroBatch) -> Tensor:
-    """Cross entropy of each loss token, row by row, in nats and float32.
-
-    Lean if it has been proven that it can be (lean.py); else all logits of the loss tokens are in memory.
-    """
-    inputs = {"input_ids": batch.input_ids}
-    if batch.position_ids is not None:
-        inputs["position_ids"] = batch.position_ids
-    predicting, targets = batch.loss_mask[:, 1:], batch.input_ids[:, 1:]
-    # Positions that predict nothing aren't given to the head at all, where the model can leave them out.
-    if "logits_to_keep" in inspect.signature(bare(model).forward).parameters:
-        columns = inputs["logits_to_keep"] = predicting.any(dim=0).nonzero().squeeze(1)
-        predicting, targets = predicting[:, columns], targets[:, columns]
-    used = slice(predicting.shape[1])
-    head = PROVEN.get(model)
-    with computing(model):
-        if head is None:
-            logits = model(**inputs, use_cache=False).logits[:, used]
-            return cross_entropy(logits[predicting].float(), targets[predicting], reduction="none")
-        hidden = into_head(model, head.linear, inputs)[:, used]
-        return cross_entropies(hidden[predicting], head.linear, targets[predicting], head.curve)

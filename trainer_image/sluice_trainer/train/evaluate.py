@@ -39,7 +39,7 @@ def evaluate(run: Run, batching: Batching) -> float | None:
         for turn, counts in group.turns(len(batches)):
             failpoints.reached("evaluates")
             batch = put_together([rows[index] for index in batches[turn]], batching, group.device)
-            loss_sum = run.objective.summed_loss(run.model, batch)
+            loss_sum = run.objective.summed_loss(run.token_loss, batch)
             if counts:
                 losses[turn] = loss_sum
             run.watchdog.goes_on()
@@ -50,7 +50,7 @@ def evaluate(run: Run, batching: Batching) -> float | None:
         step = run.state.standing.step
         raise loss_error(
             f"The loss on the held-out rows is {loss} after {step} steps.",
-            run.model,
+            run.token_loss,
             rows,
             suspects[:_WINDOW],
             group,

@@ -7,9 +7,10 @@ import torch
 from sluice_api.reasons import Reason
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRows
-from sluice_trainer.train.batches import MicroBatch, summed_loss
+from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.weights.model import Model, measured
+from sluice_trainer.train.loss import TokenLoss
+from sluice_trainer.train.weights.model import measured
 
 SHOWN = 5
 """Lines that a message names."""
@@ -19,7 +20,7 @@ SLOWER = "Lower training.learningRate; if it is low already, set training.dtype:
 
 def loss_error(
     what: str,
-    model: Model,
+    token_loss: TokenLoss,
     rows: TokenRows,
     indices: Sequence[int],
     group: Group,
@@ -31,7 +32,7 @@ def loss_error(
 
     Args:
         what: Which loss, and what it is: a sentence.
-        model: The model that had this loss.
+        token_loss: The model that had this loss.
         rows: Where the rows are that it is of.
         indices: Their places, without those that are known to have a finite loss.
         group: This process and its peers.
@@ -39,7 +40,7 @@ def loss_error(
             doing, not theirs.
         remedy: What to do when no row is to blame.
     """
-    found = blamed(model, rows, indices, group)
+    found = blamed(token_loss, rows, indices, group)
     if found and (others_are_fine or len(found) < len(indices) or len(indices) == 1):
         whose = f"By themselves not finite: {lines(rows, found)} of the dataset."
         remedy = "Mend or remove what is there, or set training.dtype: float32."
@@ -53,12 +54,12 @@ def gradient_error(what: str, rows: TokenRows, indices: Sequence[int]) -> StageE
     return StageError(Reason.LOSS_NOT_FINITE, f"{what} It is of {lines(rows, indices)} of the dataset. {SLOWER}")
 
 
-def blamed(model: Model, rows: TokenRows, indices: Sequence[int], group: Group) -> list[int]:
+def blamed(token_loss: TokenLoss, rows: TokenRows, indices: Sequence[int], group: Group) -> list[int]:
     """The rows that have no finite loss by themselves. The processes try them in turn, and all know the answer."""
     bad = torch.zeros(len(indices), device=group.device)
-    with measured(model):
+    with measured(token_loss.model):
         for turn, counts in group.turns(len(indices)):
-            loss = summed_loss(model, MicroBatch.of([rows[indices[turn]]], group.device))
+            loss = token_loss.summed(MicroBatch.of([rows[indices[turn]]], group.device))
             if counts:
                 bad[turn] = float(not loss.isfinite())
     group.sum_(bad)

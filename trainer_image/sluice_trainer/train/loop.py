@@ -175,7 +175,7 @@ def _forward_and_backward(run: Run, batching: Batching) -> Step:
     for place, batch, weight in batches_of(run.data.training, rows, batching, group):
         seed_all(run.training.seed, step, place)
         failpoints.reached("forward")
-        loss = run.objective.summed_loss(run.model, batch) * weight
+        loss = run.objective.summed_loss(run.token_loss, batch) * weight
         failpoints.reached("backward")
         (loss / count).backward()
         loss_sum += loss.detach()
@@ -193,7 +193,7 @@ def _not_finite(run: Run, step: Step) -> StageError:
     rate = f"at learning rate {step.learning_rate:g}."
     if math.isfinite(step.loss):
         return gradient_error(f"The gradient norm {at} is {step.gradient_norm} {rate}", data, rows)
-    return loss_error(f"The loss {at} is {step.loss} {rate}", run.model, data, rows, run.group)
+    return loss_error(f"The loss {at} is {step.loss} {rate}", run.token_loss, data, rows, run.group)
 
 
 def _with_the_last_good_step_saved(run: Run, error: StageError) -> StageError:

@@ -12,15 +12,14 @@ from torch.nn.functional import logsigmoid
 from sluice_api.finetunejob import DatasetFormat
 from sluice_api.training import Training
 from sluice_trainer.prepared import TokenRows
-from sluice_trainer.train import batches
-from sluice_trainer.train.batches import MicroBatch
-from sluice_trainer.train.weights.model import Model
+from sluice_trainer.train.batches import MicroBatch, loss_tokens
+from sluice_trainer.train.loss import TokenLoss
 
 
 class Objective(Protocol):
     """A loss that adds up: over the micro-batches of a step, and over the processes that share it."""
 
-    def summed_loss(self, model: Model, batch: MicroBatch) -> Tensor:
+    def summed_loss(self, loss: TokenLoss, batch: MicroBatch) -> Tensor:
         """The loss of a micro-batch, summed over what it counts, in float32."""
 
     def count(self, rows: TokenRows, indices: Sequence[int]) -> int:
@@ -31,13 +30,13 @@ class Objective(Protocol):
 class NextToken(Objective):
     """Cross entropy of the loss tokens, in nats a token."""
 
-    def summed_loss(self, model: Model, batch: MicroBatch) -> Tensor:
+    def summed_loss(self, loss: TokenLoss, batch: MicroBatch) -> Tensor:
         """Sum over the loss tokens."""
-        return batches.summed_loss(model, batch)
+        return loss.summed(batch)
 
     def count(self, rows: TokenRows, indices: Sequence[int]) -> int:
         """Tokens that the loss counts."""
-        return batches.loss_tokens(rows, indices)
+        return loss_tokens(rows, indices)
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,14 @@ class Preference(Objective):
     beta: float
     """How dear it is to answer unlike the reference."""
 
-    def summed_loss(self, model: Model, batch: MicroBatch) -> Tensor:
+    def summed_loss(self, loss: TokenLoss, batch: MicroBatch) -> Tensor:
         """Sum over the pairs."""
+        model = loss.model
         if not isinstance(model, PeftModel):
             raise TypeError("the reference is the model without its adapter, and this one has none")
         with torch.no_grad(), model.disable_adapter():
-            reference = _log_probabilities(model, batch)
-        chosen, rejected = (_log_probabilities(model, batch) - reference).view(-1, 2).unbind(dim=1)
+            reference = _log_probabilities(loss, batch)
+        chosen, rejected = (_log_probabilities(loss, batch) - reference).view(-1, 2).unbind(dim=1)
         return -logsigmoid(self.beta * (chosen - rejected)).sum()
 
     def count(self, rows: TokenRows, indices: Sequence[int]) -> int:
@@ -73,10 +73,10 @@ def objective_of(row_format: DatasetFormat, training: Training) -> Objective:
     return NextToken()
 
 
-def _log_probabilities(model: Model, batch: MicroBatch) -> Tensor:
+def _log_probabilities(loss: TokenLoss, batch: MicroBatch) -> Tensor:
     """Of each answer of the micro-batch: chosen and rejected in turn."""
     if batch.answers is None:
         raise TypeError("these rows are no pairs")
     answer_of_each = batch.answers[:, 1:][batch.loss_mask[:, 1:]]
     each = torch.zeros(int(batch.answers.max()) + 1, device=answer_of_each.device)
-    return each.index_add(0, answer_of_each, -batches.losses(model, batch))
+    return each.index_add(0, answer_of_each, -loss.each(batch))

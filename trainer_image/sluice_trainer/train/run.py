@@ -19,14 +19,22 @@ from sluice_trainer.train.checkpoints.state import Standing, TrainingState
 from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Part
 from sluice_trainer.train.checkpoints.together import Together
 from sluice_trainer.train.group import Group
+from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.objective import Objective, Preference, objective_of
 from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.randomness import seed_all
 from sluice_trainer.train.trials.budget import batching_for
-from sluice_trainer.train.trials.lean import prove
+from sluice_trainer.train.trials.fused_loss import verify_fused_loss
 from sluice_trainer.train.watchdog import Watchdog
 from sluice_trainer.train.weights import sharding
-from sluice_trainer.train.weights.model import Model, compile_layers, has_bfloat16, load, turn_dropout_off
+from sluice_trainer.train.weights.model import (
+    Model,
+    autocast_dtype,
+    compile_layers,
+    has_bfloat16,
+    load,
+    turn_dropout_off,
+)
 from sluice_trainer.train.weights.trained import TrainedWeights
 
 
@@ -38,13 +46,18 @@ class Run:
     data: Prepared
     steps: plan.Steps
     group: Group
-    model: Model
+    token_loss: TokenLoss
     objective: Objective
     weights: TrainedWeights
     state: TrainingState
     checkpoints: Checkpoints
     reporter: Reporter
     watchdog: Watchdog
+
+    @property
+    def model(self) -> Model:
+        """The model that is trained."""
+        return self.token_loss.model
 
     @property
     def saves(self) -> bool:
@@ -69,10 +82,11 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
     logs.info("device", device=str(group.device), threads=torch.get_num_threads())
     failpoints.reached("model-loads")
-    model, group = _load_model(base, _computable(stage.spec, group), group)
+    spec = _computable(stage.spec, group)
+    model, group = _load_model(base, spec, group)
     failpoints.reached("model-loaded")
     row = MicroBatch.of([data.training[0]], group.device)
-    prove(model, row.input_ids, row.loss_mask)
+    token_loss = verify_fused_loss(TokenLoss(model, autocast_dtype(spec)), row.input_ids, row.loss_mask)
     if training.compile:
         compile_layers(model)
     objective = objective_of(data.manifest.row_format, training)
@@ -92,7 +106,7 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     if weights.are_parts:
         checkpoints.together = Together(group.rank, group.shared_store)
     state = TrainingState(weights.tensors, optimizer, standing)
-    return Run(training, data, steps, group, model, objective, weights, state, checkpoints, reporter, watchdog)
+    return Run(training, data, steps, group, token_loss, objective, weights, state, checkpoints, reporter, watchdog)
 
 
 def _load_model(base: BaseModel, spec: FineTuneJobSpec, group: Group) -> tuple[Model, Group]:
@@ -139,6 +153,6 @@ def resume(run: Run) -> int | None:
 def decide_batching(run: Run) -> Batching:
     """How rows go into micro-batches, as the training began with if that still fits."""
     standing = run.state.standing
-    batching = batching_for(run.model, run.data.training, run.training, run.group, standing.micro_batch_tokens)
+    batching = batching_for(run.token_loss, run.data.training, run.training, run.group, standing.micro_batch_tokens)
     run.state.standing = standing.model_copy(update={"micro_batch_tokens": batching.tokens})
     return batching

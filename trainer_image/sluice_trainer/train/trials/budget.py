@@ -12,8 +12,9 @@ import torch
 from sluice_api.training import GradientCheckpointing, Packing, Training
 from sluice_trainer import logs
 from sluice_trainer.prepared import TokenRow, TokenRows
-from sluice_trainer.train.batches import MicroBatch, summed_loss
+from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.group import Group
+from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.trials.exact import why_not_packed
 from sluice_trainer.train.trials.memory import (
@@ -38,29 +39,29 @@ Fits = Callable[[int], bool]
 
 
 def batching_for(
-    model: Model, rows: TokenRows, training: Training, group: Group, recorded: int | None = None
+    loss: TokenLoss, rows: TokenRows, training: Training, group: Group, recorded: int | None = None
 ) -> Batching:
     """Decide, all processes alike; may turn gradient checkpointing on in the model.
 
     Args:
         recorded: The budget that the training began with. It is kept as long as it fits: the bits depend on it.
     """
-    packed = training.packing is not Packing.NEVER and _packs(model, rows, group)
+    packed = training.packing is not Packing.NEVER and _packs(loss, rows, group)
     longest = max(rows.sizes(range(len(rows)), packed=packed))
     most = longest if training.micro_batch_size else recorded or MOST_TOKENS[group.device.type]
     # A process that tries in vain leaves the others waiting in the middle of what they do together.
     measure = tried if group.device.type == "cuda" and not group.shares_model else estimated
 
     def fits() -> Fits:
-        here = measure(model, rows, group, packed=packed)
+        here = measure(loss, rows, group, packed=packed)
         return lambda tokens: group.agrees(here(tokens))
 
     recomputes = training.gradient_checkpointing
     if recomputes is GradientCheckpointing.ALWAYS:
-        _recompute(model, "the job says so")
+        _recompute(loss.model, "the job says so")
     tokens = largest(fits(), longest, most)
     if tokens is None and recomputes is GradientCheckpointing.AUTO:
-        _recompute(model, f"the longest row, {longest} tokens, does not fit without it")
+        _recompute(loss.model, f"the longest row, {longest} tokens, does not fit without it")
         tokens = largest(fits(), longest, most)
     if tokens is None:
         logs.warning("the longest row may not fit into memory", tokens=longest)
@@ -69,8 +70,8 @@ def batching_for(
     return Batching(packed, tokens, training.micro_batch_size)
 
 
-def _packs(model: Model, rows: TokenRows, group: Group) -> bool:
-    why = why_not_packed(model, rows, group.device)
+def _packs(loss: TokenLoss, rows: TokenRows, group: Group) -> bool:
+    why = why_not_packed(loss, rows, group.device)
     packed = group.agrees(why is None)
     if not packed:
         logs.warning("rows are padded, not packed", why=why or "another process says so")
@@ -94,34 +95,34 @@ def largest(fits: Fits, longest: int, most: int) -> int | None:
     return max(most, longest)
 
 
-def estimated(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
+def estimated(loss: TokenLoss, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
     """From three small micro-batches, for a process that would be killed if it tried; from one where that is enough."""
-    free = free_gpu_bytes(group.device) if group.device.type == "cuda" else free_bytes(model, group.rank.gpus)
-    cost = lru_cache(maxsize=1)(lambda: estimated_cost(model, rows, group, packed=packed))
+    free = free_gpu_bytes(group.device) if group.device.type == "cuda" else free_bytes(loss.model, group.rank.gpus)
+    cost = lru_cache(maxsize=1)(lambda: estimated_cost(loss, rows, group, packed=packed))
     if group.shares_model:
         cost()  # together with the others, whether it is needed here or there
-    most = most_of(MEASURED[-1], measured_peak(model, rows, group, MEASURED[-1], packed=packed))
+    most = most_of(MEASURED[-1], measured_peak(loss, rows, group, MEASURED[-1], packed=packed))
     return lambda tokens: most.of(max(tokens, MEASURED[-1])) <= free or cost().of(tokens) <= free
 
 
-def estimated_cost(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Cost:
+def estimated_cost(loss: TokenLoss, rows: TokenRows, group: Group, *, packed: bool) -> Cost:
     """What a micro-batch takes by its tokens, from three small ones."""
-    return cost_through({tokens: measured_peak(model, rows, group, tokens, packed=packed) for tokens in MEASURED})
+    return cost_through({tokens: measured_peak(loss, rows, group, tokens, packed=packed) for tokens in MEASURED})
 
 
-def measured_peak(model: Model, rows: TokenRows, group: Group, tokens: int, *, packed: bool) -> int:
+def measured_peak(loss: TokenLoss, rows: TokenRows, group: Group, tokens: int, *, packed: bool) -> int:
     """Bytes that a micro-batch of two rows takes."""
     batch = example(rows, tokens, tokens // 2, group, packed=packed)
-    return peak_bytes(model, lambda: forward_and_backward(model, batch))
+    return peak_bytes(loss.model, lambda: forward_and_backward(loss, batch))
 
 
-def tried(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
+def tried(loss: TokenLoss, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
     """By doing it, where too much is an exception."""
     longest = rows.longest_sequence
 
     def fits(tokens: int) -> bool:
         try:
-            forward_and_backward(model, example(rows, tokens, longest, group, packed=packed))
+            forward_and_backward(loss, example(rows, tokens, longest, group, packed=packed))
         except torch.OutOfMemoryError:
             return False
         finally:
@@ -138,9 +139,9 @@ def example(rows: TokenRows, tokens: int, longest: int, group: Group, *, packed:
     return MicroBatch.packed(made, group.device) if packed else MicroBatch.of(made, group.device)
 
 
-def forward_and_backward(model: Model, batch: MicroBatch) -> None:
+def forward_and_backward(loss: TokenLoss, batch: MicroBatch) -> None:
     """As in training, but no gradient stays, whatever happens."""
     try:
-        summed_loss(model, batch).backward()
+        loss.summed(batch).backward()
     finally:
-        model.zero_grad()
+        loss.model.zero_grad()

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from sluice_trainer.prepared import TokenRow, TokenRows
-from sluice_trainer.train.batches import MicroBatch, summed_loss
-from sluice_trainer.train.weights.model import Model, bare, compute_dtype, measured
+from sluice_trainer.train.batches import MicroBatch
+from sluice_trainer.train.loss import TokenLoss
+from sluice_trainer.train.weights.model import bare, measured
 
 LONGEST = 32
 """Tokens of a row that are tried."""
@@ -20,19 +21,19 @@ EXACT, ROUNDED = 1e-4, 3e-2
 """Nats a token of the second row that may be rounding, in float32 and in less; known leaks are 0.1 and more."""
 
 
-def why_not_packed(model: Model, rows: TokenRows, device: torch.device) -> str | None:
+def why_not_packed(loss: TokenLoss, rows: TokenRows, device: torch.device) -> str | None:
     """What makes packs of these rows inexact; None when nothing does."""
-    if "position_ids" not in inspect.signature(bare(model).forward).parameters:
+    if "position_ids" not in inspect.signature(bare(loss.model).forward).parameters:
         return "the model takes no position_ids"
     tried = short_rows(rows)
     if len(tried) < 2:
         return "there are no two rows to try it on"
-    with measured(model):
-        apart = [summed_loss(model, MicroBatch.of([row], device)).item() for row in tried]
-        packed = summed_loss(model, MicroBatch.packed(tried, device)).item()
+    with measured(loss.model):
+        apart = [loss.summed(MicroBatch.of([row], device)).item() for row in tried]
+        packed = loss.summed(MicroBatch.packed(tried, device)).item()
     # The first row can't see the second one, so that all of the difference is the second one's.
     difference = abs(packed - sum(apart)) / (len(tried[1].input_ids) - 1)
-    tolerance = EXACT if compute_dtype(model) == torch.float32 else ROUNDED
+    tolerance = EXACT if loss.dtype == torch.float32 else ROUNDED
     if difference <= tolerance:  # NaN is not
         return None
     return f"a row's loss in a pack differs by {difference:.3g} nats a token, of which {tolerance:g} may be rounding"

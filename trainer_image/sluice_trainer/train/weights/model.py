@@ -1,9 +1,8 @@
 """The model that learns: the base model as the job's method wants it, and which of its weights are trained."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -23,9 +22,6 @@ Model: TypeAlias = PreTrainedModel | PeftModel
 _ATTENTION = {Attention.AUTO: None, Attention.SDPA: "sdpa", Attention.EAGER: "eager"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-_COMPUTES_IN: WeakKeyDictionary[Model, torch.dtype] = WeakKeyDictionary()
-"""Of the models whose weights are kept more precisely than they are computed with."""
-
 
 def load(base: BaseModel, spec: FineTuneJobSpec, device: torch.device) -> Model:
     """The base model with a fresh adapter, or with all weights trainable: the same bits each time, for one seed.
@@ -34,11 +30,13 @@ def load(base: BaseModel, spec: FineTuneJobSpec, device: torch.device) -> Model:
         StageError: ModelInvalid, in transformers' words.
     """
     if spec.method is Method.FULL:
-        model = load_base(base, spec, device).requires_grad_(requires_grad=True)
-        if spec.training.dtype != "float32":
-            _COMPUTES_IN[model] = DTYPES[spec.training.dtype]
-        return model
+        return load_base(base, spec, device).requires_grad_(requires_grad=True)
     return with_adapter(load_base(base, spec, device), spec)
+
+
+def autocast_dtype(spec: FineTuneJobSpec) -> torch.dtype | None:
+    """What the model computes in, if its weights are more precise: Full keeps them in float32. None otherwise."""
+    return DTYPES[spec.training.dtype] if spec.method is Method.FULL and spec.training.dtype != "float32" else None
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -165,17 +163,3 @@ def measured(model: Model) -> Iterator[None]:
         model.train(trains)
         if isinstance(root := bare(model), FSDPModule):
             root.reshard()  # else the next use finds its weights as they are now, whatever becomes of them until then
-
-
-def compute_dtype(model: Model) -> torch.dtype:
-    """How precisely the model computes."""
-    dtype: torch.dtype = bare(model).dtype
-    return _COMPUTES_IN.get(model, dtype)
-
-
-def computing(model: Model) -> AbstractContextManager[object]:
-    """Around each use of the model and of its output head."""
-    dtype = _COMPUTES_IN.get(model)
-    if dtype is None or isinstance(bare(model), FSDPModule):  # which rounds by itself
-        return nullcontext()
-    return torch.autocast(bare(model).device.type, dtype)
