@@ -141,7 +141,7 @@ PACKED, PADDED = Batching(packed=True, tokens=100), Batching(packed=False, token
 
 
 @pytest.mark.parametrize(
-    ("rule", "lengths", "batching", "shares", "expected"),
+    ("rule", "lengths", "batching", "processes", "expected"),
     [
         ("what fits goes together", [30, 40, 30], PACKED, 1, [[[0, 1, 2]]]),
         ("no more than the budget, and evenly", [60, 60, 30, 30], PACKED, 1, [[[0, 2], [1, 3]]]),
@@ -159,25 +159,25 @@ PACKED, PADDED = Batching(packed=True, tokens=100), Batching(packed=False, token
     ],
 )
 def test_micro_batches(
-    rule: str, lengths: list[int], batching: Batching, shares: int, expected: list[list[list[int]]]
+    rule: str, lengths: list[int], batching: Batching, processes: int, expected: list[list[list[int]]]
 ) -> None:
-    assert micro_batches(lengths, batching, shares) == expected, rule
+    assert micro_batches(lengths, batching, processes) == expected, rule
 
 
-@pytest.mark.parametrize("shares", [1, 2, 3, 8])
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
 @pytest.mark.parametrize("batching", [Batching(True, 700), Batching(False, 700), Batching(True, 700, rows=4)])
-def test_any_number_of_processes_sees_each_row_once_within_the_budget(batching: Batching, shares: int) -> None:
+def test_any_number_of_processes_sees_each_row_once_within_the_budget(batching: Batching, processes: int) -> None:
     for seed in range(20):
         lengths = np.random.default_rng(seed).lognormal(4.5, 0.8, 64).clip(5, 600).astype(int).tolist()
-        hands = micro_batches(lengths, batching, shares)
-        assert sorted(itertools.chain(*itertools.chain(*hands))) == list(range(64))
-        for places in itertools.chain(*hands) if batching.rows is None else ():
+        per_rank = micro_batches(lengths, batching, processes)
+        assert sorted(itertools.chain(*itertools.chain(*per_rank))) == list(range(64))
+        for places in itertools.chain(*per_rank) if batching.rows is None else ():
             inside = [lengths[place] for place in places]
             assert (sum(inside) if batching.packed else max(inside) * len(inside)) <= 700
         if batching.packed and batching.rows is None:
-            loads = [sum(lengths[place] for places in hand for place in places) for hand in hands]
-            assert max(loads) <= 1.02 * sum(loads) / shares
-            assert max(map(len, hands)) <= max(loads) // 700 + 2
+            loads = [sum(lengths[place] for places in own for place in places) for own in per_rank]
+            assert max(loads) <= 1.02 * sum(loads) / processes
+            assert max(map(len, per_rank)) <= max(loads) // 700 + 2
 
 
 def test_a_model_that_leaks_is_trained_in_padded_batches_and_learns_the_same(
