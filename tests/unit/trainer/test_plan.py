@@ -43,7 +43,7 @@ def test_as_many_rows_as_the_tokens_of_a_step_hold(lengths: list[int], most: int
 def test_where_a_step_is_and_how_much_is_done() -> None:
     steps = steps_of([1] * 10, batchSize=4, epochs=2)
     assert [steps.position(step) for step in range(7)] == [(0, 0), (0, 4), (0, 8), (1, 0), (1, 4), (1, 8), (2, 0)]
-    assert [steps.passes(step) for step in (0, 1, 3, 6)] == pytest.approx([0, 1 / 3, 1, 2])
+    assert [steps.epochs_before(step) for step in (0, 1, 3, 6)] == pytest.approx([0, 1 / 3, 1, 2])
     assert steps.rows(0) != steps.rows(3)
     assert steps_of([1] * 10, batchSize=4, epochs=2, maxSteps=5).total == 5
     assert steps_of([1] * 10, batchSize=4, seed=1).rows(0) != steps.rows(0)

@@ -36,14 +36,14 @@ def evaluate(run: Run, batching: Batching) -> float | None:
     ]
     losses = torch.zeros(len(batches), dtype=torch.float64, device=group.device)
     with measured(run.model):
-        for turn, counts in group.turns(len(batches)):
+        for task, counts in group.own_tasks(len(batches)):
             failpoints.reached("evaluates")
-            batch = put_together([rows[index] for index in batches[turn]], batching, group.device)
+            batch = put_together([rows[index] for index in batches[task]], batching, group.device)
             loss_sum = run.objective.summed_loss(run.token_loss, batch)
             if counts:
-                losses[turn] = loss_sum
+                losses[task] = loss_sum
             run.watchdog.goes_on()
-    group.sum_(losses)
+    group.all_reduce_sum_(losses)
     loss = float(sum(losses.tolist())) / run.objective.count(rows, range(len(rows)))
     if not math.isfinite(loss):
         suspects = [index for place in (~losses.isfinite()).nonzero().flatten().tolist() for index in batches[place]]

@@ -58,11 +58,11 @@ def blamed(token_loss: TokenLoss, rows: TokenRows, indices: Sequence[int], group
     """The rows that have no finite loss by themselves. The processes try them in turn, and all know the answer."""
     bad = torch.zeros(len(indices), device=group.device)
     with measured(token_loss.model):
-        for turn, counts in group.turns(len(indices)):
-            loss = token_loss.summed(MicroBatch.of([rows[indices[turn]]], group.device))
+        for task, counts in group.own_tasks(len(indices)):
+            loss = token_loss.summed(MicroBatch.of([rows[indices[task]]], group.device))
             if counts:
-                bad[turn] = float(not loss.isfinite())
-    group.sum_(bad)
+                bad[task] = float(not loss.isfinite())
+    group.all_reduce_sum_(bad)
     return [index for index, is_bad in zip(indices, bad.tolist(), strict=True) if is_bad]
 
 

@@ -157,7 +157,7 @@ def _saving(run: Run) -> Iterator[None]:
 
 def _save_behind(run: Run) -> bool:
     """Begin a save, unless an earlier one goes on; when all save together, anybody's."""
-    if run.weights.are_parts and not run.group.agrees(not run.checkpoints.is_saving):
+    if run.weights.are_parts and not run.group.all_agree(not run.checkpoints.is_saving):
         return False
     return run.checkpoints.save_behind(run.state.snapshot)
 
@@ -172,8 +172,8 @@ def _forward_and_backward(run: Run, batching: Batching) -> Step:
     rows = run.steps.rows(step)
     count = run.objective.count(run.data.training, rows)
     loss_sum = torch.zeros((), device=group.device)
-    for place, batch, weight in batches_of(run.data.training, rows, batching, group):
-        seed_all(run.training.seed, step, place)
+    for position, batch, weight in batches_of(run.data.training, rows, batching, group):
+        seed_all(run.training.seed, step, position)
         failpoints.reached("forward")
         loss = run.objective.summed_loss(run.token_loss, batch) * weight
         failpoints.reached("backward")
@@ -208,7 +208,7 @@ def _with_the_last_good_step_saved(run: Run, error: StageError) -> StageError:
         except StageError as lost:
             rest = lost.message
         error = StageError(error.reason, f"{error.message} {rest}", error.code)
-    run.group.meet()
+    run.group.barrier()
     return error
 
 
@@ -229,7 +229,7 @@ def _next_standing(run: Run, step: Step) -> Standing:
 
 def _report(run: Run, step: Step, pace: Pace) -> None:
     standing = run.state.standing
-    epoch = round(run.steps.passes(standing.step), 4)
+    epoch = round(run.steps.epochs_before(standing.step), 4)
     figures: dict[str, float | None] = {
         "learning_rate": step.learning_rate,
         "gradient_norm": step.gradient_norm,

@@ -114,7 +114,7 @@ def _load_model(base: BaseModel, spec: FineTuneJobSpec, group: Group) -> tuple[M
     if not sharding.is_wanted(spec, base, group):
         return load(base, spec, group.device), group
     mesh = sharding.mesh_of(group)
-    with group.in_turn():  # until it is cut, it is whole in the pod's memory
+    with group.one_at_a_time():  # until it is cut, it is whole in the pod's memory
         model = load(base, spec, torch.device("cpu"))
         sharding.shard(model, group, mesh, spec)
     return model, replace(group, shares_model=True)
@@ -122,7 +122,7 @@ def _load_model(base: BaseModel, spec: FineTuneJobSpec, group: Group) -> tuple[M
 
 def _computable(spec: FineTuneJobSpec, group: Group) -> FineTuneJobSpec:
     """The same job, in float32 where some machine of the group has no bfloat16."""
-    if spec.training.dtype == "float32" or group.agrees(has_bfloat16(group.device)):
+    if spec.training.dtype == "float32" or group.all_agree(has_bfloat16(group.device)):
         return spec
     logs.warning("no bfloat16 here", computes_in="float32")
     training = spec.training.model_copy(update={"dtype": "float32"})
@@ -134,7 +134,8 @@ def resume(run: Run) -> int | None:
     group, parts = run.group, run.weights.are_parts
     step = run.checkpoints.newest_step() if group.leads else None
     if parts:
-        step = int(word) if (word := group.leaders_word("checkpoint", "" if step is None else str(step))) else None
+        text = group.broadcast_text("checkpoint", "" if step is None else str(step))
+        step = int(text) if text else None
     if step is not None:
         saved = run.checkpoints.read(step, Part(group.rank.number, group.rank.size) if parts else WHOLE)
         run.state.restore(saved)
@@ -142,7 +143,7 @@ def resume(run: Run) -> int | None:
         if best is not None and not run.checkpoints.keep(best):
             run.state.standing = saved.standing.model_copy(update={"best_step": None, "best_loss": None})
     run.state.make_moments()
-    run.state.take_leaders(group, standing_alone=parts)
+    run.state.broadcast_from_leader(group, position_only=parts)
     standing = run.state.standing
     resumed_from = standing.step if step is not None else None
     logs.info("begin", step=standing.step, total=standing.total_steps, resumed_from=resumed_from)

@@ -136,18 +136,23 @@ class TrainingState:
         for weight in self.weights.values():
             self.optimizer.state[weight] = self.optimizer.state[weight] or _no_moments(weight)
 
-    def take_leaders(self, group: Group, *, standing_alone: bool = False) -> None:
-        """Continue from where the group's leader is; with weights and moments of one's own, or the leader's."""
+    def broadcast_from_leader(self, group: Group, *, position_only: bool = False) -> None:
+        """Continue from the leader's position, with the leader's weights and moments.
+
+        Args:
+            group: The processes of the training.
+            position_only: Keep this process's own weights and moments, which are shards.
+        """
         if group.rank.size == 1:
             return
-        self.standing = Standing.model_validate_json(group.leaders_word("standing", self.standing.to_json()))
-        if standing_alone:
+        self.standing = Standing.model_validate_json(group.broadcast_text("standing", self.standing.to_json()))
+        if position_only:
             return
-        group.take_leaders_([weight.detach() for weight in self.weights.values()])
+        group.broadcast_([weight.detach() for weight in self.weights.values()])
         if self.standing.step > 0:
             for weight in self.weights.values():
                 moments = self.optimizer.state[weight]
-                group.take_leaders_([moments[moment] for moment in _MOMENTS])
+                group.broadcast_([moments[moment] for moment in _MOMENTS])
         self._updated = self._now()
 
     def _now(self) -> torch.cuda.Event | None:

@@ -54,7 +54,7 @@ def batching_for(
 
     def fits() -> Fits:
         here = measure(loss, rows, group, packed=packed)
-        return lambda tokens: group.agrees(here(tokens))
+        return lambda tokens: group.all_agree(here(tokens))
 
     recomputes = training.gradient_checkpointing
     if recomputes is GradientCheckpointing.ALWAYS:
@@ -72,7 +72,7 @@ def batching_for(
 
 def _packs(loss: TokenLoss, rows: TokenRows, group: Group) -> bool:
     why = why_not_packed(loss, rows, group.device)
-    packed = group.agrees(why is None)
+    packed = group.all_agree(why is None)
     if not packed:
         logs.warning("rows are padded, not packed", why=why or "another process says so")
     return packed

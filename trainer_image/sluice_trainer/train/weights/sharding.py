@@ -1,7 +1,7 @@
 """A model of which each process of the group keeps only a part: torch's FSDP2.
 
 The weights of a layer are put together from all processes before it is used, and let go after it. So every process has
-to use the model as often as the others (Group.turns), whatever it has to do with it itself.
+to use the model as often as the others (Group.own_tasks), whatever it has to do with it itself.
 """
 
 import torch
@@ -34,7 +34,7 @@ def is_wanted(spec: FineTuneJobSpec, base: BaseModel, group: Group) -> bool:
         return False
     weights = sum(weight.numel() for weight in without_weights(base).parameters())
     needed = weights * (TRAINED_BYTES if spec.method is Method.FULL else DTYPES[spec.training.dtype].itemsize)
-    return not group.agrees(needed <= MOST * torch.cuda.get_device_properties(group.device).total_memory)
+    return not group.all_agree(needed <= MOST * torch.cuda.get_device_properties(group.device).total_memory)
 
 
 def mesh_of(group: Group) -> DeviceMesh:

@@ -29,11 +29,11 @@ class TrainedWeights:
             for name, weight in self._of_model.items():  # the backward passes have summed these already
                 self.tensors[name].grad = None if weight.grad is None else local(weight.grad)
                 weight.grad = None
-            self._group.sum_(loss_sum)
+            self._group.all_reduce_sum_(loss_sum)
             return
         gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.tensors.values()]
         everything = torch.cat([*(gradient.flatten() for gradient in gradients), loss_sum.reshape(1)])
-        self._group.sum_(everything)
+        self._group.all_reduce_sum_(everything)
         *sums, loss = everything.split([*(weight.numel() for weight in self.tensors.values()), 1])
         for weight, gradient in zip(self.tensors.values(), sums, strict=True):
             weight.grad = gradient.view_as(weight)
@@ -45,7 +45,7 @@ class TrainedWeights:
         norm = get_total_norm(gradients)
         if self.are_parts:
             square = norm**2
-            self._group.sum_(square)
+            self._group.all_reduce_sum_(square)
             norm = square.sqrt()
         clip_grads_with_norm_(self.tensors.values(), most or math.inf, norm)
         return norm
