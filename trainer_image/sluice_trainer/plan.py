@@ -69,7 +69,7 @@ class Steps:
         return found
 
     def position(self, step: int) -> tuple[int, int]:
-        """The epoch of a step, and the index in its order of the step's first row; also for the end of the last step."""
+        """The epoch of a step, and the index in its order of the step's first row; also for the end of training."""
         epoch, number = self._in_epoch(step)
         return epoch, int(self._epoch(epoch)[1][number]) if epoch < self._training.epochs else 0
 

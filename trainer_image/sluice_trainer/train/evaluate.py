@@ -24,7 +24,7 @@ def evaluate(run: Run, batching: Batching) -> float | None:
     Raises:
         StageError: the loss is not finite.
     """
-    run.watchdog.goes_on(activity=Activity.EVALUATING)
+    run.watchdog.heartbeat(activity=Activity.EVALUATING)
     rows, group = run.data.validation, run.group
     if len(rows) == 0:
         return None
@@ -42,7 +42,7 @@ def evaluate(run: Run, batching: Batching) -> float | None:
             loss_sum = run.objective.summed_loss(run.token_loss, batch)
             if counts:
                 losses[task] = loss_sum
-            run.watchdog.goes_on()
+            run.watchdog.heartbeat()
     group.all_reduce_sum_(losses)
     loss = float(sum(losses.tolist())) / run.objective.count(rows, range(len(rows)))
     if not math.isfinite(loss):

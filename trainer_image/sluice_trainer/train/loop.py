@@ -118,7 +118,7 @@ def _train_to_the_end(run: Run, batching: Batching) -> None:
     """All steps that are left, with a durable checkpoint every so often and after the last one."""
     state, pace, due = run.state, Pace(), False
     total = state.standing.total_steps
-    run.watchdog.goes_on(activity=Activity.TRAINING)
+    run.watchdog.heartbeat(activity=Activity.TRAINING)
     while state.standing.step < total:
         if _is_due(run.training.evaluate_every_steps, state.standing.step) and not state.standing.is_evaluated:
             _evaluate_between(run, batching)
@@ -150,7 +150,7 @@ def _train_to_the_end(run: Run, batching: Batching) -> None:
 @contextmanager
 def _saving(run: Run) -> Iterator[None]:
     """Training stands still for a save, which the operator allows to take as long as a start."""
-    run.watchdog.goes_on(activity=Activity.SAVING)
+    run.watchdog.heartbeat(activity=Activity.SAVING)
     with metrics.SAVE_SECONDS.time():
         yield
 
@@ -266,4 +266,4 @@ def _evaluate_between(run: Run, batching: Batching) -> None:
             if not run.checkpoints.save_best(standing.step, run.state.snapshot):
                 standing = run.state.standing.evaluated(None)
     run.state.standing = standing
-    run.watchdog.goes_on(activity=Activity.TRAINING)
+    run.watchdog.heartbeat(activity=Activity.TRAINING)

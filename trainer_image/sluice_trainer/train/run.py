@@ -72,7 +72,7 @@ class Run:
 
 def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Reporter, watchdog: Watchdog) -> Run:
     """Rows, model, a fresh adapter and its optimizer: the same bits in every attempt, from the seed."""
-    watchdog.goes_on(activity=Activity.LOADING_MODEL)
+    watchdog.heartbeat(activity=Activity.LOADING_MODEL)
     training = stage.spec.training
     data = prepared.load(work(stage) / "prepared", plan.plan_digest(stage))
     base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
