@@ -1,4 +1,4 @@
-"""The tokenised rows, as Prepare leaves them in <work>/prepared/ and Train and Export read them."""
+"""The tokenised rows in <work>/prepared/, which Prepare writes, and Train and Export read."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ VALIDATION = "validation.safetensors"
 
 
 class PreparedManifest(Model):
-    """prepared/manifest.json: what the rows were made from, and what came of it."""
+    """prepared/manifest.json: what the rows were made from, and Prepare's result."""
 
     format: Literal["sluice.prepared/v3"] = "sluice.prepared/v3"
     plan: str
@@ -54,16 +54,16 @@ class TokenRow:
 
     @classmethod
     def pair(cls, chosen: "TokenRow", rejected: "TokenRow") -> "TokenRow":
-        """Two rows as one, of which the first is the better one."""
+        """Join two rows into a pair."""
         ids, mask = ((getattr(chosen, name), getattr(rejected, name)) for name in ("input_ids", "loss_mask"))
         return cls(np.concatenate(ids), np.concatenate(mask), chosen.line, len(chosen.input_ids))
 
     def answers(self) -> "tuple[TokenRow, TokenRow]":
-        """The chosen and the rejected row of a pair."""
+        """Split a pair into its chosen and its rejected row."""
         return self.part(0, self.split), self.part(self.split, len(self.input_ids))
 
     def part(self, start: int, stop: int) -> "TokenRow":
-        """Some of its tokens as a row: nothing predicts the first one."""
+        """Cut out some tokens as a row. The loss does not count the first one, which nothing predicts."""
         loss_mask = self.loss_mask[start:stop].copy()
         loss_mask[0] = 0
         return TokenRow(self.input_ids[start:stop], loss_mask, self.line)
@@ -102,7 +102,7 @@ class TokenRows:
         return [int(length) for length in np.diff(self.offsets)]
 
     def sizes(self, indices: Sequence[int], *, packed: bool) -> list[int]:
-        """Tokens that rows take in a micro-batch: side by side, both sides of a pair are as long as the longer."""
+        """Tokens that rows take in a micro-batch, with the padding between the two sides of a pair unless packed."""
         chosen = np.asarray(indices, np.int64)
         lengths, splits = self.offsets[chosen + 1] - self.offsets[chosen], self.splits[chosen]
         if not packed:
@@ -111,7 +111,7 @@ class TokenRows:
 
     @property
     def longest_sequence(self) -> int:
-        """Most tokens that the model sees as one sequence: of a pair, its longer side."""
+        """Tokens of the longest sequence that the model sees; the two sides of a pair are two sequences."""
         return int(np.maximum(self.splits, np.diff(self.offsets) - self.splits).max())
 
     def __getitem__(self, index: int) -> TokenRow:
@@ -121,7 +121,7 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that Prepare hands over."""
+    """Everything that Prepare leaves."""
 
     manifest: PreparedManifest
     training: TokenRows
@@ -129,7 +129,7 @@ class Prepared:
 
 
 def write_rows(folder: Path, training: TokenRows, validation: TokenRows) -> None:
-    """Write both halves; the manifest is the caller's, last."""
+    """Write training and held-out rows. The caller writes the manifest, last."""
     for name, rows in ((TRAINING, training), (VALIDATION, validation)):
         save_file(vars(rows), folder / name)
 

@@ -30,8 +30,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     steps: list[int] = []
 
     def evaluated(run: Run, _: object) -> float:
-        steps.append(run.state.standing.step)
-        return LOSSES[run.state.standing.step // 2]
+        steps.append(run.state.progress.step)
+        return LOSSES[run.state.progress.step // 2]
 
     monkeypatch.setattr(loop, "evaluate", evaluated)
     return steps
@@ -60,7 +60,7 @@ def test_the_best_is_exported_and_kept_and_otherwise_the_last(job: Job, measured
     assert result_of(last) == (10, 10, 3.2)
     assert steps_kept(last) == ["step-10"]
     snapshot = Checkpoints(best.stage("Export")).trained()[1]
-    assert snapshot.standing.step == 4
+    assert snapshot.progress.step == 4
     best.export()
     last.export()
     assert "10 steps of 8 rows, of which step 4 is this one" in (best.work / "export" / "README.md").read_text()
@@ -77,7 +77,7 @@ def stopping_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return runs[0]
 
     def reached(place: str) -> None:
-        if place == "update-done" and runs[0].state.standing.step == step:
+        if place == "update-done" and runs[0].state.progress.step == step:
             runs[0].checkpoints.save(runs[0].state.snapshot)
             raise InterruptedError
 
@@ -122,7 +122,7 @@ def saved_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         checkpoints.save(snapshot)
         return True
 
-    monkeypatch.setattr(Checkpoints, "save_behind", at_once)
+    monkeypatch.setattr(Checkpoints, "save_in_background", at_once)
 
 
 def test_a_best_that_could_not_be_saved_is_none(
@@ -134,7 +134,7 @@ def test_a_best_that_could_not_be_saved_is_none(
     write = Checkpoints._write
 
     def full(checkpoints: Checkpoints, state: Snapshot, **how: bool) -> None:
-        if state.standing.step == 4:
+        if state.progress.step == 4:
             raise StageError(Reason.OUTPUT_NOT_WRITABLE, "the disk is full")
         write(checkpoints, state, **how)
 

@@ -17,8 +17,8 @@ from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.group import Group
 from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.trials import budget
-from sluice_trainer.train.trials.budget import batching_for, largest, measured_peak
-from sluice_trainer.train.trials.memory import HOLES, Cost, cost_through, free_bytes, most_of
+from sluice_trainer.train.trials.budget import batching_for, largest_fitting, measured_peak
+from sluice_trainer.train.trials.memory import HEAP_HOLES_BYTES, Cost, fit_cost, free_bytes, upper_bound
 from tests.unit.trainer.jobs import REPOSITORY
 from tests.unit.trainer.test_packing import SHAPES, adapted, random_rows
 
@@ -43,7 +43,7 @@ MIB = 1 << 20
 def test_a_budget_is_halved_until_it_fits_and_holds_the_longest_row(
     room: int, longest: int, most: int, expected: int | None
 ) -> None:
-    assert largest(lambda tokens: tokens <= room, longest, most) == expected
+    assert largest_fitting(lambda tokens: tokens <= room, longest, most) == expected
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_budget_is_halved_until_it_fits_and_holds_the_longest_row(
 )
 def test_what_small_micro_batches_take_tells_what_a_large_one_takes(cost: Cost, tokens: int) -> None:
     peaks = {n: cost.fixed + cost.token * n + cost.pair * n * n for n in (16, 32, 64)}
-    assert cost_through(peaks).of(tokens) == pytest.approx(cost.of(tokens))  # type: ignore[arg-type]
+    assert fit_cost(peaks).of(tokens) == pytest.approx(cost.of(tokens))  # type: ignore[arg-type]
 
 
 MAXIMUM, CURRENT, CACHE, MAPPED, AVAILABLE = "memory.max", "memory.current", "inactive_file", "file_mapped", "meminfo"
@@ -122,10 +122,10 @@ def test_on_a_gpu_it_is_tried_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     found: list[int] = []
-    monkeypatch.setattr(budget, "why_not_packed", lambda *_: None)
+    monkeypatch.setattr(budget, "packing_obstacle", lambda *_: None)
     monkeypatch.setattr(TokenLoss, "summed", limited(room, found))
-    monkeypatch.setattr(budget, "estimated", budget.tried)
-    monkeypatch.setitem(budget.MOST_TOKENS, "cpu", 256)
+    monkeypatch.setattr(budget, "fits_by_estimate", budget.fits_by_trial)
+    monkeypatch.setitem(budget.MAX_TOKENS, "cpu", 256)
     model = adapted(SHAPES["Llama"])
     assert batching_for(TokenLoss(model), ROWS, Training(), ALONE, recorded).tokens == tokens, rule
     assert found == tries
@@ -141,7 +141,7 @@ def test_on_a_gpu_it_is_tried_out(
     [(1 << 40, 512, False), (12 * MIB, 256, False), (3 * MIB, 64, False), (MIB, 64, True), (MIB // 2, 40, True)],
 )
 def test_on_a_cpu_it_is_estimated(free: int, tokens: int, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "free_bytes", lambda *_: HOLES + free)
+    monkeypatch.setattr(budget, "free_bytes", lambda *_: HEAP_HOLES_BYTES + free)
     model = adapted(SHAPES["Llama"])
     assert batching_for(TokenLoss(model), ROWS, Training(), ALONE).tokens == tokens
     assert model.is_gradient_checkpointing is checkpointing
@@ -159,7 +159,7 @@ def test_one_measurement_is_enough_where_there_is_plenty(
         return measured_peak(*args, packed=packed)
 
     monkeypatch.setattr(budget, "measured_peak", peak)
-    monkeypatch.setattr(budget, "free_bytes", lambda *_: HOLES + free)
+    monkeypatch.setattr(budget, "free_bytes", lambda *_: HEAP_HOLES_BYTES + free)
     batching_for(TokenLoss(adapted(SHAPES["Llama"])), ROWS, Training(), ALONE)
     assert asked == measured
 
@@ -168,14 +168,14 @@ def test_one_measurement_is_enough_where_there_is_plenty(
 def test_what_one_measurement_says_is_never_too_little(fixed: int) -> None:
     cost = Cost(fixed, 100, 0.5)
     peak = cost.fixed + cost.token * 64 + cost.pair * 64**2
-    assert all(most_of(64, int(peak)).of(tokens) >= cost.of(tokens) for tokens in (64, 100, 512, 4096))
+    assert all(upper_bound(64, int(peak)).of(tokens) >= cost.of(tokens) for tokens in (64, 100, 512, 4096))
 
 
 @pytest.mark.parametrize(("setting", "free", "on"), [("Always", 1 << 40, True), ("Never", MIB // 2, False)])
 def test_gradient_checkpointing_as_the_job_says(
     setting: str, free: int, on: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(budget, "free_bytes", lambda *_: HOLES + free)
+    monkeypatch.setattr(budget, "free_bytes", lambda *_: HEAP_HOLES_BYTES + free)
     model = adapted(SHAPES["Llama"])
     training = Training.model_validate({"gradientCheckpointing": setting})
     assert batching_for(TokenLoss(model), ROWS, training, ALONE).tokens >= 40

@@ -20,12 +20,12 @@ from sluice_api.stages import ExitCode
 from sluice_trainer import durable
 from sluice_trainer.errors import StageError
 from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
-from sluice_trainer.train.checkpoints.state import Snapshot, Standing
+from sluice_trainer.train.checkpoints.state import Progress, Snapshot
 from tests.unit.trainer.jobs import Job
 
 
 def state(step: int) -> Snapshot:
-    return Snapshot(Standing(step=step, total_steps=100, learning_rate=0.1), {"weight.a": torch.full((64,), step)})
+    return Snapshot(Progress(step=step, total_steps=100, learning_rate=0.1), {"weight.a": torch.full((64,), step)})
 
 
 def saved(job: Job, *steps: int) -> Checkpoints:
@@ -66,9 +66,9 @@ def unreadable(path: Path) -> None:
     [
         ("tensors are cut", lambda folder: cut_in_half(folder / "state.safetensors"), "state.safetensors is missing"),
         ("a bit of the tensors", lambda folder: flip_a_bit(folder / "state.safetensors"), "state.safetensors is"),
-        ("a bit of the standing", lambda folder: flip_a_bit(folder / "state.json"), "state.json is missing or damaged"),
+        ("a bit of the progress", lambda folder: flip_a_bit(folder / "state.json"), "state.json is missing or damaged"),
         ("no tensors", lambda folder: (folder / "state.safetensors").unlink(), "state.safetensors is missing"),
-        ("no standing", lambda folder: (folder / "state.json").unlink(), "state.json is missing or damaged"),
+        ("no progress", lambda folder: (folder / "state.json").unlink(), "state.json is missing or damaged"),
         ("no manifest", lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
         (
             "the manifest is cut",
@@ -90,8 +90,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(
     step = 10 if what == "under another step's name" else 5
     assert checkpoints.newest_step() == step
     newest = checkpoints.read(step)
-    assert newest.standing.step == step
-    assert torch.equal(newest.tensors["weight.a"], torch.full((64,), newest.standing.step))
+    assert newest.progress.step == step
+    assert torch.equal(newest.tensors["weight.a"], torch.full((64,), newest.progress.step))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "checkpoint skipped" in line]
     assert why in line
 
@@ -164,7 +164,7 @@ def test_a_save_behind_that_fails_costs_only_itself(
     checkpoints = saved(job, 5, 10)
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch)
-        assert checkpoints.save_behind(lambda: state(15))
+        assert checkpoints.save_in_background(lambda: state(15))
         join_the_writer()
     assert REGISTRY.get_sample_value("sluice_trainer_failed_saves_total") == failed + 1
     assert "Step 15 could not be saved; step 10 is durable. " in (out := capsys.readouterr().out)
@@ -173,7 +173,7 @@ def test_a_save_behind_that_fails_costs_only_itself(
     assert names(job) == ["step-10", "step-5"]
     assert checkpoints.durable_step == 10
 
-    assert checkpoints.save_behind(lambda: state(20))
+    assert checkpoints.save_in_background(lambda: state(20))
     join_the_writer()
     assert names(job) == ["step-10", "step-20"]
     assert checkpoints.durable_step == 20
@@ -214,9 +214,9 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_no_second_one_begins
 
     monkeypatch.setattr("sluice_trainer.train.checkpoints.checkpoint.save_file", slow)
     checkpoints = saved(job)
-    assert checkpoints.save_behind(partial(copied, 5))
+    assert checkpoints.save_in_background(partial(copied, 5))
     assert began.wait(10)
-    assert not checkpoints.save_behind(partial(copied, 6))
+    assert not checkpoints.save_in_background(partial(copied, 6))
     assert (copies, checkpoints.durable_step) == ([5], None)
     go_on.set()
     checkpoints.save(partial(copied, 7))

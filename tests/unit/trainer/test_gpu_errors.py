@@ -7,7 +7,7 @@ import pytest
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer import local_ranks
-from sluice_trainer.gpu_errors import is_of_the_gpu
+from sluice_trainer.gpu_errors import is_gpu_error
 from tests.unit.trainer.jobs import REPOSITORY, Job
 
 
@@ -25,7 +25,7 @@ from tests.unit.trainer.jobs import REPOSITORY, Job
     ],
 )
 def test_an_error_of_the_gpu_is_told_from_others(text: str, of_the_gpu: bool) -> None:
-    assert is_of_the_gpu(f"RuntimeError: {text}") is of_the_gpu
+    assert is_gpu_error(f"RuntimeError: {text}") is of_the_gpu
 
 
 FAILS = """

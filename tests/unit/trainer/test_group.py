@@ -30,9 +30,9 @@ NARROW_CHILD = """
 import os
 
 if os.environ.get("SLUICE_LOCAL_RANK") == "1":
-    from sluice_trainer.train.trials import exact, memory
+    from sluice_trainer.train.trials import memory, packing_check
 
-    exact.why_not_packed = lambda *_: "it leaks here"
+    packing_check.packing_obstacle = lambda *_: "it leaks here"
     memory.free_bytes = lambda *_: 0
 """
 
@@ -44,7 +44,7 @@ from sluice_trainer.train.checkpoints import checkpoint
 whole = checkpoint.save_file
 
 def save_file(*arguments):
-    time.sleep(StopSignal.POD_PATIENCE + 2)
+    time.sleep(StopSignal.POD_PATIENCE_SECONDS + 2)
     whole(*arguments)
 
 checkpoint.save_file = save_file
@@ -79,9 +79,9 @@ def test_two_gpus_learn_what_one_process_learns_by_every_method_and_of_pairs(
     alone = prepare(replace(alone, spec=(*alone.spec, *spec)), pods, ONE_POD, (*SHORT, ("learningRate", "2e-3")))
     expected = alone.train()
     by_one = losses(printed(capsys))
-    log, together = train_in_one_pod(pods)
+    log, sharded = train_in_one_pod(pods)
     assert losses(log) == pytest.approx(by_one, rel=1e-5)
-    assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
+    assert sharded.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
 
 
 @pytest.mark.parametrize("narrow", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -94,13 +94,13 @@ def test_two_gpus_that_pack_alike_learn_what_one_process_learns(
     alone = prepare(replace(alone, spec=(*alone.spec, lora)), pods, ONE_POD, by_tokens)
     expected = alone.train()
     by_one = losses(printed(capsys))
-    log, together = train_in_one_pod(pods, NARROW_CHILD if narrow else "")
+    log, sharded = train_in_one_pod(pods, NARROW_CHILD if narrow else "")
     first, second = ((event["packed"], event["tokens"]) for event in log if event["event"] == "micro-batches")
     assert first == second
     assert first[0] is not narrow
     assert [event["event"] for event in log].count("gradient checkpointing is on") == (2 if narrow else 0)
     assert losses(log) == pytest.approx(by_one, rel=1e-5)
-    assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
+    assert sharded.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
 
 
 def test_both_look_for_the_rows_whose_loss_is_no_number(pods: Pods) -> None:
@@ -145,7 +145,7 @@ def test_nobody_ends_by_a_loss_that_is_no_number_before_the_last_good_step_is_sa
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["Never", "Always"])
 def test_a_pod_that_is_killed_costs_no_step(sharding: str, alone: Job, pods: Pods) -> None:
-    """Of an adapter, which all have whole, though the base model is in parts."""
+    """Of an adapter, which all have whole, though the base model is sharded."""
     alone = prepare(alone, pods, TWO_PODS, (*LONG, ("sharding", sharding)))
     first, second = pods.start()
     done = until_some_steps_are_done(first)

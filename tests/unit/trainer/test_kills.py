@@ -19,7 +19,7 @@ INSIDE_A_SAVE = {
     "state-copied": 3,
     "folder-made": 4,
     "tensors-written": 4,
-    "standing-written": 4,
+    "progress-written": 4,
     "folder-written": 4,
     "folder-synced": 4,
     "folder-renamed": 4,
@@ -66,14 +66,14 @@ def chosen(choice: str) -> list[str]:
 PUNCTUAL = """
 from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
 
-begin = Checkpoints.save_behind
+begin = Checkpoints.save_in_background
 
-def save_behind(checkpoints, snapshot):
-    if checkpoints._behind is not None:
-        checkpoints._behind.join()
+def save_in_background(checkpoints, snapshot):
+    if checkpoints._background is not None:
+        checkpoints._background.join()
     return begin(checkpoints, snapshot)
 
-Checkpoints.save_behind = save_behind
+Checkpoints.save_in_background = save_in_background
 """
 """On a busy machine a save may not have ended when the next one is due, which then comes later. Not here: the places
 to be killed at are counted."""

@@ -29,7 +29,7 @@ from tests.unit.trainer.jobs import REPOSITORY, quiet_reporter
 )
 def test_a_figure_is_shown_and_stays_while_it_is_not_known(figure: str, series: str) -> None:
     for value, shown in ((1.5, 1.5), (2.5, 2.5), (None, 2.5)):
-        metrics.show(**{figure: value})
+        metrics.set_gauges(**{figure: value})
         assert REGISTRY.get_sample_value(series) == shown
 
 
@@ -38,12 +38,12 @@ def test_the_activity_is_the_reports() -> None:
         return {each for each in Activity if REGISTRY.get_sample_value("sluice_trainer_activity", {"activity": each})}
 
     reporter = quiet_reporter()
-    metrics.follow(reporter)
+    metrics.follow_activity(reporter)
     assert shown() == {"Starting"}
     reporter.update(activity=Activity.EVALUATING)
     assert shown() == {"Evaluating"}
     reporter.close()
-    metrics.follow(SilentReporter(1, None))
+    metrics.follow_activity(SilentReporter(1, None))
     assert shown() == {"Starting"}
 
 

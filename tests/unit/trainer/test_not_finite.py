@@ -18,7 +18,7 @@ from sluice_trainer.train.weights.trained import TrainedWeights
 from tests.unit.trainer.jobs import FATAL, Job, chat, poison, write_rows
 
 MEND = "Mend or remove what is there, or set training.dtype: float32."
-SLOWER = "Lower training.learningRate; if it is low already, set training.dtype: float32."
+LOWER_LEARNING_RATE = "Lower training.learningRate; if it is low already, set training.dtype: float32."
 FEW = (("epochs", 1), ("batchSize", 4), ("warmupSteps", 0), ("checkpointEverySteps", 1))
 
 
@@ -95,17 +95,15 @@ def test_what_no_row_is_to_blame_for(job: Job) -> None:
     message = refused(job)
     rows = sorted(row + 2 for row in Steps([1] * 40, job.stage("Train").spec.training).rows(1))
     whose = "No single row is to blame; it is of lines {}, {}, {} and {} of the dataset.".format(*rows)
-    assert (
-        message
-        == f"The loss of step 2 of 10 is nan at learning rate 9.75528e+29. {whose} {SLOWER} Step 1 of 10 is saved."
-    )
+    rest = f"{whose} {LOWER_LEARNING_RATE} Step 1 of 10 is saved."
+    assert message == f"The loss of step 2 of 10 is nan at learning rate 9.75528e+29. {rest}"
 
     dataset = {"uri": f"pvc://{job.dataset}", "validationSplit": "40%"}
     job = replace(job, name="held-out", training=(*job.training, ("maxSteps", 1)), spec=(("dataset", dataset),))
     job.prepare()
     shown = ", ".join(map(str, sorted(job.prepared().validation.lines)[:5]))
     whose = f"No single row is to blame; it is of lines {shown} and 11 more of the dataset."
-    assert refused(job) == f"The loss on the held-out rows is nan after 1 steps. {whose} {SLOWER}"
+    assert refused(job) == f"The loss on the held-out rows is nan after 1 steps. {whose} {LOWER_LEARNING_RATE}"
     assert saved(job) == ["step-1"]
 
 
@@ -115,7 +113,7 @@ def test_the_rows_of_a_gradient_are_named(job: Job, monkeypatch: pytest.MonkeyPa
     rows = sorted(row + 2 for row in Steps([1] * 40, job.stage("Train").spec.training).rows(0))
     message = refused(job)
     assert message.startswith("The gradient norm of step 1 of 10 is inf at learning rate ")
-    assert message.endswith(". It is of lines {}, {}, {} and {} of the dataset. {}".format(*rows, SLOWER))
+    assert message.endswith(". It is of lines {}, {}, {} and {} of the dataset. {}".format(*rows, LOWER_LEARNING_RATE))
 
 
 @pytest.mark.parametrize(

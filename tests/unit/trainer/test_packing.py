@@ -10,11 +10,11 @@ import transformers as t
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from sluice_trainer.prepared import TokenRow, TokenRows
-from sluice_trainer.train.batches import MicroBatch, put_together
+from sluice_trainer.train.batches import MicroBatch, make_micro_batch
 from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.packing import Batching, micro_batches
 from sluice_trainer.train.trials import budget
-from sluice_trainer.train.trials.exact import why_not_packed
+from sluice_trainer.train.trials.packing_check import packing_obstacle
 from tests.unit.trainer.jobs import Job
 
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def with_loss_only_on(row: int, rows: TokenRows) -> list[TokenRow]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_row_costs_in_a_pack_what_it_costs_alone(shape: str, attention: str) -> None:
     model = adapted(SHAPES[shape], attention)
-    assert why_not_packed(TokenLoss(model), ROWS, CPU) is None
+    assert packing_obstacle(TokenLoss(model), ROWS, CPU) is None
     for index in range(len(ROWS)):
         row = ROWS[index]
         labels = torch.from_numpy(np.where(row.loss_mask == 1, row.input_ids, -100)).long()[None]
@@ -105,7 +105,7 @@ def test_loss_mask_has_an_end_of_turn_that_is_the_pad_token_too(job: Job, packed
     job.prepare()
     end = t.AutoTokenizer.from_pretrained(job.volumes / "models" / "tiny").pad_token_id
     rows = [job.prepared().training[index] for index in range(8)]
-    batch = put_together(rows, Batching(packed, 512), CPU)
+    batch = make_micro_batch(rows, Batching(packed, 512), CPU)
     assert len({len(row.input_ids) for row in rows}) > 1
     assert batch.input_ids[batch.loss_mask].tolist().count(end) == 8  # one answer a row
 
@@ -132,7 +132,7 @@ def test_packed_rows_pull_the_weights_where_they_pull_them_one_by_one(shape: str
 
 @pytest.mark.parametrize("shape", HYBRIDS)
 def test_a_model_that_carries_one_row_into_the_next_is_found_out(shape: str) -> None:
-    why = why_not_packed(TokenLoss(adapted(HYBRIDS[shape])), ROWS, CPU)
+    why = packing_obstacle(TokenLoss(adapted(HYBRIDS[shape])), ROWS, CPU)
     assert why is not None
     assert "a row's loss in a pack differs by 0." in why
 
@@ -191,7 +191,7 @@ def test_a_model_that_leaks_is_trained_in_padded_batches_and_learns_the_same(
     log = capsys.readouterr().out
     assert '"event": "micro-batches", "packed": true' in log
     assert "rows are padded" not in log
-    monkeypatch.setattr(budget, "why_not_packed", lambda *_: "it leaks")
+    monkeypatch.setattr(budget, "packing_obstacle", lambda *_: "it leaks")
     monkeypatch.delattr(MicroBatch, "packed")
     assert padded.train().evaluation_loss_after == pytest.approx(loss, rel=1e-5)
     assert '"event": "rows are padded, not packed", "why": "it leaks"' in capsys.readouterr().out
@@ -207,10 +207,10 @@ def test_token_budget_does_not_change_the_loss_and_is_kept_on_resume(job: Job, m
     other = replace(job, name="other")
     for each in (job, other):
         each.prepare()
-    monkeypatch.setitem(budget.MOST_TOKENS, "cpu", 128)
+    monkeypatch.setitem(budget.MAX_TOKENS, "cpu", 128)
     small = job.train()
     bits = last_state(job)
-    monkeypatch.setitem(budget.MOST_TOKENS, "cpu", 1024)
+    monkeypatch.setitem(budget.MAX_TOKENS, "cpu", 1024)
     assert other.train().evaluation_loss_after == pytest.approx(small.evaluation_loss_after, rel=1e-5)
     assert last_state(other) != bits
 

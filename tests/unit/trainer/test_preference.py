@@ -15,7 +15,7 @@ from torch.nn.functional import log_softmax, logsigmoid
 from sluice_api.reasons import Reason
 from sluice_api.training import OverlongRows
 from sluice_trainer import base_model
-from sluice_trainer.data.overlong import fitting_pair
+from sluice_trainer.data.overlong import fit_pair
 from sluice_trainer.data.rows import BadRowError
 from sluice_trainer.data.tokenise import Tokeniser
 from sluice_trainer.errors import StageError
@@ -200,13 +200,13 @@ def answer(*ids: int) -> TokenRow:
 
 def test_answers_that_are_too_long() -> None:
     short, long = answer(1, 2, 3), answer(1, 2, 4, 5, 6)
-    (pair,) = fitting_pair([short, long], 4, OverlongRows.TRUNCATE)
+    (pair,) = fit_pair([short, long], 4, OverlongRows.TRUNCATE)
     assert [side.input_ids.tolist() for side in pair.answers()] == [[1, 2, 3], [1, 2, 4, 5]]
-    assert (pair.line, fitting_pair([short, long], 4, OverlongRows.DROP)) == (7, [])
+    assert (pair.line, fit_pair([short, long], 4, OverlongRows.DROP)) == (7, [])
     with pytest.raises(BadRowError, match="the same up to maxSequenceLength 3"):
-        fitting_pair([answer(1, 2, 4, 9), long], 3, OverlongRows.TRUNCATE)
+        fit_pair([answer(1, 2, 4, 9), long], 3, OverlongRows.TRUNCATE)
     with pytest.raises(StageError, match="Line 7 of the dataset has an answer of more than maxSequenceLength 4"):
-        fitting_pair([short, long], 4, OverlongRows.SPLIT)
+        fit_pair([short, long], 4, OverlongRows.SPLIT)
 
 
 def test_a_trained_head_takes_no_weights_by_position() -> None:

@@ -150,7 +150,7 @@ def test_what_is_no_address_is_refused_in_words(host: str) -> None:
 
 def test_a_file_that_is_too_large_is_refused(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICE_ALLOW_PRIVATE_HOSTS", "1")
-    monkeypatch.setattr(remote, "LARGEST_FILE", 5)
+    monkeypatch.setattr(remote, "MAX_FILE_BYTES", 5)
     for path in ("rows.jsonl", "no-length"):
         with pytest.raises(StageError, match="the file is larger than"):
             remote.fetch(f"{origin}/{path}")

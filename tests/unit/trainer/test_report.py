@@ -108,14 +108,14 @@ def test_numbers_are_coalesced_and_what_matters_is_not(operator: Operator) -> No
 
 
 def test_numbers_alone_go_out_once_an_interval(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "INTERVAL", 0.2)
+    monkeypatch.setattr(report, "INTERVAL_SECONDS", 0.2)
     posted = reporter(operator)
     operator.wait_for(1)
     began, steps = time.monotonic(), count(1)
     while len(operator.reports) < 4:
         posted.update(step=next(steps))
         time.sleep(0.001)
-    assert time.monotonic() - began > 3 * report.INTERVAL
+    assert time.monotonic() - began > 3 * report.INTERVAL_SECONDS
     last = next(steps)
     posted.close(step=last)
     assert operator.wait_for(5)[-1].step == last
@@ -133,7 +133,7 @@ def test_the_token_is_read_anew_for_each_post(operator: Operator, tmp_path: Path
 
 def test_an_operator_that_never_answers_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of a thousand reports would wait for longer than a test may take; and so would the last."""
-    monkeypatch.setattr(report, "TIMEOUT", 1000)
+    monkeypatch.setattr(report, "TIMEOUT_SECONDS", 1000)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         posted = running(Reporter(1, f"http://127.0.0.1:{silent.getsockname()[1]}"))
         for step in range(1000):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from sluice_api.reasons import Reason
 from sluice_api.training import Training
 from sluice_trainer.errors import StageError
-from sluice_trainer.layers import chosen
+from sluice_trainer.layers import target_layers
 from sluice_trainer.plan import learning_rate
 from sluice_trainer.report import Reporter
 from sluice_trainer.train.weights.model import trainable, with_adapter
@@ -48,7 +48,7 @@ def test_schedules(schedule: str, rates: list[float]) -> None:
     ],
 )
 def test_which_layers_are_meant(targets: list[str], means: list[str]) -> None:
-    assert chosen(LAYERS, targets) == sorted(means)
+    assert target_layers(LAYERS, targets) == sorted(means)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_which_layers_are_meant(targets: list[str], means: list[str]) -> None:
 )
 def test_a_name_that_means_no_layer(target: str, hint: str) -> None:
     with pytest.raises(StageError) as raised:
-        chosen(LAYERS, ["q_proj", target])
+        target_layers(LAYERS, ["q_proj", target])
     assert raised.value.message.startswith(
         f"lora.targetModules: no linear layer of the model is called {target}. {hint}"
     )

@@ -1,4 +1,4 @@
-"""A model of which each process has only a part: the result stays the same, and no step is lost at a stop."""
+"""A sharded model: the result is that of one process, and no step is lost at a stop."""
 
 import re
 import time
@@ -52,15 +52,15 @@ def test_a_model_in_two_parts_learns_what_one_process_learns(
     alone = prepare(replace(alone, spec=(*alone.spec, *spec)), pods, ONE_POD, settings)
     expected = alone.train()
     by_one = printed(capsys)
-    log, together = train_in_one_pod(pods)
+    log, sharded = train_in_one_pod(pods)
     assert {event["trained"] for event in log if event["event"] == "sharded"} == {
-        "in parts" if kind == "Full" else "whole"
+        "sharded" if kind == "Full" else "whole"
     }
     assert losses(log) == pytest.approx(losses(by_one), rel=1e-5)
     norms = figures(by_one, "gradient_norm")
     assert figures(log, "gradient_norm") == pytest.approx(norms, rel=1e-4)  # Adam does not mind how long they are
-    assert together.evaluation_loss_before == pytest.approx(expected.evaluation_loss_before, rel=1e-6)
-    assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
+    assert sharded.evaluation_loss_before == pytest.approx(expected.evaluation_loss_before, rel=1e-6)
+    assert sharded.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
 
 
 def test_packs_of_its_own_choice_too(alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,10 +69,10 @@ def test_packs_of_its_own_choice_too(alone: Job, pods: Pods, capsys: pytest.Capt
     alone = prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, ONE_POD, settings)
     expected = alone.train()
     by_one = losses(printed(capsys))
-    log, together = train_in_one_pod(pods)
+    log, sharded = train_in_one_pod(pods)
     assert {event["packed"] for event in log if event["event"] == "micro-batches"} == {True}
     assert losses(log) == pytest.approx(by_one, rel=1e-5)
-    assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
+    assert sharded.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
 
 
 @pytest.mark.parametrize("resources", [ONE_POD, pytest.param(TWO_PODS, marks=pytest.mark.slow)])
@@ -140,7 +140,7 @@ def test_weights_in_parts_are_rounded_as_the_job_says_when_they_are_put_together
 
 @pytest.mark.slow
 def test_who_is_told_a_moment_later_takes_part_all_the_same(alone: Job, pods: Pods) -> None:
-    """A drain tells the pods one by one. The base model is in parts, the adapter whole: nobody waits for anybody."""
+    """A drain tells the pods one by one. The base model is sharded, the adapter whole: no process waits for another."""
     prepare(alone, pods, TWO_PODS, (*LONG, SHARDED))
     first, second = pods.start()
     done = until_some_steps_are_done(first)

@@ -40,7 +40,7 @@ SAVED = (
     "Train:state-copied:2",
     "Train:folder-made:2",
     "Train:tensors-written:1",
-    "Train:standing-written:2",
+    "Train:progress-written:2",
     "Train:folder-written:2",
     "Train:folder-synced:2",
     "Train:folder-renamed:2",

@@ -8,8 +8,8 @@ import pytest
 
 from sluice_api.finetunejob import DatasetFormat
 from sluice_api.stages import ExportResult, PrepareResult, StageOutcome, StageSpec, TrainResult
-from sluice_trainer.curve import Curve
 from sluice_trainer.export.card import model_card
+from sluice_trainer.loss_curve import LossCurve
 from sluice_trainer.prepared import PreparedManifest
 from sluice_trainer.screen import Terminal
 from sluice_trainer.summary import write_summary
@@ -38,7 +38,7 @@ def summary(folder: Path, stage: StageSpec, losses: int, overlong: int = 0) -> t
     (folder / "prepared" / "manifest.json").write_text(manifest(found(overlong)).to_json())
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "manifest.json").write_text(f'{{"plan": "", "result": {TRAINED.to_json()}}}')
-    curve = Curve(folder / "losses.jsonl")
+    curve = LossCurve(folder / "losses.jsonl")
     for step in range(1, losses + 1):
         curve.take({"event": "step", "step": step, "loss": 1.0})
     said = write_summary(folder, stage, EXPORTED, curve, seconds=7)
@@ -62,7 +62,7 @@ def test_rows_that_are_too_long_are_counted(
 ) -> None:
     stage = Job(volumes, training=(("overlongRows", "Split"),)).stage("Export")
     shown = io.StringIO()
-    Terminal(shown, Curve(tmp_path / "none")).done(StageOutcome(reason="Done", prepare=found(overlong)))
+    Terminal(shown, LossCurve(tmp_path / "none")).done(StageOutcome(reason="Done", prepare=found(overlong)))
     assert terminal in shown.getvalue()
     assert report in summary(tmp_path, stage, 0, overlong)[1]
     assert card in model_card(stage, manifest(found(overlong)), TRAINED)

@@ -202,7 +202,7 @@ def test_a_save_begun_while_another_is_going_on_waits_for_it(job: Job) -> None:
     go_on.set()
     for thread in (periodic, last):
         thread.join(10)
-    assert checkpoints.durable_step == newest.standing.step
+    assert checkpoints.durable_step == newest.progress.step
     assert [path.name for path in (job.work / "checkpoints").glob("*step*")] == ["step-5"]
 
 
@@ -225,8 +225,8 @@ def end(error, save):
     os._exit(75)
 
 stop = StopSignal()
-stop.ends_by(end)
-stop.saved_by(lambda: TrainResult(step=7, total_steps=9))
+stop.set_end_handler(end)
+stop.set_save(lambda: TrainResult(step=7, total_steps=9))
 os.write(1, b"working ")
 hashlib.pbkdf2_hmac("sha256", b"one call", b"of many minutes", 2_000_000_000)
 """

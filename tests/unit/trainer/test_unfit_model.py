@@ -258,7 +258,7 @@ def test_a_model_type_that_can_not_be_adapted(job: Job, folder: Path, model_type
     ],
 )
 def test_a_model_that_adds_its_routers_loss(job: Job, folder: Path, config: dict[str, Any], is_refused: bool) -> None:
-    """Train refuses any other loss of a model's own by trying it (test_loss.py)."""
+    """Train refuses any other loss of a model's own by trying it (test_fused_loss.py)."""
     configure(folder, **config)
     if is_refused:
         assert refused(job) == (

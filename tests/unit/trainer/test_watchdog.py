@@ -108,14 +108,14 @@ watchdog.STALL_FLOOR_SECONDS, loop.Pace.step_seconds = 2, 0.6
 EVALUATION_HANGS = f"""{HALTS_WITH_A_MESSAGE}
 from sluice_trainer.train import evaluate, watchdog
 
-whole, left = evaluate.put_together, iter(range(2))
+whole, left = evaluate.make_micro_batch, iter(range(2))
 
-def put_together(rows, batching, device):
+def make_micro_batch(rows, batching, device):
     if next(left, None) is None:
         threading.Event().wait()
     return whole(rows, batching, device)
 
-evaluate.put_together = put_together
+evaluate.make_micro_batch = make_micro_batch
 watchdog.STALL_FLOOR_SECONDS = 2
 """
 """In its third micro-batch, before the first step."""

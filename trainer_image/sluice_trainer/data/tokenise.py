@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from sluice_api.reasons import Reason
 from sluice_api.training import OverlongRows
 from sluice_trainer.base_model import BaseModel, stop_tokens
-from sluice_trainer.data.overlong import fitting, fitting_pair
+from sluice_trainer.data.overlong import fit_pair, fit_row
 from sluice_trainer.data.rows import BadRowError, Conversation, Findings, Pair, Passage, Row, Text
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow
@@ -25,7 +25,7 @@ from sluice_trainer.prepared import TokenRow
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_AT_ONCE = 256
+_CHUNK_ROWS = 256
 """Rows whose parts go to the tokenizer in one call."""
 
 
@@ -52,7 +52,7 @@ class Tokeniser:
         self._end: int | None = self._tokenizer.eos_token_id
         self._stops = stop_tokens(base, self._end)
         self._beginning: list[int] = [token for token in self._tokenizer("")["input_ids"] if token == self._begin]
-        """What serving puts before a text that no template has rendered: BOS, of tokenizers that add it."""
+        """Tokens that serving puts before a text without a template: BOS, for tokenizers that add it."""
 
     @property
     def chat_template(self) -> str:
@@ -68,7 +68,7 @@ class Tokeniser:
     def tokenise(self, rows: Iterable[tuple[int, Row]], findings: Findings) -> Iterator[list[TokenRow]]:
         """Tokenise rows in order; rows that can't be trained on are noted in `findings`."""
         rows = iter(rows)
-        while chunk := list(islice(rows, _AT_ONCE)):
+        while chunk := list(islice(rows, _CHUNK_ROWS)):
             rendered: list[tuple[int, list[Text], list[list[Part]]]] = []
             for line, row in chunk:
                 texts: list[Text] = [row.chosen, row.rejected] if isinstance(row, Pair) else [row]
@@ -76,13 +76,13 @@ class Tokeniser:
                     rendered.append((line, texts, [self.parts(text, line) for text in texts]))
                 except BadRowError as error:
                     findings.refuse(line, error)
-            words = [part.text for _, _, sides in rendered for parts in sides for part in parts]
-            ids = iter(self._ids(words) if words else [])
+            texts_of_parts = [part.text for _, _, sides in rendered for parts in sides for part in parts]
+            ids = iter(self._ids(texts_of_parts) if texts_of_parts else [])
             for line, texts, sides in rendered:
                 tokens = [[(next(ids), part.in_loss) for part in parts] for parts in sides]
                 try:
-                    joined = [self._joined(*each, line) for each in zip(texts, tokens, strict=True)]
-                    if made := self._fitting(joined, findings):
+                    joined = [self._join(*each, line) for each in zip(texts, tokens, strict=True)]
+                    if made := self._fit(joined, findings):
                         yield made
                 except BadRowError as error:
                     findings.refuse(line, error)
@@ -121,8 +121,8 @@ class Tokeniser:
             asked = self._render(row, index, answer_next=True)
             answered = self._render(row, index + 1, answer_next=False)
             if not asked.startswith(done) or not answered.startswith(asked):
-                raise self._rewrites(line)
-            answer = Part(answered[len(asked) :], in_loss=index >= row.known)
+                raise self._template_rewrites_turns(line)
+            answer = Part(answered[len(asked) :], in_loss=index >= row.context_turns)
             parts += [Part(asked[len(done) :], in_loss=False), answer]
             done = answered
         return parts
@@ -137,7 +137,7 @@ class Tokeniser:
             ) from error
         return cast("str", text)
 
-    def _rewrites(self, line: int) -> StageError:
+    def _template_rewrites_turns(self, line: int) -> StageError:
         return StageError(
             Reason.MODEL_INVALID,
             f"model.uri {self._base.uri}: its chat template rewrites earlier turns when a later one is added (seen at "
@@ -149,7 +149,7 @@ class Tokeniser:
         # Special tokens such as BOS are the template's business.
         return cast("list[list[int]]", self._tokenizer(texts, add_special_tokens=False)["input_ids"])
 
-    def _joined(self, text: Text, parts: list[tuple[list[int], bool]], line: int) -> TokenRow:
+    def _join(self, text: Text, parts: list[tuple[list[int], bool]], line: int) -> TokenRow:
         """Join the parts into one row and its loss mask. Each part that the loss counts gets an end-of-turn token."""
         templated = isinstance(text, Conversation) and bool(self.chat_template)
         ids: list[int] = []
@@ -175,21 +175,21 @@ class Tokeniser:
             self._check_template(row)
         return row
 
-    def _fitting(self, rows: Sequence[TokenRow], findings: Findings) -> list[TokenRow]:
-        """What becomes of a row, or of the two of a pair, that may be too long."""
+    def _fit(self, rows: Sequence[TokenRow], findings: Findings) -> list[TokenRow]:
+        """Apply training.overlongRows to a row, or to the two of a pair."""
         if len(rows) > 1:
-            made = fitting_pair(rows, self._longest, self._overlong)
+            made = fit_pair(rows, self._longest, self._overlong)
         else:
-            made = fitting(rows[0], self._longest, self._overlong)
+            made = fit_row(rows[0], self._longest, self._overlong)
         if any(len(row.input_ids) > self._longest for row in rows):
             findings.overlong_rows += 1
         return made
 
     def _check_template(self, row: TokenRow) -> None:
-        """Refuse what a chat template does only by mistake.
+        """Refuse a row that shows a mistake of the chat template.
 
         Raises:
-            StageError: ModelInvalid: rows begin twice, or a turn ends with a token at which serving does not stop.
+            StageError: ModelInvalid: BOS is there twice, or a turn ends with a token at which serving does not stop.
         """
         invalid = f"model.uri {self._base.uri}: its chat template"
         if self._begin is not None and row.input_ids[:2].tolist() == [self._begin] * 2:
@@ -220,7 +220,7 @@ class Tokeniser:
         return [*tokens, self._end]
 
     def _until_end_of_turn(self, tokens: list[int]) -> int:
-        """How many tokens there are up to the last special one: what follows, the template adds after the turn."""
+        """Count the tokens up to the last special one. The template adds what follows after the turn has ended."""
         specials = np.flatnonzero(np.isin(tokens, self._special_ids))
         return int(specials[-1]) + 1 if len(specials) else len(tokens)
 

@@ -74,7 +74,7 @@ def batches_of(
         (batch for batches in per_rank for batch in batches), key=lambda batch: sum(lengths[p] for p in batch)
     )
     for positions, weight in [*((batch, 1.0) for batch in own), *[(smallest, 0.0)] * dummies]:
-        batch = put_together([rows[indices[position]] for position in positions], batching, group.device)
+        batch = make_micro_batch([rows[indices[position]] for position in positions], batching, group.device)
         yield positions[0], batch, weight
 
 
@@ -90,7 +90,7 @@ def _answer_of_each_token(lengths: Sequence[int], batch: MicroBatch) -> Tensor:
     return torch.from_numpy(answers).to(batch.input_ids.device).view_as(batch.input_ids)
 
 
-def put_together(rows: Sequence[TokenRow], batching: Batching, device: torch.device) -> MicroBatch:
+def make_micro_batch(rows: Sequence[TokenRow], batching: Batching, device: torch.device) -> MicroBatch:
     """Make one micro-batch of rows, packed or padded."""
     return MicroBatch.packed(rows, device) if batching.packed else MicroBatch.of(rows, device)
 

@@ -134,7 +134,7 @@ def joined(rank: Rank, reporter: Reporter, stop: StopSignal) -> Iterator[Group]:
     reporter.update(activity=Activity.WAITING_FOR_PODS)
     store = _joined_store(rank, leader, device.type)
     several_pods = rank.pods > 1 and rank.gpu == 0
-    with lifeline.held(rank, leader, store, stop) if several_pods else nullcontext():
+    with lifeline.watching_other_pods(rank, leader, store, stop) if several_pods else nullcontext():
         with peers():
             dist.init_process_group(
                 "nccl" if cuda else "gloo",

@@ -1,4 +1,4 @@
-"""What training makes small, and what it is a mean over."""
+"""What training minimises: next-token loss or preference loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from sluice_trainer.train.loss import TokenLoss
 
 
 class Objective(Protocol):
-    """A loss that adds up: over the micro-batches of a step, and over the processes that share it."""
+    """A loss that is a sum over tokens or pairs, so that micro-batches and processes can be summed."""
 
     def summed_loss(self, loss: TokenLoss, batch: MicroBatch) -> Tensor:
-        """The loss of a micro-batch, summed over what it counts, in float32."""
+        """The loss of a micro-batch, summed over the tokens or pairs that it counts, in float32."""
 
     def count(self, rows: TokenRows, indices: Sequence[int]) -> int:
-        """How many of what it counts these rows have."""
+        """How many tokens or pairs of these rows it counts."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class NextToken(Objective):
 class Preference(Objective):
     """Direct preference optimization (Rafailov et al., 2023), in nats a pair; 0.693 where nothing is preferred yet.
 
-    The reference is the model without its adapter, which is in memory anyhow. There must be no dropout: what it draws
-    for the one would be compared with what it draws for the other.
+    The reference is the model without its adapter, which is in memory anyhow. Dropout must be off: it would differ
+    between the model and the reference.
     """
 
     beta: float
-    """How dear it is to answer unlike the reference."""
+    """DPO's beta: how strongly the model is kept near the reference."""
 
     def summed_loss(self, loss: TokenLoss, batch: MicroBatch) -> Tensor:
         """Sum over the pairs."""
@@ -67,14 +67,14 @@ class Preference(Objective):
 
 
 def objective_of(row_format: DatasetFormat, training: Training) -> Objective:
-    """What the rows are for."""
+    """The objective for rows of a format."""
     if row_format is DatasetFormat.PREFERENCE:
         return Preference(float(training.preference_beta))
     return NextToken()
 
 
 def _log_probabilities(loss: TokenLoss, batch: MicroBatch) -> Tensor:
-    """Of each answer of the micro-batch: chosen and rejected in turn."""
+    """The log probability of each answer of a micro-batch, chosen and rejected in turn."""
     if batch.answers is None:
         raise TypeError("these rows are no pairs")
     answer_of_each = batch.answers[:, 1:][batch.loss_mask[:, 1:]]

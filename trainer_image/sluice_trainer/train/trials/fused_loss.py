@@ -12,7 +12,7 @@ from sluice_trainer.errors import StageError
 from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.head import FusedHead, logit_transform_of
 from sluice_trainer.train.loss import TokenLoss
-from sluice_trainer.train.weights.model import bare, measured
+from sluice_trainer.train.weights.model import bare, eval_mode
 
 WINDOW = 16
 """Tokens before and after the first loss token that the comparison runs over."""
@@ -39,7 +39,7 @@ def verify_fused_loss(loss: TokenLoss, input_ids: Tensor, loss_mask: Tensor) -> 
     first = int(loss_mask[0, 1:].nonzero()[0]) + 1
     around = slice(max(0, first - WINDOW), first + WINDOW)
     piece = MicroBatch(input_ids[:, around], loss_mask[:, around])
-    with measured(model), loss.autocast():
+    with eval_mode(model), loss.autocast():
         found = _fused(loss, piece, _own_loss(loss, piece))
     model_type = bare(model).config.model_type
     if isinstance(found, str):

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from sluice_api.stages import ExitCode
-from sluice_trainer.alone import NotToRun, claim_folders, main, read_job
-from sluice_trainer.curve import Curve
+from sluice_trainer.local_run import CannotRun, claim_folders, main, read_job
+from sluice_trainer.loss_curve import LossCurve
 from tests.unit.trainer.jobs import REPOSITORY, Job
 
 SPEC = {
@@ -111,19 +111,19 @@ def test_the_curve_of_several_runs(
     tmp_path: Path, rule: str, runs: list[Any], training: dict[int, float], evaluation: dict[int, float]
 ) -> None:
     file = tmp_path / "losses.jsonl"
-    read = Curve(file)
+    read = LossCurve(file)
     for run in runs:
-        curve = Curve(file)
+        curve = LossCurve(file)
         for event in run:
             curve.take(event)
-        read = Curve(file)
+        read = LossCurve(file)
         assert (curve.training, curve.evaluation) == (read.training, read.evaluation)
     assert (read.training, read.evaluation) == (training, evaluation)
 
 
 def test_a_line_that_a_killed_run_has_half_written_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "losses.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    assert Curve(tmp_path / "losses.jsonl").training == {1: 2.0}
+    assert LossCurve(tmp_path / "losses.jsonl").training == {1: 2.0}
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_stopped_and_run_again_it_goes_on(job: Job, write: Callable[..., Path]) 
     begun = next(event for event in lines(second.stdout) if event["event"] == "begin")
     assert begun["resumed_from"] == saved >= 5
     (work,) = (job.volumes / "adapters" / "out").iterdir()
-    curve = Curve(work / "losses.jsonl")
+    curve = LossCurve(work / "losses.jsonl")
     assert (list(curve.training), list(curve.evaluation)) == ([*range(1, 201)], [0, 200])
 
     export = command(job, file, "--only", "export")
@@ -175,7 +175,7 @@ def test_stopped_and_run_again_it_goes_on(job: Job, write: Callable[..., Path]) 
     assert "| steps | 200 |" in report
     assert "| loss on the held-out rows | " in report
     assert "![loss by step](loss.png)" in report
-    assert Curve(work / "losses.jsonl").training == curve.training
+    assert LossCurve(work / "losses.jsonl").training == curve.training
 
 
 @pytest.mark.slow
@@ -265,17 +265,17 @@ def test_a_field_of_another_tool_is_named_as_it_is_called_here(
     part, _, name = field.partition(".")
     spec: dict[str, Any] = {part: {name: "x"} if name else "x"}
     file = write(document(**spec))
-    with pytest.raises(NotToRun) as raised:
+    with pytest.raises(CannotRun) as raised:
         read_job(file)
     assert str(raised.value) == f"{file}, tone:\n  spec.{field}: {said} (it is 'x')"
 
 
 def test_a_file_that_is_none(job: Job) -> None:
-    with pytest.raises(NotToRun, match=r"No such file or directory\. Name a file with a FineTuneJob\."):
+    with pytest.raises(CannotRun, match=r"No such file or directory\. Name a file with a FineTuneJob\."):
         read_job(job.volumes / "none.yaml")
     broken = job.volumes / "broken.yaml"
     broken.write_text("a: [")
-    with pytest.raises(NotToRun, match="is not YAML"):
+    with pytest.raises(CannotRun, match="is not YAML"):
         read_job(broken)
 
 
