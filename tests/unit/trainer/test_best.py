@@ -50,7 +50,7 @@ def result_of(job: Job) -> tuple[int, int | None, float | None]:
     return result.step, result.exported_step, result.evaluation_loss_after
 
 
-def test_the_best_is_exported_and_kept_and_otherwise_the_last(job: Job, measured: list[int]) -> None:
+def test_exported_checkpoint_best_is_kept_and_exported(job: Job, measured: list[int]) -> None:
     best, last = of(job, BEST, "best"), of(job, OFTEN, "last")
     for each in (best, last):
         each.prepare()
@@ -86,7 +86,7 @@ def stopping_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("step", [4, 5, 9])
-def test_who_resumes_knows_the_best_and_measures_what_was_not_measured(
+def test_best_checkpoint_is_known_after_a_resume(
     job: Job, measured: list[int], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     job = of(job, BEST)
@@ -100,7 +100,7 @@ def test_who_resumes_knows_the_best_and_measures_what_was_not_measured(
     assert sorted(measured) == [0, 2, 4, 6, 8, 10]
 
 
-def test_a_best_checkpoint_that_is_lost_is_not_the_result(
+def test_best_checkpoint_that_is_lost_is_not_the_result(
     job: Job, measured: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = of(job, BEST)
@@ -125,7 +125,7 @@ def saved_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoints, "save_in_background", at_once)
 
 
-def test_a_best_that_could_not_be_saved_is_none(
+def test_best_checkpoint_that_could_not_be_saved_is_not_the_result(
     job: Job, measured: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The one before it is exported then, and the training goes on."""
@@ -143,7 +143,7 @@ def test_a_best_that_could_not_be_saved_is_none(
     assert '"event": "checkpoint failed", "step": 4' in capsys.readouterr().out
 
 
-def test_what_is_best_is_found_in_a_real_training(job: Job) -> None:
+def test_best_checkpoint_of_a_real_training(job: Job) -> None:
     job = of(job, (*BEST, ("learningRate", "2e-3")))
     job.prepare()
     result = job.train()
@@ -152,7 +152,7 @@ def test_what_is_best_is_found_in_a_real_training(job: Job) -> None:
     assert Checkpoints(job.stage("Export")).trained()[0] == result
 
 
-def test_the_best_needs_to_be_measured(job: Job) -> None:
+def test_exported_checkpoint_best_needs_evaluations(job: Job) -> None:
     with pytest.raises(StageError, match=r"set training\.evaluateEverySteps, or set"):
         of(job, (("exportedCheckpoint", "Best"),)).prepare()
     none_held_out = ("dataset", {"uri": "pvc://datasets/rows.jsonl", "validationSplit": "0%"})

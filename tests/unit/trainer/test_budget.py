@@ -40,7 +40,7 @@ MIB = 1 << 20
         (5000, 40, 256, 256),
     ],
 )
-def test_a_budget_is_halved_until_it_fits_and_holds_the_longest_row(
+def test_token_budget_is_halved_until_it_fits_and_holds_the_longest_row(
     room: int, longest: int, most: int, expected: int | None
 ) -> None:
     assert largest_fitting(lambda tokens: tokens <= room, longest, most) == expected
@@ -49,7 +49,7 @@ def test_a_budget_is_halved_until_it_fits_and_holds_the_longest_row(
 @pytest.mark.parametrize(
     ("cost", "tokens"), [(Cost(0, 100, 0), 10), (Cost(5000, 100, 3), 1000), (Cost(7, 0.5, 0.25), 4096)]
 )
-def test_what_small_micro_batches_take_tells_what_a_large_one_takes(cost: Cost, tokens: int) -> None:
+def test_memory_cost_is_fitted_through_three_peaks(cost: Cost, tokens: int) -> None:
     peaks = {n: cost.fixed + cost.token * n + cost.pair * n * n for n in (16, 32, 64)}
     assert fit_cost(peaks).of(tokens) == pytest.approx(cost.of(tokens))  # type: ignore[arg-type]
 
@@ -69,7 +69,7 @@ MAXIMUM, CURRENT, CACHE, MAPPED, AVAILABLE = "memory.max", "memory.current", "in
         ("two processes share it", {MAXIMUM: 1000, CURRENT: 300}, 2, 350),
     ],
 )
-def test_free_memory(rule: str, facts: dict[str, int | str], processes: int, expected: int, tmp_path: Path) -> None:
+def test_free_bytes(rule: str, facts: dict[str, int | str], processes: int, expected: int, tmp_path: Path) -> None:
     def in_bytes(fact: str, default: int | str = 0) -> str:
         value = facts.get(fact, default)
         return value if isinstance(value, str) else str(value * MIB)
@@ -111,7 +111,7 @@ def limited(room: int, tries: list[int]) -> Callable[[TokenLoss, MicroBatch], Te
         ("checkpointing when the longest row does not fit", 39, None, 64, [40, 40, 256, 128, 64], True),
     ],
 )
-def test_on_a_gpu_it_is_tried_out(
+def test_token_budget_is_tried_out_on_a_gpu(
     rule: str,
     room: int,
     recorded: int | None,
@@ -140,7 +140,9 @@ def test_on_a_gpu_it_is_tried_out(
     ("free", "tokens", "checkpointing"),
     [(1 << 40, 512, False), (12 * MIB, 256, False), (3 * MIB, 64, False), (MIB, 64, True), (MIB // 2, 40, True)],
 )
-def test_on_a_cpu_it_is_estimated(free: int, tokens: int, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_budget_is_estimated_on_a_cpu(
+    free: int, tokens: int, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(budget, "free_bytes", lambda *_: HEAP_HOLES_BYTES + free)
     model = adapted(SHAPES["Llama"])
     assert batching_for(TokenLoss(model), ROWS, Training(), ALONE).tokens == tokens
@@ -148,7 +150,7 @@ def test_on_a_cpu_it_is_estimated(free: int, tokens: int, checkpointing: bool, m
 
 
 @pytest.mark.parametrize(("free", "measured"), [(1 << 40, [64]), (12 * MIB, [64, 16, 32, 64])])
-def test_one_measurement_is_enough_where_there_is_plenty(
+def test_token_budget_takes_one_measurement_if_memory_is_plenty(
     free: int, measured: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the memory of the micro-batches decides then, but the time until the first step."""
@@ -165,14 +167,14 @@ def test_one_measurement_is_enough_where_there_is_plenty(
 
 
 @pytest.mark.parametrize("fixed", [0, 5000])
-def test_what_one_measurement_says_is_never_too_little(fixed: int) -> None:
+def test_memory_upper_bound_is_never_too_small(fixed: int) -> None:
     cost = Cost(fixed, 100, 0.5)
     peak = cost.fixed + cost.token * 64 + cost.pair * 64**2
     assert all(upper_bound(64, int(peak)).of(tokens) >= cost.of(tokens) for tokens in (64, 100, 512, 4096))
 
 
 @pytest.mark.parametrize(("setting", "free", "on"), [("Always", 1 << 40, True), ("Never", MIB // 2, False)])
-def test_gradient_checkpointing_as_the_job_says(
+def test_gradient_checkpointing_setting(
     setting: str, free: int, on: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(budget, "free_bytes", lambda *_: HEAP_HOLES_BYTES + free)
@@ -183,12 +185,12 @@ def test_gradient_checkpointing_as_the_job_says(
     assert ("the longest row may not fit into memory" in capsys.readouterr().out) is not on
 
 
-def test_rows_are_never_packed_when_the_job_says_so() -> None:
+def test_packing_never() -> None:
     training = Training.model_validate({"packing": "Never"})
     assert not batching_for(TokenLoss(adapted(SHAPES["Llama"])), ROWS, training, ALONE).packed
 
 
-def test_rows_win_over_tokens() -> None:
+def test_micro_batch_size_overrides_the_token_budget() -> None:
     batching = batching_for(TokenLoss(adapted(SHAPES["Llama"])), ROWS, Training(micro_batch_size=2), ALONE, 128)
     assert (batching.rows, batching.packed) == (2, True)
 
@@ -216,9 +218,7 @@ print(cost.of(tokens), resident("VmHWM") - before)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("attention", "tokens"), [("sdpa", 4096), ("eager", 2048)])
-def test_the_estimate_is_no_less_than_the_real_peak_and_less_than_three_times_as_much(
-    attention: str, tokens: int
-) -> None:
+def test_memory_estimate_is_one_to_three_times_the_real_peak(attention: str, tokens: int) -> None:
     process = subprocess.run(
         [sys.executable, "-c", REAL_PEAK, attention, str(tokens)],
         env={"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image", "OMP_NUM_THREADS": "1"},

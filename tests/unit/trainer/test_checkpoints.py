@@ -81,7 +81,7 @@ def unreadable(path: Path) -> None:
         ("under another step's name", lambda folder: shutil.copytree(folder, folder.with_name("step-90")), "another"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(
+def test_checkpoint_that_is_damaged_is_skipped_with_a_log_line(
     job: Job, capsys: pytest.CaptureFixture[str], what: str, damage: Callable[[Path], object], why: str
 ) -> None:
     saved(job, 5, 10)
@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(
         (2, (40, 50), (40, 50), (6,), ["step-6"]),
     ],
 )
-def test_the_newest_whole_ones_are_kept(
+def test_keep_checkpoints_keeps_the_newest_whole_ones(
     job: Job, kept: int, before: tuple[int, ...], damaged: tuple[int, ...], then: tuple[int, ...], left: list[str]
 ) -> None:
     job = replace(job, training=(("keepCheckpoints", kept),))
@@ -157,7 +157,7 @@ REFUSALS = pytest.mark.parametrize(
 
 
 @REFUSALS
-def test_a_save_behind_that_fails_costs_only_itself(
+def test_checkpoint_in_background_that_fails_does_not_end_training(
     job: Job, capsys: pytest.CaptureFixture[str], refuse: Callable[[pytest.MonkeyPatch], None], why: str
 ) -> None:
     failed = REGISTRY.get_sample_value("sluice_trainer_failed_saves_total") or 0
@@ -180,7 +180,7 @@ def test_a_save_behind_that_fails_costs_only_itself(
 
 
 @REFUSALS
-def test_the_last_save_of_all_that_fails_is_an_error(
+def test_checkpoint_at_the_end_that_fails_is_an_error(
     job: Job, refuse: Callable[[pytest.MonkeyPatch], None], why: str
 ) -> None:
     job = replace(job, training=(("epochs", 1), ("checkpointEverySteps", 100)))
@@ -197,9 +197,7 @@ def test_the_last_save_of_all_that_fails_is_an_error(
     assert job.train().step == 5
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_no_second_one_begins(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoint_is_written_in_background_one_at_a_time(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     began, go_on = threading.Event(), threading.Event()
     copies: list[int] = []
 
@@ -223,7 +221,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_no_second_one_begins
     assert (copies, checkpoints.durable_step, names(job)) == ([5, 7], 7, ["step-5", "step-7"])
 
 
-def test_export_reads_the_weights_alone(job: Job) -> None:
+def test_export_reads_only_the_weights_of_a_checkpoint(job: Job) -> None:
     """The optimizer's moments are twice as many bytes."""
     job.prepare()
     result = job.train()
@@ -234,7 +232,7 @@ def test_export_reads_the_weights_alone(job: Job) -> None:
     assert {name.split(".", maxsplit=1)[0] for name in state.tensors} == {"weight"}
 
 
-def test_an_older_state_never_takes_the_place_of_a_newer_one(job: Job) -> None:
+def test_checkpoint_is_never_replaced_by_an_older_state(job: Job) -> None:
     checkpoints = saved(job, 10)
     checkpoints.save(lambda: state(8))
     assert (names(job), checkpoints.durable_step) == (["step-10"], 10)

@@ -80,7 +80,7 @@ to be killed at are counted."""
 
 
 @pytest.mark.parametrize("kill", chosen(os.environ.get("SLUICE_KILLS", "")))
-def test_a_sigkill_costs_no_bit(job: Job, parent: Parent, undisturbed: Story, kill: str) -> None:
+def test_sigkill_costs_no_bit(job: Job, parent: Parent, undisturbed: Story, kill: str) -> None:
     job = Job(job.volumes, training=TRAINING)
     stage, place = kill.split(":", 1)
     before = parent.before(job, stage)
@@ -95,7 +95,7 @@ def test_a_sigkill_costs_no_bit(job: Job, parent: Parent, undisturbed: Story, ki
     assert whole.digest == undisturbed.digest
 
 
-def test_a_sigkill_while_a_damaged_checkpoint_is_replaced(job: Job, parent: Parent, undisturbed: Story) -> None:
+def test_sigkill_while_a_damaged_checkpoint_is_replaced(job: Job, parent: Parent, undisturbed: Story) -> None:
     job = Job(job.volumes, training=TRAINING)
     before = parent.before(job, "Train")
     first = parent.start(job, "Train", "forward:20:SIGKILL", PUNCTUAL)

@@ -107,7 +107,7 @@ def begins(resumed_from: int | None) -> dict[str, Any]:
         ("a run that trains no more changes nothing", [[begins(None), step(1, 2.0)], []], {1: 2.0}, {}),
     ],
 )
-def test_the_curve_of_several_runs(
+def test_loss_curve_of_several_runs(
     tmp_path: Path, rule: str, runs: list[Any], training: dict[int, float], evaluation: dict[int, float]
 ) -> None:
     file = tmp_path / "losses.jsonl"
@@ -121,14 +121,14 @@ def test_the_curve_of_several_runs(
     assert (read.training, read.evaluation) == (training, evaluation)
 
 
-def test_a_line_that_a_killed_run_has_half_written_is_passed_over(tmp_path: Path) -> None:
+def test_loss_curve_skips_a_half_written_line(tmp_path: Path) -> None:
     (tmp_path / "losses.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert LossCurve(tmp_path / "losses.jsonl").training == {1: 2.0}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_all_stages_with_their_report(job: Job, write: Callable[..., Path]) -> None:
+def test_local_run_of_all_stages_writes_a_report(job: Job, write: Callable[..., Path]) -> None:
     file = write({"kind": "ConfigMap"}, document())
     ended = subprocess.run(
         command(job, file), env=environment(), capture_output=True, text=True, check=True, timeout=300
@@ -148,7 +148,7 @@ def test_all_stages_with_their_report(job: Job, write: Callable[..., Path]) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_stopped_and_run_again_it_goes_on(job: Job, write: Callable[..., Path]) -> None:
+def test_local_run_goes_on_after_a_stop(job: Job, write: Callable[..., Path]) -> None:
     training = {"dtype": "float32", "epochs": 40, "checkpointEverySteps": 5}
     file = write(document(training=training))
     first = subprocess.Popen(command(job, file), env=environment(), stdout=subprocess.PIPE, text=True)
@@ -180,7 +180,7 @@ def test_stopped_and_run_again_it_goes_on(job: Job, write: Callable[..., Path]) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_what_a_person_sees(job: Job, write: Callable[..., Path]) -> None:
+def test_local_run_on_a_terminal(job: Job, write: Callable[..., Path]) -> None:
     """On a terminal: no JSON, but text and a bar."""
     file = write(document())
     ours, theirs = pty.openpty()
@@ -229,7 +229,7 @@ def test_what_a_person_sees(job: Job, write: Callable[..., Path]) -> None:
         ([document()], ["--claim", "modles=/tmp"], "--claim modles: the job names no such claim; it names models, dat"),
     ],
 )
-def test_what_is_wrong_with_a_file_or_a_command(
+def test_local_run_refuses_a_wrong_file_or_command(
     job: Job,
     write: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
@@ -259,9 +259,7 @@ def test_what_is_wrong_with_a_file_or_a_command(
         ("training.xyzzy", "not a field here"),
     ],
 )
-def test_a_field_of_another_tool_is_named_as_it_is_called_here(
-    write: Callable[..., Path], field: str, said: str
-) -> None:
+def test_unknown_field_of_another_tool_is_translated(write: Callable[..., Path], field: str, said: str) -> None:
     part, _, name = field.partition(".")
     spec: dict[str, Any] = {part: {name: "x"} if name else "x"}
     file = write(document(**spec))
@@ -270,7 +268,7 @@ def test_a_field_of_another_tool_is_named_as_it_is_called_here(
     assert str(raised.value) == f"{file}, tone:\n  spec.{field}: {said} (it is 'x')"
 
 
-def test_a_file_that_is_none(job: Job) -> None:
+def test_local_run_refuses_a_file_that_is_missing(job: Job) -> None:
     with pytest.raises(CannotRun, match=r"No such file or directory\. Name a file with a FineTuneJob\."):
         read_job(job.volumes / "none.yaml")
     broken = job.volumes / "broken.yaml"
@@ -279,7 +277,7 @@ def test_a_file_that_is_none(job: Job) -> None:
         read_job(broken)
 
 
-def test_a_claim_may_be_any_folder(job: Job, write: Callable[..., Path], tmp_path: Path) -> None:
+def test_local_run_takes_any_folder_as_a_claim(job: Job, write: Callable[..., Path], tmp_path: Path) -> None:
     found = claim_folders(read_job(write(document())), job.volumes, [f"adapters={tmp_path}/elsewhere"])
     assert found == {
         "models": job.volumes / "models",

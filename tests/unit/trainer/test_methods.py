@@ -43,7 +43,7 @@ def export_of(job: Job) -> Path:
 
 
 @pytest.mark.parametrize("method", ["QLoRA", "Full"])
-def test_it_learns_and_goes_on_from_its_checkpoint_to_the_same_bits(job: Job, method: str) -> None:
+def test_method_trains_and_resumes_to_the_same_bits(job: Job, method: str) -> None:
     undisturbed = of(job, method)
     undisturbed.prepare()
     result = undisturbed.train()
@@ -63,7 +63,7 @@ def test_it_learns_and_goes_on_from_its_checkpoint_to_the_same_bits(job: Job, me
     assert (export_of(again) / weights).read_bytes() == (export_of(undisturbed) / weights).read_bytes()
 
 
-def test_qlora_keeps_the_model_in_four_bits_and_trains_the_adapter_in_float32(job: Job) -> None:
+def test_qlora_has_a_four_bit_model_and_a_float32_adapter(job: Job) -> None:
     job = of(job, "QLoRA")
     base = base_model.locate("pvc://models/tiny")
     model = load(base, job.stage("Train").spec, torch.device("cpu"))
@@ -75,7 +75,7 @@ def test_qlora_keeps_the_model_in_four_bits_and_trains_the_adapter_in_float32(jo
     assert {name.rpartition(".lora_")[2][:2] for name in trainable(model)} == {"A.", "B."}
 
 
-def test_gradients_through_four_bits_are_those_of_the_same_weights_in_float32_also_after_an_evaluation(
+def test_qlora_gradients_are_those_of_dequantized_weights(
     job: Job,
 ) -> None:
     job = of(job, "QLoRA")
@@ -100,7 +100,7 @@ def test_gradients_through_four_bits_are_those_of_the_same_weights_in_float32_al
         torch.testing.assert_close(found[name], weight.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_a_qlora_adapter_answers_on_the_quantized_model_as_it_did_in_training(job: Job) -> None:
+def test_qlora_export_has_the_loss_of_the_training(job: Job) -> None:
     job = of(job, "QLoRA")
     job.prepare()
     result = job.train()
@@ -113,7 +113,7 @@ def test_a_qlora_adapter_answers_on_the_quantized_model_as_it_did_in_training(jo
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_whole_model_is_one_that_others_load_and_answers_as_it_did_in_training(job: Job, dtype: str) -> None:
+def test_full_export_loads_and_has_the_loss_of_the_training(job: Job, dtype: str) -> None:
     job = of(job, "Full", ("dtype", dtype))
     job.prepare()
     result = job.train()
@@ -138,7 +138,7 @@ def test_a_whole_model_is_one_that_others_load_and_answers_as_it_did_in_training
     assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
 
 
-def test_a_whole_model_keeps_what_belongs_to_it_and_no_other_weights(job: Job) -> None:
+def test_full_export_keeps_the_tokenizer_and_no_other_weights(job: Job) -> None:
     """Eager attention rounds otherwise than sdpa; and a setting that transformers reads, it may refuse to write."""
     base = job.volumes / "models" / "tiny"
     (base / "generation_config.json").unlink(missing_ok=True)
@@ -153,7 +153,7 @@ def test_a_whole_model_keeps_what_belongs_to_it_and_no_other_weights(job: Job) -
     assert (export_of(job) / "chat_template.jinja").read_text().startswith("{% for message")
 
 
-def test_a_whole_model_takes_no_file_that_became_a_link(job: Job) -> None:
+def test_full_export_copies_no_file_that_became_a_link(job: Job) -> None:
     """The base model's folder was checked when it was found; its files are copied after a whole training."""
     model = AutoModelForCausalLM.from_pretrained(job.volumes / "models" / "tiny")
     base = base_model.locate("pvc://models/tiny")
@@ -164,7 +164,7 @@ def test_a_whole_model_takes_no_file_that_became_a_link(job: Job) -> None:
     assert not (export / "vocab.txt").exists()
 
 
-def test_a_whole_model_in_bfloat16_computes_in_it_and_keeps_float32(job: Job) -> None:
+def test_full_in_bfloat16_keeps_float32_weights(job: Job) -> None:
     job = of(job, "Full", ("dtype", "bfloat16"))
     job.prepare()
     spec = job.stage("Train").spec
@@ -184,7 +184,7 @@ def test_a_whole_model_in_bfloat16_computes_in_it_and_keeps_float32(job: Job) ->
 
 
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA", "Full"])
-def test_a_machine_without_bfloat16_computes_in_float32(
+def test_dtype_is_float32_on_a_machine_without_bfloat16(
     method: str, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def losses(name: str, dtype: str, *, here: bool) -> list[float]:
@@ -208,7 +208,7 @@ def held_out_loss(job: Job, model: torch.nn.Module) -> float:
     return sum(losses) / int(rows.loss_mask.sum())
 
 
-def test_a_checkpoint_that_would_not_fit_into_memory_is_refused_before_a_gpu_is_taken(job: Job) -> None:
+def test_resources_memory_must_hold_a_checkpoint(job: Job) -> None:
     """The tiny model's takes between one MiB and two."""
     small = replace(of(job, "Full"), spec=(("method", "Full"), ("resources", {"memory": "1Mi"})))
     with pytest.raises(StageError) as raised:

@@ -87,7 +87,7 @@ def with_loss_only_on(row: int, rows: TokenRows) -> list[TokenRow]:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_row_costs_in_a_pack_what_it_costs_alone(shape: str, attention: str) -> None:
+def test_packing_keeps_the_loss_of_each_row(shape: str, attention: str) -> None:
     model = adapted(SHAPES[shape], attention)
     assert packing_obstacle(TokenLoss(model), ROWS, CPU) is None
     for index in range(len(ROWS)):
@@ -119,7 +119,7 @@ def test_loss_mask_has_an_end_of_turn_that_is_the_pad_token_too(job: Job, packed
 
 
 @pytest.mark.parametrize("shape", ["Llama", "Gemma3"])
-def test_packed_rows_pull_the_weights_where_they_pull_them_one_by_one(shape: str) -> None:
+def test_packing_keeps_the_gradients(shape: str) -> None:
     rows = [ROWS[index] for index in range(len(ROWS))]
     pulls = []
     for batches in ([MicroBatch.packed(rows, CPU)], [MicroBatch.of([row], CPU) for row in rows]):
@@ -131,7 +131,7 @@ def test_packed_rows_pull_the_weights_where_they_pull_them_one_by_one(shape: str
 
 
 @pytest.mark.parametrize("shape", HYBRIDS)
-def test_a_model_that_carries_one_row_into_the_next_is_found_out(shape: str) -> None:
+def test_packing_obstacle_of_a_model_that_leaks_between_rows(shape: str) -> None:
     why = packing_obstacle(TokenLoss(adapted(HYBRIDS[shape])), ROWS, CPU)
     assert why is not None
     assert "a row's loss in a pack differs by 0." in why
@@ -166,7 +166,7 @@ def test_micro_batches(
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 @pytest.mark.parametrize("batching", [Batching(True, 700), Batching(False, 700), Batching(True, 700, rows=4)])
-def test_any_number_of_processes_sees_each_row_once_within_the_budget(batching: Batching, processes: int) -> None:
+def test_micro_batches_have_each_row_once_within_the_token_budget(batching: Batching, processes: int) -> None:
     for seed in range(20):
         lengths = np.random.default_rng(seed).lognormal(4.5, 0.8, 64).clip(5, 600).astype(int).tolist()
         per_rank = micro_batches(lengths, batching, processes)
@@ -180,7 +180,7 @@ def test_any_number_of_processes_sees_each_row_once_within_the_budget(batching: 
             assert max(map(len, per_rank)) <= max(loads) // 700 + 2
 
 
-def test_a_model_that_leaks_is_trained_in_padded_batches_and_learns_the_same(
+def test_packing_is_not_used_for_a_model_that_leaks_between_rows(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     packed = replace(job, name="packed", training=(("epochs", 2),), spec=(("lora", {"rank": 8}),))

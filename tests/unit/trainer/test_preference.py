@@ -81,7 +81,7 @@ def by_hand(model: PeftModel, rows: list[TokenRow], beta: float) -> Tensor:
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("made", [MicroBatch.packed, MicroBatch.of], ids=["packed", "padded"])
-def test_the_loss_and_its_gradients_are_those_of_the_paper(pairs: Job, made: Any, fused: bool) -> None:
+def test_preference_loss_and_gradients_are_those_of_the_paper(pairs: Job, made: Any, fused: bool) -> None:
     pairs.prepare()
     rows = [pairs.prepared().training[index] for index in range(3)]
     model = stirred(pairs)
@@ -100,7 +100,7 @@ def test_the_loss_and_its_gradients_are_those_of_the_paper(pairs: Job, made: Any
         torch.testing.assert_close(weight.grad, wanted[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_fresh_adapter_prefers_nothing_and_a_trained_one_what_was_chosen(pairs: Job) -> None:
+def test_preference_training_from_ln_2_down(pairs: Job) -> None:
     pairs.prepare()
     result = pairs.train()
     assert result.evaluation_loss_before == pytest.approx(math.log(2), abs=1e-6)
@@ -108,14 +108,14 @@ def test_a_fresh_adapter_prefers_nothing_and_a_trained_one_what_was_chosen(pairs
     pairs.export()
 
 
-def test_what_the_model_sees_at_most_is_the_longer_side_of_a_pair(pairs: Job) -> None:
+def test_longest_sequence_is_the_longer_side_of_a_pair(pairs: Job) -> None:
     pairs.prepare()
     rows = pairs.prepared().training
     sides = (side for index in range(len(rows)) for side in rows[index].answers())
     assert rows.longest_sequence == max(len(side.input_ids) for side in sides) < max(rows.lengths)
 
 
-def test_there_is_no_dropout(pairs: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preference_training_has_no_dropout(pairs: Job, capsys: pytest.CaptureFixture[str]) -> None:
     """With any, the first loss would not be that of a model that prefers nothing."""
     config = pairs.volumes / "models" / "tiny" / "config.json"
     text = json.loads(config.read_text()) | {"attention_dropout": 0.3}
@@ -130,7 +130,7 @@ def test_there_is_no_dropout(pairs: Job, capsys: pytest.CaptureFixture[str]) -> 
     assert loss == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_uneven_pairs_side_by_side_take_no_more_than_the_budget() -> None:
+def test_preference_pairs_with_padding_keep_the_token_budget() -> None:
     sides = [(answer(*range(1, 500)), answer(1, 2, 3)), (answer(1, 2, 4), answer(*range(1, 400)))]
     rows = TokenRows.of([TokenRow.pair(*each) for each in (*sides, *sides)])
     assert rows.sizes(range(4), packed=True) == [502, 402, 502, 402]
@@ -139,7 +139,7 @@ def test_uneven_pairs_side_by_side_take_no_more_than_the_budget() -> None:
     assert [batch.input_ids.numel() for _, batch, _ in batches] == [4 * 499, 4 * 399]
 
 
-def test_the_lengths_of_micro_batches_change_nothing(pairs: Job) -> None:
+def test_preference_result_does_not_depend_on_micro_batch_size(pairs: Job) -> None:
     whole = replace(pairs, name="whole")
     parts = replace(pairs, name="parts", training=(*TRAINING, ("microBatchSize", 2)))
     losses = []
@@ -180,7 +180,7 @@ TURN = {"role": "assistant", "content": "Yes"}
         ({"prompt": "?", "chosen": "Yes"}, 'the row has "prompt", "chosen", not'),
     ],
 )
-def test_rows_that_prefer_nothing(pairs: Job, row: dict[str, Any], problem: str) -> None:
+def test_preference_rows_without_a_preference_are_refused(pairs: Job, row: dict[str, Any], problem: str) -> None:
     write_rows(pairs.volumes / "datasets" / "rows.jsonl", [row])
     with pytest.raises(StageError) as raised:
         pairs.prepare()
@@ -188,7 +188,7 @@ def test_rows_that_prefer_nothing(pairs: Job, row: dict[str, Any], problem: str)
     assert f"line 1: {problem}" in raised.value.message
 
 
-def test_all_weights_have_nothing_to_be_compared_with(pairs: Job) -> None:
+def test_preference_with_method_full_is_refused(pairs: Job) -> None:
     with pytest.raises(StageError) as raised:
         replace(pairs, spec=(("method", "Full"),)).prepare()
     assert raised.value.message.endswith("Set method: LoRA or QLoRA.")
@@ -198,7 +198,7 @@ def answer(*ids: int) -> TokenRow:
     return TokenRow(np.array(ids, np.int32), np.array([0, 0, *[1] * (len(ids) - 2)], np.uint8), line=7)
 
 
-def test_answers_that_are_too_long() -> None:
+def test_preference_pairs_that_are_too_long() -> None:
     short, long = answer(1, 2, 3), answer(1, 2, 4, 5, 6)
     (pair,) = fit_pair([short, long], 4, OverlongRows.TRUNCATE)
     assert [side.input_ids.tolist() for side in pair.answers()] == [[1, 2, 3], [1, 2, 4, 5]]
@@ -209,14 +209,14 @@ def test_answers_that_are_too_long() -> None:
         fit_pair([short, long], 4, OverlongRows.SPLIT)
 
 
-def test_a_trained_head_takes_no_weights_by_position() -> None:
+def test_fused_loss_of_a_trained_head_refuses_weights_by_position() -> None:
     head, hidden = nn.Linear(8, 20), torch.randn(5, 8, requires_grad=True)
     losses = fused_cross_entropy(hidden, head, torch.arange(5))
     with pytest.raises(ValueError, match="all positions must weigh the same"):
         (losses * torch.arange(5.0)).sum().backward()
 
 
-def test_the_log_shows_the_loss_by_pairs(pairs: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preference_loss_in_the_log_is_by_pair(pairs: Job, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = replace(pairs, training=(*TRAINING, ("maxSteps", 1)))
     pairs.prepare()
     pairs.train()

@@ -58,7 +58,7 @@ def test_loss_mask_without_a_chat_template_has_only_the_completion(job: Job) -> 
     assert loss_and_all_text(job, [{"prompt": "1+2=", "completion": "3"}]) == [("3<|im_end|>", "1+2=3<|im_end|>")]
 
 
-def test_a_prompt_has_the_tokens_that_it_has_when_the_model_serves(job: Job) -> None:
+def test_prompt_tokens_are_those_of_serving(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [chat("Hi", "\n\nassistant")])
     job.prepare()
     tokenizer = AutoTokenizer.from_pretrained(job.volumes / "models" / "tiny")
@@ -68,7 +68,7 @@ def test_a_prompt_has_the_tokens_that_it_has_when_the_model_serves(job: Job) -> 
     assert row.loss_mask.tolist().index(1) == len(served)
 
 
-def test_long_rows_are_cut_and_counted(job: Job) -> None:
+def test_overlong_rows_truncate(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [chat("Hi", "word " * 300), *ROWS[:5]])
     result = replace(job, training=(("maxSequenceLength", 64),)).prepare()
     assert (result.overlong_rows, result.longest_row) == (1, 64)
@@ -90,7 +90,7 @@ def test_loss_mask_of_a_split_row_has_each_token_once(job: Job) -> None:
     assert (result.overlong_rows, result.longest_row) == (1, 32)
 
 
-def test_the_parts_of_a_row_are_on_one_side(job: Job) -> None:
+def test_validation_split_keeps_the_parts_of_a_row_together(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [{"text": letter * 200} for letter in "abcdefgh"])
     limits = (("maxSequenceLength", 16), ("overlongRows", "Split"))
     dataset = {"uri": f"pvc://{job.dataset}", "validationSplit": "25%"}
@@ -106,7 +106,7 @@ def test_the_parts_of_a_row_are_on_one_side(job: Job) -> None:
     assert not sides[0] & sides[1]
 
 
-def test_rows_know_their_lines(job: Job) -> None:
+def test_rows_keep_their_line_numbers(job: Job) -> None:
     """Behind blank lines and rows that are skipped, held out or not, and in parts."""
     texts = [{"text": letter * 40} for letter in "abcdefgh"]
     write_rows(job.volumes / job.dataset, ["", texts[0], "nonsense", *texts[1:]])
@@ -122,13 +122,13 @@ def test_rows_know_their_lines(job: Job) -> None:
     assert len(prepared.validation) == 2 * 3
 
 
-def test_long_rows_are_left_out_and_counted(job: Job) -> None:
+def test_overlong_rows_drop(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [chat("Hi", "word " * 300), *ROWS[:5]])
     result = replace(job, training=(("maxSequenceLength", 64), ("overlongRows", "Drop"))).prepare()
     assert (result.overlong_rows, result.rows + result.validation_rows, result.refused_rows) == (1, 5, 0)
 
 
-def test_the_models_own_limit_holds_too(job: Job) -> None:
+def test_max_sequence_length_is_limited_by_the_model(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [chat("Hi", "word " * 300), *ROWS[:5]])
     assert job.prepare().longest_row == 256
 
@@ -137,14 +137,14 @@ def test_the_models_own_limit_holds_too(job: Job) -> None:
     ("rows", "split", "held"),
     [(40, "10%", 4), (3, "10%", 1), (1, "10%", 0), (2, "49%", 1), (40, "0%", 0), (40, "25%", 10)],
 )
-def test_a_share_of_the_rows_is_held_out(job: Job, rows: int, split: str, held: int) -> None:
+def test_validation_split_share(job: Job, rows: int, split: str, held: int) -> None:
     write_rows(job.volumes / job.dataset, ROWS[:rows])
     dataset = {"uri": f"pvc://{job.dataset}", "validationSplit": split}
     result = replace(job, spec=(("dataset", dataset),)).prepare()
     assert (result.rows, result.validation_rows) == (rows - held, held)
 
 
-def test_equal_rows_are_never_on_both_sides() -> None:
+def test_validation_split_keeps_equal_rows_together() -> None:
     rows = [TokenRow(np.array([i % 5], np.int32), np.array([1], np.uint8)) for i in range(50)]
     out = held_out([[row] for row in rows], 0.2, seed=1)
     sides = [{bool(out[i]) for i in range(50) if i % 5 == content} for content in range(5)]
@@ -152,7 +152,7 @@ def test_equal_rows_are_never_on_both_sides() -> None:
     assert sum(out) == 10
 
 
-def test_the_split_follows_the_seed_not_the_order() -> None:
+def test_validation_split_depends_on_the_seed_not_the_order() -> None:
     rows = [TokenRow(np.array([i], np.int32), np.array([1], np.uint8)) for i in range(50)]
 
     def chosen(rows: list[TokenRow], seed: int) -> set[int]:
@@ -163,7 +163,7 @@ def test_the_split_follows_the_seed_not_the_order() -> None:
     assert chosen(rows, 1) != chosen(rows, 2)
 
 
-def test_a_second_run_finds_the_first_ones_work(job: Job) -> None:
+def test_prepare_again_finds_the_prepared_rows(job: Job) -> None:
     first = job.prepare()
     manifest = job.work / "prepared" / "manifest.json"
     written = manifest.stat().st_mtime_ns
@@ -171,7 +171,7 @@ def test_a_second_run_finds_the_first_ones_work(job: Job) -> None:
     assert manifest.stat().st_mtime_ns == written
 
 
-def test_a_damaged_result_is_made_anew(job: Job) -> None:
+def test_prepared_rows_that_are_damaged_are_made_anew(job: Job) -> None:
     first = job.prepare()
     tokens = job.work / "prepared" / "train.safetensors"
     good = tokens.read_bytes()

@@ -42,7 +42,7 @@ def newer(older: Job, **changes: Any) -> Job:
     return replace(older, name="newer", spec=(FROM, *changes.pop("spec", ())), **changes)
 
 
-def test_a_job_that_goes_on_from_another_has_the_bits_of_one_that_nobody_disturbed(
+def test_resume_from_another_job_has_the_bits_of_an_undisturbed_one(
     older: Job, parent: Parent, undisturbed: Story
 ) -> None:
     job = newer(older, training=(*TRAINING, ("keepCheckpoints", 1)))
@@ -113,7 +113,7 @@ def no_checkpoint(job: Job) -> Job:
         (elsewhere, "there is no such folder. adapters/out has: job-12345678, newer-12345678."),
     ],
 )  # fmt: skip
-def test_what_differs_is_refused_by_prepare(older: Job, change: Callable[[Job], Job], says: str) -> None:
+def test_resume_from_a_job_that_differs_is_refused(older: Job, change: Callable[[Job], Job], says: str) -> None:
     job = change(newer(older))
     with pytest.raises(StageError) as raised:
         job.prepare()

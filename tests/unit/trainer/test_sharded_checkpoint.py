@@ -43,7 +43,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("written", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("wanted", [1, 2, 3, 4, 8])
-def test_parts_are_read_as_any_other_number_of_parts(written: int, wanted: int, tmp_path: Path) -> None:
+def test_shards_are_read_as_any_other_number_of_shards(written: int, wanted: int, tmp_path: Path) -> None:
     for number, part in enumerate(parts(written)):
         save_file({name: rows.contiguous() for name, rows in part.items()}, tmp_path / Shard(number, written).file)
     files = [path.name for path in tmp_path.iterdir()] + ["state.json"]
@@ -77,7 +77,7 @@ def finish(folder: Path, digests: dict[str, str]) -> None:
     (folder / "manifest.json").write_text("{}")
 
 
-def test_a_folder_is_there_when_all_parts_are(
+def test_sharded_checkpoint_is_there_when_all_shards_are(
     pair: tuple[ShardedSaver, ShardedSaver], threads: Callable[..., Future[None]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "step-1"
@@ -88,7 +88,7 @@ def test_a_folder_is_there_when_all_parts_are(
 
 
 @pytest.mark.parametrize("unlucky", [0, 1])
-def test_a_part_that_can_not_be_written_fails_the_save_for_all_and_the_next_one_goes_on(
+def test_shard_that_can_not_be_written_fails_the_save_in_all_processes(
     unlucky: int,
     pair: tuple[ShardedSaver, ShardedSaver],
     threads: Callable[..., Future[None]],
@@ -108,7 +108,7 @@ def test_a_part_that_can_not_be_written_fails_the_save_for_all_and_the_next_one_
         writing[1 - unlucky].result(10)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    test_a_folder_is_there_when_all_parts_are(pair, threads, tmp_path)
+    test_sharded_checkpoint_is_there_when_all_shards_are(pair, threads, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_part_that_can_not_be_written_fails_the_save_for_all_and_the_next_one_
         ".",
     ],
 )
-def test_a_stranger_in_the_store_names_no_folder(
+def test_sharded_checkpoint_refuses_a_foreign_folder_name_in_the_store(
     name: str, pair: tuple[ShardedSaver, ShardedSaver], store: Callable[[], TCPStore], tmp_path: Path
 ) -> None:
     """Whoever is on the network may write to the store; a follower writes and removes nothing that it says."""
@@ -137,7 +137,7 @@ def test_a_stranger_in_the_store_names_no_folder(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [only_copy]
 
 
-def test_a_follower_removes_no_more_than_its_part(
+def test_sharded_checkpoint_follower_removes_only_its_shard(
     pair: tuple[ShardedSaver, ShardedSaver], store: Callable[[], TCPStore], tmp_path: Path
 ) -> None:
     """A stranger that names the folder as the leader would still has nothing of the leader's removed."""
@@ -152,7 +152,7 @@ def test_a_follower_removes_no_more_than_its_part(
     assert [path.name for path in tmp_path.rglob("*")] == [unfinished.name, "leaders"]
 
 
-def test_a_stop_ends_a_save_that_waits_for_somebody(
+def test_sharded_checkpoint_is_given_up_at_a_stop(
     pair: tuple[ShardedSaver, ShardedSaver], threads: Callable[..., Future[None]], tmp_path: Path
 ) -> None:
     leader, other = pair
@@ -177,7 +177,7 @@ def progress(step: int) -> Progress:
     return Progress(step=step, total_steps=9, learning_rate=0.1)
 
 
-def test_who_is_a_step_behind_makes_it_and_nobody_goes_further(
+def test_newest_step_is_done_by_a_process_that_is_behind(
     pair: tuple[ShardedSaver, ShardedSaver], threads: Callable[..., Future[None]]
 ) -> None:
     weight = nn.Parameter(torch.zeros(2))
@@ -198,7 +198,7 @@ def test_who_is_a_step_behind_makes_it_and_nobody_goes_further(
     assert [state.last_snapshot().progress.step for state in (ahead, behind)] == [7, 7]
 
 
-def test_nothing_is_agreed_with_somebody_who_is_silent(
+def test_newest_step_needs_an_answer_of_every_process(
     pair: tuple[ShardedSaver, ShardedSaver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharded, "ANSWER_SECONDS", 0.2)
@@ -207,7 +207,7 @@ def test_nothing_is_agreed_with_somebody_who_is_silent(
 
 
 @pytest.mark.parametrize(("one", "other", "newest"), [(5, None, 5), (None, 5, 5), (5, 10, 10), (None, None, None)])
-def test_the_newest_that_is_durable_is_what_anybody_knows(
+def test_newest_durable_step_of_all_processes(
     one: int | None,
     other: int | None,
     newest: int | None,
@@ -220,7 +220,7 @@ def test_the_newest_that_is_durable_is_what_anybody_knows(
 
 @pytest.mark.parametrize("told_first", [0, 1])
 @pytest.mark.parametrize("slow", [0, 1])
-def test_a_stop_in_the_middle_of_a_save_is_no_failure_of_the_disk(
+def test_stop_in_the_middle_of_a_save_is_not_counted_as_failed_save(
     told_first: int,
     slow: int,
     pair: tuple[ShardedSaver, ShardedSaver],

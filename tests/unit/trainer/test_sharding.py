@@ -41,7 +41,7 @@ SHARDED = ("sharding", "Always")
 
 
 @pytest.mark.parametrize("kind", ["LoRA", "Full", "pairs"])
-def test_a_model_in_two_parts_learns_what_one_process_learns(
+def test_sharded_model_has_the_loss_of_one_process(
     kind: str, alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec: tuple[tuple[str, Any], ...] = (("method", "Full"),) if kind == "Full" else ()
@@ -63,7 +63,7 @@ def test_a_model_in_two_parts_learns_what_one_process_learns(
     assert sharded.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
 
 
-def test_packs_of_its_own_choice_too(alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sharded_model_chooses_its_token_budget(alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]) -> None:
     """The processes measure together what a micro-batch takes; one of them has a row less in the last step."""
     settings = (("epochs", 2), ("warmupSteps", 2), ("checkpointEverySteps", 1), SHARDED, ("evaluateEverySteps", 3))
     alone = prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, ONE_POD, settings)
@@ -76,7 +76,7 @@ def test_packs_of_its_own_choice_too(alone: Job, pods: Pods, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("resources", [ONE_POD, pytest.param(TWO_PODS, marks=pytest.mark.slow)])
-def test_told_to_stop_all_save_the_same_step(
+def test_sharded_model_saves_the_same_step_in_all_processes_on_sigterm(
     resources: dict[str, int], alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Any of them is told; the next attempt is of two processes, the last one of one."""
@@ -120,7 +120,7 @@ def test_told_to_stop_all_save_the_same_step(
     assert last == pytest.approx({step: by_one[step] for step in last}, rel=1e-4)
 
 
-def test_weights_in_parts_are_rounded_as_the_job_says_when_they_are_put_together(job: Job) -> None:
+def test_sharded_weights_are_gathered_in_the_jobs_dtype(job: Job) -> None:
     spec = replace(job, spec=(("method", "Full"),), training=(("dtype", "bfloat16"),)).stage("Train").spec
     model = load(base_model.locate("pvc://models/tiny"), spec, torch.device("cpu"))
     used: set[torch.dtype] = set()
@@ -139,7 +139,7 @@ def test_weights_in_parts_are_rounded_as_the_job_says_when_they_are_put_together
 
 
 @pytest.mark.slow
-def test_who_is_told_a_moment_later_takes_part_all_the_same(alone: Job, pods: Pods) -> None:
+def test_sharded_model_with_sigterm_to_the_pods_one_by_one(alone: Job, pods: Pods) -> None:
     """A drain tells the pods one by one. The base model is sharded, the adapter whole: no process waits for another."""
     prepare(alone, pods, TWO_PODS, (*LONG, SHARDED))
     first, second = pods.start()
@@ -154,7 +154,7 @@ def test_who_is_told_a_moment_later_takes_part_all_the_same(alone: Job, pods: Po
 
 
 @pytest.mark.slow
-def test_a_pod_that_is_killed_costs_the_steps_since_the_last_checkpoint(alone: Job, pods: Pods) -> None:
+def test_sharded_model_loses_steps_since_the_checkpoint_if_a_pod_is_killed(alone: Job, pods: Pods) -> None:
     settings = (*LONG, SHARDED, ("checkpointEverySteps", 10))
     alone = prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, TWO_PODS, settings)
     first, second = pods.start()
@@ -178,7 +178,7 @@ def test_a_pod_that_is_killed_costs_the_steps_since_the_last_checkpoint(alone: J
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_another_process_is_what_the_pod_says(alone: Job, pods: Pods) -> None:
+def test_sharded_model_reports_the_error_of_another_rank(alone: Job, pods: Pods) -> None:
     """Though nothing can be saved any more."""
     prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, ONE_POD, (*LONG, SHARDED))
     (pod,) = pods.start(custom=FAILING_CHILD)
@@ -189,7 +189,7 @@ def test_what_goes_wrong_in_another_process_is_what_the_pod_says(alone: Job, pod
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-def test_the_best_of_parts_is_exported(dtype: str, alone: Job, pods: Pods) -> None:
+def test_sharded_model_exports_its_best_checkpoint(dtype: str, alone: Job, pods: Pods) -> None:
     """With activations worked out anew, and in bfloat16 with weights that are rounded when they are put together."""
     more = (("exportedCheckpoint", "Best"), ("evaluateEverySteps", 2), ("gradientCheckpointing", "Always"))
     settings = (*SHORT, SHARDED, ("learningRate", "2e-3"), ("keepCheckpoints", 1), ("dtype", dtype), *more)

@@ -57,7 +57,7 @@ def summary(folder: Path, stage: StageSpec, losses: int, overlong: int = 0) -> t
         ),
     ],
 )
-def test_rows_that_are_too_long_are_counted(
+def test_summary_counts_overlong_rows(
     volumes: Path, tmp_path: Path, overlong: int, terminal: str, report: str, card: str
 ) -> None:
     stage = Job(volumes, training=(("overlongRows", "Split"),)).stage("Export")
@@ -68,7 +68,7 @@ def test_rows_that_are_too_long_are_counted(
     assert card in model_card(stage, manifest(found(overlong)), TRAINED)
 
 
-def test_the_report_is_of_the_whole_job(volumes: Path, tmp_path: Path) -> None:
+def test_summary_is_of_the_whole_job(volumes: Path, tmp_path: Path) -> None:
     said, report = summary(tmp_path, Job(volumes).stage("Export"), 2)
     assert said.endswith(f"The curve is   {tmp_path}/loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -81,7 +81,7 @@ def test_the_report_is_of_the_whole_job(volumes: Path, tmp_path: Path) -> None:
     )
 
 
-def test_without_matplotlib_it_is_said_what_draws_the_curve(
+def test_summary_without_matplotlib_says_what_draws_the_curve(
     volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -91,7 +91,7 @@ def test_without_matplotlib_it_is_said_what_draws_the_curve(
     assert "loss.png" not in report
 
 
-def test_no_losses_are_no_picture(volumes: Path, tmp_path: Path) -> None:
+def test_summary_without_losses_has_no_picture(volumes: Path, tmp_path: Path) -> None:
     (tmp_path / "loss.png").write_bytes(b"of an earlier version")
     said, _ = summary(tmp_path, Job(volumes).stage("Export"), 0)
     assert said.splitlines()[-1] == f"The report is  {tmp_path}/report.md"

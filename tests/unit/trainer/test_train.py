@@ -41,7 +41,7 @@ def end(process: subprocess.Popen[str]) -> int:
     return process.returncode
 
 
-def test_a_batch_costs_what_its_rows_cost_one_by_one(job: Job) -> None:
+def test_loss_of_a_batch_is_the_sum_over_its_rows(job: Job) -> None:
     job.prepare()
     rows = [job.prepared().training[index] for index in range(8)]
     assert len({len(row.input_ids) for row in rows}) > 1
@@ -67,7 +67,7 @@ def test_micro_batch_size_does_not_change_the_result(job: Job) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_twice_the_adapter_has_the_same_bits(job: Job) -> None:
+def test_adapter_has_the_same_bits_after_two_interruptions(job: Job) -> None:
     undisturbed = replace(job, name="undisturbed", training=LONG)
     undisturbed.prepare()
     result = undisturbed.train()
@@ -104,7 +104,7 @@ def test_interrupted_twice_the_adapter_has_the_same_bits(job: Job) -> None:
     assert disturbed.adapter == undisturbed.adapter
 
 
-def test_a_torn_checkpoint_is_passed_over(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_that_is_torn_is_skipped(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     job = replace(job, training=(("epochs", 2), ("checkpointEverySteps", 5)))
     job.prepare()
     first = job.train()
@@ -137,7 +137,7 @@ def test_export_needs_a_completed_training(job: Job) -> None:
     assert raised.value.reason == Reason.CHECKPOINT_INVALID
 
 
-def test_the_export_is_a_peft_adapter_that_others_may_read(job: Job) -> None:
+def test_export_is_a_peft_adapter_that_others_may_read(job: Job) -> None:
     job.prepare()
     trained = job.train()
     digest = job.export()
@@ -162,7 +162,7 @@ def test_the_export_is_a_peft_adapter_that_others_may_read(job: Job) -> None:
     assert loss == pytest.approx(trained.evaluation_loss_after, rel=1e-5)
 
 
-def test_a_changed_base_model_is_refused(job: Job) -> None:
+def test_base_model_that_has_changed_is_refused(job: Job) -> None:
     job.prepare()
     weights = job.volumes / "models" / "tiny" / "model.safetensors"
     changed = bytearray(weights.read_bytes())
@@ -175,7 +175,7 @@ def test_a_changed_base_model_is_refused(job: Job) -> None:
     assert "have changed since the rows were prepared" in raised.value.message
 
 
-def test_a_save_begun_while_another_is_going_on_waits_for_it(job: Job) -> None:
+def test_checkpoint_waits_for_another_save_that_goes_on(job: Job) -> None:
     """What SIGTERM does in the middle of a periodic save."""
     job = replace(job, training=(("epochs", 1),))
     job.prepare()
@@ -214,7 +214,7 @@ def test_sigterm_before_torch_is_imported_ends_at_once(job: Job) -> None:
     assert job.outcome() == StageOutcome(reason=Reason.REQUEUED, message="Told to stop; there was nothing to save yet.")
 
 
-def test_sigterm_ends_a_process_whose_main_thread_is_deep_in_native_code(tmp_path: Path) -> None:
+def test_sigterm_ends_a_process_whose_main_thread_is_in_native_code(tmp_path: Path) -> None:
     program = """
 import hashlib, os
 from sluice_trainer.signals import StopSignal
@@ -242,14 +242,14 @@ hashlib.pbkdf2_hmac("sha256", b"one call", b"of many minutes", 2_000_000_000)
     assert process.returncode == ExitCode.REQUEUE
 
 
-def test_what_a_person_can_mend_becomes_an_outcome(job: Job) -> None:
+def test_stage_error_becomes_an_outcome(job: Job) -> None:
     process = replace(job, dataset="datasets/none.jsonl").start("Prepare")
     assert end(process) == ExitCode.BAD_INPUT
     assert job.outcome().reason == Reason.DATASET_NOT_FOUND
     assert "pvc://datasets/none.jsonl: there is no such file" in job.outcome().message
 
 
-def test_a_stage_of_another_version_becomes_an_outcome(job: Job) -> None:
+def test_stage_spec_of_another_version_becomes_an_outcome(job: Job) -> None:
     process = job.start("Prepare", SLUICE_STAGE='{"stage": "Prepare", "later": 1}')
     assert end(process) == ExitCode.INTERNAL
     assert job.outcome().reason == Reason.TRAINER_FAILED
