@@ -184,7 +184,7 @@ class Training(Model):
         Sharding.AUTO,
         description="Whether each of a job's GPUs keeps only a part of the weights, and with method Full of their "
         "gradients and moments too (FSDP2): less memory, more traffic. Auto does so when they would take more than two "
-        "thirds of a GPU. Where the trained weights are sharded, a pod that is lost without a word costs the steps since "
+        "thirds of a GPU. Where trained weights are sharded, a pod that is lost without a word costs the steps since "
         "the last checkpoint. QLoRA has none.",
     )
     seed: int = Field(42, ge=0, le=2_147_483_647, description="Seed of everything random.")

@@ -37,7 +37,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
-def of(job: Job, training: tuple[tuple[str, Any], ...], name: str = "job") -> Job:
+def with_training(job: Job, training: tuple[tuple[str, Any], ...], name: str = "job") -> Job:
     return replace(job, name=name, training=training)
 
 
@@ -51,7 +51,7 @@ def result_of(job: Job) -> tuple[int, int | None, float | None]:
 
 
 def test_exported_checkpoint_best_is_kept_and_exported(job: Job, measured: list[int]) -> None:
-    best, last = of(job, BEST, "best"), of(job, OFTEN, "last")
+    best, last = with_training(job, BEST, "best"), with_training(job, OFTEN, "last")
     for each in (best, last):
         each.prepare()
     assert result_of(best) == (10, 4, 3.0)
@@ -89,7 +89,7 @@ def stopping_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_best_checkpoint_is_known_after_a_resume(
     job: Job, measured: list[int], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    job = of(job, BEST)
+    job = with_training(job, BEST)
     job.prepare()
     with monkeypatch.context() as patches:
         stopping_at(step, patches)
@@ -103,7 +103,7 @@ def test_best_checkpoint_is_known_after_a_resume(
 def test_best_checkpoint_that_is_lost_is_not_the_result(
     job: Job, measured: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = of(job, BEST)
+    job = with_training(job, BEST)
     job.prepare()
     with monkeypatch.context() as patches:
         stopping_at(9, patches)
@@ -129,7 +129,7 @@ def test_best_checkpoint_that_could_not_be_saved_is_not_the_result(
     job: Job, measured: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The one before it is exported then, and the training goes on."""
-    job = of(job, (*BEST, ("checkpointEverySteps", 100)))
+    job = with_training(job, (*BEST, ("checkpointEverySteps", 100)))
     job.prepare()
     write = Checkpoints._write
 
@@ -144,7 +144,7 @@ def test_best_checkpoint_that_could_not_be_saved_is_not_the_result(
 
 
 def test_best_checkpoint_of_a_real_training(job: Job) -> None:
-    job = of(job, (*BEST, ("learningRate", "2e-3")))
+    job = with_training(job, (*BEST, ("learningRate", "2e-3")))
     job.prepare()
     result = job.train()
     assert result.exported_step == 10
@@ -154,7 +154,7 @@ def test_best_checkpoint_of_a_real_training(job: Job) -> None:
 
 def test_exported_checkpoint_best_needs_evaluations(job: Job) -> None:
     with pytest.raises(StageError, match=r"set training\.evaluateEverySteps, or set"):
-        of(job, (("exportedCheckpoint", "Best"),)).prepare()
+        with_training(job, (("exportedCheckpoint", "Best"),)).prepare()
     none_held_out = ("dataset", {"uri": "pvc://datasets/rows.jsonl", "validationSplit": "0%"})
     with pytest.raises(StageError, match="no row is held out"):
-        replace(of(job, BEST), spec=(none_held_out,)).prepare()
+        replace(with_training(job, BEST), spec=(none_held_out,)).prepare()

@@ -87,7 +87,7 @@ def test_foreign_settings_are_translated(table: str, theirs: dict[str, Any], our
 
 
 @pytest.mark.parametrize(
-    ("table", "theirs", "said"),
+    ("table", "theirs", "refusal"),
     [
         ("TrainingArguments", {"fp16": True}, "fp16: True can't be had. Small gradients vanish in float16"),
         ("TrainingArguments", {"deepspeed": "z.json"}, "deepspeed: 'z.json' can't be had. DeepSpeed is not used."),
@@ -109,10 +109,10 @@ def test_foreign_settings_are_translated(table: str, theirs: dict[str, Any], our
         ("SAGE", {"quantization_bits": 8}, "quantization_bits: 8 can't be had. Write 4."),
     ],
 )
-def test_foreign_setting_that_is_refused_names_the_nearest(table: str, theirs: dict[str, Any], said: str) -> None:
+def test_foreign_setting_that_is_refused_names_the_nearest(table: str, theirs: dict[str, Any], refusal: str) -> None:
     found = translate(theirs, TABLES[table])
     assert found.spec == {}
-    assert [text.startswith(said) for text in found.refused] == [True]
+    assert [text.startswith(refusal) for text in found.refused] == [True]
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -104,7 +104,7 @@ def without_full_logits(model: Any) -> Iterator[None]:
     handle.remove()
 
 
-def far(found: Tensor, truth: Tensor) -> float:
+def relative_error(found: Tensor, truth: Tensor) -> float:
     """By how much of the truth's length something is beside it."""
     return float((found.double() - truth).norm() / truth.norm())
 
@@ -141,7 +141,7 @@ def test_fused_loss_is_as_precise_as_full_logits(
     assert len(fused) == len(truth) == 2 + trained * (1 + bias)
     for ours, theirs, true in zip(fused, plain, truth, strict=True):
         assert ours.dtype == theirs.dtype
-        assert far(ours, true) < 1.5 * far(theirs, true) + 1e-6
+        assert relative_error(ours, true) < 1.5 * relative_error(theirs, true) + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_fused_loss_under_autocast(trained: bool) -> None:
     for found, true in zip([hidden.grad, *(linear.weight.grad, linear.bias.grad) * trained], truth, strict=True):
         assert found is not None
         assert found.dtype == torch.float32
-        assert far(found, true) < 1e-2
+        assert relative_error(found, true) < 1e-2
 
 
 @pytest.mark.parametrize("token", [1, 299])

@@ -135,9 +135,9 @@ def test_local_run_of_all_stages_writes_a_report(job: Job, write: Callable[..., 
     )
     (work,) = (job.volumes / "adapters" / "out").iterdir()
 
-    told = lines(ended.stdout)
-    assert [event["code"] for event in told if event["event"] == "end"] == [0, 0, 0]
-    assert str(work / "export") in told[-1]["message"]
+    events = lines(ended.stdout)
+    assert [event["code"] for event in events if event["event"] == "end"] == [0, 0, 0]
+    assert str(work / "export") in events[-1]["message"]
     assert (work / "export" / "adapter_model.safetensors").exists()
     assert (work / "loss.png").read_bytes().startswith(b"\x89PNG")
     report = (work / "report.md").read_text()
@@ -155,9 +155,9 @@ def test_local_run_goes_on_after_a_stop(job: Job, write: Callable[..., Path]) ->
     assert first.stdout is not None
     next(event for event in map(json.loads, first.stdout) if event["event"] == "checkpoint")
     first.send_signal(signal.SIGINT)
-    told, _ = first.communicate(timeout=60)
+    events, _ = first.communicate(timeout=60)
     assert first.returncode == ExitCode.REQUEUE
-    (ended,) = [event for event in lines(told) if event["event"] == "end"]
+    (ended,) = [event for event in lines(events) if event["event"] == "end"]
     saved = ended["train"]["checkpointStep"]
 
     again = command(job, file, "--only", "train")
@@ -206,7 +206,7 @@ def test_local_run_on_a_terminal(job: Job, write: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("documents", "words", "said"),
+    ("documents", "words", "message"),
     [
         ([{"kind": "Pod"}], [], "has no FineTuneJob (kind: FineTuneJob). Start from examples/finetunejob.yaml."),
         ([document("a"), document("b")], [], "has the FineTuneJobs a, b. Choose one with --name."),
@@ -235,15 +235,15 @@ def test_local_run_refuses_a_wrong_file_or_command(
     capsys: pytest.CaptureFixture[str],
     documents: list[dict[str, Any]],
     words: list[str],
-    said: str,
+    message: str,
 ) -> None:
     code = main(["run", str(write(*documents)), "--volumes", str(job.volumes), *words])
     assert code == ExitCode.BAD_INPUT
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("field", "said"),
+    ("field", "message"),
     [
         ("training.learning_rate", "not a field here; use training.learningRate"),
         ("training.lr", "not a field here; use training.learningRate"),
@@ -259,13 +259,13 @@ def test_local_run_refuses_a_wrong_file_or_command(
         ("training.xyzzy", "not a field here"),
     ],
 )
-def test_unknown_field_of_another_tool_is_translated(write: Callable[..., Path], field: str, said: str) -> None:
+def test_unknown_field_of_another_tool_is_translated(write: Callable[..., Path], field: str, message: str) -> None:
     part, _, name = field.partition(".")
     spec: dict[str, Any] = {part: {name: "x"} if name else "x"}
     file = write(document(**spec))
     with pytest.raises(CannotRun) as raised:
         read_job(file)
-    assert str(raised.value) == f"{file}, tone:\n  spec.{field}: {said} (it is 'x')"
+    assert str(raised.value) == f"{file}, tone:\n  spec.{field}: {message} (it is 'x')"
 
 
 def test_local_run_refuses_a_file_that_is_missing(job: Job) -> None:

@@ -27,7 +27,7 @@ TRAINING = (("epochs", 4), ("checkpointEverySteps", 15), ("learningRate", "2e-3"
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 
 
-def of(job: Job, method: str, *training: tuple[str, object], name: str = "job") -> Job:
+def with_method(job: Job, method: str, *training: tuple[str, object], name: str = "job") -> Job:
     lora = {"rank": 8, "alpha": 64, "dropout": "0.1"}
     return replace(job, name=name, spec=(("method", method), ("lora", lora)), training=(*TRAINING, *training))
 
@@ -44,13 +44,13 @@ def export_of(job: Job) -> Path:
 
 @pytest.mark.parametrize("method", ["QLoRA", "Full"])
 def test_method_trains_and_resumes_to_the_same_bits(job: Job, method: str) -> None:
-    undisturbed = of(job, method)
+    undisturbed = with_method(job, method)
     undisturbed.prepare()
     result = undisturbed.train()
     assert result.evaluation_loss_after < result.evaluation_loss_before - 0.3  # type: ignore[operator]
     undisturbed.export()
 
-    again = of(job, method, name="again")
+    again = with_method(job, method, name="again")
     again.prepare()
     again.train()
     checkpoints = again.work / "checkpoints"
@@ -64,7 +64,7 @@ def test_method_trains_and_resumes_to_the_same_bits(job: Job, method: str) -> No
 
 
 def test_qlora_has_a_four_bit_model_and_a_float32_adapter(job: Job) -> None:
-    job = of(job, "QLoRA")
+    job = with_method(job, "QLoRA")
     base = base_model.locate("pvc://models/tiny")
     model = load(base, job.stage("Train").spec, torch.device("cpu"))
     layer = model.get_submodule("base_model.model.model.layers.0.mlp.up_proj.base_layer")
@@ -78,7 +78,7 @@ def test_qlora_has_a_four_bit_model_and_a_float32_adapter(job: Job) -> None:
 def test_qlora_gradients_are_those_of_dequantized_weights(
     job: Job,
 ) -> None:
-    job = of(job, "QLoRA")
+    job = with_method(job, "QLoRA")
     job.prepare()
     batch = MicroBatch.of([job.prepared().training[0]], torch.device("cpu"))
     model = load(base_model.locate("pvc://models/tiny"), job.stage("Train").spec, torch.device("cpu"))
@@ -88,7 +88,7 @@ def test_qlora_gradients_are_those_of_dequantized_weights(
     found = {name: weight.grad for name, weight in trainable(model).items()}
 
     plain = load(
-        base_model.locate("pvc://models/tiny"), of(job, "LoRA").stage("Train").spec, torch.device("cpu")
+        base_model.locate("pvc://models/tiny"), with_method(job, "LoRA").stage("Train").spec, torch.device("cpu")
     ).eval()
     for name, layer in model.named_modules():
         if isinstance(layer, Linear4bit):
@@ -101,7 +101,7 @@ def test_qlora_gradients_are_those_of_dequantized_weights(
 
 
 def test_qlora_export_has_the_loss_of_the_training(job: Job) -> None:
-    job = of(job, "QLoRA")
+    job = with_method(job, "QLoRA")
     job.prepare()
     result = job.train()
     job.export()
@@ -114,7 +114,7 @@ def test_qlora_export_has_the_loss_of_the_training(job: Job) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_full_export_loads_and_has_the_loss_of_the_training(job: Job, dtype: str) -> None:
-    job = of(job, "Full", ("dtype", dtype))
+    job = with_method(job, "Full", ("dtype", dtype))
     job.prepare()
     result = job.train()
     digest = job.export()
@@ -144,7 +144,7 @@ def test_full_export_keeps_the_tokenizer_and_no_other_weights(job: Job) -> None:
     (base / "generation_config.json").unlink(missing_ok=True)
     (base / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6, "eos_token_id": 1}')
     (base / "tf_model.h5").write_text("weights of another kind")
-    job = of(job, "Full", ("dtype", "bfloat16"), ("attention", "Eager"), ("maxSteps", 2))
+    job = with_method(job, "Full", ("dtype", "bfloat16"), ("attention", "Eager"), ("maxSteps", 2))
     job.prepare()
     job.train()
     job.export()
@@ -165,7 +165,7 @@ def test_full_export_copies_no_file_that_became_a_link(job: Job) -> None:
 
 
 def test_full_in_bfloat16_keeps_float32_weights(job: Job) -> None:
-    job = of(job, "Full", ("dtype", "bfloat16"))
+    job = with_method(job, "Full", ("dtype", "bfloat16"))
     job.prepare()
     spec = job.stage("Train").spec
     model = load(base_model.locate("pvc://models/tiny"), spec, torch.device("cpu"))
@@ -179,7 +179,9 @@ def test_full_in_bfloat16_keeps_float32_weights(job: Job) -> None:
     fused.backward()
     gradients = {name: weight.grad for name, weight in trainable(model).items()}
     assert all(grad is not None and grad.dtype == torch.float32 for grad in gradients.values())
-    exact = load(base_model.locate("pvc://models/tiny"), of(job, "Full").stage("Train").spec, torch.device("cpu"))
+    exact = load(
+        base_model.locate("pvc://models/tiny"), with_method(job, "Full").stage("Train").spec, torch.device("cpu")
+    )
     assert TokenLoss(exact).summed(batch).item() != full.item()
 
 
@@ -191,7 +193,7 @@ def test_dtype_is_float32_on_a_machine_without_bfloat16(
         """On a machine that has bfloat16, or has it not, whatever this one has: torch computes in it on any."""
         has = {"avx512_bf16": here, "amx_bf16": False, "avx2": True, "cpu_name": "some"}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
-        one = replace(of(job, method, ("dtype", dtype), ("maxSteps", 2)), name=name)
+        one = replace(with_method(job, method, ("dtype", dtype), ("maxSteps", 2)), name=name)
         one.prepare()
         one.train()
         printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -210,7 +212,7 @@ def held_out_loss(job: Job, model: torch.nn.Module) -> float:
 
 def test_resources_memory_must_hold_a_checkpoint(job: Job) -> None:
     """The tiny model's takes between one MiB and two."""
-    small = replace(of(job, "Full"), spec=(("method", "Full"), ("resources", {"memory": "1Mi"})))
+    small = replace(with_method(job, "Full"), spec=(("method", "Full"), ("resources", {"memory": "1Mi"})))
     with pytest.raises(StageError) as raised:
         small.prepare()
     assert raised.value.reason == Reason.OUT_OF_MEMORY

@@ -117,7 +117,7 @@ def test_gradient_not_finite_names_the_rows(job: Job, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("numbers", "said"),
+    ("numbers", "text"),
     [
         ([17], "line 17"),
         ([17, 17, 17], "line 17"),  # the parts of a row that was split
@@ -126,6 +126,6 @@ def test_gradient_not_finite_names_the_rows(job: Job, monkeypatch: pytest.Monkey
         ([7, 6, 5, 4, 3, 2, 1], "lines 1, 2, 3, 4, 5 and 2 more"),
     ],
 )
-def test_lines_as_text(numbers: list[int], said: str) -> None:
+def test_lines_as_text(numbers: list[int], text: str) -> None:
     rows = TokenRows.of(TokenRow(np.ones(1, np.int32), np.ones(1, np.uint8), number) for number in numbers)
-    assert lines(rows, range(len(rows))) == said
+    assert lines(rows, range(len(rows))) == text

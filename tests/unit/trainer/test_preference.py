@@ -50,7 +50,7 @@ def pairs(job: Job) -> Job:
     return replace(job, training=TRAINING, spec=(("lora", {"rank": 8, "alpha": 64}),))
 
 
-def stirred(job: Job) -> PeftModel:
+def model_with_nonzero_adapter(job: Job) -> PeftModel:
     """A model whose adapter says something."""
     model = load(base_model.locate("pvc://models/tiny"), job.stage("Train").spec, CPU)
     assert isinstance(model, PeftModel)
@@ -60,7 +60,7 @@ def stirred(job: Job) -> PeftModel:
     return model
 
 
-def by_hand(model: PeftModel, rows: list[TokenRow], beta: float) -> Tensor:
+def preference_loss_by_hand(model: PeftModel, rows: list[TokenRow], beta: float) -> Tensor:
     """As the paper writes it, each answer by itself, from all logits."""
 
     def answer(row: TokenRow) -> Tensor:
@@ -84,10 +84,10 @@ def by_hand(model: PeftModel, rows: list[TokenRow], beta: float) -> Tensor:
 def test_preference_loss_and_gradients_are_those_of_the_paper(pairs: Job, made: Any, fused: bool) -> None:
     pairs.prepare()
     rows = [pairs.prepared().training[index] for index in range(3)]
-    model = stirred(pairs)
-    expected = by_hand(model, rows, 0.3)
+    model = model_with_nonzero_adapter(pairs)
+    expected = preference_loss_by_hand(model, rows, 0.3)
     expected.backward()
-    wanted = {name: weight.grad for name, weight in trainable(model).items()}
+    expected_gradients = {name: weight.grad for name, weight in trainable(model).items()}
     model.zero_grad()
     token_loss = TokenLoss(model)
     if fused:
@@ -97,7 +97,7 @@ def test_preference_loss_and_gradients_are_those_of_the_paper(pairs: Job, made: 
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     for name, weight in trainable(model).items():
-        torch.testing.assert_close(weight.grad, wanted[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(weight.grad, expected_gradients[name], rtol=1e-3, atol=1e-5)
 
 
 def test_preference_training_from_ln_2_down(pairs: Job) -> None:

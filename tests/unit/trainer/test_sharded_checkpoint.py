@@ -156,11 +156,11 @@ def test_sharded_checkpoint_is_given_up_at_a_stop(
     pair: tuple[ShardedSaver, ShardedSaver], threads: Callable[..., Future[None]], tmp_path: Path
 ) -> None:
     leader, other = pair
-    told: queue.Queue[PeerLost] = queue.Queue()
-    leader.on_peer_stop(told.put)
+    errors: queue.Queue[PeerLost] = queue.Queue()
+    leader.on_peer_stop(errors.put)
     writing = threads(leader.write, tmp_path / "step-1", parts(2)[0], finish)
     other.stop()
-    assert told.get(timeout=5).reason is Reason.POD_LOST
+    assert errors.get(timeout=5).reason is Reason.POD_LOST
     leader.stop()
     with pytest.raises(PeerLost):
         writing.result(5)

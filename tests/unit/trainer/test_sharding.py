@@ -110,9 +110,9 @@ def test_sharded_model_saves_the_same_step_in_all_processes_on_sigterm(
         assert pod.returncode == ExitCode.REQUEUE
     assert losses(log) == pytest.approx({step: by_one[step] for step in losses(log)}, rel=1e-4)
     second = saved_step(pods.outcome(0), first + 10)
-    said = pods.outcome(0).train
-    assert said is not None
-    assert said.resumed_from == first
+    result = pods.outcome(0).train
+    assert result is not None
+    assert result.resumed_from == first
 
     result = pods.job.train()
     assert result.resumed_from == second
@@ -165,15 +165,15 @@ def test_sharded_model_loses_steps_since_the_checkpoint_if_a_pod_is_killed(alone
     first.communicate()
     outcome = pods.outcome(0)
     assert (outcome.reason, first.returncode) == (Reason.POD_LOST, ExitCode.REQUEUE)
-    said = re.match(r"Step (\d+) could not be saved; step (\d+) is durable\.", outcome.message)
-    assert said, outcome.message
+    steps = re.match(r"Step (\d+) could not be saved; step (\d+) is durable\.", outcome.message)
+    assert steps, outcome.message
     started = pods.start(attempt=2)
     for pod in started:
         pod.communicate()
         assert pod.returncode == ExitCode.DONE
     result = pods.outcome(0).train
     assert result is not None
-    assert result.resumed_from == int(said[2])
+    assert result.resumed_from == int(steps[2])
     assert result.resumed_from % 10 == 0
 
 

@@ -33,7 +33,7 @@ def manifest(result: PrepareResult) -> PreparedManifest:
 
 
 def summary(folder: Path, stage: StageSpec, losses: int, overlong: int = 0) -> tuple[str, str]:
-    """What is said of a training with so many losses, and its report."""
+    """What write_summary returns for a training with so many losses, and the report."""
     (folder / "prepared").mkdir()
     (folder / "prepared" / "manifest.json").write_text(manifest(found(overlong)).to_json())
     (folder / "checkpoints").mkdir()
@@ -41,8 +41,8 @@ def summary(folder: Path, stage: StageSpec, losses: int, overlong: int = 0) -> t
     curve = LossCurve(folder / "losses.jsonl")
     for step in range(1, losses + 1):
         curve.take({"event": "step", "step": step, "loss": 1.0})
-    said = write_summary(folder, stage, EXPORTED, curve, seconds=7)
-    return said, (folder / "report.md").read_text()
+    printed = write_summary(folder, stage, EXPORTED, curve, seconds=7)
+    return printed, (folder / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_summary_counts_overlong_rows(
 
 
 def test_summary_is_of_the_whole_job(volumes: Path, tmp_path: Path) -> None:
-    said, report = summary(tmp_path, Job(volumes).stage("Export"), 2)
-    assert said.endswith(f"The curve is   {tmp_path}/loss.png")
+    printed, report = summary(tmp_path, Job(volumes).stage("Export"), 2)
+    assert printed.endswith(f"The curve is   {tmp_path}/loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert report == (
         "# job\n\n| | |\n|---|---|\n"
@@ -85,14 +85,14 @@ def test_summary_without_matplotlib_says_what_draws_the_curve(
     volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    said, report = summary(tmp_path, Job(volumes).stage("Export"), 2)
-    last = said.splitlines()[-1]
+    printed, report = summary(tmp_path, Job(volumes).stage("Export"), 2)
+    last = printed.splitlines()[-1]
     assert last == f"The losses are {tmp_path}/losses.jsonl (pip install matplotlib, and there is a picture too)"
     assert "loss.png" not in report
 
 
 def test_summary_without_losses_has_no_picture(volumes: Path, tmp_path: Path) -> None:
     (tmp_path / "loss.png").write_bytes(b"of an earlier version")
-    said, _ = summary(tmp_path, Job(volumes).stage("Export"), 0)
-    assert said.splitlines()[-1] == f"The report is  {tmp_path}/report.md"
+    printed, _ = summary(tmp_path, Job(volumes).stage("Export"), 0)
+    assert printed.splitlines()[-1] == f"The report is  {tmp_path}/report.md"
     assert (tmp_path / "loss.png").read_bytes() == b"of an earlier version"
