@@ -169,7 +169,7 @@ def _check_tokens(
     *,
     trained: bool,
 ) -> None:
-    """Refuse rows with tokens whose embeddings nobody trains."""
+    """Refuse rows with tokens that have no trained embedding."""
     from sluice_trainer.data.embeddings import check_embeddings
 
     used = np.unique(np.concatenate([part.input_ids for row in rows for part in row]))
