@@ -124,10 +124,10 @@ class ShardedSaver:
                     if not unfinished.exists():  # the leader has given up, and says why in a moment
                         self._result(f"{save}/durable", save)
                     raise
-            said = self._receive(f"{save}/durable", WRITE_SECONDS, save)
-            if unfinished and not said.startswith(_GOOD):
+            outcome = self._receive(f"{save}/durable", WRITE_SECONDS, save)
+            if unfinished and not outcome.startswith(_GOOD):
                 self._remove_shard(unfinished)
-            _parse_result(said)
+            _parse_result(outcome)
         finally:
             self._put(f"{save}/end-{self._rank.number}", "")
 
