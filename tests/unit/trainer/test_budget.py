@@ -199,7 +199,7 @@ REAL_PEAK = """
 import sys
 import torch
 from sluice_trainer.train.loss import TokenLoss
-from sluice_trainer.train.trials.budget import estimated_cost, example, forward_and_backward
+from sluice_trainer.train.trials.budget import estimated_cost, forward_and_backward, worst_micro_batch
 from tests.unit.trainer.test_budget import ALONE, ROWS
 from tests.unit.trainer.test_packing import SHAPES, adapted
 
@@ -211,7 +211,7 @@ tokens = int(sys.argv[2])
 loss = TokenLoss(adapted(SHAPES["Llama"], sys.argv[1]))
 cost = estimated_cost(loss, ROWS, ALONE, packed=True)
 before = resident("VmRSS")
-forward_and_backward(loss, example(ROWS, tokens, 512, ALONE, packed=True))
+forward_and_backward(loss, worst_micro_batch(ROWS, tokens, 512, ALONE, packed=True))
 print(cost.of(tokens), resident("VmHWM") - before)
 """
 
