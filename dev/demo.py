@@ -109,7 +109,7 @@ def serve() -> None:
 
 
 def ask_base(chat: Chat) -> None:
-    """What the model says before it has learnt anything."""
+    """What the model says before it has been trained."""
     step(f"asking the base model: {QUESTION}")
     _say(chat.ask(ENGINE, QUESTION))
 

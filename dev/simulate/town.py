@@ -52,7 +52,7 @@ PREPARED = AttemptOutcome(
     reason="Done",
     started_at=NOW - timedelta(minutes=5),
     ended_at=NOW - timedelta(minutes=4),
-    prepare=PrepareResult(rows=90, validation_rows=10, refused_rows=0, tokens=4000, learnt_tokens=1000, steps=30),
+    prepare=PrepareResult(rows=90, validation_rows=10, refused_rows=0, tokens=4000, loss_tokens=1000, steps=30),
 )
 
 

@@ -34,7 +34,7 @@ class DatasetFormat(StrEnum):
 
 
 class BadRow(StrEnum):
-    """What happens to a row that cannot be learnt from."""
+    """What happens to a row that cannot be trained on."""
 
     FAIL = "Fail"
     SKIP = "Skip"
@@ -59,8 +59,8 @@ class Dataset(Model):
     format: DatasetFormat = Field(
         DatasetFormat.AUTO,
         description="How a row says what to learn. Auto decides by the first row's fields: "
-        "messages; instruction and output; prompt and completion; text; or prompt, chosen and rejected, from which is "
-        "learnt what to prefer (DPO).",
+        "messages; instruction and output; prompt and completion; text; or prompt, chosen and rejected, which teach "
+        "what to prefer (DPO).",
     )
     validation_split: Annotated[
         str,
@@ -333,7 +333,9 @@ class Data(Model):
         0, description="Rows of more than maxSequenceLength tokens: cut, split or left out, as overlongRows says."
     )
     tokens: NonNegativeInt = Field(0, description="Tokens of the training rows, one pass.")
-    learnt_tokens: NonNegativeInt = Field(0, description="Of these, tokens with a loss: what the assistant says.")
+    loss_tokens: NonNegativeInt = Field(
+        0, description="Of these, the tokens that the loss counts: what the assistant says."
+    )
     steps: NonNegativeInt = Field(0, description="Optimizer steps that training will take.")
 
 

@@ -109,7 +109,7 @@ TRAINING_ARGUMENTS: Mapping[str, Foreign] = {
     "metric_for_best_model": _refused("The loss is what is measured.", "loss", "eval_loss"),
     "greater_is_better": _refused("The loss is what is measured."),
     "ignore_data_skip": _refused("A resumed training sees exactly the rows that are left."),
-    "dataloader_drop_last": _refused("Every row is learnt in each pass."),
+    "dataloader_drop_last": _refused("Every row is trained on in each pass."),
     "prediction_loss_only": _ignored("The loss is what is measured."),
     "include_for_metrics": _refused("The loss is what is measured.", []),
     "push_to_hub": _refused("The result goes to a volume.", ours="output.uri"),

@@ -286,7 +286,7 @@ class Reason(Explained):
     DATASET_NOT_FOUND = "DatasetNotFound", "There is no file at dataset.uri.", "Correct dataset.uri."
     DATASET_INVALID = (
         "DatasetInvalid",
-        "Rows cannot be learnt from; the message names the lines.",
+        "Rows cannot be trained on; the message names the lines.",
         "Mend the rows, or set dataset.onBadRow: Skip.",
     )
     DATASET_EMPTY = "DatasetEmpty", "The dataset has no row to learn from.", "Add rows."

@@ -49,7 +49,7 @@ class TrainingReport(Model):
     total_steps: NonNegativeInt = Field(0, description="Optimizer steps of the whole job; 0 while unknown.")
     epoch: FiniteFloat = Field(0.0, ge=0, description="Passes over the training rows done, with a fraction.")
     loss: FiniteFloat | None = Field(
-        None, description="Mean over what was learnt since the last report: nats a token, or a pair."
+        None, description="Mean loss since the last report, in nats for each loss token, or for each pair."
     )
     evaluation_loss: FiniteFloat | None = Field(
         None, description="Mean over the held-out tokens, or pairs, in nats; the newest one."

@@ -65,7 +65,7 @@ class PrepareResult(Model):
     refused_rows: Count
     overlong_rows: Count = 0
     tokens: Count
-    learnt_tokens: Count
+    loss_tokens: Count
     longest_row: Count = 0
     steps: Count
     refused: tuple[Annotated[str, StringConstraints(max_length=200)], ...] = Field((), max_length=5)

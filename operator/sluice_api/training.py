@@ -141,7 +141,7 @@ class Training(Model):
     overlong_rows: OverlongRows = Field(
         OverlongRows.TRUNCATE,
         description="A longer row: Truncate cuts its end off, and refuses it if no answer is left. Split makes several "
-        "rows of it, so that each token is learnt once. Drop leaves it out. All are counted.",
+        "rows of it, so that the loss counts each token once. Drop leaves it out. All are counted.",
     )
     batch_size: int = Field(8, ge=1, le=4096, description="Rows of one optimizer step.")
     batch_tokens: int | None = Field(
@@ -184,7 +184,7 @@ class Training(Model):
         Sharding.AUTO,
         description="Whether each of a job's GPUs keeps only a part of the weights, and with method Full of their "
         "gradients and moments too (FSDP2): less memory, more traffic. Auto does so when they would take more than two "
-        "thirds of a GPU. Of a model that is trained in parts, a pod that is lost without a word costs all steps since "
+        "thirds of a GPU. Where trained weights are sharded, a pod that is lost without a word costs the steps since "
         "the last checkpoint. QLoRA has none.",
     )
     seed: int = Field(42, ge=0, le=2_147_483_647, description="Seed of everything random.")

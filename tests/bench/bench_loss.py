@@ -27,10 +27,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sluice_trainer.train.loss import TILE_BYTES, cross_entropies
+from sluice_trainer.train.fused_cross_entropy import TILE_BYTES, fused_cross_entropy
 
 THREADS = 2
-ABBA = ("lean", "full", "full", "lean")
+ABBA = ("fused", "full", "full", "fused")
 REPEATS = 3
 
 
@@ -74,8 +74,8 @@ def measure(arm: str, setting: Setting) -> Cost:
     hidden = torch.randn(setting.positions, setting.hidden).requires_grad_()
     targets = torch.randint(0, setting.vocabulary, (setting.positions,))
     memory, cpu, wall = peak_mb(), time.process_time(), time.perf_counter()
-    if arm == "lean":
-        cross_entropies(hidden, head, targets).sum().backward()
+    if arm == "fused":
+        fused_cross_entropy(hidden, head, targets).sum().backward()
     else:
         cross_entropy(head(hidden).float(), targets, reduction="sum").backward()
     return Cost(peak_mb() - memory, time.process_time() - cpu, time.perf_counter() - wall)
@@ -101,7 +101,7 @@ def in_process(arm: str, setting: Setting) -> Cost:
 
 def line(setting: Setting) -> str:
     """One line of the table."""
-    costs: dict[str, list[Cost]] = {"full": [], "lean": []}
+    costs: dict[str, list[Cost]] = {"full": [], "fused": []}
     for arm in ABBA * setting.rounds:
         costs[arm].append(in_process(arm, setting))
     cells = [str(setting)]
@@ -112,8 +112,8 @@ def line(setting: Setting) -> str:
             f"{median(cpu):>8.2f} ({min(cpu):.2f} to {max(cpu):.2f})".ljust(28),
             f"{median(cost.wall_seconds for cost in found):>7.1f}",
         ]
-    full, lean = (median(cost.cpu_seconds for cost in costs[arm]) for arm in ("full", "lean"))
-    return "".join([*cells, f"{lean / full:>8.2f}"])
+    full, fused = (median(cost.cpu_seconds for cost in costs[arm]) for arm in ("full", "fused"))
+    return "".join([*cells, f"{fused / full:>8.2f}"])
 
 
 def product_speeds(positions: int, tokens: int, hidden: int) -> tuple[float, float]:
@@ -150,7 +150,7 @@ def main() -> None:
         cost = measure(arguments[0], Setting(vocabulary, hidden, bool(trained), 1, positions))
         sys.stdout.write(json.dumps(asdict(cost)))
         return
-    arms = "".join(f"{f'{arm} MB':>10}{'  CPU s (least to most)':<28}{'wall s':>7}" for arm in ("full", "lean"))
+    arms = "".join(f"{f'{arm} MB':>10}{'  CPU s (least to most)':<28}{'wall s':>7}" for arm in ("full", "fused"))
     head = f"{'vocabulary':>10}{'hidden':>8}{'head':>9}{arms}{'times':>8}"
     sys.stdout.write(f"{head}\n")
     for setting in SETTINGS:

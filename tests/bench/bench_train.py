@@ -2,10 +2,10 @@
 
 SmolLM2-135M-Instruct, LoRA of rank 16 on all linear layers, float32, two threads; one epoch of 64 conversations of
 log-normal length, of which the six longest have more than a third of all tokens. The answer, nearly half of each row,
-is learnt. Each training is a fresh process. Sluice and TRL tuned take turns in ABBA order, after one step of each that
-warms the disk's cache. Tokens a second are real ones, learnt or not, never padding, from the first step's begin to the
-last step's end. Goal: 1.25 times TRL tuned. The trainers count these tokens themselves; one that has left out any ends
-the benchmark.
+is in the loss. Each training is a fresh process. Sluice and TRL tuned take turns in ABBA order, after one step of each
+that warms the disk's cache. Tokens a second are real ones, in the loss or not, never padding, from the first step's
+begin to the last step's end. Goal: 1.25 times TRL tuned. The trainers count these tokens themselves; one that has left
+out any ends the benchmark.
 
 **Sluice** is the Train stage as in a pod, on rows that Prepare has left: eight rows a step, packed. It also makes a
 checkpoint every third step, which TRL is spared.
@@ -22,9 +22,9 @@ taken: bf16, because everything here is float32. It runs once, for information, 
 avx512_bf16 a step of TRL took two thirds of the CPU seconds in bf16, tuned a little more (once each, when this was
 written); a CPU without such instructions is slower in it.
 
-All get the same tokens, with the same of them learnt: TRL reads our Prepare's rows, so that tokenising is in nobody's
+All get the same tokens, with the same loss mask: TRL reads our Prepare's rows, so that tokenising is in nobody's
 seconds. Rank, alpha, learning rate (2e-4, constant), AdamW and clipping are the same too. `loss` is the mean over the
-last epoch's learnt tokens, each as it was when its step came. It tells whether all learn the same; small differences
+last epoch's loss tokens, each as it was when its step came. It tells whether all learn the same; small differences
 are the order of the rows and, for TRL tuned, which rows share a step.
 
 `by CPU` is the same ratio by the processor time of the same steps: what else the machine does changes it less, and it
@@ -90,9 +90,9 @@ def in_pairs(arms: dict[str, Callable[[], Run]]) -> dict[str, list[Run]]:
 
 def whole(task: Task, run: Run) -> Run:
     """A training that has left nothing out, or the end."""
-    expected = (task.result.tokens * train_task.EPOCHS, task.result.learnt_tokens * train_task.EPOCHS)
-    if (run.tokens, run.learnt) != expected:
-        raise SystemExit(f"trained on {run.tokens} tokens and learnt {run.learnt} of them, not {expected}")
+    expected = (task.result.tokens * train_task.EPOCHS, task.result.loss_tokens * train_task.EPOCHS)
+    if (run.tokens, run.loss_tokens) != expected:
+        raise SystemExit(f"trained on {run.tokens} tokens, {run.loss_tokens} of them in the loss, not {expected}")
     return run
 
 
@@ -101,7 +101,7 @@ def task_line(task: Task) -> str:
     found, lengths = task.result, task.prepared.training.lengths
     return (
         f"{found.rows} rows of {min(lengths)} to {max(lengths):,} tokens, median {median(lengths):.0f}; together "
-        f"{found.tokens:,}, {found.learnt_tokens / found.tokens:.0%} learnt; {found.steps} steps of "
+        f"{found.tokens:,}, {found.loss_tokens / found.tokens:.0%} in the loss; {found.steps} steps of "
         f"{train_task.BATCH_ROWS} rows; packs in a step of TRL tuned: {task.packs_per_step}"
     )
 

@@ -47,10 +47,10 @@ class Run:
     """Of all threads, from the first step's begin to the last one's end."""
     steps: int
     tokens: int
-    """Real ones that went through the model, learnt or not."""
-    learnt: int
+    """Real ones that went through the model, in the loss or not."""
+    loss_tokens: int
     loss: float
-    """Mean over the learnt tokens of the last epoch, in nats, each as it was when its step came."""
+    """Mean over the loss tokens of the last epoch, in nats, each as it was when its step came."""
     peak_mb: float
     cpu_seconds: float
     copies: tuple[float, ...] = ()
@@ -155,7 +155,7 @@ def by_ours(task: Task) -> Run:
     reports, steps = heard.of("report"), heard.of("step")
     rows = task.prepared.training
     plan = Steps(rows.lengths, task.job.stage("Train").spec.training)
-    learnt = [sum(int(rows[row].learnt.sum()) for row in plan.rows(step)) for step in range(len(steps))]
+    loss_tokens = [sum(int(rows[row].loss_mask.sum()) for row in plan.rows(step)) for step in range(len(steps))]
     begin = next(line for line in reports if line.fields["activity"] == Activity.TRAINING)
     copied = {line.fields["step"]: line.fields["seconds"] for line in heard.of("state copied")}
     return Run(
@@ -166,8 +166,8 @@ def by_ours(task: Task) -> Run:
         steps_cpu_seconds=steps[-1].cpu_seconds - begin.cpu_seconds,
         steps=len(steps),
         tokens=_tokens_of(task.job.work / "checkpoints"),
-        learnt=sum(learnt),
-        loss=_last_epoch([line.fields["loss"] for line in steps], learnt),
+        loss_tokens=sum(loss_tokens),
+        loss=_last_epoch([line.fields["loss"] for line in steps], loss_tokens),
         peak_mb=heard.peak_mb,
         cpu_seconds=heard.cpu_seconds,
         copies=tuple(copied.values()),
@@ -196,7 +196,7 @@ def by_trl(task: Task, arm: str, steps: int = -1) -> Run:
     )
     heard = listen(f"TRL {arm}", process, since)
     begin, ended = heard.of("begin")[0], heard.of("step")
-    learnt = [line.fields["learnt"] for line in ended]
+    loss_tokens = [line.fields["loss_tokens"] for line in ended]
     return Run(
         first_report=None,
         first_step_begins=begin.seconds,
@@ -205,8 +205,8 @@ def by_trl(task: Task, arm: str, steps: int = -1) -> Run:
         steps_cpu_seconds=ended[-1].cpu_seconds - begin.cpu_seconds,
         steps=len(ended),
         tokens=sum(line.fields["tokens"] for line in ended),
-        learnt=sum(learnt),
-        loss=_last_epoch([line.fields["loss"] for line in heard.of("loss")], learnt),
+        loss_tokens=sum(loss_tokens),
+        loss=_last_epoch([line.fields["loss"] for line in heard.of("loss")], loss_tokens),
         peak_mb=heard.peak_mb,
         cpu_seconds=heard.cpu_seconds,
     )
@@ -233,10 +233,10 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _last_epoch(losses: Sequence[float], learnt: Sequence[int]) -> float:
-    """The mean over learnt tokens, of the last epoch's share of the steps."""
+def _last_epoch(losses: Sequence[float], loss_tokens: Sequence[int]) -> float:
+    """The mean over the loss tokens, of the last epoch's share of the steps."""
     steps = -(-len(losses) // train_task.EPOCHS)
-    last = list(zip(losses, learnt, strict=True))[-steps:]
+    last = list(zip(losses, loss_tokens, strict=True))[-steps:]
     return sum(loss * tokens for loss, tokens in last) / sum(tokens for _, tokens in last)
 
 

@@ -1,4 +1,4 @@
-"""What both trainers learn in bench_train: its rows, and the settings that decide what is learnt.
+"""What both trainers learn in bench_train: its rows, and the settings that decide the result.
 
 Only the standard library is imported here: the seconds until a trainer's first step count this module's imports too.
 """
@@ -29,7 +29,7 @@ _WORDS = (
 
 
 def skewed_rows(count: int) -> list[dict[str, Any]]:
-    """Conversations of log-normal length; the answer, which is learnt, says the question's words in reverse."""
+    """Conversations of log-normal length; the answer, which the loss counts, says the question's words in reverse."""
     draw, words = random.Random(SEED), _WORDS.split()
     rows = []
     for _ in range(count):

@@ -2,7 +2,7 @@
 
 python -m tests.bench.trl_arm MODEL ROWS OUTPUT {tuned,defaults} PACKS STEPS
 
-ROWS is our Prepare's train.safetensors: the same tokens, and the same of them learnt. STEPS is -1 for all.
+ROWS is our Prepare's train.safetensors: the same tokens and the same loss mask. STEPS is -1 for all.
 """
 
 import json
@@ -32,10 +32,10 @@ class Told(SFTTrainer):
     ) -> tuple[list[Any], Any]:
         if self.state.global_step == 0:
             tell("begin")
-        batches, learnt = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, loss_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.step_tokens = sum(real_tokens(batch) for batch in batches)
-        self.step_learnt = int(learnt)
-        return batches, learnt
+        self.step_loss_tokens = int(loss_tokens)
+        return batches, loss_tokens
 
 
 class Teller(TrainerCallback):
@@ -46,7 +46,7 @@ class Teller(TrainerCallback):
 
     def on_step_end(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **_: object) -> None:
         assert self.trainer is not None
-        tell("step", tokens=self.trainer.step_tokens, learnt=self.trainer.step_learnt)
+        tell("step", tokens=self.trainer.step_tokens, loss_tokens=self.trainer.step_loss_tokens)
 
     def on_log(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: object
@@ -71,16 +71,16 @@ def rows_of(file: Path) -> Dataset:
     laid = load_file(file)
     spans = list(zip(laid["offsets"][:-1], laid["offsets"][1:], strict=True))
     ids = [laid["input_ids"][start:stop] for start, stop in spans]
-    learnt = [laid["learnt"][start:stop].astype(bool) for start, stop in spans]
+    loss_mask = [laid["loss_mask"][start:stop].astype(bool) for start, stop in spans]
     labels = [
         [int(token) if known else IGNORED for token, known in zip(row, of_row, strict=True)]
-        for row, of_row in zip(ids, learnt, strict=True)
+        for row, of_row in zip(ids, loss_mask, strict=True)
     ]
     return Dataset.from_dict({"input_ids": [row.tolist() for row in ids], "labels": labels})
 
 
 def settings(output: str, arm: str, packs: int, steps: int) -> SFTConfig:
-    """What is learnt is as in our job. float32 everywhere: this is the only thing that the defaults don't decide."""
+    """Our job's own settings where they decide the result; float32 everywhere, which alone no default decides."""
     same: dict[str, Any] = {
         "output_dir": output,
         "num_train_epochs": train_task.EPOCHS,

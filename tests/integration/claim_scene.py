@@ -33,7 +33,7 @@ MODEL = f"pvc://{VOLUME}/tiny"
 PREPARED = StageOutcome(
     reason="Done",
     prepare=PrepareResult(
-        rows=90, validation_rows=10, refused_rows=0, tokens=9000, learnt_tokens=4000, longest_row=100, steps=30
+        rows=90, validation_rows=10, refused_rows=0, tokens=9000, loss_tokens=4000, longest_row=100, steps=30
     ),
 )
 TRAINED = StageOutcome(reason="Done", train=TrainResult(step=30, total_steps=30, checkpoint_step=30))

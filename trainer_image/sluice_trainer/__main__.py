@@ -1,16 +1,16 @@
 """One stage, one process: `python3 -m sluice_trainer prepare|train|export` with a StageSpec in SLUICE_STAGE.
 
 Here, and nowhere else, exceptions become outcomes. SIGTERM is handled from the first line on, and nothing heavy is
-imported before the first report is out. `python3 -m sluice_trainer run` does all three without a cluster (alone.py).
+imported before the first report is out. `python3 -m sluice_trainer run` does all three, without a cluster.
 """
 # ruff: noqa: E402
 
 import sys
 
 if sys.argv[1:2] not in (["prepare"], ["train"], ["export"]):
-    from sluice_trainer import alone
+    from sluice_trainer import local_run
 
-    sys.exit(alone.main(sys.argv[1:]))
+    sys.exit(local_run.main(sys.argv[1:]))
 
 from sluice_trainer.signals import Save, StopSignal
 
@@ -33,7 +33,7 @@ from sluice_api.stages import MAX_OUTCOME_BYTES, ExitCode, Stage, StageOutcome, 
 from sluice_api.training import Method
 from sluice_trainer import failpoints, local_ranks, logs
 from sluice_trainer.errors import PeerLost, StageError
-from sluice_trainer.gpu_errors import is_of_the_gpu
+from sluice_trainer.gpu_errors import is_gpu_error
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter, SilentReporter
 
@@ -48,15 +48,15 @@ def main() -> NoReturn:
         logs.always(rank=rank.number)
     reporter = (Reporter if rank.leads else SilentReporter)(stage.attempt, os.environ.get(REPORT_URL_ENV))
     reporter.start()  # before SIGTERM may end it
-    STOP.ends_by(lambda error, save: _stopped(error, save, rank, reporter))
-    _quiet_libraries(stage)
-    outcome, code = _ended(lambda: _run(stage, rank, reporter))
-    STOP.decide()
+    STOP.set_end_handler(lambda error, save: _end_early(error, save, rank, reporter))
+    _configure_libraries(stage)
+    outcome, code = _outcome_of(lambda: _run(stage, rank, reporter))
+    STOP.claim_end()
     _end(outcome, code, reporter)
 
 
 def _stage() -> StageSpec:
-    """What to do. An operator of another version may send what this image doesn't know."""
+    """Read the StageSpec. An operator of another version may send one that this image doesn't know."""
     try:
         stage = StageSpec.model_validate_json(os.environ.get(STAGE_ENV, ""))
     except ValidationError as error:
@@ -69,7 +69,7 @@ def _stage() -> StageSpec:
 
 
 def _run(stage: StageSpec, rank: Rank, reporter: Reporter) -> StageOutcome:
-    """Each stage imports what it needs only now: torch alone takes seconds."""
+    """Run the stage. Each imports what it needs only here: torch alone takes seconds."""
     failpoints.reached("stage-begins")
     match stage.stage:
         case Stage.PREPARE:
@@ -88,7 +88,7 @@ def _run(stage: StageSpec, rank: Rank, reporter: Reporter) -> StageOutcome:
             try:
                 result = train(stage, rank, reporter, STOP)
             except PeerLost as lost:
-                STOP.end(lost, patience=STOP.PEER_PATIENCE)
+                STOP.end(lost, patience=STOP.PEER_PATIENCE_SECONDS)
             return StageOutcome(reason=Reason.DONE, train=result if rank.leads else None)
         case Stage.EXPORT:
             with importing():
@@ -97,8 +97,8 @@ def _run(stage: StageSpec, rank: Rank, reporter: Reporter) -> StageOutcome:
             return StageOutcome(reason=Reason.DONE, export=export(stage, reporter))
 
 
-def _stopped(error: StageError | None, save: Save | None, rank: Rank, reporter: Reporter) -> NoReturn:
-    """SIGTERM came, or the group has failed. The main thread may go on with its step until the process ends."""
+def _end_early(error: StageError | None, save: Save | None, rank: Rank, reporter: Reporter) -> NoReturn:
+    """End the process after SIGTERM or a failure of the group. The main thread may still be in a step meanwhile."""
     error = error or StageError(Reason.REQUEUED, "Told to stop", ExitCode.REQUEUE)
     logs.info("stops", reason=error.reason)
 
@@ -117,11 +117,11 @@ def _stopped(error: StageError | None, save: Save | None, rank: Rank, reporter: 
             rest = "there was nothing to save yet." if rank.leads else "what there is to save is rank 0's."
         return StageOutcome(reason=error.reason, message=f"{error.message}; {rest}", train=result)
 
-    outcome, code = _ended(saved)
+    outcome, code = _outcome_of(saved)
     _end(outcome, error.code if outcome.reason == error.reason else code, reporter)
 
 
-def _ended(work: Callable[[], StageOutcome]) -> tuple[StageOutcome, ExitCode]:
+def _outcome_of(work: Callable[[], StageOutcome]) -> tuple[StageOutcome, ExitCode]:
     try:
         return work(), ExitCode.DONE
     except StageError as error:
@@ -135,10 +135,10 @@ def _ended(work: Callable[[], StageOutcome]) -> tuple[StageOutcome, ExitCode]:
         if "DefaultCPUAllocator" in str(error):
             return _out_of_memory("host")
         traceback.print_exc()
-        last_words = traceback.format_exception_only(error)[-1].strip()
-        if is_of_the_gpu(last_words):
-            return StageOutcome(reason=Reason.GPU_FAILED, message=last_words[:2000]), ExitCode.INTERNAL
-        return StageOutcome(reason=Reason.TRAINER_FAILED, message=last_words[:2000]), ExitCode.INTERNAL
+        last_line = traceback.format_exception_only(error)[-1].strip()
+        if is_gpu_error(last_line):
+            return StageOutcome(reason=Reason.GPU_FAILED, message=last_line[:2000]), ExitCode.INTERNAL
+        return StageOutcome(reason=Reason.TRAINER_FAILED, message=last_line[:2000]), ExitCode.INTERNAL
 
 
 def _out_of_memory(where: str) -> tuple[StageOutcome, ExitCode]:
@@ -148,7 +148,7 @@ def _out_of_memory(where: str) -> tuple[StageOutcome, ExitCode]:
 
 
 def _end(outcome: StageOutcome, code: ExitCode, reporter: Reporter) -> NoReturn:
-    """The one way out: outcome, last report, exit. Only for the thread that came first, by StopSignal.decide."""
+    """End the process: write the outcome, send the last report, exit. Only for the thread that StopSignal chose."""
     _write_outcome(outcome, code)
     changes: dict[str, Any] = {"activity": Activity.FINISHED} if code == ExitCode.DONE else {}
     if outcome.train is not None:
@@ -161,19 +161,19 @@ def _end(outcome: StageOutcome, code: ExitCode, reporter: Reporter) -> NoReturn:
 
 def _write_outcome(outcome: StageOutcome, code: ExitCode) -> None:
     file = Path(os.environ.get(local_ranks.OUTCOME_ENV, TERMINATION_FILE))
-    file.write_text(_fitting(outcome), encoding="utf-8")
+    file.write_text(_json_within_limit(outcome), encoding="utf-8")
     logs.info("end", code=int(code), **outcome.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
-def _fitting(outcome: StageOutcome) -> str:
-    """The outcome as JSON, with its message cut until the kubelet keeps all of it."""
+def _json_within_limit(outcome: StageOutcome) -> str:
+    """The outcome as JSON, with a message so short that the kubelet keeps all of it."""
     while len((text := outcome.to_json()).encode()) > MAX_OUTCOME_BYTES and outcome.message:
         outcome = outcome.model_copy(update={"message": outcome.message[: len(outcome.message) * 9 // 10]})
     return text
 
 
-def _quiet_libraries(stage: StageSpec) -> None:
-    """Set, before they are imported, what libraries read from the environment."""
+def _configure_libraries(stage: StageSpec) -> None:
+    """Set the environment variables that libraries read when they are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

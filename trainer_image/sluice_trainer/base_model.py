@@ -1,4 +1,4 @@
-"""The base model: where its folder is, and whether it is one that can be trained."""
+"""The base model: where its folder is, and whether it can be trained."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from sluice_api.artifacts import model_fingerprint, stray_link
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
 from sluice_trainer.errors import StageError
-from sluice_trainer.places import inside_claim, neighbours
+from sluice_trainer.paths import describe_siblings, resolve_in_claim
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -27,7 +27,7 @@ class BaseModel:
 
     @property
     def fingerprint(self) -> str:
-        """Tells it apart from every other base model."""
+        """A digest that differs for every other base model."""
         return model_fingerprint(self.folder)
 
 
@@ -43,11 +43,11 @@ def locate(uri: str, revision: str = "") -> BaseModel:
 
         folder, revision = hub.model_folder(uri, revision)
     else:
-        found = inside_claim(path)
+        found = resolve_in_claim(path)
         if found is None:
             raise StageError(
                 Reason.MODEL_NOT_FOUND,
-                f"model.uri {uri}: there is no such folder. {neighbours(path)} Correct model.uri.",
+                f"model.uri {uri}: there is no such folder. {describe_siblings(path)} Correct model.uri.",
             )
         folder = found
     config = _checked_config(uri, folder)
@@ -90,7 +90,7 @@ def require_same(base: BaseModel, fingerprint: str) -> None:
 
 
 def _checked_config(uri: str, folder: Path) -> dict[str, Any]:
-    """config.json of a folder that is a model, or why it isn't one."""
+    """Read config.json of a model's folder, and check that the folder can be trained."""
     invalid = f"model.uri {uri} is no model that can be trained:"
     if not folder.is_dir():
         raise StageError(Reason.MODEL_INVALID, f"{invalid} it is a file. Name the folder that has config.json.")
@@ -130,7 +130,7 @@ def _checked_config(uri: str, folder: Path) -> dict[str, Any]:
 
 
 def _hub_kernel(config: Any) -> str | None:
-    """The first kernel that a configuration, or one inside it, asks for: org/name as the implementation of a layer."""
+    """The first kernel that a configuration, or a nested one, names: org/name as the implementation of a layer."""
     if not isinstance(config, dict):
         return None
     for key, value in config.items():

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there, whatever happens while they are written.
+"""Files and folders that are either whole or absent, whatever happens while they are written.
 
 A folder is written under another name, with its manifest last, made durable, and then renamed. Every file is
 readable by other users: the engine that serves an adapter runs under another uid than the trainer.
@@ -69,7 +69,7 @@ def remove_unfinished(parent: Path) -> None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file that is there whole and durably, or as it was before."""
+    """Write a file atomically and durably: after a crash it is whole, or as it was before."""
     unfinished = path.with_name(f"{_UNFINISHED}{path.name}-{uuid.uuid4().hex[:8]}")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.chmod(0o644)
@@ -87,7 +87,7 @@ def digests(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, s
 
 
 def read_manifest(folder: Path, manifest: type[M]) -> M | None:
-    """The folder's manifest; None when there is none, or it is not one."""
+    """Read the folder's manifest; None if it is missing or invalid."""
     try:
         return manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValidationError):

@@ -15,7 +15,7 @@ class StageError(Exception):
 
 
 class PeerLost(StageError):
-    """Another process of the group is gone. What this one has is saved, and another attempt goes on from there."""
+    """Another process of the group is gone. This one saves its state, and another attempt goes on from there."""
 
     def __init__(self, who: str = "Another rank") -> None:
         super().__init__(Reason.POD_LOST, f"{who} of the group is gone", ExitCode.REQUEUE)

@@ -16,12 +16,12 @@ Place = Literal[
     "forward",  # each micro-batch
     "backward",
     "update-begins",
-    "update-half-done",  # new weights, old position
+    "update-half-done",  # new weights, old progress
     "update-done",
     "state-copied",  # nothing of it is written yet
     "folder-made",
     "tensors-written",
-    "standing-written",
+    "progress-written",
     "folder-written",  # its manifest too, but nothing of it is durable
     "folder-synced",
     "folder-set-aside",  # a damaged one of the same name

@@ -1,6 +1,6 @@
-"""Which errors are the GPU's own: another one would not have them."""
+"""Tells errors of the GPU itself from others: on another GPU they would not occur."""
 
-_OF_THE_GPU = (
+_GPU_ERROR_PHRASES = (
     "uncorrectable ecc error",
     "uncorrectable nvlink error",
     "over nvlink or a hardware error",
@@ -13,10 +13,10 @@ _OF_THE_GPU = (
     "cuda error: unknown error",
     "cuda unknown error",
 )
-"""What cudaGetErrorString and NVML say of them, in lower case. Not among them: errors of a kernel, such as an illegal
+"""Texts of cudaGetErrorString and NVML, in lower case. Not among them: errors of a kernel, such as an illegal
 address or a failed assertion, which a bug makes just as well."""
 
 
-def is_of_the_gpu(text: str) -> bool:
+def is_gpu_error(text: str) -> bool:
     """Whether an error's text says that the GPU, its memory or its links have failed."""
-    return any(phrase in text.lower() for phrase in _OF_THE_GPU)
+    return any(phrase in text.lower() for phrase in _GPU_ERROR_PHRASES)

@@ -21,7 +21,7 @@ from sluice_api.pods import disk_room
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer.errors import StageError
-from sluice_trainer.places import scratch
+from sluice_trainer.paths import scratch_folder
 
 _MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 
@@ -44,19 +44,19 @@ class HubPath:
 
 
 def model_folder(uri: str, revision: str = "") -> tuple[Path, str]:
-    """Fetch a model's configuration, tokenizer and safetensors weights: the folder, and the commit it is at.
+    """Fetch a model's configuration, tokenizer and safetensors weights. Returns the folder and its commit.
 
     Args:
         uri: hf://org/name@revision.
-        revision: A commit that takes the place of the address's own revision: what an earlier stage used.
+        revision: A commit that an earlier stage used; it replaces the address's own revision.
     """
     source = HubPath.parse(uri)
-    with _failures(uri, "model.uri", Reason.MODEL_NOT_FOUND):
+    with _download_errors(uri, "model.uri", Reason.MODEL_NOT_FOUND):
         download = partial(
             snapshot_download,
             source.repository,
             revision=revision or source.revision,
-            cache_dir=scratch("hub"),
+            cache_dir=scratch_folder("hub"),
             allow_patterns=list(_MODEL_FILES),
         )
         _check_room(uri, "model.uri", download(dry_run=True))
@@ -72,27 +72,27 @@ def dataset_file(uri: str) -> Path:
             Reason.DATASET_NOT_FOUND,
             f"dataset.uri {uri} names a repository. Name one file of it: {uri.rstrip('/')}/<file>.jsonl.",
         )
-    with _failures(uri, "dataset.uri", Reason.DATASET_NOT_FOUND):
+    with _download_errors(uri, "dataset.uri", Reason.DATASET_NOT_FOUND):
         download = partial(
             hf_hub_download,
             source.repository,
             source.path,
             repo_type="dataset",
             revision=source.revision,
-            cache_dir=scratch("hub"),
+            cache_dir=scratch_folder("hub"),
         )
         _check_room(uri, "dataset.uri", [download(dry_run=True)])
         return Path(download())
 
 
 def _check_room(uri: str, field: str, files: Iterable[DryRunFileInfo]) -> None:
-    """Refuse, before it begins, a download that would fill the disk: others' pods would be evicted from the node too.
+    """Refuse a download that would fill the node's disk, before it begins: other pods would be evicted too.
 
     Raises:
         StageError: DownloadFailed, with both sizes.
     """
     size = sum(file.file_size or 0 for file in files if file.will_download)
-    room = disk_room(scratch("hub"))
+    room = disk_room(scratch_folder("hub"))
     if size > room:
         raise StageError(
             Reason.DOWNLOAD_FAILED,
@@ -102,8 +102,8 @@ def _check_room(uri: str, field: str, files: Iterable[DryRunFileInfo]) -> None:
 
 
 @contextmanager
-def _failures(uri: str, field: str, not_found: Reason) -> Iterator[None]:
-    """Say of a failed download whether the address is wrong or the network is."""
+def _download_errors(uri: str, field: str, not_found: Reason) -> Iterator[None]:
+    """Turn a failed download into an error that says whether the address or the network is wrong."""
     try:
         yield
     except GatedRepoError as error:

@@ -1,4 +1,4 @@
-"""Which layers of a model an adapter may have, and which of them a job means."""
+"""The layers of a model that an adapter may have, and those that lora.targetModules selects."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -16,19 +16,20 @@ _WILD = "*?["
 
 
 def linear_layers(model: "PreTrainedModel") -> list[str]:
-    """The whole names of all linear layers but the output head."""
+    """Full names of all linear layers but the output head."""
     from torch import nn
 
     head = model.get_output_embeddings()
     return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
 
 
-def chosen(layers: Sequence[str], targets: Sequence[str]) -> list[str]:
-    """The layers that lora.targetModules means, as PEFT and vLLM read them: by their last names where these mean
-    no other layer, else by their whole names. All layers when it names none.
+def target_layers(layers: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """Select layers by lora.targetModules, for PEFT and vLLM; all layers if it is empty.
+
+    Returns their last names where those match no other layer, else their full names.
 
     Raises:
-        StageError: ModelInvalid, when a name or pattern means no layer, or there is none at all.
+        StageError: ModelInvalid, when a name or pattern matches no layer, or the model has none.
     """
     if not layers:
         raise StageError(
@@ -38,7 +39,7 @@ def chosen(layers: Sequence[str], targets: Sequence[str]) -> list[str]:
         )
     found = set[str]() if targets else set(layers)
     for target in targets:
-        matching = {layer for layer in layers if _means(target, layer)}
+        matching = {layer for layer in layers if _matches(target, layer)}
         if not matching:
             raise StageError(Reason.MODEL_INVALID, _no_layer(target, layers))
         found |= matching
@@ -48,11 +49,11 @@ def chosen(layers: Sequence[str], targets: Sequence[str]) -> list[str]:
 
 
 def check_rank(model: "PreTrainedModel", names: Sequence[str], lora: Lora) -> None:
-    """Refuse a rank that none of the chosen layers can have: beyond the smaller of its sides nothing is gained.
+    """Refuse a rank that is more than the smaller side of each target layer: beyond it nothing is gained.
 
     Args:
         model: The model, with or without weights.
-        names: What `chosen` says.
+        names: What `target_layers` returned.
         lora: The adapter's settings.
 
     Raises:
@@ -61,7 +62,7 @@ def check_rank(model: "PreTrainedModel", names: Sequence[str], lora: Lora) -> No
     most = max(
         min(model.get_submodule(layer).weight.shape)
         for layer in linear_layers(model)
-        if any(_means(name, layer) for name in names)
+        if any(_matches(name, layer) for name in names)
     )
     if lora.rank > most:
         raise StageError(
@@ -71,7 +72,7 @@ def check_rank(model: "PreTrainedModel", names: Sequence[str], lora: Lora) -> No
         )
 
 
-def _means(target: str, layer: str) -> bool:
+def _matches(target: str, layer: str) -> bool:
     if any(letter in target for letter in _WILD):
         return fnmatchcase(layer, target)
     return layer == target or layer.endswith(f".{target}")

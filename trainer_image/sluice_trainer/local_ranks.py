@@ -1,4 +1,4 @@
-"""The processes of a pod's other GPUs: started by the first one's, watched by it, and gone when it is."""
+"""The processes of a pod's other GPUs. The process of the first GPU starts and watches them; they end with it."""
 
 import os
 import signal
@@ -24,11 +24,11 @@ MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 
 
 def start(rank: Rank, stop: StopSignal) -> None:
-    """Start the pod's other processes. One that fails ends the pod, for its own reason.
+    """Start the pod's other processes. If one fails, the whole pod ends, with that reason.
 
     They are started before anything heavy is imported, because each of them imports it too.
     """
-    # In a pod the operator has said it; here is a machine of one's own.
+    # In a pod the operator sets it; this is for a run without a cluster.
     os.environ.setdefault(pods.THREADS_ENV, str(max(1, (os.cpu_count() or 1) // rank.gpus)))
     outcomes = Path(tempfile.mkdtemp(prefix="sluice-ranks-"))
     for gpu in range(1, rank.gpus):
@@ -42,7 +42,7 @@ def start(rank: Rank, stop: StopSignal) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it is gone, however that came: then its end of stdin closes."""
+    """End this process when the process that started it is gone: stdin, a pipe from there, closes then."""
 
     def wait() -> None:
         sys.stdin.buffer.read()
@@ -56,11 +56,11 @@ def _watch(gpu: int, process: subprocess.Popen[bytes], outcome: Path, stop: Stop
     if code == ExitCode.DONE:
         return
     error = _error(gpu, code, outcome)
-    stop.end(error, patience=stop.PEER_PATIENCE if isinstance(error, PeerLost) else 0)
+    stop.end(error, patience=stop.PEER_PATIENCE_SECONDS if isinstance(error, PeerLost) else 0)
 
 
 def kills_for_memory(events: Path) -> int:
-    """How many processes of this container the kernel has killed for want of memory, as its cgroup (v2) counts them."""
+    """Processes of this container that the kernel has killed for lack of memory, as counted by its cgroup (v2)."""
     try:
         lines = events.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -69,7 +69,7 @@ def kills_for_memory(events: Path) -> int:
 
 
 def _error(gpu: int, code: int, file: Path) -> StageError:
-    """Why a process of this pod has ended."""
+    """The error for a process of this pod that has failed."""
     try:
         outcome = StageOutcome.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):

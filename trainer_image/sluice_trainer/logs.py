@@ -14,7 +14,7 @@ _ALWAYS: dict[str, object] = {}
 
 
 def always(**fields: object) -> None:
-    """Give each line from now on these fields."""
+    """Add these fields to each line from now on."""
     _ALWAYS.update(fields)
 
 

@@ -40,20 +40,20 @@ _FIGURES = {
 }
 
 
-def show(**figures: float | None) -> None:
-    """Set figures by the names that reports give them; those that are not known stay."""
+def set_gauges(**figures: float | None) -> None:
+    """Set gauges by the names of a report's fields; None leaves a gauge as it is."""
     for name, value in figures.items():
         if value is not None:
             _FIGURES[name].set(value)
 
 
-def follow(reporter: Reporter) -> None:
-    """Let the activity be what the reporter says, whenever it is asked for."""
+def follow_activity(reporter: Reporter) -> None:
+    """Take the activity from the reporter, at each scrape."""
     for activity in Activity:
-        _ACTIVITY.labels(activity).set_function(partial(_does, reporter, activity))
+        _ACTIVITY.labels(activity).set_function(partial(_is_activity, reporter, activity))
 
 
-def _does(reporter: Reporter, activity: Activity) -> float:
+def _is_activity(reporter: Reporter, activity: Activity) -> float:
     return float(reporter.activity is activity)
 
 

@@ -1,4 +1,4 @@
-"""The tokenised rows, as Prepare leaves them in <work>/prepared/ and Train and Export read them."""
+"""The tokenised rows in <work>/prepared/, which Prepare writes, and Train and Export read."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ VALIDATION = "validation.safetensors"
 
 
 class PreparedManifest(Model):
-    """prepared/manifest.json: what the rows were made from, and what came of it."""
+    """prepared/manifest.json: what the rows were made from, and Prepare's result."""
 
-    format: Literal["sluice.prepared/v2"] = "sluice.prepared/v2"
+    format: Literal["sluice.prepared/v3"] = "sluice.prepared/v3"
     plan: str
     """plan.plan_digest of the StageSpec that they were made for."""
     files: dict[str, str]
@@ -42,10 +42,11 @@ class PreparedManifest(Model):
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row: its tokens, and which of them are learnt (1) or only read (0). A pair is both of its rows end to end."""
+    """One row: its tokens and their loss mask. A pair is both of its rows end to end."""
 
     input_ids: NDArray[np.int32]
-    learnt: NDArray[np.uint8]
+    loss_mask: NDArray[np.uint8]
+    """1 for a token that the loss counts, 0 for one that the model only reads."""
     line: int = 0
     """Where it is in the dataset, counted from 1; 0 when it is not of the dataset."""
     split: int = 0
@@ -53,19 +54,19 @@ class TokenRow:
 
     @classmethod
     def pair(cls, chosen: "TokenRow", rejected: "TokenRow") -> "TokenRow":
-        """Two rows as one, of which the first is the better one."""
-        ids, learnt = ((getattr(chosen, name), getattr(rejected, name)) for name in ("input_ids", "learnt"))
-        return cls(np.concatenate(ids), np.concatenate(learnt), chosen.line, len(chosen.input_ids))
+        """Join two rows into a pair."""
+        ids, mask = ((getattr(chosen, name), getattr(rejected, name)) for name in ("input_ids", "loss_mask"))
+        return cls(np.concatenate(ids), np.concatenate(mask), chosen.line, len(chosen.input_ids))
 
     def answers(self) -> "tuple[TokenRow, TokenRow]":
-        """The chosen and the rejected row of a pair."""
+        """Split a pair into its chosen and its rejected row."""
         return self.part(0, self.split), self.part(self.split, len(self.input_ids))
 
     def part(self, start: int, stop: int) -> "TokenRow":
-        """Some of its tokens as a row: nothing predicts the first one."""
-        learnt = self.learnt[start:stop].copy()
-        learnt[0] = 0
-        return TokenRow(self.input_ids[start:stop], learnt, self.line)
+        """Cut out some tokens as a row. The loss does not count the first one, which nothing predicts."""
+        loss_mask = self.loss_mask[start:stop].copy()
+        loss_mask[0] = 0
+        return TokenRow(self.input_ids[start:stop], loss_mask, self.line)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class TokenRows:
     """Rows laid end to end: row i is [offsets[i], offsets[i + 1])."""
 
     input_ids: NDArray[np.int32]
-    learnt: NDArray[np.uint8]
+    loss_mask: NDArray[np.uint8]
     offsets: NDArray[np.int64]
     lines: NDArray[np.int64]
     """The dataset's line of each row, counted from 1; the same for all parts of a row that was split."""
@@ -86,7 +87,7 @@ class TokenRows:
         rows = list(rows)
         return cls(
             np.concatenate([np.empty(0, np.int32), *(row.input_ids for row in rows)]),
-            np.concatenate([np.empty(0, np.uint8), *(row.learnt for row in rows)]),
+            np.concatenate([np.empty(0, np.uint8), *(row.loss_mask for row in rows)]),
             np.cumsum([0, *(len(row.input_ids) for row in rows)], dtype=np.int64),
             np.array([row.line for row in rows], np.int64),
             np.array([row.split for row in rows], np.int64),
@@ -101,7 +102,7 @@ class TokenRows:
         return [int(length) for length in np.diff(self.offsets)]
 
     def sizes(self, indices: Sequence[int], *, packed: bool) -> list[int]:
-        """Tokens that rows take in a micro-batch: side by side, both sides of a pair are as long as the longer."""
+        """Tokens that rows take in a micro-batch, with the padding between the two sides of a pair unless packed."""
         chosen = np.asarray(indices, np.int64)
         lengths, splits = self.offsets[chosen + 1] - self.offsets[chosen], self.splits[chosen]
         if not packed:
@@ -110,17 +111,17 @@ class TokenRows:
 
     @property
     def longest_sequence(self) -> int:
-        """Most tokens that the model sees as one sequence: of a pair, its longer side."""
+        """Tokens of the longest sequence that the model sees; the two sides of a pair are two sequences."""
         return int(np.maximum(self.splits, np.diff(self.offsets) - self.splits).max())
 
     def __getitem__(self, index: int) -> TokenRow:
         span = slice(self.offsets[index], self.offsets[index + 1])
-        return TokenRow(self.input_ids[span], self.learnt[span], int(self.lines[index]), int(self.splits[index]))
+        return TokenRow(self.input_ids[span], self.loss_mask[span], int(self.lines[index]), int(self.splits[index]))
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that Prepare hands over."""
+    """Everything that Prepare leaves."""
 
     manifest: PreparedManifest
     training: TokenRows
@@ -128,7 +129,7 @@ class Prepared:
 
 
 def write_rows(folder: Path, training: TokenRows, validation: TokenRows) -> None:
-    """Write both halves; the manifest is the caller's, last."""
+    """Write training and held-out rows. The caller writes the manifest, last."""
     for name, rows in ((TRAINING, training), (VALIDATION, validation)):
         save_file(vars(rows), folder / name)
 

@@ -1,4 +1,4 @@
-"""Which of a group's processes this one is: a training has one for each GPU of each of its pods."""
+"""The rank of this process: a training has one process for each GPU of each of its pods."""
 
 import os
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from sluice_api.pods import INDEX_ENV
 from sluice_api.stages import Stage, StageSpec
 
 LOCAL_ENV = "SLUICE_LOCAL_RANK"
-"""Which GPU of its pod a process has. Not LOCAL_RANK, from which libraries make groups of their own."""
+"""The index of a process's GPU in its pod. Not called LOCAL_RANK, because libraries act on that."""
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,13 @@ class Rank:
 
     pod: int = 0
     gpu: int = 0
-    """Which one of the pod's GPUs; the process of the first one starts the others."""
+    """Index of the GPU in its pod. The process of the first GPU starts the others."""
     pods: int = 1
     gpus: int = 1
 
     @classmethod
     def here(cls, stage: StageSpec) -> "Rank":
-        """This process; only Train has more than one."""
+        """The rank of this process. Only Train has more than one process."""
         if stage.stage is not Stage.TRAIN:
             return cls()
         resources = stage.spec.resources
@@ -42,5 +42,5 @@ class Rank:
 
     @property
     def leads(self) -> bool:
-        """The one process that reports, saves and has the result."""
+        """Whether this is the leader: it reports, saves and has the result."""
         return self.number == 0

@@ -1,4 +1,4 @@
-"""Reports to the operator: where training is, at most once a second, and never at training's cost."""
+"""Reports to the operator: how far training is, at most once a second, without slowing training down."""
 
 import http.client
 import ssl
@@ -13,16 +13,17 @@ from sluice_api.pods import TOKEN_FILE, TRUST_FILE
 from sluice_api.reports import TRAINING_REPORTS_PATH, Activity, TrainingReport
 from sluice_trainer import logs
 
-INTERVAL = 1.0
+INTERVAL_SECONDS = 1.0
 """Seconds between two reports that only differ in their numbers."""
-TIMEOUT = 2.0
-"""Seconds that one post may take."""
-LONGEST_PAUSE = 10.0
+TIMEOUT_SECONDS = 2.0
+"""Seconds that one request may take."""
+MAX_PAUSE_SECONDS = 10.0
+"""Between two tries to reach the operator."""
 
-_BACKLOG = 16
-"""Reports that must go out and wait behind a slow one; the oldest give way."""
-_NO_TOKEN_FITS = (401, 403, 409)
-_TOO_EARLY = (429, 503)
+_BACKLOG_REPORTS = 16
+"""Reports that wait behind a slow one; beyond that, the oldest are dropped."""
+_REJECTED_STATUSES = (401, 403, 409)
+_RETRIED_STATUSES = (429, 503)
 
 
 class Reporter:
@@ -45,12 +46,12 @@ class Reporter:
         self._trust_file = trust_file
         self._sequence = 0
         self._loss_sum, self._loss_count = 0.0, 0
-        self._due: deque[TrainingReport] = deque(maxlen=_BACKLOG)
+        self._queue: deque[TrainingReport] = deque(maxlen=_BACKLOG_REPORTS)
         self._changed = False
         self._closing = False
         self._condition = threading.Condition()
         self._not_before = 0.0
-        self._ordinary_from = 0.0
+        self._numbers_not_before = 0.0
         self._refused: set[int] = set()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
@@ -61,11 +62,11 @@ class Reporter:
 
     def start(self) -> None:
         """Send the first report."""
-        self._due.append(self._made())
+        self._queue.append(self._next_report())
         self._thread.start()
 
     def update(self, *, loss_sum: float = 0.0, loss_count: int = 0, **changes: Any) -> None:
-        """Change fields of the report; losses are added up until a report takes their mean."""
+        """Change fields of the report. Losses are summed until a report has their mean."""
         with self._condition:
             before = self._newest
             self._newest = before.model_copy(update=changes)
@@ -73,22 +74,22 @@ class Reporter:
             self._loss_count += loss_count
             self._changed = True
             if (before.activity, before.checkpoint_step) != (self._newest.activity, self._newest.checkpoint_step):
-                self._due.append(self._made())
+                self._queue.append(self._next_report())
             self._condition.notify()
 
-    def close(self, seconds: float = TIMEOUT, **changes: Any) -> None:
-        """Send the last report, and give it so many seconds to arrive."""
+    def close(self, seconds: float = TIMEOUT_SECONDS, **changes: Any) -> None:
+        """Send the last report, and wait at most so many seconds until it has arrived."""
         with self._condition:
             if not self._closing:
                 self._newest = self._newest.model_copy(update=changes)
-                self._due.append(self._made())
+                self._queue.append(self._next_report())
                 self._closing = True
                 self._not_before = 0.0
             self._condition.notify()
         self._thread.join(seconds)
 
-    def _made(self) -> TrainingReport:
-        """The newest state with the next sequence number. Called with the condition held, or before any thread."""
+    def _next_report(self) -> TrainingReport:
+        """Make a report of the newest state. The caller holds the condition, or no thread runs yet."""
         self._sequence += 1
         changes: dict[str, Any] = {"sequence": self._sequence}
         if self._loss_count:
@@ -100,35 +101,35 @@ class Reporter:
         return self._newest
 
     def _run(self) -> None:
-        pause = INTERVAL / 2
-        while (report := self._next()) is not None:
+        pause = INTERVAL_SECONDS / 2
+        while (report := self._wait_for_report()) is not None:
             delivered = self._url is None or self._post(self._url, report)
             with self._condition:
-                self._ordinary_from = time.monotonic() + INTERVAL
+                self._numbers_not_before = time.monotonic() + INTERVAL_SECONDS
                 if delivered:
-                    pause = INTERVAL / 2
+                    pause = INTERVAL_SECONDS / 2
                     continue
-                pause = min(pause * 2, LONGEST_PAUSE)
+                pause = min(pause * 2, MAX_PAUSE_SECONDS)
                 self._not_before = time.monotonic() + pause
-                if not self._due and not self._changed:
-                    self._due.append(report)
-                while len(self._due) > 1:
-                    self._due.popleft()
+                if not self._queue and not self._changed:
+                    self._queue.append(report)
+                while len(self._queue) > 1:
+                    self._queue.popleft()
 
-    def _next(self) -> TrainingReport | None:
+    def _wait_for_report(self) -> TrainingReport | None:
         """Wait for a report that may go out now; None when the last one has."""
         with self._condition:
             while True:
                 now = time.monotonic()
                 wait: float | None = None
-                if self._due:
+                if self._queue:
                     wait = self._not_before - now
                 elif self._closing:
                     return None
                 elif self._changed:
-                    wait = max(self._not_before, self._ordinary_from) - now
+                    wait = max(self._not_before, self._numbers_not_before) - now
                 if wait is not None and wait <= 0:
-                    return self._due.popleft() if self._due else self._made()
+                    return self._queue.popleft() if self._queue else self._next_report()
                 self._condition.wait(wait)
 
     def _post(self, url: str, report: TrainingReport) -> bool:
@@ -138,12 +139,12 @@ class Reporter:
         except (OSError, http.client.HTTPException) as error:
             logs.warning("report not delivered", sequence=report.sequence, error=f"{type(error).__name__}: {error}")
             return False
-        if status in _NO_TOKEN_FITS and status not in self._refused:
+        if status in _REJECTED_STATUSES and status not in self._refused:
             self._refused.add(status)
-            logs.warning("report refused; this is said once", status=status, sequence=report.sequence)
+            logs.warning("report refused; this is logged once", status=status, sequence=report.sequence)
         elif status == 400:
             logs.warning("report malformed", sequence=report.sequence)
-        return not (status in _TOO_EARLY or status >= 500)
+        return not (status in _RETRIED_STATUSES or status >= 500)
 
     def _answer(self, url: str, report: TrainingReport) -> int:
         parts = urlsplit(url)
@@ -159,17 +160,17 @@ class Reporter:
             connection.close()
 
     def _connection(self, scheme: str, host: str, port: int | None) -> http.client.HTTPConnection:
-        """A new one for each report: authority and leader may be others by the next."""
+        """Make a new connection for each report: certificate authority and leader may change in between."""
         if scheme != "https":
-            return http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+            return http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
         trust = str(self._trust_file) if self._trust_file.exists() else None
         return http.client.HTTPSConnection(
-            host, port, timeout=TIMEOUT, context=ssl.create_default_context(cafile=trust)
+            host, port, timeout=TIMEOUT_SECONDS, context=ssl.create_default_context(cafile=trust)
         )
 
 
 class SilentReporter(Reporter):
-    """Of a process that does not lead its group: one of them speaks for all."""
+    """The reporter of a process that does not lead its group: only the leader reports."""
 
     def start(self) -> None:
         """Send nothing."""
@@ -177,5 +178,5 @@ class SilentReporter(Reporter):
     def update(self, *, loss_sum: float = 0.0, loss_count: int = 0, **changes: Any) -> None:
         """Send nothing."""
 
-    def close(self, seconds: float = TIMEOUT, **changes: Any) -> None:
+    def close(self, seconds: float = TIMEOUT_SECONDS, **changes: Any) -> None:
         """Send nothing."""

@@ -1,4 +1,4 @@
-"""What a person sees of a run: text and a progress bar on a terminal, the stages' own JSON lines elsewhere."""
+"""The output of a run without a cluster: text and a progress bar on a terminal, JSON lines elsewhere."""
 
 import json
 from collections.abc import Iterator
@@ -8,22 +8,22 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from sluice_api.stages import ExitCode, Stage, StageOutcome
-from sluice_trainer.curve import Curve, event_of
+from sluice_trainer.loss_curve import LossCurve, event_of
 
 _OF_EVERY_LINE = ("timestamp", "agent", "run_id", "message")
 
 
 class Screen:
-    """Shows the stages' lines; this one passes them on as they are, for programs that read them."""
+    """Shows the stages' log lines. This base class passes them on unchanged, for programs that read them."""
 
-    def __init__(self, out: TextIO, curve: Curve) -> None:
+    def __init__(self, out: TextIO, curve: LossCurve) -> None:
         self._out = out
         self._curve = curve
 
     @staticmethod
     @contextmanager
-    def of(out: TextIO, curve: Curve) -> "Iterator[Screen]":
-        """The one that fits where the output goes. The curve takes the losses that come by."""
+    def of(out: TextIO, curve: LossCurve) -> "Iterator[Screen]":
+        """Make the screen that fits the output. Losses in the lines go into the curve."""
         screen = (Terminal if out.isatty() else Screen)(out, curve)
         try:
             yield screen
@@ -31,10 +31,10 @@ class Screen:
             screen.close()
 
     def begins(self, stage: Stage) -> None:
-        """A stage begins."""
+        """Handle the beginning of a stage."""
 
     def line(self, line: str) -> None:
-        """A stage says something: one JSON object, or a line of some library."""
+        """Handle a line of a stage: one JSON object, or a line of some library."""
         event = event_of(line)
         self._curve.take(event)
         self.shown(line, event)
@@ -45,17 +45,17 @@ class Screen:
         self._write(line)
 
     def done(self, outcome: StageOutcome) -> None:
-        """A stage is complete. Its last line has said so."""
+        """Handle the end of a stage. Here its last line is enough."""
 
     def ended_badly(self, stage: Stage, code: int, outcome: StageOutcome | None) -> None:
-        """A stage has ended otherwise. Its last line has said why."""
+        """Handle the failure of a stage. Here its last line is enough."""
 
     def finished(self, summary: str) -> None:
-        """Everything is done."""
+        """Show the summary when all stages are done."""
         self._write(json.dumps({"event": "finished", "message": summary}) + "\n")
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """End the output."""
 
     def _write(self, text: str) -> None:
         self._out.write(text)
@@ -63,37 +63,37 @@ class Screen:
 
 
 class Terminal(Screen):
-    """Text for a person, and a bar while training."""
+    """Text for a person, and a progress bar while training."""
 
     _bar: "tqdm[Any] | None" = None
     _stage = Stage.PREPARE
 
     def begins(self, stage: Stage) -> None:
-        """Say which."""
+        """Show which stage begins."""
         self._stage = stage
         self._write(f"{stage} ...\n")
 
     def shown(self, line: str, event: dict[str, Any]) -> None:
-        """Move the bar; warnings and lines of libraries are text."""
+        """Show reports by the bar; warnings and lines of libraries as text."""
         match event:
             case {"event": "report", "activity": activity, **report}:
                 self._move(str(activity), report)
             case {"event": event_name, "level": "WARNING", **fields}:
-                told = ", ".join(f"{name} {value}" for name, value in fields.items() if name not in _OF_EVERY_LINE)
-                self._say(f"  {event_name}: {told}")
+                details = ", ".join(f"{name} {value}" for name, value in fields.items() if name not in _OF_EVERY_LINE)
+                self._say(f"  {event_name}: {details}")
             case {}:
                 if not event:
                     self._say(f"  {line.rstrip()}")
 
     def done(self, outcome: StageOutcome) -> None:
-        """What came of it, in a line."""
+        """Show the result of a stage in a line."""
         self.close()
         if prepared := outcome.prepare:
             refused = f", {prepared.refused_rows} refused" if prepared.refused_rows else ""
             overlong = f", {prepared.overlong_rows} too long" if prepared.overlong_rows else ""
             self._write(
                 f"  {prepared.rows} rows to train on, {prepared.validation_rows} held out{refused}{overlong}; "
-                f"{prepared.tokens:,} tokens, of which {prepared.learnt_tokens:,} are learnt; {prepared.steps} steps\n"
+                f"{prepared.tokens:,} tokens, {prepared.loss_tokens:,} of them in the loss; {prepared.steps} steps\n"
             )
         if trained := outcome.train:
             before, after = trained.evaluation_loss_before, trained.evaluation_loss_after
@@ -101,14 +101,14 @@ class Terminal(Screen):
                 self._write(f"  loss on the held-out rows: {before:.4f} before, {after:.4f} after\n")
 
     def ended_badly(self, stage: Stage, code: int, outcome: StageOutcome | None) -> None:
-        """Why, and what to do next."""
+        """Show why the stage failed, and what to do next."""
         self.close()
         message = outcome.message if outcome else f"The process ended with {code} and no word."
         again = " Run the same command to go on." if code == ExitCode.REQUEUE else ""
         self._write(f"  {stage}: {message}{again}\n")
 
     def finished(self, summary: str) -> None:
-        """Where everything is."""
+        """Show where everything is."""
         self._write(f"{summary}\n")
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""SIGTERM: what would be lost becomes durable, then the process ends, whatever the main thread is doing.
+"""SIGTERM: the state is saved, then the process ends, whatever the main thread is doing.
 
 Python runs a signal's handler between two bytecodes of the main thread, which inside a forward pass of a large
-model may be 20 s away (trainer-notes.md, measured). The C-level handler writes to a wakeup descriptor at once,
-so a thread that reads it acts within milliseconds.
+model may be 20 s away (measured). The C-level handler writes to a wakeup descriptor at once, so a thread that reads
+it acts within milliseconds.
 """
 
 import os
@@ -25,57 +25,57 @@ _INTERNAL = 70
 
 
 class StopSignal:
-    """Ends the process when SIGTERM or another thread says so, with what `saved_by` has armed at that moment.
+    """Ends the process on SIGTERM, or when a thread calls `end`; what `set_save` has set is called before.
 
     A container's first process ignores a SIGTERM for which it has no handler, so this is made before anything else;
     one that comes before is kept until then (build/pod.py).
     """
 
-    POD_PATIENCE, PEER_PATIENCE = 2.0, 4.0
-    """Seconds in which another thread may know better why a pod, or some process of the group, is gone."""
+    POD_PATIENCE_SECONDS, PEER_PATIENCE_SECONDS = 2.0, 4.0
+    """Seconds to wait, when a pod or another process is gone, for a thread that knows a better reason."""
 
     def __init__(self) -> None:
         self._end: Callable[[StageError | None, Save | None], NoReturn] | None = None
-        self._can_end = threading.Event()
-        self._first = threading.Lock()
-        self._decided = threading.Event()
+        self._handler_is_set = threading.Event()
+        self._ending = threading.Lock()
+        self._is_ending = threading.Event()
         self._save: Save | None = None
         self._wakeup, descriptor = os.pipe()
         os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, _noted)
+        signal.signal(signal.SIGTERM, _ignore)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the pod's command blocks it until here
         threading.Thread(target=self._wait, name="sigterm", daemon=True).start()
 
-    def ends_by(self, end: "Callable[[StageError | None, Save | None], NoReturn]") -> None:
-        """From now on the process ends so, at once if SIGTERM came already. SIGTERM is no error: None."""
+    def set_end_handler(self, end: "Callable[[StageError | None, Save | None], NoReturn]") -> None:
+        """Set what ends the process; it is called at once if SIGTERM came already. Its error is None for SIGTERM."""
         self._end = end
-        self._can_end.set()
+        self._handler_is_set.set()
 
-    def decide(self, patience: float = 0.0) -> None:
-        """Go on alone towards the end of the process; who comes second never returns.
+    def claim_end(self, patience: float = 0.0) -> None:
+        """Make the calling thread the one that ends the process. For any other thread this never returns.
 
         Args:
-            patience: Seconds in which others may still come first.
+            patience: Seconds in which another thread may come first.
         """
-        self._decided.wait(patience)
-        self._first.acquire()
-        self._decided.set()
+        self._is_ending.wait(patience)
+        self._ending.acquire()
+        self._is_ending.set()
 
     def end(self, error: "StageError | None", patience: float = 0.0) -> NoReturn:
-        """End the process for this reason, from any thread; what is armed is saved."""
+        """Save, and end the process for this reason. Any thread may call it."""
         try:
-            self.decide(patience)
+            self.claim_end(patience)
             _outrank_computing_threads()
-            self._can_end.wait()
+            self._handler_is_set.wait()
             if self._end is not None:
                 self._end(error, self._save)
-        finally:  # it does not return; if it fails, a process that was told to end ends all the same
+        finally:  # _end does not return; if it fails, the process ends all the same
             traceback.print_exc()
             os._exit(_INTERNAL)
 
-    def saved_by(self, save: Save) -> None:
-        """From now on there is something to lose, and `save` makes it durable from another thread."""
+    def set_save(self, save: Save) -> None:
+        """Set what makes the state durable; it is called from another thread. Until now there was nothing to save."""
         self._save = save
 
     def _wait(self) -> None:
@@ -85,7 +85,7 @@ class StopSignal:
 
 
 def _outrank_computing_threads() -> None:
-    """Let the threads of OpenMP and autograd wait for Python's: saving takes half the time beside a busy step."""
+    """Lower the priority of OpenMP's and autograd's threads: saving then takes half the time beside a busy step."""
     ours = {str(thread.native_id) for thread in threading.enumerate()}
     for thread in Path("/proc/self/task").glob("*"):
         if thread.name not in ours:
@@ -93,5 +93,5 @@ def _outrank_computing_threads() -> None:
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
 
 
-def _noted(number: int, frame: object) -> None:
-    """Python needs a handler, or the kernel's default ends the process."""
+def _ignore(number: int, frame: object) -> None:
+    """Do nothing. Without a Python handler the kernel's default would end the process."""

@@ -9,15 +9,15 @@ from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.model import Model
 from sluice_api.stages import ExportResult, PrepareResult, StageSpec, TrainResult
 from sluice_api.training import Method
-from sluice_trainer.curve import Curve
+from sluice_trainer.loss_curve import LossCurve
 
 M = TypeVar("M", bound=Model)
 
 
-def write_summary(work: Path, job: StageSpec, exported: ExportResult, curve: Curve, seconds: float) -> str:
-    """Write both into the job's own folder; where everything is, in a few lines.
+def write_summary(work: Path, job: StageSpec, exported: ExportResult, curve: LossCurve, seconds: float) -> str:
+    """Write report and picture into the job's own folder. Returns a few lines that say where everything is.
 
-    What this run has not done is said as an earlier one has left it there.
+    Stages that this run has not done are described by what an earlier run left.
     """
     picture = work / "loss.png"
     drawn = draw(picture, job.name, curve)
@@ -36,7 +36,7 @@ def write_summary(work: Path, job: StageSpec, exported: ExportResult, curve: Cur
 
 
 def _result(folder: Path, kind: type[M]) -> M | None:
-    """What a stage came to, as its manifest says. The manifests' own types would import torch."""
+    """Read a stage's result from its manifest, as JSON: the manifests' own types would import torch."""
     manifest = folder / MANIFEST
     return kind.model_validate(json.loads(manifest.read_bytes())["result"]) if manifest.exists() else None
 
@@ -57,7 +57,7 @@ def _rows(
             f"{prepared.rows} to train on, {prepared.validation_rows} held out, {prepared.refused_rows} refused"
             f"{overlong}"
         )
-        rows["tokens"] = f"{prepared.tokens:,} a pass, {prepared.learnt_tokens:,} of them learnt"
+        rows["tokens"] = f"{prepared.tokens:,} a pass, {prepared.loss_tokens:,} of them in the loss"
     if trained is not None:
         best = f"; the best was step {trained.result_step}" if trained.result_step != trained.step else ""
         rows["steps"] = f"{trained.step}{best}"
@@ -74,7 +74,7 @@ def _page(name: str, rows: dict[str, str], drawn: bool) -> str:
     return f"# {name}\n\n| | |\n|---|---|\n{table}{picture}\n"
 
 
-def draw(file: Path, title: str, curve: Curve) -> bool:
+def draw(file: Path, title: str, curve: LossCurve) -> bool:
     """Draw the losses by step; False when there are none, or no matplotlib: the trainer's image does not have it."""
     if not curve.training:
         return False

@@ -1,4 +1,4 @@
-"""Fields that a FineTuneJob does not have: what they are called here, if another tool has them."""
+"""Names the right field for one that a FineTuneJob does not have, if another tool has it."""
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches

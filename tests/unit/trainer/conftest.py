@@ -85,10 +85,10 @@ def parent() -> Iterator[forked.Parent]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, parent: forked.Parent) -> forked.Story:
+def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, parent: forked.Parent) -> forked.WholeJob:
     """The job of the tests that disturb it, when nobody does."""
     volumes = new_volumes(tmp_path_factory.mktemp("undisturbed"), tiny_model)
-    return forked.story(parent, Job(volumes, training=forked.TRAINING))
+    return forked.run_to_the_end(parent, Job(volumes, training=forked.TRAINING))
 
 
 @pytest.fixture

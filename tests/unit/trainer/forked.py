@@ -25,7 +25,7 @@ _PARENT = """
 import json, os, runpy, sys
 import sluice_trainer.data.prepare, sluice_trainer.export.export, sluice_trainer.train.loop
 
-def become(stage, environment, log, before):
+def run_stage(stage, environment, log, before):
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for number in (1, 2):
@@ -41,14 +41,14 @@ for line in sys.stdin:
         case asked:
             answer = os.fork()
             if answer == 0:
-                become(**asked)
+                run_stage(**asked)
     print(answer, flush=True)
 """
 
 
 @dataclass
-class Forked:
-    """One stage's process."""
+class StageProcess:
+    """The process of one stage."""
 
     parent: "Parent"
     stage: str
@@ -57,7 +57,7 @@ class Forked:
     outcome_file: Path
 
     def wait(self) -> int:
-        """Until it has ended or halts; its exit code, or minus the signal that ended or halted it."""
+        """Wait until it ends or halts; returns its exit code, or minus the signal that ended or halted it."""
         status = self.parent.ask({"wait": self.pid})
         return -os.WSTOPSIG(status) if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
 
@@ -92,7 +92,7 @@ class Parent:
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
-    def start(self, job: Job, stage: str, failpoint: str = "", before: str = "") -> Forked:
+    def start(self, job: Job, stage: str, failpoint: str = "", before: str = "") -> StageProcess:
         """A stage of a job.
 
         Args:
@@ -110,13 +110,13 @@ class Parent:
         if failpoint:
             environment["SLUICE_FAILPOINT"] = failpoint
         asked = {"stage": stage.lower(), "environment": environment, "log": str(log), "before": before}
-        return Forked(self, stage, self.ask(asked), log, outcome)
+        return StageProcess(self, stage, self.ask(asked), log, outcome)
 
-    def before(self, job: Job, stage: str) -> tuple[Forked, ...]:
+    def before(self, job: Job, stage: str) -> tuple[StageProcess, ...]:
         """All stages that come before this one, to their end."""
         return tuple(self.whole(job, earlier) for earlier in STAGES[: STAGES.index(stage)])
 
-    def whole(self, job: Job, stage: str) -> Forked:
+    def whole(self, job: Job, stage: str) -> StageProcess:
         """A stage to its end."""
         run = self.start(job, stage)
         assert run.wait() == ExitCode.DONE, run.log.read_text()
@@ -142,14 +142,14 @@ def parent() -> Iterator[Parent]:
 
 
 @dataclass(frozen=True)
-class Story:
-    """A job from its beginning to its end, with whatever happened on the way."""
+class WholeJob:
+    """All processes of a job from Prepare to Export, disturbed or not."""
 
-    runs: tuple[Forked, ...]
+    runs: tuple[StageProcess, ...]
 
     @property
     def losses(self) -> dict[int, set[float]]:
-        """All that was logged as the loss of each step, by whichever attempt."""
+        """All losses that were logged for each step, by any attempt."""
         logged: dict[int, set[float]] = {}
         for run in self.runs:
             for event in run.events("step"):
@@ -163,7 +163,7 @@ class Story:
         return self.runs[-1].outcome.export.digest
 
 
-def story(parent: Parent, job: Job, *runs: Forked) -> Story:
-    """A job to its end, from the stage that the last of some runs was disturbed in."""
+def run_to_the_end(parent: Parent, job: Job, *runs: StageProcess) -> WholeJob:
+    """Run a job to its end, from the stage in which the last of some runs was disturbed."""
     left = STAGES[STAGES.index(runs[-1].stage) if runs else 0 :]
-    return Story((*runs, *(parent.whole(job, stage) for stage in left)))
+    return WholeJob((*runs, *(parent.whole(job, stage) for stage in left)))

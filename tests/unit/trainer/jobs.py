@@ -60,7 +60,7 @@ class NeverStopped(StopSignal):
     def __init__(self) -> None:
         pass
 
-    def saved_by(self, save: Save) -> None:
+    def set_save(self, save: Save) -> None:
         pass
 
 

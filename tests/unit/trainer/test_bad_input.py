@@ -77,7 +77,7 @@ ASSISTANT = {"role": "assistant", "content": "Hello"}
         ),
     ],
 )
-def test_a_bad_row_is_named_with_its_line(job: Job, row: Any, message: str) -> None:
+def test_bad_row_is_named_with_its_line(job: Job, row: Any, message: str) -> None:
     write_rows(job.volumes / job.dataset, [*ROWS[:16], row, *ROWS[16:]])
     with pytest.raises(StageError) as raised:
         replace(job, training=(("maxSequenceLength", 64),)).prepare()
@@ -96,7 +96,7 @@ def test_a_bad_row_is_named_with_its_line(job: Job, row: Any, message: str) -> N
         (chat("Hi", "Hello"), "Text", "the row is Messages, dataset.format is Text"),
     ],
 )
-def test_each_format_checks_its_own_fields(job: Job, row: dict[str, Any], form: str, message: str) -> None:
+def test_dataset_format_checks_its_own_fields(job: Job, row: dict[str, Any], form: str, message: str) -> None:
     write_rows(job.volumes / job.dataset, [row])
     dataset = {"uri": f"pvc://{job.dataset}", "format": form}
     with pytest.raises(StageError) as raised:
@@ -104,17 +104,17 @@ def test_each_format_checks_its_own_fields(job: Job, row: dict[str, Any], form: 
     assert raised.value.message.startswith(f"datasets/rows.jsonl, line 1: {message}. ")
 
 
-def test_up_to_five_bad_rows_are_named_at_once(job: Job) -> None:
+def test_bad_rows_are_named_up_to_five_at_once(job: Job) -> None:
     bad = [messages(USER)] * 7
     write_rows(job.volumes / job.dataset, [*ROWS, "", *bad])
     with pytest.raises(StageError) as raised:
         job.prepare()
     first, *lines = raised.value.message.splitlines()
-    assert first == f"datasets/rows.jsonl has 7 rows that can't be learnt from. Mend them, {SKIP}"
+    assert first == f"datasets/rows.jsonl has 7 rows that can't be trained on. Mend them, {SKIP}"
     assert [line.partition(":")[0] for line in lines] == [*(f"line {n}" for n in range(42, 47)), "and 2 more."]
 
 
-def test_bad_rows_can_be_skipped_and_are_counted(job: Job) -> None:
+def test_on_bad_row_skip_counts_the_rows(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [*ROWS, messages(USER), "nonsense"])
     dataset = {"uri": f"pvc://{job.dataset}", "onBadRow": "Skip"}
     result = replace(job, spec=(("dataset", dataset),)).prepare()
@@ -140,7 +140,7 @@ def test_bad_rows_can_be_skipped_and_are_counted(job: Job) -> None:
         ),
     ],
 )
-def test_a_file_that_is_no_dataset(job: Job, content: bytes, reason: Reason, message: str) -> None:
+def test_dataset_file_that_is_not_jsonl_is_refused(job: Job, content: bytes, reason: Reason, message: str) -> None:
     (job.volumes / job.dataset).write_bytes(content)
     with pytest.raises(StageError) as raised:
         job.prepare()
@@ -148,7 +148,7 @@ def test_a_file_that_is_no_dataset(job: Job, content: bytes, reason: Reason, mes
     assert raised.value.message.startswith(message)
 
 
-def test_a_byte_order_mark_is_no_error(job: Job) -> None:
+def test_dataset_may_begin_with_a_byte_order_mark(job: Job) -> None:
     path = job.volumes / job.dataset
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert job.prepare().rows == 36
@@ -169,7 +169,7 @@ def test_a_byte_order_mark_is_no_error(job: Job) -> None:
         ("datasets/link", "dataset.uri pvc://datasets/link: there is no such file."),
     ],
 )
-def test_a_dataset_that_is_not_there(job: Job, dataset: str, message: str) -> None:
+def test_dataset_uri_of_a_missing_file_is_refused(job: Job, dataset: str, message: str) -> None:
     (job.volumes / "datasets" / "link").symlink_to("/etc/passwd")
     with pytest.raises(StageError) as raised:
         replace(job, dataset=dataset).prepare()
@@ -194,7 +194,7 @@ def _pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-def test_a_dataset_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
+def test_dataset_that_becomes_a_link_is_refused(tmp_path: Path) -> None:
     """Between the look where it leads and the open there is time for its author."""
     (tmp_path / "token").write_text("{}")
     rows = tmp_path / "rows.jsonl"
@@ -237,7 +237,9 @@ def _linked(name: str) -> Callable[[Path], None]:
         (_without("chat_template.jinja"), Reason.MODEL_INVALID, "its tokenizer has no chat template"),
     ],
 )
-def test_a_model_that_can_not_be_trained(job: Job, damage: Any, reason: Reason, message: str) -> None:
+def test_model_folder_that_is_incomplete_or_unsafe_is_refused(
+    job: Job, damage: Any, reason: Reason, message: str
+) -> None:
     damage(job.volumes / "models" / "tiny")
     write_rows(job.volumes / job.dataset, [messages({"role": "system", "content": "Be brief."}, USER, ASSISTANT)] * 3)
     with pytest.raises(StageError) as raised:
@@ -262,7 +264,9 @@ def test_a_model_that_can_not_be_trained(job: Job, damage: Any, reason: Reason, 
         ),
     ],
 )
-def test_a_chat_template_that_does_not_do(job: Job, template: str, row: Any, reason: Reason, message: str) -> None:
+def test_chat_template_that_is_missing_or_unfit_is_refused(
+    job: Job, template: str, row: Any, reason: Reason, message: str
+) -> None:
     path = job.volumes / "models" / "tiny" / "chat_template.jinja"
     path.unlink()
     path.write_text(template)
@@ -272,7 +276,7 @@ def test_a_chat_template_that_does_not_do(job: Job, template: str, row: Any, rea
     assert (raised.value.reason, message in raised.value.message) == (reason, True), raised.value.message
 
 
-def test_an_output_that_can_not_be_written(job: Job) -> None:
+def test_output_uri_that_is_not_writable_is_refused(job: Job) -> None:
     (job.volumes / "adapters" / "out").write_text("a file where a folder should be")
     with pytest.raises(StageError) as raised:
         job.prepare()

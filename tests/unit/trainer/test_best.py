@@ -30,14 +30,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     steps: list[int] = []
 
     def evaluated(run: Run, _: object) -> float:
-        steps.append(run.state.standing.step)
-        return LOSSES[run.state.standing.step // 2]
+        steps.append(run.state.progress.step)
+        return LOSSES[run.state.progress.step // 2]
 
     monkeypatch.setattr(loop, "evaluate", evaluated)
     return steps
 
 
-def of(job: Job, training: tuple[tuple[str, Any], ...], name: str = "job") -> Job:
+def with_training(job: Job, training: tuple[tuple[str, Any], ...], name: str = "job") -> Job:
     return replace(job, name=name, training=training)
 
 
@@ -50,8 +50,8 @@ def result_of(job: Job) -> tuple[int, int | None, float | None]:
     return result.step, result.exported_step, result.evaluation_loss_after
 
 
-def test_the_best_is_exported_and_kept_and_otherwise_the_last(job: Job, measured: list[int]) -> None:
-    best, last = of(job, BEST, "best"), of(job, OFTEN, "last")
+def test_exported_checkpoint_best_is_kept_and_exported(job: Job, measured: list[int]) -> None:
+    best, last = with_training(job, BEST, "best"), with_training(job, OFTEN, "last")
     for each in (best, last):
         each.prepare()
     assert result_of(best) == (10, 4, 3.0)
@@ -60,7 +60,7 @@ def test_the_best_is_exported_and_kept_and_otherwise_the_last(job: Job, measured
     assert result_of(last) == (10, 10, 3.2)
     assert steps_kept(last) == ["step-10"]
     snapshot = Checkpoints(best.stage("Export")).trained()[1]
-    assert snapshot.standing.step == 4
+    assert snapshot.progress.step == 4
     best.export()
     last.export()
     assert "10 steps of 8 rows, of which step 4 is this one" in (best.work / "export" / "README.md").read_text()
@@ -77,7 +77,7 @@ def stopping_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return runs[0]
 
     def reached(place: str) -> None:
-        if place == "update-done" and runs[0].state.standing.step == step:
+        if place == "update-done" and runs[0].state.progress.step == step:
             runs[0].checkpoints.save(runs[0].state.snapshot)
             raise InterruptedError
 
@@ -86,10 +86,10 @@ def stopping_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("step", [4, 5, 9])
-def test_who_resumes_knows_the_best_and_measures_what_was_not_measured(
+def test_best_checkpoint_is_known_after_a_resume(
     job: Job, measured: list[int], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    job = of(job, BEST)
+    job = with_training(job, BEST)
     job.prepare()
     with monkeypatch.context() as patches:
         stopping_at(step, patches)
@@ -100,10 +100,10 @@ def test_who_resumes_knows_the_best_and_measures_what_was_not_measured(
     assert sorted(measured) == [0, 2, 4, 6, 8, 10]
 
 
-def test_a_best_checkpoint_that_is_lost_is_not_the_result(
+def test_best_checkpoint_that_is_lost_is_not_the_result(
     job: Job, measured: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = of(job, BEST)
+    job = with_training(job, BEST)
     job.prepare()
     with monkeypatch.context() as patches:
         stopping_at(9, patches)
@@ -122,19 +122,19 @@ def saved_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         checkpoints.save(snapshot)
         return True
 
-    monkeypatch.setattr(Checkpoints, "save_behind", at_once)
+    monkeypatch.setattr(Checkpoints, "save_in_background", at_once)
 
 
-def test_a_best_that_could_not_be_saved_is_none(
+def test_best_checkpoint_that_could_not_be_saved_is_not_the_result(
     job: Job, measured: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The one before it is exported then, and the training goes on."""
-    job = of(job, (*BEST, ("checkpointEverySteps", 100)))
+    job = with_training(job, (*BEST, ("checkpointEverySteps", 100)))
     job.prepare()
     write = Checkpoints._write
 
     def full(checkpoints: Checkpoints, state: Snapshot, **how: bool) -> None:
-        if state.standing.step == 4:
+        if state.progress.step == 4:
             raise StageError(Reason.OUTPUT_NOT_WRITABLE, "the disk is full")
         write(checkpoints, state, **how)
 
@@ -143,8 +143,8 @@ def test_a_best_that_could_not_be_saved_is_none(
     assert '"event": "checkpoint failed", "step": 4' in capsys.readouterr().out
 
 
-def test_what_is_best_is_found_in_a_real_training(job: Job) -> None:
-    job = of(job, (*BEST, ("learningRate", "2e-3")))
+def test_best_checkpoint_of_a_real_training(job: Job) -> None:
+    job = with_training(job, (*BEST, ("learningRate", "2e-3")))
     job.prepare()
     result = job.train()
     assert result.exported_step == 10
@@ -152,9 +152,9 @@ def test_what_is_best_is_found_in_a_real_training(job: Job) -> None:
     assert Checkpoints(job.stage("Export")).trained()[0] == result
 
 
-def test_the_best_needs_to_be_measured(job: Job) -> None:
+def test_exported_checkpoint_best_needs_evaluations(job: Job) -> None:
     with pytest.raises(StageError, match=r"set training\.evaluateEverySteps, or set"):
-        of(job, (("exportedCheckpoint", "Best"),)).prepare()
+        with_training(job, (("exportedCheckpoint", "Best"),)).prepare()
     none_held_out = ("dataset", {"uri": "pvc://datasets/rows.jsonl", "validationSplit": "0%"})
     with pytest.raises(StageError, match="no row is held out"):
-        replace(of(job, BEST), spec=(none_held_out,)).prepare()
+        replace(with_training(job, BEST), spec=(none_held_out,)).prepare()

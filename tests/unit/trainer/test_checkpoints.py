@@ -20,12 +20,12 @@ from sluice_api.stages import ExitCode
 from sluice_trainer import durable
 from sluice_trainer.errors import StageError
 from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
-from sluice_trainer.train.checkpoints.state import Snapshot, Standing
+from sluice_trainer.train.checkpoints.state import Progress, Snapshot
 from tests.unit.trainer.jobs import Job
 
 
 def state(step: int) -> Snapshot:
-    return Snapshot(Standing(step=step, total_steps=100, learning_rate=0.1), {"weight.a": torch.full((64,), step)})
+    return Snapshot(Progress(step=step, total_steps=100, learning_rate=0.1), {"weight.a": torch.full((64,), step)})
 
 
 def saved(job: Job, *steps: int) -> Checkpoints:
@@ -66,9 +66,9 @@ def unreadable(path: Path) -> None:
     [
         ("tensors are cut", lambda folder: cut_in_half(folder / "state.safetensors"), "state.safetensors is missing"),
         ("a bit of the tensors", lambda folder: flip_a_bit(folder / "state.safetensors"), "state.safetensors is"),
-        ("a bit of the standing", lambda folder: flip_a_bit(folder / "state.json"), "state.json is missing or damaged"),
+        ("a bit of the progress", lambda folder: flip_a_bit(folder / "state.json"), "state.json is missing or damaged"),
         ("no tensors", lambda folder: (folder / "state.safetensors").unlink(), "state.safetensors is missing"),
-        ("no standing", lambda folder: (folder / "state.json").unlink(), "state.json is missing or damaged"),
+        ("no progress", lambda folder: (folder / "state.json").unlink(), "state.json is missing or damaged"),
         ("no manifest", lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
         (
             "the manifest is cut",
@@ -81,7 +81,7 @@ def unreadable(path: Path) -> None:
         ("under another step's name", lambda folder: shutil.copytree(folder, folder.with_name("step-90")), "another"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(
+def test_checkpoint_that_is_damaged_is_skipped_with_a_log_line(
     job: Job, capsys: pytest.CaptureFixture[str], what: str, damage: Callable[[Path], object], why: str
 ) -> None:
     saved(job, 5, 10)
@@ -90,8 +90,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(
     step = 10 if what == "under another step's name" else 5
     assert checkpoints.newest_step() == step
     newest = checkpoints.read(step)
-    assert newest.standing.step == step
-    assert torch.equal(newest.tensors["weight.a"], torch.full((64,), newest.standing.step))
+    assert newest.progress.step == step
+    assert torch.equal(newest.tensors["weight.a"], torch.full((64,), newest.progress.step))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "checkpoint skipped" in line]
     assert why in line
 
@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(
         (2, (40, 50), (40, 50), (6,), ["step-6"]),
     ],
 )
-def test_the_newest_whole_ones_are_kept(
+def test_keep_checkpoints_keeps_the_newest_whole_ones(
     job: Job, kept: int, before: tuple[int, ...], damaged: tuple[int, ...], then: tuple[int, ...], left: list[str]
 ) -> None:
     job = replace(job, training=(("keepCheckpoints", kept),))
@@ -157,14 +157,14 @@ REFUSALS = pytest.mark.parametrize(
 
 
 @REFUSALS
-def test_a_save_behind_that_fails_costs_only_itself(
+def test_checkpoint_in_background_that_fails_does_not_end_training(
     job: Job, capsys: pytest.CaptureFixture[str], refuse: Callable[[pytest.MonkeyPatch], None], why: str
 ) -> None:
     failed = REGISTRY.get_sample_value("sluice_trainer_failed_saves_total") or 0
     checkpoints = saved(job, 5, 10)
     with pytest.MonkeyPatch.context() as patch:
         refuse(patch)
-        assert checkpoints.save_behind(lambda: state(15))
+        assert checkpoints.save_in_background(lambda: state(15))
         join_the_writer()
     assert REGISTRY.get_sample_value("sluice_trainer_failed_saves_total") == failed + 1
     assert "Step 15 could not be saved; step 10 is durable. " in (out := capsys.readouterr().out)
@@ -173,14 +173,14 @@ def test_a_save_behind_that_fails_costs_only_itself(
     assert names(job) == ["step-10", "step-5"]
     assert checkpoints.durable_step == 10
 
-    assert checkpoints.save_behind(lambda: state(20))
+    assert checkpoints.save_in_background(lambda: state(20))
     join_the_writer()
     assert names(job) == ["step-10", "step-20"]
     assert checkpoints.durable_step == 20
 
 
 @REFUSALS
-def test_the_last_save_of_all_that_fails_is_an_error(
+def test_checkpoint_at_the_end_that_fails_is_an_error(
     job: Job, refuse: Callable[[pytest.MonkeyPatch], None], why: str
 ) -> None:
     job = replace(job, training=(("epochs", 1), ("checkpointEverySteps", 100)))
@@ -197,9 +197,7 @@ def test_the_last_save_of_all_that_fails_is_an_error(
     assert job.train().step == 5
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_no_second_one_begins(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoint_is_written_in_background_one_at_a_time(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     began, go_on = threading.Event(), threading.Event()
     copies: list[int] = []
 
@@ -214,16 +212,16 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_no_second_one_begins
 
     monkeypatch.setattr("sluice_trainer.train.checkpoints.checkpoint.save_file", slow)
     checkpoints = saved(job)
-    assert checkpoints.save_behind(partial(copied, 5))
+    assert checkpoints.save_in_background(partial(copied, 5))
     assert began.wait(10)
-    assert not checkpoints.save_behind(partial(copied, 6))
+    assert not checkpoints.save_in_background(partial(copied, 6))
     assert (copies, checkpoints.durable_step) == ([5], None)
     go_on.set()
     checkpoints.save(partial(copied, 7))
     assert (copies, checkpoints.durable_step, names(job)) == ([5, 7], 7, ["step-5", "step-7"])
 
 
-def test_export_reads_the_weights_alone(job: Job) -> None:
+def test_export_reads_only_the_weights_of_a_checkpoint(job: Job) -> None:
     """The optimizer's moments are twice as many bytes."""
     job.prepare()
     result = job.train()
@@ -234,7 +232,7 @@ def test_export_reads_the_weights_alone(job: Job) -> None:
     assert {name.split(".", maxsplit=1)[0] for name in state.tensors} == {"weight"}
 
 
-def test_an_older_state_never_takes_the_place_of_a_newer_one(job: Job) -> None:
+def test_checkpoint_is_never_replaced_by_an_older_state(job: Job) -> None:
     checkpoints = saved(job, 10)
     checkpoints.save(lambda: state(8))
     assert (names(job), checkpoints.durable_step) == (["step-10"], 10)

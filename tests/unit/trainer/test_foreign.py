@@ -22,12 +22,12 @@ ADDRESSES = {
 
 
 @pytest.mark.parametrize(("theirs", "table"), [(TrainingArguments, TRAINING_ARGUMENTS), (LoraConfig, LORA_CONFIG)])
-def test_no_setting_of_the_installed_library_is_missing(theirs: Any, table: Mapping[str, Foreign]) -> None:
+def test_foreign_table_has_every_setting_of_the_installed_library(theirs: Any, table: Mapping[str, Foreign]) -> None:
     assert {field.name for field in fields(theirs)} - set(table) == set()
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_what_a_table_names_is_a_field_of_ours(table: str) -> None:
+def test_foreign_table_names_fields_of_ours(table: str) -> None:
     schema = TypeAdapter(FineTuneJobSpec).json_schema(by_alias=True)
 
     def known(path: str) -> bool:
@@ -79,7 +79,7 @@ def test_what_a_table_names_is_a_field_of_ours(table: str) -> None:
         ("SAGE", {"quantization_bits": 0}, {}),
     ],
 )
-def test_what_becomes_of_a_setting(table: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+def test_foreign_settings_are_translated(table: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     """On two GPUs; what comes out is a spec that is taken."""
     found = translate(theirs, TABLES[table], gpus=2)
     assert (found.spec, found.refused) == (ours, [])
@@ -87,7 +87,7 @@ def test_what_becomes_of_a_setting(table: str, theirs: dict[str, Any], ours: dic
 
 
 @pytest.mark.parametrize(
-    ("table", "theirs", "said"),
+    ("table", "theirs", "refusal"),
     [
         ("TrainingArguments", {"fp16": True}, "fp16: True can't be had. Small gradients vanish in float16"),
         ("TrainingArguments", {"deepspeed": "z.json"}, "deepspeed: 'z.json' can't be had. DeepSpeed is not used."),
@@ -109,14 +109,14 @@ def test_what_becomes_of_a_setting(table: str, theirs: dict[str, Any], ours: dic
         ("SAGE", {"quantization_bits": 8}, "quantization_bits: 8 can't be had. Write 4."),
     ],
 )
-def test_what_can_not_be_had_is_named_with_the_nearest(table: str, theirs: dict[str, Any], said: str) -> None:
+def test_foreign_setting_that_is_refused_names_the_nearest(table: str, theirs: dict[str, Any], refusal: str) -> None:
     found = translate(theirs, TABLES[table])
     assert found.spec == {}
-    assert [text.startswith(said) for text in found.refused] == [True]
+    assert [text.startswith(refusal) for text in found.refused] == [True]
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_values_that_ask_for_nothing_are_passed_over(table: str) -> None:
+def test_foreign_settings_with_values_that_ask_for_nothing(table: str) -> None:
     """Of a refused setting: false, null, and what is the default elsewhere."""
     for name, foreign in TABLES[table].items():
         if foreign.fate is Fate.REFUSED:
@@ -124,13 +124,13 @@ def test_values_that_ask_for_nothing_are_passed_over(table: str) -> None:
                 assert translate({name: value}, TABLES[table]).refused == [], (name, value)
 
 
-def test_what_has_no_meaning_is_said() -> None:
+def test_foreign_setting_without_meaning_is_noted() -> None:
     found = translate({"report_to": "wandb", "logging_steps": 1}, TRAINING_ARGUMENTS)
     assert (found.spec, found.refused, len(found.ignored)) == ({}, [], 2)
     assert found.ignored[0].startswith("report_to: ignored. Reports, metrics and logs are the operator's")
 
 
-def test_the_best_of_what_is_never_measured_can_not_be_had() -> None:
+def test_foreign_load_best_model_needs_evaluations() -> None:
     found = translate({"load_best_model_at_end": True, "eval_steps": 5, "eval_strategy": "no"}, TRAINING_ARGUMENTS)
     assert (found.spec, len(found.refused)) == ({"training": {}}, 1)
     assert found.refused[0].startswith("load_best_model_at_end: True can't be had without eval_steps")

@@ -7,7 +7,7 @@ import pytest
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer import local_ranks
-from sluice_trainer.gpu_errors import is_of_the_gpu
+from sluice_trainer.gpu_errors import is_gpu_error
 from tests.unit.trainer.jobs import REPOSITORY, Job
 
 
@@ -24,8 +24,8 @@ from tests.unit.trainer.jobs import REPOSITORY, Job
         ("unknown error", False),
     ],
 )
-def test_an_error_of_the_gpu_is_told_from_others(text: str, of_the_gpu: bool) -> None:
-    assert is_of_the_gpu(f"RuntimeError: {text}") is of_the_gpu
+def test_gpu_errors_are_told_from_other_errors(text: str, of_the_gpu: bool) -> None:
+    assert is_gpu_error(f"RuntimeError: {text}") is of_the_gpu
 
 
 FAILS = """
@@ -37,7 +37,7 @@ module.prepare = prepare
 """
 
 
-def test_a_stage_that_ends_so_says_it(tmp_path: Path) -> None:
+def test_gpu_error_becomes_the_outcome_gpu_failed(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(FAILS)
     job = Job(tmp_path)
     process = job.start("Prepare", PYTHONPATH=f"{tmp_path}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image")
@@ -54,7 +54,7 @@ def test_a_stage_that_ends_so_says_it(tmp_path: Path) -> None:
         (None, Reason.TRAINER_FAILED),
     ],
 )
-def test_a_killed_process_is_out_of_memory_only_if_the_kernel_says_so(
+def test_killed_rank_is_out_of_memory_only_if_the_kernel_says_so(
     events: str | None, reason: Reason, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "memory.events"

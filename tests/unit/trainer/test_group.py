@@ -30,9 +30,9 @@ NARROW_CHILD = """
 import os
 
 if os.environ.get("SLUICE_LOCAL_RANK") == "1":
-    from sluice_trainer.train.trials import exact, memory
+    from sluice_trainer.train.trials import memory, packing_check
 
-    exact.why_not_packed = lambda *_: "it leaks here"
+    packing_check.packing_obstacle = lambda *_: "it leaks here"
     memory.free_bytes = lambda *_: 0
 """
 
@@ -44,14 +44,14 @@ from sluice_trainer.train.checkpoints import checkpoint
 whole = checkpoint.save_file
 
 def save_file(*arguments):
-    time.sleep(StopSignal.POD_PATIENCE + 2)
+    time.sleep(StopSignal.POD_PATIENCE_SECONDS + 2)
     whole(*arguments)
 
 checkpoint.save_file = save_file
 """
 
 
-def test_two_gpus_of_a_pod_learn_the_same_bits_as_one_process(
+def test_two_gpus_of_a_pod_have_the_bits_of_one_process(
     alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = prepare(alone, pods, ONE_POD, SHORT)
@@ -67,7 +67,7 @@ def test_two_gpus_of_a_pod_learn_the_same_bits_as_one_process(
 
 
 @pytest.mark.parametrize("kind", ["QLoRA", "Full", "pairs"])
-def test_two_gpus_learn_what_one_process_learns_by_every_method_and_of_pairs(
+def test_two_gpus_have_the_loss_of_one_process_by_every_method(
     kind: str, alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec: tuple[tuple[str, Any], ...] = (("lora", {"rank": 8, "alpha": 64}),)
@@ -79,13 +79,13 @@ def test_two_gpus_learn_what_one_process_learns_by_every_method_and_of_pairs(
     alone = prepare(replace(alone, spec=(*alone.spec, *spec)), pods, ONE_POD, (*SHORT, ("learningRate", "2e-3")))
     expected = alone.train()
     by_one = losses(printed(capsys))
-    log, together = train_in_one_pod(pods)
+    log, sharded = train_in_one_pod(pods)
     assert losses(log) == pytest.approx(by_one, rel=1e-5)
-    assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
+    assert sharded.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
 
 
 @pytest.mark.parametrize("narrow", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_gpus_that_pack_alike_learn_what_one_process_learns(
+def test_two_gpus_agree_on_packing_and_have_the_loss_of_one_process(
     narrow: bool, alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also when only one of them finds that packs leak, and has no memory to spare."""
@@ -94,16 +94,16 @@ def test_two_gpus_that_pack_alike_learn_what_one_process_learns(
     alone = prepare(replace(alone, spec=(*alone.spec, lora)), pods, ONE_POD, by_tokens)
     expected = alone.train()
     by_one = losses(printed(capsys))
-    log, together = train_in_one_pod(pods, NARROW_CHILD if narrow else "")
+    log, sharded = train_in_one_pod(pods, NARROW_CHILD if narrow else "")
     first, second = ((event["packed"], event["tokens"]) for event in log if event["event"] == "micro-batches")
     assert first == second
     assert first[0] is not narrow
     assert [event["event"] for event in log].count("gradient checkpointing is on") == (2 if narrow else 0)
     assert losses(log) == pytest.approx(by_one, rel=1e-5)
-    assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
+    assert sharded.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
 
 
-def test_both_look_for_the_rows_whose_loss_is_no_number(pods: Pods) -> None:
+def test_two_gpus_search_together_for_rows_whose_loss_is_not_finite(pods: Pods) -> None:
     dataset = {"uri": "pvc://datasets/rows.jsonl", "validationSplit": "0%"}
     job = pods.job = replace(pods.job, training=SHORT, spec=(("dataset", dataset), ("resources", ONE_POD)))
     first, second, *_ = Steps([1] * len(ROWS), job.stage("Train").spec.training).rows(0)  # each has its turn at one
@@ -121,7 +121,7 @@ def test_both_look_for_the_rows_whose_loss_is_no_number(pods: Pods) -> None:
 
 
 @pytest.mark.slow
-def test_nobody_ends_by_a_loss_that_is_no_number_before_the_last_good_step_is_saved(pods: Pods) -> None:
+def test_two_gpus_save_the_last_good_step_when_a_loss_is_not_finite(pods: Pods) -> None:
     """By one of them; a pod that ends while that goes on would be taken for lost, and training begin again."""
     dataset = {"uri": "pvc://datasets/rows.jsonl", "validationSplit": "0%"}
     settings = (*SHORT[:-1], ("checkpointEverySteps", 1000))
@@ -144,8 +144,8 @@ def test_nobody_ends_by_a_loss_that_is_no_number_before_the_last_good_step_is_sa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["Never", "Always"])
-def test_a_pod_that_is_killed_costs_no_step(sharding: str, alone: Job, pods: Pods) -> None:
-    """Of an adapter, which all have whole, though the base model is in parts."""
+def test_group_loses_no_step_when_a_pod_is_killed(sharding: str, alone: Job, pods: Pods) -> None:
+    """Of an adapter, which all have whole, though the base model is sharded."""
     alone = prepare(alone, pods, TWO_PODS, (*LONG, ("sharding", sharding)))
     first, second = pods.start()
     done = until_some_steps_are_done(first)
@@ -167,7 +167,7 @@ def test_a_pod_that_is_killed_costs_no_step(sharding: str, alone: Job, pods: Pod
 
 
 @pytest.mark.slow
-def test_sigterm_saves_the_last_step_and_takes_the_other_processes_along(alone: Job, pods: Pods) -> None:
+def test_group_saves_the_last_step_on_sigterm_and_all_ranks_end(alone: Job, pods: Pods) -> None:
     alone = prepare(alone, pods, ONE_POD, LONG)
     (pod,) = pods.start()
     done = until_some_steps_are_done(pod)
@@ -185,7 +185,7 @@ def test_sigterm_saves_the_last_step_and_takes_the_other_processes_along(alone: 
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_another_process_of_the_pod_is_what_the_pod_says(alone: Job, pods: Pods) -> None:
+def test_group_reports_the_error_of_another_rank_of_the_pod(alone: Job, pods: Pods) -> None:
     prepare(alone, pods, ONE_POD, LONG)
     (pod,) = pods.start(custom=FAILING_CHILD)
     pod.communicate()

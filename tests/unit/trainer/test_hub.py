@@ -26,11 +26,11 @@ ANSWER = httpx2.Response(404, request=httpx2.Request("GET", "https://huggingface
         ("hf://org/name/rows.jsonl", "org/name", None, "rows.jsonl"),
     ],
 )
-def test_an_address_taken_apart(uri: str, repository: str, revision: str | None, path: str) -> None:
+def test_hub_path_parse(uri: str, repository: str, revision: str | None, path: str) -> None:
     assert hub.HubPath.parse(uri) == hub.HubPath(repository, revision, path)
 
 
-def test_a_model_is_fetched_without_pickles_at_the_commit_of_an_earlier_stage(
+def test_hub_model_is_fetched_at_the_recorded_commit_without_pickles(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: dict[str, Any] = {}
@@ -54,7 +54,9 @@ def test_a_model_is_fetched_without_pickles_at_the_commit_of_an_earlier_stage(
         (HfHubHTTPError("500", response=ANSWER), Reason.DOWNLOAD_FAILED, ExitCode.INTERNAL),
     ],
 )
-def test_whose_fault_it_is(monkeypatch: pytest.MonkeyPatch, error: Exception, reason: Reason, code: ExitCode) -> None:
+def test_hub_errors_become_outcomes(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: Reason, code: ExitCode
+) -> None:
     def download(repository: str, **options: Any) -> str:
         raise error
 
@@ -81,7 +83,7 @@ def file(size: int | None, *, cached: bool = False) -> DryRunFileInfo:
     ],
 )
 @pytest.mark.parametrize("field", ["model.uri", "dataset.uri"])
-def test_a_download_that_does_not_fit_does_not_begin(
+def test_hub_download_that_does_not_fit_does_not_begin(
     field: str, files: list[DryRunFileInfo], fits: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(DISK_ENV, str(2 * GIB))
@@ -105,7 +107,7 @@ def test_a_download_that_does_not_fit_does_not_begin(
     assert bool(begun) is fits
 
 
-def test_a_dataset_repository_needs_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_dataset_needs_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StageError, match=r"names a repository\. Name one file of it") as raised:
         hub.dataset_file("hf://org/name")
     assert raised.value.reason == Reason.DATASET_NOT_FOUND

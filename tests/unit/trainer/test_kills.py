@@ -11,7 +11,7 @@ import signal
 
 import pytest
 
-from tests.unit.trainer.forked import TRAINING, Parent, Story, story
+from tests.unit.trainer.forked import TRAINING, Parent, WholeJob, run_to_the_end
 from tests.unit.trainer.jobs import Job
 
 SEED = 9
@@ -19,7 +19,7 @@ INSIDE_A_SAVE = {
     "state-copied": 3,
     "folder-made": 4,
     "tensors-written": 4,
-    "standing-written": 4,
+    "progress-written": 4,
     "folder-written": 4,
     "folder-synced": 4,
     "folder-renamed": 4,
@@ -55,7 +55,7 @@ def all_kills() -> list[str]:
     return [*train, *(f"Export:{place}:1" for place in EXPORTING)]
 
 
-def chosen(choice: str) -> list[str]:
+def selected_kills(choice: str) -> list[str]:
     """All, so many, those with these ids, or a few that differ most."""
     if choice in ("", "all") or choice.isdecimal():
         few = len(all_kills()) if choice == "all" else int(choice or FEW)
@@ -66,21 +66,21 @@ def chosen(choice: str) -> list[str]:
 PUNCTUAL = """
 from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
 
-begin = Checkpoints.save_behind
+begin = Checkpoints.save_in_background
 
-def save_behind(checkpoints, snapshot):
-    if checkpoints._behind is not None:
-        checkpoints._behind.join()
+def save_in_background(checkpoints, snapshot):
+    if checkpoints._background is not None:
+        checkpoints._background.join()
     return begin(checkpoints, snapshot)
 
-Checkpoints.save_behind = save_behind
+Checkpoints.save_in_background = save_in_background
 """
 """On a busy machine a save may not have ended when the next one is due, which then comes later. Not here: the places
 to be killed at are counted."""
 
 
-@pytest.mark.parametrize("kill", chosen(os.environ.get("SLUICE_KILLS", "")))
-def test_a_sigkill_costs_no_bit(job: Job, parent: Parent, undisturbed: Story, kill: str) -> None:
+@pytest.mark.parametrize("kill", selected_kills(os.environ.get("SLUICE_KILLS", "")))
+def test_sigkill_costs_no_bit(job: Job, parent: Parent, undisturbed: WholeJob, kill: str) -> None:
     job = Job(job.volumes, training=TRAINING)
     stage, place = kill.split(":", 1)
     before = parent.before(job, stage)
@@ -88,14 +88,14 @@ def test_a_sigkill_costs_no_bit(job: Job, parent: Parent, undisturbed: Story, ki
     assert killed.wait() == -signal.SIGKILL
     durable = max((event["step"] for event in killed.events("checkpoint")), default=0)
 
-    whole = story(parent, job, *before, killed)
+    whole = run_to_the_end(parent, job, *before, killed)
     after = whole.runs[len(before) + 1]
     assert all((event["resumed_from"] or 0) >= durable for event in after.events("begin"))
     assert whole.losses == undisturbed.losses
     assert whole.digest == undisturbed.digest
 
 
-def test_a_sigkill_while_a_damaged_checkpoint_is_replaced(job: Job, parent: Parent, undisturbed: Story) -> None:
+def test_sigkill_while_a_damaged_checkpoint_is_replaced(job: Job, parent: Parent, undisturbed: WholeJob) -> None:
     job = Job(job.volumes, training=TRAINING)
     before = parent.before(job, "Train")
     first = parent.start(job, "Train", "forward:20:SIGKILL", PUNCTUAL)
@@ -105,7 +105,7 @@ def test_a_sigkill_while_a_damaged_checkpoint_is_replaced(job: Job, parent: Pare
     second = parent.start(job, "Train", "folder-set-aside:1:SIGKILL")
     assert second.wait() == -signal.SIGKILL
 
-    whole = story(parent, job, *before, first, second)
+    whole = run_to_the_end(parent, job, *before, first, second)
     assert [event["resumed_from"] for run in whole.runs for event in run.events("begin")] == [None, 4, 4]
     assert whole.losses == undisturbed.losses
     assert whole.digest == undisturbed.digest

@@ -9,7 +9,7 @@ from tests.unit.trainer.jobs import Job, events
 OF_EVERY_LINE = {"run_id", "timestamp", "agent", "level", "event", "message"}
 
 
-def test_every_line_says_of_which_run_it_is_and_each_step_has_its_figures(job: Job) -> None:
+def test_logs_have_the_run_id_and_each_step_its_figures(job: Job) -> None:
     job = replace(job, training=(("epochs", 1), ("maxSteps", 3), ("warmupSteps", 0)))
     job.prepare()
     log = list(events(job.start("Train")))

@@ -16,10 +16,10 @@ from sluice_api.reasons import Reason
 from sluice_trainer import base_model
 from sluice_trainer.errors import StageError
 from sluice_trainer.export.whole_model import write_model
-from sluice_trainer.train import head
-from sluice_trainer.train.batches import MicroBatch, summed_loss
-from sluice_trainer.train.trials.lean import prove
-from sluice_trainer.train.weights.model import load, trainable
+from sluice_trainer.train.batches import MicroBatch
+from sluice_trainer.train.loss import TokenLoss
+from sluice_trainer.train.trials.fused_loss import verify_fused_loss
+from sluice_trainer.train.weights.model import autocast_dtype, load, trainable
 from tests.unit.trainer.jobs import Job
 
 TRAINING = (("epochs", 4), ("checkpointEverySteps", 15), ("learningRate", "2e-3"))
@@ -27,7 +27,7 @@ TRAINING = (("epochs", 4), ("checkpointEverySteps", 15), ("learningRate", "2e-3"
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 
 
-def of(job: Job, method: str, *training: tuple[str, object], name: str = "job") -> Job:
+def with_method(job: Job, method: str, *training: tuple[str, object], name: str = "job") -> Job:
     lora = {"rank": 8, "alpha": 64, "dropout": "0.1"}
     return replace(job, name=name, spec=(("method", method), ("lora", lora)), training=(*TRAINING, *training))
 
@@ -43,14 +43,14 @@ def export_of(job: Job) -> Path:
 
 
 @pytest.mark.parametrize("method", ["QLoRA", "Full"])
-def test_it_learns_and_goes_on_from_its_checkpoint_to_the_same_bits(job: Job, method: str) -> None:
-    undisturbed = of(job, method)
+def test_method_trains_and_resumes_to_the_same_bits(job: Job, method: str) -> None:
+    undisturbed = with_method(job, method)
     undisturbed.prepare()
     result = undisturbed.train()
     assert result.evaluation_loss_after < result.evaluation_loss_before - 0.3  # type: ignore[operator]
     undisturbed.export()
 
-    again = of(job, method, name="again")
+    again = with_method(job, method, name="again")
     again.prepare()
     again.train()
     checkpoints = again.work / "checkpoints"
@@ -63,8 +63,8 @@ def test_it_learns_and_goes_on_from_its_checkpoint_to_the_same_bits(job: Job, me
     assert (export_of(again) / weights).read_bytes() == (export_of(undisturbed) / weights).read_bytes()
 
 
-def test_qlora_keeps_the_model_in_four_bits_and_trains_the_adapter_in_float32(job: Job) -> None:
-    job = of(job, "QLoRA")
+def test_qlora_has_a_four_bit_model_and_a_float32_adapter(job: Job) -> None:
+    job = with_method(job, "QLoRA")
     base = base_model.locate("pvc://models/tiny")
     model = load(base, job.stage("Train").spec, torch.device("cpu"))
     layer = model.get_submodule("base_model.model.model.layers.0.mlp.up_proj.base_layer")
@@ -75,33 +75,33 @@ def test_qlora_keeps_the_model_in_four_bits_and_trains_the_adapter_in_float32(jo
     assert {name.rpartition(".lora_")[2][:2] for name in trainable(model)} == {"A.", "B."}
 
 
-def test_gradients_through_four_bits_are_those_of_the_same_weights_in_float32_also_after_an_evaluation(
+def test_qlora_gradients_are_those_of_dequantized_weights(
     job: Job,
 ) -> None:
-    job = of(job, "QLoRA")
+    job = with_method(job, "QLoRA")
     job.prepare()
     batch = MicroBatch.of([job.prepared().training[0]], torch.device("cpu"))
     model = load(base_model.locate("pvc://models/tiny"), job.stage("Train").spec, torch.device("cpu"))
     with torch.inference_mode():
-        summed_loss(model.eval(), batch)
-    summed_loss(model, batch).backward()
+        TokenLoss(model.eval()).summed(batch)
+    TokenLoss(model).summed(batch).backward()
     found = {name: weight.grad for name, weight in trainable(model).items()}
 
     plain = load(
-        base_model.locate("pvc://models/tiny"), of(job, "LoRA").stage("Train").spec, torch.device("cpu")
+        base_model.locate("pvc://models/tiny"), with_method(job, "LoRA").stage("Train").spec, torch.device("cpu")
     ).eval()
     for name, layer in model.named_modules():
         if isinstance(layer, Linear4bit):
             dequantized = dequantize_4bit(layer.weight.data, four_bits_of(layer))
             plain.get_submodule(name).weight.data = dequantized
     plain.load_state_dict(trainable(model), strict=False)
-    summed_loss(plain, batch).backward()
+    TokenLoss(plain).summed(batch).backward()
     for name, weight in trainable(plain).items():
         torch.testing.assert_close(found[name], weight.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_a_qlora_adapter_answers_on_the_quantized_model_as_it_did_in_training(job: Job) -> None:
-    job = of(job, "QLoRA")
+def test_qlora_export_has_the_loss_of_the_training(job: Job) -> None:
+    job = with_method(job, "QLoRA")
     job.prepare()
     result = job.train()
     job.export()
@@ -113,8 +113,8 @@ def test_a_qlora_adapter_answers_on_the_quantized_model_as_it_did_in_training(jo
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_whole_model_is_one_that_others_load_and_answers_as_it_did_in_training(job: Job, dtype: str) -> None:
-    job = of(job, "Full", ("dtype", dtype))
+def test_full_export_loads_and_has_the_loss_of_the_training(job: Job, dtype: str) -> None:
+    job = with_method(job, "Full", ("dtype", dtype))
     job.prepare()
     result = job.train()
     digest = job.export()
@@ -138,13 +138,13 @@ def test_a_whole_model_is_one_that_others_load_and_answers_as_it_did_in_training
     assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
 
 
-def test_a_whole_model_keeps_what_belongs_to_it_and_no_other_weights(job: Job) -> None:
+def test_full_export_keeps_the_tokenizer_and_no_other_weights(job: Job) -> None:
     """Eager attention rounds otherwise than sdpa; and a setting that transformers reads, it may refuse to write."""
     base = job.volumes / "models" / "tiny"
     (base / "generation_config.json").unlink(missing_ok=True)
     (base / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6, "eos_token_id": 1}')
     (base / "tf_model.h5").write_text("weights of another kind")
-    job = of(job, "Full", ("dtype", "bfloat16"), ("attention", "Eager"), ("maxSteps", 2))
+    job = with_method(job, "Full", ("dtype", "bfloat16"), ("attention", "Eager"), ("maxSteps", 2))
     job.prepare()
     job.train()
     job.export()
@@ -153,7 +153,7 @@ def test_a_whole_model_keeps_what_belongs_to_it_and_no_other_weights(job: Job) -
     assert (export_of(job) / "chat_template.jinja").read_text().startswith("{% for message")
 
 
-def test_a_whole_model_takes_no_file_that_became_a_link(job: Job) -> None:
+def test_full_export_copies_no_file_that_became_a_link(job: Job) -> None:
     """The base model's folder was checked when it was found; its files are copied after a whole training."""
     model = AutoModelForCausalLM.from_pretrained(job.volumes / "models" / "tiny")
     base = base_model.locate("pvc://models/tiny")
@@ -164,32 +164,36 @@ def test_a_whole_model_takes_no_file_that_became_a_link(job: Job) -> None:
     assert not (export / "vocab.txt").exists()
 
 
-def test_a_whole_model_in_bfloat16_computes_in_it_and_keeps_float32(job: Job) -> None:
-    job = of(job, "Full", ("dtype", "bfloat16"))
+def test_full_in_bfloat16_keeps_float32_weights(job: Job) -> None:
+    job = with_method(job, "Full", ("dtype", "bfloat16"))
     job.prepare()
-    model = load(base_model.locate("pvc://models/tiny"), job.stage("Train").spec, torch.device("cpu"))
+    spec = job.stage("Train").spec
+    model = load(base_model.locate("pvc://models/tiny"), spec, torch.device("cpu"))
     batch = MicroBatch.of([job.prepared().training[0]], torch.device("cpu"))
-    full = summed_loss(model, batch)
-    prove(model, batch.input_ids, batch.learnt)
-    assert model in head.PROVEN
-    lean = summed_loss(model, batch)
-    torch.testing.assert_close(lean, full, rtol=1e-2, atol=1e-2)
-    lean.backward()
+    token_loss = TokenLoss(model, autocast_dtype(spec))
+    full = token_loss.summed(batch)
+    verified = verify_fused_loss(token_loss, batch.input_ids, batch.loss_mask)
+    assert verified.fused_head is not None
+    fused = verified.summed(batch)
+    torch.testing.assert_close(fused, full, rtol=1e-2, atol=1e-2)
+    fused.backward()
     gradients = {name: weight.grad for name, weight in trainable(model).items()}
     assert all(grad is not None and grad.dtype == torch.float32 for grad in gradients.values())
-    exact = load(base_model.locate("pvc://models/tiny"), of(job, "Full").stage("Train").spec, torch.device("cpu"))
-    assert summed_loss(exact, batch).item() != full.item()
+    exact = load(
+        base_model.locate("pvc://models/tiny"), with_method(job, "Full").stage("Train").spec, torch.device("cpu")
+    )
+    assert TokenLoss(exact).summed(batch).item() != full.item()
 
 
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA", "Full"])
-def test_a_machine_without_bfloat16_computes_in_float32(
+def test_dtype_is_float32_on_a_machine_without_bfloat16(
     method: str, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def losses(name: str, dtype: str, *, here: bool) -> list[float]:
         """On a machine that has bfloat16, or has it not, whatever this one has: torch computes in it on any."""
         has = {"avx512_bf16": here, "amx_bf16": False, "avx2": True, "cpu_name": "some"}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
-        one = replace(of(job, method, ("dtype", dtype), ("maxSteps", 2)), name=name)
+        one = replace(with_method(job, method, ("dtype", dtype), ("maxSteps", 2)), name=name)
         one.prepare()
         one.train()
         printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -202,13 +206,13 @@ def test_a_machine_without_bfloat16_computes_in_float32(
 
 def held_out_loss(job: Job, model: torch.nn.Module) -> float:
     rows = job.prepared().validation
-    losses = [summed_loss(model, MicroBatch.of([rows[i]], torch.device("cpu"))).item() for i in range(len(rows))]
-    return sum(losses) / int(rows.learnt.sum())
+    losses = [TokenLoss(model).summed(MicroBatch.of([rows[i]], torch.device("cpu"))).item() for i in range(len(rows))]
+    return sum(losses) / int(rows.loss_mask.sum())
 
 
-def test_a_checkpoint_that_would_not_fit_into_memory_is_refused_before_a_gpu_is_taken(job: Job) -> None:
+def test_resources_memory_must_hold_a_checkpoint(job: Job) -> None:
     """The tiny model's takes between one MiB and two."""
-    small = replace(of(job, "Full"), spec=(("method", "Full"), ("resources", {"memory": "1Mi"})))
+    small = replace(with_method(job, "Full"), spec=(("method", "Full"), ("resources", {"memory": "1Mi"})))
     with pytest.raises(StageError) as raised:
         small.prepare()
     assert raised.value.reason == Reason.OUT_OF_MEMORY

@@ -27,27 +27,27 @@ from tests.unit.trainer.jobs import REPOSITORY, quiet_reporter
         ("memory_bytes", "sluice_trainer_memory_bytes"),
     ],
 )
-def test_a_figure_is_shown_and_stays_while_it_is_not_known(figure: str, series: str) -> None:
+def test_metrics_gauge_keeps_its_value_while_none_is_known(figure: str, series: str) -> None:
     for value, shown in ((1.5, 1.5), (2.5, 2.5), (None, 2.5)):
-        metrics.show(**{figure: value})
+        metrics.set_gauges(**{figure: value})
         assert REGISTRY.get_sample_value(series) == shown
 
 
-def test_the_activity_is_the_reports() -> None:
+def test_metrics_activity_is_the_reporters() -> None:
     def shown() -> set[str]:
         return {each for each in Activity if REGISTRY.get_sample_value("sluice_trainer_activity", {"activity": each})}
 
     reporter = quiet_reporter()
-    metrics.follow(reporter)
+    metrics.follow_activity(reporter)
     assert shown() == {"Starting"}
     reporter.update(activity=Activity.EVALUATING)
     assert shown() == {"Evaluating"}
     reporter.close()
-    metrics.follow(SilentReporter(1, None))
+    metrics.follow_activity(SilentReporter(1, None))
     assert shown() == {"Starting"}
 
 
-def test_every_series_is_documented_and_no_other() -> None:
+def test_metrics_are_documented_and_no_other() -> None:
     listed = set(re.findall(r"`(sluice_trainer_\w+)`", (REPOSITORY / "docs/training.md").read_text()))
     counters = {"sluice_trainer_tokens", "sluice_trainer_failed_saves"}
     there = {family.name for family in REGISTRY.collect() if family.name.startswith("sluice_trainer_")}

@@ -18,7 +18,7 @@ from sluice_trainer.train.weights.trained import TrainedWeights
 from tests.unit.trainer.jobs import FATAL, Job, chat, poison, write_rows
 
 MEND = "Mend or remove what is there, or set training.dtype: float32."
-SLOWER = "Lower training.learningRate; if it is low already, set training.dtype: float32."
+LOWER_LEARNING_RATE = "Lower training.learningRate; if it is low already, set training.dtype: float32."
 FEW = (("epochs", 1), ("batchSize", 4), ("warmupSteps", 0), ("checkpointEverySteps", 1))
 
 
@@ -55,7 +55,7 @@ def step_with(job: Job, line: int) -> int:
     return next(step + 1 for step in range(steps.total) if line - 2 in steps.rows(step))
 
 
-def test_the_row_is_named_and_the_last_good_step_is_saved(job: Job) -> None:
+def test_loss_not_finite_names_the_row_and_saves_the_last_good_step(job: Job) -> None:
     job = replace(poisoned(job, 17), training=(*FEW, ("checkpointEverySteps", 50)))
     job.prepare()
     step = step_with(job, 17)
@@ -72,7 +72,7 @@ def test_the_row_is_named_and_the_last_good_step_is_saved(job: Job) -> None:
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 1])
-def test_held_out_rows_are_named_before_the_first_step(job: Job, micro_batch_size: int | None) -> None:
+def test_loss_not_finite_names_held_out_rows_before_the_first_step(job: Job, micro_batch_size: int | None) -> None:
     job = poisoned(job, *range(2, 42, 2), split="40%")
     if micro_batch_size:
         job = replace(job, training=(*FEW, ("microBatchSize", micro_batch_size)))
@@ -87,7 +87,7 @@ def test_held_out_rows_are_named_before_the_first_step(job: Job, micro_batch_siz
     assert saved(job) == []
 
 
-def test_what_no_row_is_to_blame_for(job: Job) -> None:
+def test_loss_not_finite_without_a_row_to_blame(job: Job) -> None:
     """A learning rate that ruins the adapter in its first step, as the second one finds, or the evaluation."""
     job = poisoned(job)
     job = replace(job, training=(*FEW, ("learningRate", "1e30")))
@@ -95,31 +95,29 @@ def test_what_no_row_is_to_blame_for(job: Job) -> None:
     message = refused(job)
     rows = sorted(row + 2 for row in Steps([1] * 40, job.stage("Train").spec.training).rows(1))
     whose = "No single row is to blame; it is of lines {}, {}, {} and {} of the dataset.".format(*rows)
-    assert (
-        message
-        == f"The loss of step 2 of 10 is nan at learning rate 9.75528e+29. {whose} {SLOWER} Step 1 of 10 is saved."
-    )
+    rest = f"{whose} {LOWER_LEARNING_RATE} Step 1 of 10 is saved."
+    assert message == f"The loss of step 2 of 10 is nan at learning rate 9.75528e+29. {rest}"
 
     dataset = {"uri": f"pvc://{job.dataset}", "validationSplit": "40%"}
     job = replace(job, name="held-out", training=(*job.training, ("maxSteps", 1)), spec=(("dataset", dataset),))
     job.prepare()
     shown = ", ".join(map(str, sorted(job.prepared().validation.lines)[:5]))
     whose = f"No single row is to blame; it is of lines {shown} and 11 more of the dataset."
-    assert refused(job) == f"The loss on the held-out rows is nan after 1 steps. {whose} {SLOWER}"
+    assert refused(job) == f"The loss on the held-out rows is nan after 1 steps. {whose} {LOWER_LEARNING_RATE}"
     assert saved(job) == ["step-1"]
 
 
-def test_the_rows_of_a_gradient_are_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_not_finite_names_the_rows(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainedWeights, "clip_gradients_", lambda *_: torch.tensor(torch.inf))
     job = poisoned(job)
     rows = sorted(row + 2 for row in Steps([1] * 40, job.stage("Train").spec.training).rows(0))
     message = refused(job)
     assert message.startswith("The gradient norm of step 1 of 10 is inf at learning rate ")
-    assert message.endswith(". It is of lines {}, {}, {} and {} of the dataset. {}".format(*rows, SLOWER))
+    assert message.endswith(". It is of lines {}, {}, {} and {} of the dataset. {}".format(*rows, LOWER_LEARNING_RATE))
 
 
 @pytest.mark.parametrize(
-    ("numbers", "said"),
+    ("numbers", "text"),
     [
         ([17], "line 17"),
         ([17, 17, 17], "line 17"),  # the parts of a row that was split
@@ -128,6 +126,6 @@ def test_the_rows_of_a_gradient_are_named(job: Job, monkeypatch: pytest.MonkeyPa
         ([7, 6, 5, 4, 3, 2, 1], "lines 1, 2, 3, 4, 5 and 2 more"),
     ],
 )
-def test_how_lines_are_named(numbers: list[int], said: str) -> None:
+def test_lines_as_text(numbers: list[int], text: str) -> None:
     rows = TokenRows.of(TokenRow(np.ones(1, np.int32), np.ones(1, np.uint8), number) for number in numbers)
-    assert lines(rows, range(len(rows))) == said
+    assert lines(rows, range(len(rows))) == text

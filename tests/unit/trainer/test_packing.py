@@ -10,10 +10,11 @@ import transformers as t
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from sluice_trainer.prepared import TokenRow, TokenRows
-from sluice_trainer.train.batches import MicroBatch, put_together, summed_loss
+from sluice_trainer.train.batches import MicroBatch, make_micro_batch
+from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.packing import Batching, micro_batches
 from sluice_trainer.train.trials import budget
-from sluice_trainer.train.trials.exact import why_not_packed
+from sluice_trainer.train.trials.packing_check import packing_obstacle
 from tests.unit.trainer.jobs import Job
 
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ HYBRIDS = {
 
 
 def random_rows(*lengths: int) -> TokenRows:
-    """Rows of random tokens, about two thirds of which are learnt."""
+    """Rows of random tokens, about two thirds of which are in the loss."""
     draw = np.random.default_rng(0)
     made = (TokenRow(draw.integers(1, 300, n, np.int32), (draw.random(n) < 0.67).astype(np.uint8)) for n in lengths)
     return TokenRows.of(made)
@@ -79,59 +80,59 @@ def adapted(config: t.PreTrainedConfig, attention: str = "sdpa") -> PeftModel:
     return get_peft_model(base, lora)
 
 
-def only(rows: TokenRows, learnt: int) -> list[TokenRow]:
-    """All rows, one of which is learnt."""
-    return [replace(rows[index], learnt=rows[index].learnt * (index == learnt)) for index in range(len(rows))]
+def with_loss_only_on(row: int, rows: TokenRows) -> list[TokenRow]:
+    """All rows; the loss counts tokens of one of them only."""
+    return [replace(rows[index], loss_mask=rows[index].loss_mask * (index == row)) for index in range(len(rows))]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_row_costs_in_a_pack_what_it_costs_alone(shape: str, attention: str) -> None:
+def test_packing_keeps_the_loss_of_each_row(shape: str, attention: str) -> None:
     model = adapted(SHAPES[shape], attention)
-    assert why_not_packed(model, ROWS, CPU) is None
+    assert packing_obstacle(TokenLoss(model), ROWS, CPU) is None
     for index in range(len(ROWS)):
         row = ROWS[index]
-        labels = torch.from_numpy(np.where(row.learnt == 1, row.input_ids, -100)).long()[None]
+        labels = torch.from_numpy(np.where(row.loss_mask == 1, row.input_ids, -100)).long()[None]
         ids = torch.from_numpy(row.input_ids).long()[None]
-        learnt = int(row.learnt[1:].sum())
+        loss_tokens = int(row.loss_mask[1:].sum())
         alone = model(input_ids=ids, labels=labels).loss
-        packed = summed_loss(model, MicroBatch.packed(only(ROWS, index), CPU)) / learnt
+        packed = TokenLoss(model).summed(MicroBatch.packed(with_loss_only_on(index, ROWS), CPU)) / loss_tokens
         torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_an_end_of_turn_that_is_padding_too_is_learnt(job: Job, packed: bool) -> None:
+def test_loss_mask_has_an_end_of_turn_that_is_the_pad_token_too(job: Job, packed: bool) -> None:
     job.prepare()
     end = t.AutoTokenizer.from_pretrained(job.volumes / "models" / "tiny").pad_token_id
     rows = [job.prepared().training[index] for index in range(8)]
-    batch = put_together(rows, Batching(packed, 512), CPU)
+    batch = make_micro_batch(rows, Batching(packed, 512), CPU)
     assert len({len(row.input_ids) for row in rows}) > 1
-    assert batch.input_ids[batch.learnt].tolist().count(end) == 8  # one answer a row
+    assert batch.input_ids[batch.loss_mask].tolist().count(end) == 8  # one answer a row
 
     model = adapted(t.LlamaConfig(**{**SHAPE, "pad_token_id": end, "eos_token_id": end}))
     alone = 0.0
     for row in rows:
-        labels = torch.from_numpy(np.where(row.learnt == 1, row.input_ids, -100)).long()[None]
+        labels = torch.from_numpy(np.where(row.loss_mask == 1, row.input_ids, -100)).long()[None]
         assert labels[0, -2] == end  # a line break follows
-        alone += model(input_ids=labels.new_tensor(row.input_ids[None]), labels=labels).loss * row.learnt.sum()
-    torch.testing.assert_close(summed_loss(model, batch), alone, rtol=1e-5, atol=1e-5)
+        alone += model(input_ids=labels.new_tensor(row.input_ids[None]), labels=labels).loss * row.loss_mask.sum()
+    torch.testing.assert_close(TokenLoss(model).summed(batch), alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", ["Llama", "Gemma3"])
-def test_packed_rows_pull_the_weights_where_they_pull_them_one_by_one(shape: str) -> None:
+def test_packing_keeps_the_gradients(shape: str) -> None:
     rows = [ROWS[index] for index in range(len(ROWS))]
     pulls = []
     for batches in ([MicroBatch.packed(rows, CPU)], [MicroBatch.of([row], CPU) for row in rows]):
         model = adapted(SHAPES[shape])
         for batch in batches:
-            summed_loss(model, batch).backward()
+            TokenLoss(model).summed(batch).backward()
         pulls.append([weight.grad for weight in model.parameters() if weight.requires_grad])
     torch.testing.assert_close(*pulls, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", HYBRIDS)
-def test_a_model_that_carries_one_row_into_the_next_is_found_out(shape: str) -> None:
-    why = why_not_packed(adapted(HYBRIDS[shape]), ROWS, CPU)
+def test_packing_obstacle_of_a_model_that_leaks_between_rows(shape: str) -> None:
+    why = packing_obstacle(TokenLoss(adapted(HYBRIDS[shape])), ROWS, CPU)
     assert why is not None
     assert "a row's loss in a pack differs by 0." in why
 
@@ -140,7 +141,7 @@ PACKED, PADDED = Batching(packed=True, tokens=100), Batching(packed=False, token
 
 
 @pytest.mark.parametrize(
-    ("rule", "lengths", "batching", "shares", "expected"),
+    ("rule", "lengths", "batching", "processes", "expected"),
     [
         ("what fits goes together", [30, 40, 30], PACKED, 1, [[[0, 1, 2]]]),
         ("no more than the budget, and evenly", [60, 60, 30, 30], PACKED, 1, [[[0, 2], [1, 3]]]),
@@ -158,28 +159,28 @@ PACKED, PADDED = Batching(packed=True, tokens=100), Batching(packed=False, token
     ],
 )
 def test_micro_batches(
-    rule: str, lengths: list[int], batching: Batching, shares: int, expected: list[list[list[int]]]
+    rule: str, lengths: list[int], batching: Batching, processes: int, expected: list[list[list[int]]]
 ) -> None:
-    assert micro_batches(lengths, batching, shares) == expected, rule
+    assert micro_batches(lengths, batching, processes) == expected, rule
 
 
-@pytest.mark.parametrize("shares", [1, 2, 3, 8])
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
 @pytest.mark.parametrize("batching", [Batching(True, 700), Batching(False, 700), Batching(True, 700, rows=4)])
-def test_any_number_of_processes_sees_each_row_once_within_the_budget(batching: Batching, shares: int) -> None:
+def test_micro_batches_have_each_row_once_within_the_token_budget(batching: Batching, processes: int) -> None:
     for seed in range(20):
         lengths = np.random.default_rng(seed).lognormal(4.5, 0.8, 64).clip(5, 600).astype(int).tolist()
-        hands = micro_batches(lengths, batching, shares)
-        assert sorted(itertools.chain(*itertools.chain(*hands))) == list(range(64))
-        for places in itertools.chain(*hands) if batching.rows is None else ():
+        per_rank = micro_batches(lengths, batching, processes)
+        assert sorted(itertools.chain(*itertools.chain(*per_rank))) == list(range(64))
+        for places in itertools.chain(*per_rank) if batching.rows is None else ():
             inside = [lengths[place] for place in places]
             assert (sum(inside) if batching.packed else max(inside) * len(inside)) <= 700
         if batching.packed and batching.rows is None:
-            loads = [sum(lengths[place] for places in hand for place in places) for hand in hands]
-            assert max(loads) <= 1.02 * sum(loads) / shares
-            assert max(map(len, hands)) <= max(loads) // 700 + 2
+            loads = [sum(lengths[place] for places in own for place in places) for own in per_rank]
+            assert max(loads) <= 1.02 * sum(loads) / processes
+            assert max(map(len, per_rank)) <= max(loads) // 700 + 2
 
 
-def test_a_model_that_leaks_is_trained_in_padded_batches_and_learns_the_same(
+def test_packing_is_not_used_for_a_model_that_leaks_between_rows(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     packed = replace(job, name="packed", training=(("epochs", 2),), spec=(("lora", {"rank": 8}),))
@@ -190,7 +191,7 @@ def test_a_model_that_leaks_is_trained_in_padded_batches_and_learns_the_same(
     log = capsys.readouterr().out
     assert '"event": "micro-batches", "packed": true' in log
     assert "rows are padded" not in log
-    monkeypatch.setattr(budget, "why_not_packed", lambda *_: "it leaks")
+    monkeypatch.setattr(budget, "packing_obstacle", lambda *_: "it leaks")
     monkeypatch.delattr(MicroBatch, "packed")
     assert padded.train().evaluation_loss_after == pytest.approx(loss, rel=1e-5)
     assert '"event": "rows are padded, not packed", "why": "it leaks"' in capsys.readouterr().out
@@ -200,18 +201,16 @@ def last_state(job: Job) -> bytes:
     return (job.work / "checkpoints" / "step-10" / "state.safetensors").read_bytes()
 
 
-def test_the_budget_does_not_change_what_is_learnt_and_is_kept_when_training_goes_on(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_token_budget_does_not_change_the_loss_and_is_kept_on_resume(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     training = (("epochs", 2), ("checkpointEverySteps", 5))
     job = replace(job, training=training, spec=(("lora", {"rank": 8}),))
     other = replace(job, name="other")
     for each in (job, other):
         each.prepare()
-    monkeypatch.setitem(budget.MOST_TOKENS, "cpu", 128)
+    monkeypatch.setitem(budget.MAX_TOKENS, "cpu", 128)
     small = job.train()
     bits = last_state(job)
-    monkeypatch.setitem(budget.MOST_TOKENS, "cpu", 1024)
+    monkeypatch.setitem(budget.MAX_TOKENS, "cpu", 1024)
     assert other.train().evaluation_loss_after == pytest.approx(small.evaluation_loss_after, rel=1e-5)
     assert last_state(other) != bits
 

@@ -17,7 +17,7 @@ def steps_of(lengths: list[int], **settings: object) -> Steps:
 
 
 @given(LENGTHS, st.integers(1, 12), st.integers(1, 4))
-def test_so_many_rows_a_step_and_the_rest_in_the_last_of_a_pass(lengths: list[int], size: int, epochs: int) -> None:
+def test_steps_of_batch_size_rows(lengths: list[int], size: int, epochs: int) -> None:
     steps = steps_of(lengths, batchSize=size, epochs=epochs)
     each = -(-len(lengths) // size)
     assert steps.total == each * epochs
@@ -29,7 +29,7 @@ def test_so_many_rows_a_step_and_the_rest_in_the_last_of_a_pass(lengths: list[in
 
 @given(LENGTHS, st.integers(1, 120), st.integers(1, 4))
 @example([5] * 10, 10, 1)
-def test_as_many_rows_as_the_tokens_of_a_step_hold(lengths: list[int], most: int, epochs: int) -> None:
+def test_steps_of_batch_tokens(lengths: list[int], most: int, epochs: int) -> None:
     steps = steps_of(lengths, batchTokens=most, epochs=epochs)
     found = [steps.rows(step) for step in range(steps.total)]
     tokens = [sum(lengths[row] for row in rows) for rows in found]
@@ -40,10 +40,10 @@ def test_as_many_rows_as_the_tokens_of_a_step_hold(lengths: list[int], most: int
         assert is_last or sum(lengths[row] for row in rows) + lengths[following[0]] > most
 
 
-def test_where_a_step_is_and_how_much_is_done() -> None:
+def test_steps_position_and_epochs_before() -> None:
     steps = steps_of([1] * 10, batchSize=4, epochs=2)
     assert [steps.position(step) for step in range(7)] == [(0, 0), (0, 4), (0, 8), (1, 0), (1, 4), (1, 8), (2, 0)]
-    assert [steps.passes(step) for step in (0, 1, 3, 6)] == pytest.approx([0, 1 / 3, 1, 2])
+    assert [steps.epochs_before(step) for step in (0, 1, 3, 6)] == pytest.approx([0, 1 / 3, 1, 2])
     assert steps.rows(0) != steps.rows(3)
     assert steps_of([1] * 10, batchSize=4, epochs=2, maxSteps=5).total == 5
     assert steps_of([1] * 10, batchSize=4, seed=1).rows(0) != steps.rows(0)

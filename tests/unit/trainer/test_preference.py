@@ -15,18 +15,19 @@ from torch.nn.functional import log_softmax, logsigmoid
 from sluice_api.reasons import Reason
 from sluice_api.training import OverlongRows
 from sluice_trainer import base_model
-from sluice_trainer.data.overlong import fitting_pair
+from sluice_trainer.data.overlong import fit_pair
 from sluice_trainer.data.rows import BadRowError
 from sluice_trainer.data.tokenise import Tokeniser
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.ranks import Rank
 from sluice_trainer.train.batches import MicroBatch, batches_of
+from sluice_trainer.train.fused_cross_entropy import fused_cross_entropy
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.loss import cross_entropies
+from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.objective import Preference
 from sluice_trainer.train.packing import Batching
-from sluice_trainer.train.trials.lean import prove
+from sluice_trainer.train.trials.fused_loss import verify_fused_loss
 from sluice_trainer.train.weights.model import load, trainable
 from tests.unit.trainer.jobs import Job, write_rows
 
@@ -49,7 +50,7 @@ def pairs(job: Job) -> Job:
     return replace(job, training=TRAINING, spec=(("lora", {"rank": 8, "alpha": 64}),))
 
 
-def stirred(job: Job) -> PeftModel:
+def model_with_nonzero_adapter(job: Job) -> PeftModel:
     """A model whose adapter says something."""
     model = load(base_model.locate("pvc://models/tiny"), job.stage("Train").spec, CPU)
     assert isinstance(model, PeftModel)
@@ -59,13 +60,13 @@ def stirred(job: Job) -> PeftModel:
     return model
 
 
-def by_hand(model: PeftModel, rows: list[TokenRow], beta: float) -> Tensor:
+def preference_loss_by_hand(model: PeftModel, rows: list[TokenRow], beta: float) -> Tensor:
     """As the paper writes it, each answer by itself, from all logits."""
 
     def answer(row: TokenRow) -> Tensor:
         ids = torch.from_numpy(row.input_ids).long().unsqueeze(0)
         each = log_softmax(model(input_ids=ids).logits[0, :-1], dim=-1).gather(1, ids[0, 1:, None]).squeeze(1)
-        return each[torch.from_numpy(row.learnt[1:]).bool()].sum()
+        return each[torch.from_numpy(row.loss_mask[1:]).bool()].sum()
 
     total = torch.zeros(())
     for row in rows:
@@ -78,27 +79,28 @@ def by_hand(model: PeftModel, rows: list[TokenRow], beta: float) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("made", [MicroBatch.packed, MicroBatch.of], ids=["packed", "padded"])
-def test_the_loss_and_its_gradients_are_those_of_the_paper(pairs: Job, made: Any, lean: bool) -> None:
+def test_preference_loss_and_gradients_are_those_of_the_paper(pairs: Job, made: Any, fused: bool) -> None:
     pairs.prepare()
     rows = [pairs.prepared().training[index] for index in range(3)]
-    model = stirred(pairs)
-    expected = by_hand(model, rows, 0.3)
+    model = model_with_nonzero_adapter(pairs)
+    expected = preference_loss_by_hand(model, rows, 0.3)
     expected.backward()
-    wanted = {name: weight.grad for name, weight in trainable(model).items()}
+    expected_gradients = {name: weight.grad for name, weight in trainable(model).items()}
     model.zero_grad()
-    if lean:
+    token_loss = TokenLoss(model)
+    if fused:
         one = MicroBatch.of([rows[0]], CPU)
-        prove(model, one.input_ids[:1], one.learnt[:1])
-    loss = Preference(0.3).summed_loss(model, made(rows, CPU))
+        token_loss = verify_fused_loss(token_loss, one.input_ids[:1], one.loss_mask[:1])
+    loss = Preference(0.3).summed_loss(token_loss, made(rows, CPU))
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     for name, weight in trainable(model).items():
-        torch.testing.assert_close(weight.grad, wanted[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(weight.grad, expected_gradients[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_fresh_adapter_prefers_nothing_and_a_trained_one_what_was_chosen(pairs: Job) -> None:
+def test_preference_training_from_ln_2_down(pairs: Job) -> None:
     pairs.prepare()
     result = pairs.train()
     assert result.evaluation_loss_before == pytest.approx(math.log(2), abs=1e-6)
@@ -106,14 +108,14 @@ def test_a_fresh_adapter_prefers_nothing_and_a_trained_one_what_was_chosen(pairs
     pairs.export()
 
 
-def test_what_the_model_sees_at_most_is_the_longer_side_of_a_pair(pairs: Job) -> None:
+def test_longest_sequence_is_the_longer_side_of_a_pair(pairs: Job) -> None:
     pairs.prepare()
     rows = pairs.prepared().training
     sides = (side for index in range(len(rows)) for side in rows[index].answers())
     assert rows.longest_sequence == max(len(side.input_ids) for side in sides) < max(rows.lengths)
 
 
-def test_there_is_no_dropout(pairs: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preference_training_has_no_dropout(pairs: Job, capsys: pytest.CaptureFixture[str]) -> None:
     """With any, the first loss would not be that of a model that prefers nothing."""
     config = pairs.volumes / "models" / "tiny" / "config.json"
     text = json.loads(config.read_text()) | {"attention_dropout": 0.3}
@@ -128,7 +130,7 @@ def test_there_is_no_dropout(pairs: Job, capsys: pytest.CaptureFixture[str]) -> 
     assert loss == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_uneven_pairs_side_by_side_take_no_more_than_the_budget() -> None:
+def test_preference_pairs_with_padding_keep_the_token_budget() -> None:
     sides = [(answer(*range(1, 500)), answer(1, 2, 3)), (answer(1, 2, 4), answer(*range(1, 400)))]
     rows = TokenRows.of([TokenRow.pair(*each) for each in (*sides, *sides)])
     assert rows.sizes(range(4), packed=True) == [502, 402, 502, 402]
@@ -137,7 +139,7 @@ def test_uneven_pairs_side_by_side_take_no_more_than_the_budget() -> None:
     assert [batch.input_ids.numel() for _, batch, _ in batches] == [4 * 499, 4 * 399]
 
 
-def test_the_lengths_of_micro_batches_change_nothing(pairs: Job) -> None:
+def test_preference_result_does_not_depend_on_micro_batch_size(pairs: Job) -> None:
     whole = replace(pairs, name="whole")
     parts = replace(pairs, name="parts", training=(*TRAINING, ("microBatchSize", 2)))
     losses = []
@@ -147,7 +149,7 @@ def test_the_lengths_of_micro_batches_change_nothing(pairs: Job) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_only_the_answers_are_learnt(pairs: Job) -> None:
+def test_loss_mask_of_a_pair_has_only_the_two_answers(pairs: Job) -> None:
     asked = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Ahoy"},
@@ -158,9 +160,9 @@ def test_only_the_answers_are_learnt(pairs: Job) -> None:
     pairs.prepare()
     (pair,) = [pairs.prepared().training[0]]
     tokenizer = Tokeniser(base_model.locate("pvc://models/tiny"), 256, OverlongRows.TRUNCATE)._tokenizer
-    learnt = [tokenizer.decode(side.input_ids[side.learnt == 1]) for side in pair.answers()]
-    assert learnt == ["Yes<|im_end|>", "No way<|im_end|>"]
-    asked_again = [tokenizer.decode(side.input_ids[side.learnt == 0]) for side in pair.answers()]
+    in_loss = [tokenizer.decode(side.input_ids[side.loss_mask == 1]) for side in pair.answers()]
+    assert in_loss == ["Yes<|im_end|>", "No way<|im_end|>"]
+    asked_again = [tokenizer.decode(side.input_ids[side.loss_mask == 0]) for side in pair.answers()]
     assert asked_again[0] == asked_again[1]
 
 
@@ -178,7 +180,7 @@ TURN = {"role": "assistant", "content": "Yes"}
         ({"prompt": "?", "chosen": "Yes"}, 'the row has "prompt", "chosen", not'),
     ],
 )
-def test_rows_that_prefer_nothing(pairs: Job, row: dict[str, Any], problem: str) -> None:
+def test_preference_rows_without_a_preference_are_refused(pairs: Job, row: dict[str, Any], problem: str) -> None:
     write_rows(pairs.volumes / "datasets" / "rows.jsonl", [row])
     with pytest.raises(StageError) as raised:
         pairs.prepare()
@@ -186,7 +188,7 @@ def test_rows_that_prefer_nothing(pairs: Job, row: dict[str, Any], problem: str)
     assert f"line 1: {problem}" in raised.value.message
 
 
-def test_all_weights_have_nothing_to_be_compared_with(pairs: Job) -> None:
+def test_preference_with_method_full_is_refused(pairs: Job) -> None:
     with pytest.raises(StageError) as raised:
         replace(pairs, spec=(("method", "Full"),)).prepare()
     assert raised.value.message.endswith("Set method: LoRA or QLoRA.")
@@ -196,25 +198,25 @@ def answer(*ids: int) -> TokenRow:
     return TokenRow(np.array(ids, np.int32), np.array([0, 0, *[1] * (len(ids) - 2)], np.uint8), line=7)
 
 
-def test_answers_that_are_too_long() -> None:
+def test_preference_pairs_that_are_too_long() -> None:
     short, long = answer(1, 2, 3), answer(1, 2, 4, 5, 6)
-    (pair,) = fitting_pair([short, long], 4, OverlongRows.TRUNCATE)
+    (pair,) = fit_pair([short, long], 4, OverlongRows.TRUNCATE)
     assert [side.input_ids.tolist() for side in pair.answers()] == [[1, 2, 3], [1, 2, 4, 5]]
-    assert (pair.line, fitting_pair([short, long], 4, OverlongRows.DROP)) == (7, [])
+    assert (pair.line, fit_pair([short, long], 4, OverlongRows.DROP)) == (7, [])
     with pytest.raises(BadRowError, match="the same up to maxSequenceLength 3"):
-        fitting_pair([answer(1, 2, 4, 9), long], 3, OverlongRows.TRUNCATE)
+        fit_pair([answer(1, 2, 4, 9), long], 3, OverlongRows.TRUNCATE)
     with pytest.raises(StageError, match="Line 7 of the dataset has an answer of more than maxSequenceLength 4"):
-        fitting_pair([short, long], 4, OverlongRows.SPLIT)
+        fit_pair([short, long], 4, OverlongRows.SPLIT)
 
 
-def test_a_trained_head_takes_no_weights_by_position() -> None:
+def test_fused_loss_of_a_trained_head_refuses_weights_by_position() -> None:
     head, hidden = nn.Linear(8, 20), torch.randn(5, 8, requires_grad=True)
-    losses = cross_entropies(hidden, head, torch.arange(5))
+    losses = fused_cross_entropy(hidden, head, torch.arange(5))
     with pytest.raises(ValueError, match="all positions must weigh the same"):
         (losses * torch.arange(5.0)).sum().backward()
 
 
-def test_the_log_shows_the_loss_by_pairs(pairs: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preference_loss_in_the_log_is_by_pair(pairs: Job, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = replace(pairs, training=(*TRAINING, ("maxSteps", 1)))
     pairs.prepare()
     pairs.train()

@@ -1,4 +1,4 @@
-"""What Prepare leaves behind: exactly the right tokens learnt, a fair split, and the same again when run twice."""
+"""What Prepare leaves behind: the right loss mask, a fair split, and the same again when run twice."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,15 +12,15 @@ from sluice_trainer.prepared import TokenRow, TokenRows
 from tests.unit.trainer.jobs import ROWS, Job, chat, write_rows
 
 
-def learnt_and_read(job: Job, rows: list[Any]) -> list[tuple[str, str]]:
-    """What is learnt of each row, and all that the model reads."""
+def loss_and_all_text(job: Job, rows: list[Any]) -> list[tuple[str, str]]:
+    """For each row, the text that the loss counts and the text that the model reads."""
     write_rows(job.volumes / job.dataset, rows)
     job.prepare()
     tokenizer = AutoTokenizer.from_pretrained(job.volumes / "models" / "tiny")
     prepared = job.prepared()
     halves: list[TokenRows] = [prepared.training, prepared.validation]
     tokens = [half[index] for half in halves for index in range(len(half))]
-    return [(tokenizer.decode(row.input_ids[row.learnt == 1]), tokenizer.decode(row.input_ids)) for row in tokens]
+    return [(tokenizer.decode(row.input_ids[row.loss_mask == 1]), tokenizer.decode(row.input_ids)) for row in tokens]
 
 
 TURNS = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello!"), ("user", "Bye"), ("assistant", "So long")]
@@ -29,7 +29,7 @@ RENDERED = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, conten
 
 
 @pytest.mark.parametrize(
-    ("name", "row", "learnt", "read"),
+    ("name", "row", "in_loss", "read"),
     [
         ("only the assistant's turns, each with its end", CONVERSATION, "Hello!<|im_end|>So long<|im_end|>", RENDERED),
         (
@@ -44,37 +44,37 @@ RENDERED = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, conten
             "3<|im_end|>",
             "<|im_start|>user\n1 + 2<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n",
         ),
-        ("a text is learnt whole, but for its first token", {"text": "abc"}, "bc<|im_end|>", "abc<|im_end|>"),
+        ("of a text all is in the loss but its first token", {"text": "abc"}, "bc<|im_end|>", "abc<|im_end|>"),
         ("... two texts in one too", {"text": "ab<|im_end|>c"}, "b<|im_end|>c<|im_end|>", "ab<|im_end|>c<|im_end|>"),
         ("... or has an end", {"text": "abc<|im_end|>"}, "bc<|im_end|>", "abc<|im_end|>"),
     ],
 )
-def test_what_is_learnt(job: Job, name: str, row: Any, learnt: str, read: str) -> None:
-    assert learnt_and_read(job, [row]) == [(learnt, read)]
+def test_loss_mask_by_row_format(job: Job, name: str, row: Any, in_loss: str, read: str) -> None:
+    assert loss_and_all_text(job, [row]) == [(in_loss, read)]
 
 
-def test_without_a_chat_template_a_prompt_is_read_and_its_completion_learnt(job: Job) -> None:
+def test_loss_mask_without_a_chat_template_has_only_the_completion(job: Job) -> None:
     (job.volumes / "models" / "tiny" / "chat_template.jinja").unlink()
-    assert learnt_and_read(job, [{"prompt": "1+2=", "completion": "3"}]) == [("3<|im_end|>", "1+2=3<|im_end|>")]
+    assert loss_and_all_text(job, [{"prompt": "1+2=", "completion": "3"}]) == [("3<|im_end|>", "1+2=3<|im_end|>")]
 
 
-def test_a_prompt_has_the_tokens_that_it_has_when_the_model_serves(job: Job) -> None:
+def test_prompt_tokens_are_those_of_serving(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [chat("Hi", "\n\nassistant")])
     job.prepare()
     tokenizer = AutoTokenizer.from_pretrained(job.volumes / "models" / "tiny")
     served = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)["input_ids"]
     row = job.prepared().training[0]
     assert row.input_ids[: len(served)].tolist() == served
-    assert row.learnt.tolist().index(1) == len(served)
+    assert row.loss_mask.tolist().index(1) == len(served)
 
 
-def test_long_rows_are_cut_and_counted(job: Job) -> None:
+def test_overlong_rows_truncate(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [chat("Hi", "word " * 300), *ROWS[:5]])
     result = replace(job, training=(("maxSequenceLength", 64),)).prepare()
     assert (result.overlong_rows, result.longest_row) == (1, 64)
 
 
-def test_each_token_of_a_row_that_is_split_is_learnt_once(job: Job) -> None:
+def test_loss_mask_of_a_split_row_has_each_token_once(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [{"text": "".join(chr(97 + index % 26) for index in range(200))}])
     job.prepare()
     whole = job.prepared().training[0]
@@ -84,13 +84,13 @@ def test_each_token_of_a_row_that_is_split_is_learnt_once(job: Job) -> None:
     result = split.prepare()
     parts = [split.prepared().training[index] for index in range(result.rows)]
 
-    learnt = np.concatenate([part.input_ids[part.learnt == 1] for part in parts])
-    assert learnt.tolist() == whole.input_ids[whole.learnt == 1].tolist()
+    in_loss = np.concatenate([part.input_ids[part.loss_mask == 1] for part in parts])
+    assert in_loss.tolist() == whole.input_ids[whole.loss_mask == 1].tolist()
     assert {len(part.input_ids) for part in parts[:-1]} == {32}
     assert (result.overlong_rows, result.longest_row) == (1, 32)
 
 
-def test_the_parts_of_a_row_are_on_one_side(job: Job) -> None:
+def test_validation_split_keeps_the_parts_of_a_row_together(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [{"text": letter * 200} for letter in "abcdefgh"])
     limits = (("maxSequenceLength", 16), ("overlongRows", "Split"))
     dataset = {"uri": f"pvc://{job.dataset}", "validationSplit": "25%"}
@@ -106,7 +106,7 @@ def test_the_parts_of_a_row_are_on_one_side(job: Job) -> None:
     assert not sides[0] & sides[1]
 
 
-def test_rows_know_their_lines(job: Job) -> None:
+def test_rows_keep_their_line_numbers(job: Job) -> None:
     """Behind blank lines and rows that are skipped, held out or not, and in parts."""
     texts = [{"text": letter * 40} for letter in "abcdefgh"]
     write_rows(job.volumes / job.dataset, ["", texts[0], "nonsense", *texts[1:]])
@@ -122,13 +122,13 @@ def test_rows_know_their_lines(job: Job) -> None:
     assert len(prepared.validation) == 2 * 3
 
 
-def test_long_rows_are_left_out_and_counted(job: Job) -> None:
+def test_overlong_rows_drop(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [chat("Hi", "word " * 300), *ROWS[:5]])
     result = replace(job, training=(("maxSequenceLength", 64), ("overlongRows", "Drop"))).prepare()
     assert (result.overlong_rows, result.rows + result.validation_rows, result.refused_rows) == (1, 5, 0)
 
 
-def test_the_models_own_limit_holds_too(job: Job) -> None:
+def test_max_sequence_length_is_limited_by_the_model(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [chat("Hi", "word " * 300), *ROWS[:5]])
     assert job.prepare().longest_row == 256
 
@@ -137,14 +137,14 @@ def test_the_models_own_limit_holds_too(job: Job) -> None:
     ("rows", "split", "held"),
     [(40, "10%", 4), (3, "10%", 1), (1, "10%", 0), (2, "49%", 1), (40, "0%", 0), (40, "25%", 10)],
 )
-def test_a_share_of_the_rows_is_held_out(job: Job, rows: int, split: str, held: int) -> None:
+def test_validation_split_share(job: Job, rows: int, split: str, held: int) -> None:
     write_rows(job.volumes / job.dataset, ROWS[:rows])
     dataset = {"uri": f"pvc://{job.dataset}", "validationSplit": split}
     result = replace(job, spec=(("dataset", dataset),)).prepare()
     assert (result.rows, result.validation_rows) == (rows - held, held)
 
 
-def test_equal_rows_are_never_on_both_sides() -> None:
+def test_validation_split_keeps_equal_rows_together() -> None:
     rows = [TokenRow(np.array([i % 5], np.int32), np.array([1], np.uint8)) for i in range(50)]
     out = held_out([[row] for row in rows], 0.2, seed=1)
     sides = [{bool(out[i]) for i in range(50) if i % 5 == content} for content in range(5)]
@@ -152,7 +152,7 @@ def test_equal_rows_are_never_on_both_sides() -> None:
     assert sum(out) == 10
 
 
-def test_the_split_follows_the_seed_not_the_order() -> None:
+def test_validation_split_depends_on_the_seed_not_the_order() -> None:
     rows = [TokenRow(np.array([i], np.int32), np.array([1], np.uint8)) for i in range(50)]
 
     def chosen(rows: list[TokenRow], seed: int) -> set[int]:
@@ -163,7 +163,7 @@ def test_the_split_follows_the_seed_not_the_order() -> None:
     assert chosen(rows, 1) != chosen(rows, 2)
 
 
-def test_a_second_run_finds_the_first_ones_work(job: Job) -> None:
+def test_prepare_again_finds_the_prepared_rows(job: Job) -> None:
     first = job.prepare()
     manifest = job.work / "prepared" / "manifest.json"
     written = manifest.stat().st_mtime_ns
@@ -171,7 +171,7 @@ def test_a_second_run_finds_the_first_ones_work(job: Job) -> None:
     assert manifest.stat().st_mtime_ns == written
 
 
-def test_a_damaged_result_is_made_anew(job: Job) -> None:
+def test_prepared_rows_that_are_damaged_are_made_anew(job: Job) -> None:
     first = job.prepare()
     tokens = job.work / "prepared" / "train.safetensors"
     good = tokens.read_bytes()
@@ -181,10 +181,10 @@ def test_a_damaged_result_is_made_anew(job: Job) -> None:
     assert {path.name for path in job.work.iterdir()} == {"prepared"}
 
 
-def test_rows_of_an_older_image_are_made_anew(job: Job) -> None:
+def test_prepared_rows_of_an_older_format_are_made_anew(job: Job) -> None:
     first = job.prepare()
     manifest = job.work / "prepared" / "manifest.json"
     good = manifest.read_text()
-    manifest.write_text(good.replace("sluice.prepared/v2", "sluice.prepared/v1"))
+    manifest.write_text(good.replace("sluice.prepared/v3", "sluice.prepared/v2"))
     assert job.prepare() == first
     assert manifest.read_text() == good

@@ -36,7 +36,7 @@ from sluice_trainer.errors import StageError
         ("2002:a00:1::", False),
     ],
 )
-def test_which_addresses_are_public(address: str, public: bool) -> None:
+def test_is_public_address(address: str, public: bool) -> None:
     assert remote.is_public(address) == public
 
 
@@ -99,13 +99,13 @@ def origin(certificate: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     server.shutdown()
 
 
-def test_a_private_host_is_refused(origin: str) -> None:
+def test_remote_private_host_is_refused(origin: str) -> None:
     with pytest.raises(StageError, match=r"localhost is \S+, an address inside the cluster") as raised:
         remote.fetch(f"{origin}/rows.jsonl")
     assert (raised.value.reason, raised.value.code) == (Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT)
 
 
-def test_a_file_is_fetched_and_redirects_are_followed(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_file_is_fetched_through_redirects(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICE_ALLOW_PRIVATE_HOSTS", "1")
     for path in ("rows.jsonl", "moved", "no-length"):
         assert remote.fetch(f"{origin}/{path}").read_bytes() == b'{"text": "x"}\n'
@@ -128,7 +128,7 @@ def test_a_file_is_fetched_and_redirects_are_followed(origin: str, monkeypatch: 
         ),
     ],
 )
-def test_what_goes_wrong_is_told_apart(
+def test_remote_errors_become_outcomes(
     origin: str, monkeypatch: pytest.MonkeyPatch, path: str, reason: Reason, code: ExitCode, message: str
 ) -> None:
     # The origin is on this machine, so that its own address has to pass; every other one is checked.
@@ -142,15 +142,15 @@ def test_what_goes_wrong_is_told_apart(
 
 
 @pytest.mark.parametrize("host", ["host:99999", "host:https", "[::1", "a..b"])
-def test_what_is_no_address_is_refused_in_words(host: str) -> None:
+def test_remote_invalid_address_is_refused(host: str) -> None:
     with pytest.raises(StageError, match="is no address") as raised:
         remote.fetch(f"https://{host}/rows.jsonl")
     assert raised.value.code == ExitCode.BAD_INPUT
 
 
-def test_a_file_that_is_too_large_is_refused(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_file_that_is_too_large_is_refused(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICE_ALLOW_PRIVATE_HOSTS", "1")
-    monkeypatch.setattr(remote, "LARGEST_FILE", 5)
+    monkeypatch.setattr(remote, "MAX_FILE_BYTES", 5)
     for path in ("rows.jsonl", "no-length"):
         with pytest.raises(StageError, match="the file is larger than"):
             remote.fetch(f"{origin}/{path}")

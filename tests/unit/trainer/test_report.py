@@ -87,7 +87,7 @@ def running(reporter: Reporter) -> Reporter:
     return reporter
 
 
-def test_numbers_are_coalesced_and_what_matters_is_not(operator: Operator) -> None:
+def test_report_coalesces_numbers_but_no_new_activity_or_checkpoint(operator: Operator) -> None:
     posted = reporter(operator)
     operator.wait_for(1)
     posted.update(activity=Activity.TRAINING)
@@ -107,21 +107,21 @@ def test_numbers_are_coalesced_and_what_matters_is_not(operator: Operator) -> No
     assert [(r.attempt, r.sequence) for r in operator.reports] == [(3, n) for n in range(1, 6)]
 
 
-def test_numbers_alone_go_out_once_an_interval(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "INTERVAL", 0.2)
+def test_report_of_numbers_goes_out_once_an_interval(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "INTERVAL_SECONDS", 0.2)
     posted = reporter(operator)
     operator.wait_for(1)
     began, steps = time.monotonic(), count(1)
     while len(operator.reports) < 4:
         posted.update(step=next(steps))
         time.sleep(0.001)
-    assert time.monotonic() - began > 3 * report.INTERVAL
+    assert time.monotonic() - began > 3 * report.INTERVAL_SECONDS
     last = next(steps)
     posted.close(step=last)
     assert operator.wait_for(5)[-1].step == last
 
 
-def test_the_token_is_read_anew_for_each_post(operator: Operator, tmp_path: Path) -> None:
+def test_report_reads_the_token_for_each_request(operator: Operator, tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text("first\n")
     posted = reporter(operator, token_file)
@@ -131,9 +131,9 @@ def test_the_token_is_read_anew_for_each_post(operator: Operator, tmp_path: Path
     assert operator.tokens == ["Bearer first", "Bearer second"]
 
 
-def test_an_operator_that_never_answers_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_to_an_operator_that_never_answers_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of a thousand reports would wait for longer than a test may take; and so would the last."""
-    monkeypatch.setattr(report, "TIMEOUT", 1000)
+    monkeypatch.setattr(report, "TIMEOUT_SECONDS", 1000)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         posted = running(Reporter(1, f"http://127.0.0.1:{silent.getsockname()[1]}"))
         for step in range(1000):
@@ -141,7 +141,7 @@ def test_an_operator_that_never_answers_costs_nothing(monkeypatch: pytest.Monkey
         posted.close(seconds=0.2)
 
 
-def test_the_newest_report_is_kept_while_no_operator_leads(operator: Operator) -> None:
+def test_report_is_kept_while_no_operator_leads(operator: Operator) -> None:
     operator.statuses = [503, 503, 202]
     posted = reporter(operator)
     posted.update(checkpoint_step=1)
@@ -152,7 +152,7 @@ def test_the_newest_report_is_kept_while_no_operator_leads(operator: Operator) -
     posted.close()
 
 
-def test_the_last_report_is_sent_again_until_it_arrives(operator: Operator) -> None:
+def test_report_at_the_end_is_sent_again_until_it_arrives(operator: Operator) -> None:
     posted = reporter(operator)
     operator.wait_for(1)
     operator.statuses = [503, 202]
@@ -161,7 +161,7 @@ def test_the_last_report_is_sent_again_until_it_arrives(operator: Operator) -> N
 
 
 @pytest.mark.parametrize("status", [401, 403, 409])
-def test_a_refused_report_is_dropped_and_said_once(
+def test_report_that_is_refused_is_dropped_and_logged_once(
     operator: Operator, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     operator.statuses = [status]
@@ -188,7 +188,7 @@ runpy.run_module("sluice_trainer", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize("stage", ["Prepare", "Train", "Export"])
-def test_nothing_heavy_is_imported_before_the_first_report(volumes: Path, stage: str) -> None:
+def test_report_goes_out_before_heavy_imports(volumes: Path, stage: str) -> None:
     started = subprocess.run(
         [sys.executable, "-c", UNTIL_THE_FIRST_REPORT, stage.lower()],
         env={
@@ -204,7 +204,7 @@ def test_nothing_heavy_is_imported_before_the_first_report(volumes: Path, stage:
     assert started.stdout == "[]\n", started.stderr
 
 
-def test_report_goes_by_tls_to_whom_the_trust_file_names_and_to_nobody_else(operator: Operator, tmp_path: Path) -> None:
+def test_report_goes_only_to_a_server_that_the_trust_file_certifies(operator: Operator, tmp_path: Path) -> None:
     """The file is read anew for each post: the authority may have changed, and the kubelet has brought the new one."""
     ours, theirs = (renewed(None, ("127.0.0.1",), datetime.now(UTC)) for _ in range(2))
     trust = tmp_path / "ca.crt"

@@ -14,15 +14,15 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer.errors import StageError
 from tests.unit.trainer.conftest import new_volumes
-from tests.unit.trainer.forked import TRAINING, Parent, Story, story
+from tests.unit.trainer.forked import TRAINING, Parent, WholeJob, run_to_the_end
 from tests.unit.trainer.jobs import ROWS, Job, chat, write_rows
 
 FROM = ("resumeFrom", "pvc://adapters/out/job-12345678")
 
 
 @pytest.fixture(scope="module")
-def left(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, parent: Parent) -> Path:
-    """What a job left that was killed after step 10, of which step 8 is saved."""
+def killed_work(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, parent: Parent) -> Path:
+    """The volume of a job that was killed after step 10, with a checkpoint of step 8."""
     volumes = new_volumes(tmp_path_factory.mktemp("left"), tiny_model)
     killed = Job(volumes, training=TRAINING)
     parent.before(killed, "Train")
@@ -31,26 +31,26 @@ def left(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, parent: Par
 
 
 @pytest.fixture
-def older(job: Job, left: Path) -> Job:
-    """That job."""
-    shutil.copytree(left, job.volumes / "adapters", dirs_exist_ok=True)
+def older_job(job: Job, killed_work: Path) -> Job:
+    """The killed job."""
+    shutil.copytree(killed_work, job.volumes / "adapters", dirs_exist_ok=True)
     return replace(job, training=TRAINING)
 
 
-def newer(older: Job, **changes: Any) -> Job:
-    """The job that is to go on from there, under another name."""
-    return replace(older, name="newer", spec=(FROM, *changes.pop("spec", ())), **changes)
+def newer_job(older_job: Job, **changes: Any) -> Job:
+    """A job of another name that goes on from the killed one."""
+    return replace(older_job, name="newer", spec=(FROM, *changes.pop("spec", ())), **changes)
 
 
-def test_a_job_that_goes_on_from_another_has_the_bits_of_one_that_nobody_disturbed(
-    older: Job, parent: Parent, undisturbed: Story
+def test_resume_from_another_job_has_the_bits_of_an_undisturbed_one(
+    older_job: Job, parent: Parent, undisturbed: WholeJob
 ) -> None:
-    job = newer(older, training=(*TRAINING, ("keepCheckpoints", 1)))
-    whole = story(parent, job)
+    job = newer_job(older_job, training=(*TRAINING, ("keepCheckpoints", 1)))
+    whole = run_to_the_end(parent, job)
     assert [event["resumed_from"] for run in whole.runs for event in run.events("begin")] == [8]
     assert whole.losses == {step: loss for step, loss in undisturbed.losses.items() if step > 8}
     assert whole.digest == undisturbed.digest
-    assert (older.work / "checkpoints" / "step-8" / "manifest.json").is_file(), "the older job keeps what it has"
+    assert (older_job.work / "checkpoints" / "step-8" / "manifest.json").is_file(), "the older job keeps what it has"
     assert parent.start(job, "Prepare").wait() == ExitCode.DONE, "again, and nothing is copied anew"
 
 
@@ -113,8 +113,8 @@ def no_checkpoint(job: Job) -> Job:
         (elsewhere, "there is no such folder. adapters/out has: job-12345678, newer-12345678."),
     ],
 )  # fmt: skip
-def test_what_differs_is_refused_by_prepare(older: Job, change: Callable[[Job], Job], says: str) -> None:
-    job = change(newer(older))
+def test_resume_from_a_job_that_differs_is_refused(older_job: Job, change: Callable[[Job], Job], says: str) -> None:
+    job = change(newer_job(older_job))
     with pytest.raises(StageError) as raised:
         job.prepare()
     assert (raised.value.reason, raised.value.code) == (Reason.RESUME_REFUSED, ExitCode.BAD_INPUT)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from sluice_api.reasons import Reason
 from sluice_api.training import Training
 from sluice_trainer.errors import StageError
-from sluice_trainer.layers import chosen
+from sluice_trainer.layers import target_layers
 from sluice_trainer.plan import learning_rate
 from sluice_trainer.report import Reporter
 from sluice_trainer.train.weights.model import trainable, with_adapter
@@ -30,7 +30,7 @@ LAYERS = [f"model.layers.{layer}.{part}" for layer in (0, 1, 12) for part in ("a
         ("Constant", [1, 2, 2, 2, 2, 2, 2, 2]),
     ],
 )
-def test_schedules(schedule: str, rates: list[float]) -> None:
+def test_learning_rate_schedule(schedule: str, rates: list[float]) -> None:
     """Two steps of warm-up and six more."""
     training = Training.model_validate({"learningRate": "2", "schedule": schedule})
     assert [learning_rate(step, 8, training) for step in range(8)] == pytest.approx(rates, abs=1e-4)
@@ -47,8 +47,8 @@ def test_schedules(schedule: str, rates: list[float]) -> None:
         (["model.layers.1?.attn.*", "up"], [*LAYERS[6:8], *LAYERS[2::3]]),
     ],
 )
-def test_which_layers_are_meant(targets: list[str], means: list[str]) -> None:
-    assert chosen(LAYERS, targets) == sorted(means)
+def test_target_modules_select_layers(targets: list[str], means: list[str]) -> None:
+    assert target_layers(LAYERS, targets) == sorted(means)
 
 
 @pytest.mark.parametrize(
@@ -60,15 +60,15 @@ def test_which_layers_are_meant(targets: list[str], means: list[str]) -> None:
         ("model.layers.9?.*", "Its linear layers are called"),
     ],
 )
-def test_a_name_that_means_no_layer(target: str, hint: str) -> None:
+def test_target_modules_that_match_no_layer_are_refused(target: str, hint: str) -> None:
     with pytest.raises(StageError) as raised:
-        chosen(LAYERS, ["q_proj", target])
+        target_layers(LAYERS, ["q_proj", target])
     assert raised.value.message.startswith(
         f"lora.targetModules: no linear layer of the model is called {target}. {hint}"
     )
 
 
-def test_prepare_refuses_layers_that_the_model_has_not(job: Job) -> None:
+def test_target_modules_are_checked_by_prepare(job: Job) -> None:
     with pytest.raises(StageError) as raised:
         replace(job, spec=(("lora", {"targetModules": ["q_prjo"]}),)).prepare()
     assert raised.value.reason == Reason.MODEL_INVALID
@@ -81,14 +81,14 @@ def adapted(job: Job, **lora: Any) -> PeftModel:
     return with_adapter(base, replace(job, spec=(("lora", lora),)).stage("Train").spec)
 
 
-def test_only_the_layers_that_are_named_get_an_update(job: Job) -> None:
+def test_target_modules_are_the_only_layers_that_change(job: Job) -> None:
     names = trainable(adapted(job, targetModules=["*.1.*.q_proj"]))
     layers = {name.partition(".lora_")[0].rpartition("model.model.")[2] for name in names}
     assert layers == {"layers.1.self_attn.q_proj"}
 
 
 @pytest.mark.parametrize(("stabilized", "scale"), [(False, 32 / 16), (True, 32 / 4)])
-def test_the_scale_of_the_update(job: Job, stabilized: bool, scale: float) -> None:
+def test_lora_alpha_and_rank_stabilized_scale_the_update(job: Job, stabilized: bool, scale: float) -> None:
     model = adapted(job, rank=16, alpha=32, rankStabilized=stabilized)
     assert {layer.scaling["default"] for layer in model.modules() if isinstance(layer, LoraLayer)} == {scale}
 
@@ -121,12 +121,12 @@ def result_of(job: Job) -> float:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_every_setting_changes_what_is_learnt(quick: Job, setting: str) -> None:
+def test_every_setting_changes_the_result(quick: Job, setting: str) -> None:
     changed = replace(quick, name="changed", training=(*quick.training, (setting, SETTINGS[setting])))
     assert result_of(changed) != result_of(quick)
 
 
-def test_attention_is_computed_differently_with_the_same_result(quick: Job) -> None:
+def test_attention_setting_does_not_change_the_result(quick: Job) -> None:
     results = [
         result_of(replace(quick, name=how.lower(), training=(*quick.training, ("attention", how))))
         for how in ("Eager", "SDPA")
@@ -134,7 +134,7 @@ def test_attention_is_computed_differently_with_the_same_result(quick: Job) -> N
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
-def test_an_adapter_of_some_layers_is_exported_as_it_was_trained(quick: Job) -> None:
+def test_target_modules_are_in_the_exported_adapter(quick: Job) -> None:
     some = replace(quick, spec=(("lora", {"rank": 8, "targetModules": ["*.1.*"]}),))
     some.prepare()
     some.train()
@@ -144,7 +144,7 @@ def test_an_adapter_of_some_layers_is_exported_as_it_was_trained(quick: Job) -> 
     assert {name.split(".")[4] for name, _ in model.named_parameters() if "lora_" in name} == {"1"}
 
 
-def test_the_loss_is_measured_on_the_way(quick: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_every_steps(quick: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     at = [0]
     update = Reporter.update
@@ -163,7 +163,7 @@ def test_the_loss_is_measured_on_the_way(quick: Job, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_compiled_layers_learn_the_same(job: Job) -> None:
+def test_compile_does_not_change_the_result(job: Job) -> None:
     settings = (("epochs", 1), ("maxSteps", 2), ("warmupSteps", 0))
     losses = []
     for name, compiled in (("plain", False), ("compiled", True)):

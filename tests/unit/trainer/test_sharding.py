@@ -1,4 +1,4 @@
-"""A model of which each process has only a part: what is learnt stays what it is, and no step is lost at a stop."""
+"""A sharded model: the result is that of one process, and no step is lost at a stop."""
 
 import re
 import time
@@ -41,7 +41,7 @@ SHARDED = ("sharding", "Always")
 
 
 @pytest.mark.parametrize("kind", ["LoRA", "Full", "pairs"])
-def test_a_model_in_two_parts_learns_what_one_process_learns(
+def test_sharded_model_has_the_loss_of_one_process(
     kind: str, alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec: tuple[tuple[str, Any], ...] = (("method", "Full"),) if kind == "Full" else ()
@@ -52,31 +52,31 @@ def test_a_model_in_two_parts_learns_what_one_process_learns(
     alone = prepare(replace(alone, spec=(*alone.spec, *spec)), pods, ONE_POD, settings)
     expected = alone.train()
     by_one = printed(capsys)
-    log, together = train_in_one_pod(pods)
+    log, sharded = train_in_one_pod(pods)
     assert {event["trained"] for event in log if event["event"] == "sharded"} == {
-        "in parts" if kind == "Full" else "whole"
+        "sharded" if kind == "Full" else "whole"
     }
     assert losses(log) == pytest.approx(losses(by_one), rel=1e-5)
     norms = figures(by_one, "gradient_norm")
     assert figures(log, "gradient_norm") == pytest.approx(norms, rel=1e-4)  # Adam does not mind how long they are
-    assert together.evaluation_loss_before == pytest.approx(expected.evaluation_loss_before, rel=1e-6)
-    assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
+    assert sharded.evaluation_loss_before == pytest.approx(expected.evaluation_loss_before, rel=1e-6)
+    assert sharded.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
 
 
-def test_packs_of_its_own_choice_too(alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sharded_model_chooses_its_token_budget(alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]) -> None:
     """The processes measure together what a micro-batch takes; one of them has a row less in the last step."""
     settings = (("epochs", 2), ("warmupSteps", 2), ("checkpointEverySteps", 1), SHARDED, ("evaluateEverySteps", 3))
     alone = prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, ONE_POD, settings)
     expected = alone.train()
     by_one = losses(printed(capsys))
-    log, together = train_in_one_pod(pods)
+    log, sharded = train_in_one_pod(pods)
     assert {event["packed"] for event in log if event["event"] == "micro-batches"} == {True}
     assert losses(log) == pytest.approx(by_one, rel=1e-5)
-    assert together.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
+    assert sharded.evaluation_loss_after == pytest.approx(expected.evaluation_loss_after, rel=1e-5)
 
 
 @pytest.mark.parametrize("resources", [ONE_POD, pytest.param(TWO_PODS, marks=pytest.mark.slow)])
-def test_told_to_stop_all_save_the_same_step(
+def test_sharded_model_saves_the_same_step_in_all_processes_on_sigterm(
     resources: dict[str, int], alone: Job, pods: Pods, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Any of them is told; the next attempt is of two processes, the last one of one."""
@@ -110,9 +110,9 @@ def test_told_to_stop_all_save_the_same_step(
         assert pod.returncode == ExitCode.REQUEUE
     assert losses(log) == pytest.approx({step: by_one[step] for step in losses(log)}, rel=1e-4)
     second = saved_step(pods.outcome(0), first + 10)
-    said = pods.outcome(0).train
-    assert said is not None
-    assert said.resumed_from == first
+    result = pods.outcome(0).train
+    assert result is not None
+    assert result.resumed_from == first
 
     result = pods.job.train()
     assert result.resumed_from == second
@@ -120,7 +120,7 @@ def test_told_to_stop_all_save_the_same_step(
     assert last == pytest.approx({step: by_one[step] for step in last}, rel=1e-4)
 
 
-def test_weights_in_parts_are_rounded_as_the_job_says_when_they_are_put_together(job: Job) -> None:
+def test_sharded_weights_are_gathered_in_the_jobs_dtype(job: Job) -> None:
     spec = replace(job, spec=(("method", "Full"),), training=(("dtype", "bfloat16"),)).stage("Train").spec
     model = load(base_model.locate("pvc://models/tiny"), spec, torch.device("cpu"))
     used: set[torch.dtype] = set()
@@ -139,8 +139,8 @@ def test_weights_in_parts_are_rounded_as_the_job_says_when_they_are_put_together
 
 
 @pytest.mark.slow
-def test_who_is_told_a_moment_later_takes_part_all_the_same(alone: Job, pods: Pods) -> None:
-    """A drain tells the pods one by one. The base model is in parts, the adapter whole: nobody waits for anybody."""
+def test_sharded_model_with_sigterm_to_the_pods_one_by_one(alone: Job, pods: Pods) -> None:
+    """A drain tells the pods one by one. The base model is sharded, the adapter whole: no process waits for another."""
     prepare(alone, pods, TWO_PODS, (*LONG, SHARDED))
     first, second = pods.start()
     done = until_some_steps_are_done(first)
@@ -154,7 +154,7 @@ def test_who_is_told_a_moment_later_takes_part_all_the_same(alone: Job, pods: Po
 
 
 @pytest.mark.slow
-def test_a_pod_that_is_killed_costs_the_steps_since_the_last_checkpoint(alone: Job, pods: Pods) -> None:
+def test_sharded_model_loses_steps_since_the_checkpoint_if_a_pod_is_killed(alone: Job, pods: Pods) -> None:
     settings = (*LONG, SHARDED, ("checkpointEverySteps", 10))
     alone = prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, TWO_PODS, settings)
     first, second = pods.start()
@@ -165,20 +165,20 @@ def test_a_pod_that_is_killed_costs_the_steps_since_the_last_checkpoint(alone: J
     first.communicate()
     outcome = pods.outcome(0)
     assert (outcome.reason, first.returncode) == (Reason.POD_LOST, ExitCode.REQUEUE)
-    said = re.match(r"Step (\d+) could not be saved; step (\d+) is durable\.", outcome.message)
-    assert said, outcome.message
+    steps = re.match(r"Step (\d+) could not be saved; step (\d+) is durable\.", outcome.message)
+    assert steps, outcome.message
     started = pods.start(attempt=2)
     for pod in started:
         pod.communicate()
         assert pod.returncode == ExitCode.DONE
     result = pods.outcome(0).train
     assert result is not None
-    assert result.resumed_from == int(said[2])
+    assert result.resumed_from == int(steps[2])
     assert result.resumed_from % 10 == 0
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_another_process_is_what_the_pod_says(alone: Job, pods: Pods) -> None:
+def test_sharded_model_reports_the_error_of_another_rank(alone: Job, pods: Pods) -> None:
     """Though nothing can be saved any more."""
     prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, ONE_POD, (*LONG, SHARDED))
     (pod,) = pods.start(custom=FAILING_CHILD)
@@ -189,7 +189,7 @@ def test_what_goes_wrong_in_another_process_is_what_the_pod_says(alone: Job, pod
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-def test_the_best_of_parts_is_exported(dtype: str, alone: Job, pods: Pods) -> None:
+def test_sharded_model_exports_its_best_checkpoint(dtype: str, alone: Job, pods: Pods) -> None:
     """With activations worked out anew, and in bfloat16 with weights that are rounded when they are put together."""
     more = (("exportedCheckpoint", "Best"), ("evaluateEverySteps", 2), ("gradientCheckpointing", "Always"))
     settings = (*SHORT, SHARDED, ("learningRate", "2e-3"), ("keepCheckpoints", 1), ("dtype", dtype), *more)

@@ -13,7 +13,7 @@ import pytest
 
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
-from tests.unit.trainer.forked import TRAINING, Forked, Parent, Story, story
+from tests.unit.trainer.forked import TRAINING, Parent, StageProcess, WholeJob, run_to_the_end
 from tests.unit.trainer.jobs import Job
 
 NOTHING_TO_SAVE = (
@@ -40,7 +40,7 @@ SAVED = (
     "Train:state-copied:2",
     "Train:folder-made:2",
     "Train:tensors-written:1",
-    "Train:standing-written:2",
+    "Train:progress-written:2",
     "Train:folder-written:2",
     "Train:folder-synced:2",
     "Train:folder-renamed:2",
@@ -70,27 +70,27 @@ checkpoint.save_file = save_file
 """All saves but the first fail, as on a real one."""
 
 
-def chosen(choice: str) -> tuple[str, ...]:
-    """All, those with these ids, or a few."""
+def selected_places(choice: str) -> tuple[str, ...]:
+    """All places, those of these ids, or a few."""
     everywhere = (*NOTHING_TO_SAVE, *SAVED, *ALL_DONE)
     return {"": FEW, "all": everywhere}.get(choice) or tuple(choice.split(","))
 
 
-def told_to_stop(halted: Forked) -> int:
-    """SIGTERM where it is, and once more while it ends; returns the exit code."""
+def stop_with_sigterm(halted: StageProcess) -> int:
+    """Send SIGTERM to a halted process, and once more while it ends; returns the exit code."""
     assert halted.wait() == -signal.SIGSTOP
     halted.send(signal.SIGTERM)
     halted.send(signal.SIGCONT, signal.SIGTERM)
     return halted.wait()
 
 
-@pytest.mark.parametrize("place", chosen(os.environ.get("SLUICE_SIGTERMS", "")))
-def test_sigterm_costs_no_bit(job: Job, parent: Parent, undisturbed: Story, place: str) -> None:
+@pytest.mark.parametrize("place", selected_places(os.environ.get("SLUICE_SIGTERMS", "")))
+def test_sigterm_costs_no_bit(job: Job, parent: Parent, undisturbed: WholeJob, place: str) -> None:
     job = Job(job.volumes, training=TRAINING)
     stage, failpoint = place.split(":", 1)
     before = parent.before(job, stage)
     stopped = parent.start(job, stage, f"{failpoint}:SIGSTOP")
-    code = told_to_stop(stopped)
+    code = stop_with_sigterm(stopped)
 
     outcome = stopped.outcome
     if not (code == ExitCode.DONE and outcome.reason == Reason.DONE and place in ALL_DONE):
@@ -101,7 +101,7 @@ def test_sigterm_costs_no_bit(job: Job, parent: Parent, undisturbed: Story, plac
     durable = outcome.train.checkpoint_step if outcome.train else None
     assert durable is None or durable == max((event["step"] for event in stopped.events("step")), default=0)
 
-    whole = story(parent, job, *before, stopped)
+    whole = run_to_the_end(parent, job, *before, stopped)
     after = whole.runs[len(before) + 1]
     assert [event["resumed_from"] for event in after.events("begin")] in ([durable], [])
     assert whole.losses == undisturbed.losses
@@ -118,16 +118,16 @@ def test_sigterm_before_the_first_line_is_kept_until_it_can_be_handled(job: Job)
     assert job.outcome().message == "Told to stop; there was nothing to save yet."
 
 
-def test_sigterm_on_a_full_disk_is_no_requeue(job: Job, parent: Parent, undisturbed: Story) -> None:
+def test_sigterm_on_a_full_disk_is_no_requeue(job: Job, parent: Parent, undisturbed: WholeJob) -> None:
     job = Job(job.volumes, training=TRAINING)
     before = parent.before(job, "Train")
     stopped = parent.start(job, "Train", "forward:21:SIGSTOP", FULL_DISK)
-    assert told_to_stop(stopped) == ExitCode.INTERNAL
+    assert stop_with_sigterm(stopped) == ExitCode.INTERNAL
     assert stopped.outcome.reason == Reason.OUTPUT_NOT_WRITABLE
     step = max(event["step"] for event in stopped.events("step"))
     assert stopped.outcome.message.startswith(f"Step {step} could not be saved; step 4 is durable. output.uri pvc://")
     assert "No space left on device" in stopped.outcome.message
 
-    whole = story(parent, job, *before, stopped)
+    whole = run_to_the_end(parent, job, *before, stopped)
     assert whole.runs[2].events("begin")[0]["resumed_from"] == 4
     assert (whole.losses, whole.digest) == (undisturbed.losses, undisturbed.digest)

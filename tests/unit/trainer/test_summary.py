@@ -8,8 +8,8 @@ import pytest
 
 from sluice_api.finetunejob import DatasetFormat
 from sluice_api.stages import ExportResult, PrepareResult, StageOutcome, StageSpec, TrainResult
-from sluice_trainer.curve import Curve
 from sluice_trainer.export.card import model_card
+from sluice_trainer.loss_curve import LossCurve
 from sluice_trainer.prepared import PreparedManifest
 from sluice_trainer.screen import Terminal
 from sluice_trainer.summary import write_summary
@@ -21,7 +21,7 @@ EXPORTED = ExportResult(uri="pvc://adapters/out", digest="sha256:12", rank=8, si
 
 def found(overlong: int) -> PrepareResult:
     return PrepareResult(
-        rows=36, validation_rows=4, refused_rows=1, overlong_rows=overlong, tokens=2000, learnt_tokens=900, steps=4
+        rows=36, validation_rows=4, refused_rows=1, overlong_rows=overlong, tokens=2000, loss_tokens=900, steps=4
     )
 
 
@@ -33,16 +33,16 @@ def manifest(result: PrepareResult) -> PreparedManifest:
 
 
 def summary(folder: Path, stage: StageSpec, losses: int, overlong: int = 0) -> tuple[str, str]:
-    """What is said of a training with so many losses, and its report."""
+    """What write_summary returns for a training with so many losses, and the report."""
     (folder / "prepared").mkdir()
     (folder / "prepared" / "manifest.json").write_text(manifest(found(overlong)).to_json())
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "manifest.json").write_text(f'{{"plan": "", "result": {TRAINED.to_json()}}}')
-    curve = Curve(folder / "losses.jsonl")
+    curve = LossCurve(folder / "losses.jsonl")
     for step in range(1, losses + 1):
         curve.take({"event": "step", "step": step, "loss": 1.0})
-    said = write_summary(folder, stage, EXPORTED, curve, seconds=7)
-    return said, (folder / "report.md").read_text()
+    printed = write_summary(folder, stage, EXPORTED, curve, seconds=7)
+    return printed, (folder / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -57,42 +57,42 @@ def summary(folder: Path, stage: StageSpec, losses: int, overlong: int = 0) -> t
         ),
     ],
 )
-def test_rows_that_are_too_long_are_counted(
+def test_summary_counts_overlong_rows(
     volumes: Path, tmp_path: Path, overlong: int, terminal: str, report: str, card: str
 ) -> None:
     stage = Job(volumes, training=(("overlongRows", "Split"),)).stage("Export")
     shown = io.StringIO()
-    Terminal(shown, Curve(tmp_path / "none")).done(StageOutcome(reason="Done", prepare=found(overlong)))
+    Terminal(shown, LossCurve(tmp_path / "none")).done(StageOutcome(reason="Done", prepare=found(overlong)))
     assert terminal in shown.getvalue()
     assert report in summary(tmp_path, stage, 0, overlong)[1]
     assert card in model_card(stage, manifest(found(overlong)), TRAINED)
 
 
-def test_the_report_is_of_the_whole_job(volumes: Path, tmp_path: Path) -> None:
-    said, report = summary(tmp_path, Job(volumes).stage("Export"), 2)
-    assert said.endswith(f"The curve is   {tmp_path}/loss.png")
+def test_summary_is_of_the_whole_job(volumes: Path, tmp_path: Path) -> None:
+    printed, report = summary(tmp_path, Job(volumes).stage("Export"), 2)
+    assert printed.endswith(f"The curve is   {tmp_path}/loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert report == (
         "# job\n\n| | |\n|---|---|\n"
         "| base model | pvc://models/tiny |\n| dataset | pvc://datasets/rows.jsonl |\n| method | LoRA, rank 8 |\n"
-        "| rows | 36 to train on, 4 held out, 1 refused |\n| tokens | 2,000 a pass, 900 of them learnt |\n"
+        "| rows | 36 to train on, 4 held out, 1 refused |\n| tokens | 2,000 a pass, 900 of them in the loss |\n"
         "| steps | 4 |\n| loss on the held-out rows | 5.5000 before, 1.2500 after |\n"
         "| adapter | export/, 1,234 bytes, sha256:12 |\n| time | 7 s in this run |\n\n![loss by step](loss.png)\n"
     )
 
 
-def test_without_matplotlib_it_is_said_what_draws_the_curve(
+def test_summary_without_matplotlib_says_what_draws_the_curve(
     volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    said, report = summary(tmp_path, Job(volumes).stage("Export"), 2)
-    last = said.splitlines()[-1]
+    printed, report = summary(tmp_path, Job(volumes).stage("Export"), 2)
+    last = printed.splitlines()[-1]
     assert last == f"The losses are {tmp_path}/losses.jsonl (pip install matplotlib, and there is a picture too)"
     assert "loss.png" not in report
 
 
-def test_no_losses_are_no_picture(volumes: Path, tmp_path: Path) -> None:
+def test_summary_without_losses_has_no_picture(volumes: Path, tmp_path: Path) -> None:
     (tmp_path / "loss.png").write_bytes(b"of an earlier version")
-    said, _ = summary(tmp_path, Job(volumes).stage("Export"), 0)
-    assert said.splitlines()[-1] == f"The report is  {tmp_path}/report.md"
+    printed, _ = summary(tmp_path, Job(volumes).stage("Export"), 0)
+    assert printed.splitlines()[-1] == f"The report is  {tmp_path}/report.md"
     assert (tmp_path / "loss.png").read_bytes() == b"of an earlier version"

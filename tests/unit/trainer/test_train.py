@@ -17,8 +17,9 @@ from sluice_api.artifacts import AdapterManifest, adapter_digest, model_fingerpr
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, StageOutcome
 from sluice_trainer.errors import StageError
-from sluice_trainer.train.batches import MicroBatch, summed_loss
+from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
+from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.weights.model import with_adapter
 from tests.unit.trainer.jobs import REPOSITORY, Job, events
 
@@ -40,22 +41,22 @@ def end(process: subprocess.Popen[str]) -> int:
     return process.returncode
 
 
-def test_a_batch_costs_what_its_rows_cost_one_by_one(job: Job) -> None:
+def test_loss_of_a_batch_is_the_sum_over_its_rows(job: Job) -> None:
     job.prepare()
     rows = [job.prepared().training[index] for index in range(8)]
     assert len({len(row.input_ids) for row in rows}) > 1
     model, cpu = model_of(job).eval(), torch.device("cpu")
-    together = summed_loss(model, MicroBatch.of(rows, cpu))
-    alone = torch.stack([summed_loss(model, MicroBatch.of([row], cpu)) for row in rows])
+    together = TokenLoss(model).summed(MicroBatch.of(rows, cpu))
+    alone = torch.stack([TokenLoss(model).summed(MicroBatch.of([row], cpu)) for row in rows])
     torch.testing.assert_close(together, alone.sum(), rtol=1e-5, atol=1e-5)
 
     ids = torch.from_numpy(rows[0].input_ids).long().unsqueeze(0)
-    labels = ids.masked_fill(torch.from_numpy(rows[0].learnt == 0), -100)
-    reference = model(input_ids=ids, labels=labels).loss * int(rows[0].learnt.sum())
+    labels = ids.masked_fill(torch.from_numpy(rows[0].loss_mask == 0), -100)
+    reference = model(input_ids=ids, labels=labels).loss * int(rows[0].loss_mask.sum())
     torch.testing.assert_close(alone[0], reference, rtol=1e-5, atol=1e-5)
 
 
-def test_micro_batches_do_not_change_what_is_learnt(job: Job) -> None:
+def test_micro_batch_size_does_not_change_the_result(job: Job) -> None:
     whole = replace(job, name="whole", training=(("epochs", 2),), spec=(("lora", {"rank": 8}),))
     parts = replace(whole, name="parts", training=(("epochs", 2), ("microBatchSize", 2)))
     losses = []
@@ -66,7 +67,7 @@ def test_micro_batches_do_not_change_what_is_learnt(job: Job) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_twice_the_adapter_has_the_same_bits(job: Job) -> None:
+def test_adapter_has_the_same_bits_after_two_interruptions(job: Job) -> None:
     undisturbed = replace(job, name="undisturbed", training=LONG)
     undisturbed.prepare()
     result = undisturbed.train()
@@ -103,7 +104,7 @@ def test_interrupted_twice_the_adapter_has_the_same_bits(job: Job) -> None:
     assert disturbed.adapter == undisturbed.adapter
 
 
-def test_a_torn_checkpoint_is_passed_over(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_that_is_torn_is_skipped(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     job = replace(job, training=(("epochs", 2), ("checkpointEverySteps", 5)))
     job.prepare()
     first = job.train()
@@ -136,7 +137,7 @@ def test_export_needs_a_completed_training(job: Job) -> None:
     assert raised.value.reason == Reason.CHECKPOINT_INVALID
 
 
-def test_the_export_is_a_peft_adapter_that_others_may_read(job: Job) -> None:
+def test_export_is_a_peft_adapter_that_others_may_read(job: Job) -> None:
     job.prepare()
     trained = job.train()
     digest = job.export()
@@ -157,11 +158,11 @@ def test_the_export_is_a_peft_adapter_that_others_may_read(job: Job) -> None:
     rows = job.prepared().validation
     batch = MicroBatch.of([rows[index] for index in range(len(rows))], torch.device("cpu"))
     loaded = PeftModel.from_pretrained(base, folder).eval()
-    loss = summed_loss(loaded, batch).item() / int(batch.learnt.sum())
+    loss = TokenLoss(loaded).summed(batch).item() / int(batch.loss_mask.sum())
     assert loss == pytest.approx(trained.evaluation_loss_after, rel=1e-5)
 
 
-def test_a_changed_base_model_is_refused(job: Job) -> None:
+def test_base_model_that_has_changed_is_refused(job: Job) -> None:
     job.prepare()
     weights = job.volumes / "models" / "tiny" / "model.safetensors"
     changed = bytearray(weights.read_bytes())
@@ -174,7 +175,7 @@ def test_a_changed_base_model_is_refused(job: Job) -> None:
     assert "have changed since the rows were prepared" in raised.value.message
 
 
-def test_a_save_begun_while_another_is_going_on_waits_for_it(job: Job) -> None:
+def test_checkpoint_waits_for_another_save_that_goes_on(job: Job) -> None:
     """What SIGTERM does in the middle of a periodic save."""
     job = replace(job, training=(("epochs", 1),))
     job.prepare()
@@ -201,7 +202,7 @@ def test_a_save_begun_while_another_is_going_on_waits_for_it(job: Job) -> None:
     go_on.set()
     for thread in (periodic, last):
         thread.join(10)
-    assert checkpoints.durable_step == newest.standing.step
+    assert checkpoints.durable_step == newest.progress.step
     assert [path.name for path in (job.work / "checkpoints").glob("*step*")] == ["step-5"]
 
 
@@ -213,7 +214,7 @@ def test_sigterm_before_torch_is_imported_ends_at_once(job: Job) -> None:
     assert job.outcome() == StageOutcome(reason=Reason.REQUEUED, message="Told to stop; there was nothing to save yet.")
 
 
-def test_sigterm_ends_a_process_whose_main_thread_is_deep_in_native_code(tmp_path: Path) -> None:
+def test_sigterm_ends_a_process_whose_main_thread_is_in_native_code(tmp_path: Path) -> None:
     program = """
 import hashlib, os
 from sluice_trainer.signals import StopSignal
@@ -224,8 +225,8 @@ def end(error, save):
     os._exit(75)
 
 stop = StopSignal()
-stop.ends_by(end)
-stop.saved_by(lambda: TrainResult(step=7, total_steps=9))
+stop.set_end_handler(end)
+stop.set_save(lambda: TrainResult(step=7, total_steps=9))
 os.write(1, b"working ")
 hashlib.pbkdf2_hmac("sha256", b"one call", b"of many minutes", 2_000_000_000)
 """
@@ -241,14 +242,14 @@ hashlib.pbkdf2_hmac("sha256", b"one call", b"of many minutes", 2_000_000_000)
     assert process.returncode == ExitCode.REQUEUE
 
 
-def test_what_a_person_can_mend_becomes_an_outcome(job: Job) -> None:
+def test_stage_error_becomes_an_outcome(job: Job) -> None:
     process = replace(job, dataset="datasets/none.jsonl").start("Prepare")
     assert end(process) == ExitCode.BAD_INPUT
     assert job.outcome().reason == Reason.DATASET_NOT_FOUND
     assert "pvc://datasets/none.jsonl: there is no such file" in job.outcome().message
 
 
-def test_a_stage_of_another_version_becomes_an_outcome(job: Job) -> None:
+def test_stage_spec_of_another_version_becomes_an_outcome(job: Job) -> None:
     process = job.start("Prepare", SLUICE_STAGE='{"stage": "Prepare", "later": 1}')
     assert end(process) == ExitCode.INTERNAL
     assert job.outcome().reason == Reason.TRAINER_FAILED

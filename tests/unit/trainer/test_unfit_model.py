@@ -1,4 +1,4 @@
-"""A model, its tokenizer, its template or an adapter that rows can't be learnt with: said by Prepare, on a CPU."""
+"""A model, its tokenizer, its template or an adapter that can't be trained: said by Prepare, on a CPU."""
 
 import json
 from collections.abc import Callable
@@ -67,7 +67,7 @@ START, END = 0, 1
         ("<|im_start|>", None, END),
     ],
 )
-def test_serving_stops_at_any_of_these(
+def test_stop_tokens_of_serving(
     job: Job, folder: Path, eos_token: str, generation: dict[str, Any], config: int
 ) -> None:
     ends_with(folder, eos_token, generation, config)
@@ -84,7 +84,9 @@ def test_serving_stops_at_any_of_these(
         (None, None),
     ],
 )
-def test_a_turn_that_serving_would_not_end(job: Job, folder: Path, generation: dict[str, Any], config: int) -> None:
+def test_turn_end_at_which_serving_does_not_stop_is_refused(
+    job: Job, folder: Path, generation: dict[str, Any], config: int
+) -> None:
     ends_with(folder, "<|im_start|>", generation, config)
     assert refused(job) == (
         "model.uri pvc://models/tiny: its chat template ends the assistant's turn with <|im_end|>, but serving stops "
@@ -94,7 +96,7 @@ def test_a_turn_that_serving_would_not_end(job: Job, folder: Path, generation: d
 
 
 @pytest.mark.parametrize("twice", [False, True])
-def test_a_conversation_begins_once(job: Job, folder: Path, twice: bool) -> None:
+def test_bos_is_once_in_a_conversation(job: Job, folder: Path, twice: bool) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.bos_token = "<|im_start|>"  # with which ChatML begins
     tokenizer.chat_template = "{{ bos_token }}" * twice + CHATML
@@ -108,7 +110,7 @@ def test_a_conversation_begins_once(job: Job, folder: Path, twice: bool) -> None
         assert job.prepare().rows == 36
 
 
-def test_a_text_begins_once(job: Job, folder: Path) -> None:
+def test_bos_is_once_in_a_text(job: Job, folder: Path) -> None:
     """Though its tokenizer puts a BOS before it, and it has one of its own."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.bos_token = "<|im_start|>"
@@ -121,7 +123,7 @@ def test_a_text_begins_once(job: Job, folder: Path) -> None:
     job.prepare()
     first, second = (job.prepared().training[index] for index in range(2))
     assert tokenizer.decode(first.input_ids) == "<|im_start|>abc<|im_end|>"
-    assert first.learnt.tolist() == [0, 1, 1, 1, 1]
+    assert first.loss_mask.tolist() == [0, 1, 1, 1, 1]
     assert second.input_ids.tolist() == first.input_ids.tolist()
 
 
@@ -171,19 +173,19 @@ def all_but_last(rows: torch.Tensor) -> torch.Tensor:
         ("beyond the embedding", 2, None, "<|new1|>"),
     ],
 )
-def test_new_tokens_without_trained_embeddings(
+def test_added_tokens_without_trained_embeddings_are_refused(
     job: Job, folder: Path, name: str, count: int, train: Any, names: str
 ) -> None:
     add_tokens(folder, count, train)
     assert refused(job) == refusal(names)
 
 
-def test_a_full_training_trains_embeddings(job: Job, folder: Path) -> None:
+def test_added_tokens_are_trained_by_method_full(job: Job, folder: Path) -> None:
     add_tokens(folder, 3, torch.Tensor.zero_)
     assert replace(job, spec=(("method", "Full"),)).prepare().rows == 36
 
 
-def test_a_full_training_needs_embeddings_that_are_there(job: Job, folder: Path) -> None:
+def test_added_tokens_without_embeddings_are_refused_by_method_full(job: Job, folder: Path) -> None:
     add_tokens(folder, 3, None)
     assert "it has no embedding for <|new1|>, <|new2|>, which" in refused(replace(job, spec=(("method", "Full"),)))
 
@@ -196,12 +198,14 @@ def test_a_full_training_needs_embeddings_that_are_there(job: Job, folder: Path)
         ("beyond the embedding, but in no row, as in Gemma 3's 1B", 1, None),
     ],
 )
-def test_new_tokens_that_do_no_harm(job: Job, folder: Path, name: str, count: int, train: Any) -> None:
+def test_added_tokens_that_do_no_harm_are_accepted(job: Job, folder: Path, name: str, count: int, train: Any) -> None:
     add_tokens(folder, count, train)
     assert job.prepare().rows == 36
 
 
-def test_embeddings_are_found_under_another_parent(job: Job, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_added_tokens_have_embeddings_under_another_parent(
+    job: Job, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     add_tokens(folder, 2, torch.Tensor.zero_)
     for shard in folder.glob("*.safetensors"):
         save_file({name.replace("model.", "text."): part for name, part in load_file(shard).items()}, shard)
@@ -216,7 +220,7 @@ def test_embeddings_are_found_under_another_parent(job: Job, folder: Path, capsy
     ("rank", "targets", "most"),
     [(64, [], None), (128, [], 64), (32, ["k_proj"], None), (64, ["k_proj"], 32), (64, ["k_proj", "q_proj"], None)],
 )
-def test_a_rank_that_no_layer_can_have(job: Job, rank: int, targets: list[str], most: int | None) -> None:
+def test_lora_rank_beyond_the_layers_is_refused(job: Job, rank: int, targets: list[str], most: int | None) -> None:
     """The model's linear layers are of 64 x 64 and 64 x 128; those of k_proj and v_proj, of 64 x 32."""
     job = replace(job, spec=(("lora", {"rank": rank, "targetModules": targets}),))
     if most is None:
@@ -235,7 +239,7 @@ def test_a_rank_that_no_layer_can_have(job: Job, rank: int, targets: list[str], 
         ("nonesuch", "model.uri pvc://models/tiny: transformers can't make a language model of its config.json: "),
     ],
 )
-def test_a_model_type_that_can_not_be_adapted(job: Job, folder: Path, model_type: str, message: str) -> None:
+def test_model_type_that_can_not_be_adapted_is_refused(job: Job, folder: Path, model_type: str, message: str) -> None:
     configure(folder, model_type=model_type)
     assert refused(job).startswith(message)
 
@@ -257,8 +261,10 @@ def test_a_model_type_that_can_not_be_adapted(job: Job, folder: Path, model_type
         ({"output_router_logits": True}, False),  # a Llama has no routers
     ],
 )
-def test_a_model_that_adds_its_routers_loss(job: Job, folder: Path, config: dict[str, Any], is_refused: bool) -> None:
-    """Train refuses any other loss of a model's own by trying it (test_loss.py)."""
+def test_model_that_adds_its_routers_loss_is_refused(
+    job: Job, folder: Path, config: dict[str, Any], is_refused: bool
+) -> None:
+    """Train refuses any other loss of a model's own by trying it (test_fused_loss.py)."""
     configure(folder, **config)
     if is_refused:
         assert refused(job) == (

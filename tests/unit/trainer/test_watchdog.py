@@ -1,4 +1,4 @@
-"""A training that stands still says so, and where."""
+"""The watchdog: training that has stalled says so, and where."""
 
 import json
 import signal
@@ -11,30 +11,22 @@ import pytest
 from sluice_api.reports import Activity
 from sluice_api.stages import ExitCode
 from sluice_trainer.report import Reporter
-from sluice_trainer.train.watchdog import Watchdog, allowed
+from sluice_trainer.train.watchdog import Watchdog
 from tests.unit.trainer.forked import TRAINING, Parent
 from tests.unit.trainer.jobs import Job
 
 
-@pytest.mark.parametrize(
-    ("step_seconds", "seconds"),
-    [(None, 120), (0.1, 120), (24.0, 120), (25.0, 125), (600.0, 3000)],
-)
-def test_a_step_may_take_five_median_steps_and_two_minutes(step_seconds: float | None, seconds: float) -> None:
-    assert allowed(step_seconds, patience=120) == seconds
-
-
-class Told(Reporter):
-    """What was told to the operator."""
+class RecordingReporter(Reporter):
+    """Keeps the messages for the operator."""
 
     def __init__(self) -> None:
         self.messages: list[str | None] = []
-        self.said = threading.Semaphore(0)
+        self.stalled = threading.Semaphore(0)
 
     def update(self, *, loss_sum: float = 0.0, loss_count: int = 0, **changes: Any) -> None:
         self.messages.append(changes["message"])
         if changes["message"]:
-            self.said.release()
+            self.stalled.release()
 
 
 def complaints(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -46,17 +38,17 @@ def a_step_that_hangs(until: threading.Semaphore) -> bool:
     return until.acquire(timeout=10)
 
 
-def test_a_step_that_hangs_is_told_once_with_the_stack_of_every_thread(capsys: pytest.CaptureFixture[str]) -> None:
-    told, over = Told(), threading.Event()
+def test_watchdog_reports_a_step_that_hangs_once_with_every_stack(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter, over = RecordingReporter(), threading.Event()
     threading.Thread(target=over.wait, args=(10,), name="another").start()
-    with Watchdog(told, patience=0.05) as watchdog:
-        assert a_step_that_hangs(told.said)
-        assert not told.said.acquire(timeout=0.2)
+    with Watchdog(reporter, floor_seconds=0.05) as watchdog:
+        assert a_step_that_hangs(reporter.stalled)
+        assert not reporter.stalled.acquire(timeout=0.2)
         watchdog.step(0.001)
-        assert a_step_that_hangs(told.said)
+        assert a_step_that_hangs(reporter.stalled)
     over.set()
-    first, goes_on, _ = told.messages
-    assert goes_on is None
+    first, step, _ = reporter.messages
+    assert step is None
     assert first is not None
     assert first.startswith("no progress for 0 s; training is in ")
     assert " a_step_that_hangs" in first
@@ -69,18 +61,18 @@ def test_a_step_that_hangs_is_told_once_with_the_stack_of_every_thread(capsys: p
     assert first_line["stacks"]["another"][-1].endswith(" wait")
 
 
-def test_nobody_is_told_of_steps_that_go_on(
+def test_watchdog_is_silent_while_steps_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the test's clock, in which no step is late; the watchdog looks several times."""
-    told, clock = Told(), [0.0]
+    reporter, clock = RecordingReporter(), [0.0]
     monkeypatch.setattr("sluice_trainer.train.watchdog.time", SimpleNamespace(monotonic=lambda: clock[0]))
-    with Watchdog(told, patience=0.1) as watchdog:
+    with Watchdog(reporter, floor_seconds=0.1) as watchdog:
         for _ in range(5):
             clock[0] += 0.09
-            assert not told.said.acquire(timeout=0.15)
+            assert not reporter.stalled.acquire(timeout=0.15)
             watchdog.step(0.01)
-    assert (set(told.messages), complaints(capsys)) == ({None}, [])
+    assert (set(reporter.messages), complaints(capsys)) == ({None}, [])
 
 
 HALTS_WITH_A_MESSAGE = """
@@ -97,17 +89,18 @@ def halts_with_a_message(reporter, **changes):
 report.Reporter.update = halts_with_a_message
 """
 HANGS = f"""{HALTS_WITH_A_MESSAGE}
-from sluice_trainer.train import batches, loop, watchdog
+from sluice_trainer.train import loop, watchdog
+from sluice_trainer.train.objective import NextToken
 
-whole, left = batches.summed_loss, iter(range(12))
+whole, left = NextToken.summed_loss, iter(range(12))
 
-def summed_loss(model, batch):
+def summed_loss(*args):
     if next(left, None) is None:
         threading.Event().wait()
-    return whole(model, batch)
+    return whole(*args)
 
-batches.summed_loss = summed_loss
-watchdog.PATIENCE, loop.Pace.step_seconds = 2, 0.6
+NextToken.summed_loss = summed_loss
+watchdog.STALL_FLOOR_SECONDS, loop.Pace.step_seconds = 2, 0.6
 """
 """In its seventh step, after steps that are said to take 0.6 s: 3 s are too long then, and 2 s before the first."""
 
@@ -115,33 +108,33 @@ watchdog.PATIENCE, loop.Pace.step_seconds = 2, 0.6
 EVALUATION_HANGS = f"""{HALTS_WITH_A_MESSAGE}
 from sluice_trainer.train import evaluate, watchdog
 
-whole, left = evaluate.put_together, iter(range(2))
+whole, left = evaluate.make_micro_batch, iter(range(2))
 
-def put_together(rows, batching, device):
+def make_micro_batch(rows, batching, device):
     if next(left, None) is None:
         threading.Event().wait()
     return whole(rows, batching, device)
 
-evaluate.put_together = put_together
-watchdog.PATIENCE = 2
+evaluate.make_micro_batch = make_micro_batch
+watchdog.STALL_FLOOR_SECONDS = 2
 """
 """In its third micro-batch, before the first step."""
 
 
-def test_an_evaluation_that_hangs_tells_the_operator_too(job: Job, parent: Parent) -> None:
+def test_watchdog_reports_an_evaluation_that_hangs(job: Job, parent: Parent) -> None:
     job = Job(job.volumes, training=(*TRAINING, ("microBatchSize", 1)))
     parent.before(job, "Train")
     hanging = parent.start(job, "Train", before=EVALUATION_HANGS)
     assert hanging.wait() == -signal.SIGSTOP
     hanging.send(signal.SIGKILL, signal.SIGCONT)
     hanging.wait()
-    (told,) = (json.loads(line) for line in hanging.log.read_text().splitlines() if '"stacks"' in line)
-    assert any("train/evaluate.py" in frame for frame in told["stacks"]["MainThread"])
+    (line,) = (json.loads(line) for line in hanging.log.read_text().splitlines() if '"stacks"' in line)
+    assert any("train/evaluate.py" in frame for frame in line["stacks"]["MainThread"])
 
 
-def test_all_parts_of_an_evaluation_are_signs_of_life(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watchdog_gets_a_heartbeat_from_each_part_of_an_evaluation(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     signs: list[Activity | None] = []
-    monkeypatch.setattr(Watchdog, "goes_on", lambda self, **changes: signs.append(changes.get("activity")))
+    monkeypatch.setattr(Watchdog, "heartbeat", lambda self, **changes: signs.append(changes.get("activity")))
     job = Job(job.volumes, training=(*TRAINING, ("microBatchSize", 1), ("maxSteps", 1)))
     job.prepare()
     job.train()
@@ -150,7 +143,7 @@ def test_all_parts_of_an_evaluation_are_signs_of_life(job: Job, monkeypatch: pyt
     assert signs == [Activity.LOADING_MODEL, *evaluation, *step, *evaluation]
 
 
-def test_a_training_that_hangs_tells_the_operator_and_can_still_be_stopped(job: Job, parent: Parent) -> None:
+def test_watchdog_reports_a_step_that_hangs_and_sigterm_still_saves(job: Job, parent: Parent) -> None:
     job = Job(job.volumes, training=TRAINING)
     parent.before(job, "Train")
     hanging = parent.start(job, "Train", before=HANGS)

@@ -1,4 +1,4 @@
-"""Whether the base model has learnt what the tokens mean that were added to its vocabulary and that the rows have.
+"""Whether the base model has trained embeddings for the added tokens (of its vocabulary) that the rows have.
 
 Such a token may have no row in the model's embedding, or one that nobody has trained: all zero, or, as transformers'
 resize_token_embeddings makes it, next to the mean of all, like every other new one. An adapter leaves it as it is.
@@ -12,18 +12,18 @@ from safetensors import safe_open
 from sluice_api.reasons import Reason
 from sluice_trainer import logs
 from sluice_trainer.base_model import BaseModel
-from sluice_trainer.data.rows import SHOWN
+from sluice_trainer.data.rows import MAX_ROWS_SHOWN
 from sluice_trainer.errors import StageError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-ZERO = 1e-16
-"""What Unsloth takes for zero."""
-ALIKE = 0.01
-"""How far two untrained rows may be apart, as a part of their length. Those that transformers makes are at 2e-3 in
-bfloat16, and at 1e-3 in float32; the two nearest trained special tokens of SmolLM2-135M are at 0.12."""
+ZERO_BELOW = 1e-16
+"""The largest value of a row that Unsloth takes for zero."""
+ALIKE_DISTANCE = 0.01
+"""Largest distance of two untrained rows, relative to their norm. Rows that transformers makes are at 2e-3 in bfloat16
+and at 1e-3 in float32; the two nearest trained special tokens of SmolLM2-135M are at 0.12."""
 
 
 _TRAIN = "Fine-tune the whole model with these tokens first"
@@ -51,8 +51,8 @@ def check_embeddings(
         return
     fresh = [token for token in using if token not in rows or (not trained and _is_untrained(rows, token))]
     if fresh:
-        names = ", ".join(added[token] for token in fresh[:SHOWN])
-        more = f" and {len(fresh) - SHOWN} more" if len(fresh) > SHOWN else ""
+        names = ", ".join(added[token] for token in fresh[:MAX_ROWS_SHOWN])
+        more = f" and {len(fresh) - MAX_ROWS_SHOWN} more" if len(fresh) > MAX_ROWS_SHOWN else ""
         raise StageError(
             Reason.MODEL_INVALID,
             f"model.uri {base.uri}: it has no {'' if trained else 'trained '}embedding for {names}{more}, which the "
@@ -83,7 +83,7 @@ def _rows(base: BaseModel, model: "PreTrainedModel", tokens: Iterable[int]) -> d
 
 def _is_untrained(rows: Mapping[int, "Tensor"], token: int) -> bool:
     row = rows[token]
-    if row.abs().max() < ZERO:
+    if row.abs().max() < ZERO_BELOW:
         return True
-    near = ALIKE * row.norm()
+    near = ALIKE_DISTANCE * row.norm()
     return any(bool((other - row).norm() <= near) for index, other in rows.items() if index != token)

@@ -1,11 +1,11 @@
-"""From a dataset's address to a file that can be read."""
+"""Finds or downloads the file that a dataset's address names."""
 
 from pathlib import Path
 
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
 from sluice_trainer.errors import StageError
-from sluice_trainer.places import inside_claim, neighbours
+from sluice_trainer.paths import describe_siblings, resolve_in_claim
 
 
 def dataset_name(uri: str) -> str:
@@ -14,18 +14,18 @@ def dataset_name(uri: str) -> str:
 
 
 def dataset_file(uri: str) -> Path:
-    """The dataset as a file on this machine, fetched if need be; its path has no links.
+    """Return the dataset as a file on this machine, downloaded if need be; its path has no links.
 
     Raises:
         StageError: DatasetNotFound, DatasetEmpty or DownloadFailed.
     """
     path = volume_path(uri)
     if path is not None:
-        file = inside_claim(path)
+        file = resolve_in_claim(path)
         if file is None:
             raise StageError(
                 Reason.DATASET_NOT_FOUND,
-                f"dataset.uri {uri}: there is no such file. {neighbours(path)} Correct dataset.uri.",
+                f"dataset.uri {uri}: there is no such file. {describe_siblings(path)} Correct dataset.uri.",
             )
     elif uri.startswith("hf://"):
         from sluice_trainer import hub

@@ -1,4 +1,4 @@
-"""What training.overlongRows makes of rows with too many tokens."""
+"""training.overlongRows: cuts, splits or drops rows with too many tokens."""
 
 from collections.abc import Sequence
 
@@ -11,17 +11,20 @@ from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow
 
 
-def fitting(row: TokenRow, longest: int, policy: OverlongRows) -> list[TokenRow]:
-    """A row of at most so many tokens, or several, or none; itself, if it is not too long.
+def fit_row(row: TokenRow, longest: int, policy: OverlongRows) -> list[TokenRow]:
+    """Make a row fit into `longest` tokens.
+
+    Returns:
+        The row itself if it is short enough; else what the policy makes of it: one row, several or none.
 
     Raises:
-        BadRowError: nothing to learn would be left of it.
+        BadRowError: the row would have no loss tokens.
     """
     if len(row.input_ids) <= longest:
         return [row]
     match policy:
         case OverlongRows.TRUNCATE:
-            first = int(np.flatnonzero(row.learnt)[0])
+            first = int(np.flatnonzero(row.loss_mask)[0])
             if first >= longest:
                 raise BadRowError(
                     f"the assistant's part begins at token {first + 1} and is cut off at maxSequenceLength {longest}",
@@ -29,18 +32,21 @@ def fitting(row: TokenRow, longest: int, policy: OverlongRows) -> list[TokenRow]
                 )
             return [row.part(0, longest)]
         case OverlongRows.SPLIT:
-            # Each begins with the last token of the one before, or nobody would predict its first one.
+            # Each part begins with the last token of the part before, which predicts its first loss token.
             parts = (row.part(start, start + longest) for start in range(0, len(row.input_ids) - 1, longest - 1))
-            return [part for part in parts if part.learnt.any()]
+            return [part for part in parts if part.loss_mask.any()]
         case OverlongRows.DROP:
             return []
 
 
-def fitting_pair(answers: Sequence[TokenRow], longest: int, policy: OverlongRows) -> list[TokenRow]:
-    """A chosen and a rejected row as one, or none.
+def fit_pair(answers: Sequence[TokenRow], longest: int, policy: OverlongRows) -> list[TokenRow]:
+    """Make a chosen and a rejected row fit, and join them into a pair.
+
+    Returns:
+        The pair, or nothing if one of them is dropped.
 
     Raises:
-        BadRowError: nothing to prefer would be left.
+        BadRowError: both rows would be the same.
         StageError: DatasetInvalid: a pair can't be split.
     """
     if policy is OverlongRows.SPLIT and any(len(row.input_ids) > longest for row in answers):
@@ -50,7 +56,7 @@ def fitting_pair(answers: Sequence[TokenRow], longest: int, policy: OverlongRows
             "half of it can't be preferred: with chosen and rejected answers, training.overlongRows must be Truncate "
             "or Drop.",
         )
-    sides = [fitting(row, longest, policy) for row in answers]
+    sides = [fit_row(row, longest, policy) for row in answers]
     if not all(sides):
         return []
     (chosen,), (rejected,) = sides

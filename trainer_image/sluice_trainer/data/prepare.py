@@ -12,7 +12,7 @@ from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
 from sluice_api.training import ExportedCheckpoint, Lora, Method, Training
-from sluice_trainer import base_model, durable, logs, places, prepared
+from sluice_trainer import base_model, durable, logs, paths, prepared
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.fetch import dataset_file, dataset_name
 from sluice_trainer.data.rows import Findings, read_rows
@@ -33,7 +33,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         StageError: something is wrong with the input, or with the output's claim.
     """
     spec = stage.spec
-    folder = places.make_work(stage) / "prepared"
+    folder = paths.make_work_folder(stage) / "prepared"
     plan = plan_digest(stage)
     if (earlier := prepared.finished(folder, plan)) is not None:
         return earlier.result
@@ -59,7 +59,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     if whole and findings.row_format is DatasetFormat.PREFERENCE:
         raise StageError(
             Reason.DATASET_INVALID,
-            f"{findings.dataset} says which answers are preferred, which is learnt by comparing the model with itself "
+            f"{findings.dataset} says which answers are preferred, which is trained by comparing the model with itself "
             "without its adapter. Set method: LoRA or QLoRA.",
         )
 
@@ -76,12 +76,12 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         refused_rows=findings.refused,
         overlong_rows=findings.overlong_rows,
         tokens=len(training.input_ids),
-        learnt_tokens=int(training.learnt.sum()),
+        loss_tokens=int(training.loss_mask.sum()),
         longest_row=max(len(part.input_ids) for row in rows for part in row),
         steps=Steps(training.lengths, spec.training).total,
         refused=findings.lines(),
     )
-    with places.writing(stage), durable.new_folder(folder) as unfinished:
+    with paths.writing(stage), durable.new_folder(folder) as unfinished:
         prepared.write_rows(unfinished, training, validation)
         manifest = PreparedManifest(
             plan=plan,
@@ -96,9 +96,9 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
             settings=settings_of(stage),
         )
         if spec.resume_from is not None:
-            from sluice_trainer.train.checkpoints.adopt import adopt
+            from sluice_trainer.train.checkpoints.resume_from import copy_checkpoint
 
-            adopt(stage, manifest)
+            copy_checkpoint(stage, manifest)
         (unfinished / MANIFEST).write_text(manifest.to_json())
     durable.remove_unfinished(folder.parent)
     return result
@@ -128,7 +128,7 @@ def _without_weights(base: BaseModel) -> "PreTrainedModel":
 
 
 def _check_loss(base: BaseModel, model: "PreTrainedModel") -> None:
-    """Refuse a mixture of experts that adds its routers' loss. Train finds any other loss by trying it (lean.py)."""
+    """Refuse a mixture of experts that adds its routers' loss. Train itself finds any other loss."""
     config = model.config.get_text_config()
     if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
         raise StageError(
@@ -141,18 +141,18 @@ def _check_loss(base: BaseModel, model: "PreTrainedModel") -> None:
 
 def _check_adapter(model: "PreTrainedModel", lora: Lora) -> None:
     """Refuse an adapter that this model can't have."""
-    from sluice_trainer.layers import check_rank, chosen, linear_layers
+    from sluice_trainer.layers import check_rank, linear_layers, target_layers
 
-    check_rank(model, chosen(linear_layers(model), lora.target_modules), lora)
+    check_rank(model, target_layers(linear_layers(model), lora.target_modules), lora)
 
 
 def _check_memory(model: "PreTrainedModel", resources: JobResources) -> None:
     """Refuse to train all weights where the copy that a checkpoint is written from would not fit: the kernel would end
     the process, at its first save and at each one after it."""
-    from sluice_trainer.train.trials.memory import COPY_BYTES
+    from sluice_trainer.train.trials.memory import COPY_BYTES_PER_WEIGHT
 
     weights = model.num_parameters()
-    needed = COPY_BYTES * weights
+    needed = COPY_BYTES_PER_WEIGHT * weights
     if amount("memory", resources.memory) < needed:
         raise StageError(
             Reason.OUT_OF_MEMORY,
@@ -169,7 +169,7 @@ def _check_tokens(
     *,
     trained: bool,
 ) -> None:
-    """Refuse rows with tokens that could not be learnt."""
+    """Refuse rows with tokens that have no trained embedding."""
     from sluice_trainer.data.embeddings import check_embeddings
 
     used = np.unique(np.concatenate([part.input_ids for row in rows for part in row]))

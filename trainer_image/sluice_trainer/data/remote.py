@@ -16,11 +16,11 @@ from sluice_api.pods import disk_room
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer.errors import StageError
-from sluice_trainer.places import scratch
+from sluice_trainer.paths import scratch_folder
 
-LARGEST_FILE = 8 * 1024**3
-TIMEOUT = 30.0
-REDIRECTS = 5
+MAX_FILE_BYTES = 8 * 1024**3
+TIMEOUT_SECONDS = 30.0
+MAX_REDIRECTS = 5
 
 _MOVED = (301, 302, 303, 307, 308)
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
@@ -32,11 +32,11 @@ class _Connection(http.client.HTTPSConnection):
 
     def __init__(self, host: str, port: int, address: str) -> None:
         self._context = ssl.create_default_context()
-        super().__init__(host, port, timeout=TIMEOUT, context=self._context)
+        super().__init__(host, port, timeout=TIMEOUT_SECONDS, context=self._context)
         self._address = address
 
     def connect(self) -> None:
-        plain = socket.create_connection((self._address, self.port), TIMEOUT)
+        plain = socket.create_connection((self._address, self.port), TIMEOUT_SECONDS)
         self.sock = self._context.wrap_socket(plain, server_hostname=self.host)
 
 
@@ -59,7 +59,7 @@ def fetch(uri: str) -> Path:
         StageError: DatasetNotFound (404, 410), or DownloadFailed with host and status.
     """
     url = uri
-    for _ in range(REDIRECTS + 1):
+    for _ in range(MAX_REDIRECTS + 1):
         parts = _checked(url, uri)
         host, port = parts.hostname or "", parts.port or 443
         connection = _Connection(host, port, _address(host, port, uri))
@@ -78,7 +78,7 @@ def fetch(uri: str) -> Path:
             ) from error
         finally:
             connection.close()
-    raise _refused(uri, f"it redirects more than {REDIRECTS} times")
+    raise _refused(uri, f"it redirects more than {MAX_REDIRECTS} times")
 
 
 def _checked(url: str, uri: str) -> SplitResult:
@@ -127,8 +127,8 @@ def _check_status(status: int, host: str, uri: str) -> None:
 
 
 def _store(answer: http.client.HTTPResponse, uri: str) -> Path:
-    path = scratch("dataset") / "rows.jsonl"
-    room = min(LARGEST_FILE, disk_room(path.parent))
+    path = scratch_folder("dataset") / "rows.jsonl"
+    room = min(MAX_FILE_BYTES, disk_room(path.parent))
     announced = answer.length or 0  # http.client's reading of Content-Length: None where it is no length
     with path.open("wb") as file:
         while announced <= room and (block := answer.read(1024 * 1024)):

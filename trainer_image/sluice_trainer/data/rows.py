@@ -1,4 +1,4 @@
-"""JSONL rows: one JSON object a line, in one of five formats, each checked with its line number."""
+"""JSONL rows: one JSON object a line, in one of five formats, checked line by line."""
 
 import codecs
 import json
@@ -11,8 +11,8 @@ from sluice_api.finetunejob import BadRow, DatasetFormat
 from sluice_api.reasons import Reason
 from sluice_trainer.errors import StageError
 
-LONGEST_LINE = 32 * 1024 * 1024
-SHOWN = 5
+MAX_LINE_BYTES = 32 * 1024 * 1024
+MAX_ROWS_SHOWN = 5
 """Bad rows that a message names."""
 
 FIELDS = {
@@ -30,7 +30,7 @@ _ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says."""
+    """One message of a conversation."""
 
     role: str
     content: str
@@ -38,16 +38,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A row of which the assistant's turns are learnt."""
+    """A row of turns; the loss counts the assistant's."""
 
     turns: tuple[Turn, ...]
-    known: int = 0
-    """So many turns at the beginning are only read, whoever says them."""
+    context_turns: int = 0
+    """Turns at the beginning that the loss does not count, whoever says them."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A row that is learnt whole."""
+    """A row of plain text; the loss counts all of it."""
 
     text: str
 
@@ -57,7 +57,7 @@ Text = Conversation | Passage
 
 @dataclass(frozen=True)
 class Pair:
-    """A row that says which of two answers is the better one. Both conversations have the same turns before them."""
+    """A row with a preferred and a rejected answer. Both conversations have the same turns before the answer."""
 
     chosen: Conversation
     rejected: Conversation
@@ -67,7 +67,7 @@ Row = Text | Pair
 
 
 class BadRowError(Exception):
-    """A row that can't be learnt from."""
+    """A row that can't be trained on."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem)
@@ -77,7 +77,7 @@ class BadRowError(Exception):
 
 @dataclass
 class Findings:
-    """What reading and tokenising a dataset came upon."""
+    """What was found while a dataset was read and tokenised."""
 
     dataset: str
     """The dataset's name in messages."""
@@ -87,12 +87,12 @@ class Findings:
     first_refused: list[tuple[int, BadRowError]] = field(default_factory=list)
     """Line numbers, counted from 1, and why; the first few."""
     overlong_rows: int = 0
-    """Rows of more than maxSequenceLength tokens, whatever became of them."""
+    """Rows of more than maxSequenceLength tokens, whatever overlongRows does with them."""
 
     def refuse(self, line: int, error: BadRowError) -> None:
-        """Note a row that can't be learnt from."""
+        """Note a row that can't be trained on."""
         self.refused += 1
-        if len(self.first_refused) < SHOWN:
+        if len(self.first_refused) < MAX_ROWS_SHOWN:
             self.first_refused.append((line, error))
 
     def lines(self) -> tuple[str, ...]:
@@ -113,8 +113,8 @@ class Findings:
             message = f"{self.dataset}, line {line}: {error.problem}. {error.remedy}, {otherwise}"
         else:
             shown = "\n".join(f"line {line}: {error.problem}. {error.remedy}." for line, error in self.first_refused)
-            more = f"\nand {self.refused - SHOWN} more." if self.refused > SHOWN else ""
-            problem = f"{self.dataset} has {self.refused} rows that can't be learnt from."
+            more = f"\nand {self.refused - MAX_ROWS_SHOWN} more." if self.refused > MAX_ROWS_SHOWN else ""
+            problem = f"{self.dataset} has {self.refused} rows that can't be trained on."
             message = f"{problem} Mend them, {otherwise}\n{shown}{more}"
         raise StageError(Reason.DATASET_INVALID, message)
 
@@ -150,7 +150,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 Reason.DATASET_INVALID, f"{path.name} was replaced by a link while it was read. Put the file there."
             )
         number = 0
-        while line := file.readline(LONGEST_LINE):
+        while line := file.readline(MAX_LINE_BYTES):
             number += 1
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
@@ -159,10 +159,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _json_object(line: bytes, number: int, dataset: str) -> dict[str, Any]:
-    if len(line) >= LONGEST_LINE:
+    if len(line) >= MAX_LINE_BYTES:
         raise StageError(
             Reason.DATASET_INVALID,
-            f"{dataset}, line {number} is longer than {LONGEST_LINE // 2**20} MiB. "
+            f"{dataset}, line {number} is longer than {MAX_LINE_BYTES // 2**20} MiB. "
             "Write one JSON object a line (JSONL).",
         )
     try:
@@ -304,7 +304,7 @@ def _preference(fields: dict[str, Any]) -> Row:
             )
     if chosen == rejected:
         raise BadRowError('"chosen" and "rejected" are the same', "Leave the row out: nothing can be preferred")
-    return Pair(*(Conversation((*asked, *answer), known=len(asked)) for answer in (chosen, rejected)))
+    return Pair(*(Conversation((*asked, *answer), context_turns=len(asked)) for answer in (chosen, rejected)))
 
 
 def _passage(fields: dict[str, Any]) -> Row:

@@ -1,4 +1,4 @@
-"""Which rows are held out: decided by their content and the seed, so that the same row never is on both sides."""
+"""Chooses the rows that are held out, by their content and the seed: equal rows are never on both sides."""
 
 import hashlib
 from collections import Counter
@@ -8,9 +8,9 @@ from sluice_trainer.prepared import TokenRow
 
 
 def held_out(rows: Sequence[Sequence[TokenRow]], share: float, seed: int) -> list[bool]:
-    """For each row, with all parts that it was split into, whether it is held out.
+    """Decide for each row, with all parts that it was split into, whether it is held out.
 
-    About `share` of the rows; at least one row as long as another one remains to train on.
+    About `share` of the rows are; at least one, unless none would remain to train on.
     """
     texts = (b"".join(part.input_ids.tobytes() for part in row) for row in rows)
     keys = [hashlib.sha256(f"{seed} ".encode() + text).digest() for text in texts]

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from sluice_api.reasons import Reason
 from sluice_api.training import OverlongRows
 from sluice_trainer.base_model import BaseModel, stop_tokens
-from sluice_trainer.data.overlong import fitting, fitting_pair
+from sluice_trainer.data.overlong import fit_pair, fit_row
 from sluice_trainer.data.rows import BadRowError, Conversation, Findings, Pair, Passage, Row, Text
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow
@@ -25,16 +25,16 @@ from sluice_trainer.prepared import TokenRow
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_AT_ONCE = 256
+_CHUNK_ROWS = 256
 """Rows whose parts go to the tokenizer in one call."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a rendered row, and whether it is learnt."""
+    """A stretch of a rendered row, and whether the loss counts its tokens."""
 
     text: str
-    learnt: bool
+    in_loss: bool
 
 
 class Tokeniser:
@@ -52,7 +52,7 @@ class Tokeniser:
         self._end: int | None = self._tokenizer.eos_token_id
         self._stops = stop_tokens(base, self._end)
         self._beginning: list[int] = [token for token in self._tokenizer("")["input_ids"] if token == self._begin]
-        """What serving puts before a text that no template has rendered: BOS, of tokenizers that add it."""
+        """Tokens that serving puts before a text without a template: BOS, for tokenizers that add it."""
 
     @property
     def chat_template(self) -> str:
@@ -66,9 +66,9 @@ class Tokeniser:
         return {index: str(token) for index, token in self._tokenizer.added_tokens_decoder.items()}
 
     def tokenise(self, rows: Iterable[tuple[int, Row]], findings: Findings) -> Iterator[list[TokenRow]]:
-        """What to train on for each row, in order; rows that can't be learnt from are noted in `findings`."""
+        """Tokenise rows in order; rows that can't be trained on are noted in `findings`."""
         rows = iter(rows)
-        while chunk := list(islice(rows, _AT_ONCE)):
+        while chunk := list(islice(rows, _CHUNK_ROWS)):
             rendered: list[tuple[int, list[Text], list[list[Part]]]] = []
             for line, row in chunk:
                 texts: list[Text] = [row.chosen, row.rejected] if isinstance(row, Pair) else [row]
@@ -76,19 +76,19 @@ class Tokeniser:
                     rendered.append((line, texts, [self.parts(text, line) for text in texts]))
                 except BadRowError as error:
                     findings.refuse(line, error)
-            words = [part.text for _, _, sides in rendered for parts in sides for part in parts]
-            ids = iter(self._ids(words) if words else [])
+            texts_of_parts = [part.text for _, _, sides in rendered for parts in sides for part in parts]
+            ids = iter(self._ids(texts_of_parts) if texts_of_parts else [])
             for line, texts, sides in rendered:
-                tokens = [[(next(ids), part.learnt) for part in parts] for parts in sides]
+                tokens = [[(next(ids), part.in_loss) for part in parts] for parts in sides]
                 try:
-                    joined = [self._joined(*each, line) for each in zip(texts, tokens, strict=True)]
-                    if made := self._fitting(joined, findings):
+                    joined = [self._join(*each, line) for each in zip(texts, tokens, strict=True)]
+                    if made := self._fit(joined, findings):
                         yield made
                 except BadRowError as error:
                     findings.refuse(line, error)
 
     def parts(self, row: Text, line: int) -> list[Part]:
-        """Render a row into parts that are learnt and parts that are only read.
+        """Render a row into parts that the loss counts and parts that it does not.
 
         Raises:
             BadRowError: the template refuses the row, or the row has the text of a special token in it.
@@ -96,11 +96,11 @@ class Tokeniser:
         """
         match row:
             case Passage(text):
-                return [Part(text, learnt=True)]
+                return [Part(text, in_loss=True)]
             case Conversation() if self.chat_template:
                 return self._chat(row, line)
             case Conversation(turns) if len(turns) == 2:
-                return [Part(turns[0].content, learnt=False), Part(turns[1].content, learnt=True)]
+                return [Part(turns[0].content, in_loss=False), Part(turns[1].content, in_loss=True)]
         raise StageError(
             Reason.MODEL_INVALID,
             f"model.uri {self._base.uri}: its tokenizer has no chat template, which conversations need. Use an "
@@ -121,9 +121,9 @@ class Tokeniser:
             asked = self._render(row, index, answer_next=True)
             answered = self._render(row, index + 1, answer_next=False)
             if not asked.startswith(done) or not answered.startswith(asked):
-                raise self._rewrites(line)
-            answer = Part(answered[len(asked) :], learnt=index >= row.known)
-            parts += [Part(asked[len(done) :], learnt=False), answer]
+                raise self._template_rewrites_turns(line)
+            answer = Part(answered[len(asked) :], in_loss=index >= row.context_turns)
+            parts += [Part(asked[len(done) :], in_loss=False), answer]
             done = answered
         return parts
 
@@ -137,7 +137,7 @@ class Tokeniser:
             ) from error
         return cast("str", text)
 
-    def _rewrites(self, line: int) -> StageError:
+    def _template_rewrites_turns(self, line: int) -> StageError:
         return StageError(
             Reason.MODEL_INVALID,
             f"model.uri {self._base.uri}: its chat template rewrites earlier turns when a later one is added (seen at "
@@ -149,13 +149,13 @@ class Tokeniser:
         # Special tokens such as BOS are the template's business.
         return cast("list[list[int]]", self._tokenizer(texts, add_special_tokens=False)["input_ids"])
 
-    def _joined(self, text: Text, parts: list[tuple[list[int], bool]], line: int) -> TokenRow:
-        """The parts as one row, in which what is learnt has an end-of-turn token."""
+    def _join(self, text: Text, parts: list[tuple[list[int], bool]], line: int) -> TokenRow:
+        """Join the parts into one row and its loss mask. Each part that the loss counts gets an end-of-turn token."""
         templated = isinstance(text, Conversation) and bool(self.chat_template)
         ids: list[int] = []
-        learnt: list[int] = []
-        for tokens, is_learnt in parts:
-            if not is_learnt:
+        loss_mask: list[int] = []
+        for tokens, in_loss in parts:
+            if not in_loss:
                 ended, count = tokens, 0
             elif isinstance(text, Passage):
                 ended = self._followed_by_end(tokens, among=tokens[-1:])
@@ -164,32 +164,32 @@ class Tokeniser:
                 ended = self._followed_by_end(tokens, among=tokens)
                 count = self._until_end_of_turn(ended)
             ids += ended
-            learnt += [1] * count + [0] * (len(ended) - count)
+            loss_mask += [1] * count + [0] * (len(ended) - count)
         if not templated and ids[:1] != self._beginning:
-            ids, learnt = self._beginning + ids, [0] * len(self._beginning) + learnt
-        learnt[0] = 0  # nothing predicts the first token
-        if 1 not in learnt:
+            ids, loss_mask = self._beginning + ids, [0] * len(self._beginning) + loss_mask
+        loss_mask[0] = 0  # nothing predicts the first token
+        if 1 not in loss_mask:
             raise BadRowError("there is no token to learn in this row", "Write a longer one")
-        row = TokenRow(np.array(ids, np.int32), np.array(learnt, np.uint8), line)
+        row = TokenRow(np.array(ids, np.int32), np.array(loss_mask, np.uint8), line)
         if templated:
             self._check_template(row)
         return row
 
-    def _fitting(self, rows: Sequence[TokenRow], findings: Findings) -> list[TokenRow]:
-        """What becomes of a row, or of the two of a pair, that may be too long."""
+    def _fit(self, rows: Sequence[TokenRow], findings: Findings) -> list[TokenRow]:
+        """Apply training.overlongRows to a row, or to the two of a pair."""
         if len(rows) > 1:
-            made = fitting_pair(rows, self._longest, self._overlong)
+            made = fit_pair(rows, self._longest, self._overlong)
         else:
-            made = fitting(rows[0], self._longest, self._overlong)
+            made = fit_row(rows[0], self._longest, self._overlong)
         if any(len(row.input_ids) > self._longest for row in rows):
             findings.overlong_rows += 1
         return made
 
     def _check_template(self, row: TokenRow) -> None:
-        """Refuse what a chat template does only by mistake.
+        """Refuse a row that shows a mistake of the chat template.
 
         Raises:
-            StageError: ModelInvalid: rows begin twice, or a turn ends with a token at which serving does not stop.
+            StageError: ModelInvalid: BOS is there twice, or a turn ends with a token at which serving does not stop.
         """
         invalid = f"model.uri {self._base.uri}: its chat template"
         if self._begin is not None and row.input_ids[:2].tolist() == [self._begin] * 2:
@@ -198,7 +198,7 @@ class Tokeniser:
                 f"{invalid} begins a conversation with {self._names([self._begin])} twice, where the model knows one. "
                 "Remove the other from the template.",
             )
-        ends = row.input_ids[(row.learnt == 1) & (np.append(row.learnt[1:], 0) == 0)]
+        ends = row.input_ids[(row.loss_mask == 1) & (np.append(row.loss_mask[1:], 0) == 0)]
         missed = sorted({*ends.tolist()} - self._stops)
         if missed:
             raise StageError(
@@ -214,13 +214,13 @@ class Tokeniser:
         return ", ".join(name or str(token) for token, name in zip(tokens, names, strict=True))
 
     def _followed_by_end(self, tokens: list[int], *, among: list[int]) -> list[int]:
-        """What is learnt with an end, or the model would never learn to stop; a special token `among` these is one."""
+        """The tokens, and EOS unless a special token is `among` these: without an end a model never learns to stop."""
         if np.isin(among, self._special_ids).any() or self._end is None:
             return tokens
         return [*tokens, self._end]
 
     def _until_end_of_turn(self, tokens: list[int]) -> int:
-        """How many tokens there are up to the last special one: what follows, the template adds after the turn."""
+        """Count the tokens up to the last special one. The template adds what follows after the turn has ended."""
         specials = np.flatnonzero(np.isin(tokens, self._special_ids))
         return int(specials[-1]) + 1 if len(specials) else len(tokens)
 

@@ -9,7 +9,7 @@ _KINDS = {Method.LORA: "A LoRA adapter for", Method.QLORA: "A LoRA adapter for",
 
 
 def model_card(stage: StageSpec, prepared: PreparedManifest, trained: TrainResult) -> str:
-    """A model card: what it was made from, how, and how good it is on rows it has not seen."""
+    """Make the model card: base model, dataset, settings, and the loss on held-out rows."""
     spec = stage.spec
     whole = spec.method is Method.FULL
     found = prepared.result

@@ -15,9 +15,9 @@ from sluice_trainer import base_model, durable, failpoints, prepared
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.export.adapter import write_adapter
 from sluice_trainer.export.card import model_card
-from sluice_trainer.export.check import answers, require_same
+from sluice_trainer.export.check import logits_of_one_row, require_same_logits
 from sluice_trainer.export.whole_model import write_model
-from sluice_trainer.places import work, work_uri, writing
+from sluice_trainer.paths import work_folder, work_folder_uri, writing
 from sluice_trainer.plan import plan_digest
 from sluice_trainer.prepared import Prepared
 from sluice_trainer.report import Reporter
@@ -29,19 +29,19 @@ Manifest = AdapterManifest | ModelManifest
 
 
 def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
-    """Write <work>/export/ and prove that it answers like the trained model.
+    """Write <work>/export/, and check that it answers like the trained model.
 
     Raises:
         StageError: there is no completed training, the base model has changed, or the export is not faithful.
     """
-    folder = work(stage) / "export"
+    folder = work_folder(stage) / "export"
     kind: type[Manifest] = ModelManifest if stage.spec.method is Method.FULL else AdapterManifest
     earlier = durable.read_manifest(folder, kind)
     if earlier is not None and durable.damaged_file(folder, earlier.files) is None:
         return _result(stage, folder, earlier)
     reporter.update(activity=Activity.EXPORTING)
     trained, state = Checkpoints(stage).trained()
-    data = prepared.load(work(stage) / "prepared", plan_digest(stage))
+    data = prepared.load(work_folder(stage) / "prepared", plan_digest(stage))
     reporter.update(step=trained.step, total_steps=trained.total_steps)
     base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
@@ -65,8 +65,8 @@ def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
 def _adapter(model: PeftModel, stage: StageSpec, data: Prepared, trained: TrainResult, folder: Path) -> Manifest:
     modules = write_adapter(model, folder)
     failpoints.reached("adapter-written")
-    expected = answers(model, data)
-    require_same(expected, answers(PeftModel.from_pretrained(model.unload(), folder), data))
+    expected = logits_of_one_row(model, data)
+    require_same_logits(expected, logits_of_one_row(PeftModel.from_pretrained(model.unload(), folder), data))
     return AdapterManifest(
         digest=adapter_digest(folder),
         rank=stage.spec.lora.rank,
@@ -80,15 +80,15 @@ def _whole_model(
 ) -> Manifest:
     write_model(model, DTYPES[stage.spec.training.dtype], base, folder)
     failpoints.reached("adapter-written")
-    expected = answers(model, data)
+    expected = logits_of_one_row(model, data)
     same_attention = model.config._attn_implementation  # others round otherwise
     exported = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, attn_implementation=same_attention)
-    require_same(expected, answers(exported, data))
+    require_same_logits(expected, logits_of_one_row(exported, data))
     return ModelManifest(digest=model_digest(folder), **_common(stage, data, trained, folder))
 
 
 def _common(stage: StageSpec, data: Prepared, trained: TrainResult, folder: Path) -> dict[str, Any]:
-    """What the manifests of adapters and models both say, once all other files are there."""
+    """Fields that the manifests of adapters and models share. All other files must be written already."""
     return {
         "files": durable.digests(folder),
         "base_model_uri": stage.spec.model.uri,
@@ -110,7 +110,7 @@ def _load_weights(model: Model, state: Snapshot) -> None:
 
 def _result(stage: StageSpec, folder: Path, manifest: Manifest) -> ExportResult:
     return ExportResult(
-        uri=f"{work_uri(stage)}/export",
+        uri=f"{work_folder_uri(stage)}/export",
         digest=manifest.digest,
         rank=manifest.rank if isinstance(manifest, AdapterManifest) else None,
         size_bytes=sum((folder / name).stat().st_size for name in manifest.files),

@@ -14,7 +14,7 @@ from sluice_trainer.errors import StageError
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
 """The tokenizer's files and the like. Never weights of another kind, which would be the untrained ones, nor code."""
 _WRITTEN = ("config.json", "*.safetensors.index.json", "manifest.json")
-"""Those of them that are made anew, or that only Sluice writes."""
+"""Of these files, those that are not copied, because transformers or Sluice writes new ones."""
 
 
 def write_model(model: PreTrainedModel, dtype: torch.dtype, base: BaseModel, folder: Path) -> None:

@@ -1,130 +1,105 @@
-"""Rows to tensors, and tensors to a loss."""
+"""Rows to tensors: the micro-batches that a process feeds to the model."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.head import PROVEN, into_head
-from sluice_trainer.train.loss import cross_entropies
 from sluice_trainer.train.packing import Batching, micro_batches
-from sluice_trainer.train.weights.model import Model, bare, computing
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """Rows end to end in one sequence, or side by side and padded on the right.
 
-    No attention mask goes with them. Where positions begin anew in a sequence, transformers lets no token see what
-    is before, but only when there is no mask. And in a causal model no real token sees the padding behind it, and
-    nothing is learnt from what the padding sees.
+    The model gets no attention mask. Without one, transformers starts a new sequence wherever position_ids start at 0
+    again, so that rows of a pack don't see each other. And in a causal model no real token sees the padding behind it,
+    and the loss counts nothing that the padding predicts.
     """
 
     input_ids: Tensor
     """int64, 1 x tokens when packed, rows x longest when padded."""
-    learnt: Tensor
-    """bool, as input_ids: tokens with a loss."""
+    loss_mask: Tensor
+    """bool, as input_ids: whether the loss counts a token."""
     position_ids: Tensor | None = None
     """int64, 1 x tokens, from 0 in each row; None when padded."""
     answers: Tensor | None = None
-    """int64, as input_ids, of pairs: which answer a token belongs to, chosen and rejected ones in turn from 0."""
+    """int64, as input_ids: the answer that a token is of, from 0, chosen and rejected in turn. None without pairs."""
 
     @classmethod
     def of(cls, rows: Sequence[TokenRow], device: torch.device) -> "MicroBatch":
-        """Pad rows to the longest of them; a pair is two."""
-        paired, rows = _apart(rows)
+        """Pad rows to the longest of them; a pair is two rows."""
+        paired, rows = _split_pairs(rows)
         longest = max(len(row.input_ids) for row in rows)
         input_ids = np.zeros((len(rows), longest), np.int64)
-        learnt = np.zeros((len(rows), longest), np.bool_)
+        loss_mask = np.zeros((len(rows), longest), np.bool_)
         for index, row in enumerate(rows):
             input_ids[index, : len(row.input_ids)] = row.input_ids
-            learnt[index, : len(row.learnt)] = row.learnt
-        batch = cls(torch.from_numpy(input_ids).to(device), torch.from_numpy(learnt).to(device))
-        return replace(batch, answers=_owners([longest] * len(rows), batch)) if paired else batch
+            loss_mask[index, : len(row.loss_mask)] = row.loss_mask
+        batch = cls(torch.from_numpy(input_ids).to(device), torch.from_numpy(loss_mask).to(device))
+        return replace(batch, answers=_answer_of_each_token([longest] * len(rows), batch)) if paired else batch
 
     @classmethod
     def packed(cls, rows: Sequence[TokenRow], device: torch.device) -> "MicroBatch":
-        """Lay rows end to end. Nobody predicts the first token of a row: the one before it is of another row."""
-        paired, rows = _apart(rows)
+        """Lay rows end to end. The loss counts no row's first token: the token before it is of another row."""
+        paired, rows = _split_pairs(rows)
         position_ids = np.concatenate([np.arange(len(row.input_ids)) for row in rows])
         input_ids = np.concatenate([row.input_ids for row in rows]).astype(np.int64)
-        learnt = np.concatenate([row.learnt for row in rows]).astype(np.bool_) & (position_ids > 0)
-        batch = cls(*(torch.from_numpy(each).unsqueeze(0).to(device) for each in (input_ids, learnt, position_ids)))
-        return replace(batch, answers=_owners([len(row.input_ids) for row in rows], batch)) if paired else batch
+        loss_mask = np.concatenate([row.loss_mask for row in rows]).astype(np.bool_) & (position_ids > 0)
+        batch = cls(*(torch.from_numpy(each).unsqueeze(0).to(device) for each in (input_ids, loss_mask, position_ids)))
+        return (
+            replace(batch, answers=_answer_of_each_token([len(row.input_ids) for row in rows], batch))
+            if paired
+            else batch
+        )
 
 
 def batches_of(
     rows: TokenRows, indices: Sequence[int], batching: Batching, group: Group
 ) -> Iterator[tuple[int, MicroBatch, float]]:
-    """One process's share of some rows, a few at a time: the place among all of the first of them, and a weight.
+    """Yield this process's micro-batches of some rows, each with the position of its first row and a weight.
 
-    That is 0 for what is done for nothing, where all processes use the model together and this one has less to do.
+    The weight is 0 for a dummy micro-batch. A process has those where all use the sharded model together, and it has
+    fewer micro-batches than another.
     """
     lengths = rows.sizes(indices, packed=batching.packed)
-    hands = micro_batches(lengths, batching, group.rank.size)
-    mine = hands[group.rank.number]
-    spare = max(map(len, hands)) - len(mine) if group.shares_model else 0
-    smallest = min((places for hand in hands for places in hand), key=lambda places: sum(lengths[p] for p in places))
-    for places, weight in [*((places, 1.0) for places in mine), *[(smallest, 0.0)] * spare]:
-        yield places[0], put_together([rows[indices[place]] for place in places], batching, group.device), weight
+    per_rank = micro_batches(lengths, batching, group.rank.size)
+    own = per_rank[group.rank.number]
+    dummies = max(map(len, per_rank)) - len(own) if group.shares_model else 0
+    smallest = min(
+        (batch for batches in per_rank for batch in batches), key=lambda batch: sum(lengths[p] for p in batch)
+    )
+    for positions, weight in [*((batch, 1.0) for batch in own), *[(smallest, 0.0)] * dummies]:
+        batch = make_micro_batch([rows[indices[position]] for position in positions], batching, group.device)
+        yield positions[0], batch, weight
 
 
-def _apart(rows: Sequence[TokenRow]) -> tuple[bool, Sequence[TokenRow]]:
-    """Whether the rows are pairs, and all answers as rows of their own."""
+def _split_pairs(rows: Sequence[TokenRow]) -> tuple[bool, Sequence[TokenRow]]:
+    """Split pairs into rows; returns whether the rows were pairs, and the rows."""
     paired = rows[0].split > 0
     return paired, [answer for row in rows for answer in row.answers()] if paired else rows
 
 
-def _owners(lengths: Sequence[int], batch: MicroBatch) -> Tensor:
-    """Which answer each token of a batch belongs to."""
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    return torch.from_numpy(owners).to(batch.input_ids.device).view_as(batch.input_ids)
+def _answer_of_each_token(lengths: Sequence[int], batch: MicroBatch) -> Tensor:
+    """The index of the answer that each token of a batch belongs to."""
+    answers = np.repeat(np.arange(len(lengths)), lengths)
+    return torch.from_numpy(answers).to(batch.input_ids.device).view_as(batch.input_ids)
 
 
-def put_together(rows: Sequence[TokenRow], batching: Batching, device: torch.device) -> MicroBatch:
-    """Rows as one micro-batch."""
+def make_micro_batch(rows: Sequence[TokenRow], batching: Batching, device: torch.device) -> MicroBatch:
+    """Make one micro-batch of rows, packed or padded."""
     return MicroBatch.packed(rows, device) if batching.packed else MicroBatch.of(rows, device)
 
 
-def learnt_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
-    """How many tokens of these rows have a loss."""
-    return sum(int(rows[index].learnt.sum()) for index in indices)
+def loss_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
+    """How many tokens of these rows the loss counts."""
+    return sum(int(rows[index].loss_mask.sum()) for index in indices)
 
 
 def all_tokens(rows: TokenRows, indices: Sequence[int]) -> int:
     """How many tokens these rows have."""
     return sum(len(rows[index].input_ids) for index in indices)
-
-
-def summed_loss(model: Model, batch: MicroBatch) -> Tensor:
-    """Cross entropy of the learnt tokens, summed, in nats and float32."""
-    return losses(model, batch).sum()
-
-
-def losses(model: Model, batch: MicroBatch) -> Tensor:
-    """Cross entropy of each learnt token that something predicts, row by row, in nats and float32.
-
-    Lean if it has been proven that it can be (lean.py); else all logits of the learnt tokens are in memory.
-    """
-    inputs = {"input_ids": batch.input_ids}
-    if batch.position_ids is not None:
-        inputs["position_ids"] = batch.position_ids
-    predicting, targets = batch.learnt[:, 1:], batch.input_ids[:, 1:]
-    # Positions that predict nothing aren't given to the head at all, where the model can leave them out.
-    if "logits_to_keep" in inspect.signature(bare(model).forward).parameters:
-        columns = inputs["logits_to_keep"] = predicting.any(dim=0).nonzero().squeeze(1)
-        predicting, targets = predicting[:, columns], targets[:, columns]
-    used = slice(predicting.shape[1])
-    head = PROVEN.get(model)
-    with computing(model):
-        if head is None:
-            logits = model(**inputs, use_cache=False).logits[:, used]
-            return cross_entropy(logits[predicting].float(), targets[predicting], reduction="none")
-        hidden = into_head(model, head.linear, inputs)[:, used]
-        return cross_entropies(hidden[predicting], head.linear, targets[predicting], head.curve)

@@ -1,4 +1,4 @@
-"""Which rows are to blame for a loss or a gradient that is not finite."""
+"""Errors for a loss or a gradient that is not finite: they name the rows to blame."""
 
 from collections.abc import Sequence
 
@@ -7,39 +7,40 @@ import torch
 from sluice_api.reasons import Reason
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRows
-from sluice_trainer.train.batches import MicroBatch, summed_loss
+from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.weights.model import Model, measured
+from sluice_trainer.train.loss import TokenLoss
+from sluice_trainer.train.weights.model import eval_mode
 
-SHOWN = 5
+MAX_LINES_SHOWN = 5
 """Lines that a message names."""
-SLOWER = "Lower training.learningRate; if it is low already, set training.dtype: float32."
+LOWER_LEARNING_RATE = "Lower training.learningRate; if it is low already, set training.dtype: float32."
 """What to do when no row is to blame."""
 
 
 def loss_error(
     what: str,
-    model: Model,
+    token_loss: TokenLoss,
     rows: TokenRows,
     indices: Sequence[int],
     group: Group,
     *,
     others_are_fine: bool = False,
-    remedy: str = SLOWER,
+    remedy: str = LOWER_LEARNING_RATE,
 ) -> StageError:
-    """The error for a loss that is not finite. All processes of the group make it together.
+    """Make the error for a loss that is not finite. All processes of the group call this together.
 
     Args:
-        what: Which loss, and what it is: a sentence.
-        model: The model that had this loss.
-        rows: Where the rows are that it is of.
-        indices: Their places, without those that are known to have a finite loss.
+        what: A sentence that says which loss, and its value.
+        token_loss: The model that had this loss.
+        rows: The dataset's rows.
+        indices: The rows that the loss is of, without those that are known to have a finite loss.
         group: This process and its peers.
-        others_are_fine: Whether there are any of the latter. If not, and no row has a finite loss, it is the model's
-            doing, not theirs.
+        others_are_fine: Whether some rows are known to have a finite loss. If not, and no row has one, the model is to
+            blame, not the rows.
         remedy: What to do when no row is to blame.
     """
-    found = blamed(model, rows, indices, group)
+    found = rows_without_finite_loss(token_loss, rows, indices, group)
     if found and (others_are_fine or len(found) < len(indices) or len(indices) == 1):
         whose = f"By themselves not finite: {lines(rows, found)} of the dataset."
         remedy = "Mend or remove what is there, or set training.dtype: float32."
@@ -49,24 +50,29 @@ def loss_error(
 
 
 def gradient_error(what: str, rows: TokenRows, indices: Sequence[int]) -> StageError:
-    """The error for a gradient that is not finite, of rows whose losses are."""
-    return StageError(Reason.LOSS_NOT_FINITE, f"{what} It is of {lines(rows, indices)} of the dataset. {SLOWER}")
+    """Make the error for a gradient that is not finite, of rows with finite losses."""
+    return StageError(
+        Reason.LOSS_NOT_FINITE, f"{what} It is of {lines(rows, indices)} of the dataset. {LOWER_LEARNING_RATE}"
+    )
 
 
-def blamed(model: Model, rows: TokenRows, indices: Sequence[int], group: Group) -> list[int]:
-    """The rows that have no finite loss by themselves. The processes try them in turn, and all know the answer."""
+def rows_without_finite_loss(token_loss: TokenLoss, rows: TokenRows, indices: Sequence[int], group: Group) -> list[int]:
+    """Find the rows that have no finite loss by themselves. The processes share the work; all return the answer."""
     bad = torch.zeros(len(indices), device=group.device)
-    with measured(model):
-        for turn, counts in group.turns(len(indices)):
-            loss = summed_loss(model, MicroBatch.of([rows[indices[turn]]], group.device))
+    with eval_mode(token_loss.model):
+        for task, counts in group.own_tasks(len(indices)):
+            loss = token_loss.summed(MicroBatch.of([rows[indices[task]]], group.device))
             if counts:
-                bad[turn] = float(not loss.isfinite())
-    group.sum_(bad)
+                bad[task] = float(not loss.isfinite())
+    group.all_reduce_sum_(bad)
     return [index for index, is_bad in zip(indices, bad.tolist(), strict=True) if is_bad]
 
 
 def lines(rows: TokenRows, indices: Sequence[int]) -> str:
-    """Where rows are in the dataset: "line 3", "lines 3 and 4", "lines 3, 4, 5, 6, 7 and 1 more"."""
+    """Lines of rows in the dataset, as text: "line 3", "lines 3 and 4", "lines 3, 4, 5, 6, 7 and 1 more"."""
     numbers = sorted({int(rows.lines[index]) for index in indices})
-    *first, last = [*map(str, numbers[:SHOWN]), *([f"{len(numbers) - SHOWN} more"] if len(numbers) > SHOWN else [])]
+    *first, last = [
+        *map(str, numbers[:MAX_LINES_SHOWN]),
+        *([f"{len(numbers) - MAX_LINES_SHOWN} more"] if len(numbers) > MAX_LINES_SHOWN else []),
+    ]
     return f"lines {', '.join(first)} and {last}" if first else f"line {last}"

@@ -1,4 +1,4 @@
-"""The processes that train together, and what they do as one. Alone, all of it is nothing."""
+"""The processes that train together, and their collectives. In a process that is alone these do nothing."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -22,10 +22,10 @@ from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter
 from sluice_trainer.signals import StopSignal
 
-MEETING = timedelta(minutes=10)
+JOIN_TIMEOUT = timedelta(minutes=10)
 """Until the last pod is there: a node may have to pull the image first, and the pods' names resolve only then."""
-COLLECTIVE = timedelta(minutes=30)
-"""For the slowest peer's evaluation or save. One that is gone is noticed by its connections, long before."""
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""For the slowest peer's evaluation or save. A peer that is gone is noticed by its connections, long before."""
 
 _PORT_ENV = "SLUICE_LEADER_PORT"
 
@@ -37,80 +37,85 @@ class Group:
     rank: Rank
     device: torch.device
     store: Store | None = None
-    """Short texts for the others; None alone."""
+    """Key-value store of the group, for short texts; None if this process is alone."""
     shares_model: bool = False
-    """Each process has only a part of the model, and all use it together."""
+    """Each process has only a shard of the model, so that all have to use it together."""
 
     @property
     def leads(self) -> bool:
-        """This is the process that reports, saves and has the result."""
+        """Whether this process is the leader: it reports, saves and has the result."""
         return self.rank.leads
 
     @property
     def shared_store(self) -> Store:
-        """Where all processes find each other's words; alone there is none."""
+        """The group's store.
+
+        Raises:
+            TypeError: this process is alone.
+        """
         if self.store is None:
-            raise TypeError("a process alone has nobody to talk to")
+            raise TypeError("a process alone has no store")
         return self.store
 
     @contextmanager
-    def in_turn(self) -> Iterator[None]:
-        """One process of a pod after the other: what each needs the pod's memory for, but not for long."""
+    def one_at_a_time(self) -> Iterator[None]:
+        """Run the block in one process of the pod after the other. For what takes much of the pod's memory, briefly."""
         pod, gpu = self.rank.pod, self.rank.gpu
         if self.store is not None and gpu > 0:
             with peers():
-                self.store.wait([f"turn/{pod}/{gpu - 1}"], COLLECTIVE)
+                self.store.wait([f"turn/{pod}/{gpu - 1}"], COLLECTIVE_TIMEOUT)
         yield
         if self.store is not None:
             with peers():
                 self.store.set(f"turn/{pod}/{gpu}", "")
 
-    def turns(self, count: int) -> Iterator[tuple[int, bool]]:
-        """Which of so many tasks are this process's, one after the other around the group, and whether each counts.
+    def own_tasks(self, count: int) -> Iterator[tuple[int, bool]]:
+        """Yield the tasks, of `count`, that this process does, and whether each counts. Tasks go round robin to ranks.
 
-        Who has one task fewer than others does the last one too, for nothing, if they use the model together.
+        Where all processes use a sharded model together, one with a task less than others repeats the last task, which
+        does not count.
         """
         for first in range(0, count, self.rank.size):
-            turn = first + self.rank.number
-            if turn < count or self.shares_model:
-                yield min(turn, count - 1), turn < count
+            task = first + self.rank.number
+            if task < count or self.shares_model:
+                yield min(task, count - 1), task < count
 
-    def sum_(self, tensor: Tensor) -> None:
-        """Replace everybody's tensor by the sum over all."""
+    def all_reduce_sum_(self, tensor: Tensor) -> None:
+        """Replace the tensor of every process by the sum over all processes."""
         if self.rank.size > 1:
             with peers():
                 dist.all_reduce(tensor)
 
-    def meet(self) -> None:
-        """Wait until everybody is here."""
-        self.agrees(True)
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.all_agree(True)
 
-    def agrees(self, yes: bool) -> bool:
-        """Whether everybody says yes."""
+    def all_agree(self, yes: bool) -> bool:
+        """Whether every process says yes."""
         no = torch.tensor(float(not yes), device=self.device)
-        self.sum_(no)
+        self.all_reduce_sum_(no)
         return no.item() == 0
 
-    def take_leaders_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace everybody's tensors by the leader's."""
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace the tensors of every process by the leader's."""
         if self.rank.size > 1:
             with peers():
                 for tensor in tensors:
                     dist.broadcast(tensor, src=0)
 
-    def leaders_word(self, subject: str, word: str) -> str:
-        """What the leader says on a subject, once."""
+    def broadcast_text(self, key: str, text: str) -> str:
+        """Return the leader's text in every process. A key can be used once."""
         if self.store is None:
-            return word
+            return text
         with peers():
             if self.leads:
-                self.store.set(subject, word)
-            return str(self.store.get(subject), "utf-8")
+                self.store.set(key, text)
+            return str(self.store.get(key), "utf-8")
 
 
 @contextmanager
 def joined(rank: Rank, reporter: Reporter, stop: StopSignal) -> Iterator[Group]:
-    """Wait for all processes of the group, and be one of them while the block runs.
+    """Wait for all processes of the group, and belong to it while the block runs.
 
     Raises:
         StageError: PodNotStarted, when not all came.
@@ -127,48 +132,48 @@ def joined(rank: Rank, reporter: Reporter, stop: StopSignal) -> Iterator[Group]:
     os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
     leader = os.environ[LEADER_ENV] if rank.pods > 1 else "127.0.0.1"
     reporter.update(activity=Activity.WAITING_FOR_PODS)
-    store = _met(rank, leader, device.type)
+    store = _joined_store(rank, leader, device.type)
     several_pods = rank.pods > 1 and rank.gpu == 0
-    with lifeline.held(rank, leader, store, stop) if several_pods else nullcontext():
+    with lifeline.watching_other_pods(rank, leader, store, stop) if several_pods else nullcontext():
         with peers():
             dist.init_process_group(
                 "nccl" if cuda else "gloo",
                 store=PrefixStore("group", store),
                 rank=rank.number,
                 world_size=rank.size,
-                timeout=COLLECTIVE,
+                timeout=COLLECTIVE_TIMEOUT,
                 device_id=device if cuda else None,
             )
         logs.info("joined", rank=rank.number, size=rank.size)
-        with _used_together():
+        with _peers_of_sharded_model():
             yield Group(rank, device, store)
         dist.destroy_process_group()
 
 
 def _keep_to_share(device: torch.device) -> None:
-    """Use no more of a shared GPU's memory than the job asks for: what is beyond is out of memory here, not beside."""
+    """Limit this process to its part of a shared GPU's memory, so that no other process runs out of it."""
     percent = os.environ.get(SHARE_ENV)
     if percent:
         torch.cuda.set_per_process_memory_fraction(int(percent) / 100, device)
         logs.info("shares the GPU", percent=int(percent))
 
 
-def _met(rank: Rank, leader: str, kind: str) -> Store:
-    """The leader's store, once everybody is there. Until the leader has a name and a port, torch tries again."""
+def _joined_store(rank: Rank, leader: str, kind: str) -> Store:
+    """Connect to the leader's store and wait for all processes. torch tries again until the leader's name resolves."""
     port = int(os.environ.get(_PORT_ENV, LEADER_PORT))
     here = [f"here/{number}" for number in range(rank.size)]
     store: Store | None = None
     try:
-        store = TCPStore(leader, port, None, rank.leads, MEETING, wait_for_workers=False)
+        store = TCPStore(leader, port, None, rank.leads, JOIN_TIMEOUT, wait_for_workers=False)
         store.set(here[rank.number], kind)
-        store.wait(here, MEETING)
+        store.wait(here, JOIN_TIMEOUT)
         kinds = [str(store.get(key), "utf-8") for key in here]
     except dist.DistError as error:
         if store is not None and isinstance(error, dist.DistNetworkError):
             raise PeerLost("The pod with index 0") from error
         raise StageError(
             Reason.POD_NOT_STARTED,
-            f"Not all {rank.size} processes of the group met at {leader}:{port} within {MEETING}: {error}. "
+            f"Not all {rank.size} processes of the group met at {leader}:{port} within {JOIN_TIMEOUT}: {error}. "
             "See the events of the training pods.",
             ExitCode.INTERNAL,
         ) from error
@@ -181,8 +186,8 @@ def _met(rank: Rank, leader: str, kind: str) -> Store:
 
 
 @contextmanager
-def _used_together() -> Iterator[None]:
-    """Around everything: a model in parts talks to the peers wherever it is used. Its other errors are its own."""
+def _peers_of_sharded_model() -> Iterator[None]:
+    """As peers(), around all use of a sharded model, which calls collectives itself. Other errors pass unchanged."""
     try:
         yield
     except RuntimeError as error:
@@ -194,7 +199,7 @@ def _used_together() -> Iterator[None]:
 
 @contextmanager
 def peers() -> Iterator[None]:
-    """Around what is done together, and nothing else: when it fails, a peer is gone, or can't be reached."""
+    """Turn the failure of a collective into PeerLost. The block must do nothing else."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -6,22 +6,22 @@ from statistics import median
 
 from sluice_api.reports import LONGEST_ESTIMATE
 
-_WINDOW = 50
+_WINDOW_STEPS = 50
 
 
 class Pace:
     """Durations and tokens of the last few steps."""
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
+        self._steps: deque[tuple[float, int]] = deque(maxlen=_WINDOW_STEPS)
         self._since = time.monotonic()
 
     def start(self) -> None:
-        """A step begins."""
+        """Note that a step begins."""
         self._since = time.monotonic()
 
     def step(self, tokens: int) -> None:
-        """A step has ended."""
+        """Note that a step with so many tokens has ended."""
         self._steps.append((time.monotonic() - self._since, tokens))
 
     @property
@@ -36,9 +36,9 @@ class Pace:
 
     @property
     def tokens_per_second(self) -> float:
-        """Real tokens a second, steps only."""
+        """Tokens a second without padding, during steps only."""
         return sum(tokens for _, tokens in self._steps) / sum(seconds for seconds, _ in self._steps)
 
     def seconds_left(self, steps: int) -> int:
-        """Estimate for so many steps more."""
+        """Estimated seconds for so many more steps."""
         return min(round(self.step_seconds * steps), LONGEST_ESTIMATE)

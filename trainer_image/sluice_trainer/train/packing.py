@@ -1,14 +1,14 @@
-"""How the rows of one optimizer step are put into micro-batches and dealt out to the processes.
+"""Which rows of one optimizer step go into which micro-batch, and which micro-batch to which process.
 
-All of it follows from the rows' lengths: every process works out everybody's, and takes its own.
+All of it follows from the rows' lengths: each process computes the micro-batches of all, and takes its own.
 """
 
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Rows = list[int]
-"""Places in the step of the rows of one micro-batch."""
+Positions = list[int]
+"""Positions, among the rows of a step, of the rows of one micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -18,67 +18,71 @@ class Batching:
     packed: bool
     """Rows end to end in one sequence; otherwise side by side, sorted by length and padded."""
     tokens: int
-    """The most that a micro-batch may hold, padding included; a longer row goes alone."""
+    """The most tokens of a micro-batch, padding included; a longer row goes alone."""
     rows: int | None = None
-    """So many rows in each micro-batch instead, however long they are."""
+    """Rows of each micro-batch, however long they are; None: as many as `tokens` allows."""
 
 
-def micro_batches(lengths: Sequence[int], batching: Batching, shares: int) -> list[list[Rows]]:
-    """Each process's micro-batches of one step: every row once, the processes' tokens as even as can be.
+def micro_batches(lengths: Sequence[int], batching: Batching, processes: int) -> list[list[Positions]]:
+    """Distribute the rows of one step: each row once, and about as many tokens to each process.
 
     Args:
         lengths: Tokens of each row of the step.
         batching: How many of them go together.
-        shares: How many processes there are.
+        processes: How many processes there are.
+
+    Returns:
+        The micro-batches of each process.
     """
     if batching.rows is not None:
         order = list(range(len(lengths))) if batching.packed else longest_first(lengths)
-        size = max(1, min(batching.rows, -(-len(order) // shares)))
+        size = max(1, min(batching.rows, -(-len(order) // processes)))
         batches = [order[start : start + size] for start in range(0, len(order), size)]
-        hands = dealt([sum(lengths[place] for place in batch) for batch in batches], shares)
-        return [[batches[index] for index in hand] for hand in hands]
-    fill = packs if batching.packed else neighbours
+        per_rank = partition_balanced([sum(lengths[row] for row in batch) for batch in batches], processes)
+        return [[batches[index] for index in own] for own in per_rank]
+    fill = pack_into_bins if batching.packed else bucket_by_length
     return [
-        [[hand[index] for index in batch] for batch in fill([lengths[place] for place in hand], batching.tokens)]
-        for hand in dealt(lengths, shares)
+        [[own[index] for index in batch] for batch in fill([lengths[row] for row in own], batching.tokens)]
+        for own in partition_balanced(lengths, processes)
     ]
 
 
-def packs(lengths: Sequence[int], most: int) -> list[Rows]:
-    """Few packs of at most so many tokens, each as full as the others.
+def pack_into_bins(lengths: Sequence[int], most: int) -> list[Positions]:
+    """Put rows into few packs of at most `most` tokens, each about as full as the others.
 
-    Full ones and a rest would cost more: attention grows with the square of a pack.
+    Full packs and one with the rest would cost more: attention grows with the square of a pack.
     """
     most = max(most, *lengths, 1)
     for count in range(-(-sum(lengths) // most), len(lengths)):
-        found = dealt(lengths, count)
-        if all(sum(lengths[place] for place in pack) <= most for pack in found):
-            return found
-    return [[place] for place in range(len(lengths))]
+        packs = partition_balanced(lengths, count)
+        if all(sum(lengths[row] for row in pack) <= most for pack in packs):
+            return packs
+    return [[row] for row in range(len(lengths))]
 
 
-def neighbours(lengths: Sequence[int], most: int) -> list[Rows]:
-    """Rows of about the same length side by side, as many as fit when all are padded to the longest."""
-    batches: list[Rows] = []
-    for place in longest_first(lengths):
+def bucket_by_length(lengths: Sequence[int], most: int) -> list[Positions]:
+    """Put rows of about the same length together, as many as `most` tokens hold when all are padded to the longest."""
+    batches: list[Positions] = []
+    for row in longest_first(lengths):
         if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > most:
             batches.append([])
-        batches[-1].append(place)
+        batches[-1].append(row)
     return batches
 
 
-def dealt(weights: Sequence[int], hands: int) -> list[list[int]]:
-    """The heaviest first, each to whoever has the least so far: at worst a third more than the best there is.
+def partition_balanced(weights: Sequence[int], parts: int) -> list[list[int]]:
+    """Partition indices into parts of about the same weight: the heaviest first, each to the lightest part so far.
 
-    Longest processing time first: Graham, 1969.
+    The heaviest part weighs at worst a third more than in the best partition. Longest processing time first: Graham,
+    1969.
     """
-    dealt_to: list[list[int]] = [[] for _ in range(hands)]
-    loads = [(0, hand) for hand in range(hands)]
+    members: list[list[int]] = [[] for _ in range(parts)]
+    loads = [(0, part) for part in range(parts)]
     for index in longest_first(weights):
-        load, hand = loads[0]
-        dealt_to[hand].append(index)
-        heapq.heapreplace(loads, (load + weights[index], hand))
-    return [sorted(hand) for hand in dealt_to]
+        load, part = loads[0]
+        members[part].append(index)
+        heapq.heapreplace(loads, (load + weights[index], part))
+    return [sorted(part) for part in members]
 
 
 def longest_first(lengths: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Random numbers that depend on the job's seed and on what they are for, not on what was drawn before."""
+"""Random numbers that depend on the job's seed and the position in training, not on what was drawn before."""
 
 import random
 
@@ -7,9 +7,9 @@ import torch
 
 
 def seed_all(*position: int) -> None:
-    """Start every generator from the job's seed and a place in the training.
+    """Seed every generator with the job's seed and a position: step, and first row of a micro-batch.
 
-    Done at each micro batch, so that neither an interruption nor the number of GPUs changes what is drawn there.
+    This is done for each micro-batch, so that neither an interruption nor the number of GPUs changes what it draws.
     """
     seed = int(np.random.SeedSequence(position).generate_state(1)[0])
     random.seed(seed)

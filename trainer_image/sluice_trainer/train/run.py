@@ -1,4 +1,4 @@
-"""What one attempt works on, and how it comes to be: loaded from the seed, and put where the last attempt was."""
+"""One attempt: what it works on, how that is loaded, and how it resumes where the last attempt was."""
 
 from dataclasses import dataclass, replace
 
@@ -10,35 +10,43 @@ from sluice_api.stages import StageSpec
 from sluice_api.training import ExportedCheckpoint, Training
 from sluice_trainer import base_model, failpoints, logs, plan, prepared
 from sluice_trainer.base_model import BaseModel
-from sluice_trainer.places import work
+from sluice_trainer.paths import work_folder
 from sluice_trainer.prepared import Prepared
 from sluice_trainer.report import Reporter
 from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
-from sluice_trainer.train.checkpoints.state import Standing, TrainingState
-from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Part
-from sluice_trainer.train.checkpoints.together import Together
+from sluice_trainer.train.checkpoints.sharded import ShardedSaver
+from sluice_trainer.train.checkpoints.state import Progress, TrainingState
+from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Shard
 from sluice_trainer.train.group import Group
+from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.objective import Objective, Preference, objective_of
 from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.randomness import seed_all
 from sluice_trainer.train.trials.budget import batching_for
-from sluice_trainer.train.trials.lean import prove
+from sluice_trainer.train.trials.fused_loss import verify_fused_loss
 from sluice_trainer.train.watchdog import Watchdog
 from sluice_trainer.train.weights import sharding
-from sluice_trainer.train.weights.model import Model, compile_layers, has_bfloat16, load, turn_dropout_off
+from sluice_trainer.train.weights.model import (
+    Model,
+    autocast_dtype,
+    compile_layers,
+    has_bfloat16,
+    load,
+    turn_dropout_off,
+)
 from sluice_trainer.train.weights.trained import TrainedWeights
 
 
 @dataclass(frozen=True)
 class Run:
-    """One attempt: what all of its parts work on."""
+    """All that one attempt works on."""
 
     training: Training
     data: Prepared
     steps: plan.Steps
     group: Group
-    model: Model
+    token_loss: TokenLoss
     objective: Objective
     weights: TrainedWeights
     state: TrainingState
@@ -47,21 +55,26 @@ class Run:
     watchdog: Watchdog
 
     @property
+    def model(self) -> Model:
+        """The model that is trained."""
+        return self.token_loss.model
+
+    @property
     def saves(self) -> bool:
-        """This process writes checkpoints: the leader, or all of them when each has a part."""
-        return self.group.leads or self.weights.are_parts
+        """Whether this process writes checkpoints: the leader does, or every process if the model is sharded."""
+        return self.group.leads or self.weights.are_sharded
 
     @property
     def exports_best(self) -> bool:
-        """The best checkpoint is the result, not the last."""
+        """Whether the best checkpoint is the result, not the last one."""
         return self.training.exported_checkpoint is ExportedCheckpoint.BEST
 
 
 def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter: Reporter, watchdog: Watchdog) -> Run:
-    """Rows, model, a fresh adapter and its optimizer: the same bits in every attempt, from the seed."""
-    watchdog.goes_on(activity=Activity.LOADING_MODEL)
+    """Load rows, model, a fresh adapter and its optimizer: the same bits in every attempt, from the seed."""
+    watchdog.heartbeat(activity=Activity.LOADING_MODEL)
     training = stage.spec.training
-    data = prepared.load(work(stage) / "prepared", plan.plan_digest(stage))
+    data = prepared.load(work_folder(stage) / "prepared", plan.plan_digest(stage))
     base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
     seed_all(training.seed)
@@ -69,10 +82,11 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
     logs.info("device", device=str(group.device), threads=torch.get_num_threads())
     failpoints.reached("model-loads")
-    model, group = _load_model(base, _computable(stage.spec, group), group)
+    spec = _with_supported_dtype(stage.spec, group)
+    model, group = _load_model(base, spec, group)
     failpoints.reached("model-loaded")
     row = MicroBatch.of([data.training[0]], group.device)
-    prove(model, row.input_ids, row.learnt)
+    token_loss = verify_fused_loss(TokenLoss(model, autocast_dtype(spec)), row.input_ids, row.loss_mask)
     if training.compile:
         compile_layers(model)
     objective = objective_of(data.manifest.row_format, training)
@@ -88,27 +102,27 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
         fused=True,
     )
     steps = plan.Steps(data.training.lengths, training)
-    standing = Standing(total_steps=steps.total, learning_rate=plan.learning_rate(0, steps.total, training))
-    if weights.are_parts:
-        checkpoints.together = Together(group.rank, group.shared_store)
-    state = TrainingState(weights.tensors, optimizer, standing)
-    return Run(training, data, steps, group, model, objective, weights, state, checkpoints, reporter, watchdog)
+    progress = Progress(total_steps=steps.total, learning_rate=plan.learning_rate(0, steps.total, training))
+    if weights.are_sharded:
+        checkpoints.sharded = ShardedSaver(group.rank, group.shared_store)
+    state = TrainingState(weights.tensors, optimizer, progress)
+    return Run(training, data, steps, group, token_loss, objective, weights, state, checkpoints, reporter, watchdog)
 
 
 def _load_model(base: BaseModel, spec: FineTuneJobSpec, group: Group) -> tuple[Model, Group]:
-    """The model on this process's device, all of it or its part; and the group that uses it so."""
+    """Load the model to this process's device, whole or sharded. Returns it, and the group with shares_model set."""
     if not sharding.is_wanted(spec, base, group):
         return load(base, spec, group.device), group
     mesh = sharding.mesh_of(group)
-    with group.in_turn():  # until it is cut, it is whole in the pod's memory
+    with group.one_at_a_time():  # until it is sharded, it is whole in the pod's memory
         model = load(base, spec, torch.device("cpu"))
         sharding.shard(model, group, mesh, spec)
     return model, replace(group, shares_model=True)
 
 
-def _computable(spec: FineTuneJobSpec, group: Group) -> FineTuneJobSpec:
-    """The same job, in float32 where some machine of the group has no bfloat16."""
-    if spec.training.dtype == "float32" or group.agrees(has_bfloat16(group.device)):
+def _with_supported_dtype(spec: FineTuneJobSpec, group: Group) -> FineTuneJobSpec:
+    """The job with dtype float32 if some machine of the group does not support bfloat16, and as it is otherwise."""
+    if spec.training.dtype == "float32" or group.all_agree(has_bfloat16(group.device)):
         return spec
     logs.warning("no bfloat16 here", computes_in="float32")
     training = spec.training.model_copy(update={"dtype": "float32"})
@@ -116,29 +130,34 @@ def _computable(spec: FineTuneJobSpec, group: Group) -> FineTuneJobSpec:
 
 
 def resume(run: Run) -> int | None:
-    """Go on from the newest whole checkpoint that the leader finds; returns its step, None in the others."""
-    group, parts = run.group, run.weights.are_parts
+    """Go on from the newest whole checkpoint that the leader finds.
+
+    Returns:
+        Its step; None if there is none, and in processes that have the leader's state by a broadcast.
+    """
+    group, sharded = run.group, run.weights.are_sharded
     step = run.checkpoints.newest_step() if group.leads else None
-    if parts:
-        step = int(word) if (word := group.leaders_word("checkpoint", "" if step is None else str(step))) else None
+    if sharded:
+        text = group.broadcast_text("checkpoint", "" if step is None else str(step))
+        step = int(text) if text else None
     if step is not None:
-        saved = run.checkpoints.read(step, Part(group.rank.number, group.rank.size) if parts else WHOLE)
+        saved = run.checkpoints.read(step, Shard(group.rank.number, group.rank.size) if sharded else WHOLE)
         run.state.restore(saved)
-        best = saved.standing.best_step if run.exports_best and group.leads else None
+        best = saved.progress.best_step if run.exports_best and group.leads else None
         if best is not None and not run.checkpoints.keep(best):
-            run.state.standing = saved.standing.model_copy(update={"best_step": None, "best_loss": None})
-    run.state.make_moments()
-    run.state.take_leaders(group, standing_alone=parts)
-    standing = run.state.standing
-    resumed_from = standing.step if step is not None else None
-    logs.info("begin", step=standing.step, total=standing.total_steps, resumed_from=resumed_from)
-    run.reporter.update(step=standing.step, total_steps=standing.total_steps, checkpoint_step=resumed_from)
+            run.state.progress = saved.progress.model_copy(update={"best_step": None, "best_loss": None})
+    run.state.allocate_moments()
+    run.state.broadcast_from_leader(group, position_only=sharded)
+    progress = run.state.progress
+    resumed_from = progress.step if step is not None else None
+    logs.info("begin", step=progress.step, total=progress.total_steps, resumed_from=resumed_from)
+    run.reporter.update(step=progress.step, total_steps=progress.total_steps, checkpoint_step=resumed_from)
     return resumed_from
 
 
 def decide_batching(run: Run) -> Batching:
-    """How rows go into micro-batches, as the training began with if that still fits."""
-    standing = run.state.standing
-    batching = batching_for(run.model, run.data.training, run.training, run.group, standing.micro_batch_tokens)
-    run.state.standing = standing.model_copy(update={"micro_batch_tokens": batching.tokens})
+    """Decide how rows go into micro-batches: as in the first attempt, if that still fits into memory."""
+    progress = run.state.progress
+    batching = batching_for(run.token_loss, run.data.training, run.training, run.group, progress.micro_batch_tokens)
+    run.state.progress = progress.model_copy(update={"micro_batch_tokens": batching.tokens})
     return batching

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from sluice_api.claim import SlotRef
 from sluice_api.reasons import Reason
+from sluice_api.stall import stalled_after
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.allocation.interruption import interruption
@@ -20,7 +21,6 @@ from sluice_operator.plan.facts.unreachable import unreachable
 
 IMAGE_TROUBLE = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
 """What the kubelet says of a container whose image it cannot get."""
-_STALL_STEPS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,4 +216,4 @@ def _stalled_after(world: World, live: LiveClaim, limits: Limits) -> timedelta:
     heartbeat = world.heartbeats.get(live.stage_job.uid)
     if heartbeat is None or heartbeat.step_seconds is None:
         return max(limits.start, limits.stall)
-    return max(timedelta(seconds=_STALL_STEPS * heartbeat.step_seconds), limits.stall)
+    return timedelta(seconds=stalled_after(heartbeat.step_seconds, limits.stall.total_seconds()))

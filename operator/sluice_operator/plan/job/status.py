@@ -146,7 +146,7 @@ def _data(outcomes: Outcomes) -> Data | None:
         refused_rows=found.refused_rows,
         overlong_rows=found.overlong_rows,
         tokens=found.tokens,
-        learnt_tokens=found.learnt_tokens,
+        loss_tokens=found.loss_tokens,
         steps=found.steps,
     )
 

@@ -17,13 +17,13 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, StageSpec, TrainResult
 from sluice_trainer import durable, failpoints, logs, metrics
 from sluice_trainer.errors import PeerLost, StageError
-from sluice_trainer.places import work, writing
+from sluice_trainer.paths import work_folder, writing
 from sluice_trainer.plan import plan_digest
-from sluice_trainer.train.checkpoints.state import WEIGHT, Snapshot, Standing, TrainingState
-from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Part, read
-from sluice_trainer.train.checkpoints.together import Together
+from sluice_trainer.train.checkpoints.sharded import ShardedSaver
+from sluice_trainer.train.checkpoints.state import WEIGHT, Progress, Snapshot, TrainingState
+from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Shard, read
 
-_STANDING = "state.json"
+_PROGRESS_FILE = "state.json"
 
 
 class CheckpointManifest(Model):
@@ -49,34 +49,34 @@ class Checkpoints:
 
     def __init__(self, stage: StageSpec) -> None:
         self._stage = stage
-        self._kept = stage.spec.training.keep_checkpoints
-        self._folder = work(stage) / "checkpoints"
+        self._keep_checkpoints = stage.spec.training.keep_checkpoints
+        self._folder = work_folder(stage) / "checkpoints"
         self._plan = plan_digest(stage)
         self._saving = threading.Lock()
-        self._behind: threading.Thread | None = None
-        self.together: Together | None = None
-        """With whom each checkpoint is made, when each process has a part of it."""
+        self._background: threading.Thread | None = None
+        self.sharded: ShardedSaver | None = None
+        """Writes each checkpoint together with the other processes, where the model is sharded; None otherwise."""
         self.durable_step: int | None = None
         """Step of the newest checkpoint that this process has saved or loaded."""
         self.best_step: int | None = None
-        """Step of a checkpoint that is kept, however old it is."""
+        """Step of the best checkpoint, which is kept however old it is."""
 
     def save(self, snapshot: Callable[[], Snapshot], *, last: bool = False) -> int:
-        """Make a state durable and return its step. One at a time: whoever comes second waits for the first.
+        """Make a state durable and return its step. Only one save goes on at a time: a second caller waits.
 
         Args:
             snapshot: Called when no other save is going on; nothing is written when its step is durable already.
             last: The process is about to end.
 
         Raises:
-            PeerLost: others have a part in it, and all are about to end.
+            PeerLost: the checkpoint is sharded, and all processes are about to end.
             StageError: it could not be written. What was durable before still is.
         """
         with self._saving:
             state = snapshot()
-            step = state.standing.step
+            step = state.progress.step
             is_new = self.durable_step is None or step > self.durable_step
-            if is_new or self.together is not None:  # then all have to come
+            if is_new or self.sharded is not None:  # a sharded save needs all processes
                 started = time.monotonic()
                 self._write(state, is_new=is_new, last=last)
                 self.durable_step = step
@@ -90,28 +90,28 @@ class Checkpoints:
         Raises:
             StageError: it could not be written, or others of the group did not take part.
         """
-        if self.together is None:
+        if self.sharded is None:
             return self.save(state.last_snapshot)
-        mine = state.hold()
-        if self.durable_step == mine == state.standing.total_steps:  # the others may have ended
+        mine = state.stop_updates()
+        if self.durable_step == mine == state.progress.total_steps:  # the others may have ended
             return mine
-        self.together.stop()
+        self.sharded.stop()
         try:
-            step = self.together.newest_step(mine)
-            state.go_on_to(step)
+            step = self.sharded.newest_step(mine)
+            state.allow_updates_to(step)
             with self._saving:  # a save that is not whole is given up by now, or done
-                self.durable_step = self.together.newest_durable(self.durable_step)
+                self.durable_step = self.sharded.newest_durable(self.durable_step)
         except StageError as error:
             raise self._not_saved(mine, error.reason, error.message, error.code) from error
         return self.save(state.last_snapshot, last=True)
 
     @property
     def is_saving(self) -> bool:
-        """A save goes on behind the training."""
-        return self._behind is not None and self._behind.is_alive()
+        """Whether a save goes on in the background."""
+        return self._background is not None and self._background.is_alive()
 
-    def save_behind(self, snapshot: Callable[[], Snapshot]) -> bool:
-        """Copy a state now and make it durable beside the training; False when an earlier save still goes on.
+    def save_in_background(self, snapshot: Callable[[], Snapshot]) -> bool:
+        """Copy a state now, and make it durable in the background. Returns False if an earlier save still goes on.
 
         A save that fails, on a full disk for example, costs nothing but this save: the next one tries again.
         """
@@ -119,14 +119,16 @@ class Checkpoints:
             return False
         started = time.monotonic()
         state = snapshot()
-        logs.info("state copied", step=state.standing.step, seconds=round(time.monotonic() - started, 4))
-        self._behind = threading.Thread(target=self._save_behind, args=(state,), name="checkpoint", daemon=True)
+        logs.info("state copied", step=state.progress.step, seconds=round(time.monotonic() - started, 4))
+        self._background = threading.Thread(
+            target=self._save_in_background, args=(state,), name="checkpoint", daemon=True
+        )
         failpoints.reached("state-copied")
-        self._behind.start()
+        self._background.start()
         return True
 
     def save_best(self, step: int, snapshot: Callable[[], Snapshot]) -> bool:
-        """Make the best state so far durable, and keep it; False when it could not be written."""
+        """Make the best state so far durable, and keep it. Returns False if it could not be written."""
         try:
             self.best_step = self.save(snapshot)
         except PeerLost:
@@ -136,7 +138,7 @@ class Checkpoints:
         return self.best_step == step
 
     def keep(self, step: int) -> bool:
-        """Keep an earlier checkpoint, however many come after it; False when it is not whole."""
+        """Keep an earlier checkpoint, however many come after it. Returns False if it is not whole."""
         why = self._damage(self._folder / f"step-{step}", step)
         if why is None:
             self.best_step = step
@@ -145,21 +147,21 @@ class Checkpoints:
         return why is None
 
     def newest_step(self) -> int | None:
-        """The step of the newest whole checkpoint; None when there is none. What was left half-written goes."""
+        """Find the step of the newest whole checkpoint; None when there is none. Removes what was left half-written."""
         durable.remove_unfinished(self._folder)
-        for step, folder in by_step(self._folder):
+        for step, folder in newest_first(self._folder):
             if (why := self._damage(folder, step)) is None:
                 return step
             logs.warning("checkpoint skipped", folder=str(folder), why=why)
         return None
 
-    def read(self, step: int, part: Part = WHOLE) -> Snapshot:
-        """A checkpoint that is whole, or a part of all its tensors."""
+    def read(self, step: int, shard: Shard = WHOLE) -> Snapshot:
+        """Read a whole checkpoint, or one shard of all its tensors."""
         self.durable_step = step
-        return _read(self._folder / f"step-{step}", part)
+        return _read(self._folder / f"step-{step}", shard)
 
     def complete(self, result: TrainResult) -> None:
-        """Say that training is complete, and which checkpoint is its result."""
+        """Record that training is complete, and which checkpoint is its result."""
         failpoints.reached("training-completes")
         with writing(self._stage):
             durable.write_file(self._folder / MANIFEST, CompletedTraining(plan=self._plan, result=result).to_json())
@@ -173,7 +175,7 @@ class Checkpoints:
         return manifest.result if self._damage(self._folder / f"step-{step}", step) is None else None
 
     def trained(self) -> tuple[TrainResult, Snapshot]:
-        """The complete training that Export builds on.
+        """Read the completed training that Export starts from: its result, and the trained weights.
 
         Raises:
             StageError: CheckpointInvalid, when there is none.
@@ -184,27 +186,27 @@ class Checkpoints:
                 Reason.CHECKPOINT_INVALID,
                 f"{self._folder} holds no completed training. {Reason.CHECKPOINT_INVALID.next_step}",
             )
-        return result, _read(self._folder / f"step-{result.result_step}", kinds=(WEIGHT,))
+        return result, _read(self._folder / f"step-{result.result_step}", prefixes=(WEIGHT,))
 
-    def _save_behind(self, state: Snapshot) -> None:
+    def _save_in_background(self, state: Snapshot) -> None:
         try:
             self.save(lambda: state)
         except PeerLost:
-            logs.info("checkpoint given up", step=state.standing.step)
+            logs.info("checkpoint given up", step=state.progress.step)
         except StageError as error:
-            self._failed(state.standing.step, error)
+            self._failed(state.progress.step, error)
 
     def _failed(self, step: int, error: StageError) -> None:
         metrics.FAILED_SAVES.inc()
         logs.warning("checkpoint failed", step=step, why=error.message)
 
     def _write(self, state: Snapshot, *, is_new: bool, last: bool) -> None:
-        step = state.standing.step
+        step = state.progress.step
         folder = self._folder / f"step-{step}"
         try:
             with writing(self._stage):
-                if self.together is not None:
-                    self.together.write(
+                if self.sharded is not None:
+                    self.sharded.write(
                         folder, state.tensors, lambda *parts: self._finish(state, *parts), needed=is_new, last=last
                     )
                     return
@@ -220,15 +222,17 @@ class Checkpoints:
             raise self._not_saved(step, error.reason, error.message, error.code) from error
 
     def _finish(self, state: Snapshot, unfinished: Path, files: dict[str, str]) -> None:
-        """What a checkpoint has beside its tensors; its manifest last.
+        """Write the files of a checkpoint beside its tensors, the manifest last.
 
         Args:
-            files: Digests that are known.
+            state: The state that is saved.
+            unfinished: The checkpoint's folder.
+            files: Digests of files that are known already.
         """
-        (unfinished / _STANDING).write_text(state.standing.model_dump_json(by_alias=True))
-        failpoints.reached("standing-written")
+        (unfinished / _PROGRESS_FILE).write_text(state.progress.model_dump_json(by_alias=True))
+        failpoints.reached("progress-written")
         manifest = CheckpointManifest(
-            plan=self._plan, step=state.standing.step, files=durable.digests(unfinished, known=files)
+            plan=self._plan, step=state.progress.step, files=durable.digests(unfinished, known=files)
         )
         (unfinished / MANIFEST).write_text(manifest.to_json())
 
@@ -237,12 +241,14 @@ class Checkpoints:
         return StageError(reason, f"Step {step} could not be saved; {durable}. {why}", code)
 
     def _prune(self, newest: int) -> None:
-        """Keep the one that has just become durable and those before it, and the best one. What seems newer had been
-        passed over."""
-        if self.together is not None and not self.together.leads:
+        """Remove old checkpoints. Kept are the newest one, as many before it as the job says, and the best one.
+
+        A folder of a later step was found damaged when this attempt began, so it is removed too.
+        """
+        if self.sharded is not None and not self.sharded.leads:
             return
-        all_of_them = by_step(self._folder)
-        kept = [folder for step, folder in all_of_them if step <= newest][: self._kept]
+        all_of_them = newest_first(self._folder)
+        kept = [folder for step, folder in all_of_them if step <= newest][: self._keep_checkpoints]
         for step, folder in all_of_them:
             if folder not in kept and step != self.best_step:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -262,16 +268,16 @@ class Checkpoints:
         return f"{file} is missing or damaged" if file else None
 
 
-def by_step(folder: Path) -> list[tuple[int, Path]]:
-    """What is called a checkpoint in a folder, the newest first; whether it is whole is not looked at."""
+def newest_first(folder: Path) -> list[tuple[int, Path]]:
+    """The steps and folders of all checkpoints in a folder, whole or not, the newest first."""
     found = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*"))
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
-def standing_of(folder: Path) -> Standing:
-    """Where training stands in a checkpoint that is whole."""
-    return Standing.model_validate_json((folder / _STANDING).read_bytes())
+def progress_of(folder: Path) -> Progress:
+    """How far training is in a checkpoint that is whole."""
+    return Progress.model_validate_json((folder / _PROGRESS_FILE).read_bytes())
 
 
-def _read(folder: Path, part: Part = WHOLE, kinds: Sequence[str] = ("",)) -> Snapshot:
-    return Snapshot(standing_of(folder), read(folder, (path.name for path in folder.iterdir()), part, kinds))
+def _read(folder: Path, shard: Shard = WHOLE, prefixes: Sequence[str] = ("",)) -> Snapshot:
+    return Snapshot(progress_of(folder), read(folder, (path.name for path in folder.iterdir()), shard, prefixes))

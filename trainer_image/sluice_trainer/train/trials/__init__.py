@@ -1,1 +1,1 @@
-"""What is tried on the model itself before step 0: packs are exact, the lean loss is its own, and how much fits."""
+"""What is tried on the model itself before step 0: are packs exact, is the fused loss the same, how much fits."""

@@ -1,6 +1,6 @@
-"""How rows go into micro-batches on this machine: packed if that is exact, and as large as memory and speed allow.
+"""The token budget of a micro-batch on this machine: as large as memory and speed allow; packed, if that is exact.
 
-Neither changes which rows a step has, nor what is learnt beyond rounding (and what dropout draws).
+This changes neither the rows of a step, nor the result beyond rounding (and what dropout draws).
 """
 
 from collections.abc import Callable
@@ -12,23 +12,24 @@ import torch
 from sluice_api.training import GradientCheckpointing, Packing, Training
 from sluice_trainer import logs
 from sluice_trainer.prepared import TokenRow, TokenRows
-from sluice_trainer.train.batches import MicroBatch, summed_loss
+from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.group import Group
+from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.packing import Batching
-from sluice_trainer.train.trials.exact import why_not_packed
 from sluice_trainer.train.trials.memory import (
-    MEASURED,
+    MEASURED_TOKENS,
     Cost,
-    cost_through,
+    fit_cost,
     free_bytes,
     free_gpu_bytes,
-    most_of,
     peak_bytes,
+    upper_bound,
 )
+from sluice_trainer.train.trials.packing_check import packing_obstacle
 from sluice_trainer.train.weights.model import Model
 
-MOST_TOKENS = {"cpu": 512, "cuda": 8192}
-"""Where a larger micro-batch is no faster any more: attention's work grows with its square, masked or not.
+MAX_TOKENS = {"cpu": 512, "cuda": 8192}
+"""The size beyond which a larger micro-batch is not faster: attention grows with its square, masked or not.
 
 Measured on a CPU only: 512 is 11 % faster than 1,024, and as fast as 256, on layers of SmolLM-135M.
 """
@@ -38,30 +39,34 @@ Fits = Callable[[int], bool]
 
 
 def batching_for(
-    model: Model, rows: TokenRows, training: Training, group: Group, recorded: int | None = None
+    loss: TokenLoss, rows: TokenRows, training: Training, group: Group, recorded: int | None = None
 ) -> Batching:
-    """Decide, all processes alike; may turn gradient checkpointing on in the model.
+    """Decide how rows become micro-batches; all processes decide alike. May turn on gradient checkpointing.
 
     Args:
-        recorded: The budget that the training began with. It is kept as long as it fits: the bits depend on it.
+        loss: The model and its loss.
+        rows: The training rows.
+        training: The job's settings.
+        group: This process and its peers.
+        recorded: The token budget of the first attempt. It is kept as long as it fits: the bits depend on it.
     """
-    packed = training.packing is not Packing.NEVER and _packs(model, rows, group)
+    packed = training.packing is not Packing.NEVER and _can_pack(loss, rows, group)
     longest = max(rows.sizes(range(len(rows)), packed=packed))
-    most = longest if training.micro_batch_size else recorded or MOST_TOKENS[group.device.type]
-    # A process that tries in vain leaves the others waiting in the middle of what they do together.
-    measure = tried if group.device.type == "cuda" and not group.shares_model else estimated
+    most = longest if training.micro_batch_size else recorded or MAX_TOKENS[group.device.type]
+    # With a sharded model, a process that runs out of memory would leave the others waiting in a collective.
+    measure = fits_by_trial if group.device.type == "cuda" and not group.shares_model else fits_by_estimate
 
     def fits() -> Fits:
-        here = measure(model, rows, group, packed=packed)
-        return lambda tokens: group.agrees(here(tokens))
+        here = measure(loss, rows, group, packed=packed)
+        return lambda tokens: group.all_agree(here(tokens))
 
-    recomputes = training.gradient_checkpointing
-    if recomputes is GradientCheckpointing.ALWAYS:
-        _recompute(model, "the job says so")
-    tokens = largest(fits(), longest, most)
-    if tokens is None and recomputes is GradientCheckpointing.AUTO:
-        _recompute(model, f"the longest row, {longest} tokens, does not fit without it")
-        tokens = largest(fits(), longest, most)
+    checkpointing = training.gradient_checkpointing
+    if checkpointing is GradientCheckpointing.ALWAYS:
+        _enable_gradient_checkpointing(loss.model, "the job says so")
+    tokens = largest_fitting(fits(), longest, most)
+    if tokens is None and checkpointing is GradientCheckpointing.AUTO:
+        _enable_gradient_checkpointing(loss.model, f"the longest row, {longest} tokens, does not fit without it")
+        tokens = largest_fitting(fits(), longest, most)
     if tokens is None:
         logs.warning("the longest row may not fit into memory", tokens=longest)
         tokens = longest
@@ -69,23 +74,23 @@ def batching_for(
     return Batching(packed, tokens, training.micro_batch_size)
 
 
-def _packs(model: Model, rows: TokenRows, group: Group) -> bool:
-    why = why_not_packed(model, rows, group.device)
-    packed = group.agrees(why is None)
+def _can_pack(loss: TokenLoss, rows: TokenRows, group: Group) -> bool:
+    why = packing_obstacle(loss, rows, group.device)
+    packed = group.all_agree(why is None)
     if not packed:
         logs.warning("rows are padded, not packed", why=why or "another process says so")
     return packed
 
 
-def _recompute(model: Model, why: str) -> None:
+def _enable_gradient_checkpointing(model: Model, why: str) -> None:
     logs.warning("gradient checkpointing is on", why=why)
     model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def largest(fits: Fits, longest: int, most: int) -> int | None:
-    """The most tokens, halved until they fit; None when the longest row alone does not.
+def largest_fitting(fits: Fits, longest: int, most: int) -> int | None:
+    """Halve the tokens until they fit; None if the longest row alone does not.
 
-    By halves, so that small differences in what is free, from one attempt to the next, seldom matter.
+    Halving makes it rare that a small difference in free memory, from one attempt to the next, changes the result.
     """
     if not fits(longest):
         return None
@@ -94,34 +99,34 @@ def largest(fits: Fits, longest: int, most: int) -> int | None:
     return max(most, longest)
 
 
-def estimated(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
-    """From three small micro-batches, for a process that would be killed if it tried; from one where that is enough."""
-    free = free_gpu_bytes(group.device) if group.device.type == "cuda" else free_bytes(model, group.rank.gpus)
-    cost = lru_cache(maxsize=1)(lambda: estimated_cost(model, rows, group, packed=packed))
+def fits_by_estimate(loss: TokenLoss, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
+    """Estimate from three small micro-batches, for a process that would be killed if it tried; one may be enough."""
+    free = free_gpu_bytes(group.device) if group.device.type == "cuda" else free_bytes(loss.model, group.rank.gpus)
+    cost = lru_cache(maxsize=1)(lambda: estimated_cost(loss, rows, group, packed=packed))
     if group.shares_model:
-        cost()  # together with the others, whether it is needed here or there
-    most = most_of(MEASURED[-1], measured_peak(model, rows, group, MEASURED[-1], packed=packed))
-    return lambda tokens: most.of(max(tokens, MEASURED[-1])) <= free or cost().of(tokens) <= free
+        cost()  # all processes of a sharded model measure together, even if only one needs it
+    most = upper_bound(MEASURED_TOKENS[-1], measured_peak(loss, rows, group, MEASURED_TOKENS[-1], packed=packed))
+    return lambda tokens: most.of(max(tokens, MEASURED_TOKENS[-1])) <= free or cost().of(tokens) <= free
 
 
-def estimated_cost(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Cost:
-    """What a micro-batch takes by its tokens, from three small ones."""
-    return cost_through({tokens: measured_peak(model, rows, group, tokens, packed=packed) for tokens in MEASURED})
+def estimated_cost(loss: TokenLoss, rows: TokenRows, group: Group, *, packed: bool) -> Cost:
+    """Fit the memory of micro-batches by three small ones."""
+    return fit_cost({tokens: measured_peak(loss, rows, group, tokens, packed=packed) for tokens in MEASURED_TOKENS})
 
 
-def measured_peak(model: Model, rows: TokenRows, group: Group, tokens: int, *, packed: bool) -> int:
-    """Bytes that a micro-batch of two rows takes."""
-    batch = example(rows, tokens, tokens // 2, group, packed=packed)
-    return peak_bytes(model, lambda: forward_and_backward(model, batch))
+def measured_peak(loss: TokenLoss, rows: TokenRows, group: Group, tokens: int, *, packed: bool) -> int:
+    """Measure the bytes that a micro-batch of two rows takes."""
+    batch = worst_micro_batch(rows, tokens, tokens // 2, group, packed=packed)
+    return peak_bytes(loss.model, lambda: forward_and_backward(loss, batch))
 
 
-def tried(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
-    """By doing it, where too much is an exception."""
+def fits_by_trial(loss: TokenLoss, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
+    """Try each size on the GPU, where too much memory is an exception."""
     longest = rows.longest_sequence
 
     def fits(tokens: int) -> bool:
         try:
-            forward_and_backward(model, example(rows, tokens, longest, group, packed=packed))
+            forward_and_backward(loss, worst_micro_batch(rows, tokens, longest, group, packed=packed))
         except torch.OutOfMemoryError:
             return False
         finally:
@@ -131,16 +136,16 @@ def tried(model: Model, rows: TokenRows, group: Group, *, packed: bool) -> Fits:
     return fits
 
 
-def example(rows: TokenRows, tokens: int, longest: int, group: Group, *, packed: bool) -> MicroBatch:
-    """A micro-batch of so many tokens in rows of the greatest length, all of them learnt: as bad as it can get."""
+def worst_micro_batch(rows: TokenRows, tokens: int, longest: int, group: Group, *, packed: bool) -> MicroBatch:
+    """A micro-batch of so many tokens, in rows as long as the longest and all in the loss: it takes the most memory."""
     lengths = [longest] * (tokens // longest) + ([tokens % longest] if packed and tokens % longest else [])
     made = [TokenRow(np.resize(rows.input_ids, length), np.ones(length, np.uint8)) for length in lengths]
     return MicroBatch.packed(made, group.device) if packed else MicroBatch.of(made, group.device)
 
 
-def forward_and_backward(model: Model, batch: MicroBatch) -> None:
-    """As in training, but no gradient stays, whatever happens."""
+def forward_and_backward(loss: TokenLoss, batch: MicroBatch) -> None:
+    """Do both passes as in training, and drop the gradients, also after an error."""
     try:
-        summed_loss(model, batch).backward()
+        loss.summed(batch).backward()
     finally:
-        model.zero_grad()
+        loss.model.zero_grad()

@@ -1,1 +1,1 @@
-"""What training starts from and changes: the model that learns, in parts or whole, and what of it is trained."""
+"""The model that is trained, whole or sharded, and its trained weights."""

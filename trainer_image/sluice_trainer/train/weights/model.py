@@ -1,9 +1,8 @@
-"""The model that learns: the base model as the job's method wants it, and which of its weights are trained."""
+"""The model that is trained: the base model as the job's method needs it, and which of its weights are trained."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,51 +15,50 @@ from sluice_api.reasons import Reason
 from sluice_api.training import Attention, Method
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.errors import StageError
-from sluice_trainer.layers import chosen, linear_layers
+from sluice_trainer.layers import linear_layers, target_layers
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 
 _ATTENTION = {Attention.AUTO: None, Attention.SDPA: "sdpa", Attention.EAGER: "eager"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-_COMPUTES_IN: WeakKeyDictionary[Model, torch.dtype] = WeakKeyDictionary()
-"""Of the models whose weights are kept more precisely than they are computed with."""
-
 
 def load(base: BaseModel, spec: FineTuneJobSpec, device: torch.device) -> Model:
-    """The base model with a fresh adapter, or with all weights trainable: the same bits each time, for one seed.
+    """Load the base model, with a fresh adapter or with all weights trainable: the same bits each time, for one seed.
 
     Raises:
         StageError: ModelInvalid, in transformers' words.
     """
     if spec.method is Method.FULL:
-        model = load_base(base, spec, device).requires_grad_(requires_grad=True)
-        if spec.training.dtype != "float32":
-            _COMPUTES_IN[model] = DTYPES[spec.training.dtype]
-        return model
+        return load_base(base, spec, device).requires_grad_(requires_grad=True)
     return with_adapter(load_base(base, spec, device), spec)
 
 
+def autocast_dtype(spec: FineTuneJobSpec) -> torch.dtype | None:
+    """What the model computes in, if its weights are more precise: Full keeps them in float32. None otherwise."""
+    return DTYPES[spec.training.dtype] if spec.method is Method.FULL and spec.training.dtype != "float32" else None
+
+
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a machine has instructions for it; without, each product is worked out piece by piece."""
+    """Whether the machine has instructions for bfloat16. Without them it is emulated, slowly."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
 def compile_layers(model: Model) -> None:
-    """Compile each decoder layer. All of a kind share their code, whatever the length of a micro-batch."""
+    """Compile each decoder layer. Equal layers share their code, whatever the length of a micro-batch."""
     for layer in decoder_layers(model):
         layer.compile(dynamic=True)
 
 
 def decoder_layers(model: Model) -> nn.ModuleList:
-    """The layers that are alike, in their order."""
+    """The decoder layers in their order: the longest list of modules that the model has."""
     return max((part for part in model.modules() if isinstance(part, nn.ModuleList)), key=len)
 
 
 def load_base(base: BaseModel, spec: FineTuneJobSpec, device: torch.device) -> PreTrainedModel:
-    """The base model's weights, as precise as the method wants them: safetensors only, and no code from the folder.
+    """Load the base model in the method's dtype: safetensors only, and no code from the folder.
 
     Raises:
         StageError: ModelInvalid, in transformers' words.
@@ -86,15 +84,15 @@ def load_base(base: BaseModel, spec: FineTuneJobSpec, device: torch.device) -> P
             Reason.MODEL_INVALID, f"model.uri {base.uri}: transformers can't load it: {error}. Restore its files."
         ) from error
     if spec.method is Method.QLORA:
-        _never_repacked(model)
+        _keep_four_bit_layout(model)
         return cast("PreTrainedModel", model)
     return cast("PreTrainedModel", model.to(device))
 
 
-def _never_repacked(model: nn.Module) -> None:
+def _keep_four_bit_layout(model: nn.Module) -> None:
     """Keep 4-bit weights in the one layout that has gradients.
 
-    On a CPU with AVX512-BF16 bitsandbytes packs them anew at the first forward in evaluation mode, for inference, and
+    On a CPU with AVX512-BF16, bitsandbytes repacks them for inference at the first forward in evaluation mode, and
     never back: from then on gradients end at each such layer, without an error.
     """
     from bitsandbytes.nn.modules import Linear4bit
@@ -112,7 +110,7 @@ def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def without_weights(base: BaseModel) -> PreTrainedModel:
-    """The model's layers, in no memory: to look at their names and shapes."""
+    """The model on the meta device: names and shapes of its layers, without memory for weights."""
     config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config))
@@ -125,7 +123,7 @@ def with_adapter(model: PreTrainedModel, spec: FineTuneJobSpec) -> PeftModel:
         lora_alpha=spec.lora.alpha,
         lora_dropout=float(spec.lora.dropout),
         use_rslora=spec.lora.rank_stabilized,
-        target_modules=chosen(linear_layers(model), spec.lora.target_modules),
+        target_modules=target_layers(linear_layers(model), spec.lora.target_modules),
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, config)
@@ -134,17 +132,17 @@ def with_adapter(model: PreTrainedModel, spec: FineTuneJobSpec) -> PeftModel:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained, by its name in the model."""
+    """The trained weights, by their names in the model."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def bare(model: Model) -> PreTrainedModel:
-    """The base model, in which PEFT has put its layers in place."""
+    """The base model itself, without PEFT's wrapper around it; PEFT's layers are still inside."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def turn_dropout_off(model: Model) -> None:
-    """Dropout everywhere, also that which models work out from a number of their own."""
+    """Set dropout to 0 everywhere, also where a model applies it from a float attribute instead of nn.Dropout."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -154,28 +152,14 @@ def turn_dropout_off(model: Model) -> None:
 
 
 @contextmanager
-def measured(model: Model) -> Iterator[None]:
-    """Around what only measures: no dropout, and nothing kept for a backward pass."""
-    trains = model.training
+def eval_mode(model: Model) -> Iterator[None]:
+    """Run the block in evaluation mode and without gradients; training mode is as before afterwards."""
+    was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(trains)
+        model.train(was_training)
         if isinstance(root := bare(model), FSDPModule):
-            root.reshard()  # else the next use finds its weights as they are now, whatever becomes of them until then
-
-
-def compute_dtype(model: Model) -> torch.dtype:
-    """How precisely the model computes."""
-    dtype: torch.dtype = bare(model).dtype
-    return _COMPUTES_IN.get(model, dtype)
-
-
-def computing(model: Model) -> AbstractContextManager[object]:
-    """Around each use of the model and of its output head."""
-    dtype = _COMPUTES_IN.get(model)
-    if dtype is None or isinstance(bare(model), FSDPModule):  # which rounds by itself
-        return nullcontext()
-    return torch.autocast(bare(model).device.type, dtype)
+            root.reshard()  # else the next forward uses the weights that are gathered now, even after an update

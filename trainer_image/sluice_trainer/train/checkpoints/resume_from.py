@@ -1,7 +1,7 @@
-"""spec.resumeFrom: the newest checkpoint of an older job becomes the first one of this job, if both learn the same.
+"""spec.resumeFrom: copies the newest checkpoint of an older job to this job, if both train the same.
 
-It is copied, by Prepare: nothing takes a GPU before it is known that training can go on from there, and training itself
-resumes as after any other attempt.
+Prepare does so: nothing takes a GPU before it is known that training can go on from there, and training itself resumes
+as after any other attempt.
 """
 
 import shutil
@@ -14,13 +14,13 @@ from sluice_api.sources import volume_path
 from sluice_api.stages import StageSpec
 from sluice_trainer import durable, logs
 from sluice_trainer.errors import StageError
-from sluice_trainer.places import inside_claim, neighbours, work
+from sluice_trainer.paths import describe_siblings, resolve_in_claim, work_folder
 from sluice_trainer.prepared import TRAINING, VALIDATION, PreparedManifest
-from sluice_trainer.train.checkpoints.checkpoint import CheckpointManifest, Checkpoints, by_step, standing_of
+from sluice_trainer.train.checkpoints.checkpoint import CheckpointManifest, Checkpoints, newest_first, progress_of
 
 
-def adopt(stage: StageSpec, mine: PreparedManifest) -> None:
-    """Copy what training goes on from. Nothing is copied where this job has a checkpoint of its own already.
+def copy_checkpoint(stage: StageSpec, mine: PreparedManifest) -> None:
+    """Copy the checkpoint that training goes on from, unless this job has one of its own already.
 
     Raises:
         StageError: ResumeRefused, with what is missing there, or what differs from that job.
@@ -33,27 +33,27 @@ def adopt(stage: StageSpec, mine: PreparedManifest) -> None:
         _refuse(stage, f"there is no whole prepared/{MANIFEST} in it. Name the folder of a job, <job>-<uid8>")
     if differs := _difference(mine, theirs):
         _refuse(stage, differs)
-    found = [(step, path) for step, path in by_step(folder / "checkpoints") if _is_whole(path, step, theirs.plan)]
+    found = [(step, path) for step, path in newest_first(folder / "checkpoints") if _is_whole(path, step, theirs.plan)]
     if not found:
         _refuse(stage, "it has no whole checkpoint. Create the job without resumeFrom: there is nothing to go on from")
     step, newest = found[0]
-    best = standing_of(newest).best_step
+    best = progress_of(newest).best_step
     for other, path in found:
         if other in (step, best):
-            _copy(path, work(stage) / "checkpoints" / path.name, other, mine.plan)
+            _copy(path, work_folder(stage) / "checkpoints" / path.name, other, mine.plan)
     logs.info("goes on from another job", folder=str(folder), step=step)
 
 
 def _folder(stage: StageSpec) -> Path:
     path = volume_path(stage.spec.resume_from or "")
-    found = inside_claim(path) if path else None
+    found = resolve_in_claim(path) if path else None
     if path is None or found is None or not found.is_dir():
-        _refuse(stage, f"there is no such folder. {neighbours(path) if path else ''}")
+        _refuse(stage, f"there is no such folder. {describe_siblings(path) if path else ''}")
     return found
 
 
 def _difference(mine: PreparedManifest, theirs: PreparedManifest) -> str:
-    """The first thing in which two jobs learn differently, and the remedy; empty when they learn the same."""
+    """The first difference that would change the result, and the remedy; empty when there is none."""
     if mine.base_model_fingerprint != theirs.base_model_fingerprint:
         return f"it was trained from another base model, {theirs.base_model_uri}. Set model.uri to that one"
     if theirs.settings is None:
@@ -69,7 +69,7 @@ def _difference(mine: PreparedManifest, theirs: PreparedManifest) -> str:
 
 
 def _is_whole(folder: Path, step: int, plan: str) -> bool:
-    """Whether a checkpoint is as its manifest says, and that speaks of files in the folder itself, not of links."""
+    """Whether a checkpoint is as its manifest says, and has files of its own folder only, no links."""
     manifest = durable.read_manifest(folder, CheckpointManifest)
     if manifest is None or (manifest.plan, manifest.step) != (plan, step):
         return False

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from sluice_api.stages import ExitCode
-from sluice_trainer.alone import NotToRun, claim_folders, main, read_job
-from sluice_trainer.curve import Curve
+from sluice_trainer.local_run import CannotRun, claim_folders, main, read_job
+from sluice_trainer.loss_curve import LossCurve
 from tests.unit.trainer.jobs import REPOSITORY, Job
 
 SPEC = {
@@ -107,37 +107,37 @@ def begins(resumed_from: int | None) -> dict[str, Any]:
         ("a run that trains no more changes nothing", [[begins(None), step(1, 2.0)], []], {1: 2.0}, {}),
     ],
 )
-def test_the_curve_of_several_runs(
+def test_loss_curve_of_several_runs(
     tmp_path: Path, rule: str, runs: list[Any], training: dict[int, float], evaluation: dict[int, float]
 ) -> None:
     file = tmp_path / "losses.jsonl"
-    read = Curve(file)
+    read = LossCurve(file)
     for run in runs:
-        curve = Curve(file)
+        curve = LossCurve(file)
         for event in run:
             curve.take(event)
-        read = Curve(file)
+        read = LossCurve(file)
         assert (curve.training, curve.evaluation) == (read.training, read.evaluation)
     assert (read.training, read.evaluation) == (training, evaluation)
 
 
-def test_a_line_that_a_killed_run_has_half_written_is_passed_over(tmp_path: Path) -> None:
+def test_loss_curve_skips_a_half_written_line(tmp_path: Path) -> None:
     (tmp_path / "losses.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    assert Curve(tmp_path / "losses.jsonl").training == {1: 2.0}
+    assert LossCurve(tmp_path / "losses.jsonl").training == {1: 2.0}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_all_stages_with_their_report(job: Job, write: Callable[..., Path]) -> None:
+def test_local_run_of_all_stages_writes_a_report(job: Job, write: Callable[..., Path]) -> None:
     file = write({"kind": "ConfigMap"}, document())
     ended = subprocess.run(
         command(job, file), env=environment(), capture_output=True, text=True, check=True, timeout=300
     )
     (work,) = (job.volumes / "adapters" / "out").iterdir()
 
-    told = lines(ended.stdout)
-    assert [event["code"] for event in told if event["event"] == "end"] == [0, 0, 0]
-    assert str(work / "export") in told[-1]["message"]
+    events = lines(ended.stdout)
+    assert [event["code"] for event in events if event["event"] == "end"] == [0, 0, 0]
+    assert str(work / "export") in events[-1]["message"]
     assert (work / "export" / "adapter_model.safetensors").exists()
     assert (work / "loss.png").read_bytes().startswith(b"\x89PNG")
     report = (work / "report.md").read_text()
@@ -148,16 +148,16 @@ def test_all_stages_with_their_report(job: Job, write: Callable[..., Path]) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_stopped_and_run_again_it_goes_on(job: Job, write: Callable[..., Path]) -> None:
+def test_local_run_goes_on_after_a_stop(job: Job, write: Callable[..., Path]) -> None:
     training = {"dtype": "float32", "epochs": 40, "checkpointEverySteps": 5}
     file = write(document(training=training))
     first = subprocess.Popen(command(job, file), env=environment(), stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     next(event for event in map(json.loads, first.stdout) if event["event"] == "checkpoint")
     first.send_signal(signal.SIGINT)
-    told, _ = first.communicate(timeout=60)
+    events, _ = first.communicate(timeout=60)
     assert first.returncode == ExitCode.REQUEUE
-    (ended,) = [event for event in lines(told) if event["event"] == "end"]
+    (ended,) = [event for event in lines(events) if event["event"] == "end"]
     saved = ended["train"]["checkpointStep"]
 
     again = command(job, file, "--only", "train")
@@ -165,7 +165,7 @@ def test_stopped_and_run_again_it_goes_on(job: Job, write: Callable[..., Path]) 
     begun = next(event for event in lines(second.stdout) if event["event"] == "begin")
     assert begun["resumed_from"] == saved >= 5
     (work,) = (job.volumes / "adapters" / "out").iterdir()
-    curve = Curve(work / "losses.jsonl")
+    curve = LossCurve(work / "losses.jsonl")
     assert (list(curve.training), list(curve.evaluation)) == ([*range(1, 201)], [0, 200])
 
     export = command(job, file, "--only", "export")
@@ -175,12 +175,12 @@ def test_stopped_and_run_again_it_goes_on(job: Job, write: Callable[..., Path]) 
     assert "| steps | 200 |" in report
     assert "| loss on the held-out rows | " in report
     assert "![loss by step](loss.png)" in report
-    assert Curve(work / "losses.jsonl").training == curve.training
+    assert LossCurve(work / "losses.jsonl").training == curve.training
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_what_a_person_sees(job: Job, write: Callable[..., Path]) -> None:
+def test_local_run_on_a_terminal(job: Job, write: Callable[..., Path]) -> None:
     """On a terminal: no JSON, but text and a bar."""
     file = write(document())
     ours, theirs = pty.openpty()
@@ -206,7 +206,7 @@ def test_what_a_person_sees(job: Job, write: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("documents", "words", "said"),
+    ("documents", "words", "message"),
     [
         ([{"kind": "Pod"}], [], "has no FineTuneJob (kind: FineTuneJob). Start from examples/finetunejob.yaml."),
         ([document("a"), document("b")], [], "has the FineTuneJobs a, b. Choose one with --name."),
@@ -229,21 +229,21 @@ def test_what_a_person_sees(job: Job, write: Callable[..., Path]) -> None:
         ([document()], ["--claim", "modles=/tmp"], "--claim modles: the job names no such claim; it names models, dat"),
     ],
 )
-def test_what_is_wrong_with_a_file_or_a_command(
+def test_local_run_refuses_a_wrong_file_or_command(
     job: Job,
     write: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
     documents: list[dict[str, Any]],
     words: list[str],
-    said: str,
+    message: str,
 ) -> None:
     code = main(["run", str(write(*documents)), "--volumes", str(job.volumes), *words])
     assert code == ExitCode.BAD_INPUT
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("field", "said"),
+    ("field", "message"),
     [
         ("training.learning_rate", "not a field here; use training.learningRate"),
         ("training.lr", "not a field here; use training.learningRate"),
@@ -259,27 +259,25 @@ def test_what_is_wrong_with_a_file_or_a_command(
         ("training.xyzzy", "not a field here"),
     ],
 )
-def test_a_field_of_another_tool_is_named_as_it_is_called_here(
-    write: Callable[..., Path], field: str, said: str
-) -> None:
+def test_unknown_field_of_another_tool_is_translated(write: Callable[..., Path], field: str, message: str) -> None:
     part, _, name = field.partition(".")
     spec: dict[str, Any] = {part: {name: "x"} if name else "x"}
     file = write(document(**spec))
-    with pytest.raises(NotToRun) as raised:
+    with pytest.raises(CannotRun) as raised:
         read_job(file)
-    assert str(raised.value) == f"{file}, tone:\n  spec.{field}: {said} (it is 'x')"
+    assert str(raised.value) == f"{file}, tone:\n  spec.{field}: {message} (it is 'x')"
 
 
-def test_a_file_that_is_none(job: Job) -> None:
-    with pytest.raises(NotToRun, match=r"No such file or directory\. Name a file with a FineTuneJob\."):
+def test_local_run_refuses_a_file_that_is_missing(job: Job) -> None:
+    with pytest.raises(CannotRun, match=r"No such file or directory\. Name a file with a FineTuneJob\."):
         read_job(job.volumes / "none.yaml")
     broken = job.volumes / "broken.yaml"
     broken.write_text("a: [")
-    with pytest.raises(NotToRun, match="is not YAML"):
+    with pytest.raises(CannotRun, match="is not YAML"):
         read_job(broken)
 
 
-def test_a_claim_may_be_any_folder(job: Job, write: Callable[..., Path], tmp_path: Path) -> None:
+def test_local_run_takes_any_folder_as_a_claim(job: Job, write: Callable[..., Path], tmp_path: Path) -> None:
     found = claim_folders(read_job(write(document())), job.volumes, [f"adapters={tmp_path}/elsewhere"])
     assert found == {
         "models": job.volumes / "models",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from sluice_api.meta import work_folder
+from sluice_api import meta
 from sluice_api.reasons import Reason
 from sluice_api.sources import VOLUMES, VolumePath, volume_path
 from sluice_api.stages import ExitCode, StageSpec
@@ -26,15 +26,15 @@ def mounted(path: VolumePath) -> Path:
     return Path(os.environ.get("SLUICE_VOLUMES", str(VOLUMES))) / path.claim / path.path
 
 
-def inside_claim(path: VolumePath) -> Path | None:
-    """The file or folder, with links followed; None when there is none, or a link leads out of the claim."""
+def resolve_in_claim(path: VolumePath) -> Path | None:
+    """Find the file or folder, following links; None if there is none, or a link leads out of the claim."""
     claim = mounted(VolumePath(path.claim, "")).resolve()
     found = mounted(path).resolve()
     return found if found.exists() and found.is_relative_to(claim) else None
 
 
-def neighbours(path: VolumePath) -> str:
-    """What is there instead of a missing path, for an error message."""
+def describe_siblings(path: VolumePath) -> str:
+    """Name what is there instead of a missing path, for an error message."""
     parent = mounted(path).parent
     claim = mounted(VolumePath(path.claim, ""))
     while not parent.is_dir() and parent.is_relative_to(claim):
@@ -47,30 +47,30 @@ def neighbours(path: VolumePath) -> str:
     return f"{where} has: {shown}." if names else f"{where} is empty."
 
 
-def scratch(name: str) -> Path:
-    """A folder on the pod's own disk."""
+def scratch_folder(name: str) -> Path:
+    """Make a folder on the pod's own disk."""
     folder = Path(tempfile.gettempdir()) / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def work(stage: StageSpec) -> Path:
+def work_folder(stage: StageSpec) -> Path:
     """The job's own folder in the output's claim: prepared/, checkpoints/ and export/ are in it."""
-    return mounted(_output(stage)) / work_folder(stage.name, stage.uid)
+    return mounted(_output(stage)) / meta.work_folder(stage.name, stage.uid)
 
 
-def work_uri(stage: StageSpec) -> str:
+def work_folder_uri(stage: StageSpec) -> str:
     """The address of that folder."""
-    return f"{stage.spec.output.uri.rstrip('/')}/{work_folder(stage.name, stage.uid)}"
+    return f"{stage.spec.output.uri.rstrip('/')}/{meta.work_folder(stage.name, stage.uid)}"
 
 
-def make_work(stage: StageSpec) -> Path:
-    """The job's own folder, made and proven writable.
+def make_work_folder(stage: StageSpec) -> Path:
+    """Make the job's own folder, and check that it is writable.
 
     Raises:
         StageError: it can't be written.
     """
-    folder = work(stage)
+    folder = work_folder(stage)
     claim = mounted(VolumePath(_output(stage).claim, ""))
     if not claim.is_dir():
         raise StageError(
@@ -90,7 +90,7 @@ def writing(stage: StageSpec) -> Iterator[None]:
     """Turn a refusal by the output's file system into an error that names the claim and the remedy."""
     uri = stage.spec.output.uri
     try:
-        with _as_os_errors():
+        with _safetensors_as_os_errors():
             yield
     except OSError as error:
         if error.errno in _REFUSED or isinstance(error, FileExistsError | NotADirectoryError):
@@ -110,15 +110,15 @@ def writing(stage: StageSpec) -> Iterator[None]:
 
 
 @contextmanager
-def _as_os_errors() -> Iterator[None]:
-    """Safetensors tells what the file system said to it in words alone: "I/O error: ... (os error 28)"."""
+def _safetensors_as_os_errors() -> Iterator[None]:
+    """Turn a SafetensorError into the OSError that its text names: "I/O error: ... (os error 28)"."""
     try:
         yield
     except SafetensorError as error:
-        said = re.search(r"\(os error (\d+)\)", str(error))
-        if said is None:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
             raise
-        raise OSError(int(said[1]), os.strerror(int(said[1]))) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _output(stage: StageSpec) -> VolumePath:

@@ -1,7 +1,7 @@
 """The trainer without a cluster: all stages of a finetunejob.yaml, one after the other, on this machine.
 
-Each stage is a process of its own, exactly as in a pod. What it says is shown as text and a progress bar on a
-terminal, and passed on as JSON lines elsewhere.
+Each stage is a process of its own, exactly as in a pod. Its log is shown as text and a progress bar on a terminal, and
+passed on as JSON lines elsewhere.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from sluice_api.meta import GROUP
 from sluice_api.pods import STAGE_ENV
 from sluice_api.sources import VOLUMES, volume_path
 from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
-from sluice_trainer.curve import Curve
 from sluice_trainer.local_ranks import OUTCOME_ENV
+from sluice_trainer.loss_curve import LossCurve
 from sluice_trainer.screen import Screen
 from sluice_trainer.summary import write_summary
 from sluice_trainer.unknown_fields import unknown_field
@@ -41,12 +41,12 @@ unless --volumes or --claim say otherwise. What can't be had here (a pool, a pol
 Ctrl-C saves a checkpoint. The same command again goes on from it."""
 
 
-class NotToRun(Exception):
-    """What is wrong with the command or its file, and what to do."""
+class CannotRun(Exception):
+    """The command or its file is wrong; the message says what to do."""
 
 
-def main(words: Sequence[str]) -> int:
-    """Read the command line and run; the exit status."""
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python3 -m sluice_trainer")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     command = commands.add_parser(
@@ -62,42 +62,42 @@ def main(words: Sequence[str]) -> int:
         "--claim", action="append", default=[], metavar="NAME=FOLDER", help="another folder for one claim"
     )
     command.add_argument("--only", choices=_STAGES, help="one stage only: each continues what the last one left")
-    chosen = parser.parse_args(words)
+    chosen = parser.parse_args(arguments)
     try:
         job = read_job(chosen.file, chosen.name)
         folders = claim_folders(job, chosen.volumes or chosen.file.parent / "volumes", chosen.claim)
         stages = [_STAGES[chosen.only]] if chosen.only else list(Stage)
         return _run(job, folders, stages)
-    except NotToRun as error:
+    except CannotRun as error:
         sys.stderr.write(f"{error}\n")
         return int(ExitCode.BAD_INPUT)
 
 
 def read_job(file: Path, name: str | None = None) -> StageSpec:
-    """The FineTuneJob of a file, for its first stage.
+    """Read the FineTuneJob of a file, as a StageSpec of its first stage.
 
     Raises:
-        NotToRun: there is none, or several, or a field is wrong.
+        CannotRun: there is none, or several, or a field is wrong.
     """
     try:
         documents = [found for found in yaml.safe_load_all(file.read_text()) if isinstance(found, Mapping)]
     except OSError as error:
-        raise NotToRun(f"{file}: {error.strerror}. Name a file with a FineTuneJob.") from error
+        raise CannotRun(f"{file}: {error.strerror}. Name a file with a FineTuneJob.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise NotToRun(f"{file} is not YAML: {error}") from error
+        raise CannotRun(f"{file} is not YAML: {error}") from error
     jobs = {str((found.get("metadata") or {}).get("name", "")): found for found in documents if _is_job(found)}
     if not jobs:
-        raise NotToRun(f"{file} has no FineTuneJob (kind: FineTuneJob). Start from examples/finetunejob.yaml.")
+        raise CannotRun(f"{file} has no FineTuneJob (kind: FineTuneJob). Start from examples/finetunejob.yaml.")
     if (name is None and len(jobs) > 1) or (name is not None and name not in jobs):
-        raise NotToRun(f"{file} has the FineTuneJobs {', '.join(sorted(jobs))}. Choose one with --name.")
+        raise CannotRun(f"{file} has the FineTuneJobs {', '.join(sorted(jobs))}. Choose one with --name.")
     name = name or next(iter(jobs))
     try:
         # By the names of YAML alone: by Python's, learning_rate would do here and be refused by an API server.
         spec = FineTuneJobSpec.model_validate(jobs[name].get("spec") or {}, by_alias=True, by_name=False)
     except ValidationError as invalid:
-        raise NotToRun(f"{file}, {name}:\n{_explained(invalid)}") from invalid
+        raise CannotRun(f"{file}, {name}:\n{_explained(invalid)}") from invalid
     if wrong := _not_below_one(spec):
-        raise NotToRun(f"{file}, {name}:\n{wrong}")
+        raise CannotRun(f"{file}, {name}:\n{wrong}")
     here = spec.resources.model_copy(update={"gpus": 1, "nodes": 1})
     # The same file is the same job, so that the same command goes on where the last one stopped.
     uid = hashlib.sha256(f"{file.resolve()} {name}".encode()).hexdigest()[:32]
@@ -108,7 +108,7 @@ def read_job(file: Path, name: str | None = None) -> StageSpec:
 
 
 def _not_below_one(spec: FineTuneJobSpec) -> str:
-    """What an API server refuses by its rules. Here AdamW would, later and in words of its own."""
+    """Check what an API server checks with CEL. Without this, AdamW would fail later, with an obscure message."""
     values = {
         "lora.dropout": spec.lora.dropout,
         "training.adamBeta1": spec.training.adam_beta1,
@@ -125,7 +125,7 @@ def _is_job(document: Mapping[str, Any]) -> bool:
 
 
 def _explained(invalid: ValidationError) -> str:
-    """One line a field, as a user wrote it."""
+    """Name the wrong fields, one line each, as in the user's file."""
     errors = invalid.errors(include_url=False, include_context=False)
     return "\n".join(
         f"  spec.{'.'.join(map(str, error['loc']))}: "
@@ -136,17 +136,17 @@ def _explained(invalid: ValidationError) -> str:
 
 
 def claim_folders(job: StageSpec, volumes: Path, others: Sequence[str]) -> dict[str, Path]:
-    """The folder of each claim that a job names.
+    """Find the folder of each claim that a job names.
 
     Raises:
-        NotToRun: one that is read from is not there.
+        CannotRun: one that is read from is not there.
     """
     given: dict[str, Path] = {}
-    for word in others:
-        claim, separator, place = word.partition("=")
+    for option in others:
+        claim, separator, folder_name = option.partition("=")
         if not separator:
-            raise NotToRun(f"--claim {word}: write a claim and its folder, such as --claim models=/data/models")
-        given[claim] = Path(place)
+            raise CannotRun(f"--claim {option}: write a claim and its folder, such as --claim models=/data/models")
+        given[claim] = Path(folder_name)
     spec = job.spec
     written = volume_path(spec.output.uri)
     folders: dict[str, Path] = {}
@@ -155,22 +155,22 @@ def claim_folders(job: StageSpec, volumes: Path, others: Sequence[str]) -> dict[
         if written is not None and claim == written.claim:
             folder.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir():
-            raise NotToRun(
+            raise CannotRun(
                 f"The claim {claim} is no folder here: {folder} is missing. Make it, or name another one with "
                 f"--claim {claim}=FOLDER."
             )
         folders[claim] = folder.resolve()
     if given:
-        raise NotToRun(f"--claim {', '.join(given)}: the job names no such claim; it names {', '.join(folders)}.")
+        raise CannotRun(f"--claim {', '.join(given)}: the job names no such claim; it names {', '.join(folders)}.")
     return folders
 
 
 def _run(job: StageSpec, folders: Mapping[str, Path], stages: Sequence[Stage]) -> int:
-    """The stages in their order, until one ends badly."""
+    """Run the stages in their order, until one fails; returns the exit status."""
     began = time.monotonic()
     claim, *path = PurePosixPath(job.work).relative_to(VOLUMES).parts
     work = folders[claim].joinpath(*path)
-    curve = Curve(work / "losses.jsonl")
+    curve = LossCurve(work / "losses.jsonl")
     with tempfile.TemporaryDirectory() as scratch, Screen.of(sys.stdout, curve) as screen:
         volumes = Path(scratch) / "volumes"
         volumes.mkdir()
@@ -189,7 +189,7 @@ def _run(job: StageSpec, folders: Mapping[str, Path], stages: Sequence[Stage]) -
 
 
 def _run_stage(job: StageSpec, volumes: Path, scratch: Path, screen: Screen) -> tuple[int, StageOutcome | None]:
-    """One stage in a process of its own; its exit status and what it left in its termination message."""
+    """Run one stage in a process of its own; returns its exit status and its outcome."""
     outcome = scratch / "outcome.json"
     outcome.unlink(missing_ok=True)
     environment = {
@@ -209,8 +209,8 @@ def _run_stage(job: StageSpec, volumes: Path, scratch: Path, screen: Screen) -> 
         for line in process.stdout or ():
             screen.line(line)
         code = process.wait()
-    told = StageOutcome.model_validate_json(outcome.read_bytes()) if outcome.exists() else None
-    return code, told
+    result = StageOutcome.model_validate_json(outcome.read_bytes()) if outcome.exists() else None
+    return code, result
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The lean loss: what all logits at once come to, without ever having them."""
+"""The fused loss: the same loss and gradients as with full logits, without ever having them in memory."""
 
 import json
 import math
@@ -18,39 +18,46 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sluice_api.reasons import Reason
 from sluice_trainer.errors import StageError
-from sluice_trainer.train import batches
-from sluice_trainer.train import head as heads
+from sluice_trainer.train import fused_cross_entropy as kernel
 from sluice_trainer.train import loss as losses
-from sluice_trainer.train.batches import MicroBatch, summed_loss
-from sluice_trainer.train.loss import Curve, cross_entropies
-from sluice_trainer.train.trials.lean import prove
+from sluice_trainer.train.batches import MicroBatch
+from sluice_trainer.train.fused_cross_entropy import IDENTITY, LogitTransform, fused_cross_entropy
+from sluice_trainer.train.loss import TokenLoss
+from sluice_trainer.train.trials.fused_loss import verify_fused_loss
 from tests.unit.trainer.jobs import Job
 
-VOCABULARY, HIDDEN, POSITIONS, LEARNT = 300, 64, 40, 23
-STRAIGHT = Curve()
-CURVES = {"straight": STRAIGHT, "scaled": Curve(0.125), "capped": Curve(1.0, 3.0), "both": Curve(2.0, 5.0)}
-MODELS: dict[str, tuple[dict[str, Any], Curve]] = {
-    "llama": ({}, STRAIGHT),
-    "mistral": ({}, STRAIGHT),
-    "qwen2": ({}, STRAIGHT),
-    "qwen3": ({}, STRAIGHT),
-    "phi": ({}, STRAIGHT),  # a head with a bias
-    "gemma2": ({"final_logit_softcapping": 2.0}, Curve(1.0, 2.0)),
-    "gemma3_text": ({}, STRAIGHT),
-    "granite": ({"logits_scaling": 8.0}, Curve(0.125)),
-    "cohere": ({"logit_scale": 0.0625}, Curve(0.0625)),
-    "hyperclovax": ({"logits_scaling": 0.5}, Curve(0.5)),  # the same name as Granite's, and multiplies
-    "opt": ({"ffn_dim": 128, "word_embed_proj_dim": HIDDEN}, STRAIGHT),  # its decoder is deeper inside
-    "xlstm": ({"qk_dim_factor": 1.0, "output_logit_soft_cap": 2.0}, Curve(1.0, 2.0)),  # gives its head every position
-    "mixtral": ({"num_local_experts": 4}, STRAIGHT),
+VOCABULARY, HIDDEN, POSITIONS, LOSS_TOKENS = 300, 64, 40, 23
+TRANSFORMS = {
+    "identity": IDENTITY,
+    "scaled": LogitTransform(0.125),
+    "capped": LogitTransform(1.0, 3.0),
+    "both": LogitTransform(2.0, 5.0),
+}
+MODELS: dict[str, tuple[dict[str, Any], LogitTransform]] = {
+    "llama": ({}, IDENTITY),
+    "mistral": ({}, IDENTITY),
+    "qwen2": ({}, IDENTITY),
+    "qwen3": ({}, IDENTITY),
+    "phi": ({}, IDENTITY),  # a head with a bias
+    "gemma2": ({"final_logit_softcapping": 2.0}, LogitTransform(1.0, 2.0)),
+    "gemma3_text": ({}, IDENTITY),
+    "granite": ({"logits_scaling": 8.0}, LogitTransform(0.125)),
+    "cohere": ({"logit_scale": 0.0625}, LogitTransform(0.0625)),
+    "hyperclovax": ({"logits_scaling": 0.5}, LogitTransform(0.5)),  # the same name as Granite's, and multiplies
+    "opt": ({"ffn_dim": 128, "word_embed_proj_dim": HIDDEN}, IDENTITY),  # its decoder is deeper inside
+    "xlstm": (  # its head gets every position
+        {"qk_dim_factor": 1.0, "output_logit_soft_cap": 2.0},
+        LogitTransform(1.0, 2.0),
+    ),
+    "mixtral": ({"num_local_experts": 4}, IDENTITY),
 }
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 positions by 131 tokens in float32, or 7 by all where the head is trained: the last ones are not whole."""
-    monkeypatch.setattr(losses, "TILE_BYTES", 4 * VOCABULARY * 7)
-    monkeypatch.setattr(losses, "TILE_POSITIONS", 16)
+    monkeypatch.setattr(kernel, "TILE_BYTES", 4 * VOCABULARY * 7)
+    monkeypatch.setattr(kernel, "TILE_POSITIONS", 16)
 
 
 def model_of(model_type: str, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
@@ -67,7 +74,7 @@ def model_of(model_type: str, dtype: torch.dtype = torch.float32, **settings: An
 
 
 def batch() -> MicroBatch:
-    """Two rows, of which some tokens are learnt."""
+    """Two rows, with some of their tokens in the loss."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, VOCABULARY, (2, 30), generator=generator)
     return MicroBatch(ids, torch.rand(2, 30, generator=generator) < 0.5)
@@ -75,13 +82,13 @@ def batch() -> MicroBatch:
 
 def own_loss(model: Any, batch: MicroBatch) -> Tensor:
     """As the model works it out."""
-    labels = batch.input_ids.masked_fill(~batch.learnt, -100)
-    return model(input_ids=batch.input_ids, labels=labels).loss * batch.learnt[:, 1:].sum()  # type: ignore[no-any-return]
+    labels = batch.input_ids.masked_fill(~batch.loss_mask, -100)
+    return model(input_ids=batch.input_ids, labels=labels).loss * batch.loss_mask[:, 1:].sum()  # type: ignore[no-any-return]
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
-    (loss / LEARNT).backward()
+    (loss / LOSS_TOKENS).backward()
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
@@ -97,17 +104,17 @@ def without_full_logits(model: Any) -> Iterator[None]:
     handle.remove()
 
 
-def far(found: Tensor, truth: Tensor) -> float:
+def relative_error(found: Tensor, truth: Tensor) -> float:
     """By how much of the truth's length something is beside it."""
     return float((found.double() - truth).norm() / truth.norm())
 
 
-@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES.keys())
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_it_is_as_near_to_the_truth_as_full_logits_are(
-    dtype: torch.dtype, trained: bool, bias: bool, curve: Curve
+def test_fused_loss_is_as_precise_as_full_logits(
+    dtype: torch.dtype, trained: bool, bias: bool, transform: LogitTransform
 ) -> None:
     """The truth is the same in float64."""
     torch.manual_seed(0)
@@ -117,24 +124,24 @@ def test_it_is_as_near_to_the_truth_as_full_logits_are(
     targets = torch.randint(0, VOCABULARY, (POSITIONS,))
 
     def full(hidden: Tensor, linear: nn.Linear, wide: torch.dtype) -> Tensor:
-        logits = linear(hidden).to(wide) * curve.scale
-        logits = logits if curve.cap is None else curve.cap * torch.tanh(logits / curve.cap)
+        logits = linear(hidden).to(wide) * transform.scale
+        logits = logits if transform.cap is None else transform.cap * torch.tanh(logits / transform.cap)
         return cross_entropy(logits, targets, reduction="sum")
 
     def costs(loss: Tensor, *by: Tensor | None) -> list[Tensor]:
         wanted = [each for each in by if each is not None and each.requires_grad]
-        return [loss.detach(), *torch.autograd.grad(loss / LEARNT, wanted)]
+        return [loss.detach(), *torch.autograd.grad(loss / LOSS_TOKENS, wanted)]
 
     exact = nn.Linear(HIDDEN, VOCABULARY, bias=bias).double().requires_grad_(trained)
     exact.load_state_dict({name: weight.double() for name, weight in linear.state_dict().items()})
     wide = hidden.detach().double().requires_grad_()
     truth = costs(full(wide, exact, torch.float64), wide, exact.weight, exact.bias)
     plain = costs(full(hidden, linear, torch.float32), hidden, linear.weight, linear.bias)
-    lean = costs(cross_entropies(hidden, linear, targets, curve).sum(), hidden, linear.weight, linear.bias)
-    assert len(lean) == len(truth) == 2 + trained * (1 + bias)
-    for ours, theirs, true in zip(lean, plain, truth, strict=True):
+    fused = costs(fused_cross_entropy(hidden, linear, targets, transform).sum(), hidden, linear.weight, linear.bias)
+    assert len(fused) == len(truth) == 2 + trained * (1 + bias)
+    for ours, theirs, true in zip(fused, plain, truth, strict=True):
         assert ours.dtype == theirs.dtype
-        assert far(ours, true) < 1.5 * far(theirs, true) + 1e-6
+        assert relative_error(ours, true) < 1.5 * relative_error(theirs, true) + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -142,23 +149,23 @@ def test_it_is_as_near_to_the_truth_as_full_logits_are(
     [(torch.inference_mode, False, 1), (torch.enable_grad, False, 2), (torch.enable_grad, True, 3)],
     ids=["inference", "frozen", "trained"],
 )
-def test_no_product_is_made_twice_or_in_vain(grad: Any, trained: bool, products: int) -> None:
+def test_fused_loss_computes_each_matrix_product_once(grad: Any, trained: bool, products: int) -> None:
     linear = nn.Linear(HIDDEN, VOCABULARY, bias=False).requires_grad_(trained)
     hidden, targets = torch.randn(POSITIONS, HIDDEN, requires_grad=True), torch.arange(POSITIONS)
     in_place = {torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * math.prod(left) * right[1]}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter, grad():
-        loss = cross_entropies(hidden, linear, targets).sum()
+        loss = fused_cross_entropy(hidden, linear, targets).sum()
     assert loss.requires_grad == (products > 1)
     assert counter.get_total_flops() == products * 2 * POSITIONS * VOCABULARY * HIDDEN
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
-def test_under_autocast(trained: bool) -> None:
+def test_fused_loss_under_autocast(trained: bool) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(HIDDEN, VOCABULARY).requires_grad_(trained)
     hidden, targets = torch.randn(POSITIONS, HIDDEN, requires_grad=True), torch.arange(POSITIONS)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = cross_entropies(hidden, linear, targets).sum()
+        loss = fused_cross_entropy(hidden, linear, targets).sum()
     loss.backward()
     exact = cross_entropy(linear(hidden), targets, reduction="sum")
     truth = torch.autograd.grad(exact, [hidden, *(linear.parameters() if trained else ())])
@@ -166,71 +173,72 @@ def test_under_autocast(trained: bool) -> None:
     for found, true in zip([hidden.grad, *(linear.weight.grad, linear.bias.grad) * trained], truth, strict=True):
         assert found is not None
         assert found.dtype == torch.float32
-        assert far(found, true) < 1e-2
+        assert relative_error(found, true) < 1e-2
 
 
 @pytest.mark.parametrize("token", [1, 299])
-def test_an_infinite_logit_is_no_loss(token: int) -> None:
+def test_fused_loss_of_an_infinite_logit_is_nan(token: int) -> None:
     """Neither where it is the target's, nor where it is another token's."""
     linear = nn.Linear(1, VOCABULARY, bias=False).requires_grad_(False)
     linear.weight[token] = math.inf
-    losses = cross_entropies(torch.ones(VOCABULARY, 1, requires_grad=True), linear, torch.arange(VOCABULARY))
+    losses = fused_cross_entropy(torch.ones(VOCABULARY, 1, requires_grad=True), linear, torch.arange(VOCABULARY))
     assert losses.isnan().all()
 
 
 @pytest.mark.parametrize("target", [-100, -1, VOCABULARY])
-def test_a_target_outside_the_vocabulary_has_no_loss(target: int) -> None:
+def test_fused_loss_of_a_target_outside_the_vocabulary_is_nan(target: int) -> None:
     """A number would be believed."""
     with torch.inference_mode():
-        (loss,) = cross_entropies(torch.randn(1, HIDDEN), nn.Linear(HIDDEN, VOCABULARY), torch.tensor([target]))
+        (loss,) = fused_cross_entropy(torch.randn(1, HIDDEN), nn.Linear(HIDDEN, VOCABULARY), torch.tensor([target]))
     assert loss.isnan()
 
 
 @pytest.mark.parametrize("rising", [True, False], ids=["rising", "falling"])
-def test_logits_far_apart(rising: bool) -> None:
+def test_fused_loss_of_logits_far_apart(rising: bool) -> None:
     """exp() of them or of their differences is no float32, and each block of tokens may have the highest so far."""
     logits = torch.linspace(-900, -100, VOCABULARY)
     logits = logits if rising else logits.flip(0)
     linear = nn.Linear(1, VOCABULARY, bias=False).requires_grad_(False)
     linear.weight.copy_(logits.unsqueeze(1))
     hidden = torch.ones(VOCABULARY, 1, requires_grad=True)
-    found = cross_entropies(hidden, linear, torch.arange(VOCABULARY))
+    found = fused_cross_entropy(hidden, linear, torch.arange(VOCABULARY))
     (gradients,) = torch.autograd.grad(found.sum(), hidden)
     exact = logits.double()
     torch.testing.assert_close(found.double(), exact.logsumexp(0) - exact, rtol=1e-5, atol=0)
     torch.testing.assert_close(gradients.squeeze(1).double(), exact.softmax(0) @ exact - exact, rtol=1e-5, atol=1e-4)
 
 
-def test_what_is_nearly_certain_still_has_a_gradient() -> None:
+def test_fused_loss_has_a_gradient_where_the_target_is_nearly_certain() -> None:
     """As the difference of two probabilities it would be none."""
     linear = nn.Linear(1, 2, bias=False).requires_grad_(False)
     linear.weight.copy_(torch.tensor([[30.0], [0.0]]))
     hidden = torch.ones(1, 1, requires_grad=True)
-    loss = cross_entropies(hidden, linear, torch.tensor([0]))
+    loss = fused_cross_entropy(hidden, linear, torch.tensor([0]))
     (gradient,) = torch.autograd.grad(loss.sum(), hidden)
     assert loss.item() == pytest.approx(math.exp(-30), rel=1e-5)
     assert gradient.item() == pytest.approx(-30 * math.exp(-30), rel=1e-5)
 
 
-def test_a_second_backward_is_refused() -> None:
+def test_fused_loss_refuses_a_second_backward() -> None:
     """The gradients have been used up by the first one."""
     linear, hidden = nn.Linear(HIDDEN, VOCABULARY), torch.randn(7, HIDDEN, requires_grad=True)
-    loss = cross_entropies(hidden, linear, torch.arange(7)).sum()
+    loss = fused_cross_entropy(hidden, linear, torch.arange(7)).sum()
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
 
 @pytest.mark.parametrize("model_type", MODELS)
-def test_a_models_own_loss_and_gradients(model_type: str) -> None:
-    settings, curve = MODELS[model_type]
+def test_fused_loss_and_gradients_are_the_models_own(model_type: str) -> None:
+    settings, transform = MODELS[model_type]
     model, rows = model_of(model_type, **settings), batch()
     truth = own_loss(model, rows)
     expected = gradients(model, truth)
-    prove(model, rows.input_ids[:1], rows.learnt[:1])
-    assert heads.PROVEN[model].curve == curve
+    token_loss = verify_fused_loss(TokenLoss(model), rows.input_ids[:1], rows.loss_mask[:1])
+    assert token_loss.fused_head is not None
+    assert token_loss.fused_head.transform == transform
     with without_full_logits(model):
-        loss = summed_loss(model, rows)
+        loss = token_loss.summed(rows)
     torch.testing.assert_close(loss, truth, rtol=1e-5, atol=1e-4)
     found = gradients(model, loss)
     assert found.keys() == expected.keys()
@@ -239,35 +247,35 @@ def test_a_models_own_loss_and_gradients(model_type: str) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
-def test_an_adapters_gradients_with_a_frozen_head(tied: bool) -> None:
+def test_fused_loss_gives_an_adapter_its_gradients_with_a_frozen_head(tied: bool) -> None:
     model = get_peft_model(
         model_of("llama", tie_word_embeddings=tied), LoraConfig(target_modules="all-linear", init_lora_weights=False)
     )
     rows = batch()
     expected = gradients(model.train(), own_loss(model, rows))
-    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    token_loss = verify_fused_loss(TokenLoss(model), rows.input_ids[:1], rows.loss_mask[:1])
     assert model.training
     with without_full_logits(model):
-        found = gradients(model, summed_loss(model, rows))
+        found = gradients(model, token_loss.summed(rows))
     assert found.keys() == expected.keys()
     assert all("lora_" in name for name in found)
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_a_tied_head_that_is_trained_adds_to_the_embeddings_gradient() -> None:
+def test_fused_loss_of_a_tied_head_adds_to_the_embeddings_gradient() -> None:
     model, rows = model_of("llama", tie_word_embeddings=True), batch()
     expected = gradients(model, own_loss(model, rows))["model.embed_tokens.weight"]
-    prove(model, rows.input_ids[:1], rows.learnt[:1])
-    found = gradients(model, summed_loss(model, rows))["model.embed_tokens.weight"]
+    token_loss = verify_fused_loss(TokenLoss(model), rows.input_ids[:1], rows.loss_mask[:1])
+    found = gradients(model, token_loss.summed(rows))["model.embed_tokens.weight"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_in_bfloat16_a_model_is_lean_too() -> None:
+def test_fused_loss_in_bfloat16() -> None:
     model, rows = model_of("gemma2", torch.bfloat16), batch()
-    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    token_loss = verify_fused_loss(TokenLoss(model), rows.input_ids[:1], rows.loss_mask[:1])
     with without_full_logits(model):
-        loss = summed_loss(model, rows)
+        loss = token_loss.summed(rows)
     torch.testing.assert_close(loss, own_loss(model, rows), rtol=1e-2, atol=0)
 
 
@@ -322,34 +330,34 @@ def busy_head() -> Any:
             "its output head is of <class 'peft.utils.other.ModulesToSaveWrapper'>, not a plain linear layer",
         ),
         (hooked_head, "its output head has hooks"),
-        (busy_head, "what it makes of its head's output is neither a scale nor a softcap"),
-        (bent_logits, "what it makes of its head's output is neither a scale nor a softcap"),
+        (busy_head, "what it does to its head's output is neither a scale nor a softcap"),
+        (bent_logits, "what it does to its head's output is neither a scale nor a softcap"),
     ],
 )
-def test_what_is_not_proven_costs_full_logits_and_is_exact(
+def test_loss_is_of_full_logits_where_the_fused_loss_is_not_verified(
     model: Any, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, rows = model(), batch()
-    prove(model, rows.input_ids[:1], rows.learnt[:1])
+    token_loss = verify_fused_loss(TokenLoss(model), rows.input_ids[:1], rows.loss_mask[:1])
     line = json.loads(capsys.readouterr().out)
     assert (line["level"], line["event"], line["model_type"]) == ("WARNING", "loss from full logits", "llama")
     assert line["reason"] == reason
     truth = own_loss(model, rows)
     expected = gradients(model, truth)
-    loss = summed_loss(model, rows)
+    loss = token_loss.summed(rows)
     torch.testing.assert_close(loss, truth, rtol=1e-5, atol=1e-4)
     for name, gradient in gradients(model, loss).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_a_lean_loss_that_is_not_the_models_own_is_given_up(
+def test_fused_loss_that_differs_from_the_models_own_is_not_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, rows = model_of("llama"), batch()
-    monkeypatch.setattr(batches, "cross_entropies", lambda *args: cross_entropies(*args) * 1.001)
-    prove(model, rows.input_ids[:1], rows.learnt[:1])
-    assert "the lean loss of a piece of the first row is" in json.loads(capsys.readouterr().out)["reason"]
-    torch.testing.assert_close(summed_loss(model, rows), own_loss(model, rows), rtol=1e-5, atol=1e-4)
+    monkeypatch.setattr(losses, "fused_cross_entropy", lambda *args: fused_cross_entropy(*args) * 1.001)
+    token_loss = verify_fused_loss(TokenLoss(model), rows.input_ids[:1], rows.loss_mask[:1])
+    assert "the fused loss of a piece of the first row is" in json.loads(capsys.readouterr().out)["reason"]
+    torch.testing.assert_close(token_loss.summed(rows), own_loss(model, rows), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -361,27 +369,25 @@ def test_a_lean_loss_that_is_not_the_models_own_is_given_up(
         ("bart", {"d_model": HIDDEN, "encoder_layers": 1, "decoder_layers": 1}),
     ],
 )
-def test_a_model_that_adds_another_loss_is_refused(
-    model_type: str, settings: dict[str, Any], dtype: torch.dtype
-) -> None:
+def test_model_that_adds_another_loss_is_refused(model_type: str, settings: dict[str, Any], dtype: torch.dtype) -> None:
     rows = batch()
     with pytest.raises(StageError) as raised:
-        prove(model_of(model_type, dtype, **settings), rows.input_ids[:1], rows.learnt[:1])
+        verify_fused_loss(TokenLoss(model_of(model_type, dtype, **settings)), rows.input_ids[:1], rows.loss_mask[:1])
     assert raised.value.reason == Reason.MODEL_INVALID
     assert f"What a model of type {model_type} calls its loss is" in raised.value.message
     assert "Turn its other loss off in config.json" in raised.value.message
 
 
-def test_training_is_lean(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_uses_the_fused_loss(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     job.prepare()
     job.train()
-    assert '"event": "lean loss"' in capsys.readouterr().out
+    assert '"event": "fused loss"' in capsys.readouterr().out
 
 
-def test_memory_is_that_of_one_tile() -> None:
+def test_fused_loss_takes_the_memory_of_one_tile() -> None:
     """1,024 positions of 152k tokens; as many logits take 622 MB, and the usual way several times that."""
     found = subprocess.run(
-        [sys.executable, "-m", "tests.bench.bench_loss", "lean", "151936", "32", "0", "1024"],
+        [sys.executable, "-m", "tests.bench.bench_loss", "fused", "151936", "32", "0", "1024"],
         stdout=subprocess.PIPE,
         check=True,
     )

@@ -1,4 +1,4 @@
-"""A checkpoint in parts: its files, and what the processes that write them say to each other."""
+"""A sharded checkpoint: its files, and the texts that the processes which write them exchange."""
 
 import queue
 import threading
@@ -17,10 +17,10 @@ from sluice_api.artifacts import file_digest
 from sluice_api.reasons import Reason
 from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.ranks import Rank
-from sluice_trainer.train.checkpoints import together
-from sluice_trainer.train.checkpoints.state import Standing, TrainingState
-from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Part, read
-from sluice_trainer.train.checkpoints.together import Together
+from sluice_trainer.train.checkpoints import sharded
+from sluice_trainer.train.checkpoints.sharded import ShardedSaver
+from sluice_trainer.train.checkpoints.state import Progress, TrainingState
+from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Shard, read
 
 TENSORS = {"weight.a": torch.arange(21.0).view(7, 3), "weight.b": torch.arange(2.0), "step.a": torch.tensor(4.0)}
 
@@ -43,12 +43,12 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("written", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("wanted", [1, 2, 3, 4, 8])
-def test_parts_are_read_as_any_other_number_of_parts(written: int, wanted: int, tmp_path: Path) -> None:
+def test_shards_are_read_as_any_other_number_of_shards(written: int, wanted: int, tmp_path: Path) -> None:
     for number, part in enumerate(parts(written)):
-        save_file({name: rows.contiguous() for name, rows in part.items()}, tmp_path / Part(number, written).file)
+        save_file({name: rows.contiguous() for name, rows in part.items()}, tmp_path / Shard(number, written).file)
     files = [path.name for path in tmp_path.iterdir()] + ["state.json"]
     for number, part in enumerate(parts(wanted)):
-        assert same(read(tmp_path, files, Part(number, wanted)), part)
+        assert same(read(tmp_path, files, Shard(number, wanted)), part)
     assert same(read(tmp_path, files, WHOLE, ("weight.",)), {k: v for k, v in TENSORS.items() if k != "step.a"})
 
 
@@ -62,8 +62,8 @@ def store() -> Iterator[Callable[[], TCPStore]]:
 
 
 @pytest.fixture
-def pair(store: Callable[[], TCPStore]) -> tuple[Together, Together]:
-    return Together(Rank(0, 0, 1, 2), store()), Together(Rank(0, 1, 1, 2), store())
+def pair(store: Callable[[], TCPStore]) -> tuple[ShardedSaver, ShardedSaver]:
+    return ShardedSaver(Rank(0, 0, 1, 2), store()), ShardedSaver(Rank(0, 1, 1, 2), store())
 
 
 @pytest.fixture
@@ -77,30 +77,30 @@ def finish(folder: Path, digests: dict[str, str]) -> None:
     (folder / "manifest.json").write_text("{}")
 
 
-def test_a_folder_is_there_when_all_parts_are(
-    pair: tuple[Together, Together], threads: Callable[..., Future[None]], tmp_path: Path
+def test_sharded_checkpoint_is_there_when_all_shards_are(
+    pair: tuple[ShardedSaver, ShardedSaver], threads: Callable[..., Future[None]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "step-1"
     writing = [threads(one.write, folder, part, finish) for one, part in zip(pair, parts(2), strict=True)]
     assert [one.result(10) for one in writing] == [None, None]
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", *(Part(n, 2).file for n in (0, 1))]
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", *(Shard(n, 2).file for n in (0, 1))]
     assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize("unlucky", [0, 1])
-def test_a_part_that_can_not_be_written_fails_the_save_for_all_and_the_next_one_goes_on(
+def test_shard_that_can_not_be_written_fails_the_save_in_all_processes(
     unlucky: int,
-    pair: tuple[Together, Together],
+    pair: tuple[ShardedSaver, ShardedSaver],
     threads: Callable[..., Future[None]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(tensors: dict[str, torch.Tensor], file: Path) -> None:
-        if file.name == Part(unlucky, 2).file:
+        if file.name == Shard(unlucky, 2).file:
             raise OSError(28, "No space left on device")
         save_file(tensors, file)
 
-    monkeypatch.setattr(together, "save_file", full)
+    monkeypatch.setattr(sharded, "save_file", full)
     writing = [threads(one.write, tmp_path / "step-1", part, finish) for one, part in zip(pair, parts(2), strict=True)]
     with pytest.raises(OSError, match="No space left"):
         writing[unlucky].result(10)
@@ -108,7 +108,7 @@ def test_a_part_that_can_not_be_written_fails_the_save_for_all_and_the_next_one_
         writing[1 - unlucky].result(10)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    test_a_folder_is_there_when_all_parts_are(pair, threads, tmp_path)
+    test_sharded_checkpoint_is_there_when_all_shards_are(pair, threads, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_a_part_that_can_not_be_written_fails_the_save_for_all_and_the_next_one_
         ".",
     ],
 )
-def test_a_stranger_in_the_store_names_no_folder(
-    name: str, pair: tuple[Together, Together], store: Callable[[], TCPStore], tmp_path: Path
+def test_sharded_checkpoint_refuses_a_foreign_folder_name_in_the_store(
+    name: str, pair: tuple[ShardedSaver, ShardedSaver], store: Callable[[], TCPStore], tmp_path: Path
 ) -> None:
     """Whoever is on the network may write to the store; a follower writes and removes nothing that it says."""
     only_copy = tmp_path / "adapters" / "export" / "adapter_model.safetensors"
@@ -137,8 +137,8 @@ def test_a_stranger_in_the_store_names_no_folder(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [only_copy]
 
 
-def test_a_follower_removes_no_more_than_its_part(
-    pair: tuple[Together, Together], store: Callable[[], TCPStore], tmp_path: Path
+def test_sharded_checkpoint_follower_removes_only_its_shard(
+    pair: tuple[ShardedSaver, ShardedSaver], store: Callable[[], TCPStore], tmp_path: Path
 ) -> None:
     """A stranger that names the folder as the leader would still has nothing of the leader's removed."""
     unfinished = tmp_path / ".unfinished-step-1-0123abcd"
@@ -152,15 +152,15 @@ def test_a_follower_removes_no_more_than_its_part(
     assert [path.name for path in tmp_path.rglob("*")] == [unfinished.name, "leaders"]
 
 
-def test_a_stop_ends_a_save_that_waits_for_somebody(
-    pair: tuple[Together, Together], threads: Callable[..., Future[None]], tmp_path: Path
+def test_sharded_checkpoint_is_given_up_at_a_stop(
+    pair: tuple[ShardedSaver, ShardedSaver], threads: Callable[..., Future[None]], tmp_path: Path
 ) -> None:
     leader, other = pair
-    told: queue.Queue[PeerLost] = queue.Queue()
-    leader.when_somebody_stops(told.put)
+    errors: queue.Queue[PeerLost] = queue.Queue()
+    leader.on_peer_stop(errors.put)
     writing = threads(leader.write, tmp_path / "step-1", parts(2)[0], finish)
     other.stop()
-    assert told.get(timeout=5).reason is Reason.POD_LOST
+    assert errors.get(timeout=5).reason is Reason.POD_LOST
     leader.stop()
     with pytest.raises(PeerLost):
         writing.result(5)
@@ -173,45 +173,45 @@ def test_a_stop_ends_a_save_that_waits_for_somebody(
     assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
 
 
-def standing(step: int) -> Standing:
-    return Standing(step=step, total_steps=9, learning_rate=0.1)
+def progress(step: int) -> Progress:
+    return Progress(step=step, total_steps=9, learning_rate=0.1)
 
 
-def test_who_is_a_step_behind_makes_it_and_nobody_goes_further(
-    pair: tuple[Together, Together], threads: Callable[..., Future[None]]
+def test_newest_step_is_done_by_a_process_that_is_behind(
+    pair: tuple[ShardedSaver, ShardedSaver], threads: Callable[..., Future[None]]
 ) -> None:
     weight = nn.Parameter(torch.zeros(2))
-    ahead, behind = (TrainingState({"a": weight}, torch.optim.SGD([weight]), standing(step)) for step in (7, 6))
+    ahead, behind = (TrainingState({"a": weight}, torch.optim.SGD([weight]), progress(step)) for step in (7, 6))
 
     def train(state: TrainingState) -> None:
         while True:
             with state.updating():
-                state.standing = standing(state.standing.step + 1)
+                state.progress = progress(state.progress.step + 1)
 
-    held = [ahead.hold(), behind.hold()]
+    held = [ahead.stop_updates(), behind.stop_updates()]
     for state in (ahead, behind):
         threading.Thread(target=train, args=(state,), daemon=True).start()
     steps = [threads(one.newest_step, step) for one, step in zip(pair, held, strict=True)]
     assert [one.result(5) for one in steps] == [7, 7]
     for state in (ahead, behind):
-        state.go_on_to(7)
-    assert [state.last_snapshot().standing.step for state in (ahead, behind)] == [7, 7]
+        state.allow_updates_to(7)
+    assert [state.last_snapshot().progress.step for state in (ahead, behind)] == [7, 7]
 
 
-def test_nothing_is_agreed_with_somebody_who_is_silent(
-    pair: tuple[Together, Together], monkeypatch: pytest.MonkeyPatch
+def test_newest_step_needs_an_answer_of_every_process(
+    pair: tuple[ShardedSaver, ShardedSaver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(together, "SAID", 0.2)
-    with pytest.raises(StageError, match=r"No word of step-1 in 0\.2 s\."):
+    monkeypatch.setattr(sharded, "ANSWER_SECONDS", 0.2)
+    with pytest.raises(StageError, match=r"No answer for step-1 in 0\.2 s\."):
         pair[0].newest_step(7)
 
 
 @pytest.mark.parametrize(("one", "other", "newest"), [(5, None, 5), (None, 5, 5), (5, 10, 10), (None, None, None)])
-def test_the_newest_that_is_durable_is_what_anybody_knows(
+def test_newest_durable_step_of_all_processes(
     one: int | None,
     other: int | None,
     newest: int | None,
-    pair: tuple[Together, Together],
+    pair: tuple[ShardedSaver, ShardedSaver],
     threads: Callable[..., Future[int | None]],
 ) -> None:
     asking = [threads(who.newest_durable, known) for who, known in zip(pair, (one, other), strict=True)]
@@ -220,25 +220,25 @@ def test_the_newest_that_is_durable_is_what_anybody_knows(
 
 @pytest.mark.parametrize("told_first", [0, 1])
 @pytest.mark.parametrize("slow", [0, 1])
-def test_a_stop_in_the_middle_of_a_save_is_no_failure_of_the_disk(
+def test_stop_in_the_middle_of_a_save_is_not_counted_as_failed_save(
     told_first: int,
     slow: int,
-    pair: tuple[Together, Together],
+    pair: tuple[ShardedSaver, ShardedSaver],
     threads: Callable[..., Future[None]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Who has not heard of the stop yet hears only that the other one has given up; or the save is done after all."""
     for one in pair:
-        one.when_somebody_stops(lambda _, one=one: one.stop())  # type: ignore[misc]
+        one.on_peer_stop(lambda _, one=one: one.stop())  # type: ignore[misc]
     late = threading.Event()
 
     def write_late(tensors: dict[str, torch.Tensor], file: Path) -> None:
-        if file.name == Part(slow, 2).file:
+        if file.name == Shard(slow, 2).file:
             assert late.wait(5)
         save_file(tensors, file)
 
-    monkeypatch.setattr(together, "save_file", write_late)
+    monkeypatch.setattr(sharded, "save_file", write_late)
     writing = [threads(one.write, tmp_path / "step-9", part, finish) for one, part in zip(pair, parts(2), strict=True)]
     pair[told_first].stop()
     late.set()

@@ -1,4 +1,4 @@
-"""The losses of a job that runs without a cluster, over all its runs: kept in a file in the job's own folder."""
+"""The loss curve of a job without a cluster, over all its runs, in a file in the job's own folder."""
 
 import json
 from contextlib import suppress
@@ -6,28 +6,28 @@ from pathlib import Path
 from typing import Any
 
 
-class Curve:
-    """Losses by step, in nats, also of earlier runs. Of a step that is done again the later loss counts."""
+class LossCurve:
+    """Losses by step, in nats, also of earlier runs. The loss of a step that is done again is replaced."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self.training: dict[int, float] = {}
         self.evaluation: dict[int, float] = {}
-        self._measured: float | None = None
-        """What was last measured in this run: each report says it again."""
+        self._last_evaluation: float | None = None
+        """The last held-out loss of this run: each report repeats it."""
         if file.exists():
             for line in file.read_text(encoding="utf-8").splitlines():
                 self._put(event_of(line))
 
     def take(self, event: dict[str, Any]) -> None:
-        """Add what an event of the Train stage says, and write it into the file."""
+        """Add the loss that an event of the Train stage has, if any, here and in the file."""
         match event:
             case {"event": "begin", "resumed_from": step}:
                 entry = {"resumed_from": step}
             case {"event": "step", "step": step, "loss": loss}:
                 entry = {"step": step, "loss": loss}
-            case {"event": "report", "evaluationLoss": loss, **report} if loss != self._measured:
-                self._measured = loss
+            case {"event": "report", "evaluationLoss": loss, **report} if loss != self._last_evaluation:
+                self._last_evaluation = loss
                 entry = {"step": report.get("step", 0), "evaluation_loss": loss}
             case _:
                 return
@@ -48,7 +48,7 @@ class Curve:
 
 
 def event_of(line: str) -> dict[str, Any]:
-    """A line as an event; empty for one that is none."""
+    """Parse a line as an event; empty for a line that is none."""
     try:
         found = json.loads(line)
     except ValueError:
