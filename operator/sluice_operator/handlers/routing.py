@@ -170,6 +170,16 @@ def _node(old: Stored | None, new: Stored | None, node: NodeView, world: World, 
     yield from _all_pools(world)
     if old is None or new is None or _is_ready(old) != _is_ready(new):
         yield from _claimants_on(node.key.name, world)
+        for pod in world.pods_on.get(node.key.name, {}).values():
+            yield from _makers(pod)
+
+
+def _makers(pod: PodView) -> Iterator[Key]:
+    """The job or the engine that a pod is of."""
+    if JOB_LABEL in pod.labels:
+        yield job_key(pod.key.namespace, pod.labels[JOB_LABEL])
+    if ENGINE_LABEL in pod.labels:
+        yield engine_key(pod.key.namespace, pod.labels[ENGINE_LABEL])
 
 
 def _is_ready(node: Stored) -> bool:

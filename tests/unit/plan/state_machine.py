@@ -267,6 +267,7 @@ class Lending(Invariants):
     @rule(data=st.data(), load=st.integers(1, 3))
     def an_autoscaler_follows(self, data: st.DataObject, load: int) -> None:
         """As HPA does: ceil(replicas that it sees x load of each that serves / target), for the load of so many."""
+        self.cluster.stop_at(None)
         for engine in list(self.cluster.world.engines.values()):
             self.cluster.reconcile_engine(engine)
         steady = [engine for engine in self.cluster.world.engines.values() if self._serving(engine)]

@@ -1,7 +1,8 @@
 """How long a job may train, and how long it may wait for its first GPUs."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from math import ceil
+from typing import NamedTuple
 
 from sluice_api.claim import Outcomes
 from sluice_api.finetunejob import FineTuneJob
@@ -15,6 +16,7 @@ def training_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime) -> date
     return since + timedelta(seconds=job.spec.active_deadline_seconds) - _spent(outcomes)
 
 
+_BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
 GRACE = timedelta(seconds=60)
 """So much longer a training Job's own deadline is than the job's: an operator that runs ends it first, in its words."""
 
@@ -57,29 +59,32 @@ def warning(job: FineTuneJob, outcomes: Outcomes, since: datetime, expected: dat
     )
 
 
-def too_late(
-    job: FineTuneJob, outcomes: Outcomes, since: datetime | None, now: datetime
-) -> tuple[Stage, Reason, str] | None:
-    """Why a job's time is over; None while it is not, and once it is trained.
+class End(NamedTuple):
+    """When a job's time is over, and what is said then."""
+
+    at: datetime
+    reason: Reason
+    message: str
+
+
+def time_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime | None) -> End | None:
+    """When a job's time is over; None for one that is trained, or waits without a limit.
 
     Args:
         since: when the attempt that runs now was given its GPUs.
     """
     if done(outcomes, Stage.TRAIN):
         return None
-    limit = timedelta(seconds=job.spec.active_deadline_seconds)
-    if (now >= training_ends(job, outcomes, since)) if since else _spent(outcomes) >= limit:
-        return (
-            Stage.TRAIN,
-            Reason.DEADLINE_EXCEEDED,
-            deadline_of(job, Stage.TRAIN),
-        )
-    end = waiting_ends(job, outcomes) if since is None else None
-    if end is not None and now >= end:
-        return (
-            Stage.TRAIN,
-            Reason.QUEUE_DEADLINE_EXCEEDED,
-            f"No GPUs for {job.spec.scheduling.queue_deadline_seconds} s (spec.scheduling.queueDeadlineSeconds). Raise "
-            "it, raise scheduling.priority, or set scheduling.policy: Preempt.",
-        )
-    return None
+    if since:
+        return End(training_ends(job, outcomes, since), Reason.DEADLINE_EXCEEDED, deadline_of(job, Stage.TRAIN))
+    if _spent(outcomes) >= timedelta(seconds=job.spec.active_deadline_seconds):
+        return End(_BEFORE_ALL, Reason.DEADLINE_EXCEEDED, deadline_of(job, Stage.TRAIN))
+    end = waiting_ends(job, outcomes)
+    if end is None:
+        return None
+    return End(
+        end,
+        Reason.QUEUE_DEADLINE_EXCEEDED,
+        f"No GPUs for {job.spec.scheduling.queue_deadline_seconds} s (spec.scheduling.queueDeadlineSeconds). Raise "
+        "it, raise scheduling.priority, or set scheduling.policy: Preempt.",
+    )

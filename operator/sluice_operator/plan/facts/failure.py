@@ -6,7 +6,7 @@ from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
-from sluice_operator.plan.facts.deadlines import too_late
+from sluice_operator.plan.facts.deadlines import time_ends
 from sluice_operator.plan.facts.outcomes import failures, is_final
 
 
@@ -30,7 +30,8 @@ def final_failure(
                     f"The last one: {last.reason}: {last.message}"
                 ),
             )
-    return too_late(job, outcomes, training_since, now)
+    end = time_ends(job, outcomes, training_since)
+    return (Stage.TRAIN, end.reason, end.message) if end and now >= end.at else None
 
 
 def _reason(outcome: AttemptOutcome) -> Reason:

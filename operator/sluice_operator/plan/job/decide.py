@@ -15,7 +15,7 @@ from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.attempts import heir_of, made_after, trainer_pods
 from sluice_operator.plan.facts.belief import believed
 from sluice_operator.plan.facts.claims import LiveClaim, is_live, live_claims_of
-from sluice_operator.plan.facts.deadlines import waiting_ends, warning
+from sluice_operator.plan.facts.deadlines import time_ends, warning
 from sluice_operator.plan.facts.estimate import ends_at
 from sluice_operator.plan.facts.failure import final_failure
 from sluice_operator.plan.facts.outcomes import AT_ONCE, all_outcomes, compact, done, recorded
@@ -33,6 +33,7 @@ from sluice_operator.plan.job.situation import (
     told_of_pause,
 )
 from sluice_operator.plan.job.stages import runs_stage
+from sluice_operator.plan.obstacle import earliest
 
 Rule = Callable[[Situation], JobDecision | None]
 
@@ -58,7 +59,9 @@ def plan_job(
     fresh = compact(decision.record or outcomes)
     strays = (stray for stray in _strays(situation) if stray not in decision.delete)
     decision = replace(decision, record=fresh if fresh != recorded(job) else None, delete=(*decision.delete, *strays))
-    return _in_time(job, decision, now)
+    end = None if decision.failed else time_ends(job, outcomes, _training_since(situation))
+    again_at = earliest((decision.again_at, end.at if end else None), now)
+    return _in_time(job, replace(decision, again_at=again_at), now)
 
 
 def _strays(s: Situation) -> list[StageJobView]:
@@ -96,9 +99,7 @@ def deleted(s: Situation) -> JobDecision | None:
 
 def failed(s: Situation) -> JobDecision | None:
     """It has failed for good; whatever still runs for it ends."""
-    trains = (j for j in s.unfinished(Stage.TRAIN) if not s.outcomes.has(j.stage, j.attempt))
-    training_since = min((j.created for j in trains if not _has_ended(s, j)), default=None)
-    failure = final_failure(s.job, s.outcomes, s.now, training_since)
+    failure = final_failure(s.job, s.outcomes, s.now, _training_since(s))
     if failure is None:
         return None
     stage, reason, message = failure
@@ -106,6 +107,12 @@ def failed(s: Situation) -> JobDecision | None:
     for stage_job in (running for running in s.running() if running.stage is stage):
         record = record.with_attempt(ended_by_us(s, stage_job, reason, message))
     return JobDecision(CONDITION[stage], reason, message, failed=True, delete=s.running(), record=record)
+
+
+def _training_since(s: Situation) -> datetime | None:
+    """Since when it trains."""
+    trains = (j for j in s.unfinished(Stage.TRAIN) if not s.outcomes.has(j.stage, j.attempt))
+    return min((j.created for j in trains if not _has_ended(s, j)), default=None)
 
 
 def suspended(s: Situation) -> JobDecision | None:
@@ -213,16 +220,16 @@ def waits(s: Situation) -> JobDecision | None:
     """It is ready and has no GPUs."""
     if done(s.outcomes, Stage.TRAIN):
         return None
-    begins, ends = s.job.spec.scheduling.not_before, waiting_ends(s.job, s.outcomes)
+    begins = s.job.spec.scheduling.not_before
     if paused := in_pause(s, Stage.TRAIN):
         last, again_at = paused
         reason, message = Reason.known(last.reason) or Reason.TRAINER_FAILED, told_of_pause(last, again_at)
-        return JobDecision(JobCondition.ADMITTED, reason, message, again_at=min(again_at, ends or again_at))
+        return JobDecision(JobCondition.ADMITTED, reason, message, again_at=again_at)
     if begins and begins > s.now:
         message = f"Prepared. It asks for GPUs from {begins:%Y-%m-%d %H:%M:%S} UTC on (scheduling.notBefore)."
         return JobDecision(JobCondition.ADMITTED, Reason.NOT_BEFORE, message, again_at=begins)
     wait = s.wait or Wait(Reason.PENDING, "Ready; its turn in the pool is being decided.")
-    return JobDecision(JobCondition.ADMITTED, wait.reason, wait.message, wait=wait, again_at=ends)
+    return JobDecision(JobCondition.ADMITTED, wait.reason, wait.message, wait=wait)
 
 
 def exports(s: Situation) -> JobDecision | None:

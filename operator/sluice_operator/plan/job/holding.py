@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from sluice_api.claim import SlotRef
 from sluice_api.reasons import Reason
@@ -158,15 +159,16 @@ def _train(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step
     starting = next((pod for pod in pods if not pod.running), None)
     if starting:
         return _of_the_node(_starts(starting, live, now, limits), away)
-    silent = _silence(world, live, now, limits)
-    if silent is None:
+    silence = _silence(world, live, limits)
+    if silence is None or now < silence.stalled_at:
         message = f"On {live.claim.summary}, attempt {live.stage_job.attempt}."
-        return Step(Reason.TRAINING, message, admitted=True, again_at=now + timedelta(seconds=30))
+        return Step(Reason.TRAINING, message, admitted=True, again_at=silence.stalled_at if silence else None)
     heartbeat = world.heartbeats.get(live.stage_job.uid)
     trouble = f" It said: {heartbeat.trouble}" if heartbeat and heartbeat.trouble else ""
-    message = f"No step from {min(pods, key=lambda pod: pod.index).key.name} for {silent.seconds} s.{trouble}"
-    over = silent >= _stalled_after(world, live, limits) + limits.stall / 2
-    step = Step(Reason.STALLED, message, admitted=True, give_up=over, again_at=now + timedelta(seconds=10))
+    name = min(pods, key=lambda pod: pod.index).key.name
+    message = f"No step from {name} since {silence.since:%H:%M:%S} UTC.{trouble}"
+    over = now >= silence.given_up_at
+    step = Step(Reason.STALLED, message, admitted=True, give_up=over, again_at=silence.given_up_at)
     return _of_the_node(step, away)
 
 
@@ -179,7 +181,8 @@ def _of_the_node(step: Step, away: str) -> Step:
 
 
 def _starts(pod: PodView, live: LiveClaim, now: datetime, limits: Limits) -> Step:
-    over = now >= (pod.bound_at or live.stage_job.created) + limits.start
+    until = (pod.bound_at or live.stage_job.created) + limits.start
+    over = now >= until
     why = pod.waiting_message or pod.waiting_reason
     if pod.waiting_reason in IMAGE_TROUBLE:
         return Step(
@@ -187,15 +190,23 @@ def _starts(pod: PodView, live: LiveClaim, now: datetime, limits: Limits) -> Ste
             f"Pod {pod.key.name}: {why}",
             True,
             give_up=over,
-            again_at=now + timedelta(seconds=5),
+            again_at=until,
         )
     if over:
         return Step(Reason.POD_NOT_STARTED, f"Pod {pod.key.name}: {why or 'it has not started'}", True, give_up=True)
-    return Step(Reason.TRAINING, f"The training pod starts on {pod.node}.", True, again_at=now + timedelta(seconds=5))
+    return Step(Reason.TRAINING, f"The training pod starts on {pod.node}.", True, again_at=until)
 
 
-def _silence(world: World, live: LiveClaim, now: datetime, limits: Limits) -> timedelta | None:
-    """How long a trainer that once reported has been silent, if that is too long.
+class _Silence(NamedTuple):
+    """Of a trainer that once reported."""
+
+    since: datetime
+    stalled_at: datetime
+    given_up_at: datetime
+
+
+def _silence(world: World, live: LiveClaim, limits: Limits) -> _Silence | None:
+    """Since when a trainer has been silent, and when that is too long; None if it never reported.
 
     Silence before this term proves nothing: nobody listened here. It is counted by one clock, the one that `now` is of.
     """
@@ -207,8 +218,8 @@ def _silence(world: World, live: LiveClaim, now: datetime, limits: Limits) -> ti
         heard.append(world.since)
     if not heard:
         return None
-    silent = now - max(heard)
-    return silent if silent >= _stalled_after(world, live, limits) else None
+    stalled_at = max(heard) + _stalled_after(world, live, limits)
+    return _Silence(max(heard), stalled_at, stalled_at + limits.stall / 2)
 
 
 def _stalled_after(world: World, live: LiveClaim, limits: Limits) -> timedelta:

@@ -1,6 +1,6 @@
 """The stages that need no GPU: start one, wait for it, try it again after a failure that may pass."""
 
-from datetime import timedelta
+from datetime import datetime
 
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
@@ -21,6 +21,7 @@ from sluice_operator.plan.job.situation import (
     in_pause,
     told_of_pause,
 )
+from sluice_operator.plan.obstacle import earliest
 
 
 def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobDecision | None:
@@ -31,11 +32,11 @@ def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobD
     if running:
         away = unreachable(s.world, (pod for j in running for pod in trainer_pods(s.world, j)))
         if away:
-            again_at = s.now + timedelta(seconds=30)
-            return JobDecision(CONDITION[stage], Reason.NODE_NOT_READY, away, again_at=again_at)
+            return JobDecision(CONDITION[stage], Reason.NODE_NOT_READY, away)
         stuck = next((why for j in running if (why := _not_started(s, j))), None)
+        again_at = earliest((at for j in running for at in _moments(s, j)), s.now)
         if stuck is None:
-            return JobDecision(CONDITION[stage], reason, message, again_at=s.now + timedelta(seconds=30))
+            return JobDecision(CONDITION[stage], reason, message, again_at=again_at)
         found, text, over = stuck
         return JobDecision(
             CONDITION[stage],
@@ -43,7 +44,7 @@ def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobD
             text,
             record=s.outcomes.with_attempt(ended_by_us(s, running[0], found, text)) if over else s.outcomes,
             delete=tuple(running) if over else (),
-            again_at=s.now + timedelta(seconds=5),
+            again_at=again_at,
         )
     if paused := in_pause(s, stage):
         last, again_at = paused
@@ -70,3 +71,10 @@ def _not_started(s: Situation, stage_job: StageJobView) -> tuple[Reason, str, bo
         why = pod.unschedulable or pod.waiting_message or pod.waiting_reason or "it has not started"
         return Reason.POD_NOT_STARTED, f"Pod {pod.key.name}: {why}", True
     return None
+
+
+def _moments(s: Situation, stage_job: StageJobView) -> tuple[datetime, ...]:
+    """When a stage's pod should be there, and when it should have started; a pod that is refused is asked for anew."""
+    pods_due = stage_job.created + PODS_WITHIN
+    overdue = not trainer_pods(s.world, stage_job) and s.now >= pods_due
+    return (pods_due, stage_job.created + s.limits.start, *([s.now + PODS_WITHIN] if overdue else []))
