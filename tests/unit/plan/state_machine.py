@@ -26,6 +26,7 @@ from sluice_operator.plan.facts.slots import pod_of, serves
 from tests.unit.plan.claim_invariants import Made
 from tests.unit.plan.invariants import Invariants
 from tests.unit.plan.quiescence import Settled
+from tests.unit.plan.remedies import lies
 from tests.unit.plan.worlds import YIELDS, describe
 
 ENDS = [(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued")]
@@ -185,6 +186,12 @@ class Lending(Invariants):
         """It looks at whom changes, and moments, have put into its queue; perhaps not at all of them yet."""
         if self.cluster.work(most) < most:
             self.nobody_sleeps_through_its_turn()
+
+    @rule()
+    def whoever_waits_does_what_it_is_told(self) -> None:
+        """In a copy of the world: then it starts, or waits for something else."""
+        for lie in lies(self.cluster.town, self.cluster.now):
+            raise AssertionError(lie)
 
     @rule()
     def controllers(self) -> None:

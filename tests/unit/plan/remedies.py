@@ -1,0 +1,123 @@
+"""Whether remedies work: what a message tells its reader to do is done in a copy of the world.
+
+Then the job starts, or it waits for something else. state_machine.py asks it of all jobs that wait.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from dev.simulate.town import GPU, Town
+from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import identity
+from sluice_operator.plan.allocation.allocate import allocate
+from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.obstacle import Obstacle, Remedy
+
+
+def lies(town: Town, now: datetime) -> Iterator[str]:
+    """Messages whose remedy does nothing, with what was done."""
+    pool = find_pool(town.world, "default")
+    assert pool is not None
+    for key, wait in allocate(town.world, pool, now).waits.items():
+        for way in wait.ways:
+            if _has_remedy(way) and (lie := _tried(town, now, key, wait, way)):
+                yield lie
+
+
+def _has_remedy(way: Sequence[Obstacle]) -> bool:
+    """Whether the reader is told what to do about all of its obstacles."""
+    return all(obstacle.until or obstacle.remedies for obstacle in way)
+
+
+def _tried(town: Town, now: datetime, key: Key, wait: Wait, way: Sequence[Obstacle]) -> str:
+    """What is wrong with a way's remedies; empty if they work."""
+    copy, then = copied(town), max([now, *(obstacle.until for obstacle in way if obstacle.until)])
+    remedies = [obstacle.remedies[0] for obstacle in way if not obstacle.until]
+    for remedy in remedies:
+        _do(copy, key, remedy)
+    pool = find_pool(copy.world, "default")
+    assert pool is not None
+    after = allocate(copy.world, pool, then)
+    if key in after.claims or key not in after.waits:
+        return ""
+    still = after.waits[key].ways
+    if not still or still[0][0] not in way:
+        return ""
+    done = ", and ".join(remedy.text for remedy in remedies) or f"wait until {then}"
+    return f"{key.name}: {wait.message!r}; after `{done}` it waits for the same: {after.waits[key].message!r}"
+
+
+def _do(town: Town, waiting: Key, remedy: Remedy) -> None:
+    """What a reader does who follows a remedy."""
+    key = remedy.key or waiting
+    job = town.world.jobs[waiting]
+    if remedy.field:
+        _set(town, key, remedy.field, remedy.value)
+    elif remedy.key is None:
+        for _ in range(job.spec.resources.nodes):
+            town.node(job.spec.resources.gpus)
+    elif key.kind == "FineTuneJob":
+        _ends(town, key)
+    elif key.kind == "Node":
+        _mend(town, key)
+    else:
+        raise AssertionError(f"nobody knows how to `{remedy.text}`")
+
+
+def _set(town: Town, key: Key, path: str, value: object) -> None:
+    resource = town.world.resource(key)
+    assert resource is not None, key
+    body = resource.model_dump(mode="json", by_alias=True, exclude_none=True)
+    *parents, last = path.split(".")
+    at: Any = body.setdefault("spec", {})
+    for name in parents:
+        at = at[int(name)] if name.isdecimal() else at.setdefault(name, {})
+    at[last] = value
+    body["metadata"]["resourceVersion"] = str(town._next()[0])
+    town.put(type(resource).model_validate(body))
+
+
+def _ends(town: Town, key: Key) -> None:
+    """A job is over and gone, with all that it had."""
+    world, job = town.world, town.world.jobs[key]
+    for stage_job in list(world.stage_jobs_of.get(identity(job), {}).values()):
+        for pod in list(world.pods_of.get(identity(stage_job), {}).values()):
+            town.store.remove(pod.key, pod.uid)
+        town.store.remove(stage_job.key, stage_job.uid)
+    town.store.remove(key, job.metadata.uid)
+
+
+def _mend(town: Town, key: Key) -> None:
+    """A node has all that anybody could ask of it, but for GPUs."""
+    node = town.world.nodes[key]
+    plenty = {name: 10 * amount for name, amount in node.allocatable.items() if name != GPU}
+    town.put(
+        replace(
+            node,
+            resource_version=town._next()[0],
+            ready=True,
+            cordoned=False,
+            taints=(),
+            allocatable={**plenty, GPU: node.allocatable.get(GPU, 0)},
+        )
+    )
+
+
+def copied(town: Town) -> Town:
+    """The same world in another store."""
+    copy, world = Town(), town.world
+    copy.version, copy.clock, copy.counted_as, copy.nodes = town.version, town.clock, town.counted_as, [*town.nodes]
+    copy.store.serves_dra = town.store.serves_dra
+    for table in town.store._tables.values():
+        for thing in table.objects.values():
+            copy.store.put(thing, seen=not (hasattr(thing, "seen") and not thing.seen))
+    copy.store.findings.begin_term(world.term, world.since or town.clock)
+    copy.store.findings.since = world.since
+    for uid, report in world.reports.items():
+        copy.store.findings.report(uid, report)
+    for uid, heartbeat in world.heartbeats.items():
+        copy.store.findings.heartbeat(uid, heartbeat)
+    return copy
