@@ -58,7 +58,7 @@ def _do(town: Town, waiting: Key, remedy: Remedy) -> None:
         _set(town, key, remedy.field, remedy.value)
     elif remedy.key is None:
         for _ in range(job.spec.resources.nodes):
-            town.node(job.spec.resources.gpus)
+            town.node(int(str(remedy.value or job.spec.resources.gpus)))
     elif key.kind == "FineTuneJob":
         _ends(town, key)
     elif key.kind == "Node":

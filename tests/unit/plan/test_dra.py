@@ -233,7 +233,7 @@ def test_a_job_that_waits_is_told_the_policy() -> None:
     town.job("a")
     message = allocated(town).waits[job_key("team", "a")].message
     assert "chat has preemption.policy: ScaleDown, and its GPUs are served by DRA." in message
-    assert "Next: set preemption.policy: Sleep on chat, or add GPUs" in message
+    assert "Next: set preemption.policy: Sleep on chat, or add 1 GPU" in message
 
 
 def test_a_place_is_the_same_as_json() -> None:

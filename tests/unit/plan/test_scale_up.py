@@ -137,7 +137,7 @@ def test_what_it_says() -> None:
     assert waits(town, "a").message == (
         "Waiting for 1 GPU in pool default since 2026-11-22 11:56 UTC. It asks for nodes and borrows nothing until "
         "2026-11-22 12:06:00 UTC (scheduling.scaleUpFirst). Next: wait until 12:06:00 UTC or a node is added, or raise "
-        "scheduling.priority to 1, and add GPUs to the pool."
+        "scheduling.priority to 1, and add 1 GPU to the pool."
     )
     assert waits(town, "a").position == "2"
 

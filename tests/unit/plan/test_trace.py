@@ -35,7 +35,7 @@ def test_a_job_that_waits_sees_the_queue_the_nodes_and_the_engines() -> None:
         "team/c: 1 GPU of pool default, policy Preempt, priority 0\n"
         "  waits: BehindInQueue: Waiting for 1 GPU in pool default since 2026-11-22 11:56 UTC. b is in front. chat can "
         "lend no more: 1 of 2 replicas are left, its floor is 1. Next: raise scheduling.priority to 6, and lower "
-        "preemption.minReplicas of chat to 0, or raise scheduling.priority to 6, and add GPUs to the pool.\n"
+        "preemption.minReplicas of chat to 0, or raise scheduling.priority to 6, and add 1 GPU to the pool.\n"
         "queue:\n"
         "    1. team/b, priority 5: EngineAtFloor\n"
         "  * 2. team/c, priority 0: BehindInQueue\n"
@@ -44,7 +44,7 @@ def test_a_job_that_waits_sees_the_queue_the_nodes_and_the_engines() -> None:
         "  1. EngineAtFloor: chat can lend no more: 1 of 2 replicas are left, its floor is 1. Next: lower "
         "preemption.minReplicas of chat to 0.\n"
         "  2. BehindInQueue: team/b is in front. Next: raise scheduling.priority to 6.\n"
-        "  2. WaitingForGPUs: None of n1 is free, 1 are needed. Next: add GPUs to the pool.\n"
+        "  2. WaitingForGPUs: None is free of 2 GPUs, 1 are needed on one node. Next: add 1 GPU to the pool.\n"
         "nodes:\n"
         "  n1: 0 of 2 free, 1 claimed by team/a, 1 for chat/1\n"
         "training:\n"
@@ -97,7 +97,7 @@ def test_training_that_gives_way_and_training_that_stays() -> None:
          "It would give way now.", "1. ScalingUp: It asks for nodes and borrows nothing until 2026-11-22 12:06:00 UTC"),
         ("not if that is not enough",
          "pool: 2 gpus | strangers: 1 on n1 | a: needs 1, yields, on n1 | b: needs 2, queue, priority 5",
-         "It would give way now.", "1. WaitingForGPUs: None of n1 is free, 2 are needed."),
+         "It would give way now.", "1. WaitingForGPUs: None is free of 2 GPUs, 2 are needed on one node."),
     ],
 )  # fmt: skip
 def test_why_training_does_not_give_way_now(rule: str, world: str, says: str, could_start: str) -> None:

@@ -43,6 +43,8 @@ class Kept:
     """Cpu, memory and disk that the largest of them needs of such a node."""
     lenders: dict[str, Obstacle] = field(default_factory=dict)
     """Uids of the engines that lend to one of them, now or soon, or beside which one of them may train."""
+    fronts: list[Obstacle] = field(default_factory=list)
+    """That one is behind each of them, in their order."""
     of_namespace: dict[str, Held] = field(default_factory=dict)
     """What they would have: the quota that it takes must not be gone when their turn comes."""
     _shapes: set[JobResources] = field(default_factory=set)
@@ -54,6 +56,7 @@ class Kept:
         A guest needs no GPUs, only a replica that is not lent.
         """
         guest = is_guest(stock.pool, job)
+        self.fronts.append(front)
         self._keep_lenders(terms, front)
         self.keep_quota(job, borrows=bool(terms.keeps) and not guest)
         shape = job.spec.resources
@@ -66,6 +69,7 @@ class Kept:
 
     def keep_own(self, job: FineTuneJob, terms: Terms, front: Obstacle) -> None:
         """A job waits that may only borrow from engines of its own namespace: no free GPU is of any use to it."""
+        self.fronts.append(front)
         self._keep_lenders(terms, front)
         self.keep_quota(job, borrows=bool(terms.keeps))
 

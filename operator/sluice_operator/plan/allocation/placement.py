@@ -62,9 +62,15 @@ def obstructed(
 
 
 def _met(search: Search) -> tuple[Obstacle, ...]:
-    """The obstacles of all pods, in the order in which they are told: the job's own policy first."""
+    """The obstacles of all pods, in the order in which they are told: the job's own policy first.
+
+    Of several jobs in front the first stands for all.
+    """
     found = dict.fromkeys(obstacle for room in search.rooms.values() for obstacle in room.obstacles)
-    return tuple(sorted(found, key=lambda one: (one != search.terms.borrows, _place_in_order(one))))
+    fronts = [obstacle for obstacle in found if obstacle.reason is Reason.BEHIND_IN_QUEUE]
+    first = next((front for front in search.kept.fronts if front in fronts), None)
+    told = (obstacle for obstacle in found if obstacle not in fronts or obstacle == first)
+    return tuple(sorted(told, key=lambda one: (one != search.terms.borrows, _place_in_order(one))))
 
 
 def _needed(ways: Iterable[tuple[Obstacle, ...]]) -> list[tuple[Obstacle, ...]]:

@@ -10,12 +10,13 @@ from typing import Any
 
 from sluice_api.claim import SlotRef
 from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import Key
-from sluice_operator.observe.world import engine_key
+from sluice_operator.observe.world import engine_key, key_of
 from sluice_operator.plan.allocation.guests import best_beside
 from sluice_operator.plan.allocation.interruption import shown, yield_obstacle
-from sluice_operator.plan.allocation.inventory import NodeStock
+from sluice_operator.plan.allocation.inventory import NodeStock, engines_of
 from sluice_operator.plan.allocation.search import Room, Search
 from sluice_operator.plan.allocation.victims import Victims, choose_victims, staying
 from sluice_operator.plan.facts.claims import LiveClaim, gpus_of_slots
@@ -116,11 +117,31 @@ def emptied(search: Search, node: NodeStock, pods: int) -> Room | None:
     """Room once others have left a node: what they are is not ours to say."""
     if pods * search.job.spec.resources.gpus > node.gpus:
         return None
-    free = f"{node.free} of {node.gpus} GPUs of {node.name} are free" if node.free else f"None of {node.name} is free"
-    more = Remedy("add GPUs to the pool")
-    message = f"{free}, {pods * search.job.spec.resources.gpus} are needed."
-    none = Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(node.node.key,), remedies=(more,))
-    return search.room(node, pods, search.terms.takes_free, search.kept.nodes.get(node.name), none)
+    front = search.kept.nodes.get(node.name)
+    return search.room(node, pods, search.terms.takes_free, front, _too_few(search))
+
+
+def _too_few(search: Search) -> Obstacle:
+    """That a pool has too few GPUs that are free. Replicas that find none are first."""
+    stock, job = search.stock, search.job
+    nodes, asked = stock.nodes.values(), job.spec.resources.all_gpus
+    free, gpus = sum(node.free for node in nodes), sum(node.gpus for node in nodes)
+    lacking = sum(_lacking(search, engine) for engine in engines_of(search.world, stock.pool))
+    first = f", and engines wait for {lacking}, which are first" if lacking else ""
+    where = "for all pods at once" if job.spec.resources.nodes > 1 else "on one node"
+    message = f"{f'{free} are' if free else 'None is'} free of {gpus} GPUs, {asked} are needed {where}{first}."
+    more = asked + lacking
+    added = Remedy(f"add {more} GPU{'s' if more > 1 else ''} to the pool", value=more)
+    return Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(key_of(stock.pool),), remedies=(added,))
+
+
+def _lacking(search: Search, engine: InferenceEngine) -> int:
+    """GPUs of replicas that an engine should have and has no place for; those that are lent come back to theirs."""
+    here = (engine.metadata.namespace, engine.metadata.name)
+    slots = (slot for live in search.stock.claims for slot in live.claim.borrowed)
+    lent = sum(1 for slot in slots if (slot.namespace, slot.engine) == here)
+    placed = len(search.stock.slots_of.get(engine.metadata.uid, ()))
+    return max(0, engine.spec.replicas - placed - lent) * engine.spec.resources.gpus
 
 
 def _key(live: LiveClaim) -> Key:
