@@ -8,7 +8,7 @@ from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, NamespaceQuota
 from sluice_api.stages import Stage
-from sluice_operator.observe.views import Key, StageJobView
+from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, identity, key_of
 from sluice_operator.plan.allocation.avoided import avoided_until
 from sluice_operator.plan.allocation.borrowing import Market, Terms, asking_obstacle, within_own
@@ -103,7 +103,7 @@ class _Round:
         if claim is not None:
             self.claims[key_of(job)] = claim
             self.held[job.metadata.namespace] = mine.with_claim(self.world, claim, job.metadata.namespace)
-            self.stock = stock_after(self.world, self.stock, job, claim)
+            self.stock = stock_after(self.world, self.stock, claim)
         elif full:
             self.waits[key_of(job)] = waits_outside(self.world, job, full)
             self.kept.keep_own(job, terms, self._front(job))
@@ -160,7 +160,7 @@ class _Round:
     def _moments(self) -> Iterator[datetime | None]:
         """When the passing of time alone may change what is decided about a job, or the order of all."""
         jobs = self.world.unfinished.get(self.pool.metadata.name, {}).values()
-        for moments in each(jobs, key_of, lambda job: _turns(self.world, job)):
+        for moments in each(jobs, key_of, lambda job: () if _is_training(self.world, job) else _turns(self.world, job)):
             yield from moments
         if (seconds := self.pool.spec.ageing_seconds) and jobs:
             yield datetime.fromtimestamp((_periods(self.now, seconds) + 1) * seconds, UTC)
@@ -213,7 +213,7 @@ def is_pending(world: World, job: FineTuneJob, now: datetime, *, nodes_may_come:
     Args:
         nodes_may_come: even if it is larger than what exists.
     """
-    if any(_trains(stage_job) for stage_job in world.stage_jobs_of.get(identity(job), {}).values()):
+    if _is_training(world, job):
         return False
     return readiness(world, job).at(now) and refusal(world, job, nodes_may_come=nodes_may_come) is None
 
@@ -225,8 +225,10 @@ def ready_since(job: FineTuneJob) -> datetime | None:
     return prepared.ended_at if prepared and not outcomes.of(Stage.TRAIN) else None
 
 
-def _trains(stage_job: StageJobView) -> bool:
-    return stage_job.stage is Stage.TRAIN and not stage_job.finished
+def _is_training(world: World, job: FineTuneJob) -> bool:
+    """Whether it has an attempt that has not ended."""
+    stage_jobs = world.stage_jobs_of.get(identity(job), {}).values()
+    return any(stage_job.stage is Stage.TRAIN and not stage_job.finished for stage_job in stage_jobs)
 
 
 def _turns(world: World, job: FineTuneJob) -> Sequence[datetime | None]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, NamespaceQuota
@@ -39,14 +40,14 @@ class Terms:
     quota: "BorrowedQuota | None" = None
     """What bounds them."""
 
-    @property
+    @cached_property
     def lenders(self) -> frozenset[str]:
         """Uids of the engines from which it may borrow now."""
         if self.borrows or self.most <= 0:
             return frozenset()
         return frozenset(uid for uid, obstacle in self.engines.items() if obstacle is None)
 
-    @property
+    @cached_property
     def keeps(self) -> frozenset[str]:
         """Uids of those from which it may borrow now or by the passing of time: kept for it while it waits."""
         if (self.borrows and self.borrows.until is None) or self.most <= 0:

@@ -1,12 +1,12 @@
 """Who has which GPU: every node of a pool with its claims, engine slots, strangers and what is free."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
 from sluice_api.claim import Claim, SlotRef
-from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import STAGE_LABEL
@@ -135,17 +135,22 @@ class Stock:
     """Slots that should exist and that the pool does not give to their namespace, with the reason."""
     held: Mapping[str, Held] = field(default_factory=dict)
     """What each namespace has of the pool."""
-    granted: tuple[str, ...] = ()
-    """Jobs that were given GPUs in this same decision, as namespace/name."""
-
-    def with_granted(self, job: FineTuneJob, claim: Claim) -> "Stock":
-        """The same stock, with one job more that was given GPUs."""
-        granted = (*self.granted, job.metadata.full_name)
-        return replace(self, granted=granted, going=self.going | {*claim.displaced})
+    lacking: int = 0
+    """GPUs of replicas that engines should have and that have no place; those that are lent come back to theirs."""
 
     def with_node(self, node: NodeStock) -> "Stock":
         """The same stock with one node changed."""
         return replace(self, nodes={**self.nodes, node.name: node})
+
+    @cached_property
+    def gpus(self) -> int:
+        """All that its nodes offer."""
+        return sum(node.gpus for node in self.nodes.values())
+
+    @cached_property
+    def free(self) -> int:
+        """GPUs that nobody has."""
+        return sum(node.free for node in self.nodes.values())
 
     @cached_property
     def claims(self) -> list[LiveClaim]:
@@ -204,7 +209,15 @@ def _counted(world: World, pool: GPUPool) -> Stock:
             held[engine.metadata.namespace] = mine.plus(serving=engine.spec.resources.gpus)
     going = heirs(world, [live for stock in stocks.values() for live in stock.claims])
     losses = dict(each(engines, key_of, lambda engine: (engine.metadata.uid, may_lose(world, engine))))
-    return Stock(pool, stocks, tuple(waiting), losses, frozenset(going), refused, held)
+    lacking = _lacking(engines, lent, stocks.values())
+    return Stock(pool, stocks, tuple(waiting), losses, frozenset(going), refused, held, lacking)
+
+
+def _lacking(engines: Iterable[InferenceEngine], lent: Iterable[SlotRef], nodes: Iterable[NodeStock]) -> int:
+    """GPUs of replicas that have no place, and are not lent."""
+    has = Counter((slot.namespace, slot.engine) for slot in {*lent, *(s.slot for node in nodes for s in node.slots)})
+    missing = ((e, e.spec.replicas - has[e.metadata.namespace, e.metadata.name]) for e in engines)
+    return sum(max(0, count) * engine.spec.resources.gpus for engine, count in missing)
 
 
 def _held_by_namespace(

@@ -99,8 +99,8 @@ class Kept:
         return next(iter(self.nodes.values()), None)
 
     def _keep_lenders(self, terms: Terms, front: Obstacle) -> None:
-        for uid in terms.keeps:
-            self.lenders.setdefault(uid, front)
+        if not terms.keeps <= self.lenders.keys():
+            self.lenders = dict.fromkeys(terms.keeps, front) | self.lenders
 
     def _nodes_for(self, stock: Stock, shape: JobResources) -> Iterator[str]:
         """The nodes that would take one such pod if nothing else were there: asked once of nodes that are alike."""

@@ -27,7 +27,7 @@ from sluice_operator.plan.allocation.ways import (
 )
 from sluice_operator.plan.obstacle import Obstacle, Remedy
 
-_NODES_EXPLAINED = 64
+_NODES_EXPLAINED = 16
 """Nodes of which is looked for what keeps a job from them: those with the most free GPUs."""
 _LACKS_EXPLAINED = 8
 """Of the rooms there, the nearest, those of which is looked for what else than GPUs they lack."""

@@ -106,7 +106,7 @@ class Search:
         borrowed = gpus_of_slots(self.world, rest.claim.borrowed)
         return replace(
             rest,
-            stock=stock_after(self.world, self.stock, self.job, rest.claim),
+            stock=stock_after(self.world, self.stock, rest.claim),
             terms=self.terms.less(borrowed),
         )
 
@@ -116,7 +116,7 @@ class Search:
         return None if self.strict and found else Room(node, pods, obstacles=found, **how)
 
 
-def stock_after(world: World, stock: Stock, job: FineTuneJob, claim: Claim) -> Stock:
+def stock_after(world: World, stock: Stock, claim: Claim) -> Stock:
     """The stock once a claim is made: later jobs see its GPUs as taken and its slots as lent.
 
     Slots that come back from displaced claims are their engines' again, and not free. What else these leave is
@@ -141,7 +141,7 @@ def stock_after(world: World, stock: Stock, job: FineTuneJob, claim: Claim) -> S
             )
         )
     may_lose = {uid: left - stopped[uid] for uid, left in stock.may_lose.items()} if stopped else stock.may_lose
-    return replace(stock, may_lose=may_lose).with_granted(job, claim)
+    return replace(stock, may_lose=may_lose, going=stock.going | {*claim.displaced})
 
 
 def _with_guest(slot: PlacedSlot, place: Place, claim: Claim) -> PlacedSlot:

@@ -31,16 +31,16 @@ def choose_victims(stock: Stock, node: NodeStock, gpus: int, engines: Engines, *
         strict: only slots that nothing keeps from being lent. Else others make up for what is missing, and the
             obstacles say what keeps those.
     """
-    mine = sorted((slot for slot in node.slots if slot.engine.metadata.uid in engines), key=_price)
+    mine = [slot for slot in node.slots if slot.engine.metadata.uid in engines]
     taken: list[PlacedSlot] = []
-    for slot in mine:
+    for slot in sorted((slot for slot in mine if _is_free_to_lend(slot, engines)), key=_price):
         if _gpus(taken) >= gpus:
             break
-        if _is_free_to_lend(slot, engines) and floor_obstacle(stock, [*taken, slot], slot.engine) is None:
+        if floor_obstacle(stock, [*taken, slot], slot.engine) is None:
             taken.append(slot)
     if strict or _gpus(taken) >= gpus:
         return Victims(_irreducible(taken, gpus)) if _gpus(taken) >= gpus else None
-    others = sorted((slot for slot in mine if slot not in taken), key=lambda slot: not _is_free_to_lend(slot, engines))
+    others = sorted((s for s in mine if s not in taken), key=lambda s: (not _is_free_to_lend(s, engines), _price(s)))
     for slot in others:
         if _gpus(taken) < gpus:
             taken.append(slot)

@@ -10,13 +10,12 @@ from typing import Any
 
 from sluice_api.claim import SlotRef
 from sluice_api.finetunejob import FineTuneJob
-from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import engine_key, key_of
 from sluice_operator.plan.allocation.guests import best_beside
 from sluice_operator.plan.allocation.interruption import shown, yield_obstacle
-from sluice_operator.plan.allocation.inventory import NodeStock, engines_of
+from sluice_operator.plan.allocation.inventory import NodeStock, Stock
 from sluice_operator.plan.allocation.search import Room, Search
 from sluice_operator.plan.allocation.victims import Victims, choose_victims, staying
 from sluice_operator.plan.facts.claims import LiveClaim, gpus_of_slots
@@ -118,30 +117,19 @@ def emptied(search: Search, node: NodeStock, pods: int) -> Room | None:
     if pods * search.job.spec.resources.gpus > node.gpus:
         return None
     front = search.kept.nodes.get(node.name)
-    return search.room(node, pods, search.terms.takes_free, front, _too_few(search))
+    return search.room(node, pods, search.terms.takes_free, front, _too_few(search.stock, search.job))
 
 
-def _too_few(search: Search) -> Obstacle:
+def _too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
     """That a pool has too few GPUs that are free. Replicas that find none are first."""
-    stock, job = search.stock, search.job
-    nodes, asked = stock.nodes.values(), job.spec.resources.all_gpus
-    free, gpus = sum(node.free for node in nodes), sum(node.gpus for node in nodes)
-    lacking = sum(_lacking(search, engine) for engine in engines_of(search.world, stock.pool))
-    first = f", and engines wait for {lacking}, which are first" if lacking else ""
+    asked = job.spec.resources.all_gpus
+    first = f", and engines wait for {stock.lacking}, which are first" if stock.lacking else ""
     where = "for all pods at once" if job.spec.resources.nodes > 1 else "on one node"
-    message = f"{f'{free} are' if free else 'None is'} free of {gpus} GPUs, {asked} are needed {where}{first}."
-    more = asked + lacking
+    free = f"{stock.free} are" if stock.free else "None is"
+    message = f"{free} free of {stock.gpus} GPUs, {asked} are needed {where}{first}."
+    more = asked + stock.lacking
     added = Remedy(f"add {more} GPU{'s' if more > 1 else ''} to the pool", value=more)
     return Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(key_of(stock.pool),), remedies=(added,))
-
-
-def _lacking(search: Search, engine: InferenceEngine) -> int:
-    """GPUs of replicas that an engine should have and has no place for; those that are lent come back to theirs."""
-    here = (engine.metadata.namespace, engine.metadata.name)
-    slots = (slot for live in search.stock.claims for slot in live.claim.borrowed)
-    lent = sum(1 for slot in slots if (slot.namespace, slot.engine) == here)
-    placed = len(search.stock.slots_of.get(engine.metadata.uid, ()))
-    return max(0, engine.spec.replicas - placed - lent) * engine.spec.resources.gpus
 
 
 def _key(live: LiveClaim) -> Key:
