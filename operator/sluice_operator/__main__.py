@@ -23,10 +23,10 @@ from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.cluster.leader_label import move_leader_label
 from sluice_operator.cluster.lease import Lease
 from sluice_operator.cluster.lists import refresh_all, until_installed
+from sluice_operator.handlers.kopf_watch import Watches
 from sluice_operator.handlers.resync import Resync
 from sluice_operator.handlers.routing import every_key, goes_first
-from sluice_operator.handlers.watcher import Watches
-from sluice_operator.handlers.watching import route_changes, start_watching, take_event
+from sluice_operator.handlers.watching import route_changes, take_event
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.progress.server import serve as serve_progress
@@ -153,8 +153,7 @@ async def run_until_stopped(operator: Operator, keeper: CertificateKeeper | None
     """Watch and stand for election until a signal comes or a part fails. What acts ends first, what watches last."""
     stop = asyncio.Event()
     kopf_stop = asyncio.Event()
-    operator.watches.install()
-    watching = await start_watching(operator.settings.pod_name, kopf_stop, operator.store.watched)
+    watching = await operator.watches.start(operator.settings.pod_name, kopf_stop, operator.store.watched)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     resyncing = asyncio.create_task(operator.resync.run(), name="resync")

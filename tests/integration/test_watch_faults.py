@@ -7,15 +7,14 @@ from functools import partial
 
 import pytest
 import pytest_asyncio
-from kopf._cogs.clients import watching
 from kubernetes.aio import config
 
 from dev.faults.proxy import FaultProxy
 from dev.faults.rules import Lose, Refuse, error_event
 from sluice_operator.cluster.client import Api
+from sluice_operator.handlers.kopf_watch import Watches
 from sluice_operator.handlers.resync import Resync
-from sluice_operator.handlers.watcher import Watches
-from sluice_operator.handlers.watching import start_watching, take_event
+from sluice_operator.handlers.watching import take_event
 from sluice_operator.observe.store import Store
 from tests.integration.progress_scene import JOB_SPEC, Kube
 
@@ -68,10 +67,9 @@ async def watched(
     store = Store()
     resync = Resync(Api(client), store, request.param)
     watches = Watches(partial(take_event, store), resync.want)
-    monkeypatch.setattr(watching, "infinite_watch", watches.enduring(watching.infinite_watch))
     resyncing = asyncio.create_task(resync.run())
     stop = asyncio.Event()
-    kopf_task = await start_watching("test", stop)
+    kopf_task = await watches.start("test", stop)
     try:
         await until(lambda: resync.is_primed, 30, lambda: "never primed")
         yield Watched(store, resync, watches, kube, proxy, namespace)

@@ -15,7 +15,7 @@ from sluice_operator.plan.allocation.borrowing import Market, Terms, asking_obst
 from sluice_operator.plan.allocation.guests import no_slot
 from sluice_operator.plan.allocation.interruption import yield_obstacle
 from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.allocation.kept import Kept, behind
+from sluice_operator.plan.allocation.kept import SOMEBODY, Kept, behind
 from sluice_operator.plan.allocation.placement import obstructed, place
 from sluice_operator.plan.allocation.refusals import refusal
 from sluice_operator.plan.allocation.scale_up import MOST, asks, asks_until
@@ -136,8 +136,9 @@ class _Round:
             self.waits[key_of(job)] = far_behind(self.world, job, len(self.waiting))
         else:
             self.waits[key_of(job)] = self._explained(job, terms)
+        front = self._front(job) if len(self.waiting) < EXPLAINED else SOMEBODY
         self.waiting.append(job)
-        self.kept.keep(self.stock, job, terms, self._front(job))
+        self.kept.keep(self.stock, job, terms, front)
 
     def _explained(self, job: FineTuneJob, terms: Terms) -> Wait:
         theirs = terms.kept(self.kept.lenders)

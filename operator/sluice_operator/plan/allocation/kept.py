@@ -17,6 +17,10 @@ from sluice_operator.plan.obstacle import Obstacle, Remedy
 HIGHEST_PRIORITY = 1000
 
 
+SOMEBODY = Obstacle(Reason.BEHIND_IN_QUEUE, "Others are in front.")
+"""For whoever is so far behind that it is told of nobody by name."""
+
+
 def behind(front: FineTuneJob, priority: int) -> Obstacle:
     """That a job is behind another.
 
