@@ -22,6 +22,7 @@ from sluice_operator.cluster.kinds import KINDS
 from sluice_operator.handlers import kopf_watch
 from sluice_operator.handlers.watching import take_event
 from sluice_operator.observe.parse import KINDS as WATCHED
+from sluice_operator.reconcile.reconcilers import RECONCILERS
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +195,7 @@ def count(path: Path) -> None:
 def note_decisions(write: Callable[[str], object], jobs: int) -> None:
     """Note when the pool was decided first, and when so many jobs had been."""
     decided: dict[str, set[Any]] = {"GPUPool": set(), "FineTuneJob": set()}
+    noted_by: dict[str, Any] = {**RECONCILERS}
     for kind, (wanted, name) in {"GPUPool": (1, "pool"), "FineTuneJob": (jobs, "jobs")}.items():
 
         def noting(reconcile: Any, known: set[Any] = decided[kind], wanted: int = wanted, name: str = name) -> Any:
@@ -207,7 +209,8 @@ def note_decisions(write: Callable[[str], object], jobs: int) -> None:
 
             return noted
 
-        operator.RECONCILERS[kind] = noting(operator.RECONCILERS[kind])
+        noted_by[kind] = noting(RECONCILERS[kind])
+    vars(operator).update(RECONCILERS=noted_by)
 
 
 if __name__ == "__main__":
