@@ -15,8 +15,9 @@ from sluice_operator.plan.allocation.allocate import Allocation, pending, place_
 from sluice_operator.plan.allocation.inventory import Stock, lent_indices, take_stock
 from sluice_operator.plan.allocation.lending import lending_obstacle
 from sluice_operator.plan.allocation.scale_up import asks
+from sluice_operator.plan.facts.after import after
 from sluice_operator.plan.facts.claims import LiveClaim, borrowers, gpus_of_slots, heirs, live_claims, overlapped_by
-from sluice_operator.plan.facts.outcomes import GIVEN_UP, recorded
+from sluice_operator.plan.facts.outcomes import recorded
 from sluice_operator.plan.facts.slots import floor_of, pod_of, serves, wanted
 
 
@@ -96,7 +97,7 @@ class Made:
     def _free_gpus_come_first(self) -> None:
         """Nobody is disturbed where one pod would do with what nobody has. A node that failed it is avoided."""
         job, claim = self.live.job, self.live.claim
-        failed = {outcome.node for outcome in recorded(job).of(Stage.TRAIN) if outcome.reason in GIVEN_UP}
+        failed = {outcome.node for outcome in recorded(job).of(Stage.TRAIN) if not after(outcome.reason).ran}
         usable = (node for node in self.before.nodes.values() if not node.refusal and node.name not in failed)
         free = [node.name for node in usable if node.free >= job.spec.resources.gpus]
         if self._is_first and job.spec.resources.nodes == 1:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sluice_api.claim import AttemptOutcome
 from sluice_api.finetunejob import FineTuneJob
@@ -10,28 +10,10 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation.inventory import Stock
+from sluice_operator.plan.facts.after import Avoids, after
 from sluice_operator.plan.facts.outcomes import all_outcomes, recorded
 from sluice_operator.plan.facts.room import most_pods, need_of
 from sluice_operator.plan.obstacle import Obstacle
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """What follows from an end for the node on which it came."""
-
-    why: str
-    lasts: timedelta = timedelta(minutes=5)
-    unless_last: bool = False
-    """The node is used all the same when no other is large enough: the next attempt may go better there."""
-
-
-_RULES: Mapping[str, _Rule] = {
-    Reason.NOT_BOUND: _Rule("the last pod was not bound there"),
-    Reason.ENGINE_DOES_NOT_SLEEP: _Rule("a borrowed replica did not sleep there"),
-    Reason.POD_REFUSED: _Rule("its kubelet refused the last pod"),
-    Reason.EVICTED: _Rule("the last pod was evicted from it", unless_last=True),
-    Reason.GPU_FAILED: _Rule("a GPU of it failed", timedelta(hours=1), unless_last=True),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +22,7 @@ class Avoided:
 
     node: str
     until: datetime
-    rule: _Rule
+    rule: Avoids
 
     @property
     def obstacle(self) -> Obstacle:
@@ -65,7 +47,7 @@ def avoided_until(job: FineTuneJob) -> Iterator[datetime]:
 
 def _avoided(attempts: Iterable[AttemptOutcome]) -> Iterator[Avoided]:
     for outcome in attempts:
-        rule = _RULES.get(outcome.reason)
+        rule = after(outcome.reason).avoids
         if rule and outcome.ended_at and outcome.node:
             yield Avoided(outcome.node, outcome.ended_at + rule.lasts, rule)
 

@@ -15,10 +15,11 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, engine_key, identity, job_key, key_of, oldest_first
+from sluice_operator.plan.facts.after import after
 from sluice_operator.plan.facts.attempts import has_its_nodes, heir_of, trainer_pods
 from sluice_operator.plan.facts.belief import believed, owner_of
 from sluice_operator.plan.facts.devices import offered
-from sluice_operator.plan.facts.outcomes import AT_ONCE, all_outcomes, failures
+from sluice_operator.plan.facts.outcomes import all_outcomes, failures
 from sluice_operator.plan.facts.sharing import left_by
 from sluice_operator.plan.fence import each
 
@@ -128,7 +129,11 @@ def is_taken_over(world: World, job: FineTuneJob, stage_job: StageJobView) -> bo
     last = outcomes[-1] if outcomes else None
     if last is None or last.attempt < stage_job.attempt:
         return True
-    return last.attempt == stage_job.attempt and last.reason in AT_ONCE and failures(outcomes) < job.spec.retry.attempts
+    return (
+        last.attempt == stage_job.attempt
+        and after(last.reason).keeps_claim
+        and failures(outcomes) < job.spec.retry.attempts
+    )
 
 
 def phase(world: World, live: LiveClaim) -> Phase:

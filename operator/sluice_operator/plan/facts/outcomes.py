@@ -13,53 +13,18 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import StageJobView
 from sluice_operator.observe.world import World, identity, oldest_first
+from sluice_operator.plan.facts.after import Pause, after
 from sluice_operator.plan.facts.attempts import heir_of
 from sluice_operator.plan.facts.endings import BY_DEADLINE, End, how_grave, pod_end
-from sluice_operator.plan.facts.refused import FIRST_PAUSE, REFUSED, doubled
+from sluice_operator.plan.facts.refused import FIRST_PAUSE, doubled
 
-GIVEN_UP = frozenset(
-    {
-        Reason.CLAIMED,
-        Reason.NOT_BOUND,
-        Reason.ENGINE_DOES_NOT_SLEEP,
-        Reason.ENGINE_MUST_SLEEP,
-        Reason.UNSCHEDULABLE,
-        Reason.SUSPENDED_BY_OTHER,
-        Reason.POD_REFUSED,
-        *REFUSED,
-    }
-)
-"""Ends of claims whose pods never ran; `Claimed` is one that gave way to an older claim."""
-
-GAVE_WAY = frozenset({Reason.SUSPENDED, Reason.PREEMPTED, Reason.RECLAIMED})
-"""Ends of training that somebody else wanted; the state is saved."""
-
-STOPPED = GAVE_WAY | {Reason.STALLED, Reason.DEADLINE_EXCEEDED}
-"""Ends of training that runs on and is told to stop by us."""
-
-MENDABLE = frozenset({Reason.OUTPUT_NOT_WRITABLE})
-"""Ends that somebody can mend from outside. What was done until then is on disk, so the job waits for that."""
-
-FREE = GIVEN_UP | GAVE_WAY | MENDABLE | {Reason.REQUEUED, Reason.NODE_LOST, Reason.EVICTED}
-"""Ends that are nobody's failure: they do not count against retry.attempts."""
-
-AT_ONCE = frozenset({Reason.REQUEUED, Reason.POD_LOST, Reason.NODE_LOST, Reason.STALLED})
-"""Ends after which the next attempt takes the claim over without a pause."""
-
-AGAIN = AT_ONCE | FREE | {Reason.TRAINER_FAILED, Reason.DOWNLOAD_FAILED, Reason.GPU_FAILED}
-"""Ends after which another attempt may go better. Every other end is final; of Prepare also those that are mendable,
-as nothing is lost then."""
-
-_NO_PAUSE = AT_ONCE | GAVE_WAY | {Reason.CLAIMED, Reason.DONE}
-_RECORDED = {GIVEN_UP: 5, MENDABLE: 6}
-"""So many of the newest attempts of a kind are recorded: one after the other is made for as long as a job waits."""
-_MENDING_PAUSE = timedelta(minutes=1)
+_GIVEN_UP_KEPT, _MENDABLE_KEPT = 5, 6
+"""Of attempts whose claim was given up, and of those that wait for somebody to mend something, the newest that the
+record keeps: one after the other is made for as long as a job waits. By the number of the latter the pause doubles."""
+_SHORT_PAUSE = timedelta(seconds=10)
+_LONG_PAUSE = timedelta(minutes=1)
 _LONGEST_MENDING_PAUSE = timedelta(minutes=30)
-_ELSEWHERE = frozenset({Reason.NOT_BOUND, Reason.POD_REFUSED, Reason.EVICTED})
-"""Ends after which the node is avoided, so that the next claim need not wait long."""
-_ELSEWHERE_PAUSE = timedelta(seconds=10)
 _KEPT = "_outcomes"
-_CLAIM_PAUSE = timedelta(minutes=1)
 
 
 def recorded(job: FineTuneJob) -> Outcomes:
@@ -85,7 +50,7 @@ def _parsed(text: str) -> Outcomes:
 
 def had_theirs(attempts: Iterable[AttemptOutcome]) -> tuple[AttemptOutcome, ...]:
     """The attempts that had what they asked for. One whose claim was given up had nothing: its job's wait went on."""
-    return tuple(attempt for attempt in attempts if attempt.reason not in GIVEN_UP)
+    return tuple(attempt for attempt in attempts if after(attempt.reason).ran)
 
 
 def waits_since(job: FineTuneJob) -> datetime | None:
@@ -123,7 +88,7 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
     if stage_job.failure.startswith(BY_DEADLINE) and leader.reason != Reason.DONE:
         cause = cause._replace(reason=Reason.DEADLINE_EXCEEDED, message=deadline_of(job, stage_job.stage))
     reason, by, told = cause.reason, "", leader.told
-    heir = heir_of(world, stage_job) if reason in AT_ONCE else None
+    heir = heir_of(world, stage_job) if after(reason).keeps_claim else None
     if heir and heir.owner:  # it can't go on at once: another job came in its place
         reason, by = Reason.PREEMPTED, f"{heir.key.namespace}/{heir.owner.name}"
     progress = job.status.progress
@@ -180,7 +145,7 @@ def only_node(stage_job: StageJobView) -> str:
 
 def failures(outcomes: tuple[AttemptOutcome, ...]) -> int:
     """How many of a stage's attempts count against retry.attempts."""
-    return sum(1 for outcome in outcomes if outcome.reason not in FREE and outcome.reason != Reason.DONE)
+    return sum(1 for outcome in outcomes if after(outcome.reason).counts)
 
 
 def done(outcomes: Outcomes, stage: Stage) -> AttemptOutcome | None:
@@ -193,30 +158,32 @@ def done(outcomes: Outcomes, stage: Stage) -> AttemptOutcome | None:
 
 def is_final(outcome: AttemptOutcome) -> bool:
     """Whether an end is the job's: another attempt would end the same."""
-    if outcome.reason in MENDABLE:
-        return outcome.stage is Stage.PREPARE
-    return outcome.reason not in AGAIN
+    follows = after(outcome.reason)
+    return follows.final or (follows.mendable and outcome.stage is Stage.PREPARE)
 
 
 def next_attempt_at(job: FineTuneJob, record: Outcomes, stage: Stage) -> datetime | None:
     """When the next attempt of a stage may begin; None for at once. Who suspends a job in a pause ends the pause."""
     outcomes = record.of(stage)
     last = outcomes[-1] if outcomes else None
-    if last is None or last.ended_at is None or last.reason in _NO_PAUSE:
+    if last is None or last.ended_at is None or (follows := after(last.reason)).pause is Pause.NONE:
         return None
     if record.suspended_at is not None and record.suspended_at >= last.ended_at:
         return None
-    if last.reason in MENDABLE:
-        times = len(list(takewhile(lambda one: one.reason in MENDABLE, reversed(outcomes))))
-        return last.ended_at + min(_MENDING_PAUSE * (1 << times - 1), _LONGEST_MENDING_PAUSE)
-    if last.reason in _ELSEWHERE:
-        return last.ended_at + _ELSEWHERE_PAUSE
-    if last.reason in FREE:
-        first = FIRST_PAUSE if last.reason in REFUSED else _CLAIM_PAUSE
-        return last.ended_at + doubled(first, _given_up_before(outcomes))
-    doublings = min(max(0, failures(outcomes) - 1), 20)
-    seconds = min(job.spec.retry.backoff_seconds * 2**doublings, job.spec.retry.max_backoff_seconds)
-    return last.ended_at + timedelta(seconds=seconds)
+    match follows.pause:
+        case Pause.SHORT:
+            return last.ended_at + _SHORT_PAUSE
+        case Pause.DOUBLES_FROM_SECONDS:
+            return last.ended_at + doubled(FIRST_PAUSE, _given_up_before(outcomes))
+        case Pause.DOUBLES_FROM_A_MINUTE if follows.mendable:
+            times = len(list(takewhile(lambda one: after(one.reason).mendable, reversed(outcomes)))) - 1
+            return last.ended_at + doubled(_LONG_PAUSE, times, _LONGEST_MENDING_PAUSE)
+        case Pause.DOUBLES_FROM_A_MINUTE:
+            return last.ended_at + doubled(_LONG_PAUSE, _given_up_before(outcomes))
+        case _:
+            doublings = min(max(0, failures(outcomes) - 1), 20)
+            seconds = min(job.spec.retry.backoff_seconds * 2**doublings, job.spec.retry.max_backoff_seconds)
+            return last.ended_at + timedelta(seconds=seconds)
 
 
 def _given_up_before(outcomes: tuple[AttemptOutcome, ...]) -> int:
@@ -233,8 +200,9 @@ def compact(outcomes: Outcomes) -> Outcomes:
     rest be too long, the oldest lose their words first, then those are dropped that are nobody's failure.
     """
     dropped = set[int]()
-    for kind, kept in _RECORDED.items():
-        dropped.update([place for place, attempt in enumerate(outcomes.attempts) if attempt.reason in kind][:-kept])
+    given_up = [place for place, attempt in enumerate(outcomes.attempts) if not after(attempt.reason).ran]
+    mendable = [place for place, attempt in enumerate(outcomes.attempts) if after(attempt.reason).mendable]
+    dropped.update(given_up[:-_GIVEN_UP_KEPT], mendable[:-_MENDABLE_KEPT])
     attempts = tuple(attempt for place, attempt in enumerate(outcomes.attempts) if place not in dropped)
     shortened = outcomes.model_copy(update={"attempts": attempts}) if dropped else outcomes
     if len(shortened.to_json()) <= OUTCOMES_BYTES:
@@ -244,10 +212,14 @@ def compact(outcomes: Outcomes) -> Outcomes:
         shortened = outcomes.model_copy(update={"attempts": (*silent, *attempts[max(0, len(attempts) - told) :])})
         if len(shortened.to_json()) <= OUTCOMES_BYTES:
             return shortened
-    while free := [attempt for attempt in shortened.attempts if attempt.reason in FREE]:
+    while free := [attempt for attempt in shortened.attempts if _is_nobodys_failure(attempt)]:
         gone = {(attempt.stage, attempt.attempt) for attempt in free[: (len(free) + 1) // 2]}
         left = tuple(attempt for attempt in shortened.attempts if (attempt.stage, attempt.attempt) not in gone)
         shortened = shortened.model_copy(update={"attempts": left})
         if len(shortened.to_json()) <= OUTCOMES_BYTES:
             break
     return shortened
+
+
+def _is_nobodys_failure(attempt: AttemptOutcome) -> bool:
+    return not after(attempt.reason).counts and attempt.reason != Reason.DONE

@@ -12,13 +12,14 @@ from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import World, adapter_key, identity, oldest_first
 from sluice_operator.plan.allocation import refusals
 from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.plan.facts.after import after
 from sluice_operator.plan.facts.attempts import heir_of, made_after, trainer_pods
 from sluice_operator.plan.facts.belief import believed
 from sluice_operator.plan.facts.claims import LiveClaim, is_live, live_claims_of
 from sluice_operator.plan.facts.deadlines import time_ends, warning
 from sluice_operator.plan.facts.estimate import ends_at
 from sluice_operator.plan.facts.failure import final_failure
-from sluice_operator.plan.facts.outcomes import AT_ONCE, all_outcomes, compact, done, recorded
+from sluice_operator.plan.facts.outcomes import all_outcomes, compact, done, recorded
 from sluice_operator.plan.facts.preparing import no_room_to_prepare
 from sluice_operator.plan.facts.publishing import name_taken
 from sluice_operator.plan.facts.unreachable import unreachable
@@ -201,7 +202,7 @@ def _takes_over(s: Situation) -> JobDecision | None:
         if held is None or not is_live(s.world, s.job, stage_job):
             continue
         last = s.outcomes.of(Stage.TRAIN)[-1:]
-        if not last or last[0].attempt != stage_job.attempt or last[0].reason not in AT_ONCE:
+        if not last or last[0].attempt != stage_job.attempt or not after(last[0].reason).keeps_claim:
             return JobDecision(
                 JobCondition.TRAINED, Reason.TRAINING, "The last pod has ended; waiting for its last words."
             )

@@ -20,10 +20,11 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.plan.facts.after import after
 from sluice_operator.plan.facts.claims import LiveClaim, live_claims_of
 from sluice_operator.plan.facts.conditions import condition
 from sluice_operator.plan.facts.estimate import ends_at, settled
-from sluice_operator.plan.facts.outcomes import GAVE_WAY, STOPPED, all_outcomes, done, had_theirs, waits_since
+from sluice_operator.plan.facts.outcomes import all_outcomes, done, had_theirs, waits_since
 from sluice_operator.plan.job.situation import JobDecision
 
 _ORDER = tuple(JobCondition)
@@ -46,7 +47,7 @@ def job_status(world: World, job: FineTuneJob, decision: JobDecision, now: datet
         interruptions=tuple(
             _interruption(outcome, record)
             for outcome, record in zip(trained, attempts, strict=True)
-            if outcome.reason in GAVE_WAY
+            if after(outcome.reason).gave_way
         )[-MOST_ATTEMPTS:],
         queue=_queue(job, decision.wait, now),
         allocation=_allocation(job, live, now) if live and not over else None,
@@ -120,7 +121,7 @@ def _lost_steps(attempt: AttemptOutcome, following: AttemptOutcome | None) -> in
         return 0
     if following and following.train:
         return max(0, attempt.step - (following.train.resumed_from or 0))
-    if attempt.train is None and attempt.reason in STOPPED:
+    if attempt.train is None and after(attempt.reason).stopped:
         return None
     return max(0, attempt.step - (attempt.checkpoint_step or 0))
 
