@@ -11,6 +11,7 @@ from sluice_api.stages import Stage
 from sluice_operator.observe.views import NodeView
 from sluice_operator.observe.world import Heartbeat
 from sluice_operator.plan.engine.decide import plan_engine
+from sluice_operator.plan.facts.after import after as follows
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
 from tests.unit.plan.test_claim_cycle import Loan, training
