@@ -40,7 +40,7 @@ def trace(world: World, job: FineTuneJob, now: datetime) -> Iterator[str]:
     pool = find_pool(world, resources.pool)
     refused = refusal_at(world, job, now)
     if pool is None or refused:
-        yield f"  refused: {refused[0]}: {refused[1]}" if refused else f"  there is no pool {resources.pool}"
+        yield f"  refused: {refused.reason}: {refused.message}" if refused else f"  there is no pool {resources.pool}"
         return
     allocation = allocate(world, pool, now)
     yield f"  {_verdict(world, job, allocation)}"

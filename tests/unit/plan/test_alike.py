@@ -46,7 +46,7 @@ def town() -> Town:
 def said(town: Town, job: FineTuneJob) -> Reason | None:
     """Why a job is refused."""
     told = refusal(town.world, job)
-    return told[0] if told else None
+    return told.reason if told else None
 
 
 @pytest.mark.parametrize("changed", REFUSED)

@@ -141,7 +141,9 @@ def test_a_pool_names_the_nodes_that_offer_their_gpus_by_dra_and_the_job_is_told
         "0 of 0 nodes take pods. n1, n2 offer GPUs by DRA (gpu.nvidia.com), which this pool does not count. "
         "Set spec.sharing.mode: DRA in a GPUPool that selects them."
     )
-    assert refusal(town.world, town.job("a")) == (
+    found = refusal(town.world, town.job("a"))
+    assert found is not None
+    assert (found.reason, found.message) == (
         Reason.NO_NODES,
         "spec.resources.pool: pool default has no node that offers nvidia.com/gpu. n1, n2 offer GPUs by DRA "
         "(gpu.nvidia.com), which this pool does not count. Set spec.sharing.mode: DRA in a GPUPool that selects them.",
@@ -162,8 +164,8 @@ def test_a_cluster_without_dra_is_named_by_the_pool_and_to_the_job() -> None:
     assert (reason, "does not serve resource.k8s.io/v1" in message) == (Reason.DRA_NOT_SERVED, True)
     told = refusal(town.world, town.job("a"))
     assert told is not None
-    assert told[0] is Reason.DRA_NOT_SERVED
-    assert "does not serve resource.k8s.io/v1" in told[1]
+    assert told.reason is Reason.DRA_NOT_SERVED
+    assert "does not serve resource.k8s.io/v1" in told.message
 
 
 def test_a_job_gets_free_devices_by_a_claim_of_its_own() -> None:

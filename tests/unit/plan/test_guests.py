@@ -141,8 +141,8 @@ def test_a_job_that_no_engine_could_have_as_a_guest_is_refused(
         town.serving("chat", "n1", leaves=leaves, namespace=others)
     told = refusal(town.world, town.job("a", scheduling=SHARED))
     assert told is not None, rule
-    assert told[0] is reason
-    assert says in told[1]
+    assert told.reason is reason
+    assert says in told.message
     assert guests(town) == ""
 
 

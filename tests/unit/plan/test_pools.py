@@ -90,7 +90,8 @@ def test_pools_of_two_resources_may_share_a_node() -> None:
     town = overlapping()
     town.pool("parts", resourceName="example.com/slice")
     told = refusal(town.world, town.job("a"))
-    assert told == (
+    assert told is not None
+    assert (told.reason, told.message) == (
         Reason.NO_NODES,
         "spec.resources.pool: pool default has no node that offers nvidia.com/gpu. Add one, or use another pool.",
     )

@@ -47,5 +47,5 @@ def test_what_others_have_added_to_the_pod_counts(rule: str, added: Resources, l
     town.put(replace(pod, resource_version=town.version, requests={GPU: 1, "cpu": 1, **added}))
     (live,) = live_claims(town.world)
     found = doubt(town.world, live)
-    assert (found[1] if found else "").endswith(f"{lack}." if lack else ""), rule
+    assert (found.message if found else "").endswith(f"{lack}." if lack else ""), rule
     assert bool(found) == bool(lack), rule

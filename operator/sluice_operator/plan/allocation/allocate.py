@@ -156,7 +156,7 @@ class _Round:
         found, asking = refusal(self.world, job), asking_obstacle(self.world, job, self.now)
         if asking is None or found is None:
             raise ValueError(f"{job.metadata.name} waits for no larger nodes")
-        return waits_outside(self.world, job, replace(asking, message=f"{asking.message} {found[1]}"))
+        return waits_outside(self.world, job, replace(asking, message=f"{asking.message} {found.message}"))
 
     def _moments(self) -> Iterator[datetime | None]:
         """When the passing of time alone may change what is decided about a job, or the order of all."""

@@ -13,7 +13,7 @@ from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import Policy
-from sluice_operator.observe.world import World, key_of
+from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.allocation.inventory import NodeStock, PlacedSlot, engines_of, take_stock
 from sluice_operator.plan.facts.devices import slot_devices
 from sluice_operator.plan.facts.sharing import left_by
@@ -64,22 +64,26 @@ def _neighbours(world: World, pool: GPUPool, namespace: str) -> Sequence[Inferen
     return neighbours
 
 
-def guest_refusal(world: World, pool: GPUPool, job: FineTuneJob) -> tuple[Reason, str] | None:
+def guest_refusal(world: World, pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
     """Why no engine that is there could ever have a guest; None when one could, or when it is none."""
     if not is_guest(pool, job):
         return None
     name, namespace = pool.metadata.name, job.metadata.namespace
     roomiest = next(iter(_neighbours(world, pool, namespace)), None)
     if roomiest is None:
-        return Reason.NO_ENGINE_BESIDE, (
+        return Obstacle(
+            Reason.NO_ENGINE_BESIDE,
             f"spec.scheduling.policy: Shared trains beside a replica of an engine in GPUPool {name}, and namespace "
-            f"{namespace} has no engine there. Use Queue or Preempt, or run it in the namespace of one."
+            f"{namespace} has no engine there. Use Queue or Preempt, or run it in the namespace of one.",
+            ends_with=(key_of(pool), engine_key(namespace, "")),
         )
     if left_by(roomiest) < job.spec.scheduling.share_percent:
-        return Reason.SHARE_TOO_LARGE, (
+        return Obstacle(
+            Reason.SHARE_TOO_LARGE,
             f"spec.scheduling.share: {job.spec.scheduling.share} is asked for, engine {roomiest.metadata.name} leaves "
             f"{left_by(roomiest)}% of a GPU's memory: its serving.gpuMemoryUtilization is "
-            f"{roomiest.spec.serving.gpu_memory_utilization}. Ask for at most {left_by(roomiest)}%, or lower it."
+            f"{roomiest.spec.serving.gpu_memory_utilization}. Ask for at most {left_by(roomiest)}%, or lower it.",
+            ends_with=(key_of(pool), engine_key(namespace, "")),
         )
     return None
 

@@ -249,7 +249,7 @@ def _held_by_namespace(
 def _refused(world: World, pool: GPUPool, engine: InferenceEngine, held: Held) -> str:
     """Why a pool starts no replica more of an engine, however many GPUs are free; empty when it does."""
     if denied := engine_denial(world, pool, engine):
-        return denied[1]
+        return denied.message
     namespace = engine.metadata.namespace
     over = serving_refusal(quota_of(world, pool, namespace), held, engine.spec.resources.gpus)
     return f"GPUPool {pool.metadata.name}, namespace {namespace}: {over}" if over else ""

@@ -4,6 +4,7 @@ None of these is final: the job waits, and goes on when what is missing is there
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from itertools import accumulate, islice
 
@@ -13,7 +14,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
 from sluice_operator.observe.views import Key
-from sluice_operator.observe.world import World, engine_key
+from sluice_operator.observe.world import World, adapter_key, engine_key, key_of, pool_key
 from sluice_operator.plan.allocation.access import denial
 from sluice_operator.plan.allocation.scale_up import may_ask, scale_up_refusal
 from sluice_operator.plan.facts.alike import alike
@@ -21,13 +22,12 @@ from sluice_operator.plan.facts.devices import offered
 from sluice_operator.plan.facts.pools import find_pool, nodes_of, pool_nodes, unusable
 from sluice_operator.plan.facts.publishing import name_taken
 from sluice_operator.plan.facts.room import exceeds, missing_claim, most_pods, need_of
-
-Refusal = tuple[Reason, str]
+from sluice_operator.plan.obstacle import Obstacle
 
 _SIZE = frozenset({Reason.NO_NODES, Reason.EXCEEDS_EVERY_NODE, Reason.EXCEEDS_POOL})
 
 
-def refusal(world: World, job: FineTuneJob, *, nodes_may_come: bool = False) -> Refusal | None:
+def refusal(world: World, job: FineTuneJob, *, nodes_may_come: bool = False) -> Obstacle | None:
     """The first thing that keeps a job from being started: the same for all that are alike, but for its name.
 
     Args:
@@ -37,22 +37,23 @@ def refusal(world: World, job: FineTuneJob, *, nodes_may_come: bool = False) -> 
     if asked not in world.worked_out:
         checks = (check for check in CHECKS if not (nodes_may_come and check is _fits_some_node))
         world.worked_out[asked] = next((found for check in checks if (found := check(world, job))), None)
-    refused: Refusal | None = world.worked_out[asked]
+    refused: Obstacle | None = world.worked_out[asked]
     if refused is None and (why := name_taken(world, job)):
-        return Reason.NAME_TAKEN, why
+        return Obstacle(Reason.NAME_TAKEN, why, ends_with=_adapter_of(job))
     return refused
 
 
-def refusal_at(world: World, job: FineTuneJob, now: datetime) -> Refusal | None:
+def refusal_at(world: World, job: FineTuneJob, now: datetime) -> Obstacle | None:
     """The same at a moment: as long as a job may ask for nodes, larger ones may come."""
     found = refusal(world, job, nodes_may_come=may_ask(job, now))
     terms = job.spec.scheduling.scale_up_first
-    if found is None or terms is None or found[0] not in _SIZE:
+    if found is None or terms is None or found.reason not in _SIZE:
         return found
-    return found[0], f"{found[1]} None came within {terms.wait_seconds} s (spec.scheduling.scaleUpFirst)."
+    none = f"None came within {terms.wait_seconds} s (spec.scheduling.scaleUpFirst)."
+    return replace(found, message=f"{found.message} {none}")
 
 
-def _claims_exist(world: World, job: FineTuneJob) -> Refusal | None:
+def _claims_exist(world: World, job: FineTuneJob) -> Obstacle | None:
     spec, namespace = job.spec, job.metadata.namespace
     addresses = {
         "model.uri": spec.model.uri,
@@ -62,37 +63,43 @@ def _claims_exist(world: World, job: FineTuneJob) -> Refusal | None:
     }
     for field, uri in addresses.items():
         if missing := missing_claim(world, namespace, uri):
-            return Reason.CLAIM_NOT_FOUND, f"spec.{field}: {missing}"
+            return Obstacle(Reason.CLAIM_NOT_FOUND, f"spec.{field}: {missing}", ends_with=_claim_of(namespace, uri))
     return None
 
 
-def _pool_exists(world: World, job: FineTuneJob) -> Refusal | None:
+def _pool_exists(world: World, job: FineTuneJob) -> Obstacle | None:
     name = job.spec.resources.pool
     if find_pool(world, name) is None:
         known = ", ".join(sorted(key.name for key in world.pools)) or "default"
-        return Reason.POOL_NOT_FOUND, (
-            f"spec.resources.pool: there is no GPUPool {name}. There are: {known}. Create it, or use one of these."
+        return Obstacle(
+            Reason.POOL_NOT_FOUND,
+            (f"spec.resources.pool: there is no GPUPool {name}. There are: {known}. Create it, or use one of these."),
+            ends_with=(pool_key(name),),
         )
     return None
 
 
-def _pool_serves_it(world: World, job: FineTuneJob) -> Refusal | None:
+def _pool_serves_it(world: World, job: FineTuneJob) -> Obstacle | None:
     pool = find_pool(world, job.spec.resources.pool)
     return (denial(world, pool, job) or scale_up_refusal(pool, job)) if pool else None
 
 
-def _fits_some_node(world: World, job: FineTuneJob) -> Refusal | None:
+def _fits_some_node(world: World, job: FineTuneJob) -> Obstacle | None:
     """Looks at every node, for all that ask for the same once a state, whatever else they differ in."""
     pool, asked = find_pool(world, job.spec.resources.pool), (_fits_some_node, job.spec.resources)
     if pool is not None and asked not in world.worked_out:
         world.worked_out[asked] = _fits(world, pool, job.spec.resources)
-    found: Refusal | None = world.worked_out.get(asked)
+    found: Obstacle | None = world.worked_out.get(asked)
     return found
 
 
-def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Refusal | None:
+def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Obstacle | None:
     if pool.spec.by_dra and not world.serves_dra:
-        return Reason.DRA_NOT_SERVED, f"spec.resources.pool: {wanted.pool} has {unusable(world, pool)}"
+        return Obstacle(
+            Reason.DRA_NOT_SERVED,
+            f"spec.resources.pool: {wanted.pool} has {unusable(world, pool)}",
+            ends_with=_nodes_of(pool),
+        )
     name, need = pool.spec.counted_as, need_of(wanted)
     pods = accumulate(most_pods(node, offered(world, node, name), wanted.gpus, need) for node in nodes_of(world, pool))
     if any(room >= wanted.nodes for room in pods):
@@ -100,59 +107,83 @@ def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Refusal | None:
     nodes = pool_nodes(world, pool)
     if not nodes:
         why = unusable(world, pool) or "Add one, or use another pool."
-        return Reason.NO_NODES, f"spec.resources.pool: pool {wanted.pool} has no node that offers {name}. {why}"
+        return Obstacle(
+            Reason.NO_NODES,
+            f"spec.resources.pool: pool {wanted.pool} has no node that offers {name}. {why}",
+            ends_with=_nodes_of(pool),
+        )
     most = max(offered(world, node, name) for node in nodes)
     if wanted.gpus > most:
-        return Reason.EXCEEDS_EVERY_NODE, (
+        return Obstacle(
+            Reason.EXCEEDS_EVERY_NODE,
             f"spec.resources.gpus: {wanted.gpus} are asked for, the largest node of pool "
-            f"{wanted.pool} has {most}. Ask for at most {most}."
+            f"{wanted.pool} has {most}. Ask for at most {most}.",
+            ends_with=_nodes_of(pool),
         )
     lacks = [exceeds(node, need) for node in nodes]
     if all(lacks):
-        return Reason.EXCEEDS_EVERY_NODE, f"spec.resources.{lacks[0]}. Lower it, or add a larger node."
+        return Obstacle(
+            Reason.EXCEEDS_EVERY_NODE,
+            f"spec.resources.{lacks[0]}. Lower it, or add a larger node.",
+            ends_with=_nodes_of(pool),
+        )
     room = sum(most_pods(node, offered(world, node, name), wanted.gpus, need) for node in nodes)
-    return Reason.EXCEEDS_POOL, (
+    return Obstacle(
+        Reason.EXCEEDS_POOL,
         f"spec.resources.nodes: {wanted.nodes} pods of {wanted.gpus} GPU, cpu {wanted.cpu} and memory "
         f"{wanted.memory} are asked for, the nodes of pool {wanted.pool} have room for {room}. Ask for at most {room}, "
-        "or add nodes."
+        "or add nodes.",
+        ends_with=_nodes_of(pool),
     )
 
 
-def _engine_takes_it(world: World, job: FineTuneJob) -> Refusal | None:
+def _engine_takes_it(world: World, job: FineTuneJob) -> Obstacle | None:
     if job.spec.publish is None:
         return None
     name = job.spec.publish.engine
     engine = world.engines.get(engine_key(job.metadata.namespace, name))
     if engine is None:
-        return Reason.ENGINE_NOT_FOUND, (
-            f"spec.publish.engine: there is no InferenceEngine {name} in namespace {job.metadata.namespace}."
+        return Obstacle(
+            Reason.ENGINE_NOT_FOUND,
+            (f"spec.publish.engine: there is no InferenceEngine {name} in namespace {job.metadata.namespace}."),
+            ends_with=(engine_key(job.metadata.namespace, name),),
         )
     return _engine_fits(engine, job)
 
 
-def _engine_fits(engine: InferenceEngine, job: FineTuneJob) -> Refusal | None:
+def _engine_fits(engine: InferenceEngine, job: FineTuneJob) -> Obstacle | None:
     name, lora = engine.metadata.name, engine.spec.lora
     if lora is None:
-        return Reason.ENGINE_TAKES_NO_ADAPTERS, f"Engine {name} has no spec.lora; set it to serve adapters."
+        return Obstacle(
+            Reason.ENGINE_TAKES_NO_ADAPTERS,
+            f"Engine {name} has no spec.lora; set it to serve adapters.",
+            ends_with=(engine_key(job.metadata.namespace, name),),
+        )
     if job.spec.lora.rank > lora.max_rank:
-        return Reason.RANK_TOO_LARGE, (
+        return Obstacle(
+            Reason.RANK_TOO_LARGE,
             f"spec.lora.rank: {job.spec.lora.rank} is above lora.maxRank {lora.max_rank} of engine {name}. "
-            "Lower the rank, or raise the engine's maxRank."
+            "Lower the rank, or raise the engine's maxRank.",
+            ends_with=(engine_key(job.metadata.namespace, name),),
         )
     if engine.spec.model.uri != job.spec.model.uri:
-        return Reason.BASE_MODEL_DIFFERS, (
-            f"spec.model.uri: {job.spec.model.uri} is not the model of engine {name}, {engine.spec.model.uri}."
+        return Obstacle(
+            Reason.BASE_MODEL_DIFFERS,
+            (f"spec.model.uri: {job.spec.model.uri} is not the model of engine {name}, {engine.spec.model.uri}."),
+            ends_with=(engine_key(job.metadata.namespace, name),),
         )
     output = volume_path(job.spec.output.uri)
     if output and output.claim not in lora.claims:
-        return Reason.ADAPTER_SOURCE_NOT_MOUNTED, (
+        return Obstacle(
+            Reason.ADAPTER_SOURCE_NOT_MOUNTED,
             f"spec.output.uri: engine {name} does not mount claim {output.claim}. Add it to the engine's "
-            "lora.claims, or write to one that it mounts."
+            "lora.claims, or write to one that it mounts.",
+            ends_with=(engine_key(job.metadata.namespace, name),),
         )
     return None
 
 
-def _claims_shareable(world: World, job: FineTuneJob) -> Refusal | None:
+def _claims_shareable(world: World, job: FineTuneJob) -> Obstacle | None:
     """An engine or another pod of the job, on another node, can't read what was written to a ReadWriteOnce claim."""
     output = volume_path(job.spec.output.uri)
     if output is None or (job.spec.publish is None and job.spec.resources.nodes == 1):
@@ -163,14 +194,16 @@ def _claims_shareable(world: World, job: FineTuneJob) -> Refusal | None:
         return None
     who = "trainer and engine" if job.spec.publish else "its training pods"
     if claim.access_modes and set(claim.access_modes) <= {"ReadWriteOnce", "ReadWriteOncePod"}:
-        return Reason.CLAIM_NOT_SHAREABLE, (
+        return Obstacle(
+            Reason.CLAIM_NOT_SHAREABLE,
             f"spec.output.uri: claim {output.claim} is {', '.join(claim.access_modes)}, but {who} may be "
-            "on two nodes. Use a ReadWriteMany claim."
+            "on two nodes. Use a ReadWriteMany claim.",
+            ends_with=(claim.key, *_nodes_of(pool)),
         )
     return None
 
 
-CHECKS: tuple[Callable[[World, FineTuneJob], Refusal | None], ...] = (
+CHECKS: tuple[Callable[[World, FineTuneJob], Obstacle | None], ...] = (
     _claims_exist,
     _pool_exists,
     _pool_serves_it,
@@ -178,3 +211,17 @@ CHECKS: tuple[Callable[[World, FineTuneJob], Refusal | None], ...] = (
     _engine_takes_it,
     _claims_shareable,
 )
+
+
+def _claim_of(namespace: str, uri: str) -> tuple[Key, ...]:
+    path = volume_path(uri)
+    return (Key("PersistentVolumeClaim", namespace, path.claim),) if path else ()
+
+
+def _nodes_of(pool: GPUPool) -> tuple[Key, ...]:
+    """Any node may do, and the pool may select others."""
+    return (Key("Node", "", ""), key_of(pool))
+
+
+def _adapter_of(job: FineTuneJob) -> tuple[Key, ...]:
+    return (adapter_key(job.metadata.namespace, job.spec.publish.name),) if job.spec.publish else ()

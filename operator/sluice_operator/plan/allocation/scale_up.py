@@ -25,6 +25,7 @@ from sluice_operator.plan.facts.refused import FIRST_PAUSE
 from sluice_operator.plan.facts.room import asks_for_node
 from sluice_operator.plan.facts.slots import pod_of
 from sluice_operator.plan.fence import looking_at
+from sluice_operator.plan.obstacle import Obstacle
 
 MOST = 10
 """So many jobs of a pool ask at once, the first of the queue."""
@@ -64,13 +65,15 @@ def may_ask(job: FineTuneJob, now: datetime) -> bool:
     return job.spec.scheduling.scale_up_first is not None and (until is None or now < until)
 
 
-def scale_up_refusal(pool: GPUPool, job: FineTuneJob) -> tuple[Reason, str] | None:
+def scale_up_refusal(pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
     """Why nobody can be asked for nodes of a pool; None when somebody can, or when the job does not ask."""
     if job.spec.scheduling.scale_up_first is None or pool.spec.sharing.mode is not SharingMode.DRA:
         return None
-    return Reason.SCALE_UP_NOT_SUPPORTED, (
+    return Obstacle(
+        Reason.SCALE_UP_NOT_SUPPORTED,
         f"spec.scheduling.scaleUpFirst: the GPUs of GPUPool {pool.metadata.name} are served by DRA (its spec.sharing), "
-        "for which no node can be asked yet. Remove scaleUpFirst, or use a pool whose GPUs a device plugin offers."
+        "for which no node can be asked yet. Remove scaleUpFirst, or use a pool whose GPUs a device plugin offers.",
+        ends_with=(key_of(pool),),
     )
 
 

@@ -131,7 +131,7 @@ def _readiness(
         text += f" No GPU is free in pool {engine.spec.resources.pool} for {', '.join(waiting)}."
     if no := next((refused[ref(engine, index)] for index in waits if ref(engine, index) in refused), ""):
         denied = engine_denial(world, pool, engine)
-        return ready > 0, denied[0] if denied else Reason.NAMESPACE_QUOTA, f"{text} No other is started: {no}"
+        return ready > 0, denied.reason if denied else Reason.NAMESPACE_QUOTA, f"{text} No other is started: {no}"
     if rollout_waits:
         return ready > 0, Reason.ROLLOUT_WAITS_FOR_RETURN, text + " The changed spec waits until a replica may restart."
     if ready == 0:

@@ -12,6 +12,7 @@ from sluice_operator.plan.facts.claims import LiveClaim, Phase, live_claims_on, 
 from sluice_operator.plan.facts.pools import find_pool, refusal
 from sluice_operator.plan.facts.room import claims_of_job, need_of, shortage, unreachable_volume
 from sluice_operator.plan.facts.slots import pod_of, sleeps
+from sluice_operator.plan.obstacle import Obstacle
 
 
 def phase_of(world: World, live: LiveClaim) -> Phase:
@@ -22,7 +23,7 @@ def phase_of(world: World, live: LiveClaim) -> Phase:
     return found
 
 
-def doubt(world: World, live: LiveClaim) -> tuple[Reason, str] | None:
+def doubt(world: World, live: LiveClaim) -> Obstacle | None:
     """Why a claim is not proven to be runnable yet; None when it is.
 
     Proven: nobody has suspended the Job, the claim has come back through the watch, no older claim
@@ -30,14 +31,15 @@ def doubt(world: World, live: LiveClaim) -> tuple[Reason, str] | None:
     every reason, once the borrowed slots are gone.
     """
     if live.stage_job.suspended:
-        return Reason.SUSPENDED_BY_OTHER, suspended_by_other(live.stage_job)
+        return Obstacle(Reason.SUSPENDED_BY_OTHER, suspended_by_other(live.stage_job))
     other = overlapped_by(world, live)
     if other is not None:
-        return Reason.CLAIMED, f"The claim gives way to {other.name}, which had the GPUs first."
+        return Obstacle(Reason.CLAIMED, f"The claim gives way to {other.name}, which had the GPUs first.")
     pods, claim = trainer_pods(world, live.stage_job), live.claim
     if not live.stage_job.seen or len(pods) < len(claim.nodes):
         what = "its pod is" if len(claim.nodes) == 1 else "its pods are"
-        return Reason.CLAIMED, f"{claim.all_gpus} GPU on {claim.summary} is set aside; {what} about to be made."
+        message = f"{claim.all_gpus} GPU on {claim.summary} is set aside; {what} about to be made."
+        return Obstacle(Reason.CLAIMED, message)
     return next((no for place in claim.places if (no := _doubt_on(world, live, place, pods[0]))), None)
 
 
@@ -46,16 +48,19 @@ def suspended_by_other(stage_job: StageJobView) -> str:
     return f"Job {stage_job.key.name} was suspended by another controller."
 
 
-def _doubt_on(world: World, live: LiveClaim, place: Place, pod: PodView) -> tuple[Reason, str] | None:
+def _doubt_on(world: World, live: LiveClaim, place: Place, pod: PodView) -> Obstacle | None:
     """Why a claim's pods, which are all like one, may not run on a node of it."""
     view = world.nodes[Key("Node", "", place.node)]
     if no := refusal(view, live.claim.resource, find_pool(world, live.claim.pool)):
-        return Reason.UNSCHEDULABLE, f"Node {place.node} is {no}."
+        return Obstacle(Reason.UNSCHEDULABLE, f"Node {place.node} is {no}.")
     need = dict(pod.requests) or need_of(live.job.spec.resources)
     others = coming(world, live_claims_on(world, place.node), place.node, live)
     lack = shortage(world, view, need, leaving(world, live), others, place.pods)
     lack = lack or unreachable_volume(world, live.job.metadata.namespace, claims_of_job(live.job), view)
-    return (Reason.UNSCHEDULABLE, f"The pod does not fit {place.node} though GPUs are there: {lack}.") if lack else None
+    if not lack:
+        return None
+    message = f"The pod does not fit {place.node} though GPUs are there: {lack}."
+    return Obstacle(Reason.UNSCHEDULABLE, message, ends_with=(view.key,))
 
 
 def leaving(world: World, live: LiveClaim) -> Collection[Key]:

@@ -7,12 +7,11 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, NamespaceQuota
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
+from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.facts.claims import gpus_of_slots
 from sluice_operator.plan.facts.namespaces import selects
 from sluice_operator.plan.obstacle import Obstacle, Remedy
-
-Refusal = tuple[Reason, str]
 
 
 def quota_of(world: World, pool: GPUPool, namespace: str) -> NamespaceQuota:
@@ -22,18 +21,20 @@ def quota_of(world: World, pool: GPUPool, namespace: str) -> NamespaceQuota:
     return next((quota for quota in pool.spec.quotas if selects(world, quota.namespaces, namespace)), NamespaceQuota())
 
 
-def not_allowed(world: World, pool: GPUPool, namespace: str) -> Refusal | None:
+def not_allowed(world: World, pool: GPUPool, namespace: str) -> Obstacle | None:
     """Why a pool is not for a namespace; None when it is."""
     allowed = pool.spec.allowed_namespaces
     if allowed is None or selects(world, allowed, namespace):
         return None
-    return Reason.NAMESPACE_NOT_ALLOWED, (
+    return Obstacle(
+        Reason.NAMESPACE_NOT_ALLOWED,
         f"spec.resources.pool: GPUPool {pool.metadata.name} is not for namespace {namespace}. Use another pool, or "
-        "have its spec.allowedNamespaces select the namespace."
+        "have its spec.allowedNamespaces select the namespace.",
+        ends_with=(key_of(pool), Key("Namespace", "", namespace)),
     )
 
 
-def outranks(world: World, pool: GPUPool, namespace: str, field: str, priority: int) -> Refusal | None:
+def outranks(world: World, pool: GPUPool, namespace: str, field: str, priority: int) -> Obstacle | None:
     """Why a priority is too high for a namespace in a pool; None when it is not.
 
     Args:
@@ -42,13 +43,15 @@ def outranks(world: World, pool: GPUPool, namespace: str, field: str, priority: 
     most = quota_of(world, pool, namespace).max_priority
     if most is None or priority <= most:
         return None
-    return Reason.PRIORITY_TOO_HIGH, (
+    return Obstacle(
+        Reason.PRIORITY_TOO_HIGH,
         f"{field}: {priority} is above {most}, the highest that GPUPool {pool.metadata.name} allows namespace "
-        f"{namespace}. Lower it, or raise maxPriority in the pool's spec.quotas."
+        f"{namespace}. Lower it, or raise maxPriority in the pool's spec.quotas.",
+        ends_with=(key_of(pool),),
     )
 
 
-def engine_denial(world: World, pool: GPUPool, engine: InferenceEngine) -> Refusal | None:
+def engine_denial(world: World, pool: GPUPool, engine: InferenceEngine) -> Obstacle | None:
     """Why a pool starts no replica of an engine as it is, however many GPUs are free; None when it does."""
     namespace, priority = engine.metadata.namespace, engine.spec.preemption.priority
     return not_allowed(world, pool, namespace) or outranks(world, pool, namespace, "spec.preemption.priority", priority)

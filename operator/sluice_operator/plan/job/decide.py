@@ -136,7 +136,7 @@ def refused(s: Situation) -> JobDecision | None:
     if s.unfinished() or done(s.outcomes, Stage.TRAIN):
         return None
     found = refusals.refusal_at(s.world, s.job, s.now)
-    return JobDecision(_current(s), *found) if found else None
+    return JobDecision(_current(s), found.reason, found.message) if found else None
 
 
 def prepares(s: Situation) -> JobDecision | None:

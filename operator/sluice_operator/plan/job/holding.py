@@ -82,7 +82,7 @@ def _prove(world: World, live: LiveClaim, now: datetime, limits: Limits, refused
     if any(not is_gated(pod) for pod in pods):
         return _bind(live, [pod for pod in pods if is_gated(pod) or not (pod.node or pod.nominated_node)])
     found = doubt(world, live)
-    reason, message = found or (Reason.CLAIMED, "")
+    reason, message = (found.reason, found.message) if found else (Reason.CLAIMED, "")
     age = now - live.stage_job.created
     if len(pods) < len(live.claim.nodes) and age >= PODS_WITHIN and reason is Reason.CLAIMED:
         reason = refusal_reason(refused_pod)
