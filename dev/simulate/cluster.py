@@ -3,7 +3,7 @@
 Each reconcile is a step, like all that Kubernetes does there (kubernetes.py), so every interleaving can happen.
 """
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -37,7 +37,7 @@ class Cluster(Kubernetes):
         store = self.town.store
         self.queue = self._new_queue()
         self.writes = PlayedWrites(self.town, self)
-        route_changes(store, self._enqueue)
+        route_changes(store, self._enqueue, self._waits_for)
         self._lead()
 
     # What the operator does
@@ -105,6 +105,9 @@ class Cluster(Kubernetes):
 
     def _new_queue(self) -> Queue:
         return Queue(lambda key: goes_first(self.world, key), self._seconds)
+
+    def _waits_for(self, key: Key) -> Iterable[Key]:
+        return self.context.wakeups.of(key)
 
     def _enqueue(self, key: Key) -> None:
         self.queue.add(key)

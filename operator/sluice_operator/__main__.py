@@ -60,7 +60,7 @@ class Operator:
         self.context = Context(self.store, self.cluster, settings, self.queue.add)
         self.resync = Resync(api, self.store, settings.resync_seconds, self.queue.add)
         self.watches = Watches(partial(take_event, self.store), self.resync.want)
-        route_changes(self.store, self.queue.add)
+        route_changes(self.store, self.queue.add, self.context.wakeups.of)
 
     async def reconcile(self, key: Key) -> Requeue:
         """One step for one object."""

@@ -150,3 +150,5 @@ class Plan:
     writes: Writes = ()
     again_at: datetime | None = None
     """When to look again even if nothing happens."""
+    ends_with: tuple[Key, ...] = ()
+    """Objects whose change may end what it waits for."""

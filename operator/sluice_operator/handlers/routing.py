@@ -1,6 +1,6 @@
 """Whose decision may change when an object changes. Pure, and cheap with ten thousand jobs: indices, no scans."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -10,10 +10,10 @@ from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL
 from sluice_api.reasons import Reason
-from sluice_api.scheduling import Policy
 from sluice_api.stages import Stage
 from sluice_operator.observe.links import Links
 from sluice_operator.observe.parse import Stored
+from sluice_operator.observe.parse import key_of as stored_key
 from sluice_operator.observe.views import (
     BudgetView,
     ClaimView,
@@ -34,14 +34,26 @@ from sluice_operator.plan.facts.preparing import next_to_prepare
 AnyStored = TypeVar("AnyStored", bound=Stored)
 
 
-def keys_for(old: Stored | None, new: Stored | None, world: World, links: Links) -> set[Key]:
-    """Keys to reconcile after an object has changed from `old` to `new`; None is: not there."""
+def keys_for(
+    old: Stored | None,
+    new: Stored | None,
+    world: World,
+    links: Links,
+    waits_for: Callable[[Key], Iterable[Key]] = lambda _key: (),
+) -> set[Key]:
+    """Keys to reconcile after an object has changed from `old` to `new`; None is: not there.
+
+    What an object is part of follows from what it is; who waits for it has said so. A job that may be refused no
+    longer is its pool's to look at, too.
+    """
     if old is not None and new is not None and _same_but_version(old, new):
         return set()
     found = set[Key]()
     for state in (old, new):
         if state is not None:
             found.update(_ROUTES[type(state)](old, new, state, world, links))
+            waiting = {*waits_for(stored_key(state))}
+            found |= waiting | {pool_key(world.jobs[key].spec.resources.pool) for key in waiting if key in world.jobs}
     return found
 
 
@@ -102,23 +114,19 @@ def _only_progress(old: FineTuneJob, new: FineTuneJob) -> bool:
 
 
 def _engine(
-    old: Stored | None, new: Stored | None, engine: InferenceEngine, _world: World, links: Links
+    _old: Stored | None, _new: Stored | None, engine: InferenceEngine, _world: World, links: Links
 ) -> Iterator[Key]:
-    """Itself, its pool, its adapters, who borrows from it, who waits to publish to it, and who may share its GPUs."""
+    """Itself, its pool, its adapters, and who borrows from it."""
     place = (engine.metadata.namespace, engine.metadata.name)
     yield key_of(engine)
     yield pool_key(engine.spec.resources.pool)
     yield from links.adapters_on.groups.get(place, {})
     yield from _borrowers(place, links)
-    yield from _unfinished(links.publishing.groups.get(place, {}))
-    if not (isinstance(old, InferenceEngine) and isinstance(new, InferenceEngine) and old.spec == new.spec):
-        jobs = links.jobs_in_namespace.groups.get(engine.metadata.namespace, {})
-        yield from _unfinished({key: job for key, job in jobs.items() if job.spec.scheduling.policy is Policy.SHARED})
 
 
 def _adapter(old: Stored | None, new: Stored | None, adapter: Adapter, _world: World, links: Links) -> Iterator[Key]:
     """Itself, its engine, the job that published it; and when it comes, goes or is another's, the engine's others, of
-    which there may be so many, and the jobs that want its name.
+    which there may be so many, and the pools of jobs that want its name.
     """
     namespace, labels = adapter.metadata.namespace, adapter.metadata.labels
     yield key_of(adapter)
@@ -126,10 +134,7 @@ def _adapter(old: Stored | None, new: Stored | None, adapter: Adapter, _world: W
     if old is None or new is None:
         yield from links.adapters_on.groups.get((namespace, adapter.spec.engine), {})
     if _publisher(old) != _publisher(new):
-        for key, job in links.publishing_as.groups.get((namespace, adapter.metadata.name), {}).items():
-            if job.status.finished_at is None:
-                yield key
-                yield pool_key(job.spec.resources.pool)
+        yield from _pools_of(links.publishing_as.groups.get((namespace, adapter.metadata.name), {}))
     if JOB_LABEL in labels:
         yield job_key(namespace, labels[JOB_LABEL])
 
@@ -139,20 +144,21 @@ def _publisher(adapter: Stored | None) -> str | None:
     return adapter.metadata.labels.get(JOB_LABEL, "") if isinstance(adapter, Adapter) else None
 
 
-def _pool(_old: Stored | None, _new: Stored | None, pool: GPUPool, _world: World, links: Links) -> Iterator[Key]:
-    """Itself, and all that is or wants to be in it."""
+def _pool(old: Stored | None, new: Stored | None, pool: GPUPool, _world: World, links: Links) -> Iterator[Key]:
+    """Itself, and all that is in it."""
     yield key_of(pool)
+    if isinstance(old, GPUPool) and isinstance(new, GPUPool) and old.spec == new.spec:
+        return  # only its status: what it says changes no decision
     yield pool_key(DEFAULT_POOL)
     yield from links.engines_in_pool.groups.get(pool.metadata.name, {})
     yield from _unfinished(links.jobs_in_pool.groups.get(pool.metadata.name, {}))
 
 
 def _namespace(
-    _old: Stored | None, _new: Stored | None, namespace: NamespaceView, world: World, links: Links
+    _old: Stored | None, _new: Stored | None, _namespace: NamespaceView, world: World, _links: Links
 ) -> Iterator[Key]:
-    """Its jobs, and all pools: whom they, and the engines in them, are open to."""
+    """All pools: whom they, and the engines in them, are open to."""
     yield from _all_pools(world)
-    yield from _unfinished(links.jobs_in_namespace.groups.get(namespace.key.name, {}))
 
 
 def _budget(
@@ -266,20 +272,22 @@ def _slot(_old: Stored | None, _new: Stored | None, slot: SlotView, _world: Worl
 
 
 def _claim(old: Stored | None, new: Stored | None, claim: ClaimView, _world: World, links: Links) -> Iterator[Key]:
-    """The jobs that mount it, and their pools: where they fit may be another question now. Engines that lacked it."""
+    """The pools of jobs that mount it: where they fit may be another question now. Engines that lacked it."""
     place = (claim.key.namespace, claim.key.name)
     if (old is None) is not (new is None):
         yield from links.serving_from.groups.get(place, {})
-    for key, job in links.mounting.groups.get(place, {}).items():
-        if job.status.finished_at is None:
-            yield key
-            yield pool_key(job.spec.resources.pool)
+    yield from _pools_of(links.mounting.groups.get(place, {}))
 
 
 def _volume(_old: Stored | None, _new: Stored | None, volume: VolumeView, world: World, links: Links) -> Iterator[Key]:
-    """Whoever mounts the claim that is bound to it."""
+    """The pools of jobs that mount the claim that is bound to it."""
     for claim in links.bound_to.groups.get(volume.key.name, {}).values():
         yield from _claim(None, None, claim, world, links)
+
+
+def _pools_of(jobs: Mapping[Key, FineTuneJob]) -> Iterator[Key]:
+    """The pools of jobs that are not over."""
+    return (pool_key(job.spec.resources.pool) for job in jobs.values() if job.status.finished_at is None)
 
 
 def _waits_to_prepare(job: Stored | None) -> bool:

@@ -1,6 +1,6 @@
 """What an event does: the store learns, and the queue is told whose decision may change. Events: `kopf_watch.py`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import kopf
 
@@ -11,11 +11,17 @@ from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 
 
-def route_changes(store: Store, add: Callable[[Key], None]) -> None:
-    """Have every change of the store, wherever it comes from, reconcile those whom it concerns."""
+def route_changes(
+    store: Store, add: Callable[[Key], None], waits_for: Callable[[Key], Iterable[Key]] = lambda _key: ()
+) -> None:
+    """Have every change of the store, wherever it comes from, reconcile those whom it concerns.
+
+    Args:
+        waits_for: who waits for an object.
+    """
 
     def changed(old: Stored | None, new: Stored | None) -> None:
-        for key in keys_for(old, new, store.world(), store.links):
+        for key in keys_for(old, new, store.world(), store.links, waits_for):
             add(key)
 
     store.listen(changed)

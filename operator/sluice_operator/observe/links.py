@@ -17,16 +17,8 @@ def _pool_of_job(job: FineTuneJob) -> tuple[str, ...]:
     return (job.spec.resources.pool,)
 
 
-def _namespace_of_job(job: FineTuneJob) -> tuple[str, ...]:
-    return (job.metadata.namespace,)
-
-
 def _pool_of_engine(engine: InferenceEngine) -> tuple[str, ...]:
     return (engine.spec.resources.pool,)
-
-
-def _published_to(job: FineTuneJob) -> tuple[Place, ...]:
-    return ((job.metadata.namespace, job.spec.publish.engine),) if job.spec.publish else ()
 
 
 def _published_as(job: FineTuneJob) -> tuple[Place, ...]:
@@ -63,10 +55,7 @@ class Links:
 
     def __init__(self) -> None:
         self.jobs_in_pool: Index[str, FineTuneJob] = Index(_pool_of_job)
-        self.jobs_in_namespace: Index[str, FineTuneJob] = Index(_namespace_of_job)
         self.engines_in_pool: Index[str, InferenceEngine] = Index(_pool_of_engine)
-        self.publishing: Index[Place, FineTuneJob] = Index(_published_to)
-        """Jobs by the engine to which they publish."""
         self.publishing_as: Index[Place, FineTuneJob] = Index(_published_as)
         """Jobs by the Adapter that they write."""
         self.mounting: Index[Place, FineTuneJob] = Index(_volume_claims)

@@ -81,8 +81,6 @@ class Store:
         self._indices: Mapping[str, tuple[Index[Any, Any], ...]] = {
             "FineTuneJob": (
                 self.links.jobs_in_pool,
-                self.links.jobs_in_namespace,
-                self.links.publishing,
                 self.links.publishing_as,
                 self.links.mounting,
                 self._unfinished,

@@ -10,6 +10,7 @@ from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.reconcile.wakeups import Wakeups
 from sluice_operator.settings import Settings
 from sluice_operator.writes import Apply, Writes
 
@@ -32,6 +33,8 @@ class Context:
     """The authority that pods must trust when they report, as PEM; empty where reports go without TLS."""
     waits: dict[str, Mapping[Key, Wait]] = field(default_factory=dict)
     """By the name of the pool, why its jobs wait, as last decided."""
+    wakeups: Wakeups = field(default_factory=Wakeups)
+    """Who is to be looked at when something changes that it waits for."""
     rests_until: dict[str, float] = field(default_factory=dict)
     """By the name of the pool, until when it is not decided again, by `passing`."""
 

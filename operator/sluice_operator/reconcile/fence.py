@@ -24,7 +24,9 @@ AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 def planned(c: Context, mine: Key, plan: Callable[[World], AnyPlan], now: datetime) -> AnyPlan | Plan:
     """What is to be done for one object; if it is set aside, that it is said."""
-    return decided(c, mine, plan, now) or _set_aside(c, mine, now)
+    found = decided(c, mine, plan, now) or _set_aside(c, mine, now)
+    c.wakeups.wait(mine, found.ends_with)  # before anything is awaited: no change is missed
+    return found
 
 
 def decided(c: Context, mine: Key, decide: Callable[[World], Decision], now: datetime) -> Decision | None:

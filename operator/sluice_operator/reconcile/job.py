@@ -77,7 +77,7 @@ def job_plan(world: World, key: Key, c: Context, refused_pod: str, now: datetime
     decision = plan_job(world, job, now, limits(c.settings), wait, refused_pod)
     status = job_status(world, job, decision, now)
     writes = (*orphans, *_acts(world, job, decision, c, now), *status_writes(job, status), *_tell(job, decision))
-    return JobPlan(writes, decision.again_at, decision)
+    return JobPlan(writes, decision.again_at, decision.ends_with, decision)
 
 
 def refused_plan(world: World, job: FineTuneJob, plan: Plan, refusal: Refused, now: datetime) -> Plan:
@@ -89,7 +89,7 @@ def refused_plan(world: World, job: FineTuneJob, plan: Plan, refusal: Refused, n
     writes: Writes = (*status_writes(job, job_status(world, job, told, now)), *_tell(job, told))
     if decision.start is not None and not isinstance(refusal.write, Annotate):
         writes += refused_writes(world, job, decision.start, refusal, now)
-    return Plan(writes, told.again_at)
+    return Plan(writes, told.again_at, told.ends_with)
 
 
 def limits(settings: Settings) -> Limits:

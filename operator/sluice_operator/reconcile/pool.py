@@ -15,7 +15,7 @@ from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.allocation.allocate import Allocation, handed_out, ready_since
 from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.allocation.pool_status import engines_with_room, no_longer_refused, pool_status
+from sluice_operator.plan.allocation.pool_status import engines_with_room, pool_status
 from sluice_operator.plan.allocation.scale_up import plan_scale_up, scale_ups_of
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.pools import elders_of, find_pool
@@ -60,7 +60,7 @@ class PoolPlan(Plan):
     """What is to be done once the claims are made."""
 
     concerned: tuple[Key, ...] = ()
-    """Whom GPUs or nodes concern that have come free: nothing else tells them."""
+    """Whom GPUs concern that have come free: nothing else tells them."""
 
 
 def pool_plan(world: World, pool: GPUPool, allocation: Allocation, c: Context, now: datetime) -> PoolPlan:
@@ -75,12 +75,11 @@ def pool_plan(world: World, pool: GPUPool, allocation: Allocation, c: Context, n
     )
     if key_of(pool) in world.pools:
         writes += status_writes(pool, pool_status(world, stock, len(allocation.waits), now))
-    jobs = [key for job in no_longer_refused(world, pool) if (key := key_of(job)) not in allocation.waits]
     turns = (allocation.again_at, scale_up.again_at)
     return PoolPlan(
         writes,
         min((at for at in turns if at), default=None),
-        concerned=(*(key_of(engine) for engine in engines_with_room(world, stock)), *jobs),
+        concerned=tuple(key_of(engine) for engine in engines_with_room(world, stock)),
     )
 
 

@@ -11,6 +11,8 @@ from sluice_operator.handlers.watching import route_changes, take_event
 from sluice_operator.observe.parse import Stored
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import engine_key, job_key, pool_key
+from sluice_operator.reconcile.wakeups import Wakeups
 from tests.unit.operator.bodies import (
     Body,
     adapter,
@@ -110,10 +112,10 @@ def with_status(raw: Body, **status: Any) -> Body:
         ),
         ("nothing but a version", finetunejob("j", 2), finetunejob("j", 3), ""),
         (
-            "an engine: its pool, adapters, borrowers, and who waits to publish to it",
+            "an engine: its pool, adapters and borrowers",
             engine("chat", 1, pool="a"),
             None,
-            "engine/chat pool/a adapter/tone job/trains job/waits",
+            "engine/chat pool/a adapter/tone job/trains",
         ),
         (
             "an adapter: its engine and the others there",
@@ -204,16 +206,16 @@ def with_status(raw: Body, **status: Any) -> Body:
             "pool/a pool/default engine/chat job/trains job/waits",
         ),
         (
-            "a volume: the jobs that mount its claim",
+            "a volume: the pools of jobs that mount its claim",
             None,
             body("PersistentVolume", "pv-1", 2, namespace=""),
-            "job/trains job/waits job/elsewhere pool/a pool/b",
+            "pool/a pool/b",
         ),
         (
-            "a namespace: its jobs, and whom pools and engines are open to",
+            "a namespace: whom pools and engines are open to",
             body("Namespace", "team", 1, namespace=""),
             body("Namespace", "team", 2, namespace="", metadata={"labels": {"gpus": "yes"}}),
-            "pool/a pool/default job/trains job/waits job/elsewhere",
+            "pool/a pool/default",
         ),
         (
             "a placeholder: its engine",
@@ -239,10 +241,10 @@ def with_status(raw: Body, **status: Any) -> Body:
             "pool/a pool/default engine/chat",
         ),
         (
-            "a new engine: who may share its GPUs",
+            "a new engine",
             None,
             engine("new", 2, pool="b", namespace="other"),
-            "engine/new pool/b job/shares",
+            "engine/new pool/b",
         ),
         (
             "an engine that only says something",
@@ -254,13 +256,13 @@ def with_status(raw: Body, **status: Any) -> Body:
             "a claim that comes: who lacked it",
             None,
             body("PersistentVolumeClaim", "models", 2),
-            "job/trains job/waits job/elsewhere engine/chat engine/embed pool/a pool/b",
+            "engine/chat engine/embed pool/a pool/b",
         ),
         (
             "a claim that changes: no engine's pod starts any sooner",
             body("PersistentVolumeClaim", "models", 2),
             body("PersistentVolumeClaim", "models", 3, spec={"volumeName": "pv-2"}),
-            "job/trains job/waits job/elsewhere pool/a pool/b",
+            "pool/a pool/b",
         ),
         ("a claim that no job names", None, body("PersistentVolumeClaim", "other", 2), ""),
     ],
@@ -343,3 +345,24 @@ def test_who_has_gpus_goes_before_jobs_that_wait(store: Store) -> None:
     world = store.world()
     first = {key.name for key in every_key(world, store.links) if goes_first(world, key)}
     assert first == {"trains", "chat", "embed", "tone", "a", "default"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "waits_for", "change"),
+    [
+        ("this very object", Key("PersistentVolumeClaim", "team", "lost"), body("PersistentVolumeClaim", "lost", 2)),
+        ("any of its namespace", engine_key("team", ""), engine("new", 2, pool="b")),
+        ("any of its kind", Key("Node", "", ""), body("Node", "n9", 2, namespace="")),
+    ],
+)
+def test_wakeups_reach_who_waits_for_an_object_and_its_pool(
+    store: Store, rule: str, waits_for: Key, change: Body
+) -> None:
+    wakeups, waits, other = Wakeups(), job_key("team", "waits"), job_key("team", "elsewhere")
+    wakeups.wait(waits, [waits_for])
+    wakeups.wait(other, [Key(waits_for.kind, waits_for.namespace or "none", "another")])
+    found = keys_for(None, read(change), store.world(), store.links, wakeups.of)
+    assert found >= {waits, pool_key("a")}, rule
+    assert other not in found, rule
+    wakeups.wait(waits, [])
+    assert waits not in keys_for(None, read(change), store.world(), store.links, wakeups.of), rule

@@ -17,7 +17,7 @@ from sluice_operator.observe.parse import parse
 from sluice_operator.observe.world import World, key_of, pool_key
 from sluice_operator.plan.allocation.allocate import handed_out
 from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.allocation.pool_status import engines_with_room, no_longer_refused, pool_usage
+from sluice_operator.plan.allocation.pool_status import engines_with_room, pool_usage
 from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.fence import fenced
@@ -273,7 +273,7 @@ def decisions(town: Town) -> Mapping[str, Any]:
         claimed = {key: claim for key, claim in allocation.claims.items() if key.namespace != EVIL}
         waits = {key: wait for key, wait in allocation.waits.items() if key.namespace != EVIL}
         engines = [key_of(engine) for engine in engines_with_room(seen, take_stock(seen, pool))]
-        wakes = [key for key in (*engines, *map(key_of, no_longer_refused(seen, pool))) if key.namespace != EVIL]
+        wakes = [key for key in engines if key.namespace != EVIL]
         return claimed, waits, wakes, pool_usage(seen, pool)
 
     found: dict[str, Any] = {"pool": fenced(world, pool_key("default"), of_the_pool).decision}

@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from dev.simulate.cluster import Cluster
 from dev.simulate.town import GPU, NOW, Town
 from sluice_api.inferenceengine import SlotState
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import engine_key, pool_key
-from sluice_operator.plan.allocation.pool_status import no_longer_refused
 from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.facts.pools import find_pool
 
 
 def _gone(town: Town) -> None:
@@ -57,14 +56,12 @@ def test_a_replica_that_does_not_run_waits_and_the_pool_is_named() -> None:
 
 
 def test_a_job_that_was_refused_for_want_of_nodes_is_looked_at_when_one_comes() -> None:
-    town = Town()
-    job = town.job("a", outcomes=())
-    town.version += 1
-    told = job.status.model_copy(update={"summary": Reason.NO_NODES})
-    metadata = job.metadata.model_copy(update={"resource_version": str(town.version)})
-    town.put(job.model_copy(update={"status": told, "metadata": metadata}))
-    pool = find_pool(town.world, "default")
-    assert pool is not None
-    assert no_longer_refused(town.world, pool) == []
-    town.node(1)
-    assert [found.metadata.name for found in no_longer_refused(town.world, pool)] == ["a"]
+    cluster = Cluster()
+    cluster.town.job("a", outcomes=())
+    cluster.work()
+    (job,) = cluster.world.jobs.values()
+    assert job.status.summary == Reason.NO_NODES
+    cluster.town.node(1)
+    cluster.work()
+    (job,) = cluster.world.jobs.values()
+    assert job.status.summary == Reason.PREPARING

@@ -1,18 +1,15 @@
 """A pool's status: who has its GPUs, and how many jobs wait for them; and which engines may grow now."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import TypeVar
 
 from sluice_api.conditions import READY
-from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, GPUPoolStatus
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.model import FIRST_MOMENT
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.allocation.inventory import NodeStock, Stock, engines_of, take_stock
-from sluice_operator.plan.allocation.refusals import refusal
 from sluice_operator.plan.facts.conditions import condition
 from sluice_operator.plan.facts.pools import named, taken_by_elders, unusable
 from sluice_operator.plan.facts.slots import ref
@@ -83,22 +80,5 @@ def engines_with_room(world: World, stock: Stock) -> list[InferenceEngine]:
         slots = engine.status.slots
         return any(slot.state is SlotState.WAITING and ref(engine, slot.index) in placed for slot in slots)
 
-    return [engine for engine, has in _told(engines_of(world, stock.pool), has_room) if has]
-
-
-AnyResource = TypeVar("AnyResource", FineTuneJob, InferenceEngine)
-
-
-def _told(resources: Iterable[AnyResource], look: Callable[[AnyResource], bool]) -> list[tuple[AnyResource, bool]]:
-    return each(resources, key_of, lambda resource: (resource, look(resource)))
-
-
-def no_longer_refused(world: World, pool: GPUPool) -> list[FineTuneJob]:
-    """Jobs that fit no node of the pool, as their status says, and now do: nothing else tells them."""
-    jobs = [job for job in world.unfinished.get(pool.metadata.name, {}).values() if job.status.summary in _ABOUT_NODES]
-    return [job for job, fits in _told(jobs, lambda job: refusal(world, job) is None) if fits]
-
-
-_ABOUT_NODES = frozenset(
-    {Reason.NO_NODES, Reason.EXCEEDS_EVERY_NODE, Reason.EXCEEDS_POOL, Reason.DRA_NOT_SERVED, Reason.NO_ENGINE_BESIDE}
-)
+    looks = each(engines_of(world, stock.pool), key_of, lambda engine: (engine, has_room(engine)))
+    return [engine for engine, has in looks if has]

@@ -136,7 +136,9 @@ def refused(s: Situation) -> JobDecision | None:
     if s.unfinished() or done(s.outcomes, Stage.TRAIN):
         return None
     found = refusals.refusal_at(s.world, s.job, s.now)
-    return JobDecision(_current(s), found.reason, found.message) if found else None
+    if found is None:
+        return None
+    return JobDecision(_current(s), found.reason, found.message, ends_with=found.ends_with)
 
 
 def prepares(s: Situation) -> JobDecision | None:
@@ -243,9 +245,10 @@ def publishes(s: Situation) -> JobDecision | None:
     result = _export(s)
     if s.job.spec.publish is None or result is None or s.outcomes.published == result.digest:
         return None
+    key = adapter_key(s.job.metadata.namespace, s.job.spec.publish.name)
     if taken := name_taken(s.world, s.job):
-        return JobDecision(JobCondition.PUBLISHED, Reason.NAME_TAKEN, taken)
-    adapter = s.world.adapters.get(adapter_key(s.job.metadata.namespace, s.job.spec.publish.name))
+        return JobDecision(JobCondition.PUBLISHED, Reason.NAME_TAKEN, taken, ends_with=(key,))
+    adapter = s.world.adapters.get(key)
     if adapter is None or adapter.spec.source.digest != result.digest or adapter.spec.source.uri != result.uri:
         return JobDecision(JobCondition.PUBLISHED, Reason.PUBLISHING, "The Adapter is being written.", publish=result)
     ready = next((c for c in adapter.status.conditions if c.type == "Ready"), None)
@@ -253,7 +256,7 @@ def publishes(s: Situation) -> JobDecision | None:
     if ready is None or not current or ready.status != "True":
         message = ready.message if ready and current else "The engine's replicas are about to load the adapter."
         reason = Reason.known(ready.reason) if ready and current else None
-        return JobDecision(JobCondition.PUBLISHED, reason or Reason.PUBLISHING, message)
+        return JobDecision(JobCondition.PUBLISHED, reason or Reason.PUBLISHING, message, ends_with=(key,))
     return None
 
 

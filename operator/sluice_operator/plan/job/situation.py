@@ -9,7 +9,7 @@ from sluice_api.conditions import JobCondition
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExportResult, Stage
-from sluice_operator.observe.views import PodView, StageJobView
+from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, identity
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.outcomes import all_outcomes, next_attempt_at, only_node
@@ -53,6 +53,8 @@ class JobDecision:
     """The job itself is deleted: it is over, and so is its time to live."""
     again_at: datetime | None = None
     """When to look again even if nothing happens."""
+    ends_with: tuple[Key, ...] = ()
+    """Objects whose change may end what it waits for."""
 
 
 @dataclass(frozen=True)
