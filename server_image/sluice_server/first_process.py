@@ -25,7 +25,7 @@ def work_in_child(work: Callable[[], object], port: int, seconds: float) -> None
     end. If nothing listens, the container ends at once. It also ends when the child has not exited `seconds` after its
     SIGTERM: vLLM may kill its engine and wait for the answers in flight for ever.
 
-    In a pod SIGTERM is blocked from before Python's start (build/pod.py), so that none is lost.
+    In a pod SIGTERM is blocked from before Python's start (manifests/pod.py), so that none is lost.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     child = os.fork()

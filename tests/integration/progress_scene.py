@@ -22,11 +22,11 @@ from sluice_api.meta import API_VERSION, FIELD_MANAGER
 from sluice_api.pods import TOKEN_AUDIENCE
 from sluice_api.reports import ENGINE_REPORTS_PATH, TRAINING_REPORTS_PATH
 from sluice_api.stages import Stage
-from sluice_operator.build.engine import slot_deployment
-from sluice_operator.build.stage_job import stage_job
 from sluice_operator.clock import Clock
 from sluice_operator.cluster.client import Api
 from sluice_operator.cluster.cluster import Cluster
+from sluice_operator.manifests.engine import slot_deployment
+from sluice_operator.manifests.stage_job import stage_job
 from sluice_operator.observe.parse import parse
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key

@@ -7,7 +7,7 @@ import pytest
 
 from dev.cluster import control_plane
 from tests.integration.kubectl import Kubectl
-from tests.unit.build.manifests import ENGINE, GOLDEN, pod_specs
+from tests.unit.manifests.examples import ENGINE, GOLDEN, pod_specs
 
 pytestmark = pytest.mark.integration
 

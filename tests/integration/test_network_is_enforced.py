@@ -20,8 +20,8 @@ from dev.cluster.control_plane import ControlPlane
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import API_VERSION, ENGINE_LABEL, JOB_LABEL, STAGE_LABEL
-from sluice_operator.build.metadata import app_labels
-from sluice_operator.build.network_policy import engine_policy, job_policy
+from sluice_operator.manifests.metadata import app_labels
+from sluice_operator.manifests.network_policy import engine_policy, job_policy
 from sluice_operator.observe.views import Address
 from sluice_operator.settings import Network, Settings
 from tests.integration.network_lab import BEYOND, NODE_ADDRESS, Lab

@@ -8,8 +8,8 @@ import aiohttp
 
 from dev.cluster.ports import free_port
 from sluice_api.reports import TRAINING_REPORTS_PATH
-from sluice_operator.build.trust import ENTRY, NAME
 from sluice_operator.certificates.keeper import SECRET
+from sluice_operator.manifests.trust import ENTRY, NAME
 from tests.integration.claim_scene import ClaimScene
 from tests.integration.conftest import MakeOperator
 from tests.integration.nodes import Nodes

@@ -28,7 +28,7 @@ class StopSignal:
     """Ends the process on SIGTERM, or when a thread calls `end`; what `set_save` has set is called before.
 
     A container's first process ignores a SIGTERM for which it has no handler, so this is made before anything else;
-    one that comes before is kept until then (build/pod.py).
+    one that comes before is kept until then (manifests/pod.py).
     """
 
     POD_PATIENCE_SECONDS, PEER_PATIENCE_SECONDS = 2.0, 4.0

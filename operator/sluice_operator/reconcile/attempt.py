@@ -5,9 +5,9 @@ from datetime import datetime
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
-from sluice_operator.build.devices import training_gpus
-from sluice_operator.build.network_policy import job_policy
-from sluice_operator.build.stage_job import group_service, stage_job
+from sluice_operator.manifests.devices import training_gpus
+from sluice_operator.manifests.network_policy import job_policy
+from sluice_operator.manifests.stage_job import group_service, stage_job
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.facts.deadlines import job_deadline
 from sluice_operator.plan.facts.outcomes import all_outcomes, compact

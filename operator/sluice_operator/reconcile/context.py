@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from sluice_operator.build.trust import trust
 from sluice_operator.cluster.cluster import Cluster
+from sluice_operator.manifests.trust import trust
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.plan.allocation.waiting import Wait

@@ -7,10 +7,10 @@ from sluice_api.conditions import Condition, EngineCondition
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
 from sluice_api.meta import RESTARTED_AT_ANNOTATION
-from sluice_operator.build.devices import slot_gpus
-from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
-from sluice_operator.build.network_policy import engine_policy
-from sluice_operator.build.placeholder import placeholder
+from sluice_operator.manifests.devices import slot_gpus
+from sluice_operator.manifests.engine import agent_access, engine_service, slot_deployment
+from sluice_operator.manifests.network_policy import engine_policy
+from sluice_operator.manifests.placeholder import placeholder
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.engine.decide import EngineDecision, plan_engine

@@ -9,8 +9,8 @@ from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.publish import Publish
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExportResult, Stage
-from sluice_operator.build.adapter import adapter
 from sluice_operator.cluster.patches import HOSTNAME_LABEL
+from sluice_operator.manifests.adapter import adapter
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, adapter_key, key_of
 from sluice_operator.plan.facts.preparing import next_to_prepare

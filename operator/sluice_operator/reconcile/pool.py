@@ -7,9 +7,9 @@ from functools import partial
 
 from sluice_api.gpupool import GPUPool
 from sluice_api.stages import Stage
-from sluice_operator.build.scale_up import scale_up_pod
 from sluice_operator.cluster.cluster import Failure
 from sluice_operator.cluster.errors import Outdated
+from sluice_operator.manifests.scale_up import scale_up_pod
 from sluice_operator.metrics import QUEUE_WAIT_SECONDS
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of

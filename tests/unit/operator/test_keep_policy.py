@@ -3,11 +3,11 @@
 from types import SimpleNamespace
 from typing import Any
 
-from sluice_operator.build.network_policy import engine_policy
 from sluice_operator.cluster.cluster import Cluster
+from sluice_operator.manifests.network_policy import engine_policy
 from sluice_operator.observe.store import Store
 from sluice_operator.writes import Keep
-from tests.unit.build.manifests import API_SERVERS, ASKED_BY_TEAM_B, CUDA, ENGINE
+from tests.unit.manifests.examples import API_SERVERS, ASKED_BY_TEAM_B, CUDA, ENGINE
 
 
 class Kept(Cluster):

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from sluice_operator.build.trust import trust
 from sluice_operator.cluster.errors import ApiError, NameTaken, Outdated
 from sluice_operator.cluster.ownership import require_ours
+from sluice_operator.manifests.trust import trust
 from sluice_operator.observe.views import Key
 
 Body = dict[str, Any]

@@ -10,7 +10,7 @@ from sluice_api.meta import taints_of_gpus
 from sluice_api.quantity import amount
 from sluice_api.sources import VOLUMES
 from sluice_api.tolerations import Toleration
-from sluice_operator.build import trust
+from sluice_operator.manifests import trust
 from sluice_operator.settings import Settings
 from sluice_operator.writes import Manifest
 

@@ -8,10 +8,10 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.stages import Stage
-from sluice_operator.build.engine import slot_deployment
-from sluice_operator.build.scale_up import scale_up_pod
+from sluice_operator.manifests.engine import slot_deployment
+from sluice_operator.manifests.scale_up import scale_up_pod
 from sluice_operator.settings import Settings
-from tests.unit.build.manifests import CLAIM, CUDA, ENGINE, JOB, PULLED, SERVED_PULLED, WITH_PULL_SECRETS, stage_job
+from tests.unit.manifests.examples import CLAIM, CUDA, ENGINE, JOB, PULLED, SERVED_PULLED, WITH_PULL_SECRETS, stage_job
 
 
 def pods_of(job: FineTuneJob, engine: InferenceEngine, settings: Settings) -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.meta import SCALE_UP_LABEL, scale_up_name
 from sluice_api.stages import Stage
-from sluice_operator.build import pod
-from sluice_operator.build.metadata import app_labels, owned_by
-from sluice_operator.build.stage_job import stage_resources
+from sluice_operator.manifests import pod
+from sluice_operator.manifests.metadata import app_labels, owned_by
+from sluice_operator.manifests.stage_job import stage_resources
 from sluice_operator.settings import Settings
 from sluice_operator.writes import Manifest
 

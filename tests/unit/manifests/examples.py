@@ -12,14 +12,14 @@ from sluice_api.gpupool import GPUPoolSpec, Sharing, SharingMode
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.publish import Publish
 from sluice_api.stages import ExportResult, Stage
-from sluice_operator.build import stage_job as building
-from sluice_operator.build.adapter import adapter
-from sluice_operator.build.devices import slot_gpus, training_gpus
-from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
-from sluice_operator.build.network_policy import engine_policy, job_policy
-from sluice_operator.build.placeholder import placeholder
-from sluice_operator.build.scale_up import scale_up_pod
-from sluice_operator.build.stage_job import group_service
+from sluice_operator.manifests import stage_job as building
+from sluice_operator.manifests.adapter import adapter
+from sluice_operator.manifests.devices import slot_gpus, training_gpus
+from sluice_operator.manifests.engine import agent_access, engine_service, slot_deployment
+from sluice_operator.manifests.network_policy import engine_policy, job_policy
+from sluice_operator.manifests.placeholder import placeholder
+from sluice_operator.manifests.scale_up import scale_up_pod
+from sluice_operator.manifests.stage_job import group_service
 from sluice_operator.observe.views import Address
 from sluice_operator.settings import Network, Settings
 

@@ -4,7 +4,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import API_VERSION, JOB_LABEL
 from sluice_api.publish import Publish
 from sluice_api.stages import ExportResult
-from sluice_operator.build.metadata import app_labels
+from sluice_operator.manifests.metadata import app_labels
 from sluice_operator.writes import Manifest
 
 

@@ -20,9 +20,9 @@ from sluice_api.sources import claims_of
 from sluice_api.stages import ExitCode, Stage, StageSpec
 from sluice_api.tolerations import Toleration
 from sluice_api.training import Method
-from sluice_operator.build import pod
-from sluice_operator.build.devices import of_training, with_claims
-from sluice_operator.build.metadata import app_labels, owned_by
+from sluice_operator.manifests import pod
+from sluice_operator.manifests.devices import of_training, with_claims
+from sluice_operator.manifests.metadata import app_labels, owned_by
 from sluice_operator.settings import Settings
 from sluice_operator.writes import Manifest
 

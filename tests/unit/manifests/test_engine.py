@@ -8,9 +8,9 @@ from sluice_api import pods
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.slots import SlotSpec
-from sluice_operator.build.engine import agent_access, engine_service, slot_deployment
+from sluice_operator.manifests.engine import agent_access, engine_service, slot_deployment
 from sluice_operator.plan.facts.slots import template_of
-from tests.unit.build.manifests import CPU, CUDA, ENGINE, containers, environment
+from tests.unit.manifests.examples import CPU, CUDA, ENGINE, containers, environment
 
 
 def with_spec(**changes: Any) -> InferenceEngine:

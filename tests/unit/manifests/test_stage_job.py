@@ -10,12 +10,12 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPoolSpec, SharingMode
 from sluice_api.stages import Stage, StageSpec
 from sluice_api.tolerations import Toleration
-from sluice_operator.build.devices import training_gpus
-from sluice_operator.build.engine import slot_deployment
-from sluice_operator.build.network_policy import job_policy
-from sluice_operator.build.placeholder import placeholder
-from sluice_operator.build.scale_up import scale_up_pod
-from tests.unit.build.manifests import CLAIM, CUDA, DRA_BORROWER, DRA_CLAIM, ENGINE, JOB, environment, stage_job
+from sluice_operator.manifests.devices import training_gpus
+from sluice_operator.manifests.engine import slot_deployment
+from sluice_operator.manifests.network_policy import job_policy
+from sluice_operator.manifests.placeholder import placeholder
+from sluice_operator.manifests.scale_up import scale_up_pod
+from tests.unit.manifests.examples import CLAIM, CUDA, DRA_BORROWER, DRA_CLAIM, ENGINE, JOB, environment, stage_job
 
 
 def claim_for(stage: Stage) -> Claim | None:

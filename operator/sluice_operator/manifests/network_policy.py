@@ -14,7 +14,7 @@ from sluice_api.inferenceengine import Clients, ClientsFrom, InferenceEngine
 from sluice_api.meta import ENGINE_LABEL, JOB_LABEL, STAGE_LABEL, engine_network_name, job_network_name
 from sluice_api.sources import volume_path
 from sluice_api.stages import Stage
-from sluice_operator.build.metadata import app_labels, owned_by
+from sluice_operator.manifests.metadata import app_labels, owned_by
 from sluice_operator.observe.views import Address
 from sluice_operator.settings import Settings
 from sluice_operator.writes import Manifest

@@ -7,7 +7,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import ENGINE_LABEL, JOB_LABEL, SLOT_LABEL, slot_gpus_name, training_gpus_name
-from sluice_operator.build.metadata import app_labels, owned_by
+from sluice_operator.manifests.metadata import app_labels, owned_by
 from sluice_operator.writes import Manifest
 
 API_VERSION = "resource.k8s.io/v1"

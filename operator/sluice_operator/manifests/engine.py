@@ -6,8 +6,8 @@ from sluice_api import pods
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import ENGINE_LABEL, GROUP, RESTARTED_AT_ANNOTATION, SLOT_LABEL, TEMPLATE_ANNOTATION, slot_name
-from sluice_operator.build.engine_pod import agent_account, engine_pod_spec
-from sluice_operator.build.metadata import app_labels, owned_by
+from sluice_operator.manifests.engine_pod import agent_account, engine_pod_spec
+from sluice_operator.manifests.metadata import app_labels, owned_by
 from sluice_operator.settings import Settings
 from sluice_operator.writes import Manifest
 

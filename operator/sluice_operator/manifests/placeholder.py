@@ -3,8 +3,8 @@
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import PLACEHOLDER_GATE, PLACEHOLDER_LABEL, SLOT_LABEL, placeholder_name
-from sluice_operator.build import pod
-from sluice_operator.build.metadata import app_labels, owned_by
+from sluice_operator.manifests import pod
+from sluice_operator.manifests.metadata import app_labels, owned_by
 from sluice_operator.settings import Settings
 from sluice_operator.writes import Manifest
 

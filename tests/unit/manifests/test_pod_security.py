@@ -11,8 +11,8 @@ from sluice_api import crd, pods
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.schema import fields_of
-from tests.unit.build.manifests import containers, pod_specs
 from tests.unit.chart.pod_security import violations
+from tests.unit.manifests.examples import containers, pod_specs
 
 POD_SPECS = pod_specs()
 every_pod = pytest.mark.parametrize("pod", POD_SPECS.values(), ids=POD_SPECS.keys())

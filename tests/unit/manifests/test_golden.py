@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.unit.build.manifests import GOLDEN
+from tests.unit.manifests.examples import GOLDEN
 
 FOLDER = Path(__file__).parents[2] / "golden"
 REWRITE = os.environ.get("SLUICE_GOLDEN") == "rewrite"

@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from sluice_operator.writes import Manifest
-from tests.unit.build.manifests import GOLDEN
+from tests.unit.manifests.examples import GOLDEN
 
 POLICIES = [name for name, made in GOLDEN.items() if made[0]["kind"] == "NetworkPolicy"]
 METADATA = ("169.254.169.254", "fd00:ec2::254")

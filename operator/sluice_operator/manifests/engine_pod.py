@@ -9,8 +9,8 @@ from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import Clients, InferenceEngine, InferenceEngineSpec, LendingPolicy, Preemption
 from sluice_api.slots import SlotSpec
 from sluice_api.sources import claims_of
-from sluice_operator.build import pod
-from sluice_operator.build.devices import of_slot, with_claims
+from sluice_operator.manifests import pod
+from sluice_operator.manifests.devices import of_slot, with_claims
 from sluice_operator.settings import Settings
 from sluice_operator.writes import Manifest
 
