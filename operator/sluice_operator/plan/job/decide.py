@@ -12,6 +12,7 @@ from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import World, adapter_key, identity, oldest_first
 from sluice_operator.plan.allocation import refusals
 from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.plan.facts import readiness
 from sluice_operator.plan.facts.after import after
 from sluice_operator.plan.facts.attempts import heir_of, made_after, trainer_pods
 from sluice_operator.plan.facts.belief import believed
@@ -31,7 +32,6 @@ from sluice_operator.plan.job.situation import (
     Start,
     ended_by_us,
     in_pause,
-    told_of_pause,
 )
 from sluice_operator.plan.job.stages import runs_stage
 from sluice_operator.plan.obstacle import earliest
@@ -82,9 +82,8 @@ def _in_time(job: FineTuneJob, decision: JobDecision, now: datetime) -> JobDecis
 
 def managed_elsewhere(s: Situation) -> JobDecision | None:
     """Another controller runs this job: hands off."""
-    if not s.job.spec.managed_by:
-        return None
-    return JobDecision(JobCondition.PREPARED, Reason.MANAGED_ELSEWHERE, f"spec.managedBy is {s.job.spec.managed_by}.")
+    found = readiness.managed_elsewhere(s.job, s.outcomes)
+    return JobDecision(JobCondition.PREPARED, found.reason, found.message) if found else None
 
 
 def deleted(s: Situation) -> JobDecision | None:
@@ -92,10 +91,10 @@ def deleted(s: Situation) -> JobDecision | None:
 
     One that is over goes on saying what it came to.
     """
-    if s.job.metadata.deletion_timestamp is None or s.job.status.finished_at is not None:
+    found = readiness.being_deleted(s.job, s.outcomes)
+    if found is None or s.job.status.finished_at is not None:
         return None
-    message = "The job is being deleted; what ran for it is ended. A finalizer keeps it here."
-    return JobDecision(_current(s), Reason.DELETED, message, delete=s.running())
+    return JobDecision(_current(s), found.reason, found.message, delete=s.running())
 
 
 def failed(s: Situation) -> JobDecision | None:
@@ -118,17 +117,15 @@ def _training_since(s: Situation) -> datetime | None:
 
 def suspended(s: Situation) -> JobDecision | None:
     """The user wants it to stop: what runs is ended, a trainer saves its state on the way out."""
-    if not s.job.spec.suspend or done(s.outcomes, Stage.EXPORT):
+    found = readiness.suspended(s.job, s.outcomes)
+    if found is None or done(s.outcomes, Stage.EXPORT):
         return None
     record = s.outcomes
     for stage_job in s.running():
-        record = record.with_attempt(ended_by_us(s, stage_job, Reason.SUSPENDED, "spec.suspend was set."))
+        record = record.with_attempt(ended_by_us(s, stage_job, found.reason, "spec.suspend was set."))
     if any(in_pause(s, stage) for stage in Stage):
         record = record.model_copy(update={"suspended_at": s.now})
-    message = "spec.suspend is true. Set it to false to go on" + (
-        " from the checkpoint." if s.outcomes.of(Stage.TRAIN) else "."
-    )
-    return JobDecision(_current(s), Reason.SUSPENDED, message, delete=s.running(), record=record)
+    return JobDecision(_current(s), found.reason, found.message, delete=s.running(), record=record)
 
 
 def refused(s: Situation) -> JobDecision | None:
@@ -223,14 +220,9 @@ def waits(s: Situation) -> JobDecision | None:
     """It is ready and has no GPUs."""
     if done(s.outcomes, Stage.TRAIN):
         return None
-    begins = s.job.spec.scheduling.not_before
-    if paused := in_pause(s, Stage.TRAIN):
-        last, again_at = paused
-        reason, message = Reason.known(last.reason) or Reason.TRAINER_FAILED, told_of_pause(last, again_at)
-        return JobDecision(JobCondition.ADMITTED, reason, message, again_at=again_at)
-    if begins and begins > s.now:
-        message = f"Prepared. It asks for GPUs from {begins:%Y-%m-%d %H:%M:%S} UTC on (scheduling.notBefore)."
-        return JobDecision(JobCondition.ADMITTED, Reason.NOT_BEFORE, message, again_at=begins)
+    for pause in readiness.pauses(s.job, s.outcomes):
+        if pause.until and s.now < pause.until:
+            return JobDecision(JobCondition.ADMITTED, pause.reason, pause.message, again_at=pause.until)
     wait = s.wait or Wait(Reason.PENDING, "Ready; its turn in the pool is being decided.")
     return JobDecision(JobCondition.ADMITTED, wait.reason, wait.message, wait=wait)
 

@@ -12,9 +12,11 @@ from sluice_api.stages import ExportResult, Stage
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, identity
 from sluice_operator.plan.allocation.waiting import Wait
-from sluice_operator.plan.facts.outcomes import all_outcomes, next_attempt_at, only_node
+from sluice_operator.plan.facts.outcomes import all_outcomes, only_node
+from sluice_operator.plan.facts.readiness import pause
 from sluice_operator.plan.facts.refused import FIRST_PAUSE, LONGEST_PAUSE
 from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.obstacle import Obstacle
 
 CONDITION = {
     Stage.PREPARE: JobCondition.PREPARED,
@@ -103,18 +105,10 @@ def ended_by_us(
     )
 
 
-def in_pause(s: Situation, stage: Stage) -> tuple[AttemptOutcome, datetime] | None:
-    """The last attempt of a stage, and when the next one follows, while it is not to begin yet."""
-    at = next_attempt_at(s.job, s.outcomes, stage)
-    return (s.outcomes.of(stage)[-1], at) if at and at > s.now else None
-
-
-def told_of_pause(last: AttemptOutcome, at: datetime) -> str:
-    """What to say in a pause between two attempts."""
-    return (
-        f"Attempt {last.attempt} ended: {last.message} The next one follows at {at:%H:%M:%S} UTC, or at once when "
-        "spec.suspend has been true for a moment."
-    )
+def in_pause(s: Situation, stage: Stage) -> Obstacle | None:
+    """Why the next attempt of a stage does not begin yet."""
+    found = pause(s.job, s.outcomes, stage)
+    return found if found and found.until and s.now < found.until else None
 
 
 def told_since(job: FineTuneJob, decision: JobDecision) -> datetime | None:

@@ -19,7 +19,6 @@ from sluice_operator.plan.job.situation import (
     Start,
     ended_by_us,
     in_pause,
-    told_of_pause,
 )
 from sluice_operator.plan.obstacle import earliest
 
@@ -47,10 +46,7 @@ def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobD
             again_at=again_at,
         )
     if paused := in_pause(s, stage):
-        last, again_at = paused
-        return JobDecision(
-            CONDITION[stage], Reason.known(last.reason) or reason, told_of_pause(last, again_at), again_at=again_at
-        )
+        return JobDecision(CONDITION[stage], paused.reason, paused.message, again_at=paused.until)
     return JobDecision(CONDITION[stage], reason, message, start=Start(stage, s.next_attempt(stage)))
 
 
