@@ -1,5 +1,7 @@
 """A Kubernetes condition, and the conditions that our resources have."""
 
+from collections.abc import Iterable
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -45,3 +47,24 @@ class EngineCondition(StrEnum):
 
 READY = "Ready"
 """The one condition of an Adapter and of a GPUPool."""
+
+
+def condition(
+    before: Iterable[Condition],
+    type_: str,
+    status: ConditionStatus,
+    reason: str,
+    message: str,
+    generation: int,
+    now: datetime,
+) -> Condition:
+    """A condition, with the transition time of the one before when the status is the same."""
+    old = next((c for c in before if c.type == type_), None)
+    return Condition(
+        type=type_,
+        status=status,
+        reason=reason,
+        message=message[:2048],
+        observed_generation=generation,
+        last_transition_time=old.last_transition_time if old and old.status == status else now,
+    )

@@ -14,7 +14,7 @@ from sluice_operator.cluster.lists import look_for_dra, refresh_all
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.world import job_key, key_of
 from sluice_operator.plan.fence import fenced
-from sluice_operator.plan.trace import trace
+from sluice_operator.status.trace import trace
 
 
 async def explain(namespace: str, name: str) -> list[str]:

@@ -4,5 +4,5 @@
 - job/decide.py: what one job needs now, a claim included (holding.py)
 - engine/decide.py: what each of an engine's replicas should be (slot_plans.py)
 
-All three read what is so from facts/, and none writes it anywhere. trace.py spells a decision out for a person.
+All three read what is so from facts/, and none writes it anywhere. status/trace.py spells a decision out for a person.
 """

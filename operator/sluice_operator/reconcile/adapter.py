@@ -3,10 +3,10 @@
 from datetime import datetime
 
 from sluice_operator.observe.views import Key
-from sluice_operator.plan.adapter import adapter_status
 from sluice_operator.reconcile.context import Context, Requeue, until
 from sluice_operator.reconcile.fence import planned
 from sluice_operator.reconcile.status import status_writes
+from sluice_operator.status.adapter import adapter_status
 from sluice_operator.writes import Plan
 
 

@@ -10,10 +10,10 @@ from sluice_api.reasons import Reason
 from sluice_operator import metrics
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import SetAside, World, pool_key
-from sluice_operator.plan.aside import LOOKED_AT_AGAIN, is_told, set_aside_status
 from sluice_operator.plan.fence import fenced
 from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.status import status_writes
+from sluice_operator.status.aside import LOOKED_AT_AGAIN, is_told, set_aside_status
 from sluice_operator.writes import Event, Plan
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ from sluice_operator.plan.facts.refused import REFUSED
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
 from sluice_operator.plan.job.situation import JobDecision, refused, told_since
-from sluice_operator.plan.job.status import job_status
 from sluice_operator.reconcile.attempt import attempt_writes, refused_writes
 from sluice_operator.reconcile.context import Context, Requeue, until
 from sluice_operator.reconcile.fence import planned
@@ -26,6 +25,7 @@ from sluice_operator.reconcile.look import look_for_orphans, look_for_pods, look
 from sluice_operator.reconcile.refused import reason_of
 from sluice_operator.reconcile.status import status_writes
 from sluice_operator.settings import Settings
+from sluice_operator.status.job import job_status
 from sluice_operator.writes import (
     Annotate,
     Apply,

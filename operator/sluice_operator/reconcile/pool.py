@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.stages import Stage
 from sluice_operator.cluster.cluster import Failure
 from sluice_operator.cluster.errors import Outdated
@@ -14,18 +15,19 @@ from sluice_operator.metrics import QUEUE_WAIT_SECONDS
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.allocation.allocate import Allocation, handed_out, ready_since
-from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.allocation.pool_status import engines_with_room, pool_status
+from sluice_operator.plan.allocation.inventory import Stock, engines_of, take_stock
 from sluice_operator.plan.allocation.scale_up import plan_scale_up, scale_ups_of
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.pools import elders_of, find_pool
 from sluice_operator.plan.facts.refused import FIRST_PAUSE
+from sluice_operator.plan.facts.slots import ref
 from sluice_operator.plan.fence import each
 from sluice_operator.plan.job.situation import Start, next_training_attempt
 from sluice_operator.reconcile.attempt import attempt_writes, refused_writes
 from sluice_operator.reconcile.context import Context, Requeue, until
 from sluice_operator.reconcile.fence import decided, planned
 from sluice_operator.reconcile.status import status_writes
+from sluice_operator.status.pool import pool_status
 from sluice_operator.writes import Create, Delete, Plan, Refused, Writes
 
 _LONG_SECONDS = 0.05
@@ -177,3 +179,15 @@ def _publish_waits(c: Context, pool: str, waits: Mapping[Key, Wait]) -> None:
     for key in before.keys() | waits.keys():
         if before.get(key) != waits.get(key):
             c.enqueue(key)
+
+
+def engines_with_room(world: World, stock: Stock) -> list[InferenceEngine]:
+    """Engines of which a slot waits for a GPU, as their status says, that there is one for now."""
+    placed = stock.placed
+
+    def has_room(engine: InferenceEngine) -> bool:
+        slots = engine.status.slots
+        return any(slot.state is SlotState.WAITING and ref(engine, slot.index) in placed for slot in slots)
+
+    looks = each(engines_of(world, stock.pool), key_of, lambda engine: (engine, has_room(engine)))
+    return [engine for engine, has in looks if has]

@@ -2,7 +2,7 @@
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_operator.observe.world import Custom, key_of
-from sluice_operator.plan.aside import Status as NewStatus
+from sluice_operator.status.aside import Status as NewStatus
 from sluice_operator.writes import Status
 
 

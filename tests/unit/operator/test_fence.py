@@ -12,7 +12,6 @@ from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.exposition import WorldCollector
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import SetAside, job_key, pool_key
-from sluice_operator.plan.aside import LOOKED_AT_AGAIN
 from sluice_operator.plan.facts import readiness
 from sluice_operator.plan.facts.outcomes import all_outcomes
 from sluice_operator.reconcile import job as job_module
@@ -20,6 +19,7 @@ from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.job import reconcile_job
 from sluice_operator.reconcile.pool import reconcile_pool
 from sluice_operator.settings import Settings
+from sluice_operator.status.aside import LOOKED_AT_AGAIN
 
 EVIL = job_key("evil", "x")
 SETTINGS = Settings("sluice", "sluice-0", "http://progress", "trainer", "server")

@@ -10,8 +10,8 @@ from sluice_api.reasons import Reason
 from sluice_operator.observe.orphans import left_by, runs
 from sluice_operator.observe.views import Key, Owner, PodView, StageJobView
 from sluice_operator.observe.world import key_of
-from sluice_operator.plan.allocation.pool_status import pool_usage
 from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.status.pool import pool_usage
 from tests.unit.plan.worlds import NOW, allocated, describe
 
 TEAM = {"matchLabels": {"kubernetes.io/metadata.name": "team"}}

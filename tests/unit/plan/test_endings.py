@@ -13,7 +13,7 @@ from sluice_operator.observe.world import job_key
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
-from sluice_operator.plan.trace import trace
+from sluice_operator.status.trace import trace
 from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe
 
 NO_GPU = "UnexpectedAdmissionError: Allocate failed due to no healthy devices present"

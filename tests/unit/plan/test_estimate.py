@@ -9,7 +9,7 @@ from sluice_operator.observe.world import job_key
 from sluice_operator.plan.facts.estimate import settled
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
-from sluice_operator.plan.job.status import job_status
+from sluice_operator.status.job import job_status
 from tests.unit.plan.worlds import NOW, Town, allocated, parse
 
 

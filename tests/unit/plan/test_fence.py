@@ -14,14 +14,14 @@ from sluice_operator.observe.world import SetAside, World, engine_key, job_key, 
 from sluice_operator.plan.allocation import access, inventory, lending
 from sluice_operator.plan.allocation import allocate as allocation
 from sluice_operator.plan.allocation.allocate import Allocation, handed_out
-from sluice_operator.plan.allocation.pool_status import pool_usage
-from sluice_operator.plan.aside import set_aside_status
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.facts import claims, outcomes, readiness
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.fence import Fault, Fenced, each, fenced, looking_at
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
+from sluice_operator.status.aside import set_aside_status
+from sluice_operator.status.pool import pool_usage
 from tests.unit.plan.worlds import NOW, Town, describe
 
 EVIL = job_key("evil", "x")

@@ -14,7 +14,7 @@ from sluice_operator.observe.world import identity, job_key, key_of
 from sluice_operator.plan.allocation.inventory import NodeStock, take_stock
 from sluice_operator.plan.facts.claims import live_claims, overlapped_by
 from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.job.status import job_status
+from sluice_operator.status.job import job_status
 from tests.unit.plan.worlds import GPU, NOW, YIELDS, Town, allocated, change, decide, describe, parse
 
 

@@ -22,8 +22,8 @@ from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.sharing import left_by
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
-from sluice_operator.plan.job.status import job_status
-from sluice_operator.plan.trace import trace
+from sluice_operator.status.job import job_status
+from sluice_operator.status.trace import trace
 from tests.unit.plan.dra import DRIVER, SHARED, SLEEPS, DraTown, chat, guests
 from tests.unit.plan.worlds import NOW, allocated
 

@@ -18,7 +18,7 @@ from sluice_operator.plan.facts.outcomes import compact, failures, next_attempt_
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.holding import Limits
 from sluice_operator.plan.job.situation import next_training_attempt
-from sluice_operator.plan.job.status import job_status
+from sluice_operator.status.job import job_status
 from tests.unit.plan.worlds import NOW, PREPARED, YIELDS, Town, allocated, describe
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from sluice_api.claim import SlotRef
 from sluice_operator.observe.world import job_key
-from sluice_operator.plan.trace import trace
+from sluice_operator.status.trace import trace
 from tests.unit.plan.dra import DraTown
 from tests.unit.plan.test_sleeping import SleepingLoan
 from tests.unit.plan.worlds import NOW, Town, allocated, change, parse

@@ -10,11 +10,11 @@ import pytest
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.allocation.pool_status import pool_status
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.facts.slots import template_of
-from sluice_operator.plan.trace import trace
+from sluice_operator.status.pool import pool_status
+from sluice_operator.status.trace import trace
 from tests.unit.plan.test_sleeping import SleepingLoan
 from tests.unit.plan.worlds import NOW, YIELDS, Town, allocated, describe, parse
 

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sluice_api.conditions import EngineCondition
+from sluice_api.conditions import EngineCondition, condition
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, SlotState, SlotStatus
 from sluice_api.meta import ENGINE_LABEL
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.allocation.inventory import take_stock
 from sluice_operator.plan.facts.attempts import trainer_pods
-from sluice_operator.plan.facts.conditions import condition
 from sluice_operator.plan.facts.devices import offered
 from sluice_operator.plan.facts.pools import find_pool, nodes_of, unusable
 from sluice_operator.plan.facts.room import missing_claim

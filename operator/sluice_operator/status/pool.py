@@ -3,18 +3,14 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sluice_api.conditions import READY
+from sluice_api.conditions import READY, condition
 from sluice_api.gpupool import GPUPool, GPUPoolStatus
-from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.model import FIRST_MOMENT
 from sluice_api.reasons import Reason
-from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.allocation.inventory import NodeStock, Stock, engines_of, take_stock
-from sluice_operator.plan.facts.conditions import condition
+from sluice_operator.observe.world import World
+from sluice_operator.plan.allocation.inventory import NodeStock, Stock, take_stock
 from sluice_operator.plan.facts.pools import named, taken_by_elders, unusable
-from sluice_operator.plan.facts.slots import ref
 from sluice_operator.plan.facts.tenants import borrowed_on
-from sluice_operator.plan.fence import each
 
 
 def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUPoolStatus:
@@ -70,15 +66,3 @@ def pool_usage(world: World, pool: GPUPool) -> GPUPoolStatus:
     stock = take_stock(world, pool)
     counted = pool_status(world, stock, 0, FIRST_MOMENT)
     return counted.model_copy(update={"conditions": ()})
-
-
-def engines_with_room(world: World, stock: Stock) -> list[InferenceEngine]:
-    """Engines of which a slot waits for a GPU, as their status says, that there is one for now."""
-    placed = stock.placed
-
-    def has_room(engine: InferenceEngine) -> bool:
-        slots = engine.status.slots
-        return any(slot.state is SlotState.WAITING and ref(engine, slot.index) in placed for slot in slots)
-
-    looks = each(engines_of(world, stock.pool), key_of, lambda engine: (engine, has_room(engine)))
-    return [engine for engine, has in looks if has]

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from sluice_api.claim import AttemptOutcome, Outcomes
-from sluice_api.conditions import Condition, ConditionStatus, JobCondition
+from sluice_api.conditions import Condition, ConditionStatus, JobCondition, condition
 from sluice_api.finetunejob import (
     MOST_ATTEMPTS,
     Allocation,
@@ -22,7 +22,6 @@ from sluice_operator.observe.world import World
 from sluice_operator.plan.allocation.waiting import Wait
 from sluice_operator.plan.facts.after import after
 from sluice_operator.plan.facts.claims import LiveClaim, live_claims_of
-from sluice_operator.plan.facts.conditions import condition
 from sluice_operator.plan.facts.estimate import ends_at, settled
 from sluice_operator.plan.facts.outcomes import all_outcomes, done, had_theirs, waits_since
 from sluice_operator.plan.job.situation import JobDecision

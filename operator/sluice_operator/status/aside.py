@@ -3,13 +3,12 @@
 from datetime import datetime, timedelta
 
 from sluice_api.adapter import AdapterStatus
-from sluice_api.conditions import READY, Condition, ConditionStatus, JobCondition
+from sluice_api.conditions import READY, Condition, ConditionStatus, JobCondition, condition
 from sluice_api.finetunejob import FineTuneJob, FineTuneJobStatus
 from sluice_api.gpupool import GPUPoolStatus
 from sluice_api.inferenceengine import InferenceEngineStatus
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import Custom, SetAside
-from sluice_operator.plan.facts.conditions import condition
 
 LOOKED_AT_AGAIN = timedelta(minutes=5)
 """So long an object stays aside that does not change: what was raised may have been another's fault too."""

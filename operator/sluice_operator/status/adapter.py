@@ -3,13 +3,12 @@
 from datetime import datetime
 
 from sluice_api.adapter import Adapter, AdapterReplica, AdapterStatus
-from sluice_api.conditions import READY
+from sluice_api.conditions import READY, condition
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.reports import LoadedAdapter, LoadedState
 from sluice_api.sources import volume_path
 from sluice_operator.observe.world import World, engine_key
-from sluice_operator.plan.facts.conditions import condition
 from sluice_operator.plan.facts.slots import existing, pod_of, serves
 
 
