@@ -17,7 +17,7 @@ def test_a_budget_keeps_a_replica_until_it_lets_it_go(team: Team, observed: Obse
     team.apply(budget(2))
     team.apply(objects.job("waits"))
     waiting = team.wait_job("waits", lambda job: job.summary == "EngineProtected", "waits for the budget")
-    assert "a PodDisruptionBudget lets none of the replicas of chat go" in waiting.message
+    assert "A PodDisruptionBudget lets none of the replicas of chat go" in waiting.message
     assert undisturbed(observed, team)
 
     team.apply(budget(1))

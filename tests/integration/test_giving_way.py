@@ -24,7 +24,7 @@ async def test_a_job_of_higher_priority_takes_the_place_and_the_other_goes_on_af
     await scene.job("high", priority=5)
     await scene.running("high")
     message = await scene.job_says("low", "EngineAtFloor")
-    assert "Next: high ends and gives back what it holds" in message
+    assert "high ends and gives back what it holds" in message
     (interruption,) = scene.status("finetunejobs", "low")["interruptions"]
     assert (interruption["by"], interruption["reason"], interruption["attempt"]) == (
         f"{namespace}/high",
@@ -74,7 +74,7 @@ async def test_an_engine_that_is_raised_takes_its_loan_back_and_lends_again_when
     await scene.running("tone")
     await scene.scale("chat", 3)
     await scene.serves(2)
-    assert "chat needs its replicas itself" in await scene.job_says("tone", "EngineInDemand")
+    assert "chat should have replicas that it finds no GPU for" in await scene.job_says("tone", "EngineInDemand")
     (interruption,) = scene.status("finetunejobs", "tone")["interruptions"]
     assert (interruption["by"], interruption["reason"]) == (f"{namespace}/chat", "Reclaimed")
 
