@@ -20,8 +20,8 @@ from sluice_api.reports import EngineReport
 from sluice_api.stages import ExitCode, ExportResult, Stage, StageOutcome, TrainResult
 from sluice_operator.observe.views import Key, NodeView, Owner, PodView, SlotView, StageJobView, Termination, View
 from sluice_operator.observe.world import World, engine_key, identity
-from sluice_operator.plan.facts.pools import find_pool, nodes_of
-from sluice_operator.plan.facts.slots import sleeps
+from sluice_operator.plan.nodes import find_pool, nodes_of
+from sluice_operator.plan.slots import sleeps
 
 
 class Kubernetes:

@@ -16,9 +16,10 @@ from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, STAGE_LABEL
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import engine_key, identity, job_key
-from sluice_operator.plan.allocation.allocate import allocate
 from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.pool.allocate import allocate
+from sluice_operator.status.engine import engine_status
 
 START = NOW.replace(hour=0) + timedelta(days=1)
 """A Monday."""
@@ -178,7 +179,8 @@ class _Play:
         decision = plan_engine(self.cluster.world, engine, self.cluster.now)
         places = decision.placeholders
         writes = (decision.apply, decision.stop, decision.remove, places.make, places.nominate, places.remove)
-        return any(writes) or decision.status != engine.status
+        status = engine_status(self.cluster.world, engine, decision, self.cluster.now)
+        return any(writes) or status != engine.status
 
     def _active(self) -> Iterator[FineTuneJob]:
         """Jobs that have more to do than wait."""

@@ -42,7 +42,7 @@ from sluice_operator.observe.views import (
     StageJobView,
 )
 from sluice_operator.observe.world import Reported, World
-from sluice_operator.plan.facts.slots import template_of
+from sluice_operator.plan.slots import template_of
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 GPU = DEFAULT_GPU_RESOURCE

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 
 from sluice_operator.cluster.client import Api, connect
 from sluice_operator.cluster.lists import look_for_dra, refresh_all
+from sluice_operator.observe.fence import fenced
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.world import job_key, key_of
-from sluice_operator.plan.fence import fenced
 from sluice_operator.status.trace import trace
 
 

@@ -15,13 +15,14 @@ from statistics import median
 from dev.simulate.town import NOW, Town
 from sluice_api.gpupool import NamespaceQuota
 from sluice_operator.observe.world import World
-from sluice_operator.plan.allocation.allocate import allocate, pending
-from sluice_operator.plan.allocation.borrowing import Market
-from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.allocation.kept import Kept
-from sluice_operator.plan.allocation.placement import place
-from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.facts.tenants import Held
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.pool.allocate import allocate
+from sluice_operator.plan.pool.market import Market
+from sluice_operator.plan.pool.placement import place
+from sluice_operator.plan.pool.queue import pending
+from sluice_operator.plan.pool.reservations import Reservations
+from sluice_operator.plan.stock import Held
 
 GRID = ((10, 1_000), (100, 1_000), (1_000, 1_000), (1_000, 3_000), (1_000, 10_000))
 ENGINES, NAMESPACES = 200, 20
@@ -70,9 +71,9 @@ def choices(world: World) -> list[float]:
     market = Market(world, stock, NOW)
     took = []
     for job in [job for job in pending(world, pool, NOW) if job.spec.scheduling.policy == "Preempt"][:PLACEMENTS]:
-        terms = market.terms(job, quota=_UNBOUND, held=Held())
+        terms = market.terms(job, Held())
         began = time.perf_counter()
-        place(world, stock, job, terms, Kept(), NOW)
+        place(world, stock, job, terms, Reservations(), NOW)
         took.append((time.perf_counter() - began) * 1000)
     return sorted(took)
 

@@ -29,7 +29,7 @@ from sluice_operator.observe.views import (
     VolumeView,
 )
 from sluice_operator.observe.world import World, engine_key, identity, job_key, key_of, pool_key
-from sluice_operator.plan.facts.preparing import next_to_prepare
+from sluice_operator.plan.job.stages import next_to_prepare
 
 AnyStored = TypeVar("AnyStored", bound=Stored)
 

@@ -251,3 +251,9 @@ def identity(owner: View | FineTuneJob | InferenceEngine) -> Identity:
 def oldest_first(views: Iterable[AnyView]) -> list[AnyView]:
     """By creation, then name: the same order on every replica."""
     return sorted(views, key=lambda view: (view.created, view.key))
+
+
+def existing(world: World, engine: InferenceEngine) -> dict[int, SlotView]:
+    """The engine's slots that have a Deployment, by index."""
+    slots = world.slots_of.get(identity(engine), {}).values()
+    return {slot.index: slot for slot in slots if not slot.deleting}

@@ -5,8 +5,8 @@ that a message names. The property tests do what each remedy says, and look whet
 else.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sluice_api.reasons import Reason
@@ -40,6 +40,24 @@ class Obstacle:
     """Objects whose change may end it: one that is not there yet by the name that it must have, or by no name if any
     of the kind would do."""
     remedies: tuple[Remedy, ...] = ()
+
+
+Ways = Sequence[tuple[Obstacle, ...]]
+"""Ways in which a job could start, the nearest first: for each the obstacles, all of which would have to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a job waits for GPUs."""
+
+    reason: Reason
+    message: str
+    position: str = ""
+    """Its place among those that wait: exact for the first, then a bound, as every change is a write."""
+    starts_at: datetime | None = None
+    """When it may start, if that is known."""
+    ways: tuple[tuple[Obstacle, ...], ...] = field(default=(), compare=False)
+    """What the message was made of."""
 
 
 def next_moment(obstacles: Iterable[Obstacle], now: datetime) -> datetime | None:

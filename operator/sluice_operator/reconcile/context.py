@@ -9,7 +9,7 @@ from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.manifests.trust import trust
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
-from sluice_operator.plan.allocation.waiting import Wait
+from sluice_operator.plan.obstacle import Wait
 from sluice_operator.reconcile.wakeups import Wakeups
 from sluice_operator.settings import Settings
 from sluice_operator.writes import Apply, Writes

@@ -15,14 +15,15 @@ from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
 from sluice_operator.plan.engine.placeholders import Placeholders
-from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.facts.refused import REFUSED
-from sluice_operator.plan.facts.slots import SlotPlan, template_of
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.retries import REFUSED
+from sluice_operator.plan.slots import SlotPlan, template_of
 from sluice_operator.reconcile.context import Context, Requeue, until
 from sluice_operator.reconcile.fence import planned
 from sluice_operator.reconcile.refused import look_again_at, look_for_refusals, reason_of, refuse
 from sluice_operator.reconcile.status import status_writes
 from sluice_operator.settings import Settings
+from sluice_operator.status.engine import engine_status
 from sluice_operator.writes import (
     Annotate,
     Apply,
@@ -61,22 +62,28 @@ def engine_plan(world: World, key: Key, c: Context, now: datetime) -> Plan:
     if (engine := world.engines.get(key)) is None:
         return Plan()
     decision, pool = plan_engine(world, engine, now), find_pool(world, engine.spec.resources.pool)
-    writes = [*_keeps(engine, decision, pool.spec if pool else None, c, now)]
+    status = engine_status(world, engine, decision, now)
+    writes = [*_keeps(engine, decision, status, pool.spec if pool else None, c, now)]
     if key_of(engine) not in world.refused:
         writes += _starts(engine, decision, pool.spec if pool else None, c)
     turns = (at for at in (decision.again_at, look_again_at(world, engine)) if at and at > now)
-    return Plan((*writes, *_tell(engine, decision)), min(turns, default=None))
+    return Plan((*writes, *_tell(engine, status)), min(turns, default=None))
 
 
 def _keeps(
-    engine: InferenceEngine, decision: EngineDecision, pool: GPUPoolSpec | None, c: Context, now: datetime
+    engine: InferenceEngine,
+    decision: EngineDecision,
+    status: InferenceEngineStatus,
+    pool: GPUPoolSpec | None,
+    c: Context,
+    now: datetime,
 ) -> Iterator[Write]:
     """What is said of slots, reserved for them, and ended."""
     # Before the status, which says that they wake: a pause that is written after it could be lost.
     for slot in decision.woken:
         yield Annotate(slot.key, slot.uid, {RESTARTED_AT_ANNOTATION: now.isoformat()})
     # The status next: agents read in it that they must drain, and draining is what takes time.
-    yield from status_writes(engine, decision.status)
+    yield from status_writes(engine, status)
     if pool is not None:
         yield from _places(engine, decision.placeholders, pool, c.settings)
     for slot in decision.stop:
@@ -126,13 +133,13 @@ def _slot(engine: InferenceEngine, plan: SlotPlan, pool: GPUPoolSpec, settings: 
     return manifest
 
 
-def _tell(engine: InferenceEngine, decision: EngineDecision) -> Writes:
+def _tell(engine: InferenceEngine, status: InferenceEngineStatus) -> Writes:
     """One event per change of what is lent, and per refusal."""
     key, uid, found = key_of(engine), engine.metadata.uid, list[Event]()
-    was, ready = (_ready(status) for status in (engine.status, decision.status))
+    was, ready = (_ready(one) for one in (engine.status, status))
     if ready and ready.reason in REFUSED and (was is None or was.reason != ready.reason):
         found.append(Event(key, uid, "Warning", ready.reason, ready.message))
-    before, lent = engine.status.lent, decision.status.lent
+    before, lent = engine.status.lent, status.lent
     if before != lent:
         message = f"{lent} of {engine.spec.replicas} replicas are lent."
         found.append(Event(key, uid, "Normal", "Lent" if lent > before else "Returned", message))

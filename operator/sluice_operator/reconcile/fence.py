@@ -8,9 +8,9 @@ from typing import TypeVar
 from sluice_api.meta import DEFAULT_POOL
 from sluice_api.reasons import Reason
 from sluice_operator import metrics
+from sluice_operator.observe.fence import fenced
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import SetAside, World, pool_key
-from sluice_operator.plan.fence import fenced
 from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.status import status_writes
 from sluice_operator.status.aside import LOOKED_AT_AGAIN, is_told, set_aside_status

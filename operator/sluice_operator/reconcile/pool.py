@@ -12,17 +12,19 @@ from sluice_operator.cluster.cluster import Failure
 from sluice_operator.cluster.errors import Outdated
 from sluice_operator.manifests.scale_up import scale_up_pod
 from sluice_operator.metrics import QUEUE_WAIT_SECONDS
+from sluice_operator.observe.fence import each
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.allocation.allocate import Allocation, handed_out, ready_since
-from sluice_operator.plan.allocation.inventory import Stock, engines_of, take_stock
-from sluice_operator.plan.allocation.scale_up import plan_scale_up, scale_ups_of
-from sluice_operator.plan.allocation.waiting import Wait
-from sluice_operator.plan.facts.pools import elders_of, find_pool
-from sluice_operator.plan.facts.refused import FIRST_PAUSE
-from sluice_operator.plan.facts.slots import ref
-from sluice_operator.plan.fence import each
+from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.situation import Start, next_training_attempt
+from sluice_operator.plan.nodes import elders_of, engines_of, find_pool
+from sluice_operator.plan.obstacle import Wait
+from sluice_operator.plan.pool.allocate import Allocation, handed_out
+from sluice_operator.plan.pool.queue import ready_since
+from sluice_operator.plan.pool.scale_up import plan_scale_up, scale_ups_of
+from sluice_operator.plan.retries import FIRST_PAUSE
+from sluice_operator.plan.slots import ref
+from sluice_operator.plan.stock import Stock
 from sluice_operator.reconcile.attempt import attempt_writes, refused_writes
 from sluice_operator.reconcile.context import Context, Requeue, until
 from sluice_operator.reconcile.fence import decided, planned

@@ -10,21 +10,25 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import ASLEEP, InferenceEngine
 from sluice_operator.observe.world import World, engine_key, key_of
-from sluice_operator.plan.allocation.allocate import Allocation, allocate, pending
-from sluice_operator.plan.allocation.avoided import Avoided, avoided
-from sluice_operator.plan.allocation.fit import lack_on
-from sluice_operator.plan.allocation.interruption import interruption, yield_obstacle
-from sluice_operator.plan.allocation.inventory import NodeStock, Stock, engines_of, take_stock
-from sluice_operator.plan.allocation.lending import lending_obstacle
-from sluice_operator.plan.allocation.refusals import refusal_at
-from sluice_operator.plan.allocation.scale_up import scale_ups_of
-from sluice_operator.plan.allocation.waiting import Wait, asked
-from sluice_operator.plan.facts.claims import LiveClaim, Phase, live_claims, live_claims_of, phase
-from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.facts.proof import phase_of
-from sluice_operator.plan.facts.sleeping import is_asleep
-from sluice_operator.plan.facts.slots import floor_of, is_drained, pod_of, sleeps
-from sluice_operator.plan.job.holding import Limits, advance
+from sluice_operator.plan.claims import LiveClaim, Phase, phase
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.job.holding import advance, interruption
+from sluice_operator.plan.liveness import live_claims, live_claims_of
+from sluice_operator.plan.nodes import engines_of, find_pool
+from sluice_operator.plan.obstacle import Wait
+from sluice_operator.plan.pool.allocate import Allocation, allocate
+from sluice_operator.plan.pool.lending import lending_obstacle
+from sluice_operator.plan.pool.queue import pending
+from sluice_operator.plan.pool.refusals import refusal_at
+from sluice_operator.plan.pool.scale_up import scale_ups_of
+from sluice_operator.plan.pool.victims import yield_obstacle
+from sluice_operator.plan.pool.waiting import asked
+from sluice_operator.plan.preflight import lack_on, phase_of
+from sluice_operator.plan.readiness import Avoided, avoided
+from sluice_operator.plan.retries import Limits
+from sluice_operator.plan.sleeping import is_asleep
+from sluice_operator.plan.slots import floor_of, is_drained, pod_of, sleeps
+from sluice_operator.plan.stock import NodeStock, Stock
 
 _MOST = 20
 """Lines of one section; of a long one the end is counted."""

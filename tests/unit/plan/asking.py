@@ -4,9 +4,9 @@ from datetime import datetime
 
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import job_key
-from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.allocation.scale_up import ScaleUp, plan_scale_up
-from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.pool.scale_up import ScaleUp, plan_scale_up
 from tests.unit.plan.worlds import NOW, Town, allocated
 
 

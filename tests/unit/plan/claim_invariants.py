@@ -11,14 +11,17 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.scheduling import GiveWay, Policy
 from sluice_api.stages import Stage
 from sluice_operator.observe.world import World, engine_key, job_key, key_of
-from sluice_operator.plan.allocation.allocate import Allocation, pending, place_in_queue
-from sluice_operator.plan.allocation.inventory import Stock, lent_indices, take_stock
-from sluice_operator.plan.allocation.lending import lending_obstacle
-from sluice_operator.plan.allocation.scale_up import asks
-from sluice_operator.plan.facts.after import after
-from sluice_operator.plan.facts.claims import LiveClaim, borrowers, gpus_of_slots, heirs, live_claims, overlapped_by
-from sluice_operator.plan.facts.outcomes import recorded
-from sluice_operator.plan.facts.slots import floor_of, pod_of, serves, wanted
+from sluice_operator.plan.claims import LiveClaim, gpus_of_slots
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.liveness import borrowers, heirs, lent_indices, live_claims, overlapped_by
+from sluice_operator.plan.outcomes import recorded
+from sluice_operator.plan.pool.allocate import Allocation
+from sluice_operator.plan.pool.lending import lending_obstacle
+from sluice_operator.plan.pool.queue import pending, place_in_queue
+from sluice_operator.plan.readiness import asks
+from sluice_operator.plan.retries import after
+from sluice_operator.plan.slots import floor_of, pod_of, serves, wanted
+from sluice_operator.plan.stock import Stock
 
 
 @dataclass(frozen=True)

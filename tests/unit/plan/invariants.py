@@ -8,14 +8,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from dev.simulate.cluster import Cluster
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import NodeView, PodView
-from sluice_operator.plan.allocation.interruption import interruption
-from sluice_operator.plan.allocation.inventory import lent_indices
-from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.facts.attempts import trainer_pods
-from sluice_operator.plan.facts.claims import LiveClaim, Phase, borrowers, heirs, live_claims, taken_by
-from sluice_operator.plan.facts.proof import phase_of
-from sluice_operator.plan.facts.slots import wanted
-from tests.unit.plan.worlds import GPU
+from sluice_operator.plan.claims import LiveClaim, Phase, taken_by, trainer_pods
+from sluice_operator.plan.job.holding import interruption
+from sluice_operator.plan.liveness import borrowers, heirs, lent_indices, live_claims
+from sluice_operator.plan.preflight import phase_of
+from sluice_operator.plan.slots import wanted
+from tests.unit.plan.worlds import GPU, planned_status
 
 
 class Invariants(RuleBasedStateMachine):
@@ -101,7 +99,7 @@ class Invariants(RuleBasedStateMachine):
             asked_for = wanted(self.cluster.world, engine, lent)
             assert len(asked_for) == engine.spec.replicas, f"{engine.metadata.name} asks for {asked_for}"
             if lent:
-                status = plan_engine(self.cluster.world, engine, self.cluster.now).status
+                status = planned_status(self.cluster.world, engine, self.cluster.now)
                 planned = {slot.index for slot in status.slots} - (lent - {*asked_for})
                 assert len(planned) == engine.spec.replicas, f"{engine.metadata.name} would have {planned}"
 

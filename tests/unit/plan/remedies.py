@@ -11,10 +11,9 @@ from typing import Any
 from dev.simulate.town import GPU, Town
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import identity
-from sluice_operator.plan.allocation.allocate import allocate
-from sluice_operator.plan.allocation.waiting import Wait
-from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.obstacle import Obstacle, Remedy, Wait
+from sluice_operator.plan.pool.allocate import allocate
 
 
 def lies(town: Town, now: datetime) -> Iterator[str]:

@@ -15,19 +15,19 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import JOB_LABEL
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import identity, job_key, key_of
-from sluice_operator.plan.allocation.allocate import allocate
-from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.facts.claims import Phase, live_claims
-from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.facts.proof import phase_of
-from sluice_operator.plan.facts.readiness import readiness
-from sluice_operator.plan.facts.slots import pod_of, serves
+from sluice_operator.plan.claims import Phase
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.liveness import live_claims
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.pool.allocate import allocate
+from sluice_operator.plan.preflight import phase_of
+from sluice_operator.plan.readiness import readiness
+from sluice_operator.plan.slots import pod_of, serves
 from tests.unit.plan.claim_invariants import Made
 from tests.unit.plan.invariants import Invariants
 from tests.unit.plan.quiescence import Settled
 from tests.unit.plan.remedies import lies
-from tests.unit.plan.worlds import YIELDS, describe
+from tests.unit.plan.worlds import YIELDS, describe, planned_status
 
 ENDS = [(0, "Done"), (70, "TrainerFailed"), (65, "OutOfMemory"), (75, "Requeued")]
 """How training may end: exit code and reason."""
@@ -66,7 +66,7 @@ class Watched(Cluster):
             return
         known = {live.stage_job.uid for live in live_claims(self.world)}
         decided = allocate(self.world, pool, self.now)
-        with patch("sluice_operator.plan.allocation.allocate.alike", lambda _world, _job: object()):
+        with patch("sluice_operator.plan.pool.reservations.alike", lambda _world, _job: object()):
             one_by_one = allocate(self.world, pool, self.now)
         assert one_by_one.claims == decided.claims, "what was found out about one job does not hold for all like it"
         before, now = take_stock(self.world, pool), self.now
@@ -324,7 +324,7 @@ class Lending(Invariants):
         asking = {pod.owner.uid for pod in self.cluster.world.scale_ups.get("default", {}).values() if pod.owner}
         assert asking <= {job.metadata.uid for job in settled.waiting}, "somebody asks for nodes who needs none"
         for engine in self.cluster.world.engines.values():
-            assert plan_engine(self.cluster.world, engine, self.cluster.now).status.lent == 0
+            assert planned_status(self.cluster.world, engine, self.cluster.now).lent == 0
         why = describe(allocate(self.cluster.world, self._pool(), self.cluster.now))
         assert not settled.stuck(), f"there is something for {settled.stuck()}, but they wait: {why}"
 

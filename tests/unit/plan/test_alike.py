@@ -7,8 +7,8 @@ import pytest
 from dev.simulate.town import Town
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
-from sluice_operator.plan.allocation.refusals import refusal
-from sluice_operator.plan.facts.alike import alike
+from sluice_operator.plan.pool.refusals import refusal
+from sluice_operator.plan.pool.reservations import alike
 
 PUBLISH = {"engine": "chat", "name": "haiku"}
 SPEC: dict[str, Any] = {"publish": PUBLISH, "scheduling": {"policy": "Preempt", "priority": 1}}

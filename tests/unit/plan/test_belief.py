@@ -12,18 +12,16 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, StageOutcome, TrainResult
 from sluice_operator.observe.parse import Unreadable
 from sluice_operator.observe.views import Key, Owner, StageJobView, Termination
-from sluice_operator.observe.world import engine_key, job_key
-from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.facts.claims import live_claims
-from sluice_operator.plan.facts.outcomes import all_outcomes
-from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.facts.slots import existing
+from sluice_operator.observe.world import engine_key, existing, job_key
+from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.liveness import live_claims
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.outcomes import all_outcomes
+from sluice_operator.plan.retries import Limits
 from sluice_operator.reconcile.give_back import missing
 from tests.unit.plan.asking import bound, made, removed
-from tests.unit.plan.worlds import GPU, NOW, PREPARED, Town, allocated, change, decide, describe, parse
+from tests.unit.plan.worlds import GPU, NOW, PREPARED, Town, allocated, change, decide, describe, parse, planned_status
 
 CHAT = [SlotRef(namespace="prod", engine="chat", index=index) for index in range(3)]
 
@@ -51,7 +49,7 @@ class Forged:
 
     def states(self) -> list[SlotState]:
         engine = self.town.world.engines[engine_key("prod", "chat")]
-        return [slot.state for slot in plan_engine(self.town.world, engine, NOW).status.slots]
+        return [slot.state for slot in planned_status(self.town.world, engine, NOW).slots]
 
     def says(self, *slots: SlotStatus) -> None:
         """The engine's status."""

@@ -10,7 +10,7 @@ from sluice_api.inferenceengine import LendingPolicy, SlotState
 from sluice_api.meta import slot_gpus_name
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import DeviceClaimView, Key, Owner, PodView
-from sluice_operator.plan.facts.sleeping import being_used
+from sluice_operator.plan.sleeping import being_used
 from tests.unit.plan.test_claim_cycle import states
 from tests.unit.plan.test_sleeping import SleepingLoan
 from tests.unit.plan.worlds import NOW
@@ -83,7 +83,7 @@ def test_a_slot_that_has_stopped_for_its_trainer_stays_away_while_that_one_saves
     lends(loan, LendingPolicy.SCALE_DOWN)
     decision = loan.plan_engine(4)
     assert [slot.index for slot in decision.stop] == [1]
-    loan.engine_says(decision)
+    loan.engine_says(loan.status(4))
     slot_stops(loan)
     lends(loan, policy)
     loan.stop()
@@ -105,7 +105,7 @@ def test_a_claim_whose_lender_sleeps_no_more_is_given_up_before_its_pod_is_bound
             loan.drain()
         case "it falls asleep":
             loan.drain()
-            loan.engine_says(loan.plan_engine(1))
+            loan.engine_says(loan.status(1))
         case _:
             loan.sleep()
     lends(loan, policy)

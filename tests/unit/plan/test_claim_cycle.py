@@ -9,16 +9,16 @@ import pytest
 
 from sluice_api.claim import AttemptOutcome, SlotRef
 from sluice_api.finetunejob import FineTuneJob
-from sluice_api.inferenceengine import InferenceEngine, SlotState, SlotStatus
+from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, SlotState, SlotStatus
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, Stage, StageOutcome, TrainResult
 from sluice_operator.observe.views import PodView, StageJobView, Termination
 from sluice_operator.observe.world import engine_key, job_key
 from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.job.holding import Limits
 from sluice_operator.plan.job.situation import JobDecision
-from tests.unit.plan.worlds import GPU, NOW, PREPARED, Town, allocated, describe
+from sluice_operator.plan.retries import Limits
+from tests.unit.plan.worlds import GPU, NOW, PREPARED, Town, allocated, describe, planned_status
 
 CHAT_1 = SlotRef(namespace="team", engine="chat", index=1)
 
@@ -57,26 +57,29 @@ class Loan:
     def plan_engine(self, after: float = 0) -> EngineDecision:
         return plan_engine(self.town.world, self.engine, NOW + timedelta(seconds=after))
 
+    def status(self, after: float = 0) -> InferenceEngineStatus:
+        return planned_status(self.town.world, self.engine, NOW + timedelta(seconds=after))
+
     def put(self, view: PodView | StageJobView, **changes: Any) -> None:
         self.town.version += 1
         self.town.put(replace(view, resource_version=self.town.version, **changes))
 
-    def engine_says(self, decision: EngineDecision) -> None:
+    def engine_says(self, status: InferenceEngineStatus) -> None:
         """The engine's status as the API server has it once the decision is written."""
         self.town.version += 1
         metadata = self.engine.metadata.model_copy(update={"resource_version": str(self.town.version)})
-        self.town.put(self.engine.model_copy(update={"status": decision.status, "metadata": metadata}))
+        self.town.put(self.engine.model_copy(update={"status": status, "metadata": metadata}))
 
     def drain(self) -> None:
         """The trainer's pod is gated, the engine has been told, the slot is out of the endpoints and idle."""
         self.pod = self.town.trainer_pod(self.stage_job)
-        self.engine_says(self.plan_engine())
+        self.engine_says(self.status())
         self.put(self.lent_pod(), ready=False)
         self.town.report(self.lent_pod(), 0, draining=True, quiet=5)
 
 
 def states(decision: EngineDecision) -> list[SlotState]:
-    return [slot.state for slot in decision.status.slots]
+    return [slot.state for slot in decision.slots]
 
 
 def test_nothing_is_drained_before_the_pod_exists() -> None:
@@ -175,7 +178,7 @@ def test_a_slot_is_drained_when_stopping_it_breaks_no_request(
 ) -> None:
     loan = Loan()
     loan.town.trainer_pod(loan.stage_job)
-    loan.engine_says(loan.plan_engine())
+    loan.engine_says(loan.status())
     loan.put(loan.lent_pod(), ready=ready)
     loan.town.report(loan.lent_pod(), in_flight, draining=told, quiet=quiet)
     assert bool(loan.plan_job(after=seconds).bind) is binds, case
@@ -185,8 +188,8 @@ def test_a_drain_that_began_by_a_clock_that_was_ahead_begins_now() -> None:
     """Or no report would be younger than the order, nor its time over, for as long as that clock was ahead."""
     loan = Loan()
     loan.town.trainer_pod(loan.stage_job)
-    loan.engine_says(loan.plan_engine(after=3600))
-    loan.engine_says(loan.plan_engine(after=1))
+    loan.engine_says(loan.status(after=3600))
+    loan.engine_says(loan.status(after=1))
     assert {slot.since for slot in loan.engine.status.slots} == {NOW + timedelta(seconds=1)}
     assert loan.plan_job(after=32).bind
 
@@ -233,8 +236,8 @@ def training(loan: Loan) -> PodView:
 def test_while_it_trains_one_replica_is_lent() -> None:
     loan = Loan()
     training(loan)
-    decision = loan.plan_engine()
-    assert (decision.status.lent, decision.status.ready) == (1, "1/2")
+    status = loan.status()
+    assert (status.lent, status.ready) == (1, "1/2")
     assert loan.plan_job().reason is Reason.TRAINING
 
 
@@ -253,7 +256,7 @@ def test_a_claim_is_over_without_anybody_giving_back(case: str, end: Callable[[L
     loan = Loan()
     pod = training(loan)
     end(loan, pod)
-    assert loan.plan_engine(after=1).status.lent == 0, case
+    assert loan.status(after=1).lent == 0, case
 
 
 def _respec(loan: Loan, **spec: Any) -> None:
@@ -280,7 +283,7 @@ def test_a_requeued_trainer_is_followed_by_an_attempt_that_takes_the_claim_over(
     assert (decision.start.attempt, decision.start.claim) == (2, loan.stage_job.claim)
     assert decision.record is not None
     assert decision.record.of(Stage.TRAIN)[-1].checkpoint_step == 12
-    assert loan.plan_engine(after=2).status.lent == 1, "the engine does not grow in between"
+    assert loan.status(after=2).lent == 1, "the engine does not grow in between"
     assert describe(allocated(loan.town)) == "", "and nobody else is given the GPU"
 
 
@@ -289,7 +292,7 @@ def test_while_the_last_words_are_on_their_way_the_claim_stays() -> None:
     training(loan)
     loan.put(loan.stage_job, finished="Failed", finished_at=NOW)
     assert loan.plan_job(after=1).start is None
-    assert loan.plan_engine(after=1).status.lent == 1
+    assert loan.status(after=1).lent == 1
 
 
 def test_a_trainer_that_vanished_without_a_word_is_tried_again_and_counts() -> None:
@@ -334,7 +337,7 @@ def test_a_terminating_trainer_still_has_its_gpu() -> None:
     _respec(loan, suspend=True)
     loan.put(pod, deleting=True)
     decision = loan.plan_engine()
-    assert [slot.state for slot in decision.status.slots] == [SlotState.SERVING, SlotState.WAITING]
+    assert [slot.state for slot in decision.slots] == [SlotState.SERVING, SlotState.WAITING]
     assert decision.apply == ()
     loan.put(pod, ended=True)
     assert [plan.index for plan in loan.plan_engine().apply] == [1]
@@ -358,7 +361,7 @@ def test_an_engine_resized_while_a_slot_is_lent(case: str, replicas: int, lent: 
     borrowed = SlotRef(namespace="team", engine="chat", index=lent)
     town.trainer_pod(town.stage_job(job, claim=town.claim("n1", borrowed)), "n1")
     decision = plan_engine(town.world, engine, NOW)
-    sizes = {slot.index: int(slot.state in {SlotState.SERVING, SlotState.STARTING}) for slot in decision.status.slots}
+    sizes = {slot.index: int(slot.state in {SlotState.SERVING, SlotState.STARTING}) for slot in decision.slots}
     assert sizes == expected, case
     assert decision.stop == ()
     assert all(slot.index == lent or slot.index in expected for slot in decision.remove)
@@ -367,7 +370,7 @@ def test_an_engine_resized_while_a_slot_is_lent(case: str, replicas: int, lent: 
 def test_a_status_that_was_lost_changes_no_decision() -> None:
     loan = Loan()
     training(loan)
-    loan.engine_says(loan.plan_engine())
+    loan.engine_says(loan.status())
     before = loan.plan_engine()
     loan.town.version += 1
     blank = loan.engine.model_copy(

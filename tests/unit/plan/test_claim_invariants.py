@@ -6,11 +6,11 @@ from dev.simulate.cluster import Cluster
 from dev.simulate.town import GPU, NOW, Town
 from sluice_api.claim import Claim, Place
 from sluice_operator.observe.world import job_key
-from sluice_operator.plan.allocation import interruption
-from sluice_operator.plan.allocation.interruption import attempt_ref
-from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.facts.claims import live_claims, live_claims_of
-from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.claims import attempt_ref
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.job import holding
+from sluice_operator.plan.liveness import live_claims, live_claims_of
+from sluice_operator.plan.nodes import find_pool
 from tests.unit.plan.claim_invariants import Made
 from tests.unit.plan.state_machine import Lending
 from tests.unit.plan.worlds import allocated, key_of, parse
@@ -56,6 +56,6 @@ def test_who_stops_for_a_job_that_has_found_a_free_gpu_is_seen(monkeypatch: pyte
     story.cluster = Cluster()
     story.cluster.town = town
     story.nobody_stops_for_who_found_a_free_gpu()
-    monkeypatch.setattr(interruption, "_takes_its_place", lambda *_: True)
+    monkeypatch.setattr(holding, "_takes_its_place", lambda *_: True)
     with pytest.raises(AssertionError, match="team/low stops for nothing"):
         story.nobody_stops_for_who_found_a_free_gpu()

@@ -9,20 +9,20 @@ import pytest
 from sluice_api.finetunejob import FineTuneJob, FineTuneJobStatus
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
 from sluice_api.reasons import Reason
+from sluice_operator.observe.fence import Fault, Fenced, each, fenced, looking_at
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import SetAside, World, engine_key, job_key, key_of, pool_key
-from sluice_operator.plan.allocation import access, inventory, lending
-from sluice_operator.plan.allocation import allocate as allocation
-from sluice_operator.plan.allocation.allocate import Allocation, handed_out
-from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.facts import claims, outcomes, readiness
-from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.fence import Fault, Fenced, each, fenced, looking_at
+from sluice_operator.plan import inventory, liveness, outcomes, readiness
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.pool import allocate as allocation
+from sluice_operator.plan.pool import lending
+from sluice_operator.plan.pool import refusals as access
+from sluice_operator.plan.pool.allocate import Allocation, handed_out
+from sluice_operator.plan.retries import Limits
 from sluice_operator.status.aside import set_aside_status
 from sluice_operator.status.pool import pool_usage
-from tests.unit.plan.worlds import NOW, Town, describe
+from tests.unit.plan.worlds import NOW, Town, describe, planned_status
 
 EVIL = job_key("evil", "x")
 
@@ -65,7 +65,7 @@ def town_with_poison() -> Town:
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(readiness, "all_outcomes"), (access, "sharing_refusal"), (claims, "identity"), (allocation, "place")],
+    [(readiness, "all_outcomes"), (access, "sharing_refusal"), (liveness, "identity"), (allocation, "place")],
 )
 def test_a_job_that_raises_is_set_aside(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
     town = town_with_poison()
@@ -129,7 +129,7 @@ def test_the_pods_of_who_is_set_aside_keep_what_they_have(monkeypatch: pytest.Mo
     town.trainer_pod(town.stage_job(evil, claim=town.claim("n1")), "n1")
     for name in ("victim", "other"):
         town.job(name, 1, scheduling={"policy": "Queue"})
-    poisoned(monkeypatch, claims, "is_live", is_evil)
+    poisoned(monkeypatch, liveness, "is_live", is_evil)
     found = decided(town)
     assert found.decision is not None
     assert describe(found.decision) == "other waits WaitingForGPUs; victim takes n1"
@@ -183,11 +183,11 @@ def test_a_job_that_raises_keeps_no_engine_from_its_decision(monkeypatch: pytest
     town.slot(engine, 0, "n1")
     evil = town.job("x", 1, "evil")
     town.stage_job(evil, claim=town.claim("n2"))
-    poisoned(monkeypatch, claims, "is_live", is_evil)
-    poisoned(monkeypatch, claims, "believed", is_evil)
-    found = fenced(town.world, key_of(engine), lambda world: plan_engine(world, engine, NOW))
+    poisoned(monkeypatch, liveness, "is_live", is_evil)
+    poisoned(monkeypatch, liveness, "believed", is_evil)
+    found = fenced(town.world, key_of(engine), lambda world: planned_status(world, engine, NOW))
     assert found.decision is not None
-    assert found.decision.status.ready == "1/1"
+    assert found.decision.ready == "1/1"
 
 
 def test_who_raises_in_its_own_decision_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_who_raises_in_its_own_decision_has_none(monkeypatch: pytest.MonkeyPatch
 def test_of_an_engine_the_rest_of_the_status_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     town = Town()
     engine = town.engine("chat", 1)
-    told = plan_engine(town.world, engine, NOW).status
+    told = planned_status(town.world, engine, NOW)
     known: InferenceEngine = engine.model_copy(update={"status": told})
     said = set_aside_status(known, SetAside(key_of(engine), "ZeroDivisionError"), NOW)
     assert isinstance(said, InferenceEngineStatus)

@@ -12,20 +12,21 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import job_key
-from sluice_operator.plan.allocation.allocate import allocate
-from sluice_operator.plan.allocation.interruption import why_it_stays
-from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.allocation.refusals import refusal
+from sluice_operator.plan.claims import LiveClaim
 from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.facts.claims import LiveClaim, live_claims_of, overlapped_by
-from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.facts.sharing import left_by
+from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.liveness import live_claims_of, overlapped_by
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.pool.allocate import allocate
+from sluice_operator.plan.pool.refusals import refusal
+from sluice_operator.plan.pool.victims import why_it_stays
+from sluice_operator.plan.retries import Limits
+from sluice_operator.plan.slots import left_by
 from sluice_operator.status.job import job_status
 from sluice_operator.status.trace import trace
 from tests.unit.plan.dra import DRIVER, SHARED, SLEEPS, DraTown, chat, guests
-from tests.unit.plan.worlds import NOW, allocated
+from tests.unit.plan.worlds import NOW, allocated, planned_status
 
 
 def alone(town: DraTown) -> None:
@@ -357,7 +358,8 @@ def test_a_guest_stops_no_replica() -> None:
     with_a_guest(town)
     (engine,) = town.world.engines.values()
     decision = plan_engine(town.world, engine, NOW)
-    assert (decision.stop, decision.placeholders.make, decision.status.lent) == ((), (), 0)
+    assert (decision.stop, decision.placeholders.make) == ((), ())
+    assert planned_status(town.world, engine, NOW).lent == 0
 
 
 def test_people_are_told_beside_whom_it_trains() -> None:

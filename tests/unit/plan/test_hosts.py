@@ -10,9 +10,9 @@ from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, S
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import engine_key, identity, job_key
 from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.facts.slots import template_of
+from sluice_operator.plan.slots import template_of
 from tests.unit.plan.dra import SHARED, SLEEPS, DraTown, chat, guests
-from tests.unit.plan.worlds import NOW, Town, allocated
+from tests.unit.plan.worlds import NOW, Town, allocated, planned_status
 
 CHAT = engine_key("team", "chat")
 
@@ -133,7 +133,7 @@ def test_a_restart_that_leaves_the_guests_too_little_waits_for_their_end(
     engine = town.engine("chat", 1, preemption=SLEEPS, **{**unchanged, **spec})
     decision = plan_engine(town.world, engine, NOW)
     assert [plan.index for plan in decision.apply] == ([0] if restarts else []), rule
-    waits = decision.status.conditions[0].reason == Reason.ROLLOUT_WAITS_FOR_RETURN
+    waits = planned_status(town.world, engine, NOW).conditions[0].reason == Reason.ROLLOUT_WAITS_FOR_RETURN
     assert waits is not restarts
     (visit,) = town.world.stage_jobs.values()
     put(town, visit, deleting=True)

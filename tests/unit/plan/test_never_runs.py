@@ -6,15 +6,14 @@ import pytest
 
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import Key
-from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.facts.pools import find_pool
-from tests.unit.plan.worlds import NOW, Town, decide
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.nodes import find_pool
+from tests.unit.plan.worlds import NOW, Town, decide, planned_status
 
 
 def ready(town: Town, **spec: Any) -> tuple[str, str]:
     engine = town.engine("chat", 1, **spec)
-    condition = plan_engine(town.world, engine, NOW).status.conditions[0]
+    condition = planned_status(town.world, engine, NOW).conditions[0]
     return condition.reason, condition.message
 
 

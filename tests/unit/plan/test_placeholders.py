@@ -246,5 +246,5 @@ def test_the_placeholder_is_there_before_the_slot_stops() -> None:
         town.slot(engine, index, "n1")
     town.trainer_pod(town.stage_job(town.job("a"), claim=town.claim("n1", CHAT_1)))
     decision = plan_engine(town.world, engine, NOW)
-    assert decision.status.slots[1].state is SlotState.DRAINING
+    assert decision.slots[1].state is SlotState.DRAINING
     assert told(decision.placeholders) == {"make": ["1 on n1"]}

@@ -10,10 +10,10 @@ import pytest
 from sluice_api.inferenceengine import SlotState, SlotStatus
 from sluice_operator.observe.views import StageJobView
 from sluice_operator.observe.world import engine_key, job_key
-from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.allocation.scale_up import plan_scale_up
-from sluice_operator.plan.facts.podless import PODS_WITHIN
-from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.pool.scale_up import plan_scale_up
+from sluice_operator.plan.preflight import PODS_WITHIN
 from tests.unit.plan.asking import bound, made, planned, removed
 from tests.unit.plan.worlds import NOW, Town, allocated, parse
 

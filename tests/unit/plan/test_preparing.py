@@ -16,8 +16,8 @@ from sluice_operator.handlers.watching import route_changes
 from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import key_of
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.job.holding import Limits
 from sluice_operator.plan.job.situation import JobDecision
+from sluice_operator.plan.retries import Limits
 
 
 class Preparing:

@@ -6,8 +6,8 @@ import pytest
 
 from sluice_api.claim import SlotRef
 from sluice_operator.observe.views import Resources
-from sluice_operator.plan.facts.claims import live_claims
-from sluice_operator.plan.facts.proof import doubt
+from sluice_operator.plan.liveness import live_claims
+from sluice_operator.plan.preflight import doubt
 from tests.unit.plan.worlds import GPU, Town
 
 GIB = 1 << 30

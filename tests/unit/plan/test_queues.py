@@ -13,11 +13,11 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.world import engine_key, job_key
 from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.facts.pools import find_pool
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.job.holding import Limits
 from sluice_operator.plan.job.situation import JobDecision
-from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe, parse
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.retries import Limits
+from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe, parse, planned_status
 
 TEAM = {"matchLabels": {"kubernetes.io/metadata.name": "team"}}
 LAB = {"matchLabels": {"tier": "research"}}
@@ -182,7 +182,7 @@ def test_a_time_zone_that_nobody_knows_is_named_on_the_engine_and_on_the_job() -
     made = engine(town, borrowWindows=[{**NIGHT, "timeZone": "Europe/Berln"}])
     town.job("a")
     assert describe(allocated(town, AT_NIGHT)) == "a waits TimeZoneUnknown"
-    lent = next(c for c in plan_engine(town.world, made, NOW).status.conditions if c.type == "Lent")
+    lent = next(c for c in planned_status(town.world, made, NOW).conditions if c.type == "Lent")
     assert lent.reason == Reason.TIME_ZONE_UNKNOWN
     assert "borrowWindows[0].timeZone: there is no time zone Europe/Berln" in lent.message
 
@@ -194,7 +194,7 @@ def test_a_time_zone_that_nobody_knows_is_named_while_something_is_lent_too() ->
     job = town.job("a")
     (claim,) = allocated(town, AT_NIGHT).claims.values()
     town.trainer_pod(town.stage_job(job, claim=claim), "n1")
-    lent = next(c for c in plan_engine(town.world, made, NOW).status.conditions if c.type == "Lent")
+    lent = next(c for c in planned_status(town.world, made, NOW).conditions if c.type == "Lent")
     assert (lent.status, lent.reason) == ("True", Reason.LENDING)
     assert lent.message.startswith(
         "1 of 2 lent to team/a. spec.preemption.borrowWindows[1].timeZone: there is no time zone Europe/Berln."
@@ -210,7 +210,7 @@ def test_a_loan_goes_on_when_the_window_closes() -> None:
     town.trainer_pod(town.stage_job(job, claim=claim), "n1")
     morning = NOW.replace(hour=7)
     held = town.world.engines[engine_key("team", "chat")]
-    assert plan_engine(town.world, held, morning).status.slots[1].lent_to == "team/a"
+    assert planned_status(town.world, held, morning).slots[1].lent_to == "team/a"
 
 
 def decided(town: Town, job: FineTuneJob, after: float) -> JobDecision:
@@ -359,7 +359,7 @@ def test_a_slot_that_comes_back_goes_to_the_next_job_without_starting_in_between
     assert describe(allocated(town)) == "next takes chat/1"
     decision = plan_engine(town.world, made, NOW)
     assert decision.apply == ()
-    assert decision.status.lent_to == ("team/next",)
+    assert planned_status(town.world, made, NOW).lent_to == ("team/next",)
     assert decision.placeholders.make == ((1, "n1"),), "nor is it anybody else's"
     assert decision.again_at is not None
     assert [plan.index for plan in plan_engine(town.world, made, decision.again_at).apply] == [1]

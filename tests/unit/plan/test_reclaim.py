@@ -11,7 +11,7 @@ from sluice_api.reasons import Reason
 from sluice_api.reports import EngineReport
 from sluice_operator.observe.world import Reported, engine_key
 from sluice_operator.plan.engine.decide import plan_engine
-from tests.unit.plan.worlds import NOW, Town, allocated, change, decide, describe, parse
+from tests.unit.plan.worlds import NOW, Town, allocated, change, decide, describe, parse, planned_status
 
 CHAT_1 = SlotRef(namespace="team", engine="chat", index=1)
 RECLAIMS = {"policy": "ScaleDown", "minReplicas": 1, "reclaim": "OnDemand"}
@@ -45,7 +45,7 @@ class Lent:
 
     def decides(self) -> list[SlotState]:
         """The engine's decision, which is then its status."""
-        status = plan_engine(self.town.world, self.engine, NOW).status
+        status = planned_status(self.town.world, self.engine, NOW)
         self._update(status=status)
         return [slot.state for slot in status.slots]
 

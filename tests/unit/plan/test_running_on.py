@@ -11,6 +11,7 @@ from sluice_api.inferenceengine import SlotState
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import engine_key, pool_key
 from sluice_operator.plan.engine.decide import plan_engine
+from tests.unit.plan.worlds import planned_status
 
 
 def _gone(town: Town) -> None:
@@ -41,16 +42,17 @@ def test_a_replica_that_serves_goes_on(rule: str, change: Callable[[Town], None]
     town.node(1)
     town.slot(town.engine("chat", 1, resources={"pool": "a100"}), 0, "n1")
     change(town)
-    decision = plan_engine(town.world, town.world.engines[engine_key("team", "chat")], NOW)
+    engine = town.world.engines[engine_key("team", "chat")]
+    decision, ready = plan_engine(town.world, engine, NOW), planned_status(town.world, engine, NOW).conditions[0]
     assert decision.stop == (), rule
-    assert [slot.state for slot in decision.status.slots] == [SlotState.SERVING]
-    assert (decision.status.conditions[0].status, decision.status.conditions[0].reason) == ("True", reason)
+    assert [slot.state for slot in decision.slots] == [SlotState.SERVING]
+    assert (ready.status, ready.reason) == ("True", reason)
 
 
 def test_a_replica_that_does_not_run_waits_and_the_pool_is_named() -> None:
     town = Town()
     engine = town.engine("chat", 1, resources={"pool": "a100"})
-    ready = plan_engine(town.world, engine, NOW).status.conditions[0]
+    ready = planned_status(town.world, engine, NOW).conditions[0]
     assert (ready.status, ready.reason) == ("False", Reason.POOL_NOT_FOUND)
     assert "spec.resources.pool: there is no GPUPool a100" in ready.message
 

@@ -18,11 +18,11 @@ from sluice_api.inferenceengine import (
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.world import job_key
-from sluice_operator.plan.allocation.allocate import allocate
-from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.facts.sleeping import can_sleep
-from sluice_operator.plan.facts.slots import template_of
-from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.pool.allocate import allocate
+from sluice_operator.plan.retries import Limits
+from sluice_operator.plan.sleeping import can_sleep
+from sluice_operator.plan.slots import template_of
 from sluice_operator.reconcile.give_back import missing
 from tests.unit.plan.test_claim_cycle import Loan, states
 from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe
@@ -70,16 +70,16 @@ class SleepingLoan(Loan):
     def sleep(self) -> None:
         """It has drained, its agent has put vLLM to sleep and says so, and the engine knows."""
         self.drain()
-        self.engine_says(self.plan_engine(1))
+        self.engine_says(self.status(1))
         self.town.report(self.lent_pod(), 0, draining=True, quiet=5, at=NOW + timedelta(seconds=2), asleep=True)
-        self.engine_says(self.plan_engine(2))
+        self.engine_says(self.status(2))
 
     def train(self) -> None:
         """The trainer's pod is on its node."""
         self.sleep()
         self.put(self.pod, gates=(), node="n1", nominated_node="n1", running=True)
         self.pod = self.town.world.pods[self.pod.key]
-        self.engine_says(self.plan_engine(3))
+        self.engine_says(self.status(3))
 
     def stop(self) -> None:
         """The job is suspended: its Job is being deleted, its pod saves its state."""
@@ -93,14 +93,15 @@ def test_it_drains_goes_to_sleep_and_is_lent_with_its_pod() -> None:
     assert states(loan.plan_engine()) == [SERVING, DRAINING]
     loan.drain()
     assert states(loan.plan_engine(1)) == [SERVING, SLEEPING]
-    loan.engine_says(loan.plan_engine(1))
+    loan.engine_says(loan.status(1))
     step = loan.plan_job(1)
     assert (step.reason, step.message, step.bind) == (Reason.FALLING_ASLEEP, "chat/1 goes to sleep.", ())
     loan.town.report(loan.lent_pod(), 0, draining=True, quiet=5, at=NOW + timedelta(seconds=2), asleep=True)
     assert loan.plan_job(2).reason is Reason.BINDING
     decision = loan.plan_engine(2)
     assert states(decision) == [SERVING, LENT]
-    assert (decision.status.lent, decision.status.lent_to, decision.status.ready) == (1, ("team/a",), "1/2")
+    status = loan.status(2)
+    assert (status.lent, status.lent_to, status.ready) == (1, ("team/a",), "1/2")
 
 
 def test_a_loan_never_changes_the_size_and_needs_no_placeholder() -> None:
@@ -122,9 +123,9 @@ def test_a_loan_never_changes_the_size_and_needs_no_placeholder() -> None:
 def test_the_trainer_does_not_come_before_it_sleeps(case: str, told: dict[str, Any] | None) -> None:
     loan = SleepingLoan()
     loan.town.trainer_pod(loan.stage_job)
-    loan.engine_says(loan.plan_engine())
+    loan.engine_says(loan.status())
     loan.put(loan.lent_pod(), ready=False)
-    loan.engine_says(loan.plan_engine(31))  # its drain timeout is over
+    loan.engine_says(loan.status(31))  # its drain timeout is over
     if told:
         loan.town.report(loan.lent_pod(), 0, draining=True, quiet=5, **told)
     assert loan.plan_job(60).bind == ()
@@ -134,7 +135,7 @@ def test_the_trainer_does_not_come_before_it_sleeps(case: str, told: dict[str, A
 def test_what_does_not_sleep_in_time_is_given_up_and_wakes() -> None:
     loan = SleepingLoan()
     loan.drain()
-    loan.engine_says(loan.plan_engine(1))
+    loan.engine_says(loan.status(1))
     why = "vLLM sleeps, but 16.0 of 80.0 GiB of GPU 0 are in use; at most 14.4 may be."
     loan.town.report(loan.lent_pod(), 0, draining=True, quiet=5, at=NOW + timedelta(seconds=30), message=why)
     late = 1 + Limits().sleep.total_seconds()
@@ -173,12 +174,12 @@ def test_it_wakes_when_the_last_pod_of_its_trainer_is_gone() -> None:
     assert states(loan.plan_engine(4)) == [SERVING, LENT]
     loan.stop()
     decision = loan.plan_engine(5)
-    assert (states(decision), decision.status.lent_to, decision.woken) == ([SERVING, LENT], ("team/a",), ())
+    assert (states(decision), loan.status(5).lent_to, decision.woken) == ([SERVING, LENT], ("team/a",), ())
     loan.put(loan.town.world.pods[loan.pod.key], ended=True)
     decision = loan.plan_engine(6)
     assert states(decision) == [SERVING, STARTING]
     assert [slot.index for slot in decision.woken] == [1]
-    loan.engine_says(decision)
+    loan.engine_says(loan.status(6))
     assert not loan.plan_engine(7).woken
 
 
@@ -205,10 +206,10 @@ def test_an_uninstall_waits_until_it_is_awake() -> None:
     loan = SleepingLoan()
     loan.train()
     loan.town.store.remove(loan.stage_job.key, loan.stage_job.uid)
-    loan.engine_says(loan.plan_engine(5))
+    loan.engine_says(loan.status(5))
     assert missing(loan.town.world)["engines"]
     loan.town.store.remove(loan.pod.key, loan.pod.uid)
-    loan.engine_says(loan.plan_engine(6))
+    loan.engine_says(loan.status(6))
     assert "engines" not in missing(loan.town.world)
 
 
@@ -237,7 +238,7 @@ def test_a_new_pod_of_a_lent_slot_takes_its_place_asleep() -> None:
     new = loan.town.slot(loan.engine, 1, "n1", ready=False)
     assert new is not None
     decision = loan.plan_engine(5)
-    assert (states(decision), decision.status.slots[1].pod) == ([SERVING, LENT], new.key.name)
+    assert (states(decision), loan.status(5).slots[1].pod) == ([SERVING, LENT], new.key.name)
 
 
 def test_the_next_job_in_line_takes_it_over_asleep() -> None:
@@ -258,7 +259,7 @@ def test_the_next_job_in_line_takes_it_over_asleep() -> None:
     at = NOW + timedelta(seconds=5)
     assert describe(allocated(loan.town, at)) == "b takes chat/1"
     decision = loan.plan_engine(5)
-    assert (states(decision), decision.status.lent_to, decision.woken) == ([SERVING, LENT], ("team/b",), ())
+    assert (states(decision), loan.status(5).lent_to, decision.woken) == ([SERVING, LENT], ("team/b",), ())
     pool = find_pool(loan.town.world, "default")
     assert pool
     claim = allocate(loan.town.world, pool, at).claims[job_key("team", "b")]
@@ -306,8 +307,8 @@ def test_an_engine_takes_a_sleeping_slot_back_on_demand() -> None:
     loan.town.store.findings.report(chat_0.uid, replace(loan.town.world.reports[chat_0.uid], load=50.0))
     decision = loan.plan_engine(5)
     assert states(decision) == [SERVING, RECLAIMING]
-    assert decision.status.lent == 1
-    loan.engine_says(decision)
+    assert loan.status(5).lent == 1
+    loan.engine_says(loan.status(5))
     step = loan.plan_job(6)
     assert (step.reason, step.delete) == (Reason.RECLAIMED, (loan.stage_job,))
     assert states(loan.plan_engine(6)) == [SERVING, RECLAIMING]
@@ -320,7 +321,7 @@ def test_a_changed_spec_waits_until_it_is_back_and_then_starts_it_anew() -> None
     loan.put_slot(0, template=template_of(loan.engine))
     decision = loan.plan_engine(5)
     assert not decision.apply
-    assert decision.status.conditions[0].reason == Reason.ROLLOUT_WAITS_FOR_RETURN
+    assert loan.status(5).conditions[0].reason == Reason.ROLLOUT_WAITS_FOR_RETURN
     loan.stop()
     loan.put(loan.town.world.pods[loan.pod.key], ended=True)
     assert [plan.index for plan in loan.plan_engine(6).apply] == [1]

@@ -8,7 +8,7 @@ from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_operator.plan.engine.decide import plan_engine
 from tests.unit.plan.dra import SLEEPS, DraTown
-from tests.unit.plan.worlds import NOW, Town
+from tests.unit.plan.worlds import NOW, Town, planned_status
 
 
 def decided(town: Town, engine: InferenceEngine) -> str:
@@ -94,8 +94,9 @@ def test_a_pool_of_a_device_plugin_has_none_left() -> None:
 def test_a_slot_that_is_lent_has_no_placeholder() -> None:
     """Its ResourceClaim has the devices all the while."""
     town = DraTown(2)
-    decision = plan_engine(town.world, lent(town), NOW)
-    assert (decision.status.lent, decision.placeholders.make) == (1, ())
+    engine = lent(town)
+    assert plan_engine(town.world, engine, NOW).placeholders.make == ()
+    assert planned_status(town.world, engine, NOW).lent == 1
 
 
 def test_a_pool_of_another_class_gives_a_slot_another_claim_when_it_starts() -> None:

@@ -8,7 +8,7 @@ from sluice_api.reasons import Reason
 from sluice_operator.observe.world import engine_key
 from sluice_operator.plan.engine.decide import plan_engine
 from tests.unit.plan.test_queues import LAB, engine
-from tests.unit.plan.worlds import NOW, Town, parse
+from tests.unit.plan.worlds import NOW, Town, parse, planned_status
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_what_a_pool_refuses_to_an_engine(
     made = town.engine("mine", 3, preemption={"priority": 5})
     decision = plan_engine(town.world, made, NOW)
     assert [plan.index for plan in decision.apply] == started, rule
-    ready = decision.status.conditions[0]
+    ready = planned_status(town.world, made, NOW).conditions[0]
     assert (ready.reason, says in ready.message) == (reason, True), ready.message
     assert ("No GPU is free" in ready.message) is False
 
@@ -54,7 +54,7 @@ def test_a_replica_that_runs_is_not_stopped_by_what_a_pool_allows_later(pool: di
     town.pool(**pool)
     decision = plan_engine(town.world, serving, NOW)
     assert (decision.stop, decision.remove) == ((), ())
-    assert decision.status.conditions[0].reason == Reason.ALL_SERVING
+    assert planned_status(town.world, serving, NOW).conditions[0].reason == Reason.ALL_SERVING
 
 
 def test_a_replica_that_the_quota_refuses_does_not_ask_loans_back() -> None:
@@ -65,6 +65,7 @@ def test_a_replica_that_the_quota_refuses_does_not_ask_loans_back() -> None:
     town.version += 1
     metadata = grown.metadata.model_copy(update={"resource_version": str(town.version)})
     town.put(grown.model_copy(update={"metadata": metadata}))
-    decision = plan_engine(town.world, town.world.engines[engine_key("team", "chat")], NOW)
-    assert [slot.state for slot in decision.status.slots if slot.lent_to] == ["Stopping"]
-    assert decision.status.conditions[0].reason == Reason.NAMESPACE_QUOTA
+    lends = town.world.engines[engine_key("team", "chat")]
+    decision = plan_engine(town.world, lends, NOW)
+    assert [slot.state for slot in decision.slots if slot.lent_to] == ["Stopping"]
+    assert planned_status(town.world, lends, NOW).conditions[0].reason == Reason.NAMESPACE_QUOTA

@@ -160,7 +160,7 @@ def test_a_claim_that_borrows_says_which_slot_it_waits_for() -> None:
 def test_a_claim_on_a_replica_that_sleeps_says_how_far_that_is() -> None:
     loan = SleepingLoan()
     loan.drain()
-    loan.engine_says(loan.plan_engine(1))
+    loan.engine_says(loan.status(1))
     assert section(loan.town, "a", "claim")[1] == "chat/1: goes to sleep"
     loan.sleep()
     assert section(loan.town, "a", "claim")[1] == "chat/1: sleeps"

@@ -10,13 +10,12 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.views import NodeView
 from sluice_operator.observe.world import Heartbeat
-from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.facts.after import after as follows
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.job.holding import Limits
+from sluice_operator.plan.retries import Limits
+from sluice_operator.plan.retries import after as follows
 from tests.unit.plan.test_claim_cycle import Loan, training
 from tests.unit.plan.test_retry import attempt
-from tests.unit.plan.worlds import NOW, PREPARED, Town
+from tests.unit.plan.worlds import NOW, PREPARED, Town, planned_status
 
 SINCE = NOW - timedelta(hours=2)
 SAYS = "Node n1 has not been ready since 2026-11-22 10:00 UTC"
@@ -68,28 +67,27 @@ def test_job_and_engine_say_it_while_the_pod_of_an_attempt_that_was_ended_stays(
     loan.put(loan.stage_job, deleting=True)
     assert loan.plan_job(after=1).reason is Reason.REQUEUED
     goes_away(loan.town)
-    decision, engine = loan.plan_job(after=1), loan.plan_engine(after=1)
+    decision, ready = loan.plan_job(after=1), loan.status(after=1).conditions[0]
     assert decision.reason is Reason.NODE_NOT_READY
-    ready = engine.status.conditions[0]
     for message in (decision.message, ready.message):
         assert SAYS in message
         assert all(remedy in message for remedy in REMEDIES), message
     loan.put(pod, deleting=True, ended=True)
-    assert SAYS not in loan.plan_engine(after=1).status.conditions[0].message
+    assert SAYS not in loan.status(after=1).conditions[0].message
 
 
 def test_an_engine_names_the_node_of_a_loan_and_of_its_own_replica() -> None:
     loan = Loan()
     training(loan)
     goes_away(loan.town)
-    lent = loan.plan_engine(after=1).status.conditions[1]
+    lent = loan.status(after=1).conditions[1]
     assert (lent.reason, SAYS in lent.message) == (Reason.LENDING, True)
     alone = Town()
     alone.node(1)
     engine = alone.engine("chat", 1)
     alone.slot(engine, 0, "n1", ready=False)
     goes_away(alone)
-    assert SAYS in plan_engine(alone.world, engine, NOW).status.conditions[0].message
+    assert SAYS in planned_status(alone.world, engine, NOW).conditions[0].message
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.EXPORT])

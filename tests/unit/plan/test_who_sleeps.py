@@ -9,14 +9,13 @@ import pytest
 
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import job_key
-from sluice_operator.plan.allocation.inventory import take_stock
-from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.facts.slots import template_of
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.slots import template_of
 from sluice_operator.status.pool import pool_status
 from sluice_operator.status.trace import trace
 from tests.unit.plan.test_sleeping import SleepingLoan
-from tests.unit.plan.worlds import NOW, YIELDS, Town, allocated, describe, parse
+from tests.unit.plan.worlds import NOW, YIELDS, Town, allocated, describe, parse, planned_status
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_an_engine_that_can_not_sleep_says_why_where_its_owner_looks() -> None:
     engine = town.engine("chat", 1, preemption={"policy": "Sleep", "minReplicas": 0})
     town.slot(engine, 0, "n1")
     town.job("a")
-    said = plan_engine(town.world, engine, NOW).status.conditions[1]
+    said = planned_status(town.world, engine, NOW).conditions[1]
     why = (
         "spec.preemption.policy is Sleep, but GPUPool default has spec.sharing.mode: None, so its GPUs would stay with "
         "the sleeping pod. Set policy: ScaleDown, or use a pool of sharing.mode: DRA."

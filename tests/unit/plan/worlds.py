@@ -15,13 +15,16 @@ from typing import Any
 
 from dev.simulate.town import GPU, NOW, PREPARED, Town
 from sluice_api.claim import Claim, SlotRef
+from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
 from sluice_operator.observe.views import PodView, StageJobView
-from sluice_operator.observe.world import job_key, key_of, pool_key
-from sluice_operator.plan.allocation.allocate import Allocation, allocate
-from sluice_operator.plan.facts.pools import find_pool
+from sluice_operator.observe.world import World, job_key, key_of, pool_key
+from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.job.holding import Limits
 from sluice_operator.plan.job.situation import JobDecision
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.pool.allocate import Allocation, allocate
+from sluice_operator.plan.retries import Limits
+from sluice_operator.status.engine import engine_status
 
 YIELDS = {"policy": "ToHigherPriority", "minRunSeconds": 0}
 
@@ -165,3 +168,8 @@ __all__ = [
     "parse",
     "pool_key",
 ]
+
+
+def planned_status(world: World, engine: InferenceEngine, now: datetime = NOW) -> InferenceEngineStatus:
+    """The status that an engine gets now."""
+    return engine_status(world, engine, plan_engine(world, engine, now), now)

@@ -1,23 +1,28 @@
-"""An engine's size, slot by slot: granted what GPUs allow, less what is lent, changed one at a time."""
+"""What does an engine need now? Its size, slot by slot: what GPUs allow, less what is lent, changed one at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from sluice_api.claim import SlotRef
 from sluice_api.gpupool import GPUPool
-from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, SlotState
+from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_operator.observe.views import SlotView
-from sluice_operator.observe.world import World
-from sluice_operator.plan.allocation.guests import crowds_out
-from sluice_operator.plan.allocation.lending import LOOK_AT_LOAD
-from sluice_operator.plan.engine.placeholders import Placeholders, plan_placeholders
-from sluice_operator.plan.engine.slot_plans import NEXT_CLAIM_WITHIN, slot_plans
-from sluice_operator.plan.engine.status import engine_status
-from sluice_operator.plan.facts.claims import borrowers, live_claims_from
-from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.facts.sleeping import wakes
-from sluice_operator.plan.facts.slot_devices import SlotDevices, plan_slot_devices
-from sluice_operator.plan.facts.slots import SlotPlan, existing, floor_of, pod_of, ref, serves, template_of
+from sluice_operator.observe.world import World, existing
+from sluice_operator.plan.engine.placeholders import Placeholders, SlotDevices, plan_placeholders, plan_slot_devices
+from sluice_operator.plan.engine.slot_plans import (
+    NEXT_CLAIM_WITHIN,
+    next_look_at_load,
+    next_rollout,
+    returning,
+    slot_plans,
+    wakes,
+)
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.liveness import borrowers, live_claims_from
+from sluice_operator.plan.nodes import find_pool
+from sluice_operator.plan.pool.allocate import allocate
+from sluice_operator.plan.slots import SlotPlan, ref, template_of
 
 _UNDER_WAY = (SlotState.DRAINING, SlotState.SLEEPING)
 
@@ -26,8 +31,10 @@ _UNDER_WAY = (SlotState.DRAINING, SlotState.SLEEPING)
 class EngineDecision:
     """What an engine needs now."""
 
+    slots: tuple[SlotPlan, ...]
+    """What each of them should be."""
     apply: tuple[SlotPlan, ...]
-    """Slots that get a whole Deployment: new ones, stopped ones that start, changed ones whose turn it is."""
+    """Of these, slots that get a whole Deployment: new ones, stopped ones that start, changed ones whose turn it is."""
     stop: tuple[SlotView, ...]
     """Slots that go to size 0."""
     remove: tuple[SlotView, ...]
@@ -36,7 +43,8 @@ class EngineDecision:
     """Slots that wake now: their pause begins, as if they had started anew."""
     placeholders: Placeholders
     devices: SlotDevices
-    status: InferenceEngineStatus
+    rollout_waits: bool
+    """A changed spec has to wait for a return."""
     again_at: datetime | None = None
 
 
@@ -50,9 +58,12 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
     """
     lent = borrowers(world, live_claims_from(world, engine))
     slots = existing(world, engine)
-    plans = slot_plans(world, engine, lent, now)
     pool = find_pool(world, engine.spec.resources.pool)
-    rollout = _rollout(world, engine, pool, plans, slots)
+    stock = take_stock(world, pool) if pool else None
+    back = returning(world, engine, stock, lent, now) if stock else set()
+    promised = _promised(world, pool, back, now) if pool and back else {}
+    plans = slot_plans(world, engine, stock, lent, promised, now)
+    rollout = next_rollout(world, engine, stock, plans, slots)
     apply = [
         _on(slots.get(plan.index), plan, now)
         for plan in plans
@@ -66,42 +77,32 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
     drained_at = now + timedelta(seconds=1) if any(p.state in _UNDER_WAY for p in plans) else None
     claimed_by = now + NEXT_CLAIM_WITHIN if any(p.lent_to and ref(engine, p.index) not in lent for p in plans) else None
     outdated = any(slots[i].template != template_of(engine) and slots[i].size for i in kept & slots.keys())
-    asks = engine.spec.preemption.reclaim_above is not None and any(plan.lent_to for plan in plans)
-    load_at = now + LOOK_AT_LOAD if asks else None
+    load_at = next_look_at_load(engine, plans, now)
     return EngineDecision(
+        slots=tuple(plans),
         apply=tuple(apply),
         stop=tuple(stop),
         remove=tuple(remove),
         woken=tuple(woken),
         placeholders=placeholders,
         devices=plan_slot_devices(world, engine, pool, plans, {plan.index for plan in apply}),
-        status=engine_status(world, engine, plans, now, outdated and rollout is None),
+        rollout_waits=outdated and rollout is None,
         again_at=min((at for at in (drained_at, claimed_by, load_at, placeholders.again_at) if at), default=None),
     )
+
+
+def _promised(
+    world: World, pool: GPUPool, back: Collection[SlotRef], now: datetime
+) -> Mapping[SlotRef, tuple[str, str]]:
+    """Of the slots that have just come back, those that the pool's next decision lends: to which job, on which node."""
+    return {
+        slot: (f"{job.namespace}/{job.name}", claim.home_of(slot))
+        for job, claim in allocate(world, pool, now).claims.items()
+        for slot in claim.borrowed
+        if slot in back
+    }
 
 
 def _on(slot: SlotView | None, plan: SlotPlan, now: datetime) -> SlotPlan:
     """A plan for the Deployment that is there, if one is: it is told when it was last started again."""
     return replace(plan, uid=slot.uid, restarted_at=slot.restarted_at if slot.size else now) if slot else plan
-
-
-def _rollout(
-    world: World, engine: InferenceEngine, pool: GPUPool | None, plans: list[SlotPlan], slots: Mapping[int, SlotView]
-) -> int | None:
-    """The next slot to restart with a changed spec; None when there is none or it must wait.
-
-    One at a time. While slots are lent, only as long as one less still leaves the floor. Not one that has guests
-    who could not stay.
-    """
-    running = [p.index for p in plans if p.size and p.index in slots and not p.lent_to]
-    outdated = [index for index in running if slots[index].size and slots[index].template != template_of(engine)]
-    if not outdated:
-        return None
-    serving = {index for index in running if serves(pod_of(world, engine, index))}
-    outdated = [index for index in outdated if not (pool and crowds_out(world, pool, engine, index))]
-    idle = [index for index in outdated if index not in serving]
-    if idle or not outdated:
-        return idle[0] if idle else None
-    lending = any(plan.lent_to for plan in plans)
-    room = len(serving) - 1 >= floor_of(engine) if lending else len(serving) == len(running)
-    return outdated[0] if room else None

@@ -6,20 +6,22 @@ priority and below see its GPUs as taken. Trainers and engines are above it, so 
 borrower, which has those GPUs, it would count twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.meta import SLOT_LABEL, STAGE_LABEL, index_of
 from sluice_api.stages import Stage
-from sluice_operator.observe.views import PodView
+from sluice_operator.observe.views import DeviceClaimView, PodView
 from sluice_operator.observe.world import World, oldest_first
-from sluice_operator.plan.facts.claims import Phase, live_claims_on, phase
-from sluice_operator.plan.facts.podless import starts_until
-from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.facts.room import holding
-from sluice_operator.plan.facts.slots import SlotPlan, pod_of
+from sluice_operator.plan.claims import Phase, phase
+from sluice_operator.plan.fit import holding
+from sluice_operator.plan.liveness import live_claims_on
+from sluice_operator.plan.nodes import find_pool, slot_devices
+from sluice_operator.plan.preflight import starts_until
+from sluice_operator.plan.slots import SlotPlan, pod_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +96,41 @@ def _is_on_its_way(world: World, engine: InferenceEngine, plan: SlotPlan, held: 
     pod = _next_pod(world, engine, plan)
     starts = bool(plan.size) and not plan.lent_to and plan.index in held
     return starts and pod is not None and not pod.node
+
+
+@dataclass(frozen=True, slots=True)
+class SlotDevices:
+    """What is to be done about them."""
+
+    make: tuple[int, ...] = ()
+    """Slots that need one, before they start."""
+    remove: tuple[DeviceClaimView, ...] = ()
+    """Those that are wanted no longer, or not as they are. Who uses one keeps it until its pod has ended."""
+
+
+def plan_slot_devices(
+    world: World, engine: InferenceEngine, pool: GPUPool | None, plans: Sequence[SlotPlan], starting: Collection[int]
+) -> SlotDevices:
+    """Each slot that runs or is lent has one. It can't be changed: when its slot starts anew it is replaced.
+
+    Args:
+        starting: slots whose pod is about to be made, or made anew.
+    """
+    by_dra = pool is not None and pool.spec.by_dra
+    asked = (pool.spec.sharing.device_class, engine.spec.resources.gpus) if pool else None
+    needed = {plan.index for plan in plans if plan.size or plan.lent_to} if by_dra else set()
+    claims = {index: slot_devices(world, engine, index) for index in needed}
+    kept = {
+        claim.key
+        for index, claim in claims.items()
+        if claim and (claim.asks == asked or (index not in starting and claim.pods))
+    }
+    ours = world.slot_devices.get((engine.metadata.namespace, engine.metadata.name), {}).values()
+    return SlotDevices(
+        make=tuple(index for index, claim in sorted(claims.items()) if claim is None),
+        remove=tuple(
+            claim
+            for claim in ours
+            if claim.owner and claim.owner.uid == engine.metadata.uid and not claim.deleting and claim.key not in kept
+        ),
+    )

@@ -1,22 +1,30 @@
-"""What each of an engine's slots should be: an ordered list of small rules, of which the first with a plan wins."""
+"""What should each of an engine's slots be? An ordered list of small rules, of which the first with a plan wins."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sluice_api.claim import SlotRef
-from sluice_api.gpupool import GPUPool
-from sluice_api.inferenceengine import InferenceEngine, SlotState
-from sluice_operator.observe.world import World
-from sluice_operator.plan.allocation.allocate import allocate
-from sluice_operator.plan.allocation.inventory import Stock, lent_indices, take_stock
-from sluice_operator.plan.allocation.lending import being_left, is_busy, lacking
-from sluice_operator.plan.facts.claims import LiveClaim, Phase
-from sluice_operator.plan.facts.pools import find_pool
-from sluice_operator.plan.facts.proof import phase_of
-from sluice_operator.plan.facts.sleeping import being_used, is_asleep, state_on_the_way
-from sluice_operator.plan.facts.slots import SlotPlan, existing, pod_of, ref, serves, sleeps, wanted
-from sluice_operator.plan.fence import looking_at
+from sluice_api.inferenceengine import ASLEEP, AWAKE, InferenceEngine, SlotState
+from sluice_operator.observe.fence import looking_at
+from sluice_operator.observe.views import SlotView
+from sluice_operator.observe.world import World, existing
+from sluice_operator.plan.claims import LiveClaim, Phase
+from sluice_operator.plan.colocation import crowds_out
+from sluice_operator.plan.liveness import lent_indices
+from sluice_operator.plan.pool.lending import LOOK_AT_LOAD, being_left, is_busy, lacking
+from sluice_operator.plan.preflight import phase_of
+from sluice_operator.plan.sleeping import being_used, is_asleep, state_on_the_way
+from sluice_operator.plan.slots import SlotPlan, floor_of, pod_of, ref, said_of, serves, sleeps, template_of, wanted
+from sluice_operator.plan.stock import Stock
+
+
+def wakes(world: World, engine: InferenceEngine, plan: SlotPlan) -> bool:
+    """Whether a plan ends the sleep of a slot's pod."""
+    pod = pod_of(world, engine, plan.index)
+    said = said_of(engine, plan.index, pod) if pod else None
+    return sleeps(engine) and said is not None and said.state in ASLEEP and plan.state in AWAKE
+
 
 NEXT_CLAIM_WITHIN = timedelta(seconds=10)
 """So long a slot that comes back waits for the claim of the job that is next in line."""
@@ -36,40 +44,60 @@ class Situation:
     used: Mapping[int, str]
     """Slots whose GPUs a trainer still uses; its job."""
     promised: Mapping[int, tuple[str, str]]
-    """Slots that come back and are about to be lent again: the job, and the node."""
+    """Slots that have just come back and are about to be lent again: to which job, on which node."""
     placed: Collection[SlotRef]
     """Slots for which the pool has GPUs."""
 
 
 def slot_plans(
-    world: World, engine: InferenceEngine, lent: Mapping[SlotRef, LiveClaim], now: datetime
+    world: World,
+    engine: InferenceEngine,
+    stock: Stock | None,
+    lent: Mapping[SlotRef, LiveClaim],
+    promised: Mapping[SlotRef, tuple[str, str]],
+    now: datetime,
 ) -> list[SlotPlan]:
-    """A plan for each slot that should exist or is borrowed, by index."""
-    s = _situation(world, engine, lent, now)
+    """A plan for each slot that should exist or is borrowed, by index.
+
+    Args:
+        stock: of the engine's pool; None where that is gone.
+        lent: slots that are borrowed, by whom.
+        promised: slots that the pool's next decision lends: to which job, on which node.
+    """
+    s = _situation(world, engine, stock, lent, promised, now)
     indices = sorted({*wanted(world, engine, s.lent), *s.lent})
     return [next(plan for rule in RULES if (plan := rule(s, index))) for index in indices]
 
 
-def _situation(world: World, engine: InferenceEngine, lent: Mapping[SlotRef, LiveClaim], now: datetime) -> Situation:
-    borrowed = {index: lent[ref(engine, index)] for index in lent_indices(lent, engine)}
-    pool = find_pool(world, engine.spec.resources.pool)
-    stock = take_stock(world, pool) if pool else None
-    placed: Collection[SlotRef] = stock.placed if stock else ()
-    used = being_used(world, engine)
-    slots = existing(world, engine)
-    stopped = {i for i, slot in slots.items() if not slot.size and ref(engine, i) in placed}
-    idle = {i for i in slots if i not in used and is_asleep(world, engine, i)} | stopped
-    returning = {i for i in idle - {*borrowed} if _has_just_come_back(world, ref(engine, i), now)}
+def _situation(
+    world: World,
+    engine: InferenceEngine,
+    stock: Stock | None,
+    lent: Mapping[SlotRef, LiveClaim],
+    promised: Mapping[SlotRef, tuple[str, str]],
+    now: datetime,
+) -> Situation:
     return Situation(
         world=world,
         engine=engine,
         now=now,
-        lent=borrowed,
+        lent={index: lent[ref(engine, index)] for index in lent_indices(lent, engine)},
         asked_back=_asked_back(world, engine, stock, lent) if stock else (),
-        used=used,
-        promised=_promised(world, engine, pool, returning, now) if pool and returning else {},
-        placed=placed,
+        used=being_used(world, engine),
+        promised={slot.index: to for slot, to in promised.items() if slot == ref(engine, slot.index)},
+        placed=stock.placed if stock else (),
     )
+
+
+def returning(
+    world: World, engine: InferenceEngine, stock: Stock, lent: Mapping[SlotRef, LiveClaim], now: datetime
+) -> set[SlotRef]:
+    """Slots that have just come back and serve nobody yet: they wait a moment for the pool's next decision."""
+    used, slots = being_used(world, engine), existing(world, engine)
+    stopped = {i for i, slot in slots.items() if not slot.size and ref(engine, i) in stock.placed}
+    idle = {i for i in slots if i not in used and is_asleep(world, engine, i)} | stopped
+    back = (ref(engine, index) for index in idle - lent_indices(lent, engine))
+    return {slot for slot in back if _has_just_come_back(world, slot, now)}
 
 
 def is_lent(s: Situation, index: int) -> SlotPlan | None:
@@ -162,18 +190,6 @@ def _least_first(live: LiveClaim) -> tuple[int, float, str]:
     return (live.job.spec.scheduling.priority, -live.stage_job.created.timestamp(), live.stage_job.uid)
 
 
-def _promised(
-    world: World, engine: InferenceEngine, pool: GPUPool, returning: Collection[int], now: datetime
-) -> dict[int, tuple[str, str]]:
-    """Of the slots that come back, those that the pool's next decision lends: to which job, on which node."""
-    return {
-        slot.index: (f"{job.namespace}/{job.name}", claim.home_of(slot))
-        for job, claim in allocate(world, pool, now).claims.items()
-        for slot in claim.borrowed
-        if slot == ref(engine, slot.index) and slot.index in returning
-    }
-
-
 def _has_just_come_back(world: World, slot: SlotRef, now: datetime) -> bool:
     """Whether a loan of the slot ended a moment ago. The engine waits no longer: the next claim may never be made."""
     return any(
@@ -181,3 +197,35 @@ def _has_just_come_back(world: World, slot: SlotRef, now: datetime) -> bool:
         for stage_job in world.claims_from.get((slot.namespace, slot.engine), {}).values()
         if stage_job.claim
     )
+
+
+def next_rollout(
+    world: World, engine: InferenceEngine, stock: Stock | None, plans: Sequence[SlotPlan], slots: Mapping[int, SlotView]
+) -> int | None:
+    """The next slot to restart with a changed spec; None when there is none or it must wait.
+
+    One at a time. While slots are lent, only as long as one less still leaves the floor. Not one that has guests
+    who could not stay.
+    """
+    running = [p.index for p in plans if p.size and p.index in slots and not p.lent_to]
+    outdated = [index for index in running if slots[index].size and slots[index].template != template_of(engine)]
+    if not outdated:
+        return None
+    serving = {index for index in running if serves(pod_of(world, engine, index))}
+    outdated = [
+        i
+        for i in outdated
+        if not (stock and (slot := stock.placed.get(ref(engine, i))) and crowds_out(world, stock.pool, slot))
+    ]
+    idle = [index for index in outdated if index not in serving]
+    if idle or not outdated:
+        return idle[0] if idle else None
+    lending = any(plan.lent_to for plan in plans)
+    room = len(serving) - 1 >= floor_of(engine) if lending else len(serving) == len(running)
+    return outdated[0] if room else None
+
+
+def next_look_at_load(engine: InferenceEngine, plans: Sequence[SlotPlan], now: datetime) -> datetime | None:
+    """When an engine that lends, and takes its loans back when it is busy, looks at its load again."""
+    asks = engine.spec.preemption.reclaim_above is not None and any(plan.lent_to for plan in plans)
+    return now + LOOK_AT_LOAD if asks else None

@@ -1,4 +1,4 @@
-"""What one job needs now: an ordered list of small rules, of which the first that has something to say wins."""
+"""What does one job need now? An ordered list of small rules, of which the first that has something to say wins."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,33 +8,21 @@ from sluice_api.conditions import JobCondition
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExportResult, Stage
-from sluice_operator.observe.views import Key, StageJobView
+from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, adapter_key, identity, oldest_first
-from sluice_operator.plan.allocation import refusals
-from sluice_operator.plan.allocation.waiting import Wait
-from sluice_operator.plan.facts import readiness
-from sluice_operator.plan.facts.after import after
-from sluice_operator.plan.facts.attempts import heir_of, made_after, trainer_pods
-from sluice_operator.plan.facts.belief import believed
-from sluice_operator.plan.facts.claims import LiveClaim, is_live, live_claims_of
-from sluice_operator.plan.facts.deadlines import time_ends, warning
-from sluice_operator.plan.facts.estimate import ends_at
-from sluice_operator.plan.facts.failure import final_failure
-from sluice_operator.plan.facts.outcomes import all_outcomes, compact, done, recorded
-from sluice_operator.plan.facts.preparing import no_room_to_prepare
-from sluice_operator.plan.facts.publishing import name_taken
-from sluice_operator.plan.facts.unreachable import unreachable
-from sluice_operator.plan.job.holding import Limits, Step, advance
-from sluice_operator.plan.job.situation import (
-    CONDITION,
-    JobDecision,
-    Situation,
-    Start,
-    ended_by_us,
-    in_pause,
-)
-from sluice_operator.plan.job.stages import runs_stage
-from sluice_operator.plan.obstacle import earliest
+from sluice_operator.plan import readiness
+from sluice_operator.plan.job.situation import CONDITION, JobDecision, Situation, ended_by_us, in_pause
+from sluice_operator.plan.job.stages import no_room_to_prepare, runs_stage
+from sluice_operator.plan.job.training import holds, waits
+from sluice_operator.plan.obstacle import Wait, earliest
+from sluice_operator.plan.outcomes import all_outcomes, compact, done, recorded
+from sluice_operator.plan.pool import refusals
+from sluice_operator.plan.pool.refusals import name_taken
+from sluice_operator.plan.readiness import final_failure, time_ends
+from sluice_operator.plan.retries import Limits
+
+_UNDECIDED = Wait(Reason.PENDING, "Ready; its turn in the pool is being decided.")
+
 
 Rule = Callable[[Situation], JobDecision | None]
 
@@ -55,20 +43,14 @@ def plan_job(
     """
     outcomes = all_outcomes(world, job)
     stage_jobs = tuple(oldest_first(world.stage_jobs_of.get(identity(job), {}).values()))
-    situation = Situation(world, job, now, outcomes, wait, refused_pod, limits, stage_jobs)
+    situation = Situation(world, job, now, outcomes, wait or _UNDECIDED, refused_pod, limits, stage_jobs)
     decision = next(found for rule in RULES if (found := rule(situation)))
     fresh = compact(decision.record or outcomes)
-    strays = (stray for stray in _strays(situation) if stray not in decision.delete)
+    strays = (stray for stray in situation.strays() if stray not in decision.delete)
     decision = replace(decision, record=fresh if fresh != recorded(job) else None, delete=(*decision.delete, *strays))
-    end = None if decision.failed else time_ends(job, outcomes, _training_since(situation))
+    end = None if decision.failed else time_ends(job, outcomes, situation.training_since())
     again_at = earliest((decision.again_at, end.at if end else None), now)
     return _in_time(job, replace(decision, again_at=again_at), now)
-
-
-def _strays(s: Situation) -> list[StageJobView]:
-    """Jobs of attempts that had ended before: a leader that had been stopped has made them anew when it woke."""
-    ended = {(outcome.stage, outcome.attempt): outcome.ended_at or s.now for outcome in s.outcomes.attempts}
-    return [j for j in s.running() if (at := ended.get((j.stage, j.attempt))) and made_after(s.world, j, at)]
 
 
 def _in_time(job: FineTuneJob, decision: JobDecision, now: datetime) -> JobDecision:
@@ -99,7 +81,7 @@ def deleted(s: Situation) -> JobDecision | None:
 
 def failed(s: Situation) -> JobDecision | None:
     """It has failed for good; whatever still runs for it ends."""
-    failure = final_failure(s.job, s.outcomes, s.now, _training_since(s))
+    failure = final_failure(s.job, s.outcomes, s.now, s.training_since())
     if failure is None:
         return None
     stage, reason, message = failure
@@ -107,12 +89,6 @@ def failed(s: Situation) -> JobDecision | None:
     for stage_job in (running for running in s.running() if running.stage is stage):
         record = record.with_attempt(ended_by_us(s, stage_job, reason, message))
     return JobDecision(CONDITION[stage], reason, message, failed=True, delete=s.running(), record=record)
-
-
-def _training_since(s: Situation) -> datetime | None:
-    """Since when it trains."""
-    trains = (j for j in s.unfinished(Stage.TRAIN) if not s.outcomes.has(j.stage, j.attempt))
-    return min((j.created for j in trains if not _has_ended(s, j)), default=None)
 
 
 def suspended(s: Situation) -> JobDecision | None:
@@ -144,87 +120,6 @@ def prepares(s: Situation) -> JobDecision | None:
     if decision is not None and decision.start is not None and (full := no_room_to_prepare(s.world, s.job)):
         return JobDecision(JobCondition.PREPARED, Reason.WAITING_TO_PREPARE, full)
     return decision
-
-
-def holds(s: Situation) -> JobDecision | None:
-    """It has a claim: prove it, drain, bind, train, or hand the claim to the next attempt."""
-    if done(s.outcomes, Stage.TRAIN):
-        return None
-    for live in live_claims_of(s.world, s.job):
-        if not live.stage_job.finished:
-            step = advance(s.world, live, s.now, s.limits, s.refused_pod)
-            if step.reason is Reason.TRAINING:
-                late = warning(s.job, s.outcomes, live.stage_job.created, ends_at(live))
-                step = replace(step, message=step.message + late)
-            return _decision(s, live, step)
-    leaving = s.unfinished(Stage.TRAIN)
-    if leaving:
-        record = s.outcomes
-        lost = tuple(stage_job for stage_job in leaving if not stage_job.deleting and not heir_of(s.world, stage_job))
-        for stage_job in lost:  # unfinished, of a job that is wanted, and yet its claim is over
-            record = record.with_attempt(ended_by_us(s, stage_job, *_why_it_is_over(s, stage_job)))
-        away = unreachable(s.world, (pod for stage_job in leaving for pod in trainer_pods(s.world, stage_job)))
-        reason = Reason.NODE_NOT_READY if away else Reason.REQUEUED
-        message = away or "Its last training pod is still going; the next attempt follows."
-        return JobDecision(JobCondition.ADMITTED, reason, message, record=record, delete=lost)
-    return _takes_over(s)
-
-
-def _why_it_is_over(s: Situation, stage_job: StageJobView) -> tuple[Reason, str]:
-    if believed(s.world, s.job, stage_job) is None:
-        return Reason.CLAIMED, "Its annotation claims other GPUs than the job asks for; the claim is made anew."
-    if not stage_job.readable:
-        return Reason.POD_LOST, "Its Job has been changed and can't be read any more, and its pods are over."
-    return Reason.NODE_LOST, "Its node is gone."
-
-
-def _decision(s: Situation, live: LiveClaim, step: Step) -> JobDecision:
-    at = JobCondition.TRAINED if step.admitted else JobCondition.ADMITTED
-    record = s.outcomes
-    if step.give_up:
-        record = record.with_attempt(ended_by_us(s, live.stage_job, step.reason, step.message, step.by, step.node))
-    return JobDecision(
-        at,
-        step.reason,
-        step.message,
-        record=record,
-        delete=(live.stage_job,) if step.give_up else (),
-        bind=step.bind,
-        again_at=step.again_at,
-    )
-
-
-def _takes_over(s: Situation) -> JobDecision | None:
-    """The next attempt takes the claim of the one that just ended, before any engine grows."""
-    for stage_job in reversed([j for j in s.stage_jobs if j.stage is Stage.TRAIN and j.claim]):
-        held = believed(s.world, s.job, stage_job)
-        if held is None or not is_live(s.world, s.job, stage_job):
-            continue
-        last = s.outcomes.of(Stage.TRAIN)[-1:]
-        if not last or last[0].attempt != stage_job.attempt or not after(last[0].reason).keeps_claim:
-            return JobDecision(
-                JobCondition.TRAINED, Reason.TRAINING, "The last pod has ended; waiting for its last words."
-            )
-        claim = held.model_copy(update={"term": s.world.term})
-        start = Start(Stage.TRAIN, s.next_attempt(Stage.TRAIN), claim)
-        return JobDecision(
-            JobCondition.ADMITTED,
-            Reason.CLAIMED,
-            f"Attempt {start.attempt} takes the GPUs over. {last[0].message}",
-            start=start,
-        )
-    return None
-
-
-def waits(s: Situation) -> JobDecision | None:
-    """It is ready and has no GPUs."""
-    if done(s.outcomes, Stage.TRAIN):
-        return None
-    for pause in readiness.pauses(s.job, s.outcomes):
-        if pause.until and s.now < pause.until:
-            return JobDecision(JobCondition.ADMITTED, pause.reason, pause.message, again_at=pause.until)
-    wait = s.wait or Wait(Reason.PENDING, "Ready; its turn in the pool is being decided.")
-    return JobDecision(JobCondition.ADMITTED, wait.reason, wait.message, wait=wait)
 
 
 def exports(s: Situation) -> JobDecision | None:
@@ -279,12 +174,6 @@ RULES: tuple[Rule, ...] = (
     publishes,
     succeeds,
 )
-
-
-def _has_ended(s: Situation, stage_job: StageJobView) -> bool:
-    """Whether an attempt's pods have ended, though its Job does not say so yet."""
-    pods = trainer_pods(s.world, stage_job)
-    return bool(pods) and all(pod.ended for pod in pods)
 
 
 def _current(s: Situation) -> JobCondition:

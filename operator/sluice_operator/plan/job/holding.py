@@ -1,4 +1,10 @@
-"""The next step of a live claim: prove, drain, bind, train; or give up, and why."""
+"""How does a live claim go on: prove, drain, bind, train; or give up, and for whom?
+
+A claim ends before its job does for a job of higher priority, or for an engine that needs its replicas. Both are read
+off what is there. A job takes another's place by a claim that names the attempt: it is proven and bound like any other,
+and only then the attempt is told to stop, so nobody stops for a job that can't run. An engine asks for its replicas in
+its slots' status.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -6,37 +12,67 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from sluice_api.claim import SlotRef
+from sluice_api.inferenceengine import SlotState
 from sluice_api.reasons import Reason
 from sluice_api.stall import stalled_after
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, engine_key
-from sluice_operator.plan.allocation.interruption import interruption
-from sluice_operator.plan.facts.attempts import trainer_pods
-from sluice_operator.plan.facts.claims import LiveClaim, Phase, node_of, overlapped_by
-from sluice_operator.plan.facts.podless import PODS_WITHIN
-from sluice_operator.plan.facts.proof import doubt, is_gated, phase_of
-from sluice_operator.plan.facts.refused import refusal_reason
-from sluice_operator.plan.facts.sleeping import agents_word, is_awake, sleeps_no_more, told_since
-from sluice_operator.plan.facts.slots import is_drained
-from sluice_operator.plan.facts.unreachable import unreachable
-
-IMAGE_TROUBLE = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
-"""What the kubelet says of a container whose image it cannot get."""
+from sluice_operator.plan.claims import LiveClaim, Phase, is_gated, node_of, phase, taken_by, trainer_pods
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.liveness import live_claims_on, overlapped_by
+from sluice_operator.plan.nodes import find_pool, unreachable
+from sluice_operator.plan.preflight import PODS_WITHIN, doubt, phase_of
+from sluice_operator.plan.retries import IMAGE_TROUBLE, Limits, refusal_reason
+from sluice_operator.plan.sleeping import agents_word, is_awake, sleeps_no_more, told_since
+from sluice_operator.plan.slots import is_drained
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a claim may take for each step."""
+class Interruption:
+    """Why a claim ends before its job does."""
 
-    bind: timedelta = timedelta(seconds=60)
-    """From the gate's removal to the node; and for a claim that can't be proven, to be proven."""
-    sleep: timedelta = timedelta(seconds=90)
-    """Until the vLLM of every borrowed slot that keeps its pod has freed the memory of its GPUs: level 1 copies the
-    weights into the host's memory first, 22 GiB in 11 s (vllm#48337)."""
-    start: timedelta = timedelta(seconds=600)
-    """Until the pod's container has started."""
-    stall: timedelta = timedelta(seconds=120)
-    """Without a sign of life, until a training is called stalled; it is ended after half as much again."""
+    reason: Reason
+    by: str
+    """The job or the engine, as namespace/name."""
+    message: str
+
+
+def interruption(world: World, live: LiveClaim) -> Interruption | None:
+    """Who has a claim's GPUs from now on; None while it may keep them, and when its trainer has ended by itself."""
+    if any(pod.ended for pod in trainer_pods(world, live.stage_job)):
+        return None
+    for slot in live.claim.borrowed:
+        engine = world.engines.get(engine_key(slot.namespace, slot.engine))
+        if engine and any(
+            (said.index, said.state, said.lent_to) == (slot.index, SlotState.RECLAIMING, live.name)
+            and said.since
+            and said.since >= live.stage_job.created
+            for said in engine.status.slots
+        ):
+            name = engine.metadata.full_name
+            return Interruption(Reason.RECLAIMED, name, f"Engine {name} needs its replica {slot.index} back.")
+    for node, other in ((at.node, other) for at in live.claim.places for other in live_claims_on(world, at.node)):
+        if live.stage_job.uid in other.claim.displaced and _takes_its_place(world, other, node):
+            priority = other.job.spec.scheduling.priority
+            message = f"Job {other.name}, of priority {priority}, has its GPUs."
+            return Interruption(Reason.PREEMPTED, other.name, message)
+    return None
+
+
+def _takes_its_place(world: World, heir: LiveClaim, node: str) -> bool:
+    """Whether a claim that comes in another's place needs it: not if it is on the node by a GPU that came free.
+
+    What a third one leaves of a larger replica is not free, though the scheduler takes it to be: the node is crowded
+    then, and the replica could not come back.
+    """
+    found = phase(world, heir)
+    if found is not Phase.HOLDING:
+        return found is Phase.BINDING
+    pool = find_pool(world, heir.claim.pool)
+    stock = take_stock(world, pool).nodes.get(node) if pool else None
+    if stock is None or not stock.is_crowded:
+        return False
+    return any(taken_by(world, live.claim, node) > live.claim.gpus_on(node) for live in stock.claims)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,11 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import ExportResult, Stage
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, identity
-from sluice_operator.plan.allocation.waiting import Wait
-from sluice_operator.plan.facts.outcomes import all_outcomes, only_node
-from sluice_operator.plan.facts.readiness import pause
-from sluice_operator.plan.facts.refused import FIRST_PAUSE, LONGEST_PAUSE
-from sluice_operator.plan.job.holding import Limits
-from sluice_operator.plan.obstacle import Obstacle
+from sluice_operator.plan.claims import made_after, trainer_pods
+from sluice_operator.plan.obstacle import Obstacle, Wait
+from sluice_operator.plan.outcomes import all_outcomes, only_node
+from sluice_operator.plan.readiness import pause
+from sluice_operator.plan.retries import FIRST_PAUSE, LONGEST_PAUSE, Limits
 
 CONDITION = {
     Stage.PREPARE: JobCondition.PREPARED,
@@ -67,7 +66,7 @@ class Situation:
     job: FineTuneJob
     now: datetime
     outcomes: Outcomes
-    wait: Wait | None
+    wait: Wait
     refused_pod: str
     limits: Limits
     stage_jobs: tuple[StageJobView, ...] = field(default_factory=tuple)
@@ -79,6 +78,17 @@ class Situation:
     def running(self) -> tuple[StageJobView, ...]:
         """Stage Jobs that run or are about to, but for those that are being deleted."""
         return tuple(j for j in self.unfinished() if not j.deleting)
+
+    def strays(self) -> list[StageJobView]:
+        """Jobs of attempts that had ended before: a leader that had been stopped has made them anew when it woke."""
+        ended = {(outcome.stage, outcome.attempt): outcome.ended_at or self.now for outcome in self.outcomes.attempts}
+        return [j for j in self.running() if (at := ended.get((j.stage, j.attempt))) and made_after(self.world, j, at)]
+
+    def training_since(self) -> datetime | None:
+        """Since when it trains; None too when the pods have ended, though their Job does not say so yet."""
+        trains = (j for j in self.unfinished(Stage.TRAIN) if not self.outcomes.has(j.stage, j.attempt))
+        pods = ((j, trainer_pods(self.world, j)) for j in trains)
+        return min((j.created for j, its in pods if not its or any(not pod.ended for pod in its)), default=None)
 
     def next_attempt(self, stage: Stage) -> int:
         """A number that no attempt of the stage ever had."""

@@ -1,0 +1,148 @@
+"""Which replica may a job train beside, and with how much of a GPU?
+
+A ResourceClaim may be used by several pods of its namespace. So a job of policy Shared uses the slot's, with its
+share of the GPU's memory, while vLLM goes on with what it takes itself. Such a guest has no GPU of its own, and a slot
+that has guests is not lent.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool, SharingMode
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.reasons import Reason
+from sluice_operator.observe.fence import each
+from sluice_operator.observe.world import World, engine_key, key_of
+from sluice_operator.plan.nodes import engines_of, slot_devices
+from sluice_operator.plan.obstacle import Obstacle
+from sluice_operator.plan.slots import left_by
+from sluice_operator.plan.stock import NodeStock, PlacedSlot, is_guest, share_of
+
+
+def sharing_refusal(pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
+    """Why a pool can't give a job the share that it asks for; None when it can, or when none is asked for."""
+    share, name, parts = share_of(pool, job), pool.metadata.name, pool.spec.sharing.replicas or 1
+    if share is None:
+        return None
+    if share.mode is SharingMode.NONE:
+        return Obstacle(
+            Reason.POOL_DOES_NOT_SHARE,
+            f"spec.scheduling.policy: Shared, but the nodes of GPUPool {name} give each GPU to one pod. Use Queue or "
+            "Preempt, or set the pool's spec.sharing as its device plugin is set up.",
+            ends_with=(key_of(pool),),
+        )
+    if share.mode is SharingMode.MPS and share.percent > 100 // parts:
+        return Obstacle(
+            Reason.SHARE_TOO_LARGE,
+            f"spec.scheduling.share: {share.percent}% is asked for, MPS gives a pod of GPUPool {name} one of {parts} "
+            f"parts of a GPU. Ask for at most {100 // parts}%.",
+            ends_with=(key_of(pool),),
+        )
+    return None
+
+
+class Beside(NamedTuple):
+    """A slot, what of its GPUs' memory is left, and what keeps a job from training beside it."""
+
+    slot: PlacedSlot
+    percent: int
+    obstacles: tuple[Obstacle, ...] = ()
+
+
+def hosts(world: World, pool: GPUPool, job: FineTuneJob) -> list[InferenceEngine]:
+    """Engines beside whose replicas a guest may train: those that leave it enough when no other guest is there."""
+    share, gpus = job.spec.scheduling.share_percent, job.spec.resources.gpus
+    found = _neighbours(world, pool, job.metadata.namespace)
+    return [engine for engine in found if left_by(engine) >= share and engine.spec.resources.gpus >= gpus]
+
+
+def _neighbours(world: World, pool: GPUPool, namespace: str) -> Sequence[InferenceEngine]:
+    """The engines of a namespace, which alone may share their ResourceClaims there: who leaves the most comes first.
+
+    Asked for every guest that waits, so worked out once a state.
+    """
+    asked = (_neighbours, pool.metadata.name)
+    if asked not in world.worked_out:
+        found: dict[str, list[InferenceEngine]] = {}
+        engines = engines_of(world, pool)
+        left = dict(zip((engine.metadata.uid for engine in engines), each(engines, key_of, left_by), strict=True))
+        for engine in sorted(engines, key=lambda engine: left[engine.metadata.uid], reverse=True):
+            found.setdefault(engine.metadata.namespace, []).append(engine)
+        world.worked_out[asked] = found
+    neighbours: Sequence[InferenceEngine] = world.worked_out[asked].get(namespace, ())
+    return neighbours
+
+
+def guest_refusal(world: World, pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
+    """Why no engine that is there could ever have a guest; None when one could, or when it is none."""
+    if not is_guest(pool, job):
+        return None
+    name, namespace = pool.metadata.name, job.metadata.namespace
+    roomiest = next(iter(_neighbours(world, pool, namespace)), None)
+    if roomiest is None:
+        return Obstacle(
+            Reason.NO_ENGINE_BESIDE,
+            f"spec.scheduling.policy: Shared trains beside a replica of an engine in GPUPool {name}, and namespace "
+            f"{namespace} has no engine there. Use Queue or Preempt, or run it in the namespace of one.",
+            ends_with=(key_of(pool), engine_key(namespace, "")),
+        )
+    if left_by(roomiest) < job.spec.scheduling.share_percent:
+        return Obstacle(
+            Reason.SHARE_TOO_LARGE,
+            f"spec.scheduling.share: {job.spec.scheduling.share} is asked for, engine {roomiest.metadata.name} leaves "
+            f"{left_by(roomiest)}% of a GPU's memory: its serving.gpuMemoryUtilization is "
+            f"{roomiest.spec.serving.gpu_memory_utilization}. Ask for at most {left_by(roomiest)}%, or lower it.",
+            ends_with=(key_of(pool), engine_key(namespace, "")),
+        )
+    return None
+
+
+def best_beside(node: NodeStock, job: FineTuneJob, engines: Collection[str], *, strict: bool) -> Beside | None:
+    """The slot on a node of some engines, by uid, whose guest a job is: the least busy, then the tightest fit.
+
+    Args:
+        strict: only one that takes it now. Else the best of all, with what keeps it from being used.
+    """
+    places = [_beside(slot, job) for slot in _beside_slots(node, job) if slot.engine.metadata.uid in engines]
+    fitting = [place for place in places if not (strict and place.obstacles)]
+    return min(fitting, key=lambda at: (len(at.obstacles), *_tightness(at, job)), default=None)
+
+
+def _tightness(at: Beside, job: FineTuneJob) -> tuple[int, int, str]:
+    """Of slots that leave enough the least busy, then the tightest fit; of others the one that leaves the most."""
+    enough = at.percent >= job.spec.scheduling.share_percent
+    return (at.slot.in_flight if enough else 0, at.percent if enough else -at.percent, str(at.slot.slot))
+
+
+def _beside(slot: PlacedSlot, job: FineTuneJob) -> Beside:
+    """A slot, with what keeps a job from training beside it."""
+    percent, share = left_by(slot.engine) - slot.shared, job.spec.scheduling.share_percent
+    message = ""
+    if not slot.takes_guests:
+        message = f"{slot.slot} takes none now: it wakes, restarts with a changed spec, or goes."
+    elif percent < share:
+        message = (
+            f"{slot.slot} leaves the most, {max(0, percent)}%: vLLM takes {100 - left_by(slot.engine)}% "
+            f"(serving.gpuMemoryUtilization), jobs beside it {slot.shared}%."
+        )
+    obstacle = Obstacle(Reason.WAITING_FOR_SHARE, message, ends_with=(key_of(slot.engine),)) if message else None
+    return Beside(slot, percent, (obstacle,) if obstacle else ())
+
+
+def _beside_slots(node: NodeStock, job: FineTuneJob) -> Iterator[PlacedSlot]:
+    """The slots of a node that are large enough for a job and in its namespace."""
+    for slot in node.slots:
+        mine = slot.engine.metadata.namespace == job.metadata.namespace
+        if mine and slot.pod and slot.gpus >= job.spec.resources.gpus:  # its pod is there: its ResourceClaim is too
+            yield slot
+
+
+def crowds_out(world: World, pool: GPUPool, slot: PlacedSlot) -> bool:
+    """Whether a slot that restarted as the spec now says would take the memory that guests have, or their devices."""
+    engine = slot.engine
+    if not slot.shared:
+        return False
+    devices = slot_devices(world, engine, slot.slot.index)
+    asks = (pool.spec.sharing.device_class, engine.spec.resources.gpus)
+    return slot.shared > left_by(engine) or (devices is not None and devices.asks != asks)

@@ -1,1 +1,0 @@
-"""What is so: what the objects of a World mean, before anybody decides anything."""

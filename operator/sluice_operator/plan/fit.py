@@ -1,0 +1,183 @@
+"""Does a pod fit a node, for every reason but GPUs: cpu, memory, disk, pods, volumes?"""
+
+from collections.abc import Collection, Hashable, Iterable
+
+from sluice_api.finetunejob import FineTuneJob, JobResources
+from sluice_api.meta import SCALE_UP_LABEL, scale_up_name
+from sluice_api.pods import DISK_REQUEST
+from sluice_api.quantity import amount, readable
+from sluice_api.sources import volume_path
+from sluice_operator.observe.views import ClaimView, Key, NodeRequirement, NodeView, PodView, Resources
+from sluice_operator.observe.world import World, job_key
+
+COUNTED = ("cpu", "memory", "ephemeral-storage")
+"""What kube-scheduler counts of a pod; a LimitRange may have raised it."""
+
+
+DISK = amount("ephemeral-storage", DISK_REQUEST)
+
+
+GPU_MEMORY = "gpuMemory"
+
+
+GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"
+"""On a node: the memory of each of its GPUs, in MiB."""
+
+
+def need_of(resources: JobResources) -> dict[str, int]:
+    """What a training pod asks for; of GPUs, how large each must be."""
+    gpus = {GPU_MEMORY: amount("memory", resources.gpu_memory)} if resources.gpu_memory else {}
+    return {
+        "cpu": amount("cpu", resources.cpu),
+        "memory": amount("memory", resources.memory),
+        "ephemeral-storage": DISK,
+        **gpus,
+    }
+
+
+def claims_of_job(job: FineTuneJob) -> tuple[str, ...]:
+    """PersistentVolumeClaims that the job's pods mount."""
+    return job.spec.volumes
+
+
+def missing_claim(world: World, namespace: str, uri: str) -> str:
+    """What to do about an address whose PersistentVolumeClaim is not there; empty when nothing is missing."""
+    path = volume_path(uri)
+    if path is None or Key("PersistentVolumeClaim", namespace, path.claim) in world.claims:
+        return ""
+    return (
+        f"PersistentVolumeClaim {path.claim} does not exist in namespace {namespace}. Create it, or correct the pvc:// "
+        "address."
+    )
+
+
+def holding(world: World, node: str) -> list[PodView]:
+    """Pods that are bound to a node and have not ended; terminating ones too. Those that make room do not count."""
+    return [pod for pod in world.pods_on.get(node, {}).values() if not pod.ended and not makes_room(world, pod)]
+
+
+def makes_room(world: World, pod: PodView) -> bool:
+    """Whether a pod asks for a node, and goes for anybody, at once (see plan.scale_up).
+
+    One that only looks like it, or whose deletion takes time, has what it has until it is gone. One that is going at
+    once makes room until then too: else a replica that starts in its place would lose that place for a moment.
+    """
+    return pod.goes_at_once and asks_for_node(world, pod)
+
+
+def asks_for_node(world: World, pod: PodView) -> bool:
+    """Whether a pod asks an autoscaler for a node, for a job that we serve."""
+    if SCALE_UP_LABEL not in pod.labels or pod.owner is None:
+        return False
+    job = world.jobs.get(job_key(pod.key.namespace, pod.owner.name))
+    if job is None or job.metadata.uid != pod.owner.uid:
+        return False
+    names = (scale_up_name(job.metadata.name, pod.owner.uid, index) for index in range(job.spec.resources.nodes))
+    return pod.key.name in names
+
+
+def shortage(
+    world: World,
+    node: NodeView,
+    need: Resources,
+    leaving: Collection[Key],
+    coming: Iterable[Resources] = (),
+    pods: int = 1,
+) -> str:
+    """What a node lacks for a number of like pods once the leaving ones are gone; empty when they fit.
+
+    Args:
+        leaving: pods that will be gone, or that are those that ask.
+        coming: requests of pods that will be bound to the node, but are not yet.
+    """
+    if small := _too_small(node, need):
+        return small
+    staying = [pod.requests for pod in holding(world, node.key.name) if pod.key not in leaving]
+    for resource in COUNTED:
+        used = sum(requests.get(resource, 0) for requests in (*staying, *coming))
+        left = node.allocatable.get(resource, 0) - used
+        if pods * need.get(resource, 0) > left:
+            return (
+                f"{resource}: needs {readable(resource, pods * need[resource])}, "
+                f"{readable(resource, max(left, 0))} of {readable(resource, node.allocatable.get(resource, 0))} is left"
+            )
+    if "pods" in node.allocatable and len(staying) + pods > node.allocatable["pods"]:
+        return f"pods: the node takes {node.allocatable['pods']}"
+    return ""
+
+
+def exceeds(node: NodeView, need: Resources) -> str:
+    """What even an empty node lacks; empty when nothing."""
+    if small := _too_small(node, need):
+        return small
+    for resource in COUNTED:
+        if need.get(resource, 0) > node.allocatable.get(resource, 0):
+            have = readable(resource, node.allocatable.get(resource, 0))
+            return f"{resource}: needs {readable(resource, need[resource])}, the node has {have}"
+    return ""
+
+
+def most_pods(node: NodeView, there: int, gpus: int, need: Resources) -> int:
+    """How many like pods an empty node takes that offers so many GPUs, each with some of them."""
+    if exceeds(node, need):
+        return 0
+    rooms = [node.allocatable.get(counted, 0) // need[counted] for counted in COUNTED if need.get(counted)]
+    return min(there // gpus, *rooms)
+
+
+def like(node: NodeView) -> Hashable:
+    """What decides how much an empty node takes: the same for nodes that are alike."""
+    return (*(node.allocatable.get(counted, 0) for counted in COUNTED), node.labels.get(GPU_MEMORY_LABEL, ""))
+
+
+def _too_small(node: NodeView, need: Resources) -> str:
+    """Why a node's GPUs are too small; empty when they are not, or when any will do."""
+    if not need.get(GPU_MEMORY):
+        return ""
+    wanted = readable("memory", need[GPU_MEMORY])
+    mebibytes = node.labels.get(GPU_MEMORY_LABEL, "")
+    if not mebibytes.isdecimal():
+        return f"{GPU_MEMORY}: needs {wanted}, the node has no label {GPU_MEMORY_LABEL} that says what it has"
+    has = int(mebibytes) << 20
+    return f"{GPU_MEMORY}: needs {wanted}, the node's have {readable('memory', has)}" if has < need[GPU_MEMORY] else ""
+
+
+def unreachable_volume(world: World, namespace: str, claims: Iterable[str], node: NodeView) -> str:
+    """The first claim whose volume can't be mounted on a node; empty when all can."""
+    for name in claims:
+        claim = world.claims.get(Key("PersistentVolumeClaim", namespace, name))
+        if claim and not _reaches(world, claim, node):
+            return f"volume of claim {name} is not reachable from the node"
+        if claim and _held_elsewhere(world, namespace, name, claim, node):
+            return f"claim {name} is ReadWriteOnce and in use on another node"
+    return ""
+
+
+def _reaches(world: World, claim: ClaimView, node: NodeView) -> bool:
+    volume = world.volumes.get(Key("PersistentVolume", "", claim.volume)) if claim.volume else None
+    if volume is None or not volume.node_terms:
+        return True
+    return any(all(_meets(node, requirement) for requirement in term) for term in volume.node_terms)
+
+
+def _meets(node: NodeView, requirement: NodeRequirement) -> bool:
+    value = node.key.name if requirement.key == "metadata.name" else node.labels.get(requirement.key)
+    if requirement.operator == "In":
+        return value in requirement.values
+    if requirement.operator == "NotIn":
+        return value not in requirement.values
+    if requirement.operator == "Exists":
+        return value is not None
+    if requirement.operator == "DoesNotExist":
+        return value is None
+    return False
+
+
+def _held_elsewhere(world: World, namespace: str, name: str, claim: ClaimView, node: NodeView) -> bool:
+    if set(claim.access_modes) != {"ReadWriteOnce"}:
+        return False
+    return any(
+        pod.node != node.key.name and name in pod.claims and pod.key.namespace == namespace and not pod.ended
+        for pods in world.pods_on.values()
+        for pod in pods.values()
+    )

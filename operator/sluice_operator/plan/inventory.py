@@ -1,0 +1,234 @@
+"""Who has which GPU: the count of a pool."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from sluice_api.claim import Claim, SlotRef
+from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.meta import STAGE_LABEL
+from sluice_api.stages import Stage
+from sluice_operator.observe.fence import each, looking_at
+from sluice_operator.observe.views import BudgetView, NodeView, PodView
+from sluice_operator.observe.world import World, existing, key_of
+from sluice_operator.plan.claims import LiveClaim, gpus_of_slots, taken_by, trainer_pods
+from sluice_operator.plan.liveness import borrowers, heirs, lent_indices, live_claims_from, live_claims_on
+from sluice_operator.plan.nodes import engines_of, holders, offered, pool_nodes, refusal
+from sluice_operator.plan.sleeping import can_sleep, is_asleep
+from sluice_operator.plan.slots import pod_of, ref, serves, sleeps, slot_of, template_of, wanted
+from sluice_operator.plan.stock import UNBOUNDED, Held, NodeStock, PlacedSlot, Stock
+from sluice_operator.plan.tenants import engine_denial, quota_of, serving_refusal
+
+
+def take_stock(world: World, pool: GPUPool) -> Stock:
+    """Count a pool: claims first, then pods that are bound, then room for slots that should exist.
+
+    The pool and each of its engines ask for it after a change.
+    """
+    found: Stock | None = world.worked_out.get((take_stock, pool.metadata.name))
+    if found is None or found.pool is not pool:
+        found = world.worked_out[take_stock, pool.metadata.name] = _counted(world, pool)
+    return found
+
+
+def _counted(world: World, pool: GPUPool) -> Stock:
+    engines = engines_of(world, pool)
+    lent = borrowers(world, [live for engine in engines for live in live_claims_from(world, engine)])
+    counted = each(pool_nodes(world, pool), lambda node: node.key, lambda node: _count(world, pool, node, lent))
+    stocks = {stock.name: stock for stock in counted}
+    live = {live.stage_job.uid: live for stock in stocks.values() for live in stock.claims}
+    held = _held_by_namespace(world, engines, lent, stocks.values(), live.values())
+    waiting, refused = [], {}
+    for engine, index in _unplaced(world, engines, lent, stocks):
+        mine = held.get(engine.metadata.namespace, Held())
+        if no := _refused(world, pool, engine, mine):
+            refused[ref(engine, index)] = no
+            continue
+        home = _home(stocks.values(), engine.spec.resources.gpus)
+        if home is None:
+            waiting.append(ref(engine, index))
+        else:
+            stocks[home.name] = replace(home, slots=(*home.slots, _placed(world, engine, index, None)))
+            held[engine.metadata.namespace] = mine.plus(serving=engine.spec.resources.gpus)
+    going = heirs(world, [live for stock in stocks.values() for live in stock.claims])
+    losses = dict(each(engines, key_of, lambda engine: (engine.metadata.uid, may_lose(world, engine))))
+    lacking = _lacking(engines, lent, stocks.values())
+    return Stock(pool, tuple(engines), stocks, tuple(waiting), losses, frozenset(going), refused, held, lacking)
+
+
+def _lacking(engines: Iterable[InferenceEngine], lent: Iterable[SlotRef], nodes: Iterable[NodeStock]) -> int:
+    """GPUs of replicas that have no place, and are not lent."""
+    has = Counter((slot.namespace, slot.engine) for slot in {*lent, *(s.slot for node in nodes for s in node.slots)})
+    missing = ((e, e.spec.replicas - has[e.metadata.namespace, e.metadata.name]) for e in engines)
+    return sum(max(0, count) * engine.spec.resources.gpus for engine, count in missing)
+
+
+def _held_by_namespace(
+    world: World,
+    engines: Iterable[InferenceEngine],
+    lent: Mapping[SlotRef, LiveClaim],
+    nodes: Iterable[NodeStock],
+    claims: Iterable[LiveClaim],
+) -> dict[str, Held]:
+    """What each namespace has of a pool: its jobs' claims, its replicas that have a place, and those that are lent.
+
+    A claim that is over counts until its pods are gone.
+    """
+    nodes, found = list(nodes), dict[str, Held]()
+    for node in nodes:
+        for namespace, gpus in node.ending.items():
+            found[namespace] = found.get(namespace, Held()).plus(gpus)
+    for live in claims:
+        namespace = live.job.metadata.namespace
+        found[namespace] = found.get(namespace, Held()).with_claim(world, live.claim, namespace)
+    placed = {slot.slot: slot.gpus for node in nodes for slot in node.slots}
+    sizes = {(e.metadata.namespace, e.metadata.name): e.spec.resources.gpus for e in engines}
+    for slot in {*placed, *lent}:
+        gpus = placed.get(slot) or sizes.get((slot.namespace, slot.engine), 0)
+        found[slot.namespace] = found.get(slot.namespace, Held()).plus(serving=gpus)
+    return found
+
+
+def _refused(world: World, pool: GPUPool, engine: InferenceEngine, held: Held) -> str:
+    """Why a pool starts no replica more of an engine, however many GPUs are free; empty when it does."""
+    if denied := engine_denial(world, pool, engine):
+        return denied.message
+    namespace = engine.metadata.namespace
+    over = serving_refusal(quota_of(world, pool, namespace), held, engine.spec.resources.gpus)
+    return f"GPUPool {pool.metadata.name}, namespace {namespace}: {over}" if over else ""
+
+
+def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, LiveClaim]) -> NodeStock:
+    name = pool.spec.counted_as
+    here = [live for live in live_claims_on(world, node.key.name) if live.claim.resource == name]
+    going = heirs(world, here)
+    freed = {live.stage_job.uid: 0 for live in here}
+    slots, leaving, others = [], 0, 0
+    ending: dict[str, int] = {}
+    for gpus, pod, owner in holders(world, node, name):
+        attempt = pod.owner.uid if pod and pod.owner else ""
+        if attempt in freed and attempt not in going:
+            continue
+        borrower = lent.get(ref(*owner)) if owner else None
+        heir = borrower.stage_job.uid if borrower else going.get(attempt, "")
+        if heir in freed:
+            freed[heir] += gpus
+        elif borrower:
+            leaving += gpus
+        elif owner:
+            with looking_at(key_of(owner[0])):
+                slot = _placed(world, *owner, pod)
+                slots.append(_beside_jobs(world, slot, node, pod, here) if pool.spec.by_dra else slot)
+        elif pod and pod.labels.get(STAGE_LABEL) == Stage.TRAIN:
+            ending[pod.key.namespace] = ending.get(pod.key.namespace, 0) + gpus
+        else:
+            others += gpus
+    staying = [(live.claim, live.stage_job.uid) for live in here if live.stage_job.uid not in going]
+    claimed = sum(_held(world, claim, node.key.name, freed[uid]) for claim, uid in staying)
+    return NodeStock(
+        node=node,
+        gpus=offered(world, node, name),
+        refusal=refusal(node, name, pool),
+        claims=tuple(here),
+        claimed=claimed,
+        slots=tuple(slots),
+        leaving=leaving,
+        ending=ending,
+        others=others,
+    )
+
+
+def _held(world: World, claim: Claim, node: str, still_there: int) -> int:
+    """GPUs that a claim takes of a node now: more than in the end while larger things it takes over are still there."""
+    own, place = claim.gpus_on(node), claim.on(node)
+    taken_over = sum(ref.gpus for ref in place.displaced) + gpus_of_slots(world, place.borrowed) if place else 0
+    return max(taken_by(world, claim, node), still_there + max(0, own - taken_over))
+
+
+def _beside_jobs(
+    world: World, slot: PlacedSlot, node: NodeView, pod: PodView | None, claims: Iterable[LiveClaim]
+) -> PlacedSlot:
+    """A slot with what its guests use, those that are over included until their pods are gone."""
+    alive = {live.stage_job.uid for live in claims}
+    shared = sum(
+        visit.claim.share.percent
+        for visit in world.claims_on.get(node.key.name, {}).values()
+        if visit.claim and visit.claim.share and visit.claim.host == slot.slot
+        if visit.uid in alive or any(not pod.ended for pod in trainer_pods(world, visit))
+    )
+    return replace(slot, shared=shared, takes_guests=pod is not None and _takes_guests(world, slot, pod))
+
+
+def _takes_guests(world: World, slot: PlacedSlot, pod: PodView) -> bool:
+    """Whether a slot's vLLM has what the spec says it takes: not more from before, not less while it sleeps."""
+    engine, index = slot.engine, slot.slot.index
+    deployment = slot_of(world, engine, index)
+    if pod.deleting or deployment is None or engine.metadata.deletion_timestamp or is_asleep(world, engine, index):
+        return False
+    return deployment.template == pod.template == template_of(engine)
+
+
+def _unplaced(
+    world: World, engines: Iterable[InferenceEngine], lent: Mapping[SlotRef, LiveClaim], stocks: Mapping[str, NodeStock]
+) -> list[tuple[InferenceEngine, int]]:
+    """Slots that should exist, are not lent and have no bound pod; those that run already come first."""
+    bound = {slot.slot for stock in stocks.values() for slot in stock.slots}
+    room = sum(stock.gpus for stock in stocks.values())
+
+    def look(engine: InferenceEngine) -> list[tuple[InferenceEngine, int]]:
+        found, indices = [], lent_indices(lent, engine)
+        for index in wanted(world, engine, indices, room):
+            pod = pod_of(world, engine, index)
+            elsewhere = pod is not None and bool(pod.node) and pod.node not in stocks
+            if pod is None and key_of(engine) in world.refused:
+                continue  # it can't start: others may have its GPUs
+            if index not in indices and ref(engine, index) not in bound and not elsewhere:
+                found.append((engine, index))
+        return found
+
+    return [slot for slots in each(engines, key_of, look) for slot in slots]
+
+
+def _home(stocks: Iterable[NodeStock], gpus: int) -> NodeStock | None:
+    """The usable node with the least room that suffices: small things leave large holes whole."""
+    fitting = [stock for stock in stocks if not stock.refusal and stock.free >= gpus]
+    return min(fitting, key=lambda stock: (stock.free, stock.name), default=None)
+
+
+def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | None) -> PlacedSlot:
+    told = world.reports.get(pod.uid) if pod else None
+    created = pod.created if pod else engine.metadata.creation_timestamp
+    if created is None:
+        raise ValueError(f"{engine.metadata.name} has no creation timestamp")
+    return PlacedSlot(
+        slot=ref(engine, index),
+        engine=engine,
+        gpus=engine.spec.resources.gpus,
+        created=created,
+        pod=pod.key if pod else None,
+        serving=serves(pod),
+        in_flight=told.report.in_flight if told else 0,
+        stays=pod is None or slot_of(world, engine, index) is not None,
+        lendable=not sleeps(engine) or can_sleep(world, engine, index),
+    )
+
+
+def may_lose(world: World, engine: InferenceEngine) -> int:
+    """Replicas that serve and may stop now, by the strictest budget; those that are lent and still serve are going."""
+    budgets = world.budgets_in.get(engine.metadata.namespace, {}).values()
+    if not budgets:
+        return UNBOUNDED
+    lent = {slot for live in live_claims_from(world, engine) for slot in live.claim.borrowed}
+    serving = {i: pod for i in existing(world, engine) if serves(pod := pod_of(world, engine, i)) and pod}
+    left = UNBOUNDED
+    for budget in budgets:
+        meant = {i for i, pod in serving.items() if _is_about(budget, pod)}
+        going = sum(1 for index in meant if ref(engine, index) in lent)
+        if meant:
+            left = min(left, max(0, budget.allowed - going))
+    return left
+
+
+def _is_about(budget: BudgetView, pod: PodView) -> bool:
+    return budget.pods is not None and budget.pods.selects(pod.labels)

@@ -1,0 +1,119 @@
+"""Who gets GPUs now: all pending jobs of a pool at once, in order, each with its claim or its obstacles."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sluice_api.claim import Claim
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
+from sluice_operator.observe.fence import behind_a_fence, looking_at
+from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import World, key_of
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.obstacle import Obstacle, Wait, earliest, next_moment
+from sluice_operator.plan.pool.market import Market
+from sluice_operator.plan.pool.placement import obstructed, place
+from sluice_operator.plan.pool.queue import asking, next_turns, pending, place_in_queue, waiting_for_larger_nodes
+from sluice_operator.plan.pool.reservations import SOMEBODY, Reservations, behind
+from sluice_operator.plan.pool.terms import Terms
+from sluice_operator.plan.pool.waiting import EXPLAINED, far_behind, waits_for, waits_outside
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What a pool's pending jobs get, and why the others wait."""
+
+    claims: Mapping[Key, Claim] = field(default_factory=dict)
+    waits: Mapping[Key, Wait] = field(default_factory=dict)
+    asking: tuple[FineTuneJob, ...] = ()
+    """Jobs that ask for nodes now."""
+    again_at: datetime | None = None
+    """When the passing of time alone ends an obstacle that somebody met, or changes the order."""
+
+
+def allocate(world: World, pool: GPUPool, now: datetime, refused: Collection[Key] = ()) -> Allocation:
+    """What `handed_out` says of the jobs that are at no fault."""
+    return behind_a_fence(world, key_of(pool), lambda seen: handed_out(seen, pool, now, refused))
+
+
+def handed_out(world: World, pool: GPUPool, now: datetime, refused: Collection[Key] = ()) -> Allocation:
+    """Give each pending job its claim, or the reason why it waits.
+
+    Nothing overtakes a job that waits, unless it provably can't delay it: what the waiting job could
+    use, the free GPUs of every node that is large enough and so much else of it, every slot that may be
+    lent to it and its part of a quota, is out of reach for those behind it. A job that its namespace's
+    quota holds back can use none of it, so it holds back its namespace's other jobs only. One that asks
+    for nodes may use free GPUs only, but in a while the others too: they are kept for it meanwhile. A
+    guest can use no GPUs, only the slots of its namespace, so it holds back guests and borrowers there.
+
+    Args:
+        refused: jobs whose claim the API server has just refused to make: what they would get is the next one's.
+    """
+    round_ = _Round(world, pool, now)
+    for job in (one for one in pending(world, pool, now) if key_of(one) not in refused):
+        with looking_at(key_of(job)):
+            round_.decide(job)
+    return round_.result()
+
+
+class _Round:
+    """One pass through a queue: what is left, what is reserved, and what was decided so far."""
+
+    def __init__(self, world: World, pool: GPUPool, now: datetime) -> None:
+        self.world, self.pool, self.now = world, pool, now
+        self.stock = take_stock(world, pool)
+        self.market = Market(world, self.stock, now)
+        self.reserved = Reservations()
+        self.claims: dict[Key, Claim] = {}
+        self.waits: dict[Key, Wait] = {}
+        self.waiting: list[FineTuneJob] = []
+        self.later: list[Obstacle] = []
+
+    def decide(self, job: FineTuneJob) -> None:
+        """Give one job its claim, or the reason why it waits, and reserve for it what it could use."""
+        ahead = self.reserved.of(job.metadata.namespace)
+        if over := self.market.over_quota(job, ahead):
+            self.waits[key_of(job)] = waits_outside(self.world, job, over)
+            self.reserved.reserve_quota(job)
+            return
+        if known := self.reserved.terms_of_alike(self.world, job):
+            self._wait(job, known)
+            return
+        terms = self.market.terms(job, ahead)
+        claim = place(self.world, self.stock, job, terms, self.reserved, self.now)
+        if claim is not None:
+            self.claims[key_of(job)] = claim
+            self.market.gave(job, claim)
+            self.stock = self.stock.after(self.world, claim)
+        elif terms.full:
+            self.waits[key_of(job)] = waits_outside(self.world, job, terms.full)
+            self.reserved.reserve(self.stock, job, terms, self._front(job))
+        else:
+            self._wait(job, terms)
+            self.reserved.note(self.world, job, terms)
+
+    def result(self) -> Allocation:
+        """What was decided."""
+        oversized = waiting_for_larger_nodes(self.world, self.pool, self.now)
+        self.waits.update({key_of(job): waits_outside(self.world, job, larger) for job, larger in oversized})
+        asks = asking((*self.waiting[:EXPLAINED], *(job for job, _ in oversized)), self.now)
+        obstacles = (*self.market.obstacles, *self.later)
+        turns = next_turns(self.world, self.pool, self.now)
+        again_at = earliest((next_moment(obstacles, self.now), *turns), self.now)
+        return Allocation(self.claims, self.waits, asks, again_at)
+
+    def _front(self, job: FineTuneJob) -> Obstacle:
+        return behind(job, -place_in_queue(self.pool, job, self.now)[0])
+
+    def _wait(self, job: FineTuneJob, terms: Terms) -> None:
+        if len(self.waiting) >= EXPLAINED:
+            self.waits[key_of(job)] = far_behind(self.world, job, len(self.waiting))
+            front = SOMEBODY
+        else:
+            found = obstructed(self.world, self.stock, job, terms, self.reserved, self.now)
+            self.later += found.later
+            self.waits[key_of(job)] = waits_for(self.world, self.stock, job, found.ways, self.waiting, self.now)
+            front = self._front(job)
+        self.waiting.append(job)
+        self.reserved.reserve(self.stock, job, terms, front)

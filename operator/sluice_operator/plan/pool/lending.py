@@ -1,0 +1,175 @@
+"""Who lends: does an engine lend to a job now, and does it need its replicas itself?"""
+
+from datetime import datetime, timedelta
+
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool
+from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, Reclaim
+from sluice_api.reasons import Reason
+from sluice_operator.observe.world import LOAD_SECONDS, World, existing, key_of
+from sluice_operator.plan.claims import lends_to
+from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.sleeping import sleep_refusal
+from sluice_operator.plan.slots import pod_of, serves, sleeps
+from sluice_operator.plan.stock import Stock
+
+LOOK_AT_LOAD = timedelta(seconds=5)
+"""How often what depends on an engine's load is decided again."""
+
+
+_STARTS_WITHIN = timedelta(minutes=10)
+"""How long a replica that is back may take to serve before its engine lends again all the same."""
+
+
+def lending_obstacle(
+    world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJob, now: datetime
+) -> Obstacle | None:
+    """Why an engine does not lend to a job now, whatever is in use; None when it may."""
+    return _terms(world, stock.pool, engine, job) or _moment(world, stock, engine, now)
+
+
+def _terms(world: World, pool: GPUPool, engine: InferenceEngine, job: FineTuneJob) -> Obstacle | None:
+    """Why it never lends to such a job, as both of their specs are."""
+    name, terms, key = _name(engine, job), engine.spec.preemption, key_of(engine)
+
+    def no(reason: Reason, message: str, *remedies: Remedy) -> Obstacle:
+        return Obstacle(reason, f"{name} {message}", ends_with=(key,), remedies=remedies)
+
+    if engine.metadata.deletion_timestamp:
+        return no(Reason.ENGINE_NEVER_LENDS, "is being deleted.")
+    policy = "Sleep" if pool.spec.by_dra else "ScaleDown"
+    lend = Remedy(f"set preemption.policy: {policy} on {name}", key, "preemption.policy", policy)
+    if terms.policy is LendingPolicy.NEVER:
+        return no(Reason.ENGINE_NEVER_LENDS, "does not lend (preemption.policy: Never).", lend)
+    if why := sleep_refusal(engine, pool):
+        return no(Reason.ENGINE_CANNOT_SLEEP, f"does not lend: {why}", lend)
+    if pool.spec.by_dra and (found := _by_dra(engine, job)):
+        reason, message = found
+        return no(reason, message, *([lend] if reason is Reason.ENGINE_MUST_SLEEP else ()))
+    if not lends_to(world, engine, job.metadata.namespace):
+        anywhere = Remedy(f"set preemption.lendTo: Anywhere on {name}", key, "preemption.lendTo", "Anywhere")
+        message = f"does not lend to namespace {job.metadata.namespace} (preemption.lendTo: {terms.lend_to})."
+        return no(Reason.ENGINE_LENDS_ELSEWHERE, message, anywhere)
+    if terms.priority > job.spec.scheduling.priority:
+        raised = Remedy(
+            f"raise scheduling.priority to {terms.priority}", field="scheduling.priority", value=terms.priority
+        )
+        message = f"lends to jobs of priority {terms.priority} or more (preemption.priority)."
+        return no(Reason.ENGINE_OUTRANKS, message, raised)
+    return None
+
+
+def _by_dra(engine: InferenceEngine, job: FineTuneJob) -> tuple[Reason, str] | None:
+    """Why an engine's replicas make no room for a job where DRA serves the GPUs.
+
+    There no nomination keeps a device that is given back for a pod, so a slot that stops could lose it to anybody. One
+    that sleeps keeps it: the trainer uses the slot's own ResourceClaim. That one is its namespace's, and one pod's of a
+    job: all pods of a group are made from the same template.
+    """
+    if not sleeps(engine):
+        policy = engine.spec.preemption.policy
+        return Reason.ENGINE_MUST_SLEEP, f"has preemption.policy: {policy}, and its GPUs are served by DRA."
+    if engine.metadata.namespace != job.metadata.namespace:
+        return Reason.ENGINE_LENDS_ELSEWHERE, "lends to no other namespace where DRA serves the GPUs."
+    if job.spec.resources.nodes > 1:
+        nodes = f"spec.resources.nodes: {job.spec.resources.nodes}"
+        return Reason.GROUP_BORROWS_NONE, f"lends to jobs of one pod only where DRA serves the GPUs ({nodes})."
+    return None
+
+
+def _moment(world: World, stock: Stock, engine: InferenceEngine, now: datetime) -> Obstacle | None:
+    """Why it does not lend at this moment: its hours, its pause, or its own need."""
+    name, terms, key = engine.metadata.name, engine.spec.preemption, key_of(engine)
+    if terms.borrow_windows and not any(window.is_open(now) for window in terms.borrow_windows):
+        opens = window_opens(engine, now)
+        if opens is None:
+            message = f"{name} names a time zone that nobody knows in preemption.borrowWindows."
+            return Obstacle(Reason.TIME_ZONE_UNKNOWN, message, ends_with=(key,))
+        return Obstacle(Reason.ENGINE_LENDS_LATER, f"{name} lends from {opens:%A %H:%M} UTC on.", opens, (key,))
+    if (cooled := cooled_down(world, engine)) and now < cooled:
+        message = f"{name} has got a replica back; it lends from {cooled:%H:%M:%S} UTC on at the latest."
+        return Obstacle(Reason.ENGINE_COOLS_DOWN, message, cooled, (key,))
+    return _need(world, stock, engine, now)
+
+
+def _need(world: World, stock: Stock, engine: InferenceEngine, now: datetime) -> Obstacle | None:
+    """Why it needs its replicas itself."""
+    name, key = engine.metadata.name, key_of(engine)
+    if is_unknown(world, engine, now) and world.since is not None:
+        known = world.since + timedelta(seconds=LOAD_SECONDS)
+        message = f"{name} lends when its load is known: for half a minute, since another operator has led."
+        return Obstacle(Reason.ENGINE_IN_DEMAND, message, known, (key,))
+    if lacking(world, stock, engine):
+        message = f"{name} should have replicas that it finds no GPU for (preemption.reclaim: OnDemand)."
+        never = Remedy(f"set preemption.reclaim: Never on {name}", key, "preemption.reclaim", "Never")
+        return Obstacle(Reason.ENGINE_IN_DEMAND, message, ends_with=(key,), remedies=(never,))
+    if is_busy(world, engine, fewer=1):
+        limit = engine.spec.preemption.reclaim_above
+        message = f"{name} would have more than {limit} requests in flight for each replica (preemption.reclaimAbove)."
+        return Obstacle(Reason.ENGINE_IN_DEMAND, message, now + LOOK_AT_LOAD, (key,))
+    return None
+
+
+def window_opens(engine: InferenceEngine, now: datetime) -> datetime | None:
+    """When the engine's next borrow window opens; None when it has none that ever does."""
+    openings = (window.opens_after(now) for window in engine.spec.preemption.borrow_windows)
+    return min((opening for opening in openings if opening), default=None)
+
+
+def cooled_down(world: World, engine: InferenceEngine) -> datetime | None:
+    """When the pause after the last return is over at the latest; None for an engine without one.
+
+    It is not over before the replica serves: lent again while it starts, it would never have served at all.
+    """
+    pause = timedelta(seconds=engine.spec.preemption.cool_down_seconds)
+    if not pause:
+        return None
+    moments = (
+        slot.restarted_at + (pause if serves(pod_of(world, engine, index)) else max(pause, _STARTS_WITHIN))
+        for index, slot in existing(world, engine).items()
+        if slot.restarted_at and slot.size
+    )
+    return max(moments, default=None)
+
+
+def lacking(world: World, stock: Stock, engine: InferenceEngine) -> bool:
+    """Whether an engine, which takes loans back on demand, should have replicas that it finds no GPU for."""
+    if engine.spec.preemption.reclaim is not Reclaim.ON_DEMAND:
+        return False
+    here = (engine.metadata.namespace, engine.metadata.name)
+    waiting = {slot.index for slot in stock.waiting_slots if (slot.namespace, slot.engine) == here}
+    return bool(waiting - being_left(world, engine))
+
+
+def being_left(world: World, engine: InferenceEngine) -> set[int]:
+    """Slots whose loan is over, but whose borrower's pod is not gone yet."""
+    here = (engine.metadata.namespace, engine.metadata.name)
+    return {
+        slot.index
+        for stage_job in world.claims_from.get(here, {}).values()
+        if stage_job.claim and stage_job.deleting and lends_to(world, engine, stage_job.key.namespace)
+        for slot in stage_job.claim.borrowed
+        if (slot.namespace, slot.engine) == here
+    }
+
+
+def is_unknown(world: World, engine: InferenceEngine, now: datetime) -> bool:
+    """Whether this term is too young to know the load of an engine's replicas, and its terms ask for that."""
+    asks = engine.spec.preemption.reclaim_above is not None
+    return asks and world.since is not None and now < world.since + timedelta(seconds=LOAD_SECONDS)
+
+
+def is_busy(world: World, engine: InferenceEngine, fewer: int = 0) -> bool:
+    """Whether the replicas that serve have more to do than reclaimAbove says, or would have if some were lent."""
+    limit = engine.spec.preemption.reclaim_above
+    if limit is None:
+        return False
+    serving = [pod for index in existing(world, engine) if (pod := pod_of(world, engine, index)) and serves(pod)]
+    loads = [world.reports[pod.uid].load for pod in serving if pod.uid in world.reports]
+    return sum(loads) > limit * max(0, len(serving) - fewer)
+
+
+def _name(engine: InferenceEngine, job: FineTuneJob) -> str:
+    """As the job's namespace knows it."""
+    same = engine.metadata.namespace == job.metadata.namespace
+    return engine.metadata.name if same else engine.metadata.full_name

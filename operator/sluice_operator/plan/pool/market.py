@@ -1,0 +1,124 @@
+"""On what terms may a job have GPUs now: its policy, its namespace's quota, the engines' terms?"""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+from sluice_api.claim import Claim
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import NamespaceQuota
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.reasons import Reason
+from sluice_api.scheduling import Policy
+from sluice_operator.observe.fence import each
+from sluice_operator.observe.world import World, key_of
+from sluice_operator.plan.colocation import hosts
+from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.pool.lending import lending_obstacle
+from sluice_operator.plan.pool.scale_up import asking_obstacle
+from sluice_operator.plan.pool.terms import BorrowedQuota, Terms
+from sluice_operator.plan.stock import UNBOUNDED, Held, Stock, is_guest
+from sluice_operator.plan.tenants import held_obstacle, quota_field, quota_of, total_obstacle
+
+
+class Market:
+    """The engines of a pool at one moment, to whom they lend, and what each namespace has by then.
+
+    Jobs of one namespace, one priority and as many pods get the same terms, and so do guests of one namespace that
+    ask for as much.
+    """
+
+    def __init__(self, world: World, stock: Stock, now: datetime) -> None:
+        self._world = world
+        self._stock = stock
+        self._now = now
+        self._held = dict(stock.held)
+        self._quotas: dict[str, NamespaceQuota] = {}
+        self._known: dict[object, Mapping[str, Obstacle | None]] = {}
+
+    def over_quota(self, job: FineTuneJob, ahead: Held) -> Obstacle | None:
+        """Why a job would bring its namespace above the GPUs that its jobs may hold at once.
+
+        Args:
+            ahead: what its namespace's jobs wait for that are in front.
+        """
+        held, quota = self._quota(job)
+        return held_obstacle(self._stock.pool, quota, job, held, ahead)
+
+    def terms(self, job: FineTuneJob, ahead: Held) -> Terms:
+        """What a job may have now, as far as it depends on others' terms and its own."""
+        held, quota = self._quota(job)
+        guest = is_guest(self._stock.pool, job)
+        terms = self._of_guest(job) if guest else self._of_borrower(job, quota, held.borrowed + ahead.borrowed)
+        full = total_obstacle(self._stock.pool, quota, job, held, ahead)
+        if full is None:
+            return terms
+        namespace = "" if guest else job.metadata.namespace
+        return terms.within_own(
+            {e.metadata.uid for e in self._stock.engines if e.metadata.namespace == namespace}, full
+        )
+
+    def gave(self, job: FineTuneJob, claim: Claim) -> None:
+        """A job has got a claim: its namespace has so much more."""
+        namespace = job.metadata.namespace
+        self._held[namespace] = self._quota(job)[0].with_claim(self._world, claim, namespace)
+
+    def _quota(self, job: FineTuneJob) -> tuple[Held, NamespaceQuota]:
+        """What a job's namespace has, and what it may have."""
+        namespace = job.metadata.namespace
+        if namespace not in self._quotas:
+            self._quotas[namespace] = quota_of(self._world, self._stock.pool, namespace)
+        return self._held.get(namespace, Held()), self._quotas[namespace]
+
+    def _of_guest(self, job: FineTuneJob) -> Terms:
+        return Terms(self._hosts(job), displaces=_GUEST, takes_free=_GUEST)
+
+    def _of_borrower(self, job: FineTuneJob, quota: NamespaceQuota, borrowed: int) -> Terms:
+        pool, most = self._stock.pool, quota.max_borrowed_gpus
+        limit = None
+        if most is not None:
+            limit = BorrowedQuota(
+                pool, job.metadata.namespace, most, quota_field(pool, quota, "maxBorrowedGPUs"), borrowed
+            )
+        asks = asking_obstacle(self._world, job, self._now)
+        return Terms(
+            self._lenders(job),
+            borrows=_queues(job) or asks,
+            displaces=asks,
+            most=UNBOUNDED if most is None else most - borrowed,
+            quota=limit,
+            asks=asks,
+        )
+
+    @property
+    def obstacles(self) -> Iterable[Obstacle]:
+        """Why engines do not lend, to whomever was asked for."""
+        return (obstacle for engines in self._known.values() for obstacle in engines.values() if obstacle)
+
+    def _lenders(self, job: FineTuneJob) -> Mapping[str, Obstacle | None]:
+        alike = job.metadata.namespace, job.spec.scheduling.priority, job.spec.resources.nodes
+        if alike not in self._known:
+
+            def look(engine: InferenceEngine) -> tuple[str, Obstacle | None]:
+                return engine.metadata.uid, lending_obstacle(self._world, self._stock, engine, job, self._now)
+
+            self._known[alike] = dict(each(self._stock.engines, key_of, look))
+        return self._known[alike]
+
+    def _hosts(self, job: FineTuneJob) -> Mapping[str, Obstacle | None]:
+        alike = "guest", job.metadata.namespace, job.spec.scheduling.share_percent, job.spec.resources.gpus
+        if alike not in self._known:
+            beside = hosts(self._world, self._stock.pool, job)
+            self._known[alike] = {engine.metadata.uid: None for engine in beside}
+        return self._known[alike]
+
+
+_GUEST = Obstacle(Reason.WAITING_FOR_SHARE, "A job of policy Shared has no GPU of its own.")
+
+
+def _queues(job: FineTuneJob) -> Obstacle | None:
+    """Why a job borrows nothing: its own policy."""
+    if job.spec.scheduling.policy is Policy.PREEMPT:
+        return None
+    preempt = Remedy("set scheduling.policy: Preempt", field="scheduling.policy", value=Policy.PREEMPT.value)
+    message = f"It borrows nothing (scheduling.policy: {job.spec.scheduling.policy})."
+    return Obstacle(Reason.WAITING_FOR_GPUS, message, remedies=(preempt,))

@@ -1,0 +1,291 @@
+"""What is wrong with a job before it takes anything? Each check names field, value and remedy.
+
+None of these is final: the job waits, and goes on when what is missing is there.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from itertools import accumulate, islice
+
+from sluice_api.finetunejob import FineTuneJob, JobResources
+from sluice_api.gpupool import GPUPool, SharingMode
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.meta import JOB_LABEL
+from sluice_api.reasons import Reason
+from sluice_api.sources import volume_path
+from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import World, adapter_key, engine_key, key_of, pool_key
+from sluice_operator.plan.colocation import guest_refusal, sharing_refusal
+from sluice_operator.plan.fit import exceeds, missing_claim, most_pods, need_of
+from sluice_operator.plan.nodes import find_pool, nodes_of, offered, pool_nodes, unusable
+from sluice_operator.plan.obstacle import Obstacle
+from sluice_operator.plan.pool.reservations import alike
+from sluice_operator.plan.readiness import may_ask
+from sluice_operator.plan.tenants import not_allowed, outranks, quota_of
+
+
+def scale_up_refusal(pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
+    """Why nobody can be asked for nodes of a pool; None when somebody can, or when the job does not ask."""
+    if job.spec.scheduling.scale_up_first is None or pool.spec.sharing.mode is not SharingMode.DRA:
+        return None
+    return Obstacle(
+        Reason.SCALE_UP_NOT_SUPPORTED,
+        f"spec.scheduling.scaleUpFirst: the GPUs of GPUPool {pool.metadata.name} are served by DRA (its spec.sharing), "
+        "for which no node can be asked yet. Remove scaleUpFirst, or use a pool whose GPUs a device plugin offers.",
+        ends_with=(key_of(pool),),
+    )
+
+
+def denial(world: World, pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
+    """Why a pool never serves a job as it is, however many GPUs are free; None when it does."""
+    namespace, priority = job.metadata.namespace, job.spec.scheduling.priority
+    return (
+        not_allowed(world, pool, namespace)
+        or outranks(world, pool, namespace, "spec.scheduling.priority", priority)
+        or _never_within_quota(world, pool, job)
+        or sharing_refusal(pool, job)
+        or guest_refusal(world, pool, job)
+    )
+
+
+def _never_within_quota(world: World, pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
+    """Why a job asks for more than its namespace may ever have; None when it does not."""
+    quota, asked = quota_of(world, pool, job.metadata.namespace), job.spec.resources.all_gpus
+    for field, most in (("maxGPUs", quota.max_gpus), ("maxTotalGPUs", quota.max_total_gpus)):
+        if most is not None and asked > most:
+            return Obstacle(
+                Reason.NAMESPACE_QUOTA,
+                f"spec.resources.gpus: {asked} are asked for, GPUPool {pool.metadata.name} allows namespace "
+                f"{job.metadata.namespace} {most} at once. Ask for fewer, or raise {field} in the pool's spec.quotas.",
+                ends_with=(key_of(pool),),
+            )
+    return None
+
+
+_SIZE = frozenset({Reason.NO_NODES, Reason.EXCEEDS_EVERY_NODE, Reason.EXCEEDS_POOL})
+
+
+def refusal(world: World, job: FineTuneJob, *, nodes_may_come: bool = False) -> Obstacle | None:
+    """The first thing that keeps a job from being started: the same for all that are alike, but for its name.
+
+    Args:
+        nodes_may_come: that it is larger than what exists does not.
+    """
+    asked = (refusal, alike(world, job), nodes_may_come)
+    if asked not in world.worked_out:
+        checks = (check for check in CHECKS if not (nodes_may_come and check is _fits_some_node))
+        world.worked_out[asked] = next((found for check in checks if (found := check(world, job))), None)
+    refused: Obstacle | None = world.worked_out[asked]
+    if refused is None and (why := name_taken(world, job)):
+        return Obstacle(Reason.NAME_TAKEN, why, ends_with=_adapter_of(job))
+    return refused
+
+
+def refusal_at(world: World, job: FineTuneJob, now: datetime) -> Obstacle | None:
+    """The same at a moment: as long as a job may ask for nodes, larger ones may come."""
+    found = refusal(world, job, nodes_may_come=may_ask(job, now))
+    terms = job.spec.scheduling.scale_up_first
+    if found is None or terms is None or found.reason not in _SIZE:
+        return found
+    none = f"None came within {terms.wait_seconds} s (spec.scheduling.scaleUpFirst)."
+    return replace(found, message=f"{found.message} {none}")
+
+
+def _claims_exist(world: World, job: FineTuneJob) -> Obstacle | None:
+    spec, namespace = job.spec, job.metadata.namespace
+    addresses = {
+        "model.uri": spec.model.uri,
+        "dataset.uri": spec.dataset.uri,
+        "output.uri": spec.output.uri,
+        "resumeFrom": spec.resume_from or "",
+    }
+    for field, uri in addresses.items():
+        if missing := missing_claim(world, namespace, uri):
+            return Obstacle(Reason.CLAIM_NOT_FOUND, f"spec.{field}: {missing}", ends_with=_claim_of(namespace, uri))
+    return None
+
+
+def _pool_exists(world: World, job: FineTuneJob) -> Obstacle | None:
+    name = job.spec.resources.pool
+    if find_pool(world, name) is None:
+        known = ", ".join(sorted(key.name for key in world.pools)) or "default"
+        return Obstacle(
+            Reason.POOL_NOT_FOUND,
+            (f"spec.resources.pool: there is no GPUPool {name}. There are: {known}. Create it, or use one of these."),
+            ends_with=(pool_key(name),),
+        )
+    return None
+
+
+def _pool_serves_it(world: World, job: FineTuneJob) -> Obstacle | None:
+    pool = find_pool(world, job.spec.resources.pool)
+    return (denial(world, pool, job) or scale_up_refusal(pool, job)) if pool else None
+
+
+def _fits_some_node(world: World, job: FineTuneJob) -> Obstacle | None:
+    """Looks at every node, for all that ask for the same once a state, whatever else they differ in."""
+    pool, asked = find_pool(world, job.spec.resources.pool), (_fits_some_node, job.spec.resources)
+    if pool is not None and asked not in world.worked_out:
+        world.worked_out[asked] = _fits(world, pool, job.spec.resources)
+    found: Obstacle | None = world.worked_out.get(asked)
+    return found
+
+
+def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Obstacle | None:
+    if pool.spec.by_dra and not world.serves_dra:
+        return Obstacle(
+            Reason.DRA_NOT_SERVED,
+            f"spec.resources.pool: {wanted.pool} has {unusable(world, pool)}",
+            ends_with=_nodes_of(pool),
+        )
+    name, need = pool.spec.counted_as, need_of(wanted)
+    pods = accumulate(most_pods(node, offered(world, node, name), wanted.gpus, need) for node in nodes_of(world, pool))
+    if any(room >= wanted.nodes for room in pods):
+        return None
+    nodes = pool_nodes(world, pool)
+    if not nodes:
+        why = unusable(world, pool) or "Add one, or use another pool."
+        return Obstacle(
+            Reason.NO_NODES,
+            f"spec.resources.pool: pool {wanted.pool} has no node that offers {name}. {why}",
+            ends_with=_nodes_of(pool),
+        )
+    most = max(offered(world, node, name) for node in nodes)
+    if wanted.gpus > most:
+        return Obstacle(
+            Reason.EXCEEDS_EVERY_NODE,
+            f"spec.resources.gpus: {wanted.gpus} are asked for, the largest node of pool "
+            f"{wanted.pool} has {most}. Ask for at most {most}.",
+            ends_with=_nodes_of(pool),
+        )
+    lacks = [exceeds(node, need) for node in nodes]
+    if all(lacks):
+        return Obstacle(
+            Reason.EXCEEDS_EVERY_NODE,
+            f"spec.resources.{lacks[0]}. Lower it, or add a larger node.",
+            ends_with=_nodes_of(pool),
+        )
+    room = sum(most_pods(node, offered(world, node, name), wanted.gpus, need) for node in nodes)
+    return Obstacle(
+        Reason.EXCEEDS_POOL,
+        f"spec.resources.nodes: {wanted.nodes} pods of {wanted.gpus} GPU, cpu {wanted.cpu} and memory "
+        f"{wanted.memory} are asked for, the nodes of pool {wanted.pool} have room for {room}. Ask for at most {room}, "
+        "or add nodes.",
+        ends_with=_nodes_of(pool),
+    )
+
+
+def _engine_takes_it(world: World, job: FineTuneJob) -> Obstacle | None:
+    if job.spec.publish is None:
+        return None
+    name = job.spec.publish.engine
+    engine = world.engines.get(engine_key(job.metadata.namespace, name))
+    if engine is None:
+        return Obstacle(
+            Reason.ENGINE_NOT_FOUND,
+            (f"spec.publish.engine: there is no InferenceEngine {name} in namespace {job.metadata.namespace}."),
+            ends_with=(engine_key(job.metadata.namespace, name),),
+        )
+    return _engine_fits(engine, job)
+
+
+def _engine_fits(engine: InferenceEngine, job: FineTuneJob) -> Obstacle | None:
+    name, lora = engine.metadata.name, engine.spec.lora
+    if lora is None:
+        return Obstacle(
+            Reason.ENGINE_TAKES_NO_ADAPTERS,
+            f"Engine {name} has no spec.lora; set it to serve adapters.",
+            ends_with=(engine_key(job.metadata.namespace, name),),
+        )
+    if job.spec.lora.rank > lora.max_rank:
+        return Obstacle(
+            Reason.RANK_TOO_LARGE,
+            f"spec.lora.rank: {job.spec.lora.rank} is above lora.maxRank {lora.max_rank} of engine {name}. "
+            "Lower the rank, or raise the engine's maxRank.",
+            ends_with=(engine_key(job.metadata.namespace, name),),
+        )
+    if engine.spec.model.uri != job.spec.model.uri:
+        return Obstacle(
+            Reason.BASE_MODEL_DIFFERS,
+            (f"spec.model.uri: {job.spec.model.uri} is not the model of engine {name}, {engine.spec.model.uri}."),
+            ends_with=(engine_key(job.metadata.namespace, name),),
+        )
+    output = volume_path(job.spec.output.uri)
+    if output and output.claim not in lora.claims:
+        return Obstacle(
+            Reason.ADAPTER_SOURCE_NOT_MOUNTED,
+            f"spec.output.uri: engine {name} does not mount claim {output.claim}. Add it to the engine's "
+            "lora.claims, or write to one that it mounts.",
+            ends_with=(engine_key(job.metadata.namespace, name),),
+        )
+    return None
+
+
+def _claims_shareable(world: World, job: FineTuneJob) -> Obstacle | None:
+    """An engine or another pod of the job, on another node, can't read what was written to a ReadWriteOnce claim."""
+    output = volume_path(job.spec.output.uri)
+    if output is None or (job.spec.publish is None and job.spec.resources.nodes == 1):
+        return None
+    claim = world.claims.get(Key("PersistentVolumeClaim", job.metadata.namespace, output.claim))
+    pool = find_pool(world, job.spec.resources.pool)
+    if claim is None or pool is None or len(list(islice(nodes_of(world, pool), 2))) < 2:
+        return None
+    who = "trainer and engine" if job.spec.publish else "its training pods"
+    if claim.access_modes and set(claim.access_modes) <= {"ReadWriteOnce", "ReadWriteOncePod"}:
+        return Obstacle(
+            Reason.CLAIM_NOT_SHAREABLE,
+            f"spec.output.uri: claim {output.claim} is {', '.join(claim.access_modes)}, but {who} may be "
+            "on two nodes. Use a ReadWriteMany claim.",
+            ends_with=(claim.key, *_nodes_of(pool)),
+        )
+    return None
+
+
+CHECKS: tuple[Callable[[World, FineTuneJob], Obstacle | None], ...] = (
+    _claims_exist,
+    _pool_exists,
+    _pool_serves_it,
+    _fits_some_node,
+    _engine_takes_it,
+    _claims_shareable,
+)
+
+
+def _claim_of(namespace: str, uri: str) -> tuple[Key, ...]:
+    path = volume_path(uri)
+    return (Key("PersistentVolumeClaim", namespace, path.claim),) if path else ()
+
+
+def _nodes_of(pool: GPUPool) -> tuple[Key, ...]:
+    """Any node may do, and the pool may select others."""
+    return (Key("Node", "", ""), key_of(pool))
+
+
+def _adapter_of(job: FineTuneJob) -> tuple[Key, ...]:
+    return (adapter_key(job.metadata.namespace, job.spec.publish.name),) if job.spec.publish else ()
+
+
+def name_taken(world: World, job: FineTuneJob) -> str:
+    """Why a job may not write its Adapter; empty when it may, or publishes nothing.
+
+    It may where none is there, where a job of its name has written it (itself, or one before it that was deleted
+    since), and any that spec.publish.replace gives it.
+    """
+    publish = job.spec.publish
+    there = world.adapters.get(adapter_key(job.metadata.namespace, publish.name)) if publish else None
+    if publish is None or there is None:
+        return ""
+    if there.spec.engine != publish.engine:
+        return (
+            f"spec.publish.name: Adapter {publish.name} is one of engine {there.spec.engine}, and an Adapter's engine "
+            "cannot be changed. Delete it, or publish under another name."
+        )
+    maker = there.metadata.labels.get(JOB_LABEL)
+    if publish.replace or maker == job.metadata.name:
+        return ""
+    whose = f"was written by FineTuneJob {maker}" if maker else "was not written by a job"
+    return (
+        f"spec.publish.name: Adapter {publish.name} is there already, and {whose}. Set spec.publish.replace: true to "
+        "replace it, or delete it."
+    )

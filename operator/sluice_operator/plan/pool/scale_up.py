@@ -1,0 +1,122 @@
+"""Nodes before loans: which jobs ask a cluster autoscaler for nodes, until when, and by which pods.
+
+An autoscaler adds a node for a pod that kube-scheduler finds no place for, and sees none behind a gate. So a job that
+asks has one such pod, of low priority, for each of its training pods. They hold nothing in the planner's eyes: what one
+has on a node counts as free, for any job and any engine. But kube-scheduler sees it as taken. So a pod goes before
+somebody is to come to its node, and until then keeps the room from strangers.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.meta import SCALE_UP_LABEL, scale_up_name
+from sluice_api.reasons import Reason
+from sluice_operator.observe.fence import looking_at
+from sluice_operator.observe.views import Key, PodView
+from sluice_operator.observe.world import World, key_of
+from sluice_operator.plan.claims import Phase, phase
+from sluice_operator.plan.fit import asks_for_node
+from sluice_operator.plan.liveness import live_claims_on
+from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.preflight import pods_due, replica_due, starved
+from sluice_operator.plan.readiness import asks_until
+from sluice_operator.plan.retries import FIRST_PAUSE
+from sluice_operator.plan.stock import NodeStock, Stock
+
+
+def asking_obstacle(world: World, job: FineTuneJob, now: datetime) -> Obstacle | None:
+    """Why a job takes free GPUs only: it asks for nodes first."""
+    until = asks_until(job)
+    if until is None or until <= now:
+        return None
+    lacking = starved(world, job.metadata.namespace, now)
+    none = f"asks for no nodes while {lacking} has no pod, as a quota may count both, and"
+    borrows = f"borrows nothing until {until:%Y-%m-%d %H:%M:%S} UTC (scheduling.scaleUpFirst)."
+    message = f"It {none if lacking else 'asks for nodes and'} {borrows}"
+    return Obstacle(Reason.SCALING_UP, message, until, remedies=(Remedy("a node is added"),))
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleUp:
+    """What is to be done about a pool's scale-up pods."""
+
+    make: tuple[tuple[FineTuneJob, int], ...] = ()
+    """Jobs, each with the index of a training pod for which a node is asked."""
+    remove: tuple[PodView, ...] = ()
+    again_at: datetime | None = None
+
+
+def plan_scale_up(world: World, stock: Stock, asking: Collection[FineTuneJob], now: datetime) -> ScaleUp:
+    """Keep one pod for each training pod of each job that asks, and none where it would be in somebody's way.
+
+    None, of whatever pool, where somebody of its namespace lacks a pod: a quota that counts both may be why. And none
+    is made while an engine's replica is about to start: it would be faster than the replica's own pod.
+    """
+    known = [pod for pool in world.scale_ups for pod in scale_ups_of(world, pool)]
+    pods = [pod for pod in known if not pod.deleting]
+    namespaces = {*(job.metadata.namespace for job in asking), *(pod.key.namespace for pod in pods)}
+    hungry = {namespace for namespace in namespaces if starved(world, namespace, now)}
+    able = [job for job in asking if job.metadata.namespace not in hungry]
+    wanted = {_key(job, index): (job, index) for job in able for index in range(job.spec.resources.nodes)}
+    mine = {pod.key: pod for pod in pods if pod.labels[SCALE_UP_LABEL] == stock.pool.metadata.name}
+    spent = [pod for pod in mine.values() if _is_spent(stock, pod)]
+    idle = [pod for key, pod in mine.items() if key not in wanted and not _keeps_room(world, pod)]
+    in_the_way = [pod for pod in pods if pod.key.namespace in hungry or _is_in_the_way(world, stock, pod, now)]
+    taken = {*mine, *(pod.key for pod in known if pod.deleting)}  # a finalizer may keep one, and with it its name
+    lacking = tuple(what for key, what in wanted.items() if key not in taken)
+    coming = [until for node in stock.nodes.values() for until in _replicas_come(world, node, now)] if lacking else []
+    made_by = [now + FIRST_PAUSE] if lacking and not coming else []  # one that could not be made is asked for again
+    looks = [*coming, *(due[0] for namespace in namespaces if (due := pods_due(world).get(namespace)))]
+    return ScaleUp(
+        make=() if coming else lacking,
+        remove=tuple({pod.key: pod for pod in (*spent, *idle, *in_the_way)}.values()),
+        again_at=min((at for at in (*looks, *made_by) if at > now), default=None),
+    )
+
+
+def scale_ups_of(world: World, pool: str) -> list[PodView]:
+    """Pods that ask for nodes of a pool, for jobs that we serve. Others may have given one a finalizer, or a grace."""
+    return [pod for pod in world.scale_ups.get(pool, {}).values() if asks_for_node(world, pod)]
+
+
+def _key(job: FineTuneJob, index: int) -> Key:
+    return Key("Pod", job.metadata.namespace, scale_up_name(job.metadata.name, job.metadata.uid, index))
+
+
+def _is_spent(stock: Stock, pod: PodView) -> bool:
+    """Whether a pod asks for nothing any more: it has ended, or has a node that takes no training, cordoned say.
+
+    Or it has a node and somebody's finalizer: there it would hold what its own job waits for until it is gone.
+    """
+    if pod.ended or (pod.node and not pod.goes_at_once):
+        return True
+    return pod.node in stock.nodes and bool(stock.nodes[pod.node].refusal)
+
+
+def _keeps_room(world: World, pod: PodView) -> bool:
+    """Whether a pod is on the node of a claim whose pods are still gated: until they are bound, strangers stay out."""
+    claims = live_claims_on(world, pod.node) if pod.node else []
+    return any(phase(world, live) is Phase.PROVING for live in claims)
+
+
+def _is_in_the_way(world: World, stock: Stock, pod: PodView, now: datetime) -> bool:
+    """Whether a trainer is nominated to a pod's node, or a replica is about to start there."""
+    node = stock.nodes.get(pod.node)
+    if node is None:
+        return False
+    return any(phase(world, live) is Phase.BINDING for live in node.claims) or any(_replicas_come(world, node, now))
+
+
+def _replicas_come(world: World, node: NodeStock, now: datetime) -> Iterator[datetime]:
+    """Until when each replica is waited for that has room on a node and is not bound to it yet.
+
+    One that has not come by then is kept away by something else than our pods.
+    """
+    for slot in node.slots:
+        if slot.pod is None:
+            with looking_at(key_of(slot.engine)):
+                until = replica_due(world, slot.engine, slot.slot.index, now)
+            if now < until:
+                yield until

@@ -1,0 +1,148 @@
+"""What is said of a job that waits for GPUs: for what, since when, and what would end the wait.
+
+Nothing is decided here: the obstacles are those that the decision met.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from math import log10
+
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.reasons import Reason
+from sluice_api.scheduling import Policy
+from sluice_operator.observe.fence import each
+from sluice_operator.observe.world import World
+from sluice_operator.plan.claims import LiveClaim, ends_at
+from sluice_operator.plan.obstacle import Obstacle, Remedy, Wait, Ways
+from sluice_operator.plan.outcomes import waits_since
+from sluice_operator.plan.pool.victims import shown
+from sluice_operator.plan.stock import Stock, is_guest
+
+EXPLAINED = 10
+"""Only the first so many jobs of a queue get a detailed message: further back it would change, and be written, at every
+start."""
+
+
+_WAYS_TOLD = 3
+"""Of the ways in which a job could start, the nearest, those that a message names."""
+
+
+def far_behind(world: World, job: FineTuneJob, ahead: int) -> Wait:
+    """Why a job waits that is far from the head of the queue: told in round numbers, which seldom change."""
+    least = 10 ** int(log10(ahead))
+    in_front = f"At least {least} jobs are in front"
+    message = f"{_asked(world, job)}. {in_front}. Next: they get theirs, or raise scheduling.priority."
+    return Wait(Reason.BEHIND_IN_QUEUE, message, f"more than {least}")
+
+
+def waits_for(
+    world: World, stock: Stock, job: FineTuneJob, ways: Ways, ahead: Sequence[FineTuneJob], now: datetime
+) -> Wait:
+    """Why a job waits that has a place in the queue.
+
+    Args:
+        ahead: who waits in front.
+    """
+    return Wait(
+        reason_of(ways),
+        message_of(world, job, ways),
+        str(len(ahead) + 1),
+        _starts_at(stock, job, ahead, now),
+        tuple(ways),
+    )
+
+
+def waits_outside(world: World, job: FineTuneJob, obstacle: Obstacle) -> Wait:
+    """Why a job waits that is not in the queue."""
+    ways = ((obstacle,),)
+    return Wait(obstacle.reason, message_of(world, job, ways), ways=ways)
+
+
+def reason_of(ways: Ways) -> Reason:
+    """The reason that is shown: the first obstacle of the nearest way."""
+    return ways[0][0].reason if ways and ways[0] else Reason.WAITING_FOR_GPUS
+
+
+def message_of(world: World, job: FineTuneJob, ways: Ways) -> str:
+    """What is so, and what would end it."""
+    nearest = ways[0] if ways else ()
+    said = " ".join(dict.fromkeys(_for(job, obstacle.message) for obstacle in nearest))
+    remedies = [text for way in ways if (text := _remedy(way))]
+    following = f" Next: {', or '.join(dict.fromkeys(remedies[:_WAYS_TOLD]))}." if remedies else ""
+    return f"{_asked(world, job)}. {said}{following}"
+
+
+def _remedy(way: Iterable[Obstacle]) -> str:
+    """What would end all obstacles of a way; empty where nobody can do anything but wait."""
+    texts = [_text(obstacle) for obstacle in way]
+    return ", and ".join(dict.fromkeys(texts)) if all(texts) else ""
+
+
+def _text(obstacle: Obstacle) -> str:
+    wait = [f"wait until {obstacle.until:%H:%M:%S} UTC"] if obstacle.until else []
+    return " or ".join([*wait, *(remedy.text for remedy in obstacle.remedies)])
+
+
+def remedies_of(way: Iterable[Obstacle]) -> list[Remedy]:
+    """One remedy for each obstacle of a way; none for those that time ends."""
+    return [obstacle.remedies[0] for obstacle in way if obstacle.until is None and obstacle.remedies]
+
+
+def _for(job: FineTuneJob, message: str) -> str:
+    """A message as the reader of this job's status knows the names in it."""
+    return shown(message, job)
+
+
+def _starts_at(stock: Stock, job: FineTuneJob, ahead: Sequence[FineTuneJob], now: datetime) -> datetime | None:
+    free = sum(node.free for node in stock.nodes.values() if not node.refusal)
+    rivals = [live for live in stock.claims if not live.claim.host]
+    return None if is_guest(stock.pool, job) else starts_at(rivals, free, [*ahead, job], now)
+
+
+def asked(job: FineTuneJob) -> str:
+    """What it asks for: 1 GPU, 4 GPUs, 2 x 8 GPUs, 30% of a GPU."""
+    wanted = job.spec.resources
+    if job.spec.scheduling.policy is Policy.SHARED:
+        return f"{job.spec.scheduling.share} of a GPU"
+    times = f"{wanted.nodes} x " if wanted.nodes > 1 else ""
+    return f"{times}{wanted.gpus} GPU{'s' if wanted.all_gpus > 1 else ''}"
+
+
+def _asked(world: World, job: FineTuneJob) -> str:
+    """What it waits for, and since when."""
+    noted = world.noted(job)
+    if _asked not in noted:
+        since = waits_since(job)
+        text = f" since {since:%Y-%m-%d %H:%M} UTC" if since else ""
+        noted[_asked] = f"Waiting for {asked(job)} in pool {job.spec.resources.pool}{text}"
+    return str(noted[_asked])
+
+
+_CLOSE = timedelta(minutes=1)
+
+
+_CLOSE_SHARE = 0.2
+
+
+def starts_at(claims: Iterable[LiveClaim], free: int, queue: Sequence[FineTuneJob], now: datetime) -> datetime | None:
+    """When the last job of a queue starts, if all before it do and every claim gives back what it has at its end.
+
+    None if what is known to come back is not enough. On which nodes the GPUs are is left out, so it may be later.
+    """
+    asked = sum(job.spec.resources.all_gpus for job in queue)
+    if free >= asked:
+        return now
+    ends = each(claims, lambda live: live.key, lambda live: (ends_at(live), live.claim.all_gpus))
+    for end, gpus in sorted((end, gpus) for end, gpus in ends if end):
+        free += gpus
+        if free >= asked:
+            return max(end, now)
+    return None
+
+
+def settled(before: datetime | None, after: datetime | None, now: datetime) -> datetime | None:
+    """The earlier estimate while it is still about right: a reader needs no write for every second."""
+    if before is None or after is None:
+        return after
+    close = max(_CLOSE, _CLOSE_SHARE * (after - now))
+    return before if abs(after - before) <= close else after

@@ -1,0 +1,326 @@
+"""In which ways may a node have room for a job: on free GPUs, with lent slots, in another's place, or once it ended?
+
+Each is the same whether it decides or explains: in a strict search an obstacle ends it, in another one it is noted.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from sluice_api.claim import Claim, Place, SlotRef
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.reasons import Reason
+from sluice_operator.observe.fence import each
+from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import World, engine_key, key_of
+from sluice_operator.plan.claims import LiveClaim, attempt_ref, ends_at, gpus_of_slots, trainer_pods
+from sluice_operator.plan.colocation import best_beside
+from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.pool.reservations import Reservations
+from sluice_operator.plan.pool.terms import Terms
+from sluice_operator.plan.pool.victims import Victims, choose_victims, shown, staying, yield_obstacle
+from sluice_operator.plan.slots import floor_of, sleeps
+from sluice_operator.plan.stock import NodeStock, PlacedSlot, Stock, is_guest, share_of
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """One way to give some of a job's pods their GPUs, on one node."""
+
+    node: NodeStock
+    pods: int
+    victims: tuple[PlacedSlot, ...] = ()
+    """Slots that are lent to it."""
+    displaced: tuple[LiveClaim, ...] = ()
+    """Claims of lower priority that end for it."""
+    inherited: tuple[SlotRef, ...] = ()
+    """Slots that are lent to those already, and are lent to it from now on."""
+    beside: PlacedSlot | None = None
+    """The slot whose guest it is."""
+    obstacles: tuple[Obstacle, ...] = ()
+    """What keeps it from being used now."""
+
+    @property
+    def place(self) -> Place:
+        """The same as a claim says it."""
+        return Place(
+            node=self.node.name,
+            pods=self.pods,
+            borrowed=(*self.inherited, *(victim.slot for victim in self.victims)),
+            displaced=tuple(attempt_ref(live, self.node.name) for live in self.displaced),
+            beside=self.beside.slot if self.beside else None,
+        )
+
+
+def leaving(world: World, room: Room) -> set[Key]:
+    """Pods that are gone by the time the job's pods come."""
+    slots = {victim.pod for victim in room.victims if victim.pod and not sleeps(victim.engine)}
+    return slots | {pod.key for live in room.displaced for pod in trainer_pods(world, live.stage_job)}
+
+
+@dataclass(frozen=True)
+class Search:
+    """A job's pods, as far as they are placed."""
+
+    world: World
+    stock: Stock
+    job: FineTuneJob
+    terms: Terms
+    reserved: Reservations
+    now: datetime
+    left_out: Mapping[str, Obstacle]
+    """Nodes that take none of its pods now, by name."""
+    strict: bool = True
+    """Only room that nothing keeps from being used. Else what keeps it is noted, and the search goes on: the same
+    checks that decide explain."""
+    rooms: Mapping[str, Room] = field(default_factory=dict)
+    leaving: frozenset[str] = frozenset()
+    """Uids of attempts that will end for it, wherever its pods are."""
+
+    @property
+    def claim(self) -> Claim:
+        """What they hold."""
+        pool, gpus = self.stock.pool, self.job.spec.resources.gpus
+        places = tuple(room.place for room in self.rooms.values())
+        slots = [slot for place in places for slot in place.borrowed]
+        own = 0 if is_guest(pool, self.job) else max(0, gpus - gpus_of_slots(self.world, slots))
+        return Claim(
+            pool=pool.metadata.name,
+            resource=pool.spec.counted_as,
+            gpus=gpus,
+            places=places,
+            share=share_of(pool, self.job),
+            own_devices=own if pool.spec.by_dra else None,
+            term=self.world.term,
+        )
+
+    @cached_property
+    def going(self) -> set[str]:
+        """Uids of the attempts that end for them."""
+        return {*self.leaving, *(live.stage_job.uid for room in self.rooms.values() for live in room.displaced)}
+
+    @cached_property
+    def taken(self) -> set[SlotRef]:
+        """Slots that are lent to them, but for those that they inherit."""
+        return {victim.slot for room in self.rooms.values() for victim in room.victims}
+
+    def without(self, node: str) -> "Search":
+        """The same without what is on one node, and the stock and the terms that the rest leaves."""
+        rest = replace(self, rooms={name: room for name, room in self.rooms.items() if name != node})
+        if not rest.rooms:
+            return rest
+        borrowed = gpus_of_slots(self.world, rest.claim.borrowed)
+        return replace(
+            rest,
+            stock=self.stock.after(self.world, rest.claim),
+            terms=self.terms.less(borrowed),
+        )
+
+    def room(self, node: NodeStock, pods: int, *obstacles: Obstacle | None, **how: Any) -> Room | None:
+        """Room on a node; None if it is not to be used now and that is all that counts."""
+        found = tuple(dict.fromkeys(filter(None, (*obstacles, self.left_out.get(node.name)))))
+        return None if self.strict and found else Room(node, pods, obstacles=found, **how)
+
+
+def beside(search: Search, node: NodeStock, pods: int) -> Room | None:
+    """Room for a guest."""
+    engines = search.terms.lenders if search.strict else search.terms.engines.keys()
+    found = best_beside(node, search.job, engines, strict=search.strict)
+    if found is None:
+        return None
+    front = search.terms.engines[found.slot.engine.metadata.uid]
+    guests = [live for live in node.claims if live.claim.host == found.slot.slot]
+    ends = tuple(remedy for live in guests for remedy in _holds(live, search.job).remedies)
+    obstacles = (replace(obstacle, remedies=ends) for obstacle in found.obstacles)
+    return search.room(node, pods, front, *obstacles, beside=found.slot)
+
+
+Way = Callable[[Search, NodeStock, int], Room | None]
+"""Room for a number of pods on a node, given what is elsewhere."""
+
+
+def free(search: Search, node: NodeStock, pods: int) -> Room | None:
+    """Room among what nobody has."""
+    if node.free < pods * search.job.spec.resources.gpus:
+        return None
+    return search.room(node, pods, search.terms.takes_free, search.reserved.nodes.get(node.name))
+
+
+def lent(search: Search, node: NodeStock, pods: int) -> Room | None:
+    """Room with slots that are lent, and what is spare unless it belongs to those in front."""
+    terms = search.terms
+    spare = 0 if node.name in search.reserved.nodes or terms.takes_free else node.soon
+    lacking = pods * search.job.spec.resources.gpus - spare
+    beyond = terms.beyond(lacking) or terms.borrows
+    if lacking <= 0 or (search.strict and (node.is_crowded or beyond)):
+        return None
+    if sum(slot.gpus for slot in node.slots) < lacking:
+        return None
+    found = choose_victims(search.stock, node, lacking, terms.engines, strict=search.strict)
+    if found is None:
+        return None
+    return search.room(node, pods, terms.borrows, beyond, _crowd(node), *found.obstacles, victims=found.slots)
+
+
+def _crowd(node: NodeStock) -> Obstacle | None:
+    """Why nobody is disturbed on a node for a third: somebody waits there for a GPU that another has."""
+    if not node.is_crowded:
+        return None
+    message = f"On {node.name} more GPUs are spoken for than there are."
+    return Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(node.node.key,))
+
+
+def in_place_of_leavers(search: Search, node: NodeStock, pods: int) -> Room | None:
+    """Room in the place of attempts that end for the job's other pods anyway."""
+    leavers = [live for live in node.claims if live.stage_job.uid in search.going]
+    return _in_place_of(search, node, pods, leavers) if leavers else None
+
+
+def instead(search: Search, node: NodeStock, pods: int) -> Room | None:
+    """Room in the place of as few as possible that train there and give way. None of them could be spared."""
+    yielding = [live for live in node.yielding if live.stage_job.uid not in search.stock.going]
+    looks = each(yielding, _key, lambda live: (live, yield_obstacle(search.world, live, search.job, search.now)))
+    known = {live.stage_job.uid: no for live, no in looks if no is None or (not search.strict and no.until)}
+    candidates = [live for live, _ in looks if live.stage_job.uid in known]
+    candidates.sort(key=lambda live: (known[live.stage_job.uid] is not None, *_least_first(live)))
+    found = _fewest(search, node, pods, candidates)
+    if found is None:
+        return None
+    held = (known[live.stage_job.uid] for live in found.displaced)
+    obstacles = (search.terms.displaces, search.reserved.displacing, *held, *found.obstacles)
+    return search.room(node, pods, *obstacles, **_how(found))
+
+
+def yield_obstacles(search: Search) -> list[Obstacle]:
+    """Why training of the pool does not give way to a job now; none when the job could not take its place anyway."""
+    if search.terms.displaces or search.reserved.displacing:
+        return []
+    looks = each(search.stock.staying, _key, lambda live: yield_obstacle(search.world, live, search.job, search.now))
+    return [obstacle for obstacle in looks if obstacle]
+
+
+def once_ended(search: Search, node: NodeStock, pods: int) -> Room | None:
+    """Room once as few as possible that train there have ended."""
+    holders = (live for live in node.claims if live.claim.gpus_on(node.name))
+    found = _fewest(search, node, pods, sorted(holders, key=_ends_first))
+    if found is None:
+        return None
+    ending = (_holds(live, search.job) for live in found.displaced)
+    front = search.reserved.nodes.get(node.name)
+    obstacles = (search.terms.takes_free, front, *ending, *found.obstacles)
+    return search.room(node, pods, *obstacles, **_how(found))
+
+
+def _holds(live: LiveClaim, job: FineTuneJob) -> Obstacle:
+    name = shown(live.name, job)
+    ends = Remedy(f"{name} ends and gives back what it holds", key=live.key)
+    message = f"{name} has {live.claim.all_gpus} GPU{'s' if live.claim.all_gpus > 1 else ''} on {live.claim.summary}."
+    return Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(live.key,), remedies=(ends,))
+
+
+def emptied(search: Search, node: NodeStock, pods: int) -> Room | None:
+    """Room once others have left a node: what they are is not ours to say."""
+    if pods * search.job.spec.resources.gpus > node.gpus:
+        return None
+    front = search.reserved.nodes.get(node.name)
+    return search.room(node, pods, search.terms.takes_free, front, _too_few(search.stock, search.job))
+
+
+def _too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
+    """That a pool has too few GPUs that are free. Replicas that find none are first."""
+    asked = job.spec.resources.all_gpus
+    first = f", and engines wait for {stock.lacking}, which are first" if stock.lacking else ""
+    where = "for all pods at once" if job.spec.resources.nodes > 1 else "on one node"
+    free = f"{stock.free} are" if stock.free else "None is"
+    message = f"{free} free of {stock.gpus} GPUs, {asked} are needed {where}{first}."
+    more = asked + stock.lacking
+    added = Remedy(f"add {more} GPU{'s' if more > 1 else ''} to the pool", value=more)
+    return Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(key_of(stock.pool),), remedies=(added,))
+
+
+def _key(live: LiveClaim) -> Key:
+    return live.key
+
+
+def _least_first(live: LiveClaim) -> tuple[int, float]:
+    """The lowest priority first, then the newest, that loses the least."""
+    return (live.job.spec.scheduling.priority, -live.stage_job.created.timestamp())
+
+
+def _ends_first(live: LiveClaim) -> tuple[bool, float, float]:
+    """Who says that it ends soonest first, then the oldest."""
+    at = ends_at(live)
+    return (at is None, at.timestamp() if at else 0.0, live.stage_job.created.timestamp())
+
+
+def _how(room: Room) -> dict[str, Any]:
+    return {"victims": room.victims, "displaced": room.displaced, "inherited": room.inherited}
+
+
+def _fewest(search: Search, node: NodeStock, pods: int, candidates: Sequence[LiveClaim]) -> Room | None:
+    """Room in the place of the first so many, as few as suffice, of whom none could be spared."""
+    for count in range(1, len(candidates) + 1):
+        found = _in_place_of(search, node, pods, candidates[:count])
+        if found is None:
+            continue
+        for spared in candidates[: count - 1]:
+            fewer = [live for live in found.displaced if live is not spared]
+            found = _in_place_of(search, node, pods, fewer) or found
+        return found
+    return None
+
+
+def _in_place_of(search: Search, node: NodeStock, pods: int, displaced: Sequence[LiveClaim]) -> Room | None:
+    """Room once these are gone: their own GPUs, the slots that they borrowed if they are lent on, and other slots."""
+    if search.strict and node.is_crowded:
+        return None
+    terms = search.terms
+    theirs = [(live.claim.gpus_on(node.name), place) for live in displaced if (place := live.claim.on(node.name))]
+    own = sum(max(0, gpus - gpus_of_slots(search.world, place.borrowed)) for gpus, place in theirs)
+    lacking = pods * search.job.spec.resources.gpus - node.soon - own
+    beyond = terms.beyond(lacking) or terms.borrows if lacking > 0 else None
+    if search.strict and beyond:
+        return None
+    inherited = _lent_on(search, [slot for _, place in theirs for slot in place.borrowed], lacking)
+    lacking -= gpus_of_slots(search.world, inherited)
+    victims = Victims(())
+    if lacking > 0:
+        found = choose_victims(search.stock, node, lacking, terms.engines, strict=search.strict)
+        if found is None:
+            return None
+        victims = found
+    how = {"victims": victims.slots, "displaced": tuple(displaced), "inherited": tuple(inherited)}
+    crowd = _crowd(node) if node.soon + own < 0 else None
+    return search.room(node, pods, beyond, crowd, *victims.obstacles, **how)
+
+
+EXPLAINED: tuple[Way, ...] = (lent, instead, once_ended, emptied)
+"""Besides `free`, those of which a job is told what keeps it from them."""
+
+
+def _lent_on(search: Search, slots: Sequence[SlotRef], gpus: int) -> list[SlotRef]:
+    """Which of the slots that others borrow now, for about so many GPUs, go on being lent.
+
+    An engine may have a higher floor than when it lent them. Then some come back to it instead.
+    """
+    found: list[SlotRef] = []
+    back = Counter((slot.namespace, slot.engine) for slot in slots)
+    for slot in slots:
+        its = (slot.namespace, slot.engine)
+        engine = search.world.engines.get(engine_key(*its))
+        if engine is None or engine.metadata.uid not in search.terms.lenders:
+            continue
+        above_floor = len(staying(search.stock, engine)) + back[its] > floor_of(engine)
+        if above_floor and gpus_of_slots(search.world, found) < gpus:
+            found.append(slot)
+            back[its] -= 1
+    return found
+
+
+def no_slot(job: FineTuneJob) -> Obstacle:
+    """Why a guest waits where no replica of its namespace runs."""
+    message = f"No replica of namespace {job.metadata.namespace} runs on a usable node now."
+    return Obstacle(Reason.WAITING_FOR_SHARE, message)

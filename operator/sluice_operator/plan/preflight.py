@@ -1,0 +1,178 @@
+"""Can a claim run? It is checked before anybody is disturbed for it.
+
+Jobs and replicas whose pods are overdue are found here too: a ResourceQuota may be the cause, and our own scale-up pods
+count against it.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+
+from sluice_api.claim import Place
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine, SlotState
+from sluice_api.reasons import Reason
+from sluice_operator.observe.fence import each
+from sluice_operator.observe.views import Key, PodView, Resources, StageJobView
+from sluice_operator.observe.world import World, engine_key, identity
+from sluice_operator.plan.claims import LiveClaim, Phase, has_its_nodes, job_of, owner_of, phase, trainer_pods
+from sluice_operator.plan.fit import claims_of_job, need_of, shortage, unreachable_volume
+from sluice_operator.plan.liveness import is_live, live_claims_on, overlapped_by
+from sluice_operator.plan.nodes import find_pool, refusal
+from sluice_operator.plan.obstacle import Obstacle
+from sluice_operator.plan.slots import pod_of, sleeps
+from sluice_operator.plan.stock import NodeStock
+
+
+def phase_of(world: World, live: LiveClaim) -> Phase:
+    """How far a claim has come: a gated one drains as soon as it is proven."""
+    found = phase(world, live)
+    if found is Phase.PROVING and doubt(world, live) is None:
+        return Phase.DRAINING
+    return found
+
+
+def doubt(world: World, live: LiveClaim) -> Obstacle | None:
+    """Why a claim is not proven to be runnable yet; None when it is.
+
+    Proven: nobody has suspended the Job, the claim has come back through the watch, no older claim
+    overlaps it, its pods exist (quota, admission and Pod Security have passed) and fit the node for
+    every reason, once the borrowed slots are gone.
+    """
+    if live.stage_job.suspended:
+        return Obstacle(Reason.SUSPENDED_BY_OTHER, suspended_by_other(live.stage_job))
+    other = overlapped_by(world, live)
+    if other is not None:
+        return Obstacle(Reason.CLAIMED, f"The claim gives way to {other.name}, which had the GPUs first.")
+    pods, claim = trainer_pods(world, live.stage_job), live.claim
+    if not live.stage_job.seen or len(pods) < len(claim.nodes):
+        what = "its pod is" if len(claim.nodes) == 1 else "its pods are"
+        message = f"{claim.all_gpus} GPU on {claim.summary} is set aside; {what} about to be made."
+        return Obstacle(Reason.CLAIMED, message)
+    return next((no for place in claim.places if (no := _doubt_on(world, live, place, pods[0]))), None)
+
+
+def suspended_by_other(stage_job: StageJobView) -> str:
+    """What to say of a Job that somebody has suspended: Sluice never does."""
+    return f"Job {stage_job.key.name} was suspended by another controller."
+
+
+def _doubt_on(world: World, live: LiveClaim, place: Place, pod: PodView) -> Obstacle | None:
+    """Why a claim's pods, which are all like one, may not run on a node of it."""
+    view = world.nodes[Key("Node", "", place.node)]
+    if no := refusal(view, live.claim.resource, find_pool(world, live.claim.pool)):
+        return Obstacle(Reason.UNSCHEDULABLE, f"Node {place.node} is {no}.")
+    need = dict(pod.requests) or need_of(live.job.spec.resources)
+    others = coming(world, live_claims_on(world, place.node), place.node, live)
+    lack = shortage(world, view, need, leaving(world, live), others, place.pods)
+    lack = lack or unreachable_volume(world, live.job.metadata.namespace, claims_of_job(live.job), view)
+    if not lack:
+        return None
+    message = f"The pod does not fit {place.node} though GPUs are there: {lack}."
+    return Obstacle(Reason.UNSCHEDULABLE, message, ends_with=(view.key,))
+
+
+def leaving(world: World, live: LiveClaim) -> Collection[Key]:
+    """Pods that make room for a claim: of its borrowed slots and displaced attempts. Its own are the ones that ask."""
+    found = {pod.key for pod in trainer_pods(world, live.stage_job)}
+    refs = (ref for place in live.claim.places for ref in place.displaced)
+    found.update(key for ref in refs for key in world.pods_of.get((ref.namespace, ref.uid), {}))
+    for slot in live.claim.borrowed:
+        engine = world.engines.get(engine_key(slot.namespace, slot.engine))
+        pod = pod_of(world, engine, slot.index) if engine else None
+        if pod is not None and engine and not sleeps(engine):
+            found.add(pod.key)
+    return found
+
+
+def coming(world: World, claims: Iterable[LiveClaim], node: str, mine: LiveClaim | None = None) -> list[dict[str, int]]:
+    """Requests of claims' pods that will be bound to a node, but are not yet; mine left out."""
+    found = []
+    for other in claims:
+        place = other.claim.on(node)
+        if place is None or (mine is not None and other.stage_job.uid == mine.stage_job.uid):
+            continue
+        there = sum(1 for pod in trainer_pods(world, other.stage_job) if pod.node == node)
+        found += [need_of(other.job.spec.resources)] * max(0, place.pods - there)
+    return found
+
+
+PODS_WITHIN = timedelta(seconds=5)
+"""What has been made has its pods by then: a Job's, or those of a Deployment, which takes one step more."""
+
+
+def starts_until(engine: InferenceEngine, index: int, pod: PodView | None, now: datetime) -> datetime:
+    """When a slot that starts has got further at the latest: it has its pod, or its pod a node.
+
+    Counted from when the engine's status first said that it starts so, without a pod or with this one.
+    """
+    said = next((slot for slot in engine.status.slots if slot.index == index), None)
+    name = pod.key.name if pod else ""
+    since = said.since if said and (said.state, said.pod) == (SlotState.STARTING, name) else None
+    return (since or now) + PODS_WITHIN
+
+
+def replica_due(world: World, engine: InferenceEngine, index: int, now: datetime) -> datetime:
+    """The same of a slot as it is now."""
+    return starts_until(engine, index, pod_of(world, engine, index), now)
+
+
+def starved(world: World, namespace: str, now: datetime) -> str:
+    """Who lacks a pod that should be there by now in a namespace; empty when nobody does."""
+    due = pods_due(world).get(namespace)
+    return due[1] if due and due[0] <= now else ""
+
+
+def pods_due(world: World) -> Mapping[str, tuple[datetime, str]]:
+    """By namespace, until when the first of those that have no pod yet should have it, and who that is."""
+    found: dict[str, tuple[datetime, str]] | None = world.worked_out.get(pods_due)
+    if found is None:
+        found = {}
+        for namespace, name, since in (*_claims(world), *_slots(world)):
+            due = (since + PODS_WITHIN, name)
+            found[namespace] = min(found.get(namespace, due), due)
+        world.worked_out[pods_due] = found
+    return found
+
+
+def _claims(world: World) -> Iterator[tuple[str, str, datetime]]:
+    """Training Jobs that hold a claim and lack pods. One that another system has suspended is to have none."""
+
+    def look(stage_job: StageJobView) -> tuple[str, str, datetime] | None:
+        job = owner_of(world, stage_job) if _lacks_pods(world, stage_job) else None
+        lacks = job is not None and is_live(world, job, stage_job) and not has_its_nodes(world, stage_job)
+        return (stage_job.key.namespace, job.metadata.name, stage_job.created) if job and lacks else None
+
+    yield from (found for found in each(world.claiming.values(), job_of, look) if found)
+
+
+def _lacks_pods(world: World, stage_job: StageJobView) -> bool:
+    pods = world.pods_of.get(identity(stage_job), ())
+    asks = not (stage_job.finished or stage_job.suspended)
+    return asks and stage_job.claim is not None and len(pods) < len(stage_job.claim.nodes)
+
+
+def _slots(world: World) -> Iterator[tuple[str, str, datetime]]:
+    """Slots that start, as their engine's status says, and have no pod."""
+    for engine in world.engines.values():
+        for slot in engine.status.slots:
+            starts = slot.state is SlotState.STARTING and not slot.pod
+            if starts and slot.since and pod_of(world, engine, slot.index) is None:
+                yield engine.metadata.namespace, f"{engine.metadata.name}/{slot.index}", slot.since
+
+
+def lack_on(
+    world: World,
+    node: NodeStock,
+    job: FineTuneJob,
+    leaving: Collection[Key],
+    pods: int = 1,
+    kept: Resources | None = None,
+) -> str:
+    """Why so many of the job's pods would not fit once others are gone, in words; empty when they would.
+
+    Args:
+        kept: what must be left for others.
+    """
+    others = [*coming(world, node.claims, node.name), kept or {}]
+    lack = shortage(world, node.node, need_of(job.spec.resources), leaving, others, pods)
+    return lack or unreachable_volume(world, job.metadata.namespace, claims_of_job(job), node.node)

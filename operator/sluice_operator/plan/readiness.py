@@ -1,0 +1,319 @@
+"""When does a job want GPUs, on which nodes, and when is its time over?
+
+All of it follows from the job's spec and its own past. Its own rules ask this, and so does the pool.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from math import ceil
+from typing import NamedTuple
+
+from sluice_api.claim import AttemptOutcome, Outcomes
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.reasons import Reason
+from sluice_api.stages import Stage
+from sluice_operator.observe.world import World, identity
+from sluice_operator.plan.fit import most_pods, need_of
+from sluice_operator.plan.obstacle import Obstacle
+from sluice_operator.plan.outcomes import (
+    all_outcomes,
+    deadline_of,
+    done,
+    failures,
+    had_theirs,
+    is_final,
+    next_attempt_at,
+    recorded,
+    waits_since,
+)
+from sluice_operator.plan.retries import Avoids, after
+from sluice_operator.plan.stock import Stock
+
+MOST = 10
+"""So many jobs of a pool ask at once, the first of the queue."""
+
+
+def asks_until(job: FineTuneJob) -> datetime | None:
+    """Until when a job asks for nodes and borrows nothing; None if it does not, or is not prepared yet.
+
+    A claim that was given up, for a quota say, does not begin that time anew.
+    """
+    terms = job.spec.scheduling.scale_up_first
+    if terms is None:
+        return None
+    ready = waits_since(job) if done(recorded(job), Stage.PREPARE) else None
+    return ready + timedelta(seconds=terms.wait_seconds) if ready else None
+
+
+def asks(job: FineTuneJob, now: datetime) -> bool:
+    """Whether a job that is ready for GPUs asks for nodes now, and takes free GPUs only."""
+    until = asks_until(job)
+    return until is not None and now < until
+
+
+def may_ask(job: FineTuneJob, now: datetime) -> bool:
+    """Whether a job asks for nodes now, or will once it is prepared: nodes larger than those that exist may come."""
+    until = asks_until(job)
+    return job.spec.scheduling.scale_up_first is not None and (until is None or now < until)
+
+
+def training_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime) -> datetime:
+    """When activeDeadlineSeconds are over for an attempt that was given its GPUs at a moment, and runs."""
+    return since + timedelta(seconds=job.spec.active_deadline_seconds) - _spent(outcomes)
+
+
+_BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
+
+
+GRACE = timedelta(seconds=60)
+"""So much longer a training Job's own deadline is than the job's: an operator that runs ends it first, in its words."""
+
+
+def job_deadline(job: FineTuneJob, outcomes: Outcomes, stage: Stage) -> int:
+    """activeDeadlineSeconds of a batch/v1 Job that is about to be made: it ends though no operator runs.
+
+    The Job controller counts from when it begins, with the time that pods wait at their gate, and anew if somebody
+    suspends the Job and resumes it.
+    """
+    if stage is not Stage.TRAIN:
+        return job.spec.stage_deadline_seconds
+    left = timedelta(seconds=job.spec.active_deadline_seconds) - _spent(outcomes) + GRACE
+    return max(1, ceil(left.total_seconds()))
+
+
+def _spent(outcomes: Outcomes) -> timedelta:
+    """How long all attempts that have ended have trained."""
+    trained = had_theirs(outcomes.of(Stage.TRAIN))
+    return sum((a.ended_at - a.started_at for a in trained if a.started_at and a.ended_at), start=timedelta())
+
+
+def waiting_ends(job: FineTuneJob, outcomes: Outcomes) -> datetime | None:
+    """When queueDeadlineSeconds are over; None for a job that has no such limit, is not ready, or has had GPUs."""
+    limit, prepared = job.spec.scheduling.queue_deadline_seconds, done(outcomes, Stage.PREPARE)
+    if limit is None or prepared is None or prepared.ended_at is None or had_theirs(outcomes.of(Stage.TRAIN)):
+        return None
+    begins = max(prepared.ended_at, job.spec.scheduling.not_before or prepared.ended_at)
+    return begins + timedelta(seconds=limit)
+
+
+def warning(job: FineTuneJob, outcomes: Outcomes, since: datetime, expected: datetime | None) -> str:
+    """What to say of training that is expected to end after its deadline; empty while it is in time."""
+    end = training_ends(job, outcomes, since)
+    if expected is None or expected <= end:
+        return ""
+    return (
+        f" At this pace it is not done when spec.activeDeadlineSeconds ({job.spec.active_deadline_seconds}) are over "
+        f"and it is stopped, {end:%Y-%m-%d %H:%M} UTC. Create it anew with more, or have it train less."
+    )
+
+
+class End(NamedTuple):
+    """When a job's time is over, and what is said then."""
+
+    at: datetime
+    reason: Reason
+    message: str
+
+
+def time_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime | None) -> End | None:
+    """When a job's time is over; None for one that is trained, or waits without a limit.
+
+    Args:
+        since: when the attempt that runs now was given its GPUs.
+    """
+    if done(outcomes, Stage.TRAIN):
+        return None
+    if since:
+        return End(training_ends(job, outcomes, since), Reason.DEADLINE_EXCEEDED, deadline_of(job, Stage.TRAIN))
+    if _spent(outcomes) >= timedelta(seconds=job.spec.active_deadline_seconds):
+        return End(_BEFORE_ALL, Reason.DEADLINE_EXCEEDED, deadline_of(job, Stage.TRAIN))
+    end = waiting_ends(job, outcomes)
+    if end is None:
+        return None
+    return End(
+        end,
+        Reason.QUEUE_DEADLINE_EXCEEDED,
+        f"No GPUs for {job.spec.scheduling.queue_deadline_seconds} s (spec.scheduling.queueDeadlineSeconds). Raise "
+        "it, raise scheduling.priority, or set scheduling.policy: Preempt.",
+    )
+
+
+def final_failure(
+    job: FineTuneJob, outcomes: Outcomes, now: datetime, training_since: datetime | None = None
+) -> tuple[Stage, Reason, str] | None:
+    """Why a job has failed for good: an end that no other attempt would change, too many, or too late."""
+    for stage in Stage:
+        ended = outcomes.of(stage)
+        if not ended or any(outcome.reason == Reason.DONE for outcome in ended):
+            continue
+        last = ended[-1]
+        if is_final(last):
+            return stage, _reason(last), last.message
+        if failures(ended) >= job.spec.retry.attempts:
+            return (
+                stage,
+                Reason.ATTEMPTS_EXHAUSTED,
+                (
+                    f"{failures(ended)} attempts of {stage} failed, spec.retry.attempts is {job.spec.retry.attempts}. "
+                    f"The last one: {last.reason}: {last.message}"
+                ),
+            )
+    end = time_ends(job, outcomes, training_since)
+    return (Stage.TRAIN, end.reason, end.message) if end and now >= end.at else None
+
+
+def _reason(outcome: AttemptOutcome) -> Reason:
+    """The outcome's reason if it is one that we know."""
+    return Reason.known(outcome.reason) or Reason.TRAINER_FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether a job wants GPUs, from when on, and until when."""
+
+    obstacles: tuple[Obstacle, ...] = ()
+    """What keeps it from them, for good or until a moment."""
+    ends: datetime | None = None
+    """Once it is over, the job has failed (spec.scheduling.queueDeadlineSeconds)."""
+
+    @property
+    def begins(self) -> datetime | None:
+        """From when on it wants them, if nothing but time keeps it from them."""
+        return max((obstacle.until for obstacle in self.obstacles if obstacle.until), default=None)
+
+    def at(self, now: datetime) -> bool:
+        """Whether it wants them at a moment."""
+        held = any(obstacle.until is None or now < obstacle.until for obstacle in self.obstacles)
+        return not held and (not self.ends or now < self.ends)
+
+
+def readiness(world: World, job: FineTuneJob) -> Readiness:
+    """When a job wants GPUs. Without Jobs of its own that is in its record alone, and asked of thousands that wait."""
+    if world.stage_jobs_of.get(identity(job)):
+        return _readiness(job, all_outcomes(world, job))
+    noted = world.noted(job)
+    if readiness not in noted:
+        noted[readiness] = _readiness(job, all_outcomes(world, job))
+    found: Readiness = noted[readiness]
+    return found
+
+
+def _readiness(job: FineTuneJob, outcomes: Outcomes) -> Readiness:
+    found = next((obstacle for check in _CHECKS if (obstacle := check(job, outcomes))), None)
+    if found is not None:
+        return Readiness((found,))
+    return Readiness(tuple(pauses(job, outcomes)), waiting_ends(job, outcomes))
+
+
+def pauses(job: FineTuneJob, outcomes: Outcomes) -> Iterator[Obstacle]:
+    """What time alone ends: the pause after an attempt, and the job's own wish."""
+    if obstacle := pause(job, outcomes, Stage.TRAIN):
+        yield obstacle
+    if begins := job.spec.scheduling.not_before:
+        message = f"Prepared. It asks for GPUs from {begins:%Y-%m-%d %H:%M:%S} UTC on (scheduling.notBefore)."
+        yield Obstacle(Reason.NOT_BEFORE, message, begins)
+
+
+def pause(job: FineTuneJob, outcomes: Outcomes, stage: Stage) -> Obstacle | None:
+    """Why the next attempt of a stage does not begin at once; None if it does, or if there has been none."""
+    at = next_attempt_at(job, outcomes, stage)
+    if at is None:
+        return None
+    last = outcomes.of(stage)[-1]
+    message = (
+        f"Attempt {last.attempt} ended: {last.message} The next one follows at {at:%H:%M:%S} UTC, or at once when "
+        "spec.suspend has been true for a moment."
+    )
+    return Obstacle(Reason.known(last.reason) or Reason.TRAINER_FAILED, message, at)
+
+
+def managed_elsewhere(job: FineTuneJob, _outcomes: Outcomes) -> Obstacle | None:
+    """Another controller runs this job."""
+    if not job.spec.managed_by:
+        return None
+    return Obstacle(Reason.MANAGED_ELSEWHERE, f"spec.managedBy is {job.spec.managed_by}.")
+
+
+def being_deleted(job: FineTuneJob, _outcomes: Outcomes) -> Obstacle | None:
+    """It is being deleted, and somebody's finalizer keeps it."""
+    if job.metadata.deletion_timestamp is None:
+        return None
+    message = "The job is being deleted; what ran for it is ended. A finalizer keeps it here."
+    return Obstacle(Reason.DELETED, message)
+
+
+def suspended(job: FineTuneJob, outcomes: Outcomes) -> Obstacle | None:
+    """The user wants it to stop."""
+    if not job.spec.suspend:
+        return None
+    on = " from the checkpoint." if outcomes.of(Stage.TRAIN) else "."
+    return Obstacle(Reason.SUSPENDED, f"spec.suspend is true. Set it to false to go on{on}")
+
+
+def _not_prepared(_job: FineTuneJob, outcomes: Outcomes) -> Obstacle | None:
+    if done(outcomes, Stage.PREPARE):
+        return None
+    return Obstacle(Reason.PREPARING, "Its data is not prepared yet.")
+
+
+def _trained(_job: FineTuneJob, outcomes: Outcomes) -> Obstacle | None:
+    return Obstacle(Reason.DONE, "It is trained.") if done(outcomes, Stage.TRAIN) else None
+
+
+def _failed(job: FineTuneJob, outcomes: Outcomes) -> Obstacle | None:
+    failure = final_failure(job, outcomes, _BEFORE_ALL)
+    return Obstacle(failure[1], failure[2]) if failure else None
+
+
+_CHECKS: tuple[Callable[[FineTuneJob, Outcomes], Obstacle | None], ...] = (
+    managed_elsewhere,
+    being_deleted,
+    suspended,
+    _not_prepared,
+    _trained,
+    _failed,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Avoided:
+    """A node that is left out."""
+
+    node: str
+    until: datetime
+    rule: Avoids
+
+    @property
+    def obstacle(self) -> Obstacle:
+        """Why its pods do not go there now."""
+        message = f"{self.node} is left out until {self.until:%H:%M:%S} UTC, as {self.rule.why}."
+        return Obstacle(Reason.NODE_AVOIDED, message, self.until)
+
+
+def avoided(world: World, stock: Stock, job: FineTuneJob, now: datetime) -> Mapping[str, Avoided]:
+    """The nodes of a pool that a job leaves out now, by name."""
+    attempts = all_outcomes(world, job).of(Stage.TRAIN)
+    found = {one.node: one for one in _avoided(attempts) if now < one.until and one.node in stock.nodes}
+    if all(not one.rule.unless_last for one in found.values()) or _fits_without(stock, job, found):
+        return found
+    return {node: one for node, one in found.items() if not one.rule.unless_last}
+
+
+def avoided_until(job: FineTuneJob) -> Iterator[datetime]:
+    """When nodes that a job leaves out are looked at again."""
+    return (one.until for one in _avoided(recorded(job).of(Stage.TRAIN)))
+
+
+def _avoided(attempts: Iterable[AttemptOutcome]) -> Iterator[Avoided]:
+    for outcome in attempts:
+        rule = after(outcome.reason).avoids
+        if rule and outcome.ended_at and outcome.node:
+            yield Avoided(outcome.node, outcome.ended_at + rule.lasts, rule)
+
+
+def _fits_without(stock: Stock, job: FineTuneJob, left_out: Mapping[str, Avoided]) -> bool:
+    """Whether the pool's other nodes, when empty, have room for all pods of a job."""
+    wanted = job.spec.resources
+    nodes = (node for node in stock.nodes.values() if not node.refusal and node.name not in left_out)
+    return sum(most_pods(node.node, node.gpus, wanted.gpus, need_of(wanted)) for node in nodes) >= wanted.nodes

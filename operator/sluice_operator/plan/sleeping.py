@@ -1,0 +1,158 @@
+"""Engines that sleep while they lend: a slot keeps its pod, and its vLLM frees the GPUs' memory for the trainer.
+
+The pod's GPUs stay its own for the scheduler, so nobody can steal them. What keeps vLLM and the trainer apart is the
+slot's state in the engine's status: its agent frees the memory before the trainer is bound, and takes it again only
+when the status says so, which it does when no pod of the trainer is left. An operator that is down changes no state.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from sluice_api.claim import SlotRef
+from sluice_api.gpupool import GPUPool, SharingMode
+from sluice_api.inferenceengine import ASLEEP, InferenceEngine, SlotState
+from sluice_api.meta import STAGE_LABEL, is_extended
+from sluice_api.stages import Stage
+from sluice_operator.observe.views import Key, PodView
+from sluice_operator.observe.world import World, engine_key
+from sluice_operator.plan.claims import LiveClaim, Phase, is_gated, trainer_pods
+from sluice_operator.plan.nodes import find_pool, slot_devices
+from sluice_operator.plan.slots import is_drained, pod_of, said_of, serves, sleeps, slot_of, template_of
+
+
+def sleep_refusal(engine: InferenceEngine, pool: GPUPool) -> str:
+    """Why an engine that should sleep can't in its pool; empty where it can, and for one that should not."""
+    mode = pool.spec.sharing.mode
+    if not sleeps(engine) or mode is SharingMode.DRA:
+        return ""
+    return (
+        f"spec.preemption.policy is Sleep, but GPUPool {pool.metadata.name} has spec.sharing.mode: {mode}, so its GPUs "
+        "would stay with the sleeping pod. Set policy: ScaleDown, or use a pool of sharing.mode: DRA."
+    )
+
+
+def can_sleep(world: World, engine: InferenceEngine, index: int) -> bool:
+    """Whether a slot can make room by sleeping: it serves as the spec now says, or sleeps still from the last loan.
+
+    Not while a pod of that loan is there: nothing would keep its memory and the next trainer's apart.
+    """
+    slot = slot_of(world, engine, index)
+    if slot is None or slot.template != template_of(engine):
+        return False
+    if is_asleep(world, engine, index):
+        return index not in being_used(world, engine)
+    return serves(pod_of(world, engine, index))
+
+
+def is_asleep(world: World, engine: InferenceEngine, index: int) -> bool:
+    """Whether a slot's vLLM takes no memory of its GPUs.
+
+    Its agent says so, and has been asked to. Once it has and the slot is lent, that stays so for as long as the
+    status says the same, whatever becomes of agent and vLLM: neither wakes or starts before the status says so.
+    """
+    pod = pod_of(world, engine, index) if sleeps(engine) else None
+    said = said_of(engine, index, pod) if pod else None
+    if pod is None or said is None or said.state not in ASLEEP or pod.deleting:
+        return False
+    if said.state is not SlotState.SLEEPING:
+        return True
+    told = world.reports.get(pod.uid)
+    return bool(told and told.report.asleep and said.since and told.at >= said.since)
+
+
+def is_awake(world: World, engine: InferenceEngine, index: int) -> bool:
+    """Whether a slot that keeps its pod may still have memory of its GPUs."""
+    slot = slot_of(world, engine, index)
+    return sleeps(engine) and slot is not None and slot.size > 0 and not is_asleep(world, engine, index)
+
+
+def sleeps_no_more(world: World, live: LiveClaim) -> InferenceEngine | None:
+    """A lender of a claim that was to sleep, and would stop now.
+
+    The claim's pod uses the slot's own GPUs, so it would start at once, beside a vLLM that still has their memory.
+    """
+    if is_extended(live.claim.resource):
+        return None
+    lenders = (world.engines.get(engine_key(slot.namespace, slot.engine)) for slot in live.claim.borrowed)
+    return next((engine for engine in lenders if engine and not sleeps(engine)), None)
+
+
+def state_on_the_way(world: World, engine: InferenceEngine, index: int, phase: Phase, now: datetime) -> SlotState:
+    """The state of a slot that is about to sleep for a claim, or does."""
+    if phase >= Phase.BINDING or is_asleep(world, engine, index):
+        return SlotState.LENT
+    return SlotState.SLEEPING if is_drained(world, engine, index, now) else SlotState.DRAINING
+
+
+def told_since(world: World, slot: SlotRef) -> datetime | None:
+    """Since when a slot's pod is to sleep, as the engine's status says."""
+    engine = world.engines.get(engine_key(slot.namespace, slot.engine))
+    said = next((said for said in engine.status.slots if said.index == slot.index), None) if engine else None
+    return said.since if said and said.state is SlotState.SLEEPING else None
+
+
+def agents_word(world: World, slot: SlotRef) -> str:
+    """What a slot's agent said last about it."""
+    engine = world.engines.get(engine_key(slot.namespace, slot.engine))
+    pod = pod_of(world, engine, slot.index) if engine else None
+    told = world.reports.get(pod.uid) if pod else None
+    return told.report.message if told else ""
+
+
+def being_used(world: World, engine: InferenceEngine) -> dict[int, str]:
+    """Slots whose GPUs a trainer still uses of which a pod is there, however its claim has ended; with the job's name.
+
+    A claim is over the moment its job is suspended or deleted, its pod has memory of the GPUs until it is gone. A
+    vLLM that wakes before finds too little, and does not come back from that. What the engine's policy says by now
+    changes nothing of it, nor does a slot that has stopped: where DRA serves the GPUs, its next pod would not have to
+    wait for them. Asked of each slot that sleeps, so worked out once a state.
+    """
+    asked = (being_used, engine.metadata.uid)
+    found: dict[int, str] | None = world.worked_out.get(asked)
+    if found is None:
+        found = world.worked_out[asked] = _being_used(world, engine)
+    return found
+
+
+def _being_used(world: World, engine: InferenceEngine) -> dict[int, str]:
+    found = dict(_borrowed_by_known_jobs(world, engine))
+    pool = find_pool(world, engine.spec.resources.pool)
+    if pool is not None and not pool.spec.by_dra:
+        return found
+    for said in engine.status.slots:
+        if said.state not in _LEFT_TO_A_TRAINER or not said.lent_to or said.index in found:
+            continue
+        node = _home(world, engine, said.index)
+        here = (*world.pods_on.get(node, {}).values(), *world.pods_coming.get(node, {}).values())
+        if any(_is_stray_trainer(world, other) for other in here):
+            found[said.index] = said.lent_to
+    return found
+
+
+_LEFT_TO_A_TRAINER = ASLEEP | {SlotState.STOPPING}
+
+
+def _home(world: World, engine: InferenceEngine, index: int) -> str:
+    """The node of a slot's GPUs."""
+    claim, pod = slot_devices(world, engine, index), pod_of(world, engine, index)
+    return claim.node if claim and claim.node else pod.node if pod else ""
+
+
+def _borrowed_by_known_jobs(world: World, engine: InferenceEngine) -> Iterator[tuple[int, str]]:
+    here = (engine.metadata.namespace, engine.metadata.name)
+    for stage_job in world.claims_from.get(here, {}).values():
+        if stage_job.claim is None or is_extended(stage_job.claim.resource):
+            continue
+        if all(pod.ended or is_gated(pod) for pod in trainer_pods(world, stage_job)):
+            continue
+        for slot in stage_job.claim.borrowed:
+            if (slot.namespace, slot.engine) == here:
+                yield slot.index, f"{stage_job.key.namespace}/{stage_job.owner.name if stage_job.owner else ''}"
+
+
+def _is_stray_trainer(world: World, pod: PodView) -> bool:
+    """Whether a pod that is on a node, or about to be, trains, and its Job is gone with what it had claimed."""
+    if pod.labels.get(STAGE_LABEL) != Stage.TRAIN or pod.ended or is_gated(pod):
+        return False
+    stage_job = world.stage_jobs.get(Key("Job", pod.key.namespace, pod.owner.name)) if pod.owner else None
+    return stage_job is None or pod.owner is None or stage_job.uid != pod.owner.uid

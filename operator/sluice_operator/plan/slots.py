@@ -1,0 +1,156 @@
+"""An engine's slots: which should exist, which serve, and when a draining one has nothing left to do."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import ROUND_FLOOR, Decimal
+from itertools import count, islice
+
+from sluice_api.claim import SlotRef
+from sluice_api.inferenceengine import ASLEEP, InferenceEngine, LendingPolicy, SlotState, SlotStatus
+from sluice_api.meta import ENGINE_LABEL, SLOT_LABEL, index_of, slot_name
+from sluice_api.pods import DEFAULT_DISK
+from sluice_operator.observe.views import Key, PodView, SlotView
+from sluice_operator.observe.world import World, engine_key, existing, oldest_first
+
+_QUIET_SECONDS = 1.0
+"""A draining slot is done when no request has begun for so long: endpoints are removed asynchronously."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPlan:
+    """What one slot should be."""
+
+    index: int
+    size: int
+    state: SlotState
+    lent_to: str = ""
+    node: str = ""
+    """Where the GPUs are that it lends."""
+    uid: str = ""
+    """Of its Deployment, if there is one."""
+    restarted_at: datetime | None = None
+
+    @property
+    def lent(self) -> bool:
+        """Whether a job has its GPUs, or nobody has and it is kept for a job."""
+        return bool(self.lent_to) and (not self.size or self.state in (SlotState.LENT, SlotState.RECLAIMING))
+
+
+def ref(engine: InferenceEngine, index: int) -> SlotRef:
+    """A slot's name."""
+    return SlotRef(namespace=engine.metadata.namespace, engine=engine.metadata.name, index=index)
+
+
+def pod_of(world: World, engine: InferenceEngine, index: int) -> PodView | None:
+    """The slot's pod that has not ended: the newest, one that is not going if there is one."""
+    pods = world.engine_pods.get((engine.metadata.namespace, engine.metadata.name, index), {}).values()
+    alive = [pod for pod in oldest_first(pods) if not pod.ended]
+    return next((pod for pod in reversed(alive) if not pod.deleting), alive[-1] if alive else None)
+
+
+def serves(pod: PodView | None) -> bool:
+    """Whether a slot's pod answers requests."""
+    return pod is not None and pod.ready and not pod.deleting
+
+
+def slot_named(world: World, namespace: str, labels: Mapping[str, str]) -> tuple[InferenceEngine, int] | None:
+    """The engine's slot that an object is of, by its labels; None for anybody else's."""
+    index = index_of(labels.get(SLOT_LABEL, ""))
+    engine = world.engines.get(engine_key(namespace, labels.get(ENGINE_LABEL, "")))
+    return (engine, index) if engine and index is not None else None
+
+
+def slot_of(world: World, engine: InferenceEngine, index: int) -> SlotView | None:
+    """One slot's Deployment; None while it has none, or when that is about to go."""
+    name = slot_name(engine.metadata.name, index)
+    slot = world.slots.get(Key("Deployment", engine.metadata.namespace, name))
+    mine = slot is not None and slot.owner is not None and slot.owner.uid == engine.metadata.uid
+    return slot if slot and mine and not slot.deleting else None
+
+
+def wanted(world: World, engine: InferenceEngine, lent: Collection[int], room: int | None = None) -> list[int]:
+    """The spec.replicas slots that should exist, by index.
+
+    Who scales an engine down while a slot is lent means the number that serves: serving slots stay
+    before lent ones, whatever their index. Nothing is ever subtracted from spec.replicas.
+
+    Args:
+        room: GPUs of the pool. Of the slots that nobody has made, only as many as would fit if it were empty, and one
+            more, which waits: a thousand replicas of a pool of two GPUs cost nobody anything.
+    """
+    slots = existing(world, engine)
+    known = sorted(slots, key=lambda i: (i in lent, slots[i].size == 0, not serves(pod_of(world, engine, i)), i))
+    order = [*known, *(i for i in lent if i not in slots)][: engine.spec.replicas]
+    lacking = engine.spec.replicas - len(order)
+    most = lacking if room is None else min(lacking, room // engine.spec.resources.gpus + 1)
+    taken = {*order}
+    return sorted([*order, *islice((i for i in count() if i not in taken and i not in slots), most)])
+
+
+def sleeps(engine: InferenceEngine) -> bool:
+    """Whether a slot of the engine that is lent keeps its pod, whose vLLM sleeps meanwhile (see plan/sleeping.py)."""
+    return engine.spec.preemption.policy is LendingPolicy.SLEEP
+
+
+def floor_of(engine: InferenceEngine) -> int:
+    """Slots that are never lent; a floor above spec.replicas means all of them."""
+    return min(engine.spec.preemption.min_replicas, engine.spec.replicas)
+
+
+def template_of(engine: InferenceEngine) -> str:
+    """Digest of what the spec asks of a slot's pod. Another operator version alone changes nothing."""
+    spec = engine.spec.model_dump(
+        by_alias=True,
+        include={"model", "task", "resources", "lora", "serving"},
+        exclude={"resources": {"ephemeral_storage"}, "serving": {"allowed_media_domains"}},
+    )
+    terms = engine.spec.preemption
+    later = {  # Fields that earlier versions did not have: the digest of a spec without them stays what it was.
+        "sleep": terms.sleep_level if terms.policy is LendingPolicy.SLEEP else None,
+        "disk": disk if (disk := engine.spec.resources.ephemeral_storage) != DEFAULT_DISK else None,
+        "pullSecrets": engine.spec.image_pull_secrets or None,
+        "mediaDomains": engine.spec.serving.allowed_media_domains or None,
+    }
+    known = {name: value for name, value in later.items() if value is not None}
+    text = json.dumps({**spec, "drain": terms.drain_timeout_seconds, **known}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def said_of(engine: InferenceEngine, index: int, pod: PodView) -> SlotStatus | None:
+    """What the slot's pod has been told, as the engine's status says; None while that speaks of another pod."""
+    return next((slot for slot in engine.status.slots if (slot.index, slot.pod) == (index, pod.key.name)), None)
+
+
+def is_drained(world: World, engine: InferenceEngine, index: int, now: datetime) -> bool:
+    """Whether stopping the slot breaks no request: it has none, or has had its time.
+
+    It has none once it is no longer ready, so that no new request is sent there, and its agent has seen
+    the order, counts nothing in flight, and nothing new came in for a moment.
+    """
+    pod = pod_of(world, engine, index)
+    if pod is None or not pod.node or pod.deleting:
+        return True
+    said = said_of(engine, index, pod)
+    if said is not None and said.state in ASLEEP:
+        return True
+    since = said.since if said and said.state is SlotState.DRAINING else None
+    if since is None:
+        return False
+    if now >= since + timedelta(seconds=engine.spec.preemption.drain_timeout_seconds):
+        return True
+    told = world.reports.get(pod.uid)
+    if told is None:
+        return not pod.running
+    idle = told.report.in_flight == 0 and told.report.quiet_seconds >= _QUIET_SECONDS
+    return told.at >= since and told.report.draining and idle and not pod.ready
+
+
+def left_by(engine: InferenceEngine) -> int:
+    """Percent of its GPUs' memory that an engine's vLLM leaves to others."""
+    taken = Decimal(engine.spec.serving.gpu_memory_utilization)
+    if taken >= 1:
+        return 0
+    return max(0, int((100 * (1 - taken)).to_integral_value(ROUND_FLOOR)))

@@ -1,0 +1,103 @@
+"""What may a namespace have of a pool?"""
+
+from sluice_api.finetunejob import FineTuneJob
+from sluice_api.gpupool import GPUPool, NamespaceQuota
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.reasons import Reason
+from sluice_operator.observe.namespaces import selects
+from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import World, key_of
+from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.stock import Held
+
+
+def quota_of(world: World, pool: GPUPool, namespace: str) -> NamespaceQuota:
+    """The first quota of a pool that selects the namespace; one without bounds when none does."""
+    if not pool.spec.quotas:
+        return NamespaceQuota()
+    return next((quota for quota in pool.spec.quotas if selects(world, quota.namespaces, namespace)), NamespaceQuota())
+
+
+def not_allowed(world: World, pool: GPUPool, namespace: str) -> Obstacle | None:
+    """Why a pool is not for a namespace; None when it is."""
+    allowed = pool.spec.allowed_namespaces
+    if allowed is None or selects(world, allowed, namespace):
+        return None
+    return Obstacle(
+        Reason.NAMESPACE_NOT_ALLOWED,
+        f"spec.resources.pool: GPUPool {pool.metadata.name} is not for namespace {namespace}. Use another pool, or "
+        "have its spec.allowedNamespaces select the namespace.",
+        ends_with=(key_of(pool), Key("Namespace", "", namespace)),
+    )
+
+
+def outranks(world: World, pool: GPUPool, namespace: str, field: str, priority: int) -> Obstacle | None:
+    """Why a priority is too high for a namespace in a pool; None when it is not.
+
+    Args:
+        field: where the priority stands.
+    """
+    most = quota_of(world, pool, namespace).max_priority
+    if most is None or priority <= most:
+        return None
+    return Obstacle(
+        Reason.PRIORITY_TOO_HIGH,
+        f"{field}: {priority} is above {most}, the highest that GPUPool {pool.metadata.name} allows namespace "
+        f"{namespace}. Lower it, or raise maxPriority in the pool's spec.quotas.",
+        ends_with=(key_of(pool),),
+    )
+
+
+def engine_denial(world: World, pool: GPUPool, engine: InferenceEngine) -> Obstacle | None:
+    """Why a pool starts no replica of an engine as it is, however many GPUs are free; None when it does."""
+    namespace, priority = engine.metadata.namespace, engine.spec.preemption.priority
+    return not_allowed(world, pool, namespace) or outranks(world, pool, namespace, "spec.preemption.priority", priority)
+
+
+def quota_field(pool: GPUPool, quota: NamespaceQuota, name: str) -> str:
+    """The path of one bound in a pool's spec."""
+    return f"quotas.{pool.spec.quotas.index(quota)}.{name}"
+
+
+def held_obstacle(pool: GPUPool, quota: NamespaceQuota, job: FineTuneJob, held: Held, ahead: Held) -> Obstacle | None:
+    """Why a job would bring its namespace above the GPUs that its jobs may hold at once.
+
+    Args:
+        ahead: what its namespace's jobs wait for that are in front.
+    """
+    asked, most, namespace = job.spec.resources.all_gpus, quota.max_gpus, job.metadata.namespace
+    if most is None or held.gpus + ahead.gpus + asked <= most:
+        return None
+    has = f"Namespace {namespace} holds {held.gpus} of the {most} that it may have there at once"
+    return _over(pool, quota, "maxGPUs", held.gpus + ahead.gpus + asked, has, ahead)
+
+
+def total_obstacle(pool: GPUPool, quota: NamespaceQuota, job: FineTuneJob, held: Held, ahead: Held) -> Obstacle | None:
+    """Why a job that borrows nothing would bring its namespace above what its jobs and replicas may have together."""
+    asked, most, namespace = job.spec.resources.all_gpus, quota.max_total_gpus, job.metadata.namespace
+    if most is None or held.total + ahead.gpus + asked <= most:
+        return None
+    has = f"Jobs and replicas of namespace {namespace} have {held.total} of {most} that they may have there together"
+    return _over(pool, quota, "maxTotalGPUs", held.total + ahead.gpus + asked, has, ahead)
+
+
+def _over(pool: GPUPool, quota: NamespaceQuota, field: str, enough: int, has: str, ahead: Held) -> Obstacle:
+    in_front = f", and its jobs in front wait for {ahead.gpus} more" if ahead.gpus else ""
+    name, path = pool.metadata.name, quota_field(pool, quota, field)
+    raised = Remedy(f"raise {field} in GPUPool {name} to {enough}", key_of(pool), path, enough)
+    return Obstacle(Reason.NAMESPACE_QUOTA, f"{has}{in_front}.", ends_with=(key_of(pool),), remedies=(raised,))
+
+
+def serving_refusal(quota: NamespaceQuota, held: Held, gpus: int) -> str:
+    """Which bound of a quota one replica more would break; empty when none."""
+    if quota.max_serving_gpus is not None and held.serving + gpus > quota.max_serving_gpus:
+        return (
+            f"its engines' replicas have {held.serving} of the {quota.max_serving_gpus} GPUs that they may have there "
+            "at once. Next: lower spec.replicas of another engine, or raise maxServingGPUs in the pool's spec.quotas."
+        )
+    if quota.max_total_gpus is not None and held.total + gpus > quota.max_total_gpus:
+        return (
+            f"its jobs and its engines' replicas have {held.total} of the {quota.max_total_gpus} GPUs that they may "
+            "have there together. Next: one of its jobs ends, or raise maxTotalGPUs in the pool's spec.quotas."
+        )
+    return ""

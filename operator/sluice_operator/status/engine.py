@@ -1,0 +1,152 @@
+"""An engine's status, written from the decision about it. Its agents read there what each slot should be."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sluice_api.conditions import EngineCondition, condition
+from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, SlotState, SlotStatus
+from sluice_api.meta import ENGINE_LABEL
+from sluice_api.reasons import Reason
+from sluice_operator.observe.world import World, existing, key_of
+from sluice_operator.plan.claims import trainer_pods
+from sluice_operator.plan.engine.decide import EngineDecision
+from sluice_operator.plan.fit import missing_claim
+from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.nodes import find_pool, nodes_of, offered, unreachable, unusable
+from sluice_operator.plan.sleeping import sleep_refusal
+from sluice_operator.plan.slots import SlotPlan, pod_of, ref, serves
+from sluice_operator.plan.tenants import engine_denial
+
+
+def engine_status(
+    world: World, engine: InferenceEngine, decision: EngineDecision, now: datetime
+) -> InferenceEngineStatus:
+    """The status that a decision calls for."""
+    plans = decision.slots
+    slots = tuple(_slot_status(world, engine, plan, now) for plan in plans)
+    ready = sum(1 for plan in plans if serves(pod_of(world, engine, plan.index)))
+    lent = [plan for plan in plans if plan.lent]
+    status, reason, message = _readiness(world, engine, plans, ready, decision.rollout_waits)
+    if refusal := world.refused.get(key_of(engine)):
+        count = f"{ready} of {engine.spec.replicas} replicas serve."
+        message = f"{count} {refusal.message} It is tried again at {refusal.until:%H:%M:%S} UTC."
+        reason = refusal.reason
+    elif hopeless := _hopeless(world, engine) if ready < engine.spec.replicas else None:
+        reason, message = hopeless[0], f"{message} {hopeless[1]}"
+    old, generation = engine.status.conditions, engine.metadata.generation
+    return InferenceEngineStatus(
+        observed_generation=generation,
+        conditions=(
+            condition(old, EngineCondition.READY, "True" if status else "False", reason, message, generation, now),
+            condition(
+                old,
+                EngineCondition.LENT,
+                "True" if lent else "False",
+                *_lending(world, engine, lent),
+                generation,
+                now,
+            ),
+        ),
+        replicas=sum(1 for plan in plans if pod_of(world, engine, plan.index)),
+        ready_replicas=ready,
+        ready=f"{ready}/{engine.spec.replicas}",
+        lent=len(lent),
+        lent_to=tuple(sorted({plan.lent_to for plan in lent})),
+        selector=f"{ENGINE_LABEL}={engine.metadata.name}",
+        slots=slots,
+        served_model=engine.metadata.name,
+    )
+
+
+def _lending(world: World, engine: InferenceEngine, lent: list[SlotPlan]) -> tuple[Reason, str]:
+    reason, mistake = _mistake(world, engine) or (Reason.NOTHING_LENT, "")
+    if not lent:
+        return reason, mistake
+    borrowers = ", ".join(sorted({plan.lent_to for plan in lent}))
+    parts = [f"{len(lent)} of {engine.spec.replicas} lent to {borrowers}.", mistake, _away(world, engine)]
+    return Reason.LENDING, " ".join(filter(None, parts))
+
+
+def _away(world: World, engine: InferenceEngine) -> str:
+    """What to say of a node that does not answer, with a replica of the engine or with a pod that borrows from it."""
+    place = (engine.metadata.namespace, engine.metadata.name)
+    own = (pod for i in existing(world, engine) if (pod := pod_of(world, engine, i)) and not serves(pod))
+    borrow = (pod for job in world.claims_from.get(place, {}).values() for pod in trainer_pods(world, job))
+    return unreachable(world, (*own, *borrow))
+
+
+def _mistake(world: World, engine: InferenceEngine) -> tuple[Reason, str] | None:
+    """What in the terms of lending never takes effect, whether or not something is lent by other terms."""
+    pool = find_pool(world, engine.spec.resources.pool)
+    if pool and (why := sleep_refusal(engine, pool)):
+        return Reason.ENGINE_CANNOT_SLEEP, why
+    for number, window in enumerate(engine.spec.preemption.borrow_windows):
+        if window.zone is None:
+            field = f"spec.preemption.borrowWindows[{number}].timeZone"
+            remedy = "Write a name of the IANA database, such as Europe/Berlin or UTC"
+            return Reason.TIME_ZONE_UNKNOWN, f"{field}: there is no time zone {window.time_zone}. {remedy}."
+    return None
+
+
+def _hopeless(world: World, engine: InferenceEngine) -> tuple[Reason, str] | None:
+    """Why no replica of an engine can ever start, as things are; None when one could."""
+    resources, namespace = engine.spec.resources, engine.metadata.namespace
+    if missing := missing_claim(world, namespace, engine.spec.model.uri):
+        return Reason.CLAIM_NOT_FOUND, f"spec.model.uri: {missing}"
+    for number, name in enumerate(engine.spec.lora.claims if engine.spec.lora else ()):
+        if missing := missing_claim(world, namespace, f"pvc://{name}"):
+            return Reason.CLAIM_NOT_FOUND, f"spec.lora.claims[{number}]: {missing}"
+    pool = find_pool(world, resources.pool)
+    if pool is None:
+        return None
+    most = max((offered(world, node, pool.spec.counted_as) for node in nodes_of(world, pool)), default=0)
+    if most >= resources.gpus:
+        return None
+    if not most:
+        why = unusable(world, pool) or "Add one, or use another pool."
+        return Reason.NO_NODES, f"spec.resources.pool: pool {resources.pool} has no node that offers GPUs. {why}"
+    return Reason.EXCEEDS_EVERY_NODE, (
+        f"spec.resources.gpus: {resources.gpus} are asked for, the largest node of pool {resources.pool} has {most}. "
+        f"Ask for at most {most}, or add a larger node."
+    )
+
+
+def _readiness(
+    world: World, engine: InferenceEngine, plans: Sequence[SlotPlan], ready: int, rollout_waits: bool
+) -> tuple[bool, Reason, str]:
+    if engine.spec.replicas == 0:
+        return False, Reason.SCALED_TO_ZERO, "spec.replicas is 0."
+    pool = find_pool(world, engine.spec.resources.pool)
+    refused = take_stock(world, pool).refused_slots if pool else {}
+    waits = [plan.index for plan in plans if plan.state is SlotState.WAITING]
+    waiting = [str(index) for index in waits if ref(engine, index) not in refused]
+    text = f"{ready} of {engine.spec.replicas} replicas serve."
+    if ready < engine.spec.replicas and (away := _away(world, engine)):
+        text += f" {away}"
+    if pool is None:
+        text += f" spec.resources.pool: there is no GPUPool {engine.spec.resources.pool}, so none is started."
+        return ready > 0, Reason.POOL_NOT_FOUND, text
+    if waiting:
+        text += f" No GPU is free in pool {engine.spec.resources.pool} for {', '.join(waiting)}."
+    if no := next((refused[ref(engine, index)] for index in waits if ref(engine, index) in refused), ""):
+        denied = engine_denial(world, pool, engine)
+        return ready > 0, denied.reason if denied else Reason.NAMESPACE_QUOTA, f"{text} No other is started: {no}"
+    if rollout_waits:
+        return ready > 0, Reason.ROLLOUT_WAITS_FOR_RETURN, text + " The changed spec waits until a replica may restart."
+    if ready == 0:
+        return False, Reason.NONE_SERVING, text
+    return True, Reason.ALL_SERVING if ready >= engine.spec.replicas else Reason.SOME_SERVING, text
+
+
+def _slot_status(world: World, engine: InferenceEngine, plan: SlotPlan, now: datetime) -> SlotStatus:
+    pod = pod_of(world, engine, plan.index)
+    name = pod.key.name if pod else ""
+    old = next((slot for slot in engine.status.slots if slot.index == plan.index), None)
+    same = old is not None and (old.state, old.pod) == (plan.state, name)
+    return SlotStatus(
+        index=plan.index,
+        state=plan.state,
+        pod=name,
+        lent_to=plan.lent_to,
+        since=min(old.since, now) if old and old.since and same else now,  # another's clock may be ahead
+    )
