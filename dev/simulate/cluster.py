@@ -13,11 +13,11 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reports import EngineReport
 from sluice_api.resource import Metadata
+from sluice_operator.facts.slots import slot_named, slot_of
 from sluice_operator.handlers.routing import every_key, goes_first
 from sluice_operator.handlers.watching import route_changes
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import identity, key_of
-from sluice_operator.plan.slots import slot_named, slot_of
 from sluice_operator.progress.effects import concerned
 from sluice_operator.progress.identity import Replica
 from sluice_operator.reconcile.context import Context

@@ -18,10 +18,10 @@ from sluice_api.meta import (
 )
 from sluice_api.reports import EngineReport
 from sluice_api.stages import ExitCode, ExportResult, Stage, StageOutcome, TrainResult
+from sluice_operator.facts.nodes import find_pool, nodes_of
+from sluice_operator.facts.slots import sleeps
 from sluice_operator.observe.views import Key, NodeView, Owner, PodView, SlotView, StageJobView, Termination, View
 from sluice_operator.observe.world import World, engine_key, identity
-from sluice_operator.plan.nodes import find_pool, nodes_of
-from sluice_operator.plan.slots import sleeps
 
 
 class Kubernetes:

@@ -14,10 +14,10 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine, Preemption
 from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, STAGE_LABEL
 from sluice_api.stages import Stage
+from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import engine_key, identity, job_key
 from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.nodes import find_pool
 from sluice_operator.plan.pool.allocate import allocate
 from sluice_operator.status.engine import engine_status
 

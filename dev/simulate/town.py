@@ -27,6 +27,7 @@ from sluice_api.meta import (
 from sluice_api.reports import EngineReport
 from sluice_api.selectors import LabelSelector
 from sluice_api.stages import PrepareResult, Stage
+from sluice_operator.facts.slots import template_of
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import (
     BudgetView,
@@ -42,7 +43,6 @@ from sluice_operator.observe.views import (
     StageJobView,
 )
 from sluice_operator.observe.world import Reported, World
-from sluice_operator.plan.slots import template_of
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 GPU = DEFAULT_GPU_RESOURCE

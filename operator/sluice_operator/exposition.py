@@ -23,12 +23,12 @@ from sluice_api.reasons import Reason
 from sluice_api.reports import TrainingReport
 from sluice_api.stages import Stage
 from sluice_operator import metrics
+from sluice_operator.facts.claims import trainer_pods
+from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.fence import fenced
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, identity, job_key, key_of
-from sluice_operator.plan.claims import trainer_pods
-from sluice_operator.plan.nodes import find_pool
 from sluice_operator.progress.connections import answering
 from sluice_operator.scraping import PATH, Pages, ScrapeAccess
 from sluice_operator.status.pool import pool_usage

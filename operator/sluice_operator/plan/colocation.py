@@ -12,12 +12,12 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, SharingMode
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
+from sluice_operator.facts.nodes import engines_of, slot_devices
+from sluice_operator.facts.slots import left_by
+from sluice_operator.facts.stock import NodeStock, PlacedSlot, is_guest, share_of
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.world import World, engine_key, key_of
-from sluice_operator.plan.nodes import engines_of, slot_devices
 from sluice_operator.plan.obstacle import Obstacle
-from sluice_operator.plan.slots import left_by
-from sluice_operator.plan.stock import NodeStock, PlacedSlot, is_guest, share_of
 
 
 def sharing_refusal(pool: GPUPool, job: FineTuneJob) -> Obstacle | None:

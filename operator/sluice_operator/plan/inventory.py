@@ -9,15 +9,15 @@ from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import STAGE_LABEL
 from sluice_api.stages import Stage
+from sluice_operator.facts.claims import LiveClaim, gpus_of_slots, taken_by, trainer_pods
+from sluice_operator.facts.liveness import borrowers, heirs, lent_indices, live_claims_from, live_claims_on
+from sluice_operator.facts.nodes import engines_of, holders, offered, pool_nodes, refusal
+from sluice_operator.facts.sleeping import can_sleep, is_asleep
+from sluice_operator.facts.slots import pod_of, ref, serves, sleeps, slot_of, template_of, wanted
+from sluice_operator.facts.stock import UNBOUNDED, Held, NodeStock, PlacedSlot, Stock
 from sluice_operator.observe.fence import each, looking_at
 from sluice_operator.observe.views import BudgetView, NodeView, PodView
 from sluice_operator.observe.world import World, existing, key_of
-from sluice_operator.plan.claims import LiveClaim, gpus_of_slots, taken_by, trainer_pods
-from sluice_operator.plan.liveness import borrowers, heirs, lent_indices, live_claims_from, live_claims_on
-from sluice_operator.plan.nodes import engines_of, holders, offered, pool_nodes, refusal
-from sluice_operator.plan.sleeping import can_sleep, is_asleep
-from sluice_operator.plan.slots import pod_of, ref, serves, sleeps, slot_of, template_of, wanted
-from sluice_operator.plan.stock import UNBOUNDED, Held, NodeStock, PlacedSlot, Stock
 from sluice_operator.plan.tenants import engine_denial, quota_of, serving_refusal
 
 

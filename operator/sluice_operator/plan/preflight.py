@@ -11,16 +11,16 @@ from sluice_api.claim import Place
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.reasons import Reason
+from sluice_operator.facts.claims import LiveClaim, Phase, has_its_nodes, job_of, owner_of, phase, trainer_pods
+from sluice_operator.facts.fit import claims_of_job, need_of, shortage, unreachable_volume
+from sluice_operator.facts.liveness import is_live, live_claims_on, overlapped_by
+from sluice_operator.facts.nodes import find_pool, refusal
+from sluice_operator.facts.slots import pod_of, sleeps
+from sluice_operator.facts.stock import NodeStock
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.views import Key, PodView, Resources, StageJobView
 from sluice_operator.observe.world import World, engine_key, identity
-from sluice_operator.plan.claims import LiveClaim, Phase, has_its_nodes, job_of, owner_of, phase, trainer_pods
-from sluice_operator.plan.fit import claims_of_job, need_of, shortage, unreachable_volume
-from sluice_operator.plan.liveness import is_live, live_claims_on, overlapped_by
-from sluice_operator.plan.nodes import find_pool, refusal
 from sluice_operator.plan.obstacle import Obstacle
-from sluice_operator.plan.slots import pod_of, sleeps
-from sluice_operator.plan.stock import NodeStock
 
 
 def phase_of(world: World, live: LiveClaim) -> Phase:

@@ -13,10 +13,8 @@ from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
-from sluice_operator.observe.world import World, identity
-from sluice_operator.plan.fit import most_pods, need_of
-from sluice_operator.plan.obstacle import Obstacle
-from sluice_operator.plan.outcomes import (
+from sluice_operator.facts.fit import most_pods, need_of
+from sluice_operator.facts.outcomes import (
     all_outcomes,
     deadline_of,
     done,
@@ -27,8 +25,10 @@ from sluice_operator.plan.outcomes import (
     recorded,
     waits_since,
 )
-from sluice_operator.plan.retries import Avoids, after
-from sluice_operator.plan.stock import Stock
+from sluice_operator.facts.retries import Avoids, after
+from sluice_operator.facts.stock import Stock
+from sluice_operator.observe.world import World, identity
+from sluice_operator.plan.obstacle import Obstacle
 
 MOST = 10
 """So many jobs of a pool ask at once, the first of the queue."""

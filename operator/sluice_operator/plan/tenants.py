@@ -4,11 +4,11 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, NamespaceQuota
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
+from sluice_operator.facts.stock import Held
 from sluice_operator.observe.namespaces import selects
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.obstacle import Obstacle, Remedy
-from sluice_operator.plan.stock import Held
 
 
 def quota_of(world: World, pool: GPUPool, namespace: str) -> NamespaceQuota:

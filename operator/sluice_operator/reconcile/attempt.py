@@ -5,13 +5,13 @@ from datetime import datetime
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
+from sluice_operator.facts.nodes import find_pool
+from sluice_operator.facts.outcomes import all_outcomes, compact
 from sluice_operator.manifests.devices import training_gpus
 from sluice_operator.manifests.network_policy import job_policy
 from sluice_operator.manifests.stage_job import group_service, stage_job
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.job.situation import Start, refused_attempt
-from sluice_operator.plan.nodes import find_pool
-from sluice_operator.plan.outcomes import all_outcomes, compact
 from sluice_operator.plan.readiness import job_deadline
 from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.refused import reason_of

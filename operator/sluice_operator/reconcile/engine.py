@@ -7,6 +7,9 @@ from sluice_api.conditions import Condition, EngineCondition
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
 from sluice_api.meta import RESTARTED_AT_ANNOTATION
+from sluice_operator.facts.nodes import find_pool
+from sluice_operator.facts.retries import REFUSED
+from sluice_operator.facts.slots import SlotPlan, template_of
 from sluice_operator.manifests.devices import slot_gpus
 from sluice_operator.manifests.engine import agent_access, engine_service, slot_deployment
 from sluice_operator.manifests.network_policy import engine_policy
@@ -15,9 +18,6 @@ from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
 from sluice_operator.plan.engine.placeholders import Placeholders
-from sluice_operator.plan.nodes import find_pool
-from sluice_operator.plan.retries import REFUSED
-from sluice_operator.plan.slots import SlotPlan, template_of
 from sluice_operator.reconcile.context import Context, Requeue, until
 from sluice_operator.reconcile.fence import planned
 from sluice_operator.reconcile.refused import look_again_at, look_for_refusals, reason_of, refuse

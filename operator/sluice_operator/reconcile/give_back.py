@@ -9,9 +9,9 @@ from sluice_operator.cluster.client import Api
 from sluice_operator.cluster.errors import ApiError, NotLeading, Outdated
 from sluice_operator.cluster.lease import Lease
 from sluice_operator.cluster.lists import look_for_dra, refresh_all
+from sluice_operator.facts.claims import owner_of
 from sluice_operator.observe.views import PodView, StageJobView
 from sluice_operator.observe.world import World, identity
-from sluice_operator.plan.claims import owner_of
 from sluice_operator.plan.pool.scale_up import scale_ups_of
 from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.engine import reconcile_engine

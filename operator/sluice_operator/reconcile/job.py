@@ -10,13 +10,13 @@ from sluice_api.publish import Publish
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExportResult, Stage
 from sluice_operator.cluster.patches import HOSTNAME_LABEL
+from sluice_operator.facts.retries import REFUSED, Limits
 from sluice_operator.manifests.adapter import adapter
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, adapter_key, key_of
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision, refused, told_since
 from sluice_operator.plan.job.stages import next_to_prepare
-from sluice_operator.plan.retries import REFUSED, Limits
 from sluice_operator.reconcile.attempt import attempt_writes, refused_writes
 from sluice_operator.reconcile.context import Context, Requeue, until
 from sluice_operator.reconcile.fence import planned

@@ -4,12 +4,12 @@ import logging
 from datetime import datetime
 
 from sluice_operator.cluster.errors import Gone
+from sluice_operator.facts.claims import trainer_pods
+from sluice_operator.facts.outcomes import recorded
 from sluice_operator.observe.orphans import runs
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import identity
-from sluice_operator.plan.claims import trainer_pods
 from sluice_operator.plan.job.decide import job_of
-from sluice_operator.plan.outcomes import recorded
 from sluice_operator.plan.preflight import PODS_WITHIN
 from sluice_operator.reconcile.context import Context
 from sluice_operator.writes import Delete, Writes

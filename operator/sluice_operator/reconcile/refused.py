@@ -9,11 +9,11 @@ from datetime import datetime
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.meta import slot_name
 from sluice_api.reasons import Reason
+from sluice_operator.facts.retries import FIRST_PAUSE, LONGEST_PAUSE_OF_ENGINE, doubled, refusal_reason
+from sluice_operator.facts.slots import pod_of
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.preflight import PODS_WITHIN
-from sluice_operator.plan.retries import FIRST_PAUSE, LONGEST_PAUSE_OF_ENGINE, doubled, refusal_reason
-from sluice_operator.plan.slots import pod_of
 from sluice_operator.reconcile.context import Context
 from sluice_operator.writes import Refused
 

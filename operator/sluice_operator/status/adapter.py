@@ -8,8 +8,8 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.reports import LoadedAdapter, LoadedState
 from sluice_api.sources import volume_path
+from sluice_operator.facts.slots import pod_of, serves
 from sluice_operator.observe.world import World, engine_key, existing
-from sluice_operator.plan.slots import pod_of, serves
 
 
 def adapter_status(world: World, adapter: Adapter, now: datetime) -> AdapterStatus:

@@ -7,14 +7,14 @@ from sluice_api.conditions import EngineCondition, condition
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, SlotState, SlotStatus
 from sluice_api.meta import ENGINE_LABEL
 from sluice_api.reasons import Reason
+from sluice_operator.facts.claims import trainer_pods
+from sluice_operator.facts.fit import missing_claim
+from sluice_operator.facts.nodes import find_pool, nodes_of, offered, unreachable, unusable
+from sluice_operator.facts.sleeping import sleep_refusal
+from sluice_operator.facts.slots import SlotPlan, pod_of, ref, serves
 from sluice_operator.observe.world import World, existing, key_of
-from sluice_operator.plan.claims import trainer_pods
 from sluice_operator.plan.engine.decide import EngineDecision
-from sluice_operator.plan.fit import missing_claim
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.nodes import find_pool, nodes_of, offered, unreachable, unusable
-from sluice_operator.plan.sleeping import sleep_refusal
-from sluice_operator.plan.slots import SlotPlan, pod_of, ref, serves
 from sluice_operator.plan.tenants import engine_denial
 
 

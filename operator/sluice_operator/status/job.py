@@ -18,14 +18,14 @@ from sluice_api.finetunejob import (
 )
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
+from sluice_operator.facts.claims import LiveClaim, ends_at
+from sluice_operator.facts.liveness import live_claims_of
+from sluice_operator.facts.outcomes import all_outcomes, done, had_theirs, waits_since
+from sluice_operator.facts.retries import after
 from sluice_operator.observe.world import World
-from sluice_operator.plan.claims import LiveClaim, ends_at
 from sluice_operator.plan.job.situation import JobDecision
-from sluice_operator.plan.liveness import live_claims_of
 from sluice_operator.plan.obstacle import Wait
-from sluice_operator.plan.outcomes import all_outcomes, done, had_theirs, waits_since
 from sluice_operator.plan.pool.waiting import settled
-from sluice_operator.plan.retries import after
 
 _ORDER = tuple(JobCondition)
 

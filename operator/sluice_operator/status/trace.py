@@ -9,12 +9,16 @@ from sluice_api.claim import AttemptRef, Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import ASLEEP, InferenceEngine
+from sluice_operator.facts.claims import LiveClaim, Phase, phase
+from sluice_operator.facts.liveness import live_claims, live_claims_of
+from sluice_operator.facts.nodes import engines_of, find_pool
+from sluice_operator.facts.retries import Limits
+from sluice_operator.facts.sleeping import is_asleep
+from sluice_operator.facts.slots import floor_of, is_drained, pod_of, sleeps
+from sluice_operator.facts.stock import NodeStock, Stock
 from sluice_operator.observe.world import World, engine_key, key_of
-from sluice_operator.plan.claims import LiveClaim, Phase, phase
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.holding import advance, interruption
-from sluice_operator.plan.liveness import live_claims, live_claims_of
-from sluice_operator.plan.nodes import engines_of, find_pool
 from sluice_operator.plan.obstacle import Wait
 from sluice_operator.plan.pool.allocate import Allocation, allocate
 from sluice_operator.plan.pool.lending import lending_obstacle
@@ -25,10 +29,6 @@ from sluice_operator.plan.pool.victims import yield_obstacle
 from sluice_operator.plan.pool.waiting import asked
 from sluice_operator.plan.preflight import lack_on, phase_of
 from sluice_operator.plan.readiness import Avoided, avoided
-from sluice_operator.plan.retries import Limits
-from sluice_operator.plan.sleeping import is_asleep
-from sluice_operator.plan.slots import floor_of, is_drained, pod_of, sleeps
-from sluice_operator.plan.stock import NodeStock, Stock
 
 _MOST = 20
 """Lines of one section; of a long one the end is counted."""

@@ -8,8 +8,8 @@ from sluice_api import pods
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.slots import SlotSpec
+from sluice_operator.facts.slots import template_of
 from sluice_operator.manifests.engine import agent_access, engine_service, slot_deployment
-from sluice_operator.plan.slots import template_of
 from tests.unit.manifests.examples import CPU, CUDA, ENGINE, containers, environment
 
 

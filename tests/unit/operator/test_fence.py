@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry
 from dev.simulate.town import NOW, Town
 from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.exposition import WorldCollector
+from sluice_operator.facts.outcomes import all_outcomes
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import SetAside, job_key, pool_key
 from sluice_operator.plan import readiness
-from sluice_operator.plan.outcomes import all_outcomes
 from sluice_operator.reconcile import job as job_module
 from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.job import reconcile_job

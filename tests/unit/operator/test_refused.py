@@ -13,9 +13,9 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.stages import Stage
 from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.cluster.errors import ApiError, Gone, NameTaken, NotLeading, Outdated
+from sluice_operator.facts.outcomes import recorded
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import job_key, pool_key
-from sluice_operator.plan.outcomes import recorded
 from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.job import reconcile_job
 from sluice_operator.reconcile.pool import reconcile_pool

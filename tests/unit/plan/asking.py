@@ -2,10 +2,10 @@
 
 from datetime import datetime
 
+from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.nodes import find_pool
 from sluice_operator.plan.pool.scale_up import ScaleUp, plan_scale_up
 from tests.unit.plan.worlds import NOW, Town, allocated
 

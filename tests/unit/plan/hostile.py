@@ -13,15 +13,15 @@ import hypothesis.strategies as st
 
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import stage_job_name
+from sluice_operator.facts.nodes import find_pool
+from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.fence import fenced
 from sluice_operator.observe.parse import parse
 from sluice_operator.observe.world import World, key_of, pool_key
 from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.nodes import find_pool
 from sluice_operator.plan.pool.allocate import handed_out
-from sluice_operator.plan.retries import Limits
 from sluice_operator.reconcile.pool import engines_with_room
 from sluice_operator.status.job import job_status
 from sluice_operator.status.pool import pool_usage

@@ -7,12 +7,12 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, Reclaim
 from sluice_api.scheduling import Policy
+from sluice_operator.facts.slots import serves
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.pool.queue import pending
 from sluice_operator.plan.readiness import asks
-from sluice_operator.plan.slots import serves
 from tests.unit.plan.worlds import GPU
 
 

@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 
 from dev.simulate.town import GPU, Town
+from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import identity
-from sluice_operator.plan.nodes import find_pool
 from sluice_operator.plan.obstacle import Obstacle, Remedy, Wait
 from sluice_operator.plan.pool.allocate import allocate
 

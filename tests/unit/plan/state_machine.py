@@ -13,16 +13,16 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import JOB_LABEL
+from sluice_operator.facts.claims import Phase
+from sluice_operator.facts.liveness import live_claims
+from sluice_operator.facts.nodes import find_pool
+from sluice_operator.facts.slots import pod_of, serves
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import identity, job_key, key_of
-from sluice_operator.plan.claims import Phase
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.liveness import live_claims
-from sluice_operator.plan.nodes import find_pool
 from sluice_operator.plan.pool.allocate import allocate
 from sluice_operator.plan.preflight import phase_of
 from sluice_operator.plan.readiness import readiness
-from sluice_operator.plan.slots import pod_of, serves
 from tests.unit.plan.claim_invariants import Made
 from tests.unit.plan.invariants import Invariants
 from tests.unit.plan.quiescence import Settled

@@ -9,8 +9,8 @@ import pytest
 from sluice_api.inferenceengine import LendingPolicy, SlotState
 from sluice_api.meta import slot_gpus_name
 from sluice_api.reasons import Reason
+from sluice_operator.facts.sleeping import being_used
 from sluice_operator.observe.views import DeviceClaimView, Key, Owner, PodView
-from sluice_operator.plan.sleeping import being_used
 from tests.unit.plan.test_claim_cycle import states
 from tests.unit.plan.test_sleeping import SleepingLoan
 from tests.unit.plan.worlds import NOW

@@ -5,12 +5,12 @@ import pytest
 from dev.simulate.cluster import Cluster
 from dev.simulate.town import GPU, NOW, Town
 from sluice_api.claim import Claim, Place
+from sluice_operator.facts.claims import attempt_ref
+from sluice_operator.facts.liveness import live_claims, live_claims_of
+from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.world import job_key
-from sluice_operator.plan.claims import attempt_ref
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job import holding
-from sluice_operator.plan.liveness import live_claims, live_claims_of
-from sluice_operator.plan.nodes import find_pool
 from tests.unit.plan.claim_invariants import Made
 from tests.unit.plan.state_machine import Lending
 from tests.unit.plan.worlds import allocated, key_of, parse

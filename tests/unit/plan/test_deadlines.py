@@ -7,10 +7,10 @@ import pytest
 from sluice_api.claim import AttemptOutcome
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, StageOutcome, TrainResult
+from sluice_operator.facts.outcomes import recorded
+from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.views import Termination
-from sluice_operator.plan.outcomes import recorded
 from sluice_operator.plan.readiness import job_deadline
-from sluice_operator.plan.retries import Limits
 from tests.unit.plan.worlds import NOW, PREPARED, Town, change, decide
 
 TRAINED = AttemptOutcome(stage=Stage.TRAIN, attempt=1, reason="Done", ended_at=NOW)

@@ -7,10 +7,10 @@ import pytest
 from dev.simulate.cluster import Cluster
 from sluice_api.meta import ATTEMPT_LABEL, JOB_LABEL, STAGE_LABEL
 from sluice_api.reasons import Reason
+from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.orphans import left_by, runs
 from sluice_operator.observe.views import Key, Owner, PodView, StageJobView
 from sluice_operator.observe.world import key_of
-from sluice_operator.plan.nodes import find_pool
 from sluice_operator.status.pool import pool_usage
 from tests.unit.plan.worlds import NOW, allocated, describe
 

@@ -7,10 +7,10 @@ import pytest
 
 from sluice_api.claim import Place, SlotRef
 from sluice_api.reasons import Reason
+from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import Owner, Taint
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.nodes import find_pool
 from sluice_operator.plan.pool.refusals import refusal
 from sluice_operator.status.pool import pool_status, pool_usage
 from tests.unit.plan.dra import BY_DRA, DRIVER, SLEEPS, DraTown

@@ -8,11 +8,11 @@ import pytest
 from sluice_api.claim import AttemptOutcome
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, StageOutcome
+from sluice_operator.facts.nodes import find_pool
+from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.views import Termination
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.nodes import find_pool
-from sluice_operator.plan.retries import Limits
 from sluice_operator.status.trace import trace
 from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe
 

@@ -9,17 +9,18 @@ import pytest
 from sluice_api.finetunejob import FineTuneJob, FineTuneJobStatus
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
 from sluice_api.reasons import Reason
+from sluice_operator.facts import liveness, outcomes
+from sluice_operator.facts.nodes import find_pool
+from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.fence import Fault, Fenced, each, fenced, looking_at
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import SetAside, World, engine_key, job_key, key_of, pool_key
-from sluice_operator.plan import inventory, liveness, outcomes, readiness
+from sluice_operator.plan import inventory, readiness
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.nodes import find_pool
 from sluice_operator.plan.pool import allocate as allocation
 from sluice_operator.plan.pool import lending
 from sluice_operator.plan.pool import refusals as access
 from sluice_operator.plan.pool.allocate import Allocation, handed_out
-from sluice_operator.plan.retries import Limits
 from sluice_operator.status.aside import set_aside_status
 from sluice_operator.status.pool import pool_usage
 from tests.unit.plan.worlds import NOW, Town, describe, planned_status

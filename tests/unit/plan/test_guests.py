@@ -10,19 +10,19 @@ from sluice_api.claim import Share
 from sluice_api.gpupool import SharingMode
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
+from sluice_operator.facts.claims import LiveClaim
+from sluice_operator.facts.liveness import live_claims_of, overlapped_by
+from sluice_operator.facts.nodes import find_pool
+from sluice_operator.facts.retries import Limits
+from sluice_operator.facts.slots import left_by
 from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import job_key
-from sluice_operator.plan.claims import LiveClaim
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.liveness import live_claims_of, overlapped_by
-from sluice_operator.plan.nodes import find_pool
 from sluice_operator.plan.pool.allocate import allocate
 from sluice_operator.plan.pool.refusals import refusal
 from sluice_operator.plan.pool.victims import why_it_stays
-from sluice_operator.plan.retries import Limits
-from sluice_operator.plan.slots import left_by
 from sluice_operator.status.job import job_status
 from sluice_operator.status.trace import trace
 from tests.unit.plan.dra import DRIVER, SHARED, SLEEPS, DraTown, chat, guests

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sluice_operator.facts.outcomes import done
 from sluice_operator.plan import readiness as deadlines
-from sluice_operator.plan.outcomes import done
 from tests.unit.plan.hostile import HOSTILE, bring, decisions
 from tests.unit.plan.worlds import parse
 

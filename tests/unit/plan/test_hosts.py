@@ -8,9 +8,9 @@ import pytest
 
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, SlotState, SlotStatus
 from sluice_api.reasons import Reason
+from sluice_operator.facts.slots import template_of
 from sluice_operator.observe.world import engine_key, identity, job_key
 from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.slots import template_of
 from tests.unit.plan.dra import SHARED, SLEEPS, DraTown, chat, guests
 from tests.unit.plan.worlds import NOW, Town, allocated, planned_status
 

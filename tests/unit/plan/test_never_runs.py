@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from sluice_api.reasons import Reason
+from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import Key
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.nodes import find_pool
 from tests.unit.plan.worlds import NOW, Town, decide, planned_status
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from sluice_api.inferenceengine import SlotState, SlotStatus
+from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import StageJobView
 from sluice_operator.observe.world import engine_key, job_key
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.nodes import find_pool
 from sluice_operator.plan.pool.scale_up import plan_scale_up
 from sluice_operator.plan.preflight import PODS_WITHIN
 from tests.unit.plan.asking import bound, made, planned, removed

@@ -4,10 +4,10 @@ import pytest
 
 from dev.simulate.town import NOW, Town
 from sluice_api.reasons import Reason
+from sluice_operator.facts.liveness import live_claims
+from sluice_operator.facts.nodes import find_pool, pool_nodes
 from sluice_operator.observe.views import Taint
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.liveness import live_claims
-from sluice_operator.plan.nodes import find_pool, pool_nodes
 from sluice_operator.plan.pool.refusals import refusal
 from sluice_operator.plan.preflight import doubt
 from sluice_operator.status.pool import pool_status

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from sluice_api.claim import SlotRef
+from sluice_operator.facts.liveness import live_claims
 from sluice_operator.observe.views import Resources
-from sluice_operator.plan.liveness import live_claims
 from sluice_operator.plan.preflight import doubt
 from tests.unit.plan.worlds import GPU, Town
 

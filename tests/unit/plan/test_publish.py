@@ -6,10 +6,10 @@ from sluice_api.adapter import Adapter
 from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExportResult, Stage
+from sluice_operator.facts.outcomes import recorded
+from sluice_operator.facts.retries import Limits
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision
-from sluice_operator.plan.outcomes import recorded
-from sluice_operator.plan.retries import Limits
 from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe
 
 DIGEST = "sha256:" + "a" * 64

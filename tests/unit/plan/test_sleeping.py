@@ -17,12 +17,12 @@ from sluice_api.inferenceengine import (
 )
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
+from sluice_operator.facts.nodes import find_pool
+from sluice_operator.facts.retries import Limits
+from sluice_operator.facts.sleeping import can_sleep
+from sluice_operator.facts.slots import template_of
 from sluice_operator.observe.world import job_key
-from sluice_operator.plan.nodes import find_pool
 from sluice_operator.plan.pool.allocate import allocate
-from sluice_operator.plan.retries import Limits
-from sluice_operator.plan.sleeping import can_sleep
-from sluice_operator.plan.slots import template_of
 from sluice_operator.reconcile.give_back import missing
 from tests.unit.plan.test_claim_cycle import Loan, states
 from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from sluice_api.reasons import Reason
+from sluice_operator.facts.nodes import find_pool
+from sluice_operator.facts.slots import template_of
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.nodes import find_pool
-from sluice_operator.plan.slots import template_of
 from sluice_operator.status.pool import pool_status
 from sluice_operator.status.trace import trace
 from tests.unit.plan.test_sleeping import SleepingLoan

@@ -16,14 +16,14 @@ from typing import Any
 from dev.simulate.town import GPU, NOW, PREPARED, Town
 from sluice_api.claim import Claim, SlotRef
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
+from sluice_operator.facts.nodes import find_pool
+from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.views import PodView, StageJobView
 from sluice_operator.observe.world import World, job_key, key_of, pool_key
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision
-from sluice_operator.plan.nodes import find_pool
 from sluice_operator.plan.pool.allocate import Allocation, allocate
-from sluice_operator.plan.retries import Limits
 from sluice_operator.status.engine import engine_status
 
 YIELDS = {"policy": "ToHigherPriority", "minRunSeconds": 0}

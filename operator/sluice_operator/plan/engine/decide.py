@@ -7,6 +7,9 @@ from datetime import datetime, timedelta
 from sluice_api.claim import SlotRef
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine, SlotState
+from sluice_operator.facts.liveness import borrowers, live_claims_from
+from sluice_operator.facts.nodes import find_pool
+from sluice_operator.facts.slots import SlotPlan, ref, template_of
 from sluice_operator.observe.views import SlotView
 from sluice_operator.observe.world import World, existing
 from sluice_operator.plan.engine.placeholders import Placeholders, SlotDevices, plan_placeholders, plan_slot_devices
@@ -19,10 +22,7 @@ from sluice_operator.plan.engine.slot_plans import (
     wakes,
 )
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.liveness import borrowers, live_claims_from
-from sluice_operator.plan.nodes import find_pool
 from sluice_operator.plan.pool.allocate import allocate
-from sluice_operator.plan.slots import SlotPlan, ref, template_of
 
 _UNDER_WAY = (SlotState.DRAINING, SlotState.SLEEPING)
 

@@ -14,14 +14,14 @@ from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.meta import SLOT_LABEL, STAGE_LABEL, index_of
 from sluice_api.stages import Stage
+from sluice_operator.facts.claims import Phase, phase
+from sluice_operator.facts.fit import holding
+from sluice_operator.facts.liveness import live_claims_on
+from sluice_operator.facts.nodes import find_pool, slot_devices
+from sluice_operator.facts.slots import SlotPlan, pod_of
 from sluice_operator.observe.views import DeviceClaimView, PodView
 from sluice_operator.observe.world import World, oldest_first
-from sluice_operator.plan.claims import Phase, phase
-from sluice_operator.plan.fit import holding
-from sluice_operator.plan.liveness import live_claims_on
-from sluice_operator.plan.nodes import find_pool, slot_devices
 from sluice_operator.plan.preflight import starts_until
-from sluice_operator.plan.slots import SlotPlan, pod_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,17 @@ from datetime import datetime, timedelta
 
 from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import ASLEEP, AWAKE, InferenceEngine, SlotState
+from sluice_operator.facts.claims import LiveClaim, Phase
+from sluice_operator.facts.liveness import lent_indices
+from sluice_operator.facts.sleeping import being_used, is_asleep, state_on_the_way
+from sluice_operator.facts.slots import SlotPlan, floor_of, pod_of, ref, said_of, serves, sleeps, template_of, wanted
+from sluice_operator.facts.stock import Stock
 from sluice_operator.observe.fence import looking_at
 from sluice_operator.observe.views import SlotView
 from sluice_operator.observe.world import World, existing
-from sluice_operator.plan.claims import LiveClaim, Phase
 from sluice_operator.plan.colocation import crowds_out
-from sluice_operator.plan.liveness import lent_indices
 from sluice_operator.plan.pool.lending import LOOK_AT_LOAD, being_left, is_busy, lacking
 from sluice_operator.plan.preflight import phase_of
-from sluice_operator.plan.sleeping import being_used, is_asleep, state_on_the_way
-from sluice_operator.plan.slots import SlotPlan, floor_of, pod_of, ref, said_of, serves, sleeps, template_of, wanted
-from sluice_operator.plan.stock import Stock
 
 
 def wakes(world: World, engine: InferenceEngine, plan: SlotPlan) -> bool:

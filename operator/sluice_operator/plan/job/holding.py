@@ -15,16 +15,16 @@ from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import SlotState
 from sluice_api.reasons import Reason
 from sluice_api.stall import stalled_after
+from sluice_operator.facts.claims import LiveClaim, Phase, is_gated, node_of, phase, taken_by, trainer_pods
+from sluice_operator.facts.liveness import live_claims_on, overlapped_by
+from sluice_operator.facts.nodes import find_pool, unreachable
+from sluice_operator.facts.retries import IMAGE_TROUBLE, Limits, refusal_reason
+from sluice_operator.facts.sleeping import agents_word, is_awake, sleeps_no_more, told_since
+from sluice_operator.facts.slots import is_drained
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, engine_key
-from sluice_operator.plan.claims import LiveClaim, Phase, is_gated, node_of, phase, taken_by, trainer_pods
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.liveness import live_claims_on, overlapped_by
-from sluice_operator.plan.nodes import find_pool, unreachable
 from sluice_operator.plan.preflight import PODS_WITHIN, doubt, phase_of
-from sluice_operator.plan.retries import IMAGE_TROUBLE, Limits, refusal_reason
-from sluice_operator.plan.sleeping import agents_word, is_awake, sleeps_no_more, told_since
-from sluice_operator.plan.slots import is_drained
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,15 @@ from datetime import datetime
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
+from sluice_operator.facts.claims import owner_of, trainer_pods
+from sluice_operator.facts.nodes import find_pool, unreachable
+from sluice_operator.facts.outcomes import done
+from sluice_operator.facts.retries import IMAGE_TROUBLE, refusal_reason
 from sluice_operator.observe.views import StageJobView
 from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.claims import owner_of, trainer_pods
 from sluice_operator.plan.job.situation import CONDITION, JobDecision, Situation, Start, ended_by_us, in_pause
-from sluice_operator.plan.nodes import find_pool, unreachable
 from sluice_operator.plan.obstacle import earliest
-from sluice_operator.plan.outcomes import done
 from sluice_operator.plan.preflight import PODS_WITHIN, suspended_by_other
-from sluice_operator.plan.retries import IMAGE_TROUBLE, refusal_reason
 
 
 def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobDecision | None:

@@ -5,16 +5,16 @@ from dataclasses import replace
 from sluice_api.conditions import JobCondition
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
+from sluice_operator.facts.claims import LiveClaim, believed, ends_at, heir_of, trainer_pods
+from sluice_operator.facts.liveness import is_live, live_claims_of
+from sluice_operator.facts.nodes import unreachable
+from sluice_operator.facts.outcomes import done
+from sluice_operator.facts.retries import after
 from sluice_operator.observe.views import StageJobView
 from sluice_operator.plan import readiness
-from sluice_operator.plan.claims import LiveClaim, believed, ends_at, heir_of, trainer_pods
 from sluice_operator.plan.job.holding import Step, advance
 from sluice_operator.plan.job.situation import JobDecision, Situation, Start, ended_by_us
-from sluice_operator.plan.liveness import is_live, live_claims_of
-from sluice_operator.plan.nodes import unreachable
-from sluice_operator.plan.outcomes import done
 from sluice_operator.plan.readiness import warning
-from sluice_operator.plan.retries import after
 
 
 def holds(s: Situation) -> JobDecision | None:

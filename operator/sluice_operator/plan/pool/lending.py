@@ -6,12 +6,12 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, Reclaim
 from sluice_api.reasons import Reason
+from sluice_operator.facts.claims import lends_to
+from sluice_operator.facts.sleeping import sleep_refusal
+from sluice_operator.facts.slots import pod_of, serves, sleeps
+from sluice_operator.facts.stock import Stock
 from sluice_operator.observe.world import LOAD_SECONDS, World, existing, key_of
-from sluice_operator.plan.claims import lends_to
 from sluice_operator.plan.obstacle import Obstacle, Remedy
-from sluice_operator.plan.sleeping import sleep_refusal
-from sluice_operator.plan.slots import pod_of, serves, sleeps
-from sluice_operator.plan.stock import Stock
 
 LOOK_AT_LOAD = timedelta(seconds=5)
 """How often what depends on an engine's load is decided again."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
+from sluice_operator.facts.stock import NodeStock, Stock, is_guest
 from sluice_operator.observe.world import World
 from sluice_operator.plan.obstacle import Obstacle, Remedy, Ways
 from sluice_operator.plan.pool.reservations import Reservations
@@ -29,7 +30,6 @@ from sluice_operator.plan.pool.ways import (
 )
 from sluice_operator.plan.preflight import lack_on
 from sluice_operator.plan.readiness import avoided
-from sluice_operator.plan.stock import NodeStock, Stock, is_guest
 
 _NODES_EXPLAINED = 16
 """Nodes of which is looked for what keeps a job from them: those with the most free GPUs."""

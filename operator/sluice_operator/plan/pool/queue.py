@@ -8,11 +8,11 @@ from itertools import islice
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.stages import Stage
+from sluice_operator.facts.liveness import live_claims_of
+from sluice_operator.facts.outcomes import done, recorded, waits_since
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.world import World, identity, key_of
-from sluice_operator.plan.liveness import live_claims_of
 from sluice_operator.plan.obstacle import Obstacle
-from sluice_operator.plan.outcomes import done, recorded, waits_since
 from sluice_operator.plan.pool.refusals import refusal
 from sluice_operator.plan.pool.scale_up import asking_obstacle
 from sluice_operator.plan.readiness import MOST, asks, asks_until, avoided_until, readiness

@@ -14,11 +14,11 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import JOB_LABEL
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
+from sluice_operator.facts.fit import exceeds, missing_claim, most_pods, need_of
+from sluice_operator.facts.nodes import find_pool, nodes_of, offered, pool_nodes, unusable
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, adapter_key, engine_key, key_of, pool_key
 from sluice_operator.plan.colocation import guest_refusal, sharing_refusal
-from sluice_operator.plan.fit import exceeds, missing_claim, most_pods, need_of
-from sluice_operator.plan.nodes import find_pool, nodes_of, offered, pool_nodes, unusable
 from sluice_operator.plan.obstacle import Obstacle
 from sluice_operator.plan.pool.reservations import alike
 from sluice_operator.plan.readiness import may_ask

@@ -9,12 +9,12 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import is_extended
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import GiveWay
+from sluice_operator.facts.claims import LiveClaim, Phase, phase, trainer_pods
+from sluice_operator.facts.outcomes import waits_since
+from sluice_operator.facts.slots import floor_of
+from sluice_operator.facts.stock import NodeStock, PlacedSlot, Stock
 from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.claims import LiveClaim, Phase, phase, trainer_pods
 from sluice_operator.plan.obstacle import Obstacle, Remedy
-from sluice_operator.plan.outcomes import waits_since
-from sluice_operator.plan.slots import floor_of
-from sluice_operator.plan.stock import NodeStock, PlacedSlot, Stock
 
 Engines = Mapping[str, Obstacle | None]
 """By uid, why each engine does not lend to a job; None if it does."""

@@ -12,9 +12,9 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.scheduling import GiveWay, Policy
+from sluice_operator.facts.claims import LiveClaim, gpus_of_slots, taken_by
 from sluice_operator.observe.views import Key, NodeView
 from sluice_operator.observe.world import World
-from sluice_operator.plan.claims import LiveClaim, gpus_of_slots, taken_by
 
 UNBOUNDED = 1_000_000
 

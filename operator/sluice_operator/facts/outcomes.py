@@ -12,10 +12,10 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, Stage, StageOutcome
+from sluice_operator.facts.claims import heir_of
+from sluice_operator.facts.retries import FIRST_PAUSE, Pause, after, doubled
 from sluice_operator.observe.views import Key, PodView, StageJobView, Termination
 from sluice_operator.observe.world import World, identity, oldest_first
-from sluice_operator.plan.claims import heir_of
-from sluice_operator.plan.retries import FIRST_PAUSE, Pause, after, doubled
 
 _BY_EXIT_CODE = "PodFailurePolicy:"
 """How a Job has failed whose pod ended with ExitCode.REQUEUE: its only rule. Of a group it does not say which pod."""

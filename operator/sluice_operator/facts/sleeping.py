@@ -13,11 +13,11 @@ from sluice_api.gpupool import GPUPool, SharingMode
 from sluice_api.inferenceengine import ASLEEP, InferenceEngine, SlotState
 from sluice_api.meta import STAGE_LABEL, is_extended
 from sluice_api.stages import Stage
+from sluice_operator.facts.claims import LiveClaim, Phase, is_gated, trainer_pods
+from sluice_operator.facts.nodes import find_pool, slot_devices
+from sluice_operator.facts.slots import is_drained, pod_of, said_of, serves, sleeps, slot_of, template_of
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import World, engine_key
-from sluice_operator.plan.claims import LiveClaim, Phase, is_gated, trainer_pods
-from sluice_operator.plan.nodes import find_pool, slot_devices
-from sluice_operator.plan.slots import is_drained, pod_of, said_of, serves, sleeps, slot_of, template_of
 
 
 def sleep_refusal(engine: InferenceEngine, pool: GPUPool) -> str:

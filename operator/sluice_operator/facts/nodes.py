@@ -12,10 +12,10 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import DEFAULT_POOL, is_extended, slot_gpus_name, taints_of_gpus
 from sluice_api.resource import Metadata
 from sluice_api.tolerations import Toleration
+from sluice_operator.facts.fit import holding
+from sluice_operator.facts.slots import pod_of, slot_named
 from sluice_operator.observe.views import DeviceClaimView, Key, NodeView, PodView
 from sluice_operator.observe.world import World, pool_key
-from sluice_operator.plan.fit import holding
-from sluice_operator.plan.slots import pod_of, slot_named
 
 
 def engines_of(world: World, pool: GPUPool) -> list[InferenceEngine]:

@@ -11,10 +11,7 @@ from datetime import datetime
 from sluice_api.claim import Claim, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_operator.observe.fence import each
-from sluice_operator.observe.views import Key, StageJobView
-from sluice_operator.observe.world import World, engine_key, identity, oldest_first
-from sluice_operator.plan.claims import (
+from sluice_operator.facts.claims import (
     LiveClaim,
     Phase,
     believed,
@@ -25,10 +22,13 @@ from sluice_operator.plan.claims import (
     taken_by,
     trainer_pods,
 )
-from sluice_operator.plan.nodes import offered
-from sluice_operator.plan.outcomes import all_outcomes, failures
-from sluice_operator.plan.retries import after
-from sluice_operator.plan.slots import left_by
+from sluice_operator.facts.nodes import offered
+from sluice_operator.facts.outcomes import all_outcomes, failures
+from sluice_operator.facts.retries import after
+from sluice_operator.facts.slots import left_by
+from sluice_operator.observe.fence import each
+from sluice_operator.observe.views import Key, StageJobView
+from sluice_operator.observe.world import World, engine_key, identity, oldest_first
 
 
 def live_claims(world: World) -> list[LiveClaim]:
