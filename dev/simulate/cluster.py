@@ -34,9 +34,9 @@ class Cluster(Kubernetes):
 
     def __init__(self) -> None:
         super().__init__()
-        store = self.town.store
+        store = self.builder.store
         self.queue = self._new_queue()
-        self.writes = PlayedWrites(self.town, self)
+        self.writes = PlayedWrites(self.builder, self)
         route_changes(store, self._enqueue, self._waits_for)
         self._lead()
 
@@ -79,10 +79,10 @@ class Cluster(Kubernetes):
         Asked when nothing is due: then somebody has slept through a change, or through a moment.
         """
         for key in sorted(self.keys()):
-            before = self.town.version
+            before = self.builder.version
             self.writes.done.clear()
             self.reconcile(key)
-            if self.town.version != before:
+            if self.builder.version != before:
                 return f"{key}: {self.writes.done}"
         return ""
 
@@ -97,7 +97,7 @@ class Cluster(Kubernetes):
     def _lead(self) -> None:
         """Another process leads: it knows what is there, and looks at everything."""
         self.writes.left = None
-        store, self.queue = self.town.store, self._new_queue()
+        store, self.queue = self.builder.store, self._new_queue()
         self.context = Context(store, self.writes, SETTINGS, self.queue.add, passing=lambda: 0.0)
         store.findings.begin_term(store.findings.term + 1, self.now)
         for key in sorted(self.keys(), key=lambda key: key.kind != "GPUPool"):
@@ -126,7 +126,7 @@ class Cluster(Kubernetes):
 
     def keys(self) -> set[Key]:
         """All that is ever reconciled."""
-        return every_key(self.world, self.town.store.links)
+        return every_key(self.world, self.builder.store.links)
 
     def round(self, seconds: float = 1) -> None:
         """Everybody does their part once, and time passes."""
@@ -145,7 +145,7 @@ class Cluster(Kubernetes):
 
     def delete_job(self, job: FineTuneJob) -> None:
         """Delete a job; its children go with it, later."""
-        self.town.store.remove(key_of(job), job.metadata.uid)
+        self.builder.store.remove(key_of(job), job.metadata.uid)
 
     def delete_job_that_is_kept(self, job: FineTuneJob) -> None:
         """Delete a job that has a finalizer: it stays, and so would its children."""
@@ -167,10 +167,10 @@ class Cluster(Kubernetes):
         current = held.get(Key(kind, resource.metadata.namespace, resource.metadata.name))
         if current is None or all(getattr(current, name) == value for name, value in parts.items()):
             return
-        self.town.version += 1
+        self.builder.version += 1
         metadata: Metadata = parts.pop("metadata", current.metadata)
-        version = {"resource_version": str(self.town.version)}
-        self.town.put(current.model_copy(update={**parts, "metadata": metadata.model_copy(update=version)}))
+        version = {"resource_version": str(self.builder.version)}
+        self.builder.put(current.model_copy(update={**parts, "metadata": metadata.model_copy(update=version)}))
 
 
 def _run(steps: Coroutine[Any, Any, Answer]) -> Answer:

@@ -1,4 +1,4 @@
-"""What Kubernetes does with the objects of a Town: controllers, a scheduler, a kubelet, and the agents of engines.
+"""What Kubernetes does with objects: controllers, a scheduler, a kubelet, and the agents of engines.
 
 Each is one step, and may come late.
 """
@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from dev.simulate.town import GPU, NOW, Town
+from dev.simulate.builder import GPU, NOW, WorldBuilder
 from sluice_api.claim import Claim
 from sluice_api.inferenceengine import ASLEEP, AWAKE, InferenceEngine
 from sluice_api.meta import (
@@ -25,17 +25,17 @@ from sluice_operator.observe.world import World, engine_key, identity
 
 
 class Kubernetes:
-    """A Town whose objects change as a cluster's would, whatever is written into it."""
+    """A WorldBuilder whose objects change as a cluster's would, whatever is written into it."""
 
     def __init__(self) -> None:
-        self.town = Town()
+        self.builder = WorldBuilder()
         self.now: datetime = NOW
         self.made = 0
         self.awake: set[str] = set()
         """Uids of pods whose vLLM may have memory of its GPUs, of engines that sleep while they lend."""
         self.claimed: dict[str, Claim] = {}
         """What training Jobs hold or held, by uid: those that are gone too."""
-        self.town.store.listen(self._note_claim)
+        self.builder.store.listen(self._note_claim)
 
     def _note_claim(self, _old: object, new: object) -> None:
         if isinstance(new, StageJobView) and new.claim:
@@ -44,7 +44,7 @@ class Kubernetes:
     @property
     def world(self) -> World:
         """What is known now."""
-        return self.town.world
+        return self.builder.world
 
     def controllers(self) -> None:
         """Jobs and Deployments make their pods, and those that are being deleted lose theirs."""
@@ -53,9 +53,9 @@ class Kubernetes:
             if stage_job.deleting:
                 self._delete_pods(list(pods.values()))
                 if all(pod.ended for pod in pods.values()):
-                    self.town.store.remove(stage_job.key, stage_job.uid)
+                    self.builder.store.remove(stage_job.key, stage_job.uid)
                     for pod in list(pods.values()):
-                        self.town.store.remove(pod.key, pod.uid)
+                        self.builder.store.remove(pod.key, pod.uid)
             elif not pods and not stage_job.finished:
                 self._make_pods(stage_job)
             elif not stage_job.finished:
@@ -68,7 +68,7 @@ class Kubernetes:
         gates = (SCHEDULING_GATE,) if stage_job.claim else ()
         for index in range(len(stage_job.claim.nodes) if stage_job.claim else 1):
             self.made += 1
-            self.town.trainer_pod(stage_job, index=index, created=self.now, gates=gates)
+            self.builder.trainer_pod(stage_job, index=index, created=self.now, gates=gates)
 
     def _finish(self, stage_job: StageJobView, pods: list[PodView]) -> None:
         """The pod with index 0 decides for all when it ends well, and any that fails."""
@@ -86,16 +86,16 @@ class Kubernetes:
             if slot.size == 0 or slot.deleting:
                 self._delete_pods(alive)
                 if slot.deleting:
-                    self.town.store.remove(slot.key, slot.uid)
+                    self.builder.store.remove(slot.key, slot.uid)
             elif not alive:
                 self._slot_pod(slot)
 
     def _slot_pod(self, slot: SlotView) -> None:
         self.made += 1
         owner = self.world.engines.get(engine_key(slot.key.namespace, slot.engine))
-        version, created = self.town._next()
+        version, created = self.builder._next()
         if owner:
-            self.town.put(
+            self.builder.put(
                 PodView(
                     key=Key("Pod", slot.key.namespace, f"{slot.key.name}-{self.made}"),
                     uid=f"slot-pod-{self.made}",
@@ -115,14 +115,14 @@ class Kubernetes:
                 self._change(stage_job, deleting=True)
         for pod in [pod for pods in self.world.scale_ups.values() for pod in pods.values()]:
             if pod.owner and pod.owner.uid not in uids:
-                self.town.store.remove(pod.key, pod.uid)
+                self.builder.store.remove(pod.key, pod.uid)
 
     def _device_claims(self) -> None:
         """Made for a pod, they go when it has ended or is gone."""
         using = {pod.uid for pod in self.world.pods.values() if not pod.ended}
         for claim in [claim for claims in self.world.device_claims_on.values() for claim in claims.values()]:
             if claim.owner and claim.owner.kind == "Pod" and claim.owner.uid not in using:
-                self.town.store.remove(claim.key, claim.uid)
+                self.builder.store.remove(claim.key, claim.uid)
 
     def _delete_pods(self, pods: list[PodView]) -> None:
         for pod in pods:
@@ -148,7 +148,7 @@ class Kubernetes:
         claim = self.claimed.get(pod.owner.uid) if pod.owner else None
         if claim and claim.own_devices:
             owner = Owner("Pod", pod.key.name, pod.uid)
-            self.town.has(f"{pod.key.name}-gpus", node.key.name, claim.own_devices, pod.key.namespace, owner)
+            self.builder.has(f"{pod.key.name}-gpus", node.key.name, claim.own_devices, pod.key.namespace, owner)
 
     def _may_go(self, pod: PodView, node: NodeView) -> bool:
         """Nominated pods go where they are nominated, engines to nodes of their pool."""
@@ -162,7 +162,7 @@ class Kubernetes:
         """Somebody else's pods, of the placeholders' priority, of which one always waits for any GPU."""
         for node in self.world.nodes.values():
             for _ in range(self._free(node)):
-                self.town.stranger(node.key.name, 1)
+                self.builder.stranger(node.key.name, 1)
 
     def _free(self, node: NodeView, pod: PodView | None = None) -> int:
         """GPUs that the scheduler sees as free for a pod: nominated pods of its priority and above count too."""
@@ -210,7 +210,7 @@ class Kubernetes:
                 draining = self._is_draining(pod) or rests
                 self._change(pod, ready=not draining and self.is_up(pod))
                 before = self.world.reports.get(pod.uid)
-                self.town.report(self.world.pods[pod.key], 0, draining=draining, quiet=9, at=self.now, asleep=rests)
+                self.builder.report(self.world.pods[pod.key], 0, draining=draining, quiet=9, at=self.now, asleep=rests)
                 self.heard(self.world.pods[pod.key], before.report if before else None)
 
     def heard(self, pod: PodView, before: EngineReport | None) -> None:
@@ -257,8 +257,8 @@ class Kubernetes:
         }
         current = tables[view.key.kind].get(view.key)
         if current is not None and any(getattr(current, name) != value for name, value in changes.items()):
-            self.town.version += 1
-            self.town.put(replace(current, resource_version=self.town.version, **changes))
+            self.builder.version += 1
+            self.builder.put(replace(current, resource_version=self.builder.version, **changes))
 
 
 def _priority(pod: PodView | None) -> int:

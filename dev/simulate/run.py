@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import count
 
+from dev.simulate.builder import GPU, NOW, PREPARED
 from dev.simulate.cluster import Cluster
-from dev.simulate.town import GPU, NOW, PREPARED
 from dev.simulate.trace import Trace, TracedEngine, TracedJob
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine, Preemption
@@ -98,7 +98,7 @@ class _Play:
         self._settle_in()
         while self._events and self._events[0][0] < self.played.ends:
             at = self._events[0][0]
-            self.cluster.now = self.cluster.town.clock = at
+            self.cluster.now = self.cluster.builder.clock = at
             while self._events and self._events[0][0] == at:
                 heapq.heappop(self._events)[2]()
             self._settle()
@@ -109,18 +109,18 @@ class _Play:
         nodes = [gpus for group in self.trace.nodes for gpus in [group.gpus] * group.count]
         halves = self.policy is Policy.HALVES
         terms = self.trace.pool.model_dump(by_alias=True, exclude_unset=True)
-        self.cluster.town.pool(DEFAULT_POOL, **terms, nodeSelector={"half": "inference"} if halves else {})
+        self.cluster.builder.pool(DEFAULT_POOL, **terms, nodeSelector={"half": "inference"} if halves else {})
         if halves:
-            self.cluster.town.pool(TRAINING, **terms, nodeSelector={"half": TRAINING})
+            self.cluster.builder.pool(TRAINING, **terms, nodeSelector={"half": TRAINING})
             nodes = [part for gpus in nodes for part in (gpus - gpus // 2, gpus // 2)]
         for number, gpus in enumerate(nodes):
             half = TRAINING if number % 2 else "inference"
-            self.cluster.town.node(gpus, labels={"half": half} if halves else None)
+            self.cluster.builder.node(gpus, labels={"half": half} if halves else None)
         for namespace, labels in self.trace.namespaces.items():
-            self.cluster.town.namespace(namespace, **labels)
+            self.cluster.builder.namespace(namespace, **labels)
         for engine in self.trace.engines:
             lends = engine.preemption if self.policy is Policy.SLUICE else Preemption()
-            self.cluster.town.engine(engine.name, engine.at(START), engine.namespace, preemption=lends)
+            self.cluster.builder.engine(engine.name, engine.at(START), engine.namespace, preemption=lends)
             for hour in range(24 * self.trace.days):
                 self._at(START + timedelta(hours=hour), self._scaling(engine))
         for number, job in enumerate(self.trace.jobs):
@@ -146,7 +146,7 @@ class _Play:
             }
             prepared = PREPARED.model_copy(update={"started_at": now, "ended_at": now})
             resources = {"pool": TRAINING} if self.policy is Policy.HALVES else {}
-            self.cluster.town.job(
+            self.cluster.builder.job(
                 name, job.gpus, job.namespace, outcomes=(prepared,), scheduling=scheduling, resources=resources
             )
             self.left[name] = job.trains_minutes * 60
@@ -157,7 +157,7 @@ class _Play:
     def _settle(self) -> None:
         """Everybody does their part until nobody has anything to do."""
         for _ in range(MOST_ROUNDS):
-            before = self.cluster.town.version
+            before = self.cluster.builder.version
             self.cluster.reconcile_pool()
             for job in list(self._active()):
                 self.cluster.reconcile_job(job)
@@ -168,7 +168,7 @@ class _Play:
             self.cluster.scheduler()
             self.cluster.kubelet()
             self._follow_trainers()
-            if self.cluster.town.version == before:
+            if self.cluster.builder.version == before:
                 break
         else:
             raise RuntimeError(f"nothing settled at {self.cluster.now}: a decision is taken back again and again")

@@ -1,11 +1,11 @@
-"""Writes, played in memory: what the operator's own reconcilers ask for, done to the objects of a Town."""
+"""Writes, played in memory: what the operator's own reconcilers ask for, done to the objects of a WorldBuilder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Protocol, assert_never
 
-from dev.simulate.town import Town
+from dev.simulate.builder import WorldBuilder
 from sluice_api.meta import RESTARTED_AT_ANNOTATION
 from sluice_operator.cluster.cluster import Cluster, Failure
 from sluice_operator.cluster.errors import Gone, NotLeading
@@ -45,10 +45,10 @@ class Stopped(BaseException):
 class PlayedWrites(Cluster):
     """An API server that does each write at once and refuses none."""
 
-    def __init__(self, town: Town, clock: Clock) -> None:
+    def __init__(self, builder: WorldBuilder, clock: Clock) -> None:
         nobody: Any = SimpleNamespace()
-        super().__init__(nobody, town.store, nobody, "simulated")
-        self._town = town
+        super().__init__(nobody, builder.store, nobody, "simulated")
+        self._builder = builder
         self._clock = clock
         self.done: list[Write] = []
         self.left: int | None = None
@@ -145,11 +145,11 @@ class PlayedWrites(Cluster):
             return uid_of(held)
         if held is None and "uid" in manifest["metadata"]:
             return ""
-        version, _ = self._town._next()
+        version, _ = self._builder._next()
         uid = uid_of(held) if held is not None else f"{key.kind.lower()}-{key.name}-{version}"
         made = held.created if isinstance(held, SlotView) else self._clock.now
         metadata = {"uid": uid, "resourceVersion": str(version), "creationTimestamp": made.isoformat()}
-        self._town.put(parse(key.kind, {**manifest, "metadata": {**manifest["metadata"], **metadata}}))
+        self._builder.put(parse(key.kind, {**manifest, "metadata": {**manifest["metadata"], **metadata}}))
         return uid
 
     def _annotate(self, key: Key, uid: str, annotations: dict[str, str]) -> None:
@@ -160,16 +160,16 @@ class PlayedWrites(Cluster):
         if job is None or job.metadata.uid != uid:
             raise Gone(f"{key} with uid {uid} is not there any more")
         if job.metadata.annotations != annotations:
-            version = str(self._town._next()[0])
+            version = str(self._builder._next()[0])
             changed = job.metadata.model_copy(update={"annotations": annotations, "resource_version": version})
-            self._town.put(job.model_copy(update={"metadata": changed}))
+            self._builder.put(job.model_copy(update={"metadata": changed}))
 
     def _change(self, key: Key, uid: str, **changes: Any) -> None:
         held = self._store.held(key)
         if not isinstance(held, PodView | SlotView | StageJobView) or held.uid != uid:
             raise Gone(f"{key} with uid {uid} is not there any more")
         if any(getattr(held, name) != value for name, value in changes.items()):
-            self._town.put(replace(held, resource_version=self._town._next()[0], **changes))
+            self._builder.put(replace(held, resource_version=self._builder._next()[0], **changes))
 
     def _delete(self, key: Key, uid: str) -> None:
         """Stages' Jobs, Deployments and pods that are on a node take their time."""
@@ -187,6 +187,6 @@ class PlayedWrites(Cluster):
         if resource is None or resource.metadata.uid != uid:
             raise Gone(f"{key} with uid {uid} is not there any more")
         new = type(resource.status).model_validate(status)
-        version = str(self._town._next()[0])
+        version = str(self._builder._next()[0])
         metadata = resource.metadata.model_copy(update={"resource_version": version})
-        self._town.put(resource.model_copy(update={"status": new, "metadata": metadata}))
+        self._builder.put(resource.model_copy(update={"status": new, "metadata": metadata}))

@@ -3,7 +3,7 @@
 from functools import cached_property
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AliasChoices, Field, StringConstraints
 
 from sluice_api.gpupool import SharingMode
 from sluice_api.meta import HIGHEST_ATTEMPT, HIGHEST_INDEX
@@ -59,8 +59,11 @@ class Place(Model):
     node: Id
     pods: int = Field(1, ge=1, le=MOST_PODS)
     borrowed: tuple[SlotRef, ...] = Field((), max_length=MOST_PODS * MOST_GPUS)
-    displaced: tuple[AttemptRef, ...] = Field(
-        (), max_length=MOST_PODS * MOST_GPUS, description="Attempts of lower priority that give way to it there."
+    preempted: tuple[AttemptRef, ...] = Field(
+        (),
+        max_length=MOST_PODS * MOST_GPUS,
+        validation_alias=AliasChoices("preempted", "displaced"),  # as claims called it before
+        description="Attempts of lower priority that give way to it there.",
     )
     beside: SlotRef | None = Field(
         None, description="The slot whose GPUs it uses while that goes on, with a share. It has none of its own there."
@@ -105,9 +108,9 @@ class Claim(Model):
         return tuple(slot for place in self.places for slot in place.borrowed)
 
     @cached_property
-    def displaced(self) -> frozenset[str]:
+    def preempted(self) -> frozenset[str]:
         """Uids of the attempts that give way to it, on any node."""
-        return frozenset(ref.uid for place in self.places for ref in place.displaced)
+        return frozenset(ref.uid for place in self.places for ref in place.preempted)
 
     def on(self, node: str) -> Place | None:
         """What it has on a node."""

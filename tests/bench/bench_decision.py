@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 
-from dev.simulate.town import NOW, Town
+from dev.simulate.builder import NOW, WorldBuilder
 from sluice_api.gpupool import NamespaceQuota
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.facts.stock import Held
@@ -30,9 +30,9 @@ TIMES, PLACEMENTS = 7, 200
 _UNBOUND = NamespaceQuota()
 
 
-def town(nodes: int, jobs: int) -> Town:
+def builder(nodes: int, jobs: int) -> WorldBuilder:
     """A pool in which nothing is free."""
-    made = Town()
+    made = WorldBuilder()
     free = {made.node(8).key.name: 8 for _ in range(nodes)}
     for number in range(min(ENGINES, 2 * nodes)):
         terms = {"policy": "ScaleDown", "minReplicas": 1}
@@ -83,7 +83,7 @@ def main() -> None:
     columns = ("count", "least", "most", "decide", "least", "most", "place p50", "p99")
     lines = [f"{'nodes':>6}{'waiting':>9}{'claims':>8}" + "".join(f"{name:>10}" for name in columns)]
     for nodes, jobs in GRID:
-        world = town(nodes, jobs).world
+        world = builder(nodes, jobs).world
         pool = find_pool(world, "default")
         assert pool is not None
         counting = milliseconds(world, partial(take_stock, world, pool))

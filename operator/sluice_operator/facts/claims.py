@@ -101,10 +101,10 @@ def _believed(world: World, job: FineTuneJob, claim: Claim) -> Claim | None:
 
 def _place(world: World, job: FineTuneJob, place: Place) -> Place:
     borrowed = tuple(slot for slot in place.borrowed if _could_be_lent(world, job, slot))
-    displaced = tuple(ref for ref in place.displaced if _could_give_way(world, job, ref))
-    if (borrowed, displaced) == (place.borrowed, place.displaced):
+    preempted = tuple(ref for ref in place.preempted if _could_give_way(world, job, ref))
+    if (borrowed, preempted) == (place.borrowed, place.preempted):
         return place
-    return place.model_copy(update={"borrowed": borrowed, "displaced": displaced})
+    return place.model_copy(update={"borrowed": borrowed, "preempted": preempted})
 
 
 def _could_be_lent(world: World, job: FineTuneJob, slot: SlotRef) -> bool:
@@ -152,21 +152,21 @@ def has_its_nodes(world: World, stage_job: StageJobView) -> bool:
     return bool(stage_job.finished or (pods and all(pod.node for pod in pods)))
 
 
-def heir_of(world: World, stage_job: StageJobView) -> StageJobView | None:
+def preemptor_of(world: World, stage_job: StageJobView) -> StageJobView | None:
     """The attempt that has come in another's place and has its GPUs, once that one's pods have ended."""
-    coming = world.displacing.get(stage_job.uid)
+    coming = world.preempting.get(stage_job.uid)
     if not coming or not all(pod.ended for pod in trainer_pods(world, stage_job)):
         return None
     return next(
-        (other for other in coming.values() if has_its_nodes(world, other) and _comes(world, other, stage_job)), None
+        (other for other in coming.values() if has_its_nodes(world, other) and _preempts(world, other, stage_job)), None
     )
 
 
-def _comes(world: World, heir: StageJobView, stage_job: StageJobView) -> bool:
+def _preempts(world: World, preemptor: StageJobView, stage_job: StageJobView) -> bool:
     """Whether an attempt could really come in another's place."""
-    job = owner_of(world, heir)
-    claim = believed(world, job, heir) if job else None
-    return claim is not None and stage_job.uid in claim.displaced
+    job = owner_of(world, preemptor)
+    claim = believed(world, job, preemptor) if job else None
+    return claim is not None and stage_job.uid in claim.preempted
 
 
 def made_after(world: World, stage_job: StageJobView, ended: datetime) -> bool:

@@ -7,7 +7,7 @@ from sluice_api.meta import SCALE_UP_LABEL, scale_up_name
 from sluice_api.pods import DISK_REQUEST
 from sluice_api.quantity import amount, readable
 from sluice_api.sources import volume_path
-from sluice_operator.observe.views import ClaimView, Key, NodeRequirement, NodeView, PodView, Resources
+from sluice_operator.observe.views import Key, NodeRequirement, NodeView, PodView, Resources, VolumeClaimView
 from sluice_operator.observe.world import World, job_key
 
 COUNTED = ("cpu", "memory", "ephemeral-storage")
@@ -35,12 +35,12 @@ def need_of(resources: JobResources) -> dict[str, int]:
     }
 
 
-def claims_of_job(job: FineTuneJob) -> tuple[str, ...]:
+def volume_claims_of(job: FineTuneJob) -> tuple[str, ...]:
     """PersistentVolumeClaims that the job's pods mount."""
     return job.spec.volumes
 
 
-def missing_claim(world: World, namespace: str, uri: str) -> str:
+def missing_volume_claim(world: World, namespace: str, uri: str) -> str:
     """What to do about an address whose PersistentVolumeClaim is not there; empty when nothing is missing."""
     path = volume_path(uri)
     if path is None or Key("PersistentVolumeClaim", namespace, path.claim) in world.claims:
@@ -153,7 +153,7 @@ def unreachable_volume(world: World, namespace: str, claims: Iterable[str], node
     return ""
 
 
-def _reaches(world: World, claim: ClaimView, node: NodeView) -> bool:
+def _reaches(world: World, claim: VolumeClaimView, node: NodeView) -> bool:
     volume = world.volumes.get(Key("PersistentVolume", "", claim.volume)) if claim.volume else None
     if volume is None or not volume.node_terms:
         return True
@@ -173,7 +173,7 @@ def _meets(node: NodeView, requirement: NodeRequirement) -> bool:
     return False
 
 
-def _held_elsewhere(world: World, namespace: str, name: str, claim: ClaimView, node: NodeView) -> bool:
+def _held_elsewhere(world: World, namespace: str, name: str, claim: VolumeClaimView, node: NodeView) -> bool:
     if set(claim.access_modes) != {"ReadWriteOnce"}:
         return False
     return any(

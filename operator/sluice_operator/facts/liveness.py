@@ -15,10 +15,10 @@ from sluice_operator.facts.claims import (
     LiveClaim,
     Phase,
     believed,
-    heir_of,
     job_of,
     owner_of,
     phase,
+    preemptor_of,
     taken_by,
     trainer_pods,
 )
@@ -69,7 +69,7 @@ def is_live(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
         return False
     if any(Key("Node", "", place.node) not in world.nodes for place in stage_job.claim.places):
         return False
-    if heir_of(world, stage_job) or _is_lost_from_sight(world, stage_job):
+    if preemptor_of(world, stage_job) or _is_lost_from_sight(world, stage_job):
         return False
     return not stage_job.finished or is_taken_over(world, job, stage_job)
 
@@ -98,28 +98,28 @@ def is_taken_over(world: World, job: FineTuneJob, stage_job: StageJobView) -> bo
     )
 
 
-def heirs(world: World, claims: Iterable[LiveClaim]) -> dict[str, str]:
+def preemptors(world: World, claims: Iterable[LiveClaim]) -> dict[str, str]:
     """Attempts that are about to be stopped, and whose claim, that waits for its node, has their GPUs; by uid."""
-    taking = [live for live in claims if live.claim.displaced]
+    taking = [live for live in claims if live.claim.preempted]
     phases = each(taking, lambda live: live.key, lambda live: phase(world, live))
     return {
         uid: live.stage_job.uid
         for live, found in zip(taking, phases, strict=True)
         if found is not Phase.HOLDING
-        for uid in live.claim.displaced
+        for uid in live.claim.preempted
     }
 
 
 def borrowers(world: World, claims: list[LiveClaim]) -> dict[SlotRef, LiveClaim]:
     """Which claim borrows which slot; of two claims on one slot, the one that stands."""
     found: dict[SlotRef, LiveClaim] = {}
-    ranks = each(claims, lambda live: live.key, lambda live: standing(world, live))
+    ranks = each(claims, lambda live: live.key, lambda live: precedence(world, live))
     for _, live in sorted(zip(ranks, claims, strict=True), key=lambda ranked: ranked[0], reverse=True):
         found.update(dict.fromkeys(live.claim.borrowed, live))
     return found
 
 
-def standing(world: World, live: LiveClaim) -> tuple[bool, int, datetime, str]:
+def precedence(world: World, live: LiveClaim) -> tuple[bool, int, datetime, str]:
     """Sort key: whoever comes first stands when two claims overlap.
 
     A leader makes a claim only after a list that shows every older one. So an overlap can only come
@@ -135,17 +135,17 @@ def overlapped_by(world: World, mine: LiveClaim) -> LiveClaim | None:
 
     Attempts that mine displaces give way to it, wherever they stand.
     """
-    my_place = standing(world, mine)
-    below = {mine.stage_job.uid, *mine.claim.displaced}
+    my_place = precedence(world, mine)
+    below = {mine.stage_job.uid, *mine.claim.preempted}
     rivals = _rivals(world, mine)
-    before = [c for c in rivals if c.stage_job.uid not in below and standing(world, c) < my_place]
+    before = [c for c in rivals if c.stage_job.uid not in below and precedence(world, c) < my_place]
     for other in before:
         same_job = other.job.metadata.uid == mine.job.metadata.uid and not other.stage_job.finished
         if same_job or _same_slot(other.claim, mine.claim):
             return other
     if crowd := _crowded(world, mine, before):
         return crowd
-    going = heirs(world, rivals)
+    going = preemptors(world, rivals)
     staying = [c for c in before if c.claim.resource == mine.claim.resource and c.stage_job.uid not in going]
     for place in mine.claim.places:
         node = world.nodes.get(Key("Node", "", place.node))

@@ -12,7 +12,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, Stage, StageOutcome
-from sluice_operator.facts.claims import heir_of
+from sluice_operator.facts.claims import preemptor_of
 from sluice_operator.facts.retries import FIRST_PAUSE, Pause, after, doubled
 from sluice_operator.observe.views import Key, PodView, StageJobView, Termination
 from sluice_operator.observe.world import World, identity, oldest_first
@@ -202,9 +202,9 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
     if stage_job.failure.startswith(BY_DEADLINE) and leader.reason != Reason.DONE:
         cause = cause._replace(reason=Reason.DEADLINE_EXCEEDED, message=deadline_of(job, stage_job.stage))
     reason, by, told = cause.reason, "", leader.told
-    heir = heir_of(world, stage_job) if after(reason).keeps_claim else None
-    if heir and heir.owner:  # it can't go on at once: another job came in its place
-        reason, by = Reason.PREEMPTED, f"{heir.key.namespace}/{heir.owner.name}"
+    preemptor = preemptor_of(world, stage_job) if after(reason).keeps_claim else None
+    if preemptor and preemptor.owner:  # it can't go on at once: another job came in its place
+        reason, by = Reason.PREEMPTED, f"{preemptor.key.namespace}/{preemptor.owner.name}"
     progress = job.status.progress
     reported = (
         progress if progress and stage_job.stage is Stage.TRAIN and progress.attempt == stage_job.attempt else None

@@ -15,7 +15,7 @@ from sluice_api.meta import STAGE_LABEL, is_extended
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, Phase, is_gated, trainer_pods
 from sluice_operator.facts.nodes import find_pool, slot_devices
-from sluice_operator.facts.slots import is_drained, pod_of, said_of, serves, sleeps, slot_of, template_of
+from sluice_operator.facts.slots import is_drained, pod_of, serves, sleeps, slot_of, slot_status_of, template_of
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import World, engine_key
 
@@ -51,7 +51,7 @@ def is_asleep(world: World, engine: InferenceEngine, index: int) -> bool:
     status says the same, whatever becomes of agent and vLLM: neither wakes or starts before the status says so.
     """
     pod = pod_of(world, engine, index) if sleeps(engine) else None
-    said = said_of(engine, index, pod) if pod else None
+    said = slot_status_of(engine, index, pod) if pod else None
     if pod is None or said is None or said.state not in ASLEEP or pod.deleting:
         return False
     if said.state is not SlotState.SLEEPING:
@@ -84,14 +84,14 @@ def state_on_the_way(world: World, engine: InferenceEngine, index: int, phase: P
     return SlotState.SLEEPING if is_drained(world, engine, index, now) else SlotState.DRAINING
 
 
-def told_since(world: World, slot: SlotRef) -> datetime | None:
+def sleep_requested_at(world: World, slot: SlotRef) -> datetime | None:
     """Since when a slot's pod is to sleep, as the engine's status says."""
     engine = world.engines.get(engine_key(slot.namespace, slot.engine))
     said = next((said for said in engine.status.slots if said.index == slot.index), None) if engine else None
     return said.since if said and said.state is SlotState.SLEEPING else None
 
 
-def agents_word(world: World, slot: SlotRef) -> str:
+def agent_message(world: World, slot: SlotRef) -> str:
     """What a slot's agent said last about it."""
     engine = world.engines.get(engine_key(slot.namespace, slot.engine))
     pod = pod_of(world, engine, slot.index) if engine else None

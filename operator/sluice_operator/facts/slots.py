@@ -119,7 +119,7 @@ def template_of(engine: InferenceEngine) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def said_of(engine: InferenceEngine, index: int, pod: PodView) -> SlotStatus | None:
+def slot_status_of(engine: InferenceEngine, index: int, pod: PodView) -> SlotStatus | None:
     """What the slot's pod has been told, as the engine's status says; None while that speaks of another pod."""
     return next((slot for slot in engine.status.slots if (slot.index, slot.pod) == (index, pod.key.name)), None)
 
@@ -133,7 +133,7 @@ def is_drained(world: World, engine: InferenceEngine, index: int, now: datetime)
     pod = pod_of(world, engine, index)
     if pod is None or not pod.node or pod.deleting:
         return True
-    said = said_of(engine, index, pod)
+    said = slot_status_of(engine, index, pod)
     if said is not None and said.state in ASLEEP:
         return True
     since = said.since if said and said.state is SlotState.DRAINING else None

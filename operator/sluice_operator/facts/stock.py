@@ -125,7 +125,7 @@ class NodeStock:
         return self.claimed + sum(self.ending.values())
 
     @cached_property
-    def yielding(self) -> tuple[LiveClaim, ...]:
+    def preemptible(self) -> tuple[LiveClaim, ...]:
         """Claims that give way to a higher priority, or do already. Asked for each job that waits."""
         return tuple(live for live in self.claims if live.job.spec.scheduling.interruption.policy is not GiveWay.NEVER)
 
@@ -173,24 +173,24 @@ class Stock:
     def after(self, world: World, claim: Claim) -> "Stock":
         """The stock once a claim is made: later jobs see its GPUs as taken and its slots as lent.
 
-        Slots that come back from displaced claims are their engines' again, and not free. What else these leave is
+        Slots that come back from preempted claims are their engines' again, and not free. What else these leave is
         nobody's until they are gone: they stay if the one that comes is deleted before.
         """
         stopped: Counter[str] = Counter()
         stock = self
         for place in claim.places:
             node = stock.nodes[place.node]
-            gone = {ref.uid for ref in place.displaced}
-            displaced = [live for live in node.claims if live.stage_job.uid in gone]
-            theirs = [here for live in displaced if (here := live.claim.on(place.node))]
+            gone = {ref.uid for ref in place.preempted}
+            preempted = [live for live in node.claims if live.stage_job.uid in gone]
+            theirs = [here for live in preempted if (here := live.claim.on(place.node))]
             returned = {slot for here in theirs for slot in here.borrowed} - {*place.borrowed}
             lent = [slot for slot in node.slots if slot.slot in place.borrowed]
-            freed = sum(taken_by(world, live.claim, place.node) for live in displaced) - gpus_of_slots(world, returned)
+            freed = sum(taken_by(world, live.claim, place.node) for live in preempted) - gpus_of_slots(world, returned)
             stopped.update(slot.engine.metadata.uid for slot in lent if slot.serving)
             stock = stock.with_node(
                 replace(
                     node,
-                    claims=tuple(live for live in node.claims if live not in displaced),
+                    claims=tuple(live for live in node.claims if live not in preempted),
                     claimed=node.claimed + max(0, taken_by(world, claim, place.node) - freed),
                     slots=tuple(
                         _with_guest(slot, place, claim) for slot in node.slots if slot.slot not in place.borrowed
@@ -198,7 +198,7 @@ class Stock:
                 )
             )
         may_lose = {uid: left - stopped[uid] for uid, left in stock.may_lose.items()} if stopped else stock.may_lose
-        return replace(stock, may_lose=may_lose, going=stock.going | {*claim.displaced})
+        return replace(stock, may_lose=may_lose, going=stock.going | {*claim.preempted})
 
     @cached_property
     def gpus(self) -> int:

@@ -16,7 +16,6 @@ from sluice_operator.observe.parse import Stored
 from sluice_operator.observe.parse import key_of as stored_key
 from sluice_operator.observe.views import (
     BudgetView,
-    ClaimView,
     DeviceClaimView,
     Key,
     NamespaceView,
@@ -26,6 +25,7 @@ from sluice_operator.observe.views import (
     SlotView,
     StageJobView,
     View,
+    VolumeClaimView,
     VolumeView,
 )
 from sluice_operator.observe.world import World, engine_key, identity, job_key, key_of, pool_key
@@ -221,7 +221,7 @@ def _pod(old: Stored | None, new: Stored | None, pod: PodView, world: World, lin
         yield job_key(namespace, pod.labels[JOB_LABEL])
         stage_job = world.stage_jobs.get(Key("Job", namespace, pod.owner.name)) if pod.owner else None
         yield from _lenders(stage_job)
-        yield from _displaced(stage_job)
+        yield from _preempted(stage_job)
     elif ENGINE_LABEL in pod.labels:
         place = (namespace, pod.labels[ENGINE_LABEL])
         yield engine_key(*place)
@@ -271,7 +271,9 @@ def _slot(_old: Stored | None, _new: Stored | None, slot: SlotView, _world: Worl
     yield from _borrowers((slot.key.namespace, slot.engine), links)
 
 
-def _claim(old: Stored | None, new: Stored | None, claim: ClaimView, _world: World, links: Links) -> Iterator[Key]:
+def _claim(
+    old: Stored | None, new: Stored | None, claim: VolumeClaimView, _world: World, links: Links
+) -> Iterator[Key]:
     """The pools of jobs that mount it: where they fit may be another question now. Engines that lacked it."""
     place = (claim.key.namespace, claim.key.name)
     if (old is None) is not (new is None):
@@ -313,10 +315,10 @@ def _lenders(stage_job: StageJobView | None) -> Iterator[Key]:
             yield engine_key(slot.namespace, slot.engine)
 
 
-def _displaced(stage_job: StageJobView | None) -> Iterator[Key]:
+def _preempted(stage_job: StageJobView | None) -> Iterator[Key]:
     """Jobs in whose place a claim comes."""
     if stage_job is not None and stage_job.claim is not None:
-        for ref in (ref for place in stage_job.claim.places for ref in place.displaced):
+        for ref in (ref for place in stage_job.claim.places for ref in place.preempted):
             yield job_key(ref.namespace, ref.job)
 
 
@@ -347,7 +349,7 @@ _ROUTES: Mapping[type, Callable[..., Iterator[Key]]] = {
     PodView: _pod,
     StageJobView: _stage_job,
     SlotView: _slot,
-    ClaimView: _claim,
+    VolumeClaimView: _claim,
     VolumeView: _volume,
     BudgetView: _budget,
     SliceView: _slice,

@@ -81,9 +81,9 @@ def lender(stage_job: StageJobView) -> tuple[tuple[str, str], ...]:
     return tuple(dict.fromkeys((slot.namespace, slot.engine) for slot in borrowed))
 
 
-def displaced(stage_job: StageJobView) -> tuple[str, ...]:
+def preempted(stage_job: StageJobView) -> tuple[str, ...]:
     """The uids of the attempts in whose place it comes."""
-    return tuple(stage_job.claim.displaced) if stage_job.claim and stage_job.is_ours else ()
+    return tuple(stage_job.claim.preempted) if stage_job.claim and stage_job.is_ours else ()
 
 
 def prepares(stage_job: StageJobView) -> tuple[bool, ...]:

@@ -7,7 +7,7 @@ from sluice_api.sources import claims_of
 from sluice_operator.observe.found_by import lender
 from sluice_operator.observe.index import Index
 from sluice_operator.observe.orphans import left_by
-from sluice_operator.observe.views import ClaimView, PodView, StageJobView
+from sluice_operator.observe.views import PodView, StageJobView, VolumeClaimView
 
 Place = tuple[str, str]
 """Namespace and name."""
@@ -46,7 +46,7 @@ def _engine_of(adapter: Adapter) -> tuple[Place, ...]:
     return ((adapter.metadata.namespace, adapter.spec.engine),)
 
 
-def _volume(claim: ClaimView) -> tuple[str, ...]:
+def _volume(claim: VolumeClaimView) -> tuple[str, ...]:
     return (claim.volume,) if claim.volume else ()
 
 
@@ -68,5 +68,5 @@ class Links:
         self.orphaned_jobs: Index[Place, StageJobView] = Index(left_by)
         self.orphaned_pods: Index[Place, PodView] = Index(left_by)
         """What jobs have left behind, by the job."""
-        self.bound_to: Index[str, ClaimView] = Index(_volume)
+        self.bound_to: Index[str, VolumeClaimView] = Index(_volume)
         """PersistentVolumeClaims by the volume that they are bound to."""

@@ -33,7 +33,6 @@ from sluice_operator.observe.parse_pod import parse_pod, template_in
 from sluice_operator.observe.raw import Body, condition, metadata_of, moment, noted_moment
 from sluice_operator.observe.views import (
     BudgetView,
-    ClaimView,
     Key,
     NamespaceView,
     NodeRequirement,
@@ -42,6 +41,7 @@ from sluice_operator.observe.views import (
     StageJobView,
     Taint,
     View,
+    VolumeClaimView,
     VolumeView,
 )
 
@@ -235,10 +235,10 @@ def _node(body: Body) -> NodeView:
     )
 
 
-def _claim(body: Body) -> ClaimView:
+def _claim(body: Body) -> VolumeClaimView:
     metadata = metadata_of("PersistentVolumeClaim", body)
     spec, status = body.get("spec") or {}, body.get("status") or {}
-    return ClaimView(
+    return VolumeClaimView(
         **metadata,
         bound=status.get("phase") == "Bound",
         volume=spec.get("volumeName") or "",

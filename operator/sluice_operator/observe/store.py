@@ -68,7 +68,7 @@ class Store:
         self._slots_of: Index[Identity, SlotView] = Index(found_by.maker)
         self._claiming: Index[bool, StageJobView] = Index(found_by.with_claim)
         self._claims_on: Index[str, StageJobView] = Index(found_by.claimed_node)
-        self._displacing: Index[str, StageJobView] = Index(found_by.displaced)
+        self._displacing: Index[str, StageJobView] = Index(found_by.preempted)
         self._budgets_in: Index[str, BudgetView] = Index(found_by.namespace)
         self._slices_on: Index[str, SliceView] = Index(found_by.where)
         self._device_claims_on: Index[str, DeviceClaimView] = Index(found_by.where)
@@ -155,7 +155,7 @@ class Store:
             claiming=self._claiming.groups.get(True, MappingProxyType({})),
             claims_on=self._claims_on.groups,
             claims_from=self.links.borrowing.groups,
-            displacing=self._displacing.groups,
+            preempting=self._displacing.groups,
             unfinished=self._unfinished.groups,
             preparing=self._preparing.groups.get(True, MappingProxyType({})),
             to_prepare=self._to_prepare.groups,

@@ -213,7 +213,7 @@ class NodeRequirement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimView(View):
+class VolumeClaimView(View):
     """A PersistentVolumeClaim."""
 
     bound: bool = False

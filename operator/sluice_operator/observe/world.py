@@ -18,7 +18,6 @@ from sluice_api.reasons import Reason
 from sluice_api.reports import EngineReport
 from sluice_operator.observe.views import (
     BudgetView,
-    ClaimView,
     DeviceClaimView,
     Key,
     NamespaceView,
@@ -28,6 +27,7 @@ from sluice_operator.observe.views import (
     SlotView,
     StageJobView,
     View,
+    VolumeClaimView,
     VolumeView,
 )
 
@@ -106,7 +106,7 @@ class World:
     pods: Mapping[Key, PodView] = field(default_factory=dict)
     stage_jobs: Mapping[Key, StageJobView] = field(default_factory=dict)
     slots: Mapping[Key, SlotView] = field(default_factory=dict)
-    claims: Mapping[Key, ClaimView] = field(default_factory=dict)
+    claims: Mapping[Key, VolumeClaimView] = field(default_factory=dict)
     volumes: Mapping[Key, VolumeView] = field(default_factory=dict)
     budgets_in: Mapping[str, Mapping[Key, BudgetView]] = field(default_factory=dict)
     """PodDisruptionBudgets by their namespace."""
@@ -142,7 +142,7 @@ class World:
     """Of these, by the name of the node."""
     claims_from: Mapping[tuple[str, str], Mapping[Key, StageJobView]] = field(default_factory=dict)
     """Of these, by the (namespace, name) of each engine from which they borrow."""
-    displacing: Mapping[str, Mapping[Key, StageJobView]] = field(default_factory=dict)
+    preempting: Mapping[str, Mapping[Key, StageJobView]] = field(default_factory=dict)
     """Of these, those that come in the place of others, by the uid of each of them."""
     unfinished: Mapping[str, Mapping[Key, FineTuneJob]] = field(default_factory=dict)
     """Jobs that have neither succeeded nor failed, as their status says, by the name of the pool."""

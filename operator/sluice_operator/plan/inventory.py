@@ -10,7 +10,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import STAGE_LABEL
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, gpus_of_slots, taken_by, trainer_pods
-from sluice_operator.facts.liveness import borrowers, heirs, lent_indices, live_claims_from, live_claims_on
+from sluice_operator.facts.liveness import borrowers, lent_indices, live_claims_from, live_claims_on, preemptors
 from sluice_operator.facts.nodes import engines_of, holders, offered, pool_nodes, refusal
 from sluice_operator.facts.sleeping import can_sleep, is_asleep
 from sluice_operator.facts.slots import pod_of, ref, serves, sleeps, slot_of, template_of, wanted
@@ -51,7 +51,7 @@ def _counted(world: World, pool: GPUPool) -> Stock:
         else:
             stocks[home.name] = replace(home, slots=(*home.slots, _placed(world, engine, index, None)))
             held[engine.metadata.namespace] = mine.plus(serving=engine.spec.resources.gpus)
-    going = heirs(world, [live for stock in stocks.values() for live in stock.claims])
+    going = preemptors(world, [live for stock in stocks.values() for live in stock.claims])
     losses = dict(each(engines, key_of, lambda engine: (engine.metadata.uid, may_lose(world, engine))))
     lacking = _lacking(engines, lent, stocks.values())
     return Stock(pool, tuple(engines), stocks, tuple(waiting), losses, frozenset(going), refused, held, lacking)
@@ -102,7 +102,7 @@ def _refused(world: World, pool: GPUPool, engine: InferenceEngine, held: Held) -
 def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, LiveClaim]) -> NodeStock:
     name = pool.spec.counted_as
     here = [live for live in live_claims_on(world, node.key.name) if live.claim.resource == name]
-    going = heirs(world, here)
+    going = preemptors(world, here)
     freed = {live.stage_job.uid: 0 for live in here}
     slots, leaving, others = [], 0, 0
     ending: dict[str, int] = {}
@@ -111,9 +111,9 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
         if attempt in freed and attempt not in going:
             continue
         borrower = lent.get(ref(*owner)) if owner else None
-        heir = borrower.stage_job.uid if borrower else going.get(attempt, "")
-        if heir in freed:
-            freed[heir] += gpus
+        preemptor = borrower.stage_job.uid if borrower else going.get(attempt, "")
+        if preemptor in freed:
+            freed[preemptor] += gpus
         elif borrower:
             leaving += gpus
         elif owner:
@@ -142,7 +142,7 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
 def _held(world: World, claim: Claim, node: str, still_there: int) -> int:
     """GPUs that a claim takes of a node now: more than in the end while larger things it takes over are still there."""
     own, place = claim.gpus_on(node), claim.on(node)
-    taken_over = sum(ref.gpus for ref in place.displaced) + gpus_of_slots(world, place.borrowed) if place else 0
+    taken_over = sum(ref.gpus for ref in place.preempted) + gpus_of_slots(world, place.borrowed) if place else 0
     return max(taken_by(world, claim, node), still_there + max(0, own - taken_over))
 
 

@@ -12,7 +12,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, Phase, has_its_nodes, job_of, owner_of, phase, trainer_pods
-from sluice_operator.facts.fit import claims_of_job, need_of, shortage, unreachable_volume
+from sluice_operator.facts.fit import need_of, shortage, unreachable_volume, volume_claims_of
 from sluice_operator.facts.liveness import is_live, live_claims_on, overlapped_by
 from sluice_operator.facts.nodes import find_pool, refusal
 from sluice_operator.facts.slots import pod_of, sleeps
@@ -26,12 +26,12 @@ from sluice_operator.plan.obstacle import Obstacle
 def phase_of(world: World, live: LiveClaim) -> Phase:
     """How far a claim has come: a gated one drains as soon as it is proven."""
     found = phase(world, live)
-    if found is Phase.PROVING and doubt(world, live) is None:
+    if found is Phase.PROVING and preflight_obstacle(world, live) is None:
         return Phase.DRAINING
     return found
 
 
-def doubt(world: World, live: LiveClaim) -> Obstacle | None:
+def preflight_obstacle(world: World, live: LiveClaim) -> Obstacle | None:
     """Why a claim is not proven to be runnable yet; None when it is.
 
     Proven: nobody has suspended the Job, the claim has come back through the watch, no older claim
@@ -48,7 +48,7 @@ def doubt(world: World, live: LiveClaim) -> Obstacle | None:
         what = "its pod is" if len(claim.nodes) == 1 else "its pods are"
         message = f"{claim.all_gpus} GPU on {claim.summary} is set aside; {what} about to be made."
         return Obstacle(Reason.CLAIMED, message)
-    return next((no for place in claim.places if (no := _doubt_on(world, live, place, pods[0]))), None)
+    return next((no for place in claim.places if (no := _obstacle_on(world, live, place, pods[0]))), None)
 
 
 def suspended_by_other(stage_job: StageJobView) -> str:
@@ -56,7 +56,7 @@ def suspended_by_other(stage_job: StageJobView) -> str:
     return f"Job {stage_job.key.name} was suspended by another controller."
 
 
-def _doubt_on(world: World, live: LiveClaim, place: Place, pod: PodView) -> Obstacle | None:
+def _obstacle_on(world: World, live: LiveClaim, place: Place, pod: PodView) -> Obstacle | None:
     """Why a claim's pods, which are all like one, may not run on a node of it."""
     view = world.nodes[Key("Node", "", place.node)]
     if no := refusal(view, live.claim.resource, find_pool(world, live.claim.pool)):
@@ -64,7 +64,7 @@ def _doubt_on(world: World, live: LiveClaim, place: Place, pod: PodView) -> Obst
     need = dict(pod.requests) or need_of(live.job.spec.resources)
     others = coming(world, live_claims_on(world, place.node), place.node, live)
     lack = shortage(world, view, need, leaving(world, live), others, place.pods)
-    lack = lack or unreachable_volume(world, live.job.metadata.namespace, claims_of_job(live.job), view)
+    lack = lack or unreachable_volume(world, live.job.metadata.namespace, volume_claims_of(live.job), view)
     if not lack:
         return None
     message = f"The pod does not fit {place.node} though GPUs are there: {lack}."
@@ -72,9 +72,9 @@ def _doubt_on(world: World, live: LiveClaim, place: Place, pod: PodView) -> Obst
 
 
 def leaving(world: World, live: LiveClaim) -> Collection[Key]:
-    """Pods that make room for a claim: of its borrowed slots and displaced attempts. Its own are the ones that ask."""
+    """Pods that make room for a claim: of its borrowed slots and preempted attempts. Its own are the ones that ask."""
     found = {pod.key for pod in trainer_pods(world, live.stage_job)}
-    refs = (ref for place in live.claim.places for ref in place.displaced)
+    refs = (ref for place in live.claim.places for ref in place.preempted)
     found.update(key for ref in refs for key in world.pods_of.get((ref.namespace, ref.uid), {}))
     for slot in live.claim.borrowed:
         engine = world.engines.get(engine_key(slot.namespace, slot.engine))
@@ -116,7 +116,7 @@ def replica_due(world: World, engine: InferenceEngine, index: int, now: datetime
     return starts_until(engine, index, pod_of(world, engine, index), now)
 
 
-def starved(world: World, namespace: str, now: datetime) -> str:
+def namespace_missing_pods(world: World, namespace: str, now: datetime) -> str:
     """Who lacks a pod that should be there by now in a namespace; empty when nobody does."""
     due = pods_due(world).get(namespace)
     return due[1] if due and due[0] <= now else ""
@@ -175,4 +175,4 @@ def lack_on(
     """
     others = [*coming(world, node.claims, node.name), kept or {}]
     lack = shortage(world, node.node, need_of(job.spec.resources), leaving, others, pods)
-    return lack or unreachable_volume(world, job.metadata.namespace, claims_of_job(job), node.node)
+    return lack or unreachable_volume(world, job.metadata.namespace, volume_claims_of(job), node.node)

@@ -15,7 +15,7 @@ from sluice_operator.manifests.adapter import adapter
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, adapter_key, key_of
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.job.situation import JobDecision, refused, told_since
+from sluice_operator.plan.job.situation import JobDecision, refused, unmet_since
 from sluice_operator.plan.job.stages import next_to_prepare
 from sluice_operator.reconcile.attempt import attempt_writes, refused_writes
 from sluice_operator.reconcile.context import Context, Requeue, until
@@ -84,7 +84,7 @@ def refused_plan(world: World, job: FineTuneJob, plan: Plan, refusal: Refused, n
     decision = plan.decision if isinstance(plan, JobPlan) else None
     if decision is None:
         return plan
-    told = refused(decision, reason_of(refusal), refusal.message, told_since(job, decision), now)
+    told = refused(decision, reason_of(refusal), refusal.message, unmet_since(job, decision), now)
     writes: Writes = (*status_writes(job, job_status(world, job, told, now)), *_tell(job, told))
     if decision.start is not None and not isinstance(refusal.write, Annotate):
         writes += refused_writes(world, job, decision.start, refusal, now)

@@ -8,7 +8,7 @@ from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, S
 from sluice_api.meta import ENGINE_LABEL
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import trainer_pods
-from sluice_operator.facts.fit import missing_claim
+from sluice_operator.facts.fit import missing_volume_claim
 from sluice_operator.facts.nodes import find_pool, nodes_of, offered, unreachable, unusable
 from sluice_operator.facts.sleeping import sleep_refusal
 from sluice_operator.facts.slots import SlotPlan, pod_of, ref, serves
@@ -91,10 +91,10 @@ def _mistake(world: World, engine: InferenceEngine) -> tuple[Reason, str] | None
 def _hopeless(world: World, engine: InferenceEngine) -> tuple[Reason, str] | None:
     """Why no replica of an engine can ever start, as things are; None when one could."""
     resources, namespace = engine.spec.resources, engine.metadata.namespace
-    if missing := missing_claim(world, namespace, engine.spec.model.uri):
+    if missing := missing_volume_claim(world, namespace, engine.spec.model.uri):
         return Reason.CLAIM_NOT_FOUND, f"spec.model.uri: {missing}"
     for number, name in enumerate(engine.spec.lora.claims if engine.spec.lora else ()):
-        if missing := missing_claim(world, namespace, f"pvc://{name}"):
+        if missing := missing_volume_claim(world, namespace, f"pvc://{name}"):
             return Reason.CLAIM_NOT_FOUND, f"spec.lora.claims[{number}]: {missing}"
     pool = find_pool(world, resources.pool)
     if pool is None:

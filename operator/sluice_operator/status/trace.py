@@ -25,7 +25,7 @@ from sluice_operator.plan.pool.lending import lending_obstacle
 from sluice_operator.plan.pool.queue import pending
 from sluice_operator.plan.pool.refusals import refusal_at
 from sluice_operator.plan.pool.scale_up import scale_ups_of
-from sluice_operator.plan.pool.victims import yield_obstacle
+from sluice_operator.plan.pool.victims import preemption_obstacle
 from sluice_operator.plan.pool.waiting import asked
 from sluice_operator.plan.preflight import lack_on, phase_of
 from sluice_operator.plan.readiness import Avoided, avoided
@@ -79,7 +79,7 @@ def _verdict(world: World, job: FineTuneJob, allocation: Allocation) -> str:
 
 def _spelled(claim: Claim) -> str:
     slots = ", ".join(map(str, claim.borrowed)) or "no engine"
-    gone = ", ".join(sorted(f"{ref.namespace}/{ref.job}" for place in claim.places for ref in place.displaced))
+    gone = ", ".join(sorted(f"{ref.namespace}/{ref.job}" for place in claim.places for ref in place.preempted))
     if claim.share and claim.host:
         return f"{claim.share.percent}% of a GPU on {claim.summary}, beside {claim.host}"
     return f"{claim.all_gpus} GPU on {claim.summary}, borrowed from {slots}" + (f", in place of {gone}" if gone else "")
@@ -117,10 +117,10 @@ def _claim(world: World, live: LiveClaim, now: datetime) -> Iterator[str]:
         engine = world.engines.get(engine_key(slot.namespace, slot.engine))
         yield f"{slot}: {_makes_room(world, engine, slot.index, now) if engine else 'has stopped'}"
     claims = live_claims(world)
-    for ref in (ref for place in live.claim.places for ref in place.displaced):
+    for ref in (ref for place in live.claim.places for ref in place.preempted):
         yield f"in place of {ref.namespace}/{ref.job}: {_gives_way(world, ref, claims, phase(world, live))}"
     for other in claims:
-        if live.stage_job.uid in other.claim.displaced:
+        if live.stage_job.uid in other.claim.preempted:
             yield f"gives way to {other.name}, which has its claim already"
 
 
@@ -149,15 +149,15 @@ def _makes_room(world: World, engine: InferenceEngine, index: int, now: datetime
 
 def _training(world: World, live: LiveClaim, job: FineTuneJob, allocation: Allocation, now: datetime) -> str:
     """What becomes of training for a job's sake."""
-    if obstacle := yield_obstacle(world, live, job, now):
+    if obstacle := preemption_obstacle(world, live, job, now):
         return obstacle.message
-    heir = next((other for other in live_claims(world) if live.stage_job.uid in other.claim.displaced), None)
-    if heir is not None:
-        return f"{heir.name} takes its place already."
+    preemptor = next((other for other in live_claims(world) if live.stage_job.uid in other.claim.preempted), None)
+    if preemptor is not None:
+        return f"{preemptor.name} takes its place already."
     claim = allocation.claims.get(key_of(job))
     if claim is None:
         return "It would give way now."
-    chosen = live.stage_job.uid in claim.displaced
+    chosen = live.stage_job.uid in claim.preempted
     return "It gives way now, to this job." if chosen else "It is spared: there is room without its place."
 
 

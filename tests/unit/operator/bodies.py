@@ -60,13 +60,13 @@ def stage_job(
     *,
     borrows: tuple[tuple[str, int], ...] = (),
     claims: bool = True,
-    displaces: str = "",
+    preempts: str = "",
     pool: str = "default",
     **more: Any,
 ) -> Body:
     borrowed = [{"namespace": "team", "engine": engine, "index": index} for engine, index in borrows]
-    displaced = [{"namespace": "team", "job": displaces, "uid": f"uid-{displaces}-1", "gpus": 1}] if displaces else []
-    places = [{"node": "n1", "borrowed": borrowed, "displaced": displaced}]
+    preempted = [{"namespace": "team", "job": preempts, "uid": f"uid-{preempts}-1", "gpus": 1}] if preempts else []
+    places = [{"node": "n1", "borrowed": borrowed, "preempted": preempted}]
     claim = {"pool": pool, "resource": "nvidia.com/gpu", "places": places, "gpus": 1, "term": 1}
     metadata = {
         "labels": {"sluice.dev/job": job, "sluice.dev/stage": "Train", "sluice.dev/attempt": "1"},

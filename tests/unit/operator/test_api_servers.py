@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dev.simulate.town import Town
+from dev.simulate.builder import WorldBuilder
 from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.lists import look_for_api_servers
 from sluice_operator.handlers.resync import Resync
@@ -44,16 +44,16 @@ async def test_api_servers_are_the_service_and_what_is_behind_it(
     if service:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", service)
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
-    town = Town()
-    await look_for_api_servers(ApiServer(answer), town.store)  # type: ignore[arg-type]
-    assert town.store.findings.api_servers == expected
+    builder = WorldBuilder()
+    await look_for_api_servers(ApiServer(answer), builder.store)  # type: ignore[arg-type]
+    assert builder.store.findings.api_servers == expected
 
 
 async def test_engines_are_looked_at_when_an_api_server_has_moved_and_only_then() -> None:
-    town, woken = Town(), list[Key]()
-    town.engine("chat", 1)
+    builder, woken = WorldBuilder(), list[Key]()
+    builder.engine("chat", 1)
     server: Any = ApiServer(TWO)
-    resync = Resync(server, town.store, 60, woken.append)
+    resync = Resync(server, builder.store, 60, woken.append)
     for answer in (TWO, TWO, {**TWO, "ports": [{"port": 443}]}):
         server.answer = answer
         await resync._look_for_api_servers()
@@ -61,8 +61,8 @@ async def test_engines_are_looked_at_when_an_api_server_has_moved_and_only_then(
 
 
 async def test_a_refusal_changes_nothing() -> None:
-    town = Town()
-    town.store.findings.api_servers = (Address("10.0.7.4", 6443),)
+    builder = WorldBuilder()
+    builder.store.findings.api_servers = (Address("10.0.7.4", 6443),)
     with pytest.raises(ApiError):
-        await look_for_api_servers(ApiServer(ApiError(403, "Forbidden", "no")), town.store)  # type: ignore[arg-type]
-    assert town.store.findings.api_servers == (Address("10.0.7.4", 6443),)
+        await look_for_api_servers(ApiServer(ApiError(403, "Forbidden", "no")), builder.store)  # type: ignore[arg-type]
+    assert builder.store.findings.api_servers == (Address("10.0.7.4", 6443),)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from dev.simulate.town import NOW, Town
+from dev.simulate.builder import NOW, WorldBuilder
 from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.exposition import WorldCollector
 from sluice_operator.facts.outcomes import all_outcomes
@@ -28,15 +28,15 @@ SETTINGS = Settings("sluice", "sluice-0", "http://progress", "trainer", "server"
 class Told(Cluster):
     """A cluster that notes what is written, and has the store know it."""
 
-    def __init__(self, town: Town) -> None:
+    def __init__(self, builder: WorldBuilder) -> None:
         no_api: Any = None
         leader: Any = SimpleNamespace(term=1)
-        super().__init__(no_api, town.store, leader, "sluice-0")
-        self.town = town
+        super().__init__(no_api, builder.store, leader, "sluice-0")
+        self.builder = builder
         self.written: list[str] = []
 
     async def require(self, key: Key, uid: str) -> None:
-        assert self.town.world.jobs[key].metadata.uid == uid
+        assert self.builder.world.jobs[key].metadata.uid == uid
 
     async def create(self, manifest: Any) -> Any:
         self.written.append(f"create {manifest['metadata']['name']}")
@@ -50,16 +50,16 @@ class Told(Cluster):
 
     async def apply_status(self, key: Key, uid: str, status: Any) -> None:
         self.written.append(f"status {key.name} {status['summary']}")
-        job = self.town.world.jobs[key]
-        self.town.version += 1
+        job = self.builder.world.jobs[key]
+        self.builder.version += 1
         body = job.model_dump(mode="json", by_alias=True, exclude_none=True)
-        body["metadata"]["resourceVersion"] = str(self.town.version)
-        self.town.put(type(job).model_validate({**body, "status": status}))
+        body["metadata"]["resourceVersion"] = str(self.builder.version)
+        self.builder.put(type(job).model_validate({**body, "status": status}))
 
 
 @pytest.fixture
-def town() -> Town:
-    made = Town()
+def builder() -> WorldBuilder:
+    made = WorldBuilder()
     made.node(1)
     made.job("x", 1, "evil")
     made.job("victim", 1)
@@ -80,10 +80,12 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-async def test_a_pool_decides_for_the_others_and_says_who_is_set_aside(town: Town, poison: list[str]) -> None:
+async def test_a_pool_decides_for_the_others_and_says_who_is_set_aside(
+    builder: WorldBuilder, poison: list[str]
+) -> None:
     woken: list[Key] = []
-    cluster = Told(town)
-    context = Context(town.store, cluster, SETTINGS, woken.append)
+    cluster = Told(builder)
+    context = Context(builder.store, cluster, SETTINGS, woken.append)
     await reconcile_pool(pool_key("default"), context, NOW)
     assert cluster.written == ["create victim-jobvicti-train-1"]
     assert EVIL in woken
@@ -91,24 +93,24 @@ async def test_a_pool_decides_for_the_others_and_says_who_is_set_aside(town: Tow
     assert cluster.written[1:] == ["event x Warning InternalError", "status x InternalError"]
     await reconcile_job(EVIL, context, NOW + timedelta(minutes=1))
     assert cluster.written[3:] == []
-    assert set(town.world.set_aside) == {EVIL}, "what we write ourselves changes nothing"
+    assert set(builder.world.set_aside) == {EVIL}, "what we write ourselves changes nothing"
 
     poison.clear()
     await reconcile_job(EVIL, context, NOW + LOOKED_AT_AGAIN)
-    assert town.world.set_aside == {}
+    assert builder.world.set_aside == {}
     assert cluster.written[3:] == ["status x Pending", "event x Normal Pending"]
     assert woken.count(pool_key("default")) == 1
 
 
-async def test_a_job_whose_own_plan_raises_says_so(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_job_whose_own_plan_raises_says_so(builder: WorldBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
     def bad(*_: object) -> None:
         raise OverflowError("date value out of range")
 
     monkeypatch.setattr(job_module, "plan_job", bad)
-    cluster = Told(town)
-    await reconcile_job(EVIL, Context(town.store, cluster, SETTINGS), NOW)
+    cluster = Told(builder)
+    await reconcile_job(EVIL, Context(builder.store, cluster, SETTINGS), NOW)
     assert cluster.written == ["event x Warning InternalError", "status x InternalError"]
-    message = town.world.jobs[EVIL].status.conditions[0].message
+    message = builder.world.jobs[EVIL].status.conditions[0].message
     assert message.startswith("OverflowError: date value out of range")
     assert "Correct what is out of the ordinary" in message
 
@@ -123,13 +125,13 @@ class NothingToDo:
         return ()
 
 
-def test_one_object_that_is_set_aside_can_be_alerted_on(town: Town) -> None:
+def test_one_object_that_is_set_aside_can_be_alerted_on(builder: WorldBuilder) -> None:
     registry = CollectorRegistry()
-    registry.register(WorldCollector(town.store, lambda: True, dict, NothingToDo()))
+    registry.register(WorldCollector(builder.store, lambda: True, dict, NothingToDo()))
 
     def shown(kind: str) -> float | None:
         return registry.get_sample_value("sluice_objects_set_aside", {"kind": kind})
 
     assert shown("FineTuneJob") == 0
-    town.store.findings.leave_alone(SetAside(EVIL, "", at=NOW))
+    builder.store.findings.leave_alone(SetAside(EVIL, "", at=NOW))
     assert (shown("FineTuneJob"), shown("GPUPool")) == (1, 0)

@@ -13,7 +13,6 @@ from sluice_api.stages import Stage
 from sluice_operator.observe.parse import KINDS, Unreadable, parse
 from sluice_operator.observe.parse_pod import effective_requests, parse_pod
 from sluice_operator.observe.views import (
-    ClaimView,
     NodeRequirement,
     NodeView,
     Owner,
@@ -21,6 +20,7 @@ from sluice_operator.observe.views import (
     SlotView,
     StageJobView,
     Termination,
+    VolumeClaimView,
     VolumeView,
 )
 from tests.unit.operator.bodies import body, finetunejob, owner, pod, read, stage_job
@@ -256,7 +256,7 @@ def test_slots_nodes_and_volumes() -> None:
             status={"phase": "Bound"},
         )
     )
-    assert isinstance(claim, ClaimView)
+    assert isinstance(claim, VolumeClaimView)
     assert (claim.bound, claim.volume, claim.access_modes) == (True, "pv-1", ("ReadWriteOnce",))
 
     requirement = {"key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"]}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dev.simulate.town import NOW, PREPARED, Town
+from dev.simulate.builder import NOW, PREPARED, WorldBuilder
 from sluice_api.claim import AttemptOutcome
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.stages import Stage
@@ -31,8 +31,8 @@ AWAY = ApiError(503, "ServiceUnavailable", "later")
 class Refusing(Cluster):
     """An API server that makes nothing in the namespace `evil`."""
 
-    def __init__(self, town: Town, error: Exception) -> None:
-        self.town, self.error = town, error
+    def __init__(self, builder: WorldBuilder, error: Exception) -> None:
+        self.builder, self.error = builder, error
         self._kept = {}
         self.made: list[str] = []
         self.told: list[str] = []
@@ -56,11 +56,11 @@ class Refusing(Cluster):
         return {**manifest, "metadata": {**manifest["metadata"], "uid": "x"}}
 
     async def annotate(self, key: Key, uid: str, annotations: dict[str, str]) -> dict[str, Any]:
-        job = self.town.world.jobs[key]
+        job = self.builder.world.jobs[key]
         assert job.metadata.uid == uid
-        self.town.version += 1
-        changes = {"annotations": annotations, "resource_version": str(self.town.version)}
-        self.town.put(job.model_copy(update={"metadata": job.metadata.model_copy(update=changes)}))
+        self.builder.version += 1
+        changes = {"annotations": annotations, "resource_version": str(self.builder.version)}
+        self.builder.put(job.model_copy(update={"metadata": job.metadata.model_copy(update=changes)}))
         return {}
 
     async def apply_status(self, key: Key, uid: str, status: dict[str, Any]) -> None:
@@ -73,21 +73,21 @@ class Refusing(Cluster):
         self.told.append(f"{level} {key.name} {reason}")
 
 
-def pool_decides(town: Town, cluster: Refusing) -> timedelta | None:
-    return asyncio.run(reconcile_pool(pool_key("default"), Context(town.store, cluster, SETTINGS), NOW))
+def pool_decides(builder: WorldBuilder, cluster: Refusing) -> timedelta | None:
+    return asyncio.run(reconcile_pool(pool_key("default"), Context(builder.store, cluster, SETTINGS), NOW))
 
 
-def crowd(gpus: int, *namespaces: str) -> tuple[Town, list[FineTuneJob]]:
+def crowd(gpus: int, *namespaces: str) -> tuple[WorldBuilder, list[FineTuneJob]]:
     """Prepared jobs a, b, ... in their order, before a pool of so many GPUs."""
-    town = Town()
-    town.pool()
-    town.node(gpus)
-    return town, [town.job("abcdefgh"[i], 1, namespace) for i, namespace in enumerate(namespaces)]
+    builder = WorldBuilder()
+    builder.pool()
+    builder.node(gpus)
+    return builder, [builder.job("abcdefgh"[i], 1, namespace) for i, namespace in enumerate(namespaces)]
 
 
-def last_attempt(town: Town, job: FineTuneJob) -> AttemptOutcome:
+def last_attempt(builder: WorldBuilder, job: FineTuneJob) -> AttemptOutcome:
     key = job_key(job.metadata.namespace, job.metadata.name)
-    return recorded(town.world.jobs[key]).of(Stage.TRAIN)[-1]
+    return recorded(builder.world.jobs[key]).of(Stage.TRAIN)[-1]
 
 
 @pytest.mark.parametrize(
@@ -95,24 +95,24 @@ def last_attempt(town: Town, job: FineTuneJob) -> AttemptOutcome:
     [(QUOTA, "QuotaExceeded"), (WEBHOOK, "RefusedByAdmission"), (NameTaken("Job x is there"), "NameTaken")],
 )
 def test_what_a_refused_job_would_have_is_the_next_ones_in_the_same_decision(error: ApiError, reason: str) -> None:
-    town, jobs = crowd(1, "evil", "evil", "team", "team")
-    cluster = Refusing(town, error)
-    pool_decides(town, cluster)
+    builder, jobs = crowd(1, "evil", "evil", "team", "team")
+    cluster = Refusing(builder, error)
+    pool_decides(builder, cluster)
     assert cluster.made == ["c-jobcteam-train-1"]
     assert cluster.statuses["default"]["waiting"] == 1, "d waits: the status is written though something was refused"
     for job in jobs[:2]:
-        outcome = last_attempt(town, job)
+        outcome = last_attempt(builder, job)
         assert (outcome.reason, outcome.message, outcome.ended_at) == (reason, error.message, NOW)
 
 
 def test_a_failure_that_may_pass_is_tried_again_and_stops_nobody_else() -> None:
-    town, jobs = crowd(2, "evil", "team")
-    cluster = Refusing(town, AWAY)
+    builder, jobs = crowd(2, "evil", "team")
+    cluster = Refusing(builder, AWAY)
     with pytest.raises(ApiError, match="later"):
-        pool_decides(town, cluster)
+        pool_decides(builder, cluster)
     assert cluster.made == ["b-jobbteam-train-1"]
     assert "default" in cluster.statuses
-    assert not recorded(town.world.jobs[job_key("evil", "a")]).of(Stage.TRAIN), "it may have been made all the same"
+    assert not recorded(builder.world.jobs[job_key("evil", "a")]).of(Stage.TRAIN), "it may have been made all the same"
     assert jobs
 
 
@@ -121,10 +121,10 @@ def test_what_is_in_a_jobs_way_delays_nobody_else() -> None:
 
     Each time the whole pool waited for the end of a back-off of up to 30 s.
     """
-    town, _ = crowd(1, "evil", "team")
-    town.job("x", 1, "evil", scheduling={"policy": "Queue", "priority": 9, "scaleUpFirst": {}})
-    cluster = Refusing(town, Outdated("Job x is still that of the FineTuneJob x before"))
-    again = pool_decides(town, cluster)
+    builder, _ = crowd(1, "evil", "team")
+    builder.job("x", 1, "evil", scheduling={"policy": "Queue", "priority": 9, "scaleUpFirst": {}})
+    cluster = Refusing(builder, Outdated("Job x is still that of the FineTuneJob x before"))
+    again = pool_decides(builder, cluster)
     assert cluster.made == ["b-jobbteam-train-1"]
     assert again
     assert again <= timedelta(seconds=10)
@@ -132,41 +132,41 @@ def test_what_is_in_a_jobs_way_delays_nobody_else() -> None:
 
 def test_nothing_is_made_for_a_job_that_is_gone_though_its_watch_is_late_to_say_so() -> None:
     """Its Job's is not: what it had claimed looks free."""
-    town, _ = crowd(1, "late", "team")
-    cluster = Refusing(town, AWAY)
-    pool_decides(town, cluster)
+    builder, _ = crowd(1, "late", "team")
+    cluster = Refusing(builder, AWAY)
+    pool_decides(builder, cluster)
     assert cluster.made == ["b-jobbteam-train-1"]
 
 
 def test_what_is_in_the_way_of_a_pod_that_asks_for_a_node_delays_nobody_else() -> None:
-    town, _ = crowd(1)
-    town.job("x", 2, "evil", scheduling={"policy": "Queue", "scaleUpFirst": {}})
-    cluster = Refusing(town, Outdated("Pod x is still that of the FineTuneJob x before"))
-    pool_decides(town, cluster)
+    builder, _ = crowd(1)
+    builder.job("x", 2, "evil", scheduling={"policy": "Queue", "scaleUpFirst": {}})
+    cluster = Refusing(builder, Outdated("Pod x is still that of the FineTuneJob x before"))
+    pool_decides(builder, cluster)
     assert "default" in cluster.statuses
 
 
 def test_a_pod_that_asks_for_a_node_and_cannot_be_made_now_is_asked_for_again_soon() -> None:
-    town, _ = crowd(1)
-    town.job("x", 2, "evil", scheduling={"policy": "Queue", "scaleUpFirst": {}})
-    cluster = Refusing(town, AWAY)
-    again = pool_decides(town, cluster)
+    builder, _ = crowd(1)
+    builder.job("x", 2, "evil", scheduling={"policy": "Queue", "scaleUpFirst": {}})
+    cluster = Refusing(builder, AWAY)
+    again = pool_decides(builder, cluster)
     assert again is not None
     assert again <= timedelta(seconds=10)
     assert "default" in cluster.statuses
 
 
 def test_who_leads_no_more_decides_nothing_more() -> None:
-    town, _ = crowd(1, "evil", "team")
-    cluster = Refusing(town, NotLeading("another leads"))
+    builder, _ = crowd(1, "evil", "team")
+    cluster = Refusing(builder, NotLeading("another leads"))
     with pytest.raises(NotLeading):
-        pool_decides(town, cluster)
+        pool_decides(builder, cluster)
     assert (cluster.made, cluster.statuses) == ([], {})
 
 
-def job_decides(town: Town, cluster: Refusing, name: str = "a", after: int = 0) -> timedelta | None:
+def job_decides(builder: WorldBuilder, cluster: Refusing, name: str = "a", after: int = 0) -> timedelta | None:
     now = NOW + timedelta(seconds=after)
-    return asyncio.run(reconcile_job(job_key("evil", name), Context(town.store, cluster, SETTINGS), now))
+    return asyncio.run(reconcile_job(job_key("evil", name), Context(builder.store, cluster, SETTINGS), now))
 
 
 def condition(cluster: Refusing, kind: str) -> tuple[str, str]:
@@ -175,19 +175,19 @@ def condition(cluster: Refusing, kind: str) -> tuple[str, str]:
 
 
 def test_a_refused_prepare_says_so_in_the_api_servers_words_and_when_it_is_tried_again() -> None:
-    town, _ = crowd(1)
-    town.job("a", 1, "evil", outcomes=())
-    cluster = Refusing(town, QUOTA)
-    job_decides(town, cluster)
+    builder, _ = crowd(1)
+    builder.job("a", 1, "evil", outcomes=())
+    cluster = Refusing(builder, QUOTA)
+    job_decides(builder, cluster)
     assert condition(cluster, "Prepared") == ("QuotaExceeded", QUOTA.message)
     assert cluster.told == ["Warning a QuotaExceeded"]
-    job_decides(town, cluster)
+    job_decides(builder, cluster)
     message = condition(cluster, "Prepared")[1]
     assert message.startswith(f"Attempt 1 ended: {QUOTA.message} The next one follows at 12:00:10 UTC")
     cluster.error = AWAY
-    job_decides(town, cluster, after=9)
+    job_decides(builder, cluster, after=9)
     with pytest.raises(ApiError, match="later"):
-        job_decides(town, cluster, after=10)
+        job_decides(builder, cluster, after=10)
     assert condition(cluster, "Prepared")[0] == "Preparing", "what goes on is told, whatever fails"
 
 
@@ -200,25 +200,25 @@ class RefusesRecords(Refusing):
 
 def test_what_is_refused_and_cannot_be_recorded_is_tried_again() -> None:
     """A webhook that is away comes back, and tells nobody."""
-    town, _ = crowd(1, "evil")
-    town.job("a", 1, "evil", outcomes=())
-    town.job("b", 1, "evil")
-    cluster = RefusesRecords(town, WEBHOOK_IS_AWAY)
-    assert job_decides(town, cluster) == timedelta(seconds=10)
+    builder, _ = crowd(1, "evil")
+    builder.job("a", 1, "evil", outcomes=())
+    builder.job("b", 1, "evil")
+    cluster = RefusesRecords(builder, WEBHOOK_IS_AWAY)
+    assert job_decides(builder, cluster) == timedelta(seconds=10)
     assert condition(cluster, "Prepared")[0] == "RefusedByAdmission"
-    job = town.job("a", 1, "evil", outcomes=())
-    town.version += 1
-    metadata = job.metadata.model_copy(update={"resource_version": str(town.version)})
+    job = builder.job("a", 1, "evil", outcomes=())
+    builder.version += 1
+    metadata = job.metadata.model_copy(update={"resource_version": str(builder.version)})
     told = job.status.model_validate(cluster.statuses["a"])
-    town.put(job.model_copy(update={"status": told, "metadata": metadata}))
-    assert job_decides(town, cluster, after=9000) == timedelta(minutes=1), "however long it has not been prepared"
-    again = pool_decides(town, cluster)
+    builder.put(job.model_copy(update={"status": told, "metadata": metadata}))
+    assert job_decides(builder, cluster, after=9000) == timedelta(minutes=1), "however long it has not been prepared"
+    again = pool_decides(builder, cluster)
     assert again == timedelta(seconds=10)
 
 
 def test_a_refused_adapter_is_tried_again_when_it_has_been_refused_for_twice_as_long() -> None:
-    town, _ = crowd(1)
-    town.engine("chat", 1, "evil")
+    builder, _ = crowd(1)
+    builder.engine("chat", 1, "evil")
     exported = json.dumps({"uri": "pvc://adapters/x", "digest": "sha256:" + "0" * 64, "rank": 16, "sizeBytes": 1})
     ended = [
         PREPARED,
@@ -227,22 +227,22 @@ def test_a_refused_adapter_is_tried_again_when_it_has_been_refused_for_twice_as_
             {"stage": "Export", "attempt": 1, "reason": "Done", "endedAt": NOW, "export": json.loads(exported)}
         ),
     ]
-    job = town.job("a", 1, "evil", outcomes=tuple(ended), publish={"engine": "chat", "name": "tone"})
+    job = builder.job("a", 1, "evil", outcomes=tuple(ended), publish={"engine": "chat", "name": "tone"})
 
     class RefusesAdapters(Refusing):
         async def apply(self, manifest: dict[str, Any]) -> dict[str, Any]:
             assert manifest["kind"] == "Adapter"
             raise self.error
 
-    cluster = RefusesAdapters(town, WEBHOOK)
-    assert job_decides(town, cluster) == timedelta(seconds=10)
+    cluster = RefusesAdapters(builder, WEBHOOK)
+    assert job_decides(builder, cluster) == timedelta(seconds=10)
     assert condition(cluster, "Published") == ("RefusedByAdmission", WEBHOOK.message)
     status = job.status.model_validate(cluster.statuses["a"])
-    town.version += 1
-    metadata = job.metadata.model_copy(update={"resource_version": str(town.version)})
-    town.put(job.model_copy(update={"status": status, "metadata": metadata}))
+    builder.version += 1
+    metadata = job.metadata.model_copy(update={"resource_version": str(builder.version)})
+    builder.put(job.model_copy(update={"status": status, "metadata": metadata}))
     cluster.statuses.clear()
-    assert job_decides(town, cluster, after=300) == timedelta(seconds=300)
+    assert job_decides(builder, cluster, after=300) == timedelta(seconds=300)
     assert cluster.statuses == {}, "nothing is new"
-    assert job_decides(town, cluster, after=9000) == timedelta(hours=1)
+    assert job_decides(builder, cluster, after=9000) == timedelta(hours=1)
     assert cluster.told == ["Warning a RefusedByAdmission"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dev.simulate.town import NOW, Town
+from dev.simulate.builder import NOW, WorldBuilder
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
 from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.cluster.errors import ApiError, NameTaken
@@ -26,8 +26,8 @@ POD = 'pods "chat-0-x" is forbidden: exceeded quota: gpus, requested: requests.n
 class Refusing(Cluster):
     """An API server that refuses one kind, or the pods of Deployments."""
 
-    def __init__(self, town: Town) -> None:
-        self.town, self._kept = town, {}
+    def __init__(self, builder: WorldBuilder) -> None:
+        self.builder, self._kept = builder, {}
         self.refuses: dict[str, ApiError] = {}
         self.pods_refused = ""
         self.applied: list[str] = []
@@ -43,25 +43,25 @@ class Refusing(Cluster):
             raise error
         self.applied.append(manifest["kind"])
         if manifest["kind"] == "Deployment" and "uid" not in manifest["metadata"]:
-            self.town.slot(self.engine, int(manifest["metadata"]["labels"]["sluice.dev/slot"]), size=0)
+            self.builder.slot(self.engine, int(manifest["metadata"]["labels"]["sluice.dev/slot"]), size=0)
         if manifest["kind"] == "Deployment":
             await self.scale_slot(Key("Deployment", "team", manifest["metadata"]["name"]), "", 1)
         return manifest
 
     async def scale_slot(self, key: Key, uid: str, size: int) -> None:
         assert uid or size
-        slot = self.town.world.slots[key]
-        self.town.version += 1
-        self.town.put(type(slot)(**{**{f: getattr(slot, f) for f in slot.__dataclass_fields__}, "size": size,
-                                    "resource_version": self.town.version}))  # fmt: skip
+        slot = self.builder.world.slots[key]
+        self.builder.version += 1
+        self.builder.put(type(slot)(**{**{f: getattr(slot, f) for f in slot.__dataclass_fields__}, "size": size,
+                                    "resource_version": self.builder.version}))  # fmt: skip
 
     async def apply_status(self, key: Key, uid: str, status: dict[str, Any]) -> None:
         assert uid == self.engine.metadata.uid
         self.statuses += 1
-        self.town.version += 1
-        metadata = self.engine.metadata.model_copy(update={"resource_version": str(self.town.version)})
+        self.builder.version += 1
+        metadata = self.engine.metadata.model_copy(update={"resource_version": str(self.builder.version)})
         new = InferenceEngineStatus.model_validate(status)
-        self.town.put(self.town.world.engines[key].model_copy(update={"status": new, "metadata": metadata}))
+        self.builder.put(self.builder.world.engines[key].model_copy(update={"status": new, "metadata": metadata}))
 
     async def event(self, key: Key, uid: str, level: str, reason: str, message: str) -> None:
         assert uid
@@ -74,11 +74,11 @@ class Refusing(Cluster):
 
     @property
     def engine(self) -> InferenceEngine:
-        return self.town.world.engines[engine_key("team", "chat")]
+        return self.builder.world.engines[engine_key("team", "chat")]
 
     def look(self, after: int) -> timedelta | None:
         now = NOW + timedelta(seconds=after)
-        return asyncio.run(reconcile_engine(key_of(self.engine), Context(self.town.store, self, SETTINGS), now))
+        return asyncio.run(reconcile_engine(key_of(self.engine), Context(self.builder.store, self, SETTINGS), now))
 
     @property
     def says(self) -> tuple[str, str]:
@@ -89,11 +89,11 @@ class Refusing(Cluster):
 @pytest.fixture
 def cluster() -> Refusing:
     """An engine of one replica, older than a job that waits for the one GPU."""
-    town = Town()
-    town.node(1)
-    town.engine("chat", 1)
-    town.job("a", scheduling={"policy": "Queue"})
-    return Refusing(town)
+    builder = WorldBuilder()
+    builder.node(1)
+    builder.engine("chat", 1)
+    builder.job("a", scheduling={"policy": "Queue"})
+    return Refusing(builder)
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,12 @@ def cluster() -> Refusing:
 def test_an_engine_that_is_refused_something_says_so_and_leaves_its_gpus_to_others(
     cluster: Refusing, kind: str, error: ApiError, reason: str
 ) -> None:
-    assert describe(allocated(cluster.town)) == "a waits WaitingForGPUs"
+    assert describe(allocated(cluster.builder)) == "a waits WaitingForGPUs"
     cluster.refuses[kind] = error
     assert cluster.look(0) == timedelta(seconds=10)
     assert cluster.says == (reason, f"0 of 1 replicas serve. {error.message} It is tried again at 12:00:10 UTC.")
     assert [slot.state for slot in cluster.engine.status.slots] == ["Waiting"]
-    assert describe(allocated(cluster.town)) == "a takes n1"
+    assert describe(allocated(cluster.builder)) == "a takes n1"
     assert cluster.told == [f"Warning chat {reason}"]
     wrote = cluster.statuses
     assert cluster.look(5) == timedelta(seconds=5)
@@ -125,28 +125,28 @@ def test_an_engine_that_is_refused_something_says_so_and_leaves_its_gpus_to_othe
     cluster.look(190)
     assert "Deployment" in cluster.applied
     assert cluster.says[0] == "NoneServing"
-    assert describe(allocated(cluster.town)) == "a waits WaitingForGPUs"
+    assert describe(allocated(cluster.builder)) == "a waits WaitingForGPUs"
 
 
 def test_an_engine_whose_pods_are_refused_stops_asking_for_them(cluster: Refusing) -> None:
     cluster.look(0)
     cluster.pods_refused = POD
-    assert not cluster.town.world.engine_pods, "its Deployment could make none"
+    assert not cluster.builder.world.engine_pods, "its Deployment could make none"
     assert cluster.look(4) == timedelta(seconds=1)
-    assert describe(allocated(cluster.town)) == "a waits WaitingForGPUs"
+    assert describe(allocated(cluster.builder)) == "a waits WaitingForGPUs"
     assert cluster.look(5) == timedelta(seconds=10)
     assert cluster.says[0] == "QuotaExceeded"
     assert POD in cluster.says[1]
-    assert [slot.size for slot in cluster.town.world.slots.values()] == [0], "it would come in another's way"
-    assert describe(allocated(cluster.town)) == "a takes n1"
+    assert [slot.size for slot in cluster.builder.world.slots.values()] == [0], "it would come in another's way"
+    assert describe(allocated(cluster.builder)) == "a takes n1"
     cluster.look(15)
-    assert [slot.size for slot in cluster.town.world.slots.values()] == [1]
+    assert [slot.size for slot in cluster.builder.world.slots.values()] == [1]
     assert cluster.look(20) == timedelta(seconds=20), "refused again"
     cluster.pods_refused = ""
     cluster.look(40)
-    cluster.town.slot(cluster.engine, 0, "n1")
+    cluster.builder.slot(cluster.engine, 0, "n1")
     cluster.look(41)
-    findings = cluster.town.store.findings
+    findings = cluster.builder.store.findings
     assert findings.last_pause(key_of(cluster.engine)), "its status does not say yet that it has its pod"
     cluster.look(42)
     assert not findings.last_pause(key_of(cluster.engine)), "the next refusal begins anew, with 10 s"

@@ -51,7 +51,7 @@ WORLD = (
     adapter("tone", 1, on="chat"),
     body("GPUPool", "a", 1, namespace="", apiVersion="sluice.dev/v1alpha1", spec={}),
     stage_job("trains", 1, borrows=(("chat", 0),), pool="a"),
-    stage_job("urgent", 1, displaces="waits", pool="a"),
+    stage_job("urgent", 1, preempts="waits", pool="a"),
     body("PersistentVolumeClaim", "models", 1, spec={"volumeName": "pv-1"}),
 )
 

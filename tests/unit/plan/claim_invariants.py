@@ -11,7 +11,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.scheduling import GiveWay, Policy
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, gpus_of_slots
-from sluice_operator.facts.liveness import borrowers, heirs, lent_indices, live_claims, overlapped_by
+from sluice_operator.facts.liveness import borrowers, lent_indices, live_claims, overlapped_by, preemptors
 from sluice_operator.facts.outcomes import recorded
 from sluice_operator.facts.retries import after
 from sluice_operator.facts.slots import floor_of, pod_of, serves, wanted
@@ -43,7 +43,7 @@ class Made:
         self._nobody_was_overtaken()
         self._quota_holds(quota)
         if asks(self.live.job, self.now):
-            assert (*self.live.claim.borrowed, *self.live.claim.displaced) == (), "it asks for nodes first"
+            assert (*self.live.claim.borrowed, *self.live.claim.preempted) == (), "it asks for nodes first"
         self._free_gpus_come_first()
         self._no_victim_could_be_spared()
         self._nobody_who_gives_way_could_be_spared()
@@ -69,7 +69,7 @@ class Made:
         stock, claim = take_stock(self.world, self.pool), self.live.claim
         for job in self._ahead():
             name = job.metadata.name
-            assert not claim.displaced, f"somebody gave way past {name}"
+            assert not claim.preempted, f"somebody gave way past {name}"
             for there in claim.places:
                 could_be_theirs = stock.nodes[there.node].gpus >= job.spec.resources.gpus
                 paid = gpus_of_slots(self.world, there.borrowed) >= claim.gpus_on(there.node)
@@ -93,7 +93,7 @@ class Made:
 
     def _quota_holds(self, quota: int | None) -> None:
         claims = live_claims(self.world)
-        leave = heirs(self.world, claims)
+        leave = preemptors(self.world, claims)
         held = sum(other.claim.all_gpus for other in claims if other.stage_job.uid not in leave)
         assert quota is None or held <= quota, f"its namespace has {held} of {quota}"
 
@@ -104,7 +104,7 @@ class Made:
         usable = (node for node in self.before.nodes.values() if not node.refusal and node.name not in failed)
         free = [node.name for node in usable if node.free >= job.spec.resources.gpus]
         if self._is_first and job.spec.resources.nodes == 1:
-            assert not free or not (claim.borrowed or claim.displaced), f"GPUs are free on {free}"
+            assert not free or not (claim.borrowed or claim.preempted), f"GPUs are free on {free}"
 
     def _no_victim_could_be_spared(self) -> None:
         """Without the smallest of a node's it would not fit there."""
@@ -115,11 +115,11 @@ class Made:
     def _nobody_who_gives_way_could_be_spared(self) -> None:
         """Without them it would not fit on one of their nodes: a group that ends for one of them leaves all."""
         places = self.live.claim.places
-        for uid in {ref.uid for there in places for ref in there.displaced}:
+        for uid in {ref.uid for there in places for ref in there.preempted}:
             without = [
-                (there, sum(ref.gpus for ref in there.displaced if ref.uid != uid))
+                (there, sum(ref.gpus for ref in there.preempted if ref.uid != uid))
                 for there in places
-                if any(ref.uid == uid for ref in there.displaced)
+                if any(ref.uid == uid for ref in there.preempted)
             ]
             assert any(left < self._lacking(there) for there, left in without), "somebody gave way who could be spared"
 
@@ -133,7 +133,7 @@ class Made:
 
     def _only_who_agreed_gives_way(self) -> None:
         mine = self.live.job.spec.scheduling.priority
-        for ref in (ref for there in self.live.claim.places for ref in there.displaced):
+        for ref in (ref for there in self.live.claim.places for ref in there.preempted):
             theirs = self.world.jobs[job_key(ref.namespace, ref.job)].spec.scheduling
             assert theirs.priority < mine, f"{ref.job} gave way to a priority that is not above its own"
             assert theirs.interruption.policy is GiveWay.TO_HIGHER_PRIORITY, f"{ref.job} gave way and never does"

@@ -1,9 +1,9 @@
-"""A town whose GPUs are served by DRA: drivers offer them in ResourceSlices, ResourceClaims have them."""
+"""A World whose GPUs are served by DRA: drivers offer them in ResourceSlices, ResourceClaims have them."""
 
 from dataclasses import replace
 from typing import Any
 
-from dev.simulate.town import Town
+from dev.simulate.builder import WorldBuilder
 from sluice_api.claim import Claim, Place, Share, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import SharingMode
@@ -19,7 +19,7 @@ SHARED: dict[str, Any] = {"policy": "Shared"}
 SLEEPS: dict[str, Any] = {"policy": "Sleep", "minReplicas": 0}
 
 
-class DraTown(Town):
+class DraWorldBuilder(WorldBuilder):
     """Nodes offer their GPUs in ResourceSlices, and a slot's pod that is on a node has a ResourceClaim."""
 
     def __init__(self, *gpus: int, **pool: Any) -> None:
@@ -97,9 +97,9 @@ def chat(index: int) -> SlotRef:
     return SlotRef(namespace="team", engine="chat", index=index)
 
 
-def guests(town: Town) -> str:
+def guests(builder: WorldBuilder) -> str:
     """`a beside chat/0; b takes chat/1; c waits WaitingForShare`, by name."""
-    allocation = allocated(town)
+    allocation = allocated(builder)
     found = {
         key.name: f"beside {claim.host}" if claim.host else f"takes {' '.join(map(str, claim.borrowed)) or 'free'}"
         for key, claim in allocation.claims.items()

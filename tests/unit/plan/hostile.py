@@ -25,7 +25,7 @@ from sluice_operator.plan.pool.allocate import handed_out
 from sluice_operator.reconcile.pool import engines_with_room
 from sluice_operator.status.job import job_status
 from sluice_operator.status.pool import pool_usage
-from tests.unit.plan.worlds import NOW, Town
+from tests.unit.plan.worlds import NOW, WorldBuilder
 
 EVIL = "evil"
 
@@ -79,7 +79,7 @@ def claims() -> st.SearchStrategy[str]:
         optional={
             "pods": NUMBERS,
             "borrowed": st.lists(slot, max_size=3),
-            "displaced": st.lists(gone, max_size=2),
+            "preempted": st.lists(gone, max_size=2),
             "beside": slot,
         },
     )
@@ -254,18 +254,18 @@ def _body(kind: str, name: str, **more: Any) -> dict[str, Any]:
 HOSTILE = st.lists(st.one_of(jobs(), engines(), stage_jobs(), deployments(), pods()), min_size=1, max_size=4)
 
 
-def bring(town: Town, bodies: list[dict[str, Any]]) -> None:
+def bring(builder: WorldBuilder, bodies: list[dict[str, Any]]) -> None:
     """Have a watch bring some objects, to a namespace that has the volumes they name."""
-    town.volumes(EVIL)
+    builder.volumes(EVIL)
     for raw in bodies:
-        town.version += 1
-        metadata = {**raw["metadata"], "resourceVersion": str(town.version)}
-        town.put(parse(raw["kind"], {**raw, "metadata": metadata}))
+        builder.version += 1
+        metadata = {**raw["metadata"], "resourceVersion": str(builder.version)}
+        builder.put(parse(raw["kind"], {**raw, "metadata": metadata}))
 
 
-def decisions(town: Town) -> Mapping[str, Any]:
+def decisions(builder: WorldBuilder) -> Mapping[str, Any]:
     """What is decided for everybody but the hostile tenant, each behind its fence."""
-    world = town.world
+    world = builder.world
     pool = find_pool(world, "default")
     assert pool is not None
 

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from dev.simulate.cluster import Cluster
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, Phase, taken_by, trainer_pods
-from sluice_operator.facts.liveness import borrowers, heirs, lent_indices, live_claims
+from sluice_operator.facts.liveness import borrowers, lent_indices, live_claims, preemptors
 from sluice_operator.facts.slots import wanted
 from sluice_operator.observe.views import NodeView, PodView
 from sluice_operator.plan.job.holding import interruption
@@ -37,13 +37,13 @@ class Invariants(RuleBasedStateMachine):
         of it too. Who comes in another's place may be bound to a GPU that came free meanwhile: then that one goes on,
         and until it ends what it borrows is lent to it alone."""
         acting = self._acting()
-        leave = heirs(self.cluster.world, acting) if acting else {}
+        leave = preemptors(self.cluster.world, acting) if acting else {}
         staying = [live for live in acting if live.stage_job.uid not in leave]
         theirs = {live.stage_job.uid: {*live.claim.borrowed} for live in staying}
         lent = Counter(
             slot
             for live in staying
-            for slot in {*live.claim.borrowed}.difference(*(theirs.get(uid, ()) for uid in live.claim.displaced))
+            for slot in {*live.claim.borrowed}.difference(*(theirs.get(uid, ()) for uid in live.claim.preempted))
         )
         assert all(count == 1 for count in lent.values()), lent
 
@@ -52,7 +52,7 @@ class Invariants(RuleBasedStateMachine):
         """What claims drain or hold on a node never exceeds it."""
         for node in self._nodes():
             acting = self._acting()
-            leave = heirs(self.cluster.world, acting)
+            leave = preemptors(self.cluster.world, acting)
             staying = [live for live in acting if live.stage_job.uid not in leave and not self._is_preempted(live)]
             held = sum(taken_by(self.cluster.world, live.claim, node.key.name) for live in staying)
             held -= sum(self._left_to_others(live, acting, node) for live in staying)
@@ -69,7 +69,7 @@ class Invariants(RuleBasedStateMachine):
         claims = live_claims(self.cluster.world) if hasattr(self, "cluster") else []
         for live in filter(self._is_preempted, claims):
             world = self.cluster.world
-            coming = [phase_of(world, other) for other in claims if live.stage_job.uid in other.claim.displaced]
+            coming = [phase_of(world, other) for other in claims if live.stage_job.uid in other.claim.preempted]
             here = [(other.claim, node) for other in claims for node in live.claim.nodes]
             left = any(taken_by(world, claim, node) > claim.gpus_on(node) for claim, node in here)
             assert left or Phase.BINDING in coming, f"{live.name} stops for nothing"
@@ -78,7 +78,7 @@ class Invariants(RuleBasedStateMachine):
         """GPUs of pods that have ended, of a group that another job displaces but that ends by itself: the first pods'
         may be the other's before the last one has ended. And of an attempt that has failed, before the next one comes:
         who waits for another GPU of that node may be faster, and the next attempt gives way."""
-        if not (live.stage_job.finished or any(live.stage_job.uid in other.claim.displaced for other in acting)):
+        if not (live.stage_job.finished or any(live.stage_job.uid in other.claim.preempted for other in acting)):
             return 0
         pods = trainer_pods(self.cluster.world, live.stage_job)
         return sum(pod.ended and pod.node == node.key.name for pod in pods) * live.job.spec.resources.gpus

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from dev.simulate.town import GPU, Town
+from dev.simulate.builder import GPU, WorldBuilder
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import identity
@@ -16,13 +16,13 @@ from sluice_operator.plan.obstacle import Obstacle, Remedy, Wait
 from sluice_operator.plan.pool.allocate import allocate
 
 
-def lies(town: Town, now: datetime) -> Iterator[str]:
+def lies(builder: WorldBuilder, now: datetime) -> Iterator[str]:
     """Messages whose remedy does nothing, with what was done."""
-    pool = find_pool(town.world, "default")
+    pool = find_pool(builder.world, "default")
     assert pool is not None
-    for key, wait in allocate(town.world, pool, now).waits.items():
+    for key, wait in allocate(builder.world, pool, now).waits.items():
         for way in wait.ways:
-            if _has_remedy(way) and (lie := _tried(town, now, key, wait, way)):
+            if _has_remedy(way) and (lie := _tried(builder, now, key, wait, way)):
                 yield lie
 
 
@@ -31,9 +31,9 @@ def _has_remedy(way: Sequence[Obstacle]) -> bool:
     return all(obstacle.until or obstacle.remedies for obstacle in way)
 
 
-def _tried(town: Town, now: datetime, key: Key, wait: Wait, way: Sequence[Obstacle]) -> str:
+def _tried(builder: WorldBuilder, now: datetime, key: Key, wait: Wait, way: Sequence[Obstacle]) -> str:
     """What is wrong with a way's remedies; empty if they work."""
-    copy, then = copied(town), max([now, *(obstacle.until for obstacle in way if obstacle.until)])
+    copy, then = copied(builder), max([now, *(obstacle.until for obstacle in way if obstacle.until)])
     remedies = [obstacle.remedies[0] for obstacle in way if not obstacle.until]
     for remedy in remedies:
         _do(copy, key, remedy)
@@ -49,25 +49,25 @@ def _tried(town: Town, now: datetime, key: Key, wait: Wait, way: Sequence[Obstac
     return f"{key.name}: {wait.message!r}; after `{done}` it waits for the same: {after.waits[key].message!r}"
 
 
-def _do(town: Town, waiting: Key, remedy: Remedy) -> None:
+def _do(builder: WorldBuilder, waiting: Key, remedy: Remedy) -> None:
     """What a reader does who follows a remedy."""
     key = remedy.key or waiting
-    job = town.world.jobs[waiting]
+    job = builder.world.jobs[waiting]
     if remedy.field:
-        _set(town, key, remedy.field, remedy.value)
+        _set(builder, key, remedy.field, remedy.value)
     elif remedy.key is None:
         for _ in range(job.spec.resources.nodes):
-            town.node(int(str(remedy.value or job.spec.resources.gpus)))
+            builder.node(int(str(remedy.value or job.spec.resources.gpus)))
     elif key.kind == "FineTuneJob":
-        _ends(town, key)
+        _ends(builder, key)
     elif key.kind == "Node":
-        _mend(town, key)
+        _mend(builder, key)
     else:
         raise AssertionError(f"nobody knows how to `{remedy.text}`")
 
 
-def _set(town: Town, key: Key, path: str, value: object) -> None:
-    resource = town.world.resource(key)
+def _set(builder: WorldBuilder, key: Key, path: str, value: object) -> None:
+    resource = builder.world.resource(key)
     assert resource is not None, key
     body = resource.model_dump(mode="json", by_alias=True, exclude_none=True)
     *parents, last = path.split(".")
@@ -75,28 +75,28 @@ def _set(town: Town, key: Key, path: str, value: object) -> None:
     for name in parents:
         at = at[int(name)] if name.isdecimal() else at.setdefault(name, {})
     at[last] = value
-    body["metadata"]["resourceVersion"] = str(town._next()[0])
-    town.put(type(resource).model_validate(body))
+    body["metadata"]["resourceVersion"] = str(builder._next()[0])
+    builder.put(type(resource).model_validate(body))
 
 
-def _ends(town: Town, key: Key) -> None:
+def _ends(builder: WorldBuilder, key: Key) -> None:
     """A job is over and gone, with all that it had."""
-    world, job = town.world, town.world.jobs[key]
+    world, job = builder.world, builder.world.jobs[key]
     for stage_job in list(world.stage_jobs_of.get(identity(job), {}).values()):
         for pod in list(world.pods_of.get(identity(stage_job), {}).values()):
-            town.store.remove(pod.key, pod.uid)
-        town.store.remove(stage_job.key, stage_job.uid)
-    town.store.remove(key, job.metadata.uid)
+            builder.store.remove(pod.key, pod.uid)
+        builder.store.remove(stage_job.key, stage_job.uid)
+    builder.store.remove(key, job.metadata.uid)
 
 
-def _mend(town: Town, key: Key) -> None:
+def _mend(builder: WorldBuilder, key: Key) -> None:
     """A node has all that anybody could ask of it, but for GPUs."""
-    node = town.world.nodes[key]
+    node = builder.world.nodes[key]
     plenty = {name: 10 * amount for name, amount in node.allocatable.items() if name != GPU}
-    town.put(
+    builder.put(
         replace(
             node,
-            resource_version=town._next()[0],
+            resource_version=builder._next()[0],
             ready=True,
             cordoned=False,
             taints=(),
@@ -105,15 +105,20 @@ def _mend(town: Town, key: Key) -> None:
     )
 
 
-def copied(town: Town) -> Town:
+def copied(builder: WorldBuilder) -> WorldBuilder:
     """The same world in another store."""
-    copy, world = Town(), town.world
-    copy.version, copy.clock, copy.counted_as, copy.nodes = town.version, town.clock, town.counted_as, [*town.nodes]
-    copy.store.serves_dra = town.store.serves_dra
-    for table in town.store._tables.values():
+    copy, world = WorldBuilder(), builder.world
+    copy.version, copy.clock, copy.counted_as, copy.nodes = (
+        builder.version,
+        builder.clock,
+        builder.counted_as,
+        [*builder.nodes],
+    )
+    copy.store.serves_dra = builder.store.serves_dra
+    for table in builder.store._tables.values():
         for thing in table.objects.values():
             copy.store.put(thing, seen=not (hasattr(thing, "seen") and not thing.seen))
-    copy.store.findings.begin_term(world.term, world.since or town.clock)
+    copy.store.findings.begin_term(world.term, world.since or builder.clock)
     copy.store.findings.since = world.since
     for uid, report in world.reports.items():
         copy.store.findings.report(uid, report)

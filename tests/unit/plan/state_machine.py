@@ -95,10 +95,10 @@ class Lending(Invariants):
         self.over = {}
         self.quota = self.cluster.quota = quota
         sleepy = "Sleep" in self.policies
-        make_pool = self.cluster.town.dra_pool if sleepy else self.cluster.town.pool
+        make_pool = self.cluster.builder.dra_pool if sleepy else self.cluster.builder.pool
         make_pool(quotas=[{"maxGPUs": quota}] if quota else [])
         for count in gpus:
-            self.cluster.town.node(count)
+            self.cluster.builder.node(count)
         engines = max(engines, sleepy)
         for number in range(engines):
             terms = {
@@ -108,7 +108,7 @@ class Lending(Invariants):
                 "reclaim": data.draw(st.sampled_from(["Never", "OnDemand"])),
             }
             sizes = {"gpus": data.draw(st.sampled_from([1, 2]))}
-            self.cluster.town.engine(f"e{number}", data.draw(st.integers(0, 3)), preemption=terms, resources=sizes)
+            self.cluster.builder.engine(f"e{number}", data.draw(st.integers(0, 3)), preemption=terms, resources=sizes)
         if sleepy or data.draw(st.booleans()):  # only what serves can go to sleep
             for _ in range(4):
                 self.cluster.round()
@@ -137,7 +137,7 @@ class Lending(Invariants):
             scheduling["scaleUpFirst"] = {"waitSeconds": asks}
         gpus, nodes = shape
         changes: dict[str, Any] = {"scheduling": scheduling, "activeDeadlineSeconds": seconds}
-        self.cluster.town.job(f"j{self.jobs}", gpus, resources={"nodes": nodes}, **changes)
+        self.cluster.builder.job(f"j{self.jobs}", gpus, resources={"nodes": nodes}, **changes)
 
     @rule()
     def reconcile_pool(self) -> None:
@@ -190,7 +190,7 @@ class Lending(Invariants):
     @rule()
     def whoever_waits_does_what_it_is_told(self) -> None:
         """In a copy of the world: then it starts, or waits for something else."""
-        for lie in lies(self.cluster.town, self.cluster.now):
+        for lie in lies(self.cluster.builder, self.cluster.now):
             raise AssertionError(lie)
 
     @rule()
@@ -264,7 +264,7 @@ class Lending(Invariants):
     @rule(gpus=NODES)
     def node_comes(self, gpus: int) -> None:
         if len(self.cluster.world.nodes) < 3:
-            self.cluster.town.node(gpus)
+            self.cluster.builder.node(gpus)
 
     @rule(data=st.data(), replicas=st.integers(0, 3))
     def resize(self, data: st.DataObject, replicas: int) -> None:
@@ -295,8 +295,8 @@ class Lending(Invariants):
     def node_goes(self, data: st.DataObject) -> None:
         node = data.draw(st.sampled_from(sorted(self.cluster.world.nodes.values(), key=lambda n: n.key)))
         for pod in list(self.cluster.world.pods_on.get(node.key.name, {}).values()):
-            self.cluster.town.store.remove(pod.key, pod.uid)
-        self.cluster.town.store.remove(node.key, node.uid)
+            self.cluster.builder.store.remove(pod.key, pod.uid)
+        self.cluster.builder.store.remove(node.key, node.uid)
 
     def teardown(self) -> None:
         """Left alone, everything settles: every job ends or waits, and nothing is lent to anybody who is done."""

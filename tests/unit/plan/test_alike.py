@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dev.simulate.town import Town
+from dev.simulate.builder import WorldBuilder
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_operator.plan.pool.refusals import refusal
@@ -31,9 +31,9 @@ REFUSED: dict[str, tuple[dict[str, Any], Reason]] = {
 
 
 @pytest.fixture
-def town() -> Town:
+def builder() -> WorldBuilder:
     """A pool for one namespace, whose jobs may have a priority of at most 5, and an engine there."""
-    here = Town()
+    here = WorldBuilder()
     here.pool(
         allowedNamespaces={"matchLabels": {"kubernetes.io/metadata.name": "team"}},
         quotas=[{"namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "team"}}, "maxPriority": 5}],
@@ -43,41 +43,41 @@ def town() -> Town:
     return here
 
 
-def said(town: Town, job: FineTuneJob) -> Reason | None:
+def said(builder: WorldBuilder, job: FineTuneJob) -> Reason | None:
     """Why a job is refused."""
-    told = refusal(town.world, job)
+    told = refusal(builder.world, job)
     return told.reason if told else None
 
 
 @pytest.mark.parametrize("changed", REFUSED)
-def test_a_job_that_differs_in_what_is_refused_is_not_alike(town: Town, changed: str) -> None:
+def test_a_job_that_differs_in_what_is_refused_is_not_alike(builder: WorldBuilder, changed: str) -> None:
     """Whichever of the two was asked about first."""
     changes, expected = REFUSED[changed]
-    good, bad = town.job("good", **SPEC), town.job("bad", **{**SPEC, **changes})
+    good, bad = builder.job("good", **SPEC), builder.job("bad", **{**SPEC, **changes})
 
     for job in (good, bad, good):
-        assert said(town, job) is (expected if job is bad else None)
+        assert said(builder, job) is (expected if job is bad else None)
 
-    first = town.job("first", **{**SPEC, **changes})
-    assert alike(town.world, first) is alike(town.world, bad)
-    assert alike(town.world, first) is not alike(town.world, good)
+    first = builder.job("first", **{**SPEC, **changes})
+    assert alike(builder.world, first) is alike(builder.world, bad)
+    assert alike(builder.world, first) is not alike(builder.world, good)
 
 
-def test_jobs_of_the_same_claims_differ_in_what_they_write_to(town: Town) -> None:
+def test_jobs_of_the_same_claims_differ_in_what_they_write_to(builder: WorldBuilder) -> None:
     """The engine mounts `adapters` only."""
     uris = {"uri": "pvc://models/rows.jsonl"}, {"uri": "pvc://adapters/out"}
-    good = town.job("good", **SPEC, dataset=uris[0], output=uris[1])
-    bad = town.job("bad", **SPEC, dataset={"uri": "pvc://adapters/rows.jsonl"}, output={"uri": "pvc://models/out"})
+    good = builder.job("good", **SPEC, dataset=uris[0], output=uris[1])
+    bad = builder.job("bad", **SPEC, dataset={"uri": "pvc://adapters/rows.jsonl"}, output={"uri": "pvc://models/out"})
 
-    assert said(town, good) is None
-    assert said(town, bad) is Reason.ADAPTER_SOURCE_NOT_MOUNTED
+    assert said(builder, good) is None
+    assert said(builder, bad) is Reason.ADAPTER_SOURCE_NOT_MOUNTED
 
 
-def test_a_job_that_has_changed_is_another(town: Town) -> None:
+def test_a_job_that_has_changed_is_another(builder: WorldBuilder) -> None:
     """Its priority may change while it waits."""
-    before = town.job("a", **SPEC)
-    assert said(town, before) is None
+    before = builder.job("a", **SPEC)
+    assert said(builder, before) is None
 
-    after = town.job("a", **{**SPEC, "scheduling": {"policy": "Preempt", "priority": 9}})
+    after = builder.job("a", **{**SPEC, "scheduling": {"policy": "Preempt", "priority": 9}})
 
-    assert said(town, after) is Reason.PRIORITY_TOO_HIGH
+    assert said(builder, after) is Reason.PRIORITY_TOO_HIGH

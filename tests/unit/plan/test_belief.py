@@ -21,7 +21,18 @@ from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.reconcile.give_back import missing
 from tests.unit.plan.asking import bound, made, removed
-from tests.unit.plan.worlds import GPU, NOW, PREPARED, Town, allocated, change, decide, describe, parse, planned_status
+from tests.unit.plan.worlds import (
+    GPU,
+    NOW,
+    PREPARED,
+    WorldBuilder,
+    allocated,
+    change,
+    decide,
+    describe,
+    parse,
+    planned_status,
+)
 
 CHAT = [SlotRef(namespace="prod", engine="chat", index=index) for index in range(3)]
 
@@ -30,32 +41,34 @@ class Forged:
     """An engine of `prod` that serves, a job of `evil`, and the Job that somebody made for it."""
 
     def __init__(self, **terms: Any) -> None:
-        self.town = Town()
-        self.town.node(4)
-        self.engine = self.town.engine("chat", 3, "prod", preemption={"policy": "ScaleDown", "minReplicas": 0, **terms})
+        self.builder = WorldBuilder()
+        self.builder.node(4)
+        self.engine = self.builder.engine(
+            "chat", 3, "prod", preemption={"policy": "ScaleDown", "minReplicas": 0, **terms}
+        )
         for index in range(3):
-            self.town.slot(self.engine, index, "n1")
-        self.job = self.town.job("x", 3, "evil")
+            self.builder.slot(self.engine, index, "n1")
+        self.job = self.builder.job("x", 3, "evil")
 
     def claims(self, *slots: SlotRef, **changes: Any) -> StageJobView:
         """Its Job, with a pod that runs on the node."""
-        claim = self.town.claim("n1", *slots, gpus=3)
-        stage_job = self.town.stage_job(self.job, claim=claim.model_copy(update=changes.pop("claim", {})))
+        claim = self.builder.claim("n1", *slots, gpus=3)
+        stage_job = self.builder.stage_job(self.job, claim=claim.model_copy(update=changes.pop("claim", {})))
         if changes:
-            change(self.town, stage_job, **changes)
+            change(self.builder, stage_job, **changes)
             stage_job = replace(stage_job, **changes)
-        self.town.trainer_pod(stage_job, "n1")
+        self.builder.trainer_pod(stage_job, "n1")
         return stage_job
 
     def states(self) -> list[SlotState]:
-        engine = self.town.world.engines[engine_key("prod", "chat")]
-        return [slot.state for slot in planned_status(self.town.world, engine, NOW).slots]
+        engine = self.builder.world.engines[engine_key("prod", "chat")]
+        return [slot.state for slot in planned_status(self.builder.world, engine, NOW).slots]
 
     def says(self, *slots: SlotStatus) -> None:
         """The engine's status."""
         status = self.engine.status.model_copy(update={"slots": slots})
         metadata = self.engine.metadata.model_copy(update={"resource_version": "999"})
-        self.town.put(self.engine.model_copy(update={"status": status, "metadata": metadata}))
+        self.builder.put(self.engine.model_copy(update={"status": status, "metadata": metadata}))
 
 
 SERVING, STOPPING = [SlotState.SERVING] * 3, [SlotState.STOPPING] * 3
@@ -91,7 +104,7 @@ def test_a_loan_that_has_begun_outlives_its_terms() -> None:
 def test_a_replica_that_cannot_exist_is_lent_to_nobody() -> None:
     forged = Forged(lendTo="Anywhere")
     forged.claims(SlotRef(namespace="prod", engine="chat", index=7))
-    (live,) = live_claims(forged.town.world)
+    (live,) = live_claims(forged.builder.world)
     assert live.claim.borrowed == ()
 
 
@@ -109,21 +122,21 @@ def test_a_replica_that_cannot_exist_is_lent_to_nobody() -> None:
 )
 def test_a_job_made_by_hand_claims_nothing(rule: str, changes: dict[str, Any]) -> None:
     forged = Forged(lendTo="Anywhere")
-    claim = forged.town.claim("n1", *CHAT, gpus=3).model_copy(update=changes.pop("claim", {}))
-    made = forged.town.stage_job(forged.job, claim=claim)
-    forged.town.store.remove(made.key, made.uid)
-    forged.town.trainer_pod(replace(made, uid="forged", **changes), "n1")
-    forged.town.put(replace(made, uid="forged", resource_version=900, **changes))
-    assert live_claims(forged.town.world) == [], rule
+    claim = forged.builder.claim("n1", *CHAT, gpus=3).model_copy(update=changes.pop("claim", {}))
+    made = forged.builder.stage_job(forged.job, claim=claim)
+    forged.builder.store.remove(made.key, made.uid)
+    forged.builder.trainer_pod(replace(made, uid="forged", **changes), "n1")
+    forged.builder.put(replace(made, uid="forged", resource_version=900, **changes))
+    assert live_claims(forged.builder.world) == [], rule
     assert forged.states() == SERVING, rule
 
 
 def test_a_claim_that_its_job_could_not_have_is_ended_and_made_anew() -> None:
-    town = Town()
-    town.node(4)
-    job = town.job("a", 1)
-    forged = town.stage_job(job, claim=town.claim("n1", gpus=4))
-    decision = decide(town, "a")
+    builder = WorldBuilder()
+    builder.node(4)
+    job = builder.job("a", 1)
+    forged = builder.stage_job(job, claim=builder.claim("n1", gpus=4))
+    decision = decide(builder, "a")
     assert decision.delete == (forged,)
     assert decision.record is not None
     assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.CLAIMED
@@ -131,80 +144,80 @@ def test_a_claim_that_its_job_could_not_have_is_ended_and_made_anew() -> None:
 
 def test_a_claim_that_borrows_what_is_not_lent_is_given_up() -> None:
     forged = Forged(policy="Never")
-    made = forged.town.stage_job(forged.job, claim=forged.town.claim("n1", *CHAT, gpus=3))
-    forged.town.trainer_pod(made)
-    town = forged.town
-    decision = plan_job(town.world, town.world.jobs[job_key("evil", "x")], NOW, Limits())
+    made = forged.builder.stage_job(forged.job, claim=forged.builder.claim("n1", *CHAT, gpus=3))
+    forged.builder.trainer_pod(made)
+    builder = forged.builder
+    decision = plan_job(builder.world, builder.world.jobs[job_key("evil", "x")], NOW, Limits())
     assert (decision.reason, decision.delete, decision.bind) == (Reason.CLAIMED, (made,), ())
 
 
 def test_no_claim_is_of_a_later_term_than_the_lease() -> None:
-    town = Town()
-    town.node(1)
-    honest = town.stage_job(town.job("honest"), claim=town.claim("n1"))
-    town.trainer_pod(honest)
-    town.trainer_pod(town.stage_job(town.job("x", 1, "evil"), claim=town.claim("n1", term=2**53 - 1)))
-    assert decide(town, "honest").delete == ()
+    builder = WorldBuilder()
+    builder.node(1)
+    honest = builder.stage_job(builder.job("honest"), claim=builder.claim("n1"))
+    builder.trainer_pod(honest)
+    builder.trainer_pod(builder.stage_job(builder.job("x", 1, "evil"), claim=builder.claim("n1", term=2**53 - 1)))
+    assert decide(builder, "honest").delete == ()
 
 
 def test_nobody_gives_way_who_never_does() -> None:
     """Neither is the trainer stopped, nor is its end taken for a preemption."""
-    town = Town()
-    town.node(2)
-    trains = town.stage_job(town.job("trains"), claim=town.claim("n1"))
-    pod = town.trainer_pod(trains, "n1")
+    builder = WorldBuilder()
+    builder.node(2)
+    trains = builder.stage_job(builder.job("trains"), claim=builder.claim("n1"))
+    pod = builder.trainer_pod(trains, "n1")
     ref = AttemptRef(namespace="team", job="trains", uid=trains.uid, gpus=1)
-    evil = town.job("x", 1, "evil", scheduling={"policy": "Queue", "priority": 1000})
-    place = Place(node="n1", displaced=(ref,))
+    evil = builder.job("x", 1, "evil", scheduling={"policy": "Queue", "priority": 1000})
+    place = Place(node="n1", preempted=(ref,))
     claim = Claim(pool="default", resource=GPU, gpus=1, places=(place,), term=1)
-    town.trainer_pod(town.stage_job(evil, claim=claim), "n1")
-    assert decide(town, "trains").delete == ()
-    change(town, pod, ended=True, termination=Termination(75, "Error", "", NOW))
-    change(town, trains, finished="Failed", finished_at=NOW)
-    assert [attempt.reason for attempt in _outcomes(town, "trains")][-1:] == [Reason.REQUEUED]
+    builder.trainer_pod(builder.stage_job(evil, claim=claim), "n1")
+    assert decide(builder, "trains").delete == ()
+    change(builder, pod, ended=True, termination=Termination(75, "Error", "", NOW))
+    change(builder, trains, finished="Failed", finished_at=NOW)
+    assert [attempt.reason for attempt in _outcomes(builder, "trains")][-1:] == [Reason.REQUEUED]
 
 
-def _outcomes(town: Town, name: str) -> tuple[Any, ...]:
-    return all_outcomes(town.world, town.world.jobs[job_key("team", name)]).of(Stage.TRAIN)
+def _outcomes(builder: WorldBuilder, name: str) -> tuple[Any, ...]:
+    return all_outcomes(builder.world, builder.world.jobs[job_key("team", name)]).of(Stage.TRAIN)
 
 
 def test_a_job_of_another_namespace_speaks_for_no_job() -> None:
     """Whoever knows a uid can write it as an owner's; the garbage collector removes such an object only later."""
-    town = Town()
-    town.node(1)
-    job = town.job("tone")
-    town.trainer_pod(town.stage_job(job, claim=town.claim("n1")), "n1")
-    before = decide(town, "tone")
+    builder = WorldBuilder()
+    builder.node(1)
+    job = builder.job("tone")
+    builder.trainer_pod(builder.stage_job(job, claim=builder.claim("n1")), "n1")
+    before = decide(builder, "tone")
     said = StageOutcome(reason="Done", train=TrainResult(step=1, total_steps=1, checkpoint_step=1)).to_json()
-    forged = town.stage_job(job, attempt=7, finished="Complete", finished_at=NOW)
-    town.store.remove(forged.key, forged.uid)
+    forged = builder.stage_job(job, attempt=7, finished="Complete", finished_at=NOW)
+    builder.store.remove(forged.key, forged.uid)
     forged = replace(forged, key=forged.key._replace(namespace="evil"), uid="forged", resource_version=900)
-    town.put(forged)
-    town.trainer_pod(forged, "n1", ended=True, termination=Termination(0, "Completed", said, NOW))
-    slot = town.slot(town.engine("chat", 1, "prod"), 0, "n1")
+    builder.put(forged)
+    builder.trainer_pod(forged, "n1", ended=True, termination=Termination(0, "Completed", said, NOW))
+    slot = builder.slot(builder.engine("chat", 1, "prod"), 0, "n1")
     assert slot is not None
-    assert decide(town, "tone") == before
+    assert decide(builder, "tone") == before
 
 
 def test_a_deployment_with_an_engines_uid_is_no_slot_of_it() -> None:
     forged = Forged()
-    slot = next(iter(forged.town.world.slots.values()))
+    slot = next(iter(forged.builder.world.slots.values()))
     for number, key in enumerate((Key("Deployment", "evil", "chat-9"), Key("Deployment", "prod", "other-9"))):
-        forged.town.put(replace(slot, key=key, uid=f"forged-{number}", index=9, resource_version=900 + number))
-    assert sorted(existing(forged.town.world, forged.engine)) == [0, 1, 2]
+        forged.builder.put(replace(slot, key=key, uid=f"forged-{number}", index=9, resource_version=900 + number))
+    assert sorted(existing(forged.builder.world, forged.engine)) == [0, 1, 2]
 
 
 def test_a_claim_that_cannot_be_read_any_more_is_over_with_its_pods() -> None:
     """Else who relabels a Job that has finished keeps its claim, and what it borrows, until its deadline."""
-    town = Town()
-    town.node(1)
-    stage_job = town.stage_job(town.job("a"), claim=town.claim("n1"))
-    pod = town.trainer_pod(stage_job, "n1")
-    town.put(Unreadable(stage_job.key, stage_job.uid, 900, "label sluice.dev/attempt: x"))
-    assert [live.name for live in live_claims(town.world)] == ["team/a"]
-    change(town, pod, ended=True)
-    assert live_claims(town.world) == []
-    assert [doomed.key for doomed in decide(town, "a").delete] == [stage_job.key]
+    builder = WorldBuilder()
+    builder.node(1)
+    stage_job = builder.stage_job(builder.job("a"), claim=builder.claim("n1"))
+    pod = builder.trainer_pod(stage_job, "n1")
+    builder.put(Unreadable(stage_job.key, stage_job.uid, 900, "label sluice.dev/attempt: x"))
+    assert [live.name for live in live_claims(builder.world)] == ["team/a"]
+    change(builder, pod, ended=True)
+    assert live_claims(builder.world) == []
+    assert [doomed.key for doomed in decide(builder, "a").delete] == [stage_job.key]
 
 
 @pytest.mark.parametrize(
@@ -218,36 +231,36 @@ def test_a_claim_that_cannot_be_read_any_more_is_over_with_its_pods() -> None:
     ],
 )
 def test_which_pods_make_room(rule: str, changes: dict[str, Any], free: int) -> None:
-    town = Town()
-    town.node(2)
-    pod = town.scale_up_pod(town.job("a", scheduling={"scaleUpFirst": {}}), 0, "n1")
-    town.store.remove(pod.key, pod.uid)
-    town.put(replace(pod, uid="again", resource_version=900, **changes))
-    pool = find_pool(town.world, "default")
+    builder = WorldBuilder()
+    builder.node(2)
+    pod = builder.scale_up_pod(builder.job("a", scheduling={"scaleUpFirst": {}}), 0, "n1")
+    builder.store.remove(pod.key, pod.uid)
+    builder.put(replace(pod, uid="again", resource_version=900, **changes))
+    pool = find_pool(builder.world, "default")
     assert pool is not None
-    assert take_stock(town.world, pool).nodes["n1"].free == free, rule
+    assert take_stock(builder.world, pool).nodes["n1"].free == free, rule
 
 
 def test_a_scale_up_pod_whose_deletion_takes_time_goes_once_it_has_a_node() -> None:
     """A webhook has given it a finalizer, as Kueue does with plain pods (kueue#1339), or a grace period."""
-    town = parse("pool: 1 gpus | a: needs 1, scales")
-    change(town, bound(town, "a", "n1"), goes_at_once=False)
-    assert describe(allocated(town)) == "a waits ScalingUp"
-    assert (made(town), removed(town)) == ([], ["a"])
+    builder = parse("pool: 1 gpus | a: needs 1, scales")
+    change(builder, bound(builder, "a", "n1"), goes_at_once=False)
+    assert describe(allocated(builder)) == "a waits ScalingUp"
+    assert (made(builder), removed(builder)) == ([], ["a"])
 
-    (pod,) = town.world.scale_ups["default"].values()
-    change(town, pod, deleting=True)
-    assert (made(town), removed(town)) == ([], []), "its name is taken until it is gone"
-    assert "scaleUps" not in missing(town.world), "nor does whoever uninstalls Sluice wait for it"
+    (pod,) = builder.world.scale_ups["default"].values()
+    change(builder, pod, deleting=True)
+    assert (made(builder), removed(builder)) == ([], []), "its name is taken until it is gone"
+    assert "scaleUps" not in missing(builder.world), "nor does whoever uninstalls Sluice wait for it"
 
 
 def test_nobody_waits_since_before_it_was_made() -> None:
     """A record that says so would raise the job for ever, where waiting raises jobs."""
-    town = Town()
-    town.pool(ageingSeconds=60)
-    town.node(1)
-    town.job("honest", scheduling={"policy": "Queue", "priority": 2})
+    builder = WorldBuilder()
+    builder.pool(ageingSeconds=60)
+    builder.node(1)
+    builder.job("honest", scheduling={"policy": "Queue", "priority": 2})
     long_ago = PREPARED.model_copy(update={"ended_at": NOW - timedelta(days=10_000)})
-    town.clock = NOW - timedelta(seconds=30)
-    town.job("x", 1, "evil", outcomes=(long_ago,), scheduling={"policy": "Queue"})
-    assert describe(allocated(town)) == "honest takes n1; x waits WaitingForGPUs"
+    builder.clock = NOW - timedelta(seconds=30)
+    builder.job("x", 1, "evil", outcomes=(long_ago,), scheduling={"policy": "Queue"})
+    assert describe(allocated(builder)) == "honest takes n1; x waits WaitingForGPUs"

@@ -20,32 +20,32 @@ from tests.unit.plan.worlds import parse as world
     ],
 )
 def test_a_budget_bounds_what_an_engine_lends(rule: str, allowed: int, jobs: int, expected: str) -> None:
-    town = world("pool: 3 gpus | chat: 3 replicas")
-    town.budget("chat", allowed)
+    builder = world("pool: 3 gpus | chat: 3 replicas")
+    builder.budget("chat", allowed)
     for name in ("a", "b")[:jobs]:
-        town.job(name)
-    assert describe(allocated(town)) == expected, rule
+        builder.job(name)
+    assert describe(allocated(builder)) == expected, rule
 
 
 def test_a_replica_that_does_not_serve_yet_is_no_disruption() -> None:
-    town = world("pool: 2 gpus | chat: 2 replicas, ready 1 | a: needs 1")
-    town.budget("chat", 0)
-    assert describe(allocated(town)) == "a takes chat/1"
+    builder = world("pool: 2 gpus | chat: 2 replicas, ready 1 | a: needs 1")
+    builder.budget("chat", 0)
+    assert describe(allocated(builder)) == "a takes chat/1"
 
 
 def test_a_budget_of_others_is_not_asked() -> None:
-    town = world("pool: 2 gpus | chat: 2 replicas | a: needs 1")
-    town.budget("other", 0)
-    town.budget("chat", 0, namespace="elsewhere")
-    assert describe(allocated(town)) == "a takes chat/1"
+    builder = world("pool: 2 gpus | chat: 2 replicas | a: needs 1")
+    builder.budget("other", 0)
+    builder.budget("chat", 0, namespace="elsewhere")
+    assert describe(allocated(builder)) == "a takes chat/1"
 
 
 def test_a_replica_that_is_about_to_stop_is_counted_before_the_budget_knows() -> None:
-    town = world("pool: 3 gpus | chat: 3 replicas")
-    town.budget("chat", 1)
-    town.stage_job(town.job("a"), claim=town.claim("n1", SlotRef(namespace="team", engine="chat", index=2)))
-    town.job("b")
-    allocation = allocated(town)
+    builder = world("pool: 3 gpus | chat: 3 replicas")
+    builder.budget("chat", 1)
+    builder.stage_job(builder.job("a"), claim=builder.claim("n1", SlotRef(namespace="team", engine="chat", index=2)))
+    builder.job("b")
+    allocation = allocated(builder)
     assert describe(allocation) == "b waits EngineProtected"
     assert "lets none of the replicas of chat go now" in allocation.waits[job_key("team", "b")].message
 

@@ -28,35 +28,35 @@ def sizes(loan: SleepingLoan, after: float) -> list[int]:
     """How many pods each slot has once a decision is carried out."""
     decision = loan.plan_engine(after)
     new = {plan.index: plan.size for plan in decision.apply} | {slot.index: 0 for slot in decision.stop}
-    return [new.get(slot.index, slot.size) for slot in loan.town.world.slots.values()]
+    return [new.get(slot.index, slot.size) for slot in loan.builder.world.slots.values()]
 
 
 def gone(loan: SleepingLoan) -> None:
     """The trainer's pod has saved its state and is gone."""
-    loan.town.store.remove(loan.pod.key, loan.pod.uid)
+    loan.builder.store.remove(loan.pod.key, loan.pod.uid)
 
 
 def slot_stops(loan: SleepingLoan) -> None:
     """The lent slot goes to 0, and its pod is gone."""
     loan.put_slot(1, size=0)
     pod = loan.lent_pod()
-    loan.town.store.remove(pod.key, pod.uid)
+    loan.builder.store.remove(pod.key, pod.uid)
 
 
 def has_devices(loan: SleepingLoan) -> None:
     """The lent slot's ResourceClaim, which the trainer uses too."""
-    loan.town.version += 1
-    loan.town.put(
+    loan.builder.version += 1
+    loan.builder.put(
         DeviceClaimView(
             key=Key("ResourceClaim", "team", slot_gpus_name("chat", 1)),
             uid="chat-1-gpus",
-            resource_version=loan.town.version,
+            resource_version=loan.builder.version,
             created=NOW,
             owner=Owner("InferenceEngine", "chat", loan.engine.metadata.uid),
             labels={"sluice.dev/engine": "chat", "sluice.dev/slot": "1"},
             node="n1",
-            devices={loan.town.counted_as: 1},
-            asks=(loan.town.counted_as, 1),
+            devices={loan.builder.counted_as: 1},
+            asks=(loan.builder.counted_as, 1),
         )
     )
 
@@ -88,7 +88,7 @@ def test_a_slot_that_has_stopped_for_its_trainer_stays_away_while_that_one_saves
     lends(loan, policy)
     loan.stop()
     if job != "is suspended":
-        loan.town.store.remove(loan.stage_job.key, loan.stage_job.uid)
+        loan.builder.store.remove(loan.stage_job.key, loan.stage_job.uid)
     assert (states(loan.plan_engine(5)), sizes(loan, 5)) == ([SERVING, LENT], [1, 0])
     gone(loan)
     assert sizes(loan, 6) == [1, 1]
@@ -123,8 +123,8 @@ def test_a_trainer_whose_job_is_gone_is_found_without_a_look_at_every_pod(pod: s
     loan.train()
     if pod == "is nominated to it":
         loan.put(loan.pod, node="")
-    loan.town.store.remove(loan.stage_job.key, loan.stage_job.uid)
-    world = replace(loan.town.world, pods=Unscanned(loan.town.world.pods), worked_out={})
+    loan.builder.store.remove(loan.stage_job.key, loan.stage_job.uid)
+    world = replace(loan.builder.world, pods=Unscanned(loan.builder.world.pods), worked_out={})
     assert being_used(world, loan.engine) == {1: "team/a"}
 
 

@@ -13,12 +13,12 @@ from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, S
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, Stage, StageOutcome, TrainResult
 from sluice_operator.facts.retries import Limits
-from sluice_operator.observe.views import PodView, StageJobView, Termination
+from sluice_operator.observe.views import NodeView, PodView, StageJobView, Termination
 from sluice_operator.observe.world import engine_key, job_key
 from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision
-from tests.unit.plan.worlds import GPU, NOW, PREPARED, Town, allocated, describe, planned_status
+from tests.unit.plan.worlds import GPU, NOW, PREPARED, WorldBuilder, allocated, describe, planned_status
 
 CHAT_1 = SlotRef(namespace="team", engine="chat", index=1)
 
@@ -27,24 +27,24 @@ class Loan:
     """An engine of two replicas on a node of two GPUs, and a job that has claimed the second."""
 
     def __init__(self, **job: Any) -> None:
-        self.town = Town()
-        self.town.node(2)
-        self.engine_ = self.town.engine(
+        self.builder = WorldBuilder()
+        self.builder.node(2)
+        self.engine_ = self.builder.engine(
             "chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1, "drainTimeoutSeconds": 30}
         )
-        self.serving = [self.town.slot(self.engine_, index, "n1") for index in (0, 1)]
-        self.town.job("a", **job)
-        self.stage_job = self.town.stage_job(
-            self.job, claim=self.town.claim("n1", CHAT_1), created=NOW - timedelta(seconds=1)
+        self.serving = [self.builder.slot(self.engine_, index, "n1") for index in (0, 1)]
+        self.builder.job("a", **job)
+        self.stage_job = self.builder.stage_job(
+            self.job, claim=self.builder.claim("n1", CHAT_1), created=NOW - timedelta(seconds=1)
         )
 
     @property
     def job(self) -> FineTuneJob:
-        return self.town.world.jobs[job_key("team", "a")]
+        return self.builder.world.jobs[job_key("team", "a")]
 
     @property
     def engine(self) -> InferenceEngine:
-        return self.town.world.engines[engine_key("team", "chat")]
+        return self.builder.world.engines[engine_key("team", "chat")]
 
     def lent_pod(self) -> PodView:
         pod = self.serving[1]
@@ -52,30 +52,34 @@ class Loan:
         return pod
 
     def plan_job(self, after: float = 0, refused: str = "") -> JobDecision:
-        return plan_job(self.town.world, self.job, NOW + timedelta(seconds=after), Limits(), None, refused)
+        return plan_job(self.builder.world, self.job, NOW + timedelta(seconds=after), Limits(), None, refused)
 
     def plan_engine(self, after: float = 0) -> EngineDecision:
-        return plan_engine(self.town.world, self.engine, NOW + timedelta(seconds=after))
+        return plan_engine(self.builder.world, self.engine, NOW + timedelta(seconds=after))
 
     def status(self, after: float = 0) -> InferenceEngineStatus:
-        return planned_status(self.town.world, self.engine, NOW + timedelta(seconds=after))
+        return planned_status(self.builder.world, self.engine, NOW + timedelta(seconds=after))
 
     def put(self, view: PodView | StageJobView, **changes: Any) -> None:
-        self.town.version += 1
-        self.town.put(replace(view, resource_version=self.town.version, **changes))
+        self.builder.version += 1
+        self.builder.put(replace(view, resource_version=self.builder.version, **changes))
 
     def engine_says(self, status: InferenceEngineStatus) -> None:
         """The engine's status as the API server has it once the decision is written."""
-        self.town.version += 1
-        metadata = self.engine.metadata.model_copy(update={"resource_version": str(self.town.version)})
-        self.town.put(self.engine.model_copy(update={"status": status, "metadata": metadata}))
+        self.builder.version += 1
+        metadata = self.engine.metadata.model_copy(update={"resource_version": str(self.builder.version)})
+        self.builder.put(self.engine.model_copy(update={"status": status, "metadata": metadata}))
 
     def drain(self) -> None:
         """The trainer's pod is gated, the engine has been told, the slot is out of the endpoints and idle."""
-        self.pod = self.town.trainer_pod(self.stage_job)
+        self.pod = self.builder.trainer_pod(self.stage_job)
         self.engine_says(self.status())
         self.put(self.lent_pod(), ready=False)
-        self.town.report(self.lent_pod(), 0, draining=True, quiet=5)
+        self.builder.report(self.lent_pod(), 0, draining=True, quiet=5)
+
+
+def _removed(loan: Loan, node: NodeView) -> None:
+    loan.builder.store.remove(node.key, node.uid)
 
 
 def states(decision: EngineDecision) -> list[SlotState]:
@@ -103,13 +107,13 @@ def test_a_refused_pod_drains_nobody_and_gives_the_claim_up() -> None:
     ("case", "break_it"),
     [
         ("another queueing system suspended the Job", lambda loan: loan.put(loan.stage_job, suspended=True)),
-        ("the node is short of memory", lambda loan: loan.town.stranger("n1", 0, memory=63 << 30)),
+        ("the node is short of memory", lambda loan: loan.builder.stranger("n1", 0, memory=63 << 30)),
         ("an older claim has the GPU", lambda loan: _rival(loan, term=2)),
     ],
 )  # fmt: skip
 def test_a_claim_that_can_not_run_drains_nobody(case: str, break_it: Callable[[Loan], object]) -> None:
     loan = Loan()
-    loan.town.trainer_pod(loan.stage_job)
+    loan.builder.trainer_pod(loan.stage_job)
     assert states(loan.plan_engine()) == [SlotState.SERVING, SlotState.DRAINING]
     break_it(loan)
     assert loan.plan_job().reason is not Reason.DRAINING, case
@@ -118,35 +122,35 @@ def test_a_claim_that_can_not_run_drains_nobody(case: str, break_it: Callable[[L
 
 
 def test_a_claim_drains_nobody_before_the_watch_has_brought_it_back() -> None:
-    town = Town()
-    town.node(2)
-    engine = town.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1})
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = builder.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1})
     for index in (0, 1):
-        town.slot(engine, index, "n1")
-    stage_job = town.stage_job(town.job("a"), claim=town.claim("n1", CHAT_1), seen=False)
-    town.trainer_pod(stage_job)
-    assert states(plan_engine(town.world, engine, NOW)) == [SlotState.SERVING, SlotState.SERVING]
-    town.put(stage_job)
-    assert states(plan_engine(town.world, engine, NOW)) == [SlotState.SERVING, SlotState.DRAINING]
+        builder.slot(engine, index, "n1")
+    stage_job = builder.stage_job(builder.job("a"), claim=builder.claim("n1", CHAT_1), seen=False)
+    builder.trainer_pod(stage_job)
+    assert states(plan_engine(builder.world, engine, NOW)) == [SlotState.SERVING, SlotState.SERVING]
+    builder.put(stage_job)
+    assert states(plan_engine(builder.world, engine, NOW)) == [SlotState.SERVING, SlotState.DRAINING]
 
 
 def _rival(loan: Loan, term: int) -> StageJobView:
     """A claim on the same slot by the leader of another term."""
-    other = loan.town.job("rival")
-    loan.town.store.findings.term = max(loan.town.store.findings.term, term)
-    return loan.town.stage_job(other, claim=loan.town.claim("n1", CHAT_1, term=term), created=NOW)
+    other = loan.builder.job("rival")
+    loan.builder.store.findings.term = max(loan.builder.store.findings.term, term)
+    return loan.builder.stage_job(other, claim=loan.builder.claim("n1", CHAT_1, term=term), created=NOW)
 
 
 def test_of_two_overlapping_claims_the_older_leaders_gives_way() -> None:
     loan = Loan()
-    loan.town.trainer_pod(loan.stage_job)
+    loan.builder.trainer_pod(loan.stage_job)
     _rival(loan, term=2)
     assert loan.plan_job().delete == (loan.stage_job,)
 
 
 def test_of_two_overlapping_claims_the_newer_leaders_stands() -> None:
     loan = Loan()
-    loan.town.trainer_pod(loan.stage_job)
+    loan.builder.trainer_pod(loan.stage_job)
     _rival(loan, term=0)
     assert loan.plan_job().delete == ()
     assert loan.plan_job().reason is Reason.DRAINING
@@ -154,7 +158,7 @@ def test_of_two_overlapping_claims_the_newer_leaders_stands() -> None:
 
 def test_a_proven_claim_drains_its_slot_and_no_other() -> None:
     loan = Loan()
-    loan.town.trainer_pod(loan.stage_job)
+    loan.builder.trainer_pod(loan.stage_job)
     decision = loan.plan_engine()
     assert states(decision) == [SlotState.SERVING, SlotState.DRAINING]
     assert decision.stop == ()
@@ -177,17 +181,17 @@ def test_a_slot_is_drained_when_stopping_it_breaks_no_request(
     case: str, ready: bool, in_flight: int, told: bool, quiet: float, seconds: float, binds: bool
 ) -> None:
     loan = Loan()
-    loan.town.trainer_pod(loan.stage_job)
+    loan.builder.trainer_pod(loan.stage_job)
     loan.engine_says(loan.status())
     loan.put(loan.lent_pod(), ready=ready)
-    loan.town.report(loan.lent_pod(), in_flight, draining=told, quiet=quiet)
+    loan.builder.report(loan.lent_pod(), in_flight, draining=told, quiet=quiet)
     assert bool(loan.plan_job(after=seconds).bind) is binds, case
 
 
 def test_a_drain_that_began_by_a_clock_that_was_ahead_begins_now() -> None:
     """Or no report would be younger than the order, nor its time over, for as long as that clock was ahead."""
     loan = Loan()
-    loan.town.trainer_pod(loan.stage_job)
+    loan.builder.trainer_pod(loan.stage_job)
     loan.engine_says(loan.status(after=3600))
     loan.engine_says(loan.status(after=1))
     assert {slot.since for slot in loan.engine.status.slots} == {NOW + timedelta(seconds=1)}
@@ -217,7 +221,7 @@ def test_a_trainer_that_is_not_bound_in_time_gives_the_claim_up_and_avoids_the_n
     assert "too many pods" in decision.message
     assert decision.record is not None
     assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.NOT_BOUND
-    again = Town()
+    again = WorldBuilder()
     again.node(1)
     again.job("a", outcomes=decision.record.attempts)
     later = NOW + timedelta(seconds=61 + 15)
@@ -227,10 +231,10 @@ def test_a_trainer_that_is_not_bound_in_time_gives_the_claim_up_and_avoids_the_n
 
 def training(loan: Loan) -> PodView:
     loan.put(loan.lent_pod(), ended=True, ready=False)
-    slot = next(s for s in loan.town.world.slots.values() if s.index == 1)
-    loan.town.version += 1
-    loan.town.put(replace(slot, size=0, resource_version=loan.town.version))
-    return loan.town.trainer_pod(loan.stage_job, "n1")
+    slot = next(s for s in loan.builder.world.slots.values() if s.index == 1)
+    loan.builder.version += 1
+    loan.builder.put(replace(slot, size=0, resource_version=loan.builder.version))
+    return loan.builder.trainer_pod(loan.stage_job, "n1")
 
 
 def test_while_it_trains_one_replica_is_lent() -> None:
@@ -248,8 +252,8 @@ def test_while_it_trains_one_replica_is_lent() -> None:
             reason="Done", train=TrainResult(step=30, total_steps=30)))),
         ("it ran out of memory", lambda loan, pod: _end(loan, pod, 65, StageOutcome(reason="OutOfMemory"))),
         ("it was suspended", lambda loan, pod: _respec(loan, suspend=True)),
-        ("it was deleted", lambda loan, pod: loan.town.store.remove(job_key("team", "a"), loan.job.metadata.uid)),
-        ("its node is gone", lambda loan, pod: loan.town.store.remove(loan.town.nodes[0].key, loan.town.nodes[0].uid)),
+        ("it was deleted", lambda loan, pod: loan.builder.store.remove(job_key("team", "a"), loan.job.metadata.uid)),
+        ("its node is gone", lambda loan, pod: _removed(loan, loan.builder.nodes[0])),
     ],
 )  # fmt: skip
 def test_a_claim_is_over_without_anybody_giving_back(case: str, end: Callable[[Loan, PodView], object]) -> None:
@@ -260,9 +264,9 @@ def test_a_claim_is_over_without_anybody_giving_back(case: str, end: Callable[[L
 
 
 def _respec(loan: Loan, **spec: Any) -> None:
-    loan.town.version += 1
-    metadata = loan.job.metadata.model_copy(update={"resource_version": str(loan.town.version)})
-    loan.town.put(loan.job.model_copy(update={"spec": loan.job.spec.model_copy(update=spec), "metadata": metadata}))
+    loan.builder.version += 1
+    metadata = loan.job.metadata.model_copy(update={"resource_version": str(loan.builder.version)})
+    loan.builder.put(loan.job.model_copy(update={"spec": loan.job.spec.model_copy(update=spec), "metadata": metadata}))
 
 
 def _end(loan: Loan, pod: PodView, code: int, told: StageOutcome | None) -> None:
@@ -284,7 +288,7 @@ def test_a_requeued_trainer_is_followed_by_an_attempt_that_takes_the_claim_over(
     assert decision.record is not None
     assert decision.record.of(Stage.TRAIN)[-1].checkpoint_step == 12
     assert loan.status(after=2).lent == 1, "the engine does not grow in between"
-    assert describe(allocated(loan.town)) == "", "and nobody else is given the GPU"
+    assert describe(allocated(loan.builder)) == "", "and nobody else is given the GPU"
 
 
 def test_while_the_last_words_are_on_their_way_the_claim_stays() -> None:
@@ -298,7 +302,7 @@ def test_while_the_last_words_are_on_their_way_the_claim_stays() -> None:
 def test_a_trainer_that_vanished_without_a_word_is_tried_again_and_counts() -> None:
     loan = Loan()
     pod = training(loan)
-    loan.town.store.remove(pod.key, pod.uid)
+    loan.builder.store.remove(pod.key, pod.uid)
     loan.put(loan.stage_job, finished="Failed", finished_at=NOW)
     decision = loan.plan_job(after=1)
     assert decision.start is not None
@@ -310,7 +314,7 @@ def test_a_trainer_that_was_told_to_stop_while_no_operator_ran_costs_no_attempt(
     """Its pod is gone with its last words; the Job's own condition says with which exit code it went."""
     loan = Loan()
     pod = training(loan)
-    loan.town.store.remove(pod.key, pod.uid)
+    loan.builder.store.remove(pod.key, pod.uid)
     words = "PodFailurePolicy: Container trainer for pod team/a-1 failed with exit code 75 matching FailJob rule"
     loan.put(loan.stage_job, finished="Failed", finished_at=NOW, failure=words)
     decision = loan.plan_job(after=1)
@@ -323,12 +327,12 @@ def test_attempts_run_out() -> None:
     lost = [
         AttemptOutcome(stage=Stage.TRAIN, attempt=n, reason="PodLost", ended_at=NOW, started_at=NOW) for n in (1, 2)
     ]
-    town = Town()
-    town.node(1)
-    job = town.job("a", outcomes=(PREPARED, *lost), retry={"attempts": 2})
-    decision = plan_job(town.world, job, NOW, Limits())
+    builder = WorldBuilder()
+    builder.node(1)
+    job = builder.job("a", outcomes=(PREPARED, *lost), retry={"attempts": 2})
+    decision = plan_job(builder.world, job, NOW, Limits())
     assert (decision.failed, decision.reason) == (True, Reason.ATTEMPTS_EXHAUSTED)
-    assert describe(allocated(town)) == ""
+    assert describe(allocated(builder)) == ""
 
 
 def test_a_terminating_trainer_still_has_its_gpu() -> None:
@@ -352,15 +356,15 @@ def test_a_terminating_trainer_still_has_its_gpu() -> None:
     ],
 )
 def test_an_engine_resized_while_a_slot_is_lent(case: str, replicas: int, lent: int, expected: dict[int, int]) -> None:
-    town = Town()
-    town.node(2)
-    engine = town.engine("chat", replicas, preemption={"policy": "ScaleDown", "minReplicas": 1})
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = builder.engine("chat", replicas, preemption={"policy": "ScaleDown", "minReplicas": 1})
     for index in (0, 1):
-        town.slot(engine, index, "" if index == lent else "n1", size=0 if index == lent else 1)
-    job = town.job("a")
+        builder.slot(engine, index, "" if index == lent else "n1", size=0 if index == lent else 1)
+    job = builder.job("a")
     borrowed = SlotRef(namespace="team", engine="chat", index=lent)
-    town.trainer_pod(town.stage_job(job, claim=town.claim("n1", borrowed)), "n1")
-    decision = plan_engine(town.world, engine, NOW)
+    builder.trainer_pod(builder.stage_job(job, claim=builder.claim("n1", borrowed)), "n1")
+    decision = plan_engine(builder.world, engine, NOW)
     sizes = {slot.index: int(slot.state in {SlotState.SERVING, SlotState.STARTING}) for slot in decision.slots}
     assert sizes == expected, case
     assert decision.stop == ()
@@ -372,14 +376,14 @@ def test_a_status_that_was_lost_changes_no_decision() -> None:
     training(loan)
     loan.engine_says(loan.status())
     before = loan.plan_engine()
-    loan.town.version += 1
+    loan.builder.version += 1
     blank = loan.engine.model_copy(
         update={
             "status": type(loan.engine.status)(slots=(SlotStatus(index=1, state=SlotState.SERVING),)),
-            "metadata": loan.engine.metadata.model_copy(update={"resource_version": str(loan.town.version)}),
+            "metadata": loan.engine.metadata.model_copy(update={"resource_version": str(loan.builder.version)}),
         }
     )
-    loan.town.put(blank)
+    loan.builder.put(blank)
     after = loan.plan_engine()
     assert (before.apply, before.stop, before.remove) == (after.apply, after.stop, after.remove)
     assert loan.plan_job().reason is Reason.TRAINING
@@ -387,7 +391,7 @@ def test_a_status_that_was_lost_changes_no_decision() -> None:
 
 def test_gpus_of_a_claim_and_of_its_slot_are_one_and_the_same() -> None:
     loan = Loan()
-    loan.town.trainer_pod(loan.stage_job)
-    loan.town.job("b", scheduling={"policy": "Queue"})
-    assert describe(allocated(loan.town)) == "b waits WaitingForGPUs"
-    assert loan.town.nodes[0].allocatable[GPU] == 2
+    loan.builder.trainer_pod(loan.stage_job)
+    loan.builder.job("b", scheduling={"policy": "Queue"})
+    assert describe(allocated(loan.builder)) == "b waits WaitingForGPUs"
+    assert loan.builder.nodes[0].allocatable[GPU] == 2

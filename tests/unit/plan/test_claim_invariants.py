@@ -2,8 +2,8 @@
 
 import pytest
 
+from dev.simulate.builder import GPU, NOW, WorldBuilder
 from dev.simulate.cluster import Cluster
-from dev.simulate.town import GPU, NOW, Town
 from sluice_api.claim import Claim, Place
 from sluice_operator.facts.claims import attempt_ref
 from sluice_operator.facts.liveness import live_claims, live_claims_of
@@ -19,19 +19,19 @@ GROUP = "pool: 1 1 1 gpus | low: needs 1, pods 2, yields, on n1 n2 | high: needs
 PAIR = "pool: 2 gpus | a: needs 1, yields, on n1 | b: needs 1, yields, on n1 | high: needs 1, queue, priority 5"
 
 
-def made(town: Town, *also: str) -> Made:
+def made(builder: WorldBuilder, *also: str) -> Made:
     """What `high` is given; and it takes the place of these, too."""
-    pool = find_pool(town.world, "default")
+    pool = find_pool(builder.world, "default")
     assert pool is not None
-    decided, before = allocated(town), take_stock(town.world, pool)
-    high = town.world.jobs[job_key("team", "high")]
+    decided, before = allocated(builder), take_stock(builder.world, pool)
+    high = builder.world.jobs[job_key("team", "high")]
     claim: Claim = decided.claims[key_of(high)]
-    needless = tuple(attempt_ref(live, "n1") for live in live_claims(town.world) if live.job.metadata.name in also)
+    needless = tuple(attempt_ref(live, "n1") for live in live_claims(builder.world) if live.job.metadata.name in also)
     place, *others = claim.places
-    places = (place.model_copy(update={"displaced": (*place.displaced, *needless)}), *others)
-    town.stage_job(high, claim=claim.model_copy(update={"places": places}))
-    (live,) = live_claims_of(town.world, high)
-    return Made(town.world, pool, NOW, live, decided, before)
+    places = (place.model_copy(update={"preempted": (*place.preempted, *needless)}), *others)
+    builder.stage_job(high, claim=claim.model_copy(update={"places": places}))
+    (live,) = live_claims_of(builder.world, high)
+    return Made(builder.world, pool, NOW, live, decided, before)
 
 
 @pytest.mark.parametrize("world", [PAIR, GROUP])
@@ -46,15 +46,15 @@ def test_who_gives_way_for_nothing_is_seen() -> None:
 
 
 def test_who_stops_for_a_job_that_has_found_a_free_gpu_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = parse("pool: 2 gpus | low: needs 1, yields, on n1")
-    (low,) = live_claims(town.world)
-    place = Place(node="n1", displaced=(attempt_ref(low, "n1"),))
+    builder = parse("pool: 2 gpus | low: needs 1, yields, on n1")
+    (low,) = live_claims(builder.world)
+    place = Place(node="n1", preempted=(attempt_ref(low, "n1"),))
     claim = Claim(pool="default", resource=GPU, gpus=1, places=(place,), term=1)
-    high = town.job("high", scheduling={"policy": "Queue", "priority": 5})
-    town.trainer_pod(town.stage_job(high, claim=claim), "n1")
+    high = builder.job("high", scheduling={"policy": "Queue", "priority": 5})
+    builder.trainer_pod(builder.stage_job(high, claim=claim), "n1")
     story = Lending()
     story.cluster = Cluster()
-    story.cluster.town = town
+    story.cluster.builder = builder
     story.nobody_stops_for_who_found_a_free_gpu()
     monkeypatch.setattr(holding, "_takes_its_place", lambda *_: True)
     with pytest.raises(AssertionError, match="team/low stops for nothing"):

@@ -11,7 +11,7 @@ from sluice_operator.facts.outcomes import recorded
 from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.views import Termination
 from sluice_operator.plan.readiness import job_deadline
-from tests.unit.plan.worlds import NOW, PREPARED, Town, change, decide
+from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, change, decide
 
 TRAINED = AttemptOutcome(stage=Stage.TRAIN, attempt=1, reason="Done", ended_at=NOW)
 
@@ -40,7 +40,7 @@ def trained(attempt: int, begin: float, end: float) -> AttemptOutcome:
 def test_how_long_a_job_runs_though_no_operator_does(
     rule: str, stage: Stage, outcomes: tuple[AttemptOutcome, ...], seconds: int
 ) -> None:
-    job = Town().job("a", outcomes=outcomes, activeDeadlineSeconds=100, stageDeadlineSeconds=1800)
+    job = WorldBuilder().job("a", outcomes=outcomes, activeDeadlineSeconds=100, stageDeadlineSeconds=1800)
     assert job_deadline(job, recorded(job), stage) == seconds, rule
 
 
@@ -56,18 +56,18 @@ def test_how_long_a_job_runs_though_no_operator_does(
 def test_an_attempt_that_the_job_controller_ended_for_its_deadline(
     rule: str, stage: Stage, told: Reason | None, reason: Reason | None, says: str
 ) -> None:
-    town = Town()
-    town.node(1)
+    builder = WorldBuilder()
+    builder.node(1)
     outcomes = (PREPARED,) if stage is Stage.TRAIN else ()
-    job = town.job("a", outcomes=outcomes, activeDeadlineSeconds=100, stageDeadlineSeconds=1800)
-    claim = town.claim("n1") if stage is Stage.TRAIN else None
+    job = builder.job("a", outcomes=outcomes, activeDeadlineSeconds=100, stageDeadlineSeconds=1800)
+    claim = builder.claim("n1") if stage is Stage.TRAIN else None
     failure = "DeadlineExceeded: Job was active longer than specified deadline"
-    stage_job = town.stage_job(job, stage, claim=claim, finished="Failed", failure=failure, finished_at=NOW)
+    stage_job = builder.stage_job(job, stage, claim=claim, finished="Failed", failure=failure, finished_at=NOW)
     if told:
         words = StageOutcome(reason=told, train=TrainResult(step=7, total_steps=9, checkpoint_step=7)).to_json()
         end = Termination(0 if told is Reason.DONE else 75, "", words, NOW)
-        town.trainer_pod(stage_job, "n1", ended=True, running=False, termination=end)
-    decision = decide(town, "a")
+        builder.trainer_pod(stage_job, "n1", ended=True, running=False, termination=end)
+    decision = decide(builder, "a")
     assert (decision.reason if decision.failed else None) == reason, rule
     assert says in decision.message
     if told:
@@ -78,14 +78,14 @@ def test_an_attempt_that_the_job_controller_ended_for_its_deadline(
 @pytest.mark.parametrize(("stage", "done"), [(Stage.PREPARE, ()), (Stage.EXPORT, (PREPARED, TRAINED))])
 def test_a_cpu_stage_that_another_system_has_suspended_says_so(stage: Stage, done: tuple[AttemptOutcome, ...]) -> None:
     """Its Job's own deadline does not count meanwhile. Seen elsewhere: kueue#2277, kueue#7649."""
-    town = Town()
-    job = town.job("a", outcomes=done)
-    stage_job = town.stage_job(job, stage, created=NOW - timedelta(seconds=30))
-    change(town, stage_job, suspended=True)
-    told = decide(town, "a")
+    builder = WorldBuilder()
+    job = builder.job("a", outcomes=done)
+    stage_job = builder.stage_job(job, stage, created=NOW - timedelta(seconds=30))
+    change(builder, stage_job, suspended=True)
+    told = decide(builder, "a")
     assert (told.reason, told.delete) == (Reason.SUSPENDED_BY_OTHER, ())
     assert stage_job.key.name in told.message
-    late = decide(town, "a", NOW + Limits().start)
+    late = decide(builder, "a", NOW + Limits().start)
     assert late.record is not None
     assert late.record.attempts[-1].reason == Reason.SUSPENDED_BY_OTHER
-    assert late.delete == (town.world.stage_jobs[stage_job.key],)
+    assert late.delete == (builder.world.stage_jobs[stage_job.key],)

@@ -21,37 +21,37 @@ QUOTA_OF_ONE: dict[str, Any] = {"quotas": [{"namespaces": TEAM, "maxGPUs": 1}]}
 @pytest.mark.parametrize("how", ["kept by a finalizer", "without its children"])
 def test_training_of_a_deleted_job_is_ended_and_counts_until_its_pods_are_gone(how: str) -> None:
     cluster = Cluster()
-    cluster.town.pool(**QUOTA_OF_ONE)
-    cluster.town.node(4)
-    job = cluster.town.job("one")
+    cluster.builder.pool(**QUOTA_OF_ONE)
+    cluster.builder.node(4)
+    job = cluster.builder.job("one")
     for _ in range(4):
         cluster.round()
-    cluster.town.job("two")
+    cluster.builder.job("two")
     pool = find_pool(cluster.world, "default")
     assert pool is not None
     delete = cluster.delete_job_that_is_kept if how == "kept by a finalizer" else cluster.orphan
     delete(cluster.world.jobs[key_of(job)])
     assert pool_usage(cluster.world, pool).training == 1, "it still runs"
-    assert describe(allocated(cluster.town)) == "two waits NamespaceQuota"
+    assert describe(allocated(cluster.builder)) == "two waits NamespaceQuota"
     if how == "kept by a finalizer":
         cluster.reconcile_job(cluster.world.jobs[key_of(job)])
         assert cluster.world.jobs[key_of(job)].status.summary == Reason.DELETED
     cluster.reconcile(key_of(job))
     assert [stage_job.deleting for stage_job in cluster.world.claiming.values()] == [True]
-    assert describe(allocated(cluster.town)) == "two waits NamespaceQuota", "until its pod is gone"
+    assert describe(allocated(cluster.builder)) == "two waits NamespaceQuota", "until its pod is gone"
     for _ in range(3):
         cluster.controllers()
         cluster.kubelet()
     assert pool_usage(cluster.world, pool).training == 0
-    assert describe(allocated(cluster.town)) == "two takes n1"
+    assert describe(allocated(cluster.builder)) == "two takes n1"
 
 
 def test_a_job_that_is_over_goes_on_saying_so_while_a_finalizer_keeps_it() -> None:
     """Seen in the stories: it was not over any more."""
     cluster = Cluster()
-    cluster.town.pool()
-    cluster.town.node(1)
-    key = key_of(cluster.town.job("one"))
+    cluster.builder.pool()
+    cluster.builder.node(1)
+    key = key_of(cluster.builder.job("one"))
     for _ in range(4):
         cluster.round()
     (trainer,) = (pod for pod in cluster.world.pods.values() if pod.labels.get(STAGE_LABEL) == "Train")

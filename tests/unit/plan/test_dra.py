@@ -13,82 +13,82 @@ from sluice_operator.observe.world import job_key
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.pool.refusals import refusal
 from sluice_operator.status.pool import pool_status, pool_usage
-from tests.unit.plan.dra import BY_DRA, DRIVER, SLEEPS, DraTown
-from tests.unit.plan.worlds import NOW, Town, allocated, describe
+from tests.unit.plan.dra import BY_DRA, DRIVER, SLEEPS, DraWorldBuilder
+from tests.unit.plan.worlds import NOW, WorldBuilder, allocated, describe
 
 CHAT_0 = SlotRef(namespace="team", engine="chat", index=0)
 
 
-def counted(town: Town, name: str = "default") -> str:
-    pool = find_pool(town.world, name)
+def counted(builder: WorldBuilder, name: str = "default") -> str:
+    pool = find_pool(builder.world, name)
     assert pool is not None
-    usage = pool_usage(town.world, pool)
+    usage = pool_usage(builder.world, pool)
     kinds = ("gpus", "inference", "training", "lent", "others", "free")
     return ", ".join(f"{getattr(usage, kind)} {kind}" for kind in kinds if getattr(usage, kind) or kind == "gpus")
 
 
-def said(town: Town, name: str = "default") -> tuple[str, str]:
-    pool = find_pool(town.world, name)
+def said(builder: WorldBuilder, name: str = "default") -> tuple[str, str]:
+    pool = find_pool(builder.world, name)
     assert pool is not None
-    (ready,) = pool_status(town.world, take_stock(town.world, pool), 0, NOW).conditions
+    (ready,) = pool_status(builder.world, take_stock(builder.world, pool), 0, NOW).conditions
     return ready.reason, ready.message
 
 
-def a_slot(town: DraTown) -> None:
-    town.serving("chat", "n1")
+def a_slot(builder: DraWorldBuilder) -> None:
+    builder.serving("chat", "n1")
 
 
-def a_slot_and_its_guest(town: DraTown) -> None:
-    town.serving("chat", "n1")
-    town.visits(town.job("a", scheduling={"policy": "Shared"}), "n1", CHAT_0)
+def a_slot_and_its_guest(builder: DraWorldBuilder) -> None:
+    builder.serving("chat", "n1")
+    builder.visits(builder.job("a", scheduling={"policy": "Shared"}), "n1", CHAT_0)
 
 
-def a_slot_known_by_its_pod_alone(town: DraTown) -> None:
-    engine = town.engine("chat", 1)
-    Town.slot(town, engine, 0, "n1")
-    town.slot_has(engine, 0, "")
+def a_slot_known_by_its_pod_alone(builder: DraWorldBuilder) -> None:
+    engine = builder.engine("chat", 1)
+    WorldBuilder.slot(builder, engine, 0, "n1")
+    builder.slot_has(engine, 0, "")
 
 
-def a_slot_known_by_its_claim_alone(town: DraTown) -> None:
-    engine = town.engine("chat", 1)
-    Town.slot(town, engine, 0, "")
-    town.slot_has(engine, 0, "n1")
+def a_slot_known_by_its_claim_alone(builder: DraWorldBuilder) -> None:
+    engine = builder.engine("chat", 1)
+    WorldBuilder.slot(builder, engine, 0, "")
+    builder.slot_has(engine, 0, "n1")
 
 
-def a_slot_that_has_only_an_old_pod_left(town: DraTown) -> None:
-    town.slot_has(town.engine("chat", 1), 0, "n1")
+def a_slot_that_has_only_an_old_pod_left(builder: DraWorldBuilder) -> None:
+    builder.slot_has(builder.engine("chat", 1), 0, "n1")
 
 
-def training(town: DraTown) -> None:
-    town.trains(town.job("a", 2), "n1")
+def training(builder: DraWorldBuilder) -> None:
+    builder.trains(builder.job("a", 2), "n1")
 
 
-def training_of_an_attempt_that_is_over(town: DraTown) -> None:
-    town.trains(town.job("a", 2, suspend=True), "n1")
+def training_of_an_attempt_that_is_over(builder: DraWorldBuilder) -> None:
+    builder.trains(builder.job("a", 2, suspend=True), "n1")
 
 
-def a_loan(town: DraTown) -> None:
-    town.serving("chat", "n1", preemption=SLEEPS)
-    town.trains(town.job("a", 2), "n1", CHAT_0, own=1)
+def a_loan(builder: DraWorldBuilder) -> None:
+    builder.serving("chat", "n1", preemption=SLEEPS)
+    builder.trains(builder.job("a", 2), "n1", CHAT_0, own=1)
 
 
-def strangers(town: DraTown) -> None:
-    town.has("theirs", "n1", 3, namespace="others")
-    town.has("not-yet", "", 1, namespace="others")
+def strangers(builder: DraWorldBuilder) -> None:
+    builder.has("theirs", "n1", 3, namespace="others")
+    builder.has("not-yet", "", 1, namespace="others")
 
 
-def a_stranger_who_calls_it_a_slots(town: DraTown) -> None:
-    town.engine("chat", 0)
+def a_stranger_who_calls_it_a_slots(builder: DraWorldBuilder) -> None:
+    builder.engine("chat", 0)
     labels = {"sluice.dev/engine": "chat", "sluice.dev/slot": "0"}
-    town.has("chat-0-gpus", "n1", 1, owner=Owner("Deployment", "else", "else"), labels=labels)
+    builder.has("chat-0-gpus", "n1", 1, owner=Owner("Deployment", "else", "else"), labels=labels)
 
 
-def another_driver(town: DraTown) -> None:
-    town.offers("n1", 8, driver="nic.example.com")
+def another_driver(builder: DraWorldBuilder) -> None:
+    builder.offers("n1", 8, driver="nic.example.com")
 
 
-def a_newer_generation(town: DraTown) -> None:
-    town.offers("n1", 3, generation=2)
+def a_newer_generation(builder: DraWorldBuilder) -> None:
+    builder.offers("n1", 3, generation=2)
 
 
 @pytest.mark.parametrize(
@@ -109,39 +109,39 @@ def a_newer_generation(town: DraTown) -> None:
         (a_stranger_who_calls_it_a_slots, "4 gpus, 1 others, 3 free"),
     ],
 )
-def test_gpus_are_what_slices_offer_and_claims_have(scene: Callable[[DraTown], None], expected: str) -> None:
-    town = DraTown(4)
-    scene(town)
-    assert counted(town) == expected
+def test_gpus_are_what_slices_offer_and_claims_have(scene: Callable[[DraWorldBuilder], None], expected: str) -> None:
+    builder = DraWorldBuilder(4)
+    scene(builder)
+    assert counted(builder) == expected
 
 
 def test_a_slot_is_where_its_pod_is_though_its_claim_is_not_heard_of_yet() -> None:
     """Or the job of two would get both of n2."""
-    town = DraTown(1, 2)
-    engine = town.engine("chat", 1)
-    Town.slot(town, engine, 0, "n2")
-    town.slot_has(engine, 0, "")
-    town.job("a", 2, scheduling={"policy": "Queue"})
-    assert describe(allocated(town)) == "a waits WaitingForGPUs"
+    builder = DraWorldBuilder(1, 2)
+    engine = builder.engine("chat", 1)
+    WorldBuilder.slot(builder, engine, 0, "n2")
+    builder.slot_has(engine, 0, "")
+    builder.job("a", 2, scheduling={"policy": "Queue"})
+    assert describe(allocated(builder)) == "a waits WaitingForGPUs"
 
 
 def test_a_pool_of_a_device_plugin_sees_no_claims() -> None:
-    town = Town()
-    town.node(2)
-    town.engine("chat", 0)
-    town.has("theirs", "n1", 1)
-    assert counted(town) == "2 gpus, 2 free"
+    builder = WorldBuilder()
+    builder.node(2)
+    builder.engine("chat", 0)
+    builder.has("theirs", "n1", 1)
+    assert counted(builder) == "2 gpus, 2 free"
 
 
 def test_a_pool_names_the_nodes_that_offer_their_gpus_by_dra_and_the_job_is_told() -> None:
-    town = DraTown(4, 4, sharing={"mode": "None"})
-    reason, message = said(town)
+    builder = DraWorldBuilder(4, 4, sharing={"mode": "None"})
+    reason, message = said(builder)
     assert reason == Reason.NO_NODES
     assert message == (
         "0 of 0 nodes take pods. n1, n2 offer GPUs by DRA (gpu.nvidia.com), which this pool does not count. "
         "Set spec.sharing.mode: DRA in a GPUPool that selects them."
     )
-    found = refusal(town.world, town.job("a"))
+    found = refusal(builder.world, builder.job("a"))
     assert found is not None
     assert (found.reason, found.message) == (
         Reason.NO_NODES,
@@ -151,42 +151,42 @@ def test_a_pool_names_the_nodes_that_offer_their_gpus_by_dra_and_the_job_is_told
 
 
 def test_nodes_that_a_pool_of_dra_has_are_not_named_by_others() -> None:
-    town = DraTown(4, sharing={"mode": "None"})
-    town.pool("devices", **BY_DRA)
-    assert said(town) == (Reason.NO_NODES, "0 of 0 nodes take pods.")
-    assert counted(town, "devices") == "4 gpus, 4 free"
+    builder = DraWorldBuilder(4, sharing={"mode": "None"})
+    builder.pool("devices", **BY_DRA)
+    assert said(builder) == (Reason.NO_NODES, "0 of 0 nodes take pods.")
+    assert counted(builder, "devices") == "4 gpus, 4 free"
 
 
 def test_a_cluster_without_dra_is_named_by_the_pool_and_to_the_job() -> None:
-    town = DraTown()
-    town.store.serves_dra = False
-    reason, message = said(town)
+    builder = DraWorldBuilder()
+    builder.store.serves_dra = False
+    reason, message = said(builder)
     assert (reason, "does not serve resource.k8s.io/v1" in message) == (Reason.DRA_NOT_SERVED, True)
-    told = refusal(town.world, town.job("a"))
+    told = refusal(builder.world, builder.job("a"))
     assert told is not None
     assert told.reason is Reason.DRA_NOT_SERVED
     assert "does not serve resource.k8s.io/v1" in told.message
 
 
 def test_a_job_gets_free_devices_by_a_claim_of_its_own() -> None:
-    town = DraTown(1, 4)
-    town.job("a", 2)
-    (claim,) = allocated(town).claims.values()
+    builder = DraWorldBuilder(1, 4)
+    builder.job("a", 2)
+    (claim,) = allocated(builder).claims.values()
     assert (claim.resource, claim.nodes, claim.own_devices) == (DRIVER, ("n2",), 2)
 
 
 def test_a_pool_of_another_class_is_counted_by_that() -> None:
-    town = DraTown(2, sharing={"mode": "DRA", "deviceClass": "gpu.example.com"})
-    town.offers("n1", 5, driver="gpu.example.com")
-    assert counted(town) == "5 gpus, 5 free"
+    builder = DraWorldBuilder(2, sharing={"mode": "DRA", "deviceClass": "gpu.example.com"})
+    builder.offers("n1", 5, driver="gpu.example.com")
+    assert counted(builder) == "5 gpus, 5 free"
 
 
 @pytest.mark.parametrize("taint", ["gpu.nvidia.com", "nvidia.com/gpu"])
 def test_nodes_may_be_tainted_by_the_name_of_their_gpus(taint: str) -> None:
-    town = DraTown()
-    town.node(1, taints=(Taint(taint, "", "NoSchedule"),))
-    town.job("a")
-    assert describe(allocated(town)) == "a takes n1"
+    builder = DraWorldBuilder()
+    builder.node(1, taints=(Taint(taint, "", "NoSchedule"),))
+    builder.job("a")
+    assert describe(allocated(builder)) == "a takes n1"
 
 
 # Who lends
@@ -205,35 +205,35 @@ def test_nodes_may_be_tainted_by_the_name_of_their_gpus(taint: str) -> None:
 def test_only_replicas_that_sleep_lend_and_only_to_one_pod_of_their_namespace(
     rule: str, terms: dict[str, Any], job: dict[str, Any], expected: str
 ) -> None:
-    town = DraTown(1, 1)
-    town.serving("chat", "n1", "n2", preemption=terms)
-    town.job("a", **job)
-    assert describe(allocated(town)) == expected, rule
+    builder = DraWorldBuilder(1, 1)
+    builder.serving("chat", "n1", "n2", preemption=terms)
+    builder.job("a", **job)
+    assert describe(allocated(builder)) == expected, rule
 
 
 def test_jobs_of_one_pod_and_of_several_have_terms_of_their_own() -> None:
     """Whoever comes first: what was worked out for one is not the other's."""
-    town = DraTown(1, 1)
-    town.serving("chat", "n1", "n2")
-    town.job("group", resources={"nodes": 2}, scheduling={"policy": "Preempt", "priority": 5})
-    town.job("single", scheduling={"policy": "Preempt", "priority": 5})
-    assert describe(allocated(town)) == "group waits GroupBorrowsNone; single takes chat/0"
+    builder = DraWorldBuilder(1, 1)
+    builder.serving("chat", "n1", "n2")
+    builder.job("group", resources={"nodes": 2}, scheduling={"policy": "Preempt", "priority": 5})
+    builder.job("single", scheduling={"policy": "Preempt", "priority": 5})
+    assert describe(allocated(builder)) == "group waits GroupBorrowsNone; single takes chat/0"
 
 
 def test_what_is_borrowed_comes_by_the_slots_claim_and_the_rest_by_one_of_its_own() -> None:
-    town = DraTown(4)
-    town.serving("chat", "n1", "n1")
-    town.job("a", 3)
-    (claim,) = allocated(town).claims.values()
+    builder = DraWorldBuilder(4)
+    builder.serving("chat", "n1", "n1")
+    builder.job("a", 3)
+    (claim,) = allocated(builder).claims.values()
     assert [place.borrowed for place in claim.places] == [(SlotRef(namespace="team", engine="chat", index=1),)]
     assert claim.own_devices == 2
 
 
 def test_a_job_that_waits_is_told_the_policy() -> None:
-    town = DraTown(1)
-    town.serving("chat", "n1", preemption={"policy": "ScaleDown", "minReplicas": 0})
-    town.job("a")
-    message = allocated(town).waits[job_key("team", "a")].message
+    builder = DraWorldBuilder(1)
+    builder.serving("chat", "n1", preemption={"policy": "ScaleDown", "minReplicas": 0})
+    builder.job("a")
+    message = allocated(builder).waits[job_key("team", "a")].message
     assert "chat has preemption.policy: ScaleDown, and its GPUs are served by DRA." in message
     assert "Next: set preemption.policy: Sleep on chat, or add 1 GPU" in message
 

@@ -14,7 +14,7 @@ from sluice_operator.observe.views import Termination
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.status.trace import trace
-from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe
+from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated, describe
 
 NO_GPU = "UnexpectedAdmissionError: Allocate failed due to no healthy devices present"
 NO_DISK = "TerminationByKubelet: The node was low on resource: ephemeral-storage."
@@ -24,13 +24,13 @@ def killed(code: int, reason: str = "Error") -> dict[str, Any]:
     return {"termination": Termination(code, reason, "", NOW), "started": True}
 
 
-def ended(town: Town, *outcomes: AttemptOutcome, **pod: Any) -> AttemptOutcome:
+def ended(builder: WorldBuilder, *outcomes: AttemptOutcome, **pod: Any) -> AttemptOutcome:
     """What is recorded of a training pod on n1 that ended so."""
-    job = town.job("a", outcomes=(PREPARED, *outcomes))
+    job = builder.job("a", outcomes=(PREPARED, *outcomes))
     attempt = len(outcomes) + 1
-    made = town.stage_job(job, attempt=attempt, claim=town.claim("n1"), finished="Failed", finished_at=NOW)
-    town.trainer_pod(made, "n1", ended=True, running=False, **pod)
-    decision = plan_job(town.world, town.world.jobs[job_key("team", "a")], NOW, Limits())
+    made = builder.stage_job(job, attempt=attempt, claim=builder.claim("n1"), finished="Failed", finished_at=NOW)
+    builder.trainer_pod(made, "n1", ended=True, running=False, **pod)
+    decision = plan_job(builder.world, builder.world.jobs[job_key("team", "a")], NOW, Limits())
     assert decision.record is not None
     return decision.record.of(Stage.TRAIN)[-1]
 
@@ -57,16 +57,16 @@ def ended(town: Town, *outcomes: AttemptOutcome, **pod: Any) -> AttemptOutcome:
     ],
 )  # fmt: skip
 def test_why_a_pod_ended(rule: str, pod: dict[str, Any], reason: Reason, words: str) -> None:
-    town = Town()
-    town.node(1)
-    outcome = ended(town, **pod)
+    builder = WorldBuilder()
+    builder.node(1)
+    outcome = ended(builder, **pod)
     assert (outcome.reason, outcome.node) == (reason, "n1"), rule
     assert words in outcome.message, outcome.message
 
 
 def test_a_pod_that_is_collected_with_its_node_is_no_eviction() -> None:
-    town = Town()
-    assert ended(town, disruption="DeletionByPodGC: PodGC: node no longer exists").reason == Reason.NODE_LOST
+    builder = WorldBuilder()
+    assert ended(builder, disruption="DeletionByPodGC: PodGC: node no longer exists").reason == Reason.NODE_LOST
 
 
 def attempt(number: int, reason: Reason, ago: timedelta = timedelta(minutes=1)) -> AttemptOutcome:
@@ -79,7 +79,7 @@ def attempt(number: int, reason: Reason, ago: timedelta = timedelta(minutes=1)) 
 def test_a_node_is_named_when_its_gpus_fail_for_the_second_time() -> None:
     told = StageOutcome(reason=Reason.GPU_FAILED, message="uncorrectable ECC error").to_json()
     end = {"termination": Termination(70, "Error", told, NOW), "started": True}
-    first, second = Town(), Town()
+    first, second = WorldBuilder(), WorldBuilder()
     first.node(1)
     second.node(1)
     assert ended(first, **end).message == "uncorrectable ECC error"
@@ -104,30 +104,30 @@ def test_a_node_is_named_when_its_gpus_fail_for_the_second_time() -> None:
     ],
 )
 def test_which_nodes_a_job_leaves_out(rule: str, gpus: list[int], reason: Reason, ago: int, expected: str) -> None:
-    town = Town()
+    builder = WorldBuilder()
     for count in gpus:
-        town.node(count)
-    town.job("a", gpus[0], outcomes=(PREPARED, attempt(1, reason, timedelta(minutes=ago))))
-    assert describe(allocated(town)) == expected, rule
+        builder.node(count)
+    builder.job("a", gpus[0], outcomes=(PREPARED, attempt(1, reason, timedelta(minutes=ago))))
+    assert describe(allocated(builder)) == expected, rule
 
 
 def test_a_job_says_until_when_a_node_is_left_out_and_is_looked_at_then() -> None:
     """X2: after NotBound on the only node it said that the engine was at its floor."""
-    town = Town()
-    town.node(2)
-    engine = town.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1})
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = builder.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1})
     for index in (0, 1):
-        town.slot(engine, index, "n1")
-    job = town.job("a", outcomes=(PREPARED, attempt(1, Reason.NOT_BOUND)))
-    (wait,) = allocated(town).waits.values()
+        builder.slot(engine, index, "n1")
+    job = builder.job("a", outcomes=(PREPARED, attempt(1, Reason.NOT_BOUND)))
+    (wait,) = allocated(builder).waits.values()
     assert wait.reason is Reason.NODE_AVOIDED
     assert "n1 is left out until 12:04:00 UTC, as the last pod was not bound there" in wait.message
-    pool = find_pool(town.world, "default")
+    pool = find_pool(builder.world, "default")
     assert pool is not None
-    assert allocated(town).again_at == NOW + timedelta(minutes=4)
-    assert any("n1 is left out until 12:04:00 UTC" in line for line in trace(town.world, job, NOW) if "free" in line)
-    town.node(2)
-    town.stranger("n2", 2)
-    (wait,) = allocated(town).waits.values()
+    assert allocated(builder).again_at == NOW + timedelta(minutes=4)
+    assert any("n1 is left out until 12:04:00 UTC" in line for line in trace(builder.world, job, NOW) if "free" in line)
+    builder.node(2)
+    builder.stranger("n2", 2)
+    (wait,) = allocated(builder).waits.values()
     assert wait.reason is Reason.NODE_AVOIDED, "that is over by itself"
     assert "n1 is left out until 12:04:00 UTC" in wait.message

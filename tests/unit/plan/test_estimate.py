@@ -10,15 +10,15 @@ from sluice_operator.observe.world import job_key
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.pool.waiting import settled
 from sluice_operator.status.job import job_status
-from tests.unit.plan.worlds import NOW, Town, allocated, parse
+from tests.unit.plan.worlds import NOW, WorldBuilder, allocated, parse
 
 
-def reports(town: Town, name: str, seconds_left: int) -> None:
-    job = town.world.jobs[job_key("team", name)]
+def reports(builder: WorldBuilder, name: str, seconds_left: int) -> None:
+    job = builder.world.jobs[job_key("team", name)]
     progress = Progress(attempt=1, seconds_left=seconds_left, reported_at=NOW)
-    town.version += 1000
-    metadata = job.metadata.model_copy(update={"resource_version": str(town.version)})
-    town.put(
+    builder.version += 1000
+    metadata = job.metadata.model_copy(update={"resource_version": str(builder.version)})
+    builder.put(
         job.model_copy(update={"metadata": metadata, "status": job.status.model_copy(update={"progress": progress})})
     )
 
@@ -37,39 +37,39 @@ def reports(town: Town, name: str, seconds_left: int) -> None:
     ],
 )
 def test_when_a_job_may_start(rule: str, world: str, expected: int | None) -> None:
-    town = parse(f"pool: 2 gpus | {world}")
+    builder = parse(f"pool: 2 gpus | {world}")
     for name, seconds in (("a", 60), ("b", 600)):
-        if job_key("team", name) in town.world.jobs:
-            reports(town, name, seconds)
-    wait = allocated(town).waits[job_key("team", "x")]
+        if job_key("team", name) in builder.world.jobs:
+            reports(builder, name, seconds)
+    wait = allocated(builder).waits[job_key("team", "x")]
     assert wait.starts_at == moment(expected), rule
 
 
 def test_the_status_says_where_a_job_stands() -> None:
-    town = parse("pool: 1 gpus | a: needs 1, on n1 | b: needs 1, queue | c: needs 1, queue")
-    reports(town, "a", 300)
-    wait = allocated(town).waits[job_key("team", "c")]
-    job = town.world.jobs[job_key("team", "c")]
-    status = job_status(town.world, job, plan_job(town.world, job, NOW, Limits(), wait), NOW)
+    builder = parse("pool: 1 gpus | a: needs 1, on n1 | b: needs 1, queue | c: needs 1, queue")
+    reports(builder, "a", 300)
+    wait = allocated(builder).waits[job_key("team", "c")]
+    job = builder.world.jobs[job_key("team", "c")]
+    status = job_status(builder.world, job, plan_job(builder.world, job, NOW, Limits(), wait), NOW)
     assert status.queue is not None
     assert (status.queue.position, status.queue.estimated_start) == ("2", None)
-    holder = town.world.jobs[job_key("team", "a")]
-    allocation = job_status(town.world, holder, plan_job(town.world, holder, NOW, Limits()), NOW).allocation
+    holder = builder.world.jobs[job_key("team", "a")]
+    allocation = job_status(builder.world, holder, plan_job(builder.world, holder, NOW, Limits()), NOW).allocation
     assert allocation is not None
     assert allocation.expected_return == NOW + timedelta(seconds=300)
 
 
 def test_who_is_far_behind_is_told_in_round_numbers_that_seldom_change() -> None:
-    town = parse("pool: 1 gpus | z: needs 1, on n1")
+    builder = parse("pool: 1 gpus | z: needs 1, on n1")
     for number in range(120):
-        town.job(f"j{number:03}", scheduling={"policy": "Queue"})
-    before = allocated(town).waits
+        builder.job(f"j{number:03}", scheduling={"policy": "Queue"})
+    before = allocated(builder).waits
     assert before[job_key("team", "j009")].position == "10"
     assert before[job_key("team", "j010")].position == "more than 10"
     assert before[job_key("team", "j119")].position == "more than 100"
-    first = town.world.jobs[job_key("team", "j000")]
-    town.store.remove(job_key("team", "j000"), first.metadata.uid)
-    after = allocated(town).waits
+    first = builder.world.jobs[job_key("team", "j000")]
+    builder.store.remove(job_key("team", "j000"), first.metadata.uid)
+    after = allocated(builder).waits
     changed = [key.name for key, wait in after.items() if before[key] != wait]
     assert changed == [f"j{number:03}" for number in (*range(1, 11), 100)]
 

@@ -23,19 +23,19 @@ from sluice_operator.plan.pool import refusals as access
 from sluice_operator.plan.pool.allocate import Allocation, handed_out
 from sluice_operator.status.aside import set_aside_status
 from sluice_operator.status.pool import pool_usage
-from tests.unit.plan.worlds import NOW, Town, describe, planned_status
+from tests.unit.plan.worlds import NOW, WorldBuilder, describe, planned_status
 
 EVIL = job_key("evil", "x")
 
 
-def decided(town: Town) -> Fenced[Allocation]:
-    pool = find_pool(town.world, "default")
+def decided(builder: WorldBuilder) -> Fenced[Allocation]:
+    pool = find_pool(builder.world, "default")
     assert pool is not None
 
     def decide(world: World) -> Allocation:
         return handed_out(world, pool, NOW)
 
-    return fenced(town.world, pool_key("default"), decide)
+    return fenced(builder.world, pool_key("default"), decide)
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, is_poison: Callable[[Any], bool]) -> None:
@@ -55,13 +55,13 @@ def is_evil(thing: Any) -> bool:
     return getattr(getattr(thing, "metadata", None), "full_name", "") == "evil/x"
 
 
-def town_with_poison() -> Town:
-    town = Town()
-    town.node(2)
-    town.job("x", 1, "evil", scheduling={"policy": "Queue", "priority": 9})
-    town.job("victim", 1, scheduling={"policy": "Queue"})
-    town.job("other", 1, scheduling={"policy": "Queue"})
-    return town
+def town_with_poison() -> WorldBuilder:
+    builder = WorldBuilder()
+    builder.node(2)
+    builder.job("x", 1, "evil", scheduling={"policy": "Queue", "priority": 9})
+    builder.job("victim", 1, scheduling={"policy": "Queue"})
+    builder.job("other", 1, scheduling={"policy": "Queue"})
+    return builder
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def town_with_poison() -> Town:
     [(readiness, "all_outcomes"), (access, "sharing_refusal"), (liveness, "identity"), (allocation, "place")],
 )
 def test_a_job_that_raises_is_set_aside(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
-    town = town_with_poison()
+    builder = town_with_poison()
     poisoned(monkeypatch, module, name, is_evil)
-    found = decided(town)
+    found = decided(builder)
     assert found.decision is not None
     assert describe(found.decision) == "other takes n1; victim takes n1"
     (aside,) = found.aside
@@ -80,11 +80,11 @@ def test_a_job_that_raises_is_set_aside(monkeypatch: pytest.MonkeyPatch, module:
 
 def test_whoever_is_at_fault_in_one_look_is_set_aside_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand poisonous jobs cost a decision more, and not a thousand."""
-    town = Town()
-    town.node(1)
+    builder = WorldBuilder()
+    builder.node(1)
     for number in range(50):
-        town.job(f"x{number}", 1, "evil", scheduling={"policy": "Queue"})
-    town.job("victim", 1, scheduling={"policy": "Queue"})
+        builder.job(f"x{number}", 1, "evil", scheduling={"policy": "Queue"})
+    builder.job("victim", 1, scheduling={"policy": "Queue"})
     poisoned(
         monkeypatch,
         readiness,
@@ -92,7 +92,7 @@ def test_whoever_is_at_fault_in_one_look_is_set_aside_with_the_others(monkeypatc
         lambda arg: isinstance(arg, FineTuneJob) and arg.metadata.namespace == "evil",
     )
     decisions = 0
-    pool = find_pool(town.world, "default")
+    pool = find_pool(builder.world, "default")
     assert pool is not None
 
     def decide(world: World) -> Allocation:
@@ -100,22 +100,22 @@ def test_whoever_is_at_fault_in_one_look_is_set_aside_with_the_others(monkeypatc
         decisions += 1
         return handed_out(world, pool, NOW)
 
-    found = fenced(town.world, pool_key("default"), decide)
+    found = fenced(builder.world, pool_key("default"), decide)
     assert (decisions, len(found.aside)) == (2, 50)
 
 
 def test_what_was_set_aside_stays_so_until_it_changes_in_more_than_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = town_with_poison()
+    builder = town_with_poison()
     poisoned(monkeypatch, readiness, "all_outcomes", is_evil)
-    town.store.findings.leave_alone(SetAside(EVIL, "ZeroDivisionError", at=NOW))
-    assert decided(town).aside == ()
-    job = town.world.jobs[EVIL]
+    builder.store.findings.leave_alone(SetAside(EVIL, "ZeroDivisionError", at=NOW))
+    assert decided(builder).aside == ()
+    job = builder.world.jobs[EVIL]
     told = job.model_copy(update={"status": job.status.model_copy(update={"summary": Reason.INTERNAL_ERROR})})
     for version, changed in ((998, told), (999, told.model_copy(update={"spec": respecified(told)}))):
-        assert decided(town).aside == (), version
+        assert decided(builder).aside == (), version
         newer = changed.metadata.model_copy(update={"resource_version": str(version)})
-        town.put(changed.model_copy(update={"metadata": newer}))
-    assert [aside.key for aside in decided(town).aside] == [EVIL]
+        builder.put(changed.model_copy(update={"metadata": newer}))
+    assert [aside.key for aside in decided(builder).aside] == [EVIL]
 
 
 def respecified(job: FineTuneJob) -> Any:
@@ -124,14 +124,14 @@ def respecified(job: FineTuneJob) -> Any:
 
 
 def test_the_pods_of_who_is_set_aside_keep_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = Town()
-    town.node(2)
-    evil = town.job("x", 1, "evil")
-    town.trainer_pod(town.stage_job(evil, claim=town.claim("n1")), "n1")
+    builder = WorldBuilder()
+    builder.node(2)
+    evil = builder.job("x", 1, "evil")
+    builder.trainer_pod(builder.stage_job(evil, claim=builder.claim("n1")), "n1")
     for name in ("victim", "other"):
-        town.job(name, 1, scheduling={"policy": "Queue"})
+        builder.job(name, 1, scheduling={"policy": "Queue"})
     poisoned(monkeypatch, liveness, "is_live", is_evil)
-    found = decided(town)
+    found = decided(builder)
     assert found.decision is not None
     assert describe(found.decision) == "other waits WaitingForGPUs; victim takes n1"
     assert [aside.key for aside in found.aside] == [EVIL]
@@ -144,59 +144,59 @@ def test_the_pods_of_who_is_set_aside_keep_what_they_have(monkeypatch: pytest.Mo
 def test_an_engine_that_raises_lends_nothing_and_harms_nobody(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str
 ) -> None:
-    town = Town()
-    town.node(3)
+    builder = WorldBuilder()
+    builder.node(3)
     lends = {"policy": "ScaleDown", "minReplicas": 0, "lendTo": "Anywhere", "coolDownSeconds": 0}
-    mine, good = town.engine("mine", 1, "evil", preemption=lends), town.engine("chat", 1, preemption=lends)
-    poison = town.slot(mine, 0, "n1")
-    town.slot(good, 0, "n1")
-    town.job("victim", 2)
+    mine, good = builder.engine("mine", 1, "evil", preemption=lends), builder.engine("chat", 1, preemption=lends)
+    poison = builder.slot(mine, 0, "n1")
+    builder.slot(good, 0, "n1")
+    builder.job("victim", 2)
     poisoned(monkeypatch, module, name, lambda arg: arg is mine or (name == "serves" and arg is poison))
-    found = decided(town)
+    found = decided(builder)
     assert found.decision is not None
     assert describe(found.decision) == "victim takes chat/0"
     assert [aside.key for aside in found.aside] == [engine_key("evil", "mine")]
 
 
 def test_a_node_that_raises_takes_nobody_and_what_trains_there_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = Town()
-    town.node(4)
-    town.node(1)
-    trains = town.job("trains", 1)
-    town.trainer_pod(town.stage_job(trains, claim=town.claim("n1")), "n1")
-    town.job("victim", 1, scheduling={"policy": "Queue"})
+    builder = WorldBuilder()
+    builder.node(4)
+    builder.node(1)
+    trains = builder.job("trains", 1)
+    builder.trainer_pod(builder.stage_job(trains, claim=builder.claim("n1")), "n1")
+    builder.job("victim", 1, scheduling={"policy": "Queue"})
     poisoned(monkeypatch, inventory, "refusal", lambda arg: getattr(arg, "key", None) == Key("Node", "", "n1"))
-    found = decided(town)
+    found = decided(builder)
     assert found.decision is not None
     assert describe(found.decision) == "victim takes n2"
     assert [aside.key.name for aside in found.aside] == ["n1"]
-    town.store.findings.leave_alone(found.aside[0])
-    mine = fenced(town.world, key_of(trains), lambda world: plan_job(world, trains, NOW, Limits()))
+    builder.store.findings.leave_alone(found.aside[0])
+    mine = fenced(builder.world, key_of(trains), lambda world: plan_job(world, trains, NOW, Limits()))
     assert mine.decision is not None
     assert mine.decision.delete == ()
 
 
 def test_a_job_that_raises_keeps_no_engine_from_its_decision(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = Town()
-    town.node(2)
+    builder = WorldBuilder()
+    builder.node(2)
     terms = {"policy": "ScaleDown", "minReplicas": 0, "lendTo": "Anywhere"}
-    engine = town.engine("chat", 1, preemption=terms)
-    town.slot(engine, 0, "n1")
-    evil = town.job("x", 1, "evil")
-    town.stage_job(evil, claim=town.claim("n2"))
+    engine = builder.engine("chat", 1, preemption=terms)
+    builder.slot(engine, 0, "n1")
+    evil = builder.job("x", 1, "evil")
+    builder.stage_job(evil, claim=builder.claim("n2"))
     poisoned(monkeypatch, liveness, "is_live", is_evil)
     poisoned(monkeypatch, liveness, "believed", is_evil)
-    found = fenced(town.world, key_of(engine), lambda world: planned_status(world, engine, NOW))
+    found = fenced(builder.world, key_of(engine), lambda world: planned_status(world, engine, NOW))
     assert found.decision is not None
     assert found.decision.ready == "1/1"
 
 
 def test_who_raises_in_its_own_decision_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = town_with_poison()
-    job = town.world.jobs[EVIL]
+    builder = town_with_poison()
+    job = builder.world.jobs[EVIL]
     poisoned(monkeypatch, outcomes, "ended", is_evil)
-    town.stage_job(job, finished="Failed", finished_at=NOW)
-    found = fenced(town.world, EVIL, lambda world: plan_job(world, job, NOW, Limits()))
+    builder.stage_job(job, finished="Failed", finished_at=NOW)
+    found = fenced(builder.world, EVIL, lambda world: plan_job(world, job, NOW, Limits()))
     assert found.decision is None
     (aside,) = found.aside
     said = set_aside_status(job, aside, NOW)
@@ -210,9 +210,9 @@ def test_who_raises_in_its_own_decision_has_none(monkeypatch: pytest.MonkeyPatch
 
 
 def test_of_an_engine_the_rest_of_the_status_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    town = Town()
-    engine = town.engine("chat", 1)
-    told = planned_status(town.world, engine, NOW)
+    builder = WorldBuilder()
+    engine = builder.engine("chat", 1)
+    told = planned_status(builder.world, engine, NOW)
     known: InferenceEngine = engine.model_copy(update={"status": told})
     said = set_aside_status(known, SetAside(key_of(engine), "ZeroDivisionError"), NOW)
     assert isinstance(said, InferenceEngineStatus)
@@ -228,22 +228,22 @@ def test_a_fault_is_the_innermosts() -> None:
 
 
 def test_what_is_not_a_fault_of_an_object_is_the_decisions_own() -> None:
-    town = Town()
-    town.node(1)
+    builder = WorldBuilder()
+    builder.node(1)
 
     def decide(_world: World) -> int:
         raise Fault(SetAside(pool_key("other"), "blamed though it is not in the World"))
 
-    found = fenced(town.world, pool_key("default"), decide)
+    found = fenced(builder.world, pool_key("default"), decide)
     assert found.decision is None
     assert {aside.key.name for aside in found.aside} == {"other", "default"}
 
 
 def test_a_pool_is_counted_without_those_that_are_set_aside() -> None:
-    town = town_with_poison()
-    pool = find_pool(town.world, "default")
+    builder = town_with_poison()
+    pool = find_pool(builder.world, "default")
     assert pool is not None
-    town.store.findings.leave_alone(SetAside(EVIL, "", at=NOW))
-    found = fenced(town.world, key_of(pool), lambda world: pool_usage(world, pool))
+    builder.store.findings.leave_alone(SetAside(EVIL, "", at=NOW))
+    found = fenced(builder.world, key_of(pool), lambda world: pool_usage(world, pool))
     assert found.decision is not None
     assert found.decision.free == 2

@@ -17,7 +17,7 @@ from sluice_operator.observe.world import engine_key, job_key
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision
-from tests.unit.plan.worlds import GPU, NOW, Town, allocated, describe, parse
+from tests.unit.plan.worlds import GPU, NOW, WorldBuilder, allocated, describe, parse
 
 CHAT = [SlotRef(namespace="team", engine="chat", index=index) for index in (0, 1)]
 SAVED = StageOutcome(reason="Requeued", train=TrainResult(step=7, total_steps=30, checkpoint_step=7))
@@ -78,38 +78,38 @@ class Group:
     """Two nodes of one GPU each, an engine with a replica on each, and a job of two pods that has claimed both."""
 
     def __init__(self) -> None:
-        self.town = Town()
-        self.town.node(1)
-        self.town.node(1)
-        engine = self.town.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 0})
-        self.slots = [self.town.slot(engine, index, node) for index, node in enumerate(("n1", "n2"))]
-        self.town.job("a", resources={"nodes": 2})
-        self.stage_job = self.town.stage_job(self.job, claim=self.town.claim(["n1", "n2"], *CHAT), created=NOW)
+        self.builder = WorldBuilder()
+        self.builder.node(1)
+        self.builder.node(1)
+        engine = self.builder.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 0})
+        self.slots = [self.builder.slot(engine, index, node) for index, node in enumerate(("n1", "n2"))]
+        self.builder.job("a", resources={"nodes": 2})
+        self.stage_job = self.builder.stage_job(self.job, claim=self.builder.claim(["n1", "n2"], *CHAT), created=NOW)
 
     @property
     def job(self) -> FineTuneJob:
-        return self.town.world.jobs[job_key("team", "a")]
+        return self.builder.world.jobs[job_key("team", "a")]
 
     @property
     def phase(self) -> Phase:
-        (live,) = live_claims_of(self.town.world, self.job)
-        return phase(self.town.world, live)
+        (live,) = live_claims_of(self.builder.world, self.job)
+        return phase(self.builder.world, live)
 
     def decide(self) -> JobDecision:
-        return plan_job(self.town.world, self.job, NOW, Limits())
+        return plan_job(self.builder.world, self.job, NOW, Limits())
 
     def stopped(self) -> list[int]:
         """Slots that the engine stops now."""
-        engine = self.town.world.engines[engine_key("team", "chat")]
-        return [slot.index for slot in plan_engine(self.town.world, engine, NOW).stop]
+        engine = self.builder.world.engines[engine_key("team", "chat")]
+        return [slot.index for slot in plan_engine(self.builder.world, engine, NOW).stop]
 
     def pods(self, *nodes: str) -> list[PodView]:
         """Its pods, gated where no node is given."""
-        return [self.town.trainer_pod(self.stage_job, node, index) for index, node in enumerate(nodes)]
+        return [self.builder.trainer_pod(self.stage_job, node, index) for index, node in enumerate(nodes)]
 
     def change(self, view: PodView | StageJobView, **changes: Any) -> None:
-        self.town.version += 1
-        self.town.put(replace(view, resource_version=self.town.version, **changes))
+        self.builder.version += 1
+        self.builder.put(replace(view, resource_version=self.builder.version, **changes))
 
     def drained(self) -> None:
         for slot in self.slots:
@@ -123,7 +123,7 @@ class Group:
 
 def test_nobody_is_disturbed_before_all_pods_are_there() -> None:
     group = Group()
-    group.town.trainer_pod(group.stage_job)
+    group.builder.trainer_pod(group.stage_job)
     decision = group.decide()
     assert (decision.reason, decision.bind) == (Reason.CLAIMED, ())
     assert "its pods are about to be made" in decision.message
@@ -132,10 +132,10 @@ def test_nobody_is_disturbed_before_all_pods_are_there() -> None:
 def test_a_group_gives_way_wherever_an_older_claim_overlaps_it() -> None:
     group = Group()
     group.pods("", "")
-    town = group.town
-    town.store.findings.term = 2
-    rival = town.stage_job(town.job("rival"), claim=town.claim("n2", term=2), created=NOW)
-    town.trainer_pod(rival)
+    builder = group.builder
+    builder.store.findings.term = 2
+    rival = builder.stage_job(builder.job("rival"), claim=builder.claim("n2", term=2), created=NOW)
+    builder.trainer_pod(rival)
     decision = group.decide()
     assert (decision.reason, decision.bind, decision.delete) == (Reason.CLAIMED, (), (group.stage_job,))
     assert "gives way to team/rival" in decision.message
@@ -143,42 +143,42 @@ def test_a_group_gives_way_wherever_an_older_claim_overlaps_it() -> None:
 
 def test_a_group_that_gives_way_on_one_node_gives_way_to_nobody_on_another() -> None:
     """Seen after half an hour of stories: its other node was given to a second job, whose claim was overlapped."""
-    town = parse("pool: 1 1 gpus | x: needs 1, pods 2, yields, on n1 n2 | a: needs 1, queue, priority 5")
-    (claim,) = allocated(town).claims.values()
-    town.trainer_pod(town.stage_job(town.world.jobs[job_key("team", "a")], claim=claim))
-    town.job("b", scheduling={"policy": "Queue", "priority": 5})
-    assert describe(allocated(town)) == "b waits WaitingForGPUs"
+    builder = parse("pool: 1 1 gpus | x: needs 1, pods 2, yields, on n1 n2 | a: needs 1, queue, priority 5")
+    (claim,) = allocated(builder).claims.values()
+    builder.trainer_pod(builder.stage_job(builder.world.jobs[job_key("team", "a")], claim=claim))
+    builder.job("b", scheduling={"policy": "Queue", "priority": 5})
+    assert describe(allocated(builder)) == "b waits WaitingForGPUs"
 
 
 def test_pods_that_share_a_node_count_there_one_by_one() -> None:
-    town = parse("pool: 3 gpus | b: needs 2, queue")
-    job = town.job("a", resources={"nodes": 2})
+    builder = parse("pool: 3 gpus | b: needs 2, queue")
+    job = builder.job("a", resources={"nodes": 2})
     claim = Claim(pool="default", resource=GPU, gpus=1, places=(Place(node="n1", pods=2),), term=1)
-    town.stage_job(job, claim=claim)
-    assert describe(allocated(town)) == "b waits WaitingForGPUs"
+    builder.stage_job(job, claim=claim)
+    assert describe(allocated(builder)) == "b waits WaitingForGPUs"
 
 
 def test_what_a_namespace_may_have_counts_all_pods() -> None:
-    town = parse("pool: 2 2 2 gpus | x: needs 1, pods 2, on n1 n2 | a: needs 1, pods 2, queue")
+    builder = parse("pool: 2 2 2 gpus | x: needs 1, pods 2, on n1 n2 | a: needs 1, pods 2, queue")
     for at_once, expected in ((3, "a waits NamespaceQuota"), (4, "a takes n1 n2")):
-        town.pool(quotas=[{"maxGPUs": at_once}])
-        assert describe(allocated(town)) == expected
+        builder.pool(quotas=[{"maxGPUs": at_once}])
+        assert describe(allocated(builder)) == expected
 
 
 def test_what_a_namespace_may_borrow_counts_all_nodes() -> None:
-    town = parse("pool: 1 1 gpus | chat: 2 replicas | a: needs 1, pods 2")
-    town.pool(quotas=[{"maxBorrowedGPUs": 1}])
-    assert describe(allocated(town)) == "a waits NamespaceQuota"
-    town.pool(quotas=[{"maxBorrowedGPUs": 2}])
-    assert describe(allocated(town)) == "a takes chat/0 chat/1"
+    builder = parse("pool: 1 1 gpus | chat: 2 replicas | a: needs 1, pods 2")
+    builder.pool(quotas=[{"maxBorrowedGPUs": 1}])
+    assert describe(allocated(builder)) == "a waits NamespaceQuota"
+    builder.pool(quotas=[{"maxBorrowedGPUs": 2}])
+    assert describe(allocated(builder)) == "a takes chat/0 chat/1"
 
 
 def test_two_pods_need_twice_as_much_of_a_node() -> None:
-    town = Town()
+    builder = WorldBuilder()
     for _ in range(2):
-        town.node(2)
-    town.job("a", resources={"nodes": 2, "cpu": "20"})
-    assert describe(allocated(town)) == "a takes n1 n2", "32 cores are enough for one of them"
+        builder.node(2)
+    builder.job("a", resources={"nodes": 2, "cpu": "20"})
+    assert describe(allocated(builder)) == "a takes n1 n2", "32 cores are enough for one of them"
 
 
 def test_each_pod_goes_to_its_own_node() -> None:
@@ -229,7 +229,7 @@ def test_the_end_of_a_group_is_that_of_the_pod_that_ended_it(
     group = Group()
     for pod, end in zip(group.pods("n1", "n2"), ends, strict=True):
         if end is None:
-            group.town.store.remove(pod.key, pod.uid)
+            group.builder.store.remove(pod.key, pod.uid)
         else:
             group.end(pod, *end)
     group.change(group.stage_job, finished="Complete" if reason == "Done" else "Failed", finished_at=NOW)
@@ -255,8 +255,8 @@ def test_the_next_attempt_takes_all_places_over() -> None:
 def test_a_claim_is_over_when_one_of_its_nodes_is_lost() -> None:
     group = Group()
     group.pods("n1", "n2")
-    node = next(node for key, node in group.town.world.nodes.items() if key.name == "n2")
-    group.town.store.remove(node.key, node.uid)
+    node = next(node for key, node in group.builder.world.nodes.items() if key.name == "n2")
+    group.builder.store.remove(node.key, node.uid)
     decision = group.decide()
     assert decision.delete == (group.stage_job,)
     assert decision.record is not None
@@ -277,10 +277,10 @@ def test_a_claim_is_over_when_one_of_its_nodes_is_lost() -> None:
 def test_what_can_never_run_is_refused_before_anything_runs(
     rule: str, pool: dict[str, Any], resources: dict[str, int], reason: Reason, says: str
 ) -> None:
-    town = Town()
+    builder = WorldBuilder()
     for gpus in (3, 3):
-        town.node(gpus)
-    town.pool(**pool)
-    decision = plan_job(town.world, town.job("a", outcomes=(), resources=resources), NOW, Limits())
+        builder.node(gpus)
+    builder.pool(**pool)
+    decision = plan_job(builder.world, builder.job("a", outcomes=(), resources=resources), NOW, Limits())
     assert decision.reason is reason, rule
     assert says in decision.message

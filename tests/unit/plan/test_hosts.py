@@ -11,79 +11,79 @@ from sluice_api.reasons import Reason
 from sluice_operator.facts.slots import template_of
 from sluice_operator.observe.world import engine_key, identity, job_key
 from sluice_operator.plan.engine.decide import plan_engine
-from tests.unit.plan.dra import SHARED, SLEEPS, DraTown, chat, guests
-from tests.unit.plan.worlds import NOW, Town, allocated, planned_status
+from tests.unit.plan.dra import SHARED, SLEEPS, DraWorldBuilder, chat, guests
+from tests.unit.plan.worlds import NOW, WorldBuilder, allocated, planned_status
 
 CHAT = engine_key("team", "chat")
 
 
-def put(town: Town, view: Any, **changes: Any) -> None:
+def put(builder: WorldBuilder, view: Any, **changes: Any) -> None:
     """Something that has changed."""
-    town.version += 1
-    town.put(replace(view, resource_version=town.version, **changes))
+    builder.version += 1
+    builder.put(replace(view, resource_version=builder.version, **changes))
 
 
-def with_utilization(town: Town, utilization: str) -> InferenceEngine:
+def with_utilization(builder: WorldBuilder, utilization: str) -> InferenceEngine:
     """The engine with another gpuMemoryUtilization: it takes effect when a replica restarts."""
-    return town.engine("chat", 1, serving={"gpuMemoryUtilization": utilization}, preemption=SLEEPS)
+    return builder.engine("chat", 1, serving={"gpuMemoryUtilization": utilization}, preemption=SLEEPS)
 
 
-def with_a_guest(town: DraTown) -> None:
-    town.serving("chat", "n1")
-    town.visits(town.job("g", scheduling=SHARED), "n1", chat(0))
+def with_a_guest(builder: DraWorldBuilder) -> None:
+    builder.serving("chat", "n1")
+    builder.visits(builder.job("g", scheduling=SHARED), "n1", chat(0))
 
 
-def one_that_is_to_restart(town: DraTown) -> None:
+def one_that_is_to_restart(builder: DraWorldBuilder) -> None:
     """Somebody has followed the remedy of ShareTooLarge, and its vLLM still has 90 %."""
-    town.serving("chat", "n1", leaves=10)
-    with_utilization(town, "0.60")
+    builder.serving("chat", "n1", leaves=10)
+    with_utilization(builder, "0.60")
 
 
-def one_that_restarts(town: DraTown) -> None:
+def one_that_restarts(builder: DraWorldBuilder) -> None:
     """The Deployment is written, and nobody has told its pod to go yet."""
-    one_that_is_to_restart(town)
-    (slot,) = town.world.slots.values()
-    put(town, slot, template=template_of(town.world.engines[CHAT]))
+    one_that_is_to_restart(builder)
+    (slot,) = builder.world.slots.values()
+    put(builder, slot, template=template_of(builder.world.engines[CHAT]))
 
 
-def one_that_has_restarted(town: DraTown) -> None:
-    one_that_restarts(town)
-    (pod,) = town.world.engine_pods["team", "chat", 0].values()
-    put(town, pod, template=template_of(town.world.engines[CHAT]))
+def one_that_has_restarted(builder: DraWorldBuilder) -> None:
+    one_that_restarts(builder)
+    (pod,) = builder.world.engine_pods["team", "chat", 0].values()
+    put(builder, pod, template=template_of(builder.world.engines[CHAT]))
 
 
-def one_that_is_scaled_away(town: DraTown) -> None:
-    town.serving("chat", "n1")
-    (slot,) = town.world.slots.values()
-    town.store.remove(slot.key, slot.uid)
+def one_that_is_scaled_away(builder: DraWorldBuilder) -> None:
+    builder.serving("chat", "n1")
+    (slot,) = builder.world.slots.values()
+    builder.store.remove(slot.key, slot.uid)
 
 
-def one_that_goes(town: DraTown) -> None:
-    town.serving("chat", "n1")
-    (pod,) = town.world.engine_pods["team", "chat", 0].values()
-    put(town, pod, deleting=True)
+def one_that_goes(builder: DraWorldBuilder) -> None:
+    builder.serving("chat", "n1")
+    (pod,) = builder.world.engine_pods["team", "chat", 0].values()
+    put(builder, pod, deleting=True)
 
 
-def one_of_an_engine_that_goes(town: DraTown) -> None:
-    engine = town.serving("chat", "n1")
-    town.version += 1
-    going = {"deletion_timestamp": NOW, "resource_version": str(town.version)}
-    town.put(engine.model_copy(update={"metadata": engine.metadata.model_copy(update=going)}))
+def one_of_an_engine_that_goes(builder: DraWorldBuilder) -> None:
+    engine = builder.serving("chat", "n1")
+    builder.version += 1
+    going = {"deletion_timestamp": NOW, "resource_version": str(builder.version)}
+    builder.put(engine.model_copy(update={"metadata": engine.metadata.model_copy(update=going)}))
 
 
-def one_whose_guest_still_saves_its_state(town: DraTown) -> None:
-    with_a_guest(town)
-    (visit,) = town.world.stage_jobs.values()
-    put(town, visit, deleting=True)
+def one_whose_guest_still_saves_its_state(builder: DraWorldBuilder) -> None:
+    with_a_guest(builder)
+    (visit,) = builder.world.stage_jobs.values()
+    put(builder, visit, deleting=True)
 
 
-def one_that_sleeps_for_a_trainer_that_still_saves_its_state(town: DraTown) -> None:
-    engine = town.serving("chat", "n1")
-    town.trains(town.job("b", suspend=True), "n1", chat(0), own=0)
+def one_that_sleeps_for_a_trainer_that_still_saves_its_state(builder: DraWorldBuilder) -> None:
+    engine = builder.serving("chat", "n1")
+    builder.trains(builder.job("b", suspend=True), "n1", chat(0), own=0)
     said = SlotStatus(index=0, state=SlotState.LENT, pod="chat-0-x", lent_to="team/b", since=NOW)
-    town.version += 1
-    metadata = engine.metadata.model_copy(update={"resource_version": str(town.version)})
-    town.put(engine.model_copy(update={"status": InferenceEngineStatus(slots=(said,)), "metadata": metadata}))
+    builder.version += 1
+    metadata = engine.metadata.model_copy(update={"resource_version": str(builder.version)})
+    builder.put(engine.model_copy(update={"status": InferenceEngineStatus(slots=(said,)), "metadata": metadata}))
 
 
 @pytest.mark.parametrize(
@@ -100,19 +100,19 @@ def one_that_sleeps_for_a_trainer_that_still_saves_its_state(town: DraTown) -> N
     ],
 )
 def test_a_guest_is_let_in_only_beside_a_replica_that_stays_as_it_is(
-    scene: Callable[[DraTown], None], expected: str
+    scene: Callable[[DraWorldBuilder], None], expected: str
 ) -> None:
-    town = DraTown(1)
-    scene(town)
-    town.job("a", scheduling=SHARED)
-    assert guests(town) == expected
+    builder = DraWorldBuilder(1)
+    scene(builder)
+    builder.job("a", scheduling=SHARED)
+    assert guests(builder) == expected
 
 
 def test_who_waits_is_told_that_a_replica_takes_no_guest_yet() -> None:
-    town = DraTown(1)
-    one_that_is_to_restart(town)
-    town.job("a", scheduling=SHARED)
-    message = allocated(town).waits[job_key("team", "a")].message
+    builder = DraWorldBuilder(1)
+    one_that_is_to_restart(builder)
+    builder.job("a", scheduling=SHARED)
+    message = allocated(builder).waits[job_key("team", "a")].message
     assert "chat/0 takes none now: it wakes, restarts with a changed spec, or goes." in message
 
 
@@ -127,16 +127,16 @@ def test_who_waits_is_told_that_a_replica_takes_no_guest_yet() -> None:
 def test_a_restart_that_leaves_the_guests_too_little_waits_for_their_end(
     rule: str, spec: dict[str, Any], restarts: bool
 ) -> None:
-    town = DraTown(2)
-    with_a_guest(town)
+    builder = DraWorldBuilder(2)
+    with_a_guest(builder)
     unchanged = {"serving": {"gpuMemoryUtilization": "0.70"}}
-    engine = town.engine("chat", 1, preemption=SLEEPS, **{**unchanged, **spec})
-    decision = plan_engine(town.world, engine, NOW)
+    engine = builder.engine("chat", 1, preemption=SLEEPS, **{**unchanged, **spec})
+    decision = plan_engine(builder.world, engine, NOW)
     assert [plan.index for plan in decision.apply] == ([0] if restarts else []), rule
-    waits = planned_status(town.world, engine, NOW).conditions[0].reason == Reason.ROLLOUT_WAITS_FOR_RETURN
+    waits = planned_status(builder.world, engine, NOW).conditions[0].reason == Reason.ROLLOUT_WAITS_FOR_RETURN
     assert waits is not restarts
-    (visit,) = town.world.stage_jobs.values()
-    put(town, visit, deleting=True)
-    (pod,) = town.world.pods_of[identity(visit)].values()
-    put(town, pod, ended=True)
-    assert [plan.index for plan in plan_engine(town.world, engine, NOW).apply] == [0]
+    (visit,) = builder.world.stage_jobs.values()
+    put(builder, visit, deleting=True)
+    (pod,) = builder.world.pods_of[identity(visit)].values()
+    put(builder, pod, ended=True)
+    assert [plan.index for plan in plan_engine(builder.world, engine, NOW).apply] == [0]

@@ -8,12 +8,12 @@ from sluice_api.reasons import Reason
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import Key
 from sluice_operator.plan.inventory import take_stock
-from tests.unit.plan.worlds import NOW, Town, decide, planned_status
+from tests.unit.plan.worlds import NOW, WorldBuilder, decide, planned_status
 
 
-def ready(town: Town, **spec: Any) -> tuple[str, str]:
-    engine = town.engine("chat", 1, **spec)
-    condition = planned_status(town.world, engine, NOW).conditions[0]
+def ready(builder: WorldBuilder, **spec: Any) -> tuple[str, str]:
+    engine = builder.engine("chat", 1, **spec)
+    condition = planned_status(builder.world, engine, NOW).conditions[0]
     return condition.reason, condition.message
 
 
@@ -48,33 +48,33 @@ def ready(town: Town, **spec: Any) -> tuple[str, str]:
 def test_an_engine_that_cannot_run_says_why(
     rule: str, nodes: list[int], spec: dict[str, Any], reason: Reason, told: str
 ) -> None:
-    town = Town()
+    builder = WorldBuilder()
     for gpus in nodes:
-        town.node(gpus)
-    found, message = ready(town, **spec)
+        builder.node(gpus)
+    found, message = ready(builder, **spec)
     assert found == reason, rule
     assert told in message, rule
 
 
 @pytest.mark.parametrize(("claim", "field"), [("models", "model"), ("datasets", "dataset"), ("adapters", "output")])
 def test_a_job_says_which_address_names_no_claim(claim: str, field: str) -> None:
-    town = Town()
-    town.node(1)
-    town.job("a")
-    town.store.remove(Key("PersistentVolumeClaim", "team", claim), f"pvc-team-{claim}")
-    decision = decide(town, "a")
+    builder = WorldBuilder()
+    builder.node(1)
+    builder.job("a")
+    builder.store.remove(Key("PersistentVolumeClaim", "team", claim), f"pvc-team-{claim}")
+    decision = decide(builder, "a")
     assert decision.reason is Reason.CLAIM_NOT_FOUND
     assert decision.message.startswith(f"spec.{field}.uri: PersistentVolumeClaim {claim} does not exist")
 
 
 def test_replicas_that_no_pool_could_hold_cost_nobody_anything() -> None:
     """Twenty engines of a thousand replicas each took a fifth of a second of every decision."""
-    town = Town()
-    town.node(2)
+    builder = WorldBuilder()
+    builder.node(2)
     for number in range(20):
-        town.engine(f"e{number}", 1000, "evil")
-    pool = find_pool(town.world, "default")
+        builder.engine(f"e{number}", 1000, "evil")
+    pool = find_pool(builder.world, "default")
     assert pool is not None
-    stock = take_stock(town.world, pool)
+    stock = take_stock(builder.world, pool)
     assert len(stock.placed) == 2
     assert len(stock.waiting_slots) == 20 * 3 - 2, "as many as an empty pool could hold, and one that waits"

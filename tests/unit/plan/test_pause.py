@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from sluice_operator.observe.world import job_key
-from tests.unit.plan.worlds import NOW, Town, allocated, describe
+from tests.unit.plan.worlds import NOW, WorldBuilder, allocated, describe
 
 LENDS = {"policy": "ScaleDown", "minReplicas": 0}
 
@@ -20,28 +20,28 @@ LENDS = {"policy": "ScaleDown", "minReplicas": 0}
     ],
 )
 def test_an_engine_rests_after_a_return(rule: str, cool_down: int, serves: bool, ends: int) -> None:
-    town = Town()
-    town.node(2)
-    engine = town.engine("chat", 2, preemption={**LENDS, "coolDownSeconds": cool_down})
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = builder.engine("chat", 2, preemption={**LENDS, "coolDownSeconds": cool_down})
     for index in (0, 1):
-        town.slot(engine, index, "n1", ready=serves or index == 0)
-    restarted = next(slot for slot in town.world.slots.values() if slot.index == 1)
-    town.put(replace(restarted, restarted_at=NOW, resource_version=999))
-    town.job("a")
+        builder.slot(engine, index, "n1", ready=serves or index == 0)
+    restarted = next(slot for slot in builder.world.slots.values() if slot.index == 1)
+    builder.put(replace(restarted, restarted_at=NOW, resource_version=999))
+    builder.job("a")
     over = NOW + timedelta(seconds=ends)
-    allocation = allocated(town, over - timedelta(seconds=1))
+    allocation = allocated(builder, over - timedelta(seconds=1))
     assert describe(allocation) == "a waits EngineCoolsDown"
     said = f"chat has got a replica back; it lends from {over:%H:%M:%S} UTC on at the latest."
     assert said in allocation.waits[job_key("team", "a")].message
-    assert describe(allocated(town, over)) == "a takes chat/1"
+    assert describe(allocated(builder, over)) == "a takes chat/1"
 
 
 def test_without_a_pause_a_replica_that_starts_is_lent() -> None:
-    town = Town()
-    town.node(1)
-    engine = town.engine("chat", 1, preemption={**LENDS, "coolDownSeconds": 0})
-    town.slot(engine, 0, "n1", ready=False)
-    (restarted,) = town.world.slots.values()
-    town.put(replace(restarted, restarted_at=NOW, resource_version=999))
-    town.job("a")
-    assert describe(allocated(town, NOW)) == "a takes chat/0"
+    builder = WorldBuilder()
+    builder.node(1)
+    engine = builder.engine("chat", 1, preemption={**LENDS, "coolDownSeconds": 0})
+    builder.slot(engine, 0, "n1", ready=False)
+    (restarted,) = builder.world.slots.values()
+    builder.put(replace(restarted, restarted_at=NOW, resource_version=999))
+    builder.job("a")
+    assert describe(allocated(builder, NOW)) == "a takes chat/0"

@@ -17,7 +17,7 @@ from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import engine_key
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.engine.placeholders import Placeholders
-from tests.unit.plan.worlds import GPU, NOW, YIELDS, Town
+from tests.unit.plan.worlds import GPU, NOW, YIELDS, WorldBuilder
 
 LENDS = {"policy": "ScaleDown", "minReplicas": 1}
 RECLAIMS = {**LENDS, "reclaim": "OnDemand", "coolDownSeconds": 0}
@@ -66,7 +66,7 @@ def delete_one(cluster: Cluster) -> None:
 def submits_urgent(policy: str) -> Callable[[Cluster], None]:
     def submit(cluster: Cluster) -> None:
         scheduling = {"policy": policy, "priority": 5, "interruption": YIELDS}
-        cluster.town.job(f"urgent-{len(cluster.world.jobs)}", scheduling=scheduling)
+        cluster.builder.job(f"urgent-{len(cluster.world.jobs)}", scheduling=scheduling)
 
     return submit
 
@@ -116,12 +116,12 @@ def one_or_all(step: str) -> tuple[str, ...]:
 def test_no_order_of_events_gives_a_lent_gpu_to_a_stranger(begun: int, steps: list[tuple[str, ...]]) -> None:
     """A stranger waits for any GPU at every moment, and the scheduler tries it first."""
     cluster = Cluster()
-    cluster.town.node(3)
-    engine = cluster.town.engine("chat", 3, preemption=RECLAIMS)
+    cluster.builder.node(3)
+    engine = cluster.builder.engine("chat", 3, preemption=RECLAIMS)
     for index in (0, 1, 2):
-        cluster.town.slot(engine, index, "n1")
+        cluster.builder.slot(engine, index, "n1")
     for name in ("a", "b"):
-        cluster.town.job(name, scheduling={"policy": "Preempt", "interruption": YIELDS})
+        cluster.builder.job(name, scheduling={"policy": "Preempt", "interruption": YIELDS})
     for step in [*(ROUND * 10)[:begun], *chain(*steps), *["the engine wants less", *ROUND, "done", "resumed"] * 30]:
         STEPS[step](cluster)
         cluster.strangers()
@@ -134,24 +134,24 @@ def test_no_order_of_events_gives_a_lent_gpu_to_a_stranger(begun: int, steps: li
 CHAT_1 = SlotRef(namespace="team", engine="chat", index=1)
 
 
-def returning(town: Town, *, pod: str | None, nominated: str = "n1", waits: float = 0) -> InferenceEngine:
+def returning(builder: WorldBuilder, *, pod: str | None, nominated: str = "n1", waits: float = 0) -> InferenceEngine:
     """An engine whose slot 1 starts again after a loan on n1; its pod is there, on a node, or not there yet."""
-    engine = town.engine("chat", 2, preemption=LENDS)
-    town.slot(engine, 0, "n1")
+    engine = builder.engine("chat", 2, preemption=LENDS)
+    builder.slot(engine, 0, "n1")
     if pod is None:
-        town.slot(engine, 1, size=0)
-        slot = next(s for s in town.world.slots.values() if s.index == 1)
-        town.put(replace(slot, size=1, resource_version=999))
+        builder.slot(engine, 1, size=0)
+        slot = next(s for s in builder.world.slots.values() if s.index == 1)
+        builder.put(replace(slot, size=1, resource_version=999))
     else:
-        town.slot(engine, 1, pod)
-    placeholder(town, nominated)
+        builder.slot(engine, 1, pod)
+    placeholder(builder, nominated)
     said = SlotStatus(index=1, state=SlotState.STARTING, since=NOW - timedelta(seconds=waits))
     return engine.model_copy(update={"status": engine.status.model_copy(update={"slots": (said,)})})
 
 
-def placeholder(town: Town, nominated: str) -> None:
-    version, created = town._next()
-    town.put(
+def placeholder(builder: WorldBuilder, nominated: str) -> None:
+    version, created = builder._next()
+    builder.put(
         PodView(
             key=Key("Pod", "team", "chat-1-placeholder"),
             uid="placeholder",
@@ -185,29 +185,29 @@ def told(decision: Placeholders) -> dict[str, list[str]]:
     ],
 )
 def test_at_the_return(rule: str, pod: str | None, waits: float, expected: dict[str, list[str]]) -> None:
-    town = Town()
-    town.node(2)
-    engine = returning(town, pod=pod, waits=waits)
-    assert told(plan_engine(town.world, engine, NOW).placeholders) == expected, rule
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = returning(builder, pod=pod, waits=waits)
+    assert told(plan_engine(builder.world, engine, NOW).placeholders) == expected, rule
 
 
 def test_a_pod_that_is_on_its_way_out_keeps_no_place() -> None:
     """A loan was called off while its slot stopped; the slot's next pod is not there yet."""
-    town = Town()
-    town.node(2)
-    engine = returning(town, pod="n1", waits=1)
-    pod = next(pod for pod in town.world.pods.values() if pod.labels.get(SLOT_LABEL) == "1" and pod.node)
-    town.put(replace(pod, deleting=True, ready=False, resource_version=1000))
-    assert told(plan_engine(town.world, engine, NOW).placeholders) == {}
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = returning(builder, pod="n1", waits=1)
+    pod = next(pod for pod in builder.world.pods.values() if pod.labels.get(SLOT_LABEL) == "1" and pod.node)
+    builder.put(replace(pod, deleting=True, ready=False, resource_version=1000))
+    assert told(plan_engine(builder.world, engine, NOW).placeholders) == {}
 
 
-def lending(town: Town) -> InferenceEngine:
+def lending(builder: WorldBuilder) -> InferenceEngine:
     """An engine whose slot 1 is lent to a job that trains on n1."""
-    engine = town.engine("chat", 2, preemption=LENDS)
-    town.slot(engine, 0, "n1")
-    town.slot(engine, 1, size=0)
-    stage_job = town.stage_job(town.job("a"), claim=town.claim("n1", CHAT_1))
-    town.trainer_pod(stage_job, "n1")
+    engine = builder.engine("chat", 2, preemption=LENDS)
+    builder.slot(engine, 0, "n1")
+    builder.slot(engine, 1, size=0)
+    stage_job = builder.stage_job(builder.job("a"), claim=builder.claim("n1", CHAT_1))
+    builder.trainer_pod(stage_job, "n1")
     return engine
 
 
@@ -221,30 +221,30 @@ def lending(town: Town) -> InferenceEngine:
     ],
 )
 def test_during_the_loan(rule: str, nominated: str | None, expected: dict[str, list[str]]) -> None:
-    town = Town()
-    town.node(2)
-    engine = lending(town)
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = lending(builder)
     if nominated is not None:
-        placeholder(town, nominated)
-    assert told(plan_engine(town.world, engine, NOW).placeholders) == expected, rule
+        placeholder(builder, nominated)
+    assert told(plan_engine(builder.world, engine, NOW).placeholders) == expected, rule
 
 
 def test_an_engine_that_no_longer_wants_the_slot_lets_its_gpu_go() -> None:
-    town = Town()
-    town.node(2)
-    engine = town.engine("chat", 1, preemption=LENDS)
-    town.slot(engine, 0, "n1")
-    placeholder(town, "n1")
-    assert told(plan_engine(town.world, engine, NOW).placeholders) == {"remove": ["chat-1-placeholder"]}
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = builder.engine("chat", 1, preemption=LENDS)
+    builder.slot(engine, 0, "n1")
+    placeholder(builder, "n1")
+    assert told(plan_engine(builder.world, engine, NOW).placeholders) == {"remove": ["chat-1-placeholder"]}
 
 
 def test_the_placeholder_is_there_before_the_slot_stops() -> None:
-    town = Town()
-    town.node(2)
-    engine = town.engine("chat", 2, preemption=LENDS)
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = builder.engine("chat", 2, preemption=LENDS)
     for index in (0, 1):
-        town.slot(engine, index, "n1")
-    town.trainer_pod(town.stage_job(town.job("a"), claim=town.claim("n1", CHAT_1)))
-    decision = plan_engine(town.world, engine, NOW)
+        builder.slot(engine, index, "n1")
+    builder.trainer_pod(builder.stage_job(builder.job("a"), claim=builder.claim("n1", CHAT_1)))
+    decision = plan_engine(builder.world, engine, NOW)
     assert decision.slots[1].state is SlotState.DRAINING
     assert told(decision.placeholders) == {"make": ["1 on n1"]}

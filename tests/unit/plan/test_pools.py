@@ -2,26 +2,26 @@
 
 import pytest
 
-from dev.simulate.town import NOW, Town
+from dev.simulate.builder import NOW, WorldBuilder
 from sluice_api.reasons import Reason
 from sluice_operator.facts.liveness import live_claims
 from sluice_operator.facts.nodes import find_pool, pool_nodes
 from sluice_operator.observe.views import Taint
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.pool.refusals import refusal
-from sluice_operator.plan.preflight import doubt
+from sluice_operator.plan.preflight import preflight_obstacle
 from sluice_operator.status.pool import pool_status
 from tests.unit.plan.worlds import allocated, describe
 
 
-def overlapping() -> Town:
+def overlapping() -> WorldBuilder:
     """Two nodes; the older pool selects the first, the younger one both."""
-    town = Town()
-    town.node(1, labels={"kind": "a100"})
-    town.node(1)
-    town.pool("old", nodeSelector={"kind": "a100"})
-    town.pool("young")
-    return town
+    builder = WorldBuilder()
+    builder.node(1, labels={"kind": "a100"})
+    builder.node(1)
+    builder.pool("old", nodeSelector={"kind": "a100"})
+    builder.pool("young")
+    return builder
 
 
 @pytest.mark.parametrize(("name", "nodes"), [("old", ["n1"]), ("young", ["n2"]), ("default", [])])
@@ -51,14 +51,16 @@ SPOT = Taint("example.com/spot", "yes", "NoSchedule")
 def test_which_taints_a_pools_pods_stand(
     rule: str, tolerations: list[dict[str, str]], taint: Taint, taken: bool
 ) -> None:
-    town = Town()
-    town.pool(tolerations=tolerations)
-    town.node(1, taints=(taint,))
-    town.job("a")
-    assert describe(allocated(town)) == ("a takes n1" if taken else "a waits NoNodes"), rule
-    made = town.stage_job(town.job("b"), claim=town.claim("n1"))
-    town.trainer_pod(made)
-    assert (doubt(town.world, live_claims(town.world)[0]) is None) is taken, "nor is a claim proven there"
+    builder = WorldBuilder()
+    builder.pool(tolerations=tolerations)
+    builder.node(1, taints=(taint,))
+    builder.job("a")
+    assert describe(allocated(builder)) == ("a takes n1" if taken else "a waits NoNodes"), rule
+    made = builder.stage_job(builder.job("b"), claim=builder.claim("n1"))
+    builder.trainer_pod(made)
+    assert (preflight_obstacle(builder.world, live_claims(builder.world)[0]) is None) is taken, (
+        "nor is a claim proven there"
+    )
 
 
 def test_a_pool_says_which_of_its_nodes_are_anothers() -> None:
@@ -73,13 +75,13 @@ def test_a_pool_says_which_of_its_nodes_are_anothers() -> None:
 
 
 def test_what_a_user_can_mend_is_said_before_many_nodes_that_take_no_pods() -> None:
-    town = overlapping()
+    builder = overlapping()
     for _ in range(70):
-        town.node(1, cordoned=True)
-    town.node(1, ready=False)
-    pool = find_pool(town.world, "young")
+        builder.node(1, cordoned=True)
+    builder.node(1, ready=False)
+    pool = find_pool(builder.world, "young")
     assert pool is not None
-    (ready,) = pool_status(town.world, take_stock(town.world, pool), 0, NOW).conditions
+    (ready,) = pool_status(builder.world, take_stock(builder.world, pool), 0, NOW).conditions
     assert ready.message == (
         "1 of 72 nodes take pods. spec.nodeSelector: 1 more that it selects belong to pool old, which is older. Narrow "
         "one of the two. n10, n11, n12 and 67 more are cordoned. n73 is not ready."
@@ -87,14 +89,14 @@ def test_what_a_user_can_mend_is_said_before_many_nodes_that_take_no_pods() -> N
 
 
 def test_pools_of_two_resources_may_share_a_node() -> None:
-    town = overlapping()
-    town.pool("parts", resourceName="example.com/slice")
-    told = refusal(town.world, town.job("a"))
+    builder = overlapping()
+    builder.pool("parts", resourceName="example.com/slice")
+    told = refusal(builder.world, builder.job("a"))
     assert told is not None
     assert (told.reason, told.message) == (
         Reason.NO_NODES,
         "spec.resources.pool: pool default has no node that offers nvidia.com/gpu. Add one, or use another pool.",
     )
-    pool = find_pool(town.world, "young")
+    pool = find_pool(builder.world, "young")
     assert pool is not None
-    assert len(pool_nodes(town.world, pool)) == 1
+    assert len(pool_nodes(builder.world, pool)) == 1

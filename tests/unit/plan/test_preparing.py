@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dev.simulate.town import NOW, PREPARED, Town
+from dev.simulate.builder import NOW, PREPARED, WorldBuilder
 from sluice_api.claim import Outcomes
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
@@ -24,51 +24,51 @@ class Preparing:
     """Jobs whose Prepare begins, runs and ends, each looked at only when its key is in the queue."""
 
     def __init__(self, at_once: int = 3, per_namespace: int = 2) -> None:
-        self.town = Town()
-        self.town.node(2)
-        self.town.pool(prepare={"atOnce": at_once, "perNamespace": per_namespace})
+        self.builder = WorldBuilder()
+        self.builder.node(2)
+        self.builder.pool(prepare={"atOnce": at_once, "perNamespace": per_namespace})
         self.queue: dict[Key, None] = {}
-        route_changes(self.town.store, self.add)
+        route_changes(self.builder.store, self.add)
 
     def add(self, key: Key) -> None:
         self.queue[key] = None
 
     def decide(self, job: FineTuneJob) -> JobDecision:
-        return plan_job(self.town.world, self.town.world.jobs[key_of(job)], NOW, Limits(), None, "")
+        return plan_job(self.builder.world, self.builder.world.jobs[key_of(job)], NOW, Limits(), None, "")
 
     def settle(self, order: random.Random) -> None:
         """Look at all keys of jobs that are in the queue, until there are none."""
-        while keys := [key for key in self.queue if key in self.town.world.jobs]:
+        while keys := [key for key in self.queue if key in self.builder.world.jobs]:
             key = order.choice(keys)
             del self.queue[key]
-            job = self.town.world.jobs[key]
+            job = self.builder.world.jobs[key]
             if job.spec.managed_by or job.metadata.deletion_timestamp:
                 continue
             decision = self.decide(job)
             if decision.start and decision.start.stage is Stage.PREPARE:
-                self.town.stage_job(job, Stage.PREPARE)
+                self.builder.stage_job(job, Stage.PREPARE)
             if job.status.summary != decision.reason:
                 self.change(job, status={"summary": decision.reason})
 
     def change(self, job: FineTuneJob, **parts: Any) -> None:
         body = job.model_dump(mode="json", by_alias=True, exclude_none=True)
-        body["metadata"] |= {"resourceVersion": str(self.town._next()[0]), **parts.pop("metadata", {})}
-        self.town.put(FineTuneJob.model_validate({**body, **parts}))
+        body["metadata"] |= {"resourceVersion": str(self.builder._next()[0]), **parts.pop("metadata", {})}
+        self.builder.put(FineTuneJob.model_validate({**body, **parts}))
 
     def ends(self, stage_job: StageJobView) -> None:
         """Its data is prepared."""
         assert stage_job.owner is not None
         key = Key("FineTuneJob", stage_job.key.namespace, stage_job.owner.name)
         record = {OUTCOMES_ANNOTATION: Outcomes(attempts=(PREPARED,)).to_json()}
-        self.change(self.town.world.jobs[key], metadata={"annotations": record})
-        self.town.store.remove(stage_job.key, stage_job.uid)
+        self.change(self.builder.world.jobs[key], metadata={"annotations": record})
+        self.builder.store.remove(stage_job.key, stage_job.uid)
 
     @property
     def running(self) -> list[StageJobView]:
-        return [stage_job for stage_job in self.town.world.stage_jobs.values() if stage_job.stage is Stage.PREPARE]
+        return [stage_job for stage_job in self.builder.world.stage_jobs.values() if stage_job.stage is Stage.PREPARE]
 
     def unprepared(self, name: str, namespace: str = "team", **spec: Any) -> FineTuneJob:
-        return self.town.job(name, namespace=namespace, outcomes=(), **spec)
+        return self.builder.job(name, namespace=namespace, outcomes=(), **spec)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,10 @@ def test_a_job_prepares_when_there_is_room_in_its_pool_and_its_namespace(
     job = scene.unprepared("job")
     for namespace, number in running.items():
         for index in range(number):
-            scene.town.stage_job(scene.unprepared(f"r{index}", namespace), Stage.PREPARE)
+            scene.builder.stage_job(scene.unprepared(f"r{index}", namespace), Stage.PREPARE)
     for namespace, number in starting.items():
         for index in range(number):
-            scene.town.store.findings.start(key_of(scene.unprepared(f"s{index}", namespace)), begins=True)
+            scene.builder.store.findings.start(key_of(scene.unprepared(f"s{index}", namespace)), begins=True)
     decision = scene.decide(job)
     assert (decision.start is None, begins in decision.message) == (bool(begins), True)
     assert decision.reason is (Reason.WAITING_TO_PREPARE if begins else Reason.PREPARING)
@@ -101,10 +101,10 @@ def test_a_job_prepares_when_there_is_room_in_its_pool_and_its_namespace(
 
 def test_others_of_another_pool_and_those_that_have_ended_take_no_room() -> None:
     scene = Preparing(at_once=1)
-    scene.town.pool("b", nodeSelector={"b": "b"})
-    scene.town.stage_job(scene.unprepared("elsewhere", resources={"pool": "b"}), Stage.PREPARE)
-    scene.town.stage_job(scene.unprepared("ended"), Stage.PREPARE, finished="Complete")
-    scene.town.stage_job(scene.town.job("trains"), Stage.EXPORT)
+    scene.builder.pool("b", nodeSelector={"b": "b"})
+    scene.builder.stage_job(scene.unprepared("elsewhere", resources={"pool": "b"}), Stage.PREPARE)
+    scene.builder.stage_job(scene.unprepared("ended"), Stage.PREPARE, finished="Complete")
+    scene.builder.stage_job(scene.builder.job("trains"), Stage.EXPORT)
     assert scene.decide(scene.unprepared("job")).start is not None
 
 
@@ -128,14 +128,14 @@ def test_each_is_prepared_in_the_end_and_never_too_many_at_once(seed: int) -> No
         if order.random() < 0.2:  # the job is deleted while its data is prepared
             gone = order.choice(running)
             assert gone.owner is not None
-            owner = scene.town.world.jobs[Key("FineTuneJob", gone.key.namespace, gone.owner.name)]
-            scene.town.store.remove(key_of(owner), owner.metadata.uid)
-            scene.town.store.remove(gone.key, gone.uid)
+            owner = scene.builder.world.jobs[Key("FineTuneJob", gone.key.namespace, gone.owner.name)]
+            scene.builder.store.remove(key_of(owner), owner.metadata.uid)
+            scene.builder.store.remove(gone.key, gone.uid)
         else:
             scene.ends(order.choice(running))
         scene.settle(order)
     assert most == 3
-    said = {job.metadata.name: job.status.summary for job in scene.town.world.jobs.values()}
+    said = {job.metadata.name: job.status.summary for job in scene.builder.world.jobs.values()}
     assert (said.pop("forged"), said.pop("going")) == (Reason.WAITING_TO_PREPARE, Reason.WAITING_TO_PREPARE)
     assert set(said.values()) == {Reason.PENDING}  # prepared, and waits for GPUs
 
@@ -143,9 +143,9 @@ def test_each_is_prepared_in_the_end_and_never_too_many_at_once(seed: int) -> No
 def test_the_next_begins_when_a_job_is_deleted_while_its_data_is_prepared() -> None:
     scene = Preparing(at_once=1)
     first, second = scene.unprepared("first"), scene.unprepared("second")
-    scene.town.stage_job(first, Stage.PREPARE)
+    scene.builder.stage_job(first, Stage.PREPARE)
     scene.settle(random.Random(0))
-    assert scene.town.world.jobs[key_of(second)].status.summary == Reason.WAITING_TO_PREPARE
-    scene.town.store.remove(key_of(first), first.metadata.uid)
+    assert scene.builder.world.jobs[key_of(second)].status.summary == Reason.WAITING_TO_PREPARE
+    scene.builder.store.remove(key_of(first), first.metadata.uid)
     scene.settle(random.Random(0))
     assert {stage_job.owner.name for stage_job in scene.running if stage_job.owner} == {"first", "second"}

@@ -7,8 +7,8 @@ import pytest
 from sluice_api.claim import SlotRef
 from sluice_operator.facts.liveness import live_claims
 from sluice_operator.observe.views import Resources
-from sluice_operator.plan.preflight import doubt
-from tests.unit.plan.worlds import GPU, Town
+from sluice_operator.plan.preflight import preflight_obstacle
+from tests.unit.plan.worlds import GPU, WorldBuilder
 
 GIB = 1 << 30
 
@@ -29,23 +29,23 @@ GIB = 1 << 30
     ],
 )
 def test_what_others_have_added_to_the_pod_counts(rule: str, added: Resources, lack: str) -> None:
-    town = Town()
-    node = town.node(1)
-    town.version += 1
-    town.put(
+    builder = WorldBuilder()
+    node = builder.node(1)
+    builder.version += 1
+    builder.put(
         replace(
             node,
-            resource_version=town.version,
+            resource_version=builder.version,
             allocatable={**node.allocatable, "ephemeral-storage": 20 * GIB},
         )
     )
-    engine = town.engine("chat", 1, preemption={"policy": "ScaleDown"})
-    town.slot(engine, 0, "n1")
-    claim = town.claim("n1", SlotRef(namespace="team", engine="chat", index=0))
-    pod = town.trainer_pod(town.stage_job(town.job("a"), claim=claim))
-    town.version += 1
-    town.put(replace(pod, resource_version=town.version, requests={GPU: 1, "cpu": 1, **added}))
-    (live,) = live_claims(town.world)
-    found = doubt(town.world, live)
+    engine = builder.engine("chat", 1, preemption={"policy": "ScaleDown"})
+    builder.slot(engine, 0, "n1")
+    claim = builder.claim("n1", SlotRef(namespace="team", engine="chat", index=0))
+    pod = builder.trainer_pod(builder.stage_job(builder.job("a"), claim=claim))
+    builder.version += 1
+    builder.put(replace(pod, resource_version=builder.version, requests={GPU: 1, "cpu": 1, **added}))
+    (live,) = live_claims(builder.world)
+    found = preflight_obstacle(builder.world, live)
     assert (found.message if found else "").endswith(f"{lack}." if lack else ""), rule
     assert bool(found) == bool(lack), rule

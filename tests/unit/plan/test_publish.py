@@ -10,7 +10,7 @@ from sluice_operator.facts.outcomes import recorded
 from sluice_operator.facts.retries import Limits
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision
-from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe
+from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated, describe
 
 DIGEST = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
@@ -24,8 +24,8 @@ EXPORTED = AttemptOutcome(
 )
 
 
-def town(published: str = "", *, replace: bool = False) -> Town:
-    made = Town()
+def builder(published: str = "", *, replace: bool = False) -> WorldBuilder:
+    made = WorldBuilder()
     made.node(1)
     made.engine("chat", 1)
     job = made.job(
@@ -37,7 +37,7 @@ def town(published: str = "", *, replace: bool = False) -> Town:
     return made
 
 
-def adapter(made: Town, digest: str, ready: str, job: str = "a", engine: str = "chat") -> None:
+def adapter(made: WorldBuilder, digest: str, ready: str, job: str = "a", engine: str = "chat") -> None:
     made.put(
         Adapter.model_validate(
             {
@@ -67,13 +67,13 @@ def adapter(made: Town, digest: str, ready: str, job: str = "a", engine: str = "
     )
 
 
-def decide(made: Town) -> JobDecision:
+def decide(made: WorldBuilder) -> JobDecision:
     job = next(iter(made.world.jobs.values()))
     return plan_job(made.world, job, NOW, Limits())
 
 
 def test_the_adapter_is_written_when_it_is_not_there() -> None:
-    decision = decide(town())
+    decision = decide(builder())
     assert decision.reason is Reason.PUBLISHING
     assert decision.publish == EXPORTED.export
 
@@ -90,7 +90,7 @@ def test_the_adapter_is_written_when_it_is_not_there() -> None:
     ],
 )
 def test_whose_adapter_a_job_writes(rule: str, job: str, replace: bool, engine: str, says: str) -> None:
-    made = town(replace=replace)
+    made = builder(replace=replace)
     adapter(made, OTHER, "True", job, engine)
     decision = decide(made)
     assert decision.publish == (None if says else EXPORTED.export), rule
@@ -99,7 +99,7 @@ def test_whose_adapter_a_job_writes(rule: str, job: str, replace: bool, engine: 
 
 
 def test_a_job_whose_adapters_name_is_taken_takes_nothing() -> None:
-    made = Town()
+    made = WorldBuilder()
     made.node(2)
     made.engine("chat", 1)
     made.job("a", publish={"engine": "chat", "name": "tone"})
@@ -110,14 +110,14 @@ def test_a_job_whose_adapters_name_is_taken_takes_nothing() -> None:
 
 
 def test_a_refused_adapter_says_why_and_is_waited_for() -> None:
-    made = town()
+    made = builder()
     adapter(made, DIGEST, "False")
     decision = decide(made)
     assert (decision.reason, decision.message, decision.failed) == (Reason.BASE_MODEL_DIFFERS, "words", False)
 
 
 def test_success_is_recorded_where_it_outlives_status() -> None:
-    made = town()
+    made = builder()
     adapter(made, DIGEST, "True")
     decision = decide(made)
     assert decision.reason is Reason.SUCCEEDED
@@ -126,7 +126,7 @@ def test_success_is_recorded_where_it_outlives_status() -> None:
 
 
 def test_a_rollback_by_hand_after_success_stays_though_the_status_was_lost() -> None:
-    made = town(published=DIGEST)
+    made = builder(published=DIGEST)
     adapter(made, OTHER, "True")
     decision = decide(made)
     assert decision.publish is None

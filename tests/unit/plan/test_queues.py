@@ -17,7 +17,7 @@ from sluice_operator.observe.world import engine_key, job_key
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision
-from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe, parse, planned_status
+from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated, describe, parse, planned_status
 
 TEAM = {"matchLabels": {"kubernetes.io/metadata.name": "team"}}
 LAB = {"matchLabels": {"tier": "research"}}
@@ -107,10 +107,10 @@ LAB = {"matchLabels": {"tier": "research"}}
     ],
 )  # fmt: skip
 def test_what_a_namespace_may_have(rule: str, world: str, pool: dict[str, Any], expected: str) -> None:
-    town = parse(world)
-    town.namespace("lab", tier="research")
-    town.pool(**pool)
-    assert describe(allocated(town)) == expected, rule
+    builder = parse(world)
+    builder.namespace("lab", tier="research")
+    builder.pool(**pool)
+    assert describe(allocated(builder)) == expected, rule
 
 
 @pytest.mark.parametrize(
@@ -128,33 +128,33 @@ def test_what_a_namespace_may_have(rule: str, world: str, pool: dict[str, Any], 
 def test_what_a_pool_refuses_is_refused_before_anything_runs(
     rule: str, pool: dict[str, Any], job: dict[str, Any], reason: Reason, says: str
 ) -> None:
-    town = Town()
-    town.node(4)
-    town.pool(**pool)
-    made = town.job("a", outcomes=(), **job)
-    decision = plan_job(town.world, made, NOW, Limits())
+    builder = WorldBuilder()
+    builder.node(4)
+    builder.pool(**pool)
+    made = builder.job("a", outcomes=(), **job)
+    decision = plan_job(builder.world, made, NOW, Limits())
     assert decision.start is None, rule
     assert decision.reason is reason, rule
     assert says in decision.message
 
 
-def engine(town: Town, **terms: Any) -> InferenceEngine:
+def engine(builder: WorldBuilder, **terms: Any) -> InferenceEngine:
     """Two replicas that lend on these terms."""
-    made = town.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1, **terms})
+    made = builder.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1, **terms})
     for index in (0, 1):
-        town.slot(made, index, "n1")
+        builder.slot(made, index, "n1")
     return made
 
 
 def test_an_engine_lends_to_the_namespaces_that_it_selects() -> None:
-    town = Town()
-    town.node(2)
-    engine(town, lendTo="Selected", lendToNamespaces=LAB)
-    town.job("a")
-    town.job("b", namespace="lab")
-    assert describe(allocated(town)) == "a waits EngineLendsElsewhere; b waits EngineLendsElsewhere"
-    town.namespace("lab", tier="research")
-    assert describe(allocated(town)) == "a waits EngineLendsElsewhere; b takes chat/1"
+    builder = WorldBuilder()
+    builder.node(2)
+    engine(builder, lendTo="Selected", lendToNamespaces=LAB)
+    builder.job("a")
+    builder.job("b", namespace="lab")
+    assert describe(allocated(builder)) == "a waits EngineLendsElsewhere; b waits EngineLendsElsewhere"
+    builder.namespace("lab", tier="research")
+    assert describe(allocated(builder)) == "a waits EngineLendsElsewhere; b takes chat/1"
 
 
 NIGHT = {"start": "22:00", "end": "06:00"}
@@ -163,38 +163,38 @@ AT_NIGHT = NOW.replace(hour=22)
 
 
 def test_an_engine_lends_in_its_hours_and_the_pool_looks_again_when_they_begin() -> None:
-    town = Town()
-    town.node(2)
-    engine(town, borrowWindows=[NIGHT])
-    job = town.job("a")
-    waits = allocated(town, EVENING)
+    builder = WorldBuilder()
+    builder.node(2)
+    engine(builder, borrowWindows=[NIGHT])
+    job = builder.job("a")
+    waits = allocated(builder, EVENING)
     assert describe(waits) == "a waits EngineLendsLater"
     assert "chat lends from Sunday 22:00 UTC on" in waits.waits[job_key("team", job.metadata.name)].message
-    pool = find_pool(town.world, "default")
+    pool = find_pool(builder.world, "default")
     assert pool is not None
     assert waits.again_at == AT_NIGHT
-    assert describe(allocated(town, AT_NIGHT)) == "a takes chat/1"
+    assert describe(allocated(builder, AT_NIGHT)) == "a takes chat/1"
 
 
 def test_a_time_zone_that_nobody_knows_is_named_on_the_engine_and_on_the_job() -> None:
-    town = Town()
-    town.node(2)
-    made = engine(town, borrowWindows=[{**NIGHT, "timeZone": "Europe/Berln"}])
-    town.job("a")
-    assert describe(allocated(town, AT_NIGHT)) == "a waits TimeZoneUnknown"
-    lent = next(c for c in planned_status(town.world, made, NOW).conditions if c.type == "Lent")
+    builder = WorldBuilder()
+    builder.node(2)
+    made = engine(builder, borrowWindows=[{**NIGHT, "timeZone": "Europe/Berln"}])
+    builder.job("a")
+    assert describe(allocated(builder, AT_NIGHT)) == "a waits TimeZoneUnknown"
+    lent = next(c for c in planned_status(builder.world, made, NOW).conditions if c.type == "Lent")
     assert lent.reason == Reason.TIME_ZONE_UNKNOWN
     assert "borrowWindows[0].timeZone: there is no time zone Europe/Berln" in lent.message
 
 
 def test_a_time_zone_that_nobody_knows_is_named_while_something_is_lent_too() -> None:
-    town = Town()
-    town.node(2)
-    made = engine(town, borrowWindows=[NIGHT, {**NIGHT, "timeZone": "Europe/Berln"}])
-    job = town.job("a")
-    (claim,) = allocated(town, AT_NIGHT).claims.values()
-    town.trainer_pod(town.stage_job(job, claim=claim), "n1")
-    lent = next(c for c in planned_status(town.world, made, NOW).conditions if c.type == "Lent")
+    builder = WorldBuilder()
+    builder.node(2)
+    made = engine(builder, borrowWindows=[NIGHT, {**NIGHT, "timeZone": "Europe/Berln"}])
+    job = builder.job("a")
+    (claim,) = allocated(builder, AT_NIGHT).claims.values()
+    builder.trainer_pod(builder.stage_job(job, claim=claim), "n1")
+    lent = next(c for c in planned_status(builder.world, made, NOW).conditions if c.type == "Lent")
     assert (lent.status, lent.reason) == ("True", Reason.LENDING)
     assert lent.message.startswith(
         "1 of 2 lent to team/a. spec.preemption.borrowWindows[1].timeZone: there is no time zone Europe/Berln."
@@ -202,30 +202,30 @@ def test_a_time_zone_that_nobody_knows_is_named_while_something_is_lent_too() ->
 
 
 def test_a_loan_goes_on_when_the_window_closes() -> None:
-    town = Town()
-    town.node(2)
-    engine(town, borrowWindows=[NIGHT])
-    job = town.job("a")
-    (claim,) = allocated(town, AT_NIGHT).claims.values()
-    town.trainer_pod(town.stage_job(job, claim=claim), "n1")
+    builder = WorldBuilder()
+    builder.node(2)
+    engine(builder, borrowWindows=[NIGHT])
+    job = builder.job("a")
+    (claim,) = allocated(builder, AT_NIGHT).claims.values()
+    builder.trainer_pod(builder.stage_job(job, claim=claim), "n1")
     morning = NOW.replace(hour=7)
-    held = town.world.engines[engine_key("team", "chat")]
-    assert planned_status(town.world, held, morning).slots[1].lent_to == "team/a"
+    held = builder.world.engines[engine_key("team", "chat")]
+    assert planned_status(builder.world, held, morning).slots[1].lent_to == "team/a"
 
 
-def decided(town: Town, job: FineTuneJob, after: float) -> JobDecision:
-    return plan_job(town.world, job, NOW + timedelta(seconds=after), Limits())
+def decided(builder: WorldBuilder, job: FineTuneJob, after: float) -> JobDecision:
+    return plan_job(builder.world, job, NOW + timedelta(seconds=after), Limits())
 
 
 def test_not_before_its_time() -> None:
-    town = Town()
-    town.node(2)
+    builder = WorldBuilder()
+    builder.node(2)
     begins = NOW + timedelta(seconds=60)
-    job = town.job("a", scheduling={"notBefore": begins.isoformat()})
-    assert describe(allocated(town)) == ""
-    decision = decided(town, job, 0)
+    job = builder.job("a", scheduling={"notBefore": begins.isoformat()})
+    assert describe(allocated(builder)) == ""
+    decision = decided(builder, job, 0)
     assert (decision.reason, decision.again_at) == (Reason.NOT_BEFORE, begins)
-    assert describe(allocated(town, begins)) == "a takes n1"
+    assert describe(allocated(builder, begins)) == "a takes n1"
 
 
 @pytest.mark.parametrize(
@@ -236,33 +236,33 @@ def test_not_before_its_time() -> None:
     ],
 )
 def test_who_waits_too_long_fails(rule: str, scheduling: dict[str, Any], fails_after: float) -> None:
-    town = Town()
-    job = town.job("a", scheduling={"queueDeadlineSeconds": 600, **scheduling})
-    town.node(2)
-    waits = decided(town, job, fails_after - 1)
+    builder = WorldBuilder()
+    job = builder.job("a", scheduling={"queueDeadlineSeconds": 600, **scheduling})
+    builder.node(2)
+    waits = decided(builder, job, fails_after - 1)
     assert not waits.failed, rule
     assert waits.again_at == NOW + timedelta(seconds=fails_after)
-    fails = decided(town, job, fails_after)
+    fails = decided(builder, job, fails_after)
     assert (fails.failed, fails.reason) == (True, Reason.QUEUE_DEADLINE_EXCEEDED), rule
 
 
 @pytest.mark.parametrize("reason", [Reason.QUOTA_EXCEEDED, Reason.NOT_BOUND, Reason.UNSCHEDULABLE])
 def test_a_claim_that_was_given_up_has_not_ended_the_wait_for_the_first_gpus(reason: Reason) -> None:
-    town = Town()
+    builder = WorldBuilder()
     given_up = trained(1, 290, 358).model_copy(update={"reason": reason})
-    job = town.job("a", outcomes=(PREPARED, given_up), scheduling={"queueDeadlineSeconds": 600})
-    town.node(2)
-    pauses = decided(town, job, 359)
+    job = builder.job("a", outcomes=(PREPARED, given_up), scheduling={"queueDeadlineSeconds": 600})
+    builder.node(2)
+    pauses = decided(builder, job, 359)
     assert (pauses.failed, pauses.again_at) == (False, NOW + timedelta(seconds=360))
-    fails = decided(town, job, 360)
+    fails = decided(builder, job, 360)
     assert (fails.failed, fails.reason) == (True, Reason.QUEUE_DEADLINE_EXCEEDED)
-    assert describe(allocated(town, NOW + timedelta(seconds=3600))) == ""
+    assert describe(allocated(builder, NOW + timedelta(seconds=3600))) == ""
 
 
 def test_who_has_trained_waits_for_its_next_gpus_without_a_deadline() -> None:
-    town = Town()
-    job = town.job("a", outcomes=(PREPARED, trained(1, 0, 40)), scheduling={"queueDeadlineSeconds": 600})
-    assert not decided(town, job, 3600).failed
+    builder = WorldBuilder()
+    job = builder.job("a", outcomes=(PREPARED, trained(1, 0, 40)), scheduling={"queueDeadlineSeconds": 600})
+    assert not decided(builder, job, 3600).failed
 
 
 def trained(attempt: int, begin: float, end: float) -> AttemptOutcome:
@@ -278,15 +278,15 @@ def trained(attempt: int, begin: float, end: float) -> AttemptOutcome:
 
 def test_only_training_counts_against_the_active_deadline() -> None:
     """40 s in a first attempt, an hour of waiting, then the rest."""
-    town = Town()
-    town.node(1)
-    job = town.job("a", outcomes=(PREPARED, trained(1, 0, 40)), activeDeadlineSeconds=100)
+    builder = WorldBuilder()
+    builder.node(1)
+    job = builder.job("a", outcomes=(PREPARED, trained(1, 0, 40)), activeDeadlineSeconds=100)
     begins = 3600
-    assert not decided(town, job, begins - 1).failed
-    stage_job = town.stage_job(job, attempt=2, claim=town.claim("n1"), created=NOW + timedelta(seconds=begins))
-    town.trainer_pod(stage_job, "n1")
-    assert not decided(town, job, begins + 59).failed
-    late = decided(town, job, begins + 60)
+    assert not decided(builder, job, begins - 1).failed
+    stage_job = builder.stage_job(job, attempt=2, claim=builder.claim("n1"), created=NOW + timedelta(seconds=begins))
+    builder.trainer_pod(stage_job, "n1")
+    assert not decided(builder, job, begins + 59).failed
+    late = decided(builder, job, begins + 60)
     assert (late.failed, late.reason) == (True, Reason.DEADLINE_EXCEEDED)
     assert late.delete == (stage_job,)
 
@@ -301,37 +301,37 @@ def test_only_training_counts_against_the_active_deadline() -> None:
     ],
 )
 def test_training_time_that_is_over(rule: str, outcomes: tuple[AttemptOutcome, ...], failed: bool) -> None:
-    town = Town()
-    town.node(1)
-    job = town.job("a", outcomes=(PREPARED, *outcomes), activeDeadlineSeconds=100)
+    builder = WorldBuilder()
+    builder.node(1)
+    job = builder.job("a", outcomes=(PREPARED, *outcomes), activeDeadlineSeconds=100)
     if len(outcomes) == 1:
-        leaving = town.stage_job(job, claim=town.claim("n1"), created=NOW, deleting=True)
-        town.trainer_pod(leaving, "n1")
-    assert decided(town, job, 120).failed is failed, rule
+        leaving = builder.stage_job(job, claim=builder.claim("n1"), created=NOW, deleting=True)
+        builder.trainer_pod(leaving, "n1")
+    assert decided(builder, job, 120).failed is failed, rule
 
 
 def test_training_that_will_not_be_done_in_time_says_so() -> None:
-    town = Town()
-    town.node(1)
-    job = town.job("a", activeDeadlineSeconds=3600)
-    stage_job = town.stage_job(job, claim=town.claim("n1"), created=NOW)
-    town.trainer_pod(stage_job, "n1")
+    builder = WorldBuilder()
+    builder.node(1)
+    job = builder.job("a", activeDeadlineSeconds=3600)
+    stage_job = builder.stage_job(job, claim=builder.claim("n1"), created=NOW)
+    builder.trainer_pod(stage_job, "n1")
     for seconds_left, warned in ((3000, False), (4000, True)):
         progress = Progress(attempt=1, step=5, seconds_left=seconds_left, reported_at=NOW)
         reported = job.model_copy(update={"status": job.status.model_copy(update={"progress": progress})})
-        town.version += 1
-        metadata = reported.metadata.model_copy(update={"resource_version": str(town.version)})
+        builder.version += 1
+        metadata = reported.metadata.model_copy(update={"resource_version": str(builder.version)})
         reported = reported.model_copy(update={"metadata": metadata})
-        town.put(reported)
-        decision = decided(town, reported, 1)
+        builder.put(reported)
+        decision = decided(builder, reported, 1)
         assert decision.reason is Reason.TRAINING
         assert ("it is stopped, 2026-11-22 13:00 UTC" in decision.message) is warned, decision.message
 
 
 def test_a_job_whose_time_is_over_does_not_come_back_when_its_pod_is_gone() -> None:
     cluster = Cluster()
-    cluster.town.node(1)
-    cluster.town.job("a", activeDeadlineSeconds=30)
+    cluster.builder.node(1)
+    cluster.builder.job("a", activeDeadlineSeconds=30)
     for _ in range(30):
         cluster.round(seconds=5)
     (job,) = cluster.world.jobs.values()
@@ -344,22 +344,22 @@ def test_a_job_whose_time_is_over_does_not_come_back_when_its_pod_is_gone() -> N
 
 def test_a_slot_that_comes_back_goes_to_the_next_job_without_starting_in_between() -> None:
     """If the next claim is made within seconds; else the engine has it."""
-    town = Town()
-    town.node(2)
-    made = town.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1})
-    town.slot(made, 0, "n1")
-    town.slot(made, 1, size=0)
+    builder = WorldBuilder()
+    builder.node(2)
+    made = builder.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1})
+    builder.slot(made, 0, "n1")
+    builder.slot(made, 1, size=0)
     done = trained(1, -100, 0).model_copy(update={"reason": "Done"})
-    last = town.job("last", outcomes=(PREPARED, done))
-    claim = town.claim("n1", SlotRef(namespace="team", engine="chat", index=1))
-    town.stage_job(last, claim=claim, finished="Complete", finished_at=NOW)
-    assert [plan.index for plan in plan_engine(town.world, made, NOW).apply] == [1], "nobody waits: it starts"
+    last = builder.job("last", outcomes=(PREPARED, done))
+    claim = builder.claim("n1", SlotRef(namespace="team", engine="chat", index=1))
+    builder.stage_job(last, claim=claim, finished="Complete", finished_at=NOW)
+    assert [plan.index for plan in plan_engine(builder.world, made, NOW).apply] == [1], "nobody waits: it starts"
 
-    town.job("next")
-    assert describe(allocated(town)) == "next takes chat/1"
-    decision = plan_engine(town.world, made, NOW)
+    builder.job("next")
+    assert describe(allocated(builder)) == "next takes chat/1"
+    decision = plan_engine(builder.world, made, NOW)
     assert decision.apply == ()
-    assert planned_status(town.world, made, NOW).lent_to == ("team/next",)
+    assert planned_status(builder.world, made, NOW).lent_to == ("team/next",)
     assert decision.placeholders.make == ((1, "n1"),), "nor is it anybody else's"
     assert decision.again_at is not None
-    assert [plan.index for plan in plan_engine(town.world, made, decision.again_at).apply] == [1]
+    assert [plan.index for plan in plan_engine(builder.world, made, decision.again_at).apply] == [1]

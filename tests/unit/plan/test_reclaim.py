@@ -11,7 +11,7 @@ from sluice_api.reasons import Reason
 from sluice_api.reports import EngineReport
 from sluice_operator.observe.world import Reported, engine_key
 from sluice_operator.plan.engine.decide import plan_engine
-from tests.unit.plan.worlds import NOW, Town, allocated, change, decide, describe, parse, planned_status
+from tests.unit.plan.worlds import NOW, WorldBuilder, allocated, change, decide, describe, parse, planned_status
 
 CHAT_1 = SlotRef(namespace="team", engine="chat", index=1)
 RECLAIMS = {"policy": "ScaleDown", "minReplicas": 1, "reclaim": "OnDemand"}
@@ -21,38 +21,38 @@ class Lent:
     """An engine of two replicas on a node of two GPUs, of which the second is lent to `a`."""
 
     def __init__(self, **terms: Any) -> None:
-        self.town = Town()
-        self.town.node(2)
-        self.job = self.town.job("a")
-        self.stage_job = self.town.stage_job(self.job, claim=self.town.claim("n1", CHAT_1))
-        self.trainer = self.town.trainer_pod(self.stage_job, "n1")
-        self.town.engine("chat", 2, preemption={**RECLAIMS, **terms})
-        pod = self.town.slot(self.engine, 0, "n1")
+        self.builder = WorldBuilder()
+        self.builder.node(2)
+        self.job = self.builder.job("a")
+        self.stage_job = self.builder.stage_job(self.job, claim=self.builder.claim("n1", CHAT_1))
+        self.trainer = self.builder.trainer_pod(self.stage_job, "n1")
+        self.builder.engine("chat", 2, preemption={**RECLAIMS, **terms})
+        pod = self.builder.slot(self.engine, 0, "n1")
         assert pod is not None
         self.serving = pod
-        self.town.slot(self.engine, 1, size=0)
+        self.builder.slot(self.engine, 1, size=0)
 
     @property
     def engine(self) -> Any:
-        return self.town.world.engines[engine_key("team", "chat")]
+        return self.builder.world.engines[engine_key("team", "chat")]
 
     def resize(self, replicas: int) -> None:
         self._update(spec=self.engine.spec.model_copy(update={"replicas": replicas}))
 
     def load(self, in_flight: float) -> None:
         report = EngineReport(sequence=1, serving=True, draining=False, in_flight=int(in_flight))
-        self.town.store.findings.report(self.serving.uid, Reported(report, NOW, load=in_flight))
+        self.builder.store.findings.report(self.serving.uid, Reported(report, NOW, load=in_flight))
 
     def decides(self) -> list[SlotState]:
         """The engine's decision, which is then its status."""
-        status = planned_status(self.town.world, self.engine, NOW)
+        status = planned_status(self.builder.world, self.engine, NOW)
         self._update(status=status)
         return [slot.state for slot in status.slots]
 
     def _update(self, **parts: Any) -> None:
-        self.town.version += 1
-        metadata = self.engine.metadata.model_copy(update={"resource_version": str(self.town.version)})
-        self.town.put(self.engine.model_copy(update={**parts, "metadata": metadata}))
+        self.builder.version += 1
+        metadata = self.engine.metadata.model_copy(update={"resource_version": str(self.builder.version)})
+        self.builder.put(self.engine.model_copy(update={**parts, "metadata": metadata}))
 
 
 SERVING, LENT, RECLAIMING, WAITING = SlotState.SERVING, SlotState.LENT, SlotState.RECLAIMING, SlotState.WAITING
@@ -63,7 +63,7 @@ def test_an_engine_that_is_raised_above_its_gpus_asks_its_loan_back() -> None:
     assert scene.decides() == [SERVING, LENT]
     scene.resize(3)
     assert scene.decides() == [SERVING, RECLAIMING, WAITING]
-    decision = decide(scene.town, "a")
+    decision = decide(scene.builder, "a")
     assert (decision.reason, decision.delete) == (Reason.RECLAIMED, (scene.stage_job,))
     assert "Engine team/chat needs its replica 1 back." in decision.message
 
@@ -73,10 +73,12 @@ class TwiceLent(Lent):
 
     def __init__(self, **terms: Any) -> None:
         super().__init__(**terms)
-        self.town.node(1)
-        self.second = self.town.stage_job(self.town.job("b"), claim=self.town.claim("n2", replace_index(CHAT_1, 2)))
-        self.second_pod = self.town.trainer_pod(self.second, "n2")
-        self.town.slot(self.engine, 2, size=0)
+        self.builder.node(1)
+        self.second = self.builder.stage_job(
+            self.builder.job("b"), claim=self.builder.claim("n2", replace_index(CHAT_1, 2))
+        )
+        self.second_pod = self.builder.trainer_pod(self.second, "n2")
+        self.builder.slot(self.engine, 2, size=0)
         self.resize(3)
 
 
@@ -96,8 +98,8 @@ def test_an_engine_with_too_much_to_answer_asks_for_the_newest_loan_first() -> N
 def test_no_other_loan_is_asked_back_while_a_borrower_leaves() -> None:
     scene = TwiceLent(reclaimAbove=4)
     scene.load(5)
-    change(scene.town, scene.second, deleting=True)
-    change(scene.town, scene.second_pod, deleting=True)
+    change(scene.builder, scene.second, deleting=True)
+    change(scene.builder, scene.second_pod, deleting=True)
     assert scene.decides() == [SERVING, LENT, WAITING]
 
 
@@ -107,8 +109,8 @@ def replace_index(slot: SlotRef, index: int) -> SlotRef:
 
 def test_a_loan_that_has_not_begun_is_not_asked_back() -> None:
     scene = Lent()
-    scene.town.store.remove(scene.trainer.key, scene.trainer.uid)
-    scene.town.slot(scene.engine, 1, "n1")
+    scene.builder.store.remove(scene.trainer.key, scene.trainer.uid)
+    scene.builder.slot(scene.engine, 1, "n1")
     scene.resize(3)
     assert scene.decides() == [SERVING, SERVING, WAITING]
 
@@ -117,7 +119,7 @@ def test_an_engine_that_never_reclaims_waits_for_the_job() -> None:
     scene = Lent(reclaim="Never")
     scene.resize(3)
     assert scene.decides() == [SERVING, LENT, WAITING]
-    assert decide(scene.town, "a").reason is Reason.TRAINING
+    assert decide(scene.builder, "a").reason is Reason.TRAINING
 
 
 @pytest.mark.parametrize(("load", "expected"), [(4.0, [SERVING, LENT]), (4.1, [SERVING, RECLAIMING])])
@@ -131,8 +133,8 @@ def test_a_word_said_to_an_earlier_borrower_is_not_meant_for_this_one() -> None:
     scene = Lent()
     scene.resize(3)
     scene.decides()
-    change(scene.town, scene.stage_job, created=NOW + timedelta(seconds=1))
-    assert decide(scene.town, "a").reason is Reason.TRAINING
+    change(scene.builder, scene.stage_job, created=NOW + timedelta(seconds=1))
+    assert decide(scene.builder, "a").reason is Reason.TRAINING
 
 
 @pytest.mark.parametrize(
@@ -143,47 +145,47 @@ def test_a_word_said_to_an_earlier_borrower_is_not_meant_for_this_one() -> None:
     ],
 )
 def test_an_engine_lends_what_its_load_allows(rule: str, load: float, expected: str) -> None:
-    town = Town()
-    town.node(2)
-    engine = town.engine("chat", 2, preemption={**RECLAIMS, "reclaimAbove": 4})
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = builder.engine("chat", 2, preemption={**RECLAIMS, "reclaimAbove": 4})
     for index in (0, 1):
-        pod = town.slot(engine, index, "n1")
+        pod = builder.slot(engine, index, "n1")
         assert pod is not None
         report = EngineReport(sequence=1, serving=True, draining=False, in_flight=2)
-        town.store.findings.report(pod.uid, Reported(report, NOW, load=load / 2))
-    town.job("a")
-    assert describe(allocated(town)) == expected, rule
+        builder.store.findings.report(pod.uid, Reported(report, NOW, load=load / 2))
+    builder.job("a")
+    assert describe(allocated(builder)) == expected, rule
 
 
 @pytest.mark.parametrize(("led", "expected"), [(29, "a waits EngineInDemand"), (31, "a takes chat/1")])
 def test_a_young_term_does_not_know_the_load_and_lends_none_that_may_be_needed(led: float, expected: str) -> None:
-    town = Town()
-    town.node(2)
-    engine = town.engine("chat", 2, preemption={**RECLAIMS, "reclaimAbove": 4})
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = builder.engine("chat", 2, preemption={**RECLAIMS, "reclaimAbove": 4})
     for index in (0, 1):
-        town.slot(engine, index, "n1")
-    town.job("a")
-    town.store.findings.since = NOW - timedelta(seconds=led)
-    assert describe(allocated(town)) == expected
+        builder.slot(engine, index, "n1")
+    builder.job("a")
+    builder.store.findings.since = NOW - timedelta(seconds=led)
+    assert describe(allocated(builder)) == expected
 
 
 def test_an_engine_that_lacks_replicas_and_would_ask_them_back_lends_none() -> None:
-    town = parse("pool: 2 gpus | chat: 3 replicas, floor 1 | a: needs 1")
-    assert describe(allocated(town)) == "a takes chat/1"
-    town = Town()
-    town.node(2)
-    engine = town.engine("chat", 3, preemption=RECLAIMS)
+    builder = parse("pool: 2 gpus | chat: 3 replicas, floor 1 | a: needs 1")
+    assert describe(allocated(builder)) == "a takes chat/1"
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = builder.engine("chat", 3, preemption=RECLAIMS)
     for index in (0, 1):
-        town.slot(engine, index, "n1")
-    town.job("a")
-    assert describe(allocated(town)) == "a waits EngineInDemand"
+        builder.slot(engine, index, "n1")
+    builder.job("a")
+    assert describe(allocated(builder)) == "a waits EngineInDemand"
 
 
 def test_a_slot_that_starts_again_says_when() -> None:
     scene = Lent()
-    scene.town.store.remove(scene.stage_job.key, scene.stage_job.uid)
-    scene.town.store.remove(scene.trainer.key, scene.trainer.uid)
-    assert [(plan.index, plan.restarted_at) for plan in plan_engine(scene.town.world, scene.engine, NOW).apply] == [
+    scene.builder.store.remove(scene.stage_job.key, scene.stage_job.uid)
+    scene.builder.store.remove(scene.trainer.key, scene.trainer.uid)
+    assert [(plan.index, plan.restarted_at) for plan in plan_engine(scene.builder.world, scene.engine, NOW).apply] == [
         (1, NOW)
     ]
 

@@ -19,7 +19,7 @@ from sluice_operator.plan.job.situation import next_training_attempt
 from sluice_operator.plan.obstacle import Wait
 from sluice_operator.plan.readiness import training_ends
 from sluice_operator.status.job import job_status
-from tests.unit.plan.worlds import NOW, PREPARED, YIELDS, Town, allocated, describe
+from tests.unit.plan.worlds import NOW, PREPARED, YIELDS, WorldBuilder, allocated, describe
 
 
 def attempt(number: int, reason: Reason, minutes: int = 1) -> AttemptOutcome:
@@ -55,7 +55,7 @@ def attempt(number: int, reason: Reason, minutes: int = 1) -> AttemptOutcome:
     ],
 )
 def test_the_pause_before_the_next_attempt(ended: list[Reason], seconds: int | None) -> None:
-    job = Town().job("a", retry={"backoffSeconds": 20, "maxBackoffSeconds": 70})
+    job = WorldBuilder().job("a", retry={"backoffSeconds": 20, "maxBackoffSeconds": 70})
     record = Outcomes(attempts=tuple(attempt(number, reason) for number, reason in enumerate(ended, start=1)))
     expected = NOW + timedelta(seconds=seconds) if seconds is not None else None
     assert next_attempt_at(job, record, Stage.TRAIN) == expected
@@ -83,10 +83,10 @@ def test_the_pause_before_the_next_attempt(ended: list[Reason], seconds: int | N
     ],
 )
 def test_which_ends_are_final_for_a_job_of_one_attempt(reason: Reason, fails: Reason | None) -> None:
-    town = Town()
-    town.node(1)
-    job = town.job("a", outcomes=(PREPARED, attempt(1, reason)), retry={"attempts": 1})
-    decision = plan_job(town.world, job, NOW, Limits())
+    builder = WorldBuilder()
+    builder.node(1)
+    job = builder.job("a", outcomes=(PREPARED, attempt(1, reason)), retry={"attempts": 1})
+    decision = plan_job(builder.world, job, NOW, Limits())
     assert (decision.reason if decision.failed else None) == fails
 
 
@@ -95,26 +95,26 @@ def test_a_job_that_never_gets_its_node_does_not_fill_its_record() -> None:
     record = Outcomes(attempts=(PREPARED, attempt(1, Reason.PREEMPTED), *claims))
     kept = compact(record)
     assert [a.attempt for a in kept.of(Stage.TRAIN)] == [1, 1995, 1996, 1997, 1998, 1999]
-    town = Town()
-    job = town.job("a", outcomes=kept.attempts)
-    assert next_training_attempt(town.world, job) == 2000
+    builder = WorldBuilder()
+    job = builder.job("a", outcomes=kept.attempts)
+    assert next_training_attempt(builder.world, job) == 2000
 
 
 def test_a_claim_that_never_got_its_node_is_no_training_time() -> None:
     record = Outcomes(attempts=(attempt(1, Reason.UNSCHEDULABLE, minutes=50), attempt(2, Reason.PREEMPTED, minutes=10)))
-    job = Town().job("a", activeDeadlineSeconds=3600)
+    job = WorldBuilder().job("a", activeDeadlineSeconds=3600)
     assert training_ends(job, record, NOW) == NOW + timedelta(minutes=50)
 
 
 @pytest.mark.parametrize(("seconds", "goes"), [(59, False), (60, True)])
 def test_a_job_that_is_over_goes_when_its_time_to_live_is_over(seconds: int, goes: bool) -> None:
-    town = Town()
-    town.node(1)
-    job = town.job("a", outcomes=(PREPARED, attempt(1, Reason.OUT_OF_MEMORY)), ttlSecondsAfterFinished=60)
+    builder = WorldBuilder()
+    builder.node(1)
+    job = builder.job("a", outcomes=(PREPARED, attempt(1, Reason.OUT_OF_MEMORY)), ttlSecondsAfterFinished=60)
     now = NOW + timedelta(seconds=seconds)
-    assert not plan_job(town.world, job, now, Limits()).remove, "nobody was told yet that it is over"
+    assert not plan_job(builder.world, job, now, Limits()).remove, "nobody was told yet that it is over"
     over = job.model_copy(update={"status": job.status.model_copy(update={"finished_at": NOW})})
-    decision = plan_job(town.world, over, now, Limits())
+    decision = plan_job(builder.world, over, now, Limits())
     assert (decision.remove, decision.again_at) == (goes, NOW + timedelta(seconds=60))
 
 
@@ -127,23 +127,23 @@ def test_a_job_that_is_over_goes_when_its_time_to_live_is_over(seconds: int, goe
     ],
 )
 def test_ageing(rule: str, pool: dict[str, Any], expected: str) -> None:
-    town = Town()
-    town.node(1)
-    town.pool(**pool)
+    builder = WorldBuilder()
+    builder.node(1)
+    builder.pool(**pool)
     long_ago = PREPARED.model_copy(update={"ended_at": NOW - timedelta(hours=1)})
-    town.job("old", outcomes=(long_ago,), scheduling={"policy": "Queue"})
-    town.job("new", scheduling={"policy": "Queue", "priority": 3})
-    assert describe(allocated(town)) == expected, rule
+    builder.job("old", outcomes=(long_ago,), scheduling={"policy": "Queue"})
+    builder.job("new", scheduling={"policy": "Queue", "priority": 3})
+    assert describe(allocated(builder)) == expected, rule
 
 
 def test_who_comes_has_waited_though_a_claim_of_its_own_was_given_up() -> None:
-    town = Town()
-    town.node(1)
-    low = town.job("low", scheduling={"interruption": {**YIELDS, "graceSeconds": 180}})
-    town.trainer_pod(town.stage_job(low, claim=town.claim("n1")), "n1")
+    builder = WorldBuilder()
+    builder.node(1)
+    low = builder.job("low", scheduling={"interruption": {**YIELDS, "graceSeconds": 180}})
+    builder.trainer_pod(builder.stage_job(low, claim=builder.claim("n1")), "n1")
     given_up = attempt(1, Reason.NOT_BOUND).model_copy(update={"ended_at": NOW - timedelta(minutes=1)})
-    town.job("high", outcomes=(PREPARED, given_up), scheduling={"policy": "Queue", "priority": 5})
-    assert describe(allocated(town)) == "high takes n1 from low"
+    builder.job("high", outcomes=(PREPARED, given_up), scheduling={"policy": "Queue", "priority": 5})
+    assert describe(allocated(builder)) == "high takes n1 from low"
 
 
 @pytest.mark.parametrize(
@@ -155,16 +155,16 @@ def test_who_comes_has_waited_though_a_claim_of_its_own_was_given_up() -> None:
     ],
 )
 def test_a_wait_goes_on_over_a_claim_that_was_given_up(reason: Reason, since: timedelta, expected: str) -> None:
-    town = Town()
-    town.node(1)
-    town.pool(ageingSeconds=600)
+    builder = WorldBuilder()
+    builder.node(1)
+    builder.pool(ageingSeconds=600)
     long_ago = PREPARED.model_copy(update={"ended_at": NOW - timedelta(hours=1)})
     ended = attempt(1, reason).model_copy(update={"ended_at": NOW - timedelta(minutes=2)})
-    old = town.job("old", outcomes=(long_ago, ended), scheduling={"policy": "Queue"})
-    town.job("new", scheduling={"policy": "Queue", "priority": 3})
-    assert describe(allocated(town)) == expected
+    old = builder.job("old", outcomes=(long_ago, ended), scheduling={"policy": "Queue"})
+    builder.job("new", scheduling={"policy": "Queue", "priority": 3})
+    assert describe(allocated(builder)) == expected
     wait = Wait(Reason.WAITING_FOR_GPUS, "", position="1")
-    queue = job_status(town.world, old, plan_job(town.world, old, NOW, Limits(), wait), NOW).queue
+    queue = job_status(builder.world, old, plan_job(builder.world, old, NOW, Limits(), wait), NOW).queue
     assert queue is not None
     assert queue.since == NOW - since
 
@@ -198,14 +198,14 @@ def resumed(number: int, at: int | None, reason: Reason = Reason.DONE) -> Attemp
 def test_how_many_steps_an_attempt_lost(
     rule: str, attempts: list[AttemptOutcome | tuple[Reason, dict[str, int]]], lost: list[int | None]
 ) -> None:
-    town = Town()
-    town.node(1)
+    builder = WorldBuilder()
+    builder.node(1)
     record = [
         one if isinstance(one, AttemptOutcome) else attempt(number, one[0]).model_copy(update=one[1])
         for number, one in enumerate(attempts, start=1)
     ]
-    job = town.job("a", outcomes=(PREPARED, *record))
-    status = job_status(town.world, job, plan_job(town.world, job, NOW, Limits()), NOW)
+    job = builder.job("a", outcomes=(PREPARED, *record))
+    status = job_status(builder.world, job, plan_job(builder.world, job, NOW, Limits()), NOW)
     assert [one.lost_steps for one in status.attempts] == lost, rule
     gave_way = {one.attempt: one.lost_steps for one in status.interruptions}
     assert all(lost[number - 1] == steps for number, steps in gave_way.items())
@@ -214,25 +214,25 @@ def test_how_many_steps_an_attempt_lost(
 @pytest.mark.parametrize("trained", [False, True])
 def test_an_attempt_that_a_woken_leader_makes_anew_goes(trained: bool) -> None:
     """Seen in the soak, after 300,000 operations: it held its GPUs for ever once the job had succeeded."""
-    town = Town()
-    town.node(2)
+    builder = WorldBuilder()
+    builder.node(2)
     ended = (attempt(1, Reason.SUSPENDED), *([attempt(2, Reason.DONE)] if trained else []))
-    job = town.job("a", outcomes=(PREPARED, *ended))
+    job = builder.job("a", outcomes=(PREPARED, *ended))
     if not trained:
-        town.trainer_pod(town.stage_job(job, attempt=2, claim=town.claim("n1")), "n1")
-    stray = town.stage_job(job, attempt=1, claim=town.claim("n1"), created=NOW)
-    town.trainer_pod(stray)
-    assert stray in plan_job(town.world, job, NOW, Limits()).delete
+        builder.trainer_pod(builder.stage_job(job, attempt=2, claim=builder.claim("n1")), "n1")
+    stray = builder.stage_job(job, attempt=1, claim=builder.claim("n1"), created=NOW)
+    builder.trainer_pod(stray)
+    assert stray in plan_job(builder.world, job, NOW, Limits()).delete
 
 
 def test_an_attempt_that_has_just_ended_is_left_to_the_job_controller() -> None:
-    town = Town()
-    town.node(1)
-    job = town.job("a", outcomes=(PREPARED, attempt(1, Reason.DONE)))
-    made = town.stage_job(job, attempt=1, claim=town.claim("n1"))
-    assert plan_job(town.world, job, NOW, Limits()).delete == (), "its pod is gone already"
-    town.trainer_pod(made, "n1", ended=True)
-    assert plan_job(town.world, job, NOW, Limits()).delete == ()
+    builder = WorldBuilder()
+    builder.node(1)
+    job = builder.job("a", outcomes=(PREPARED, attempt(1, Reason.DONE)))
+    made = builder.stage_job(job, attempt=1, claim=builder.claim("n1"))
+    assert plan_job(builder.world, job, NOW, Limits()).delete == (), "its pod is gone already"
+    builder.trainer_pod(made, "n1", ended=True)
+    assert plan_job(builder.world, job, NOW, Limits()).delete == ()
 
 
 FULL = "output.uri pvc://adapters/out: No space left on device (0 bytes free). Make room in the claim."
@@ -240,13 +240,13 @@ FULL = "output.uri pvc://adapters/out: No space left on device (0 bytes free). M
 
 @pytest.mark.parametrize("stage", Stage)
 def test_a_full_volume_is_waited_for_once_there_is_something_to_lose(stage: Stage) -> None:
-    town = Town()
-    town.node(1)
+    builder = WorldBuilder()
+    builder.node(1)
     full = attempt(2, Reason.OUTPUT_NOT_WRITABLE).model_copy(update={"stage": stage, "message": FULL})
     before = [PREPARED] if stage is not Stage.PREPARE else []
     before += [attempt(1, Reason.DONE)] if stage is Stage.EXPORT else []
-    job = town.job("a", outcomes=(*before, full), retry={"attempts": 1})
-    decision = plan_job(town.world, job, NOW + timedelta(seconds=30), Limits())
+    job = builder.job("a", outcomes=(*before, full), retry={"attempts": 1})
+    decision = plan_job(builder.world, job, NOW + timedelta(seconds=30), Limits())
     assert (decision.reason, decision.failed) == (Reason.OUTPUT_NOT_WRITABLE, stage is Stage.PREPARE)
     if stage is Stage.PREPARE:
         return
@@ -254,30 +254,30 @@ def test_a_full_volume_is_waited_for_once_there_is_something_to_lose(stage: Stag
     assert "at 12:01:00 UTC, or at once when spec.suspend has been true for a moment" in decision.message
     assert decision.again_at == NOW + timedelta(seconds=60)
     assert decision.start is None
-    assert (stage is Stage.TRAIN) == (describe(allocated(town, NOW + timedelta(seconds=60))) == "a takes n1")
-    later = plan_job(town.world, job, NOW + timedelta(seconds=60), Limits())
+    assert (stage is Stage.TRAIN) == (describe(allocated(builder, NOW + timedelta(seconds=60))) == "a takes n1")
+    later = plan_job(builder.world, job, NOW + timedelta(seconds=60), Limits())
     assert (later.start is not None) == (stage is Stage.EXPORT)
 
 
 def test_who_suspends_a_job_in_a_pause_ends_the_pause() -> None:
-    town = Town()
-    town.node(1)
+    builder = WorldBuilder()
+    builder.node(1)
     ended = (PREPARED, attempt(1, Reason.OUTPUT_NOT_WRITABLE))
-    suspended = plan_job(town.world, town.job("a", outcomes=ended, suspend=True), NOW, Limits())
+    suspended = plan_job(builder.world, builder.job("a", outcomes=ended, suspend=True), NOW, Limits())
     assert suspended.record is not None
     assert suspended.record.suspended_at == NOW
-    job = town.job("a", outcomes=ended)
-    assert describe(allocated(town)) == ""
-    town.version += 1
+    job = builder.job("a", outcomes=ended)
+    assert describe(allocated(builder)) == ""
+    builder.version += 1
     metadata = job.metadata.model_copy(
         update={
             "annotations": {OUTCOMES_ANNOTATION: suspended.record.to_json()},
-            "resource_version": str(town.version),
+            "resource_version": str(builder.version),
         }
     )
-    town.put(job.model_copy(update={"metadata": metadata}))
-    assert describe(allocated(town)) == "a takes n1"
-    again = plan_job(town.world, town.job("b", outcomes=(PREPARED,), suspend=True), NOW, Limits())
+    builder.put(job.model_copy(update={"metadata": metadata}))
+    assert describe(allocated(builder)) == "a takes n1"
+    again = plan_job(builder.world, builder.job("b", outcomes=(PREPARED,), suspend=True), NOW, Limits())
     assert again.record is None, "there was no pause"
 
 
@@ -304,8 +304,8 @@ def test_a_record_of_many_attempts_fits_into_an_annotation() -> None:
 
 def test_what_is_read_of_a_record_goes_with_its_job() -> None:
     """Else who patches the record again and again takes the operator's memory."""
-    town = Town()
-    read = [weakref.ref(recorded(town.job("a", outcomes=(PREPARED, attempt(1, reason))))) for reason in Reason]
+    builder = WorldBuilder()
+    read = [weakref.ref(recorded(builder.job("a", outcomes=(PREPARED, attempt(1, reason))))) for reason in Reason]
     gc.collect()
     assert [known for known in read[:-1] if known()] == []
-    assert read[-1]() is recorded(town.world.jobs[job_key("team", "a")])
+    assert read[-1]() is recorded(builder.world.jobs[job_key("team", "a")])

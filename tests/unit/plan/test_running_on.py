@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from dev.simulate.builder import GPU, NOW, WorldBuilder
 from dev.simulate.cluster import Cluster
-from dev.simulate.town import GPU, NOW, Town
 from sluice_api.inferenceengine import SlotState
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import engine_key, pool_key
@@ -14,18 +14,18 @@ from sluice_operator.plan.engine.decide import plan_engine
 from tests.unit.plan.worlds import planned_status
 
 
-def _gone(town: Town) -> None:
-    town.store.remove(pool_key("a100"), "pool-a100")
+def _gone(builder: WorldBuilder) -> None:
+    builder.store.remove(pool_key("a100"), "pool-a100")
 
 
-def _selects_another(town: Town) -> None:
-    town.pool("a100", nodeSelector={"gpu": "a100"})
+def _selects_another(builder: WorldBuilder) -> None:
+    builder.pool("a100", nodeSelector={"gpu": "a100"})
 
 
-def _restarts(town: Town) -> None:
-    (node,) = town.nodes
-    town.version += 1
-    town.put(replace(node, resource_version=town.version, allocatable={**node.allocatable, GPU: 0}))
+def _restarts(builder: WorldBuilder) -> None:
+    (node,) = builder.nodes
+    builder.version += 1
+    builder.put(replace(node, resource_version=builder.version, allocatable={**node.allocatable, GPU: 0}))
 
 
 @pytest.mark.parametrize(
@@ -36,34 +36,34 @@ def _restarts(town: Town) -> None:
         ("the device plugin restarts, and the node offers no GPU for a moment", _restarts, Reason.ALL_SERVING),
     ],
 )
-def test_a_replica_that_serves_goes_on(rule: str, change: Callable[[Town], None], reason: Reason) -> None:
-    town = Town()
-    town.pool("a100")
-    town.node(1)
-    town.slot(town.engine("chat", 1, resources={"pool": "a100"}), 0, "n1")
-    change(town)
-    engine = town.world.engines[engine_key("team", "chat")]
-    decision, ready = plan_engine(town.world, engine, NOW), planned_status(town.world, engine, NOW).conditions[0]
+def test_a_replica_that_serves_goes_on(rule: str, change: Callable[[WorldBuilder], None], reason: Reason) -> None:
+    builder = WorldBuilder()
+    builder.pool("a100")
+    builder.node(1)
+    builder.slot(builder.engine("chat", 1, resources={"pool": "a100"}), 0, "n1")
+    change(builder)
+    engine = builder.world.engines[engine_key("team", "chat")]
+    decision, ready = plan_engine(builder.world, engine, NOW), planned_status(builder.world, engine, NOW).conditions[0]
     assert decision.stop == (), rule
     assert [slot.state for slot in decision.slots] == [SlotState.SERVING]
     assert (ready.status, ready.reason) == ("True", reason)
 
 
 def test_a_replica_that_does_not_run_waits_and_the_pool_is_named() -> None:
-    town = Town()
-    engine = town.engine("chat", 1, resources={"pool": "a100"})
-    ready = planned_status(town.world, engine, NOW).conditions[0]
+    builder = WorldBuilder()
+    engine = builder.engine("chat", 1, resources={"pool": "a100"})
+    ready = planned_status(builder.world, engine, NOW).conditions[0]
     assert (ready.status, ready.reason) == ("False", Reason.POOL_NOT_FOUND)
     assert "spec.resources.pool: there is no GPUPool a100" in ready.message
 
 
 def test_a_job_that_was_refused_for_want_of_nodes_is_looked_at_when_one_comes() -> None:
     cluster = Cluster()
-    cluster.town.job("a", outcomes=())
+    cluster.builder.job("a", outcomes=())
     cluster.work()
     (job,) = cluster.world.jobs.values()
     assert job.status.summary == Reason.NO_NODES
-    cluster.town.node(1)
+    cluster.builder.node(1)
     cluster.work()
     (job,) = cluster.world.jobs.values()
     assert job.status.summary == Reason.PREPARING

@@ -24,7 +24,7 @@ from sluice_operator.plan.pool.scale_up import ScaleUp, plan_scale_up
 from sluice_operator.plan.preflight import PODS_WITHIN
 from sluice_operator.plan.readiness import MOST
 from tests.unit.plan.asking import bound, made, planned, removed
-from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe, parse
+from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated, describe, parse
 
 LENDS = {"policy": "ScaleDown", "minReplicas": 0, "coolDownSeconds": 0, "drainTimeoutSeconds": 0}
 assert PREPARED.ended_at is not None
@@ -33,13 +33,13 @@ OVER = READY + timedelta(seconds=600)
 """When a job of these worlds has asked for long enough."""
 
 
-def waits(town: Town, name: str, now: datetime = NOW) -> Wait:
-    return allocated(town, now).waits[job_key("team", name)]
+def waits(builder: WorldBuilder, name: str, now: datetime = NOW) -> Wait:
+    return allocated(builder, now).waits[job_key("team", name)]
 
 
-def decide(town: Town, name: str, now: datetime = NOW) -> JobDecision:
-    found = allocated(town, now).waits.get(job_key("team", name))
-    return plan_job(town.world, town.world.jobs[job_key("team", name)], now, Limits(), found)
+def decide(builder: WorldBuilder, name: str, now: datetime = NOW) -> JobDecision:
+    found = allocated(builder, now).waits.get(job_key("team", name))
+    return plan_job(builder.world, builder.world.jobs[job_key("team", name)], now, Limits(), found)
 
 
 @pytest.mark.parametrize(
@@ -96,23 +96,23 @@ def test_nodes_before_loans(rule: str, world: str, expected: str) -> None:
     ],
 )  # fmt: skip
 def test_when_its_time_is_over(rule: str, world: str, expected: str) -> None:
-    town = parse(world)
-    assert describe(allocated(town, OVER)) == expected, rule
-    assert made(town, OVER) == []
+    builder = parse(world)
+    assert describe(allocated(builder, OVER)) == expected, rule
+    assert made(builder, OVER) == []
 
 
 def test_its_time_begins_when_it_is_ready_and_its_end_is_a_change() -> None:
-    town = Town()
-    town.node(1)
-    town.engine("chat", 1, preemption=LENDS)
-    town.slot(town.world.engines[engine_key("team", "chat")], 0, "n1")
-    town.job("a", scheduling={"policy": "Preempt", "scaleUpFirst": {"waitSeconds": 900}})
-    pool = find_pool(town.world, "default")
+    builder = WorldBuilder()
+    builder.node(1)
+    builder.engine("chat", 1, preemption=LENDS)
+    builder.slot(builder.world.engines[engine_key("team", "chat")], 0, "n1")
+    builder.job("a", scheduling={"policy": "Preempt", "scaleUpFirst": {"waitSeconds": 900}})
+    pool = find_pool(builder.world, "default")
     assert pool is not None
     over = READY + timedelta(seconds=900)
-    assert allocated(town).again_at == over
-    assert describe(allocated(town, over - timedelta(seconds=1))) == "a waits ScalingUp"
-    assert describe(allocated(town, over)) == "a takes chat/0"
+    assert allocated(builder).again_at == over
+    assert describe(allocated(builder, over - timedelta(seconds=1))) == "a waits ScalingUp"
+    assert describe(allocated(builder, over)) == "a takes chat/0"
 
 
 @pytest.mark.parametrize(
@@ -122,12 +122,12 @@ def test_its_time_begins_when_it_is_ready_and_its_end_is_a_change() -> None:
 def test_it_asks_anew_after_training_and_not_after_a_claim_that_came_to_nothing(reason: Reason, asks: bool) -> None:
     long_ago = replace_times(PREPARED, NOW - timedelta(hours=1))
     train = AttemptOutcome(stage=Stage.TRAIN, attempt=1, reason=reason, ended_at=NOW - timedelta(seconds=90))
-    town = Town()
-    town.node(1)
-    other = town.job("other")
-    town.trainer_pod(town.stage_job(other, claim=town.claim("n1")), "n1")
-    town.job("a", outcomes=(long_ago, train), scheduling={"policy": "Queue", "scaleUpFirst": {}})
-    assert describe(allocated(town)) == f"a waits {'ScalingUp' if asks else 'WaitingForGPUs'}"
+    builder = WorldBuilder()
+    builder.node(1)
+    other = builder.job("other")
+    builder.trainer_pod(builder.stage_job(other, claim=builder.claim("n1")), "n1")
+    builder.job("a", outcomes=(long_ago, train), scheduling={"policy": "Queue", "scaleUpFirst": {}})
+    assert describe(allocated(builder)) == f"a waits {'ScalingUp' if asks else 'WaitingForGPUs'}"
 
 
 def replace_times(outcome: AttemptOutcome, at: datetime) -> AttemptOutcome:
@@ -135,58 +135,58 @@ def replace_times(outcome: AttemptOutcome, at: datetime) -> AttemptOutcome:
 
 
 def test_what_it_says() -> None:
-    town = parse("pool: 2 gpus | chat: 2 replicas | b: needs 1, queue | a: needs 1, scales")
-    assert waits(town, "a").message == (
+    builder = parse("pool: 2 gpus | chat: 2 replicas | b: needs 1, queue | a: needs 1, scales")
+    assert waits(builder, "a").message == (
         "Waiting for 1 GPU in pool default since 2026-11-22 11:56 UTC. It asks for nodes and borrows nothing until "
         "2026-11-22 12:06:00 UTC (scheduling.scaleUpFirst). Next: wait until 12:06:00 UTC or a node is added, or raise "
         "scheduling.priority to 1, and add 1 GPU to the pool."
     )
-    assert waits(town, "a").position == "2"
+    assert waits(builder, "a").position == "2"
 
 
 def test_who_fits_no_node_says_why_and_what_follows() -> None:
-    town = parse("pool: 1 gpus | a: needs 2, scales")
-    decision = decide(town, "a")
+    builder = parse("pool: 1 gpus | a: needs 2, scales")
+    decision = decide(builder, "a")
     assert decision.reason is Reason.SCALING_UP
     assert "spec.resources.gpus: 2 are asked for, the largest node of pool default has 1." in decision.message
     assert decision.message.endswith("Next: wait until 12:06:00 UTC or a node is added.")
-    refused = decide(town, "a", OVER)
+    refused = decide(builder, "a", OVER)
     assert refused.reason is Reason.EXCEEDS_EVERY_NODE
     assert refused.message.endswith("None came within 600 s (spec.scheduling.scaleUpFirst).")
 
 
 def test_its_data_is_prepared_before_anything_is_known_of_larger_nodes() -> None:
-    town = Town()
-    town.job("a", outcomes=(), scheduling={"policy": "Queue", "scaleUpFirst": {}})
-    town.job("b", outcomes=(), scheduling={"policy": "Queue"})
-    assert decide(town, "a").reason is Reason.PREPARING
-    assert decide(town, "b").reason is Reason.NO_NODES
-    assert planned(town).make == ()
+    builder = WorldBuilder()
+    builder.job("a", outcomes=(), scheduling={"policy": "Queue", "scaleUpFirst": {}})
+    builder.job("b", outcomes=(), scheduling={"policy": "Queue"})
+    assert decide(builder, "a").reason is Reason.PREPARING
+    assert decide(builder, "b").reason is Reason.NO_NODES
+    assert planned(builder).make == ()
 
 
 def test_nobody_can_be_asked_for_nodes_of_a_pool_by_dra() -> None:
-    town = parse("pool: 1 gpus | a: needs 1, scales")
-    town.pool(sharing={"mode": "DRA"})
-    decision = decide(town, "a")
+    builder = parse("pool: 1 gpus | a: needs 1, scales")
+    builder.pool(sharing={"mode": "DRA"})
+    decision = decide(builder, "a")
     assert decision.reason is Reason.SCALE_UP_NOT_SUPPORTED
     assert "spec.scheduling.scaleUpFirst" in decision.message
-    assert made(town) == []
+    assert made(builder) == []
 
 
 # Its pods
 
 
 def test_there_is_one_pod_for_each_training_pod() -> None:
-    town = parse("pool: 1 gpus | a: needs 1, pods 2, scales | b: needs 1, on n1")
-    assert made(town) == ["a-0", "a-1"]
-    bound(town, "a", "", 1)
-    assert made(town) == ["a-0"]
+    builder = parse("pool: 1 gpus | a: needs 1, pods 2, scales | b: needs 1, on n1")
+    assert made(builder) == ["a-0", "a-1"]
+    bound(builder, "a", "", 1)
+    assert made(builder) == ["a-0"]
 
 
 def test_only_the_first_of_the_queue_ask() -> None:
     jobs = " | ".join(f"j{number}: needs 1, scales" for number in range(MOST + 3))
-    town = parse(f"pool: 1 gpus | x: needs 1, on n1 | {jobs} | large: needs 8, scales")
-    assert made(town) == [f"j{number}-0" for number in range(MOST)]
+    builder = parse(f"pool: 1 gpus | x: needs 1, on n1 | {jobs} | large: needs 8, scales")
+    assert made(builder) == [f"j{number}-0" for number in range(MOST)]
 
 
 @pytest.mark.parametrize(
@@ -197,13 +197,13 @@ def test_only_the_first_of_the_queue_ask() -> None:
     ],
 )
 def test_pods_go_when_their_job_does_not_wait_any_more(rule: str, world: str, changes: dict[str, Any]) -> None:
-    town = parse(world)
-    bound(town, "a", "")
-    assert removed(town) == []
-    job = town.world.jobs[job_key("team", "a")]
-    town.version += 1
-    version = {"resource_version": str(town.version)}
-    town.put(
+    builder = parse(world)
+    bound(builder, "a", "")
+    assert removed(builder) == []
+    job = builder.world.jobs[job_key("team", "a")]
+    builder.version += 1
+    version = {"resource_version": str(builder.version)}
+    builder.put(
         job.model_copy(
             update={
                 "spec": job.spec.model_copy(update=changes),
@@ -211,144 +211,144 @@ def test_pods_go_when_their_job_does_not_wait_any_more(rule: str, world: str, ch
             }
         )
     )
-    assert removed(town) == ["a"], rule
+    assert removed(builder) == ["a"], rule
 
 
 def test_pods_go_when_the_time_is_over_or_the_pod_has_ended() -> None:
-    town = parse("pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales")
-    pod = bound(town, "a", "")
-    assert removed(town, OVER) == ["a"]
-    town.version += 1
-    town.put(replace(pod, resource_version=town.version, ended=True))
-    assert removed(town) == ["a"]
+    builder = parse("pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales")
+    pod = bound(builder, "a", "")
+    assert removed(builder, OVER) == ["a"]
+    builder.version += 1
+    builder.put(replace(pod, resource_version=builder.version, ended=True))
+    assert removed(builder) == ["a"]
 
 
 def test_a_pod_on_a_node_that_is_cordoned_makes_way_for_one_that_asks_for_another() -> None:
-    town = parse("pool: 1 gpus | a: needs 1, scales")
-    bound(town, "a", "n1")
-    town.version += 1
-    town.put(replace(town.nodes[0], resource_version=town.version, cordoned=True))
-    assert describe(allocated(town)) == "a waits ScalingUp"
-    assert removed(town) == ["a"]
+    builder = parse("pool: 1 gpus | a: needs 1, scales")
+    bound(builder, "a", "n1")
+    builder.version += 1
+    builder.put(replace(builder.nodes[0], resource_version=builder.version, cordoned=True))
+    assert describe(allocated(builder)) == "a waits ScalingUp"
+    assert removed(builder) == ["a"]
 
 
 def test_what_a_pod_has_on_a_node_counts_as_free() -> None:
-    town = parse("pool: 1 gpus | a: needs 1, scales")
-    bound(town, "a", "n1")
-    pool = find_pool(town.world, "default")
+    builder = parse("pool: 1 gpus | a: needs 1, scales")
+    bound(builder, "a", "n1")
+    pool = find_pool(builder.world, "default")
     assert pool is not None
-    assert take_stock(town.world, pool).nodes["n1"].free == 1
-    assert describe(allocated(town)) == "a takes n1"
-    town.engine("chat", 1, preemption={"priority": 0})
-    assert describe(allocated(town)) == "a waits ScalingUp"  # the replica has that room
+    assert take_stock(builder.world, pool).nodes["n1"].free == 1
+    assert describe(allocated(builder)) == "a takes n1"
+    builder.engine("chat", 1, preemption={"priority": 0})
+    assert describe(allocated(builder)) == "a waits ScalingUp"  # the replica has that room
 
 
 def test_the_pod_of_a_job_that_another_sluice_serves_is_a_strangers() -> None:
-    town = parse("pool: 1 gpus | a: needs 1, scales")
-    pod = bound(town, "a", "n1")
-    job = town.world.jobs[job_key("team", "a")]
-    town.store.remove(job_key("team", "a"), job.metadata.uid)
-    town.job("b")
-    assert describe(allocated(town)) == "b waits WaitingForGPUs"
-    assert pod not in planned(town).remove
+    builder = parse("pool: 1 gpus | a: needs 1, scales")
+    pod = bound(builder, "a", "n1")
+    job = builder.world.jobs[job_key("team", "a")]
+    builder.store.remove(job_key("team", "a"), job.metadata.uid)
+    builder.job("b")
+    assert describe(allocated(builder)) == "b waits WaitingForGPUs"
+    assert pod not in planned(builder).remove
 
 
 def test_it_counts_as_free_memory_too() -> None:
-    town = Town()
-    town.node(2, memory=3 << 30)
-    job = town.job("a", resources={"memory": "3Gi"}, scheduling={"policy": "Queue", "scaleUpFirst": {}})
-    town.scale_up_pod(job, node="n1")
-    assert describe(allocated(town)) == "a takes n1"
+    builder = WorldBuilder()
+    builder.node(2, memory=3 << 30)
+    job = builder.job("a", resources={"memory": "3Gi"}, scheduling={"policy": "Queue", "scaleUpFirst": {}})
+    builder.scale_up_pod(job, node="n1")
+    assert describe(allocated(builder)) == "a takes n1"
 
 
 def test_a_pod_keeps_the_room_for_whoever_claims_it_until_that_pod_is_bound() -> None:
-    town = parse("pool: 1 gpus | a: needs 1, scales")
-    bound(town, "a", "n1")
-    (claim,) = allocated(town).claims.values()
-    stage_job = town.stage_job(town.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
-    assert planned(town).make == ()
-    assert removed(town) == []  # its pod is about to be made
-    assert planned(town).again_at == NOW + PODS_WITHIN
+    builder = parse("pool: 1 gpus | a: needs 1, scales")
+    bound(builder, "a", "n1")
+    (claim,) = allocated(builder).claims.values()
+    stage_job = builder.stage_job(builder.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
+    assert planned(builder).make == ()
+    assert removed(builder) == []  # its pod is about to be made
+    assert planned(builder).again_at == NOW + PODS_WITHIN
 
-    pod = town.trainer_pod(stage_job)
+    pod = builder.trainer_pod(stage_job)
     later = NOW + timedelta(seconds=5)
-    assert decide(town, "a", later).bind == ((pod, "n1"),)  # proven: what is to go is not in its way
-    assert removed(town, later) == []
+    assert decide(builder, "a", later).bind == ((pod, "n1"),)  # proven: what is to go is not in its way
+    assert removed(builder, later) == []
 
-    town.version += 1
-    town.put(replace(pod, resource_version=town.version, gates=(), nominated_node="n1", bound_at=later))
-    assert removed(town, later) == ["a"]
+    builder.version += 1
+    builder.put(replace(pod, resource_version=builder.version, gates=(), nominated_node="n1", bound_at=later))
+    assert removed(builder, later) == ["a"]
 
 
 def test_a_pod_goes_for_a_claim_whose_pod_is_not_made() -> None:
     """A ResourceQuota counts both."""
-    town = parse("pool: 1 gpus | a: needs 1, scales")
-    bound(town, "a", "n1")
-    (claim,) = allocated(town).claims.values()
-    town.stage_job(town.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
-    assert removed(town, NOW + PODS_WITHIN - timedelta(seconds=1)) == []
-    assert removed(town, NOW + PODS_WITHIN) == ["a"]
+    builder = parse("pool: 1 gpus | a: needs 1, scales")
+    bound(builder, "a", "n1")
+    (claim,) = allocated(builder).claims.values()
+    builder.stage_job(builder.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
+    assert removed(builder, NOW + PODS_WITHIN - timedelta(seconds=1)) == []
+    assert removed(builder, NOW + PODS_WITHIN) == ["a"]
 
 
 def test_a_pod_without_a_node_goes_as_soon_as_its_job_has_a_claim() -> None:
-    town = parse("pool: 1 gpus | a: needs 1, scales")
-    bound(town, "a", "")
-    (claim,) = allocated(town).claims.values()
-    town.stage_job(town.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
-    assert removed(town) == ["a"]
+    builder = parse("pool: 1 gpus | a: needs 1, scales")
+    bound(builder, "a", "")
+    (claim,) = allocated(builder).claims.values()
+    builder.stage_job(builder.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
+    assert removed(builder) == ["a"]
 
 
 def test_a_pod_goes_for_a_replica_and_is_not_made_anew_before_that_one_has_its_node() -> None:
-    town = parse("pool: 1 gpus | a: needs 1, scales | b: needs 1, scales")
-    bound(town, "a", "n1")
-    engine = town.engine("chat", 1)
-    assert removed(town) == ["a"]
-    assert made(town) == []
-    town.slot(engine, 0, "n1")
-    assert made(town) == ["b-0"]
+    builder = parse("pool: 1 gpus | a: needs 1, scales | b: needs 1, scales")
+    bound(builder, "a", "n1")
+    engine = builder.engine("chat", 1)
+    assert removed(builder) == ["a"]
+    assert made(builder) == []
+    builder.slot(engine, 0, "n1")
+    assert made(builder) == ["b-0"]
 
 
 def test_a_replica_has_its_place_while_the_pod_that_asked_there_is_going() -> None:
-    town = parse("pool: 1 gpus | a: needs 1, scales | b: needs 1, scales")
-    pod = bound(town, "a", "n1")
-    engine = town.engine("chat", 1)
-    town.version += 1
-    town.put(replace(pod, resource_version=town.version, deleting=True))
-    assert made(town) == []
-    assert [plan.size for plan in plan_engine(town.world, engine, NOW).apply] == [1]
+    builder = parse("pool: 1 gpus | a: needs 1, scales | b: needs 1, scales")
+    pod = bound(builder, "a", "n1")
+    engine = builder.engine("chat", 1)
+    builder.version += 1
+    builder.put(replace(pod, resource_version=builder.version, deleting=True))
+    assert made(builder) == []
+    assert [plan.size for plan in plan_engine(builder.world, engine, NOW).apply] == [1]
 
 
 def test_a_pod_that_has_strayed_to_another_pool_goes_for_that_pools_claims() -> None:
     """And until then it is nothing to that pool."""
-    town = Town()
-    town.pool("old", nodeSelector={"gpu": "old"})
-    town.node(1, labels={"gpu": "old"})
-    town.scale_up_pod(town.job("a", scheduling={"policy": "Queue", "scaleUpFirst": {}}), node="n1")
-    job = town.job("b", resources={"pool": "old"})
-    pool = find_pool(town.world, "old")
+    builder = WorldBuilder()
+    builder.pool("old", nodeSelector={"gpu": "old"})
+    builder.node(1, labels={"gpu": "old"})
+    builder.scale_up_pod(builder.job("a", scheduling={"policy": "Queue", "scaleUpFirst": {}}), node="n1")
+    job = builder.job("b", resources={"pool": "old"})
+    pool = find_pool(builder.world, "old")
     assert pool is not None
-    claim = allocated_in(town, "old")["b"]
-    pod = town.trainer_pod(town.stage_job(job, claim=claim), created=NOW)
-    assert plan_scale_up(town.world, take_stock(town.world, pool), (), NOW).remove == ()
-    town.version += 1
-    town.put(replace(pod, resource_version=town.version, gates=(), nominated_node="n1"))
-    (gone,) = plan_scale_up(town.world, take_stock(town.world, pool), (), NOW).remove
+    claim = allocated_in(builder, "old")["b"]
+    pod = builder.trainer_pod(builder.stage_job(job, claim=claim), created=NOW)
+    assert plan_scale_up(builder.world, take_stock(builder.world, pool), (), NOW).remove == ()
+    builder.version += 1
+    builder.put(replace(pod, resource_version=builder.version, gates=(), nominated_node="n1"))
+    (gone,) = plan_scale_up(builder.world, take_stock(builder.world, pool), (), NOW).remove
     assert gone.owner is not None
     assert gone.owner.name == "a"
 
 
-def allocated_in(town: Town, name: str) -> dict[str, Any]:
-    pool = find_pool(town.world, name)
+def allocated_in(builder: WorldBuilder, name: str) -> dict[str, Any]:
+    pool = find_pool(builder.world, name)
     assert pool is not None
-    return {key.name: claim for key, claim in allocate(town.world, pool, NOW).claims.items()}
+    return {key.name: claim for key, claim in allocate(builder.world, pool, NOW).claims.items()}
 
 
 def test_a_pod_on_gpus_that_are_kept_for_a_job_in_front_stays_there() -> None:
     """Or it would be made again, to be bound there again."""
-    town = parse("pool: 2 gpus | x: needs 1, on n1 | f: needs 2 | b: needs 1, scales")
-    bound(town, "b", "n1")
-    assert describe(allocated(town)) == "b waits ScalingUp; f waits WaitingForGPUs"
-    assert planned(town) == ScaleUp()
+    builder = parse("pool: 2 gpus | x: needs 1, on n1 | f: needs 2 | b: needs 1, scales")
+    bound(builder, "b", "n1")
+    assert describe(allocated(builder)) == "b waits ScalingUp; f waits WaitingForGPUs"
+    assert planned(builder) == ScaleUp()
 
 
 class Unread(dict[str, NodeStock]):
@@ -359,14 +359,14 @@ class Unread(dict[str, NodeStock]):
 
 
 def test_where_nobody_asks_no_node_is_looked_at() -> None:
-    town = parse("pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales")
-    pool = find_pool(town.world, "default")
+    builder = parse("pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales")
+    pool = find_pool(builder.world, "default")
     assert pool is not None
-    stock = take_stock(town.world, pool)
+    stock = take_stock(builder.world, pool)
     unread = replace(stock, nodes=Unread(stock.nodes))
-    assert plan_scale_up(town.world, unread, (), NOW) == ScaleUp()
-    bound(town, "a", "n1")
-    assert [pod.node for pod in plan_scale_up(town.world, unread, (), NOW).remove] == ["n1"]
+    assert plan_scale_up(builder.world, unread, (), NOW) == ScaleUp()
+    bound(builder, "a", "n1")
+    assert [pod.node for pod in plan_scale_up(builder.world, unread, (), NOW).remove] == ["n1"]
 
 
 # The whole of it
@@ -374,14 +374,14 @@ def test_where_nobody_asks_no_node_is_looked_at() -> None:
 
 def test_a_node_comes_and_the_job_trains_there_though_its_own_pod_was_first() -> None:
     cluster = Cluster()
-    cluster.town.node(1)
-    cluster.town.engine("chat", 1, preemption=LENDS)
+    cluster.builder.node(1)
+    cluster.builder.engine("chat", 1, preemption=LENDS)
     for _ in range(3):
         cluster.round()
-    job = cluster.town.job("a", scheduling={"policy": "Preempt", "scaleUpFirst": {}})
+    job = cluster.builder.job("a", scheduling={"policy": "Preempt", "scaleUpFirst": {}})
     cluster.round()
     assert [pod.node for pod in cluster.world.scale_ups["default"].values()] == [""]
-    cluster.town.node(1)
+    cluster.builder.node(1)
     cluster.scheduler()
     assert [pod.node for pod in cluster.world.scale_ups["default"].values()] == ["n2"]
     for _ in range(4):
@@ -394,11 +394,11 @@ def test_a_node_comes_and_the_job_trains_there_though_its_own_pod_was_first() ->
 
 def test_no_node_comes_and_the_job_borrows() -> None:
     cluster = Cluster()
-    cluster.town.node(1)
-    cluster.town.engine("chat", 1, preemption=LENDS)
+    cluster.builder.node(1)
+    cluster.builder.engine("chat", 1, preemption=LENDS)
     for _ in range(3):
         cluster.round()
-    cluster.town.job("a", scheduling={"policy": "Preempt", "scaleUpFirst": {}})
+    cluster.builder.job("a", scheduling={"policy": "Preempt", "scaleUpFirst": {}})
     for _ in range(5):
         cluster.round()
     assert cluster.world.engines[engine_key("team", "chat")].status.lent == 0

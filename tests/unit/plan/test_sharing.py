@@ -11,7 +11,7 @@ from sluice_operator.facts.fit import GPU_MEMORY_LABEL
 from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.job.decide import plan_job
-from tests.unit.plan.worlds import NOW, Town, allocated, describe, parse
+from tests.unit.plan.worlds import NOW, WorldBuilder, allocated, describe, parse
 
 SLICED: dict[str, Any] = {"sharing": {"mode": "TimeSlicing", "replicas": 4}}
 SHARED: dict[str, Any] = {"scheduling": {"policy": "Shared"}}
@@ -19,19 +19,19 @@ SHARED: dict[str, Any] = {"scheduling": {"policy": "Shared"}}
 
 def test_a_share_is_a_part_beside_an_engine_that_goes_on() -> None:
     """One physical GPU in four parts, of which the engine has one."""
-    town = parse("pool: 4 gpus | chat: 1 replicas, floor 0")
-    town.pool(**SLICED)
-    town.job("a", scheduling={"policy": "Shared", "share": "25%"})
-    (claim,) = allocated(town).claims.values()
+    builder = parse("pool: 4 gpus | chat: 1 replicas, floor 0")
+    builder.pool(**SLICED)
+    builder.job("a", scheduling={"policy": "Shared", "share": "25%"})
+    (claim,) = allocated(builder).claims.values()
     assert (claim.nodes, claim.gpus, claim.borrowed) == (("n1",), 1, ())
     assert claim.share == Share(mode=SharingMode.TIME_SLICING, percent=25)
 
 
 def test_a_share_waits_for_a_free_part_and_borrows_none() -> None:
-    town = parse("pool: 1 gpus | chat: 1 replicas, floor 0")
-    town.pool(**SLICED)
-    town.job("a", **SHARED)
-    wait = allocated(town).waits[job_key("team", "a")]
+    builder = parse("pool: 1 gpus | chat: 1 replicas, floor 0")
+    builder.pool(**SLICED)
+    builder.job("a", **SHARED)
+    wait = allocated(builder).waits[job_key("team", "a")]
     assert wait.reason is Reason.WAITING_FOR_GPUS
     assert "Waiting for 30% of a GPU" in wait.message
 
@@ -50,19 +50,19 @@ def test_a_share_waits_for_a_free_part_and_borrows_none() -> None:
 def test_what_a_pool_can_not_give_is_refused_before_anything_runs(
     rule: str, pool: dict[str, Any], job: dict[str, Any], reason: Reason, says: str
 ) -> None:
-    town = Town()
-    town.node(4, labels={GPU_MEMORY_LABEL: "40960"})
-    town.pool(**pool)
-    decision = plan_job(town.world, town.job("a", outcomes=(), **job), NOW, Limits())
+    builder = WorldBuilder()
+    builder.node(4, labels={GPU_MEMORY_LABEL: "40960"})
+    builder.pool(**pool)
+    decision = plan_job(builder.world, builder.job("a", outcomes=(), **job), NOW, Limits())
     assert (decision.start, decision.reason) == (None, reason), rule
     assert says in decision.message
-    assert describe(allocated(town)) == ""
+    assert describe(allocated(builder)) == ""
 
 
 def test_a_job_goes_where_the_gpus_are_large_enough() -> None:
-    town = Town()
-    town.node(1, labels={GPU_MEMORY_LABEL: "24564"})
-    town.node(1)
-    town.node(8, labels={GPU_MEMORY_LABEL: "81559"})
-    town.job("a", resources={"gpuMemory": "40Gi"})
-    assert describe(allocated(town)) == "a takes n3"
+    builder = WorldBuilder()
+    builder.node(1, labels={GPU_MEMORY_LABEL: "24564"})
+    builder.node(1)
+    builder.node(8, labels={GPU_MEMORY_LABEL: "81559"})
+    builder.job("a", resources={"gpuMemory": "40Gi"})
+    assert describe(allocated(builder)) == "a takes n3"

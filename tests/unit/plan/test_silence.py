@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from dev.simulate.town import NOW
+from dev.simulate.builder import NOW
 from sluice_api.finetunejob import Progress
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
@@ -17,10 +17,10 @@ from tests.unit.plan.test_claim_cycle import Loan, training
 
 def says(loan: Loan, progress: Progress) -> None:
     """The job's status.progress."""
-    loan.town.version += 1
-    metadata = loan.job.metadata.model_copy(update={"resource_version": str(loan.town.version)})
+    loan.builder.version += 1
+    metadata = loan.job.metadata.model_copy(update={"resource_version": str(loan.builder.version)})
     status = loan.job.status.model_copy(update={"progress": progress})
-    loan.town.put(loan.job.model_copy(update={"status": status, "metadata": metadata}))
+    loan.builder.put(loan.job.model_copy(update={"status": status, "metadata": metadata}))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,9 @@ def test_a_trainer_that_stops_reporting_is_stalled_and_then_ended(
 ) -> None:
     loan = Loan()
     training(loan)
-    loan.town.store.findings.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW, step_seconds, "it hangs in loop.py:160"))
+    loan.builder.store.findings.heartbeat(
+        loan.stage_job.uid, Heartbeat(1, NOW, step_seconds, "it hangs in loop.py:160")
+    )
     decision = loan.plan_job(after=silent)
     assert (decision.reason, bool(decision.delete)) == (reason, ended), case
     assert ("It said: it hangs in loop.py:160" in decision.message) == (reason is Reason.STALLED)
@@ -63,7 +65,7 @@ def test_silence_before_this_term_proves_nothing(
 ) -> None:
     loan = Loan()
     training(loan)
-    store = loan.town.store
+    store = loan.builder.store
     if heard is not None:
         store.findings.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW + timedelta(seconds=heard), 1.0))
     store.findings.since = NOW + timedelta(seconds=led)
@@ -80,9 +82,9 @@ def test_a_time_of_day_that_is_set_anew_is_no_silence(jump: float) -> None:
     training(loan)
 
     def reason() -> Reason:
-        return plan_job(loan.town.world, loan.job, clock.now(), Limits()).reason
+        return plan_job(loan.builder.world, loan.job, clock.now(), Limits()).reason
 
-    loan.town.store.findings.heartbeat(loan.stage_job.uid, Heartbeat(1, clock.now(), 1.0))
+    loan.builder.store.findings.heartbeat(loan.stage_job.uid, Heartbeat(1, clock.now(), 1.0))
     set_by = jump
     passed += 60
     assert reason() is Reason.TRAINING

@@ -25,7 +25,7 @@ from sluice_operator.observe.world import job_key
 from sluice_operator.plan.pool.allocate import allocate
 from sluice_operator.reconcile.give_back import missing
 from tests.unit.plan.test_claim_cycle import Loan, states
-from tests.unit.plan.worlds import NOW, PREPARED, Town, allocated, describe
+from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated, describe
 
 SERVING, DRAINING, SLEEPING, LENT = SlotState.SERVING, SlotState.DRAINING, SlotState.SLEEPING, SlotState.LENT
 RECLAIMING, STARTING = SlotState.RECLAIMING, SlotState.STARTING
@@ -36,13 +36,13 @@ class SleepingLoan(Loan):
 
     def __init__(self, terms: dict[str, Any] | None = None, **job: Any) -> None:
         super().__init__(**job)
-        self.town.dra_pool()
+        self.builder.dra_pool()
         assert self.stage_job.claim
-        self.put(self.stage_job, claim=self.stage_job.claim.model_copy(update={"resource": self.town.counted_as}))
-        self.stage_job = self.town.world.stage_jobs[self.stage_job.key]
+        self.put(self.stage_job, claim=self.stage_job.claim.model_copy(update={"resource": self.builder.counted_as}))
+        self.stage_job = self.builder.world.stage_jobs[self.stage_job.key]
         preemption = self.engine.spec.preemption.model_copy(update={"policy": LendingPolicy.SLEEP, **(terms or {})})
         self.respec(preemption=preemption)
-        for slot in list(self.town.world.slots.values()):
+        for slot in list(self.builder.world.slots.values()):
             self.put_slot(slot.index, template=template_of(self.engine))
 
     def respec(self, **spec: Any) -> None:
@@ -58,27 +58,27 @@ class SleepingLoan(Loan):
         self._write(self.engine.model_copy(update={"status": InferenceEngineStatus(slots=slots)}))
 
     def _write(self, engine: InferenceEngine) -> None:
-        self.town.version += 1
-        metadata = engine.metadata.model_copy(update={"resource_version": str(self.town.version)})
-        self.town.put(engine.model_copy(update={"metadata": metadata}))
+        self.builder.version += 1
+        metadata = engine.metadata.model_copy(update={"resource_version": str(self.builder.version)})
+        self.builder.put(engine.model_copy(update={"metadata": metadata}))
 
     def put_slot(self, index: int, **changes: Any) -> None:
-        slot = next(slot for slot in self.town.world.slots.values() if slot.index == index)
-        self.town.version += 1
-        self.town.put(replace(slot, resource_version=self.town.version, **changes))
+        slot = next(slot for slot in self.builder.world.slots.values() if slot.index == index)
+        self.builder.version += 1
+        self.builder.put(replace(slot, resource_version=self.builder.version, **changes))
 
     def sleep(self) -> None:
         """It has drained, its agent has put vLLM to sleep and says so, and the engine knows."""
         self.drain()
         self.engine_says(self.status(1))
-        self.town.report(self.lent_pod(), 0, draining=True, quiet=5, at=NOW + timedelta(seconds=2), asleep=True)
+        self.builder.report(self.lent_pod(), 0, draining=True, quiet=5, at=NOW + timedelta(seconds=2), asleep=True)
         self.engine_says(self.status(2))
 
     def train(self) -> None:
         """The trainer's pod is on its node."""
         self.sleep()
         self.put(self.pod, gates=(), node="n1", nominated_node="n1", running=True)
-        self.pod = self.town.world.pods[self.pod.key]
+        self.pod = self.builder.world.pods[self.pod.key]
         self.engine_says(self.status(3))
 
     def stop(self) -> None:
@@ -89,14 +89,14 @@ class SleepingLoan(Loan):
 
 def test_it_drains_goes_to_sleep_and_is_lent_with_its_pod() -> None:
     loan = SleepingLoan()
-    loan.town.trainer_pod(loan.stage_job)
+    loan.builder.trainer_pod(loan.stage_job)
     assert states(loan.plan_engine()) == [SERVING, DRAINING]
     loan.drain()
     assert states(loan.plan_engine(1)) == [SERVING, SLEEPING]
     loan.engine_says(loan.status(1))
     step = loan.plan_job(1)
     assert (step.reason, step.message, step.bind) == (Reason.FALLING_ASLEEP, "chat/1 goes to sleep.", ())
-    loan.town.report(loan.lent_pod(), 0, draining=True, quiet=5, at=NOW + timedelta(seconds=2), asleep=True)
+    loan.builder.report(loan.lent_pod(), 0, draining=True, quiet=5, at=NOW + timedelta(seconds=2), asleep=True)
     assert loan.plan_job(2).reason is Reason.BINDING
     decision = loan.plan_engine(2)
     assert states(decision) == [SERVING, LENT]
@@ -122,12 +122,12 @@ def test_a_loan_never_changes_the_size_and_needs_no_placeholder() -> None:
 )
 def test_the_trainer_does_not_come_before_it_sleeps(case: str, told: dict[str, Any] | None) -> None:
     loan = SleepingLoan()
-    loan.town.trainer_pod(loan.stage_job)
+    loan.builder.trainer_pod(loan.stage_job)
     loan.engine_says(loan.status())
     loan.put(loan.lent_pod(), ready=False)
     loan.engine_says(loan.status(31))  # its drain timeout is over
     if told:
-        loan.town.report(loan.lent_pod(), 0, draining=True, quiet=5, **told)
+        loan.builder.report(loan.lent_pod(), 0, draining=True, quiet=5, **told)
     assert loan.plan_job(60).bind == ()
     assert states(loan.plan_engine(60)) == [SERVING, SLEEPING]
 
@@ -137,7 +137,7 @@ def test_what_does_not_sleep_in_time_is_given_up_and_wakes() -> None:
     loan.drain()
     loan.engine_says(loan.status(1))
     why = "vLLM sleeps, but 16.0 of 80.0 GiB of GPU 0 are in use; at most 14.4 may be."
-    loan.town.report(loan.lent_pod(), 0, draining=True, quiet=5, at=NOW + timedelta(seconds=30), message=why)
+    loan.builder.report(loan.lent_pod(), 0, draining=True, quiet=5, at=NOW + timedelta(seconds=30), message=why)
     late = 1 + Limits().sleep.total_seconds()
     assert not loan.plan_job(late - 1).delete
     decision = loan.plan_job(late)
@@ -158,14 +158,14 @@ def test_a_job_goes_elsewhere_after_a_slot_did_not_sleep() -> None:
         ended_at=NOW - timedelta(minutes=2),
         node="n1",
     )
-    town = Town()
-    town.dra_pool()
-    for node in (town.node(1), town.node(1)):
-        engine = town.engine(f"on-{node.key.name}", 1, preemption={"policy": "Sleep", "minReplicas": 0})
-        town.slot(engine, 0, node.key.name)
-    town.job("a", outcomes=(PREPARED, ended))
-    assert describe(allocated(town)) == "a takes on-n2/0"
-    assert describe(allocated(town, NOW - timedelta(seconds=90))) == ""  # after a minute's pause
+    builder = WorldBuilder()
+    builder.dra_pool()
+    for node in (builder.node(1), builder.node(1)):
+        engine = builder.engine(f"on-{node.key.name}", 1, preemption={"policy": "Sleep", "minReplicas": 0})
+        builder.slot(engine, 0, node.key.name)
+    builder.job("a", outcomes=(PREPARED, ended))
+    assert describe(allocated(builder)) == "a takes on-n2/0"
+    assert describe(allocated(builder, NOW - timedelta(seconds=90))) == ""  # after a minute's pause
 
 
 def test_it_wakes_when_the_last_pod_of_its_trainer_is_gone() -> None:
@@ -175,7 +175,7 @@ def test_it_wakes_when_the_last_pod_of_its_trainer_is_gone() -> None:
     loan.stop()
     decision = loan.plan_engine(5)
     assert (states(decision), loan.status(5).lent_to, decision.woken) == ([SERVING, LENT], ("team/a",), ())
-    loan.put(loan.town.world.pods[loan.pod.key], ended=True)
+    loan.put(loan.builder.world.pods[loan.pod.key], ended=True)
     decision = loan.plan_engine(6)
     assert states(decision) == [SERVING, STARTING]
     assert [slot.index for slot in decision.woken] == [1]
@@ -190,14 +190,14 @@ def test_a_trainer_that_nobody_owns_any_more_keeps_it_asleep(case: str) -> None:
     loan.stop()
     match case:
         case "the Job is gone":
-            loan.town.store.remove(loan.stage_job.key, loan.stage_job.uid)
+            loan.builder.store.remove(loan.stage_job.key, loan.stage_job.uid)
         case "the FineTuneJob is gone":
-            loan.town.store.remove(job_key("team", "a"), loan.job.metadata.uid)
+            loan.builder.store.remove(job_key("team", "a"), loan.job.metadata.uid)
         case _:
             loan._write(loan.engine.model_copy(update={"status": InferenceEngineStatus()}))
     assert states(loan.plan_engine(5)) == [SERVING, LENT]
-    pod = loan.town.world.pods[loan.pod.key]
-    loan.town.store.remove(pod.key, pod.uid)
+    pod = loan.builder.world.pods[loan.pod.key]
+    loan.builder.store.remove(pod.key, pod.uid)
     assert states(loan.plan_engine(6)) == [SERVING, STARTING]
 
 
@@ -205,19 +205,19 @@ def test_an_uninstall_waits_until_it_is_awake() -> None:
     """Nobody would say the word to its agent afterwards."""
     loan = SleepingLoan()
     loan.train()
-    loan.town.store.remove(loan.stage_job.key, loan.stage_job.uid)
+    loan.builder.store.remove(loan.stage_job.key, loan.stage_job.uid)
     loan.engine_says(loan.status(5))
-    assert missing(loan.town.world)["engines"]
-    loan.town.store.remove(loan.pod.key, loan.pod.uid)
+    assert missing(loan.builder.world)["engines"]
+    loan.builder.store.remove(loan.pod.key, loan.pod.uid)
     loan.engine_says(loan.status(6))
-    assert "engines" not in missing(loan.town.world)
+    assert "engines" not in missing(loan.builder.world)
 
 
 def test_a_strangers_training_on_the_node_keeps_no_serving_slot_from_serving() -> None:
     loan = SleepingLoan()
     loan.train()
     loan.stop()
-    loan.town.store.remove(loan.stage_job.key, loan.stage_job.uid)
+    loan.builder.store.remove(loan.stage_job.key, loan.stage_job.uid)
     assert states(loan.plan_engine(5))[0] is SERVING
 
 
@@ -226,7 +226,7 @@ def test_while_the_trainer_is_there_it_stays_lent_whatever_the_status_says(state
     loan = SleepingLoan()
     loan.train()
     loan.says(state, pod="another")
-    loan.town.report(loan.lent_pod(), 0, at=NOW + timedelta(seconds=4))
+    loan.builder.report(loan.lent_pod(), 0, at=NOW + timedelta(seconds=4))
     assert states(loan.plan_engine(5)) == [SERVING, LENT]
 
 
@@ -235,7 +235,7 @@ def test_a_new_pod_of_a_lent_slot_takes_its_place_asleep() -> None:
     loan = SleepingLoan()
     loan.train()
     loan.put(loan.lent_pod(), deleting=True)
-    new = loan.town.slot(loan.engine, 1, "n1", ready=False)
+    new = loan.builder.slot(loan.engine, 1, "n1", ready=False)
     assert new is not None
     decision = loan.plan_engine(5)
     assert (states(decision), loan.status(5).slots[1].pod) == ([SERVING, LENT], new.key.name)
@@ -247,25 +247,25 @@ def test_the_next_job_in_line_takes_it_over_asleep() -> None:
     loan.put(loan.pod, ended=True, running=False)
     loan.put(loan.stage_job, finished="Complete", finished_at=NOW + timedelta(seconds=4))
     done = AttemptOutcome(stage=Stage.TRAIN, attempt=1, reason=Reason.DONE, ended_at=NOW + timedelta(seconds=4))
-    loan.town.version += 1
+    loan.builder.version += 1
     metadata = loan.job.metadata.model_copy(
         update={
-            "resource_version": str(loan.town.version),
+            "resource_version": str(loan.builder.version),
             "annotations": {"sluice.dev/outcomes": _outcomes(PREPARED, done)},
         }
     )
-    loan.town.put(loan.job.model_copy(update={"metadata": metadata}))
-    loan.town.job("b")
+    loan.builder.put(loan.job.model_copy(update={"metadata": metadata}))
+    loan.builder.job("b")
     at = NOW + timedelta(seconds=5)
-    assert describe(allocated(loan.town, at)) == "b takes chat/1"
+    assert describe(allocated(loan.builder, at)) == "b takes chat/1"
     decision = loan.plan_engine(5)
     assert (states(decision), loan.status(5).lent_to, decision.woken) == ([SERVING, LENT], ("team/b",), ())
-    pool = find_pool(loan.town.world, "default")
+    pool = find_pool(loan.builder.world, "default")
     assert pool
-    claim = allocate(loan.town.world, pool, at).claims[job_key("team", "b")]
-    stage_job = loan.town.stage_job(loan.town.world.jobs[job_key("team", "b")], claim=claim, created=at)
+    claim = allocate(loan.builder.world, pool, at).claims[job_key("team", "b")]
+    stage_job = loan.builder.stage_job(loan.builder.world.jobs[job_key("team", "b")], claim=claim, created=at)
     assert states(loan.plan_engine(6)) == [SERVING, LENT]  # proving: it sleeps on
-    loan.town.trainer_pod(stage_job)
+    loan.builder.trainer_pod(stage_job)
     assert states(loan.plan_engine(7)) == [SERVING, LENT]
 
 
@@ -277,25 +277,25 @@ def test_nobody_takes_over_what_the_last_trainer_still_uses() -> None:
     loan = SleepingLoan()
     loan.train()
     loan.stop()
-    loan.town.job("b", scheduling={"policy": "Preempt", "priority": 5})
-    assert "b waits" in describe(allocated(loan.town, NOW + timedelta(seconds=5)))
-    assert not can_sleep(loan.town.world, loan.engine, 1)
-    loan.put(loan.town.world.pods[loan.pod.key], ended=True)
-    assert can_sleep(loan.town.world, loan.engine, 1)
+    loan.builder.job("b", scheduling={"policy": "Preempt", "priority": 5})
+    assert "b waits" in describe(allocated(loan.builder, NOW + timedelta(seconds=5)))
+    assert not can_sleep(loan.builder.world, loan.engine, 1)
+    loan.put(loan.builder.world.pods[loan.pod.key], ended=True)
+    assert can_sleep(loan.builder.world, loan.engine, 1)
 
 
 def test_the_pause_after_a_return_holds_for_it_too() -> None:
-    town = Town()
-    town.dra_pool()
-    town.node(1)
-    engine = town.engine("chat", 1, preemption={"policy": "Sleep", "minReplicas": 0})
-    town.slot(engine, 0, "n1")
-    (slot,) = town.world.slots.values()
-    town.version += 1
-    town.put(replace(slot, resource_version=town.version, restarted_at=NOW - timedelta(seconds=10)))
-    town.job("a")
-    assert describe(allocated(town)) == "a waits EngineCoolsDown"
-    assert describe(allocated(town, NOW + timedelta(seconds=51))) == "a takes chat/0"
+    builder = WorldBuilder()
+    builder.dra_pool()
+    builder.node(1)
+    engine = builder.engine("chat", 1, preemption={"policy": "Sleep", "minReplicas": 0})
+    builder.slot(engine, 0, "n1")
+    (slot,) = builder.world.slots.values()
+    builder.version += 1
+    builder.put(replace(slot, resource_version=builder.version, restarted_at=NOW - timedelta(seconds=10)))
+    builder.job("a")
+    assert describe(allocated(builder)) == "a waits EngineCoolsDown"
+    assert describe(allocated(builder, NOW + timedelta(seconds=51))) == "a takes chat/0"
 
 
 def test_an_engine_takes_a_sleeping_slot_back_on_demand() -> None:
@@ -303,8 +303,8 @@ def test_an_engine_takes_a_sleeping_slot_back_on_demand() -> None:
     loan.train()
     chat_0 = loan.serving[0]
     assert chat_0
-    loan.town.report(chat_0, 50)
-    loan.town.store.findings.report(chat_0.uid, replace(loan.town.world.reports[chat_0.uid], load=50.0))
+    loan.builder.report(chat_0, 50)
+    loan.builder.store.findings.report(chat_0.uid, replace(loan.builder.world.reports[chat_0.uid], load=50.0))
     decision = loan.plan_engine(5)
     assert states(decision) == [SERVING, RECLAIMING]
     assert loan.status(5).lent == 1
@@ -323,5 +323,5 @@ def test_a_changed_spec_waits_until_it_is_back_and_then_starts_it_anew() -> None
     assert not decision.apply
     assert loan.status(5).conditions[0].reason == Reason.ROLLOUT_WAITS_FOR_RETURN
     loan.stop()
-    loan.put(loan.town.world.pods[loan.pod.key], ended=True)
+    loan.put(loan.builder.world.pods[loan.pod.key], ended=True)
     assert [plan.index for plan in loan.plan_engine(6).apply] == [1]

@@ -8,7 +8,7 @@ from sluice_api.reasons import Reason
 from sluice_operator.observe.world import engine_key
 from sluice_operator.plan.engine.decide import plan_engine
 from tests.unit.plan.test_queues import LAB, engine
-from tests.unit.plan.worlds import NOW, Town, parse, planned_status
+from tests.unit.plan.worlds import NOW, WorldBuilder, parse, planned_status
 
 
 @pytest.mark.parametrize(
@@ -31,15 +31,15 @@ from tests.unit.plan.worlds import NOW, Town, parse, planned_status
 def test_what_a_pool_refuses_to_an_engine(
     rule: str, pool: dict[str, Any], started: list[int], reason: Reason, says: str
 ) -> None:
-    town = Town()
-    town.node(8)
-    town.pool(**pool)
-    trains = town.job("a", scheduling={"policy": "Queue"})
-    town.trainer_pod(town.stage_job(trains, claim=town.claim("n1")), "n1")
-    made = town.engine("mine", 3, preemption={"priority": 5})
-    decision = plan_engine(town.world, made, NOW)
+    builder = WorldBuilder()
+    builder.node(8)
+    builder.pool(**pool)
+    trains = builder.job("a", scheduling={"policy": "Queue"})
+    builder.trainer_pod(builder.stage_job(trains, claim=builder.claim("n1")), "n1")
+    made = builder.engine("mine", 3, preemption={"priority": 5})
+    decision = plan_engine(builder.world, made, NOW)
     assert [plan.index for plan in decision.apply] == started, rule
-    ready = planned_status(town.world, made, NOW).conditions[0]
+    ready = planned_status(builder.world, made, NOW).conditions[0]
     assert (ready.reason, says in ready.message) == (reason, True), ready.message
     assert ("No GPU is free" in ready.message) is False
 
@@ -48,24 +48,24 @@ def test_what_a_pool_refuses_to_an_engine(
     "pool", [{"allowedNamespaces": LAB}, {"quotas": [{"maxServingGPUs": 0, "maxTotalGPUs": 0, "maxPriority": -5}]}]
 )
 def test_a_replica_that_runs_is_not_stopped_by_what_a_pool_allows_later(pool: dict[str, Any]) -> None:
-    town = Town()
-    town.node(4)
-    serving = engine(town)
-    town.pool(**pool)
-    decision = plan_engine(town.world, serving, NOW)
+    builder = WorldBuilder()
+    builder.node(4)
+    serving = engine(builder)
+    builder.pool(**pool)
+    decision = plan_engine(builder.world, serving, NOW)
     assert (decision.stop, decision.remove) == ((), ())
-    assert planned_status(town.world, serving, NOW).conditions[0].reason == Reason.ALL_SERVING
+    assert planned_status(builder.world, serving, NOW).conditions[0].reason == Reason.ALL_SERVING
 
 
 def test_a_replica_that_the_quota_refuses_does_not_ask_loans_back() -> None:
-    town = parse("pool: 4 gpus | a: needs 1, takes chat/1 on n1")
-    town.pool(quotas=[{"maxServingGPUs": 2}])
-    lender = engine(town, reclaim="OnDemand", minReplicas=0)
+    builder = parse("pool: 4 gpus | a: needs 1, takes chat/1 on n1")
+    builder.pool(quotas=[{"maxServingGPUs": 2}])
+    lender = engine(builder, reclaim="OnDemand", minReplicas=0)
     grown = lender.model_copy(update={"spec": lender.spec.model_copy(update={"replicas": 3})})
-    town.version += 1
-    metadata = grown.metadata.model_copy(update={"resource_version": str(town.version)})
-    town.put(grown.model_copy(update={"metadata": metadata}))
-    lends = town.world.engines[engine_key("team", "chat")]
-    decision = plan_engine(town.world, lends, NOW)
+    builder.version += 1
+    metadata = grown.metadata.model_copy(update={"resource_version": str(builder.version)})
+    builder.put(grown.model_copy(update={"metadata": metadata}))
+    lends = builder.world.engines[engine_key("team", "chat")]
+    decision = plan_engine(builder.world, lends, NOW)
     assert [slot.state for slot in decision.slots if slot.lent_to] == ["Stopping"]
-    assert planned_status(town.world, lends, NOW).conditions[0].reason == Reason.NAMESPACE_QUOTA
+    assert planned_status(builder.world, lends, NOW).conditions[0].reason == Reason.NAMESPACE_QUOTA

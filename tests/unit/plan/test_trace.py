@@ -9,29 +9,29 @@ import pytest
 from sluice_api.claim import SlotRef
 from sluice_operator.observe.world import job_key
 from sluice_operator.status.trace import trace
-from tests.unit.plan.dra import DraTown
+from tests.unit.plan.dra import DraWorldBuilder
 from tests.unit.plan.test_sleeping import SleepingLoan
-from tests.unit.plan.worlds import NOW, Town, allocated, change, parse
+from tests.unit.plan.worlds import NOW, WorldBuilder, allocated, change, parse
 
 
-def told(town: Town, name: str) -> str:
-    return "\n".join(trace(town.world, town.world.jobs[job_key("team", name)], NOW))
+def told(builder: WorldBuilder, name: str) -> str:
+    return "\n".join(trace(builder.world, builder.world.jobs[job_key("team", name)], NOW))
 
 
-def section(town: Town, name: str, title: str) -> list[str]:
+def section(builder: WorldBuilder, name: str, title: str) -> list[str]:
     """The lines of one section."""
-    lines = told(town, name).splitlines()
+    lines = told(builder, name).splitlines()
     begin = lines.index(f"{title}:") + 1
     end = next((i for i, line in enumerate(lines[begin:], begin) if not line.startswith("  ")), len(lines))
     return [line.strip() for line in lines[begin:end]]
 
 
 def test_a_job_that_waits_sees_the_queue_the_nodes_and_the_engines() -> None:
-    town = parse(
+    builder = parse(
         "pool: 2 gpus | chat: 2 replicas, floor 1 | dear: 0 replicas, never"
         " | a: needs 1, takes chat/0 on n1 | b: needs 1, priority 5 | c: needs 1"
     )
-    assert told(town, "c") == (
+    assert told(builder, "c") == (
         "team/c: 1 GPU of pool default, policy Preempt, priority 0\n"
         "  waits: BehindInQueue: Waiting for 1 GPU in pool default since 2026-11-22 11:56 UTC. b is in front. chat can "
         "lend no more: 1 of 2 replicas are left, its floor is 1. Next: raise scheduling.priority to 6, and lower "
@@ -56,26 +56,26 @@ def test_a_job_that_waits_sees_the_queue_the_nodes_and_the_engines() -> None:
 
 
 def test_a_job_that_holds_its_gpus_and_one_that_is_given_them() -> None:
-    town = parse("pool: 3 gpus | chat: 2 replicas, floor 1 | a: needs 1, takes chat/0 on n1 | b: needs 1")
-    assert "holds 1 GPU on n1, borrowed from chat/0" in told(town, "a")
-    assert "is given 1 GPU on n1, borrowed from no engine" in told(town, "b")
+    builder = parse("pool: 3 gpus | chat: 2 replicas, floor 1 | a: needs 1, takes chat/0 on n1 | b: needs 1")
+    assert "holds 1 GPU on n1, borrowed from chat/0" in told(builder, "a")
+    assert "is given 1 GPU on n1, borrowed from no engine" in told(builder, "b")
 
 
 def test_a_job_that_is_refused_is_told_why_and_nothing_else() -> None:
-    town = parse("pool: 1 gpus | a: needs 2")
-    assert told(town, "a").splitlines()[1:] == [
+    builder = parse("pool: 1 gpus | a: needs 2")
+    assert told(builder, "a").splitlines()[1:] == [
         "  refused: ExceedsEveryNode: spec.resources.gpus: 2 are asked for, the largest node of pool default has 1. "
         "Ask for at most 1."
     ]
 
 
 def test_training_that_gives_way_and_training_that_stays() -> None:
-    town = parse(
+    builder = parse(
         "pool: 3 gpus | a: needs 1, yields, on n1 | c: needs 1, yields, priority 7, on n1 | d: needs 1, on n1 "
         "| b: needs 1, queue, priority 5"
     )
-    assert told(town, "b").splitlines()[1] == "  is given 1 GPU on n1, borrowed from no engine, in place of team/a"
-    assert "\n".join(told(town, "b").splitlines()[6:10]) == (
+    assert told(builder, "b").splitlines()[1] == "  is given 1 GPU on n1, borrowed from no engine, in place of team/a"
+    assert "\n".join(told(builder, "b").splitlines()[6:10]) == (
         "training:\n"
         "  team/a: 1 GPU on n1; It gives way now, to this job.\n"
         "  team/c: 1 GPU on n1; c does not give way: its priority 7 is not below 5.\n"
@@ -106,52 +106,52 @@ def test_why_training_does_not_give_way_now(rule: str, world: str, says: str, co
         assert section(parse(world), "b", "could start")[0].startswith(could_start), rule
 
 
-def interrupted(**terms: Any) -> Town:
+def interrupted(**terms: Any) -> WorldBuilder:
     """On a node of one GPU `low` trains, and gives way on these terms; `high` waits."""
-    town = Town()
-    town.node(1)
-    low = town.job("low", scheduling={"interruption": {"policy": "ToHigherPriority", **terms}})
-    town.trainer_pod(town.stage_job(low, claim=town.claim("n1")), "n1", bound_at=NOW - timedelta(seconds=60))
-    town.job("high", scheduling={"policy": "Queue", "priority": 5})
-    return town
+    builder = WorldBuilder()
+    builder.node(1)
+    low = builder.job("low", scheduling={"interruption": {"policy": "ToHigherPriority", **terms}})
+    builder.trainer_pod(builder.stage_job(low, claim=builder.claim("n1")), "n1", bound_at=NOW - timedelta(seconds=60))
+    builder.job("high", scheduling={"policy": "Queue", "priority": 5})
+    return builder
 
 
 def test_from_when_on_training_gives_way() -> None:
-    town = interrupted(minRunSeconds=300)
-    assert section(town, "high", "training") == [
+    builder = interrupted(minRunSeconds=300)
+    assert section(builder, "high", "training") == [
         "team/low: 1 GPU on n1; low gives way at 12:04:00 UTC, or ends before."
     ]
 
 
 def test_a_claim_in_anothers_place_from_both_sides() -> None:
-    town = interrupted(minRunSeconds=0)
-    (claim,) = allocated(town).claims.values()
-    pod = town.trainer_pod(town.stage_job(town.world.jobs[job_key("team", "high")], claim=claim))
-    assert section(town, "high", "claim") == [
+    builder = interrupted(minRunSeconds=0)
+    (claim,) = allocated(builder).claims.values()
+    pod = builder.trainer_pod(builder.stage_job(builder.world.jobs[job_key("team", "high")], claim=claim))
+    assert section(builder, "high", "claim") == [
         "attempt 1, draining: Binding: The training pod goes to n1.",
         "in place of team/low: trains until this claim is proven and bound",
     ]
-    assert section(town, "low", "claim")[1:] == ["gives way to team/high, which has its claim already"]
-    town.job("higher", scheduling={"policy": "Queue", "priority": 9})
-    assert section(town, "higher", "training")[0] == ("team/low: 1 GPU on n1; team/high takes its place already.")
-    town.version += 1
-    town.put(replace(pod, resource_version=town.version, gates=(), nominated_node="n1", bound_at=NOW))
-    assert section(town, "high", "claim")[1] == "in place of team/low: is told to stop"
-    assert section(town, "low", "claim")[0].startswith("attempt 1, holding: Preempted: Job team/high, of priority 5")
-    change(town, town.world.pods[pod.key], node="n1")
-    assert section(town, "high", "claim")[1] == "in place of team/low: goes on, as a GPU came free"
+    assert section(builder, "low", "claim")[1:] == ["gives way to team/high, which has its claim already"]
+    builder.job("higher", scheduling={"policy": "Queue", "priority": 9})
+    assert section(builder, "higher", "training")[0] == ("team/low: 1 GPU on n1; team/high takes its place already.")
+    builder.version += 1
+    builder.put(replace(pod, resource_version=builder.version, gates=(), nominated_node="n1", bound_at=NOW))
+    assert section(builder, "high", "claim")[1] == "in place of team/low: is told to stop"
+    assert section(builder, "low", "claim")[0].startswith("attempt 1, holding: Preempted: Job team/high, of priority 5")
+    change(builder, builder.world.pods[pod.key], node="n1")
+    assert section(builder, "high", "claim")[1] == "in place of team/low: goes on, as a GPU came free"
 
 
 def test_a_claim_that_borrows_says_which_slot_it_waits_for() -> None:
-    town = parse("pool: 1 gpus | chat: 1 replicas, in flight 3 | a: needs 1")
-    claim = town.claim("n1", SlotRef(namespace="team", engine="chat", index=0))
-    stage_job = town.stage_job(town.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
+    builder = parse("pool: 1 gpus | chat: 1 replicas, in flight 3 | a: needs 1")
+    claim = builder.claim("n1", SlotRef(namespace="team", engine="chat", index=0))
+    stage_job = builder.stage_job(builder.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
     assert (
-        section(town, "a", "claim")[0]
+        section(builder, "a", "claim")[0]
         == "attempt 1, proving: Claimed: 1 GPU on n1 is set aside; its pod is about to be made."
     )
-    town.trainer_pod(stage_job)
-    assert section(town, "a", "claim") == [
+    builder.trainer_pod(stage_job)
+    assert section(builder, "a", "claim") == [
         "attempt 1, draining: Draining: chat/0 finishes the requests in flight.",
         "chat/0: still serves or drains",
     ]
@@ -161,27 +161,27 @@ def test_a_claim_on_a_replica_that_sleeps_says_how_far_that_is() -> None:
     loan = SleepingLoan()
     loan.drain()
     loan.engine_says(loan.status(1))
-    assert section(loan.town, "a", "claim")[1] == "chat/1: goes to sleep"
+    assert section(loan.builder, "a", "claim")[1] == "chat/1: goes to sleep"
     loan.sleep()
-    assert section(loan.town, "a", "claim")[1] == "chat/1: sleeps"
+    assert section(loan.builder, "a", "claim")[1] == "chat/1: sleeps"
 
 
 def test_what_can_not_make_room_is_not_counted_as_lent_soon() -> None:
-    town = DraTown(4)
-    engine = town.serving("chat", "n1", "n1", "n1")
-    town.visits(
-        town.job("guest", scheduling={"policy": "Shared"}), "n1", SlotRef(namespace="team", engine="chat", index=0)
+    builder = DraWorldBuilder(4)
+    engine = builder.serving("chat", "n1", "n1", "n1")
+    builder.visits(
+        builder.job("guest", scheduling={"policy": "Shared"}), "n1", SlotRef(namespace="team", engine="chat", index=0)
     )
-    (starts,) = town.world.engine_pods["team", "chat", 1].values()
-    town.version += 1
-    town.put(replace(starts, resource_version=town.version, ready=False))
-    town.job("a", 4)
+    (starts,) = builder.world.engine_pods["team", "chat", 1].values()
+    builder.version += 1
+    builder.put(replace(starts, resource_version=builder.version, ready=False))
+    builder.job("a", 4)
     assert engine.spec.replicas == 3
-    assert section(town, "a", "engines") == ["team/chat: 3 of 3 replicas, floor 0; may lend 1"]
+    assert section(builder, "a", "engines") == ["team/chat: 3 of 3 replicas, floor 0; may lend 1"]
 
 
 def test_pods_that_ask_for_nodes_are_named() -> None:
-    town = parse("pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales")
-    job = town.world.jobs[job_key("team", "a")]
-    pod = town.scale_up_pod(job)
-    assert section(town, "a", "asks for nodes") == [f"{pod.key.name}: has none"]
+    builder = parse("pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales")
+    job = builder.world.jobs[job_key("team", "a")]
+    pod = builder.scale_up_pod(job)
+    assert section(builder, "a", "asks for nodes") == [f"{pod.key.name}: has none"]

@@ -15,7 +15,7 @@ from sluice_operator.observe.world import Heartbeat
 from sluice_operator.plan.job.decide import plan_job
 from tests.unit.plan.test_claim_cycle import Loan, training
 from tests.unit.plan.test_retry import attempt
-from tests.unit.plan.worlds import NOW, PREPARED, Town, planned_status
+from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, planned_status
 
 SINCE = NOW - timedelta(hours=2)
 SAYS = "Node n1 has not been ready since 2026-11-22 10:00 UTC"
@@ -25,10 +25,10 @@ REMEDIES = (
 )
 
 
-def goes_away(town: Town) -> None:
-    node: NodeView = town.nodes[0]
-    town.version += 1
-    town.put(replace(node, ready=False, not_ready_since=SINCE, resource_version=town.version))
+def goes_away(builder: WorldBuilder) -> None:
+    node: NodeView = builder.nodes[0]
+    builder.version += 1
+    builder.put(replace(node, ready=False, not_ready_since=SINCE, resource_version=builder.version))
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def test_a_job_names_the_node(
     loan = Loan()
     trainer = training(loan)
     loan.put(trainer, bound_at=NOW, **pod)
-    loan.town.store.findings.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW, 1.0))
-    goes_away(loan.town)
+    loan.builder.store.findings.heartbeat(loan.stage_job.uid, Heartbeat(1, NOW, 1.0))
+    goes_away(loan.builder)
     decision = loan.plan_job(after=after)
     assert decision.reason is reason, case
     assert (SAYS in decision.message) is (reason is not Reason.TRAINING), decision.message
@@ -66,7 +66,7 @@ def test_job_and_engine_say_it_while_the_pod_of_an_attempt_that_was_ended_stays(
     loan.put(pod, deleting=True)
     loan.put(loan.stage_job, deleting=True)
     assert loan.plan_job(after=1).reason is Reason.REQUEUED
-    goes_away(loan.town)
+    goes_away(loan.builder)
     decision, ready = loan.plan_job(after=1), loan.status(after=1).conditions[0]
     assert decision.reason is Reason.NODE_NOT_READY
     for message in (decision.message, ready.message):
@@ -79,10 +79,10 @@ def test_job_and_engine_say_it_while_the_pod_of_an_attempt_that_was_ended_stays(
 def test_an_engine_names_the_node_of_a_loan_and_of_its_own_replica() -> None:
     loan = Loan()
     training(loan)
-    goes_away(loan.town)
+    goes_away(loan.builder)
     lent = loan.status(after=1).conditions[1]
     assert (lent.reason, SAYS in lent.message) == (Reason.LENDING, True)
-    alone = Town()
+    alone = WorldBuilder()
     alone.node(1)
     engine = alone.engine("chat", 1)
     alone.slot(engine, 0, "n1", ready=False)
@@ -92,12 +92,12 @@ def test_an_engine_names_the_node_of_a_loan_and_of_its_own_replica() -> None:
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.EXPORT])
 def test_a_stage_on_a_cpu_names_it_too(stage: Stage) -> None:
-    town = Town()
-    town.node(1)
-    job = town.job("a", outcomes=())
+    builder = WorldBuilder()
+    builder.node(1)
+    job = builder.job("a", outcomes=())
     if stage is Stage.EXPORT:
-        job = town.job("a", outcomes=(PREPARED, attempt(1, Reason.DONE)))
-    town.trainer_pod(town.stage_job(job, stage, created=NOW), "n1", deleting=True)
-    goes_away(town)
-    decision = plan_job(town.world, job, NOW + timedelta(seconds=1), Limits())
+        job = builder.job("a", outcomes=(PREPARED, attempt(1, Reason.DONE)))
+    builder.trainer_pod(builder.stage_job(job, stage, created=NOW), "n1", deleting=True)
+    goes_away(builder)
+    decision = plan_job(builder.world, job, NOW + timedelta(seconds=1), Limits())
     assert (decision.reason, SAYS in decision.message) == (Reason.NODE_NOT_READY, True)

@@ -15,30 +15,30 @@ from sluice_operator.plan.inventory import take_stock
 from sluice_operator.status.pool import pool_status
 from sluice_operator.status.trace import trace
 from tests.unit.plan.test_sleeping import SleepingLoan
-from tests.unit.plan.worlds import NOW, YIELDS, Town, allocated, describe, parse, planned_status
+from tests.unit.plan.worlds import NOW, YIELDS, WorldBuilder, allocated, describe, parse, planned_status
 
 
 @pytest.mark.parametrize(
     ("rule", "change", "expected"),
     [
-        ("a replica that serves goes to sleep", lambda town: None, "a takes chat/0"),
-        ("one that starts can't", lambda town: _pod(town, ready=False), "a waits EngineWakes"),
-        ("one of an older spec can't", lambda town: _slot(town, template="old"), "a waits EngineWakes"),
-        ("nor can any where a GPU is one pod's", lambda town: town.pool(), "a waits EngineCannotSleep"),
-        ("a budget counts", lambda town: town.budget("chat", 0), "a waits EngineProtected"),
-        ("a budget that lets one go", lambda town: town.budget("chat", 1), "a takes chat/0"),
-        ("its pod keeps its memory", lambda town: _node(town, 2 << 30), "a takes chat/0"),
-        ("so the trainer's comes on top", lambda town: _node(town, (2 << 30) - 1), "a waits Unschedulable"),
+        ("a replica that serves goes to sleep", lambda builder: None, "a takes chat/0"),
+        ("one that starts can't", lambda builder: _pod(builder, ready=False), "a waits EngineWakes"),
+        ("one of an older spec can't", lambda builder: _slot(builder, template="old"), "a waits EngineWakes"),
+        ("nor can any where a GPU is one pod's", lambda builder: builder.pool(), "a waits EngineCannotSleep"),
+        ("a budget counts", lambda builder: builder.budget("chat", 0), "a waits EngineProtected"),
+        ("a budget that lets one go", lambda builder: builder.budget("chat", 1), "a takes chat/0"),
+        ("its pod keeps its memory", lambda builder: _node(builder, 2 << 30), "a takes chat/0"),
+        ("so the trainer's comes on top", lambda builder: _node(builder, (2 << 30) - 1), "a waits Unschedulable"),
     ],
 )
-def test_what_can_go_to_sleep(rule: str, change: Callable[[Town], None], expected: str) -> None:
-    town = Town()
-    town.dra_pool()
-    town.node(1)
-    town.slot(town.engine("chat", 1, preemption={"policy": "Sleep", "minReplicas": 0}), 0, "n1")
-    town.job("a")
-    change(town)
-    assert describe(allocated(town)) == expected
+def test_what_can_go_to_sleep(rule: str, change: Callable[[WorldBuilder], None], expected: str) -> None:
+    builder = WorldBuilder()
+    builder.dra_pool()
+    builder.node(1)
+    builder.slot(builder.engine("chat", 1, preemption={"policy": "Sleep", "minReplicas": 0}), 0, "n1")
+    builder.job("a")
+    change(builder)
+    assert describe(allocated(builder)) == expected
 
 
 @pytest.mark.parametrize(
@@ -75,83 +75,83 @@ def test_whom_a_job_puts_to_sleep(rule: str, world: str, expected: str) -> None:
     assert describe(allocated(parse(world))) == expected
 
 
-def _pod(town: Town, **changes: Any) -> None:
-    (pod,) = town.world.pods.values()
-    town.version += 1
-    town.put(replace(pod, resource_version=town.version, **changes))
+def _pod(builder: WorldBuilder, **changes: Any) -> None:
+    (pod,) = builder.world.pods.values()
+    builder.version += 1
+    builder.put(replace(pod, resource_version=builder.version, **changes))
 
 
-def _slot(town: Town, **changes: Any) -> None:
-    (slot,) = town.world.slots.values()
-    town.version += 1
-    town.put(replace(slot, resource_version=town.version, **changes))
+def _slot(builder: WorldBuilder, **changes: Any) -> None:
+    (slot,) = builder.world.slots.values()
+    builder.version += 1
+    builder.put(replace(slot, resource_version=builder.version, **changes))
 
 
-def _node(town: Town, memory: int) -> None:
-    (node,) = town.world.nodes.values()
-    town.version += 1
-    town.put(replace(node, resource_version=town.version, allocatable={**node.allocatable, "memory": memory}))
+def _node(builder: WorldBuilder, memory: int) -> None:
+    (node,) = builder.world.nodes.values()
+    builder.version += 1
+    builder.put(replace(node, resource_version=builder.version, allocatable={**node.allocatable, "memory": memory}))
 
 
 def test_a_slot_that_is_on_its_way_out_keeps_nobody_above_the_floor() -> None:
-    town = Town()
-    town.node(2)
-    engine = town.engine("chat", 1, preemption={"policy": "ScaleDown", "minReplicas": 1})
-    town.slot(engine, 0, "n1")
-    leaves = town.slot(engine, 1, "n1")
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = builder.engine("chat", 1, preemption={"policy": "ScaleDown", "minReplicas": 1})
+    builder.slot(engine, 0, "n1")
+    leaves = builder.slot(engine, 1, "n1")
     assert leaves
-    town.report(leaves, 9)  # the other one would be the cheaper one
-    gone = next(slot for slot in town.world.slots.values() if slot.index == 1)
-    town.version += 1
-    town.put(replace(gone, resource_version=town.version, deleting=True))
-    town.job("a")
-    assert describe(allocated(town)) == "a takes chat/1"
+    builder.report(leaves, 9)  # the other one would be the cheaper one
+    gone = next(slot for slot in builder.world.slots.values() if slot.index == 1)
+    builder.version += 1
+    builder.put(replace(gone, resource_version=builder.version, deleting=True))
+    builder.job("a")
+    assert describe(allocated(builder)) == "a takes chat/1"
 
 
 def test_an_engine_that_can_not_sleep_says_why_where_its_owner_looks() -> None:
-    town = Town()
-    town.node(1)
-    engine = town.engine("chat", 1, preemption={"policy": "Sleep", "minReplicas": 0})
-    town.slot(engine, 0, "n1")
-    town.job("a")
-    said = planned_status(town.world, engine, NOW).conditions[1]
+    builder = WorldBuilder()
+    builder.node(1)
+    engine = builder.engine("chat", 1, preemption={"policy": "Sleep", "minReplicas": 0})
+    builder.slot(engine, 0, "n1")
+    builder.job("a")
+    said = planned_status(builder.world, engine, NOW).conditions[1]
     why = (
         "spec.preemption.policy is Sleep, but GPUPool default has spec.sharing.mode: None, so its GPUs would stay with "
         "the sleeping pod. Set policy: ScaleDown, or use a pool of sharing.mode: DRA."
     )
     assert (said.type, said.status, said.reason, said.message) == ("Lent", "False", Reason.ENGINE_CANNOT_SLEEP, why)
-    (wait,) = allocated(town).waits.values()
+    (wait,) = allocated(builder).waits.values()
     assert why in wait.message
 
 
 def test_a_sleeping_slot_counts_as_lent_everywhere() -> None:
     loan = SleepingLoan()
     loan.train()
-    pool = find_pool(loan.town.world, "default")
+    pool = find_pool(loan.builder.world, "default")
     assert pool
-    status = pool_status(loan.town.world, take_stock(loan.town.world, pool), 0, NOW)
+    status = pool_status(loan.builder.world, take_stock(loan.builder.world, pool), 0, NOW)
     assert (status.lent, status.training, status.inference, status.free) == (1, 1, 1, 0)
-    loan.town.job("b")
-    said = "\n".join(trace(loan.town.world, loan.town.world.jobs[job_key("team", "b")], NOW))
+    loan.builder.job("b")
+    said = "\n".join(trace(loan.builder.world, loan.builder.world.jobs[job_key("team", "b")], NOW))
     assert "team/chat: 1 of 2 replicas, 1 asleep, floor 1" in said
 
 
-def test_a_training_that_borrowed_it_is_not_displaced_by_another() -> None:
+def test_a_training_that_borrowed_it_is_not_preempted_by_another() -> None:
     """Both trainers would have the GPUs at once, until the first had saved its state."""
     loan = SleepingLoan(scheduling={"policy": "Preempt", "interruption": YIELDS})
     loan.train()
-    loan.town.job("b", scheduling={"policy": "Preempt", "priority": 9, "interruption": {"graceSeconds": 0}})
-    assert "b takes" not in describe(allocated(loan.town, NOW + timedelta(hours=1)))
+    loan.builder.job("b", scheduling={"policy": "Preempt", "priority": 9, "interruption": {"graceSeconds": 0}})
+    assert "b takes" not in describe(allocated(loan.builder, NOW + timedelta(hours=1)))
 
 
 def test_nobody_is_promised_the_place_of_one_that_trains_on_sleeping_replicas() -> None:
     terms = {**YIELDS, "minRunSeconds": 7200}
     loan = SleepingLoan(scheduling={"policy": "Preempt", "interruption": terms})
     loan.train()
-    loan.town.job("b", scheduling={"policy": "Preempt", "priority": 9, "interruption": {"graceSeconds": 0}})
-    (wait,) = allocated(loan.town).waits.values()
+    loan.builder.job("b", scheduling={"policy": "Preempt", "priority": 9, "interruption": {"graceSeconds": 0}})
+    (wait,) = allocated(loan.builder).waits.values()
     assert "gives way" not in wait.message
-    said = "\n".join(trace(loan.town.world, loan.town.world.jobs[job_key("team", "b")], NOW))
+    said = "\n".join(trace(loan.builder.world, loan.builder.world.jobs[job_key("team", "b")], NOW))
     assert "team/a: 1 GPU on n1; a does not give way: it trains on replicas that sleep." in said
 
 
@@ -171,14 +171,14 @@ def test_nobody_is_promised_the_place_of_one_that_trains_on_sleeping_replicas() 
     ],
 )
 def test_what_makes_another_pod(rule: str, terms: dict[str, Any], same: bool) -> None:
-    town, sleep = Town(), {"policy": "Sleep", "sleepLevel": 1}
-    before = town.engine("chat", 1, preemption=sleep)
-    after = town.engine("chat", 1, preemption={**sleep, **terms})
+    builder, sleep = WorldBuilder(), {"policy": "Sleep", "sleepLevel": 1}
+    before = builder.engine("chat", 1, preemption=sleep)
+    after = builder.engine("chat", 1, preemption={**sleep, **terms})
     assert (template_of(before) == template_of(after)) is same
 
 
 def test_where_nothing_sleeps_the_level_changes_no_pod() -> None:
-    town = Town()
-    one, two = (town.engine("chat", 1, preemption={"policy": "ScaleDown", "sleepLevel": level}) for level in (1, 2))
-    never = town.engine("chat", 1)
+    builder = WorldBuilder()
+    one, two = (builder.engine("chat", 1, preemption={"policy": "ScaleDown", "sleepLevel": level}) for level in (1, 2))
+    never = builder.engine("chat", 1)
     assert template_of(one) == template_of(two) == template_of(never)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from dev.simulate.town import GPU, NOW, PREPARED, Town
+from dev.simulate.builder import GPU, NOW, PREPARED, WorldBuilder
 from sluice_api.claim import Claim, SlotRef
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
 from sluice_operator.facts.nodes import find_pool
@@ -29,27 +29,27 @@ from sluice_operator.status.engine import engine_status
 YIELDS = {"policy": "ToHigherPriority", "minRunSeconds": 0}
 
 
-def parse(text: str) -> Town:
+def parse(text: str) -> WorldBuilder:
     """Read the notation of this module's first lines."""
-    town = Town()
+    builder = WorldBuilder()
     parts = [part.strip().split(": ", 1) for part in text.split("|")]
     free: dict[str, int] = {}
     for name, words in parts:
         if name == "pool":
             if "dra" in words:
-                town.dra_pool()
-            free = {town.node(int(gpus)).key.name: int(gpus) for gpus in re.findall(r"\d+", words)}
+                builder.dra_pool()
+            free = {builder.node(int(gpus)).key.name: int(gpus) for gpus in re.findall(r"\d+", words)}
         elif name == "strangers":
             for gpus, node in re.findall(r"(\d+) on (n\d+)", words):
-                town.stranger(node, int(gpus))
+                builder.stranger(node, int(gpus))
                 free[node] -= int(gpus)
     for name, words in sorted(parts, key=lambda part: " on n" not in part[1]):
         if "needs" in words:
-            _parse_job(town, name, words, free)
+            _parse_job(builder, name, words, free)
     for name, words in parts:
         if "replicas" in words:
-            _parse_engine(town, name, words, free)
-    return town
+            _parse_engine(builder, name, words, free)
+    return builder
 
 
 def _number(words: str, name: str, default: int) -> int:
@@ -57,10 +57,10 @@ def _number(words: str, name: str, default: int) -> int:
     return int(found.group(1)) if found else default
 
 
-def _parse_engine(town: Town, name: str, words: str, free: dict[str, int]) -> None:
+def _parse_engine(builder: WorldBuilder, name: str, words: str, free: dict[str, int]) -> None:
     replicas = int(words.split(" replicas", maxsplit=1)[0])
     gpus = _number(words, "gpus", 1)
-    engine = town.engine(
+    engine = builder.engine(
         name,
         replicas,
         resources={"gpus": gpus},
@@ -73,7 +73,7 @@ def _parse_engine(town: Town, name: str, words: str, free: dict[str, int]) -> No
     )
     lent = {
         slot.index
-        for view in town.world.claiming.values()
+        for view in builder.world.claiming.values()
         if view.claim
         for slot in view.claim.borrowed
         if slot.engine == name
@@ -82,21 +82,21 @@ def _parse_engine(town: Town, name: str, words: str, free: dict[str, int]) -> No
     busy = [int(count) for count in in_flight.group(1).split()] if in_flight else []
     for index in range(replicas):
         if index in lent:
-            town.slot(engine, index, size=0)
+            builder.slot(engine, index, size=0)
             continue
         node = next((node for node, left in free.items() if left >= gpus), "")
         if not node:
             continue
         free[node] -= gpus
-        pod = town.slot(engine, index, node, ready=index < _number(words, "ready", replicas))
+        pod = builder.slot(engine, index, node, ready=index < _number(words, "ready", replicas))
         if pod and index < len(busy):
-            town.report(pod, busy[index])
+            builder.report(pod, busy[index])
 
 
-def _parse_job(town: Town, name: str, words: str, free: dict[str, int]) -> None:
+def _parse_job(builder: WorldBuilder, name: str, words: str, free: dict[str, int]) -> None:
     gpus = _number(words, "needs", 1)
     namespace = re.search(r"in ([a-z]+)", words)
-    job = town.job(
+    job = builder.job(
         name,
         gpus,
         namespace.group(1) if namespace else "team",
@@ -115,20 +115,20 @@ def _parse_job(town: Town, name: str, words: str, free: dict[str, int]) -> None:
             for slot in (held.group(1) or "").split()
         ]
         nodes = held.group(2).split()
-        stage_job = town.stage_job(job, claim=town.claim(nodes, *refs, gpus=gpus))
+        stage_job = builder.stage_job(job, claim=builder.claim(nodes, *refs, gpus=gpus))
         for index, node in enumerate(nodes):
-            town.trainer_pod(stage_job, node, index)
+            builder.trainer_pod(stage_job, node, index)
             free[node] -= gpus
 
 
-def allocated(town: Town, now: datetime = NOW) -> Allocation:
-    pool = find_pool(town.world, "default")
+def allocated(builder: WorldBuilder, now: datetime = NOW) -> Allocation:
+    pool = find_pool(builder.world, "default")
     assert pool is not None
-    return allocate(town.world, pool, now)
+    return allocate(builder.world, pool, now)
 
 
-def _displaced(claim: Claim) -> list[str]:
-    return list(dict.fromkeys(ref.job for place in claim.places for ref in place.displaced))
+def _preempted(claim: Claim) -> list[str]:
+    return list(dict.fromkeys(ref.job for place in claim.places for ref in place.preempted))
 
 
 def describe(allocation: Allocation) -> str:
@@ -136,22 +136,22 @@ def describe(allocation: Allocation) -> str:
     said = {
         key.name: "takes "
         + (" ".join(map(str, claim.borrowed)) or " ".join(claim.nodes))
-        + (f" from {' '.join(_displaced(claim))}" if claim.displaced else "")
+        + (f" from {' '.join(_preempted(claim))}" if claim.preempted else "")
         for key, claim in allocation.claims.items()
     }
     said.update({key.name: f"waits {wait.reason}" for key, wait in allocation.waits.items()})
     return "; ".join(f"{name} {what}" for name, what in sorted(said.items()))
 
 
-def decide(town: Town, name: str, now: datetime = NOW) -> JobDecision:
+def decide(builder: WorldBuilder, name: str, now: datetime = NOW) -> JobDecision:
     """What a job of namespace `team` needs."""
-    return plan_job(town.world, town.world.jobs[job_key("team", name)], now, Limits())
+    return plan_job(builder.world, builder.world.jobs[job_key("team", name)], now, Limits())
 
 
-def change(town: Town, view: PodView | StageJobView, **changes: Any) -> None:
+def change(builder: WorldBuilder, view: PodView | StageJobView, **changes: Any) -> None:
     """Have an object change."""
-    town.version += 1
-    town.put(replace(view, resource_version=town.version, **changes))
+    builder.version += 1
+    builder.put(replace(view, resource_version=builder.version, **changes))
 
 
 __all__ = [
@@ -159,7 +159,7 @@ __all__ = [
     "NOW",
     "PREPARED",
     "YIELDS",
-    "Town",
+    "WorldBuilder",
     "allocated",
     "change",
     "decide",

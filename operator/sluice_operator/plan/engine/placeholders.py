@@ -83,7 +83,7 @@ def _is_being_left(world: World, plan: SlotPlan, held: dict[int, PodView]) -> bo
         return False
     node = held[plan.index].nominated_node
     claims = live_claims_on(world, node)
-    replaced = {uid for live in claims if phase(world, live) is Phase.HOLDING for uid in live.claim.displaced}
+    replaced = {uid for live in claims if phase(world, live) is Phase.HOLDING for uid in live.claim.preempted}
     alive = {live.stage_job.uid for live in claims} - replaced
     return any(
         pod.labels.get(STAGE_LABEL) == Stage.TRAIN and (pod.owner is None or pod.owner.uid not in alive)

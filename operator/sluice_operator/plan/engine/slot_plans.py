@@ -9,7 +9,17 @@ from sluice_api.inferenceengine import ASLEEP, AWAKE, InferenceEngine, SlotState
 from sluice_operator.facts.claims import LiveClaim, Phase
 from sluice_operator.facts.liveness import lent_indices
 from sluice_operator.facts.sleeping import being_used, is_asleep, state_on_the_way
-from sluice_operator.facts.slots import SlotPlan, floor_of, pod_of, ref, said_of, serves, sleeps, template_of, wanted
+from sluice_operator.facts.slots import (
+    SlotPlan,
+    floor_of,
+    pod_of,
+    ref,
+    serves,
+    sleeps,
+    slot_status_of,
+    template_of,
+    wanted,
+)
 from sluice_operator.facts.stock import Stock
 from sluice_operator.observe.fence import looking_at
 from sluice_operator.observe.views import SlotView
@@ -22,7 +32,7 @@ from sluice_operator.plan.preflight import phase_of
 def wakes(world: World, engine: InferenceEngine, plan: SlotPlan) -> bool:
     """Whether a plan ends the sleep of a slot's pod."""
     pod = pod_of(world, engine, plan.index)
-    said = said_of(engine, plan.index, pod) if pod else None
+    said = slot_status_of(engine, plan.index, pod) if pod else None
     return sleeps(engine) and said is not None and said.state in ASLEEP and plan.state in AWAKE
 
 

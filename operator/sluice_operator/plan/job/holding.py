@@ -19,12 +19,12 @@ from sluice_operator.facts.claims import LiveClaim, Phase, is_gated, node_of, ph
 from sluice_operator.facts.liveness import live_claims_on, overlapped_by
 from sluice_operator.facts.nodes import find_pool, unreachable
 from sluice_operator.facts.retries import IMAGE_TROUBLE, Limits, refusal_reason
-from sluice_operator.facts.sleeping import agents_word, is_awake, sleeps_no_more, told_since
+from sluice_operator.facts.sleeping import agent_message, is_awake, sleep_requested_at, sleeps_no_more
 from sluice_operator.facts.slots import is_drained
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.preflight import PODS_WITHIN, doubt, phase_of
+from sluice_operator.plan.preflight import PODS_WITHIN, phase_of, preflight_obstacle
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +52,23 @@ def interruption(world: World, live: LiveClaim) -> Interruption | None:
             name = engine.metadata.full_name
             return Interruption(Reason.RECLAIMED, name, f"Engine {name} needs its replica {slot.index} back.")
     for node, other in ((at.node, other) for at in live.claim.places for other in live_claims_on(world, at.node)):
-        if live.stage_job.uid in other.claim.displaced and _takes_its_place(world, other, node):
+        if live.stage_job.uid in other.claim.preempted and _takes_its_place(world, other, node):
             priority = other.job.spec.scheduling.priority
             message = f"Job {other.name}, of priority {priority}, has its GPUs."
             return Interruption(Reason.PREEMPTED, other.name, message)
     return None
 
 
-def _takes_its_place(world: World, heir: LiveClaim, node: str) -> bool:
+def _takes_its_place(world: World, preemptor: LiveClaim, node: str) -> bool:
     """Whether a claim that comes in another's place needs it: not if it is on the node by a GPU that came free.
 
     What a third one leaves of a larger replica is not free, though the scheduler takes it to be: the node is crowded
     then, and the replica could not come back.
     """
-    found = phase(world, heir)
+    found = phase(world, preemptor)
     if found is not Phase.HOLDING:
         return found is Phase.BINDING
-    pool = find_pool(world, heir.claim.pool)
+    pool = find_pool(world, preemptor.claim.pool)
     stock = take_stock(world, pool).nodes.get(node) if pool else None
     if stock is None or not stock.is_crowded:
         return False
@@ -117,7 +117,7 @@ def _prove(world: World, live: LiveClaim, now: datetime, limits: Limits, refused
     pods = trainer_pods(world, live.stage_job)
     if any(not is_gated(pod) for pod in pods):
         return _bind(live, [pod for pod in pods if is_gated(pod) or not (pod.node or pod.nominated_node)])
-    found = doubt(world, live)
+    found = preflight_obstacle(world, live)
     reason, message = (found.reason, found.message) if found else (Reason.CLAIMED, "")
     age = now - live.stage_job.created
     if len(pods) < len(live.claim.nodes) and age >= PODS_WITHIN and reason is Reason.CLAIMED:
@@ -155,11 +155,13 @@ def _drain(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step
 def _await_sleep(world: World, live: LiveClaim, awake: list[SlotRef], now: datetime, limits: Limits) -> Step:
     """The trainer would find the memory of its GPUs taken: it comes when all that it borrows has been freed."""
     names = ", ".join(map(str, awake))
-    late = next((slot for slot in awake if (since := told_since(world, slot)) and now >= since + limits.sleep), None)
+    late = next(
+        (slot for slot in awake if (since := sleep_requested_at(world, slot)) and now >= since + limits.sleep), None
+    )
     if late is None:
         message = f"{names} go{'es' if len(awake) == 1 else ''} to sleep."
         return Step(Reason.FALLING_ASLEEP, message, again_at=now + timedelta(seconds=1))
-    why = agents_word(world, late) or "its agent does not say why."
+    why = agent_message(world, late) or "its agent does not say why."
     message = f"{late} did not free its GPUs within {limits.sleep.seconds} s: {why}"
     return Step(Reason.ENGINE_DOES_NOT_SLEEP, message, give_up=True, node=live.claim.home_of(late))
 

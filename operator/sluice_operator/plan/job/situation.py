@@ -121,7 +121,7 @@ def in_pause(s: Situation, stage: Stage) -> Obstacle | None:
     return found if found and found.until and s.now < found.until else None
 
 
-def told_since(job: FineTuneJob, decision: JobDecision) -> datetime | None:
+def unmet_since(job: FineTuneJob, decision: JobDecision) -> datetime | None:
     """Since when the condition that a decision is about has not been True."""
     found = next((c for c in job.status.conditions if c.type == decision.at and c.status == "False"), None)
     return found.last_transition_time if found else None

@@ -5,7 +5,7 @@ from dataclasses import replace
 from sluice_api.conditions import JobCondition
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
-from sluice_operator.facts.claims import LiveClaim, believed, ends_at, heir_of, trainer_pods
+from sluice_operator.facts.claims import LiveClaim, believed, ends_at, preemptor_of, trainer_pods
 from sluice_operator.facts.liveness import is_live, live_claims_of
 from sluice_operator.facts.nodes import unreachable
 from sluice_operator.facts.outcomes import done
@@ -31,7 +31,9 @@ def holds(s: Situation) -> JobDecision | None:
     leaving = s.unfinished(Stage.TRAIN)
     if leaving:
         record = s.outcomes
-        lost = tuple(stage_job for stage_job in leaving if not stage_job.deleting and not heir_of(s.world, stage_job))
+        lost = tuple(
+            stage_job for stage_job in leaving if not stage_job.deleting and not preemptor_of(s.world, stage_job)
+        )
         for stage_job in lost:  # unfinished, of a job that is wanted, and yet its claim is over
             record = record.with_attempt(ended_by_us(s, stage_job, *_why_it_is_over(s, stage_job)))
         away = unreachable(s.world, (pod for stage_job in leaving for pod in trainer_pods(s.world, stage_job)))

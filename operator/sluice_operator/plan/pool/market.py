@@ -70,7 +70,7 @@ class Market:
         return self._held.get(namespace, Held()), self._quotas[namespace]
 
     def _of_guest(self, job: FineTuneJob) -> Terms:
-        return Terms(self._hosts(job), displaces=_GUEST, takes_free=_GUEST)
+        return Terms(self._hosts(job), preempts=_GUEST, takes_free=_GUEST)
 
     def _of_borrower(self, job: FineTuneJob, quota: NamespaceQuota, borrowed: int) -> Terms:
         pool, most = self._stock.pool, quota.max_borrowed_gpus
@@ -83,7 +83,7 @@ class Market:
         return Terms(
             self._lenders(job),
             borrows=_queues(job) or asks,
-            displaces=asks,
+            preempts=asks,
             most=UNBOUNDED if most is None else most - borrowed,
             quota=limit,
             asks=asks,

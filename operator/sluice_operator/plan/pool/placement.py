@@ -19,14 +19,14 @@ from sluice_operator.plan.pool.ways import (
     Search,
     Way,
     beside,
+    by_preemption,
     emptied,
     free,
-    in_place_of_leavers,
-    instead,
+    in_place_of_preempted,
     leaving,
     lent,
     no_slot,
-    yield_obstacles,
+    preemption_obstacles,
 )
 from sluice_operator.plan.preflight import lack_on
 from sluice_operator.plan.readiness import avoided
@@ -80,7 +80,7 @@ def obstructed(
         ways = [(no_slot(job),)]
     if asks := terms.asks:
         ways = [(asks, *(obstacle for obstacle in ways[0] if obstacle != asks)), *ways[1:]]
-    return Obstructed(ways, tuple(yield_obstacles(search)))
+    return Obstructed(ways, tuple(preemption_obstacles(search)))
 
 
 def _search(
@@ -134,11 +134,11 @@ def _ways(search: Search) -> list[Way]:
         return [beside] if terms.lenders else []
     ways: list[Way] = []
     if terms.takes_free is None and (not reserved.nodes or reserved.leaves_free(search.stock, search.job)):
-        ways += [free, in_place_of_leavers] if search.going else [free]
+        ways += [free, in_place_of_preempted] if search.going else [free]
     if terms.most > 0 and terms.lenders:
         ways.append(lent)
-    if terms.displaces is None and not reserved.nodes:
-        ways.append(instead)
+    if terms.preempts is None and not reserved.nodes:
+        ways.append(by_preemption)
     return ways
 
 
@@ -192,9 +192,9 @@ def _with_lack(search: Search, room: Room) -> Room:
 def _cost(search: Search, room: Room) -> tuple[int, int, int, int, str]:
     """Sort key, of rooms of one kind: whoever is disturbed the least beyond what is settled, then the tightest fit."""
     victims = [victim for victim in room.victims if victim.slot not in search.taken]
-    displaced = sum(1 for live in room.displaced if live.stage_job.uid not in search.going)
+    preempted = sum(1 for live in room.preempted if live.stage_job.uid not in search.going)
     in_flight = sum(slot.in_flight for slot in (*victims, *filter(None, [room.beside])))
-    return (displaced, len(victims), in_flight, room.node.free, room.node.name)
+    return (preempted, len(victims), in_flight, room.node.free, room.node.name)
 
 
 def _left_out(world: World, stock: Stock, job: FineTuneJob, now: datetime) -> Mapping[str, Obstacle]:

@@ -14,7 +14,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import JOB_LABEL
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
-from sluice_operator.facts.fit import exceeds, missing_claim, most_pods, need_of
+from sluice_operator.facts.fit import exceeds, missing_volume_claim, most_pods, need_of
 from sluice_operator.facts.nodes import find_pool, nodes_of, offered, pool_nodes, unusable
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, adapter_key, engine_key, key_of, pool_key
@@ -101,7 +101,7 @@ def _claims_exist(world: World, job: FineTuneJob) -> Obstacle | None:
         "resumeFrom": spec.resume_from or "",
     }
     for field, uri in addresses.items():
-        if missing := missing_claim(world, namespace, uri):
+        if missing := missing_volume_claim(world, namespace, uri):
             return Obstacle(Reason.CLAIM_NOT_FOUND, f"spec.{field}: {missing}", ends_with=_claim_of(namespace, uri))
     return None
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from sluice_api.finetunejob import FineTuneJob, JobResources
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
-from sluice_operator.facts.fit import COUNTED, claims_of_job, like, most_pods, need_of
+from sluice_operator.facts.fit import COUNTED, like, most_pods, need_of, volume_claims_of
 from sluice_operator.facts.stock import Held, NodeStock, Stock, is_guest
 from sluice_operator.observe.views import Resources
 from sluice_operator.observe.world import World, key_of
@@ -66,9 +66,9 @@ class Reservations:
         """
         guest, shape = is_guest(stock.pool, job), job.spec.resources
         self.fronts.append(front)
-        if not terms.keeps <= self.lenders.keys():
-            self.lenders = dict.fromkeys(terms.keeps, front) | self.lenders
-        self.reserve_quota(job, borrows=bool(terms.keeps) and not guest)
+        if not terms.reserves <= self.lenders.keys():
+            self.lenders = dict.fromkeys(terms.reserves, front) | self.lenders
+        self.reserve_quota(job, borrows=bool(terms.reserves) and not guest)
         if guest or terms.full or shape in self._shapes:
             return
         self._shapes.add(shape)
@@ -107,7 +107,7 @@ class Reservations:
         return any(node.free >= gpus for name, node in stock.nodes.items() if name not in self.nodes)
 
     @property
-    def displacing(self) -> Obstacle | None:
+    def preempts(self) -> Obstacle | None:
         """Why nobody gives way to a job behind: one in front could use any node."""
         return next(iter(self.nodes.values()), None)
 
@@ -130,7 +130,7 @@ def alike(world: World, job: FineTuneJob) -> object:
     noted = world.noted(job)
     if alike not in noted:
         spec, output = job.spec, volume_path(job.spec.output.uri)
-        volumes = (claims_of_job(job), output.claim if output else "")
+        volumes = (volume_claims_of(job), output.claim if output else "")
         noted[alike] = _class_of(
             (job.metadata.namespace, spec.resources, spec.scheduling, spec.publish, spec.lora, spec.model, volumes)
         )

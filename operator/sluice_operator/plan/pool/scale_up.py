@@ -22,7 +22,7 @@ from sluice_operator.observe.fence import looking_at
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.obstacle import Obstacle, Remedy
-from sluice_operator.plan.preflight import pods_due, replica_due, starved
+from sluice_operator.plan.preflight import namespace_missing_pods, pods_due, replica_due
 from sluice_operator.plan.readiness import asks_until
 
 
@@ -31,7 +31,7 @@ def asking_obstacle(world: World, job: FineTuneJob, now: datetime) -> Obstacle |
     until = asks_until(job)
     if until is None or until <= now:
         return None
-    lacking = starved(world, job.metadata.namespace, now)
+    lacking = namespace_missing_pods(world, job.metadata.namespace, now)
     none = f"asks for no nodes while {lacking} has no pod, as a quota may count both, and"
     borrows = f"borrows nothing until {until:%Y-%m-%d %H:%M:%S} UTC (scheduling.scaleUpFirst)."
     message = f"It {none if lacking else 'asks for nodes and'} {borrows}"
@@ -57,13 +57,13 @@ def plan_scale_up(world: World, stock: Stock, asking: Collection[FineTuneJob], n
     known = [pod for pool in world.scale_ups for pod in scale_ups_of(world, pool)]
     pods = [pod for pod in known if not pod.deleting]
     namespaces = {*(job.metadata.namespace for job in asking), *(pod.key.namespace for pod in pods)}
-    hungry = {namespace for namespace in namespaces if starved(world, namespace, now)}
-    able = [job for job in asking if job.metadata.namespace not in hungry]
+    missing = {namespace for namespace in namespaces if namespace_missing_pods(world, namespace, now)}
+    able = [job for job in asking if job.metadata.namespace not in missing]
     wanted = {_key(job, index): (job, index) for job in able for index in range(job.spec.resources.nodes)}
     mine = {pod.key: pod for pod in pods if pod.labels[SCALE_UP_LABEL] == stock.pool.metadata.name}
     spent = [pod for pod in mine.values() if _is_spent(stock, pod)]
     idle = [pod for key, pod in mine.items() if key not in wanted and not _keeps_room(world, pod)]
-    in_the_way = [pod for pod in pods if pod.key.namespace in hungry or _is_in_the_way(world, stock, pod, now)]
+    in_the_way = [pod for pod in pods if pod.key.namespace in missing or _is_in_the_way(world, stock, pod, now)]
     taken = {*mine, *(pod.key for pod in known if pod.deleting)}  # a finalizer may keep one, and with it its name
     lacking = tuple(what for key, what in wanted.items() if key not in taken)
     coming = [until for node in stock.nodes.values() for until in _replicas_come(world, node, now)] if lacking else []

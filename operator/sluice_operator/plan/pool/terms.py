@@ -19,7 +19,7 @@ class Terms:
     """By uid, why each engine of the pool does not lend to it; for a guest, those beside whose replicas it may be."""
     borrows: Obstacle | None = None
     """Why it borrows nothing, whoever lends."""
-    displaces: Obstacle | None = None
+    preempts: Obstacle | None = None
     """Why it takes nobody's place."""
     takes_free: Obstacle | None = None
     """Why it takes no GPUs that nobody has."""
@@ -40,7 +40,7 @@ class Terms:
         return frozenset(uid for uid, obstacle in self.engines.items() if obstacle is None)
 
     @cached_property
-    def keeps(self) -> frozenset[str]:
+    def reserves(self) -> frozenset[str]:
         """Uids of those from which it may borrow now or by the passing of time: kept for it while it waits."""
         if (self.borrows and self.borrows.until is None) or self.most <= 0:
             return frozenset()
@@ -60,7 +60,7 @@ class Terms:
         Borrowing from engines of its own, by uid, gives it no more.
         """
         engines = {uid: obstacle if uid in own else full for uid, obstacle in self.engines.items()}
-        return replace(self, engines=engines, displaces=full, takes_free=full, full=full)
+        return replace(self, engines=engines, preempts=full, takes_free=full, full=full)
 
     def kept(self, reserved: Mapping[str, Obstacle]) -> "Terms":
         """The terms of a job behind those for whom some engines, by uid, are reserved."""

@@ -149,7 +149,7 @@ def _irreducible(taken: list[PlacedSlot], gpus: int) -> tuple[PlacedSlot, ...]:
     return tuple(kept)
 
 
-def why_it_stays(world: World, live: LiveClaim, job: FineTuneJob) -> str:
+def why_not_preempted(world: World, live: LiveClaim, job: FineTuneJob) -> str:
     """Why a claim never gives way to a job; empty if it does, now or later."""
     if live.claim.host:
         return f"it trains beside {live.claim.host} and has no GPU of its own"
@@ -165,9 +165,9 @@ def why_it_stays(world: World, live: LiveClaim, job: FineTuneJob) -> str:
     return ""
 
 
-def gives_way_at(world: World, live: LiveClaim, job: FineTuneJob) -> datetime | None:
+def preemptible_at(world: World, live: LiveClaim, job: FineTuneJob) -> datetime | None:
     """From when on a claim gives way to a job; None if it never does."""
-    if why_it_stays(world, live, job):
+    if why_not_preempted(world, live, job):
         return None
     terms = live.job.spec.scheduling.interruption
     began = max(pod.bound_at or pod.created for pod in trainer_pods(world, live.stage_job))
@@ -176,12 +176,12 @@ def gives_way_at(world: World, live: LiveClaim, job: FineTuneJob) -> datetime | 
     return max(has_run, since + timedelta(seconds=terms.grace_seconds)) if since else has_run
 
 
-def yield_obstacle(world: World, live: LiveClaim, job: FineTuneJob, now: datetime) -> Obstacle | None:
+def preemption_obstacle(world: World, live: LiveClaim, job: FineTuneJob, now: datetime) -> Obstacle | None:
     """Why training does not give way to a job now; None if it does."""
     name = shown(live.name, job)
-    at = gives_way_at(world, live, job)
+    at = preemptible_at(world, live, job)
     if at is None:
-        return Obstacle(Reason.WAITING_FOR_GPUS, f"{name} does not give way: {why_it_stays(world, live, job)}.")
+        return Obstacle(Reason.WAITING_FOR_GPUS, f"{name} does not give way: {why_not_preempted(world, live, job)}.")
     if at <= now:
         return None
     message = f"{name} gives way at {at:%H:%M:%S} UTC, or ends before."

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Any
 
 from sluice_api.claim import Claim, Place, SlotRef
 from sluice_api.finetunejob import FineTuneJob
@@ -23,7 +22,7 @@ from sluice_operator.plan.colocation import best_beside
 from sluice_operator.plan.obstacle import Obstacle, Remedy
 from sluice_operator.plan.pool.reservations import Reservations
 from sluice_operator.plan.pool.terms import Terms
-from sluice_operator.plan.pool.victims import Victims, choose_victims, shown, staying, yield_obstacle
+from sluice_operator.plan.pool.victims import Victims, choose_victims, preemption_obstacle, shown, staying
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Room:
     pods: int
     victims: tuple[PlacedSlot, ...] = ()
     """Slots that are lent to it."""
-    displaced: tuple[LiveClaim, ...] = ()
+    preempted: tuple[LiveClaim, ...] = ()
     """Claims of lower priority that end for it."""
     inherited: tuple[SlotRef, ...] = ()
     """Slots that are lent to those already, and are lent to it from now on."""
@@ -50,7 +49,7 @@ class Room:
             node=self.node.name,
             pods=self.pods,
             borrowed=(*self.inherited, *(victim.slot for victim in self.victims)),
-            displaced=tuple(attempt_ref(live, self.node.name) for live in self.displaced),
+            preempted=tuple(attempt_ref(live, self.node.name) for live in self.preempted),
             beside=self.beside.slot if self.beside else None,
         )
 
@@ -58,7 +57,7 @@ class Room:
 def leaving(world: World, room: Room) -> set[Key]:
     """Pods that are gone by the time the job's pods come."""
     slots = {victim.pod for victim in room.victims if victim.pod and not sleeps(victim.engine)}
-    return slots | {pod.key for live in room.displaced for pod in trainer_pods(world, live.stage_job)}
+    return slots | {pod.key for live in room.preempted for pod in trainer_pods(world, live.stage_job)}
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Search:
     @cached_property
     def going(self) -> set[str]:
         """Uids of the attempts that end for them."""
-        return {*self.leaving, *(live.stage_job.uid for room in self.rooms.values() for live in room.displaced)}
+        return {*self.leaving, *(live.stage_job.uid for room in self.rooms.values() for live in room.preempted)}
 
     @cached_property
     def taken(self) -> set[SlotRef]:
@@ -119,10 +118,10 @@ class Search:
             terms=self.terms.less(borrowed),
         )
 
-    def room(self, node: NodeStock, pods: int, *obstacles: Obstacle | None, **how: Any) -> Room | None:
-        """Room on a node; None if it is not to be used now and that is all that counts."""
-        found = tuple(dict.fromkeys(filter(None, (*obstacles, self.left_out.get(node.name)))))
-        return None if self.strict and found else Room(node, pods, obstacles=found, **how)
+    def usable(self, room: Room, *obstacles: Obstacle | None) -> Room | None:
+        """Room, with what keeps it from being used now; None if something does and that is all that counts."""
+        found = tuple(dict.fromkeys(filter(None, (*obstacles, *room.obstacles, self.left_out.get(room.node.name)))))
+        return None if self.strict and found else replace(room, obstacles=found)
 
 
 def beside(search: Search, node: NodeStock, pods: int) -> Room | None:
@@ -135,7 +134,7 @@ def beside(search: Search, node: NodeStock, pods: int) -> Room | None:
     guests = [live for live in node.claims if live.claim.host == found.slot.slot]
     ends = tuple(remedy for live in guests for remedy in _holds(live, search.job).remedies)
     obstacles = (replace(obstacle, remedies=ends) for obstacle in found.obstacles)
-    return search.room(node, pods, front, *obstacles, beside=found.slot)
+    return search.usable(Room(node, pods, beside=found.slot), front, *obstacles)
 
 
 Way = Callable[[Search, NodeStock, int], Room | None]
@@ -146,7 +145,7 @@ def free(search: Search, node: NodeStock, pods: int) -> Room | None:
     """Room among what nobody has."""
     if node.free < pods * search.job.spec.resources.gpus:
         return None
-    return search.room(node, pods, search.terms.takes_free, search.reserved.nodes.get(node.name))
+    return search.usable(Room(node, pods), search.terms.takes_free, search.reserved.nodes.get(node.name))
 
 
 def lent(search: Search, node: NodeStock, pods: int) -> Room | None:
@@ -162,7 +161,7 @@ def lent(search: Search, node: NodeStock, pods: int) -> Room | None:
     found = choose_victims(search.stock, node, lacking, terms.engines, strict=search.strict)
     if found is None:
         return None
-    return search.room(node, pods, terms.borrows, beyond, _crowd(node), *found.obstacles, victims=found.slots)
+    return search.usable(Room(node, pods, found.slots), terms.borrows, beyond, _crowd(node), *found.obstacles)
 
 
 def _crowd(node: NodeStock) -> Obstacle | None:
@@ -173,32 +172,35 @@ def _crowd(node: NodeStock) -> Obstacle | None:
     return Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(node.node.key,))
 
 
-def in_place_of_leavers(search: Search, node: NodeStock, pods: int) -> Room | None:
+def in_place_of_preempted(search: Search, node: NodeStock, pods: int) -> Room | None:
     """Room in the place of attempts that end for the job's other pods anyway."""
     leavers = [live for live in node.claims if live.stage_job.uid in search.going]
     return _in_place_of(search, node, pods, leavers) if leavers else None
 
 
-def instead(search: Search, node: NodeStock, pods: int) -> Room | None:
+def by_preemption(search: Search, node: NodeStock, pods: int) -> Room | None:
     """Room in the place of as few as possible that train there and give way. None of them could be spared."""
-    yielding = [live for live in node.yielding if live.stage_job.uid not in search.stock.going]
-    looks = each(yielding, _key, lambda live: (live, yield_obstacle(search.world, live, search.job, search.now)))
+    preemptible = [live for live in node.preemptible if live.stage_job.uid not in search.stock.going]
+    looks = each(
+        preemptible, _key, lambda live: (live, preemption_obstacle(search.world, live, search.job, search.now))
+    )
     known = {live.stage_job.uid: no for live, no in looks if no is None or (not search.strict and no.until)}
     candidates = [live for live, _ in looks if live.stage_job.uid in known]
     candidates.sort(key=lambda live: (known[live.stage_job.uid] is not None, *_least_first(live)))
     found = _fewest(search, node, pods, candidates)
     if found is None:
         return None
-    held = (known[live.stage_job.uid] for live in found.displaced)
-    obstacles = (search.terms.displaces, search.reserved.displacing, *held, *found.obstacles)
-    return search.room(node, pods, *obstacles, **_how(found))
+    held = (known[live.stage_job.uid] for live in found.preempted)
+    return search.usable(found, search.terms.preempts, search.reserved.preempts, *held)
 
 
-def yield_obstacles(search: Search) -> list[Obstacle]:
+def preemption_obstacles(search: Search) -> list[Obstacle]:
     """Why training of the pool does not give way to a job now; none when the job could not take its place anyway."""
-    if search.terms.displaces or search.reserved.displacing:
+    if search.terms.preempts or search.reserved.preempts:
         return []
-    looks = each(search.stock.staying, _key, lambda live: yield_obstacle(search.world, live, search.job, search.now))
+    looks = each(
+        search.stock.staying, _key, lambda live: preemption_obstacle(search.world, live, search.job, search.now)
+    )
     return [obstacle for obstacle in looks if obstacle]
 
 
@@ -208,10 +210,9 @@ def once_ended(search: Search, node: NodeStock, pods: int) -> Room | None:
     found = _fewest(search, node, pods, sorted(holders, key=_ends_first))
     if found is None:
         return None
-    ending = (_holds(live, search.job) for live in found.displaced)
+    ending = (_holds(live, search.job) for live in found.preempted)
     front = search.reserved.nodes.get(node.name)
-    obstacles = (search.terms.takes_free, front, *ending, *found.obstacles)
-    return search.room(node, pods, *obstacles, **_how(found))
+    return search.usable(found, search.terms.takes_free, front, *ending)
 
 
 def _holds(live: LiveClaim, job: FineTuneJob) -> Obstacle:
@@ -226,7 +227,7 @@ def emptied(search: Search, node: NodeStock, pods: int) -> Room | None:
     if pods * search.job.spec.resources.gpus > node.gpus:
         return None
     front = search.reserved.nodes.get(node.name)
-    return search.room(node, pods, search.terms.takes_free, front, _too_few(search.stock, search.job))
+    return search.usable(Room(node, pods), search.terms.takes_free, front, _too_few(search.stock, search.job))
 
 
 def _too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
@@ -256,10 +257,6 @@ def _ends_first(live: LiveClaim) -> tuple[bool, float, float]:
     return (at is None, at.timestamp() if at else 0.0, live.stage_job.created.timestamp())
 
 
-def _how(room: Room) -> dict[str, Any]:
-    return {"victims": room.victims, "displaced": room.displaced, "inherited": room.inherited}
-
-
 def _fewest(search: Search, node: NodeStock, pods: int, candidates: Sequence[LiveClaim]) -> Room | None:
     """Room in the place of the first so many, as few as suffice, of whom none could be spared."""
     for count in range(1, len(candidates) + 1):
@@ -267,18 +264,18 @@ def _fewest(search: Search, node: NodeStock, pods: int, candidates: Sequence[Liv
         if found is None:
             continue
         for spared in candidates[: count - 1]:
-            fewer = [live for live in found.displaced if live is not spared]
+            fewer = [live for live in found.preempted if live is not spared]
             found = _in_place_of(search, node, pods, fewer) or found
         return found
     return None
 
 
-def _in_place_of(search: Search, node: NodeStock, pods: int, displaced: Sequence[LiveClaim]) -> Room | None:
+def _in_place_of(search: Search, node: NodeStock, pods: int, preempted: Sequence[LiveClaim]) -> Room | None:
     """Room once these are gone: their own GPUs, the slots that they borrowed if they are lent on, and other slots."""
     if search.strict and node.is_crowded:
         return None
     terms = search.terms
-    theirs = [(live.claim.gpus_on(node.name), place) for live in displaced if (place := live.claim.on(node.name))]
+    theirs = [(live.claim.gpus_on(node.name), place) for live in preempted if (place := live.claim.on(node.name))]
     own = sum(max(0, gpus - gpus_of_slots(search.world, place.borrowed)) for gpus, place in theirs)
     lacking = pods * search.job.spec.resources.gpus - node.soon - own
     beyond = terms.beyond(lacking) or terms.borrows if lacking > 0 else None
@@ -292,12 +289,12 @@ def _in_place_of(search: Search, node: NodeStock, pods: int, displaced: Sequence
         if found is None:
             return None
         victims = found
-    how = {"victims": victims.slots, "displaced": tuple(displaced), "inherited": tuple(inherited)}
     crowd = _crowd(node) if node.soon + own < 0 else None
-    return search.room(node, pods, beyond, crowd, *victims.obstacles, **how)
+    found_there = Room(node, pods, victims.slots, tuple(preempted), tuple(inherited))
+    return search.usable(found_there, beyond, crowd, *victims.obstacles)
 
 
-EXPLAINED: tuple[Way, ...] = (lent, instead, once_ended, emptied)
+EXPLAINED: tuple[Way, ...] = (lent, by_preemption, once_ended, emptied)
 """Besides `free`, those of which a job is told what keeps it from them."""
 
 

@@ -31,7 +31,6 @@ from sluice_operator.facts.slots import template_of
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import (
     BudgetView,
-    ClaimView,
     DeviceClaimView,
     Key,
     NamespaceView,
@@ -41,6 +40,7 @@ from sluice_operator.observe.views import (
     SliceView,
     SlotView,
     StageJobView,
+    VolumeClaimView,
 )
 from sluice_operator.observe.world import Reported, World
 
@@ -56,7 +56,7 @@ PREPARED = AttemptOutcome(
 )
 
 
-class Town:
+class WorldBuilder:
     """A store that is filled in a few words."""
 
     def __init__(self) -> None:
@@ -288,7 +288,7 @@ class Town:
         """The claims that jobs and engines of a namespace name."""
         for claim in ("models", "datasets", "adapters"):
             self.put(
-                ClaimView(
+                VolumeClaimView(
                     key=Key("PersistentVolumeClaim", namespace, claim),
                     uid=f"pvc-{namespace}-{claim}",
                     resource_version=self._next()[0],
