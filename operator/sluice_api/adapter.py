@@ -22,13 +22,13 @@ class AdapterSource(Model):
     """The bytes."""
 
     uri: VolumeUri = Field(
-        description="pvc://claim/path of a folder with adapter_config.json and adapter_model.safetensors. "
-        "The claim must be one of the engine's lora.claims."
+        description="pvc://claim/path of a folder with adapter_config.json and adapter_model.safetensors. The claim "
+        "must be one of the engine's lora.claims."
     )
     digest: Digest | None = Field(
         None,
-        description="Refuse other bytes than these: sha256 over the two files, as the export's manifest says. "
-        "Absent: whatever is there when it is loaded.",
+        description="Bytes with another digest are refused. It is the sha256 over the two files, as the export's "
+        "manifest says. Absent: whatever is there when it is loaded.",
     )
 
 
@@ -36,7 +36,7 @@ class AdapterSpec(Model):
     """A public name on an engine, and the bytes behind it."""
 
     engine: Name = Field(description="An InferenceEngine in this namespace.")
-    source: AdapterSource = Field(description="The bytes. Patching it back is a rollback.")
+    source: AdapterSource = Field(description="The bytes. To roll back, write the earlier source again.")
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -62,12 +62,12 @@ class AdapterReplica(Model):
 class AdapterStatus(Model):
     """Where the adapter answers. Nothing that decides lives only here."""
 
-    observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this speaks of.")
+    observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this status describes.")
     conditions: tuple[Condition, ...] = Field(
-        (), max_length=8, description="Ready: every ready replica answers with it."
+        (), max_length=8, description="Ready: every ready replica answers with the adapter."
     )
     version: Text = Field("", description="The version that all ready replicas have.")
-    loaded: Text = Field("", description="Replicas that have it and replicas that are ready: 2/2.")
+    loaded: Text = Field("", description="Replicas that have the adapter, and replicas that are ready: 2/2.")
     replicas: tuple[AdapterReplica, ...] = Field((), max_length=1000, description="Each replica of the engine.")
 
 

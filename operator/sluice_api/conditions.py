@@ -21,9 +21,9 @@ class Condition(Model):
         description="Why, in one word from docs/reasons.md."
     )
     message: Annotated[str, StringConstraints(max_length=2048)] = Field(
-        "", description="Why, for a person: what it waits for, since when, and what would end the wait."
+        "", description="Why, for a person: what the object waits for, since when, and what would end the wait."
     )
-    observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this speaks of.")
+    observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this condition describes.")
     last_transition_time: Time = Field(description="When the status last changed.")
 
 

@@ -12,7 +12,7 @@ from sluice_api import generated
 from sluice_api.crd import KINDS, resource_schema
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.foreign import LORA_CONFIG, SAGE, TRAINING_ARGUMENTS, Fate, Foreign
-from sluice_api.meta import API_VERSION, GROUP
+from sluice_api.meta import API_VERSION, EXPERIMENTAL, GROUP
 from sluice_api.reasons import Reason
 from sluice_api.resource import Resource
 from sluice_api.schema import RULES, Schema, fields_of
@@ -32,15 +32,15 @@ _REASONS_HEAD = """\
 # Reasons
 
 Every condition, attempt and event of Sluice carries one of these words. The list is closed: nothing else
-appears. The message beside a reason names the objects that it speaks of, since when, and what would end it.
+appears. The message beside a reason names the objects concerned, since when it is so, and what would end it.
 
 Generated from `operator/sluice_api/reasons.py` by `make generate`.
 """
 _API_HEAD = f"""\
 # API reference: {API_VERSION}
 
-The same sentences are in the cluster: `kubectl explain finetunejob.spec.scheduling`. A field without a default
-that is not required may be absent. The API server refuses what breaks a rule, with the message shown here.
+The same sentences are in the cluster: `kubectl explain finetunejob.spec.scheduling`. A field that is not required
+and has no default may be absent. The API server refuses an object that breaks a rule, with the message shown here.
 
 Generated from `operator/sluice_api` by `make generate`.
 """
@@ -59,7 +59,8 @@ def reasons_page() -> str:
 def api_page() -> str:
     """docs/api.md."""
     links = ", ".join(f"[{resource.KIND.kind}](#{resource.KIND.kind.lower()})" for resource in KINDS)
-    return "\n".join([_API_HEAD, links, *(line for resource in KINDS for line in _kind(resource))]) + "\n"
+    kinds = (line for resource in KINDS for line in _kind(resource))
+    return "\n".join([_API_HEAD, links, *_experimental(), *kinds]) + "\n"
 
 
 def training_page(written: str) -> str:
@@ -95,6 +96,20 @@ def _fate(foreign: Foreign) -> str:
             return f"ignored. {foreign.note}"
         case Fate.REFUSED:
             return f"refused. {foreign.note}" + (f" The nearest: {ours}" if ours else "")
+
+
+def _experimental() -> Iterator[str]:
+    """The fields that say of themselves, or of one of their values, that no GPU has seen them yet."""
+    yield "\n## Experimental\n"
+    yield "These fields and values have run on no GPU yet. README.md says what has been tried in its place.\n"
+    yield from _table_head("Kind", "Field", "Value")
+    for resource in KINDS:
+        schema = resource_schema(resource)["properties"]
+        for place, field in (named for part in ("spec", "status") for named in fields_of(schema[part], part)):
+            before, marked, _ = field.get("description", "").partition(EXPERIMENTAL)
+            if marked:
+                value = before.rpartition(" (")[0].rpartition(" ")[2]
+                yield _row(resource.KIND.kind, f"`{place}`", f"`{value}`" if value else "any")
 
 
 def _kind(resource: type[Resource]) -> Iterator[str]:

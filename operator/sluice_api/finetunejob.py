@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.conditions import Condition
-from sluice_api.meta import DEFAULT_POOL
+from sluice_api.meta import DEFAULT_POOL, EXPERIMENTAL
 from sluice_api.model import Controller, Disk, Memory, Model, Name, Quantity, Remedy, Seconds, SecretName, Time
 from sluice_api.pods import DEFAULT_DISK
 from sluice_api.publish import Publish
@@ -44,8 +44,8 @@ class ModelSource(Model):
     """The base model."""
 
     uri: ModelUri = Field(
-        description="Where the base model is: pvc://claim/path or hf://org/name@revision. "
-        "A folder with config.json, tokenizer files and safetensors weights."
+        description="Where the base model is: pvc://claim/path or hf://org/name@revision. A folder with config.json, "
+        "tokenizer files and safetensors weights."
     )
 
 
@@ -53,14 +53,13 @@ class Dataset(Model):
     """The rows to learn from."""
 
     uri: DatasetUri = Field(
-        description="Where the rows are, one JSON object a line (JSONL): pvc://claim/path, "
-        "https://host/path or hf://org/name/path."
+        description="Where the rows are, one JSON object on each line (JSONL): pvc://claim/path, https://host/path or "
+        "hf://org/name/path."
     )
     format: DatasetFormat = Field(
         DatasetFormat.AUTO,
-        description="How a row says what to learn. Auto decides by the first row's fields: "
-        "messages; instruction and output; prompt and completion; text; or prompt, chosen and rejected, which teach "
-        "what to prefer (DPO).",
+        description="How a row says what to learn. Auto decides by the fields of the first row: messages; instruction "
+        "and output; prompt and completion; text; or prompt, chosen and rejected, which teach a preference (DPO).",
     )
     validation_split: Annotated[
         str,
@@ -69,7 +68,7 @@ class Dataset(Model):
     ] = Field("10%", description="Share of the rows that is held out to measure the loss before and after.")
     on_bad_row: BadRow = Field(
         BadRow.FAIL,
-        description="Fail ends the job and names the line; Skip leaves the row out and counts it.",
+        description="Fail: the job ends and names the line. Skip: the row is left out and counted.",
     )
 
 
@@ -81,26 +80,25 @@ class JobResources(Model):
         1,
         ge=1,
         le=64,
-        description="Training pods that work as one, with `gpus` GPUs each: torchrun's nodes. They get their GPUs all "
-        "at once or not at all, and two may share a node that has room for both. All GPUs share the rows of a step.",
+        description="Training pods that work as one (torchrun's nodes), each with `gpus` GPUs. They get their GPUs "
+        "all at once or not at all. Two may share a node that has room for both. All GPUs share the rows of a step.",
     )
-    pool: Name = Field(DEFAULT_POOL, description="The GPUPool that they come from.")
+    pool: Name = Field(DEFAULT_POOL, description="The GPUPool of these GPUs.")
     gpu_memory: Quantity | None = Field(
         None,
-        description="Memory that each GPU must have, such as 40Gi. Nodes say it in the label nvidia.com/gpu.memory, "
-        "which NVIDIA's GPU feature discovery sets. Absent: any GPU of the pool will do.",
+        description="Memory that each GPU must have, such as 40Gi. It is compared with the node's label "
+        "nvidia.com/gpu.memory, which NVIDIA's GPU feature discovery sets. Absent: any GPU of the pool will do.",
     )
     memory: Memory = Field("8Gi", description="Memory request and limit of each training pod.")
     cpu: Quantity = Field(
         "1",
-        description="CPU request of each training pod; it has no limit. As many threads "
-        "compute what no GPU does, at least one.",
+        description="CPU request of each training pod, which has no limit. As many threads, at least one, compute "
+        "what no GPU does.",
     )
     ephemeral_storage: Disk = Field(
         DEFAULT_DISK,
-        description="Most that each pod of the job may write to its node's disk: a model or a dataset from the "
-        "hub, temporary files, logs. One that "
-        "writes more is evicted by the kubelet. 1Gi of it is requested.",
+        description="Most that each pod of the job may write to its node's disk: a model or a dataset from the hub, "
+        "temporary files, logs. The kubelet evicts one that writes more. 1Gi of it is requested.",
     )
 
     @property
@@ -113,12 +111,12 @@ class Output(Model):
     """Where the result goes."""
 
     uri: VolumeUri = Field(
-        description="pvc://claim/path. The job writes only into <uri>/<job>-<uid8>/: prepared/, "
-        "checkpoints/ and export/."
+        description="pvc://claim/path. The job writes only into <uri>/<job>-<uid8>/: prepared/, checkpoints/ and "
+        "export/."
     )
 
 
-UNCHANGED = "cannot be changed: delete the job and create it anew, or create another one"
+UNCHANGED = "cannot be changed: delete the job and create it again, or create another one"
 IMMUTABLE = rules(Rule("self == oldSelf", UNCHANGED))
 """On each field itself: rules of the whole spec that look at two fields cost the API server several times as much, at
 every write of every job. One that can be absent needs a rule of the spec too."""
@@ -131,12 +129,12 @@ class FineTuneJobSpec(Model):
     dataset: Dataset = Field(description="The rows to learn from.", json_schema_extra=IMMUTABLE)
     method: Method = Field(
         Method.LORA,
-        description="LoRA trains a small adapter beside the frozen model. QLoRA does the same with the model's weights "
-        "in 4 bits while it trains, for a quarter of their memory. Full trains all weights and exports a whole model.",
+        description="LoRA trains a small adapter beside the frozen model. QLoRA does the same with the model's "
+        "weights in 4 bits, which takes a quarter of their memory. Full trains all weights and exports a whole model.",
         json_schema_extra=IMMUTABLE,
     )
     lora: Lora = Field(
-        default_factory=Lora, description="Shape of the adapter; Full has none.", json_schema_extra=IMMUTABLE
+        default_factory=Lora, description="Shape of the adapter. Method Full has none.", json_schema_extra=IMMUTABLE
     )
     training: Training = Field(default_factory=Training, description="How to learn.", json_schema_extra=IMMUTABLE)
     resources: JobResources = Field(
@@ -146,14 +144,14 @@ class FineTuneJobSpec(Model):
     output: Output = Field(description="Where the result goes.", json_schema_extra=IMMUTABLE)
     resume_from: VolumeUri | None = Field(
         None,
-        description="The folder of an older job, pvc://claim/path/<job>-<uid8>: training goes on from its newest "
-        "checkpoint. Base model, rows, method and settings must be those of that job; Prepare compares them, and names "
-        "what differs. Absent: training begins anew.",
+        description="The folder of an older job, pvc://claim/path/<job>-<uid8>. Training continues from its newest "
+        "checkpoint. Base model, rows, method and settings must be those of that job: Prepare compares them, and "
+        "names what differs. Absent: training begins at step 0.",
         json_schema_extra=IMMUTABLE,
     )
     publish: Publish | None = Field(
         None,
-        description="The engine that serves the result. Absent: none does.",
+        description="The engine that serves the result. Absent: no engine serves it.",
         json_schema_extra=rules(
             Rule("self.engine == oldSelf.engine", UNCHANGED, at=".engine"),
             Rule("self.name == oldSelf.name", UNCHANGED, at=".name"),
@@ -161,14 +159,15 @@ class FineTuneJobSpec(Model):
     )
     active_deadline_seconds: Seconds = Field(
         86_400,
-        description="Longest time of training, over all attempts: from each claim of GPUs until its pod has ended, "
-        "with the drain of borrowed replicas and the pod's start. Waiting does not count. Longer is a failure.",
+        description="Longest time of training, over all attempts. It counts from each claim of GPUs until its pod has "
+        "ended, with the drain of borrowed replicas and the pod's start. Waiting does not count. A job that takes "
+        "longer has failed.",
         json_schema_extra=IMMUTABLE,
     )
     stage_deadline_seconds: Seconds = Field(
         3600,
-        description="Longest time of Prepare and of Export, each, from the creation of its batch/v1 Job. Longer is a "
-        "failure.",
+        description="Longest time of Prepare, and of Export, from the creation of its batch/v1 Job. A job that takes "
+        "longer has failed.",
         json_schema_extra=IMMUTABLE,
     )
     retry: Retry = Field(
@@ -178,21 +177,21 @@ class FineTuneJobSpec(Model):
         None,
         ge=0,
         le=315_360_000,
-        description="The job is deleted so long after it has succeeded or failed. Its output and its Adapter stay. "
+        description="The job is deleted this long after it has succeeded or failed. Its output and its Adapter stay. "
         "Absent: it is kept.",
     )
     suspend: bool = Field(
-        False, description="True stops the job: a running one saves a checkpoint and gives its GPUs back."
+        False, description="True stops the job. If it is running, it saves a checkpoint and gives its GPUs back."
     )
     image_pull_secrets: tuple[SecretName, ...] = Field(
         (),
         max_length=16,
         description="Secrets of this namespace with which the job's pods pull their image. Empty: those of the chart "
-        "(images.workloadPullSecrets). May be changed: pods that are made later have them.",
+        "(images.workloadPullSecrets). A change applies to pods that are made later.",
     )
     managed_by: Controller | None = Field(
         None,
-        description="Another controller that runs this job. Set: Sluice keeps its hands off.",
+        description="Another controller that runs this job. If set, Sluice does nothing with it.",
         json_schema_extra=IMMUTABLE,
     )
 
@@ -245,7 +244,7 @@ class FineTuneJobSpec(Model):
 class Progress(Model):
     """How far training is, as the trainer reports it."""
 
-    activity: Text = Field("", description="What the trainer does right now.")
+    activity: Text = Field("", description="What the trainer is doing now.")
     step: NonNegativeInt = Field(0, description="Optimizer steps done, over all attempts.")
     total_steps: NonNegativeInt = Field(0, description="Optimizer steps of the whole job.")
     percent: Text = Field("", description="step and totalSteps for a reader: 120/300.")
@@ -263,7 +262,7 @@ class Progress(Model):
     time_left: Text = Field("", description="secondsLeft for a reader: 4m10s.")
     checkpoint_step: NonNegativeInt | None = Field(None, description="Step of the newest durable checkpoint.")
     attempt: NonNegativeInt = Field(0, description="The attempt that reported.")
-    reported_at: Time | None = Field(None, description="When, by the operator's clock.")
+    reported_at: Time | None = Field(None, description="When it reported, by the operator's clock.")
 
 
 class BorrowedSlot(Model):
@@ -279,9 +278,10 @@ class QueuePlace(Model):
     position: Text = Field(
         "", description="1 is the next. Exact for the first ten, then `more than 10`, `more than 100`, and so on."
     )
-    since: Time | None = Field(None, description="Since when it waits.")
+    since: Time | None = Field(None, description="When it began to wait.")
     estimated_start: Time | None = Field(
-        None, description="When it may start, by what the running trainers say of their time left. Absent: not known."
+        None,
+        description="When it may start, by the time left that the running trainers report. Absent: not known.",
     )
 
 
@@ -289,16 +289,20 @@ class Allocation(Model):
     """The GPUs that the job holds, as its training Job's claim says. A mirror: it decides nothing."""
 
     nodes: tuple[Text, ...] = Field((), max_length=64, description="The nodes.")
-    gpus: NonNegativeInt = Field(0, description="How many GPUs, on all of them.")
+    gpus: NonNegativeInt = Field(0, description="How many GPUs, on all nodes together.")
     borrowed: tuple[BorrowedSlot, ...] = Field((), max_length=64, description="Replicas lent by engines.")
-    beside: Text = Field("", description="The replica whose GPU it shares, as engine/slot, where DRA serves the GPUs.")
+    beside: Text = Field(
+        "",
+        description=f"{EXPERIMENTAL} The replica whose GPU the job shares, as engine/slot, where DRA serves the GPUs.",
+    )
     expected_return: Time | None = Field(
-        None, description="When they are given back, by what the trainer says of its time left. Absent: not known."
+        None,
+        description="When they are given back, by the time left that the trainer reports. Absent: not known.",
     )
 
 
 _LOST_STEPS_UNKNOWN = (
-    "Absent while that is not known: of training that was told to stop, the attempt that goes on says so when it ends."
+    "Absent while that is not known. After training was told to stop, the next attempt says it when it ends."
 )
 
 
@@ -309,7 +313,7 @@ class AttemptRecord(Model):
     reason: Text = Field(description="Why it ended, a word from docs/reasons.md.")
     message: Annotated[str, StringConstraints(max_length=1024)] = Field("", description="Why, for a person.")
     step: NonNegativeInt = Field(0, description="The last step that was reported.")
-    resumed_from: NonNegativeInt | None = Field(None, description="The checkpoint's step that it began at.")
+    resumed_from: NonNegativeInt | None = Field(None, description="The step of the checkpoint from which it continued.")
     lost_steps: NonNegativeInt | None = Field(None, description=f"Steps reported but not saved. {_LOST_STEPS_UNKNOWN}")
 
 
@@ -351,7 +355,7 @@ class Result(Model):
 class FineTuneJobStatus(Model):
     """Where the job is. Nothing that decides lives only here."""
 
-    observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this speaks of.")
+    observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this status describes.")
     conditions: tuple[Condition, ...] = Field(
         (), max_length=16, description="The job's state: Prepared, Admitted, Trained, Exported, Published, Succeeded."
     )

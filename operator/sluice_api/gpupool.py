@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.conditions import Condition
-from sluice_api.meta import DEFAULT_DEVICE_CLASS, DEFAULT_GPU_RESOURCE
+from sluice_api.meta import DEFAULT_DEVICE_CLASS, DEFAULT_GPU_RESOURCE, EXPERIMENTAL
 from sluice_api.model import Decimal, Model, Remedy
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.selectors import LabelKey, Labels, NamespaceSelector
@@ -23,7 +23,7 @@ class NamespaceQuota(Model):
     """What one namespace may have at once. It bounds each namespace that it selects, not their sum."""
 
     namespaces: NamespaceSelector = Field(
-        default_factory=NamespaceSelector, description="The namespaces that it is about. Empty: every one."
+        default_factory=NamespaceSelector, description="The namespaces that the quota bounds. Empty: every one."
     )
     max_gpus: int | None = Field(
         None, ge=0, le=1_000_000, alias="maxGPUs", description="GPUs that its jobs hold at once. Absent: any number."
@@ -33,7 +33,7 @@ class NamespaceQuota(Model):
         ge=0,
         le=1_000_000,
         alias="maxBorrowedGPUs",
-        description="Of these, GPUs borrowed from engines at once. Absent: any number.",
+        description="How many of these may be borrowed from engines at once. Absent: any number.",
     )
     max_priority: int | None = Field(
         None,
@@ -46,15 +46,16 @@ class NamespaceQuota(Model):
         ge=0,
         le=1_000_000,
         alias="maxServingGPUs",
-        description="GPUs that replicas of its engines have at once, lent ones included. Absent: any number.",
+        description="GPUs that the replicas of its engines have at once, including those that they lend. Absent: any "
+        "number.",
     )
     max_total_gpus: int | None = Field(
         None,
         ge=0,
         le=1_000_000,
         alias="maxTotalGPUs",
-        description="GPUs of its jobs and its replicas together; one that it lends to itself counts once. Absent: any "
-        "number.",
+        description="GPUs of its jobs and its replicas together. A GPU that the namespace lends to itself counts "
+        "once. Absent: any number.",
     )
 
 
@@ -73,22 +74,24 @@ class Sharing(Model):
 
     mode: SharingMode = Field(
         SharingMode.NONE,
-        description="None: every GPU is one pod's. TimeSlicing and MPS: NVIDIA's device plugin with replicas; MPS "
-        "gives each part its own part of the memory, TimeSlicing does not, so the trainer keeps to its share by "
-        "itself. HAMi: its device plugin keeps each pod to the nvidia.com/gpumem-percentage that it asks for. DRA: "
-        "GPUs are devices of ResourceSlices, and a replica's ResourceClaim can be used by a training pod beside it.",
+        description=f"{EXPERIMENTAL} How pods share a GPU. None, the default: they do not, and every GPU belongs to "
+        "one pod. TimeSlicing and MPS: NVIDIA's device plugin divides each GPU. MPS gives each part its own memory; "
+        "TimeSlicing does not, so the trainer keeps to its share by itself. HAMi: its device plugin keeps each pod to "
+        "the nvidia.com/gpumem-percentage that it asks for. DRA: GPUs are devices of ResourceSlices, and a training "
+        "pod can use a replica's ResourceClaim beside it.",
     )
     replicas: int | None = Field(
         None,
         ge=2,
         le=128,
-        description="Into how many parts the device plugin divides each GPU. What nodes offer, and what jobs and "
-        "engines of this pool ask for, is counted in these parts.",
+        description=f"{EXPERIMENTAL} Into how many parts the device plugin divides each GPU. What nodes offer, and "
+        "what jobs and engines of this pool ask for, is counted in these parts.",
     )
 
     device_class: DeviceClass = Field(
         DEFAULT_DEVICE_CLASS,
-        description="With mode DRA: the DeviceClass of the GPUs, which has the name of the driver that offers them.",
+        description=f"{EXPERIMENTAL} With mode DRA: the DeviceClass of the GPUs. It has the name of the driver that "
+        "offers them.",
     )
 
     model_config = ConfigDict(
@@ -115,7 +118,7 @@ class GPUPoolSpec(Model):
     node_selector: Labels = Field(
         default_factory=dict,
         max_length=16,
-        description="Labels that a node of this pool has. Empty: every node that offers the resource.",
+        description="Labels that each node of this pool has. Empty: every node that offers the resource.",
     )
     resource_name: LabelKey = Field(
         DEFAULT_GPU_RESOURCE, description="The extended resource by which nodes offer GPUs."
@@ -123,25 +126,32 @@ class GPUPoolSpec(Model):
     tolerations: tuple[Toleration, ...] = Field(
         (),
         max_length=16,
-        description="Taints of its nodes, of spot machines say, that the pods of its jobs and engines tolerate, beside "
-        "the one with the name of the GPU resource, which they always do. Running replicas keep what they have.",
+        description="Taints of the pool's nodes, such as those of spot machines, that the pods of its jobs and "
+        "engines tolerate. They always tolerate the taint with the name of the GPU resource. Running replicas keep "
+        "the tolerations that they have.",
     )
-    sharing: Sharing = Field(default_factory=Sharing, description="How the pool's nodes share GPUs among pods.")
+    sharing: Sharing = Field(
+        default_factory=Sharing, description=f"{EXPERIMENTAL} How several pods share a GPU of the pool's nodes."
+    )
     allowed_namespaces: NamespaceSelector | None = Field(
         None, description="Namespaces whose jobs and engines may use the pool. Absent: every one."
     )
     quotas: tuple[NamespaceQuota, ...] = Field(
-        (), max_length=32, description="What a namespace may have at once. The first that selects it holds."
+        (),
+        max_length=32,
+        description="What each namespace may have at once. The first quota that selects a namespace holds.",
     )
     ageing_seconds: int | None = Field(
         None,
         ge=1,
         le=31_536_000,
-        description="A waiting job stands one priority higher in the queue for every so many seconds, so that nobody "
-        "waits for ever behind newer jobs. Whom it may borrow from or displace is not changed. Absent: no ageing.",
+        description="A waiting job stands one priority higher in the queue for each period of this length, so that "
+        "newer jobs cannot hold it back for ever. This does not change from whom it may borrow or whom it may "
+        "displace. Absent: no ageing.",
     )
     prepare: Preparing = Field(
-        default_factory=Preparing, description="How many jobs of the pool prepare their data at once. The others wait."
+        default_factory=Preparing,
+        description="How many jobs of the pool prepare their data at the same time. The others wait.",
     )
     price_per_gpu_hour: Decimal = Field("0", description="Price of one GPU for one hour, for reports.")
 
@@ -159,13 +169,13 @@ class GPUPoolSpec(Model):
 class GPUPoolStatus(Model):
     """Who has the GPUs now."""
 
-    observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this speaks of.")
+    observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this status describes.")
     conditions: tuple[Condition, ...] = Field((), max_length=8, description="Ready: the pool has a usable node.")
     nodes: NonNegativeInt = Field(0, description="Nodes of the pool.")
     gpus: NonNegativeInt = Field(0, description="GPUs that the nodes offer.")
     inference: NonNegativeInt = Field(0, description="GPUs that engines use.")
     training: NonNegativeInt = Field(0, description="GPUs that jobs claim, borrowed ones included.")
-    lent: NonNegativeInt = Field(0, description="Of these, GPUs borrowed from engines.")
+    lent: NonNegativeInt = Field(0, description="How many of these are borrowed from engines.")
     others: NonNegativeInt = Field(0, description="GPUs that other pods use.")
     free: NonNegativeInt = Field(0, description="GPUs that nobody uses.")
     waiting: NonNegativeInt = Field(0, description="Jobs that wait for GPUs of this pool.")

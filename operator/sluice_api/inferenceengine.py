@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.conditions import Condition
-from sluice_api.meta import DEFAULT_POOL
+from sluice_api.meta import DEFAULT_POOL, EXPERIMENTAL
 from sluice_api.model import Decimal, Disk, Limit, Memory, Model, Name, Quantity, Remedy, SecretName, Time
 from sluice_api.pods import DEFAULT_DISK
 from sluice_api.resource import Column, Kind, Resource, Rule, rules
@@ -63,7 +63,8 @@ class Clients(Model):
         ClientsFrom.SAME_NAMESPACE,
         alias="from",
         description="SameNamespace: pods of the engine's own namespace. Selected: also those of the namespaces that "
-        "`namespaces` selects. Anywhere: every address. Those of the chart's networkPolicy.clientsFrom always may.",
+        "`namespaces` selects. Anywhere: every address. The addresses in the chart's networkPolicy.clientsFrom may "
+        "always ask.",
     )
     namespaces: NamespaceSelector | None = Field(None, description="With from: Selected, the other namespaces.")
 
@@ -82,8 +83,8 @@ class ServedModel(Model):
     """The base model."""
 
     uri: ModelUri = Field(
-        description="Where the base model is: pvc://claim/path or hf://org/name@revision. "
-        "A pvc:// folder is mounted read-only into every replica."
+        description="Where the base model is: pvc://claim/path or hf://org/name@revision. A pvc:// folder is mounted "
+        "read-only into every replica."
     )
 
 
@@ -91,18 +92,17 @@ class EngineResources(Model):
     """What one replica needs."""
 
     gpus: int = Field(1, ge=1, le=64, description="GPUs of one replica (tensor parallel).")
-    pool: Name = Field(DEFAULT_POOL, description="The GPUPool that they come from.")
+    pool: Name = Field(DEFAULT_POOL, description="The GPUPool of these GPUs.")
     memory: Memory = Field("16Gi", description="Memory request and limit of one replica's vLLM.")
     cpu: Quantity = Field(
         "1",
-        description="CPU request of one replica's vLLM; it has no limit. As many threads "
-        "compute what no GPU does, at least one.",
+        description="CPU request of one replica's vLLM, which has no limit. As many threads, at least one, compute "
+        "what no GPU does.",
     )
     ephemeral_storage: Disk = Field(
         DEFAULT_DISK,
-        description="Most that one replica may write to its node's disk: a model from the hub, copies of "
-        "adapters, compiled code, logs. One that "
-        "writes more is evicted by the kubelet. 1Gi of it is requested.",
+        description="Most that one replica may write to its node's disk: a model from the hub, copies of adapters, "
+        "compiled code, logs. The kubelet evicts one that writes more. 1Gi of it is requested.",
     )
 
 
@@ -110,20 +110,20 @@ class EngineLora(Model):
     """Adapters that may be loaded while the engine runs."""
 
     max_adapters: int = Field(
-        4, ge=1, le=256, description="Adapters at once. One place more is kept free for changing a version."
+        4, ge=1, le=256, description="Adapters at the same time. One more place is kept free, to change a version."
     )
     max_rank: int = Field(
         16,
         ge=1,
         le=MAX_RANK,
-        description="Highest rank of an adapter. vLLM takes memory from the start for the next of its own ranks: 1, 8, "
-        "16, 32, 64, 128, 256, 320, 512.",
+        description="Highest rank of an adapter. vLLM reserves memory from the start for the next of its own ranks: "
+        "1, 8, 16, 32, 64, 128, 256, 320, 512.",
     )
     claims: tuple[Name, ...] = Field(
         (),
         max_length=16,
-        description="PersistentVolumeClaims with adapters, mounted read-only from the start, so that an "
-        "adapter can be loaded without a restart.",
+        description="PersistentVolumeClaims with adapters. They are mounted read-only from the start, so an adapter "
+        "can be loaded without a restart.",
     )
 
 
@@ -138,21 +138,21 @@ class Serving(Model):
     """vLLM's own settings. Absent fields are vLLM's defaults."""
 
     max_model_length: int | None = Field(
-        None, ge=16, le=10_485_760, description="Longest request in tokens, answer included."
+        None, ge=16, le=10_485_760, description="Longest request in tokens, the answer included."
     )
     max_concurrent_requests: int | None = Field(
         None, ge=1, le=4096, description="Requests in one batch; more are queued."
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Precision.")
     gpu_memory_utilization: Utilization = Field(
-        "0.90", description="Share of a GPU's memory that vLLM takes; on a CPU the share has no meaning."
+        "0.90", description="Share of a GPU's memory that vLLM takes. On a CPU it has no meaning."
     )
     enforce_eager: bool = Field(False, description="Skip compilation: a faster start, slower answers.")
     allowed_media_domains: tuple[Domain, ...] = Field(
         (),
         max_length=32,
-        description="Hosts from which vLLM may fetch images, audio and video that a request names by their URL; each "
-        "by its whole name, redirects are not followed. Absent: none, and media come inside the request (data:).",
+        description="Hosts from which vLLM may fetch images, audio and video that a request names by URL. Each is a "
+        "whole name, and redirects are not followed. Absent: none; media can only be inside the request (data:).",
     )
 
 
@@ -161,24 +161,28 @@ class Preemption(Model):
 
     policy: LendingPolicy = Field(
         LendingPolicy.NEVER,
-        description="Never lends nothing. ScaleDown lends whole replicas: they drain, stop, and start again "
-        "when the job that borrowed their GPUs has ended. Sleep, in pools of sharing mode DRA: they drain, vLLM frees "
-        "the GPUs' memory and keeps the pod, and wakes in seconds.",
+        description="Never: nothing is lent. ScaleDown: whole replicas are lent. They drain, stop, and start again "
+        f"when the job that borrowed their GPUs has ended. Sleep ({EXPERIMENTAL}): in pools of sharing mode DRA, "
+        "replicas drain and keep their pods. vLLM frees the GPUs' memory, and wakes in seconds.",
     )
     sleep_level: Literal[1, 2] = Field(
         1,
-        description="With policy Sleep: 1 keeps the weights in the host's memory, 2 reads them again from the volume.",
+        description=f"{EXPERIMENTAL} With policy Sleep: 1 keeps the weights in the host's memory, 2 reads them again "
+        "from the volume.",
     )
     min_replicas: int = Field(
-        1, ge=0, le=1000, description="Replicas that are never lent. A floor above spec.replicas means all."
+        1,
+        ge=0,
+        le=1000,
+        description="Replicas that are never lent: the floor. A floor above spec.replicas means all of them.",
     )
     priority: int = Field(
         0, ge=-1000, le=1000, description="A job borrows only from engines of a lower or equal priority."
     )
     lend_to: LendTo = Field(
         LendTo.SAME_NAMESPACE,
-        description="Which jobs may borrow: those of the engine's own namespace, of any, or of those that "
-        "lendToNamespaces selects.",
+        description="Which jobs may borrow. SameNamespace: those of the engine's own namespace. Anywhere: those of "
+        "any. Selected: those of the namespaces that lendToNamespaces selects.",
     )
     lend_to_namespaces: NamespaceSelector | None = Field(
         None, description="With lendTo: Selected, the namespaces whose jobs may borrow."
@@ -186,29 +190,30 @@ class Preemption(Model):
     borrow_windows: tuple[BorrowWindow, ...] = Field(
         (),
         max_length=14,
-        description="Hours of the week in which the engine lends. A loan that has begun goes on after them. "
-        "Absent: always.",
+        description="Hours of the week in which the engine lends. A loan that has begun continues after them. Absent: "
+        "always.",
     )
     cool_down_seconds: int = Field(
         60,
         ge=0,
         le=86_400,
-        description="An engine that has got a replica back lends nothing for so long, nor before it serves again "
-        "(within ten minutes); 0: no pause. A job that is next in line when a loan ends takes it over before the "
-        "replica starts, without this pause.",
+        description="An engine that has got a replica back lends nothing for this long, and nothing before that "
+        "replica serves again (for at most ten minutes). 0: no pause. If another job is next in line when a loan "
+        "ends, it takes the loan over before the replica starts, without this pause.",
     )
     reclaim: Reclaim = Field(
         Reclaim.NEVER,
         description="Never: a loan lasts until the job ends. OnDemand: when the engine needs its replicas, the job "
-        "that borrows saves a checkpoint, gives the GPUs back and waits for its next turn. It needs them when "
-        "spec.replicas is more than it has GPUs for, or above reclaimAbove.",
+        "that borrows saves a checkpoint, gives the GPUs back and waits for its next turn. The engine needs them when "
+        "spec.replicas is more than it has GPUs for, or when its load is above reclaimAbove.",
     )
     reclaim_above: int | None = Field(
         None,
         ge=1,
         le=100_000,
-        description="With reclaim: OnDemand, requests in flight per serving replica, averaged over half a minute, "
-        "above which a lent replica is asked back. It is also lent only where the rest would stay below.",
+        description="With reclaim: OnDemand, the number of requests in flight per serving replica, averaged over half "
+        "a minute, above which a lent replica is asked back. A replica is also lent only if the rest would stay below "
+        "it.",
     )
     drain_timeout_seconds: int = Field(
         30, ge=0, le=3600, description="Longest time that requests in flight may take before a lent replica stops."
@@ -236,12 +241,15 @@ class InferenceEngineSpec(Model):
     model: ServedModel = Field(description="The base model.")
     task: Literal["Generate", "Embed"] = Field("Generate", description="What requests ask for.")
     replicas: int = Field(
-        1, ge=0, le=1000, description="How many replicas should serve. HPA may write it through /scale."
+        1,
+        ge=0,
+        le=1000,
+        description="How many replicas should serve. A HorizontalPodAutoscaler may write it through /scale.",
     )
     resources: EngineResources = Field(default_factory=EngineResources, description="What one replica needs.")
     lora: EngineLora | None = Field(None, description="Adapters that may be loaded. Absent: none.")
     serving: Serving = Field(default_factory=Serving, description="vLLM's own settings.")
-    clients: Clients = Field(default_factory=Clients, description="Who may ask it.")
+    clients: Clients = Field(default_factory=Clients, description="Who may send requests to the engine.")
     image_pull_secrets: tuple[SecretName, ...] = Field(
         (),
         max_length=16,
@@ -291,16 +299,16 @@ class SlotStatus(Model):
 class InferenceEngineStatus(Model):
     """What the engine does now. Nothing that decides lives only here."""
 
-    observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this speaks of.")
+    observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this status describes.")
     conditions: tuple[Condition, ...] = Field((), max_length=8, description="Ready and Lent.")
     replicas: NonNegativeInt = Field(0, description="Replicas that exist; what the scale subresource shows.")
     ready_replicas: NonNegativeInt = Field(0, description="Replicas that answer.")
     ready: Text = Field("", description="readyReplicas and spec.replicas for a reader: 1/2.")
     lent: NonNegativeInt = Field(0, description="Replicas lent to jobs.")
-    lent_to: tuple[Text, ...] = Field((), max_length=1000, description="These jobs, as namespace/name.")
+    lent_to: tuple[Text, ...] = Field((), max_length=1000, description="The jobs that borrow them, as namespace/name.")
     selector: Text = Field("", description="Label selector of the replicas' pods, for the scale subresource.")
     slots: tuple[SlotStatus, ...] = Field((), max_length=1000, description="Each replica.")
-    served_model: Text = Field("", description="The `model` of a chat request to the base model.")
+    served_model: Text = Field("", description="The `model` of a chat request that asks the base model.")
 
 
 class InferenceEngine(Resource):

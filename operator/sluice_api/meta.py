@@ -57,6 +57,9 @@ HIGHEST_ATTEMPT = 1_000_000
 
 DEFAULT_GPU_RESOURCE = "nvidia.com/gpu"
 DEFAULT_DEVICE_CLASS = "gpu.nvidia.com"
+EXPERIMENTAL = "Experimental: has run on no GPU yet."
+"""In the description of a field: at its begin, or in brackets behind the one value that it is about."""
+
 DEFAULT_POOL = "default"
 
 

@@ -13,9 +13,9 @@ class Publish(Model):
     name: Name = Field(description="The public name: the `model` of a chat request. Writes Adapter/<name>.")
     replace: bool = Field(
         False,
-        description="True: an Adapter of that name is replaced though another job, or a person, has made it. False: "
-        "only one that a job of this job's name has written, an earlier one too; of any other the job says NameTaken "
-        "and waits. It can be changed at any time.",
+        description="True: an Adapter of that name is replaced even if another job, or a person, has made it. False: "
+        "only an Adapter that a job of this name has written is replaced, also if that was an earlier job. For any "
+        "other the job says NameTaken and waits. It can be changed at any time.",
     )
 
     model_config = ConfigDict(

@@ -14,8 +14,8 @@ class Reason(Explained):
     PREPARING = "Preparing", "A CPU pod reads, checks and tokenises the dataset.", "Nothing; see status.progress."
     WAITING_TO_PREPARE = (
         "WaitingToPrepare",
-        "As many jobs of the pool, or of the namespace in it, prepare their data as the pool allows at once.",
-        "Wait until one of them has, or raise spec.prepare in the GPUPool.",
+        "In the pool, or for this namespace in it, as many jobs prepare their data already as the pool allows.",
+        "Wait until one of them is done, or raise spec.prepare in the GPUPool.",
     )
     PREPARED = "Prepared", "The dataset is tokenised.", "Nothing."
     WAITING_FOR_GPUS = (
@@ -40,12 +40,12 @@ class Reason(Explained):
     )
     ENGINE_CANNOT_SLEEP = (
         "EngineCannotSleep",
-        "preemption.policy is Sleep, but the pool gives a GPU to one pod alone, so a sleeping replica would keep it.",
+        "preemption.policy is Sleep, but the pool gives a GPU to one pod alone: a sleeping replica would keep it.",
         "Set preemption.policy: ScaleDown, or use a GPUPool of sharing.mode: DRA.",
     )
     ENGINE_WAKES = (
         "EngineWakes",
-        "Only replicas that serve can go to sleep, and none of the engine that lends does so with its present spec.",
+        "Only replicas that serve can sleep, and the engine that lends has none that serves with its present spec.",
         "Wait until they serve; see the engine's status.slots.",
     )
     ENGINE_LENDS_ELSEWHERE = (
@@ -60,7 +60,7 @@ class Reason(Explained):
     )
     ENGINE_LENDS_LATER = (
         "EngineLendsLater",
-        "The engines that lend do so in other hours.",
+        "The engines that lend do so at other hours.",
         "Wait for the hour that the message names, or widen preemption.borrowWindows.",
     )
     TIME_ZONE_UNKNOWN = (
@@ -75,12 +75,12 @@ class Reason(Explained):
     )
     ENGINE_PROTECTED = (
         "EngineProtected",
-        "A PodDisruptionBudget lets none of the replicas of the engine that lends go now.",
+        "A PodDisruptionBudget lets no replica of the engine that lends go now.",
         "Wait until it does, or change the budget.",
     )
     ENGINE_MUST_SLEEP = (
         "EngineMustSleep",
-        "GPUs that are served by DRA are lent by replicas that sleep: one that stopped could lose them to another pod.",
+        "Where DRA serves the GPUs, only replicas that sleep are lent: others could lose theirs to another pod.",
         "Set preemption.policy: Sleep on the engine.",
     )
     ENGINE_HAS_GUESTS = (
@@ -90,13 +90,13 @@ class Reason(Explained):
     )
     GROUP_BORROWS_NONE = (
         "GroupBorrowsNone",
-        "A job of several pods borrows no GPUs that are served by DRA.",
+        "A job of several pods cannot borrow GPUs that DRA serves.",
         "Wait for free GPUs, or set resources.nodes: 1.",
     )
     ENGINE_IN_DEMAND = (
         "EngineInDemand",
         "The engines that lend need their replicas themselves.",
-        "Wait until there is less to answer, or see preemption.reclaim and reclaimAbove.",
+        "Wait until the engine has less load, or change preemption.reclaim or reclaimAbove.",
     )
     NAMESPACE_QUOTA = (
         "NamespaceQuota",
@@ -110,24 +110,24 @@ class Reason(Explained):
     )
     WAITING_FOR_SHARE = (
         "WaitingForShare",
-        "No replica of the job's namespace has so much of its GPU's memory left for a job beside it now.",
-        "Wait until a replica starts, or a job beside one ends; or lower scheduling.share.",
+        "No replica of the job's namespace has enough of its GPU's memory left for the job now.",
+        "Wait until a replica starts or a job beside one ends, or lower scheduling.share.",
     )
     NOT_BEFORE = (
         "NotBefore",
-        "scheduling.notBefore is still to come; the data is prepared.",
+        "scheduling.notBefore is in the future. The data is prepared.",
         "Wait, or set an earlier scheduling.notBefore.",
     )
-    CLAIMED = "Claimed", "GPUs are set aside; the pod is being proven runnable.", "Nothing."
+    CLAIMED = "Claimed", "GPUs are set aside, and the operator checks that the pod can run.", "Nothing."
     DRAINING = (
         "Draining",
         "Borrowed replicas finish their requests.",
-        "Nothing; at most the engine's drainTimeoutSeconds.",
+        "Nothing; it takes at most the engine's drainTimeoutSeconds.",
     )
     FALLING_ASLEEP = (
         "FallingAsleep",
         "Borrowed replicas free the memory of their GPUs.",
-        "Nothing; this takes seconds, and the claim is given up when it takes too long.",
+        "Nothing; this takes seconds. If it takes too long, the claim is given up.",
     )
     BINDING = "Binding", "The training pod goes to its node.", "Nothing."
     TRAINING = "Training", "The training pod runs.", "Watch: kubectl get ftj -w"
@@ -138,12 +138,12 @@ class Reason(Explained):
     NOT_REQUESTED = "NotRequested", "The spec does not ask for this step.", "Nothing."
     DELETED = (
         "Deleted",
-        "The object is being deleted; what still runs for it is ended, and counts until it is gone.",
+        "The object is being deleted. What still runs for it is ended, and counts until it is gone.",
         "Remove the finalizers that keep it, once their controllers are done.",
     )
     SUSPENDED = (
         "Suspended",
-        "spec.suspend is true; the state is saved and the GPUs are given back.",
+        "spec.suspend is true. The state is saved and the GPUs are given back.",
         "Set spec.suspend: false.",
     )
     MANAGED_ELSEWHERE = "ManagedElsewhere", "spec.managedBy names another controller.", "Look at that controller."
@@ -151,35 +151,35 @@ class Reason(Explained):
     # Training that gives way
     PREEMPTED = (
         "Preempted",
-        "A job of higher priority has the GPUs; the state is saved.",
-        "Nothing; training goes on from the checkpoint when there are GPUs again.",
+        "A job of higher priority has the GPUs. The state is saved.",
+        "Nothing; training continues from the checkpoint as soon as it has GPUs again.",
     )
     RECLAIMED = (
         "Reclaimed",
-        "The engine that lent the GPUs needs them back; the state is saved.",
-        "Nothing; training goes on from the checkpoint when there are GPUs again.",
+        "The engine that lent the GPUs needs them back. The state is saved.",
+        "Nothing; training continues from the checkpoint as soon as it has GPUs again.",
     )
 
     # Why a claim does not get further
     QUOTA_EXCEEDED = (
         "QuotaExceeded",
-        "A ResourceQuota of the namespace refuses an object that is needed; the message has the API server's words.",
-        "Raise the quota, delete what it counts, or lower resources.*; it is tried again after a pause that doubles.",
+        "A ResourceQuota of the namespace refuses an object that is needed. The message has the API server's words.",
+        "Raise the quota, delete what it counts, or lower resources.*. It is tried again after a pause that doubles.",
     )
     REFUSED_BY_ADMISSION = (
         "RefusedByAdmission",
-        "The API server refuses an object that is needed: by a policy, a webhook, a LimitRange, Pod Security or its "
-        "schema. The message has its words.",
-        "Change what refuses it, or the spec; it is tried again, after an hour at most (an engine: after a minute).",
+        "A policy, a webhook, a LimitRange, Pod Security or the API server's schema refuses an object that is needed. "
+        "The message has the API server's words.",
+        "Change what refuses it, or the spec. It is tried again after an hour at most (for an engine after a minute).",
     )
     NAME_TAKEN = (
         "NameTaken",
-        "An object that Sluice did not make for this one has the name that is needed. Nothing of it is changed.",
-        "Delete it, or use another name; for an Adapter, set publish.replace: true on the job.",
+        "An object that Sluice did not make for this one has the name that is needed. It is not changed.",
+        "Delete it, or use another name. For an Adapter, set publish.replace: true on the job.",
     )
     UNSCHEDULABLE = (
         "Unschedulable",
-        "The pod would not fit the node for another reason than GPUs.",
+        "The pod would not fit the node, for a reason other than GPUs.",
         "Lower resources.memory or resources.cpu, or free the node.",
     )
     SUSPENDED_BY_OTHER = (
@@ -189,19 +189,19 @@ class Reason(Explained):
     )
     NODE_AVOIDED = (
         "NodeAvoided",
-        "The nodes that are left failed this job a moment ago, and are left out for a while.",
-        "Wait until the moment that the message names, or mend the node.",
+        "The job failed on the nodes that are left a short time ago, so they are left out for a while.",
+        "Wait until the moment that the message names, or repair the node.",
     )
     NOT_BOUND = (
         "NotBound",
-        "The training pod was not bound to its node in time; the claim was given up.",
+        "The training pod was not bound to its node in time, so the claim was given up.",
         "Nothing; another claim is made, elsewhere if possible.",
     )
 
     ENGINE_DOES_NOT_SLEEP = (
         "EngineDoesNotSleep",
-        "A borrowed replica did not free the memory of its GPUs in time; the claim was given up and the replica wakes.",
-        "See the message; set preemption.policy: ScaleDown on the engine if it happens again.",
+        "A borrowed replica did not free its GPUs' memory in time. The claim was given up, and the replica wakes.",
+        "See the message. If it happens again, set preemption.policy: ScaleDown on the engine.",
     )
 
     # Refused before or by Prepare
@@ -218,39 +218,39 @@ class Reason(Explained):
     )
     EXCEEDS_EVERY_NODE = (
         "ExceedsEveryNode",
-        "No node of the pool has so much, even when empty.",
+        "No node of the pool is large enough, even when empty.",
         "Lower resources.gpus, resources.memory or resources.cpu, or add a larger node.",
     )
     EXCEEDS_POOL = (
         "ExceedsPool",
-        "The pool's nodes have no room for so many pods at once, even when empty.",
+        "The pool's nodes have no room for this many pods at once, even when empty.",
         "Lower resources.nodes or resources.gpus, or add nodes.",
     )
     POOL_DOES_NOT_SHARE = (
         "PoolDoesNotShare",
         "scheduling.policy is Shared, but the pool's nodes give each GPU to one pod.",
-        "Use Queue or Preempt, another pool, or set spec.sharing on the GPUPool as its device plugin is set up.",
+        "Use Queue or Preempt, use another pool, or set spec.sharing on the GPUPool to what its device plugin does.",
     )
     SCALE_UP_NOT_SUPPORTED = (
         "ScaleUpNotSupported",
-        "scheduling.scaleUpFirst is set, but the pool's GPUs are served by DRA, by which no pod asks for nodes yet.",
+        "scheduling.scaleUpFirst is set, but DRA serves the pool's GPUs, and no pod can ask for such nodes yet.",
         "Remove scheduling.scaleUpFirst, or use a pool whose GPUs a device plugin offers.",
     )
     SHARE_TOO_LARGE = (
         "ShareTooLarge",
-        "scheduling.share is more than one part of a GPU, which is all that the pool's device plugin gives to a pod; "
-        "with sharing mode DRA, more than any engine of the namespace leaves.",
+        "scheduling.share is more than one part of a GPU, and the pool's device plugin gives a pod no more than one. "
+        "With sharing mode DRA: it is more than any engine of the namespace leaves.",
         "Lower scheduling.share, divide the pool's GPUs into fewer parts, or lower the engine's gpuMemoryUtilization.",
     )
     NO_ENGINE_BESIDE = (
         "NoEngineBeside",
-        "With sharing mode DRA a share is a part of a replica's GPU, and the namespace has no engine in the pool.",
+        "With sharing mode DRA a share is a part of a replica's GPU, but the namespace has no engine in the pool.",
         "Run the job in the namespace of an engine of the pool, or use scheduling.policy Queue or Preempt.",
     )
     DRA_NOT_SERVED = (
         "DRANotServed",
         "The pool's sharing.mode is DRA, but the cluster does not serve resource.k8s.io/v1.",
-        "Use Kubernetes 1.34 or later and restart the operator, which asks when it starts; or another sharing.mode.",
+        "Use Kubernetes 1.34 or later, and restart the operator, which asks when it starts. Or use another mode.",
     )
     ENGINE_NOT_FOUND = (
         "EngineNotFound",
@@ -270,8 +270,8 @@ class Reason(Explained):
     )
     ADAPTER_SOURCE_NOT_MOUNTED = (
         "AdapterSourceNotMounted",
-        "The engine does not mount the claim with the adapter.",
-        "Add the claim to the engine's lora.claims, or write to one that it mounts.",
+        "The engine does not mount the volume claim with the adapter.",
+        "Add the volume claim to the engine's lora.claims, or write to one that it mounts.",
     )
     CLAIM_NOT_FOUND = (
         "ClaimNotFound",
@@ -280,31 +280,31 @@ class Reason(Explained):
     )
     CLAIM_NOT_SHAREABLE = (
         "ClaimNotShareable",
-        "Two nodes would need a ReadWriteOnce claim at once.",
-        "Use a ReadWriteMany claim.",
+        "Two nodes would need a ReadWriteOnce volume claim at once.",
+        "Use a ReadWriteMany volume claim.",
     )
     DATASET_NOT_FOUND = "DatasetNotFound", "There is no file at dataset.uri.", "Correct dataset.uri."
     DATASET_INVALID = (
         "DatasetInvalid",
-        "Rows cannot be trained on; the message names the lines.",
-        "Mend the rows, or set dataset.onBadRow: Skip.",
+        "Some rows cannot be trained on. The message names the lines.",
+        "Correct the rows, or set dataset.onBadRow: Skip.",
     )
     DATASET_EMPTY = "DatasetEmpty", "The dataset has no row to learn from.", "Add rows."
     MODEL_NOT_FOUND = "ModelNotFound", "There is no folder at model.uri.", "Correct model.uri."
     MODEL_INVALID = (
         "ModelInvalid",
-        "The folder is no model that Sluice can train.",
+        "The folder is not a model that Sluice can train.",
         "It needs config.json, a tokenizer with a chat template and safetensors weights.",
     )
     OUTPUT_NOT_WRITABLE = (
         "OutputNotWritable",
         "The folder at output.uri cannot be written, or its volume is full.",
-        "Give uid 65532 write access, or make room, or the volume larger: who has trained then goes on by itself.",
+        "Give uid 65532 write access, make room, or enlarge the volume. A trained job then continues by itself.",
     )
     RESUME_REFUSED = (
         "ResumeRefused",
-        "The job cannot go on from the folder at spec.resumeFrom; the message says what is missing or differs.",
-        "Create the job anew with what the message says, or without resumeFrom.",
+        "The job cannot continue from the folder at spec.resumeFrom. The message says what is missing or differs.",
+        "Create the job again with what the message says, or without resumeFrom.",
     )
     DOWNLOAD_FAILED = "DownloadFailed", "A source could not be fetched.", "See the message for host and status."
     IMAGE_NOT_PULLED = (
@@ -316,29 +316,28 @@ class Reason(Explained):
 
     NODE_NOT_READY = (
         "NodeNotReady",
-        "The node of the training pod does not answer, so nobody knows whether it still trains there.",
-        "Bring the node back; or, once it is surely off, say so as the message tells: delete it, or taint it as out of "
-        "service.",
+        "The node of the training pod does not answer, so it is unknown whether the pod still trains there.",
+        "Bring the node back. If it is surely off, do as the message says: delete it, or taint it as out of service.",
     )
 
     # How an attempt ends
-    REQUEUED = "Requeued", "The trainer was told to stop and saved its state.", "Nothing; it goes on from there."
+    REQUEUED = "Requeued", "The trainer was told to stop and saved its state.", "Nothing; it continues from there."
     POD_LOST = "PodLost", "The training pod is gone without a word.", "Nothing; a new attempt resumes."
     NODE_LOST = "NodeLost", "The node is gone.", "Nothing; a new attempt resumes elsewhere."
     POD_REFUSED = (
         "PodRefused",
-        "The kubelet did not let the pod start, for want of a device, say; the node is avoided for a while.",
-        "See the message; if a GPU is missing, cordon the node until it is mended.",
+        "The kubelet refused the pod, for example because a device is missing. The node is avoided for a while.",
+        "See the message. If a GPU is missing, cordon the node until it is repaired.",
     )
     EVICTED = (
         "Evicted",
-        "The pod was taken from its node, which lacks memory or disk, say; the node is avoided for a while.",
-        "Nothing; a new attempt resumes, elsewhere if there is an elsewhere.",
+        "The pod was evicted, for example because its node lacks memory or disk. The node is avoided for a while.",
+        "Nothing; a new attempt resumes, on another node if there is one.",
     )
     GPU_FAILED = (
         "GPUFailed",
-        "CUDA reported an error of the GPU itself, such as one of its memory (ECC); the node is avoided for an hour.",
-        "Nothing the first time; if a node is named again, cordon it and look at its GPUs (nvidia-smi -q, dmesg).",
+        "CUDA reported an error of the GPU itself, such as a memory error (ECC). The node is avoided for an hour.",
+        "Nothing the first time. If a node is named again, cordon it and examine its GPUs (nvidia-smi -q, dmesg).",
     )
     STALLED = "Stalled", "The trainer stopped reporting.", "See the pod's logs; a new attempt resumes."
     OUT_OF_MEMORY = (
@@ -350,24 +349,24 @@ class Reason(Explained):
     LOSS_NOT_FINITE = "LossNotFinite", "The loss became NaN or infinite.", "Lower training.learningRate."
     CHECKPOINT_INVALID = (
         "CheckpointInvalid",
-        "No checkpoint is whole where one must be.",
-        "Delete the job's checkpoints folder, or create the job anew.",
+        "A checkpoint is needed, but none is whole.",
+        "Delete the job's checkpoints folder, or create the job again.",
     )
     ATTEMPTS_EXHAUSTED = "AttemptsExhausted", "retry.attempts attempts have failed.", "See status.attempts."
     DEADLINE_EXCEEDED = (
         "DeadlineExceeded",
         "It has trained for activeDeadlineSeconds, or prepared or exported for stageDeadlineSeconds, and is not done.",
-        "Create the job anew with more, or have it do less.",
+        "Create the job again with a longer deadline, or with less to do.",
     )
     QUEUE_DEADLINE_EXCEEDED = (
         "QueueDeadlineExceeded",
-        "It has waited scheduling.queueDeadlineSeconds for its first GPUs.",
-        "Raise it, raise scheduling.priority, or set scheduling.policy: Preempt.",
+        "The job has waited scheduling.queueDeadlineSeconds for its first GPUs.",
+        "Raise the deadline or scheduling.priority, or set scheduling.policy: Preempt.",
     )
 
     # Engines
     ALL_SERVING = "AllServing", "Every replica serves.", "Nothing."
-    SOME_SERVING = "SomeServing", "Some replicas serve, fewer than spec.replicas.", "See status.slots."
+    SOME_SERVING = "SomeServing", "Some replicas serve, but fewer than spec.replicas.", "See status.slots."
     NONE_SERVING = "NoneServing", "No replica serves.", "See status.slots and the pods' events."
     SCALED_TO_ZERO = "ScaledToZero", "spec.replicas is 0.", "Raise spec.replicas."
     LENDING = "Lending", "Replicas are lent to jobs.", "Nothing; they come back when the jobs end."
@@ -375,7 +374,7 @@ class Reason(Explained):
     ROLLOUT_WAITS_FOR_RETURN = (
         "RolloutWaitsForReturn",
         "A changed spec waits until a replica may restart.",
-        "Wait until lent replicas are back, or lower minReplicas; or until jobs end that train beside a replica.",
+        "Wait until lent replicas are back, or until the jobs that train beside a replica end; or lower minReplicas.",
     )
 
     # Adapters
@@ -383,7 +382,7 @@ class Reason(Explained):
     LOADED = "Loaded", "Every ready replica answers with the adapter.", "Use its name as the `model`."
     NO_READY_REPLICA = "NoReadyReplica", "The engine has no ready replica.", "See the engine's status."
     ADAPTER_NOT_FOUND = "AdapterNotFound", "There is no adapter at source.uri.", "Correct source.uri."
-    ADAPTER_INVALID = "AdapterInvalid", "The folder is no adapter that vLLM can load.", "See the message."
+    ADAPTER_INVALID = "AdapterInvalid", "vLLM cannot load the folder as an adapter.", "See the message."
     DIGEST_DIFFERS = (
         "DigestDiffers",
         "The bytes are not those of source.digest.",
@@ -396,7 +395,7 @@ class Reason(Explained):
     )
     LOAD_FAILED = "LoadFailed", "vLLM refused the adapter; the message has its words.", "See the message."
     CANARY_FAILED = "CanaryFailed", "The loaded adapter did not answer a test request.", "See the replica's logs."
-    ADAPTER_WITHOUT_EFFECT = "AdapterWithoutEffect", "With the adapter vLLM answers as without.", "See the message."
+    ADAPTER_WITHOUT_EFFECT = "AdapterWithoutEffect", "vLLM answers the same without the adapter.", "See the message."
 
     # Pools
     POOL_READY = "PoolReady", "The pool has usable nodes.", "Nothing."

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from sluice_api.meta import EXPERIMENTAL
 from sluice_api.model import Model, Moment, Remedy, Seconds
 
 
@@ -28,17 +29,17 @@ class Interruption(Model):
 
     policy: GiveWay = Field(
         GiveWay.NEVER,
-        description="Never trains to the end. ToHigherPriority lets a job of higher priority, that finds no GPUs and "
-        "none to borrow, have this job's GPUs.",
+        description="Never: the job trains to its end. ToHigherPriority: if a job of higher priority finds no free "
+        "GPUs and none to borrow, it gets this job's GPUs.",
     )
     min_run_seconds: int = Field(
-        300, ge=0, le=31_536_000, description="Training that began less long ago is not interrupted."
+        300, ge=0, le=31_536_000, description="Training is not interrupted before it has run for this long."
     )
     grace_seconds: int = Field(
         0,
         ge=0,
         le=31_536_000,
-        description="A job of higher priority waits so long first, in case this one ends by itself.",
+        description="The job of higher priority waits for this long first, in case this one ends by itself.",
     )
 
 
@@ -49,8 +50,8 @@ class ScaleUp(Model):
         600,
         ge=1,
         le=604_800,
-        description="For so long, from the moment on at which the job is ready for GPUs, it takes free GPUs only: it "
-        "borrows none and takes nobody's place.",
+        description="How long the job takes free GPUs only, from the moment at which it is ready for GPUs. During "
+        "this time it borrows none and takes no other job's place.",
     )
 
 
@@ -59,21 +60,24 @@ class Scheduling(Model):
 
     policy: Policy = Field(
         Policy.QUEUE,
-        description="Queue waits for free GPUs. Preempt may borrow the GPUs of inference engines that "
-        "lend to this namespace, down to their floor, and gives them back when training ends. Shared waits for a free "
-        "part of a GPU, beside whatever else runs on it, where the pool shares GPUs.",
+        description="Queue: the job waits for free GPUs. Preempt: it may also borrow the GPUs of inference engines "
+        "that lend to this namespace, down to their floor, and gives them back when training ends. Shared "
+        f"({EXPERIMENTAL}): it waits for a free part of a GPU, beside whatever else runs there, where the pool shares "
+        "GPUs.",
     )
     share: Annotated[
         str,
         StringConstraints(pattern=r"^[1-9][0-9]?%$", max_length=4),
         Remedy("write a share from 1% to 99%, such as 30%"),
-    ] = Field("30%", description="With policy Shared: the part of the GPU's memory that training may use.")
+    ] = Field(
+        "30%", description=f"{EXPERIMENTAL} With policy Shared: the part of the GPU's memory that training may use."
+    )
     priority: int = Field(
         0,
         ge=-1000,
         le=1000,
-        description="Who goes first: higher before lower, then older before newer. A job borrows only "
-        "from engines of a lower or equal priority.",
+        description="Jobs of higher priority go first; of equal ones the older. A job borrows only from engines of a "
+        "lower or equal priority.",
     )
     not_before: Moment | None = Field(
         None,
@@ -82,8 +86,8 @@ class Scheduling(Model):
     )
     scale_up_first: ScaleUp | None = Field(
         None,
-        description="Set, if only to {}: the job asks for nodes before it borrows. While it waits, a pod of low "
-        "priority like each of its training pods is pending, by which a cluster autoscaler adds nodes to the pool; a "
+        description="If set, even to {}, the job asks for nodes before it borrows. While it waits, one pod of low "
+        "priority is pending for each of its training pods, so that a cluster autoscaler adds nodes to the pool. A "
         "job that is larger than every node there waits for a larger one. Absent: it borrows at once.",
     )
     interruption: Interruption = Field(
@@ -91,8 +95,8 @@ class Scheduling(Model):
     )
     queue_deadline_seconds: Seconds | None = Field(
         None,
-        description="Longest time that a prepared job waits for its first GPUs, from notBefore on if that is later. "
-        "Longer is a failure. Absent: it waits for ever.",
+        description="Longest time that a prepared job waits for its first GPUs, from notBefore on if that is later. A "
+        "job that waits longer has failed. Absent: it waits for ever.",
     )
 
     @property
@@ -112,8 +116,8 @@ class Retry(Model):
         5,
         ge=1,
         le=100,
-        description="Attempts of one stage, the first included. One that was suspended, interrupted, lost with its "
-        "node or never got its node is not counted.",
+        description="Attempts of one stage, the first included. An attempt is not counted if it was suspended or "
+        "interrupted, was lost with its node, or never got its node.",
     )
     backoff_seconds: int = Field(
         10, ge=0, le=3600, description="Pause before the second attempt. It doubles with each failure."

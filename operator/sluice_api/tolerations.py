@@ -13,8 +13,10 @@ class Toleration(Model):
     """One kind of taint."""
 
     key: LabelKey = Field(description="The taint's key, such as example.com/spot.")
-    operator: Literal["Exists", "Equal"] = Field("Exists", description="Exists: whatever the taint's value is.")
-    value: LabelValue = Field("", description="With Equal: the taint's value.")
+    operator: Literal["Exists", "Equal"] = Field(
+        "Exists", description="Exists: the taint may have any value. Equal: it has this value."
+    )
+    value: LabelValue = Field("", description="With Equal: the value of the taint.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         None, description="The taint's effect. Absent: any."
     )

@@ -35,17 +35,18 @@ class Lora(Model):
     """Low-rank adaptation of linear layers."""
 
     rank: int = Field(
-        16, ge=1, le=MAX_RANK, description="Rank of the update; to be published, at most the engine's maxRank."
+        16, ge=1, le=MAX_RANK, description="Rank of the update. To be published, it is at most the engine's maxRank."
     )
-    alpha: int = Field(32, ge=1, le=4096, description="Scale of the update: it is multiplied by alpha / rank.")
+    alpha: int = Field(32, ge=1, le=4096, description="Scale of the update, which is multiplied by alpha / rank.")
     dropout: Decimal = Field("0.0", description="Dropout on the update's input while training.")
     rank_stabilized: bool = Field(
-        False, description="Multiply the update by alpha / sqrt(rank) instead (rsLoRA): large ranks learn as fast."
+        False,
+        description="Multiply the update by alpha / sqrt(rank) instead (rsLoRA), so that large ranks learn as fast.",
     )
     target_modules: tuple[LayerName, ...] = Field(
         (),
         max_length=64,
-        description="The linear layers that get an update, by their last names or by patterns of their whole names "
+        description="The linear layers that get an update, by their last names, or by patterns of their whole names "
         "with * and ?. Absent: all but the output head.",
     )
 
@@ -118,76 +119,79 @@ class Training(Model):
     """How to learn."""
 
     epochs: int = Field(3, ge=1, le=1000, description="Passes over the training rows.")
-    max_steps: int | None = Field(None, ge=1, le=10_000_000, description="Stop after so many steps.")
+    max_steps: int | None = Field(None, ge=1, le=10_000_000, description="Stop after this many steps.")
     learning_rate: Decimal = Field("2e-4", description="Peak learning rate, after warm-up.")
     schedule: Schedule = Field(
         Schedule.COSINE,
-        description="How the learning rate goes after warm-up: Cosine and Linear to zero, or Constant.",
+        description="How the learning rate changes after warm-up: Cosine and Linear go to zero, Constant stays.",
     )
     warmup_steps: int = Field(10, ge=0, le=100_000, description="Steps until the learning rate is at its peak.")
     weight_decay: Decimal = Field(
-        "0.0", description="AdamW's: each step takes this share of each weight away, times the learning rate."
+        "0.0",
+        description="AdamW's weight decay: each step takes away this share of each weight, times the learning rate.",
     )
-    adam_beta1: Decimal = Field("0.9", description="AdamW's memory of gradients.")
-    adam_beta2: Decimal = Field("0.999", description="AdamW's memory of their squares.")
+    adam_beta1: Decimal = Field("0.9", description="AdamW's decay of the mean of gradients.")
+    adam_beta2: Decimal = Field("0.999", description="AdamW's decay of the mean of their squares.")
     adam_epsilon: Decimal = Field("1e-8", description="AdamW's smallest divisor.")
     max_gradient_norm: Decimal = Field("1.0", description="Gradients are scaled down to this norm. 0: never.")
     preference_beta: Decimal = Field(
         "0.1",
-        description="DPO's beta, for rows of which one answer is chosen and one rejected: how much it costs to answer "
-        "unlike the base model.",
+        description="DPO's beta, for rows with a chosen and a rejected answer: how much it costs to answer "
+        "differently from the base model.",
     )
     max_sequence_length: int = Field(512, ge=16, le=131_072, description="Longest row in tokens.")
     overlong_rows: OverlongRows = Field(
         OverlongRows.TRUNCATE,
-        description="A longer row: Truncate cuts its end off, and refuses it if no answer is left. Split makes several "
-        "rows of it, so that the loss counts each token once. Drop leaves it out. All are counted.",
+        description="What happens to a longer row. Truncate cuts its end off, and refuses the row if no answer is "
+        "left. Split makes several rows of it, so that the loss counts each token once. Drop leaves it out. All are "
+        "counted.",
     )
     batch_size: int = Field(8, ge=1, le=4096, description="Rows of one optimizer step.")
     batch_tokens: int | None = Field(
         None,
         ge=1,
         le=100_000_000,
-        description="Tokens of one optimizer step instead of batchSize rows: as many rows as they hold, at least one.",
+        description="Tokens of one optimizer step, instead of batchSize rows: as many rows as fit into them, at least "
+        "one.",
     )
     micro_batch_size: int | None = Field(
         None,
         ge=1,
         le=4096,
-        description="Rows at once in the memory of one GPU; batchSize must be a multiple. "
-        "Default: as many tokens as fit and are fast.",
+        description="Rows that are in the memory of one GPU at once. batchSize must be a multiple of it. Default: as "
+        "many tokens as fit and are fast.",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16",
-        description="Precision that the model computes in while training; float32 where a machine has no instructions "
-        "for bfloat16. What is trained is kept in float32.",
+        description="Precision in which the model computes during training. It is float32 where a machine has no "
+        "instructions for bfloat16. Trained weights are kept in float32.",
     )
     attention: Attention = Field(
         Attention.AUTO, description="How attention is computed. Auto is SDPA, where the model has it; Eager is slower."
     )
     packing: Packing = Field(
         Packing.AUTO,
-        description="Auto lays rows end to end where their losses stay what they are one by one, which is tried out "
-        "before the first step; else, and with Never, rows of like length are padded.",
+        description="Auto lays rows end to end if each row's loss stays what it is alone, which is tried before the "
+        "first step. Otherwise, and with Never, rows of similar length are padded.",
     )
     gradient_checkpointing: GradientCheckpointing = Field(
         GradientCheckpointing.AUTO,
-        description="Work activations out a second time instead of keeping them: less memory, about a third more time. "
+        description="Compute activations a second time instead of keeping them: less memory, about a third more time. "
         "Auto does so only when the longest row does not fit otherwise.",
     )
     compile: bool = Field(
         False,
         description="Compile the model's layers (torch.compile): the first steps take minutes, the others are faster. "
-        "Bits differ from those of a run without.",
+        "The result differs in bits from a run without it.",
     )
     sharding: Sharding = Field(
         Sharding.AUTO,
-        description="Whether each of a job's GPUs keeps only a part of the weights, and with method Full of their "
-        "gradients and moments too (FSDP2): less memory, more traffic. Auto does so when they would take more than two "
-        "thirds of a GPU. Where trained weights are sharded, a pod that is lost without a word costs the steps since "
-        "the last checkpoint. QLoRA has none.",
+        description="Whether each of a job's GPUs keeps only a part of the weights, and with method Full also of "
+        "their gradients and moments (FSDP2): less memory, more traffic. Auto does so when they would take more than "
+        "two thirds of a GPU. Where trained weights are sharded, a pod that is lost without a word costs the steps "
+        "since the last checkpoint. QLoRA cannot be sharded.",
     )
-    seed: int = Field(42, ge=0, le=2_147_483_647, description="Seed of everything random.")
+    seed: int = Field(42, ge=0, le=2_147_483_647, description="Seed of all randomness.")
     deterministic: bool = Field(
         True, description="The same bits each time on the same machine. False allows faster operations on a GPU."
     )
@@ -195,17 +199,17 @@ class Training(Model):
         None,
         ge=1,
         le=10_000_000,
-        description="Steps between two measurements of the loss on the held-out rows. It is measured before the first "
-        "step and after the last one anyhow.",
+        description="Steps between two measurements of the loss on the held-out rows. It is always measured before "
+        "the first step and after the last one.",
     )
     checkpoint_every_steps: int = Field(
         50, ge=1, le=100_000, description="Steps between two durable checkpoints. SIGTERM always makes one."
     )
-    keep_checkpoints: int = Field(2, ge=1, le=100, description="So many of the newest checkpoints are kept.")
+    keep_checkpoints: int = Field(2, ge=1, le=100, description="How many of the newest checkpoints are kept.")
     exported_checkpoint: ExportedCheckpoint = Field(
         ExportedCheckpoint.LAST,
-        description="What is exported: the Last step's weights, or the Best of those that were measured on the "
-        "held-out rows after a step, for which evaluateEverySteps is needed. The best is kept beside the newest.",
+        description="What is exported. Last: the weights of the last step. Best: the best of those that were measured "
+        "on the held-out rows after a step, which needs evaluateEverySteps. The best is kept beside the newest.",
     )
 
     model_config = ConfigDict(

@@ -24,9 +24,9 @@ class BorrowWindow(Model):
 
     days: tuple[Day, ...] = Field(DAYS, min_length=1, max_length=7, description="Days on which the window begins.")
     start: TimeOfDay = Field(description="When it begins, local time.")
-    end: TimeOfDay = Field(description="When it ends, local time; before start: on the next day.")
+    end: TimeOfDay = Field(description="When it ends, local time. If that is before start, it ends on the next day.")
     time_zone: Annotated[str, StringConstraints(min_length=1, max_length=64)] = Field(
-        "UTC", description="Whose local time: a name of the IANA database, such as Europe/Berlin."
+        "UTC", description="The time zone of these hours: a name of the IANA database, such as Europe/Berlin."
     )
 
     model_config = ConfigDict(

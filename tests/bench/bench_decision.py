@@ -1,8 +1,9 @@
-"""What a decision costs: who gets which GPU, in memory, as nodes and waiting jobs grow.
+"""What a decision about who gets which GPU costs, in memory, as nodes and waiting jobs grow.
 
-Nodes of 8 GPUs, all in use: by 200 engines of two replicas, of which one may be lent, and by training. Half of the jobs
-that wait may borrow, of 20 namespaces and 5 priorities. `count` takes stock of a pool, `decide` hands its GPUs out, to
-all jobs at once; `place` finds the victims for the one job that is next. The first figure of each is the median.
+The nodes have 8 GPUs each. All are in use: by 200 engines of two replicas, of which one may be lent, and by training.
+The waiting jobs are of 20 namespaces and 5 priorities, and half of them may borrow. `count` takes stock of a pool,
+`decide` hands out its GPUs to all jobs at once, and `place` finds the victims for the next job. The first figure of
+each is the median.
 """
 
 import gc

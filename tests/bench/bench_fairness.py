@@ -1,8 +1,8 @@
 """What sharing costs: three traces of jobs and engines in the simulator, each under three ways to share a cluster.
 
-The planner's own decisions, a simulated scheduler and kubelet (docs/simulator.md says what is left out and how to read
-the pictures), seed 1. Halves: half of each node's GPUs is for inference, half for training. Queue: one pool, jobs wait
-for free GPUs. Sluice: one pool, jobs borrow from engines down to their floor.
+The decisions are the planner's own; scheduler and kubelet are simulated, with seed 1 (docs/simulator.md says what is
+left out and how to read the pictures). Halves: half of each node's GPUs is for inference, half for training. Queue:
+one pool, jobs wait for free GPUs. Sluice: one pool, jobs borrow from engines down to their floor.
 """
 
 import sys

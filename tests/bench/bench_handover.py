@@ -1,9 +1,10 @@
-"""Hand-over: from a claim until its trainer is bound to the GPU of a lent engine slot.
+"""Hand-over: the time from a claim until its trainer is bound to the GPU of a lent engine slot.
 
-The slot has nothing in flight (drainTimeoutSeconds: 0) and its pod is gone as soon as it is told to: what is left is
-what Sluice, the controllers and the scheduler add to a drain. The goal is that the operator adds at most 250 ms.
-Meanwhile strangers' pods of priority 0 wait for any GPU: one that is bound before the trainer is a theft at the
-hand-over; one that is bound before the slot's own pod, once training has ended, a theft at the return.
+The slot has no request in flight (drainTimeoutSeconds: 0), and its pod is gone as soon as it is told to end. So the
+figures are what Sluice, the controllers and the scheduler add to a drain. The goal is that the operator adds at most
+250 ms. Meanwhile strangers' pods of priority 0 wait for any GPU. If one of them is bound before the trainer, that is
+a theft at the hand-over. If one is bound before the slot's own pod, once training has ended, that is a theft at the
+return.
 """
 
 import asyncio

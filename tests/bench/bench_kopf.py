@@ -1,10 +1,10 @@
-"""kopf's watches as the operator has them, beside those through kopf's public names only.
+"""kopf's watches as the operator adapts them, compared with watches that use kopf's public names only.
 
-Three arms, one after another and again, on the same 10,000 jobs with their nodes, engines, Jobs and pods. `adapted` is
-the operator as it is (`handlers/kopf_watch.py`). `public` has `kopf.on.event` handlers which put each object into the
-same store, and kopf's settings as they are; `tuned` is the same with workers that end after 0.1 s, not 5 s, and without
-kopf's diffs. Each start meets everything as it should be. Then 2,000 jobs are annotated, as fast as the API server
-takes it; and 2,000 while the process is stopped, which shows how fast it catches up.
+Three arms run one after another, several times, on the same 10,000 jobs with their nodes, engines, Jobs and pods.
+`adapted` is the operator as it is (`handlers/kopf_watch.py`). `public` has `kopf.on.event` handlers that put each
+object into the same store, and kopf's settings as they are. `tuned` is the same with workers that end after 0.1 s,
+not 5 s, and without kopf's diffs. At each start everything is as it should be. Then 2,000 jobs are annotated as fast
+as the API server takes it, and 2,000 more while the process is stopped, which shows how fast it catches up.
 """
 
 import asyncio

@@ -1,14 +1,14 @@
 """The loss from hidden states to their gradient: ours, a tile at a time, against all logits at once.
 
-4,096 positions that all predict something, float32, two threads; a fresh process for each measurement, the two in ABBA
-order. `extra MB` is how far the process's memory rises above weights and hidden states (with a trained head, its
-gradient is in it). CPU seconds are those of both threads together: others use the machine too, so that the wall clock
-says as much about them. The first figure of each is the median. Goals: 250 MB with a frozen head, and 1.1 times the
-time. TRL's own chunked loss is part of what train.md measures.
+4,096 positions that all predict something, float32, two threads. Each measurement has a fresh process, and the two
+methods take turns in ABBA order. `extra MB` is how far the process's memory rises above weights and hidden states;
+with a trained head its gradient is included. CPU seconds are those of both threads together, because others use the
+machine too and change the wall clock. The first figure of each is the median. Goals: 250 MB with a frozen head, and
+1.1 times the time. TRL's own chunked loss is part of what train.md measures.
 
-The second table is of the largest row's two products alone, in tiles of one size and several shapes. They are nearly
-all of its time, so that the shape of a tile decides: with few positions, reading and packing the head costs more than
-the memory that it saves.
+The second table shows only the two products of the largest row, in tiles of one size and several shapes. They take
+nearly all of its time, so the shape of a tile decides. With few positions, reading and packing the head costs more
+than the memory that it saves.
 
     python -m tests.bench.bench_loss
 """

@@ -1,9 +1,10 @@
-"""The operator as everything grows: its start, its restart, its memory, and what it costs when nothing happens.
+"""How the operator's start, restart, memory and idle cost grow with the number of jobs.
 
-For every 10 jobs a node of 8 GPUs, for every 50 an engine of two replicas. 40 % of the jobs are complete, 15 % have
-failed, 5 % are suspended; the others ask for 4 GPUs each, and those for whom there is no room wait. The first start
-meets jobs without a status: it writes them all, and claims for those who can train. The second meets everything as it
-should be. Then a node comes, and a job of the highest priority that may borrow.
+There is a node of 8 GPUs for every 10 jobs, and an engine of two replicas for every 50. 40 % of the jobs are
+complete, 15 % have failed, 5 % are suspended. The others ask for 4 GPUs each, and those for which there is no room
+wait. At the first start no job has a status: the operator writes all of them, and claims for the jobs that can train.
+At the second start everything is as it should be. Then a node comes, and after it a job of the highest priority that
+may borrow.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
-"""Progress: reports a second that the endpoint takes with its tokens cached, and the API writes that they cause.
+"""Progress: how many reports a second the endpoint takes when its tokens are cached, and how many API writes they
+cause.
 
-Real control plane, one training Job, pod and token for each trainer; the operator's endpoint in this process, the
-trainers in another one, both on the machine's same cores with etcd and the API server.
+The control plane is real, and each trainer has a training Job, a pod and a token. The operator's endpoint runs in
+this process, the trainers in another one. Both share the machine's cores with etcd and the API server.
 
     python -m tests.bench.bench_progress
 """

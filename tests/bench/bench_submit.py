@@ -1,11 +1,11 @@
-"""Submit to pod: from `kubectl apply` of a job to its pod, one job after another on an idle control plane.
+"""Submit to pod: the time from `kubectl apply` of a job to its pod, one job after another on an idle control plane.
 
-(a) A job whose data was prepared before, on nodes with free GPUs: until its training pod exists. The goal is 100 ms
-for the median and 500 ms for the 99th percentile. (b) A new job: until the pod of its Prepare stage exists.
+(a) A job with prepared data, on nodes with free GPUs: the time until its training pod exists. The goal is 100 ms for
+the median and 500 ms for the 99th percentile. (b) A new job: the time until the pod of its Prepare stage exists.
 
-The time in between is split by what wrote: the API server and etcd (the job), the operator (the stage's Job), the Job
-controller (the pod). Everything shares the machine's cores: etcd, API server, controllers, scheduler, operator, and
-the measuring process, which watches.
+The time is split by who wrote: the API server and etcd (the job), the operator (the stage's Job), the Job controller
+(the pod). etcd, API server, controllers, scheduler, operator and the measuring process, which watches, share the
+machine's cores.
 """
 
 import asyncio

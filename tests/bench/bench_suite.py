@@ -1,7 +1,7 @@
-"""Suite: what all tests take, by the report of the last `make test`. The goal is 20 minutes on two idle cores.
+"""Suite: how long all tests take, by the report of the last `make test`. The goal is 20 minutes on two idle cores.
 
-A test's time is that of its call and of the fixtures that were made for it first, while two others run on the same
-cores: the folders' sums are more than the whole. Who adds a test stays within the budget that is printed.
+A test's time is that of its call and of the fixtures that were made for it first. Other tests run on the same cores
+meanwhile, so the sums of the folders are more than the whole. New tests must stay within the budget that is printed.
 """
 
 import sys

@@ -1,13 +1,14 @@
 """Kueue's own benchmark trace, run by Sluice: 15,000 jobs of 30 queues, admitted, and marked finished.
 
-Kueue's test/performance/scheduler: 5 cohorts of 6 queues with a quota of 20 each, which may borrow what the cohort's
-others leave. Each queue gets 350 small jobs (1 unit for 200 ms, one every 100 ms), 100 medium ones (5 units for 500 ms,
-every 500 ms) and 50 large ones (20 units for 1 s, every 1.2 s). Here a cohort is a GPUPool of one node of 120 GPUs, a
-queue a namespace, a unit a GPU, and the classes' priorities 50, 100 and 200 are ours. As there, nothing runs: what
-makes the jobs waits until each is admitted (its training Job is created), and marks it finished when its time is over.
-Unlike there nobody is preempted, and a job passes through the operator once more when it has finished.
+The trace is Kueue's test/performance/scheduler: 5 cohorts of 6 queues. Each queue has a quota of 20 and may borrow
+what the others of its cohort leave. Each queue gets 350 small jobs (1 unit for 200 ms, one every 100 ms), 100 medium
+ones (5 units for 500 ms, every 500 ms) and 50 large ones (20 units for 1 s, every 1.2 s). Here a cohort is a GPUPool
+of one node of 120 GPUs, a queue is a namespace, a unit is a GPU, and the priorities of the classes are 50, 100 and
+200. As in Kueue's test, nothing runs: the process that makes the jobs waits until each is admitted (its training Job
+is created), and marks it finished when its time is over. Unlike there, no job is preempted, and a job passes through
+the operator once more when it has finished.
 
-Capacity alone allows 66 s. Kueue ff69552e79, on two cores with etcd and API server beside it: 417 s, 656 MB.
+Capacity alone allows 66 s. Kueue ff69552e79, on two cores with etcd and API server beside it, took 417 s and 656 MB.
 """
 
 import asyncio

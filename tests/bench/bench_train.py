@@ -1,37 +1,37 @@
 """A training by Sluice and by TRL: speed, seconds until the first step, memory, and what saving costs.
 
-SmolLM2-135M-Instruct, LoRA of rank 16 on all linear layers, float32, two threads; one epoch of 64 conversations of
-log-normal length, of which the six longest have more than a third of all tokens. The answer, nearly half of each row,
-is in the loss. Each training is a fresh process. Sluice and TRL tuned take turns in ABBA order, after one step of each
-that warms the disk's cache. Tokens a second are real ones, in the loss or not, never padding, from the first step's
-begin to the last step's end. Goal: 1.25 times TRL tuned. The trainers count these tokens themselves; one that has left
-out any ends the benchmark.
+The model is SmolLM2-135M-Instruct with LoRA of rank 16 on all linear layers, in float32 on two threads. It trains for
+one epoch of 64 conversations of log-normal length; the six longest have more than a third of all tokens. The loss
+counts the answer, nearly half of each row. Each training is a fresh process. Sluice and TRL tuned take turns in ABBA
+order, after one step of each that warms the disk's cache. Tokens a second are real ones, in the loss or not, never
+padding, from the begin of the first step to the end of the last. Goal: 1.25 times TRL tuned. The trainers count these
+tokens themselves, and the benchmark ends if one has left any out.
 
 **Sluice** is the Train stage as in a pod, on rows that Prepare has left: eight rows a step, packed. It also makes a
 checkpoint every third step, which TRL is spared.
 
 **TRL tuned** is SFTTrainer with packing (`bfd`) and without gradient checkpointing. It packs the whole dataset before
-it makes batches, so that a step can't have exactly our eight rows. It has two packs of at most 1,024 tokens, which are
-about as many tokens. They are two batches of one pack, accumulated: of a batch of two TRL makes one sequence, and the
-work of attention grows with its square. Tried when this was written, CPU seconds of a whole run with 16 rows, once
-each: 56; 67 with one batch of two packs; 58 with `padding_free`, four rows a batch and no packing; 71 with eight; 61
-with a worker for the data; 66 with eager attention.
+it makes batches, so a step cannot have exactly our eight rows. It has two packs of at most 1,024 tokens, which are
+about as many tokens. They are two accumulated batches of one pack, because TRL makes one sequence of a batch of two,
+and the work of attention grows with the square of its length. When this was written, a whole run with 16 rows, once
+each, took 56 CPU seconds; 67 with one batch of two packs; 58 with `padding_free`, four rows a batch and no packing;
+71 with eight; 61 with a worker for the data; 66 with eager attention.
 
-**TRL's defaults** is SFTTrainer as it comes: eight rows a batch, padded, gradient checkpointing. One default is not
-taken: bf16, because everything here is float32. It runs once, for information, and says nothing of bf16: with
-avx512_bf16 a step of TRL took two thirds of the CPU seconds in bf16, tuned a little more (once each, when this was
-written); a CPU without such instructions is slower in it.
+**TRL's defaults** is SFTTrainer as it comes: eight rows a batch, padded, with gradient checkpointing. One default is
+not taken, bf16, because everything here is float32. It runs once, for information, and says nothing about bf16. With
+avx512_bf16 a step of TRL took two thirds of the CPU seconds in bf16, and a little more when tuned (once each, when
+this was written). A CPU without such instructions is slower in bf16.
 
-All get the same tokens, with the same loss mask: TRL reads our Prepare's rows, so that tokenising is in nobody's
-seconds. Rank, alpha, learning rate (2e-4, constant), AdamW and clipping are the same too. `loss` is the mean over the
-last epoch's loss tokens, each as it was when its step came. It tells whether all learn the same; small differences
-are the order of the rows and, for TRL tuned, which rows share a step.
+All get the same tokens with the same loss mask. TRL reads our Prepare's rows, so tokenising counts for neither. Rank,
+alpha, learning rate (2e-4, constant), AdamW and clipping are the same too. `loss` is the mean over the loss tokens of
+the last epoch, each as it was at its step. It shows whether all learn the same. Small differences come from the order
+of the rows and, for TRL tuned, from which rows share a step.
 
-`by CPU` is the same ratio by the processor time of the same steps: what else the machine does changes it less, and it
-leaves out where a core waits. Seconds count from the process's start; memory is the kernel's ru_maxrss. Goal for the
-first report: 300 ms. While a checkpoint's state is copied, training stands still (goal: 20 ms); it is written beside
-the training. The cost at one save a minute is the copy's share of a minute, and at most that of copy and writing
-together, as if training stood still for both (goal: 1 %).
+`by CPU` is the same ratio by the processor time of the same steps. Other work on the machine changes it less, and it
+leaves out where a core waits. Seconds count from the start of the process; memory is the kernel's ru_maxrss. The goal
+for the first report is 300 ms. While a checkpoint's state is copied, training stands still (goal: 20 ms); the writing
+happens beside the training. The cost at one save a minute is the copy's share of a minute. It is at most the share of
+copy and writing together, as if training stood still for both (goal: 1 %).
 
     SLUICE_BENCH_PAIRS=1 SLUICE_BENCH_ROWS=8 python -m tests.bench.bench_train
 """

@@ -12,7 +12,9 @@ from tests.unit.pages import shown
 
 pytestmark = pytest.mark.integration
 
-PAGES = [REPOSITORY / name for name in ("README.md", "docs/scheduling.md", "docs/tenancy.md")]
+PAGES = [
+    REPOSITORY / name for name in ("README.md", "docs/scheduling.md", "docs/scheduling-reference.md", "docs/tenancy.md")
+]
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 
 

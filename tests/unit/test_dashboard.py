@@ -140,8 +140,8 @@ def test_monitors_look_where_custom_resources_are_served() -> None:
 
 
 def test_the_documented_autoscaler_has_a_path_to_its_metric() -> None:
-    """docs/scheduling.md: the adapter's rule finds the agent's series by the labels that Prometheus gives a pod's."""
-    page = (REPOSITORY / "docs" / "scheduling.md").read_text()
+    """The adapter's rule in the scheduling reference finds the agent's series by the labels that Prometheus gives."""
+    page = (REPOSITORY / "docs" / "scheduling-reference.md").read_text()
     blocks = [one for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) for one in yaml.safe_load_all(block)]
     (rule,) = next(block["rules"] for block in blocks if isinstance(block, dict) and "rules" in block)
     name, _, selected = rule["seriesQuery"].partition("{")

@@ -14,7 +14,6 @@ from sluice_api.crd import KINDS
 from sluice_api.finetunejob import JobResources
 from sluice_api.gpupool import GPUPool, GPUPoolSpec, NamespaceQuota, Sharing, SharingMode
 from sluice_api.inferenceengine import Preemption
-from sluice_api.reasons import Reason
 from sluice_api.scheduling import Interruption, Retry, ScaleUp, Scheduling
 from sluice_api.windows import BorrowWindow
 from tests.unit.pages import shown
@@ -25,9 +24,10 @@ SHOWN = {
     "README.md": {"FineTuneJob", "InferenceEngine"},
     "tenancy.md": {"Namespace", "RoleBinding", "ResourceQuota", "NetworkPolicy", "GPUPool"},
     "network.md": {"InferenceEngine"},
-    "scheduling.md": {
+    "scheduling.md": {"FineTuneJob", "InferenceEngine", "GPUPool", "PodDisruptionBudget"},
+    "scheduling-reference.md": {
         *("FineTuneJob", "InferenceEngine", "GPUPool"),
-        *("HorizontalPodAutoscaler", "PersistentVolumeClaim", "PodDisruptionBudget", "ResourceQuota"),
+        *("HorizontalPodAutoscaler", "PersistentVolumeClaim", "ResourceQuota"),
     },
 }
 """Kinds in the YAML of each page that has any."""
@@ -69,26 +69,23 @@ def test_all_yaml_of_a_page_is_looked_at(page: Path) -> None:
     assert len(written) == sum(len(block) for block in shown(page))
 
 
-def test_the_page_on_scheduling_shows_every_field_that_decides_about_gpus() -> None:
+def shown_on_scheduling() -> list[dict[str, Any]]:
+    """The objects of the guide and of the reference."""
+    pages = (REPOSITORY / "docs" / name for name in ("scheduling.md", "scheduling-reference.md"))
+    return [manifest for page in pages for block in shown(page) for manifest in block]
+
+
+def test_the_pages_on_scheduling_show_every_field_that_decides_about_gpus() -> None:
     """In an object, which is tried on an API server."""
-    shown_fields = set(re.findall(r'"(\w+)": ', json.dumps(shown(REPOSITORY / "docs" / "scheduling.md"))))
+    shown_fields = set(re.findall(r'"(\w+)": ', json.dumps(shown_on_scheduling())))
     names = {field.alias for model in DECIDING for field in model.model_fields.values() if field.alias}
     names |= {"suspend", "managedBy", "activeDeadlineSeconds", "ttlSecondsAfterFinished"}
     assert names - shown_fields <= ELSEWHERE
 
 
-def test_the_page_on_scheduling_shows_a_pool_of_each_way_to_share_gpus() -> None:
-    manifests = [manifest for block in shown(REPOSITORY / "docs" / "scheduling.md") for manifest in block]
-    pools = [GPUPool.parse(manifest) for manifest in manifests if manifest["kind"] == "GPUPool"]
+def test_the_pages_on_scheduling_show_a_pool_of_each_way_to_share_gpus() -> None:
+    pools = [GPUPool.parse(manifest) for manifest in shown_on_scheduling() if manifest["kind"] == "GPUPool"]
     assert {pool.spec.sharing.mode for pool in pools} == {*SharingMode}
-
-
-def test_the_page_on_scheduling_tells_each_reason_for_which_a_job_waits() -> None:
-    folder = REPOSITORY / "operator" / "sluice_operator" / "plan" / "allocation"
-    code = "".join((folder / name).read_text() for name in ("waiting.py", "lending.py"))
-    reasons = {Reason[name].value for name in re.findall(r"\bReason\.([A-Z_]+)", code)}
-    text = (REPOSITORY / "docs" / "scheduling.md").read_text()
-    assert reasons - set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set()
 
 
 def test_the_examples_fit_together() -> None:
@@ -115,6 +112,18 @@ def test_the_dataset_teaches_one_style_and_not_the_question_that_the_demo_asks()
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((REPOSITORY / "docs").glob("*/*.md"))], ids=lambda page: page.name)
+def test_anchors_of_links_are_headings(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#\s]*)#([^)\s]+)\)", page.read_text())
+    assert [anchor for path, anchor in links if anchor not in anchors(page.parent / path if path else page)] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_files_that_the_architecture_names_exist() -> None:

@@ -9,6 +9,7 @@ import yaml
 
 from sluice_api import crd, docs
 from sluice_api.finetunejob import UNCHANGED
+from sluice_api.meta import EXPERIMENTAL
 from sluice_api.reasons import Reason
 from sluice_api.resource import Resource
 from sluice_api.schema import RULES, fields_of
@@ -46,6 +47,22 @@ def test_files_go_to_each_directory(tmp_path: Path) -> None:
     for name in names:
         assert (first / name).read_text() == (second / name).read_text()
         assert yaml.safe_load((first / name).read_text())["kind"] == "CustomResourceDefinition"
+
+
+def test_fields_that_have_run_on_no_gpu_say_so() -> None:
+    """One that is not listed here was marked, or lost its mark, by accident."""
+    marked = {
+        path
+        for kind in crd.KINDS
+        for path, field in fields_of(crd.resource_schema(kind), "")
+        if EXPERIMENTAL in field.get("description", "")
+    }
+    assert marked == {
+        *(".spec.scheduling.policy", ".spec.scheduling.share", ".status.allocation.beside"),
+        *(".spec.preemption.policy", ".spec.preemption.sleepLevel"),
+        *(".spec.sharing", ".spec.sharing.mode", ".spec.sharing.replicas", ".spec.sharing.deviceClass"),
+    }
+    assert docs.api_page().count("| `Sleep` |") == docs.api_page().count("| `Shared` |") == 1
 
 
 @pytest.mark.parametrize("generator", [crd, docs])

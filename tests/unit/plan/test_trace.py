@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dev.cache import REPOSITORY
 from sluice_api.claim import SlotRef
 from sluice_operator.observe.world import job_key
 from sluice_operator.status.trace import trace
@@ -53,6 +54,17 @@ def test_a_job_that_waits_sees_the_queue_the_nodes_and_the_engines() -> None:
         "  team/chat: 1 of 2 replicas, floor 1; may lend 0\n"
         "  team/dear: 0 of 0 replicas, floor 0; no: EngineNeverLends: dear does not lend (preemption.policy: Never)."
     )
+
+
+def test_the_guide_shows_what_is_printed() -> None:
+    """The block of docs/scheduling.md, whose long lines are wrapped."""
+    town = parse(
+        "pool: 2 gpus | chat: 2 replicas, floor 1 | dear: 0 replicas, never"
+        " | a: needs 1, takes chat/0 on n1 | b: needs 1, priority 5 | c: needs 1"
+    )
+    page = (REPOSITORY / "docs" / "scheduling.md").read_text()
+    _, _, block = page.partition("python3 -m sluice_operator.explain team/b\n")
+    assert block.partition("```")[0].split() == told(town, "b").split()
 
 
 def test_a_job_that_holds_its_gpus_and_one_that_is_given_them() -> None:
