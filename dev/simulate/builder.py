@@ -183,7 +183,7 @@ class WorldBuilder:
                 "spec": {
                     "model": {"uri": "pvc://models/base"},
                     "replicas": replicas,
-                    "lora": {"claims": ["adapters"]},
+                    "lora": {"volumeClaims": ["adapters"]},
                     **spec,
                 },
             }

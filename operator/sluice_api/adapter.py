@@ -23,7 +23,7 @@ class AdapterSource(Model):
 
     uri: VolumeUri = Field(
         description="pvc://claim/path of a folder with adapter_config.json and adapter_model.safetensors. The claim "
-        "must be one of the engine's lora.claims."
+        "must be one of the engine's lora.volumeClaims."
     )
     digest: Digest | None = Field(
         None,

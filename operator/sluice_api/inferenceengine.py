@@ -119,7 +119,7 @@ class EngineLora(Model):
         description="Highest rank of an adapter. vLLM reserves memory from the start for the next of its own ranks: "
         "1, 8, 16, 32, 64, 128, 256, 320, 512.",
     )
-    claims: tuple[Name, ...] = Field(
+    volume_claims: tuple[Name, ...] = Field(
         (),
         max_length=16,
         description="PersistentVolumeClaims with adapters. They are mounted read-only from the start, so an adapter "

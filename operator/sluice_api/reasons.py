@@ -43,8 +43,8 @@ class Reason(Explained):
         "preemption.policy is Sleep, but the pool gives a GPU to one pod alone: a sleeping replica would keep it.",
         "Set preemption.policy: ScaleDown, or use a GPUPool of sharing.mode: DRA.",
     )
-    ENGINE_WAKES = (
-        "EngineWakes",
+    ENGINE_NOT_READY_TO_SLEEP = (
+        "EngineNotReadyToSleep",
         "Only replicas that serve can sleep, and the engine that lends has none that serves with its present spec.",
         "Wait until they serve; see the engine's status.slots.",
     )
@@ -53,8 +53,8 @@ class Reason(Explained):
         "The engines that lend do not lend to this namespace.",
         "Set preemption.lendTo: Anywhere on an engine, or run the job in its namespace.",
     )
-    ENGINE_OUTRANKS = (
-        "EngineOutranks",
+    ENGINE_PRIORITY_HIGHER = (
+        "EnginePriorityHigher",
         "The engines that lend have a higher priority than the job.",
         "Raise the job's scheduling.priority, or lower the engine's preemption.priority.",
     )
@@ -88,8 +88,8 @@ class Reason(Explained):
         "Jobs of policy Shared train beside each replica of the engine that lends.",
         "Wait until one ends, or raise the engine's replicas.",
     )
-    GROUP_BORROWS_NONE = (
-        "GroupBorrowsNone",
+    MULTI_NODE_BORROWS_NONE = (
+        "MultiNodeBorrowsNone",
         "A job of several pods cannot borrow GPUs that DRA serves.",
         "Wait for free GPUs, or set resources.nodes: 1.",
     )
@@ -124,8 +124,8 @@ class Reason(Explained):
         "Borrowed replicas finish their requests.",
         "Nothing; it takes at most the engine's drainTimeoutSeconds.",
     )
-    FALLING_ASLEEP = (
-        "FallingAsleep",
+    WAITING_FOR_SLEEP = (
+        "WaitingForSleep",
         "Borrowed replicas free the memory of their GPUs.",
         "Nothing; this takes seconds. If it takes too long, the claim is given up.",
     )
@@ -242,8 +242,8 @@ class Reason(Explained):
         "With sharing mode DRA: it is more than any engine of the namespace leaves.",
         "Lower scheduling.share, divide the pool's GPUs into fewer parts, or lower the engine's gpuMemoryUtilization.",
     )
-    NO_ENGINE_BESIDE = (
-        "NoEngineBeside",
+    NO_ENGINE_TO_SHARE_WITH = (
+        "NoEngineToShareWith",
         "With sharing mode DRA a share is a part of a replica's GPU, but the namespace has no engine in the pool.",
         "Run the job in the namespace of an engine of the pool, or use scheduling.policy Queue or Preempt.",
     )
@@ -271,15 +271,15 @@ class Reason(Explained):
     ADAPTER_SOURCE_NOT_MOUNTED = (
         "AdapterSourceNotMounted",
         "The engine does not mount the volume claim with the adapter.",
-        "Add the volume claim to the engine's lora.claims, or write to one that it mounts.",
+        "Add the volume claim to the engine's lora.volumeClaims, or write to one that it mounts.",
     )
-    CLAIM_NOT_FOUND = (
-        "ClaimNotFound",
+    VOLUME_CLAIM_NOT_FOUND = (
+        "VolumeClaimNotFound",
         "A PersistentVolumeClaim that the spec names does not exist.",
         "Create it in this namespace, or correct the name.",
     )
-    CLAIM_NOT_SHAREABLE = (
-        "ClaimNotShareable",
+    VOLUME_CLAIM_NOT_SHAREABLE = (
+        "VolumeClaimNotShareable",
         "Two nodes would need a ReadWriteOnce volume claim at once.",
         "Use a ReadWriteMany volume claim.",
     )

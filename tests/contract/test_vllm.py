@@ -124,7 +124,7 @@ def faked(paths: SlotPaths) -> Iterator[Server]:
 
 SPEC = InferenceEngineSpec(
     model=ServedModel(uri="pvc://models/tiny"),
-    lora=EngineLora(max_adapters=2, max_rank=7, claims=("adapters",)),
+    lora=EngineLora(max_adapters=2, max_rank=7, volume_claims=("adapters",)),
     serving=Serving(max_model_length=512, max_concurrent_requests=4, dtype="float32"),
 )
 

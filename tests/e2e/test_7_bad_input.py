@@ -66,7 +66,7 @@ TABLE = (
     ),
     Wrong(
         "no-claim",
-        "ClaimNotFound",
+        "VolumeClaimNotFound",
         ("PersistentVolumeClaim nowhere", "Create it"),
         {"dataset": {"uri": "pvc://nowhere/rows.jsonl"}},
         mendable=True,
@@ -78,7 +78,7 @@ TABLE = (
     Wrong(
         "unseen",
         "AdapterSourceNotMounted",
-        ("spec.output.uri", "claim datasets", "lora.claims"),
+        ("spec.output.uri", "claim datasets", "lora.volumeClaims"),
         {"output": {"uri": "pvc://datasets/out"}},
         publish="unseen",
         mendable=True,

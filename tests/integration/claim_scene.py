@@ -88,7 +88,7 @@ class ClaimScene:
             "replicas": replicas,
             "resources": {"gpus": 1, "memory": "100Mi", "cpu": "10m", "pool": pool},
             "serving": {"gpuMemoryUtilization": utilization},
-            "lora": {"claims": [VOLUME]},
+            "lora": {"volumeClaims": [VOLUME]},
             "preemption": {**lends, **terms},
         }
         body = {"apiVersion": API_VERSION, "kind": "InferenceEngine", "metadata": {"name": name}, "spec": spec}

@@ -70,7 +70,7 @@ class Loan:
 
     async def falls_asleep(self) -> None:
         """The slot has drained, and is told to sleep."""
-        assert "goes to sleep" in await self.scene.job_says("tone", "FallingAsleep")
+        assert "goes to sleep" in await self.scene.job_says("tone", "WaitingForSleep")
         await self.scene.history.until(lambda: self.slot.get("state") == "Sleeping", "the slot is told to sleep")
 
     async def trains(self) -> Body:

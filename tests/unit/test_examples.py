@@ -95,7 +95,7 @@ def test_the_examples_fit_together() -> None:
     assert job["spec"]["publish"]["engine"] == engine["metadata"]["name"]
     assert job["spec"]["model"] == engine["spec"]["model"]
     assert job["spec"]["lora"]["rank"] <= engine["spec"]["lora"]["maxRank"]
-    used = re.findall(r"pvc://([a-z]+)/", json.dumps([engine, job])) + engine["spec"]["lora"]["claims"]
+    used = re.findall(r"pvc://([a-z]+)/", json.dumps([engine, job])) + engine["spec"]["lora"]["volumeClaims"]
     assert set(used) == claims
 
 

@@ -43,7 +43,7 @@ def volume_claims_of(job: FineTuneJob) -> tuple[str, ...]:
 def missing_volume_claim(world: World, namespace: str, uri: str) -> str:
     """What to do about an address whose PersistentVolumeClaim is not there; empty when nothing is missing."""
     path = volume_path(uri)
-    if path is None or Key("PersistentVolumeClaim", namespace, path.claim) in world.claims:
+    if path is None or Key("PersistentVolumeClaim", namespace, path.claim) in world.volume_claims:
         return ""
     return (
         f"PersistentVolumeClaim {path.claim} does not exist in namespace {namespace}. Create it, or correct the pvc:// "
@@ -145,7 +145,7 @@ def _too_small(node: NodeView, need: Resources) -> str:
 def unreachable_volume(world: World, namespace: str, claims: Iterable[str], node: NodeView) -> str:
     """The first claim whose volume can't be mounted on a node; empty when all can."""
     for name in claims:
-        claim = world.claims.get(Key("PersistentVolumeClaim", namespace, name))
+        claim = world.volume_claims.get(Key("PersistentVolumeClaim", namespace, name))
         if claim and not _reaches(world, claim, node):
             return f"volume of claim {name} is not reachable from the node"
         if claim and _held_elsewhere(world, namespace, name, claim, node):
@@ -177,7 +177,7 @@ def _held_elsewhere(world: World, namespace: str, name: str, claim: VolumeClaimV
     if set(claim.access_modes) != {"ReadWriteOnce"}:
         return False
     return any(
-        pod.node != node.key.name and name in pod.claims and pod.key.namespace == namespace and not pod.ended
+        pod.node != node.key.name and name in pod.volume_claims and pod.key.namespace == namespace and not pod.ended
         for pods in world.pods_on.values()
         for pod in pods.values()
     )

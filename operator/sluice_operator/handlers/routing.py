@@ -241,7 +241,7 @@ def _takes(pod: Stored | None) -> object:
     """What of a pod the pools count: where, how much, whether still, and on whose account."""
     if not isinstance(pod, PodView):
         return None
-    return pod.node, pod.requests, pod.ended, pod.deleting, pod.bound_at, bool(pod.gates), pod.ready, pod.claims
+    return pod.node, pod.requests, pod.ended, pod.deleting, pod.bound_at, bool(pod.gates), pod.ready, pod.volume_claims
 
 
 def _stage_job(

@@ -76,7 +76,7 @@ def engine_pod_spec(engine: InferenceEngine, index: int, pool: GPUPoolSpec, sett
 
 
 def _claims(spec: InferenceEngineSpec) -> tuple[str, ...]:
-    lora = spec.lora.claims if spec.lora else ()
+    lora = spec.lora.volume_claims if spec.lora else ()
     return tuple(dict.fromkeys((*claims_of(spec.model.uri), *lora)))
 
 

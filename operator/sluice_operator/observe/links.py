@@ -33,12 +33,12 @@ def _volume_claims(job: FineTuneJob) -> tuple[Place, ...]:
     return tuple((job.metadata.namespace, name) for name in names)
 
 
-def _engines_claims(engine: InferenceEngine) -> tuple[Place, ...]:
+def _engine_volume_claims(engine: InferenceEngine) -> tuple[Place, ...]:
     try:
         model = claims_of(engine.spec.model.uri)
     except ValueError:  # a path that climbs out of its claim
         model = ()
-    adapters = engine.spec.lora.claims if engine.spec.lora else ()
+    adapters = engine.spec.lora.volume_claims if engine.spec.lora else ()
     return tuple((engine.metadata.namespace, name) for name in dict.fromkeys((*model, *adapters)))
 
 
@@ -60,7 +60,7 @@ class Links:
         """Jobs by the Adapter that they write."""
         self.mounting: Index[Place, FineTuneJob] = Index(_volume_claims)
         """Jobs by the PersistentVolumeClaims that they name."""
-        self.serving_from: Index[Place, InferenceEngine] = Index(_engines_claims)
+        self.serving_from: Index[Place, InferenceEngine] = Index(_engine_volume_claims)
         """Engines by the PersistentVolumeClaims that they name."""
         self.adapters_on: Index[Place, Adapter] = Index(_engine_of)
         self.borrowing: Index[Place, StageJobView] = Index(lender)

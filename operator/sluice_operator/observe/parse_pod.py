@@ -38,7 +38,7 @@ def parse_pod(body: Body) -> PodView:
             requests=effective_requests(spec),
             node=spec.get("nodeName") or "",
             ended=ended,
-            claims=_claims(body),
+            volume_claims=_volume_claims(body),
         )
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     main: Mapping[str, Any] = next((c for c in containers if c.get("name") in _MAIN), {})
@@ -62,7 +62,7 @@ def parse_pod(body: Body) -> PodView:
         disruption=_words(condition(status, "DisruptionTarget", "True")),
         failure=_words(status) if ended else "",
         started=any(map(_has_run, containers)),
-        claims=_claims(body),
+        volume_claims=_volume_claims(body),
         template=template_in(annotations),
         termination=_termination(main),
     )
@@ -129,7 +129,7 @@ def _requests(container: Body) -> dict[str, int]:
     return amounts(dict((container.get("resources") or {}).get("requests") or {}))
 
 
-def _claims(body: Body) -> tuple[str, ...]:
+def _volume_claims(body: Body) -> tuple[str, ...]:
     """The claims that a pod mounts; a generic ephemeral volume's is named after the pod and the volume."""
     pod = body["metadata"]["name"]
     found = []

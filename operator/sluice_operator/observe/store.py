@@ -142,7 +142,7 @@ class Store:
             pods=self._shown["Pod"],
             stage_jobs=self._shown["Job"],
             slots=self._shown["Deployment"],
-            claims=self._shown["PersistentVolumeClaim"],
+            volume_claims=self._shown["PersistentVolumeClaim"],
             volumes=self._shown["PersistentVolume"],
             pods_of=self._pods_of.groups,
             pods_on=self._pods_on.groups,

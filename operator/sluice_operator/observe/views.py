@@ -132,7 +132,7 @@ class PodView(View):
     """Why the kubelet ended the pod, or never let it begin: reason and message of its status."""
     started: bool = False
     """A container of it has run."""
-    claims: tuple[str, ...] = ()
+    volume_claims: tuple[str, ...] = ()
     """PersistentVolumeClaims that it mounts."""
     template: str = ""
     """Of an engine's pod: the digest of what the spec asked for when it was made, see SlotView."""

@@ -106,7 +106,7 @@ class World:
     pods: Mapping[Key, PodView] = field(default_factory=dict)
     stage_jobs: Mapping[Key, StageJobView] = field(default_factory=dict)
     slots: Mapping[Key, SlotView] = field(default_factory=dict)
-    claims: Mapping[Key, VolumeClaimView] = field(default_factory=dict)
+    volume_claims: Mapping[Key, VolumeClaimView] = field(default_factory=dict)
     volumes: Mapping[Key, VolumeView] = field(default_factory=dict)
     budgets_in: Mapping[str, Mapping[Key, BudgetView]] = field(default_factory=dict)
     """PodDisruptionBudgets by their namespace."""

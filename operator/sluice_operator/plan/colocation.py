@@ -82,7 +82,7 @@ def guest_refusal(world: World, pool: GPUPool, job: FineTuneJob) -> Obstacle | N
     roomiest = next(iter(_neighbours(world, pool, namespace)), None)
     if roomiest is None:
         return Obstacle(
-            Reason.NO_ENGINE_BESIDE,
+            Reason.NO_ENGINE_TO_SHARE_WITH,
             f"spec.scheduling.policy: Shared trains beside a replica of an engine in GPUPool {name}, and namespace "
             f"{namespace} has no engine there. Use Queue or Preempt, or run it in the namespace of one.",
             ends_with=(key_of(pool), engine_key(namespace, "")),

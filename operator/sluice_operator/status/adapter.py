@@ -75,11 +75,11 @@ def _readiness(
     if engine.spec.lora is None:
         return False, Reason.ENGINE_TAKES_NO_ADAPTERS, f"Engine {name} has no spec.lora; set it to serve adapters."
     source = volume_path(adapter.spec.source.uri)
-    if source and source.claim not in engine.spec.lora.claims:
+    if source and source.claim not in engine.spec.lora.volume_claims:
         return (
             False,
             Reason.ADAPTER_SOURCE_NOT_MOUNTED,
-            f"spec.source.uri: engine {name} does not mount claim {source.claim}. Add it to its lora.claims.",
+            f"spec.source.uri: engine {name} does not mount claim {source.claim}. Add it to its lora.volumeClaims.",
         )
     if not replicas:
         return False, Reason.NO_READY_REPLICA, f"Engine {name} has no ready replica."

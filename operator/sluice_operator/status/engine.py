@@ -92,10 +92,10 @@ def _hopeless(world: World, engine: InferenceEngine) -> tuple[Reason, str] | Non
     """Why no replica of an engine can ever start, as things are; None when one could."""
     resources, namespace = engine.spec.resources, engine.metadata.namespace
     if missing := missing_volume_claim(world, namespace, engine.spec.model.uri):
-        return Reason.CLAIM_NOT_FOUND, f"spec.model.uri: {missing}"
-    for number, name in enumerate(engine.spec.lora.claims if engine.spec.lora else ()):
+        return Reason.VOLUME_CLAIM_NOT_FOUND, f"spec.model.uri: {missing}"
+    for number, name in enumerate(engine.spec.lora.volume_claims if engine.spec.lora else ()):
         if missing := missing_volume_claim(world, namespace, f"pvc://{name}"):
-            return Reason.CLAIM_NOT_FOUND, f"spec.lora.claims[{number}]: {missing}"
+            return Reason.VOLUME_CLAIM_NOT_FOUND, f"spec.lora.volumeClaims[{number}]: {missing}"
     pool = find_pool(world, resources.pool)
     if pool is None:
         return None

@@ -99,12 +99,12 @@ class AdapterCache:
             raise AdapterRejected(Reason.ADAPTER_INVALID, str(error)) from error
         if address is None:
             raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: write source.uri as pvc://claim/path.")
-        mounted = {*(self._lora.claims if self._lora else ()), *claims_of(self._slot.spec.model.uri)}
+        mounted = {*(self._lora.volume_claims if self._lora else ()), *claims_of(self._slot.spec.model.uri)}
         if address.claim not in mounted:
             raise AdapterRejected(
                 Reason.ADAPTER_SOURCE_NOT_MOUNTED,
                 f"{adapter.uri}: {self._slot.engine} mounts {', '.join(sorted(mounted)) or 'no claim'}. "
-                f"Add {address.claim} to its lora.claims.",
+                f"Add {address.claim} to its lora.volumeClaims.",
             )
         return self._paths.at(VOLUMES / address.claim), self._paths.at(address.mounted)
 

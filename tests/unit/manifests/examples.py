@@ -49,7 +49,7 @@ ENGINE = InferenceEngine.parse(
           model: {uri: "pvc://models/smollm2-135m-instruct"}
           replicas: 2
           resources: {gpus: 1, memory: 4Gi}
-          lora: {maxAdapters: 4, maxRank: 16, claims: [adapters]}
+          lora: {maxAdapters: 4, maxRank: 16, volumeClaims: [adapters]}
           preemption: {policy: ScaleDown, minReplicas: 1}
     """)
 )

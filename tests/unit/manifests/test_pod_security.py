@@ -71,7 +71,7 @@ def test_no_field_reaches_a_pod_s_account_its_containers_or_their_resources() ->
     for resource in (FineTuneJob, InferenceEngine):
         spec = crd.resource_schema(resource)["properties"]["spec"]
         found = {path for path, _ in fields_of(spec, "spec") if path.rpartition(".")[2] in ours}
-        assert found <= {"spec.lora.claims"}  # PersistentVolumeClaims of the namespace, mounted read-only
+        assert found <= {"spec.lora.volumeClaims"}  # PersistentVolumeClaims of the namespace, mounted read-only
 
 
 @every_pod

@@ -124,7 +124,7 @@ def test_a_trainer_pod() -> None:
     assert view.bound_at == datetime(2026, 1, 1, 0, 0, 5, 500_000, UTC)
     assert (view.waiting_reason, view.waiting_message) == ("ImagePullBackOff", "no such image")
     assert (view.unschedulable, view.disruption) == ("0/1 nodes", "EvictionByEvictionAPI")
-    assert view.claims == ("models", "p-data")
+    assert view.volume_claims == ("models", "p-data")
     assert view.termination == Termination(75, "Error", "saved", datetime(2026, 1, 1, 0, 1, 2, tzinfo=UTC))
     assert (view.started, view.failure) == (True, "")
 

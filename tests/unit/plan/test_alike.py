@@ -25,7 +25,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Reason]] = {
     "rank": ({"lora": {"rank": 128}}, Reason.RANK_TOO_LARGE),
     "model": ({"model": {"uri": "pvc://models/other"}}, Reason.BASE_MODEL_DIFFERS),
     "output": ({"output": {"uri": "pvc://datasets/out"}}, Reason.ADAPTER_SOURCE_NOT_MOUNTED),
-    "dataset": ({"dataset": {"uri": "pvc://none/rows.jsonl"}}, Reason.CLAIM_NOT_FOUND),
+    "dataset": ({"dataset": {"uri": "pvc://none/rows.jsonl"}}, Reason.VOLUME_CLAIM_NOT_FOUND),
 }
 """Changes of a job that is not refused, and why each is."""
 

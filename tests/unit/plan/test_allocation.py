@@ -45,7 +45,7 @@ from tests.unit.plan.worlds import allocated, describe, parse
          "a takes chat/1"),
         ("an engine of higher priority is left alone",
          "pool: 2 gpus | chat: 2 replicas, priority 5 | a: needs 1",
-         "a waits EngineOutranks"),
+         "a waits EnginePriorityHigher"),
         ("the engine of lower priority lends first",
          "pool: 2 gpus | dear: 1 replicas, priority 2 | cheap: 1 replicas, priority 1 | a: needs 1, priority 3",
          "a takes cheap/0"),

@@ -199,7 +199,7 @@ def test_nodes_may_be_tainted_by_the_name_of_their_gpus(taint: str) -> None:
         ("one that stops could lose them", {"policy": "ScaleDown", "minReplicas": 0}, {}, "a waits EngineMustSleep"),
         ("a ResourceClaim is its namespace's", {**SLEEPS, "lendTo": "Anywhere"}, {"namespace": "other"},
          "a waits EngineLendsElsewhere"),
-        ("pods of a group have one template", SLEEPS, {"resources": {"nodes": 2}}, "a waits GroupBorrowsNone"),
+        ("pods of a group have one template", SLEEPS, {"resources": {"nodes": 2}}, "a waits MultiNodeBorrowsNone"),
     ],
 )  # fmt: skip
 def test_only_replicas_that_sleep_lend_and_only_to_one_pod_of_their_namespace(
@@ -217,7 +217,7 @@ def test_jobs_of_one_pod_and_of_several_have_terms_of_their_own() -> None:
     builder.serving("chat", "n1", "n2")
     builder.job("group", resources={"nodes": 2}, scheduling={"policy": "Preempt", "priority": 5})
     builder.job("single", scheduling={"policy": "Preempt", "priority": 5})
-    assert describe(allocated(builder)) == "group waits GroupBorrowsNone; single takes chat/0"
+    assert describe(allocated(builder)) == "group waits MultiNodeBorrowsNone; single takes chat/0"
 
 
 def test_what_is_borrowed_comes_by_the_slots_claim_and_the_rest_by_one_of_its_own() -> None:

@@ -125,10 +125,10 @@ def test_a_guest_counts_in_its_namespaces_quota() -> None:
 @pytest.mark.parametrize(
     ("rule", "leaves", "others", "reason", "says"),
     [
-        ("no engine at all", None, "team", Reason.NO_ENGINE_BESIDE,
+        ("no engine at all", None, "team", Reason.NO_ENGINE_TO_SHARE_WITH,
          "spec.scheduling.policy: Shared trains beside a replica of an engine in GPUPool default, and namespace team "
          "has no engine there. Use Queue or Preempt, or run it in the namespace of one."),
-        ("an engine of another namespace", 30, "others", Reason.NO_ENGINE_BESIDE, "namespace team has no engine there"),
+        ("an engine of another namespace", 30, "others", Reason.NO_ENGINE_TO_SHARE_WITH, "has no engine there"),
         ("vLLM takes nearly all", 10, "team", Reason.SHARE_TOO_LARGE,
          "spec.scheduling.share: 30% is asked for, engine chat leaves 10% of a GPU's memory: its "
          "serving.gpuMemoryUtilization is 0.90. Ask for at most 10%, or lower it."),

@@ -33,15 +33,15 @@ def ready(builder: WorldBuilder, **spec: Any) -> tuple[str, str]:
             "no model",
             [2],
             {"model": {"uri": "pvc://nothing/base"}},
-            Reason.CLAIM_NOT_FOUND,
+            Reason.VOLUME_CLAIM_NOT_FOUND,
             "spec.model.uri: PersistentVolumeClaim nothing does not exist in namespace team. Create it",
         ),
         (
             "no volume with adapters",
             [2],
-            {"lora": {"claims": ["adapters", "nothing"]}},
-            Reason.CLAIM_NOT_FOUND,
-            "spec.lora.claims[1]: PersistentVolumeClaim nothing does not exist in namespace team. Create it",
+            {"lora": {"volumeClaims": ["adapters", "nothing"]}},
+            Reason.VOLUME_CLAIM_NOT_FOUND,
+            "spec.lora.volumeClaims[1]: PersistentVolumeClaim nothing does not exist in namespace team. Create it",
         ),
     ],
 )
@@ -63,7 +63,7 @@ def test_a_job_says_which_address_names_no_claim(claim: str, field: str) -> None
     builder.job("a")
     builder.store.remove(Key("PersistentVolumeClaim", "team", claim), f"pvc-team-{claim}")
     decision = decide(builder, "a")
-    assert decision.reason is Reason.CLAIM_NOT_FOUND
+    assert decision.reason is Reason.VOLUME_CLAIM_NOT_FOUND
     assert decision.message.startswith(f"spec.{field}.uri: PersistentVolumeClaim {claim} does not exist")
 
 

@@ -57,7 +57,7 @@ def claimed(builder: WorldBuilder, name: str, seconds: float, namespace: str = "
         ("it is there", lambda builder: builder.trainer_pod(claimed(builder, "a", 30)), ([], ["c-0"])),
         ("a claim is in another namespace", lambda builder: claimed(builder, "a", 30, "other"), ([], ["c-0"])),
         ("a replica's pod is not made", lambda builder: starting(builder, 5), (["b"], [])),
-        ("a replica's pod is there, and fits no node", lambda builder: starting(builder, 30, "chat-0-x"), ([], ["c-0"])),
+        ("a replica's pod is there, and fits no node", lambda b: starting(b, 30, "chat-0-x"), ([], ["c-0"])),
     ],
 )  # fmt: skip
 def test_pods_that_ask_starve_nobody_of_their_namespace(

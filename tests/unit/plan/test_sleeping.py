@@ -95,7 +95,7 @@ def test_it_drains_goes_to_sleep_and_is_lent_with_its_pod() -> None:
     assert states(loan.plan_engine(1)) == [SERVING, SLEEPING]
     loan.engine_says(loan.status(1))
     step = loan.plan_job(1)
-    assert (step.reason, step.message, step.bind) == (Reason.FALLING_ASLEEP, "chat/1 goes to sleep.", ())
+    assert (step.reason, step.message, step.bind) == (Reason.WAITING_FOR_SLEEP, "chat/1 goes to sleep.", ())
     loan.builder.report(loan.lent_pod(), 0, draining=True, quiet=5, at=NOW + timedelta(seconds=2), asleep=True)
     assert loan.plan_job(2).reason is Reason.BINDING
     decision = loan.plan_engine(2)

@@ -22,8 +22,8 @@ from tests.unit.plan.worlds import NOW, YIELDS, WorldBuilder, allocated, describ
     ("rule", "change", "expected"),
     [
         ("a replica that serves goes to sleep", lambda builder: None, "a takes chat/0"),
-        ("one that starts can't", lambda builder: _pod(builder, ready=False), "a waits EngineWakes"),
-        ("one of an older spec can't", lambda builder: _slot(builder, template="old"), "a waits EngineWakes"),
+        ("one that starts can't", lambda builder: _pod(builder, ready=False), "a waits EngineNotReadyToSleep"),
+        ("one of an older spec can't", lambda builder: _slot(builder, template="old"), "a waits EngineNotReadyToSleep"),
         ("nor can any where a GPU is one pod's", lambda builder: builder.pool(), "a waits EngineCannotSleep"),
         ("a budget counts", lambda builder: builder.budget("chat", 0), "a waits EngineProtected"),
         ("a budget that lets one go", lambda builder: builder.budget("chat", 1), "a takes chat/0"),

@@ -30,7 +30,8 @@ SPEC = SlotSpec(
     index=1,
     device="cpu",
     spec=InferenceEngineSpec(
-        model=ServedModel(uri="pvc://models/tiny"), lora=EngineLora(max_adapters=2, max_rank=8, claims=("adapters",))
+        model=ServedModel(uri="pvc://models/tiny"),
+        lora=EngineLora(max_adapters=2, max_rank=8, volume_claims=("adapters",)),
     ),
 )
 

@@ -156,7 +156,7 @@ def test_source_digest_differs(claims: Claims) -> None:
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
-        ("pvc://elsewhere/tone", "chat mounts adapters, models. Add elsewhere to its lora.claims."),
+        ("pvc://elsewhere/tone", "chat mounts adapters, models. Add elsewhere to its lora.volumeClaims."),
         ("pvc://adapters/../models", "'..' is not allowed"),
         ("pvc://models/nowhere", "has no adapter_config.json"),
         ("hf://some/adapter", "write source.uri as pvc://claim/path"),

@@ -118,7 +118,11 @@ def slot(device: Any, **spec: Any) -> SlotSpec:
         ),
         (
             "the demo",
-            slot("cpu", model={"uri": "pvc://models"}, lora={"maxAdapters": 1, "maxRank": 16, "claims": ["adapters"]}),
+            slot(
+                "cpu",
+                model={"uri": "pvc://models"},
+                lora={"maxAdapters": 1, "maxRank": 16, "volumeClaims": ["adapters"]},
+            ),
             f"serve /volumes/models {COMMON} {GENERATE} --dtype auto {LORA} --max-loras 2"
             " --max-cpu-loras 2 --max-lora-rank 16 --enforce-eager --distributed-executor-backend uni",
             CPU_ENVIRONMENT | LORA_ENVIRONMENT | OFFLINE,

@@ -160,7 +160,7 @@ def _await_sleep(world: World, live: LiveClaim, awake: list[SlotRef], now: datet
     )
     if late is None:
         message = f"{names} go{'es' if len(awake) == 1 else ''} to sleep."
-        return Step(Reason.FALLING_ASLEEP, message, again_at=now + timedelta(seconds=1))
+        return Step(Reason.WAITING_FOR_SLEEP, message, again_at=now + timedelta(seconds=1))
     why = agent_message(world, late) or "its agent does not say why."
     message = f"{late} did not free its GPUs within {limits.sleep.seconds} s: {why}"
     return Step(Reason.ENGINE_DOES_NOT_SLEEP, message, give_up=True, node=live.claim.home_of(late))

@@ -55,7 +55,7 @@ def _terms(world: World, pool: GPUPool, engine: InferenceEngine, job: FineTuneJo
             f"raise scheduling.priority to {terms.priority}", field="scheduling.priority", value=terms.priority
         )
         message = f"lends to jobs of priority {terms.priority} or more (preemption.priority)."
-        return no(Reason.ENGINE_OUTRANKS, message, raised)
+        return no(Reason.ENGINE_PRIORITY_HIGHER, message, raised)
     return None
 
 
@@ -73,7 +73,7 @@ def _by_dra(engine: InferenceEngine, job: FineTuneJob) -> tuple[Reason, str] | N
         return Reason.ENGINE_LENDS_ELSEWHERE, "lends to no other namespace where DRA serves the GPUs."
     if job.spec.resources.nodes > 1:
         nodes = f"spec.resources.nodes: {job.spec.resources.nodes}"
-        return Reason.GROUP_BORROWS_NONE, f"lends to jobs of one pod only where DRA serves the GPUs ({nodes})."
+        return Reason.MULTI_NODE_BORROWS_NONE, f"lends to jobs of one pod only where DRA serves the GPUs ({nodes})."
     return None
 
 

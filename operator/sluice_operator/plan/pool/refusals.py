@@ -102,7 +102,9 @@ def _claims_exist(world: World, job: FineTuneJob) -> Obstacle | None:
     }
     for field, uri in addresses.items():
         if missing := missing_volume_claim(world, namespace, uri):
-            return Obstacle(Reason.CLAIM_NOT_FOUND, f"spec.{field}: {missing}", ends_with=_claim_of(namespace, uri))
+            return Obstacle(
+                Reason.VOLUME_CLAIM_NOT_FOUND, f"spec.{field}: {missing}", ends_with=_claim_of(namespace, uri)
+            )
     return None
 
 
@@ -212,11 +214,11 @@ def _engine_fits(engine: InferenceEngine, job: FineTuneJob) -> Obstacle | None:
             ends_with=(engine_key(job.metadata.namespace, name),),
         )
     output = volume_path(job.spec.output.uri)
-    if output and output.claim not in lora.claims:
+    if output and output.claim not in lora.volume_claims:
         return Obstacle(
             Reason.ADAPTER_SOURCE_NOT_MOUNTED,
             f"spec.output.uri: engine {name} does not mount claim {output.claim}. Add it to the engine's "
-            "lora.claims, or write to one that it mounts.",
+            "lora.volumeClaims, or write to one that it mounts.",
             ends_with=(engine_key(job.metadata.namespace, name),),
         )
     return None
@@ -227,14 +229,14 @@ def _claims_shareable(world: World, job: FineTuneJob) -> Obstacle | None:
     output = volume_path(job.spec.output.uri)
     if output is None or (job.spec.publish is None and job.spec.resources.nodes == 1):
         return None
-    claim = world.claims.get(Key("PersistentVolumeClaim", job.metadata.namespace, output.claim))
+    claim = world.volume_claims.get(Key("PersistentVolumeClaim", job.metadata.namespace, output.claim))
     pool = find_pool(world, job.spec.resources.pool)
     if claim is None or pool is None or len(list(islice(nodes_of(world, pool), 2))) < 2:
         return None
     who = "trainer and engine" if job.spec.publish else "its training pods"
     if claim.access_modes and set(claim.access_modes) <= {"ReadWriteOnce", "ReadWriteOncePod"}:
         return Obstacle(
-            Reason.CLAIM_NOT_SHAREABLE,
+            Reason.VOLUME_CLAIM_NOT_SHAREABLE,
             f"spec.output.uri: claim {output.claim} is {', '.join(claim.access_modes)}, but {who} may be "
             "on two nodes. Use a ReadWriteMany claim.",
             ends_with=(claim.key, *_nodes_of(pool)),

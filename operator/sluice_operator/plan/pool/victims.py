@@ -114,7 +114,9 @@ def slot_obstacle(slot: PlacedSlot) -> Obstacle | None:
         return Obstacle(Reason.ENGINE_HAS_GUESTS, message, ends_with=(key,))
     if not slot.lendable:
         return Obstacle(
-            Reason.ENGINE_WAKES, f"No replica of {name} that could go to sleep serves now.", ends_with=(key,)
+            Reason.ENGINE_NOT_READY_TO_SLEEP,
+            f"No replica of {name} that could go to sleep serves now.",
+            ends_with=(key,),
         )
     return None
 
