@@ -6,7 +6,7 @@ Everybody else asks this module: `plan.py` for the next step and whether the slo
 `SleepState` is pure: what was observed, and what follows. `SleepController` observes and acts. The states (`Phase`):
 
     AWAKE           Requests are served, or vLLM loads what it will serve.
-    WAITING_FOR_SLEEP  The status says that the GPUs are a trainer's. Requests are refused, the answers of the wake check
+    FALLING_ASLEEP  The status says that the GPUs are a trainer's. Requests are refused, the answers of the wake check
                     recorded, and vLLM is put to sleep. Ends when NVML shows that the memory is free.
     ASLEEP          The memory is free, and reported so: the operator may bind the trainer's pod.
     WAKING          The status says that the GPUs are the slot's own again. vLLM wakes and has to pass the wake check
@@ -47,7 +47,7 @@ class Phase(Enum):
     """Where a slot is in its sleep; the module's docstring says what each means."""
 
     AWAKE = auto()
-    WAITING_FOR_SLEEP = auto()
+    FALLING_ASLEEP = auto()
     ASLEEP = auto()
     WAKING = auto()
     HELD = auto()
@@ -100,7 +100,7 @@ class SleepState:
         if self.held:
             return Phase.HELD
         if self.must_sleep:
-            return Phase.WAITING_FOR_SLEEP if self.awake_because else Phase.ASLEEP
+            return Phase.FALLING_ASLEEP if self.awake_because else Phase.ASLEEP
         return Phase.UNDECIDED if self.must_sleep is None else Phase.WAKING
 
     @property
@@ -138,7 +138,7 @@ class SleepState:
         match self.phase:
             case Phase.HELD if self.must_sleep is False:
                 return Start()
-            case Phase.WAITING_FOR_SLEEP if self.requests_refused and not self.vllm_sleeps:
+            case Phase.FALLING_ASLEEP if self.requests_refused and not self.vllm_sleeps:
                 return Sleep(abort=in_flight > 0)
             case Phase.WAKING if not self.passed_wake_check:
                 return Wake()

@@ -326,16 +326,16 @@ def test_must_sleep(state: str, expected: bool | None) -> None:
         ("one that has to and can't", {"can_sleep": False, "must_sleep": True}, "AWAKE"),
         ("one that serves", {"must_sleep": False}, "AWAKE"),
         ("the status says nothing of one that serves", {}, "AWAKE"),
-        ("its GPUs are promised", {"must_sleep": True}, "WAITING_FOR_SLEEP, refuse"),
+        ("its GPUs are promised", {"must_sleep": True}, "FALLING_ASLEEP, refuse"),
         (
             "requests are refused, vLLM is awake",
             {"must_sleep": True, "requests_refused": True},
-            "WAITING_FOR_SLEEP, refuse, Sleep",
+            "FALLING_ASLEEP, refuse, Sleep",
         ),
         (
             "it sleeps and holds memory",
             {"must_sleep": True, "requests_refused": True, "vllm_sleeps": True, "memory_in_use": "7 GiB"},
-            "WAITING_FOR_SLEEP, refuse",
+            "FALLING_ASLEEP, refuse",
         ),
         (
             "it sleeps and has freed its memory",
