@@ -57,7 +57,7 @@ def milliseconds(world: World, work: Callable[[], object], times: int = TIMES) -
     took = []
     for _ in range(times):
         gc.collect()
-        world.worked_out.clear()
+        world.memo.clear()
         began = time.perf_counter()
         work()
         took.append((time.perf_counter() - began) * 1000)

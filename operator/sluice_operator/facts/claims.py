@@ -16,6 +16,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, LendTo
 from sluice_api.meta import SCHEDULING_GATE
 from sluice_api.scheduling import GiveWay
+from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.namespaces import selects
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, engine_key, existing, identity, job_key, key_of, oldest_first
@@ -76,20 +77,11 @@ def owner_of(world: World, stage_job: StageJobView) -> FineTuneJob | None:
     return job if job and job.metadata.uid == stage_job.owner.uid else None
 
 
+@once_a_world(lambda _world, _job, stage_job: stage_job.uid)
 def believed(world: World, job: FineTuneJob, stage_job: StageJobView) -> Claim | None:
-    """The part of a job's claim that could be true; None when none could. Asked often, so worked out once a state."""
-    if stage_job.claim is None:
-        return None
-    asked = (believed, stage_job.uid)
-    if asked not in world.worked_out:
-        world.worked_out[asked] = _believed(world, job, stage_job.claim)
-    claim: Claim | None = world.worked_out[asked]
-    return claim
-
-
-def _believed(world: World, job: FineTuneJob, claim: Claim) -> Claim | None:
-    asked = job.spec.resources
-    if (claim.gpus, len(claim.nodes), claim.pool) != (asked.gpus, asked.nodes, asked.pool):
+    """The part of a job's claim that could be true; None when none could."""
+    claim, asked = stage_job.claim, job.spec.resources
+    if claim is None or (claim.gpus, len(claim.nodes), claim.pool) != (asked.gpus, asked.nodes, asked.pool):
         return None
     places = tuple(_place(world, job, place) for place in claim.places)
     term = min(claim.term, world.term)

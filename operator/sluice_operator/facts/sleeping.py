@@ -16,6 +16,7 @@ from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, Phase, is_gated, trainer_pods
 from sluice_operator.facts.nodes import find_pool, slot_devices
 from sluice_operator.facts.slots import is_drained, pod_of, serves, sleeps, slot_of, slot_status_of, template_of
+from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import World, engine_key
 
@@ -99,22 +100,15 @@ def agent_message(world: World, slot: SlotRef) -> str:
     return told.report.message if told else ""
 
 
+@once_a_world(lambda _world, engine: engine.metadata.uid)
 def being_used(world: World, engine: InferenceEngine) -> dict[int, str]:
     """Slots whose GPUs a trainer still uses of which a pod is there, however its claim has ended; with the job's name.
 
     A claim is over the moment its job is suspended or deleted, its pod has memory of the GPUs until it is gone. A
     vLLM that wakes before finds too little, and does not come back from that. What the engine's policy says by now
     changes nothing of it, nor does a slot that has stopped: where DRA serves the GPUs, its next pod would not have to
-    wait for them. Asked of each slot that sleeps, so worked out once a state.
+    wait for them.
     """
-    asked = (being_used, engine.metadata.uid)
-    found: dict[int, str] | None = world.worked_out.get(asked)
-    if found is None:
-        found = world.worked_out[asked] = _being_used(world, engine)
-    return found
-
-
-def _being_used(world: World, engine: InferenceEngine) -> dict[int, str]:
     found = dict(_borrowed_by_known_jobs(world, engine))
     pool = find_pool(world, engine.spec.resources.pool)
     if pool is not None and not pool.spec.by_dra:

@@ -113,10 +113,10 @@ class Store:
             "ResourceClaim": (self._device_claims_on, self._slot_devices),
         }
 
-        self._worked_out: dict[Hashable, Any] = {}
-        self._notes: dict[str, tuple[FineTuneJob, dict[Hashable, Any]]] = {}
+        self._memo: dict[Hashable, Any] = {}
+        self._job_memos: dict[str, tuple[FineTuneJob, dict[Hashable, Any]]] = {}
         self._last_words: set[str] = set()  # uids of deleted pods that are still held
-        self.findings = Findings(self._worked_out.clear)
+        self.findings = Findings(self._memo.clear)
         """What no watch brings."""
         self.serves_dra = True
         """Whether the cluster has the kinds of DRA; whoever finds out that it has not says so, once."""
@@ -171,8 +171,8 @@ class Store:
             term=self.findings.term,
             since=self.findings.since,
             set_aside=self.findings.set_aside,
-            worked_out=self._worked_out,
-            notes=self._notes,
+            memo=self._memo,
+            job_memos=self._job_memos,
         )
 
     def put(self, obj: Parsed, *, seen: bool) -> None:
@@ -305,7 +305,7 @@ class Store:
 
     def _change(self, key: Key, new: Stored | None) -> None:
         """The one place where what is held changes."""
-        self._worked_out.clear()
+        self._memo.clear()
         objects = self._tables[key.kind].objects
         old = objects.get(key)
         if new is None:
@@ -315,7 +315,7 @@ class Store:
         else:
             objects[key] = new
         if isinstance(old, FineTuneJob):
-            self._notes.pop(old.metadata.uid, None)
+            self._job_memos.pop(old.metadata.uid, None)
         self.findings.forget(old, new, key)
         for index in self._indices.get(key.kind, ()):
             index.change(key, old, new)

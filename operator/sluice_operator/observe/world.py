@@ -170,17 +170,17 @@ class World:
     shunned: frozenset[str] = frozenset()
     """Names of nodes that count for no pool: they are set aside, and what is on them goes on."""
 
-    worked_out: dict[Hashable, Any] = field(default_factory=dict, compare=False)
-    """What follows from exactly this state and was costly to find out; empty after each change."""
-    notes: dict[str, tuple[FineTuneJob, dict[Hashable, Any]]] = field(default_factory=dict, compare=False)
-    """See `noted`; by the job's uid."""
+    memo: dict[Hashable, Any] = field(default_factory=dict, compare=False)
+    """What was found out about exactly this state (memo.py); empty after each change."""
+    job_memos: dict[str, tuple[FineTuneJob, dict[Hashable, Any]]] = field(default_factory=dict, compare=False)
+    """See `job_memo`; by the job's uid."""
 
-    def noted(self, job: FineTuneJob) -> dict[Hashable, Any]:
+    def job_memo(self, job: FineTuneJob) -> dict[Hashable, Any]:
         """What follows from one job alone and was costly to find out; empty when it has changed."""
         uid = job.metadata.uid
-        note = self.notes.get(uid)
+        note = self.job_memos.get(uid)
         if note is None or note[0] is not job:
-            note = self.notes[uid] = (job, {})
+            note = self.job_memos[uid] = (job, {})
         return note[1]
 
     def resource(self, key: Key) -> Custom | None:
@@ -198,17 +198,17 @@ class World:
         if not keys:
             return self
         asked = (World.without, frozenset(keys))
-        if asked not in self.worked_out:
-            self.worked_out[asked] = replace(
+        if asked not in self.memo:
+            self.memo[asked] = replace(
                 self,
                 jobs=_less(self.jobs, keys),
                 engines=_less(self.engines, keys),
                 adapters=_less(self.adapters, keys),
                 unfinished={pool: _less(jobs, keys) for pool, jobs in self.unfinished.items()},
                 shunned=frozenset(key.name for key in keys if key.kind == "Node"),
-                worked_out={},
+                memo={},
             )
-        rest: World = self.worked_out[asked]
+        rest: World = self.memo[asked]
         return rest
 
 

@@ -5,7 +5,7 @@ share of the GPU's memory, while vLLM goes on with what it takes itself. Such a 
 that has guests is not lent.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from sluice_api.finetunejob import FineTuneJob
@@ -16,6 +16,7 @@ from sluice_operator.facts.nodes import engines_of, slot_devices
 from sluice_operator.facts.slots import left_by
 from sluice_operator.facts.stock import NodeStock, PlacedSlot, is_guest, share_of
 from sluice_operator.observe.fence import each
+from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.obstacle import Obstacle
 
@@ -53,25 +54,18 @@ class Beside(NamedTuple):
 def hosts(world: World, pool: GPUPool, job: FineTuneJob) -> list[InferenceEngine]:
     """Engines beside whose replicas a guest may train: those that leave it enough when no other guest is there."""
     share, gpus = job.spec.scheduling.share_percent, job.spec.resources.gpus
-    found = _neighbours(world, pool, job.metadata.namespace)
+    found = _neighbours(world, pool).get(job.metadata.namespace, ())
     return [engine for engine in found if left_by(engine) >= share and engine.spec.resources.gpus >= gpus]
 
 
-def _neighbours(world: World, pool: GPUPool, namespace: str) -> Sequence[InferenceEngine]:
-    """The engines of a namespace, which alone may share their ResourceClaims there: who leaves the most comes first.
-
-    Asked for every guest that waits, so worked out once a state.
-    """
-    asked = (_neighbours, pool.metadata.name)
-    if asked not in world.worked_out:
-        found: dict[str, list[InferenceEngine]] = {}
-        engines = engines_of(world, pool)
-        left = dict(zip((engine.metadata.uid for engine in engines), each(engines, key_of, left_by), strict=True))
-        for engine in sorted(engines, key=lambda engine: left[engine.metadata.uid], reverse=True):
-            found.setdefault(engine.metadata.namespace, []).append(engine)
-        world.worked_out[asked] = found
-    neighbours: Sequence[InferenceEngine] = world.worked_out[asked].get(namespace, ())
-    return neighbours
+@once_a_world(lambda _world, pool: pool.metadata.name)
+def _neighbours(world: World, pool: GPUPool) -> Mapping[str, Sequence[InferenceEngine]]:
+    """By namespace the engines, which alone may share their ResourceClaims there: who leaves the most comes first."""
+    found: dict[str, list[InferenceEngine]] = {}
+    engines = each(engines_of(world, pool), key_of, lambda engine: (left_by(engine), engine))
+    for _, engine in sorted(engines, key=lambda one: one[0], reverse=True):
+        found.setdefault(engine.metadata.namespace, []).append(engine)
+    return found
 
 
 def guest_refusal(world: World, pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
@@ -79,7 +73,7 @@ def guest_refusal(world: World, pool: GPUPool, job: FineTuneJob) -> Obstacle | N
     if not is_guest(pool, job):
         return None
     name, namespace = pool.metadata.name, job.metadata.namespace
-    roomiest = next(iter(_neighbours(world, pool, namespace)), None)
+    roomiest = next(iter(_neighbours(world, pool).get(namespace, ())), None)
     if roomiest is None:
         return Obstacle(
             Reason.NO_ENGINE_TO_SHARE_WITH,

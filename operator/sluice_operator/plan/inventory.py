@@ -16,23 +16,15 @@ from sluice_operator.facts.sleeping import can_sleep, is_asleep
 from sluice_operator.facts.slots import pod_of, ref, serves, sleeps, slot_of, template_of, wanted
 from sluice_operator.facts.stock import UNBOUNDED, Held, NodeStock, PlacedSlot, Stock
 from sluice_operator.observe.fence import each, looking_at
+from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import BudgetView, NodeView, PodView
 from sluice_operator.observe.world import World, existing, key_of
 from sluice_operator.plan.tenants import engine_denial, quota_of, serving_refusal
 
 
+@once_a_world(lambda _world, pool: (pool.metadata.name, id(pool)))  # the Stock keeps its pool, and so the id
 def take_stock(world: World, pool: GPUPool) -> Stock:
-    """Count a pool: claims first, then pods that are bound, then room for slots that should exist.
-
-    The pool and each of its engines ask for it after a change.
-    """
-    found: Stock | None = world.worked_out.get((take_stock, pool.metadata.name))
-    if found is None or found.pool is not pool:
-        found = world.worked_out[take_stock, pool.metadata.name] = _counted(world, pool)
-    return found
-
-
-def _counted(world: World, pool: GPUPool) -> Stock:
+    """Count a pool: claims first, then pods that are bound, then room for slots that should exist."""
     engines = engines_of(world, pool)
     lent = borrowers(world, [live for engine in engines for live in live_claims_from(world, engine)])
     counted = each(pool_nodes(world, pool), lambda node: node.key, lambda node: _count(world, pool, node, lent))

@@ -18,6 +18,7 @@ from sluice_operator.facts.nodes import find_pool, refusal
 from sluice_operator.facts.slots import pod_of, sleeps
 from sluice_operator.facts.stock import NodeStock
 from sluice_operator.observe.fence import each
+from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import Key, PodView, Resources, StageJobView
 from sluice_operator.observe.world import World, engine_key, identity
 from sluice_operator.plan.obstacle import Obstacle
@@ -122,15 +123,13 @@ def namespace_missing_pods(world: World, namespace: str, now: datetime) -> str:
     return due[1] if due and due[0] <= now else ""
 
 
+@once_a_world(lambda _world: None)
 def pods_due(world: World) -> Mapping[str, tuple[datetime, str]]:
     """By namespace, until when the first of those that have no pod yet should have it, and who that is."""
-    found: dict[str, tuple[datetime, str]] | None = world.worked_out.get(pods_due)
-    if found is None:
-        found = {}
-        for namespace, name, since in (*_claims(world), *_slots(world)):
-            due = (since + PODS_WITHIN, name)
-            found[namespace] = min(found.get(namespace, due), due)
-        world.worked_out[pods_due] = found
+    found: dict[str, tuple[datetime, str]] = {}
+    for namespace, name, since in (*_claims(world), *_slots(world)):
+        due = (since + PODS_WITHIN, name)
+        found[namespace] = min(found.get(namespace, due), due)
     return found
 
 

@@ -27,6 +27,7 @@ from sluice_operator.facts.outcomes import (
 )
 from sluice_operator.facts.retries import Avoids, after
 from sluice_operator.facts.stock import Stock
+from sluice_operator.observe.memo import once_a_job
 from sluice_operator.observe.world import World, identity
 from sluice_operator.plan.obstacle import Obstacle
 
@@ -192,11 +193,12 @@ def readiness(world: World, job: FineTuneJob) -> Readiness:
     """When a job wants GPUs. Without Jobs of its own that is in its record alone, and asked of thousands that wait."""
     if world.stage_jobs_of.get(identity(job)):
         return _readiness(job, all_outcomes(world, job))
-    noted = world.noted(job)
-    if readiness not in noted:
-        noted[readiness] = _readiness(job, all_outcomes(world, job))
-    found: Readiness = noted[readiness]
-    return found
+    return _by_its_record(world, job)
+
+
+@once_a_job
+def _by_its_record(world: World, job: FineTuneJob) -> Readiness:
+    return _readiness(job, all_outcomes(world, job))
 
 
 def _readiness(job: FineTuneJob, outcomes: Outcomes) -> Readiness:

@@ -124,7 +124,7 @@ def test_a_trainer_whose_job_is_gone_is_found_without_a_look_at_every_pod(pod: s
     if pod == "is nominated to it":
         loan.put(loan.pod, node="")
     loan.builder.store.remove(loan.stage_job.key, loan.stage_job.uid)
-    world = replace(loan.builder.world, pods=Unscanned(loan.builder.world.pods), worked_out={})
+    world = replace(loan.builder.world, pods=Unscanned(loan.builder.world.pods), memo={})
     assert being_used(world, loan.engine) == {1: "team/a"}
 
 

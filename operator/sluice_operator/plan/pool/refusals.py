@@ -16,6 +16,7 @@ from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
 from sluice_operator.facts.fit import exceeds, missing_volume_claim, most_pods, need_of
 from sluice_operator.facts.nodes import find_pool, nodes_of, offered, pool_nodes, unusable
+from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, adapter_key, engine_key, key_of, pool_key
 from sluice_operator.plan.colocation import guest_refusal, sharing_refusal
@@ -72,14 +73,16 @@ def refusal(world: World, job: FineTuneJob, *, nodes_may_come: bool = False) -> 
     Args:
         nodes_may_come: that it is larger than what exists does not.
     """
-    asked = (refusal, alike(world, job), nodes_may_come)
-    if asked not in world.worked_out:
-        checks = (check for check in CHECKS if not (nodes_may_come and check is _fits_some_node))
-        world.worked_out[asked] = next((found for check in checks if (found := check(world, job))), None)
-    refused: Obstacle | None = world.worked_out[asked]
+    refused = _of_all_alike(world, job, nodes_may_come)
     if refused is None and (why := name_taken(world, job)):
         return Obstacle(Reason.NAME_TAKEN, why, ends_with=_adapter_of(job))
     return refused
+
+
+@once_a_world(lambda world, job, nodes_may_come: (alike(world, job), nodes_may_come))
+def _of_all_alike(world: World, job: FineTuneJob, nodes_may_come: bool) -> Obstacle | None:
+    checks = (check for check in CHECKS if not (nodes_may_come and check is _fits_some_node))
+    return next((found for check in checks if (found := check(world, job))), None)
 
 
 def refusal_at(world: World, job: FineTuneJob, now: datetime) -> Obstacle | None:
@@ -126,14 +129,11 @@ def _pool_serves_it(world: World, job: FineTuneJob) -> Obstacle | None:
 
 
 def _fits_some_node(world: World, job: FineTuneJob) -> Obstacle | None:
-    """Looks at every node, for all that ask for the same once a state, whatever else they differ in."""
-    pool, asked = find_pool(world, job.spec.resources.pool), (_fits_some_node, job.spec.resources)
-    if pool is not None and asked not in world.worked_out:
-        world.worked_out[asked] = _fits(world, pool, job.spec.resources)
-    found: Obstacle | None = world.worked_out.get(asked)
-    return found
+    pool = find_pool(world, job.spec.resources.pool)
+    return _fits(world, pool, job.spec.resources) if pool else None
 
 
+@once_a_world(lambda _world, _pool, wanted: wanted)
 def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Obstacle | None:
     if pool.spec.by_dra and not world.serves_dra:
         return Obstacle(

@@ -9,6 +9,7 @@ from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
 from sluice_operator.facts.fit import COUNTED, like, most_pods, need_of, volume_claims_of
 from sluice_operator.facts.stock import Held, NodeStock, Stock, is_guest
+from sluice_operator.observe.memo import once_a_job
 from sluice_operator.observe.views import Resources
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.obstacle import Obstacle, Remedy
@@ -122,19 +123,17 @@ class Reservations:
                 yield from (node.name for node in nodes)
 
 
-def alike(world: World, job: FineTuneJob) -> object:
+@once_a_job
+def alike(_world: World, job: FineTuneJob) -> object:
     """The same object for jobs that are alike, another for others.
 
     Alike are those that agree in all that a refusal or a place may depend on, whoever made them and when.
     """
-    noted = world.noted(job)
-    if alike not in noted:
-        spec, output = job.spec, volume_path(job.spec.output.uri)
-        volumes = (volume_claims_of(job), output.claim if output else "")
-        noted[alike] = _class_of(
-            (job.metadata.namespace, spec.resources, spec.scheduling, spec.publish, spec.lora, spec.model, volumes)
-        )
-    return noted[alike]
+    spec, output = job.spec, volume_path(job.spec.output.uri)
+    volumes = (volume_claims_of(job), output.claim if output else "")
+    return _class_of(
+        (job.metadata.namespace, spec.resources, spec.scheduling, spec.publish, spec.lora, spec.model, volumes)
+    )
 
 
 @lru_cache(maxsize=65_536)

@@ -14,6 +14,7 @@ from sluice_operator.facts.claims import LiveClaim, ends_at
 from sluice_operator.facts.outcomes import waits_since
 from sluice_operator.facts.stock import Stock, is_guest
 from sluice_operator.observe.fence import each
+from sluice_operator.observe.memo import once_a_job
 from sluice_operator.observe.world import World
 from sluice_operator.plan.obstacle import Obstacle, Remedy, Wait, Ways
 from sluice_operator.plan.pool.victims import shown
@@ -108,14 +109,12 @@ def asked(job: FineTuneJob) -> str:
     return f"{times}{wanted.gpus} GPU{'s' if wanted.all_gpus > 1 else ''}"
 
 
-def _asked(world: World, job: FineTuneJob) -> str:
+@once_a_job
+def _asked(_world: World, job: FineTuneJob) -> str:
     """What it waits for, and since when."""
-    noted = world.noted(job)
-    if _asked not in noted:
-        since = waits_since(job)
-        text = f" since {since:%Y-%m-%d %H:%M} UTC" if since else ""
-        noted[_asked] = f"Waiting for {asked(job)} in pool {job.spec.resources.pool}{text}"
-    return str(noted[_asked])
+    since = waits_since(job)
+    text = f" since {since:%Y-%m-%d %H:%M} UTC" if since else ""
+    return f"Waiting for {asked(job)} in pool {job.spec.resources.pool}{text}"
 
 
 _CLOSE = timedelta(minutes=1)
