@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sluice_api.claim import AttemptOutcome, Claim, Outcomes, Place, SlotRef
+from sluice_api.claim import AttemptOutcome, Claim, NodeAllocation, Outcomes, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
@@ -332,7 +332,7 @@ class WorldBuilder:
         """A claim of one pod on each of some nodes; on several, the first slot is lent on the first, and so on."""
         names = [nodes] if isinstance(nodes, str) else list(nodes)
         slots = [borrowed] if len(names) == 1 else [borrowed[i : i + 1] for i in range(len(names))]
-        places = tuple(Place(node=name, borrowed=tuple(own)) for name, own in zip(names, slots, strict=True))
+        places = tuple(NodeAllocation(node=name, borrowed=tuple(own)) for name, own in zip(names, slots, strict=True))
         return Claim(pool="default", resource=self.counted_as, gpus=gpus, places=places, term=term)
 
     def trainer_pod(self, stage_job: StageJobView, node: str = "", index: int = 0, **changes: Any) -> PodView:

@@ -9,7 +9,7 @@ from dev.simulate.builder import WorldBuilder
 from sluice_api.meta import RESTARTED_AT_ANNOTATION
 from sluice_operator.cluster.cluster import Cluster, Failure
 from sluice_operator.cluster.errors import Gone, NotLeading
-from sluice_operator.observe.parse import KINDS, parse, uid_of, version_of
+from sluice_operator.observe.parse import WATCHED, parse, uid_of, version_of
 from sluice_operator.observe.raw import noted_moment
 from sluice_operator.observe.views import Key, PodView, SlotView, StageJobView
 from sluice_operator.writes import (
@@ -138,7 +138,7 @@ class PlayedWrites(Cluster):
 
     def _made(self, key: Key, manifest: Manifest, *, anew: bool) -> str:
         """Make an object, or have one that is there be so; what nobody watches is not kept."""
-        if key.kind not in KINDS:
+        if key.kind not in WATCHED:
             return ""
         held = self._store.held(key)
         if held is not None and (not anew or manifest["metadata"].get("uid", uid_of(held)) != uid_of(held)):

@@ -53,7 +53,7 @@ class Share(Model):
     percent: int = Field(ge=1, le=99, description="Of the GPU's memory.")
 
 
-class Place(Model):
+class NodeAllocation(Model):
     """What a claim has on one node."""
 
     node: Id
@@ -78,7 +78,7 @@ class Claim(Model):
         description="Name of the extended resource, or of the driver of GPUs that DRA serves."
     )
     gpus: int = Field(ge=1, le=MOST_GPUS, description="Of each pod.")
-    places: tuple[Place, ...] = Field(min_length=1, max_length=MOST_PODS, description="One for each node.")
+    places: tuple[NodeAllocation, ...] = Field(min_length=1, max_length=MOST_PODS, description="One for each node.")
     share: Share | None = Field(None, description="Absent: the GPUs are its own, or the parts that the pool counts in.")
     own_devices: Count | None = Field(
         None,
@@ -112,7 +112,7 @@ class Claim(Model):
         """Uids of the attempts that give way to it, on any node."""
         return frozenset(ref.uid for place in self.places for ref in place.preempted)
 
-    def on(self, node: str) -> Place | None:
+    def on(self, node: str) -> NodeAllocation | None:
         """What it has on a node."""
         return next((place for place in self.places if place.node == node), None)
 

@@ -19,7 +19,7 @@ from sluice_api.meta import CATEGORY, GROUP, VERSION
 from sluice_api.resource import Column, Resource
 from sluice_api.schema import Schema, require_bounds, require_descriptions, structural, without_defaults
 
-KINDS: tuple[type[Resource], ...] = (FineTuneJob, InferenceEngine, Adapter, GPUPool)
+RESOURCES: tuple[type[Resource], ...] = (FineTuneJob, InferenceEngine, Adapter, GPUPool)
 
 _API_VERSION = {
     "type": "string",
@@ -83,7 +83,7 @@ def resource_schema(resource: type[Resource]) -> Schema:
 
 def files(directories: list[Path]) -> dict[Path, str]:
     """One YAML file for each kind in each directory."""
-    texts = {f"{resource.KIND.plural}.yaml": _text(crd(resource)) for resource in KINDS}
+    texts = {f"{resource.KIND.plural}.yaml": _text(crd(resource)) for resource in RESOURCES}
     return {directory / name: text for directory in directories for name, text in texts.items()}
 
 

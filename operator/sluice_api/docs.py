@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sluice_api import generated
-from sluice_api.crd import KINDS, resource_schema
+from sluice_api.crd import RESOURCES, resource_schema
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.foreign import LORA_CONFIG, SAGE, TRAINING_ARGUMENTS, Fate, Foreign
 from sluice_api.meta import API_VERSION, EXPERIMENTAL, GROUP
@@ -58,8 +58,8 @@ def reasons_page() -> str:
 
 def api_page() -> str:
     """docs/api.md."""
-    links = ", ".join(f"[{resource.KIND.kind}](#{resource.KIND.kind.lower()})" for resource in KINDS)
-    kinds = (line for resource in KINDS for line in _kind(resource))
+    links = ", ".join(f"[{resource.KIND.kind}](#{resource.KIND.kind.lower()})" for resource in RESOURCES)
+    kinds = (line for resource in RESOURCES for line in _kind(resource))
     return "\n".join([_API_HEAD, links, *_experimental(), *kinds]) + "\n"
 
 
@@ -103,7 +103,7 @@ def _experimental() -> Iterator[str]:
     yield "\n## Experimental\n"
     yield "These fields and values have run on no GPU yet. README.md says what has been tried in its place.\n"
     yield from _table_head("Kind", "Field", "Value")
-    for resource in KINDS:
+    for resource in RESOURCES:
         schema = resource_schema(resource)["properties"]
         for place, field in (named for part in ("spec", "status") for named in fields_of(schema[part], part)):
             before, marked, _ = field.get("description", "").partition(EXPERIMENTAL)

@@ -35,8 +35,8 @@ async def explain(namespace: str, name: str) -> list[str]:
     if job is None:
         raise LookupError(f"there is no FineTuneJob {name} in namespace {namespace}")
     found = fenced(world, key_of(job), lambda seen: list(trace(seen, job, datetime.now(UTC))))
-    told = [f"set aside: {aside.key}: {aside.why}" for aside in found.aside]
-    return [*(found.decision or [f"{job.metadata.full_name}: nothing can be decided for it"]), *told]
+    lines = [f"set aside: {aside.key}: {aside.why}" for aside in found.aside]
+    return [*(found.decision or [f"{job.metadata.full_name}: nothing can be decided for it"]), *lines]
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from sluice_operator.cluster.client import in_cluster
 from sluice_operator.cluster.kinds import KINDS
 from sluice_operator.handlers import kopf_watch
 from sluice_operator.handlers.watching import take_event
-from sluice_operator.observe.parse import KINDS as WATCHED
+from sluice_operator.observe.parse import WATCHED
 from sluice_operator.reconcile.reconcilers import RECONCILERS
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from kubernetes.aio import config
 
 from dev.cluster.control_plane import ControlPlane
 from dev.cluster.ports import free_port
-from sluice_api.claim import Claim, Place
+from sluice_api.claim import Claim, NodeAllocation
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import InferenceEngine
@@ -154,7 +154,7 @@ class Scene:
 
     async def stage_pod(self, job: FineTuneJob, attempt: int = 1, *, keep: bool = False) -> Body:
         """Create a training Job as the operator does; the pod that the Job controller makes for it."""
-        claim = Claim(pool="default", resource="nvidia.com/gpu", gpus=1, places=(Place(node="gpu-1"),), term=1)
+        claim = Claim(pool="default", resource="nvidia.com/gpu", gpus=1, places=(NodeAllocation(node="gpu-1"),), term=1)
         body = stage_job(job, Stage.TRAIN, attempt, self.settings, claim, seconds=3600)
         if keep:
             body["metadata"]["finalizers"] = [KEEP]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dev.cluster import control_plane
-from sluice_api.crd import KINDS, resource_schema
+from sluice_api.crd import RESOURCES, resource_schema
 from sluice_api.schema import RULES, fields_of
 from tests.integration.kubectl import Kubectl
 from tests.integration.refusals import REFUSED, UNCHANGEABLE
@@ -174,7 +174,7 @@ def test_scheduling_is_fixed_while_the_job_holds_gpus(kubectl: Kubectl) -> None:
 
 def bounds() -> Iterator[tuple[str, str, Any]]:
     """Of each field of each spec, a value of the wrong type and one beyond each bound."""
-    for kind in KINDS:
+    for kind in RESOURCES:
         for path, field in fields_of(resource_schema(kind)["properties"]["spec"], "spec"):
             if path.endswith(("[]", "{}")):
                 continue
@@ -228,7 +228,7 @@ def test_defaults_are_visible_after_admission(kubectl: Kubectl) -> None:
     assert kubectl.read("gpool", "h100")["spec"]["resourceName"] == "nvidia.com/gpu"
 
 
-@pytest.mark.parametrize("resource", KINDS, ids=lambda resource: resource.KIND.kind)
+@pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.KIND.kind)
 def test_the_operator_reads_what_the_api_server_holds(kubectl: Kubectl, resource: Any) -> None:
     name = SMALLEST[resource.KIND.kind]["metadata"]["name"]
     parsed = resource.parse(kubectl.read(resource.KIND.plural, name))
@@ -278,7 +278,7 @@ def test_columns(kubectl: Kubectl, resource: str, header: list[str]) -> None:
 
 def test_one_command_shows_everything_of_sluice(kubectl: Kubectl) -> None:
     shown = kubectl.must("get", "sluice")
-    for resource in KINDS:
+    for resource in RESOURCES:
         assert f"{resource.KIND.kind.lower()}.sluice.dev/" in shown
 
 

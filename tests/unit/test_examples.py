@@ -10,7 +10,7 @@ import yaml
 
 from dev.cache import REPOSITORY
 from dev.demo import GREETING, QUESTION
-from sluice_api.crd import KINDS
+from sluice_api.crd import RESOURCES
 from sluice_api.finetunejob import JobResources
 from sluice_api.gpupool import GPUPool, GPUPoolSpec, NamespaceQuota, Sharing, SharingMode
 from sluice_api.inferenceengine import Preemption
@@ -38,7 +38,7 @@ DECIDING = (
 )
 ELSEWHERE = {"pricePerGpuHour"}
 """Fields of these that other pages tell of."""
-OURS = {resource.KIND.kind: resource for resource in KINDS}
+OURS = {resource.KIND.kind: resource for resource in RESOURCES}
 
 
 def objects(text: str) -> list[dict[str, Any]]:

@@ -64,13 +64,13 @@ class CertificateKeeper:
                 logger.warning("no certificate to serve with yet", extra={"why": str(error)})
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def run(self, told: Callable[[bytes], Awaitable[None]]) -> None:
+    async def run(self, on_trusted: Callable[[bytes], Awaitable[None]]) -> None:
         """Look again every hour, and tell what pods must trust from now on. What fails is tried again in an hour."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
             try:
                 await self.look()
-                await told(self.trusted)
+                await on_trusted(self.trusted)
             except (ApiError, NoCertificate, NotLeading) as error:
                 logger.warning("the certificate was not looked after", extra={"why": str(error)})
 

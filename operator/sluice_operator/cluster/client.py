@@ -140,8 +140,8 @@ class _Refused(Exception):
 def _error(status: int, text: bytes) -> ApiError:
     """The metav1.Status of a refusal, or whatever came in its place."""
     try:
-        said = json.loads(text)
-        return ApiError(status, str(said["reason"]), str(said["message"]))
+        body = json.loads(text)
+        return ApiError(status, str(body["reason"]), str(body["message"]))
     except (ValueError, LookupError, TypeError):
         return ApiError(status, "Unknown", text[:500].decode(errors="replace"))
 

@@ -48,14 +48,14 @@ class EventLog:
     def __init__(self, reporter: str) -> None:
         """`reporter` is this process's name in events."""
         self._reporter = reporter
-        self._told: OrderedDict[Happened, Told] = OrderedDict()
+        self._sent: OrderedDict[Happened, Told] = OrderedDict()
 
     def again(self, what: Happened, now: datetime) -> tuple[Key, Body] | None:
         """The event that says the same already, and the merge patch that counts it once more; None if there is none."""
-        told = self._told.get(what)
-        if told is None:
+        sent = self._sent.get(what)
+        if sent is None:
             return None
-        return Key("Event", what.namespace, told.name), {"count": told.count + 1, "lastTimestamp": _second(now)}
+        return Key("Event", what.namespace, sent.name), {"count": sent.count + 1, "lastTimestamp": _second(now)}
 
     def new(self, what: Happened, now: datetime) -> Body:
         """The event that says it for the first time."""
@@ -85,14 +85,14 @@ class EventLog:
 
     def written(self, what: Happened, event: Body) -> None:
         """An event is there, as the API server says it."""
-        self._told[what] = Told(event["metadata"]["name"], int(event.get("count") or 1))
-        self._told.move_to_end(what)
-        if len(self._told) > _REMEMBERED:
-            self._told.popitem(last=False)
+        self._sent[what] = Told(event["metadata"]["name"], int(event.get("count") or 1))
+        self._sent.move_to_end(what)
+        if len(self._sent) > _REMEMBERED:
+            self._sent.popitem(last=False)
 
     def forget(self, what: Happened) -> None:
         """Its event is gone: they are kept for an hour."""
-        self._told.pop(what, None)
+        self._sent.pop(what, None)
 
 
 def _second(at: datetime) -> str:

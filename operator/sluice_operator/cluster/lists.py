@@ -9,7 +9,7 @@ from sluice_operator.cluster.client import Api, Body
 from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.kinds import KINDS, path_of
 from sluice_operator.observe.parse import Parsed, Stored, parse, uid_of, version_of
-from sluice_operator.observe.parse_devices import KINDS as DEVICES
+from sluice_operator.observe.parse_devices import DEVICES
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Address, Key
 

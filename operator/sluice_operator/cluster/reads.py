@@ -10,8 +10,7 @@ from sluice_operator.cluster.client import Api, Body
 from sluice_operator.cluster.errors import ApiError, Gone, Outdated
 from sluice_operator.cluster.kinds import KINDS, path_of
 from sluice_operator.cluster.ownership import require_ours
-from sluice_operator.observe.parse import KINDS as WATCHED
-from sluice_operator.observe.parse import parse
+from sluice_operator.observe.parse import WATCHED, parse
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 
@@ -102,8 +101,8 @@ class Reader:
             f"/api/v1/namespaces/{maker.namespace}/events",
             query={"fieldSelector": f"{which},reason=FailedCreate"},
         )
-        said = [event for event in answer["items"] if _is_about(event["involvedObject"]["name"], maker)]
-        events = sorted((event for event in said if since is None or _is_after(event, since)), key=_said_at)
+        events_of_it = [event for event in answer["items"] if _is_about(event["involvedObject"]["name"], maker)]
+        events = sorted((event for event in events_of_it if since is None or _is_after(event, since)), key=_happened_at)
         return str(events[-1].get("message") or "") if events else ""
 
     async def look_for_pods(self, stage_job: Key) -> None:
@@ -121,10 +120,10 @@ def _is_about(name: str, maker: Key) -> bool:
 
 def _is_after(event: Body, since: datetime) -> bool:
     """To the second: that is all that some events say."""
-    said = _said_at(event)
-    return bool(said) and datetime.fromisoformat(said) >= since.replace(microsecond=0)
+    at = _happened_at(event)
+    return bool(at) and datetime.fromisoformat(at) >= since.replace(microsecond=0)
 
 
-def _said_at(event: Body) -> str:
+def _happened_at(event: Body) -> str:
     series = event.get("series") or {}
     return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")

@@ -176,11 +176,11 @@ class Writer(Reader):
         """Tell people, on the object; `level` is Normal or Warning. Never raises: an event that is lost is lost."""
         what = Happened(key, uid, level, reason, message)
         try:
-            self._events.written(what, await self._tell(what))
+            self._events.written(what, await self._send_event(what))
         except (ApiError, NotLeading) as error:
             logger.warning("an event was lost", extra={"object": str(key), "reason": reason, "error": str(error)})
 
-    async def _tell(self, what: Happened) -> Body:
+    async def _send_event(self, what: Happened) -> Body:
         """Write an event, or count one that says the same once more. One attempt."""
         now = datetime.now(UTC)
         if known := self._events.again(what, now):

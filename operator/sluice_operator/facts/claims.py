@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
 
-from sluice_api.claim import AttemptRef, Claim, Place, SlotRef
+from sluice_api.claim import AttemptRef, Claim, NodeAllocation, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, LendTo
 from sluice_api.meta import SCHEDULING_GATE
@@ -44,8 +44,8 @@ class LiveClaim:
     @property
     def is_overdrawn(self) -> bool:
         """Whether the Job says that it has more than could be true, or could any longer: a lender's terms changed."""
-        said = self.stage_job.claim
-        return said is not None and said.places != self.claim.places
+        annotation = self.stage_job.claim
+        return annotation is not None and annotation.places != self.claim.places
 
     @property
     def name(self) -> str:
@@ -87,11 +87,11 @@ def believed(world: World, job: FineTuneJob, stage_job: StageJobView) -> Claim |
     term = min(claim.term, world.term)
     if (places, term) == (claim.places, claim.term):
         return claim
-    said = {name: getattr(claim, name) for name in Claim.model_fields}
-    return Claim(**{**said, "places": places, "term": term})  # not a copy, which would keep what was worked out of it
+    fields = {name: getattr(claim, name) for name in Claim.model_fields}
+    return Claim(**{**fields, "places": places, "term": term})  # not a copy, which would keep what was worked out of it
 
 
-def _place(world: World, job: FineTuneJob, place: Place) -> Place:
+def _place(world: World, job: FineTuneJob, place: NodeAllocation) -> NodeAllocation:
     borrowed = tuple(slot for slot in place.borrowed if _could_be_lent(world, job, slot))
     preempted = tuple(ref for ref in place.preempted if _could_give_way(world, job, ref))
     if (borrowed, preempted) == (place.borrowed, place.preempted):
@@ -105,7 +105,7 @@ def _could_be_lent(world: World, job: FineTuneJob, slot: SlotRef) -> bool:
     if engine is None:
         return True  # it is gone, and nobody is left to be disturbed
     name = job.metadata.full_name
-    if any((said.index, said.lent_to) == (slot.index, name) for said in engine.status.slots):
+    if any((status.index, status.lent_to) == (slot.index, name) for status in engine.status.slots):
         return True
     if engine.spec.preemption.policy is LendingPolicy.NEVER or not lends_to(world, engine, job.metadata.namespace):
         return False

@@ -38,7 +38,7 @@ class End(NamedTuple):
     reason: str
     message: str
     node: str
-    told: StageOutcome | None
+    stage_outcome: StageOutcome | None
     """The trainer's own words, if it left any."""
 
 
@@ -50,9 +50,9 @@ def pod_end(world: World, stage_job: StageJobView, pod: PodView | None, node: st
         node: where its claim puts it.
     """
     place = pod.node if pod and pod.node else node
-    told = _told(pod.termination if pod else None)
-    if told is not None:
-        return End(told.reason, told.message, place, told)
+    stage_outcome = _stage_outcome(pod.termination if pod else None)
+    if stage_outcome is not None:
+        return End(stage_outcome.reason, stage_outcome.message, place, stage_outcome)
     return End(*_why(world, stage_job, pod, place), place, None)
 
 
@@ -68,10 +68,10 @@ def how_grave(end: End) -> int:
         return 2
     if end.reason != Reason.POD_LOST:
         return 0
-    return 4 if end.told else 3
+    return 4 if end.stage_outcome else 3
 
 
-def _told(termination: Termination | None) -> StageOutcome | None:
+def _stage_outcome(termination: Termination | None) -> StageOutcome | None:
     if termination is None or not termination.message:
         return None
     try:
@@ -201,7 +201,7 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
     cause = leader if leader.reason == Reason.DONE else min(ends, key=how_grave)
     if stage_job.failure.startswith(BY_DEADLINE) and leader.reason != Reason.DONE:
         cause = cause._replace(reason=Reason.DEADLINE_EXCEEDED, message=deadline_of(job, stage_job.stage))
-    reason, by, told = cause.reason, "", leader.told
+    reason, by, stage_outcome = cause.reason, "", leader.stage_outcome
     preemptor = preemptor_of(world, stage_job) if after(reason).keeps_claim else None
     if preemptor and preemptor.owner:  # it can't go on at once: another job came in its place
         reason, by = Reason.PREEMPTED, f"{preemptor.key.namespace}/{preemptor.owner.name}"
@@ -209,7 +209,7 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
     reported = (
         progress if progress and stage_job.stage is Stage.TRAIN and progress.attempt == stage_job.attempt else None
     )
-    train = told.train if told else None
+    train = stage_outcome.train if stage_outcome else None
     return AttemptOutcome(
         stage=stage_job.stage,
         attempt=stage_job.attempt,
@@ -221,9 +221,9 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
         by=by,
         step=max(train.step if train else 0, reported.step if reported else 0),
         checkpoint_step=train.checkpoint_step if train else reported.checkpoint_step if reported else None,
-        prepare=told.prepare if told else None,
+        prepare=stage_outcome.prepare if stage_outcome else None,
         train=train,
-        export=told.export if told else None,
+        export=stage_outcome.export if stage_outcome else None,
     )
 
 
@@ -321,9 +321,9 @@ def compact(outcomes: Outcomes) -> Outcomes:
     shortened = outcomes.model_copy(update={"attempts": attempts}) if dropped else outcomes
     if len(shortened.to_json()) <= OUTCOMES_BYTES:
         return shortened
-    for told in (20, 5, 0):
-        silent = (attempt.model_copy(update={"message": ""}) for attempt in attempts[: max(0, len(attempts) - told)])
-        shortened = outcomes.model_copy(update={"attempts": (*silent, *attempts[max(0, len(attempts) - told) :])})
+    for worded in (20, 5, 0):
+        silent = (attempt.model_copy(update={"message": ""}) for attempt in attempts[: max(0, len(attempts) - worded)])
+        shortened = outcomes.model_copy(update={"attempts": (*silent, *attempts[max(0, len(attempts) - worded) :])})
         if len(shortened.to_json()) <= OUTCOMES_BYTES:
             return shortened
     while free := [attempt for attempt in shortened.attempts if _is_nobodys_failure(attempt)]:

@@ -52,13 +52,13 @@ def is_asleep(world: World, engine: InferenceEngine, index: int) -> bool:
     status says the same, whatever becomes of agent and vLLM: neither wakes or starts before the status says so.
     """
     pod = pod_of(world, engine, index) if sleeps(engine) else None
-    said = slot_status_of(engine, index, pod) if pod else None
-    if pod is None or said is None or said.state not in ASLEEP or pod.deleting:
+    slot_status = slot_status_of(engine, index, pod) if pod else None
+    if pod is None or slot_status is None or slot_status.state not in ASLEEP or pod.deleting:
         return False
-    if said.state is not SlotState.SLEEPING:
+    if slot_status.state is not SlotState.SLEEPING:
         return True
-    told = world.reports.get(pod.uid)
-    return bool(told and told.report.asleep and said.since and told.at >= said.since)
+    reported = world.reports.get(pod.uid)
+    return bool(reported and reported.report.asleep and slot_status.since and reported.at >= slot_status.since)
 
 
 def is_awake(world: World, engine: InferenceEngine, index: int) -> bool:
@@ -88,16 +88,16 @@ def state_on_the_way(world: World, engine: InferenceEngine, index: int, phase: P
 def sleep_requested_at(world: World, slot: SlotRef) -> datetime | None:
     """Since when a slot's pod is to sleep, as the engine's status says."""
     engine = world.engines.get(engine_key(slot.namespace, slot.engine))
-    said = next((said for said in engine.status.slots if said.index == slot.index), None) if engine else None
-    return said.since if said and said.state is SlotState.SLEEPING else None
+    known = (status for status in (engine.status.slots if engine else ()) if status.index == slot.index)
+    return next((status.since for status in known if status.state is SlotState.SLEEPING), None)
 
 
 def agent_message(world: World, slot: SlotRef) -> str:
     """What a slot's agent said last about it."""
     engine = world.engines.get(engine_key(slot.namespace, slot.engine))
     pod = pod_of(world, engine, slot.index) if engine else None
-    told = world.reports.get(pod.uid) if pod else None
-    return told.report.message if told else ""
+    reported = world.reports.get(pod.uid) if pod else None
+    return reported.report.message if reported else ""
 
 
 @once_a_world(lambda _world, engine: engine.metadata.uid)
@@ -113,13 +113,13 @@ def being_used(world: World, engine: InferenceEngine) -> dict[int, str]:
     pool = find_pool(world, engine.spec.resources.pool)
     if pool is not None and not pool.spec.by_dra:
         return found
-    for said in engine.status.slots:
-        if said.state not in _LEFT_TO_A_TRAINER or not said.lent_to or said.index in found:
+    for slot_status in engine.status.slots:
+        if slot_status.state not in _LEFT_TO_A_TRAINER or not slot_status.lent_to or slot_status.index in found:
             continue
-        node = _home(world, engine, said.index)
+        node = _home(world, engine, slot_status.index)
         here = (*world.pods_on.get(node, {}).values(), *world.pods_coming.get(node, {}).values())
         if any(_is_stray_trainer(world, other) for other in here):
-            found[said.index] = said.lent_to
+            found[slot_status.index] = slot_status.lent_to
     return found
 
 

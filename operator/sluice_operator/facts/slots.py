@@ -133,19 +133,19 @@ def is_drained(world: World, engine: InferenceEngine, index: int, now: datetime)
     pod = pod_of(world, engine, index)
     if pod is None or not pod.node or pod.deleting:
         return True
-    said = slot_status_of(engine, index, pod)
-    if said is not None and said.state in ASLEEP:
+    slot_status = slot_status_of(engine, index, pod)
+    if slot_status is not None and slot_status.state in ASLEEP:
         return True
-    since = said.since if said and said.state is SlotState.DRAINING else None
+    since = slot_status.since if slot_status and slot_status.state is SlotState.DRAINING else None
     if since is None:
         return False
     if now >= since + timedelta(seconds=engine.spec.preemption.drain_timeout_seconds):
         return True
-    told = world.reports.get(pod.uid)
-    if told is None:
+    reported = world.reports.get(pod.uid)
+    if reported is None:
         return not pod.running
-    idle = told.report.in_flight == 0 and told.report.quiet_seconds >= _QUIET_SECONDS
-    return told.at >= since and told.report.draining and idle and not pod.ready
+    idle = reported.report.in_flight == 0 and reported.report.quiet_seconds >= _QUIET_SECONDS
+    return reported.at >= since and reported.report.draining and idle and not pod.ready
 
 
 def left_by(engine: InferenceEngine) -> int:

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import NamedTuple
 
-from sluice_api.claim import Claim, Place, Share, SlotRef
+from sluice_api.claim import Claim, NodeAllocation, Share, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
@@ -53,7 +53,7 @@ def borrowed_on(world: World, claim: Claim, node: str) -> int:
     return min(claim.gpus_on(node), gpus_of_slots(world, place.borrowed)) if place else 0
 
 
-def _of_own(world: World, claim: Claim, place: Place, namespace: str) -> int:
+def _of_own(world: World, claim: Claim, place: NodeAllocation, namespace: str) -> int:
     """GPUs of a place that are borrowed from engines of the job's own namespace."""
     slots = [slot for slot in place.borrowed if slot.namespace == namespace]
     return min(claim.gpus_on(place.node), gpus_of_slots(world, slots))
@@ -235,7 +235,7 @@ class Stock:
         return {uid: tuple(slots) for uid, slots in found.items()}
 
 
-def _with_guest(slot: PlacedSlot, place: Place, claim: Claim) -> PlacedSlot:
+def _with_guest(slot: PlacedSlot, place: NodeAllocation, claim: Claim) -> PlacedSlot:
     """A slot once a claim is made: with less memory left if that is its guest."""
     return (
         replace(slot, shared=slot.shared + claim.share.percent) if claim.share and slot.slot == place.beside else slot

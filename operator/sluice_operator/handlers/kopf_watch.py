@@ -52,7 +52,7 @@ from sluice_operator.clock import passing
 from sluice_operator.cluster.client import in_cluster
 from sluice_operator.cluster.kinds import KINDS
 from sluice_operator.cluster.lists import PAGE
-from sluice_operator.observe.parse import KINDS as WATCHED
+from sluice_operator.observe.parse import WATCHED
 
 logger = logging.getLogger(__name__)
 

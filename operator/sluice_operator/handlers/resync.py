@@ -8,7 +8,7 @@ from sluice_operator.cluster.client import Api
 from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.kinds import KINDS
 from sluice_operator.cluster.lists import look_for_api_servers, refresh
-from sluice_operator.observe.parse import KINDS as WATCHED
+from sluice_operator.observe.parse import WATCHED
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 

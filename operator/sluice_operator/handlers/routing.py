@@ -12,8 +12,7 @@ from sluice_api.meta import DEFAULT_POOL, ENGINE_LABEL, JOB_LABEL, PLACEHOLDER_L
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.observe.links import Links
-from sluice_operator.observe.parse import Stored
-from sluice_operator.observe.parse import key_of as stored_key
+from sluice_operator.observe.parse import Stored, stored_key
 from sluice_operator.observe.views import (
     BudgetView,
     DeviceClaimView,

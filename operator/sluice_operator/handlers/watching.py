@@ -6,7 +6,7 @@ import kopf
 
 from sluice_operator.handlers.resync import KIND_OF
 from sluice_operator.handlers.routing import keys_for
-from sluice_operator.observe.parse import Stored, Unreadable, key_of, parse, uid_of, version_of
+from sluice_operator.observe.parse import Stored, Unreadable, parse, stored_key, uid_of, version_of
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key
 
@@ -33,6 +33,6 @@ def take_event(store: Store, plural: str, event: kopf.RawEvent) -> None:
     if event["type"] == "DELETED":
         if not isinstance(parsed, Unreadable):
             store.put(parsed, seen=True)  # the last words of a pod may come only with its end
-        store.remove(key_of(parsed), uid_of(parsed), version_of(parsed))
+        store.remove(stored_key(parsed), uid_of(parsed), version_of(parsed))
     else:
         store.put(parsed, seen=True)

@@ -82,7 +82,7 @@ def stage_job(
         metadata["annotations"] = {CLAIM_ANNOTATION: claim.to_json()}
         spec = _claiming(spec, job, claim, settings, tolerations)
     pods_needed = len(claim.nodes) if claim else 1
-    alone, told = pod.WITHOUT_MESH
+    alone, annotations = pod.WITHOUT_MESH
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -96,7 +96,7 @@ def stage_job(
             "podFailurePolicy": _TELLS_REQUEUES,
             **(_GROUP if pods_needed > 1 else {}),
             "template": {
-                "metadata": {"labels": labels | alone, "annotations": told | (_STAYS if claim else {})},
+                "metadata": {"labels": labels | alone, "annotations": annotations | (_STAYS if claim else {})},
                 "spec": _together(spec, job, metadata["name"]) if pods_needed > 1 else spec,
             },
         },

@@ -49,7 +49,8 @@ class looking_at:  # noqa: N801 - read as a word: `with looking_at(key):`
     def __exit__(self, _kind: object, error: BaseException | None, _trace: TracebackType | None) -> None:
         """Raise a Fault in place of any other exception."""
         if isinstance(error, Exception) and not isinstance(error, Fault):
-            raise Fault(SetAside(self._key, _told(error), "".join(format_exception(error))[-_MOST_TRACE:])) from error
+            trace = "".join(format_exception(error))[-_MOST_TRACE:]
+            raise Fault(SetAside(self._key, _where_raised(error), trace)) from error
 
 
 def each(things: Iterable[Thing], key: Callable[[Thing], Key], look: Callable[[Thing], Seen]) -> list[Seen]:
@@ -112,7 +113,7 @@ def behind_a_fence(world: World, mine: Key, decide: Callable[[World], Decision])
     return found.decision[0]
 
 
-def _told(error: Exception) -> str:
+def _where_raised(error: Exception) -> str:
     """What was raised, and where in Sluice."""
     frames = [frame for frame in extract_tb(error.__traceback__) if "sluice_" in frame.filename]
     where = f" ({'/'.join(PurePath(frames[-1].filename).parts[-2:])}:{frames[-1].lineno})" if frames else ""

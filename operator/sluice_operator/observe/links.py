@@ -4,12 +4,12 @@ from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.sources import claims_of
-from sluice_operator.observe.found_by import lender
 from sluice_operator.observe.index import Index
+from sluice_operator.observe.index_keys import by_lender
 from sluice_operator.observe.orphans import left_by
 from sluice_operator.observe.views import PodView, StageJobView, VolumeClaimView
 
-Place = tuple[str, str]
+NamespacedName = tuple[str, str]
 """Namespace and name."""
 
 
@@ -21,11 +21,11 @@ def _pool_of_engine(engine: InferenceEngine) -> tuple[str, ...]:
     return (engine.spec.resources.pool,)
 
 
-def _published_as(job: FineTuneJob) -> tuple[Place, ...]:
+def _published_as(job: FineTuneJob) -> tuple[NamespacedName, ...]:
     return ((job.metadata.namespace, job.spec.publish.name),) if job.spec.publish else ()
 
 
-def _volume_claims(job: FineTuneJob) -> tuple[Place, ...]:
+def _volume_claims(job: FineTuneJob) -> tuple[NamespacedName, ...]:
     try:
         names = job.spec.volumes
     except ValueError:  # a path that climbs out of its claim; the job's own reconcile says so
@@ -33,7 +33,7 @@ def _volume_claims(job: FineTuneJob) -> tuple[Place, ...]:
     return tuple((job.metadata.namespace, name) for name in names)
 
 
-def _engine_volume_claims(engine: InferenceEngine) -> tuple[Place, ...]:
+def _engine_volume_claims(engine: InferenceEngine) -> tuple[NamespacedName, ...]:
     try:
         model = claims_of(engine.spec.model.uri)
     except ValueError:  # a path that climbs out of its claim
@@ -42,7 +42,7 @@ def _engine_volume_claims(engine: InferenceEngine) -> tuple[Place, ...]:
     return tuple((engine.metadata.namespace, name) for name in dict.fromkeys((*model, *adapters)))
 
 
-def _engine_of(adapter: Adapter) -> tuple[Place, ...]:
+def _engine_of(adapter: Adapter) -> tuple[NamespacedName, ...]:
     return ((adapter.metadata.namespace, adapter.spec.engine),)
 
 
@@ -56,17 +56,17 @@ class Links:
     def __init__(self) -> None:
         self.jobs_in_pool: Index[str, FineTuneJob] = Index(_pool_of_job)
         self.engines_in_pool: Index[str, InferenceEngine] = Index(_pool_of_engine)
-        self.publishing_as: Index[Place, FineTuneJob] = Index(_published_as)
+        self.publishing_as: Index[NamespacedName, FineTuneJob] = Index(_published_as)
         """Jobs by the Adapter that they write."""
-        self.mounting: Index[Place, FineTuneJob] = Index(_volume_claims)
+        self.mounting: Index[NamespacedName, FineTuneJob] = Index(_volume_claims)
         """Jobs by the PersistentVolumeClaims that they name."""
-        self.serving_from: Index[Place, InferenceEngine] = Index(_engine_volume_claims)
+        self.serving_from: Index[NamespacedName, InferenceEngine] = Index(_engine_volume_claims)
         """Engines by the PersistentVolumeClaims that they name."""
-        self.adapters_on: Index[Place, Adapter] = Index(_engine_of)
-        self.borrowing: Index[Place, StageJobView] = Index(lender)
+        self.adapters_on: Index[NamespacedName, Adapter] = Index(_engine_of)
+        self.borrowing: Index[NamespacedName, StageJobView] = Index(by_lender)
         """Claims by the engines from which they borrow."""
-        self.orphaned_jobs: Index[Place, StageJobView] = Index(left_by)
-        self.orphaned_pods: Index[Place, PodView] = Index(left_by)
+        self.orphaned_jobs: Index[NamespacedName, StageJobView] = Index(left_by)
+        self.orphaned_pods: Index[NamespacedName, PodView] = Index(left_by)
         """What jobs have left behind, by the job."""
         self.bound_to: Index[str, VolumeClaimView] = Index(_volume)
         """PersistentVolumeClaims by the volume that they are bound to."""

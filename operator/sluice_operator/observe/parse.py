@@ -70,7 +70,7 @@ def parse(kind: str, body: Body) -> Parsed:
     """Read an object of one of the watched kinds.
 
     Raises:
-        KeyError: the kind is none of KINDS.
+        KeyError: the kind is not in WATCHED.
     """
     reader = _READERS[kind]
     try:
@@ -276,11 +276,11 @@ _READERS: Mapping[str, Callable[[Body], Stored]] = {
     "ResourceClaim": parse_device_claim,
 }
 
-KINDS = tuple(_READERS)
+WATCHED = tuple(_READERS)
 """The watched kinds; which of them a cluster lacks, the store knows."""
 
 
-def key_of(stored: Parsed) -> Key:
+def stored_key(stored: Parsed) -> Key:
     """An object's place."""
     if isinstance(stored, View | Unreadable):
         return stored.key

@@ -7,7 +7,7 @@ from typing import Any
 from sluice_operator.observe.raw import Body, metadata_of
 from sluice_operator.observe.views import DeviceClaimView, SliceView
 
-KINDS = ("ResourceSlice", "ResourceClaim")
+DEVICES = ("ResourceSlice", "ResourceClaim")
 """Not every cluster has them."""
 
 _GPU = "gpu"
@@ -30,8 +30,8 @@ def parse_slice(body: Body) -> SliceView:
 
 def _is_gpu(device: Mapping[str, Any], driver: str) -> bool:
     """Whether a device is a GPU, and not a part of one that is offered beside it. One that does not say so is."""
-    said: Mapping[str, Any] = device.get("attributes") or {}
-    kind = said.get("type") or said.get(f"{driver}/type") or {}
+    attributes: Mapping[str, Any] = device.get("attributes") or {}
+    kind = attributes.get("type") or attributes.get(f"{driver}/type") or {}
     return str(kind.get("string", _GPU)) == _GPU
 
 

@@ -59,8 +59,8 @@ def parse_pod(body: Body) -> PodView:
         waiting_reason=waiting_reason,
         waiting_message=waiting_message,
         unschedulable=unscheduled.get("message") or "" if unscheduled.get("reason") == "Unschedulable" else "",
-        disruption=_words(condition(status, "DisruptionTarget", "True")),
-        failure=_words(status) if ended else "",
+        disruption=_state_message(condition(status, "DisruptionTarget", "True")),
+        failure=_state_message(status) if ended else "",
         started=any(map(_has_run, containers)),
         volume_claims=_volume_claims(body),
         template=template_in(annotations),
@@ -150,9 +150,9 @@ def _waiting(containers: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
     return "", ""
 
 
-def _words(said: Mapping[str, Any]) -> str:
+def _state_message(state: Mapping[str, Any]) -> str:
     """Reason and message, of a status or a condition."""
-    return ": ".join(str(said[part])[:_LONGEST] for part in ("reason", "message") if said.get(part))
+    return ": ".join(str(state[part])[:_LONGEST] for part in ("reason", "message") if state.get(part))
 
 
 def _has_run(container: Mapping[str, Any]) -> bool:

@@ -22,11 +22,11 @@ from typing import Any
 from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
-from sluice_operator.observe import found_by, parse_devices
+from sluice_operator.observe import index_keys, parse_devices
 from sluice_operator.observe.findings import Findings
 from sluice_operator.observe.index import Index
 from sluice_operator.observe.links import Links
-from sluice_operator.observe.parse import KINDS, Parsed, Stored, Unreadable, key_of, uid_of, version_of
+from sluice_operator.observe.parse import WATCHED, Parsed, Stored, Unreadable, stored_key, uid_of, version_of
 from sluice_operator.observe.parse_pod import is_ours
 from sluice_operator.observe.table import Table
 from sluice_operator.observe.views import (
@@ -53,29 +53,29 @@ class Store:
         """`served` says whether the custom resources of a namespace are ours to serve."""
         self.serves = served
         self._listeners: list[Listener] = []
-        self._tables: dict[str, Table[Any]] = {kind: Table() for kind in KINDS}
+        self._tables: dict[str, Table[Any]] = {kind: Table() for kind in WATCHED}
         self._shown: dict[str, Mapping[Key, Any]] = {
             kind: MappingProxyType(table.objects) for kind, table in self._tables.items()
         }
 
-        self._pods_of: Index[Identity, PodView] = Index(found_by.controller)
-        self._pods_on: Index[str, PodView] = Index(found_by.node)
-        self._pods_coming: Index[str, PodView] = Index(found_by.next_node)
-        self._engine_pods: Index[tuple[str, str, int], PodView] = Index(found_by.slot)
-        self._placeholders: Index[tuple[str, str], PodView] = Index(found_by.reserved_for)
-        self._scale_ups: Index[str, PodView] = Index(found_by.asks_in_pool)
-        self._stage_jobs_of: Index[Identity, StageJobView] = Index(found_by.maker)
-        self._slots_of: Index[Identity, SlotView] = Index(found_by.maker)
-        self._claiming: Index[bool, StageJobView] = Index(found_by.with_claim)
-        self._claims_on: Index[str, StageJobView] = Index(found_by.claimed_node)
-        self._displacing: Index[str, StageJobView] = Index(found_by.preempted)
-        self._budgets_in: Index[str, BudgetView] = Index(found_by.namespace)
-        self._slices_on: Index[str, SliceView] = Index(found_by.where)
-        self._device_claims_on: Index[str, DeviceClaimView] = Index(found_by.where)
-        self._slot_devices: Index[tuple[str, str], DeviceClaimView] = Index(found_by.engine)
-        self._unfinished: Index[str, FineTuneJob] = Index(found_by.pool_of_unfinished)
-        self._preparing: Index[bool, StageJobView] = Index(found_by.prepares)
-        self._to_prepare: Index[str, FineTuneJob] = Index(found_by.pool_of_unprepared)
+        self._pods_of: Index[Identity, PodView] = Index(index_keys.by_controller)
+        self._pods_on: Index[str, PodView] = Index(index_keys.by_node)
+        self._pods_coming: Index[str, PodView] = Index(index_keys.by_nominated_node)
+        self._engine_pods: Index[tuple[str, str, int], PodView] = Index(index_keys.by_slot)
+        self._placeholders: Index[tuple[str, str], PodView] = Index(index_keys.by_reserving_engine)
+        self._scale_ups: Index[str, PodView] = Index(index_keys.by_asking_pool)
+        self._stage_jobs_of: Index[Identity, StageJobView] = Index(index_keys.by_maker)
+        self._slots_of: Index[Identity, SlotView] = Index(index_keys.by_maker)
+        self._claiming: Index[bool, StageJobView] = Index(index_keys.by_having_claim)
+        self._claims_on: Index[str, StageJobView] = Index(index_keys.by_claimed_node)
+        self._preempting: Index[str, StageJobView] = Index(index_keys.by_preempted_attempt)
+        self._budgets_in: Index[str, BudgetView] = Index(index_keys.by_namespace)
+        self._slices_on: Index[str, SliceView] = Index(index_keys.by_device_node)
+        self._device_claims_on: Index[str, DeviceClaimView] = Index(index_keys.by_device_node)
+        self._slot_devices: Index[tuple[str, str], DeviceClaimView] = Index(index_keys.by_engine)
+        self._unfinished: Index[str, FineTuneJob] = Index(index_keys.by_unfinished_pool)
+        self._preparing: Index[bool, StageJobView] = Index(index_keys.by_preparing)
+        self._to_prepare: Index[str, FineTuneJob] = Index(index_keys.by_unprepared_pool)
         self.links = Links()
         """Indices beside the World's: who is to be looked at again when something else changes."""
         self._indices: Mapping[str, tuple[Index[Any, Any], ...]] = {
@@ -101,7 +101,7 @@ class Store:
                 self._stage_jobs_of,
                 self._claiming,
                 self._claims_on,
-                self._displacing,
+                self._preempting,
                 self._preparing,
                 self.links.borrowing,
                 self.links.orphaned_jobs,
@@ -124,7 +124,7 @@ class Store:
     @property
     def watched(self) -> tuple[str, ...]:
         """The kinds to watch in this cluster."""
-        return tuple(kind for kind in KINDS if self.serves_dra or kind not in parse_devices.KINDS)
+        return tuple(kind for kind in WATCHED if self.serves_dra or kind not in parse_devices.DEVICES)
 
     def listen(self, listener: Listener) -> None:
         """Be told of every change from now on."""
@@ -155,7 +155,7 @@ class Store:
             claiming=self._claiming.groups.get(True, MappingProxyType({})),
             claims_on=self._claims_on.groups,
             claims_from=self.links.borrowing.groups,
-            preempting=self._displacing.groups,
+            preempting=self._preempting.groups,
             unfinished=self._unfinished.groups,
             preparing=self._preparing.groups.get(True, MappingProxyType({})),
             to_prepare=self._to_prepare.groups,
@@ -182,8 +182,8 @@ class Store:
             obj: as `parse` gave it.
             seen: False for the answer to our own write, which the watch has not brought yet.
         """
-        table = self._tables[key_of(obj).kind]
-        held = table.objects.get(key_of(obj))
+        table = self._tables[stored_key(obj).kind]
+        held = table.objects.get(stored_key(obj))
         known_since = max(table.listed, version_of(held) if held is not None else 0)
         unknown = held is None or uid_of(held) != uid_of(obj)
         if unknown and (version_of(obj) <= known_since or uid_of(obj) in table.dead):
@@ -250,7 +250,7 @@ class Store:
         Args:
             listed: the version of the list that shows it; 0 for one that comes alone.
         """
-        key, version = key_of(obj), version_of(obj)
+        key, version = stored_key(obj), version_of(obj)
         table.newest = max(table.newest, version)
         held = table.objects.get(key)
         same = held is not None and uid_of(held) == uid_of(obj)

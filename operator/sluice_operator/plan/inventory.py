@@ -189,7 +189,7 @@ def _home(stocks: Iterable[NodeStock], gpus: int) -> NodeStock | None:
 
 
 def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | None) -> PlacedSlot:
-    told = world.reports.get(pod.uid) if pod else None
+    reported = world.reports.get(pod.uid) if pod else None
     created = pod.created if pod else engine.metadata.creation_timestamp
     if created is None:
         raise ValueError(f"{engine.metadata.name} has no creation timestamp")
@@ -200,7 +200,7 @@ def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | No
         created=created,
         pod=pod.key if pod else None,
         serving=serves(pod),
-        in_flight=told.report.in_flight if told else 0,
+        in_flight=reported.report.in_flight if reported else 0,
         stays=pod is None or slot_of(world, engine, index) is not None,
         lendable=not sleeps(engine) or can_sleep(world, engine, index),
     )

@@ -7,7 +7,7 @@ count against it.
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 
-from sluice_api.claim import Place
+from sluice_api.claim import NodeAllocation
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.reasons import Reason
@@ -57,7 +57,7 @@ def suspended_by_other(stage_job: StageJobView) -> str:
     return f"Job {stage_job.key.name} was suspended by another controller."
 
 
-def _obstacle_on(world: World, live: LiveClaim, place: Place, pod: PodView) -> Obstacle | None:
+def _obstacle_on(world: World, live: LiveClaim, place: NodeAllocation, pod: PodView) -> Obstacle | None:
     """Why a claim's pods, which are all like one, may not run on a node of it."""
     view = world.nodes[Key("Node", "", place.node)]
     if no := refusal(view, live.claim.resource, find_pool(world, live.claim.pool)):
@@ -106,9 +106,9 @@ def starts_until(engine: InferenceEngine, index: int, pod: PodView | None, now: 
 
     Counted from when the engine's status first said that it starts so, without a pod or with this one.
     """
-    said = next((slot for slot in engine.status.slots if slot.index == index), None)
     name = pod.key.name if pod else ""
-    since = said.since if said and (said.state, said.pod) == (SlotState.STARTING, name) else None
+    starts = (slot for slot in engine.status.slots if slot.index == index and slot.state is SlotState.STARTING)
+    since = next((slot.since for slot in starts if slot.pod == name), None)
     return (since or now) + PODS_WITHIN
 
 

@@ -54,9 +54,9 @@ def depth(body: bytes) -> int:
 def _explained(invalid: ValidationError) -> str:
     """The first errors as `field: what is wrong`, without the value: it may be anything."""
     errors = invalid.errors(include_url=False, include_context=False, include_input=False)
-    said = [f"{'.'.join(str(part)[:64] for part in error['loc']) or 'body'}: {error['msg']}" for error in errors]
-    more = [f"and {len(said) - MAX_ERRORS} more"] if len(said) > MAX_ERRORS else []
-    return "; ".join([*said[:MAX_ERRORS], *more])
+    lines = [f"{'.'.join(str(part)[:64] for part in error['loc']) or 'body'}: {error['msg']}" for error in errors]
+    more = [f"and {len(lines) - MAX_ERRORS} more"] if len(lines) > MAX_ERRORS else []
+    return "; ".join([*lines[:MAX_ERRORS], *more])
 
 
 def _numbers(model: BaseModel) -> list[tuple[str, int]]:

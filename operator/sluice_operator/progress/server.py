@@ -42,7 +42,7 @@ BODY_SECONDS = 10
 """A body that takes longer does not come."""
 FORGET_EVERY_SECONDS = 60
 
-KINDS = {TRAINING_REPORTS_PATH: "training", ENGINE_REPORTS_PATH: "engine"}
+REPORTS_AT = {TRAINING_REPORTS_PATH: "training", ENGINE_REPORTS_PATH: "engine"}
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ async def body(request: web.Request) -> bytes:
 @web.middleware
 async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Count every answer, and turn every failure into one: the one place in this process part that does."""
-    kind = KINDS.get(request.path, "other")
+    kind = REPORTS_AT.get(request.path, "other")
     try:
         response = await handler(request)
     except Refused as refused:

@@ -67,7 +67,7 @@ def engine_plan(world: World, key: Key, c: Context, now: datetime) -> Plan:
     if key_of(engine) not in world.refused:
         writes += _starts(engine, decision, pool.spec if pool else None, c)
     turns = (at for at in (decision.again_at, look_again_at(world, engine)) if at and at > now)
-    return Plan((*writes, *_tell(engine, status)), min(turns, default=None))
+    return Plan((*writes, *_events(engine, status)), min(turns, default=None))
 
 
 def _keeps(
@@ -133,7 +133,7 @@ def _slot(engine: InferenceEngine, plan: SlotPlan, pool: GPUPoolSpec, settings: 
     return manifest
 
 
-def _tell(engine: InferenceEngine, status: InferenceEngineStatus) -> Writes:
+def _events(engine: InferenceEngine, status: InferenceEngineStatus) -> Writes:
     """One event per change of what is lent, and per refusal."""
     key, uid, found = key_of(engine), engine.metadata.uid, list[Event]()
     was, ready = (_ready(one) for one in (engine.status, status))

@@ -13,7 +13,7 @@ from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import SetAside, World, pool_key
 from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.status import status_writes
-from sluice_operator.status.aside import LOOKED_AT_AGAIN, is_told, set_aside_status
+from sluice_operator.status.aside import LOOKED_AT_AGAIN, is_shown, set_aside_status
 from sluice_operator.writes import Event, Plan
 
 logger = logging.getLogger(__name__)
@@ -58,5 +58,5 @@ def _set_aside(c: Context, key: Key, now: datetime) -> Plan:
     if resource is None or found is None or found.at is None:
         return Plan(again_at=now + LOOKED_AT_AGAIN)
     event = Event(key, resource.metadata.uid, "Warning", Reason.INTERNAL_ERROR, found.why)
-    told = status_writes(resource, set_aside_status(resource, found, now))
-    return Plan((*(() if is_told(resource) else (event,)), *told), found.at + LOOKED_AT_AGAIN)
+    writes = status_writes(resource, set_aside_status(resource, found, now))
+    return Plan((*(() if is_shown(resource) else (event,)), *writes), found.at + LOOKED_AT_AGAIN)

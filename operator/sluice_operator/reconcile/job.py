@@ -75,7 +75,7 @@ def job_plan(world: World, key: Key, c: Context, refused_pod: str, now: datetime
     wait = c.wait_of(job.spec.resources.pool, key)
     decision = plan_job(world, job, now, limits(c.settings), wait, refused_pod)
     status = job_status(world, job, decision, now)
-    writes = (*orphans, *_acts(world, job, decision, c, now), *status_writes(job, status), *_tell(job, decision))
+    writes = (*orphans, *_acts(world, job, decision, c, now), *status_writes(job, status), *_events(job, decision))
     return JobPlan(writes, decision.again_at, decision.ends_with, decision)
 
 
@@ -84,11 +84,11 @@ def refused_plan(world: World, job: FineTuneJob, plan: Plan, refusal: Refused, n
     decision = plan.decision if isinstance(plan, JobPlan) else None
     if decision is None:
         return plan
-    told = refused(decision, reason_of(refusal), refusal.message, unmet_since(job, decision), now)
-    writes: Writes = (*status_writes(job, job_status(world, job, told, now)), *_tell(job, told))
+    shown = refused(decision, reason_of(refusal), refusal.message, unmet_since(job, decision), now)
+    writes: Writes = (*status_writes(job, job_status(world, job, shown, now)), *_events(job, shown))
     if decision.start is not None and not isinstance(refusal.write, Annotate):
         writes += refused_writes(world, job, decision.start, refusal, now)
-    return Plan(writes, told.again_at, told.ends_with)
+    return Plan(writes, shown.again_at, shown.ends_with)
 
 
 def limits(settings: Settings) -> Limits:
@@ -133,7 +133,7 @@ def _adapter(world: World, job: FineTuneJob, publish: Publish, export: ExportRes
     return manifest
 
 
-def _tell(job: FineTuneJob, decision: JobDecision) -> Writes:
+def _events(job: FineTuneJob, decision: JobDecision) -> Writes:
     """One event per change of mind."""
     if decision.reason == job.status.summary:
         return ()

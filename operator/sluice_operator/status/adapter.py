@@ -45,8 +45,8 @@ def _replicas(world: World, engine: InferenceEngine, adapter: Adapter) -> tuple[
         pod = pod_of(world, engine, index)
         if pod is None or not serves(pod):
             continue
-        told = world.reports.get(pod.uid)
-        mine = _about(told.report.adapters, adapter) if told else None
+        reported = world.reports.get(pod.uid)
+        mine = _about(reported.report.adapters, adapter) if reported else None
         found.append(
             AdapterReplica(slot=index, state=mine.state, version=mine.version, reason=mine.reason, message=mine.message)
             if mine

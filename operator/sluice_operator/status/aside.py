@@ -23,17 +23,17 @@ def set_aside_status(resource: Custom, found: SetAside, now: datetime) -> Status
         f"{LOOKED_AT_AGAIN.seconds // 60} min or when it changes. Correct what is out of the ordinary in its spec or "
         "annotations, or create it anew; the operator's log has the traceback."
     )
-    told: dict[str, Condition] = {
-        kind: _told(resource, kind, status, message, now) for kind, status in _concerned(resource).items()
+    fresh: dict[str, Condition] = {
+        kind: _condition(resource, kind, status, message, now) for kind, status in _concerned(resource).items()
     }
-    kept: tuple[Condition, ...] = tuple(told.pop(old.type, old) for old in resource.status.conditions)
-    changes: dict[str, object] = {"conditions": (*kept, *told.values())}
+    kept: tuple[Condition, ...] = tuple(fresh.pop(old.type, old) for old in resource.status.conditions)
+    changes: dict[str, object] = {"conditions": (*kept, *fresh.values())}
     if isinstance(resource, FineTuneJob):
         changes["summary"] = Reason.INTERNAL_ERROR
     return resource.status.model_copy(update=changes)
 
 
-def is_told(resource: Custom) -> bool:
+def is_shown(resource: Custom) -> bool:
     """Whether an object's status says already that it is set aside."""
     return any(known.reason == Reason.INTERNAL_ERROR for known in resource.status.conditions)
 
@@ -47,7 +47,7 @@ def _concerned(resource: Custom) -> dict[str, ConditionStatus]:
     return {at: "False", JobCondition.SUCCEEDED: "Unknown"}
 
 
-def _told(
+def _condition(
     resource: Custom,
     kind: str,
     status: ConditionStatus,

@@ -17,7 +17,7 @@ from tests.integration.refusals import REFUSED, UNCHANGEABLE
 
 LAST_APPLIED_LIMIT = 262_144
 """A client-side apply keeps the whole object in an annotation of at most so many bytes."""
-every_kind = pytest.mark.parametrize("kind", crd.KINDS, ids=lambda kind: kind.KIND.kind)
+every_kind = pytest.mark.parametrize("kind", crd.RESOURCES, ids=lambda kind: kind.KIND.kind)
 
 
 @every_kind
@@ -53,7 +53,7 @@ def test_fields_that_have_run_on_no_gpu_say_so() -> None:
     """One that is not listed here was marked, or lost its mark, by accident."""
     marked = {
         path
-        for kind in crd.KINDS
+        for kind in crd.RESOURCES
         for path, field in fields_of(crd.resource_schema(kind), "")
         if EXPERIMENTAL in field.get("description", "")
     }
@@ -108,7 +108,7 @@ def test_every_rule_is_shown_to_refuse() -> None:
     told = [(kind, expected) for kind, _, _, expected in REFUSED]
     changes = {(kind, expected.removesuffix(": *")) for kind, _, _, expected in UNCHANGEABLE}
     unproven = []
-    for resource in crd.KINDS:
+    for resource in crd.RESOURCES:
         kind, schema = resource.KIND.kind, crd.resource_schema(resource)
         for path, field in (("", schema), *fields_of(schema, "")):
             for rule in field.get(RULES, ()):

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sluice_api.claim import Claim, Place, Share, SlotRef
+from sluice_api.claim import Claim, NodeAllocation, Share, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPoolSpec, Sharing, SharingMode
 from sluice_api.inferenceengine import InferenceEngine
@@ -57,13 +57,13 @@ CLAIM = Claim(
     pool="default",
     resource="nvidia.com/gpu",
     gpus=2,
-    places=(Place(node="gpu-1", borrowed=(SlotRef(namespace="team-a", engine="chat", index=1),)),),
+    places=(NodeAllocation(node="gpu-1", borrowed=(SlotRef(namespace="team-a", engine="chat", index=1),)),),
     term=3,
 )
 GROUP_JOB = JOB.model_copy(
     update={"spec": JOB.spec.model_copy(update={"resources": JOB.spec.resources.model_copy(update={"nodes": 3})})}
 )
-GROUP_CLAIM = CLAIM.model_copy(update={"places": (*CLAIM.places, Place(node="gpu-2", pods=2))})
+GROUP_CLAIM = CLAIM.model_copy(update={"places": (*CLAIM.places, NodeAllocation(node="gpu-2", pods=2))})
 PUBLISH = Publish(engine="chat", name="support-tone")
 EXPORT = ExportResult(
     uri="pvc://adapters/support/support-tone-0a1b2c3d/export",
@@ -88,18 +88,19 @@ HAMI = GPUPoolSpec(sharing=Sharing(mode=SharingMode.HAMI, replicas=10))
 
 def _sharing(mode: SharingMode) -> Claim:
     share = Share(mode=mode, percent=30)
-    return Claim(pool="default", resource="nvidia.com/gpu", gpus=1, places=(Place(node="gpu-1"),), share=share, term=3)
+    places = (NodeAllocation(node="gpu-1"),)
+    return Claim(pool="default", resource="nvidia.com/gpu", gpus=1, places=places, share=share, term=3)
 
 
 CHAT_1 = SlotRef(namespace="team-a", engine="chat", index=1)
 DRA_CLAIM = Claim(
-    pool="default", resource="gpu.nvidia.com", gpus=2, places=(Place(node="gpu-1"),), own_devices=2, term=3
+    pool="default", resource="gpu.nvidia.com", gpus=2, places=(NodeAllocation(node="gpu-1"),), own_devices=2, term=3
 )
 DRA_BORROWER = DRA_CLAIM.model_copy(update={"places": CLAIM.places, "own_devices": 1})
 DRA_GUEST = DRA_CLAIM.model_copy(
     update={
         "gpus": 1,
-        "places": (Place(node="gpu-1", beside=CHAT_1),),
+        "places": (NodeAllocation(node="gpu-1", beside=CHAT_1),),
         "own_devices": 0,
         "share": Share(mode=SharingMode.DRA, percent=30),
     }

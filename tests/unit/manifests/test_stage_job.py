@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sluice_api import meta, pods
-from sluice_api.claim import Claim, Place, Share
+from sluice_api.claim import Claim, NodeAllocation, Share
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPoolSpec, SharingMode
 from sluice_api.stages import Stage, StageSpec
@@ -183,7 +183,7 @@ def test_who_shares_a_gpu_where_nothing_limits_its_memory_is_told_to_keep_to_its
 
 def test_attempts_of_a_job_share_what_their_pods_get_devices_from() -> None:
     """Nobody deletes it before the job, so one for each attempt would pile up: a job may begin thousands."""
-    again = DRA_CLAIM.model_copy(update={"places": (Place(node="gpu-2"),), "term": 4})
+    again = DRA_CLAIM.model_copy(update={"places": (NodeAllocation(node="gpu-2"),), "term": 4})
     assert training_gpus(JOB, DRA_CLAIM) == training_gpus(JOB, again)
     names = set()
     for claim in (DRA_CLAIM, again, DRA_BORROWER, DRA_CLAIM.model_copy(update={"resource": "gpu.example.com"})):

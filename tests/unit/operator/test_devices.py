@@ -7,7 +7,7 @@ import pytest
 from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.lists import look_for_dra, refresh_all
 from sluice_operator.handlers.resync import Resync
-from sluice_operator.observe.parse import KINDS
+from sluice_operator.observe.parse import WATCHED
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import DeviceClaimView, SliceView
 from tests.unit.operator.bodies import Body, body, read
@@ -147,12 +147,12 @@ async def test_a_cluster_is_asked_whether_it_has_dra_and_what_it_has_not_is_not_
     store = Store()
     await look_for_dra(server, store)  # type: ignore[arg-type]
     assert (store.serves_dra, store.world().serves_dra) == (serves, serves)
-    assert set(KINDS) - set(store.watched) == (set() if serves else {"ResourceSlice", "ResourceClaim"})
+    assert set(WATCHED) - set(store.watched) == (set() if serves else {"ResourceSlice", "ResourceClaim"})
     await refresh_all(server, store)  # type: ignore[arg-type]
     assert ("resourceslices" in server.listed) is serves
     resync = Resync(server, store, 3600)  # type: ignore[arg-type]
     assert not resync.is_primed
-    resync._never_listed -= {kind for kind in KINDS if kind not in ("ResourceSlice", "ResourceClaim")}
+    resync._never_listed -= {kind for kind in WATCHED if kind not in ("ResourceSlice", "ResourceClaim")}
     assert resync.is_primed is not serves
 
 

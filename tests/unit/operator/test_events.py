@@ -52,5 +52,5 @@ def test_a_log_does_not_grow_for_ever() -> None:
     for number in range(events._REMEMBERED + 10):
         what = happened("Training", str(number))
         log.written(what, log.new(what, NOW))
-    assert len(log._told) == events._REMEMBERED
+    assert len(log._sent) == events._REMEMBERED
     assert log.again(happened("Training", "0"), NOW) is None

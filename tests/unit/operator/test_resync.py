@@ -10,7 +10,7 @@ from sluice_operator.cluster.errors import ApiError
 from sluice_operator.cluster.kinds import KINDS
 from sluice_operator.handlers import resync as module
 from sluice_operator.handlers.resync import Resync
-from sluice_operator.observe.parse import KINDS as WATCHED
+from sluice_operator.observe.parse import WATCHED
 from sluice_operator.observe.store import Store
 
 PLURALS = [KINDS[kind].plural for kind in WATCHED]

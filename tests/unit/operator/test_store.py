@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sluice_api.reports import EngineReport
-from sluice_operator.observe.parse import Stored, key_of, parse, uid_of, version_of
+from sluice_operator.observe.parse import Stored, parse, stored_key, uid_of, version_of
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import Heartbeat, Reported, World
@@ -314,7 +314,7 @@ def hear(store: Store, event: tuple[str, Body]) -> None:
     kind, raw = event
     parsed = read(raw)
     if kind == "DELETED":
-        store.remove(key_of(parsed), uid_of(parsed), version_of(parsed))
+        store.remove(stored_key(parsed), uid_of(parsed), version_of(parsed))
     else:
         store.put(parsed, seen=True)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from sluice_api.claim import Place
+from sluice_api.claim import NodeAllocation
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
@@ -123,7 +123,7 @@ class Made:
             ]
             assert any(left < self._lacking(there) for there, left in without), "somebody gave way who could be spared"
 
-    def _lacking(self, there: Place) -> int:
+    def _lacking(self, there: NodeAllocation) -> int:
         """GPUs of a node that the claim takes beyond those that are spare.
 
         Below zero, where more is spoken for than there is, what is spare counts for each claim.

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from dev.simulate.builder import WorldBuilder
-from sluice_api.claim import Claim, Place, Share, SlotRef
+from sluice_api.claim import Claim, NodeAllocation, Share, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import SharingMode
 from sluice_api.inferenceengine import InferenceEngine
@@ -68,7 +68,7 @@ class DraWorldBuilder(WorldBuilder):
             pool="default",
             resource=DRIVER,
             gpus=gpus,
-            places=(Place(node=node, borrowed=borrowed),),
+            places=(NodeAllocation(node=node, borrowed=borrowed),),
             own_devices=own,
             term=1,
         )
@@ -81,7 +81,7 @@ class DraWorldBuilder(WorldBuilder):
     def visits(self, job: FineTuneJob, node: str, slot: SlotRef, *, bound: bool = True, term: int = 1) -> StageJobView:
         """The training Job of a guest."""
         share = Share(mode=SharingMode.DRA, percent=job.spec.scheduling.share_percent)
-        places = (Place(node=node, beside=slot),)
+        places = (NodeAllocation(node=node, beside=slot),)
         claim = Claim(pool="default", resource=DRIVER, gpus=1, places=places, share=share, own_devices=0, term=term)
         stage_job = self.stage_job(job, claim=claim)
         self.trainer_pod(stage_job, node if bound else "")

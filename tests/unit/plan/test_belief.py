@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sluice_api.claim import AttemptRef, Claim, Place, SlotRef
+from sluice_api.claim import AttemptRef, Claim, NodeAllocation, SlotRef
 from sluice_api.inferenceengine import SlotState, SlotStatus
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, StageOutcome, TrainResult
@@ -117,7 +117,7 @@ def test_a_replica_that_cannot_exist_is_lent_to_nobody() -> None:
         ("an owner of another kind", {"owner": Owner("CronJob", "x", "jobx-evil")}),
         ("more GPUs than the job asks for", {"claim": {"gpus": 4}}),
         ("another pool than the job asks for", {"claim": {"pool": "other"}}),
-        ("more pods than the job asks for", {"claim": {"places": (Place(node="n1", pods=2),)}}),
+        ("more pods than the job asks for", {"claim": {"places": (NodeAllocation(node="n1", pods=2),)}}),
     ],
 )
 def test_a_job_made_by_hand_claims_nothing(rule: str, changes: dict[str, Any]) -> None:
@@ -168,7 +168,7 @@ def test_nobody_gives_way_who_never_does() -> None:
     pod = builder.trainer_pod(trains, "n1")
     ref = AttemptRef(namespace="team", job="trains", uid=trains.uid, gpus=1)
     evil = builder.job("x", 1, "evil", scheduling={"policy": "Queue", "priority": 1000})
-    place = Place(node="n1", preempted=(ref,))
+    place = NodeAllocation(node="n1", preempted=(ref,))
     claim = Claim(pool="default", resource=GPU, gpus=1, places=(place,), term=1)
     builder.trainer_pod(builder.stage_job(evil, claim=claim), "n1")
     assert decide(builder, "trains").delete == ()

@@ -4,7 +4,7 @@ import pytest
 
 from dev.simulate.builder import GPU, NOW, WorldBuilder
 from dev.simulate.cluster import Cluster
-from sluice_api.claim import Claim, Place
+from sluice_api.claim import Claim, NodeAllocation
 from sluice_operator.facts.claims import attempt_ref
 from sluice_operator.facts.liveness import live_claims, live_claims_of
 from sluice_operator.facts.nodes import find_pool
@@ -48,7 +48,7 @@ def test_who_gives_way_for_nothing_is_seen() -> None:
 def test_who_stops_for_a_job_that_has_found_a_free_gpu_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = parse("pool: 2 gpus | low: needs 1, yields, on n1")
     (low,) = live_claims(builder.world)
-    place = Place(node="n1", preempted=(attempt_ref(low, "n1"),))
+    place = NodeAllocation(node="n1", preempted=(attempt_ref(low, "n1"),))
     claim = Claim(pool="default", resource=GPU, gpus=1, places=(place,), term=1)
     high = builder.job("high", scheduling={"policy": "Queue", "priority": 5})
     builder.trainer_pod(builder.stage_job(high, claim=claim), "n1")

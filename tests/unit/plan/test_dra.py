@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sluice_api.claim import Place, SlotRef
+from sluice_api.claim import NodeAllocation, SlotRef
 from sluice_api.reasons import Reason
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import Owner, Taint
@@ -239,5 +239,5 @@ def test_a_job_that_waits_is_told_the_policy() -> None:
 
 
 def test_a_place_is_the_same_as_json() -> None:
-    place = Place(node="n1", beside=CHAT_0)
-    assert Place.model_validate_json(place.to_json()) == place
+    place = NodeAllocation(node="n1", beside=CHAT_0)
+    assert NodeAllocation.model_validate_json(place.to_json()) == place

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sluice_api.claim import AttemptRef, Claim, Place
+from sluice_api.claim import AttemptRef, Claim, NodeAllocation
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, StageOutcome, TrainResult
 from sluice_operator.facts.liveness import live_claims, overlapped_by
@@ -78,7 +78,7 @@ def test_a_job_that_can_not_run_interrupts_nobody() -> None:
 def test_a_job_that_found_another_gpu_meanwhile_interrupts_nobody() -> None:
     scene = Displacing(gpus=2)
     low = AttemptRef(namespace="team", job="low", uid=scene.low.uid, gpus=1)
-    claim = Claim(pool="default", resource=GPU, gpus=1, places=(Place(node="n1", preempted=(low,)),), term=1)
+    claim = Claim(pool="default", resource=GPU, gpus=1, places=(NodeAllocation(node="n1", preempted=(low,)),), term=1)
     scene.builder.trainer_pod(scene.builder.stage_job(scene.high, claim=claim), "n1")
     assert decide(scene.builder, "low").reason is Reason.TRAINING
     assert counted(scene.builder) == (2, 0)
@@ -101,7 +101,7 @@ def test_who_found_a_free_gpu_needs_no_place_whatever_the_node_lacks_later(gpus:
     builder = parse(f"pool: {gpus} gpus | low: needs 1, yields, on n1")
     low = next(live for live in live_claims(builder.world) if live.name == "team/low")
     ref = AttemptRef(namespace="team", job="low", uid=low.stage_job.uid, gpus=1)
-    place = Place(node="n1", preempted=(ref,))
+    place = NodeAllocation(node="n1", preempted=(ref,))
     claim = Claim(pool="default", resource=GPU, gpus=1, places=(place,), term=1)
     high = builder.job("high", scheduling={"policy": "Queue", "priority": 5})
     builder.trainer_pod(builder.stage_job(high, claim=claim), "n1")

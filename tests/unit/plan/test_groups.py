@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sluice_api.claim import Claim, Place, SlotRef
+from sluice_api.claim import Claim, NodeAllocation, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, Stage, StageOutcome, TrainResult
@@ -153,7 +153,7 @@ def test_a_group_that_gives_way_on_one_node_gives_way_to_nobody_on_another() -> 
 def test_pods_that_share_a_node_count_there_one_by_one() -> None:
     builder = parse("pool: 3 gpus | b: needs 2, queue")
     job = builder.job("a", resources={"nodes": 2})
-    claim = Claim(pool="default", resource=GPU, gpus=1, places=(Place(node="n1", pods=2),), term=1)
+    claim = Claim(pool="default", resource=GPU, gpus=1, places=(NodeAllocation(node="n1", pods=2),), term=1)
     builder.stage_job(job, claim=claim)
     assert describe(allocated(builder)) == "b waits WaitingForGPUs"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from sluice_api.adapter import Adapter
-from sluice_api.claim import Claim, Place, SlotRef
+from sluice_api.claim import Claim, NodeAllocation, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.stages import Stage
@@ -56,7 +56,7 @@ STAGE_JOB = StageJobView(
         resource="nvidia.com/gpu",
         gpus=1,
         term=1,
-        places=(Place(node="gpu-1", borrowed=(SlotRef(namespace="team", engine="chat", index=0),)),),
+        places=(NodeAllocation(node="gpu-1", borrowed=(SlotRef(namespace="team", engine="chat", index=0),)),),
     ),
 )
 TRAINER = PodView(

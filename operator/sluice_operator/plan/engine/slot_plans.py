@@ -32,8 +32,8 @@ from sluice_operator.plan.preflight import phase_of
 def wakes(world: World, engine: InferenceEngine, plan: SlotPlan) -> bool:
     """Whether a plan ends the sleep of a slot's pod."""
     pod = pod_of(world, engine, plan.index)
-    said = slot_status_of(engine, plan.index, pod) if pod else None
-    return sleeps(engine) and said is not None and said.state in ASLEEP and plan.state in AWAKE
+    slot_status = slot_status_of(engine, plan.index, pod) if pod else None
+    return sleeps(engine) and slot_status is not None and slot_status.state in ASLEEP and plan.state in AWAKE
 
 
 NEXT_CLAIM_WITHIN = timedelta(seconds=10)

@@ -44,10 +44,10 @@ def interruption(world: World, live: LiveClaim) -> Interruption | None:
     for slot in live.claim.borrowed:
         engine = world.engines.get(engine_key(slot.namespace, slot.engine))
         if engine and any(
-            (said.index, said.state, said.lent_to) == (slot.index, SlotState.RECLAIMING, live.name)
-            and said.since
-            and said.since >= live.stage_job.created
-            for said in engine.status.slots
+            (slot_status.index, slot_status.state, slot_status.lent_to) == (slot.index, SlotState.RECLAIMING, live.name)
+            and slot_status.since
+            and slot_status.since >= live.stage_job.created
+            for slot_status in engine.status.slots
         ):
             name = engine.metadata.full_name
             return Interruption(Reason.RECLAIMED, name, f"Engine {name} needs its replica {slot.index} back.")

@@ -99,8 +99,8 @@ def _met(search: Search) -> tuple[Obstacle, ...]:
     found = dict.fromkeys(obstacle for room in search.rooms.values() for obstacle in room.obstacles)
     fronts = [obstacle for obstacle in found if obstacle.reason is Reason.BEHIND_IN_QUEUE]
     first = next((front for front in search.reserved.fronts if front in fronts), None)
-    told = (obstacle for obstacle in found if obstacle not in fronts or obstacle == first)
-    return tuple(sorted(told, key=lambda one: (one != search.terms.borrows, _place_in_order(one))))
+    shown = (obstacle for obstacle in found if obstacle not in fronts or obstacle == first)
+    return tuple(sorted(shown, key=lambda one: (one != search.terms.borrows, _place_in_order(one))))
 
 
 def _needed(ways: Iterable[tuple[Obstacle, ...]]) -> list[tuple[Obstacle, ...]]:

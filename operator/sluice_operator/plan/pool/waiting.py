@@ -67,10 +67,10 @@ def reason_of(ways: Ways) -> Reason:
 def message_of(world: World, job: FineTuneJob, ways: Ways) -> str:
     """What is so, and what would end it."""
     nearest = ways[0] if ways else ()
-    said = " ".join(dict.fromkeys(_for(job, obstacle.message) for obstacle in nearest))
+    facts = " ".join(dict.fromkeys(_for(job, obstacle.message) for obstacle in nearest))
     remedies = [text for way in ways if (text := _remedy(way))]
     following = f" Next: {', or '.join(dict.fromkeys(remedies[:_WAYS_TOLD]))}." if remedies else ""
-    return f"{_asked(world, job)}. {said}{following}"
+    return f"{_asked(world, job)}. {facts}{following}"
 
 
 def _remedy(way: Iterable[Obstacle]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
-from sluice_api.claim import Claim, Place, SlotRef
+from sluice_api.claim import Claim, NodeAllocation, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, attempt_ref, ends_at, gpus_of_slots, trainer_pods
@@ -43,9 +43,9 @@ class Room:
     """What keeps it from being used now."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> NodeAllocation:
         """The same as a claim says it."""
-        return Place(
+        return NodeAllocation(
             node=self.node.name,
             pods=self.pods,
             borrowed=(*self.inherited, *(victim.slot for victim in self.victims)),

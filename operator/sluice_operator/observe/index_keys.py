@@ -1,4 +1,4 @@
-"""By what the store's indices find an object: no place, one, or several.
+"""By what the store's indices find an object: under no key, one, or several.
 
 An object that only looks as if Sluice had made it is found by nothing.
 """
@@ -11,91 +11,91 @@ from sluice_operator.observe.views import DeviceClaimView, PodView, SliceView, S
 from sluice_operator.observe.world import Identity
 
 
-def controller(view: View) -> tuple[Identity, ...]:
+def by_controller(view: View) -> tuple[Identity, ...]:
     """Its controller, which is of its own namespace."""
     return ((view.key.namespace, view.owner.uid),) if view.owner else ()
 
 
-def maker(view: StageJobView | SlotView) -> tuple[Identity, ...]:
+def by_maker(view: StageJobView | SlotView) -> tuple[Identity, ...]:
     """The job or the engine for which Sluice made it."""
-    return controller(view) if view.is_ours else ()
+    return by_controller(view) if view.is_ours else ()
 
 
-def node(pod: PodView) -> tuple[str, ...]:
+def by_node(pod: PodView) -> tuple[str, ...]:
     """The node that it is bound to."""
     return (pod.node,) if pod.node else ()
 
 
-def next_node(pod: PodView) -> tuple[str, ...]:
+def by_nominated_node(pod: PodView) -> tuple[str, ...]:
     """The node that it is nominated to, and not bound to yet."""
     return (pod.nominated_node,) if pod.nominated_node and not pod.node else ()
 
 
-def where(view: SliceView | DeviceClaimView) -> tuple[str, ...]:
+def by_device_node(view: SliceView | DeviceClaimView) -> tuple[str, ...]:
     """The node of its devices."""
     return (view.node,) if view.node else ()
 
 
-def engine(claim: DeviceClaimView) -> tuple[tuple[str, str], ...]:
+def by_engine(claim: DeviceClaimView) -> tuple[tuple[str, str], ...]:
     """The engine whose slot it is of."""
     engine = claim.labels.get(ENGINE_LABEL)
     return ((claim.key.namespace, engine),) if engine else ()
 
 
-def slot(pod: PodView) -> tuple[tuple[str, str, int], ...]:
+def by_slot(pod: PodView) -> tuple[tuple[str, str, int], ...]:
     """The engine's slot that it is of."""
     engine, index = pod.labels.get(ENGINE_LABEL), index_of(pod.labels.get(SLOT_LABEL, ""))
     return ((pod.key.namespace, engine, index),) if engine and index is not None else ()
 
 
-def reserved_for(pod: PodView) -> tuple[tuple[str, str], ...]:
+def by_reserving_engine(pod: PodView) -> tuple[tuple[str, str], ...]:
     """The engine for which a placeholder keeps GPUs."""
     engine = pod.labels.get(PLACEHOLDER_LABEL)
     return ((pod.key.namespace, engine),) if engine else ()
 
 
-def asks_in_pool(pod: PodView) -> tuple[str, ...]:
+def by_asking_pool(pod: PodView) -> tuple[str, ...]:
     """The pool for which it asks for nodes."""
     pool = pod.labels.get(SCALE_UP_LABEL)
     return (pool,) if pool else ()
 
 
-def with_claim(stage_job: StageJobView) -> tuple[bool, ...]:
+def by_having_claim(stage_job: StageJobView) -> tuple[bool, ...]:
     """That it carries a claim."""
     return (True,) if stage_job.claim and stage_job.is_ours else ()
 
 
-def namespace(view: View) -> tuple[str, ...]:
+def by_namespace(view: View) -> tuple[str, ...]:
     """Its namespace."""
     return (view.key.namespace,)
 
 
-def claimed_node(stage_job: StageJobView) -> tuple[str, ...]:
+def by_claimed_node(stage_job: StageJobView) -> tuple[str, ...]:
     """The nodes of its claim."""
     return tuple(place.node for place in stage_job.claim.places) if stage_job.claim and stage_job.is_ours else ()
 
 
-def lender(stage_job: StageJobView) -> tuple[tuple[str, str], ...]:
+def by_lender(stage_job: StageJobView) -> tuple[tuple[str, str], ...]:
     """The engines from which its claim borrows."""
     borrowed = stage_job.claim.borrowed if stage_job.claim and stage_job.is_ours else ()
     return tuple(dict.fromkeys((slot.namespace, slot.engine) for slot in borrowed))
 
 
-def preempted(stage_job: StageJobView) -> tuple[str, ...]:
+def by_preempted_attempt(stage_job: StageJobView) -> tuple[str, ...]:
     """The uids of the attempts in whose place it comes."""
     return tuple(stage_job.claim.preempted) if stage_job.claim and stage_job.is_ours else ()
 
 
-def prepares(stage_job: StageJobView) -> tuple[bool, ...]:
+def by_preparing(stage_job: StageJobView) -> tuple[bool, ...]:
     """That it prepares a job's data, and has not finished."""
     return (True,) if stage_job.stage is Stage.PREPARE and not stage_job.finished else ()
 
 
-def pool_of_unprepared(job: FineTuneJob) -> tuple[str, ...]:
+def by_unprepared_pool(job: FineTuneJob) -> tuple[str, ...]:
     """The pool of a job that says it waits to prepare its data."""
     return (job.spec.resources.pool,) if job.status.summary == Reason.WAITING_TO_PREPARE else ()
 
 
-def pool_of_unfinished(job: FineTuneJob) -> tuple[str, ...]:
+def by_unfinished_pool(job: FineTuneJob) -> tuple[str, ...]:
     """The pool of a job that has neither succeeded nor failed."""
     return () if job.status.finished_at else (job.spec.resources.pool,)
