@@ -50,7 +50,7 @@ soak: env  ## Property tests for an hour (SOAK_OPERATIONS: a million), every fau
 	@SLUICE_SOAK_OPERATIONS=$${SOAK_OPERATIONS:-1000000} $(PYTHON) -m pytest -q -p no:cacheprovider --timeout 0 \
 	  tests/unit/plan/test_invariants.py tests/unit/plan/test_hostile.py -k "TestLending or hostile_tenant"
 	@SLUICE_FAULT_PLANS=$${SOAK_FAULTS:-all} $(PYTHON) -m pytest -q -p no:cacheprovider -n 2 tests/integration/test_faults.py
-	@SLUICE_LOANS=$${SOAK_LOANS:-50} $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_thieves.py
+	@SLUICE_LOANS=$${SOAK_LOANS:-50} $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_no_gpu_stolen.py
 	@SLUICE_RESTORES=all $(PYTHON) -m pytest -q -p no:cacheprovider tests/integration/test_restored.py
 	@python3 -m dev up && SLUICE_AWAY_SECONDS=240 $(PYTHON) -m pytest -q -p no:cacheprovider tests/e2e/test_12_leading_again.py
 	@SLUICE_IMAGES=trainer,server $(PYTHON) -m pytest -q -p no:cacheprovider tests/contract/test_dockerfiles.py

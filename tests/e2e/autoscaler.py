@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dev.cluster.certificates import Authority
-from tests.e2e import asking, objects
+from tests.e2e import load_generator, objects
 from tests.e2e.kubectl import Object
 from tests.e2e.metrics_in_pod import GROUP, METRIC
 from tests.e2e.team import Team
@@ -105,7 +105,7 @@ def _api(namespace: str, certificate: Path) -> Object:
 
 
 def _pod() -> Object:
-    pod = asking.pod(NAME, ["python3", f"/script/{SCRIPT.name}"])
+    pod = load_generator.pod(NAME, ["python3", f"/script/{SCRIPT.name}"])
     pod["metadata"]["labels"] = {"app": NAME}
     return pod
 

@@ -6,9 +6,9 @@ Seen to fail when a lent replica was stopped without waiting for what it had in 
 import time
 
 from tests.e2e import objects
-from tests.e2e.asking import asking
+from tests.e2e.admission_hold import HalfRequest
 from tests.e2e.conftest import Undisturbed
-from tests.e2e.holding import HalfRequest
+from tests.e2e.load_generator import asking
 from tests.e2e.observer import Observed, restarts_of
 from tests.e2e.team import Team
 

@@ -9,9 +9,9 @@ Seen to fail, at the second moment, when a new leader knew only the claims of it
 import pytest
 
 from tests.e2e import objects
+from tests.e2e.admission_hold import SLOTS_KEEP_THEIR_SIZE, HalfRequest, holds
 from tests.e2e.conftest import Undisturbed
 from tests.e2e.control_plane import stands_still
-from tests.e2e.holding import SLOTS_KEEP_THEIR_SIZE, HalfRequest, holds
 from tests.e2e.kubectl import Kubectl, Object
 from tests.e2e.observer import Observed
 from tests.e2e.sluice import Sluice

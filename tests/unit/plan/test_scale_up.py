@@ -23,7 +23,7 @@ from sluice_operator.plan.pool.allocate import allocate
 from sluice_operator.plan.pool.scale_up import ScaleUp, plan_scale_up
 from sluice_operator.plan.preflight import PODS_WITHIN
 from sluice_operator.plan.readiness import MOST
-from tests.unit.plan.asking import bound, made, planned, removed
+from tests.unit.plan.node_requests import bound, made, planned, removed
 from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated, describe, parse
 
 LENDS = {"policy": "ScaleDown", "minReplicas": 0, "coolDownSeconds": 0, "drainTimeoutSeconds": 0}

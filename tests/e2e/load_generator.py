@@ -15,7 +15,7 @@ from tests.e2e.team import SOON, Team
 
 POD = "application"
 FIRST_ANSWERS = 4
-SCRIPT = Path(__file__).with_name("asking_in_pod.py")
+SCRIPT = Path(__file__).with_name("load_in_pod.py")
 
 
 @dataclass

@@ -20,7 +20,7 @@ from sluice_operator.observe.world import engine_key, existing, job_key
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.reconcile.give_back import missing
-from tests.unit.plan.asking import bound, made, removed
+from tests.unit.plan.node_requests import bound, made, removed
 from tests.unit.plan.worlds import (
     GPU,
     NOW,

@@ -1,6 +1,6 @@
 """Runs in a pod of the cluster: asks an engine's Service again and again, as applications do. Prints a line per answer.
 
-python3 asking_in_pod.py http://chat/v1 chat
+python3 load_in_pod.py http://chat/v1 chat
 """
 
 import json
