@@ -16,7 +16,6 @@ from statistics import median
 from dev.simulate.builder import NOW, WorldBuilder
 from sluice_api.gpupool import NamespaceQuota
 from sluice_operator.facts.nodes import find_pool
-from sluice_operator.facts.stock import Held
 from sluice_operator.observe.world import World
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.pool.allocate import allocate
@@ -24,6 +23,7 @@ from sluice_operator.plan.pool.market import Market
 from sluice_operator.plan.pool.placement import place
 from sluice_operator.plan.pool.queue import pending
 from sluice_operator.plan.pool.reservations import Reservations
+from sluice_operator.plan.stock import Held
 
 GRID = ((10, 1_000), (100, 1_000), (1_000, 1_000), (1_000, 3_000), (1_000, 10_000))
 ENGINES, NAMESPACES = 200, 20

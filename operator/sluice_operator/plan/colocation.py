@@ -14,11 +14,11 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_operator.facts.nodes import engines_of, slot_devices
 from sluice_operator.facts.slots import left_by
-from sluice_operator.facts.stock import NodeStock, PlacedSlot, is_guest, share_of
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.obstacle import Obstacle
+from sluice_operator.plan.stock import NodeStock, PlacedSlot, is_guest, share_of
 
 
 def sharing_refusal(pool: GPUPool, job: FineTuneJob) -> Obstacle | None:

@@ -14,12 +14,13 @@ from sluice_operator.facts.liveness import borrowers, lent_indices, live_claims_
 from sluice_operator.facts.nodes import engines_of, holders, offered, pool_nodes, refusal
 from sluice_operator.facts.sleeping import can_sleep, is_asleep
 from sluice_operator.facts.slots import pod_of, ref, serves, sleeps, slot_of, template_of, wanted
-from sluice_operator.facts.stock import UNBOUNDED, Held, NodeStock, PlacedSlot, Stock
 from sluice_operator.observe.fence import each, looking_at
 from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import BudgetView, NodeView, PodView
 from sluice_operator.observe.world import World, existing, key_of
-from sluice_operator.plan.tenants import engine_denial, quota_of, serving_refusal
+from sluice_operator.plan.obstacle import Obstacle
+from sluice_operator.plan.stock import UNBOUNDED, Held, NodeStock, PlacedSlot, Stock
+from sluice_operator.plan.tenants import engine_denial, quota_of, serving_obstacle
 
 
 @once_a_world(lambda _world, pool: (pool.metadata.name, id(pool)))  # the Stock keeps its pool, and so the id
@@ -82,13 +83,10 @@ def _held_by_namespace(
     return found
 
 
-def _refused(world: World, pool: GPUPool, engine: InferenceEngine, held: Held) -> str:
-    """Why a pool starts no replica more of an engine, however many GPUs are free; empty when it does."""
-    if denied := engine_denial(world, pool, engine):
-        return denied.message
-    namespace = engine.metadata.namespace
-    over = serving_refusal(quota_of(world, pool, namespace), held, engine.spec.resources.gpus)
-    return f"GPUPool {pool.metadata.name}, namespace {namespace}: {over}" if over else ""
+def _refused(world: World, pool: GPUPool, engine: InferenceEngine, held: Held) -> Obstacle | None:
+    """Why a pool starts no replica more of an engine, however many GPUs are free; None when it does."""
+    quota = quota_of(world, pool, engine.metadata.namespace)
+    return engine_denial(world, pool, engine) or serving_obstacle(pool, quota, engine, held)
 
 
 def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, LiveClaim]) -> NodeStock:

@@ -16,12 +16,12 @@ from sluice_operator.facts.fit import need_of, shortage, unreachable_volume, vol
 from sluice_operator.facts.liveness import is_live, live_claims_on, overlapped_by
 from sluice_operator.facts.nodes import find_pool, refusal
 from sluice_operator.facts.slots import pod_of, sleeps
-from sluice_operator.facts.stock import NodeStock
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import Key, PodView, Resources, StageJobView
 from sluice_operator.observe.world import World, engine_key, identity
-from sluice_operator.plan.obstacle import Obstacle
+from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.stock import NodeStock
 
 
 def phase_of(world: World, live: LiveClaim) -> Phase:
@@ -166,12 +166,17 @@ def lack_on(
     leaving: Collection[Key],
     pods: int = 1,
     kept: Resources | None = None,
-) -> str:
-    """Why so many of the job's pods would not fit once others are gone, in words; empty when they would.
+) -> Obstacle | None:
+    """Why so many of the job's pods would not fit a node once others are gone; None when they would.
 
     Args:
         kept: what must be left for others.
     """
     others = [*coming(world, node.claims, node.name), kept or {}]
     lack = shortage(world, node.node, need_of(job.spec.resources), leaving, others, pods)
-    return lack or unreachable_volume(world, job.metadata.namespace, volume_claims_of(job), node.node)
+    lack = lack or unreachable_volume(world, job.metadata.namespace, volume_claims_of(job), node.node)
+    if not lack:
+        return None
+    freed = Remedy(f"make room on {node.name}, or lower what the job asks for", key=node.node.key)
+    message = f"{node.name} lacks {lack}, though GPUs are there."
+    return Obstacle(Reason.UNSCHEDULABLE, message, ends_with=(node.node.key,), remedies=(freed,))

@@ -26,10 +26,10 @@ from sluice_operator.facts.outcomes import (
     waits_since,
 )
 from sluice_operator.facts.retries import Avoids, after
-from sluice_operator.facts.stock import Stock
 from sluice_operator.observe.memo import once_a_job
 from sluice_operator.observe.world import World, identity
 from sluice_operator.plan.obstacle import Obstacle
+from sluice_operator.plan.stock import Stock
 
 MOST = 10
 """So many jobs of a pool ask at once, the first of the queue."""
@@ -140,9 +140,16 @@ def time_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime | None) -> E
     )
 
 
+class Failure(NamedTuple):
+    """That a job has failed for good."""
+
+    stage: Stage
+    why: Obstacle
+
+
 def final_failure(
     job: FineTuneJob, outcomes: Outcomes, now: datetime, training_since: datetime | None = None
-) -> tuple[Stage, Reason, str] | None:
+) -> Failure | None:
     """Why a job has failed for good: an end that no other attempt would change, too many, or too late."""
     for stage in Stage:
         ended = outcomes.of(stage)
@@ -150,18 +157,15 @@ def final_failure(
             continue
         last = ended[-1]
         if is_final(last):
-            return stage, _reason(last), last.message
+            return Failure(stage, Obstacle(_reason(last), last.message))
         if failures(ended) >= job.spec.retry.attempts:
-            return (
-                stage,
-                Reason.ATTEMPTS_EXHAUSTED,
-                (
-                    f"{failures(ended)} attempts of {stage} failed, spec.retry.attempts is {job.spec.retry.attempts}. "
-                    f"The last one: {last.reason}: {last.message}"
-                ),
+            message = (
+                f"{failures(ended)} attempts of {stage} failed, spec.retry.attempts is {job.spec.retry.attempts}. "
+                f"The last one: {last.reason}: {last.message}"
             )
+            return Failure(stage, Obstacle(Reason.ATTEMPTS_EXHAUSTED, message))
     end = time_ends(job, outcomes, training_since)
-    return (Stage.TRAIN, end.reason, end.message) if end and now >= end.at else None
+    return Failure(Stage.TRAIN, Obstacle(end.reason, end.message)) if end and now >= end.at else None
 
 
 def _reason(outcome: AttemptOutcome) -> Reason:
@@ -265,7 +269,7 @@ def _trained(_job: FineTuneJob, outcomes: Outcomes) -> Obstacle | None:
 
 def _failed(job: FineTuneJob, outcomes: Outcomes) -> Obstacle | None:
     failure = final_failure(job, outcomes, _BEFORE_ALL)
-    return Obstacle(failure[1], failure[2]) if failure else None
+    return failure.why if failure else None
 
 
 _CHECKS: tuple[Callable[[FineTuneJob, Outcomes], Obstacle | None], ...] = (

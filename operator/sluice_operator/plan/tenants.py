@@ -4,11 +4,11 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, NamespaceQuota
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
-from sluice_operator.facts.stock import Held
 from sluice_operator.observe.namespaces import selects
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.stock import Held
 
 
 def quota_of(world: World, pool: GPUPool, namespace: str) -> NamespaceQuota:
@@ -88,16 +88,18 @@ def _over(pool: GPUPool, quota: NamespaceQuota, field: str, enough: int, has: st
     return Obstacle(Reason.NAMESPACE_QUOTA, f"{has}{in_front}.", ends_with=(key_of(pool),), remedies=(raised,))
 
 
-def serving_refusal(quota: NamespaceQuota, held: Held, gpus: int) -> str:
-    """Which bound of a quota one replica more would break; empty when none."""
+def serving_obstacle(pool: GPUPool, quota: NamespaceQuota, engine: InferenceEngine, held: Held) -> Obstacle | None:
+    """Why one replica more of an engine would bring its namespace above a quota; None when it would not."""
+    gpus, namespace, message = engine.spec.resources.gpus, engine.metadata.namespace, ""
     if quota.max_serving_gpus is not None and held.serving + gpus > quota.max_serving_gpus:
-        return (
+        message = (
             f"its engines' replicas have {held.serving} of the {quota.max_serving_gpus} GPUs that they may have there "
             "at once. Next: lower spec.replicas of another engine, or raise maxServingGPUs in the pool's spec.quotas."
         )
-    if quota.max_total_gpus is not None and held.total + gpus > quota.max_total_gpus:
-        return (
+    elif quota.max_total_gpus is not None and held.total + gpus > quota.max_total_gpus:
+        message = (
             f"its jobs and its engines' replicas have {held.total} of the {quota.max_total_gpus} GPUs that they may "
             "have there together. Next: one of its jobs ends, or raise maxTotalGPUs in the pool's spec.quotas."
         )
-    return ""
+    where = f"GPUPool {pool.metadata.name}, namespace {namespace}"
+    return Obstacle(Reason.NAMESPACE_QUOTA, f"{where}: {message}", ends_with=(key_of(pool),)) if message else None

@@ -13,7 +13,6 @@ from sluice_operator.cluster.errors import Outdated
 from sluice_operator.facts.nodes import elders_of, engines_of, find_pool
 from sluice_operator.facts.retries import FIRST_PAUSE
 from sluice_operator.facts.slots import ref
-from sluice_operator.facts.stock import Stock
 from sluice_operator.manifests.scale_up import scale_up_pod
 from sluice_operator.metrics import QUEUE_WAIT_SECONDS
 from sluice_operator.observe.fence import each
@@ -25,6 +24,7 @@ from sluice_operator.plan.obstacle import Wait
 from sluice_operator.plan.pool.allocate import Allocation, handed_out
 from sluice_operator.plan.pool.queue import ready_since
 from sluice_operator.plan.pool.scale_up import plan_scale_up, scale_ups_of
+from sluice_operator.plan.stock import Stock
 from sluice_operator.reconcile.attempt import attempt_writes, refused_writes
 from sluice_operator.reconcile.context import Context, Requeue, until
 from sluice_operator.reconcile.fence import decided, planned

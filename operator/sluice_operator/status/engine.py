@@ -15,7 +15,6 @@ from sluice_operator.facts.slots import SlotPlan, pod_of, ref, serves
 from sluice_operator.observe.world import World, existing, key_of
 from sluice_operator.plan.engine.decide import EngineDecision
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.tenants import engine_denial
 
 
 def engine_status(
@@ -128,9 +127,8 @@ def _readiness(
         return ready > 0, Reason.POOL_NOT_FOUND, text
     if waiting:
         text += f" No GPU is free in pool {engine.spec.resources.pool} for {', '.join(waiting)}."
-    if no := next((refused[ref(engine, index)] for index in waits if ref(engine, index) in refused), ""):
-        denied = engine_denial(world, pool, engine)
-        return ready > 0, denied.reason if denied else Reason.NAMESPACE_QUOTA, f"{text} No other is started: {no}"
+    if no := next((refused[ref(engine, index)] for index in waits if ref(engine, index) in refused), None):
+        return ready > 0, no.reason, f"{text} No other is started: {no.message}"
     if rollout_waits:
         return ready > 0, Reason.ROLLOUT_WAITS_FOR_RETURN, text + " The changed spec waits until a replica may restart."
     if ready == 0:

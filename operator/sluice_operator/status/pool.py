@@ -8,9 +8,9 @@ from sluice_api.gpupool import GPUPool, GPUPoolStatus
 from sluice_api.model import FIRST_MOMENT
 from sluice_api.reasons import Reason
 from sluice_operator.facts.nodes import named, taken_by_elders, unusable
-from sluice_operator.facts.stock import NodeStock, Stock, borrowed_on
 from sluice_operator.observe.world import World
 from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.stock import NodeStock, Stock, borrowed_on
 
 
 def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUPoolStatus:

@@ -15,7 +15,6 @@ from sluice_operator.facts.nodes import engines_of, find_pool
 from sluice_operator.facts.retries import Limits
 from sluice_operator.facts.sleeping import is_asleep
 from sluice_operator.facts.slots import floor_of, is_drained, pod_of, sleeps
-from sluice_operator.facts.stock import NodeStock, Stock
 from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.holding import advance, interruption
@@ -29,6 +28,7 @@ from sluice_operator.plan.pool.victims import preemption_obstacle
 from sluice_operator.plan.pool.waiting import asked
 from sluice_operator.plan.preflight import lack_on, phase_of
 from sluice_operator.plan.readiness import Avoided, avoided
+from sluice_operator.plan.stock import NodeStock, Stock
 
 _MOST = 20
 """Lines of one section; of a long one the end is counted."""
@@ -101,7 +101,8 @@ def _node(world: World, node: NodeStock, job: FineTuneJob, left_out: Avoided | N
         f"{node.inference} for {slots}" if slots else "",
         f"{node.others} used by others" if node.others else "",
     ]
-    lack = node.refusal or (left_out.obstacle.message if left_out else lack_on(world, node, job, set()))
+    found = left_out.obstacle if left_out else lack_on(world, node, job, set())
+    lack = node.refusal or (found.message if found else "")
     return f"{node.name}: {', '.join(filter(None, has))}" + (f"; no: {lack}" if lack else "")
 
 

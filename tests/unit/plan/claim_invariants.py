@@ -15,13 +15,13 @@ from sluice_operator.facts.liveness import borrowers, lent_indices, live_claims,
 from sluice_operator.facts.outcomes import recorded
 from sluice_operator.facts.retries import after
 from sluice_operator.facts.slots import floor_of, pod_of, serves, wanted
-from sluice_operator.facts.stock import Stock
 from sluice_operator.observe.world import World, engine_key, job_key, key_of
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.pool.allocate import Allocation
 from sluice_operator.plan.pool.lending import lending_obstacle
 from sluice_operator.plan.pool.queue import pending, place_in_queue
 from sluice_operator.plan.readiness import asks
+from sluice_operator.plan.stock import Stock
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.pool.allocate import allocate
 from sluice_operator.plan.pool.refusals import refusal
-from sluice_operator.plan.pool.victims import why_not_preempted
+from sluice_operator.plan.pool.victims import preemption_obstacle
 from sluice_operator.status.job import job_status
 from sluice_operator.status.trace import trace
 from tests.unit.plan.dra import DRIVER, SHARED, SLEEPS, DraWorldBuilder, chat, guests
@@ -350,7 +350,9 @@ def test_no_guest_is_preempted_for_gpus() -> None:
     assert guests(builder) == "a waits WaitingForGPUs"
     (live,) = live_claims_of(builder.world, job)
     assert isinstance(live, LiveClaim)
-    assert "chat/0" in why_not_preempted(builder.world, live, job)
+    stays = preemption_obstacle(builder.world, live, job, NOW)
+    assert stays
+    assert "chat/0" in stays.message
 
 
 def test_a_guest_stops_no_replica() -> None:

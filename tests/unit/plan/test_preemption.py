@@ -11,10 +11,10 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, StageOutcome, TrainResult
 from sluice_operator.facts.liveness import live_claims, overlapped_by
 from sluice_operator.facts.nodes import find_pool
-from sluice_operator.facts.stock import NodeStock
 from sluice_operator.observe.views import PodView, Termination
 from sluice_operator.observe.world import identity, job_key, key_of
 from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.stock import NodeStock
 from sluice_operator.status.job import job_status
 from tests.unit.plan.worlds import GPU, NOW, YIELDS, WorldBuilder, allocated, change, decide, describe, parse
 

@@ -12,7 +12,6 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.facts.retries import Limits
-from sluice_operator.facts.stock import NodeStock
 from sluice_operator.observe.world import engine_key, identity, job_key
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.inventory import take_stock
@@ -23,6 +22,7 @@ from sluice_operator.plan.pool.allocate import allocate
 from sluice_operator.plan.pool.scale_up import ScaleUp, plan_scale_up
 from sluice_operator.plan.preflight import PODS_WITHIN
 from sluice_operator.plan.readiness import MOST
+from sluice_operator.plan.stock import NodeStock
 from tests.unit.plan.node_requests import bound, made, planned, removed
 from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated, describe, parse
 

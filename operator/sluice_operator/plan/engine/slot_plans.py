@@ -20,13 +20,13 @@ from sluice_operator.facts.slots import (
     template_of,
     wanted,
 )
-from sluice_operator.facts.stock import Stock
 from sluice_operator.observe.fence import looking_at
 from sluice_operator.observe.views import SlotView
 from sluice_operator.observe.world import World, existing
 from sluice_operator.plan.colocation import crowds_out
 from sluice_operator.plan.pool.lending import LOOK_AT_LOAD, being_left, is_busy, lacking
 from sluice_operator.plan.preflight import phase_of
+from sluice_operator.plan.stock import Stock
 
 
 def wakes(world: World, engine: InferenceEngine, plan: SlotPlan) -> bool:

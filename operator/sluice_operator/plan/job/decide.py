@@ -14,7 +14,7 @@ from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, adapter_key, identity, oldest_first
 from sluice_operator.plan import readiness
 from sluice_operator.plan.job.situation import CONDITION, JobDecision, Situation, ended_by_us, in_pause
-from sluice_operator.plan.job.stages import no_room_to_prepare, runs_stage
+from sluice_operator.plan.job.stages import preparing_obstacle, runs_stage
 from sluice_operator.plan.job.training import holds, waits
 from sluice_operator.plan.obstacle import Wait, earliest
 from sluice_operator.plan.pool import refusals
@@ -84,7 +84,7 @@ def failed(s: Situation) -> JobDecision | None:
     failure = final_failure(s.job, s.outcomes, s.now, s.training_since())
     if failure is None:
         return None
-    stage, reason, message = failure
+    stage, (reason, message) = failure.stage, (failure.why.reason, failure.why.message)
     record = s.outcomes
     for stage_job in (running for running in s.running() if running.stage is stage):
         record = record.with_attempt(ended_by_us(s, stage_job, reason, message))
@@ -117,8 +117,8 @@ def refused(s: Situation) -> JobDecision | None:
 def prepares(s: Situation) -> JobDecision | None:
     """Its data is validated and tokenised on a CPU before anything takes a GPU."""
     decision = runs_stage(s, Stage.PREPARE, Reason.PREPARING, "A CPU pod checks and tokenises the dataset.")
-    if decision is not None and decision.start is not None and (full := no_room_to_prepare(s.world, s.job)):
-        return JobDecision(JobCondition.PREPARED, Reason.WAITING_TO_PREPARE, full)
+    if decision is not None and decision.start is not None and (full := preparing_obstacle(s.world, s.job)):
+        return JobDecision(JobCondition.PREPARED, full.reason, full.message)
     return decision
 
 
@@ -134,7 +134,7 @@ def publishes(s: Situation) -> JobDecision | None:
         return None
     key = adapter_key(s.job.metadata.namespace, s.job.spec.publish.name)
     if taken := name_taken(s.world, s.job):
-        return JobDecision(JobCondition.PUBLISHED, Reason.NAME_TAKEN, taken, ends_with=(key,))
+        return JobDecision(JobCondition.PUBLISHED, taken.reason, taken.message, ends_with=taken.ends_with)
     adapter = s.world.adapters.get(key)
     if adapter is None or adapter.spec.source.digest != result.digest or adapter.spec.source.uri != result.uri:
         return JobDecision(JobCondition.PUBLISHED, Reason.PUBLISHING, "The Adapter is being written.", publish=result)

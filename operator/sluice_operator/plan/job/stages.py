@@ -12,7 +12,7 @@ from sluice_operator.facts.retries import IMAGE_TROUBLE, refusal_reason
 from sluice_operator.observe.views import StageJobView
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.job.situation import CONDITION, JobDecision, Situation, Start, ended_by_us, in_pause
-from sluice_operator.plan.obstacle import earliest
+from sluice_operator.plan.obstacle import Obstacle, earliest
 from sluice_operator.plan.preflight import PODS_WITHIN, suspended_by_other
 
 
@@ -69,26 +69,25 @@ def _moments(s: Situation, stage_job: StageJobView) -> tuple[datetime, ...]:
     return (pods_due, stage_job.created + s.limits.start, *([s.now + PODS_WITHIN] if overdue else []))
 
 
-def no_room_to_prepare(world: World, job: FineTuneJob) -> str:
-    """Why a job does not begin to prepare its data now; empty when it may."""
+def preparing_obstacle(world: World, job: FineTuneJob) -> Obstacle | None:
+    """Why a job does not begin to prepare its data now; None when it may."""
     name, namespace = job.spec.resources.pool, job.metadata.namespace
     pool = find_pool(world, name)
     if pool is None:
-        return ""
+        return None
     limits = pool.spec.prepare
     others = [other for other in _preparing(world, name) if other.metadata.uid != job.metadata.uid]
+    message = ""
     if len(others) >= limits.at_once:
-        return (
-            f"{len(others)} jobs of pool {name} prepare their data, as many as its spec.prepare.atOnce allows. "
-            "It begins when one of them has ended."
-        )
-    beside = sum(other.metadata.namespace == namespace for other in others)
-    if beside >= limits.per_namespace:
-        return (
+        message = f"{len(others)} jobs of pool {name} prepare their data, as many as its spec.prepare.atOnce allows."
+    elif (beside := sum(other.metadata.namespace == namespace for other in others)) >= limits.per_namespace:
+        message = (
             f"{beside} jobs of namespace {namespace} prepare their data in pool {name}, as many as its "
-            "spec.prepare.perNamespace allows. It begins when one of them has ended."
+            "spec.prepare.perNamespace allows."
         )
-    return ""
+    if not message:
+        return None
+    return Obstacle(Reason.WAITING_TO_PREPARE, f"{message} It begins when one of them has ended.")
 
 
 def next_to_prepare(world: World, pool: str) -> list[FineTuneJob]:
@@ -103,7 +102,7 @@ def next_to_prepare(world: World, pool: str) -> list[FineTuneJob]:
         known = oldest.get(job.metadata.namespace)
         if known is None or _age(job) < _age(known):
             oldest[job.metadata.namespace] = job
-    return [job for job in sorted(oldest.values(), key=_age) if not no_room_to_prepare(world, job)]
+    return [job for job in sorted(oldest.values(), key=_age) if not preparing_obstacle(world, job)]
 
 
 def _age(job: FineTuneJob) -> tuple[str, str]:

@@ -9,9 +9,9 @@ from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import lends_to
 from sluice_operator.facts.sleeping import sleep_refusal
 from sluice_operator.facts.slots import pod_of, serves, sleeps
-from sluice_operator.facts.stock import Stock
 from sluice_operator.observe.world import LOAD_SECONDS, World, existing, key_of
 from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.stock import Stock
 
 LOOK_AT_LOAD = timedelta(seconds=5)
 """How often what depends on an engine's load is decided again."""
@@ -30,51 +30,57 @@ def lending_obstacle(
 
 def _terms(world: World, pool: GPUPool, engine: InferenceEngine, job: FineTuneJob) -> Obstacle | None:
     """Why it never lends to such a job, as both of their specs are."""
-    name, terms, key = _name(engine, job), engine.spec.preemption, key_of(engine)
-
-    def no(reason: Reason, message: str, *remedies: Remedy) -> Obstacle:
-        return Obstacle(reason, f"{name} {message}", ends_with=(key,), remedies=remedies)
-
+    terms = engine.spec.preemption
     if engine.metadata.deletion_timestamp:
-        return no(Reason.ENGINE_NEVER_LENDS, "is being deleted.")
-    policy = "Sleep" if pool.spec.by_dra else "ScaleDown"
-    lend = Remedy(f"set preemption.policy: {policy} on {name}", key, "preemption.policy", policy)
+        return _no(engine, job, Reason.ENGINE_NEVER_LENDS, "is being deleted.")
     if terms.policy is LendingPolicy.NEVER:
-        return no(Reason.ENGINE_NEVER_LENDS, "does not lend (preemption.policy: Never).", lend)
+        message = "does not lend (preemption.policy: Never)."
+        return _no(engine, job, Reason.ENGINE_NEVER_LENDS, message, _lend(pool, engine, job))
     if why := sleep_refusal(engine, pool):
-        return no(Reason.ENGINE_CANNOT_SLEEP, f"does not lend: {why}", lend)
-    if pool.spec.by_dra and (found := _by_dra(engine, job)):
-        reason, message = found
-        return no(reason, message, *([lend] if reason is Reason.ENGINE_MUST_SLEEP else ()))
+        return _no(engine, job, Reason.ENGINE_CANNOT_SLEEP, f"does not lend: {why}", _lend(pool, engine, job))
+    if pool.spec.by_dra and (no := _by_dra(pool, engine, job)):
+        return no
     if not lends_to(world, engine, job.metadata.namespace):
-        anywhere = Remedy(f"set preemption.lendTo: Anywhere on {name}", key, "preemption.lendTo", "Anywhere")
+        text = f"set preemption.lendTo: Anywhere on {_name(engine, job)}"
+        anywhere = Remedy(text, key_of(engine), "preemption.lendTo", "Anywhere")
         message = f"does not lend to namespace {job.metadata.namespace} (preemption.lendTo: {terms.lend_to})."
-        return no(Reason.ENGINE_LENDS_ELSEWHERE, message, anywhere)
+        return _no(engine, job, Reason.ENGINE_LENDS_ELSEWHERE, message, anywhere)
     if terms.priority > job.spec.scheduling.priority:
-        raised = Remedy(
-            f"raise scheduling.priority to {terms.priority}", field="scheduling.priority", value=terms.priority
-        )
+        text = f"raise scheduling.priority to {terms.priority}"
+        raised = Remedy(text, field="scheduling.priority", value=terms.priority)
         message = f"lends to jobs of priority {terms.priority} or more (preemption.priority)."
-        return no(Reason.ENGINE_PRIORITY_HIGHER, message, raised)
+        return _no(engine, job, Reason.ENGINE_PRIORITY_HIGHER, message, raised)
     return None
 
 
-def _by_dra(engine: InferenceEngine, job: FineTuneJob) -> tuple[Reason, str] | None:
-    """Why an engine's replicas make no room for a job where DRA serves the GPUs.
+def _by_dra(pool: GPUPool, engine: InferenceEngine, job: FineTuneJob) -> Obstacle | None:
+    """Why it never lends to such a job where DRA serves the GPUs.
 
     There no nomination keeps a device that is given back for a pod, so a slot that stops could lose it to anybody. One
     that sleeps keeps it: the trainer uses the slot's own ResourceClaim. That one is its namespace's, and one pod's of a
     job: all pods of a group are made from the same template.
     """
     if not sleeps(engine):
-        policy = engine.spec.preemption.policy
-        return Reason.ENGINE_MUST_SLEEP, f"has preemption.policy: {policy}, and its GPUs are served by DRA."
+        message = f"has preemption.policy: {engine.spec.preemption.policy}, and its GPUs are served by DRA."
+        return _no(engine, job, Reason.ENGINE_MUST_SLEEP, message, _lend(pool, engine, job))
     if engine.metadata.namespace != job.metadata.namespace:
-        return Reason.ENGINE_LENDS_ELSEWHERE, "lends to no other namespace where DRA serves the GPUs."
+        message = "lends to no other namespace where DRA serves the GPUs."
+        return _no(engine, job, Reason.ENGINE_LENDS_ELSEWHERE, message)
     if job.spec.resources.nodes > 1:
         nodes = f"spec.resources.nodes: {job.spec.resources.nodes}"
-        return Reason.MULTI_NODE_BORROWS_NONE, f"lends to jobs of one pod only where DRA serves the GPUs ({nodes})."
+        message = f"lends to jobs of one pod only where DRA serves the GPUs ({nodes})."
+        return _no(engine, job, Reason.MULTI_NODE_BORROWS_NONE, message)
     return None
+
+
+def _no(engine: InferenceEngine, job: FineTuneJob, reason: Reason, message: str, *remedies: Remedy) -> Obstacle:
+    return Obstacle(reason, f"{_name(engine, job)} {message}", ends_with=(key_of(engine),), remedies=remedies)
+
+
+def _lend(pool: GPUPool, engine: InferenceEngine, job: FineTuneJob) -> Remedy:
+    policy = "Sleep" if pool.spec.by_dra else "ScaleDown"
+    text = f"set preemption.policy: {policy} on {_name(engine, job)}"
+    return Remedy(text, key_of(engine), "preemption.policy", policy)
 
 
 def _moment(world: World, stock: Stock, engine: InferenceEngine, now: datetime) -> Obstacle | None:

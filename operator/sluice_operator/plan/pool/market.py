@@ -9,7 +9,6 @@ from sluice_api.gpupool import NamespaceQuota
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import Policy
-from sluice_operator.facts.stock import UNBOUNDED, Held, Stock, is_guest
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.colocation import hosts
@@ -17,6 +16,7 @@ from sluice_operator.plan.obstacle import Obstacle, Remedy
 from sluice_operator.plan.pool.lending import lending_obstacle
 from sluice_operator.plan.pool.scale_up import asking_obstacle
 from sluice_operator.plan.pool.terms import BorrowedQuota, Terms
+from sluice_operator.plan.stock import UNBOUNDED, Held, Stock, is_guest
 from sluice_operator.plan.tenants import held_obstacle, quota_field, quota_of, total_obstacle
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
-from sluice_operator.facts.stock import NodeStock, Stock, is_guest
 from sluice_operator.observe.world import World
 from sluice_operator.plan.obstacle import Obstacle, Remedy, Ways
 from sluice_operator.plan.pool.reservations import Reservations
@@ -30,6 +29,7 @@ from sluice_operator.plan.pool.ways import (
 )
 from sluice_operator.plan.preflight import lack_on
 from sluice_operator.plan.readiness import avoided
+from sluice_operator.plan.stock import NodeStock, Stock, is_guest
 
 _NODES_EXPLAINED = 16
 """Nodes of which is looked for what keeps a job from them: those with the most free GPUs."""
@@ -179,7 +179,7 @@ def _nearest(search: Search, rooms: Iterable[Room]) -> Room | None:
 def _with_lack(search: Search, room: Room) -> Room:
     gone = leaving(search.world, room)
     if lack := lack_on(search.world, room.node, search.job, gone, room.pods):
-        return replace(room, obstacles=(*room.obstacles, _lacks(room.node, lack)))
+        return replace(room, obstacles=(*room.obstacles, lack))
     front = search.reserved.nodes.get(room.node.name)
     kept = search.reserved.room_on(room.node)
     if front and front not in room.obstacles and lack_on(search.world, room.node, search.job, gone, room.pods, kept):
@@ -205,12 +205,6 @@ def _left_out(world: World, stock: Stock, job: FineTuneJob, now: datetime) -> Ma
 def _refused(node: NodeStock) -> Obstacle:
     remedy = Remedy(f"have {node.name} take pods again, or add a node", key=node.node.key)
     return Obstacle(Reason.NO_NODES, f"{node.name} is {node.refusal}.", ends_with=(node.node.key,), remedies=(remedy,))
-
-
-def _lacks(node: NodeStock, lack: str) -> Obstacle:
-    freed = Remedy(f"make room on {node.name}, or lower what the job asks for", key=node.node.key)
-    message = f"{node.name} lacks {lack}, though GPUs are there."
-    return Obstacle(Reason.UNSCHEDULABLE, message, ends_with=(node.node.key,), remedies=(freed,))
 
 
 _ORDER = (

@@ -74,9 +74,7 @@ def refusal(world: World, job: FineTuneJob, *, nodes_may_come: bool = False) -> 
         nodes_may_come: that it is larger than what exists does not.
     """
     refused = _of_all_alike(world, job, nodes_may_come)
-    if refused is None and (why := name_taken(world, job)):
-        return Obstacle(Reason.NAME_TAKEN, why, ends_with=_adapter_of(job))
-    return refused
+    return refused or name_taken(world, job)
 
 
 @once_a_world(lambda world, job, nodes_may_come: (alike(world, job), nodes_may_come))
@@ -264,12 +262,8 @@ def _nodes_of(pool: GPUPool) -> tuple[Key, ...]:
     return (Key("Node", "", ""), key_of(pool))
 
 
-def _adapter_of(job: FineTuneJob) -> tuple[Key, ...]:
-    return (adapter_key(job.metadata.namespace, job.spec.publish.name),) if job.spec.publish else ()
-
-
-def name_taken(world: World, job: FineTuneJob) -> str:
-    """Why a job may not write its Adapter; empty when it may, or publishes nothing.
+def name_taken(world: World, job: FineTuneJob) -> Obstacle | None:
+    """Why a job may not write its Adapter; None when it may, or publishes nothing.
 
     It may where none is there, where a job of its name has written it (itself, or one before it that was deleted
     since), and any that spec.publish.replace gives it.
@@ -277,17 +271,16 @@ def name_taken(world: World, job: FineTuneJob) -> str:
     publish = job.spec.publish
     there = world.adapters.get(adapter_key(job.metadata.namespace, publish.name)) if publish else None
     if publish is None or there is None:
-        return ""
-    if there.spec.engine != publish.engine:
-        return (
-            f"spec.publish.name: Adapter {publish.name} is one of engine {there.spec.engine}, and an Adapter's engine "
-            "cannot be changed. Delete it, or publish under another name."
-        )
+        return None
     maker = there.metadata.labels.get(JOB_LABEL)
-    if publish.replace or maker == job.metadata.name:
-        return ""
-    whose = f"was written by FineTuneJob {maker}" if maker else "was not written by a job"
-    return (
-        f"spec.publish.name: Adapter {publish.name} is there already, and {whose}. Set spec.publish.replace: true to "
-        "replace it, or delete it."
-    )
+    if there.spec.engine != publish.engine:
+        why = (
+            f"is one of engine {there.spec.engine}, and an Adapter's engine cannot be changed. Delete it, or publish "
+            "under another name."
+        )
+    elif publish.replace or maker == job.metadata.name:
+        return None
+    else:
+        whose = f"was written by FineTuneJob {maker}" if maker else "was not written by a job"
+        why = f"is there already, and {whose}. Set spec.publish.replace: true to replace it, or delete it."
+    return Obstacle(Reason.NAME_TAKEN, f"spec.publish.name: Adapter {publish.name} {why}", ends_with=(key_of(there),))

@@ -8,12 +8,12 @@ from sluice_api.finetunejob import FineTuneJob, JobResources
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
 from sluice_operator.facts.fit import COUNTED, like, most_pods, need_of, volume_claims_of
-from sluice_operator.facts.stock import Held, NodeStock, Stock, is_guest
 from sluice_operator.observe.memo import once_a_job
 from sluice_operator.observe.views import Resources
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.obstacle import Obstacle, Remedy
 from sluice_operator.plan.pool.terms import Terms
+from sluice_operator.plan.stock import Held, NodeStock, Stock, is_guest
 
 HIGHEST_PRIORITY = 1000
 

@@ -17,13 +17,13 @@ from sluice_operator.facts.claims import Phase, phase
 from sluice_operator.facts.fit import asks_for_node
 from sluice_operator.facts.liveness import live_claims_on
 from sluice_operator.facts.retries import FIRST_PAUSE
-from sluice_operator.facts.stock import NodeStock, Stock
 from sluice_operator.observe.fence import looking_at
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.obstacle import Obstacle, Remedy
 from sluice_operator.plan.preflight import namespace_missing_pods, pods_due, replica_due
 from sluice_operator.plan.readiness import asks_until
+from sluice_operator.plan.stock import NodeStock, Stock
 
 
 def asking_obstacle(world: World, job: FineTuneJob, now: datetime) -> Obstacle | None:

@@ -6,9 +6,9 @@ from functools import cached_property
 
 from sluice_api.gpupool import GPUPool
 from sluice_api.reasons import Reason
-from sluice_operator.facts.stock import UNBOUNDED
 from sluice_operator.observe.world import key_of
 from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.stock import UNBOUNDED
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from sluice_api.scheduling import GiveWay
 from sluice_operator.facts.claims import LiveClaim, Phase, phase, trainer_pods
 from sluice_operator.facts.outcomes import waits_since
 from sluice_operator.facts.slots import floor_of
-from sluice_operator.facts.stock import NodeStock, PlacedSlot, Stock
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.stock import NodeStock, PlacedSlot, Stock
 
 Engines = Mapping[str, Obstacle | None]
 """By uid, why each engine does not lend to a job; None if it does."""
@@ -151,8 +151,20 @@ def _irreducible(taken: list[PlacedSlot], gpus: int) -> tuple[PlacedSlot, ...]:
     return tuple(kept)
 
 
-def why_not_preempted(world: World, live: LiveClaim, job: FineTuneJob) -> str:
-    """Why a claim never gives way to a job; empty if it does, now or later."""
+def preemption_obstacle(world: World, live: LiveClaim, job: FineTuneJob, now: datetime) -> Obstacle | None:
+    """Why training does not give way to a job now; None if it does."""
+    name = shown(live.name, job)
+    if why := _never_preempted(world, live, job):
+        return Obstacle(Reason.WAITING_FOR_GPUS, f"{name} does not give way: {why}.")
+    at = _preemptible_at(world, live, job)
+    if at <= now:
+        return None
+    message = f"{name} gives way at {at:%H:%M:%S} UTC, or ends before."
+    return Obstacle(Reason.WAITING_FOR_GPUS, message, at, (live.key,))
+
+
+def _never_preempted(world: World, live: LiveClaim, job: FineTuneJob) -> str:
+    """What keeps a claim from ever giving way to a job, in words; empty if it does, now or later."""
     if live.claim.host:
         return f"it trains beside {live.claim.host} and has no GPU of its own"
     if live.claim.borrowed and not is_extended(live.claim.resource):
@@ -167,27 +179,13 @@ def why_not_preempted(world: World, live: LiveClaim, job: FineTuneJob) -> str:
     return ""
 
 
-def preemptible_at(world: World, live: LiveClaim, job: FineTuneJob) -> datetime | None:
-    """From when on a claim gives way to a job; None if it never does."""
-    if why_not_preempted(world, live, job):
-        return None
+def _preemptible_at(world: World, live: LiveClaim, job: FineTuneJob) -> datetime:
+    """From when on training gives way to a job: it has run for a while, and the job has waited for a while."""
     terms = live.job.spec.scheduling.interruption
     began = max(pod.bound_at or pod.created for pod in trainer_pods(world, live.stage_job))
     has_run = began + timedelta(seconds=terms.min_run_seconds)
     since = waits_since(job)
     return max(has_run, since + timedelta(seconds=terms.grace_seconds)) if since else has_run
-
-
-def preemption_obstacle(world: World, live: LiveClaim, job: FineTuneJob, now: datetime) -> Obstacle | None:
-    """Why training does not give way to a job now; None if it does."""
-    name = shown(live.name, job)
-    at = preemptible_at(world, live, job)
-    if at is None:
-        return Obstacle(Reason.WAITING_FOR_GPUS, f"{name} does not give way: {why_not_preempted(world, live, job)}.")
-    if at <= now:
-        return None
-    message = f"{name} gives way at {at:%H:%M:%S} UTC, or ends before."
-    return Obstacle(Reason.WAITING_FOR_GPUS, message, at, (live.key,))
 
 
 def shown(name: str, job: FineTuneJob) -> str:

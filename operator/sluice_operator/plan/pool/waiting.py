@@ -12,12 +12,12 @@ from sluice_api.reasons import Reason
 from sluice_api.scheduling import Policy
 from sluice_operator.facts.claims import LiveClaim, ends_at
 from sluice_operator.facts.outcomes import waits_since
-from sluice_operator.facts.stock import Stock, is_guest
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.memo import once_a_job
 from sluice_operator.observe.world import World
 from sluice_operator.plan.obstacle import Obstacle, Remedy, Wait, Ways
 from sluice_operator.plan.pool.victims import shown
+from sluice_operator.plan.stock import Stock, is_guest
 
 EXPLAINED = 10
 """Only the first so many jobs of a queue get a detailed message: further back it would change, and be written, at every

@@ -14,7 +14,6 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, attempt_ref, ends_at, gpus_of_slots, trainer_pods
 from sluice_operator.facts.slots import floor_of, sleeps
-from sluice_operator.facts.stock import NodeStock, PlacedSlot, Stock, is_guest, share_of
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, engine_key, key_of
@@ -23,6 +22,7 @@ from sluice_operator.plan.obstacle import Obstacle, Remedy
 from sluice_operator.plan.pool.reservations import Reservations
 from sluice_operator.plan.pool.terms import Terms
 from sluice_operator.plan.pool.victims import Victims, choose_victims, preemption_obstacle, shown, staying
+from sluice_operator.plan.stock import NodeStock, PlacedSlot, Stock, is_guest, share_of
 
 
 @dataclass(frozen=True, slots=True)

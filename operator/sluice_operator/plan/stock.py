@@ -15,6 +15,7 @@ from sluice_api.scheduling import GiveWay, Policy
 from sluice_operator.facts.claims import LiveClaim, gpus_of_slots, taken_by
 from sluice_operator.observe.views import Key, NodeView
 from sluice_operator.observe.world import World
+from sluice_operator.plan.obstacle import Obstacle
 
 UNBOUNDED = 1_000_000
 
@@ -159,8 +160,8 @@ class Stock:
     """Replicas that serve and that disruption budgets let go, by the uid of the engine."""
     going: frozenset[str] = frozenset()
     """Attempts that give way to somebody already, by uid, on whichever of their nodes that one comes."""
-    refused_slots: Mapping[SlotRef, str] = field(default_factory=dict)
-    """Slots that should exist and that the pool does not give to their namespace, with the reason."""
+    refused_slots: Mapping[SlotRef, Obstacle] = field(default_factory=dict)
+    """Slots that should exist and that the pool does not give to their namespace, and why."""
     held: Mapping[str, Held] = field(default_factory=dict)
     """What each namespace has of the pool."""
     lacking: int = 0
