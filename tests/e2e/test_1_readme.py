@@ -40,7 +40,7 @@ def test_commands_of_the_readme_do_what_it_says(
     )
     assert "policy" in said["kubectl explain ftj.spec.scheduling"]
     (explained,) = (lines for command, lines in said.items() if "sluice_operator.explain" in command)
-    assert explained.startswith(f"{settled.name}/{JOB}: 1 GPU of pool default")
+    assert explained.startswith(f"{settled.name}/{JOB}: 1 GPU of pool ")
 
     (forwards,) = typed("kubectl port-forward")
     (asks,) = typed("curl")
