@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from dev.cluster import tools
+from dev.demo import NAMESPACE
 from tests.e2e import objects
 from tests.e2e.kubectl import Kubectl
 from tests.e2e.readme import as_user, beside, say, typed
@@ -30,13 +31,16 @@ def test_commands_of_the_readme_do_what_it_says(
     (tests,) = typed("helm test")
     assert re.search(r"Phase:\s+Succeeded", say(tests, user))
 
-    said = {command: say(command, user) for command in typed("kubectl") if not command.endswith("&")}
+    here = [command for command in typed("kubectl") if not command.endswith("&")]
+    said = {command: say(command.replace(NAMESPACE, settled.name), user) for command in here}
     assert re.search(rf"^{JOB} .* Succeeded ", said["kubectl get ftj -w"], re.MULTILINE)
     assert "Adapter" in said[f"kubectl describe ftj {JOB}"]
     assert {"finetunejob", "inferenceengine", "adapter"} & set(
         re.findall(r"^(\w+)\.sluice", said["kubectl get ie,ad,gpool"], re.MULTILINE)
     )
     assert "policy" in said["kubectl explain ftj.spec.scheduling"]
+    (explained,) = (lines for command, lines in said.items() if "sluice_operator.explain" in command)
+    assert explained.startswith(f"{settled.name}/{JOB}: 1 GPU of pool ")
 
     (forwards,) = typed("kubectl port-forward")
     (asks,) = typed("curl")

@@ -19,7 +19,10 @@ from sluice_api.windows import BorrowWindow
 from tests.unit.pages import shown
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
 SHOWN = {
     "README.md": {"FineTuneJob", "InferenceEngine"},
     "tenancy.md": {"Namespace", "RoleBinding", "ResourceQuota", "NetworkPolicy", "GPUPool"},
