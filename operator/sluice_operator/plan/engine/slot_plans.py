@@ -21,7 +21,7 @@ from sluice_operator.facts.slots import (
     wanted,
 )
 from sluice_operator.observe.fence import looking_at
-from sluice_operator.observe.views import SlotView
+from sluice_operator.observe.views import PodView, SlotView
 from sluice_operator.observe.world import World, existing
 from sluice_operator.plan.colocation import crowds_out
 from sluice_operator.plan.pool.lending import LOOK_AT_LOAD, being_left, is_busy, lacking
@@ -214,25 +214,29 @@ def next_rollout(
 ) -> int | None:
     """The next slot to restart with a changed spec; None when there is none or it must wait.
 
-    One at a time. While slots are lent, only as long as one less still leaves the floor. Not one that has guests
-    who could not stay.
+    One at a time. While slots are lent or on their way back, only as long as one less still leaves the floor. Not one
+    that has guests who could not stay.
     """
     running = [p.index for p in plans if p.size and p.index in slots and not p.lent_to]
     outdated = [index for index in running if slots[index].size and slots[index].template != template_of(engine)]
-    if not outdated:
-        return None
-    serving = {index for index in running if serves(pod_of(world, engine, index))}
-    outdated = [
-        i
-        for i in outdated
-        if not (stock and (slot := stock.placed.get(ref(engine, i))) and crowds_out(world, stock.pool, slot))
-    ]
+    outdated = [index for index in outdated if not _keeps_guests(world, engine, stock, index)]
+    serving = {index for index in running if _serves_as_its_slot_says(pod_of(world, engine, index), slots[index])}
     idle = [index for index in outdated if index not in serving]
     if idle or not outdated:
         return idle[0] if idle else None
-    lending = any(plan.lent_to for plan in plans)
+    lending = any(plan.lent_to for plan in plans) or being_left(world, engine)
     room = len(serving) - 1 >= floor_of(engine) if lending else len(serving) == len(running)
     return outdated[0] if room else None
+
+
+def _keeps_guests(world: World, engine: InferenceEngine, stock: Stock | None, index: int) -> bool:
+    slot = stock.placed.get(ref(engine, index)) if stock else None
+    return bool(stock and slot and crowds_out(world, stock.pool, slot))
+
+
+def _serves_as_its_slot_says(pod: PodView | None, slot: SlotView) -> bool:
+    """Whether a pod serves and stays: one of an earlier template is about to be replaced, though it still serves."""
+    return pod is not None and serves(pod) and pod.template == slot.template
 
 
 def next_look_at_load(engine: InferenceEngine, plans: Sequence[SlotPlan], now: datetime) -> datetime | None:
