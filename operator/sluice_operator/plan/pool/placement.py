@@ -14,7 +14,7 @@ from sluice_operator.plan.pool.reservations import Reservations
 from sluice_operator.plan.pool.terms import Terms
 from sluice_operator.plan.pool.ways import (
     EXPLAINED,
-    Room,
+    NodeOption,
     Search,
     Way,
     beside,
@@ -142,10 +142,10 @@ def _ways(search: Search) -> list[Way]:
     return ways
 
 
-def _next_room(search: Search, nodes: Sequence[NodeStock], ways: Sequence[Way]) -> Room | None:
+def _next_room(search: Search, nodes: Sequence[NodeStock], ways: Sequence[Way]) -> NodeOption | None:
     """The best room for one pod more: on a node of its own, or together with those that are on one already."""
     elsewhere = {name: search.without(name) for name in ("", *search.rooms)}
-    noted: list[Room] = []
+    noted: list[NodeOption] = []
     for way in ways:
         rooms = []
         for node in nodes:
@@ -160,23 +160,23 @@ def _next_room(search: Search, nodes: Sequence[NodeStock], ways: Sequence[Way]) 
     return _nearest(search, noted)
 
 
-def _best(search: Search, rooms: Iterable[Room]) -> Room | None:
+def _best(search: Search, rooms: Iterable[NodeOption]) -> NodeOption | None:
     """The room where the fewest are disturbed, of those where the pods fit for every other reason than GPUs too."""
-    for room in sorted(rooms, key=lambda room: _cost(search, room)):
+    for room in sorted(rooms, key=lambda room: _disruption(search, room)):
         kept = search.reserved.room_on(room.node)
         if not lack_on(search.world, room.node, search.job, leaving(search.world, room), room.pods, kept):
             return room
     return None
 
 
-def _nearest(search: Search, rooms: Iterable[Room]) -> Room | None:
+def _nearest(search: Search, rooms: Iterable[NodeOption]) -> NodeOption | None:
     """The room with the fewest obstacles, what it lacks besides GPUs among them."""
-    order = sorted(rooms, key=lambda room: (hardness(room.obstacles), _cost(search, room)))
+    order = sorted(rooms, key=lambda room: (hardness(room.obstacles), _disruption(search, room)))
     whole = (_with_lack(search, room) for room in order[:_LACKS_EXPLAINED])
     return min(whole, key=lambda room: hardness(room.obstacles), default=None)
 
 
-def _with_lack(search: Search, room: Room) -> Room:
+def _with_lack(search: Search, room: NodeOption) -> NodeOption:
     gone = leaving(search.world, room)
     if lack := lack_on(search.world, room.node, search.job, gone, room.pods):
         return replace(room, obstacles=(*room.obstacles, lack))
@@ -189,7 +189,7 @@ def _with_lack(search: Search, room: Room) -> Room:
     return room
 
 
-def _cost(search: Search, room: Room) -> tuple[int, int, int, int, str]:
+def _disruption(search: Search, room: NodeOption) -> tuple[int, int, int, int, str]:
     """Sort key, of rooms of one kind: whoever is disturbed the least beyond what is settled, then the tightest fit."""
     victims = [victim for victim in room.victims if victim.slot not in search.taken]
     preempted = sum(1 for live in room.preempted if live.stage_job.uid not in search.going)

@@ -26,7 +26,7 @@ from sluice_operator.plan.stock import NodeStock, PlacedSlot, Stock, is_guest, s
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class NodeOption:
     """One way to give some of a job's pods their GPUs, on one node."""
 
     node: NodeStock
@@ -54,7 +54,7 @@ class Room:
         )
 
 
-def leaving(world: World, room: Room) -> set[Key]:
+def leaving(world: World, room: NodeOption) -> set[Key]:
     """Pods that are gone by the time the job's pods come."""
     slots = {victim.pod for victim in room.victims if victim.pod and not sleeps(victim.engine)}
     return slots | {pod.key for live in room.preempted for pod in trainer_pods(world, live.stage_job)}
@@ -75,7 +75,7 @@ class Search:
     strict: bool = True
     """Only room that nothing keeps from being used. Else what keeps it is noted, and the search goes on: the same
     checks that decide explain."""
-    rooms: Mapping[str, Room] = field(default_factory=dict)
+    rooms: Mapping[str, NodeOption] = field(default_factory=dict)
     leaving: frozenset[str] = frozenset()
     """Uids of attempts that will end for it, wherever its pods are."""
 
@@ -118,13 +118,13 @@ class Search:
             terms=self.terms.less(borrowed),
         )
 
-    def usable(self, room: Room, *obstacles: Obstacle | None) -> Room | None:
+    def usable(self, room: NodeOption, *obstacles: Obstacle | None) -> NodeOption | None:
         """Room, with what keeps it from being used now; None if something does and that is all that counts."""
         found = tuple(dict.fromkeys(filter(None, (*obstacles, *room.obstacles, self.left_out.get(room.node.name)))))
         return None if self.strict and found else replace(room, obstacles=found)
 
 
-def beside(search: Search, node: NodeStock, pods: int) -> Room | None:
+def beside(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     """Room for a guest."""
     engines = search.terms.lenders if search.strict else search.terms.engines.keys()
     found = best_beside(node, search.job, engines, strict=search.strict)
@@ -134,21 +134,21 @@ def beside(search: Search, node: NodeStock, pods: int) -> Room | None:
     guests = [live for live in node.claims if live.claim.host == found.slot.slot]
     ends = tuple(remedy for live in guests for remedy in _holds(live, search.job).remedies)
     obstacles = (replace(obstacle, remedies=ends) for obstacle in found.obstacles)
-    return search.usable(Room(node, pods, beside=found.slot), front, *obstacles)
+    return search.usable(NodeOption(node, pods, beside=found.slot), front, *obstacles)
 
 
-Way = Callable[[Search, NodeStock, int], Room | None]
+Way = Callable[[Search, NodeStock, int], NodeOption | None]
 """Room for a number of pods on a node, given what is elsewhere."""
 
 
-def free(search: Search, node: NodeStock, pods: int) -> Room | None:
+def free(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     """Room among what nobody has."""
     if node.free < pods * search.job.spec.resources.gpus:
         return None
-    return search.usable(Room(node, pods), search.terms.takes_free, search.reserved.nodes.get(node.name))
+    return search.usable(NodeOption(node, pods), search.terms.takes_free, search.reserved.nodes.get(node.name))
 
 
-def lent(search: Search, node: NodeStock, pods: int) -> Room | None:
+def lent(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     """Room with slots that are lent, and what is spare unless it belongs to those in front."""
     terms = search.terms
     spare = 0 if node.name in search.reserved.nodes or terms.takes_free else node.soon
@@ -161,7 +161,7 @@ def lent(search: Search, node: NodeStock, pods: int) -> Room | None:
     found = choose_victims(search.stock, node, lacking, terms.engines, strict=search.strict)
     if found is None:
         return None
-    return search.usable(Room(node, pods, found.slots), terms.borrows, beyond, _crowd(node), *found.obstacles)
+    return search.usable(NodeOption(node, pods, found.slots), terms.borrows, beyond, _crowd(node), *found.obstacles)
 
 
 def _crowd(node: NodeStock) -> Obstacle | None:
@@ -172,13 +172,13 @@ def _crowd(node: NodeStock) -> Obstacle | None:
     return Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(node.node.key,))
 
 
-def in_place_of_preempted(search: Search, node: NodeStock, pods: int) -> Room | None:
+def in_place_of_preempted(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     """Room in the place of attempts that end for the job's other pods anyway."""
     leavers = [live for live in node.claims if live.stage_job.uid in search.going]
     return _in_place_of(search, node, pods, leavers) if leavers else None
 
 
-def by_preemption(search: Search, node: NodeStock, pods: int) -> Room | None:
+def by_preemption(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     """Room in the place of as few as possible that train there and give way. None of them could be spared."""
     preemptible = [live for live in node.preemptible if live.stage_job.uid not in search.stock.going]
     looks = each(
@@ -204,7 +204,7 @@ def preemption_obstacles(search: Search) -> list[Obstacle]:
     return [obstacle for obstacle in looks if obstacle]
 
 
-def once_ended(search: Search, node: NodeStock, pods: int) -> Room | None:
+def once_ended(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     """Room once as few as possible that train there have ended."""
     holders = (live for live in node.claims if live.claim.gpus_on(node.name))
     found = _fewest(search, node, pods, sorted(holders, key=_ends_first))
@@ -222,12 +222,12 @@ def _holds(live: LiveClaim, job: FineTuneJob) -> Obstacle:
     return Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(live.key,), remedies=(ends,))
 
 
-def emptied(search: Search, node: NodeStock, pods: int) -> Room | None:
+def emptied(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     """Room once others have left a node: what they are is not ours to say."""
     if pods * search.job.spec.resources.gpus > node.gpus:
         return None
     front = search.reserved.nodes.get(node.name)
-    return search.usable(Room(node, pods), search.terms.takes_free, front, _too_few(search.stock, search.job))
+    return search.usable(NodeOption(node, pods), search.terms.takes_free, front, _too_few(search.stock, search.job))
 
 
 def _too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
@@ -257,7 +257,7 @@ def _ends_first(live: LiveClaim) -> tuple[bool, float, float]:
     return (at is None, at.timestamp() if at else 0.0, live.stage_job.created.timestamp())
 
 
-def _fewest(search: Search, node: NodeStock, pods: int, candidates: Sequence[LiveClaim]) -> Room | None:
+def _fewest(search: Search, node: NodeStock, pods: int, candidates: Sequence[LiveClaim]) -> NodeOption | None:
     """Room in the place of the first so many, as few as suffice, of whom none could be spared."""
     for count in range(1, len(candidates) + 1):
         found = _in_place_of(search, node, pods, candidates[:count])
@@ -270,7 +270,7 @@ def _fewest(search: Search, node: NodeStock, pods: int, candidates: Sequence[Liv
     return None
 
 
-def _in_place_of(search: Search, node: NodeStock, pods: int, preempted: Sequence[LiveClaim]) -> Room | None:
+def _in_place_of(search: Search, node: NodeStock, pods: int, preempted: Sequence[LiveClaim]) -> NodeOption | None:
     """Room once these are gone: their own GPUs, the slots that they borrowed if they are lent on, and other slots."""
     if search.strict and node.is_crowded:
         return None
@@ -290,7 +290,7 @@ def _in_place_of(search: Search, node: NodeStock, pods: int, preempted: Sequence
             return None
         victims = found
     crowd = _crowd(node) if node.soon + own < 0 else None
-    found_there = Room(node, pods, victims.slots, tuple(preempted), tuple(inherited))
+    found_there = NodeOption(node, pods, victims.slots, tuple(preempted), tuple(inherited))
     return search.usable(found_there, beyond, crowd, *victims.obstacles)
 
 
