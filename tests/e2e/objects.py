@@ -31,7 +31,7 @@ def engine() -> Object:
             "model": {"uri": "pvc://models/tiny"},
             "replicas": 2,
             "resources": {"gpus": 1, "pool": POOL, "memory": "3Gi", "cpu": "100m"},
-            "lora": {"maxAdapters": 2, "maxRank": 16, "claims": ["adapters"]},
+            "lora": {"maxAdapters": 2, "maxRank": 16, "volumeClaims": ["adapters"]},
             "serving": {"maxModelLength": 512, "maxConcurrentRequests": 4, "dtype": "float32", "enforceEager": True},
             "preemption": lending(),
         },

@@ -286,4 +286,5 @@ def test_explain_reads_as_documentation(kubectl: Kubectl) -> None:
     text = " ".join(kubectl.must("explain", "finetunejob.spec.scheduling").split())
     assert "When the job gets GPUs, and from whom." in text
     assert "enum: Queue, Preempt" in text
-    assert "Preempt may borrow the GPUs of inference engines that lend to this namespace, down to their floor" in text
+    lends = "it may also borrow the GPUs of inference engines that lend to this namespace, down to their floor"
+    assert f"Preempt: {lends}" in text

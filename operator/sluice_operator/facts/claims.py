@@ -109,7 +109,9 @@ def _could_be_lent(world: World, job: FineTuneJob, slot: SlotRef) -> bool:
         return True
     if engine.spec.preemption.policy is LendingPolicy.NEVER or not lends_to(world, engine, job.metadata.namespace):
         return False
+    pods = world.engine_pods.get((slot.namespace, slot.engine, slot.index), {}).values()
     exists = slot.index < engine.spec.replicas or slot.index in existing(world, engine)
+    exists = exists or any(not pod.ended for pod in pods)  # a slot on its way out is lent while its pod is there
     return exists and engine.spec.preemption.priority <= job.spec.scheduling.priority
 
 

@@ -211,6 +211,15 @@ class Lending(Invariants):
     def time_passes(self, seconds: int) -> None:
         self.cluster.pass_time(seconds)
 
+    @rule(early=st.sampled_from([0, 1]))
+    def time_passes_until_somebody_looks_again(self, early: int) -> None:
+        """And nothing else happens: then nobody has anything to do before."""
+        moment = self.cluster.queue.next_moment()
+        left = int(moment - self.cluster.now.timestamp()) - early if moment is not None else 0
+        if left > 0:
+            self.cluster.pass_time(left)
+            self.the_operator_works(1000)
+
     @rule(data=st.data(), end=st.sampled_from(ENDS))
     def training_ends(self, data: st.DataObject, end: tuple[int, str]) -> None:
         for pod in self._some(data, self._trainers()):

@@ -264,3 +264,20 @@ def test_nobody_waits_since_before_it_was_made() -> None:
     builder.clock = NOW - timedelta(seconds=30)
     builder.job("x", 1, "evil", outcomes=(long_ago,), scheduling={"policy": "Queue"})
     assert describe(allocated(builder)) == "honest takes n1; x waits WaitingForGPUs"
+
+
+def test_claim_on_a_slot_that_is_removed_is_believed_while_its_pod_is_there() -> None:
+    """Seen in the stories: scaled down, the slot was lent, its Deployment was gone, and the claim was given up."""
+    forged = Forged(lendTo="Anywhere")
+    builder = forged.builder
+    builder.version += 1
+    metadata = forged.engine.metadata.model_copy(update={"resource_version": str(builder.version)})
+    spec = forged.engine.spec.model_copy(update={"replicas": 2})
+    builder.put(forged.engine.model_copy(update={"spec": spec, "metadata": metadata}))
+    (slot,) = [slot for slot in builder.world.slots.values() if slot.index == 2]
+    builder.store.remove(slot.key, slot.uid)
+    forged.claims(CHAT[2])
+    assert [live.claim.borrowed for live in live_claims(builder.world)] == [(CHAT[2],)]
+    (pod,) = [pod for pod in builder.world.pods.values() if pod.labels.get("sluice.dev/slot") == "2"]
+    builder.store.remove(pod.key, pod.uid)
+    assert [live.claim.borrowed for live in live_claims(builder.world)] == [()]
