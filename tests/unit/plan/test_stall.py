@@ -60,7 +60,7 @@ def test_a_trainer_that_stops_reporting_is_stalled_and_then_ended(
         ("another's clock was ahead", None, -700, 3600, Reason.STALLED),
     ],
 )
-def test_silence_before_this_term_proves_nothing(
+def test_stalled_ignores_silence_before_this_term(
     case: str, heard: float | None, led: float, reported: float, reason: Reason
 ) -> None:
     loan = Loan()
@@ -74,7 +74,7 @@ def test_silence_before_this_term_proves_nothing(
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])
-def test_a_time_of_day_that_is_set_anew_is_no_silence(jump: float) -> None:
+def test_stalled_ignores_a_jump_of_the_clock(jump: float) -> None:
     """Nor does it hide one."""
     passed, set_by = 0.0, 0.0
     clock = Clock(lambda: NOW.timestamp() + passed + set_by, lambda: passed)

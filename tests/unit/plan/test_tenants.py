@@ -28,7 +28,7 @@ from tests.unit.plan.worlds import NOW, WorldBuilder, parse, planned_status
         ("its jobs alone", {"quotas": [{"maxGPUs": 1}]}, [0, 1, 2], Reason.NONE_SERVING, ""),
     ],
 )  # fmt: skip
-def test_what_a_pool_refuses_to_an_engine(
+def test_quotas_and_allowed_namespaces_bound_an_engine(
     rule: str, pool: dict[str, Any], started: list[int], reason: Reason, says: str
 ) -> None:
     builder = WorldBuilder()
@@ -47,7 +47,7 @@ def test_what_a_pool_refuses_to_an_engine(
 @pytest.mark.parametrize(
     "pool", [{"allowedNamespaces": LAB}, {"quotas": [{"maxServingGPUs": 0, "maxTotalGPUs": 0, "maxPriority": -5}]}]
 )
-def test_a_replica_that_runs_is_not_stopped_by_what_a_pool_allows_later(pool: dict[str, Any]) -> None:
+def test_running_replica_is_not_stopped_by_a_lower_quota(pool: dict[str, Any]) -> None:
     builder = WorldBuilder()
     builder.node(4)
     serving = engine(builder)
@@ -57,7 +57,7 @@ def test_a_replica_that_runs_is_not_stopped_by_what_a_pool_allows_later(pool: di
     assert planned_status(builder.world, serving, NOW).conditions[0].reason == Reason.ALL_SERVING
 
 
-def test_a_replica_that_the_quota_refuses_does_not_ask_loans_back() -> None:
+def test_replica_above_max_serving_gpus_reclaims_no_loan() -> None:
     builder = parse("pool: 4 gpus | a: needs 1, takes chat/1 on n1")
     builder.pool(quotas=[{"maxServingGPUs": 2}])
     lender = engine(builder, reclaim="OnDemand", minReplicas=0)
