@@ -51,7 +51,7 @@ def said(builder: WorldBuilder, job: FineTuneJob) -> Reason | None:
 
 @pytest.mark.parametrize("changed", REFUSED)
 def test_jobs_that_differ_in_a_refused_field_are_not_alike(builder: WorldBuilder, changed: str) -> None:
-    """Whichever of the two was asked about first."""
+    """Whichever of the two jobs is asked about first."""
     changes, expected = REFUSED[changed]
     good, bad = builder.job("good", **SPEC), builder.job("bad", **{**SPEC, **changes})
 

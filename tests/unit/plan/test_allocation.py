@@ -209,7 +209,7 @@ def test_replica_is_not_lent_on_a_node_short_of_memory() -> None:
 
 @pytest.mark.parametrize(("memory", "expected"), [("20Gi", "takes chat/0"), ("30Gi", "waits BehindInQueue")])
 def test_reservation_keeps_memory_for_the_job_in_front(memory: str, expected: str) -> None:
-    """Found in review: the one in front had its GPU at last, and no memory beside the one that had gone ahead."""
+    """Found in review: the job in front got its GPU at last, but the job that had gone ahead left it no memory."""
     builder = parse("pool: 2 gpus | x: needs 1, on n1 | chat: 1 replicas")
     builder.job("f", scheduling={"policy": "Queue", "priority": 9}, resources={"memory": "40Gi"})
     builder.job("b", resources={"memory": memory})
@@ -224,7 +224,7 @@ def test_reservation_keeps_no_memory_on_a_node_that_is_too_small() -> None:
 
 
 def test_gpus_of_an_overcommitted_node_are_lent_once() -> None:
-    """Seen in a million random operations: a slot was claimed before its pod was bound, and others took its place."""
+    """Seen in a million random operations: a slot was claimed before its pod was bound, and others took its GPU."""
     builder = parse("pool: 2 gpus | chat: 2 replicas")
     early = builder.stage_job(
         builder.job("early"), claim=builder.claim("n1", SlotRef(namespace="team", engine="chat", index=2))
@@ -235,8 +235,10 @@ def test_gpus_of_an_overcommitted_node_are_lent_once() -> None:
 
 
 def test_replica_is_not_lent_where_a_claim_waits_for_a_gpu() -> None:
-    """Seen in the soak: one replica more than the job needed was lent, the other GPU being one that a claim waited for,
-    so that the claim gave way to that one the moment it was made, and was made again."""
+    """Seen in the soak: a job borrowed one replica too many, and its other GPU was one that an older claim waited for.
+
+    Its claim gave way to the older one at once, and was made again.
+    """
     builder = parse("pool: 3 gpus | chat: 3 replicas")
     builder.stage_job(builder.job("early"), claim=builder.claim("n1"))
     job = builder.job("a", gpus=2)
@@ -246,13 +248,13 @@ def test_replica_is_not_lent_where_a_claim_waits_for_a_gpu() -> None:
 
 
 def test_spare_gpu_of_a_lent_slot_is_not_free() -> None:
-    """Seen as soon as the stories had engines of two GPUs: a job on the other GPU kept the slot from coming back."""
+    """Seen as soon as the stories had engines of two GPUs: a job on the spare GPU kept the slot from coming back."""
     builder = parse("pool: 2 gpus | chat: 2 replicas, gpus 2 | a: needs 1, takes chat/0 on n1 | b: needs 1, queue")
     assert describe(allocated(builder)) == "b waits WaitingForGPUs"
 
 
 def test_lent_slot_that_started_elsewhere_is_not_lent_again() -> None:
-    """Seen in the soak: it was to start on n2 and was lent from there, and its pod came to n1."""
+    """Seen in the soak: a slot was to start on n2 and was lent from there, and its pod came to n1."""
     builder = parse("pool: 1 1 gpus | chat: 1 replicas")
     early = builder.stage_job(
         builder.job("early"), claim=builder.claim("n2", SlotRef(namespace="team", engine="chat", index=0))
@@ -263,7 +265,7 @@ def test_lent_slot_that_started_elsewhere_is_not_lent_again() -> None:
 
 
 def test_slot_that_stops_anyway_needs_no_second_loan() -> None:
-    """Seen in the soak: a slot that stops for another borrower was made up for by a second one."""
+    """Seen in the soak: a second slot was lent to make up for one that stops for another borrower."""
     builder = parse("pool: 2 1 gpus | chat: 2 replicas")
     early = builder.stage_job(
         builder.job("early"), claim=builder.claim("n2", SlotRef(namespace="team", engine="chat", index=1))

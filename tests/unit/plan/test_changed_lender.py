@@ -114,7 +114,7 @@ def test_unbound_claim_ends_when_policy_is_no_longer_sleep(policy: LendingPolicy
 
 @pytest.mark.parametrize("pod", ["is on its node", "is nominated to it"])
 def test_trainer_of_a_deleted_job_is_found_without_a_scan_of_pods(pod: str) -> None:
-    """It is asked for each slot that sleeps, whenever something has changed."""
+    """The planner asks for each sleeping slot, after every change."""
     loan = SleepingLoan()
     loan.train()
     if pod == "is nominated to it":

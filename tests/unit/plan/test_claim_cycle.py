@@ -189,7 +189,7 @@ def test_drain_ends_when_idle_or_after_drain_timeout_seconds(
 
 
 def test_drain_that_began_in_the_future_begins_now() -> None:
-    """Or no report would be younger than the order, nor its time over, for as long as that clock was ahead."""
+    """A clock was ahead. Until then no report would be newer than the order, and the drain would not time out."""
     loan = Loan()
     loan.builder.trainer_pod(loan.stage_job)
     loan.engine_says(loan.status(after=3600))
@@ -311,7 +311,7 @@ def test_vanished_trainer_is_pod_lost_and_tried_again() -> None:
 
 
 def test_vanished_trainer_with_exit_code_75_is_requeued() -> None:
-    """Its pod is gone with its last words; the Job's own condition says with which exit code it went."""
+    """It was told to stop while no operator ran. Its pod is gone; the Job's condition has the exit code."""
     loan = Loan()
     pod = training(loan)
     loan.builder.store.remove(pod.key, pod.uid)

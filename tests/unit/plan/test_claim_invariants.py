@@ -36,7 +36,7 @@ def made(builder: WorldBuilder, *also: str) -> Made:
 
 @pytest.mark.parametrize("world", [PAIR, GROUP])
 def test_decided_claims_keep_the_invariants(world: str) -> None:
-    """The group is needed by one of its nodes only, and leaves both."""
+    """The preemptor needs one node of the group, and the group leaves both."""
     made(parse(world)).keeps_its_promises(quota=None)
 
 

@@ -202,7 +202,7 @@ def test_guest_does_not_overtake_a_larger_guest() -> None:
 
 
 def test_replica_that_a_guest_in_front_waits_for_is_not_lent() -> None:
-    """It lacks memory on the node for now; once that is there, the replica must not be lent."""
+    """The guest lacks memory on the node for now. Once that is there, the replica must not be lent."""
     builder = DraWorldBuilder()
     builder.node(1, 4 << 30)
     builder.serving("chat", "n1")
@@ -225,7 +225,7 @@ def test_guest_reserves_no_replica_that_leaves_too_little() -> None:
 
 
 def test_guest_takes_no_replica_that_a_job_in_front_will_borrow() -> None:
-    """Found in review: who waited for the end of a pause waited for the guest then."""
+    """Found in review: a job that waited for the end of a cool-down then waited for the guest."""
     builder = DraWorldBuilder(1)
     engine = builder.serving("chat", "n1", preemption={**SLEEPS, "coolDownSeconds": 60})
     slot = next(iter(builder.world.slots.values()))
@@ -275,7 +275,7 @@ class Looked(dict[Key, InferenceEngine]):
 
 
 def test_engines_are_scanned_once_for_all_guests() -> None:
-    """A pool has hundreds of engines, and its queue thousands of guests: 3.5 s, when each looked for itself."""
+    """A pool has hundreds of engines, and its queue thousands of guests. It took 3.5 s when each scanned them all."""
     times = []
     for count in (2, 20):
         builder = DraWorldBuilder(1)

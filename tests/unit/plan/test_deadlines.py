@@ -50,7 +50,7 @@ def test_batch_job_has_active_or_stage_deadline_seconds(
         ("it says nothing", Stage.TRAIN, None, Reason.DEADLINE_EXCEEDED, "after 100 s (spec.activeDeadlineSeconds"),
         ("it was told to stop", Stage.TRAIN, Reason.REQUEUED, Reason.DEADLINE_EXCEEDED, "Training has not ended"),
         ("it was done all the same", Stage.TRAIN, Reason.DONE, None, ""),
-        ("of a stage", Stage.PREPARE, None, Reason.DEADLINE_EXCEEDED, "after 1800 s (spec.stageDeadlineSeconds)"),
+        ("in Prepare", Stage.PREPARE, None, Reason.DEADLINE_EXCEEDED, "after 1800 s (spec.stageDeadlineSeconds)"),
     ],
 )
 def test_deadline_exceeded_by_the_job_controller_is_recorded(

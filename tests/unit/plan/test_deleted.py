@@ -47,7 +47,7 @@ def test_training_of_a_deleted_job_counts_until_its_pods_are_gone(how: str) -> N
 
 
 def test_finished_job_keeps_its_status_while_a_finalizer_holds_it() -> None:
-    """Seen in the stories: it was not over any more."""
+    """Seen in the stories: the status no longer said that the job had finished."""
     cluster = Cluster()
     cluster.builder.pool()
     cluster.builder.node(1)

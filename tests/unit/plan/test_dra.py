@@ -118,7 +118,7 @@ def test_gpus_are_counted_by_resource_slices_and_claims(
 
 
 def test_slot_with_an_unallocated_claim_is_on_its_pods_node() -> None:
-    """Or the job of two would get both of n2."""
+    """Else the job would get both GPUs of n2."""
     builder = DraWorldBuilder(1, 2)
     engine = builder.engine("chat", 1)
     WorldBuilder.slot(builder, engine, 0, "n2")
@@ -214,7 +214,7 @@ def test_dra_loan_needs_sleep_one_pod_and_the_same_namespace(
 
 
 def test_terms_of_multi_node_and_single_node_jobs_differ() -> None:
-    """Whoever comes first: what was worked out for one is not the other's."""
+    """Whichever comes first: the terms worked out for one are not used for the other."""
     builder = DraWorldBuilder(1, 1)
     builder.serving("chat", "n1", "n2")
     builder.job("group", resources={"nodes": 2}, scheduling={"policy": "Preempt", "priority": 5})

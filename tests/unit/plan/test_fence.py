@@ -79,7 +79,7 @@ def test_a_job_that_raises_is_set_aside(monkeypatch: pytest.MonkeyPatch, module:
 
 
 def test_all_jobs_that_raise_are_set_aside_in_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand poisonous jobs cost a decision more, and not a thousand."""
+    """A thousand poisonous jobs cost one more decision, not a thousand."""
     builder = WorldBuilder()
     builder.node(1)
     for number in range(50):

@@ -161,7 +161,7 @@ def test_claim_of_a_term_after_the_lease_displaces_no_claim() -> None:
 
 
 def test_forged_preemption_of_interruption_policy_never_is_ignored() -> None:
-    """Neither is the trainer stopped, nor is its end taken for a preemption."""
+    """The trainer is not stopped, and its end is not taken for a preemption."""
     builder = WorldBuilder()
     builder.node(2)
     trains = builder.stage_job(builder.job("trains"), claim=builder.claim("n1"))
@@ -182,7 +182,7 @@ def _outcomes(builder: WorldBuilder, name: str) -> tuple[Any, ...]:
 
 
 def test_batch_job_of_another_namespace_is_ignored() -> None:
-    """Whoever knows a uid can write it as an owner's; the garbage collector removes such an object only later."""
+    """Anybody who knows a uid can name it as an owner. The garbage collector removes such an object only later."""
     builder = WorldBuilder()
     builder.node(1)
     job = builder.job("tone")
@@ -208,7 +208,7 @@ def test_deployment_with_a_forged_owner_is_no_slot() -> None:
 
 
 def test_unreadable_claim_ends_with_its_pods() -> None:
-    """Else who relabels a Job that has finished keeps its claim, and what it borrows, until its deadline."""
+    """Else a tenant that relabels a finished Job keeps its claim, and what it borrows, until its deadline."""
     builder = WorldBuilder()
     builder.node(1)
     stage_job = builder.stage_job(builder.job("a"), claim=builder.claim("n1"))
@@ -255,7 +255,7 @@ def test_scale_up_pod_with_a_finalizer_goes_once_it_has_a_node() -> None:
 
 
 def test_wait_does_not_begin_before_the_job_was_created() -> None:
-    """A record that says so would raise the job for ever, where waiting raises jobs."""
+    """With ageingSeconds, a record with an older time would raise the job for ever."""
     builder = WorldBuilder()
     builder.pool(ageingSeconds=60)
     builder.node(1)

@@ -54,7 +54,7 @@ MISSES_ANOTHER = StageOutcome(reason="PodLost", train=TrainResult(step=8, total_
         ("a group takes the places of a group",
          "pool: 1 1 gpus | a: needs 1, pods 2, yields, on n1 n2 | b: needs 1, pods 2, queue, priority 5",
          "b takes n1 n2 from a"),
-        ("and what that has borrowed, before anything else is lent",
+        ("a group takes what the preempted group has borrowed before anything else is lent",
          "pool: 2 1 gpus | chat: 3 replicas | a: needs 1, pods 2, yields, takes chat/1 chat/2 on n1 n2 "
          "| b: needs 1, pods 2, priority 5",
          "b takes chat/1 chat/2 from a"),
@@ -142,7 +142,7 @@ def test_group_gives_way_to_an_overlapping_claim_on_any_node() -> None:
 
 
 def test_group_is_preempted_by_one_job_only() -> None:
-    """Seen after half an hour of stories: its other node was given to a second job, whose claim was overlapped."""
+    """Seen after half an hour of stories: its other node was given to a second job, whose claim then overlapped."""
     builder = parse("pool: 1 1 gpus | x: needs 1, pods 2, yields, on n1 n2 | a: needs 1, queue, priority 5")
     (claim,) = allocated(builder).claims.values()
     builder.trainer_pod(builder.stage_job(builder.world.jobs[job_key("team", "a")], claim=claim))
@@ -189,6 +189,7 @@ def test_each_pod_of_a_group_is_bound_to_its_own_node() -> None:
 
 
 def test_no_slot_stops_before_all_pods_of_a_group_are_nominated() -> None:
+    """The operator died between two bindings, and the next one goes on."""
     group = Group()
     first, second = group.pods("", "")
     group.drained()
@@ -215,7 +216,7 @@ def test_group_trains_when_its_last_pod_is_on_its_node() -> None:
          "Done", "n1"),
         ("one that fails takes the others along", [(75, MISSES_ANOTHER, ""), (65, StageOutcome(reason="BadData"), "")],
          "BadData", "n2"),
-        ("one that ran out of memory too", [(75, MISSES_ANOTHER, ""), (137, None, "OOMKilled")],
+        ("one that ran out of memory takes the others along", [(75, MISSES_ANOTHER, ""), (137, None, "OOMKilled")],
          "OutOfMemory", "n2"),
         ("one that was told to stop costs no attempt", [(75, MISSES_ANOTHER, ""), (75, SAVED, "")], "Requeued", "n2"),
         ("one that nobody saw end was taken along by the one that is still there", [None, (75, SAVED, "")],
@@ -269,7 +270,7 @@ def test_node_lost_ends_the_claim_of_a_group() -> None:
         ("more pods than the pool ever has room for", {}, {"gpus": 2, "nodes": 3}, Reason.EXCEEDS_POOL,
          "3 pods of 2 GPU, cpu 1 and memory 1Gi are asked for, the nodes of pool default have room for 2. Ask for at "
          "most 2"),
-        ("or, by their cpu, not so many", {}, {"nodes": 4, "cpu": "20"}, Reason.EXCEEDS_POOL, "have room for 2"),
+        ("more pods than the nodes' cpu allows", {}, {"nodes": 4, "cpu": "20"}, Reason.EXCEEDS_POOL, "have room for 2"),
         ("a quota counts the GPUs of all pods", {"quotas": [{"maxGPUs": 3}]}, {"gpus": 2, "nodes": 2},
          Reason.NAMESPACE_QUOTA, "4 are asked for"),
     ],

@@ -37,7 +37,7 @@ def test_hostile_tenant_changes_no_other_decision(world: str, hostile: list[dict
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_hostile_job_that_raises_changes_no_other_decision(world: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an extreme value were to raise after all: the fence holds, whatever the look at the job raises."""
+    """Should an extreme value raise after all, the fence holds, whatever it raises."""
 
     def bad(outcomes: Any, stage: Any) -> Any:
         if outcomes.published == "poison":

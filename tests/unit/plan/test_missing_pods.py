@@ -72,7 +72,7 @@ def test_scale_up_pods_yield_to_a_missing_pod_of_their_namespace(
 
 
 def test_scale_up_pods_yield_to_a_missing_pod_of_another_pool() -> None:
-    """A quota is the namespace's, whatever the pool."""
+    """A ResourceQuota is the namespace's, whatever the pool."""
     builder = parse("pool: 1 gpus | b: needs 2, scales")
     builder.pool("old", nodeSelector={"gpu": "old"})
     builder.node(1, labels={"gpu": "old"})

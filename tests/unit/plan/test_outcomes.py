@@ -91,16 +91,16 @@ def test_second_gpu_failed_says_to_cordon_the_node() -> None:
 @pytest.mark.parametrize(
     ("rule", "gpus", "reason", "ago", "expected"),
     [
-        ("another node is taken", [1, 1], Reason.POD_REFUSED, 1, "a takes n2"),
-        ("the only one is left out too", [1], Reason.POD_REFUSED, 1, "a waits NodeAvoided"),
-        ("for a while", [1], Reason.POD_REFUSED, 6, "a takes n1"),
-        ("a failed GPU: elsewhere while there is an elsewhere", [1, 1], Reason.GPU_FAILED, 50, "a takes n2"),
-        ("for an hour", [1, 1], Reason.GPU_FAILED, 61, "a takes n1"),
-        ("and again there if there is none", [1], Reason.GPU_FAILED, 50, "a takes n1"),
-        ("a node that is too small is none", [2, 1], Reason.GPU_FAILED, 50, "a takes n1"),
-        ("an eviction likewise", [1, 1], Reason.EVICTED, 1, "a takes n2"),
-        ("on the only node", [1], Reason.EVICTED, 1, "a takes n1"),
-        ("a crash is no node's", [1, 1], Reason.TRAINER_FAILED, 6, "a takes n1"),
+        ("another node is taken after PodRefused", [1, 1], Reason.POD_REFUSED, 1, "a takes n2"),
+        ("the only node is avoided after PodRefused", [1], Reason.POD_REFUSED, 1, "a waits NodeAvoided"),
+        ("PodRefused lets a node be avoided for a while only", [1], Reason.POD_REFUSED, 6, "a takes n1"),
+        ("another node is taken after GPUFailed", [1, 1], Reason.GPU_FAILED, 50, "a takes n2"),
+        ("GPUFailed lets a node be avoided for an hour only", [1, 1], Reason.GPU_FAILED, 61, "a takes n1"),
+        ("the only node is not avoided after GPUFailed", [1], Reason.GPU_FAILED, 50, "a takes n1"),
+        ("a node that is too small is no other node", [2, 1], Reason.GPU_FAILED, 50, "a takes n1"),
+        ("another node is taken after Evicted", [1, 1], Reason.EVICTED, 1, "a takes n2"),
+        ("the only node is not avoided after Evicted", [1], Reason.EVICTED, 1, "a takes n1"),
+        ("a crash lets no node be avoided", [1, 1], Reason.TRAINER_FAILED, 6, "a takes n1"),
     ],
 )
 def test_node_avoided_depends_on_the_last_outcome(

@@ -180,7 +180,7 @@ def told(decision: Placeholders) -> dict[str, list[str]]:
     [
         ("a slot whose pod is not made yet keeps its placeholder", None, 1, {}),
         ("one whose pod never comes lets it go", None, 6, {"remove": ["chat-1-placeholder"]}),
-        ("nor does one whose pod has no node yet", "", 1, {}),
+        ("a slot whose pod has no node yet keeps its placeholder", "", 1, {}),
         ("a pod that has a node needs no place", "n1", 1, {"remove": ["chat-1-placeholder"]}),
     ],
 )

@@ -85,7 +85,7 @@ def test_preemptor_on_a_free_gpu_stops_no_training() -> None:
 
 
 def test_preemptor_on_a_spare_gpu_of_a_lent_slot_still_preempts() -> None:
-    """Seen in the soak: it was bound there before anybody had stopped, and the replica could not have come back."""
+    """Seen in the soak: it was bound there before training had stopped, and the replica could not have come back."""
     jobs = "third: needs 1, takes chat/0 on n1 | low: needs 1, yields, on n1"
     builder = parse(f"pool: 3 gpus | {jobs} | chat: 1 replicas, gpus 2")
     high = builder.job("high", scheduling={"policy": "Queue", "priority": 5})
@@ -156,8 +156,8 @@ def test_preempted_job_that_ends_first_does_not_take_its_gpu_back() -> None:
         ("training that has run for a minute may be interrupted", {"minRunSeconds": 60}, 0, "high takes n1 from low"),
         ("training that has run for less may not", {"minRunSeconds": 90}, 0, "high waits WaitingForGPUs"),
         ("it may a little later", {"minRunSeconds": 90}, 30, "high takes n1 from low"),
-        ("who comes waits first, in case it ends by itself", {"graceSeconds": 600}, 0, "high waits WaitingForGPUs"),
-        ("but no longer", {"graceSeconds": 600}, 360, "high takes n1 from low"),
+        ("graceSeconds are waited, in case it ends by itself", {"graceSeconds": 600}, 0, "high waits WaitingForGPUs"),
+        ("no longer than graceSeconds", {"graceSeconds": 600}, 360, "high takes n1 from low"),
     ],
 )  # fmt: skip
 def test_min_run_seconds_and_grace_seconds_delay_preemption(
@@ -216,7 +216,7 @@ def test_preemptor_and_preempted_do_not_overlap_a_later_claim() -> None:
 
 
 def test_spare_gpu_of_a_preempted_claim_is_not_free_until_it_ends() -> None:
-    """Seen in the soak: who came was deleted before it was bound, so who had the place stayed, beside a third."""
+    """Seen in the soak: the preemptor was deleted before it was bound, so the preempted job stayed, beside a third."""
     builder = parse("pool: 2 gpus | low: needs 2, yields, on n1 | high: needs 1, queue, priority 5 | a: needs 1, queue")
     allocation = allocated(builder)
     assert describe(allocation) == "a waits WaitingForGPUs; high takes n1 from low"

@@ -110,7 +110,7 @@ def test_prepare_at_once_counts_running_jobs_of_the_pool_only() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_prepare_reaches_each_job_and_keeps_to_at_once(seed: int) -> None:
-    """Whatever the order, and though a tenant has put words into the status of jobs that nobody looks at."""
+    """In any order, and though a tenant has forged the status of jobs that the operator leaves alone."""
     order = random.Random(seed)
     scene = Preparing()
     forged = {"summary": Reason.WAITING_TO_PREPARE}

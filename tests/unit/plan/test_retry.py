@@ -184,17 +184,17 @@ def resumed(number: int, at: int | None, reason: Reason = Reason.DONE) -> Attemp
 @pytest.mark.parametrize(
     ("rule", "attempts", "lost"),
     [
-        ("what is saved on the way out is not known", [(Reason.PREEMPTED, STOPPED)], [None]),
-        ("who goes on says it", [(Reason.PREEMPTED, STOPPED), resumed(2, 50)], [0, 0]),
-        ("and says when it was less", [(Reason.RECLAIMED, STOPPED), resumed(2, 45)], [5, 0]),
-        ("or nothing at all", [(Reason.SUSPENDED, STOPPED), resumed(2, None)], [50, 0]),
+        ("what was saved at the end is not known yet", [(Reason.PREEMPTED, STOPPED)], [None]),
+        ("the next attempt says from which step it goes on", [(Reason.PREEMPTED, STOPPED), resumed(2, 50)], [0, 0]),
+        ("the next attempt goes on from an earlier step", [(Reason.RECLAIMED, STOPPED), resumed(2, 45)], [5, 0]),
+        ("the next attempt begins anew", [(Reason.SUSPENDED, STOPPED), resumed(2, None)], [50, 0]),
         ("a claim that was given up says nothing",
          [(Reason.STALLED, STOPPED), (Reason.NOT_BOUND, {}), resumed(3, 50)], [0, 0, 0]),
         ("the second's words are not about the first",
          [(Reason.PREEMPTED, STOPPED), (Reason.PREEMPTED, STOPPED), resumed(3, 50)], [None, 0, 0]),
-        ("who says it itself is believed", [resumed(1, None, Reason.PREEMPTED)], [10]),
-        ("who did not get to a step lost none", [(Reason.SUSPENDED, {})], [0]),
-        ("who is gone with its node saves nothing", [(Reason.NODE_LOST, STOPPED)], [10]),
+        ("the last words of the attempt are believed", [resumed(1, None, Reason.PREEMPTED)], [10]),
+        ("an attempt without a step lost none", [(Reason.SUSPENDED, {})], [0]),
+        ("an attempt that is lost with its node saves nothing", [(Reason.NODE_LOST, STOPPED)], [10]),
     ],
 )  # fmt: skip
 def test_lost_steps_are_known_from_the_next_attempt(
@@ -305,7 +305,7 @@ def test_a_record_of_many_attempts_fits_into_an_annotation() -> None:
 
 
 def test_parsed_record_is_freed_with_its_job() -> None:
-    """Else who patches the record again and again takes the operator's memory."""
+    """Else a tenant that patches the record again and again takes the operator's memory."""
     builder = WorldBuilder()
     read = [weakref.ref(recorded(builder.job("a", outcomes=(PREPARED, attempt(1, reason))))) for reason in Reason]
     gc.collect()

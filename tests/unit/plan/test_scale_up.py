@@ -319,7 +319,7 @@ def test_replica_starts_beside_a_terminating_scale_up_pod() -> None:
 
 
 def test_scale_up_pod_in_another_pool_goes_for_its_claims() -> None:
-    """And until then it is nothing to that pool."""
+    """Until the claim's pod is nominated, that pool leaves it alone."""
     builder = WorldBuilder()
     builder.pool("old", nodeSelector={"gpu": "old"})
     builder.node(1, labels={"gpu": "old"})
@@ -344,7 +344,7 @@ def allocated_in(builder: WorldBuilder, name: str) -> dict[str, Any]:
 
 
 def test_scale_up_pod_on_reserved_gpus_stays() -> None:
-    """Or it would be made again, to be bound there again."""
+    """Else it would be made again, and bound there again."""
     builder = parse("pool: 2 gpus | x: needs 1, on n1 | f: needs 2 | b: needs 1, scales")
     bound(builder, "b", "n1")
     assert describe(allocated(builder)) == "b waits ScalingUp; f waits WaitingForGPUs"

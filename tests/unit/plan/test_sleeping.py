@@ -202,7 +202,7 @@ def test_trainer_without_an_owner_keeps_the_slot_asleep(case: str) -> None:
 
 
 def test_uninstall_waits_until_the_slot_is_awake() -> None:
-    """Nobody would say the word to its agent afterwards."""
+    """Afterwards no operator tells its agent to wake."""
     loan = SleepingLoan()
     loan.train()
     loan.builder.store.remove(loan.stage_job.key, loan.stage_job.uid)
@@ -231,7 +231,7 @@ def test_slot_stays_lent_beside_its_trainer_whatever_the_status(state: SlotState
 
 
 def test_new_pod_of_a_lent_slot_stays_lent() -> None:
-    """Its vLLM waits before it starts: the status says Lent."""
+    """Its vLLM does not start while the status says Lent."""
     loan = SleepingLoan()
     loan.train()
     loan.put(loan.lent_pod(), deleting=True)

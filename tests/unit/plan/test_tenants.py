@@ -19,13 +19,13 @@ from tests.unit.plan.worlds import NOW, WorldBuilder, parse, planned_status
         ("a priority above the cap", {"quotas": [{"maxPriority": 4}]}, [], Reason.PRIORITY_TOO_HIGH,
          "spec.preemption.priority: 5 is above 4"),
         ("a cap that it keeps to", {"quotas": [{"maxPriority": 5}]}, [0, 1, 2], Reason.NONE_SERVING, ""),
-        ("so many replicas", {"quotas": [{"maxServingGPUs": 2}]}, [0, 1], Reason.NAMESPACE_QUOTA,
+        ("no more than maxServingGPUs", {"quotas": [{"maxServingGPUs": 2}]}, [0, 1], Reason.NAMESPACE_QUOTA,
          "have 2 of the 2 GPUs that they may have there at once"),
         ("another namespace's quota", {"quotas": [{"namespaces": LAB, "maxServingGPUs": 0}]}, [0, 1, 2],
          Reason.NONE_SERVING, ""),
-        ("with its jobs", {"quotas": [{"maxTotalGPUs": 3}]}, [0, 1], Reason.NAMESPACE_QUOTA,
+        ("maxTotalGPUs counts jobs too", {"quotas": [{"maxTotalGPUs": 3}]}, [0, 1], Reason.NAMESPACE_QUOTA,
          "have 3 of the 3 GPUs that they may have there together"),
-        ("its jobs alone", {"quotas": [{"maxGPUs": 1}]}, [0, 1, 2], Reason.NONE_SERVING, ""),
+        ("maxGPUs counts jobs alone", {"quotas": [{"maxGPUs": 1}]}, [0, 1, 2], Reason.NONE_SERVING, ""),
     ],
 )  # fmt: skip
 def test_quotas_and_allowed_namespaces_bound_an_engine(

@@ -39,7 +39,7 @@ def goes_away(builder: WorldBuilder) -> None:
         ("its trainer has been silent for too long", {}, 190, Reason.NODE_LOST, Reason.NODE_LOST),
         ("its trainer reports all the same", {}, 1, Reason.TRAINING, None),
         ("its pod never started", {"running": False}, 1, Reason.NODE_NOT_READY, None),
-        ("nor in time", {"running": False}, 700, Reason.NODE_LOST, Reason.NODE_LOST),
+        ("its pod did not start in time", {"running": False}, 700, Reason.NODE_LOST, Reason.NODE_LOST),
         ("it has ended before", {"ended": True, "running": False}, 1, Reason.TRAINING, None),
     ],
 )
