@@ -50,8 +50,8 @@ def said(builder: WorldBuilder, job: FineTuneJob) -> Reason | None:
 
 
 @pytest.mark.parametrize("changed", REFUSED)
-def test_a_job_that_differs_in_what_is_refused_is_not_alike(builder: WorldBuilder, changed: str) -> None:
-    """Whichever of the two was asked about first."""
+def test_jobs_that_differ_in_a_refused_field_are_not_alike(builder: WorldBuilder, changed: str) -> None:
+    """Whichever of the two jobs is asked about first."""
     changes, expected = REFUSED[changed]
     good, bad = builder.job("good", **SPEC), builder.job("bad", **{**SPEC, **changes})
 
@@ -63,7 +63,7 @@ def test_a_job_that_differs_in_what_is_refused_is_not_alike(builder: WorldBuilde
     assert alike(builder.world, first) is not alike(builder.world, good)
 
 
-def test_jobs_of_the_same_claims_differ_in_what_they_write_to(builder: WorldBuilder) -> None:
+def test_jobs_with_dataset_and_output_swapped_are_not_alike(builder: WorldBuilder) -> None:
     """The engine mounts `adapters` only."""
     uris = {"uri": "pvc://models/rows.jsonl"}, {"uri": "pvc://adapters/out"}
     good = builder.job("good", **SPEC, dataset=uris[0], output=uris[1])
@@ -73,7 +73,7 @@ def test_jobs_of_the_same_claims_differ_in_what_they_write_to(builder: WorldBuil
     assert said(builder, bad) is Reason.ADAPTER_SOURCE_NOT_MOUNTED
 
 
-def test_a_job_that_has_changed_is_another(builder: WorldBuilder) -> None:
+def test_job_with_a_changed_priority_is_not_alike(builder: WorldBuilder) -> None:
     """Its priority may change while it waits."""
     before = builder.job("a", **SPEC)
     assert said(builder, before) is None

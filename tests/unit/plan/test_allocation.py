@@ -184,7 +184,7 @@ def test_allocation(rule: str, world: str, expected: str) -> None:
     assert describe(allocated(parse(world))) == expected, rule
 
 
-def test_who_waits_is_told_for_whom_and_what_to_do() -> None:
+def test_waiting_message_names_the_holder_and_the_remedy() -> None:
     builder = parse("pool: 1 gpus | a: needs 1, on n1 | b: needs 1, queue")
     wait = allocated(builder).waits[job_key("team", "b")]
     assert "Waiting for 1 GPU in pool default" in wait.message
@@ -192,13 +192,13 @@ def test_who_waits_is_told_for_whom_and_what_to_do() -> None:
     assert "Preempt" not in wait.message, "nobody is there of whom it could borrow"
 
 
-def test_a_node_that_takes_no_pods_gets_none() -> None:
+def test_cordoned_node_gets_no_claim() -> None:
     builder = parse("pool: 1 gpus | a: needs 1")
     builder.put(replace(builder.nodes[0], cordoned=True, resource_version=999))
     assert describe(allocated(builder)) == "a waits NoNodes"
 
 
-def test_a_node_short_of_memory_is_never_drained_for() -> None:
+def test_replica_is_not_lent_on_a_node_short_of_memory() -> None:
     builder = parse("pool: 2 gpus | chat: 2 replicas")
     builder.stranger("n1", 0, memory=62 << 30)
     builder.job("a", resources={"memory": "8Gi"})
@@ -208,23 +208,23 @@ def test_a_node_short_of_memory_is_never_drained_for() -> None:
 
 
 @pytest.mark.parametrize(("memory", "expected"), [("20Gi", "takes chat/0"), ("30Gi", "waits BehindInQueue")])
-def test_who_borrows_behind_another_leaves_it_the_memory_that_it_needs(memory: str, expected: str) -> None:
-    """Found in review: the one in front had its GPU at last, and no memory beside the one that had gone ahead."""
+def test_reservation_keeps_memory_for_the_job_in_front(memory: str, expected: str) -> None:
+    """Found in review: the job in front got its GPU at last, but the job that had gone ahead left it no memory."""
     builder = parse("pool: 2 gpus | x: needs 1, on n1 | chat: 1 replicas")
     builder.job("f", scheduling={"policy": "Queue", "priority": 9}, resources={"memory": "40Gi"})
     builder.job("b", resources={"memory": memory})
     assert describe(allocated(builder)) == f"b {expected}; f waits WaitingForGPUs"
 
 
-def test_on_a_node_that_is_too_small_for_the_one_in_front_its_memory_is_not_kept() -> None:
+def test_reservation_keeps_no_memory_on_a_node_that_is_too_small() -> None:
     builder = parse("pool: 2 1 gpus | x: needs 2, on n1")
     builder.job("f", 2, scheduling={"policy": "Queue", "priority": 9}, resources={"memory": "60Gi"})
     builder.job("b", resources={"memory": "10Gi"})
     assert describe(allocated(builder)) == "b takes n2; f waits WaitingForGPUs"
 
 
-def test_gpus_of_a_node_that_more_are_spoken_for_than_there_are_are_lent_once() -> None:
-    """Seen in a million random operations: a slot was claimed before its pod was bound, and others took its place."""
+def test_gpus_of_an_overcommitted_node_are_lent_once() -> None:
+    """Seen in a million random operations: a slot was claimed before its pod was bound, and others took its GPU."""
     builder = parse("pool: 2 gpus | chat: 2 replicas")
     early = builder.stage_job(
         builder.job("early"), claim=builder.claim("n1", SlotRef(namespace="team", engine="chat", index=2))
@@ -234,9 +234,11 @@ def test_gpus_of_a_node_that_more_are_spoken_for_than_there_are_are_lent_once() 
     assert describe(allocated(builder)) == "a waits WaitingForGPUs"
 
 
-def test_nobody_is_disturbed_on_a_node_where_somebody_waits_for_a_gpu_already() -> None:
-    """Seen in the soak: one replica more than the job needed was lent, the other GPU being one that a claim waited for,
-    so that the claim gave way to that one the moment it was made, and was made again."""
+def test_replica_is_not_lent_where_a_claim_waits_for_a_gpu() -> None:
+    """Seen in the soak: a job borrowed one replica too many, and its other GPU was one that an older claim waited for.
+
+    Its claim gave way to the older one at once, and was made again.
+    """
     builder = parse("pool: 3 gpus | chat: 3 replicas")
     builder.stage_job(builder.job("early"), claim=builder.claim("n1"))
     job = builder.job("a", gpus=2)
@@ -245,14 +247,14 @@ def test_nobody_is_disturbed_on_a_node_where_somebody_waits_for_a_gpu_already() 
     assert "early has 1 GPU on n1. Next: early ends" in wait.message
 
 
-def test_what_is_left_of_a_larger_slot_goes_back_with_it() -> None:
-    """Seen as soon as the stories had engines of two GPUs: a job on the other GPU kept the slot from coming back."""
+def test_spare_gpu_of_a_lent_slot_is_not_free() -> None:
+    """Seen as soon as the stories had engines of two GPUs: a job on the spare GPU kept the slot from coming back."""
     builder = parse("pool: 2 gpus | chat: 2 replicas, gpus 2 | a: needs 1, takes chat/0 on n1 | b: needs 1, queue")
     assert describe(allocated(builder)) == "b waits WaitingForGPUs"
 
 
-def test_a_slot_that_is_lent_is_not_lent_again_where_it_has_started_by_accident() -> None:
-    """Seen in the soak: it was to start on n2 and was lent from there, and its pod came to n1."""
+def test_lent_slot_that_started_elsewhere_is_not_lent_again() -> None:
+    """Seen in the soak: a slot was to start on n2 and was lent from there, and its pod came to n1."""
     builder = parse("pool: 1 1 gpus | chat: 1 replicas")
     early = builder.stage_job(
         builder.job("early"), claim=builder.claim("n2", SlotRef(namespace="team", engine="chat", index=0))
@@ -262,8 +264,8 @@ def test_a_slot_that_is_lent_is_not_lent_again_where_it_has_started_by_accident(
     assert describe(allocated(builder)) == "a waits WaitingForGPUs"
 
 
-def test_nobody_is_lent_for_gpus_that_come_free_by_themselves() -> None:
-    """Seen in the soak: a slot that stops for another borrower was made up for by a second one."""
+def test_slot_that_stops_anyway_needs_no_second_loan() -> None:
+    """Seen in the soak: a second slot was lent to make up for one that stops for another borrower."""
     builder = parse("pool: 2 1 gpus | chat: 2 replicas")
     early = builder.stage_job(
         builder.job("early"), claim=builder.claim("n2", SlotRef(namespace="team", engine="chat", index=1))

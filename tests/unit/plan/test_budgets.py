@@ -19,7 +19,7 @@ from tests.unit.plan.worlds import parse as world
         ("and what one job borrows", 2, 2, "a takes chat/2; b takes chat/1"),
     ],
 )
-def test_a_budget_bounds_what_an_engine_lends(rule: str, allowed: int, jobs: int, expected: str) -> None:
+def test_disruption_budget_bounds_loans(rule: str, allowed: int, jobs: int, expected: str) -> None:
     builder = world("pool: 3 gpus | chat: 3 replicas")
     builder.budget("chat", allowed)
     for name in ("a", "b")[:jobs]:
@@ -27,20 +27,20 @@ def test_a_budget_bounds_what_an_engine_lends(rule: str, allowed: int, jobs: int
     assert describe(allocated(builder)) == expected, rule
 
 
-def test_a_replica_that_does_not_serve_yet_is_no_disruption() -> None:
+def test_disruption_budget_ignores_a_replica_that_is_not_ready() -> None:
     builder = world("pool: 2 gpus | chat: 2 replicas, ready 1 | a: needs 1")
     builder.budget("chat", 0)
     assert describe(allocated(builder)) == "a takes chat/1"
 
 
-def test_a_budget_of_others_is_not_asked() -> None:
+def test_disruption_budget_of_other_pods_is_ignored() -> None:
     builder = world("pool: 2 gpus | chat: 2 replicas | a: needs 1")
     builder.budget("other", 0)
     builder.budget("chat", 0, namespace="elsewhere")
     assert describe(allocated(builder)) == "a takes chat/1"
 
 
-def test_a_replica_that_is_about_to_stop_is_counted_before_the_budget_knows() -> None:
+def test_disruption_budget_counts_a_claimed_replica_as_gone() -> None:
     builder = world("pool: 3 gpus | chat: 3 replicas")
     builder.budget("chat", 1)
     builder.stage_job(builder.job("a"), claim=builder.claim("n1", SlotRef(namespace="team", engine="chat", index=2)))
@@ -65,7 +65,7 @@ def test_a_replica_that_is_about_to_stop_is_counted_before_the_budget_knows() ->
         ("about no pod", {}, {"disruptionsAllowed": 0, "observedGeneration": 1}, 1, 0),
     ],
 )
-def test_a_budget_is_read(case: str, spec: object, status: object, generation: int, expected: int) -> None:
+def test_disruption_budget_is_parsed(case: str, spec: object, status: object, generation: int, expected: int) -> None:
     metadata = {
         "name": "chat",
         "namespace": "team",
@@ -100,7 +100,7 @@ def test_a_budget_is_read(case: str, spec: object, status: object, generation: i
         ("a field that Sluice does not know", {"matchFields": []}, 0, True, True),
     ],
 )
-def test_a_budget_that_is_not_understood_protects_all_that_it_may_mean(
+def test_disruption_budget_with_unknown_selector_protects_namespace(
     rule: str, selector: object, allowed: int, chat: bool, other: bool
 ) -> None:
     metadata = {"name": "b", "namespace": "team", "uid": "1", "resourceVersion": "1", "generation": 1} | {

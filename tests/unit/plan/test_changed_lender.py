@@ -62,7 +62,7 @@ def has_devices(loan: SleepingLoan) -> None:
 
 
 @pytest.mark.parametrize("policy", OTHERS)
-def test_a_sleeping_slot_sleeps_on_while_its_trainer_saves(policy: LendingPolicy) -> None:
+def test_policy_change_wakes_no_slot_while_its_trainer_saves(policy: LendingPolicy) -> None:
     loan = SleepingLoan()
     loan.train()
     loan.stop()
@@ -74,9 +74,7 @@ def test_a_sleeping_slot_sleeps_on_while_its_trainer_saves(policy: LendingPolicy
 
 @pytest.mark.parametrize("policy", [*OTHERS, LendingPolicy.SLEEP])
 @pytest.mark.parametrize("job", ["is suspended", "is gone with its Job"])
-def test_a_slot_that_has_stopped_for_its_trainer_stays_away_while_that_one_saves(
-    policy: LendingPolicy, job: str
-) -> None:
+def test_policy_change_restarts_no_slot_while_its_trainer_saves(policy: LendingPolicy, job: str) -> None:
     loan = SleepingLoan()
     loan.train()
     has_devices(loan)
@@ -96,9 +94,7 @@ def test_a_slot_that_has_stopped_for_its_trainer_stays_away_while_that_one_saves
 
 @pytest.mark.parametrize("policy", OTHERS)
 @pytest.mark.parametrize("step", ["it drains", "it falls asleep", "it sleeps"])
-def test_a_claim_whose_lender_sleeps_no_more_is_given_up_before_its_pod_is_bound(
-    policy: LendingPolicy, step: str
-) -> None:
+def test_unbound_claim_ends_when_policy_is_no_longer_sleep(policy: LendingPolicy, step: str) -> None:
     loan = SleepingLoan()
     match step:
         case "it drains":
@@ -117,8 +113,8 @@ def test_a_claim_whose_lender_sleeps_no_more_is_given_up_before_its_pod_is_bound
 
 
 @pytest.mark.parametrize("pod", ["is on its node", "is nominated to it"])
-def test_a_trainer_whose_job_is_gone_is_found_without_a_look_at_every_pod(pod: str) -> None:
-    """It is asked for each slot that sleeps, whenever something has changed."""
+def test_trainer_of_a_deleted_job_is_found_without_a_scan_of_pods(pod: str) -> None:
+    """The planner asks for each sleeping slot, after every change."""
     loan = SleepingLoan()
     loan.train()
     if pod == "is nominated to it":

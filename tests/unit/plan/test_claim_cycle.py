@@ -86,13 +86,13 @@ def states(decision: EngineDecision) -> list[SlotState]:
     return [slot.state for slot in decision.slots]
 
 
-def test_nothing_is_drained_before_the_pod_exists() -> None:
+def test_drain_waits_for_the_training_pod() -> None:
     loan = Loan()
     assert loan.plan_job().reason is Reason.CLAIMED
     assert states(loan.plan_engine()) == [SlotState.SERVING, SlotState.SERVING]
 
 
-def test_a_refused_pod_drains_nobody_and_gives_the_claim_up() -> None:
+def test_claim_with_a_refused_pod_ends_without_drain() -> None:
     loan = Loan()
     decision = loan.plan_job(after=5, refused="exceeded quota: team, requested: memory=8Gi")
     assert decision.reason is Reason.QUOTA_EXCEEDED
@@ -111,7 +111,7 @@ def test_a_refused_pod_drains_nobody_and_gives_the_claim_up() -> None:
         ("an older claim has the GPU", lambda loan: _rival(loan, term=2)),
     ],
 )  # fmt: skip
-def test_a_claim_that_can_not_run_drains_nobody(case: str, break_it: Callable[[Loan], object]) -> None:
+def test_claim_that_fails_preflight_stops_no_slot(case: str, break_it: Callable[[Loan], object]) -> None:
     loan = Loan()
     loan.builder.trainer_pod(loan.stage_job)
     assert states(loan.plan_engine()) == [SlotState.SERVING, SlotState.DRAINING]
@@ -121,7 +121,7 @@ def test_a_claim_that_can_not_run_drains_nobody(case: str, break_it: Callable[[L
     assert loan.plan_engine().stop == (), case
 
 
-def test_a_claim_drains_nobody_before_the_watch_has_brought_it_back() -> None:
+def test_drain_waits_until_the_watch_has_seen_the_claim() -> None:
     builder = WorldBuilder()
     builder.node(2)
     engine = builder.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": 1})
@@ -141,14 +141,14 @@ def _rival(loan: Loan, term: int) -> StageJobView:
     return loan.builder.stage_job(other, claim=loan.builder.claim("n1", CHAT_1, term=term), created=NOW)
 
 
-def test_of_two_overlapping_claims_the_older_leaders_gives_way() -> None:
+def test_overlapping_claim_of_the_older_term_is_deleted() -> None:
     loan = Loan()
     loan.builder.trainer_pod(loan.stage_job)
     _rival(loan, term=2)
     assert loan.plan_job().delete == (loan.stage_job,)
 
 
-def test_of_two_overlapping_claims_the_newer_leaders_stands() -> None:
+def test_overlapping_claim_of_the_newer_term_stays() -> None:
     loan = Loan()
     loan.builder.trainer_pod(loan.stage_job)
     _rival(loan, term=0)
@@ -156,7 +156,7 @@ def test_of_two_overlapping_claims_the_newer_leaders_stands() -> None:
     assert loan.plan_job().reason is Reason.DRAINING
 
 
-def test_a_proven_claim_drains_its_slot_and_no_other() -> None:
+def test_proven_claim_drains_its_own_slot_only() -> None:
     loan = Loan()
     loan.builder.trainer_pod(loan.stage_job)
     decision = loan.plan_engine()
@@ -177,7 +177,7 @@ def test_a_proven_claim_drains_its_slot_and_no_other() -> None:
         ("its time is over", True, 7, True, 0.0, 31, True),
     ],
 )
-def test_a_slot_is_drained_when_stopping_it_breaks_no_request(
+def test_drain_ends_when_idle_or_after_drain_timeout_seconds(
     case: str, ready: bool, in_flight: int, told: bool, quiet: float, seconds: float, binds: bool
 ) -> None:
     loan = Loan()
@@ -188,8 +188,8 @@ def test_a_slot_is_drained_when_stopping_it_breaks_no_request(
     assert bool(loan.plan_job(after=seconds).bind) is binds, case
 
 
-def test_a_drain_that_began_by_a_clock_that_was_ahead_begins_now() -> None:
-    """Or no report would be younger than the order, nor its time over, for as long as that clock was ahead."""
+def test_drain_that_began_in_the_future_begins_now() -> None:
+    """A clock was ahead. Until then no report would be newer than the order, and the drain would not time out."""
     loan = Loan()
     loan.builder.trainer_pod(loan.stage_job)
     loan.engine_says(loan.status(after=3600))
@@ -198,7 +198,7 @@ def test_a_drain_that_began_by_a_clock_that_was_ahead_begins_now() -> None:
     assert loan.plan_job(after=32).bind
 
 
-def test_the_slot_stops_only_after_the_trainer_is_ungated_and_nominated() -> None:
+def test_slot_stops_after_the_trainer_is_ungated_and_nominated() -> None:
     loan = Loan()
     loan.drain()
     decision = loan.plan_job()
@@ -212,7 +212,7 @@ def test_the_slot_stops_only_after_the_trainer_is_ungated_and_nominated() -> Non
     assert loan.plan_job().reason is Reason.BINDING
 
 
-def test_a_trainer_that_is_not_bound_in_time_gives_the_claim_up_and_avoids_the_node() -> None:
+def test_not_bound_ends_the_claim_and_the_node_is_avoided() -> None:
     loan = Loan()
     loan.drain()
     loan.put(loan.pod, gates=(), bound_at=NOW, nominated_node="n1", unschedulable="0/1 nodes: too many pods")
@@ -237,7 +237,7 @@ def training(loan: Loan) -> PodView:
     return loan.builder.trainer_pod(loan.stage_job, "n1")
 
 
-def test_while_it_trains_one_replica_is_lent() -> None:
+def test_replica_is_lent_while_its_borrower_trains() -> None:
     loan = Loan()
     training(loan)
     status = loan.status()
@@ -256,7 +256,7 @@ def test_while_it_trains_one_replica_is_lent() -> None:
         ("its node is gone", lambda loan, pod: _removed(loan, loan.builder.nodes[0])),
     ],
 )  # fmt: skip
-def test_a_claim_is_over_without_anybody_giving_back(case: str, end: Callable[[Loan, PodView], object]) -> None:
+def test_loan_ends_with_its_attempt_job_or_node(case: str, end: Callable[[Loan, PodView], object]) -> None:
     loan = Loan()
     pod = training(loan)
     end(loan, pod)
@@ -277,7 +277,7 @@ def _end(loan: Loan, pod: PodView, code: int, told: StageOutcome | None) -> None
     loan.put(loan.stage_job, finished="Failed" if code else "Complete", finished_at=ended_at)
 
 
-def test_a_requeued_trainer_is_followed_by_an_attempt_that_takes_the_claim_over() -> None:
+def test_requeued_attempt_hands_its_claim_to_the_next() -> None:
     loan = Loan()
     pod = training(loan)
     told = StageOutcome(reason="Requeued", train=TrainResult(step=12, total_steps=30, checkpoint_step=12))
@@ -291,7 +291,7 @@ def test_a_requeued_trainer_is_followed_by_an_attempt_that_takes_the_claim_over(
     assert describe(allocated(loan.builder)) == "", "and nobody else is given the GPU"
 
 
-def test_while_the_last_words_are_on_their_way_the_claim_stays() -> None:
+def test_claim_stays_until_the_outcome_is_read() -> None:
     loan = Loan()
     training(loan)
     loan.put(loan.stage_job, finished="Failed", finished_at=NOW)
@@ -299,7 +299,7 @@ def test_while_the_last_words_are_on_their_way_the_claim_stays() -> None:
     assert loan.status(after=1).lent == 1
 
 
-def test_a_trainer_that_vanished_without_a_word_is_tried_again_and_counts() -> None:
+def test_vanished_trainer_is_pod_lost_and_tried_again() -> None:
     loan = Loan()
     pod = training(loan)
     loan.builder.store.remove(pod.key, pod.uid)
@@ -310,8 +310,8 @@ def test_a_trainer_that_vanished_without_a_word_is_tried_again_and_counts() -> N
     assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.POD_LOST
 
 
-def test_a_trainer_that_was_told_to_stop_while_no_operator_ran_costs_no_attempt() -> None:
-    """Its pod is gone with its last words; the Job's own condition says with which exit code it went."""
+def test_vanished_trainer_with_exit_code_75_is_requeued() -> None:
+    """It was told to stop while no operator ran. Its pod is gone; the Job's condition has the exit code."""
     loan = Loan()
     pod = training(loan)
     loan.builder.store.remove(pod.key, pod.uid)
@@ -323,7 +323,7 @@ def test_a_trainer_that_was_told_to_stop_while_no_operator_ran_costs_no_attempt(
     assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.REQUEUED
 
 
-def test_attempts_run_out() -> None:
+def test_attempts_exhausted_fails_the_job() -> None:
     lost = [
         AttemptOutcome(stage=Stage.TRAIN, attempt=n, reason="PodLost", ended_at=NOW, started_at=NOW) for n in (1, 2)
     ]
@@ -335,7 +335,7 @@ def test_attempts_run_out() -> None:
     assert describe(allocated(builder)) == ""
 
 
-def test_a_terminating_trainer_still_has_its_gpu() -> None:
+def test_terminating_trainer_keeps_its_gpu() -> None:
     loan = Loan()
     pod = training(loan)
     _respec(loan, suspend=True)
@@ -355,7 +355,7 @@ def test_a_terminating_trainer_still_has_its_gpu() -> None:
         ("who scales down keeps the one that serves, whatever its index", 1, 0, {0: 0, 1: 1}),
     ],
 )
-def test_an_engine_resized_while_a_slot_is_lent(case: str, replicas: int, lent: int, expected: dict[int, int]) -> None:
+def test_replicas_are_changed_during_a_loan(case: str, replicas: int, lent: int, expected: dict[int, int]) -> None:
     builder = WorldBuilder()
     builder.node(2)
     engine = builder.engine("chat", replicas, preemption={"policy": "ScaleDown", "minReplicas": 1})
@@ -371,7 +371,7 @@ def test_an_engine_resized_while_a_slot_is_lent(case: str, replicas: int, lent: 
     assert all(slot.index == lent or slot.index in expected for slot in decision.remove)
 
 
-def test_a_status_that_was_lost_changes_no_decision() -> None:
+def test_lost_engine_status_changes_no_decision() -> None:
     loan = Loan()
     training(loan)
     loan.engine_says(loan.status())
@@ -389,7 +389,7 @@ def test_a_status_that_was_lost_changes_no_decision() -> None:
     assert loan.plan_job().reason is Reason.TRAINING
 
 
-def test_gpus_of_a_claim_and_of_its_slot_are_one_and_the_same() -> None:
+def test_gpu_of_a_claim_and_its_slot_counts_once() -> None:
     loan = Loan()
     loan.builder.trainer_pod(loan.stage_job)
     loan.builder.job("b", scheduling={"policy": "Queue"})

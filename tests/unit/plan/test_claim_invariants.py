@@ -35,17 +35,17 @@ def made(builder: WorldBuilder, *also: str) -> Made:
 
 
 @pytest.mark.parametrize("world", [PAIR, GROUP])
-def test_what_is_decided_keeps_its_promises(world: str) -> None:
-    """The group is needed by one of its nodes only, and leaves both."""
+def test_decided_claims_keep_the_invariants(world: str) -> None:
+    """The preemptor needs one node of the group, and the group leaves both."""
     made(parse(world)).keeps_its_promises(quota=None)
 
 
-def test_who_gives_way_for_nothing_is_seen() -> None:
+def test_needless_preemption_is_detected() -> None:
     with pytest.raises(AssertionError, match="somebody gave way who could be spared"):
         made(parse(PAIR), "a").keeps_its_promises(quota=None)
 
 
-def test_who_stops_for_a_job_that_has_found_a_free_gpu_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preemption_by_a_job_on_a_free_gpu_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = parse("pool: 2 gpus | low: needs 1, yields, on n1")
     (low,) = live_claims(builder.world)
     place = NodeAllocation(node="n1", preempted=(attempt_ref(low, "n1"),))

@@ -97,7 +97,7 @@ def on_a_node_that_takes_no_pods(builder: DraWorldBuilder) -> None:
         (on_a_node_that_takes_no_pods, "a waits NoNodes"),
     ],
 )
-def test_a_guest_goes_where_a_replica_leaves_it_room(scene: Callable[[DraWorldBuilder], None], expected: str) -> None:
+def test_guest_is_placed_beside_a_replica_with_room(scene: Callable[[DraWorldBuilder], None], expected: str) -> None:
     builder = DraWorldBuilder(1)
     builder.node(1)
     scene(builder)
@@ -105,7 +105,7 @@ def test_a_guest_goes_where_a_replica_leaves_it_room(scene: Callable[[DraWorldBu
     assert guests(builder) == expected
 
 
-def test_a_guest_holds_no_gpu_and_has_none_of_its_own() -> None:
+def test_guest_claims_a_share_and_no_gpu() -> None:
     builder = DraWorldBuilder(2)
     builder.serving("chat", "n1")
     builder.job("a", scheduling=SHARED)
@@ -114,7 +114,7 @@ def test_a_guest_holds_no_gpu_and_has_none_of_its_own() -> None:
     assert (claim.resource, claim.share) == (DRIVER, Share(mode=SharingMode.DRA, percent=30))
 
 
-def test_a_guest_counts_in_its_namespaces_quota() -> None:
+def test_guest_counts_in_the_namespace_quota() -> None:
     builder = DraWorldBuilder(2, quotas=[{"maxGPUs": 1}])
     builder.serving("chat", "n1", leaves=90)
     for name in "ab":
@@ -134,7 +134,7 @@ def test_a_guest_counts_in_its_namespaces_quota() -> None:
          "serving.gpuMemoryUtilization is 0.90. Ask for at most 10%, or lower it."),
     ],
 )  # fmt: skip
-def test_a_job_that_no_engine_could_have_as_a_guest_is_refused(
+def test_guest_without_a_possible_engine_is_refused(
     rule: str, leaves: int | None, others: str, reason: Reason, says: str
 ) -> None:
     builder = DraWorldBuilder(1)
@@ -147,7 +147,7 @@ def test_a_job_that_no_engine_could_have_as_a_guest_is_refused(
     assert guests(builder) == ""
 
 
-def test_who_waits_is_told_how_much_is_left_and_whose_guest_ends() -> None:
+def test_waiting_for_share_message_says_how_much_is_left() -> None:
     builder = DraWorldBuilder(1)
     with_a_guest(builder)
     builder.job("a", scheduling=SHARED)
@@ -160,7 +160,7 @@ def test_who_waits_is_told_how_much_is_left_and_whose_guest_ends() -> None:
 @pytest.mark.parametrize(
     ("utilization", "left"), [("0.90", 10), ("0.55", 45), ("0.905", 9), ("1", 0), ("2", 0), ("1e9999999", 0)]
 )
-def test_what_is_left_is_rounded_down_and_exact(utilization: str, left: int) -> None:
+def test_share_left_by_gpu_memory_utilization_is_rounded_down(utilization: str, left: int) -> None:
     engine = InferenceEngine.parse(
         {
             "apiVersion": "sluice.dev/v1alpha1",
@@ -175,7 +175,7 @@ def test_what_is_left_is_rounded_down_and_exact(utilization: str, left: int) -> 
 # The order
 
 
-def test_a_guest_in_front_keeps_nobody_from_free_gpus() -> None:
+def test_guest_in_front_reserves_no_free_gpu() -> None:
     builder = DraWorldBuilder(2)
     with_a_guest(builder)
     builder.job("a", scheduling={**SHARED, "priority": 9})
@@ -183,7 +183,7 @@ def test_a_guest_in_front_keeps_nobody_from_free_gpus() -> None:
     assert guests(builder) == "a waits WaitingForShare; b takes free"
 
 
-def test_a_job_in_front_that_wants_gpus_keeps_no_guest_out() -> None:
+def test_job_in_front_that_needs_gpus_blocks_no_guest() -> None:
     builder = DraWorldBuilder(1)
     alone(builder)
     builder.job("a", scheduling={"policy": "Queue", "priority": 9})
@@ -191,7 +191,7 @@ def test_a_job_in_front_that_wants_gpus_keeps_no_guest_out() -> None:
     assert guests(builder) == "a waits WaitingForGPUs; b beside chat/0"
 
 
-def test_no_guest_overtakes_a_larger_one() -> None:
+def test_guest_does_not_overtake_a_larger_guest() -> None:
     builder = DraWorldBuilder(1)
     builder.serving("chat", "n1", leaves=50)
     builder.visits(builder.job("g", scheduling=SHARED), "n1", chat(0))
@@ -201,8 +201,8 @@ def test_no_guest_overtakes_a_larger_one() -> None:
     assert "a is in front" in allocated(builder).waits[job_key("team", "b")].message
 
 
-def test_nobody_borrows_what_a_guest_in_front_waits_for() -> None:
-    """It lacks memory on the node for now; once that is there, the replica must not be lent."""
+def test_replica_that_a_guest_in_front_waits_for_is_not_lent() -> None:
+    """The guest lacks memory on the node for now. Once that is there, the replica must not be lent."""
     builder = DraWorldBuilder()
     builder.node(1, 4 << 30)
     builder.serving("chat", "n1")
@@ -214,7 +214,7 @@ def test_nobody_borrows_what_a_guest_in_front_waits_for() -> None:
     assert guests(builder) == "b waits BehindInQueue; c waits Unschedulable"
 
 
-def test_a_guest_keeps_no_replica_that_leaves_it_too_little() -> None:
+def test_guest_reserves_no_replica_that_leaves_too_little() -> None:
     builder = DraWorldBuilder()
     builder.node(1, 4 << 30)
     builder.serving("chat", "n1", leaves=10)
@@ -224,8 +224,8 @@ def test_a_guest_keeps_no_replica_that_leaves_it_too_little() -> None:
     assert guests(builder) == "b takes chat/0; c waits WaitingForShare"
 
 
-def test_a_guest_takes_no_replica_that_one_in_front_will_borrow_in_a_moment() -> None:
-    """Found in review: who waited for the end of a pause waited for the guest then."""
+def test_guest_takes_no_replica_that_a_job_in_front_will_borrow() -> None:
+    """Found in review: a job that waited for the end of a cool-down then waited for the guest."""
     builder = DraWorldBuilder(1)
     engine = builder.serving("chat", "n1", preemption={**SLEEPS, "coolDownSeconds": 60})
     slot = next(iter(builder.world.slots.values()))
@@ -237,7 +237,7 @@ def test_a_guest_takes_no_replica_that_one_in_front_will_borrow_in_a_moment() ->
     assert guests(builder) == "g waits BehindInQueue; p waits EngineCoolsDown"
 
 
-def test_guests_of_one_decision_see_each_other() -> None:
+def test_guests_of_one_decision_count_each_other() -> None:
     builder = DraWorldBuilder(1)
     builder.serving("chat", "n1", leaves=70)
     for name in "abc":
@@ -252,7 +252,7 @@ def test_a_replica_with_guests_is_not_lent() -> None:
     assert guests(builder) == "b waits EngineHasGuests"
 
 
-def test_of_one_decision_a_replica_is_lent_or_has_a_guest() -> None:
+def test_replica_is_lent_or_has_a_guest_in_one_decision() -> None:
     for first, expected in (
         ("a", "a beside chat/0; b waits EngineHasGuests"),
         ("b", "a waits WaitingForShare; b takes chat/0"),
@@ -274,8 +274,8 @@ class Looked(dict[Key, InferenceEngine]):
         return super().values()
 
 
-def test_engines_are_gone_through_once_for_all_guests() -> None:
-    """A pool has hundreds of engines, and its queue thousands of guests: 3.5 s, when each looked for itself."""
+def test_engines_are_scanned_once_for_all_guests() -> None:
+    """A pool has hundreds of engines, and its queue thousands of guests. It took 3.5 s when each scanned them all."""
     times = []
     for count in (2, 20):
         builder = DraWorldBuilder(1)
@@ -301,7 +301,7 @@ def overlap(builder: DraWorldBuilder, mine: StageJobView) -> str:
     return other.job.metadata.name if other else ""
 
 
-def test_of_guests_that_are_too_many_the_later_gives_way() -> None:
+def test_later_guest_gives_way_if_there_is_no_room_for_both() -> None:
     builder = DraWorldBuilder(1)
     alone(builder)
     first = builder.visits(builder.job("a", scheduling=SHARED), "n1", chat(0), term=2)
@@ -309,7 +309,7 @@ def test_of_guests_that_are_too_many_the_later_gives_way() -> None:
     assert (overlap(builder, first), overlap(builder, second)) == ("", "a")
 
 
-def test_guests_for_whom_there_is_room_are_in_nobodys_way() -> None:
+def test_guests_with_room_for_both_do_not_overlap() -> None:
     builder = DraWorldBuilder(1)
     builder.serving("chat", "n1", leaves=60)
     builder.visits(builder.job("a", scheduling=SHARED), "n1", chat(0), term=2)
@@ -317,7 +317,7 @@ def test_guests_for_whom_there_is_room_are_in_nobodys_way() -> None:
 
 
 @pytest.mark.parametrize("guest_first", [True, False])
-def test_a_guest_and_a_borrower_of_one_replica_are_in_each_others_way(guest_first: bool) -> None:
+def test_guest_and_borrower_of_one_replica_overlap(guest_first: bool) -> None:
     builder = DraWorldBuilder(2)
     alone(builder)
     a, b = builder.job("a", scheduling=SHARED), builder.job("b")
@@ -330,7 +330,7 @@ def test_a_guest_and_a_borrower_of_one_replica_are_in_each_others_way(guest_firs
     assert (overlap(builder, guest), overlap(builder, loan)) == (("", "a") if guest_first else ("b", ""))
 
 
-def test_a_guest_stays_on_a_node_of_which_more_is_spoken_for_than_there_is() -> None:
+def test_guest_stays_on_an_overcommitted_node() -> None:
     builder = DraWorldBuilder(1)
     alone(builder)
     builder.trains(builder.job("b", 2), "n1")
@@ -340,7 +340,7 @@ def test_a_guest_stays_on_a_node_of_which_more_is_spoken_for_than_there_is() -> 
 # What else there is to know of a guest
 
 
-def test_no_guest_is_preempted_for_gpus() -> None:
+def test_guest_is_not_preempted_for_gpus() -> None:
     builder = DraWorldBuilder(1)
     alone(builder)
     yields = {**SHARED, "interruption": {"policy": "ToHigherPriority", "minRunSeconds": 0}}
@@ -364,7 +364,7 @@ def test_a_guest_stops_no_replica() -> None:
     assert planned_status(builder.world, engine, NOW).lent == 0
 
 
-def test_people_are_told_beside_whom_it_trains() -> None:
+def test_status_and_trace_name_the_replica_beside_a_guest() -> None:
     builder = DraWorldBuilder(1)
     job = builder.job("g", scheduling=SHARED)
     builder.serving("chat", "n1")
@@ -377,7 +377,7 @@ def test_people_are_told_beside_whom_it_trains() -> None:
     assert "1 for chat/0 (jobs beside it use 30%)" in lines
 
 
-def test_the_stock_knows_what_guests_use() -> None:
+def test_stock_counts_the_share_of_guests() -> None:
     builder = DraWorldBuilder(1)
     with_a_guest(builder)
     pool = find_pool(builder.world, "default")

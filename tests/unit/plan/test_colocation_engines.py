@@ -99,7 +99,7 @@ def one_that_sleeps_for_a_trainer_that_still_saves_its_state(builder: DraWorldBu
         (one_that_sleeps_for_a_trainer_that_still_saves_its_state, "a waits WaitingForShare"),
     ],
 )
-def test_a_guest_is_let_in_only_beside_a_replica_that_stays_as_it_is(
+def test_guest_is_not_placed_beside_a_replica_that_changes(
     scene: Callable[[DraWorldBuilder], None], expected: str
 ) -> None:
     builder = DraWorldBuilder(1)
@@ -108,7 +108,7 @@ def test_a_guest_is_let_in_only_beside_a_replica_that_stays_as_it_is(
     assert guests(builder) == expected
 
 
-def test_who_waits_is_told_that_a_replica_takes_no_guest_yet() -> None:
+def test_waiting_for_share_message_names_a_restarting_replica() -> None:
     builder = DraWorldBuilder(1)
     one_that_is_to_restart(builder)
     builder.job("a", scheduling=SHARED)
@@ -124,9 +124,7 @@ def test_who_waits_is_told_that_a_replica_takes_no_guest_yet() -> None:
         ("the guest is in nobody's way", {"serving": {"gpuMemoryUtilization": "0.70", "dtype": "float16"}}, True),
     ],
 )
-def test_a_restart_that_leaves_the_guests_too_little_waits_for_their_end(
-    rule: str, spec: dict[str, Any], restarts: bool
-) -> None:
+def test_rollout_waits_for_guests_that_it_would_crowd(rule: str, spec: dict[str, Any], restarts: bool) -> None:
     builder = DraWorldBuilder(2)
     with_a_guest(builder)
     unchanged = {"serving": {"gpuMemoryUtilization": "0.70"}}

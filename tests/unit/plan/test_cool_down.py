@@ -19,7 +19,7 @@ LENDS = {"policy": "ScaleDown", "minReplicas": 0}
         ("which a longer rest may outlast", 1800, False, 1800),
     ],
 )
-def test_an_engine_rests_after_a_return(rule: str, cool_down: int, serves: bool, ends: int) -> None:
+def test_cool_down_seconds_delay_the_next_loan(rule: str, cool_down: int, serves: bool, ends: int) -> None:
     builder = WorldBuilder()
     builder.node(2)
     engine = builder.engine("chat", 2, preemption={**LENDS, "coolDownSeconds": cool_down})
@@ -36,7 +36,7 @@ def test_an_engine_rests_after_a_return(rule: str, cool_down: int, serves: bool,
     assert describe(allocated(builder, over)) == "a takes chat/1"
 
 
-def test_without_a_pause_a_replica_that_starts_is_lent() -> None:
+def test_cool_down_seconds_of_zero_lends_a_starting_replica() -> None:
     builder = WorldBuilder()
     builder.node(1)
     engine = builder.engine("chat", 1, preemption={**LENDS, "coolDownSeconds": 0})

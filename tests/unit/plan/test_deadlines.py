@@ -37,7 +37,7 @@ def trained(attempt: int, begin: float, end: float) -> AttemptOutcome:
         ("and so has the export", Stage.EXPORT, (trained(1, 0, 40),), 1800),
     ],
 )
-def test_how_long_a_job_runs_though_no_operator_does(
+def test_batch_job_has_active_or_stage_deadline_seconds(
     rule: str, stage: Stage, outcomes: tuple[AttemptOutcome, ...], seconds: int
 ) -> None:
     job = WorldBuilder().job("a", outcomes=outcomes, activeDeadlineSeconds=100, stageDeadlineSeconds=1800)
@@ -50,10 +50,10 @@ def test_how_long_a_job_runs_though_no_operator_does(
         ("it says nothing", Stage.TRAIN, None, Reason.DEADLINE_EXCEEDED, "after 100 s (spec.activeDeadlineSeconds"),
         ("it was told to stop", Stage.TRAIN, Reason.REQUEUED, Reason.DEADLINE_EXCEEDED, "Training has not ended"),
         ("it was done all the same", Stage.TRAIN, Reason.DONE, None, ""),
-        ("of a stage", Stage.PREPARE, None, Reason.DEADLINE_EXCEEDED, "after 1800 s (spec.stageDeadlineSeconds)"),
+        ("in Prepare", Stage.PREPARE, None, Reason.DEADLINE_EXCEEDED, "after 1800 s (spec.stageDeadlineSeconds)"),
     ],
 )
-def test_an_attempt_that_the_job_controller_ended_for_its_deadline(
+def test_deadline_exceeded_by_the_job_controller_is_recorded(
     rule: str, stage: Stage, told: Reason | None, reason: Reason | None, says: str
 ) -> None:
     builder = WorldBuilder()
@@ -76,7 +76,7 @@ def test_an_attempt_that_the_job_controller_ended_for_its_deadline(
 
 
 @pytest.mark.parametrize(("stage", "done"), [(Stage.PREPARE, ()), (Stage.EXPORT, (PREPARED, TRAINED))])
-def test_a_cpu_stage_that_another_system_has_suspended_says_so(stage: Stage, done: tuple[AttemptOutcome, ...]) -> None:
+def test_cpu_stage_suspended_by_other_says_so(stage: Stage, done: tuple[AttemptOutcome, ...]) -> None:
     """Its Job's own deadline does not count meanwhile. Seen elsewhere: kueue#2277, kueue#7649."""
     builder = WorldBuilder()
     job = builder.job("a", outcomes=done)

@@ -19,7 +19,7 @@ QUOTA_OF_ONE: dict[str, Any] = {"quotas": [{"namespaces": TEAM, "maxGPUs": 1}]}
 
 
 @pytest.mark.parametrize("how", ["kept by a finalizer", "without its children"])
-def test_training_of_a_deleted_job_is_ended_and_counts_until_its_pods_are_gone(how: str) -> None:
+def test_training_of_a_deleted_job_counts_until_its_pods_are_gone(how: str) -> None:
     cluster = Cluster()
     cluster.builder.pool(**QUOTA_OF_ONE)
     cluster.builder.node(4)
@@ -46,8 +46,8 @@ def test_training_of_a_deleted_job_is_ended_and_counts_until_its_pods_are_gone(h
     assert describe(allocated(cluster.builder)) == "two takes n1"
 
 
-def test_a_job_that_is_over_goes_on_saying_so_while_a_finalizer_keeps_it() -> None:
-    """Seen in the stories: it was not over any more."""
+def test_finished_job_keeps_its_status_while_a_finalizer_holds_it() -> None:
+    """Seen in the stories: the status no longer said that the job had finished."""
     cluster = Cluster()
     cluster.builder.pool()
     cluster.builder.node(1)
@@ -108,11 +108,11 @@ ITS_JOB = Owner("Job", "one-0a1b2c3d-train-2", "u")
         ("a pod that somebody gives days to end", pod(owner=ITS_JOB, deleting=True, in_time=30), True),
     ],
 )
-def test_what_a_job_has_left_behind(rule: str, view: StageJobView | PodView, orphan: bool) -> None:
+def test_orphaned_jobs_and_pods_are_recognized(rule: str, view: StageJobView | PodView, orphan: bool) -> None:
     assert left_by(view) == ((("team", view.labels[JOB_LABEL]),) if orphan else ()), rule
 
 
-def test_what_has_ended_or_is_told_to_is_left_alone() -> None:
+def test_ended_or_terminating_orphan_is_left_alone() -> None:
     assert runs(seen())
     assert runs(pod())
     assert runs(pod(deleting=True, in_time=30)), "it is given less"

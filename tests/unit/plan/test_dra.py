@@ -109,14 +109,16 @@ def a_newer_generation(builder: DraWorldBuilder) -> None:
         (a_stranger_who_calls_it_a_slots, "4 gpus, 1 others, 3 free"),
     ],
 )
-def test_gpus_are_what_slices_offer_and_claims_have(scene: Callable[[DraWorldBuilder], None], expected: str) -> None:
+def test_gpus_are_counted_by_resource_slices_and_claims(
+    scene: Callable[[DraWorldBuilder], None], expected: str
+) -> None:
     builder = DraWorldBuilder(4)
     scene(builder)
     assert counted(builder) == expected
 
 
-def test_a_slot_is_where_its_pod_is_though_its_claim_is_not_heard_of_yet() -> None:
-    """Or the job of two would get both of n2."""
+def test_slot_with_an_unallocated_claim_is_on_its_pods_node() -> None:
+    """Else the job would get both GPUs of n2."""
     builder = DraWorldBuilder(1, 2)
     engine = builder.engine("chat", 1)
     WorldBuilder.slot(builder, engine, 0, "n2")
@@ -125,7 +127,7 @@ def test_a_slot_is_where_its_pod_is_though_its_claim_is_not_heard_of_yet() -> No
     assert describe(allocated(builder)) == "a waits WaitingForGPUs"
 
 
-def test_a_pool_of_a_device_plugin_sees_no_claims() -> None:
+def test_pool_of_a_device_plugin_ignores_resource_claims() -> None:
     builder = WorldBuilder()
     builder.node(2)
     builder.engine("chat", 0)
@@ -133,7 +135,7 @@ def test_a_pool_of_a_device_plugin_sees_no_claims() -> None:
     assert counted(builder) == "2 gpus, 2 free"
 
 
-def test_a_pool_names_the_nodes_that_offer_their_gpus_by_dra_and_the_job_is_told() -> None:
+def test_no_nodes_message_names_nodes_with_gpus_by_dra() -> None:
     builder = DraWorldBuilder(4, 4, sharing={"mode": "None"})
     reason, message = said(builder)
     assert reason == Reason.NO_NODES
@@ -150,14 +152,14 @@ def test_a_pool_names_the_nodes_that_offer_their_gpus_by_dra_and_the_job_is_told
     )
 
 
-def test_nodes_that_a_pool_of_dra_has_are_not_named_by_others() -> None:
+def test_no_nodes_message_omits_nodes_of_a_dra_pool() -> None:
     builder = DraWorldBuilder(4, sharing={"mode": "None"})
     builder.pool("devices", **BY_DRA)
     assert said(builder) == (Reason.NO_NODES, "0 of 0 nodes take pods.")
     assert counted(builder, "devices") == "4 gpus, 4 free"
 
 
-def test_a_cluster_without_dra_is_named_by_the_pool_and_to_the_job() -> None:
+def test_dra_not_served_is_said_by_pool_and_job() -> None:
     builder = DraWorldBuilder()
     builder.store.serves_dra = False
     reason, message = said(builder)
@@ -168,21 +170,21 @@ def test_a_cluster_without_dra_is_named_by_the_pool_and_to_the_job() -> None:
     assert "does not serve resource.k8s.io/v1" in told.message
 
 
-def test_a_job_gets_free_devices_by_a_claim_of_its_own() -> None:
+def test_job_gets_free_gpus_as_own_devices() -> None:
     builder = DraWorldBuilder(1, 4)
     builder.job("a", 2)
     (claim,) = allocated(builder).claims.values()
     assert (claim.resource, claim.nodes, claim.own_devices) == (DRIVER, ("n2",), 2)
 
 
-def test_a_pool_of_another_class_is_counted_by_that() -> None:
+def test_pool_is_counted_by_its_device_class() -> None:
     builder = DraWorldBuilder(2, sharing={"mode": "DRA", "deviceClass": "gpu.example.com"})
     builder.offers("n1", 5, driver="gpu.example.com")
     assert counted(builder) == "5 gpus, 5 free"
 
 
 @pytest.mark.parametrize("taint", ["gpu.nvidia.com", "nvidia.com/gpu"])
-def test_nodes_may_be_tainted_by_the_name_of_their_gpus(taint: str) -> None:
+def test_taint_with_the_name_of_the_gpus_is_tolerated(taint: str) -> None:
     builder = DraWorldBuilder()
     builder.node(1, taints=(Taint(taint, "", "NoSchedule"),))
     builder.job("a")
@@ -202,7 +204,7 @@ def test_nodes_may_be_tainted_by_the_name_of_their_gpus(taint: str) -> None:
         ("pods of a group have one template", SLEEPS, {"resources": {"nodes": 2}}, "a waits MultiNodeBorrowsNone"),
     ],
 )  # fmt: skip
-def test_only_replicas_that_sleep_lend_and_only_to_one_pod_of_their_namespace(
+def test_dra_loan_needs_sleep_one_pod_and_the_same_namespace(
     rule: str, terms: dict[str, Any], job: dict[str, Any], expected: str
 ) -> None:
     builder = DraWorldBuilder(1, 1)
@@ -211,8 +213,8 @@ def test_only_replicas_that_sleep_lend_and_only_to_one_pod_of_their_namespace(
     assert describe(allocated(builder)) == expected, rule
 
 
-def test_jobs_of_one_pod_and_of_several_have_terms_of_their_own() -> None:
-    """Whoever comes first: what was worked out for one is not the other's."""
+def test_terms_of_multi_node_and_single_node_jobs_differ() -> None:
+    """Whichever comes first: the terms worked out for one are not used for the other."""
     builder = DraWorldBuilder(1, 1)
     builder.serving("chat", "n1", "n2")
     builder.job("group", resources={"nodes": 2}, scheduling={"policy": "Preempt", "priority": 5})
@@ -220,7 +222,7 @@ def test_jobs_of_one_pod_and_of_several_have_terms_of_their_own() -> None:
     assert describe(allocated(builder)) == "group waits MultiNodeBorrowsNone; single takes chat/0"
 
 
-def test_what_is_borrowed_comes_by_the_slots_claim_and_the_rest_by_one_of_its_own() -> None:
+def test_own_devices_are_the_gpus_that_are_not_borrowed() -> None:
     builder = DraWorldBuilder(4)
     builder.serving("chat", "n1", "n1")
     builder.job("a", 3)
@@ -229,7 +231,7 @@ def test_what_is_borrowed_comes_by_the_slots_claim_and_the_rest_by_one_of_its_ow
     assert claim.own_devices == 2
 
 
-def test_a_job_that_waits_is_told_the_policy() -> None:
+def test_engine_must_sleep_message_names_the_policy() -> None:
     builder = DraWorldBuilder(1)
     builder.serving("chat", "n1", preemption={"policy": "ScaleDown", "minReplicas": 0})
     builder.job("a")
@@ -238,6 +240,6 @@ def test_a_job_that_waits_is_told_the_policy() -> None:
     assert "Next: set preemption.policy: Sleep on chat, or add 1 GPU" in message
 
 
-def test_a_place_is_the_same_as_json() -> None:
+def test_node_allocation_survives_json() -> None:
     place = NodeAllocation(node="n1", beside=CHAT_0)
     assert NodeAllocation.model_validate_json(place.to_json()) == place

@@ -57,7 +57,7 @@ def test_an_engine_that_cannot_run_says_why(
 
 
 @pytest.mark.parametrize(("claim", "field"), [("models", "model"), ("datasets", "dataset"), ("adapters", "output")])
-def test_a_job_says_which_address_names_no_claim(claim: str, field: str) -> None:
+def test_volume_claim_not_found_names_the_uri_field(claim: str, field: str) -> None:
     builder = WorldBuilder()
     builder.node(1)
     builder.job("a")
@@ -67,7 +67,7 @@ def test_a_job_says_which_address_names_no_claim(claim: str, field: str) -> None
     assert decision.message.startswith(f"spec.{field}.uri: PersistentVolumeClaim {claim} does not exist")
 
 
-def test_replicas_that_no_pool_could_hold_cost_nobody_anything() -> None:
+def test_replicas_beyond_the_pool_are_not_counted() -> None:
     """Twenty engines of a thousand replicas each took a fifth of a second of every decision."""
     builder = WorldBuilder()
     builder.node(2)

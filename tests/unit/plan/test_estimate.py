@@ -36,7 +36,7 @@ def reports(builder: WorldBuilder, name: str, seconds_left: int) -> None:
         ("nobody knows when a job ends that says nothing", "c: needs 2, on n1 | x: needs 1, queue", None),
     ],
 )
-def test_when_a_job_may_start(rule: str, world: str, expected: int | None) -> None:
+def test_estimated_start_is_when_enough_gpus_come_back(rule: str, world: str, expected: int | None) -> None:
     builder = parse(f"pool: 2 gpus | {world}")
     for name, seconds in (("a", 60), ("b", 600)):
         if job_key("team", name) in builder.world.jobs:
@@ -45,7 +45,7 @@ def test_when_a_job_may_start(rule: str, world: str, expected: int | None) -> No
     assert wait.starts_at == moment(expected), rule
 
 
-def test_the_status_says_where_a_job_stands() -> None:
+def test_status_has_queue_position_and_expected_return() -> None:
     builder = parse("pool: 1 gpus | a: needs 1, on n1 | b: needs 1, queue | c: needs 1, queue")
     reports(builder, "a", 300)
     wait = allocated(builder).waits[job_key("team", "c")]
@@ -59,7 +59,7 @@ def test_the_status_says_where_a_job_stands() -> None:
     assert allocation.expected_return == NOW + timedelta(seconds=300)
 
 
-def test_who_is_far_behind_is_told_in_round_numbers_that_seldom_change() -> None:
+def test_queue_position_far_behind_is_a_round_number() -> None:
     builder = parse("pool: 1 gpus | z: needs 1, on n1")
     for number in range(120):
         builder.job(f"j{number:03}", scheduling={"policy": "Queue"})
@@ -84,7 +84,9 @@ def test_who_is_far_behind_is_told_in_round_numbers_that_seldom_change() -> None
         ("what is wrong is corrected", 1000, 3000, 3000),
     ],
 )
-def test_estimates_settle(rule: str, before: int | None, after: int | None, expected: int | None) -> None:
+def test_estimated_start_ignores_small_changes(
+    rule: str, before: int | None, after: int | None, expected: int | None
+) -> None:
     assert settled(moment(before), moment(after), NOW) == moment(expected), rule
 
 

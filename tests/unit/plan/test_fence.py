@@ -78,8 +78,8 @@ def test_a_job_that_raises_is_set_aside(monkeypatch: pytest.MonkeyPatch, module:
     assert (aside.key, "test_fence.py" not in aside.why, "of poison" in aside.why) == (EVIL, True, True)
 
 
-def test_whoever_is_at_fault_in_one_look_is_set_aside_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand poisonous jobs cost a decision more, and not a thousand."""
+def test_all_jobs_that_raise_are_set_aside_in_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand poisonous jobs cost one more decision, not a thousand."""
     builder = WorldBuilder()
     builder.node(1)
     for number in range(50):
@@ -104,7 +104,7 @@ def test_whoever_is_at_fault_in_one_look_is_set_aside_with_the_others(monkeypatc
     assert (decisions, len(found.aside)) == (2, 50)
 
 
-def test_what_was_set_aside_stays_so_until_it_changes_in_more_than_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_aside_job_stays_so_until_its_spec_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = town_with_poison()
     poisoned(monkeypatch, readiness, "all_outcomes", is_evil)
     builder.store.findings.leave_alone(SetAside(EVIL, "ZeroDivisionError", at=NOW))
@@ -123,7 +123,7 @@ def respecified(job: FineTuneJob) -> Any:
     return job.spec.model_copy(update={"scheduling": scheduling})
 
 
-def test_the_pods_of_who_is_set_aside_keep_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pods_of_a_set_aside_job_keep_their_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = WorldBuilder()
     builder.node(2)
     evil = builder.job("x", 1, "evil")
@@ -141,7 +141,7 @@ def test_the_pods_of_who_is_set_aside_keep_what_they_have(monkeypatch: pytest.Mo
     ("module", "name"),
     [(lending, "cooled_down"), (inventory, "may_lose"), (inventory, "wanted"), (inventory, "serves")],
 )
-def test_an_engine_that_raises_lends_nothing_and_harms_nobody(
+def test_engine_that_raises_is_set_aside_and_lends_nothing(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str
 ) -> None:
     builder = WorldBuilder()
@@ -158,7 +158,7 @@ def test_an_engine_that_raises_lends_nothing_and_harms_nobody(
     assert [aside.key for aside in found.aside] == [engine_key("evil", "mine")]
 
 
-def test_a_node_that_raises_takes_nobody_and_what_trains_there_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_that_raises_is_set_aside_and_its_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = WorldBuilder()
     builder.node(4)
     builder.node(1)
@@ -176,7 +176,7 @@ def test_a_node_that_raises_takes_nobody_and_what_trains_there_goes_on(monkeypat
     assert mine.decision.delete == ()
 
 
-def test_a_job_that_raises_keeps_no_engine_from_its_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_that_raises_stops_no_engine_decision(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = WorldBuilder()
     builder.node(2)
     terms = {"policy": "ScaleDown", "minReplicas": 0, "lendTo": "Anywhere"}
@@ -191,7 +191,7 @@ def test_a_job_that_raises_keeps_no_engine_from_its_decision(monkeypatch: pytest
     assert found.decision.ready == "1/1"
 
 
-def test_who_raises_in_its_own_decision_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_that_raises_in_its_own_decision_has_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = town_with_poison()
     job = builder.world.jobs[EVIL]
     poisoned(monkeypatch, outcomes, "ended", is_evil)
@@ -209,7 +209,7 @@ def test_who_raises_in_its_own_decision_has_none(monkeypatch: pytest.MonkeyPatch
     assert later == said
 
 
-def test_of_an_engine_the_rest_of_the_status_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_aside_engine_keeps_the_rest_of_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = WorldBuilder()
     engine = builder.engine("chat", 1)
     told = planned_status(builder.world, engine, NOW)
@@ -221,13 +221,13 @@ def test_of_an_engine_the_rest_of_the_status_stays(monkeypatch: pytest.MonkeyPat
     assert said.conditions[1] == told.conditions[1]
 
 
-def test_a_fault_is_the_innermosts() -> None:
+def test_fault_names_the_innermost_object() -> None:
     with pytest.raises(Fault) as fault, looking_at(EVIL):
         each([1, 0, 2, 0], lambda number: Key("Node", "", f"n{number}"), lambda number: 1 / number)
     assert [aside.key.name for aside in fault.value.aside] == ["n0", "n0"]
 
 
-def test_what_is_not_a_fault_of_an_object_is_the_decisions_own() -> None:
+def test_fault_of_an_unknown_object_sets_the_pool_aside_too() -> None:
     builder = WorldBuilder()
     builder.node(1)
 
@@ -239,7 +239,7 @@ def test_what_is_not_a_fault_of_an_object_is_the_decisions_own() -> None:
     assert {aside.key.name for aside in found.aside} == {"other", "default"}
 
 
-def test_a_pool_is_counted_without_those_that_are_set_aside() -> None:
+def test_pool_usage_leaves_out_set_aside_jobs() -> None:
     builder = town_with_poison()
     pool = find_pool(builder.world, "default")
     assert pool is not None

@@ -88,7 +88,7 @@ SERVING, STOPPING = [SlotState.SERVING] * 3, [SlotState.STOPPING] * 3
         ),
     ],
 )
-def test_a_claim_takes_no_replica_that_could_not_be_lent(rule: str, terms: Any, expected: list[SlotState]) -> None:
+def test_forged_claim_takes_no_replica_that_cannot_be_lent(rule: str, terms: Any, expected: list[SlotState]) -> None:
     forged = Forged(**terms)
     forged.claims(*CHAT)
     assert forged.states() == expected, rule
@@ -101,7 +101,7 @@ def test_a_loan_that_has_begun_outlives_its_terms() -> None:
     assert forged.states() == STOPPING
 
 
-def test_a_replica_that_cannot_exist_is_lent_to_nobody() -> None:
+def test_forged_claim_borrows_no_slot_that_cannot_exist() -> None:
     forged = Forged(lendTo="Anywhere")
     forged.claims(SlotRef(namespace="prod", engine="chat", index=7))
     (live,) = live_claims(forged.builder.world)
@@ -120,7 +120,7 @@ def test_a_replica_that_cannot_exist_is_lent_to_nobody() -> None:
         ("more pods than the job asks for", {"claim": {"places": (NodeAllocation(node="n1", pods=2),)}}),
     ],
 )
-def test_a_job_made_by_hand_claims_nothing(rule: str, changes: dict[str, Any]) -> None:
+def test_forged_batch_job_claims_nothing(rule: str, changes: dict[str, Any]) -> None:
     forged = Forged(lendTo="Anywhere")
     claim = forged.builder.claim("n1", *CHAT, gpus=3).model_copy(update=changes.pop("claim", {}))
     made = forged.builder.stage_job(forged.job, claim=claim)
@@ -131,7 +131,7 @@ def test_a_job_made_by_hand_claims_nothing(rule: str, changes: dict[str, Any]) -
     assert forged.states() == SERVING, rule
 
 
-def test_a_claim_that_its_job_could_not_have_is_ended_and_made_anew() -> None:
+def test_claim_above_the_gpus_of_its_job_is_replaced() -> None:
     builder = WorldBuilder()
     builder.node(4)
     job = builder.job("a", 1)
@@ -142,7 +142,7 @@ def test_a_claim_that_its_job_could_not_have_is_ended_and_made_anew() -> None:
     assert decision.record.of(Stage.TRAIN)[-1].reason == Reason.CLAIMED
 
 
-def test_a_claim_that_borrows_what_is_not_lent_is_given_up() -> None:
+def test_claim_that_borrows_from_policy_never_is_given_up() -> None:
     forged = Forged(policy="Never")
     made = forged.builder.stage_job(forged.job, claim=forged.builder.claim("n1", *CHAT, gpus=3))
     forged.builder.trainer_pod(made)
@@ -151,7 +151,7 @@ def test_a_claim_that_borrows_what_is_not_lent_is_given_up() -> None:
     assert (decision.reason, decision.delete, decision.bind) == (Reason.CLAIMED, (made,), ())
 
 
-def test_no_claim_is_of_a_later_term_than_the_lease() -> None:
+def test_claim_of_a_term_after_the_lease_displaces_no_claim() -> None:
     builder = WorldBuilder()
     builder.node(1)
     honest = builder.stage_job(builder.job("honest"), claim=builder.claim("n1"))
@@ -160,8 +160,8 @@ def test_no_claim_is_of_a_later_term_than_the_lease() -> None:
     assert decide(builder, "honest").delete == ()
 
 
-def test_nobody_gives_way_who_never_does() -> None:
-    """Neither is the trainer stopped, nor is its end taken for a preemption."""
+def test_forged_preemption_of_interruption_policy_never_is_ignored() -> None:
+    """The trainer is not stopped, and its end is not taken for a preemption."""
     builder = WorldBuilder()
     builder.node(2)
     trains = builder.stage_job(builder.job("trains"), claim=builder.claim("n1"))
@@ -181,8 +181,8 @@ def _outcomes(builder: WorldBuilder, name: str) -> tuple[Any, ...]:
     return all_outcomes(builder.world, builder.world.jobs[job_key("team", name)]).of(Stage.TRAIN)
 
 
-def test_a_job_of_another_namespace_speaks_for_no_job() -> None:
-    """Whoever knows a uid can write it as an owner's; the garbage collector removes such an object only later."""
+def test_batch_job_of_another_namespace_is_ignored() -> None:
+    """Anybody who knows a uid can name it as an owner. The garbage collector removes such an object only later."""
     builder = WorldBuilder()
     builder.node(1)
     job = builder.job("tone")
@@ -199,7 +199,7 @@ def test_a_job_of_another_namespace_speaks_for_no_job() -> None:
     assert decide(builder, "tone") == before
 
 
-def test_a_deployment_with_an_engines_uid_is_no_slot_of_it() -> None:
+def test_deployment_with_a_forged_owner_is_no_slot() -> None:
     forged = Forged()
     slot = next(iter(forged.builder.world.slots.values()))
     for number, key in enumerate((Key("Deployment", "evil", "chat-9"), Key("Deployment", "prod", "other-9"))):
@@ -207,8 +207,8 @@ def test_a_deployment_with_an_engines_uid_is_no_slot_of_it() -> None:
     assert sorted(existing(forged.builder.world, forged.engine)) == [0, 1, 2]
 
 
-def test_a_claim_that_cannot_be_read_any_more_is_over_with_its_pods() -> None:
-    """Else who relabels a Job that has finished keeps its claim, and what it borrows, until its deadline."""
+def test_unreadable_claim_ends_with_its_pods() -> None:
+    """Else a tenant that relabels a finished Job keeps its claim, and what it borrows, until its deadline."""
     builder = WorldBuilder()
     builder.node(1)
     stage_job = builder.stage_job(builder.job("a"), claim=builder.claim("n1"))
@@ -230,7 +230,7 @@ def test_a_claim_that_cannot_be_read_any_more_is_over_with_its_pods() -> None:
         ("one of another name is a pod like any other", {"key": Key("Pod", "team", "mine")}, 1),
     ],
 )
-def test_which_pods_make_room(rule: str, changes: dict[str, Any], free: int) -> None:
+def test_scale_up_pod_counts_as_free_if_it_goes_at_once(rule: str, changes: dict[str, Any], free: int) -> None:
     builder = WorldBuilder()
     builder.node(2)
     pod = builder.scale_up_pod(builder.job("a", scheduling={"scaleUpFirst": {}}), 0, "n1")
@@ -241,7 +241,7 @@ def test_which_pods_make_room(rule: str, changes: dict[str, Any], free: int) -> 
     assert take_stock(builder.world, pool).nodes["n1"].free == free, rule
 
 
-def test_a_scale_up_pod_whose_deletion_takes_time_goes_once_it_has_a_node() -> None:
+def test_scale_up_pod_with_a_finalizer_goes_once_it_has_a_node() -> None:
     """A webhook has given it a finalizer, as Kueue does with plain pods (kueue#1339), or a grace period."""
     builder = parse("pool: 1 gpus | a: needs 1, scales")
     change(builder, bound(builder, "a", "n1"), goes_at_once=False)
@@ -254,8 +254,8 @@ def test_a_scale_up_pod_whose_deletion_takes_time_goes_once_it_has_a_node() -> N
     assert "scaleUps" not in missing(builder.world), "nor does whoever uninstalls Sluice wait for it"
 
 
-def test_nobody_waits_since_before_it_was_made() -> None:
-    """A record that says so would raise the job for ever, where waiting raises jobs."""
+def test_wait_does_not_begin_before_the_job_was_created() -> None:
+    """With ageingSeconds, a record with an older time would raise the job for ever."""
     builder = WorldBuilder()
     builder.pool(ageingSeconds=60)
     builder.node(1)

@@ -54,7 +54,7 @@ MISSES_ANOTHER = StageOutcome(reason="PodLost", train=TrainResult(step=8, total_
         ("a group takes the places of a group",
          "pool: 1 1 gpus | a: needs 1, pods 2, yields, on n1 n2 | b: needs 1, pods 2, queue, priority 5",
          "b takes n1 n2 from a"),
-        ("and what that has borrowed, before anything else is lent",
+        ("a group takes what the preempted group has borrowed before anything else is lent",
          "pool: 2 1 gpus | chat: 3 replicas | a: needs 1, pods 2, yields, takes chat/1 chat/2 on n1 n2 "
          "| b: needs 1, pods 2, priority 5",
          "b takes chat/1 chat/2 from a"),
@@ -70,7 +70,7 @@ MISSES_ANOTHER = StageOutcome(reason="PodLost", train=TrainResult(step=8, total_
          "a waits WaitingForGPUs; b waits BehindInQueue"),
     ],
 )  # fmt: skip
-def test_allocation(rule: str, world: str, expected: str) -> None:
+def test_group_allocation(rule: str, world: str, expected: str) -> None:
     assert describe(allocated(parse(world))) == expected, rule
 
 
@@ -121,7 +121,7 @@ class Group:
         self.change(pod, ended=True, running=False, termination=Termination(code, reason, words, NOW))
 
 
-def test_nobody_is_disturbed_before_all_pods_are_there() -> None:
+def test_group_is_not_bound_before_all_its_pods_exist() -> None:
     group = Group()
     group.builder.trainer_pod(group.stage_job)
     decision = group.decide()
@@ -129,7 +129,7 @@ def test_nobody_is_disturbed_before_all_pods_are_there() -> None:
     assert "its pods are about to be made" in decision.message
 
 
-def test_a_group_gives_way_wherever_an_older_claim_overlaps_it() -> None:
+def test_group_gives_way_to_an_overlapping_claim_on_any_node() -> None:
     group = Group()
     group.pods("", "")
     builder = group.builder
@@ -141,8 +141,8 @@ def test_a_group_gives_way_wherever_an_older_claim_overlaps_it() -> None:
     assert "gives way to team/rival" in decision.message
 
 
-def test_a_group_that_gives_way_on_one_node_gives_way_to_nobody_on_another() -> None:
-    """Seen after half an hour of stories: its other node was given to a second job, whose claim was overlapped."""
+def test_group_is_preempted_by_one_job_only() -> None:
+    """Seen after half an hour of stories: its other node was given to a second job, whose claim then overlapped."""
     builder = parse("pool: 1 1 gpus | x: needs 1, pods 2, yields, on n1 n2 | a: needs 1, queue, priority 5")
     (claim,) = allocated(builder).claims.values()
     builder.trainer_pod(builder.stage_job(builder.world.jobs[job_key("team", "a")], claim=claim))
@@ -150,7 +150,7 @@ def test_a_group_that_gives_way_on_one_node_gives_way_to_nobody_on_another() -> 
     assert describe(allocated(builder)) == "b waits WaitingForGPUs"
 
 
-def test_pods_that_share_a_node_count_there_one_by_one() -> None:
+def test_each_pod_of_a_group_on_one_node_is_counted() -> None:
     builder = parse("pool: 3 gpus | b: needs 2, queue")
     job = builder.job("a", resources={"nodes": 2})
     claim = Claim(pool="default", resource=GPU, gpus=1, places=(NodeAllocation(node="n1", pods=2),), term=1)
@@ -158,14 +158,14 @@ def test_pods_that_share_a_node_count_there_one_by_one() -> None:
     assert describe(allocated(builder)) == "b waits WaitingForGPUs"
 
 
-def test_what_a_namespace_may_have_counts_all_pods() -> None:
+def test_max_gpus_counts_all_pods_of_a_group() -> None:
     builder = parse("pool: 2 2 2 gpus | x: needs 1, pods 2, on n1 n2 | a: needs 1, pods 2, queue")
     for at_once, expected in ((3, "a waits NamespaceQuota"), (4, "a takes n1 n2")):
         builder.pool(quotas=[{"maxGPUs": at_once}])
         assert describe(allocated(builder)) == expected
 
 
-def test_what_a_namespace_may_borrow_counts_all_nodes() -> None:
+def test_max_borrowed_gpus_counts_all_nodes_of_a_group() -> None:
     builder = parse("pool: 1 1 gpus | chat: 2 replicas | a: needs 1, pods 2")
     builder.pool(quotas=[{"maxBorrowedGPUs": 1}])
     assert describe(allocated(builder)) == "a waits NamespaceQuota"
@@ -173,7 +173,7 @@ def test_what_a_namespace_may_borrow_counts_all_nodes() -> None:
     assert describe(allocated(builder)) == "a takes chat/0 chat/1"
 
 
-def test_two_pods_need_twice_as_much_of_a_node() -> None:
+def test_two_pods_need_twice_the_cpu_of_a_node() -> None:
     builder = WorldBuilder()
     for _ in range(2):
         builder.node(2)
@@ -181,14 +181,15 @@ def test_two_pods_need_twice_as_much_of_a_node() -> None:
     assert describe(allocated(builder)) == "a takes n1 n2", "32 cores are enough for one of them"
 
 
-def test_each_pod_goes_to_its_own_node() -> None:
+def test_each_pod_of_a_group_is_bound_to_its_own_node() -> None:
     group = Group()
     pods = group.pods("", "")
     group.drained()
     assert group.decide().bind == ((pods[0], "n1"), (pods[1], "n2"))
 
 
-def test_an_operator_that_died_between_two_bindings_goes_on_and_no_slot_stops_before() -> None:
+def test_no_slot_stops_before_all_pods_of_a_group_are_nominated() -> None:
+    """The operator died between two bindings, and the next one goes on."""
     group = Group()
     first, second = group.pods("", "")
     group.drained()
@@ -199,7 +200,7 @@ def test_an_operator_that_died_between_two_bindings_goes_on_and_no_slot_stops_be
     assert (group.phase, group.stopped()) == (Phase.BINDING, [0, 1])
 
 
-def test_training_begins_when_the_last_pod_is_on_its_node() -> None:
+def test_group_trains_when_its_last_pod_is_on_its_node() -> None:
     group = Group()
     _, second = group.pods("n1", "")
     group.change(second, gates=(), nominated_node="n2", bound_at=NOW)
@@ -215,7 +216,7 @@ def test_training_begins_when_the_last_pod_is_on_its_node() -> None:
          "Done", "n1"),
         ("one that fails takes the others along", [(75, MISSES_ANOTHER, ""), (65, StageOutcome(reason="BadData"), "")],
          "BadData", "n2"),
-        ("one that ran out of memory too", [(75, MISSES_ANOTHER, ""), (137, None, "OOMKilled")],
+        ("one that ran out of memory takes the others along", [(75, MISSES_ANOTHER, ""), (137, None, "OOMKilled")],
          "OutOfMemory", "n2"),
         ("one that was told to stop costs no attempt", [(75, MISSES_ANOTHER, ""), (75, SAVED, "")], "Requeued", "n2"),
         ("one that nobody saw end was taken along by the one that is still there", [None, (75, SAVED, "")],
@@ -223,7 +224,7 @@ def test_training_begins_when_the_last_pod_is_on_its_node() -> None:
         ("who says that another is missing was not the first", [(75, MISSES_ANOTHER, ""), None], "PodLost", "n2"),
     ],
 )  # fmt: skip
-def test_the_end_of_a_group_is_that_of_the_pod_that_ended_it(
+def test_group_outcome_is_that_of_the_pod_that_ended_it(
     rule: str, ends: list[tuple[int, StageOutcome | None, str] | None], reason: str, node: str
 ) -> None:
     group = Group()
@@ -239,7 +240,7 @@ def test_the_end_of_a_group_is_that_of_the_pod_that_ended_it(
     assert (last.reason, last.node) == (reason, node), rule
 
 
-def test_the_next_attempt_takes_all_places_over() -> None:
+def test_next_attempt_of_a_group_takes_over_all_places() -> None:
     group = Group()
     first, second = group.pods("n1", "n2")
     group.end(first, ExitCode.REQUEUE, MISSES_ANOTHER)
@@ -252,7 +253,7 @@ def test_the_next_attempt_takes_all_places_over() -> None:
     assert decision.record.of(Stage.TRAIN)[-1].checkpoint_step == 8, "what the first pod has saved"
 
 
-def test_a_claim_is_over_when_one_of_its_nodes_is_lost() -> None:
+def test_node_lost_ends_the_claim_of_a_group() -> None:
     group = Group()
     group.pods("n1", "n2")
     node = next(node for key, node in group.builder.world.nodes.items() if key.name == "n2")
@@ -269,12 +270,12 @@ def test_a_claim_is_over_when_one_of_its_nodes_is_lost() -> None:
         ("more pods than the pool ever has room for", {}, {"gpus": 2, "nodes": 3}, Reason.EXCEEDS_POOL,
          "3 pods of 2 GPU, cpu 1 and memory 1Gi are asked for, the nodes of pool default have room for 2. Ask for at "
          "most 2"),
-        ("or, by their cpu, not so many", {}, {"nodes": 4, "cpu": "20"}, Reason.EXCEEDS_POOL, "have room for 2"),
+        ("more pods than the nodes' cpu allows", {}, {"nodes": 4, "cpu": "20"}, Reason.EXCEEDS_POOL, "have room for 2"),
         ("a quota counts the GPUs of all pods", {"quotas": [{"maxGPUs": 3}]}, {"gpus": 2, "nodes": 2},
          Reason.NAMESPACE_QUOTA, "4 are asked for"),
     ],
 )  # fmt: skip
-def test_what_can_never_run_is_refused_before_anything_runs(
+def test_group_that_exceeds_pool_or_quota_is_refused(
     rule: str, pool: dict[str, Any], resources: dict[str, int], reason: Reason, says: str
 ) -> None:
     builder = WorldBuilder()

@@ -31,13 +31,13 @@ def agree(world: str, hostile: list[dict[str, Any]]) -> None:
 
 @settings(max_examples=WORLDS_TRIED, deadline=None, suppress_health_check=list(HealthCheck))
 @given(world=st.sampled_from(WORLDS), hostile=HOSTILE)
-def test_a_hostile_tenant_changes_nobody_elses_decision(world: str, hostile: list[dict[str, Any]]) -> None:
+def test_hostile_tenant_changes_no_other_decision(world: str, hostile: list[dict[str, Any]]) -> None:
     agree(world, hostile)
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_a_bug_that_a_hostile_job_finds_is_its_own(world: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an extreme value were to raise after all: the fence holds, whatever the look at the job raises."""
+def test_hostile_job_that_raises_changes_no_other_decision(world: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should an extreme value raise after all, the fence holds, whatever it raises."""
 
     def bad(outcomes: Any, stage: Any) -> Any:
         if outcomes.published == "poison":

@@ -31,7 +31,9 @@ from tests.unit.plan.worlds import NOW, YIELDS, WorldBuilder, allocated, describ
         ("so the trainer's comes on top", lambda builder: _node(builder, (2 << 30) - 1), "a waits Unschedulable"),
     ],
 )
-def test_what_can_go_to_sleep(rule: str, change: Callable[[WorldBuilder], None], expected: str) -> None:
+def test_policy_sleep_lends_a_ready_replica_if_memory_allows(
+    rule: str, change: Callable[[WorldBuilder], None], expected: str
+) -> None:
     builder = WorldBuilder()
     builder.dra_pool()
     builder.node(1)
@@ -71,7 +73,7 @@ def test_what_can_go_to_sleep(rule: str, change: Callable[[WorldBuilder], None],
         ),
     ],
 )
-def test_whom_a_job_puts_to_sleep(rule: str, world: str, expected: str) -> None:
+def test_policy_sleep_chooses_the_victims(rule: str, world: str, expected: str) -> None:
     assert describe(allocated(parse(world))) == expected
 
 
@@ -93,7 +95,7 @@ def _node(builder: WorldBuilder, memory: int) -> None:
     builder.put(replace(node, resource_version=builder.version, allocatable={**node.allocatable, "memory": memory}))
 
 
-def test_a_slot_that_is_on_its_way_out_keeps_nobody_above_the_floor() -> None:
+def test_slot_being_deleted_does_not_count_for_min_replicas() -> None:
     builder = WorldBuilder()
     builder.node(2)
     engine = builder.engine("chat", 1, preemption={"policy": "ScaleDown", "minReplicas": 1})
@@ -108,7 +110,7 @@ def test_a_slot_that_is_on_its_way_out_keeps_nobody_above_the_floor() -> None:
     assert describe(allocated(builder)) == "a takes chat/1"
 
 
-def test_an_engine_that_can_not_sleep_says_why_where_its_owner_looks() -> None:
+def test_engine_cannot_sleep_is_said_in_the_engine_status() -> None:
     builder = WorldBuilder()
     builder.node(1)
     engine = builder.engine("chat", 1, preemption={"policy": "Sleep", "minReplicas": 0})
@@ -124,7 +126,7 @@ def test_an_engine_that_can_not_sleep_says_why_where_its_owner_looks() -> None:
     assert why in wait.message
 
 
-def test_a_sleeping_slot_counts_as_lent_everywhere() -> None:
+def test_sleeping_slot_counts_as_lent_in_pool_status_and_trace() -> None:
     loan = SleepingLoan()
     loan.train()
     pool = find_pool(loan.builder.world, "default")
@@ -136,7 +138,7 @@ def test_a_sleeping_slot_counts_as_lent_everywhere() -> None:
     assert "team/chat: 1 of 2 replicas, 1 asleep, floor 1" in said
 
 
-def test_a_training_that_borrowed_it_is_not_preempted_by_another() -> None:
+def test_borrower_of_a_sleeping_slot_is_not_preempted() -> None:
     """Both trainers would have the GPUs at once, until the first had saved its state."""
     loan = SleepingLoan(scheduling={"policy": "Preempt", "interruption": YIELDS})
     loan.train()
@@ -144,7 +146,7 @@ def test_a_training_that_borrowed_it_is_not_preempted_by_another() -> None:
     assert "b takes" not in describe(allocated(loan.builder, NOW + timedelta(hours=1)))
 
 
-def test_nobody_is_promised_the_place_of_one_that_trains_on_sleeping_replicas() -> None:
+def test_message_promises_no_preemption_on_a_sleeping_slot() -> None:
     terms = {**YIELDS, "minRunSeconds": 7200}
     loan = SleepingLoan(scheduling={"policy": "Preempt", "interruption": terms})
     loan.train()
@@ -170,14 +172,14 @@ def test_nobody_is_promised_the_place_of_one_that_trains_on_sleeping_replicas() 
         ("the drain does, as ever", {"drainTimeoutSeconds": 5}, False),
     ],
 )
-def test_what_makes_another_pod(rule: str, terms: dict[str, Any], same: bool) -> None:
+def test_pod_template_depends_on_policy_sleep_level_and_drain(rule: str, terms: dict[str, Any], same: bool) -> None:
     builder, sleep = WorldBuilder(), {"policy": "Sleep", "sleepLevel": 1}
     before = builder.engine("chat", 1, preemption=sleep)
     after = builder.engine("chat", 1, preemption={**sleep, **terms})
     assert (template_of(before) == template_of(after)) is same
 
 
-def test_where_nothing_sleeps_the_level_changes_no_pod() -> None:
+def test_sleep_level_without_policy_sleep_changes_no_pod() -> None:
     builder = WorldBuilder()
     one, two = (builder.engine("chat", 1, preemption={"policy": "ScaleDown", "sleepLevel": level}) for level in (1, 2))
     never = builder.engine("chat", 1)

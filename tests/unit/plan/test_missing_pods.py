@@ -60,7 +60,7 @@ def claimed(builder: WorldBuilder, name: str, seconds: float, namespace: str = "
         ("a replica's pod is there, and fits no node", lambda b: starting(b, 30, "chat-0-x"), ([], ["c-0"])),
     ],
 )  # fmt: skip
-def test_pods_that_ask_starve_nobody_of_their_namespace(
+def test_scale_up_pods_yield_to_a_missing_pod_of_their_namespace(
     rule: str, lacks: Callable[[WorldBuilder], Any], expected: tuple[list[str], list[str]]
 ) -> None:
     builder = parse("pool: 1 1 gpus | x: needs 1, on n2 | b: needs 2, scales | c: needs 2, scales")
@@ -71,8 +71,8 @@ def test_pods_that_ask_starve_nobody_of_their_namespace(
     assert (removed(builder), made(builder)) == expected, rule
 
 
-def test_nor_do_those_of_another_pool() -> None:
-    """A quota is the namespace's, whatever the pool."""
+def test_scale_up_pods_yield_to_a_missing_pod_of_another_pool() -> None:
+    """A ResourceQuota is the namespace's, whatever the pool."""
     builder = parse("pool: 1 gpus | b: needs 2, scales")
     builder.pool("old", nodeSelector={"gpu": "old"})
     builder.node(1, labels={"gpu": "old"})
@@ -87,13 +87,13 @@ def test_nor_do_those_of_another_pool() -> None:
     assert plan_scale_up(builder.world, stock, (), NOW).remove == (pod,)
 
 
-def test_it_looks_again_when_a_pod_is_due() -> None:
+def test_pool_looks_again_when_a_pod_is_overdue() -> None:
     builder = parse("pool: 1 gpus | b: needs 2, scales")
     claimed(builder, "a", 1)
     assert planned(builder).again_at == NOW + PODS_WITHIN - timedelta(seconds=1)
 
 
-def test_who_does_not_ask_meanwhile_says_so() -> None:
+def test_message_says_why_no_scale_up_pod_is_made() -> None:
     builder = parse("pool: 1 gpus | b: needs 1, scales")
     starting(builder, 30)
     assert (
@@ -102,7 +102,7 @@ def test_who_does_not_ask_meanwhile_says_so() -> None:
     )
 
 
-def test_a_replica_whose_pod_never_comes_stops_nobody_of_another_namespace() -> None:
+def test_missing_replica_pod_blocks_no_other_namespace() -> None:
     builder = parse("pool: 1 gpus | b: needs 1, in other, scales")
     starting(builder, 4)
     assert made(builder) == []
@@ -110,7 +110,7 @@ def test_a_replica_whose_pod_never_comes_stops_nobody_of_another_namespace() -> 
     assert made(builder, NOW + timedelta(seconds=1)) == ["b-0"]
 
 
-def test_nor_does_one_whose_pod_fits_no_node() -> None:
+def test_replica_pod_that_fits_no_node_blocks_no_scale_up_pod() -> None:
     builder = parse("pool: 1 gpus | b: needs 1, scales")
     starting(builder, 4, "chat-0-x")
     builder.slot(builder.world.engines[engine_key("team", "chat")], 0)

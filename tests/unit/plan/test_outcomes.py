@@ -56,7 +56,7 @@ def ended(builder: WorldBuilder, *outcomes: AttemptOutcome, **pod: Any) -> Attem
         ("nothing is known", {}, Reason.POD_LOST, "without a word"),
     ],
 )  # fmt: skip
-def test_why_a_pod_ended(rule: str, pod: dict[str, Any], reason: Reason, words: str) -> None:
+def test_outcome_follows_from_how_the_pod_ended(rule: str, pod: dict[str, Any], reason: Reason, words: str) -> None:
     builder = WorldBuilder()
     builder.node(1)
     outcome = ended(builder, **pod)
@@ -64,7 +64,7 @@ def test_why_a_pod_ended(rule: str, pod: dict[str, Any], reason: Reason, words: 
     assert words in outcome.message, outcome.message
 
 
-def test_a_pod_that_is_collected_with_its_node_is_no_eviction() -> None:
+def test_pod_collected_with_its_node_is_node_lost() -> None:
     builder = WorldBuilder()
     assert ended(builder, disruption="DeletionByPodGC: PodGC: node no longer exists").reason == Reason.NODE_LOST
 
@@ -76,7 +76,7 @@ def attempt(number: int, reason: Reason, ago: timedelta = timedelta(minutes=1)) 
     )
 
 
-def test_a_node_is_named_when_its_gpus_fail_for_the_second_time() -> None:
+def test_second_gpu_failed_says_to_cordon_the_node() -> None:
     told = StageOutcome(reason=Reason.GPU_FAILED, message="uncorrectable ECC error").to_json()
     end = {"termination": Termination(70, "Error", told, NOW), "started": True}
     first, second = WorldBuilder(), WorldBuilder()
@@ -91,19 +91,21 @@ def test_a_node_is_named_when_its_gpus_fail_for_the_second_time() -> None:
 @pytest.mark.parametrize(
     ("rule", "gpus", "reason", "ago", "expected"),
     [
-        ("another node is taken", [1, 1], Reason.POD_REFUSED, 1, "a takes n2"),
-        ("the only one is left out too", [1], Reason.POD_REFUSED, 1, "a waits NodeAvoided"),
-        ("for a while", [1], Reason.POD_REFUSED, 6, "a takes n1"),
-        ("a failed GPU: elsewhere while there is an elsewhere", [1, 1], Reason.GPU_FAILED, 50, "a takes n2"),
-        ("for an hour", [1, 1], Reason.GPU_FAILED, 61, "a takes n1"),
-        ("and again there if there is none", [1], Reason.GPU_FAILED, 50, "a takes n1"),
-        ("a node that is too small is none", [2, 1], Reason.GPU_FAILED, 50, "a takes n1"),
-        ("an eviction likewise", [1, 1], Reason.EVICTED, 1, "a takes n2"),
-        ("on the only node", [1], Reason.EVICTED, 1, "a takes n1"),
-        ("a crash is no node's", [1, 1], Reason.TRAINER_FAILED, 6, "a takes n1"),
+        ("another node is taken after PodRefused", [1, 1], Reason.POD_REFUSED, 1, "a takes n2"),
+        ("the only node is avoided after PodRefused", [1], Reason.POD_REFUSED, 1, "a waits NodeAvoided"),
+        ("PodRefused lets a node be avoided for a while only", [1], Reason.POD_REFUSED, 6, "a takes n1"),
+        ("another node is taken after GPUFailed", [1, 1], Reason.GPU_FAILED, 50, "a takes n2"),
+        ("GPUFailed lets a node be avoided for an hour only", [1, 1], Reason.GPU_FAILED, 61, "a takes n1"),
+        ("the only node is not avoided after GPUFailed", [1], Reason.GPU_FAILED, 50, "a takes n1"),
+        ("a node that is too small is no other node", [2, 1], Reason.GPU_FAILED, 50, "a takes n1"),
+        ("another node is taken after Evicted", [1, 1], Reason.EVICTED, 1, "a takes n2"),
+        ("the only node is not avoided after Evicted", [1], Reason.EVICTED, 1, "a takes n1"),
+        ("a crash lets no node be avoided", [1, 1], Reason.TRAINER_FAILED, 6, "a takes n1"),
     ],
 )
-def test_which_nodes_a_job_leaves_out(rule: str, gpus: list[int], reason: Reason, ago: int, expected: str) -> None:
+def test_node_avoided_depends_on_the_last_outcome(
+    rule: str, gpus: list[int], reason: Reason, ago: int, expected: str
+) -> None:
     builder = WorldBuilder()
     for count in gpus:
         builder.node(count)
@@ -111,7 +113,7 @@ def test_which_nodes_a_job_leaves_out(rule: str, gpus: list[int], reason: Reason
     assert describe(allocated(builder)) == expected, rule
 
 
-def test_a_job_says_until_when_a_node_is_left_out_and_is_looked_at_then() -> None:
+def test_node_avoided_says_until_when_and_the_pool_looks_again() -> None:
     """X2: after NotBound on the only node it said that the engine was at its floor."""
     builder = WorldBuilder()
     builder.node(2)

@@ -180,18 +180,20 @@ def told(decision: Placeholders) -> dict[str, list[str]]:
     [
         ("a slot whose pod is not made yet keeps its placeholder", None, 1, {}),
         ("one whose pod never comes lets it go", None, 6, {"remove": ["chat-1-placeholder"]}),
-        ("nor does one whose pod has no node yet", "", 1, {}),
+        ("a slot whose pod has no node yet keeps its placeholder", "", 1, {}),
         ("a pod that has a node needs no place", "n1", 1, {"remove": ["chat-1-placeholder"]}),
     ],
 )
-def test_at_the_return(rule: str, pod: str | None, waits: float, expected: dict[str, list[str]]) -> None:
+def test_placeholder_stays_until_the_returning_pod_has_a_node(
+    rule: str, pod: str | None, waits: float, expected: dict[str, list[str]]
+) -> None:
     builder = WorldBuilder()
     builder.node(2)
     engine = returning(builder, pod=pod, waits=waits)
     assert told(plan_engine(builder.world, engine, NOW).placeholders) == expected, rule
 
 
-def test_a_pod_that_is_on_its_way_out_keeps_no_place() -> None:
+def test_placeholder_stays_while_the_old_pod_is_deleted() -> None:
     """A loan was called off while its slot stopped; the slot's next pod is not there yet."""
     builder = WorldBuilder()
     builder.node(2)
@@ -220,7 +222,9 @@ def lending(builder: WorldBuilder) -> InferenceEngine:
         ("one on another node is of an earlier loan", "n2", {"remove": ["chat-1-placeholder"]}),
     ],
 )
-def test_during_the_loan(rule: str, nominated: str | None, expected: dict[str, list[str]]) -> None:
+def test_placeholder_is_made_and_nominated_during_the_loan(
+    rule: str, nominated: str | None, expected: dict[str, list[str]]
+) -> None:
     builder = WorldBuilder()
     builder.node(2)
     engine = lending(builder)
@@ -229,7 +233,7 @@ def test_during_the_loan(rule: str, nominated: str | None, expected: dict[str, l
     assert told(plan_engine(builder.world, engine, NOW).placeholders) == expected, rule
 
 
-def test_an_engine_that_no_longer_wants_the_slot_lets_its_gpu_go() -> None:
+def test_placeholder_goes_with_a_slot_that_is_not_wanted() -> None:
     builder = WorldBuilder()
     builder.node(2)
     engine = builder.engine("chat", 1, preemption=LENDS)
@@ -238,7 +242,7 @@ def test_an_engine_that_no_longer_wants_the_slot_lets_its_gpu_go() -> None:
     assert told(plan_engine(builder.world, engine, NOW).placeholders) == {"remove": ["chat-1-placeholder"]}
 
 
-def test_the_placeholder_is_there_before_the_slot_stops() -> None:
+def test_placeholder_is_made_before_the_slot_stops() -> None:
     builder = WorldBuilder()
     builder.node(2)
     engine = builder.engine("chat", 2, preemption=LENDS)

@@ -36,7 +36,9 @@ def _restarts(builder: WorldBuilder) -> None:
         ("the device plugin restarts, and the node offers no GPU for a moment", _restarts, Reason.ALL_SERVING),
     ],
 )
-def test_a_replica_that_serves_goes_on(rule: str, change: Callable[[WorldBuilder], None], reason: Reason) -> None:
+def test_serving_replica_survives_a_pool_change(
+    rule: str, change: Callable[[WorldBuilder], None], reason: Reason
+) -> None:
     builder = WorldBuilder()
     builder.pool("a100")
     builder.node(1)
@@ -49,7 +51,7 @@ def test_a_replica_that_serves_goes_on(rule: str, change: Callable[[WorldBuilder
     assert (ready.status, ready.reason) == ("True", reason)
 
 
-def test_a_replica_that_does_not_run_waits_and_the_pool_is_named() -> None:
+def test_pool_not_found_is_named_by_a_waiting_engine() -> None:
     builder = WorldBuilder()
     engine = builder.engine("chat", 1, resources={"pool": "a100"})
     ready = planned_status(builder.world, engine, NOW).conditions[0]
@@ -57,7 +59,7 @@ def test_a_replica_that_does_not_run_waits_and_the_pool_is_named() -> None:
     assert "spec.resources.pool: there is no GPUPool a100" in ready.message
 
 
-def test_a_job_that_was_refused_for_want_of_nodes_is_looked_at_when_one_comes() -> None:
+def test_job_refused_for_no_nodes_is_woken_when_a_node_comes() -> None:
     cluster = Cluster()
     cluster.builder.job("a", outcomes=())
     cluster.work()

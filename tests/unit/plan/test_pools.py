@@ -25,7 +25,7 @@ def overlapping() -> WorldBuilder:
 
 
 @pytest.mark.parametrize(("name", "nodes"), [("old", ["n1"]), ("young", ["n2"]), ("default", [])])
-def test_a_node_that_two_pools_select_is_the_older_ones(name: str, nodes: list[str]) -> None:
+def test_node_selected_by_two_pools_belongs_to_the_older(name: str, nodes: list[str]) -> None:
     world = overlapping().world
     pool = find_pool(world, name)
     assert pool is not None
@@ -48,7 +48,7 @@ SPOT = Taint("example.com/spot", "yes", "NoSchedule")
         ("a taint that only advises", [], Taint("example.com/spot", "yes", "PreferNoSchedule"), True),
     ],
 )
-def test_which_taints_a_pools_pods_stand(
+def test_pool_tolerations_open_tainted_nodes(
     rule: str, tolerations: list[dict[str, str]], taint: Taint, taken: bool
 ) -> None:
     builder = WorldBuilder()
@@ -63,7 +63,7 @@ def test_which_taints_a_pools_pods_stand(
     )
 
 
-def test_a_pool_says_which_of_its_nodes_are_anothers() -> None:
+def test_node_selector_message_names_the_older_pool() -> None:
     world = overlapping().world
     pool = find_pool(world, "young")
     assert pool is not None
@@ -74,7 +74,7 @@ def test_a_pool_says_which_of_its_nodes_are_anothers() -> None:
     )
 
 
-def test_what_a_user_can_mend_is_said_before_many_nodes_that_take_no_pods() -> None:
+def test_node_selector_message_comes_before_cordoned_nodes() -> None:
     builder = overlapping()
     for _ in range(70):
         builder.node(1, cordoned=True)
@@ -88,7 +88,7 @@ def test_what_a_user_can_mend_is_said_before_many_nodes_that_take_no_pods() -> N
     )
 
 
-def test_pools_of_two_resources_may_share_a_node() -> None:
+def test_pools_of_different_resource_name_share_a_node() -> None:
     builder = overlapping()
     builder.pool("parts", resourceName="example.com/slice")
     told = refusal(builder.world, builder.job("a"))

@@ -43,7 +43,7 @@ class Displacing:
         return self.builder.trainer_pod(stage_job)
 
 
-def test_nobody_stops_before_the_job_that_comes_is_proven_and_bound() -> None:
+def test_preempted_job_trains_until_the_preemptor_is_bound() -> None:
     scene = Displacing()
     pod = scene.claim()
     assert decide(scene.builder, "low").reason is Reason.TRAINING
@@ -60,14 +60,14 @@ def test_nobody_stops_before_the_job_that_comes_is_proven_and_bound() -> None:
     assert (interruption.by, interruption.reason, interruption.at) == ("team/high", "Preempted", NOW)
 
 
-def test_nobody_gives_way_to_two() -> None:
+def test_claim_is_preempted_by_one_job_only() -> None:
     scene = Displacing()
     scene.claim()
     scene.builder.job("higher", scheduling={"policy": "Queue", "priority": 9})
     assert describe(allocated(scene.builder)) == "higher waits WaitingForGPUs"
 
 
-def test_a_job_that_can_not_run_interrupts_nobody() -> None:
+def test_preemptor_that_fails_preflight_stops_no_training() -> None:
     scene = Displacing()
     change(scene.builder, scene.claim(), gates=("sluice.dev/claim",))
     scene.builder.stranger("n1", 0, memory=64 << 30)
@@ -75,7 +75,7 @@ def test_a_job_that_can_not_run_interrupts_nobody() -> None:
     assert decide(scene.builder, "low").reason is Reason.TRAINING
 
 
-def test_a_job_that_found_another_gpu_meanwhile_interrupts_nobody() -> None:
+def test_preemptor_on_a_free_gpu_stops_no_training() -> None:
     scene = Displacing(gpus=2)
     low = AttemptRef(namespace="team", job="low", uid=scene.low.uid, gpus=1)
     claim = Claim(pool="default", resource=GPU, gpus=1, places=(NodeAllocation(node="n1", preempted=(low,)),), term=1)
@@ -84,8 +84,8 @@ def test_a_job_that_found_another_gpu_meanwhile_interrupts_nobody() -> None:
     assert counted(scene.builder) == (2, 0)
 
 
-def test_a_job_that_found_what_another_leaves_of_a_replica_needs_its_place() -> None:
-    """Seen in the soak: it was bound there before anybody had stopped, and the replica could not have come back."""
+def test_preemptor_on_a_spare_gpu_of_a_lent_slot_still_preempts() -> None:
+    """Seen in the soak: it was bound there before training had stopped, and the replica could not have come back."""
     jobs = "third: needs 1, takes chat/0 on n1 | low: needs 1, yields, on n1"
     builder = parse(f"pool: 3 gpus | {jobs} | chat: 1 replicas, gpus 2")
     high = builder.job("high", scheduling={"policy": "Queue", "priority": 5})
@@ -96,7 +96,7 @@ def test_a_job_that_found_what_another_leaves_of_a_replica_needs_its_place() -> 
 
 
 @pytest.mark.parametrize("gpus", [2, 3])
-def test_who_found_a_free_gpu_needs_no_place_whatever_the_node_lacks_later(gpus: int) -> None:
+def test_preemptor_on_a_free_gpu_preempts_nothing_if_crowded_later(gpus: int) -> None:
     """On the node of three GPUs a stranger gets one that is claimed, on the one of two a GPU has been lost."""
     builder = parse(f"pool: {gpus} gpus | low: needs 1, yields, on n1")
     low = next(live for live in live_claims(builder.world) if live.name == "team/low")
@@ -117,7 +117,7 @@ def test_who_found_a_free_gpu_needs_no_place_whatever_the_node_lacks_later(gpus:
     assert decide(builder, "low").reason is Reason.TRAINING
 
 
-def test_who_was_interrupted_waits_without_losing_an_attempt() -> None:
+def test_preemption_costs_no_attempt() -> None:
     scene = Displacing()
     change(scene.builder, scene.claim(), gates=(), nominated_node="n1", bound_at=NOW)
     outcomes = decide(scene.builder, "low").record
@@ -129,7 +129,7 @@ def test_who_was_interrupted_waits_without_losing_an_attempt() -> None:
     assert not decide(scene.builder, "low").failed
 
 
-def test_who_ends_by_itself_while_another_comes_in_its_place_does_not_take_it_back() -> None:
+def test_preempted_job_that_ends_first_does_not_take_its_gpu_back() -> None:
     """Seen in the soak: its pod had ended, its Job not yet, and both claims had the node."""
     scene = Displacing()
     pod = scene.claim()
@@ -156,11 +156,13 @@ def test_who_ends_by_itself_while_another_comes_in_its_place_does_not_take_it_ba
         ("training that has run for a minute may be interrupted", {"minRunSeconds": 60}, 0, "high takes n1 from low"),
         ("training that has run for less may not", {"minRunSeconds": 90}, 0, "high waits WaitingForGPUs"),
         ("it may a little later", {"minRunSeconds": 90}, 30, "high takes n1 from low"),
-        ("who comes waits first, in case it ends by itself", {"graceSeconds": 600}, 0, "high waits WaitingForGPUs"),
-        ("but no longer", {"graceSeconds": 600}, 360, "high takes n1 from low"),
+        ("graceSeconds are waited, in case it ends by itself", {"graceSeconds": 600}, 0, "high waits WaitingForGPUs"),
+        ("no longer than graceSeconds", {"graceSeconds": 600}, 360, "high takes n1 from low"),
     ],
 )  # fmt: skip
-def test_when_training_gives_way(rule: str, interruption: dict[str, int], seconds: int, expected: str) -> None:
+def test_min_run_seconds_and_grace_seconds_delay_preemption(
+    rule: str, interruption: dict[str, int], seconds: int, expected: str
+) -> None:
     scene = Displacing(**interruption)
     now = NOW + timedelta(seconds=seconds)
     allocation = allocated(scene.builder, now)
@@ -185,7 +187,7 @@ def counted(builder: WorldBuilder) -> tuple[int, int]:
         ("while the one is on its way out", {"deleting": True}),
     ],
 )
-def test_gpus_that_change_hands_are_counted_once(rule: str, changes: dict[str, bool]) -> None:
+def test_gpu_of_a_preempted_claim_is_counted_once(rule: str, changes: dict[str, bool]) -> None:
     scene = Displacing(gpus=4)
     scene.builder.stranger("n1", 2)
     scene.builder.job("third", scheduling={"policy": "Queue"})
@@ -200,7 +202,7 @@ def test_gpus_that_change_hands_are_counted_once(rule: str, changes: dict[str, b
     assert counted(scene.builder) == (1, 0), rule
 
 
-def test_a_later_claim_on_free_gpus_is_not_overlapped_by_two_that_share_theirs() -> None:
+def test_preemptor_and_preempted_do_not_overlap_a_later_claim() -> None:
     scene = Displacing(gpus=2)
     scene.builder.stranger("n1", 1)
     scene.claim()
@@ -213,8 +215,8 @@ def test_a_later_claim_on_free_gpus_is_not_overlapped_by_two_that_share_theirs()
     assert [overlapped_by(scene.builder.world, live) for live in claims] == [None, None, None]
 
 
-def test_what_is_left_of_a_place_is_nobodys_until_who_had_it_is_gone() -> None:
-    """Seen in the soak: who came was deleted before it was bound, so who had the place stayed, beside a third."""
+def test_spare_gpu_of_a_preempted_claim_is_not_free_until_it_ends() -> None:
+    """Seen in the soak: the preemptor was deleted before it was bound, so the preempted job stayed, beside a third."""
     builder = parse("pool: 2 gpus | low: needs 2, yields, on n1 | high: needs 1, queue, priority 5 | a: needs 1, queue")
     allocation = allocated(builder)
     assert describe(allocation) == "a waits WaitingForGPUs; high takes n1 from low"

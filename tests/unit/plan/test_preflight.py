@@ -28,7 +28,7 @@ GIB = 1 << 30
         ("a device that its own plugin counts", {"example.com/nic": 1}, ""),
     ],
 )
-def test_what_others_have_added_to_the_pod_counts(rule: str, added: Resources, lack: str) -> None:
+def test_preflight_counts_resources_added_to_the_pod(rule: str, added: Resources, lack: str) -> None:
     builder = WorldBuilder()
     node = builder.node(1)
     builder.version += 1

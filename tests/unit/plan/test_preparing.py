@@ -83,7 +83,7 @@ class Preparing:
         ({"other": 2}, {"third": 1}, "3 jobs of pool default prepare"),
     ],
 )
-def test_a_job_prepares_when_there_is_room_in_its_pool_and_its_namespace(
+def test_prepare_waits_for_at_once_and_per_namespace(
     running: dict[str, int], starting: dict[str, int], begins: str
 ) -> None:
     scene = Preparing()
@@ -99,7 +99,7 @@ def test_a_job_prepares_when_there_is_room_in_its_pool_and_its_namespace(
     assert decision.reason is (Reason.WAITING_TO_PREPARE if begins else Reason.PREPARING)
 
 
-def test_others_of_another_pool_and_those_that_have_ended_take_no_room() -> None:
+def test_prepare_at_once_counts_running_jobs_of_the_pool_only() -> None:
     scene = Preparing(at_once=1)
     scene.builder.pool("b", nodeSelector={"b": "b"})
     scene.builder.stage_job(scene.unprepared("elsewhere", resources={"pool": "b"}), Stage.PREPARE)
@@ -109,8 +109,8 @@ def test_others_of_another_pool_and_those_that_have_ended_take_no_room() -> None
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_each_is_prepared_in_the_end_and_never_too_many_at_once(seed: int) -> None:
-    """Whatever the order, and though a tenant has put words into the status of jobs that nobody looks at."""
+def test_prepare_reaches_each_job_and_keeps_to_at_once(seed: int) -> None:
+    """In any order, and though a tenant has forged the status of jobs that the operator leaves alone."""
     order = random.Random(seed)
     scene = Preparing()
     forged = {"summary": Reason.WAITING_TO_PREPARE}
@@ -140,7 +140,7 @@ def test_each_is_prepared_in_the_end_and_never_too_many_at_once(seed: int) -> No
     assert set(said.values()) == {Reason.PENDING}  # prepared, and waits for GPUs
 
 
-def test_the_next_begins_when_a_job_is_deleted_while_its_data_is_prepared() -> None:
+def test_prepare_of_the_next_job_begins_when_one_is_deleted() -> None:
     scene = Preparing(at_once=1)
     first, second = scene.unprepared("first"), scene.unprepared("second")
     scene.builder.stage_job(first, Stage.PREPARE)

@@ -72,7 +72,7 @@ def decide(made: WorldBuilder) -> JobDecision:
     return plan_job(made.world, job, NOW, Limits())
 
 
-def test_the_adapter_is_written_when_it_is_not_there() -> None:
+def test_publish_writes_a_missing_adapter() -> None:
     decision = decide(builder())
     assert decision.reason is Reason.PUBLISHING
     assert decision.publish == EXPORTED.export
@@ -89,7 +89,9 @@ def test_the_adapter_is_written_when_it_is_not_there() -> None:
         ("its engine can't be changed", "a", True, "other", "Adapter tone is one of engine other"),
     ],
 )
-def test_whose_adapter_a_job_writes(rule: str, job: str, replace: bool, engine: str, says: str) -> None:
+def test_name_taken_unless_the_adapter_is_own_or_replace_is_set(
+    rule: str, job: str, replace: bool, engine: str, says: str
+) -> None:
     made = builder(replace=replace)
     adapter(made, OTHER, "True", job, engine)
     decision = decide(made)
@@ -98,7 +100,7 @@ def test_whose_adapter_a_job_writes(rule: str, job: str, replace: bool, engine: 
     assert says in decision.message
 
 
-def test_a_job_whose_adapters_name_is_taken_takes_nothing() -> None:
+def test_job_with_name_taken_gets_no_gpu() -> None:
     made = WorldBuilder()
     made.node(2)
     made.engine("chat", 1)
@@ -109,14 +111,14 @@ def test_a_job_whose_adapters_name_is_taken_takes_nothing() -> None:
     assert describe(allocated(made)) == "b takes n1"
 
 
-def test_a_refused_adapter_says_why_and_is_waited_for() -> None:
+def test_publish_waits_for_a_refused_adapter_and_says_why() -> None:
     made = builder()
     adapter(made, DIGEST, "False")
     decision = decide(made)
     assert (decision.reason, decision.message, decision.failed) == (Reason.BASE_MODEL_DIFFERS, "words", False)
 
 
-def test_success_is_recorded_where_it_outlives_status() -> None:
+def test_success_records_the_published_digest() -> None:
     made = builder()
     adapter(made, DIGEST, "True")
     decision = decide(made)
@@ -125,7 +127,7 @@ def test_success_is_recorded_where_it_outlives_status() -> None:
     assert decision.record.published == DIGEST
 
 
-def test_a_rollback_by_hand_after_success_stays_though_the_status_was_lost() -> None:
+def test_rollback_by_hand_survives_a_lost_status() -> None:
     made = builder(published=DIGEST)
     adapter(made, OTHER, "True")
     decision = decide(made)

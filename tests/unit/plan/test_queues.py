@@ -34,17 +34,17 @@ LAB = {"matchLabels": {"tier": "research"}}
          "pool: 4 gpus | a: needs 1, on n1 | b: needs 1 | c: needs 1, in lab",
          {"quotas": [{"namespaces": TEAM, "maxGPUs": 1}]},
          "b waits NamespaceQuota; c takes n1"),
-        ("but what it waits for in front is of the quota",
+        ("what a job in front waits for counts in the quota",
          "pool: 3 2 gpus | c: needs 3, on n1, in lab | a: needs 3, queue | b: needs 1, queue "
          "| d: needs 1, queue, in lab",
          {"quotas": [{"namespaces": TEAM, "maxGPUs": 3}]},
          "a waits WaitingForGPUs; b waits NamespaceQuota; d takes n2"),
-        ("and so is what it may borrow",
+        ("what a job in front may borrow counts in the quota",
          "pool: 4 3 gpus | c: needs 4, on n1, in lab | chat: 3 replicas | dear: 0 replicas, floor 0 "
          "| a: needs 4, priority 5 | b: needs 1",
          {"quotas": [{"namespaces": TEAM, "maxBorrowedGPUs": 4}]},
          "a waits WaitingForGPUs; b waits BehindInQueue"),
-        ("nor does a smaller job of its own take the quota first",
+        ("a smaller job of the namespace does not take the quota first",
          "pool: 4 gpus | a: needs 1, on n1 | b: needs 2, queue | c: needs 1, queue | d: needs 1, queue, in lab",
          {"quotas": [{"namespaces": TEAM, "maxGPUs": 2}]},
          "b waits NamespaceQuota; c waits NamespaceQuota; d takes n1"),
@@ -72,19 +72,19 @@ LAB = {"matchLabels": {"tier": "research"}}
          "pool: 2 gpus | chat: 2 replicas, anywhere | a: needs 1 | b: needs 1, in lab",
          {"quotas": [{"namespaces": TEAM, "maxBorrowedGPUs": 0}]},
          "a waits NamespaceQuota; b takes chat/1"),
-        ("nor does who would not",
+        ("a job of policy Queue keeps nobody else from borrowing",
          "pool: 2 gpus | chat: 2 replicas | a: needs 1, queue | b: needs 1",
          {},
          "a waits WaitingForGPUs; b takes chat/1"),
-        ("what its replicas have counts with its jobs, if the quota says so",
+        ("maxTotalGPUs counts replicas and jobs together",
          "pool: 4 gpus | chat: 2 replicas, never | a: needs 1 | b: needs 1",
          {"quotas": [{"namespaces": TEAM, "maxTotalGPUs": 3}]},
          "a takes n1; b waits NamespaceQuota"),
-        ("what it lends to itself counts once: nothing more is in use then, and free GPUs are left alone",
+        ("maxTotalGPUs counts what a namespace lends to itself once: no more is in use, and free GPUs stay free",
          "pool: 4 gpus | chat: 2 replicas, floor 0 | a: needs 1 | b: needs 1 | c: needs 1",
          {"quotas": [{"namespaces": TEAM, "maxTotalGPUs": 2}]},
          "a takes chat/1; b takes chat/0; c waits NamespaceQuota"),
-        ("what is lent to it already counts once too",
+        ("maxTotalGPUs counts a loan that has begun once",
          "pool: 4 gpus | chat: 2 replicas, floor 0 | a: needs 1, takes chat/1 on n1 | b: needs 1",
          {"quotas": [{"namespaces": TEAM, "maxTotalGPUs": 3}]},
          "b takes n1"),
@@ -92,7 +92,7 @@ LAB = {"matchLabels": {"tier": "research"}}
          "pool: 4 gpus | chat: 2 replicas, anywhere | a: needs 1, takes chat/1 on n1, in lab | b: needs 1, queue",
          {"quotas": [{"namespaces": TEAM, "maxTotalGPUs": 2}]},
          "b waits NamespaceQuota"),
-        ("who waits for that holds back its own namespace only",
+        ("a job that waits for maxTotalGPUs holds back its own namespace only",
          "pool: 4 gpus | chat: 2 replicas, never | a: needs 2, queue | b: needs 1, queue | c: needs 1, queue, in lab",
          {"quotas": [{"namespaces": TEAM, "maxTotalGPUs": 3}]},
          "a waits NamespaceQuota; b waits NamespaceQuota; c takes n1"),
@@ -106,7 +106,9 @@ LAB = {"matchLabels": {"tier": "research"}}
          "b takes n1"),
     ],
 )  # fmt: skip
-def test_what_a_namespace_may_have(rule: str, world: str, pool: dict[str, Any], expected: str) -> None:
+def test_quotas_and_allowed_namespaces_bound_a_namespace(
+    rule: str, world: str, pool: dict[str, Any], expected: str
+) -> None:
     builder = parse(world)
     builder.namespace("lab", tier="research")
     builder.pool(**pool)
@@ -125,7 +127,7 @@ def test_what_a_namespace_may_have(rule: str, world: str, pool: dict[str, Any], 
          Reason.NAMESPACE_QUOTA, "raise maxTotalGPUs"),
     ],
 )  # fmt: skip
-def test_what_a_pool_refuses_is_refused_before_anything_runs(
+def test_job_beyond_quotas_or_allowed_namespaces_is_refused(
     rule: str, pool: dict[str, Any], job: dict[str, Any], reason: Reason, says: str
 ) -> None:
     builder = WorldBuilder()
@@ -146,7 +148,7 @@ def engine(builder: WorldBuilder, **terms: Any) -> InferenceEngine:
     return made
 
 
-def test_an_engine_lends_to_the_namespaces_that_it_selects() -> None:
+def test_lend_to_namespaces_selects_the_borrowers() -> None:
     builder = WorldBuilder()
     builder.node(2)
     engine(builder, lendTo="Selected", lendToNamespaces=LAB)
@@ -162,7 +164,7 @@ EVENING = NOW.replace(hour=21)
 AT_NIGHT = NOW.replace(hour=22)
 
 
-def test_an_engine_lends_in_its_hours_and_the_pool_looks_again_when_they_begin() -> None:
+def test_borrow_windows_open_and_the_pool_looks_again() -> None:
     builder = WorldBuilder()
     builder.node(2)
     engine(builder, borrowWindows=[NIGHT])
@@ -176,7 +178,7 @@ def test_an_engine_lends_in_its_hours_and_the_pool_looks_again_when_they_begin()
     assert describe(allocated(builder, AT_NIGHT)) == "a takes chat/1"
 
 
-def test_a_time_zone_that_nobody_knows_is_named_on_the_engine_and_on_the_job() -> None:
+def test_time_zone_unknown_is_named_on_engine_and_job() -> None:
     builder = WorldBuilder()
     builder.node(2)
     made = engine(builder, borrowWindows=[{**NIGHT, "timeZone": "Europe/Berln"}])
@@ -187,7 +189,7 @@ def test_a_time_zone_that_nobody_knows_is_named_on_the_engine_and_on_the_job() -
     assert "borrowWindows[0].timeZone: there is no time zone Europe/Berln" in lent.message
 
 
-def test_a_time_zone_that_nobody_knows_is_named_while_something_is_lent_too() -> None:
+def test_time_zone_unknown_is_named_during_a_loan() -> None:
     builder = WorldBuilder()
     builder.node(2)
     made = engine(builder, borrowWindows=[NIGHT, {**NIGHT, "timeZone": "Europe/Berln"}])
@@ -201,7 +203,7 @@ def test_a_time_zone_that_nobody_knows_is_named_while_something_is_lent_too() ->
     )
 
 
-def test_a_loan_goes_on_when_the_window_closes() -> None:
+def test_loan_goes_on_when_borrow_windows_close() -> None:
     builder = WorldBuilder()
     builder.node(2)
     engine(builder, borrowWindows=[NIGHT])
@@ -217,7 +219,7 @@ def decided(builder: WorldBuilder, job: FineTuneJob, after: float) -> JobDecisio
     return plan_job(builder.world, job, NOW + timedelta(seconds=after), Limits())
 
 
-def test_not_before_its_time() -> None:
+def test_not_before_delays_the_claim() -> None:
     builder = WorldBuilder()
     builder.node(2)
     begins = NOW + timedelta(seconds=60)
@@ -235,7 +237,7 @@ def test_not_before_its_time() -> None:
         ("or from notBefore, if that is later", {"notBefore": NOW.isoformat()}, 600),
     ],
 )
-def test_who_waits_too_long_fails(rule: str, scheduling: dict[str, Any], fails_after: float) -> None:
+def test_queue_deadline_seconds_fail_a_waiting_job(rule: str, scheduling: dict[str, Any], fails_after: float) -> None:
     builder = WorldBuilder()
     job = builder.job("a", scheduling={"queueDeadlineSeconds": 600, **scheduling})
     builder.node(2)
@@ -247,7 +249,7 @@ def test_who_waits_too_long_fails(rule: str, scheduling: dict[str, Any], fails_a
 
 
 @pytest.mark.parametrize("reason", [Reason.QUOTA_EXCEEDED, Reason.NOT_BOUND, Reason.UNSCHEDULABLE])
-def test_a_claim_that_was_given_up_has_not_ended_the_wait_for_the_first_gpus(reason: Reason) -> None:
+def test_queue_deadline_seconds_go_on_over_a_claim_given_up(reason: Reason) -> None:
     builder = WorldBuilder()
     given_up = trained(1, 290, 358).model_copy(update={"reason": reason})
     job = builder.job("a", outcomes=(PREPARED, given_up), scheduling={"queueDeadlineSeconds": 600})
@@ -259,7 +261,7 @@ def test_a_claim_that_was_given_up_has_not_ended_the_wait_for_the_first_gpus(rea
     assert describe(allocated(builder, NOW + timedelta(seconds=3600))) == ""
 
 
-def test_who_has_trained_waits_for_its_next_gpus_without_a_deadline() -> None:
+def test_queue_deadline_seconds_end_with_the_first_training() -> None:
     builder = WorldBuilder()
     job = builder.job("a", outcomes=(PREPARED, trained(1, 0, 40)), scheduling={"queueDeadlineSeconds": 600})
     assert not decided(builder, job, 3600).failed
@@ -276,7 +278,7 @@ def trained(attempt: int, begin: float, end: float) -> AttemptOutcome:
     )
 
 
-def test_only_training_counts_against_the_active_deadline() -> None:
+def test_active_deadline_seconds_count_training_only() -> None:
     """40 s in a first attempt, an hour of waiting, then the rest."""
     builder = WorldBuilder()
     builder.node(1)
@@ -300,7 +302,9 @@ def test_only_training_counts_against_the_active_deadline() -> None:
         ("who was done in time is done", (trained(1, 0, 101).model_copy(update={"reason": "Done"}),), False),
     ],
 )
-def test_training_time_that_is_over(rule: str, outcomes: tuple[AttemptOutcome, ...], failed: bool) -> None:
+def test_active_deadline_seconds_count_all_attempts(
+    rule: str, outcomes: tuple[AttemptOutcome, ...], failed: bool
+) -> None:
     builder = WorldBuilder()
     builder.node(1)
     job = builder.job("a", outcomes=(PREPARED, *outcomes), activeDeadlineSeconds=100)
@@ -310,7 +314,7 @@ def test_training_time_that_is_over(rule: str, outcomes: tuple[AttemptOutcome, .
     assert decided(builder, job, 120).failed is failed, rule
 
 
-def test_training_that_will_not_be_done_in_time_says_so() -> None:
+def test_training_message_warns_of_active_deadline_seconds() -> None:
     builder = WorldBuilder()
     builder.node(1)
     job = builder.job("a", activeDeadlineSeconds=3600)
@@ -328,7 +332,7 @@ def test_training_that_will_not_be_done_in_time_says_so() -> None:
         assert ("it is stopped, 2026-11-22 13:00 UTC" in decision.message) is warned, decision.message
 
 
-def test_a_job_whose_time_is_over_does_not_come_back_when_its_pod_is_gone() -> None:
+def test_job_past_active_deadline_seconds_stays_failed() -> None:
     cluster = Cluster()
     cluster.builder.node(1)
     cluster.builder.job("a", activeDeadlineSeconds=30)
@@ -342,7 +346,7 @@ def test_a_job_whose_time_is_over_does_not_come_back_when_its_pod_is_gone() -> N
     assert not cluster.world.claiming
 
 
-def test_a_slot_that_comes_back_goes_to_the_next_job_without_starting_in_between() -> None:
+def test_returned_slot_is_lent_to_the_next_job_without_a_restart() -> None:
     """If the next claim is made within seconds; else the engine has it."""
     builder = WorldBuilder()
     builder.node(2)

@@ -58,7 +58,7 @@ class Lent:
 SERVING, LENT, RECLAIMING, WAITING = SlotState.SERVING, SlotState.LENT, SlotState.RECLAIMING, SlotState.WAITING
 
 
-def test_an_engine_that_is_raised_above_its_gpus_asks_its_loan_back() -> None:
+def test_raised_replicas_reclaim_the_loan() -> None:
     scene = Lent()
     assert scene.decides() == [SERVING, LENT]
     scene.resize(3)
@@ -82,20 +82,20 @@ class TwiceLent(Lent):
         self.resize(3)
 
 
-def test_an_engine_that_lacks_replicas_asks_all_its_loans_back() -> None:
+def test_raised_replicas_reclaim_all_loans() -> None:
     scene = TwiceLent()
     assert scene.decides() == [SERVING, LENT, LENT]
     scene.resize(4)
     assert scene.decides() == [SERVING, RECLAIMING, RECLAIMING, WAITING]
 
 
-def test_an_engine_with_too_much_to_answer_asks_for_the_newest_loan_first() -> None:
+def test_load_over_reclaim_above_reclaims_the_newest_loan_first() -> None:
     scene = TwiceLent(reclaimAbove=4)
     scene.load(5)
     assert scene.decides() == [SERVING, LENT, RECLAIMING]
 
 
-def test_no_other_loan_is_asked_back_while_a_borrower_leaves() -> None:
+def test_reclaim_waits_while_a_borrower_leaves() -> None:
     scene = TwiceLent(reclaimAbove=4)
     scene.load(5)
     change(scene.builder, scene.second, deleting=True)
@@ -107,7 +107,7 @@ def replace_index(slot: SlotRef, index: int) -> SlotRef:
     return slot.model_copy(update={"index": index})
 
 
-def test_a_loan_that_has_not_begun_is_not_asked_back() -> None:
+def test_reclaim_leaves_a_loan_that_has_not_begun() -> None:
     scene = Lent()
     scene.builder.store.remove(scene.trainer.key, scene.trainer.uid)
     scene.builder.slot(scene.engine, 1, "n1")
@@ -115,7 +115,7 @@ def test_a_loan_that_has_not_begun_is_not_asked_back() -> None:
     assert scene.decides() == [SERVING, SERVING, WAITING]
 
 
-def test_an_engine_that_never_reclaims_waits_for_the_job() -> None:
+def test_reclaim_never_waits_for_the_job() -> None:
     scene = Lent(reclaim="Never")
     scene.resize(3)
     assert scene.decides() == [SERVING, LENT, WAITING]
@@ -123,13 +123,13 @@ def test_an_engine_that_never_reclaims_waits_for_the_job() -> None:
 
 
 @pytest.mark.parametrize(("load", "expected"), [(4.0, [SERVING, LENT]), (4.1, [SERVING, RECLAIMING])])
-def test_an_engine_with_too_much_to_answer_asks_its_loan_back(load: float, expected: list[SlotState]) -> None:
+def test_load_over_reclaim_above_reclaims_the_loan(load: float, expected: list[SlotState]) -> None:
     scene = Lent(reclaimAbove=4)
     scene.load(load)
     assert scene.decides() == expected
 
 
-def test_a_word_said_to_an_earlier_borrower_is_not_meant_for_this_one() -> None:
+def test_reclaim_from_an_earlier_borrower_does_not_count() -> None:
     scene = Lent()
     scene.resize(3)
     scene.decides()
@@ -144,7 +144,7 @@ def test_a_word_said_to_an_earlier_borrower_is_not_meant_for_this_one() -> None:
         ("an engine does not lend what it would ask back", 4.1, "a waits EngineInDemand"),
     ],
 )
-def test_an_engine_lends_what_its_load_allows(rule: str, load: float, expected: str) -> None:
+def test_load_over_reclaim_above_prevents_a_loan(rule: str, load: float, expected: str) -> None:
     builder = WorldBuilder()
     builder.node(2)
     engine = builder.engine("chat", 2, preemption={**RECLAIMS, "reclaimAbove": 4})
@@ -158,7 +158,7 @@ def test_an_engine_lends_what_its_load_allows(rule: str, load: float, expected: 
 
 
 @pytest.mark.parametrize(("led", "expected"), [(29, "a waits EngineInDemand"), (31, "a takes chat/1")])
-def test_a_young_term_does_not_know_the_load_and_lends_none_that_may_be_needed(led: float, expected: str) -> None:
+def test_engine_lends_nothing_before_its_load_is_known(led: float, expected: str) -> None:
     builder = WorldBuilder()
     builder.node(2)
     engine = builder.engine("chat", 2, preemption={**RECLAIMS, "reclaimAbove": 4})
@@ -169,7 +169,7 @@ def test_a_young_term_does_not_know_the_load_and_lends_none_that_may_be_needed(l
     assert describe(allocated(builder)) == expected
 
 
-def test_an_engine_that_lacks_replicas_and_would_ask_them_back_lends_none() -> None:
+def test_engine_that_would_reclaim_at_once_lends_nothing() -> None:
     builder = parse("pool: 2 gpus | chat: 3 replicas, floor 1 | a: needs 1")
     assert describe(allocated(builder)) == "a takes chat/1"
     builder = WorldBuilder()
@@ -181,7 +181,7 @@ def test_an_engine_that_lacks_replicas_and_would_ask_them_back_lends_none() -> N
     assert describe(allocated(builder)) == "a waits EngineInDemand"
 
 
-def test_a_slot_that_starts_again_says_when() -> None:
+def test_returned_slot_records_restarted_at() -> None:
     scene = Lent()
     scene.builder.store.remove(scene.stage_job.key, scene.stage_job.uid)
     scene.builder.store.remove(scene.trainer.key, scene.trainer.uid)

@@ -54,7 +54,7 @@ def attempt(number: int, reason: Reason, minutes: int = 1) -> AttemptOutcome:
         ([Reason.NODE_LOST], None),
     ],
 )
-def test_the_pause_before_the_next_attempt(ended: list[Reason], seconds: int | None) -> None:
+def test_backoff_seconds_delay_the_next_attempt(ended: list[Reason], seconds: int | None) -> None:
     job = WorldBuilder().job("a", retry={"backoffSeconds": 20, "maxBackoffSeconds": 70})
     record = Outcomes(attempts=tuple(attempt(number, reason) for number, reason in enumerate(ended, start=1)))
     expected = NOW + timedelta(seconds=seconds) if seconds is not None else None
@@ -82,7 +82,7 @@ def test_the_pause_before_the_next_attempt(ended: list[Reason], seconds: int | N
         (Reason.GPU_FAILED, Reason.ATTEMPTS_EXHAUSTED),
     ],
 )
-def test_which_ends_are_final_for_a_job_of_one_attempt(reason: Reason, fails: Reason | None) -> None:
+def test_outcome_decides_whether_a_job_of_one_attempt_fails(reason: Reason, fails: Reason | None) -> None:
     builder = WorldBuilder()
     builder.node(1)
     job = builder.job("a", outcomes=(PREPARED, attempt(1, reason)), retry={"attempts": 1})
@@ -90,7 +90,7 @@ def test_which_ends_are_final_for_a_job_of_one_attempt(reason: Reason, fails: Re
     assert (decision.reason if decision.failed else None) == fails
 
 
-def test_a_job_that_never_gets_its_node_does_not_fill_its_record() -> None:
+def test_record_keeps_few_claims_that_were_given_up() -> None:
     claims = [attempt(number, Reason.QUOTA_EXCEEDED) for number in range(2, 2000)]
     record = Outcomes(attempts=(PREPARED, attempt(1, Reason.PREEMPTED), *claims))
     kept = compact(record)
@@ -100,14 +100,14 @@ def test_a_job_that_never_gets_its_node_does_not_fill_its_record() -> None:
     assert next_training_attempt(builder.world, job) == 2000
 
 
-def test_a_claim_that_never_got_its_node_is_no_training_time() -> None:
+def test_active_deadline_seconds_leave_out_claims_without_a_node() -> None:
     record = Outcomes(attempts=(attempt(1, Reason.UNSCHEDULABLE, minutes=50), attempt(2, Reason.PREEMPTED, minutes=10)))
     job = WorldBuilder().job("a", activeDeadlineSeconds=3600)
     assert training_ends(job, record, NOW) == NOW + timedelta(minutes=50)
 
 
 @pytest.mark.parametrize(("seconds", "goes"), [(59, False), (60, True)])
-def test_a_job_that_is_over_goes_when_its_time_to_live_is_over(seconds: int, goes: bool) -> None:
+def test_ttl_seconds_after_finished_removes_the_job(seconds: int, goes: bool) -> None:
     builder = WorldBuilder()
     builder.node(1)
     job = builder.job("a", outcomes=(PREPARED, attempt(1, Reason.OUT_OF_MEMORY)), ttlSecondsAfterFinished=60)
@@ -126,7 +126,7 @@ def test_a_job_that_is_over_goes_when_its_time_to_live_is_over(seconds: int, goe
         ("but no sooner than its period ends", {"ageingSeconds": 7200}, "new takes n1; old waits WaitingForGPUs"),
     ],
 )
-def test_ageing(rule: str, pool: dict[str, Any], expected: str) -> None:
+def test_ageing_seconds_put_an_old_job_first(rule: str, pool: dict[str, Any], expected: str) -> None:
     builder = WorldBuilder()
     builder.node(1)
     builder.pool(**pool)
@@ -136,7 +136,7 @@ def test_ageing(rule: str, pool: dict[str, Any], expected: str) -> None:
     assert describe(allocated(builder)) == expected, rule
 
 
-def test_who_comes_has_waited_though_a_claim_of_its_own_was_given_up() -> None:
+def test_grace_seconds_go_on_over_a_claim_given_up() -> None:
     builder = WorldBuilder()
     builder.node(1)
     low = builder.job("low", scheduling={"interruption": {**YIELDS, "graceSeconds": 180}})
@@ -154,7 +154,9 @@ def test_who_comes_has_waited_though_a_claim_of_its_own_was_given_up() -> None:
         (Reason.PREEMPTED, timedelta(minutes=2), "new takes n1; old waits WaitingForGPUs"),
     ],
 )
-def test_a_wait_goes_on_over_a_claim_that_was_given_up(reason: Reason, since: timedelta, expected: str) -> None:
+def test_queue_since_and_ageing_seconds_go_on_over_a_claim_given_up(
+    reason: Reason, since: timedelta, expected: str
+) -> None:
     builder = WorldBuilder()
     builder.node(1)
     builder.pool(ageingSeconds=600)
@@ -182,20 +184,20 @@ def resumed(number: int, at: int | None, reason: Reason = Reason.DONE) -> Attemp
 @pytest.mark.parametrize(
     ("rule", "attempts", "lost"),
     [
-        ("what is saved on the way out is not known", [(Reason.PREEMPTED, STOPPED)], [None]),
-        ("who goes on says it", [(Reason.PREEMPTED, STOPPED), resumed(2, 50)], [0, 0]),
-        ("and says when it was less", [(Reason.RECLAIMED, STOPPED), resumed(2, 45)], [5, 0]),
-        ("or nothing at all", [(Reason.SUSPENDED, STOPPED), resumed(2, None)], [50, 0]),
+        ("what was saved at the end is not known yet", [(Reason.PREEMPTED, STOPPED)], [None]),
+        ("the next attempt says from which step it goes on", [(Reason.PREEMPTED, STOPPED), resumed(2, 50)], [0, 0]),
+        ("the next attempt goes on from an earlier step", [(Reason.RECLAIMED, STOPPED), resumed(2, 45)], [5, 0]),
+        ("the next attempt begins anew", [(Reason.SUSPENDED, STOPPED), resumed(2, None)], [50, 0]),
         ("a claim that was given up says nothing",
          [(Reason.STALLED, STOPPED), (Reason.NOT_BOUND, {}), resumed(3, 50)], [0, 0, 0]),
         ("the second's words are not about the first",
          [(Reason.PREEMPTED, STOPPED), (Reason.PREEMPTED, STOPPED), resumed(3, 50)], [None, 0, 0]),
-        ("who says it itself is believed", [resumed(1, None, Reason.PREEMPTED)], [10]),
-        ("who did not get to a step lost none", [(Reason.SUSPENDED, {})], [0]),
-        ("who is gone with its node saves nothing", [(Reason.NODE_LOST, STOPPED)], [10]),
+        ("the last words of the attempt are believed", [resumed(1, None, Reason.PREEMPTED)], [10]),
+        ("an attempt without a step lost none", [(Reason.SUSPENDED, {})], [0]),
+        ("an attempt that is lost with its node saves nothing", [(Reason.NODE_LOST, STOPPED)], [10]),
     ],
 )  # fmt: skip
-def test_how_many_steps_an_attempt_lost(
+def test_lost_steps_are_known_from_the_next_attempt(
     rule: str, attempts: list[AttemptOutcome | tuple[Reason, dict[str, int]]], lost: list[int | None]
 ) -> None:
     builder = WorldBuilder()
@@ -212,7 +214,7 @@ def test_how_many_steps_an_attempt_lost(
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_an_attempt_that_a_woken_leader_makes_anew_goes(trained: bool) -> None:
+def test_attempt_repeated_by_an_old_leader_is_deleted(trained: bool) -> None:
     """Seen in the soak, after 300,000 operations: it held its GPUs for ever once the job had succeeded."""
     builder = WorldBuilder()
     builder.node(2)
@@ -225,7 +227,7 @@ def test_an_attempt_that_a_woken_leader_makes_anew_goes(trained: bool) -> None:
     assert stray in plan_job(builder.world, job, NOW, Limits()).delete
 
 
-def test_an_attempt_that_has_just_ended_is_left_to_the_job_controller() -> None:
+def test_ended_attempt_is_left_to_the_job_controller() -> None:
     builder = WorldBuilder()
     builder.node(1)
     job = builder.job("a", outcomes=(PREPARED, attempt(1, Reason.DONE)))
@@ -239,7 +241,7 @@ FULL = "output.uri pvc://adapters/out: No space left on device (0 bytes free). M
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_a_full_volume_is_waited_for_once_there_is_something_to_lose(stage: Stage) -> None:
+def test_output_not_writable_fails_prepare_and_delays_later_stages(stage: Stage) -> None:
     builder = WorldBuilder()
     builder.node(1)
     full = attempt(2, Reason.OUTPUT_NOT_WRITABLE).model_copy(update={"stage": stage, "message": FULL})
@@ -259,7 +261,7 @@ def test_a_full_volume_is_waited_for_once_there_is_something_to_lose(stage: Stag
     assert (later.start is not None) == (stage is Stage.EXPORT)
 
 
-def test_who_suspends_a_job_in_a_pause_ends_the_pause() -> None:
+def test_suspend_ends_the_backoff() -> None:
     builder = WorldBuilder()
     builder.node(1)
     ended = (PREPARED, attempt(1, Reason.OUTPUT_NOT_WRITABLE))
@@ -281,7 +283,7 @@ def test_who_suspends_a_job_in_a_pause_ends_the_pause() -> None:
     assert again.record is None, "there was no pause"
 
 
-def test_a_job_that_waits_for_room_does_not_fill_its_record() -> None:
+def test_record_keeps_few_attempts_of_output_not_writable() -> None:
     kept = compact(Outcomes(attempts=tuple(attempt(number, Reason.OUTPUT_NOT_WRITABLE) for number in range(1, 500))))
     assert [one.attempt for one in kept.attempts] == [494, 495, 496, 497, 498, 499]
 
@@ -302,8 +304,8 @@ def test_a_record_of_many_attempts_fits_into_an_annotation() -> None:
     assert [len(a.message) for a in compact(more).attempts[1:]] == [0] * 40 + [2000] * 20
 
 
-def test_what_is_read_of_a_record_goes_with_its_job() -> None:
-    """Else who patches the record again and again takes the operator's memory."""
+def test_parsed_record_is_freed_with_its_job() -> None:
+    """Else a tenant that patches the record again and again takes the operator's memory."""
     builder = WorldBuilder()
     read = [weakref.ref(recorded(builder.job("a", outcomes=(PREPARED, attempt(1, reason))))) for reason in Reason]
     gc.collect()

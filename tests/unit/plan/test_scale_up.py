@@ -74,7 +74,7 @@ def decide(builder: WorldBuilder, name: str, now: datetime = NOW) -> JobDecision
          "a waits ScalingUp"),
     ],
 )  # fmt: skip
-def test_nodes_before_loans(rule: str, world: str, expected: str) -> None:
+def test_scale_up_first_asks_for_nodes_before_it_borrows(rule: str, world: str, expected: str) -> None:
     assert describe(allocated(parse(world))) == expected, rule
 
 
@@ -95,13 +95,13 @@ def test_nodes_before_loans(rule: str, world: str, expected: str) -> None:
          "b takes n1"),
     ],
 )  # fmt: skip
-def test_when_its_time_is_over(rule: str, world: str, expected: str) -> None:
+def test_scale_up_first_ends_after_wait_seconds(rule: str, world: str, expected: str) -> None:
     builder = parse(world)
     assert describe(allocated(builder, OVER)) == expected, rule
     assert made(builder, OVER) == []
 
 
-def test_its_time_begins_when_it_is_ready_and_its_end_is_a_change() -> None:
+def test_wait_seconds_run_from_ready_and_the_pool_looks_again() -> None:
     builder = WorldBuilder()
     builder.node(1)
     builder.engine("chat", 1, preemption=LENDS)
@@ -119,7 +119,7 @@ def test_its_time_begins_when_it_is_ready_and_its_end_is_a_change() -> None:
     ("reason", "asks"),
     [(Reason.QUOTA_EXCEEDED, False), (Reason.UNSCHEDULABLE, False), (Reason.PREEMPTED, True), (Reason.REQUEUED, True)],
 )
-def test_it_asks_anew_after_training_and_not_after_a_claim_that_came_to_nothing(reason: Reason, asks: bool) -> None:
+def test_scale_up_first_begins_anew_only_after_training(reason: Reason, asks: bool) -> None:
     long_ago = replace_times(PREPARED, NOW - timedelta(hours=1))
     train = AttemptOutcome(stage=Stage.TRAIN, attempt=1, reason=reason, ended_at=NOW - timedelta(seconds=90))
     builder = WorldBuilder()
@@ -134,7 +134,7 @@ def replace_times(outcome: AttemptOutcome, at: datetime) -> AttemptOutcome:
     return outcome.model_copy(update={"started_at": at, "ended_at": at})
 
 
-def test_what_it_says() -> None:
+def test_scaling_up_message_says_until_when() -> None:
     builder = parse("pool: 2 gpus | chat: 2 replicas | b: needs 1, queue | a: needs 1, scales")
     assert waits(builder, "a").message == (
         "Waiting for 1 GPU in pool default since 2026-11-22 11:56 UTC. It asks for nodes and borrows nothing until "
@@ -144,7 +144,7 @@ def test_what_it_says() -> None:
     assert waits(builder, "a").position == "2"
 
 
-def test_who_fits_no_node_says_why_and_what_follows() -> None:
+def test_scaling_up_message_says_why_no_node_fits() -> None:
     builder = parse("pool: 1 gpus | a: needs 2, scales")
     decision = decide(builder, "a")
     assert decision.reason is Reason.SCALING_UP
@@ -155,7 +155,7 @@ def test_who_fits_no_node_says_why_and_what_follows() -> None:
     assert refused.message.endswith("None came within 600 s (spec.scheduling.scaleUpFirst).")
 
 
-def test_its_data_is_prepared_before_anything_is_known_of_larger_nodes() -> None:
+def test_scale_up_first_job_prepares_without_a_node() -> None:
     builder = WorldBuilder()
     builder.job("a", outcomes=(), scheduling={"policy": "Queue", "scaleUpFirst": {}})
     builder.job("b", outcomes=(), scheduling={"policy": "Queue"})
@@ -164,7 +164,7 @@ def test_its_data_is_prepared_before_anything_is_known_of_larger_nodes() -> None
     assert planned(builder).make == ()
 
 
-def test_nobody_can_be_asked_for_nodes_of_a_pool_by_dra() -> None:
+def test_scale_up_not_supported_in_a_dra_pool() -> None:
     builder = parse("pool: 1 gpus | a: needs 1, scales")
     builder.pool(sharing={"mode": "DRA"})
     decision = decide(builder, "a")
@@ -176,14 +176,14 @@ def test_nobody_can_be_asked_for_nodes_of_a_pool_by_dra() -> None:
 # Its pods
 
 
-def test_there_is_one_pod_for_each_training_pod() -> None:
+def test_each_training_pod_has_a_scale_up_pod() -> None:
     builder = parse("pool: 1 gpus | a: needs 1, pods 2, scales | b: needs 1, on n1")
     assert made(builder) == ["a-0", "a-1"]
     bound(builder, "a", "", 1)
     assert made(builder) == ["a-0"]
 
 
-def test_only_the_first_of_the_queue_ask() -> None:
+def test_only_the_first_of_the_queue_have_scale_up_pods() -> None:
     jobs = " | ".join(f"j{number}: needs 1, scales" for number in range(MOST + 3))
     builder = parse(f"pool: 1 gpus | x: needs 1, on n1 | {jobs} | large: needs 8, scales")
     assert made(builder) == [f"j{number}-0" for number in range(MOST)]
@@ -196,7 +196,7 @@ def test_only_the_first_of_the_queue_ask() -> None:
         ("managed elsewhere", "pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales", {"managed_by": "kueue"}),
     ],
 )
-def test_pods_go_when_their_job_does_not_wait_any_more(rule: str, world: str, changes: dict[str, Any]) -> None:
+def test_scale_up_pod_goes_when_its_job_no_longer_waits(rule: str, world: str, changes: dict[str, Any]) -> None:
     builder = parse(world)
     bound(builder, "a", "")
     assert removed(builder) == []
@@ -214,7 +214,7 @@ def test_pods_go_when_their_job_does_not_wait_any_more(rule: str, world: str, ch
     assert removed(builder) == ["a"], rule
 
 
-def test_pods_go_when_the_time_is_over_or_the_pod_has_ended() -> None:
+def test_scale_up_pod_goes_after_wait_seconds_or_its_own_end() -> None:
     builder = parse("pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales")
     pod = bound(builder, "a", "")
     assert removed(builder, OVER) == ["a"]
@@ -223,7 +223,7 @@ def test_pods_go_when_the_time_is_over_or_the_pod_has_ended() -> None:
     assert removed(builder) == ["a"]
 
 
-def test_a_pod_on_a_node_that_is_cordoned_makes_way_for_one_that_asks_for_another() -> None:
+def test_scale_up_pod_on_a_cordoned_node_goes() -> None:
     builder = parse("pool: 1 gpus | a: needs 1, scales")
     bound(builder, "a", "n1")
     builder.version += 1
@@ -232,7 +232,7 @@ def test_a_pod_on_a_node_that_is_cordoned_makes_way_for_one_that_asks_for_anothe
     assert removed(builder) == ["a"]
 
 
-def test_what_a_pod_has_on_a_node_counts_as_free() -> None:
+def test_gpu_of_a_scale_up_pod_counts_as_free() -> None:
     builder = parse("pool: 1 gpus | a: needs 1, scales")
     bound(builder, "a", "n1")
     pool = find_pool(builder.world, "default")
@@ -243,7 +243,7 @@ def test_what_a_pod_has_on_a_node_counts_as_free() -> None:
     assert describe(allocated(builder)) == "a waits ScalingUp"  # the replica has that room
 
 
-def test_the_pod_of_a_job_that_another_sluice_serves_is_a_strangers() -> None:
+def test_scale_up_pod_of_another_sluice_counts_as_a_stranger() -> None:
     builder = parse("pool: 1 gpus | a: needs 1, scales")
     pod = bound(builder, "a", "n1")
     job = builder.world.jobs[job_key("team", "a")]
@@ -253,7 +253,7 @@ def test_the_pod_of_a_job_that_another_sluice_serves_is_a_strangers() -> None:
     assert pod not in planned(builder).remove
 
 
-def test_it_counts_as_free_memory_too() -> None:
+def test_memory_of_a_scale_up_pod_counts_as_free() -> None:
     builder = WorldBuilder()
     builder.node(2, memory=3 << 30)
     job = builder.job("a", resources={"memory": "3Gi"}, scheduling={"policy": "Queue", "scaleUpFirst": {}})
@@ -261,7 +261,7 @@ def test_it_counts_as_free_memory_too() -> None:
     assert describe(allocated(builder)) == "a takes n1"
 
 
-def test_a_pod_keeps_the_room_for_whoever_claims_it_until_that_pod_is_bound() -> None:
+def test_scale_up_pod_stays_until_the_trainer_is_bound() -> None:
     builder = parse("pool: 1 gpus | a: needs 1, scales")
     bound(builder, "a", "n1")
     (claim,) = allocated(builder).claims.values()
@@ -280,7 +280,7 @@ def test_a_pod_keeps_the_room_for_whoever_claims_it_until_that_pod_is_bound() ->
     assert removed(builder, later) == ["a"]
 
 
-def test_a_pod_goes_for_a_claim_whose_pod_is_not_made() -> None:
+def test_scale_up_pod_goes_when_the_training_pod_is_overdue() -> None:
     """A ResourceQuota counts both."""
     builder = parse("pool: 1 gpus | a: needs 1, scales")
     bound(builder, "a", "n1")
@@ -290,7 +290,7 @@ def test_a_pod_goes_for_a_claim_whose_pod_is_not_made() -> None:
     assert removed(builder, NOW + PODS_WITHIN) == ["a"]
 
 
-def test_a_pod_without_a_node_goes_as_soon_as_its_job_has_a_claim() -> None:
+def test_scale_up_pod_without_a_node_goes_when_its_job_has_a_claim() -> None:
     builder = parse("pool: 1 gpus | a: needs 1, scales")
     bound(builder, "a", "")
     (claim,) = allocated(builder).claims.values()
@@ -298,7 +298,7 @@ def test_a_pod_without_a_node_goes_as_soon_as_its_job_has_a_claim() -> None:
     assert removed(builder) == ["a"]
 
 
-def test_a_pod_goes_for_a_replica_and_is_not_made_anew_before_that_one_has_its_node() -> None:
+def test_scale_up_pod_goes_for_a_replica_until_that_has_a_node() -> None:
     builder = parse("pool: 1 gpus | a: needs 1, scales | b: needs 1, scales")
     bound(builder, "a", "n1")
     engine = builder.engine("chat", 1)
@@ -308,7 +308,7 @@ def test_a_pod_goes_for_a_replica_and_is_not_made_anew_before_that_one_has_its_n
     assert made(builder) == ["b-0"]
 
 
-def test_a_replica_has_its_place_while_the_pod_that_asked_there_is_going() -> None:
+def test_replica_starts_beside_a_terminating_scale_up_pod() -> None:
     builder = parse("pool: 1 gpus | a: needs 1, scales | b: needs 1, scales")
     pod = bound(builder, "a", "n1")
     engine = builder.engine("chat", 1)
@@ -318,8 +318,8 @@ def test_a_replica_has_its_place_while_the_pod_that_asked_there_is_going() -> No
     assert [plan.size for plan in plan_engine(builder.world, engine, NOW).apply] == [1]
 
 
-def test_a_pod_that_has_strayed_to_another_pool_goes_for_that_pools_claims() -> None:
-    """And until then it is nothing to that pool."""
+def test_scale_up_pod_in_another_pool_goes_for_its_claims() -> None:
+    """Until the claim's pod is nominated, that pool leaves it alone."""
     builder = WorldBuilder()
     builder.pool("old", nodeSelector={"gpu": "old"})
     builder.node(1, labels={"gpu": "old"})
@@ -343,8 +343,8 @@ def allocated_in(builder: WorldBuilder, name: str) -> dict[str, Any]:
     return {key.name: claim for key, claim in allocate(builder.world, pool, NOW).claims.items()}
 
 
-def test_a_pod_on_gpus_that_are_kept_for_a_job_in_front_stays_there() -> None:
-    """Or it would be made again, to be bound there again."""
+def test_scale_up_pod_on_reserved_gpus_stays() -> None:
+    """Else it would be made again, and bound there again."""
     builder = parse("pool: 2 gpus | x: needs 1, on n1 | f: needs 2 | b: needs 1, scales")
     bound(builder, "b", "n1")
     assert describe(allocated(builder)) == "b waits ScalingUp; f waits WaitingForGPUs"
@@ -358,7 +358,7 @@ class Unread(dict[str, NodeStock]):
         raise AssertionError("looks at every node")
 
 
-def test_where_nobody_asks_no_node_is_looked_at() -> None:
+def test_scale_up_scans_no_nodes() -> None:
     builder = parse("pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales")
     pool = find_pool(builder.world, "default")
     assert pool is not None
@@ -372,7 +372,7 @@ def test_where_nobody_asks_no_node_is_looked_at() -> None:
 # The whole of it
 
 
-def test_a_node_comes_and_the_job_trains_there_though_its_own_pod_was_first() -> None:
+def test_job_trains_on_the_node_that_its_scale_up_pod_brought() -> None:
     cluster = Cluster()
     cluster.builder.node(1)
     cluster.builder.engine("chat", 1, preemption=LENDS)
@@ -392,7 +392,7 @@ def test_a_node_comes_and_the_job_trains_there_though_its_own_pod_was_first() ->
     assert cluster.world.engines[engine_key("team", "chat")].status.lent == 0
 
 
-def test_no_node_comes_and_the_job_borrows() -> None:
+def test_job_borrows_after_wait_seconds_without_a_node() -> None:
     cluster = Cluster()
     cluster.builder.node(1)
     cluster.builder.engine("chat", 1, preemption=LENDS)

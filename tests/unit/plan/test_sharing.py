@@ -17,7 +17,7 @@ SLICED: dict[str, Any] = {"sharing": {"mode": "TimeSlicing", "replicas": 4}}
 SHARED: dict[str, Any] = {"scheduling": {"policy": "Shared"}}
 
 
-def test_a_share_is_a_part_beside_an_engine_that_goes_on() -> None:
+def test_share_of_time_slicing_is_one_part_of_a_gpu() -> None:
     """One physical GPU in four parts, of which the engine has one."""
     builder = parse("pool: 4 gpus | chat: 1 replicas, floor 0")
     builder.pool(**SLICED)
@@ -47,7 +47,7 @@ def test_a_share_waits_for_a_free_part_and_borrows_none() -> None:
          "spec.resources.gpuMemory: needs 48Gi, the node's have 40Gi"),
     ],
 )  # fmt: skip
-def test_what_a_pool_can_not_give_is_refused_before_anything_runs(
+def test_share_or_gpu_memory_beyond_the_pool_is_refused(
     rule: str, pool: dict[str, Any], job: dict[str, Any], reason: Reason, says: str
 ) -> None:
     builder = WorldBuilder()
@@ -59,7 +59,7 @@ def test_what_a_pool_can_not_give_is_refused_before_anything_runs(
     assert describe(allocated(builder)) == ""
 
 
-def test_a_job_goes_where_the_gpus_are_large_enough() -> None:
+def test_gpu_memory_selects_a_node_with_large_gpus() -> None:
     builder = WorldBuilder()
     builder.node(1, labels={GPU_MEMORY_LABEL: "24564"})
     builder.node(1)

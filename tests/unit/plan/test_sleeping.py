@@ -87,7 +87,7 @@ class SleepingLoan(Loan):
         self.put(self.pod, deleting=True)
 
 
-def test_it_drains_goes_to_sleep_and_is_lent_with_its_pod() -> None:
+def test_slot_drains_sleeps_and_is_lent_with_its_pod() -> None:
     loan = SleepingLoan()
     loan.builder.trainer_pod(loan.stage_job)
     assert states(loan.plan_engine()) == [SERVING, DRAINING]
@@ -104,7 +104,7 @@ def test_it_drains_goes_to_sleep_and_is_lent_with_its_pod() -> None:
     assert (status.lent, status.lent_to, status.ready) == (1, ("team/a",), "1/2")
 
 
-def test_a_loan_never_changes_the_size_and_needs_no_placeholder() -> None:
+def test_sleeping_loan_keeps_the_size_and_has_no_placeholder() -> None:
     loan = SleepingLoan()
     for step in (loan.drain, loan.sleep, loan.train, loan.stop):
         step()
@@ -120,7 +120,7 @@ def test_a_loan_never_changes_the_size_and_needs_no_placeholder() -> None:
         ("what it says is of the last loan", {"asleep": True, "at": NOW - timedelta(seconds=60)}),
     ],
 )
-def test_the_trainer_does_not_come_before_it_sleeps(case: str, told: dict[str, Any] | None) -> None:
+def test_trainer_is_not_bound_before_the_slot_sleeps(case: str, told: dict[str, Any] | None) -> None:
     loan = SleepingLoan()
     loan.builder.trainer_pod(loan.stage_job)
     loan.engine_says(loan.status())
@@ -132,7 +132,7 @@ def test_the_trainer_does_not_come_before_it_sleeps(case: str, told: dict[str, A
     assert states(loan.plan_engine(60)) == [SERVING, SLEEPING]
 
 
-def test_what_does_not_sleep_in_time_is_given_up_and_wakes() -> None:
+def test_engine_does_not_sleep_ends_the_claim_and_slot_wakes() -> None:
     loan = SleepingLoan()
     loan.drain()
     loan.engine_says(loan.status(1))
@@ -149,7 +149,7 @@ def test_what_does_not_sleep_in_time_is_given_up_and_wakes() -> None:
     assert states(loan.plan_engine(late)) == [SERVING, STARTING]
 
 
-def test_a_job_goes_elsewhere_after_a_slot_did_not_sleep() -> None:
+def test_node_is_avoided_after_engine_does_not_sleep() -> None:
     ended = AttemptOutcome(
         stage=Stage.TRAIN,
         attempt=1,
@@ -168,7 +168,7 @@ def test_a_job_goes_elsewhere_after_a_slot_did_not_sleep() -> None:
     assert describe(allocated(builder, NOW - timedelta(seconds=90))) == ""  # after a minute's pause
 
 
-def test_it_wakes_when_the_last_pod_of_its_trainer_is_gone() -> None:
+def test_slot_wakes_when_the_last_training_pod_is_gone() -> None:
     loan = SleepingLoan()
     loan.train()
     assert states(loan.plan_engine(4)) == [SERVING, LENT]
@@ -184,7 +184,7 @@ def test_it_wakes_when_the_last_pod_of_its_trainer_is_gone() -> None:
 
 
 @pytest.mark.parametrize("case", ["the Job is gone", "the FineTuneJob is gone", "the status is lost"])
-def test_a_trainer_that_nobody_owns_any_more_keeps_it_asleep(case: str) -> None:
+def test_trainer_without_an_owner_keeps_the_slot_asleep(case: str) -> None:
     loan = SleepingLoan()
     loan.train()
     loan.stop()
@@ -201,8 +201,8 @@ def test_a_trainer_that_nobody_owns_any_more_keeps_it_asleep(case: str) -> None:
     assert states(loan.plan_engine(6)) == [SERVING, STARTING]
 
 
-def test_an_uninstall_waits_until_it_is_awake() -> None:
-    """Nobody would say the word to its agent afterwards."""
+def test_uninstall_waits_until_the_slot_is_awake() -> None:
+    """Afterwards no operator tells its agent to wake."""
     loan = SleepingLoan()
     loan.train()
     loan.builder.store.remove(loan.stage_job.key, loan.stage_job.uid)
@@ -213,7 +213,7 @@ def test_an_uninstall_waits_until_it_is_awake() -> None:
     assert "engines" not in missing(loan.builder.world)
 
 
-def test_a_strangers_training_on_the_node_keeps_no_serving_slot_from_serving() -> None:
+def test_trainer_without_an_owner_stops_no_serving_slot() -> None:
     loan = SleepingLoan()
     loan.train()
     loan.stop()
@@ -222,7 +222,7 @@ def test_a_strangers_training_on_the_node_keeps_no_serving_slot_from_serving() -
 
 
 @pytest.mark.parametrize("state", [SLEEPING, LENT, RECLAIMING])
-def test_while_the_trainer_is_there_it_stays_lent_whatever_the_status_says(state: SlotState) -> None:
+def test_slot_stays_lent_beside_its_trainer_whatever_the_status(state: SlotState) -> None:
     loan = SleepingLoan()
     loan.train()
     loan.says(state, pod="another")
@@ -230,8 +230,8 @@ def test_while_the_trainer_is_there_it_stays_lent_whatever_the_status_says(state
     assert states(loan.plan_engine(5)) == [SERVING, LENT]
 
 
-def test_a_new_pod_of_a_lent_slot_takes_its_place_asleep() -> None:
-    """Its vLLM waits before it starts: the status says Lent."""
+def test_new_pod_of_a_lent_slot_stays_lent() -> None:
+    """Its vLLM does not start while the status says Lent."""
     loan = SleepingLoan()
     loan.train()
     loan.put(loan.lent_pod(), deleting=True)
@@ -241,7 +241,7 @@ def test_a_new_pod_of_a_lent_slot_takes_its_place_asleep() -> None:
     assert (states(decision), loan.status(5).slots[1].pod) == ([SERVING, LENT], new.key.name)
 
 
-def test_the_next_job_in_line_takes_it_over_asleep() -> None:
+def test_next_job_takes_over_the_sleeping_slot() -> None:
     loan = SleepingLoan()
     loan.train()
     loan.put(loan.pod, ended=True, running=False)
@@ -273,7 +273,7 @@ def _outcomes(*attempts: AttemptOutcome) -> str:
     return Outcomes(attempts=attempts).to_json()
 
 
-def test_nobody_takes_over_what_the_last_trainer_still_uses() -> None:
+def test_slot_that_a_trainer_still_uses_is_not_lent_on() -> None:
     loan = SleepingLoan()
     loan.train()
     loan.stop()
@@ -284,7 +284,7 @@ def test_nobody_takes_over_what_the_last_trainer_still_uses() -> None:
     assert can_sleep(loan.builder.world, loan.engine, 1)
 
 
-def test_the_pause_after_a_return_holds_for_it_too() -> None:
+def test_cool_down_holds_for_policy_sleep() -> None:
     builder = WorldBuilder()
     builder.dra_pool()
     builder.node(1)
@@ -298,7 +298,7 @@ def test_the_pause_after_a_return_holds_for_it_too() -> None:
     assert describe(allocated(builder, NOW + timedelta(seconds=51))) == "a takes chat/0"
 
 
-def test_an_engine_takes_a_sleeping_slot_back_on_demand() -> None:
+def test_reclaim_on_demand_takes_a_sleeping_slot_back() -> None:
     loan = SleepingLoan(terms={"reclaim": Reclaim.ON_DEMAND, "reclaim_above": 4})
     loan.train()
     chat_0 = loan.serving[0]
@@ -314,7 +314,7 @@ def test_an_engine_takes_a_sleeping_slot_back_on_demand() -> None:
     assert states(loan.plan_engine(6)) == [SERVING, RECLAIMING]
 
 
-def test_a_changed_spec_waits_until_it_is_back_and_then_starts_it_anew() -> None:
+def test_rollout_waits_for_return_of_a_sleeping_slot() -> None:
     loan = SleepingLoan()
     loan.train()
     loan.respec(serving=loan.engine.spec.serving.model_copy(update={"dtype": "float16"}))

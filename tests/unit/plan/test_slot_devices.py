@@ -86,12 +86,12 @@ def test_each_slot_has_its_resource_claim(scene: Callable[[DraWorldBuilder], Inf
     assert decided(builder, scene(builder)) == expected
 
 
-def test_a_pool_of_a_device_plugin_has_none_left() -> None:
+def test_resource_claim_goes_in_a_pool_of_a_device_plugin() -> None:
     builder = DraWorldBuilder(2, sharing={"mode": "None"})
     assert decided(builder, builder.serving("chat", "n1")) == "removes chat-0-gpus"
 
 
-def test_a_slot_that_is_lent_has_no_placeholder() -> None:
+def test_lent_slot_with_a_resource_claim_has_no_placeholder() -> None:
     """Its ResourceClaim has the devices all the while."""
     builder = DraWorldBuilder(2)
     engine = lent(builder)
@@ -99,7 +99,7 @@ def test_a_slot_that_is_lent_has_no_placeholder() -> None:
     assert planned_status(builder.world, engine, NOW).lent == 1
 
 
-def test_a_pool_of_another_class_gives_a_slot_another_claim_when_it_starts() -> None:
+def test_resource_claim_of_another_device_class_is_replaced() -> None:
     builder = DraWorldBuilder(2)
     engine = builder.engine("chat", 1)
     builder.slot(engine, 0, size=0)

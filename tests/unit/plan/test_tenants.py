@@ -19,16 +19,16 @@ from tests.unit.plan.worlds import NOW, WorldBuilder, parse, planned_status
         ("a priority above the cap", {"quotas": [{"maxPriority": 4}]}, [], Reason.PRIORITY_TOO_HIGH,
          "spec.preemption.priority: 5 is above 4"),
         ("a cap that it keeps to", {"quotas": [{"maxPriority": 5}]}, [0, 1, 2], Reason.NONE_SERVING, ""),
-        ("so many replicas", {"quotas": [{"maxServingGPUs": 2}]}, [0, 1], Reason.NAMESPACE_QUOTA,
+        ("no more than maxServingGPUs", {"quotas": [{"maxServingGPUs": 2}]}, [0, 1], Reason.NAMESPACE_QUOTA,
          "have 2 of the 2 GPUs that they may have there at once"),
         ("another namespace's quota", {"quotas": [{"namespaces": LAB, "maxServingGPUs": 0}]}, [0, 1, 2],
          Reason.NONE_SERVING, ""),
-        ("with its jobs", {"quotas": [{"maxTotalGPUs": 3}]}, [0, 1], Reason.NAMESPACE_QUOTA,
+        ("maxTotalGPUs counts jobs too", {"quotas": [{"maxTotalGPUs": 3}]}, [0, 1], Reason.NAMESPACE_QUOTA,
          "have 3 of the 3 GPUs that they may have there together"),
-        ("its jobs alone", {"quotas": [{"maxGPUs": 1}]}, [0, 1, 2], Reason.NONE_SERVING, ""),
+        ("maxGPUs counts jobs alone", {"quotas": [{"maxGPUs": 1}]}, [0, 1, 2], Reason.NONE_SERVING, ""),
     ],
 )  # fmt: skip
-def test_what_a_pool_refuses_to_an_engine(
+def test_quotas_and_allowed_namespaces_bound_an_engine(
     rule: str, pool: dict[str, Any], started: list[int], reason: Reason, says: str
 ) -> None:
     builder = WorldBuilder()
@@ -47,7 +47,7 @@ def test_what_a_pool_refuses_to_an_engine(
 @pytest.mark.parametrize(
     "pool", [{"allowedNamespaces": LAB}, {"quotas": [{"maxServingGPUs": 0, "maxTotalGPUs": 0, "maxPriority": -5}]}]
 )
-def test_a_replica_that_runs_is_not_stopped_by_what_a_pool_allows_later(pool: dict[str, Any]) -> None:
+def test_running_replica_is_not_stopped_by_a_lower_quota(pool: dict[str, Any]) -> None:
     builder = WorldBuilder()
     builder.node(4)
     serving = engine(builder)
@@ -57,7 +57,7 @@ def test_a_replica_that_runs_is_not_stopped_by_what_a_pool_allows_later(pool: di
     assert planned_status(builder.world, serving, NOW).conditions[0].reason == Reason.ALL_SERVING
 
 
-def test_a_replica_that_the_quota_refuses_does_not_ask_loans_back() -> None:
+def test_replica_above_max_serving_gpus_reclaims_no_loan() -> None:
     builder = parse("pool: 4 gpus | a: needs 1, takes chat/1 on n1")
     builder.pool(quotas=[{"maxServingGPUs": 2}])
     lender = engine(builder, reclaim="OnDemand", minReplicas=0)

@@ -27,7 +27,7 @@ def section(builder: WorldBuilder, name: str, title: str) -> list[str]:
     return [line.strip() for line in lines[begin:end]]
 
 
-def test_a_job_that_waits_sees_the_queue_the_nodes_and_the_engines() -> None:
+def test_trace_of_a_waiting_job_shows_queue_nodes_and_engines() -> None:
     builder = parse(
         "pool: 2 gpus | chat: 2 replicas, floor 1 | dear: 0 replicas, never"
         " | a: needs 1, takes chat/0 on n1 | b: needs 1, priority 5 | c: needs 1"
@@ -56,7 +56,7 @@ def test_a_job_that_waits_sees_the_queue_the_nodes_and_the_engines() -> None:
     )
 
 
-def test_the_guide_shows_what_is_printed() -> None:
+def test_scheduling_guide_shows_the_trace_as_printed() -> None:
     """The block of docs/scheduling.md, whose long lines are wrapped."""
     town = parse(
         "pool: 2 gpus | chat: 2 replicas, floor 1 | dear: 0 replicas, never"
@@ -67,13 +67,13 @@ def test_the_guide_shows_what_is_printed() -> None:
     assert block.partition("```")[0].split() == told(town, "b").split()
 
 
-def test_a_job_that_holds_its_gpus_and_one_that_is_given_them() -> None:
+def test_trace_shows_gpus_held_and_gpus_given() -> None:
     builder = parse("pool: 3 gpus | chat: 2 replicas, floor 1 | a: needs 1, takes chat/0 on n1 | b: needs 1")
     assert "holds 1 GPU on n1, borrowed from chat/0" in told(builder, "a")
     assert "is given 1 GPU on n1, borrowed from no engine" in told(builder, "b")
 
 
-def test_a_job_that_is_refused_is_told_why_and_nothing_else() -> None:
+def test_trace_of_a_refused_job_shows_the_reason_only() -> None:
     builder = parse("pool: 1 gpus | a: needs 2")
     assert told(builder, "a").splitlines()[1:] == [
         "  refused: ExceedsEveryNode: spec.resources.gpus: 2 are asked for, the largest node of pool default has 1. "
@@ -81,7 +81,7 @@ def test_a_job_that_is_refused_is_told_why_and_nothing_else() -> None:
     ]
 
 
-def test_training_that_gives_way_and_training_that_stays() -> None:
+def test_trace_says_which_training_gives_way() -> None:
     builder = parse(
         "pool: 3 gpus | a: needs 1, yields, on n1 | c: needs 1, yields, priority 7, on n1 | d: needs 1, on n1 "
         "| b: needs 1, queue, priority 5"
@@ -112,7 +112,7 @@ def test_training_that_gives_way_and_training_that_stays() -> None:
          "It would give way now.", "1. WaitingForGPUs: None is free of 2 GPUs, 2 are needed on one node."),
     ],
 )  # fmt: skip
-def test_why_training_does_not_give_way_now(rule: str, world: str, says: str, could_start: str) -> None:
+def test_trace_says_why_training_does_not_give_way(rule: str, world: str, says: str, could_start: str) -> None:
     assert section(parse(world), "b", "training") == [f"team/a: 1 GPU on n1; {says}"], rule
     if could_start:
         assert section(parse(world), "b", "could start")[0].startswith(could_start), rule
@@ -128,14 +128,14 @@ def interrupted(**terms: Any) -> WorldBuilder:
     return builder
 
 
-def test_from_when_on_training_gives_way() -> None:
+def test_trace_says_when_min_run_seconds_end() -> None:
     builder = interrupted(minRunSeconds=300)
     assert section(builder, "high", "training") == [
         "team/low: 1 GPU on n1; low gives way at 12:04:00 UTC, or ends before."
     ]
 
 
-def test_a_claim_in_anothers_place_from_both_sides() -> None:
+def test_trace_shows_a_preemption_from_both_sides() -> None:
     builder = interrupted(minRunSeconds=0)
     (claim,) = allocated(builder).claims.values()
     pod = builder.trainer_pod(builder.stage_job(builder.world.jobs[job_key("team", "high")], claim=claim))
@@ -154,7 +154,7 @@ def test_a_claim_in_anothers_place_from_both_sides() -> None:
     assert section(builder, "high", "claim")[1] == "in place of team/low: goes on, as a GPU came free"
 
 
-def test_a_claim_that_borrows_says_which_slot_it_waits_for() -> None:
+def test_trace_of_a_draining_claim_names_its_slot() -> None:
     builder = parse("pool: 1 gpus | chat: 1 replicas, in flight 3 | a: needs 1")
     claim = builder.claim("n1", SlotRef(namespace="team", engine="chat", index=0))
     stage_job = builder.stage_job(builder.world.jobs[job_key("team", "a")], claim=claim, created=NOW)
@@ -169,7 +169,7 @@ def test_a_claim_that_borrows_says_which_slot_it_waits_for() -> None:
     ]
 
 
-def test_a_claim_on_a_replica_that_sleeps_says_how_far_that_is() -> None:
+def test_trace_of_a_claim_says_whether_its_slot_sleeps() -> None:
     loan = SleepingLoan()
     loan.drain()
     loan.engine_says(loan.status(1))
@@ -178,7 +178,7 @@ def test_a_claim_on_a_replica_that_sleeps_says_how_far_that_is() -> None:
     assert section(loan.builder, "a", "claim")[1] == "chat/1: sleeps"
 
 
-def test_what_can_not_make_room_is_not_counted_as_lent_soon() -> None:
+def test_trace_may_lend_counts_lendable_replicas_only() -> None:
     builder = DraWorldBuilder(4)
     engine = builder.serving("chat", "n1", "n1", "n1")
     builder.visits(
@@ -192,7 +192,7 @@ def test_what_can_not_make_room_is_not_counted_as_lent_soon() -> None:
     assert section(builder, "a", "engines") == ["team/chat: 3 of 3 replicas, floor 0; may lend 1"]
 
 
-def test_pods_that_ask_for_nodes_are_named() -> None:
+def test_trace_names_scale_up_pods() -> None:
     builder = parse("pool: 1 gpus | x: needs 1, on n1 | a: needs 1, scales")
     job = builder.world.jobs[job_key("team", "a")]
     pod = builder.scale_up_pod(job)

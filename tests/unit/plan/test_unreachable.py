@@ -39,11 +39,11 @@ def goes_away(builder: WorldBuilder) -> None:
         ("its trainer has been silent for too long", {}, 190, Reason.NODE_LOST, Reason.NODE_LOST),
         ("its trainer reports all the same", {}, 1, Reason.TRAINING, None),
         ("its pod never started", {"running": False}, 1, Reason.NODE_NOT_READY, None),
-        ("nor in time", {"running": False}, 700, Reason.NODE_LOST, Reason.NODE_LOST),
+        ("its pod did not start in time", {"running": False}, 700, Reason.NODE_LOST, Reason.NODE_LOST),
         ("it has ended before", {"ended": True, "running": False}, 1, Reason.TRAINING, None),
     ],
 )
-def test_a_job_names_the_node(
+def test_node_not_ready_is_named_by_the_job(
     case: str, pod: dict[str, Any], after: int, reason: Reason, given_up: Reason | None
 ) -> None:
     loan = Loan()
@@ -59,7 +59,7 @@ def test_a_job_names_the_node(
     assert given_up is None or not follows(given_up).counts
 
 
-def test_job_and_engine_say_it_while_the_pod_of_an_attempt_that_was_ended_stays() -> None:
+def test_node_not_ready_is_named_while_the_ended_pod_stays() -> None:
     """M10: "Its last training pod is still going; the next attempt follows.", for ever."""
     loan = Loan()
     pod = training(loan)
@@ -76,7 +76,7 @@ def test_job_and_engine_say_it_while_the_pod_of_an_attempt_that_was_ended_stays(
     assert SAYS not in loan.status(after=1).conditions[0].message
 
 
-def test_an_engine_names_the_node_of_a_loan_and_of_its_own_replica() -> None:
+def test_node_not_ready_is_named_by_the_engine() -> None:
     loan = Loan()
     training(loan)
     goes_away(loan.builder)
@@ -91,7 +91,7 @@ def test_an_engine_names_the_node_of_a_loan_and_of_its_own_replica() -> None:
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.EXPORT])
-def test_a_stage_on_a_cpu_names_it_too(stage: Stage) -> None:
+def test_node_not_ready_is_named_by_a_cpu_stage(stage: Stage) -> None:
     builder = WorldBuilder()
     builder.node(1)
     job = builder.job("a", outcomes=())
