@@ -7,9 +7,7 @@ from tests.e2e.observer import Observed
 from tests.e2e.team import Team
 
 
-def test_come_to_the_result_of_one_whatever_happens_to_one_of_them(
-    team: Team, observed: Observed, undisturbed: Undisturbed
-) -> None:
+def test_group_of_two_pods_has_the_adapter_of_one_pod(team: Team, observed: Observed, undisturbed: Undisturbed) -> None:
     """Both replicas are lent; a pod is lost in the middle; the adapter has the bytes that one pod would write."""
     alone = undisturbed.of(team)
     team.patch("ie", objects.ENGINE, preemption=objects.lending(minReplicas=0))

@@ -13,7 +13,7 @@ LONG_ENOUGH = 10_000
 """Steps: some minutes."""
 
 
-def test_a_budget_keeps_a_replica_until_it_lets_it_go(team: Team, observed: Observed) -> None:
+def test_disruption_budget_keeps_a_replica_from_being_lent(team: Team, observed: Observed) -> None:
     team.apply(budget(2))
     team.apply(objects.job("waits"))
     waiting = team.wait_job("waits", lambda job: job.summary == "EngineProtected", "waits for the budget")
@@ -27,9 +27,7 @@ def test_a_budget_keeps_a_replica_until_it_lets_it_go(team: Team, observed: Obse
     assert observed.lent(objects.ENGINE, team.name) == [0, 1, 0]
 
 
-def test_an_autoscaler_takes_back_what_is_lent_and_never_spirals(
-    team: Team, observed: Observed, tmp_path: Path
-) -> None:
+def test_autoscaler_reclaims_a_loan_and_does_not_spiral(team: Team, observed: Observed, tmp_path: Path) -> None:
     """What it writes is what the engine is to have; a loan subtracts nothing from it, nor adds to it."""
     team.patch("ie", objects.ENGINE, preemption=objects.lending(reclaim="OnDemand"))
     with autoscaled(team, tmp_path) as autoscaler:

@@ -42,7 +42,7 @@ def goes_on(team: Team, before: JobState) -> JobState:
 
 @pytest.mark.alone
 @pytest.mark.skipif(not AWAY_SECONDS, reason="make soak: the API server is away for minutes")
-def test_a_training_goes_on(team: Team, impatient: Sluice) -> None:
+def test_training_continues_when_a_leader_leads_again(team: Team, impatient: Sluice) -> None:
     """Nobody stops it for what nobody could hear."""
     team.apply(objects.job("endures", steps=TOO_MANY))
     state = team.training("endures", step=2)

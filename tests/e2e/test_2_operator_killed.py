@@ -19,7 +19,7 @@ from tests.e2e.team import Team, is_draining
 
 
 @pytest.mark.alone
-def test_killed_at_five_moments_of_a_loan(
+def test_operator_killed_at_five_moments_of_a_loan(
     team: Team, observed: Observed, kubectl: Kubectl, sluice: Sluice, undisturbed: Undisturbed
 ) -> None:
     """The same end as if nothing had happened: one attempt, one trainer, an engine that is whole."""

@@ -9,7 +9,7 @@ from tests.e2e.observer import Observed
 from tests.e2e.team import Team
 
 
-def test_resumes_to_the_same_adapter(team: Team, observed: Observed, undisturbed: Undisturbed) -> None:
+def test_lost_trainer_pod_resumes_to_the_same_adapter(team: Team, observed: Observed, undisturbed: Undisturbed) -> None:
     """A second attempt, in the same place, from the saved step; the bytes of the adapter are the undisturbed ones."""
     digest = undisturbed.of(team)
 

@@ -8,7 +8,7 @@ from tests.e2e.observer import Observed, holds_a_node
 from tests.e2e.team import Team
 
 
-def test_the_second_waits_for_the_first(team: Team, observed: Observed) -> None:
+def test_second_job_waits_for_the_first(team: Team, observed: Observed) -> None:
     """It says so, naming the first, and starts by itself."""
     team.apply(objects.job("first"))
     team.wait_job("first", lambda job: job.condition("Admitted").get("reason") not in {None, "Pending"}, "is in front")

@@ -12,7 +12,7 @@ TOO_MANY = 100_000
 """Steps of a job that does not end by itself."""
 
 
-def test_suspended_goes_on_and_is_deleted(team: Team, observed: Observed) -> None:
+def test_suspended_job_resumes_and_is_deleted(team: Team, observed: Observed) -> None:
     """Each time the GPU is given back, the engine is whole, and nothing is left; the training so far is kept."""
     team.apply(objects.job("stops", steps=TOO_MANY))
     seen = team.training("stops", step=5).step

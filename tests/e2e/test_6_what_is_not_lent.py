@@ -13,7 +13,7 @@ FLOOR = objects.lending(minReplicas=2)
 NEVER = objects.lending(policy="Never")
 
 
-def test_waits_until_the_engine_may_lend(team: Team, neighbour: Team, observed: Observed) -> None:
+def test_job_waits_until_the_engine_may_lend(team: Team, neighbour: Team, observed: Observed) -> None:
     """It says what keeps the engine from lending, at each change; the last change lets it start, and nothing before."""
     team.patch("ie", objects.ENGINE, preemption=NEVER)
     neighbour.apply(objects.job("guest"))
@@ -36,7 +36,7 @@ def test_waits_until_the_engine_may_lend(team: Team, neighbour: Team, observed: 
     assert observed.lent(objects.ENGINE, team.name) == [0, 1, 0]
 
 
-def test_no_pod_is_allowed(team: Team, observed: Observed) -> None:
+def test_resource_quota_that_refuses_the_pod_disturbs_no_engine(team: Team, observed: Observed) -> None:
     """A quota that refuses the training pod is named, and nothing is drained for it; without it the job starts."""
     team.apply(quota())
     team.wait("resourcequotas", "no-more-gpus", lambda q: "hard" in q.get("status", {}), "the quota is in force")
@@ -47,7 +47,7 @@ def test_no_pod_is_allowed(team: Team, observed: Observed) -> None:
     assert undisturbed(observed, team)
 
 
-def test_the_node_has_too_little_of_something_else(team: Team, observed: Observed) -> None:
+def test_node_with_too_little_cpu_or_memory_disturbs_no_engine(team: Team, observed: Observed) -> None:
     """The node could take the pod if it were empty. It is not, and no GPU would change that.
 
     Seen to fail when the reason was looked for with all replicas gone, those below the floor too: the job was told

@@ -24,7 +24,7 @@ from tests.e2e.team import LONG, JobState, Team
         ("wrong-address", {"dataset": {"uri": "/datasets/rows.jsonl"}}, ["spec.dataset.uri", "pvc://claim/path"]),
     ],
 )
-def test_refused_by_the_api_server(team: Team, name: str, change: Object, said: list[str]) -> None:
+def test_bad_input_is_refused_by_the_api_server(team: Team, name: str, change: Object, said: list[str]) -> None:
     """Before anything exists."""
     with pytest.raises(Refused) as refused:
         team.apply(objects.job(name, **change))
@@ -112,7 +112,7 @@ def all_along(settled: Team, kubectl: Kubectl) -> Iterator[Observed]:
 
 
 @pytest.mark.parametrize("wrong", TABLE, ids=lambda wrong: wrong.name)
-def test_says_what_is_wrong(settled: Team, all_along: Observed, wrong: Wrong) -> None:
+def test_bad_input_is_reported_by_the_job(settled: Team, all_along: Observed, wrong: Wrong) -> None:
     """Where it is, and what to do. It never has a claim."""
     name = f"wrong-{wrong.name}"
     found = JobState(settled.wait("ftj", name, lambda job: is_told(JobState(job)), "it says what is wrong", LONG))
@@ -123,7 +123,7 @@ def test_says_what_is_wrong(settled: Team, all_along: Observed, wrong: Wrong) ->
 
 
 @pytest.mark.alone
-def test_an_image_that_cannot_be_pulled(team: Team, sluice: Sluice, observed: Observed) -> None:
+def test_image_not_pulled_is_reported_and_ends_at_the_deadline(team: Team, sluice: Sluice, observed: Observed) -> None:
     """Named while it waits, and the end at its deadline."""
     try:
         sluice.install("images.trainer.tag=forgotten", "timing.stageStartDeadlineSeconds=10")

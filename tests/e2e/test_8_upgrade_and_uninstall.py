@@ -24,7 +24,7 @@ def reinstalled(sluice: Sluice) -> Iterator[Sluice]:
 
 
 @pytest.mark.alone
-def test_upgraded_then_uninstalled_in_the_middle_of_a_loan(
+def test_upgrade_then_uninstall_during_a_loan(
     team: Team, kubectl: Kubectl, reinstalled: Sluice, observed: Observed
 ) -> None:
     """An upgrade touches neither the running job nor an engine; an uninstall gives back what is lent, and no more."""

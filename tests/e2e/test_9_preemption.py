@@ -13,7 +13,9 @@ NEVER = "2100-01-01T00:00:00Z"
 YIELDS = {"policy": "ToHigherPriority", "minRunSeconds": 0}
 
 
-def test_to_a_job_of_higher_priority(team: Team, observed: Observed, undisturbed: Undisturbed) -> None:
+def test_training_is_preempted_by_a_job_of_higher_priority(
+    team: Team, observed: Observed, undisturbed: Undisturbed
+) -> None:
     """It saves its state, the other job has the replica that it borrowed, and then it goes on."""
     digest = undisturbed.of(team)
     urgent = {"policy": "Preempt", "priority": 5}
@@ -40,7 +42,7 @@ def test_to_a_job_of_higher_priority(team: Team, observed: Observed, undisturbed
     assert observed.lent(objects.ENGINE, team.name)[before:] == [1, 0], "no engine grew between the loans"
 
 
-def test_to_the_engine_that_lent_the_gpu(team: Team, observed: Observed, undisturbed: Undisturbed) -> None:
+def test_training_gives_way_to_a_reclaim_of_its_loan(team: Team, observed: Observed, undisturbed: Undisturbed) -> None:
     """The engine is raised above what it has GPUs for, and is whole as soon as the state is saved."""
     digest = undisturbed.of(team)
     team.patch("ie", objects.ENGINE, preemption=objects.lending(reclaim="OnDemand"))

@@ -140,7 +140,7 @@ async def user(control_plane: ControlPlane, kube: Kube, policy: bool) -> AsyncIt
         yield made
 
 
-async def test_what_is_sluices_is_set_by_sluice_only(user: Tenant, policy: bool) -> None:
+async def test_admission_policy_refuses_sluice_keys_of_users(user: Tenant, policy: bool) -> None:
     """Without the policy each of these objects is accepted: it is the policy that refuses them, and nothing else."""
     answers = {row: await user.does("POST", user.path(row.group, row.plural) + "?dryRun=All", row.body) for row in ROWS}
     if not policy:
@@ -197,7 +197,7 @@ ALLOWED: dict[str, tuple[str, Body]] = {
 STRATEGIC = "application/strategic-merge-patch+json"
 
 
-async def test_what_sluice_made_is_changed_by_sluice_only(user: Tenant, policy: bool) -> None:
+async def test_admission_policy_refuses_changes_of_sluices_objects(user: Tenant, policy: bool) -> None:
     """People may note things, look into pods and delete; and what is their own is theirs."""
     for plural, (group, name, spec) in OWN.items():
         body = {"metadata": {"name": name, "labels": OURS, "annotations": CLAIM}, "spec": spec}
@@ -225,7 +225,7 @@ async def test_what_sluice_made_is_changed_by_sluice_only(user: Tenant, policy: 
         assert not await user.does("DELETE", user.path(group, plural, name)), f"{plural} can't be deleted"
 
 
-async def test_what_has_more_keys_than_can_be_judged_is_refused_at_once(user: Tenant, policy: bool) -> None:
+async def test_admission_policy_refuses_too_many_keys_at_once(user: Tenant, policy: bool) -> None:
     """To look at each key takes the API server a time that grows by the square: 17 s for these, and none to count them.
 
     Who only takes a finalizer off what was there before is no reason to judge it.
@@ -244,7 +244,7 @@ async def test_what_has_more_keys_than_can_be_judged_is_refused_at_once(user: Te
     assert not await user.does("PATCH", place, {"metadata": {"finalizers": None}}, merge)
 
 
-async def test_controllers_copy_what_passed(user: Tenant) -> None:
+async def test_admission_policy_lets_controllers_copy_templates(user: Tenant) -> None:
     """Pods of Jobs and ReplicaSets, ReplicaSets of Deployments, ResourceClaims of their templates."""
     from_template = {"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "gpus"}]}
     bodies: dict[str, Body] = {
@@ -269,7 +269,7 @@ async def test_controllers_copy_what_passed(user: Tenant) -> None:
     await until(copied)
 
 
-async def test_helm_test_says_whether_the_policy_works(
+async def test_helm_test_reports_whether_the_admission_policy_works(
     control_plane: ControlPlane, kube: Kube, policy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}

@@ -54,7 +54,7 @@ def asked_for(scene: ClaimScene) -> list[int]:
     return found
 
 
-async def test_what_an_autoscaler_writes_during_a_loan_is_never_corrected(scene: ClaimScene) -> None:
+async def test_replicas_written_by_an_autoscaler_during_a_loan_are_kept(scene: ClaimScene) -> None:
     """2, 3, 1, 2 with one slot lent: up waits for GPUs, down takes what is not lent last, and the loan stays."""
     (lent_slot,) = borrowed_slots(scene.stage_jobs("tone"))
     await scene.scale("chat", 3)
@@ -72,7 +72,7 @@ async def test_what_an_autoscaler_writes_during_a_loan_is_never_corrected(scene:
     assert asked_for(scene) == [2, 3, 1, 2]
 
 
-async def test_an_engine_made_smaller_during_a_loan_stays_so_after_it(scene: ClaimScene) -> None:
+async def test_replicas_lowered_during_a_loan_stay_lowered_after_it(scene: ClaimScene) -> None:
     await scene.scale("chat", 1)
     await settles(scene, replicas=1, ready=1, lent=1)
     await scene.finishes("tone")
@@ -80,14 +80,14 @@ async def test_an_engine_made_smaller_during_a_loan_stays_so_after_it(scene: Cla
     await scene.history.until(lambda: len(scene.sizes()) == 1, "one slot is left")
 
 
-async def test_an_engine_made_larger_during_a_loan_gets_the_gpus_that_come_back(scene: ClaimScene) -> None:
+async def test_replicas_raised_during_a_loan_get_the_returned_gpus(scene: ClaimScene) -> None:
     await scene.scale("chat", 3)
     await settles(scene, replicas=3, ready=1, lent=1)
     await scene.finishes("tone")
     await settles(scene, replicas=3, ready=3, lent=0)
 
 
-async def test_an_autoscaler_that_follows_what_it_sees_does_not_spiral_down(scene: ClaimScene) -> None:
+async def test_autoscaler_does_not_spiral_down_during_a_loan(scene: ClaimScene) -> None:
     """As HPA does: desired = ceil(replicas that it sees x load / target), with the same load all the while."""
     load, target = 2.0, 1.0
     for _ in range(5):

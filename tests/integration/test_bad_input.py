@@ -97,7 +97,7 @@ WRONG: list[tuple[str, Body, Body, str, list[str]]] = [
 ]  # fmt: skip
 
 
-async def test_a_wrong_job_is_told_so_at_once(ready: ClaimScene, pools: Pools, namespace: str) -> None:
+async def test_bad_input_of_a_job_is_reported_at_once(ready: ClaimScene, pools: Pools, namespace: str) -> None:
     """The operator lists anew every five minutes, for which no test waits."""
     taken = []
     for number, (what, pool, job, reason, says) in enumerate(WRONG):
@@ -110,7 +110,7 @@ async def test_a_wrong_job_is_told_so_at_once(ready: ClaimScene, pools: Pools, n
     assert taken == []
 
 
-async def test_a_time_zone_that_nobody_knows_is_named_by_the_engine(ready: ClaimScene) -> None:
+async def test_unknown_time_zone_is_reported_by_the_engine(ready: ClaimScene) -> None:
     window = {"start": "20:00", "end": "07:00", "timeZone": "Mars/Olympus"}
     await ready.engine("night", replicas=1, borrowWindows=[{"start": "08:00", "end": "09:00"}, window])
 
@@ -122,7 +122,7 @@ async def test_a_time_zone_that_nobody_knows_is_named_by_the_engine(ready: Claim
     assert message.startswith("spec.preemption.borrowWindows[1].timeZone: there is no time zone Mars/Olympus. Write")
 
 
-async def test_of_two_pools_with_the_same_nodes_the_younger_says_whose_they_are(
+async def test_pool_with_the_nodes_of_an_older_pool_names_that_pool(
     ready: ClaimScene, pools: Pools, namespace: str
 ) -> None:
     """The older one by its creation; of two of one second, by name."""

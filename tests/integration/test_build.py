@@ -86,7 +86,7 @@ def test_a_pod_that_breaks_restricted_would_be_refused(kubectl: Kubectl) -> None
     ],
     ids=" ".join,
 )
-def test_an_agent_may(kubectl: Kubectl, words: tuple[str, ...]) -> None:
+def test_agent_may_read_its_engine_and_adapters(kubectl: Kubectl, words: tuple[str, ...]) -> None:
     kubectl.as_user(AGENT).must(*words)
 
 
@@ -106,13 +106,13 @@ def test_an_agent_may(kubectl: Kubectl, words: tuple[str, ...]) -> None:
     ],
     ids=" ".join,
 )
-def test_an_agent_may_not(kubectl: Kubectl, words: tuple[str, ...]) -> None:
+def test_agent_may_do_nothing_else(kubectl: Kubectl, words: tuple[str, ...]) -> None:
     answer = kubectl.as_user(AGENT)(*words)
     assert not answer.ok
     assert "Forbidden" in answer.text or "forbidden" in answer.text
 
 
-def test_the_watch_by_name_shows_the_engine(kubectl: Kubectl) -> None:
+def test_agent_watch_by_name_shows_its_engine_only(kubectl: Kubectl) -> None:
     watch = f"{ENGINES}?watch=1&timeoutSeconds=1&fieldSelector=metadata.name%3Dchat"
     seen = kubectl.as_user(AGENT).must("get", "--raw", watch)
     assert '"type":"ADDED"' in seen

@@ -35,7 +35,7 @@ async def node(nodes: Nodes, namespace: str) -> str:
     return await nodes.add(f"{namespace}-n1", gpus=2)
 
 
-async def test_a_job_borrows_a_slot_trains_exports_is_published_and_the_engine_is_whole_again(
+async def test_job_borrows_a_slot_trains_publishes_and_returns_the_loan(
     scene: ClaimScene, node: str, operator: MakeOperator
 ) -> None:
     """By an operator that is started as a pod would start it; those of other tests are forked."""
@@ -110,7 +110,7 @@ def _order_of_the_loan(scene: ClaimScene, slot: str) -> list[str]:
     return sorted(seen, key=lambda what: seen[what])
 
 
-async def test_a_pod_that_a_quota_refuses_drains_nobody(
+async def test_training_pod_refused_by_resource_quota_drains_no_replica(
     scene: ClaimScene, node: str, operator: MakeOperator, kube: Kube
 ) -> None:
     operator()
@@ -127,7 +127,7 @@ async def test_a_pod_that_a_quota_refuses_drains_nobody(
     _nobody_was_disturbed(scene)
 
 
-async def test_a_job_that_another_controller_suspends_drains_nobody(
+async def test_job_suspended_by_other_drains_no_replica(
     scene: ClaimScene, node: str, operator: MakeOperator, kube: Kube
 ) -> None:
     operator()
@@ -156,7 +156,7 @@ def _nobody_was_disturbed(scene: ClaimScene) -> None:
 
 
 @pytest.mark.parametrize("moment", ["draining", "training"])
-async def test_a_deleted_job_gives_back_at_once(
+async def test_deleted_job_returns_its_loan_at_once(
     scene: ClaimScene, node: str, operator: MakeOperator, kube: Kube, moment: str
 ) -> None:
     operator()
@@ -183,7 +183,7 @@ async def test_a_deleted_job_gives_back_at_once(
     assert scene.lent() == 0
 
 
-async def test_a_suspended_job_gives_back_and_goes_on_with_another_attempt(
+async def test_suspended_job_returns_its_loan_and_resumes_in_a_new_attempt(
     scene: ClaimScene, node: str, operator: MakeOperator
 ) -> None:
     operator()
@@ -202,7 +202,7 @@ async def test_a_suspended_job_gives_back_and_goes_on_with_another_attempt(
     await scene.serves(2)
 
 
-async def test_the_second_of_two_jobs_waits_for_the_first_by_name_and_follows_it(
+async def test_second_job_waits_for_the_first_by_name_and_follows_it(
     scene: ClaimScene, node: str, operator: MakeOperator
 ) -> None:
     operator()
@@ -220,7 +220,7 @@ async def test_the_second_of_two_jobs_waits_for_the_first_by_name_and_follows_it
     await scene.serves(2)
 
 
-async def test_priority_goes_first_then_age(scene: ClaimScene, nodes: Nodes, operator: MakeOperator) -> None:
+async def test_queue_order_is_by_priority_then_age(scene: ClaimScene, nodes: Nodes, operator: MakeOperator) -> None:
     await nodes.add(f"{scene.namespace}-one", gpus=1)
     operator()
     await scene.job("holder", "Queue")
@@ -244,7 +244,7 @@ def _first_versions(scene: ClaimScene, plural: str, stage: str) -> list[Version]
     return list(found.values())
 
 
-async def test_a_requeued_attempt_hands_its_gpu_to_the_next_before_the_engine_grows(
+async def test_requeued_attempt_keeps_its_loan_for_the_next_attempt(
     scene: ClaimScene, node: str, operator: MakeOperator
 ) -> None:
     operator()
@@ -266,7 +266,7 @@ async def test_a_requeued_attempt_hands_its_gpu_to_the_next_before_the_engine_gr
     await scene.serves(2)
 
 
-async def test_strangers_that_wait_for_a_gpu_never_get_the_lent_one(
+async def test_lent_gpu_never_goes_to_a_waiting_stranger(
     scene: ClaimScene, node: str, operator: MakeOperator, kube: Kube
 ) -> None:
     operator()
@@ -297,7 +297,7 @@ def _is_unschedulable(pod: dict[str, object]) -> bool:
     return any(c.get("reason") == "Unschedulable" for c in status.get("conditions", []))
 
 
-async def test_when_nothing_changes_nothing_is_written(scene: ClaimScene, node: str, operator: MakeOperator) -> None:
+async def test_unchanged_world_causes_no_writes(scene: ClaimScene, node: str, operator: MakeOperator) -> None:
     """With a loan under way, a job that waits, one that is prepared and one that is done."""
     running = operator(resync_seconds=1)
     await scene.engine("chat", replicas=2)

@@ -131,7 +131,7 @@ def test_a_wrong_field_is_refused_with_its_remedy(
 
 
 @pytest.mark.parametrize(("kind", "field", "value", "expected"), UNCHANGEABLE)
-def test_a_field_that_cannot_change_says_what_to_do(
+def test_immutable_field_is_refused_with_its_remedy(
     kubectl: Kubectl, kind: str, field: str, value: Any, expected: str
 ) -> None:
     manifest = merged(SMALLEST[kind], written(field, value))
@@ -142,12 +142,12 @@ def test_a_field_that_cannot_change_says_what_to_do(
 
 
 @pytest.mark.parametrize(("kind", "field", "value"), CHANGEABLE)
-def test_a_field_that_may_change_can(kubectl: Kubectl, kind: str, field: str, value: Any) -> None:
+def test_mutable_field_may_be_changed(kubectl: Kubectl, kind: str, field: str, value: Any) -> None:
     manifest = merged(SMALLEST[kind], written(field, value))
     kubectl.must("apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-", manifest=manifest)
 
 
-def test_an_optional_field_that_was_set_cannot_be_removed_and_only_replace_of_publish_changes(
+def test_publish_cannot_be_removed_and_only_its_replace_changes(
     kubectl: Kubectl,
 ) -> None:
     publish = {"spec": {"publish": {"engine": "chat", "name": "tone"}}, "metadata": {"name": "publishes"}}
@@ -229,13 +229,13 @@ def test_defaults_are_visible_after_admission(kubectl: Kubectl) -> None:
 
 
 @pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.KIND.kind)
-def test_the_operator_reads_what_the_api_server_holds(kubectl: Kubectl, resource: Any) -> None:
+def test_operator_parses_each_stored_resource(kubectl: Kubectl, resource: Any) -> None:
     name = SMALLEST[resource.KIND.kind]["metadata"]["name"]
     parsed = resource.parse(kubectl.read(resource.KIND.plural, name))
     assert parsed.metadata.name == name
 
 
-def test_a_status_keeps_only_what_was_written(kubectl: Kubectl) -> None:
+def test_status_gets_no_defaults(kubectl: Kubectl) -> None:
     """Defaults in a status would be owned by nobody and would look like facts."""
     kubectl.must("create", "-f", "-", manifest=merged(SMALLEST["FineTuneJob"], {"metadata": {"name": "told"}}))
     patch = '{"status": {"progress": {"step": 3}}}'
@@ -256,7 +256,7 @@ def test_scale_subresource_is_read_and_written(kubectl: Kubectl) -> None:
     assert kubectl.read("ie", "scaled")["spec"]["replicas"] == 3
 
 
-def test_a_floor_above_replicas_is_no_error(kubectl: Kubectl) -> None:
+def test_min_replicas_above_replicas_is_accepted(kubectl: Kubectl) -> None:
     """HPA and scale-to-zero must be able to write."""
     floor = {"metadata": {"name": "floor"}, "spec": {"preemption": {"policy": "ScaleDown", "minReplicas": 3}}}
     kubectl.must("create", "-f", "-", manifest=merged(SMALLEST["InferenceEngine"], floor))
@@ -272,17 +272,17 @@ def test_a_floor_above_replicas_is_no_error(kubectl: Kubectl) -> None:
         ("gpool", ["NAME", "NODES", "GPUS", "INFERENCE", "TRAINING", "LENT", "FREE", "WAITING", "AGE"]),
     ],
 )
-def test_columns(kubectl: Kubectl, resource: str, header: list[str]) -> None:
+def test_printer_columns_of_each_resource(kubectl: Kubectl, resource: str, header: list[str]) -> None:
     assert kubectl.must("get", resource).splitlines()[0].split() == header
 
 
-def test_one_command_shows_everything_of_sluice(kubectl: Kubectl) -> None:
+def test_category_sluice_lists_all_resources(kubectl: Kubectl) -> None:
     shown = kubectl.must("get", "sluice")
     for resource in RESOURCES:
         assert f"{resource.KIND.kind.lower()}.sluice.dev/" in shown
 
 
-def test_explain_reads_as_documentation(kubectl: Kubectl) -> None:
+def test_kubectl_explain_reads_as_documentation(kubectl: Kubectl) -> None:
     text = " ".join(kubectl.must("explain", "finetunejob.spec.scheduling").split())
     assert "When the job gets GPUs, and from whom." in text
     assert "enum: Queue, Preempt" in text

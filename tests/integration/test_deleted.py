@@ -23,7 +23,7 @@ def is_gone(scene: ClaimScene, job: str) -> bool:
 
 
 @pytest.mark.parametrize("how", ["a finalizer keeps it", "its Job is orphaned"])
-async def test_what_a_deleted_job_ran_is_ended(
+async def test_training_of_a_deleted_job_is_ended(
     scene: ClaimScene, kube: Kube, nodes: Nodes, operator: MakeOperator, how: str
 ) -> None:
     await nodes.add(f"{scene.namespace}-n1", gpus=1)
@@ -44,7 +44,7 @@ async def test_what_a_deleted_job_ran_is_ended(
     await scene.running("two")
 
 
-async def test_what_was_orphaned_while_no_operator_ran_is_ended_by_the_next(
+async def test_orphaned_training_is_ended_by_the_next_operator(
     scene: ClaimScene, kube: Kube, nodes: Nodes, operator: MakeOperator
 ) -> None:
     await nodes.add(f"{scene.namespace}-n1", gpus=1)
@@ -66,7 +66,7 @@ async def test_what_was_orphaned_while_no_operator_ran_is_ended_by_the_next(
     await scene.history.until(lambda: is_gone(scene, "one"), "the pod is gone")
 
 
-async def test_a_stage_ends_in_time_though_no_operator_runs(
+async def test_stage_deadline_seconds_holds_while_no_operator_runs(
     scene: ClaimScene, kube: Kube, nodes: Nodes, operator: MakeOperator
 ) -> None:
     await nodes.add(f"{scene.namespace}-n1", gpus=1)

@@ -40,7 +40,7 @@ async def there(kube: Kube, namespace: str, nodes: Nodes) -> AsyncIterator[Devic
         yield made
 
 
-async def test_devices_are_counted_handed_out_and_shared(
+async def test_dra_devices_are_counted_allocated_and_shared(
     there: Devices, scene: ClaimScene, operator: MakeOperator, control_plane: ControlPlane
 ) -> None:
     """Four GPUs: a replica's, a job's, a stranger's and a free one. A guest of the replica takes none."""
@@ -68,7 +68,7 @@ async def test_devices_are_counted_handed_out_and_shared(
     await counts(control_plane, there.pool, training=0, inference=1, others=1, free=2)
 
 
-async def test_a_replica_of_more_gpus_has_another_claim(
+async def test_resource_claim_is_replaced_when_a_replica_needs_more_gpus(
     there: Devices, scene: ClaimScene, operator: MakeOperator
 ) -> None:
     """What a ResourceClaim asks for can't be changed, so it is replaced as the replica restarts."""
@@ -85,7 +85,7 @@ async def test_a_replica_of_more_gpus_has_another_claim(
     assert len(claim["status"]["allocation"]["devices"]["results"]) == 2
 
 
-async def test_a_replica_that_is_not_wanted_leaves_nothing(
+async def test_resource_claim_is_deleted_with_its_replica(
     there: Devices, scene: ClaimScene, operator: MakeOperator, control_plane: ControlPlane
 ) -> None:
     await operator().leads()
@@ -99,7 +99,7 @@ async def test_a_replica_that_is_not_wanted_leaves_nothing(
     assert list(await there.claims()) == ["chat-0-gpus"]
 
 
-async def test_a_pool_of_another_mode_names_the_nodes(
+async def test_pool_without_sharing_mode_dra_names_the_nodes_with_dra(
     there: Devices, scene: ClaimScene, namespace: str, operator: MakeOperator, control_plane: ControlPlane
 ) -> None:
     """And with the remedy that it names, the job runs."""

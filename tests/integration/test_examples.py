@@ -19,9 +19,7 @@ EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
-def test_an_example_is_applied_twice_and_changes_nothing_the_second_time(
-    file: Path, control_plane: ControlPlane, namespace: str
-) -> None:
+def test_example_applied_again_is_unchanged(file: Path, control_plane: ControlPlane, namespace: str) -> None:
     kubectl = Kubectl(control_plane.kubeconfig)
     first = kubectl.must("apply", "--namespace", namespace, "-f", str(file))
     assert "Warning" not in first
@@ -31,14 +29,14 @@ def test_an_example_is_applied_twice_and_changes_nothing_the_second_time(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_a_page_shows_is_taken_as_it_is(page: Path, control_plane: ControlPlane, namespace: str) -> None:
+def test_manifest_that_a_page_shows_is_accepted(page: Path, control_plane: ControlPlane, namespace: str) -> None:
     kubectl = Kubectl(control_plane.kubeconfig)
     for manifests in filter(None, shown(page)):  # a block may have settings of other programs only
         said = kubectl.must("create", "--dry-run=server", "--namespace", namespace, "-f", "-", manifests=manifests)
         assert "Warning" not in said
 
 
-def test_a_team_of_the_recipe_pushes_nobody_out(control_plane: ControlPlane, namespace: str) -> None:
+def test_tenancy_recipe_refuses_system_priority_classes(control_plane: ControlPlane, namespace: str) -> None:
     """Kubernetes lets everybody name its own priorities, and Sluice's admission policy does too."""
     kubectl = Kubectl(control_plane.kubeconfig)
     recipe = [body for manifests in shown(PAGES[-1]) for body in manifests or ()]
@@ -57,9 +55,7 @@ def test_a_team_of_the_recipe_pushes_nobody_out(control_plane: ControlPlane, nam
     assert "created (server dry run)" in said("sluice-inference")
 
 
-def test_the_chart_is_taken_under_restricted_and_upgrades_to_itself(
-    control_plane: ControlPlane, namespace: str
-) -> None:
+def test_chart_installs_under_restricted_and_upgrades_to_itself(control_plane: ControlPlane, namespace: str) -> None:
     """Its CRDs and priority classes are there already, as on the cluster of this test's neighbours."""
     kubectl = Kubectl(control_plane.kubeconfig)
     kubectl.must("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")

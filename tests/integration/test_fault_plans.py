@@ -14,7 +14,7 @@ JOBS = "/apis/batch/v1/namespaces/a/jobs"
 ENGINES = "/apis/sluice.dev/v1alpha1/namespaces/a/inferenceengines"
 
 
-def test_there_are_many_plans_and_each_has_a_name_of_its_own() -> None:
+def test_fault_plan_ids_are_unique() -> None:
     plans = all_plans()
     assert len(plans) >= 600
     assert len({plan.id for plan in plans}) == len(plans)
@@ -22,20 +22,20 @@ def test_there_are_many_plans_and_each_has_a_name_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("journey", JOURNEYS)
-def test_the_operator_is_killed_before_and_after_every_write(journey: str) -> None:
+def test_fault_plans_kill_the_operator_around_every_write(journey: str) -> None:
     writes = {(name, n) for name, times in Record.read(journey).writes.items() for n in range(1, times + 1)}
     for kind in (Kind.KILL_BEFORE, Kind.KILL_AFTER):
         assert {(p.at, p.number) for p in all_plans() if (p.journey, p.kind) == (journey, kind)} == writes
 
 
-def test_a_choice_is_the_same_each_time() -> None:
+def test_chosen_fault_plans_are_the_same_each_time() -> None:
     assert chosen_plans("") == chosen_plans("")
     assert chosen_plans("50") == chosen_plans("50")
     assert len(chosen_plans("50")) == 50
     assert [(plan.journey, plan.kind) for plan in chosen_plans("")] == [*FEW]
 
 
-def test_a_plan_is_found_by_its_name() -> None:
+def test_fault_plan_is_found_by_its_id() -> None:
     one = all_plans()[700]
     assert chosen_plans(one.id) == [one]
     assert not re.search(r"[\s,]", one.id)
@@ -55,5 +55,5 @@ def test_a_plan_is_found_by_its_name() -> None:
         ("GET", "/api/v1/pods", {"watch": "true"}, "watch pods"),
     ],
 )
-def test_a_request_has_the_same_name_in_every_run(method: str, path: str, query: dict[str, str], name: str) -> None:
+def test_write_name_is_the_same_in_every_run(method: str, path: str, query: dict[str, str], name: str) -> None:
     assert write_name(Asked.of(method, path, query)) == name

@@ -14,7 +14,7 @@ from tests.integration.running_operator import RunningOperator
 pytestmark = pytest.mark.integration
 
 
-async def test_training_ends_and_every_slot_comes_back(
+async def test_give_back_ends_training_and_returns_every_slot(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator, control_plane: ControlPlane, tmp_path: Path
 ) -> None:
     await nodes.add(f"{namespace}-n1", gpus=2)
@@ -36,7 +36,7 @@ async def test_training_ends_and_every_slot_comes_back(
     assert running.process.poll() is None
 
 
-async def test_a_replica_that_never_stops_does_not_hold_an_uninstall_up(
+async def test_give_back_does_not_wait_for_a_replica_that_never_stops(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator, control_plane: ControlPlane, tmp_path: Path
 ) -> None:
     """The slot's pod is going for ever, on a node that is lost, say: the GPUs stay taken, and no pod of ours waits."""

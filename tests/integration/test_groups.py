@@ -11,7 +11,7 @@ from tests.integration.progress_scene import Kube
 pytestmark = pytest.mark.integration
 
 
-async def test_a_group_takes_turns_with_an_engine_on_two_nodes(
+async def test_group_borrows_on_two_nodes_and_requeues_as_one(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator, kube: Kube
 ) -> None:
     """Lent on both nodes at once; one pod that is lost starts all of them again; the first one's end is the end."""
@@ -44,7 +44,7 @@ async def test_a_group_takes_turns_with_an_engine_on_two_nodes(
     assert (lost["reason"], lost["attempt"]) == ("Requeued", 1)
 
 
-async def test_a_group_waits_for_the_last_of_its_gpus_and_disturbs_nobody_before(
+async def test_group_borrows_nothing_before_all_its_gpus_are_there(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator
 ) -> None:
     await nodes.add(f"{namespace}-n1", gpus=2)

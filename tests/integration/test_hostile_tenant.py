@@ -179,7 +179,7 @@ async def take_effect(cluster: Cluster, place: str, names: set[str]) -> None:
     await until(so)
 
 
-async def test_an_object_of_another_namespace_speaks_for_nobody(cluster: Cluster) -> None:
+async def test_owner_of_another_namespace_is_ignored(cluster: Cluster) -> None:
     """H7: a training Job and a slot that name the team's own objects as their owners, by uid."""
     await cluster.team.job("tone")
     await cluster.team.running("tone")
@@ -201,7 +201,7 @@ async def test_an_object_of_another_namespace_speaks_for_nobody(cluster: Cluster
     assert disturbed(cluster.team) == []
 
 
-async def test_a_pod_that_is_called_scale_up_is_no_free_room(cluster: Cluster) -> None:
+async def test_forged_scale_up_pod_does_not_count_as_free(cluster: Cluster) -> None:
     """M7: the third GPU is taken by a pod that never goes; a job that needs one borrows it from the engine."""
     mine = await cluster.job("x", priority=-1000)
     metadata = {"name": "x-scale-up-0", "labels": {"sluice.dev/scale-up": "default"}, "ownerReferences": owned(mine)}
@@ -268,7 +268,7 @@ async def test_poisoned_annotations_end_no_decision(cluster: Cluster) -> None:
     await cluster.team_is_unharmed()
 
 
-async def test_a_job_of_the_next_attempts_name_holds_no_gpus(cluster: Cluster) -> None:
+async def test_job_with_the_next_attempts_name_holds_no_gpus(cluster: Cluster) -> None:
     """H1: nothing of it is Sluice's, so no policy refuses it; the user's own job waits for it, and nobody else does."""
     mine = await cluster.job("x", PREPARED, priority=1000, notBefore="2199-01-01T00:00:00Z")
     name = stage_job_name("x", mine["metadata"]["uid"], Stage.TRAIN, 1)
@@ -280,7 +280,7 @@ async def test_a_job_of_the_next_attempts_name_holds_no_gpus(cluster: Cluster) -
     await cluster.team.running("tone")
 
 
-async def test_an_engine_takes_nothing_over_and_takes_nothing_along(cluster: Cluster) -> None:
+async def test_engine_neither_adopts_nor_deletes_objects_of_others(cluster: Cluster) -> None:
     """H5: a user who may write no Roles names an engine so that its objects would be those of an administrator."""
     hostile = cluster.hostile
     there: list[tuple[str, str, Body]] = [
@@ -311,7 +311,7 @@ async def test_an_engine_takes_nothing_over_and_takes_nothing_along(cluster: Clu
     await cluster.team_is_unharmed()
 
 
-async def test_the_priority_of_training_is_sluices(cluster: Cluster) -> None:
+async def test_priority_class_sluice_training_is_refused_to_tenants(cluster: Cluster) -> None:
     """M2. Without the policy such a pod is accepted, and takes the GPU of a replica that comes back."""
     stranger = {"metadata": {"name": "stranger"}, "spec": {**TAKES_A_GPU, "priorityClassName": "sluice-training"}}
     await cluster.tries("POST", cluster.hostile.path(CORE, "pods"), stranger)

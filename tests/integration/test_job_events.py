@@ -31,7 +31,7 @@ async def goes_all_the_way(scene: ClaimScene, job: str) -> None:
     await scene.succeeds(job)
 
 
-async def test_each_change_of_mind_about_a_job_is_one_event(scene: ClaimScene, kube: Kube) -> None:
+async def test_each_change_of_a_jobs_summary_is_one_event(scene: ClaimScene, kube: Kube) -> None:
     """Its reasons, as its status had them one after another, and no event else. Others have theirs besides."""
     told = asyncio.create_task(_told(kube, scene.namespace, "tone"))
     await goes_all_the_way(scene, "tone")
@@ -41,7 +41,7 @@ async def test_each_change_of_mind_about_a_job_is_one_event(scene: ClaimScene, k
     assert {"Preparing", "Training", "Exporting", "Succeeded"} <= {*reasons}
 
 
-async def test_a_job_is_deleted_when_its_time_to_live_is_over(scene: ClaimScene) -> None:
+async def test_job_is_deleted_after_ttl_seconds_after_finished(scene: ClaimScene) -> None:
     """By the operator, in one request; its Jobs go with it."""
     await goes_all_the_way(scene, "tone")
     await scene.patch("finetunejobs", "tone", {"spec": {"ttlSecondsAfterFinished": 1}})

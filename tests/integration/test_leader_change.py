@@ -69,7 +69,7 @@ def hold(held: Hold, write: str) -> None:
 
 
 @pytest.mark.parametrize("write", list(KILLED_AT))
-async def test_a_leader_killed_at_a_write_leaves_nothing_that_its_successor_does_not_end(
+async def test_successor_continues_from_each_write_of_a_killed_leader(
     scene: ClaimScene, held: Hold, pair: tuple[RunningOperator, RunningOperator], write: str
 ) -> None:
     leader, successor = pair
@@ -101,7 +101,7 @@ def _jobs_made(scene: ClaimScene) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("write", STOPPED_AT)
-async def test_a_leader_that_wakes_after_its_successor_has_acted_changes_nothing(
+async def test_late_write_of_a_former_leader_has_no_effect(
     scene: ClaimScene, held: Hold, pair: tuple[RunningOperator, RunningOperator], write: str
 ) -> None:
     """It is stopped (SIGSTOP) with a write under way, and that write arrives when the successor has long trained."""
@@ -132,7 +132,7 @@ def _states(scene: ClaimScene) -> list[str]:
     return [slot["state"] for slot in scene.status("inferenceengines", "chat")["slots"]]
 
 
-async def test_nobody_drains_for_a_claim_that_a_former_leader_made_too_late(
+async def test_late_claim_of_a_former_leader_drains_no_replica(
     scene: ClaimScene, held: Hold, pair: tuple[RunningOperator, RunningOperator]
 ) -> None:
     """The former leader's claim for `late` arrives when the new one has lent the slot to `quick`."""
@@ -166,7 +166,7 @@ async def test_nobody_drains_for_a_claim_that_a_former_leader_made_too_late(
 
 
 @pytest.mark.parametrize("repair", [410, 500, "the next full list"])
-async def test_an_operator_that_missed_deletes_gives_back_all_the_same(
+async def test_loan_is_returned_though_delete_events_were_missed(
     scene: ClaimScene, nodes: Nodes, proxy: FaultProxy, operator: MakeOperator, kube: Kube, repair: int | str
 ) -> None:
     """Its watches lose every DELETED event; then they break, or the next list is due."""
@@ -188,7 +188,7 @@ async def test_an_operator_that_missed_deletes_gives_back_all_the_same(
     await scene.running("next")
 
 
-async def test_a_trainer_that_is_told_to_stop_while_no_operator_runs_costs_no_attempt(
+async def test_trainer_stopped_while_no_operator_runs_costs_no_attempt(
     scene: ClaimScene, nodes: Nodes, operator: MakeOperator, kube: Kube
 ) -> None:
     """Its node is drained: when the next operator looks, the pod and its last words are gone."""

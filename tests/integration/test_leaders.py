@@ -34,9 +34,7 @@ async def holder(kube: Kube, namespace: str) -> tuple[str, int]:
     return spec["holderIdentity"], spec["leaseTransitions"]
 
 
-async def test_one_of_two_leads_and_the_other_follows_when_it_is_killed(
-    operator: MakeOperator, kube: Kube, namespace: str
-) -> None:
+async def test_standby_leads_when_the_leader_is_killed(operator: MakeOperator, kube: Kube, namespace: str) -> None:
     one = operator("operator-1", lease_seconds=5)
     await one.leads()
     two = operator("operator-2", lease_seconds=5)
@@ -49,7 +47,7 @@ async def test_one_of_two_leads_and_the_other_follows_when_it_is_killed(
     assert (name.partition("_")[0], next_term) == ("operator-2", term + 1)
 
 
-async def test_a_leader_that_is_asked_to_end_hands_over_at_once(
+async def test_leader_that_is_asked_to_end_releases_the_lease_at_once(
     operator: MakeOperator, kube: Kube, namespace: str
 ) -> None:
     one = operator("operator-1", lease_seconds=LONGER_THAN_PATIENCE)
@@ -60,9 +58,7 @@ async def test_a_leader_that_is_asked_to_end_hands_over_at_once(
     await two.leads()
 
 
-async def test_the_new_leader_takes_the_label_from_the_old_ones_pod(
-    operator: MakeOperator, kube: Kube, namespace: str
-) -> None:
+async def test_leader_label_moves_to_the_new_leaders_pod(operator: MakeOperator, kube: Kube, namespace: str) -> None:
     for name in ("operator-1", "operator-2"):
         pod = {"metadata": {"name": name}, "spec": {"containers": [{"name": "operator", "image": "nothing"}]}}
         await kube.call("POST", f"/api/v1/namespaces/{namespace}/pods", pod)
@@ -137,7 +133,7 @@ def claimants(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> It
         claimant.end()
 
 
-async def test_a_leader_that_wakes_after_another_has_acted_makes_at_most_the_claim_it_was_making(
+async def test_paused_leader_makes_at_most_the_claim_that_it_was_making(
     claimants: tuple[Claimant, Claimant], kube: Kube, namespace: str
 ) -> None:
     async def first() -> Claimant | None:

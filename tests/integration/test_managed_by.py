@@ -10,7 +10,7 @@ from tests.integration.progress_scene import Kube
 pytestmark = pytest.mark.integration
 
 
-async def test_a_job_that_is_handed_over_is_left_alone(
+async def test_job_with_managed_by_is_left_alone(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator, kube: Kube
 ) -> None:
     await nodes.add(f"{namespace}-n1", gpus=1)

@@ -134,7 +134,7 @@ async def lab(
         await kube.call("DELETE", f"/api/v1/namespaces/{namespace}-{place}")
 
 
-async def test_who_reaches_whom(lab: Lab, kube: Kube, namespace: str) -> None:
+async def test_network_policies_let_only_listed_connections_through(lab: Lab, kube: Kube, namespace: str) -> None:
     """Everything is reached before the policies are there; then what they say and nothing else."""
     rows = [Row.parse(line) for line in REACHED.strip().splitlines()]
     assert [row for row in rows if not row.is_let_through(lab)] == []

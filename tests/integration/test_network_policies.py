@@ -9,7 +9,7 @@ from tests.integration.nodes import Nodes
 pytestmark = pytest.mark.integration
 
 
-async def test_policies_are_there_before_their_pods_follow_the_spec_and_go_when_switched_off(
+async def test_network_policies_precede_their_pods_and_follow_the_spec(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator
 ) -> None:
     policies = scene.history.now["networkpolicies"]

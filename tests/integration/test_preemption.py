@@ -12,7 +12,7 @@ pytestmark = pytest.mark.integration
 YIELDS = {"policy": "ToHigherPriority", "minRunSeconds": 0}
 
 
-async def test_a_job_of_higher_priority_takes_the_place_and_the_other_goes_on_afterwards(
+async def test_job_of_higher_priority_preempts_training_that_resumes_later(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator
 ) -> None:
     await nodes.add(f"{namespace}-n1", gpus=2)
@@ -42,7 +42,7 @@ async def test_a_job_of_higher_priority_takes_the_place_and_the_other_goes_on_af
     await scene.serves(2)
 
 
-async def test_nobody_is_interrupted_for_a_job_that_can_not_run(
+async def test_job_that_cannot_run_preempts_nothing(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator
 ) -> None:
     await nodes.add(f"{namespace}-n1", gpus=1)
@@ -63,7 +63,7 @@ async def test_nobody_is_interrupted_for_a_job_that_can_not_run(
     await scene.history.never(lambda: scene.waits_for("low")[0] == "Preempted", "low was interrupted", 2)
 
 
-async def test_an_engine_that_is_raised_takes_its_loan_back_and_lends_again_when_it_is_lowered(
+async def test_raised_replicas_reclaim_a_loan_and_lowered_ones_lend_again(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator
 ) -> None:
     await nodes.add(f"{namespace}-n1", gpus=2)

@@ -27,7 +27,7 @@ async def pool(kube: Kube, namespace: str) -> AsyncIterator[str]:
     await kube.call("DELETE", f"{SLUICE}/gpupools/{namespace}")
 
 
-async def test_so_many_prepare_at_once_and_the_next_begins_when_one_ends(
+async def test_prepare_at_once_bounds_the_jobs_that_prepare(
     scene: ClaimScene, nodes: Nodes, pool: str, operator: MakeOperator
 ) -> None:
     await nodes.add(f"{pool}-n1", gpus=2, pool=pool)

@@ -46,7 +46,7 @@ async def nothing_written(here: Scene, job: FineTuneJob) -> None:
     assert job_key(here.namespace, job.metadata.name) not in here.woken
 
 
-async def test_the_jobs_own_pod_is_heard(here: Scene) -> None:
+async def test_report_of_the_jobs_own_pod_is_accepted(here: Scene) -> None:
     job = await here.job("tone")
     pod = await here.stage_pod(job)
     await here.refresh()
@@ -60,7 +60,7 @@ async def test_the_jobs_own_pod_is_heard(here: Scene) -> None:
     assert here.store.world().heartbeats[stage_job.uid].attempt == 1
 
 
-async def test_only_progress_is_written(here: Scene) -> None:
+async def test_report_writes_progress_only(here: Scene) -> None:
     job = await here.job("tone")
     conditions = [
         {"type": "Prepared", "status": "True", "reason": "Done", "lastTransitionTime": "2026-01-01T00:00:00Z"}
@@ -87,7 +87,7 @@ async def test_only_progress_is_written(here: Scene) -> None:
     assert "f:progress" not in owned[FIELD_MANAGER]
 
 
-async def test_a_pod_forged_to_be_another_jobs_is_refused(here: Scene) -> None:
+async def test_pod_with_forged_labels_and_owner_is_refused(here: Scene) -> None:
     victim = await here.job("victim")
     real = await here.stage_pod(victim)
     await here.bind(real)  # of two pods, the Job controller takes the one without a node away
@@ -102,7 +102,7 @@ async def test_a_pod_forged_to_be_another_jobs_is_refused(here: Scene) -> None:
         await here.written("victim", "7/300")
 
 
-async def test_labels_alone_prove_nothing(here: Scene) -> None:
+async def test_pod_with_forged_labels_is_not_a_trainer(here: Scene) -> None:
     victim = await here.job("victim")
     real = await here.stage_pod(victim)
     forged = await here.forged_pod(here.namespace, "forged", real["metadata"]["labels"], None)
@@ -113,7 +113,7 @@ async def test_labels_alone_prove_nothing(here: Scene) -> None:
         await nothing_written(here, victim)
 
 
-async def test_an_owner_without_its_labels_proves_nothing(here: Scene) -> None:
+async def test_pod_with_forged_owner_is_refused(here: Scene) -> None:
     """The Job controller lets go of a pod that its selector does not match; until then its owner says the Job."""
     victim = await here.job("victim")
     real = await here.stage_pod(victim)
@@ -142,7 +142,7 @@ async def test_a_pod_of_another_namespace_is_refused(here: Scene) -> None:
         await nothing_written(here, victim)
 
 
-async def test_a_pod_of_somebodys_own_job_is_refused(here: Scene) -> None:
+async def test_pod_of_a_stage_job_with_another_name_is_refused(here: Scene) -> None:
     """A Job that anybody makes with our labels and owner, but not under the name that we would give."""
     victim = await here.job("victim")
     own = await here.stage_pod(victim)
@@ -162,7 +162,7 @@ async def test_a_pod_of_somebodys_own_job_is_refused(here: Scene) -> None:
         await nothing_written(here, victim)
 
 
-async def test_a_deleted_pod_is_refused_even_with_a_token_that_was_believed(here: Scene) -> None:
+async def test_deleted_pod_is_refused_with_a_token_accepted_before(here: Scene) -> None:
     job = await here.job("tone")
     pod = await here.stage_pod(job)
     token, unused = await here.token(pod), await here.token(pod)
@@ -177,7 +177,7 @@ async def test_a_deleted_pod_is_refused_even_with_a_token_that_was_believed(here
     assert (await here.stored("tone"))["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
 
 
-async def test_a_pod_that_is_going_may_say_its_last_words(here: Scene) -> None:
+async def test_report_of_a_terminating_pod_is_accepted(here: Scene) -> None:
     job = await here.job("tone")
     pod = await here.stage_pod(job, keep=True)
     token = await here.token(pod)
@@ -189,7 +189,7 @@ async def test_a_pod_that_is_going_may_say_its_last_words(here: Scene) -> None:
     assert stored["status"]["progress"]["checkpointStep"] == 44
 
 
-async def test_the_pod_of_a_job_that_was_created_anew_is_refused(here: Scene) -> None:
+async def test_pod_of_a_recreated_job_is_refused(here: Scene) -> None:
     old = await here.job("tone")
     pod = await here.stage_pod(old, keep=True)
     token = await here.token(pod)
@@ -218,7 +218,7 @@ async def test_progress_of_a_deleted_job_is_not_written_to_its_successor(here: S
     assert stored["metadata"]["resourceVersion"] == new.metadata.resource_version
 
 
-async def test_a_write_finds_the_job_also_after_others_wrote(here: Scene) -> None:
+async def test_progress_is_written_after_other_status_writes(here: Scene) -> None:
     job = await here.job("tone")
     for attempt in (1, 2):
         await here.apply_status(job, {"summary": "Training", "attempt": attempt})
@@ -226,7 +226,7 @@ async def test_a_write_finds_the_job_also_after_others_wrote(here: Scene) -> Non
     assert (await here.written("tone", "7/300"))["status"]["attempt"] == 2
 
 
-async def test_a_token_for_anything_else_is_refused(here: Scene) -> None:
+async def test_token_of_another_audience_or_without_pod_is_refused(here: Scene) -> None:
     job = await here.job("tone")
     pod = await here.stage_pod(job)
     await here.refresh()
@@ -257,7 +257,7 @@ async def test_a_report_is_accepted_once_and_in_order(here: Scene) -> None:
         await here.written("tone", "60/300")
 
 
-async def test_an_attempt_that_was_replaced_is_fenced_also_after_a_restart(here: Scene) -> None:
+async def test_fenced_attempt_is_refused_also_after_a_restart(here: Scene) -> None:
     job = await here.job("tone")
     tokens = [await here.token(await here.stage_pod(job, attempt)) for attempt in (1, 2)]
     await here.refresh()
@@ -273,7 +273,7 @@ async def test_an_attempt_that_was_replaced_is_fenced_also_after_a_restart(here:
         assert await here.post(tokens[0], training(10, step=10)) == (409, "fenced_attempt")
 
 
-async def test_who_does_not_lead_takes_nothing(here: Scene) -> None:
+async def test_report_is_refused_while_not_leading(here: Scene) -> None:
     job = await here.job("tone")
     pod = await here.stage_pod(job)
     await here.refresh()
@@ -283,7 +283,7 @@ async def test_who_does_not_lead_takes_nothing(here: Scene) -> None:
         await nothing_written(here, job)
 
 
-async def test_a_pod_that_the_watch_has_not_brought_yet_is_asked_for(here: Scene) -> None:
+async def test_pod_missing_from_the_store_is_looked_up(here: Scene) -> None:
     job = await here.job("tone")
     pod = await here.stage_pod(job)
     await here.refresh()
@@ -294,7 +294,7 @@ async def test_a_pod_that_the_watch_has_not_brought_yet_is_asked_for(here: Scene
         await here.written("tone", "3/300")
 
 
-async def test_an_engines_own_pod_is_heard_and_no_other(here: Scene) -> None:
+async def test_engine_report_is_accepted_from_its_own_pod_only(here: Scene) -> None:
     pod = await here.engine_pod("chat")
     await here.bind(pod)  # of two pods, the ReplicaSet controller takes the one without a node away
     trainer = await here.stage_pod(await here.job("tone"))
@@ -317,7 +317,7 @@ async def test_an_engines_own_pod_is_heard_and_no_other(here: Scene) -> None:
     assert here.store.world().reports[pod["metadata"]["uid"]].report.in_flight == 3
 
 
-async def test_the_pod_of_an_engine_that_was_created_anew_is_refused(here: Scene) -> None:
+async def test_pod_of_a_recreated_engine_is_refused(here: Scene) -> None:
     pod = await here.engine_pod("chat", keep=True)
     token = await here.token(pod)
     path = f"{SLUICE}/namespaces/{here.namespace}/inferenceengines"

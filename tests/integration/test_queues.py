@@ -74,7 +74,7 @@ async def test_a_quota_holds_a_job_back_until_it_is_raised(
     await scene.running("second")
 
 
-async def test_a_namespace_gets_in_by_its_labels(
+async def test_allowed_namespaces_selects_by_labels(
     scene: ClaimScene, pool: None, nodes: Nodes, namespace: str, operator: MakeOperator, kube: Kube
 ) -> None:
     await nodes.add(f"{namespace}-n1", gpus=1)

@@ -115,7 +115,7 @@ async def ask_for_more_disk(kube: Kube, namespace: str) -> None:
         assert time.monotonic() < until
 
 
-async def test_what_an_admission_policy_adds_to_the_training_pod_must_fit_the_node_too(
+async def test_requests_added_by_an_admission_policy_must_fit_the_node(
     serving: ClaimScene, nodes: Nodes, kube: Kube
 ) -> None:
     """A larger request than the job's. kube-scheduler counts it, and so does the proof: no slot drains for it."""
@@ -132,7 +132,7 @@ async def test_what_an_admission_policy_adds_to_the_training_pod_must_fit_the_no
         await kube.call("DELETE", f"{POLICIES}/mutatingadmissionpolicies/{serving.namespace}")
 
 
-async def test_what_a_limit_range_adds_and_fits_is_no_obstacle(serving: ClaimScene, kube: Kube) -> None:
+async def test_requests_added_by_a_limit_range_are_no_obstacle_if_they_fit(serving: ClaimScene, kube: Kube) -> None:
     await limit(kube, serving.namespace, default={"cpu": "4"}, min={"ephemeral-storage": "64Mi"})
     await serving.job("tone")
     pod = await serving.running("tone")

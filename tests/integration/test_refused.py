@@ -51,7 +51,7 @@ async def refusal(kube: Kube, place: str, body: Body) -> str:
     return ""
 
 
-async def test_a_job_that_a_policy_refuses_leaves_its_gpu_to_the_next(
+async def test_job_refused_by_admission_leaves_its_gpu_to_the_next(
     scene: ClaimScene, kube: Kube, nodes: Nodes, operator: MakeOperator
 ) -> None:
     await nodes.add(f"{scene.namespace}-n1", gpus=1)
@@ -67,7 +67,7 @@ async def test_a_job_that_a_policy_refuses_leaves_its_gpu_to_the_next(
             await kube.call("DELETE", f"{place}/{policy}")
 
 
-async def test_a_quota_of_objects_is_quoted_and_the_job_goes_on_when_it_is_raised(
+async def test_job_refused_by_an_object_quota_resumes_without_the_quota(
     scene: ClaimScene, kube: Kube, operator: MakeOperator, nodes: Nodes
 ) -> None:
     await nodes.add(f"{scene.namespace}-n1", gpus=1)
@@ -89,7 +89,7 @@ async def test_a_quota_of_objects_is_quoted_and_the_job_goes_on_when_it_is_raise
         ("serviceaccounts", "chat-agent", {}),
     ],
 )
-async def test_what_has_the_name_already_is_left_alone_until_it_is_deleted(
+async def test_object_with_the_engines_name_is_name_taken_until_deleted(
     scene: ClaimScene, kube: Kube, nodes: Nodes, operator: MakeOperator, plural: str, name: str, spec: Body
 ) -> None:
     await nodes.add(f"{scene.namespace}-n1", gpus=1)
@@ -113,7 +113,7 @@ async def test_what_has_the_name_already_is_left_alone_until_it_is_deleted(
     await scene.serves(1)
 
 
-async def test_an_adapter_of_a_person_is_replaced_when_the_job_says_so(
+async def test_publish_replace_overwrites_an_adapter_made_by_hand(
     scene: ClaimScene, kube: Kube, nodes: Nodes, operator: MakeOperator
 ) -> None:
     await nodes.add(f"{scene.namespace}-n1", gpus=1)

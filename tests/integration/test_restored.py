@@ -150,7 +150,7 @@ def _words(processes: Processes, name: str) -> list[str]:
     "raised",
     [pytest.param(False, id="revisions-as-they-were", marks=IN_SOAK), pytest.param(True, id="revisions-raised")],
 )
-async def test_what_a_backup_of_etcd_says_counts_and_not_what_was_seen_after_it(
+async def test_restored_etcd_backup_replaces_what_was_seen_after_it(
     plane: ControlPlane, start: Callable[[str, Path], RunningOperator], tmp_path: Path, raised: bool
 ) -> None:
     """The engine had two replicas in the backup and has one since then: it has two again, with its second slot."""
@@ -172,7 +172,7 @@ async def test_what_a_backup_of_etcd_says_counts_and_not_what_was_seen_after_it(
         await until_there_are(kube, {"chat-0": 1})
 
 
-async def test_an_operator_is_restarted_when_the_clusters_authority_is_a_new_one(
+async def test_operator_is_restarted_when_the_cluster_ca_is_replaced(
     plane: ControlPlane, start: Callable[[str, Path], RunningOperator], tmp_path: Path
 ) -> None:
     """It has read whom to trust once. It says that it sees nothing, is not live in the end, and its successor leads."""

@@ -52,7 +52,7 @@ def was_lent(scene: ClaimScene) -> list[str]:
     return [state for state in states if state in ("Draining", "Stopping", "Lent")]
 
 
-async def test_an_autoscaler_adds_a_node_and_nothing_is_borrowed(
+async def test_scale_up_first_borrows_nothing_if_a_node_is_added(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator
 ) -> None:
     await nodes.add(f"{namespace}-n1", gpus=2)
@@ -75,7 +75,7 @@ async def test_an_autoscaler_adds_a_node_and_nothing_is_borrowed(
     assert was_lent(scene) == []
 
 
-async def test_nobody_adds_a_node_and_the_job_borrows_when_its_time_is_over(
+async def test_scale_up_first_borrows_after_wait_seconds(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator
 ) -> None:
     await nodes.add(f"{namespace}-n1", gpus=2)
@@ -93,7 +93,7 @@ async def test_nobody_adds_a_node_and_the_job_borrows_when_its_time_is_over(
     assert "Draining" in was_lent(scene)
 
 
-async def test_an_empty_pool_is_scaled_up_and_a_replica_is_not_kept_out_by_a_pod_that_asks(
+async def test_scale_up_pod_of_an_empty_pool_keeps_no_replica_out(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator, kube: Kube
 ) -> None:
     """The first node has a pod that asks on it, for a job that lacks the second; an engine gets that node."""
@@ -124,7 +124,7 @@ async def test_an_empty_pool_is_scaled_up_and_a_replica_is_not_kept_out_by_a_pod
         await kube.call("DELETE", f"{SLUICE}/gpupools/{namespace}")
 
 
-async def test_pods_go_with_the_pool_and_a_suspended_job_asks_for_nothing(
+async def test_scale_up_pods_go_when_the_job_is_suspended_or_the_pool_gone(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator, kube: Kube
 ) -> None:
     body = {"apiVersion": API_VERSION, "kind": "GPUPool", "metadata": {"name": namespace}}
@@ -141,7 +141,7 @@ async def test_pods_go_with_the_pool_and_a_suspended_job_asks_for_nothing(
     await nobody_asks(scene)
 
 
-async def test_a_quota_with_room_for_the_job_alone_lets_it_ask_and_train(
+async def test_resource_quota_for_the_job_alone_allows_scale_up_and_training(
     scene: ClaimScene, nodes: Nodes, namespace: str, operator: MakeOperator, kube: Kube
 ) -> None:
     """It counts the pods that ask. One that has a node keeps it for the training pod, until that one is refused: the

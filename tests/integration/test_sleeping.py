@@ -91,7 +91,7 @@ async def loan(there: Devices, scene: ClaimScene, operator: MakeOperator, kube: 
     return Loan(scene, kube, running)
 
 
-async def test_a_slot_keeps_its_pod_and_wakes_when_the_trainers_is_gone(there: Devices, loan: Loan) -> None:
+async def test_sleeping_slot_keeps_its_pod_and_wakes_after_the_trainer(there: Devices, loan: Loan) -> None:
     scene = loan.scene
     trainer = await loan.trains()
     claim = (await there.claims())[slot_gpus_name("chat", loan.slot["index"])]
@@ -116,7 +116,9 @@ async def test_a_slot_keeps_its_pod_and_wakes_when_the_trainers_is_gone(there: D
     assert not stopped
 
 
-async def test_nothing_wakes_while_the_operator_is_down(there: Devices, loan: Loan, operator: MakeOperator) -> None:
+async def test_sleeping_slot_does_not_wake_while_no_operator_runs(
+    there: Devices, loan: Loan, operator: MakeOperator
+) -> None:
     scene = loan.scene
     trainer = await loan.trains()
     await scene.history.until(lambda: loan.slot.get("state") == "Lent", "the slot is lent")

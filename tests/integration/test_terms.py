@@ -93,7 +93,7 @@ async def until_probed(operator: RunningOperator, probe: str, status: int, withi
             await asyncio.sleep(0.2)
 
 
-async def test_a_leader_that_leads_again_has_not_heard_what_another_heard_meanwhile(stage: Stage) -> None:
+async def test_training_continues_when_a_former_leader_leads_again(stage: Stage) -> None:
     first = stage.operator()
     await first.leads()
     async with stage.training() as posting:
@@ -109,7 +109,7 @@ async def test_a_leader_that_leads_again_has_not_heard_what_another_heard_meanwh
         await stage.goes_on(posting)
 
 
-async def test_a_training_goes_on_when_the_api_server_was_away(stage: Stage) -> None:
+async def test_training_continues_after_an_api_server_outage(stage: Stage) -> None:
     """It is away for longer than a training may be silent, as four minutes would be."""
     leader = stage.operator()
     await leader.leads()
@@ -126,7 +126,7 @@ async def test_a_training_goes_on_when_the_api_server_was_away(stage: Stage) -> 
         await stage.goes_on(posting)
 
 
-async def test_an_operator_is_restarted_when_the_api_server_was_away_for_long(stage: Stage) -> None:
+async def test_operator_is_restarted_after_unreachable_seconds(stage: Stage) -> None:
     """As ten minutes would be. Before, it does not call itself ready; the training goes on under its successor."""
     leader = stage.operator(unreachable_seconds=10)
     await leader.leads()

@@ -18,7 +18,7 @@ from tests.integration.progress_scene import Kube, until
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 
-async def test_reports_and_metrics_go_by_tls_and_metrics_only_to_whom_may_get_them(
+async def test_reports_and_metrics_use_tls_and_metrics_need_a_token(
     operator: MakeOperator, scene: ClaimScene, nodes: Nodes, kube: Kube, namespace: str, tmp_path: Path
 ) -> None:
     port = free_port()

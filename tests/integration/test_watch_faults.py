@@ -90,7 +90,7 @@ async def until(happened: Callable[[], bool], within: float, why: Callable[[], s
         raise AssertionError(why()) from None
 
 
-async def test_events_arrive(watched: Watched) -> None:
+async def test_watch_events_reach_the_store(watched: Watched) -> None:
     await watched.create("a")
     await watched.shows("a", within=2)
     await watched.delete("a")
@@ -110,7 +110,7 @@ async def test_a_delete_that_the_watch_lost_is_found_by_the_next_full_list(watch
 
 
 @pytest.mark.parametrize("code", [410, 500, 504])
-async def test_after_a_watch_error_everything_is_right_again(watched: Watched, code: int) -> None:
+async def test_store_is_right_again_after_a_watch_error(watched: Watched, code: int) -> None:
     """Of what happened unseen before the error, kopf's own new list shows only what is still there."""
     await watched.create("a")
     await watched.create("b")
@@ -126,7 +126,7 @@ async def test_after_a_watch_error_everything_is_right_again(watched: Watched, c
     await watched.shows("b", "c", "d")
 
 
-async def test_a_broken_connection_goes_on_where_it_was(watched: Watched) -> None:
+async def test_watch_resumes_after_a_broken_connection(watched: Watched) -> None:
     await watched.create("a")
     await watched.shows("a")
     watched.proxy.cut("finetunejobs")
@@ -135,7 +135,7 @@ async def test_a_broken_connection_goes_on_where_it_was(watched: Watched) -> Non
     await watched.shows("b")
 
 
-async def test_an_api_server_that_refuses_for_a_while_ends_nothing(watched: Watched) -> None:
+async def test_watch_survives_refusals_of_the_api_server(watched: Watched) -> None:
     refuse = Refuse(lambda asked: asked.plural == "finetunejobs", 503)
     await watched.create("a")
     await watched.shows("a")
@@ -147,7 +147,7 @@ async def test_an_api_server_that_refuses_for_a_while_ends_nothing(watched: Watc
     await watched.shows("a", "b")
 
 
-async def test_a_stream_of_no_json_ends_nothing(watched: Watched) -> None:
+async def test_watch_survives_a_rate_limit_error(watched: Watched) -> None:
     await watched.create("a")
     await watched.shows("a")
     watched.proxy.send("finetunejobs", {"type": "ERROR", "object": {"kind": "Status", "code": 429, "message": "slow"}})

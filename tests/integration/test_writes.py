@@ -90,7 +90,7 @@ def key(body: Body) -> Key:
     return Key(body["kind"], body["metadata"]["namespace"], body["metadata"]["name"])
 
 
-async def test_a_created_object_is_known_before_any_watch_and_not_seen_yet(
+async def test_created_object_is_in_the_store_before_any_watch_event(
     cluster: Cluster, store: Store, api: Api, namespace: str
 ) -> None:
     made = await cluster.create(stage_job(namespace))
@@ -100,7 +100,7 @@ async def test_a_created_object_is_known_before_any_watch_and_not_seen_yet(
     assert store.world().stage_jobs[key(made)].seen
 
 
-async def test_required_is_the_very_object_and_one_that_stays(
+async def test_require_refuses_another_uid_and_a_deleting_object(
     cluster: Cluster, store: Store, kube: Kube, namespace: str
 ) -> None:
     """Whatever has been seen of it: the store knows afterwards."""
@@ -123,7 +123,7 @@ async def test_required_is_the_very_object_and_one_that_stays(
     assert key(made) not in store.world().jobs
 
 
-async def test_creating_twice_returns_what_is_there(cluster: Cluster, namespace: str) -> None:
+async def test_create_of_an_existing_object_returns_it(cluster: Cluster, namespace: str) -> None:
     first = await cluster.create(stage_job(namespace))
     other = stage_job(namespace, gates=())
     again = await cluster.create(other)
@@ -131,7 +131,7 @@ async def test_creating_twice_returns_what_is_there(cluster: Cluster, namespace:
     assert again["spec"]["template"]["spec"]["schedulingGates"] == [{"name": GATED}]
 
 
-async def test_an_apply_to_a_dead_object_raises_nothing_from_the_dead(
+async def test_apply_to_a_deleted_object_does_not_recreate_it(
     cluster: Cluster, store: Store, kube: Kube, namespace: str
 ) -> None:
     made = await cluster.apply(slot(namespace))
@@ -146,7 +146,7 @@ async def test_an_apply_to_a_dead_object_raises_nothing_from_the_dead(
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-async def test_writes_to_an_object_that_is_gone_or_another_say_so_and_the_store_knows(
+async def test_write_to_a_deleted_or_recreated_object_is_outdated(
     cluster: Cluster, store: Store, kube: Kube, namespace: str, replaced: bool
 ) -> None:
     made = await cluster.create(finetunejob(namespace))
@@ -174,7 +174,7 @@ async def test_writes_to_an_object_that_is_gone_or_another_say_so_and_the_store_
     assert [item.get("status", {}).get("summary", "") for item in there["items"]] == ([""] if replaced else [])
 
 
-async def test_each_manager_owns_its_part(cluster: Cluster, namespace: str, kube: Kube) -> None:
+async def test_field_managers_own_separate_fields(cluster: Cluster, namespace: str, kube: Kube) -> None:
     made = await cluster.create(finetunejob(namespace))
     job, uid = key(made), made["metadata"]["uid"]
     await cluster.annotate(job, uid, {"sluice.dev/outcomes": "{}"})
@@ -188,7 +188,7 @@ async def test_each_manager_owns_its_part(cluster: Cluster, namespace: str, kube
     assert (now["status"]["summary"], now["status"].get("attempt", 0)) == ("Done", 0)
 
 
-async def test_a_delete_in_the_foreground_is_known_as_under_way(
+async def test_foreground_delete_marks_the_object_as_deleting(
     cluster: Cluster, store: Store, api: Api, namespace: str
 ) -> None:
     made = await cluster.create(stage_job(namespace))
@@ -248,7 +248,7 @@ async def test_a_slot_is_scaled(cluster: Cluster, store: Store, namespace: str) 
     assert store.world().slots[key(made)].size == 0
 
 
-async def test_why_a_pod_could_not_be_made(cluster: Cluster, kube: Kube, namespace: str) -> None:
+async def test_failed_create_quotes_the_resource_quota(cluster: Cluster, kube: Kube, namespace: str) -> None:
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"requests.nvidia.com/gpu": "0"}}}
     await kube.call("POST", f"/api/v1/namespaces/{namespace}/resourcequotas", quota)
     made = await cluster.create(stage_job(namespace))

@@ -19,8 +19,8 @@ REPORT = """<testsuites><testsuite time="90.5" timestamp="2026-11-28T21:00:00+00
     [
         ("tests/unit/plan/test_dra.py::test_one", "tests/unit/plan/test_dra.py::test_one"),
         ("tests/e2e/test_1_readme.py::test_commands", "journeys-1"),
-        ("tests/e2e/test_11_budget_and_autoscaler.py::test_a_budget", "journeys-2"),
-        ("tests/e2e/test_9_preemption.py::test_to_the_engine", "journeys-1"),
+        ("tests/e2e/test_11_budget_and_autoscaler.py::test_disruption_budget", "journeys-2"),
+        ("tests/e2e/test_9_preemption.py::test_training_gives_way", "journeys-1"),
         ("tests/integration/test_crds.py::test_one[a::b]", "tests/integration/test_crds.py"),
         ("tests/contract/test_vllm.py::test_models[real]", "vllm"),
     ],

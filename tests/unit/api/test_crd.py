@@ -21,7 +21,7 @@ every_kind = pytest.mark.parametrize("kind", crd.RESOURCES, ids=lambda kind: kin
 
 
 @every_kind
-def test_a_definition_fits_a_client_side_apply(kind: type[Resource]) -> None:
+def test_crd_fits_a_client_side_apply(kind: type[Resource]) -> None:
     assert len(json.dumps(crd.crd(kind))) < LAST_APPLIED_LIMIT / 4
 
 
@@ -39,7 +39,7 @@ def test_a_decimal_string_survives_a_yaml_reader_that_knows_floats(tmp_path: Pat
     assert 'default: "2e-4"' in (tmp_path / "finetunejobs.yaml").read_text()
 
 
-def test_files_go_to_each_directory(tmp_path: Path) -> None:
+def test_crd_files_are_written_to_each_directory(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     assert crd.main([str(first), str(second)]) == 0
     names = sorted(path.name for path in first.iterdir())
@@ -49,7 +49,7 @@ def test_files_go_to_each_directory(tmp_path: Path) -> None:
         assert yaml.safe_load((first / name).read_text())["kind"] == "CustomResourceDefinition"
 
 
-def test_fields_that_have_run_on_no_gpu_say_so() -> None:
+def test_experimental_fields_are_marked() -> None:
     """One that is not listed here was marked, or lost its mark, by accident."""
     marked = {
         path
@@ -66,7 +66,7 @@ def test_fields_that_have_run_on_no_gpu_say_so() -> None:
 
 
 @pytest.mark.parametrize("generator", [crd, docs])
-def test_stale_files_are_shown(generator: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_shows_stale_generated_files(generator: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generator.main([str(tmp_path)]) == 0
     assert generator.main([str(tmp_path), "--check"]) == 0
     stale = next(tmp_path.iterdir())
@@ -103,7 +103,7 @@ def test_table_rows_have_as_many_cells_as_their_head() -> None:
             assert len({row.replace("\\|", "").count("|") for row in rows}) <= 1, rows[:1]
 
 
-def test_every_rule_is_shown_to_refuse() -> None:
+def test_every_validation_rule_has_a_refused_example() -> None:
     """A rule that no row of the integration tests' tables breaks has no proof."""
     told = [(kind, expected) for kind, _, _, expected in REFUSED]
     changes = {(kind, expected.removesuffix(": *")) for kind, _, _, expected in UNCHANGEABLE}

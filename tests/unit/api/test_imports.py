@@ -6,7 +6,7 @@ from contextlib import suppress
 from sluice_api.imports import importing
 
 
-def test_the_collector_rests_while_something_is_imported_and_no_longer() -> None:
+def test_garbage_collector_is_off_during_imports_only() -> None:
     """Also where the import fails."""
     seen = []
     try:

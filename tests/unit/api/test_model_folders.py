@@ -24,7 +24,7 @@ from sluice_api.artifacts import stray_link
         ("a folder that is only named blobs", "models/x/a.json", "../../blobs/c0ffee", True),
     ],
 )
-def test_links(rule: str, link: str, target: str, stray: bool, tmp_path: Path) -> None:
+def test_link_out_of_a_model_folder_is_found(rule: str, link: str, target: str, stray: bool, tmp_path: Path) -> None:
     for file in (
         "rows.jsonl",
         "models/x/config.json",

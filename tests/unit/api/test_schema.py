@@ -78,16 +78,16 @@ FIELDS = structural(Outer)["properties"]
         ),
     ],
 )
-def test_field(rule: str, field: str, expected: dict[str, Any]) -> None:
+def test_schema_of_a_field(rule: str, field: str, expected: dict[str, Any]) -> None:
     fields = dict(fields_of(structural(Outer), ""))
     assert expected.items() <= fields[f".{field}"].items(), rule
 
 
-def test_only_what_must_be_there_is_required() -> None:
+def test_required_are_only_fields_without_default() -> None:
     assert structural(Outer)["required"] == ["required"]
 
 
-def test_an_optional_object_stays_absent() -> None:
+def test_optional_object_has_no_default() -> None:
     assert "default" not in FIELDS["absent"]
 
 
@@ -99,7 +99,7 @@ def test_a_pattern_becomes_a_rule_with_its_remedy() -> None:
     assert rule["message"].startswith("write a name")
 
 
-def test_nothing_is_left_that_a_structural_schema_forbids() -> None:
+def test_structural_schema_has_no_forbidden_keyword() -> None:
     text = str(structural(Outer))
     for keyword in ("$ref", "$defs", "'title'", "anyOf", "'const'", "patternProperties", "x-sluice"):
         assert keyword not in text
@@ -109,7 +109,7 @@ def test_a_status_has_no_defaults() -> None:
     assert "'default'" not in str(without_defaults(structural(Outer)))
 
 
-def test_rules_of_an_object_are_kept() -> None:
+def test_validation_rules_of_an_object_are_kept() -> None:
     class Ruled(Model):
         """With a rule."""
 
@@ -132,7 +132,7 @@ def model_with(annotation: Any) -> type[Model]:
     ],
     ids=str,
 )
-def test_a_field_of_any_length_is_refused(annotation: Any, missing: str) -> None:
+def test_field_without_bounds_is_refused(annotation: Any, missing: str) -> None:
     with pytest.raises(SchemaError, match=rf"spec\.field.* has no {missing}"):
         require_bounds(structural(model_with(annotation)), "spec")
 
@@ -147,6 +147,6 @@ def test_a_pattern_without_a_remedy_is_refused() -> None:
         structural(model_with(Annotated[str, StringConstraints(pattern="^a$")]))
 
 
-def test_what_a_schema_cannot_say_is_refused() -> None:
+def test_untranslatable_field_is_refused() -> None:
     with pytest.raises(SchemaError, match=r"Broken\.field: cannot translate anyOf"):
         structural(model_with(int | str))

@@ -23,5 +23,5 @@ TEAM = {"team": "ml", "gpus": "yes"}
          {"matchLabels": {"team": "ml"}, "matchExpressions": [{"key": "x", "operator": "Exists"}]}, False),
     ],
 )  # fmt: skip
-def test_selects(rule: str, selector: dict[str, object], expected: bool) -> None:
+def test_namespace_selector_matches_labels(rule: str, selector: dict[str, object], expected: bool) -> None:
     assert NamespaceSelector.model_validate(selector).selects(TEAM) is expected, rule

@@ -19,7 +19,7 @@ ADDRESS = TypeAdapter[str](DatasetUri)
         "https://user@host/rows.jsonl",
     ],
 )
-def test_addresses(uri: str) -> None:
+def test_dataset_address_is_accepted(uri: str) -> None:
     assert ADDRESS.validate_python(uri) == uri
 
 
@@ -27,6 +27,6 @@ def test_addresses(uri: str) -> None:
     "uri",
     ["https://", "https:///rows.jsonl", "https://host:https/x", "https://[::1/x", "https://host:/x"],
 )
-def test_what_is_no_address(uri: str) -> None:
+def test_invalid_dataset_address_is_refused(uri: str) -> None:
     with pytest.raises(ValidationError):
         ADDRESS.validate_python(uri)

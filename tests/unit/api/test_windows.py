@@ -36,14 +36,16 @@ OFFICE = {"start": "09:00", "end": "17:00"}
         ),
     ],
 )
-def test_open_or_not(rule: str, window: dict[str, object], now: str, is_open: bool, opens: str) -> None:
+def test_borrow_window_is_open_or_opens_later(
+    rule: str, window: dict[str, object], now: str, is_open: bool, opens: str
+) -> None:
     parsed = BorrowWindow.model_validate(window)
     assert parsed.is_open(at(now)) is is_open, rule
     assert parsed.opens_after(at(now)) == at(opens), rule
 
 
 @pytest.mark.parametrize("name", ["Europe/Berln", "../../etc/passwd", "no such zone"])
-def test_a_time_zone_that_nobody_knows_never_opens(name: str) -> None:
+def test_borrow_window_of_an_unknown_time_zone_never_opens(name: str) -> None:
     window = BorrowWindow.model_validate({**OFFICE, "timeZone": name})
     assert window.zone is None
     assert not window.is_open(at("2026-11-23 12:00"))

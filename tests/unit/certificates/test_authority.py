@@ -56,7 +56,7 @@ def parts(before: Certificates, after: Certificates) -> set[str]:
         pytest.param(AUTHORITY_LASTS, {"issuer", "own"}, id="nobody ran for five years: all of it"),
     ],
 )
-def test_what_is_made_anew_when(first: Certificates, after: timedelta, new: set[str]) -> None:
+def test_certificates_are_renewed_when_due(first: Certificates, after: timedelta, new: set[str]) -> None:
     assert parts(first, renewed(first, NAMES, NOW + after)) == new
 
 
@@ -72,7 +72,7 @@ def test_next_authority_is_trusted_for_a_while_before_it_signs(first: Certificat
     assert _is_signed_by(signing.own, signing.issuer)
 
 
-def test_a_coming_authority_that_a_clock_that_was_ahead_has_made_is_forgotten() -> None:
+def test_next_authority_made_by_a_clock_ahead_is_forgotten() -> None:
     """Pods would not take what it signs."""
     within = renewed(None, NAMES, NOW + CLOCK_SKEW)
     assert parts(within, renewed(within, NAMES, NOW)) == set(), "every clock is a little off"
@@ -82,11 +82,11 @@ def test_a_coming_authority_that_a_clock_that_was_ahead_has_made_is_forgotten() 
     assert before.next_issuer is None
 
 
-def test_other_names_need_another_certificate(first: Certificates) -> None:
+def test_certificate_for_other_names_is_renewed(first: Certificates) -> None:
     assert parts(first, renewed(first, ("sluice-progress.other.svc",), NOW)) == {"own"}
 
 
-def test_a_certificate_that_another_authority_has_signed_is_made_anew(first: Certificates) -> None:
+def test_certificate_of_another_authority_is_renewed(first: Certificates) -> None:
     """cert-manager wrote it into the Secret, and the chart was switched back. Seen elsewhere: cryostat-operator#896."""
     by_another = renewed(None, NAMES, NOW).own
     held = Certificates.from_secret(replace(first, own=by_another).to_secret())
@@ -103,19 +103,19 @@ def test_a_certificate_that_another_authority_has_signed_is_made_anew(first: Cer
         pytest.param(CLOCK_SKEW + SECOND, {"issuer", "own"}, id="not valid yet"),
     ],
 )
-def test_what_a_clock_that_was_ahead_has_made_is_made_anew(ahead: timedelta, new: set[str]) -> None:
+def test_authority_made_by_a_clock_ahead_is_renewed(ahead: timedelta, new: set[str]) -> None:
     """Pods would refuse it until its first day. Seen elsewhere: skupper#456, istio#32176."""
     made = renewed(None, NAMES, NOW + ahead)
     assert parts(made, renewed(made, NAMES, NOW)) == new
 
 
-def test_a_certificate_without_names_is_made_anew(first: Certificates) -> None:
+def test_certificate_without_names_is_renewed(first: Certificates) -> None:
     """Made by hand as tutorials show it, with a common name only."""
     held = replace(first, own=first.issuer)
     assert parts(held, renewed(held, NAMES, NOW)) == {"own"}
 
 
-def test_a_certificate_alone_that_is_not_valid_yet_is_made_anew(first: Certificates) -> None:
+def test_certificate_that_is_not_valid_yet_is_renewed(first: Certificates) -> None:
     held = renewed(first, NAMES, NOW + CERTIFICATE_LASTS)
     assert parts(held, renewed(held, NAMES, NOW)) == {"own"}
 
@@ -139,7 +139,7 @@ def test_certificate_that_sluice_would_not_make_is_none(first: Certificates) -> 
 
 
 @given(st.lists(st.integers(1, 364), min_size=1, max_size=8))
-def test_whoever_trusts_what_was_published_two_days_ago_still_knows_the_operator(days: list[int]) -> None:
+def test_trust_published_two_days_ago_verifies_the_operator(days: list[int]) -> None:
     """However seldom anybody looks, if it is once a year.
 
     Seen to fail when the certificate was not made anew in the same look as the next authority.
@@ -153,7 +153,7 @@ def test_whoever_trusts_what_was_published_two_days_ago_still_knows_the_operator
         assert held.issuer.certificate in trusted_before
 
 
-def test_openssl_takes_the_chain(first: Certificates, tmp_path: Path) -> None:
+def test_openssl_verifies_the_chain(first: Certificates, tmp_path: Path) -> None:
     """Strictly: key identifiers and usages are as RFC 5280 has them."""
     server = context_of(first, tmp_path)
     client = ssl.create_default_context(cadata=first.trusted.decode())

@@ -81,7 +81,7 @@ async def test_first_replica_makes_the_secret_and_the_second_reads_it() -> None:
 
 
 @pytest.mark.parametrize("there_before", [False, True], ids=["making", "renewing"])
-async def test_of_two_that_write_at_once_one_takes_what_the_other_wrote(there_before: bool) -> None:
+async def test_concurrent_writes_of_the_secret_leave_one_certificate(there_before: bool) -> None:
     server, clock = ApiServer(), Clock()
     one, two = (CertificateKeeper(server, settings(), clock) for _ in range(2))
     if there_before:
@@ -93,7 +93,7 @@ async def test_of_two_that_write_at_once_one_takes_what_the_other_wrote(there_be
     assert server.writes == 1 + there_before
 
 
-async def test_a_namespace_that_is_not_there_is_no_other_replica() -> None:
+async def test_secret_in_a_missing_namespace_is_an_error() -> None:
     class Nowhere(ApiServer):
         async def request(self, method: str, path: str, **_: Any) -> Body:
             self.writes += method == "POST"
@@ -116,7 +116,7 @@ async def test_cert_managers_secret_is_read_and_never_written() -> None:
 
 
 @pytest.mark.parametrize("entry", ["tls.crt", "tls.key"])
-async def test_a_secret_that_somebody_has_emptied_is_waited_for_and_the_old_certificate_serves_on(entry: str) -> None:
+async def test_emptied_secret_keeps_the_old_certificate_served(entry: str) -> None:
     server = ApiServer()
     await CertificateKeeper(server, settings(), Clock()).look()
     assert server.secret is not None
@@ -158,7 +158,7 @@ async def test_new_connection_gets_the_renewed_certificate(tmp_path: Path) -> No
         await runner.cleanup()
 
 
-async def test_a_look_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_secret_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     server = ApiServer()
     keeper = CertificateKeeper(server, settings("CertManager"), Clock())
     waiting = asyncio.Event()
@@ -175,7 +175,7 @@ async def test_a_look_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("entry", ["tls.crt", "tls.key"])
 @pytest.mark.parametrize("part", ["", "truncated", "another's"])
-async def test_what_cannot_be_served_ends_nobody_and_the_certificate_before_is_served_on(entry: str, part: str) -> None:
+async def test_invalid_secret_keeps_the_old_certificate_served(entry: str, part: str) -> None:
     """cert-manager writes an empty tls.crt first, and people copy Secrets."""
     server = ApiServer()
     first, fresh = _data(), _data()

@@ -158,7 +158,7 @@ def test_an_alert_names_series_and_reasons_that_exist_and_a_page(rule: dict[str,
     assert f"## {rule['alert']}\n" in RUNBOOKS.read_text()
 
 
-def test_the_chart_says_the_same_with_the_pages_where_they_are() -> None:
+def test_prometheus_rule_is_the_alerts_file_with_runbooks_set() -> None:
     values = ("--set", "metrics.prometheusRule.create=true,metrics.prometheusRule.runbooks=https://runbooks.example/")
     spec = one("PrometheusRule", "sluice", *values)["spec"]
     text = FILE.read_text().replace("docs/runbooks.md", "https://runbooks.example/")

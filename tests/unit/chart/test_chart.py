@@ -52,7 +52,7 @@ def test_rendered_chart_is_as_reviewed(variant: str) -> None:
 
 
 @each_variant
-def test_lint(values: tuple[str | Path, ...]) -> None:
+def test_chart_passes_helm_lint(values: tuple[str | Path, ...]) -> None:
     linted = helm("lint", "--strict", CHART, *values)
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
@@ -74,7 +74,7 @@ def test_rights_have_no_wildcard(values: tuple[str | Path, ...]) -> None:
 
 
 @each_variant
-def test_only_secret_is_that_of_the_operators_own_certificate(values: tuple[str | Path, ...]) -> None:
+def test_secret_rights_are_for_the_operators_certificate_only(values: tuple[str | Path, ...]) -> None:
     """A name can't limit `create`; to read or change one takes its name."""
     rules = [(m, rule) for m in manifests(*values) if m["kind"] in ("Role", "ClusterRole") for rule in m["rules"]]
     for manifest, rule in rules:
@@ -85,7 +85,7 @@ def test_only_secret_is_that_of_the_operators_own_certificate(values: tuple[str 
 
 
 @each_variant
-def test_only_configmaps_are_those_that_pods_trust_by(values: tuple[str | Path, ...]) -> None:
+def test_configmap_rights_are_for_the_trusted_authorities_only(values: tuple[str | Path, ...]) -> None:
     """The operator may read and change no other of its users', in no namespace."""
     rules = [rule for m in manifests(*values) if m["kind"] in ("Role", "ClusterRole") for rule in m["rules"]]
     found = [rule for rule in rules if "configmaps" in rule.get("resources", ())]
@@ -108,7 +108,7 @@ def test_watch_namespaces_limits_what_may_be_written() -> None:
     assert in_cluster == {"gpupools/status", "tokenreviews", "subjectaccessreviews"}  # All are cluster-scoped.
 
 
-def test_roles_for_people_write_no_status_and_pools_are_for_administrators() -> None:
+def test_user_roles_write_no_status_and_only_pool_admin_writes_pools() -> None:
     aggregated = {
         "sluice-view": "rbac.authorization.k8s.io/aggregate-to-view",
         "sluice-edit": "rbac.authorization.k8s.io/aggregate-to-edit",
@@ -131,7 +131,7 @@ def test_roles_for_people_write_no_status_and_pools_are_for_administrators() -> 
 
 
 @each_variant
-def test_the_policy_lets_every_account_of_the_operator_through(values: tuple[str | Path, ...]) -> None:
+def test_admission_policy_exempts_every_account_of_the_operator(values: tuple[str | Path, ...]) -> None:
     rendered = manifests(*values)
     bound = {
         f"system:serviceaccount:{subject['namespace']}:{subject['name']}"
@@ -146,12 +146,12 @@ def test_the_policy_lets_every_account_of_the_operator_through(values: tuple[str
     assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
 
 
-def test_the_policy_can_be_left_out() -> None:
+def test_admission_policy_can_be_left_out() -> None:
     kinds = {m["kind"] for m in manifests("--set", "admissionPolicy.create=false")}
     assert not {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"} & kinds
 
 
-def test_the_operator_holds_what_it_grants_to_agents() -> None:
+def test_operator_holds_the_rights_that_it_grants_to_agents() -> None:
     read = one("ClusterRole", "sluice-read")["rules"]
     (ours,) = (set(rule["verbs"]) for rule in read if "inferenceengines" in rule["resources"])
     assert ours >= {"get", "list", "watch"}
@@ -168,7 +168,7 @@ def test_each_setting_is_given_and_has_the_same_default() -> None:
     assert not differing
 
 
-def test_only_the_leader_gets_reports() -> None:
+def test_progress_service_selects_the_leader_only() -> None:
     selector = one("Service", "sluice-progress")["spec"]["selector"]
     labels = one("Deployment", "sluice")["spec"]["template"]["metadata"]["labels"]
     assert selector.pop("sluice.dev/leader") == "true"
@@ -176,13 +176,13 @@ def test_only_the_leader_gets_reports() -> None:
     assert "sluice.dev/leader" not in labels  # The leader puts it on, and takes it from another pod.
 
 
-def test_other_pods_of_the_release_are_not_taken_for_the_operator() -> None:
+def test_deployment_selects_no_other_pod_of_the_release() -> None:
     selector = one("Deployment", "sluice")["spec"]["selector"]["matchLabels"]
     others = [one("Pod", "sluice-test"), one("Job", "sluice-give-back")["spec"]["template"]]
     assert [selector.items() <= other["metadata"]["labels"].items() for other in others] == [False, False]
 
 
-def test_what_engines_need_without_an_operator_survives_an_uninstall() -> None:
+def test_crds_and_priority_classes_survive_an_uninstall() -> None:
     """Their definitions, and the classes without which no pod of theirs could come back."""
     kept = [m["kind"] for m in manifests() if m["metadata"].get("annotations", {}).get(KEPT) == "keep"]
     assert Counter(kept) == {"CustomResourceDefinition": 4, "PriorityClass": 3}
@@ -196,7 +196,7 @@ def test_crds_of_the_chart_are_the_generated_ones() -> None:
     assert all(crd["spec"] in rendered for crd in source.values())
 
 
-def test_the_hook_ends_by_itself_and_leaves_nothing() -> None:
+def test_give_back_hook_ends_by_itself_and_leaves_nothing() -> None:
     job = one("Job", "sluice-give-back")
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete"
     assert 0 < job["spec"]["activeDeadlineSeconds"] < 300  # Helm's own patience, by default.
@@ -205,7 +205,7 @@ def test_the_hook_ends_by_itself_and_leaves_nothing() -> None:
     assert policies == {"before-hook-creation,hook-succeeded"}
 
 
-def test_no_mesh_puts_a_sidecar_into_a_hook_that_would_never_end() -> None:
+def test_sidecar_injection_is_off_in_hooks() -> None:
     """Seen elsewhere: helm/charts#23875."""
     for metadata in (
         one("Job", "sluice-give-back")["spec"]["template"]["metadata"],
@@ -244,7 +244,7 @@ def test_every_value_is_in_the_schema() -> None:
     assert set(values) == set(schema["properties"]) - {"global"}
 
 
-def test_prometheus_may_be_told_its_token_by_a_secret() -> None:
+def test_service_monitor_takes_its_token_from_token_secret() -> None:
     """Where no monitor may name a file of Prometheus', one that does is left out as a whole (operator-sdk#7003)."""
     monitor = ("--set", "metrics.serviceMonitor.create=true")
     (by_file,) = one("ServiceMonitor", "sluice", *monitor)["spec"]["endpoints"]

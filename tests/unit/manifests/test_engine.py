@@ -43,7 +43,7 @@ def template(engine: InferenceEngine, index: int = 0, size: int = 1, pool: GPUPo
     ],
     ids=str,
 )
-def test_only_what_a_replica_is_restarts_it(change: dict[str, Any], restarts: bool) -> None:
+def test_replica_restarts_only_if_its_template_changes(change: dict[str, Any], restarts: bool) -> None:
     assert (template(with_spec(**change)) != template(ENGINE)) is restarts
     assert (template_of(with_spec(**change)) != template_of(ENGINE)) is restarts
 
@@ -57,7 +57,7 @@ def test_a_slot_keeps_its_pod_when_its_size_changes() -> None:
     assert template(ENGINE, size=0) == template(ENGINE, size=1)
 
 
-def test_both_containers_are_told_the_slot() -> None:
+def test_slot_spec_is_in_both_containers() -> None:
     for container in containers(template(ENGINE, index=1)["spec"]):
         told = SlotSpec.model_validate(environment(container, pods.SLOT_ENV))
         assert (told.namespace, told.engine, told.index) == ("team-a", "chat", 1)
@@ -65,7 +65,7 @@ def test_both_containers_are_told_the_slot() -> None:
         assert told.spec.preemption.drain_timeout_seconds == ENGINE.spec.preemption.drain_timeout_seconds
 
 
-def test_a_slot_that_sleeps_is_told_its_level_and_nothing_else_of_the_terms() -> None:
+def test_sleep_level_is_in_the_slot_spec_but_not_min_replicas() -> None:
     terms = {"policy": "Sleep", "sleepLevel": 2, "drainTimeoutSeconds": 60}
     engine = with_spec(preemption={**terms, "minReplicas": 1})
     for container in containers(template(engine)["spec"]):
@@ -80,7 +80,7 @@ def test_device_is_the_server_image_s() -> None:
     assert environment(vllm, pods.SLOT_ENV)["device"] == "cpu"
 
 
-def test_gpus_are_the_pool_s_resource_on_the_pool_s_nodes() -> None:
+def test_gpus_have_the_pools_resource_name_and_node_selector() -> None:
     pool = GPUPoolSpec(resource_name="amd.com/gpu", node_selector={"zone": "b"})
     pod = template(ENGINE, pool=pool)["spec"]
     (vllm,) = pod["containers"]
@@ -89,7 +89,7 @@ def test_gpus_are_the_pool_s_resource_on_the_pool_s_nodes() -> None:
     assert [toleration["key"] for toleration in pod["tolerations"]] == ["amd.com/gpu"]
 
 
-def test_a_claim_with_model_and_adapters_is_mounted_once() -> None:
+def test_volume_claim_of_model_and_adapters_is_mounted_once() -> None:
     engine = with_spec(lora={"volumeClaims": ["models", "adapters"]})
     pod = template(engine)["spec"]
     claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
@@ -98,7 +98,7 @@ def test_a_claim_with_model_and_adapters_is_mounted_once() -> None:
         assert all(m["readOnly"] for m in container["volumeMounts"] if m["mountPath"].startswith("/volumes/"))
 
 
-def test_a_pod_may_take_its_drain_time_to_stop() -> None:
+def test_termination_grace_period_covers_drain_timeout_seconds() -> None:
     pod = template(with_spec(preemption={"drainTimeoutSeconds": 120}))["spec"]
     assert pod["terminationGracePeriodSeconds"] == 120 + pods.GRACE_MARGIN_SECONDS
 

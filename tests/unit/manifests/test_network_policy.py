@@ -35,12 +35,12 @@ def _has(block: Manifest, address: str) -> bool:
         pytest.param("fe80::a", id="of a link, by IPv6"),
     ],
 )
-def test_names_are_asked_for_wherever_the_resolver_is(policy: str, resolver: str) -> None:
+def test_network_policy_allows_dns_to_any_resolver(policy: str, resolver: str) -> None:
     """Seen elsewhere: tektoncd/operator#4000, XenitAB/terraform-modules#608."""
     assert 53 in set(ways_out(GOLDEN[policy][0], resolver))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("address", METADATA)
-def test_metadata_services_are_reached_on_no_port_but_for_names(policy: str, address: str) -> None:
+def test_network_policy_allows_metadata_services_dns_ports_only(policy: str, address: str) -> None:
     assert set(ways_out(GOLDEN[policy][0], address)) <= {53, 5353}

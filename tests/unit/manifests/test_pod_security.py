@@ -22,7 +22,7 @@ def sources(volume: dict[str, Any]) -> list[dict[str, Any]]:
     return list(volume.get("projected", {}).get("sources", []))
 
 
-def test_pods_are_built() -> None:
+def test_pod_specs_are_all_built() -> None:
     assert len(POD_SPECS) == 11
 
 
@@ -48,7 +48,7 @@ def test_memory_is_limited_to_what_is_requested(pod: dict[str, Any]) -> None:
 
 
 @every_pod
-def test_what_a_pod_may_write_to_its_node_is_limited(pod: dict[str, Any]) -> None:
+def test_ephemeral_storage_of_a_pod_is_limited(pod: dict[str, Any]) -> None:
     volumes = [volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume]
     assert volumes
     assert all(volume.get("sizeLimit") for volume in volumes)
@@ -58,7 +58,7 @@ def test_what_a_pod_may_write_to_its_node_is_limited(pod: dict[str, Any]) -> Non
 
 
 @every_pod
-def test_a_pod_runs_as_who_sluice_says(pod: dict[str, Any]) -> None:
+def test_service_account_of_a_pod_is_the_agents_or_none(pod: dict[str, Any]) -> None:
     """An engine's under its agents' account, a stage's under the namespace's default one, with no rights of ours."""
     assert pod.get("serviceAccountName") == ("chat-agent" if "initContainers" in pod else None)
 

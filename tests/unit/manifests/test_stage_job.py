@@ -33,7 +33,7 @@ def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_pod_is_told_its_stage(stage: Stage) -> None:
+def test_stage_spec_is_in_the_pods_environment(stage: Stage) -> None:
     (trainer,) = pod_of(stage_job(JOB, stage, 2, CUDA, claim_for(stage)))["containers"]
     told = StageSpec.model_validate(environment(trainer, pods.STAGE_ENV))
     assert (told.stage, told.attempt, told.uid, told.spec) == (stage, 2, JOB.metadata.uid, JOB.spec)
@@ -45,7 +45,7 @@ def test_claim_is_read_back_from_the_job() -> None:
 
 
 @pytest.mark.parametrize(("stage", "claim"), [(Stage.TRAIN, None), (Stage.PREPARE, CLAIM), (Stage.EXPORT, CLAIM)])
-def test_training_and_nothing_else_is_a_claim(stage: Stage, claim: Claim | None) -> None:
+def test_claim_belongs_to_the_train_stage_only(stage: Stage, claim: Claim | None) -> None:
     with pytest.raises(ValueError, match=f"{stage} .* claim"):
         stage_job(JOB, stage, 1, CUDA, claim)
 
@@ -59,7 +59,7 @@ def test_cpu_stages_take_no_gpu_and_wait_at_no_gate(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(("stage", "threads"), [(Stage.PREPARE, 1), (Stage.TRAIN, 2), (Stage.EXPORT, 1)])
-def test_a_process_has_as_many_threads_as_its_own_pod_asks_for_cores(stage: Stage, threads: int) -> None:
+def test_threads_are_the_requested_cores_of_the_stages_own_pod(stage: Stage, threads: int) -> None:
     """spec.resources is the training pod's: the other stages ask for a part of a core, whatever it says."""
     job = with_spec(resources={"gpus": 2, "cpu": "4"})
     (trainer,) = pod_of(stage_job(job, stage, 1, CUDA, claim_for(stage)))["containers"]
@@ -67,14 +67,14 @@ def test_a_process_has_as_many_threads_as_its_own_pod_asks_for_cores(stage: Stag
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_training_and_nothing_else_asks_consolidators_to_leave_it_alone(stage: Stage) -> None:
+def test_do_not_disrupt_is_on_training_pods_only(stage: Stage) -> None:
     template = stage_job(JOB, stage, 1, CUDA, claim_for(stage))["spec"]["template"]
     asked = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
     assert (asked.items() <= template["metadata"]["annotations"].items()) is (stage is Stage.TRAIN)
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_no_mesh_puts_a_sidecar_into_a_stages_pod(stage: Stage) -> None:
+def test_sidecar_injection_is_off_in_stage_pods(stage: Stage) -> None:
     """It outlives the trainer, so the Job never ends, and the pod's NetworkPolicy keeps it from its control plane.
 
     Seen elsewhere: istio#11045, weblogic-kubernetes-operator#1039.
@@ -84,7 +84,7 @@ def test_no_mesh_puts_a_sidecar_into_a_stages_pod(stage: Stage) -> None:
     assert metadata["annotations"]["linkerd.io/inject"] == "disabled"
 
 
-def test_pods_that_use_a_pools_nodes_tolerate_what_it_says() -> None:
+def test_tolerations_of_a_pool_are_on_every_pod_that_uses_its_nodes() -> None:
     spot = Toleration(key="example.com/spot", operator="Equal", value="yes", effect="NoSchedule")
     sku = Toleration(key="example.com/sku")
     pool = GPUPoolSpec(tolerations=(spot, sku))
@@ -103,7 +103,7 @@ def test_pods_that_use_a_pools_nodes_tolerate_what_it_says() -> None:
         ]
 
 
-def test_training_pod_is_born_without_a_node() -> None:
+def test_training_pod_has_a_scheduling_gate_and_no_node() -> None:
     pod = pod_of(stage_job(JOB, Stage.TRAIN, 1, CUDA, CLAIM))
     assert pod["schedulingGates"] == [{"name": meta.SCHEDULING_GATE}]
     assert not {"nodeSelector", "affinity", "nodeName"} & pod.keys()
@@ -129,7 +129,7 @@ def test_training_pod_is_born_without_a_node() -> None:
         ),
     ],
 )
-def test_claims_are_mounted(rule: str, uris: tuple[str, str, str], expected: dict[str, bool]) -> None:
+def test_volume_claims_are_mounted(rule: str, uris: tuple[str, str, str], expected: dict[str, bool]) -> None:
     model, dataset, output = ({"uri": uri} for uri in uris)
     pod = pod_of(stage_job(with_spec(model=model, dataset=dataset, output=output), Stage.PREPARE, 1, CUDA))
     (trainer,) = pod["containers"]
@@ -142,7 +142,7 @@ def test_claims_are_mounted(rule: str, uris: tuple[str, str, str], expected: dic
 
 
 @pytest.mark.parametrize("host", ["host:99999", "[1:2]"])
-def test_a_dataset_at_no_address_gets_its_prepare_which_says_so(host: str) -> None:
+def test_dataset_uri_without_a_valid_host_still_gets_its_prepare(host: str) -> None:
     """The CRD takes it. The operator raised at each look, and the job never said a word."""
     job = with_spec(dataset={"uri": f"https://{host}/rows.jsonl"})
     assert stage_job(job, Stage.PREPARE, 1, CUDA)
@@ -172,7 +172,7 @@ def test_name_of_a_long_job_is_cut_and_still_says_stage_and_attempt() -> None:
     assert name.endswith("-0a1b2c3d-prepare-12")
 
 
-def test_who_shares_a_gpu_where_nothing_limits_its_memory_is_told_to_keep_to_its_share() -> None:
+def test_time_slicing_and_mps_pods_are_told_their_memory_share() -> None:
     for mode in (SharingMode.TIME_SLICING, SharingMode.MPS):
         claim = CLAIM.model_copy(update={"gpus": 1, "share": Share(mode=mode, percent=30)})
         (trainer,) = pod_of(stage_job(JOB, Stage.TRAIN, 1, CUDA, claim))["containers"]
@@ -181,7 +181,7 @@ def test_who_shares_a_gpu_where_nothing_limits_its_memory_is_told_to_keep_to_its
         assert pods.HAMI_MEMORY not in trainer["resources"]["limits"]
 
 
-def test_attempts_of_a_job_share_what_their_pods_get_devices_from() -> None:
+def test_attempts_of_a_job_share_one_resource_claim_template() -> None:
     """Nobody deletes it before the job, so one for each attempt would pile up: a job may begin thousands."""
     again = DRA_CLAIM.model_copy(update={"places": (NodeAllocation(node="gpu-2"),), "term": 4})
     assert training_gpus(JOB, DRA_CLAIM) == training_gpus(JOB, again)

@@ -37,7 +37,7 @@ class ApiServer:
         ("x.hcp.westeurope.azmk8s.io", TWO, (("10.0.7.4", 6443), ("10.0.7.5", 6443))),  # AKS; a policy takes no names
     ],
 )
-async def test_api_servers_are_the_service_and_what_is_behind_it(
+async def test_api_servers_are_the_service_and_its_endpoints(
     monkeypatch: pytest.MonkeyPatch, service: str, answer: Body | ApiError, expected: tuple[Address, ...]
 ) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
@@ -49,7 +49,7 @@ async def test_api_servers_are_the_service_and_what_is_behind_it(
     assert builder.store.findings.api_servers == expected
 
 
-async def test_engines_are_looked_at_when_an_api_server_has_moved_and_only_then() -> None:
+async def test_moved_api_server_wakes_the_engines() -> None:
     builder, woken = WorldBuilder(), list[Key]()
     builder.engine("chat", 1)
     server: Any = ApiServer(TWO)
@@ -60,7 +60,7 @@ async def test_engines_are_looked_at_when_an_api_server_has_moved_and_only_then(
     assert [key.name for key in woken] == ["chat", "chat"]
 
 
-async def test_a_refusal_changes_nothing() -> None:
+async def test_api_servers_are_kept_when_the_read_is_refused() -> None:
     builder = WorldBuilder()
     builder.store.findings.api_servers = (Address("10.0.7.4", 6443),)
     with pytest.raises(ApiError):

@@ -30,14 +30,14 @@ class Machine:
         return self.clock.now()
 
 
-def test_it_says_the_time_of_day() -> None:
+def test_clock_is_the_time_of_day() -> None:
     machine = Machine()
     assert machine.after(0) == NOON
     assert machine.after(90) == NOON + timedelta(seconds=90)
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])
-def test_a_time_of_day_that_jumps_is_followed_slowly(jump: float, caplog: pytest.LogCaptureFixture) -> None:
+def test_clock_follows_a_jump_of_the_time_of_day_slowly(jump: float, caplog: pytest.LogCaptureFixture) -> None:
     machine = Machine()
     before = machine.after(60)
     machine.set_by = jump
@@ -49,7 +49,7 @@ def test_a_time_of_day_that_jumps_is_followed_slowly(jump: float, caplog: pytest
     assert machine.after(1) == NOON + timedelta(seconds=machine.passed + jump)
 
 
-def test_it_never_goes_back() -> None:
+def test_clock_never_goes_back() -> None:
     machine = Machine()
     moments = [machine.clock.now()]
     for step in range(100):
@@ -67,14 +67,14 @@ def test_it_never_goes_back() -> None:
         ("what a slow answer makes", 6.0, 12.0, 0.0),
     ],
 )
-def test_how_far_the_machine_is_ahead_of_the_api_server(case: str, ours: float, took: float, expected: float) -> None:
+def test_clock_ahead_of_the_api_server_is_measured(case: str, ours: float, took: float, expected: float) -> None:
     middle = NOON.timestamp() + 0.5 + ours
     date = "Thu, 01 Jan 2026 12:00:00 GMT"
     assert ahead_of(date, middle - took / 2, middle + took / 2) == pytest.approx(expected, abs=0.1), case
     assert ahead_of("yesterday", middle, middle) == 0.0
 
 
-def test_the_first_word_is_the_api_servers_time() -> None:
+def test_clock_starts_at_the_api_servers_time() -> None:
     """It has answered by then: nobody leads who has not asked for the lease."""
     ahead = 0.0
     clock = Clock(lambda: NOON.timestamp() + 90 - ahead, lambda: 5.0)
@@ -82,7 +82,7 @@ def test_the_first_word_is_the_api_servers_time() -> None:
     assert clock.now() == NOON
 
 
-async def test_a_refusal_tells_the_api_servers_time_too() -> None:
+async def test_clock_takes_the_api_servers_time_from_a_refusal_too() -> None:
     """The first answer of all may be that there is no Secret with a certificate yet."""
 
     async def refuse(_: web.Request) -> web.Response:

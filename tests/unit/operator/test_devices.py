@@ -51,7 +51,7 @@ def claimed(raw: Body) -> DeviceClaimView:
     return view
 
 
-def test_whole_gpus_of_a_slice_are_counted() -> None:
+def test_resource_slice_counts_whole_gpus() -> None:
     view = sliced(
         device("gpu-0", type="gpu"),
         device("gpu-1", gpu__type="gpu"),
@@ -63,22 +63,22 @@ def test_whole_gpus_of_a_slice_are_counted() -> None:
     assert (view.driver, view.node, view.pool, view.generation, view.devices) == (DRIVER, "n1", "n1", 2, 4)
 
 
-def test_a_slice_of_no_single_node_and_one_of_counters_alone_are_read_too() -> None:
+def test_resource_slice_without_node_or_devices_is_read() -> None:
     assert sliced(nodeName=None, allNodes=True).node == ""
     assert sliced(devices=None, sharedCounters=[{"name": "c", "counters": {}}]).devices == 0
 
 
-def test_a_claim_that_nobody_has_given_devices_has_none() -> None:
+def test_unallocated_resource_claim_has_no_devices() -> None:
     view = claimed(resource_claim("mine", devices=2))
     assert (view.asks, view.node, dict(view.devices), view.pods) == ((DRIVER, 2), "", {}, ())
 
 
-def test_a_claim_has_its_devices_on_a_node_for_pods() -> None:
+def test_allocated_resource_claim_has_devices_node_and_pods() -> None:
     view = claimed(resource_claim("mine", devices=2, node="n1"))
     assert (view.node, dict(view.devices), view.pods) == ("n1", {DRIVER: 2}, ("uid-p",))
 
 
-def test_who_only_watches_a_device_does_not_have_it() -> None:
+def test_device_with_admin_access_is_not_counted() -> None:
     raw = resource_claim("monitor", node="n1", devices=2)
     raw["status"]["allocation"]["devices"]["results"][0]["adminAccess"] = True
     assert dict(claimed(raw).devices) == {DRIVER: 1}
@@ -92,11 +92,11 @@ def test_who_only_watches_a_device_does_not_have_it() -> None:
         [{"name": n, "exactly": {"deviceClassName": DRIVER}} for n in "ab"],
     ],
 )
-def test_what_asks_for_more_than_a_number_of_one_class_is_not_as_we_would_ask(requests: list[Body]) -> None:
+def test_resource_claim_of_other_requests_asks_none(requests: list[Body]) -> None:
     assert claimed(resource_claim("theirs", requests=requests)).asks is None
 
 
-def test_the_world_has_them_by_node_and_by_engine_whatever_comes_first() -> None:
+def test_world_indexes_dra_devices_by_node_and_engine() -> None:
     slot = {"labels": {"sluice.dev/engine": "chat", "sluice.dev/slot": "0"}}
     bodies = [
         resource_slice(device("gpu-0")),
@@ -141,9 +141,7 @@ class Discovery:
         (Discovery(status=404), False),
     ],
 )
-async def test_a_cluster_is_asked_whether_it_has_dra_and_what_it_has_not_is_not_watched(
-    server: Discovery, serves: bool
-) -> None:
+async def test_dra_is_watched_only_if_the_cluster_serves_it(server: Discovery, serves: bool) -> None:
     store = Store()
     await look_for_dra(server, store)  # type: ignore[arg-type]
     assert (store.serves_dra, store.world().serves_dra) == (serves, serves)
@@ -156,7 +154,7 @@ async def test_a_cluster_is_asked_whether_it_has_dra_and_what_it_has_not_is_not_
     assert resync.is_primed is not serves
 
 
-async def test_an_api_server_that_does_not_say_is_not_taken_for_one_without() -> None:
+async def test_dra_stays_on_when_discovery_fails() -> None:
     store = Store()
     with pytest.raises(ApiError):
         await look_for_dra(Discovery(status=503), store)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ def happened(reason: str, message: str = "why", key: Key = JOB) -> Happened:
     return Happened(key, "uid", "Normal", reason, message)
 
 
-def test_names_of_one_object_are_in_the_order_of_time() -> None:
+def test_event_names_are_in_the_order_of_time() -> None:
     log = EventLog("sluice-0")
     moments = [NOW + timedelta(microseconds=step) for step in (0, 1, 10, 999, 1_000_000, 86_400_000_000)]
     made = [log.new(happened("Training"), at) for at in moments]
@@ -23,7 +23,7 @@ def test_names_of_one_object_are_in_the_order_of_time() -> None:
     assert {event["lastTimestamp"] for event in made[:4]} == {"2026-11-28T12:00:00Z"}
 
 
-def test_what_happens_again_is_counted_until_its_event_is_gone() -> None:
+def test_repeated_event_is_counted_until_it_is_gone() -> None:
     log, what = EventLog("sluice-0"), happened("Claimed")
     assert log.again(what, NOW) is None
     log.written(what, log.new(what, NOW))
@@ -42,12 +42,12 @@ def test_what_happens_again_is_counted_until_its_event_is_gone() -> None:
     assert log.again(what, NOW) is None
 
 
-def test_what_is_cluster_scoped_is_told_in_default() -> None:
+def test_event_of_a_cluster_scoped_object_is_in_default() -> None:
     event = EventLog("sluice-0").new(happened("PoolReady", key=Key("GPUPool", "", "a100")), NOW)
     assert (event["metadata"]["namespace"], event["involvedObject"]["namespace"]) == ("default", "")
 
 
-def test_a_log_does_not_grow_for_ever() -> None:
+def test_event_log_is_bounded() -> None:
     log = EventLog("sluice-0")
     for number in range(events._REMEMBERED + 10):
         what = happened("Training", str(number))

@@ -80,7 +80,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-async def test_a_pool_decides_for_the_others_and_says_who_is_set_aside(
+async def test_object_set_aside_reports_internal_error_and_stops_no_other(
     builder: WorldBuilder, poison: list[str]
 ) -> None:
     woken: list[Key] = []
@@ -102,7 +102,9 @@ async def test_a_pool_decides_for_the_others_and_says_who_is_set_aside(
     assert woken.count(pool_key("default")) == 1
 
 
-async def test_a_job_whose_own_plan_raises_says_so(builder: WorldBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_job_whose_plan_raises_reports_internal_error(
+    builder: WorldBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def bad(*_: object) -> None:
         raise OverflowError("date value out of range")
 
@@ -125,7 +127,7 @@ class NothingToDo:
         return ()
 
 
-def test_one_object_that_is_set_aside_can_be_alerted_on(builder: WorldBuilder) -> None:
+def test_objects_set_aside_metric_counts_one_object(builder: WorldBuilder) -> None:
     registry = CollectorRegistry()
     registry.register(WorldCollector(builder.store, lambda: True, dict, NothingToDo()))
 

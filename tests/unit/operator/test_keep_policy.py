@@ -27,7 +27,7 @@ class Kept(Cluster):
         self.done.append(f"remove {manifest['metadata']['name']}")
 
 
-async def test_a_policy_is_written_once_a_term_and_when_it_changes() -> None:
+async def test_network_policy_is_written_once_a_term_and_when_it_changes() -> None:
     cluster = Kept()
 
     async def keep(engine: Any = ENGINE, *, wanted: bool = True) -> list[str]:

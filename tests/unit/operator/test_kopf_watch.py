@@ -61,7 +61,7 @@ def scripted(*rounds: list[Any]) -> Any:
         ValueError("no JSON"),
     ],
 )
-async def test_it_lists_again_after_a_failure(failure: Exception) -> None:
+async def test_watch_lists_again_after_a_failure(failure: Exception) -> None:
     listed: list[str] = []
     taken: list[tuple[str, Any]] = []
     watches = Watches(lambda plural, event: taken.append((plural, event)), listed.append)
@@ -71,13 +71,13 @@ async def test_it_lists_again_after_a_failure(failure: Exception) -> None:
     assert listed == ["jobs", "jobs"], "each new list of kopf's asks for one of ours"
 
 
-async def test_a_failure_of_ours_is_not_swallowed() -> None:
+async def test_watch_does_not_swallow_our_own_errors() -> None:
     watch = Watches(nowhere, nowhere).enduring(scripted([ZeroDivisionError()]))
     with pytest.raises(ZeroDivisionError):
         [event async for event in watch(resource=RESOURCE)]
 
 
-async def test_a_watch_that_is_only_tried_again_and_again_is_silent() -> None:
+async def test_watch_that_only_retries_is_silent() -> None:
     """An API server that can't be reached gives no sign, however often it is asked."""
     now = 0.0
     watches = Watches(nowhere, nowhere, lambda: now)
@@ -181,7 +181,7 @@ async def test_kopfs_watch_marks_a_list_and_raises_what_is_caught(
     assert bookmark["type"] == "BOOKMARK"
 
 
-def test_kopf_takes_what_is_passed_at_its_start_and_end() -> None:
+def test_kopf_accepts_the_arguments_of_its_start_and_end() -> None:
     passed = {"registry", "settings", "identity", "standalone", "clusterwide", "stop_flag"}
     assert passed <= inspect.signature(kopf.spawn_tasks).parameters.keys()
     assert "ignored" in inspect.signature(kopf.run_tasks).parameters
@@ -190,7 +190,7 @@ def test_kopf_takes_what_is_passed_at_its_start_and_end() -> None:
     assert issubclass(errors.APIServerError, errors.APIError)
 
 
-def test_every_setting_that_is_set_is_one_of_kopfs() -> None:
+def test_kopf_settings_exist_in_kopf() -> None:
     """A dataclass takes any attribute: one that kopf has renamed would be set, and do nothing."""
     settings = kopf_watch.kopf_settings()
     for section in (settings, *vars(settings).values()):

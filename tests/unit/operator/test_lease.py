@@ -76,7 +76,7 @@ async def test_one_of_two_gets_a_new_lease(server: LeaseServer, clock: Clock) ->
     assert [one.leads, two.leads] in ([True, False], [False, True])
 
 
-async def test_never_led_may_not_write(server: LeaseServer, clock: Clock) -> None:
+async def test_candidate_that_never_led_may_not_write(server: LeaseServer, clock: Clock) -> None:
     with pytest.raises(NotLeading):
         candidate(server, clock, "one").check()
 
@@ -104,7 +104,7 @@ async def test_a_write_may_not_take_longer_than_the_lease(server: LeaseServer, c
         one.check()
 
 
-async def test_renewing_keeps_the_others_out(server: LeaseServer, clock: Clock) -> None:
+async def test_renewed_lease_keeps_other_candidates_out(server: LeaseServer, clock: Clock) -> None:
     one, two = candidate(server, clock, "one"), candidate(server, clock, "two")
     await tries(one)
     for _ in range(20):
@@ -132,7 +132,7 @@ async def test_the_term_grows_with_every_leader_even_if_the_lease_was_deleted(
     assert third.term >= first
 
 
-async def test_the_same_process_counts_as_new_when_it_leads_again(server: LeaseServer, clock: Clock) -> None:
+async def test_term_grows_when_the_same_process_leads_again(server: LeaseServer, clock: Clock) -> None:
     one = candidate(server, clock, "one")
     await tries(one)
     first = one.term
@@ -155,7 +155,7 @@ async def test_an_answer_that_was_lost_does_not_cost_the_lease(server: LeaseServ
     assert one.leads
 
 
-async def test_an_api_server_that_is_down_ends_the_term_in_time(server: LeaseServer, clock: Clock) -> None:
+async def test_term_ends_in_time_when_the_api_server_is_down(server: LeaseServer, clock: Clock) -> None:
     one = candidate(server, clock, "one")
     await tries(one)
     server.down = True
@@ -166,7 +166,7 @@ async def test_an_api_server_that_is_down_ends_the_term_in_time(server: LeaseSer
     assert not one.leads
 
 
-async def test_losing_cancels_who_acts_and_a_shutdown_releases() -> None:
+async def test_lost_lease_cancels_the_work_and_shutdown_releases_it() -> None:
     server = LeaseServer()
     lease = Lease(server, "system", "one", 1)  # type: ignore[arg-type]
     acting = asyncio.Event()

@@ -47,7 +47,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-async def test_what_is_held_as_it_is_listed_is_not_read_again(read: list[str]) -> None:
+async def test_list_does_not_read_unchanged_objects_again(read: list[str]) -> None:
     store = Store()
     await refresh(PagedServer(9, *(finetunejob(name, 1) for name in "abcde")), store, "FineTuneJob")  # type: ignore[arg-type]
     assert read == [*"abcde"]
@@ -61,7 +61,7 @@ async def test_what_is_held_as_it_is_listed_is_not_read_again(read: list[str]) -
     assert jobs[job_key("team", "a")] is held
 
 
-async def test_of_another_history_everything_is_read(read: list[str]) -> None:
+async def test_list_of_a_restored_backup_reads_every_object(read: list[str]) -> None:
     """etcd was restored from a backup: an equal version may be another state."""
     store = Store()
     await refresh(PagedServer(9, finetunejob("a", 8)), store, "FineTuneJob")  # type: ignore[arg-type]
@@ -70,14 +70,14 @@ async def test_of_another_history_everything_is_read(read: list[str]) -> None:
     assert store.world().jobs[job_key("team", "a")].spec.resources.pool == "another"
 
 
-async def test_a_list_that_takes_too_long_begins_anew() -> None:
+async def test_list_that_expires_begins_anew() -> None:
     store, server = Store(), PagedServer(9, *(finetunejob(name, 1) for name in "abcde"))
     server.expires = [2, 4]
     await refresh(server, store, "FineTuneJob")  # type: ignore[arg-type]
     assert {key.name for key in store.world().jobs} == {*"abcde"}
 
 
-def test_pages_of_the_largest_pods_fit_into_the_operators_memory() -> None:
+def test_list_pages_of_the_largest_pods_fit_into_memory() -> None:
     """kopf's list and ours at once, of pods of 1.5 MB, each byte of which is six in JSON; and 250 MiB for all else."""
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     most = amount("memory", values["resources"]["limits"]["memory"]) - 250 * 2**20

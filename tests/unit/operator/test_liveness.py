@@ -35,13 +35,13 @@ class Replica(Operator):
         ("and has been dead for long", SILENT_SECONDS + 1, 5, False, False),
     ],
 )
-async def test_who_sees_nothing_is_not_ready_and_then_not_live(
+async def test_replica_without_api_server_is_not_ready_then_not_live(
     case: str, watch: float, requests: float, ready: bool, live: bool
 ) -> None:
     replica = Replica(watch, requests)
     assert (replica.unready() == "", replica.dead() == "") == (ready, live), case
 
 
-async def test_how_long_the_api_server_may_be_away_is_a_setting() -> None:
+async def test_unreachable_seconds_is_how_long_a_replica_stays_live() -> None:
     replica = Replica(0, 11, replace(SETTINGS, unreachable_seconds=10))
     assert replica.dead() == "no request to the API server has succeeded for 11 s"

@@ -30,7 +30,7 @@ def body(owner: Body | None = None, job: str = "", **metadata: Any) -> Body:
         ("a stage's Job is found by its labels", "Job", body(CHAT, "a"), body(CHAT, "a")),
     ],
 )
-def test_ours_is_changed(rule: str, kind: str, manifest: Body, there: Body) -> None:
+def test_require_ours_accepts_our_own_object(rule: str, kind: str, manifest: Body, there: Body) -> None:
     require_ours(Key(kind, "team", "x"), manifest, there)
 
 
@@ -58,7 +58,9 @@ KUBECTL = [{"manager": "helm", "time": "2026-02-01"}, {"manager": "kubectl-creat
         ("one that never goes", "Service", body(CHAT), body({**CHAT, "uid": "0"}, deletionTimestamp="now"), "belongs"),
     ],
 )
-def test_nothing_of_anybody_else(rule: str, kind: str, manifest: Body, there: Body, says: str) -> None:
+def test_require_ours_raises_name_taken_for_objects_of_others(
+    rule: str, kind: str, manifest: Body, there: Body, says: str
+) -> None:
     with pytest.raises(NameTaken) as taken:
         require_ours(Key(kind, "team", "x"), manifest, there)
     assert f"{kind} x is there already, and" in taken.value.message, rule
@@ -67,7 +69,7 @@ def test_nothing_of_anybody_else(rule: str, kind: str, manifest: Body, there: Bo
     assert taken.value.is_refusal
 
 
-def test_what_the_garbage_collector_is_about_to_take_is_waited_for() -> None:
+def test_require_ours_waits_for_the_object_of_a_deleted_owner() -> None:
     """An engine that was deleted and created anew."""
     with pytest.raises(Outdated, match="the InferenceEngine chat before"):
         require_ours(Key("Service", "team", "x"), body(CHAT), body({**CHAT, "uid": "0"}))
@@ -89,9 +91,7 @@ def test_what_the_garbage_collector_is_about_to_take_is_waited_for() -> None:
         (0, "Timeout", "no answer", False),
     ],
 )
-def test_which_answers_last_until_somebody_changes_something(
-    status: int, reason: str, message: str, lasts: bool
-) -> None:
+def test_api_error_is_refusal_if_it_lasts_until_a_change(status: int, reason: str, message: str, lasts: bool) -> None:
     error = ApiError(status, reason, message)
     assert error.is_refusal is lasts
     assert not (error.is_refusal and error.is_passing), "others would wait while it is asked again at once"

@@ -75,21 +75,21 @@ def container(cpu: str = "0", memory: str = "0", **more: str) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_a_pod_takes(rule: str, spec: dict[str, Any], expected: tuple[int, float]) -> None:
+def test_effective_requests_of_a_pod(rule: str, spec: dict[str, Any], expected: tuple[int, float]) -> None:
     taken = effective_requests(spec)
     assert (taken["cpu"], taken["memory"] / GI) == expected, rule
 
 
-def test_gpus_are_counted() -> None:
+def test_effective_requests_include_gpus() -> None:
     assert effective_requests({"containers": [container(**{"nvidia.com_gpu": "2"})]})["nvidia.com/gpu"] == 2
 
 
-def test_a_pod_of_a_slot_says_what_it_was_made_from() -> None:
+def test_slot_pod_has_its_template_digest() -> None:
     metadata = {"labels": {"sluice.dev/engine": "chat"}, "annotations": {"sluice.dev/template": "4f1c2a9be07d3358"}}
     assert parse_pod(pod("p", 7, node="n1", metadata=metadata)).template == "4f1c2a9be07d3358"
 
 
-def test_a_trainer_pod() -> None:
+def test_trainer_pod_is_parsed() -> None:
     metadata = {
         "labels": {"sluice.dev/job": "j"},
         "annotations": {"sluice.dev/bound-at": "2026-01-01T00:00:05.5Z"},
@@ -143,7 +143,7 @@ REFUSED = "UnexpectedAdmissionError: Allocate failed"
         ("Pending", {}, "", False),
     ],
 )  # fmt: skip
-def test_what_the_kubelet_says_of_a_pod_that_it_ends(
+def test_pod_that_the_kubelet_refuses_has_failure_and_started(
     phase: str, status: dict[str, Any], failure: str, started: bool
 ) -> None:
     raw = pod("p", 7, node="n1", phase=phase, metadata={"labels": {"sluice.dev/job": "j"}})
@@ -154,7 +154,7 @@ def test_what_the_kubelet_says_of_a_pod_that_it_ends(
 
 
 @pytest.mark.parametrize(("state", "running"), [({"running": {"startedAt": "x"}}, True), ({"waiting": {}}, False)])
-def test_an_engine_pod_runs_when_vllm_runs_whatever_its_sidecar_does(state: dict[str, Any], running: bool) -> None:
+def test_engine_pod_runs_when_its_vllm_container_runs(state: dict[str, Any], running: bool) -> None:
     raw = pod("p", 7, metadata={"labels": {"sluice.dev/engine": "chat", "sluice.dev/slot": "0"}})
     raw["status"] |= {
         "initContainerStatuses": [{"name": "agent", "state": {"running": {}}}],
@@ -167,7 +167,7 @@ def test_an_engine_pod_runs_when_vllm_runs_whatever_its_sidecar_does(state: dict
 
 
 @pytest.mark.parametrize(("given", "in_time"), [(None, None), (5, None), (30, None), (31, 30), (10**6, 30)])
-def test_a_pod_that_somebody_gives_longer_to_end_than_it_has(given: int | None, in_time: int | None) -> None:
+def test_in_time_is_set_if_the_deletion_grace_period_is_longer(given: int | None, in_time: int | None) -> None:
     raw = pod("p", 1, metadata={"labels": {"sluice.dev/job": "j"}})
     raw["metadata"]["deletionGracePeriodSeconds"] = given
     raw["spec"]["terminationGracePeriodSeconds"] = 30
@@ -185,14 +185,14 @@ def test_a_pod_that_somebody_gives_longer_to_end_than_it_has(given: int | None, 
         (0, {"finalizers": ["example.com/mine"]}, False),
     ],
 )
-def test_whether_a_pods_deletion_takes_time(grace: int, metadata: dict[str, Any], at_once: bool) -> None:
+def test_goes_at_once_needs_a_grace_period_of_zero(grace: int, metadata: dict[str, Any], at_once: bool) -> None:
     raw = pod("p", 1, metadata={"labels": {"sluice.dev/job": "j"}})
     raw["metadata"] |= metadata
     raw["spec"]["terminationGracePeriodSeconds"] = grace
     assert parse_pod(raw).goes_at_once is at_once
 
 
-def test_a_stage_job_with_its_claim() -> None:
+def test_stage_job_is_parsed_with_its_claim() -> None:
     raw = stage_job("j", 3, borrows=(("chat", 1),))
     raw["status"] = {
         "conditions": [
@@ -215,7 +215,7 @@ def test_a_stage_job_with_its_claim() -> None:
     assert [str(slot) for slot in view.claim.borrowed] == ["chat/1"]
 
 
-def test_a_job_whose_pods_are_still_ending_is_not_finished() -> None:
+def test_stage_job_is_not_finished_while_its_pods_end() -> None:
     raw = stage_job("j", 3)
     raw["status"] = {"conditions": [{"type": "SuccessCriteriaMet", "status": "True"}]}
     view = read(raw)
@@ -223,7 +223,7 @@ def test_a_job_whose_pods_are_still_ending_is_not_finished() -> None:
     assert (view.finished, view.finished_at) == ("", None)
 
 
-def test_slots_nodes_and_volumes() -> None:
+def test_slots_nodes_and_volumes_are_parsed() -> None:
     labels = {"sluice.dev/engine": "chat", "sluice.dev/slot": "1"}
     slot = read(body("Deployment", "chat-1", 1, metadata={"labels": labels}, spec={"replicas": 0}))
     assert isinstance(slot, SlotView)
@@ -266,7 +266,7 @@ def test_slots_nodes_and_volumes() -> None:
     assert volume.node_terms == ((NodeRequirement("kubernetes.io/hostname", "In", ("n1",)),),)
 
 
-def test_a_status_that_cannot_be_read_counts_as_lost() -> None:
+def test_unreadable_status_counts_as_lost() -> None:
     raw = finetunejob("j", 1)
     raw["status"] = {"conditions": [{"type": "Prepared"}]}
     view = read(raw)
@@ -287,7 +287,7 @@ NO_TIMES = ["2026-01-01", "2026-01-01T00:00:00", "0001-01-01T00:00:00Z", "9999-1
 
 
 @pytest.mark.parametrize("text", NO_TIMES)
-def test_a_time_that_cannot_be_reckoned_with_is_none(text: str) -> None:
+def test_invalid_time_is_none(text: str) -> None:
     """Else the object would be set aside as it last was: a pod that is on its node by now, say."""
     trainer = pod("p", 1, node="n1", metadata={"labels": {"sluice.dev/job": "j"}, "annotations": {BOUND_AT: text}})
     labels = {"sluice.dev/engine": "chat", "sluice.dev/slot": "1"}
@@ -310,7 +310,7 @@ def test_a_time_that_cannot_be_reckoned_with_is_none(text: str) -> None:
         ({"pool": "x" * 250_000}, "characters"),
     ],
 )
-def test_no_claim_is_larger_than_a_job_can_be(change: dict[str, Any], error: str) -> None:
+def test_claim_larger_than_a_job_can_be_is_unreadable(change: dict[str, Any], error: str) -> None:
     raw = stage_job("j", 3)
     claim = {**json.loads(raw["metadata"]["annotations"][CLAIM]), **change}
     raw["metadata"]["annotations"][CLAIM] = json.dumps(claim)
@@ -320,13 +320,13 @@ def test_no_claim_is_larger_than_a_job_can_be(change: dict[str, Any], error: str
 
 
 @pytest.mark.parametrize("attempt", ["0", "-1", "1000001", "x", "1" * 5000])
-def test_no_attempt_has_such_a_number(attempt: str) -> None:
+def test_invalid_attempt_number_is_unreadable(attempt: str) -> None:
     raw = stage_job("j", 3)
     raw["metadata"]["labels"]["sluice.dev/attempt"] = attempt
     assert isinstance(parse("Job", raw), Unreadable)
 
 
-def test_of_what_people_note_on_an_object_only_ours_is_kept() -> None:
+def test_annotations_and_labels_of_others_are_dropped() -> None:
     """Four thousand Adapters with a large annotation each would be more than the operator's memory."""
     notes = {"sluice.dev/outcomes": "{}", "a/b": "x" * 250_000, "kubectl.kubernetes.io/last-applied-configuration": "y"}
     job = read(finetunejob("j", 1, metadata={"annotations": notes, "labels": {"sluice.dev/job": "j", "app": "mine"}}))
@@ -337,7 +337,7 @@ def test_of_what_people_note_on_an_object_only_ours_is_kept() -> None:
     assert too_long.metadata.annotations == {}
 
 
-def test_an_error_names_the_field() -> None:
+def test_unreadable_object_names_the_field() -> None:
     raw = finetunejob("j", 9)
     raw["spec"]["resources"] = {"gpus": "many"}
     poison = parse("FineTuneJob", raw)
@@ -366,7 +366,7 @@ def read_or_set_aside(kind: str, raw: Any) -> None:
 
 
 @given(kind=st.sampled_from(WATCHED), raw=HOSTILE)
-def test_anything_at_all_is_read_or_set_aside(kind: str, raw: Any) -> None:
+def test_hostile_object_is_read_or_set_aside(kind: str, raw: Any) -> None:
     read_or_set_aside(kind, raw)
 
 

@@ -66,7 +66,7 @@ def run(loop: SkippingLoop, script: Callable[[Queue], Awaitable[None]], reconcil
     return queue
 
 
-def test_a_key_is_worked_on_by_one_worker_at_a_time_and_never_forgotten(loop: SkippingLoop) -> None:
+def test_key_has_one_worker_at_a_time_and_is_never_forgotten(loop: SkippingLoop) -> None:
     working: set[Key] = set()
     seen: dict[Key, int] = {}
     latest = 0
@@ -92,7 +92,7 @@ def test_a_key_is_worked_on_by_one_worker_at_a_time_and_never_forgotten(loop: Sk
     assert seen == {key(name): 100 for name in "abcde"}, "a change that came during a reconcile was lost"
 
 
-def test_adding_twice_is_working_once(loop: SkippingLoop) -> None:
+def test_key_added_twice_is_reconciled_once(loop: SkippingLoop) -> None:
     done: list[Key] = []
 
     async def reconcile(one: Key) -> Requeue:
@@ -123,7 +123,7 @@ def test_requeue_comes_when_it_is_due_and_only_once(loop: SkippingLoop) -> None:
     assert at == pytest.approx([0, 5, 15], abs=0.01)
 
 
-def test_of_several_delays_the_earliest_counts(loop: SkippingLoop) -> None:
+def test_add_after_takes_the_earliest_delay(loop: SkippingLoop) -> None:
     at: list[float] = []
 
     async def reconcile(_: Key) -> Requeue:
@@ -139,7 +139,7 @@ def test_of_several_delays_the_earliest_counts(loop: SkippingLoop) -> None:
     assert at == pytest.approx([10], abs=0.01)
 
 
-def test_failures_back_off_longer_each_time_and_events_do_not_shorten_it(loop: SkippingLoop) -> None:
+def test_backoff_grows_with_failures_and_events_do_not_shorten_it(loop: SkippingLoop) -> None:
     at: list[float] = []
 
     async def reconcile(_: Key) -> Requeue:
@@ -160,7 +160,7 @@ def test_failures_back_off_longer_each_time_and_events_do_not_shorten_it(loop: S
     assert metrics.RECONCILE_ERRORS.labels("FineTuneJob")._value.get() == before + len(at)
 
 
-def test_success_forgets_failures(loop: SkippingLoop) -> None:
+def test_success_resets_the_backoff(loop: SkippingLoop) -> None:
     at: list[float] = []
     fails = [True] * 6 + [False, True, False]
 
@@ -195,7 +195,7 @@ def test_a_failing_key_does_not_hold_others_up(loop: SkippingLoop) -> None:
     assert done[key("good")] >= 59
 
 
-def test_first_come_first_served(loop: SkippingLoop) -> None:
+def test_keys_are_served_in_the_order_in_which_they_came(loop: SkippingLoop) -> None:
     done: list[str] = []
 
     async def reconcile(one: Key) -> Requeue:
@@ -217,7 +217,7 @@ def test_first_come_first_served(loop: SkippingLoop) -> None:
     assert done[:21] == ["busy", *map(str, range(20))]
 
 
-def test_of_two_rows_the_first_goes_first_but_the_second_is_not_forgotten(loop: SkippingLoop) -> None:
+def test_urgent_keys_go_first_and_the_others_are_not_forgotten(loop: SkippingLoop) -> None:
     urgent = {key(name) for name in "abcdef"}
     queue = Queue(urgent.__contains__)
 
@@ -251,7 +251,7 @@ def test_an_outdated_view_is_looked_at_again_without_an_error(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_who_does_not_lead_stops_and_the_next_term_takes_every_key_up(loop: SkippingLoop) -> None:
+def test_queue_stops_when_not_leading_and_the_next_term_resumes(loop: SkippingLoop) -> None:
     queue = Queue()
     done: list[str] = []
     leads = False
@@ -299,7 +299,7 @@ def test_a_cancelled_worker_leaves_its_key_free(loop: SkippingLoop) -> None:
     loop.run_until_complete(main())
 
 
-def test_what_fails_and_what_waits_can_be_asked() -> None:
+def test_queue_lists_failing_and_waiting_keys() -> None:
     now = 100.0
     queue = Queue(clock=lambda: now)
     queue.add(key("a"))
@@ -330,7 +330,7 @@ def test_what_fails_and_what_waits_can_be_asked() -> None:
     assert dict(queue.waiting()) == {}
 
 
-def test_a_standby_keeps_nobody_waiting() -> None:
+def test_waiting_time_of_a_key_begins_with_the_term() -> None:
     """It hears of everything and looks at nothing; leading, it said at first that pools had waited for hours."""
     now = 0.0
     queue = Queue(clock=lambda: now)

@@ -94,7 +94,7 @@ def last_attempt(builder: WorldBuilder, job: FineTuneJob) -> AttemptOutcome:
     ("error", "reason"),
     [(QUOTA, "QuotaExceeded"), (WEBHOOK, "RefusedByAdmission"), (NameTaken("Job x is there"), "NameTaken")],
 )
-def test_what_a_refused_job_would_have_is_the_next_ones_in_the_same_decision(error: ApiError, reason: str) -> None:
+def test_gpu_of_a_refused_job_goes_to_the_next_in_the_same_decision(error: ApiError, reason: str) -> None:
     builder, jobs = crowd(1, "evil", "evil", "team", "team")
     cluster = Refusing(builder, error)
     pool_decides(builder, cluster)
@@ -105,7 +105,7 @@ def test_what_a_refused_job_would_have_is_the_next_ones_in_the_same_decision(err
         assert (outcome.reason, outcome.message, outcome.ended_at) == (reason, error.message, NOW)
 
 
-def test_a_failure_that_may_pass_is_tried_again_and_stops_nobody_else() -> None:
+def test_passing_failure_is_tried_again_and_stops_no_other_job() -> None:
     builder, jobs = crowd(2, "evil", "team")
     cluster = Refusing(builder, AWAY)
     with pytest.raises(ApiError, match="later"):
@@ -116,7 +116,7 @@ def test_a_failure_that_may_pass_is_tried_again_and_stops_nobody_else() -> None:
     assert jobs
 
 
-def test_what_is_in_a_jobs_way_delays_nobody_else() -> None:
+def test_outdated_object_of_a_job_delays_no_other_job() -> None:
     """Under the names of its Job and of its pod that asks for a node, as of a job before it, again and again.
 
     Each time the whole pool waited for the end of a back-off of up to 30 s.
@@ -130,7 +130,7 @@ def test_what_is_in_a_jobs_way_delays_nobody_else() -> None:
     assert again <= timedelta(seconds=10)
 
 
-def test_nothing_is_made_for_a_job_that_is_gone_though_its_watch_is_late_to_say_so() -> None:
+def test_stage_job_is_not_made_for_a_job_deleted_meanwhile() -> None:
     """Its Job's is not: what it had claimed looks free."""
     builder, _ = crowd(1, "late", "team")
     cluster = Refusing(builder, AWAY)
@@ -138,7 +138,7 @@ def test_nothing_is_made_for_a_job_that_is_gone_though_its_watch_is_late_to_say_
     assert cluster.made == ["b-jobbteam-train-1"]
 
 
-def test_what_is_in_the_way_of_a_pod_that_asks_for_a_node_delays_nobody_else() -> None:
+def test_outdated_scale_up_pod_delays_no_other_job() -> None:
     builder, _ = crowd(1)
     builder.job("x", 2, "evil", scheduling={"policy": "Queue", "scaleUpFirst": {}})
     cluster = Refusing(builder, Outdated("Pod x is still that of the FineTuneJob x before"))
@@ -146,7 +146,7 @@ def test_what_is_in_the_way_of_a_pod_that_asks_for_a_node_delays_nobody_else() -
     assert "default" in cluster.statuses
 
 
-def test_a_pod_that_asks_for_a_node_and_cannot_be_made_now_is_asked_for_again_soon() -> None:
+def test_scale_up_pod_that_cannot_be_made_is_tried_again_soon() -> None:
     builder, _ = crowd(1)
     builder.job("x", 2, "evil", scheduling={"policy": "Queue", "scaleUpFirst": {}})
     cluster = Refusing(builder, AWAY)
@@ -156,7 +156,7 @@ def test_a_pod_that_asks_for_a_node_and_cannot_be_made_now_is_asked_for_again_so
     assert "default" in cluster.statuses
 
 
-def test_who_leads_no_more_decides_nothing_more() -> None:
+def test_pool_decides_nothing_when_not_leading() -> None:
     builder, _ = crowd(1, "evil", "team")
     cluster = Refusing(builder, NotLeading("another leads"))
     with pytest.raises(NotLeading):
@@ -174,7 +174,7 @@ def condition(cluster: Refusing, kind: str) -> tuple[str, str]:
     return found["reason"], found["message"]
 
 
-def test_a_refused_prepare_says_so_in_the_api_servers_words_and_when_it_is_tried_again() -> None:
+def test_refused_prepare_quotes_the_api_server_and_the_next_attempt() -> None:
     builder, _ = crowd(1)
     builder.job("a", 1, "evil", outcomes=())
     cluster = Refusing(builder, QUOTA)
@@ -198,7 +198,7 @@ class RefusesRecords(Refusing):
         raise self.error
 
 
-def test_what_is_refused_and_cannot_be_recorded_is_tried_again() -> None:
+def test_refusal_that_cannot_be_recorded_is_tried_again() -> None:
     """A webhook that is away comes back, and tells nobody."""
     builder, _ = crowd(1, "evil")
     builder.job("a", 1, "evil", outcomes=())
@@ -216,7 +216,7 @@ def test_what_is_refused_and_cannot_be_recorded_is_tried_again() -> None:
     assert again == timedelta(seconds=10)
 
 
-def test_a_refused_adapter_is_tried_again_when_it_has_been_refused_for_twice_as_long() -> None:
+def test_refused_adapter_is_tried_again_after_a_doubled_pause() -> None:
     builder, _ = crowd(1)
     builder.engine("chat", 1, "evil")
     exported = json.dumps({"uri": "pvc://adapters/x", "digest": "sha256:" + "0" * 64, "rank": 16, "sizeBytes": 1})

@@ -105,7 +105,7 @@ def cluster() -> Refusing:
         ("NetworkPolicy", TAKEN, "NameTaken"),
     ],
 )
-def test_an_engine_that_is_refused_something_says_so_and_leaves_its_gpus_to_others(
+def test_refused_engine_reports_why_and_leaves_its_gpus_to_others(
     cluster: Refusing, kind: str, error: ApiError, reason: str
 ) -> None:
     assert describe(allocated(cluster.builder)) == "a waits WaitingForGPUs"
@@ -128,7 +128,7 @@ def test_an_engine_that_is_refused_something_says_so_and_leaves_its_gpus_to_othe
     assert describe(allocated(cluster.builder)) == "a waits WaitingForGPUs"
 
 
-def test_an_engine_whose_pods_are_refused_stops_asking_for_them(cluster: Refusing) -> None:
+def test_engine_with_refused_pods_pauses_and_leaves_its_gpus_to_others(cluster: Refusing) -> None:
     cluster.look(0)
     cluster.pods_refused = POD
     assert not cluster.builder.world.engine_pods, "its Deployment could make none"

@@ -43,7 +43,7 @@ async def rounds(resync: Resync) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_only_what_is_wanted_is_listed_and_all_must_be_before_anybody_decides() -> None:
+async def test_resync_lists_wanted_kinds_and_is_primed_after_all() -> None:
     server = ListServer()
     resync = Resync(server, Store(), 3600)  # type: ignore[arg-type]
     for plural in PLURALS[:-1]:
@@ -56,7 +56,7 @@ async def test_only_what_is_wanted_is_listed_and_all_must_be_before_anybody_deci
     assert (server.listed, resync.is_primed) == (Counter(PLURALS), True)
 
 
-async def test_a_kind_that_cannot_be_listed_holds_no_other_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_resync_of_a_kind_that_fails_delays_no_other_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE_AFTER_FAILURE", 0)
     server = ListServer("nodes")
     resync = Resync(server, Store(), 3600)  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ async def test_a_kind_that_cannot_be_listed_holds_no_other_up(monkeypatch: pytes
     assert not resync.is_primed
 
 
-async def test_everything_is_listed_when_its_time_has_come() -> None:
+async def test_resync_lists_every_kind_when_due() -> None:
     server = ListServer()
     resync = Resync(server, Store(), 0)  # type: ignore[arg-type]
     await rounds(resync)

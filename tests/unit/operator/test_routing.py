@@ -267,11 +267,13 @@ def with_status(raw: Body, **status: Any) -> Body:
         ("a claim that no job names", None, body("PersistentVolumeClaim", "other", 2), ""),
     ],
 )
-def test_routes(store: Store, rule: str, old: Body | None, new: Body | None, expected: str) -> None:
+def test_change_is_routed_to_the_keys_that_it_concerns(
+    store: Store, rule: str, old: Body | None, new: Body | None, expected: str
+) -> None:
     assert routed(store, old, new) == set(expected.split()), rule
 
 
-def test_a_new_leader_begins_with_everything_and_the_pool_that_needs_no_object(store: Store) -> None:
+def test_new_leader_begins_with_every_key_and_the_default_pool(store: Store) -> None:
     assert {str(key) for key in every_key(store.world(), store.links)} >= {
         "GPUPool/default", "GPUPool/a", "FineTuneJob/team/over", "Adapter/team/tone", "InferenceEngine/team/embed",
     }  # fmt: skip
@@ -292,7 +294,7 @@ def test_our_own_writes_are_routed_too() -> None:
     assert Key("FineTuneJob", "team", "j") in added, "that the watch has brought it is news"
 
 
-def test_the_last_words_that_come_with_a_pods_end_are_kept() -> None:
+def test_state_in_a_pods_delete_event_is_kept() -> None:
     store = Store()
     take_event(store, "jobs", event(None, stage_job("j", 1)))
     take_event(store, "pods", event("ADDED", trainer_pod("p", 2, job="j", node="n1", phase="Running")))
@@ -300,7 +302,7 @@ def test_the_last_words_that_come_with_a_pods_end_are_kept() -> None:
     assert [view.ended for view in store.world().pods.values()] == [True]
 
 
-def test_poison_in_an_event_stops_nobody() -> None:
+def test_unreadable_object_in_an_event_stops_no_other() -> None:
     store = Store()
     take_event(
         store,
@@ -341,7 +343,7 @@ def test_a_change_is_routed_without_looking_at_every_job(store: Store, old: Body
     assert keys_for(read(old), read(new) if new else None, unread, store.links)
 
 
-def test_who_has_gpus_goes_before_jobs_that_wait(store: Store) -> None:
+def test_keys_with_gpus_go_before_jobs_that_wait(store: Store) -> None:
     world = store.world()
     first = {key.name for key in every_key(world, store.links) if goes_first(world, key)}
     assert first == {"trains", "chat", "embed", "tone", "a", "default"}
@@ -355,9 +357,7 @@ def test_who_has_gpus_goes_before_jobs_that_wait(store: Store) -> None:
         ("any of its kind", Key("Node", "", ""), body("Node", "n9", 2, namespace="")),
     ],
 )
-def test_wakeups_reach_who_waits_for_an_object_and_its_pool(
-    store: Store, rule: str, waits_for: Key, change: Body
-) -> None:
+def test_wakeups_reach_the_job_that_waits_and_its_pool(store: Store, rule: str, waits_for: Key, change: Body) -> None:
     wakeups, waits, other = Wakeups(), job_key("team", "waits"), job_key("team", "elsewhere")
     wakeups.wait(waits, [waits_for])
     wakeups.wait(other, [Key(waits_for.kind, waits_for.namespace or "none", "another")])

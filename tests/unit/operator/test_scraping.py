@@ -78,11 +78,11 @@ async def status(access: ScrapeAccess, token: str | None = "a.b.c") -> int:
         pytest.param(ApiServer(fails=True), "a.b.c", 503, id="nobody to ask"),
     ],
 )
-async def test_who_may_scrape(server: ApiServer, token: str | None, expected: int) -> None:
+async def test_scrape_needs_a_token_that_may_get_metrics(server: ApiServer, token: str | None, expected: int) -> None:
     assert await status(ScrapeAccess(server), token) == expected
 
 
-async def test_right_is_that_of_the_path_and_of_the_tokens_user() -> None:
+async def test_scrape_access_is_reviewed_for_the_path_and_the_tokens_user() -> None:
     server = ApiServer()
     await ScrapeAccess(server).check(scrape())
     (_, review), (_, access) = server.asked
@@ -93,7 +93,7 @@ async def test_right_is_that_of_the_path_and_of_the_tokens_user() -> None:
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-async def test_answer_is_believed_for_a_minute(allowed: bool) -> None:
+async def test_scrape_access_is_believed_for_a_minute(allowed: bool) -> None:
     server, clock = ApiServer(allowed=allowed), Clock()
     access = ScrapeAccess(server, clock)
     first = await status(access)
@@ -113,7 +113,7 @@ async def test_answer_is_believed_for_a_minute(allowed: bool) -> None:
         pytest.param(False, OUTAGE_SECONDS, 503, id="who might not is not"),
     ],
 )
-async def test_an_outage_of_the_api_server_is_seen_in_the_metrics(
+async def test_scrape_access_outlasts_an_outage_of_the_api_server(
     allowed: bool, last_reviewed: float, expected: int
 ) -> None:
     """They would end when they are needed. Seen elsewhere: openshift/enhancements#832."""
@@ -128,7 +128,7 @@ async def test_an_outage_of_the_api_server_is_seen_in_the_metrics(
     assert await status(access) == (200 if allowed else 403)
 
 
-async def test_guesses_cost_the_api_server_little() -> None:
+async def test_scrape_token_guesses_cost_the_api_server_little() -> None:
     server = ApiServer(authenticated=False)
     access = ScrapeAccess(server, Clock())
     answers = [await status(access, f"a.b.{number}") for number in range(REVIEWS_AT_ONCE + 10)]
@@ -150,7 +150,7 @@ class Counting:
         return [GaugeMetricFamily("times", "So often.", value=self.times)]
 
 
-def test_page_is_worked_out_once_a_second_in_each_format() -> None:
+def test_metrics_page_is_computed_once_a_second_in_each_format() -> None:
     registry, counting, clock = CollectorRegistry(), Counting(), Clock()
     registry.register(counting)
     pages = Pages(registry, clock)

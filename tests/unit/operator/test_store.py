@@ -47,7 +47,7 @@ def test_a_deleted_uid_never_rises_again() -> None:
     assert pods(store) == {}
 
 
-def test_a_list_does_not_remove_what_is_younger_than_it() -> None:
+def test_list_does_not_remove_newer_objects() -> None:
     store = Store()
     asked_at = store.newest("Pod")
     store.put(read(a_pod(12)), seen=True)
@@ -64,7 +64,7 @@ def test_a_list_finds_a_delete_that_the_watch_missed() -> None:
     assert pods(store) == {}, "an event that was late made it rise again"
 
 
-def test_a_list_does_not_raise_what_was_deleted_after_it() -> None:
+def test_list_does_not_restore_objects_deleted_after_it() -> None:
     store = Store()
     asked_at = store.newest("Pod")
     store.remove(Key("Pod", "team", "a"), "uid-a", 12)
@@ -82,14 +82,14 @@ def test_a_delete_of_unknown_version_outlives_a_list_that_was_under_way() -> Non
     assert pods(store) == {}
 
 
-def test_a_list_that_was_overtaken_is_not_taken_in() -> None:
+def test_list_older_than_the_last_one_is_ignored() -> None:
     store = Store()
     listing(store, a_pod(5), at=20)
     store.replace("Pod", [], 15, 10)
     assert pods(store) == {"a": 5}
 
 
-def test_versions_that_go_backwards_replace_everything() -> None:
+def test_resource_version_that_goes_backwards_replaces_everything() -> None:
     store = Store()
     listing(store, a_pod(100), a_pod(90, "b"), at=100)
     store.remove(Key("Pod", "team", "b"), "uid-b", 101)
@@ -113,7 +113,7 @@ def test_our_own_write_counts_at_once_and_becomes_seen_by_the_watch() -> None:
     assert set(store.world().claiming) == {view.key}
 
 
-def test_becoming_seen_is_told() -> None:
+def test_listener_is_called_when_a_write_is_seen() -> None:
     store, told = Store(), list[tuple[Stored | None, Stored | None]]()
     store.put(read(stage_job("j", 5)), seen=False)
     store.listen(lambda old, new: told.append((old, new)))
@@ -123,7 +123,7 @@ def test_becoming_seen_is_told() -> None:
     assert new == replace(old, seen=True)
 
 
-def test_a_pod_comes_to_a_node_from_its_nomination_until_it_is_bound() -> None:
+def test_pods_coming_are_nominated_and_not_yet_bound() -> None:
     store = Store()
     for version, node, nominated, coming in ((1, "", "", []), (2, "", "n1", ["n1"]), (3, "n1", "n1", [])):
         body = a_pod(version, node=node)
@@ -144,7 +144,7 @@ def test_strangers_pods_are_kept_while_they_take_something_from_a_node() -> None
     assert not store.world().pods_on
 
 
-def test_a_stage_pods_last_words_stay_as_long_as_its_job() -> None:
+def test_ended_stage_pod_stays_as_long_as_its_job() -> None:
     store = Store()
     store.put(read(stage_job("j", 1)), seen=True)
     store.put(read(trainer_pod("p", 2, job="j", node="n1", phase="Failed")), seen=True)
@@ -179,7 +179,7 @@ def test_unserved_namespaces_have_no_custom_resources() -> None:
     assert [key.namespace for key in store.world().jobs] == ["ours"]
 
 
-def test_a_poison_object_is_set_aside_and_the_last_readable_state_stays(caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_object_keeps_its_last_readable_state(caplog: pytest.LogCaptureFixture) -> None:
     store = Store()
     store.put(read(finetunejob("good", 1)), seen=True)
     poison = finetunejob("good", 2)
@@ -193,7 +193,7 @@ def test_a_poison_object_is_set_aside_and_the_last_readable_state_stays(caplog: 
     assert store.unreadable() == []
 
 
-def test_a_poison_state_that_comes_late_sets_nothing_aside() -> None:
+def test_late_unreadable_state_is_ignored() -> None:
     """A list has shown what follows it; the watch brings both then, and the second says nothing new."""
     store = Store()
     poison = finetunejob("good", 2)
@@ -216,7 +216,7 @@ def test_reports_and_heartbeats_go_with_their_pods_and_jobs() -> None:
     assert (dict(store.world().reports), dict(store.world().heartbeats)) == ({}, {})
 
 
-def test_a_term_begins_without_what_was_heard_before() -> None:
+def test_new_term_begins_without_reports_and_heartbeats() -> None:
     """Another may have led since then, and heard of them all the time."""
     store = Store()
     store.put(read(a_pod(1)), seen=True)
@@ -246,7 +246,7 @@ def test_a_list_overwrites_what_is_no_newer_than_itself(
     assert [pod.resource_version for pod in store.world().pods.values()] == [ends], case
 
 
-def test_what_a_restored_backup_brings_back_is_there_again() -> None:
+def test_object_restored_from_a_backup_is_stored_again() -> None:
     """It was deleted after the backup was made."""
     store = Store()
     store.put(read(a_pod(500)), seen=True)
@@ -257,7 +257,7 @@ def test_what_a_restored_backup_brings_back_is_there_again() -> None:
     assert [pod.resource_version for pod in store.world().pods.values()] == [10**9 + 1]
 
 
-def test_the_world_cannot_be_written() -> None:
+def test_world_is_read_only() -> None:
     world = Store().world()
     with pytest.raises(TypeError):
         world.pods[Key("Pod", "", "x")] = None  # type: ignore[index]
@@ -333,7 +333,7 @@ def rebuilt(world: World) -> dict[str, Any]:
 
 @settings(max_examples=400)
 @given(changes=CHANGES, seed=st.integers(0, 10_000), repeats=st.integers(1, 2), lists=st.integers(0, 4))
-def test_all_events_in_any_order_among_lists_of_any_age_end_in_the_truth(
+def test_store_ends_in_the_truth_after_all_events_in_any_order(
     changes: list[tuple[str, str, str, int]], seed: int, repeats: int, lists: int
 ) -> None:
     server, dice = Server(), random.Random(seed)
@@ -354,7 +354,7 @@ def test_all_events_in_any_order_among_lists_of_any_age_end_in_the_truth(
 
 @settings(max_examples=400)
 @given(changes=CHANGES, seed=st.integers(0, 10_000))
-def test_whatever_was_missed_a_list_of_now_ends_in_the_truth(
+def test_store_ends_in_the_truth_after_missed_events_and_a_list(
     changes: list[tuple[str, str, str, int]], seed: int
 ) -> None:
     server, dice = Server(), random.Random(seed)

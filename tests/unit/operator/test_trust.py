@@ -53,7 +53,7 @@ class Applied(Cluster):
         ("reports go without TLS", b"", "", TERMINATING, []),
     ],
 )
-async def test_trust_is_published(
+async def test_trust_is_published_in_every_namespace(
     case: str, trusted: bytes, refuses: str, error: Exception, expected: list[str]
 ) -> None:
     cluster = Applied(refuses, error)
@@ -68,7 +68,7 @@ def two_teams() -> Store:
     return store
 
 
-async def test_a_leader_decides_while_a_namespace_keeps_it_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_trust_of_a_slow_namespace_delays_no_decision(monkeypatch: pytest.MonkeyPatch) -> None:
     """A webhook that does not answer is waited for, in each namespace, five times."""
 
     class Silent(Applied):

@@ -32,7 +32,7 @@ class Changing(Api):
 
 
 @pytest.mark.parametrize(("until", "tried"), [(1, 1), (ATTEMPTS, ATTEMPTS), (1000, ATTEMPTS)])
-async def test_a_status_whose_object_changes_all_the_time_keeps_no_worker(until: int, tried: int) -> None:
+async def test_apply_status_gives_up_if_the_object_keeps_changing(until: int, tried: int) -> None:
     """Its tenant may write to it as fast as the API server lets him; eight such jobs were all workers."""
     api, leader = Changing(until), SimpleNamespace(term=1, check=lambda: 10.0)
     cluster = Cluster(api, Store(), leader, "operator-0")
@@ -64,7 +64,7 @@ class Events(Api):
         return {"items": items}
 
 
-async def test_of_a_job_whose_pods_are_refused_no_other_jobs_events_are_read() -> None:
+async def test_failed_create_reads_the_events_of_its_job_only() -> None:
     """It is asked each second, and a tenant may have thousands."""
     api, leader = Events(), SimpleNamespace(term=1, check=lambda: 10.0)
     cluster = Cluster(api, Store(), leader, "operator-0")

@@ -35,14 +35,14 @@ def heard(sequences: list[int]) -> list[int]:
         ("or goes on", [1, 9000, 2, 9001, 3, 9002, 4, 9003, 5, 9004], [1, 9000, 9001, 9002, 4, 9003, 5, 9004]),
     ],
 )
-def test_a_sequence_only_grows_but_for_a_sender_that_goes_on_below(
+def test_sequence_only_grows_unless_a_sender_continues_below(
     rule: str, sequences: list[int], accepted: list[int]
 ) -> None:
     assert heard(sequences) == accepted, rule
 
 
 @given(st.lists(st.integers(1, 2**53)), st.integers(1, 1000))
-def test_whatever_was_said_before_a_pod_is_heard_again_within_a_few_reports(lies: list[int], first: int) -> None:
+def test_pod_is_accepted_again_after_any_forged_sequences(lies: list[int], first: int) -> None:
     own = list(range(first, first + GOES_ON + 1))
     assert heard([*lies, *own])[-1] == own[-1]
 
@@ -65,7 +65,7 @@ HEARD = Position(2, "job-2", Mark(10))
         ("one attempt is one Job", HEARD, Attempt(2, "other", 2), (2, 11), Refusal.FENCED_ATTEMPT),
     ],
 )
-def test_rules(
+def test_report_is_accepted_by_attempt_and_sequence(
     rule: str, last: Position | None, who: Attempt, report: tuple[int, int], expected: Refusal | None
 ) -> None:
     if expected is None:

@@ -49,12 +49,12 @@ WRITTEN = Written(progress(), BEFORE)
         ("a new attempt is written at once", WRITTEN, progress(NOW, attempt=2), NOW),
     ],
 )
-def test_when_it_is_written(rule: str, written: Written | None, newest: Progress, expected: datetime | None) -> None:
+def test_progress_write_is_due(rule: str, written: Written | None, newest: Progress, expected: datetime | None) -> None:
     assert due(written, newest) == expected, rule
 
 
 @given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 50)), min_size=1, max_size=60))
-def test_numbers_alone_cause_at_most_one_write_in_an_interval(steps: list[tuple[int, int]]) -> None:
+def test_progress_numbers_cause_at_most_one_write_in_an_interval(steps: list[tuple[int, int]]) -> None:
     now, written, writes = NOW, None, []
     for wait, step in steps:
         now += timedelta(milliseconds=wait)
@@ -66,7 +66,7 @@ def test_numbers_alone_cause_at_most_one_write_in_an_interval(steps: list[tuple[
     assert all(after - before >= EVERY for before, after in pairwise(writes))
 
 
-def test_what_a_reader_sees() -> None:
+def test_progress_after_a_report_is_rounded_for_readers() -> None:
     seen = progress_after(
         None,
         Stage.TRAIN,
@@ -103,7 +103,7 @@ def test_what_a_reader_sees() -> None:
     }
 
 
-def test_what_a_new_attempt_does_not_know_yet_stays() -> None:
+def test_progress_keeps_what_a_new_attempt_does_not_know_yet() -> None:
     trained = progress_after(None, Stage.TRAIN, report(loss=2.0, gpu_memory_bytes=2**30, seconds_left=9), NOW)
     starting = report(attempt=2, activity=Activity.STARTING, step=0, total_steps=0)
     seen = progress_after(trained, Stage.TRAIN, starting, NOW)
@@ -111,7 +111,7 @@ def test_what_a_new_attempt_does_not_know_yet_stays() -> None:
     assert (seen.gpu_memory, seen.time_left, seen.seconds_left) == ("", "", None)
 
 
-def test_an_export_does_not_wipe_out_what_training_reached() -> None:
+def test_progress_of_training_stays_during_export() -> None:
     trained = progress_after(None, Stage.TRAIN, report(attempt=3, loss=2.0, seconds_left=9), NOW)
     exporting = report(attempt=1, activity=Activity.EXPORTING, step=0, total_steps=0)
     seen = progress_after(trained, Stage.EXPORT, exporting, NOW)
@@ -123,10 +123,10 @@ def test_an_export_does_not_wipe_out_what_training_reached() -> None:
     ("seconds", "expected"),
     [(0, "0s"), (59, "59s"), (250, "4m10s"), (3600, "1h0m"), (7530, "2h5m"), (273_600, "3d4h")],
 )
-def test_lengths(seconds: int, expected: str) -> None:
+def test_length_of_time_is_text(seconds: int, expected: str) -> None:
     assert length(seconds) == expected
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_no_number_is_longer_than_its_column(value: float) -> None:
+def test_decimal_fits_into_its_column(value: float) -> None:
     assert len(decimal(value, 4)) <= 20

@@ -66,7 +66,7 @@ async def test_a_connection_that_lasts_or_is_one_too_many_is_ended(monkeypatch: 
         await runner.cleanup()
 
 
-async def test_who_does_not_agree_on_tls_is_ended_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_connection_without_tls_handshake_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Until then it is none of the server's connections: nobody counted it, and asyncio kept it for a minute."""
     monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 0.2)
     tls = context_of(renewed(None, ("127.0.0.1",), datetime.now(UTC)), tmp_path)

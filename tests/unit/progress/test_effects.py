@@ -42,6 +42,8 @@ def loaded(name: str, state: LoadedState = LoadedState.LOADED) -> LoadedAdapter:
         ("nobody's adapter, or another engine's", says(), says(adapters=(loaded("x"), loaded("elsewhere"))), []),
     ],
 )
-def test_concerned(rule: str, before: EngineReport | None, after: EngineReport, expected: list[str]) -> None:
+def test_engine_report_concerns_the_objects_that_it_changes(
+    rule: str, before: EngineReport | None, after: EngineReport, expected: list[str]
+) -> None:
     world = whole(adapter("a"), adapter("b"), adapter("c"), adapter("elsewhere", "other")).world()
     assert [str(key) for key in concerned(world, Replica(REPLICA, SLOT, engine()), before, after)] == expected, rule

@@ -80,7 +80,7 @@ def test_gpus_of_the_default_pool() -> None:
     assert scrape.get_sample_value("sluice_lent_gpus", {"pool": "default"}) == 1
 
 
-def test_figures_of_a_training_and_none_that_it_did_not_report() -> None:
+def test_training_metrics_are_those_that_were_reported() -> None:
     scrape = shown(whole(), training={"job-uid": REPORT})
     assert scrape.get_sample_value("sluice_training_loss_nats", PLACE) == 1.5
     assert scrape.get_sample_value("sluice_training_step", PLACE) == 3
@@ -88,13 +88,13 @@ def test_figures_of_a_training_and_none_that_it_did_not_report() -> None:
 
 
 @pytest.mark.parametrize(("ago", "expected"), [(timedelta(minutes=9), 1.5), (timedelta(minutes=11), None)])
-def test_figures_of_a_finished_job_stay_for_a_while(ago: timedelta, expected: float | None) -> None:
+def test_training_metrics_of_a_finished_job_stay_for_a_while(ago: timedelta, expected: float | None) -> None:
     finished = job(status={"finishedAt": (clock() - ago).isoformat()})
     scrape = shown(store(finished), training={"job-uid": REPORT})
     assert scrape.get_sample_value("sluice_training_loss_nats", PLACE) == expected
 
 
-def test_a_deleted_jobs_series_are_gone() -> None:
+def test_metrics_of_a_deleted_job_are_gone() -> None:
     world = whole()
     scrape = shown(world, training={"job-uid": REPORT})
     world.remove(job_key("team", "tone"), "job-uid")
@@ -102,13 +102,13 @@ def test_a_deleted_jobs_series_are_gone() -> None:
     assert scrape.get_sample_value("sluice_jobs", {"job_namespace": "team", "state": "Pending"}) is None
 
 
-def test_a_standby_says_only_that_it_is_one() -> None:
+def test_standby_exposes_sluice_leader_only() -> None:
     scrape = shown(whole(), leads=False, training={"job-uid": REPORT})
     assert [family.name for family in scrape.collect()] == ["sluice_leader"]
     assert scrape.get_sample_value("sluice_leader") == 0
 
 
-def test_one_object_that_fails_is_seen() -> None:
+def test_failing_objects_are_counted_by_kind() -> None:
     scrape = shown(
         whole(), work=Work(failed=(job_key("team", "tone"), job_key("team", "x"), engine_key("team", "chat")))
     )
@@ -116,12 +116,12 @@ def test_one_object_that_fails_is_seen() -> None:
     assert counts == {"FineTuneJob": 2, "InferenceEngine": 1, "GPUPool": None}
 
 
-def test_an_object_that_cannot_be_read_is_seen() -> None:
+def test_unreadable_objects_are_counted_by_kind() -> None:
     world = whole(parse("FineTuneJob", {"metadata": {"name": "x", "namespace": "team", "resourceVersion": "9"}}))
     assert shown(world).get_sample_value("sluice_unreadable_objects", {"kind": "FineTuneJob"}) == 1
 
 
-def test_for_how_long_a_pool_has_waited_for_a_decision() -> None:
+def test_pool_undecided_seconds_is_the_wait_for_a_decision() -> None:
     pool = parse("GPUPool", {"metadata": {"name": "a100", "uid": "p", "resourceVersion": "1"}, "spec": {}})
     waits = {pool_key("default"): 61.5, job_key("team", "tone"): 99.0}
     scrape = shown(whole(pool), work=Work(asked=waits))
@@ -139,14 +139,16 @@ def test_for_how_long_a_pool_has_waited_for_a_decision() -> None:
         ("the job is gone", {"running": True}, "team/gone", 1),
     ],
 )
-def test_a_loan_on_which_nothing_trains(title: str, trainer: dict[str, bool], lent_to: str, idle: int) -> None:
+def test_idle_loans_are_those_on_which_nothing_trains(
+    title: str, trainer: dict[str, bool], lent_to: str, idle: int
+) -> None:
     slots = [{"index": 0, "state": "Lent", "lentTo": lent_to}, {"index": 1, "state": "Serving"}]
     scrape = shown(store(job(), STAGE_JOB, replace(TRAINER, **trainer), engine(status={"slots": slots})))  # type: ignore[arg-type]
     place = {"engine_namespace": "team", "engine_name": "chat"}
     assert scrape.get_sample_value("sluice_idle_loans", place) == idle, title
 
 
-def test_the_longest_wait_of_a_namespace_is_that_of_one_job() -> None:
+def test_longest_wait_of_a_namespace_is_that_of_one_job() -> None:
     """However many come and go beside it. Seen elsewhere: kueue#10124."""
 
     def waits(name: str, uid: str, seconds: int, summary: str = "WaitingForGPUs") -> FineTuneJob:
@@ -165,7 +167,7 @@ def test_an_engine_that_lends_nothing_has_no_idle_loans() -> None:
     assert [len(family.samples) for family in scrape.collect() if family.name == "sluice_idle_loans"] == [0]
 
 
-async def test_the_pages() -> None:
+async def test_livez_readyz_and_metrics_are_served() -> None:
     port, wrong = free_port(), ["the store is not primed"]
     collector = WorldCollector(whole(), lambda: True, dict, Work())
     async with exposition.serve(port, collector, lambda: "", lambda: wrong[0]), ClientSession() as session:
@@ -182,9 +184,7 @@ async def test_the_pages() -> None:
     assert "# TYPE sluice_reconcile_seconds histogram" in page
 
 
-async def test_a_connection_to_the_metrics_that_never_agrees_on_tls_ends(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_metrics_connection_without_tls_handshake_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 0.2)
     tls = context_of(renewed(None, ("127.0.0.1",), datetime.now(UTC)), tmp_path)
     port, collector = free_port(), WorldCollector(whole(), lambda: True, dict, Work())
@@ -193,7 +193,7 @@ async def test_a_connection_to_the_metrics_that_never_agrees_on_tls_ends(
         assert await asyncio.wait_for(reader.read(1), 10) == b""
 
 
-async def test_a_connection_to_the_metrics_that_asks_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_metrics_connection_without_a_whole_request_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "LOOK_EVERY_SECONDS", 0.05)
     monkeypatch.setattr(connections, "LONGEST_SECONDS", 0.2)
     port, collector = free_port(), WorldCollector(whole(), lambda: True, dict, Work())

@@ -25,22 +25,22 @@ from tests.unit.progress.worlds import (
 OTHER = Owner("Job", STAGE_JOB.key.name, "another-uid")
 
 
-def test_a_trainers_own_pod() -> None:
+def test_trainer_pod_speaks_for_its_job() -> None:
     trainer = trainer_of(whole().world(), TRAINER)
     assert (trainer.job.metadata.uid, trainer.stage_job.uid) == ("job-uid", "train-uid")
 
 
-def test_a_pod_that_is_going_still_speaks() -> None:
+def test_terminating_trainer_pod_speaks_for_its_job() -> None:
     assert trainer_of(whole().world(), replace(TRAINER, deleting=True)).job.metadata.name == "tone"
 
 
-def test_after_a_pod_has_ended_its_successor_speaks() -> None:
+def test_successor_of_an_ended_trainer_pod_speaks_for_its_job() -> None:
     successor = younger(TRAINER, "successor")
     world = whole(replace(TRAINER, ended=True, resource_version=2), successor).world()
     assert trainer_of(world, successor).pod is successor
 
 
-def test_of_a_group_the_first_pod_speaks_though_another_is_older() -> None:
+def test_first_pod_of_a_group_speaks_for_its_job() -> None:
     first = replace(younger(TRAINER, "first"), labels={**TRAINER.labels, INDEX_LABEL: "0"})
     other = replace(TRAINER, labels={**TRAINER.labels, INDEX_LABEL: "1"}, resource_version=2)
     world = whole(other, first).world()
@@ -78,19 +78,21 @@ def test_of_a_group_the_first_pod_speaks_though_another_is_older() -> None:
         ),
     ],
 )
-def test_who_is_no_trainer(rule: str, pod: PodView, world: tuple[Stored, ...], expected: Refusal) -> None:
+def test_pod_that_is_no_trainer_is_refused(
+    rule: str, pod: PodView, world: tuple[Stored, ...], expected: Refusal
+) -> None:
     with pytest.raises(Refused) as refused:
         trainer_of(whole(*world).world(), pod)
     assert refused.value.refusal is expected, rule
 
 
-def test_a_job_created_anew() -> None:
+def test_pod_of_a_recreated_job_is_refused() -> None:
     with pytest.raises(Refused) as refused:
         trainer_of(store(job(uid="new-uid"), STAGE_JOB, TRAINER).world(), TRAINER)
     assert refused.value.refusal is Refusal.RECREATED_JOB
 
 
-def test_a_job_with_a_name_that_we_would_not_give() -> None:
+def test_pod_of_a_stage_job_with_another_name_is_refused() -> None:
     mine = replace(STAGE_JOB, key=STAGE_JOB.key._replace(name="mine"))
     pod = replace(TRAINER, owner=Owner("Job", "mine", "train-uid"))
     with pytest.raises(Refused) as refused:
@@ -98,12 +100,12 @@ def test_a_job_with_a_name_that_we_would_not_give() -> None:
     assert refused.value.refusal is Refusal.OTHER_JOBS_POD
 
 
-def test_an_engines_own_pod() -> None:
+def test_replica_pod_speaks_for_its_engine() -> None:
     replica = replica_of(whole().world(), REPLICA, DEPLOYMENT)
     assert (replica.engine.metadata.uid, replica.slot.index) == ("engine-uid", 0)
 
 
-def test_a_replacement_speaks_while_the_old_pod_is_still_going() -> None:
+def test_replacement_pod_speaks_while_the_old_one_terminates() -> None:
     replacement = younger(REPLICA, "replacement")
     world = whole(replace(REPLICA, deleting=True, resource_version=2), replacement).world()
     assert replica_of(world, replacement, DEPLOYMENT).pod is replacement
@@ -139,7 +141,7 @@ def test_a_replacement_speaks_while_the_old_pod_is_still_going() -> None:
         ),
     ],
 )
-def test_who_is_no_replica(
+def test_pod_that_is_no_replica_is_refused(
     rule: str, pod: PodView, deployment: Owner | None, world: tuple[Stored, ...], expected: Refusal
 ) -> None:
     with pytest.raises(Refused) as refused:
@@ -147,7 +149,7 @@ def test_who_is_no_replica(
     assert refused.value.refusal is expected, rule
 
 
-def test_an_engine_created_anew() -> None:
+def test_pod_of_a_recreated_engine_is_refused() -> None:
     with pytest.raises(Refused) as refused:
         replica_of(store(engine(uid="new-uid"), SLOT, REPLICA).world(), REPLICA, DEPLOYMENT)
     assert refused.value.refusal is Refusal.RECREATED_ENGINE

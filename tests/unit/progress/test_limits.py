@@ -10,7 +10,7 @@ class Clock:
         return self.now
 
 
-def test_a_burst_then_the_pace() -> None:
+def test_rate_limit_allows_a_burst_then_the_rate() -> None:
     clock = Clock()
     buckets = Buckets(2, 10, clock)
     assert [buckets.take("a") for _ in range(10)] == [0] * 10
@@ -21,7 +21,7 @@ def test_a_burst_then_the_pace() -> None:
     assert buckets.take("a") == 1
 
 
-def test_retry_after_is_when_it_goes_on() -> None:
+def test_retry_after_is_when_the_next_report_is_allowed() -> None:
     clock = Clock()
     buckets = Buckets(0.1, 1, clock)
     assert buckets.take("a") == 0
@@ -30,7 +30,7 @@ def test_retry_after_is_when_it_goes_on() -> None:
     assert buckets.take("a") == 0
 
 
-def test_memory_is_bounded_and_idle_posters_are_forgotten() -> None:
+def test_rate_limit_memory_is_bounded_and_forgets_idle_posters() -> None:
     clock = Clock()
     buckets = Buckets(2, 10, clock, most=100)
     assert all(buckets.take(f"pod-{n}") == 0 for n in range(100))

@@ -43,7 +43,7 @@ class ApiServer(Api):
         return self.answer
 
 
-async def test_a_pod_that_the_watch_has_not_brought_is_asked_for() -> None:
+async def test_pod_missing_from_the_store_is_looked_up() -> None:
     server = ApiServer(pod("p", 1))
     assert (await Lookup(Store(), server).pod(POD)).uid == POD.uid
     assert server.asked == ["/api/v1/namespaces/team/pods/p"]
@@ -58,7 +58,7 @@ async def test_a_pod_that_the_watch_has_not_brought_is_asked_for() -> None:
         (ApiError(0, "Timeout", "no answer"), Refusal.UNAVAILABLE),
     ],
 )
-async def test_a_pod_that_is_gone_or_not_told_is_refused(answer: Body | ApiError, expected: Refusal) -> None:
+async def test_deleted_or_unavailable_pod_is_refused(answer: Body | ApiError, expected: Refusal) -> None:
     with pytest.raises(Refused) as refused:
         await Lookup(Store(), ApiServer(answer)).pod(POD)
     assert refused.value.refusal is expected
@@ -76,7 +76,7 @@ async def test_a_pod_that_is_gone_or_not_told_is_refused(answer: Body | ApiError
         (ApiError(404, "NotFound", "no"), None),
     ],
 )
-async def test_a_deployment_is_that_of_a_replica_set_that_counts_the_pod_and_is_asked_for_once(
+async def test_deployment_of_a_pod_is_looked_up_once_by_its_replica_set(
     answer: Body | ApiError, expected: Owner | None
 ) -> None:
     server = ApiServer(answer)
@@ -85,7 +85,7 @@ async def test_a_deployment_is_that_of_a_replica_set_that_counts_the_pod_and_is_
     assert len(server.asked) == 1
 
 
-async def test_what_can_not_be_told_now_is_asked_for_again() -> None:
+async def test_unavailable_deployment_is_looked_up_again() -> None:
     server = ApiServer(ApiError(503, "ServiceUnavailable", "no"))
     lookup = Lookup(Store(), server)
     with pytest.raises(Refused) as refused:
@@ -96,7 +96,7 @@ async def test_what_can_not_be_told_now_is_asked_for_again() -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../../pods", "x?watch=1", "a/b", "Upper", "x%2Fy"])
-async def test_an_owners_name_that_is_none_is_no_path(name: str) -> None:
+async def test_invalid_owner_name_is_not_used_as_path(name: str) -> None:
     """A pod's owner is whatever its maker wrote."""
     server = ApiServer(replica_set())
     assert await Lookup(Store(), server).deployment_of(replace(REPLICA, owner=Owner("ReplicaSet", name, "rs"))) is None

@@ -25,7 +25,7 @@ def refused(bad: bytes, kind: type[TrainingReport] | type[EngineReport] = Traini
     return error.value.message
 
 
-def test_a_good_report() -> None:
+def test_valid_report_is_parsed() -> None:
     assert parse(TrainingReport, body()).loss == 1.5
 
 
@@ -51,18 +51,18 @@ def test_a_good_report() -> None:
         (b'{"a":' * 5000, f"nested deeper than {MAX_DEPTH}"),
     ],
 )
-def test_a_bad_report_is_told_what_is_wrong(bad: bytes, said: str) -> None:
+def test_invalid_report_is_refused_with_the_field(bad: bytes, said: str) -> None:
     assert refused(bad).startswith(said)
 
 
-def test_the_message_is_short_and_holds_no_value() -> None:
+def test_refusal_message_is_short_and_holds_no_value() -> None:
     message = refused(json.dumps({f"k{'x' * 1000}{n}": "secret" for n in range(50)}).encode())
     assert len(message) < 1000
     assert "secret" not in message
     assert "more" in message
 
 
-def test_too_many_adapters() -> None:
+def test_report_of_too_many_adapters_is_refused() -> None:
     adapter = {"name": "a", "generation": 1, "state": "Loaded"}
     state = {"sequence": 1, "serving": True, "draining": False, "inFlight": 0}
     assert len(parse(EngineReport, json.dumps(state | {"adapters": [adapter] * 256}).encode()).adapters) == 256
@@ -72,12 +72,12 @@ def test_too_many_adapters() -> None:
     )
 
 
-def test_brackets_in_strings_do_not_nest() -> None:
+def test_depth_ignores_brackets_in_strings() -> None:
     assert depth(json.dumps({"a": ["[[[[", '"[[', "\\"]}).encode()) == 2
 
 
 @pytest.mark.parametrize("bomb", [b'"', b'\\"', b'"\\', b"[", b"]", b"{}", b"1", b'"\\"'])
-def test_no_body_takes_long(bomb: bytes) -> None:
+def test_hostile_body_is_refused_in_linear_time(bomb: bytes) -> None:
     """Twenty times what is let in: work that grows faster than the body would outlast any test's time here."""
     size = 20 * MAX_REPORT_BYTES
     refused((bomb * size)[:size])
@@ -89,10 +89,10 @@ def test_no_body_takes_long(bomb: bytes) -> None:
         st.none() | st.booleans() | st.floats() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)
     )
 )
-def test_whatever_comes_is_a_report_or_refused(value: Any) -> None:
+def test_any_json_is_a_report_or_refused(value: Any) -> None:
     refused(json.dumps(value).encode())
 
 
 @given(st.binary())
-def test_any_bytes_too(value: bytes) -> None:
+def test_any_bytes_are_a_report_or_refused(value: bytes) -> None:
     refused(value)

@@ -96,7 +96,7 @@ async def refused(answer: ClientResponse, expected: Refusal) -> str:
     return str(body["message"])
 
 
-async def test_an_accepted_report(desk: Desk) -> None:
+async def test_accepted_training_report_wakes_its_job_and_is_written(desk: Desk) -> None:
     before = metrics.PROGRESS_REPORTS.labels("training", "accepted")._value.get()
     assert (await desk.post(GOOD)).status == 202
     assert desk.woken == [job_key("team", "tone")]
@@ -107,7 +107,7 @@ async def test_an_accepted_report(desk: Desk) -> None:
     assert metrics.PROGRESS_REPORTS.labels("training", "accepted")._value.get() == before + 1
 
 
-async def test_a_trainer_that_saves_is_not_hurried_by_its_steps(desk: Desk) -> None:
+async def test_step_seconds_are_not_kept_while_saving(desk: Desk) -> None:
     paces = []
     for sequence, activity in enumerate(("Training", "Saving", "Evaluating"), start=1):
         await desk.post(GOOD | {"sequence": sequence, "activity": activity, "stepSeconds": 0.5})
@@ -115,7 +115,7 @@ async def test_a_trainer_that_saves_is_not_hurried_by_its_steps(desk: Desk) -> N
     assert paces == [0.5, None, 0.5]
 
 
-async def test_a_trainer_that_says_why_it_stands_still_does_not_go_on(desk: Desk) -> None:
+async def test_report_of_a_stall_does_not_renew_the_heartbeat(desk: Desk) -> None:
     """Its silence is counted from its last step, and what it says is kept for the status."""
     await desk.post(GOOD)
     before = desk.store.world().heartbeats["train-uid"]
@@ -126,7 +126,7 @@ async def test_a_trainer_that_says_why_it_stands_still_does_not_go_on(desk: Desk
     assert desk.store.world().heartbeats["train-uid"].at > before.at
 
 
-async def test_only_the_first_and_the_last_wake_the_job(desk: Desk) -> None:
+async def test_only_the_first_and_the_finished_report_wake_the_job(desk: Desk) -> None:
     for sequence in (1, 2, 3):
         await desk.post(GOOD | {"sequence": sequence})
     assert len(desk.woken) == 1
@@ -134,26 +134,26 @@ async def test_only_the_first_and_the_last_wake_the_job(desk: Desk) -> None:
     assert len(desk.woken) == 2
 
 
-async def test_an_accepted_engine_report(desk: Desk) -> None:
+async def test_accepted_engine_report_is_stored(desk: Desk) -> None:
     answer = await desk.post(ENGINE, ENGINE_REPORTS_PATH, REPLICA.key.name)
     assert answer.status == 202
     assert desk.store.world().reports["replica-uid"].report.sequence == 1
 
 
-async def test_who_does_not_lead_says_so_first(desk: Desk) -> None:
+async def test_not_leading_is_answered_before_any_other_check(desk: Desk) -> None:
     desk.leads = False
     answer = await desk.client.post(TRAINING_REPORTS_PATH, data=b"x")
     await refused(answer, Refusal.NOT_LEADING)
     assert answer.headers["Retry-After"] == "1"
 
 
-async def test_no_token(desk: Desk) -> None:
+async def test_report_without_a_token_is_refused(desk: Desk) -> None:
     answer = await desk.client.post(TRAINING_REPORTS_PATH, json=GOOD)
     await refused(answer, Refusal.NO_TOKEN)
     assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
-async def test_too_large_with_and_without_a_length(desk: Desk) -> None:
+async def test_too_large_body_is_refused_with_and_without_a_length(desk: Desk) -> None:
     await refused(await desk.post(b" " * (MAX_REPORT_BYTES + 1)), Refusal.TOO_LARGE)
 
     async def endless() -> AsyncIterator[bytes]:
@@ -165,14 +165,12 @@ async def test_too_large_with_and_without_a_length(desk: Desk) -> None:
     await refused(answer, Refusal.TOO_LARGE)
 
 
-async def test_a_packed_bomb_is_not_unpacked(desk: Desk) -> None:
+async def test_gzip_bomb_is_not_decompressed(desk: Desk) -> None:
     bomb = gzip.compress(b" " * 10_000_000)
     await refused(await desk.post(bomb, headers={"Content-Encoding": "gzip"}), Refusal.MALFORMED)
 
 
-async def test_a_body_that_is_not_packed_as_it_says_is_no_fault_of_ours(
-    desk: Desk, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_body_with_a_wrong_content_encoding_is_malformed(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     await refused(await desk.post(b"{}", headers={"Content-Encoding": "gzip"}), Refusal.MALFORMED)
     assert caplog.records == []
 
@@ -183,19 +181,19 @@ async def test_a_malformed_report_says_which_field(desk: Desk) -> None:
     assert desk.woken == []
 
 
-async def test_a_noisy_pod_is_held_back_and_no_other(desk: Desk) -> None:
+async def test_rate_limited_pod_holds_no_other_pod_back(desk: Desk) -> None:
     answers = [await desk.post(GOOD | {"sequence": n}) for n in range(1, REPORTS_AT_ONCE + 2)]
     await refused(answers[-1], Refusal.RATE_LIMITED)
     assert int(answers[-1].headers["Retry-After"]) >= 1
     assert (await desk.post(ENGINE, ENGINE_REPORTS_PATH, REPLICA.key.name)).status == 202
 
 
-async def test_a_replay(desk: Desk) -> None:
+async def test_replayed_report_is_a_stale_sequence(desk: Desk) -> None:
     await desk.post(GOOD)
     await refused(await desk.post(GOOD), Refusal.STALE_SEQUENCE)
 
 
-async def test_who_has_a_stolen_token_cannot_make_its_pod_silent(desk: Desk) -> None:
+async def test_stolen_token_cannot_silence_its_pod_by_sequences(desk: Desk) -> None:
     """It counts past the pod and says that training hangs: the pod's own reports keep it alive, and are heard again."""
     desk.at = datetime(2026, 1, 1, tzinfo=UTC)
     await desk.post(GOOD)
@@ -209,7 +207,7 @@ async def test_who_has_a_stolen_token_cannot_make_its_pod_silent(desk: Desk) -> 
     assert desk.intake.training["job-uid"].step == 5
 
 
-async def test_who_has_a_stolen_token_cannot_make_its_pod_silent_by_a_flood(desk: Desk) -> None:
+async def test_stolen_token_cannot_silence_its_pod_by_a_flood(desk: Desk) -> None:
     desk.at = datetime(2026, 1, 1, tzinfo=UTC)
     for sequence in range(1, REPORTS_AT_ONCE + 1):
         await desk.post(GOOD | {"sequence": sequence, "message": "it hangs" if sequence > 1 else None})
@@ -218,27 +216,27 @@ async def test_who_has_a_stolen_token_cannot_make_its_pod_silent_by_a_flood(desk
     assert desk.store.world().heartbeats["train-uid"].at == desk.at
 
 
-async def test_an_agent_whose_token_was_stolen_is_heard_again(desk: Desk) -> None:
+async def test_stolen_token_of_an_agent_cannot_silence_it(desk: Desk) -> None:
     for sequence in (1, 2**52, 2, 3, 4):
         await desk.post(ENGINE | {"sequence": sequence}, ENGINE_REPORTS_PATH, REPLICA.key.name)
     assert desk.store.world().reports["replica-uid"].report.sequence == 4
 
 
-async def test_a_late_report_that_says_why_training_stands_still_is_no_sign_of_life(desk: Desk) -> None:
+async def test_stale_report_of_a_stall_does_not_renew_the_heartbeat(desk: Desk) -> None:
     await desk.post(GOOD | {"sequence": 9})
     before = desk.store.world().heartbeats["train-uid"]
     await refused(await desk.post(GOOD | {"sequence": 8, "message": "it hangs"}), Refusal.STALE_SEQUENCE)
     assert desk.store.world().heartbeats["train-uid"] == before
 
 
-async def test_another_term_begins_with_an_empty_memory(desk: Desk) -> None:
+async def test_new_term_accepts_a_lower_sequence(desk: Desk) -> None:
     """In between another leader has accepted reports; which, only the status knows."""
     await desk.post(GOOD | {"sequence": 9})
     desk.store.findings.term += 1
     assert (await desk.post(GOOD | {"sequence": 5})).status == 202
 
 
-async def test_what_is_gone_is_forgotten(desk: Desk) -> None:
+async def test_deleted_job_is_forgotten_by_intake_and_writer(desk: Desk) -> None:
     await desk.post(GOOD)
     await desk.status.next()
     desk.store.remove(job_key("team", "tone"), "job-uid")
@@ -247,7 +245,7 @@ async def test_what_is_gone_is_forgotten(desk: Desk) -> None:
     assert desk.writer.jobs == frozenset()
 
 
-async def test_a_fault_of_ours_is_an_answer_and_a_log_line(
+async def test_internal_error_is_answered_and_logged(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
@@ -259,12 +257,12 @@ async def test_a_fault_of_ours_is_an_answer_and_a_log_line(
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_no_other_route(desk: Desk) -> None:
+async def test_other_routes_are_not_served(desk: Desk) -> None:
     assert (await desk.client.get(TRAINING_REPORTS_PATH)).status == 405
     assert (await desk.client.post("/metrics")).status == 404
 
 
-async def test_a_pod_that_hangs_up_is_no_failure_of_the_operator(caplog: pytest.LogCaptureFixture) -> None:
+async def test_connection_reset_by_a_pod_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def hangs_up(_: web.Request) -> web.Response:
         raise ConnectionResetError("Connection lost")
 

@@ -75,7 +75,7 @@ def bound_to(uid: str, **claims: Any) -> str:
 
 
 @pytest.mark.parametrize("header", [f"Bearer {token()}", f"bearer {token()}", f"BEARER  {token()} "])
-def test_the_scheme_has_no_case(header: str) -> None:
+def test_bearer_scheme_has_no_case(header: str) -> None:
     assert bearer(header) == token()
 
 
@@ -94,7 +94,7 @@ def test_the_scheme_has_no_case(header: str) -> None:
         ("Bearer é.é.é", Refusal.INVALID_TOKEN),
     ],
 )
-def test_no_token_is_no_token(header: str | None, expected: Refusal) -> None:
+def test_header_without_a_bearer_token_is_no_token(header: str | None, expected: Refusal) -> None:
     with pytest.raises(Refused) as refused:
         bearer(header)
     assert refused.value.refusal is expected
@@ -120,7 +120,7 @@ def test_a_bound_token_names_its_pod() -> None:
         (status(username="system:serviceaccount:team"), Refusal.UNBOUND_TOKEN),
     ],
 )
-def test_anything_else_names_none(answer: Body, expected: Refusal) -> None:
+def test_token_review_without_a_bound_pod_is_refused(answer: Body, expected: Refusal) -> None:
     with pytest.raises(Refused) as refused:
         bound_pod(answer)
     assert refused.value.refusal is expected
@@ -135,9 +135,7 @@ def test_anything_else_names_none(answer: Body, expected: Refusal) -> None:
         ({"aud": 5, "exp": "soon"}, Refusal.INVALID_TOKEN),
     ],
 )
-async def test_a_refusal_says_what_the_token_says_of_itself(
-    claims: dict[str, Any], expected: Refusal, clock: Clock
-) -> None:
+async def test_refusal_follows_the_claims_of_the_token(claims: dict[str, Any], expected: Refusal, clock: Clock) -> None:
     asked = reviews(ApiServer(status(authenticated=False)), clock)
     with pytest.raises(Refused) as refused:
         await asked.pod_of(f"Bearer {token(**claims)}", "10.0.0.1")
@@ -156,7 +154,7 @@ async def test_an_accepted_token_is_believed_for_a_while(clock: Clock) -> None:
     assert server.asked == 2
 
 
-async def test_but_never_longer_than_it_holds(clock: Clock) -> None:
+async def test_accepted_token_is_not_believed_after_it_expires(clock: Clock) -> None:
     server = ApiServer(status())
     asked = reviews(server, clock)
     header = f"Bearer {token(exp=clock.now + 10)}"
@@ -176,7 +174,7 @@ async def test_a_forgotten_token_is_reviewed_again(clock: Clock) -> None:
     assert server.asked == 2
 
 
-async def test_a_refused_token_is_refused_for_a_moment_without_asking(clock: Clock) -> None:
+async def test_refused_token_is_not_reviewed_again_for_a_moment(clock: Clock) -> None:
     server = ApiServer(status(authenticated=False))
     asked = reviews(server, clock)
     for _ in range(3):
@@ -188,7 +186,7 @@ async def test_a_refused_token_is_refused_for_a_moment_without_asking(clock: Clo
     assert (await asked.pod_of(f"Bearer {token()}", "10.0.0.1")).uid == "uid-0"
 
 
-async def test_guessing_does_not_reach_the_api_server(clock: Clock) -> None:
+async def test_token_guesses_do_not_reach_the_api_server(clock: Clock) -> None:
     server = ApiServer(status(authenticated=False))
     asked = reviews(server, clock)
     said = []
@@ -212,7 +210,7 @@ async def test_many_good_tokens_of_one_address_are_no_guesses(clock: Clock) -> N
     assert server.asked == 5 * GUESSES_AT_ONCE
 
 
-async def test_one_that_guesses_does_not_silence_others_behind_its_address(clock: Clock) -> None:
+async def test_token_guesses_do_not_silence_others_behind_the_address(clock: Clock) -> None:
     """Neither under its own name, nor under those of pods that are not there."""
     server = ApiServer(status(authenticated=False))
     asked = reviews(server, clock, "bad", "good")
@@ -245,7 +243,7 @@ def test_a_token_that_names_no_pod_claims_none(claims: dict[str, Any]) -> None:
     assert claimed_pod(claims) is None
 
 
-async def test_an_api_server_that_does_not_answer_refuses_nobody_for_good(clock: Clock) -> None:
+async def test_unavailable_token_review_is_tried_again(clock: Clock) -> None:
     server = ApiServer(ApiError(500, "InternalError", "no"))
     asked = reviews(server, clock)
     with pytest.raises(Refused) as refused:

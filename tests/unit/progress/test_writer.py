@@ -54,7 +54,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "LONGEST_PAUSE", timedelta(seconds=0.1))
 
 
-async def test_the_first_and_then_the_newest() -> None:
+async def test_writer_writes_the_first_progress_then_the_newest() -> None:
     status = Status()
     progress = ProgressWriter(status.write, lambda: True, clock)
     async with progress.running():
@@ -68,7 +68,7 @@ async def test_the_first_and_then_the_newest() -> None:
     assert status.steps == [1, 4, 5]
 
 
-async def test_what_comes_during_a_write_is_not_lost() -> None:
+async def test_progress_offered_during_a_write_is_not_lost() -> None:
     status = Status()
     status.hold = asyncio.Event()
     progress = ProgressWriter(status.write, lambda: True, clock)
@@ -102,7 +102,7 @@ async def test_a_failed_write_is_tried_again_with_the_newest() -> None:
 
 
 @pytest.mark.parametrize("failure", [Gone("it is deleted"), NotLeading("another one does")])
-async def test_a_job_that_is_gone_or_anothers_to_write_is_dropped(failure: Exception) -> None:
+async def test_progress_is_dropped_if_gone_or_not_leading(failure: Exception) -> None:
     status = Status()
     status.failures = [failure]
     progress = ProgressWriter(status.write, lambda: True, clock)
@@ -126,7 +126,7 @@ async def test_a_forgotten_job_is_not_written() -> None:
     assert status.steps == [1]
 
 
-async def test_who_does_not_lead_writes_nothing() -> None:
+async def test_writer_writes_nothing_while_not_leading() -> None:
     status = Status()
     progress = ProgressWriter(status.write, lambda: False, clock)
     async with progress.running():
@@ -151,7 +151,7 @@ async def test_many_jobs_are_written_a_few_at_once() -> None:
     assert sorted(status.steps) == list(range(50))
 
 
-async def test_a_restarted_operator_does_not_repeat_what_the_status_says() -> None:
+async def test_restarted_operator_does_not_repeat_progress_in_the_status() -> None:
     said = {"progress": {"step": 7, "activity": "Training", "attempt": 1, "reportedAt": clock().isoformat()}}
     status = Status()
     progress = ProgressWriter(status.write, lambda: True, clock)
