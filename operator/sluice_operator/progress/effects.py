@@ -12,10 +12,10 @@ from sluice_operator.progress.identity import Replica
 def concerned(world: World, replica: Replica, before: EngineReport | None, after: EngineReport) -> Iterator[Key]:
     """Keys to reconcile after a report; none when it only repeats the last."""
     namespace, engine = replica.slot.key.namespace, replica.slot.engine
-    drains = _drain(before) != _drain(after)
-    if drains or before is None or (before.serving, before.message) != (after.serving, after.message):
+    makes_room = _makes_room(before) != _makes_room(after)
+    if makes_room or before is None or (before.serving, before.message) != (after.serving, after.message):
         yield engine_key(namespace, engine)
-    if drains:
+    if makes_room:
         yield from _borrowers(world, replica)
     changed = {adapter.name for adapter in set(before.adapters if before else ()) ^ set(after.adapters)}
     for name in sorted(changed):
@@ -25,11 +25,11 @@ def concerned(world: World, replica: Replica, before: EngineReport | None, after
             yield key
 
 
-def _drain(report: EngineReport | None) -> tuple[bool, int]:
-    """How far a drain is: requests in flight matter to nobody before it."""
-    if report is None or not report.draining:
-        return False, 0
-    return True, report.in_flight
+def _makes_room(report: EngineReport | None) -> tuple[bool, int, bool]:
+    """How far a replica is on its way to make room: requests in flight matter to nobody before it drains."""
+    if report is None:
+        return False, 0, False
+    return report.draining, report.in_flight if report.draining else 0, report.asleep
 
 
 def _borrowers(world: World, replica: Replica) -> Iterator[Key]:

@@ -132,7 +132,9 @@ class Lending(Invariants):
     ) -> None:
         self.jobs += 1
         scheduling: dict[str, Any] = {"policy": "Preempt" if preempt else "Queue", "priority": priority}
-        scheduling["interruption"] = YIELDS if yields else {**YIELDS, "policy": "Never"}
+        scheduling["interruption"] = {**YIELDS} if yields else {**YIELDS, "policy": "Never"}
+        if self.jobs % 2:  # the other half gives way at once
+            scheduling["interruption"] |= {"minRunSeconds": 90, "graceSeconds": 120}
         if asks:
             scheduling["scaleUpFirst"] = {"waitSeconds": asks}
         gpus, nodes = shape
@@ -211,14 +213,37 @@ class Lending(Invariants):
     def time_passes(self, seconds: int) -> None:
         self.cluster.pass_time(seconds)
 
-    @rule(early=st.sampled_from([0, 1]))
-    def time_passes_until_somebody_looks_again(self, early: int) -> None:
-        """And nothing else happens: then nobody has anything to do before."""
-        moment = self.cluster.queue.next_moment()
-        left = int(moment - self.cluster.now.timestamp()) - early if moment is not None else 0
-        if left > 0:
-            self.cluster.pass_time(left)
+    @rule(looks=st.sampled_from([1, 5]))
+    def time_passes_until_somebody_looks_again(self, looks: int) -> None:
+        """And nothing else happens: then nobody has anything to do a second before."""
+        self.the_operator_works(1000)
+        for _ in range(looks):
+            moment = self.cluster.queue.next_moment()
+            left = int(moment - self.cluster.now.timestamp()) if moment is not None else 0
+            for seconds in (left - 1, 1) if left > 1 else ():
+                self.cluster.pass_time(seconds)
+                self.the_operator_works(1000)
+
+    @rule(shape=SHAPES, data=st.data())
+    def somebody_comes_after_a_return(self, shape: tuple[int, int], data: st.DataObject) -> None:
+        """Its lender pauses: a moment ends that, and nothing else may happen until then."""
+        for pod in self._some(data, self._trainers()):
+            self.cluster.end_training(pod, 0, "Done")
+        for _ in range(3):
+            self.everybody_does_their_part()
+        self.submit(shape, preempt=True, priority=2, yields=True, seconds=86_400, asks=0)
+        self.time_passes_until_somebody_looks_again(5)
+
+    @rule(shape=SHAPES)
+    def pods_are_not_bound(self, shape: tuple[int, int]) -> None:
+        """The scheduler is away for longer than a claim waits: its job avoids the node for some minutes."""
+        self.submit(shape, preempt=True, priority=2, yields=False, seconds=86_400, asks=0)
+        for _ in range(4):
             self.the_operator_works(1000)
+            self.cluster.controllers()
+            self.cluster.agents()
+        self.cluster.pass_time(70)
+        self.time_passes_until_somebody_looks_again(5)
 
     @rule(data=st.data(), end=st.sampled_from(ENDS))
     def training_ends(self, data: st.DataObject, end: tuple[int, str]) -> None:

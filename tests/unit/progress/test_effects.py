@@ -32,6 +32,7 @@ def loaded(name: str, state: LoadedState = LoadedState.LOADED) -> LoadedAdapter:
         ("a drain begins", says(), says(draining=True), [ENGINE, JOB]),
         ("a drain goes on", says(draining=True), says(draining=True, in_flight=2), [ENGINE, JOB]),
         ("a drain is over", says(draining=True), says(), [ENGINE, JOB]),
+        ("it sleeps", says(draining=True), says(draining=True, asleep=True), [ENGINE, JOB]),
         ("an adapter is there", says(), says(adapters=(loaded("a"),)), ["Adapter/team/a"]),
         (
             "an adapter has failed, another is gone, a third is as before",
