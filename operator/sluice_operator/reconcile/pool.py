@@ -6,13 +6,13 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from sluice_api.gpupool import GPUPool
-from sluice_api.inferenceengine import InferenceEngine, SlotState
+from sluice_api.inferenceengine import InferenceEngine, SlotState, SlotStatus
 from sluice_api.stages import Stage
 from sluice_operator.cluster.cluster import Failure
 from sluice_operator.cluster.errors import Outdated
-from sluice_operator.facts.nodes import elders_of, engines_of, find_pool
+from sluice_operator.facts.nodes import elders_of, find_pool
 from sluice_operator.facts.retries import FIRST_PAUSE
-from sluice_operator.facts.slots import ref
+from sluice_operator.facts.slots import pod_of, ref
 from sluice_operator.manifests.scale_up import scale_up_pod
 from sluice_operator.metrics import QUEUE_WAIT_SECONDS
 from sluice_operator.observe.fence import each
@@ -83,7 +83,7 @@ def pool_plan(world: World, pool: GPUPool, allocation: Allocation, c: Context, n
     return PoolPlan(
         writes,
         min((at for at in turns if at), default=None),
-        concerned=tuple(key_of(engine) for engine in engines_with_room(world, stock)),
+        concerned=tuple(key_of(engine) for engine in engines_concerned(world, stock)),
     )
 
 
@@ -183,13 +183,19 @@ def _publish_waits(c: Context, pool: str, waits: Mapping[Key, Wait]) -> None:
             c.enqueue(key)
 
 
-def engines_with_room(world: World, stock: Stock) -> list[InferenceEngine]:
-    """Engines of which a slot waits for a GPU, as their status says, that there is one for now."""
-    placed = stock.placed
+def engines_concerned(world: World, stock: Stock) -> list[InferenceEngine]:
+    """Engines of which a slot waits, as their status says, and there is a GPU for it; or starts, and there is none."""
 
-    def has_room(engine: InferenceEngine) -> bool:
-        slots = engine.status.slots
-        return any(slot.state is SlotState.WAITING and ref(engine, slot.index) in placed for slot in slots)
+    def is_concerned(engine: InferenceEngine) -> bool:
+        return any(_is_wrong(world, stock, engine, slot) for slot in engine.status.slots)
 
-    looks = each(engines_of(world, stock.pool), key_of, lambda engine: (engine, has_room(engine)))
-    return [engine for engine, has in looks if has]
+    looks = each(stock.engines, key_of, lambda engine: (engine, is_concerned(engine)))
+    return [engine for engine, concerned in looks if concerned]
+
+
+def _is_wrong(world: World, stock: Stock, engine: InferenceEngine, slot: SlotStatus) -> bool:
+    placed = ref(engine, slot.index) in stock.placed
+    if slot.state is not SlotState.STARTING:
+        return slot.state is SlotState.WAITING and placed
+    pod = pod_of(world, engine, slot.index)
+    return not placed and not (pod and pod.node)

@@ -22,7 +22,7 @@ from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.pool.allocate import handed_out
-from sluice_operator.reconcile.pool import engines_with_room
+from sluice_operator.reconcile.pool import engines_concerned
 from sluice_operator.status.job import job_status
 from sluice_operator.status.pool import pool_usage
 from tests.unit.plan.worlds import NOW, WorldBuilder
@@ -273,7 +273,7 @@ def decisions(builder: WorldBuilder) -> Mapping[str, Any]:
         allocation = handed_out(seen, pool, NOW)
         claimed = {key: claim for key, claim in allocation.claims.items() if key.namespace != EVIL}
         waits = {key: wait for key, wait in allocation.waits.items() if key.namespace != EVIL}
-        engines = [key_of(engine) for engine in engines_with_room(seen, take_stock(seen, pool))]
+        engines = [key_of(engine) for engine in engines_concerned(seen, take_stock(seen, pool))]
         wakes = [key for key in engines if key.namespace != EVIL]
         return claimed, waits, wakes, pool_usage(seen, pool)
 
