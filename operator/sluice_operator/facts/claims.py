@@ -194,14 +194,11 @@ def job_of(stage_job: StageJobView) -> Key:
 
 
 def phase(world: World, live: LiveClaim) -> Phase:
-    """How far a claim has come, by its pods alone.
-
-    Returns:
-        Never DRAINING: a claim that is proven is PROVING here. `plan.preflight.phase_of` tells the two apart.
-    """
+    """How far a claim has come by its pods alone. It is never DRAINING: `plan.preflight.phase_of` looks for that."""
     pods = trainer_pods(world, live.stage_job)
     if has_its_nodes(world, live.stage_job):
         return Phase.HOLDING
+    # An ungated pod is on its way once a node is nominated for it.
     if pods and all(pod.node or (not pod.gates and pod.nominated_node) for pod in pods):
         return Phase.BINDING
     return Phase.PROVING

@@ -152,12 +152,7 @@ def _too_small(node: NodeView, need: Resources) -> str:
 
 
 def unreachable_volume(world: World, namespace: str, claims: Iterable[str], node: NodeView) -> str:
-    """Why the first of some volume claims can't be mounted on a node; empty if all can.
-
-    Args:
-        namespace: that of the volume claims.
-        claims: names of the volume claims. One that does not exist is passed over.
-    """
+    """Why the first of some volume claims can't be mounted on a node; empty if all can, or do not exist."""
     for name in claims:
         claim = world.volume_claims.get(Key("PersistentVolumeClaim", namespace, name))
         if claim and not _reaches(world, claim, node):

@@ -167,16 +167,12 @@ class Holder(NamedTuple):
 
 
 def offered(world: World, node: NodeView, name: str) -> int:
-    """How many GPUs a node offers.
-
-    Args:
-        name: an extended resource, or a DRA driver. Only the newest generation of each driver's pool counts.
-    """
+    """How many GPUs a node offers of one extended resource or DRA driver."""
     if is_extended(name):
         return node.allocatable.get(name, 0)
     slices = [view for view in world.slices_on.get(node.key.name, {}).values() if view.driver == name]
     newest: dict[str, int] = {}
-    for view in slices:
+    for view in slices:  # a driver replaces slices by a newer generation: the older ones do not count
         newest[view.pool] = max(newest.get(view.pool, 0), view.generation)
     return sum(view.devices for view in slices if view.generation == newest[view.pool])
 

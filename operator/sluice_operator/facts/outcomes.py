@@ -288,11 +288,7 @@ def is_final(outcome: AttemptOutcome) -> bool:
 
 
 def next_attempt_at(job: FineTuneJob, record: Outcomes, stage: Stage) -> datetime | None:
-    """When the next attempt of a stage may begin; None if at once. Suspending the job during the pause ends the pause.
-
-    Args:
-        record: all outcomes of the job.
-    """
+    """When the next attempt of a stage may begin; None if at once. Suspending the job in the pause ends the pause."""
     outcomes = record.of(stage)
     last = outcomes[-1] if outcomes else None
     if last is None or last.ended_at is None or (follows := after(last.reason)).pause is Pause.NONE:

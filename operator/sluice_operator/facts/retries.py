@@ -151,11 +151,7 @@ _OF_A_QUOTA = re.compile(r"\b(exceeded|failed|insufficient) quota\b")
 
 
 def refusal_reason(words: str) -> Reason:
-    """The reason that fits a refusal.
-
-    Args:
-        words: what the API server said.
-    """
+    """The reason that fits the API server's words of refusal."""
     return Reason.QUOTA_EXCEEDED if _OF_A_QUOTA.search(words) else Reason.REFUSED_BY_ADMISSION
 
 

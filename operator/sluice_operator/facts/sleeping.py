@@ -105,14 +105,11 @@ def agent_message(world: World, slot: SlotRef) -> str:
 
 @once_a_world(lambda _world, engine: engine.metadata.uid)
 def being_used(world: World, engine: InferenceEngine) -> dict[int, str]:
-    """Slots whose GPUs are still used by a training pod, even if its claim is over; mapped to the job's name.
+    """Slots whose GPUs are still used by a training pod, even if its claim is over; each with its job, namespace/name.
 
     A claim is over the moment its job is suspended or deleted, but its pod uses memory of the GPUs until it is gone. A
     vLLM that wakes before that finds too little memory, and does not recover. The engine's present policy makes no
     difference. Nor does it help that the slot has stopped: with DRA its next pod would not wait for the GPUs.
-
-    Returns:
-        Namespace/name of the job by slot index.
     """
     found = dict(_borrowed_by_known_jobs(world, engine))
     pool = find_pool(world, engine.spec.resources.pool)
