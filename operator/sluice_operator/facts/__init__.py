@@ -1,5 +1,5 @@
-"""What is so, read from a World: each module opens with the question that it answers. What to do about it is plan/.
+"""What is true in a World now? Each module opens with the question that it answers. plan/ decides what to do about it.
 
-What is lacking or in the way is said in words here, as the end of a sentence; empty: nothing is. A decision makes an
-obstacle of it (plan/obstacle.py).
+A function that returns `str` for what is lacking or in the way returns words for a message: empty means that nothing
+is. A decision makes an obstacle of the words (plan/obstacle.py).
 """

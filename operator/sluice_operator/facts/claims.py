@@ -1,9 +1,9 @@
-"""What does a training Job claim: whose it is, what of its claim could be true, its pods, and how far it has come.
+"""What does a training Job claim: for which job, how much of the claim could be true, and how far has it come?
 
-The claim is an annotation, and whoever may write Jobs may write it. `believed` is a guard behind the chart's admission
-policy: no claim takes more than its job asks for, and none disturbs anybody whose terms could not have allowed it. What
-remains: who forges a claim that its job could have been given has it before its turn, below an engine's floor and above
-a quota.
+The claim is an annotation, and every user who may write Jobs may write it. `believed` is a guard behind the chart's
+admission policy. No claim takes more than its job asks for. No claim disturbs an engine or a job that could not have
+agreed to it. One gap remains: a user can forge a claim that the job could have been given later. The job then has its
+GPUs before its turn, even below an engine's floor or above a quota.
 """
 
 from collections.abc import Iterable
@@ -23,27 +23,27 @@ from sluice_operator.observe.world import World, engine_key, existing, identity,
 
 
 def is_gated(pod: PodView) -> bool:
-    """Whether our gate is still on a pod."""
+    """Whether Sluice's scheduling gate is still on a pod."""
     return SCHEDULING_GATE in pod.gates
 
 
 @dataclass(frozen=True, slots=True)
 class LiveClaim:
-    """A claim that is alive."""
+    """A claim that is alive, with its job and the training Job that carries it."""
 
     job: FineTuneJob
     stage_job: StageJobView
     claim: Claim
-    """What of it could be true."""
+    """The part of the Job's claim that could be true (`believed`)."""
 
     @property
     def key(self) -> Key:
-        """Key of the job."""
+        """The FineTuneJob's key."""
         return key_of(self.job)
 
     @property
     def is_overdrawn(self) -> bool:
-        """Whether the Job says that it has more than could be true, or could any longer: a lender's terms changed."""
+        """Whether the Job's annotation claims more than could be true. A lender may have changed its terms since."""
         annotation = self.stage_job.claim
         return annotation is not None and annotation.places != self.claim.places
 
@@ -54,7 +54,7 @@ class LiveClaim:
 
 
 def ends_at(live: LiveClaim) -> datetime | None:
-    """When a claim's training ends, by its trainer's last report; None while it has said nothing."""
+    """When a claim's training ends, by the last report of its attempt; None if no report says so."""
     progress = live.job.status.progress
     if progress is None or progress.attempt != live.stage_job.attempt:
         return None
@@ -64,13 +64,13 @@ def ends_at(live: LiveClaim) -> datetime | None:
 
 
 def attempt_ref(live: LiveClaim, node: str) -> AttemptRef:
-    """The attempt behind a claim, as another claim on the same node names it."""
+    """The attempt behind a claim, as a preemptor's claim on the same node names it."""
     metadata, gpus = live.job.metadata, live.claim.gpus_on(node)
     return AttemptRef(namespace=metadata.namespace, job=metadata.name, uid=live.stage_job.uid, gpus=gpus)
 
 
 def owner_of(world: World, stage_job: StageJobView) -> FineTuneJob | None:
-    """The FineTuneJob that a stage Job belongs to, if it is still the same one."""
+    """The FineTuneJob that made a stage Job; None if it is gone, or another job has its name now."""
     if stage_job.owner is None or not stage_job.is_ours:
         return None
     job = world.jobs.get(job_key(stage_job.key.namespace, stage_job.owner.name))
@@ -79,16 +79,21 @@ def owner_of(world: World, stage_job: StageJobView) -> FineTuneJob | None:
 
 @once_a_world(lambda _world, _job, stage_job: stage_job.uid)
 def believed(world: World, job: FineTuneJob, stage_job: StageJobView) -> Claim | None:
-    """The part of a job's claim that could be true; None when none could."""
+    """The part of a Job's claim that could be true.
+
+    Returns:
+        The claim without slots and attempts that could not make room for the job. None if the Job has no claim, or
+        claims other GPUs, pods or another pool than the job's spec asks for.
+    """
     claim, asked = stage_job.claim, job.spec.resources
     if claim is None or (claim.gpus, len(claim.nodes), claim.pool) != (asked.gpus, asked.nodes, asked.pool):
         return None
     places = tuple(_place(world, job, place) for place in claim.places)
-    term = min(claim.term, world.term)
+    term = min(claim.term, world.term)  # no leader can have had a later term
     if (places, term) == (claim.places, claim.term):
         return claim
     fields = {name: getattr(claim, name) for name in Claim.model_fields}
-    return Claim(**{**fields, "places": places, "term": term})  # not a copy, which would keep what was worked out of it
+    return Claim(**{**fields, "places": places, "term": term})  # not a copy: it would keep the old cached properties
 
 
 def _place(world: World, job: FineTuneJob, place: NodeAllocation) -> NodeAllocation:
@@ -100,10 +105,10 @@ def _place(world: World, job: FineTuneJob, place: NodeAllocation) -> NodeAllocat
 
 
 def _could_be_lent(world: World, job: FineTuneJob, slot: SlotRef) -> bool:
-    """Whether an engine's terms allow a loan now, or its status says that it is made: a loan outlives its terms."""
+    """Whether an engine's terms allow the loan of a slot now. A loan that its status already records outlives them."""
     engine = world.engines.get(engine_key(slot.namespace, slot.engine))
     if engine is None:
-        return True  # it is gone, and nobody is left to be disturbed
+        return True  # the engine is gone, so the loan disturbs none
     name = job.metadata.full_name
     if any((status.index, status.lent_to) == (slot.index, name) for status in engine.status.slots):
         return True
@@ -116,16 +121,16 @@ def _could_be_lent(world: World, job: FineTuneJob, slot: SlotRef) -> bool:
 
 
 def _could_give_way(world: World, job: FineTuneJob, ref: AttemptRef) -> bool:
-    """Whether an attempt's job gives way to this one. What they agreed on is fixed while they hold GPUs."""
+    """Whether an attempt's job gives way to this one. Both specs' terms are fixed while the jobs hold GPUs."""
     other = world.jobs.get(job_key(ref.namespace, ref.job))
     if other is None:
-        return True
+        return True  # the job is gone, so the preemption disturbs none
     theirs, mine = other.spec.scheduling, job.spec.scheduling
     return theirs.interruption.policy is GiveWay.TO_HIGHER_PRIORITY and theirs.priority < mine.priority
 
 
 def lends_to(world: World, engine: InferenceEngine, namespace: str) -> bool:
-    """Whether an engine lends to jobs of a namespace, if it lends at all."""
+    """Whether an engine's `lendTo` includes a namespace. The engine's lending policy is not looked at."""
     match engine.spec.preemption.lend_to:
         case LendTo.SAME_NAMESPACE:
             return engine.metadata.namespace == namespace
@@ -141,13 +146,13 @@ def trainer_pods(world: World, stage_job: StageJobView) -> list[PodView]:
 
 
 def has_its_nodes(world: World, stage_job: StageJobView) -> bool:
-    """Whether all pods of an attempt are on their nodes, or were."""
+    """Whether all pods of an attempt are on their nodes, or its Job has finished."""
     pods = trainer_pods(world, stage_job)
     return bool(stage_job.finished or (pods and all(pod.node for pod in pods)))
 
 
 def preemptor_of(world: World, stage_job: StageJobView) -> StageJobView | None:
-    """The attempt that has come in another's place and has its GPUs, once that one's pods have ended."""
+    """The attempt that has preempted this one and has its GPUs; None before all pods of this one have ended."""
     coming = world.preempting.get(stage_job.uid)
     if not coming or not all(pod.ended for pod in trainer_pods(world, stage_job)):
         return None
@@ -157,61 +162,62 @@ def preemptor_of(world: World, stage_job: StageJobView) -> StageJobView | None:
 
 
 def _preempts(world: World, preemptor: StageJobView, stage_job: StageJobView) -> bool:
-    """Whether an attempt could really come in another's place."""
+    """Whether the believed claim of an attempt preempts another attempt."""
     job = owner_of(world, preemptor)
     claim = believed(world, job, preemptor) if job else None
     return claim is not None and stage_job.uid in claim.preempted
 
 
 def made_after(world: World, stage_job: StageJobView, ended: datetime) -> bool:
-    """Whether a Job was made after its attempt had ended. When it was made is known to the second."""
+    """Whether a Job was made after its attempt had ended."""
     pods = trainer_pods(world, stage_job)
-    if not pods or any(pod.ended for pod in pods):
+    if not pods or any(pod.ended for pod in pods):  # a pod that has ended is the recorded attempt's own
         return not pods and stage_job.created > ended
-    return stage_job.created > ended - timedelta(seconds=1)
+    return stage_job.created > ended - timedelta(seconds=1)  # Kubernetes cuts `created` to whole seconds
 
 
 class Phase(IntEnum):
-    """How far a claim has come; each is reached only after the one before."""
+    """How far a claim has come. A claim goes through the phases in this order."""
 
     PROVING = 1
-    """Its Job exists; whether it can run is not known yet. Nobody is disturbed."""
+    """The Job exists, and it is not known yet whether it can run. No slot and no other training is disturbed."""
     DRAINING = 2
-    """It can run: the borrowed slots leave the endpoints and finish what is in flight."""
+    """The claim can run. The borrowed slots leave the endpoints and finish the requests in flight."""
     BINDING = 3
-    """Its pods are on their way to their nodes; the borrowed slots stop."""
+    """The pods are ungated and go to their nodes. The borrowed slots stop."""
     HOLDING = 4
-    """Its pods are on their nodes, or were."""
+    """All pods are on their nodes, or the Job has finished."""
 
 
 def job_of(stage_job: StageJobView) -> Key:
-    """Key of the FineTuneJob of a stage Job; of itself, if it has none."""
+    """Key of a stage Job's FineTuneJob; the stage Job's own key if it has no owner."""
     owner = stage_job.owner
     return job_key(stage_job.key.namespace, owner.name) if owner else stage_job.key
 
 
 def phase(world: World, live: LiveClaim) -> Phase:
-    """How far a claim has come, given that nothing speaks against it (see plan.job for what may)."""
+    """How far a claim has come by its pods alone. It is never DRAINING: `plan.preflight.phase_of` looks for that."""
     pods = trainer_pods(world, live.stage_job)
     if has_its_nodes(world, live.stage_job):
         return Phase.HOLDING
+    # An ungated pod is on its way once a node is nominated for it.
     if pods and all(pod.node or (not pod.gates and pod.nominated_node) for pod in pods):
         return Phase.BINDING
     return Phase.PROVING
 
 
 def node_of(pod: PodView, claim: Claim) -> str:
-    """The node to which a claim's pod goes; empty for a pod that the claim does not know."""
+    """The node to which a claim's pod goes; empty if the claim has no pod of that index."""
     return dict(enumerate(claim.nodes)).get(pod.index, "")
 
 
 def gpus_of_slots(world: World, slots: Iterable[SlotRef]) -> int:
-    """GPUs that some slots have when they run; those that a claim borrows may have more than it needs."""
+    """GPUs that some slots have when they run. That may be more than a claim that borrows them needs."""
     engines = (world.engines.get(engine_key(slot.namespace, slot.engine)) for slot in slots)
     return sum(engine.spec.resources.gpus for engine in engines if engine)
 
 
 def taken_by(world: World, claim: Claim, node: str) -> int:
-    """GPUs of a node that a claim keeps from all others: what is left of a larger slot goes back with it."""
+    """GPUs of a node that a claim keeps from all others. It keeps the unused rest of a larger borrowed slot too."""
     place = claim.on(node)
     return max(claim.gpus_on(node), gpus_of_slots(world, place.borrowed)) if place else 0

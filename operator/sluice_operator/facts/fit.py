@@ -1,4 +1,4 @@
-"""Does a pod fit a node, for every reason but GPUs: cpu, memory, disk, pods, volumes?"""
+"""Does a pod fit a node in everything but the number of GPUs: cpu, memory, disk, pods, volumes, GPU memory?"""
 
 from collections.abc import Collection, Hashable, Iterable
 
@@ -11,7 +11,7 @@ from sluice_operator.observe.views import Key, NodeRequirement, NodeView, PodVie
 from sluice_operator.observe.world import World, job_key
 
 COUNTED = ("cpu", "memory", "ephemeral-storage")
-"""What kube-scheduler counts of a pod; a LimitRange may have raised it."""
+"""Resources that kube-scheduler counts for each pod, by the pod's requests. A LimitRange may have raised those."""
 
 
 DISK = amount("ephemeral-storage", DISK_REQUEST)
@@ -21,11 +21,11 @@ GPU_MEMORY = "gpuMemory"
 
 
 GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"
-"""On a node: the memory of each of its GPUs, in MiB."""
+"""Node label: the memory of each of the node's GPUs, in MiB."""
 
 
 def need_of(resources: JobResources) -> dict[str, int]:
-    """What a training pod asks for; of GPUs, how large each must be."""
+    """What a training pod asks for. Of its GPUs only the least memory of each is included, not their number."""
     gpus = {GPU_MEMORY: amount("memory", resources.gpu_memory)} if resources.gpu_memory else {}
     return {
         "cpu": amount("cpu", resources.cpu),
@@ -41,7 +41,7 @@ def volume_claims_of(job: FineTuneJob) -> tuple[str, ...]:
 
 
 def missing_volume_claim(world: World, namespace: str, uri: str) -> str:
-    """What to do about an address whose PersistentVolumeClaim is not there; empty when nothing is missing."""
+    """What to do when an address names a PersistentVolumeClaim that does not exist; empty if none is missing."""
     path = volume_path(uri)
     if path is None or Key("PersistentVolumeClaim", namespace, path.claim) in world.volume_claims:
         return ""
@@ -52,21 +52,22 @@ def missing_volume_claim(world: World, namespace: str, uri: str) -> str:
 
 
 def holding(world: World, node: str) -> list[PodView]:
-    """Pods that are bound to a node and have not ended; terminating ones too. Those that make room do not count."""
+    """Pods that hold room on a node: bound and not ended, even if terminating. Pods that make room do not count."""
     return [pod for pod in world.pods_on.get(node, {}).values() if not pod.ended and not makes_room(world, pod)]
 
 
 def makes_room(world: World, pod: PodView) -> bool:
-    """Whether a pod asks for a node, and goes for anybody, at once (see plan.scale_up).
+    """Whether a pod is a scale-up pod that can be deleted at once (see plan/pool/scale_up.py).
 
-    One that only looks like it, or whose deletion takes time, has what it has until it is gone. One that is going at
-    once makes room until then too: else a replica that starts in its place would lose that place for a moment.
+    A pod that only looks like one, or that takes time to be deleted, holds its room until it is gone. A scale-up pod
+    that is being deleted at once still makes room. Otherwise a replica that starts in its place would lose the place
+    for a moment.
     """
     return pod.goes_at_once and asks_for_node(world, pod)
 
 
 def asks_for_node(world: World, pod: PodView) -> bool:
-    """Whether a pod asks an autoscaler for a node, for a job that we serve."""
+    """Whether a pod is a scale-up pod of a job that exists, by its label, owner and name."""
     if SCALE_UP_LABEL not in pod.labels or pod.owner is None:
         return False
     job = world.jobs.get(job_key(pod.key.namespace, pod.owner.name))
@@ -84,11 +85,13 @@ def shortage(
     coming: Iterable[Resources] = (),
     pods: int = 1,
 ) -> str:
-    """What a node lacks for a number of like pods once the leaving ones are gone; empty when they fit.
+    """What a node lacks for a number of equal pods; empty if they fit.
 
     Args:
-        leaving: pods that will be gone, or that are those that ask.
-        coming: requests of pods that will be bound to the node, but are not yet.
+        need: what each of the pods asks for.
+        leaving: pods that do not count: they will be gone, or are the pods that ask.
+        coming: requests of other pods that will be bound to the node, but are not yet.
+        pods: how many pods must fit.
     """
     if small := _too_small(node, need):
         return small
@@ -107,7 +110,7 @@ def shortage(
 
 
 def exceeds(node: NodeView, need: Resources) -> str:
-    """What even an empty node lacks; empty when nothing."""
+    """What a node would lack for one pod even if it had no other pods; empty if the pod would fit."""
     if small := _too_small(node, need):
         return small
     for resource in COUNTED:
@@ -118,7 +121,13 @@ def exceeds(node: NodeView, need: Resources) -> str:
 
 
 def most_pods(node: NodeView, there: int, gpus: int, need: Resources) -> int:
-    """How many like pods an empty node takes that offers so many GPUs, each with some of them."""
+    """How many equal pods fit a node that has no other pods.
+
+    Args:
+        there: GPUs that the node offers.
+        gpus: GPUs of each pod.
+        need: what else each pod asks for.
+    """
     if exceeds(node, need):
         return 0
     rooms = [node.allocatable.get(counted, 0) // need[counted] for counted in COUNTED if need.get(counted)]
@@ -126,12 +135,12 @@ def most_pods(node: NodeView, there: int, gpus: int, need: Resources) -> int:
 
 
 def like(node: NodeView) -> Hashable:
-    """What decides how much an empty node takes: the same for nodes that are alike."""
+    """All that decides, beside GPUs, how much an empty node takes. It is equal for nodes that take the same."""
     return (*(node.allocatable.get(counted, 0) for counted in COUNTED), node.labels.get(GPU_MEMORY_LABEL, ""))
 
 
 def _too_small(node: NodeView, need: Resources) -> str:
-    """Why a node's GPUs are too small; empty when they are not, or when any will do."""
+    """Why a node's GPUs have too little memory; empty if they have enough, or if no memory is asked for."""
     if not need.get(GPU_MEMORY):
         return ""
     wanted = readable("memory", need[GPU_MEMORY])
@@ -143,7 +152,7 @@ def _too_small(node: NodeView, need: Resources) -> str:
 
 
 def unreachable_volume(world: World, namespace: str, claims: Iterable[str], node: NodeView) -> str:
-    """The first claim whose volume can't be mounted on a node; empty when all can."""
+    """Why the first of some volume claims can't be mounted on a node; empty if all can, or do not exist."""
     for name in claims:
         claim = world.volume_claims.get(Key("PersistentVolumeClaim", namespace, name))
         if claim and not _reaches(world, claim, node):
@@ -155,7 +164,7 @@ def unreachable_volume(world: World, namespace: str, claims: Iterable[str], node
 
 def _reaches(world: World, claim: VolumeClaimView, node: NodeView) -> bool:
     volume = world.volumes.get(Key("PersistentVolume", "", claim.volume)) if claim.volume else None
-    if volume is None or not volume.node_terms:
+    if volume is None or not volume.node_terms:  # not bound yet, or of no particular node
         return True
     return any(all(_meets(node, requirement) for requirement in term) for term in volume.node_terms)
 
@@ -174,7 +183,7 @@ def _meets(node: NodeView, requirement: NodeRequirement) -> bool:
 
 
 def _held_elsewhere(world: World, namespace: str, name: str, claim: VolumeClaimView, node: NodeView) -> bool:
-    if set(claim.access_modes) != {"ReadWriteOnce"}:
+    if set(claim.access_modes) != {"ReadWriteOnce"}:  # any other mode may be the one that is used
         return False
     return any(
         pod.node != node.key.name and name in pod.volume_claims and pod.key.namespace == namespace and not pod.ended

@@ -1,8 +1,9 @@
-"""Which claims are alive, and which of two that overlap gives way?
+"""Which claims are alive, and which of two overlapping claims gives way?
 
-The training Job is the claim. It is alive from its creation until its Job is finished and no retry takes it over, or
-the job is suspended or deleted, or a node of it is gone, or it has ended and its preemptor is there. Nothing is
-remembered: every phase is read off the Job and its pods.
+A training Job carries its claim. The claim lives from the Job's creation until one of these: the Job has finished and
+no retry takes the claim over; the FineTuneJob is suspended; either of the two is deleted; a node of the claim is gone;
+the attempt's pods have ended and its preemptor has their GPUs; the Job can't be read any more and its pods have ended.
+Nothing is remembered: every phase is read off the Job and its pods.
 """
 
 from collections.abc import Iterable, Mapping
@@ -62,10 +63,10 @@ def _alive(world: World, stage_jobs: Iterable[StageJobView]) -> list[LiveClaim]:
 
 
 def is_live(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
-    """Whether a training Job still holds what its claim says."""
+    """Whether a training Job's claim is alive, as the module's docstring says."""
     if stage_job.claim is None or stage_job.deleting or job.metadata.deletion_timestamp or job.spec.suspend:
         return False
-    if stage_job.finished and job.status.finished_at:
+    if stage_job.finished and job.status.finished_at:  # the whole job is over: no attempt follows
         return False
     if any(Key("Node", "", place.node) not in world.nodes for place in stage_job.claim.places):
         return False
@@ -75,14 +76,14 @@ def is_live(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
 
 
 def _is_lost_from_sight(world: World, stage_job: StageJobView) -> bool:
-    """Whether a Job can't be read any more, so that nobody would hear of its end, and its pods are over."""
+    """Whether all pods of an unreadable Job have ended. The Job's own end would never be seen."""
     return not stage_job.readable and all(pod.ended for pod in trainer_pods(world, stage_job))
 
 
 def is_taken_over(world: World, job: FineTuneJob, stage_job: StageJobView) -> bool:
-    """Whether a retry is due at once that takes this finished attempt's claim over.
+    """Whether the next attempt takes over the claim of this finished attempt.
 
-    While the pod's last words are still on their way, nothing is known and the claim stays.
+    The claim stays too while the attempt's outcome is not known, because the pods' last words are on their way.
     """
     siblings = world.stage_jobs_of.get(identity(job), {}).values()
     if any(other.stage is stage_job.stage and other.attempt > stage_job.attempt for other in siblings):
@@ -99,7 +100,10 @@ def is_taken_over(world: World, job: FineTuneJob, stage_job: StageJobView) -> bo
 
 
 def preemptors(world: World, claims: Iterable[LiveClaim]) -> dict[str, str]:
-    """Attempts that are about to be stopped, and whose claim, that waits for its node, has their GPUs; by uid."""
+    """Attempts that are about to stop for a preemptor, each with that preemptor; both as uids of training Jobs.
+
+    A preemptor whose pods are on their nodes already is left out: it waits for no other GPUs.
+    """
     taking = [live for live in claims if live.claim.preempted]
     phases = each(taking, lambda live: live.key, lambda live: phase(world, live))
     return {
@@ -111,29 +115,31 @@ def preemptors(world: World, claims: Iterable[LiveClaim]) -> dict[str, str]:
 
 
 def borrowers(world: World, claims: list[LiveClaim]) -> dict[SlotRef, LiveClaim]:
-    """Which claim borrows which slot; of two claims on one slot, the one that stands."""
+    """The claim that borrows each lent slot. Of two claims on one slot it is the one that comes first."""
     found: dict[SlotRef, LiveClaim] = {}
     ranks = each(claims, lambda live: live.key, lambda live: precedence(world, live))
+    # The claim that comes first is written last, and so replaces the others.
     for _, live in sorted(zip(ranks, claims, strict=True), key=lambda ranked: ranked[0], reverse=True):
         found.update(dict.fromkeys(live.claim.borrowed, live))
     return found
 
 
 def precedence(world: World, live: LiveClaim) -> tuple[bool, int, datetime, str]:
-    """Sort key: whoever comes first stands when two claims overlap.
+    """Sort key: of two overlapping claims the first one stands, and the other gives way.
 
-    A leader makes a claim only after a list that shows every older one. So an overlap can only come
-    from a paused former leader that woke up, and its claim has the lower term; or from a job that was
-    suspended and resumed before anybody looked, and whoever is past its gate by then stands.
+    A leader makes a claim only after it has listed every older one. So an overlap has one of two causes. A paused
+    former leader woke up and made a claim: that claim has the lower term, and the higher term comes first. Or a job was
+    suspended and resumed before an operator looked: then a claim that is past its gate comes first.
     """
     gated = phase(world, live) is Phase.PROVING
     return (gated, -live.claim.term, live.stage_job.created, live.stage_job.key.name)
 
 
 def overlapped_by(world: World, mine: LiveClaim) -> LiveClaim | None:
-    """The claim that mine must give way to: another attempt of the same job, the same slot, or one GPU too many.
+    """The claim that `mine` must give way to; None if it may stand.
 
-    Attempts that mine displaces give way to it, wherever they stand.
+    Such a claim comes first by `precedence`. It is of another unfinished attempt of the same job, or has the same slot,
+    or leaves too few GPUs on a node or too little memory beside a slot. An attempt that `mine` preempts is never it.
     """
     my_place = precedence(world, mine)
     below = {mine.stage_job.uid, *mine.claim.preempted}
@@ -158,13 +164,13 @@ def overlapped_by(world: World, mine: LiveClaim) -> LiveClaim | None:
 
 
 def _same_slot(one: Claim, other: Claim) -> bool:
-    """Whether two claims can't have what they have of a slot at once: guests of one slot can."""
+    """Whether two claims can't both have a slot: one borrows it, the other borrows it or is its guest."""
     lent, also_lent = set(one.borrowed), set(other.borrowed)
     return bool(lent & {*also_lent, other.host} or also_lent & {one.host})
 
 
 def _crowded(world: World, mine: LiveClaim, before: Iterable[LiveClaim]) -> LiveClaim | None:
-    """The last of the guests that came before mine, if beside their slot the memory is too little for mine too."""
+    """The last guest that came before `mine` to its slot, if the slot's memory is too little for `mine` as well."""
     host = mine.claim.host
     engine = world.engines.get(engine_key(host.namespace, host.engine)) if host else None
     others = [live for live in before if live.claim.host == host]
@@ -175,7 +181,7 @@ def _crowded(world: World, mine: LiveClaim, before: Iterable[LiveClaim]) -> Live
 
 
 def _rivals(world: World, mine: LiveClaim) -> list[LiveClaim]:
-    """The claims that might want what a claim has, oldest first: its job's, its nodes', its engines'."""
+    """The live claims that may overlap a claim, oldest first: of its job, on its nodes, and from its lenders."""
     lenders = {(slot.namespace, slot.engine) for slot in mine.claim.borrowed}
     groups = [
         world.stage_jobs_of.get(identity(mine.job), {}),
@@ -186,6 +192,6 @@ def _rivals(world: World, mine: LiveClaim) -> list[LiveClaim]:
 
 
 def lent_indices(lent: Mapping[SlotRef, LiveClaim], engine: InferenceEngine) -> set[int]:
-    """Which of an engine's slots are borrowed."""
+    """Indices of an engine's slots that are lent."""
     here = (engine.metadata.namespace, engine.metadata.name)
     return {slot.index for slot in lent if (slot.namespace, slot.engine) == here}

@@ -1,7 +1,7 @@
-"""Which nodes are a pool's, what do they offer, and who has it?
+"""Which nodes belong to a pool, how many GPUs do they offer, and who has them?
 
-By a device plugin a node's status says how many GPUs there are, and pods ask for them. By DRA drivers offer them in
-ResourceSlices, and a ResourceClaim has them, once, however many pods use it.
+With a device plugin, a node's status says how many GPUs it offers, and pods request them. With DRA, drivers offer GPUs
+in ResourceSlices, and a ResourceClaim has them. Those GPUs count once, however many pods use the claim.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -33,14 +33,15 @@ _NOBODYS = GPUPool(kind="GPUPool", metadata=Metadata(name=DEFAULT_POOL))
 
 
 def find_pool(world: World, name: str) -> GPUPool | None:
-    """The pool of that name; `default` exists even when nobody made it."""
+    """The pool of that name; None if there is none. Pool `default` exists even without a GPUPool object."""
     return world.pools.get(pool_key(name), _NOBODYS if name == DEFAULT_POOL else None)
 
 
 def nodes_of(world: World, pool: GPUPool) -> Iterator[NodeView]:
     """Nodes with the pool's labels that offer its GPUs, in any order.
 
-    A node that two pools select is the older one's: no GPU is in two. `default` that nobody made comes last.
+    A node that two pools select belongs to the older one, so no GPU is in two pools. Pool `default` without a GPUPool
+    object counts as the youngest.
     """
     elders = elders_of(world, pool)
     return (
@@ -53,7 +54,7 @@ def nodes_of(world: World, pool: GPUPool) -> Iterator[NodeView]:
 
 
 def taken_by_elders(world: World, pool: GPUPool) -> dict[str, int]:
-    """How many of the nodes that a pool selects belong to each older pool."""
+    """How many of the nodes that a pool selects belong to each older pool, by the older pool's name."""
     found: dict[str, int] = {}
     elders = elders_of(world, pool)
     for node in world.nodes.values() if elders else ():
@@ -83,9 +84,10 @@ def _has_its_labels(pool: GPUPool, node: NodeView) -> bool:
 
 
 def unusable(world: World, pool: GPUPool) -> str:
-    """Why GPUs that are there are not the pool's, though it selects their nodes; empty if none are there so.
+    """Why a pool can't count GPUs of nodes that it selects; empty in all but two cases.
 
-    They are served by DRA and not by a device plugin, or the other way round, or no DRA is there at all.
+    Either the pool counts by DRA, and the cluster does not serve DRA. Or the pool counts a device plugin's GPUs, and
+    nodes that no DRA pool selects offer theirs by DRA only.
     """
     if pool.spec.by_dra:
         return (
@@ -116,22 +118,22 @@ def unusable(world: World, pool: GPUPool) -> str:
 
 
 def named(names: Sequence[str]) -> str:
-    """Names for a sentence, the first of many: n1, n2, n3 and 67 more."""
+    """Some names in a sentence, of which only the first are spelled out: n1, n2, n3 and 67 more."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return f"{', '.join(names[:_NAMED])}{more}"
 
 
 def pool_nodes(world: World, pool: GPUPool) -> list[NodeView]:
-    """These nodes, by name."""
+    """The nodes of a pool (`nodes_of`), sorted by name."""
     return sorted(nodes_of(world, pool), key=lambda node: node.key.name)
 
 
 def refusal(node: NodeView, gpus: str, pool: GPUPool | None) -> str:
-    """Why a node takes no new pod of ours; empty when it does.
+    """Why a node takes no new pod of Sluice; empty if it does.
 
     Args:
-        gpus: the name by which they are counted.
-        pool: None for one that is gone.
+        gpus: the name by which the GPUs are counted: an extended resource, or a DRA driver.
+        pool: the pool, with its tolerations; None if it is gone.
     """
     if not node.ready:
         return "not ready"
@@ -143,35 +145,40 @@ def refusal(node: NodeView, gpus: str, pool: GPUPool | None) -> str:
 
 
 def _untolerated(node: NodeView, own: Collection[str], more: Sequence[Toleration]) -> str:
-    """The first taint that our pods do not tolerate: they tolerate the GPUs' own, and what the pool says."""
+    """The first taint that Sluice's pods do not tolerate, as a phrase; empty if there is none.
+
+    Args:
+        own: taints of the GPUs themselves, which the pods tolerate.
+        more: the pool's tolerations.
+    """
     hard = (taint for taint in node.taints if taint.effect != "PreferNoSchedule" and taint.key not in own)
     left = (one for one in hard if not any(toleration.covers(one.key, one.value, one.effect) for toleration in more))
     return next((f"tainted {taint.key}" for taint in left), "")
 
 
 class Holder(NamedTuple):
-    """Who has GPUs of a node."""
+    """Some GPUs of a node, and the pod and slot that have them."""
 
     gpus: int
     pod: PodView | None
-    """Through which; None for a ResourceClaim of nobody whom we know, or of a slot that has no pod just now."""
+    """None for a ResourceClaim whose pod is not known, or whose slot has no pod just now."""
     slot: tuple[InferenceEngine, int] | None
-    """The engine's slot that it is, if it is one."""
+    """The engine and the slot's index; None if no slot has the GPUs."""
 
 
 def offered(world: World, node: NodeView, name: str) -> int:
-    """GPUs of a name that a node offers."""
+    """How many GPUs a node offers of one extended resource or DRA driver."""
     if is_extended(name):
         return node.allocatable.get(name, 0)
     slices = [view for view in world.slices_on.get(node.key.name, {}).values() if view.driver == name]
     newest: dict[str, int] = {}
-    for view in slices:
+    for view in slices:  # a driver replaces slices by a newer generation: the older ones do not count
         newest[view.pool] = max(newest.get(view.pool, 0), view.generation)
     return sum(view.devices for view in slices if view.generation == newest[view.pool])
 
 
 def holders(world: World, node: NodeView, name: str) -> Iterator[Holder]:
-    """Who has GPUs of a name on a node."""
+    """Who has a node's GPUs of one extended resource or DRA driver."""
     if not is_extended(name):
         yield from _by_claims(world, node, name)
         return
@@ -181,7 +188,7 @@ def holders(world: World, node: NodeView, name: str) -> Iterator[Holder]:
 
 
 def _by_claims(world: World, node: NodeView, driver: str) -> Iterator[Holder]:
-    """Allocated ResourceClaims; and slots whose pod is known to be there before what it has is."""
+    """Holders by DRA: the node's ResourceClaims, and slots whose pod is seen before their claim is seen allocated."""
     for claim in world.device_claims_on.get(node.key.name, {}).values():
         if gpus := claim.devices.get(driver, 0):
             slot = slot_named(world, claim.key.namespace, claim.labels)
@@ -196,7 +203,7 @@ def _by_claims(world: World, node: NodeView, driver: str) -> Iterator[Holder]:
 
 
 def slot_devices(world: World, engine: InferenceEngine, index: int) -> DeviceClaimView | None:
-    """The ResourceClaim of a slot's GPUs."""
+    """The ResourceClaim of a slot's GPUs; None if there is none that the engine owns."""
     namespace, name = engine.metadata.namespace, engine.metadata.name
     claims = world.slot_devices.get((namespace, name), {})
     claim = claims.get(Key("ResourceClaim", namespace, slot_gpus_name(name, index)))
@@ -204,16 +211,16 @@ def slot_devices(world: World, engine: InferenceEngine, index: int) -> DeviceCla
 
 
 def _maker(world: World, claim: DeviceClaimView) -> PodView | None:
-    """The pod for which a ResourceClaim was made from a template."""
+    """The pod for which a ResourceClaim was made from a template; None if the claim has no such pod."""
     owner = claim.owner
     pod = world.pods.get(Key("Pod", claim.key.namespace, owner.name)) if owner and owner.kind == "Pod" else None
     return pod if pod and owner and pod.uid == owner.uid else None
 
 
 def unreachable(world: World, pods: Iterable[PodView]) -> str:
-    """What to say of the first of some pods that is on such a node: since when, and how a person ends it.
+    """What to say of the first pod whose node is not ready: since when, and what a person can do; empty if none is.
 
-    Empty when there is none. A pod is not replaced before it is known to have stopped: two would write to one volume.
+    A pod is not replaced before it is known to have stopped: two pods would write to one volume.
     """
     for pod in pods:
         node = world.nodes.get(Key("Node", "", pod.node))

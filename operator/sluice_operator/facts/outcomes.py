@@ -1,4 +1,4 @@
-"""How did attempts end: in the trainer's own words, or else in those of the kubelet and of Kubernetes?"""
+"""How did attempts end, in the trainer's own words or else in those of the kubelet and of Kubernetes?"""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -18,18 +18,20 @@ from sluice_operator.observe.views import Key, PodView, StageJobView, Terminatio
 from sluice_operator.observe.world import World, identity, oldest_first
 
 _BY_EXIT_CODE = "PodFailurePolicy:"
-"""How a Job has failed whose pod ended with ExitCode.REQUEUE: its only rule. Of a group it does not say which pod."""
+"""A failed Job's message begins so if a pod exited with ExitCode.REQUEUE: its podFailurePolicy has no other rule. The
+message does not say which pod of a group."""
 
 
 BY_DEADLINE = "DeadlineExceeded:"
-"""How a Job has failed whose own activeDeadlineSeconds are over. Its pods were told to stop, and say that."""
+"""A failed Job's message begins so if its activeDeadlineSeconds were over. Its pods report only that they were told to
+stop."""
 
 
 _OUT_OF_MEMORY = "OOMKilled"
 
 
 _SIGNALS = {137: "SIGKILL", 143: "SIGTERM"}
-"""Exit codes of a process that a signal ended."""
+"""Exit codes of a process that was ended by a signal."""
 
 
 class End(NamedTuple):
@@ -39,15 +41,15 @@ class End(NamedTuple):
     message: str
     node: str
     stage_outcome: StageOutcome | None
-    """The trainer's own words, if it left any."""
+    """What the trainer wrote on its way out; None if it wrote nothing that can be read."""
 
 
 def pod_end(world: World, stage_job: StageJobView, pod: PodView | None, node: str) -> End:
-    """How the pod of a finished Job ended.
+    """How one pod of a finished Job ended.
 
     Args:
-        pod: None if it is gone.
-        node: where its claim puts it.
+        pod: None if the pod is gone.
+        node: the node that the claim gives the pod; empty without a claim. The pod's own node comes before it.
     """
     place = pod.node if pod and pod.node else node
     stage_outcome = _stage_outcome(pod.termination if pod else None)
@@ -57,10 +59,11 @@ def pod_end(world: World, stage_job: StageJobView, pod: PodView | None, node: st
 
 
 def how_grave(end: End) -> int:
-    """Of several pods' ends, which was the cause: one that fails, or is lost with its node, takes all others along.
+    """Sort key for the ends of one attempt's pods: the least is the cause of the others.
 
-    A pod that ended by itself stays, and those that it takes along are deleted: if no operator ran meanwhile, nobody
-    saw how they ended. A pod that says it misses another was not the first.
+    A pod that fails, or is lost with its node, takes all others along. It stays, and the others are deleted. If no
+    operator ran meanwhile, it is not known how those ended, so a lost pod is rarely the cause. A pod that reports
+    another one missing was not the first, and comes last.
     """
     if end.reason == Reason.NODE_LOST:
         return 1
@@ -81,7 +84,7 @@ def _stage_outcome(termination: Termination | None) -> StageOutcome | None:
 
 
 def _why(world: World, stage_job: StageJobView, pod: PodView | None, node: str) -> tuple[Reason, str]:
-    """Why a pod ended that left no words of its own. Memory is the reason only if the kernel says so."""
+    """Reason and message for a pod that left no words of its own. Memory is the reason only if the kernel says so."""
     if stage_job.finished == "Complete":
         return Reason.POD_LOST, "The pod ended well, but is gone with its result; the stage runs again."
     termination = pod.termination if pod else None
@@ -101,7 +104,8 @@ def _why(world: World, stage_job: StageJobView, pod: PodView | None, node: str) 
 
 
 def _gone(world: World, stage_job: StageJobView, node: str) -> tuple[Reason, str]:
-    """Why a pod is gone that nobody saw end."""
+    """Reason and message for a pod that is gone, or has ended without an exit code."""
+    # In a group it could be any pod that asked for the requeue.
     if stage_job.failure.startswith(_BY_EXIT_CODE) and len(stage_job.claim.nodes if stage_job.claim else ()) <= 1:
         return Reason.REQUEUED, "The trainer was told to stop while no operator looked."
     if node and Key("Node", "", node) not in world.nodes:
@@ -110,9 +114,10 @@ def _gone(world: World, stage_job: StageJobView, node: str) -> tuple[Reason, str
 
 
 def _taken_away(world: World, pod: PodView, node: str) -> tuple[Reason, str] | None:
-    """Why Kubernetes took a pod away or did not let it begin; None if it did neither.
+    """Reason and message if Kubernetes took a pod away or did not let it begin; None if it did neither.
 
-    What a pod brings about itself, by more disk than its limit, say, is no disruption: it counts as an attempt.
+    An end that the pod caused itself, by using more disk than its limit for example, is no disruption. It counts as an
+    attempt.
     """
     name = pod.key.name
     if pod.disruption and Key("Node", "", node) in world.nodes:
@@ -125,8 +130,9 @@ def _taken_away(world: World, pod: PodView, node: str) -> tuple[Reason, str] | N
 
 
 _GIVEN_UP_KEPT, _MENDABLE_KEPT = 5, 6
-"""Of attempts whose claim was given up, and of those that wait for somebody to mend something, the newest that the
-record keeps: one after the other is made for as long as a job waits. By the number of the latter the pause doubles."""
+"""How many attempts the record keeps, the newest of each kind: those that gave up their claim, and those that ended for
+something that a person can mend. A waiting job makes one after the other. The mendable ones kept suffice to double the
+pause up to its longest."""
 
 
 _SHORT_PAUSE = timedelta(seconds=10)
@@ -142,13 +148,13 @@ _KEPT = "_outcomes"
 
 
 def recorded(job: FineTuneJob) -> Outcomes:
-    """The attempts that the job's annotation keeps; none when the annotation is not ours.
+    """The attempts that the job's annotation records; none if the annotation is absent, too long or unreadable.
 
-    Every decision asks, for every job of a pool. So the job itself keeps the answer, which goes with it.
+    Every decision asks this for every job of a pool. So the answer is kept in the job object itself.
     """
     text = job.metadata.annotations.get(OUTCOMES_ANNOTATION, "{}")
     known: tuple[str, Outcomes] | None = vars(job.metadata).get(_KEPT)
-    if known is None or known[0] is not text:  # a copy of a job brings along what was kept of the first
+    if known is None or known[0] is not text:  # a copied job also has the answer for the original's text
         known = vars(job.metadata)[_KEPT] = text, _parsed(text)
     return known[1]
 
@@ -163,12 +169,16 @@ def _parsed(text: str) -> Outcomes:
 
 
 def had_theirs(attempts: Iterable[AttemptOutcome]) -> tuple[AttemptOutcome, ...]:
-    """The attempts that had what they asked for. One whose claim was given up had nothing: its job's wait went on."""
+    """The attempts that ran. An attempt that gave up its claim first does not count: its job's wait went on."""
     return tuple(attempt for attempt in attempts if after(attempt.reason).ran)
 
 
 def waits_since(job: FineTuneJob) -> datetime | None:
-    """Since when a prepared job that has no GPUs could have had some."""
+    """Since when a prepared job without GPUs could have had some.
+
+    Returns:
+        The end of its last attempt that ran, or `notBefore` if that is later. None if it has neither.
+    """
     ended = [outcome.ended_at for outcome in had_theirs(recorded(job).attempts) if outcome.ended_at]
     begins = job.spec.scheduling.not_before
     since = max([*ended, *([begins] if begins else [])], default=None)
@@ -177,7 +187,7 @@ def waits_since(job: FineTuneJob) -> datetime | None:
 
 
 def all_outcomes(world: World, job: FineTuneJob) -> Outcomes:
-    """Every ended attempt: the recorded ones, and those whose Job has just ended."""
+    """Every ended attempt of a job: the recorded ones, and those of finished Jobs that are not recorded yet."""
     outcomes = recorded(job)
     for stage_job in oldest_first(world.stage_jobs_of.get(identity(job), {}).values()):
         if not stage_job.finished or outcomes.has(stage_job.stage, stage_job.attempt):
@@ -189,7 +199,7 @@ def all_outcomes(world: World, job: FineTuneJob) -> Outcomes:
 
 
 def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOutcome | None:
-    """How a finished Job's attempt ended; None while it runs or its pods' last words are on their way."""
+    """How a Job's attempt ended; None while the Job runs, or while a pod's last words are on their way."""
     if not stage_job.finished:
         return None
     pods = {pod.index: pod for pod in oldest_first(world.pods_of.get(identity(stage_job), {}).values())}
@@ -198,12 +208,13 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
     places = stage_job.claim.nodes if stage_job.claim else ("",)
     ends = [pod_end(world, stage_job, pods.get(index), node) for index, node in enumerate(places)]
     leader = ends[0]
+    # If pod 0 is done, the attempt has its result, however the other pods ended.
     cause = leader if leader.reason == Reason.DONE else min(ends, key=how_grave)
     if stage_job.failure.startswith(BY_DEADLINE) and leader.reason != Reason.DONE:
         cause = cause._replace(reason=Reason.DEADLINE_EXCEEDED, message=deadline_of(job, stage_job.stage))
     reason, by, stage_outcome = cause.reason, "", leader.stage_outcome
     preemptor = preemptor_of(world, stage_job) if after(reason).keeps_claim else None
-    if preemptor and preemptor.owner:  # it can't go on at once: another job came in its place
+    if preemptor and preemptor.owner:  # the next attempt can't keep the claim: another job has the GPUs
         reason, by = Reason.PREEMPTED, f"{preemptor.key.namespace}/{preemptor.owner.name}"
     progress = job.status.progress
     reported = (
@@ -228,7 +239,7 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
 
 
 def _again_there(job: FineTuneJob, cause: End) -> str:
-    """What to say of a node whose GPUs have failed for this job before."""
+    """What to add to a message if GPUs of the same node have failed for this job before; empty if they have not."""
     failed = [one for one in recorded(job).attempts if (one.reason, one.node) == (Reason.GPU_FAILED, cause.node)]
     if cause.reason != Reason.GPU_FAILED or not failed:
         return ""
@@ -239,7 +250,7 @@ def _again_there(job: FineTuneJob, cause: End) -> str:
 
 
 def deadline_of(job: FineTuneJob, stage: Stage) -> str:
-    """What is said of a stage whose time is over."""
+    """The message for a stage that has exceeded its deadline."""
     if stage is Stage.TRAIN:
         return (
             f"Training has not ended after {job.spec.active_deadline_seconds} s (spec.activeDeadlineSeconds; waiting "
@@ -252,7 +263,7 @@ def deadline_of(job: FineTuneJob, stage: Stage) -> str:
 
 
 def only_node(stage_job: StageJobView) -> str:
-    """The node of an attempt that has one."""
+    """The node of an attempt that runs on one node; empty for several nodes or without a claim."""
     nodes = {*stage_job.claim.nodes} if stage_job.claim else set()
     return nodes.pop() if len(nodes) == 1 else ""
 
@@ -263,7 +274,7 @@ def failures(outcomes: tuple[AttemptOutcome, ...]) -> int:
 
 
 def done(outcomes: Outcomes, stage: Stage) -> AttemptOutcome | None:
-    """The attempt that completed a stage, with its result."""
+    """The attempt that completed a stage, with its result; None while the stage is not complete."""
     for outcome in outcomes.of(stage):
         if outcome.reason == Reason.DONE:
             return outcome
@@ -271,13 +282,13 @@ def done(outcomes: Outcomes, stage: Stage) -> AttemptOutcome | None:
 
 
 def is_final(outcome: AttemptOutcome) -> bool:
-    """Whether an end is the job's: another attempt would end the same."""
+    """Whether an attempt's end is the end of its job, because another attempt would end the same."""
     follows = after(outcome.reason)
     return follows.final or (follows.mendable and outcome.stage is Stage.PREPARE)
 
 
 def next_attempt_at(job: FineTuneJob, record: Outcomes, stage: Stage) -> datetime | None:
-    """When the next attempt of a stage may begin; None for at once. Who suspends a job in a pause ends the pause."""
+    """When the next attempt of a stage may begin; None if at once. Suspending the job in the pause ends the pause."""
     outcomes = record.of(stage)
     last = outcomes[-1] if outcomes else None
     if last is None or last.ended_at is None or (follows := after(last.reason)).pause is Pause.NONE:
@@ -301,17 +312,20 @@ def next_attempt_at(job: FineTuneJob, record: Outcomes, stage: Stage) -> datetim
 
 
 def _given_up_before(outcomes: tuple[AttemptOutcome, ...]) -> int:
-    """How many claims in a row were given up before the last. By their numbers: the record keeps the newest alone."""
+    """How many claims in a row were given up before the last one.
+
+    Attempt numbers are compared, not attempts counted: the record keeps only the newest of those that gave up.
+    """
     theirs = max((attempt.attempt for attempt in had_theirs(outcomes)), default=0)
     return outcomes[-1].attempt - theirs - 1
 
 
 def compact(outcomes: Outcomes) -> Outcomes:
-    """The same record, as short as an annotation has to be.
+    """The same record, short enough for an annotation.
 
-
-    A job that waits behind a quota gives up a claim every minute: all but the newest of these are dropped. Should the
-    rest be too long, the oldest lose their words first, then those are dropped that are nobody's failure.
+    A job that waits behind a quota gives up a claim every minute: all but the newest of these attempts are dropped. If
+    the rest is still too long, the oldest attempts lose their messages. After that, attempts that neither failed nor
+    are done are dropped, the oldest first.
     """
     dropped = set[int]()
     given_up = [place for place, attempt in enumerate(outcomes.attempts) if not after(attempt.reason).ran]

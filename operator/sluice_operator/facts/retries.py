@@ -1,4 +1,4 @@
-"""When is it tried again: one row for each reason says what follows from such an end, and how long the pause is."""
+"""What follows from the end of an attempt? One row for each reason says so, with the pause before the next attempt."""
 
 import re
 from collections.abc import Mapping
@@ -9,22 +9,22 @@ from enum import Enum, auto
 from sluice_api.reasons import Reason
 
 IMAGE_TROUBLE = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
-"""What the kubelet says of a container whose image it cannot get."""
+"""The kubelet's reasons for a container that waits because its image can't be had."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a claim may take for each step."""
+    """How long each step of a claim may take."""
 
     bind: timedelta = timedelta(seconds=60)
-    """From the gate's removal to the node; and for a claim that can't be proven, to be proven."""
+    """From the removal of a pod's gate until the pod is on its node. A claim has as long to be proven."""
     sleep: timedelta = timedelta(seconds=90)
-    """Until the vLLM of every borrowed slot that keeps its pod has freed the memory of its GPUs: level 1 copies the
-    weights into the host's memory first, 22 GiB in 11 s (vllm#48337)."""
+    """Until the vLLM of every borrowed slot that sleeps has freed its GPUs' memory. Sleep level 1 first copies the
+    weights into the host's memory, 22 GiB in 11 s (vllm#48337)."""
     start: timedelta = timedelta(seconds=600)
     """Until the pod's container has started."""
     stall: timedelta = timedelta(seconds=120)
-    """Without a sign of life, until a training is called stalled; it is ended after half as much again."""
+    """The least silence after which training counts as stalled. It is ended after half of this time more."""
 
 
 class Pause(Enum):
@@ -32,44 +32,46 @@ class Pause(Enum):
 
     NONE = auto()
     SHORT = auto()
-    """10 s: the node is avoided, so the next claim is elsewhere."""
+    """10 s. The node is avoided, so the next claim goes to another one."""
     DOUBLES_FROM_SECONDS = auto()
-    """From 10 s: the API server refuses something until somebody changes that."""
+    """10 s, doubled each time: the API server refuses something until a person changes that."""
     DOUBLES_FROM_A_MINUTE = auto()
-    """Nothing could be had, or something that somebody has to mend."""
+    """1 min, doubled each time: the claim could not be met, or a person has to mend something."""
     BACKOFF = auto()
-    """spec.retry.backoffSeconds, doubled by each failure."""
+    """spec.retry.backoffSeconds, doubled for each failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Avoids:
-    """The node of such an attempt is left out for a while."""
+    """After such an end, the job leaves the attempt's node out for a while."""
 
     why: str
+    """The end of a sentence that begins with: The node is left out, as ..."""
     lasts: timedelta = timedelta(minutes=5)
     unless_last: bool = False
-    """The node is used all the same when no other is large enough: the next attempt may go better there."""
+    """The node is used all the same if the other nodes are too small for the job: the next attempt may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class After:
-    """What follows from an end."""
+    """What follows from the end of an attempt."""
 
     pause: Pause = Pause.BACKOFF
     final: bool = False
-    """Another attempt would end the same."""
+    """No other attempt follows, because it would end the same."""
     counts: bool = False
-    """It is a failure, against spec.retry.attempts."""
+    """The attempt is a failure that counts against spec.retry.attempts."""
     ran: bool = True
-    """False: its claim was given up before its pods ran, so the job's wait went on."""
+    """False if the claim was given up before its pods ran. The job's wait then went on."""
     keeps_claim: bool = False
     """The next attempt takes the claim over."""
     gave_way: bool = False
-    """Somebody else wanted the GPUs; the state is saved."""
+    """The GPUs were needed elsewhere, or the job was suspended. The state is saved."""
     stopped: bool = False
-    """It ran on and was told to stop by us: it saves its state after its end is recorded."""
+    """Sluice told the running attempt to stop. It saves its state after its end is recorded."""
     mendable: bool = False
-    """Somebody can mend it from outside. What was done until then is on disk; of Prepare nothing is, so it is final."""
+    """A person can mend the cause, and the next attempt goes on from disk. Prepare leaves nothing there: for it the end
+    is final."""
     avoids: Avoids | None = None
 
 
@@ -90,7 +92,7 @@ _FINAL = After(Pause.BACKOFF, final=True, counts=True)
 
 _TABLE: Mapping[str, After] = {
     Reason.DONE: After(Pause.NONE),
-    # The claim was given up; `Claimed` is one that gave way to an older claim.
+    # The claim was given up; after `Claimed` because it gave way to an older claim, or said what could not be true.
     Reason.CLAIMED: After(Pause.NONE, ran=False),
     Reason.UNSCHEDULABLE: _GIVEN_UP,
     Reason.SUSPENDED_BY_OTHER: _GIVEN_UP,
@@ -100,20 +102,20 @@ _TABLE: Mapping[str, After] = {
     ),
     Reason.NOT_BOUND: After(Pause.SHORT, ran=False, avoids=Avoids("the last pod was not bound there")),
     Reason.POD_REFUSED: After(Pause.SHORT, ran=False, avoids=Avoids("its kubelet refused the last pod")),
-    # The API server refused something
+    # The API server refused something.
     Reason.QUOTA_EXCEEDED: _REFUSED,
     Reason.REFUSED_BY_ADMISSION: _REFUSED,
     Reason.NAME_TAKEN: _REFUSED,
-    # It gave way
+    # The attempt gave way.
     Reason.SUSPENDED: _GAVE_WAY,
     Reason.PREEMPTED: _GAVE_WAY,
     Reason.RECLAIMED: _GAVE_WAY,
-    # It goes on at once
+    # The next attempt goes on at once.
     Reason.REQUEUED: After(Pause.NONE, keeps_claim=True),
     Reason.NODE_LOST: After(Pause.NONE, keeps_claim=True),
     Reason.POD_LOST: After(Pause.NONE, keeps_claim=True, counts=True),
     Reason.STALLED: After(Pause.NONE, keeps_claim=True, counts=True, stopped=True),
-    # It goes on later
+    # The next attempt goes on later.
     Reason.EVICTED: After(Pause.SHORT, avoids=Avoids("the last pod was evicted from it", unless_last=True)),
     Reason.GPU_FAILED: After(
         Pause.BACKOFF, counts=True, avoids=Avoids("a GPU of it failed", timedelta(hours=1), unless_last=True)
@@ -126,12 +128,12 @@ _TABLE: Mapping[str, After] = {
 
 
 def after(reason: str) -> After:
-    """What follows from an end; one that has no row is final."""
+    """What follows from an end with this reason. A reason without a row is final."""
     return _TABLE.get(reason, _FINAL)
 
 
 REFUSED = frozenset({Reason.QUOTA_EXCEEDED, Reason.REFUSED_BY_ADMISSION, Reason.NAME_TAKEN})
-"""Reasons of refusals that last until somebody changes something, of which nobody tells us."""
+"""Reasons of refusals that last until a person changes something. No event tells Sluice of that change."""
 
 
 FIRST_PAUSE = timedelta(seconds=10)
@@ -141,23 +143,23 @@ LONGEST_PAUSE = timedelta(hours=1)
 
 
 LONGEST_PAUSE_OF_ENGINE = timedelta(minutes=1)
-"""People wait for its answers, and it holds no GPU meanwhile."""
+"""Shorter than a job's: people wait for the engine's answers, and the engine holds no GPU in the pause."""
 
 
 _OF_A_QUOTA = re.compile(r"\b(exceeded|failed|insufficient) quota\b")
-"""How the words of the API server's quota admission begin."""
+"""Words by which the API server's quota admission is recognised."""
 
 
 def refusal_reason(words: str) -> Reason:
-    """Which reason fits what the API server says."""
+    """The reason that fits the API server's words of refusal."""
     return Reason.QUOTA_EXCEEDED if _OF_A_QUOTA.search(words) else Reason.REFUSED_BY_ADMISSION
 
 
 def doubled(first: timedelta, times: int, longest: timedelta = LONGEST_PAUSE) -> timedelta:
-    """A pause that is twice as long each time, up to the longest.
+    """A pause that doubles each time, up to the longest.
 
     Args:
-        times: how often it has been made before.
+        times: how many such pauses came before.
     """
     factor: int = 2 ** min(times, 20)
     return min(first * factor, longest)

@@ -1,8 +1,9 @@
-"""Engines that sleep while they lend: a slot keeps its pod, and its vLLM frees the GPUs' memory for the trainer.
+"""Which slots sleep while they are lent, and is the memory of their GPUs free?
 
-The pod's GPUs stay its own for the scheduler, so nobody can steal them. What keeps vLLM and the trainer apart is the
-slot's state in the engine's status: its agent frees the memory before the trainer is bound, and takes it again only
-when the status says so, which it does when no pod of the trainer is left. An operator that is down changes no state.
+A lent slot that sleeps keeps its pod, and its vLLM frees the GPUs' memory for the trainer. For the scheduler the GPUs
+stay the pod's, so no other pod can take them. The slot's state in the engine's status keeps vLLM and the trainer apart.
+The agent frees the memory before the trainer is bound, and takes it again only when the status says so. The status says
+so when no pod of the trainer is left. While the operator is down, no state changes.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from sluice_operator.observe.world import World, engine_key
 
 
 def sleep_refusal(engine: InferenceEngine, pool: GPUPool) -> str:
-    """Why an engine that should sleep can't in its pool; empty where it can, and for one that should not."""
+    """Why an engine of policy Sleep can't sleep in its pool; empty if it can, or has another policy."""
     mode = pool.spec.sharing.mode
     if not sleeps(engine) or mode is SharingMode.DRA:
         return ""
@@ -33,9 +34,10 @@ def sleep_refusal(engine: InferenceEngine, pool: GPUPool) -> str:
 
 
 def can_sleep(world: World, engine: InferenceEngine, index: int) -> bool:
-    """Whether a slot can make room by sleeping: it serves as the spec now says, or sleeps still from the last loan.
+    """Whether a slot can make room by sleeping: it serves with the present spec, or still sleeps from its last loan.
 
-    Not while a pod of that loan is there: nothing would keep its memory and the next trainer's apart.
+    A slot that still sleeps can't while a training pod of that loan exists: nothing would keep that pod's memory and
+    the next trainer's apart.
     """
     slot = slot_of(world, engine, index)
     if slot is None or slot.template != template_of(engine):
@@ -46,10 +48,10 @@ def can_sleep(world: World, engine: InferenceEngine, index: int) -> bool:
 
 
 def is_asleep(world: World, engine: InferenceEngine, index: int) -> bool:
-    """Whether a slot's vLLM takes no memory of its GPUs.
+    """Whether a slot's vLLM uses no memory of its GPUs.
 
-    Its agent says so, and has been asked to. Once it has and the slot is lent, that stays so for as long as the
-    status says the same, whatever becomes of agent and vLLM: neither wakes or starts before the status says so.
+    A slot in state Sleeping is asleep once its agent has reported so since then. In the states after that it is asleep
+    without a report, whatever becomes of agent and vLLM: neither wakes or starts before the status says so.
     """
     pod = pod_of(world, engine, index) if sleeps(engine) else None
     slot_status = slot_status_of(engine, index, pod) if pod else None
@@ -62,15 +64,16 @@ def is_asleep(world: World, engine: InferenceEngine, index: int) -> bool:
 
 
 def is_awake(world: World, engine: InferenceEngine, index: int) -> bool:
-    """Whether a slot that keeps its pod may still have memory of its GPUs."""
+    """Whether a slot of an engine that sleeps may still use memory of its GPUs."""
     slot = slot_of(world, engine, index)
     return sleeps(engine) and slot is not None and slot.size > 0 and not is_asleep(world, engine, index)
 
 
 def sleeps_no_more(world: World, live: LiveClaim) -> InferenceEngine | None:
-    """A lender of a claim that was to sleep, and would stop now.
+    """A lender of a claim by DRA whose policy is not Sleep any more; None if there is none.
 
-    The claim's pod uses the slot's own GPUs, so it would start at once, beside a vLLM that still has their memory.
+    The claim's pod uses the slot's own ResourceClaim. So it would start at once, beside a vLLM that still has the
+    GPUs' memory.
     """
     if is_extended(live.claim.resource):
         return None
@@ -79,21 +82,21 @@ def sleeps_no_more(world: World, live: LiveClaim) -> InferenceEngine | None:
 
 
 def state_on_the_way(world: World, engine: InferenceEngine, index: int, phase: Phase, now: datetime) -> SlotState:
-    """The state of a slot that is about to sleep for a claim, or does."""
+    """The state of a slot that sleeps for a claim, or is about to."""
     if phase >= Phase.BINDING or is_asleep(world, engine, index):
         return SlotState.LENT
     return SlotState.SLEEPING if is_drained(world, engine, index, now) else SlotState.DRAINING
 
 
 def sleep_requested_at(world: World, slot: SlotRef) -> datetime | None:
-    """Since when a slot's pod is to sleep, as the engine's status says."""
+    """Since when the engine's status has told a slot to sleep; None while its state is not Sleeping."""
     engine = world.engines.get(engine_key(slot.namespace, slot.engine))
     known = (status for status in (engine.status.slots if engine else ()) if status.index == slot.index)
     return next((status.since for status in known if status.state is SlotState.SLEEPING), None)
 
 
 def agent_message(world: World, slot: SlotRef) -> str:
-    """What a slot's agent said last about it."""
+    """The message of a slot's last report; empty if there is no report, or no message in it."""
     engine = world.engines.get(engine_key(slot.namespace, slot.engine))
     pod = pod_of(world, engine, slot.index) if engine else None
     reported = world.reports.get(pod.uid) if pod else None
@@ -102,16 +105,15 @@ def agent_message(world: World, slot: SlotRef) -> str:
 
 @once_a_world(lambda _world, engine: engine.metadata.uid)
 def being_used(world: World, engine: InferenceEngine) -> dict[int, str]:
-    """Slots whose GPUs a trainer still uses of which a pod is there, however its claim has ended; with the job's name.
+    """Slots whose GPUs are still used by a training pod, even if its claim is over; each with its job, namespace/name.
 
-    A claim is over the moment its job is suspended or deleted, its pod has memory of the GPUs until it is gone. A
-    vLLM that wakes before finds too little, and does not come back from that. What the engine's policy says by now
-    changes nothing of it, nor does a slot that has stopped: where DRA serves the GPUs, its next pod would not have to
-    wait for them.
+    A claim is over the moment its job is suspended or deleted, but its pod uses memory of the GPUs until it is gone. A
+    vLLM that wakes before that finds too little memory, and does not recover. The engine's present policy makes no
+    difference. Nor does it help that the slot has stopped: with DRA its next pod would not wait for the GPUs.
     """
     found = dict(_borrowed_by_known_jobs(world, engine))
     pool = find_pool(world, engine.spec.resources.pool)
-    if pool is not None and not pool.spec.by_dra:
+    if pool is not None and not pool.spec.by_dra:  # a device plugin gives the GPUs to one pod at a time
         return found
     for slot_status in engine.status.slots:
         if slot_status.state not in _LEFT_TO_A_TRAINER or not slot_status.lent_to or slot_status.index in found:
@@ -127,7 +129,7 @@ _LEFT_TO_A_TRAINER = ASLEEP | {SlotState.STOPPING}
 
 
 def _home(world: World, engine: InferenceEngine, index: int) -> str:
-    """The node of a slot's GPUs."""
+    """The node of a slot's GPUs; empty if it is not known."""
     claim, pod = slot_devices(world, engine, index), pod_of(world, engine, index)
     return claim.node if claim and claim.node else pod.node if pod else ""
 
@@ -145,7 +147,7 @@ def _borrowed_by_known_jobs(world: World, engine: InferenceEngine) -> Iterator[t
 
 
 def _is_stray_trainer(world: World, pod: PodView) -> bool:
-    """Whether a pod that is on a node, or about to be, trains, and its Job is gone with what it had claimed."""
+    """Whether a pod is an ungated training pod whose Job is gone, and the claim with the Job."""
     if pod.labels.get(STAGE_LABEL) != Stage.TRAIN or pod.ended or is_gated(pod):
         return False
     stage_job = world.stage_jobs.get(Key("Job", pod.key.namespace, pod.owner.name)) if pod.owner else None

@@ -1,8 +1,8 @@
-"""Which replica may a job train beside, and with how much of a GPU?
+"""Beside which replica may a job train, and with how much of a GPU?
 
-A ResourceClaim may be used by several pods of its namespace. So a job of policy Shared uses the slot's, with its
-share of the GPU's memory, while vLLM goes on with what it takes itself. Such a guest has no GPU of its own, and a slot
-that has guests is not lent.
+Several pods of a namespace may use one ResourceClaim. So a job of policy Shared uses the slot's claim, with its share
+of the GPU's memory, while vLLM goes on with its own part. Such a guest has no GPU of its own. A slot that has guests is
+not lent.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from sluice_operator.plan.stock import NodeStock, PlacedSlot, is_guest, share_of
 
 
 def sharing_refusal(pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
-    """Why a pool can't give a job the share that it asks for; None when it can, or when none is asked for."""
+    """Why a pool can't give a job the share that it asks for; None if it can, or if the job asks for no share."""
     share, name, parts = share_of(pool, job), pool.metadata.name, pool.spec.sharing.replicas or 1
     if share is None:
         return None
@@ -44,15 +44,17 @@ def sharing_refusal(pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
 
 
 class Beside(NamedTuple):
-    """A slot, what of its GPUs' memory is left, and what keeps a job from training beside it."""
+    """A slot beside which a job could train."""
 
     slot: PlacedSlot
     percent: int
+    """How much of its GPUs' memory is left; below zero if vLLM and guests ask for more than there is."""
     obstacles: tuple[Obstacle, ...] = ()
+    """What keeps the job from training there now; empty if nothing does."""
 
 
 def hosts(world: World, pool: GPUPool, job: FineTuneJob) -> list[InferenceEngine]:
-    """Engines beside whose replicas a guest may train: those that leave it enough when no other guest is there."""
+    """Engines that would leave a job enough memory beside a replica, if the replica had no other guest."""
     share, gpus = job.spec.scheduling.share_percent, job.spec.resources.gpus
     found = _neighbours(world, pool).get(job.metadata.namespace, ())
     return [engine for engine in found if left_by(engine) >= share and engine.spec.resources.gpus >= gpus]
@@ -60,7 +62,7 @@ def hosts(world: World, pool: GPUPool, job: FineTuneJob) -> list[InferenceEngine
 
 @once_a_world(lambda _world, pool: pool.metadata.name)
 def _neighbours(world: World, pool: GPUPool) -> Mapping[str, Sequence[InferenceEngine]]:
-    """By namespace the engines, which alone may share their ResourceClaims there: who leaves the most comes first."""
+    """A pool's engines by namespace, as a ResourceClaim can be shared there only. The most memory left comes first."""
     found: dict[str, list[InferenceEngine]] = {}
     engines = each(engines_of(world, pool), key_of, lambda engine: (left_by(engine), engine))
     for _, engine in sorted(engines, key=lambda one: one[0], reverse=True):
@@ -69,7 +71,7 @@ def _neighbours(world: World, pool: GPUPool) -> Mapping[str, Sequence[InferenceE
 
 
 def guest_refusal(world: World, pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
-    """Why no engine that is there could ever have a guest; None when one could, or when it is none."""
+    """Why no engine of a pool could ever have a job as its guest; None if one could, or if the job is not a guest."""
     if not is_guest(pool, job):
         return None
     name, namespace = pool.metadata.name, job.metadata.namespace
@@ -93,10 +95,12 @@ def guest_refusal(world: World, pool: GPUPool, job: FineTuneJob) -> Obstacle | N
 
 
 def best_beside(node: NodeStock, job: FineTuneJob, engines: Collection[str], *, strict: bool) -> Beside | None:
-    """The slot on a node of some engines, by uid, whose guest a job is: the least busy, then the tightest fit.
+    """The best slot on a node for a guest: the least busy, then the tightest fit; None if there is none.
 
     Args:
-        strict: only one that takes it now. Else the best of all, with what keeps it from being used.
+        engines: uids of the engines that may be hosts.
+        strict: True for only a slot that takes the guest now. Otherwise the slot with the fewest obstacles is returned,
+            with those obstacles.
     """
     places = [_beside(slot, job) for slot in _beside_slots(node, job) if slot.engine.metadata.uid in engines]
     fitting = [place for place in places if not (strict and place.obstacles)]
@@ -104,13 +108,13 @@ def best_beside(node: NodeStock, job: FineTuneJob, engines: Collection[str], *, 
 
 
 def _tightness(at: Beside, job: FineTuneJob) -> tuple[int, int, str]:
-    """Of slots that leave enough the least busy, then the tightest fit; of others the one that leaves the most."""
+    """Sort key: of slots with enough memory the least busy, then the tightest fit; of others the roomiest first."""
     enough = at.percent >= job.spec.scheduling.share_percent
     return (at.slot.in_flight if enough else 0, at.percent if enough else -at.percent, str(at.slot.slot))
 
 
 def _beside(slot: PlacedSlot, job: FineTuneJob) -> Beside:
-    """A slot, with what keeps a job from training beside it."""
+    """A slot as a place for a guest, with what keeps the job from training there."""
     percent, share = left_by(slot.engine) - slot.shared, job.spec.scheduling.share_percent
     message = ""
     if not slot.takes_guests:
@@ -125,15 +129,15 @@ def _beside(slot: PlacedSlot, job: FineTuneJob) -> Beside:
 
 
 def _beside_slots(node: NodeStock, job: FineTuneJob) -> Iterator[PlacedSlot]:
-    """The slots of a node that are large enough for a job and in its namespace."""
+    """The slots of a node that are in a job's namespace and have GPUs enough for it."""
     for slot in node.slots:
         mine = slot.engine.metadata.namespace == job.metadata.namespace
-        if mine and slot.pod and slot.gpus >= job.spec.resources.gpus:  # its pod is there: its ResourceClaim is too
+        if mine and slot.pod and slot.gpus >= job.spec.resources.gpus:  # with a pod there is a ResourceClaim
             yield slot
 
 
 def crowds_out(world: World, pool: GPUPool, slot: PlacedSlot) -> bool:
-    """Whether a slot that restarted as the spec now says would take the memory that guests have, or their devices."""
+    """Whether a restart with the present spec would take memory or devices that a slot's guests use."""
     engine = slot.engine
     if not slot.shared:
         return False

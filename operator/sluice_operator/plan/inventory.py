@@ -1,4 +1,4 @@
-"""Who has which GPU: the count of a pool."""
+"""Who has which GPU of a pool now?"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -23,9 +23,9 @@ from sluice_operator.plan.stock import UNBOUNDED, Held, NodeStock, PlacedSlot, S
 from sluice_operator.plan.tenants import engine_denial, quota_of, serving_obstacle
 
 
-@once_a_world(lambda _world, pool: (pool.metadata.name, id(pool)))  # the Stock keeps its pool, and so the id
+@once_a_world(lambda _world, pool: (pool.metadata.name, id(pool)))  # the Stock keeps the pool, so no other gets its id
 def take_stock(world: World, pool: GPUPool) -> Stock:
-    """Count a pool: claims first, then pods that are bound, then room for slots that should exist."""
+    """Count a pool's GPUs: claims first, then bound pods, then room for slots that should exist."""
     engines = engines_of(world, pool)
     lent = borrowers(world, [live for engine in engines for live in live_claims_from(world, engine)])
     counted = each(pool_nodes(world, pool), lambda node: node.key, lambda node: _count(world, pool, node, lent))
@@ -51,7 +51,7 @@ def take_stock(world: World, pool: GPUPool) -> Stock:
 
 
 def _lacking(engines: Iterable[InferenceEngine], lent: Iterable[SlotRef], nodes: Iterable[NodeStock]) -> int:
-    """GPUs of replicas that have no place, and are not lent."""
+    """GPUs of the replicas that engines should have, and that neither have a place nor are lent."""
     has = Counter((slot.namespace, slot.engine) for slot in {*lent, *(s.slot for node in nodes for s in node.slots)})
     missing = ((e, e.spec.replicas - has[e.metadata.namespace, e.metadata.name]) for e in engines)
     return sum(max(0, count) * engine.spec.resources.gpus for engine, count in missing)
@@ -64,7 +64,7 @@ def _held_by_namespace(
     nodes: Iterable[NodeStock],
     claims: Iterable[LiveClaim],
 ) -> dict[str, Held]:
-    """What each namespace has of a pool: its jobs' claims, its replicas that have a place, and those that are lent.
+    """What each namespace has of a pool: its jobs' claims, and its replicas that have a place or are lent.
 
     A claim that is over counts until its pods are gone.
     """
@@ -84,7 +84,7 @@ def _held_by_namespace(
 
 
 def _refused(world: World, pool: GPUPool, engine: InferenceEngine, held: Held) -> Obstacle | None:
-    """Why a pool starts no replica more of an engine, however many GPUs are free; None when it does."""
+    """Why a pool starts no further replica of an engine, however many GPUs are free; None if it does."""
     quota = quota_of(world, pool, engine.metadata.namespace)
     return engine_denial(world, pool, engine) or serving_obstacle(pool, quota, engine, held)
 
@@ -98,13 +98,13 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
     ending: dict[str, int] = {}
     for gpus, pod, owner in holders(world, node, name):
         attempt = pod.owner.uid if pod and pod.owner else ""
-        if attempt in freed and attempt not in going:
+        if attempt in freed and attempt not in going:  # counted with its claim below
             continue
         borrower = lent.get(ref(*owner)) if owner else None
         preemptor = borrower.stage_job.uid if borrower else going.get(attempt, "")
-        if preemptor in freed:
+        if preemptor in freed:  # still here, and on their way to a claim on this node
             freed[preemptor] += gpus
-        elif borrower:
+        elif borrower:  # the slot was lent from another node
             leaving += gpus
         elif owner:
             with looking_at(key_of(owner[0])):
@@ -130,7 +130,11 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
 
 
 def _held(world: World, claim: Claim, node: str, still_there: int) -> int:
-    """GPUs that a claim takes of a node now: more than in the end while larger things it takes over are still there."""
+    """GPUs of a node that a claim takes now. It is more than in the end while larger slots or attempts are still there.
+
+    Args:
+        still_there: GPUs on the node of slots and attempts that the claim takes over.
+    """
     own, place = claim.gpus_on(node), claim.on(node)
     taken_over = sum(ref.gpus for ref in place.preempted) + gpus_of_slots(world, place.borrowed) if place else 0
     return max(taken_by(world, claim, node), still_there + max(0, own - taken_over))
@@ -139,7 +143,7 @@ def _held(world: World, claim: Claim, node: str, still_there: int) -> int:
 def _beside_jobs(
     world: World, slot: PlacedSlot, node: NodeView, pod: PodView | None, claims: Iterable[LiveClaim]
 ) -> PlacedSlot:
-    """A slot with what its guests use, those that are over included until their pods are gone."""
+    """A slot with what its guests use. A guest whose claim is over counts until its pods are gone."""
     alive = {live.stage_job.uid for live in claims}
     shared = sum(
         visit.claim.share.percent
@@ -151,7 +155,7 @@ def _beside_jobs(
 
 
 def _takes_guests(world: World, slot: PlacedSlot, pod: PodView) -> bool:
-    """Whether a slot's vLLM has what the spec says it takes: not more from before, not less while it sleeps."""
+    """Whether a slot's vLLM stays, and takes as much memory as its spec says: no older spec, not asleep."""
     engine, index = slot.engine, slot.slot.index
     deployment = slot_of(world, engine, index)
     if pod.deleting or deployment is None or engine.metadata.deletion_timestamp or is_asleep(world, engine, index):
@@ -162,7 +166,11 @@ def _takes_guests(world: World, slot: PlacedSlot, pod: PodView) -> bool:
 def _unplaced(
     world: World, engines: Iterable[InferenceEngine], lent: Mapping[SlotRef, LiveClaim], stocks: Mapping[str, NodeStock]
 ) -> list[tuple[InferenceEngine, int]]:
-    """Slots that should exist, are not lent and have no bound pod; those that run already come first."""
+    """Slots that need a place: they should exist, are not lent, and no pod of theirs is bound to any node.
+
+    Returns:
+        Engines with slot indices, in the order of `engines`, then by index.
+    """
     bound = {slot.slot for stock in stocks.values() for slot in stock.slots}
     room = sum(stock.gpus for stock in stocks.values())
 
@@ -172,7 +180,7 @@ def _unplaced(
             pod = pod_of(world, engine, index)
             elsewhere = pod is not None and bool(pod.node) and pod.node not in stocks
             if pod is None and key_of(engine) in world.refused:
-                continue  # it can't start: others may have its GPUs
+                continue  # the slot can't start, so others may have its GPUs
             if index not in indices and ref(engine, index) not in bound and not elsewhere:
                 found.append((engine, index))
         return found
@@ -181,7 +189,7 @@ def _unplaced(
 
 
 def _home(stocks: Iterable[NodeStock], gpus: int) -> NodeStock | None:
-    """The usable node with the least room that suffices: small things leave large holes whole."""
+    """The usable node with the least free GPUs that suffice, so that large gaps stay whole; None if none fits."""
     fitting = [stock for stock in stocks if not stock.refusal and stock.free >= gpus]
     return min(fitting, key=lambda stock: (stock.free, stock.name), default=None)
 
@@ -205,7 +213,10 @@ def _placed(world: World, engine: InferenceEngine, index: int, pod: PodView | No
 
 
 def may_lose(world: World, engine: InferenceEngine) -> int:
-    """Replicas that serve and may stop now, by the strictest budget; those that are lent and still serve are going."""
+    """How many of an engine's serving replicas the strictest PodDisruptionBudget lets go now; UNBOUNDED without one.
+
+    Replicas that are lent and still serve are going already, and are subtracted from what a budget allows.
+    """
     budgets = world.budgets_in.get(engine.metadata.namespace, {}).values()
     if not budgets:
         return UNBOUNDED
@@ -215,7 +226,7 @@ def may_lose(world: World, engine: InferenceEngine) -> int:
     for budget in budgets:
         meant = {i for i, pod in serving.items() if _is_about(budget, pod)}
         going = sum(1 for index in meant if ref(engine, index) in lent)
-        if meant:
+        if meant:  # a budget that selects no serving replica bounds none
             left = min(left, max(0, budget.allowed - going))
     return left
 

@@ -1,8 +1,8 @@
-"""Why something is not done now. Every check returns its obstacle, or None; nobody works the reason out a second time.
+"""Why is something not done now? Every check returns an obstacle, or None. The reason is worked out only once.
 
-From this one value come the condition, `explain`, the next look (`until`), who is woken (`ends_with`), and the remedies
-that a message names. The property tests do what each remedy says, and look whether the wait ends or is for something
-else.
+One obstacle feeds the condition, `explain`, the time of the next look (`until`), the wake-up by other objects
+(`ends_with`), and the remedies that a message names. The property tests do what each remedy says, and check that the
+wait then ends, or is for another reason.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,16 +15,16 @@ from sluice_operator.observe.views import Key
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """What somebody can do about an obstacle."""
+    """What a person can do about an obstacle."""
 
     text: str
-    """As the end of a sentence that begins with `Next:`."""
+    """The rest of a sentence that begins with `Next:`."""
     key: Key | None = None
-    """The object that it changes; None for the one that waits, or for something that is not there yet."""
+    """The object to change; None for the object that waits, or for one that does not exist yet."""
     field: str = ""
-    """Of its spec, with dots. Empty: the object has to end, or to come, as `text` says."""
+    """The path of a field in the object's spec, with dots. Empty if the object must end or appear, as `text` says."""
     value: object = None
-    """What the field has to be."""
+    """What the field must become."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +33,17 @@ class Obstacle:
 
     reason: Reason
     message: str
-    """What is so, in whole sentences."""
+    """What is the case, in whole sentences."""
     until: datetime | None = None
-    """The moment at which time alone removes it, or at which it is to be looked at again."""
+    """When time alone ends the obstacle, or when the check must be made again."""
     ends_with: tuple[Key, ...] = ()
-    """Objects whose change may end it: one that is not there yet by the name that it must have, or by no name if any
-    of the kind would do."""
+    """Objects whose change may end the obstacle. An object that does not exist yet has the name that it will need, or
+    an empty name if any object of the kind would do."""
     remedies: tuple[Remedy, ...] = ()
 
 
 Ways = Sequence[tuple[Obstacle, ...]]
-"""Ways in which a job could start, the nearest first: for each the obstacles, all of which would have to end."""
+"""Ways in which a job could start, the nearest first. Each lists its obstacles: all of them must end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +53,18 @@ class Wait:
     reason: Reason
     message: str
     position: str = ""
-    """Its place among those that wait: exact for the first, then a bound, as every change is a write."""
+    """The job's place in the queue, in words. Only the first places are exact: every change of the text is a write."""
     starts_at: datetime | None = None
-    """When it may start, if that is known."""
+    """When the job may start, if that is known."""
     ways: tuple[tuple[Obstacle, ...], ...] = field(default=(), compare=False)
-    """What the message was made of."""
+    """The ways from which the message was made."""
 
 
 def next_moment(obstacles: Iterable[Obstacle], now: datetime) -> datetime | None:
-    """When the first of some obstacles is over by the passing of time alone."""
+    """When time alone first ends one of some obstacles; None if it never does."""
     return earliest((obstacle.until for obstacle in obstacles), now)
 
 
 def earliest(moments: Iterable[datetime | None], now: datetime) -> datetime | None:
-    """The first of some moments that is still to come."""
+    """The first of some moments that is still ahead; None if there is none."""
     return min((moment for moment in moments if moment is not None and moment > now), default=None)

@@ -1,4 +1,4 @@
-"""Can a claim run? It is checked before anybody is disturbed for it.
+"""Can a claim run? That is checked before a slot drains or training stops for it.
 
 Jobs and replicas whose pods are overdue are found here too: a ResourceQuota may be the cause, and our own scale-up pods
 count against it.
@@ -25,7 +25,7 @@ from sluice_operator.plan.stock import NodeStock
 
 
 def phase_of(world: World, live: LiveClaim) -> Phase:
-    """How far a claim has come: a gated one drains as soon as it is proven."""
+    """How far a claim has come. A claim that is proven is DRAINING, though its pods are still gated."""
     found = phase(world, live)
     if found is Phase.PROVING and preflight_obstacle(world, live) is None:
         return Phase.DRAINING
@@ -33,11 +33,11 @@ def phase_of(world: World, live: LiveClaim) -> Phase:
 
 
 def preflight_obstacle(world: World, live: LiveClaim) -> Obstacle | None:
-    """Why a claim is not proven to be runnable yet; None when it is.
+    """Why a claim is not proven to be runnable yet; None if it is.
 
-    Proven: nobody has suspended the Job, the claim has come back through the watch, no older claim
-    overlaps it, its pods exist (quota, admission and Pod Security have passed) and fit the node for
-    every reason, once the borrowed slots are gone.
+    A claim is proven when no other controller has suspended its Job, it has come back through the watch, and no older
+    claim overlaps it. Its pods must exist (quota, admission and Pod Security have passed), and must fit their nodes in
+    everything once the borrowed slots are gone.
     """
     if live.stage_job.suspended:
         return Obstacle(Reason.SUSPENDED_BY_OTHER, suspended_by_other(live.stage_job))
@@ -53,16 +53,16 @@ def preflight_obstacle(world: World, live: LiveClaim) -> Obstacle | None:
 
 
 def suspended_by_other(stage_job: StageJobView) -> str:
-    """What to say of a Job that somebody has suspended: Sluice never does."""
+    """The message for a Job that is suspended. Sluice itself never suspends a Job."""
     return f"Job {stage_job.key.name} was suspended by another controller."
 
 
 def _obstacle_on(world: World, live: LiveClaim, place: NodeAllocation, pod: PodView) -> Obstacle | None:
-    """Why a claim's pods, which are all like one, may not run on a node of it."""
+    """Why a claim's pods can't run on one of its nodes; None if they can. `pod` stands for all: they are equal."""
     view = world.nodes[Key("Node", "", place.node)]
     if no := refusal(view, live.claim.resource, find_pool(world, live.claim.pool)):
         return Obstacle(Reason.UNSCHEDULABLE, f"Node {place.node} is {no}.")
-    need = dict(pod.requests) or need_of(live.job.spec.resources)
+    need = dict(pod.requests) or need_of(live.job.spec.resources)  # a LimitRange may have raised the requests
     others = coming(world, live_claims_on(world, place.node), place.node, live)
     lack = shortage(world, view, need, leaving(world, live), others, place.pods)
     lack = lack or unreachable_volume(world, live.job.metadata.namespace, volume_claims_of(live.job), view)
@@ -73,7 +73,10 @@ def _obstacle_on(world: World, live: LiveClaim, place: NodeAllocation, pod: PodV
 
 
 def leaving(world: World, live: LiveClaim) -> Collection[Key]:
-    """Pods that make room for a claim: of its borrowed slots and preempted attempts. Its own are the ones that ask."""
+    """Pods that take no room from a claim: of its borrowed slots and preempted attempts, and its own.
+
+    A pod of a slot that sleeps is left out: it stays on its node.
+    """
     found = {pod.key for pod in trainer_pods(world, live.stage_job)}
     refs = (ref for place in live.claim.places for ref in place.preempted)
     found.update(key for ref in refs for key in world.pods_of.get((ref.namespace, ref.uid), {}))
@@ -86,7 +89,7 @@ def leaving(world: World, live: LiveClaim) -> Collection[Key]:
 
 
 def coming(world: World, claims: Iterable[LiveClaim], node: str, mine: LiveClaim | None = None) -> list[dict[str, int]]:
-    """Requests of claims' pods that will be bound to a node, but are not yet; mine left out."""
+    """Requests of claims' pods that will be bound to a node, but are not yet. Pods of the claim `mine` are left out."""
     found = []
     for other in claims:
         place = other.claim.on(node)
@@ -98,13 +101,13 @@ def coming(world: World, claims: Iterable[LiveClaim], node: str, mine: LiveClaim
 
 
 PODS_WITHIN = timedelta(seconds=5)
-"""What has been made has its pods by then: a Job's, or those of a Deployment, which takes one step more."""
+"""How long a Job may lack its pods before they are overdue. A Deployment has as long, though it takes one step more."""
 
 
 def starts_until(engine: InferenceEngine, index: int, pod: PodView | None, now: datetime) -> datetime:
-    """When a slot that starts has got further at the latest: it has its pod, or its pod a node.
+    """When a starting slot's next step is overdue: the pod if it has none, else the pod's node.
 
-    Counted from when the engine's status first said that it starts so, without a pod or with this one.
+    The time counts from when the engine's status first said that the slot starts without a pod, or with this pod.
     """
     name = pod.key.name if pod else ""
     starts = (slot for slot in engine.status.slots if slot.index == index and slot.state is SlotState.STARTING)
@@ -113,19 +116,19 @@ def starts_until(engine: InferenceEngine, index: int, pod: PodView | None, now: 
 
 
 def replica_due(world: World, engine: InferenceEngine, index: int, now: datetime) -> datetime:
-    """The same of a slot as it is now."""
+    """When a starting slot's next step is overdue (`starts_until`), with the pod that it has now."""
     return starts_until(engine, index, pod_of(world, engine, index), now)
 
 
 def namespace_missing_pods(world: World, namespace: str, now: datetime) -> str:
-    """Who lacks a pod that should be there by now in a namespace; empty when nobody does."""
+    """The first job or slot of a namespace that has an overdue pod; empty if there is none."""
     due = pods_due(world).get(namespace)
     return due[1] if due and due[0] <= now else ""
 
 
 @once_a_world(lambda _world: None)
 def pods_due(world: World) -> Mapping[str, tuple[datetime, str]]:
-    """By namespace, until when the first of those that have no pod yet should have it, and who that is."""
+    """By namespace: when the first missing pod is overdue, and the job or slot that lacks it."""
     found: dict[str, tuple[datetime, str]] = {}
     for namespace, name, since in (*_claims(world), *_slots(world)):
         due = (since + PODS_WITHIN, name)
@@ -134,7 +137,7 @@ def pods_due(world: World) -> Mapping[str, tuple[datetime, str]]:
 
 
 def _claims(world: World) -> Iterator[tuple[str, str, datetime]]:
-    """Training Jobs that hold a claim and lack pods. One that another system has suspended is to have none."""
+    """Training Jobs with a live claim that lack pods: namespace, job's name and the Job's creation time."""
 
     def look(stage_job: StageJobView) -> tuple[str, str, datetime] | None:
         job = owner_of(world, stage_job) if _lacks_pods(world, stage_job) else None
@@ -146,12 +149,12 @@ def _claims(world: World) -> Iterator[tuple[str, str, datetime]]:
 
 def _lacks_pods(world: World, stage_job: StageJobView) -> bool:
     pods = world.pods_of.get(identity(stage_job), ())
-    asks = not (stage_job.finished or stage_job.suspended)
+    asks = not (stage_job.finished or stage_job.suspended)  # a suspended Job has no pods
     return asks and stage_job.claim is not None and len(pods) < len(stage_job.claim.nodes)
 
 
 def _slots(world: World) -> Iterator[tuple[str, str, datetime]]:
-    """Slots that start, as their engine's status says, and have no pod."""
+    """Slots without a pod that start by their engine's status: namespace, slot and since when."""
     for engine in world.engines.values():
         for slot in engine.status.slots:
             starts = slot.state is SlotState.STARTING and not slot.pod
@@ -167,10 +170,11 @@ def lack_on(
     pods: int = 1,
     kept: Resources | None = None,
 ) -> Obstacle | None:
-    """Why so many of the job's pods would not fit a node once others are gone; None when they would.
+    """Why a number of a job's pods would not fit a node, though it has GPUs for them; None if they would.
 
     Args:
-        kept: what must be left for others.
+        leaving: pods that will be gone by then.
+        kept: what must be left for other jobs.
     """
     others = [*coming(world, node.claims, node.name), kept or {}]
     lack = shortage(world, node.node, need_of(job.spec.resources), leaving, others, pods)

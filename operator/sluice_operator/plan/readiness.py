@@ -1,6 +1,6 @@
 """When does a job want GPUs, on which nodes, and when is its time over?
 
-All of it follows from the job's spec and its own past. Its own rules ask this, and so does the pool.
+The answers follow from the job's spec and its own past. Both the job's rules and the pool's decision ask for them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,13 +32,13 @@ from sluice_operator.plan.obstacle import Obstacle
 from sluice_operator.plan.stock import Stock
 
 MOST = 10
-"""So many jobs of a pool ask at once, the first of the queue."""
+"""At most this many jobs of a pool ask for nodes at once, the first of the queue."""
 
 
 def asks_until(job: FineTuneJob) -> datetime | None:
-    """Until when a job asks for nodes and borrows nothing; None if it does not, or is not prepared yet.
+    """Until when a job asks for nodes and borrows nothing (scaleUpFirst); None if it does not, or is not prepared yet.
 
-    A claim that was given up, for a quota say, does not begin that time anew.
+    A claim that was given up, because of a quota for example, does not restart that time.
     """
     terms = job.spec.scheduling.scale_up_first
     if terms is None:
@@ -48,19 +48,23 @@ def asks_until(job: FineTuneJob) -> datetime | None:
 
 
 def asks(job: FineTuneJob, now: datetime) -> bool:
-    """Whether a job that is ready for GPUs asks for nodes now, and takes free GPUs only."""
+    """Whether a prepared job asks for nodes now, and takes only free GPUs meanwhile."""
     until = asks_until(job)
     return until is not None and now < until
 
 
 def may_ask(job: FineTuneJob, now: datetime) -> bool:
-    """Whether a job asks for nodes now, or will once it is prepared: nodes larger than those that exist may come."""
+    """Whether a job asks for nodes now, or will once it is prepared. Then nodes may come that are large enough."""
     until = asks_until(job)
     return job.spec.scheduling.scale_up_first is not None and (until is None or now < until)
 
 
 def training_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime) -> datetime:
-    """When activeDeadlineSeconds are over for an attempt that was given its GPUs at a moment, and runs."""
+    """When spec.activeDeadlineSeconds are over for a running attempt, less what earlier attempts have used of them.
+
+    Args:
+        since: when the attempt was given its GPUs.
+    """
     return since + timedelta(seconds=job.spec.active_deadline_seconds) - _spent(outcomes)
 
 
@@ -68,14 +72,14 @@ _BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
 
 
 GRACE = timedelta(seconds=60)
-"""So much longer a training Job's own deadline is than the job's: an operator that runs ends it first, in its words."""
+"""How much later a training Job's own deadline is than its job's: a running operator ends it first, and says why."""
 
 
 def job_deadline(job: FineTuneJob, outcomes: Outcomes, stage: Stage) -> int:
-    """activeDeadlineSeconds of a batch/v1 Job that is about to be made: it ends though no operator runs.
+    """activeDeadlineSeconds of a batch/v1 Job that is about to be made. It ends the Job even if no operator runs.
 
-    The Job controller counts from when it begins, with the time that pods wait at their gate, and anew if somebody
-    suspends the Job and resumes it.
+    The Job controller counts from the Job's start, the time that pods wait at their gate included. It starts again from
+    zero when the Job is suspended and resumed.
     """
     if stage is not Stage.TRAIN:
         return job.spec.stage_deadline_seconds
@@ -84,13 +88,13 @@ def job_deadline(job: FineTuneJob, outcomes: Outcomes, stage: Stage) -> int:
 
 
 def _spent(outcomes: Outcomes) -> timedelta:
-    """How long all attempts that have ended have trained."""
+    """How long all ended attempts together have trained."""
     trained = had_theirs(outcomes.of(Stage.TRAIN))
     return sum((a.ended_at - a.started_at for a in trained if a.started_at and a.ended_at), start=timedelta())
 
 
 def waiting_ends(job: FineTuneJob, outcomes: Outcomes) -> datetime | None:
-    """When queueDeadlineSeconds are over; None for a job that has no such limit, is not ready, or has had GPUs."""
+    """When queueDeadlineSeconds are over; None if the job has no such limit, is not prepared, or has had GPUs."""
     limit, prepared = job.spec.scheduling.queue_deadline_seconds, done(outcomes, Stage.PREPARE)
     if limit is None or prepared is None or prepared.ended_at is None or had_theirs(outcomes.of(Stage.TRAIN)):
         return None
@@ -99,7 +103,11 @@ def waiting_ends(job: FineTuneJob, outcomes: Outcomes) -> datetime | None:
 
 
 def warning(job: FineTuneJob, outcomes: Outcomes, since: datetime, expected: datetime | None) -> str:
-    """What to say of training that is expected to end after its deadline; empty while it is in time."""
+    """What to add to the message if training is expected to end after its deadline; empty if it is in time.
+
+    Args:
+        expected: when training ends by the trainer's last report; None if that is not known.
+    """
     end = training_ends(job, outcomes, since)
     if expected is None or expected <= end:
         return ""
@@ -110,7 +118,7 @@ def warning(job: FineTuneJob, outcomes: Outcomes, since: datetime, expected: dat
 
 
 class End(NamedTuple):
-    """When a job's time is over, and what is said then."""
+    """When a job's time is over, and with what reason and message it then fails."""
 
     at: datetime
     reason: Reason
@@ -118,10 +126,10 @@ class End(NamedTuple):
 
 
 def time_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime | None) -> End | None:
-    """When a job's time is over; None for one that is trained, or waits without a limit.
+    """When a job's time to train, or to wait for GPUs, is over; None if no such limit applies now.
 
     Args:
-        since: when the attempt that runs now was given its GPUs.
+        since: when the attempt that runs now was given its GPUs; None if none runs.
     """
     if done(outcomes, Stage.TRAIN):
         return None
@@ -141,7 +149,7 @@ def time_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime | None) -> E
 
 
 class Failure(NamedTuple):
-    """That a job has failed for good."""
+    """Why a job has failed for good, and in which stage."""
 
     stage: Stage
     why: Obstacle
@@ -150,7 +158,7 @@ class Failure(NamedTuple):
 def final_failure(
     job: FineTuneJob, outcomes: Outcomes, now: datetime, training_since: datetime | None = None
 ) -> Failure | None:
-    """Why a job has failed for good: an end that no other attempt would change, too many, or too late."""
+    """Why a job has failed for good: a final end, too many failures, or a deadline; None if it has not."""
     for stage in Stage:
         ended = outcomes.of(stage)
         if not ended or any(outcome.reason == Reason.DONE for outcome in ended):
@@ -169,7 +177,7 @@ def final_failure(
 
 
 def _reason(outcome: AttemptOutcome) -> Reason:
-    """The outcome's reason if it is one that we know."""
+    """The outcome's reason if it is in the closed list; else TrainerFailed."""
     return Reason.known(outcome.reason) or Reason.TRAINER_FAILED
 
 
@@ -178,26 +186,26 @@ class Readiness:
     """Whether a job wants GPUs, from when on, and until when."""
 
     obstacles: tuple[Obstacle, ...] = ()
-    """What keeps it from them, for good or until a moment."""
+    """Why it wants none, for good or until a moment."""
     ends: datetime | None = None
-    """Once it is over, the job has failed (spec.scheduling.queueDeadlineSeconds)."""
+    """When the job fails for want of GPUs (spec.scheduling.queueDeadlineSeconds); None if it never does."""
 
     @property
     def begins(self) -> datetime | None:
-        """From when on it wants them, if nothing but time keeps it from them."""
+        """When the last obstacle that ends by time is over; None if no obstacle does."""
         return max((obstacle.until for obstacle in self.obstacles if obstacle.until), default=None)
 
     def at(self, now: datetime) -> bool:
-        """Whether it wants them at a moment."""
+        """Whether the job wants GPUs at a moment."""
         held = any(obstacle.until is None or now < obstacle.until for obstacle in self.obstacles)
         return not held and (not self.ends or now < self.ends)
 
 
 def readiness(world: World, job: FineTuneJob) -> Readiness:
-    """When a job wants GPUs. Without Jobs of its own that is in its record alone, and asked of thousands that wait."""
+    """When a job wants GPUs."""
     if world.stage_jobs_of.get(identity(job)):
         return _readiness(job, all_outcomes(world, job))
-    return _by_its_record(world, job)
+    return _by_its_record(world, job)  # kept until the job changes, because thousands of waiting jobs are asked
 
 
 @once_a_job
@@ -213,7 +221,7 @@ def _readiness(job: FineTuneJob, outcomes: Outcomes) -> Readiness:
 
 
 def pauses(job: FineTuneJob, outcomes: Outcomes) -> Iterator[Obstacle]:
-    """What time alone ends: the pause after an attempt, and the job's own wish."""
+    """The obstacles that time alone ends: the pause after an attempt to train, and the job's notBefore."""
     if obstacle := pause(job, outcomes, Stage.TRAIN):
         yield obstacle
     if begins := job.spec.scheduling.not_before:
@@ -222,7 +230,7 @@ def pauses(job: FineTuneJob, outcomes: Outcomes) -> Iterator[Obstacle]:
 
 
 def pause(job: FineTuneJob, outcomes: Outcomes, stage: Stage) -> Obstacle | None:
-    """Why the next attempt of a stage does not begin at once; None if it does, or if there has been none."""
+    """Why the next attempt of a stage does not follow the last one at once; None if it does, or is the first."""
     at = next_attempt_at(job, outcomes, stage)
     if at is None:
         return None
@@ -235,14 +243,14 @@ def pause(job: FineTuneJob, outcomes: Outcomes, stage: Stage) -> Obstacle | None
 
 
 def managed_elsewhere(job: FineTuneJob, _outcomes: Outcomes) -> Obstacle | None:
-    """Another controller runs this job."""
+    """An obstacle if another controller runs the job (spec.managedBy)."""
     if not job.spec.managed_by:
         return None
     return Obstacle(Reason.MANAGED_ELSEWHERE, f"spec.managedBy is {job.spec.managed_by}.")
 
 
 def being_deleted(job: FineTuneJob, _outcomes: Outcomes) -> Obstacle | None:
-    """It is being deleted, and somebody's finalizer keeps it."""
+    """An obstacle if the job is being deleted, and a finalizer still keeps it."""
     if job.metadata.deletion_timestamp is None:
         return None
     message = "The job is being deleted; what ran for it is ended. A finalizer keeps it here."
@@ -250,7 +258,7 @@ def being_deleted(job: FineTuneJob, _outcomes: Outcomes) -> Obstacle | None:
 
 
 def suspended(job: FineTuneJob, outcomes: Outcomes) -> Obstacle | None:
-    """The user wants it to stop."""
+    """An obstacle if the user wants the job to stop (spec.suspend)."""
     if not job.spec.suspend:
         return None
     on = " from the checkpoint." if outcomes.of(Stage.TRAIN) else "."
@@ -268,7 +276,7 @@ def _trained(_job: FineTuneJob, outcomes: Outcomes) -> Obstacle | None:
 
 
 def _failed(job: FineTuneJob, outcomes: Outcomes) -> Obstacle | None:
-    failure = final_failure(job, outcomes, _BEFORE_ALL)
+    failure = final_failure(job, outcomes, _BEFORE_ALL)  # at that moment no queue deadline is over: `ends` has it
     return failure.why if failure else None
 
 
@@ -284,7 +292,7 @@ _CHECKS: tuple[Callable[[FineTuneJob, Outcomes], Obstacle | None], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Avoided:
-    """A node that is left out."""
+    """A node that a job leaves out."""
 
     node: str
     until: datetime
@@ -292,7 +300,7 @@ class Avoided:
 
     @property
     def obstacle(self) -> Obstacle:
-        """Why its pods do not go there now."""
+        """Why the job's pods do not go to the node now."""
         message = f"{self.node} is left out until {self.until:%H:%M:%S} UTC, as {self.rule.why}."
         return Obstacle(Reason.NODE_AVOIDED, message, self.until)
 
@@ -307,7 +315,7 @@ def avoided(world: World, stock: Stock, job: FineTuneJob, now: datetime) -> Mapp
 
 
 def avoided_until(job: FineTuneJob) -> Iterator[datetime]:
-    """When nodes that a job leaves out are looked at again."""
+    """When each node that a job leaves out may be used again."""
     return (one.until for one in _avoided(recorded(job).of(Stage.TRAIN)))
 
 
@@ -319,7 +327,7 @@ def _avoided(attempts: Iterable[AttemptOutcome]) -> Iterator[Avoided]:
 
 
 def _fits_without(stock: Stock, job: FineTuneJob, left_out: Mapping[str, Avoided]) -> bool:
-    """Whether the pool's other nodes, when empty, have room for all pods of a job."""
+    """Whether all pods of a job would fit the pool's other usable nodes if those were empty."""
     wanted = job.spec.resources
     nodes = (node for node in stock.nodes.values() if not node.refusal and node.name not in left_out)
     return sum(most_pods(node.node, node.gpus, wanted.gpus, need_of(wanted)) for node in nodes) >= wanted.nodes

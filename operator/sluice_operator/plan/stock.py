@@ -1,4 +1,4 @@
-"""Who has which GPU, as values: a pool's nodes with their claims, slots and what is free."""
+"""Who has which GPU, as values? A pool's nodes, each with its claims, its slots and what is free."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,71 +18,74 @@ from sluice_operator.observe.world import World
 from sluice_operator.plan.obstacle import Obstacle
 
 UNBOUNDED = 1_000_000
+"""More replicas than an engine can have: no PodDisruptionBudget bounds them."""
 
 
 class Held(NamedTuple):
     """GPUs of a pool that one namespace has."""
 
     gpus: int = 0
-    """Of its jobs."""
+    """GPUs of its jobs."""
     borrowed: int = 0
-    """Of these, borrowed from engines."""
+    """Those of `gpus` that are borrowed from engines."""
     serving: int = 0
-    """Of its engines' replicas, those that are lent included."""
+    """GPUs of its engines' replicas, lent ones included."""
     own: int = 0
-    """Of these, lent to its own jobs: they are among `gpus` too."""
+    """GPUs that its engines lend to its own jobs: they are both in `gpus` and in `serving`."""
 
     @property
     def total(self) -> int:
-        """Of jobs and replicas together, each GPU once."""
+        """GPUs of its jobs and replicas together, each counted once."""
         return self.gpus + self.serving - self.own
 
     def plus(self, gpus: int = 0, borrowed: int = 0, serving: int = 0) -> "Held":
-        """The same with more."""
+        """A copy with some GPUs added."""
         return self._replace(gpus=self.gpus + gpus, borrowed=self.borrowed + borrowed, serving=self.serving + serving)
 
     def with_claim(self, world: World, claim: Claim, namespace: str) -> "Held":
-        """The same with one claim more, of a job of this namespace."""
+        """A copy with one more claim added, by a job of the namespace."""
         borrowed = sum(borrowed_on(world, claim, place.node) for place in claim.places)
         mine = sum(_of_own(world, claim, place, namespace) for place in claim.places)
         return self.plus(claim.all_gpus, borrowed)._replace(own=self.own + mine)
 
 
 def borrowed_on(world: World, claim: Claim, node: str) -> int:
-    """GPUs of a node that a claim has borrowed and uses; what is left of a larger slot it only keeps."""
+    """GPUs of a node that a claim borrows and uses. It only keeps the rest of a larger slot, which does not count."""
     place = claim.on(node)
     return min(claim.gpus_on(node), gpus_of_slots(world, place.borrowed)) if place else 0
 
 
 def _of_own(world: World, claim: Claim, place: NodeAllocation, namespace: str) -> int:
-    """GPUs of a place that are borrowed from engines of the job's own namespace."""
+    """GPUs of one node that a claim borrows from engines of the job's own namespace."""
     slots = [slot for slot in place.borrowed if slot.namespace == namespace]
     return min(claim.gpus_on(place.node), gpus_of_slots(world, slots))
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedSlot:
-    """An engine's slot on a node: where its pod is bound, or where there is room for it."""
+    """An engine's slot that has a place on a node: its pod is bound there, or there is room for it."""
 
     slot: SlotRef
     engine: InferenceEngine
     gpus: int
     created: datetime
+    """When its pod was made; without a pod, when its engine was."""
     pod: Key | None = None
     serving: bool = False
     in_flight: int = 0
+    """Requests in flight by its last report; 0 without one."""
     shared: int = 0
-    """Percent of its GPUs' memory that jobs beside it use: its guests. It is not lent then."""
+    """Percent of its GPUs' memory that its guests use. A slot with guests is not lent."""
     takes_guests: bool = False
-    """Whether jobs may train beside it, as far as there is room: its vLLM has what the spec says, and it stays."""
+    """Whether jobs may train beside it if there is room: its vLLM stays, and takes what its spec says."""
     lendable: bool = True
-    """Whether it can make room as its engine's policy says, whatever else speaks against it."""
+    """Whether it can make room in its engine's way (ScaleDown or Sleep). Other obstacles may still forbid a loan."""
     stays: bool = True
-    """Whether its engine still wants it: one that is on its way out keeps nobody above a floor."""
+    """Whether its engine still wants it. A slot that is being removed does not count towards the floor."""
 
     @property
     def is_open(self) -> bool:
-        """Whether it may be lent, as far as it depends on itself."""
+        """Whether nothing about the slot itself forbids a loan."""
         return self.lendable and not self.shared
 
 
@@ -93,17 +96,18 @@ class NodeStock:
     node: NodeView
     gpus: int
     refusal: str
-    """Why it takes no new training pod; empty when it does."""
+    """Why it takes no new training pod; empty if it does."""
     claims: tuple[LiveClaim, ...] = ()
     claimed: int = 0
+    """GPUs that claims take. A claim that gives way does not count: its preemptor's does."""
     slots: tuple[PlacedSlot, ...] = ()
     leaving: int = 0
-    """GPUs of slots that are lent, but started here and not where they were lent from: they stop for the borrower."""
+    """GPUs of lent slots that have started here, and not on the node that they lent. They stop for the borrower."""
     ending: Mapping[str, int] = field(default_factory=dict)
-    """GPUs of training whose claim is over and whose pods are not gone: its job was deleted, suspended or orphaned. By
-    its namespace."""
+    """GPUs of training pods that outlive their claim, because the job was deleted, suspended or orphaned. By
+    namespace."""
     others: int = 0
-    """GPUs of pods that are neither training's nor a slot's."""
+    """GPUs of all other pods: neither of training nor of a slot."""
 
     @property
     def name(self) -> str:
@@ -112,37 +116,37 @@ class NodeStock:
 
     @cached_property
     def inference(self) -> int:
-        """GPUs that engines' slots have, or are about to take."""
+        """GPUs that slots have or are about to take."""
         return sum(slot.gpus for slot in self.slots) + self.leaving
 
     @cached_property
     def spare(self) -> int:
-        """GPUs that nobody has; below zero where more are spoken for than there are, and somebody will have to wait."""
+        """GPUs that are neither held nor spoken for; below zero if more are spoken for than the node offers."""
         return self.gpus - self.training - self.inference - self.others
 
     @property
     def training(self) -> int:
-        """GPUs that training has, or is about to take."""
+        """GPUs that training has or is about to take."""
         return self.claimed + sum(self.ending.values())
 
     @cached_property
     def preemptible(self) -> tuple[LiveClaim, ...]:
-        """Claims that give way to a higher priority, or do already. Asked for each job that waits."""
+        """Claims that agreed to give way to a higher priority, those that already do included."""
         return tuple(live for live in self.claims if live.job.spec.scheduling.interruption.policy is not GiveWay.NEVER)
 
     @property
     def soon(self) -> int:
-        """The same once those that leave are gone."""
+        """The node's `spare` GPUs once the slots that leave are gone."""
         return self.spare + self.leaving
 
     @property
     def is_crowded(self) -> bool:
-        """Whether somebody waits here already for a GPU that another one has: then nobody is disturbed for a third."""
+        """Whether more is spoken for than the node offers. Then nothing here is disturbed for a further job."""
         return self.soon < 0
 
     @property
     def free(self) -> int:
-        """GPUs that nobody has."""
+        """The node's `spare` GPUs, and at least 0."""
         return max(0, self.spare)
 
 
@@ -152,30 +156,30 @@ class Stock:
 
     pool: GPUPool
     engines: tuple[InferenceEngine, ...]
-    """The pool's, in the order in which they get GPUs."""
+    """The pool's engines, in the order in which they get GPUs."""
     nodes: Mapping[str, NodeStock]
     waiting_slots: tuple[SlotRef, ...]
     """Slots that should exist and find no GPU."""
     may_lose: Mapping[str, int] = field(default_factory=dict)
-    """Replicas that serve and that disruption budgets let go, by the uid of the engine."""
+    """How many serving replicas disruption budgets let go, by the engine's uid."""
     going: frozenset[str] = frozenset()
-    """Attempts that give way to somebody already, by uid, on whichever of their nodes that one comes."""
+    """Uids of attempts that already give way to a preemptor, on any of their nodes."""
     refused_slots: Mapping[SlotRef, Obstacle] = field(default_factory=dict)
-    """Slots that should exist and that the pool does not give to their namespace, and why."""
+    """Slots that should exist and that the pool refuses to their namespace, and why."""
     held: Mapping[str, Held] = field(default_factory=dict)
     """What each namespace has of the pool."""
     lacking: int = 0
-    """GPUs of replicas that engines should have and that have no place; those that are lent come back to theirs."""
+    """GPUs of replicas that engines should have and that have no place. A lent slot has one, to which it returns."""
 
     def with_node(self, node: NodeStock) -> "Stock":
-        """The same stock with one node changed."""
+        """The stock with one node changed."""
         return replace(self, nodes={**self.nodes, node.name: node})
 
     def after(self, world: World, claim: Claim) -> "Stock":
-        """The stock once a claim is made: later jobs see its GPUs as taken and its slots as lent.
+        """The stock once a claim is made. Later jobs see the claim's GPUs as taken and its slots as lent.
 
-        Slots that come back from preempted claims are their engines' again, and not free. What else these leave is
-        nobody's until they are gone: they stay if the one that comes is deleted before.
+        Slots that return from preempted claims belong to their engines again, and are not free. The other GPUs of a
+        preempted claim are not free before its pods are gone: it keeps them if the preemptor is deleted first.
         """
         stopped: Counter[str] = Counter()
         stock = self
@@ -203,33 +207,33 @@ class Stock:
 
     @cached_property
     def gpus(self) -> int:
-        """All that its nodes offer."""
+        """GPUs that the pool's nodes offer."""
         return sum(node.gpus for node in self.nodes.values())
 
     @cached_property
     def free(self) -> int:
-        """GPUs that nobody has."""
+        """The free GPUs of all its nodes."""
         return sum(node.free for node in self.nodes.values())
 
     @cached_property
     def claims(self) -> list[LiveClaim]:
-        """The claims on all nodes; one with pods on several once."""
+        """The claims on all nodes. A claim on several nodes is listed once."""
         found = {live.stage_job.uid: live for node in self.nodes.values() for live in node.claims}
         return list(found.values())
 
     @cached_property
     def staying(self) -> list[LiveClaim]:
-        """Those of them that give way to nobody yet."""
+        """The claims that do not give way to a preemptor."""
         return [live for live in self.claims if live.stage_job.uid not in self.going]
 
     @cached_property
     def placed(self) -> Mapping[SlotRef, PlacedSlot]:
-        """Every slot that has a place."""
+        """Every slot that has a place on a node."""
         return {slot.slot: slot for node in self.nodes.values() for slot in node.slots}
 
     @cached_property
     def slots_of(self) -> Mapping[str, tuple[PlacedSlot, ...]]:
-        """These slots by the uid of their engine."""
+        """The placed slots by their engine's uid."""
         found: dict[str, list[PlacedSlot]] = {}
         for slot in self.placed.values():
             found.setdefault(slot.engine.metadata.uid, []).append(slot)
@@ -237,19 +241,19 @@ class Stock:
 
 
 def _with_guest(slot: PlacedSlot, place: NodeAllocation, claim: Claim) -> PlacedSlot:
-    """A slot once a claim is made: with less memory left if that is its guest."""
+    """A slot once a claim is made. If the claim is its guest, it has less memory left."""
     return (
         replace(slot, shared=slot.shared + claim.share.percent) if claim.share and slot.slot == place.beside else slot
     )
 
 
 def share_of(pool: GPUPool, job: FineTuneJob) -> Share | None:
-    """What of a GPU a job uses; None when its GPUs are its own."""
+    """The part of a GPU that a job asks for; None if its policy is not Shared."""
     if job.spec.scheduling.policy is not Policy.SHARED:
         return None
     return Share(mode=pool.spec.sharing.mode, percent=job.spec.scheduling.share_percent)
 
 
 def is_guest(pool: GPUPool, job: FineTuneJob) -> bool:
-    """Whether a job is to train beside a slot."""
+    """Whether a job would train beside a slot in this pool: its policy is Shared, and DRA serves the GPUs."""
     return pool.spec.by_dra and job.spec.scheduling.policy is Policy.SHARED

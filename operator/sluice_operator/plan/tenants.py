@@ -12,14 +12,14 @@ from sluice_operator.plan.stock import Held
 
 
 def quota_of(world: World, pool: GPUPool, namespace: str) -> NamespaceQuota:
-    """The first quota of a pool that selects the namespace; one without bounds when none does."""
+    """The first quota of a pool that selects the namespace; a quota without bounds if none does."""
     if not pool.spec.quotas:
         return NamespaceQuota()
     return next((quota for quota in pool.spec.quotas if selects(world, quota.namespaces, namespace)), NamespaceQuota())
 
 
 def not_allowed(world: World, pool: GPUPool, namespace: str) -> Obstacle | None:
-    """Why a pool is not for a namespace; None when it is."""
+    """Why a namespace may not use a pool; None if it may."""
     allowed = pool.spec.allowed_namespaces
     if allowed is None or selects(world, allowed, namespace):
         return None
@@ -32,10 +32,10 @@ def not_allowed(world: World, pool: GPUPool, namespace: str) -> Obstacle | None:
 
 
 def outranks(world: World, pool: GPUPool, namespace: str, field: str, priority: int) -> Obstacle | None:
-    """Why a priority is too high for a namespace in a pool; None when it is not.
+    """Why a priority is too high for a namespace in a pool; None if it is not.
 
     Args:
-        field: where the priority stands.
+        field: the path of the priority in the spec, for the message.
     """
     most = quota_of(world, pool, namespace).max_priority
     if most is None or priority <= most:
@@ -49,21 +49,22 @@ def outranks(world: World, pool: GPUPool, namespace: str, field: str, priority: 
 
 
 def engine_denial(world: World, pool: GPUPool, engine: InferenceEngine) -> Obstacle | None:
-    """Why a pool starts no replica of an engine as it is, however many GPUs are free; None when it does."""
+    """Why a pool starts no replica of an engine with its present spec, however many GPUs are free; None if it does."""
     namespace, priority = engine.metadata.namespace, engine.spec.preemption.priority
     return not_allowed(world, pool, namespace) or outranks(world, pool, namespace, "spec.preemption.priority", priority)
 
 
 def quota_field(pool: GPUPool, quota: NamespaceQuota, name: str) -> str:
-    """The path of one bound in a pool's spec."""
+    """The path of one bound of a quota in its pool's spec."""
     return f"quotas.{pool.spec.quotas.index(quota)}.{name}"
 
 
 def held_obstacle(pool: GPUPool, quota: NamespaceQuota, job: FineTuneJob, held: Held, ahead: Held) -> Obstacle | None:
-    """Why a job would bring its namespace above the GPUs that its jobs may hold at once.
+    """Why a job would bring its namespace above maxGPUs, the GPUs that its jobs may hold at once; None if it would not.
 
     Args:
-        ahead: what its namespace's jobs wait for that are in front.
+        held: what the namespace has of the pool.
+        ahead: what jobs of the namespace wait for that are in front of the job.
     """
     asked, most, namespace = job.spec.resources.all_gpus, quota.max_gpus, job.metadata.namespace
     if most is None or held.gpus + ahead.gpus + asked <= most:
@@ -73,7 +74,10 @@ def held_obstacle(pool: GPUPool, quota: NamespaceQuota, job: FineTuneJob, held: 
 
 
 def total_obstacle(pool: GPUPool, quota: NamespaceQuota, job: FineTuneJob, held: Held, ahead: Held) -> Obstacle | None:
-    """Why a job that borrows nothing would bring its namespace above what its jobs and replicas may have together."""
+    """Why a job would bring its namespace above maxTotalGPUs, the GPUs of its jobs and replicas; None if it would not.
+
+    The job is taken to borrow nothing. The arguments are those of `held_obstacle`.
+    """
     asked, most, namespace = job.spec.resources.all_gpus, quota.max_total_gpus, job.metadata.namespace
     if most is None or held.total + ahead.gpus + asked <= most:
         return None
@@ -89,7 +93,7 @@ def _over(pool: GPUPool, quota: NamespaceQuota, field: str, enough: int, has: st
 
 
 def serving_obstacle(pool: GPUPool, quota: NamespaceQuota, engine: InferenceEngine, held: Held) -> Obstacle | None:
-    """Why one replica more of an engine would bring its namespace above a quota; None when it would not."""
+    """Why one more replica of an engine would bring its namespace above a quota; None if it would not."""
     gpus, namespace, message = engine.spec.resources.gpus, engine.metadata.namespace, ""
     if quota.max_serving_gpus is not None and held.serving + gpus > quota.max_serving_gpus:
         message = (

@@ -1,1 +1,1 @@
-"""One engine: decide.py says what each of its replicas should be, by the rules in slot_plans.py."""
+"""The decision about one engine: decide.py says what it needs, slot_plans.py by which rules each replica is planned."""

@@ -1,4 +1,7 @@
-"""What does an engine need now? Its size, slot by slot: what GPUs allow, less what is lent, changed one at a time."""
+"""What does an engine need now? A size for each slot: as many as the GPUs allow, less the lent ones.
+
+A changed spec restarts one slot at a time.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -32,29 +35,29 @@ class EngineDecision:
     """What an engine needs now."""
 
     slots: tuple[SlotPlan, ...]
-    """What each of them should be."""
+    """What each slot should be."""
     apply: tuple[SlotPlan, ...]
-    """Of these, slots that get a whole Deployment: new ones, stopped ones that start, changed ones whose turn it is."""
+    """Those of `slots` whose Deployment is written whole: new ones, stopped ones that start, the one to restart."""
     stop: tuple[SlotView, ...]
     """Slots that go to size 0."""
     remove: tuple[SlotView, ...]
-    """Slots that are no longer wanted; their pods drain by themselves."""
+    """Slots that are not wanted any more. Their pods drain by themselves."""
     woken: tuple[SlotView, ...]
-    """Slots that wake now: their pause begins, as if they had started anew."""
+    """Slots that wake now. The engine's pause before it lends again begins, as after a restart."""
     placeholders: Placeholders
     devices: SlotDevices
     rollout_waits: bool
-    """A changed spec has to wait for a return."""
+    """Whether the spec has changed and no slot may restart now (see `next_rollout`)."""
     again_at: datetime | None = None
+    """When to look again even if nothing happens."""
 
 
 def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineDecision:
-    """Decide the size of every slot.
+    """Decide what an engine's slots, placeholders and ResourceClaims should be.
 
-    A lent slot goes to 0 only when the trainer that borrows it is ungated and nominated; then the
-    scheduler binds the trainer the moment the GPU is free, and nobody steals it. One that comes back
-    while the next job is about to borrow it stays at 0, for a moment: nothing would be served in between.
-    One that sleeps keeps its size.
+    A lent slot goes to size 0 only when the trainer that borrows it is ungated and nominated. Then the scheduler binds
+    the trainer the moment the GPU is free, and no other pod can take it. A slot that returns when the next job is about
+    to borrow it stays at 0 for a moment: it would serve nothing in between. A slot that sleeps keeps its size.
     """
     lent = borrowers(world, live_claims_from(world, engine))
     slots = existing(world, engine)
@@ -94,7 +97,11 @@ def plan_engine(world: World, engine: InferenceEngine, now: datetime) -> EngineD
 def _promised(
     world: World, pool: GPUPool, back: Collection[SlotRef], now: datetime
 ) -> Mapping[SlotRef, tuple[str, str]]:
-    """Of the slots that have just come back, those that the pool's next decision lends: to which job, on which node."""
+    """The slots that the pool's next decision lends again: each with the job, as namespace/name, and the GPUs' node.
+
+    Args:
+        back: slots that have just come back.
+    """
     return {
         slot: (f"{job.namespace}/{job.name}", claim.home_of(slot))
         for job, claim in allocate(world, pool, now).claims.items()
@@ -104,5 +111,5 @@ def _promised(
 
 
 def _on(slot: SlotView | None, plan: SlotPlan, now: datetime) -> SlotPlan:
-    """A plan for the Deployment that is there, if one is: it is told when it was last started again."""
+    """A plan with its Deployment's uid and the time of its last restart; unchanged if there is no Deployment yet."""
     return replace(plan, uid=slot.uid, restarted_at=slot.restarted_at if slot.size else now) if slot else plan

@@ -1,9 +1,9 @@
-"""Placeholders: what keeps a lent slot's GPUs for its engine, so that at the return no stranger's pod is faster.
+"""What keeps a lent slot's GPUs for its engine, so that no stranger's pod takes them at the return?
 
-kube-scheduler gives a GPU that becomes free to whichever waiting pod it tries first, and the slot's own pod is not
-there yet. A placeholder is a pod that never runs, nominated to the node for as long as the loan lasts: pods of its
-priority and below see its GPUs as taken. Trainers and engines are above it, so it is never in our own way: beside the
-borrower, which has those GPUs, it would count twice.
+kube-scheduler gives a freed GPU to the waiting pod that it tries first, and the slot's own pod does not exist yet. A
+placeholder is a pod that never runs. It is nominated to the node for as long as the loan lasts, so pods of its priority
+or less see its GPUs as taken. Trainers and engines have a higher priority and do not see it. If the borrower saw it,
+the GPUs would count twice.
 """
 
 from collections.abc import Collection, Sequence
@@ -26,21 +26,22 @@ from sluice_operator.plan.preflight import starts_until
 
 @dataclass(frozen=True, slots=True)
 class Placeholders:
-    """What is to be done about an engine's placeholders."""
+    """What to do about an engine's placeholders."""
 
     make: tuple[tuple[int, str], ...] = ()
-    """Slots that need one, each with the node."""
+    """Indices of slots that need a placeholder, each with its node."""
     nominate: tuple[tuple[PodView, str], ...] = ()
-    """Placeholders that their maker could not nominate, each with its node."""
+    """Placeholders that were made but not nominated, each with its node."""
     remove: tuple[PodView, ...] = ()
     again_at: datetime | None = None
+    """When a placeholder is kept no longer for a slot whose pod does not appear."""
 
 
 def plan_placeholders(world: World, engine: InferenceEngine, plans: Sequence[SlotPlan], now: datetime) -> Placeholders:
-    """Keep the GPUs of each lent slot from the moment it drains, until its next pod has them or nobody wants them.
+    """Keep the GPUs of each lent slot from its drain until its next pod has them, or none is expected any more.
 
-    A loan may be over before the borrower is gone: its job was suspended or deleted, or gave way. GPUs that DRA
-    serves need no placeholder: the slot's ResourceClaim has them all the while.
+    A loan may be over before the borrower is gone, because its job was suspended, was deleted or gave way. GPUs that
+    DRA serves need no placeholder: the slot's ResourceClaim has them all the time.
     """
     held, pool = _placeholders(world, engine), find_pool(world, engine.spec.resources.pool)
     by_dra = pool is not None and pool.spec.by_dra
@@ -65,20 +66,20 @@ def plan_placeholders(world: World, engine: InferenceEngine, plans: Sequence[Slo
 
 
 def _placeholders(world: World, engine: InferenceEngine) -> dict[int, PodView]:
-    """Those of an engine, by slot: a placeholder's name is the slot's, so there is one at most."""
+    """An engine's placeholders by slot index. A placeholder is named after its slot, so a slot has one at most."""
     held = world.placeholders.get((engine.metadata.namespace, engine.metadata.name), {}).values()
     ours = (pod for pod in oldest_first(held) if not pod.deleting)
     return {i: pod for pod in ours if (i := index_of(pod.labels.get(SLOT_LABEL, ""))) is not None}
 
 
 def _next_pod(world: World, engine: InferenceEngine, plan: SlotPlan) -> PodView | None:
-    """A slot's pod; one that is on its way out is none: its GPUs are about to be free."""
+    """A slot's pod. A pod that is being deleted does not count, because its GPUs are about to be free."""
     pod = pod_of(world, engine, plan.index)
     return None if pod is None or pod.deleting else pod
 
 
 def _is_being_left(world: World, plan: SlotPlan, held: dict[int, PodView]) -> bool:
-    """Whether a slot waits for GPUs where a trainer still has some whose claim is over, or whose place another has."""
+    """Whether a slot waits for GPUs on a node where a trainer, preempted or with its claim over, still has some."""
     if plan.state is not SlotState.WAITING or plan.index not in held:
         return False
     node = held[plan.index].nominated_node
@@ -92,7 +93,7 @@ def _is_being_left(world: World, plan: SlotPlan, held: dict[int, PodView]) -> bo
 
 
 def _is_on_its_way(world: World, engine: InferenceEngine, plan: SlotPlan, held: dict[int, PodView]) -> bool:
-    """Whether a slot that comes back has its pod, but the pod no node yet."""
+    """Whether a slot that returns has its pod already, and that pod has no node yet."""
     pod = _next_pod(world, engine, plan)
     starts = bool(plan.size) and not plan.lent_to and plan.index in held
     return starts and pod is not None and not pod.node
@@ -100,21 +101,24 @@ def _is_on_its_way(world: World, engine: InferenceEngine, plan: SlotPlan, held: 
 
 @dataclass(frozen=True, slots=True)
 class SlotDevices:
-    """What is to be done about them."""
+    """What to do about the ResourceClaims of an engine's slots."""
 
     make: tuple[int, ...] = ()
-    """Slots that need one, before they start."""
+    """Indices of slots that need a ResourceClaim before they start."""
     remove: tuple[DeviceClaimView, ...] = ()
-    """Those that are wanted no longer, or not as they are. Who uses one keeps it until its pod has ended."""
+    """ResourceClaims that are not wanted any more, or ask for the wrong devices. A pod that uses one keeps it until the
+    pod has ended."""
 
 
 def plan_slot_devices(
     world: World, engine: InferenceEngine, pool: GPUPool | None, plans: Sequence[SlotPlan], starting: Collection[int]
 ) -> SlotDevices:
-    """Each slot that runs or is lent has one. It can't be changed: when its slot starts anew it is replaced.
+    """Keep one ResourceClaim for each slot that runs or is lent, if DRA serves the GPUs.
+
+    A ResourceClaim can't be changed. So one that asks for the wrong devices is replaced when its slot restarts.
 
     Args:
-        starting: slots whose pod is about to be made, or made anew.
+        starting: indices of slots whose pod is about to be made or replaced.
     """
     by_dra = pool is not None and pool.spec.by_dra
     asked = (pool.spec.sharing.device_class, engine.spec.resources.gpus) if pool else None

@@ -1,4 +1,4 @@
-"""What should each of an engine's slots be? An ordered list of small rules, of which the first with a plan wins."""
+"""What should each of an engine's slots be? RULES is an ordered list of small rules: the first with a plan wins."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,26 +37,26 @@ def wakes(world: World, engine: InferenceEngine, plan: SlotPlan) -> bool:
 
 
 NEXT_CLAIM_WITHIN = timedelta(seconds=10)
-"""So long a slot that comes back waits for the claim of the job that is next in line."""
+"""How long a slot that comes back waits for the claim of the next job in the queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """An engine at one moment."""
+    """An engine at one moment: all that a rule reads."""
 
     world: World
     engine: InferenceEngine
     now: datetime
     lent: Mapping[int, LiveClaim]
-    """Slots that are borrowed, by whom."""
+    """Lent slots, each with the claim that borrows it."""
     asked_back: Collection[int]
-    """Of these, those that the engine needs itself."""
+    """Lent slots that the engine needs itself."""
     used: Mapping[int, str]
-    """Slots whose GPUs a trainer still uses; its job."""
+    """Slots whose GPUs are still used by a training pod, each with its job (`being_used`)."""
     promised: Mapping[int, tuple[str, str]]
-    """Slots that have just come back and are about to be lent again: to which job, on which node."""
+    """Slots that have just come back and are about to be lent again, each with the job and the GPUs' node."""
     placed: Collection[SlotRef]
-    """Slots for which the pool has GPUs."""
+    """Slots that have a place on a node of the pool."""
 
 
 def slot_plans(
@@ -67,12 +67,12 @@ def slot_plans(
     promised: Mapping[SlotRef, tuple[str, str]],
     now: datetime,
 ) -> list[SlotPlan]:
-    """A plan for each slot that should exist or is borrowed, by index.
+    """A plan for each slot that should exist or is lent, in the order of their indices.
 
     Args:
-        stock: of the engine's pool; None where that is gone.
-        lent: slots that are borrowed, by whom.
-        promised: slots that the pool's next decision lends: to which job, on which node.
+        stock: that of the engine's pool; None if the pool is gone.
+        lent: lent slots, each with the claim that borrows it.
+        promised: slots that the pool's next decision lends again, each with the job and the GPUs' node.
     """
     s = _situation(world, engine, stock, lent, promised, now)
     indices = sorted({*wanted(world, engine, s.lent), *s.lent})
@@ -102,7 +102,7 @@ def _situation(
 def returning(
     world: World, engine: InferenceEngine, stock: Stock, lent: Mapping[SlotRef, LiveClaim], now: datetime
 ) -> set[SlotRef]:
-    """Slots that have just come back and serve nobody yet: they wait a moment for the pool's next decision."""
+    """Slots that have just come back and do not serve yet. They wait a moment for the pool's next decision."""
     used, slots = being_used(world, engine), existing(world, engine)
     stopped = {i for i, slot in slots.items() if not slot.size and ref(engine, i) in stock.placed}
     idle = {i for i in slots if i not in used and is_asleep(world, engine, i)} | stopped
@@ -111,7 +111,7 @@ def returning(
 
 
 def is_lent(s: Situation, index: int) -> SlotPlan | None:
-    """A claim borrows it: it drains, and stops or sleeps, as far as the claim has come."""
+    """A claim borrows the slot. It goes on, drains, or stops or sleeps, as far as the claim has come."""
     live = s.lent.get(index)
     if live is None:
         return None
@@ -121,7 +121,7 @@ def is_lent(s: Situation, index: int) -> SlotPlan | None:
 
 
 def is_used(s: Situation, index: int) -> SlotPlan | None:
-    """The loan is over, and its trainer still there: it sleeps on, or stays away."""
+    """The loan is over, but a training pod still uses the GPUs. The slot sleeps on, or stays stopped."""
     if index not in s.used:
         return None
     slot = existing(s.world, s.engine).get(index)
@@ -129,7 +129,7 @@ def is_used(s: Situation, index: int) -> SlotPlan | None:
 
 
 def is_promised(s: Situation, index: int) -> SlotPlan | None:
-    """It has just come back, and the next job is about to borrow it: it does not start in between."""
+    """The slot has just come back, and the next job is about to borrow it. It does not start in between."""
     if index not in s.promised:
         return None
     job, node = s.promised[index]
@@ -137,7 +137,7 @@ def is_promised(s: Situation, index: int) -> SlotPlan | None:
 
 
 def has_gpus(s: Situation, index: int) -> SlotPlan | None:
-    """It serves, or is about to."""
+    """The slot has a place on a node: it serves, or starts."""
     if ref(s.engine, index) not in s.placed and not _is_on_a_node(s.world, s.engine, index):
         return None
     state = SlotState.SERVING if serves(pod_of(s.world, s.engine, index)) else SlotState.STARTING
@@ -145,7 +145,7 @@ def has_gpus(s: Situation, index: int) -> SlotPlan | None:
 
 
 def waits(_s: Situation, index: int) -> SlotPlan | None:
-    """There is no GPU for it: a pod that waited would take one that is claimed."""
+    """There is no GPU for the slot. It has no pod meanwhile: a pod that waited would take a GPU that is claimed."""
     return SlotPlan(index, 0, SlotState.WAITING)
 
 
@@ -169,9 +169,9 @@ def _lent(world: World, engine: InferenceEngine, index: int, live: LiveClaim, no
 
 
 def _is_on_a_node(world: World, engine: InferenceEngine, index: int) -> bool:
-    """Whether a slot runs where its pool has no node any more: that is no reason to stop serving.
+    """Whether a slot has a pod on a node. It goes on serving even if that node is not its pool's any more.
 
-    The pool may be deleted or changed, or the node's device plugin restarts, and for a minute it offers no GPU.
+    The pool may have been deleted or changed. Or the node's device plugin restarts, and offers no GPU for a minute.
     """
     pod = pod_of(world, engine, index)
     return pod is not None and bool(pod.node) and not pod.deleting
@@ -180,9 +180,9 @@ def _is_on_a_node(world: World, engine: InferenceEngine, index: int) -> bool:
 def _asked_back(
     world: World, engine: InferenceEngine, stock: Stock, lent: Mapping[SlotRef, LiveClaim]
 ) -> frozenset[int]:
-    """Lent slots that the engine needs itself: all while replicas lack GPUs, one at a time while there is much to do.
+    """Lent slots that the engine needs back: all while replicas lack GPUs, and one job's while the engine is busy.
 
-    One of them: of the job of the lowest priority, then of the newest.
+    That job is the one of the lowest priority, then the newest. The next one follows once the returned slots serve.
     """
     if lacking(world, stock, engine):
         return frozenset(lent_indices(lent, engine))
@@ -201,7 +201,7 @@ def _least_first(live: LiveClaim) -> tuple[int, float, str]:
 
 
 def _has_just_come_back(world: World, slot: SlotRef, now: datetime) -> bool:
-    """Whether a loan of the slot ended a moment ago. The engine waits no longer: the next claim may never be made."""
+    """Whether a loan of the slot ended within NEXT_CLAIM_WITHIN. After that the slot starts: no claim may come."""
     return any(
         stage_job.finished_at and now < stage_job.finished_at + NEXT_CLAIM_WITHIN and slot in stage_job.claim.borrowed
         for stage_job in world.claims_from.get((slot.namespace, slot.engine), {}).values()
@@ -212,10 +212,11 @@ def _has_just_come_back(world: World, slot: SlotRef, now: datetime) -> bool:
 def next_rollout(
     world: World, engine: InferenceEngine, stock: Stock | None, plans: Sequence[SlotPlan], slots: Mapping[int, SlotView]
 ) -> int | None:
-    """The next slot to restart with a changed spec; None when there is none or it must wait.
+    """The next slot to restart with a changed spec; None if there is none, or if it must wait.
 
-    One at a time. While slots are lent or on their way back, only as long as one less still leaves the floor. Not one
-    that has guests who could not stay.
+    One slot restarts at a time, and one that does not serve comes first and never waits. A slot that serves waits until
+    all others serve. While slots are lent or return, it waits until one replica less still leaves the floor. A slot
+    whose guests could not stay is left out.
     """
     running = [p.index for p in plans if p.size and p.index in slots and not p.lent_to]
     outdated = [index for index in running if slots[index].size and slots[index].template != template_of(engine)]
@@ -235,11 +236,11 @@ def _keeps_guests(world: World, engine: InferenceEngine, stock: Stock | None, in
 
 
 def _serves_as_its_slot_says(pod: PodView | None, slot: SlotView) -> bool:
-    """Whether a pod serves and stays: one of an earlier template is about to be replaced, though it still serves."""
+    """Whether a pod serves and stays. A pod of an older template is about to be replaced, even if it still serves."""
     return pod is not None and serves(pod) and pod.template == slot.template
 
 
 def next_look_at_load(engine: InferenceEngine, plans: Sequence[SlotPlan], now: datetime) -> datetime | None:
-    """When an engine that lends, and takes its loans back when it is busy, looks at its load again."""
+    """When the engine's load must be looked at again; None if nothing is lent, or no load makes the engine reclaim."""
     asks = engine.spec.preemption.reclaim_above is not None and any(plan.lent_to for plan in plans)
     return now + LOOK_AT_LOAD if asks else None

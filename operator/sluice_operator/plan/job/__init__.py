@@ -1,1 +1,1 @@
-"""One job: decide.py is its list of rules, over a situation (situation.py); holding.py is the life of its claim."""
+"""The decision about one job: decide.py lists its rules, situation.py is what they read, holding.py a claim's life."""

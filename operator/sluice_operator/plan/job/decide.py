@@ -1,4 +1,4 @@
-"""What does one job need now? An ordered list of small rules, of which the first that has something to say wins."""
+"""What does one job need now? RULES is an ordered list of small rules. The first one that returns a decision wins."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,8 +38,8 @@ def plan_job(
     """Decide what one job needs now.
 
     Args:
-        wait: the verdict of the pool's allocation, when the job waits for GPUs.
-        refused_pod: what the API server said when it refused the training pod, if it did.
+        wait: why the pool's decision gives the job no GPUs; None if that is not decided, or the job does not wait.
+        refused_pod: what the API server said when it refused the job's pod; empty if it did not.
     """
     outcomes = all_outcomes(world, job)
     stage_jobs = tuple(oldest_first(world.stage_jobs_of.get(identity(job), {}).values()))
@@ -54,7 +54,7 @@ def plan_job(
 
 
 def _in_time(job: FineTuneJob, decision: JobDecision, now: datetime) -> JobDecision:
-    """A job that is over is deleted when its time to live is over."""
+    """The decision, with the deletion of a job that is over and has outlived ttlSecondsAfterFinished."""
     keep, over = job.spec.ttl_seconds_after_finished, decision.failed or decision.reason is Reason.SUCCEEDED
     if keep is None or not over or job.metadata.deletion_timestamp:
         return decision
@@ -63,15 +63,15 @@ def _in_time(job: FineTuneJob, decision: JobDecision, now: datetime) -> JobDecis
 
 
 def managed_elsewhere(s: Situation) -> JobDecision | None:
-    """Another controller runs this job: hands off."""
+    """Another controller runs this job (spec.managedBy). Sluice does nothing for it."""
     found = readiness.managed_elsewhere(s.job, s.outcomes)
     return JobDecision(JobCondition.PREPARED, found.reason, found.message) if found else None
 
 
 def deleted(s: Situation) -> JobDecision | None:
-    """It is being deleted and somebody's finalizer keeps it: what runs for it is ended, and nothing new begins.
+    """The job is being deleted, and a finalizer keeps it. What runs for it ends, and nothing new begins.
 
-    One that is over goes on saying what it came to.
+    A job that is over keeps the condition that says how it ended.
     """
     found = readiness.being_deleted(s.job, s.outcomes)
     if found is None or s.job.status.finished_at is not None:
@@ -80,7 +80,7 @@ def deleted(s: Situation) -> JobDecision | None:
 
 
 def failed(s: Situation) -> JobDecision | None:
-    """It has failed for good; whatever still runs for it ends."""
+    """The job has failed for good. What still runs for it ends."""
     failure = final_failure(s.job, s.outcomes, s.now, s.training_since())
     if failure is None:
         return None
@@ -92,7 +92,7 @@ def failed(s: Situation) -> JobDecision | None:
 
 
 def suspended(s: Situation) -> JobDecision | None:
-    """The user wants it to stop: what runs is ended, a trainer saves its state on the way out."""
+    """The user wants the job to stop (spec.suspend). What runs is ended; a trainer saves its state on its way out."""
     found = readiness.suspended(s.job, s.outcomes)
     if found is None or done(s.outcomes, Stage.EXPORT):
         return None
@@ -105,7 +105,7 @@ def suspended(s: Situation) -> JobDecision | None:
 
 
 def refused(s: Situation) -> JobDecision | None:
-    """Something is missing or wrong that others can mend: it waits, and has taken nothing."""
+    """Something is missing or wrong that a person can mend. The job waits, and holds no GPUs."""
     if s.unfinished() or done(s.outcomes, Stage.TRAIN):
         return None
     found = refusals.refusal_at(s.world, s.job, s.now)
@@ -115,7 +115,7 @@ def refused(s: Situation) -> JobDecision | None:
 
 
 def prepares(s: Situation) -> JobDecision | None:
-    """Its data is validated and tokenised on a CPU before anything takes a GPU."""
+    """The dataset is checked and tokenised on a CPU before the job takes a GPU."""
     decision = runs_stage(s, Stage.PREPARE, Reason.PREPARING, "A CPU pod checks and tokenises the dataset.")
     if decision is not None and decision.start is not None and (full := preparing_obstacle(s.world, s.job)):
         return JobDecision(JobCondition.PREPARED, full.reason, full.message)
@@ -123,12 +123,12 @@ def prepares(s: Situation) -> JobDecision | None:
 
 
 def exports(s: Situation) -> JobDecision | None:
-    """The GPUs are free already; the adapter is written and checked on a CPU."""
+    """The adapter is written and checked on a CPU. The GPUs are free already."""
     return runs_stage(s, Stage.EXPORT, Reason.EXPORTING, "A CPU pod writes the adapter; the GPUs are given back.")
 
 
 def publishes(s: Situation) -> JobDecision | None:
-    """Its Adapter is written once and followed until every ready replica answers with it."""
+    """The job's Adapter is written once, and followed until every ready replica answers with it."""
     result = _export(s)
     if s.job.spec.publish is None or result is None or s.outcomes.published == result.digest:
         return None
@@ -148,7 +148,7 @@ def publishes(s: Situation) -> JobDecision | None:
 
 
 def succeeds(s: Situation) -> JobDecision:
-    """Everything that the spec asks for is done."""
+    """Everything that the spec asks for is done. As the last rule it always returns a decision."""
     result, publish = _export(s), s.job.spec.publish
     message = f"The adapter is at {result.uri} ({result.digest[:19]})." if result else ""
     if result is None or publish is None:
@@ -177,7 +177,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def _current(s: Situation) -> JobCondition:
-    """The first step that is not done."""
+    """The condition of the first step that is not done."""
     if not done(s.outcomes, Stage.PREPARE):
         return JobCondition.PREPARED
     if not done(s.outcomes, Stage.TRAIN):
@@ -191,6 +191,6 @@ def _export(s: Situation) -> ExportResult | None:
 
 
 def job_of(world: World, key: Key) -> FineTuneJob | None:
-    """The job of a key; None once it is deleted or about to be."""
+    """The job of a key; None if it is gone or being deleted."""
     job = world.jobs.get(key)
     return None if job is None or job.metadata.deletion_timestamp else job

@@ -1,9 +1,9 @@
-"""How does a live claim go on: prove, drain, bind, train; or give up, and for whom?
+"""How does a live claim go on: prove, drain, bind, train; or does it give up, and for which job or engine?
 
 A claim ends before its job does for a job of higher priority, or for an engine that needs its replicas. Both are read
-off what is there. A job takes another's place by a claim that names the attempt: it is proven and bound like any other,
-and only then the attempt is told to stop, so nobody stops for a job that can't run. An engine asks for its replicas in
-its slots' status.
+off the present objects. A preemptor's claim names the attempt that must give way. The claim is proven and bound like
+any other, and only then the attempt is told to stop. So no training stops for a job that can't run. An engine asks for
+its replicas in its slots' status.
 """
 
 from collections.abc import Iterable
@@ -33,12 +33,12 @@ class Interruption:
 
     reason: Reason
     by: str
-    """The job or the engine, as namespace/name."""
+    """The job or the engine that gets the GPUs, as namespace/name."""
     message: str
 
 
 def interruption(world: World, live: LiveClaim) -> Interruption | None:
-    """Who has a claim's GPUs from now on; None while it may keep them, and when its trainer has ended by itself."""
+    """Which engine or job gets a claim's GPUs now; None if the claim may keep them, or its trainer has ended."""
     if any(pod.ended for pod in trainer_pods(world, live.stage_job)):
         return None
     for slot in live.claim.borrowed:
@@ -46,7 +46,7 @@ def interruption(world: World, live: LiveClaim) -> Interruption | None:
         if engine and any(
             (slot_status.index, slot_status.state, slot_status.lent_to) == (slot.index, SlotState.RECLAIMING, live.name)
             and slot_status.since
-            and slot_status.since >= live.stage_job.created
+            and slot_status.since >= live.stage_job.created  # an older status is about an earlier claim of the job
             for slot_status in engine.status.slots
         ):
             name = engine.metadata.full_name
@@ -60,10 +60,11 @@ def interruption(world: World, live: LiveClaim) -> Interruption | None:
 
 
 def _takes_its_place(world: World, preemptor: LiveClaim, node: str) -> bool:
-    """Whether a claim that comes in another's place needs it: not if it is on the node by a GPU that came free.
+    """Whether a preemptor takes the GPUs of an attempt on a node now.
 
-    What a third one leaves of a larger replica is not free, though the scheduler takes it to be: the node is crowded
-    then, and the replica could not come back.
+    Before phase BINDING it does not; in that phase it does. In phase HOLDING its pods found other GPUs free, and it
+    does not, with one exception. The scheduler sees the unused rest of another claim's larger slot as free, and may
+    have given it away. The node is then crowded, and the slot could not return, so the attempt must still stop.
     """
     found = phase(world, preemptor)
     if found is not Phase.HOLDING:
@@ -82,19 +83,21 @@ class Step:
     reason: Reason
     message: str
     admitted: bool = False
-    """Its pods are on their nodes."""
+    """Whether all pods are on their nodes."""
     bind: tuple[tuple[PodView, str], ...] = ()
-    """Pods that may go to their nodes now."""
+    """Pods that may go to their nodes now, each with its node."""
     give_up: bool = False
+    """Whether the attempt ends now, and its Job is deleted."""
     node: str = ""
-    """Where it failed, if it is about one."""
+    """The node where the claim failed; empty if it is not about one node."""
     by: str = ""
-    """Whom it gives way to, if to anybody."""
+    """The job or engine to which the claim gives way, as namespace/name; empty if there is none."""
     again_at: datetime | None = None
+    """When to look again even if nothing happens."""
 
 
 def advance(world: World, live: LiveClaim, now: datetime, limits: Limits, refused_pod: str) -> Step:
-    """Bring a claim one step further, or end it for somebody else."""
+    """Bring a claim one step further, or end it: it failed, or its GPUs go to another job or an engine."""
     if stopped := interruption(world, live):
         message = f"{stopped.message} The state is saved; training goes on from there."
         return Step(stopped.reason, message, give_up=True, by=stopped.by)
@@ -115,7 +118,7 @@ def advance(world: World, live: LiveClaim, now: datetime, limits: Limits, refuse
 
 def _prove(world: World, live: LiveClaim, now: datetime, limits: Limits, refused_pod: str) -> Step:
     pods = trainer_pods(world, live.stage_job)
-    if any(not is_gated(pod) for pod in pods):
+    if any(not is_gated(pod) for pod in pods):  # the binding of the pods began, and stopped halfway
         return _bind(live, [pod for pod in pods if is_gated(pod) or not (pod.node or pod.nominated_node)])
     found = preflight_obstacle(world, live)
     reason, message = (found.reason, found.message) if found else (Reason.CLAIMED, "")
@@ -124,7 +127,7 @@ def _prove(world: World, live: LiveClaim, now: datetime, limits: Limits, refused
         reason = refusal_reason(refused_pod)
         which = "The training pod is" if len(live.claim.nodes) == 1 else "A training pod is"
         message = f"{which} refused, so nothing is drained: {refused_pod or 'see the events of the Job.'}"
-        if refused_pod:  # it will not be made in a moment either: others may have the GPUs meanwhile
+        if refused_pod:  # the pod will not be made in a moment either, so other jobs may have the GPUs meanwhile
             return Step(reason, message, give_up=True)
     lost = overlapped_by(world, live) is not None
     return Step(reason, message, give_up=lost or age >= limits.bind, again_at=now + timedelta(seconds=1))
@@ -153,7 +156,7 @@ def _drain(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step
 
 
 def _await_sleep(world: World, live: LiveClaim, awake: list[SlotRef], now: datetime, limits: Limits) -> Step:
-    """The trainer would find the memory of its GPUs taken: it comes when all that it borrows has been freed."""
+    """Wait until the awake slots have freed their GPUs' memory, which the trainer needs; give up if one is late."""
     names = ", ".join(map(str, awake))
     late = next(
         (slot for slot in awake if (since := sleep_requested_at(world, slot)) and now >= since + limits.sleep), None
@@ -167,7 +170,7 @@ def _await_sleep(world: World, live: LiveClaim, awake: list[SlotRef], now: datet
 
 
 def _bind(live: LiveClaim, pods: Iterable[PodView]) -> Step:
-    """Each pod goes to its own node."""
+    """Send each of some pods to its own node."""
     bind = tuple((pod, node) for pod in pods if (node := node_of(pod, live.claim)))
     return Step(Reason.BINDING, _goes(live), bind=bind)
 
@@ -211,7 +214,7 @@ def _train(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step
 
 
 def _of_the_node(step: Step, away: str) -> Step:
-    """What is wrong with a pod whose node does not answer is not the pod's fault."""
+    """The step, blamed on the node if `away` is not empty: what is wrong with the pod is not the pod's fault then."""
     if not away:
         return step
     reason = Reason.NODE_LOST if step.give_up else Reason.NODE_NOT_READY
@@ -236,7 +239,7 @@ def _starts(pod: PodView, live: LiveClaim, now: datetime, limits: Limits) -> Ste
 
 
 class _Silence(NamedTuple):
-    """Of a trainer that once reported."""
+    """Since when a trainer has not reported, and when that is too long."""
 
     since: datetime
     stalled_at: datetime
@@ -244,9 +247,10 @@ class _Silence(NamedTuple):
 
 
 def _silence(world: World, live: LiveClaim, limits: Limits) -> _Silence | None:
-    """Since when a trainer has been silent, and when that is too long; None if it never reported.
+    """Since when a trainer has not reported, and when that is too long; None if it never reported.
 
-    Silence before this term proves nothing: nobody listened here. It is counted by one clock, the one that `now` is of.
+    Silence before this term proves nothing, because this process did not listen then. The times are all of the clock
+    that `now` is of.
     """
     heartbeat = world.heartbeats.get(live.stage_job.uid)
     progress = live.job.status.progress
@@ -261,7 +265,7 @@ def _silence(world: World, live: LiveClaim, limits: Limits) -> _Silence | None:
 
 
 def _stalled_after(world: World, live: LiveClaim, limits: Limits) -> timedelta:
-    """Five median steps, and at least the limit; before the first step, or while it saves, as long as a start."""
+    """Five median steps, and at least the limit. Before the first step, and while it saves, at least a start's time."""
     heartbeat = world.heartbeats.get(live.stage_job.uid)
     if heartbeat is None or heartbeat.step_seconds is None:
         return max(limits.start, limits.stall)

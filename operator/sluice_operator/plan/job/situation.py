@@ -1,4 +1,4 @@
-"""One job at one moment, and what can be decided about it."""
+"""What do the rules read about one job, and what can they decide?"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ CONDITION = {
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """An attempt of a stage that begins: one Job to create."""
+    """An attempt that begins: one batch/v1 Job to create."""
 
     stage: Stage
     attempt: int
@@ -35,70 +35,74 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class JobDecision:
-    """What a job needs now: its state in one line, and the writes that bring it on."""
+    """What a job needs now: its state, and what must be written to bring it on."""
 
     at: JobCondition
-    """The condition that is not True yet."""
+    """The condition that the reason and the message are about. It is not True yet, unless the job has succeeded."""
     reason: Reason
     message: str = ""
     failed: bool = False
+    """Whether the job has failed for good."""
     start: Start | None = None
     record: Outcomes | None = None
+    """The outcomes to record; None if the annotation stays as it is."""
     delete: tuple[StageJobView, ...] = ()
     bind: tuple[tuple[PodView, str], ...] = ()
-    """Pods that may go, each to its node."""
+    """Pods whose gate is removed, each with its node."""
     publish: ExportResult | None = None
     wait: Wait | None = None
-    """Its place in the queue, while it waits for GPUs."""
+    """Why the job waits for GPUs, and its place in the queue; None if it waits for none."""
     remove: bool = False
-    """The job itself is deleted: it is over, and so is its time to live."""
+    """Whether the FineTuneJob itself is deleted, because its time to live is over."""
     again_at: datetime | None = None
     """When to look again even if nothing happens."""
     ends_with: tuple[Key, ...] = ()
-    """Objects whose change may end what it waits for."""
+    """Objects whose change may end the wait."""
 
 
 @dataclass(frozen=True)
 class Situation:
-    """One job at one moment, with what its ended attempts say."""
+    """One job at one moment: all that a rule reads."""
 
     world: World
     job: FineTuneJob
     now: datetime
     outcomes: Outcomes
+    """All ended attempts, those that are not recorded yet included."""
     wait: Wait
     refused_pod: str
+    """What the API server said when it refused the job's pod; empty if it did not."""
     limits: Limits
     stage_jobs: tuple[StageJobView, ...] = field(default_factory=tuple)
 
     def unfinished(self, stage: Stage | None = None) -> list[StageJobView]:
-        """Stage Jobs that run or are about to, those that are being deleted included."""
+        """Stage Jobs that have not finished, those that are being deleted included; of all stages without a `stage`."""
         return [j for j in self.stage_jobs if not j.finished and (stage is None or j.stage is stage)]
 
     def running(self) -> tuple[StageJobView, ...]:
-        """Stage Jobs that run or are about to, but for those that are being deleted."""
+        """Stage Jobs that have not finished and are not being deleted."""
         return tuple(j for j in self.unfinished() if not j.deleting)
 
     def strays(self) -> list[StageJobView]:
-        """Jobs of attempts that had ended before: a leader that had been stopped has made them anew when it woke."""
+        """Stage Jobs made after their attempt had ended: a paused former leader woke up and made them a second time."""
         ended = {(outcome.stage, outcome.attempt): outcome.ended_at or self.now for outcome in self.outcomes.attempts}
         return [j for j in self.running() if (at := ended.get((j.stage, j.attempt))) and made_after(self.world, j, at)]
 
     def training_since(self) -> datetime | None:
-        """Since when it trains; None too when the pods have ended, though their Job does not say so yet."""
+        """When the Job that trains now was made; None if none does. Pods that have all ended train no longer."""
         trains = (j for j in self.unfinished(Stage.TRAIN) if not self.outcomes.has(j.stage, j.attempt))
         pods = ((j, trainer_pods(self.world, j)) for j in trains)
         return min((j.created for j, its in pods if not its or any(not pod.ended for pod in its)), default=None)
 
     def next_attempt(self, stage: Stage) -> int:
-        """A number that no attempt of the stage ever had."""
+        """An attempt number that the stage has never had."""
         return _next_attempt(self.job, self.outcomes, self.stage_jobs, stage)
 
 
 def ended_by_us(
     s: Situation, stage_job: StageJobView, reason: Reason, message: str, by: str = "", node: str = ""
 ) -> AttemptOutcome:
-    """What an attempt came to that Sluice itself ends."""
+    """The outcome of an attempt that Sluice ends itself. An empty `node` stands for the attempt's only node."""
     progress = s.job.status.progress
     mine = progress if progress and stage_job.stage is Stage.TRAIN and progress.attempt == stage_job.attempt else None
     return AttemptOutcome(
@@ -116,25 +120,30 @@ def ended_by_us(
 
 
 def in_pause(s: Situation, stage: Stage) -> Obstacle | None:
-    """Why the next attempt of a stage does not begin yet."""
+    """Why the next attempt of a stage does not begin yet; None if no pause holds it up."""
     found = pause(s.job, s.outcomes, stage)
     return found if found and found.until and s.now < found.until else None
 
 
 def unmet_since(job: FineTuneJob, decision: JobDecision) -> datetime | None:
-    """Since when the condition that a decision is about has not been True."""
+    """Since when the condition that a decision is about is False; None if it is not False."""
     found = next((c for c in job.status.conditions if c.type == decision.at and c.status == "False"), None)
     return found.last_transition_time if found else None
 
 
 UNRECORDED_PAUSE = timedelta(minutes=1)
-"""An attempt's record may have been refused as well, by a webhook that is away, and nobody tells when that is back."""
+"""The longest pause before a refused start is tried again. The outcome of the attempt may have been refused as well, by
+a webhook that is away, and no event tells when that is back."""
 
 
 def refused(decision: JobDecision, reason: Reason, message: str, since: datetime | None, now: datetime) -> JobDecision:
-    """A decision that the API server has refused to bring about: its words, and when it is tried again.
+    """The decision to show after the API server has refused a write of `decision`.
 
-    That is when it has been refused for twice as long; of an attempt its record may say later.
+    The write is tried again when it has been refused for twice as long as now. A start may come later, by the pause
+    that its recorded outcome asks for.
+
+    Args:
+        since: since when the write is refused; None if that has just begun.
     """
     longest = UNRECORDED_PAUSE if decision.start else LONGEST_PAUSE
     again_at = now + min(max(now - (since or now), FIRST_PAUSE), longest)
@@ -142,14 +151,14 @@ def refused(decision: JobDecision, reason: Reason, message: str, since: datetime
 
 
 def refused_attempt(start: Start, reason: Reason, message: str, now: datetime) -> AttemptOutcome:
-    """What an attempt came to whose Job the API server refuses to make."""
+    """The outcome of an attempt when the API server refuses to create its Job."""
     return AttemptOutcome(
         stage=start.stage, attempt=start.attempt, reason=reason, message=message[:2000], started_at=now, ended_at=now
     )
 
 
 def next_training_attempt(world: World, job: FineTuneJob) -> int:
-    """A number that no attempt to train ever had."""
+    """An attempt number that the job's training has never had."""
     stage_jobs = world.stage_jobs_of.get(identity(job), {}).values()
     return _next_attempt(job, all_outcomes(world, job), stage_jobs, Stage.TRAIN)
 

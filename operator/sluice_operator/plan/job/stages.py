@@ -1,4 +1,4 @@
-"""The stages that need no GPU: start one, wait for it, try it again after a failure that may pass."""
+"""What does a stage that needs no GPU do now: start, go on, or wait for another attempt or for other jobs?"""
 
 from datetime import datetime
 
@@ -17,7 +17,10 @@ from sluice_operator.plan.preflight import PODS_WITHIN, suspended_by_other
 
 
 def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobDecision | None:
-    """A CPU stage: start it, wait for it, try it again after a failure that may pass."""
+    """Start a CPU stage, wait for it, or try it again after a failure that may pass; None once it is done.
+
+    `reason` and `message` are shown while nothing is wrong.
+    """
     if done(s.outcomes, stage):
         return None
     running = s.unfinished(stage)
@@ -44,7 +47,7 @@ def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobD
 
 
 def _not_started(s: Situation, stage_job: StageJobView) -> tuple[Reason, str, bool] | None:
-    """Why a stage's pod does not start, and whether its time is over."""
+    """Why a stage's pod does not start: reason, message, and whether its time is over; None if nothing is wrong."""
     over = s.now >= stage_job.created + s.limits.start
     if stage_job.suspended:
         return Reason.SUSPENDED_BY_OTHER, suspended_by_other(stage_job), over
@@ -63,17 +66,17 @@ def _not_started(s: Situation, stage_job: StageJobView) -> tuple[Reason, str, bo
 
 
 def _moments(s: Situation, stage_job: StageJobView) -> tuple[datetime, ...]:
-    """When a stage's pod should be there, and when it should have started; a pod that is refused is asked for anew."""
+    """When to look at a stage's Job again: when its pod is overdue, often after that, and when it must have started."""
     pods_due = stage_job.created + PODS_WITHIN
     overdue = not trainer_pods(s.world, stage_job) and s.now >= pods_due
     return (pods_due, stage_job.created + s.limits.start, *([s.now + PODS_WITHIN] if overdue else []))
 
 
 def preparing_obstacle(world: World, job: FineTuneJob) -> Obstacle | None:
-    """Why a job does not begin to prepare its data now; None when it may."""
+    """Why a job does not begin to prepare its data now; None if it may."""
     name, namespace = job.spec.resources.pool, job.metadata.namespace
     pool = find_pool(world, name)
-    if pool is None:
+    if pool is None:  # without a pool there is no limit
         return None
     limits = pool.spec.prepare
     others = [other for other in _preparing(world, name) if other.metadata.uid != job.metadata.uid]
@@ -91,9 +94,9 @@ def preparing_obstacle(world: World, job: FineTuneJob) -> Obstacle | None:
 
 
 def next_to_prepare(world: World, pool: str) -> list[FineTuneJob]:
-    """Jobs that wait to prepare their data and may begin now: the oldest of each namespace.
+    """Jobs of a pool that wait to prepare their data and may begin now: at most the oldest one of each namespace.
 
-    One of each, because a namespace's own users may have written what the status of its jobs says.
+    One job for each namespace, because users of a namespace may write its jobs' status, by which they wait.
     """
     oldest: dict[str, FineTuneJob] = {}
     for job in world.to_prepare.get(pool, {}).values():
@@ -111,7 +114,7 @@ def _age(job: FineTuneJob) -> tuple[str, str]:
 
 
 def _preparing(world: World, pool: str) -> list[FineTuneJob]:
-    """Jobs of a pool whose data is being prepared, or is about to be."""
+    """Jobs of a pool that prepare their data, or are about to."""
     owners = (owner_of(world, stage_job) for stage_job in world.preparing.values())
     known = {key_of(job): job for job in owners if job is not None}
     known |= {key: world.jobs[key] for key in world.starting if key in world.jobs}

@@ -1,4 +1,4 @@
-"""Training, from the wait for GPUs to the end of the claim."""
+"""What does a job's training need now, from its wait for GPUs to the end of its claim?"""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from sluice_operator.plan.readiness import warning
 
 
 def holds(s: Situation) -> JobDecision | None:
-    """It has a claim: prove it, drain, bind, train, or hand the claim to the next attempt."""
+    """The job has a claim: prove it, drain, bind, train, or hand the claim to the next attempt."""
     if done(s.outcomes, Stage.TRAIN):
         return None
     for live in live_claims_of(s.world, s.job):
@@ -34,7 +34,7 @@ def holds(s: Situation) -> JobDecision | None:
         lost = tuple(
             stage_job for stage_job in leaving if not stage_job.deleting and not preemptor_of(s.world, stage_job)
         )
-        for stage_job in lost:  # unfinished, of a job that is wanted, and yet its claim is over
+        for stage_job in lost:  # not finished, and its job still wants to train, yet its claim is over
             record = record.with_attempt(ended_by_us(s, stage_job, *_why_it_is_over(s, stage_job)))
         away = unreachable(s.world, (pod for stage_job in leaving for pod in trainer_pods(s.world, stage_job)))
         reason = Reason.NODE_NOT_READY if away else Reason.REQUEUED
@@ -68,12 +68,13 @@ def _decision(s: Situation, live: LiveClaim, step: Step) -> JobDecision:
 
 
 def _takes_over(s: Situation) -> JobDecision | None:
-    """The next attempt takes the claim of the one that just ended, before any engine grows."""
+    """Start the next attempt with the claim of the last one, before an engine takes the GPUs; None without a claim."""
     for stage_job in reversed([j for j in s.stage_jobs if j.stage is Stage.TRAIN and j.claim]):
         held = believed(s.world, s.job, stage_job)
         if held is None or not is_live(s.world, s.job, stage_job):
             continue
         last = s.outcomes.of(Stage.TRAIN)[-1:]
+        # The claim is alive without an outcome that keeps it: the outcome is not known yet.
         if not last or last[0].attempt != stage_job.attempt or not after(last[0].reason).keeps_claim:
             return JobDecision(
                 JobCondition.TRAINED, Reason.TRAINING, "The last pod has ended; waiting for its last words."
@@ -90,7 +91,7 @@ def _takes_over(s: Situation) -> JobDecision | None:
 
 
 def waits(s: Situation) -> JobDecision | None:
-    """It is ready and has no GPUs."""
+    """The job is prepared and has no GPUs: it is in a pause, or waits in the queue."""
     if done(s.outcomes, Stage.TRAIN):
         return None
     for pause in readiness.pauses(s.job, s.outcomes):
