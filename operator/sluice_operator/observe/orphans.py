@@ -18,7 +18,7 @@ def left_by(view: StageJobView | PodView) -> tuple[tuple[str, str], ...]:
     """Namespace and name of the job that left it; empty if it has its owner, or never belonged to a job.
 
     It must carry the job's label and a name that only a job's children have: `<job>-<uid>-<stage>-<attempt>`. A pod's
-    own name counts too: anybody can set the labels of the Job controller, and nobody can change a name.
+    own name counts too: anybody can set the labels of the Job controller, but a name can't be changed.
     """
     job, made_by = view.labels.get(JOB_LABEL, ""), _stage_job_of(view)
     if not job or not made_by or (_has_owner(view, job, made_by) and not _is_late(view)):

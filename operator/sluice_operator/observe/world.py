@@ -159,7 +159,7 @@ class World:
     heartbeats: Mapping[str, Heartbeat] = field(default_factory=dict)
     """Training reports of this term by the uid of the stage Job."""
     refused: Mapping[Key, Refusal] = field(default_factory=dict)
-    """Engines of which no slot can start now, because the API server refuses something."""
+    """Engines that can start no slot now, because the API server refuses something."""
     term: int = 0
     """The lease's transition count; 0 before this process ever led."""
     since: datetime | None = None

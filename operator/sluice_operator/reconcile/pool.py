@@ -163,7 +163,7 @@ async def _record(c: Context, claims: _Claims, failed: Mapping[Key, Failure], no
     """Write into each job's record what the API server refused it.
 
     Returns:
-        Failures, because of which a record may be missing.
+        Failures. After one of them a record may be missing.
     """
     world, records = c.store.world(), dict[Key, Writes]()
     for job, end in failed.items():
@@ -191,7 +191,7 @@ def _publish_waits(c: Context, pool: str, waits: Mapping[Key, Wait]) -> None:
 
 
 def engines_with_room(world: World, stock: Stock) -> list[InferenceEngine]:
-    """Engines of which a slot waits for a GPU, by their status, while the stock has one for it."""
+    """Engines with a slot that waits for a GPU, by their status, while the stock has one for it."""
     placed = stock.placed
 
     def has_room(engine: InferenceEngine) -> bool:

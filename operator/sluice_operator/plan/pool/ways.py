@@ -301,7 +301,7 @@ def _in_place_of(search: Search, node: NodeStock, pods: int, preempted: Sequence
 
 
 EXPLAINED: tuple[Way, ...] = (lent, by_preemption, once_ended, emptied)
-"""Besides `free`, the ways of which a waiting job is told what keeps it from them."""
+"""Besides `free`, the ways that are explained to a waiting job."""
 
 
 def _lent_on(search: Search, slots: Sequence[SlotRef], gpus: int) -> list[SlotRef]:
