@@ -1,7 +1,7 @@
 """Writes as data: what a decision asks for, as an ordered tuple of small values.
 
-cluster/ brings them to the API server, dev/simulate/ plays them in memory: the order that the property tests try is the
-order that runs. A process may end between any two of them, so each order has to be safe to break off anywhere.
+cluster/ sends them to the API server, dev/simulate/ plays them in memory: so the property tests try the order that
+runs. A process may end between any two writes, so each order must be safe wherever it breaks off.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Require:
-    """Go on only while this very object is there and stays: a watch may be late to say that it is gone."""
+    """Go on only if this very object exists and is not being deleted. A watch may be late to say so."""
 
     key: Key
     uid: str
@@ -25,31 +25,35 @@ class Require:
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Make an object. One of its name that is ours is as good; nothing of it is changed."""
+    """Make an object. If one of its name exists that is ours, that one is left unchanged and counts as made."""
 
     manifest: Manifest
     else_warn: str = ""
-    """What is lost if the API server refuses it, for the log: it is done without then. Empty: the refusal counts."""
+    """What is lost if the API server refuses it, for the log; later writes go on. Empty: a refusal ends the writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Have an object be as a manifest says: it is made, or changed if it is ours."""
+    """Bring an object to what a manifest says: it is made, or changed if it is ours."""
 
     manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Have an object that nobody watches be as a manifest says, or be gone; once a term, and when that changes."""
+    """Make, change or delete an object that is not watched, so that it is as the manifest says.
+
+    It is written once in each term, and again when the manifest changes.
+    """
 
     manifest: Manifest
     wanted: bool = True
+    """False: the object must not exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Annotate:
-    """Set the annotations that Sluice has on an object of the user's."""
+    """Set Sluice's annotations on an object that a user made."""
 
     key: Key
     uid: str
@@ -58,28 +62,29 @@ class Annotate:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Take our gate off a pod and tie it to a node. Nominate it next: that is what keeps the node's GPU for it."""
+    """Take Sluice's gate off a pod and tie it to a node. Nominate it next: that keeps the node's GPU for it."""
 
     key: Key
     uid: str
     hostname: str
-    """The node's label, which a node selector needs."""
+    """The node's hostname label, which a node selector needs."""
     at: datetime
+    """The moment, for the annotation sluice.dev/bound-at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nominate:
-    """Say for which node a pod is meant (KEP-5278)."""
+    """Say which node a pod is meant for (KEP-5278)."""
 
     key: Key
     uid: str
-    """Empty for a pod that was created just before; if that was refused, there is nothing to nominate."""
+    """Empty for a pod that an earlier write of the tuple makes; if that was refused, nothing is nominated."""
     node: str
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Set a slot's Deployment to 0 or 1."""
+    """Set the replicas of a slot's Deployment to 0 or 1."""
 
     key: Key
     uid: str
@@ -88,14 +93,14 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete this very object; one that is gone already is as good."""
+    """Delete this very object. If it is gone already, that is fine."""
 
     key: Key
     uid: str
     foreground: bool = False
-    """Its children go first."""
+    """Whether its children are deleted first."""
     within: int | None = None
-    """Seconds, for a pod that was deleted with more."""
+    """A grace period in seconds, for a pod that was deleted with a longer one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Tell people something, on the object. One that can't be written is lost."""
+    """Tell people something on an object. An event that can't be written is lost."""
 
     key: Key
     uid: str
@@ -123,32 +128,32 @@ Write = Require | Create | Apply | Keep | Annotate | Bind | Nominate | Scale | D
 Writes = tuple[Write, ...]
 
 TELLS = (Status, Event)
-"""What only tells people. It is done though something before it has failed."""
+"""Writes that only tell people. They are done even after an ApiError that is no refusal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A write that the API server refuses until somebody changes something; what follows it was not done."""
+    """A write that the API server refuses until somebody changes something. The writes after it were not done."""
 
     write: Write
     taken: bool
-    """Whether another's object has the name."""
+    """Whether the name is taken by an object that is not ours."""
     message: str
-    """The API server's own words, or ours of a name that is taken."""
+    """The API server's message, or ours if the name is taken."""
 
 
 def key_of_manifest(manifest: Mapping[str, Any]) -> Key:
-    """Where a manifest's object is."""
+    """Key of a manifest's object."""
     metadata = manifest["metadata"]
     return Key(manifest["kind"], metadata.get("namespace", ""), metadata["name"])
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done for one object now."""
+    """What to do for one object now."""
 
     writes: Writes = ()
     again_at: datetime | None = None
     """When to look again even if nothing happens."""
     ends_with: tuple[Key, ...] = ()
-    """Objects whose change may end what it waits for."""
+    """A change of one of these objects may end the wait."""

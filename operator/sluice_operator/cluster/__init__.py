@@ -1,1 +1,1 @@
-"""The only code that talks to the API server to write, and for full lists. Start reading at writes.py."""
+"""The only code that writes to the API server or reads full lists from it. Start at writes.py."""

@@ -1,4 +1,4 @@
-"""Requests to the API server: one connection pool, credentials that are renewed, and patience of a bounded length."""
+"""Requests to the API server: one connection pool, credentials that are renewed, a time limit for each attempt."""
 
 import asyncio
 import json
@@ -31,17 +31,17 @@ _LONGEST_PAUSE = 5.0
 
 Body = dict[str, Any]
 Patience = Callable[[], float]
-"""Called before each attempt: seconds that it may take. It may raise, and then there is no further attempt."""
+"""Called before each attempt: seconds that it may take. If it raises, there is no further attempt."""
 
 
 def in_cluster() -> bool:
-    """Whether this process runs in a pod; a KUBECONFIG says that it is to act from outside all the same."""
+    """Whether this process uses its pod's credentials: it runs in a pod, and no KUBECONFIG is set."""
     return "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
 
 
 async def connect() -> ApiClient:
-    """A client with the pod's own credentials, or those that KUBECONFIG names. Close it after use."""
-    # Or aiohttp would look for a ~/.netrc before each request. A proxy that kubeconfig names is used all the same.
+    """A client with the pod's own credentials, or with those of the kubeconfig. Close it after use."""
+    # With trust_env aiohttp would look for a ~/.netrc before each request. A proxy in the kubeconfig is used anyway.
     configuration = Configuration(client_session_kwargs={"trust_env": False})
     if in_cluster():
         config.load_incluster_config(client_configuration=configuration)
@@ -58,21 +58,21 @@ def _read_patience() -> float:
 
 
 class Api:
-    """The API server by method and path. Kinds and rules are the callers'."""
+    """The API server by method and path. It knows no kinds and no rules of Sluice's."""
 
     def __init__(self, client: ApiClient, clock: Callable[[], float] = passing) -> None:
-        """`clock` gives seconds and never jumps."""
+        """`clock` returns seconds and never jumps."""
         self._client = client
         self._clock = clock
         self._answered_at = clock()
         self._ahead = 0.0
 
     def time_of_day(self) -> float:
-        """The API server's time of day as far as its answers tell it, in seconds since 1970; before the first, ours."""
+        """The API server's time by its last answer, in seconds since 1970; before the first, this process's own."""
         return time.time() - self._ahead
 
     def silence(self) -> float:
-        """Seconds since a request has succeeded, or since the start: what is only refused sees nothing either."""
+        """Seconds since a request last succeeded, or since the start. A refused request does not count as success."""
         return self._clock() - self._answered_at
 
     async def request(
@@ -86,10 +86,15 @@ class Api:
         patience: Patience = _read_patience,
         attempts: int = ATTEMPTS,
     ) -> Body:
-        """Ask, and ask again if the failure may pass: no answer, 429 or 5xx, with a growing, jittered pause.
+        """Send a request. If its failure may pass (no answer, 429, most 5xx), try again after a growing, jittered
+        pause.
+
+        Args:
+            patience: as `Patience`.
+            attempts: how often it is sent at most.
 
         Raises:
-            ApiError: what the API server says, or the last failure to reach it.
+            ApiError: the API server's refusal, or the last failure to reach it.
         """
         for attempt in range(1, attempts + 1):
             seconds = patience()
@@ -111,7 +116,7 @@ class Api:
         timeout = aiohttp.ClientTimeout(total=seconds)
         sent = time.time()
         try:
-            # Not by the client's call_api, which takes a copy of each body, part by part.
+            # Not by the client's call_api, which copies each body part by part.
             response = await self._client.rest_client.request(
                 method, url, headers=headers, body=body, _request_timeout=timeout
             )
@@ -129,7 +134,7 @@ class Api:
 
 
 class _Refused(Exception):
-    """A failed attempt, with what the server says about the next."""
+    """A failed attempt, with the pause that the API server asks for."""
 
     def __init__(self, error: ApiError, retry_after: str | None = None) -> None:
         super().__init__(str(error))
@@ -138,7 +143,7 @@ class _Refused(Exception):
 
 
 def _error(status: int, text: bytes) -> ApiError:
-    """The metav1.Status of a refusal, or whatever came in its place."""
+    """The error in the answer's metav1.Status, or the answer's text if it has none."""
     try:
         body = json.loads(text)
         return ApiError(status, str(body["reason"]), str(body["message"]))
@@ -147,6 +152,6 @@ def _error(status: int, text: bytes) -> ApiError:
 
 
 def _pause(attempt: int, retry_after: float) -> float:
-    """Twice as long each time, scattered by half, so that many who were refused at once do not come back at once."""
+    """Seconds until the next attempt: twice as long each time, jittered so that many clients do not return at once."""
     backoff = _FIRST_PAUSE * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5)
     return min(_LONGEST_PAUSE, max(backoff, retry_after))

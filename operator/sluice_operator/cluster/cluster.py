@@ -32,31 +32,34 @@ from sluice_operator.writes import (
 logger = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 16
-"""Sequences of writes that are under way beside each other: more would only wait at the API server, in front of other
-clients' requests."""
+"""The most sequences of writes at once. More would only wait at the API server, in front of other clients' requests."""
 _MOST_KEPT = 20_000
-"""Objects of which is remembered what was made. When there are more, all are written once more."""
+"""The most objects for which `Keep` remembers what it wrote. When there are more, all are written once more."""
 
 Failure = Refused | Exception
 
 
 class Cluster(Writer):
-    """Interprets writes.
+    """Does writes, in order.
 
-    All raise NotLeading when this process does not surely hold the lease, Outdated when the object meant is gone or
-    has changed (the store knows by then), and ApiError when the API server does not answer.
+    Every method raises NotLeading if this process does not surely hold the lease, Outdated if the object is gone or has
+    changed (the store knows by then), and ApiError for every other failure.
     """
 
     def __init__(self, api: Api, store: Store, leadership: Leadership, reporter: str) -> None:
         """`reporter` is this process's name in events."""
         super().__init__(api, store, leadership, reporter)
         self._kept: dict[Key, tuple[int, int]] = {}
-        """In which term what was last made of objects that nobody watches."""
+        """For each `Keep` the term and the content that were last written."""
 
     async def do(self, writes: Sequence[Write]) -> Refused | None:
-        """Do them in their order, up to the first that the API server refuses, which is returned.
+        """Do writes in order, up to the first that the API server refuses.
 
-        If one fails otherwise, what only tells people is done all the same before the failure is raised.
+        After an ApiError that is no refusal, the `TELLS` among the rest are still done, and then it is raised. After a
+        refusal, NotLeading or Outdated nothing more is done.
+
+        Returns:
+            The refusal; None if there was none.
         """
         failure: ApiError | None = None
         made: dict[Key, str] = {}
@@ -76,13 +79,13 @@ class Cluster(Writer):
         return None
 
     async def do_each(self, sequences: Mapping[Key, Sequence[Write]]) -> dict[Key, Failure]:
-        """Do sequences of which none needs another, some at a time; which have failed, and how.
+        """Do independent sequences of writes, some of them at once. All have ended when it returns.
 
-        None is left to run behind the caller's back: the next decision begins from what all of them have done.
+        Returns:
+            The refusal or failure of each sequence that had one.
 
         Raises:
-            NotLeading: one found that this process may not write any more, so the others' failures are nobody's
-                business.
+            NotLeading: this process may no longer write. The failures of the other sequences are then dropped.
         """
         places = asyncio.Semaphore(MOST_AT_ONCE)
 
@@ -100,7 +103,11 @@ class Cluster(Writer):
         return failed
 
     async def _do(self, write: Write, made: dict[Key, str]) -> None:  # noqa: C901, PLR0912 - a line for each kind
-        """One of them. `made` has the uids of what was created before."""
+        """Do one write.
+
+        Args:
+            made: uids of the objects that were created before; this write may add one.
+        """
         match write:
             case Require(key, uid):
                 await self.require(key, uid)

@@ -1,39 +1,39 @@
-"""What the API server may answer instead of doing what was asked."""
+"""What may go wrong with a request to the API server?"""
 
 _NO_ANSWER_OF_ITS_OWN = frozenset({401, 404, 408, 409, 429})
-"""Of 4xx, those that are about the moment or about us: credentials, something gone, a conflict, too many requests."""
+"""Of 4xx, those that are no refusal: credentials, something gone, a timeout, a conflict, too many requests."""
 _WEBHOOK_IS_AWAY = "failed calling webhook"
-"""The API server's words when a webhook without which it may not write does not answer: that may last for days."""
+"""The API server's words when a required webhook does not answer. That may last for days."""
 
 
 class NotLeading(Exception):
-    """This process does not surely hold the lease: it may not write."""
+    """This process does not surely hold the lease, so it may not write."""
 
 
 class Outdated(Exception):
-    """The object has changed since it was looked at; the store knows its new state. Look again, then decide again."""
+    """The object has changed since it was read, and the store knows its new state. Decide again."""
 
 
 class Gone(Outdated):
-    """The object is not there any more, or another one has its name; the store knows."""
+    """The object is gone, or another one has its name. The store knows."""
 
 
 class ApiError(Exception):
-    """A refusal, or no answer after several attempts."""
+    """A refusal, or no answer after all attempts."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(f"{status} {reason}: {message}")
         self.status = status
         """The HTTP status; 0 when there was no answer."""
         self.reason = reason
-        """In one word, as a metav1.Status has it: NotFound, AlreadyExists, Conflict, Invalid, Forbidden."""
+        """One word, as in a metav1.Status: NotFound, AlreadyExists, Conflict, Invalid, Forbidden."""
         self.message = message
 
     @property
     def is_passing(self) -> bool:
-        """Whether the same request may well succeed a moment later.
+        """Whether the same request may succeed a moment later.
 
-        Not where a webhook is away: each attempt waits for it, for as long as its owner likes, and others wait with it.
+        Not if a webhook is away: each attempt would wait for it as long as its owner allows, and other work too.
         """
         return self.status in (0, 429, 500, 502, 503, 504) and _WEBHOOK_IS_AWAY not in self.message
 
@@ -45,12 +45,12 @@ class ApiError(Exception):
 
 
 class NameTaken(ApiError):
-    """An object of that name is there and is not ours, so nothing of it was changed."""
+    """An object of that name exists and is not ours, so it was left unchanged."""
 
     def __init__(self, message: str) -> None:
         super().__init__(409, "AlreadyExists", message)
 
     @property
     def is_refusal(self) -> bool:
-        """Always: it stays until somebody deletes it."""
+        """Always True: the name is taken until somebody deletes that object."""
         return True

@@ -1,7 +1,7 @@
-"""Events as client-go's recorder makes them, so that `kubectl describe` and `get events` show them in their order.
+"""Events as client-go's recorder makes them, so that `kubectl describe` and `get events` show them in order.
 
-kubectl sorts by lastTimestamp, which only events of the core API may set when they are made. It is known to the second;
-of the same second those come first whose name does, and a name ends in the time.
+kubectl sorts by lastTimestamp, which only events of the core API may set when they are made. It has whole seconds.
+Within a second kubectl sorts by name, so a name ends in the exact time.
 """
 
 from collections import OrderedDict
@@ -19,7 +19,7 @@ _REMEMBERED = 4096
 
 
 class Happened(NamedTuple):
-    """What is to be told, on an object."""
+    """What an event tells about an object."""
 
     key: Key
     uid: str
@@ -30,7 +30,7 @@ class Happened(NamedTuple):
 
     @property
     def namespace(self) -> str:
-        """Where its event is: what is cluster-scoped has no namespace."""
+        """The namespace of the event; `default` for an object that has none."""
         return self.key.namespace or "default"
 
 
@@ -43,7 +43,7 @@ class Told:
 
 
 class EventLog:
-    """The newest events of this process: one that happens again is counted, and not written anew."""
+    """The newest events of this process. An event that happens again is counted instead of written again."""
 
     def __init__(self, reporter: str) -> None:
         """`reporter` is this process's name in events."""
@@ -51,14 +51,14 @@ class EventLog:
         self._sent: OrderedDict[Happened, Told] = OrderedDict()
 
     def again(self, what: Happened, now: datetime) -> tuple[Key, Body] | None:
-        """The event that says the same already, and the merge patch that counts it once more; None if there is none."""
+        """The key of the event that says the same, and the merge patch that counts it once more; None without one."""
         sent = self._sent.get(what)
         if sent is None:
             return None
         return Key("Event", what.namespace, sent.name), {"count": sent.count + 1, "lastTimestamp": _second(now)}
 
     def new(self, what: Happened, now: datetime) -> Body:
-        """The event that says it for the first time."""
+        """A new event."""
         key, at = what.key, _second(now)
         return {
             "apiVersion": KINDS["Event"].api_version,
@@ -84,14 +84,14 @@ class EventLog:
         }
 
     def written(self, what: Happened, event: Body) -> None:
-        """An event is there, as the API server says it."""
+        """Remember an event that the API server has returned."""
         self._sent[what] = Told(event["metadata"]["name"], int(event.get("count") or 1))
         self._sent.move_to_end(what)
         if len(self._sent) > _REMEMBERED:
             self._sent.popitem(last=False)
 
     def forget(self, what: Happened) -> None:
-        """Its event is gone: they are kept for an hour."""
+        """Forget an event that is gone. The API server keeps events for an hour."""
         self._sent.pop(what, None)
 
 

@@ -1,4 +1,4 @@
-"""Where each kind of object is found in the API."""
+"""Where in the API is each kind of object?"""
 
 from dataclasses import dataclass
 
@@ -8,22 +8,22 @@ from sluice_operator.observe.views import Key
 
 @dataclass(frozen=True, slots=True)
 class ApiKind:
-    """A kind as the API server's paths name it."""
+    """A kind as in the API server's paths."""
 
     group: str
     version: str
     plural: str
     namespaced: bool = True
     selector: str = ""
-    """Labels of those that are ours to watch; the same for lists and watches."""
+    """Label that the objects have which Sluice watches; empty for all. Lists and watches use the same."""
 
     @property
     def api_version(self) -> str:
-        """As a manifest has it."""
+        """The kind's apiVersion, as in a manifest."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def collection(self, namespace: str = "") -> str:
-        """Path of all objects, or of those in a namespace."""
+        """Path of all objects of the kind, or of those in a namespace."""
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         return f"{root}/namespaces/{namespace}/{self.plural}" if namespace else f"{root}/{self.plural}"
 

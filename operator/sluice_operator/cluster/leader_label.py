@@ -7,7 +7,7 @@ from sluice_operator.cluster.kinds import KINDS
 
 
 async def move_leader_label(api: Api, namespace: str, pod: str, patience: Patience) -> None:
-    """Take the label from every other pod and give it to ours. Outside a cluster there is no pod to label."""
+    """Take the label from all other pods and give it to ours. Outside a cluster there is no pod of ours."""
     pods = KINDS["Pod"].collection(namespace)
     labelled = await api.request("GET", pods, query={"labelSelector": f"{LEADER_LABEL}=true"})
     for other in labelled["items"]:

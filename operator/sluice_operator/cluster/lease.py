@@ -1,8 +1,8 @@
-"""Who leads: a coordination.k8s.io Lease, taken and renewed with strict optimistic concurrency.
+"""Who leads? A coordination.k8s.io Lease decides, taken and renewed with strict optimistic concurrency.
 
-Every write of the operator asks `check` first. It looks at a clock that goes on while the process is stopped, so that a
-leader that was paused knows on waking that it leads no more, before it has heard of its successor. A successor waits
-for the lease's whole duration from the moment at which *it* saw the last renewal: no two clocks are ever compared.
+Every write of the operator calls `check` first. Its clock goes on while the process is stopped. So a leader that was
+paused knows when it goes on that it no longer leads, before it hears of its successor. A successor waits for the
+lease's whole duration from the moment when *it* saw the last renewal, so no two clocks are ever compared.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _AFTER_UNINSTALL_SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class _Sighting:
-    """Another's renewal, and when we saw it first."""
+    """Another process's renewal, and when we first saw it."""
 
     holder: str
     renewed: str
@@ -42,7 +42,7 @@ class Lease:
     def __init__(
         self, api: Api, namespace: str, identity: str, seconds: int, now: Callable[[], float] = passing
     ) -> None:
-        """`identity` must be this very process's: a restarted container is another candidate."""
+        """`identity` must be unique to this process: a restarted container is another candidate."""
         self._api = api
         self._key = Key("Lease", namespace, NAME)
         self._identity = identity
@@ -52,7 +52,7 @@ class Lease:
         self._valid_until = float("-inf")
         self._sighting: _Sighting | None = None
         self.term = 0
-        """The lease's transition count while, or since, this process leads. It only grows, over all leaders."""
+        """The lease's transition count when this process last began to lead. It only grows, over all leaders."""
 
     @property
     def _margin(self) -> float:
@@ -64,19 +64,19 @@ class Lease:
         return self._now() < self._valid_until - self._margin
 
     def check(self) -> float:
-        """Seconds for which the lease is surely held: nothing that is begun now may take longer.
+        """Seconds for which the lease is surely held. Nothing that begins now may take longer.
 
         Raises:
-            NotLeading: it is not, or hardly any more.
+            NotLeading: it is not held, or its rest is shorter than the safety margin.
         """
         if not self.leads:
             raise NotLeading(f"{self._identity} does not hold the lease")
         return self._valid_until - self._now()
 
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
-        """Stand for election for ever; run `lead` while leading, and cancel it when that ends.
+        """Stand for election for ever. Run `lead` while leading, and cancel it when leading ends.
 
-        On cancellation the lease is released, so that another replica need not wait for its end.
+        On cancellation the lease is released, so that another replica need not wait until it expires.
         """
         try:
             while True:
@@ -91,9 +91,10 @@ class Lease:
             await self.release()
 
     async def take(self) -> None:
-        """Take the lease from whoever holds it, and return when that one has stopped writing.
+        """Take the lease from its holder, and return once that process has surely stopped writing.
 
-        For the uninstall hook, which acts while the operator still runs. Whoever renews with an older version fails.
+        This is for the uninstall hook, which runs beside the operator. The holder's next renewal fails, as its version
+        is old.
         """
         await self._acquire(lambda _lease: True)
         logger.info("took the lease; waiting until its former holder has stopped", extra={"term": self.term})
@@ -103,19 +104,19 @@ class Lease:
             await self._renew()
 
     async def keep(self) -> None:
-        """Renew until it is lost."""
+        """Renew the lease until it is lost."""
         renewed = True
         while self.leads:
             await asyncio.sleep(self._seconds / 5 if renewed else self._retry_seconds())
             renewed = await self._renew()
 
     async def leave(self) -> None:
-        """Go without a release: nobody else is to lead for a while."""
+        """Stop without a release, so that no other process leads for a while."""
         if self.leads:
             await self._put(self._record(seconds=_AFTER_UNINSTALL_SECONDS))
 
     async def release(self) -> None:
-        """Give the lease up, if it is still held."""
+        """Give the lease up if it is still held."""
         if not self.leads:
             self._valid_until = float("-inf")
             return
@@ -127,7 +128,7 @@ class Lease:
                 logger.info("released the lease", extra={"term": self.term})
 
     async def _acquire(self, may_take: Callable[[Body], bool]) -> None:
-        """Return as the leader."""
+        """Return once this process leads."""
         while True:
             try:
                 body = await self._get()
@@ -151,7 +152,11 @@ class Lease:
             await _end(leading, keeping)
 
     async def _renew(self) -> bool:
-        """One renewal. A failure changes nothing: what was held ends by itself, when no renewal succeeds."""
+        """Renew once. Returns whether it succeeded.
+
+        If the request fails, the lease is still held until it expires. If it was deleted or another holds it, it is
+        lost.
+        """
         try:
             if await self._put(self._record()):
                 return True
@@ -160,13 +165,13 @@ class Lease:
             logger.warning("the lease could not be renewed", extra={"error": str(error)})
             return False
         if body and body["spec"].get("holderIdentity") == self._identity:
-            self._body = body  # an earlier renewal arrived although its answer did not
+            self._body = body  # an earlier renewal arrived, but its answer got lost
         else:
             self._valid_until = float("-inf")
         return False
 
     def _is_free(self, body: Body) -> bool:
-        """Whether nobody holds it, as far as one can tell by watching for its whole duration."""
+        """Whether no process holds the lease, judged by watching it for its whole duration."""
         spec = body.get("spec") or {}
         holder = spec.get("holderIdentity") or ""
         if not body or holder in ("", self._identity):
@@ -180,9 +185,9 @@ class Lease:
         return self._now() >= self._sighting.at + lasts
 
     async def _take_over(self, body: Body) -> bool:
-        """Become the holder, with a transition more, unless another was quicker.
+        """Become the holder with a new term, unless another process was quicker. Returns whether it succeeded.
 
-        A lease that somebody deleted must not count from one again, since claims carry the count: it begins with the
+        If the lease was deleted, the count must not begin at one again, since claims carry it. It then begins with the
         minutes since 1970, which no sequence of transitions has ever reached.
         """
         if body:
@@ -216,7 +221,10 @@ class Lease:
         }
 
     async def _put(self, record: Body) -> bool:
-        """Write the record if the lease is still as we saw it last; what it grants counts from before the request."""
+        """Write the record if the lease is unchanged since it was read. Returns whether that succeeded.
+
+        The lease's duration counts from before the request.
+        """
         began = self._now()
         path = path_of(self._key) if self._body else KINDS["Lease"].collection(self._key.namespace)
         method = "PUT" if self._body else "POST"
@@ -233,7 +241,7 @@ class Lease:
         return True
 
     async def _get(self) -> Body:
-        """The lease as it is, or nothing."""
+        """The lease as it is; empty if there is none."""
         try:
             return await self._api.request("GET", path_of(self._key), patience=lambda: self._seconds / 3, attempts=1)
         except ApiError as error:
@@ -246,7 +254,7 @@ class Lease:
 
 
 async def _end(*tasks: asyncio.Future[None]) -> None:
-    """Cancel and wait; a failure that nobody has asked for yet is not lost: asyncio logs it."""
+    """Cancel tasks and wait for them. asyncio logs a failure that nothing has read."""
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)

@@ -1,4 +1,4 @@
-"""Full lists of a kind, brought into the store."""
+"""Reads full lists of a kind into the store."""
 
 import asyncio
 import logging
@@ -16,16 +16,16 @@ from sluice_operator.observe.views import Address, Key
 logger = logging.getLogger(__name__)
 
 _API_SERVERS = Key("EndpointSlice", "default", "kubernetes")
-"""Its own: the API server keeps it."""
+"""The API server writes this object about itself."""
 PAGE = 10
-"""Objects. A pod that the API server stores in 1.5 MB may be six times as long in JSON, and being read takes three
-times that: 60 such pods of one user, in pages of 100, took 1.5 GiB, more than the operator has, at each start."""
+"""Objects in a page. A pod of 1.5 MB in the API server may be six times as long as JSON, and reading that takes three
+times its length: 60 such pods of one user, in pages of 100, took 1.5 GiB at each start, more than the operator has."""
 
 
 async def refresh(api: Api, store: Store, kind: str) -> None:
-    """Make the store agree with a list of all objects of a kind.
+    """Make the store agree with a full list of a kind.
 
-    The list is asked for without a resourceVersion: it shows everything that was written before (a quorum read).
+    The list is requested without a resourceVersion, so it shows everything that was written before (a quorum read).
     """
     newest_before = store.newest(kind)
     objects, version = await _pages(api, store, kind, newest_before)
@@ -33,17 +33,17 @@ async def refresh(api: Api, store: Store, kind: str) -> None:
 
 
 async def refresh_all(api: Api, store: Store) -> None:
-    """Make the store agree with a list of every watched kind, all begun after the call."""
+    """Make the store agree with a full list of every watched kind, all requested after the call."""
     for kind in store.watched:
         await refresh(api, store, kind)
     await look_for_api_servers(api, store)
 
 
 async def look_for_api_servers(api: Api, store: Store) -> bool:
-    """Have the store know where pods reach the API server; whether that has changed.
+    """Store the addresses at which pods reach the API server. Returns whether they have changed.
 
-    It is the Service's address and those behind it: some networks judge a packet before it is translated, most after.
-    A name in the place of an address, as AKS may give to pods, is left out: no NetworkPolicy could have it.
+    They are the Service's address and those behind it: some networks check a packet before its address is translated,
+    most after. A host name, which AKS may give to pods, is left out: a NetworkPolicy can't have one.
     """
     found = []
     if service := os.environ.get("KUBERNETES_SERVICE_HOST"):
@@ -51,7 +51,7 @@ async def look_for_api_servers(api: Api, store: Store) -> bool:
     try:
         slice_ = await api.request("GET", path_of(_API_SERVERS))
     except ApiError as error:
-        if error.status != 404:  # there is none where the API server listens on the loopback only
+        if error.status != 404:  # it does not exist if the API server listens on the loopback only
             raise
     else:
         ips = [ip for endpoint in slice_.get("endpoints") or () for ip in endpoint["addresses"]]
@@ -72,7 +72,7 @@ def _is_numeric(host: str) -> bool:
 
 
 async def _pages(api: Api, store: Store, kind: str, newest_before: int) -> tuple[list[Parsed], int]:
-    """Every page is of one moment, that of the first. A list that took too long begins anew."""
+    """All objects of a kind, of one moment, and the list's resourceVersion. A list that expires begins again."""
     while True:
         try:
             return await _one_list(api, store, kind, newest_before)
@@ -99,7 +99,7 @@ async def _one_list(api: Api, store: Store, kind: str, newest_before: int) -> tu
 
 
 def _held_so(store: Store, kind: str, item: Body) -> Stored | None:
-    """What is held of an object, if that is this very state: most of a long list is not to be read and kept twice."""
+    """The held object, if the store holds this very state of it: then it need not be parsed and kept twice."""
     metadata = item.get("metadata") or {}
     held = store.held(Key(kind, metadata.get("namespace") or "", metadata.get("name") or ""))
     state = metadata.get("uid"), metadata.get("resourceVersion")
@@ -120,7 +120,7 @@ async def look_for_dra(api: Api, store: Store) -> None:
 
 
 async def until_installed(api: Api, store: Store) -> None:
-    """Wait until the API server knows our kinds: kopf looks for them only once."""
+    """Wait until the API server serves our kinds: kopf looks for them only once."""
     while True:
         try:
             await look_for_dra(api, store)

@@ -1,4 +1,4 @@
-"""Whose an object is that has the name of one that we would make. Nothing that others made is ever taken over."""
+"""Is an object ours that has the name of one that we would make? An object that others made is never taken over."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +11,14 @@ Body = Mapping[str, Any]
 
 
 def require_ours(key: Key, manifest: Body, there: Body) -> None:
-    """Let only an object pass that is what the manifest would make: of the same controller.
+    """Return only if the existing object is what the manifest would make: it has the same controller.
 
-    By our labels too, where they say whose it is (an Adapter has no controller), and where nobody would find it without
-    (a stage's Job). Others may be from a version of Sluice that had fewer labels.
+    Our labels count too if only they say who owns the object (an Adapter has no controller), and if the object could
+    not be found without them (a stage's Job). Others may have fewer labels, from an older version of Sluice.
 
     Raises:
-        NameTaken: it is another's.
-        Outdated: it is our controller's predecessor's, which had the same name, and the garbage collector takes it.
+        NameTaken: it is somebody else's.
+        Outdated: its controller is a predecessor of the same name, and the garbage collector will delete it.
     """
     mine, theirs = controller(manifest), controller(there)
     same = mine.get("uid") == theirs.get("uid")
@@ -32,7 +32,7 @@ def require_ours(key: Key, manifest: Body, there: Body) -> None:
 
 
 def controller(body: Body) -> Mapping[str, str]:
-    """The owner that controls it; empty if it has none."""
+    """The owner reference of an object's controller; empty if it has none."""
     owners = body["metadata"].get("ownerReferences") or ()
     return next((owner for owner in owners if owner.get("controller")), {})
 
@@ -42,13 +42,13 @@ def _place(owner: Mapping[str, str]) -> str:
 
 
 def _labels(body: Body) -> dict[str, str]:
-    """Those by which we find our own."""
+    """The labels by which Sluice finds its own objects."""
     labels = body["metadata"].get("labels") or {}
     return {name: value for name, value in labels.items() if name.startswith(f"{GROUP}/")}
 
 
 def _maker(owner: Mapping[str, str], there: Body) -> str:
-    """Who made it, as far as it says so."""
+    """Who made it, as far as it says so, as the end of a sentence."""
     if owner:
         return f"belongs to {_place(owner)}"
     managers = there["metadata"].get("managedFields") or ()

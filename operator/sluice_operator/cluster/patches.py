@@ -1,4 +1,4 @@
-"""JSON patches: each first tests what it relies on."""
+"""JSON patches. Each one first tests what it relies on."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -10,7 +10,7 @@ HOSTNAME_LABEL = "kubernetes.io/hostname"
 
 
 def binding(pod: Body, uid: str, hostname: str, at: datetime) -> list[Body]:
-    """The patch that takes our gate off a pod and ties it to a node; empty if it is off already."""
+    """The patch that takes Sluice's gate off a pod and ties the pod to a node; empty if the gate is off already."""
     gates = [gate["name"] for gate in pod["spec"].get("schedulingGates") or ()]
     if SCHEDULING_GATE not in gates:
         return []
@@ -26,17 +26,21 @@ def binding(pod: Body, uid: str, hostname: str, at: datetime) -> list[Body]:
 
 
 def _entry(path: str, name: str, value: str, *, present: bool) -> list[Body]:
-    """Put an entry into a map, which is made if it is not there."""
+    """Put an entry into a map.
+
+    Args:
+        present: whether the map exists; otherwise it is made.
+    """
     if not present:
         return [add(path, {name: value})]
     return [add(f"{path}/{name.replace('~', '~0').replace('/', '~1')}", value)]
 
 
 def test(path: str, value: Any) -> Body:
-    """Refuse the whole patch if something is not so."""
+    """An operation that lets the whole patch fail unless the value is this."""
     return {"op": "test", "path": path, "value": value}
 
 
 def add(path: str, value: Any) -> Body:
-    """Set something, whether it is there or not."""
+    """An operation that sets a value, whether there is one or not."""
     return {"op": "add", "path": path, "value": value}

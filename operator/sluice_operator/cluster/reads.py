@@ -1,6 +1,6 @@
-"""What no watch brings, or not in time: one object as it is now, a Job's pods, why a pod could not be made.
+"""What does no watch bring, or not in time? One object as it is now, a Job's pods, and why a pod could not be made.
 
-What is read goes into the store before the next decision.
+Objects that are read are in the store before the next decision.
 """
 
 from datetime import datetime
@@ -16,23 +16,24 @@ from sluice_operator.observe.views import Key
 
 
 class Reader:
-    """Reads of single objects. All raise ApiError when the API server does not answer."""
+    """Reads of single objects. Every method raises ApiError if the API server does not answer."""
 
     def __init__(self, api: Api, store: Store) -> None:
         self._api = api
         self._store = store
 
     async def read(self, key: Key) -> Body:
-        """An object as it is now, whatever the watch has brought; the store knows it by then."""
+        """An object as it is now, whatever the watch has brought. It is put into the store."""
         answer = await self._api.request("GET", path_of(key))
         self.remember(key, answer)
         return answer
 
     async def ours(self, key: Key, manifest: Body) -> Body | None:
-        """The object that a manifest would make, if it is there already.
+        """The object that a manifest would make; None if there is none.
 
         Raises:
-            NameTaken: another one has its name.
+            NameTaken: an object that is not ours has the name.
+            Outdated: a predecessor's object has the name.
         """
         try:
             there = await self._api.request("GET", path_of(key))
@@ -45,10 +46,10 @@ class Reader:
         return there
 
     async def same(self, key: Key, uid: str) -> Body:
-        """The object as it is now.
+        """This very object as it is now.
 
         Raises:
-            Gone: it is not there, or another one is.
+            Gone: it is gone, or another object has its name.
         """
         try:
             answer = await self.read(key)
@@ -61,7 +62,7 @@ class Reader:
         return answer
 
     async def is_there(self, key: Key, uid: str) -> bool:
-        """Whether this very object is there."""
+        """Whether this very object exists."""
         try:
             await self.same(key, uid)
         except Gone:
@@ -69,30 +70,34 @@ class Reader:
         return True
 
     def remember(self, key: Key, answer: Body) -> None:
-        """Have the store know what the API server answered."""
+        """Put the API server's answer into the store, if its kind is watched."""
         if key.kind in WATCHED and answer["kind"] == key.kind:
             self._store.put(parse(key.kind, answer), seen=False)
 
     def forget(self, key: Key, uid: str) -> None:
-        """Have the store know that an object is gone."""
+        """Remove an object from the store."""
         if key.kind in WATCHED:
             self._store.remove(key, uid)
 
     def gone(self, key: Key, uid: str) -> Gone:
-        """The error that says so, once the store knows."""
+        """The error that an object is gone. The object is removed from the store."""
         self.forget(key, uid)
         return Gone(f"{key} with uid {uid} is not there any more")
 
     async def require(self, key: Key, uid: str) -> None:
-        """Raises Outdated unless this very object is there and stays: a watch may be late to say that it is gone."""
+        """Return only if this very object exists and is not being deleted. A watch may be late to say so.
+
+        Raises:
+            Outdated: it is gone or is being deleted.
+        """
         if "deletionTimestamp" in (await self.same(key, uid))["metadata"]:
             raise Outdated(f"{key} is being deleted")
 
     async def failed_create(self, maker: Key, since: datetime | None = None) -> str:
-        """Why no pod could be made for a Job or a slot's Deployment, in its controller's newest words; empty if none.
+        """Why no pod could be made for a Job or a slot's Deployment, by its newest event; empty if there is none.
 
         Args:
-            since: older words are about other pods.
+            since: older events are about other pods.
         """
         by_name = f"involvedObject.kind={maker.kind},involvedObject.name={maker.name}"
         which = "involvedObject.kind=ReplicaSet" if maker.kind == "Deployment" else by_name
@@ -106,7 +111,7 @@ class Reader:
         return str(events[-1].get("message") or "") if events else ""
 
     async def look_for_pods(self, stage_job: Key) -> None:
-        """Have the store know a Job's pods as they are now: the watch of pods may be behind that of Jobs."""
+        """Put a Job's pods into the store as they are now. The watch of pods may be behind that of Jobs."""
         where = KINDS["Pod"].collection(stage_job.namespace)
         query = {"labelSelector": f"{JOB_NAME_LABEL}={stage_job.name}"}
         for pod in (await self._api.request("GET", where, query=query))["items"]:
@@ -114,12 +119,12 @@ class Reader:
 
 
 def _is_about(name: str, maker: Key) -> bool:
-    """A Deployment's ReplicaSets have its name and a hash."""
+    """Whether an event's object is the maker, or a ReplicaSet of it: its name is the Deployment's and a hash."""
     return name == maker.name or (maker.kind == "Deployment" and name.rpartition("-")[0] == maker.name)
 
 
 def _is_after(event: Body, since: datetime) -> bool:
-    """To the second: that is all that some events say."""
+    """Whether an event is no older than a moment. Some events have whole seconds only, so seconds are compared."""
     at = _happened_at(event)
     return bool(at) and datetime.fromisoformat(at) >= since.replace(microsecond=0)
 

@@ -1,7 +1,7 @@
-"""Every write but the Lease's: only while this process leads, to the very object that was meant, and known at once.
+"""Every write but the Lease's: only while this process leads, and only to the very object that was meant.
 
-What a write returns goes into the store before the next decision, so that two decisions in a row never start from the
-same state because a watch was late.
+What a write returns is in the store before the next decision. So no decision starts from an old state because a watch
+is late.
 """
 
 import logging
@@ -26,10 +26,10 @@ from sluice_operator.writes import key_of_manifest
 logger = logging.getLogger(__name__)
 
 ANNOTATIONS_MANAGER = f"{FIELD_MANAGER}-annotations"
-"""Not FIELD_MANAGER: an apply of annotations alone would withdraw everything else that this manager owns."""
+"""Not FIELD_MANAGER: an apply of annotations alone would remove everything else that FIELD_MANAGER owns."""
 
 _NOT_AS_TESTED = "the server rejected our request due to an error in our request"
-"""All that the API server says of a JSON patch whose test failed."""
+"""All that the API server says when the test of a JSON patch fails."""
 
 
 class Leadership(Protocol):
@@ -43,15 +43,15 @@ class Leadership(Protocol):
         """Seconds for which the lease is surely held.
 
         Raises:
-            NotLeading: none.
+            NotLeading: it is not surely held.
         """
 
 
 class Writer(Reader):
-    """Single writes, as the reports' server and `Cluster.do` make them.
+    """Single writes, for the reports' server and `Cluster.do`.
 
-    All raise NotLeading when this process does not surely hold the lease, Outdated when the object meant is gone or
-    has changed (the store knows by then), and ApiError for every other refusal.
+    Every method raises NotLeading if this process does not surely hold the lease, Outdated if the object is gone or has
+    changed (the store knows by then), and ApiError for every other failure.
     """
 
     def __init__(self, api: Api, store: Store, leadership: Leadership, reporter: str) -> None:
@@ -66,12 +66,12 @@ class Writer(Reader):
         return self._leadership.term
 
     async def create(self, manifest: Body) -> Body:
-        """POST an object. If it is there already, nothing is changed and it is returned.
+        """Make an object and return it. If it exists already, it is left unchanged and returned.
 
-        It may be there though the POST is refused: an earlier one had no answer, and a quota counts what that has made.
+        It may exist although the POST is refused: an earlier POST got no answer, and a quota counts what that one made.
 
         Raises:
-            NameTaken: one of that name is there that is not ours.
+            NameTaken: an object that is not ours has the name.
         """
         key = key_of_manifest(manifest)
         try:
@@ -85,13 +85,13 @@ class Writer(Reader):
             return there
 
     async def apply(self, manifest: Body) -> Body:
-        """Have an object be as a manifest says: it is made, or changed if it is ours, by server-side apply.
+        """Make an object as the manifest says, or change it if it is ours, by server-side apply.
 
-        With metadata.uid it changes that object only, and never makes a new one. Without, the object is looked at
-        first: a POST of one that is there would be refused by a quota that is used up.
+        If the manifest has a uid, only that object is changed, and none is ever made. Without one, the object is read
+        first: a used-up quota would refuse a POST even if the object exists.
 
         Raises:
-            NameTaken: one of that name is there that is not ours.
+            NameTaken: an object that is not ours has the name.
         """
         key = key_of_manifest(manifest)
         if "uid" not in manifest["metadata"] and (there := await self.ours(key, manifest)):
@@ -99,27 +99,28 @@ class Writer(Reader):
         return await self._apply("apply", key, path_of(key), manifest, FIELD_MANAGER)
 
     async def apply_status(self, key: Key, uid: str, status: Body) -> None:
-        """Server-side apply of the whole status but for a job's progress."""
+        """Server-side apply of the whole status, without a job's progress."""
         await self._apply_status("status", key, uid, status, FIELD_MANAGER, ATTEMPTS)
 
     async def apply_progress(self, key: Key, uid: str, progress: Body) -> None:
-        """Server-side apply of status.progress, under a manager of its own, which owns nothing else.
+        """Server-side apply of status.progress, by a field manager that owns nothing else.
 
-        One attempt: when it fails, there is something newer to write.
+        There is one attempt only: if it fails, there is something newer to write.
         """
         await self._apply_status("progress", key, uid, {"progress": progress}, PROGRESS_FIELD_MANAGER, attempts=1)
 
     async def annotate(self, key: Key, uid: str, annotations: dict[str, str]) -> Body:
-        """Server-side apply of annotations. They are all that Sluice ever annotates there: others of ours go away."""
+        """Server-side apply of annotations. They must be all that Sluice has there: others of Sluice's are removed."""
         body = _identity(key, uid)
         body["metadata"]["annotations"] = annotations
         return await self._apply("annotate", key, path_of(key), body, ANNOTATIONS_MANAGER)
 
     async def delete(self, key: Key, uid: str, *, foreground: bool, within: int | None = None) -> None:
-        """Delete this very object; one that is gone already is as good. Foreground: its children go first.
+        """Delete this very object. If it is gone already, that is fine.
 
         Args:
-            within: seconds, for a pod that was deleted with more.
+            foreground: whether its children are deleted first.
+            within: a grace period in seconds, for a pod that was deleted with a longer one.
         """
         body = {
             "apiVersion": "v1",
@@ -137,11 +138,11 @@ class Writer(Reader):
                 raise
             self.forget(key, uid)
             return
-        if answer["kind"] == "Status":  # it had no finalizer and no grace period: it is gone
+        if answer["kind"] == "Status":  # it had neither a finalizer nor a grace period, so it is gone
             self.forget(key, uid)
 
     async def remove(self, manifest: Body) -> None:
-        """Delete the object that a manifest would make, if it is there and has the same controller."""
+        """Delete the object that a manifest would make, if it exists and has the same controller."""
         key = key_of_manifest(manifest)
         try:
             there = await self.read(key)
@@ -153,13 +154,13 @@ class Writer(Reader):
             await self.delete(key, there["metadata"]["uid"], foreground=False)
 
     async def bind_pod(self, key: Key, uid: str, hostname: str, at: datetime) -> None:
-        """Let a gated pod go to the node of a hostname: gate off and node selector on, in one patch."""
+        """Let a gated pod go to the node of a hostname: one patch removes the gate and sets the node selector."""
         operations = binding(await self.same(key, uid), uid, hostname, at)
         if operations:
             await self._patch("bind", key, uid, path_of(key), operations)
 
     async def nominate_pod(self, key: Key, uid: str, node: str) -> None:
-        """Say which node a pod is meant for (KEP-5278). One that is on a node already needs no word."""
+        """Say which node a pod is meant for (KEP-5278). Nothing is done if it is on a node already."""
         operations = [test("/metadata/uid", uid), add("/status/nominatedNodeName", node)]
         try:
             await self._patch("nominate", key, uid, f"{path_of(key)}/status", operations)
@@ -168,12 +169,16 @@ class Writer(Reader):
                 raise
 
     async def scale_slot(self, key: Key, uid: str, size: int) -> None:
-        """Set a slot's Deployment to 0 or 1."""
+        """Set the replicas of a slot's Deployment to 0 or 1."""
         operations = [test("/metadata/uid", uid), add("/spec/replicas", size)]
         await self._patch("scale", key, uid, path_of(key), operations)
 
     async def event(self, key: Key, uid: str, level: str, reason: str, message: str) -> None:
-        """Tell people, on the object; `level` is Normal or Warning. Never raises: an event that is lost is lost."""
+        """Tell people something on an object. A failure is logged, and the event is lost.
+
+        Args:
+            level: Normal or Warning.
+        """
         what = Happened(key, uid, level, reason, message)
         try:
             self._events.written(what, await self._send_event(what))
@@ -181,7 +186,7 @@ class Writer(Reader):
             logger.warning("an event was lost", extra={"object": str(key), "reason": reason, "error": str(error)})
 
     async def _send_event(self, what: Happened) -> Body:
-        """Write an event, or count one that says the same once more. One attempt."""
+        """Write an event, or count one that says the same once more. One attempt only."""
         now = datetime.now(UTC)
         if known := self._events.again(what, now):
             place, patch = known
@@ -201,8 +206,8 @@ class Writer(Reader):
         """Replace what `manager` owns of a status.
 
         The API server does not compare uids in an apply to /status (seen in 1.37: a re-created object takes the dead
-        one's status). So the write is tied to the version that is held, and on a conflict to the one that is there. Who
-        changes an object all the time is not waited for.
+        one's status). So the write is tied to the version that is held, and after a conflict to the one that exists.
+        After ATTEMPTS conflicts it gives up: somebody changes the object all the time.
         """
         held = self._store.held(key)
         version = version_of(held) if held is not None and uid_of(held) == uid else None
@@ -222,7 +227,7 @@ class Writer(Reader):
                 return
 
     async def _apply(self, verb: str, key: Key, path: str, body: Body, manager: str, attempts: int = ATTEMPTS) -> Body:
-        """A uid that does not fit is refused in two ways: 409 if nothing is there, 422 if another object is."""
+        """Server-side apply. If the uid does not fit, it is refused with 409 (no object) or 422 (another object)."""
         uid = body["metadata"].get("uid", "")
         query = {"fieldManager": manager, "force": "true"}
         try:
@@ -235,7 +240,7 @@ class Writer(Reader):
             raise
 
     async def _patch(self, verb: str, key: Key, uid: str, path: str, operations: list[Body]) -> Body:
-        """A JSON patch whose first operation tests the uid."""
+        """Send a JSON patch. Its first operation must test the uid."""
         query = {"fieldManager": FIELD_MANAGER}
         try:
             return await self._write(verb, key, "PATCH", path, operations, content_type=JSON_PATCH, query=query)
@@ -258,7 +263,7 @@ class Writer(Reader):
         query: dict[str, str] | None = None,
         attempts: int = ATTEMPTS,
     ) -> Body:
-        """One guarded write; the lease is checked before each attempt, and no attempt outlasts it."""
+        """One write. The lease is checked before each attempt, and no attempt may last longer than the lease."""
         try:
             answer = await self._api.request(
                 method,

@@ -1,8 +1,8 @@
-"""A fence per object: what raises while one of them is looked at sets that one aside, and nobody else.
+"""A fence around each object: if looking at an object raises, only that object is set aside.
 
-Whoever looks at objects of several owners does so through `each`, or inside `looking_at`: whatever is raised there is
-the fault of the innermost. Whoever decides does so inside `fenced`, which decides again without those at fault, as if
-they were not there; but what their pods have stays theirs. Nowhere else in a decision is an exception caught.
+Code that looks at objects of several owners does so through `each` or inside `looking_at`. What is raised there is the
+fault of the object of the innermost one. Code that decides does so inside `fenced`, which decides again as if the
+objects at fault were not there; what their pods have stays theirs. Nowhere else does a decision catch an exception.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,7 +28,7 @@ _MOST_TRACE = 4000
 
 
 class Fault(Exception):
-    """Something was raised while objects were looked at."""
+    """Looking at some objects raised something."""
 
     def __init__(self, *aside: SetAside) -> None:
         super().__init__("; ".join(f"{found.key}: {found.why}" for found in aside))
@@ -36,7 +36,7 @@ class Fault(Exception):
 
 
 class looking_at:  # noqa: N801 - read as a word: `with looking_at(key):`
-    """What is raised inside the block is the fault of an object, unless it is another's already."""
+    """An exception inside the block is the fault of this object, unless it is another object's fault already."""
 
     __slots__ = ("_key",)
 
@@ -44,7 +44,7 @@ class looking_at:  # noqa: N801 - read as a word: `with looking_at(key):`
         self._key = key
 
     def __enter__(self) -> None:
-        """Nothing: what counts is how the block ends."""
+        """Do nothing: what counts is how the block ends."""
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: TracebackType | None) -> None:
         """Raise a Fault in place of any other exception."""
@@ -54,13 +54,13 @@ class looking_at:  # noqa: N801 - read as a word: `with looking_at(key):`
 
 
 def each(things: Iterable[Thing], key: Callable[[Thing], Key], look: Callable[[Thing], Seen]) -> list[Seen]:
-    """What a look at each of some things gives, in their order.
+    """Look at each thing; return what each look gave, in their order.
 
     Args:
-        key: whose fault it is if the look raises.
+        key: the object at fault if the look at a thing raises.
 
     Raises:
-        Fault: of all at which the look raised; each was looked at.
+        Fault: of all objects at fault. All things were looked at by then.
     """
     seen: list[Seen] = []
     aside: list[SetAside] = []
@@ -77,16 +77,20 @@ def each(things: Iterable[Thing], key: Callable[[Thing], Key], look: Callable[[T
 
 @dataclass(frozen=True, slots=True)
 class Fenced(Generic[Decision]):
-    """What was decided, and for whom nothing could be."""
+    """What was decided, and which objects were set aside for it."""
 
     decision: Decision | None
-    """None if the object itself, for which it was to be decided, is at fault."""
+    """None if the object that it was made for is at fault."""
     aside: tuple[SetAside, ...]
-    """Whom this decision has set aside; those of earlier ones are the World's."""
+    """Objects that this decision has set aside, without those that the World has set aside already."""
 
 
 def fenced(world: World, mine: Key, decide: Callable[[World], Decision]) -> Fenced[Decision]:
-    """Decide for one object, from a World without those that are set aside."""
+    """Decide for one object, from a World without the objects that are set aside.
+
+    Args:
+        mine: the object. It is looked at even if the World has set it aside.
+    """
     found: dict[Key, SetAside] = {}
     while True:
         try:
@@ -94,7 +98,7 @@ def fenced(world: World, mine: Key, decide: Callable[[World], Decision]) -> Fenc
                 return Fenced(decide(world.without({*world.set_aside, *found} - {mine})), tuple(found.values()))
         except Fault as fault:
             fresh = {aside.key: aside for aside in fault.aside if aside.key not in found}
-            if not fresh:  # it is blamed though it was not there: then the decision itself is at fault
+            if not fresh:  # all of them were left out already: then the decision itself is at fault
                 fresh = {mine: SetAside(mine, fault.aside[0].why)}
             found |= fresh
             if mine in found:
@@ -102,10 +106,10 @@ def fenced(world: World, mine: Key, decide: Callable[[World], Decision]) -> Fenc
 
 
 def behind_a_fence(world: World, mine: Key, decide: Callable[[World], Decision]) -> Decision:
-    """The decision alone, for whoever tells nobody of those that are set aside.
+    """The decision of `fenced` alone, for callers that do not report which objects were set aside.
 
     Raises:
-        Fault: none can be made.
+        Fault: no decision can be made.
     """
     found = fenced(world, mine, lambda seen: (decide(seen),))
     if found.decision is None:
@@ -114,7 +118,7 @@ def behind_a_fence(world: World, mine: Key, decide: Callable[[World], Decision])
 
 
 def _where_raised(error: Exception) -> str:
-    """What was raised, and where in Sluice."""
+    """What was raised, and the file and line of Sluice's where it was."""
     frames = [frame for frame in extract_tb(error.__traceback__) if "sluice_" in frame.filename]
     where = f" ({'/'.join(PurePath(frames[-1].filename).parts[-2:])}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {str(error)[:300]}{where}"

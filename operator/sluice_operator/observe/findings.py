@@ -1,6 +1,6 @@
-"""What this process has found out itself and no watch brings: reports of pods, refusals, who is set aside.
+"""What this process has found out and no watch brings: reports of pods, refusals, and objects that are set aside.
 
-Memory only: a new leader finds it out again.
+It is kept in memory only: a new leader finds it out again.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from sluice_operator.observe.world import Heartbeat, Refusal, Reported, SetAside
 
 
 class Findings:
-    """Each change voids what was worked out from the state before."""
+    """Each change is announced by `changed`, so that nothing stays that was worked out before it."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
@@ -31,14 +31,14 @@ class Findings:
         self.refused = MappingProxyType(self._refused)
         self.starting = frozenset[Key]()
         self.api_servers: tuple[Address, ...] = ()
-        """Where pods reach the API server, as last looked up."""
+        """Addresses at which pods reach the API server, as last looked up."""
         self.term = 0
-        """The lease's transition count while, or since, this process leads; see `begin_term`."""
+        """The lease's transition count when this process began to lead; 0 before that."""
         self.since: datetime | None = None
-        """When this term began."""
+        """When this term began; None before the first."""
 
     def begin_term(self, term: int, now: datetime) -> None:
-        """Begin to lead. What was heard in an earlier term proves nothing: others have led and listened since then."""
+        """Begin to lead. Reports of an earlier term prove nothing, since another process may have led in between."""
         self._reports.clear()
         self._heartbeats.clear()
         self.term, self.since = term, now
@@ -55,41 +55,41 @@ class Findings:
         self._changed()
 
     def leave_alone(self, found: SetAside) -> None:
-        """Set an object aside, until it changes or is readmitted."""
+        """Set an object aside until it changes or is readmitted."""
         self._set_aside[found.key] = found
         self._changed()
 
     def readmit(self, key: Key) -> None:
-        """Look at an object again like at any other."""
+        """Treat an object like all others again."""
         self._set_aside.pop(key, None)
         self._changed()
 
     def refuse(self, engine: Key, reason: Reason, message: str, now: datetime, pause: timedelta) -> None:
-        """Keep what the API server refuses an engine, and how long it is not tried again."""
+        """Keep what the API server refuses an engine, and do not try it again before the pause is over."""
         self._pauses[engine] = pause
         self._refused[engine] = Refusal(reason, message, now + pause)
         self._changed()
 
     def last_pause(self, engine: Key) -> timedelta | None:
-        """How long the last refusal was in force; None since it has got on."""
+        """The pause after the engine's last refusal; None if what was refused has been made since."""
         return self._pauses.get(engine)
 
     def try_again(self, engine: Key) -> None:
-        """The pause after a refusal is over."""
+        """End the pause after a refusal."""
         self._refused.pop(engine, None)
         self._changed()
 
     def has_got_on(self, engine: Key) -> None:
-        """What was refused was made: the next refusal begins with the shortest pause."""
+        """What was refused has been made, so the next pause is the shortest again."""
         self._pauses.pop(engine, None)
 
     def start(self, job: Key, *, begins: bool) -> None:
-        """Note that a job's Prepare is being made at this moment, or is no more."""
+        """Note that a job's Prepare is being made now, or no longer."""
         self.starting = self.starting | {job} if begins else self.starting - {job}
         self._changed()
 
     def forget(self, old: Stored | None, new: Stored | None, key: Key) -> None:
-        """An object has changed, or is gone."""
+        """Forget what was found out about an object that has changed or is gone."""
         if old is None or new is None or not _only_its_status(old, new):
             self._set_aside.pop(key, None)
         if new is None:
@@ -99,12 +99,12 @@ class Findings:
                 self._reports.pop(old.uid, None)
 
     def forget_attempt(self, stage_job: StageJobView) -> None:
-        """A training attempt is gone."""
+        """Forget the heartbeat of a training attempt that is gone."""
         self._heartbeats.pop(stage_job.uid, None)
 
 
 def _only_its_status(old: Stored, new: Stored) -> bool:
-    """Whether nothing of a custom resource has changed but what we and others say of it."""
+    """Whether only the status of a custom resource has changed."""
     if not isinstance(old, Resource) or not isinstance(new, Resource):
         return False
     metadata = old.metadata.model_copy(update={"resource_version": new.metadata.resource_version})

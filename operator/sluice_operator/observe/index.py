@@ -1,4 +1,4 @@
-"""Groups of objects, kept as objects come and go, so that nobody scans ten thousand of them."""
+"""Groups of objects, kept up to date as objects come and go, so that no reader scans ten thousand of them."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from types import MappingProxyType
@@ -11,7 +11,7 @@ Member = TypeVar("Member")
 
 
 class Index(Generic[Group, Member]):
-    """Objects by what they have in common; an object may be in several groups, or in none."""
+    """Objects by what they have in common. An object may be in several groups or in none."""
 
     def __init__(self, groups_of: Callable[[Member], Iterable[Group]]) -> None:
         self._groups_of = groups_of
@@ -20,7 +20,12 @@ class Index(Generic[Group, Member]):
         self.groups: Mapping[Group, Mapping[Key, Member]] = MappingProxyType(self._shown)
 
     def change(self, key: Key, old: Member | None, new: Member | None) -> None:
-        """Take an object out of the groups that it was in and put it into those that it is in now."""
+        """Move an object from the groups that it was in to those that it belongs to now.
+
+        Args:
+            old: the object as it was; None if it is new.
+            new: the object as it is; None if it is gone.
+        """
         before = () if old is None else tuple(self._groups_of(old))
         after = () if new is None else tuple(self._groups_of(new))
         for group in before:

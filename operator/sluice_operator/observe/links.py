@@ -1,4 +1,4 @@
-"""Who has to be looked at again when something else changes: the World's connections, indexed."""
+"""Which objects are looked at again when another one changes? Indices of what depends on what."""
 
 from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
@@ -28,7 +28,7 @@ def _published_as(job: FineTuneJob) -> tuple[NamespacedName, ...]:
 def _volume_claims(job: FineTuneJob) -> tuple[NamespacedName, ...]:
     try:
         names = job.spec.volumes
-    except ValueError:  # a path that climbs out of its claim; the job's own reconcile says so
+    except ValueError:  # a path that leads out of its volume claim; the job's own reconcile says so
         return ()
     return tuple((job.metadata.namespace, name) for name in names)
 
@@ -36,7 +36,7 @@ def _volume_claims(job: FineTuneJob) -> tuple[NamespacedName, ...]:
 def _engine_volume_claims(engine: InferenceEngine) -> tuple[NamespacedName, ...]:
     try:
         model = claims_of(engine.spec.model.uri)
-    except ValueError:  # a path that climbs out of its claim
+    except ValueError:  # a path that leads out of its volume claim
         model = ()
     adapters = engine.spec.lora.volume_claims if engine.spec.lora else ()
     return tuple((engine.metadata.namespace, name) for name in dict.fromkeys((*model, *adapters)))
@@ -64,9 +64,9 @@ class Links:
         """Engines by the PersistentVolumeClaims that they name."""
         self.adapters_on: Index[NamespacedName, Adapter] = Index(_engine_of)
         self.borrowing: Index[NamespacedName, StageJobView] = Index(by_lender)
-        """Claims by the engines from which they borrow."""
+        """Stage Jobs by the engines from which their claims borrow."""
         self.orphaned_jobs: Index[NamespacedName, StageJobView] = Index(left_by)
         self.orphaned_pods: Index[NamespacedName, PodView] = Index(left_by)
-        """What jobs have left behind, by the job."""
+        """Orphans (Jobs above, pods here) by the job that left them."""
         self.bound_to: Index[str, VolumeClaimView] = Index(_volume)
         """PersistentVolumeClaims by the volume that they are bound to."""

@@ -1,6 +1,6 @@
-"""What was costly to find out is found out once: for one state of the World, or for one version of a job.
+"""Costly answers are found once: for one state of the World, or for one version of a job.
 
-The store empties a World's memo after each change; a job's goes with the version of the job.
+The store empties a World's memo after each change. A job's memo goes with that version of the job.
 """
 
 from collections.abc import Callable, Hashable
@@ -17,10 +17,10 @@ Answer = TypeVar("Answer")
 def once_a_world(
     key: Callable[[World, *Asked], Hashable],
 ) -> Callable[[Callable[[World, *Asked], Answer]], Callable[[World, *Asked], Answer]]:
-    """Decorate a function of a World, whose answer is kept for as long as the World is the same.
+    """Decorate a function of a World so that its answer is kept until the World changes.
 
     Args:
-        key: what of its arguments the answer depends on.
+        key: the part of the arguments that the answer depends on.
     """
 
     def decorate(find: Callable[[World, *Asked], Answer]) -> Callable[[World, *Asked], Answer]:
@@ -37,7 +37,7 @@ def once_a_world(
 
 
 def once_a_job(find: Callable[[World, FineTuneJob], Answer]) -> Callable[[World, FineTuneJob], Answer]:
-    """Decorate a function whose answer follows from one job alone, and is kept until the job changes."""
+    """Decorate a function whose answer depends on one job alone, so that it is kept until the job changes."""
 
     @wraps(find)
     def found(world: World, job: FineTuneJob) -> Answer:

@@ -1,4 +1,4 @@
-"""Which namespaces a selector means."""
+"""Which namespaces does a selector select?"""
 
 from collections.abc import Mapping
 
@@ -7,15 +7,15 @@ from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World
 
 NAME_LABEL = "kubernetes.io/metadata.name"
-"""On every namespace."""
+"""Every namespace has it, with its name."""
 
 
 def labels_of(world: World, namespace: str) -> Mapping[str, str]:
-    """A namespace's labels; its name at least, which nobody can take away."""
+    """A namespace's labels, always with its name, even if the namespace is not known."""
     view = world.namespaces.get(Key("Namespace", "", namespace))
     return {**(view.labels if view else {}), NAME_LABEL: namespace}
 
 
 def selects(world: World, selector: NamespaceSelector | None, namespace: str) -> bool:
-    """Whether a selector means a namespace; no selector means none."""
+    """Whether a selector selects a namespace; no selector selects none."""
     return selector is not None and selector.selects(labels_of(world, namespace))

@@ -1,8 +1,8 @@
-"""What a job has left behind: its stages' Jobs without the job, and their pods without the Job.
+"""What has a job left behind? Stage Jobs without their FineTuneJob, and pods without their stage Job.
 
-`kubectl delete --cascade=orphan` does that, and whoever takes the owner out of an object. Such training would go on
-without a deadline, a quota or a place in any queue. So would a pod that was deleted with a grace period of its user's
-choice: no later deletion shortens that unless it says so.
+`kubectl delete --cascade=orphan` leaves them, and so does anyone who removes the owner from an object. Such training
+would go on without a deadline, a quota or a place in any queue. So would a pod that its user deleted with a long grace
+period: a later deletion shortens that only if it says so.
 """
 
 from sluice_api.finetunejob import FineTuneJob
@@ -11,14 +11,14 @@ from sluice_operator.observe.views import PodView, StageJobView, View
 
 _UID = "x" * 8
 _LONGEST_KEPT = 50
-"""Characters of a Job's name that its pods' names always begin with: the rest may give way to their own ending."""
+"""Only this many first characters of a Job's name are sure to be in its pods' names: the rest may be cut off."""
 
 
 def left_by(view: StageJobView | PodView) -> tuple[tuple[str, str], ...]:
-    """Namespace and name of the job that has left it; none if it has its owner, or has never been a job's.
+    """Namespace and name of the job that left it; empty if it has its owner, or never belonged to a job.
 
-    Whose it was is in its labels, and it has a name that only a job's children have: `<job>-<uid>-<stage>-<attempt>`.
-    Of a pod, too, by its own name, which nobody can change: the labels that the Job controller sets are anybody's.
+    It must carry the job's label and a name that only a job's children have: `<job>-<uid>-<stage>-<attempt>`. A pod's
+    own name counts too: anybody can set the labels of the Job controller, but a name can't be changed.
     """
     job, made_by = view.labels.get(JOB_LABEL, ""), _stage_job_of(view)
     if not job or not made_by or (_has_owner(view, job, made_by) and not _is_late(view)):
@@ -27,19 +27,19 @@ def left_by(view: StageJobView | PodView) -> tuple[tuple[str, str], ...]:
 
 
 def runs(view: StageJobView | PodView) -> bool:
-    """Whether it still has or may take something, and nobody ends it yet, or not in time."""
+    """Whether it still has or may take something, and is not being ended, or not soon enough."""
     if isinstance(view, PodView):
         return not view.ended and (not view.deleting or _is_late(view))
     return not view.deleting and not view.finished
 
 
 def _is_late(view: StageJobView | PodView) -> bool:
-    """Whether it has been given longer to end than Sluice gives it."""
+    """Whether a pod was deleted with a longer grace period than Sluice gives it."""
     return isinstance(view, PodView) and view.in_time is not None
 
 
 def _has_owner(view: StageJobView | PodView, job: str, made_by: str) -> bool:
-    """By its own word. One that names an owner that is gone is the garbage collector's."""
+    """Whether it names the owner that it should have. If that owner is gone, the garbage collector deletes it."""
     if view.owner is None:
         return False
     expected = ("Job", made_by) if isinstance(view, PodView) else (FineTuneJob.KIND.kind, job)
@@ -47,7 +47,7 @@ def _has_owner(view: StageJobView | PodView, job: str, made_by: str) -> bool:
 
 
 def _stage_job_of(view: View) -> str:
-    """Name of the stage's Job that it is, or is a pod of, by name and labels; empty if they do not fit."""
+    """Name of the stage Job that it is, or to which the pod belongs; empty if its name and labels do not fit."""
     job, stage, attempt = (view.labels.get(label, "") for label in (JOB_LABEL, STAGE_LABEL, ATTEMPT_LABEL))
     if not stage or not attempt.isdecimal():
         return ""

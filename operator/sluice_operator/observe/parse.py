@@ -1,4 +1,4 @@
-"""From an object as the API server sends it to what decisions need. Total: whatever comes in, a type comes out."""
+"""From an object as the API server sends it to what decisions need. Any object gives a value: none raises."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -48,14 +48,14 @@ from sluice_operator.observe.views import (
 Custom = FineTuneJob | InferenceEngine | Adapter | GPUPool
 AnyCustom = TypeVar("AnyCustom", FineTuneJob, InferenceEngine, Adapter, GPUPool)
 Stored = View | Custom
-"""What the store holds."""
+"""What the store can hold."""
 
 _MOST_CLAIM_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """An object that no decision can be made from. It is set aside; all others go on."""
+    """An object that can't be read, so no decision uses it. It is set aside, and all others go on."""
 
     key: Key
     uid: str
@@ -67,7 +67,7 @@ Parsed = Stored | Unreadable
 
 
 def parse(kind: str, body: Body) -> Parsed:
-    """Read an object of one of the watched kinds.
+    """Read an object of a watched kind; `Unreadable` if it is malformed.
 
     Raises:
         KeyError: the kind is not in WATCHED.
@@ -94,14 +94,17 @@ def _unreadable(kind: str, body: object, error: str) -> Unreadable:
 
 
 def _explained(invalid: ValidationError) -> str:
-    """The first errors as `field: what is wrong`."""
+    """The first three errors, as `field: what is wrong`."""
     errors = invalid.errors(include_url=False, include_context=False, include_input=False)[:3]
     return "; ".join(f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in errors)
 
 
 def _custom(model: type[AnyCustom]) -> Callable[[Body], AnyCustom]:
     def read(body: Body) -> AnyCustom:
-        """Fields of a newer version are left out; a status that cannot be read counts as lost, which it may be."""
+        """Read a custom resource. Unknown fields are left out: a newer version may have them.
+
+        A status that can't be read is left out too: a status may be lost at any time, and is written again.
+        """
         metadata = dict(body["metadata"])
         metadata["labels"] = _ours(metadata.get("labels") or {})
         metadata["annotations"] = _ours(metadata.get("annotations") or {})
@@ -124,7 +127,7 @@ def _custom(model: type[AnyCustom]) -> Callable[[Body], AnyCustom]:
 
 
 def _ours(entries: Mapping[str, str]) -> dict[str, str]:
-    """What decisions read of an object's labels or annotations. What others keep there may be large."""
+    """The labels or annotations that decisions read. Others may be large, so they are dropped."""
     return {name: text for name, text in entries.items() if name in _READ and len(text) <= OUTCOMES_BYTES}
 
 
@@ -132,7 +135,7 @@ _READ = frozenset({JOB_LABEL, OUTCOMES_ANNOTATION})
 
 
 def _share_names_of_set_fields(model: Model) -> None:
-    """One set of names for all models with the same fields set: pydantic's own were half of a job's memory."""
+    """Let models with the same fields set share one set of names: pydantic's own were half of a job's memory."""
     names = model.__pydantic_fields_set__
     object.__setattr__(model, "__pydantic_fields_set__", _NAMES.setdefault(frozenset(names), names))
     for value in vars(model).values():
@@ -145,10 +148,10 @@ _NAMES: dict[frozenset[str], set[str]] = {}
 
 
 def _job(body: Body) -> FineTuneJob:
-    """Each part of its spec that equals another job's is that one: thousands of jobs differ in little."""
+    """Read a job. Parts of its spec that equal another job's share one object: thousands of jobs differ in little."""
     job = _read_job(body)
     parts = {name: _held_once(part) for name, part in job.spec if isinstance(part, Model)}
-    vars(job.spec).update(parts)  # not a copy, which would have its own names of set fields; nobody else has it yet
+    vars(job.spec).update(parts)  # in place: no reader has it yet, and a copy would have its own names of set fields
     return job
 
 
@@ -210,7 +213,7 @@ def _budget(body: Body) -> BudgetView:
     counted = int(status.get("observedGeneration") or 0) >= int(body["metadata"].get("generation") or 0)
     try:
         pods = None if selector is None else LabelSelector.model_validate(selector)
-    except ValidationError:  # of a newer Kubernetes: whoever it may protect is protected
+    except ValidationError:  # of a newer Kubernetes: assume that it protects every pod of its namespace
         pods, counted = LabelSelector(), False
     return BudgetView(
         **metadata_of("PodDisruptionBudget", body),
@@ -254,7 +257,7 @@ def _volume(body: Body) -> VolumeView:
 
 
 def _requirements(term: Mapping[str, Any]) -> tuple[NodeRequirement, ...]:
-    """A term's requirements on labels, and on fields, of which there is only metadata.name."""
+    """A term's requirements on labels and on fields. The only such field is metadata.name."""
     wanted: Iterable[Any] = (*(term.get("matchExpressions") or ()), *(term.get("matchFields") or ()))
     return tuple(NodeRequirement(r["key"], r["operator"], tuple(map(str, r.get("values") or ()))) for r in wanted)
 
@@ -277,23 +280,23 @@ _READERS: Mapping[str, Callable[[Body], Stored]] = {
 }
 
 WATCHED = tuple(_READERS)
-"""The watched kinds; which of them a cluster lacks, the store knows."""
+"""The watched kinds. Not every cluster has all of them: see `Store.watched`."""
 
 
 def stored_key(stored: Parsed) -> Key:
-    """An object's place."""
+    """The object's key."""
     if isinstance(stored, View | Unreadable):
         return stored.key
     return Key(stored.KIND.kind, stored.metadata.namespace, stored.metadata.name)
 
 
 def uid_of(stored: Parsed) -> str:
-    """What tells it from others of the same name, before and after."""
+    """The object's uid, which no earlier or later object of the same name has."""
     return stored.uid if isinstance(stored, View | Unreadable) else stored.metadata.uid
 
 
 def version_of(stored: Parsed) -> int:
-    """Its resourceVersion. They are comparable numbers since Kubernetes 1.35 says so (KEP-5504)."""
+    """The object's resourceVersion as a number. Kubernetes promises since 1.35 that they can be compared (KEP-5504)."""
     if isinstance(stored, View | Unreadable):
         return stored.resource_version
     return int(stored.metadata.resource_version)

@@ -1,4 +1,4 @@
-"""Pods: what they ask of a node, and what their containers say."""
+"""Read pods: what they ask of a node, and what their containers report."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,17 +16,17 @@ from sluice_operator.observe.raw import Body, ViewMetadata, condition, metadata_
 from sluice_operator.observe.views import PodView, Resources, Termination
 
 _MAIN = ("trainer", "vllm")
-"""The container that a pod of ours is about: of a stage's pod, of an engine's pod."""
+"""The main container: of a stage's pod, and of an engine's pod."""
 _ORDINARY = frozenset({"ContainerCreating", "PodInitializing"})
-"""What every container waits for at first."""
+"""Waiting reasons that every container has at first."""
 _LONGEST = 1000
-"""Characters of a message that are kept."""
+"""The most characters of a message that are kept."""
 _POD_LEVEL = ("cpu", "memory")
-"""Resources that a request of the whole pod replaces (hugepages aside, of which nothing here depends)."""
+"""Resources for which a request of the whole pod replaces the containers' (hugepages too, which nothing here needs)."""
 
 
 def parse_pod(body: Body) -> PodView:
-    """A pod as decisions need it; of anybody else's pod hardly more than what it takes from its node."""
+    """Read a pod. Of a pod that is not ours it keeps little more than what the pod takes from its node."""
     metadata = metadata_of("Pod", body)
     annotations = body["metadata"].get("annotations") or {}
     spec, status = body.get("spec") or {}, body.get("status") or {}
@@ -69,33 +69,33 @@ def parse_pod(body: Body) -> PodView:
 
 
 def _goes_at_once(metadata: Mapping[str, Any], spec: Body) -> bool:
-    """Whether its deletion takes no time. Who deletes a pod may give it more than its spec does."""
+    """Whether the pod is gone as soon as it is deleted. A deletion may give it more time than its spec."""
     given = metadata.get("deletionGracePeriodSeconds")
     grace = spec.get("terminationGracePeriodSeconds") if given is None else given
     return grace == 0 and not metadata.get("finalizers")
 
 
 def _in_time(metadata: Mapping[str, Any], spec: Body) -> int | None:
-    """The grace period in its spec, if it was deleted with a longer one."""
+    """The grace period of the pod's spec if the pod was deleted with a longer one; None otherwise."""
     usual, given = spec.get("terminationGracePeriodSeconds"), metadata.get("deletionGracePeriodSeconds")
     return int(usual) if usual is not None and given is not None and int(given) > int(usual) else None
 
 
 def template_in(annotations: Mapping[str, Any]) -> str:
-    """The digest of a pod template; of a longer text, which is none of ours, the beginning."""
+    """The digest of a pod template in an annotation. Of a longer text, which is not ours, only the beginning."""
     return str(annotations.get(TEMPLATE_ANNOTATION, ""))[:64]
 
 
 def is_ours(labels: Mapping[str, str]) -> bool:
-    """Whether a pod belongs to a job's stage or an engine's slot, keeps such a slot's place, or asks for a node."""
+    """Whether a pod belongs to a stage or a slot, or is a placeholder or a scale-up pod, by its labels."""
     return any(label in labels for label in (JOB_LABEL, ENGINE_LABEL, PLACEHOLDER_LABEL, SCALE_UP_LABEL))
 
 
 def effective_requests(spec: Body) -> Resources:
     """What a pod takes from its node, as kube-scheduler counts it.
 
-    The larger of what runs together and of what any step of the start needs; sidecars (init containers that
-    are restarted) run along with all that comes after them. A pod-level request replaces the containers'.
+    It is the larger of two: what runs together, and what any step of the start needs. Sidecars (init containers that
+    are restarted) run along with all that starts after them. A pod-level request replaces the containers'.
     """
     running = total(_requests(c) for c in spec.get("containers") or ())
     sidecars: dict[str, int] = {}
@@ -130,7 +130,7 @@ def _requests(container: Body) -> dict[str, int]:
 
 
 def _volume_claims(body: Body) -> tuple[str, ...]:
-    """The claims that a pod mounts; a generic ephemeral volume's is named after the pod and the volume."""
+    """The volume claims that a pod mounts. A generic ephemeral volume's claim is named after the pod and the volume."""
     pod = body["metadata"]["name"]
     found = []
     for volume in (body.get("spec") or {}).get("volumes") or ():
@@ -142,7 +142,7 @@ def _volume_claims(body: Body) -> tuple[str, ...]:
 
 
 def _waiting(containers: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
-    """Reason and message of the first container that waits for something out of the ordinary."""
+    """Reason and message of the first container that waits for something unusual; both empty if none does."""
     for container in containers:
         waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") and waiting["reason"] not in _ORDINARY:
@@ -151,7 +151,7 @@ def _waiting(containers: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def _state_message(state: Mapping[str, Any]) -> str:
-    """Reason and message, of a status or a condition."""
+    """Reason and message of a status or a condition, as one text; empty if it has neither."""
     return ": ".join(str(state[part])[:_LONGEST] for part in ("reason", "message") if state.get(part))
 
 

@@ -1,4 +1,4 @@
-"""What every Kubernetes object has, read from its JSON."""
+"""Read what every Kubernetes object has, from its JSON."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -45,7 +45,7 @@ def _controller(references: Any) -> Owner | None:
 
 
 def condition(status: Body, name: str, value: str) -> Mapping[str, Any]:
-    """The condition of that name if it has that status; an empty map otherwise."""
+    """The condition of this name if it has this status; an empty map otherwise."""
     for found in status.get("conditions") or ():
         if found.get("type") == name and found.get("status") == value:
             return {"type": name, **found}
@@ -53,16 +53,16 @@ def condition(status: Body, name: str, value: str) -> Mapping[str, Any]:
 
 
 def moment(text: object) -> datetime | None:
-    """An RFC 3339 time, or None.
+    """An RFC 3339 time; None for an empty text.
 
     Raises:
-        ValueError: it is none, has no zone, or is out of all bounds.
+        ValueError: the text is no such time, has no zone, or is out of all bounds.
     """
     return within_time(datetime.fromisoformat(str(text))) if text else None
 
 
 def noted_moment(annotations: Mapping[str, object], name: str) -> datetime | None:
-    """The time in an annotation of ours; None when it is absent or no such time. Others may write there too."""
+    """The time in an annotation of ours; None if it is absent or no time. Others may write there too."""
     try:
         return moment(annotations.get(name))
     except ValueError:

@@ -1,15 +1,15 @@
 """The store: every watched object as last seen, in plain maps, with the indices that the World shows.
 
-Objects come from four sides, in any order and more than once: a watch's events, kopf's own lists, our full lists,
-and the answers to our own writes. What holds whatever the order:
+Objects come from four sides, in any order and more than once: a watch's events, kopf's own lists, our full lists, and
+the answers to our own requests. In any order this holds:
 
 - An older resourceVersion never overwrites a newer one.
-- A deleted uid never rises again.
+- A deleted uid never comes back.
 - An unknown object that is not newer than the last full list was deleted before that list.
-- A list removes only what is not newer than itself, and overwrites it: what it shows of an object is newer, unless etcd
-  was restored from a backup with its revisions raised. Then lists are newer than all that is held, and objects older.
-- Versions that go backwards (etcd was restored with its revisions as they were) make all of that void: then a list
-  replaces everything.
+- A list removes and overwrites only what is not newer than itself. What it shows of an object is newer than what is
+  held, unless etcd was restored from a backup with its revisions raised: then lists are newer than all that is held,
+  and the objects in them are older.
+- If versions go backwards (etcd was restored with its old revisions), none of this holds: a list replaces everything.
 """
 
 import dataclasses
@@ -43,14 +43,14 @@ from sluice_operator.observe.world import Identity, World, identity
 logger = logging.getLogger(__name__)
 
 Listener = Callable[[Stored | None, Stored | None], None]
-"""Called with an object as it was and as it is: it has come, has changed, or is gone."""
+"""Called with an object as it was (None: it is new) and as it is (None: it is gone)."""
 
 
 class Store:
-    """What this process knows. Used from one event loop only; it never awaits, so no reader sees half a change."""
+    """What this process knows. Used from one event loop only. It never awaits, so no reader sees half a change."""
 
     def __init__(self, served: Callable[[str], bool] = lambda _namespace: True) -> None:
-        """`served` says whether the custom resources of a namespace are ours to serve."""
+        """`served` says whether Sluice serves the custom resources of a namespace."""
         self.serves = served
         self._listeners: list[Listener] = []
         self._tables: dict[str, Table[Any]] = {kind: Table() for kind in WATCHED}
@@ -77,7 +77,7 @@ class Store:
         self._preparing: Index[bool, StageJobView] = Index(index_keys.by_preparing)
         self._to_prepare: Index[str, FineTuneJob] = Index(index_keys.by_unprepared_pool)
         self.links = Links()
-        """Indices beside the World's: who is to be looked at again when something else changes."""
+        """Indices that the World does not show: which objects are looked at again when another one changes."""
         self._indices: Mapping[str, tuple[Index[Any, Any], ...]] = {
             "FineTuneJob": (
                 self.links.jobs_in_pool,
@@ -115,11 +115,11 @@ class Store:
 
         self._memo: dict[Hashable, Any] = {}
         self._job_memos: dict[str, tuple[FineTuneJob, dict[Hashable, Any]]] = {}
-        self._last_words: set[str] = set()  # uids of deleted pods that are still held
+        self._last_words: set[str] = set()  # uids of deleted pods that are still held for their termination messages
         self.findings = Findings(self._memo.clear)
-        """What no watch brings."""
+        """What this process has found out and no watch brings."""
         self.serves_dra = True
-        """Whether the cluster has the kinds of DRA; whoever finds out that it has not says so, once."""
+        """Whether the cluster has the kinds of DRA. `look_for_dra` sets it."""
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -131,7 +131,7 @@ class Store:
         self._listeners.append(listener)
 
     def world(self) -> World:
-        """What is known now. The maps are live and read-only: a World is valid until the next `await`."""
+        """What is known now. The maps are live and read-only, so a World is valid until the next `await`."""
         return World(
             jobs=self._shown["FineTuneJob"],
             engines=self._shown["InferenceEngine"],
@@ -176,11 +176,11 @@ class Store:
         )
 
     def put(self, obj: Parsed, *, seen: bool) -> None:
-        """Take in one object.
+        """Take in one object, unless what is known is newer.
 
         Args:
             obj: as `parse` gave it.
-            seen: False for the answer to our own write, which the watch has not brought yet.
+            seen: False for the answer to a request of ours, which no watch or list of all objects has brought yet.
         """
         table = self._tables[stored_key(obj).kind]
         held = table.objects.get(stored_key(obj))
@@ -191,7 +191,11 @@ class Store:
         self._take(table, obj, seen=seen)
 
     def remove(self, key: Key, uid: str, version: int | None = None) -> None:
-        """Forget an object that is deleted; `version` is its deletion's, if known. Its uid never comes back."""
+        """Forget a deleted object. Its uid never comes back.
+
+        Args:
+            version: the deletion's resourceVersion, if it is known.
+        """
         table = self._tables[key.kind]
         table.newest = max(table.newest, version or 0)
         table.dead[uid] = math.inf if version is None else version
@@ -202,20 +206,21 @@ class Store:
             del table.unreadable[key]
 
     def held(self, key: Key) -> Stored | None:
-        """The object of a place, whatever its kind."""
+        """The object of a key; None if none is held."""
         found: Stored | None = self._tables[key.kind].objects.get(key)
         return found
 
     def newest(self, kind: str) -> int:
-        """The newest resourceVersion seen of a kind: a list that is asked for after this may not be older."""
+        """The newest resourceVersion seen of a kind. A list that is requested after this may not be older."""
         return self._tables[kind].newest
 
     def replace(self, kind: str, objects: Iterable[Parsed], list_version: int, newest_before: int = 0) -> None:
-        """Take in a full list of a kind, by difference.
+        """Take in a full list of a kind: add, change and remove what differs.
 
         Args:
             list_version: the list's own resourceVersion.
-            newest_before: what `newest` said before the list was asked for; an older list shows another history.
+            newest_before: what `newest` returned before the list was requested. If the list is older, versions went
+                backwards.
         """
         table = self._tables[kind]
         here = list(objects)
@@ -223,7 +228,7 @@ class Store:
             logger.warning("resource versions went backwards", extra={"kind": kind, "listed": list_version})
             self._forget_all(table)
         elif list_version < table.listed:
-            return  # one that was asked for later has overtaken it
+            return  # a list that was requested later has arrived before it
         for obj in here:
             if table.dead.get(uid_of(obj), 0) <= list_version:
                 self._take(table, obj, seen=True, listed=list_version)
@@ -241,14 +246,14 @@ class Store:
         table.forget_dead(list_version)
 
     def unreadable(self) -> list[Unreadable]:
-        """Objects that are set aside."""
+        """Objects that can't be read and are set aside."""
         return [obj for table in self._tables.values() for obj in table.unreadable.values()]
 
     def _take(self, table: Table[Any], obj: Parsed, *, seen: bool, listed: int = 0) -> None:
-        """Hold an object, unless a newer state of it is held already.
+        """Hold an object, unless a newer state of it is held.
 
         Args:
-            listed: the version of the list that shows it; 0 for one that comes alone.
+            listed: the version of the list that shows it; 0 if it came alone.
         """
         key, version = stored_key(obj), version_of(obj)
         table.newest = max(table.newest, version)
@@ -273,11 +278,11 @@ class Store:
             self._change(key, obj)
             return
         if isinstance(obj, PodView) and obj.ended:
-            table.dead[obj.uid] = version  # as good as deleted: what still shows it running is late
+            table.dead[obj.uid] = version  # as good as deleted: whatever still shows it running is late
         self._change(key, None)
 
     def _is_kept(self, obj: Stored) -> bool:
-        """Whether any decision depends on it: strangers' pods count only while they take something from a node."""
+        """Whether any decision depends on the object. Others' pods count only while they hold something of a node."""
         if isinstance(obj, PodView):
             return is_ours(obj.labels) or bool(obj.node and not obj.ended)
         if isinstance(obj, FineTuneJob | InferenceEngine | Adapter):
@@ -285,7 +290,7 @@ class Store:
         return True
 
     def _vanish(self, key: Key, held: Stored) -> None:
-        """Let a deleted object go; but a stage's pod leaves its last words for as long as its Job is there."""
+        """Remove a deleted object. A stage's ended pod stays while its Job exists, for its termination message."""
         if isinstance(held, PodView) and held.ended and held.owner is not None:
             job = self._tables["Job"].objects.get(Key("Job", key.namespace, held.owner.name))
             if job is not None and job.uid == held.owner.uid:
@@ -304,7 +309,7 @@ class Store:
             self._change(key, None)
 
     def _change(self, key: Key, new: Stored | None) -> None:
-        """The one place where what is held changes."""
+        """Change what is held: add, replace, or remove if `new` is None. Nothing else changes it."""
         self._memo.clear()
         objects = self._tables[key.kind].objects
         old = objects.get(key)
@@ -326,8 +331,13 @@ class Store:
 
 
 def _is_no_newer(version: int, held: int, listed: int) -> bool:
-    """Whether an object's state of a version says nothing that is not held; `listed` as for `_take`.
+    """Whether an object's state adds nothing to what is held.
 
-    A list shows the newest state that any object had at its own version, whatever that state's version is.
+    A list shows the newest state that each object had at the list's version, however low the state's own version is.
+
+    Args:
+        version: the state's resourceVersion.
+        held: the resourceVersion that is held.
+        listed: as for `Store._take`.
     """
     return version == held or (held > listed if listed else version < held)

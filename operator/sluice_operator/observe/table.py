@@ -1,4 +1,4 @@
-"""The objects of one kind that the store holds, and what it knows of those that it does not hold."""
+"""The objects of one kind that the store holds, and what it knows of objects that it does not hold."""
 
 import logging
 import math
@@ -21,15 +21,15 @@ class Table(Generic[AnyStored]):
     listed: int = 0
     """The resourceVersion of the newest full list."""
     newest: int = 0
-    """The newest resourceVersion that was ever seen here."""
+    """The newest resourceVersion that was ever seen of the kind."""
     dead: dict[str, float] = field(default_factory=dict)
-    """Deleted uids, with the version at which each was deleted; infinite when nobody said."""
+    """Uids of deleted objects, each with the version of its deletion; infinite if that is unknown."""
     unreadable: dict[Key, Unreadable] = field(default_factory=dict)
 
     def forget_dead(self, list_version: int) -> None:
-        """Whatever was deleted before a list is kept out by the list's version from now on.
+        """Forget deletions before a list: the list's version keeps those objects out from now on.
 
-        A deletion of unknown version may be younger than this list, but not than the next.
+        A deletion of unknown version may be later than this list, but not than the next.
         """
         self.dead = {
             uid: list_version if version == math.inf else version
@@ -38,7 +38,7 @@ class Table(Generic[AnyStored]):
         }
 
     def set_aside(self, obj: Unreadable) -> None:
-        """Keep the last state that could be read, if there is one, and say once what is wrong."""
+        """Note an object that can't be read, and log each fault once. Its last readable state stays in `objects`."""
         known = self.unreadable.get(obj.key)
         self.unreadable[obj.key] = obj
         if known is None or (known.uid, known.error) != (obj.uid, obj.error):

@@ -1,4 +1,4 @@
-"""What decisions need of Kubernetes' own objects, and nothing else: big objects are trimmed as they enter."""
+"""What decisions need of Kubernetes' own objects, and nothing else: big objects are trimmed as they come in."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from sluice_api.stages import Stage
 
 
 class Key(NamedTuple):
-    """An object's place: what the queue holds and the store is keyed by."""
+    """What identifies an object in the queue and in the store."""
 
     kind: str
     namespace: str
@@ -61,19 +61,19 @@ class BudgetView(View):
     """A PodDisruptionBudget."""
 
     pods: LabelSelector | None
-    """Which pods of its namespace it is about, by their labels; none selects none."""
+    """Selects pods of its namespace by their labels; None selects none."""
     allowed: int
-    """How many of them may go now; 0 while its controller has not counted yet."""
+    """How many of them may be disrupted now; 0 while its controller has not counted yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceView(View):
-    """A namespace; its labels say which pools and engines are open to it."""
+    """A namespace. Its labels say which pools and engines it may use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taint:
-    """Keeps pods away that do not tolerate it."""
+    """Keeps pods off a node that do not tolerate it."""
 
     key: str
     value: str
@@ -87,7 +87,7 @@ class NodeView(View):
     allocatable: Resources
     ready: bool = True
     not_ready_since: datetime | None = None
-    """Since when it is not, if the node's condition says so."""
+    """Since when the node is not ready, if its condition says so."""
     cordoned: bool = False
     taints: tuple[Taint, ...] = ()
 
@@ -104,7 +104,7 @@ class Termination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodView(View):
-    """A pod of ours, or anybody's pod that is bound to a node."""
+    """A pod of ours, or any pod that is bound to a node."""
 
     requests: Resources
     node: str = ""
@@ -118,24 +118,24 @@ class PodView(View):
     """Its main container has started."""
     ready: bool = False
     goes_at_once: bool = False
-    """Nothing holds up its deletion, neither a grace period nor a finalizer: it is gone with it, or in a moment."""
+    """It is gone as soon as it is deleted: neither a grace period nor a finalizer delays that."""
     in_time: int | None = None
-    """Seconds that Sluice gives it to end, if somebody has deleted it with more."""
+    """The grace period that Sluice gives it, in seconds, if it was deleted with a longer one."""
     waiting_reason: str = ""
     """A container's state.waiting.reason, such as ImagePullBackOff."""
     waiting_message: str = ""
     unschedulable: str = ""
     """Message of PodScheduled=False with reason Unschedulable."""
     disruption: str = ""
-    """Who takes the pod away though it could go on, and why: the condition DisruptionTarget."""
+    """Who evicts the pod and why, from the condition DisruptionTarget; empty if it is not evicted."""
     failure: str = ""
-    """Why the kubelet ended the pod, or never let it begin: reason and message of its status."""
+    """Why the kubelet ended the pod or never started it: reason and message of its status."""
     started: bool = False
-    """A container of it has run."""
+    """One of its containers has run."""
     volume_claims: tuple[str, ...] = ()
     """PersistentVolumeClaims that it mounts."""
     template: str = ""
-    """Of an engine's pod: the digest of what the spec asked for when it was made, see SlotView."""
+    """For an engine's pod, the digest of the spec that it was made from: see SlotView."""
     termination: Termination | None = None
 
     @property
@@ -158,15 +158,16 @@ class StageJobView(View):
     """Reason and message of the Failed condition."""
     finished_at: datetime | None = None
     seen: bool = True
-    """It has come back through a list or a watch, not only as the answer to our own write."""
+    """A list or a watch has brought it, not only the answer to a request of ours."""
     readable: bool = True
-    """False since somebody changed it into what can't be read: this is the last state that could be."""
+    """False if it was changed so that it can't be read any more; then this is the last readable state."""
 
     @property
     def is_ours(self) -> bool:
-        """Whether Sluice could have made it: by its name, and by what its claim says of its own namespace.
+        """Whether Sluice could have made it, by its name and by what its claim says of its own namespace.
 
-        Who may create Jobs may write labels, annotations and owners. One that has lost its owner is believed so far.
+        Anybody who may create Jobs may write labels, annotations and owners. A Job without an owner is judged by its
+        claim only.
         """
         owner, namespace, claim = self.owner, self.key.namespace, self.claim
         if owner and owner.kind != "FineTuneJob":
@@ -175,26 +176,26 @@ class StageJobView(View):
             return False
         if claim is None:
             return True
-        used = () if is_extended(claim.resource) else claim.borrowed  # a ResourceClaim is of use to its namespace only
+        used = () if is_extended(claim.resource) else claim.borrowed  # a ResourceClaim works in its namespace only
         return all(slot.namespace == namespace for slot in (*used, *filter(None, [claim.host])))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotView(View):
-    """A Deployment of one engine slot."""
+    """The Deployment of one engine slot."""
 
     engine: str
     index: int
     size: int
     """spec.replicas: 0 or 1."""
     template: str = ""
-    """Digest of the engine's spec that its pod template was made from."""
+    """Digest of the engine's spec from which its pod template was made."""
     restarted_at: datetime | None = None
-    """When it was last started after it had been stopped."""
+    """When it was last started after a stop."""
 
     @property
     def is_ours(self) -> bool:
-        """Whether Sluice could have made it: by its owner and its name."""
+        """Whether Sluice could have made it, by its owner and its name."""
         owner = self.owner
         return (
             owner is not None
@@ -224,7 +225,7 @@ class VolumeClaimView(View):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeView(View):
-    """A PersistentVolume: where it can be mounted (any of the terms, all requirements of one)."""
+    """A PersistentVolume. It can be mounted on a node that meets all requirements of any one of its terms."""
 
     node_terms: tuple[tuple[NodeRequirement, ...], ...] = ()
 
@@ -234,10 +235,10 @@ class SliceView(View):
     """A ResourceSlice: devices that a driver offers on a node."""
 
     node: str
-    """Empty for devices that are no single node's."""
+    """Empty for devices that belong to no single node."""
     driver: str
     pool: str
-    """The driver's, of which the newest generation counts."""
+    """The driver's own pool of devices. Only its newest generation counts."""
     generation: int
     devices: int
     """Whole GPUs among them."""
@@ -248,10 +249,10 @@ class DeviceClaimView(View):
     """A ResourceClaim."""
 
     asks: tuple[str, int] | None = None
-    """A device class and a number, if that is all that it asks for."""
+    """Device class and number; None if it asks for anything else or more."""
     node: str = ""
-    """Where its devices are; empty while it has none."""
+    """The node of its devices; empty while it has none."""
     devices: Mapping[str, int] = field(default_factory=dict)
-    """How many it has, by driver."""
+    """How many devices it has, by driver."""
     pods: tuple[str, ...] = ()
     """Uids of the pods that use them."""

@@ -1,7 +1,7 @@
 """The World: everything that decisions read, as one read-only value.
 
-Planning never awaits, so the maps of the store stand still while a World is used. A World is valid
-until the next `await`; reconcile() makes a new one each time.
+Planning never awaits, so the store's maps do not change while a World is used. A World is valid until the next `await`;
+each reconcile makes a new one.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Set
@@ -35,10 +35,10 @@ AnyView = TypeVar("AnyView", bound=View)
 AnyObject = TypeVar("AnyObject")
 Custom = FineTuneJob | InferenceEngine | Adapter | GPUPool
 Identity = tuple[str, str]
-"""Namespace and uid. A controller is of its object's namespace: a uid alone is a claim that anybody may write."""
+"""Namespace and uid. Both, because anybody may write a uid into an owner reference, but only in their own namespace."""
 
 LOAD_SECONDS = 30
-"""Over which the load of a replica is averaged."""
+"""The time constant over which a replica's load is averaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class Reported:
     report: EngineReport
     at: datetime
     load: float = 0.0
-    """Requests in flight, averaged over the last half minute or so."""
+    """Requests in flight, averaged over the last LOAD_SECONDS or so."""
 
     def then(self, report: EngineReport, at: datetime) -> "Reported":
-        """What is known after the next report. Between two reports as many requests were in flight as the first said.
+        """What is known after the next report. Older reports count exponentially less.
 
-        The average forgets exponentially.
+        Until that report as many requests were in flight as the last one said.
         """
         kept = exp(-max(0.0, (at - self.at).total_seconds()) / LOAD_SECONDS)
         return Reported(report, at, kept * self.load + (1 - kept) * self.report.in_flight)
@@ -61,41 +61,41 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """When a training attempt last reported in this term that it goes on, and how long its steps take."""
+    """The newest sign of life of a training attempt in this term, and how long its steps take."""
 
     attempt: int
     at: datetime
     step_seconds: float | None
-    """None before the first step, and while training stands still for a save."""
+    """None before the first step, and while training stands still to save its state."""
     trouble: str = ""
-    """What it has said since: why it stands still."""
+    """Why it stands still, if it has said so since; empty otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What the API server has refused to make for an engine."""
+    """What the API server refuses to make for an engine."""
 
     reason: Reason
     message: str
     until: datetime
-    """When it is tried again."""
+    """When Sluice tries it again."""
 
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """An object at which something was raised when it was looked at: a fault of ours, or of what it says."""
+    """An object at which a look raised an exception, by a fault of ours or of what the object says."""
 
     key: Key
     why: str
     """What was raised, and where."""
     trace: str = ""
     at: datetime | None = None
-    """When the store was told."""
+    """When it was set aside; None within the decision that finds the fault."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Everything that decisions read. Maps are keyed by Key; `*_of` maps by the identity of the owner."""
+    """Everything that decisions read. Maps are keyed by Key; maps named `*_of` by the owner's identity."""
 
     jobs: Mapping[Key, FineTuneJob] = field(default_factory=dict)
     engines: Mapping[Key, InferenceEngine] = field(default_factory=dict)
@@ -125,7 +125,7 @@ class World:
     pods_on: Mapping[str, Mapping[Key, PodView]] = field(default_factory=dict)
     """Pods by the name of the node that they are bound to."""
     pods_coming: Mapping[str, Mapping[Key, PodView]] = field(default_factory=dict)
-    """Pods that are bound to none yet, by the name of the node that they are nominated to."""
+    """Unbound pods by the name of the node that they are nominated to."""
     engine_pods: Mapping[tuple[str, str, int], Mapping[Key, PodView]] = field(default_factory=dict)
     """Pods by (namespace, engine, slot index)."""
     placeholders: Mapping[tuple[str, str], Mapping[Key, PodView]] = field(default_factory=dict)
@@ -139,18 +139,18 @@ class World:
     claiming: Mapping[Key, StageJobView] = field(default_factory=dict)
     """Stage Jobs that carry a claim, finished or not."""
     claims_on: Mapping[str, Mapping[Key, StageJobView]] = field(default_factory=dict)
-    """Of these, by the name of the node."""
+    """Of `claiming`, by the name of each node of the claim."""
     claims_from: Mapping[tuple[str, str], Mapping[Key, StageJobView]] = field(default_factory=dict)
-    """Of these, by the (namespace, name) of each engine from which they borrow."""
+    """Of `claiming`, by the (namespace, name) of each engine from which they borrow."""
     preempting: Mapping[str, Mapping[Key, StageJobView]] = field(default_factory=dict)
-    """Of these, those that come in the place of others, by the uid of each of them."""
+    """Of `claiming`, by the uid of each attempt that they preempt."""
     unfinished: Mapping[str, Mapping[Key, FineTuneJob]] = field(default_factory=dict)
     """Jobs that have neither succeeded nor failed, as their status says, by the name of the pool."""
 
     preparing: Mapping[Key, StageJobView] = field(default_factory=dict)
     """Stage Jobs that prepare data and have not finished."""
     starting: Set[Key] = frozenset()
-    """Jobs for which such a Job is being made at this moment."""
+    """Jobs for which a Prepare is being made at this moment."""
     to_prepare: Mapping[str, Mapping[Key, FineTuneJob]] = field(default_factory=dict)
     """Jobs that wait to prepare their data, as their status says, by the name of the pool."""
 
@@ -159,24 +159,24 @@ class World:
     heartbeats: Mapping[str, Heartbeat] = field(default_factory=dict)
     """Training reports of this term by the uid of the stage Job."""
     refused: Mapping[Key, Refusal] = field(default_factory=dict)
-    """Engines of which no slot can start now, as the API server refuses what it needs."""
+    """Engines that can start no slot now, because the API server refuses something."""
     term: int = 0
     """The lease's transition count; 0 before this process ever led."""
     since: datetime | None = None
-    """When this term began: silence before that proves nothing, nobody listened here."""
+    """When this term began. Silence before that proves nothing, as this process did not listen."""
 
     set_aside: Mapping[Key, SetAside] = field(default_factory=dict)
-    """Objects that are left alone until they change, or a while has passed."""
+    """Objects that are left alone until they change or a while has passed."""
     shunned: frozenset[str] = frozenset()
-    """Names of nodes that count for no pool: they are set aside, and what is on them goes on."""
+    """Names of nodes that are set aside. They count for no pool, and what runs on them goes on."""
 
     memo: dict[Hashable, Any] = field(default_factory=dict, compare=False)
-    """What was found out about exactly this state (memo.py); empty after each change."""
+    """What was worked out from exactly this state (memo.py); emptied by each change."""
     job_memos: dict[str, tuple[FineTuneJob, dict[Hashable, Any]]] = field(default_factory=dict, compare=False)
-    """See `job_memo`; by the job's uid."""
+    """By the job's uid: see `job_memo`."""
 
     def job_memo(self, job: FineTuneJob) -> dict[Hashable, Any]:
-        """What follows from one job alone and was costly to find out; empty when it has changed."""
+        """A memo for costly answers that depend on one job alone; empty once the job has changed."""
         uid = job.metadata.uid
         note = self.job_memos.get(uid)
         if note is None or note[0] is not job:
@@ -184,7 +184,11 @@ class World:
         return note[1]
 
     def resource(self, key: Key) -> Custom | None:
-        """The custom resource of a key, if it is there."""
+        """The custom resource of a key; None if there is none.
+
+        Raises:
+            KeyError: the key's kind is not one of Sluice's.
+        """
         of_kind: Mapping[str, Mapping[Key, Custom]] = {
             FineTuneJob.KIND.kind: self.jobs,
             InferenceEngine.KIND.kind: self.engines,
@@ -194,7 +198,7 @@ class World:
         return of_kind[key.kind].get(key)
 
     def without(self, keys: Collection[Key]) -> "World":
-        """The same as if some objects were not there. Their Jobs and pods are, and what those have is theirs."""
+        """The World as if some objects were not there. Their Jobs and pods are still there, with all that they hold."""
         if not keys:
             return self
         asked = (World.without, frozenset(keys))
@@ -242,14 +246,14 @@ def key_of(resource: FineTuneJob | InferenceEngine | Adapter | GPUPool) -> Key:
 
 
 def identity(owner: View | FineTuneJob | InferenceEngine) -> Identity:
-    """By what the objects of an owner are found."""
+    """What an owner's objects are found by."""
     if isinstance(owner, View):
         return owner.key.namespace, owner.uid
     return owner.metadata.namespace, owner.metadata.uid
 
 
 def oldest_first(views: Iterable[AnyView]) -> list[AnyView]:
-    """By creation, then name: the same order on every replica."""
+    """In order of creation, then of name: the same in every process."""
     return sorted(views, key=lambda view: (view.created, view.key))
 
 

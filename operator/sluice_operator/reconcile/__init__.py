@@ -1,1 +1,1 @@
-"""The life of every change: observe, plan, act. Start at job.py; the others read the same."""
+"""How an object is brought nearer to its spec: observe, plan, act. Start at job.py; the others read the same."""

@@ -1,4 +1,4 @@
-"""Say where one Adapter answers. Loading it is the agents' work: they watch Adapters themselves."""
+"""Say where one Adapter answers. The agents load it: they watch Adapters themselves."""
 
 from datetime import datetime
 
@@ -11,7 +11,7 @@ from sluice_operator.writes import Plan
 
 
 async def reconcile_adapter(key: Key, c: Context, now: datetime) -> Requeue:
-    """Mirror what the engine's agents report of one Adapter."""
+    """Write into one Adapter's status what the agents of its engine report of it."""
     adapter = c.store.world().adapters.get(key)
     if adapter is None or adapter.metadata.deletion_timestamp:
         return None

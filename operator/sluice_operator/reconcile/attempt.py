@@ -1,4 +1,4 @@
-"""The writes that begin an attempt of a stage: the one place where its Job is made."""
+"""The writes that begin an attempt of a stage. An attempt's Job is made here only."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -19,10 +19,10 @@ from sluice_operator.writes import Annotate, Create, Keep, Manifest, Refused, Re
 
 
 def attempt_writes(world: World, job: FineTuneJob, start: Start, c: Context) -> Writes:
-    """An attempt's Job, after what keeps its pods apart, and what they need: ResourceClaims and host names.
+    """The writes that make an attempt's Job, after its network policy and all that its pods need.
 
-    The job is looked at once more first: its Job may be seen to go before it is seen that the job itself was deleted,
-    by two watches, and what looks like an attempt to be made again would be one of a job that is not there.
+    `Require` comes first because two watches may disagree: the Job may be seen to go before the deletion of the
+    FineTuneJob is seen. Then an attempt would be made again for a job that does not exist.
     """
     pool = find_pool(world, start.claim.pool) if start.claim else None
     tolerations = pool.spec.tolerations if pool else ()
@@ -37,7 +37,7 @@ def attempt_writes(world: World, job: FineTuneJob, start: Start, c: Context) -> 
 
 
 def _needs(job: FineTuneJob, start: Start) -> Iterator[Manifest]:
-    """What the pods of an attempt ask for by name."""
+    """What an attempt's pods ask for by name: a ResourceClaimTemplate, and the Service that gives host names."""
     template = training_gpus(job, start.claim) if start.claim else None
     if template is not None:
         yield template
@@ -46,7 +46,7 @@ def _needs(job: FineTuneJob, start: Start) -> Iterator[Manifest]:
 
 
 def refused_writes(world: World, job: FineTuneJob, start: Start, refused: Refused, now: datetime) -> Writes:
-    """What an attempt came to that the API server refuses to make: it is in the job's record."""
+    """The write that records an attempt as refused, in the job's annotation."""
     outcome = refused_attempt(start, reason_of(refused), refused.message, now)
     record = compact(all_outcomes(world, job).with_attempt(outcome))
     return (Annotate(key_of(job), job.metadata.uid, {OUTCOMES_ANNOTATION: record.to_json()}),)

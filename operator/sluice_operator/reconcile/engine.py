@@ -1,4 +1,4 @@
-"""Bring one InferenceEngine nearer to what its spec asks for and what is lent allows."""
+"""Bring one InferenceEngine nearer to its spec, as far as its loans allow."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -42,7 +42,7 @@ from sluice_operator.writes import (
 
 
 async def reconcile_engine(key: Key, c: Context, now: datetime) -> Requeue:
-    """Bring one InferenceEngine one step nearer to what its spec asks for."""
+    """Bring one InferenceEngine one step nearer to its spec."""
     await look_for_refusals(key, c, now)
 
     engine = c.store.world().engines.get(key)
@@ -50,6 +50,7 @@ async def reconcile_engine(key: Key, c: Context, now: datetime) -> Requeue:
         return None  # deleted: its children go with it
     plan = planned(c, key, lambda world: engine_plan(world, key, c, now), now)
 
+    # After a refusal the plan is made once more: it says so in the status, and starts nothing.
     if refusal := await c.cluster.do(plan.writes):
         refuse(c, key, reason_of(refusal), refusal.message, now)
         plan = planned(c, key, lambda world: engine_plan(world, key, c, now), now)
@@ -58,7 +59,7 @@ async def reconcile_engine(key: Key, c: Context, now: datetime) -> Requeue:
 
 
 def engine_plan(world: World, key: Key, c: Context, now: datetime) -> Plan:
-    """What is to be done for one engine now; of one that is refused something, nothing starts meanwhile."""
+    """What to do for one engine now. While the API server refuses it something, none of its slots starts."""
     if (engine := world.engines.get(key)) is None:
         return Plan()
     decision, pool = plan_engine(world, engine, now), find_pool(world, engine.spec.resources.pool)
@@ -78,11 +79,11 @@ def _keeps(
     c: Context,
     now: datetime,
 ) -> Iterator[Write]:
-    """What is said of slots, reserved for them, and ended."""
-    # Before the status, which says that they wake: a pause that is written after it could be lost.
+    """What to say of slots, reserve for them, and end. The order counts: see the comments."""
+    # Before the status, which says that they wake: a crash after the status could lose this start of their pause.
     for slot in decision.woken:
         yield Annotate(slot.key, slot.uid, {RESTARTED_AT_ANNOTATION: now.isoformat()})
-    # The status next: agents read in it that they must drain, and draining is what takes time.
+    # The status next: agents read in it that they must drain, and draining takes longest.
     yield from status_writes(engine, status)
     if pool is not None:
         yield from _places(engine, decision.placeholders, pool, c.settings)
@@ -93,7 +94,7 @@ def _keeps(
 
 
 def _places(engine: InferenceEngine, decision: Placeholders, pool: GPUPoolSpec, settings: Settings) -> Iterator[Write]:
-    """A placeholder is there before its GPU is free. One that a quota refuses is done without."""
+    """A placeholder exists before its GPU is free. If a quota refuses it, Sluice goes on without."""
     for pod, node in decision.nominate:
         yield Nominate(pod.key, pod.uid, node)
     for index, node in decision.make:
@@ -105,7 +106,7 @@ def _places(engine: InferenceEngine, decision: Placeholders, pool: GPUPoolSpec, 
 
 
 def _starts(engine: InferenceEngine, decision: EngineDecision, pool: GPUPoolSpec | None, c: Context) -> Iterator[Write]:
-    """What a slot's pod needs is there before the pod."""
+    """What a slot's pod needs exists before the pod."""
     policy = engine_policy(engine, c.store.findings.api_servers, c.settings)
     yield Keep(policy, c.settings.network.workloads)
     if pool is None:
@@ -118,7 +119,7 @@ def _starts(engine: InferenceEngine, decision: EngineDecision, pool: GPUPoolSpec
 
 
 def _slot(engine: InferenceEngine, plan: SlotPlan, pool: GPUPoolSpec, settings: Settings) -> Manifest:
-    """A slot's whole Deployment; with the uid of the one that is there, so that nothing dead is raised again."""
+    """A slot's whole Deployment. With the uid of the existing one, so that a deleted Deployment is not made again."""
     manifest = slot_deployment(
         engine,
         plan.index,
@@ -134,7 +135,7 @@ def _slot(engine: InferenceEngine, plan: SlotPlan, pool: GPUPoolSpec, settings: 
 
 
 def _events(engine: InferenceEngine, status: InferenceEngineStatus) -> Writes:
-    """One event per change of what is lent, and per refusal."""
+    """An event when the number of lent replicas changes, and one when something new is refused."""
     key, uid, found = key_of(engine), engine.metadata.uid, list[Event]()
     was, ready = (_ready(one) for one in (engine.status, status))
     if ready and ready.reason in REFUSED and (was is None or was.reason != ready.reason):

@@ -1,4 +1,4 @@
-"""Decide behind the fence: what is set aside is remembered, told to people, and looked at again in a while."""
+"""Decide inside the fence: an object that raises is set aside, remembered, shown, and looked at again later."""
 
 import logging
 from collections.abc import Callable
@@ -23,16 +23,21 @@ AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 
 def planned(c: Context, mine: Key, plan: Callable[[World], AnyPlan], now: datetime) -> AnyPlan | Plan:
-    """What is to be done for one object; if it is set aside, that it is said."""
+    """The plan for one object; if it is set aside, a plan that says so in its status.
+
+    Args:
+        mine: the object.
+        plan: makes its plan from a World without the objects that are set aside.
+    """
     found = decided(c, mine, plan, now) or _set_aside(c, mine, now)
     c.wakeups.wait(mine, found.ends_with)  # before anything is awaited: no change is missed
     return found
 
 
 def decided(c: Context, mine: Key, decide: Callable[[World], Decision], now: datetime) -> Decision | None:
-    """What is decided for one object; None when it is set aside, now or since a while ago.
+    """What `decide` returns for one object; None when the object is set aside, now or since a while ago.
 
-    Whoever else is found to be at fault is set aside too, and has its own reconcile say so.
+    Other objects at fault are set aside too. Their own reconciles tell people.
     """
     known = c.store.findings.set_aside.get(mine)
     if known is not None:
@@ -53,7 +58,7 @@ def decided(c: Context, mine: Key, decide: Callable[[World], Decision], now: dat
 
 
 def _set_aside(c: Context, key: Key, now: datetime) -> Plan:
-    """Tell people of an object that is set aside: in its status, and once by an event. What nobody made has none."""
+    """Tell people that an object is set aside, in its status and once by an event; neither if it does not exist."""
     found, resource = c.store.findings.set_aside.get(key), c.store.world().resource(key)
     if resource is None or found is None or found.at is None:
         return Plan(again_at=now + LOOKED_AT_AGAIN)

@@ -25,9 +25,9 @@ _PAUSE_SECONDS = 1.0
 async def give_back(api: Api, c: Context, lease: Lease) -> None:
     """Take the lease from the operator, which may still run, and undo every loan.
 
-    Always returns: an uninstall goes on even if a slot is not back, which the log then says. Deployments and Jobs
-    that are on their way end without Sluice; placeholders, and pods that ask for nodes, would stay for ever, so none is
-    left.
+    It returns even if a slot is not back in time, as an uninstall has to go on; the log says what is missing.
+    Deployments and Jobs on their way need no Sluice to end. Placeholders and scale-up pods would stay for ever, so they
+    are deleted.
     """
     await lease.take()
     clock = Clock()
@@ -51,7 +51,7 @@ async def give_back(api: Api, c: Context, lease: Lease) -> None:
 
 
 async def _until_given_back(api: Api, c: Context, clock: Clock) -> None:
-    """Look at everything anew each time; there is no watch here."""
+    """End all training and reconcile all engines, again and again from full lists: no watch runs here."""
     while True:
         try:
             await look_for_dra(api, c.store)
@@ -69,7 +69,7 @@ async def _until_given_back(api: Api, c: Context, clock: Clock) -> None:
 
 
 def ending_writes(world: World) -> Writes:
-    """End all stages, and remove the pods that ask for nodes."""
+    """End all stages, and delete the scale-up pods."""
     stages = [stage_job for stage_job in _unfinished(world) if not stage_job.deleting]
     for stage_job in stages:
         logger.info("ending a stage", extra={"job": str(stage_job.key)})
@@ -80,17 +80,17 @@ def ending_writes(world: World) -> Writes:
 
 
 def _scale_ups(world: World) -> list[PodView]:
-    """Pods that ask for nodes. Nobody waits for one that is going: somebody's finalizer may keep it for ever."""
+    """Scale-up pods. One that is being deleted is not waited for: somebody's finalizer may keep it for ever."""
     return [pod for pool in world.scale_ups for pod in scale_ups_of(world, pool) if not pod.deleting]
 
 
 def _unfinished(world: World) -> list[StageJobView]:
-    """Stage Jobs of the jobs that we serve; those that are being deleted too."""
+    """Unfinished stage Jobs of the jobs that we serve, also those that are being deleted."""
     return [job for job in world.stage_jobs.values() if not job.finished and owner_of(world, job) is not None]
 
 
 def missing(world: World) -> dict[str, list[str]]:
-    """What is not as it is to be; empty when all is."""
+    """What is not given back yet, by kind; empty when everything is."""
     stages = [str(job.key) for job in _unfinished(world)]
     engines = []
     for key, engine in world.engines.items():

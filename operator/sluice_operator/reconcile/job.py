@@ -1,4 +1,4 @@
-"""Bring one FineTuneJob nearer to what its spec asks for."""
+"""Bring one FineTuneJob nearer to its spec."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ from sluice_operator.writes import (
 
 
 async def reconcile_job(key: Key, c: Context, now: datetime) -> Requeue:
-    """Bring one FineTuneJob one step nearer to what its spec asks for."""
+    """Bring one FineTuneJob one step nearer to its spec."""
     await look_for_orphans(key, c)
     await look_for_pods(key, c)
     words = await look_for_refused_pod(key, c, now)
@@ -58,16 +58,16 @@ async def reconcile_job(key: Key, c: Context, now: datetime) -> Requeue:
 
 @dataclass(frozen=True, slots=True)
 class JobPlan(Plan):
-    """The writes that a decision asks for."""
+    """The writes for one job, with the decision that they come from."""
 
     decision: JobDecision | None = None
 
 
 def job_plan(world: World, key: Key, c: Context, refused_pod: str, now: datetime) -> Plan:
-    """What is to be done for one job now; for one that is gone, about what it has left behind.
+    """What to do for one job now. If the job is gone: what to do about its orphans.
 
     Args:
-        refused_pod: what the API server said when it refused the pod of a stage.
+        refused_pod: the API server's message when it refused the pod of a stage; empty if it did not.
     """
     orphans, job = orphan_writes(key, c), world.jobs.get(key)
     if job is None or (job.spec.managed_by and job.status.conditions):
@@ -80,7 +80,7 @@ def job_plan(world: World, key: Key, c: Context, refused_pod: str, now: datetime
 
 
 def refused_plan(world: World, job: FineTuneJob, plan: Plan, refusal: Refused, now: datetime) -> Plan:
-    """What is to be done when the API server has refused something of a plan: people are told, and it is recorded."""
+    """What to do after the API server has refused a write of a plan: tell people, and record a refused attempt."""
     decision = plan.decision if isinstance(plan, JobPlan) else None
     if decision is None:
         return plan
@@ -92,7 +92,7 @@ def refused_plan(world: World, job: FineTuneJob, plan: Plan, refusal: Refused, n
 
 
 def limits(settings: Settings) -> Limits:
-    """How long a claim may take for each step."""
+    """How long each step of a claim may take."""
     return Limits(
         bind=timedelta(seconds=settings.bind_deadline_seconds),
         start=timedelta(seconds=settings.stage_start_deadline_seconds),
@@ -101,7 +101,7 @@ def limits(settings: Settings) -> Limits:
 
 
 def _acts(world: World, job: FineTuneJob, decision: JobDecision, c: Context, now: datetime) -> Iterator[Write]:
-    """The record first: what follows may remove the objects that it was read from."""
+    """The record is written first: the writes after it may remove the objects that it was read from."""
     key, uid = key_of(job), job.metadata.uid
     if decision.record is not None:
         yield Annotate(key, uid, {OUTCOMES_ANNOTATION: decision.record.to_json()})
@@ -119,13 +119,13 @@ def _acts(world: World, job: FineTuneJob, decision: JobDecision, c: Context, now
 
 
 def _hostname(world: World, node: str) -> str:
-    """A node's label, which a node selector needs; it need not be the node's name."""
+    """A node's hostname label, which a node selector needs. It may differ from the node's name."""
     view = world.nodes.get(Key("Node", "", node))
     return view.labels.get(HOSTNAME_LABEL, node) if view else node
 
 
 def _adapter(world: World, job: FineTuneJob, publish: Publish, export: ExportResult) -> Manifest:
-    """The Adapter; with the uid of the one that it replaces, whoever made that, if the job says so."""
+    """The Adapter to apply. If the job may replace one, it carries that one's uid, whoever made it."""
     manifest = adapter(job, publish, export)
     there = world.adapters.get(adapter_key(job.metadata.namespace, publish.name))
     if publish.replace and there is not None:
@@ -134,7 +134,7 @@ def _adapter(world: World, job: FineTuneJob, publish: Publish, export: ExportRes
 
 
 def _events(job: FineTuneJob, decision: JobDecision) -> Writes:
-    """One event per change of mind."""
+    """An event whenever the decision's reason changes."""
     if decision.reason == job.status.summary:
         return ()
     level = "Warning" if decision.failed or decision.reason in _WARN else "Normal"
@@ -157,7 +157,7 @@ _WARN = frozenset(
 
 
 async def _do(plan: Plan, job: FineTuneJob | None, c: Context) -> Refused | None:
-    """Do it. While a Prepare is being made, other jobs' decisions count it; who waits for its place looks after it."""
+    """Do a plan's writes. Other decisions count a Prepare while it is made; after that the next job is woken."""
     start = plan.decision.start if isinstance(plan, JobPlan) and plan.decision else None
     if job is None or start is None or start.stage is not Stage.PREPARE:
         return await c.cluster.do(plan.writes)

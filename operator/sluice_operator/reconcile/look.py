@@ -1,4 +1,4 @@
-"""What a job's reconcile looks for that no watch brings, or not in time, before anything is decided."""
+"""What does a job's reconcile read before it decides, because no watch brings it, or not in time?"""
 
 import logging
 from datetime import datetime
@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 async def look_for_orphans(key: Key, c: Context) -> None:
-    """Read anew what a job has left behind: what it says of its owner is believed of the object as it is.
+    """Read a job's orphans as they are now: a watch may be late, and what they say of their owner decides.
 
-    A watch may be late. What is in namespaces that another operator serves is none of ours.
+    Orphans in namespaces that another operator serves are left alone.
     """
     for view in _left_by(key, c):
         try:
@@ -30,10 +30,7 @@ async def look_for_orphans(key: Key, c: Context) -> None:
 
 
 def orphan_writes(key: Key, c: Context) -> Writes:
-    """End what a job has left behind, whether there is such a job or not.
-
-    And in time what somebody has deleted with a longer grace period.
-    """
+    """End a job's orphans, whether the job exists or not. A pod with too long a grace period is one too."""
     found = _left_by(key, c)
     for view in found:
         logger.warning("ending an orphan", extra={"object": str(view.key), "job": str(key)})
@@ -44,7 +41,7 @@ def orphan_writes(key: Key, c: Context) -> Writes:
 
 
 def _left_by(key: Key, c: Context) -> list[StageJobView | PodView]:
-    """What runs of it, Jobs first: their pods go with them."""
+    """What still runs of a job's orphans, Jobs first: their pods go with them."""
     place, links = (key.namespace, key.name), c.store.links
     if not c.store.serves(key.namespace):
         return []
@@ -54,7 +51,7 @@ def _left_by(key: Key, c: Context) -> list[StageJobView | PodView]:
 
 
 async def look_for_pods(key: Key, c: Context) -> None:
-    """Ask for the pods of a finished Job that are not known: none is taken for gone because a watch is late."""
+    """Read a finished Job's pods if one of them is not known: because of a late watch it would count as gone."""
     world = c.store.world()
     job = job_of(world, key)
     if job is None:
@@ -67,7 +64,7 @@ async def look_for_pods(key: Key, c: Context) -> None:
 
 
 async def look_for_refused_pod(key: Key, c: Context, now: datetime) -> str:
-    """What the API server said when it refused the pod of a stage Job that has none for a while."""
+    """The API server's message when it refused a stage's overdue pod; empty if it did not."""
     world = c.store.world()
     job = job_of(world, key)
     if job is None:

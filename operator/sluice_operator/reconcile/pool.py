@@ -33,14 +33,16 @@ from sluice_operator.status.pool import pool_status
 from sluice_operator.writes import Create, Delete, Plan, Refused, Writes
 
 _LONG_SECONDS = 0.05
+"""A decision that takes longer is followed by a rest."""
 _REST = 3
+"""How many times as long as the decision the rest is."""
 _MOST_REFUSED = 20
-"""After so many refusals in one decision the others wait for the next: it comes at once, as the refused are told."""
+"""After this many refusals a decision ends. The next one comes at once, as the refused jobs are told."""
 _NO_POD = "no pod that asks for a node: an autoscaler is told of fewer"
 
 
 async def reconcile_pool(key: Key, c: Context, now: datetime) -> Requeue:
-    """Decide for all jobs that wait in one pool at once; make the claims of those whose turn it is."""
+    """Decide for all jobs that wait in one pool, and make the claims of those that are next."""
     pool = find_pool(c.store.world(), key.name)
     if pool is None:
         return await _leave(key, c)
@@ -55,20 +57,20 @@ async def reconcile_pool(key: Key, c: Context, now: datetime) -> Requeue:
         c.enqueue(other)
     await c.cluster.do(plan.writes)
     if failure is not None:
-        raise failure  # everybody else has had their turn; the queue looks again
+        raise failure  # all other writes are done; the queue tries again
     return until(plan.again_at, now)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan(Plan):
-    """What is to be done once the claims are made."""
+    """What to do once the claims are made."""
 
     concerned: tuple[Key, ...] = ()
-    """Whom GPUs concern that have come free: nothing else tells them."""
+    """Engines that wait for a GPU where one is free now. Nothing else wakes them."""
 
 
 def pool_plan(world: World, pool: GPUPool, allocation: Allocation, c: Context, now: datetime) -> PoolPlan:
-    """Ask for nodes, say what the pool has, and look again when time alone changes something."""
+    """Ask for nodes, write the pool's status, and say when time alone changes something."""
     stock = take_stock(world, pool)
     scale_up = plan_scale_up(world, stock, allocation.asking, now)
     elders = [elder.spec for elder in elders_of(world, pool)]
@@ -88,26 +90,27 @@ def pool_plan(world: World, pool: GPUPool, allocation: Allocation, c: Context, n
 
 
 def rest_after(began: float, ended: float) -> float:
-    """Until when a pool is not decided again: a long decision leaves its jobs and engines most of the time.
+    """Until when a pool is not decided again, so that a long decision leaves its jobs and engines most of the time.
 
-    What happens meanwhile is decided together. Decisions of an ordinary pool take a few milliseconds, and never rest.
+    What happens meanwhile is decided together. A decision of an ordinary pool takes a few milliseconds and has no rest.
     """
     return ended + _REST * (ended - began) if ended - began >= _LONG_SECONDS else ended
 
 
 async def _leave(key: Key, c: Context) -> Requeue:
-    """A pool is gone: nobody waits in it any more, or asks for its nodes."""
+    """The pool is gone: forget why jobs waited in it, and delete its scale-up pods."""
     c.waits.pop(key.name, None)
     await c.cluster.do(tuple(Delete(pod.key, pod.uid) for pod in scale_ups_of(c.store.world(), key.name)))
     return None
 
 
 async def _hand_out(pool: GPUPool, c: Context, now: datetime) -> tuple[Allocation, Exception | None]:
-    """Make the claims. Those that the API server refuses have no part in it: their GPUs go to the next, at once.
+    """Decide and make the claims. If the API server refuses some, decide again without them, at once.
 
-    Of one that has no record of that nothing says when it is its turn again, so the pool is looked at in a while.
+    A refused job may have no record that says when it is its turn again, so the pool is looked at again in a while.
 
-    Returns what came of it, and why it has to be looked at again: whether a Job was made may not be known.
+    Returns:
+        What was decided, and a failure that needs another look: whether a Job was made may be unknown.
     """
     key, refused, soon = key_of(pool), frozenset[Key](), None
     while True:
@@ -130,7 +133,7 @@ async def _hand_out(pool: GPUPool, c: Context, now: datetime) -> tuple[Allocatio
 
 @dataclass(frozen=True, slots=True)
 class _Claims:
-    """Who gets what, and by which writes."""
+    """Which job gets what, and by which writes."""
 
     allocation: Allocation
     begins: Mapping[Key, tuple[Start, Writes]]
@@ -148,7 +151,7 @@ def _claims(world: World, pool: GPUPool, refused: Collection[Key], c: Context, n
 
 
 def _measure(c: Context, claims: _Claims, failed: Mapping[Key, Failure], now: datetime) -> None:
-    """How long those waited whose first claim was made."""
+    """Measure how long the jobs waited that have now got their first claim."""
     for job, claim in claims.allocation.claims.items():
         resource = c.store.world().jobs.get(job)
         ready = ready_since(resource) if resource and job not in failed else None
@@ -157,7 +160,11 @@ def _measure(c: Context, claims: _Claims, failed: Mapping[Key, Failure], now: da
 
 
 async def _record(c: Context, claims: _Claims, failed: Mapping[Key, Failure], now: datetime) -> list[Exception]:
-    """Have each job's record say what the API server refused it; why that may not have been done."""
+    """Write into each job's record what the API server refused it.
+
+    Returns:
+        Failures. After one of them a record may be missing.
+    """
     world, records = c.store.world(), dict[Key, Writes]()
     for job, end in failed.items():
         if isinstance(end, Refused) and job in world.jobs:
@@ -167,15 +174,15 @@ async def _record(c: Context, claims: _Claims, failed: Mapping[Key, Failure], no
 
 
 def _made_nothing(failure: Failure) -> bool:
-    """Whether a claim was surely not made, and for no fault of the pool's: it was refused, or something is in its way.
+    """Whether a claim was surely not made, by no fault of the pool: it was refused, or an object is in its way.
 
-    A tenant may put that there, under the name of a predecessor, as often as it is cleared away.
+    A tenant may put such an object there, named like a predecessor's, as often as it is removed.
     """
     return isinstance(failure, Refused | Outdated)
 
 
 def _publish_waits(c: Context, pool: str, waits: Mapping[Key, Wait]) -> None:
-    """Leave each waiting job its reason, and wake those whose reason is new or gone."""
+    """Store why each job waits, and wake the jobs for which that is new or gone."""
     before = c.waits.get(pool, {})
     c.waits[pool] = waits
     for key in before.keys() | waits.keys():

@@ -1,4 +1,4 @@
-"""The work queue: every key at most once in it, and in the hands of at most one worker."""
+"""The work queue: a key is in it at most once, and at most one worker has it."""
 
 import asyncio
 import heapq
@@ -21,16 +21,18 @@ Reconcile = Callable[[Key], Awaitable[Requeue]]
 FIRST_BACKOFF = 0.2
 LONGEST_BACKOFF = 30.0
 ONE_IN = 4
-"""Of so many keys one is taken from the second row, if there is any: nothing waits for ever."""
+"""Every ONE_IN-th key is taken from the second row, so that nothing there waits for ever."""
 
 
 class Queue:
-    """Keys in two rows, each in the order in which they came, and when others are to come. Used from one event loop.
+    """Keys in two rows, each in order of arrival, and timers for keys that are to come. Used from one event loop.
+
+    Keys that bring GPUs back or hand them out are in the first row. They must not wait until ten thousand new jobs have
+    been told that they wait.
 
     Args:
-        goes_first: whether a key belongs into the first row, asked each time that it is added. What brings GPUs back,
-            or hands them out, must not wait until ten thousand new jobs have been told that they wait.
-        clock: seconds; None for the running event loop's, by which `take` waits.
+        goes_first: whether a key belongs into the first row; asked each time the key is added.
+        clock: seconds; None for the running event loop's clock, which `take` waits by.
     """
 
     def __init__(
@@ -43,13 +45,13 @@ class Queue:
         self._taken = 0
         self._worked_on: set[Key] = set()
         self._again: set[Key] = set()
-        """What was added while it was worked on."""
+        """Keys that were added while they were worked on."""
         self._timers: dict[Key, float] = {}
         self._moments: list[tuple[float, Key]] = []
-        """A heap of all timers, and of some that are none any more."""
+        """A heap of all timers. Some of its entries are out of date: `_timers` decides."""
         self._failures: dict[Key, int] = {}
         self._asked: dict[Key, float] = {}
-        """Since when a key is to be looked at, of those that have not been looked at to the end since."""
+        """Since when a key waits to be looked at. It is forgotten once a look has succeeded."""
         self._filled = asyncio.Event()
 
     def __len__(self) -> int:
@@ -57,20 +59,20 @@ class Queue:
         return len(self._first) + len(self._second)
 
     def failing(self) -> Iterable[Key]:
-        """Keys whose last attempt has failed."""
+        """Keys that failed when they were last tried."""
         return self._failures.keys()
 
     def waiting(self) -> Iterator[tuple[Key, float]]:
-        """Keys that are to be looked at, each with the seconds since that was asked for first."""
+        """Keys to be looked at, each with the seconds since that was first asked for."""
         now = self._now()
         return ((key, now - asked) for key, asked in self._asked.items())
 
     def begin(self) -> None:
-        """Count from now on how long keys wait: before, somebody else was to look at them, and did."""
+        """Count waiting times from now on. Before, another process led and looked at the keys."""
         self._asked = dict.fromkeys(self._asked, self._now())
 
     def add(self, key: Key) -> None:
-        """Have a key looked at soon; one that keeps failing waits for the end of its back-off all the same."""
+        """Have a key looked at soon. A key that failed still waits for the end of its back-off."""
         self._asked.setdefault(key, self._now())
         if key in self._worked_on:
             self._again.add(key)
@@ -78,7 +80,7 @@ class Queue:
             self._enter(key)
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Have a key looked at in a while; of several such wishes the earliest counts."""
+        """Have a key looked at after a while. If this is asked several times, the earliest moment counts."""
         when = self._now() + seconds
         if when < self._timers.get(key, math.inf):
             self._timers[key] = when
@@ -86,13 +88,13 @@ class Queue:
             self._filled.set()
 
     def next_moment(self) -> float | None:
-        """When the next key is to come by the passing of time alone."""
+        """When the next timer ends; None without timers."""
         while self._moments and self._timers.get(self._moments[0][1]) != self._moments[0][0]:
             heapq.heappop(self._moments)
         return self._moments[0][0] if self._moments else None
 
     def pop(self) -> Key | None:
-        """The next key, if there is one now. It is the caller's alone until `succeeded`, `failed` or `dropped`."""
+        """The next key; None if there is none now. The caller alone has it until `succeeded`, `failed` or `dropped`."""
         self._ring()
         if not len(self):
             return None
@@ -106,7 +108,7 @@ class Queue:
         return key
 
     async def take(self) -> Key:
-        """The next key, as soon as there is one."""
+        """Wait for the next key and return it."""
         while (key := self.pop()) is None:
             self._filled.clear()
             moment = self.next_moment()
@@ -118,7 +120,7 @@ class Queue:
         return key
 
     def succeeded(self, key: Key, requeue: Requeue) -> None:
-        """A key was worked on, and is to be looked at again after a while, if so."""
+        """A key was worked on. It is looked at again after `requeue`, if that is given."""
         self._failures.pop(key, None)
         self._asked.pop(key, None)
         self._worked_on.discard(key)
@@ -129,7 +131,7 @@ class Queue:
             self.add_after(key, requeue.total_seconds())
 
     def failed(self, key: Key) -> float:
-        """A key is to be tried again after a back-off, in seconds: longer each time, and scattered."""
+        """Have a key tried again after a back-off: longer each time, jittered. Returns it in seconds."""
         self._worked_on.discard(key)
         self._again.discard(key)
         count = self._failures[key] = self._failures.get(key, 0) + 1
@@ -138,14 +140,14 @@ class Queue:
         return backoff
 
     def dropped(self, key: Key) -> None:
-        """A key was not worked on to the end, and the next leader begins with all keys."""
+        """Forget a key that was not worked on to the end. The next leader begins with all keys."""
         self._worked_on.discard(key)
         self._again.discard(key)
         self._failures.pop(key, None)
         self._asked.pop(key, None)
 
     def _enter(self, key: Key) -> None:
-        """At the end of its row; one that waits keeps its place, but for one that may now go first."""
+        """Put a key at the end of its row. A waiting key keeps its place, unless it may now move to the first row."""
         if key in self._first:
             return
         if self._goes_first(key):
@@ -156,7 +158,7 @@ class Queue:
         self._filled.set()
 
     def _ring(self) -> None:
-        """Enter the keys whose time has come."""
+        """Enter the keys for which a timer has ended."""
         while (moment := self.next_moment()) is not None and moment <= self._now():
             _, key = heapq.heappop(self._moments)
             del self._timers[key]
@@ -171,7 +173,7 @@ class Queue:
 
 
 async def work(queue: Queue, reconcile: Reconcile) -> None:
-    """Reconcile one key after another until this process leads no more."""
+    """Reconcile one key after another until this process no longer leads."""
     while True:
         key = await queue.take()
         began = time.monotonic()

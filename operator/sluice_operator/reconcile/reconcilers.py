@@ -1,4 +1,4 @@
-"""Which reconcile brings which kind of object one step nearer to what its spec asks for."""
+"""Which function reconciles which kind of object?"""
 
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime

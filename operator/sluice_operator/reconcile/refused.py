@@ -1,6 +1,6 @@
-"""What the API server refuses to make: by which reason it is told, and what an engine does about it.
+"""What the API server refuses to make: which reason is shown, and what an engine does about it.
 
-A job's record keeps its refusals. Of an engine's this process remembers the last, and how long it waited.
+A job's record keeps its refusals. For an engine this process remembers the last refusal and its pause.
 """
 
 import logging
@@ -21,12 +21,15 @@ logger = logging.getLogger(__name__)
 
 
 def reason_of(refused: Refused) -> Reason:
-    """By which reason a refusal is told."""
+    """The reason that a refusal is shown as."""
     return Reason.NAME_TAKEN if refused.taken else refusal_reason(refused.message)
 
 
 def refuse(c: Context, engine: Key, reason: Reason, message: str, now: datetime) -> None:
-    """Have no slot start for a while, up to a minute, twice as long as before; what they would have is others'."""
+    """Let no slot of an engine start for a while: twice as long as the last pause, at most a minute.
+
+    Others may have the GPUs of these slots meanwhile.
+    """
     last = c.store.findings.last_pause(engine)
     pause = doubled(last, 1, LONGEST_PAUSE_OF_ENGINE) if last else FIRST_PAUSE
     logger.warning("refused", extra={"engine": str(engine), "why": message})
@@ -34,7 +37,7 @@ def refuse(c: Context, engine: Key, reason: Reason, message: str, now: datetime)
 
 
 async def look_for_refusals(key: Key, c: Context, now: datetime) -> None:
-    """Let slots start again whose pause is over; have them pause whose pods are refused."""
+    """Let an engine's slots start again once its pause is over. Begin a pause if the pod of a slot is refused."""
     world = c.store.world()
     engine, refusal = world.engines.get(key), world.refused.get(key)
     if engine is None:
@@ -49,7 +52,7 @@ async def look_for_refusals(key: Key, c: Context, now: datetime) -> None:
 
 
 async def _refused_pod(c: Context, engine: InferenceEngine, now: datetime) -> str:
-    """What the API server said when it refused the pod of a slot that starts and has none for a while."""
+    """The API server's message when it refused a starting slot's overdue pod; empty if it did not."""
     for slot in engine.status.slots:
         overdue = slot.since is not None and now >= slot.since + PODS_WITHIN
         if slot.state is SlotState.STARTING and overdue and pod_of(c.store.world(), engine, slot.index) is None:
@@ -61,7 +64,7 @@ async def _refused_pod(c: Context, engine: InferenceEngine, now: datetime) -> st
 
 
 def look_again_at(world: World, engine: InferenceEngine) -> datetime | None:
-    """When a pause ends, or the first slot that starts and has no pod should have one."""
+    """When the engine's pause ends; without a pause, when the first starting slot without a pod should have one."""
     refusal = world.refused.get(key_of(engine))
     if refusal is not None:
         return refusal.until

@@ -7,7 +7,7 @@ from sluice_operator.writes import Status
 
 
 def status_writes(owner: Custom, status: NewStatus) -> tuple[Status, ...]:
-    """The status, if it is news. A job's progress is another field manager's: it is neither compared nor written."""
+    """The write of a status; none if nothing changes. It leaves out a job's progress, which another manager owns."""
     if status == owner.status:
         return ()
     others = {"progress"} if isinstance(owner, FineTuneJob) else None

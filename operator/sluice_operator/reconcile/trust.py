@@ -10,11 +10,11 @@ logger = logging.getLogger(__name__)
 
 
 async def publish_trust_everywhere(c: Context) -> None:
-    """Write what pods trust in every namespace that has a job or an engine, and in the operator's own, where Prometheus
-    reads.
+    """Write what pods must trust into each namespace with a job or an engine, and into the operator's own (for
+    Prometheus).
 
-    A namespace that refuses it (it is on its way out, its quota is used up) harms no other: its own next job or
-    replica is told. Who leads no more leaves the rest to the next leader.
+    A namespace that refuses the write (it is being deleted, or its quota is used up) does not stop the others: its own
+    next job or replica shows the refusal. If this process no longer leads, the next leader does the rest.
     """
     world = c.store.world()
     served = {key.namespace for key in (*world.jobs, *world.engines)}

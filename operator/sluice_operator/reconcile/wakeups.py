@@ -1,4 +1,4 @@
-"""Who is woken when an object changes because it waits for that: what its obstacles end with."""
+"""Who is woken when an object changes? Those with an obstacle that the change may end."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,15 +6,16 @@ from sluice_operator.observe.views import Key
 
 
 class Wakeups:
-    """By the object that is waited for, who waits. Memory of one process: each decision says anew what it waits for."""
+    """For each object, who waits for it. Kept by one process: each decision says again what its object waits for."""
 
     def __init__(self) -> None:
         self._waiting: dict[Key, set[Key]] = {}
         self._for: dict[Key, frozenset[Key]] = {}
 
     def wait(self, who: Key, things: Iterable[Key]) -> None:
-        """Somebody waits for these objects from now on, and for no others. Without a name any of a namespace will do,
-        without a namespace any of a kind.
+        """Record that `who` waits for these objects from now on, and for no others.
+
+        A key without a name stands for any object of the namespace; without a namespace too, for any of the kind.
         """
         wanted, before = frozenset(things), self._for.pop(who, frozenset())
         for thing in before - wanted:
@@ -27,6 +28,6 @@ class Wakeups:
             self._for[who] = wanted
 
     def of(self, thing: Key) -> Iterator[Key]:
-        """Who waits for an object, or for any like it."""
+        """Who waits for this object, or for any object of its namespace or kind."""
         for wanted in {thing, Key(thing.kind, thing.namespace, ""), Key(thing.kind, "", "")}:
             yield from self._waiting.get(wanted, ())

@@ -1,1 +1,1 @@
-"""What is shown of a decision: statuses, conditions, and a decision spelled out. Nothing here is decided."""
+"""How is a decision shown: as statuses, as conditions, and in full for `explain`? Nothing is decided here."""

@@ -1,4 +1,4 @@
-"""Where an Adapter answers, from what the agents of its engine's slots report."""
+"""On which replicas does an Adapter answer? This follows from the reports of its engine's agents."""
 
 from datetime import datetime
 
@@ -13,7 +13,7 @@ from sluice_operator.observe.world import World, engine_key, existing
 
 
 def adapter_status(world: World, adapter: Adapter, now: datetime) -> AdapterStatus:
-    """Ready is True when every ready replica answers with the version that the spec asks for."""
+    """An Adapter's status. Ready is True when every ready replica answers with the version of the spec."""
     engine = world.engines.get(engine_key(adapter.metadata.namespace, adapter.spec.engine))
     replicas = _replicas(world, engine, adapter) if engine else ()
     status, reason, message = _readiness(engine, adapter, replicas)
@@ -39,7 +39,7 @@ def adapter_status(world: World, adapter: Adapter, now: datetime) -> AdapterStat
 
 
 def _replicas(world: World, engine: InferenceEngine, adapter: Adapter) -> tuple[AdapterReplica, ...]:
-    """The adapter on each ready replica; one whose agent has not spoken of this generation is loading."""
+    """The adapter's state on each ready replica: loading where the agent has not reported on this generation yet."""
     found = []
     for index in sorted(existing(world, engine)):
         pod = pod_of(world, engine, index)

@@ -1,4 +1,4 @@
-"""The status of an object that is set aside: it says so, and the rest of it stays as it was."""
+"""The status of an object that is set aside: it says so, and everything else in it stays."""
 
 from datetime import datetime, timedelta
 
@@ -11,7 +11,7 @@ from sluice_api.reasons import Reason
 from sluice_operator.observe.world import Custom, SetAside
 
 LOOKED_AT_AGAIN = timedelta(minutes=5)
-"""So long an object stays aside that does not change: what was raised may have been another's fault too."""
+"""How long an object that does not change stays aside: the exception may have been another object's fault."""
 
 Status = FineTuneJobStatus | InferenceEngineStatus | AdapterStatus | GPUPoolStatus
 
@@ -34,12 +34,12 @@ def set_aside_status(resource: Custom, found: SetAside, now: datetime) -> Status
 
 
 def is_shown(resource: Custom) -> bool:
-    """Whether an object's status says already that it is set aside."""
+    """Whether an object's status says already that the object is set aside."""
     return any(known.reason == Reason.INTERNAL_ERROR for known in resource.status.conditions)
 
 
 def _concerned(resource: Custom) -> dict[str, ConditionStatus]:
-    """The conditions that say it: of a job the first step that is not done, and its end."""
+    """The conditions that say it: for a job its first step that is not done, and its end; otherwise Ready."""
     if not isinstance(resource, FineTuneJob):
         return {READY: "Unknown"}
     done = {known.type for known in resource.status.conditions if known.status == "True"}

@@ -1,4 +1,4 @@
-"""An engine's status, written from the decision about it. Its agents read there what each slot should be."""
+"""An engine's status, made from the decision about it. Its agents read there what each slot should be."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -20,7 +20,7 @@ from sluice_operator.plan.inventory import take_stock
 def engine_status(
     world: World, engine: InferenceEngine, decision: EngineDecision, now: datetime
 ) -> InferenceEngineStatus:
-    """The status that a decision calls for."""
+    """The status that follows from a decision."""
     plans = decision.slots
     slots = tuple(_slot_status(world, engine, plan, now) for plan in plans)
     ready = sum(1 for plan in plans if serves(pod_of(world, engine, plan.index)))
@@ -67,7 +67,7 @@ def _lending(world: World, engine: InferenceEngine, lent: list[SlotPlan]) -> tup
 
 
 def _away(world: World, engine: InferenceEngine) -> str:
-    """What to say of a node that does not answer, with a replica of the engine or with a pod that borrows from it."""
+    """A node with a replica of the engine, or with its borrower, that does not answer, as text; empty if all do."""
     place = (engine.metadata.namespace, engine.metadata.name)
     own = (pod for i in existing(world, engine) if (pod := pod_of(world, engine, i)) and not serves(pod))
     borrow = (pod for job in world.claims_from.get(place, {}).values() for pod in trainer_pods(world, job))
@@ -75,7 +75,7 @@ def _away(world: World, engine: InferenceEngine) -> str:
 
 
 def _mistake(world: World, engine: InferenceEngine) -> tuple[Reason, str] | None:
-    """What in the terms of lending never takes effect, whether or not something is lent by other terms."""
+    """The field that keeps the engine from ever lending as its spec says, even if it lends now; None if none does."""
     pool = find_pool(world, engine.spec.resources.pool)
     if pool and (why := sleep_refusal(engine, pool)):
         return Reason.ENGINE_CANNOT_SLEEP, why
@@ -88,7 +88,7 @@ def _mistake(world: World, engine: InferenceEngine) -> tuple[Reason, str] | None
 
 
 def _hopeless(world: World, engine: InferenceEngine) -> tuple[Reason, str] | None:
-    """Why no replica of an engine can ever start, as things are; None when one could."""
+    """Why no replica of an engine can ever start as things are; None when one could."""
     resources, namespace = engine.spec.resources, engine.metadata.namespace
     if missing := missing_volume_claim(world, namespace, engine.spec.model.uri):
         return Reason.VOLUME_CLAIM_NOT_FOUND, f"spec.model.uri: {missing}"
@@ -146,5 +146,5 @@ def _slot_status(world: World, engine: InferenceEngine, plan: SlotPlan, now: dat
         state=plan.state,
         pod=name,
         lent_to=plan.lent_to,
-        since=min(old.since, now) if old and old.since and same else now,  # another's clock may be ahead
+        since=min(old.since, now) if old and old.since and same else now,  # another leader's clock may be ahead
     )

@@ -1,4 +1,4 @@
-"""A job's status, written from a decision: conditions carry the state, the rest is a mirror for readers."""
+"""A job's status, made from the decision about it: conditions say its state, the rest repeats details for readers."""
 
 from datetime import datetime
 
@@ -31,7 +31,7 @@ _ORDER = tuple(JobCondition)
 
 
 def job_status(world: World, job: FineTuneJob, decision: JobDecision, now: datetime) -> FineTuneJobStatus:
-    """The status that a decision calls for. Progress is another writer's and is left out."""
+    """The status that follows from a decision. It leaves out progress, which has another writer."""
     outcomes = decision.record or all_outcomes(world, job)
     trained = outcomes.of(Stage.TRAIN)
     over = decision.failed or decision.reason is Reason.SUCCEEDED
@@ -79,7 +79,10 @@ def _allocation(job: FineTuneJob, live: LiveClaim, now: datetime) -> Allocation:
 
 
 def _conditions(job: FineTuneJob, decision: JobDecision, now: datetime) -> tuple[Condition, ...]:
-    """Everything before `at` is True, `at` says what is going on, what follows is not known yet."""
+    """Conditions before the decision's `at` are True, that one says what is going on, and those after it are Unknown.
+
+    Succeeded always shows the decision's reason and message, so that one condition tells how the job is.
+    """
     place = _ORDER.index(decision.at)
     found = []
     for index, kind in enumerate(_ORDER):
@@ -112,10 +115,13 @@ def _record(attempts: tuple[AttemptOutcome, ...], index: int) -> AttemptRecord:
 
 
 def _lost_steps(attempt: AttemptOutcome, following: AttemptOutcome | None) -> int | None:
-    """Steps of an attempt that were not saved; None while nobody has said how many.
+    """Steps of an attempt that were not saved; None while that is not known.
 
-    One that we stop is recorded first and saves its state then: what it had saved until then is no answer. The words
-    of the attempt that went on from there are.
+    An attempt that Sluice stops is recorded first, and saves its state after that. What it had saved by then is no
+    answer: the next attempt says from which step it went on.
+
+    Args:
+        following: the next attempt that had its GPUs.
     """
     if attempt.reason == Reason.DONE or not attempt.step:
         return 0

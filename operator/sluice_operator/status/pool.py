@@ -1,4 +1,4 @@
-"""A pool's status: who has its GPUs, and how many jobs wait for them; and which engines may grow now."""
+"""A pool's status: who has its GPUs, and how many jobs wait for them."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -14,7 +14,12 @@ from sluice_operator.plan.stock import NodeStock, Stock, borrowed_on
 
 
 def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUPoolStatus:
-    """The status of a pool whose GPUs have been counted."""
+    """The status of a pool.
+
+    Args:
+        stock: its GPUs, counted.
+        waiting: the number of jobs that wait.
+    """
     pool, nodes = stock.pool, list(stock.nodes.values())
     usable = [node for node in nodes if not node.refusal]
     reason = Reason.POOL_READY if usable else Reason.NO_NODES
@@ -53,7 +58,7 @@ def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUP
 
 
 def _refusals(nodes: Sequence[NodeStock]) -> list[str]:
-    """Why nodes take no pods, a sentence for each reason: a condition's message has an end, and a pool many nodes."""
+    """Why nodes take no pods: a sentence for each reason, as a message is bounded and nodes may be many."""
     refused: dict[str, list[str]] = {}
     for node in nodes:
         if node.refusal:
@@ -62,7 +67,7 @@ def _refusals(nodes: Sequence[NodeStock]) -> list[str]:
 
 
 def pool_usage(world: World, pool: GPUPool) -> GPUPoolStatus:
-    """The same counts for a gauge, without conditions."""
+    """The same counts without conditions, for a gauge."""
     stock = take_stock(world, pool)
     counted = pool_status(world, stock, 0, FIRST_MOMENT)
     return counted.model_copy(update={"conditions": ()})

@@ -1,5 +1,5 @@
-"""The decision about one job, spelled out, for a person: its claim and how far that is, or the queue and each node,
-training and engine, and why not.
+"""What is decided about one job, in full and for a person? Its claim and how far that is, or its place in the queue,
+and for each node, training and engine why it does not help.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,11 +31,11 @@ from sluice_operator.plan.readiness import Avoided, avoided
 from sluice_operator.plan.stock import NodeStock, Stock
 
 _MOST = 20
-"""Lines of one section; of a long one the end is counted."""
+"""The most lines of a section that are shown; the others are counted."""
 
 
 def trace(world: World, job: FineTuneJob, now: datetime) -> Iterator[str]:
-    """Lines that say what is decided about a job now, and from what."""
+    """Lines that say what is decided about a job now, and why."""
     resources, scheduling = job.spec.resources, job.spec.scheduling
     yield (
         f"{job.metadata.full_name}: {asked(job)} of pool {resources.pool}, policy {scheduling.policy}, "
@@ -111,7 +111,7 @@ def _has(live: LiveClaim) -> str:
 
 
 def _claim(world: World, live: LiveClaim, now: datetime) -> Iterator[str]:
-    """How far a claim is, what it waits for, and who would have its place."""
+    """How far a claim is, what it waits for, and which claim preempts it."""
     step = advance(world, live, now, Limits(), "")
     yield f"attempt {live.stage_job.attempt}, {phase_of(world, live).name.lower()}: {step.reason}: {step.message}"
     for slot in live.claim.borrowed:
@@ -126,7 +126,11 @@ def _claim(world: World, live: LiveClaim, now: datetime) -> Iterator[str]:
 
 
 def _gives_way(world: World, ref: AttemptRef, claims: Sequence[LiveClaim], heirs_phase: Phase) -> str:
-    """How far an attempt is in whose place a claim comes."""
+    """How far an attempt is that a claim preempts.
+
+    Args:
+        heirs_phase: the phase of that claim.
+    """
     if all(pod.ended for pod in world.pods_of.get((ref.namespace, ref.uid), {}).values()):
         return "has stopped"
     mine = next((live for live in claims if live.stage_job.uid == ref.uid), None)
@@ -149,7 +153,7 @@ def _makes_room(world: World, engine: InferenceEngine, index: int, now: datetime
 
 
 def _training(world: World, live: LiveClaim, job: FineTuneJob, allocation: Allocation, now: datetime) -> str:
-    """What becomes of training for a job's sake."""
+    """What becomes of a claim's training now: why it does not give way to the job, or that it does."""
     if obstacle := preemption_obstacle(world, live, job, now):
         return obstacle.message
     preemptor = next((other for other in live_claims(world) if live.stage_job.uid in other.claim.preempted), None)
@@ -163,7 +167,7 @@ def _training(world: World, live: LiveClaim, job: FineTuneJob, allocation: Alloc
 
 
 def _ways(wait: Wait | None) -> Iterator[str]:
-    """How it could start, the nearest way first: all that keeps it from each."""
+    """The ways in which a job could start, the nearest first, each with all its obstacles."""
     for number, way in enumerate(wait.ways if wait else (), start=1):
         for obstacle in way:
             remedies = " or ".join(remedy.text for remedy in obstacle.remedies)

@@ -1,5 +1,6 @@
-"""A pool's GPUs: allocate.py hands them out, in the order of queue.py.
+"""How a pool's GPUs are given to jobs. allocate.py is the entry, queue.py says in which order jobs are decided.
 
-On what terms says market.py (lending.py, scale_up.py), what is reserved reservations.py, where a job goes placement.py
-(ways.py, victims.py), what is refused refusals.py, and how a wait is worded waiting.py.
+market.py sets a job's terms (with lending.py and scale_up.py), reservations.py keeps what jobs in front could use,
+placement.py chooses nodes (with ways.py and victims.py), refusals.py finds what is wrong with a job, and waiting.py
+words why it waits.
 """

@@ -1,4 +1,4 @@
-"""Who gets GPUs now: all pending jobs of a pool at once, in order, each with its claim or its obstacles."""
+"""Who gets GPUs now? All pending jobs of a pool are decided at once, in order: each gets a claim or its obstacles."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -25,30 +25,34 @@ class Allocation:
     """What a pool's pending jobs get, and why the others wait."""
 
     claims: Mapping[Key, Claim] = field(default_factory=dict)
+    """Pending jobs that get GPUs now, each with its claim."""
     waits: Mapping[Key, Wait] = field(default_factory=dict)
+    """Jobs that wait, each with why."""
     asking: tuple[FineTuneJob, ...] = ()
     """Jobs that ask for nodes now."""
     again_at: datetime | None = None
-    """When the passing of time alone ends an obstacle that somebody met, or changes the order."""
+    """When time alone ends an obstacle that a job met, or changes the order; None if it never does."""
 
 
 def allocate(world: World, pool: GPUPool, now: datetime, refused: Collection[Key] = ()) -> Allocation:
-    """What `handed_out` says of the jobs that are at no fault."""
+    """The same as `handed_out`, decided without objects that raise: for callers that set nothing aside themselves."""
     return behind_a_fence(world, key_of(pool), lambda seen: handed_out(seen, pool, now, refused))
 
 
 def handed_out(world: World, pool: GPUPool, now: datetime, refused: Collection[Key] = ()) -> Allocation:
     """Give each pending job its claim, or the reason why it waits.
 
-    Nothing overtakes a job that waits, unless it provably can't delay it: what the waiting job could
-    use, the free GPUs of every node that is large enough and so much else of it, every slot that may be
-    lent to it and its part of a quota, is out of reach for those behind it. A job that its namespace's
-    quota holds back can use none of it, so it holds back its namespace's other jobs only. One that asks
-    for nodes may use free GPUs only, but in a while the others too: they are kept for it meanwhile. A
-    guest can use no GPUs, only the slots of its namespace, so it holds back guests and borrowers there.
+    A job never overtakes one that waits in front, unless it provably can't delay it. Everything that the waiting job
+    could use is out of reach for those behind: the free GPUs of every node that is large enough, with the cpu, memory
+    and disk that it needs there, every slot that may be lent to it, and its part of a quota.
+
+    Some jobs could use less, so they hold back less:
+    - A job that its namespace's quota holds back could use nothing. It holds back its namespace's other jobs only.
+    - A job that asks for nodes may use free GPUs only, but later it may also borrow. Both are kept for it meanwhile.
+    - A guest uses no GPUs, only a replica of its namespace. It holds back guests and borrowers there.
 
     Args:
-        refused: jobs whose claim the API server has just refused to make: what they would get is the next one's.
+        refused: jobs to which the API server has just refused a claim. The next jobs get their GPUs.
     """
     round_ = _Round(world, pool, now)
     for job in (one for one in pending(world, pool, now) if key_of(one) not in refused):
@@ -58,7 +62,7 @@ def handed_out(world: World, pool: GPUPool, now: datetime, refused: Collection[K
 
 
 class _Round:
-    """One pass through a queue: what is left, what is reserved, and what was decided so far."""
+    """One pass through the queue: what is left of the pool, what is reserved, and what has been decided so far."""
 
     def __init__(self, world: World, pool: GPUPool, now: datetime) -> None:
         self.world, self.pool, self.now = world, pool, now
@@ -71,12 +75,13 @@ class _Round:
         self.later: list[Obstacle] = []
 
     def decide(self, job: FineTuneJob) -> None:
-        """Give one job its claim, or the reason why it waits, and reserve for it what it could use."""
+        """Give one job its claim, or note why it waits and reserve what it could use."""
         ahead = self.reserved.of(job.metadata.namespace)
         if over := self.market.over_quota(job, ahead):
             self.waits[key_of(job)] = waits_outside(self.world, job, over)
             self.reserved.reserve_quota(job)
             return
+        # A job like this one waits already, and since then only less is left: there is nothing to search for.
         if known := self.reserved.terms_of_alike(self.world, job):
             self._wait(job, known)
             return
@@ -86,7 +91,7 @@ class _Round:
             self.claims[key_of(job)] = claim
             self.market.gave(job, claim)
             self.stock = self.stock.after(self.world, claim)
-        elif terms.full:
+        elif terms.full:  # only borrowing within its namespace could help it: no free GPUs are kept for it
             self.waits[key_of(job)] = waits_outside(self.world, job, terms.full)
             self.reserved.reserve(self.stock, job, terms, self._front(job))
         else:
@@ -94,7 +99,7 @@ class _Round:
             self.reserved.note(self.world, job, terms)
 
     def result(self) -> Allocation:
-        """What was decided."""
+        """The claims and waits of all jobs that were decided."""
         oversized = waiting_for_larger_nodes(self.world, self.pool, self.now)
         self.waits.update({key_of(job): waits_outside(self.world, job, larger) for job, larger in oversized})
         asks = asking((*self.waiting[:EXPLAINED], *(job for job, _ in oversized)), self.now)

@@ -1,4 +1,4 @@
-"""Who lends: does an engine lend to a job now, and does it need its replicas itself?"""
+"""Does an engine lend to a job now, and does it need its replicas itself?"""
 
 from datetime import datetime, timedelta
 
@@ -14,22 +14,22 @@ from sluice_operator.plan.obstacle import Obstacle, Remedy
 from sluice_operator.plan.stock import Stock
 
 LOOK_AT_LOAD = timedelta(seconds=5)
-"""How often what depends on an engine's load is decided again."""
+"""How often a decision that depends on an engine's load is made again."""
 
 
 _STARTS_WITHIN = timedelta(minutes=10)
-"""How long a replica that is back may take to serve before its engine lends again all the same."""
+"""How long a returned replica may take to serve. After that its engine lends again in any case."""
 
 
 def lending_obstacle(
     world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJob, now: datetime
 ) -> Obstacle | None:
-    """Why an engine does not lend to a job now, whatever is in use; None when it may."""
+    """Why an engine does not lend to a job now; None when it may. Its floor and its slots are not looked at here."""
     return _terms(world, stock.pool, engine, job) or _moment(world, stock, engine, now)
 
 
 def _terms(world: World, pool: GPUPool, engine: InferenceEngine, job: FineTuneJob) -> Obstacle | None:
-    """Why it never lends to such a job, as both of their specs are."""
+    """Why the engine never lends to such a job, given both specs; None if it does at some time."""
     terms = engine.spec.preemption
     if engine.metadata.deletion_timestamp:
         return _no(engine, job, Reason.ENGINE_NEVER_LENDS, "is being deleted.")
@@ -54,11 +54,12 @@ def _terms(world: World, pool: GPUPool, engine: InferenceEngine, job: FineTuneJo
 
 
 def _by_dra(pool: GPUPool, engine: InferenceEngine, job: FineTuneJob) -> Obstacle | None:
-    """Why it never lends to such a job where DRA serves the GPUs.
+    """Why the engine never lends to such a job where DRA serves the GPUs; None if it does at some time.
 
-    There no nomination keeps a device that is given back for a pod, so a slot that stops could lose it to anybody. One
-    that sleeps keeps it: the trainer uses the slot's own ResourceClaim. That one is its namespace's, and one pod's of a
-    job: all pods of a group are made from the same template.
+    With DRA no nomination keeps a returned device for a pod, so any pod could take the device of a slot that stops. A
+    slot that sleeps keeps its device: the trainer uses the slot's own ResourceClaim. A ResourceClaim can be used in its
+    own namespace only, and by one pod of a job only, since all pods of a multi-node job are made from the same
+    template.
     """
     if not sleeps(engine):
         message = f"has preemption.policy: {engine.spec.preemption.policy}, and its GPUs are served by DRA."
@@ -84,7 +85,7 @@ def _lend(pool: GPUPool, engine: InferenceEngine, job: FineTuneJob) -> Remedy:
 
 
 def _moment(world: World, stock: Stock, engine: InferenceEngine, now: datetime) -> Obstacle | None:
-    """Why it does not lend at this moment: its hours, its pause, or its own need."""
+    """Why the engine does not lend at this moment: its borrow windows, its cool-down, or its own need."""
     name, terms, key = engine.metadata.name, engine.spec.preemption, key_of(engine)
     if terms.borrow_windows and not any(window.is_open(now) for window in terms.borrow_windows):
         opens = window_opens(engine, now)
@@ -99,7 +100,7 @@ def _moment(world: World, stock: Stock, engine: InferenceEngine, now: datetime) 
 
 
 def _need(world: World, stock: Stock, engine: InferenceEngine, now: datetime) -> Obstacle | None:
-    """Why it needs its replicas itself."""
+    """Why the engine needs its replicas itself; None if it can spare some."""
     name, key = engine.metadata.name, key_of(engine)
     if is_unknown(world, engine, now) and world.since is not None:
         known = world.since + timedelta(seconds=LOAD_SECONDS)
@@ -117,15 +118,15 @@ def _need(world: World, stock: Stock, engine: InferenceEngine, now: datetime) ->
 
 
 def window_opens(engine: InferenceEngine, now: datetime) -> datetime | None:
-    """When the engine's next borrow window opens; None when it has none that ever does."""
+    """When the engine's next borrow window opens; None if none ever does."""
     openings = (window.opens_after(now) for window in engine.spec.preemption.borrow_windows)
     return min((opening for opening in openings if opening), default=None)
 
 
 def cooled_down(world: World, engine: InferenceEngine) -> datetime | None:
-    """When the pause after the last return is over at the latest; None for an engine without one.
+    """When the cool-down after the last returned replica ends at the latest; None if there is nothing to wait for.
 
-    It is not over before the replica serves: lent again while it starts, it would never have served at all.
+    It does not end before that replica serves: lent again while it starts, it would never have served at all.
     """
     pause = timedelta(seconds=engine.spec.preemption.cool_down_seconds)
     if not pause:
@@ -139,7 +140,7 @@ def cooled_down(world: World, engine: InferenceEngine) -> datetime | None:
 
 
 def lacking(world: World, stock: Stock, engine: InferenceEngine) -> bool:
-    """Whether an engine, which takes loans back on demand, should have replicas that it finds no GPU for."""
+    """Whether an engine that reclaims on demand should have replicas for which there is no GPU."""
     if engine.spec.preemption.reclaim is not Reclaim.ON_DEMAND:
         return False
     here = (engine.metadata.namespace, engine.metadata.name)
@@ -148,7 +149,7 @@ def lacking(world: World, stock: Stock, engine: InferenceEngine) -> bool:
 
 
 def being_left(world: World, engine: InferenceEngine) -> set[int]:
-    """Slots whose loan is over, but whose borrower's pod is not gone yet."""
+    """Indices of the engine's slots that a claim on its way out still borrows: the borrower's Job is being deleted."""
     here = (engine.metadata.namespace, engine.metadata.name)
     return {
         slot.index
@@ -160,13 +161,17 @@ def being_left(world: World, engine: InferenceEngine) -> set[int]:
 
 
 def is_unknown(world: World, engine: InferenceEngine, now: datetime) -> bool:
-    """Whether this term is too young to know the load of an engine's replicas, and its terms ask for that."""
+    """Whether the engine lends by load (reclaimAbove), and this term is too young to know that load."""
     asks = engine.spec.preemption.reclaim_above is not None
     return asks and world.since is not None and now < world.since + timedelta(seconds=LOAD_SECONDS)
 
 
 def is_busy(world: World, engine: InferenceEngine, fewer: int = 0) -> bool:
-    """Whether the replicas that serve have more to do than reclaimAbove says, or would have if some were lent."""
+    """Whether the serving replicas have more requests in flight than `reclaimAbove` allows.
+
+    Args:
+        fewer: number of replicas to leave out, as if they were lent.
+    """
     limit = engine.spec.preemption.reclaim_above
     if limit is None:
         return False
@@ -176,6 +181,6 @@ def is_busy(world: World, engine: InferenceEngine, fewer: int = 0) -> bool:
 
 
 def _name(engine: InferenceEngine, job: FineTuneJob) -> str:
-    """As the job's namespace knows it."""
+    """The engine's name for a reader in the job's namespace."""
     same = engine.metadata.namespace == job.metadata.namespace
     return engine.metadata.name if same else engine.metadata.full_name

@@ -1,4 +1,4 @@
-"""On what terms may a job have GPUs now: its policy, its namespace's quota, the engines' terms?"""
+"""On what terms may a job have GPUs now: by its own policy, its namespace's quota and the engines' terms?"""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -21,10 +21,10 @@ from sluice_operator.plan.tenants import held_obstacle, quota_field, quota_of, t
 
 
 class Market:
-    """The engines of a pool at one moment, to whom they lend, and what each namespace has by then.
+    """The engines of a pool at one moment, to which jobs they lend, and what each namespace has by then.
 
-    Jobs of one namespace, one priority and as many pods get the same terms, and so do guests of one namespace that
-    ask for as much.
+    What engines say is asked once for all jobs of the same namespace, priority and number of pods, and once for all
+    guests of a namespace that ask for the same share and GPUs.
     """
 
     def __init__(self, world: World, stock: Stock, now: datetime) -> None:
@@ -36,34 +36,39 @@ class Market:
         self._known: dict[object, Mapping[str, Obstacle | None]] = {}
 
     def over_quota(self, job: FineTuneJob, ahead: Held) -> Obstacle | None:
-        """Why a job would bring its namespace above the GPUs that its jobs may hold at once.
+        """Why a job would bring its namespace above its maxGPUs, which its jobs may hold at once; None if it would not.
 
         Args:
-            ahead: what its namespace's jobs wait for that are in front.
+            ahead: what jobs of the namespace that wait in front would hold.
         """
         held, quota = self._quota(job)
         return held_obstacle(self._stock.pool, quota, job, held, ahead)
 
     def terms(self, job: FineTuneJob, ahead: Held) -> Terms:
-        """What a job may have now, as far as it depends on others' terms and its own."""
+        """A job's terms now: which engines lend to it, how many GPUs it may borrow, and what keeps it from the rest.
+
+        Args:
+            ahead: as in `over_quota`.
+        """
         held, quota = self._quota(job)
         guest = is_guest(self._stock.pool, job)
         terms = self._of_guest(job) if guest else self._of_borrower(job, quota, held.borrowed + ahead.borrowed)
         full = total_obstacle(self._stock.pool, quota, job, held, ahead)
         if full is None:
             return terms
+        # A guest borrows no GPUs, so its own namespace's engines can't help it. No engine is in namespace "".
         namespace = "" if guest else job.metadata.namespace
         return terms.within_own(
             {e.metadata.uid for e in self._stock.engines if e.metadata.namespace == namespace}, full
         )
 
     def gave(self, job: FineTuneJob, claim: Claim) -> None:
-        """A job has got a claim: its namespace has so much more."""
+        """Note that a job has got a claim: its namespace holds that much more."""
         namespace = job.metadata.namespace
         self._held[namespace] = self._quota(job)[0].with_claim(self._world, claim, namespace)
 
     def _quota(self, job: FineTuneJob) -> tuple[Held, NamespaceQuota]:
-        """What a job's namespace has, and what it may have."""
+        """What the job's namespace holds, and its quota."""
         namespace = job.metadata.namespace
         if namespace not in self._quotas:
             self._quotas[namespace] = quota_of(self._world, self._stock.pool, namespace)
@@ -91,7 +96,7 @@ class Market:
 
     @property
     def obstacles(self) -> Iterable[Obstacle]:
-        """Why engines do not lend, to whomever was asked for."""
+        """Why engines do not lend, for all jobs whose terms were asked for."""
         return (obstacle for engines in self._known.values() for obstacle in engines.values() if obstacle)
 
     def _lenders(self, job: FineTuneJob) -> Mapping[str, Obstacle | None]:
@@ -116,7 +121,7 @@ _GUEST = Obstacle(Reason.WAITING_FOR_SHARE, "A job of policy Shared has no GPU o
 
 
 def _queues(job: FineTuneJob) -> Obstacle | None:
-    """Why a job borrows nothing: its own policy."""
+    """Why a job's own policy forbids it to borrow; None if it may."""
     if job.spec.scheduling.policy is Policy.PREEMPT:
         return None
     preempt = Remedy("set scheduling.policy: Preempt", field="scheduling.policy", value=Policy.PREEMPT.value)

@@ -1,4 +1,4 @@
-"""Where does it fit: the nodes of a job's pods, the slots that it borrows, the training whose place it takes?"""
+"""Where does a job fit: on which nodes, on which borrowed slots, in the place of which training?"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -32,27 +32,28 @@ from sluice_operator.plan.readiness import avoided
 from sluice_operator.plan.stock import NodeStock, Stock, is_guest
 
 _NODES_EXPLAINED = 16
-"""Nodes of which is looked for what keeps a job from them: those with the most free GPUs."""
+"""The most nodes that are searched for what keeps a job from them: those with the most free GPUs."""
 
 
 _LACKS_EXPLAINED = 8
-"""Of the rooms there, the nearest, those of which is looked for what else than GPUs they lack."""
+"""The most node options, the nearest, that are checked for what they lack besides GPUs."""
 
 
 def place(
     world: World, stock: Stock, job: FineTuneJob, terms: Terms, reserved: Reservations, now: datetime
 ) -> Claim | None:
-    """The best places for all of a job's pods; None while one of them has none.
+    """The best claim for all of a job's pods; None if one of the pods has no place.
 
-    Pod by pod: on free GPUs before borrowed ones, and on those before another's. What a node gives to several of
-    them is chosen anew as a whole, so nothing is taken there that could be spared.
+    Pods are placed one by one: on free GPUs first, then on borrowed ones, then in the place of other training. When a
+    node takes one pod more, what it gives to all of them is chosen again as a whole, so that it gives no more than
+    needed.
 
     Args:
-        reserved: for jobs that wait in front of it. While they could use any node, nobody gives way.
+        reserved: what is kept for jobs in front. While they could use some node, no training gives way to this job.
     """
     search = _search(world, stock, job, terms, reserved, now, strict=True)
     group = _filled(search, _ways(search))
-    if group and group.going and len(group.claim.nodes) > 1:  # who ends leaves room on other nodes too: that first
+    if group and group.going and len(group.claim.nodes) > 1:  # who ends frees GPUs on other nodes too: use those first
         again = replace(group, rooms={}, leaving=frozenset(group.going))
         group = _filled(again, _ways(again)) or group
     return group.claim if group else None
@@ -62,14 +63,15 @@ class Obstructed(NamedTuple):
     """What keeps a job from GPUs."""
 
     ways: Ways
+    """The ways in which the job could start, the nearest first, each with all its obstacles."""
     later: tuple[Obstacle, ...]
-    """Why training does not give way to it now, wherever that is."""
+    """Why training does not give way to it now, on any node. They say when to look again."""
 
 
 def obstructed(
     world: World, stock: Stock, job: FineTuneJob, terms: Terms, reserved: Reservations, now: datetime
 ) -> Obstructed:
-    """What keeps a job that has no place from each way in which it could have one, the nearest way first."""
+    """What keeps a job without a place from each way in which it could start, the nearest way first."""
     search = _search(world, stock, job, terms, reserved, now, strict=False)
     guest = is_guest(stock.pool, job)
     kinds: Sequence[tuple[Way, ...]] = [(beside,)] if guest else [(free, way) for way in EXPLAINED]
@@ -79,6 +81,7 @@ def obstructed(
     if not ways:
         ways = [(no_slot(job),)]
     if asks := terms.asks:
+        # A job that asks for nodes is told that first, whatever else it met.
         ways = [(asks, *(obstacle for obstacle in ways[0] if obstacle != asks)), *ways[1:]]
     return Obstructed(ways, tuple(preemption_obstacles(search)))
 
@@ -86,15 +89,19 @@ def obstructed(
 def _search(
     world: World, stock: Stock, job: FineTuneJob, terms: Terms, reserved: Reservations, now: datetime, *, strict: bool
 ) -> Search:
-    """The search for the places of a job, on what those in front leave to it."""
+    """A search for the places of a job, on what the jobs in front leave.
+
+    Args:
+        strict: whether it decides (an obstacle ends a way) or explains (an obstacle is noted).
+    """
     left = terms.kept(reserved.lenders)
     return Search(world, stock, job, left, reserved, now, _left_out(world, stock, job, now), strict)
 
 
 def _met(search: Search) -> tuple[Obstacle, ...]:
-    """The obstacles of all pods, in the order in which they are told: the job's own policy first.
+    """The obstacles of all pods in the order in which they are shown: the job's own policy first.
 
-    Of several jobs in front the first stands for all.
+    If several jobs are in front, only the first is shown.
     """
     found = dict.fromkeys(obstacle for room in search.rooms.values() for obstacle in room.obstacles)
     fronts = [obstacle for obstacle in found if obstacle.reason is Reason.BEHIND_IN_QUEUE]
@@ -104,7 +111,7 @@ def _met(search: Search) -> tuple[Obstacle, ...]:
 
 
 def _needed(ways: Iterable[tuple[Obstacle, ...]]) -> list[tuple[Obstacle, ...]]:
-    """Without those that need all that a nearer one needs, and more."""
+    """The ways without those that need everything that a nearer way needs."""
     found: list[tuple[Obstacle, ...]] = []
     for way in ways:
         if not any({*nearer} <= {*way} for nearer in found):
@@ -113,13 +120,14 @@ def _needed(ways: Iterable[tuple[Obstacle, ...]]) -> list[tuple[Obstacle, ...]]:
 
 
 def _filled(search: Search, ways: Sequence[Way]) -> Search | None:
-    """The search with a room for each pod; None if there is none for one of them."""
+    """The search with a node option for each pod; None if one pod has none."""
     if not ways:
         return None
     nodes = [node for node in search.stock.nodes.values() if not (search.strict and node.name in search.left_out)]
     if not search.strict:
         nodes = sorted(nodes, key=lambda node: (node.name in search.left_out, -node.free))[:_NODES_EXPLAINED]
     for _ in range(search.job.spec.resources.nodes):
+        # Each pod that is placed may open a way or use it up, so the ways are asked for again.
         room = _next_room(search, nodes, _ways(search) if search.strict else ways)
         if room is None:
             return None
@@ -128,7 +136,7 @@ def _filled(search: Search, ways: Sequence[Way]) -> Search | None:
 
 
 def _ways(search: Search) -> list[Way]:
-    """How a job may come to GPUs now, the best way first; none for most of a long queue."""
+    """The ways in which a job may get GPUs now, the best first. Most jobs of a long queue have none."""
     terms, reserved = search.terms, search.reserved
     if is_guest(search.stock.pool, search.job):
         return [beside] if terms.lenders else []
@@ -143,7 +151,7 @@ def _ways(search: Search) -> list[Way]:
 
 
 def _next_room(search: Search, nodes: Sequence[NodeStock], ways: Sequence[Way]) -> NodeOption | None:
-    """The best room for one pod more: on a node of its own, or together with those that are on one already."""
+    """The best option for one pod more: alone on a node, or together with the job's pods that are there already."""
     elsewhere = {name: search.without(name) for name in ("", *search.rooms)}
     noted: list[NodeOption] = []
     for way in ways:
@@ -161,7 +169,7 @@ def _next_room(search: Search, nodes: Sequence[NodeStock], ways: Sequence[Way]) 
 
 
 def _best(search: Search, rooms: Iterable[NodeOption]) -> NodeOption | None:
-    """The room where the fewest are disturbed, of those where the pods fit for every other reason than GPUs too."""
+    """The option that disturbs the fewest others, among those where the pods also fit in everything besides GPUs."""
     for room in sorted(rooms, key=lambda room: _disruption(search, room)):
         kept = search.reserved.room_on(room.node)
         if not lack_on(search.world, room.node, search.job, leaving(search.world, room), room.pods, kept):
@@ -170,27 +178,27 @@ def _best(search: Search, rooms: Iterable[NodeOption]) -> NodeOption | None:
 
 
 def _nearest(search: Search, rooms: Iterable[NodeOption]) -> NodeOption | None:
-    """The room with the fewest obstacles, what it lacks besides GPUs among them."""
+    """The option with the fewest obstacles, where a lack of anything besides GPUs counts too."""
     order = sorted(rooms, key=lambda room: (hardness(room.obstacles), _disruption(search, room)))
     whole = (_with_lack(search, room) for room in order[:_LACKS_EXPLAINED])
     return min(whole, key=lambda room: hardness(room.obstacles), default=None)
 
 
 def _with_lack(search: Search, room: NodeOption) -> NodeOption:
+    """The option, with what it lacks besides GPUs as an obstacle."""
     gone = leaving(search.world, room)
     if lack := lack_on(search.world, room.node, search.job, gone, room.pods):
         return replace(room, obstacles=(*room.obstacles, lack))
     front = search.reserved.nodes.get(room.node.name)
     kept = search.reserved.room_on(room.node)
     if front and front not in room.obstacles and lack_on(search.world, room.node, search.job, gone, room.pods, kept):
-        return replace(
-            room, obstacles=(front, *room.obstacles)
-        )  # what else it needs there is kept for the one in front
+        # Cpu, memory or disk that it needs there is kept for the job in front.
+        return replace(room, obstacles=(front, *room.obstacles))
     return room
 
 
 def _disruption(search: Search, room: NodeOption) -> tuple[int, int, int, int, str]:
-    """Sort key, of rooms of one kind: whoever is disturbed the least beyond what is settled, then the tightest fit."""
+    """Sort key for options of one kind: least additional disruption first, then the tightest fit."""
     victims = [victim for victim in room.victims if victim.slot not in search.taken]
     preempted = sum(1 for live in room.preempted if live.stage_job.uid not in search.going)
     in_flight = sum(slot.in_flight for slot in (*victims, *filter(None, [room.beside])))
@@ -198,6 +206,7 @@ def _disruption(search: Search, room: NodeOption) -> tuple[int, int, int, int, s
 
 
 def _left_out(world: World, stock: Stock, job: FineTuneJob, now: datetime) -> Mapping[str, Obstacle]:
+    """Nodes that take no pod of the job now, by name, with why."""
     refused = {node.name: _refused(node) for node in stock.nodes.values() if node.refusal}
     return {**{name: one.obstacle for name, one in avoided(world, stock, job, now).items()}, **refused}
 
@@ -227,7 +236,7 @@ _ORDER = (
     Reason.ENGINE_PROTECTED,
     Reason.NAMESPACE_QUOTA,
 )
-"""Which of several obstacles of one way is told first; all others after them."""
+"""The order in which the obstacles of one way are shown. Reasons that are not listed come last."""
 
 
 _EASE = {
@@ -238,15 +247,16 @@ _EASE = {
     **dict.fromkeys((Reason.UNSCHEDULABLE, Reason.WAITING_FOR_GPUS, Reason.WAITING_FOR_SHARE), 5),
     Reason.NO_NODES: 6,
 }
+"""How hard an obstacle is to end, by reason: 0 ends by itself, higher numbers need more."""
 
 
 _TERMS = 4
-"""All others: what a lender agrees to."""
+"""The value for all other reasons: they are about what a lender agrees to."""
 
 
 def hardness(obstacles: Sequence[Obstacle]) -> tuple[int, ...]:
-    """Sort key of ways to start: fewer obstacles first, then those that pass by themselves, then those that others can
-    lift, and last those about which nobody can do anything.
+    """Sort key for ways to start: first by the number of obstacles, then by how hard they are to end (`_EASE`), and
+    last by the number of obstacles that neither time nor a remedy ends.
     """
     helpless = sum(1 for obstacle in obstacles if obstacle.until is None and not obstacle.remedies)
     return (len(obstacles), *sorted(_EASE.get(obstacle.reason, _TERMS) for obstacle in obstacles), helpless)

@@ -1,4 +1,4 @@
-"""Who is next: the jobs of a pool that wait for GPUs, in their order?"""
+"""Who is next? The jobs of a pool that wait for GPUs, in their order."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -19,9 +19,9 @@ from sluice_operator.plan.readiness import MOST, asks, asks_until, avoided_until
 
 
 def waiting_for_larger_nodes(world: World, pool: GPUPool, now: datetime) -> list[tuple[FineTuneJob, Obstacle]]:
-    """Jobs that ask for nodes and fit none that exists, in their order, with that. What is there is of no use to them.
+    """Jobs that ask for nodes and fit on no node that exists, in their order, each with why.
 
-    So they are not in the queue, and hold nobody back, until a node has come.
+    They can use nothing that is there. So they are not in the queue and hold back no other job, until a node has come.
     """
 
     def waits(job: FineTuneJob) -> bool:
@@ -32,6 +32,11 @@ def waiting_for_larger_nodes(world: World, pool: GPUPool, now: datetime) -> list
 
 
 def _larger(world: World, job: FineTuneJob, now: datetime) -> Obstacle:
+    """Why the job waits for larger nodes.
+
+    Raises:
+        ValueError: the job does not ask for nodes, or nothing refuses it.
+    """
     found, asking = refusal(world, job), asking_obstacle(world, job, now)
     if asking is None or found is None:
         raise ValueError(f"{job.metadata.name} waits for no larger nodes")
@@ -39,7 +44,7 @@ def _larger(world: World, job: FineTuneJob, now: datetime) -> Obstacle:
 
 
 def asking(jobs: Iterable[FineTuneJob], now: datetime) -> tuple[FineTuneJob, ...]:
-    """Of jobs that wait, in their order, those that ask for nodes now."""
+    """Of waiting jobs in their order, the first `MOST` that ask for nodes now."""
     return tuple(islice((job for job in jobs if asks(job, now)), MOST))
 
 
@@ -49,16 +54,16 @@ def pending(world: World, pool: GPUPool, now: datetime) -> list[FineTuneJob]:
 
 
 def _in_order(world: World, pool: GPUPool, now: datetime, belongs: Callable[[FineTuneJob], bool]) -> list[FineTuneJob]:
-    """Those of a pool's unfinished jobs that belong in a queue, in their order."""
+    """The pool's unfinished jobs for which `belongs` is true, in their order."""
     jobs = world.unfinished.get(pool.metadata.name, {}).values()
     places = each(jobs, key_of, lambda job: (place_in_queue(pool, job, now), job) if belongs(job) else None)
     return [job for _, job in sorted((found for found in places if found), key=lambda found: found[0])]
 
 
 def place_in_queue(pool: GPUPool, job: FineTuneJob, now: datetime) -> tuple[int, str, str]:
-    """Sort key: higher priority first, then the older one. Waiting raises a job, if the pool says so.
+    """Sort key: higher priority first, then the older job. With ageingSeconds each period of waiting raises a job by 1.
 
-    Periods are those of one clock, the same for all jobs: the order changes at their ends, however many jobs wait.
+    All jobs share one clock of periods. So the order changes only when a period ends, however many jobs wait.
     """
     priority = job.spec.scheduling.priority
     if pool.spec.ageing_seconds and (since := waits_since(job)):
@@ -72,10 +77,10 @@ def _periods(moment: datetime, seconds: int) -> int:
 
 
 def is_pending(world: World, job: FineTuneJob, now: datetime, *, nodes_may_come: bool = False) -> bool:
-    """Whether a job without a claim should get GPUs as soon as there are any.
+    """Whether a job that holds no claim should get GPUs as soon as there are any.
 
     Args:
-        nodes_may_come: even if it is larger than what exists.
+        nodes_may_come: do not refuse the job because it is larger than what exists.
     """
     if _is_training(world, job):
         return False
@@ -83,20 +88,20 @@ def is_pending(world: World, job: FineTuneJob, now: datetime, *, nodes_may_come:
 
 
 def ready_since(job: FineTuneJob) -> datetime | None:
-    """When a job that was never given GPUs became ready for them; None for a later attempt."""
+    """When a job became ready for its first GPUs; None if it is not ready, or has had an attempt to train."""
     outcomes = recorded(job)
     prepared = done(outcomes, Stage.PREPARE)
     return prepared.ended_at if prepared and not outcomes.of(Stage.TRAIN) else None
 
 
 def _is_training(world: World, job: FineTuneJob) -> bool:
-    """Whether it has an attempt that has not ended."""
+    """Whether the job has a training attempt that has not ended."""
     stage_jobs = world.stage_jobs_of.get(identity(job), {}).values()
     return any(stage_job.stage is Stage.TRAIN and not stage_job.finished for stage_job in stage_jobs)
 
 
 def next_turns(world: World, pool: GPUPool, now: datetime) -> Iterator[datetime | None]:
-    """When the passing of time alone may change what is decided about a job of a pool, or the order of all."""
+    """Moments at which time alone may change the decision about a job of the pool, or the order of all jobs."""
     jobs = world.unfinished.get(pool.metadata.name, {}).values()
     for moments in each(jobs, key_of, lambda job: () if _is_training(world, job) else _turns(world, job)):
         yield from moments
@@ -105,5 +110,5 @@ def next_turns(world: World, pool: GPUPool, now: datetime) -> Iterator[datetime 
 
 
 def _turns(world: World, job: FineTuneJob) -> Sequence[datetime | None]:
-    """When the passing of time alone may change what is decided about a job."""
+    """Moments at which time alone may change the decision about one job."""
     return (readiness(world, job).begins, asks_until(job), *avoided_until(job))

@@ -1,6 +1,6 @@
-"""What is wrong with a job before it takes anything? Each check names field, value and remedy.
+"""What is wrong with a job before it takes anything? Each check names the field, its value and a remedy.
 
-None of these is final: the job waits, and goes on when what is missing is there.
+No refusal is final: the job waits, and goes on when what was missing is there.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from sluice_operator.plan.tenants import not_allowed, outranks, quota_of
 
 
 def scale_up_refusal(pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
-    """Why nobody can be asked for nodes of a pool; None when somebody can, or when the job does not ask."""
+    """Why no node can be asked for in this pool; None when one can, or when the job does not ask."""
     if job.spec.scheduling.scale_up_first is None or pool.spec.sharing.mode is not SharingMode.DRA:
         return None
     return Obstacle(
@@ -39,7 +39,7 @@ def scale_up_refusal(pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
 
 
 def denial(world: World, pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
-    """Why a pool never serves a job as it is, however many GPUs are free; None when it does."""
+    """Why a pool never serves a job with this spec, however many GPUs are free; None when it does."""
     namespace, priority = job.metadata.namespace, job.spec.scheduling.priority
     return (
         not_allowed(world, pool, namespace)
@@ -51,7 +51,7 @@ def denial(world: World, pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
 
 
 def _never_within_quota(world: World, pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
-    """Why a job asks for more than its namespace may ever have; None when it does not."""
+    """Why a job asks for more than its namespace may ever have; None if it does not."""
     quota, asked = quota_of(world, pool, job.metadata.namespace), job.spec.resources.all_gpus
     for field, most in (("maxGPUs", quota.max_gpus), ("maxTotalGPUs", quota.max_total_gpus)):
         if most is not None and asked > most:
@@ -65,13 +65,16 @@ def _never_within_quota(world: World, pool: GPUPool, job: FineTuneJob) -> Obstac
 
 
 _SIZE = frozenset({Reason.NO_NODES, Reason.EXCEEDS_EVERY_NODE, Reason.EXCEEDS_POOL})
+"""Refusals that a larger node, or one node more, would end."""
 
 
 def refusal(world: World, job: FineTuneJob, *, nodes_may_come: bool = False) -> Obstacle | None:
-    """The first thing that keeps a job from being started: the same for all that are alike, but for its name.
+    """The first thing that keeps a job from being started; None if nothing does.
+
+    All checks but `name_taken` give the same answer for jobs that are alike, so they run once for each kind of job.
 
     Args:
-        nodes_may_come: that it is larger than what exists does not.
+        nodes_may_come: do not refuse the job because it is larger than what exists.
     """
     refused = _of_all_alike(world, job, nodes_may_come)
     return refused or name_taken(world, job)
@@ -84,7 +87,7 @@ def _of_all_alike(world: World, job: FineTuneJob, nodes_may_come: bool) -> Obsta
 
 
 def refusal_at(world: World, job: FineTuneJob, now: datetime) -> Obstacle | None:
-    """The same at a moment: as long as a job may ask for nodes, larger ones may come."""
+    """`refusal` at a moment: while a job may ask for nodes, its size is no reason, since larger nodes may come."""
     found = refusal(world, job, nodes_may_come=may_ask(job, now))
     terms = job.spec.scheduling.scale_up_first
     if found is None or terms is None or found.reason not in _SIZE:
@@ -223,13 +226,13 @@ def _engine_fits(engine: InferenceEngine, job: FineTuneJob) -> Obstacle | None:
 
 
 def _claims_shareable(world: World, job: FineTuneJob) -> Obstacle | None:
-    """An engine or another pod of the job, on another node, can't read what was written to a ReadWriteOnce claim."""
+    """A ReadWriteOnce volume claim can't be read on another node, by an engine or the job's other pods."""
     output = volume_path(job.spec.output.uri)
     if output is None or (job.spec.publish is None and job.spec.resources.nodes == 1):
         return None
     claim = world.volume_claims.get(Key("PersistentVolumeClaim", job.metadata.namespace, output.claim))
     pool = find_pool(world, job.spec.resources.pool)
-    if claim is None or pool is None or len(list(islice(nodes_of(world, pool), 2))) < 2:
+    if claim is None or pool is None or len(list(islice(nodes_of(world, pool), 2))) < 2:  # one node: all can mount it
         return None
     who = "trainer and engine" if job.spec.publish else "its training pods"
     if claim.access_modes and set(claim.access_modes) <= {"ReadWriteOnce", "ReadWriteOncePod"}:
@@ -250,6 +253,7 @@ CHECKS: tuple[Callable[[World, FineTuneJob], Obstacle | None], ...] = (
     _engine_takes_it,
     _claims_shareable,
 )
+"""In this order; the first obstacle counts."""
 
 
 def _claim_of(namespace: str, uri: str) -> tuple[Key, ...]:
@@ -258,15 +262,16 @@ def _claim_of(namespace: str, uri: str) -> tuple[Key, ...]:
 
 
 def _nodes_of(pool: GPUPool) -> tuple[Key, ...]:
-    """Any node may do, and the pool may select others."""
+    """What may end a lack of nodes: a change of any node, or of the pool, which may then select others."""
     return (Key("Node", "", ""), key_of(pool))
 
 
 def name_taken(world: World, job: FineTuneJob) -> Obstacle | None:
     """Why a job may not write its Adapter; None when it may, or publishes nothing.
 
-    It may where none is there, where a job of its name has written it (itself, or one before it that was deleted
-    since), and any that spec.publish.replace gives it.
+    It may write an Adapter that does not exist, that a job of its name has written (itself, or a deleted one before
+    it), or that `spec.publish.replace` gives to it. It may never take one of another engine, as an Adapter's engine
+    can't change.
     """
     publish = job.spec.publish
     there = world.adapters.get(adapter_key(job.metadata.namespace, publish.name)) if publish else None

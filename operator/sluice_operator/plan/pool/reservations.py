@@ -1,4 +1,4 @@
-"""What is reserved for the jobs that wait in front: whoever stands behind may take only what can never be theirs."""
+"""What is reserved for jobs that wait in front? A job behind may take only what can never be theirs."""
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ HIGHEST_PRIORITY = 1000
 
 
 SOMEBODY = Obstacle(Reason.BEHIND_IN_QUEUE, "Others are in front.")
-"""For whoever is so far behind that it is told of nobody by name."""
+"""For a job so far behind that no job in front of it is named."""
 
 
 def behind(front: FineTuneJob, priority: int) -> Obstacle:
-    """That a job is behind another.
+    """The obstacle that a job is behind another.
 
     Args:
-        priority: at which that one stands in the queue.
+        priority: the place in the queue of the job in front, as a priority (with what ageing adds).
     """
     above = priority + 1
     raised = Remedy(f"raise scheduling.priority to {above}", field="scheduling.priority", value=above)
@@ -40,33 +40,36 @@ def behind(front: FineTuneJob, priority: int) -> Obstacle:
 
 @dataclass
 class Reservations:
-    """Grows with each job of a queue that has to wait."""
+    """What is reserved. It grows with each job of the queue that has to wait. Below, "they" are these jobs."""
 
     nodes: dict[str, Obstacle] = field(default_factory=dict)
-    """Nodes that, empty, would take a pod of one of them. Free GPUs anywhere else are of no use to them."""
+    """By name, nodes that would take a pod of one of them if they were empty. Free GPUs elsewhere can't help them."""
     room: dict[str, int] = field(default_factory=dict)
-    """Cpu, memory and disk that the largest of them needs of such a node."""
+    """Cpu, memory and disk to keep free on each of these nodes: for each the most that all pods of one job need."""
     lenders: dict[str, Obstacle] = field(default_factory=dict)
-    """Uids of the engines that lend to one of them, now or soon, or beside which one of them may train."""
+    """By uid, engines that lend to one of them now or soon, or beside whose replicas one of them may train."""
     fronts: list[Obstacle] = field(default_factory=list)
-    """That one is behind each of them, in their order."""
+    """For each of them the obstacle of being behind it, in their order."""
     of_namespace: dict[str, Held] = field(default_factory=dict)
-    """What they would have: the quota that it takes must not be gone when their turn comes."""
+    """What they would hold, by namespace: this part of a quota must be left when their turn comes."""
     _kinds: dict[object, Terms] = field(default_factory=dict)
-    """Kinds of jobs of which one waits, with its terms: for those that are alike what is left has only become less."""
+    """By kind of job (`alike`), the terms of one that waits. Since then only less is left for others of the kind."""
     _shapes: set[JobResources] = field(default_factory=set)
+    """Resources of the jobs for which nodes are reserved already."""
     _classes: dict[object, list[NodeStock]] = field(default_factory=dict)
+    """Nodes that are alike in all that decides whether a pod fits on the empty node."""
 
     def reserve(self, stock: Stock, job: FineTuneJob, terms: Terms, front: Obstacle) -> None:
-        """A job waits that is on these terms.
+        """Reserve what a waiting job could use on these terms.
 
-        A guest needs no GPUs, only a replica that is not lent. To one whose namespace is full no free GPU is of use.
+        A guest needs no GPUs, only a replica that is not lent. A job whose namespace is full can't use free GPUs.
 
         Args:
-            front: what others are told who want the same.
+            front: the obstacle that later jobs meet when they want the same.
         """
         guest, shape = is_guest(stock.pool, job), job.spec.resources
         self.fronts.append(front)
+        # An engine that is reserved already stays so for the earlier job.
         if not terms.reserves <= self.lenders.keys():
             self.lenders = dict.fromkeys(terms.reserves, front) | self.lenders
         self.reserve_quota(job, borrows=bool(terms.reserves) and not guest)
@@ -79,29 +82,32 @@ class Reservations:
         self.room = {of: max(self.room.get(of, 0), shape.nodes * need.get(of, 0)) for of in COUNTED}
 
     def reserve_quota(self, job: FineTuneJob, *, borrows: bool = False) -> None:
-        """A job waits, if only for its namespace's quota: no other job of the namespace takes that first."""
+        """Reserve a waiting job's part of its namespace's quota against the namespace's jobs behind it."""
         namespace, gpus = job.metadata.namespace, job.spec.resources.all_gpus
         self.of_namespace[namespace] = self.of(namespace).plus(gpus, gpus if borrows else 0)
 
     def note(self, world: World, job: FineTuneJob, terms: Terms) -> None:
-        """A job of a kind waits. Those that ask for nodes do so until their own time, so none is like another."""
+        """Remember that a job of this kind waits; not if it asks for nodes, as each such job has an end of its own."""
         if job.spec.scheduling.scale_up_first is None:
             self._kinds[alike(world, job)] = terms
 
     def terms_of_alike(self, world: World, job: FineTuneJob) -> Terms | None:
-        """The terms of a job in front that is like this one and waits."""
+        """The terms of a job in front that waits and is like this one; None if there is none."""
         return self._kinds.get(alike(world, job))
 
     def of(self, namespace: str) -> Held:
-        """What the waiting jobs of a namespace would have."""
+        """What the waiting jobs of a namespace would hold."""
         return self.of_namespace.get(namespace, Held())
 
     def room_on(self, node: NodeStock) -> Resources:
-        """What of a node besides GPUs is out of reach, so that a job in front fits there as soon as it has GPUs."""
+        """Cpu, memory and disk of a node to leave free, so that a job in front fits there as soon as it has GPUs."""
         return self.room if node.name in self.nodes else {}
 
     def leaves_free(self, stock: Stock, job: FineTuneJob) -> bool:
-        """Whether GPUs may be free for a job on a node that is not kept. For none that is like one in front."""
+        """Whether a node that is not reserved has enough free GPUs for one pod of the job.
+
+        Never for a job of the same resources as one in front: every node that could take it is reserved.
+        """
         if job.spec.resources in self._shapes or len(self.nodes) == len(stock.nodes):
             return False
         gpus = job.spec.resources.gpus
@@ -109,11 +115,11 @@ class Reservations:
 
     @property
     def preempts(self) -> Obstacle | None:
-        """Why nobody gives way to a job behind: one in front could use any node."""
+        """Why no training gives way to a job behind: one in front could use some node. None if no node is reserved."""
         return next(iter(self.nodes.values()), None)
 
     def _nodes_for(self, stock: Stock, shape: JobResources) -> Iterator[str]:
-        """The nodes that would take one such pod if nothing else were there: asked once of nodes that are alike."""
+        """Names of the nodes that would take one such pod if they were empty. Asked once for nodes that are alike."""
         if not self._classes:
             for node in stock.nodes.values():
                 self._classes.setdefault((node.gpus, like(node.node)), []).append(node)
@@ -125,9 +131,9 @@ class Reservations:
 
 @once_a_job
 def alike(_world: World, job: FineTuneJob) -> object:
-    """The same object for jobs that are alike, another for others.
+    """The same object for all jobs that are alike, another object for other jobs.
 
-    Alike are those that agree in all that a refusal or a place may depend on, whoever made them and when.
+    Jobs are alike if they agree in everything that a refusal or a place may depend on, whoever made them and when.
     """
     spec, output = job.spec, volume_path(job.spec.output.uri)
     volumes = (volume_claims_of(job), output.claim if output else "")

@@ -1,9 +1,10 @@
-"""Nodes before loans: which jobs ask a cluster autoscaler for nodes, until when, and by which pods.
+"""Which jobs ask a cluster autoscaler for nodes before they borrow, until when, and by which pods?
 
-An autoscaler adds a node for a pod that kube-scheduler finds no place for, and sees none behind a gate. So a job that
-asks has one such pod, of low priority, for each of its training pods. They hold nothing in the planner's eyes: what one
-has on a node counts as free, for any job and any engine. But kube-scheduler sees it as taken. So a pod goes before
-somebody is to come to its node, and until then keeps the room from strangers.
+An autoscaler adds a node for a pod for which kube-scheduler finds no place. It does not see a pod behind a gate. So a
+job that asks gets one scale-up pod of low priority for each of its training pods.
+
+In the planner's count a scale-up pod holds nothing: its GPUs are free for any job and any engine. kube-scheduler counts
+them as taken. So the pod keeps strangers out, and is removed before another pod is sent to its node.
 """
 
 from collections.abc import Collection, Iterator
@@ -27,7 +28,7 @@ from sluice_operator.plan.stock import NodeStock, Stock
 
 
 def asking_obstacle(world: World, job: FineTuneJob, now: datetime) -> Obstacle | None:
-    """Why a job takes free GPUs only: it asks for nodes first."""
+    """Why a job may take free GPUs only: it asks for nodes first. None if it does not."""
     until = asks_until(job)
     if until is None or until <= now:
         return None
@@ -40,19 +41,23 @@ def asking_obstacle(world: World, job: FineTuneJob, now: datetime) -> Obstacle |
 
 @dataclass(frozen=True, slots=True)
 class ScaleUp:
-    """What is to be done about a pool's scale-up pods."""
+    """What to do about a pool's scale-up pods."""
 
     make: tuple[tuple[FineTuneJob, int], ...] = ()
-    """Jobs, each with the index of a training pod for which a node is asked."""
+    """Pods to make: each a job and the index of the training pod for which a node is asked."""
     remove: tuple[PodView, ...] = ()
     again_at: datetime | None = None
+    """When to look again although nothing has changed."""
 
 
 def plan_scale_up(world: World, stock: Stock, asking: Collection[FineTuneJob], now: datetime) -> ScaleUp:
-    """Keep one pod for each training pod of each job that asks, and none where it would be in somebody's way.
+    """Keep one scale-up pod for each training pod of each job that asks, and none that is in the way of another pod.
 
-    None, of whatever pool, where somebody of its namespace lacks a pod: a quota that counts both may be why. And none
-    is made while an engine's replica is about to start: it would be faster than the replica's own pod.
+    If one of our other pods is missing in a namespace, it keeps none, in any pool: a quota that counts both may be the
+    cause. None is made while a replica is about to start: it would be scheduled before the replica's own pod.
+
+    Args:
+        asking: the jobs that ask now.
     """
     known = [pod for pool in world.scale_ups for pod in scale_ups_of(world, pool)]
     pods = [pod for pod in known if not pod.deleting]
@@ -64,10 +69,10 @@ def plan_scale_up(world: World, stock: Stock, asking: Collection[FineTuneJob], n
     spent = [pod for pod in mine.values() if _is_spent(stock, pod)]
     idle = [pod for key, pod in mine.items() if key not in wanted and not _keeps_room(world, pod)]
     in_the_way = [pod for pod in pods if pod.key.namespace in missing or _is_in_the_way(world, stock, pod, now)]
-    taken = {*mine, *(pod.key for pod in known if pod.deleting)}  # a finalizer may keep one, and with it its name
+    taken = {*mine, *(pod.key for pod in known if pod.deleting)}  # a finalizer may keep a pod, and so its name
     lacking = tuple(what for key, what in wanted.items() if key not in taken)
     coming = [until for node in stock.nodes.values() for until in _replicas_come(world, node, now)] if lacking else []
-    made_by = [now + FIRST_PAUSE] if lacking and not coming else []  # one that could not be made is asked for again
+    made_by = [now + FIRST_PAUSE] if lacking and not coming else []  # tries again what could not be made
     looks = [*coming, *(due[0] for namespace in namespaces if (due := pods_due(world).get(namespace)))]
     return ScaleUp(
         make=() if coming else lacking,
@@ -77,7 +82,10 @@ def plan_scale_up(world: World, stock: Stock, asking: Collection[FineTuneJob], n
 
 
 def scale_ups_of(world: World, pool: str) -> list[PodView]:
-    """Pods that ask for nodes of a pool, for jobs that we serve. Others may have given one a finalizer, or a grace."""
+    """A pool's scale-up pods for jobs that we serve, those that are being deleted too.
+
+    Somebody may have given one a finalizer or a grace period, so that it stays a while after its deletion.
+    """
     return [pod for pod in world.scale_ups.get(pool, {}).values() if asks_for_node(world, pod)]
 
 
@@ -86,9 +94,9 @@ def _key(job: FineTuneJob, index: int) -> Key:
 
 
 def _is_spent(stock: Stock, pod: PodView) -> bool:
-    """Whether a pod asks for nothing any more: it has ended, or has a node that takes no training, cordoned say.
+    """Whether a pod is of no more use: it has ended, or its node takes no training (it is cordoned, for example).
 
-    Or it has a node and somebody's finalizer: there it would hold what its own job waits for until it is gone.
+    Or it has a node and can't be deleted at once: it would hold there what its own job waits for.
     """
     if pod.ended or (pod.node and not pod.goes_at_once):
         return True
@@ -96,13 +104,13 @@ def _is_spent(stock: Stock, pod: PodView) -> bool:
 
 
 def _keeps_room(world: World, pod: PodView) -> bool:
-    """Whether a pod is on the node of a claim whose pods are still gated: until they are bound, strangers stay out."""
+    """Whether the pod keeps strangers off a node of a claim until the claim's gated pods are bound."""
     claims = live_claims_on(world, pod.node) if pod.node else []
     return any(phase(world, live) is Phase.PROVING for live in claims)
 
 
 def _is_in_the_way(world: World, stock: Stock, pod: PodView, now: datetime) -> bool:
-    """Whether a trainer is nominated to a pod's node, or a replica is about to start there."""
+    """Whether a trainer is nominated to the pod's node, or a replica is about to start there."""
     node = stock.nodes.get(pod.node)
     if node is None:
         return False
@@ -110,9 +118,9 @@ def _is_in_the_way(world: World, stock: Stock, pod: PodView, now: datetime) -> b
 
 
 def _replicas_come(world: World, node: NodeStock, now: datetime) -> Iterator[datetime]:
-    """Until when each replica is waited for that has room on a node and is not bound to it yet.
+    """For each replica that has room on a node and no pod yet, the moment until which it is waited for.
 
-    One that has not come by then is kept away by something else than our pods.
+    A replica that has not come by then is kept away by something other than our scale-up pods.
     """
     for slot in node.slots:
         if slot.pod is None:

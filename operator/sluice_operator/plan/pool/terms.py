@@ -1,4 +1,4 @@
-"""What may a job have now: from whom may it borrow, how much, and what keeps it from the rest?"""
+"""What may a job have now: from which engines may it borrow, how much, and what keeps it from the rest?"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,24 +13,24 @@ from sluice_operator.plan.stock import UNBOUNDED
 
 @dataclass(frozen=True)
 class Terms:
-    """On which a job may have GPUs now. An obstacle is what keeps it from something, None if nothing does."""
+    """On what terms a job may have GPUs now. Each obstacle keeps it from one thing; None if nothing does."""
 
     engines: Mapping[str, Obstacle | None] = field(default_factory=dict)
-    """By uid, why each engine of the pool does not lend to it; for a guest, those beside whose replicas it may be."""
+    """By uid, why each engine of the pool does not lend to it. For a guest: engines beside which it may train."""
     borrows: Obstacle | None = None
-    """Why it borrows nothing, whoever lends."""
+    """Why it borrows from no engine at all."""
     preempts: Obstacle | None = None
-    """Why it takes nobody's place."""
+    """Why it preempts no training."""
     takes_free: Obstacle | None = None
-    """Why it takes no GPUs that nobody has."""
+    """Why it takes no free GPUs."""
     asks: Obstacle | None = None
-    """That it asks for nodes first."""
+    """Set while it asks for nodes first."""
     full: Obstacle | None = None
-    """That its namespace has all GPUs that it may have: it may only borrow from engines of its own namespace."""
+    """Set if its namespace has all GPUs that it may have: then it may borrow only from engines of its own namespace."""
     most: int = UNBOUNDED
     """GPUs that it may borrow."""
     quota: "BorrowedQuota | None" = None
-    """What bounds them."""
+    """The quota that `most` comes from, if there is one."""
 
     @cached_property
     def lenders(self) -> frozenset[str]:
@@ -41,29 +41,33 @@ class Terms:
 
     @cached_property
     def reserves(self) -> frozenset[str]:
-        """Uids of those from which it may borrow now or by the passing of time: kept for it while it waits."""
+        """Uids of the engines from which it may borrow now, or later without any change of a spec: kept for it."""
         if (self.borrows and self.borrows.until is None) or self.most <= 0:
             return frozenset()
         return frozenset(uid for uid, obstacle in self.engines.items() if obstacle is None or _passes(obstacle))
 
     def beyond(self, gpus: int) -> Obstacle | None:
-        """Why it may not borrow so many."""
+        """Why it may not borrow this many GPUs; None if it may."""
         return self.quota.exceeded_by(gpus - self.most) if self.quota and gpus > self.most else None
 
     def less(self, gpus: int) -> "Terms":
-        """The terms for the rest of a job that borrows so many already."""
+        """The terms for the rest of a job that already borrows this many GPUs."""
         return replace(self, most=self.most - gpus)
 
     def within_own(self, own: Collection[str], full: Obstacle) -> "Terms":
-        """What is left when the namespace has all GPUs that it may have, jobs and replicas together.
+        """The terms when the namespace has all GPUs that its jobs and replicas may have together.
 
-        Borrowing from engines of its own, by uid, gives it no more.
+        Borrowing from the namespace's own engines stays possible, as it gives the namespace no GPU more.
+
+        Args:
+            own: uids of these engines.
+            full: the obstacle for everything else.
         """
         engines = {uid: obstacle if uid in own else full for uid, obstacle in self.engines.items()}
         return replace(self, engines=engines, preempts=full, takes_free=full, full=full)
 
     def kept(self, reserved: Mapping[str, Obstacle]) -> "Terms":
-        """The terms of a job behind those for whom some engines, by uid, are reserved."""
+        """The terms of a job behind others, where some engines, by uid, are reserved for those."""
         if reserved.keys().isdisjoint(self.engines):
             return self
         return replace(self, engines={uid: reserved.get(uid) or no for uid, no in self.engines.items()})
@@ -71,18 +75,22 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class BorrowedQuota:
-    """maxBorrowedGPUs of a namespace."""
+    """A namespace's maxBorrowedGPUs."""
 
     pool: GPUPool
     namespace: str
     most: int
     path: str
-    """Of the field in the pool's spec."""
+    """Path of the field in the pool's spec."""
     held: int
-    """GPUs that its jobs borrow."""
+    """GPUs that its jobs borrow, or wait in front to borrow."""
 
     def exceeded_by(self, gpus: int) -> Obstacle:
-        """That it does not suffice for a job."""
+        """The obstacle that the quota does not suffice.
+
+        Args:
+            gpus: how many more GPUs it would have to allow.
+        """
         left = max(0, self.most - self.held)
         message = f"Namespace {self.namespace} may borrow {self.most} GPUs at once there, and {left} more now."
         enough, key = self.most + gpus, key_of(self.pool)
@@ -92,5 +100,5 @@ class BorrowedQuota:
 
 
 def _passes(obstacle: Obstacle) -> bool:
-    """Whether an engine's obstacle ends by itself: by the passing of time, or when there is less to do."""
+    """Whether an engine's obstacle ends without a change of a spec: by time, or when the engine has less to do."""
     return obstacle.until is not None or obstacle.reason is Reason.ENGINE_IN_DEMAND

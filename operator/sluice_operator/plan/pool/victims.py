@@ -1,4 +1,4 @@
-"""Who is a victim: which slots may a job borrow, and whose training gives way to it?"""
+"""Which slots may a job borrow (the victims), and which training gives way to it?"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -21,21 +21,20 @@ Engines = Mapping[str, Obstacle | None]
 
 
 class Victims(NamedTuple):
-    """Slots that free enough GPUs, and what keeps some of them from being lent."""
+    """Slots that together free enough GPUs, and what keeps some of them from being lent."""
 
     slots: tuple[PlacedSlot, ...]
     obstacles: tuple[Obstacle, ...] = ()
 
 
 def choose_victims(stock: Stock, node: NodeStock, gpus: int, engines: Engines, *, strict: bool) -> Victims | None:
-    """Slots of one node that free so many GPUs; None when it does not suffice.
+    """Slots of one node that free this many GPUs; None when its slots do not suffice.
 
-    Those that serve nobody first, then the lowest priority, the fewest requests in flight, the newest. The result is
-    irreducible: giving any one back would make the job not fit.
+    Slots that do not serve come first, then the lowest priority, the fewest requests in flight, the newest. The result
+    is irreducible: without any one of its slots the job would not fit.
 
     Args:
-        strict: only slots that nothing keeps from being lent. Else others make up for what is missing, and the
-            obstacles say what keeps those.
+        strict: take only slots that may be lent. If False, others may fill up, and `obstacles` says what keeps those.
     """
     mine = [slot for slot in node.slots if slot.engine.metadata.uid in engines]
     taken: list[PlacedSlot] = []
@@ -57,14 +56,14 @@ def choose_victims(stock: Stock, node: NodeStock, gpus: int, engines: Engines, *
 
 
 def staying(stock: Stock, engine: InferenceEngine) -> list[PlacedSlot]:
-    """The slots that an engine has, and not only until they are gone."""
+    """The engine's slots that it still wants, without those on their way out."""
     return [slot for slot in stock.slots_of.get(engine.metadata.uid, ()) if slot.stays]
 
 
 def floor_obstacle(stock: Stock, taken: Sequence[PlacedSlot], engine: InferenceEngine) -> Obstacle | None:
-    """Why an engine can't spare some slots: of those that it has and of those that serve it keeps its floor.
+    """Why an engine can't spare these slots: its floor or one of its PodDisruptionBudgets forbids it. None if it can.
 
-    And its PodDisruptionBudgets hold.
+    The floor holds twice: for the slots that the engine has, and for those that serve.
     """
     gone = {victim.slot for victim in taken if victim.engine.metadata.uid == engine.metadata.uid}
     has = staying(stock, engine)
@@ -72,6 +71,7 @@ def floor_obstacle(stock: Stock, taken: Sequence[PlacedSlot], engine: InferenceE
     if len(left) < floor:
         return _at_floor(engine, len(has), len(left), f"{len(has)} of {engine.spec.replicas} replicas are left")
     stopped = sum(1 for victim in taken if victim.serving and victim.slot in gone)
+    # Without a PodDisruptionBudget it may lose any number.
     if stopped > stock.may_lose.get(engine.metadata.uid, stopped):
         name = engine.metadata.name
         message = f"A PodDisruptionBudget lets none of the replicas of {name} go now."
@@ -85,11 +85,12 @@ def floor_obstacle(stock: Stock, taken: Sequence[PlacedSlot], engine: InferenceE
 
 
 def _at_floor(engine: InferenceEngine, has: int, left: int, which: str) -> Obstacle:
-    """That an engine is at its floor.
+    """The obstacle that an engine is at its floor.
 
     Args:
         has: replicas that count.
-        left: of these, if the job had what it needs.
+        left: replicas of these that would stay if the job had what it needs.
+        which: what was counted, for the message.
     """
     name, floor, needed = engine.metadata.name, floor_of(engine), has - left
     more = max(0, has - floor)
@@ -107,7 +108,7 @@ def _is_free_to_lend(slot: PlacedSlot, engines: Engines) -> bool:
 
 
 def slot_obstacle(slot: PlacedSlot) -> Obstacle | None:
-    """Why a slot is not lent, as far as it depends on itself."""
+    """Why a slot is not lent, as far as that depends on the slot itself; None if it is."""
     name, key = slot.engine.metadata.name, key_of(slot.engine)
     if slot.shared:
         message = f"Jobs train beside each replica of {name} (scheduling.policy: Shared)."
@@ -137,12 +138,13 @@ def _gpus(slots: Iterable[PlacedSlot]) -> int:
 
 
 def _price(slot: PlacedSlot) -> tuple[bool, int, int, float, str]:
+    """Sort key: the cheapest loss first."""
     newest_first = -slot.created.timestamp()
     return (slot.serving, slot.engine.spec.preemption.priority, slot.in_flight, newest_first, str(slot.slot))
 
 
 def _irreducible(taken: list[PlacedSlot], gpus: int) -> tuple[PlacedSlot, ...]:
-    """Give back whatever is not needed, the most precious first."""
+    """The slots without those that are not needed, given back in order from the most expensive."""
     kept = list(taken)
     for slot in reversed(taken):
         rest = [victim for victim in kept if victim is not slot]
@@ -152,7 +154,7 @@ def _irreducible(taken: list[PlacedSlot], gpus: int) -> tuple[PlacedSlot, ...]:
 
 
 def preemption_obstacle(world: World, live: LiveClaim, job: FineTuneJob, now: datetime) -> Obstacle | None:
-    """Why training does not give way to a job now; None if it does."""
+    """Why a claim's training does not give way to a job now; None if it does."""
     name = shown(live.name, job)
     if why := _never_preempted(world, live, job):
         return Obstacle(Reason.WAITING_FOR_GPUS, f"{name} does not give way: {why}.")
@@ -164,11 +166,11 @@ def preemption_obstacle(world: World, live: LiveClaim, job: FineTuneJob, now: da
 
 
 def _never_preempted(world: World, live: LiveClaim, job: FineTuneJob) -> str:
-    """What keeps a claim from ever giving way to a job, in words; empty if it does, now or later."""
+    """Why a claim never gives way to a job, as part of a sentence; empty if it does now or may later."""
     if live.claim.host:
         return f"it trains beside {live.claim.host} and has no GPU of its own"
     if live.claim.borrowed and not is_extended(live.claim.resource):
-        return "it trains on replicas that sleep"  # both would have their GPUs, until it had saved its state
+        return "it trains on replicas that sleep"  # until it has saved its state, both would use the GPUs
     mine, theirs = live.job.spec.scheduling, job.spec.scheduling
     if mine.interruption.policy is not GiveWay.TO_HIGHER_PRIORITY:
         return f"its scheduling.interruption.policy is {mine.interruption.policy}"
@@ -180,7 +182,7 @@ def _never_preempted(world: World, live: LiveClaim, job: FineTuneJob) -> str:
 
 
 def _preemptible_at(world: World, live: LiveClaim, job: FineTuneJob) -> datetime:
-    """From when on training gives way to a job: it has run for a while, and the job has waited for a while."""
+    """From when training gives way to a job: it has run for minRunSeconds, and the job waited for graceSeconds."""
     terms = live.job.spec.scheduling.interruption
     began = max(pod.bound_at or pod.created for pod in trainer_pods(world, live.stage_job))
     has_run = began + timedelta(seconds=terms.min_run_seconds)
@@ -189,5 +191,5 @@ def _preemptible_at(world: World, live: LiveClaim, job: FineTuneJob) -> datetime
 
 
 def shown(name: str, job: FineTuneJob) -> str:
-    """Another job, as the reader of this one's status knows it."""
+    """The name of another job for a reader in this job's namespace: without the namespace if they share it."""
     return name.removeprefix(f"{job.metadata.namespace}/")

@@ -1,6 +1,6 @@
-"""What is said of a job that waits for GPUs: for what, since when, and what would end the wait.
+"""What is a waiting job told: for what it waits, since when, and what would end the wait?
 
-Nothing is decided here: the obstacles are those that the decision met.
+Nothing is decided here. The obstacles are those that the decision met.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,16 +20,16 @@ from sluice_operator.plan.pool.victims import shown
 from sluice_operator.plan.stock import Stock, is_guest
 
 EXPLAINED = 10
-"""Only the first so many jobs of a queue get a detailed message: further back it would change, and be written, at every
+"""How many jobs at the head of a queue get a detailed message. Further back it would change, and be written, at every
 start."""
 
 
 _WAYS_TOLD = 3
-"""Of the ways in which a job could start, the nearest, those that a message names."""
+"""The most ways in which a job could start that its message names: the nearest."""
 
 
 def far_behind(world: World, job: FineTuneJob, ahead: int) -> Wait:
-    """Why a job waits that is far from the head of the queue: told in round numbers, which seldom change."""
+    """Why a job far from the head of the queue waits. It is told in round numbers, which seldom change."""
     least = 10 ** int(log10(ahead))
     in_front = f"At least {least} jobs are in front"
     message = f"{_asked(world, job)}. {in_front}. Next: they get theirs, or raise scheduling.priority."
@@ -39,10 +39,10 @@ def far_behind(world: World, job: FineTuneJob, ahead: int) -> Wait:
 def waits_for(
     world: World, stock: Stock, job: FineTuneJob, ways: Ways, ahead: Sequence[FineTuneJob], now: datetime
 ) -> Wait:
-    """Why a job waits that has a place in the queue.
+    """Why a job that has a place in the queue waits.
 
     Args:
-        ahead: who waits in front.
+        ahead: the jobs that wait in front.
     """
     return Wait(
         reason_of(ways),
@@ -54,7 +54,7 @@ def waits_for(
 
 
 def waits_outside(world: World, job: FineTuneJob, obstacle: Obstacle) -> Wait:
-    """Why a job waits that is not in the queue."""
+    """Why a job that is not in the queue waits."""
     ways = ((obstacle,),)
     return Wait(obstacle.reason, message_of(world, job, ways), ways=ways)
 
@@ -65,7 +65,7 @@ def reason_of(ways: Ways) -> Reason:
 
 
 def message_of(world: World, job: FineTuneJob, ways: Ways) -> str:
-    """What is so, and what would end it."""
+    """The obstacles of the nearest way, and what would end the wait."""
     nearest = ways[0] if ways else ()
     facts = " ".join(dict.fromkeys(_for(job, obstacle.message) for obstacle in nearest))
     remedies = [text for way in ways if (text := _remedy(way))]
@@ -74,34 +74,36 @@ def message_of(world: World, job: FineTuneJob, ways: Ways) -> str:
 
 
 def _remedy(way: Iterable[Obstacle]) -> str:
-    """What would end all obstacles of a way; empty where nobody can do anything but wait."""
+    """What would end all obstacles of a way, as text; empty if one of them has no remedy and no end."""
     texts = [_text(obstacle) for obstacle in way]
     return ", and ".join(dict.fromkeys(texts)) if all(texts) else ""
 
 
 def _text(obstacle: Obstacle) -> str:
+    """What would end one obstacle; empty if it has no remedy and no end."""
     wait = [f"wait until {obstacle.until:%H:%M:%S} UTC"] if obstacle.until else []
     return " or ".join([*wait, *(remedy.text for remedy in obstacle.remedies)])
 
 
 def remedies_of(way: Iterable[Obstacle]) -> list[Remedy]:
-    """One remedy for each obstacle of a way; none for those that time ends."""
+    """The first remedy of each obstacle of a way that has one and does not end by time alone."""
     return [obstacle.remedies[0] for obstacle in way if obstacle.until is None and obstacle.remedies]
 
 
 def _for(job: FineTuneJob, message: str) -> str:
-    """A message as the reader of this job's status knows the names in it."""
+    """A message with the names as a reader in the job's namespace knows them."""
     return shown(message, job)
 
 
 def _starts_at(stock: Stock, job: FineTuneJob, ahead: Sequence[FineTuneJob], now: datetime) -> datetime | None:
+    """An estimate of the job's start; None if it can't be estimated."""
     free = sum(node.free for node in stock.nodes.values() if not node.refusal)
     rivals = [live for live in stock.claims if not live.claim.host]
     return None if is_guest(stock.pool, job) else starts_at(rivals, free, [*ahead, job], now)
 
 
 def asked(job: FineTuneJob) -> str:
-    """What it asks for: 1 GPU, 4 GPUs, 2 x 8 GPUs, 30% of a GPU."""
+    """What a job asks for, as text: 1 GPU, 4 GPUs, 2 x 8 GPUs, 30% of a GPU."""
     wanted = job.spec.resources
     if job.spec.scheduling.policy is Policy.SHARED:
         return f"{job.spec.scheduling.share} of a GPU"
@@ -111,22 +113,24 @@ def asked(job: FineTuneJob) -> str:
 
 @once_a_job
 def _asked(_world: World, job: FineTuneJob) -> str:
-    """What it waits for, and since when."""
+    """What a job waits for and since when, as the beginning of its message."""
     since = waits_since(job)
     text = f" since {since:%Y-%m-%d %H:%M} UTC" if since else ""
     return f"Waiting for {asked(job)} in pool {job.spec.resources.pool}{text}"
 
 
 _CLOSE = timedelta(minutes=1)
+"""Estimates that differ by less are the same, and so are those that differ by less than `_CLOSE_SHARE` of the rest."""
 
 
 _CLOSE_SHARE = 0.2
 
 
 def starts_at(claims: Iterable[LiveClaim], free: int, queue: Sequence[FineTuneJob], now: datetime) -> datetime | None:
-    """When the last job of a queue starts, if all before it do and every claim gives back what it has at its end.
+    """When the last job of a queue starts, if all before it start and every claim ends when it is expected to.
 
-    None if what is known to come back is not enough. On which nodes the GPUs are is left out, so it may be later.
+    None if the GPUs that come back at a known time are not enough. The nodes that they are on are not considered, so
+    the job may start later.
     """
     asked = sum(job.spec.resources.all_gpus for job in queue)
     if free >= asked:
@@ -140,7 +144,7 @@ def starts_at(claims: Iterable[LiveClaim], free: int, queue: Sequence[FineTuneJo
 
 
 def settled(before: datetime | None, after: datetime | None, now: datetime) -> datetime | None:
-    """The earlier estimate while it is still about right: a reader needs no write for every second."""
+    """The earlier estimate while it is still about right: a status need not be written for every second."""
     if before is None or after is None:
         return after
     close = max(_CLOSE, _CLOSE_SHARE * (after - now))

@@ -1,6 +1,7 @@
-"""In which ways may a node have room for a job: on free GPUs, with lent slots, in another's place, or once it ended?
+"""In which ways may a node have room for a job: free GPUs, lent slots, the place of other training, or once that ended?
 
-Each is the same whether it decides or explains: in a strict search an obstacle ends it, in another one it is noted.
+Each way is the same function for deciding and for explaining. In a strict search an obstacle ends the way. In the other
+search the obstacle is noted.
 """
 
 from collections import Counter
@@ -32,19 +33,19 @@ class NodeOption:
     node: NodeStock
     pods: int
     victims: tuple[PlacedSlot, ...] = ()
-    """Slots that are lent to it."""
+    """Slots that are lent to the job."""
     preempted: tuple[LiveClaim, ...] = ()
-    """Claims of lower priority that end for it."""
+    """Claims of lower priority that end for the job."""
     inherited: tuple[SlotRef, ...] = ()
-    """Slots that are lent to those already, and are lent to it from now on."""
+    """Slots that are lent to these claims now, and to the job afterwards."""
     beside: PlacedSlot | None = None
-    """The slot whose guest it is."""
+    """The slot beside which the job trains, as a guest."""
     obstacles: tuple[Obstacle, ...] = ()
-    """What keeps it from being used now."""
+    """What keeps the option from being used now."""
 
     @property
     def place(self) -> NodeAllocation:
-        """The same as a claim says it."""
+        """The option as a claim spells it."""
         return NodeAllocation(
             node=self.node.name,
             pods=self.pods,
@@ -62,7 +63,7 @@ def leaving(world: World, room: NodeOption) -> set[Key]:
 
 @dataclass(frozen=True)
 class Search:
-    """A job's pods, as far as they are placed."""
+    """The search for places of a job's pods, as far as they are placed."""
 
     world: World
     stock: Stock
@@ -71,17 +72,17 @@ class Search:
     reserved: Reservations
     now: datetime
     left_out: Mapping[str, Obstacle]
-    """Nodes that take none of its pods now, by name."""
+    """Nodes that take none of its pods now, by name, with why."""
     strict: bool = True
-    """Only room that nothing keeps from being used. Else what keeps it is noted, and the search goes on: the same
-    checks that decide explain."""
+    """True: an obstacle ends a way. False: it is noted, so that the checks that decide also explain."""
     rooms: Mapping[str, NodeOption] = field(default_factory=dict)
+    """The options chosen so far, by node."""
     leaving: frozenset[str] = frozenset()
-    """Uids of attempts that will end for it, wherever its pods are."""
+    """Uids of attempts that end for this job in any case, on whatever nodes its pods are."""
 
     @property
     def claim(self) -> Claim:
-        """What they hold."""
+        """What the pods placed so far hold."""
         pool, gpus = self.stock.pool, self.job.spec.resources.gpus
         places = tuple(room.place for room in self.rooms.values())
         slots = [slot for place in places for slot in place.borrowed]
@@ -98,16 +99,16 @@ class Search:
 
     @cached_property
     def going(self) -> set[str]:
-        """Uids of the attempts that end for them."""
+        """Uids of the attempts that end for the job."""
         return {*self.leaving, *(live.stage_job.uid for room in self.rooms.values() for live in room.preempted)}
 
     @cached_property
     def taken(self) -> set[SlotRef]:
-        """Slots that are lent to them, but for those that they inherit."""
+        """Slots that are newly lent to the job, without those that it inherits."""
         return {victim.slot for room in self.rooms.values() for victim in room.victims}
 
     def without(self, node: str) -> "Search":
-        """The same without what is on one node, and the stock and the terms that the rest leaves."""
+        """The same search without its pods on one node, with the stock and the terms that its other pods leave."""
         rest = replace(self, rooms={name: room for name, room in self.rooms.items() if name != node})
         if not rest.rooms:
             return rest
@@ -119,13 +120,15 @@ class Search:
         )
 
     def usable(self, room: NodeOption, *obstacles: Obstacle | None) -> NodeOption | None:
-        """Room, with what keeps it from being used now; None if something does and that is all that counts."""
+        """The option with all obstacles: those given, its own, its node's. None if the search is strict and there are
+        any.
+        """
         found = tuple(dict.fromkeys(filter(None, (*obstacles, *room.obstacles, self.left_out.get(room.node.name)))))
         return None if self.strict and found else replace(room, obstacles=found)
 
 
 def beside(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
-    """Room for a guest."""
+    """Room for a guest beside a replica."""
     engines = search.terms.lenders if search.strict else search.terms.engines.keys()
     found = best_beside(node, search.job, engines, strict=search.strict)
     if found is None:
@@ -138,18 +141,18 @@ def beside(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
 
 
 Way = Callable[[Search, NodeStock, int], NodeOption | None]
-"""Room for a number of pods on a node, given what is elsewhere."""
+"""The option that a node offers to this many of the job's pods, given where the others are; None if it has no room."""
 
 
 def free(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
-    """Room among what nobody has."""
+    """Room on free GPUs."""
     if node.free < pods * search.job.spec.resources.gpus:
         return None
     return search.usable(NodeOption(node, pods), search.terms.takes_free, search.reserved.nodes.get(node.name))
 
 
 def lent(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
-    """Room with slots that are lent, and what is spare unless it belongs to those in front."""
+    """Room on lent slots, with spare GPUs of the node unless they are reserved for jobs in front."""
     terms = search.terms
     spare = 0 if node.name in search.reserved.nodes or terms.takes_free else node.soon
     lacking = pods * search.job.spec.resources.gpus - spare
@@ -165,7 +168,7 @@ def lent(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
 
 
 def _crowd(node: NodeStock) -> Obstacle | None:
-    """Why nobody is disturbed on a node for a third: somebody waits there for a GPU that another has."""
+    """Why nothing on a node is lent or preempted: pods there already wait for others' GPUs. None if none do."""
     if not node.is_crowded:
         return None
     message = f"On {node.name} more GPUs are spoken for than there are."
@@ -179,11 +182,12 @@ def in_place_of_preempted(search: Search, node: NodeStock, pods: int) -> NodeOpt
 
 
 def by_preemption(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
-    """Room in the place of as few as possible that train there and give way. None of them could be spared."""
+    """Room in the place of as few attempts as possible that train there and give way. Each of them is needed."""
     preemptible = [live for live in node.preemptible if live.stage_job.uid not in search.stock.going]
     looks = each(
         preemptible, _key, lambda live: (live, preemption_obstacle(search.world, live, search.job, search.now))
     )
+    # When explaining, training that gives way later counts too: its obstacle says when.
     known = {live.stage_job.uid: no for live, no in looks if no is None or (not search.strict and no.until)}
     candidates = [live for live, _ in looks if live.stage_job.uid in known]
     candidates.sort(key=lambda live: (known[live.stage_job.uid] is not None, *_least_first(live)))
@@ -195,7 +199,7 @@ def by_preemption(search: Search, node: NodeStock, pods: int) -> NodeOption | No
 
 
 def preemption_obstacles(search: Search) -> list[Obstacle]:
-    """Why training of the pool does not give way to a job now; none when the job could not take its place anyway."""
+    """Why training of the pool does not give way to a job now; empty if the job may not preempt any."""
     if search.terms.preempts or search.reserved.preempts:
         return []
     looks = each(
@@ -205,7 +209,7 @@ def preemption_obstacles(search: Search) -> list[Obstacle]:
 
 
 def once_ended(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
-    """Room once as few as possible that train there have ended."""
+    """Room once as few attempts as possible that hold GPUs there have ended."""
     holders = (live for live in node.claims if live.claim.gpus_on(node.name))
     found = _fewest(search, node, pods, sorted(holders, key=_ends_first))
     if found is None:
@@ -216,6 +220,7 @@ def once_ended(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
 
 
 def _holds(live: LiveClaim, job: FineTuneJob) -> Obstacle:
+    """The obstacle that a claim has GPUs."""
     name = shown(live.name, job)
     ends = Remedy(f"{name} ends and gives back what it holds", key=live.key)
     message = f"{name} has {live.claim.all_gpus} GPU{'s' if live.claim.all_gpus > 1 else ''} on {live.claim.summary}."
@@ -223,7 +228,7 @@ def _holds(live: LiveClaim, job: FineTuneJob) -> Obstacle:
 
 
 def emptied(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
-    """Room once others have left a node: what they are is not ours to say."""
+    """Room once whatever holds a node's GPUs has left it. The obstacle does not say what that is."""
     if pods * search.job.spec.resources.gpus > node.gpus:
         return None
     front = search.reserved.nodes.get(node.name)
@@ -231,7 +236,7 @@ def emptied(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
 
 
 def _too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
-    """That a pool has too few GPUs that are free. Replicas that find none are first."""
+    """The obstacle that the pool has too few free GPUs. Replicas without a GPU come first."""
     asked = job.spec.resources.all_gpus
     first = f", and engines wait for {stock.lacking}, which are first" if stock.lacking else ""
     where = "for all pods at once" if job.spec.resources.nodes > 1 else "on one node"
@@ -247,18 +252,18 @@ def _key(live: LiveClaim) -> Key:
 
 
 def _least_first(live: LiveClaim) -> tuple[int, float]:
-    """The lowest priority first, then the newest, that loses the least."""
+    """Sort key: the lowest priority first, then the newest, which loses the least."""
     return (live.job.spec.scheduling.priority, -live.stage_job.created.timestamp())
 
 
 def _ends_first(live: LiveClaim) -> tuple[bool, float, float]:
-    """Who says that it ends soonest first, then the oldest."""
+    """Sort key: the earliest expected end first, and claims without one last; then the oldest."""
     at = ends_at(live)
     return (at is None, at.timestamp() if at else 0.0, live.stage_job.created.timestamp())
 
 
 def _fewest(search: Search, node: NodeStock, pods: int, candidates: Sequence[LiveClaim]) -> NodeOption | None:
-    """Room in the place of the first so many, as few as suffice, of whom none could be spared."""
+    """Room in the place of the first candidates, as few as suffice, all of them needed; None if they never suffice."""
     for count in range(1, len(candidates) + 1):
         found = _in_place_of(search, node, pods, candidates[:count])
         if found is None:
@@ -271,7 +276,8 @@ def _fewest(search: Search, node: NodeStock, pods: int, candidates: Sequence[Liv
 
 
 def _in_place_of(search: Search, node: NodeStock, pods: int, preempted: Sequence[LiveClaim]) -> NodeOption | None:
-    """Room once these are gone: their own GPUs, the slots that they borrowed if they are lent on, and other slots."""
+    """Room once these claims are gone: on their own GPUs, on their borrowed slots if lent on, on other slots."""
+    # Pods here already wait for GPUs that others have: what ends here would be theirs.
     if search.strict and node.is_crowded:
         return None
     terms = search.terms
@@ -295,13 +301,13 @@ def _in_place_of(search: Search, node: NodeStock, pods: int, preempted: Sequence
 
 
 EXPLAINED: tuple[Way, ...] = (lent, by_preemption, once_ended, emptied)
-"""Besides `free`, those of which a job is told what keeps it from them."""
+"""Besides `free`, the ways that are explained to a waiting job."""
 
 
 def _lent_on(search: Search, slots: Sequence[SlotRef], gpus: int) -> list[SlotRef]:
-    """Which of the slots that others borrow now, for about so many GPUs, go on being lent.
+    """Which of the slots that others borrow now are lent on to the job, for about this many GPUs.
 
-    An engine may have a higher floor than when it lent them. Then some come back to it instead.
+    The engine's floor may have been raised since it lent them. Then some of the slots return to the engine instead.
     """
     found: list[SlotRef] = []
     back = Counter((slot.namespace, slot.engine) for slot in slots)
@@ -318,6 +324,6 @@ def _lent_on(search: Search, slots: Sequence[SlotRef], gpus: int) -> list[SlotRe
 
 
 def no_slot(job: FineTuneJob) -> Obstacle:
-    """Why a guest waits where no replica of its namespace runs."""
+    """Why a guest waits when no replica of its namespace runs."""
     message = f"No replica of namespace {job.metadata.namespace} runs on a usable node now."
     return Obstacle(Reason.WAITING_FOR_SHARE, message)
