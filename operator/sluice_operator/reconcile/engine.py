@@ -40,6 +40,9 @@ from sluice_operator.writes import (
     key_of_manifest,
 )
 
+_NODES = (Key("Node", "", ""),)
+"""While a replica does not serve, the status says why, and any node may change that."""
+
 
 async def reconcile_engine(key: Key, c: Context, now: datetime) -> Requeue:
     """Bring one InferenceEngine one step nearer to its spec."""
@@ -68,7 +71,8 @@ def engine_plan(world: World, key: Key, c: Context, now: datetime) -> Plan:
     if key_of(engine) not in world.refused:
         writes += _starts(engine, decision, pool.spec if pool else None, c)
     turns = (at for at in (decision.again_at, look_again_at(world, engine)) if at and at > now)
-    return Plan((*writes, *_events(engine, status)), min(turns, default=None))
+    waits = status.ready_replicas < engine.spec.replicas
+    return Plan((*writes, *_events(engine, status)), min(turns, default=None), _NODES if waits else ())
 
 
 def _keeps(

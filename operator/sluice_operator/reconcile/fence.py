@@ -11,7 +11,7 @@ from sluice_operator import metrics
 from sluice_operator.observe.fence import fenced
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import SetAside, World, pool_key
-from sluice_operator.reconcile.context import Context
+from sluice_operator.reconcile.context import Context, Requeue, until
 from sluice_operator.reconcile.status import status_writes
 from sluice_operator.status.aside import LOOKED_AT_AGAIN, is_shown, set_aside_status
 from sluice_operator.writes import Event, Plan
@@ -43,9 +43,7 @@ def decided(c: Context, mine: Key, decide: Callable[[World], Decision], now: dat
     if known is not None:
         if known.at is not None and now < known.at + LOOKED_AT_AGAIN:
             return None
-        c.store.findings.readmit(mine)
-        for pool in {*c.store.world().pools, pool_key(DEFAULT_POOL)}:
-            c.enqueue(pool)
+        _readmit(c, mine)
     found = fenced(c.store.world(), mine, decide)
     for aside in found.aside:
         c.store.findings.leave_alone(SetAside(aside.key, aside.why, at=now))
@@ -55,6 +53,23 @@ def decided(c: Context, mine: Key, decide: Callable[[World], Decision], now: dat
         if aside.key != mine:
             c.enqueue(aside.key)
     return found.decision
+
+
+async def reconcile_node(key: Key, c: Context, now: datetime) -> Requeue:
+    """Have the pools look again at a node that was set aside a while ago. The log says why it was: it has no status."""
+    known = c.store.findings.set_aside.get(key)
+    if known is None or known.at is None:
+        return None
+    if now < known.at + LOOKED_AT_AGAIN:
+        return until(known.at + LOOKED_AT_AGAIN, now)
+    _readmit(c, key)
+    return None
+
+
+def _readmit(c: Context, key: Key) -> None:
+    c.store.findings.readmit(key)
+    for pool in {*c.store.world().pools, pool_key(DEFAULT_POOL)}:
+        c.enqueue(pool)
 
 
 def _set_aside(c: Context, key: Key, now: datetime) -> Plan:

@@ -41,7 +41,9 @@ async def give_back(api: Api, c: Context, lease: Lease) -> None:
             logger.warning("gave up: not everything is back", extra=missing(c.store.world()))
             world = c.store.world()
             placeholders = [pod for pods in world.placeholders.values() for pod in pods.values()]
-            await c.cluster.do(tuple(Delete(pod.key, pod.uid) for pod in (*_scale_ups(world), *placeholders)))
+            doomed = {pod.key: (Delete(pod.key, pod.uid),) for pod in (*_scale_ups(world), *placeholders)}
+            for key, failure in (await c.cluster.do_each(doomed)).items():
+                logger.warning("a pod that never runs is left behind", extra={"pod": str(key), "why": str(failure)})
     except NotLeading:
         logger.warning("gave up: another process took the lease", extra=missing(c.store.world()))
     finally:

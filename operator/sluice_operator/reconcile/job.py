@@ -1,7 +1,7 @@
 """Bring one FineTuneJob nearer to its spec."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sluice_api.finetunejob import FineTuneJob
@@ -82,8 +82,8 @@ def job_plan(world: World, key: Key, c: Context, refused_pod: str, now: datetime
 def refused_plan(world: World, job: FineTuneJob, plan: Plan, refusal: Refused, now: datetime) -> Plan:
     """What to do after the API server has refused a write of a plan: tell people, and record a refused attempt."""
     decision = plan.decision if isinstance(plan, JobPlan) else None
-    if decision is None:
-        return plan
+    if decision is None:  # its orphans, or what tells people that it is set aside: tried again at the next look
+        return replace(plan, writes=())
     shown = refused(decision, reason_of(refusal), refusal.message, unmet_since(job, decision), now)
     writes: Writes = (*status_writes(job, job_status(world, job, shown, now)), *_events(job, shown))
     if decision.start is not None and not isinstance(refusal.write, Annotate):

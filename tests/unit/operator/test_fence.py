@@ -10,14 +10,16 @@ from prometheus_client import CollectorRegistry
 from dev.simulate.builder import NOW, WorldBuilder
 from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.exposition import WorldCollector
+from sluice_operator.facts.nodes import refusal
 from sluice_operator.facts.outcomes import all_outcomes
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import SetAside, job_key, pool_key
-from sluice_operator.plan import readiness
+from sluice_operator.plan import inventory, readiness
 from sluice_operator.reconcile import job as job_module
 from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.job import reconcile_job
 from sluice_operator.reconcile.pool import reconcile_pool
+from sluice_operator.reconcile.reconcilers import RECONCILERS
 from sluice_operator.settings import Settings
 from sluice_operator.status.aside import LOOKED_AT_AGAIN
 
@@ -137,3 +139,26 @@ def test_objects_set_aside_metric_counts_one_object(builder: WorldBuilder) -> No
     assert shown("FineTuneJob") == 0
     builder.store.findings.leave_alone(SetAside(EVIL, "", at=NOW))
     assert (shown("FineTuneJob"), shown("GPUPool")) == (1, 0)
+
+
+async def test_node_set_aside_is_looked_at_again_after_a_while(
+    builder: WorldBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: nobody reconciled its key, the queue tried that for ever, and the node stayed aside until it changed."""
+    node, woken, broken = Key("Node", "", "n1"), list[Key](), [True]
+
+    def bad(view: Any, *rest: Any) -> str:
+        if broken:
+            raise ZeroDivisionError("poison")
+        return refusal(view, *rest)
+
+    monkeypatch.setattr(inventory, "refusal", bad)
+    context = Context(builder.store, Told(builder), SETTINGS, woken.append)
+    await reconcile_pool(pool_key("default"), context, NOW)
+    assert set(builder.world.set_aside) == {node}
+    assert [key for key in woken if key.kind == "Node"] == [node]
+    assert await RECONCILERS["Node"](node, context, NOW) == LOOKED_AT_AGAIN
+    broken.clear()
+    assert await RECONCILERS["Node"](node, context, NOW + LOOKED_AT_AGAIN) is None
+    assert builder.world.set_aside == {}
+    assert woken[-1] == pool_key("default")

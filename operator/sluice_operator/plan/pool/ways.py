@@ -195,7 +195,7 @@ def by_preemption(search: Search, node: NodeStock, pods: int) -> NodeOption | No
     if found is None:
         return None
     held = (known[live.stage_job.uid] for live in found.preempted)
-    return search.usable(found, search.terms.preempts, search.reserved.preempts, *held)
+    return search.usable(found, search.terms.preempts, search.reserved.preempts, _crowd(node), *held)
 
 
 def preemption_obstacles(search: Search) -> list[Obstacle]:
