@@ -149,7 +149,7 @@ async def test_a_deadline_before_the_estimated_end_is_a_warning(ready: ClaimScen
 
     message = await ready.history.until(warned, "it is warned")
     assert "not done when spec.activeDeadlineSeconds (86400) are over and it is stopped" in message
-    assert "Create it anew with more" in message
+    assert "Create it again with more" in message
 
 
 def now() -> str:

@@ -85,7 +85,7 @@ def require_same(base: BaseModel, fingerprint: str) -> None:
         raise StageError(
             Reason.MODEL_INVALID,
             f"model.uri {base.uri}: the files have changed since the rows were prepared. "
-            "Restore them, or delete the job and create it anew.",
+            "Restore them, or delete the job and create it again.",
         )
 
 

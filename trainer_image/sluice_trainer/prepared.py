@@ -153,7 +153,7 @@ def load(folder: Path, plan: str) -> Prepared:
         raise StageError(
             Reason.TRAINER_FAILED,
             f"{folder / MANIFEST} is missing, damaged, or of another plan: the prepared rows can't be used. "
-            "Delete the job and create it anew.",
+            "Delete the job and create it again.",
             ExitCode.INTERNAL,
         )
     training, validation = (TokenRows(**load_file(folder / name)) for name in (TRAINING, VALIDATION))

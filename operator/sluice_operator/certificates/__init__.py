@@ -1,1 +1,1 @@
-"""The certificate by which pods know the operator: authority.py says when what is made anew, keeper.py keeps it."""
+"""The certificate by which pods know the operator: authority.py says when what is renewed, keeper.py keeps it."""

@@ -1,4 +1,4 @@
-"""Sluice's own authority: who signs the operator's certificate, and when each part is made anew.
+"""Sluice's own authority: who signs the operator's certificate, and when each part is renewed.
 
 Whoever trusts the authority must have its next one before that one signs anything: a pod reads its ConfigMap again
 within minutes. So a new authority is trusted for a while first, and signs afterwards. Nothing here knows of files or
@@ -30,7 +30,7 @@ TRUSTED_FIRST = timedelta(days=2)
 """So long a new authority is only trusted. Every pod has read its ConfigMap again by then."""
 CERTIFICATE_LASTS = timedelta(days=90)
 CERTIFICATE_RENEWED = timedelta(days=30)
-"""So long before its end the certificate is made anew."""
+"""So long before its end the certificate is renewed."""
 CLOCK_SKEW = timedelta(hours=1)
 """A new certificate holds from so long ago: not every node's clock is right."""
 
@@ -85,7 +85,7 @@ class Certificates:
 
     @classmethod
     def from_secret(cls, entries: Mapping[str, bytes]) -> Self | None:
-        """What `to_secret` wrote; None where a part is missing or cannot be read, and all is made anew."""
+        """What `to_secret` wrote; None where a part is missing or cannot be read, and all is renewed."""
         try:
             found = cls(
                 Signed(entries["issuer.crt"], entries["issuer.key"]),

@@ -29,12 +29,12 @@ def engines_of(world: World, pool: GPUPool) -> list[InferenceEngine]:
 _NAMED = 3
 
 
-_NOBODYS = GPUPool(kind="GPUPool", metadata=Metadata(name=DEFAULT_POOL))
+_DEFAULT = GPUPool(kind="GPUPool", metadata=Metadata(name=DEFAULT_POOL))
 
 
 def find_pool(world: World, name: str) -> GPUPool | None:
     """The pool of that name; None if there is none. Pool `default` exists even without a GPUPool object."""
-    return world.pools.get(pool_key(name), _NOBODYS if name == DEFAULT_POOL else None)
+    return world.pools.get(pool_key(name), _DEFAULT if name == DEFAULT_POOL else None)
 
 
 def nodes_of(world: World, pool: GPUPool) -> Iterator[NodeView]:

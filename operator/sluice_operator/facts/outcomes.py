@@ -58,7 +58,7 @@ def pod_end(world: World, stage_job: StageJobView, pod: PodView | None, node: st
     return End(*_why(world, stage_job, pod, place), place, None)
 
 
-def how_grave(end: End) -> int:
+def cause_order(end: End) -> int:
     """Sort key for the ends of one attempt's pods: the least is the cause of the others.
 
     A pod that fails, or is lost with its node, takes all others along. It stays, and the others are deleted. If no
@@ -168,7 +168,7 @@ def _parsed(text: str) -> Outcomes:
         return Outcomes()
 
 
-def had_theirs(attempts: Iterable[AttemptOutcome]) -> tuple[AttemptOutcome, ...]:
+def attempts_that_ran(attempts: Iterable[AttemptOutcome]) -> tuple[AttemptOutcome, ...]:
     """The attempts that ran. An attempt that gave up its claim first does not count: its job's wait went on."""
     return tuple(attempt for attempt in attempts if after(attempt.reason).ran)
 
@@ -179,7 +179,7 @@ def waits_since(job: FineTuneJob) -> datetime | None:
     Returns:
         The end of its last attempt that ran, or `notBefore` if that is later. None if it has neither.
     """
-    ended = [outcome.ended_at for outcome in had_theirs(recorded(job).attempts) if outcome.ended_at]
+    ended = [outcome.ended_at for outcome in attempts_that_ran(recorded(job).attempts) if outcome.ended_at]
     begins = job.spec.scheduling.not_before
     since = max([*ended, *([begins] if begins else [])], default=None)
     made = job.metadata.creation_timestamp
@@ -209,7 +209,7 @@ def ended(world: World, job: FineTuneJob, stage_job: StageJobView) -> AttemptOut
     ends = [pod_end(world, stage_job, pods.get(index), node) for index, node in enumerate(places)]
     leader = ends[0]
     # If pod 0 is done, the attempt has its result, however the other pods ended.
-    cause = leader if leader.reason == Reason.DONE else min(ends, key=how_grave)
+    cause = leader if leader.reason == Reason.DONE else min(ends, key=cause_order)
     if stage_job.failure.startswith(BY_DEADLINE) and leader.reason != Reason.DONE:
         cause = cause._replace(reason=Reason.DEADLINE_EXCEEDED, message=deadline_of(job, stage_job.stage))
     reason, by, stage_outcome = cause.reason, "", leader.stage_outcome
@@ -258,7 +258,7 @@ def deadline_of(job: FineTuneJob, stage: Stage) -> str:
         )
     return (
         f"{stage} has not ended after {job.spec.stage_deadline_seconds} s (spec.stageDeadlineSeconds). Create the job "
-        "anew with more."
+        "again with more."
     )
 
 
@@ -316,7 +316,7 @@ def _given_up_before(outcomes: tuple[AttemptOutcome, ...]) -> int:
 
     Attempt numbers are compared, not attempts counted: the record keeps only the newest of those that gave up.
     """
-    theirs = max((attempt.attempt for attempt in had_theirs(outcomes)), default=0)
+    theirs = max((attempt.attempt for attempt in attempts_that_ran(outcomes)), default=0)
     return outcomes[-1].attempt - theirs - 1
 
 
@@ -340,7 +340,7 @@ def compact(outcomes: Outcomes) -> Outcomes:
         shortened = outcomes.model_copy(update={"attempts": (*silent, *attempts[max(0, len(attempts) - worded) :])})
         if len(shortened.to_json()) <= OUTCOMES_BYTES:
             return shortened
-    while free := [attempt for attempt in shortened.attempts if _is_nobodys_failure(attempt)]:
+    while free := [attempt for attempt in shortened.attempts if _counts_for_nothing(attempt)]:
         gone = {(attempt.stage, attempt.attempt) for attempt in free[: (len(free) + 1) // 2]}
         left = tuple(attempt for attempt in shortened.attempts if (attempt.stage, attempt.attempt) not in gone)
         shortened = shortened.model_copy(update={"attempts": left})
@@ -349,5 +349,5 @@ def compact(outcomes: Outcomes) -> Outcomes:
     return shortened
 
 
-def _is_nobodys_failure(attempt: AttemptOutcome) -> bool:
+def _counts_for_nothing(attempt: AttemptOutcome) -> bool:
     return not after(attempt.reason).counts and attempt.reason != Reason.DONE

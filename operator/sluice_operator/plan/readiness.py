@@ -19,7 +19,7 @@ from sluice_operator.facts.outcomes import (
     deadline_of,
     done,
     failures,
-    had_theirs,
+    attempts_that_ran,
     is_final,
     next_attempt_at,
     recorded,
@@ -89,14 +89,14 @@ def job_deadline(job: FineTuneJob, outcomes: Outcomes, stage: Stage) -> int:
 
 def _spent(outcomes: Outcomes) -> timedelta:
     """How long all ended attempts together have trained."""
-    trained = had_theirs(outcomes.of(Stage.TRAIN))
+    trained = attempts_that_ran(outcomes.of(Stage.TRAIN))
     return sum((a.ended_at - a.started_at for a in trained if a.started_at and a.ended_at), start=timedelta())
 
 
 def waiting_ends(job: FineTuneJob, outcomes: Outcomes) -> datetime | None:
     """When queueDeadlineSeconds are over; None if the job has no such limit, is not prepared, or has had GPUs."""
     limit, prepared = job.spec.scheduling.queue_deadline_seconds, done(outcomes, Stage.PREPARE)
-    if limit is None or prepared is None or prepared.ended_at is None or had_theirs(outcomes.of(Stage.TRAIN)):
+    if limit is None or prepared is None or prepared.ended_at is None or attempts_that_ran(outcomes.of(Stage.TRAIN)):
         return None
     begins = max(prepared.ended_at, job.spec.scheduling.not_before or prepared.ended_at)
     return begins + timedelta(seconds=limit)
@@ -113,7 +113,7 @@ def warning(job: FineTuneJob, outcomes: Outcomes, since: datetime, expected: dat
         return ""
     return (
         f" At this pace it is not done when spec.activeDeadlineSeconds ({job.spec.active_deadline_seconds}) are over "
-        f"and it is stopped, {end:%Y-%m-%d %H:%M} UTC. Create it anew with more, or have it train less."
+        f"and it is stopped, {end:%Y-%m-%d %H:%M} UTC. Create it again with more, or have it train less."
     )
 
 

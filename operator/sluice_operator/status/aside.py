@@ -21,7 +21,7 @@ def set_aside_status(resource: Custom, found: SetAside, now: datetime) -> Status
     message = (
         f"{found.why}. Sluice leaves this {resource.KIND.kind} alone, decides for all others, and looks at it again in "
         f"{LOOKED_AT_AGAIN.seconds // 60} min or when it changes. Correct what is out of the ordinary in its spec or "
-        "annotations, or create it anew; the operator's log has the traceback."
+        "annotations, or create it again; the operator's log has the traceback."
     )
     fresh: dict[str, Condition] = {
         kind: _condition(resource, kind, status, message, now) for kind, status in _concerned(resource).items()

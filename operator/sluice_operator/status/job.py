@@ -20,7 +20,7 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, ends_at
 from sluice_operator.facts.liveness import live_claims_of
-from sluice_operator.facts.outcomes import all_outcomes, done, had_theirs, waits_since
+from sluice_operator.facts.outcomes import all_outcomes, done, attempts_that_ran, waits_since
 from sluice_operator.facts.retries import after
 from sluice_operator.observe.world import World
 from sluice_operator.plan.job.situation import JobDecision
@@ -110,7 +110,7 @@ def _record(attempts: tuple[AttemptOutcome, ...], index: int) -> AttemptRecord:
         message=attempt.message[:1024],
         step=attempt.step,
         resumed_from=attempt.train.resumed_from if attempt.train else None,
-        lost_steps=_lost_steps(attempt, next(iter(had_theirs(attempts[index + 1 :])), None)),
+        lost_steps=_lost_steps(attempt, next(iter(attempts_that_ran(attempts[index + 1 :])), None)),
     )
 
 

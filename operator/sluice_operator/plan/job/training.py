@@ -45,7 +45,7 @@ def holds(s: Situation) -> JobDecision | None:
 
 def _why_it_is_over(s: Situation, stage_job: StageJobView) -> tuple[Reason, str]:
     if believed(s.world, s.job, stage_job) is None:
-        return Reason.CLAIMED, "Its annotation claims other GPUs than the job asks for; the claim is made anew."
+        return Reason.CLAIMED, "Its annotation claims other GPUs than the job asks for; the claim is made again."
     if not stage_job.readable:
         return Reason.POD_LOST, "Its Job has been changed and can't be read any more, and its pods are over."
     return Reason.NODE_LOST, "Its node is gone."
