@@ -16,10 +16,10 @@ from sluice_api.stages import Stage
 from sluice_operator.facts.fit import most_pods, need_of
 from sluice_operator.facts.outcomes import (
     all_outcomes,
+    attempts_that_ran,
     deadline_of,
     done,
     failures,
-    attempts_that_ran,
     is_final,
     next_attempt_at,
     recorded,

@@ -1,4 +1,4 @@
-"""When each certificate is made anew, and that whoever trusted the old one is never left behind."""
+"""When each certificate is renewed, and that whoever trusted the old one is never left behind."""
 
 import ssl
 from dataclasses import replace
@@ -142,7 +142,7 @@ def test_certificate_that_sluice_would_not_make_is_none(first: Certificates) -> 
 def test_trust_published_two_days_ago_verifies_the_operator(days: list[int]) -> None:
     """However seldom anybody looks, if it is once a year.
 
-    Seen to fail when the certificate was not made anew in the same look as the next authority.
+    Seen to fail when the certificate was not renewed in the same look as the next authority.
     """
     now, held = NOW, renewed(None, NAMES, NOW)
     for pause in days:
