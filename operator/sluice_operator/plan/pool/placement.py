@@ -180,7 +180,11 @@ def _best(search: Search, rooms: Iterable[NodeOption]) -> NodeOption | None:
 def _nearest(search: Search, rooms: Iterable[NodeOption]) -> NodeOption | None:
     """The option with the fewest obstacles, where a lack of anything besides GPUs counts too."""
     order = sorted(rooms, key=lambda room: (hardness(room.obstacles), _disruption(search, room)))
-    whole = (_with_lack(search, room) for room in order[:_LACKS_EXPLAINED])
+    whole: list[NodeOption] = []
+    for room in order[:_LACKS_EXPLAINED]:
+        whole.append(_with_lack(search, room))
+        if whole[-1] is room:  # it lacks nothing else, and those after it have as many obstacles without that
+            break
     return min(whole, key=lambda room: hardness(room.obstacles), default=None)
 
 
