@@ -1,7 +1,7 @@
 """A node's network of its own: a router, pods, and what is beyond, each in a network namespace.
 
 kube-router runs in the router's and enforces what the API server has; nothing of this machine's own network changes. A
-server is a socket that listens: the kernel answers for it.
+server is a socket that listens: the kernel answers for it, and the event loop hangs up.
 """
 
 import asyncio
@@ -50,6 +50,7 @@ class Lab:
             yield lab
         finally:
             for listening in lab._listening:
+                asyncio.get_running_loop().remove_reader(listening)
                 listening.close()
             for made in lab._made:
                 _run("ip", "netns", "delete", lab._full(made))
@@ -74,10 +75,16 @@ class Lab:
         return address
 
     def listen(self, place: str, *ports: int) -> None:
-        """Have something answer on all of its addresses."""
+        """Have something answer on all of its addresses.
+
+        A connection that nobody takes stays in the kernel's queue; with 128 of them the port answers no more, which
+        looks like a policy that forbids it.
+        """
         for port in ports:
-            serve = partial(socket.create_server, ("0.0.0.0", port))
-            self._listening.append(self._inside(place, serve))
+            listening = self._inside(place, partial(socket.create_server, ("0.0.0.0", port)))
+            listening.setblocking(False)
+            asyncio.get_running_loop().add_reader(listening, _hang_up, listening)
+            self._listening.append(listening)
 
     def reaches(self, place: str, address: str, port: int) -> bool:
         """Whether a connection from somewhere to an address is made."""
@@ -132,6 +139,11 @@ class Lab:
 
         with ThreadPoolExecutor(1) as thread:  # only that thread enters, and ends there
             return thread.submit(entered).result()
+
+
+def _hang_up(listening: socket.socket) -> None:
+    with suppress(BlockingIOError, ConnectionAbortedError):
+        listening.accept()[0].close()
 
 
 async def _relay(to: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
