@@ -18,7 +18,7 @@ from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import engine_key, identity, job_key
 from sluice_operator.plan.engine.decide import plan_engine
-from sluice_operator.plan.pool.allocate import allocate
+from sluice_operator.plan.pool.allocate import allocate_fenced
 from sluice_operator.status.engine import engine_status
 
 START = NOW.replace(hour=0) + timedelta(days=1)
@@ -195,7 +195,7 @@ class _Play:
         moments = [plan_engine(world, engine, now).again_at for engine in world.engines.values()]
         for name in {DEFAULT_POOL, *(key.name for key in world.pools)}:
             if pool := find_pool(world, name):
-                moments += [allocate(world, pool, now).again_at]
+                moments += [allocate_fenced(world, pool, now).again_at]
         moments += [ready for ready in self.cluster.ready_at.values() if ready > now]
         again = min((moment for moment in moments if moment and moment > now), default=None)
         if again and not now < self._looks_at <= again:  # else it is asked then, and once is enough

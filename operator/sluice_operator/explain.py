@@ -14,6 +14,7 @@ from sluice_operator.cluster.lists import look_for_dra, refresh_all
 from sluice_operator.observe.fence import fenced
 from sluice_operator.observe.store import Store
 from sluice_operator.observe.world import job_key, key_of
+from sluice_operator.settings import Limits
 from sluice_operator.status.trace import trace
 
 
@@ -34,7 +35,9 @@ async def explain(namespace: str, name: str) -> list[str]:
     job = world.jobs.get(job_key(namespace, name))
     if job is None:
         raise LookupError(f"there is no FineTuneJob {name} in namespace {namespace}")
-    found = fenced(world, key_of(job), lambda seen: list(trace(seen, job, datetime.now(UTC))))
+    found = fenced(
+        world, key_of(job), lambda seen: list(trace(seen, job, datetime.now(UTC), Limits.from_environment()))
+    )
     lines = [f"set aside: {aside.key}: {aside.why}" for aside in found.aside]
     return [*(found.decision or [f"{job.metadata.full_name}: nothing can be decided for it"]), *lines]
 

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -32,6 +33,37 @@ class Network(Model):
 _NETWORK = Network()
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long each step of a claim may take."""
+
+    bind: timedelta = timedelta(seconds=60)
+    """From the removal of a pod's gate until the pod is on its node. A claim has as long to be proven."""
+    sleep: timedelta = timedelta(seconds=90)
+    """Until the vLLM of every borrowed slot that sleeps has freed its GPUs' memory. Sleep level 1 first copies the
+    weights into the host's memory, 22 GiB in 11 s (vllm#48337)."""
+    start: timedelta = timedelta(seconds=600)
+    """Until the pod's container has started."""
+    stall: timedelta = timedelta(seconds=120)
+    """The least silence after which training counts as stalled. It is ended after half of this time more."""
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """As the operator's environment variables have them; the defaults where those are not set."""
+        known = {name: os.environ[variable] for name, variable in _OF_LIMITS.items() if variable in os.environ}
+        return cls(**{name: timedelta(seconds=int(seconds)) for name, seconds in known.items()})
+
+
+_OF_LIMITS = {
+    "bind": "SLUICE_BIND_DEADLINE_SECONDS",
+    "start": "SLUICE_STAGE_START_DEADLINE_SECONDS",
+    "stall": "SLUICE_STALLED_AFTER_SECONDS",
+}
+
+
+_DEFAULTS = Limits()
+
+
 @dataclass(frozen=True)
 class Settings:
     """The operator's configuration, read once from SLUICE_* environment variables.
@@ -58,11 +90,11 @@ class Settings:
     inference_priority_class: str = "sluice-inference"
     placeholder_priority_class: str = "sluice-placeholder"
     """Below the engines': a placeholder is in the way of others' pods only."""
-    stage_start_deadline_seconds: int = 600
+    stage_start_deadline_seconds: int = _DEFAULTS.start.seconds
     """A stage's pod that has not started by then has failed (an image that can't be pulled, say)."""
-    bind_deadline_seconds: int = 60
+    bind_deadline_seconds: int = _DEFAULTS.bind.seconds
     """A training pod that is not bound so long after its gate came off gives its claim up."""
-    stalled_after_seconds: int = 120
+    stalled_after_seconds: int = _DEFAULTS.stall.seconds
     """Training without a sign of life for so long (and for five of its steps) is Stalled, and ended after half as much
     again."""
     unreachable_seconds: int = 600
@@ -80,6 +112,15 @@ class Settings:
     """Who writes the Secret with the operator's certificate."""
     metrics_access: Literal["Token", "Open"] = "Token"
     """Whether /metrics asks for a token that may get it."""
+
+    @property
+    def limits(self) -> Limits:
+        """How long each step of a claim may take."""
+        return Limits(
+            bind=timedelta(seconds=self.bind_deadline_seconds),
+            start=timedelta(seconds=self.stage_start_deadline_seconds),
+            stall=timedelta(seconds=self.stalled_after_seconds),
+        )
 
     @property
     def by_tls(self) -> bool:

@@ -105,7 +105,10 @@ def _place(world: World, job: FineTuneJob, place: NodeAllocation) -> NodeAllocat
 
 
 def _could_be_lent(world: World, job: FineTuneJob, slot: SlotRef) -> bool:
-    """Whether an engine's terms allow the loan of a slot now. A loan that its status already records outlives them."""
+    """Whether an engine's terms allow the loan of a slot now. A loan that its status already records outlives them.
+
+    The terms are those of `lending_obstacle`, of which this looks only at what a forged claim could get around.
+    """
     engine = world.engines.get(engine_key(slot.namespace, slot.engine))
     if engine is None:
         return True  # the engine is gone, so the loan disturbs none
@@ -121,7 +124,10 @@ def _could_be_lent(world: World, job: FineTuneJob, slot: SlotRef) -> bool:
 
 
 def _could_give_way(world: World, job: FineTuneJob, ref: AttemptRef) -> bool:
-    """Whether an attempt's job gives way to this one. Both specs' terms are fixed while the jobs hold GPUs."""
+    """Whether an attempt's job gives way to this one. Both specs' terms are fixed while the jobs hold GPUs.
+
+    `preemption_obstacle` has the same terms, and the moments that no claim can forge.
+    """
     other = world.jobs.get(job_key(ref.namespace, ref.job))
     if other is None:
         return True  # the job is gone, so the preemption disturbs none
@@ -195,7 +201,7 @@ def job_of(stage_job: StageJobView) -> Key:
     return job_key(stage_job.key.namespace, owner.name) if owner else stage_job.key
 
 
-def phase(world: World, live: LiveClaim) -> Phase:
+def phase_by_pods(world: World, live: LiveClaim) -> Phase:
     """How far a claim has come by its pods alone. It is never DRAINING: `plan.preflight.phase_of` looks for that."""
     pods = trainer_pods(world, live.stage_job)
     if has_its_nodes(world, live.stage_job):
@@ -221,3 +227,11 @@ def taken_by(world: World, claim: Claim, node: str) -> int:
     """GPUs of a node that a claim keeps from all others. It keeps the unused rest of a larger borrowed slot too."""
     place = claim.on(node)
     return max(claim.gpus_on(node), gpus_of_slots(world, place.borrowed)) if place else 0
+
+
+def least_first(live: LiveClaim) -> tuple[int, float, str]:
+    """Sort key for training that ends before it is done: the lowest priority first, then the newest.
+
+    The newest has the least to lose.
+    """
+    return (live.job.spec.scheduling.priority, -live.stage_job.created.timestamp(), live.stage_job.uid)

@@ -83,7 +83,7 @@ def _has_its_labels(pool: GPUPool, node: NodeView) -> bool:
     return all(node.labels.get(label) == value for label, value in pool.spec.node_selector.items())
 
 
-def unusable(world: World, pool: GPUPool) -> str:
+def pool_unusable(world: World, pool: GPUPool) -> str:
     """Why a pool can't count GPUs of nodes that it selects; empty in all but two cases.
 
     Either the pool counts by DRA, and the cluster does not serve DRA. Or the pool counts a device plugin's GPUs, and
@@ -128,7 +128,7 @@ def pool_nodes(world: World, pool: GPUPool) -> list[NodeView]:
     return sorted(nodes_of(world, pool), key=lambda node: node.key.name)
 
 
-def refusal(node: NodeView, gpus: str, pool: GPUPool | None) -> str:
+def node_unusable(node: NodeView, gpus: str, pool: GPUPool | None) -> str:
     """Why a node takes no new pod of Sluice; empty if it does.
 
     Args:

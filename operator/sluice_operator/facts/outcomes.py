@@ -1,9 +1,6 @@
-"""How did attempts end, in the trainer's own words or else in those of the kubelet and of Kubernetes?"""
+"""How did each attempt of a job end? The job's annotation records the attempts, the newest in full."""
 
-from collections.abc import Iterable
-from datetime import datetime, timedelta
-from itertools import takewhile
-from typing import NamedTuple
+from datetime import datetime
 
 from pydantic import ValidationError
 
@@ -11,137 +8,22 @@ from sluice_api.claim import OUTCOMES_BYTES, AttemptOutcome, Outcomes
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.reasons import Reason
-from sluice_api.stages import ExitCode, Stage, StageOutcome
+from sluice_api.stages import Stage
 from sluice_operator.facts.claims import preemptor_of
-from sluice_operator.facts.retries import FIRST_PAUSE, Pause, after, doubled
-from sluice_operator.observe.views import Key, PodView, StageJobView, Termination
+from sluice_operator.facts.pod_ends import End, cause_order, pod_end
+from sluice_operator.facts.retries import after, attempts_that_ran
+from sluice_operator.observe.views import StageJobView
 from sluice_operator.observe.world import World, identity, oldest_first
-
-_BY_EXIT_CODE = "PodFailurePolicy:"
-"""A failed Job's message begins so if a pod exited with ExitCode.REQUEUE: its podFailurePolicy has no other rule. The
-message does not say which pod of a group."""
-
 
 BY_DEADLINE = "DeadlineExceeded:"
 """A failed Job's message begins so if its activeDeadlineSeconds were over. Its pods report only that they were told to
 stop."""
 
 
-_OUT_OF_MEMORY = "OOMKilled"
-
-
-_SIGNALS = {137: "SIGKILL", 143: "SIGTERM"}
-"""Exit codes of a process that was ended by a signal."""
-
-
-class End(NamedTuple):
-    """How one pod of an attempt ended."""
-
-    reason: str
-    message: str
-    node: str
-    stage_outcome: StageOutcome | None
-    """What the trainer wrote on its way out; None if it wrote nothing that can be read."""
-
-
-def pod_end(world: World, stage_job: StageJobView, pod: PodView | None, node: str) -> End:
-    """How one pod of a finished Job ended.
-
-    Args:
-        pod: None if the pod is gone.
-        node: the node that the claim gives the pod; empty without a claim. The pod's own node comes before it.
-    """
-    place = pod.node if pod and pod.node else node
-    stage_outcome = _stage_outcome(pod.termination if pod else None)
-    if stage_outcome is not None:
-        return End(stage_outcome.reason, stage_outcome.message, place, stage_outcome)
-    return End(*_why(world, stage_job, pod, place), place, None)
-
-
-def cause_order(end: End) -> int:
-    """Sort key for the ends of one attempt's pods: the least is the cause of the others.
-
-    A pod that fails, or is lost with its node, takes all others along. It stays, and the others are deleted. If no
-    operator ran meanwhile, it is not known how those ended, so a lost pod is rarely the cause. A pod that reports
-    another one missing was not the first, and comes last.
-    """
-    if end.reason == Reason.NODE_LOST:
-        return 1
-    if end.reason in (Reason.REQUEUED, Reason.STALLED):
-        return 2
-    if end.reason != Reason.POD_LOST:
-        return 0
-    return 4 if end.stage_outcome else 3
-
-
-def _stage_outcome(termination: Termination | None) -> StageOutcome | None:
-    if termination is None or not termination.message:
-        return None
-    try:
-        return StageOutcome.model_validate_json(termination.message)
-    except ValidationError:
-        return None
-
-
-def _why(world: World, stage_job: StageJobView, pod: PodView | None, node: str) -> tuple[Reason, str]:
-    """Reason and message for a pod that left no words of its own. Memory is the reason only if the kernel says so."""
-    if stage_job.finished == "Complete":
-        return Reason.POD_LOST, "The pod ended well, but is gone with its result; the stage runs again."
-    termination = pod.termination if pod else None
-    if termination and termination.reason == _OUT_OF_MEMORY:
-        return Reason.OUT_OF_MEMORY, "The pod used more than resources.memory and was killed."
-    if termination and termination.exit_code == ExitCode.REQUEUE:
-        return Reason.REQUEUED, "The trainer was told to stop."
-    if pod and (taken := _taken_away(world, pod, node)):
-        return taken
-    if termination is None:
-        return _gone(world, stage_job, node)
-    if signal := _SIGNALS.get(termination.exit_code):
-        late = ": it had not ended by itself when its grace period was over" if pod and pod.deleting else ""
-        return Reason.POD_LOST, f"The trainer was killed by {signal}{late}, and not by the kernel for want of memory."
-    last_words = termination.message.strip() or termination.reason
-    return Reason.TRAINER_FAILED, f"Exit code {termination.exit_code}. {last_words}"
-
-
-def _gone(world: World, stage_job: StageJobView, node: str) -> tuple[Reason, str]:
-    """Reason and message for a pod that is gone, or has ended without an exit code."""
-    # In a group it could be any pod that asked for the requeue.
-    if stage_job.failure.startswith(_BY_EXIT_CODE) and len(stage_job.claim.nodes if stage_job.claim else ()) <= 1:
-        return Reason.REQUEUED, "The trainer was told to stop while no operator looked."
-    if node and Key("Node", "", node) not in world.nodes:
-        return Reason.NODE_LOST, f"Node {node} is gone."
-    return Reason.POD_LOST, stage_job.failure or "The pod is gone without a word."
-
-
-def _taken_away(world: World, pod: PodView, node: str) -> tuple[Reason, str] | None:
-    """Reason and message if Kubernetes took a pod away or did not let it begin; None if it did neither.
-
-    An end that the pod caused itself, by using more disk than its limit for example, is no disruption. It counts as an
-    attempt.
-    """
-    name = pod.key.name
-    if pod.disruption and Key("Node", "", node) in world.nodes:
-        return Reason.EVICTED, f"Pod {name} was evicted from node {node}: {pod.failure or pod.disruption}"
-    if not pod.failure:
-        return None
-    if pod.started:
-        return Reason.POD_LOST, f"The kubelet of node {node} ended pod {name}: {pod.failure}"
-    return Reason.POD_REFUSED, f"The kubelet of node {node} refused pod {name}: {pod.failure}"
-
-
 _GIVEN_UP_KEPT, _MENDABLE_KEPT = 5, 6
 """How many attempts the record keeps, the newest of each kind: those that gave up their claim, and those that ended for
 something that a person can mend. A waiting job makes one after the other. The mendable ones kept suffice to double the
 pause up to its longest."""
-
-
-_SHORT_PAUSE = timedelta(seconds=10)
-
-
-_LONG_PAUSE = timedelta(minutes=1)
-
-
-_LONGEST_MENDING_PAUSE = timedelta(minutes=30)
 
 
 _KEPT = "_outcomes"
@@ -166,11 +48,6 @@ def _parsed(text: str) -> Outcomes:
         return Outcomes.model_validate_json(text)
     except ValidationError:
         return Outcomes()
-
-
-def attempts_that_ran(attempts: Iterable[AttemptOutcome]) -> tuple[AttemptOutcome, ...]:
-    """The attempts that ran. An attempt that gave up its claim first does not count: its job's wait went on."""
-    return tuple(attempt for attempt in attempts if after(attempt.reason).ran)
 
 
 def waits_since(job: FineTuneJob) -> datetime | None:
@@ -268,56 +145,12 @@ def only_node(stage_job: StageJobView) -> str:
     return nodes.pop() if len(nodes) == 1 else ""
 
 
-def failures(outcomes: tuple[AttemptOutcome, ...]) -> int:
-    """How many of a stage's attempts count against retry.attempts."""
-    return sum(1 for outcome in outcomes if after(outcome.reason).counts)
-
-
 def done(outcomes: Outcomes, stage: Stage) -> AttemptOutcome | None:
     """The attempt that completed a stage, with its result; None while the stage is not complete."""
     for outcome in outcomes.of(stage):
         if outcome.reason == Reason.DONE:
             return outcome
     return None
-
-
-def is_final(outcome: AttemptOutcome) -> bool:
-    """Whether an attempt's end is the end of its job, because another attempt would end the same."""
-    follows = after(outcome.reason)
-    return follows.final or (follows.mendable and outcome.stage is Stage.PREPARE)
-
-
-def next_attempt_at(job: FineTuneJob, record: Outcomes, stage: Stage) -> datetime | None:
-    """When the next attempt of a stage may begin; None if at once. Suspending the job in the pause ends the pause."""
-    outcomes = record.of(stage)
-    last = outcomes[-1] if outcomes else None
-    if last is None or last.ended_at is None or (follows := after(last.reason)).pause is Pause.NONE:
-        return None
-    if record.suspended_at is not None and record.suspended_at >= last.ended_at:
-        return None
-    match follows.pause:
-        case Pause.SHORT:
-            return last.ended_at + _SHORT_PAUSE
-        case Pause.DOUBLES_FROM_SECONDS:
-            return last.ended_at + doubled(FIRST_PAUSE, _given_up_before(outcomes))
-        case Pause.DOUBLES_FROM_A_MINUTE if follows.mendable:
-            times = len(list(takewhile(lambda one: after(one.reason).mendable, reversed(outcomes)))) - 1
-            return last.ended_at + doubled(_LONG_PAUSE, times, _LONGEST_MENDING_PAUSE)
-        case Pause.DOUBLES_FROM_A_MINUTE:
-            return last.ended_at + doubled(_LONG_PAUSE, _given_up_before(outcomes))
-        case _:
-            doublings = min(max(0, failures(outcomes) - 1), 20)
-            seconds = min(job.spec.retry.backoff_seconds * 2**doublings, job.spec.retry.max_backoff_seconds)
-            return last.ended_at + timedelta(seconds=seconds)
-
-
-def _given_up_before(outcomes: tuple[AttemptOutcome, ...]) -> int:
-    """How many claims in a row were given up before the last one.
-
-    Attempt numbers are compared, not attempts counted: the record keeps only the newest of those that gave up.
-    """
-    theirs = max((attempt.attempt for attempt in attempts_that_ran(outcomes)), default=0)
-    return outcomes[-1].attempt - theirs - 1
 
 
 def compact(outcomes: Outcomes) -> Outcomes:

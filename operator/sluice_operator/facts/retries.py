@@ -1,30 +1,16 @@
-"""What follows from the end of an attempt? One row for each reason says so, with the pause before the next attempt."""
+"""When is an attempt made again, and what else follows from the end of one? A table has one row for each reason."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum, auto
+from itertools import takewhile
 
+from sluice_api.claim import AttemptOutcome, Outcomes
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
-
-IMAGE_TROUBLE = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
-"""The kubelet's reasons for a container that waits because its image can't be had."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long each step of a claim may take."""
-
-    bind: timedelta = timedelta(seconds=60)
-    """From the removal of a pod's gate until the pod is on its node. A claim has as long to be proven."""
-    sleep: timedelta = timedelta(seconds=90)
-    """Until the vLLM of every borrowed slot that sleeps has freed its GPUs' memory. Sleep level 1 first copies the
-    weights into the host's memory, 22 GiB in 11 s (vllm#48337)."""
-    start: timedelta = timedelta(seconds=600)
-    """Until the pod's container has started."""
-    stall: timedelta = timedelta(seconds=120)
-    """The least silence after which training counts as stalled. It is ended after half of this time more."""
+from sluice_api.stages import Stage
 
 
 class Pause(Enum):
@@ -163,3 +149,61 @@ def doubled(first: timedelta, times: int, longest: timedelta = LONGEST_PAUSE) ->
     """
     factor: int = 2 ** min(times, 20)
     return min(first * factor, longest)
+
+
+_SHORT_PAUSE = timedelta(seconds=10)
+
+
+_LONG_PAUSE = timedelta(minutes=1)
+
+
+_LONGEST_MENDING_PAUSE = timedelta(minutes=30)
+
+
+def attempts_that_ran(attempts: Iterable[AttemptOutcome]) -> tuple[AttemptOutcome, ...]:
+    """The attempts that ran. An attempt that gave up its claim first does not count: its job's wait went on."""
+    return tuple(attempt for attempt in attempts if after(attempt.reason).ran)
+
+
+def failures(outcomes: tuple[AttemptOutcome, ...]) -> int:
+    """How many of a stage's attempts count against retry.attempts."""
+    return sum(1 for outcome in outcomes if after(outcome.reason).counts)
+
+
+def is_final(outcome: AttemptOutcome) -> bool:
+    """Whether an attempt's end is the end of its job, because another attempt would end the same."""
+    follows = after(outcome.reason)
+    return follows.final or (follows.mendable and outcome.stage is Stage.PREPARE)
+
+
+def next_attempt_at(job: FineTuneJob, record: Outcomes, stage: Stage) -> datetime | None:
+    """When the next attempt of a stage may begin; None if at once. Suspending the job in the pause ends the pause."""
+    outcomes = record.of(stage)
+    last = outcomes[-1] if outcomes else None
+    if last is None or last.ended_at is None or (follows := after(last.reason)).pause is Pause.NONE:
+        return None
+    if record.suspended_at is not None and record.suspended_at >= last.ended_at:
+        return None
+    match follows.pause:
+        case Pause.SHORT:
+            return last.ended_at + _SHORT_PAUSE
+        case Pause.DOUBLES_FROM_SECONDS:
+            return last.ended_at + doubled(FIRST_PAUSE, _given_up_before(outcomes))
+        case Pause.DOUBLES_FROM_A_MINUTE if follows.mendable:
+            times = len(list(takewhile(lambda one: after(one.reason).mendable, reversed(outcomes)))) - 1
+            return last.ended_at + doubled(_LONG_PAUSE, times, _LONGEST_MENDING_PAUSE)
+        case Pause.DOUBLES_FROM_A_MINUTE:
+            return last.ended_at + doubled(_LONG_PAUSE, _given_up_before(outcomes))
+        case _:
+            doublings = min(max(0, failures(outcomes) - 1), 20)
+            seconds = min(job.spec.retry.backoff_seconds * 2**doublings, job.spec.retry.max_backoff_seconds)
+            return last.ended_at + timedelta(seconds=seconds)
+
+
+def _given_up_before(outcomes: tuple[AttemptOutcome, ...]) -> int:
+    """How many claims in a row were given up before the last one.
+
+    Attempt numbers are compared, not attempts counted: the record keeps only the newest of those that gave up.
+    """
+    theirs = max((attempt.attempt for attempt in attempts_that_ran(outcomes)), default=0)
+    return outcomes[-1].attempt - theirs - 1

@@ -102,6 +102,9 @@ class Termination:
     finished_at: datetime | None
 
 
+_IMAGE_TROUBLE = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodView(View):
     """A pod of ours, or any pod that is bound to a node."""
@@ -137,6 +140,11 @@ class PodView(View):
     template: str = ""
     """For an engine's pod, the digest of the spec that it was made from: see SlotView."""
     termination: Termination | None = None
+
+    @property
+    def waits_for_image(self) -> bool:
+        """Whether a container waits because its image can't be had."""
+        return self.waiting_reason in _IMAGE_TROUBLE
 
     @property
     def index(self) -> int:

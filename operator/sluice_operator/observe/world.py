@@ -95,7 +95,10 @@ class SetAside:
 
 @dataclass(frozen=True)
 class World:
-    """Everything that decisions read. Maps are keyed by Key; maps named `*_of` by the owner's identity."""
+    """All that decisions read: the objects as the informers last saw them, and what the pods have reported.
+
+    Maps are keyed by Key; maps named `*_of` by the owner's identity.
+    """
 
     jobs: Mapping[Key, FineTuneJob] = field(default_factory=dict)
     engines: Mapping[Key, InferenceEngine] = field(default_factory=dict)

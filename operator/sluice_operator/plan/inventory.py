@@ -10,8 +10,9 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import STAGE_LABEL
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, gpus_of_slots, taken_by, trainer_pods
-from sluice_operator.facts.liveness import borrowers, lent_indices, live_claims_from, live_claims_on, preemptors
-from sluice_operator.facts.nodes import engines_of, holders, offered, pool_nodes, refusal
+from sluice_operator.facts.liveness import lent_indices, live_claims_from, live_claims_on, preemptors
+from sluice_operator.facts.nodes import engines_of, holders, node_unusable, offered, pool_nodes
+from sluice_operator.facts.overlap import borrowers
 from sluice_operator.facts.sleeping import can_sleep, is_asleep
 from sluice_operator.facts.slots import pod_of, ref, serves, sleeps, slot_of, template_of, wanted
 from sluice_operator.observe.fence import each, looking_at
@@ -19,8 +20,8 @@ from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import BudgetView, NodeView, PodView
 from sluice_operator.observe.world import World, existing, key_of
 from sluice_operator.plan.obstacle import Obstacle
+from sluice_operator.plan.quotas import engine_denial, quota_of, serving_obstacle
 from sluice_operator.plan.stock import UNBOUNDED, Held, NodeStock, PlacedSlot, Stock
-from sluice_operator.plan.tenants import engine_denial, quota_of, serving_obstacle
 
 
 @once_a_world(lambda _world, pool: (pool.metadata.name, id(pool)))  # the Stock keeps the pool, so no other gets its id
@@ -119,7 +120,7 @@ def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, L
     return NodeStock(
         node=node,
         gpus=offered(world, node, name),
-        refusal=refusal(node, name, pool),
+        unusable=node_unusable(node, name, pool),
         claims=tuple(here),
         claimed=claimed,
         slots=tuple(slots),
@@ -190,7 +191,7 @@ def _unplaced(
 
 def _home(stocks: Iterable[NodeStock], gpus: int) -> NodeStock | None:
     """The usable node with the least free GPUs that suffice, so that large gaps stay whole; None if none fits."""
-    fitting = [stock for stock in stocks if not stock.refusal and stock.free >= gpus]
+    fitting = [stock for stock in stocks if not stock.unusable and stock.free >= gpus]
     return min(fitting, key=lambda stock: (stock.free, stock.name), default=None)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_operator.observe.views import Key
 
@@ -42,8 +43,8 @@ class Obstacle:
     remedies: tuple[Remedy, ...] = ()
 
 
-Ways = Sequence[tuple[Obstacle, ...]]
-"""Ways in which a job could start, the nearest first. Each lists its obstacles: all of them must end."""
+WaysToStart = Sequence[tuple[Obstacle, ...]]
+"""WaysToStart in which a job could start, the nearest first. Each lists its obstacles: all of them must end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +69,8 @@ def next_moment(obstacles: Iterable[Obstacle], now: datetime) -> datetime | None
 def earliest(moments: Iterable[datetime | None], now: datetime) -> datetime | None:
     """The first of some moments that is still ahead; None if there is none."""
     return min((moment for moment in moments if moment is not None and moment > now), default=None)
+
+
+def shown(name: str, job: FineTuneJob) -> str:
+    """The name of another job for a reader in this job's namespace: without the namespace if they share it."""
+    return name.removeprefix(f"{job.metadata.namespace}/")

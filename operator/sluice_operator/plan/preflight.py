@@ -1,32 +1,25 @@
-"""Can a claim run? That is checked before a slot drains or training stops for it.
+"""Can a claim run? That is checked before a slot drains or training stops for it."""
 
-Jobs and replicas whose pods are overdue are found here too: a ResourceQuota may be the cause, and our own scale-up pods
-count against it.
-"""
-
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
+from collections.abc import Collection, Iterable
 
 from sluice_api.claim import NodeAllocation
 from sluice_api.finetunejob import FineTuneJob
-from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.reasons import Reason
-from sluice_operator.facts.claims import LiveClaim, Phase, has_its_nodes, job_of, owner_of, phase, trainer_pods
+from sluice_operator.facts.claims import LiveClaim, Phase, phase_by_pods, trainer_pods
 from sluice_operator.facts.fit import need_of, shortage, unreachable_volume, volume_claims_of
-from sluice_operator.facts.liveness import is_live, live_claims_on, overlapped_by
-from sluice_operator.facts.nodes import find_pool, refusal
+from sluice_operator.facts.liveness import live_claims_on
+from sluice_operator.facts.nodes import find_pool, node_unusable
+from sluice_operator.facts.overlap import overlapped_by
 from sluice_operator.facts.slots import pod_of, sleeps
-from sluice_operator.observe.fence import each
-from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import Key, PodView, Resources, StageJobView
-from sluice_operator.observe.world import World, engine_key, identity
+from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.obstacle import Obstacle, Remedy
 from sluice_operator.plan.stock import NodeStock
 
 
 def phase_of(world: World, live: LiveClaim) -> Phase:
     """How far a claim has come. A claim that is proven is DRAINING, though its pods are still gated."""
-    found = phase(world, live)
+    found = phase_by_pods(world, live)
     if found is Phase.PROVING and preflight_obstacle(world, live) is None:
         return Phase.DRAINING
     return found
@@ -60,7 +53,7 @@ def suspended_by_other(stage_job: StageJobView) -> str:
 def _obstacle_on(world: World, live: LiveClaim, place: NodeAllocation, pod: PodView) -> Obstacle | None:
     """Why a claim's pods can't run on one of its nodes; None if they can. `pod` stands for all: they are equal."""
     view = world.nodes[Key("Node", "", place.node)]
-    if no := refusal(view, live.claim.resource, find_pool(world, live.claim.pool)):
+    if no := node_unusable(view, live.claim.resource, find_pool(world, live.claim.pool)):
         return Obstacle(Reason.UNSCHEDULABLE, f"Node {place.node} is {no}.")
     need = dict(pod.requests) or need_of(live.job.spec.resources)  # a LimitRange may have raised the requests
     others = coming(world, live_claims_on(world, place.node), place.node, live)
@@ -98,68 +91,6 @@ def coming(world: World, claims: Iterable[LiveClaim], node: str, mine: LiveClaim
         there = sum(1 for pod in trainer_pods(world, other.stage_job) if pod.node == node)
         found += [need_of(other.job.spec.resources)] * max(0, place.pods - there)
     return found
-
-
-PODS_WITHIN = timedelta(seconds=5)
-"""How long a Job may lack its pods before they are overdue. A Deployment has as long, though it takes one step more."""
-
-
-def starts_until(engine: InferenceEngine, index: int, pod: PodView | None, now: datetime) -> datetime:
-    """When a starting slot's next step is overdue: the pod if it has none, else the pod's node.
-
-    The time counts from when the engine's status first said that the slot starts without a pod, or with this pod.
-    """
-    name = pod.key.name if pod else ""
-    starts = (slot for slot in engine.status.slots if slot.index == index and slot.state is SlotState.STARTING)
-    since = next((slot.since for slot in starts if slot.pod == name), None)
-    return (since or now) + PODS_WITHIN
-
-
-def replica_due(world: World, engine: InferenceEngine, index: int, now: datetime) -> datetime:
-    """When a starting slot's next step is overdue (`starts_until`), with the pod that it has now."""
-    return starts_until(engine, index, pod_of(world, engine, index), now)
-
-
-def namespace_missing_pods(world: World, namespace: str, now: datetime) -> str:
-    """The first job or slot of a namespace that has an overdue pod; empty if there is none."""
-    due = pods_due(world).get(namespace)
-    return due[1] if due and due[0] <= now else ""
-
-
-@once_a_world(lambda _world: None)
-def pods_due(world: World) -> Mapping[str, tuple[datetime, str]]:
-    """By namespace: when the first missing pod is overdue, and the job or slot that lacks it."""
-    found: dict[str, tuple[datetime, str]] = {}
-    for namespace, name, since in (*_claims(world), *_slots(world)):
-        due = (since + PODS_WITHIN, name)
-        found[namespace] = min(found.get(namespace, due), due)
-    return found
-
-
-def _claims(world: World) -> Iterator[tuple[str, str, datetime]]:
-    """Training Jobs with a live claim that lack pods: namespace, job's name and the Job's creation time."""
-
-    def look(stage_job: StageJobView) -> tuple[str, str, datetime] | None:
-        job = owner_of(world, stage_job) if _lacks_pods(world, stage_job) else None
-        lacks = job is not None and is_live(world, job, stage_job) and not has_its_nodes(world, stage_job)
-        return (stage_job.key.namespace, job.metadata.name, stage_job.created) if job and lacks else None
-
-    yield from (found for found in each(world.claiming.values(), job_of, look) if found)
-
-
-def _lacks_pods(world: World, stage_job: StageJobView) -> bool:
-    pods = world.pods_of.get(identity(stage_job), ())
-    asks = not (stage_job.finished or stage_job.suspended)  # a suspended Job has no pods
-    return asks and stage_job.claim is not None and len(pods) < len(stage_job.claim.nodes)
-
-
-def _slots(world: World) -> Iterator[tuple[str, str, datetime]]:
-    """Slots without a pod that start by their engine's status: namespace, slot and since when."""
-    for engine in world.engines.values():
-        for slot in engine.status.slots:
-            starts = slot.state is SlotState.STARTING and not slot.pod
-            if starts and slot.since and pod_of(world, engine, slot.index) is None:
-                yield engine.metadata.namespace, f"{engine.metadata.name}/{slot.index}", slot.since
 
 
 def lack_on(

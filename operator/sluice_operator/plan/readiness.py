@@ -1,151 +1,23 @@
-"""When does a job want GPUs, on which nodes, and when is its time over?
+"""When does a job want GPUs? Not while it is paused, suspended or not prepared, and never after it has failed.
 
 The answers follow from the job's spec and its own past. Both the job's rules and the pool's decision ask for them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from math import ceil
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
-from sluice_operator.facts.fit import most_pods, need_of
-from sluice_operator.facts.outcomes import (
-    all_outcomes,
-    attempts_that_ran,
-    deadline_of,
-    done,
-    failures,
-    is_final,
-    next_attempt_at,
-    recorded,
-    waits_since,
-)
-from sluice_operator.facts.retries import Avoids, after
+from sluice_operator.facts.outcomes import all_outcomes, done, recorded, waits_since
+from sluice_operator.facts.retries import failures, is_final, next_attempt_at
 from sluice_operator.observe.memo import once_a_job
 from sluice_operator.observe.world import World, identity
+from sluice_operator.plan.deadlines import BEFORE_ALL, time_ends, waiting_ends
 from sluice_operator.plan.obstacle import Obstacle
-from sluice_operator.plan.stock import Stock
-
-MOST = 10
-"""At most this many jobs of a pool ask for nodes at once, the first of the queue."""
-
-
-def asks_until(job: FineTuneJob) -> datetime | None:
-    """Until when a job asks for nodes and borrows nothing (scaleUpFirst); None if it does not, or is not prepared yet.
-
-    A claim that was given up, because of a quota for example, does not restart that time.
-    """
-    terms = job.spec.scheduling.scale_up_first
-    if terms is None:
-        return None
-    ready = waits_since(job) if done(recorded(job), Stage.PREPARE) else None
-    return ready + timedelta(seconds=terms.wait_seconds) if ready else None
-
-
-def asks(job: FineTuneJob, now: datetime) -> bool:
-    """Whether a prepared job asks for nodes now, and takes only free GPUs meanwhile."""
-    until = asks_until(job)
-    return until is not None and now < until
-
-
-def may_ask(job: FineTuneJob, now: datetime) -> bool:
-    """Whether a job asks for nodes now, or will once it is prepared. Then nodes may come that are large enough."""
-    until = asks_until(job)
-    return job.spec.scheduling.scale_up_first is not None and (until is None or now < until)
-
-
-def training_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime) -> datetime:
-    """When spec.activeDeadlineSeconds are over for a running attempt, less what earlier attempts have used of them.
-
-    Args:
-        since: when the attempt was given its GPUs.
-    """
-    return since + timedelta(seconds=job.spec.active_deadline_seconds) - _spent(outcomes)
-
-
-_BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
-
-
-GRACE = timedelta(seconds=60)
-"""How much later a training Job's own deadline is than its job's: a running operator ends it first, and says why."""
-
-
-def job_deadline(job: FineTuneJob, outcomes: Outcomes, stage: Stage) -> int:
-    """activeDeadlineSeconds of a batch/v1 Job that is about to be made. It ends the Job even if no operator runs.
-
-    The Job controller counts from the Job's start, the time that pods wait at their gate included. It starts again from
-    zero when the Job is suspended and resumed.
-    """
-    if stage is not Stage.TRAIN:
-        return job.spec.stage_deadline_seconds
-    left = timedelta(seconds=job.spec.active_deadline_seconds) - _spent(outcomes) + GRACE
-    return max(1, ceil(left.total_seconds()))
-
-
-def _spent(outcomes: Outcomes) -> timedelta:
-    """How long all ended attempts together have trained."""
-    trained = attempts_that_ran(outcomes.of(Stage.TRAIN))
-    return sum((a.ended_at - a.started_at for a in trained if a.started_at and a.ended_at), start=timedelta())
-
-
-def waiting_ends(job: FineTuneJob, outcomes: Outcomes) -> datetime | None:
-    """When queueDeadlineSeconds are over; None if the job has no such limit, is not prepared, or has had GPUs."""
-    limit, prepared = job.spec.scheduling.queue_deadline_seconds, done(outcomes, Stage.PREPARE)
-    if limit is None or prepared is None or prepared.ended_at is None or attempts_that_ran(outcomes.of(Stage.TRAIN)):
-        return None
-    begins = max(prepared.ended_at, job.spec.scheduling.not_before or prepared.ended_at)
-    return begins + timedelta(seconds=limit)
-
-
-def warning(job: FineTuneJob, outcomes: Outcomes, since: datetime, expected: datetime | None) -> str:
-    """What to add to the message if training is expected to end after its deadline; empty if it is in time.
-
-    Args:
-        expected: when training ends by the trainer's last report; None if that is not known.
-    """
-    end = training_ends(job, outcomes, since)
-    if expected is None or expected <= end:
-        return ""
-    return (
-        f" At this pace it is not done when spec.activeDeadlineSeconds ({job.spec.active_deadline_seconds}) are over "
-        f"and it is stopped, {end:%Y-%m-%d %H:%M} UTC. Create it again with more, or have it train less."
-    )
-
-
-class End(NamedTuple):
-    """When a job's time is over, and with what reason and message it then fails."""
-
-    at: datetime
-    reason: Reason
-    message: str
-
-
-def time_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime | None) -> End | None:
-    """When a job's time to train, or to wait for GPUs, is over; None if no such limit applies now.
-
-    Args:
-        since: when the attempt that runs now was given its GPUs; None if none runs.
-    """
-    if done(outcomes, Stage.TRAIN):
-        return None
-    if since:
-        return End(training_ends(job, outcomes, since), Reason.DEADLINE_EXCEEDED, deadline_of(job, Stage.TRAIN))
-    if _spent(outcomes) >= timedelta(seconds=job.spec.active_deadline_seconds):
-        return End(_BEFORE_ALL, Reason.DEADLINE_EXCEEDED, deadline_of(job, Stage.TRAIN))
-    end = waiting_ends(job, outcomes)
-    if end is None:
-        return None
-    return End(
-        end,
-        Reason.QUEUE_DEADLINE_EXCEEDED,
-        f"No GPUs for {job.spec.scheduling.queue_deadline_seconds} s (spec.scheduling.queueDeadlineSeconds). Raise "
-        "it, raise scheduling.priority, or set scheduling.policy: Preempt.",
-    )
 
 
 class Failure(NamedTuple):
@@ -276,7 +148,7 @@ def _trained(_job: FineTuneJob, outcomes: Outcomes) -> Obstacle | None:
 
 
 def _failed(job: FineTuneJob, outcomes: Outcomes) -> Obstacle | None:
-    failure = final_failure(job, outcomes, _BEFORE_ALL)  # at that moment no queue deadline is over: `ends` has it
+    failure = final_failure(job, outcomes, BEFORE_ALL)  # at that moment no queue deadline is over: `ends` has it
     return failure.why if failure else None
 
 
@@ -290,44 +162,29 @@ _CHECKS: tuple[Callable[[FineTuneJob, Outcomes], Obstacle | None], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Avoided:
-    """A node that a job leaves out."""
-
-    node: str
-    until: datetime
-    rule: Avoids
-
-    @property
-    def obstacle(self) -> Obstacle:
-        """Why the job's pods do not go to the node now."""
-        message = f"{self.node} is left out until {self.until:%H:%M:%S} UTC, as {self.rule.why}."
-        return Obstacle(Reason.NODE_AVOIDED, message, self.until)
+MOST = 10
+"""At most this many jobs of a pool ask for nodes at once, the first of the queue."""
 
 
-def avoided(world: World, stock: Stock, job: FineTuneJob, now: datetime) -> Mapping[str, Avoided]:
-    """The nodes of a pool that a job leaves out now, by name."""
-    attempts = all_outcomes(world, job).of(Stage.TRAIN)
-    found = {one.node: one for one in _avoided(attempts) if now < one.until and one.node in stock.nodes}
-    if all(not one.rule.unless_last for one in found.values()) or _fits_without(stock, job, found):
-        return found
-    return {node: one for node, one in found.items() if not one.rule.unless_last}
+def asks_until(job: FineTuneJob) -> datetime | None:
+    """Until when a job asks for nodes and borrows nothing (scaleUpFirst); None if it does not, or is not prepared yet.
+
+    A claim that was given up, because of a quota for example, does not restart that time.
+    """
+    terms = job.spec.scheduling.scale_up_first
+    if terms is None:
+        return None
+    ready = waits_since(job) if done(recorded(job), Stage.PREPARE) else None
+    return ready + timedelta(seconds=terms.wait_seconds) if ready else None
 
 
-def avoided_until(job: FineTuneJob) -> Iterator[datetime]:
-    """When each node that a job leaves out may be used again."""
-    return (one.until for one in _avoided(recorded(job).of(Stage.TRAIN)))
+def asks(job: FineTuneJob, now: datetime) -> bool:
+    """Whether a prepared job asks for nodes now, and takes only free GPUs meanwhile."""
+    until = asks_until(job)
+    return until is not None and now < until
 
 
-def _avoided(attempts: Iterable[AttemptOutcome]) -> Iterator[Avoided]:
-    for outcome in attempts:
-        rule = after(outcome.reason).avoids
-        if rule and outcome.ended_at and outcome.node:
-            yield Avoided(outcome.node, outcome.ended_at + rule.lasts, rule)
-
-
-def _fits_without(stock: Stock, job: FineTuneJob, left_out: Mapping[str, Avoided]) -> bool:
-    """Whether all pods of a job would fit the pool's other usable nodes if those were empty."""
-    wanted = job.spec.resources
-    nodes = (node for node in stock.nodes.values() if not node.refusal and node.name not in left_out)
-    return sum(most_pods(node.node, node.gpus, wanted.gpus, need_of(wanted)) for node in nodes) >= wanted.nodes
+def may_ask(job: FineTuneJob, now: datetime) -> bool:
+    """Whether a job asks for nodes now, or will once it is prepared. Then nodes may come that are large enough."""
+    until = asks_until(job)
+    return job.spec.scheduling.scale_up_first is not None and (until is None or now < until)

@@ -18,7 +18,7 @@ from sluice_operator.observe.world import World
 from sluice_operator.plan.obstacle import Obstacle
 
 UNBOUNDED = 1_000_000
-"""More replicas than an engine can have: no PodDisruptionBudget bounds them."""
+"""More GPUs and more replicas than anybody has: a bound that binds nobody."""
 
 
 class Held(NamedTuple):
@@ -95,7 +95,7 @@ class NodeStock:
 
     node: NodeView
     gpus: int
-    refusal: str
+    unusable: str
     """Why it takes no new training pod; empty if it does."""
     claims: tuple[LiveClaim, ...] = ()
     claimed: int = 0

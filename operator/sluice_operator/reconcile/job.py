@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
@@ -10,20 +10,19 @@ from sluice_api.publish import Publish
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExportResult, Stage
 from sluice_operator.cluster.patches import HOSTNAME_LABEL
-from sluice_operator.facts.retries import REFUSED, Limits
+from sluice_operator.facts.retries import REFUSED
 from sluice_operator.manifests.adapter import adapter
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, adapter_key, key_of
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision, refused, unmet_since
 from sluice_operator.plan.job.stages import next_to_prepare
-from sluice_operator.reconcile.attempt import attempt_writes, refused_writes
+from sluice_operator.reconcile.attempt_writes import attempt_writes, refused_writes
 from sluice_operator.reconcile.context import Context, Requeue, until
 from sluice_operator.reconcile.fence import planned
 from sluice_operator.reconcile.look import look_for_orphans, look_for_pods, look_for_refused_pod, orphan_writes
 from sluice_operator.reconcile.refused import reason_of
 from sluice_operator.reconcile.status import status_writes
-from sluice_operator.settings import Settings
 from sluice_operator.status.job import job_status
 from sluice_operator.writes import (
     Annotate,
@@ -73,7 +72,7 @@ def job_plan(world: World, key: Key, c: Context, refused_pod: str, now: datetime
     if job is None or (job.spec.managed_by and job.status.conditions):
         return Plan(orphans)  # its status is another controller's too, once it says so
     wait = c.wait_of(job.spec.resources.pool, key)
-    decision = plan_job(world, job, now, limits(c.settings), wait, refused_pod)
+    decision = plan_job(world, job, now, c.settings.limits, wait, refused_pod)
     status = job_status(world, job, decision, now)
     writes = (*orphans, *_acts(world, job, decision, c, now), *status_writes(job, status), *_events(job, decision))
     return JobPlan(writes, decision.again_at, decision.ends_with, decision)
@@ -89,15 +88,6 @@ def refused_plan(world: World, job: FineTuneJob, plan: Plan, refusal: Refused, n
     if decision.start is not None and not isinstance(refusal.write, Annotate):
         writes += refused_writes(world, job, decision.start, refusal, now)
     return Plan(writes, shown.again_at, shown.ends_with)
-
-
-def limits(settings: Settings) -> Limits:
-    """How long each step of a claim may take."""
-    return Limits(
-        bind=timedelta(seconds=settings.bind_deadline_seconds),
-        start=timedelta(seconds=settings.stage_start_deadline_seconds),
-        stall=timedelta(seconds=settings.stalled_after_seconds),
-    )
 
 
 def _acts(world: World, job: FineTuneJob, decision: JobDecision, c: Context, now: datetime) -> Iterator[Write]:

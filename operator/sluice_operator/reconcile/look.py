@@ -10,7 +10,7 @@ from sluice_operator.observe.orphans import runs
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import identity
 from sluice_operator.plan.job.decide import job_of
-from sluice_operator.plan.preflight import PODS_WITHIN
+from sluice_operator.plan.missing_pods import PODS_WITHIN
 from sluice_operator.reconcile.context import Context
 from sluice_operator.writes import Delete, Writes
 

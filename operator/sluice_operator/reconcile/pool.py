@@ -21,11 +21,11 @@ from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.situation import Start, next_training_attempt
 from sluice_operator.plan.obstacle import Wait
-from sluice_operator.plan.pool.allocate import Allocation, handed_out
+from sluice_operator.plan.pool.allocate import Allocation, allocate
 from sluice_operator.plan.pool.queue import ready_since
 from sluice_operator.plan.pool.scale_up import plan_scale_up, scale_ups_of
 from sluice_operator.plan.stock import Stock
-from sluice_operator.reconcile.attempt import attempt_writes, refused_writes
+from sluice_operator.reconcile.attempt_writes import attempt_writes, refused_writes
 from sluice_operator.reconcile.context import Context, Requeue, until
 from sluice_operator.reconcile.fence import decided, planned
 from sluice_operator.reconcile.status import status_writes
@@ -66,7 +66,7 @@ class PoolPlan(Plan):
     """What to do once the claims are made."""
 
     concerned: tuple[Key, ...] = ()
-    """Engines that wait for a GPU where one is free now. Nothing else wakes them."""
+    """Engines whose status says otherwise than the stock which of their slots have a GPU. Nothing else wakes them."""
 
 
 def pool_plan(world: World, pool: GPUPool, allocation: Allocation, c: Context, now: datetime) -> PoolPlan:
@@ -85,6 +85,7 @@ def pool_plan(world: World, pool: GPUPool, allocation: Allocation, c: Context, n
     return PoolPlan(
         writes,
         min((at for at in turns if at), default=None),
+        tuple(allocation.ends_with),
         concerned=tuple(key_of(engine) for engine in engines_concerned(world, stock)),
     )
 
@@ -140,7 +141,7 @@ class _Claims:
 
 
 def _claims(world: World, pool: GPUPool, refused: Collection[Key], c: Context, now: datetime) -> _Claims:
-    allocation = handed_out(world, pool, now, refused)
+    allocation = allocate(world, pool, now, refused)
 
     def begin(job: Key) -> tuple[Key, tuple[Start, Writes]]:
         resource = world.jobs[job]
@@ -194,13 +195,13 @@ def engines_concerned(world: World, stock: Stock) -> list[InferenceEngine]:
     """Engines of which a slot waits, as their status says, and there is a GPU for it; or starts, and there is none."""
 
     def is_concerned(engine: InferenceEngine) -> bool:
-        return any(_is_wrong(world, stock, engine, slot) for slot in engine.status.slots)
+        return any(_says_otherwise(world, stock, engine, slot) for slot in engine.status.slots)
 
     looks = each(stock.engines, key_of, lambda engine: (engine, is_concerned(engine)))
     return [engine for engine, concerned in looks if concerned]
 
 
-def _is_wrong(world: World, stock: Stock, engine: InferenceEngine, slot: SlotStatus) -> bool:
+def _says_otherwise(world: World, stock: Stock, engine: InferenceEngine, slot: SlotStatus) -> bool:
     placed = ref(engine, slot.index) in stock.placed
     if slot.state is not SlotState.STARTING:
         return slot.state is SlotState.WAITING and placed

@@ -13,7 +13,7 @@ from sluice_operator.facts.retries import FIRST_PAUSE, LONGEST_PAUSE_OF_ENGINE, 
 from sluice_operator.facts.slots import pod_of
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.preflight import PODS_WITHIN
+from sluice_operator.plan.missing_pods import PODS_WITHIN
 from sluice_operator.reconcile.context import Context
 from sluice_operator.writes import Refused
 

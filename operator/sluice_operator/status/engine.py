@@ -9,7 +9,7 @@ from sluice_api.meta import ENGINE_LABEL
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import trainer_pods
 from sluice_operator.facts.fit import missing_volume_claim
-from sluice_operator.facts.nodes import find_pool, nodes_of, offered, unreachable, unusable
+from sluice_operator.facts.nodes import find_pool, nodes_of, offered, pool_unusable, unreachable
 from sluice_operator.facts.sleeping import sleep_refusal
 from sluice_operator.facts.slots import SlotPlan, pod_of, ref, serves
 from sluice_operator.observe.world import World, existing, key_of
@@ -102,7 +102,7 @@ def _hopeless(world: World, engine: InferenceEngine) -> tuple[Reason, str] | Non
     if most >= resources.gpus:
         return None
     if not most:
-        why = unusable(world, pool) or "Add one, or use another pool."
+        why = pool_unusable(world, pool) or "Add one, or use another pool."
         return Reason.NO_NODES, f"spec.resources.pool: pool {resources.pool} has no node that offers GPUs. {why}"
     return Reason.EXCEEDS_EVERY_NODE, (
         f"spec.resources.gpus: {resources.gpus} are asked for, the largest node of pool {resources.pool} has {most}. "

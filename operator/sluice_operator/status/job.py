@@ -20,8 +20,8 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, ends_at
 from sluice_operator.facts.liveness import live_claims_of
-from sluice_operator.facts.outcomes import all_outcomes, attempts_that_ran, done, waits_since
-from sluice_operator.facts.retries import after
+from sluice_operator.facts.outcomes import all_outcomes, done, waits_since
+from sluice_operator.facts.retries import after, attempts_that_ran
 from sluice_operator.observe.world import World
 from sluice_operator.plan.job.situation import JobDecision
 from sluice_operator.plan.obstacle import Wait

@@ -7,7 +7,7 @@ from sluice_api.conditions import READY, condition
 from sluice_api.gpupool import GPUPool, GPUPoolStatus
 from sluice_api.model import FIRST_MOMENT
 from sluice_api.reasons import Reason
-from sluice_operator.facts.nodes import named, taken_by_elders, unusable
+from sluice_operator.facts.nodes import named, pool_unusable, taken_by_elders
 from sluice_operator.observe.world import World
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.stock import NodeStock, Stock, borrowed_on
@@ -21,7 +21,7 @@ def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUP
         waiting: the number of jobs that wait.
     """
     pool, nodes = stock.pool, list(stock.nodes.values())
-    usable = [node for node in nodes if not node.refusal]
+    usable = [node for node in nodes if not node.unusable]
     reason = Reason.POOL_READY if usable else Reason.NO_NODES
     if pool.spec.by_dra and not world.serves_dra:
         reason = Reason.DRA_NOT_SERVED
@@ -29,7 +29,7 @@ def pool_status(world: World, stock: Stock, waiting: int, now: datetime) -> GPUP
         f"spec.nodeSelector: {count} more that it selects belong to pool {name}, which is older. Narrow one of the two."
         for name, count in taken_by_elders(world, pool).items()
     ]
-    if why := unusable(world, pool):
+    if why := pool_unusable(world, pool):
         notes.append(why)
     notes += _refusals(nodes)
     lent = sum(borrowed_on(world, live.claim, node.name) for node in nodes for live in node.claims)
@@ -61,8 +61,8 @@ def _refusals(nodes: Sequence[NodeStock]) -> list[str]:
     """Why nodes take no pods: a sentence for each reason, as a message is bounded and nodes may be many."""
     refused: dict[str, list[str]] = {}
     for node in nodes:
-        if node.refusal:
-            refused.setdefault(node.refusal, []).append(node.name)
+        if node.unusable:
+            refused.setdefault(node.unusable, []).append(node.name)
     return [f"{named(names)} {'is' if len(names) == 1 else 'are'} {why}." for why, names in refused.items()]
 
 

@@ -9,32 +9,33 @@ from sluice_api.claim import AttemptRef, Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import ASLEEP, InferenceEngine
-from sluice_operator.facts.claims import LiveClaim, Phase, phase
+from sluice_operator.facts.claims import LiveClaim, Phase, phase_by_pods
 from sluice_operator.facts.liveness import live_claims, live_claims_of
 from sluice_operator.facts.nodes import engines_of, find_pool
-from sluice_operator.facts.retries import Limits
 from sluice_operator.facts.sleeping import is_asleep
 from sluice_operator.facts.slots import floor_of, is_drained, pod_of, sleeps
 from sluice_operator.observe.world import World, engine_key, key_of
+from sluice_operator.plan.avoided_nodes import Avoided, avoided
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.job.holding import advance, interruption
+from sluice_operator.plan.job.claim_steps import advance, interruption
 from sluice_operator.plan.obstacle import Wait
-from sluice_operator.plan.pool.allocate import Allocation, allocate
+from sluice_operator.plan.pool.allocate import Allocation, allocate_fenced
 from sluice_operator.plan.pool.lending import lending_obstacle
+from sluice_operator.plan.pool.preemption import preemption_obstacle
 from sluice_operator.plan.pool.queue import pending
 from sluice_operator.plan.pool.refusals import refusal_at
 from sluice_operator.plan.pool.scale_up import scale_ups_of
-from sluice_operator.plan.pool.victims import preemption_obstacle
+from sluice_operator.plan.pool.victims import spared
 from sluice_operator.plan.pool.waiting import asked
 from sluice_operator.plan.preflight import lack_on, phase_of
-from sluice_operator.plan.readiness import Avoided, avoided
 from sluice_operator.plan.stock import NodeStock, Stock
+from sluice_operator.settings import Limits
 
 _MOST = 20
 """The most lines of a section that are shown; the others are counted."""
 
 
-def trace(world: World, job: FineTuneJob, now: datetime) -> Iterator[str]:
+def trace(world: World, job: FineTuneJob, now: datetime, limits: Limits) -> Iterator[str]:
     """Lines that say what is decided about a job now, and why."""
     resources, scheduling = job.spec.resources, job.spec.scheduling
     yield (
@@ -46,12 +47,12 @@ def trace(world: World, job: FineTuneJob, now: datetime) -> Iterator[str]:
     if pool is None or refused:
         yield f"  refused: {refused.reason}: {refused.message}" if refused else f"  there is no pool {resources.pool}"
         return
-    allocation = allocate(world, pool, now)
+    allocation = allocate_fenced(world, pool, now)
     yield f"  {_verdict(world, job, allocation)}"
     stock = take_stock(world, pool)
     mine = live_claims_of(world, job)
     for live in mine:
-        yield from _section("claim", list(_claim(world, live, now)))
+        yield from _section("claim", list(_claim(world, live, now, limits)))
     yield from _section("queue", list(_queue(world, pool, job, allocation, now)))
     if ways := list(_ways(allocation.waits.get(key_of(job)))):
         yield from _section("could start", ways)
@@ -102,7 +103,7 @@ def _node(world: World, node: NodeStock, job: FineTuneJob, left_out: Avoided | N
         f"{node.others} used by others" if node.others else "",
     ]
     found = left_out.obstacle if left_out else lack_on(world, node, job, set())
-    lack = node.refusal or (found.message if found else "")
+    lack = node.unusable or (found.message if found else "")
     return f"{node.name}: {', '.join(filter(None, has))}" + (f"; no: {lack}" if lack else "")
 
 
@@ -110,16 +111,16 @@ def _has(live: LiveClaim) -> str:
     return f"{live.name}: {live.claim.all_gpus} GPU on {live.claim.summary}"
 
 
-def _claim(world: World, live: LiveClaim, now: datetime) -> Iterator[str]:
+def _claim(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Iterator[str]:
     """How far a claim is, what it waits for, and which claim preempts it."""
-    step = advance(world, live, now, Limits(), "")
+    step = advance(world, live, now, limits, "")
     yield f"attempt {live.stage_job.attempt}, {phase_of(world, live).name.lower()}: {step.reason}: {step.message}"
     for slot in live.claim.borrowed:
         engine = world.engines.get(engine_key(slot.namespace, slot.engine))
         yield f"{slot}: {_makes_room(world, engine, slot.index, now) if engine else 'has stopped'}"
     claims = live_claims(world)
     for ref in (ref for place in live.claim.places for ref in place.preempted):
-        yield f"in place of {ref.namespace}/{ref.job}: {_gives_way(world, ref, claims, phase(world, live))}"
+        yield f"in place of {ref.namespace}/{ref.job}: {_gives_way(world, ref, claims, phase_by_pods(world, live))}"
     for other in claims:
         if live.stage_job.uid in other.claim.preempted:
             yield f"gives way to {other.name}, which has its claim already"
@@ -186,8 +187,7 @@ def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJo
     terms = f"{engine.metadata.full_name}: {', '.join(filter(None, has))}"
     if obstacle := lending_obstacle(world, stock, engine, job, now):
         return f"{terms}; no: {obstacle.reason}: {obstacle.message}"
-    able = sum(1 for slot in slots if slot.lendable and not slot.shared)
-    return f"{terms}; may lend {max(0, min(able, len(slots) - floor_of(engine)))}"
+    return f"{terms}; may lend {len(spared(stock, slots))}"
 
 
 def _section(title: str, lines: list[str]) -> Iterator[str]:

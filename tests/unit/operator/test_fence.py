@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from dev.simulate.builder import NOW, WorldBuilder
 from sluice_operator.cluster.cluster import Cluster
 from sluice_operator.exposition import WorldCollector
-from sluice_operator.facts.nodes import refusal
+from sluice_operator.facts.nodes import node_unusable
 from sluice_operator.facts.outcomes import all_outcomes
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import SetAside, job_key, pool_key
@@ -150,9 +150,9 @@ async def test_node_set_aside_is_looked_at_again_after_a_while(
     def bad(view: Any, *rest: Any) -> str:
         if broken:
             raise ZeroDivisionError("poison")
-        return refusal(view, *rest)
+        return node_unusable(view, *rest)
 
-    monkeypatch.setattr(inventory, "refusal", bad)
+    monkeypatch.setattr(inventory, "node_unusable", bad)
     context = Context(builder.store, Told(builder), SETTINGS, woken.append)
     await reconcile_pool(pool_key("default"), context, NOW)
     assert set(builder.world.set_aside) == {node}

@@ -11,8 +11,9 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.scheduling import GiveWay, Policy
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, gpus_of_slots
-from sluice_operator.facts.liveness import borrowers, lent_indices, live_claims, overlapped_by, preemptors
+from sluice_operator.facts.liveness import lent_indices, live_claims, preemptors
 from sluice_operator.facts.outcomes import recorded
+from sluice_operator.facts.overlap import borrowers, overlapped_by
 from sluice_operator.facts.retries import after
 from sluice_operator.facts.slots import floor_of, pod_of, serves, wanted
 from sluice_operator.observe.world import World, engine_key, job_key, key_of
@@ -101,7 +102,7 @@ class Made:
         """Nobody is disturbed where one pod would do with what nobody has. A node that failed it is avoided."""
         job, claim = self.live.job, self.live.claim
         failed = {outcome.node for outcome in recorded(job).of(Stage.TRAIN) if not after(outcome.reason).ran}
-        usable = (node for node in self.before.nodes.values() if not node.refusal and node.name not in failed)
+        usable = (node for node in self.before.nodes.values() if not node.unusable and node.name not in failed)
         free = [node.name for node in usable if node.free >= job.spec.resources.gpus]
         if self._is_first and job.spec.resources.nodes == 1:
             assert not free or not (claim.borrowed or claim.preempted), f"GPUs are free on {free}"

@@ -14,15 +14,15 @@ import hypothesis.strategies as st
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import stage_job_name
 from sluice_operator.facts.nodes import find_pool
-from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.fence import fenced
 from sluice_operator.observe.parse import parse
 from sluice_operator.observe.world import World, key_of, pool_key
 from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.pool.allocate import handed_out
+from sluice_operator.plan.pool.allocate import allocate
 from sluice_operator.reconcile.pool import engines_concerned
+from sluice_operator.settings import Limits
 from sluice_operator.status.job import job_status
 from sluice_operator.status.pool import pool_usage
 from tests.unit.plan.worlds import NOW, WorldBuilder
@@ -270,7 +270,7 @@ def decisions(builder: WorldBuilder) -> Mapping[str, Any]:
     assert pool is not None
 
     def of_the_pool(seen: World) -> tuple[Any, ...]:
-        allocation = handed_out(seen, pool, NOW)
+        allocation = allocate(seen, pool, NOW)
         claimed = {key: claim for key, claim in allocation.claims.items() if key.namespace != EVIL}
         waits = {key: wait for key, wait in allocation.waits.items() if key.namespace != EVIL}
         engines = [key_of(engine) for engine in engines_concerned(seen, take_stock(seen, pool))]

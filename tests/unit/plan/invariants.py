@@ -8,10 +8,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from dev.simulate.cluster import Cluster
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, Phase, taken_by, trainer_pods
-from sluice_operator.facts.liveness import borrowers, lent_indices, live_claims, preemptors
+from sluice_operator.facts.liveness import lent_indices, live_claims, preemptors
+from sluice_operator.facts.overlap import borrowers
 from sluice_operator.facts.slots import wanted
 from sluice_operator.observe.views import NodeView, PodView
-from sluice_operator.plan.job.holding import interruption
+from sluice_operator.plan.job.claim_steps import interruption
 from sluice_operator.plan.preflight import phase_of
 from tests.unit.plan.worlds import GPU, planned_status
 

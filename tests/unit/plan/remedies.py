@@ -13,14 +13,14 @@ from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import identity
 from sluice_operator.plan.obstacle import Obstacle, Remedy, Wait
-from sluice_operator.plan.pool.allocate import allocate
+from sluice_operator.plan.pool.allocate import allocate_fenced
 
 
 def lies(builder: WorldBuilder, now: datetime) -> Iterator[str]:
     """Messages whose remedy does nothing, with what was done."""
     pool = find_pool(builder.world, "default")
     assert pool is not None
-    for key, wait in allocate(builder.world, pool, now).waits.items():
+    for key, wait in allocate_fenced(builder.world, pool, now).waits.items():
         for way in wait.ways:
             if _has_remedy(way) and (lie := _tried(builder, now, key, wait, way)):
                 yield lie
@@ -39,7 +39,7 @@ def _tried(builder: WorldBuilder, now: datetime, key: Key, wait: Wait, way: Sequ
         _do(copy, key, remedy)
     pool = find_pool(copy.world, "default")
     assert pool is not None
-    after = allocate(copy.world, pool, then)
+    after = allocate_fenced(copy.world, pool, then)
     if key in after.claims or key not in after.waits:
         return ""
     still = after.waits[key].ways

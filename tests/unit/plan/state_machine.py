@@ -20,7 +20,7 @@ from sluice_operator.facts.slots import pod_of, serves
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import identity, job_key, key_of
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.pool.allocate import allocate
+from sluice_operator.plan.pool.allocate import allocate_fenced
 from sluice_operator.plan.preflight import phase_of
 from sluice_operator.plan.readiness import readiness
 from tests.unit.plan.claim_invariants import Made
@@ -65,9 +65,9 @@ class Watched(Cluster):
             super().reconcile(key)
             return
         known = {live.stage_job.uid for live in live_claims(self.world)}
-        decided = allocate(self.world, pool, self.now)
+        decided = allocate_fenced(self.world, pool, self.now)
         with patch("sluice_operator.plan.pool.reservations.alike", lambda _world, _job: object()):
-            one_by_one = allocate(self.world, pool, self.now)
+            one_by_one = allocate_fenced(self.world, pool, self.now)
         assert one_by_one.claims == decided.claims, "what was found out about one job does not hold for all like it"
         before, now = take_stock(self.world, pool), self.now
         super().reconcile(key)
@@ -359,7 +359,7 @@ class Lending(Invariants):
         assert asking <= {job.metadata.uid for job in settled.waiting}, "somebody asks for nodes who needs none"
         for engine in self.cluster.world.engines.values():
             assert planned_status(self.cluster.world, engine, self.cluster.now).lent == 0
-        why = describe(allocate(self.cluster.world, self._pool(), self.cluster.now))
+        why = describe(allocate_fenced(self.cluster.world, self._pool(), self.cluster.now))
         assert not settled.stuck(), f"there is something for {settled.stuck()}, but they wait: {why}"
 
     @staticmethod

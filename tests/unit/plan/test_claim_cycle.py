@@ -12,12 +12,12 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, SlotState, SlotStatus
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, Stage, StageOutcome, TrainResult
-from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.views import NodeView, PodView, StageJobView, Termination
 from sluice_operator.observe.world import engine_key, job_key
 from sluice_operator.plan.engine.decide import EngineDecision, plan_engine
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision
+from sluice_operator.settings import Limits
 from tests.unit.plan.worlds import GPU, NOW, PREPARED, WorldBuilder, allocated, describe, planned_status
 
 CHAT_1 = SlotRef(namespace="team", engine="chat", index=1)

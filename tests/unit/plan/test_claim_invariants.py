@@ -10,7 +10,7 @@ from sluice_operator.facts.liveness import live_claims, live_claims_of
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.job import holding
+from sluice_operator.plan.job import claim_steps
 from tests.unit.plan.claim_invariants import Made
 from tests.unit.plan.state_machine import Lending
 from tests.unit.plan.worlds import allocated, key_of, parse
@@ -56,6 +56,6 @@ def test_preemption_by_a_job_on_a_free_gpu_is_detected(monkeypatch: pytest.Monke
     story.cluster = Cluster()
     story.cluster.builder = builder
     story.nobody_stops_for_who_found_a_free_gpu()
-    monkeypatch.setattr(holding, "_takes_its_place", lambda *_: True)
+    monkeypatch.setattr(claim_steps, "_takes_its_place", lambda *_: True)
     with pytest.raises(AssertionError, match="team/low stops for nothing"):
         story.nobody_stops_for_who_found_a_free_gpu()

@@ -11,18 +11,19 @@ from sluice_api.gpupool import SharingMode
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim
-from sluice_operator.facts.liveness import live_claims_of, overlapped_by
+from sluice_operator.facts.liveness import live_claims_of
 from sluice_operator.facts.nodes import find_pool
-from sluice_operator.facts.retries import Limits
+from sluice_operator.facts.overlap import overlapped_by
 from sluice_operator.facts.slots import left_by
 from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.decide import plan_job
-from sluice_operator.plan.pool.allocate import allocate
+from sluice_operator.plan.pool.allocate import allocate_fenced
+from sluice_operator.plan.pool.preemption import preemption_obstacle
 from sluice_operator.plan.pool.refusals import refusal
-from sluice_operator.plan.pool.victims import preemption_obstacle
+from sluice_operator.settings import Limits
 from sluice_operator.status.job import job_status
 from sluice_operator.status.trace import trace
 from tests.unit.plan.dra import DRIVER, SHARED, SLEEPS, DraWorldBuilder, chat, guests
@@ -285,7 +286,7 @@ def test_engines_are_scanned_once_for_all_guests() -> None:
         world = replace(builder.world, engines=Looked(builder.world.engines))
         pool = find_pool(world, "default")
         assert pool is not None
-        assert len(allocate(world, pool, NOW).claims) == 1
+        assert len(allocate_fenced(world, pool, NOW).claims) == 1
         assert isinstance(world.engines, Looked)
         times.append(world.engines.times)
     assert times[0] == times[1]
@@ -372,7 +373,7 @@ def test_status_and_trace_name_the_replica_beside_a_guest() -> None:
     status = job_status(builder.world, job, plan_job(builder.world, job, NOW, Limits()), NOW)
     assert status.allocation is not None
     assert (status.allocation.beside, status.allocation.nodes) == ("chat/0", ("n1",))
-    lines = "\n".join(trace(builder.world, job, NOW))
+    lines = "\n".join(trace(builder.world, job, NOW, Limits()))
     assert "holds 30% of a GPU on n1, beside chat/0" in lines
     assert "1 for chat/0 (jobs beside it use 30%)" in lines
 

@@ -8,9 +8,9 @@ from sluice_api.claim import AttemptOutcome
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, StageOutcome, TrainResult
 from sluice_operator.facts.outcomes import recorded
-from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.views import Termination
-from sluice_operator.plan.readiness import job_deadline
+from sluice_operator.plan.deadlines import job_deadline
+from sluice_operator.settings import Limits
 from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, change, decide
 
 TRAINED = AttemptOutcome(stage=Stage.TRAIN, attempt=1, reason="Done", ended_at=NOW)

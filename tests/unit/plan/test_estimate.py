@@ -5,10 +5,10 @@ from datetime import datetime, timedelta
 import pytest
 
 from sluice_api.finetunejob import Progress
-from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.pool.waiting import settled
+from sluice_operator.settings import Limits
 from sluice_operator.status.job import job_status
 from tests.unit.plan.worlds import NOW, WorldBuilder, allocated, parse
 

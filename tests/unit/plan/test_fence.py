@@ -11,7 +11,6 @@ from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
 from sluice_api.reasons import Reason
 from sluice_operator.facts import liveness, outcomes
 from sluice_operator.facts.nodes import find_pool
-from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.fence import Fault, Fenced, each, fenced, looking_at
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import SetAside, World, engine_key, job_key, key_of, pool_key
@@ -20,7 +19,8 @@ from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.pool import allocate as allocation
 from sluice_operator.plan.pool import lending
 from sluice_operator.plan.pool import refusals as access
-from sluice_operator.plan.pool.allocate import Allocation, handed_out
+from sluice_operator.plan.pool.allocate import Allocation, allocate
+from sluice_operator.settings import Limits
 from sluice_operator.status.aside import set_aside_status
 from sluice_operator.status.pool import pool_usage
 from tests.unit.plan.worlds import NOW, WorldBuilder, describe, planned_status
@@ -33,7 +33,7 @@ def decided(builder: WorldBuilder) -> Fenced[Allocation]:
     assert pool is not None
 
     def decide(world: World) -> Allocation:
-        return handed_out(world, pool, NOW)
+        return allocate(world, pool, NOW)
 
     return fenced(builder.world, pool_key("default"), decide)
 
@@ -98,7 +98,7 @@ def test_all_jobs_that_raise_are_set_aside_in_one_look(monkeypatch: pytest.Monke
     def decide(world: World) -> Allocation:
         nonlocal decisions
         decisions += 1
-        return handed_out(world, pool, NOW)
+        return allocate(world, pool, NOW)
 
     found = fenced(builder.world, pool_key("default"), decide)
     assert (decisions, len(found.aside)) == (2, 50)
@@ -165,7 +165,7 @@ def test_node_that_raises_is_set_aside_and_its_training_goes_on(monkeypatch: pyt
     trains = builder.job("trains", 1)
     builder.trainer_pod(builder.stage_job(trains, claim=builder.claim("n1")), "n1")
     builder.job("victim", 1, scheduling={"policy": "Queue"})
-    poisoned(monkeypatch, inventory, "refusal", lambda arg: getattr(arg, "key", None) == Key("Node", "", "n1"))
+    poisoned(monkeypatch, inventory, "node_unusable", lambda arg: getattr(arg, "key", None) == Key("Node", "", "n1"))
     found = decided(builder)
     assert found.decision is not None
     assert describe(found.decision) == "victim takes n2"

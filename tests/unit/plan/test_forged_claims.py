@@ -13,13 +13,13 @@ from sluice_api.stages import Stage, StageOutcome, TrainResult
 from sluice_operator.facts.liveness import live_claims
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.facts.outcomes import all_outcomes
-from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.parse import Unreadable
 from sluice_operator.observe.views import Key, Owner, StageJobView, Termination
 from sluice_operator.observe.world import engine_key, existing, job_key
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.reconcile.give_back import missing
+from sluice_operator.settings import Limits
 from tests.unit.plan.node_requests import bound, made, removed
 from tests.unit.plan.worlds import (
     GPU,

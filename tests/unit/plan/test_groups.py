@@ -9,14 +9,14 @@ from sluice_api.claim import Claim, NodeAllocation, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, Stage, StageOutcome, TrainResult
-from sluice_operator.facts.claims import Phase, phase
+from sluice_operator.facts.claims import Phase, phase_by_pods
 from sluice_operator.facts.liveness import live_claims_of
-from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.views import PodView, StageJobView, Termination
 from sluice_operator.observe.world import engine_key, job_key
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision
+from sluice_operator.settings import Limits
 from tests.unit.plan.worlds import GPU, NOW, WorldBuilder, allocated, describe, parse
 
 CHAT = [SlotRef(namespace="team", engine="chat", index=index) for index in (0, 1)]
@@ -93,7 +93,7 @@ class Group:
     @property
     def phase(self) -> Phase:
         (live,) = live_claims_of(self.builder.world, self.job)
-        return phase(self.builder.world, live)
+        return phase_by_pods(self.builder.world, live)
 
     def decide(self) -> JobDecision:
         return plan_job(self.builder.world, self.job, NOW, Limits())

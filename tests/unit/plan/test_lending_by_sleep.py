@@ -12,6 +12,7 @@ from sluice_operator.facts.nodes import find_pool
 from sluice_operator.facts.slots import template_of
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.inventory import take_stock
+from sluice_operator.settings import Limits
 from sluice_operator.status.pool import pool_status
 from sluice_operator.status.trace import trace
 from tests.unit.plan.test_sleeping import SleepingLoan
@@ -134,7 +135,7 @@ def test_sleeping_slot_counts_as_lent_in_pool_status_and_trace() -> None:
     status = pool_status(loan.builder.world, take_stock(loan.builder.world, pool), 0, NOW)
     assert (status.lent, status.training, status.inference, status.free) == (1, 1, 1, 0)
     loan.builder.job("b")
-    said = "\n".join(trace(loan.builder.world, loan.builder.world.jobs[job_key("team", "b")], NOW))
+    said = "\n".join(trace(loan.builder.world, loan.builder.world.jobs[job_key("team", "b")], NOW, Limits()))
     assert "team/chat: 1 of 2 replicas, 1 asleep, floor 1" in said
 
 
@@ -153,7 +154,7 @@ def test_message_promises_no_preemption_on_a_sleeping_slot() -> None:
     loan.builder.job("b", scheduling={"policy": "Preempt", "priority": 9, "interruption": {"graceSeconds": 0}})
     (wait,) = allocated(loan.builder).waits.values()
     assert "gives way" not in wait.message
-    said = "\n".join(trace(loan.builder.world, loan.builder.world.jobs[job_key("team", "b")], NOW))
+    said = "\n".join(trace(loan.builder.world, loan.builder.world.jobs[job_key("team", "b")], NOW, Limits()))
     assert "team/a: 1 GPU on n1; a does not give way: it trains on replicas that sleep." in said
 
 

@@ -12,8 +12,8 @@ from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import StageJobView
 from sluice_operator.observe.world import engine_key, job_key
 from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.missing_pods import PODS_WITHIN
 from sluice_operator.plan.pool.scale_up import plan_scale_up
-from sluice_operator.plan.preflight import PODS_WITHIN
 from tests.unit.plan.node_requests import bound, made, planned, removed
 from tests.unit.plan.worlds import NOW, WorldBuilder, allocated, parse
 

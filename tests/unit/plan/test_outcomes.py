@@ -9,10 +9,10 @@ from sluice_api.claim import AttemptOutcome
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, StageOutcome
 from sluice_operator.facts.nodes import find_pool
-from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.views import Termination
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.settings import Limits
 from sluice_operator.status.trace import trace
 from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated, describe
 
@@ -127,7 +127,11 @@ def test_node_avoided_says_until_when_and_the_pool_looks_again() -> None:
     pool = find_pool(builder.world, "default")
     assert pool is not None
     assert allocated(builder).again_at == NOW + timedelta(minutes=4)
-    assert any("n1 is left out until 12:04:00 UTC" in line for line in trace(builder.world, job, NOW) if "free" in line)
+    assert any(
+        "n1 is left out until 12:04:00 UTC" in line
+        for line in trace(builder.world, job, NOW, Limits())
+        if "free" in line
+    )
     builder.node(2)
     builder.stranger("n2", 2)
     (wait,) = allocated(builder).waits.values()

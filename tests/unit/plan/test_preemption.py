@@ -9,8 +9,9 @@ import pytest
 from sluice_api.claim import AttemptRef, Claim, NodeAllocation
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, StageOutcome, TrainResult
-from sluice_operator.facts.liveness import live_claims, overlapped_by
+from sluice_operator.facts.liveness import live_claims
 from sluice_operator.facts.nodes import find_pool
+from sluice_operator.facts.overlap import overlapped_by
 from sluice_operator.observe.views import PodView, Termination
 from sluice_operator.observe.world import identity, job_key, key_of
 from sluice_operator.plan.inventory import take_stock

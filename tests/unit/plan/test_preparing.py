@@ -12,12 +12,12 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
-from sluice_operator.facts.retries import Limits
 from sluice_operator.handlers.watching import route_changes
 from sluice_operator.observe.views import Key, StageJobView
 from sluice_operator.observe.world import key_of
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision
+from sluice_operator.settings import Limits
 
 
 class Preparing:

@@ -7,9 +7,9 @@ from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExportResult, Stage
 from sluice_operator.facts.outcomes import recorded
-from sluice_operator.facts.retries import Limits
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision
+from sluice_operator.settings import Limits
 from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated, describe
 
 DIGEST = "sha256:" + "a" * 64

@@ -12,11 +12,11 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.facts.nodes import find_pool
-from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.world import engine_key, job_key
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision
+from sluice_operator.settings import Limits
 from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated, describe, parse, planned_status
 
 TEAM = {"matchLabels": {"kubernetes.io/metadata.name": "team"}}

@@ -11,13 +11,14 @@ from sluice_api.claim import OUTCOMES_BYTES, AttemptOutcome, Outcomes
 from sluice_api.meta import OUTCOMES_ANNOTATION
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, TrainResult
-from sluice_operator.facts.outcomes import compact, failures, next_attempt_at, recorded
-from sluice_operator.facts.retries import Limits
+from sluice_operator.facts.outcomes import compact, recorded
+from sluice_operator.facts.retries import failures, next_attempt_at
 from sluice_operator.observe.world import job_key
+from sluice_operator.plan.deadlines import training_ends
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import next_training_attempt
 from sluice_operator.plan.obstacle import Wait
-from sluice_operator.plan.readiness import training_ends
+from sluice_operator.settings import Limits
 from sluice_operator.status.job import job_status
 from tests.unit.plan.worlds import NOW, PREPARED, YIELDS, WorldBuilder, allocated, describe
 

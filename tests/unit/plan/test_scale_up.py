@@ -11,18 +11,18 @@ from sluice_api.claim import AttemptOutcome
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.facts.nodes import find_pool
-from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.world import engine_key, identity, job_key
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision
+from sluice_operator.plan.missing_pods import PODS_WITHIN
 from sluice_operator.plan.obstacle import Wait
-from sluice_operator.plan.pool.allocate import allocate
+from sluice_operator.plan.pool.allocate import allocate_fenced
 from sluice_operator.plan.pool.scale_up import ScaleUp, plan_scale_up
-from sluice_operator.plan.preflight import PODS_WITHIN
 from sluice_operator.plan.readiness import MOST
 from sluice_operator.plan.stock import NodeStock
+from sluice_operator.settings import Limits
 from tests.unit.plan.node_requests import bound, made, planned, removed
 from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated, describe, parse
 
@@ -340,7 +340,7 @@ def test_scale_up_pod_in_another_pool_goes_for_its_claims() -> None:
 def allocated_in(builder: WorldBuilder, name: str) -> dict[str, Any]:
     pool = find_pool(builder.world, name)
     assert pool is not None
-    return {key.name: claim for key, claim in allocate(builder.world, pool, NOW).claims.items()}
+    return {key.name: claim for key, claim in allocate_fenced(builder.world, pool, NOW).claims.items()}
 
 
 def test_scale_up_pod_on_reserved_gpus_stays() -> None:

@@ -8,9 +8,9 @@ from sluice_api.claim import Share
 from sluice_api.gpupool import SharingMode
 from sluice_api.reasons import Reason
 from sluice_operator.facts.fit import GPU_MEMORY_LABEL
-from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.settings import Limits
 from tests.unit.plan.worlds import NOW, WorldBuilder, allocated, describe, parse
 
 SLICED: dict[str, Any] = {"sharing": {"mode": "TimeSlicing", "replicas": 4}}

@@ -18,12 +18,12 @@ from sluice_api.inferenceengine import (
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.facts.nodes import find_pool
-from sluice_operator.facts.retries import Limits
 from sluice_operator.facts.sleeping import can_sleep
 from sluice_operator.facts.slots import template_of
 from sluice_operator.observe.world import job_key
-from sluice_operator.plan.pool.allocate import allocate
+from sluice_operator.plan.pool.allocate import allocate_fenced
 from sluice_operator.reconcile.give_back import missing
+from sluice_operator.settings import Limits
 from tests.unit.plan.test_claim_cycle import Loan, states
 from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated, describe
 
@@ -262,7 +262,7 @@ def test_next_job_takes_over_the_sleeping_slot() -> None:
     assert (states(decision), loan.status(5).lent_to, decision.woken) == ([SERVING, LENT], ("team/b",), ())
     pool = find_pool(loan.builder.world, "default")
     assert pool
-    claim = allocate(loan.builder.world, pool, at).claims[job_key("team", "b")]
+    claim = allocate_fenced(loan.builder.world, pool, at).claims[job_key("team", "b")]
     stage_job = loan.builder.stage_job(loan.builder.world.jobs[job_key("team", "b")], claim=claim, created=at)
     assert states(loan.plan_engine(6)) == [SERVING, LENT]  # proving: it sleeps on
     loan.builder.trainer_pod(stage_job)

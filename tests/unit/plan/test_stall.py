@@ -9,9 +9,9 @@ from sluice_api.finetunejob import Progress
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.clock import Clock
-from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.world import Heartbeat
 from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.settings import Limits
 from tests.unit.plan.test_claim_cycle import Loan, training
 
 

@@ -9,6 +9,7 @@ import pytest
 from dev.cache import REPOSITORY
 from sluice_api.claim import SlotRef
 from sluice_operator.observe.world import job_key
+from sluice_operator.settings import Limits
 from sluice_operator.status.trace import trace
 from tests.unit.plan.dra import DraWorldBuilder
 from tests.unit.plan.test_sleeping import SleepingLoan
@@ -16,7 +17,7 @@ from tests.unit.plan.worlds import NOW, WorldBuilder, allocated, change, parse
 
 
 def told(builder: WorldBuilder, name: str) -> str:
-    return "\n".join(trace(builder.world, builder.world.jobs[job_key("team", name)], NOW))
+    return "\n".join(trace(builder.world, builder.world.jobs[job_key("team", name)], NOW, Limits()))
 
 
 def section(builder: WorldBuilder, name: str, title: str) -> list[str]:
@@ -45,7 +46,7 @@ def test_trace_of_a_waiting_job_shows_queue_nodes_and_engines() -> None:
         "  1. EngineAtFloor: chat can lend no more: 1 of 2 replicas are left, its floor is 1. Next: lower "
         "preemption.minReplicas of chat to 0.\n"
         "  2. BehindInQueue: team/b is in front. Next: raise scheduling.priority to 6.\n"
-        "  2. WaitingForGPUs: None is free of 2 GPUs, 1 are needed on one node. Next: add 1 GPU to the pool.\n"
+        "  2. WaitingForGPUs: None is free of 2 GPUs, 1 is needed on one node. Next: add 1 GPU to the pool.\n"
         "nodes:\n"
         "  n1: 0 of 2 free, 1 claimed by team/a, 1 for chat/1\n"
         "training:\n"

@@ -8,11 +8,11 @@ import pytest
 
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
-from sluice_operator.facts.retries import Limits
 from sluice_operator.facts.retries import after as follows
 from sluice_operator.observe.views import NodeView
 from sluice_operator.observe.world import Heartbeat
 from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.settings import Limits
 from tests.unit.plan.test_claim_cycle import Loan, training
 from tests.unit.plan.test_retry import attempt
 from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, planned_status

@@ -17,13 +17,13 @@ from dev.simulate.builder import GPU, NOW, PREPARED, WorldBuilder
 from sluice_api.claim import Claim, SlotRef
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
 from sluice_operator.facts.nodes import find_pool
-from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.views import PodView, StageJobView
 from sluice_operator.observe.world import World, job_key, key_of, pool_key
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision
-from sluice_operator.plan.pool.allocate import Allocation, allocate
+from sluice_operator.plan.pool.allocate import Allocation, allocate_fenced
+from sluice_operator.settings import Limits
 from sluice_operator.status.engine import engine_status
 
 YIELDS = {"policy": "ToHigherPriority", "minRunSeconds": 0}
@@ -124,7 +124,7 @@ def _parse_job(builder: WorldBuilder, name: str, words: str, free: dict[str, int
 def allocated(builder: WorldBuilder, now: datetime = NOW) -> Allocation:
     pool = find_pool(builder.world, "default")
     assert pool is not None
-    return allocate(builder.world, pool, now)
+    return allocate_fenced(builder.world, pool, now)
 
 
 def _preempted(claim: Claim) -> list[str]:

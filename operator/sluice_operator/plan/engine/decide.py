@@ -10,22 +10,18 @@ from datetime import datetime, timedelta
 from sluice_api.claim import SlotRef
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine, SlotState
-from sluice_operator.facts.liveness import borrowers, live_claims_from
+from sluice_operator.facts.liveness import live_claims_from
 from sluice_operator.facts.nodes import find_pool
+from sluice_operator.facts.overlap import borrowers
 from sluice_operator.facts.slots import SlotPlan, ref, template_of
 from sluice_operator.observe.views import SlotView
 from sluice_operator.observe.world import World, existing
 from sluice_operator.plan.engine.placeholders import Placeholders, SlotDevices, plan_placeholders, plan_slot_devices
-from sluice_operator.plan.engine.slot_plans import (
-    NEXT_CLAIM_WITHIN,
-    next_look_at_load,
-    next_rollout,
-    returning,
-    slot_plans,
-    wakes,
-)
+from sluice_operator.plan.engine.rollout import next_rollout
+from sluice_operator.plan.engine.slot_plans import NEXT_CLAIM_WITHIN, returning, slot_plans, wakes
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.pool.allocate import allocate
+from sluice_operator.plan.pool.allocate import allocate_fenced
+from sluice_operator.plan.reclaim import next_look_at_load
 
 _UNDER_WAY = (SlotState.DRAINING, SlotState.SLEEPING)
 
@@ -104,7 +100,7 @@ def _promised(
     """
     return {
         slot: (f"{job.namespace}/{job.name}", claim.home_of(slot))
-        for job, claim in allocate(world, pool, now).claims.items()
+        for job, claim in allocate_fenced(world, pool, now).claims.items()
         for slot in claim.borrowed
         if slot in back
     }

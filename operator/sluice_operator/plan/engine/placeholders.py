@@ -14,14 +14,14 @@ from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_api.meta import SLOT_LABEL, STAGE_LABEL, index_of
 from sluice_api.stages import Stage
-from sluice_operator.facts.claims import Phase, phase
+from sluice_operator.facts.claims import Phase, phase_by_pods
 from sluice_operator.facts.fit import holding
 from sluice_operator.facts.liveness import live_claims_on
 from sluice_operator.facts.nodes import find_pool, slot_devices
 from sluice_operator.facts.slots import SlotPlan, pod_of
 from sluice_operator.observe.views import DeviceClaimView, PodView
 from sluice_operator.observe.world import World, oldest_first
-from sluice_operator.plan.preflight import starts_until
+from sluice_operator.plan.missing_pods import starts_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def _is_being_left(world: World, plan: SlotPlan, held: dict[int, PodView]) -> bo
         return False
     node = held[plan.index].nominated_node
     claims = live_claims_on(world, node)
-    replaced = {uid for live in claims if phase(world, live) is Phase.HOLDING for uid in live.claim.preempted}
+    replaced = {uid for live in claims if phase_by_pods(world, live) is Phase.HOLDING for uid in live.claim.preempted}
     alive = {live.stage_job.uid for live in claims} - replaced
     return any(
         pod.labels.get(STAGE_LABEL) == Stage.TRAIN and (pod.owner is None or pod.owner.uid not in alive)

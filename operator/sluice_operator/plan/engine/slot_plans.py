@@ -1,6 +1,6 @@
 """What should each of an engine's slots be? RULES is an ordered list of small rules: the first with a plan wins."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -11,21 +11,17 @@ from sluice_operator.facts.liveness import lent_indices
 from sluice_operator.facts.sleeping import being_used, is_asleep, state_on_the_way
 from sluice_operator.facts.slots import (
     SlotPlan,
-    floor_of,
     pod_of,
     ref,
     serves,
     sleeps,
     slot_status_of,
-    template_of,
     wanted,
 )
 from sluice_operator.observe.fence import looking_at
-from sluice_operator.observe.views import PodView, SlotView
 from sluice_operator.observe.world import World, existing
-from sluice_operator.plan.colocation import crowds_out
-from sluice_operator.plan.pool.lending import LOOK_AT_LOAD, being_left, is_busy, lacking
 from sluice_operator.plan.preflight import phase_of
+from sluice_operator.plan.reclaim import asked_back
 from sluice_operator.plan.stock import Stock
 
 
@@ -92,7 +88,7 @@ def _situation(
         engine=engine,
         now=now,
         lent={index: lent[ref(engine, index)] for index in lent_indices(lent, engine)},
-        asked_back=_asked_back(world, engine, stock, lent) if stock else (),
+        asked_back=asked_back(world, engine, stock, lent) if stock else (),
         used=being_used(world, engine),
         promised={slot.index: to for slot, to in promised.items() if slot == ref(engine, slot.index)},
         placed=stock.placed if stock else (),
@@ -177,29 +173,6 @@ def _is_on_a_node(world: World, engine: InferenceEngine, index: int) -> bool:
     return pod is not None and bool(pod.node) and not pod.deleting
 
 
-def _asked_back(
-    world: World, engine: InferenceEngine, stock: Stock, lent: Mapping[SlotRef, LiveClaim]
-) -> frozenset[int]:
-    """Lent slots that the engine needs back: all while replicas lack GPUs, and one job's while the engine is busy.
-
-    That job is the one of the lowest priority, then the newest. The next one follows once the returned slots serve.
-    """
-    if lacking(world, stock, engine):
-        return frozenset(lent_indices(lent, engine))
-    here = [i for i, slot in existing(world, engine).items() if slot.size and ref(engine, i) not in lent]
-    starting = any(not serves(pod_of(world, engine, i)) for i in here)
-    if starting or being_left(world, engine) or not is_busy(world, engine):
-        return frozenset()
-    loans: dict[str, list[int]] = {}
-    for index in sorted(lent_indices(lent, engine), key=lambda index: _least_first(lent[ref(engine, index)])):
-        loans.setdefault(lent[ref(engine, index)].stage_job.uid, []).append(index)
-    return frozenset(next(iter(loans.values()), ()))
-
-
-def _least_first(live: LiveClaim) -> tuple[int, float, str]:
-    return (live.job.spec.scheduling.priority, -live.stage_job.created.timestamp(), live.stage_job.uid)
-
-
 def _has_just_come_back(world: World, slot: SlotRef, now: datetime) -> bool:
     """Whether a loan of the slot ended within NEXT_CLAIM_WITHIN. After that the slot starts: no claim may come."""
     return any(
@@ -207,40 +180,3 @@ def _has_just_come_back(world: World, slot: SlotRef, now: datetime) -> bool:
         for stage_job in world.claims_from.get((slot.namespace, slot.engine), {}).values()
         if stage_job.claim
     )
-
-
-def next_rollout(
-    world: World, engine: InferenceEngine, stock: Stock | None, plans: Sequence[SlotPlan], slots: Mapping[int, SlotView]
-) -> int | None:
-    """The next slot to restart with a changed spec; None if there is none, or if it must wait.
-
-    One slot restarts at a time, and one that does not serve comes first and never waits. A slot that serves waits until
-    all others serve. While slots are lent or return, it waits until one replica less still leaves the floor. A slot
-    whose guests could not stay is left out.
-    """
-    running = [p.index for p in plans if p.size and p.index in slots and not p.lent_to]
-    outdated = [index for index in running if slots[index].size and slots[index].template != template_of(engine)]
-    outdated = [index for index in outdated if not _keeps_guests(world, engine, stock, index)]
-    serving = {index for index in running if _serves_as_its_slot_says(pod_of(world, engine, index), slots[index])}
-    idle = [index for index in outdated if index not in serving]
-    if idle or not outdated:
-        return idle[0] if idle else None
-    lending = any(plan.lent_to for plan in plans) or being_left(world, engine)
-    room = len(serving) - 1 >= floor_of(engine) if lending else len(serving) == len(running)
-    return outdated[0] if room else None
-
-
-def _keeps_guests(world: World, engine: InferenceEngine, stock: Stock | None, index: int) -> bool:
-    slot = stock.placed.get(ref(engine, index)) if stock else None
-    return bool(stock and slot and crowds_out(world, stock.pool, slot))
-
-
-def _serves_as_its_slot_says(pod: PodView | None, slot: SlotView) -> bool:
-    """Whether a pod serves and stays. A pod of an older template is about to be replaced, even if it still serves."""
-    return pod is not None and serves(pod) and pod.template == slot.template
-
-
-def next_look_at_load(engine: InferenceEngine, plans: Sequence[SlotPlan], now: datetime) -> datetime | None:
-    """When the engine's load must be looked at again; None if nothing is lent, or no load makes the engine reclaim."""
-    asks = engine.spec.preemption.reclaim_above is not None and any(plan.lent_to for plan in plans)
-    return now + LOOK_AT_LOAD if asks else None

@@ -9,17 +9,18 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExportResult, Stage
 from sluice_operator.facts.outcomes import all_outcomes, compact, done, recorded
-from sluice_operator.facts.retries import Limits
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, adapter_key, identity, oldest_first
 from sluice_operator.plan import readiness
+from sluice_operator.plan.deadlines import time_ends
 from sluice_operator.plan.job.situation import CONDITION, JobDecision, Situation, ended_by_us, in_pause
 from sluice_operator.plan.job.stages import preparing_obstacle, runs_stage
 from sluice_operator.plan.job.training import holds, waits
 from sluice_operator.plan.obstacle import Wait, earliest
 from sluice_operator.plan.pool import refusals
 from sluice_operator.plan.pool.refusals import name_taken
-from sluice_operator.plan.readiness import final_failure, time_ends
+from sluice_operator.plan.readiness import final_failure
+from sluice_operator.settings import Limits
 
 _UNDECIDED = Wait(Reason.PENDING, "Ready; its turn in the pool is being decided.")
 

@@ -11,11 +11,12 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import ExportResult, Stage
 from sluice_operator.facts.claims import made_after, trainer_pods
 from sluice_operator.facts.outcomes import all_outcomes, only_node
-from sluice_operator.facts.retries import FIRST_PAUSE, LONGEST_PAUSE, Limits
+from sluice_operator.facts.retries import FIRST_PAUSE, LONGEST_PAUSE
 from sluice_operator.observe.views import Key, PodView, StageJobView
 from sluice_operator.observe.world import World, identity
 from sluice_operator.plan.obstacle import Obstacle, Wait
 from sluice_operator.plan.readiness import pause
+from sluice_operator.settings import Limits
 
 CONDITION = {
     Stage.PREPARE: JobCondition.PREPARED,

@@ -8,12 +8,13 @@ from sluice_api.stages import Stage
 from sluice_operator.facts.claims import owner_of, trainer_pods
 from sluice_operator.facts.nodes import find_pool, unreachable
 from sluice_operator.facts.outcomes import done
-from sluice_operator.facts.retries import IMAGE_TROUBLE, refusal_reason
+from sluice_operator.facts.retries import refusal_reason
 from sluice_operator.observe.views import StageJobView
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.job.situation import CONDITION, JobDecision, Situation, Start, ended_by_us, in_pause
+from sluice_operator.plan.missing_pods import PODS_WITHIN
 from sluice_operator.plan.obstacle import Obstacle, earliest
-from sluice_operator.plan.preflight import PODS_WITHIN, suspended_by_other
+from sluice_operator.plan.preflight import suspended_by_other
 
 
 def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobDecision | None:
@@ -57,7 +58,7 @@ def _not_started(s: Situation, stage_job: StageJobView) -> tuple[Reason, str, bo
         late = s.now >= stage_job.created + PODS_WITHIN
         return (refusal_reason(text), f"The pod is refused: {text}", over) if late else None
     pod = pods[-1]
-    if pod.waiting_reason in IMAGE_TROUBLE:
+    if pod.waits_for_image:
         return Reason.IMAGE_NOT_PULLED, f"Pod {pod.key.name}: {pod.waiting_message or pod.waiting_reason}", over
     if not pod.running and not pod.ended and over:
         why = pod.unschedulable or pod.waiting_message or pod.waiting_reason or "it has not started"

@@ -12,9 +12,9 @@ from sluice_operator.facts.outcomes import done
 from sluice_operator.facts.retries import after
 from sluice_operator.observe.views import StageJobView
 from sluice_operator.plan import readiness
-from sluice_operator.plan.job.holding import Step, advance
+from sluice_operator.plan.deadlines import warning
+from sluice_operator.plan.job.claim_steps import Step, advance
 from sluice_operator.plan.job.situation import JobDecision, Situation, Start, ended_by_us
-from sluice_operator.plan.readiness import warning
 
 
 def holds(s: Situation) -> JobDecision | None:

@@ -17,7 +17,7 @@ from sluice_operator.plan.pool.placement import obstructed, place
 from sluice_operator.plan.pool.queue import asking, next_turns, pending, place_in_queue, waiting_for_larger_nodes
 from sluice_operator.plan.pool.reservations import SOMEBODY, Reservations, behind
 from sluice_operator.plan.pool.terms import Terms
-from sluice_operator.plan.pool.waiting import EXPLAINED, far_behind, waits_for, waits_outside
+from sluice_operator.plan.pool.waiting import TOLD_IN_DETAIL, far_behind, waits_for, waits_outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +30,18 @@ class Allocation:
     """Jobs that wait, each with why."""
     asking: tuple[FineTuneJob, ...] = ()
     """Jobs that ask for nodes now."""
+    ends_with: frozenset[Key] = frozenset()
+    """Objects whose change may end an obstacle that a job met."""
     again_at: datetime | None = None
     """When time alone ends an obstacle that a job met, or changes the order; None if it never does."""
 
 
+def allocate_fenced(world: World, pool: GPUPool, now: datetime) -> Allocation:
+    """The same as `allocate`, decided without objects that raise: for callers that set nothing aside themselves."""
+    return behind_a_fence(world, key_of(pool), lambda seen: allocate(seen, pool, now))
+
+
 def allocate(world: World, pool: GPUPool, now: datetime, refused: Collection[Key] = ()) -> Allocation:
-    """The same as `handed_out`, decided without objects that raise: for callers that set nothing aside themselves."""
-    return behind_a_fence(world, key_of(pool), lambda seen: handed_out(seen, pool, now, refused))
-
-
-def handed_out(world: World, pool: GPUPool, now: datetime, refused: Collection[Key] = ()) -> Allocation:
     """Give each pending job its claim, or the reason why it waits.
 
     A job never overtakes one that waits in front, unless it provably can't delay it. Everything that the waiting job
@@ -102,17 +104,19 @@ class _Round:
         """The claims and waits of all jobs that were decided."""
         oversized = waiting_for_larger_nodes(self.world, self.pool, self.now)
         self.waits.update({key_of(job): waits_outside(self.world, job, larger) for job, larger in oversized})
-        asks = asking((*self.waiting[:EXPLAINED], *(job for job, _ in oversized)), self.now)
-        obstacles = (*self.market.obstacles, *self.later)
+        asks = asking(self.pool, (*self.waiting, *(job for job, _ in oversized)), self.now)
+        met = (obstacle for wait in self.waits.values() for way in wait.ways for obstacle in way)
+        obstacles = (*self.market.obstacles, *self.later, *met)
         turns = next_turns(self.world, self.pool, self.now)
         again_at = earliest((next_moment(obstacles, self.now), *turns), self.now)
-        return Allocation(self.claims, self.waits, asks, again_at)
+        ends_with = frozenset(key for obstacle in obstacles for key in obstacle.ends_with)
+        return Allocation(self.claims, self.waits, asks, ends_with, again_at)
 
     def _front(self, job: FineTuneJob) -> Obstacle:
         return behind(job, -place_in_queue(self.pool, job, self.now)[0])
 
     def _wait(self, job: FineTuneJob, terms: Terms) -> None:
-        if len(self.waiting) >= EXPLAINED:
+        if len(self.waiting) >= TOLD_IN_DETAIL:
             self.waits[key_of(job)] = far_behind(self.world, job, len(self.waiting))
             front = SOMEBODY
         else:

@@ -4,18 +4,15 @@ from datetime import datetime, timedelta
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
-from sluice_api.inferenceengine import InferenceEngine, LendingPolicy, Reclaim
+from sluice_api.inferenceengine import InferenceEngine, LendingPolicy
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import lends_to
 from sluice_operator.facts.sleeping import sleep_refusal
 from sluice_operator.facts.slots import pod_of, serves, sleeps
-from sluice_operator.observe.world import LOAD_SECONDS, World, existing, key_of
+from sluice_operator.observe.world import World, existing, key_of
 from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.reclaim import own_need
 from sluice_operator.plan.stock import Stock
-
-LOOK_AT_LOAD = timedelta(seconds=5)
-"""How often a decision that depends on an engine's load is made again."""
-
 
 _STARTS_WITHIN = timedelta(minutes=10)
 """How long a returned replica may take to serve. After that its engine lends again in any case."""
@@ -96,25 +93,7 @@ def _moment(world: World, stock: Stock, engine: InferenceEngine, now: datetime) 
     if (cooled := cooled_down(world, engine)) and now < cooled:
         message = f"{name} has got a replica back; it lends from {cooled:%H:%M:%S} UTC on at the latest."
         return Obstacle(Reason.ENGINE_COOLS_DOWN, message, cooled, (key,))
-    return _need(world, stock, engine, now)
-
-
-def _need(world: World, stock: Stock, engine: InferenceEngine, now: datetime) -> Obstacle | None:
-    """Why the engine needs its replicas itself; None if it can spare some."""
-    name, key = engine.metadata.name, key_of(engine)
-    if is_unknown(world, engine, now) and world.since is not None:
-        known = world.since + timedelta(seconds=LOAD_SECONDS)
-        message = f"{name} lends when its load is known: for half a minute, since another operator has led."
-        return Obstacle(Reason.ENGINE_IN_DEMAND, message, known, (key,))
-    if lacking(world, stock, engine):
-        message = f"{name} should have replicas that it finds no GPU for (preemption.reclaim: OnDemand)."
-        never = Remedy(f"set preemption.reclaim: Never on {name}", key, "preemption.reclaim", "Never")
-        return Obstacle(Reason.ENGINE_IN_DEMAND, message, ends_with=(key,), remedies=(never,))
-    if is_busy(world, engine, fewer=1):
-        limit = engine.spec.preemption.reclaim_above
-        message = f"{name} would have more than {limit} requests in flight for each replica (preemption.reclaimAbove)."
-        return Obstacle(Reason.ENGINE_IN_DEMAND, message, now + LOOK_AT_LOAD, (key,))
-    return None
+    return own_need(world, stock, engine, now)
 
 
 def window_opens(engine: InferenceEngine, now: datetime) -> datetime | None:
@@ -137,47 +116,6 @@ def cooled_down(world: World, engine: InferenceEngine) -> datetime | None:
         if slot.restarted_at and slot.size
     )
     return max(moments, default=None)
-
-
-def lacking(world: World, stock: Stock, engine: InferenceEngine) -> bool:
-    """Whether an engine that reclaims on demand should have replicas for which there is no GPU."""
-    if engine.spec.preemption.reclaim is not Reclaim.ON_DEMAND:
-        return False
-    here = (engine.metadata.namespace, engine.metadata.name)
-    waiting = {slot.index for slot in stock.waiting_slots if (slot.namespace, slot.engine) == here}
-    return bool(waiting - being_left(world, engine))
-
-
-def being_left(world: World, engine: InferenceEngine) -> set[int]:
-    """Indices of the engine's slots that a claim on its way out still borrows: the borrower's Job is being deleted."""
-    here = (engine.metadata.namespace, engine.metadata.name)
-    return {
-        slot.index
-        for stage_job in world.claims_from.get(here, {}).values()
-        if stage_job.claim and stage_job.deleting and lends_to(world, engine, stage_job.key.namespace)
-        for slot in stage_job.claim.borrowed
-        if (slot.namespace, slot.engine) == here
-    }
-
-
-def is_unknown(world: World, engine: InferenceEngine, now: datetime) -> bool:
-    """Whether the engine lends by load (reclaimAbove), and this term is too young to know that load."""
-    asks = engine.spec.preemption.reclaim_above is not None
-    return asks and world.since is not None and now < world.since + timedelta(seconds=LOAD_SECONDS)
-
-
-def is_busy(world: World, engine: InferenceEngine, fewer: int = 0) -> bool:
-    """Whether the serving replicas have more requests in flight than `reclaimAbove` allows.
-
-    Args:
-        fewer: number of replicas to leave out, as if they were lent.
-    """
-    limit = engine.spec.preemption.reclaim_above
-    if limit is None:
-        return False
-    serving = [pod for index in existing(world, engine) if (pod := pod_of(world, engine, index)) and serves(pod)]
-    loads = [world.reports[pod.uid].load for pod in serving if pod.uid in world.reports]
-    return sum(loads) > limit * max(0, len(serving) - fewer)
 
 
 def _name(engine: InferenceEngine, job: FineTuneJob) -> str:

@@ -15,9 +15,9 @@ from sluice_operator.plan.colocation import hosts
 from sluice_operator.plan.obstacle import Obstacle, Remedy
 from sluice_operator.plan.pool.lending import lending_obstacle
 from sluice_operator.plan.pool.scale_up import asking_obstacle
-from sluice_operator.plan.pool.terms import BorrowedQuota, Terms
+from sluice_operator.plan.pool.terms import Terms
+from sluice_operator.plan.quotas import BorrowedQuota, held_obstacle, quota_field, quota_of, total_obstacle
 from sluice_operator.plan.stock import UNBOUNDED, Held, Stock, is_guest
-from sluice_operator.plan.tenants import held_obstacle, quota_field, quota_of, total_obstacle
 
 
 class Market:
@@ -90,7 +90,7 @@ class Market:
             borrows=_queues(job) or asks,
             preempts=asks,
             most=UNBOUNDED if most is None else most - borrowed,
-            quota=limit,
+            over_quota=limit.exceeded_by if limit else None,
             asks=asks,
         )
 

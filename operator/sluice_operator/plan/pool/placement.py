@@ -9,11 +9,12 @@ from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import World
-from sluice_operator.plan.obstacle import Obstacle, Remedy, Ways
+from sluice_operator.plan.avoided_nodes import avoided
+from sluice_operator.plan.obstacle import Obstacle, Remedy, WaysToStart
 from sluice_operator.plan.pool.reservations import Reservations
 from sluice_operator.plan.pool.terms import Terms
 from sluice_operator.plan.pool.ways import (
-    EXPLAINED,
+    EXPLAINED_WAYS,
     NodeOption,
     Search,
     Way,
@@ -22,13 +23,12 @@ from sluice_operator.plan.pool.ways import (
     emptied,
     free,
     in_place_of_preempted,
-    leaving,
     lent,
     no_slot,
+    pods_that_leave,
     preemption_obstacles,
 )
 from sluice_operator.plan.preflight import lack_on
-from sluice_operator.plan.readiness import avoided
 from sluice_operator.plan.stock import NodeStock, Stock, is_guest
 
 _NODES_EXPLAINED = 16
@@ -54,7 +54,7 @@ def place(
     search = _search(world, stock, job, terms, reserved, now, strict=True)
     group = _filled(search, _ways(search))
     if group and group.going and len(group.claim.nodes) > 1:  # who ends frees GPUs on other nodes too: use those first
-        again = replace(group, rooms={}, leaving=frozenset(group.going))
+        again = replace(group, rooms={}, ending=frozenset(group.going))
         group = _filled(again, _ways(again)) or group
     return group.claim if group else None
 
@@ -62,7 +62,7 @@ def place(
 class Obstructed(NamedTuple):
     """What keeps a job from GPUs."""
 
-    ways: Ways
+    ways: WaysToStart
     """The ways in which the job could start, the nearest first, each with all its obstacles."""
     later: tuple[Obstacle, ...]
     """Why training does not give way to it now, on any node. They say when to look again."""
@@ -74,7 +74,7 @@ def obstructed(
     """What keeps a job without a place from each way in which it could start, the nearest way first."""
     search = _search(world, stock, job, terms, reserved, now, strict=False)
     guest = is_guest(stock.pool, job)
-    kinds: Sequence[tuple[Way, ...]] = [(beside,)] if guest else [(free, way) for way in EXPLAINED]
+    kinds: Sequence[tuple[Way, ...]] = [(beside,)] if guest else [(free, way) for way in EXPLAINED_WAYS]
     groups = ((kind, group) for kind in kinds if (group := _filled(search, kind)))
     found = [(emptied in kind, _met(group)) for kind, group in groups]
     ways = _needed(obstacles for _, obstacles in sorted(found, key=lambda one: (one[0], hardness(one[1]))))
@@ -172,7 +172,7 @@ def _best(search: Search, rooms: Iterable[NodeOption]) -> NodeOption | None:
     """The option that disturbs the fewest others, among those where the pods also fit in everything besides GPUs."""
     for room in sorted(rooms, key=lambda room: _disruption(search, room)):
         kept = search.reserved.room_on(room.node)
-        if not lack_on(search.world, room.node, search.job, leaving(search.world, room), room.pods, kept):
+        if not lack_on(search.world, room.node, search.job, pods_that_leave(search.world, room), room.pods, kept):
             return room
     return None
 
@@ -190,7 +190,7 @@ def _nearest(search: Search, rooms: Iterable[NodeOption]) -> NodeOption | None:
 
 def _with_lack(search: Search, room: NodeOption) -> NodeOption:
     """The option, with what it lacks besides GPUs as an obstacle."""
-    gone = leaving(search.world, room)
+    gone = pods_that_leave(search.world, room)
     if lack := lack_on(search.world, room.node, search.job, gone, room.pods):
         return replace(room, obstacles=(*room.obstacles, lack))
     front = search.reserved.nodes.get(room.node.name)
@@ -211,13 +211,13 @@ def _disruption(search: Search, room: NodeOption) -> tuple[int, int, int, int, s
 
 def _left_out(world: World, stock: Stock, job: FineTuneJob, now: datetime) -> Mapping[str, Obstacle]:
     """Nodes that take no pod of the job now, by name, with why."""
-    refused = {node.name: _refused(node) for node in stock.nodes.values() if node.refusal}
+    refused = {node.name: _refused(node) for node in stock.nodes.values() if node.unusable}
     return {**{name: one.obstacle for name, one in avoided(world, stock, job, now).items()}, **refused}
 
 
 def _refused(node: NodeStock) -> Obstacle:
     remedy = Remedy(f"have {node.name} take pods again, or add a node", key=node.node.key)
-    return Obstacle(Reason.NO_NODES, f"{node.name} is {node.refusal}.", ends_with=(node.node.key,), remedies=(remedy,))
+    return Obstacle(Reason.NO_NODES, f"{node.name} is {node.unusable}.", ends_with=(node.node.key,), remedies=(remedy,))
 
 
 _ORDER = (

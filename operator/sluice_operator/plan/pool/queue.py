@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import islice
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
@@ -12,10 +11,11 @@ from sluice_operator.facts.liveness import live_claims_of
 from sluice_operator.facts.outcomes import done, recorded, waits_since
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.world import World, identity, key_of
+from sluice_operator.plan.avoided_nodes import avoided_until
 from sluice_operator.plan.obstacle import Obstacle
 from sluice_operator.plan.pool.refusals import refusal
 from sluice_operator.plan.pool.scale_up import asking_obstacle
-from sluice_operator.plan.readiness import MOST, asks, asks_until, avoided_until, readiness
+from sluice_operator.plan.readiness import MOST, asks, asks_until, readiness
 
 
 def waiting_for_larger_nodes(world: World, pool: GPUPool, now: datetime) -> list[tuple[FineTuneJob, Obstacle]]:
@@ -43,9 +43,10 @@ def _larger(world: World, job: FineTuneJob, now: datetime) -> Obstacle:
     return replace(asking, message=f"{asking.message} {found.message}")
 
 
-def asking(jobs: Iterable[FineTuneJob], now: datetime) -> tuple[FineTuneJob, ...]:
-    """Of waiting jobs in their order, the first `MOST` that ask for nodes now."""
-    return tuple(islice((job for job in jobs if asks(job, now)), MOST))
+def asking(pool: GPUPool, jobs: Iterable[FineTuneJob], now: datetime) -> tuple[FineTuneJob, ...]:
+    """Of waiting jobs, the first `MOST` in the pool's order that ask for nodes now."""
+    ask = (job for job in jobs if asks(job, now))
+    return tuple(sorted(ask, key=lambda job: place_in_queue(pool, job, now))[:MOST])
 
 
 def pending(world: World, pool: GPUPool, now: datetime) -> list[FineTuneJob]:

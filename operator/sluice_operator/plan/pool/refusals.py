@@ -15,15 +15,15 @@ from sluice_api.meta import JOB_LABEL
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
 from sluice_operator.facts.fit import exceeds, missing_volume_claim, most_pods, need_of
-from sluice_operator.facts.nodes import find_pool, nodes_of, offered, pool_nodes, unusable
+from sluice_operator.facts.nodes import find_pool, nodes_of, offered, pool_nodes, pool_unusable
 from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, adapter_key, engine_key, key_of, pool_key
 from sluice_operator.plan.colocation import guest_refusal, sharing_refusal
 from sluice_operator.plan.obstacle import Obstacle
 from sluice_operator.plan.pool.reservations import alike
+from sluice_operator.plan.quotas import not_allowed, outranks, quota_of
 from sluice_operator.plan.readiness import may_ask
-from sluice_operator.plan.tenants import not_allowed, outranks, quota_of
 
 
 def scale_up_refusal(pool: GPUPool, job: FineTuneJob) -> Obstacle | None:
@@ -139,7 +139,7 @@ def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Obstacle | None:
     if pool.spec.by_dra and not world.serves_dra:
         return Obstacle(
             Reason.DRA_NOT_SERVED,
-            f"spec.resources.pool: {wanted.pool} has {unusable(world, pool)}",
+            f"spec.resources.pool: {wanted.pool} has {pool_unusable(world, pool)}",
             ends_with=_nodes_of(pool),
         )
     name, need = pool.spec.counted_as, need_of(wanted)
@@ -148,7 +148,7 @@ def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Obstacle | None:
         return None
     nodes = pool_nodes(world, pool)
     if not nodes:
-        why = unusable(world, pool) or "Add one, or use another pool."
+        why = pool_unusable(world, pool) or "Add one, or use another pool."
         return Obstacle(
             Reason.NO_NODES,
             f"spec.resources.pool: pool {wanted.pool} has no node that offers {name}. {why}",

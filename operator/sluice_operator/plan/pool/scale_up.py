@@ -14,15 +14,15 @@ from datetime import datetime
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import SCALE_UP_LABEL, scale_up_name
 from sluice_api.reasons import Reason
-from sluice_operator.facts.claims import Phase, phase
+from sluice_operator.facts.claims import Phase, phase_by_pods
 from sluice_operator.facts.fit import asks_for_node
 from sluice_operator.facts.liveness import live_claims_on
 from sluice_operator.facts.retries import FIRST_PAUSE
 from sluice_operator.observe.fence import looking_at
 from sluice_operator.observe.views import Key, PodView
 from sluice_operator.observe.world import World, key_of
+from sluice_operator.plan.missing_pods import namespace_missing_pods, pods_due, replica_due
 from sluice_operator.plan.obstacle import Obstacle, Remedy
-from sluice_operator.plan.preflight import namespace_missing_pods, pods_due, replica_due
 from sluice_operator.plan.readiness import asks_until
 from sluice_operator.plan.stock import NodeStock, Stock
 
@@ -100,13 +100,13 @@ def _is_spent(stock: Stock, pod: PodView) -> bool:
     """
     if pod.ended or (pod.node and not pod.goes_at_once):
         return True
-    return pod.node in stock.nodes and bool(stock.nodes[pod.node].refusal)
+    return pod.node in stock.nodes and bool(stock.nodes[pod.node].unusable)
 
 
 def _keeps_room(world: World, pod: PodView) -> bool:
     """Whether the pod keeps strangers off a node of a claim until the claim's gated pods are bound."""
     claims = live_claims_on(world, pod.node) if pod.node else []
-    return any(phase(world, live) is Phase.PROVING for live in claims)
+    return any(phase_by_pods(world, live) is Phase.PROVING for live in claims)
 
 
 def _is_in_the_way(world: World, stock: Stock, pod: PodView, now: datetime) -> bool:
@@ -114,7 +114,9 @@ def _is_in_the_way(world: World, stock: Stock, pod: PodView, now: datetime) -> b
     node = stock.nodes.get(pod.node)
     if node is None:
         return False
-    return any(phase(world, live) is Phase.BINDING for live in node.claims) or any(_replicas_come(world, node, now))
+    return any(phase_by_pods(world, live) is Phase.BINDING for live in node.claims) or any(
+        _replicas_come(world, node, now)
+    )
 
 
 def _replicas_come(world: World, node: NodeStock, now: datetime) -> Iterator[datetime]:

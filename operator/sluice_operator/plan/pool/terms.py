@@ -1,13 +1,11 @@
 """What may a job have now: from which engines may it borrow, how much, and what keeps it from the rest?"""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from sluice_api.gpupool import GPUPool
 from sluice_api.reasons import Reason
-from sluice_operator.observe.world import key_of
-from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.obstacle import Obstacle
 from sluice_operator.plan.stock import UNBOUNDED
 
 
@@ -29,8 +27,8 @@ class Terms:
     """Set if its namespace has all GPUs that it may have: then it may borrow only from engines of its own namespace."""
     most: int = UNBOUNDED
     """GPUs that it may borrow."""
-    quota: "BorrowedQuota | None" = None
-    """The quota that `most` comes from, if there is one."""
+    over_quota: Callable[[int], Obstacle] | None = None
+    """The obstacle that the quota behind `most` does not suffice, by how many GPUs it would have to allow more."""
 
     @cached_property
     def lenders(self) -> frozenset[str]:
@@ -48,7 +46,7 @@ class Terms:
 
     def beyond(self, gpus: int) -> Obstacle | None:
         """Why it may not borrow this many GPUs; None if it may."""
-        return self.quota.exceeded_by(gpus - self.most) if self.quota and gpus > self.most else None
+        return self.over_quota(gpus - self.most) if self.over_quota and gpus > self.most else None
 
     def less(self, gpus: int) -> "Terms":
         """The terms for the rest of a job that already borrows this many GPUs."""
@@ -71,32 +69,6 @@ class Terms:
         if reserved.keys().isdisjoint(self.engines):
             return self
         return replace(self, engines={uid: reserved.get(uid) or no for uid, no in self.engines.items()})
-
-
-@dataclass(frozen=True, slots=True)
-class BorrowedQuota:
-    """A namespace's maxBorrowedGPUs."""
-
-    pool: GPUPool
-    namespace: str
-    most: int
-    path: str
-    """Path of the field in the pool's spec."""
-    held: int
-    """GPUs that its jobs borrow, or wait in front to borrow."""
-
-    def exceeded_by(self, gpus: int) -> Obstacle:
-        """The obstacle that the quota does not suffice.
-
-        Args:
-            gpus: how many more GPUs it would have to allow.
-        """
-        left = max(0, self.most - self.held)
-        message = f"Namespace {self.namespace} may borrow {self.most} GPUs at once there, and {left} more now."
-        enough, key = self.most + gpus, key_of(self.pool)
-        text = f"raise maxBorrowedGPUs in GPUPool {self.pool.metadata.name} to {enough}"
-        raised = Remedy(text, key, self.path, enough)
-        return Obstacle(Reason.NAMESPACE_QUOTA, message, ends_with=(key,), remedies=(raised,))
 
 
 def _passes(obstacle: Obstacle) -> bool:

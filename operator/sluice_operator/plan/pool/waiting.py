@@ -15,11 +15,10 @@ from sluice_operator.facts.outcomes import waits_since
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.memo import once_a_job
 from sluice_operator.observe.world import World
-from sluice_operator.plan.obstacle import Obstacle, Remedy, Wait, Ways
-from sluice_operator.plan.pool.victims import shown
+from sluice_operator.plan.obstacle import Obstacle, Wait, WaysToStart, shown
 from sluice_operator.plan.stock import Stock, is_guest
 
-EXPLAINED = 10
+TOLD_IN_DETAIL = 10
 """How many jobs at the head of a queue get a detailed message. Further back it would change, and be written, at every
 start."""
 
@@ -37,7 +36,7 @@ def far_behind(world: World, job: FineTuneJob, ahead: int) -> Wait:
 
 
 def waits_for(
-    world: World, stock: Stock, job: FineTuneJob, ways: Ways, ahead: Sequence[FineTuneJob], now: datetime
+    world: World, stock: Stock, job: FineTuneJob, ways: WaysToStart, ahead: Sequence[FineTuneJob], now: datetime
 ) -> Wait:
     """Why a job that has a place in the queue waits.
 
@@ -59,12 +58,12 @@ def waits_outside(world: World, job: FineTuneJob, obstacle: Obstacle) -> Wait:
     return Wait(obstacle.reason, message_of(world, job, ways), ways=ways)
 
 
-def reason_of(ways: Ways) -> Reason:
+def reason_of(ways: WaysToStart) -> Reason:
     """The reason that is shown: the first obstacle of the nearest way."""
     return ways[0][0].reason if ways and ways[0] else Reason.WAITING_FOR_GPUS
 
 
-def message_of(world: World, job: FineTuneJob, ways: Ways) -> str:
+def message_of(world: World, job: FineTuneJob, ways: WaysToStart) -> str:
     """The obstacles of the nearest way, and what would end the wait."""
     nearest = ways[0] if ways else ()
     facts = " ".join(dict.fromkeys(_for(job, obstacle.message) for obstacle in nearest))
@@ -85,11 +84,6 @@ def _text(obstacle: Obstacle) -> str:
     return " or ".join([*wait, *(remedy.text for remedy in obstacle.remedies)])
 
 
-def remedies_of(way: Iterable[Obstacle]) -> list[Remedy]:
-    """The first remedy of each obstacle of a way that has one and does not end by time alone."""
-    return [obstacle.remedies[0] for obstacle in way if obstacle.until is None and obstacle.remedies]
-
-
 def _for(job: FineTuneJob, message: str) -> str:
     """A message with the names as a reader in the job's namespace knows them."""
     return shown(message, job)
@@ -97,7 +91,7 @@ def _for(job: FineTuneJob, message: str) -> str:
 
 def _starts_at(stock: Stock, job: FineTuneJob, ahead: Sequence[FineTuneJob], now: datetime) -> datetime | None:
     """An estimate of the job's start; None if it can't be estimated."""
-    free = sum(node.free for node in stock.nodes.values() if not node.refusal)
+    free = sum(node.free for node in stock.nodes.values() if not node.unusable)
     rivals = [live for live in stock.claims if not live.claim.host]
     return None if is_guest(stock.pool, job) else starts_at(rivals, free, [*ahead, job], now)
 

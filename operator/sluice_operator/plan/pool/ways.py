@@ -13,16 +13,18 @@ from functools import cached_property
 from sluice_api.claim import Claim, NodeAllocation, SlotRef
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
-from sluice_operator.facts.claims import LiveClaim, attempt_ref, ends_at, gpus_of_slots, trainer_pods
+from sluice_operator.facts.claims import LiveClaim, attempt_ref, ends_at, gpus_of_slots, least_first, trainer_pods
 from sluice_operator.facts.slots import floor_of, sleeps
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.colocation import best_beside
-from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.obstacle import Obstacle, Remedy, shown
+from sluice_operator.plan.pool.floor import replicas_kept
+from sluice_operator.plan.pool.preemption import preemption_obstacle
 from sluice_operator.plan.pool.reservations import Reservations
 from sluice_operator.plan.pool.terms import Terms
-from sluice_operator.plan.pool.victims import Victims, choose_victims, preemption_obstacle, shown, staying
+from sluice_operator.plan.pool.victims import Victims, choose_victims
 from sluice_operator.plan.stock import NodeStock, PlacedSlot, Stock, is_guest, share_of
 
 
@@ -55,7 +57,7 @@ class NodeOption:
         )
 
 
-def leaving(world: World, room: NodeOption) -> set[Key]:
+def pods_that_leave(world: World, room: NodeOption) -> set[Key]:
     """Pods that are gone by the time the job's pods come."""
     slots = {victim.pod for victim in room.victims if victim.pod and not sleeps(victim.engine)}
     return slots | {pod.key for live in room.preempted for pod in trainer_pods(world, live.stage_job)}
@@ -77,7 +79,7 @@ class Search:
     """True: an obstacle ends a way. False: it is noted, so that the checks that decide also explain."""
     rooms: Mapping[str, NodeOption] = field(default_factory=dict)
     """The options chosen so far, by node."""
-    leaving: frozenset[str] = frozenset()
+    ending: frozenset[str] = frozenset()
     """Uids of attempts that end for this job in any case, on whatever nodes its pods are."""
 
     @property
@@ -100,7 +102,7 @@ class Search:
     @cached_property
     def going(self) -> set[str]:
         """Uids of the attempts that end for the job."""
-        return {*self.leaving, *(live.stage_job.uid for room in self.rooms.values() for live in room.preempted)}
+        return {*self.ending, *(live.stage_job.uid for room in self.rooms.values() for live in room.preempted)}
 
     @cached_property
     def taken(self) -> set[SlotRef]:
@@ -190,7 +192,7 @@ def by_preemption(search: Search, node: NodeStock, pods: int) -> NodeOption | No
     # When explaining, training that gives way later counts too: its obstacle says when.
     known = {live.stage_job.uid: no for live, no in looks if no is None or (not search.strict and no.until)}
     candidates = [live for live, _ in looks if live.stage_job.uid in known]
-    candidates.sort(key=lambda live: (known[live.stage_job.uid] is not None, *_least_first(live)))
+    candidates.sort(key=lambda live: (known[live.stage_job.uid] is not None, *least_first(live)))
     found = _fewest(search, node, pods, candidates)
     if found is None:
         return None
@@ -241,7 +243,7 @@ def _too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
     first = f", and engines wait for {stock.lacking}, which are first" if stock.lacking else ""
     where = "for all pods at once" if job.spec.resources.nodes > 1 else "on one node"
     free = f"{stock.free} are" if stock.free else "None is"
-    message = f"{free} free of {stock.gpus} GPUs, {asked} are needed {where}{first}."
+    message = f"{free} free of {stock.gpus} GPUs, {asked} {'is' if asked == 1 else 'are'} needed {where}{first}."
     more = asked + stock.lacking
     added = Remedy(f"add {more} GPU{'s' if more > 1 else ''} to the pool", value=more)
     return Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(key_of(stock.pool),), remedies=(added,))
@@ -249,11 +251,6 @@ def _too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
 
 def _key(live: LiveClaim) -> Key:
     return live.key
-
-
-def _least_first(live: LiveClaim) -> tuple[int, float]:
-    """Sort key: the lowest priority first, then the newest, which loses the least."""
-    return (live.job.spec.scheduling.priority, -live.stage_job.created.timestamp())
 
 
 def _ends_first(live: LiveClaim) -> tuple[bool, float, float]:
@@ -300,7 +297,7 @@ def _in_place_of(search: Search, node: NodeStock, pods: int, preempted: Sequence
     return search.usable(found_there, beyond, crowd, *victims.obstacles)
 
 
-EXPLAINED: tuple[Way, ...] = (lent, by_preemption, once_ended, emptied)
+EXPLAINED_WAYS: tuple[Way, ...] = (lent, by_preemption, once_ended, emptied)
 """Besides `free`, the ways that are explained to a waiting job."""
 
 
@@ -316,7 +313,7 @@ def _lent_on(search: Search, slots: Sequence[SlotRef], gpus: int) -> list[SlotRe
         engine = search.world.engines.get(engine_key(*its))
         if engine is None or engine.metadata.uid not in search.terms.lenders:
             continue
-        above_floor = len(staying(search.stock, engine)) + back[its] > floor_of(engine)
+        above_floor = len(replicas_kept(search.stock, engine)) + back[its] > floor_of(engine)
         if above_floor and gpus_of_slots(search.world, found) < gpus:
             found.append(slot)
             back[its] -= 1

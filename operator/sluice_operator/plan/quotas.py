@@ -1,4 +1,6 @@
-"""What may a namespace have of a pool?"""
+"""What may a namespace have of a pool: may it use the pool at all, and within which quota (spec.quotas)?"""
+
+from dataclasses import dataclass
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, NamespaceQuota
@@ -107,3 +109,29 @@ def serving_obstacle(pool: GPUPool, quota: NamespaceQuota, engine: InferenceEngi
         )
     where = f"GPUPool {pool.metadata.name}, namespace {namespace}"
     return Obstacle(Reason.NAMESPACE_QUOTA, f"{where}: {message}", ends_with=(key_of(pool),)) if message else None
+
+
+@dataclass(frozen=True, slots=True)
+class BorrowedQuota:
+    """A namespace's maxBorrowedGPUs."""
+
+    pool: GPUPool
+    namespace: str
+    most: int
+    path: str
+    """Path of the field in the pool's spec."""
+    held: int
+    """GPUs that its jobs borrow, or wait in front to borrow."""
+
+    def exceeded_by(self, gpus: int) -> Obstacle:
+        """The obstacle that the quota does not suffice.
+
+        Args:
+            gpus: how many more GPUs it would have to allow.
+        """
+        left = max(0, self.most - self.held)
+        message = f"Namespace {self.namespace} may borrow {self.most} GPUs at once there, and {left} more now."
+        enough, key = self.most + gpus, key_of(self.pool)
+        text = f"raise maxBorrowedGPUs in GPUPool {self.pool.metadata.name} to {enough}"
+        raised = Remedy(text, key, self.path, enough)
+        return Obstacle(Reason.NAMESPACE_QUOTA, message, ends_with=(key,), remedies=(raised,))

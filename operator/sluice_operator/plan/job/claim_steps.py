@@ -15,16 +15,19 @@ from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import SlotState
 from sluice_api.reasons import Reason
 from sluice_api.stall import stalled_after
-from sluice_operator.facts.claims import LiveClaim, Phase, is_gated, node_of, phase, taken_by, trainer_pods
-from sluice_operator.facts.liveness import live_claims_on, overlapped_by
+from sluice_operator.facts.claims import LiveClaim, Phase, is_gated, node_of, phase_by_pods, taken_by, trainer_pods
+from sluice_operator.facts.liveness import live_claims_on
 from sluice_operator.facts.nodes import find_pool, unreachable
-from sluice_operator.facts.retries import IMAGE_TROUBLE, Limits, refusal_reason
+from sluice_operator.facts.overlap import overlapped_by
+from sluice_operator.facts.retries import refusal_reason
 from sluice_operator.facts.sleeping import agent_message, is_awake, sleep_requested_at, sleeps_no_more
 from sluice_operator.facts.slots import is_drained
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.preflight import PODS_WITHIN, phase_of, preflight_obstacle
+from sluice_operator.plan.missing_pods import PODS_WITHIN
+from sluice_operator.plan.preflight import phase_of, preflight_obstacle
+from sluice_operator.settings import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ def _takes_its_place(world: World, preemptor: LiveClaim, node: str) -> bool:
     does not, with one exception. The scheduler sees the unused rest of another claim's larger slot as free, and may
     have given it away. The node is then crowded, and the slot could not return, so the attempt must still stop.
     """
-    found = phase(world, preemptor)
+    found = phase_by_pods(world, preemptor)
     if found is not Phase.HOLDING:
         return found is Phase.BINDING
     pool = find_pool(world, preemptor.claim.pool)
@@ -225,7 +228,7 @@ def _starts(pod: PodView, live: LiveClaim, now: datetime, limits: Limits) -> Ste
     until = (pod.bound_at or live.stage_job.created) + limits.start
     over = now >= until
     why = pod.waiting_message or pod.waiting_reason
-    if pod.waiting_reason in IMAGE_TROUBLE:
+    if pod.waits_for_image:
         return Step(
             Reason.IMAGE_NOT_PULLED,
             f"Pod {pod.key.name}: {why}",

@@ -11,8 +11,8 @@ from sluice_operator.manifests.devices import training_gpus
 from sluice_operator.manifests.network_policy import job_policy
 from sluice_operator.manifests.stage_job import group_service, stage_job
 from sluice_operator.observe.world import World, key_of
+from sluice_operator.plan.deadlines import job_deadline
 from sluice_operator.plan.job.situation import Start, refused_attempt
-from sluice_operator.plan.readiness import job_deadline
 from sluice_operator.reconcile.context import Context
 from sluice_operator.reconcile.refused import reason_of
 from sluice_operator.writes import Annotate, Create, Keep, Manifest, Refused, Require, Writes

@@ -1,0 +1,58 @@
+"""How many replicas must an engine keep: by its floor (preemption.minReplicas), and by its PodDisruptionBudgets?"""
+
+from collections.abc import Sequence
+
+from sluice_api.inferenceengine import InferenceEngine
+from sluice_api.reasons import Reason
+from sluice_operator.facts.slots import floor_of
+from sluice_operator.observe.world import key_of
+from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.stock import PlacedSlot, Stock
+
+
+def replicas_kept(stock: Stock, engine: InferenceEngine) -> list[PlacedSlot]:
+    """The engine's slots that it still wants, without those on their way out."""
+    return [slot for slot in stock.slots_of.get(engine.metadata.uid, ()) if slot.stays]
+
+
+def floor_obstacle(stock: Stock, taken: Sequence[PlacedSlot], engine: InferenceEngine) -> Obstacle | None:
+    """Why an engine can't spare these slots: its floor or one of its PodDisruptionBudgets forbids it. None if it can.
+
+    The floor holds twice: for the slots that the engine has, and for those that serve.
+    """
+    gone = {victim.slot for victim in taken if victim.engine.metadata.uid == engine.metadata.uid}
+    has = replicas_kept(stock, engine)
+    left, floor = [slot for slot in has if slot.slot not in gone], floor_of(engine)
+    if len(left) < floor:
+        return _at_floor(engine, len(has), len(left), f"{len(has)} of {engine.spec.replicas} replicas are left")
+    stopped = sum(1 for victim in taken if victim.serving and victim.slot in gone)
+    # Without a PodDisruptionBudget it may lose any number.
+    if stopped > stock.may_lose.get(engine.metadata.uid, stopped):
+        name = engine.metadata.name
+        message = f"A PodDisruptionBudget lets none of the replicas of {name} go now."
+        if may_lose := stock.may_lose[engine.metadata.uid]:
+            message = f"PodDisruptionBudgets let {may_lose} of the replicas of {name} go now, {stopped} are needed."
+        return Obstacle(Reason.ENGINE_PROTECTED, message, ends_with=(key_of(engine),))
+    serving = sum(1 for slot in left if slot.serving)
+    if stopped and serving < floor:
+        return _at_floor(engine, serving + stopped, serving, f"{serving + stopped} replicas serve")
+    return None
+
+
+def _at_floor(engine: InferenceEngine, has: int, left: int, which: str) -> Obstacle:
+    """The obstacle that an engine is at its floor.
+
+    Args:
+        has: replicas that count.
+        left: replicas of these that would stay if the job had what it needs.
+        which: what was counted, for the message.
+    """
+    name, floor, needed = engine.metadata.name, floor_of(engine), has - left
+    more = max(0, has - floor)
+    can = f"{name} can lend {more} of the {needed} that are needed" if more else f"{name} can lend no more"
+    lower = Remedy(
+        f"lower preemption.minReplicas of {name} to {left}", key_of(engine), "preemption.minReplicas", max(0, left)
+    )
+    return Obstacle(
+        Reason.ENGINE_AT_FLOOR, f"{can}: {which}, its floor is {floor}.", ends_with=(key_of(engine),), remedies=(lower,)
+    )

@@ -1,0 +1,101 @@
+"""Does an engine need its replicas itself, and which lent ones does it ask back (preemption.reclaim, reclaimAbove)?"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+from sluice_api.claim import SlotRef
+from sluice_api.inferenceengine import InferenceEngine, Reclaim
+from sluice_api.reasons import Reason
+from sluice_operator.facts.claims import LiveClaim, least_first, lends_to
+from sluice_operator.facts.liveness import lent_indices
+from sluice_operator.facts.slots import SlotPlan, pod_of, ref, serves
+from sluice_operator.observe.world import LOAD_SECONDS, World, existing, key_of
+from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.stock import Stock
+
+LOOK_AT_LOAD = timedelta(seconds=5)
+"""How often a decision that depends on an engine's load is made again."""
+
+
+def lacking(world: World, stock: Stock, engine: InferenceEngine) -> bool:
+    """Whether an engine that reclaims on demand should have replicas for which there is no GPU."""
+    if engine.spec.preemption.reclaim is not Reclaim.ON_DEMAND:
+        return False
+    here = (engine.metadata.namespace, engine.metadata.name)
+    waiting = {slot.index for slot in stock.waiting_slots if (slot.namespace, slot.engine) == here}
+    return bool(waiting - being_left(world, engine))
+
+
+def being_left(world: World, engine: InferenceEngine) -> set[int]:
+    """Indices of the engine's slots that a claim on its way out still borrows: the borrower's Job is being deleted."""
+    here = (engine.metadata.namespace, engine.metadata.name)
+    return {
+        slot.index
+        for stage_job in world.claims_from.get(here, {}).values()
+        if stage_job.claim and stage_job.deleting and lends_to(world, engine, stage_job.key.namespace)
+        for slot in stage_job.claim.borrowed
+        if (slot.namespace, slot.engine) == here
+    }
+
+
+def is_unknown(world: World, engine: InferenceEngine, now: datetime) -> bool:
+    """Whether the engine lends by load (reclaimAbove), and this term is too young to know that load."""
+    asks = engine.spec.preemption.reclaim_above is not None
+    return asks and world.since is not None and now < world.since + timedelta(seconds=LOAD_SECONDS)
+
+
+def is_busy(world: World, engine: InferenceEngine, fewer: int = 0) -> bool:
+    """Whether the serving replicas have more requests in flight than `reclaimAbove` allows.
+
+    Args:
+        fewer: number of replicas to leave out, as if they were lent.
+    """
+    limit = engine.spec.preemption.reclaim_above
+    if limit is None:
+        return False
+    serving = [pod for index in existing(world, engine) if (pod := pod_of(world, engine, index)) and serves(pod)]
+    loads = [world.reports[pod.uid].load for pod in serving if pod.uid in world.reports]
+    return sum(loads) > limit * max(0, len(serving) - fewer)
+
+
+def asked_back(
+    world: World, engine: InferenceEngine, stock: Stock, lent: Mapping[SlotRef, LiveClaim]
+) -> frozenset[int]:
+    """Lent slots that the engine needs back: all while replicas lack GPUs, and one job's while the engine is busy.
+
+    That job is the one of the lowest priority, then the newest. The next one follows once the returned slots serve.
+    """
+    if lacking(world, stock, engine):
+        return frozenset(lent_indices(lent, engine))
+    here = [i for i, slot in existing(world, engine).items() if slot.size and ref(engine, i) not in lent]
+    starting = any(not serves(pod_of(world, engine, i)) for i in here)
+    if starting or being_left(world, engine) or not is_busy(world, engine):
+        return frozenset()
+    loans: dict[str, list[int]] = {}
+    for index in sorted(lent_indices(lent, engine), key=lambda index: least_first(lent[ref(engine, index)])):
+        loans.setdefault(lent[ref(engine, index)].stage_job.uid, []).append(index)
+    return frozenset(next(iter(loans.values()), ()))
+
+
+def next_look_at_load(engine: InferenceEngine, plans: Sequence[SlotPlan], now: datetime) -> datetime | None:
+    """When the engine's load must be looked at again; None if nothing is lent, or no load makes the engine reclaim."""
+    asks = engine.spec.preemption.reclaim_above is not None and any(plan.lent_to for plan in plans)
+    return now + LOOK_AT_LOAD if asks else None
+
+
+def own_need(world: World, stock: Stock, engine: InferenceEngine, now: datetime) -> Obstacle | None:
+    """Why the engine needs its replicas itself; None if it can spare some."""
+    name, key = engine.metadata.name, key_of(engine)
+    if is_unknown(world, engine, now) and world.since is not None:
+        known = world.since + timedelta(seconds=LOAD_SECONDS)
+        message = f"{name} lends when its load is known: for half a minute, since another operator has led."
+        return Obstacle(Reason.ENGINE_IN_DEMAND, message, known, (key,))
+    if lacking(world, stock, engine):
+        message = f"{name} should have replicas that it finds no GPU for (preemption.reclaim: OnDemand)."
+        never = Remedy(f"set preemption.reclaim: Never on {name}", key, "preemption.reclaim", "Never")
+        return Obstacle(Reason.ENGINE_IN_DEMAND, message, ends_with=(key,), remedies=(never,))
+    if is_busy(world, engine, fewer=1):
+        limit = engine.spec.preemption.reclaim_above
+        message = f"{name} would have more than {limit} requests in flight for each replica (preemption.reclaimAbove)."
+        return Obstacle(Reason.ENGINE_IN_DEMAND, message, now + LOOK_AT_LOAD, (key,))
+    return None
