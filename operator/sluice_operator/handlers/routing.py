@@ -1,4 +1,4 @@
-"""Whose decision may change when an object changes. Pure, and cheap with ten thousand jobs: indices, no scans."""
+"""Whose decision may change when an object changes: who is woken by which event? Pure, by indices instead of scans."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Who is woken when an object changes? Those with an obstacle that the change may end."""
+"""Who waits for which object? Those with an obstacle that its change may end; they are woken by it."""
 
 from collections.abc import Iterable, Iterator
 

@@ -13,6 +13,7 @@ from sluice_operator.plan.avoided_nodes import avoided
 from sluice_operator.plan.obstacle import Obstacle, Remedy, WaysToStart
 from sluice_operator.plan.pool.reservations import Reservations
 from sluice_operator.plan.pool.terms import Terms
+from sluice_operator.plan.pool.waiting import hardness, place_in_order
 from sluice_operator.plan.pool.ways import (
     EXPLAINED_WAYS,
     NodeOption,
@@ -107,7 +108,7 @@ def _met(search: Search) -> tuple[Obstacle, ...]:
     fronts = [obstacle for obstacle in found if obstacle.reason is Reason.BEHIND_IN_QUEUE]
     first = next((front for front in search.reserved.fronts if front in fronts), None)
     shown = (obstacle for obstacle in found if obstacle not in fronts or obstacle == first)
-    return tuple(sorted(shown, key=lambda one: (one != search.terms.borrows, _place_in_order(one))))
+    return tuple(sorted(shown, key=lambda one: (one != search.terms.borrows, place_in_order(one))))
 
 
 def _needed(ways: Iterable[tuple[Obstacle, ...]]) -> list[tuple[Obstacle, ...]]:
@@ -218,53 +219,3 @@ def _left_out(world: World, stock: Stock, job: FineTuneJob, now: datetime) -> Ma
 def _refused(node: NodeStock) -> Obstacle:
     remedy = Remedy(f"have {node.name} take pods again, or add a node", key=node.node.key)
     return Obstacle(Reason.NO_NODES, f"{node.name} is {node.unusable}.", ends_with=(node.node.key,), remedies=(remedy,))
-
-
-_ORDER = (
-    Reason.SCALING_UP,
-    Reason.BEHIND_IN_QUEUE,
-    Reason.NODE_AVOIDED,
-    Reason.ENGINE_MUST_SLEEP,
-    Reason.ENGINE_CANNOT_SLEEP,
-    Reason.ENGINE_NEVER_LENDS,
-    Reason.ENGINE_LENDS_ELSEWHERE,
-    Reason.ENGINE_PRIORITY_HIGHER,
-    Reason.MULTI_NODE_BORROWS_NONE,
-    Reason.TIME_ZONE_UNKNOWN,
-    Reason.ENGINE_LENDS_LATER,
-    Reason.ENGINE_COOLS_DOWN,
-    Reason.ENGINE_IN_DEMAND,
-    Reason.ENGINE_HAS_GUESTS,
-    Reason.ENGINE_NOT_READY_TO_SLEEP,
-    Reason.ENGINE_AT_FLOOR,
-    Reason.ENGINE_PROTECTED,
-    Reason.NAMESPACE_QUOTA,
-)
-"""The order in which the obstacles of one way are shown. Reasons that are not listed come last."""
-
-
-_EASE = {
-    **dict.fromkeys((Reason.SCALING_UP, Reason.NODE_AVOIDED, Reason.ENGINE_COOLS_DOWN, Reason.ENGINE_LENDS_LATER), 0),
-    **dict.fromkeys((Reason.ENGINE_IN_DEMAND, Reason.BEHIND_IN_QUEUE), 1),
-    **dict.fromkeys((Reason.ENGINE_AT_FLOOR, Reason.ENGINE_PROTECTED), 2),
-    **dict.fromkeys((Reason.ENGINE_HAS_GUESTS, Reason.ENGINE_NOT_READY_TO_SLEEP, Reason.NAMESPACE_QUOTA), 3),
-    **dict.fromkeys((Reason.UNSCHEDULABLE, Reason.WAITING_FOR_GPUS, Reason.WAITING_FOR_SHARE), 5),
-    Reason.NO_NODES: 6,
-}
-"""How hard an obstacle is to end, by reason: 0 ends by itself, higher numbers need more."""
-
-
-_TERMS = 4
-"""The value for all other reasons: they are about what a lender agrees to."""
-
-
-def hardness(obstacles: Sequence[Obstacle]) -> tuple[int, ...]:
-    """Sort key for ways to start: first by the number of obstacles, then by how hard they are to end (`_EASE`), and
-    last by the number of obstacles that neither time nor a remedy ends.
-    """
-    helpless = sum(1 for obstacle in obstacles if obstacle.until is None and not obstacle.remedies)
-    return (len(obstacles), *sorted(_EASE.get(obstacle.reason, _TERMS) for obstacle in obstacles), helpless)
-
-
-def _place_in_order(obstacle: Obstacle) -> int:
-    return _ORDER.index(obstacle.reason) if obstacle.reason in _ORDER else len(_ORDER)

@@ -143,3 +143,53 @@ def settled(before: datetime | None, after: datetime | None, now: datetime) -> d
         return after
     close = max(_CLOSE, _CLOSE_SHARE * (after - now))
     return before if abs(after - before) <= close else after
+
+
+_ORDER = (
+    Reason.SCALING_UP,
+    Reason.BEHIND_IN_QUEUE,
+    Reason.NODE_AVOIDED,
+    Reason.ENGINE_MUST_SLEEP,
+    Reason.ENGINE_CANNOT_SLEEP,
+    Reason.ENGINE_NEVER_LENDS,
+    Reason.ENGINE_LENDS_ELSEWHERE,
+    Reason.ENGINE_PRIORITY_HIGHER,
+    Reason.MULTI_NODE_BORROWS_NONE,
+    Reason.TIME_ZONE_UNKNOWN,
+    Reason.ENGINE_LENDS_LATER,
+    Reason.ENGINE_COOLS_DOWN,
+    Reason.ENGINE_IN_DEMAND,
+    Reason.ENGINE_HAS_GUESTS,
+    Reason.ENGINE_NOT_READY_TO_SLEEP,
+    Reason.ENGINE_AT_FLOOR,
+    Reason.ENGINE_PROTECTED,
+    Reason.NAMESPACE_QUOTA,
+)
+"""The order in which the obstacles of one way are shown. Reasons that are not listed come last."""
+
+
+_EASE = {
+    **dict.fromkeys((Reason.SCALING_UP, Reason.NODE_AVOIDED, Reason.ENGINE_COOLS_DOWN, Reason.ENGINE_LENDS_LATER), 0),
+    **dict.fromkeys((Reason.ENGINE_IN_DEMAND, Reason.BEHIND_IN_QUEUE), 1),
+    **dict.fromkeys((Reason.ENGINE_AT_FLOOR, Reason.ENGINE_PROTECTED), 2),
+    **dict.fromkeys((Reason.ENGINE_HAS_GUESTS, Reason.ENGINE_NOT_READY_TO_SLEEP, Reason.NAMESPACE_QUOTA), 3),
+    **dict.fromkeys((Reason.UNSCHEDULABLE, Reason.WAITING_FOR_GPUS, Reason.WAITING_FOR_SHARE), 5),
+    Reason.NO_NODES: 6,
+}
+"""How hard an obstacle is to end, by reason: 0 ends by itself, higher numbers need more."""
+
+
+_TERMS = 4
+"""The value for all other reasons: they are about what a lender agrees to."""
+
+
+def hardness(obstacles: Sequence[Obstacle]) -> tuple[int, ...]:
+    """Sort key for ways to start: first by the number of obstacles, then by how hard they are to end (`_EASE`), and
+    last by the number of obstacles that neither time nor a remedy ends.
+    """
+    helpless = sum(1 for obstacle in obstacles if obstacle.until is None and not obstacle.remedies)
+    return (len(obstacles), *sorted(_EASE.get(obstacle.reason, _TERMS) for obstacle in obstacles), helpless)
+
+
+def place_in_order(obstacle: Obstacle) -> int:
+    return _ORDER.index(obstacle.reason) if obstacle.reason in _ORDER else len(_ORDER)
