@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sluice_api.claim import Claim, SlotRef
 from sluice_operator.facts.claims import LiveClaim, Phase, phase_by_pods, taken_by
-from sluice_operator.facts.liveness import alive, preemptors
+from sluice_operator.facts.live_claims import alive, preemptors
 from sluice_operator.facts.nodes import offered
 from sluice_operator.facts.slots import left_by
 from sluice_operator.observe.fence import each

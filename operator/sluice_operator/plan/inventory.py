@@ -10,7 +10,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import STAGE_LABEL
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, gpus_of_slots, taken_by, trainer_pods
-from sluice_operator.facts.liveness import lent_indices, live_claims_from, live_claims_on, preemptors
+from sluice_operator.facts.live_claims import lent_indices, live_claims_from, live_claims_on, preemptors
 from sluice_operator.facts.nodes import engines_of, holders, node_unusable, offered, pool_nodes
 from sluice_operator.facts.overlap import borrowers
 from sluice_operator.facts.sleeping import can_sleep, is_asleep

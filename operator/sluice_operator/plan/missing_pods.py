@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from sluice_api.inferenceengine import InferenceEngine, SlotState
 from sluice_operator.facts.claims import has_its_nodes, job_of, owner_of
-from sluice_operator.facts.liveness import is_live
+from sluice_operator.facts.live_claims import is_live
 from sluice_operator.facts.slots import pod_of
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.memo import once_a_world

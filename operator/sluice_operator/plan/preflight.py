@@ -7,7 +7,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, Phase, phase_by_pods, trainer_pods
 from sluice_operator.facts.fit import need_of, shortage, unreachable_volume, volume_claims_of
-from sluice_operator.facts.liveness import live_claims_on
+from sluice_operator.facts.live_claims import live_claims_on
 from sluice_operator.facts.nodes import find_pool, node_unusable
 from sluice_operator.facts.overlap import overlapped_by
 from sluice_operator.facts.slots import pod_of, sleeps

@@ -7,7 +7,7 @@ from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import InferenceEngine, Reclaim
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, least_first, lends_to
-from sluice_operator.facts.liveness import lent_indices
+from sluice_operator.facts.live_claims import lent_indices
 from sluice_operator.facts.slots import SlotPlan, pod_of, ref, serves
 from sluice_operator.observe.world import LOAD_SECONDS, World, existing, key_of
 from sluice_operator.plan.obstacle import Obstacle, Remedy

@@ -19,7 +19,7 @@ from sluice_api.finetunejob import (
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, ends_at
-from sluice_operator.facts.liveness import live_claims_of
+from sluice_operator.facts.live_claims import live_claims_of
 from sluice_operator.facts.outcomes import all_outcomes, done, waits_since
 from sluice_operator.facts.retries import after, attempts_that_ran
 from sluice_operator.observe.world import World

@@ -10,7 +10,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import ASLEEP, InferenceEngine
 from sluice_operator.facts.claims import LiveClaim, Phase, phase_by_pods
-from sluice_operator.facts.liveness import live_claims, live_claims_of
+from sluice_operator.facts.live_claims import live_claims, live_claims_of
 from sluice_operator.facts.nodes import engines_of, find_pool
 from sluice_operator.facts.sleeping import is_asleep
 from sluice_operator.facts.slots import floor_of, is_drained, pod_of, sleeps

@@ -11,7 +11,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.scheduling import GiveWay, Policy
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, gpus_of_slots
-from sluice_operator.facts.liveness import lent_indices, live_claims, preemptors
+from sluice_operator.facts.live_claims import lent_indices, live_claims, preemptors
 from sluice_operator.facts.outcomes import recorded
 from sluice_operator.facts.overlap import borrowers, overlapped_by
 from sluice_operator.facts.retries import after

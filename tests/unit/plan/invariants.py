@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from dev.simulate.cluster import Cluster
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, Phase, taken_by, trainer_pods
-from sluice_operator.facts.liveness import lent_indices, live_claims, preemptors
+from sluice_operator.facts.live_claims import lent_indices, live_claims, preemptors
 from sluice_operator.facts.overlap import borrowers
 from sluice_operator.facts.slots import wanted
 from sluice_operator.observe.views import NodeView, PodView

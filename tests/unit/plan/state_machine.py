@@ -14,7 +14,7 @@ from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import JOB_LABEL
 from sluice_operator.facts.claims import Phase
-from sluice_operator.facts.liveness import live_claims
+from sluice_operator.facts.live_claims import live_claims
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.facts.slots import pod_of, serves
 from sluice_operator.observe.views import Key

@@ -6,7 +6,7 @@ from dev.simulate.builder import GPU, NOW, WorldBuilder
 from dev.simulate.cluster import Cluster
 from sluice_api.claim import Claim, NodeAllocation
 from sluice_operator.facts.claims import attempt_ref
-from sluice_operator.facts.liveness import live_claims, live_claims_of
+from sluice_operator.facts.live_claims import live_claims, live_claims_of
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.inventory import take_stock

@@ -11,7 +11,7 @@ from sluice_api.gpupool import SharingMode
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim
-from sluice_operator.facts.liveness import live_claims_of
+from sluice_operator.facts.live_claims import live_claims_of
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.facts.overlap import overlapped_by
 from sluice_operator.facts.slots import left_by

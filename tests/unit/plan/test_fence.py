@@ -9,7 +9,7 @@ import pytest
 from sluice_api.finetunejob import FineTuneJob, FineTuneJobStatus
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
 from sluice_api.reasons import Reason
-from sluice_operator.facts import liveness, outcomes
+from sluice_operator.facts import live_claims, outcomes
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.fence import Fault, Fenced, each, fenced, looking_at
 from sluice_operator.observe.views import Key
@@ -66,7 +66,7 @@ def town_with_poison() -> WorldBuilder:
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(readiness, "all_outcomes"), (access, "sharing_refusal"), (liveness, "identity"), (allocation, "place")],
+    [(readiness, "all_outcomes"), (access, "sharing_refusal"), (live_claims, "identity"), (allocation, "place")],
 )
 def test_a_job_that_raises_is_set_aside(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
     builder = town_with_poison()
@@ -130,7 +130,7 @@ def test_pods_of_a_set_aside_job_keep_their_gpus(monkeypatch: pytest.MonkeyPatch
     builder.trainer_pod(builder.stage_job(evil, claim=builder.claim("n1")), "n1")
     for name in ("victim", "other"):
         builder.job(name, 1, scheduling={"policy": "Queue"})
-    poisoned(monkeypatch, liveness, "is_live", is_evil)
+    poisoned(monkeypatch, live_claims, "is_live", is_evil)
     found = decided(builder)
     assert found.decision is not None
     assert describe(found.decision) == "other waits WaitingForGPUs; victim takes n1"
@@ -184,8 +184,8 @@ def test_job_that_raises_stops_no_engine_decision(monkeypatch: pytest.MonkeyPatc
     builder.slot(engine, 0, "n1")
     evil = builder.job("x", 1, "evil")
     builder.stage_job(evil, claim=builder.claim("n2"))
-    poisoned(monkeypatch, liveness, "is_live", is_evil)
-    poisoned(monkeypatch, liveness, "believed", is_evil)
+    poisoned(monkeypatch, live_claims, "is_live", is_evil)
+    poisoned(monkeypatch, live_claims, "believed", is_evil)
     found = fenced(builder.world, key_of(engine), lambda world: planned_status(world, engine, NOW))
     assert found.decision is not None
     assert found.decision.ready == "1/1"

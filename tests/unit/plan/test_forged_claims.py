@@ -10,7 +10,7 @@ from sluice_api.claim import AttemptRef, Claim, NodeAllocation, SlotRef
 from sluice_api.inferenceengine import SlotState, SlotStatus
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, StageOutcome, TrainResult
-from sluice_operator.facts.liveness import live_claims
+from sluice_operator.facts.live_claims import live_claims
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.facts.outcomes import all_outcomes
 from sluice_operator.observe.parse import Unreadable

@@ -10,7 +10,7 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, Stage, StageOutcome, TrainResult
 from sluice_operator.facts.claims import Phase, phase_by_pods
-from sluice_operator.facts.liveness import live_claims_of
+from sluice_operator.facts.live_claims import live_claims_of
 from sluice_operator.observe.views import PodView, StageJobView, Termination
 from sluice_operator.observe.world import engine_key, job_key
 from sluice_operator.plan.engine.decide import plan_engine

@@ -4,7 +4,7 @@ import pytest
 
 from dev.simulate.builder import NOW, WorldBuilder
 from sluice_api.reasons import Reason
-from sluice_operator.facts.liveness import live_claims
+from sluice_operator.facts.live_claims import live_claims
 from sluice_operator.facts.nodes import find_pool, pool_nodes
 from sluice_operator.observe.views import Taint
 from sluice_operator.plan.inventory import take_stock

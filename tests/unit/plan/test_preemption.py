@@ -9,7 +9,7 @@ import pytest
 from sluice_api.claim import AttemptRef, Claim, NodeAllocation
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage, StageOutcome, TrainResult
-from sluice_operator.facts.liveness import live_claims
+from sluice_operator.facts.live_claims import live_claims
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.facts.overlap import overlapped_by
 from sluice_operator.observe.views import PodView, Termination

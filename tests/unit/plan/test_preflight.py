@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sluice_api.claim import SlotRef
-from sluice_operator.facts.liveness import live_claims
+from sluice_operator.facts.live_claims import live_claims
 from sluice_operator.observe.views import Resources
 from sluice_operator.plan.preflight import preflight_obstacle
 from tests.unit.plan.worlds import GPU, WorldBuilder

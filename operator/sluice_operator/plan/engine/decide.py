@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from sluice_api.claim import SlotRef
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine, SlotState
-from sluice_operator.facts.liveness import live_claims_from
+from sluice_operator.facts.live_claims import live_claims_from
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.facts.overlap import borrowers
 from sluice_operator.facts.slots import SlotPlan, ref, template_of

@@ -16,7 +16,7 @@ from sluice_api.meta import SLOT_LABEL, STAGE_LABEL, index_of
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import Phase, phase_by_pods
 from sluice_operator.facts.fit import holding
-from sluice_operator.facts.liveness import live_claims_on
+from sluice_operator.facts.live_claims import live_claims_on
 from sluice_operator.facts.nodes import find_pool, slot_devices
 from sluice_operator.facts.slots import SlotPlan, pod_of
 from sluice_operator.observe.views import DeviceClaimView, PodView

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import ASLEEP, AWAKE, InferenceEngine, SlotState
 from sluice_operator.facts.claims import LiveClaim, Phase
-from sluice_operator.facts.liveness import lent_indices
+from sluice_operator.facts.live_claims import lent_indices
 from sluice_operator.facts.sleeping import being_used, is_asleep, state_on_the_way
 from sluice_operator.facts.slots import (
     SlotPlan,

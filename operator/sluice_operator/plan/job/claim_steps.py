@@ -9,14 +9,12 @@ its replicas in its slots' status.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
 from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import SlotState
 from sluice_api.reasons import Reason
-from sluice_api.stall import stalled_after
 from sluice_operator.facts.claims import LiveClaim, Phase, is_gated, node_of, phase_by_pods, taken_by, trainer_pods
-from sluice_operator.facts.liveness import live_claims_on
+from sluice_operator.facts.live_claims import live_claims_on
 from sluice_operator.facts.nodes import find_pool, unreachable
 from sluice_operator.facts.overlap import overlapped_by
 from sluice_operator.facts.retries import refusal_reason
@@ -25,6 +23,7 @@ from sluice_operator.facts.slots import is_drained
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World, engine_key
 from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.job.stall import silence_of
 from sluice_operator.plan.missing_pods import PODS_WITHIN
 from sluice_operator.plan.preflight import phase_of, preflight_obstacle
 from sluice_operator.settings import Limits
@@ -203,7 +202,7 @@ def _train(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step
     starting = next((pod for pod in pods if not pod.running), None)
     if starting:
         return _of_the_node(_starts(starting, live, now, limits), away)
-    silence = _silence(world, live, limits)
+    silence = silence_of(world, live, limits)
     if silence is None or now < silence.stalled_at:
         message = f"On {live.claim.summary}, attempt {live.stage_job.attempt}."
         return Step(Reason.TRAINING, message, admitted=True, again_at=silence.stalled_at if silence else None)
@@ -239,37 +238,3 @@ def _starts(pod: PodView, live: LiveClaim, now: datetime, limits: Limits) -> Ste
     if over:
         return Step(Reason.POD_NOT_STARTED, f"Pod {pod.key.name}: {why or 'it has not started'}", True, give_up=True)
     return Step(Reason.TRAINING, f"The training pod starts on {pod.node}.", True, again_at=until)
-
-
-class _Silence(NamedTuple):
-    """Since when a trainer has not reported, and when that is too long."""
-
-    since: datetime
-    stalled_at: datetime
-    given_up_at: datetime
-
-
-def _silence(world: World, live: LiveClaim, limits: Limits) -> _Silence | None:
-    """Since when a trainer has not reported, and when that is too long; None if it never reported.
-
-    Silence before this term proves nothing, because this process did not listen then. The times are all of the clock
-    that `now` is of.
-    """
-    heartbeat = world.heartbeats.get(live.stage_job.uid)
-    progress = live.job.status.progress
-    reported = progress is not None and progress.attempt == live.stage_job.attempt and progress.reported_at is not None
-    heard = [heartbeat.at] if heartbeat else []
-    if world.since and (heartbeat or reported):
-        heard.append(world.since)
-    if not heard:
-        return None
-    stalled_at = max(heard) + _stalled_after(world, live, limits)
-    return _Silence(max(heard), stalled_at, stalled_at + limits.stall / 2)
-
-
-def _stalled_after(world: World, live: LiveClaim, limits: Limits) -> timedelta:
-    """Five median steps, and at least the limit. Before the first step, and while it saves, at least a start's time."""
-    heartbeat = world.heartbeats.get(live.stage_job.uid)
-    if heartbeat is None or heartbeat.step_seconds is None:
-        return max(limits.start, limits.stall)
-    return timedelta(seconds=stalled_after(heartbeat.step_seconds, limits.stall.total_seconds()))

@@ -6,7 +6,7 @@ from sluice_api.conditions import JobCondition
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, believed, ends_at, preemptor_of, trainer_pods
-from sluice_operator.facts.liveness import is_live, live_claims_of
+from sluice_operator.facts.live_claims import is_live, live_claims_of
 from sluice_operator.facts.nodes import unreachable
 from sluice_operator.facts.outcomes import done
 from sluice_operator.facts.retries import after

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.stages import Stage
-from sluice_operator.facts.liveness import live_claims_of
+from sluice_operator.facts.live_claims import live_claims_of
 from sluice_operator.facts.outcomes import done, recorded, waits_since
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.world import World, identity, key_of

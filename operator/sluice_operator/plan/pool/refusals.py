@@ -96,7 +96,7 @@ def refusal_at(world: World, job: FineTuneJob, now: datetime) -> Obstacle | None
     return replace(found, message=f"{found.message} {none}")
 
 
-def _claims_exist(world: World, job: FineTuneJob) -> Obstacle | None:
+def _volume_claims_exist(world: World, job: FineTuneJob) -> Obstacle | None:
     spec, namespace = job.spec, job.metadata.namespace
     addresses = {
         "model.uri": spec.model.uri,
@@ -107,7 +107,7 @@ def _claims_exist(world: World, job: FineTuneJob) -> Obstacle | None:
     for field, uri in addresses.items():
         if missing := missing_volume_claim(world, namespace, uri):
             return Obstacle(
-                Reason.VOLUME_CLAIM_NOT_FOUND, f"spec.{field}: {missing}", ends_with=_claim_of(namespace, uri)
+                Reason.VOLUME_CLAIM_NOT_FOUND, f"spec.{field}: {missing}", ends_with=_volume_claim_of(namespace, uri)
             )
     return None
 
@@ -218,7 +218,7 @@ def _engine_fits(engine: InferenceEngine, job: FineTuneJob) -> Obstacle | None:
     if output and output.claim not in lora.volume_claims:
         return Obstacle(
             Reason.ADAPTER_SOURCE_NOT_MOUNTED,
-            f"spec.output.uri: engine {name} does not mount claim {output.claim}. Add it to the engine's "
+            f"spec.output.uri: engine {name} does not mount volume claim {output.claim}. Add it to the engine's "
             "lora.volumeClaims, or write to one that it mounts.",
             ends_with=(engine_key(job.metadata.namespace, name),),
         )
@@ -238,15 +238,15 @@ def _claims_shareable(world: World, job: FineTuneJob) -> Obstacle | None:
     if claim.access_modes and set(claim.access_modes) <= {"ReadWriteOnce", "ReadWriteOncePod"}:
         return Obstacle(
             Reason.VOLUME_CLAIM_NOT_SHAREABLE,
-            f"spec.output.uri: claim {output.claim} is {', '.join(claim.access_modes)}, but {who} may be "
-            "on two nodes. Use a ReadWriteMany claim.",
+            f"spec.output.uri: volume claim {output.claim} is {', '.join(claim.access_modes)}, but {who} may be "
+            "on two nodes. Use a ReadWriteMany volume claim.",
             ends_with=(claim.key, *_nodes_of(pool)),
         )
     return None
 
 
 CHECKS: tuple[Callable[[World, FineTuneJob], Obstacle | None], ...] = (
-    _claims_exist,
+    _volume_claims_exist,
     _pool_exists,
     _pool_serves_it,
     _fits_some_node,
@@ -256,7 +256,7 @@ CHECKS: tuple[Callable[[World, FineTuneJob], Obstacle | None], ...] = (
 """In this order; the first obstacle counts."""
 
 
-def _claim_of(namespace: str, uri: str) -> tuple[Key, ...]:
+def _volume_claim_of(namespace: str, uri: str) -> tuple[Key, ...]:
     path = volume_path(uri)
     return (Key("PersistentVolumeClaim", namespace, path.claim),) if path else ()
 

@@ -16,7 +16,7 @@ from sluice_api.meta import SCALE_UP_LABEL, scale_up_name
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import Phase, phase_by_pods
 from sluice_operator.facts.fit import asks_for_node
-from sluice_operator.facts.liveness import live_claims_on
+from sluice_operator.facts.live_claims import live_claims_on
 from sluice_operator.facts.retries import FIRST_PAUSE
 from sluice_operator.observe.fence import looking_at
 from sluice_operator.observe.views import Key, PodView

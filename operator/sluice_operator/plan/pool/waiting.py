@@ -192,4 +192,5 @@ def hardness(obstacles: Sequence[Obstacle]) -> tuple[int, ...]:
 
 
 def place_in_order(obstacle: Obstacle) -> int:
+    """Sort key for the obstacles of one way: the first one's reason is shown."""
     return _ORDER.index(obstacle.reason) if obstacle.reason in _ORDER else len(_ORDER)
