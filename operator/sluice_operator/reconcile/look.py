@@ -3,13 +3,13 @@
 import logging
 from datetime import datetime
 
+from sluice_api.finetunejob import FineTuneJob
 from sluice_operator.cluster.errors import Gone
 from sluice_operator.facts.claims import trainer_pods
 from sluice_operator.facts.outcomes import recorded
 from sluice_operator.observe.orphans import runs
 from sluice_operator.observe.views import Key, PodView, StageJobView
-from sluice_operator.observe.world import identity
-from sluice_operator.plan.job.decide import job_of
+from sluice_operator.observe.world import World, identity
 from sluice_operator.plan.missing_pods import PODS_WITHIN
 from sluice_operator.reconcile.context import Context
 from sluice_operator.writes import Delete, Writes
@@ -53,7 +53,7 @@ def _left_by(key: Key, c: Context) -> list[StageJobView | PodView]:
 async def look_for_pods(key: Key, c: Context) -> None:
     """Read a finished Job's pods if one of them is not known: because of a late watch it would count as gone."""
     world = c.store.world()
-    job = job_of(world, key)
+    job = _unless_deleted(world, key)
     if job is None:
         return
     for stage in tuple(world.stage_jobs_of.get(identity(job), {}).values()):
@@ -66,7 +66,7 @@ async def look_for_pods(key: Key, c: Context) -> None:
 async def look_for_refused_pod(key: Key, c: Context, now: datetime) -> str:
     """The API server's message when it refused a stage's overdue pod; empty if it did not."""
     world = c.store.world()
-    job = job_of(world, key)
+    job = _unless_deleted(world, key)
     if job is None:
         return ""
     for stage in world.stage_jobs_of.get(identity(job), {}).values():
@@ -74,3 +74,9 @@ async def look_for_refused_pod(key: Key, c: Context, now: datetime) -> str:
         if not stage.finished and not stage.deleting and not young and len(trainer_pods(world, stage)) < pods:
             return await c.cluster.failed_create(stage.key)
     return ""
+
+
+def _unless_deleted(world: World, key: Key) -> FineTuneJob | None:
+    """The job of a key; None if it is gone or being deleted."""
+    job = world.jobs.get(key)
+    return None if job is None or job.metadata.deletion_timestamp else job

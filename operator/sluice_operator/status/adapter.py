@@ -79,7 +79,8 @@ def _readiness(
         return (
             False,
             Reason.ADAPTER_SOURCE_NOT_MOUNTED,
-            f"spec.source.uri: engine {name} does not mount volume claim {source.claim}. Add it to its lora.volumeClaims.",
+            f"spec.source.uri: engine {name} does not mount volume claim {source.claim}. Add that to its "
+            "lora.volumeClaims.",
         )
     if not replicas:
         return False, Reason.NO_READY_REPLICA, f"Engine {name} has no ready replica."

@@ -9,7 +9,6 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExportResult, Stage
 from sluice_operator.facts.outcomes import all_outcomes, compact, done, recorded
-from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, adapter_key, identity, oldest_first
 from sluice_operator.plan import readiness
 from sluice_operator.plan.deadlines import time_ends
@@ -189,9 +188,3 @@ def _current(s: Situation) -> JobCondition:
 def _export(s: Situation) -> ExportResult | None:
     outcome = done(s.outcomes, Stage.EXPORT)
     return outcome.export if outcome else None
-
-
-def job_of(world: World, key: Key) -> FineTuneJob | None:
-    """The job of a key; None if it is gone or being deleted."""
-    job = world.jobs.get(key)
-    return None if job is None or job.metadata.deletion_timestamp else job
