@@ -50,5 +50,6 @@ def readable(resource: str, value: int) -> str:
     if resource == "cpu":
         return f"{value}m" if value % 1000 else str(value // 1000)
     if resource in ("memory", "ephemeral-storage"):
-        return f"{value / 2**30:.3g}Gi"
+        gibibytes = value / 2**30
+        return f"{gibibytes:.0f}Gi" if gibibytes >= 100 else f"{gibibytes:.3g}Gi"
     return str(value)

@@ -115,6 +115,8 @@ def _could_be_lent(world: World, job: FineTuneJob, slot: SlotRef) -> bool:
     name = job.metadata.full_name
     if any((status.index, status.lent_to) == (slot.index, name) for status in engine.status.slots):
         return True
+    if engine.metadata.deletion_timestamp:  # a finalizer keeps it, and nobody tells its replicas to drain
+        return False
     if engine.spec.preemption.policy is LendingPolicy.NEVER or not lends_to(world, engine, job.metadata.namespace):
         return False
     pods = world.engine_pods.get((slot.namespace, slot.engine, slot.index), {}).values()

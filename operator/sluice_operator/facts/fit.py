@@ -1,12 +1,13 @@
 """Does a pod fit a node in everything but the number of GPUs: cpu, memory, disk, pods, volumes, GPU memory?"""
 
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 
 from sluice_api.finetunejob import FineTuneJob, JobResources
 from sluice_api.meta import SCALE_UP_LABEL, scale_up_name
 from sluice_api.pods import DISK_REQUEST
 from sluice_api.quantity import amount, readable
 from sluice_api.sources import volume_path
+from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import Key, NodeRequirement, NodeView, PodView, Resources, VolumeClaimView
 from sluice_operator.observe.world import World, job_key
 
@@ -109,34 +110,44 @@ def shortage(
     return ""
 
 
-def exceeds(node: NodeView, need: Resources) -> str:
-    """What a node would lack for one pod even if it had no other pods; empty if the pod would fit."""
+@once_a_world(lambda _world, node: node.key)
+def capacity(world: World, node: NodeView) -> Resources:
+    """The cpu, memory and disk of a node, less what its DaemonSets' pods ask for, as those never leave it."""
+    daemons = [pod.requests for pod in world.pods_on.get(node.key.name, {}).values() if pod.daemon and not pod.ended]
+    return {of: node.allocatable.get(of, 0) - sum(requests.get(of, 0) for requests in daemons) for of in COUNTED}
+
+
+def exceeds(world: World, node: NodeView, need: Resources) -> str:
+    """What a node would lack for one pod even if it had only its DaemonSets' pods; empty if the pod would fit."""
     if small := _too_small(node, need):
         return small
+    has = capacity(world, node)
     for resource in COUNTED:
-        if need.get(resource, 0) > node.allocatable.get(resource, 0):
-            have = readable(resource, node.allocatable.get(resource, 0))
-            return f"{resource}: needs {readable(resource, need[resource])}, the node has {have}"
+        if need.get(resource, 0) > has[resource]:
+            have = readable(resource, max(0, has[resource]))
+            less = "" if has[resource] == node.allocatable.get(resource, 0) else " beside its DaemonSets"
+            return f"{resource}: needs {readable(resource, need[resource])}, the node has {have}{less}"
     return ""
 
 
-def most_pods(node: NodeView, there: int, gpus: int, need: Resources) -> int:
-    """How many equal pods fit a node that has no other pods.
+def most_pods(world: World, node: NodeView, there: int, gpus: int, need: Resources) -> int:
+    """How many equal pods fit a node that has only its DaemonSets' pods.
 
     Args:
         there: GPUs that the node offers.
         gpus: GPUs of each pod.
         need: what else each pod asks for.
     """
-    if exceeds(node, need):
+    if exceeds(world, node, need):
         return 0
-    rooms = [node.allocatable.get(counted, 0) // need[counted] for counted in COUNTED if need.get(counted)]
+    has = capacity(world, node)
+    rooms = [has[counted] // need[counted] for counted in COUNTED if need.get(counted)]
     return min(there // gpus, *rooms)
 
 
-def like(node: NodeView) -> Hashable:
+def like(world: World, node: NodeView) -> Hashable:
     """All that decides, beside GPUs, how much an empty node takes. It is equal for nodes that take the same."""
-    return (*(node.allocatable.get(counted, 0) for counted in COUNTED), node.labels.get(GPU_MEMORY_LABEL, ""))
+    return (*capacity(world, node).values(), node.labels.get(GPU_MEMORY_LABEL, ""))
 
 
 def _too_small(node: NodeView, need: Resources) -> str:
@@ -151,6 +162,18 @@ def _too_small(node: NodeView, need: Resources) -> str:
     return f"{GPU_MEMORY}: needs {wanted}, the node's have {readable('memory', has)}" if has < need[GPU_MEMORY] else ""
 
 
+def bound_to_nodes(world: World, namespace: str, claims: Iterable[str]) -> tuple[str, ...]:
+    """Those of some volume claims whose volume can be mounted on certain nodes only."""
+    views = ((name, world.volume_claims.get(Key("PersistentVolumeClaim", namespace, name))) for name in claims)
+    return tuple(name for name, claim in views if claim and _node_terms(world, claim))
+
+
+def never_reaches(world: World, namespace: str, claims: Iterable[str], node: NodeView) -> str:
+    """The first of some volume claims whose volume can't be mounted on a node; empty if all can, or do not exist."""
+    views = ((name, world.volume_claims.get(Key("PersistentVolumeClaim", namespace, name))) for name in claims)
+    return next((name for name, claim in views if claim and not _reaches(world, claim, node)), "")
+
+
 def unreachable_volume(world: World, namespace: str, claims: Iterable[str], node: NodeView) -> str:
     """Why the first of some volume claims can't be mounted on a node; empty if all can, or do not exist."""
     for name in claims:
@@ -163,10 +186,14 @@ def unreachable_volume(world: World, namespace: str, claims: Iterable[str], node
 
 
 def _reaches(world: World, claim: VolumeClaimView, node: NodeView) -> bool:
+    terms = _node_terms(world, claim)
+    return not terms or any(all(_meets(node, requirement) for requirement in term) for term in terms)
+
+
+def _node_terms(world: World, claim: VolumeClaimView) -> Sequence[Sequence[NodeRequirement]]:
+    """Which nodes can mount a claim's volume; empty if all can, or if it is not bound yet."""
     volume = world.volumes.get(Key("PersistentVolume", "", claim.volume)) if claim.volume else None
-    if volume is None or not volume.node_terms:  # not bound yet, or of no particular node
-        return True
-    return any(all(_meets(node, requirement) for requirement in term) for term in volume.node_terms)
+    return volume.node_terms if volume else ()
 
 
 def _meets(node: NodeView, requirement: NodeRequirement) -> bool:
@@ -185,8 +212,15 @@ def _meets(node: NodeView, requirement: NodeRequirement) -> bool:
 def _held_elsewhere(world: World, namespace: str, name: str, claim: VolumeClaimView, node: NodeView) -> bool:
     if set(claim.access_modes) != {"ReadWriteOnce"}:  # any other mode may be the one that is used
         return False
-    return any(
-        pod.node != node.key.name and name in pod.volume_claims and pod.key.namespace == namespace and not pod.ended
-        for pods in world.pods_on.values()
-        for pod in pods.values()
-    )
+    return bool(_nodes_using(world).get((namespace, name), set()) - {node.key.name})
+
+
+@once_a_world(lambda _world: None)
+def _nodes_using(world: World) -> Mapping[tuple[str, str], set[str]]:
+    """By namespace and name of a volume claim, the nodes on which a pod mounts it."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for pods in world.pods_on.values():
+        for pod in pods.values():
+            for name in () if pod.ended else pod.volume_claims:
+                found.setdefault((pod.key.namespace, name), set()).add(pod.node)
+    return found

@@ -270,13 +270,13 @@ def _slot(_old: Stored | None, _new: Stored | None, slot: SlotView, _world: Worl
     yield from _borrowers((slot.key.namespace, slot.engine), links)
 
 
-def _claim(
-    old: Stored | None, new: Stored | None, claim: VolumeClaimView, _world: World, links: Links
-) -> Iterator[Key]:
+def _claim(old: Stored | None, new: Stored | None, claim: VolumeClaimView, world: World, links: Links) -> Iterator[Key]:
     """The pools of jobs that mount it: where they fit may be another question now. Engines that lacked it."""
     place = (claim.key.namespace, claim.key.name)
     if (old is None) is not (new is None):
-        yield from links.serving_from.groups.get(place, {})
+        engines = links.serving_from.groups.get(place, {})
+        yield from engines
+        yield from {pool_key(world.engines[key].spec.resources.pool) for key in engines if key in world.engines}
     yield from _pools_of(links.mounting.groups.get(place, {}))
 
 

@@ -39,6 +39,7 @@ def parse_pod(body: Body) -> PodView:
             node=spec.get("nodeName") or "",
             ended=ended,
             volume_claims=_volume_claims(body),
+            daemon=any(owner.get("kind") == "DaemonSet" for owner in body["metadata"].get("ownerReferences") or ()),
         )
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     main: Mapping[str, Any] = next((c for c in containers if c.get("name") in _MAIN), {})

@@ -35,7 +35,7 @@ def avoided(world: World, stock: Stock, job: FineTuneJob, now: datetime) -> Mapp
     """The nodes of a pool that a job leaves out now, by name."""
     attempts = all_outcomes(world, job).of(Stage.TRAIN)
     found = {one.node: one for one in _avoided(attempts) if now < one.until and one.node in stock.nodes}
-    if all(not one.rule.unless_last for one in found.values()) or _fits_without(stock, job, found):
+    if all(not one.rule.unless_last for one in found.values()) or _fits_without(world, stock, job, found):
         return found
     return {node: one for node, one in found.items() if not one.rule.unless_last}
 
@@ -52,8 +52,8 @@ def _avoided(attempts: Iterable[AttemptOutcome]) -> Iterator[Avoided]:
             yield Avoided(outcome.node, outcome.ended_at + rule.lasts, rule)
 
 
-def _fits_without(stock: Stock, job: FineTuneJob, left_out: Mapping[str, Avoided]) -> bool:
+def _fits_without(world: World, stock: Stock, job: FineTuneJob, left_out: Mapping[str, Avoided]) -> bool:
     """Whether all pods of a job would fit the pool's other usable nodes if those were empty."""
     wanted = job.spec.resources
     nodes = (node for node in stock.nodes.values() if not node.unusable and node.name not in left_out)
-    return sum(most_pods(node.node, node.gpus, wanted.gpus, need_of(wanted)) for node in nodes) >= wanted.nodes
+    return sum(most_pods(world, node.node, node.gpus, wanted.gpus, need_of(wanted)) for node in nodes) >= wanted.nodes

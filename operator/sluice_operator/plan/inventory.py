@@ -1,7 +1,7 @@
 """Who has which GPU of a pool now?"""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from sluice_api.claim import Claim, SlotRef
@@ -20,7 +20,9 @@ from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import BudgetView, NodeView, PodView
 from sluice_operator.observe.world import World, existing, key_of
 from sluice_operator.plan.obstacle import Obstacle
-from sluice_operator.plan.quotas import engine_denial, quota_of, serving_obstacle
+from sluice_operator.plan.quotas import engine_denial, may_serve, quota_of, serving_obstacle
+from sluice_operator.plan.reclaim import load_of
+from sluice_operator.plan.startable import start_obstacle
 from sluice_operator.plan.stock import UNBOUNDED, Held, NodeStock, PlacedSlot, Stock
 
 
@@ -47,15 +49,33 @@ def take_stock(world: World, pool: GPUPool) -> Stock:
             held[engine.metadata.namespace] = mine.plus(serving=engine.spec.resources.gpus)
     going = preemptors(world, [live for stock in stocks.values() for live in stock.claims])
     losses = dict(each(engines, key_of, lambda engine: (engine.metadata.uid, may_lose(world, engine))))
-    lacking = _lacking(engines, lent, stocks.values())
-    return Stock(pool, tuple(engines), stocks, tuple(waiting), losses, frozenset(going), refused, held, lacking)
+    loads = dict(each(engines, key_of, lambda engine: (engine.metadata.uid, load_of(world, engine))))
+    lacking = sum(_gpus_lacking(world, pool, engines, lent, stocks.values(), held))
+    return Stock(pool, tuple(engines), stocks, tuple(waiting), loads, losses, frozenset(going), refused, held, lacking)
 
 
-def _lacking(engines: Iterable[InferenceEngine], lent: Iterable[SlotRef], nodes: Iterable[NodeStock]) -> int:
-    """GPUs of the replicas that engines should have, and that neither have a place nor are lent."""
+def _gpus_lacking(
+    world: World,
+    pool: GPUPool,
+    engines: Iterable[InferenceEngine],
+    lent: Iterable[SlotRef],
+    nodes: Iterable[NodeStock],
+    held: Mapping[str, Held],
+) -> Iterator[int]:
+    """GPUs of the replicas of each engine that would start if there were GPUs, and that neither have a place nor are
+    lent.
+    """
     has = Counter((slot.namespace, slot.engine) for slot in {*lent, *(s.slot for node in nodes for s in node.slots)})
-    missing = ((e, e.spec.replicas - has[e.metadata.namespace, e.metadata.name]) for e in engines)
-    return sum(max(0, count) * engine.spec.resources.gpus for engine, count in missing)
+    held = dict(held)
+    for engine in engines:
+        namespace, gpus = engine.metadata.namespace, engine.spec.resources.gpus
+        missing = engine.spec.replicas - has[namespace, engine.metadata.name]
+        mine = held.get(namespace, Held())
+        if missing <= 0 or key_of(engine) in world.refused or _refused(world, pool, engine, mine):
+            continue
+        starting = min(missing, may_serve(quota_of(world, pool, namespace), mine) // gpus)
+        held[namespace] = mine.plus(serving=starting * gpus)
+        yield starting * gpus
 
 
 def _held_by_namespace(
@@ -87,7 +107,8 @@ def _held_by_namespace(
 def _refused(world: World, pool: GPUPool, engine: InferenceEngine, held: Held) -> Obstacle | None:
     """Why a pool starts no further replica of an engine, however many GPUs are free; None if it does."""
     quota = quota_of(world, pool, engine.metadata.namespace)
-    return engine_denial(world, pool, engine) or serving_obstacle(pool, quota, engine, held)
+    starts = start_obstacle(world, pool, engine)
+    return starts or engine_denial(world, pool, engine) or serving_obstacle(pool, quota, engine, held)
 
 
 def _count(world: World, pool: GPUPool, node: NodeView, lent: Mapping[SlotRef, LiveClaim]) -> NodeStock:

@@ -10,7 +10,7 @@ from sluice_operator.observe.namespaces import selects
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.obstacle import Obstacle, Remedy
-from sluice_operator.plan.stock import Held
+from sluice_operator.plan.stock import UNBOUNDED, Held
 
 
 def quota_of(world: World, pool: GPUPool, namespace: str) -> NamespaceQuota:
@@ -92,6 +92,13 @@ def _over(pool: GPUPool, quota: NamespaceQuota, field: str, enough: int, has: st
     name, path = pool.metadata.name, quota_field(pool, quota, field)
     raised = Remedy(f"raise {field} in GPUPool {name} to {enough}", key_of(pool), path, enough)
     return Obstacle(Reason.NAMESPACE_QUOTA, f"{has}{in_front}.", ends_with=(key_of(pool),), remedies=(raised,))
+
+
+def may_serve(quota: NamespaceQuota, held: Held) -> int:
+    """With how many GPUs more a namespace's engines may serve."""
+    serving = UNBOUNDED if quota.max_serving_gpus is None else quota.max_serving_gpus - held.serving
+    total = UNBOUNDED if quota.max_total_gpus is None else quota.max_total_gpus - held.total
+    return max(0, min(serving, total))
 
 
 def serving_obstacle(pool: GPUPool, quota: NamespaceQuota, engine: InferenceEngine, held: Held) -> Obstacle | None:

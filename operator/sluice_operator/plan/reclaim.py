@@ -10,11 +10,9 @@ from sluice_operator.facts.claims import LiveClaim, least_first, lends_to
 from sluice_operator.facts.live_claims import lent_indices
 from sluice_operator.facts.slots import SlotPlan, pod_of, ref, serves
 from sluice_operator.observe.world import LOAD_SECONDS, World, existing, key_of
+from sluice_operator.plan.floor import LOOK_AT_LOAD, in_demand
 from sluice_operator.plan.obstacle import Obstacle, Remedy
 from sluice_operator.plan.stock import Stock
-
-LOOK_AT_LOAD = timedelta(seconds=5)
-"""How often a decision that depends on an engine's load is made again."""
 
 
 def lacking(world: World, stock: Stock, engine: InferenceEngine) -> bool:
@@ -53,9 +51,16 @@ def is_busy(world: World, engine: InferenceEngine, fewer: int = 0) -> bool:
     limit = engine.spec.preemption.reclaim_above
     if limit is None:
         return False
+    serving = sum(1 for index in existing(world, engine) if serves(pod_of(world, engine, index)))
+    return load_of(world, engine) > limit * max(0, serving - fewer)
+
+
+def load_of(world: World, engine: InferenceEngine) -> float:
+    """Requests in flight at all serving replicas together, as their agents report them; 0 without reclaimAbove."""
+    if engine.spec.preemption.reclaim_above is None:
+        return 0
     serving = [pod for index in existing(world, engine) if (pod := pod_of(world, engine, index)) and serves(pod)]
-    loads = [world.reports[pod.uid].load for pod in serving if pod.uid in world.reports]
-    return sum(loads) > limit * max(0, len(serving) - fewer)
+    return sum(world.reports[pod.uid].load for pod in serving if pod.uid in world.reports)
 
 
 def asked_back(
@@ -95,7 +100,5 @@ def own_need(world: World, stock: Stock, engine: InferenceEngine, now: datetime)
         never = Remedy(f"set preemption.reclaim: Never on {name}", key, "preemption.reclaim", "Never")
         return Obstacle(Reason.ENGINE_IN_DEMAND, message, ends_with=(key,), remedies=(never,))
     if is_busy(world, engine, fewer=1):
-        limit = engine.spec.preemption.reclaim_above
-        message = f"{name} would have more than {limit} requests in flight for each replica (preemption.reclaimAbove)."
-        return Obstacle(Reason.ENGINE_IN_DEMAND, message, now + LOOK_AT_LOAD, (key,))
+        return in_demand(engine, now)
     return None

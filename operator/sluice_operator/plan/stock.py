@@ -160,6 +160,8 @@ class Stock:
     nodes: Mapping[str, NodeStock]
     waiting_slots: tuple[SlotRef, ...]
     """Slots that should exist and find no GPU."""
+    load: Mapping[str, float] = field(default_factory=dict)
+    """Requests in flight of each engine that reclaims by load, by its uid: those of slots that it lends next too."""
     may_lose: Mapping[str, int] = field(default_factory=dict)
     """How many serving replicas disruption budgets let go, by the engine's uid."""
     going: frozenset[str] = frozenset()

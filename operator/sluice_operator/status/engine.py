@@ -8,13 +8,13 @@ from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, S
 from sluice_api.meta import ENGINE_LABEL
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import trainer_pods
-from sluice_operator.facts.fit import missing_volume_claim
-from sluice_operator.facts.nodes import find_pool, nodes_of, offered, pool_unusable, unreachable
+from sluice_operator.facts.nodes import find_pool, unreachable
 from sluice_operator.facts.sleeping import sleep_refusal
 from sluice_operator.facts.slots import SlotPlan, pod_of, ref, serves
 from sluice_operator.observe.world import World, existing, key_of
 from sluice_operator.plan.engine.decide import EngineDecision
 from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.startable import start_obstacle
 
 
 def engine_status(
@@ -25,13 +25,14 @@ def engine_status(
     slots = tuple(_slot_status(world, engine, plan, now) for plan in plans)
     ready = sum(1 for plan in plans if serves(pod_of(world, engine, plan.index)))
     lent = [plan for plan in plans if plan.lent]
+    pool = find_pool(world, engine.spec.resources.pool)
     status, reason, message = _readiness(world, engine, plans, ready, decision.rollout_waits)
     if refusal := world.refused.get(key_of(engine)):
         count = f"{ready} of {engine.spec.replicas} replicas serve."
         message = f"{count} {refusal.message} It is tried again at {refusal.until:%H:%M:%S} UTC."
         reason = refusal.reason
-    elif hopeless := _hopeless(world, engine) if ready < engine.spec.replicas else None:
-        reason, message = hopeless[0], f"{message} {hopeless[1]}"
+    elif ready < engine.spec.replicas and pool and (no := start_obstacle(world, pool, engine)):
+        reason, message = no.reason, f"{ready} of {engine.spec.replicas} replicas serve. {no.message}"
     old, generation = engine.status.conditions, engine.metadata.generation
     return InferenceEngineStatus(
         observed_generation=generation,
@@ -85,29 +86,6 @@ def _mistake(world: World, engine: InferenceEngine) -> tuple[Reason, str] | None
             remedy = "Write a name of the IANA database, such as Europe/Berlin or UTC"
             return Reason.TIME_ZONE_UNKNOWN, f"{field}: there is no time zone {window.time_zone}. {remedy}."
     return None
-
-
-def _hopeless(world: World, engine: InferenceEngine) -> tuple[Reason, str] | None:
-    """Why no replica of an engine can ever start as things are; None when one could."""
-    resources, namespace = engine.spec.resources, engine.metadata.namespace
-    if missing := missing_volume_claim(world, namespace, engine.spec.model.uri):
-        return Reason.VOLUME_CLAIM_NOT_FOUND, f"spec.model.uri: {missing}"
-    for number, name in enumerate(engine.spec.lora.volume_claims if engine.spec.lora else ()):
-        if missing := missing_volume_claim(world, namespace, f"pvc://{name}"):
-            return Reason.VOLUME_CLAIM_NOT_FOUND, f"spec.lora.volumeClaims[{number}]: {missing}"
-    pool = find_pool(world, resources.pool)
-    if pool is None:
-        return None
-    most = max((offered(world, node, pool.spec.counted_as) for node in nodes_of(world, pool)), default=0)
-    if most >= resources.gpus:
-        return None
-    if not most:
-        why = pool_unusable(world, pool) or "Add one, or use another pool."
-        return Reason.NO_NODES, f"spec.resources.pool: pool {resources.pool} has no node that offers GPUs. {why}"
-    return Reason.EXCEEDS_EVERY_NODE, (
-        f"spec.resources.gpus: {resources.gpus} are asked for, the largest node of pool {resources.pool} has {most}. "
-        f"Ask for at most {most}, or add a larger node."
-    )
 
 
 def _readiness(

@@ -187,7 +187,7 @@ def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJo
     terms = f"{engine.metadata.full_name}: {', '.join(filter(None, has))}"
     if obstacle := lending_obstacle(world, stock, engine, job, now):
         return f"{terms}; no: {obstacle.reason}: {obstacle.message}"
-    return f"{terms}; may lend {len(spared(stock, slots))}"
+    return f"{terms}; may lend {len(spared(stock, slots, now))}"
 
 
 def _section(title: str, lines: list[str]) -> Iterator[str]:

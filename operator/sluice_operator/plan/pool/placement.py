@@ -24,10 +24,10 @@ from sluice_operator.plan.pool.ways import (
     emptied,
     free,
     in_place_of_preempted,
+    later_obstacles,
     lent,
     no_slot,
     pods_that_leave,
-    preemption_obstacles,
 )
 from sluice_operator.plan.preflight import lack_on
 from sluice_operator.plan.stock import NodeStock, Stock, is_guest
@@ -84,7 +84,14 @@ def obstructed(
     if asks := terms.asks:
         # A job that asks for nodes is told that first, whatever else it met.
         ways = [(asks, *(obstacle for obstacle in ways[0] if obstacle != asks)), *ways[1:]]
-    return Obstructed(ways, tuple(preemption_obstacles(search)))
+    return Obstructed(ways, tuple(later_obstacles(search)))
+
+
+def later(
+    world: World, stock: Stock, job: FineTuneJob, terms: Terms, reserved: Reservations, now: datetime
+) -> Sequence[Obstacle]:
+    """Of what keeps a job from GPUs, that which time alone ends: for a job that is told no more than its place."""
+    return later_obstacles(_search(world, stock, job, terms, reserved, now, strict=False))
 
 
 def _search(

@@ -14,7 +14,15 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import JOB_LABEL
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
-from sluice_operator.facts.fit import exceeds, missing_volume_claim, most_pods, need_of
+from sluice_operator.facts.fit import (
+    bound_to_nodes,
+    exceeds,
+    missing_volume_claim,
+    most_pods,
+    need_of,
+    never_reaches,
+    volume_claims_of,
+)
 from sluice_operator.facts.nodes import find_pool, nodes_of, offered, pool_nodes, pool_unusable
 from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import Key
@@ -143,7 +151,9 @@ def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Obstacle | None:
             ends_with=_nodes_of(pool),
         )
     name, need = pool.spec.counted_as, need_of(wanted)
-    pods = accumulate(most_pods(node, offered(world, node, name), wanted.gpus, need) for node in nodes_of(world, pool))
+    pods = accumulate(
+        most_pods(world, node, offered(world, node, name), wanted.gpus, need) for node in nodes_of(world, pool)
+    )
     if any(room >= wanted.nodes for room in pods):
         return None
     nodes = pool_nodes(world, pool)
@@ -162,20 +172,36 @@ def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Obstacle | None:
             f"{wanted.pool} has {most}. Ask for at most {most}.",
             ends_with=_nodes_of(pool),
         )
-    lacks = [exceeds(node, need) for node in nodes]
+    lacks = [exceeds(world, node, need) for node in nodes]
     if all(lacks):
         return Obstacle(
             Reason.EXCEEDS_EVERY_NODE,
             f"spec.resources.{lacks[0]}. Lower it, or add a larger node.",
             ends_with=_nodes_of(pool),
         )
-    room = sum(most_pods(node, offered(world, node, name), wanted.gpus, need) for node in nodes)
+    room = sum(most_pods(world, node, offered(world, node, name), wanted.gpus, need) for node in nodes)
     return Obstacle(
         Reason.EXCEEDS_POOL,
         f"spec.resources.nodes: {wanted.nodes} pods of {wanted.gpus} GPU, cpu {wanted.cpu} and memory "
         f"{wanted.memory} are asked for, the nodes of pool {wanted.pool} have room for {room}. Ask for at most {room}, "
         "or add nodes.",
         ends_with=_nodes_of(pool),
+    )
+
+
+def _volumes_reach_some_node(world: World, job: FineTuneJob) -> Obstacle | None:
+    pool, namespace = find_pool(world, job.spec.resources.pool), job.metadata.namespace
+    bound = bound_to_nodes(world, namespace, volume_claims_of(job)) if pool else ()
+    if pool is None or not bound:
+        return None
+    unreached = [never_reaches(world, namespace, bound, node) for node in pool_nodes(world, pool)]
+    if not unreached or not all(unreached):
+        return None
+    return Obstacle(
+        Reason.UNSCHEDULABLE,
+        f"The volume of PersistentVolumeClaim {unreached[0]} can be mounted on no node of pool {pool.metadata.name} "
+        "(nodeAffinity of its PersistentVolume). Use a volume that the pool's nodes reach.",
+        ends_with=(Key("PersistentVolumeClaim", namespace, unreached[0]), *_nodes_of(pool)),
     )
 
 
@@ -250,6 +276,7 @@ CHECKS: tuple[Callable[[World, FineTuneJob], Obstacle | None], ...] = (
     _pool_exists,
     _pool_serves_it,
     _fits_some_node,
+    _volumes_reach_some_node,
     _engine_takes_it,
     _claims_shareable,
 )

@@ -7,7 +7,7 @@ from functools import lru_cache
 from sluice_api.finetunejob import FineTuneJob, JobResources
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
-from sluice_operator.facts.fit import COUNTED, like, most_pods, need_of, volume_claims_of
+from sluice_operator.facts.fit import COUNTED, bound_to_nodes, like, most_pods, need_of, never_reaches, volume_claims_of
 from sluice_operator.observe.memo import once_a_job
 from sluice_operator.observe.views import Resources
 from sluice_operator.observe.world import World, key_of
@@ -54,12 +54,12 @@ class Reservations:
     """What they would hold, by namespace: this part of a quota must be left when their turn comes."""
     _kinds: dict[object, Terms] = field(default_factory=dict)
     """By kind of job (`alike`), the terms of one that waits. Since then only less is left for others of the kind."""
-    _shapes: set[JobResources] = field(default_factory=set)
-    """Resources of the jobs for which nodes are reserved already."""
+    _shapes: set[tuple[JobResources, str, tuple[str, ...]]] = field(default_factory=set)
+    """Resources of the jobs for which nodes are reserved already, with the volumes that bind a job to certain nodes."""
     _classes: dict[object, list[NodeStock]] = field(default_factory=dict)
     """Nodes that are alike in all that decides whether a pod fits on the empty node."""
 
-    def reserve(self, stock: Stock, job: FineTuneJob, terms: Terms, front: Obstacle) -> None:
+    def reserve(self, world: World, stock: Stock, job: FineTuneJob, terms: Terms, front: Obstacle) -> None:
         """Reserve what a waiting job could use on these terms.
 
         A guest needs no GPUs, only a replica that is not lent. A job whose namespace is full can't use free GPUs.
@@ -68,16 +68,20 @@ class Reservations:
             front: the obstacle that later jobs meet when they want the same.
         """
         guest, shape = is_guest(stock.pool, job), job.spec.resources
+        # Of its volumes only those count that can be mounted on certain nodes only.
+        bound = bound_to_nodes(world, job.metadata.namespace, volume_claims_of(job))
+        where = (shape, job.metadata.namespace if bound else "", bound)
         self.fronts.append(front)
         # An engine that is reserved already stays so for the earlier job.
         if not terms.reserves <= self.lenders.keys():
             self.lenders = dict.fromkeys(terms.reserves, front) | self.lenders
         self.reserve_quota(job, borrows=bool(terms.reserves) and not guest)
-        if guest or terms.full or shape in self._shapes:
+        if guest or terms.full or where in self._shapes:
             return
-        self._shapes.add(shape)
-        for name in self._nodes_for(stock, shape):
-            self.nodes.setdefault(name, front)
+        self._shapes.add(where)
+        for node in self._nodes_for(world, stock, shape):
+            if not never_reaches(world, job.metadata.namespace, bound, node.node):
+                self.nodes.setdefault(node.name, front)
         need = need_of(shape)
         self.room = {of: max(self.room.get(of, 0), shape.nodes * need.get(of, 0)) for of in COUNTED}
 
@@ -108,7 +112,7 @@ class Reservations:
 
         Never for a job of the same resources as one in front: every node that could take it is reserved.
         """
-        if job.spec.resources in self._shapes or len(self.nodes) == len(stock.nodes):
+        if (job.spec.resources, "", ()) in self._shapes or len(self.nodes) == len(stock.nodes):
             return False
         gpus = job.spec.resources.gpus
         return any(node.free >= gpus for name, node in stock.nodes.items() if name not in self.nodes)
@@ -118,15 +122,15 @@ class Reservations:
         """Why no training gives way to a job behind: one in front could use some node. None if no node is reserved."""
         return next(iter(self.nodes.values()), None)
 
-    def _nodes_for(self, stock: Stock, shape: JobResources) -> Iterator[str]:
-        """Names of the nodes that would take one such pod if they were empty. Asked once for nodes that are alike."""
+    def _nodes_for(self, world: World, stock: Stock, shape: JobResources) -> Iterator[NodeStock]:
+        """The nodes that would take one such pod if they were empty. Asked once for nodes that are alike."""
         if not self._classes:
             for node in stock.nodes.values():
-                self._classes.setdefault((node.gpus, like(node.node)), []).append(node)
+                self._classes.setdefault((node.gpus, like(world, node.node)), []).append(node)
         need = need_of(shape)
         for nodes in self._classes.values():
-            if most_pods(nodes[0].node, nodes[0].gpus, shape.gpus, need):
-                yield from (node.name for node in nodes)
+            if most_pods(world, nodes[0].node, nodes[0].gpus, shape.gpus, need):
+                yield from nodes
 
 
 @once_a_job

@@ -1,12 +1,13 @@
 """Which replicas are lent to a job (the victims)? Those whose loss costs the least."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from sluice_api.reasons import Reason
 from sluice_operator.observe.world import key_of
+from sluice_operator.plan.floor import spare_obstacle
 from sluice_operator.plan.obstacle import Obstacle
-from sluice_operator.plan.pool.floor import floor_obstacle
 from sluice_operator.plan.stock import UNBOUNDED, NodeStock, PlacedSlot, Stock
 
 Engines = Mapping[str, Obstacle | None]
@@ -20,7 +21,9 @@ class Victims(NamedTuple):
     obstacles: tuple[Obstacle, ...] = ()
 
 
-def choose_victims(stock: Stock, node: NodeStock, gpus: int, engines: Engines, *, strict: bool) -> Victims | None:
+def choose_victims(
+    stock: Stock, node: NodeStock, gpus: int, engines: Engines, now: datetime, *, strict: bool
+) -> Victims | None:
     """Slots of one node that free this many GPUs; None when its slots do not suffice.
 
     Slots that do not serve come first, then the lowest priority, the fewest requests in flight, the newest. The result
@@ -30,7 +33,7 @@ def choose_victims(stock: Stock, node: NodeStock, gpus: int, engines: Engines, *
         strict: take only slots that may be lent. If False, others may fill up, and `obstacles` says what keeps those.
     """
     mine = [slot for slot in node.slots if slot.engine.metadata.uid in engines]
-    taken = spared(stock, (slot for slot in mine if _is_free_to_lend(slot, engines)), gpus)
+    taken = spared(stock, (slot for slot in mine if _is_free_to_lend(slot, engines)), now, gpus)
     if strict or _gpus(taken) >= gpus:
         return Victims(_irreducible(taken, gpus)) if _gpus(taken) >= gpus else None
     others = sorted((s for s in mine if s not in taken), key=lambda s: (not _is_free_to_lend(s, engines), _price(s)))
@@ -40,16 +43,16 @@ def choose_victims(stock: Stock, node: NodeStock, gpus: int, engines: Engines, *
     if _gpus(taken) < gpus:
         return None
     slots = _irreducible(taken, gpus)
-    return Victims(slots, tuple(dict.fromkeys(_obstacles(stock, slots, engines))))
+    return Victims(slots, tuple(dict.fromkeys(_obstacles(stock, slots, engines, now))))
 
 
-def spared(stock: Stock, slots: Iterable[PlacedSlot], gpus: int = UNBOUNDED) -> list[PlacedSlot]:
+def spared(stock: Stock, slots: Iterable[PlacedSlot], now: datetime, gpus: int = UNBOUNDED) -> list[PlacedSlot]:
     """The slots, the cheapest loss first, that their engines can spare together, until they free this many GPUs."""
     taken: list[PlacedSlot] = []
     for slot in sorted((slot for slot in slots if slot.is_open), key=_price):
         if _gpus(taken) >= gpus:
             break
-        if floor_obstacle(stock, [*taken, slot], slot.engine) is None:
+        if spare_obstacle(stock, [*taken, slot], slot.engine, now) is None:
             taken.append(slot)
     return taken
 
@@ -73,14 +76,14 @@ def slot_obstacle(slot: PlacedSlot) -> Obstacle | None:
     return None
 
 
-def _obstacles(stock: Stock, slots: Sequence[PlacedSlot], engines: Engines) -> Iterable[Obstacle]:
+def _obstacles(stock: Stock, slots: Sequence[PlacedSlot], engines: Engines, now: datetime) -> Iterable[Obstacle]:
     """What keeps slots from being lent together."""
     for engine in {slot.engine.metadata.uid: slot.engine for slot in slots}.values():
         uid = engine.metadata.uid
         if refusal := engines[uid]:
             yield refusal
         yield from filter(None, (slot_obstacle(slot) for slot in slots if slot.engine.metadata.uid == uid))
-        if floor := floor_obstacle(stock, slots, engine):
+        if floor := spare_obstacle(stock, slots, engine, now):
             yield floor
 
 

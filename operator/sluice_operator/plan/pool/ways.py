@@ -5,13 +5,14 @@ search the obstacle is noted.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
 from sluice_api.claim import Claim, NodeAllocation, SlotRef
 from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, attempt_ref, ends_at, gpus_of_slots, least_first, trainer_pods
 from sluice_operator.facts.slots import floor_of, sleeps
@@ -19,8 +20,8 @@ from sluice_operator.observe.fence import each
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.colocation import best_beside
+from sluice_operator.plan.floor import in_demand, replicas_kept
 from sluice_operator.plan.obstacle import Obstacle, Remedy, shown
-from sluice_operator.plan.pool.floor import replicas_kept
 from sluice_operator.plan.pool.preemption import preemption_obstacle
 from sluice_operator.plan.pool.reservations import Reservations
 from sluice_operator.plan.pool.terms import Terms
@@ -163,7 +164,7 @@ def lent(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
         return None
     if sum(slot.gpus for slot in node.slots) < lacking:
         return None
-    found = choose_victims(search.stock, node, lacking, terms.engines, strict=search.strict)
+    found = choose_victims(search.stock, node, lacking, terms.engines, search.now, strict=search.strict)
     if found is None:
         return None
     return search.usable(NodeOption(node, pods, found.slots), terms.borrows, beyond, _crowd(node), *found.obstacles)
@@ -200,14 +201,21 @@ def by_preemption(search: Search, node: NodeStock, pods: int) -> NodeOption | No
     return search.usable(found, search.terms.preempts, search.reserved.preempts, _crowd(node), *held)
 
 
-def preemption_obstacles(search: Search) -> list[Obstacle]:
-    """Why training of the pool does not give way to a job now; empty if the job may not preempt any."""
+def later_obstacles(search: Search) -> list[Obstacle]:
+    """Obstacles that time alone ends, and that no engine's terms have said: of training that gives way later, and of
+    engines that could spare one replica by their load, and not as many as the job needs.
+    """
+    found = [in_demand(e, search.now) for e in search.stock.engines if _lends_by_load(e, search.terms.lenders)]
     if search.terms.preempts or search.reserved.preempts:
-        return []
+        return found
     looks = each(
         search.stock.staying, _key, lambda live: preemption_obstacle(search.world, live, search.job, search.now)
     )
-    return [obstacle for obstacle in looks if obstacle]
+    return [*found, *(obstacle for obstacle in looks if obstacle)]
+
+
+def _lends_by_load(engine: InferenceEngine, lenders: Container[str]) -> bool:
+    return engine.spec.preemption.reclaim_above is not None and engine.metadata.uid in lenders
 
 
 def once_ended(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
@@ -288,7 +296,7 @@ def _in_place_of(search: Search, node: NodeStock, pods: int, preempted: Sequence
     lacking -= gpus_of_slots(search.world, inherited)
     victims = Victims(())
     if lacking > 0:
-        found = choose_victims(search.stock, node, lacking, terms.engines, strict=search.strict)
+        found = choose_victims(search.stock, node, lacking, terms.engines, search.now, strict=search.strict)
         if found is None:
             return None
         victims = found

@@ -1,6 +1,7 @@
-"""How many replicas must an engine keep: by its floor (preemption.minReplicas), and by its PodDisruptionBudgets?"""
+"""How many replicas can an engine spare: by its floor (minReplicas), its PodDisruptionBudgets and its load?"""
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
@@ -15,10 +16,13 @@ def replicas_kept(stock: Stock, engine: InferenceEngine) -> list[PlacedSlot]:
     return [slot for slot in stock.slots_of.get(engine.metadata.uid, ()) if slot.stays]
 
 
-def floor_obstacle(stock: Stock, taken: Sequence[PlacedSlot], engine: InferenceEngine) -> Obstacle | None:
-    """Why an engine can't spare these slots: its floor or one of its PodDisruptionBudgets forbids it. None if it can.
+def spare_obstacle(
+    stock: Stock, taken: Sequence[PlacedSlot], engine: InferenceEngine, now: datetime
+) -> Obstacle | None:
+    """Why an engine can't spare these slots together; None if it can.
 
-    The floor holds twice: for the slots that the engine has, and for those that serve.
+    Its floor forbids it, or a PodDisruptionBudget, or the requests in flight (preemption.reclaimAbove). The floor holds
+    twice: for the slots that the engine has, and for those that serve.
     """
     gone = {victim.slot for victim in taken if victim.engine.metadata.uid == engine.metadata.uid}
     has = replicas_kept(stock, engine)
@@ -36,6 +40,9 @@ def floor_obstacle(stock: Stock, taken: Sequence[PlacedSlot], engine: InferenceE
     serving = sum(1 for slot in left if slot.serving)
     if stopped and serving < floor:
         return _at_floor(engine, serving + stopped, serving, f"{serving + stopped} replicas serve")
+    limit = engine.spec.preemption.reclaim_above
+    if stopped and limit is not None and stock.load.get(engine.metadata.uid, 0) > limit * serving:
+        return in_demand(engine, now)
     return None
 
 
@@ -56,3 +63,14 @@ def _at_floor(engine: InferenceEngine, has: int, left: int, which: str) -> Obsta
     return Obstacle(
         Reason.ENGINE_AT_FLOOR, f"{can}: {which}, its floor is {floor}.", ends_with=(key_of(engine),), remedies=(lower,)
     )
+
+
+LOOK_AT_LOAD = timedelta(seconds=5)
+"""How often a decision that depends on an engine's load is made again."""
+
+
+def in_demand(engine: InferenceEngine, now: datetime) -> Obstacle:
+    """The obstacle that the replicas left would have too much to do."""
+    name, limit = engine.metadata.name, engine.spec.preemption.reclaim_above
+    message = f"{name} would have more than {limit} requests in flight for each replica (preemption.reclaimAbove)."
+    return Obstacle(Reason.ENGINE_IN_DEMAND, message, now + LOOK_AT_LOAD, (key_of(engine),))
