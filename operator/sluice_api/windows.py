@@ -51,6 +51,10 @@ class BorrowWindow(Model):
         """When it opens next, in UTC; None when it never does."""
         return min((begin for begin, _ in self._around(now) if begin > now), default=None)
 
+    def ends_after(self, now: datetime) -> datetime | None:
+        """When it ends, in UTC, if it is open now; None if it is not."""
+        return max((end for begin, end in self._around(now) if begin <= now < end), default=None)
+
     def _around(self, now: datetime) -> list[tuple[datetime, datetime]]:
         """The openings that begin from yesterday until a week from now, in UTC: local hours follow summer time."""
         zone = self.zone

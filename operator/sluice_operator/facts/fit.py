@@ -179,9 +179,9 @@ def unreachable_volume(world: World, namespace: str, claims: Iterable[str], node
     for name in claims:
         claim = world.volume_claims.get(Key("PersistentVolumeClaim", namespace, name))
         if claim and not _reaches(world, claim, node):
-            return f"the volume of volume claim {name} is not reachable from the node"
+            return f"the volume of volume claim {name} can not be mounted there"
         if claim and _held_elsewhere(world, namespace, name, claim, node):
-            return f"volume claim {name} is ReadWriteOnce and in use on another node"
+            return f"volume claim {name} is ReadWriteOnce, and another node uses it"
     return ""
 
 

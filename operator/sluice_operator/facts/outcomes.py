@@ -131,7 +131,7 @@ def deadline_of(job: FineTuneJob, stage: Stage) -> str:
     if stage is Stage.TRAIN:
         return (
             f"Training has not ended after {job.spec.active_deadline_seconds} s (spec.activeDeadlineSeconds; waiting "
-            "does not count). Raise it, or train less."
+            "does not count). Create the job again with more, or have it train less."
         )
     return (
         f"{stage} has not ended after {job.spec.stage_deadline_seconds} s (spec.stageDeadlineSeconds). Create the job "

@@ -83,6 +83,7 @@ _TABLE: Mapping[str, After] = {
     Reason.UNSCHEDULABLE: _GIVEN_UP,
     Reason.SUSPENDED_BY_OTHER: _GIVEN_UP,
     Reason.ENGINE_MUST_SLEEP: _GIVEN_UP,
+    Reason.ENGINE_AT_FLOOR: _GIVEN_UP,
     Reason.ENGINE_DOES_NOT_SLEEP: After(
         Pause.DOUBLES_FROM_A_MINUTE, ran=False, avoids=Avoids("a borrowed replica did not sleep there")
     ),

@@ -97,5 +97,5 @@ def time_ends(job: FineTuneJob, outcomes: Outcomes, since: datetime | None) -> E
         end,
         Reason.QUEUE_DEADLINE_EXCEEDED,
         f"No GPUs for {job.spec.scheduling.queue_deadline_seconds} s (spec.scheduling.queueDeadlineSeconds). Raise "
-        "it, raise scheduling.priority, or set scheduling.policy: Preempt.",
+        "it, and the job waits on.",
     )

@@ -32,7 +32,7 @@ def spare_obstacle(
     stopped = sum(1 for victim in taken if victim.serving and victim.slot in gone)
     # Without a PodDisruptionBudget it may lose any number.
     if stopped > stock.may_lose.get(engine.metadata.uid, stopped):
-        name = engine.metadata.name
+        name = engine.metadata.full_name
         message = f"A PodDisruptionBudget lets none of the replicas of {name} go now."
         if may_lose := stock.may_lose[engine.metadata.uid]:
             message = f"PodDisruptionBudgets let {may_lose} of the replicas of {name} go now, {stopped} are needed."
@@ -54,7 +54,7 @@ def _at_floor(engine: InferenceEngine, has: int, left: int, which: str) -> Obsta
         left: replicas of these that would stay if the job had what it needs.
         which: what was counted, for the message.
     """
-    name, floor, needed = engine.metadata.name, floor_of(engine), has - left
+    name, floor, needed = engine.metadata.full_name, floor_of(engine), has - left
     more = max(0, has - floor)
     can = f"{name} can lend {more} of the {needed} that are needed" if more else f"{name} can lend no more"
     lower = Remedy(
@@ -71,6 +71,6 @@ LOOK_AT_LOAD = timedelta(seconds=5)
 
 def in_demand(engine: InferenceEngine, now: datetime) -> Obstacle:
     """The obstacle that the replicas left would have too much to do."""
-    name, limit = engine.metadata.name, engine.spec.preemption.reclaim_above
+    name, limit = engine.metadata.full_name, engine.spec.preemption.reclaim_above
     message = f"{name} would have more than {limit} requests in flight for each replica (preemption.reclaimAbove)."
     return Obstacle(Reason.ENGINE_IN_DEMAND, message, now + LOOK_AT_LOAD, (key_of(engine),))

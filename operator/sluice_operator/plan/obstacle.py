@@ -5,9 +5,10 @@ One obstacle feeds the condition, `explain`, the time of the next look (`until`)
 wait then ends, or is for another reason.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
@@ -71,6 +72,14 @@ def earliest(moments: Iterable[datetime | None], now: datetime) -> datetime | No
     return min((moment for moment in moments if moment is not None and moment > now), default=None)
 
 
-def shown(name: str, job: FineTuneJob) -> str:
-    """The name of another job for a reader in this job's namespace: without the namespace if they share it."""
-    return name.removeprefix(f"{job.metadata.namespace}/")
+def shown(text: str, job: FineTuneJob) -> str:
+    """A text for a reader in a job's namespace: names of objects there without the namespace."""
+    return re.sub(rf"(?<![\w./-]){re.escape(job.metadata.namespace)}/(?=[a-z0-9])", "", text)
+
+
+def clock(moment: datetime, now: datetime) -> str:
+    """A moment for a reader: with its date unless it is within twelve hours."""
+    return f"{moment:%H:%M:%S} UTC" if abs(moment - now) < _SAME_DAY else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+_SAME_DAY = timedelta(hours=12)

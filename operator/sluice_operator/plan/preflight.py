@@ -2,18 +2,19 @@
 
 from collections.abc import Collection, Iterable
 
-from sluice_api.claim import NodeAllocation
+from sluice_api.claim import NodeAllocation, SlotRef
 from sluice_api.finetunejob import FineTuneJob
+from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, Phase, phase_by_pods, trainer_pods
 from sluice_operator.facts.fit import need_of, shortage, unreachable_volume, volume_claims_of
-from sluice_operator.facts.live_claims import live_claims_on
+from sluice_operator.facts.live_claims import lent_indices, live_claims_from, live_claims_on
 from sluice_operator.facts.nodes import find_pool, node_unusable
-from sluice_operator.facts.overlap import overlapped_by
-from sluice_operator.facts.slots import pod_of, sleeps
+from sluice_operator.facts.overlap import borrowers, overlapped_by
+from sluice_operator.facts.slots import floor_of, pod_of, serves, sleeps
 from sluice_operator.observe.views import Key, PodView, Resources, StageJobView
-from sluice_operator.observe.world import World, engine_key
-from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.observe.world import World, engine_key, existing, key_of
+from sluice_operator.plan.obstacle import Obstacle, Remedy, shown
 from sluice_operator.plan.stock import NodeStock
 
 
@@ -42,7 +43,33 @@ def preflight_obstacle(world: World, live: LiveClaim) -> Obstacle | None:
         what = "its pod is" if len(claim.nodes) == 1 else "its pods are"
         message = f"{claim.all_gpus} GPU on {claim.summary} is set aside; {what} about to be made."
         return Obstacle(Reason.CLAIMED, message)
-    return next((no for place in claim.places if (no := _obstacle_on(world, live, place, pods[0]))), None)
+    on_nodes = (no for place in claim.places if (no := _obstacle_on(world, live, place, pods[0])))
+    return _below_floor(world, live) or next(on_nodes, None)
+
+
+def _below_floor(world: World, live: LiveClaim) -> Obstacle | None:
+    """Why a lender can't spare a claim's slots any more: since the claim was made, others of its replicas have failed,
+    or its floor was raised. None if it can, or if these slots serve nobody.
+    """
+    for engine in _lenders(world, live.claim.borrowed):
+        lent = borrowers(world, live_claims_from(world, engine))
+        mine = (slot.index for slot, claim in lent.items() if claim.stage_job.uid == live.stage_job.uid)
+        if not any(serves(pod_of(world, engine, index)) for index in mine):
+            continue
+        kept = existing(world, engine).keys() - lent_indices(lent, engine)
+        serving = sum(1 for index in kept if serves(pod_of(world, engine, index)))
+        if serving < floor_of(engine):
+            name = shown(engine.metadata.full_name, live.job)
+            message = (
+                f"{name} can't spare its replica any more: {serving} others serve, its floor is {floor_of(engine)}."
+            )
+            return Obstacle(Reason.ENGINE_AT_FLOOR, message, ends_with=(key_of(engine),))
+    return None
+
+
+def _lenders(world: World, slots: Iterable[SlotRef]) -> list[InferenceEngine]:
+    keys = dict.fromkeys(engine_key(slot.namespace, slot.engine) for slot in slots)
+    return [world.engines[key] for key in keys if key in world.engines]
 
 
 def suspended_by_other(stage_job: StageJobView) -> str:
@@ -108,10 +135,10 @@ def lack_on(
         kept: what must be left for other jobs.
     """
     others = [*coming(world, node.claims, node.name), kept or {}]
-    lack = shortage(world, node.node, need_of(job.spec.resources), leaving, others, pods)
-    lack = lack or unreachable_volume(world, job.metadata.namespace, volume_claims_of(job), node.node)
-    if not lack:
-        return None
-    freed = Remedy(f"make room on {node.name}, or lower what the job asks for", key=node.node.key)
-    message = f"{node.name} lacks {lack}, though GPUs are there."
-    return Obstacle(Reason.UNSCHEDULABLE, message, ends_with=(node.node.key,), remedies=(freed,))
+    if lack := shortage(world, node.node, need_of(job.spec.resources), leaving, others, pods):
+        freed = Remedy(f"make room on {node.name}", key=node.node.key)
+        message = f"{node.name} lacks {lack}, though GPUs are there."
+        return Obstacle(Reason.UNSCHEDULABLE, message, ends_with=(node.node.key,), remedies=(freed,))
+    if why := unreachable_volume(world, job.metadata.namespace, volume_claims_of(job), node.node):
+        return Obstacle(Reason.UNSCHEDULABLE, f"GPUs are there on {node.name}, but {why}.", ends_with=(node.node.key,))
+    return None

@@ -90,14 +90,15 @@ def next_look_at_load(engine: InferenceEngine, plans: Sequence[SlotPlan], now: d
 
 def own_need(world: World, stock: Stock, engine: InferenceEngine, now: datetime) -> Obstacle | None:
     """Why the engine needs its replicas itself; None if it can spare some."""
-    name, key = engine.metadata.name, key_of(engine)
+    name, key = engine.metadata.full_name, key_of(engine)
     if is_unknown(world, engine, now) and world.since is not None:
         known = world.since + timedelta(seconds=LOAD_SECONDS)
         message = f"{name} lends when its load is known: for half a minute, since another operator has led."
         return Obstacle(Reason.ENGINE_IN_DEMAND, message, known, (key,))
     if lacking(world, stock, engine):
         message = f"{name} should have replicas that it finds no GPU for (preemption.reclaim: OnDemand)."
-        never = Remedy(f"set preemption.reclaim: Never on {name}", key, "preemption.reclaim", "Never")
+        also = "remove preemption.reclaimAbove and " if engine.spec.preemption.reclaim_above is not None else ""
+        never = Remedy(f"{also}set preemption.reclaim: Never on {name}", key, "preemption.reclaim", "Never")
         return Obstacle(Reason.ENGINE_IN_DEMAND, message, ends_with=(key,), remedies=(never,))
     if is_busy(world, engine, fewer=1):
         return in_demand(engine, now)

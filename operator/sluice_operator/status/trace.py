@@ -18,7 +18,7 @@ from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.avoided_nodes import Avoided, avoided
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.claim_steps import advance, interruption
-from sluice_operator.plan.obstacle import Wait
+from sluice_operator.plan.obstacle import Wait, shown
 from sluice_operator.plan.pool.allocate import Allocation, allocate_fenced
 from sluice_operator.plan.pool.lending import lending_obstacle
 from sluice_operator.plan.pool.preemption import preemption_obstacle
@@ -55,7 +55,7 @@ def trace(world: World, job: FineTuneJob, now: datetime, limits: Limits) -> Iter
         yield from _section("claim", list(_claim(world, live, now, limits)))
     yield from _section("queue", list(_queue(world, pool, job, allocation, now)))
     if ways := list(_ways(allocation.waits.get(key_of(job)))):
-        yield from _section("could start", ways)
+        yield from _section("could start", [shown(way, job) for way in ways])
     left_out = avoided(world, stock, job, now)
     yield from _section("nodes", [_node(world, node, job, left_out.get(node.name)) for node in stock.nodes.values()])
     others = [live for live in stock.claims if live.job is not job]
@@ -186,7 +186,7 @@ def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJo
     ]
     terms = f"{engine.metadata.full_name}: {', '.join(filter(None, has))}"
     if obstacle := lending_obstacle(world, stock, engine, job, now):
-        return f"{terms}; no: {obstacle.reason}: {obstacle.message}"
+        return f"{terms}; no: {obstacle.reason}: {shown(obstacle.message, job)}"
     return f"{terms}; may lend {len(spared(stock, slots, now))}"
 
 

@@ -39,7 +39,7 @@ def test_preflight_counts_resources_added_to_the_pod(rule: str, added: Resources
             allocatable={**node.allocatable, "ephemeral-storage": 20 * GIB},
         )
     )
-    engine = builder.engine("chat", 1, preemption={"policy": "ScaleDown"})
+    engine = builder.engine("chat", 1, preemption={"policy": "ScaleDown", "minReplicas": 0})
     builder.slot(engine, 0, "n1")
     claim = builder.claim("n1", SlotRef(namespace="team", engine="chat", index=0))
     pod = builder.trainer_pod(builder.stage_job(builder.job("a"), claim=claim))

@@ -42,10 +42,10 @@ def test_trace_of_a_waiting_job_shows_queue_nodes_and_engines() -> None:
         "    1. team/b, priority 5: EngineAtFloor\n"
         "  * 2. team/c, priority 0: BehindInQueue\n"
         "could start:\n"
-        "  1. BehindInQueue: team/b is in front. Next: raise scheduling.priority to 6.\n"
+        "  1. BehindInQueue: b is in front. Next: raise scheduling.priority to 6.\n"
         "  1. EngineAtFloor: chat can lend no more: 1 of 2 replicas are left, its floor is 1. Next: lower "
         "preemption.minReplicas of chat to 0.\n"
-        "  2. BehindInQueue: team/b is in front. Next: raise scheduling.priority to 6.\n"
+        "  2. BehindInQueue: b is in front. Next: raise scheduling.priority to 6.\n"
         "  2. WaitingForGPUs: None is free of 2 GPUs, 1 is needed on one node. Next: add 1 GPU to the pool.\n"
         "nodes:\n"
         "  n1: 0 of 2 free, 1 claimed by team/a, 1 for chat/1\n"
@@ -104,7 +104,7 @@ def test_trace_says_which_training_gives_way() -> None:
          "It is spared: there is room without its place.", ""),
         ("not for one that is behind",
          "pool: 1 gpus | a: needs 1, yields, on n1 | c: needs 1, queue, priority 9, scales | b: needs 1, priority 5",
-         "It would give way now.", "1. BehindInQueue: team/c is in front."),
+         "It would give way now.", "1. BehindInQueue: c is in front."),
         ("not while it asks for nodes",
          "pool: 1 gpus | a: needs 1, yields, on n1 | b: needs 1, queue, priority 5, scales",
          "It would give way now.", "1. ScalingUp: It asks for nodes and borrows nothing until 2026-11-22 12:06:00 UTC"),

@@ -14,6 +14,7 @@ from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.job.situation import CONDITION, JobDecision, Situation, Start, ended_by_us, in_pause
 from sluice_operator.plan.missing_pods import PODS_WITHIN
 from sluice_operator.plan.obstacle import Obstacle, earliest
+from sluice_operator.plan.pool.refusals import begins_with
 from sluice_operator.plan.preflight import suspended_by_other
 
 
@@ -43,7 +44,8 @@ def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobD
             again_at=again_at,
         )
     if paused := in_pause(s, stage):
-        return JobDecision(CONDITION[stage], paused.reason, paused.message, again_at=paused.until)
+        wakes = begins_with(s.job, in_pause=True)
+        return JobDecision(CONDITION[stage], paused.reason, paused.message, again_at=paused.until, ends_with=wakes)
     return JobDecision(CONDITION[stage], reason, message, start=Start(stage, s.next_attempt(stage)))
 
 

@@ -15,6 +15,7 @@ from sluice_operator.plan import readiness
 from sluice_operator.plan.deadlines import warning
 from sluice_operator.plan.job.claim_steps import Step, advance
 from sluice_operator.plan.job.situation import JobDecision, Situation, Start, ended_by_us
+from sluice_operator.plan.pool.refusals import begins_with
 
 
 def holds(s: Situation) -> JobDecision | None:
@@ -96,5 +97,9 @@ def waits(s: Situation) -> JobDecision | None:
         return None
     for pause in readiness.pauses(s.job, s.outcomes):
         if pause.until and s.now < pause.until:
-            return JobDecision(JobCondition.ADMITTED, pause.reason, pause.message, again_at=pause.until)
-    return JobDecision(JobCondition.ADMITTED, s.wait.reason, s.wait.message, wait=s.wait)
+            wakes = begins_with(s.job, in_pause=True)
+            return JobDecision(
+                JobCondition.ADMITTED, pause.reason, pause.message, again_at=pause.until, ends_with=wakes
+            )
+    wakes = begins_with(s.job, in_pause=False)
+    return JobDecision(JobCondition.ADMITTED, s.wait.reason, s.wait.message, wait=s.wait, ends_with=wakes)

@@ -80,7 +80,7 @@ class _Round:
         """Give one job its claim, or note why it waits and reserve what it could use."""
         ahead = self.reserved.of(job.metadata.namespace)
         if over := self.market.over_quota(job, ahead):
-            self.waits[key_of(job)] = waits_outside(self.world, job, over)
+            self.waits[key_of(job)] = waits_outside(self.world, job, over, self.now)
             self.reserved.reserve_quota(job)
             return
         # A job like this one waits already, and since then only less is left: there is nothing to search for.
@@ -94,7 +94,7 @@ class _Round:
             self.market.gave(job, claim)
             self.stock = self.stock.after(self.world, claim)
         elif terms.full:  # only borrowing within its namespace could help it: no free GPUs are kept for it
-            self.waits[key_of(job)] = waits_outside(self.world, job, terms.full)
+            self.waits[key_of(job)] = waits_outside(self.world, job, terms.full, self.now)
             self.reserved.reserve(self.world, self.stock, job, terms, self._front(job))
         else:
             self._wait(job, terms)
@@ -103,11 +103,11 @@ class _Round:
     def result(self) -> Allocation:
         """The claims and waits of all jobs that were decided."""
         oversized = waiting_for_larger_nodes(self.world, self.pool, self.now)
-        self.waits.update({key_of(job): waits_outside(self.world, job, larger) for job, larger in oversized})
+        self.waits.update({key_of(job): waits_outside(self.world, job, larger, self.now) for job, larger in oversized})
         asks = asking(self.pool, (*self.waiting, *(job for job, _ in oversized)), self.now)
         met = (obstacle for wait in self.waits.values() for way in wait.ways for obstacle in way)
         obstacles = (*self.market.obstacles, *self.later, *met)
-        turns = next_turns(self.world, self.pool, self.now)
+        turns = (*next_turns(self.world, self.pool, self.now), *self.market.window_ends)
         again_at = earliest((next_moment(obstacles, self.now), *turns), self.now)
         ends_with = frozenset(key for obstacle in obstacles for key in obstacle.ends_with)
         return Allocation(self.claims, self.waits, asks, ends_with, again_at)
@@ -123,7 +123,9 @@ class _Round:
         else:
             found = obstructed(self.world, self.stock, job, terms, self.reserved, self.now)
             self.later += found.later
-            self.waits[key_of(job)] = waits_for(self.world, self.stock, job, found.ways, self.waiting, self.now)
+            self.waits[key_of(job)] = waits_for(
+                self.world, self.stock, job, found.ways, self.waiting, self.now, self.market.highest_priority(job)
+            )
             front = self._front(job)
         self.waiting.append(job)
         self.reserved.reserve(self.world, self.stock, job, terms, front)

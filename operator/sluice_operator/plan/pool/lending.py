@@ -1,5 +1,6 @@
 """Does an engine lend to a job now, and does it need its replicas itself?"""
 
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 
 from sluice_api.finetunejob import FineTuneJob
@@ -10,7 +11,7 @@ from sluice_operator.facts.claims import lends_to
 from sluice_operator.facts.sleeping import sleep_refusal
 from sluice_operator.facts.slots import pod_of, serves, sleeps
 from sluice_operator.observe.world import World, existing, key_of
-from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.obstacle import Obstacle, Remedy, clock
 from sluice_operator.plan.reclaim import own_need
 from sluice_operator.plan.stock import Stock
 
@@ -29,24 +30,25 @@ def _terms(world: World, pool: GPUPool, engine: InferenceEngine, job: FineTuneJo
     """Why the engine never lends to such a job, given both specs; None if it does at some time."""
     terms = engine.spec.preemption
     if engine.metadata.deletion_timestamp:
-        return _no(engine, job, Reason.ENGINE_NEVER_LENDS, "is being deleted.")
+        return _no(engine, Reason.ENGINE_NEVER_LENDS, "is being deleted.")
     if terms.policy is LendingPolicy.NEVER:
         message = "does not lend (preemption.policy: Never)."
-        return _no(engine, job, Reason.ENGINE_NEVER_LENDS, message, _lend(pool, engine, job))
+        return _no(engine, Reason.ENGINE_NEVER_LENDS, message, _lend(pool, engine))
     if why := sleep_refusal(engine, pool):
-        return _no(engine, job, Reason.ENGINE_CANNOT_SLEEP, f"does not lend: {why}", _lend(pool, engine, job))
+        return _no(engine, Reason.ENGINE_CANNOT_SLEEP, f"does not lend: {why}", _lend(pool, engine))
     if pool.spec.by_dra and (no := _by_dra(pool, engine, job)):
         return no
     if not lends_to(world, engine, job.metadata.namespace):
-        text = f"set preemption.lendTo: Anywhere on {_name(engine, job)}"
-        anywhere = Remedy(text, key_of(engine), "preemption.lendTo", "Anywhere")
+        text = f"set preemption.lendTo: Anywhere on {engine.metadata.full_name}"
+        # Beside lendToNamespaces the API server refuses that.
+        anywhere = [] if terms.lend_to_namespaces else [Remedy(text, key_of(engine), "preemption.lendTo", "Anywhere")]
         message = f"does not lend to namespace {job.metadata.namespace} (preemption.lendTo: {terms.lend_to})."
-        return _no(engine, job, Reason.ENGINE_LENDS_ELSEWHERE, message, anywhere)
+        return _no(engine, Reason.ENGINE_LENDS_ELSEWHERE, message, *anywhere)
     if terms.priority > job.spec.scheduling.priority:
         text = f"raise scheduling.priority to {terms.priority}"
         raised = Remedy(text, field="scheduling.priority", value=terms.priority)
         message = f"lends to jobs of priority {terms.priority} or more (preemption.priority)."
-        return _no(engine, job, Reason.ENGINE_PRIORITY_HIGHER, message, raised)
+        return _no(engine, Reason.ENGINE_PRIORITY_HIGHER, message, raised)
     return None
 
 
@@ -60,30 +62,30 @@ def _by_dra(pool: GPUPool, engine: InferenceEngine, job: FineTuneJob) -> Obstacl
     """
     if not sleeps(engine):
         message = f"has preemption.policy: {engine.spec.preemption.policy}, and its GPUs are served by DRA."
-        return _no(engine, job, Reason.ENGINE_MUST_SLEEP, message, _lend(pool, engine, job))
+        return _no(engine, Reason.ENGINE_MUST_SLEEP, message, _lend(pool, engine))
     if engine.metadata.namespace != job.metadata.namespace:
         message = "lends to no other namespace where DRA serves the GPUs."
-        return _no(engine, job, Reason.ENGINE_LENDS_ELSEWHERE, message)
+        return _no(engine, Reason.ENGINE_LENDS_ELSEWHERE, message)
     if job.spec.resources.nodes > 1:
         nodes = f"spec.resources.nodes: {job.spec.resources.nodes}"
         message = f"lends to jobs of one pod only where DRA serves the GPUs ({nodes})."
-        return _no(engine, job, Reason.MULTI_NODE_BORROWS_NONE, message)
+        return _no(engine, Reason.MULTI_NODE_BORROWS_NONE, message)
     return None
 
 
-def _no(engine: InferenceEngine, job: FineTuneJob, reason: Reason, message: str, *remedies: Remedy) -> Obstacle:
-    return Obstacle(reason, f"{_name(engine, job)} {message}", ends_with=(key_of(engine),), remedies=remedies)
+def _no(engine: InferenceEngine, reason: Reason, message: str, *remedies: Remedy) -> Obstacle:
+    return Obstacle(reason, f"{engine.metadata.full_name} {message}", ends_with=(key_of(engine),), remedies=remedies)
 
 
-def _lend(pool: GPUPool, engine: InferenceEngine, job: FineTuneJob) -> Remedy:
+def _lend(pool: GPUPool, engine: InferenceEngine) -> Remedy:
     policy = "Sleep" if pool.spec.by_dra else "ScaleDown"
-    text = f"set preemption.policy: {policy} on {_name(engine, job)}"
+    text = f"set preemption.policy: {policy} on {engine.metadata.full_name}"
     return Remedy(text, key_of(engine), "preemption.policy", policy)
 
 
 def _moment(world: World, stock: Stock, engine: InferenceEngine, now: datetime) -> Obstacle | None:
     """Why the engine does not lend at this moment: its borrow windows, its cool-down, or its own need."""
-    name, terms, key = engine.metadata.name, engine.spec.preemption, key_of(engine)
+    name, terms, key = engine.metadata.full_name, engine.spec.preemption, key_of(engine)
     if terms.borrow_windows and not any(window.is_open(now) for window in terms.borrow_windows):
         opens = window_opens(engine, now)
         if opens is None:
@@ -91,9 +93,15 @@ def _moment(world: World, stock: Stock, engine: InferenceEngine, now: datetime) 
             return Obstacle(Reason.TIME_ZONE_UNKNOWN, message, ends_with=(key,))
         return Obstacle(Reason.ENGINE_LENDS_LATER, f"{name} lends from {opens:%A %H:%M} UTC on.", opens, (key,))
     if (cooled := cooled_down(world, engine)) and now < cooled:
-        message = f"{name} has got a replica back; it lends from {cooled:%H:%M:%S} UTC on at the latest."
+        message = f"{name} has got a replica back; it lends from {clock(cooled, now)} on at the latest."
         return Obstacle(Reason.ENGINE_COOLS_DOWN, message, cooled, (key,))
     return own_need(world, stock, engine, now)
+
+
+def window_ends(engines: Iterable[InferenceEngine], now: datetime) -> Iterator[datetime]:
+    """When the open borrow windows of some engines end: then those lend no more, and jobs wait for another reason."""
+    for engine in engines:
+        yield from (end for window in engine.spec.preemption.borrow_windows if (end := window.ends_after(now)))
 
 
 def window_opens(engine: InferenceEngine, now: datetime) -> datetime | None:
@@ -116,9 +124,3 @@ def cooled_down(world: World, engine: InferenceEngine) -> datetime | None:
         if slot.restarted_at and slot.size
     )
     return max(moments, default=None)
-
-
-def _name(engine: InferenceEngine, job: FineTuneJob) -> str:
-    """The engine's name for a reader in the job's namespace."""
-    same = engine.metadata.namespace == job.metadata.namespace
-    return engine.metadata.name if same else engine.metadata.full_name

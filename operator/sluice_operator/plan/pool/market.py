@@ -1,6 +1,6 @@
 """On what terms may a job have GPUs now: by its own policy, its namespace's quota and the engines' terms?"""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
 from sluice_api.claim import Claim
@@ -13,7 +13,7 @@ from sluice_operator.observe.fence import each
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.colocation import hosts
 from sluice_operator.plan.obstacle import Obstacle, Remedy
-from sluice_operator.plan.pool.lending import lending_obstacle
+from sluice_operator.plan.pool.lending import lending_obstacle, window_ends
 from sluice_operator.plan.pool.scale_up import asking_obstacle
 from sluice_operator.plan.pool.terms import Terms
 from sluice_operator.plan.quotas import BorrowedQuota, held_obstacle, quota_field, quota_of, total_obstacle
@@ -62,6 +62,10 @@ class Market:
             {e.metadata.uid for e in self._stock.engines if e.metadata.namespace == namespace}, full
         )
 
+    def highest_priority(self, job: FineTuneJob) -> int | None:
+        """The highest priority that a job's namespace may use in the pool; None if any."""
+        return self._quota(job)[1].max_priority
+
     def gave(self, job: FineTuneJob, claim: Claim) -> None:
         """Note that a job has got a claim: its namespace holds that much more."""
         namespace = job.metadata.namespace
@@ -93,6 +97,11 @@ class Market:
             over_quota=limit.exceeded_by if limit else None,
             asks=asks,
         )
+
+    @property
+    def window_ends(self) -> Iterator[datetime]:
+        """When the open borrow windows of the pool's engines end."""
+        return window_ends(self._stock.engines, self._now)
 
     @property
     def obstacles(self) -> Iterable[Obstacle]:

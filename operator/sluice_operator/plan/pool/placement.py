@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
+from sluice_operator.facts.fit import exceeds, need_of, never_reaches, volume_claims_of
 from sluice_operator.observe.world import World
 from sluice_operator.plan.avoided_nodes import avoided
 from sluice_operator.plan.obstacle import Obstacle, Remedy, WaysToStart
@@ -33,7 +34,7 @@ from sluice_operator.plan.preflight import lack_on
 from sluice_operator.plan.stock import NodeStock, Stock, is_guest
 
 _NODES_EXPLAINED = 16
-"""The most nodes that are searched for what keeps a job from them: those with the most free GPUs."""
+"""The most nodes that are searched for what keeps a job from them."""
 
 
 _LACKS_EXPLAINED = 8
@@ -133,7 +134,7 @@ def _filled(search: Search, ways: Sequence[Way]) -> Search | None:
         return None
     nodes = [node for node in search.stock.nodes.values() if not (search.strict and node.name in search.left_out)]
     if not search.strict:
-        nodes = sorted(nodes, key=lambda node: (node.name in search.left_out, -node.free))[:_NODES_EXPLAINED]
+        nodes = _explained(search, nodes)
     for _ in range(search.job.spec.resources.nodes):
         # Each pod that is placed may open a way or use it up, so the ways are asked for again.
         room = _next_room(search, nodes, _ways(search) if search.strict else ways)
@@ -141,6 +142,28 @@ def _filled(search: Search, ways: Sequence[Way]) -> Search | None:
             return None
         search = replace(search, rooms={**search.rooms, room.node.name: room})
     return search
+
+
+def _explained(search: Search, nodes: Iterable[NodeStock]) -> list[NodeStock]:
+    """The nodes that a job is told about: those that could ever take a pod of it, first those with the most GPUs that
+    are free or that engines lend to it.
+    """
+
+    def most_first(node: NodeStock) -> tuple[bool, int]:
+        lent = sum(slot.gpus for slot in node.slots if slot.engine.metadata.uid in search.terms.reserves)
+        return (node.name in search.left_out, -(node.free + lent))
+
+    need, claims = need_of(search.job.spec.resources), volume_claims_of(search.job)
+    found: list[NodeStock] = []
+    for node in sorted(nodes, key=most_first):
+        never = exceeds(search.world, node.node, need) or never_reaches(
+            search.world, search.job.metadata.namespace, claims, node.node
+        )
+        if not never:
+            found.append(node)
+        if len(found) == _NODES_EXPLAINED:
+            break
+    return found
 
 
 def _ways(search: Search) -> list[Way]:
@@ -224,5 +247,5 @@ def _left_out(world: World, stock: Stock, job: FineTuneJob, now: datetime) -> Ma
 
 
 def _refused(node: NodeStock) -> Obstacle:
-    remedy = Remedy(f"have {node.name} take pods again, or add a node", key=node.node.key)
-    return Obstacle(Reason.NO_NODES, f"{node.name} is {node.unusable}.", ends_with=(node.node.key,), remedies=(remedy,))
+    remedies = (Remedy(f"have {node.name} take pods again", key=node.node.key), Remedy("add a node"))
+    return Obstacle(Reason.NO_NODES, f"{node.name} is {node.unusable}.", ends_with=(node.node.key,), remedies=remedies)

@@ -9,7 +9,7 @@ from sluice_api.scheduling import GiveWay
 from sluice_operator.facts.claims import LiveClaim, Phase, phase_by_pods, trainer_pods
 from sluice_operator.facts.outcomes import waits_since
 from sluice_operator.observe.world import World
-from sluice_operator.plan.obstacle import Obstacle, shown
+from sluice_operator.plan.obstacle import Obstacle, clock, shown
 
 
 def preemption_obstacle(world: World, live: LiveClaim, job: FineTuneJob, now: datetime) -> Obstacle | None:
@@ -20,7 +20,7 @@ def preemption_obstacle(world: World, live: LiveClaim, job: FineTuneJob, now: da
     at = _preemptible_at(world, live, job)
     if at <= now:
         return None
-    message = f"{name} gives way at {at:%H:%M:%S} UTC, or ends before."
+    message = f"{name} gives way at {clock(at, now)}, or ends before."
     return Obstacle(Reason.WAITING_FOR_GPUS, message, at, (live.key,))
 
 

@@ -283,6 +283,22 @@ CHECKS: tuple[Callable[[World, FineTuneJob], Obstacle | None], ...] = (
 """In this order; the first obstacle counts."""
 
 
+def begins_with(job: FineTuneJob, *, in_pause: bool) -> tuple[Key, ...]:
+    """Objects whose change may bring a refusal to a job that waits and has none.
+
+    Args:
+        in_pause: the job is not in the queue. The pool's decision tells those in the queue of all but the engine.
+    """
+    namespace, publish = job.metadata.namespace, job.spec.publish
+    engine = (engine_key(namespace, publish.engine),) if publish else ()
+    if not in_pause:
+        return engine
+    addresses = (job.spec.model.uri, job.spec.dataset.uri, job.spec.output.uri, job.spec.resume_from or "")
+    claims = (key for uri in addresses for key in _volume_claim_of(namespace, uri))
+    adapter = (adapter_key(namespace, publish.name),) if publish else ()
+    return (*engine, *adapter, *dict.fromkeys(claims), Key("Node", "", ""))
+
+
 def _volume_claim_of(namespace: str, uri: str) -> tuple[Key, ...]:
     path = volume_path(uri)
     return (Key("PersistentVolumeClaim", namespace, path.claim),) if path else ()

@@ -63,7 +63,7 @@ def _is_free_to_lend(slot: PlacedSlot, engines: Engines) -> bool:
 
 def slot_obstacle(slot: PlacedSlot) -> Obstacle | None:
     """Why a slot is not lent, as far as that depends on the slot itself; None if it is."""
-    name, key = slot.engine.metadata.name, key_of(slot.engine)
+    name, key = slot.engine.metadata.full_name, key_of(slot.engine)
     if slot.shared:
         message = f"Jobs train beside each replica of {name} (scheduling.policy: Shared)."
         return Obstacle(Reason.ENGINE_HAS_GUESTS, message, ends_with=(key,))

@@ -4,6 +4,7 @@ Nothing is decided here. The obstacles are those that the decision met.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from math import log10
 
@@ -14,8 +15,9 @@ from sluice_operator.facts.claims import LiveClaim, ends_at
 from sluice_operator.facts.outcomes import waits_since
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.memo import once_a_job
+from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World
-from sluice_operator.plan.obstacle import Obstacle, Wait, WaysToStart, shown
+from sluice_operator.plan.obstacle import Obstacle, Remedy, Wait, WaysToStart, clock, shown
 from sluice_operator.plan.stock import Stock, is_guest
 
 TOLD_IN_DETAIL = 10
@@ -36,26 +38,69 @@ def far_behind(world: World, job: FineTuneJob, ahead: int) -> Wait:
 
 
 def waits_for(
-    world: World, stock: Stock, job: FineTuneJob, ways: WaysToStart, ahead: Sequence[FineTuneJob], now: datetime
+    world: World,
+    stock: Stock,
+    job: FineTuneJob,
+    ways: WaysToStart,
+    ahead: Sequence[FineTuneJob],
+    now: datetime,
+    highest: int | None = None,
 ) -> Wait:
     """Why a job that has a place in the queue waits.
 
     Args:
         ahead: the jobs that wait in front.
+        highest: the highest priority that the job may have; None if any.
     """
+    ways = [_agreeing(way, highest) for way in ways]
     return Wait(
         reason_of(ways),
-        message_of(world, job, ways),
+        message_of(world, job, ways, now),
         str(len(ahead) + 1),
         _starts_at(stock, job, ahead, now),
         tuple(ways),
     )
 
 
-def waits_outside(world: World, job: FineTuneJob, obstacle: Obstacle) -> Wait:
+def waits_outside(world: World, job: FineTuneJob, obstacle: Obstacle, now: datetime) -> Wait:
     """Why a job that is not in the queue waits."""
     ways = ((obstacle,),)
-    return Wait(obstacle.reason, message_of(world, job, ways), ways=ways)
+    return Wait(obstacle.reason, message_of(world, job, ways, now), ways=ways)
+
+
+def _agreeing(way: Sequence[Obstacle], highest: int | None) -> tuple[Obstacle, ...]:
+    """A way whose remedies can be followed together: one value for each field, and no priority that is not allowed."""
+    values: dict[tuple[Key | None, str], int] = {}
+    for remedy in (remedy for obstacle in way for remedy in obstacle.remedies):
+        if remedy.field and isinstance(remedy.value, int):
+            known = values.setdefault((remedy.key, remedy.field), remedy.value)
+            strongest = min if remedy.field == "preemption.minReplicas" else max
+            values[remedy.key, remedy.field] = strongest(known, remedy.value)
+
+    def is_strongest(remedy: Remedy) -> bool:
+        if remedy.field == "scheduling.priority" and highest is not None and values[remedy.key, remedy.field] > highest:
+            return False
+        return values.get((remedy.key, remedy.field), remedy.value) == remedy.value
+
+    strongest_of = {
+        (remedy.key, remedy.field): remedy
+        for obstacle in way
+        for remedy in obstacle.remedies
+        if remedy.field and is_strongest(remedy)
+    }
+    return tuple(
+        replace(
+            obstacle,
+            remedies=tuple(
+                found
+                for remedy in obstacle.remedies
+                if (found := strongest_of.get((remedy.key, remedy.field)) if remedy.field else remedy)
+            ),
+        )
+        if obstacle.remedies
+        else obstacle
+        for obstacle in way
+    )
 
 
 def reason_of(ways: WaysToStart) -> Reason:
@@ -63,30 +108,25 @@ def reason_of(ways: WaysToStart) -> Reason:
     return ways[0][0].reason if ways and ways[0] else Reason.WAITING_FOR_GPUS
 
 
-def message_of(world: World, job: FineTuneJob, ways: WaysToStart) -> str:
+def message_of(world: World, job: FineTuneJob, ways: WaysToStart, now: datetime) -> str:
     """The obstacles of the nearest way, and what would end the wait."""
     nearest = ways[0] if ways else ()
-    facts = " ".join(dict.fromkeys(_for(job, obstacle.message) for obstacle in nearest))
-    remedies = [text for way in ways if (text := _remedy(way))]
+    facts = " ".join(dict.fromkeys(obstacle.message for obstacle in nearest))
+    remedies = [text for way in ways if (text := _remedy(way, now))]
     following = f" Next: {', or '.join(dict.fromkeys(remedies[:_WAYS_TOLD]))}." if remedies else ""
-    return f"{_asked(world, job)}. {facts}{following}"
+    return f"{_asked(world, job)}. {shown(facts, job)}{shown(following, job)}"
 
 
-def _remedy(way: Iterable[Obstacle]) -> str:
+def _remedy(way: Iterable[Obstacle], now: datetime) -> str:
     """What would end all obstacles of a way, as text; empty if one of them has no remedy and no end."""
-    texts = [_text(obstacle) for obstacle in way]
+    texts = [_text(obstacle, now) for obstacle in way]
     return ", and ".join(dict.fromkeys(texts)) if all(texts) else ""
 
 
-def _text(obstacle: Obstacle) -> str:
+def _text(obstacle: Obstacle, now: datetime) -> str:
     """What would end one obstacle; empty if it has no remedy and no end."""
-    wait = [f"wait until {obstacle.until:%H:%M:%S} UTC"] if obstacle.until else []
+    wait = [f"wait until {clock(obstacle.until, now)}"] if obstacle.until else []
     return " or ".join([*wait, *(remedy.text for remedy in obstacle.remedies)])
-
-
-def _for(job: FineTuneJob, message: str) -> str:
-    """A message with the names as a reader in the job's namespace knows them."""
-    return shown(message, job)
 
 
 def _starts_at(stock: Stock, job: FineTuneJob, ahead: Sequence[FineTuneJob], now: datetime) -> datetime | None:

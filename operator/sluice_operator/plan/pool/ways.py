@@ -251,7 +251,8 @@ def _too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
     first = f", and engines wait for {stock.lacking}, which are first" if stock.lacking else ""
     where = "for all pods at once" if job.spec.resources.nodes > 1 else "on one node"
     free = f"{stock.free} are" if stock.free else "None is"
-    message = f"{free} free of {stock.gpus} GPUs, {asked} {'is' if asked == 1 else 'are'} needed {where}{first}."
+    of = f"{stock.gpus} GPU{'s' if stock.gpus > 1 else ''}"
+    message = f"{free} free of {of}, {asked} {'is' if asked == 1 else 'are'} needed {where}{first}."
     more = asked + stock.lacking
     added = Remedy(f"add {more} GPU{'s' if more > 1 else ''} to the pool", value=more)
     return Obstacle(Reason.WAITING_FOR_GPUS, message, ends_with=(key_of(stock.pool),), remedies=(added,))
