@@ -175,7 +175,7 @@ class WorldBuilder:
                 "metadata": {
                     "name": name,
                     "namespace": namespace,
-                    "uid": f"engine-{name}",
+                    "uid": f"engine-{name}" if namespace == "team" else f"engine-{namespace}-{name}",
                     "generation": 1,
                     "resourceVersion": str(version),
                     "creationTimestamp": created,

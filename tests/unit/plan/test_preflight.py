@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sluice_api.claim import SlotRef
+from sluice_api.reasons import Reason
 from sluice_operator.facts.live_claims import live_claims
 from sluice_operator.observe.views import Resources
 from sluice_operator.plan.preflight import preflight_obstacle
@@ -49,3 +50,27 @@ def test_preflight_counts_resources_added_to_the_pod(rule: str, added: Resources
     found = preflight_obstacle(builder.world, live)
     assert (found.message if found else "").endswith(f"{lack}." if lack else ""), rule
     assert bool(found) == bool(lack), rule
+
+
+@pytest.mark.parametrize(
+    ("others_serve", "floor", "is_proven"),
+    [
+        (True, 1, True),
+        (False, 1, False),  # the other replica failed since the claim was made
+        (True, 2, False),  # the floor was raised since then
+    ],
+)
+def test_claim_is_not_proven_while_the_lender_can_not_spare_its_replica(
+    others_serve: bool, floor: int, is_proven: bool
+) -> None:
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = builder.engine("chat", 2, preemption={"policy": "ScaleDown", "minReplicas": floor})
+    builder.slot(engine, 0, "n1", ready=others_serve)
+    builder.slot(engine, 1, "n1")
+    claim = builder.claim("n1", SlotRef(namespace="team", engine="chat", index=1))
+    builder.trainer_pod(builder.stage_job(builder.job("a"), claim=claim))
+    (live,) = live_claims(builder.world)
+    found = preflight_obstacle(builder.world, live)
+    assert (found is None) == is_proven
+    assert found is None or found.reason is Reason.ENGINE_AT_FLOOR
