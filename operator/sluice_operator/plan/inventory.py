@@ -49,7 +49,8 @@ def take_stock(world: World, pool: GPUPool) -> Stock:
             held[engine.metadata.namespace] = mine.plus(serving=engine.spec.resources.gpus)
     going = preemptors(world, [live for stock in stocks.values() for live in stock.claims])
     losses = dict(each(engines, key_of, lambda engine: (engine.metadata.uid, may_lose(world, engine))))
-    loads = dict(each(engines, key_of, lambda engine: (engine.metadata.uid, load_of(world, engine))))
+    by_load = [engine for engine in engines if engine.spec.preemption.reclaim_above is not None]
+    loads = dict(each(by_load, key_of, lambda engine: (engine.metadata.uid, load_of(world, engine))))
     lacking = sum(_gpus_lacking(world, pool, engines, lent, stocks.values(), held))
     return Stock(pool, tuple(engines), stocks, tuple(waiting), loads, losses, frozenset(going), refused, held, lacking)
 

@@ -56,9 +56,7 @@ def is_busy(world: World, engine: InferenceEngine, fewer: int = 0) -> bool:
 
 
 def load_of(world: World, engine: InferenceEngine) -> float:
-    """Requests in flight at all serving replicas together, as their agents report them; 0 without reclaimAbove."""
-    if engine.spec.preemption.reclaim_above is None:
-        return 0
+    """Requests in flight at all serving replicas together, as their agents report them."""
     serving = [pod for index in existing(world, engine) if (pod := pod_of(world, engine, index)) and serves(pod)]
     return sum(world.reports[pod.uid].load for pod in serving if pod.uid in world.reports)
 

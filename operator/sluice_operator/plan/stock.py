@@ -12,7 +12,8 @@ from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.scheduling import GiveWay, Policy
-from sluice_operator.facts.claims import LiveClaim, gpus_of_slots, taken_by
+from sluice_operator.facts.claims import LiveClaim, ends_at, gpus_of_slots, taken_by
+from sluice_operator.observe.fence import each
 from sluice_operator.observe.views import Key, NodeView
 from sluice_operator.observe.world import World
 from sluice_operator.plan.obstacle import Obstacle
@@ -222,6 +223,13 @@ class Stock:
         """The claims on all nodes. A claim on several nodes is listed once."""
         found = {live.stage_job.uid: live for node in self.nodes.values() for live in node.claims}
         return list(found.values())
+
+    @cached_property
+    def returns(self) -> list[tuple[datetime, int]]:
+        """When claims are expected to end, each with its GPUs, the first first. Guests have none of their own."""
+        holders = (live for live in self.claims if not live.claim.host)
+        ends = each(holders, lambda live: live.key, lambda live: (ends_at(live), live.claim.all_gpus))
+        return sorted((end, gpus) for end, gpus in ends if end)
 
     @cached_property
     def staying(self) -> list[LiveClaim]:

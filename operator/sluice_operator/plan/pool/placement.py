@@ -54,10 +54,11 @@ def place(
         reserved: what is kept for jobs in front. While they could use some node, no training gives way to this job.
     """
     search = _search(world, stock, job, terms, reserved, now, strict=True)
-    group = _filled(search, _ways(search))
+    nodes = [node for node in stock.nodes.values() if node.name not in search.left_out]
+    group = _filled(search, _ways(search), nodes)
     if group and group.going and len(group.claim.nodes) > 1:  # who ends frees GPUs on other nodes too: use those first
         again = replace(group, rooms={}, ending=frozenset(group.going))
-        group = _filled(again, _ways(again)) or group
+        group = _filled(again, _ways(again), nodes) or group
     return group.claim if group else None
 
 
@@ -77,7 +78,8 @@ def obstructed(
     search = _search(world, stock, job, terms, reserved, now, strict=False)
     guest = is_guest(stock.pool, job)
     kinds: Sequence[tuple[Way, ...]] = [(beside,)] if guest else [(free, way) for way in EXPLAINED_WAYS]
-    groups = ((kind, group) for kind in kinds if (group := _filled(search, kind)))
+    nodes = _explained(search)
+    groups = ((kind, group) for kind in kinds if (group := _filled(search, kind, nodes)))
     found = [(emptied in kind, _met(group)) for kind, group in groups]
     ways = _needed(obstacles for _, obstacles in sorted(found, key=lambda one: (one[0], hardness(one[1]))))
     if not ways:
@@ -92,6 +94,8 @@ def later(
     world: World, stock: Stock, job: FineTuneJob, terms: Terms, reserved: Reservations, now: datetime
 ) -> Sequence[Obstacle]:
     """Of what keeps a job from GPUs, that which time alone ends: for a job that is told no more than its place."""
+    if (terms.preempts or reserved.preempts) and not stock.load:  # as for most of a long queue
+        return ()
     return later_obstacles(_search(world, stock, job, terms, reserved, now, strict=False))
 
 
@@ -128,13 +132,10 @@ def _needed(ways: Iterable[tuple[Obstacle, ...]]) -> list[tuple[Obstacle, ...]]:
     return found
 
 
-def _filled(search: Search, ways: Sequence[Way]) -> Search | None:
-    """The search with a node option for each pod; None if one pod has none."""
+def _filled(search: Search, ways: Sequence[Way], nodes: Sequence[NodeStock]) -> Search | None:
+    """The search with an option on one of these nodes for each pod; None if one pod has none."""
     if not ways:
         return None
-    nodes = [node for node in search.stock.nodes.values() if not (search.strict and node.name in search.left_out)]
-    if not search.strict:
-        nodes = _explained(search, nodes)
     for _ in range(search.job.spec.resources.nodes):
         # Each pod that is placed may open a way or use it up, so the ways are asked for again.
         room = _next_room(search, nodes, _ways(search) if search.strict else ways)
@@ -144,7 +145,7 @@ def _filled(search: Search, ways: Sequence[Way]) -> Search | None:
     return search
 
 
-def _explained(search: Search, nodes: Iterable[NodeStock]) -> list[NodeStock]:
+def _explained(search: Search) -> list[NodeStock]:
     """The nodes that a job is told about: those that could ever take a pod of it, first those with the most GPUs that
     are free or that engines lend to it.
     """
@@ -155,7 +156,7 @@ def _explained(search: Search, nodes: Iterable[NodeStock]) -> list[NodeStock]:
 
     need, claims = need_of(search.job.spec.resources), volume_claims_of(search.job)
     found: list[NodeStock] = []
-    for node in sorted(nodes, key=most_first):
+    for node in sorted(search.stock.nodes.values(), key=most_first):
         never = exceeds(search.world, node.node, need) or never_reaches(
             search.world, search.job.metadata.namespace, claims, node.node
         )

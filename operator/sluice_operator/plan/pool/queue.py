@@ -10,6 +10,7 @@ from sluice_api.stages import Stage
 from sluice_operator.facts.live_claims import live_claims_of
 from sluice_operator.facts.outcomes import done, recorded, waits_since
 from sluice_operator.observe.fence import each
+from sluice_operator.observe.memo import once_a_job
 from sluice_operator.observe.world import World, identity, key_of
 from sluice_operator.plan.avoided_nodes import avoided_until
 from sluice_operator.plan.obstacle import Obstacle
@@ -112,4 +113,11 @@ def next_turns(world: World, pool: GPUPool, now: datetime) -> Iterator[datetime 
 
 def _turns(world: World, job: FineTuneJob) -> Sequence[datetime | None]:
     """Moments at which time alone may change the decision about one job."""
+    if world.stage_jobs_of.get(identity(job)):
+        return (readiness(world, job).begins, asks_until(job), *avoided_until(job))
+    return _turns_by_record(world, job)  # kept until the job changes, because thousands of waiting jobs are asked
+
+
+@once_a_job
+def _turns_by_record(world: World, job: FineTuneJob) -> Sequence[datetime | None]:
     return (readiness(world, job).begins, asks_until(job), *avoided_until(job))

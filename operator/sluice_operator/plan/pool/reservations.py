@@ -8,7 +8,7 @@ from sluice_api.finetunejob import FineTuneJob, JobResources
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
 from sluice_operator.facts.fit import COUNTED, bound_to_nodes, like, most_pods, need_of, never_reaches, volume_claims_of
-from sluice_operator.observe.memo import once_a_job
+from sluice_operator.observe.memo import once_a_job, once_a_world
 from sluice_operator.observe.views import Resources
 from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.obstacle import Obstacle, Remedy
@@ -69,7 +69,7 @@ class Reservations:
         """
         guest, shape = is_guest(stock.pool, job), job.spec.resources
         # Of its volumes only those count that can be mounted on certain nodes only.
-        bound = bound_to_nodes(world, job.metadata.namespace, volume_claims_of(job))
+        bound = _bound(world, job) if world.volumes else ()
         where = (shape, job.metadata.namespace if bound else "", bound)
         self.fronts.append(front)
         # An engine that is reserved already stays so for the earlier job.
@@ -145,6 +145,12 @@ def alike(_world: World, job: FineTuneJob) -> object:
     return _class_of(
         (job.metadata.namespace, spec.resources, spec.scheduling, spec.publish, spec.lora, spec.model, volumes)
     )
+
+
+@once_a_world(alike)
+def _bound(world: World, job: FineTuneJob) -> tuple[str, ...]:
+    """Those of a job's volume claims whose volume can be mounted on certain nodes only."""
+    return bound_to_nodes(world, job.metadata.namespace, volume_claims_of(job))
 
 
 @lru_cache(maxsize=65_536)

@@ -11,9 +11,7 @@ from math import log10
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.reasons import Reason
 from sluice_api.scheduling import Policy
-from sluice_operator.facts.claims import LiveClaim, ends_at
 from sluice_operator.facts.outcomes import waits_since
-from sluice_operator.observe.fence import each
 from sluice_operator.observe.memo import once_a_job
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World
@@ -132,8 +130,7 @@ def _text(obstacle: Obstacle, now: datetime) -> str:
 def _starts_at(stock: Stock, job: FineTuneJob, ahead: Sequence[FineTuneJob], now: datetime) -> datetime | None:
     """An estimate of the job's start; None if it can't be estimated."""
     free = sum(node.free for node in stock.nodes.values() if not node.unusable)
-    rivals = [live for live in stock.claims if not live.claim.host]
-    return None if is_guest(stock.pool, job) else starts_at(rivals, free, [*ahead, job], now)
+    return None if is_guest(stock.pool, job) else starts_at(stock.returns, free, [*ahead, job], now)
 
 
 def asked(job: FineTuneJob) -> str:
@@ -160,17 +157,21 @@ _CLOSE = timedelta(minutes=1)
 _CLOSE_SHARE = 0.2
 
 
-def starts_at(claims: Iterable[LiveClaim], free: int, queue: Sequence[FineTuneJob], now: datetime) -> datetime | None:
+def starts_at(
+    returns: Iterable[tuple[datetime, int]], free: int, queue: Sequence[FineTuneJob], now: datetime
+) -> datetime | None:
     """When the last job of a queue starts, if all before it start and every claim ends when it is expected to.
 
     None if the GPUs that come back at a known time are not enough. The nodes that they are on are not considered, so
     the job may start later.
+
+    Args:
+        returns: when claims are expected to end, each with its GPUs, the first first.
     """
     asked = sum(job.spec.resources.all_gpus for job in queue)
     if free >= asked:
         return now
-    ends = each(claims, lambda live: live.key, lambda live: (ends_at(live), live.claim.all_gpus))
-    for end, gpus in sorted((end, gpus) for end, gpus in ends if end):
+    for end, gpus in returns:
         free += gpus
         if free >= asked:
             return max(end, now)

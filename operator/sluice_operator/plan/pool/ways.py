@@ -5,14 +5,13 @@ search the obstacle is noted.
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
 from sluice_api.claim import Claim, NodeAllocation, SlotRef
 from sluice_api.finetunejob import FineTuneJob
-from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, attempt_ref, ends_at, gpus_of_slots, least_first, trainer_pods
 from sluice_operator.facts.slots import floor_of, sleeps
@@ -205,17 +204,14 @@ def later_obstacles(search: Search) -> list[Obstacle]:
     """Obstacles that time alone ends, and that no engine's terms have said: of training that gives way later, and of
     engines that could spare one replica by their load, and not as many as the job needs.
     """
-    found = [in_demand(e, search.now) for e in search.stock.engines if _lends_by_load(e, search.terms.lenders)]
+    by_load = search.terms.lenders & search.stock.load.keys()
+    found = [in_demand(e, search.now) for e in search.stock.engines if e.metadata.uid in by_load]
     if search.terms.preempts or search.reserved.preempts:
         return found
     looks = each(
         search.stock.staying, _key, lambda live: preemption_obstacle(search.world, live, search.job, search.now)
     )
     return [*found, *(obstacle for obstacle in looks if obstacle)]
-
-
-def _lends_by_load(engine: InferenceEngine, lenders: Container[str]) -> bool:
-    return engine.spec.preemption.reclaim_above is not None and engine.metadata.uid in lenders
 
 
 def once_ended(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
