@@ -184,7 +184,7 @@ def _ways(search: Search) -> list[Way]:
 
 def _next_room(search: Search, nodes: Sequence[NodeStock], ways: Sequence[Way]) -> NodeOption | None:
     """The best option for one pod more: alone on a node, or together with the job's pods that are there already."""
-    elsewhere = {name: search.without(name) for name in ("", *search.rooms)}
+    elsewhere = {name: search.without(name) for name in ("", *search.rooms)} if search.rooms else {"": search}
     noted: list[NodeOption] = []
     for way in ways:
         rooms = []
