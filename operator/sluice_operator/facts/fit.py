@@ -113,8 +113,13 @@ def shortage(
 @once_a_world(lambda _world, node: node.key)
 def capacity(world: World, node: NodeView) -> Resources:
     """The cpu, memory and disk of a node, less what its DaemonSets' pods ask for, as those never leave it."""
-    daemons = [pod.requests for pod in world.pods_on.get(node.key.name, {}).values() if pod.daemon and not pod.ended]
-    return {of: node.allocatable.get(of, 0) - sum(requests.get(of, 0) for requests in daemons) for of in COUNTED}
+    largest: dict[tuple[str, str], int] = {}  # of a DaemonSet that is changed, two pods may be there for a moment
+    for pod in world.pods_on.get(node.key.name, {}).values():
+        for of in COUNTED if pod.daemon_set and not pod.ended else ():
+            key = (pod.daemon_set, of)
+            largest[key] = max(largest.get(key, 0), pod.requests.get(of, 0))
+    taken = {of: sum(amount for (_, its), amount in largest.items() if its == of) for of in COUNTED}
+    return {of: node.allocatable.get(of, 0) - taken[of] for of in COUNTED}
 
 
 def exceeds(world: World, node: NodeView, need: Resources) -> str:
@@ -128,6 +133,19 @@ def exceeds(world: World, node: NodeView, need: Resources) -> str:
             less = "" if has[resource] == node.allocatable.get(resource, 0) else " beside its DaemonSets"
             return f"{resource}: needs {readable(resource, need[resource])}, the node has {have}{less}"
     return ""
+
+
+def least_excess(world: World, nodes: Iterable[NodeView], need: Resources) -> str:
+    """What the node that comes nearest would lack for one pod (`exceeds`); empty if it fits one of them."""
+    found: list[tuple[tuple[int, ...], str, str]] = []
+    for node in nodes:
+        lack = exceeds(world, node, need)
+        if not lack:
+            return ""
+        has = capacity(world, node)
+        short = sum(1 for of in COUNTED if need.get(of, 0) > has[of]), *(-has[of] for of in COUNTED)
+        found.append((short, node.key.name, lack))
+    return min(found)[2] if found else ""
 
 
 def most_pods(world: World, node: NodeView, there: int, gpus: int, need: Resources) -> int:

@@ -80,10 +80,10 @@ _TABLE: Mapping[str, After] = {
     Reason.DONE: After(Pause.NONE),
     # The claim was given up; after `Claimed` because it gave way to an older claim, or said what could not be true.
     Reason.CLAIMED: After(Pause.NONE, ran=False),
+    Reason.ENGINE_AT_FLOOR: After(Pause.NONE, ran=False),  # the pool's decision waits for the floor
     Reason.UNSCHEDULABLE: _GIVEN_UP,
     Reason.SUSPENDED_BY_OTHER: _GIVEN_UP,
     Reason.ENGINE_MUST_SLEEP: _GIVEN_UP,
-    Reason.ENGINE_AT_FLOOR: _GIVEN_UP,
     Reason.ENGINE_DOES_NOT_SLEEP: After(
         Pause.DOUBLES_FROM_A_MINUTE, ran=False, avoids=Avoids("a borrowed replica did not sleep there")
     ),

@@ -52,6 +52,8 @@ def keys_for(
         if state is not None:
             found.update(_ROUTES[type(state)](old, new, state, world, links))
             waiting = {*waits_for(stored_key(state))}
+            if isinstance(state, PodView) and state.daemon_set:  # what a node has for others
+                waiting |= {*waits_for(Key("Node", "", state.node))}
             found |= waiting | {pool_key(world.jobs[key].spec.resources.pool) for key in waiting if key in world.jobs}
     return found
 
@@ -271,19 +273,32 @@ def _slot(_old: Stored | None, _new: Stored | None, slot: SlotView, _world: Worl
 
 
 def _claim(old: Stored | None, new: Stored | None, claim: VolumeClaimView, world: World, links: Links) -> Iterator[Key]:
-    """The pools of jobs that mount it: where they fit may be another question now. Engines that lacked it."""
+    """The pools of jobs that mount it, the engines that do, and their pools: where they fit may be another question.
+
+    Of engines only if it comes, goes, or is bound: nothing else about it keeps a replica from starting.
+    """
     place = (claim.key.namespace, claim.key.name)
-    if (old is None) is not (new is None):
-        engines = links.serving_from.groups.get(place, {})
-        yield from engines
-        yield from {pool_key(world.engines[key].spec.resources.pool) for key in engines if key in world.engines}
+    if _volume_of(old) != _volume_of(new):
+        yield from _serving_from(place, world, links)
     yield from _pools_of(links.mounting.groups.get(place, {}))
 
 
+def _volume_of(claim: Stored | None) -> str | None:
+    return claim.volume if isinstance(claim, VolumeClaimView) else None
+
+
+def _serving_from(place: tuple[str, str], world: World, links: Links) -> Iterator[Key]:
+    engines = links.serving_from.groups.get(place, {})
+    yield from engines
+    yield from {pool_key(world.engines[key].spec.resources.pool) for key in engines if key in world.engines}
+
+
 def _volume(_old: Stored | None, _new: Stored | None, volume: VolumeView, world: World, links: Links) -> Iterator[Key]:
-    """The pools of jobs that mount the claim that is bound to it."""
+    """The engines and the pools of jobs that mount the claim that is bound to it, and those engines' pools."""
     for claim in links.bound_to.groups.get(volume.key.name, {}).values():
-        yield from _claim(None, None, claim, world, links)
+        place = (claim.key.namespace, claim.key.name)
+        yield from _serving_from(place, world, links)
+        yield from _pools_of(links.mounting.groups.get(place, {}))
 
 
 def _pools_of(jobs: Mapping[Key, FineTuneJob]) -> Iterator[Key]:

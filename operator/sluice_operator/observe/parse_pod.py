@@ -39,7 +39,7 @@ def parse_pod(body: Body) -> PodView:
             node=spec.get("nodeName") or "",
             ended=ended,
             volume_claims=_volume_claims(body),
-            daemon=any(owner.get("kind") == "DaemonSet" for owner in body["metadata"].get("ownerReferences") or ()),
+            daemon_set=_daemon_set(body["metadata"]),
         )
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     main: Mapping[str, Any] = next((c for c in containers if c.get("name") in _MAIN), {})
@@ -67,6 +67,11 @@ def parse_pod(body: Body) -> PodView:
         template=template_in(annotations),
         termination=_termination(main),
     )
+
+
+def _daemon_set(metadata: Mapping[str, Any]) -> str:
+    owners = metadata.get("ownerReferences") or ()
+    return next((str(owner.get("uid") or "") for owner in owners if owner.get("kind") == "DaemonSet"), "")
 
 
 def _goes_at_once(metadata: Mapping[str, Any], spec: Body) -> bool:

@@ -137,8 +137,8 @@ class PodView(View):
     """One of its containers has run."""
     volume_claims: tuple[str, ...] = ()
     """PersistentVolumeClaims that it mounts."""
-    daemon: bool = False
-    """A DaemonSet has made it, and would make it again: it stays as long as its node."""
+    daemon_set: str = ""
+    """The uid of the DaemonSet that has made it, and would make it again: it stays as long as its node."""
     template: str = ""
     """For an engine's pod, the digest of the spec that it was made from: see SlotView."""
     termination: Termination | None = None

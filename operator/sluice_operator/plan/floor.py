@@ -73,4 +73,16 @@ def in_demand(engine: InferenceEngine, now: datetime) -> Obstacle:
     """The obstacle that the replicas left would have too much to do."""
     name, limit = engine.metadata.full_name, engine.spec.preemption.reclaim_above
     message = f"{name} would have more than {limit} requests in flight for each replica (preemption.reclaimAbove)."
-    return Obstacle(Reason.ENGINE_IN_DEMAND, message, now + LOOK_AT_LOAD, (key_of(engine),))
+    key = key_of(engine)
+    less = Remedy(f"wait until {name} has less to do", key)
+    return Obstacle(Reason.ENGINE_IN_DEMAND, message, again=now + LOOK_AT_LOAD, ends_with=(key,), remedies=(less,))
+
+
+def may_spare_by_load(stock: Stock, engine: InferenceEngine) -> bool:
+    """Whether it is the engine's load alone that may keep it from lending some of its replicas."""
+    serving, limit = (
+        sum(1 for slot in replicas_kept(stock, engine) if slot.serving),
+        engine.spec.preemption.reclaim_above,
+    )
+    floor = floor_of(engine)
+    return limit is not None and serving > floor and stock.load.get(engine.metadata.uid, 0) > limit * floor

@@ -38,7 +38,9 @@ def take_stock(world: World, pool: GPUPool) -> Stock:
     waiting, refused = [], {}
     for engine, index in _unplaced(world, engines, lent, stocks):
         mine = held.get(engine.metadata.namespace, Held())
-        if no := _refused(world, pool, engine, mine):
+        with looking_at(key_of(engine)):
+            no = _refused(world, pool, engine, mine)
+        if no:
             refused[ref(engine, index)] = no
             continue
         home = _home(stocks.values(), engine.spec.resources.gpus)
@@ -72,8 +74,11 @@ def _gpus_lacking(
         namespace, gpus = engine.metadata.namespace, engine.spec.resources.gpus
         missing = engine.spec.replicas - has[namespace, engine.metadata.name]
         mine = held.get(namespace, Held())
-        if missing <= 0 or key_of(engine) in world.refused or _refused(world, pool, engine, mine):
+        if missing <= 0 or key_of(engine) in world.refused:
             continue
+        with looking_at(key_of(engine)):
+            if _refused(world, pool, engine, mine):
+                continue
         starting = min(missing, may_serve(quota_of(world, pool, namespace), mine) // gpus)
         held[namespace] = mine.plus(serving=starting * gpus)
         yield starting * gpus

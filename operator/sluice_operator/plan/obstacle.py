@@ -37,7 +37,9 @@ class Obstacle:
     message: str
     """What is the case, in whole sentences."""
     until: datetime | None = None
-    """When time alone ends the obstacle, or when the check must be made again."""
+    """When time alone ends the obstacle."""
+    again: datetime | None = None
+    """When the check must be made again, though nothing may have changed by then: what ends it is no event."""
     ends_with: tuple[Key, ...] = ()
     """Objects whose change may end the obstacle. An object that does not exist yet has the name that it will need, or
     an empty name if any object of the kind would do."""
@@ -63,8 +65,8 @@ class Wait:
 
 
 def next_moment(obstacles: Iterable[Obstacle], now: datetime) -> datetime | None:
-    """When time alone first ends one of some obstacles; None if it never does."""
-    return earliest((obstacle.until for obstacle in obstacles), now)
+    """When to look again because of some obstacles; None if only a change ends them."""
+    return earliest((moment for obstacle in obstacles for moment in (obstacle.until, obstacle.again)), now)
 
 
 def earliest(moments: Iterable[datetime | None], now: datetime) -> datetime | None:

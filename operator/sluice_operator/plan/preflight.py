@@ -8,9 +8,9 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, Phase, phase_by_pods, trainer_pods
 from sluice_operator.facts.fit import need_of, shortage, unreachable_volume, volume_claims_of
-from sluice_operator.facts.live_claims import lent_indices, live_claims_from, live_claims_on
+from sluice_operator.facts.live_claims import live_claims_from, live_claims_on
 from sluice_operator.facts.nodes import find_pool, node_unusable
-from sluice_operator.facts.overlap import borrowers, overlapped_by
+from sluice_operator.facts.overlap import borrowers, overlapped_by, precedence
 from sluice_operator.facts.slots import floor_of, pod_of, serves, sleeps
 from sluice_operator.observe.views import Key, PodView, Resources, StageJobView
 from sluice_operator.observe.world import World, engine_key, existing, key_of
@@ -49,20 +49,22 @@ def preflight_obstacle(world: World, live: LiveClaim) -> Obstacle | None:
 
 def _below_floor(world: World, live: LiveClaim) -> Obstacle | None:
     """Why a lender can't spare a claim's slots any more: since the claim was made, others of its replicas have failed,
-    or its floor was raised. None if it can, or if these slots serve nobody.
+    or its floor was raised. None if it can, if these slots serve nobody, or if they have been told to drain.
     """
+    place = precedence(world, live)
     for engine in _lenders(world, live.claim.borrowed):
         lent = borrowers(world, live_claims_from(world, engine))
-        mine = (slot.index for slot, claim in lent.items() if claim.stage_job.uid == live.stage_job.uid)
-        if not any(serves(pod_of(world, engine, index)) for index in mine):
+        mine = {slot.index for slot, claim in lent.items() if claim.stage_job.uid == live.stage_job.uid}
+        told = any(slot.index in mine and slot.lent_to == live.name for slot in engine.status.slots)
+        if told or not any(serves(pod_of(world, engine, index)) for index in mine):
             continue
-        kept = existing(world, engine).keys() - lent_indices(lent, engine)
-        serving = sum(1 for index in kept if serves(pod_of(world, engine, index)))
+        # Of the claims on the engine the last ones are given up, and no more of them than needed.
+        gone = {slot.index for slot, claim in lent.items() if precedence(world, claim) <= place}
+        serving = sum(1 for index in existing(world, engine).keys() - gone if serves(pod_of(world, engine, index)))
         if serving < floor_of(engine):
             name = shown(engine.metadata.full_name, live.job)
-            message = (
-                f"{name} can't spare its replica any more: {serving} others serve, its floor is {floor_of(engine)}."
-            )
+            floor = floor_of(engine)
+            message = f"{name} can't spare what the job borrows: {serving} would serve, its floor is {floor}."
             return Obstacle(Reason.ENGINE_AT_FLOOR, message, ends_with=(key_of(engine),))
     return None
 

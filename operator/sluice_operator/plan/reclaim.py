@@ -10,7 +10,7 @@ from sluice_operator.facts.claims import LiveClaim, least_first, lends_to
 from sluice_operator.facts.live_claims import lent_indices
 from sluice_operator.facts.slots import SlotPlan, pod_of, ref, serves
 from sluice_operator.observe.world import LOAD_SECONDS, World, existing, key_of
-from sluice_operator.plan.floor import LOOK_AT_LOAD, in_demand
+from sluice_operator.plan.floor import LOOK_AT_LOAD
 from sluice_operator.plan.obstacle import Obstacle, Remedy
 from sluice_operator.plan.stock import Stock
 
@@ -42,17 +42,13 @@ def is_unknown(world: World, engine: InferenceEngine, now: datetime) -> bool:
     return asks and world.since is not None and now < world.since + timedelta(seconds=LOAD_SECONDS)
 
 
-def is_busy(world: World, engine: InferenceEngine, fewer: int = 0) -> bool:
-    """Whether the serving replicas have more requests in flight than `reclaimAbove` allows.
-
-    Args:
-        fewer: number of replicas to leave out, as if they were lent.
-    """
+def is_busy(world: World, engine: InferenceEngine) -> bool:
+    """Whether the serving replicas have more requests in flight than `reclaimAbove` allows."""
     limit = engine.spec.preemption.reclaim_above
     if limit is None:
         return False
     serving = sum(1 for index in existing(world, engine) if serves(pod_of(world, engine, index)))
-    return load_of(world, engine) > limit * max(0, serving - fewer)
+    return load_of(world, engine) > limit * serving
 
 
 def load_of(world: World, engine: InferenceEngine) -> float:
@@ -87,17 +83,15 @@ def next_look_at_load(engine: InferenceEngine, plans: Sequence[SlotPlan], now: d
 
 
 def own_need(world: World, stock: Stock, engine: InferenceEngine, now: datetime) -> Obstacle | None:
-    """Why the engine needs its replicas itself; None if it can spare some."""
+    """Why the engine needs all its replicas itself; None if it may spare some (`spare_obstacle` says how many)."""
     name, key = engine.metadata.full_name, key_of(engine)
     if is_unknown(world, engine, now) and world.since is not None:
         known = world.since + timedelta(seconds=LOAD_SECONDS)
         message = f"{name} lends when its load is known: for half a minute, since another operator has led."
-        return Obstacle(Reason.ENGINE_IN_DEMAND, message, known, (key,))
+        return Obstacle(Reason.ENGINE_IN_DEMAND, message, known, ends_with=(key,))
     if lacking(world, stock, engine):
         message = f"{name} should have replicas that it finds no GPU for (preemption.reclaim: OnDemand)."
         also = "remove preemption.reclaimAbove and " if engine.spec.preemption.reclaim_above is not None else ""
         never = Remedy(f"{also}set preemption.reclaim: Never on {name}", key, "preemption.reclaim", "Never")
         return Obstacle(Reason.ENGINE_IN_DEMAND, message, ends_with=(key,), remedies=(never,))
-    if is_busy(world, engine, fewer=1):
-        return in_demand(engine, now)
     return None

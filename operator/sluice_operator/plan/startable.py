@@ -4,7 +4,8 @@ from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import EngineResources, InferenceEngine
 from sluice_api.quantity import amount
 from sluice_api.reasons import Reason
-from sluice_operator.facts.fit import exceeds, missing_volume_claim
+from sluice_api.sources import volume_path
+from sluice_operator.facts.fit import bound_to_nodes, least_excess, missing_volume_claim, never_reaches
 from sluice_operator.facts.nodes import nodes_of, offered, pool_unusable
 from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import Key
@@ -23,12 +24,20 @@ def start_obstacle(world: World, pool: GPUPool, engine: InferenceEngine) -> Obst
         if missing := missing_volume_claim(world, engine.metadata.namespace, uri):
             any_claim = Key("PersistentVolumeClaim", engine.metadata.namespace, "")
             return Obstacle(Reason.VOLUME_CLAIM_NOT_FOUND, f"{field}: {missing}", ends_with=(any_claim,))
-    return _fits(world, pool, engine.spec.resources)
+    names = [path.claim for uri in claims.values() if (path := volume_path(uri))]
+    bound = bound_to_nodes(world, engine.metadata.namespace, names)
+    return _fits(world, pool, engine.spec.resources, engine.metadata.namespace if bound else "", bound)
 
 
-@once_a_world(lambda _world, pool, wanted: (pool.metadata.name, wanted))
-def _fits(world: World, pool: GPUPool, wanted: EngineResources) -> Obstacle | None:
-    """Why one replica fits no node of the pool even if that had only its DaemonSets' pods; None if it fits one."""
+@once_a_world(lambda _world, pool, wanted, namespace, bound: (pool.metadata.name, wanted, namespace, bound))
+def _fits(
+    world: World, pool: GPUPool, wanted: EngineResources, namespace: str, bound: tuple[str, ...]
+) -> Obstacle | None:
+    """Why one replica fits no node of the pool even if that had only its DaemonSets' pods; None if it fits one.
+
+    Args:
+        bound: volume claims of the namespace, of which each can be mounted on certain nodes only.
+    """
     name = pool.metadata.name
     nodes = [(node, offered(world, node, pool.spec.counted_as)) for node in nodes_of(world, pool)]
     most = max((gpus for _, gpus in nodes), default=0)
@@ -43,9 +52,16 @@ def _fits(world: World, pool: GPUPool, wanted: EngineResources) -> Obstacle | No
             f"Ask for at most {most}, or add a larger node."
         )
         return Obstacle(Reason.EXCEEDS_EVERY_NODE, message, ends_with=ends_with)
+    nodes = [(node, gpus) for node, gpus in nodes if not never_reaches(world, namespace, bound, node)]
+    if not nodes:
+        message = (
+            f"spec.resources.pool: no node of pool {name} can mount the volume of PersistentVolumeClaim {bound[0]} "
+            "(its nodeAffinity). Use a volume that its nodes reach."
+        )
+        return Obstacle(Reason.NO_NODES, message, ends_with=ends_with)
     need = {"cpu": amount("cpu", wanted.cpu), "memory": amount("memory", wanted.memory)}
-    lacks = [exceeds(world, node, need) for node, gpus in nodes if gpus >= wanted.gpus]
-    if not all(lacks):
+    lack = least_excess(world, (node for node, gpus in nodes if gpus >= wanted.gpus), need)
+    if not lack:
         return None
-    message = f"spec.resources.{lacks[0]}. Lower it, or add a larger node."
+    message = f"spec.resources.{lack}. Lower it, or add a larger node."
     return Obstacle(Reason.EXCEEDS_EVERY_NODE, message, ends_with=ends_with)

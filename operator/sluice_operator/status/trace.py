@@ -16,6 +16,7 @@ from sluice_operator.facts.sleeping import is_asleep
 from sluice_operator.facts.slots import floor_of, is_drained, pod_of, sleeps
 from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.avoided_nodes import Avoided, avoided
+from sluice_operator.plan.floor import spare_obstacle
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.job.claim_steps import advance, interruption
 from sluice_operator.plan.obstacle import Wait, shown
@@ -187,7 +188,10 @@ def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJo
     terms = f"{engine.metadata.full_name}: {', '.join(filter(None, has))}"
     if obstacle := lending_obstacle(world, stock, engine, job, now):
         return f"{terms}; no: {obstacle.reason}: {shown(obstacle.message, job)}"
-    return f"{terms}; may lend {len(spared(stock, slots, now))}"
+    lent = spared(stock, slots, now)
+    if not lent and (kept := next((no for slot in slots if (no := spare_obstacle(stock, [slot], engine, now))), None)):
+        return f"{terms}; no: {kept.reason}: {shown(kept.message, job)}"
+    return f"{terms}; may lend {len(lent)}"
 
 
 def _section(title: str, lines: list[str]) -> Iterator[str]:

@@ -206,10 +206,10 @@ def with_status(raw: Body, **status: Any) -> Body:
             "pool/a pool/default engine/chat job/trains job/waits",
         ),
         (
-            "a volume: the pools of jobs that mount its claim",
+            "a volume: the pools of jobs that mount its claim, and engines that do",
             None,
             body("PersistentVolume", "pv-1", 2, namespace=""),
-            "pool/a pool/b",
+            "engine/chat engine/embed pool/a pool/b",
         ),
         (
             "a namespace: whom pools and engines are open to",
@@ -259,10 +259,10 @@ def with_status(raw: Body, **status: Any) -> Body:
             "engine/chat engine/embed pool/a pool/b",
         ),
         (
-            "a claim that changes: no engine's pod starts any sooner",
+            "a claim that is bound: its volume may be mounted on certain nodes only",
             body("PersistentVolumeClaim", "models", 2),
             body("PersistentVolumeClaim", "models", 3, spec={"volumeName": "pv-2"}),
-            "pool/a pool/b",
+            "engine/chat engine/embed pool/a pool/b",
         ),
         ("a claim that no job names", None, body("PersistentVolumeClaim", "other", 2), ""),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 from dev.simulate.builder import GPU, WorldBuilder
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import Key
-from sluice_operator.observe.world import identity
+from sluice_operator.observe.world import Reported, identity
 from sluice_operator.plan.obstacle import Obstacle, Remedy, Wait
 from sluice_operator.plan.pool.allocate import allocate_fenced
 
@@ -60,6 +60,8 @@ def _do(builder: WorldBuilder, waiting: Key, remedy: Remedy) -> None:
             builder.node(int(str(remedy.value or job.spec.resources.gpus)))
     elif key.kind == "FineTuneJob":
         _ends(builder, key)
+    elif key.kind == "InferenceEngine":
+        _rests(builder, key)
     elif key.kind == "Node":
         _mend(builder, key)
     else:
@@ -87,6 +89,15 @@ def _ends(builder: WorldBuilder, key: Key) -> None:
             builder.store.remove(pod.key, pod.uid)
         builder.store.remove(stage_job.key, stage_job.uid)
     builder.store.remove(key, job.metadata.uid)
+
+
+def _rests(builder: WorldBuilder, key: Key) -> None:
+    """An engine has nothing to do."""
+    for index in range(builder.world.engines[key].spec.replicas):
+        for pod in builder.world.engine_pods.get((key.namespace, key.name, index), {}).values():
+            if reported := builder.world.reports.get(pod.uid):
+                report = reported.report.model_copy(update={"in_flight": 0})
+                builder.store.findings.report(pod.uid, Reported(report, reported.at, 0.0))
 
 
 def _mend(builder: WorldBuilder, key: Key) -> None:

@@ -18,9 +18,9 @@ from sluice_operator.facts.live_claims import live_claims
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.facts.slots import pod_of, serves
 from sluice_operator.observe.views import Key
-from sluice_operator.observe.world import identity, job_key, key_of
+from sluice_operator.observe.world import World, identity, job_key, key_of
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.pool.allocate import allocate_fenced
+from sluice_operator.plan.pool.allocate import Allocation, allocate, allocate_fenced
 from sluice_operator.plan.preflight import phase_of
 from sluice_operator.plan.readiness import readiness
 from tests.unit.plan.claim_invariants import Made
@@ -65,13 +65,19 @@ class Watched(Cluster):
             super().reconcile(key)
             return
         known = {live.stage_job.uid for live in live_claims(self.world)}
-        decided = allocate_fenced(self.world, pool, self.now)
-        if len(decided.waits) + len(decided.claims) > 1:
-            with patch("sluice_operator.plan.pool.reservations.alike", lambda _world, _job: object()):
-                one_by_one = allocate_fenced(self.world, pool, self.now)
-            assert one_by_one.claims == decided.claims, "what was found out about one job does not hold for all like it"
-        before, now = take_stock(self.world, pool), self.now
-        super().reconcile(key)
+        before, now, decided, one_by_one = take_stock(self.world, pool), self.now, Allocation(), Allocation()
+
+        def allocated(world: World, *args: Any) -> Allocation:
+            nonlocal decided, one_by_one
+            decided = one_by_one = allocate(world, *args)
+            if len(decided.waits) + len(decided.claims) > 1:
+                with patch("sluice_operator.plan.pool.reservations.alike", lambda _world, _job: object()):
+                    one_by_one = allocate(world, *args)
+            return decided
+
+        with patch("sluice_operator.reconcile.pool.allocate", allocated):
+            super().reconcile(key)
+        assert one_by_one.claims == decided.claims, "what was found of one job does not hold for all like it"
         for live in (live for live in live_claims(self.world) if live.stage_job.uid not in known):
             if key_of(live.job) in decided.claims:  # not a late one of a leader that has stopped
                 Made(self.world, pool, now, live, decided, before).keeps_its_promises(self.quota)

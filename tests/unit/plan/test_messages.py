@@ -174,7 +174,7 @@ def test_what_a_daemon_set_takes_is_no_room_for_a_job() -> None:
     builder.node(4)
     builder.stranger("n1", 0, 1 << 30)
     (daemon,) = (pod for pod in builder.world.pods.values() if pod.key.namespace == "others")
-    change(builder, daemon, daemon=True)
+    change(builder, daemon, daemon_set="exporter")
     builder.job("evil", 1, "evil", resources={"memory": "64Gi"})
     builder.job("good", 1)
     assert job_key("team", "good") in allocated(builder).claims
@@ -210,10 +210,10 @@ def test_address_that_names_a_missing_volume_claim_is_the_jobs_own() -> None:
     """Jobs that are alike are refused alike, and the field differs: they are not alike."""
     builder = WorldBuilder()
     builder.node(1)
-    builder.job("one", 1, dataset={"uri": "pvc://gone/d.jsonl"})
-    builder.job("two", 1, resumeFrom="pvc://gone/a")
-    builder.store.remove(Key("PersistentVolumeClaim", "team", "gone"), "pvc-team-gone")
-    for name, field in (("one", "spec.dataset.uri"), ("two", "spec.resumeFrom")):
+    output = {"uri": "pvc://gone/out"}
+    builder.job("one", 1, output=output, dataset={"uri": "pvc://gone/d"})
+    builder.job("two", 1, output=output, dataset={"uri": "pvc://models/d"}, resumeFrom="pvc://gone/a")
+    for name, field in (("one", "spec.dataset.uri"), ("two", "spec.output.uri")):
         found = refusal(builder.world, builder.world.jobs[job_key("team", name)])
         assert found is not None
         assert found.message.startswith(field)
@@ -224,3 +224,64 @@ def test_job_in_a_pause_is_woken_by_what_may_refuse_it() -> None:
     builder.node(1)
     builder.job("a", 1, scheduling={"notBefore": "2026-11-23T00:00:00Z"})
     assert Key("Node", "", "") in decide(builder, "a").ends_with
+
+
+def test_job_at_its_namespaces_limit_is_looked_at_when_the_load_may_be_less() -> None:
+    """It may borrow from its own engine only, which has too much to do. No event tells of load."""
+    builder = WorldBuilder()
+    builder.namespace("team", team="a")
+    builder.pool(quotas=({"namespaces": {"matchLabels": {"team": "a"}}, "maxTotalGPUs": 4},))
+    builder.node(6)
+    terms = {"policy": "ScaleDown", "minReplicas": 1, "reclaim": "OnDemand", "reclaimAbove": 10}
+    engine = builder.engine("chat", 4, preemption=terms)
+    builder.store.findings.begin_term(1, NOW - timedelta(hours=1))
+    for index in range(4):
+        pod = builder.slot(engine, index, "n1")
+        assert pod is not None
+        report = EngineReport(sequence=1, serving=True, draining=False, in_flight=7)
+        builder.store.findings.report(pod.uid, Reported(report, NOW, 7.0))
+    builder.job("a", 2)
+    assert allocated(builder).again_at == NOW + timedelta(seconds=5)
+
+
+def test_pool_is_not_looked_at_for_load_that_binds_nobody() -> None:
+    """One replica, at its floor: less load would help nobody."""
+    builder = WorldBuilder()
+    builder.node(1)
+    terms = {"policy": "ScaleDown", "minReplicas": 1, "reclaim": "OnDemand", "reclaimAbove": 10}
+    builder.slot(builder.engine("chat", 1, preemption=terms), 0, "n1")
+    builder.store.findings.begin_term(1, NOW - timedelta(hours=1))
+    builder.job("a", 1)
+    assert allocated(builder).again_at is None
+
+
+@pytest.mark.parametrize(("gpus", "nodes"), [(4, 1), (1, 2)])
+def test_job_that_fits_only_where_its_volume_is_not_is_refused(gpus: int, nodes: int) -> None:
+    """n1 has 4 GPUs, and its volume is in zone b with n2 and its one GPU."""
+    builder = WorldBuilder()
+    builder.node(4, labels={"zone": "a"})
+    builder.node(1, labels={"zone": "b"})
+    job = builder.job("a", gpus, resources={"nodes": nodes})
+    claim = Key("PersistentVolumeClaim", "team", "adapters")
+    terms = ((NodeRequirement("zone", "In", ("b",)),),)
+    builder.put(
+        VolumeClaimView(key=claim, uid="claim", resource_version=9000, created=NOW, volume="pv"),
+        VolumeView(
+            key=Key("PersistentVolume", "", "pv"), uid="v", resource_version=9001, created=NOW, node_terms=terms
+        ),
+    )
+    found = refusal(builder.world, job)
+    assert found is not None
+    assert "that can mount the volume of volume claim adapters" in found.message
+    assert Key("PersistentVolume", "", "") in found.ends_with
+    assert refusal(builder.world, job, nodes_may_come=True) is None, "a node that is large enough may come"
+
+
+def test_pods_of_a_daemon_set_that_is_changed_count_once() -> None:
+    builder = WorldBuilder()
+    builder.node(1)
+    for _ in range(2):
+        builder.stranger("n1", 0, 1 << 30)
+    for pod in [pod for pod in builder.world.pods.values() if pod.key.namespace == "others"]:
+        change(builder, pod, daemon_set="exporter")
+    assert refusal(builder.world, builder.job("a", 1, resources={"memory": "63Gi"})) is None

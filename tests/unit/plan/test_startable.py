@@ -6,11 +6,16 @@ from typing import Any
 import pytest
 
 from dev.simulate.builder import NOW, WorldBuilder
+from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_operator.facts.nodes import find_pool
-from sluice_operator.observe.world import job_key, key_of
+from sluice_operator.observe.views import Key, NodeRequirement, VolumeClaimView, VolumeView
+from sluice_operator.observe.world import World, job_key, key_of
+from sluice_operator.plan import inventory
 from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.obstacle import Obstacle
+from sluice_operator.plan.startable import start_obstacle
 from tests.unit.plan.worlds import allocated, decide, planned_status
 
 
@@ -78,3 +83,38 @@ def test_claim_on_a_deleted_engine_is_given_up_before_it_drains() -> None:
     builder.trainer_pod(builder.stage_job(job, claim=claim))
     delete(builder, engine)
     assert [stage_job.attempt for stage_job in decide(builder, "a").delete] == [1]
+
+
+def test_engine_whose_volume_no_node_reaches_holds_no_gpu() -> None:
+    builder = WorldBuilder()
+    builder.node(1, labels={"zone": "a"})
+    engine = builder.engine("far", 1, namespace="evil")
+    claim = Key("PersistentVolumeClaim", "evil", "models")
+    terms = ((NodeRequirement("zone", "In", ("b",)),),)
+    builder.put(
+        VolumeClaimView(key=claim, uid="claim", resource_version=9000, created=NOW, volume="pv"),
+        VolumeView(
+            key=Key("PersistentVolume", "", "pv"), uid="v", resource_version=9001, created=NOW, node_terms=terms
+        ),
+    )
+    builder.job("good", 1)
+    assert job_key("team", "good") in allocated(builder).claims
+    ready = planned_status(builder.world, engine).conditions[0]
+    assert ready.reason == Reason.NO_NODES
+    assert "can mount the volume of PersistentVolumeClaim models" in ready.message
+
+
+def test_engine_that_raises_is_set_aside_and_the_pool_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = WorldBuilder()
+    builder.node(1)
+    evil = builder.engine("evil", 1, namespace="evil")
+    builder.job("good", 1)
+    asked = start_obstacle
+
+    def raises(world: World, pool: GPUPool, engine: InferenceEngine) -> Obstacle | None:
+        if engine is evil:
+            raise ZeroDivisionError("poison")
+        return asked(world, pool, engine)
+
+    monkeypatch.setattr(inventory, "start_obstacle", raises)
+    assert job_key("team", "good") in allocated(builder).claims

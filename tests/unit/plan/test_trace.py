@@ -52,7 +52,8 @@ def test_trace_of_a_waiting_job_shows_queue_nodes_and_engines() -> None:
         "training:\n"
         "  team/a: 1 GPU on n1; a does not give way: its scheduling.interruption.policy is Never.\n"
         "engines:\n"
-        "  team/chat: 1 of 2 replicas, floor 1; may lend 0\n"
+        "  team/chat: 1 of 2 replicas, floor 1; no: EngineAtFloor: chat can lend no more: 1 of 2 replicas are left, "
+        "its floor is 1.\n"
         "  team/dear: 0 of 0 replicas, floor 0; no: EngineNeverLends: dear does not lend (preemption.policy: Never)."
     )
 

@@ -44,7 +44,7 @@ def runs_stage(s: Situation, stage: Stage, reason: Reason, message: str) -> JobD
             again_at=again_at,
         )
     if paused := in_pause(s, stage):
-        wakes = begins_with(s.job, in_pause=True)
+        wakes = begins_with(s.job, in_pause=True) if stage is Stage.PREPARE else ()
         return JobDecision(CONDITION[stage], paused.reason, paused.message, again_at=paused.until, ends_with=wakes)
     return JobDecision(CONDITION[stage], reason, message, start=Start(stage, s.next_attempt(stage)))
 

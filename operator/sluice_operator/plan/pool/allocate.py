@@ -13,7 +13,7 @@ from sluice_operator.observe.world import World, key_of
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.obstacle import Obstacle, Wait, earliest, next_moment
 from sluice_operator.plan.pool.market import Market
-from sluice_operator.plan.pool.placement import later, obstructed, place
+from sluice_operator.plan.pool.placement import obstructed, place
 from sluice_operator.plan.pool.queue import asking, next_turns, pending, place_in_queue, waiting_for_larger_nodes
 from sluice_operator.plan.pool.reservations import SOMEBODY, Reservations, behind
 from sluice_operator.plan.pool.terms import Terms
@@ -95,6 +95,7 @@ class _Round:
             self.stock = self.stock.after(self.world, claim)
         elif terms.full:  # only borrowing within its namespace could help it: no free GPUs are kept for it
             self.waits[key_of(job)] = waits_outside(self.world, job, terms.full, self.now)
+            self.later += self.reserved.later(self.world, self.stock, job, terms, self.now)
             self.reserved.reserve(self.world, self.stock, job, terms, self._front(job))
         else:
             self._wait(job, terms)
@@ -116,15 +117,14 @@ class _Round:
         return behind(job, -place_in_queue(self.pool, job, self.now)[0])
 
     def _wait(self, job: FineTuneJob, terms: Terms) -> None:
+        self.later += self.reserved.later(self.world, self.stock, job, terms, self.now)
         if len(self.waiting) >= TOLD_IN_DETAIL:
             self.waits[key_of(job)] = far_behind(self.world, job, len(self.waiting))
-            self.later += later(self.world, self.stock, job, terms, self.reserved, self.now)
             front = SOMEBODY
         else:
-            found = obstructed(self.world, self.stock, job, terms, self.reserved, self.now)
-            self.later += found.later
+            ways = obstructed(self.world, self.stock, job, terms, self.reserved, self.now)
             self.waits[key_of(job)] = waits_for(
-                self.world, self.stock, job, found.ways, self.waiting, self.now, self.market.highest_priority(job)
+                self.world, self.stock, job, ways, self.waiting, self.now, self.market.highest_priority(job)
             )
             front = self._front(job)
         self.waiting.append(job)

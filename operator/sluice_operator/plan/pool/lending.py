@@ -91,10 +91,12 @@ def _moment(world: World, stock: Stock, engine: InferenceEngine, now: datetime) 
         if opens is None:
             message = f"{name} names a time zone that nobody knows in preemption.borrowWindows."
             return Obstacle(Reason.TIME_ZONE_UNKNOWN, message, ends_with=(key,))
-        return Obstacle(Reason.ENGINE_LENDS_LATER, f"{name} lends from {opens:%A %H:%M} UTC on.", opens, (key,))
+        return Obstacle(
+            Reason.ENGINE_LENDS_LATER, f"{name} lends from {opens:%A %H:%M} UTC on.", opens, ends_with=(key,)
+        )
     if (cooled := cooled_down(world, engine)) and now < cooled:
         message = f"{name} has got a replica back; it lends from {clock(cooled, now)} on at the latest."
-        return Obstacle(Reason.ENGINE_COOLS_DOWN, message, cooled, (key,))
+        return Obstacle(Reason.ENGINE_COOLS_DOWN, message, cooled, ends_with=(key,))
     return own_need(world, stock, engine, now)
 
 

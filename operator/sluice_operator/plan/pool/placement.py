@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import NamedTuple
 
 from sluice_api.claim import Claim
 from sluice_api.finetunejob import FineTuneJob
@@ -25,10 +24,10 @@ from sluice_operator.plan.pool.ways import (
     emptied,
     free,
     in_place_of_preempted,
-    later_obstacles,
     lent,
     no_slot,
     pods_that_leave,
+    too_few,
 )
 from sluice_operator.plan.preflight import lack_on
 from sluice_operator.plan.stock import NodeStock, Stock, is_guest
@@ -62,19 +61,10 @@ def place(
     return group.claim if group else None
 
 
-class Obstructed(NamedTuple):
-    """What keeps a job from GPUs."""
-
-    ways: WaysToStart
-    """The ways in which the job could start, the nearest first, each with all its obstacles."""
-    later: tuple[Obstacle, ...]
-    """Why training does not give way to it now, on any node. They say when to look again."""
-
-
 def obstructed(
     world: World, stock: Stock, job: FineTuneJob, terms: Terms, reserved: Reservations, now: datetime
-) -> Obstructed:
-    """What keeps a job without a place from each way in which it could start, the nearest way first."""
+) -> WaysToStart:
+    """The ways in which a job without a place could start, the nearest first, each with all its obstacles."""
     search = _search(world, stock, job, terms, reserved, now, strict=False)
     guest = is_guest(stock.pool, job)
     kinds: Sequence[tuple[Way, ...]] = [(beside,)] if guest else [(free, way) for way in EXPLAINED_WAYS]
@@ -83,20 +73,11 @@ def obstructed(
     found = [(emptied in kind, _met(group)) for kind, group in groups]
     ways = _needed(obstacles for _, obstacles in sorted(found, key=lambda one: (one[0], hardness(one[1]))))
     if not ways:
-        ways = [(no_slot(job),)]
+        ways = [(no_slot(job) if guest else too_few(stock, job),)]
     if asks := terms.asks:
         # A job that asks for nodes is told that first, whatever else it met.
         ways = [(asks, *(obstacle for obstacle in ways[0] if obstacle != asks)), *ways[1:]]
-    return Obstructed(ways, tuple(later_obstacles(search)))
-
-
-def later(
-    world: World, stock: Stock, job: FineTuneJob, terms: Terms, reserved: Reservations, now: datetime
-) -> Sequence[Obstacle]:
-    """Of what keeps a job from GPUs, that which time alone ends: for a job that is told no more than its place."""
-    if (terms.preempts or reserved.preempts) and not stock.load:  # as for most of a long queue
-        return ()
-    return later_obstacles(_search(world, stock, job, terms, reserved, now, strict=False))
+    return ways
 
 
 def _search(

@@ -21,7 +21,7 @@ def preemption_obstacle(world: World, live: LiveClaim, job: FineTuneJob, now: da
     if at <= now:
         return None
     message = f"{name} gives way at {clock(at, now)}, or ends before."
-    return Obstacle(Reason.WAITING_FOR_GPUS, message, at, (live.key,))
+    return Obstacle(Reason.WAITING_FOR_GPUS, message, at, ends_with=(live.key,))
 
 
 def _never_preempted(world: World, live: LiveClaim, job: FineTuneJob) -> str:

@@ -3,7 +3,7 @@
 No refusal is final: the job waits, and goes on when what was missing is there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from itertools import accumulate, islice
@@ -16,7 +16,7 @@ from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
 from sluice_operator.facts.fit import (
     bound_to_nodes,
-    exceeds,
+    least_excess,
     missing_volume_claim,
     most_pods,
     need_of,
@@ -138,12 +138,18 @@ def _pool_serves_it(world: World, job: FineTuneJob) -> Obstacle | None:
 
 
 def _fits_some_node(world: World, job: FineTuneJob) -> Obstacle | None:
-    pool = find_pool(world, job.spec.resources.pool)
-    return _fits(world, pool, job.spec.resources) if pool else None
+    pool, namespace = find_pool(world, job.spec.resources.pool), job.metadata.namespace
+    bound = bound_to_nodes(world, namespace, volume_claims_of(job))
+    return _fits(world, pool, job.spec.resources, namespace if bound else "", bound) if pool else None
 
 
-@once_a_world(lambda _world, _pool, wanted: wanted)
-def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Obstacle | None:
+@once_a_world(lambda _world, _pool, wanted, namespace, bound: (wanted, namespace, bound))
+def _fits(world: World, pool: GPUPool, wanted: JobResources, namespace: str, bound: tuple[str, ...]) -> Obstacle | None:
+    """Why a job's pods would not fit the pool's nodes if those had only their DaemonSets' pods; None if they would.
+
+    Args:
+        bound: volume claims of the namespace, of which each can be mounted on certain nodes only.
+    """
     if pool.spec.by_dra and not world.serves_dra:
         return Obstacle(
             Reason.DRA_NOT_SERVED,
@@ -151,57 +157,49 @@ def _fits(world: World, pool: GPUPool, wanted: JobResources) -> Obstacle | None:
             ends_with=_nodes_of(pool),
         )
     name, need = pool.spec.counted_as, need_of(wanted)
-    pods = accumulate(
-        most_pods(world, node, offered(world, node, name), wanted.gpus, need) for node in nodes_of(world, pool)
-    )
+    reached = [node for node in nodes_of(world, pool) if not never_reaches(world, namespace, bound, node)]
+    pods = accumulate(most_pods(world, node, offered(world, node, name), wanted.gpus, need) for node in reached)
     if any(room >= wanted.nodes for room in pods):
         return None
-    nodes = pool_nodes(world, pool)
-    if not nodes:
+    if not pool_nodes(world, pool):
         why = pool_unusable(world, pool) or "Add one, or use another pool."
         return Obstacle(
             Reason.NO_NODES,
             f"spec.resources.pool: pool {wanted.pool} has no node that offers {name}. {why}",
             ends_with=_nodes_of(pool),
         )
+    nodes = sorted(reached, key=lambda node: node.key.name)
+    of_volume = f" that can mount the volume of volume claim {', '.join(bound)}" if bound else ""
+    if not nodes:
+        return Obstacle(
+            Reason.NO_NODES,
+            f"spec.resources.pool: pool {wanted.pool} has no node{of_volume} (see the volume's nodeAffinity). "
+            "Use a volume that the pool's nodes reach.",
+            ends_with=(*_nodes_of(pool), *_volumes_of(namespace, bound)),
+        )
+    ends_with = (*_nodes_of(pool), *_volumes_of(namespace, bound))
     most = max(offered(world, node, name) for node in nodes)
     if wanted.gpus > most:
         return Obstacle(
             Reason.EXCEEDS_EVERY_NODE,
             f"spec.resources.gpus: {wanted.gpus} are asked for, the largest node of pool "
-            f"{wanted.pool} has {most}. Ask for at most {most}.",
-            ends_with=_nodes_of(pool),
+            f"{wanted.pool}{of_volume} has {most}. Ask for at most {most}.",
+            ends_with=ends_with,
         )
-    lacks = [exceeds(world, node, need) for node in nodes]
-    if all(lacks):
+    lack = least_excess(world, nodes, need)
+    if lack:
         return Obstacle(
             Reason.EXCEEDS_EVERY_NODE,
-            f"spec.resources.{lacks[0]}. Lower it, or add a larger node.",
-            ends_with=_nodes_of(pool),
+            f"spec.resources.{lack}. Lower it, or add a larger node.",
+            ends_with=ends_with,
         )
     room = sum(most_pods(world, node, offered(world, node, name), wanted.gpus, need) for node in nodes)
     return Obstacle(
         Reason.EXCEEDS_POOL,
         f"spec.resources.nodes: {wanted.nodes} pods of {wanted.gpus} GPU, cpu {wanted.cpu} and memory "
-        f"{wanted.memory} are asked for, the nodes of pool {wanted.pool} have room for {room}. Ask for at most {room}, "
-        "or add nodes.",
-        ends_with=_nodes_of(pool),
-    )
-
-
-def _volumes_reach_some_node(world: World, job: FineTuneJob) -> Obstacle | None:
-    pool, namespace = find_pool(world, job.spec.resources.pool), job.metadata.namespace
-    bound = bound_to_nodes(world, namespace, volume_claims_of(job)) if pool else ()
-    if pool is None or not bound:
-        return None
-    unreached = [never_reaches(world, namespace, bound, node) for node in pool_nodes(world, pool)]
-    if not unreached or not all(unreached):
-        return None
-    return Obstacle(
-        Reason.UNSCHEDULABLE,
-        f"The volume of PersistentVolumeClaim {unreached[0]} can be mounted on no node of pool {pool.metadata.name} "
-        "(nodeAffinity of its PersistentVolume). Use a volume that the pool's nodes reach.",
-        ends_with=(Key("PersistentVolumeClaim", namespace, unreached[0]), *_nodes_of(pool)),
+        f"{wanted.memory} are asked for, the nodes of pool {wanted.pool}{of_volume} have room for {room}. Ask for at "
+        f"most {room}, or add nodes.",
+        ends_with=ends_with,
     )
 
 
@@ -276,7 +274,6 @@ CHECKS: tuple[Callable[[World, FineTuneJob], Obstacle | None], ...] = (
     _pool_exists,
     _pool_serves_it,
     _fits_some_node,
-    _volumes_reach_some_node,
     _engine_takes_it,
     _claims_shareable,
 )
@@ -296,12 +293,20 @@ def begins_with(job: FineTuneJob, *, in_pause: bool) -> tuple[Key, ...]:
     addresses = (job.spec.model.uri, job.spec.dataset.uri, job.spec.output.uri, job.spec.resume_from or "")
     claims = (key for uri in addresses for key in _volume_claim_of(namespace, uri))
     adapter = (adapter_key(namespace, publish.name),) if publish else ()
-    return (*engine, *adapter, *dict.fromkeys(claims), Key("Node", "", ""))
+    others = (Key("Node", "", ""), Key("PersistentVolume", "", ""), Key("Namespace", "", namespace))
+    return (*engine, *adapter, *dict.fromkeys(claims), *others)
 
 
 def _volume_claim_of(namespace: str, uri: str) -> tuple[Key, ...]:
     path = volume_path(uri)
     return (Key("PersistentVolumeClaim", namespace, path.claim),) if path else ()
+
+
+def _volumes_of(namespace: str, bound: Iterable[str]) -> Iterator[Key]:
+    """What may change where volumes can be mounted: the claims, and any PersistentVolume."""
+    for name in bound:
+        yield Key("PersistentVolumeClaim", namespace, name)
+        yield Key("PersistentVolume", "", "")
 
 
 def _nodes_of(pool: GPUPool) -> tuple[Key, ...]:

@@ -1,17 +1,21 @@
 """What is reserved for jobs that wait in front? A job behind may take only what can never be theirs."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
 
 from sluice_api.finetunejob import FineTuneJob, JobResources
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
 from sluice_operator.facts.fit import COUNTED, bound_to_nodes, like, most_pods, need_of, never_reaches, volume_claims_of
+from sluice_operator.observe.fence import each
 from sluice_operator.observe.memo import once_a_job, once_a_world
 from sluice_operator.observe.views import Resources
 from sluice_operator.observe.world import World, key_of
+from sluice_operator.plan.floor import in_demand, may_spare_by_load
 from sluice_operator.plan.obstacle import Obstacle, Remedy
+from sluice_operator.plan.pool.preemption import preemption_obstacle
 from sluice_operator.plan.pool.terms import Terms
 from sluice_operator.plan.stock import Held, NodeStock, Stock, is_guest
 
@@ -116,6 +120,18 @@ class Reservations:
             return False
         gpus = job.spec.resources.gpus
         return any(node.free >= gpus for name, node in stock.nodes.items() if name not in self.nodes)
+
+    def later(self, world: World, stock: Stock, job: FineTuneJob, terms: Terms, now: datetime) -> Sequence[Obstacle]:
+        """Of what keeps a job from GPUs, that which ends by no event: training that gives way later, and load."""
+        by_load = frozenset[str]()
+        if stock.load and not is_guest(stock.pool, job):
+            by_load = terms.kept(self.lenders).lenders & stock.load.keys()
+        engines = (engine for engine in stock.engines if engine.metadata.uid in by_load) if by_load else ()
+        found = [in_demand(engine, now) for engine in engines if may_spare_by_load(stock, engine)]
+        if terms.preempts or self.preempts:  # as for most of a long queue
+            return found
+        looks = each(stock.staying, lambda live: live.key, lambda live: preemption_obstacle(world, live, job, now))
+        return [*found, *(obstacle for obstacle in looks if obstacle)]
 
     @property
     def preempts(self) -> Obstacle | None:

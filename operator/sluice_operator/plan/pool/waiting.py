@@ -42,7 +42,7 @@ def waits_for(
     ways: WaysToStart,
     ahead: Sequence[FineTuneJob],
     now: datetime,
-    highest: int | None = None,
+    highest: int | None,
 ) -> Wait:
     """Why a job that has a place in the queue waits.
 

@@ -19,7 +19,7 @@ from sluice_operator.observe.fence import each
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, engine_key, key_of
 from sluice_operator.plan.colocation import best_beside
-from sluice_operator.plan.floor import in_demand, replicas_kept
+from sluice_operator.plan.floor import replicas_kept
 from sluice_operator.plan.obstacle import Obstacle, Remedy, shown
 from sluice_operator.plan.pool.preemption import preemption_obstacle
 from sluice_operator.plan.pool.reservations import Reservations
@@ -200,20 +200,6 @@ def by_preemption(search: Search, node: NodeStock, pods: int) -> NodeOption | No
     return search.usable(found, search.terms.preempts, search.reserved.preempts, _crowd(node), *held)
 
 
-def later_obstacles(search: Search) -> list[Obstacle]:
-    """Obstacles that time alone ends, and that no engine's terms have said: of training that gives way later, and of
-    engines that could spare one replica by their load, and not as many as the job needs.
-    """
-    by_load = search.terms.lenders & search.stock.load.keys()
-    found = [in_demand(e, search.now) for e in search.stock.engines if e.metadata.uid in by_load]
-    if search.terms.preempts or search.reserved.preempts:
-        return found
-    looks = each(
-        search.stock.staying, _key, lambda live: preemption_obstacle(search.world, live, search.job, search.now)
-    )
-    return [*found, *(obstacle for obstacle in looks if obstacle)]
-
-
 def once_ended(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     """Room once as few attempts as possible that hold GPUs there have ended."""
     holders = (live for live in node.claims if live.claim.gpus_on(node.name))
@@ -238,10 +224,10 @@ def emptied(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     if pods * search.job.spec.resources.gpus > node.gpus:
         return None
     front = search.reserved.nodes.get(node.name)
-    return search.usable(NodeOption(node, pods), search.terms.takes_free, front, _too_few(search.stock, search.job))
+    return search.usable(NodeOption(node, pods), search.terms.takes_free, front, too_few(search.stock, search.job))
 
 
-def _too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
+def too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
     """The obstacle that the pool has too few free GPUs. Replicas without a GPU come first."""
     asked = job.spec.resources.all_gpus
     first = f", and engines wait for {stock.lacking}, which are first" if stock.lacking else ""
