@@ -1,6 +1,7 @@
 """Stories of jobs, engines and nodes, and what holds after each of their steps. test_invariants.py plays them."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from math import ceil
 from typing import Any
 from unittest.mock import patch
@@ -49,8 +50,12 @@ NODES = st.sampled_from([1, 1, 2, 2, 3])
 
 DELETIONS = [Cluster.delete_job, Cluster.delete_job_that_is_kept, Cluster.orphan]
 
-PATIENCE = 32
-"""Rounds of 20 s without any change after which nothing more is expected, but for a job whose pause is longer."""
+PATIENCE = timedelta(seconds=640)
+"""After so long without any change nothing more is expected, but for a job whose pause is longer."""
+
+
+QUIET_ROUNDS = 2
+"""After so many rounds of 20 s without any change the clock goes on to the next moment at which somebody looks."""
 
 
 class Watched(Cluster):
@@ -345,7 +350,7 @@ class Lending(Invariants):
             return
         for job in list(self.cluster.world.jobs.values()):
             self.cluster.respec(job, suspend=False)
-        quiet = 0
+        quiet, since = 0, self.cluster.now
         for _ in range(200):
             before = len(self.cluster.world.stage_jobs), len(live_claims(self.cluster.world))
             self.everybody_does_their_part()
@@ -353,12 +358,14 @@ class Lending(Invariants):
                 wanted_by = self.cluster.world.jobs.get(job_key(pod.key.namespace, pod.labels[JOB_LABEL]))
                 if wanted_by is not None and not wanted_by.metadata.deletion_timestamp:
                     self.cluster.end_training(pod, 0, "Done")
-            self.cluster.pass_time(20)
             same = before == (len(self.cluster.world.stage_jobs), len(live_claims(self.cluster.world)))
             quiet = quiet + 1 if same and not before[1] else 0
+            since = since if quiet else self.cluster.now
             pauses = [readiness(self.cluster.world, job).begins for job in self.cluster.world.jobs.values()]
-            if quiet > PATIENCE and not any(ends and ends > self.cluster.now for ends in pauses):
+            if self.cluster.now - since > PATIENCE and not any(ends and ends > self.cluster.now for ends in pauses):
                 break
+            # Who should have looked in between is found asleep afterwards.
+            self.cluster.pass_time(self._seconds_to_the_next_look() if quiet > QUIET_ROUNDS else 20)
         assert not live_claims(self.cluster.world), "a claim outlived its job"
         assert not self._trainers(), "training goes on for a job that is gone"
         settled = Settled(self.cluster.world, self._pool(), self.cluster.now, self.quota)
@@ -368,6 +375,10 @@ class Lending(Invariants):
             assert planned_status(self.cluster.world, engine, self.cluster.now).lent == 0
         why = describe(allocate_fenced(self.cluster.world, self._pool(), self.cluster.now))
         assert not settled.stuck(), f"there is something for {settled.stuck()}, but they wait: {why}"
+
+    def _seconds_to_the_next_look(self) -> float:
+        moment = self.cluster.queue.next_moment()
+        return max(20.0, moment - self.cluster.now.timestamp() if moment else PATIENCE.total_seconds())
 
     @staticmethod
     def _some(data: st.DataObject, things: list[Any]) -> list[Any]:
