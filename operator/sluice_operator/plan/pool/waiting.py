@@ -3,7 +3,7 @@
 Nothing is decided here. The obstacles are those that the decision met.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from math import log10
@@ -68,37 +68,30 @@ def waits_outside(world: World, job: FineTuneJob, obstacle: Obstacle, now: datet
 
 def _agreeing(way: Sequence[Obstacle], highest: int | None) -> tuple[Obstacle, ...]:
     """A way whose remedies can be followed together: one value for each field, and no priority that is not allowed."""
-    values: dict[tuple[Key | None, str], int] = {}
-    for remedy in (remedy for obstacle in way for remedy in obstacle.remedies):
-        if remedy.field and isinstance(remedy.value, int):
-            known = values.setdefault((remedy.key, remedy.field), remedy.value)
-            strongest = min if remedy.field == "preemption.minReplicas" else max
-            values[remedy.key, remedy.field] = strongest(known, remedy.value)
+    strongest: dict[tuple[Key | None, str], Remedy] = {}
+    for remedy in (remedy for obstacle in way for remedy in obstacle.remedies if remedy.field):
+        field = (remedy.key, remedy.field)
+        if field not in strongest or _asks_more(remedy, strongest[field]):
+            strongest[field] = remedy
 
-    def is_strongest(remedy: Remedy) -> bool:
-        if remedy.field == "scheduling.priority" and highest is not None and values[remedy.key, remedy.field] > highest:
-            return False
-        return values.get((remedy.key, remedy.field), remedy.value) == remedy.value
+    def agreed(remedies: Iterable[Remedy]) -> Iterator[Remedy]:
+        for remedy in remedies:
+            found = strongest.get((remedy.key, remedy.field), remedy)
+            if found.field != "scheduling.priority" or highest is None or _number(found) <= highest:
+                yield found
 
-    strongest_of = {
-        (remedy.key, remedy.field): remedy
-        for obstacle in way
-        for remedy in obstacle.remedies
-        if remedy.field and is_strongest(remedy)
-    }
-    return tuple(
-        replace(
-            obstacle,
-            remedies=tuple(
-                found
-                for remedy in obstacle.remedies
-                if (found := strongest_of.get((remedy.key, remedy.field)) if remedy.field else remedy)
-            ),
-        )
-        if obstacle.remedies
-        else obstacle
-        for obstacle in way
-    )
+    return tuple(replace(obstacle, remedies=tuple(agreed(obstacle.remedies))) for obstacle in way)
+
+
+def _asks_more(one: Remedy, other: Remedy) -> bool:
+    """Whether one of two values for a field does what both should: floors are lowered, all else is raised."""
+    if one.field == "preemption.minReplicas":
+        return _number(one) < _number(other)
+    return _number(one) > _number(other)
+
+
+def _number(remedy: Remedy) -> int:
+    return remedy.value if isinstance(remedy.value, int) else 0
 
 
 def reason_of(ways: WaysToStart) -> Reason:
