@@ -110,7 +110,7 @@ class NodeStock:
     others: int = 0
     """GPUs of all other pods: neither of training nor of a slot."""
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The node's name."""
         return self.node.key.name

@@ -165,15 +165,13 @@ def _ways(search: Search) -> list[Way]:
 
 def _next_room(search: Search, nodes: Sequence[NodeStock], ways: Sequence[Way]) -> NodeOption | None:
     """The best option for one pod more: alone on a node, or together with the job's pods that are there already."""
-    elsewhere = {name: search.without(name) for name in ("", *search.rooms)} if search.rooms else {"": search}
+    # A node that takes one pod more is searched as if none of the job's pods were on it yet.
+    searches = {name: (search.without(name), room.pods + 1) for name, room in search.rooms.items()}
+    first = (search.without(""), 1) if search.rooms else (search, 1)
+    asked = [(node, *searches.get(node.name, first)) for node in nodes]
     noted: list[NodeOption] = []
     for way in ways:
-        rooms = []
-        for node in nodes:
-            pods = search.rooms[node.name].pods + 1 if node.name in search.rooms else 1
-            room = way(elsewhere.get(node.name, elsewhere[""]), node, pods)
-            if room is not None:
-                rooms.append(room)
+        rooms = [room for node, seen, pods in asked if (room := way(seen, node, pods)) is not None]
         if not search.strict:
             noted += rooms
         elif (best := _best(search, rooms)) is not None:

@@ -33,7 +33,10 @@ def choose_victims(
         strict: take only slots that may be lent. If False, others may fill up, and `obstacles` says what keeps those.
     """
     mine = [slot for slot in node.slots if slot.engine.metadata.uid in engines]
-    taken = spared(stock, (slot for slot in mine if _is_free_to_lend(slot, engines)), now, gpus)
+    open_slots = [slot for slot in mine if _is_free_to_lend(slot, engines)]
+    if strict and _gpus(open_slots) < gpus:
+        return None
+    taken = spared(stock, open_slots, now, gpus)
     if strict or _gpus(taken) >= gpus:
         return Victims(_irreducible(taken, gpus)) if _gpus(taken) >= gpus else None
     others = sorted((s for s in mine if s not in taken), key=lambda s: (not _is_free_to_lend(s, engines), _price(s)))

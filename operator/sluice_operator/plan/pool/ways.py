@@ -155,6 +155,8 @@ def free(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
 
 def lent(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     """Room on lent slots, with spare GPUs of the node unless they are reserved for jobs in front."""
+    if not node.slots:
+        return None
     terms = search.terms
     spare = 0 if node.name in search.reserved.nodes or terms.takes_free else node.soon
     lacking = pods * search.job.spec.resources.gpus - spare
@@ -185,6 +187,8 @@ def in_place_of_preempted(search: Search, node: NodeStock, pods: int) -> NodeOpt
 
 def by_preemption(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     """Room in the place of as few attempts as possible that train there and give way. Each of them is needed."""
+    if not node.preemptible:
+        return None
     preemptible = [live for live in node.preemptible if live.stage_job.uid not in search.stock.going]
     looks = each(
         preemptible, _key, lambda live: (live, preemption_obstacle(search.world, live, search.job, search.now))
