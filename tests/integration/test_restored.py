@@ -76,8 +76,9 @@ async def administrator(plane: ControlPlane, authority: Authority | None = None)
 
 
 async def engine(kube: Kube) -> None:
-    """Two replicas, and a node for them."""
+    """Two replicas, and a node and a model for them."""
     await Nodes(kube).add("n1", gpus=2)
+    await add_volume(kube, TEAM, "models")
     spec = {"model": {"uri": "pvc://models/tiny"}, "replicas": 2, "resources": {"memory": "100Mi", "cpu": "10m"}}
     body = {"apiVersion": API_VERSION, "kind": "InferenceEngine", "metadata": {"name": "chat"}, "spec": spec}
     await kube.call("POST", ENGINES, body)
