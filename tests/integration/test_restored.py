@@ -20,7 +20,7 @@ from dev.cluster.waiting import wait_until
 from dev.commands import run
 from sluice_api.meta import API_VERSION
 from tests.integration.kubectl import Kubectl
-from tests.integration.nodes import MERGE_PATCH, Nodes
+from tests.integration.nodes import MERGE_PATCH, Nodes, add_volume
 from tests.integration.progress_scene import Kube
 from tests.integration.running_operator import RunningOperator
 from tests.integration.test_terms import until_probed
