@@ -50,15 +50,16 @@ class Limits:
     @classmethod
     def from_environment(cls) -> Self:
         """As the operator's environment variables have them; the defaults where those are not set."""
-        known = {name: os.environ[variable] for name, variable in _OF_LIMITS.items() if variable in os.environ}
-        return cls(**{name: timedelta(seconds=int(seconds)) for name, seconds in known.items()})
+        texts = {name: os.environ.get(f"SLUICE_{field.upper()}") for name, field in _OF_LIMITS.items()}
+        return cls(**{name: timedelta(seconds=int(text)) for name, text in texts.items() if text is not None})
 
 
 _OF_LIMITS = {
-    "bind": "SLUICE_BIND_DEADLINE_SECONDS",
-    "start": "SLUICE_STAGE_START_DEADLINE_SECONDS",
-    "stall": "SLUICE_STALLED_AFTER_SECONDS",
+    "bind": "bind_deadline_seconds",
+    "start": "stage_start_deadline_seconds",
+    "stall": "stalled_after_seconds",
 }
+"""For each limit that can be set, the field of Settings."""
 
 
 _DEFAULTS = Limits()
@@ -116,11 +117,7 @@ class Settings:
     @property
     def limits(self) -> Limits:
         """How long each step of a claim may take."""
-        return Limits(
-            bind=timedelta(seconds=self.bind_deadline_seconds),
-            start=timedelta(seconds=self.stage_start_deadline_seconds),
-            stall=timedelta(seconds=self.stalled_after_seconds),
-        )
+        return Limits(**{name: timedelta(seconds=getattr(self, field)) for name, field in _OF_LIMITS.items()})
 
     @property
     def by_tls(self) -> bool:

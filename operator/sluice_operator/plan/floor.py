@@ -78,11 +78,8 @@ def in_demand(engine: InferenceEngine, now: datetime) -> Obstacle:
     return Obstacle(Reason.ENGINE_IN_DEMAND, message, again=now + LOOK_AT_LOAD, ends_with=(key,), remedies=(less,))
 
 
-def may_spare_by_load(stock: Stock, engine: InferenceEngine) -> bool:
-    """Whether it is the engine's load alone that may keep it from lending some of its replicas."""
-    serving, limit = (
-        sum(1 for slot in replicas_kept(stock, engine) if slot.serving),
-        engine.spec.preemption.reclaim_above,
-    )
-    floor = floor_of(engine)
+def is_held_by_load(stock: Stock, engine: InferenceEngine) -> bool:
+    """Whether the engine could lend more replicas above its floor if it had less to do."""
+    limit, floor = engine.spec.preemption.reclaim_above, floor_of(engine)
+    serving = sum(1 for slot in replicas_kept(stock, engine) if slot.serving)
     return limit is not None and serving > floor and stock.load.get(engine.metadata.uid, 0) > limit * floor

@@ -36,12 +36,6 @@ def being_left(world: World, engine: InferenceEngine) -> set[int]:
     }
 
 
-def is_unknown(world: World, engine: InferenceEngine, now: datetime) -> bool:
-    """Whether the engine lends by load (reclaimAbove), and this term is too young to know that load."""
-    asks = engine.spec.preemption.reclaim_above is not None
-    return asks and world.since is not None and now < world.since + timedelta(seconds=LOAD_SECONDS)
-
-
 def is_busy(world: World, engine: InferenceEngine) -> bool:
     """Whether the serving replicas have more requests in flight than `reclaimAbove` allows."""
     limit = engine.spec.preemption.reclaim_above
@@ -85,8 +79,9 @@ def next_look_at_load(engine: InferenceEngine, plans: Sequence[SlotPlan], now: d
 def own_need(world: World, stock: Stock, engine: InferenceEngine, now: datetime) -> Obstacle | None:
     """Why the engine needs all its replicas itself; None if it may spare some (`spare_obstacle` says how many)."""
     name, key = engine.metadata.full_name, key_of(engine)
-    if is_unknown(world, engine, now) and world.since is not None:
-        known = world.since + timedelta(seconds=LOAD_SECONDS)
+    asks = engine.spec.preemption.reclaim_above is not None
+    # The load is a mean of what this term has heard.
+    if asks and world.since and now < (known := world.since + timedelta(seconds=LOAD_SECONDS)):
         message = f"{name} lends when its load is known: for half a minute, since another operator has led."
         return Obstacle(Reason.ENGINE_IN_DEMAND, message, known, ends_with=(key,))
     if lacking(world, stock, engine):

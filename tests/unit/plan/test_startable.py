@@ -10,13 +10,12 @@ from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_operator.facts.nodes import find_pool
-from sluice_operator.observe.views import Key, NodeRequirement, VolumeClaimView, VolumeView
 from sluice_operator.observe.world import World, job_key, key_of
 from sluice_operator.plan import inventory
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.obstacle import Obstacle
 from sluice_operator.plan.startable import start_obstacle
-from tests.unit.plan.worlds import allocated, decide, planned_status
+from tests.unit.plan.worlds import allocated, decide, planned_status, volume_in_zone
 
 
 def delete(builder: WorldBuilder, engine: InferenceEngine) -> None:
@@ -89,14 +88,7 @@ def test_engine_whose_volume_no_node_reaches_holds_no_gpu() -> None:
     builder = WorldBuilder()
     builder.node(1, labels={"zone": "a"})
     engine = builder.engine("far", 1, namespace="evil")
-    claim = Key("PersistentVolumeClaim", "evil", "models")
-    terms = ((NodeRequirement("zone", "In", ("b",)),),)
-    builder.put(
-        VolumeClaimView(key=claim, uid="claim", resource_version=9000, created=NOW, volume="pv"),
-        VolumeView(
-            key=Key("PersistentVolume", "", "pv"), uid="v", resource_version=9001, created=NOW, node_terms=terms
-        ),
-    )
+    volume_in_zone(builder, "evil", "models", "b")
     builder.job("good", 1)
     assert job_key("team", "good") in allocated(builder).claims
     ready = planned_status(builder.world, engine).conditions[0]

@@ -10,15 +10,16 @@ asks for nodes first. An engine that `sleeps` keeps its pods while it lends, in 
 
 import re
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from dev.simulate.builder import GPU, NOW, PREPARED, WorldBuilder
 from sluice_api.claim import Claim, SlotRef
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus
+from sluice_api.reports import EngineReport
 from sluice_operator.facts.nodes import find_pool
-from sluice_operator.observe.views import PodView, StageJobView
-from sluice_operator.observe.world import World, job_key, key_of, pool_key
+from sluice_operator.observe.views import Key, NodeRequirement, PodView, StageJobView, VolumeClaimView, VolumeView
+from sluice_operator.observe.world import Reported, World, job_key, key_of, pool_key
 from sluice_operator.plan.engine.decide import plan_engine
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.job.situation import JobDecision
@@ -173,3 +174,27 @@ __all__ = [
 def planned_status(world: World, engine: InferenceEngine, now: datetime = NOW) -> InferenceEngineStatus:
     """The status that an engine gets now."""
     return engine_status(world, engine, plan_engine(world, engine, now), now)
+
+
+def busy_engine(builder: WorldBuilder) -> None:
+    """Engine `chat` with four replicas on n1, 7 requests in flight each, that wants 10 at most (reclaimAbove)."""
+    terms = {"policy": "ScaleDown", "minReplicas": 1, "reclaim": "OnDemand", "reclaimAbove": 10}
+    engine = builder.engine("chat", 4, preemption=terms)
+    builder.store.findings.begin_term(1, NOW - timedelta(hours=1))
+    for index in range(4):
+        pod = builder.slot(engine, index, "n1")
+        assert pod is not None
+        report = EngineReport(sequence=1, serving=True, draining=False, in_flight=7)
+        builder.store.findings.report(pod.uid, Reported(report, NOW, 7.0))
+
+
+def volume_in_zone(builder: WorldBuilder, namespace: str, claim: str, zone: str) -> None:
+    """A volume claim of which the volume can be mounted on nodes of one zone (label `zone`) only."""
+    key, volume = Key("PersistentVolumeClaim", namespace, claim), Key("PersistentVolume", "", f"{namespace}-{claim}")
+    terms = ((NodeRequirement("zone", "In", (zone,)),),)
+    builder.version += 1
+    made: dict[str, Any] = {"resource_version": builder.version, "created": NOW}
+    builder.put(
+        VolumeClaimView(key=key, uid=f"claim-{claim}", volume=volume.name, **made),
+        VolumeView(key=volume, uid=f"volume-{claim}", node_terms=terms, **made),
+    )

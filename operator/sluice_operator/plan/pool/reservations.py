@@ -13,7 +13,7 @@ from sluice_operator.observe.fence import each
 from sluice_operator.observe.memo import once_a_job, once_a_world
 from sluice_operator.observe.views import Resources
 from sluice_operator.observe.world import World, key_of
-from sluice_operator.plan.floor import in_demand, may_spare_by_load
+from sluice_operator.plan.floor import in_demand, is_held_by_load
 from sluice_operator.plan.obstacle import Obstacle, Remedy
 from sluice_operator.plan.pool.preemption import preemption_obstacle
 from sluice_operator.plan.pool.terms import Terms
@@ -123,11 +123,9 @@ class Reservations:
 
     def later(self, world: World, stock: Stock, job: FineTuneJob, terms: Terms, now: datetime) -> Sequence[Obstacle]:
         """Of what keeps a job from GPUs, that which ends by no event: training that gives way later, and load."""
-        by_load = frozenset[str]()
-        if stock.load and not is_guest(stock.pool, job):
-            by_load = terms.kept(self.lenders).lenders & stock.load.keys()
+        by_load = set() if is_guest(stock.pool, job) else (terms.lenders & stock.load.keys()) - self.lenders.keys()
         engines = (engine for engine in stock.engines if engine.metadata.uid in by_load) if by_load else ()
-        found = [in_demand(engine, now) for engine in engines if may_spare_by_load(stock, engine)]
+        found = [in_demand(engine, now) for engine in engines if is_held_by_load(stock, engine)]
         if terms.preempts or self.preempts:  # as for most of a long queue
             return found
         looks = each(stock.staying, lambda live: live.key, lambda live: preemption_obstacle(world, live, job, now))
