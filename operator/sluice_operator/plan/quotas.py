@@ -96,20 +96,26 @@ def _over(pool: GPUPool, quota: NamespaceQuota, field: str, enough: int, has: st
 
 def may_serve(quota: NamespaceQuota, held: Held) -> int:
     """With how many GPUs more a namespace's engines may serve."""
+    return max(0, min(_serving_left(quota, held)))
+
+
+def _serving_left(quota: NamespaceQuota, held: Held) -> tuple[int, int]:
+    """GPUs that maxServingGPUs and maxTotalGPUs leave to a namespace's engines, negative if they are exceeded."""
     serving = UNBOUNDED if quota.max_serving_gpus is None else quota.max_serving_gpus - held.serving
     total = UNBOUNDED if quota.max_total_gpus is None else quota.max_total_gpus - held.total
-    return max(0, min(serving, total))
+    return serving, total
 
 
 def serving_obstacle(pool: GPUPool, quota: NamespaceQuota, engine: InferenceEngine, held: Held) -> Obstacle | None:
     """Why one more replica of an engine would bring its namespace above a quota; None if it would not."""
     gpus, namespace, message = engine.spec.resources.gpus, engine.metadata.namespace, ""
-    if quota.max_serving_gpus is not None and held.serving + gpus > quota.max_serving_gpus:
+    serving, total = _serving_left(quota, held)
+    if gpus > serving:
         message = (
             f"its engines' replicas have {held.serving} of the {quota.max_serving_gpus} GPUs that they may have there "
             "at once. Next: lower spec.replicas of another engine, or raise maxServingGPUs in the pool's spec.quotas."
         )
-    elif quota.max_total_gpus is not None and held.total + gpus > quota.max_total_gpus:
+    elif gpus > total:
         message = (
             f"its jobs and its engines' replicas have {held.total} of the {quota.max_total_gpus} GPUs that they may "
             "have there together. Next: one of its jobs ends, or raise maxTotalGPUs in the pool's spec.quotas."

@@ -93,7 +93,7 @@ def test_engine_whose_volume_no_node_reaches_holds_no_gpu() -> None:
     assert job_key("team", "good") in allocated(builder).claims
     ready = planned_status(builder.world, engine).conditions[0]
     assert ready.reason == Reason.NO_NODES
-    assert "can mount the volume of PersistentVolumeClaim models" in ready.message
+    assert "can mount the volume of volume claim models" in ready.message
 
 
 def test_engine_that_raises_is_set_aside_and_the_pool_decides(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def test_trace_of_a_refused_job_shows_the_reason_only() -> None:
     builder = parse("pool: 1 gpus | a: needs 2")
     assert told(builder, "a").splitlines()[1:] == [
         "  refused: ExceedsEveryNode: spec.resources.gpus: 2 are asked for, the largest node of pool default has 1. "
-        "Ask for at most 1."
+        "Ask for at most 1, or add a larger node."
     ]
 
 

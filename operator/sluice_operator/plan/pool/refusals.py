@@ -3,33 +3,30 @@
 No refusal is final: the job waits, and goes on when what was missing is there.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from itertools import accumulate, islice
+from itertools import islice
 
-from sluice_api.finetunejob import FineTuneJob, JobResources
+from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool, SharingMode
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import JOB_LABEL
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
 from sluice_operator.facts.fit import (
-    bound_to_nodes,
-    least_excess,
     missing_volume_claim,
-    most_pods,
     need_of,
-    never_reaches,
     volume_claims_of,
 )
-from sluice_operator.facts.nodes import find_pool, nodes_of, offered, pool_nodes, pool_unusable
+from sluice_operator.facts.nodes import find_pool, nodes_of
 from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, adapter_key, engine_key, key_of, pool_key
 from sluice_operator.plan.colocation import guest_refusal, sharing_refusal
 from sluice_operator.plan.obstacle import Obstacle
 from sluice_operator.plan.pool.reservations import alike
+from sluice_operator.plan.pool_size import size_obstacle
 from sluice_operator.plan.quotas import not_allowed, outranks, quota_of
 from sluice_operator.plan.readiness import may_ask
 
@@ -138,69 +135,9 @@ def _pool_serves_it(world: World, job: FineTuneJob) -> Obstacle | None:
 
 
 def _fits_some_node(world: World, job: FineTuneJob) -> Obstacle | None:
-    pool, namespace = find_pool(world, job.spec.resources.pool), job.metadata.namespace
-    bound = bound_to_nodes(world, namespace, volume_claims_of(job))
-    return _fits(world, pool, job.spec.resources, namespace if bound else "", bound) if pool else None
-
-
-@once_a_world(lambda _world, _pool, wanted, namespace, bound: (wanted, namespace, bound))
-def _fits(world: World, pool: GPUPool, wanted: JobResources, namespace: str, bound: tuple[str, ...]) -> Obstacle | None:
-    """Why a job's pods would not fit the pool's nodes if those had only their DaemonSets' pods; None if they would.
-
-    Args:
-        bound: volume claims of the namespace, of which each can be mounted on certain nodes only.
-    """
-    if pool.spec.by_dra and not world.serves_dra:
-        return Obstacle(
-            Reason.DRA_NOT_SERVED,
-            f"spec.resources.pool: {wanted.pool} has {pool_unusable(world, pool)}",
-            ends_with=_nodes_of(pool),
-        )
-    name, need = pool.spec.counted_as, need_of(wanted)
-    reached = [node for node in nodes_of(world, pool) if not never_reaches(world, namespace, bound, node)]
-    pods = accumulate(most_pods(world, node, offered(world, node, name), wanted.gpus, need) for node in reached)
-    if any(room >= wanted.nodes for room in pods):
-        return None
-    if not pool_nodes(world, pool):
-        why = pool_unusable(world, pool) or "Add one, or use another pool."
-        return Obstacle(
-            Reason.NO_NODES,
-            f"spec.resources.pool: pool {wanted.pool} has no node that offers {name}. {why}",
-            ends_with=_nodes_of(pool),
-        )
-    nodes = sorted(reached, key=lambda node: node.key.name)
-    of_volume = f" that can mount the volume of volume claim {', '.join(bound)}" if bound else ""
-    if not nodes:
-        return Obstacle(
-            Reason.NO_NODES,
-            f"spec.resources.pool: pool {wanted.pool} has no node{of_volume} (see the volume's nodeAffinity). "
-            "Use a volume that the pool's nodes reach.",
-            ends_with=(*_nodes_of(pool), *_volumes_of(namespace, bound)),
-        )
-    ends_with = (*_nodes_of(pool), *_volumes_of(namespace, bound))
-    most = max(offered(world, node, name) for node in nodes)
-    if wanted.gpus > most:
-        return Obstacle(
-            Reason.EXCEEDS_EVERY_NODE,
-            f"spec.resources.gpus: {wanted.gpus} are asked for, the largest node of pool "
-            f"{wanted.pool}{of_volume} has {most}. Ask for at most {most}.",
-            ends_with=ends_with,
-        )
-    lack = least_excess(world, nodes, need)
-    if lack:
-        return Obstacle(
-            Reason.EXCEEDS_EVERY_NODE,
-            f"spec.resources.{lack}. Lower it, or add a larger node.",
-            ends_with=ends_with,
-        )
-    room = sum(most_pods(world, node, offered(world, node, name), wanted.gpus, need) for node in nodes)
-    return Obstacle(
-        Reason.EXCEEDS_POOL,
-        f"spec.resources.nodes: {wanted.nodes} pods of {wanted.gpus} GPU, cpu {wanted.cpu} and memory "
-        f"{wanted.memory} are asked for, the nodes of pool {wanted.pool}{of_volume} have room for {room}. Ask for at "
-        f"most {room}, or add nodes.",
-        ends_with=ends_with,
-    )
+    pool, wanted = find_pool(world, job.spec.resources.pool), job.spec.resources
+    need, claims = need_of(wanted), volume_claims_of(job)
+    return size_obstacle(world, pool, wanted.gpus, need, job.metadata.namespace, claims, wanted.nodes) if pool else None
 
 
 def _engine_takes_it(world: World, job: FineTuneJob) -> Obstacle | None:
@@ -264,7 +201,7 @@ def _claims_shareable(world: World, job: FineTuneJob) -> Obstacle | None:
             Reason.VOLUME_CLAIM_NOT_SHAREABLE,
             f"spec.output.uri: volume claim {output.claim} is {', '.join(claim.access_modes)}, but {who} may be "
             "on two nodes. Use a ReadWriteMany volume claim.",
-            ends_with=(claim.key, *_nodes_of(pool)),
+            ends_with=(claim.key, Key("Node", "", ""), key_of(pool)),
         )
     return None
 
@@ -300,18 +237,6 @@ def begins_with(job: FineTuneJob, *, in_pause: bool) -> tuple[Key, ...]:
 def _volume_claim_of(namespace: str, uri: str) -> tuple[Key, ...]:
     path = volume_path(uri)
     return (Key("PersistentVolumeClaim", namespace, path.claim),) if path else ()
-
-
-def _volumes_of(namespace: str, bound: Iterable[str]) -> Iterator[Key]:
-    """What may change where volumes can be mounted: the claims, and any PersistentVolume."""
-    for name in bound:
-        yield Key("PersistentVolumeClaim", namespace, name)
-        yield Key("PersistentVolume", "", "")
-
-
-def _nodes_of(pool: GPUPool) -> tuple[Key, ...]:
-    """What may end a lack of nodes: a change of any node, or of the pool, which may then select others."""
-    return (Key("Node", "", ""), key_of(pool))
 
 
 def name_taken(world: World, job: FineTuneJob) -> Obstacle | None:
