@@ -21,7 +21,7 @@ from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.pool.allocate import allocate
 from sluice_operator.plan.pool.market import Market
 from sluice_operator.plan.pool.placement import place
-from sluice_operator.plan.pool.queue import pending
+from sluice_operator.plan.pool.queue import line_up
 from sluice_operator.plan.pool.reservations import Reservations
 from sluice_operator.plan.stock import Held
 
@@ -71,7 +71,8 @@ def choices(world: World) -> list[float]:
     stock = take_stock(world, pool)
     market = Market(world, stock, NOW)
     took = []
-    for job in [job for job in pending(world, pool, NOW) if job.spec.scheduling.policy == "Preempt"][:PLACEMENTS]:
+    borrowers = [job for job in line_up(world, pool, NOW).pending if job.spec.scheduling.policy == "Preempt"]
+    for job in borrowers[:PLACEMENTS]:
         terms = market.terms(job, Held())
         began = time.perf_counter()
         place(world, stock, job, terms, Reservations(), NOW)

@@ -49,8 +49,7 @@ class looking_at:  # noqa: N801 - read as a word: `with looking_at(key):`
     def __exit__(self, _kind: object, error: BaseException | None, _trace: TracebackType | None) -> None:
         """Raise a Fault in place of any other exception."""
         if isinstance(error, Exception) and not isinstance(error, Fault):
-            trace = "".join(format_exception(error))[-_MOST_TRACE:]
-            raise Fault(SetAside(self._key, _where_raised(error), trace)) from error
+            raise Fault(_set_aside(self._key, error)) from error
 
 
 def each(things: Iterable[Thing], key: Callable[[Thing], Key], look: Callable[[Thing], Seen]) -> list[Seen]:
@@ -66,10 +65,11 @@ def each(things: Iterable[Thing], key: Callable[[Thing], Key], look: Callable[[T
     aside: list[SetAside] = []
     for thing in things:
         try:
-            with looking_at(key(thing)):
-                seen.append(look(thing))
+            seen.append(look(thing))
         except Fault as fault:
             aside += fault.aside
+        except Exception as error:  # noqa: BLE001 - it becomes a Fault below; no block for each of thousands of things
+            aside.append(_set_aside(key(thing), error))
     if aside:
         raise Fault(*aside)
     return seen
@@ -115,6 +115,11 @@ def behind_a_fence(world: World, mine: Key, decide: Callable[[World], Decision])
     if found.decision is None:
         raise Fault(*found.aside)
     return found.decision[0]
+
+
+def _set_aside(key: Key, error: Exception) -> SetAside:
+    trace = "".join(format_exception(error))[-_MOST_TRACE:]
+    return SetAside(key, _where_raised(error), trace)
 
 
 def _where_raised(error: Exception) -> str:

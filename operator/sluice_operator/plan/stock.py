@@ -41,7 +41,7 @@ class Held(NamedTuple):
 
     def plus(self, gpus: int = 0, borrowed: int = 0, serving: int = 0) -> "Held":
         """A copy with some GPUs added."""
-        return self._replace(gpus=self.gpus + gpus, borrowed=self.borrowed + borrowed, serving=self.serving + serving)
+        return Held(self.gpus + gpus, self.borrowed + borrowed, self.serving + serving, self.own)
 
     def with_claim(self, world: World, claim: Claim, namespace: str) -> "Held":
         """A copy with one more claim added, by a job of the namespace."""

@@ -23,7 +23,7 @@ from sluice_operator.plan.obstacle import Wait, shown
 from sluice_operator.plan.pool.allocate import Allocation, allocate_fenced
 from sluice_operator.plan.pool.lending import lending_obstacle
 from sluice_operator.plan.pool.preemption import preemption_obstacle
-from sluice_operator.plan.pool.queue import pending
+from sluice_operator.plan.pool.queue import line_up
 from sluice_operator.plan.pool.refusals import refusal_at
 from sluice_operator.plan.pool.scale_up import scale_ups_of
 from sluice_operator.plan.pool.victims import spared
@@ -88,7 +88,7 @@ def _spelled(claim: Claim) -> str:
 
 
 def _queue(world: World, pool: GPUPool, job: FineTuneJob, allocation: Allocation, now: datetime) -> Iterator[str]:
-    for place, other in enumerate(pending(world, pool, now), start=1):
+    for place, other in enumerate(line_up(world, pool, now).pending, start=1):
         wait = allocation.waits.get(key_of(other))
         mark, what = "*" if other is job else " ", wait.reason if wait else "starts"
         yield f"{mark} {place}. {other.metadata.full_name}, priority {other.spec.scheduling.priority}: {what}"

@@ -20,7 +20,7 @@ from sluice_operator.observe.world import World, engine_key, job_key, key_of
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.pool.allocate import Allocation
 from sluice_operator.plan.pool.lending import lending_obstacle
-from sluice_operator.plan.pool.queue import pending, place_in_queue
+from sluice_operator.plan.pool.queue import line_up, place_in_queue
 from sluice_operator.plan.readiness import asks
 from sluice_operator.plan.stock import Stock
 
@@ -83,7 +83,7 @@ class Made:
     def _ahead(self) -> Iterator[FineTuneJob]:
         """Who waits in front of it."""
         place = place_in_queue(self.pool, self.live.job, self.now)
-        for job in pending(self.world, self.pool, self.now):
+        for job in line_up(self.world, self.pool, self.now).pending:
             if key_of(job) in self.decided.waits and place_in_queue(self.pool, job, self.now) <= place:
                 yield job
 

@@ -11,7 +11,7 @@ from sluice_operator.facts.slots import serves
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import World
 from sluice_operator.plan.inventory import take_stock
-from sluice_operator.plan.pool.queue import pending
+from sluice_operator.plan.pool.queue import line_up
 from sluice_operator.plan.readiness import asks
 from tests.unit.plan.worlds import GPU
 
@@ -33,7 +33,7 @@ class Settled:
 
     def stuck(self) -> list[str]:
         """Names of the jobs that wait though there is something for them."""
-        first = next(iter(pending(self.world, self.pool, self.now)), None)
+        first = next(iter(line_up(self.world, self.pool, self.now).pending), None)
         served = (job for job in self.waiting if job is first and (self._would_fit(job) or self._could_borrow(job)))
         hopeful = (job for job in self.waiting if not self._hopeless(job))
         return sorted({job.metadata.name for job in (*served, *hopeful)})

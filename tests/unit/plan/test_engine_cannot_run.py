@@ -28,7 +28,13 @@ def ready(builder: WorldBuilder, **spec: Any) -> tuple[str, str]:
             Reason.EXCEEDS_EVERY_NODE,
             "spec.resources.gpus: 64 are asked for, the largest node of pool default has 4. Ask for at most 4",
         ),
-        ("no node at all", [], {}, Reason.NO_NODES, "spec.resources.pool: pool default has no node that offers nvidia.com/gpu."),
+        (
+            "no node at all",
+            [],
+            {},
+            Reason.NO_NODES,
+            "spec.resources.pool: pool default has no node that offers nvidia.com/gpu.",
+        ),
         (
             "no model",
             [2],

@@ -14,7 +14,7 @@ from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.obstacle import Obstacle, Wait, earliest, next_moment
 from sluice_operator.plan.pool.market import Market
 from sluice_operator.plan.pool.placement import obstructed, place
-from sluice_operator.plan.pool.queue import asking, next_turns, pending, place_in_queue, waiting_for_larger_nodes
+from sluice_operator.plan.pool.queue import Line, asking, line_up, place_in_queue
 from sluice_operator.plan.pool.reservations import SOMEBODY, Reservations, behind
 from sluice_operator.plan.pool.terms import Terms
 from sluice_operator.plan.pool.waiting import TOLD_IN_DETAIL, far_behind, waits_for, waits_outside
@@ -57,10 +57,12 @@ def allocate(world: World, pool: GPUPool, now: datetime, refused: Collection[Key
         refused: jobs to which the API server has just refused a claim. The next jobs get their GPUs.
     """
     round_ = _Round(world, pool, now)
-    for job in (one for one in pending(world, pool, now) if key_of(one) not in refused):
-        with looking_at(key_of(job)):
-            round_.decide(job)
-    return round_.result()
+    line = line_up(world, pool, now)
+    for key, job in ((key_of(job), job) for job in line.pending):
+        if key not in refused:
+            with looking_at(key):
+                round_.decide(key, job)
+    return round_.result(line)
 
 
 class _Round:
@@ -76,39 +78,39 @@ class _Round:
         self.waiting: list[FineTuneJob] = []
         self.later: list[Obstacle] = []
 
-    def decide(self, job: FineTuneJob) -> None:
+    def decide(self, key: Key, job: FineTuneJob) -> None:
         """Give one job its claim, or note why it waits and reserve what it could use."""
         ahead = self.reserved.of(job.metadata.namespace)
         if over := self.market.over_quota(job, ahead):
-            self.waits[key_of(job)] = waits_outside(self.world, job, over, self.now)
+            self.waits[key] = waits_outside(self.world, job, over, self.now)
             self.reserved.reserve_quota(job)
             return
         # A job like this one waits already, and since then only less is left: there is nothing to search for.
         if known := self.reserved.terms_of_alike(self.world, job):
-            self._wait(job, known)
+            self._wait(key, job, known)
             return
         terms = self.market.terms(job, ahead)
         claim = place(self.world, self.stock, job, terms, self.reserved, self.now)
         if claim is not None:
-            self.claims[key_of(job)] = claim
+            self.claims[key] = claim
             self.market.gave(job, claim)
             self.stock = self.stock.after(self.world, claim)
         elif terms.full:  # only borrowing within its namespace could help it: no free GPUs are kept for it
-            self.waits[key_of(job)] = waits_outside(self.world, job, terms.full, self.now)
+            self.waits[key] = waits_outside(self.world, job, terms.full, self.now)
             self.later += self.reserved.later(self.world, self.stock, job, terms, self.now)
             self.reserved.reserve(self.world, self.stock, job, terms, self._front(job))
         else:
-            self._wait(job, terms)
+            self._wait(key, job, terms)
             self.reserved.note(self.world, job, terms)
 
-    def result(self) -> Allocation:
+    def result(self, line: Line) -> Allocation:
         """The claims and waits of all jobs that were decided."""
-        oversized = waiting_for_larger_nodes(self.world, self.pool, self.now)
-        self.waits.update({key_of(job): waits_outside(self.world, job, larger, self.now) for job, larger in oversized})
-        asks = asking(self.pool, (*self.waiting, *(job for job, _ in oversized)), self.now)
+        larger = line.for_larger_nodes
+        self.waits.update({key_of(job): waits_outside(self.world, job, why, self.now) for job, why in larger})
+        asks = asking(self.pool, (*self.waiting, *(job for job, _ in larger)), self.now)
         met = (obstacle for wait in self.waits.values() for way in wait.ways for obstacle in way)
         obstacles = (*self.market.obstacles, *self.later, *met)
-        turns = (*next_turns(self.world, self.pool, self.now), *self.market.window_ends)
+        turns = (*line.turns, *self.market.window_ends)
         again_at = earliest((next_moment(obstacles, self.now), *turns), self.now)
         ends_with = frozenset(key for obstacle in obstacles for key in obstacle.ends_with)
         return Allocation(self.claims, self.waits, asks, ends_with, again_at)
@@ -116,14 +118,14 @@ class _Round:
     def _front(self, job: FineTuneJob) -> Obstacle:
         return behind(job, -place_in_queue(self.pool, job, self.now)[0])
 
-    def _wait(self, job: FineTuneJob, terms: Terms) -> None:
+    def _wait(self, key: Key, job: FineTuneJob, terms: Terms) -> None:
         self.later += self.reserved.later(self.world, self.stock, job, terms, self.now)
         if len(self.waiting) >= TOLD_IN_DETAIL:
-            self.waits[key_of(job)] = far_behind(self.world, job, len(self.waiting))
+            self.waits[key] = far_behind(self.world, job, len(self.waiting))
             front = SOMEBODY
         else:
             ways = obstructed(self.world, self.stock, job, terms, self.reserved, self.now)
-            self.waits[key_of(job)] = waits_for(
+            self.waits[key] = waits_for(
                 self.world, self.stock, job, ways, self.waiting, self.now, self.market.highest_priority(job)
             )
             front = self._front(job)

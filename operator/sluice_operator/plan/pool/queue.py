@@ -1,8 +1,9 @@
 """Who is next? The jobs of a pool that wait for GPUs, in their order."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from operator import itemgetter
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.gpupool import GPUPool
@@ -19,47 +20,53 @@ from sluice_operator.plan.pool.scale_up import asking_obstacle
 from sluice_operator.plan.readiness import MOST, asks, asks_until, readiness
 
 
-def waiting_for_larger_nodes(world: World, pool: GPUPool, now: datetime) -> list[tuple[FineTuneJob, Obstacle]]:
-    """Jobs that ask for nodes and fit on no node that exists, in their order, each with why.
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How the unfinished jobs of a pool that do not train stand."""
 
-    They can use nothing that is there. So they are not in the queue and hold back no other job, until a node has come.
-    """
+    pending: list[FineTuneJob]
+    """Those that are ready for GPUs and hold none, in their order: priority, then age."""
+    for_larger_nodes: list[tuple[FineTuneJob, Obstacle]]
+    """Those that ask for nodes and fit on no node that exists, in their order, each with why.
 
-    def waits(job: FineTuneJob) -> bool:
-        larger = asks(job, now) and refusal(world, job) and is_pending(world, job, now, nodes_may_come=True)
-        return bool(larger) and not live_claims_of(world, job)
-
-    return each(_in_order(world, pool, now, waits), key_of, lambda job: (job, _larger(world, job, now)))
+    They can use nothing that is there. So they hold back no other job until a node has come."""
+    turns: list[datetime]
+    """Moments at which time alone may change the decision about one of them, or the order of all."""
 
 
-def _larger(world: World, job: FineTuneJob, now: datetime) -> Obstacle:
-    """Why the job waits for larger nodes.
+def line_up(world: World, pool: GPUPool, now: datetime) -> Line:
+    """Look at each unfinished job of a pool once, as there may be thousands."""
+    jobs = world.unfinished.get(pool.metadata.name, {}).values()
+    pending: list[tuple[tuple[int, str, str], FineTuneJob]] = []
+    larger: list[tuple[tuple[int, str, str], FineTuneJob, Obstacle]] = []
+    turns: list[datetime] = []
 
-    Raises:
-        ValueError: the job does not ask for nodes, or nothing refuses it.
-    """
-    found, asking = refusal(world, job), asking_obstacle(world, job, now)
-    if asking is None or found is None:
-        raise ValueError(f"{job.metadata.name} waits for no larger nodes")
-    return replace(asking, message=f"{asking.message} {found.message}")
+    def look(job: FineTuneJob) -> None:
+        if _is_training(world, job):
+            return
+        turns.extend(moment for moment in _turns(world, job) if moment)
+        if not readiness(world, job).at(now) or live_claims_of(world, job):
+            return
+        refused, place = refusal(world, job), place_in_queue(pool, job, now)
+        if refused is None:
+            pending.append((place, job))
+        elif (asked := asking_obstacle(world, job, now)) and refusal(world, job, nodes_may_come=True) is None:
+            larger.append((place, job, replace(asked, message=f"{asked.message} {refused.message}")))
+
+    each(jobs, key_of, look)
+    if (seconds := pool.spec.ageing_seconds) and jobs:
+        turns.append(datetime.fromtimestamp((_periods(now, seconds) + 1) * seconds, UTC))
+    return Line(
+        [job for _, job in sorted(pending, key=itemgetter(0))],
+        [(job, why) for _, job, why in sorted(larger, key=itemgetter(0))],
+        turns,
+    )
 
 
 def asking(pool: GPUPool, jobs: Iterable[FineTuneJob], now: datetime) -> tuple[FineTuneJob, ...]:
     """Of waiting jobs, the first `MOST` in the pool's order that ask for nodes now."""
     ask = (job for job in jobs if asks(job, now))
     return tuple(sorted(ask, key=lambda job: place_in_queue(pool, job, now))[:MOST])
-
-
-def pending(world: World, pool: GPUPool, now: datetime) -> list[FineTuneJob]:
-    """Jobs that are ready for GPUs and hold none, in their order: priority, then age."""
-    return _in_order(world, pool, now, lambda job: is_pending(world, job, now) and not live_claims_of(world, job))
-
-
-def _in_order(world: World, pool: GPUPool, now: datetime, belongs: Callable[[FineTuneJob], bool]) -> list[FineTuneJob]:
-    """The pool's unfinished jobs for which `belongs` is true, in their order."""
-    jobs = world.unfinished.get(pool.metadata.name, {}).values()
-    places = each(jobs, key_of, lambda job: (place_in_queue(pool, job, now), job) if belongs(job) else None)
-    return [job for _, job in sorted((found for found in places if found), key=lambda found: found[0])]
 
 
 def place_in_queue(pool: GPUPool, job: FineTuneJob, now: datetime) -> tuple[int, str, str]:
@@ -78,17 +85,6 @@ def _periods(moment: datetime, seconds: int) -> int:
     return int(moment.timestamp() // seconds)
 
 
-def is_pending(world: World, job: FineTuneJob, now: datetime, *, nodes_may_come: bool = False) -> bool:
-    """Whether a job that holds no claim should get GPUs as soon as there are any.
-
-    Args:
-        nodes_may_come: do not refuse the job because it is larger than what exists.
-    """
-    if _is_training(world, job):
-        return False
-    return readiness(world, job).at(now) and refusal(world, job, nodes_may_come=nodes_may_come) is None
-
-
 def ready_since(job: FineTuneJob) -> datetime | None:
     """When a job became ready for its first GPUs; None if it is not ready, or has had an attempt to train."""
     outcomes = recorded(job)
@@ -100,15 +96,6 @@ def _is_training(world: World, job: FineTuneJob) -> bool:
     """Whether the job has a training attempt that has not ended."""
     stage_jobs = world.stage_jobs_of.get(identity(job), {}).values()
     return any(stage_job.stage is Stage.TRAIN and not stage_job.finished for stage_job in stage_jobs)
-
-
-def next_turns(world: World, pool: GPUPool, now: datetime) -> Iterator[datetime | None]:
-    """Moments at which time alone may change the decision about a job of the pool, or the order of all jobs."""
-    jobs = world.unfinished.get(pool.metadata.name, {}).values()
-    for moments in each(jobs, key_of, lambda job: () if _is_training(world, job) else _turns(world, job)):
-        yield from moments
-    if (seconds := pool.spec.ageing_seconds) and jobs:
-        yield datetime.fromtimestamp((_periods(now, seconds) + 1) * seconds, UTC)
 
 
 def _turns(world: World, job: FineTuneJob) -> Sequence[datetime | None]:
