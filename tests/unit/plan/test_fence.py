@@ -17,7 +17,7 @@ from sluice_operator.observe.world import SetAside, World, engine_key, job_key, 
 from sluice_operator.plan import inventory, readiness
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.plan.pool import allocate as allocation
-from sluice_operator.plan.pool import lending
+from sluice_operator.plan.pool import lending, queue
 from sluice_operator.plan.pool import refusals as access
 from sluice_operator.plan.pool.allocate import Allocation, allocate
 from sluice_operator.settings import Limits
@@ -66,7 +66,7 @@ def town_with_poison() -> WorldBuilder:
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(readiness, "all_outcomes"), (access, "sharing_refusal"), (live_claims, "identity"), (allocation, "place")],
+    [(readiness, "all_outcomes"), (access, "sharing_refusal"), (queue, "place_in_queue"), (allocation, "place")],
 )
 def test_a_job_that_raises_is_set_aside(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
     builder = town_with_poison()

@@ -87,7 +87,8 @@ class _Round:
             return
         # A job like this one waits already, and since then only less is left: there is nothing to search for.
         if known := self.reserved.terms_of_alike(self.world, job):
-            self._wait(key, job, known)
+            front = self._wait(key, job, known)
+            self.reserved.reserve_alike(self.stock, job, known, front)
             return
         terms = self.market.terms(job, ahead)
         claim = place(self.world, self.stock, job, terms, self.reserved, self.now)
@@ -100,7 +101,8 @@ class _Round:
             self.later += self.reserved.later(self.world, self.stock, job, terms, self.now)
             self.reserved.reserve(self.world, self.stock, job, terms, self._front(job))
         else:
-            self._wait(key, job, terms)
+            front = self._wait(key, job, terms)
+            self.reserved.reserve(self.world, self.stock, job, terms, front)
             self.reserved.note(self.world, job, terms)
 
     def result(self, line: Line) -> Allocation:
@@ -118,16 +120,14 @@ class _Round:
     def _front(self, job: FineTuneJob) -> Obstacle:
         return behind(job, -place_in_queue(self.pool, job, self.now)[0])
 
-    def _wait(self, key: Key, job: FineTuneJob, terms: Terms) -> None:
+    def _wait(self, key: Key, job: FineTuneJob, terms: Terms) -> Obstacle:
+        """Note why a job waits. The obstacle is that of those behind it."""
         self.later += self.reserved.later(self.world, self.stock, job, terms, self.now)
-        if len(self.waiting) >= TOLD_IN_DETAIL:
-            self.waits[key] = far_behind(self.world, job, len(self.waiting))
-            front = SOMEBODY
-        else:
-            ways = obstructed(self.world, self.stock, job, terms, self.reserved, self.now)
-            self.waits[key] = waits_for(
-                self.world, self.stock, job, ways, self.waiting, self.now, self.market.highest_priority(job)
-            )
-            front = self._front(job)
         self.waiting.append(job)
-        self.reserved.reserve(self.world, self.stock, job, terms, front)
+        if len(self.waiting) > TOLD_IN_DETAIL:
+            self.waits[key] = far_behind(self.world, job, len(self.waiting) - 1)
+            return SOMEBODY
+        ways = obstructed(self.world, self.stock, job, terms, self.reserved, self.now)
+        highest = self.market.highest_priority(job)
+        self.waits[key] = waits_for(self.world, self.stock, job, ways, self.waiting[:-1], self.now, highest)
+        return self._front(job)

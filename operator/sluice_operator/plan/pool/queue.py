@@ -17,7 +17,7 @@ from sluice_operator.plan.avoided_nodes import avoided_until
 from sluice_operator.plan.obstacle import Obstacle
 from sluice_operator.plan.pool.refusals import refusal
 from sluice_operator.plan.pool.scale_up import asking_obstacle
-from sluice_operator.plan.readiness import MOST, asks, asks_until, readiness
+from sluice_operator.plan.readiness import MOST, Readiness, asks, asks_until, readiness
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,13 @@ def line_up(world: World, pool: GPUPool, now: datetime) -> Line:
     turns: list[datetime] = []
 
     def look(job: FineTuneJob) -> None:
-        if _is_training(world, job):
+        stage_jobs = world.stage_jobs_of.get(identity(job), {})
+        if any(stage_job.stage is Stage.TRAIN and not stage_job.finished for stage_job in stage_jobs.values()):
             return
-        turns.extend(moment for moment in _turns(world, job) if moment)
-        if not readiness(world, job).at(now) or live_claims_of(world, job):
+        # Kept until the job changes if it has no Jobs, because thousands of waiting jobs are asked.
+        ready, moments = _ready_by_record(world, job) if not stage_jobs else _ready(world, job)
+        turns.extend(moments)
+        if not ready.at(now) or (stage_jobs and live_claims_of(world, job)):
             return
         refused, place = refusal(world, job), place_in_queue(pool, job, now)
         if refused is None:
@@ -92,19 +95,10 @@ def ready_since(job: FineTuneJob) -> datetime | None:
     return prepared.ended_at if prepared and not outcomes.of(Stage.TRAIN) else None
 
 
-def _is_training(world: World, job: FineTuneJob) -> bool:
-    """Whether the job has a training attempt that has not ended."""
-    stage_jobs = world.stage_jobs_of.get(identity(job), {}).values()
-    return any(stage_job.stage is Stage.TRAIN and not stage_job.finished for stage_job in stage_jobs)
+def _ready(world: World, job: FineTuneJob) -> tuple[Readiness, Sequence[datetime]]:
+    """When a job wants GPUs, and the moments at which time alone may change the decision about it."""
+    ready = readiness(world, job)
+    return ready, [at for at in (ready.begins, asks_until(job), *avoided_until(job)) if at]
 
 
-def _turns(world: World, job: FineTuneJob) -> Sequence[datetime | None]:
-    """Moments at which time alone may change the decision about one job."""
-    if world.stage_jobs_of.get(identity(job)):
-        return (readiness(world, job).begins, asks_until(job), *avoided_until(job))
-    return _turns_by_record(world, job)  # kept until the job changes, because thousands of waiting jobs are asked
-
-
-@once_a_job
-def _turns_by_record(world: World, job: FineTuneJob) -> Sequence[datetime | None]:
-    return (readiness(world, job).begins, asks_until(job), *avoided_until(job))
+_ready_by_record = once_a_job(_ready)

@@ -33,6 +33,8 @@ def choose_victims(
         strict: take only slots that may be lent. If False, others may fill up, and `obstacles` says what keeps those.
     """
     mine = [slot for slot in node.slots if slot.engine.metadata.uid in engines]
+    if _gpus(mine) < gpus:
+        return None
     open_slots = [slot for slot in mine if _is_free_to_lend(slot, engines)]
     if strict and _gpus(open_slots) < gpus:
         return None
@@ -43,8 +45,6 @@ def choose_victims(
     for slot in others:
         if _gpus(taken) < gpus:
             taken.append(slot)
-    if _gpus(taken) < gpus:
-        return None
     slots = _irreducible(taken, gpus)
     return Victims(slots, tuple(dict.fromkeys(_obstacles(stock, slots, engines, now))))
 

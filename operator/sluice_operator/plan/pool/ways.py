@@ -126,7 +126,9 @@ class Search:
         any.
         """
         found = tuple(dict.fromkeys(filter(None, (*obstacles, *room.obstacles, self.left_out.get(room.node.name)))))
-        return None if self.strict and found else replace(room, obstacles=found)
+        if not found:
+            return room
+        return None if self.strict else replace(room, obstacles=found)
 
 
 def beside(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
