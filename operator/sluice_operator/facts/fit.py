@@ -1,13 +1,15 @@
 """Does a pod fit a node in everything but the number of GPUs: cpu, memory, disk, pods, volumes, GPU memory?"""
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
 
 from sluice_api.finetunejob import FineTuneJob, JobResources
 from sluice_api.meta import SCALE_UP_LABEL, scale_up_name
 from sluice_api.pods import DISK_REQUEST
 from sluice_api.quantity import amount, readable
 from sluice_api.sources import volume_path
-from sluice_operator.observe.memo import once_a_world
+from sluice_operator.observe.memo import once_a_job, once_a_world
 from sluice_operator.observe.views import Key, NodeRequirement, NodeView, PodView, Resources, VolumeClaimView
 from sluice_operator.observe.world import World, job_key
 
@@ -25,18 +27,16 @@ GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"
 """Node label: the memory of each of the node's GPUs, in MiB."""
 
 
-def need_of(resources: JobResources) -> dict[str, int]:
+@lru_cache(maxsize=4096)  # it is asked for each node that is looked at
+def need_of(resources: JobResources) -> Resources:
     """What a training pod asks for. Of its GPUs only the least memory of each is included, not their number."""
     gpus = {GPU_MEMORY: amount("memory", resources.gpu_memory)} if resources.gpu_memory else {}
-    return {
-        "cpu": amount("cpu", resources.cpu),
-        "memory": amount("memory", resources.memory),
-        "ephemeral-storage": DISK,
-        **gpus,
-    }
+    cpu, memory = amount("cpu", resources.cpu), amount("memory", resources.memory)
+    return MappingProxyType({"cpu": cpu, "memory": memory, "ephemeral-storage": DISK, **gpus})
 
 
-def volume_claims_of(job: FineTuneJob) -> tuple[str, ...]:
+@once_a_job
+def volume_claims_of(_world: World, job: FineTuneJob) -> tuple[str, ...]:
     """PersistentVolumeClaims that the job's pods mount."""
     return job.spec.volumes
 

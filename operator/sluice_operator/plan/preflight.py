@@ -87,7 +87,7 @@ def _obstacle_on(world: World, live: LiveClaim, place: NodeAllocation, pod: PodV
     need = dict(pod.requests) or need_of(live.job.spec.resources)  # a LimitRange may have raised the requests
     others = coming(world, live_claims_on(world, place.node), place.node, live)
     lack = shortage(world, view, need, leaving(world, live), others, place.pods)
-    lack = lack or unreachable_volume(world, live.job.metadata.namespace, volume_claims_of(live.job), view)
+    lack = lack or unreachable_volume(world, live.job.metadata.namespace, volume_claims_of(world, live.job), view)
     if not lack:
         return None
     message = f"The pod does not fit {place.node} though GPUs are there: {lack}."
@@ -110,7 +110,7 @@ def leaving(world: World, live: LiveClaim) -> Collection[Key]:
     return found
 
 
-def coming(world: World, claims: Iterable[LiveClaim], node: str, mine: LiveClaim | None = None) -> list[dict[str, int]]:
+def coming(world: World, claims: Iterable[LiveClaim], node: str, mine: LiveClaim | None = None) -> list[Resources]:
     """Requests of claims' pods that will be bound to a node, but are not yet. Pods of the claim `mine` are left out."""
     found = []
     for other in claims:
@@ -141,6 +141,6 @@ def lack_on(
         freed = Remedy(f"make room on {node.name}", key=node.node.key)
         message = f"{node.name} lacks {lack}, though GPUs are there."
         return Obstacle(Reason.UNSCHEDULABLE, message, ends_with=(node.node.key,), remedies=(freed,))
-    if why := unreachable_volume(world, job.metadata.namespace, volume_claims_of(job), node.node):
+    if why := unreachable_volume(world, job.metadata.namespace, volume_claims_of(world, job), node.node):
         return Obstacle(Reason.UNSCHEDULABLE, f"GPUs are there on {node.name}, but {why}.", ends_with=(node.node.key,))
     return None

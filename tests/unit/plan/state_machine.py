@@ -76,7 +76,9 @@ class Watched(Cluster):
             nonlocal decided, one_by_one
             decided = one_by_one = allocate(world, *args)
             if len(decided.waits) + len(decided.claims) > 1:
-                with patch("sluice_operator.plan.pool.reservations.alike", lambda _world, _job: object()):
+                none_alike = patch("sluice_operator.plan.pool.reservations.alike", lambda _world, _job: object())
+                unexplained = patch("sluice_operator.plan.pool.allocate.obstructed", lambda *_: ())
+                with none_alike, unexplained:
                     one_by_one = allocate(world, *args)
             return decided
 

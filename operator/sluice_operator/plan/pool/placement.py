@@ -135,7 +135,7 @@ def _explained(search: Search) -> list[NodeStock]:
         lent = sum(slot.gpus for slot in node.slots if slot.engine.metadata.uid in search.terms.reserves)
         return (node.name in search.left_out, -(node.free + lent))
 
-    need, claims = need_of(search.job.spec.resources), volume_claims_of(search.job)
+    need, claims = need_of(search.job.spec.resources), volume_claims_of(search.world, search.job)
     found: list[NodeStock] = []
     for node in sorted(search.stock.nodes.values(), key=most_first):
         never = exceeds(search.world, node.node, need) or never_reaches(

@@ -136,7 +136,7 @@ def _pool_serves_it(world: World, job: FineTuneJob) -> Obstacle | None:
 
 def _fits_some_node(world: World, job: FineTuneJob) -> Obstacle | None:
     pool, wanted = find_pool(world, job.spec.resources.pool), job.spec.resources
-    need, claims = need_of(wanted), volume_claims_of(job)
+    need, claims = need_of(wanted), volume_claims_of(world, job)
     return size_obstacle(world, pool, wanted.gpus, need, job.metadata.namespace, claims, wanted.nodes) if pool else None
 
 

@@ -168,7 +168,7 @@ def alike(_world: World, job: FineTuneJob) -> object:
 @once_a_world(alike)
 def _bound(world: World, job: FineTuneJob) -> tuple[str, ...]:
     """Those of a job's volume claims whose volume can be mounted on certain nodes only."""
-    return bound_to_nodes(world, job.metadata.namespace, volume_claims_of(job))
+    return bound_to_nodes(world, job.metadata.namespace, volume_claims_of(world, job))
 
 
 @lru_cache(maxsize=65_536)

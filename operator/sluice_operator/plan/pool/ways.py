@@ -109,26 +109,28 @@ class Search:
         """Slots that are newly lent to the job, without those that it inherits."""
         return {victim.slot for room in self.rooms.values() for victim in room.victims}
 
+    @cached_property
+    def too_few(self) -> Obstacle:
+        """The obstacle that the pool has too few free GPUs."""
+        return too_few(self.stock, self.job)
+
     def without(self, node: str) -> "Search":
         """The same search without its pods on one node, with the stock and the terms that its other pods leave."""
         rest = replace(self, rooms={name: room for name, room in self.rooms.items() if name != node})
         if not rest.rooms:
             return rest
-        borrowed = gpus_of_slots(self.world, rest.claim.borrowed)
-        return replace(
-            rest,
-            stock=self.stock.after(self.world, rest.claim),
-            terms=self.terms.less(borrowed),
-        )
+        claim = rest.claim
+        less = self.terms.less(gpus_of_slots(self.world, claim.borrowed))
+        return replace(rest, stock=self.stock.after(self.world, claim), terms=less)
 
     def usable(self, room: NodeOption, *obstacles: Obstacle | None) -> NodeOption | None:
         """The option with all obstacles: those given, its own, its node's. None if the search is strict and there are
         any.
         """
-        found = tuple(dict.fromkeys(filter(None, (*obstacles, *room.obstacles, self.left_out.get(room.node.name)))))
+        found = [*filter(None, (*obstacles, *room.obstacles, self.left_out.get(room.node.name)))]
         if not found:
             return room
-        return None if self.strict else replace(room, obstacles=found)
+        return None if self.strict else replace(room, obstacles=tuple(dict.fromkeys(found) if found[1:] else found))
 
 
 def beside(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
@@ -230,7 +232,7 @@ def emptied(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     if pods * search.job.spec.resources.gpus > node.gpus:
         return None
     front = search.reserved.nodes.get(node.name)
-    return search.usable(NodeOption(node, pods), search.terms.takes_free, front, too_few(search.stock, search.job))
+    return search.usable(NodeOption(node, pods), search.terms.takes_free, front, search.too_few)
 
 
 def too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
