@@ -321,5 +321,8 @@ def _lent_on(search: Search, slots: Sequence[SlotRef], gpus: int) -> list[SlotRe
 
 def no_slot(job: FineTuneJob) -> Obstacle:
     """Why a guest waits when no replica of its namespace runs."""
-    message = f"No replica of namespace {job.metadata.namespace} runs on a usable node now."
+    namespace = job.metadata.namespace
+    message = (
+        f"No replica of namespace {namespace} runs on a usable node now. The job starts beside the first that does."
+    )
     return Obstacle(Reason.WAITING_FOR_SHARE, message)
