@@ -13,7 +13,7 @@ from sluice_operator.plan.stock import PlacedSlot, Stock
 
 def replicas_kept(stock: Stock, engine: InferenceEngine) -> list[PlacedSlot]:
     """The engine's slots that it still wants, without those on their way out."""
-    return [slot for slot in stock.slots_of.get(engine.metadata.uid, ()) if slot.stays]
+    return [slot for slot in stock.slots_of(engine) if slot.stays]
 
 
 def spare_obstacle(
@@ -24,12 +24,13 @@ def spare_obstacle(
     Its floor forbids it, or a PodDisruptionBudget, or the requests in flight (preemption.reclaimAbove). The floor holds
     twice: for the slots that the engine has, and for those that serve.
     """
-    gone = {victim.slot for victim in taken if victim.engine.metadata.uid == engine.metadata.uid}
+    mine = [victim for victim in taken if victim.engine.metadata.uid == engine.metadata.uid]
+    gone = {victim.slot.index for victim in mine}
     has = replicas_kept(stock, engine)
-    left, floor = [slot for slot in has if slot.slot not in gone], floor_of(engine)
+    left, floor = [slot for slot in has if slot.slot.index not in gone], floor_of(engine)
     if len(left) < floor:
         return _at_floor(engine, len(has), len(left), f"{len(has)} of {engine.spec.replicas} replicas are left")
-    stopped = sum(1 for victim in taken if victim.serving and victim.slot in gone)
+    stopped = sum(1 for victim in mine if victim.serving)
     # Without a PodDisruptionBudget it may lose any number.
     if stopped > stock.may_lose.get(engine.metadata.uid, stopped):
         name = engine.metadata.full_name

@@ -54,7 +54,13 @@ def take_stock(world: World, pool: GPUPool) -> Stock:
     by_load = [engine for engine in engines if engine.spec.preemption.reclaim_above is not None]
     loads = dict(each(by_load, key_of, lambda engine: (engine.metadata.uid, load_of(world, engine))))
     lacking = sum(_gpus_lacking(world, pool, engines, lent, stocks.values(), held))
-    return Stock(pool, tuple(engines), stocks, tuple(waiting), loads, losses, frozenset(going), refused, held, lacking)
+    homes: dict[str, dict[str, None]] = {}
+    for node in stocks.values():
+        for slot in node.slots:
+            homes.setdefault(slot.engine.metadata.uid, {})[node.name] = None
+    return Stock(
+        pool, tuple(engines), stocks, tuple(waiting), loads, losses, frozenset(going), refused, held, homes, lacking
+    )
 
 
 def _gpus_lacking(

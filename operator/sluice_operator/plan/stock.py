@@ -1,7 +1,7 @@
 """Who has which GPU, as values? A pool's nodes, each with its claims, its slots and what is free."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -171,6 +171,8 @@ class Stock:
     """Slots that should exist and that the pool refuses to their namespace, and why."""
     held: Mapping[str, Held] = field(default_factory=dict)
     """What each namespace has of the pool."""
+    homes: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """By an engine's uid, the nodes on which its slots have a place, or had one before claims were made."""
     lacking: int = 0
     """GPUs of replicas that engines should have and that have no place. A lent slot has one, to which it returns."""
 
@@ -241,13 +243,19 @@ class Stock:
         """Every slot that has a place on a node."""
         return {slot.slot: slot for node in self.nodes.values() for slot in node.slots}
 
+    def slots_of(self, engine: InferenceEngine) -> Sequence[PlacedSlot]:
+        """The slots of an engine that have a place."""
+        uid = engine.metadata.uid
+        if uid not in self._slots_of:
+            here = (slot for name in self.homes.get(uid, ()) for slot in self.nodes[name].slots)
+            found = {slot.slot: slot for slot in here if slot.engine.metadata.uid == uid}
+            self._slots_of[uid] = tuple(found.values())
+        return self._slots_of[uid]
+
     @cached_property
-    def slots_of(self) -> Mapping[str, tuple[PlacedSlot, ...]]:
-        """The placed slots by their engine's uid."""
-        found: dict[str, list[PlacedSlot]] = {}
-        for slot in self.placed.values():
-            found.setdefault(slot.engine.metadata.uid, []).append(slot)
-        return {uid: tuple(slots) for uid, slots in found.items()}
+    def _slots_of(self) -> dict[str, Sequence[PlacedSlot]]:
+        """What `slots_of` has found, by the engine's uid. A claim changes few engines' slots, so not all are asked."""
+        return {}
 
 
 def _with_guest(slot: PlacedSlot, place: NodeAllocation, claim: Claim) -> PlacedSlot:

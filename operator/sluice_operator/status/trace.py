@@ -178,7 +178,7 @@ def _ways(wait: Wait | None) -> Iterator[str]:
 
 
 def _engine(world: World, stock: Stock, engine: InferenceEngine, job: FineTuneJob, now: datetime) -> str:
-    slots = stock.slots_of.get(engine.metadata.uid, ())
+    slots = stock.slots_of(engine)
     asleep = sum(1 for slot in engine.status.slots if slot.state in ASLEEP) if sleeps(engine) else 0
     has = [
         f"{len(slots)} of {engine.spec.replicas} replicas",

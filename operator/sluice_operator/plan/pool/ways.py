@@ -159,9 +159,9 @@ def free(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
 
 def lent(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     """Room on lent slots, with spare GPUs of the node unless they are reserved for jobs in front."""
-    if not node.slots:
-        return None
     terms = search.terms
+    if not node.slots or (search.strict and not any(s.engine.metadata.uid in terms.lenders for s in node.slots)):
+        return None
     spare = 0 if node.name in search.reserved.nodes or terms.takes_free else node.soon
     lacking = pods * search.job.spec.resources.gpus - spare
     beyond = terms.beyond(lacking) or terms.borrows
