@@ -22,6 +22,7 @@ from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, identity, job_key, key_of
 from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.pool.allocate import Allocation, allocate, allocate_fenced
+from sluice_operator.plan.pool.reservations import alike
 from sluice_operator.plan.preflight import phase_of
 from sluice_operator.plan.readiness import readiness
 from tests.unit.plan.claim_invariants import Made
@@ -75,7 +76,8 @@ class Watched(Cluster):
         def allocated(world: World, *args: Any) -> Allocation:
             nonlocal decided, one_by_one
             decided = one_by_one = allocate(world, *args)
-            if len(decided.waits) + len(decided.claims) > 1:
+            jobs = [world.jobs[key] for key in (*decided.waits, *decided.claims)]
+            if len({alike(world, job) for job in jobs}) < len(jobs):
                 none_alike = patch("sluice_operator.plan.pool.reservations.alike", lambda _world, _job: object())
                 unexplained = patch("sluice_operator.plan.pool.allocate.obstructed", lambda *_: ())
                 with none_alike, unexplained:
