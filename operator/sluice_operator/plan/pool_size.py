@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
 from sluice_api.gpupool import GPUPool
-from sluice_api.quantity import readable
 from sluice_api.reasons import Reason
 from sluice_operator.facts.fit import bound_to_nodes, least_excess, most_pods, never_reaches
 from sluice_operator.facts.nodes import nodes_of, offered, pool_unusable
@@ -73,9 +72,8 @@ def _obstacle(
         message = f"spec.resources.{lack}. Lower it, or add a larger node."
         return Obstacle(Reason.EXCEEDS_EVERY_NODE, message, ends_with=ends_with)
     room = sum(most_pods(world, node, offered(world, node, name), gpus, need) for node in reached)
-    cpu, memory = (readable(of, need[of]) for of in ("cpu", "memory"))
     message = (
-        f"spec.resources.nodes: {pods} pods of {gpus} GPU, cpu {cpu} and memory {memory} are asked for, the nodes of "
+        f"spec.resources.nodes: {pods} pods of {gpus} GPU, with their cpu and memory, are asked for, the nodes of "
         f"{in_pool}{of_volume} have room for {room}. Ask for at most {room}, or add nodes."
     )
     return Obstacle(Reason.EXCEEDS_POOL, message, ends_with=ends_with)

@@ -14,7 +14,7 @@ from sluice_operator.plan.inventory import take_stock
 from sluice_operator.plan.pool.refusals import refusal
 from sluice_operator.status.pool import pool_status, pool_usage
 from tests.unit.plan.dra import BY_DRA, DRIVER, SLEEPS, DraWorldBuilder
-from tests.unit.plan.worlds import NOW, WorldBuilder, allocated, describe
+from tests.unit.plan.worlds import NOW, WorldBuilder, allocated, describe, planned_status
 
 CHAT_0 = SlotRef(namespace="team", engine="chat", index=0)
 
@@ -159,9 +159,11 @@ def test_no_nodes_message_omits_nodes_of_a_dra_pool() -> None:
     assert counted(builder, "devices") == "4 gpus, 4 free"
 
 
-def test_dra_not_served_is_said_by_pool_and_job() -> None:
+def test_dra_not_served_is_said_by_pool_engine_and_job() -> None:
     builder = DraWorldBuilder()
     builder.store.serves_dra = False
+    ready = planned_status(builder.world, builder.engine("chat", 1)).conditions[0]
+    assert (ready.reason, "does not serve resource.k8s.io/v1" in ready.message) == (Reason.DRA_NOT_SERVED, True)
     reason, message = said(builder)
     assert (reason, "does not serve resource.k8s.io/v1" in message) == (Reason.DRA_NOT_SERVED, True)
     told = refusal(builder.world, builder.job("a"))

@@ -137,6 +137,17 @@ def test_pods_of_a_set_aside_job_keep_their_gpus(monkeypatch: pytest.MonkeyPatch
     assert [aside.key for aside in found.aside] == [EVIL]
 
 
+def test_job_whose_past_claims_raise_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = town_with_poison()
+    evil = builder.world.jobs[EVIL]
+    builder.stage_job(evil, claim=builder.claim("n1"), finished="Failed")
+    poisoned(monkeypatch, live_claims, "is_live", is_evil)
+    found = decided(builder)
+    assert found.decision is not None
+    assert describe(found.decision) == "other takes n1; victim takes n1"
+    assert [aside.key for aside in found.aside] == [EVIL]
+
+
 @pytest.mark.parametrize(
     ("module", "name"),
     [(lending, "cooled_down"), (inventory, "may_lose"), (inventory, "wanted"), (inventory, "serves")],

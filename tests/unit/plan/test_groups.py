@@ -268,8 +268,8 @@ def test_node_lost_ends_the_claim_of_a_group() -> None:
     ("rule", "pool", "resources", "reason", "says"),
     [
         ("more pods than the pool ever has room for", {}, {"gpus": 2, "nodes": 3}, Reason.EXCEEDS_POOL,
-         "3 pods of 2 GPU, cpu 1 and memory 1Gi are asked for, the nodes of pool default have room for 2. Ask for at "
-         "most 2"),
+         "3 pods of 2 GPU, with their cpu and memory, are asked for, the nodes of pool default have room for 2. Ask "
+         "for at most 2"),
         ("more pods than the nodes' cpu allows", {}, {"nodes": 4, "cpu": "20"}, Reason.EXCEEDS_POOL, "have room for 2"),
         ("a quota counts the GPUs of all pods", {"quotas": [{"maxGPUs": 3}]}, {"gpus": 2, "nodes": 2},
          Reason.NAMESPACE_QUOTA, "4 are asked for"),

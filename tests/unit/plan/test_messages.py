@@ -256,3 +256,16 @@ def test_pods_of_a_daemon_set_that_is_changed_count_once() -> None:
     for pod in [pod for pod in builder.world.pods.values() if pod.key.namespace == "others"]:
         change(builder, pod, daemon_set="exporter")
     assert refusal(builder.world, builder.job("a", 1, resources={"memory": "63Gi"})) is None
+
+
+def test_job_too_large_for_the_nodes_with_enough_gpus_is_told_so() -> None:
+    """n1 has the GPUs and n2 has the memory: no number of pods would do."""
+    builder = WorldBuilder()
+    builder.node(4, memory=4 << 30)
+    builder.node(1, memory=512 << 30)
+    found = refusal(builder.world, builder.job("a", 2, resources={"memory": "100Gi"}))
+    assert found is not None
+    assert (found.reason, found.message) == (
+        Reason.EXCEEDS_EVERY_NODE,
+        "spec.resources.memory: needs 100Gi, the node has 4Gi. Lower it, or add a larger node.",
+    )

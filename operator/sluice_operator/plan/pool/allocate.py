@@ -87,8 +87,8 @@ class _Round:
             return
         # A job like this one waits already, and since then only less is left: there is nothing to search for.
         if known := self.reserved.terms_of_alike(self.world, job):
-            front = self._wait(key, job, known)
-            self.reserved.reserve_alike(self.stock, job, known, front)
+            self._wait(key, job, known)
+            self.reserved.reserve_part_of_quota(self.stock, job, known)
             return
         terms = self.market.terms(job, ahead)
         claim = place(self.world, self.stock, job, terms, self.reserved, self.now)
@@ -101,7 +101,8 @@ class _Round:
             self.later += self.reserved.later(self.world, self.stock, job, terms, self.now)
             self.reserved.reserve(self.world, self.stock, job, terms, self._front(job))
         else:
-            front = self._wait(key, job, terms)
+            self._wait(key, job, terms)
+            front = self._front(job) if len(self.waiting) <= TOLD_IN_DETAIL else SOMEBODY
             self.reserved.reserve(self.world, self.stock, job, terms, front)
             self.reserved.note(self.world, job, terms)
 
@@ -120,14 +121,13 @@ class _Round:
     def _front(self, job: FineTuneJob) -> Obstacle:
         return behind(job, -place_in_queue(self.pool, job, self.now)[0])
 
-    def _wait(self, key: Key, job: FineTuneJob, terms: Terms) -> Obstacle:
-        """Note why a job waits. The obstacle is that of those behind it."""
+    def _wait(self, key: Key, job: FineTuneJob, terms: Terms) -> None:
+        """Note why a job waits."""
         self.later += self.reserved.later(self.world, self.stock, job, terms, self.now)
         self.waiting.append(job)
         if len(self.waiting) > TOLD_IN_DETAIL:
             self.waits[key] = far_behind(self.world, job, len(self.waiting) - 1)
-            return SOMEBODY
+            return
         ways = obstructed(self.world, self.stock, job, terms, self.reserved, self.now)
         highest = self.market.highest_priority(job)
         self.waits[key] = waits_for(self.world, self.stock, job, ways, self.waiting[:-1], self.now, highest)
-        return self._front(job)

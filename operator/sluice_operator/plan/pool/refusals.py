@@ -14,11 +14,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import JOB_LABEL
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
-from sluice_operator.facts.fit import (
-    missing_volume_claim,
-    need_of,
-    volume_claims_of,
-)
+from sluice_operator.facts.fit import missing_volume_claim, need_of, volume_claims_of
 from sluice_operator.facts.nodes import find_pool, nodes_of
 from sluice_operator.observe.memo import once_a_world
 from sluice_operator.observe.views import Key

@@ -71,11 +71,12 @@ class Reservations:
         Args:
             front: the obstacle that later jobs meet when they want the same.
         """
-        self.reserve_alike(stock, job, terms, front)
         guest, shape = is_guest(stock.pool, job), job.spec.resources
         # Of its volumes only those count that can be mounted on certain nodes only.
         bound = _bound(world, job) if world.volumes else ()
         where = (shape, job.metadata.namespace if bound else "", bound)
+        self.fronts.append(front)
+        self.reserve_part_of_quota(stock, job, terms)
         # An engine that is reserved already stays so for the earlier job.
         if not terms.reserves <= self.lenders.keys():
             self.lenders = dict.fromkeys(terms.reserves, front) | self.lenders
@@ -88,9 +89,8 @@ class Reservations:
         need = need_of(shape)
         self.room = {of: max(self.room.get(of, 0), shape.nodes * need.get(of, 0)) for of in COUNTED}
 
-    def reserve_alike(self, stock: Stock, job: FineTuneJob, terms: Terms, front: Obstacle) -> None:
-        """The same as `reserve` for a job like one for which it was called: only its part of a quota comes on top."""
-        self.fronts.append(front)
+    def reserve_part_of_quota(self, stock: Stock, job: FineTuneJob, terms: Terms) -> None:
+        """Reserve a waiting job's part of its quota: all that is not reserved yet if a job like it waits in front."""
         self.reserve_quota(job, borrows=bool(terms.reserves) and not is_guest(stock.pool, job))
 
     def reserve_quota(self, job: FineTuneJob, *, borrows: bool = False) -> None:

@@ -320,9 +320,7 @@ def _lent_on(search: Search, slots: Sequence[SlotRef], gpus: int) -> list[SlotRe
 
 
 def no_slot(job: FineTuneJob) -> Obstacle:
-    """Why a guest waits when no replica of its namespace runs."""
-    namespace = job.metadata.namespace
-    message = (
-        f"No replica of namespace {namespace} runs on a usable node now. The job starts beside the first that does."
-    )
+    """Why a guest waits when no replica runs that would have room for it."""
+    name, share = job.metadata.namespace, job.spec.scheduling.share
+    message = f"No replica of namespace {name} that leaves {share} of a GPU runs on a usable node now."
     return Obstacle(Reason.WAITING_FOR_SHARE, message)
