@@ -53,7 +53,9 @@ def _below_floor(world: World, live: LiveClaim) -> Obstacle | None:
     """
     place = precedence(world, live)
     for engine in _lenders(world, live.claim.borrowed):
-        lent = borrowers(world, live_claims_from(world, engine))
+        here = (engine.metadata.namespace, engine.metadata.name)
+        claims = borrowers(world, live_claims_from(world, engine))  # some of these borrow from other engines too
+        lent = {slot: claim for slot, claim in claims.items() if (slot.namespace, slot.engine) == here}
         mine = {slot.index for slot, claim in lent.items() if claim.stage_job.uid == live.stage_job.uid}
         told = any(slot.index in mine and slot.lent_to == live.name for slot in engine.status.slots)
         if told or not any(serves(pod_of(world, engine, index)) for index in mine):

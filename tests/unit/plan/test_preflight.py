@@ -74,3 +74,21 @@ def test_claim_is_not_proven_while_the_lender_can_not_spare_its_replica(
     found = preflight_obstacle(builder.world, live)
     assert (found is None) == is_proven
     assert found is None or found.reason is Reason.ENGINE_AT_FLOOR
+
+
+def test_slot_of_one_lender_is_not_taken_for_the_same_slot_of_another() -> None:
+    """A job of two pods borrows replica 1 of chat, and replica 0 of spare: chat keeps its replica 0."""
+    builder = WorldBuilder()
+    for name, node, floor in (("chat", "n1", 1), ("spare", "n2", 0)):
+        builder.node(2)
+        engine = builder.engine(name, 2, preemption={"policy": "ScaleDown", "minReplicas": floor})
+        for index in (0, 1):
+            builder.slot(engine, index, node)
+    job = builder.job("a", resources={"nodes": 2})
+    slots = (SlotRef(namespace="team", engine=name, index=index) for name, index in (("chat", 1), ("spare", 0)))
+    claim = builder.claim(["n1", "n2"], *slots)
+    stage_job = builder.stage_job(job, claim=claim)
+    for index in (0, 1):
+        builder.trainer_pod(stage_job, index=index)
+    (live,) = live_claims(builder.world)
+    assert preflight_obstacle(builder.world, live) is None
