@@ -112,7 +112,7 @@ def preemptors(world: World, claims: Iterable[LiveClaim]) -> dict[str, str]:
     }
 
 
-def lent_indices(lent: Mapping[SlotRef, LiveClaim], engine: InferenceEngine) -> set[int]:
-    """Indices of an engine's slots that are lent."""
+def lent_by_index(lent: Mapping[SlotRef, LiveClaim], engine: InferenceEngine) -> dict[int, LiveClaim]:
+    """Of lent slots those of one engine, by index. The claims may borrow from other engines too."""
     here = (engine.metadata.namespace, engine.metadata.name)
-    return {slot.index for slot in lent if (slot.namespace, slot.engine) == here}
+    return {slot.index: live for slot, live in lent.items() if (slot.namespace, slot.engine) == here}

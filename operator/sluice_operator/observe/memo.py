@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any, TypeVar, TypeVarTuple, cast
 
 from sluice_api.finetunejob import FineTuneJob
-from sluice_operator.observe.world import World
+from sluice_operator.observe.world import World, identity
 
 Asked = TypeVarTuple("Asked")
 Answer = TypeVar("Answer")
@@ -34,6 +34,20 @@ def once_a_world(
         return found
 
     return decorate
+
+
+def once_a_record(find: Callable[[World, FineTuneJob], Answer]) -> Callable[[World, FineTuneJob], Answer]:
+    """Decorate a function whose answer depends on one job and its Jobs. It is kept while there are none of these.
+
+    Thousands of jobs may wait, and a job that waits has no Jobs, only the record of those that it had.
+    """
+    kept = once_a_job(find)
+
+    @wraps(find)
+    def found(world: World, job: FineTuneJob) -> Answer:
+        return (find if world.stage_jobs_of.get(identity(job)) else kept)(world, job)
+
+    return found
 
 
 def once_a_job(find: Callable[[World, FineTuneJob], Answer]) -> Callable[[World, FineTuneJob], Answer]:

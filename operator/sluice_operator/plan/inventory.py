@@ -10,7 +10,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import STAGE_LABEL
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, gpus_of_slots, taken_by, trainer_pods
-from sluice_operator.facts.live_claims import lent_indices, live_claims_from, live_claims_on, preemptors
+from sluice_operator.facts.live_claims import lent_by_index, live_claims_from, live_claims_on, preemptors
 from sluice_operator.facts.nodes import engines_of, holders, node_unusable, offered, pool_nodes
 from sluice_operator.facts.overlap import borrowers
 from sluice_operator.facts.sleeping import can_sleep, is_asleep
@@ -59,7 +59,7 @@ def take_stock(world: World, pool: GPUPool) -> Stock:
         for slot in node.slots:
             homes.setdefault(slot.engine.metadata.uid, {})[node.name] = None
     return Stock(
-        pool, tuple(engines), stocks, tuple(waiting), loads, losses, frozenset(going), refused, held, homes, lacking
+        pool, tuple(engines), stocks, homes, tuple(waiting), loads, losses, frozenset(going), refused, held, lacking
     )
 
 
@@ -209,7 +209,7 @@ def _unplaced(
     room = sum(stock.gpus for stock in stocks.values())
 
     def look(engine: InferenceEngine) -> list[tuple[InferenceEngine, int]]:
-        found, indices = [], lent_indices(lent, engine)
+        found, indices = [], set(lent_by_index(lent, engine))
         for index in wanted(world, engine, indices, room):
             pod = pod_of(world, engine, index)
             elsewhere = pod is not None and bool(pod.node) and pod.node not in stocks

@@ -26,24 +26,27 @@ def size_obstacle(
         pods: how many must fit together.
     """
     bound = bound_to_nodes(world, namespace, claims)
-    return _obstacle(world, pool, pods, gpus, need, namespace if bound else "", bound)
+    return _obstacle(world, pool, gpus, need, namespace if bound else "", bound, pods)
 
 
-def _kind(
-    _world: World, pool: GPUPool, pods: int, gpus: int, need: Resources, namespace: str, bound: tuple[str, ...]
-) -> tuple[object, ...]:
-    return pool.metadata.name, pods, gpus, tuple(need.items()), namespace, bound
-
-
-@once_a_world(_kind)
+@once_a_world(
+    lambda _world, pool, gpus, need, namespace, bound, pods: (
+        pool.metadata.name,
+        gpus,
+        tuple(need.items()),
+        namespace,
+        bound,
+        pods,
+    )
+)
 def _obstacle(
-    world: World, pool: GPUPool, pods: int, gpus: int, need: Resources, namespace: str, bound: tuple[str, ...]
+    world: World, pool: GPUPool, gpus: int, need: Resources, namespace: str, bound: tuple[str, ...], pods: int
 ) -> Obstacle | None:
     """`size_obstacle`, where `bound` are the volume claims of which each can be mounted on certain nodes only."""
-    name, ends_with = pool.spec.counted_as, (*_nodes_of(pool), *_volumes_of(namespace, bound))
+    name, ends_with = pool.spec.counted_as, (*node_changes(pool), *_volumes_of(namespace, bound))
     if pool.spec.by_dra and not world.serves_dra:
         message = f"spec.resources.pool: {pool.metadata.name} has {pool_unusable(world, pool)}"
-        return Obstacle(Reason.DRA_NOT_SERVED, message, ends_with=_nodes_of(pool))
+        return Obstacle(Reason.DRA_NOT_SERVED, message, ends_with=node_changes(pool))
     reached = [node for node in nodes_of(world, pool) if not never_reaches(world, namespace, bound, node)]
     rooms = (most_pods(world, node, offered(world, node, name), gpus, need) for node in reached)
     if any(room >= pods for room in accumulate(rooms)):
@@ -52,7 +55,7 @@ def _obstacle(
     if not any(True for _ in nodes_of(world, pool)):
         why = pool_unusable(world, pool) or "Add one, or use another pool."
         message = f"spec.resources.pool: {in_pool} has no node that offers {name}. {why}"
-        return Obstacle(Reason.NO_NODES, message, ends_with=_nodes_of(pool))
+        return Obstacle(Reason.NO_NODES, message, ends_with=node_changes(pool))
     of_volume = f" that can mount the volume of volume claim {', '.join(bound)}" if bound else ""
     if not reached:
         message = (
@@ -79,7 +82,7 @@ def _obstacle(
     return Obstacle(Reason.EXCEEDS_POOL, message, ends_with=ends_with)
 
 
-def _nodes_of(pool: GPUPool) -> tuple[Key, ...]:
+def node_changes(pool: GPUPool) -> tuple[Key, ...]:
     """What may end a lack of nodes: a change of any node, or of the pool, which may then select others."""
     return (Key("Node", "", ""), key_of(pool))
 

@@ -8,7 +8,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, Phase, phase_by_pods, trainer_pods
 from sluice_operator.facts.fit import need_of, shortage, unreachable_volume, volume_claims_of
-from sluice_operator.facts.live_claims import live_claims_from, live_claims_on
+from sluice_operator.facts.live_claims import lent_by_index, live_claims_from, live_claims_on
 from sluice_operator.facts.nodes import find_pool, node_unusable
 from sluice_operator.facts.overlap import borrowers, overlapped_by, precedence
 from sluice_operator.facts.slots import floor_of, pod_of, serves, sleeps
@@ -53,15 +53,13 @@ def _below_floor(world: World, live: LiveClaim) -> Obstacle | None:
     """
     place = precedence(world, live)
     for engine in _lenders(world, live.claim.borrowed):
-        here = (engine.metadata.namespace, engine.metadata.name)
-        claims = borrowers(world, live_claims_from(world, engine))  # some of these borrow from other engines too
-        lent = {slot: claim for slot, claim in claims.items() if (slot.namespace, slot.engine) == here}
-        mine = {slot.index for slot, claim in lent.items() if claim.stage_job.uid == live.stage_job.uid}
+        lent = lent_by_index(borrowers(world, live_claims_from(world, engine)), engine)
+        mine = {index for index, claim in lent.items() if claim.stage_job.uid == live.stage_job.uid}
         told = any(slot.index in mine and slot.lent_to == live.name for slot in engine.status.slots)
         if told or not any(serves(pod_of(world, engine, index)) for index in mine):
             continue
         # Of the claims on the engine the last ones are given up, and no more of them than needed.
-        gone = {slot.index for slot, claim in lent.items() if precedence(world, claim) <= place}
+        gone = {index for index, claim in lent.items() if precedence(world, claim) <= place}
         serving = sum(1 for index in existing(world, engine).keys() - gone if serves(pod_of(world, engine, index)))
         if serving < floor_of(engine):
             name = shown(engine.metadata.full_name, live.job)

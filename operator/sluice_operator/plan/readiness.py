@@ -14,8 +14,8 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.facts.outcomes import all_outcomes, done, recorded, waits_since
 from sluice_operator.facts.retries import failures, is_final, next_attempt_at
-from sluice_operator.observe.memo import once_a_job
-from sluice_operator.observe.world import World, identity
+from sluice_operator.observe.memo import once_a_record
+from sluice_operator.observe.world import World
 from sluice_operator.plan.deadlines import BEFORE_ALL, time_ends, waiting_ends
 from sluice_operator.plan.obstacle import Obstacle
 
@@ -73,19 +73,10 @@ class Readiness:
         return not held and (not self.ends or now < self.ends)
 
 
+@once_a_record
 def readiness(world: World, job: FineTuneJob) -> Readiness:
     """When a job wants GPUs."""
-    if world.stage_jobs_of.get(identity(job)):
-        return _readiness(job, all_outcomes(world, job))
-    return _by_its_record(world, job)  # kept until the job changes, because thousands of waiting jobs are asked
-
-
-@once_a_job
-def _by_its_record(world: World, job: FineTuneJob) -> Readiness:
-    return _readiness(job, all_outcomes(world, job))
-
-
-def _readiness(job: FineTuneJob, outcomes: Outcomes) -> Readiness:
+    outcomes = all_outcomes(world, job)
     found = next((obstacle for check in _CHECKS if (obstacle := check(job, outcomes))), None)
     if found is not None:
         return Readiness((found,))

@@ -7,8 +7,8 @@ from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import InferenceEngine, Reclaim
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, least_first, lends_to
-from sluice_operator.facts.live_claims import lent_indices
-from sluice_operator.facts.slots import SlotPlan, pod_of, ref, serves
+from sluice_operator.facts.live_claims import lent_by_index
+from sluice_operator.facts.slots import SlotPlan, pod_of, serves
 from sluice_operator.observe.world import LOAD_SECONDS, World, existing, key_of
 from sluice_operator.plan.floor import LOOK_AT_LOAD
 from sluice_operator.plan.obstacle import Obstacle, Remedy
@@ -58,15 +58,16 @@ def asked_back(
 
     That job is the one of the lowest priority, then the newest. The next one follows once the returned slots serve.
     """
+    mine = lent_by_index(lent, engine)
     if lacking(world, stock, engine):
-        return frozenset(lent_indices(lent, engine))
-    here = [i for i, slot in existing(world, engine).items() if slot.size and ref(engine, i) not in lent]
+        return frozenset(mine)
+    here = [i for i, slot in existing(world, engine).items() if slot.size and i not in mine]
     starting = any(not serves(pod_of(world, engine, i)) for i in here)
     if starting or being_left(world, engine) or not is_busy(world, engine):
         return frozenset()
     loans: dict[str, list[int]] = {}
-    for index in sorted(lent_indices(lent, engine), key=lambda index: least_first(lent[ref(engine, index)])):
-        loans.setdefault(lent[ref(engine, index)].stage_job.uid, []).append(index)
+    for index in sorted(mine, key=lambda index: least_first(mine[index])):
+        loans.setdefault(mine[index].stage_job.uid, []).append(index)
     return frozenset(next(iter(loans.values()), ()))
 
 

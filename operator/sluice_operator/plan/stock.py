@@ -159,6 +159,8 @@ class Stock:
     engines: tuple[InferenceEngine, ...]
     """The pool's engines, in the order in which they get GPUs."""
     nodes: Mapping[str, NodeStock]
+    homes: Mapping[str, Collection[str]]
+    """By an engine's uid, the nodes on which its slots have a place, or had one before claims were made."""
     waiting_slots: tuple[SlotRef, ...]
     """Slots that should exist and find no GPU."""
     load: Mapping[str, float] = field(default_factory=dict)
@@ -171,8 +173,6 @@ class Stock:
     """Slots that should exist and that the pool refuses to their namespace, and why."""
     held: Mapping[str, Held] = field(default_factory=dict)
     """What each namespace has of the pool."""
-    homes: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """By an engine's uid, the nodes on which its slots have a place, or had one before claims were made."""
     lacking: int = 0
     """GPUs of replicas that engines should have and that have no place. A lent slot has one, to which it returns."""
 

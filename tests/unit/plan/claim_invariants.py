@@ -11,7 +11,7 @@ from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.scheduling import GiveWay, Policy
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, gpus_of_slots
-from sluice_operator.facts.live_claims import lent_indices, live_claims, preemptors
+from sluice_operator.facts.live_claims import lent_by_index, live_claims, preemptors
 from sluice_operator.facts.outcomes import recorded
 from sluice_operator.facts.overlap import borrowers, overlapped_by
 from sluice_operator.facts.retries import after
@@ -56,7 +56,8 @@ class Made:
         lent = borrowers(self.world, live_claims(self.world))
         for engine in self.world.engines.values():
             mine = {slot.index for slot in self.live.claim.borrowed if slot.engine == engine.metadata.name}
-            left = set(wanted(self.world, engine, lent_indices(lent, engine))) - lent_indices(lent, engine)
+            gone = set(lent_by_index(lent, engine))
+            left = set(wanted(self.world, engine, gone)) - gone
             serving = self._serving(engine, left)
             assert not mine or len(left) >= floor_of(engine), f"{engine.metadata.name} keeps {left}"
             stops = self._serving(engine, mine)

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from dev.simulate.cluster import Cluster
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import LiveClaim, Phase, taken_by, trainer_pods
-from sluice_operator.facts.live_claims import lent_indices, live_claims, preemptors
+from sluice_operator.facts.live_claims import lent_by_index, live_claims, preemptors
 from sluice_operator.facts.overlap import borrowers
 from sluice_operator.facts.slots import wanted
 from sluice_operator.observe.views import NodeView, PodView
@@ -96,7 +96,7 @@ class Invariants(RuleBasedStateMachine):
     def no_loan_changes_how_many_replicas_an_engine_asks_for(self) -> None:
         """What an autoscaler wrote stands, and the loan is within it: subtracted, it would spiral down."""
         for engine in self.cluster.world.engines.values() if hasattr(self, "cluster") else ():
-            lent = lent_indices(borrowers(self.cluster.world, live_claims(self.cluster.world)), engine)
+            lent = set(lent_by_index(borrowers(self.cluster.world, live_claims(self.cluster.world)), engine))
             asked_for = wanted(self.cluster.world, engine, lent)
             assert len(asked_for) == engine.spec.replicas, f"{engine.metadata.name} asks for {asked_for}"
             if lent:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from sluice_api.claim import SlotRef
 from sluice_api.inferenceengine import ASLEEP, AWAKE, InferenceEngine, SlotState
 from sluice_operator.facts.claims import LiveClaim, Phase
-from sluice_operator.facts.live_claims import lent_indices
+from sluice_operator.facts.live_claims import lent_by_index
 from sluice_operator.facts.sleeping import being_used, is_asleep, state_on_the_way
 from sluice_operator.facts.slots import (
     SlotPlan,
@@ -87,7 +87,7 @@ def _situation(
         world=world,
         engine=engine,
         now=now,
-        lent={index: lent[ref(engine, index)] for index in lent_indices(lent, engine)},
+        lent=lent_by_index(lent, engine),
         asked_back=asked_back(world, engine, stock, lent) if stock else (),
         used=being_used(world, engine),
         promised={slot.index: to for slot, to in promised.items() if slot == ref(engine, slot.index)},
@@ -102,7 +102,7 @@ def returning(
     used, slots = being_used(world, engine), existing(world, engine)
     stopped = {i for i, slot in slots.items() if not slot.size and ref(engine, i) in stock.placed}
     idle = {i for i in slots if i not in used and is_asleep(world, engine, i)} | stopped
-    back = (ref(engine, index) for index in idle - lent_indices(lent, engine))
+    back = (ref(engine, index) for index in idle - lent_by_index(lent, engine).keys())
     return {slot for slot in back if _has_just_come_back(world, slot, now)}
 
 

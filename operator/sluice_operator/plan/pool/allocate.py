@@ -58,8 +58,8 @@ def allocate(world: World, pool: GPUPool, now: datetime, refused: Collection[Key
     """
     round_ = _Round(world, pool, now)
     line = line_up(world, pool, now)
-    for key, job in ((key_of(job), job) for job in line.pending):
-        if key not in refused:
+    for job in line.pending:
+        if (key := key_of(job)) not in refused:
             with looking_at(key):
                 round_.decide(key, job)
     return round_.result(line)
@@ -83,12 +83,12 @@ class _Round:
         ahead = self.reserved.of(job.metadata.namespace)
         if over := self.market.over_quota(job, ahead):
             self.waits[key] = waits_outside(self.world, job, over, self.now)
-            self.reserved.reserve_quota(job)
+            self.reserved.reserve_quota(self.stock, job)
             return
         # A job like this one waits already, and since then only less is left: there is nothing to search for.
         if known := self.reserved.terms_of_alike(self.world, job):
             self._wait(key, job, known)
-            self.reserved.reserve_part_of_quota(self.stock, job, known)
+            self.reserved.reserve_quota(self.stock, job, known)  # all else is reserved for that one
             return
         terms = self.market.terms(job, ahead)
         claim = place(self.world, self.stock, job, terms, self.reserved, self.now)
@@ -101,8 +101,8 @@ class _Round:
             self.later += self.reserved.later(self.world, self.stock, job, terms, self.now)
             self.reserved.reserve(self.world, self.stock, job, terms, self._front(job))
         else:
+            front = self._front(job) if len(self.waiting) < TOLD_IN_DETAIL else SOMEBODY
             self._wait(key, job, terms)
-            front = self._front(job) if len(self.waiting) <= TOLD_IN_DETAIL else SOMEBODY
             self.reserved.reserve(self.world, self.stock, job, terms, front)
             self.reserved.note(self.world, job, terms)
 
@@ -124,10 +124,10 @@ class _Round:
     def _wait(self, key: Key, job: FineTuneJob, terms: Terms) -> None:
         """Note why a job waits."""
         self.later += self.reserved.later(self.world, self.stock, job, terms, self.now)
+        if len(self.waiting) >= TOLD_IN_DETAIL:
+            self.waits[key] = far_behind(self.world, job, len(self.waiting))
+        else:
+            ways = obstructed(self.world, self.stock, job, terms, self.reserved, self.now)
+            highest = self.market.highest_priority(job)
+            self.waits[key] = waits_for(self.world, self.stock, job, ways, self.waiting, self.now, highest)
         self.waiting.append(job)
-        if len(self.waiting) > TOLD_IN_DETAIL:
-            self.waits[key] = far_behind(self.world, job, len(self.waiting) - 1)
-            return
-        ways = obstructed(self.world, self.stock, job, terms, self.reserved, self.now)
-        highest = self.market.highest_priority(job)
-        self.waits[key] = waits_for(self.world, self.stock, job, ways, self.waiting[:-1], self.now, highest)

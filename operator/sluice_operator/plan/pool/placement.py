@@ -27,7 +27,6 @@ from sluice_operator.plan.pool.ways import (
     lent,
     no_slot,
     pods_that_leave,
-    too_few,
 )
 from sluice_operator.plan.preflight import lack_on
 from sluice_operator.plan.stock import NodeStock, Stock, is_guest
@@ -73,7 +72,7 @@ def obstructed(
     found = [(emptied in kind, _met(group)) for kind, group in groups]
     ways = _needed(obstacles for _, obstacles in sorted(found, key=lambda one: (one[0], hardness(one[1]))))
     if not ways:
-        ways = [(no_slot(job) if guest else too_few(stock, job),)]
+        ways = [(no_slot(job) if guest else search.too_few,)]
     if asks := terms.asks:
         # A job that asks for nodes is told that first, whatever else it met.
         ways = [(asks, *(obstacle for obstacle in ways[0] if obstacle != asks)), *ways[1:]]

@@ -11,7 +11,7 @@ from sluice_api.stages import Stage
 from sluice_operator.facts.live_claims import live_claims_of
 from sluice_operator.facts.outcomes import done, recorded, waits_since
 from sluice_operator.observe.fence import each
-from sluice_operator.observe.memo import once_a_job
+from sluice_operator.observe.memo import once_a_record
 from sluice_operator.observe.world import World, identity, key_of
 from sluice_operator.plan.avoided_nodes import avoided_until
 from sluice_operator.plan.obstacle import Obstacle
@@ -45,8 +45,7 @@ def line_up(world: World, pool: GPUPool, now: datetime) -> Line:
         stage_jobs = world.stage_jobs_of.get(identity(job), {})
         if any(stage_job.stage is Stage.TRAIN and not stage_job.finished for stage_job in stage_jobs.values()):
             return
-        # Kept until the job changes if it has no Jobs, because thousands of waiting jobs are asked.
-        ready, moments = _ready_by_record(world, job) if not stage_jobs else _ready(world, job)
+        ready, moments = _ready(world, job)
         turns.extend(moments)
         if not ready.at(now) or (stage_jobs and live_claims_of(world, job)):
             return
@@ -95,10 +94,8 @@ def ready_since(job: FineTuneJob) -> datetime | None:
     return prepared.ended_at if prepared and not outcomes.of(Stage.TRAIN) else None
 
 
+@once_a_record
 def _ready(world: World, job: FineTuneJob) -> tuple[Readiness, Sequence[datetime]]:
     """When a job wants GPUs, and the moments at which time alone may change the decision about it."""
     ready = readiness(world, job)
     return ready, [at for at in (ready.begins, asks_until(job), *avoided_until(job)) if at]
-
-
-_ready_by_record = once_a_job(_ready)

@@ -22,7 +22,7 @@ from sluice_operator.observe.world import World, adapter_key, engine_key, key_of
 from sluice_operator.plan.colocation import guest_refusal, sharing_refusal
 from sluice_operator.plan.obstacle import Obstacle
 from sluice_operator.plan.pool.reservations import alike
-from sluice_operator.plan.pool_size import size_obstacle
+from sluice_operator.plan.pool_size import node_changes, size_obstacle
 from sluice_operator.plan.quotas import not_allowed, outranks, quota_of
 from sluice_operator.plan.readiness import may_ask
 
@@ -197,7 +197,7 @@ def _claims_shareable(world: World, job: FineTuneJob) -> Obstacle | None:
             Reason.VOLUME_CLAIM_NOT_SHAREABLE,
             f"spec.output.uri: volume claim {output.claim} is {', '.join(claim.access_modes)}, but {who} may be "
             "on two nodes. Use a ReadWriteMany volume claim.",
-            ends_with=(claim.key, Key("Node", "", ""), key_of(pool)),
+            ends_with=(claim.key, *node_changes(pool)),
         )
     return None
 

@@ -76,7 +76,7 @@ class Reservations:
         bound = _bound(world, job) if world.volumes else ()
         where = (shape, job.metadata.namespace if bound else "", bound)
         self.fronts.append(front)
-        self.reserve_part_of_quota(stock, job, terms)
+        self.reserve_quota(stock, job, terms)
         # An engine that is reserved already stays so for the earlier job.
         if not terms.reserves <= self.lenders.keys():
             self.lenders = dict.fromkeys(terms.reserves, front) | self.lenders
@@ -89,13 +89,14 @@ class Reservations:
         need = need_of(shape)
         self.room = {of: max(self.room.get(of, 0), shape.nodes * need.get(of, 0)) for of in COUNTED}
 
-    def reserve_part_of_quota(self, stock: Stock, job: FineTuneJob, terms: Terms) -> None:
-        """Reserve a waiting job's part of its quota: all that is not reserved yet if a job like it waits in front."""
-        self.reserve_quota(job, borrows=bool(terms.reserves) and not is_guest(stock.pool, job))
+    def reserve_quota(self, stock: Stock, job: FineTuneJob, terms: Terms | None = None) -> None:
+        """Reserve a waiting job's part of its namespace's quota against the namespace's jobs behind it.
 
-    def reserve_quota(self, job: FineTuneJob, *, borrows: bool = False) -> None:
-        """Reserve a waiting job's part of its namespace's quota against the namespace's jobs behind it."""
+        Args:
+            terms: on which it may borrow; None if it may not.
+        """
         namespace, gpus = job.metadata.namespace, job.spec.resources.all_gpus
+        borrows = terms and terms.reserves and not is_guest(stock.pool, job)
         self.of_namespace[namespace] = self.of(namespace).plus(gpus, gpus if borrows else 0)
 
     def note(self, world: World, job: FineTuneJob, terms: Terms) -> None:

@@ -112,7 +112,7 @@ class Search:
     @cached_property
     def too_few(self) -> Obstacle:
         """The obstacle that the pool has too few free GPUs."""
-        return too_few(self.stock, self.job)
+        return _too_few(self.stock, self.job)
 
     def without(self, node: str) -> "Search":
         """The same search without its pods on one node, with the stock and the terms that its other pods leave."""
@@ -130,7 +130,7 @@ class Search:
         found = [*filter(None, (*obstacles, *room.obstacles, self.left_out.get(room.node.name)))]
         if not found:
             return room
-        return None if self.strict else replace(room, obstacles=tuple(dict.fromkeys(found) if found[1:] else found))
+        return None if self.strict else replace(room, obstacles=tuple(dict.fromkeys(found)))
 
 
 def beside(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
@@ -235,7 +235,7 @@ def emptied(search: Search, node: NodeStock, pods: int) -> NodeOption | None:
     return search.usable(NodeOption(node, pods), search.terms.takes_free, front, search.too_few)
 
 
-def too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
+def _too_few(stock: Stock, job: FineTuneJob) -> Obstacle:
     """The obstacle that the pool has too few free GPUs. Replicas without a GPU come first."""
     asked = job.spec.resources.all_gpus
     first = f", and engines wait for {stock.lacking}, which are first" if stock.lacking else ""
