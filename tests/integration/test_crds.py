@@ -261,6 +261,7 @@ def test_min_replicas_above_replicas_is_accepted(kubectl: Kubectl) -> None:
     floor = {"metadata": {"name": "floor"}, "spec": {"preemption": {"policy": "ScaleDown", "minReplicas": 3}}}
     kubectl.must("create", "-f", "-", manifest=merged(SMALLEST["InferenceEngine"], floor))
     kubectl.must("scale", "ie/floor", "--replicas=0")
+    assert kubectl.read("ie", "floor")["spec"]["replicas"] == 0
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,27 @@
-"""What a pool of a small world does about scale-up pods, as a test says it."""
+"""What a small world decides about jobs that ask for nodes, and about their scale-up pods, as a test says it."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import PodView
 from sluice_operator.observe.world import job_key
 from sluice_operator.plan.inventory import take_stock
+from sluice_operator.plan.job.decide import plan_job
+from sluice_operator.plan.job.situation import JobDecision
 from sluice_operator.plan.pool.scale_up import ScaleUp, plan_scale_up
-from tests.unit.plan.worlds import NOW, WorldBuilder, allocated
+from sluice_operator.settings import Limits
+from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated
+
+assert PREPARED.ended_at is not None
+READY = PREPARED.ended_at
+OVER = READY + timedelta(seconds=600)
+"""When a job of these worlds has asked for long enough."""
+
+
+def decide(builder: WorldBuilder, name: str, now: datetime = NOW) -> JobDecision:
+    """What is decided about a job, after the pool's decision."""
+    found = allocated(builder, now).waits.get(job_key("team", name))
+    return plan_job(builder.world, builder.world.jobs[job_key("team", name)], now, Limits(), found)
 
 
 def planned(builder: WorldBuilder, now: datetime = NOW) -> ScaleUp:
