@@ -76,7 +76,8 @@ def earliest(moments: Iterable[datetime | None], now: datetime) -> datetime | No
 
 def shown(text: str, job: FineTuneJob) -> str:
     """A text for a reader in a job's namespace: names of objects there without the namespace."""
-    return re.sub(rf"(?<![\w./-]){re.escape(job.metadata.namespace)}/(?=[a-z0-9])", "", text)
+    here = f"{job.metadata.namespace}/"
+    return re.sub(rf"(?<![\w./-]){re.escape(here)}(?=[a-z0-9])", "", text) if here in text else text
 
 
 def clock(moment: datetime, now: datetime) -> str:

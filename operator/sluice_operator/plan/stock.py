@@ -50,6 +50,9 @@ class Held(NamedTuple):
         return self.plus(claim.all_gpus, borrowed)._replace(own=self.own + mine)
 
 
+NOTHING = Held()
+
+
 def borrowed_on(world: World, claim: Claim, node: str) -> int:
     """GPUs of a node that a claim borrows and uses. It only keeps the rest of a larger slot, which does not count."""
     place = claim.on(node)

@@ -17,7 +17,7 @@ from sluice_operator.plan.pool.lending import lending_obstacle, window_ends
 from sluice_operator.plan.pool.scale_up import asking_obstacle
 from sluice_operator.plan.pool.terms import Terms
 from sluice_operator.plan.quotas import BorrowedQuota, held_obstacle, quota_field, quota_of, total_obstacle
-from sluice_operator.plan.stock import UNBOUNDED, Held, Stock, is_guest
+from sluice_operator.plan.stock import NOTHING, UNBOUNDED, Held, Stock, is_guest
 
 
 class Market:
@@ -76,7 +76,7 @@ class Market:
         namespace = job.metadata.namespace
         if namespace not in self._quotas:
             self._quotas[namespace] = quota_of(self._world, self._stock.pool, namespace)
-        return self._held.get(namespace, Held()), self._quotas[namespace]
+        return self._held.get(namespace, NOTHING), self._quotas[namespace]
 
     def _of_guest(self, job: FineTuneJob) -> Terms:
         return Terms(self._hosts(job), preempts=_GUEST, takes_free=_GUEST)

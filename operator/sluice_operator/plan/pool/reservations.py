@@ -17,7 +17,7 @@ from sluice_operator.plan.floor import in_demand, is_held_by_load
 from sluice_operator.plan.obstacle import Obstacle, Remedy
 from sluice_operator.plan.pool.preemption import preemption_obstacle
 from sluice_operator.plan.pool.terms import Terms
-from sluice_operator.plan.stock import Held, NodeStock, Stock, is_guest
+from sluice_operator.plan.stock import NOTHING, Held, NodeStock, Stock, is_guest
 
 HIGHEST_PRIORITY = 1000
 
@@ -110,7 +110,7 @@ class Reservations:
 
     def of(self, namespace: str) -> Held:
         """What the waiting jobs of a namespace would hold."""
-        return self.of_namespace.get(namespace, Held())
+        return self.of_namespace.get(namespace, NOTHING)
 
     def room_on(self, node: NodeStock) -> Resources:
         """Cpu, memory and disk of a node to leave free, so that a job in front fits there as soon as it has GPUs."""
@@ -128,9 +128,11 @@ class Reservations:
 
     def later(self, world: World, stock: Stock, job: FineTuneJob, terms: Terms, now: datetime) -> Sequence[Obstacle]:
         """Of what keeps a job from GPUs, that which ends by no event: training that gives way later, and load."""
-        by_load = set() if is_guest(stock.pool, job) else (terms.lenders & stock.load.keys()) - self.lenders.keys()
-        engines = (engine for engine in stock.engines if engine.metadata.uid in by_load) if by_load else ()
-        found = [in_demand(engine, now) for engine in engines if is_held_by_load(stock, engine)]
+        found: list[Obstacle] = []
+        if stock.load and not is_guest(stock.pool, job):
+            by_load = (terms.lenders & stock.load.keys()) - self.lenders.keys()
+            engines = (engine for engine in stock.engines if engine.metadata.uid in by_load)
+            found += (in_demand(engine, now) for engine in engines if is_held_by_load(stock, engine))
         if terms.preempts or self.preempts:  # as for most of a long queue
             return found
         looks = each(stock.staying, lambda live: live.key, lambda live: preemption_obstacle(world, live, job, now))
