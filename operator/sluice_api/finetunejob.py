@@ -27,6 +27,7 @@ class DatasetFormat(StrEnum):
 
     AUTO = "Auto"
     MESSAGES = "Messages"
+    SHARE_GPT = "ShareGPT"
     ALPACA = "Alpaca"
     PROMPT_COMPLETION = "PromptCompletion"
     TEXT = "Text"
@@ -58,8 +59,9 @@ class Dataset(Model):
     )
     format: DatasetFormat = Field(
         DatasetFormat.AUTO,
-        description="How a row says what to learn. Auto decides by the fields of the first row: messages; instruction "
-        "and output; prompt and completion; text; or prompt, chosen and rejected, which teach a preference (DPO).",
+        description="How a row says what to learn. Auto decides by the fields of the first row: messages; "
+        "conversations (ShareGPT); instruction and output; prompt and completion; text; or chosen and rejected, with "
+        "or without prompt, which teach a preference (DPO). Where a row fits several, name the one that is meant.",
     )
     validation_split: Annotated[
         str,

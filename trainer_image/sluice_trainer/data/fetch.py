@@ -5,7 +5,7 @@ from pathlib import Path
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
 from sluice_trainer.errors import StageError
-from sluice_trainer.paths import describe_siblings, resolve_in_claim
+from sluice_trainer.paths import resolve_in_claim, why_not_found
 
 
 def dataset_name(uri: str) -> str:
@@ -25,7 +25,7 @@ def dataset_file(uri: str) -> Path:
         if file is None:
             raise StageError(
                 Reason.DATASET_NOT_FOUND,
-                f"dataset.uri {uri}: there is no such file. {describe_siblings(path)} Correct dataset.uri.",
+                f"dataset.uri {uri}: {why_not_found(path, 'file')} Correct dataset.uri.",
             )
     elif uri.startswith("hf://"):
         from sluice_trainer import hub

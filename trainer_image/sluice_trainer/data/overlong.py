@@ -6,7 +6,7 @@ import numpy as np
 
 from sluice_api.reasons import Reason
 from sluice_api.training import OverlongRows
-from sluice_trainer.data.rows import BadRowError
+from sluice_trainer.data.row import BadRowError
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow
 
@@ -39,14 +39,22 @@ def fit_row(row: TokenRow, longest: int, policy: OverlongRows) -> list[TokenRow]
             return []
 
 
-def fit_pair(answers: Sequence[TokenRow], longest: int, policy: OverlongRows) -> list[TokenRow]:
+def fit_pair(
+    answers: Sequence[TokenRow], longest: int, policy: OverlongRows, boundary: int | None = None
+) -> list[TokenRow]:
     """Make a chosen and a rejected row fit, and join them into a pair.
+
+    Args:
+        answers: The two rows.
+        longest: Tokens of a row at most.
+        policy: What happens to longer ones.
+        boundary: context.rope_boundary of the model: the two rows share a micro-batch.
 
     Returns:
         The pair, or nothing if one of them is dropped.
 
     Raises:
-        BadRowError: both rows would be the same.
+        BadRowError: both rows would be the same, or lie on either side of the boundary.
         StageError: DatasetInvalid: a pair can't be split.
     """
     if policy is OverlongRows.SPLIT and any(len(row.input_ids) > longest for row in answers):
@@ -64,5 +72,11 @@ def fit_pair(answers: Sequence[TokenRow], longest: int, policy: OverlongRows) ->
         raise BadRowError(
             f'"chosen" and "rejected" are the same up to maxSequenceLength {longest}',
             "Raise training.maxSequenceLength, or leave the row out",
+        )
+    if boundary is not None and (len(chosen.input_ids) > boundary) is not (len(rejected.input_ids) > boundary):
+        raise BadRowError(
+            f"one of its answers is longer than {boundary} tokens and the other is not, and the model computes rows "
+            "beyond that length otherwise",
+            f"Shorten the longer one, set training.maxSequenceLength: {boundary}, or leave the row out",
         )
     return [TokenRow.pair(chosen, rejected)]

@@ -5,20 +5,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sluice_api.artifacts import MANIFEST
-from sluice_api.finetunejob import DatasetFormat, JobResources
+from sluice_api.artifacts import MANIFEST, file_digest
+from sluice_api.finetunejob import DatasetFormat, FineTuneJobSpec, JobResources
 from sluice_api.quantity import amount, readable
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
-from sluice_api.training import ExportedCheckpoint, Lora, Method, Training
+from sluice_api.training import DEFAULT_WARMUP, ExportedCheckpoint, Method, Training
 from sluice_trainer import base_model, durable, logs, paths, prepared
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.fetch import dataset_file, dataset_name
 from sluice_trainer.data.rows import Findings, read_rows
 from sluice_trainer.data.split import held_out
 from sluice_trainer.errors import StageError
-from sluice_trainer.plan import Steps, plan_digest, settings_of
+from sluice_trainer.plan import Steps, different_setting, plan_digest, result_digest, settings_of
 from sluice_trainer.prepared import PreparedManifest, TokenRow, TokenRows
 from sluice_trainer.report import Reporter
 
@@ -35,11 +35,17 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     spec = stage.spec
     folder = paths.make_work_folder(stage) / "prepared"
     plan = plan_digest(stage)
-    if (earlier := prepared.finished(folder, plan)) is not None:
-        return earlier.result
     reporter.update(activity=Activity.PREPARING)
     file = dataset_file(spec.dataset.uri)
     base = base_model.locate(spec.model.uri)
+    inputs = {"dataset": file_digest(file), "model": base.fingerprint, "tokenizer": base.tokenizer_digest}
+    result_plan = result_digest(stage, inputs)
+    if (earlier := prepared.finished(folder)) is not None:
+        if earlier.result_plan == result_plan:
+            if earlier.plan != plan:  # by settings that change nothing in the rows or the result
+                durable.write_file(folder / MANIFEST, durable.sealed(earlier.model_copy(update={"plan": plan})))
+            return earlier.result
+        logs.warning("prepared anew", why=f"{_why_anew(earlier, stage, inputs)}; so what was made of them is not used")
 
     from sluice_trainer.data.tokenise import Tokeniser
 
@@ -49,7 +55,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     if whole:
         _check_memory(model, spec.resources)
     else:
-        _check_adapter(model, spec.lora)
+        _check_adapter(model, spec)
     tokeniser = Tokeniser(base, _longest(stage, base), spec.training.overlong_rows)
     findings = Findings(dataset_name(spec.dataset.uri), spec.dataset.format)
     rows = list(tokeniser.tokenise(read_rows(file, findings), findings))
@@ -70,6 +76,8 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         for half in (False, True)
     )
     _check_best(spec.training, len(validation), findings.dataset)
+    steps = Steps(training.lengths, spec.training).total
+    _check_warmup(spec.training, steps)
     result = PrepareResult(
         rows=len(training),
         validation_rows=len(validation),
@@ -78,13 +86,15 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         tokens=len(training.input_ids),
         loss_tokens=int(training.loss_mask.sum()),
         longest_row=max(len(part.input_ids) for row in rows for part in row),
-        steps=Steps(training.lengths, spec.training).total,
+        steps=steps,
         refused=findings.lines(),
     )
     with paths.writing(stage), durable.new_folder(folder) as unfinished:
         prepared.write_rows(unfinished, training, validation)
         manifest = PreparedManifest(
             plan=plan,
+            result_plan=result_plan,
+            inputs=inputs,
             files=durable.digests(unfinished),
             result=result,
             row_format=findings.row_format,
@@ -99,9 +109,27 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
             from sluice_trainer.train.checkpoints.resume_from import copy_checkpoint
 
             copy_checkpoint(stage, manifest)
-        (unfinished / MANIFEST).write_text(manifest.to_json())
+        (unfinished / MANIFEST).write_text(durable.sealed(manifest))
     durable.remove_unfinished(folder.parent)
     return result
+
+
+_INPUTS = {"dataset": "the dataset", "model": "the base model", "tokenizer": "the model's tokenizer or chat template"}
+
+
+def _why_anew(earlier: PreparedManifest, stage: StageSpec, inputs: Mapping[str, str]) -> str:
+    """What has changed since rows were prepared, so that they, and all that was made of them, are another job's.
+
+    In a cluster a job's spec can't change; on a machine of one's own its file can.
+    """
+    if not earlier.result_plan:
+        return "a version that did not note what it made rows of has prepared them"
+    if changed := [what for name, what in _INPUTS.items() if earlier.inputs.get(name) != inputs[name]]:
+        return f"{' and '.join(changed)} changed since the last run"
+    if differs := different_setting(earlier.settings or {}, settings_of(stage)):
+        field, before, now = differs
+        return f"{field} was {before} and is {now}"
+    return "an address or a setting of the dataset changed since the last run"
 
 
 def _longest(stage: StageSpec, base: BaseModel) -> int:
@@ -139,11 +167,13 @@ def _check_loss(base: BaseModel, model: "PreTrainedModel") -> None:
         )
 
 
-def _check_adapter(model: "PreTrainedModel", lora: Lora) -> None:
-    """Refuse an adapter that this model can't have."""
-    from sluice_trainer.layers import check_rank, linear_layers, target_layers
+def _check_adapter(model: "PreTrainedModel", spec: FineTuneJobSpec) -> None:
+    """Refuse an adapter that this model can't have. It is put on the model without weights, as Train puts it on it."""
+    from sluice_trainer.layers import Layers, check_rank, target_layers
+    from sluice_trainer.train.weights.model import with_adapter
 
-    check_rank(model, target_layers(linear_layers(model), lora.target_modules), lora)
+    check_rank(model, target_layers(Layers.of(model), spec.lora.target_modules), spec.lora)
+    with_adapter(model, spec)
 
 
 def _check_memory(model: "PreTrainedModel", resources: JobResources) -> None:
@@ -191,6 +221,16 @@ def _check_best(training: Training, held_out_rows: int, dataset: str) -> None:
             Reason.DATASET_INVALID,
             f"{dataset}: no row is held out, so no checkpoint can be the best. Raise dataset.validationSplit, add "
             f"rows, {otherwise}",
+        )
+
+
+def _check_warmup(training: Training, steps: int) -> None:
+    """Refuse a warm-up that training ends before: its learning rate would never be what was asked for."""
+    if training.warmup_steps not in (0, DEFAULT_WARMUP) and training.warmup_steps >= steps:
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"training.warmupSteps {training.warmup_steps} is not less than the {steps} steps of this training, so its "
+            "learning rate would never be at its peak. Lower it, leave it out, or raise training.epochs.",
         )
 
 

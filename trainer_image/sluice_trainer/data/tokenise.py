@@ -5,20 +5,19 @@ conversation: what the template adds between "the assistant's turn begins" and "
 Each part is tokenised by itself, so that the prompt has exactly the tokens that it has when the model serves.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from jinja2 import TemplateError
 
 from sluice_api.reasons import Reason
 from sluice_api.training import OverlongRows
 from sluice_trainer.base_model import BaseModel, stop_tokens
 from sluice_trainer.data.overlong import fit_pair, fit_row
-from sluice_trainer.data.rows import BadRowError, Conversation, Findings, Pair, Passage, Row, Text
+from sluice_trainer.data.render import Part, Renderer
+from sluice_trainer.data.row import BadRowError, Pair, Passage, Row
+from sluice_trainer.data.rows import Findings
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow
 
@@ -27,14 +26,6 @@ if TYPE_CHECKING:
 
 _CHUNK_ROWS = 256
 """Rows whose parts go to the tokenizer in one call."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A stretch of a rendered row, and whether the loss counts its tokens."""
-
-    text: str
-    in_loss: bool
 
 
 class Tokeniser:
@@ -47,18 +38,21 @@ class Tokeniser:
         self._tokenizer = _load(base)
         specials = {str(token): index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
         self._special_ids = np.array(sorted({*specials.values(), *self._tokenizer.all_special_ids}), np.int32)
-        self._special_text = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)")
         self._begin: int | None = self._tokenizer.bos_token_id
         self._end: int | None = self._tokenizer.eos_token_id
         self._stops = stop_tokens(base, self._end)
+        stops = frozenset(text for text, index in specials.items() if index in self._stops)
+        self._renderer = Renderer(base, self._tokenizer, frozenset(specials), stops)
+        first = self._tokenizer.convert_ids_to_tokens(self._tokenizer("x", add_special_tokens=False)["input_ids"])[:1]
+        self._prepends_space = self._tokenizer.is_fast and first[0].startswith("\u2581")
+        """SentencePiece: a text by itself gets a space in front, which a part in the middle of a row does not have."""
         self._beginning: list[int] = [token for token in self._tokenizer("")["input_ids"] if token == self._begin]
         """Tokens that serving puts before a text without a template: BOS, for tokenizers that add it."""
 
     @property
     def chat_template(self) -> str:
         """The template that rows are rendered with; empty when the model has none."""
-        template = self._tokenizer.chat_template
-        return template if isinstance(template, str) else ""
+        return self._renderer.template
 
     @property
     def added_tokens(self) -> dict[int, str]:
@@ -69,95 +63,57 @@ class Tokeniser:
         """Tokenise rows in order; rows that can't be trained on are noted in `findings`."""
         rows = iter(rows)
         while chunk := list(islice(rows, _CHUNK_ROWS)):
-            rendered: list[tuple[int, list[Text], list[list[Part]]]] = []
+            rendered: list[tuple[int, Row, list[list[Part]]]] = []
             for line, row in chunk:
-                texts: list[Text] = [row.chosen, row.rejected] if isinstance(row, Pair) else [row]
                 try:
-                    rendered.append((line, texts, [self.parts(text, line) for text in texts]))
+                    rendered.append((line, row, self._renderer.parts(row)))
                 except BadRowError as error:
                     findings.refuse(line, error)
-            texts_of_parts = [part.text for _, _, sides in rendered for parts in sides for part in parts]
-            ids = iter(self._ids(texts_of_parts) if texts_of_parts else [])
-            for line, texts, sides in rendered:
-                tokens = [[(next(ids), part.in_loss) for part in parts] for parts in sides]
+            ids = iter(self._ids([parts for _, _, texts in rendered for parts in texts]))
+            for line, row, texts in rendered:
+                tokens = [[(next(ids), part.in_loss) for part in parts] for parts in texts]
                 try:
-                    joined = [self._join(*each, line) for each in zip(texts, tokens, strict=True)]
-                    if made := self._fit(joined, findings):
-                        yield made
+                    joined = [self._join(parts, line, is_passage=isinstance(row, Passage)) for parts in tokens]
+                    made = self._fit(joined, is_pair=isinstance(row, Pair))
                 except BadRowError as error:
                     findings.refuse(line, error)
+                    continue
+                if any(len(each.input_ids) > self._longest for each in joined):
+                    findings.overlong_rows += 1
+                if made:
+                    yield made
 
-    def parts(self, row: Text, line: int) -> list[Part]:
-        """Render a row into parts that the loss counts and parts that it does not.
+    def _ids(self, texts: Sequence[Sequence[Part]]) -> list[list[int]]:
+        """The tokens of each part of each text, one after the other. Special tokens such as BOS are the template's."""
+        if self._prepends_space:
+            return [ids for parts in texts for ids in self._cut(parts)]
+        parts = [part.text for each in texts for part in each]
+        return cast("list[list[int]]", self._tokenizer(parts, add_special_tokens=False)["input_ids"] if parts else [])
 
-        Raises:
-            BadRowError: the template refuses the row, or the row has the text of a special token in it.
-            StageError: ModelInvalid, when the template can't be used to tell the parts apart.
+    def _cut(self, parts: Sequence[Part]) -> list[list[int]]:
+        """The tokens of a whole text, cut where its parts begin: by itself, a part would get a space in front.
+
+        Where a token reaches over such an edge, a served prompt has others: then each part is tokenised by itself.
         """
-        match row:
-            case Passage(text):
-                return [Part(text, in_loss=True)]
-            case Conversation() if self.chat_template:
-                return self._chat(row, line)
-            case Conversation(turns) if len(turns) == 2:
-                return [Part(turns[0].content, in_loss=False), Part(turns[1].content, in_loss=True)]
-        raise StageError(
-            Reason.MODEL_INVALID,
-            f"model.uri {self._base.uri}: its tokenizer has no chat template, which conversations need. Use an "
-            "instruction-tuned model, add chat_template.jinja to its folder, or write rows as prompt and completion.",
-        )
+        edges = np.cumsum([0, *(len(part.text) for part in parts)])
+        text = "".join(part.text for part in parts)
+        whole = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        spans = np.array(whole["offset_mapping"], np.int64).reshape(-1, 2)
+        places = np.searchsorted(edges, spans[:, 0], side="right")
+        if (spans[:, 1] > edges[np.minimum(places, len(parts))]).any():
+            return [self._tokenizer(part.text, add_special_tokens=False)["input_ids"] for part in parts]
+        ids = np.array(whole["input_ids"], np.int64)
+        return [ids[places == place].tolist() for place in range(1, len(parts) + 1)]
 
-    def _chat(self, row: Conversation, line: int) -> list[Part]:
-        parts: list[Part] = []
-        done = ""
-        for index, turn in enumerate(row.turns):
-            if special := self._special_text.search(turn.content):
-                raise BadRowError(
-                    f'"messages[{index}].content" has the special token {special[0]} in it',
-                    "Remove it: the chat template adds such tokens itself",
-                )
-            if turn.role != "assistant":
-                continue
-            asked = self._render(row, index, answer_next=True)
-            answered = self._render(row, index + 1, answer_next=False)
-            if not asked.startswith(done) or not answered.startswith(asked):
-                raise self._template_rewrites_turns(line)
-            answer = Part(answered[len(asked) :], in_loss=index >= row.context_turns)
-            parts += [Part(asked[len(done) :], in_loss=False), answer]
-            done = answered
-        return parts
-
-    def _render(self, row: Conversation, turns: int, *, answer_next: bool) -> str:
-        messages = [{"role": turn.role, "content": turn.content} for turn in row.turns[:turns]]
-        try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next)
-        except TemplateError as error:
-            raise BadRowError(
-                f"the model's chat template refuses the row: {error}", "Write the turns as the template expects"
-            ) from error
-        return cast("str", text)
-
-    def _template_rewrites_turns(self, line: int) -> StageError:
-        return StageError(
-            Reason.MODEL_INVALID,
-            f"model.uri {self._base.uri}: its chat template rewrites earlier turns when a later one is added (seen at "
-            f"line {line}), so the assistant's tokens can't be told from the rest. Use a template that only appends, "
-            "or rows with a single assistant turn.",
-        )
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        # Special tokens such as BOS are the template's business.
-        return cast("list[list[int]]", self._tokenizer(texts, add_special_tokens=False)["input_ids"])
-
-    def _join(self, text: Text, parts: list[tuple[list[int], bool]], line: int) -> TokenRow:
+    def _join(self, parts: list[tuple[list[int], bool]], line: int, *, is_passage: bool) -> TokenRow:
         """Join the parts into one row and its loss mask. Each part that the loss counts gets an end-of-turn token."""
-        templated = isinstance(text, Conversation) and bool(self.chat_template)
+        templated = not is_passage and bool(self.chat_template)
         ids: list[int] = []
         loss_mask: list[int] = []
         for tokens, in_loss in parts:
             if not in_loss:
                 ended, count = tokens, 0
-            elif isinstance(text, Passage):
+            elif is_passage:
                 ended = self._followed_by_end(tokens, among=tokens[-1:])
                 count = len(ended)
             else:
@@ -175,15 +131,11 @@ class Tokeniser:
             self._check_template(row)
         return row
 
-    def _fit(self, rows: Sequence[TokenRow], findings: Findings) -> list[TokenRow]:
-        """Apply training.overlongRows to a row, or to the two of a pair."""
-        if len(rows) > 1:
-            made = fit_pair(rows, self._longest, self._overlong)
-        else:
-            made = fit_row(rows[0], self._longest, self._overlong)
-        if any(len(row.input_ids) > self._longest for row in rows):
-            findings.overlong_rows += 1
-        return made
+    def _fit(self, rows: Sequence[TokenRow], *, is_pair: bool) -> list[TokenRow]:
+        """Apply training.overlongRows to what a row has become, or to the two of a pair."""
+        if is_pair:
+            return fit_pair(rows, self._longest, self._overlong, self._base.rope_boundary)
+        return [made for row in rows for made in fit_row(row, self._longest, self._overlong)]
 
     def _check_template(self, row: TokenRow) -> None:
         """Refuse a row that shows a mistake of the chat template.

@@ -1,0 +1,187 @@
+"""A row as text: rendered with the chat template, in parts that the loss counts and parts that it does not."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
+
+from sluice_api.reasons import Reason
+from sluice_trainer.base_model import BaseModel
+from sluice_trainer.data.row import BadRowError, Conversation, Pair, Passage, Row, Text, Turn
+from sluice_trainer.errors import StageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_OPENED = re.compile(r"\s*<(\w+)>\s*")
+"""What a generation prompt begins the answer with, such as <think>."""
+_SHOWN = {"tool_calls": ("tool_calls",), "reasoning": ("reasoning_content", "reasoning", "thinking")}
+"""What a turn may have besides its text, under the names that templates read."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a rendered row, and whether the loss counts its tokens."""
+
+    text: str
+    in_loss: bool
+
+
+class Renderer:
+    """A chat template, and what it makes of rows."""
+
+    def __init__(
+        self, base: BaseModel, tokenizer: "PreTrainedTokenizerBase", specials: Collection[str], stops: Collection[str]
+    ) -> None:
+        """Use a tokenizer's template.
+
+        Args:
+            base: The model that it is of.
+            tokenizer: Has the template.
+            specials: Texts of the special tokens.
+            stops: Of these, the ones at which serving ends an answer.
+        """
+        self._base = base
+        self._tokenizer = tokenizer
+        self._stops = tuple(sorted(stops, key=len, reverse=True))
+        self._special = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)")
+        self.template = self._template()
+        """The text of the template; empty when the model has none."""
+
+    def parts(self, row: Row) -> list[list[Part]]:
+        """Render a row: one text or several, each in its parts; of a pair, the chosen one and the rejected one.
+
+        Raises:
+            BadRowError: the template refuses the row, or leaves out something that it says, or the row has the text of
+                a special token in it.
+            StageError: ModelInvalid, when the template can't be used.
+        """
+        if isinstance(row, Pair):
+            return [self._texts(side)[-1] for side in (row.chosen, row.rejected)]
+        return self._texts(row)
+
+    def _template(self) -> str:
+        """The one template; of several that have names, the one called default, as vLLM takes it."""
+        template = self._tokenizer.chat_template
+        if isinstance(template, dict):
+            if "default" not in template:
+                raise self._invalid(
+                    f"its tokenizer has the chat templates {', '.join(template)}, and none is called default. Leave "
+                    "the one that is meant as chat_template.jinja."
+                )
+            template = self._tokenizer.chat_template = template["default"]
+        return template if isinstance(template, str) else ""
+
+    def _texts(self, row: Text) -> list[list[Part]]:
+        match row:
+            case Passage(text):
+                return [[Part(text, in_loss=True)]]
+            case Conversation() if self.template:
+                self._check(row)
+                return self._conversation(row)
+            case Conversation(turns) if [turn.role for turn in turns] == ["user", "assistant"] and not row.tools:
+                return [[Part(turns[0].content, in_loss=False), Part(turns[1].content, in_loss=True)]]
+        raise self._invalid(
+            "its tokenizer has no chat template, which conversations need. Use an instruction-tuned model, add "
+            "chat_template.jinja to its folder, or write rows as prompt and completion."
+        )
+
+    def _check(self, row: Conversation) -> None:
+        """Refuse a row that would not be learnt as it is written."""
+        for index, turn in enumerate(row.turns):
+            for text in (turn.content, str(turn.more.get("reasoning_content", ""))):
+                if special := self._special.search(text):
+                    raise BadRowError(
+                        f'"{turn.at}" has the special token {special[0]} in it',
+                        "Remove it: the chat template adds such tokens itself",
+                    )
+            for what, names in _SHOWN.items():
+                if any(name in turn.more for name in names) and self._leaves_out(row, index, names):
+                    raise BadRowError(
+                        f'the model\'s chat template leaves out the {what} beside "{turn.at}"',
+                        "Leave the row out, or use a chat template that has them",
+                    )
+        asked = next(index for index, turn in enumerate(row.turns) if turn.role == "assistant")
+        if row.tools and self._render(row, asked, answer_next=True) == self._render(
+            Conversation(row.turns), asked, answer_next=True
+        ):
+            raise BadRowError(
+                'the model\'s chat template leaves out "tools"',
+                "Leave the row out, or use a chat template that has them",
+            )
+
+    def _leaves_out(self, row: Conversation, index: int, names: Collection[str]) -> bool:
+        turn = row.turns[index]
+        without = Turn(turn.role, turn.content, more={k: value for k, value in turn.more.items() if k not in names})
+        other = Conversation((*row.turns[:index], without), row.tools)
+        return self._render(row, index + 1, answer_next=False) == self._render(other, index + 1, answer_next=False)
+
+    def _conversation(self, row: Conversation) -> list[list[Part]]:
+        """One text, if the template only appends; otherwise one for each answer, with what is before it only read."""
+        answers = [index for index, turn in enumerate(row.turns) if turn.role == "assistant"]
+        rendered = {
+            index: (self._render(row, index, answer_next=True), self._render(row, index + 1, answer_next=False))
+            for index in answers
+        }
+        if (whole := self._appended(row, rendered)) is not None:
+            return [whole]
+        return [self._alone(row, index, *rendered[index]) for index in answers if row.turns[index].learnt]
+
+    def _appended(self, row: Conversation, rendered: Mapping[int, tuple[str, str]]) -> list[Part] | None:
+        """The parts of a whole conversation; None if it is served otherwise than as one text that grows."""
+        parts: list[Part] = []
+        done = ""
+        for index, (asked, answered) in rendered.items():
+            if not asked.startswith(done) or not answered.startswith(asked):
+                return None
+            between = asked[len(done) :]
+            if parts and not self._special.search(parts[-1].text):
+                # The answer before has no end of its own. Serving stops it where the next turn begins.
+                stop = next((stop for stop in self._stops if between.startswith(stop)), None)
+                if stop is None:
+                    return None
+                parts[-1] = Part(parts[-1].text + stop, parts[-1].in_loss)
+                between = between.removeprefix(stop)
+            parts += [Part(between, in_loss=False), Part(answered[len(asked) :], in_loss=row.turns[index].learnt)]
+            done = answered
+        return parts
+
+    def _alone(self, row: Conversation, index: int, asked: str, answered: str) -> list[Part]:
+        """One answer, begun as serving begins it, and all before it as serving shows it then."""
+        if answered.startswith(asked):
+            return [Part(asked, in_loss=False), Part(answered[len(asked) :], in_loss=True)]
+        # The prompt may begin the answer with <think>, and the template leave thoughts out of what was said.
+        same = next((n for n, (a, b) in enumerate(zip(asked, answered, strict=False)) if a != b), len(answered))
+        tag = _OPENED.fullmatch(asked[same:])
+        if tag is None:
+            raise self._invalid(
+                "its chat template writes an answer otherwise than its own generation prompt begins it (seen at "
+                f"\"{row.turns[index].at}\"), so the assistant's tokens can't be told from the rest. Use a template "
+                "that only appends."
+            )
+        thoughts = str(row.turns[index].more.get("reasoning_content", ""))
+        return [Part(asked, in_loss=False), Part(f"{thoughts}\n</{tag[1]}>\n\n{answered[same:]}", in_loss=True)]
+
+    def _render(self, row: Conversation, turns: int, *, answer_next: bool) -> str:
+        messages: Sequence[Mapping[str, Any]] = [turn.message for turn in row.turns[:turns]]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tools=[*row.tools] or None, tokenize=False, add_generation_prompt=answer_next
+            )
+        except (TemplateSyntaxError, UndefinedError) as error:
+            place = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
+            raise self._invalid(f"its chat template is wrong: {error}{place}. Mend it, or use another one.") from error
+        except TemplateError as error:
+            raise BadRowError(
+                f"the model's chat template refuses the row: {error}", "Write the turns as the template expects"
+            ) from error
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise self._invalid(
+                f"its chat template fails with {type(error).__name__}: {error}. Mend it, or use another one."
+            ) from error
+        return cast("str", text)
+
+    def _invalid(self, why: str) -> StageError:
+        return StageError(Reason.MODEL_INVALID, f"model.uri {self._base.uri}: {why}")

@@ -1,0 +1,94 @@
+"""What a row of a dataset is, whatever file and format it came in: a conversation, a text, or a pair of answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class BadRowError(Exception):
+    """A row that can't be trained on."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.remedy = remedy
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: str
+    """system, user, assistant or tool."""
+    content: str
+    at: str = ""
+    """Where its text is in the row, such as messages[1].content."""
+    learnt: bool = True
+    """Whether the loss counts it, if it is the assistant's."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template gets besides: tool_calls, reasoning_content, ... Templates differ in what they show."""
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The turn as chat templates take it."""
+        return {"role": self.role, "content": self.content, **self.more}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A row of turns; the loss counts what the assistant says, unless a turn says otherwise."""
+
+    turns: tuple[Turn, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """The functions that the assistant may call, as the chat template takes them."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A row of plain text; the loss counts all of it."""
+
+    text: str
+
+
+Text = Conversation | Passage
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row with a preferred and a rejected answer. Both conversations have the same turns before the answer."""
+
+    chosen: Conversation
+    rejected: Conversation
+
+
+Row = Text | Pair
+
+
+def text_of(fields: Mapping[str, Any], name: str) -> str:
+    """A field that must be a text.
+
+    Raises:
+        BadRowError: it is none, or blank.
+    """
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise BadRowError(f'"{name}" is {kind_of(value)}, not a string', f'Make "{name}" a string')
+    if not value.strip():
+        raise BadRowError(f'"{name}" is empty', f'Fill in "{name}"')
+    return value
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, for a message."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case list():
+            return "an array"
+        case dict():
+            return "an object"
+    return "a string"
