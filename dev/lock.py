@@ -23,7 +23,7 @@ class Lock:
 
 
 # The one for this machine comes first: the others follow its versions where they can.
-EVERYTHING = Lock(LOCK.relative_to(REPOSITORY), ("operator", "trainer", "server-cpu", "dev"))
+EVERYTHING = Lock(LOCK.relative_to(REPOSITORY), ("operator", "trainer", "alone", "server-cpu", "dev"))
 LOCKS = (
     EVERYTHING,
     Lock(Path("operator/requirements.lock"), ("operator",)),

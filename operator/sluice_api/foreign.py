@@ -53,7 +53,9 @@ _NOT_SERVED = "vLLM can't load such an adapter."
 
 TRAINING_ARGUMENTS: Mapping[str, Foreign] = {
     "num_train_epochs": _mapped("training.epochs", "whole passes"),
-    "max_steps": _mapped("training.maxSteps", "-1 is absent"),
+    "max_steps": _mapped(
+        "training.maxSteps", "-1 is absent; training also ends after training.epochs, which theirs passes over then"
+    ),
     "learning_rate": _mapped("training.learningRate"),
     "lr_scheduler_type": _mapped(
         "training.schedule", "cosine, linear, constant, constant_with_warmup; others are refused"
@@ -61,7 +63,9 @@ TRAINING_ARGUMENTS: Mapping[str, Foreign] = {
     "lr_scheduler_kwargs": _refused("Schedules have no settings of their own.", {}, ours="training.schedule"),
     "warmup_steps": _mapped("training.warmupSteps", "a whole number of steps; a share is refused"),
     "warmup_ratio": _refused("Write a number of steps.", 0, 0.0, ours="training.warmupSteps"),
-    "weight_decay": _mapped("training.weightDecay"),
+    "weight_decay": _mapped(
+        "training.weightDecay", "with method Full also of norms and biases, which theirs leaves out"
+    ),
     "adam_beta1": _mapped("training.adamBeta1"),
     "adam_beta2": _mapped("training.adamBeta2"),
     "adam_epsilon": _mapped("training.adamEpsilon"),

@@ -31,6 +31,12 @@ MAX_RANK = 512
 """The highest that vLLM serves."""
 
 
+def bound(field: str, keeps: str, message: str) -> Rule:
+    """The rule that a Decimal field keeps to a bound, such as "< 1.0". What is no number has a rule of its own."""
+    number = f"!has(self.{field}) || !self.{field}.matches(r'{NUMBER}')"
+    return Rule(f"{number} || double(self.{field}) {keeps}", message, at=f".{field}")
+
+
 class Lora(Model):
     """Low-rank adaptation of linear layers."""
 
@@ -47,18 +53,11 @@ class Lora(Model):
         (),
         max_length=64,
         description="The linear layers that get an update, by their last names, or by patterns of their whole names "
-        "with * and ?. Absent: all but the output head.",
+        "with * and ?. Absent: all of the language model but the output head. A mixture of experts that keeps its "
+        "experts in one tensor has no linear layers there, and Mamba's out_proj is not computed as one.",
     )
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            Rule(
-                f"!has(self.dropout) || !self.dropout.matches(r'{NUMBER}') || double(self.dropout) < 1.0",
-                "must be less than 1, such as '0.1'",
-                at=".dropout",
-            )
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=rules(bound("dropout", "< 1.0", "must be less than 1, such as '0.1'")))
 
 
 class Schedule(StrEnum):
@@ -115,17 +114,28 @@ class Sharding(StrEnum):
     NEVER = "Never"
 
 
+DEFAULT_WARMUP = 10
+"""In steps. A training of fewer than 40 steps takes a quarter of them: the API server stores the default in every job,
+so that nobody can tell whether a person has asked for it."""
+
+
 class Training(Model):
     """How to learn."""
 
     epochs: int = Field(3, ge=1, le=1000, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, le=10_000_000, description="Stop after this many steps.")
-    learning_rate: Decimal = Field("2e-4", description="Peak learning rate, after warm-up.")
+    learning_rate: Decimal = Field("2e-4", description="Peak learning rate, after warm-up; at most 10.")
     schedule: Schedule = Field(
         Schedule.COSINE,
         description="How the learning rate changes after warm-up: Cosine and Linear go to zero, Constant stays.",
     )
-    warmup_steps: int = Field(10, ge=0, le=100_000, description="Steps until the learning rate is at its peak.")
+    warmup_steps: int = Field(
+        DEFAULT_WARMUP,
+        ge=0,
+        le=100_000,
+        description="Steps until the learning rate is at its peak; fewer than training has. The default is at most a "
+        "quarter of all steps.",
+    )
     weight_decay: Decimal = Field(
         "0.0",
         description="AdamW's weight decay: each step takes away this share of each weight, times the learning rate.",
@@ -229,13 +239,16 @@ class Training(Model):
                 "must be set with exportedCheckpoint Best: which is best is measured in between",
                 at=".evaluateEverySteps",
             ),
+            *(bound(name, "< 1.0", "must be less than 1, such as '0.9'") for name in ("adamBeta1", "adamBeta2")),
             *(
-                Rule(
-                    f"!has(self.{name}) || !self.{name}.matches(r'{NUMBER}') || double(self.{name}) < 1.0",
-                    "must be less than 1, such as '0.9'",
-                    at=f".{name}",
+                bound(name, f"<= {most}.0", f"must be at most {most}, such as '{example}'")
+                for name, most, example in (
+                    ("learningRate", 10, "2e-4"),
+                    ("weightDecay", 10, "0.1"),
+                    ("adamEpsilon", 1, "1e-8"),
+                    ("maxGradientNorm", 1_000_000, "1.0"),
+                    ("preferenceBeta", 100, "0.1"),
                 )
-                for name in ("adamBeta1", "adamBeta2")
             ),
         )
     )

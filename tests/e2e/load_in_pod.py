@@ -4,10 +4,12 @@ python3 load_in_pod.py http://chat/v1 chat
 """
 
 import json
+import socket
 import sys
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import openai
 
@@ -54,8 +56,22 @@ def _streamed(client: openai.OpenAI, model: str) -> str | None:
     return finish
 
 
+def by_address(url: str) -> str:
+    """The URL with its host's address. It is looked up once: whether a busy cluster's DNS answers is not asked here."""
+    host = urlsplit(url).hostname or ""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return url.replace(host, socket.gethostbyname(host), 1)
+        except socket.gaierror:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE_SECONDS)
+
+
 if __name__ == "__main__":
-    asking = [threading.Thread(target=ask_again_and_again, args=(*sys.argv[1:3], stream)) for stream in (True, False)]
+    where = by_address(sys.argv[1])
+    asking = [threading.Thread(target=ask_again_and_again, args=(where, sys.argv[2], stream)) for stream in (True, False)]
     for thread in asking:
         thread.start()
     for thread in asking:

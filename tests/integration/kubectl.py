@@ -30,7 +30,8 @@ class Kubectl:
     user: str = ""
 
     def __call__(self, *words: str, **manifest: Any) -> Answer:
-        """Run kubectl; `manifest` (or `manifests`) goes to its standard input as YAML."""
+        """Run kubectl; `manifest` (or `manifests`) goes to its standard input as YAML, or `text` as it is."""
+        text = manifest.pop("text", None)
         documents = manifest.get("manifests") or [manifest["manifest"]] if manifest else []
         run = subprocess.run(
             [
@@ -39,7 +40,7 @@ class Kubectl:
                 *([f"--as={self.user}"] if self.user else []),
                 *words,
             ],
-            input=yaml.safe_dump_all(documents),
+            input=yaml.safe_dump_all(documents) if text is None else text,
             capture_output=True,
             text=True,
             timeout=60,

@@ -1,9 +1,75 @@
 """What the API server refuses: kind, field, value, and what kubectl says of it.
 
-`tests/unit/api/test_crd.py` holds these tables against the rules: a rule that no row breaks has no proof.
+`tests/unit/api/test_crd.py` holds these tables against the rules: a rule that no row breaks has no proof. The trainer
+without a cluster is asked the same: tests/unit/api/test_admission.py.
 """
 
+from copy import deepcopy
 from typing import Any
+
+import yaml
+
+SMALLEST: dict[str, dict[str, Any]] = {
+    manifest["kind"]: manifest
+    for manifest in yaml.safe_load_all("""
+apiVersion: sluice.dev/v1alpha1
+kind: FineTuneJob
+metadata: {name: support-tone}
+spec:
+  model: {uri: "pvc://models/smollm2-135m-instruct"}
+  dataset: {uri: "pvc://datasets/support.jsonl"}
+  output: {uri: "pvc://adapters/support"}
+---
+apiVersion: sluice.dev/v1alpha1
+kind: InferenceEngine
+metadata: {name: chat}
+spec:
+  model: {uri: "pvc://models/smollm2-135m-instruct"}
+---
+apiVersion: sluice.dev/v1alpha1
+kind: Adapter
+metadata: {name: support-tone}
+spec:
+  engine: chat
+  source: {uri: "pvc://adapters/support/export"}
+---
+apiVersion: sluice.dev/v1alpha1
+kind: GPUPool
+metadata: {name: h100}
+""")
+}
+
+
+def written(field: str, value: Any) -> dict[str, Any]:
+    """A value at a dotted path; `[]` is a list with one item, which has what it must have."""
+    for part in reversed(field.split(".")):
+        name = part.removesuffix("[]")
+        value = {name: [merged(ITEMS[name], value)] if part.endswith("[]") else value}
+    whole: dict[str, Any] = value
+    return whole
+
+
+ITEMS: dict[str, dict[str, Any]] = {
+    "borrowWindows": {"start": "20:00", "end": "07:00"},
+    "matchExpressions": {"key": "team", "operator": "Exists"},
+    "quotas": {},
+    "tolerations": {"key": "spot"},
+}
+"""The smallest item of each list of objects."""
+
+
+def merged(manifest: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """A JSON merge patch (RFC 7396): None removes."""
+    result = deepcopy(manifest)
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, dict):
+            result[key] = merged(result.get(key) or {}, value)
+        else:
+            result[key] = value
+    return result
+
 
 REFUSED: list[tuple[str, str, Any, str]] = [
     ("FineTuneJob", "metadata.name", "support.tone", "write at most 63 lower-case letters, digits and '-'"),
@@ -55,6 +121,16 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("FineTuneJob", "spec.lora.dropout", "1e9999999", "spec.lora.dropout: * write an exponent of at most two digits"),
     ("FineTuneJob", "spec.training.adamBeta2", "1.5", "spec.training.adamBeta2: * must be less than 1"),
     ("FineTuneJob", "spec.lora.dropout", "1", "spec.lora.dropout: * must be less than 1"),
+    ("FineTuneJob", "spec.training.learningRate", "100", "spec.training.learningRate: * must be at most 10"),
+    ("FineTuneJob", "spec.training.weightDecay", "11", "spec.training.weightDecay: * must be at most 10"),
+    ("FineTuneJob", "spec.training.adamEpsilon", "1.5", "spec.training.adamEpsilon: * must be at most 1"),
+    (
+        "FineTuneJob",
+        "spec.training.maxGradientNorm",
+        "2000000",
+        "spec.training.maxGradientNorm: * must be at most 10000",
+    ),
+    ("FineTuneJob", "spec.training.preferenceBeta", "101", "spec.training.preferenceBeta: * must be at most 100"),
     (
         "FineTuneJob",
         "spec.training",
@@ -255,3 +331,62 @@ UNCHANGEABLE: list[tuple[str, str, Any, str]] = [
     ("Adapter", "spec.engine", "other", "spec.engine: *"),
 ]
 """Of the smallest object of each kind; the message goes on with `cannot be changed`."""
+
+SPELLINGS: list[tuple[str, bool]] = [
+    ("training: {learningRate: '2e-4'}", True),
+    ("training: {learningRate: 2e-4}", False),
+    ("training: {learningRate: 0.0002}", False),
+    ("training: {learningRate: 1}", False),
+    ("training: {maxSteps: 2}", True),
+    ("training: {maxSteps: '2'}", False),
+    ("training: {maxSteps: 2.0}", True),
+    ("training: {maxSteps: 2.5}", False),
+    ("training: {maxSteps: 1_000}", True),
+    ("training: {maxSteps: 0x10}", True),
+    ("training: {maxSteps: 010}", True),
+    ("training: {maxSteps: 1:30}", False),
+    ("training: {maxSteps: true}", False),
+    ("training: {compile: yes}", True),
+    ("training: {compile: on}", True),
+    ("training: {compile: 'true'}", False),
+    ("training: {compile: 1}", False),
+    ("training: {batchSize: 4, microBatchSize: 3}", False),
+    ("training: {batchSize: 4, microBatchSize: 4}", True),
+    ("training: {epochs: 2, epochs: 3}", True),
+    ("training: {epochs: null}", True),
+    ("training: null", True),
+    ("training: []", False),
+    ("training: {maxSteps: null}", True),
+    ("training: {learning_rate: '2e-4'}", False),
+    ("dataset: {uri: 'pvc://d/a.jsonl', validationSplit: 0.1}", False),
+    ("dataset: {uri: 'pvc://d/a.jsonl', validationSplit: 10}", False),
+    ("dataset: {uri: 'pvc://d/a.jsonl', validationSplit: 10%}", True),
+    ("dataset: {uri: 'pvc://d/a b.jsonl'}", False),
+    ("dataset: {uri: pvc://d/a.jsonl}", True),
+    ("lora: {targetModules: [q_proj, v_proj]}", True),
+    ("lora: {targetModules: [q_proj, q_proj]}", False),
+    ("lora: {targetModules: q_proj}", False),
+    ("lora: {targetModules: null}", True),
+    ("lora: {dropout: 0.1}", False),
+    ("lora: {dropout: '.1'}", False),
+    ("method: qlora", False),
+    ("resources: {memory: 8}", False),
+    ("resources: {memory: 8Gi, cpu: '2'}", True),
+    ("resources: {cpu: 2}", False),
+    ("scheduling: {notBefore: 2027-01-04T20:00:00Z}", True),
+    ("scheduling: {notBefore: '2027-01-04T20:00:00+01:00'}", True),
+    ("scheduling: {notBefore: 2027-01-04}", False),
+    ("scheduling: {notBefore: 2027-01-04 20:00:00Z}", False),
+    ("scheduling: {share: 30%}", True),
+    ("suspend: no", True),
+    ("suspend: 'no'", False),
+]
+"""What a person may write in a FineTuneJob's spec, as YAML, and whether it is taken."""
+
+
+def spelt(text: str) -> str:
+    """The smallest FineTuneJob with a line of YAML in its spec, instead of the field that the line is of."""
+    spec = {key: value for key, value in SMALLEST["FineTuneJob"]["spec"].items() if not text.startswith(f"{key}:")}
+    kept = "".join(f"  {line}\n" for line in yaml.safe_dump(spec).splitlines())
+    head = "apiVersion: sluice.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {name: spelt}\nspec:\n"
+    return f"{head}{kept}  {text}\n"

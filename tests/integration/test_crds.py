@@ -2,49 +2,17 @@
 
 import json
 from collections.abc import Iterator
-from copy import deepcopy
 from typing import Any
 
 import pytest
-import yaml
 
 from dev.cluster import control_plane
 from sluice_api.crd import RESOURCES, resource_schema
 from sluice_api.schema import RULES, fields_of
 from tests.integration.kubectl import Kubectl
-from tests.integration.refusals import REFUSED, UNCHANGEABLE
+from tests.integration.refusals import REFUSED, SMALLEST, SPELLINGS, UNCHANGEABLE, merged, spelt, written
 
 pytestmark = pytest.mark.integration
-
-SMALLEST: dict[str, dict[str, Any]] = {
-    manifest["kind"]: manifest
-    for manifest in yaml.safe_load_all("""
-apiVersion: sluice.dev/v1alpha1
-kind: FineTuneJob
-metadata: {name: support-tone}
-spec:
-  model: {uri: "pvc://models/smollm2-135m-instruct"}
-  dataset: {uri: "pvc://datasets/support.jsonl"}
-  output: {uri: "pvc://adapters/support"}
----
-apiVersion: sluice.dev/v1alpha1
-kind: InferenceEngine
-metadata: {name: chat}
-spec:
-  model: {uri: "pvc://models/smollm2-135m-instruct"}
----
-apiVersion: sluice.dev/v1alpha1
-kind: Adapter
-metadata: {name: support-tone}
-spec:
-  engine: chat
-  source: {uri: "pvc://adapters/support/export"}
----
-apiVersion: sluice.dev/v1alpha1
-kind: GPUPool
-metadata: {name: h100}
-""")
-}
 
 CHANGEABLE = [
     ("FineTuneJob", "spec.suspend", True),
@@ -73,37 +41,6 @@ def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
     plane.stop()
 
 
-def written(field: str, value: Any) -> dict[str, Any]:
-    """A value at a dotted path; `[]` is a list with one item, which has what it must have."""
-    for part in reversed(field.split(".")):
-        name = part.removesuffix("[]")
-        value = {name: [merged(ITEMS[name], value)] if part.endswith("[]") else value}
-    whole: dict[str, Any] = value
-    return whole
-
-
-ITEMS: dict[str, dict[str, Any]] = {
-    "borrowWindows": {"start": "20:00", "end": "07:00"},
-    "matchExpressions": {"key": "team", "operator": "Exists"},
-    "quotas": {},
-    "tolerations": {"key": "spot"},
-}
-"""The smallest item of each list of objects."""
-
-
-def merged(manifest: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    """A JSON merge patch (RFC 7396): None removes."""
-    result = deepcopy(manifest)
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        elif isinstance(value, dict):
-            result[key] = merged(result.get(key) or {}, value)
-        else:
-            result[key] = value
-    return result
-
-
 def says(text: str, expected: str) -> bool:
     """Whether a line has the expected parts in their order; `*` is anything."""
     return any(in_order(line, expected.split(" * ")) for line in text.splitlines())
@@ -128,6 +65,12 @@ def test_a_wrong_field_is_refused_with_its_remedy(
     answer = kubectl("create", "--dry-run=server", "-f", "-", manifest=manifest)
     assert not answer.ok
     assert says(answer.text, expected), answer.text
+
+
+@pytest.mark.parametrize(("text", "is_taken"), SPELLINGS)
+def test_a_spelling_is_taken_or_refused(kubectl: Kubectl, text: str, *, is_taken: bool) -> None:
+    answer = kubectl("create", "--dry-run=server", "-f", "-", text=spelt(text))
+    assert answer.ok == is_taken, answer.text
 
 
 @pytest.mark.parametrize(("kind", "field", "value", "expected"), UNCHANGEABLE)

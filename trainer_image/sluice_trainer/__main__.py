@@ -16,6 +16,7 @@ from sluice_trainer.signals import Save, StopSignal
 
 STOP = StopSignal()
 
+import io
 import logging
 import os
 import traceback
@@ -35,12 +36,14 @@ from sluice_trainer import failpoints, local_ranks, logs
 from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.gpu_errors import is_gpu_error
 from sluice_trainer.ranks import Rank
-from sluice_trainer.report import Reporter, SilentReporter
+from sluice_trainer.report import TIMEOUT_SECONDS, Reporter, SilentReporter
 
 
 def main() -> NoReturn:
     """Run the stage and end with its outcome."""
     os.umask(0o022)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what libraries print is not lost at the end, nor late
     stage = _stage()
     logs.always(run_id=stage.uid)
     rank = Rank.here(stage)
@@ -48,6 +51,7 @@ def main() -> NoReturn:
         logs.always(rank=rank.number)
     reporter = (Reporter if rank.leads else SilentReporter)(stage.attempt, os.environ.get(REPORT_URL_ENV))
     reporter.start()  # before SIGTERM may end it
+    logs.when_unread(lambda: STOP.end(None))
     STOP.set_end_handler(lambda error, save: _end_early(error, save, rank, reporter))
     _configure_libraries(stage)
     outcome, code = _outcome_of(lambda: _run(stage, rank, reporter))
@@ -57,6 +61,10 @@ def main() -> NoReturn:
 
 def _stage() -> StageSpec:
     """Read the StageSpec. An operator of another version may send one that this image doesn't know."""
+    if STAGE_ENV not in os.environ:
+        command = f"python3 -m sluice_trainer run finetunejob.yaml --only {sys.argv[1]}"
+        sys.stderr.write(f"In a cluster the operator starts this stage, with {STAGE_ENV}. By hand it is: {command}\n")
+        sys.exit(ExitCode.BAD_INPUT)
     try:
         stage = StageSpec.model_validate_json(os.environ.get(STAGE_ENV, ""))
     except ValidationError as error:
@@ -154,8 +162,7 @@ def _end(outcome: StageOutcome, code: ExitCode, reporter: Reporter) -> NoReturn:
     if outcome.train is not None:
         changes |= outcome.train.model_dump(include={"step", "total_steps", "checkpoint_step"})
     reporter.close(**changes)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    logs.flush(TIMEOUT_SECONDS)
     os._exit(code)
 
 

@@ -1,17 +1,24 @@
 """The base model: where its folder is, and whether it can be trained."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sluice_api.artifacts import model_fingerprint, stray_link
+from sluice_api.artifacts import file_digest, model_fingerprint, stray_link
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
+from sluice_trainer.context import longest_sequence, rope_boundary
 from sluice_trainer.errors import StageError
-from sluice_trainer.paths import describe_siblings, resolve_in_claim
+from sluice_trainer.paths import resolve_in_claim, why_not_found
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_OF_TOKENIZERS = (
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "bpe.codes", "*.model",
+    "*.spm", "*.tiktoken", "chat_template*", "additional_chat_templates/*.jinja",
+)  # fmt: skip
+"""What transformers' tokenizers read."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +31,24 @@ class BaseModel:
     vocabulary: int
     longest_sequence: int | None
     """Positions that the model knows; None when its configuration does not say."""
+    rope_boundary: int | None
+    """context.rope_boundary of its configuration."""
 
     @property
     def fingerprint(self) -> str:
         """A digest that differs for every other base model."""
         return model_fingerprint(self.folder)
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """A digest of the files that decide how a row is rendered, tokenised and ended."""
+        files = sorted({file for name in _OF_TOKENIZERS for file in self.folder.glob(name) if file.is_file()})
+        lines = [f"{file_digest(file)}  {file.relative_to(self.folder)}\n" for file in files]
+        generation = self.folder / "generation_config.json"
+        if generation.is_file():  # of which only the tokens that end an answer matter
+            content = _json_object(generation, f"model.uri {self.uri}:")
+            lines.append(str(content.get("eos_token_id")))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def locate(uri: str, revision: str = "") -> BaseModel:
@@ -47,7 +67,7 @@ def locate(uri: str, revision: str = "") -> BaseModel:
         if found is None:
             raise StageError(
                 Reason.MODEL_NOT_FOUND,
-                f"model.uri {uri}: there is no such folder. {describe_siblings(path)} Correct model.uri.",
+                f"model.uri {uri}: {why_not_found(path, 'folder')} Correct model.uri.",
             )
         folder = found
     config = _checked_config(uri, folder)
@@ -57,7 +77,8 @@ def locate(uri: str, revision: str = "") -> BaseModel:
         folder=folder,
         revision=revision,
         vocabulary=text.get("vocab_size", 0),
-        longest_sequence=text.get("max_position_embeddings"),
+        longest_sequence=longest_sequence(text),
+        rope_boundary=rope_boundary(text),
     )
 
 

@@ -1,9 +1,11 @@
-"""Files and folders that are either whole or absent, whatever happens while they are written.
+"""Files and folders that are either whole or absent, whatever happens while they are written or kept.
 
 A folder is written under another name, with its manifest last, made durable, and then renamed. Every file is
 readable by other users: the engine that serves an adapter runs under another uid than the trainer.
 """
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 from sluice_api.artifacts import MANIFEST, file_digest
 from sluice_api.model import Model
 from sluice_trainer import failpoints
@@ -22,6 +22,7 @@ from sluice_trainer import failpoints
 M = TypeVar("M", bound=Model)
 
 _UNFINISHED = ".unfinished-"
+_CHECKSUM = "sha256"
 
 
 @contextmanager
@@ -86,12 +87,25 @@ def digests(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, s
     return {path.name: (known or {}).get(path.name) or file_digest(path) for path in files}
 
 
+def sealed(manifest: Model) -> str:
+    """The manifest as JSON with its own checksum, by which `read_manifest` notices that a bit of it has changed."""
+    fields = json.loads(manifest.to_json())
+    return json.dumps(fields | {_CHECKSUM: _checksum(fields)})
+
+
 def read_manifest(folder: Path, manifest: type[M]) -> M | None:
-    """Read the folder's manifest; None if it is missing or invalid."""
+    """Read the folder's manifest; None if it is missing, damaged or invalid. Older versions wrote no checksum."""
     try:
-        return manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        fields = json.loads((folder / MANIFEST).read_bytes())
+        if _CHECKSUM in fields and fields.pop(_CHECKSUM) != _checksum(fields):
+            return None
+        return manifest.model_validate_json(json.dumps(fields))
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
         return None
+
+
+def _checksum(fields: object) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def damaged_file(folder: Path, files: dict[str, str]) -> str | None:

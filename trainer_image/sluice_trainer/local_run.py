@@ -5,12 +5,14 @@ passed on as JSON lines elsewhere.
 """
 
 import argparse
+import fcntl
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,27 +20,38 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
-from sluice_api.finetunejob import FineTuneJobSpec
+from sluice_api.admission import Problem, filled, problems
+from sluice_api.finetunejob import FineTuneJob, FineTuneJobSpec
 from sluice_api.meta import GROUP
 from sluice_api.pods import STAGE_ENV
 from sluice_api.sources import VOLUMES, volume_path
 from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
 from sluice_trainer.local_ranks import OUTCOME_ENV
 from sluice_trainer.loss_curve import LossCurve
-from sluice_trainer.screen import Screen
+from sluice_trainer.manifest import read_documents
+from sluice_trainer.screen import Output, Screen
 from sluice_trainer.summary import write_summary
 from sluice_trainer.unknown_fields import unknown_field
 
+_PATIENCE_SECONDS = 5.0
+"""Between the end of a stage that was stopped and that of this process, if nobody reads its output."""
 _STAGES = {stage.lower(): stage for stage in Stage}
+_ABOUT = """\
+Sluice's trainer: fine-tunes a language model on the rows of a dataset, and leaves an adapter (or a model) that vLLM and
+PEFT load, with a report. In a cluster the operator starts it; `run` does the same on this machine."""
 _HELP = """\
-Train on this machine what a finetunejob.yaml says, without a cluster.
+Train on this machine what a finetunejob.yaml says, without a cluster: on its first GPU, or its CPU, whatever the file
+says of GPUs. examples/finetunejob.yaml is a file to begin with.
 
 A pvc:// address means a folder here: pvc://datasets/rows.jsonl is volumes/datasets/rows.jsonl beside the file,
 unless --volumes or --claim say otherwise. What can't be had here (a pool, a policy, publishing) is passed over.
 
-Ctrl-C saves a checkpoint. The same command again goes on from it."""
+What is made is in <output.uri>/<job>-<uid8>/: export/ with the adapter or the model, checkpoints/, prepared/ and
+report.md. On a terminal you see text and a progress bar; where the output is piped, one JSON object a line.
+
+Ctrl-C saves a checkpoint. The same command again goes on from it. If the file, the rows or the model were edited since,
+it begins anew and says so; --only takes what the stage before has left, whatever was edited since."""
 
 
 class CannotRun(Exception):
@@ -47,7 +60,7 @@ class CannotRun(Exception):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python3 -m sluice_trainer")
+    parser = argparse.ArgumentParser(prog="python3 -m sluice_trainer", description=_ABOUT)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     command = commands.add_parser(
         "run",
@@ -77,27 +90,23 @@ def read_job(file: Path, name: str | None = None) -> StageSpec:
     """Read the FineTuneJob of a file, as a StageSpec of its first stage.
 
     Raises:
-        CannotRun: there is none, or several, or a field is wrong.
+        CannotRun: there is none, or several, or an API server would refuse it.
     """
     try:
-        documents = [found for found in yaml.safe_load_all(file.read_text()) if isinstance(found, Mapping)]
+        documents = [found for found in read_documents(file) if isinstance(found, Mapping)]
     except OSError as error:
         raise CannotRun(f"{file}: {error.strerror}. Name a file with a FineTuneJob.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise CannotRun(f"{file} is not YAML: {error}") from error
-    jobs = {str((found.get("metadata") or {}).get("name", "")): found for found in documents if _is_job(found)}
+    jobs = {_name(found): found for found in documents if _is_job(found)}
     if not jobs:
         raise CannotRun(f"{file} has no FineTuneJob (kind: FineTuneJob). Start from examples/finetunejob.yaml.")
     if (name is None and len(jobs) > 1) or (name is not None and name not in jobs):
         raise CannotRun(f"{file} has the FineTuneJobs {', '.join(sorted(jobs))}. Choose one with --name.")
     name = name or next(iter(jobs))
-    try:
-        # By the names of YAML alone: by Python's, learning_rate would do here and be refused by an API server.
-        spec = FineTuneJobSpec.model_validate(jobs[name].get("spec") or {}, by_alias=True, by_name=False)
-    except ValidationError as invalid:
-        raise CannotRun(f"{file}, {name}:\n{_explained(invalid)}") from invalid
-    if wrong := _not_below_one(spec):
-        raise CannotRun(f"{file}, {name}:\n{wrong}")
+    if wrong := problems(FineTuneJob, jobs[name]):
+        raise CannotRun(f"{file}, {name}:\n" + "\n".join(map(_explained, wrong)))
+    spec = FineTuneJobSpec.model_validate(filled(FineTuneJob, jobs[name])["spec"])
     here = spec.resources.model_copy(update={"gpus": 1, "nodes": 1})
     # The same file is the same job, so that the same command goes on where the last one stopped.
     uid = hashlib.sha256(f"{file.resolve()} {name}".encode()).hexdigest()[:32]
@@ -107,32 +116,21 @@ def read_job(file: Path, name: str | None = None) -> StageSpec:
     )  # fmt: skip
 
 
-def _not_below_one(spec: FineTuneJobSpec) -> str:
-    """Check what an API server checks with CEL. Without this, AdamW would fail later, with an obscure message."""
-    values = {
-        "lora.dropout": spec.lora.dropout,
-        "training.adamBeta1": spec.training.adam_beta1,
-        "training.adamBeta2": spec.training.adam_beta2,
-    }
-    wrong = (
-        f"  spec.{field}: must be less than 1 (it is {value!r})" for field, value in values.items() if float(value) >= 1
-    )
-    return "\n".join(wrong)
+def _name(document: Mapping[str, Any]) -> str:
+    metadata = document.get("metadata")
+    return str(metadata.get("name", "")) if isinstance(metadata, Mapping) else ""
 
 
 def _is_job(document: Mapping[str, Any]) -> bool:
     return document.get("kind") == "FineTuneJob" and str(document.get("apiVersion", "")).startswith(f"{GROUP}/")
 
 
-def _explained(invalid: ValidationError) -> str:
-    """Name the wrong fields, one line each, as in the user's file."""
-    errors = invalid.errors(include_url=False, include_context=False)
-    return "\n".join(
-        f"  spec.{'.'.join(map(str, error['loc']))}: "
-        + (unknown_field(error["loc"]) if error["type"] == "extra_forbidden" else error["msg"])
-        + f" (it is {error['input']!r})"
-        for error in errors
-    )
+def _explained(problem: Problem) -> str:
+    """Name a wrong field, as in the user's file, and what to write instead."""
+    is_foreign = problem.unknown and problem.path[0] == "spec"
+    message = unknown_field(problem.path[1:]) if is_foreign else problem.message
+    there = "" if isinstance(problem.value, Mapping) else f" (it is {problem.value!r})"
+    return f"  {problem.field}: {message}{there}"
 
 
 def claim_folders(job: StageSpec, volumes: Path, others: Sequence[str]) -> dict[str, Path]:
@@ -171,13 +169,14 @@ def _run(job: StageSpec, folders: Mapping[str, Path], stages: Sequence[Stage]) -
     claim, *path = PurePosixPath(job.work).relative_to(VOLUMES).parts
     work = folders[claim].joinpath(*path)
     curve = LossCurve(work / "losses.jsonl")
-    with tempfile.TemporaryDirectory() as scratch, Screen.of(sys.stdout, curve) as screen:
+    out = Output(sys.stdout)
+    with _only_run(work) as held, tempfile.TemporaryDirectory() as scratch, Screen.of(out, curve) as screen:
         volumes = Path(scratch) / "volumes"
         volumes.mkdir()
         for claim, folder in folders.items():
             (volumes / claim).symlink_to(folder)
         for stage in stages:
-            code, outcome = _run_stage(job.model_copy(update={"stage": stage}), volumes, Path(scratch), screen)
+            code, outcome = _run_stage(job.model_copy(update={"stage": stage}), volumes, Path(scratch), screen, held)
             if outcome is None or code != ExitCode.DONE:
                 screen.ended_badly(stage, code, outcome)
                 return code
@@ -188,7 +187,42 @@ def _run(job: StageSpec, folders: Mapping[str, Path], stages: Sequence[Stage]) -
         return int(ExitCode.DONE)
 
 
-def _run_stage(job: StageSpec, volumes: Path, scratch: Path, screen: Screen) -> tuple[int, StageOutcome | None]:
+@contextmanager
+def _only_run(work: Path) -> Iterator[tuple[int, ...]]:
+    """While the block runs, and a stage that it has started and given the descriptor, no other run works in the folder.
+
+    Gives the descriptor that holds the folder; none where it can't be held, which Prepare will say better.
+
+    Raises:
+        CannotRun: another run does.
+    """
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / "run.lock").open("a+")
+    except OSError:
+        yield ()
+        return
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise CannotRun(
+                f"This job runs already, in process {lock.read() or '?'}. Wait for its end or stop it with Ctrl-C, or "
+                "give this job another name."
+            ) from None
+        except OSError:  # a file system without locks
+            yield ()
+            return
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield (lock.fileno(),)
+
+
+def _run_stage(
+    job: StageSpec, volumes: Path, scratch: Path, screen: Screen, held: tuple[int, ...]
+) -> tuple[int, StageOutcome | None]:
     """Run one stage in a process of its own; returns its exit status and its outcome."""
     outcome = scratch / "outcome.json"
     outcome.unlink(missing_ok=True)
@@ -202,12 +236,17 @@ def _run_stage(job: StageSpec, volumes: Path, scratch: Path, screen: Screen) -> 
     command = [sys.executable, "-m", "sluice_trainer", job.stage.lower()]
     # A process group of its own: Ctrl-C on a terminal comes here alone, and is passed on as a pod's SIGTERM.
     with (
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, process_group=0) as process,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, encoding="utf-8", errors="replace", process_group=0,
+            pass_fds=held,
+        ) as process,
         _stopped_together(process),
-    ):
+    ):  # fmt: skip
         screen.begins(job.stage)
         for line in process.stdout or ():
             screen.line(line)
+            if screen.is_lost:  # as if the terminal were closed: it saves what it has
+                process.terminate()
         code = process.wait()
     result = StageOutcome.model_validate_json(outcome.read_bytes()) if outcome.exists() else None
     return code, result
@@ -215,11 +254,27 @@ def _run_stage(job: StageSpec, volumes: Path, scratch: Path, screen: Screen) -> 
 
 @contextmanager
 def _stopped_together(process: subprocess.Popen[str]) -> Iterator[None]:
-    """While the block runs, SIGINT and SIGTERM stop the stage, which saves what it has."""
-    numbers = signal.SIGINT, signal.SIGTERM
-    before = [signal.signal(number, lambda _number, _frame: process.terminate()) for number in numbers]
+    """While the block runs, SIGINT, SIGTERM and a terminal that is closed stop the stage, which saves what it has.
+
+    This process ends soon after it, even if nobody reads what it still has to write.
+    """
+    ended = threading.Event()
+
+    def end_after_it() -> None:
+        code = process.wait()
+        if not ended.wait(_PATIENCE_SECONDS):
+            os._exit(code)
+
+    def stop(_number: int, _frame: object) -> None:
+        process.terminate()
+        threading.Thread(target=end_after_it, name="end", daemon=True).start()
+
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+    numbers = [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
+    before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
     finally:
+        ended.set()
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

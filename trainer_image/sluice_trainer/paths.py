@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError
 
@@ -33,8 +33,18 @@ def resolve_in_claim(path: VolumePath) -> Path | None:
     return found if found.exists() and found.is_relative_to(claim) else None
 
 
-def describe_siblings(path: VolumePath) -> str:
-    """Name what is there instead of a missing path, for an error message."""
+def why_not_found(path: VolumePath, what: str) -> str:
+    """Why `resolve_in_claim` found no file or folder, as two sentences for an error message: what is there instead."""
+    steps = [PurePosixPath(path.path), *PurePosixPath(path.path).parents]
+    if link := next((step for step in steps if mounted(VolumePath(path.claim, str(step))).is_symlink()), None):
+        return (
+            f"{path.claim}/{link} is a link that leads out of the claim, or nowhere, and is not followed. Put the "
+            f"{what} itself there."
+        )
+    return f"there is no such {what}. {_siblings(path)}"
+
+
+def _siblings(path: VolumePath) -> str:
     parent = mounted(path).parent
     claim = mounted(VolumePath(path.claim, ""))
     while not parent.is_dir() and parent.is_relative_to(claim):
@@ -86,8 +96,13 @@ def make_work_folder(stage: StageSpec) -> Path:
 
 
 @contextmanager
-def writing(stage: StageSpec) -> Iterator[None]:
-    """Turn a refusal by the output's file system into an error that names the claim and the remedy."""
+def writing(stage: StageSpec, needs: int | None = None) -> Iterator[None]:
+    """Turn a refusal by the output's file system into an error that names the claim and the remedy.
+
+    Args:
+        stage: What is done.
+        needs: Bytes that are written, if that is known.
+    """
     uri = stage.spec.output.uri
     try:
         with _safetensors_as_os_errors():
@@ -101,9 +116,11 @@ def writing(stage: StageSpec) -> Iterator[None]:
             ) from error
         if error.errno in _FULL:
             free = shutil.disk_usage(mounted(VolumePath(_output(stage).claim, ""))).free
+            needed = f", and {needs:,} are needed" if needs else ""
             raise StageError(
                 Reason.OUTPUT_NOT_WRITABLE,
-                f"output.uri {uri}: {error.strerror} ({free} bytes free). Make room in the claim, or use a larger one.",
+                f"output.uri {uri}: {error.strerror} ({free:,} bytes are free{needed}). Make room in the claim, or use "
+                "a larger one.",
                 ExitCode.INTERNAL,
             ) from error
         raise

@@ -4,30 +4,51 @@ All of it is a function of the step: a resumed training needs only the step's nu
 """
 
 import hashlib
+import json
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sluice_api.stages import StageSpec
-from sluice_api.training import Schedule, Training
-
-
-def plan_digest(stage: StageSpec) -> str:
-    """Digest of all that decides the result: two plans differ if it does. Priority and attempt are not in it."""
-    fields = {"model", "dataset", "method", "lora", "training", "output", "resume_from"}
-    # Without defaults, so that a field that is new in this version does not make another plan of a running job's.
-    plan = stage.spec.model_dump_json(by_alias=True, include=fields, exclude_defaults=True)
-    return hashlib.sha256(f"{stage.namespace}/{stage.name}/{stage.uid} {plan}".encode()).hexdigest()
-
+from sluice_api.training import DEFAULT_WARMUP, Schedule, Training
 
 _NO_EFFECT_ON_RESULT = frozenset(
     {"checkpointEverySteps", "keepCheckpoints", "microBatchSize", "gradientCheckpointing", "compile", "sharding"}
 )
 """Settings that change how fast a training is and what it keeps, and not its result, but for rounding."""
+
+
+def plan_digest(stage: StageSpec) -> str:
+    """Digest of a job's own wishes, but for its priority and attempt: rows are prepared for one plan."""
+    return _digest(stage, _plan(stage))
+
+
+def result_digest(stage: StageSpec, inputs: Mapping[str, str]) -> str:
+    """Digest of all that decides the trained weights.
+
+    Args:
+        stage: The job.
+        inputs: Digests of what it reads: rows, model, tokenizer.
+    """
+    plan = _plan(stage)
+    training = {name: value for name, value in plan.get("training", {}).items() if name not in _NO_EFFECT_ON_RESULT}
+    return _digest(stage, {**plan, "training": training, "inputs": dict(inputs)})
+
+
+def _plan(stage: StageSpec) -> dict[str, Any]:
+    """What a job asks for. Without defaults: a field that is new makes no other plan of a job that runs already."""
+    fields = {"model", "dataset", "method", "lora", "training", "output", "resume_from"}
+    return stage.spec.model_dump(mode="json", by_alias=True, include=fields, exclude_defaults=True)
+
+
+def _digest(stage: StageSpec, plan: Mapping[str, Any]) -> str:
+    text = json.dumps(plan, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(f"{stage.namespace}/{stage.name}/{stage.uid} {text}".encode()).hexdigest()
 
 
 def settings_of(stage: StageSpec) -> dict[str, str]:
@@ -41,6 +62,14 @@ def settings_of(stage: StageSpec) -> dict[str, str]:
             {f"{name}.{field}": str(value) for field, value in values.items() if field not in _NO_EFFECT_ON_RESULT}
         )
     return found
+
+
+def different_setting(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, str, str] | None:
+    """The first setting that differs, with its value in the one and in the other; None when all are the same."""
+    for field in sorted({*one, *other}, key=lambda name: (name != "method", name)):
+        if one.get(field) != other.get(field):
+            return field, one.get(field, "the default"), other.get(field, "the default")
+    return None
 
 
 class Steps:
@@ -106,9 +135,11 @@ class Steps:
 
 
 def learning_rate(step: int, total: int, training: Training) -> float:
-    """Linear warm-up to the peak, then as the schedule says. Warm-up is at most a quarter of the steps."""
+    """Linear warm-up to the peak, then as the schedule says."""
     peak = float(training.learning_rate)
-    warmup = min(training.warmup_steps, total // 4)
+    warmup = training.warmup_steps
+    if warmup == DEFAULT_WARMUP:
+        warmup = min(warmup, total // 4)
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / (total - warmup)

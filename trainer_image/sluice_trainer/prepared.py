@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from safetensors.numpy import load_file, save_file
 
 from sluice_api.artifacts import MANIFEST
@@ -27,6 +28,10 @@ class PreparedManifest(Model):
     format: Literal["sluice.prepared/v3"] = "sluice.prepared/v3"
     plan: str
     """plan.plan_digest of the StageSpec that they were made for."""
+    result_plan: str = ""
+    """plan.result_digest; empty in folders of versions that did not note what the rows were made from."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """Digests of what the rows were made from, by what it is; none in folders of older versions."""
     files: dict[str, str]
     result: PrepareResult
     row_format: DatasetFormat
@@ -38,6 +43,11 @@ class PreparedManifest(Model):
     seed: int
     settings: dict[str, str] | None = None
     """plan.settings_of the StageSpec; None in folders of versions before resumeFrom."""
+
+    @property
+    def training_plan(self) -> str:
+        """What checkpoints and exports carry, so that none is taken for the result of other settings or other rows."""
+        return self.result_plan or self.plan
 
 
 @dataclass(frozen=True)
@@ -111,8 +121,14 @@ class TokenRows:
 
     @property
     def longest_sequence(self) -> int:
-        """Tokens of the longest sequence that the model sees; the two sides of a pair are two sequences."""
-        return int(np.maximum(self.splits, np.diff(self.offsets) - self.splits).max())
+        """Tokens of the longest sequence that the model sees."""
+        return max(self.longest_sequences(range(len(self))))
+
+    def longest_sequences(self, indices: Sequence[int]) -> list[int]:
+        """Tokens of the longest sequence of each row: the two sides of a pair are two sequences."""
+        chosen = np.asarray(indices, np.int64)
+        lengths, splits = self.offsets[chosen + 1] - self.offsets[chosen], self.splits[chosen]
+        return [int(length) for length in np.maximum(splits, lengths - splits)]
 
     def __getitem__(self, index: int) -> TokenRow:
         span = slice(self.offsets[index], self.offsets[index + 1])
@@ -134,11 +150,23 @@ def write_rows(folder: Path, training: TokenRows, validation: TokenRows) -> None
         save_file(vars(rows), folder / name)
 
 
-def finished(folder: Path, plan: str) -> PreparedManifest | None:
-    """The manifest of rows prepared for this plan; None when there are none, or they are damaged."""
+def finished(folder: Path) -> PreparedManifest | None:
+    """The manifest of the prepared rows; None when there are none, or they are damaged."""
     manifest = durable.read_manifest(folder, PreparedManifest)
-    if manifest is None or manifest.plan != plan or durable.damaged_file(folder, manifest.files):
-        return None
+    return None if manifest is None or durable.damaged_file(folder, manifest.files) else manifest
+
+
+def manifest_of(folder: Path, plan: str) -> PreparedManifest:
+    """The manifest of the rows that were prepared for this plan. The rows themselves are not looked at.
+
+    Raises:
+        StageError: it is not there or not whole, or of another plan.
+    """
+    manifest = durable.read_manifest(folder, PreparedManifest)
+    if manifest is None:
+        raise _unusable(folder, f"{MANIFEST} is missing or damaged")
+    if manifest.plan != plan:
+        raise _unusable(folder, "they were made for other settings")
     return manifest
 
 
@@ -146,15 +174,19 @@ def load(folder: Path, plan: str) -> Prepared:
     """The rows prepared for this plan.
 
     Raises:
-        StageError: they are not there or not whole.
+        StageError: they are not there or not whole, or of another plan.
     """
-    manifest = finished(folder, plan)
-    if manifest is None:
-        raise StageError(
-            Reason.TRAINER_FAILED,
-            f"{folder / MANIFEST} is missing, damaged, or of another plan: the prepared rows can't be used. "
-            "Delete the job and create it again.",
-            ExitCode.INTERNAL,
-        )
+    manifest = manifest_of(folder, plan)
+    if file := durable.damaged_file(folder, manifest.files):
+        raise _unusable(folder, f"{file} is missing or damaged")
     training, validation = (TokenRows(**load_file(folder / name)) for name in (TRAINING, VALIDATION))
     return Prepared(manifest, training, validation)
+
+
+def _unusable(folder: Path, why: str) -> StageError:
+    return StageError(
+        Reason.TRAINER_FAILED,
+        f"The prepared rows in {folder} can't be used: {why}. Let Prepare make them anew: without a cluster, run the "
+        "same command without --only; in a cluster, delete the job and create it again.",
+        ExitCode.INTERNAL,
+    )

@@ -1,8 +1,12 @@
 """The output of a run without a cluster: text and a progress bar on a terminal, JSON lines elsewhere."""
 
+import errno
+import io
 import json
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -13,22 +17,56 @@ from sluice_trainer.loss_curve import LossCurve, event_of
 _OF_EVERY_LINE = ("timestamp", "agent", "run_id", "message")
 
 
+class Output:
+    """stdout, until nobody reads it any more: the terminal is closed, or the pager has ended."""
+
+    def __init__(self, out: TextIO | None) -> None:
+        self._out = out or io.StringIO()  # closed by the shell: >&-
+        self.is_lost = False
+
+    def write(self, text: str) -> None:
+        """Write all of it now; nothing once the reader is gone."""
+        if self.is_lost:
+            return
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except OSError as error:
+            self.is_lost = True
+            if error.errno != errno.EPIPE:
+                sys.stderr.write(f"The output can't be written ({error.strerror}). The stage saves what it has.\n")
+            with suppress(OSError, ValueError):  # Python writes the rest when it ends, and would complain
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+
+    def flush(self) -> None:
+        """Do nothing: each write is flushed."""
+
+    def isatty(self) -> bool:
+        """Whether a person reads it."""
+        return self._out.isatty()
+
+
 class Screen:
     """Shows the stages' log lines. This base class passes them on unchanged, for programs that read them."""
 
-    def __init__(self, out: TextIO, curve: LossCurve) -> None:
+    def __init__(self, out: Output, curve: LossCurve) -> None:
         self._out = out
         self._curve = curve
 
     @staticmethod
     @contextmanager
-    def of(out: TextIO, curve: LossCurve) -> "Iterator[Screen]":
+    def of(out: Output, curve: LossCurve) -> "Iterator[Screen]":
         """Make the screen that fits the output. Losses in the lines go into the curve."""
         screen = (Terminal if out.isatty() else Screen)(out, curve)
         try:
             yield screen
         finally:
             screen.close()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nobody can read any more."""
+        return self._out.is_lost
 
     def begins(self, stage: Stage) -> None:
         """Handle the beginning of a stage."""
@@ -59,7 +97,6 @@ class Screen:
 
     def _write(self, text: str) -> None:
         self._out.write(text)
-        self._out.flush()
 
 
 class Terminal(Screen):

@@ -24,8 +24,12 @@ _INTERNAL = 70
 """stages.ExitCode.INTERNAL, which is not imported yet when this is needed."""
 
 
+_STOPS = (signal.SIGTERM, signal.SIGHUP)
+"""SIGHUP is what a terminal sends that is closed."""
+
+
 class StopSignal:
-    """Ends the process on SIGTERM, or when a thread calls `end`; what `set_save` has set is called before.
+    """Ends the process on SIGTERM or SIGHUP, or when a thread calls `end`; what `set_save` has set is called before.
 
     A container's first process ignores a SIGTERM for which it has no handler, so this is made before anything else;
     one that comes before is kept until then (manifests/pod.py).
@@ -43,7 +47,9 @@ class StopSignal:
         self._wakeup, descriptor = os.pipe()
         os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, _ignore)
+        for number in _STOPS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means what it says
+                signal.signal(number, _ignore)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the pod's command blocks it until here
         threading.Thread(target=self._wait, name="sigterm", daemon=True).start()
 
@@ -79,7 +85,7 @@ class StopSignal:
         self._save = save
 
     def _wait(self) -> None:
-        while signal.SIGTERM not in os.read(self._wakeup, 64):
+        while not {*os.read(self._wakeup, 64)} & {*_STOPS}:
             pass
         self.end(None)
 

@@ -48,7 +48,7 @@ def _rows(
     rows = {
         "base model": spec.model.uri,
         "dataset": spec.dataset.uri,
-        "method": spec.method if whole else f"{spec.method}, rank {spec.lora.rank}",
+        "method": spec.method if whole else f"{spec.method}, rank {exported.rank}",
     }
     if prepared is not None:
         policy = spec.training.overlong_rows

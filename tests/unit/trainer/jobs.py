@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sluice_api.artifacts import ADAPTER_FILES
 from sluice_api.stages import PrepareResult, StageOutcome, StageSpec, TrainResult
@@ -18,6 +18,9 @@ from sluice_trainer.prepared import Prepared, load
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter
 from sluice_trainer.signals import Save, StopSignal
+
+if TYPE_CHECKING:
+    from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -102,6 +105,12 @@ class Job:
 
     def prepared(self) -> Prepared:
         return load(self.work / "prepared", plan_digest(self.stage("Train")))
+
+    def checkpoints(self) -> "Checkpoints":
+        """The job's checkpoints, once it is prepared."""
+        from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
+
+        return Checkpoints(self.stage("Train"), self.prepared().manifest.training_plan)
 
     def train(self) -> TrainResult:
         from sluice_trainer.train.loop import train

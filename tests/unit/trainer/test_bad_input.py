@@ -50,7 +50,7 @@ ASSISTANT = {"role": "assistant", "content": "Hello"}
         (messages(ASSISTANT), f'{AT}: "messages" begins with the assistant. Put the user\'s turn before it, {SKIP}'),
         (
             messages(USER, {"role": "bot", "content": "Hello"}),
-            f'{AT}: "messages[1].role" is "bot". Use one of system, user, assistant, {SKIP}',
+            f'{AT}: "messages[1].role" is "bot". Use one of system, developer, user, assistant, tool, {SKIP}',
         ),
         (
             messages(USER, {"role": "assistant", "content": " "}),
@@ -71,6 +71,12 @@ ASSISTANT = {"role": "assistant", "content": "Hello"}
             f"Shorten the row, raise training.maxSequenceLength, or set training.overlongRows: Split, {SKIP}",
         ),
         (
+            '{"messages": [{"role": "user", "content": "\\ud83d"}, {"role": "assistant", "content": "Hi"}]}',
+            f"{AT}: not Unicode: \\ud83d is half of a surrogate pair. Write the whole character, or remove the half, "
+            f"{SKIP}",
+        ),
+        ('{"n": ' + "1" * 5000 + "}", f"{AT}: it has a number of thousands of digits. Write it as a string, {SKIP}"),
+        (
             {"prompt": "Hi", "completion": "Hello"},
             f"{AT}: the row is PromptCompletion, but line 1 is Messages. Write all rows in one format, "
             "or set dataset.format: Messages and dataset.onBadRow: Skip.",
@@ -90,7 +96,7 @@ def test_bad_row_is_named_with_its_line(job: Job, row: Any, message: str) -> Non
     [
         ({"instruction": "", "output": "Hello"}, "Alpaca", '"instruction" is empty'),
         ({"instruction": "Hi", "input": 3, "output": "Hello"}, "Alpaca", '"input" is a number, not a string'),
-        ({"prompt": "Hi", "completion": ["Hello"]}, "PromptCompletion", '"completion" is an array, not a string'),
+        ({"prompt": "Hi", "completion": ["Hello"]}, "PromptCompletion", '"completion[0]" is a string, not an object'),
         ({"text": True}, "Text", '"text" is a boolean, not a string'),
         ({"text": "<|im_end|>"}, "Text", "there is no token to learn in this row"),
         (chat("Hi", "Hello"), "Text", "the row is Messages, dataset.format is Text"),
@@ -166,7 +172,11 @@ def test_dataset_may_begin_with_a_byte_order_mark(job: Job) -> None:
             "other/rows.jsonl",
             "dataset.uri pvc://other/rows.jsonl: there is no such file. The claim other is not mounted.",
         ),
-        ("datasets/link", "dataset.uri pvc://datasets/link: there is no such file."),
+        (
+            "datasets/link",
+            "dataset.uri pvc://datasets/link: datasets/link is a link that leads out of the claim, or nowhere, and is "
+            "not followed. Put the file itself there.",
+        ),
     ],
 )
 def test_dataset_uri_of_a_missing_file_is_refused(job: Job, dataset: str, message: str) -> None:
@@ -250,12 +260,6 @@ def test_model_folder_that_is_incomplete_or_unsafe_is_refused(
 @pytest.mark.parametrize(
     ("template", "row", "reason", "message"),
     [
-        (
-            "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}",
-            chat("Hi", "Hello"),
-            Reason.MODEL_INVALID,
-            "its chat template rewrites earlier turns when a later one is added (seen at line 1)",
-        ),
         (
             "{{ raise_exception('no system turn, please') }}",
             chat("Hi", "Hello"),

@@ -59,7 +59,7 @@ def test_exported_checkpoint_best_is_kept_and_exported(job: Job, measured: list[
     assert steps_kept(best) == ["step-10", "step-4"]
     assert result_of(last) == (10, 10, 3.2)
     assert steps_kept(last) == ["step-10"]
-    snapshot = Checkpoints(best.stage("Export")).trained()[1]
+    snapshot = best.checkpoints().trained()[1]
     assert snapshot.progress.step == 4
     best.export()
     last.export()
@@ -149,7 +149,7 @@ def test_best_checkpoint_of_a_real_training(job: Job) -> None:
     result = job.train()
     assert result.exported_step == 10
     assert result.evaluation_loss_after < result.evaluation_loss_before  # type: ignore[operator]
-    assert Checkpoints(job.stage("Export")).trained()[0] == result
+    assert job.checkpoints().trained()[0] == result
 
 
 def test_exported_checkpoint_best_needs_evaluations(job: Job) -> None:

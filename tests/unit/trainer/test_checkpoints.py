@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sluice_api.reasons import Reason
-from sluice_api.stages import ExitCode
+from sluice_api.stages import ExitCode, TrainResult
 from sluice_trainer import durable
 from sluice_trainer.errors import StageError
 from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
@@ -28,8 +28,12 @@ def state(step: int) -> Snapshot:
     return Snapshot(Progress(step=step, total_steps=100, learning_rate=0.1), {"weight.a": torch.full((64,), step)})
 
 
+def checkpoints_of(job: Job) -> Checkpoints:
+    return Checkpoints(job.stage("Train"), plan=f"the plan of {job.name}")
+
+
 def saved(job: Job, *steps: int) -> Checkpoints:
-    checkpoints = Checkpoints(job.stage("Train"))
+    checkpoints = checkpoints_of(job)
     for step in steps:
         checkpoints.save(partial(state, step))
     return checkpoints
@@ -56,6 +60,12 @@ def of_another_job(folder: Path) -> None:
     shutil.copytree(other.work / "checkpoints" / "step-10", folder)
 
 
+def rewrite(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
 def unreadable(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -77,7 +87,12 @@ def unreadable(path: Path) -> None:
         ),
         ("the manifest is empty", lambda folder: os.truncate(folder / "manifest.json", 0), "or a torn one"),
         ("the disk refuses to read", lambda folder: unreadable(folder / "manifest.json"), "can't be read: [Errno 21]"),
-        ("of another job", of_another_job, "of another plan"),
+        (
+            "a bit of the manifest's plan",
+            lambda folder: rewrite(folder / "manifest.json", "the plan of job", "the plan of jpb"),
+            "no manifest.json, or a torn one",
+        ),
+        ("of another job", of_another_job, "of other settings or rows"),
         ("under another step's name", lambda folder: shutil.copytree(folder, folder.with_name("step-90")), "another"),
     ],
 )
@@ -86,7 +101,7 @@ def test_checkpoint_that_is_damaged_is_skipped_with_a_log_line(
 ) -> None:
     saved(job, 5, 10)
     damage(job.work / "checkpoints" / "step-10")
-    checkpoints = Checkpoints(job.stage("Train"))
+    checkpoints = checkpoints_of(job)
     step = 10 if what == "under another step's name" else 5
     assert checkpoints.newest_step() == step
     newest = checkpoints.read(step)
@@ -114,7 +129,7 @@ def test_keep_checkpoints_keeps_the_newest_whole_ones(
     saved(job, *before)
     for step in damaged:
         cut_in_half(job.work / "checkpoints" / f"step-{step}" / "state.safetensors")
-    checkpoints = Checkpoints(job.stage("Train"))
+    checkpoints = checkpoints_of(job)
     if (newest := checkpoints.newest_step()) is not None:
         checkpoints.read(newest)
     for step in then:
@@ -192,7 +207,7 @@ def test_checkpoint_at_the_end_that_fails_is_an_error(
     assert (raised.value.reason, raised.value.code) == (Reason.OUTPUT_NOT_WRITABLE, ExitCode.INTERNAL)
     assert raised.value.message.startswith("Step 5 could not be saved; no step is durable. ")
     assert why in raised.value.message
-    assert Checkpoints(job.stage("Train")).completed() is None
+    assert checkpoints_of(job).completed() is None
     assert names(job) == []
     assert job.train().step == 5
 
@@ -225,7 +240,7 @@ def test_export_reads_only_the_weights_of_a_checkpoint(job: Job) -> None:
     """The optimizer's moments are twice as many bytes."""
     job.prepare()
     result = job.train()
-    checkpoints = Checkpoints(job.stage("Export"))
+    checkpoints = job.checkpoints()
     kinds = {name.split(".", maxsplit=1)[0] for name in checkpoints.read(result.result_step).tensors}
     assert {"weight", "exp_avg", "exp_avg_sq"} <= kinds
     _, state = checkpoints.trained()
@@ -242,3 +257,23 @@ def join_the_writer() -> None:
     for thread in threading.enumerate():
         if thread.name == "checkpoint":
             thread.join(10)
+
+
+def test_completed_training_with_any_bit_flipped_is_not_complete(job: Job) -> None:
+    checkpoints = saved(job, 10)
+    checkpoints.complete(TrainResult(step=10, total_steps=10, evaluation_loss_before=5.5, evaluation_loss_after=1.25))
+    manifest = job.work / "checkpoints" / "manifest.json"
+    whole = manifest.read_bytes()
+    assert checkpoints.completed() is not None
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        manifest.write_bytes(flipped)
+        assert checkpoints.completed() is None, (place, bytes(flipped))
+
+
+def test_tensors_that_somebody_puts_into_a_checkpoint_are_not_read(job: Job) -> None:
+    checkpoints = saved(job, 10)
+    save_file({"weight.a": torch.zeros(64)}, job.work / "checkpoints" / "step-10" / "another.safetensors")
+    assert checkpoints.newest_step() == 10
+    assert torch.equal(checkpoints.read(10).tensors["weight.a"], torch.full((64,), 10))

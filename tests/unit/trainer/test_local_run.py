@@ -149,7 +149,7 @@ def test_local_run_of_all_stages_writes_a_report(job: Job, write: Callable[..., 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_local_run_goes_on_after_a_stop(job: Job, write: Callable[..., Path]) -> None:
-    training = {"dtype": "float32", "epochs": 40, "checkpointEverySteps": 5}
+    training = {"dtype": "float32", "epochs": 120, "checkpointEverySteps": 5}
     file = write(document(training=training))
     first = subprocess.Popen(command(job, file), env=environment(), stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
@@ -166,13 +166,13 @@ def test_local_run_goes_on_after_a_stop(job: Job, write: Callable[..., Path]) ->
     assert begun["resumed_from"] == saved >= 5
     (work,) = (job.volumes / "adapters" / "out").iterdir()
     curve = LossCurve(work / "losses.jsonl")
-    assert (list(curve.training), list(curve.evaluation)) == ([*range(1, 201)], [0, 200])
+    assert (list(curve.training), list(curve.evaluation)) == ([*range(1, 601)], [0, 600])
 
     export = command(job, file, "--only", "export")
     subprocess.run(export, env=environment(), capture_output=True, check=True, timeout=300)
     report = (work / "report.md").read_text()
     assert "| rows | 36 to train on, 4 held out, 0 refused |" in report
-    assert "| steps | 200 |" in report
+    assert "| steps | 600 |" in report
     assert "| loss on the held-out rows | " in report
     assert "![loss by step](loss.png)" in report
     assert LossCurve(work / "losses.jsonl").training == curve.training
@@ -214,15 +214,14 @@ def test_local_run_on_a_terminal(job: Job, write: Callable[..., Path]) -> None:
         (
             [document(lora={"rank": 513}, training={"epochs": 0, "lr": 1})],
             [],
-            "tone:\n  spec.lora.rank: Input should be less than or equal to 512 (it is 513)\n  "
-            "spec.training.epochs: Input should be greater than or equal to 1 (it is 0)\n  "
-            "spec.training.lr: not a field here; use training.learningRate (it is 1)",
+            "tone:\n  spec.training.lr: not a field here; use training.learningRate (it is 1)\n  "
+            "spec.lora.rank: write at most 512 (it is 513)\n  spec.training.epochs: write at least 1 (it is 0)",
         ),
         (
             [document(lora={"dropout": "1.0"}, training={"adamBeta1": "1.5"})],
             [],
-            "tone:\n  spec.lora.dropout: must be less than 1 (it is '1.0')\n  "
-            "spec.training.adamBeta1: must be less than 1 (it is '1.5')",
+            "tone:\n  spec.lora.dropout: must be less than 1, such as '0.1' (it is '1.0')\n  "
+            "spec.training.adamBeta1: must be less than 1, such as '0.9' (it is '1.5')",
         ),
         ([document(model={"uri": "pvc://none/m"})], [], "The claim none is no folder here: "),
         ([document()], ["--claim", "models"], "--claim models: write a claim and its folder, such as --claim models="),
@@ -275,6 +274,33 @@ def test_local_run_refuses_a_file_that_is_missing(job: Job) -> None:
     broken.write_text("a: [")
     with pytest.raises(CannotRun, match="is not YAML"):
         read_job(broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a: &a {b: *a}", "a value is inside of itself"),
+        ("a: &a [*a]", "a value is inside of itself"),
+        ("a: " + "[" * 2000 + "]" * 2000, "is not YAML: "),
+        ("1: a", "the key 1 is no text"),
+        ("~: a", "the key None is no text"),
+        ('a: "\\ud800"', "is not YAML: "),
+        ("a: 1" + "0" * 5000, "is not YAML: "),
+    ],
+)
+def test_local_run_refuses_yaml_that_is_no_json(job: Job, text: str, why: str) -> None:
+    file = job.volumes / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(CannotRun, match=re.escape(why)):
+        read_job(file)
+
+
+@pytest.mark.parametrize("metadata", ["[a]", "text", "{}", "{name: 08}", "null"])
+def test_local_run_refuses_a_job_without_a_name(job: Job, metadata: str) -> None:
+    file = job.volumes / "job.yaml"
+    file.write_text(f"apiVersion: sluice.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {metadata}\nspec: {{}}\n")
+    with pytest.raises(CannotRun, match=r"metadata(\.name)?: write "):
+        read_job(file)
 
 
 def test_local_run_takes_any_folder_as_a_claim(job: Job, write: Callable[..., Path], tmp_path: Path) -> None:

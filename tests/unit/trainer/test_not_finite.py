@@ -12,7 +12,6 @@ from sluice_api.stages import ExitCode
 from sluice_trainer.errors import StageError
 from sluice_trainer.plan import Steps
 from sluice_trainer.prepared import TokenRow, TokenRows
-from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
 from sluice_trainer.train.finite import lines
 from sluice_trainer.train.weights.trained import TrainedWeights
 from tests.unit.trainer.jobs import FATAL, Job, chat, poison, write_rows
@@ -65,7 +64,7 @@ def test_loss_not_finite_names_the_row_and_saves_the_last_good_step(job: Job) ->
     rest = f"Step {step - 1} of 10 is saved."
     assert message.endswith(f". By themselves not finite: line 17 of the dataset. {MEND} {rest}")
     assert saved(job) == [f"step-{step - 1}"]
-    checkpoints = Checkpoints(job.stage("Train"))
+    checkpoints = job.checkpoints()
     assert checkpoints.newest_step() == step - 1
     newest = checkpoints.read(step - 1)
     assert all(tensor.isfinite().all() for tensor in newest.tensors.values())
@@ -129,3 +128,27 @@ def test_gradient_not_finite_names_the_rows(job: Job, monkeypatch: pytest.Monkey
 def test_lines_as_text(numbers: list[int], text: str) -> None:
     rows = TokenRows.of(TokenRow(np.ones(1, np.int32), np.ones(1, np.uint8), number) for number in numbers)
     assert lines(rows, range(len(rows))) == text
+
+
+ONE_ROW = (*FEW, ("batchSize", 1))
+
+
+def test_loss_not_finite_of_a_step_of_one_row_names_the_row_if_others_are_fine(job: Job) -> None:
+    job = replace(poisoned(job, 17), training=ONE_ROW)
+    job.prepare()
+    assert f"By themselves not finite: line 17 of the dataset. {MEND}" in refused(job)
+
+
+def test_loss_not_finite_of_a_step_of_one_row_blames_no_row_after_updates_that_are_too_large(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the ruined weights are never saved: not by the step's own checkpoint, nor at the end."""
+    job = replace(job, training=(*ONE_ROW, ("learningRate", "1e39")))
+    job.prepare()
+    message = refused(job)
+    assert message.startswith("The loss of step 2 of 36 is nan")
+    assert "No single row is to blame; it is of line " in message
+    assert "Step 1 could not be saved; no step is durable. Its weights are not finite numbers" in message
+    assert message.endswith("Lower training.learningRate.")
+    assert saved(job) == []
+    assert '"event": "checkpoint failed", "step": 1' in capsys.readouterr().out

@@ -16,7 +16,7 @@ from sluice_api.reasons import Reason
 from sluice_api.training import OverlongRows
 from sluice_trainer import base_model
 from sluice_trainer.data.overlong import fit_pair
-from sluice_trainer.data.rows import BadRowError
+from sluice_trainer.data.row import BadRowError
 from sluice_trainer.data.tokenise import Tokeniser
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow, TokenRows
@@ -121,7 +121,11 @@ def test_preference_training_has_no_dropout(pairs: Job, capsys: pytest.CaptureFi
     text = json.loads(config.read_text()) | {"attention_dropout": 0.3}
     config.unlink()  # the tests share the file
     config.write_text(json.dumps(text))
-    pairs = replace(pairs, training=(*TRAINING, ("maxSteps", 1)), spec=(("lora", {"rank": 8, "dropout": "0.3"}),))
+    pairs = replace(
+        pairs,
+        training=(*TRAINING, ("maxSteps", 1), ("warmupSteps", 0)),
+        spec=(("lora", {"rank": 8, "dropout": "0.3"}),),
+    )
     pairs.prepare()
     pairs.train()
     (loss,) = [
@@ -173,7 +177,7 @@ TURN = {"role": "assistant", "content": "Yes"}
     ("row", "problem"),
     [
         ({"prompt": "?", "chosen": "Yes", "rejected": ""}, '"rejected" is empty'),
-        ({"prompt": "?", "chosen": 3, "rejected": "No"}, '"chosen" is a number, not an array'),
+        ({"prompt": "?", "chosen": 3, "rejected": "No"}, '"chosen" is a number, not a string'),
         ({"prompt": "?", "chosen": "Yes", "rejected": "Yes"}, '"chosen" and "rejected" are the same'),
         ({"prompt": [TURN], "chosen": "Yes", "rejected": "No"}, '"prompt" ends with the assistant'),
         ({"prompt": "?", "chosen": [TURN, TURN], "rejected": "No"}, '"chosen" is not one turn of the assistant'),
@@ -209,6 +213,17 @@ def test_preference_pairs_that_are_too_long() -> None:
         fit_pair([short, long], 4, OverlongRows.SPLIT)
 
 
+@pytest.mark.parametrize(("boundary", "is_taken"), [(None, True), (5, True), (2, True), (3, False), (4, False)])
+def test_preference_pair_on_both_sides_of_the_rope_boundary_is_refused(boundary: int | None, *, is_taken: bool) -> None:
+    """Its answers are always in one micro-batch, where longrope would give the shorter one the longer one's factors."""
+    sides = [answer(1, 2, 3), answer(1, 2, 4, 5, 6)]
+    if is_taken:
+        assert len(fit_pair(sides, 100, OverlongRows.TRUNCATE, boundary)) == 1
+        return
+    with pytest.raises(BadRowError, match=f"one of its answers is longer than {boundary} tokens and the other is not"):
+        fit_pair(sides, 100, OverlongRows.TRUNCATE, boundary)
+
+
 def test_fused_loss_of_a_trained_head_refuses_weights_by_position() -> None:
     head, hidden = nn.Linear(8, 20), torch.randn(5, 8, requires_grad=True)
     losses = fused_cross_entropy(hidden, head, torch.arange(5))
@@ -217,7 +232,7 @@ def test_fused_loss_of_a_trained_head_refuses_weights_by_position() -> None:
 
 
 def test_preference_loss_in_the_log_is_by_pair(pairs: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    pairs = replace(pairs, training=(*TRAINING, ("maxSteps", 1)))
+    pairs = replace(pairs, training=(*TRAINING, ("maxSteps", 1), ("warmupSteps", 0)))
     pairs.prepare()
     pairs.train()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

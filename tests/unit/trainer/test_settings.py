@@ -13,13 +13,14 @@ from transformers import AutoModelForCausalLM
 from sluice_api.reasons import Reason
 from sluice_api.training import Training
 from sluice_trainer.errors import StageError
-from sluice_trainer.layers import target_layers
+from sluice_trainer.layers import Layers, target_layers
 from sluice_trainer.plan import learning_rate
 from sluice_trainer.report import Reporter
 from sluice_trainer.train.weights.model import trainable, with_adapter
 from tests.unit.trainer.jobs import Job
 
-LAYERS = [f"model.layers.{layer}.{part}" for layer in (0, 1, 12) for part in ("attn.q_proj", "attn.v_proj", "mlp.up")]
+NAMES = [f"model.layers.{layer}.{part}" for layer in (0, 1, 12) for part in ("attn.q_proj", "attn.v_proj", "mlp.up")]
+LAYERS = Layers(tuple(NAMES), tuple(NAMES), ("model.layers.0.mlp", "model.layers.0.mlp.experts"), "lm_head")
 
 
 @pytest.mark.parametrize(
@@ -43,8 +44,8 @@ def test_learning_rate_schedule(schedule: str, rates: list[float]) -> None:
         (["q_proj", "v_proj"], ["q_proj", "v_proj"]),
         (["attn.q_proj"], ["q_proj"]),
         (["*.q_proj"], ["q_proj"]),
-        (["model.layers.?.*"], LAYERS[0:2] + LAYERS[2:6]),
-        (["model.layers.1?.attn.*", "up"], [*LAYERS[6:8], *LAYERS[2::3]]),
+        (["model.layers.?.*"], NAMES[0:2] + NAMES[2:6]),
+        (["model.layers.1?.attn.*", "up"], [*NAMES[6:8], *NAMES[2::3]]),
     ],
 )
 def test_target_modules_select_layers(targets: list[str], means: list[str]) -> None:
@@ -55,7 +56,7 @@ def test_target_modules_select_layers(targets: list[str], means: list[str]) -> N
     ("target", "hint"),
     [
         ("q_prj", "Did you mean q_proj?"),
-        ("experts", "Its linear layers are called q_proj, up, v_proj."),
+        ("expert", "Its linear layers are called q_proj, up, v_proj."),
         ("proj", "Did you mean"),
         ("model.layers.9?.*", "Its linear layers are called"),
     ],
@@ -66,6 +67,26 @@ def test_target_modules_that_match_no_layer_are_refused(target: str, hint: str) 
     assert raised.value.message.startswith(
         f"lora.targetModules: no linear layer of the model is called {target}. {hint}"
     )
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("lm_head", "lm_head is the output head, which no adapter goes beside. Use method: Full."),
+        ("experts", "experts is no linear layer (a mixture of experts may have its experts in one tensor)"),
+    ],
+)
+def test_target_modules_that_are_no_layers_are_refused(target: str, why: str) -> None:
+    with pytest.raises(StageError) as raised:
+        target_layers(LAYERS, ["q_proj", target])
+    assert raised.value.message.startswith(f"lora.targetModules: {why}")
+
+
+def test_target_modules_are_whole_names_where_a_tensor_of_the_model_has_their_last_name() -> None:
+    """PEFT passes over all layers called down_proj, without a word, where the experts' tensor is called so too."""
+    layers = Layers(("a.mlp.down_proj",), ("a.mlp.down_proj",), ("a.experts.down_proj",))
+    assert target_layers(layers, []) == ["a.mlp.down_proj"]
+    assert target_layers(Layers(("a.mlp.down_proj",), ("a.mlp.down_proj",)), []) == ["down_proj"]
 
 
 def test_target_modules_are_checked_by_prepare(job: Job) -> None:
@@ -173,3 +194,33 @@ def test_compile_does_not_change_the_result(job: Job) -> None:
         losses.append(each.train().evaluation_loss_after)
         assert (counters["stats"]["unique_graphs"] > 0) is compiled
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "total", "rates"),
+    [
+        (4, 8, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        (0, 4, [1, 1, 1, 1]),
+        (3, 4, [1 / 3, 2 / 3, 1, 1]),
+        (10, 4, [1, 1, 1, 1]),
+        (10, 8, [0.5, 1, 1, 1, 1, 1, 1, 1]),
+        (10, 100, [*(step / 10 for step in range(1, 11)), *[1] * 90]),
+    ],
+)
+def test_warmup_is_as_long_as_was_asked_for(asked: int, total: int, rates: list[float]) -> None:
+    training = Training.model_validate({"learningRate": "1", "schedule": "Constant", "warmupSteps": asked})
+    assert [learning_rate(step, total, training) for step in range(total)] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(("warmup", "is_taken"), [(10, True), (14, True), (15, False), (100, False)])
+def test_warmup_that_training_ends_before_is_refused(job: Job, warmup: int, *, is_taken: bool) -> None:
+    job = replace(job, training=(("warmupSteps", warmup),))
+    if is_taken:
+        assert job.prepare().steps == 15
+        return
+    with pytest.raises(StageError) as raised:
+        job.prepare()
+    assert raised.value.message == (
+        f"training.warmupSteps {warmup} is not less than the 15 steps of this training, so its learning rate would "
+        "never be at its peak. Lower it, leave it out, or raise training.epochs."
+    )

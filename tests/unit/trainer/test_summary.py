@@ -11,7 +11,7 @@ from sluice_api.stages import ExportResult, PrepareResult, StageOutcome, StageSp
 from sluice_trainer.export.card import model_card
 from sluice_trainer.loss_curve import LossCurve
 from sluice_trainer.prepared import PreparedManifest
-from sluice_trainer.screen import Terminal
+from sluice_trainer.screen import Output, Terminal
 from sluice_trainer.summary import write_summary
 from tests.unit.trainer.jobs import Job
 
@@ -62,7 +62,7 @@ def test_summary_counts_overlong_rows(
 ) -> None:
     stage = Job(volumes, training=(("overlongRows", "Split"),)).stage("Export")
     shown = io.StringIO()
-    Terminal(shown, LossCurve(tmp_path / "none")).done(StageOutcome(reason="Done", prepare=found(overlong)))
+    Terminal(Output(shown), LossCurve(tmp_path / "none")).done(StageOutcome(reason="Done", prepare=found(overlong)))
     assert terminal in shown.getvalue()
     assert report in summary(tmp_path, stage, 0, overlong)[1]
     assert card in model_card(stage, manifest(found(overlong)), TRAINED)

@@ -18,7 +18,6 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, StageOutcome
 from sluice_trainer.errors import StageError
 from sluice_trainer.train.batches import MicroBatch
-from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
 from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.weights.model import with_adapter
 from tests.unit.trainer.jobs import REPOSITORY, Job, events
@@ -180,7 +179,7 @@ def test_checkpoint_waits_for_another_save_that_goes_on(job: Job) -> None:
     job = replace(job, training=(("epochs", 1),))
     job.prepare()
     job.train()
-    checkpoints = Checkpoints(job.stage("Train"))
+    checkpoints = job.checkpoints()
     step = checkpoints.newest_step()
     assert step is not None
     newest = checkpoints.read(step)

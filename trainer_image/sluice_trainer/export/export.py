@@ -36,12 +36,14 @@ def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
     """
     folder = work_folder(stage) / "export"
     kind: type[Manifest] = ModelManifest if stage.spec.method is Method.FULL else AdapterManifest
+    rows = work_folder(stage) / "prepared"
+    plan = prepared.manifest_of(rows, plan_digest(stage)).training_plan
     earlier = durable.read_manifest(folder, kind)
-    if earlier is not None and durable.damaged_file(folder, earlier.files) is None:
+    if earlier is not None and earlier.plan == plan and durable.damaged_file(folder, earlier.files) is None:
         return _result(stage, folder, earlier)
     reporter.update(activity=Activity.EXPORTING)
-    trained, state = Checkpoints(stage).trained()
-    data = prepared.load(work_folder(stage) / "prepared", plan_digest(stage))
+    trained, state = Checkpoints(stage, plan).trained()
+    data = prepared.load(rows, plan_digest(stage))
     reporter.update(step=trained.step, total_steps=trained.total_steps)
     base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
@@ -93,6 +95,7 @@ def _common(stage: StageSpec, data: Prepared, trained: TrainResult, folder: Path
         "files": durable.digests(folder),
         "base_model_uri": stage.spec.model.uri,
         "base_model_fingerprint": data.manifest.base_model_fingerprint,
+        "plan": data.manifest.training_plan,
         "steps": trained.step,
         "evaluation_loss_before": trained.evaluation_loss_before,
         "evaluation_loss_after": trained.evaluation_loss_after,

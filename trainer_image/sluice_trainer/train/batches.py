@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.train.group import Group
-from sluice_trainer.train.packing import Batching, micro_batches
+from sluice_trainer.train.packing import Batching, Positions, micro_batches
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def batches_of(
     fewer micro-batches than another.
     """
     lengths = rows.sizes(indices, packed=batching.packed)
-    per_rank = micro_batches(lengths, batching, group.rank.size)
+    per_rank = positions_of_batches(rows, indices, batching, group.rank.size)
     own = per_rank[group.rank.number]
     dummies = max(map(len, per_rank)) - len(own) if group.shares_model else 0
     smallest = min(
@@ -76,6 +76,15 @@ def batches_of(
     for positions, weight in [*((batch, 1.0) for batch in own), *[(smallest, 0.0)] * dummies]:
         batch = make_micro_batch([rows[indices[position]] for position in positions], batching, group.device)
         yield positions[0], batch, weight
+
+
+def positions_of_batches(
+    rows: TokenRows, indices: Sequence[int], batching: Batching, processes: int
+) -> list[list[Positions]]:
+    """Distribute some rows; returns each process's micro-batches, as positions among the indices."""
+    boundary = batching.boundary
+    beyond = None if boundary is None else [length > boundary for length in rows.longest_sequences(indices)]
+    return micro_batches(rows.sizes(indices, packed=batching.packed), batching, processes, beyond)
 
 
 def _split_pairs(rows: Sequence[TokenRow]) -> tuple[bool, Sequence[TokenRow]]:

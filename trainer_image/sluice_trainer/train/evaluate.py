@@ -6,9 +6,9 @@ import torch
 
 from sluice_api.reports import Activity
 from sluice_trainer import failpoints, metrics
-from sluice_trainer.train.batches import make_micro_batch
+from sluice_trainer.train.batches import make_micro_batch, positions_of_batches
 from sluice_trainer.train.finite import LOWER_LEARNING_RATE, loss_error
-from sluice_trainer.train.packing import Batching, micro_batches
+from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.run import Run
 from sluice_trainer.train.weights.model import eval_mode
 
@@ -30,11 +30,11 @@ def evaluate(run: Run, batching: Batching) -> float | None:
     rows, group = run.data.validation, run.group
     if len(rows) == 0:
         return None
-    lengths = rows.sizes(range(len(rows)), packed=batching.packed)
+    windows = [range(len(rows))[start : start + _WINDOW_ROWS] for start in range(0, len(rows), _WINDOW_ROWS)]
     batches = [
-        [start + place for place in places]
-        for start in range(0, len(rows), _WINDOW_ROWS)
-        for places in micro_batches(lengths[start : start + _WINDOW_ROWS], batching, 1)[0]
+        [window[position] for position in positions]
+        for window in windows
+        for positions in positions_of_batches(rows, window, batching, 1)[0]
     ]
     losses = torch.zeros(len(batches), dtype=torch.float64, device=group.device)
     with eval_mode(run.model):

@@ -14,6 +14,8 @@ from sluice_trainer.train.weights.model import eval_mode
 
 MAX_LINES_SHOWN = 5
 """Lines that a message names."""
+OTHER_ROWS = 8
+"""Rows that are tried to find out whether the model or a row is to blame."""
 LOWER_LEARNING_RATE = "Lower training.learningRate; if it is low already, set training.dtype: float32."
 """What to do when no row is to blame."""
 
@@ -36,12 +38,15 @@ def loss_error(
         rows: The dataset's rows.
         indices: The rows that the loss is of, without those that are known to have a finite loss.
         group: This process and its peers.
-        others_are_fine: Whether some rows are known to have a finite loss. If not, and no row has one, the model is to
-            blame, not the rows.
+        others_are_fine: Whether other rows are known to have a finite loss. If not, and none of these rows has one, a
+            few others are tried: where none of them has one either, the model is to blame, not the rows.
         remedy: What to do when no row is to blame.
     """
     found = rows_without_finite_loss(token_loss, rows, indices, group)
-    if found and (others_are_fine or len(found) < len(indices) or len(indices) == 1):
+    if found and len(found) == len(indices) and not others_are_fine:
+        others = [index for index in range(min(len(rows), len(indices) + OTHER_ROWS)) if index not in {*indices}]
+        others_are_fine = len(rows_without_finite_loss(token_loss, rows, others, group)) < len(others)
+    if found and (others_are_fine or len(found) < len(indices)):
         whose = f"By themselves not finite: {lines(rows, found)} of the dataset."
         remedy = "Mend or remove what is there, or set training.dtype: float32."
     else:

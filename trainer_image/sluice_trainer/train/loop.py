@@ -15,8 +15,9 @@ import torch
 
 from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec, TrainResult
-from sluice_trainer import failpoints, logs, metrics, plan
+from sluice_trainer import failpoints, logs, metrics, plan, prepared
 from sluice_trainer.errors import StageError
+from sluice_trainer.paths import work_folder
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter
 from sluice_trainer.signals import StopSignal
@@ -65,7 +66,8 @@ def train(stage: StageSpec, rank: Rank, reporter: Reporter, stop: StopSignal) ->
         PeerLost: another process of the group is gone.
         StageError: the loss is not finite, or model, rows or output can't be used.
     """
-    checkpoints = Checkpoints(stage)
+    manifest = prepared.manifest_of(work_folder(stage) / "prepared", plan.plan_digest(stage))
+    checkpoints = Checkpoints(stage, manifest.training_plan)
     if (earlier := checkpoints.completed()) is not None:
         return earlier
     if rank.leads:

@@ -21,15 +21,20 @@ class Batching:
     """The most tokens of a micro-batch, padding included; a longer row goes alone."""
     rows: int | None = None
     """Rows of each micro-batch, however long they are; None: as many as `tokens` allows."""
+    boundary: int | None = None
+    """Rows of at most so many tokens never share a micro-batch with longer ones; None: they may."""
 
 
-def micro_batches(lengths: Sequence[int], batching: Batching, processes: int) -> list[list[Positions]]:
+def micro_batches(
+    lengths: Sequence[int], batching: Batching, processes: int, beyond: Sequence[bool] | None = None
+) -> list[list[Positions]]:
     """Distribute the rows of one step: each row once, and about as many tokens to each process.
 
     Args:
-        lengths: Tokens of each row of the step.
+        lengths: Tokens that each row of the step takes in a micro-batch.
         batching: How many of them go together.
         processes: How many processes there are.
+        beyond: Of each row, whether it is longer than batching.boundary; None: no row is.
 
     Returns:
         The micro-batches of each process.
@@ -37,14 +42,26 @@ def micro_batches(lengths: Sequence[int], batching: Batching, processes: int) ->
     if batching.rows is not None:
         order = list(range(len(lengths))) if batching.packed else longest_first(lengths)
         size = max(1, min(batching.rows, -(-len(order) // processes)))
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        batches = [side[start : start + size] for side in _sides(order, beyond) for start in range(0, len(side), size)]
         per_rank = partition_balanced([sum(lengths[row] for row in batch) for batch in batches], processes)
         return [[batches[index] for index in own] for own in per_rank]
     fill = pack_into_bins if batching.packed else bucket_by_length
     return [
-        [[own[index] for index in batch] for batch in fill([lengths[row] for row in own], batching.tokens)]
+        [
+            [side[index] for index in batch]
+            for side in _sides(own, beyond)
+            for batch in fill([lengths[row] for row in side], batching.tokens)
+        ]
         for own in partition_balanced(lengths, processes)
     ]
+
+
+def _sides(rows: Positions, beyond: Sequence[bool] | None) -> list[Positions]:
+    """The rows up to the boundary, and those beyond it."""
+    if beyond is None:
+        return [rows]
+    sides = [[row for row in rows if beyond[row] is side] for side in (False, True)]
+    return [side for side in sides if side]
 
 
 def pack_into_bins(lengths: Sequence[int], most: int) -> list[Positions]:
@@ -53,11 +70,15 @@ def pack_into_bins(lengths: Sequence[int], most: int) -> list[Positions]:
     Full packs and one with the rest would cost more: attention grows with the square of a pack.
     """
     most = max(most, *lengths, 1)
-    for count in range(-(-sum(lengths) // most), len(lengths)):
-        packs = partition_balanced(lengths, count)
-        if all(sum(lengths[row] for row in pack) <= most for pack in packs):
-            return packs
-    return [[row] for row in range(len(lengths))]
+    too_few, enough, packs = -(-sum(lengths) // most) - 1, len(lengths), [[row] for row in range(len(lengths))]
+    while enough - too_few > 1:  # bisection: to try one count after the other is quadratic in the rows
+        count = (too_few + enough) // 2
+        tried = partition_balanced(lengths, count)
+        if all(sum(lengths[row] for row in pack) <= most for pack in tried):
+            enough, packs = count, tried
+        else:
+            too_few = count
+    return packs
 
 
 def bucket_by_length(lengths: Sequence[int], most: int) -> list[Positions]:

@@ -5,18 +5,20 @@ from dataclasses import dataclass, replace
 import torch
 
 from sluice_api.finetunejob import FineTuneJobSpec
+from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec
 from sluice_api.training import ExportedCheckpoint, Training
 from sluice_trainer import base_model, failpoints, logs, plan, prepared
 from sluice_trainer.base_model import BaseModel
+from sluice_trainer.errors import StageError
 from sluice_trainer.paths import work_folder
 from sluice_trainer.prepared import Prepared
 from sluice_trainer.report import Reporter
 from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
 from sluice_trainer.train.checkpoints.sharded import ShardedSaver
-from sluice_trainer.train.checkpoints.state import Progress, TrainingState
+from sluice_trainer.train.checkpoints.state import WEIGHT, Progress, Snapshot, TrainingState
 from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Shard
 from sluice_trainer.train.group import Group
 from sluice_trainer.train.loss import TokenLoss
@@ -142,6 +144,7 @@ def resume(run: Run) -> int | None:
         step = int(text) if text else None
     if step is not None:
         saved = run.checkpoints.read(step, Shard(group.rank.number, group.rank.size) if sharded else WHOLE)
+        _require_same_weights(saved, run.state)
         run.state.restore(saved)
         best = saved.progress.best_step if run.exports_best and group.leads else None
         if best is not None and not run.checkpoints.keep(best):
@@ -153,6 +156,17 @@ def resume(run: Run) -> int | None:
     logs.info("begin", step=progress.step, total=progress.total_steps, resumed_from=resumed_from)
     run.reporter.update(step=progress.step, total_steps=progress.total_steps, checkpoint_step=resumed_from)
     return resumed_from
+
+
+def _require_same_weights(saved: Snapshot, state: TrainingState) -> None:
+    """Refuse a checkpoint that has other weights than the model trains: another version chose other layers."""
+    theirs = {name.removeprefix(WEIGHT) for name in saved.tensors if name.startswith(WEIGHT)}
+    if differ := sorted(theirs ^ state.weights.keys()):
+        raise StageError(
+            Reason.CHECKPOINT_INVALID,
+            f"The checkpoint of step {saved.progress.step} trains other layers than this version of the trainer does, "
+            f"such as {differ[0]}. {Reason.CHECKPOINT_INVALID.next_step}",
+        )
 
 
 def decide_batching(run: Run) -> Batching:

@@ -18,7 +18,6 @@ from sluice_api.stages import ExitCode, StageSpec, TrainResult
 from sluice_trainer import durable, failpoints, logs, metrics
 from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.paths import work_folder, writing
-from sluice_trainer.plan import plan_digest
 from sluice_trainer.train.checkpoints.sharded import ShardedSaver
 from sluice_trainer.train.checkpoints.state import WEIGHT, Progress, Snapshot, TrainingState
 from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Shard, read
@@ -47,11 +46,12 @@ class CompletedTraining(Model):
 class Checkpoints:
     """The checkpoints of one job."""
 
-    def __init__(self, stage: StageSpec) -> None:
+    def __init__(self, stage: StageSpec, plan: str) -> None:
+        """Args: the stage, and the training_plan of its prepared rows: checkpoints of others are not looked at."""
         self._stage = stage
         self._keep_checkpoints = stage.spec.training.keep_checkpoints
         self._folder = work_folder(stage) / "checkpoints"
-        self._plan = plan_digest(stage)
+        self._plan = plan
         self._saving = threading.Lock()
         self._background: threading.Thread | None = None
         self.sharded: ShardedSaver | None = None
@@ -164,7 +164,8 @@ class Checkpoints:
         """Record that training is complete, and which checkpoint is its result."""
         failpoints.reached("training-completes")
         with writing(self._stage):
-            durable.write_file(self._folder / MANIFEST, CompletedTraining(plan=self._plan, result=result).to_json())
+            complete = CompletedTraining(plan=self._plan, result=result)
+            durable.write_file(self._folder / MANIFEST, durable.sealed(complete))
 
     def completed(self) -> TrainResult | None:
         """The result, when training is complete and its checkpoint is whole."""
@@ -203,8 +204,11 @@ class Checkpoints:
     def _write(self, state: Snapshot, *, is_new: bool, last: bool) -> None:
         step = state.progress.step
         folder = self._folder / f"step-{step}"
+        if self.sharded is None and not state.is_finite:  # of a sharded state, no process knows all
+            why = "Its weights are not finite numbers: the updates were too large. Lower training.learningRate."
+            raise self._not_saved(step, Reason.LOSS_NOT_FINITE, why, ExitCode.BAD_INPUT)
         try:
-            with writing(self._stage):
+            with writing(self._stage, needs=sum(tensor.nbytes for tensor in state.tensors.values())):
                 if self.sharded is not None:
                     self.sharded.write(
                         folder, state.tensors, lambda *parts: self._finish(state, *parts), needed=is_new, last=last
@@ -234,7 +238,7 @@ class Checkpoints:
         manifest = CheckpointManifest(
             plan=self._plan, step=state.progress.step, files=durable.digests(unfinished, known=files)
         )
-        (unfinished / MANIFEST).write_text(manifest.to_json())
+        (unfinished / MANIFEST).write_text(durable.sealed(manifest))
 
     def _not_saved(self, step: int, reason: Reason, why: str, code: ExitCode) -> StageError:
         durable = "no step is durable" if self.durable_step is None else f"step {self.durable_step} is durable"
@@ -260,8 +264,10 @@ class Checkpoints:
             manifest = durable.read_manifest(folder, CheckpointManifest)
             if manifest is None:
                 return f"no {MANIFEST}, or a torn one"
-            if (manifest.plan, manifest.step) != (self._plan, step):
-                return "of another plan"
+            if manifest.plan != self._plan:
+                return "of other settings or rows"
+            if manifest.step != step:
+                return f"of another step, {manifest.step}"
             file = durable.damaged_file(folder, manifest.files)
         except OSError as error:  # a disk that has lost a block says so only when it is read
             return f"can't be read: {error}"
@@ -280,4 +286,6 @@ def progress_of(folder: Path) -> Progress:
 
 
 def _read(folder: Path, shard: Shard = WHOLE, prefixes: Sequence[str] = ("",)) -> Snapshot:
-    return Snapshot(progress_of(folder), read(folder, (path.name for path in folder.iterdir()), shard, prefixes))
+    """Read the files that the manifest of a whole checkpoint lists: somebody may have put others beside them."""
+    manifest = durable.read_manifest(folder, CheckpointManifest)
+    return Snapshot(progress_of(folder), read(folder, manifest.files if manifest else (), shard, prefixes))

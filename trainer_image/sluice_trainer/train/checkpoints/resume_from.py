@@ -14,7 +14,8 @@ from sluice_api.sources import volume_path
 from sluice_api.stages import StageSpec
 from sluice_trainer import durable, logs
 from sluice_trainer.errors import StageError
-from sluice_trainer.paths import describe_siblings, resolve_in_claim, work_folder
+from sluice_trainer.paths import resolve_in_claim, why_not_found, work_folder
+from sluice_trainer.plan import different_setting
 from sluice_trainer.prepared import TRAINING, VALIDATION, PreparedManifest
 from sluice_trainer.train.checkpoints.checkpoint import CheckpointManifest, Checkpoints, newest_first, progress_of
 
@@ -25,7 +26,7 @@ def copy_checkpoint(stage: StageSpec, mine: PreparedManifest) -> None:
     Raises:
         StageError: ResumeRefused, with what is missing there, or what differs from that job.
     """
-    if Checkpoints(stage).newest_step() is not None:
+    if Checkpoints(stage, mine.training_plan).newest_step() is not None:
         return
     folder = _folder(stage)
     theirs = durable.read_manifest(folder / "prepared", PreparedManifest)
@@ -33,14 +34,15 @@ def copy_checkpoint(stage: StageSpec, mine: PreparedManifest) -> None:
         _refuse(stage, f"there is no whole prepared/{MANIFEST} in it. Name the folder of a job, <job>-<uid8>")
     if differs := _difference(mine, theirs):
         _refuse(stage, differs)
-    found = [(step, path) for step, path in newest_first(folder / "checkpoints") if _is_whole(path, step, theirs.plan)]
+    all_of_them = newest_first(folder / "checkpoints")
+    found = [(step, path) for step, path in all_of_them if _is_whole(path, step, theirs.training_plan)]
     if not found:
         _refuse(stage, "it has no whole checkpoint. Create the job without resumeFrom: there is nothing to go on from")
     step, newest = found[0]
     best = progress_of(newest).best_step
     for other, path in found:
         if other in (step, best):
-            _copy(path, work_folder(stage) / "checkpoints" / path.name, other, mine.plan)
+            _copy(path, work_folder(stage) / "checkpoints" / path.name, other, mine.training_plan)
     logs.info("goes on from another job", folder=str(folder), step=step)
 
 
@@ -48,7 +50,7 @@ def _folder(stage: StageSpec) -> Path:
     path = volume_path(stage.spec.resume_from or "")
     found = resolve_in_claim(path) if path else None
     if path is None or found is None or not found.is_dir():
-        _refuse(stage, f"there is no such folder. {describe_siblings(path) if path else ''}")
+        _refuse(stage, why_not_found(path, "folder") if path else "it is no pvc:// address")
     return found
 
 
@@ -58,11 +60,9 @@ def _difference(mine: PreparedManifest, theirs: PreparedManifest) -> str:
         return f"it was trained from another base model, {theirs.base_model_uri}. Set model.uri to that one"
     if theirs.settings is None:
         return "a version that did not note the job's settings has made it, so they can't be compared"
-    settings = mine.settings or {}
-    for field in sorted({*settings, *theirs.settings}):
-        if settings.get(field) != theirs.settings.get(field):
-            here, there = (one.get(field, "the default") for one in (settings, theirs.settings))
-            return f"{field} is {here} here and {there} there. Set it to what it is there"
+    if differs := different_setting(mine.settings or {}, theirs.settings):
+        field, here, there = differs
+        return f"{field} is {here} here and {there} there. Set it to what it is there"
     if any(mine.files.get(name) != theirs.files.get(name) for name in (TRAINING, VALIDATION)):
         return "it was trained on other rows. Restore the dataset, the tokenizer and the chat template of that job"
     return ""
@@ -84,7 +84,7 @@ def _copy(source: Path, target: Path, step: int, plan: str) -> None:
     with durable.new_folder(target) as unfinished:
         for name in files:
             shutil.copyfile(source / name, unfinished / name, follow_symlinks=False)
-        (unfinished / MANIFEST).write_text(CheckpointManifest(plan=plan, step=step, files=files).to_json())
+        (unfinished / MANIFEST).write_text(durable.sealed(CheckpointManifest(plan=plan, step=step, files=files)))
 
 
 def _refuse(stage: StageSpec, why: str) -> NoReturn:

@@ -64,6 +64,11 @@ class Snapshot:
     progress: Progress
     tensors: dict[str, Tensor]
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers; Adam's moments may be infinite where a gradient's square was."""
+        return all(bool(value.isfinite().all()) for name, value in self.tensors.items() if name.startswith(WEIGHT))
+
 
 class TrainingState:
     """The trained weights, Adam's moments, and the progress.

@@ -11,6 +11,7 @@ import torch
 
 from sluice_api.training import GradientCheckpointing, Packing, Training
 from sluice_trainer import logs
+from sluice_trainer.context import rope_boundary
 from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.group import Group
@@ -26,13 +27,16 @@ from sluice_trainer.train.trials.memory import (
     upper_bound,
 )
 from sluice_trainer.train.trials.packing_check import packing_obstacle
-from sluice_trainer.train.weights.model import Model
+from sluice_trainer.train.weights.model import Model, bare
 
 MAX_TOKENS = {"cpu": 512, "cuda": 8192}
 """The size beyond which a larger micro-batch is not faster: attention grows with its square, masked or not.
 
 Measured on a CPU only: 512 is 11 % faster than 1,024, and as fast as 256, on layers of SmolLM-135M.
 """
+
+_TRIED_TOKENS = 2048
+"""A pack of so many tokens takes little memory without gradients; twice the longest row takes about what that does."""
 
 Fits = Callable[[int], bool]
 """Whether a micro-batch of so many tokens fits into memory."""
@@ -50,7 +54,8 @@ def batching_for(
         group: This process and its peers.
         recorded: The token budget of the first attempt. It is kept as long as it fits: the bits depend on it.
     """
-    packed = training.packing is not Packing.NEVER and _can_pack(loss, rows, group)
+    boundary = rope_boundary(bare(loss.model).config.get_text_config().to_dict())
+    packed = training.packing is not Packing.NEVER and _can_pack(loss, rows, training, group, boundary)
     longest = max(rows.sizes(range(len(rows)), packed=packed))
     most = longest if training.micro_batch_size else recorded or MAX_TOKENS[group.device.type]
     # With a sharded model, a process that runs out of memory would leave the others waiting in a collective.
@@ -71,11 +76,16 @@ def batching_for(
         logs.warning("the longest row may not fit into memory", tokens=longest)
         tokens = longest
     logs.info("micro-batches", packed=packed, tokens=tokens, rows=training.micro_batch_size)
-    return Batching(packed, tokens, training.micro_batch_size)
+    return Batching(packed, tokens, training.micro_batch_size, boundary)
 
 
-def _can_pack(loss: TokenLoss, rows: TokenRows, group: Group) -> bool:
-    why = packing_obstacle(loss, rows, group.device)
+def _can_pack(loss: TokenLoss, rows: TokenRows, training: Training, group: Group, boundary: int | None) -> bool:
+    longest = rows.longest_sequence
+    if training.micro_batch_size:
+        most = training.micro_batch_size * longest  # which has to fit with gradients too
+    else:
+        most = min(max(MAX_TOKENS[group.device.type], longest), max(2 * longest, _TRIED_TOKENS))
+    why = packing_obstacle(loss, rows, group.device, most, boundary)
     packed = group.all_agree(why is None)
     if not packed:
         logs.warning("rows are padded, not packed", why=why or "another process says so")

@@ -1,6 +1,6 @@
 """The model that is trained: the base model as the job's method needs it, and which of its weights are trained."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
 
@@ -15,7 +15,7 @@ from sluice_api.reasons import Reason
 from sluice_api.training import Attention, Method
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.errors import StageError
-from sluice_trainer.layers import linear_layers, target_layers
+from sluice_trainer.layers import Layers, selected, target_layers
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 
@@ -117,18 +117,41 @@ def without_weights(base: BaseModel) -> PreTrainedModel:
 
 
 def with_adapter(model: PreTrainedModel, spec: FineTuneJobSpec) -> PeftModel:
-    """Put a fresh adapter in float32 on the linear layers that the spec names, or on all but the output head."""
+    """Put a fresh adapter in float32 on the linear layers that the spec names, or on the usual ones.
+
+    Raises:
+        StageError: ModelInvalid: there are no such layers, or PEFT puts no adapter beside one.
+    """
+    layers = Layers.of(model)
+    targets = target_layers(layers, spec.lora.target_modules)
     config = LoraConfig(
         r=spec.lora.rank,
         lora_alpha=spec.lora.alpha,
         lora_dropout=float(spec.lora.dropout),
         use_rslora=spec.lora.rank_stabilized,
-        target_modules=target_layers(linear_layers(model), spec.lora.target_modules),
+        target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, config)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise StageError(
+            Reason.MODEL_INVALID, f"lora.targetModules: PEFT can't make an adapter for them: {error}."
+        ) from error
+    _require_adapters(adapted, layers, targets)
     adapted.peft_config["default"].base_model_name_or_path = spec.model.uri
     return cast("PeftModel", adapted)
+
+
+def _require_adapters(model: PeftModel, layers: Layers, targets: Sequence[str]) -> None:
+    """Refuse a model in which PEFT passes over a layer that was asked for, without a word."""
+    names = {name.partition(".lora_A.")[0] for name, _ in model.named_parameters(remove_duplicate=False)}
+    adapted = {name.removeprefix("base_model.model.") for name in names}
+    if missed := [layer for layer in selected(layers, targets) if layer not in adapted]:
+        raise StageError(
+            Reason.MODEL_INVALID,
+            f"lora.targetModules: PEFT puts no adapter beside {', '.join(missed[:3])}. Name other layers.",
+        )
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
