@@ -71,7 +71,8 @@ def by_address(url: str) -> str:
 
 if __name__ == "__main__":
     where = by_address(sys.argv[1])
-    asking = [threading.Thread(target=ask_again_and_again, args=(where, sys.argv[2], stream)) for stream in (True, False)]
+    kinds = (True, False)
+    asking = [threading.Thread(target=ask_again_and_again, args=(where, sys.argv[2], stream)) for stream in kinds]
     for thread in asking:
         thread.start()
     for thread in asking:
