@@ -1,19 +1,19 @@
 """FineTuneJob: what to train, on what, how, with which GPUs, and where the result goes."""
 
-from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.conditions import Condition
+from sluice_api.dataset import Dataset
 from sluice_api.meta import DEFAULT_POOL, EXPERIMENTAL
-from sluice_api.model import Controller, Disk, Memory, Model, Name, Quantity, Remedy, Seconds, SecretName, Time
+from sluice_api.model import Controller, Disk, Memory, Model, Name, Quantity, Seconds, SecretName, Time
 from sluice_api.pods import DEFAULT_DISK
 from sluice_api.publish import Publish
 from sluice_api.reports import LONGEST_ESTIMATE
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.scheduling import Retry, Scheduling
-from sluice_api.sources import DatasetUri, ModelUri, VolumeUri, claims_of
+from sluice_api.sources import ModelUri, VolumeUri, claims_of
 from sluice_api.training import Lora, Method, Training
 
 MOST_ATTEMPTS = 100
@@ -22,55 +22,12 @@ MOST_ATTEMPTS = 100
 Text = Annotated[str, StringConstraints(max_length=256)]
 
 
-class DatasetFormat(StrEnum):
-    """How a row of the dataset says what to learn."""
-
-    AUTO = "Auto"
-    MESSAGES = "Messages"
-    SHARE_GPT = "ShareGPT"
-    ALPACA = "Alpaca"
-    PROMPT_COMPLETION = "PromptCompletion"
-    TEXT = "Text"
-    PREFERENCE = "Preference"
-
-
-class BadRow(StrEnum):
-    """What happens to a row that cannot be trained on."""
-
-    FAIL = "Fail"
-    SKIP = "Skip"
-
-
 class ModelSource(Model):
     """The base model."""
 
     uri: ModelUri = Field(
         description="Where the base model is: pvc://claim/path or hf://org/name@revision. A folder with config.json, "
         "tokenizer files and safetensors weights."
-    )
-
-
-class Dataset(Model):
-    """The rows to learn from."""
-
-    uri: DatasetUri = Field(
-        description="Where the rows are, one JSON object on each line (JSONL): pvc://claim/path, https://host/path or "
-        "hf://org/name/path."
-    )
-    format: DatasetFormat = Field(
-        DatasetFormat.AUTO,
-        description="How a row says what to learn. Auto decides by the fields of the first row: messages; "
-        "conversations (ShareGPT); instruction and output; prompt and completion; text; or chosen and rejected, with "
-        "or without prompt, which teach a preference (DPO). Where a row fits several, name the one that is meant.",
-    )
-    validation_split: Annotated[
-        str,
-        StringConstraints(pattern=r"^([0-9]|[1-4][0-9])%$", max_length=3),
-        Remedy("write a share from 0% to 49%, such as 10%"),
-    ] = Field("10%", description="Share of the rows that is held out to measure the loss before and after.")
-    on_bad_row: BadRow = Field(
-        BadRow.FAIL,
-        description="Fail: the job ends and names the line. Skip: the row is left out and counted.",
     )
 
 

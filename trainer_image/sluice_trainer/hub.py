@@ -119,7 +119,9 @@ def _download_errors(uri: str, field: str, not_found: Reason) -> Iterator[None]:
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError) as error:
         raise StageError(
-            not_found, f"{field} {uri}: the hub has no such repository, revision or file. Correct {field}."
+            not_found,
+            f"{field} {uri}: the hub has no such repository, revision or file, or does not show it without a token. "
+            f"Correct {field}, or copy it into a volume and use pvc://.",
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise StageError(

@@ -11,7 +11,7 @@ from pydantic import Field
 from safetensors.numpy import load_file, save_file
 
 from sluice_api.artifacts import MANIFEST
-from sluice_api.finetunejob import DatasetFormat
+from sluice_api.dataset import DatasetFormat
 from sluice_api.model import Model
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, PrepareResult

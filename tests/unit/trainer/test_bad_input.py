@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sluice_api.finetunejob import DatasetFormat
+from sluice_api.dataset import DatasetFormat
 from sluice_api.reasons import Reason
 from sluice_trainer.data.rows import Findings, read_rows
 from sluice_trainer.errors import StageError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sluice_api.finetunejob import DatasetFormat
+from sluice_api.dataset import DatasetFormat
 from sluice_trainer.data.formats import format_of, parse
 from sluice_trainer.data.row import BadRowError, Conversation, Pair
 from sluice_trainer.errors import StageError

@@ -211,6 +211,9 @@ def test_preference_pairs_that_are_too_long() -> None:
         fit_pair([answer(1, 2, 4, 9), long], 3, OverlongRows.TRUNCATE)
     with pytest.raises(StageError, match="Line 7 of the dataset has an answer of more than maxSequenceLength 4"):
         fit_pair([short, long], 4, OverlongRows.SPLIT)
+    with pytest.raises(BadRowError) as raised:
+        fit_pair([short, long], 2, OverlongRows.TRUNCATE)
+    assert raised.value.remedy == "Shorten the row, or raise training.maxSequenceLength", "it can't be split"
 
 
 @pytest.mark.parametrize(("boundary", "is_taken"), [(None, True), (5, True), (2, True), (3, False), (4, False)])

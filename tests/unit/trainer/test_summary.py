@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sluice_api.finetunejob import DatasetFormat
+from sluice_api.dataset import DatasetFormat
 from sluice_api.stages import ExportResult, PrepareResult, StageOutcome, StageSpec, TrainResult
 from sluice_trainer.export.card import model_card
 from sluice_trainer.loss_curve import LossCurve

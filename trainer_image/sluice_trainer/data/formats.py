@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sluice_api.finetunejob import DatasetFormat
+from sluice_api.dataset import DatasetFormat
 from sluice_api.reasons import Reason
 from sluice_trainer.data.row import BadRowError, Conversation, Pair, Passage, Row, Turn, kind_of, text_of
 from sluice_trainer.data.turns import require_answer, tools_of, turns_of

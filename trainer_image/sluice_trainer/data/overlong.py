@@ -11,8 +11,14 @@ from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow
 
 
-def fit_row(row: TokenRow, longest: int, policy: OverlongRows) -> list[TokenRow]:
+def fit_row(row: TokenRow, longest: int, policy: OverlongRows, *, may_split: bool = True) -> list[TokenRow]:
     """Make a row fit into `longest` tokens.
+
+    Args:
+        row: The row.
+        longest: Tokens of a row at most.
+        policy: What happens to longer ones.
+        may_split: Whether to say that it could be split, where that would help.
 
     Returns:
         The row itself if it is short enough; else what the policy makes of it: one row, several or none.
@@ -26,9 +32,10 @@ def fit_row(row: TokenRow, longest: int, policy: OverlongRows) -> list[TokenRow]
         case OverlongRows.TRUNCATE:
             first = int(np.flatnonzero(row.loss_mask)[0])
             if first >= longest:
+                remedy = "Shorten the row, raise training.maxSequenceLength, or set training.overlongRows: Split"
                 raise BadRowError(
                     f"the assistant's part begins at token {first + 1} and is cut off at maxSequenceLength {longest}",
-                    "Shorten the row, raise training.maxSequenceLength, or set training.overlongRows: Split",
+                    remedy if may_split else "Shorten the row, or raise training.maxSequenceLength",
                 )
             return [row.part(0, longest)]
         case OverlongRows.SPLIT:
@@ -64,7 +71,7 @@ def fit_pair(
             "half of it can't be preferred: with chosen and rejected answers, training.overlongRows must be Truncate "
             "or Drop.",
         )
-    sides = [fit_row(row, longest, policy) for row in answers]
+    sides = [fit_row(row, longest, policy, may_split=False) for row in answers]
     if not all(sides):
         return []
     (chosen,), (rejected,) = sides

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sluice_api.artifacts import MANIFEST, file_digest
-from sluice_api.finetunejob import DatasetFormat, FineTuneJobSpec, JobResources
+from sluice_api.dataset import DatasetFormat
+from sluice_api.finetunejob import FineTuneJobSpec, JobResources
 from sluice_api.quantity import amount, readable
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity

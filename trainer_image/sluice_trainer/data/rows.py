@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sluice_api.finetunejob import BadRow, DatasetFormat
+from sluice_api.dataset import BadRow, DatasetFormat
 from sluice_api.reasons import Reason
 from sluice_trainer.data.formats import format_of, parse
 from sluice_trainer.data.row import BadRowError, Row

@@ -1,6 +1,7 @@
 """README.md of an export."""
 
-from sluice_api.finetunejob import DatasetFormat, FineTuneJobSpec
+from sluice_api.dataset import DatasetFormat
+from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.stages import StageSpec, TrainResult
 from sluice_api.training import Method
 from sluice_trainer.prepared import PreparedManifest

@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from sluice_api.finetunejob import DatasetFormat
+from sluice_api.dataset import DatasetFormat
 from sluice_api.training import Training
 from sluice_trainer.prepared import TokenRows
 from sluice_trainer.train.batches import MicroBatch, loss_tokens
