@@ -31,7 +31,7 @@ from sluice_operator.plan.pool.ways import (
 from sluice_operator.plan.preflight import lack_on
 from sluice_operator.plan.stock import NodeStock, Stock, is_guest
 
-_NODES_EXPLAINED = 16
+_NODES_EXPLAINED = 8
 """The most nodes that are searched for what keeps a job from them."""
 
 
