@@ -4,13 +4,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from sluice_api.reasons import Reason
 from sluice_api.training import Lora
 from sluice_trainer.errors import StageError
 
 if TYPE_CHECKING:
+    from torch.nn import Linear
     from transformers import PreTrainedModel
 
 _WILD = "*?["
@@ -101,18 +102,19 @@ def selected(layers: Layers, names: Sequence[str]) -> list[str]:
     return [layer for layer in layers.linear if any(_matches(name, layer) for name in names)]
 
 
-def check_rank(model: "PreTrainedModel", names: Sequence[str], lora: Lora) -> None:
+def check_rank(model: "PreTrainedModel", layers: Sequence[str], lora: Lora) -> None:
     """Refuse a rank that is more than the smaller side of each target layer: beyond it nothing is gained.
 
     Args:
         model: The model, with or without weights.
-        names: What `target_layers` returned.
+        layers: What `selected` returned.
         lora: The adapter's settings.
 
     Raises:
         StageError: ModelInvalid, with the largest rank that makes sense.
     """
-    most = max(min(model.get_submodule(layer).weight.shape) for layer in selected(Layers.of(model), names))
+    chosen = (cast("Linear", model.get_submodule(layer)) for layer in layers)
+    most = max(min(layer.in_features, layer.out_features) for layer in chosen)  # weights in 4 bits have another shape
     if lora.rank > most:
         raise StageError(
             Reason.MODEL_INVALID,

@@ -80,27 +80,18 @@ class _Lines:
                 sys.stdout.write(line)
                 return
             left = line.encode(errors="backslashreplace")
-            if not self._waiting:
-                left = self._written_at_once(descriptor, left)
+            try:
+                if not self._waiting:
+                    left = _unwritten(descriptor, left, wait=False)
+            except OSError:
+                self._break()
+                return
             if left:
                 self._wait_with(left)
 
     def flush(self, seconds: float) -> None:
         with self._turn:
             self._turn.wait_for(lambda: self._broken or not self._waiting, seconds)
-
-    def _written_at_once(self, descriptor: int, text: bytes) -> bytes:
-        """Write as much as is taken at once; returns the rest."""
-        poll = select.poll()
-        poll.register(descriptor, select.POLLOUT)
-        try:
-            # A pipe that is ready takes so many bytes without a wait; so does a file.
-            while text and poll.poll(0):
-                text = text[os.write(descriptor, text[: select.PIPE_BUF]) :]
-        except OSError:
-            self._break()
-            return b""
-        return text
 
     def _wait_with(self, text: bytes) -> None:
         if len(self._waiting) >= _MAX_WAITING_LINES:
@@ -119,11 +110,8 @@ class _Lines:
                 self._turn.wait_for(lambda: bool(self._waiting))
                 text, descriptor = self._waiting[0], self._descriptor()
             try:
-                while text and descriptor is not None:
-                    poll = select.poll()  # a pipe may have been made not to wait by whoever shares it
-                    poll.register(descriptor, select.POLLOUT)
-                    poll.poll()
-                    text = text[os.write(descriptor, text[: select.PIPE_BUF]) :]
+                if descriptor is not None:
+                    _unwritten(descriptor, text, wait=True)
             except OSError:
                 with self._turn:
                     self._break()
@@ -142,6 +130,18 @@ class _Lines:
         self._waiting.clear()
         self._turn.notify_all()
         threading.Thread(target=self.when_unread, name="unread", daemon=True).start()
+
+
+def _unwritten(descriptor: int, text: bytes, *, wait: bool) -> bytes:
+    """Write a text, and wait for its reader or not; returns what is left.
+
+    A pipe that is ready takes so many bytes at once, also one that others have made not to wait; so does a file.
+    """
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    while text and poll.poll(None if wait else 0):
+        text = text[os.write(descriptor, text[: select.PIPE_BUF]) :]
+    return text
 
 
 def _descriptor() -> int | None:

@@ -134,12 +134,16 @@ class Steps:
             firsts.append(following)
 
 
+def warmup_steps(total: int, training: Training) -> int:
+    """Steps of warm-up: as many as were asked for; by default at most a quarter of all."""
+    asked = training.warmup_steps
+    return min(asked, total // 4) if asked == DEFAULT_WARMUP else asked
+
+
 def learning_rate(step: int, total: int, training: Training) -> float:
     """Linear warm-up to the peak, then as the schedule says."""
     peak = float(training.learning_rate)
-    warmup = training.warmup_steps
-    if warmup == DEFAULT_WARMUP:
-        warmup = min(warmup, total // 4)
+    warmup = warmup_steps(total, training)
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / (total - warmup)

@@ -25,13 +25,11 @@ LONG = (("epochs", 1000), ("batchSize", 4), ("checkpointEverySteps", 50), ("dtyp
 """Far more lines than a pipe holds, which is 64 KiB."""
 
 
-def wait_for_step(job: Job, step: int) -> None:
-    """Wait until a checkpoint of this step, or a later one, is whole."""
+def wait_for_step(folder: Path, step: int) -> None:
+    """Wait until a checkpoint of this step, or a later one, is whole in a folder or below it."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        saved = [
-            int(path.parent.name.removeprefix("step-")) for path in job.work.glob("checkpoints/step-*/manifest.json")
-        ]
+        saved = [int(path.parent.name.removeprefix("step-")) for path in folder.glob("**/step-*/manifest.json")]
         if max(saved, default=0) >= step:
             return
         time.sleep(0.05)
@@ -49,6 +47,13 @@ def unread(job: Job) -> Iterator[tuple[Job, subprocess.Popen[str]]]:
     process.wait()
 
 
+def start_run(job: Job) -> subprocess.Popen[str]:
+    """`run` of a job that takes long, with its output in a pipe."""
+    file = job.volumes.parent / "finetunejob.yaml"
+    file.write_text(json.dumps(document(training=dict(LONG))))
+    return subprocess.Popen(command(job, file), env=environment(), stdout=subprocess.PIPE, text=True)
+
+
 def saved_step(job: Job) -> int:
     outcome = job.outcome()
     assert outcome.train is not None, outcome
@@ -62,7 +67,7 @@ def test_training_goes_on_and_stops_though_nobody_reads(
     unread: tuple[Job, subprocess.Popen[str]], number: signal.Signals, step: int
 ) -> None:
     job, process = unread
-    wait_for_step(job, step)
+    wait_for_step(job.work, step)
     process.send_signal(number)
     assert process.wait(60) == ExitCode.REQUEUE
     assert saved_step(job) >= step
@@ -70,7 +75,7 @@ def test_training_goes_on_and_stops_though_nobody_reads(
 
 def test_training_saves_its_state_and_ends_when_its_reader_is_gone(unread: tuple[Job, subprocess.Popen[str]]) -> None:
     job, process = unread
-    wait_for_step(job, 50)
+    wait_for_step(job.work, 50)
     assert process.stdout is not None
     process.stdout.close()
     assert process.wait(60) == ExitCode.REQUEUE
@@ -96,9 +101,7 @@ def test_nohup_means_what_it_says(job: Job) -> None:
 @pytest.mark.timeout(300)
 def test_local_run_whose_reader_ends_saves_its_state(job: Job) -> None:
     """run job | head -n 30"""
-    file = job.volumes.parent / "finetunejob.yaml"
-    file.write_text(json.dumps(document(training=dict(LONG))))
-    process = subprocess.Popen(command(job, file), env=environment(), stdout=subprocess.PIPE, text=True)
+    process = start_run(job)
     assert process.stdout is not None
     next(line for line in process.stdout if '"event": "checkpoint"' in line)
     process.stdout.close()
@@ -111,13 +114,8 @@ def test_local_run_whose_reader_ends_saves_its_state(job: Job) -> None:
 @pytest.mark.timeout(300)
 def test_local_run_ends_on_a_signal_though_nobody_reads(job: Job) -> None:
     """run job | less, and nobody pages on."""
-    file = job.volumes.parent / "finetunejob.yaml"
-    file.write_text(json.dumps(document(training=dict(LONG))))
-    process = subprocess.Popen(command(job, file), env=environment(), stdout=subprocess.PIPE)
-    folder = job.volumes / "adapters" / "out"
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("*/checkpoints/step-500")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = start_run(job)
+    wait_for_step(job.volumes / "adapters", 500)
     process.terminate()
     assert process.wait(60) == ExitCode.REQUEUE
 
@@ -144,12 +142,10 @@ def test_local_run_whose_output_folder_can_not_be_made_is_refused_by_prepare(job
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_local_run_of_a_job_that_runs_is_refused(job: Job) -> None:
-    file = job.volumes.parent / "finetunejob.yaml"
-    file.write_text(json.dumps(document(training=dict(LONG))))
-    first = subprocess.Popen(command(job, file), env=environment(), stdout=subprocess.PIPE, text=True)
+    first = start_run(job)
     assert first.stdout is not None
     next(first.stdout)
-    second = subprocess.run(command(job, file), env=environment(), capture_output=True, text=True, check=False)
+    second = subprocess.run(first.args, env=environment(), capture_output=True, text=True, check=False)
     assert second.returncode == ExitCode.BAD_INPUT
     assert second.stderr.startswith(f"This job runs already, in process {first.pid}. Wait for its end or stop it")
     first.terminate()

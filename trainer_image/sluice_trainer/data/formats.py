@@ -5,7 +5,7 @@ from typing import Any
 
 from sluice_api.dataset import DatasetFormat
 from sluice_api.reasons import Reason
-from sluice_trainer.data.row import BadRowError, Conversation, Pair, Passage, Row, Turn, kind_of, text_of
+from sluice_trainer.data.row import BadRowError, Conversation, Pair, Passage, Row, Turn, optional_text_of, text_of
 from sluice_trainer.data.turns import require_answer, tools_of, turns_of
 from sluice_trainer.errors import StageError
 
@@ -92,20 +92,12 @@ def _conversation(fields: Fields, name: str) -> Conversation:
 
 def _alpaca(fields: Fields) -> Row:
     question = text_of(fields, "instruction")
-    more = fields.get("input") or ""
-    if not isinstance(more, str):
-        raise BadRowError(f'"input" is {kind_of(more)}, not a string', 'Make "input" a string')
-    if more.strip():
+    if (more := optional_text_of(fields, "input")).strip():
         question = f"{question}\n\n{more}"
+    system = optional_text_of(fields, "system")
+    before = (Turn("system", system, "system"),) if system.strip() else ()
     asked, answer = Turn("user", question, "instruction"), Turn("assistant", text_of(fields, "output"), "output")
-    return Conversation((*_alpaca_system(fields), *_alpaca_history(fields), asked, answer))
-
-
-def _alpaca_system(fields: Fields) -> tuple[Turn, ...]:
-    system = fields.get("system") or ""
-    if not isinstance(system, str):
-        raise BadRowError(f'"system" is {kind_of(system)}, not a string', 'Make "system" a string')
-    return (Turn("system", system, "system"),) if system.strip() else ()
+    return Conversation((*before, *_alpaca_history(fields), asked, answer))
 
 
 def _alpaca_history(fields: Fields) -> tuple[Turn, ...]:

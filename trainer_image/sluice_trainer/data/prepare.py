@@ -7,19 +7,19 @@ import numpy as np
 
 from sluice_api.artifacts import MANIFEST, file_digest
 from sluice_api.dataset import DatasetFormat
-from sluice_api.finetunejob import FineTuneJobSpec, JobResources
+from sluice_api.finetunejob import JobResources
 from sluice_api.quantity import amount, readable
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
-from sluice_api.training import DEFAULT_WARMUP, ExportedCheckpoint, Method, Training
+from sluice_api.training import ExportedCheckpoint, Method, Training
 from sluice_trainer import base_model, durable, logs, paths, prepared
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.fetch import dataset_file, dataset_name
 from sluice_trainer.data.rows import Findings, read_rows
 from sluice_trainer.data.split import held_out
 from sluice_trainer.errors import StageError
-from sluice_trainer.plan import Steps, different_setting, plan_digest, result_digest, settings_of
+from sluice_trainer.plan import Steps, different_setting, plan_digest, result_digest, settings_of, warmup_steps
 from sluice_trainer.prepared import PreparedManifest, TokenRow, TokenRows
 from sluice_trainer.report import Reporter
 
@@ -56,7 +56,9 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     if whole:
         _check_memory(model, spec.resources)
     else:
-        _check_adapter(model, spec)
+        from sluice_trainer.train.weights.model import with_adapter
+
+        with_adapter(model, spec)  # on the model without weights, as Train puts it on the model
     tokeniser = Tokeniser(base, _longest(stage, base), spec.training.overlong_rows)
     findings = Findings(dataset_name(spec.dataset.uri), spec.dataset.format)
     rows = list(tokeniser.tokenise(read_rows(file, findings), findings))
@@ -168,15 +170,6 @@ def _check_loss(base: BaseModel, model: "PreTrainedModel") -> None:
         )
 
 
-def _check_adapter(model: "PreTrainedModel", spec: FineTuneJobSpec) -> None:
-    """Refuse an adapter that this model can't have. It is put on the model without weights, as Train puts it on it."""
-    from sluice_trainer.layers import Layers, check_rank, target_layers
-    from sluice_trainer.train.weights.model import with_adapter
-
-    check_rank(model, target_layers(Layers.of(model), spec.lora.target_modules), spec.lora)
-    with_adapter(model, spec)
-
-
 def _check_memory(model: "PreTrainedModel", resources: JobResources) -> None:
     """Refuse to train all weights where the copy that a checkpoint is written from would not fit: the kernel would end
     the process, at its first save and at each one after it."""
@@ -227,7 +220,7 @@ def _check_best(training: Training, held_out_rows: int, dataset: str) -> None:
 
 def _check_warmup(training: Training, steps: int) -> None:
     """Refuse a warm-up that training ends before: its learning rate would never be what was asked for."""
-    if training.warmup_steps not in (0, DEFAULT_WARMUP) and training.warmup_steps >= steps:
+    if warmup_steps(steps, training) >= steps:
         raise StageError(
             Reason.DATASET_INVALID,
             f"training.warmupSteps {training.warmup_steps} is not less than the {steps} steps of this training, so its "

@@ -78,6 +78,18 @@ def text_of(fields: Mapping[str, Any], name: str) -> str:
     return value
 
 
+def optional_text_of(fields: Mapping[str, Any], name: str) -> str:
+    """A field that may be absent or null, as an empty text.
+
+    Raises:
+        BadRowError: it is something else than a text.
+    """
+    value = fields.get(name) or ""
+    if not isinstance(value, str):
+        raise BadRowError(f'"{name}" is {kind_of(value)}, not a string', f'Make "{name}" a string')
+    return value
+
+
 def kind_of(value: object) -> str:
     """What a JSON value is, for a message."""
     match value:

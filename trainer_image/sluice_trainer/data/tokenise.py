@@ -44,7 +44,7 @@ class Tokeniser:
         stops = frozenset(text for text, index in specials.items() if index in self._stops)
         self._renderer = Renderer(base, self._tokenizer, frozenset(specials), stops)
         first = self._tokenizer.convert_ids_to_tokens(self._tokenizer("x", add_special_tokens=False)["input_ids"])[:1]
-        self._prepends_space = self._tokenizer.is_fast and first[0].startswith("\u2581")
+        self._prepends_space = self._tokenizer.is_fast and str(*first).startswith("\u2581")
         """SentencePiece: a text by itself gets a space in front, which a part in the middle of a row does not have."""
         self._beginning: list[int] = [token for token in self._tokenizer("")["input_ids"] if token == self._begin]
         """Tokens that serving puts before a text without a template: BOS, for tokenizers that add it."""

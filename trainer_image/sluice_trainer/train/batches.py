@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -66,14 +67,13 @@ def batches_of(
     The weight is 0 for a dummy micro-batch. A process has those where all use the sharded model together, and it has
     fewer micro-batches than another.
     """
-    lengths = rows.sizes(indices, packed=batching.packed)
     per_rank = positions_of_batches(rows, indices, batching, group.rank.size)
-    own = per_rank[group.rank.number]
-    dummies = max(map(len, per_rank)) - len(own) if group.shares_model else 0
-    smallest = min(
-        (batch for batches in per_rank for batch in batches), key=lambda batch: sum(lengths[p] for p in batch)
-    )
-    for positions, weight in [*((batch, 1.0) for batch in own), *[(smallest, 0.0)] * dummies]:
+    own = [(positions, 1.0) for positions in per_rank[group.rank.number]]
+    if group.shares_model and len(own) < (most := max(map(len, per_rank))):
+        sizes = rows.sizes(indices, packed=batching.packed)
+        smallest = min(chain(*per_rank), key=lambda positions: sum(sizes[position] for position in positions))
+        own += [(smallest, 0.0)] * (most - len(own))
+    for positions, weight in own:
         batch = make_micro_batch([rows[indices[position]] for position in positions], batching, group.device)
         yield positions[0], batch, weight
 

@@ -15,7 +15,7 @@ from sluice_api.reasons import Reason
 from sluice_api.training import Attention, Method
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.errors import StageError
-from sluice_trainer.layers import Layers, selected, target_layers
+from sluice_trainer.layers import Layers, check_rank, selected, target_layers
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 
@@ -120,10 +120,12 @@ def with_adapter(model: PreTrainedModel, spec: FineTuneJobSpec) -> PeftModel:
     """Put a fresh adapter in float32 on the linear layers that the spec names, or on the usual ones.
 
     Raises:
-        StageError: ModelInvalid: there are no such layers, or PEFT puts no adapter beside one.
+        StageError: ModelInvalid: there are no such layers, they are smaller than the rank, or PEFT passes over one.
     """
     layers = Layers.of(model)
     targets = target_layers(layers, spec.lora.target_modules)
+    wanted = selected(layers, targets)
+    check_rank(model, wanted, spec.lora)
     config = LoraConfig(
         r=spec.lora.rank,
         lora_alpha=spec.lora.alpha,
@@ -138,16 +140,16 @@ def with_adapter(model: PreTrainedModel, spec: FineTuneJobSpec) -> PeftModel:
         raise StageError(
             Reason.MODEL_INVALID, f"lora.targetModules: PEFT can't make an adapter for them: {error}."
         ) from error
-    _require_adapters(adapted, layers, targets)
+    _require_adapters(adapted, wanted)
     adapted.peft_config["default"].base_model_name_or_path = spec.model.uri
     return cast("PeftModel", adapted)
 
 
-def _require_adapters(model: PeftModel, layers: Layers, targets: Sequence[str]) -> None:
+def _require_adapters(model: PeftModel, layers: Sequence[str]) -> None:
     """Refuse a model in which PEFT passes over a layer that was asked for, without a word."""
     names = {name.partition(".lora_A.")[0] for name, _ in model.named_parameters(remove_duplicate=False)}
     adapted = {name.removeprefix("base_model.model.") for name in names}
-    if missed := [layer for layer in selected(layers, targets) if layer not in adapted]:
+    if missed := [layer for layer in layers if layer not in adapted]:
         raise StageError(
             Reason.MODEL_INVALID,
             f"lora.targetModules: PEFT puts no adapter beside {', '.join(missed[:3])}. Name other layers.",
