@@ -8,7 +8,7 @@ from sluice_api.conditions import Condition
 from sluice_api.model import Model, Name, Remedy
 from sluice_api.reports import LoadedState
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
-from sluice_api.sources import VolumeUri
+from sluice_api.sources import AdapterUri
 
 Text = Annotated[str, StringConstraints(max_length=256)]
 Digest = Annotated[
@@ -21,9 +21,10 @@ Digest = Annotated[
 class AdapterSource(Model):
     """The bytes."""
 
-    uri: VolumeUri = Field(
-        description="pvc://claim/path of a folder with adapter_config.json and adapter_model.safetensors. The claim "
-        "must be one of the engine's lora.volumeClaims."
+    uri: AdapterUri = Field(
+        description="pvc://claim/path, s3://bucket/path (gs:// and az:// too) or hf://org/name@revision of a folder "
+        "with adapter_config.json and adapter_model.safetensors. A claim must be one of the engine's "
+        "lora.volumeClaims; what opens another address is one of its lora.credentials."
     )
     digest: Digest | None = Field(
         None,

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
+from sluice_api.chat_template import ChatTemplate
 from sluice_api.conditions import Condition
 from sluice_api.dataset import Dataset
 from sluice_api.meta import DEFAULT_POOL, EXPERIMENTAL
@@ -13,7 +14,7 @@ from sluice_api.publish import Publish
 from sluice_api.reports import LONGEST_ESTIMATE
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.scheduling import Retry, Scheduling
-from sluice_api.sources import ModelUri, VolumeUri, claims_of
+from sluice_api.sources import Credentials, FolderUri, ModelUri, claims_of, config_maps_of
 from sluice_api.training import Lora, Method, Training
 
 MOST_ATTEMPTS = 100
@@ -26,8 +27,16 @@ class ModelSource(Model):
     """The base model."""
 
     uri: ModelUri = Field(
-        description="Where the base model is: pvc://claim/path or hf://org/name@revision. A folder with config.json, "
-        "tokenizer files and safetensors weights."
+        description="Where the base model is: pvc://claim/path, hf://org/name@revision, or s3://bucket/path (gs:// "
+        "and az:// too). A folder with config.json, tokenizer files and weights as safetensors, or as *.bin."
+    )
+    credentials: Credentials | None = Field(
+        None, description="What opens the address, such as a gated model's. Absent: nothing is needed."
+    )
+    chat_template: ChatTemplate | None = Field(
+        None,
+        description="How turns become text, instead of the model's own chat template. It goes with the result, so that "
+        "engines use the same. Absent: the model's own.",
     )
 
 
@@ -69,10 +78,11 @@ class JobResources(Model):
 class Output(Model):
     """Where the result goes."""
 
-    uri: VolumeUri = Field(
-        description="pvc://claim/path. The job writes only into <uri>/<job>-<uid8>/: prepared/, checkpoints/ and "
-        "export/."
+    uri: FolderUri = Field(
+        description="pvc://claim/path, or s3://bucket/path (gs:// and az:// too). The job writes only into "
+        "<uri>/<job>-<uid8>/: prepared/, checkpoints/ and export/."
     )
+    credentials: Credentials | None = Field(None, description="What opens the address. Absent: nothing is needed.")
 
 
 UNCHANGED = "cannot be changed: delete the job and create it again, or create another one"
@@ -101,9 +111,10 @@ class FineTuneJobSpec(Model):
     )
     scheduling: Scheduling = Field(default_factory=Scheduling, description="When the job gets GPUs, and from whom.")
     output: Output = Field(description="Where the result goes.", json_schema_extra=IMMUTABLE)
-    resume_from: VolumeUri | None = Field(
+    resume_from: FolderUri | None = Field(
         None,
-        description="The folder of an older job, pvc://claim/path/<job>-<uid8>. Training continues from its newest "
+        description="The folder of an older job, such as pvc://claim/path/<job>-<uid8>. It is opened with "
+        "output.credentials. Training continues from its newest "
         "checkpoint. Base model, rows, method and settings must be those of that job: Prepare compares them, and "
         "names what differs. Absent: training begins at step 0.",
         json_schema_extra=IMMUTABLE,
@@ -195,9 +206,26 @@ class FineTuneJobSpec(Model):
     )
 
     @property
+    def addresses(self) -> dict[str, str]:
+        """Every address that its pods read or write, by the field that has it, such as dataset.sources[0].uri."""
+        template = self.model.chat_template
+        return {
+            "model.uri": self.model.uri,
+            **({"model.chatTemplate.uri": template.uri} if template and template.uri else {}),
+            **self.dataset.addresses,
+            "output.uri": self.output.uri,
+            **({"resumeFrom": self.resume_from} if self.resume_from else {}),
+        }
+
+    @property
     def volumes(self) -> tuple[str, ...]:
         """The PersistentVolumeClaims that its pods mount, each once."""
-        return claims_of(self.model.uri, self.dataset.uri, self.output.uri, self.resume_from or "")
+        return claims_of(*self.addresses.values())
+
+    @property
+    def config_maps(self) -> tuple[str, ...]:
+        """The ConfigMaps that its pods read, each once."""
+        return config_maps_of(*self.addresses.values())
 
 
 class Progress(Model):

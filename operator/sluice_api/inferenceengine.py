@@ -5,13 +5,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
+from sluice_api.chat_template import ChatTemplate
 from sluice_api.conditions import Condition
 from sluice_api.meta import DEFAULT_POOL, EXPERIMENTAL
 from sluice_api.model import Decimal, Disk, Limit, Memory, Model, Name, Quantity, Remedy, SecretName, Time
 from sluice_api.pods import DEFAULT_DISK
 from sluice_api.resource import Column, Kind, Resource, Rule, rules
 from sluice_api.selectors import NamespaceSelector
-from sluice_api.sources import ModelUri
+from sluice_api.sources import Credentials, ModelUri
 from sluice_api.training import MAX_RANK
 from sluice_api.windows import BorrowWindow
 
@@ -83,8 +84,20 @@ class ServedModel(Model):
     """The base model."""
 
     uri: ModelUri = Field(
-        description="Where the base model is: pvc://claim/path or hf://org/name@revision. A pvc:// folder is mounted "
-        "read-only into every replica."
+        description="Where the base model is: pvc://claim/path, hf://org/name@revision, or s3://bucket/path (gs:// "
+        "and az:// too). A pvc:// folder is mounted read-only into every replica; any other is fetched into its cache "
+        "when it starts."
+    )
+    credentials: Credentials | None = Field(
+        None, description="What opens the address, such as a gated model's. Absent: nothing is needed."
+    )
+    chat_template: ChatTemplate | None = Field(
+        None, description="How turns become text, instead of the model's own chat template. Absent: the model's own."
+    )
+    cache_claim: Name | None = Field(
+        None,
+        description="A PersistentVolumeClaim in which models and adapters that are fetched are kept, so that a second "
+        "replica on the node, or the next start, fetches nothing. Absent: each pod's own disk.",
     )
 
 
@@ -125,12 +138,24 @@ class EngineLora(Model):
         description="PersistentVolumeClaims with adapters. They are mounted read-only from the start, so an adapter "
         "can be loaded without a restart.",
     )
+    credentials: Credentials | None = Field(
+        None,
+        description="What opens adapters in object stores and on the hub. It is mounted from the start, into the agent "
+        "alone.",
+    )
 
 
 Domain = Annotated[
     str,
     StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?\.)*[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=253),
     Remedy("write a host name in lower case, such as images.example.org"),
+]
+
+
+ServedName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$", max_length=128),
+    Remedy("write a model's name of letters, digits and '.', '_', ':', '-' or '/', such as org/name"),
 ]
 
 
@@ -239,6 +264,11 @@ class InferenceEngineSpec(Model):
     """A model served by vLLM on N replicas, and what it lends."""
 
     model: ServedModel = Field(description="The base model.")
+    served_names: tuple[ServedName, ...] = Field(
+        (),
+        max_length=16,
+        description="More names for the base model in the `model` of a request, such as meta-llama/Llama-3.1-8B.",
+    )
     task: Literal["Generate", "Embed"] = Field("Generate", description="What requests ask for.")
     replicas: int = Field(
         1,

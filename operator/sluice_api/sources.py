@@ -1,4 +1,7 @@
-"""Where bytes come from and go to: pvc://, hf://, https:// and s3:// addresses."""
+"""Where bytes come from and go to, and with which credentials: pvc://, hf://, s3:// and its like, https://, configmap://.
+
+A claim, a ConfigMap and a Secret are mounted into the pods that need them; everything else these fetch themselves.
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -6,32 +9,74 @@ from pathlib import PurePosixPath
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
-from sluice_api.model import Remedy
+from sluice_api.model import Model, Remedy, SecretName
 
 VOLUMES = PurePosixPath("/volumes")
 """Where each claim that a pod uses is mounted, as /volumes/<claim>."""
+CONFIG_MAPS = PurePosixPath("/configmaps")
+"""Where each ConfigMap that a pod reads is mounted, as /configmaps/<name>."""
+CREDENTIALS = PurePosixPath("/credentials")
+"""Where each Secret that a pod needs is mounted, as /credentials/<secret>: a file for each key."""
 
-_PVC = r"pvc://[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(/\.?[A-Za-z0-9_-][A-Za-z0-9._-]*)*"
+OBJECT_STORES = ("s3://", "gs://", "az://")
+
+_PVC_CLAIM = r"pvc://[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_PVC = _PVC_CLAIM + r"(/\.?[A-Za-z0-9_-][A-Za-z0-9._-]*)*"
+_PVC_FILES = _PVC_CLAIM + r"(/\.?[A-Za-z0-9_*?-][A-Za-z0-9._*?-]*)*"
 _HF = r"hf://[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*(@[A-Za-z0-9._/-]+)?(/[A-Za-z0-9._/-]+)?"
+_HF_FILES = r"hf://[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*(@[A-Za-z0-9._/-]+)?(/[A-Za-z0-9._/*?-]+)?"
+_BUCKET = r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]"
+_OBJECTS = _BUCKET + r"(/\.?[A-Za-z0-9_=+@:,-][A-Za-z0-9._=+@:,-]*)*"
+_OBJECT_FILES = _BUCKET + r"(/\.?[A-Za-z0-9_=+@:,*?-][A-Za-z0-9._=+@:,*?-]*)+"
 _HTTPS = r"https://([^\s/?#@]+@)?([^\s/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?#][^\s]*)?"
+_CONFIG_MAP = r"configmap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9_-][A-Za-z0-9._-]*"
 
 ModelUri = Annotated[
     str,
-    StringConstraints(pattern=rf"^({_PVC}|{_HF})$", max_length=512),
-    Remedy("write pvc://claim/path or hf://org/name@revision"),
+    StringConstraints(pattern=rf"^({_PVC}|{_HF}|{_OBJECTS})$", max_length=512),
+    Remedy("write pvc://claim/path, hf://org/name@revision, or s3://bucket/path (gs:// and az:// too)"),
 ]
 DatasetUri = Annotated[
     str,
-    StringConstraints(pattern=rf"^({_PVC}|{_HF}|{_HTTPS})$", max_length=1024),
-    Remedy("write pvc://claim/path, https://host/path or hf://org/name/path"),
+    StringConstraints(pattern=rf"^({_PVC_FILES}|{_HF_FILES}|{_OBJECT_FILES}|{_HTTPS}|{_CONFIG_MAP})$", max_length=1024),
+    Remedy(
+        "write pvc://claim/path, s3://bucket/path (gs:// and az:// too), https://host/path, hf://datasets/org/name, "
+        "hf://org/name/path or configmap://name/key"
+    ),
 ]
-VolumeUri = Annotated[
+FileUri = Annotated[
     str,
-    StringConstraints(pattern=rf"^{_PVC}$", max_length=512),
-    Remedy("write pvc://claim/path: a PersistentVolumeClaim of this namespace and a folder in it"),
+    StringConstraints(pattern=rf"^({_PVC}|{_OBJECTS}|{_CONFIG_MAP})$", max_length=512),
+    Remedy("write pvc://claim/path, s3://bucket/path (gs:// and az:// too) or configmap://name/key"),
 ]
+"""One small file."""
+FolderUri = Annotated[
+    str,
+    StringConstraints(pattern=rf"^({_PVC}|{_OBJECTS})$", max_length=512),
+    Remedy(
+        "write pvc://claim/path, a PersistentVolumeClaim of this namespace and a folder in it, or s3://bucket/path "
+        "(gs:// and az:// too)"
+    ),
+]
+"""A folder that a job writes to."""
+AdapterUri = Annotated[
+    str,
+    StringConstraints(pattern=rf"^({_PVC}|{_HF}|{_OBJECTS})$", max_length=512),
+    Remedy("write pvc://claim/path, s3://bucket/path (gs:// and az:// too) or hf://org/name@revision"),
+]
+
+
+class Credentials(Model):
+    """What opens an address."""
+
+    secret: SecretName = Field(
+        description="A Secret of this namespace. Its keys are named as the tools of the address name them: HF_TOKEN; "
+        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL; "
+        "GOOGLE_APPLICATION_CREDENTIALS (the JSON itself); AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or "
+        "AZURE_STORAGE_SAS_TOKEN. It is mounted as files into the pods that need it, and into no others."
+    )
 
 
 @dataclass(frozen=True)
@@ -56,8 +101,8 @@ def volume_path(uri: str) -> VolumePath | None:
     """
     if not uri.startswith("pvc://"):
         return None  # and not taken apart: not everything behind https:// can be
-    parts = urlsplit(uri)
-    path = PurePosixPath(parts.path.lstrip("/"))
+    parts = urlsplit(uri.replace("?", "%3F"))  # a wildcard, not the beginning of a query
+    path = PurePosixPath(parts.path.lstrip("/").replace("%3F", "?"))
     if ".." in path.parts:
         raise ValueError(f"{uri}: '..' is not allowed in a pvc:// path")
     return VolumePath(parts.netloc, str(path) if path.parts else "")
@@ -67,3 +112,39 @@ def claims_of(*uris: str) -> tuple[str, ...]:
     """The claims that these addresses name, each once, in order."""
     found = (volume_path(uri) for uri in uris)
     return tuple(dict.fromkeys(path.claim for path in found if path))
+
+
+@dataclass(frozen=True)
+class ConfigMapKey:
+    """A key of a ConfigMap of the object's own namespace."""
+
+    name: str
+    key: str
+
+    @property
+    def mounted(self) -> PurePosixPath:
+        """The file in every pod that mounts the ConfigMap."""
+        return CONFIG_MAPS / self.name / self.key
+
+
+def config_map_key(uri: str) -> ConfigMapKey | None:
+    """The ConfigMap and key behind a configmap:// address; None for any other kind of address."""
+    scheme, _, rest = uri.partition("://")
+    name, _, key = rest.partition("/")
+    return ConfigMapKey(name, key) if scheme == "configmap" else None
+
+
+def config_maps_of(*uris: str) -> tuple[str, ...]:
+    """The ConfigMaps that these addresses name, each once, in order."""
+    found = (config_map_key(uri) for uri in uris)
+    return tuple(dict.fromkeys(each.name for each in found if each))
+
+
+def is_object(uri: str) -> bool:
+    """Whether the address is in an object store."""
+    return uri.startswith(OBJECT_STORES)
+
+
+def has_wildcard(uri: str) -> bool:
+    """Whether an address names several files by a pattern; https:// addresses have none."""
+    return not uri.startswith("https://") and any(sign in uri for sign in "*?")

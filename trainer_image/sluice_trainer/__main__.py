@@ -190,7 +190,7 @@ def _configure_libraries(stage: StageSpec) -> None:
     if stage.spec.method is not Method.QLORA:
         # PEFT imports it whenever it is there, and it imports the whole of torch's compiler.
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
-    if not any(uri.startswith("hf://") for uri in (stage.spec.model.uri, stage.spec.dataset.uri)):
+    if not any(uri.startswith("hf://") for uri in (stage.spec.model.uri, *stage.spec.dataset.uris)):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

@@ -47,7 +47,7 @@ def _rows(
     whole = spec.method is Method.FULL
     rows = {
         "base model": spec.model.uri,
-        "dataset": spec.dataset.uri,
+        "dataset": ", ".join(spec.dataset.uris),
         "method": spec.method if whole else f"{spec.method}, rank {exported.rank}",
     }
     if prepared is not None:

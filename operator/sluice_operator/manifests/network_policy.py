@@ -54,7 +54,7 @@ def job_policy(job: FineTuneJob, settings: Settings) -> Manifest:
     egress = [
         *_common(settings),
         *([{"to": group}] if together else []),
-        *_public(job.spec.model.uri, job.spec.dataset.uri),
+        *_public(*job.spec.addresses.values()),
         *settings.network.egress,
     ]
     labels = {**app_labels("trainer", name), **ours}

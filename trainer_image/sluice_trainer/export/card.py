@@ -16,6 +16,7 @@ def model_card(stage: StageSpec, prepared: PreparedManifest, trained: TrainResul
     found = prepared.result
     overlong = f", {found.overlong_rows} too long ({spec.training.overlong_rows})" if found.overlong_rows else ""
     unit = "pair" if prepared.row_format is DatasetFormat.PREFERENCE else "token"
+    addresses = ", ".join(f"`{uri}`" for uri in spec.dataset.uris)
     return f"""---
 base_model: {spec.model.uri}
 library_name: {"transformers" if whole else "peft"}
@@ -27,7 +28,7 @@ tags: [{"sluice" if whole else "lora, sluice"}]
 
 | | |
 |---|---|
-| dataset | `{spec.dataset.uri}`, {found.rows} rows, {found.validation_rows} held out{overlong} |
+| dataset | {addresses}, {found.rows} rows, {found.validation_rows} held out{overlong} |
 | method | {_method(spec)} |
 | training | {_steps(spec, trained)}, peak learning rate {spec.training.learning_rate} |
 | seed | {spec.training.seed} |

@@ -98,14 +98,8 @@ def refusal_at(world: World, job: FineTuneJob, now: datetime) -> Obstacle | None
 
 
 def _volume_claims_exist(world: World, job: FineTuneJob) -> Obstacle | None:
-    spec, namespace = job.spec, job.metadata.namespace
-    addresses = {
-        "model.uri": spec.model.uri,
-        "dataset.uri": spec.dataset.uri,
-        "output.uri": spec.output.uri,
-        "resumeFrom": spec.resume_from or "",
-    }
-    for field, uri in addresses.items():
+    namespace = job.metadata.namespace
+    for field, uri in job.spec.addresses.items():
         if missing := missing_volume_claim(world, namespace, uri):
             return Obstacle(
                 Reason.VOLUME_CLAIM_NOT_FOUND, f"spec.{field}: {missing}", ends_with=_volume_claim_of(namespace, uri)
@@ -223,8 +217,7 @@ def begins_with(job: FineTuneJob, *, in_pause: bool) -> tuple[Key, ...]:
     engine = (engine_key(namespace, publish.engine),) if publish else ()
     if not in_pause:
         return engine
-    addresses = (job.spec.model.uri, job.spec.dataset.uri, job.spec.output.uri, job.spec.resume_from or "")
-    claims = (key for uri in addresses for key in _volume_claim_of(namespace, uri))
+    claims = (key for uri in job.spec.addresses.values() for key in _volume_claim_of(namespace, uri))
     adapter = (adapter_key(namespace, publish.name),) if publish else ()
     others = (Key("Node", "", ""), Key("PersistentVolume", "", ""), Key("Namespace", "", namespace))
     return (*engine, *adapter, *dict.fromkeys(claims), *others)

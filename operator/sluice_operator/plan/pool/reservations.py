@@ -161,8 +161,7 @@ def alike(_world: World, job: FineTuneJob) -> object:
     Jobs are alike if they agree in everything that a refusal or a place may depend on, whoever made them and when.
     """
     spec = job.spec
-    addresses = (spec.model.uri, spec.dataset.uri, spec.output.uri, spec.resume_from or "")
-    volumes = tuple(path.claim if (path := volume_path(uri)) else "" for uri in addresses)
+    volumes = tuple(path.claim if (path := volume_path(uri)) else "" for uri in spec.addresses.values())
     return _class_of(
         (job.metadata.namespace, spec.resources, spec.scheduling, spec.publish, spec.lora, spec.model, volumes)
     )
