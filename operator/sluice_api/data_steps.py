@@ -71,7 +71,7 @@ class Filter(Model):
         "Keep", description="Rows whose last answer begins as a refusal does, such as: I'm sorry, but I can't ..."
     )
     words: tuple[Word, ...] = Field(
-        (), max_length=1000, description="Rows that have one of these words or phrases are dropped, in either case."
+        (), max_length=100, description="Rows that have one of these words or phrases are dropped, in either case."
     )
     words_from: FileUri | None = Field(None, description="A file with more such words, one on each line.")
     max_toxicity: Decimal | None = Field(

@@ -107,14 +107,24 @@ def template_of(engine: InferenceEngine) -> str:
     spec = engine.spec.model_dump(
         by_alias=True,
         include={"model", "task", "resources", "lora", "serving"},
-        exclude={"resources": {"ephemeral_storage"}, "serving": {"allowed_media_domains"}},
+        exclude={
+            "model": {"credentials", "chat_template", "cache_claim"},
+            "resources": {"ephemeral_storage"},
+            "lora": {"credentials"},
+            "serving": {"allowed_media_domains"},
+        },
     )
-    terms = engine.spec.preemption
+    terms, model, lora = engine.spec.preemption, engine.spec.model, engine.spec.lora
     later = {  # Fields that earlier versions did not have. A spec that does not set them keeps its digest.
         "sleep": terms.sleep_level if terms.policy is LendingPolicy.SLEEP else None,
         "disk": disk if (disk := engine.spec.resources.ephemeral_storage) != DEFAULT_DISK else None,
         "pullSecrets": engine.spec.image_pull_secrets or None,
         "mediaDomains": engine.spec.serving.allowed_media_domains or None,
+        "servedNames": engine.spec.served_names or None,
+        "modelCredentials": model.credentials.secret if model.credentials else None,
+        "chatTemplate": model.chat_template.to_json() if model.chat_template else None,
+        "cacheClaim": model.cache_claim,
+        "loraCredentials": lora.credentials.secret if lora and lora.credentials else None,
     }
     known = {name: value for name, value in later.items() if value is not None}
     text = json.dumps({**spec, "drain": terms.drain_timeout_seconds, **known}, sort_keys=True)
