@@ -13,6 +13,10 @@ class StageError(Exception):
         self.message = message
         self.code = code
 
+    def __reduce__(self) -> "tuple[type[StageError], tuple[Reason, str, ExitCode]]":
+        """How another process gets it."""
+        return StageError, (self.reason, self.message, self.code)
+
 
 class PeerLost(StageError):
     """Another process of the group is gone. This one saves its state, and another attempt goes on from there."""

@@ -78,7 +78,7 @@ class Steps:
     Steps and epochs are counted from 0.
     """
 
-    def __init__(self, lengths: Sequence[int], training: Training) -> None:
+    def __init__(self, lengths: Sequence[int] | NDArray[np.int64], training: Training) -> None:
         """Divide rows of these lengths, in tokens, into steps."""
         self._lengths = np.asarray(lengths, np.int64)
         self._training = training

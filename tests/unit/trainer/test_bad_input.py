@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from sluice_api.dataset import DatasetFormat
+from sluice_api.dataset import FileFormat
 from sluice_api.reasons import Reason
-from sluice_trainer.data.rows import Findings, read_rows
+from sluice_trainer.data.read.read import read
+from sluice_trainer.data.read.row_file import RowFile
 from sluice_trainer.errors import StageError
 from tests.unit.trainer.jobs import ROWS, Job, chat, write_rows
 
@@ -34,8 +35,8 @@ ASSISTANT = {"role": "assistant", "content": "Hello"}
         ('{"messages": [', f"{AT}: not JSON: Expecting value at column 15. Write one JSON object a line, {SKIP}"),
         ("[1, 2]", f'{AT}: not a JSON object. Write an object such as {{"messages": [...]}}, {SKIP}'),
         (
-            {"question": "Hi", "answer": "Hello"},
-            f'{AT}: the row has "question", "answer", not "messages". Give the row "messages", {SKIP}',
+            {"asked": "Hi", "answered": "Hello"},
+            f'{AT}: the row has "asked", "answered", not "messages". Give the row "messages", {SKIP}',
         ),
         (
             messages(USER),
@@ -132,13 +133,7 @@ def test_on_bad_row_skip_counts_the_rows(job: Job) -> None:
     ("content", "reason", "message"),
     [
         (b"", Reason.DATASET_EMPTY, "datasets/rows.jsonl is an empty file. Write one JSON object a line."),
-        (b"\n \n", Reason.DATASET_EMPTY, "datasets/rows.jsonl has only blank lines. Write one JSON object a line."),
-        (
-            b'[{"text": "a"}]',
-            Reason.DATASET_INVALID,
-            "datasets/rows.jsonl, line 1: the file is one JSON array. Write one",
-        ),
-        (b"[\n{}\n]", Reason.DATASET_INVALID, "datasets/rows.jsonl, line 1: the file is one JSON array. Write one"),
+        (b"\n \n", Reason.DATASET_EMPTY, "datasets/rows.jsonl has no rows. Write at least one"),
         (
             b'{"text": "\xe9"}',
             Reason.DATASET_INVALID,
@@ -209,8 +204,11 @@ def test_dataset_that_becomes_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("{}")
     rows = tmp_path / "rows.jsonl"
     rows.symlink_to("token")
-    with pytest.raises(StageError, match=r"rows\.jsonl was replaced by a link"):
-        list(read_rows(rows, Findings("datasets/rows.jsonl", DatasetFormat.AUTO)))
+    with (
+        pytest.raises(StageError, match=r"rows\.jsonl was replaced by a link"),
+        read(RowFile(rows, "datasets/rows.jsonl"), FileFormat.AUTO),
+    ):
+        pass
 
 
 def _linked(name: str) -> Callable[[Path], None]:

@@ -207,7 +207,7 @@ def test_dtype_is_float32_on_a_machine_without_bfloat16(
 def held_out_loss(job: Job, model: torch.nn.Module) -> float:
     rows = job.prepared().validation
     losses = [TokenLoss(model).summed(MicroBatch.of([rows[i]], torch.device("cpu"))).item() for i in range(len(rows))]
-    return sum(losses) / int(rows.loss_mask.sum())
+    return sum(losses) / sum(int(rows[i].loss_mask.sum()) for i in range(len(rows)))
 
 
 def test_resources_memory_must_hold_a_checkpoint(job: Job) -> None:

@@ -70,13 +70,17 @@ def test_loss_not_finite_names_the_row_and_saves_the_last_good_step(job: Job) ->
     assert all(tensor.isfinite().all() for tensor in newest.tensors.values())
 
 
+def lines_of(rows: TokenRows) -> list[int]:
+    return [rows[index].line for index in range(len(rows))]
+
+
 @pytest.mark.parametrize("micro_batch_size", [None, 1])
 def test_loss_not_finite_names_held_out_rows_before_the_first_step(job: Job, micro_batch_size: int | None) -> None:
     job = poisoned(job, *range(2, 42, 2), split="40%")
     if micro_batch_size:
         job = replace(job, training=(*FEW, ("microBatchSize", micro_batch_size)))
         job.prepare()
-    fatal = sorted(int(line) for line in job.prepared().validation.lines if line % 2 == 0)
+    fatal = sorted(line for line in lines_of(job.prepared().validation) if line % 2 == 0)
     assert 5 < len(fatal) < 16
     shown = ", ".join(map(str, fatal[:5]))
     assert refused(job) == (
@@ -100,7 +104,7 @@ def test_loss_not_finite_without_a_row_to_blame(job: Job) -> None:
     dataset = {"uri": f"pvc://{job.dataset}", "validationSplit": "40%"}
     job = replace(job, name="held-out", training=(*job.training, ("maxSteps", 1)), spec=(("dataset", dataset),))
     job.prepare()
-    shown = ", ".join(map(str, sorted(job.prepared().validation.lines)[:5]))
+    shown = ", ".join(map(str, sorted(lines_of(job.prepared().validation))[:5]))
     whose = f"No single row is to blame; it is of lines {shown} and 11 more of the dataset."
     assert refused(job) == f"The loss on the held-out rows is nan after 1 steps. {whose} {LOWER_LEARNING_RATE}"
     assert saved(job) == ["step-1"]

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from sluice_trainer.data.split import held_out
+from sluice_trainer.data.split import held_out, key_of
 from sluice_trainer.prepared import TokenRow, TokenRows
 from tests.unit.trainer.jobs import ROWS, Job, chat, write_rows
 
@@ -144,9 +145,13 @@ def test_validation_split_share(job: Job, rows: int, split: str, held: int) -> N
     assert (result.rows, result.validation_rows) == (rows - held, held)
 
 
+def keys_of(rows: list[TokenRow], seed: int) -> NDArray[np.uint64]:
+    return np.array([key_of([row], seed) for row in rows], np.uint64)
+
+
 def test_validation_split_keeps_equal_rows_together() -> None:
     rows = [TokenRow(np.array([i % 5], np.int32), np.array([1], np.uint8)) for i in range(50)]
-    out = held_out([[row] for row in rows], 0.2, seed=1)
+    out = held_out(keys_of(rows, seed=1), 0.2)
     sides = [{bool(out[i]) for i in range(50) if i % 5 == content} for content in range(5)]
     assert sorted(map(len, sides)) == [1, 1, 1, 1, 1]
     assert sum(out) == 10
@@ -156,7 +161,7 @@ def test_validation_split_depends_on_the_seed_not_the_order() -> None:
     rows = [TokenRow(np.array([i], np.int32), np.array([1], np.uint8)) for i in range(50)]
 
     def chosen(rows: list[TokenRow], seed: int) -> set[int]:
-        out = held_out([[row] for row in rows], 0.2, seed)
+        out = held_out(keys_of(rows, seed), 0.2)
         return {int(row.input_ids[0]) for row, is_out in zip(rows, out, strict=True) if is_out}
 
     assert chosen(rows, 1) == chosen(rows[::-1], 1)
@@ -173,7 +178,7 @@ def test_prepare_again_finds_the_prepared_rows(job: Job) -> None:
 
 def test_prepared_rows_that_are_damaged_are_made_anew(job: Job) -> None:
     first = job.prepare()
-    tokens = job.work / "prepared" / "train.safetensors"
+    tokens = job.work / "prepared" / "input_ids.npy"
     good = tokens.read_bytes()
     tokens.write_bytes(good[:-1])
     assert job.prepare() == first
@@ -185,6 +190,6 @@ def test_prepared_rows_of_an_older_format_are_made_anew(job: Job) -> None:
     first = job.prepare()
     manifest = job.work / "prepared" / "manifest.json"
     good = manifest.read_text()
-    manifest.write_text(good.replace("sluice.prepared/v3", "sluice.prepared/v2"))
+    manifest.write_text(good.replace("sluice.prepared/v4", "sluice.prepared/v3"))
     assert job.prepare() == first
     assert manifest.read_text() == good

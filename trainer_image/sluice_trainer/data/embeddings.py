@@ -12,7 +12,7 @@ from safetensors import safe_open
 from sluice_api.reasons import Reason
 from sluice_trainer import logs
 from sluice_trainer.base_model import BaseModel
-from sluice_trainer.data.rows import MAX_ROWS_SHOWN
+from sluice_trainer.data.findings import MAX_ROWS_SHOWN
 from sluice_trainer.errors import StageError
 
 if TYPE_CHECKING:

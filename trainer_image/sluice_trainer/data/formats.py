@@ -5,7 +5,18 @@ from typing import Any
 
 from sluice_api.dataset import DatasetFormat
 from sluice_api.reasons import Reason
-from sluice_trainer.data.row import BadRowError, Conversation, Pair, Passage, Row, Turn, optional_text_of, text_of
+from sluice_trainer.data.row import (
+    NOT_LEARNT,
+    BadRowError,
+    Conversation,
+    Pair,
+    Passage,
+    Row,
+    Tokens,
+    Turn,
+    optional_text_of,
+    text_of,
+)
 from sluice_trainer.data.turns import require_answer, tools_of, turns_of
 from sluice_trainer.errors import StageError
 
@@ -14,16 +25,48 @@ Fields = Mapping[str, Any]
 FIELDS: dict[DatasetFormat, tuple[tuple[str, ...], ...]] = {
     DatasetFormat.MESSAGES: (("messages",),),
     DatasetFormat.SHARE_GPT: (("conversations",),),
-    DatasetFormat.ALPACA: (("instruction", "output"),),
-    DatasetFormat.PROMPT_COMPLETION: (("prompt", "completion"),),
+    DatasetFormat.ALPACA: (("instruction", "output"), ("instruction", "response")),
+    DatasetFormat.PROMPT_COMPLETION: (
+        ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("question", "response"),
+        ("query", "response"),
+    ),
     DatasetFormat.PREFERENCE: (("chosen", "rejected"), ("input", "preferred_output", "non_preferred_output")),
     DatasetFormat.TEXT: (("text",),),
-}
+    DatasetFormat.TOKENS: (("input_ids", "labels"),),
+}  # fmt: skip
 """The fields of a row of each format, or of its spellings."""
+OPTIONAL: dict[DatasetFormat, tuple[str, ...]] = {
+    DatasetFormat.MESSAGES: ("system", "tools"),
+    DatasetFormat.SHARE_GPT: ("system", "tools"),
+    DatasetFormat.ALPACA: ("input", "context", "system", "system_prompt", "history"),
+    DatasetFormat.PROMPT_COMPLETION: ("system", "system_prompt", "tools", "label"),
+    DatasetFormat.PREFERENCE: ("prompt", "system", "system_prompt", "tools"),
+    DatasetFormat.TOKENS: ("attention_mask",),
+}
+"""What a row of each format may have besides. Nothing reads any other field."""
 _ALL_FORMATS = (
     '"messages"; "conversations"; "instruction" and "output"; "prompt" and "completion"; "chosen" and "rejected", with '
-    'or without "prompt"; or "text"'
+    'or without "prompt"; or "text". Or say by dataset.fields which of its fields these are'
 )
+
+
+def renamed(fields: Fields, names: Mapping[str, str]) -> Fields:
+    """The row with the field names that formats know.
+
+    Args:
+        fields: The row.
+        names: dataset.fields: the name that a format knows, and the row's own name of it.
+    """
+    if not names:
+        return fields
+    others = {name: value for name, value in fields.items() if name not in names and name not in names.values()}
+    return {**others, **{ours: fields[theirs] for ours, theirs in names.items() if theirs in fields}}
+
+
+def unread(fields: Fields, form: DatasetFormat) -> frozenset[str]:
+    """Fields of a row that its format does not read."""
+    known = {name for names in FIELDS.get(form, ()) for name in names}
+    return frozenset(fields) - known - {*OPTIONAL.get(form, ())}
 
 
 def has_format(fields: Fields, form: DatasetFormat) -> bool:
@@ -31,13 +74,16 @@ def has_format(fields: Fields, form: DatasetFormat) -> bool:
     return any(all(fields.get(name) is not None for name in names) for names in FIELDS.get(form, ()))
 
 
-def format_of(fields: Fields, expected: DatasetFormat, place: str) -> DatasetFormat:
+def format_of(
+    fields: Fields, expected: DatasetFormat, place: str, names: Mapping[str, str] | None = None
+) -> DatasetFormat:
     """The format of a row.
 
     Args:
-        fields: The row.
+        fields: The row, renamed.
         expected: What the job says, or Auto.
         place: The row, for a message.
+        names: dataset.fields, for a message.
 
     Raises:
         BadRowError: it has no format's fields.
@@ -47,9 +93,15 @@ def format_of(fields: Fields, expected: DatasetFormat, place: str) -> DatasetFor
         return expected
     found = [form for form in FIELDS if has_format(fields, form)]
     if not found:
-        names = ", ".join(f'"{name}"' for name in list(fields)[:6]) or "no field"
+        has = ", ".join(f'"{name}"' for name in list(fields)[:6]) or "no field"
+        missing = [f'"{theirs}"' for ours, theirs in (names or {}).items() if fields.get(ours) is None]
+        if missing:
+            raise BadRowError(
+                f"the row has {has}, not {' and '.join(missing)}, which dataset.fields names",
+                f"Give the row {' and '.join(missing)}",
+            )
         wanted = " and ".join(f'"{name}"' for name in FIELDS[expected][0]) if expected in FIELDS else _ALL_FORMATS
-        raise BadRowError(f"the row has {names}, not {wanted}", f"Give the row {wanted}")
+        raise BadRowError(f"the row has {has}, not {wanted}", f"Give the row {wanted}")
     if len(found) > 1 and expected is DatasetFormat.AUTO:
         raise StageError(
             Reason.DATASET_INVALID,
@@ -84,20 +136,30 @@ def _share_gpt(fields: Fields) -> Row:
 
 def _conversation(fields: Fields, name: str) -> Conversation:
     turns = turns_of(fields, name)
-    if isinstance(fields.get("system"), str) and fields["system"].strip() and turns and turns[0].role != "system":
-        turns = (Turn("system", fields["system"], "system"), *turns)  # as LLaMA-Factory has it beside a conversation
+    if turns and turns[0].role != "system":
+        turns = (*_system(fields), *turns)  # as LLaMA-Factory has it beside a conversation
     require_answer(name, turns)
     return Conversation(turns, tools_of(fields))
 
 
+def _first(fields: Fields, *names: str) -> str:
+    """The first of these fields that the row has; the first name where it has none."""
+    return next((name for name in names if fields.get(name) is not None), names[0])
+
+
+def _system(fields: Fields) -> tuple[Turn, ...]:
+    name = _first(fields, "system", "system_prompt")
+    text = optional_text_of(fields, name)
+    return (Turn("system", text, name),) if text.strip() else ()
+
+
 def _alpaca(fields: Fields) -> Row:
     question = text_of(fields, "instruction")
-    if (more := optional_text_of(fields, "input")).strip():
+    if (more := optional_text_of(fields, _first(fields, "input", "context"))).strip():
         question = f"{question}\n\n{more}"
-    system = optional_text_of(fields, "system")
-    before = (Turn("system", system, "system"),) if system.strip() else ()
-    asked, answer = Turn("user", question, "instruction"), Turn("assistant", text_of(fields, "output"), "output")
-    return Conversation((*before, *_alpaca_history(fields), asked, answer))
+    answer = _first(fields, "output", "response")
+    asked, answered = Turn("user", question, "instruction"), Turn("assistant", text_of(fields, answer), answer)
+    return Conversation((*_system(fields), *_alpaca_history(fields), asked, answered))
 
 
 def _alpaca_history(fields: Fields) -> tuple[Turn, ...]:
@@ -114,12 +176,18 @@ def _alpaca_history(fields: Fields) -> tuple[Turn, ...]:
 
 
 def _prompt_completion(fields: Fields) -> Row:
-    asked = _asked(fields, "prompt")
-    if isinstance(fields["completion"], list):
-        answer = turns_of(fields, "completion")
-        require_answer("completion", (*asked, *answer))
+    prompt, completion = (
+        _first(fields, "prompt", "question", "query"),
+        _first(fields, "completion", "response", "answer"),
+    )
+    asked = _asked(fields, prompt)
+    if asked[0].role != "system":
+        asked = (*_system(fields), *asked)
+    if isinstance(fields[completion], list):
+        answer = turns_of(fields, completion)
+        require_answer(completion, (*asked, *answer))
     else:
-        answer = (Turn("assistant", text_of(fields, "completion"), "completion"),)
+        answer = (Turn("assistant", text_of(fields, completion), completion),)
     return Conversation((*asked, *answer), tools_of(fields))
 
 
@@ -152,6 +220,8 @@ def _preference(fields: Fields) -> Row:
     if before and [*map(_said, asked)] == [*map(_said, before)][-len(asked) :]:
         asked = ()  # it is in the answers too
     turns = tuple(Turn(turn.role, turn.content, turn.at, False, turn.more) for turn in (*asked, *before))
+    if turns and turns[0].role != "system":
+        turns = (*_system(fields), *turns)
     if not turns or turns[-1].role not in ("user", "tool"):
         raise BadRowError(
             "there is no prompt before the two answers" if not turns else f'"prompt" ends with the {turns[-1].role}',
@@ -179,6 +249,24 @@ def _passage(fields: Fields) -> Row:
     return Passage(text_of(fields, "text"))
 
 
+def _tokens(fields: Fields) -> Row:
+    ids, labels = fields["input_ids"], fields["labels"]
+    for name, value in (("input_ids", ids), ("labels", labels)):
+        if not (isinstance(value, list) and value and all(type(token) is int for token in value)):
+            raise BadRowError(f'"{name}" is no array of whole numbers', "Write one for each token")
+    if len(ids) != len(labels):
+        raise BadRowError(
+            f'"input_ids" has {len(ids)} tokens, "labels" {len(labels)}', "Write one label for each token"
+        )
+    wrong = next((i for i, (a, b) in enumerate(zip(ids, labels, strict=True)) if b not in (a, NOT_LEARNT)), None)
+    if wrong is not None:
+        raise BadRowError(
+            f'"labels[{wrong}]" is {labels[wrong]}, and "input_ids[{wrong}]" is {ids[wrong]}',
+            f"Write the same id, or {NOT_LEARNT} for a token that is not learnt; labels are not shifted",
+        )
+    return Tokens(ids, labels)
+
+
 _PARSERS: dict[DatasetFormat, Callable[[Fields], Row]] = {
     DatasetFormat.MESSAGES: _messages,
     DatasetFormat.SHARE_GPT: _share_gpt,
@@ -186,4 +274,5 @@ _PARSERS: dict[DatasetFormat, Callable[[Fields], Row]] = {
     DatasetFormat.PROMPT_COMPLETION: _prompt_completion,
     DatasetFormat.PREFERENCE: _preference,
     DatasetFormat.TEXT: _passage,
+    DatasetFormat.TOKENS: _tokens,
 }

@@ -67,9 +67,8 @@ def fit_pair(
     if policy is OverlongRows.SPLIT and any(len(row.input_ids) > longest for row in answers):
         raise StageError(
             Reason.DATASET_INVALID,
-            f"Line {answers[0].line} of the dataset has an answer of more than maxSequenceLength {longest} tokens, and "
-            "half of it can't be preferred: with chosen and rejected answers, training.overlongRows must be Truncate "
-            "or Drop.",
+            f"a row has an answer of more than maxSequenceLength {longest} tokens, and half of it can't be preferred: "
+            "with chosen and rejected answers, training.overlongRows must be Truncate or Drop.",
         )
     sides = [fit_row(row, longest, policy, may_split=False) for row in answers]
     if not all(sides):

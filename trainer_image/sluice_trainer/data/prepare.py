@@ -1,30 +1,29 @@
 """The Prepare stage, from top to bottom: everything that can be wrong with the input is found here, without a GPU."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sluice_api.artifacts import MANIFEST, file_digest
-from sluice_api.dataset import DatasetFormat
-from sluice_api.finetunejob import JobResources
-from sluice_api.quantity import amount, readable
+from sluice_api.dataset import Dataset, DatasetFormat, RowFiles
+from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
-from sluice_api.training import ExportedCheckpoint, Method, Training
+from sluice_api.training import Method
 from sluice_trainer import base_model, durable, logs, paths, prepared
-from sluice_trainer.base_model import BaseModel
-from sluice_trainer.data.fetch import dataset_file, dataset_name
-from sluice_trainer.data.rows import Findings, read_rows
-from sluice_trainer.data.split import held_out
+from sluice_trainer.data import checks
+from sluice_trainer.data.collect import Collected, collect
+from sluice_trainer.data.fetch import row_files
+from sluice_trainer.data.read.row_file import RowFile
+from sluice_trainer.data.source import Source
+from sluice_trainer.data.split import held_out, repeated
 from sluice_trainer.errors import StageError
-from sluice_trainer.plan import Steps, different_setting, plan_digest, result_digest, settings_of, warmup_steps
-from sluice_trainer.prepared import PreparedManifest, TokenRow, TokenRows
+from sluice_trainer.plan import Steps, different_setting, plan_digest, result_digest, settings_of
+from sluice_trainer.prepared import PreparedManifest, ReadFile, RowStore, TokenRows
 from sluice_trainer.report import Reporter
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
@@ -37,9 +36,9 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     folder = paths.make_work_folder(stage) / "prepared"
     plan = plan_digest(stage)
     reporter.update(activity=Activity.PREPARING)
-    file = dataset_file(spec.dataset.uri)
+    files = [row_files(said, field) for field, said in _row_files_by_field(spec.dataset)]
     base = base_model.locate(spec.model.uri)
-    inputs = {"dataset": file_digest(file), "model": base.fingerprint, "tokenizer": base.tokenizer_digest}
+    inputs = {"dataset": _digest_of(files), "model": base.fingerprint, "tokenizer": base.tokenizer_digest}
     result_plan = result_digest(stage, inputs)
     if (earlier := prepared.finished(folder)) is not None:
         if earlier.result_plan == result_plan:
@@ -48,73 +47,103 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
             return earlier.result
         logs.warning("prepared anew", why=f"{_why_anew(earlier, stage, inputs)}; so what was made of them is not used")
 
-    from sluice_trainer.data.tokenise import Tokeniser
-
-    model = _without_weights(base)
-    _check_loss(base, model)
+    model = checks.layers_of(base)
+    checks.check_loss(base, model)
     whole = spec.method is Method.FULL
     if whole:
-        _check_memory(model, spec.resources)
+        checks.check_memory(model, spec.resources)
     else:
         from sluice_trainer.train.weights.model import with_adapter
 
         with_adapter(model, spec)  # on the model without weights, as Train puts it on the model
-    tokeniser = Tokeniser(base, _longest(stage, base), spec.training.overlong_rows)
-    findings = Findings(dataset_name(spec.dataset.uri), spec.dataset.format)
-    rows = list(tokeniser.tokenise(read_rows(file, findings), findings))
-    findings.check(spec.dataset.on_bad_row)
-    _check_not_empty(rows, findings)
-    _check_tokens(base, model, tokeniser.added_tokens, rows, trained=whole)
-    if whole and findings.row_format is DatasetFormat.PREFERENCE:
-        raise StageError(
-            Reason.DATASET_INVALID,
-            f"{findings.dataset} says which answers are preferred, which is trained by comparing the model with itself "
-            "without its adapter. Set method: LoRA or QLoRA.",
+    with durable.new_folder(folder) as unfinished:
+        collected, sources = collect(stage, base, files, unfinished)
+        findings = collected.findings
+        findings.check(spec.dataset.on_bad_row)
+        checks.check_not_empty(collected)
+        checks.check_tokens(base, model, collected, trained=whole)
+        if whole and any(source.format.form is DatasetFormat.PREFERENCE for source in sources):
+            raise StageError(
+                Reason.DATASET_INVALID,
+                f"{findings.dataset} says which answers are preferred, which is trained by comparing the model with "
+                "itself without its adapter. Set method: LoRA or QLoRA.",
+            )
+        training, validation = _halves(collected, spec)
+        store = prepared.read_store(unfinished, ())
+        lengths = TokenRows(store, training).lengths
+        checks.check_best(spec.training, len(validation), findings.dataset)
+        steps = Steps(lengths, spec.training).total
+        checks.check_warmup(spec.training, steps)
+        result = PrepareResult(
+            rows=len(training),
+            validation_rows=len(validation),
+            refused_rows=findings.refused,
+            overlong_rows=findings.overlong_rows,
+            tokens=int(lengths.sum()),
+            loss_tokens=_loss_tokens(store, training),
+            longest_row=collected.longest_row,
+            steps=steps,
+            refused=findings.lines(),
         )
-
-    share = float(spec.dataset.validation_split.removesuffix("%")) / 100
-    is_held_out = held_out(rows, share, spec.training.seed)
-    training, validation = (
-        TokenRows.of(part for row, out in zip(rows, is_held_out, strict=True) if out is half for part in row)
-        for half in (False, True)
-    )
-    _check_best(spec.training, len(validation), findings.dataset)
-    steps = Steps(training.lengths, spec.training).total
-    _check_warmup(spec.training, steps)
-    result = PrepareResult(
-        rows=len(training),
-        validation_rows=len(validation),
-        refused_rows=findings.refused,
-        overlong_rows=findings.overlong_rows,
-        tokens=len(training.input_ids),
-        loss_tokens=int(training.loss_mask.sum()),
-        longest_row=max(len(part.input_ids) for row in rows for part in row),
-        steps=steps,
-        refused=findings.lines(),
-    )
-    with paths.writing(stage), durable.new_folder(folder) as unfinished:
-        prepared.write_rows(unfinished, training, validation)
+        with paths.writing(stage):
+            prepared.write_halves(unfinished, training, validation)
         manifest = PreparedManifest(
             plan=plan,
             result_plan=result_plan,
             inputs=inputs,
             files=durable.digests(unfinished),
             result=result,
-            row_format=findings.row_format,
-            chat_template=tokeniser.chat_template,
+            row_files=_read_files(files, sources),
+            row_format=sources[0].format.form,
+            chat_template=collected.chat_template,
             base_model_uri=base.uri,
             base_model_revision=base.revision,
             base_model_fingerprint=base.fingerprint,
             seed=spec.training.seed,
             settings=settings_of(stage),
         )
-        if spec.resume_from is not None:
-            from sluice_trainer.train.checkpoints.resume_from import copy_checkpoint
+        with paths.writing(stage):
+            if spec.resume_from is not None:
+                from sluice_trainer.train.checkpoints.resume_from import copy_checkpoint
 
-            copy_checkpoint(stage, manifest)
-        (unfinished / MANIFEST).write_text(durable.sealed(manifest))
+                copy_checkpoint(stage, manifest)
+            (unfinished / MANIFEST).write_text(durable.sealed(manifest))
     durable.remove_unfinished(folder.parent)
     return result
+
+
+def _halves(collected: Collected, spec: FineTuneJobSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of tokens to train on and those that are held out, by their indices."""
+    dataset = spec.dataset
+    keys, sources = np.frombuffer(collected.keys, np.uint64), np.frombuffer(collected.sources, np.uint16)
+    if dataset.validation is not None:
+        is_held_out = sources == len(dataset.training_files)
+    else:
+        is_held_out = held_out(keys, float(dataset.validation_split.removesuffix("%")) / 100)
+    times = np.ones(len(keys), np.int64)
+    for index, files in enumerate(dataset.training_files):
+        if (weight := float(files.weight)) != 1:
+            times[sources == index] = repeated(keys[sources == index], weight)
+    training, validation = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+    return (
+        collected.rows_of(training, times[training]),
+        collected.rows_of(validation, np.ones(len(validation), np.int64)),
+    )
+
+
+def _loss_tokens(store: RowStore, chosen: NDArray[np.int64]) -> int:
+    """Tokens of these rows that the loss counts."""
+    ends = np.concatenate([[0], np.cumsum(store.loss_mask, dtype=np.int64)])
+    return int((ends[store.offsets[chosen + 1]] - ends[store.offsets[chosen]]).sum())
+
+
+def _read_files(files: Sequence[Sequence[RowFile]], sources: Sequence[Source]) -> tuple[ReadFile, ...]:
+    """What TokenRow.file counts."""
+    return tuple(
+        ReadFile(name=file.name, unit=unit)
+        for its, source in zip(files, sources, strict=True)
+        for file, unit in zip(its, source.units, strict=True)
+    )
 
 
 _INPUTS = {"dataset": "the dataset", "model": "the base model", "tokenizer": "the model's tokenizer or chat template"}
@@ -135,114 +164,13 @@ def _why_anew(earlier: PreparedManifest, stage: StageSpec, inputs: Mapping[str, 
     return "an address or a setting of the dataset changed since the last run"
 
 
-def _longest(stage: StageSpec, base: BaseModel) -> int:
-    """The longest row in tokens: what the user asked for, or as many positions as the model knows."""
-    asked = stage.spec.training.max_sequence_length
-    if base.longest_sequence is None or asked <= base.longest_sequence:
-        return asked
-    logs.warning("maxSequenceLength is more than the model knows", asked=asked, used=base.longest_sequence)
-    return base.longest_sequence
+def _digest_of(files: Sequence[Sequence[RowFile]]) -> str:
+    """Digest of all files that rows are from: of each its name and what is in it."""
+    lines = (f"{file_digest(file.path)}  {file.name}\n" for its in files for file in its)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _without_weights(base: BaseModel) -> "PreTrainedModel":
-    """The model's layers, if transformers knows such a model."""
-    from sluice_trainer.train.weights.model import without_weights
-
-    try:
-        return without_weights(base)
-    except (OSError, ValueError, KeyError) as error:
-        raise StageError(
-            Reason.MODEL_INVALID,
-            f"model.uri {base.uri}: transformers can't make a language model of its config.json: {error}. "
-            "Restore it, or choose another model.",
-        ) from error
-
-
-def _check_loss(base: BaseModel, model: "PreTrainedModel") -> None:
-    """Refuse a mixture of experts that adds its routers' loss. Train itself finds any other loss."""
-    config = model.config.get_text_config()
-    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
-        raise StageError(
-            Reason.MODEL_INVALID,
-            f"model.uri {base.uri}: its loss is more than the cross entropy of its logits, and that is what is "
-            "trained. Turn its other loss off in config.json (output_router_logits: false), or choose a model that "
-            "predicts the next token and nothing else.",
-        )
-
-
-def _check_memory(model: "PreTrainedModel", resources: JobResources) -> None:
-    """Refuse to train all weights where the copy that a checkpoint is written from would not fit: the kernel would end
-    the process, at its first save and at each one after it."""
-    from sluice_trainer.train.trials.memory import COPY_BYTES_PER_WEIGHT
-
-    weights = model.num_parameters()
-    needed = COPY_BYTES_PER_WEIGHT * weights
-    if amount("memory", resources.memory) < needed:
-        raise StageError(
-            Reason.OUT_OF_MEMORY,
-            f"resources.memory {resources.memory} does not hold a checkpoint of all {weights:,} weights: that takes "
-            f"{readable('memory', needed)} beside what the process needs itself. Raise it, or use method LoRA.",
-        )
-
-
-def _check_tokens(
-    base: BaseModel,
-    model: "PreTrainedModel",
-    added: Mapping[int, str],
-    rows: Sequence[Sequence[TokenRow]],
-    *,
-    trained: bool,
-) -> None:
-    """Refuse rows with tokens that have no trained embedding."""
-    from sluice_trainer.data.embeddings import check_embeddings
-
-    used = np.unique(np.concatenate([part.input_ids for row in rows for part in row]))
-    check_embeddings(base, model, added, used.tolist(), trained=trained)
-
-
-def _check_best(training: Training, held_out_rows: int, dataset: str) -> None:
-    """Refuse to export the best checkpoint where nothing tells which that is."""
-    if training.exported_checkpoint is not ExportedCheckpoint.BEST:
-        return
-    otherwise = "or set training.exportedCheckpoint: Last."
-    if training.evaluate_every_steps is None:
-        raise StageError(
-            Reason.DATASET_INVALID,
-            f"Which checkpoint is best is measured: set training.evaluateEverySteps, {otherwise}",
-        )
-    if held_out_rows == 0:
-        raise StageError(
-            Reason.DATASET_INVALID,
-            f"{dataset}: no row is held out, so no checkpoint can be the best. Raise dataset.validationSplit, add "
-            f"rows, {otherwise}",
-        )
-
-
-def _check_warmup(training: Training, steps: int) -> None:
-    """Refuse a warm-up that training ends before: its learning rate would never be what was asked for."""
-    if warmup_steps(steps, training) >= steps:
-        raise StageError(
-            Reason.DATASET_INVALID,
-            f"training.warmupSteps {training.warmup_steps} is not less than the {steps} steps of this training, so its "
-            "learning rate would never be at its peak. Lower it, leave it out, or raise training.epochs.",
-        )
-
-
-def _check_not_empty(rows: list[list[TokenRow]], findings: Findings) -> None:
-    if rows:
-        return
-    if findings.overlong_rows and not findings.refused:
-        raise StageError(
-            Reason.DATASET_EMPTY,
-            f"{findings.dataset}: all {findings.overlong_rows} rows are longer than training.maxSequenceLength, and "
-            "training.overlongRows is Drop. Raise the one, or use Truncate or Split.",
-        )
-    if findings.refused == 0:
-        raise StageError(
-            Reason.DATASET_EMPTY, f"{findings.dataset} has only blank lines. Write one JSON object a line."
-        )
-    shown = "\n".join(findings.lines())
-    raise StageError(
-        Reason.DATASET_EMPTY,
-        f"{findings.dataset}: no row is left, all {findings.refused} were refused. Mend them; the first are:\n{shown}",
-    )
+def _row_files_by_field(dataset: Dataset) -> list[tuple[str, RowFiles]]:
+    """dataset.all_files, each with its field."""
+    fields = [f"dataset.sources[{index}].uri" for index in range(len(dataset.sources))] or ["dataset.uri"]
+    return list(zip([*fields, "dataset.validation.uri"], dataset.all_files, strict=False))

@@ -9,7 +9,7 @@ from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
 
 from sluice_api.reasons import Reason
 from sluice_trainer.base_model import BaseModel
-from sluice_trainer.data.row import BadRowError, Conversation, Pair, Passage, Row, Text, Turn
+from sluice_trainer.data.row import BadRowError, Conversation, Pair, Passage, Text, Turn
 from sluice_trainer.errors import StageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Renderer:
         self.template = self._template()
         """The text of the template; empty when the model has none."""
 
-    def parts(self, row: Row) -> list[list[Part]]:
+    def parts(self, row: Text | Pair) -> list[list[Part]]:
         """Render a row: one text or several, each in its parts; of a pair, the chosen one and the rejected one.
 
         Raises:

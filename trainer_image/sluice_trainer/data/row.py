@@ -1,6 +1,7 @@
 """What a row of a dataset is, whatever file and format it came in: a conversation, a text, or a pair of answers."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +10,12 @@ class BadRowError(Exception):
     """A row that can't be trained on."""
 
     def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(problem)
+        super().__init__(problem, remedy)
         self.problem = problem
         self.remedy = remedy
+
+    def __str__(self) -> str:
+        return self.problem
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,18 @@ class Passage:
     text: str
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """A row that was tokenised elsewhere, for the same model."""
+
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+    """The same ids, or NOT_LEARNT."""
+
+
+NOT_LEARNT = -100
+"""What transformers' losses leave out."""
+
 Text = Conversation | Passage
 
 
@@ -61,7 +77,7 @@ class Pair:
     rejected: Conversation
 
 
-Row = Text | Pair
+Row = Text | Pair | Tokens
 
 
 def text_of(fields: Mapping[str, Any], name: str) -> str:
@@ -97,10 +113,14 @@ def kind_of(value: object) -> str:
             return "null"
         case bool():
             return "a boolean"
+        case float() if math.isnan(value):
+            return "NaN, which stands for nothing"
         case int() | float():
             return "a number"
         case list():
             return "an array"
         case dict():
             return "an object"
-    return "a string"
+        case str():
+            return "a string"
+    return f"of the type {type(value).__name__}"

@@ -5,8 +5,8 @@ conversation: what the template adds between "the assistant's turn begins" and "
 Each part is tokenised by itself, so that the prompt has exactly the tokens that it has when the model serves.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -16,16 +16,22 @@ from sluice_api.training import OverlongRows
 from sluice_trainer.base_model import BaseModel, stop_tokens
 from sluice_trainer.data.overlong import fit_pair, fit_row
 from sluice_trainer.data.render import Part, Renderer
-from sluice_trainer.data.row import BadRowError, Pair, Passage, Row
-from sluice_trainer.data.rows import Findings
+from sluice_trainer.data.row import NOT_LEARNT, BadRowError, Pair, Passage, Row, Tokens
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_CHUNK_ROWS = 256
-"""Rows whose parts go to the tokenizer in one call."""
+
+@dataclass(frozen=True)
+class Tokenised:
+    """What a row has become."""
+
+    rows: tuple[TokenRow, ...]
+    """One; several where it was split or a template shows it otherwise at each answer; none where it was dropped."""
+    overlong: bool
+    """Whether it had more than maxSequenceLength tokens, whatever overlongRows does with it."""
 
 
 class Tokeniser:
@@ -59,29 +65,53 @@ class Tokeniser:
         """The tokens that were added to the vocabulary, special ones among them, by their ids."""
         return {index: str(token) for index, token in self._tokenizer.added_tokens_decoder.items()}
 
-    def tokenise(self, rows: Iterable[tuple[int, Row]], findings: Findings) -> Iterator[list[TokenRow]]:
-        """Tokenise rows in order; rows that can't be trained on are noted in `findings`."""
-        rows = iter(rows)
-        while chunk := list(islice(rows, _CHUNK_ROWS)):
-            rendered: list[tuple[int, Row, list[list[Part]]]] = []
-            for line, row in chunk:
-                try:
-                    rendered.append((line, row, self._renderer.parts(row)))
-                except BadRowError as error:
-                    findings.refuse(line, error)
-            ids = iter(self._ids([parts for _, _, texts in rendered for parts in texts]))
-            for line, row, texts in rendered:
-                tokens = [[(next(ids), part.in_loss) for part in parts] for parts in texts]
-                try:
-                    joined = [self._join(parts, line, is_passage=isinstance(row, Passage)) for parts in tokens]
-                    made = self._fit(joined, is_pair=isinstance(row, Pair))
-                except BadRowError as error:
-                    findings.refuse(line, error)
-                    continue
-                if any(len(each.input_ids) > self._longest for each in joined):
-                    findings.overlong_rows += 1
-                if made:
-                    yield made
+    def tokenise(self, rows: Sequence[Row]) -> "list[Tokenised | BadRowError]":
+        """Tokenise some rows: what becomes of each, in order.
+
+        Raises:
+            StageError: no row could be tokenised so: the chat template or the settings are wrong.
+        """
+        rendered = [self._rendered(row) for row in rows]
+        texts = [parts for each in rendered if not isinstance(each, BadRowError) for parts in each]
+        ids = iter(self._ids(texts))
+        return [
+            each if isinstance(each, BadRowError) else self._tokenised(row, each, ids)
+            for row, each in zip(rows, rendered, strict=True)
+        ]
+
+    def _rendered(self, row: Row) -> "list[list[Part]] | BadRowError":
+        try:
+            return [] if isinstance(row, Tokens) else self._renderer.parts(row)
+        except BadRowError as error:
+            return error
+
+    def _tokenised(
+        self, row: Row, texts: Sequence[Sequence[Part]], ids: Iterator[list[int]]
+    ) -> "Tokenised | BadRowError":
+        tokens = [[(next(ids), part.in_loss) for part in parts] for parts in texts]
+        try:
+            if isinstance(row, Tokens):
+                joined = [self._given(row)]
+            else:
+                joined = [self._join(parts, is_passage=isinstance(row, Passage)) for parts in tokens]
+            made = self._fit(joined, is_pair=isinstance(row, Pair))
+        except BadRowError as error:
+            return error
+        return Tokenised(tuple(made), any(len(each.input_ids) > self._longest for each in joined))
+
+    def _given(self, row: Tokens) -> TokenRow:
+        """A row that was tokenised elsewhere."""
+        ids = np.array(row.input_ids, np.int64)
+        if ids.min() < 0 or ids.max() >= (self._base.vocabulary or len(self._tokenizer)):
+            raise BadRowError(
+                f'"input_ids" has {int(ids.max() if ids.min() >= 0 else ids.min())}, which is no token of the model',
+                "Tokenise the rows with this model's tokenizer",
+            )
+        mask = np.array(row.labels, np.int64) != NOT_LEARNT
+        mask[0] = False  # nothing predicts the first token
+        if not mask.any():
+            raise BadRowError("there is no token to learn in this row", f"Write labels other than {NOT_LEARNT}")
+        return TokenRow(ids.astype(np.int32), mask.astype(np.uint8))
 
     def _ids(self, texts: Sequence[Sequence[Part]]) -> list[list[int]]:
         """The tokens of each part of each text, one after the other. Special tokens such as BOS are the template's."""
@@ -105,7 +135,7 @@ class Tokeniser:
         ids = np.array(whole["input_ids"], np.int64)
         return [ids[places == place].tolist() for place in range(1, len(parts) + 1)]
 
-    def _join(self, parts: list[tuple[list[int], bool]], line: int, *, is_passage: bool) -> TokenRow:
+    def _join(self, parts: list[tuple[list[int], bool]], *, is_passage: bool) -> TokenRow:
         """Join the parts into one row and its loss mask. Each part that the loss counts gets an end-of-turn token."""
         templated = not is_passage and bool(self.chat_template)
         ids: list[int] = []
@@ -126,7 +156,7 @@ class Tokeniser:
         loss_mask[0] = 0  # nothing predicts the first token
         if 1 not in loss_mask:
             raise BadRowError("there is no token to learn in this row", "Write a longer one")
-        row = TokenRow(np.array(ids, np.int32), np.array(loss_mask, np.uint8), line)
+        row = TokenRow(np.array(ids, np.int32), np.array(loss_mask, np.uint8))
         if templated:
             self._check_template(row)
         return row

@@ -28,6 +28,8 @@ def turns_of(fields: Mapping[str, Any], name: str, *, learnt: bool = True) -> tu
         BadRowError: one is no message.
     """
     messages = fields.get(name)
+    if isinstance(messages, str) and messages.lstrip().startswith("["):  # a cell of a table
+        messages = _parsed(messages, f'"{name}"')
     if not isinstance(messages, list) or not messages:
         kind = "empty" if messages == [] else f"{kind_of(messages)}, not an array"
         raise BadRowError(f'"{name}" is {kind}', 'Write [{"role": ..., "content": ...}, ...]')

@@ -74,10 +74,20 @@ def rows_without_finite_loss(token_loss: TokenLoss, rows: TokenRows, indices: Se
 
 
 def lines(rows: TokenRows, indices: Sequence[int]) -> str:
-    """Lines of rows in the dataset, as text: "line 3", "lines 3 and 4", "lines 3, 4, 5, 6, 7 and 1 more"."""
-    numbers = sorted({int(rows.lines[index]) for index in indices})
+    """Places of rows in the dataset, as text: "line 3", "lines 3 and 4", "lines 3, 4, 5, 6, 7 and 1 more".
+
+    Where the dataset has several files: "line 3 of a.jsonl and row 7 of b.parquet".
+    """
+    places = sorted({(row.file, row.line) for row in (rows[index] for index in indices)})
+    files = rows.store.row_files
+    several = len(files) > 1
+    names = [f"{files[file].unit} {line} of {files[file].name}" if several else str(line) for file, line in places]
     *first, last = [
-        *map(str, numbers[:MAX_LINES_SHOWN]),
-        *([f"{len(numbers) - MAX_LINES_SHOWN} more"] if len(numbers) > MAX_LINES_SHOWN else []),
+        *names[:MAX_LINES_SHOWN],
+        *([f"{len(names) - MAX_LINES_SHOWN} more"] if len(names) > MAX_LINES_SHOWN else []),
     ]
-    return f"lines {', '.join(first)} and {last}" if first else f"line {last}"
+    text = f"{', '.join(first)} and {last}" if first else last
+    if several:
+        return text
+    unit = files[0].unit if files else "line"
+    return f"{unit}s {text}" if first else f"{unit} {text}"

@@ -149,7 +149,8 @@ def fits_by_trial(loss: TokenLoss, rows: TokenRows, group: Group, *, packed: boo
 def worst_micro_batch(rows: TokenRows, tokens: int, longest: int, group: Group, *, packed: bool) -> MicroBatch:
     """A micro-batch of so many tokens, in rows as long as the longest and all in the loss: it takes the most memory."""
     lengths = [longest] * (tokens // longest) + ([tokens % longest] if packed and tokens % longest else [])
-    made = [TokenRow(np.resize(rows.input_ids, length), np.ones(length, np.uint8)) for length in lengths]
+    some = rows.store.input_ids[:longest]
+    made = [TokenRow(np.resize(some, length), np.ones(length, np.uint8)) for length in lengths]
     return MicroBatch.packed(made, group.device) if packed else MicroBatch.of(made, group.device)
 
 

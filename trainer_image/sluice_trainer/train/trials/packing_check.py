@@ -98,7 +98,7 @@ def rows_of_a_pack(rows: TokenRows, most: int, boundary: int | None) -> Sequence
 
     Of pairs, both sides of each. The ends of each row are all in the loss.
     """
-    lengths = np.diff(rows.offsets)
+    lengths = rows.lengths
     if rows.splits.any():
         chosen = _filling(np.arange(len(rows)), lengths, most) or [int(lengths.argmin())]
         return [_ends_in_loss(side) for index in chosen for side in rows[index].answers()]

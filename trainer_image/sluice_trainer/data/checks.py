@@ -1,0 +1,117 @@
+"""What is wrong with a job's model, settings and rows together, each with what to do about it."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sluice_api.finetunejob import JobResources
+from sluice_api.quantity import amount, readable
+from sluice_api.reasons import Reason
+from sluice_api.training import ExportedCheckpoint, Training
+from sluice_trainer.base_model import BaseModel
+from sluice_trainer.data.collect import Collected
+from sluice_trainer.errors import StageError
+from sluice_trainer.plan import warmup_steps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def layers_of(base: BaseModel) -> "PreTrainedModel":
+    """The model's layers, if transformers knows such a model."""
+    from sluice_trainer.train.weights.model import without_weights
+
+    try:
+        return without_weights(base)
+    except (OSError, ValueError, KeyError) as error:
+        raise StageError(
+            Reason.MODEL_INVALID,
+            f"model.uri {base.uri}: transformers can't make a language model of its config.json: {error}. "
+            "Restore it, or choose another model.",
+        ) from error
+
+
+def check_loss(base: BaseModel, model: "PreTrainedModel") -> None:
+    """Refuse a mixture of experts that adds its routers' loss. Train itself finds any other loss."""
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
+        raise StageError(
+            Reason.MODEL_INVALID,
+            f"model.uri {base.uri}: its loss is more than the cross entropy of its logits, and that is what is "
+            "trained. Turn its other loss off in config.json (output_router_logits: false), or choose a model that "
+            "predicts the next token and nothing else.",
+        )
+
+
+def check_memory(model: "PreTrainedModel", resources: JobResources) -> None:
+    """Refuse to train all weights where the copy that a checkpoint is written from would not fit: the kernel would end
+    the process, at its first save and at each one after it."""
+    from sluice_trainer.train.trials.memory import COPY_BYTES_PER_WEIGHT
+
+    weights = model.num_parameters()
+    needed = COPY_BYTES_PER_WEIGHT * weights
+    if amount("memory", resources.memory) < needed:
+        raise StageError(
+            Reason.OUT_OF_MEMORY,
+            f"resources.memory {resources.memory} does not hold a checkpoint of all {weights:,} weights: that takes "
+            f"{readable('memory', needed)} beside what the process needs itself. Raise it, or use method LoRA.",
+        )
+
+
+def check_tokens(base: BaseModel, model: "PreTrainedModel", collected: Collected, *, trained: bool) -> None:
+    """Refuse rows with tokens that have no trained embedding."""
+    from sluice_trainer.data.embeddings import check_embeddings
+
+    used = np.flatnonzero(collected.used).tolist()
+    check_embeddings(base, model, collected.added_tokens, used, trained=trained)
+
+
+def check_best(training: Training, held_out_rows: int, dataset: str) -> None:
+    """Refuse to export the best checkpoint where nothing tells which that is."""
+    if training.exported_checkpoint is not ExportedCheckpoint.BEST:
+        return
+    otherwise = "or set training.exportedCheckpoint: Last."
+    if training.evaluate_every_steps is None:
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"Which checkpoint is best is measured: set training.evaluateEverySteps, {otherwise}",
+        )
+    if held_out_rows == 0:
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"{dataset}: no row is held out, so no checkpoint can be the best. Raise dataset.validationSplit, add "
+            f"rows, {otherwise}",
+        )
+
+
+def check_warmup(training: Training, steps: int) -> None:
+    """Refuse a warm-up that training ends before: its learning rate would never be what was asked for."""
+    if warmup_steps(steps, training) >= steps:
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"training.warmupSteps {training.warmup_steps} is not less than the {steps} steps of this training, so its "
+            "learning rate would never be at its peak. Lower it, leave it out, or raise training.epochs.",
+        )
+
+
+def check_not_empty(collected: Collected) -> None:
+    """Refuse a dataset of which nothing is left."""
+    """Refuse a dataset of which nothing is left."""
+    findings = collected.findings
+    if collected.keys:
+        return
+    if findings.overlong_rows and not findings.refused:
+        raise StageError(
+            Reason.DATASET_EMPTY,
+            f"{findings.dataset}: all {findings.overlong_rows} rows are longer than training.maxSequenceLength, and "
+            "training.overlongRows is Drop. Raise the one, or use Truncate or Split.",
+        )
+    if findings.refused == 0:
+        raise StageError(
+            Reason.DATASET_EMPTY, f"{findings.dataset} has no rows. Write at least one, such as one JSON object a line."
+        )
+    shown = "\n".join(findings.lines())
+    raise StageError(
+        Reason.DATASET_EMPTY,
+        f"{findings.dataset}: no row is left, all {findings.refused} were refused. Mend them; the first are:\n{shown}",
+    )

@@ -1,0 +1,73 @@
+"""What was found while rows were read: which can't be trained on, and how many were too long."""
+
+from dataclasses import dataclass, field
+
+from sluice_api.dataset import BadRow
+from sluice_api.reasons import Reason
+from sluice_trainer.data.row import BadRowError
+from sluice_trainer.errors import StageError
+
+MAX_ROWS_SHOWN = 5
+"""Bad rows that a message names."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row is: "datasets/rows.jsonl, line 3"."""
+
+    file: str
+    unit: str
+    """line or row."""
+    number: int
+    """Counted from 1."""
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.unit} {self.number}"
+
+    def within(self, dataset: str) -> str:
+        """The place without the file, where the dataset is this one file."""
+        return f"{self.unit} {self.number}" if self.file == dataset else str(self)
+
+
+@dataclass
+class Findings:
+    """What was found while a dataset was read and tokenised."""
+
+    dataset: str
+    """Its name in messages: the file's where it is one."""
+    refused: int = 0
+    first_refused: list[tuple[Place, BadRowError]] = field(default_factory=list)
+    """The first few, and why."""
+    overlong_rows: int = 0
+    """Rows of more than maxSequenceLength tokens, whatever overlongRows does with them."""
+
+    def refuse(self, place: Place, error: BadRowError) -> None:
+        """Note a row that can't be trained on."""
+        self.refused += 1
+        if len(self.first_refused) < MAX_ROWS_SHOWN:
+            self.first_refused.append((place, error))
+
+    def lines(self) -> tuple[str, ...]:
+        """The first refused rows, for PrepareResult.refused."""
+        return tuple(f"{place.within(self.dataset)}: {error.problem}"[:200] for place, error in self.first_refused)
+
+    def check(self, on_bad_row: BadRow) -> None:
+        """Fail unless bad rows are to be skipped.
+
+        Raises:
+            StageError: DatasetInvalid, naming up to five places.
+        """
+        if self.refused == 0 or on_bad_row == BadRow.SKIP:
+            return
+        otherwise = "or set dataset.onBadRow: Skip."
+        if self.refused == 1:
+            place, error = self.first_refused[0]
+            message = f"{place}: {error.problem}. {error.remedy}, {otherwise}"
+        else:
+            shown = "\n".join(
+                f"{place.within(self.dataset)}: {error.problem}. {error.remedy}." for place, error in self.first_refused
+            )
+            more = f"\nand {self.refused - MAX_ROWS_SHOWN} more." if self.refused > MAX_ROWS_SHOWN else ""
+            problem = f"{self.dataset} has {self.refused} rows that can't be trained on."
+            message = f"{problem} Mend them, {otherwise}\n{shown}{more}"
+        raise StageError(Reason.DATASET_INVALID, message)

@@ -1,0 +1,96 @@
+"""Makes tasks on all cores, with the same result as on one: what is made is taken in the order of the tasks."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sluice_api.training import OverlongRows
+from sluice_trainer.base_model import BaseModel
+from sluice_trainer.data.make import MadeBatch, RowMaker, Task
+
+T = TypeVar("T")
+
+WORTH_BYTES = 64 * 1024 * 1024
+"""Files of fewer bytes are made in this process: others would take longer to start."""
+_WAITING_FOR_EACH = 4
+"""Tasks that wait for each process, at most: they are what is in memory."""
+
+
+@dataclass(frozen=True)
+class MakerSettings:
+    """What a process needs to make rows."""
+
+    base: BaseModel
+    longest: int
+    """Tokens of a row at most."""
+    overlong: OverlongRows
+
+    def maker(self) -> RowMaker:
+        """Load the tokenizer.
+
+        Raises:
+            StageError: ModelInvalid: it can't be read.
+        """
+        from sluice_trainer.data.tokenise import Tokeniser
+
+        return RowMaker(Tokeniser(self.base, self.longest, self.overlong))
+
+
+def make_all(
+    tasks: Iterator[tuple[T, Task]], maker: RowMaker, processes: int, settings: MakerSettings
+) -> Iterator[tuple[T, Task, MadeBatch]]:
+    """Make tasks; each comes with what it was given with.
+
+    Args:
+        tasks: In order.
+        maker: This process's own.
+        processes: How many make rows; with one it is this process.
+        settings: What other processes make a maker from.
+    """
+    if processes == 1:
+        for label, task in tasks:
+            yield label, task, maker.make(task)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would take threads' locks along
+    with ProcessPoolExecutor(processes, context, _begin, (settings,)) as pool:
+        waiting: deque[tuple[T, Task, Future[MadeBatch]]] = deque()
+        try:
+            for label, task in tasks:
+                waiting.append((label, task, pool.submit(_make, task)))
+                if len(waiting) >= _WAITING_FOR_EACH * processes:
+                    oldest, its, future = waiting.popleft()
+                    yield oldest, its, future.result()
+            while waiting:
+                oldest, its, future = waiting.popleft()
+                yield oldest, its, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def processes_for(size: int) -> int:
+    """How many processes make rows of files of so many bytes."""
+    return min(8, len(os.sched_getaffinity(0))) if size >= WORTH_BYTES else 1
+
+
+_MAKER: RowMaker | None = None
+_SIGNAL_WHEN_PARENT_ENDS = 1
+"""PR_SET_PDEATHSIG of <linux/prctl.h>: a process that is killed does not end those that it has started."""
+
+
+def _begin(settings: MakerSettings) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_SIGNAL_WHEN_PARENT_ENDS, signal.SIGKILL)
+    global _MAKER  # noqa: PLW0603 - a pool's process has no other place for what it keeps
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core has a process already
+    _MAKER = settings.maker()
+
+
+def _make(task: Task) -> MadeBatch:
+    if _MAKER is None:
+        raise RuntimeError("the process was not begun")
+    return _MAKER.make(task)

@@ -1,0 +1,1 @@
+"""From files to rows: whatever a file is packed in and however it holds rows, each comes out as fields with a place."""

@@ -1,0 +1,108 @@
+"""Rows of one file that follow each other, as they were read: they are decoded where a processor has time for it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from sluice_trainer.data.read import jsons
+from sluice_trainer.data.row import BadRowError
+
+Fields = Mapping[str, Any]
+Decoded = tuple[int, Fields | BadRowError]
+"""A row's number in its file, counted from 1, with its fields or with why it has none."""
+
+BATCH_ROWS = 256
+BATCH_BYTES = 1024 * 1024
+
+
+class Batch(Protocol):
+    """Some rows of a file. It can be sent to another process."""
+
+    def decoded(self) -> Iterator[Decoded]:
+        """Each row, in order."""
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """Lines of a JSONL file."""
+
+    lines: Sequence[tuple[int, bytes]]
+
+    def decoded(self) -> Iterator[Decoded]:
+        """Parse each line."""
+        for number, line in self.lines:
+            try:
+                yield number, jsons.fields_of_line(line)
+            except BadRowError as error:
+                yield number, error
+
+
+@dataclass(frozen=True)
+class JsonValues:
+    """Values of a JSON array, or of JSON objects that follow each other."""
+
+    values: Sequence[tuple[int, object]]
+
+    def decoded(self) -> Iterator[Decoded]:
+        """Check that each is an object."""
+        for number, value in self.values:
+            try:
+                yield number, value if isinstance(value, BadRowError) else jsons.require_object(value)
+            except BadRowError as error:
+                yield number, error
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Rows of a CSV or TSV file. All values are texts."""
+
+    header: Sequence[str]
+    rows: Sequence[tuple[int, Sequence[str] | BadRowError]]
+
+    def decoded(self) -> Iterator[Decoded]:
+        """Give each cell its name."""
+        for number, cells in self.rows:
+            if isinstance(cells, BadRowError):
+                yield number, cells
+            elif len(cells) != len(self.header):
+                yield (
+                    number,
+                    BadRowError(
+                        f"the row has {len(cells)} cells, the header {len(self.header)}",
+                        'Write as many, and put a text with a separator or a line end into "quotes"',
+                    ),
+                )
+            else:
+                fields = dict(zip(self.header, cells, strict=True))
+                try:
+                    jsons.require_unicode(fields)
+                except BadRowError:
+                    yield number, BadRowError("not UTF-8", "Save the file as UTF-8")
+                else:
+                    yield number, fields
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Rows of a Parquet or Arrow file."""
+
+    first: int
+    table: pa.RecordBatch
+
+    def decoded(self) -> Iterator[Decoded]:
+        """Make Python values of each row."""
+        for index in range(self.table.num_rows):
+            number = self.first + index
+            (row,) = self.table.slice(index, 1).to_pylist()
+            yield number, _without_nulls(row)
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without the fields that are null: in a table every row has the fields of all others."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    return value

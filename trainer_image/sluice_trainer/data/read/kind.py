@@ -1,0 +1,105 @@
+"""How a file holds rows, by its content."""
+
+import codecs
+import json
+import re
+
+from sluice_api.dataset import FileFormat
+from sluice_api.reasons import Reason
+from sluice_trainer.data.read.row_file import RowFile
+from sluice_trainer.data.read.tables import separator_of
+from sluice_trainer.errors import StageError
+
+LOOKED_AT_BYTES = 256 * 1024
+"""The beginning of a file by which its format is told."""
+
+_PARQUET, _ARROW_FILE, _ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_NAME = re.compile(r"\.(csv|tsv|tab|jsonl?|ndjson)(\.\w+)?$", re.IGNORECASE)
+_SAY = "Set dataset.fileFormat to what it is."
+
+
+def file_format_of(file: RowFile, start: bytes, said: FileFormat) -> FileFormat:
+    """The format of a file.
+
+    Args:
+        file: The file.
+        start: Its first LOOKED_AT_BYTES, unpacked.
+        said: What the job says, or Auto.
+
+    Raises:
+        StageError: DatasetInvalid: it can't be told, or it is another than what the job says.
+    """
+    binary = _binary_format(start)
+    if said in (FileFormat.PARQUET, FileFormat.ARROW) or binary:
+        if binary is None or said not in (binary, FileFormat.AUTO):
+            raise _invalid(file, f"it is {'a' if binary else 'no'} {binary or said} file", _SAY)
+        return binary
+    if start.startswith(_UTF_16) or b"\0" in start[:4096]:
+        raise _invalid(file, "it is no UTF-8 text", "Save it as UTF-8")
+    if said is not FileFormat.AUTO:
+        return said
+    return _text_format(file, start.removeprefix(codecs.BOM_UTF8).lstrip())
+
+
+def is_arrow_file(start: bytes) -> bool:
+    """Whether Arrow data is a file with an index, and not a stream of messages."""
+    return start.startswith(_ARROW_FILE)
+
+
+def _text_format(file: RowFile, text: bytes) -> FileFormat:
+    if not text:
+        return FileFormat.JSONL
+    if text.startswith(b"["):
+        return FileFormat.JSON
+    if text.startswith(b"{"):
+        return _json_format(text)
+    named = _NAME.search(file.name)
+    kind = named[1].lower() if named else ""
+    if kind in ("json", "jsonl", "ndjson"):
+        return FileFormat.JSONL
+    header = text.partition(b"\n")[0].decode("utf-8", "replace")
+    separator = separator_of(header)
+    if kind in ("tsv", "tab") or separator == "\t":
+        return FileFormat.TSV
+    if kind == "csv" or separator:
+        return FileFormat.CSV
+    raise _invalid(
+        file,
+        "its first line is neither JSON nor a header of several columns",
+        "Write one JSON object a line, name it .csv if it has one column, or set dataset.fileFormat",
+    )
+
+
+def _binary_format(start: bytes) -> FileFormat | None:
+    if start.startswith(_PARQUET):
+        return FileFormat.PARQUET
+    if start.startswith((_ARROW_FILE, _ARROW_STREAM)):
+        return FileFormat.ARROW
+    return None
+
+
+def _json_format(text: bytes) -> FileFormat:
+    """JSONL, unless the first line is the beginning of an object that ends on a later one."""
+    line, _, rest = text.partition(b"\n")
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        if error.pos < len(line.rstrip().decode("utf-8", "replace")):
+            return FileFormat.JSONL
+    except ValueError:
+        return FileFormat.JSONL
+    else:
+        return FileFormat.JSONL
+    try:
+        json.JSONDecoder().raw_decode(text.decode("utf-8", "ignore"))
+    except ValueError:
+        is_long = len(text) > LOOKED_AT_BYTES // 2 and line.strip() == b"{"
+        return FileFormat.JSON if is_long else FileFormat.JSONL
+    except RecursionError:
+        return FileFormat.JSONL
+    return FileFormat.JSON if rest.strip() else FileFormat.JSONL
+
+
+def _invalid(file: RowFile, what: str, remedy: str) -> StageError:
+    return StageError(Reason.DATASET_INVALID, f"{file.name}: {what}. {remedy.removesuffix('.')}.")

@@ -1,0 +1,103 @@
+"""The rows of a file, in batches: what it is packed in and how it holds rows is found out from its content."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from sluice_api.dataset import FileFormat
+from sluice_api.reasons import Reason
+from sluice_trainer.data.read import tables
+from sluice_trainer.data.read.batch import BATCH_BYTES, BATCH_ROWS, Batch, JsonLines, JsonValues
+from sluice_trainer.data.read.json_values import MAX_ROW_BYTES, JsonStream
+from sluice_trainer.data.read.kind import LOOKED_AT_BYTES, file_format_of, is_arrow_file
+from sluice_trainer.data.read.opened import opened
+from sluice_trainer.data.read.row_file import RowFile
+from sluice_trainer.errors import StageError
+
+_UNITS = {FileFormat.JSONL: "line", FileFormat.CSV: "line", FileFormat.TSV: "line"}
+
+
+def unit_of(file_format: FileFormat) -> str:
+    """What the numbers of a file's rows count: lines, or rows where a file has no lines."""
+    return _UNITS.get(file_format, "row")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A file that is being read."""
+
+    file_format: FileFormat
+    batches: Iterator[Batch]
+
+
+@contextmanager
+def read(file: RowFile, said: FileFormat) -> Iterator[Reading]:
+    """Read a file: what it is and its batches, for as long as the block lasts.
+
+    Raises:
+        StageError: DatasetInvalid: it is no file of rows, or damaged.
+    """
+    with opened(file) as (stream, is_packed):
+        start = stream.peek(LOOKED_AT_BYTES)[:LOOKED_AT_BYTES]
+        file_format = file_format_of(file, start, said)
+        if is_packed and file_format in (FileFormat.PARQUET, FileFormat.ARROW) and not _streams(file_format, start):
+            raise StageError(
+                Reason.DATASET_INVALID,
+                f"{file.name} is {file_format} inside of gzip or zstd. Unpack it: it is packed inside already.",
+            )
+        yield Reading(file_format, _batches(stream, file, file_format, start))
+
+
+def _streams(file_format: FileFormat, start: bytes) -> bool:
+    return file_format is FileFormat.ARROW and not is_arrow_file(start)
+
+
+def _batches(stream: BinaryIO, file: RowFile, file_format: FileFormat, start: bytes) -> Iterator[Batch]:
+    match file_format:
+        case FileFormat.CSV | FileFormat.TSV:
+            header = start.partition(b"\n")[0].decode("utf-8", "replace")
+            separator = "\t" if file_format is FileFormat.TSV else tables.separator_of(header) or ","
+            return tables.cells(stream, file.name, separator)
+        case FileFormat.PARQUET:
+            return tables.parquet(stream, file.name)
+        case FileFormat.ARROW:
+            return tables.arrow(stream, file.name, is_file=is_arrow_file(start))
+        case FileFormat.JSON:
+            return _values(JsonStream(stream, file.name))
+        case _:
+            return _lines(stream, file.name)
+
+
+def _lines(stream: BinaryIO, name: str) -> Iterator[Batch]:
+    lines: list[tuple[int, bytes]] = []
+    size = number = 0
+    while line := stream.readline(MAX_ROW_BYTES):
+        number += 1
+        if len(line) >= MAX_ROW_BYTES:
+            raise StageError(
+                Reason.DATASET_INVALID,
+                f"{name}, line {number} is longer than {MAX_ROW_BYTES // 2**20} MiB. "
+                "Write one JSON object a line (JSONL).",
+            )
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.strip():
+            lines.append((number, line.rstrip()))
+            size += len(line)
+        if len(lines) >= BATCH_ROWS or size >= BATCH_BYTES:
+            yield JsonLines(lines)
+            lines, size = [], 0
+    if lines:
+        yield JsonLines(lines)
+
+
+def _values(stream: JsonStream) -> Iterator[Batch]:
+    values: list[tuple[int, object]] = []
+    for numbered in stream.values():
+        values.append(numbered)
+        if len(values) >= BATCH_ROWS:
+            yield JsonValues(values)
+            values = []
+    if values:
+        yield JsonValues(values)

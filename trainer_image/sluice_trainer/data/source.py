@@ -1,0 +1,58 @@
+"""The rows of one source, as tasks: its files one after another, and the format that its first row decides."""
+
+from collections.abc import Iterator, Sequence
+
+from sluice_api.dataset import DatasetFormat, RowFiles
+from sluice_trainer.data.findings import Place
+from sluice_trainer.data.formats import format_of, renamed
+from sluice_trainer.data.make import RowFormat, Task
+from sluice_trainer.data.read.batch import Batch
+from sluice_trainer.data.read.read import read, unit_of
+from sluice_trainer.data.read.row_file import RowFile
+from sluice_trainer.data.row import BadRowError
+
+
+class Source:
+    """Files whose rows are read in one way."""
+
+    def __init__(self, said: RowFiles, files: Sequence[RowFile]) -> None:
+        """Read these files, in their order.
+
+        Args:
+            said: What the job says of them.
+            files: Where they are.
+        """
+        self._said = said
+        self._files = files
+        names = said.fields.model_dump(exclude_none=True)
+        self.format = RowFormat(said.format, names)
+        """Auto until a row has decided it."""
+        self.units = ["row"] * len(files)
+        """Of each file: what the numbers of its rows count."""
+
+    def tasks(self) -> Iterator[tuple[int, Task]]:
+        """All rows, each batch with the index of its file.
+
+        Raises:
+            StageError: a file can't be read, or its first row can be read in two ways.
+        """
+        for index, file in enumerate(self._files):
+            with read(file, self._said.file_format) as reading:
+                unit = self.units[index] = unit_of(reading.file_format)
+                for batch in reading.batches:
+                    if self.format.form is DatasetFormat.AUTO:
+                        self._decide(batch, file, unit)
+                    yield index, Task(batch, file.name, unit, self.format)
+
+    def _decide(self, batch: Batch, file: RowFile, unit: str) -> None:
+        for number, decoded in batch.decoded():
+            place = Place(file.name, unit, number)
+            if isinstance(decoded, BadRowError):
+                continue
+            names = self.format.names
+            try:
+                form = format_of(renamed(decoded, names), DatasetFormat.AUTO, str(place), names)
+            except BadRowError:
+                continue
+            self.format = RowFormat(form, names, place)
+            return
