@@ -2,7 +2,7 @@
 
 python -m tests.bench.trl_arm MODEL ROWS OUTPUT {tuned,defaults} PACKS STEPS
 
-ROWS is our Prepare's train.safetensors: the same tokens and the same loss mask. STEPS is -1 for all.
+ROWS is our Prepare's folder prepared/: the same tokens and the same loss mask. STEPS is -1 for all.
 """
 
 import json
@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
 from peft import LoraConfig
-from safetensors.numpy import load_file
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from sluice_trainer.prepared import TRAINING, read_store
 from tests.bench import train_task
 
 IGNORED = -100
@@ -66,17 +67,12 @@ def real_tokens(batch: dict[str, torch.Tensor]) -> int:
     return batch["input_ids"].numel() if mask is None else int(mask.sum())
 
 
-def rows_of(file: Path) -> Dataset:
+def rows_of(prepared: Path) -> Dataset:
     """Tokenised rows, as TRL takes them."""
-    laid = load_file(file)
-    spans = list(zip(laid["offsets"][:-1], laid["offsets"][1:], strict=True))
-    ids = [laid["input_ids"][start:stop] for start, stop in spans]
-    loss_mask = [laid["loss_mask"][start:stop].astype(bool) for start, stop in spans]
-    labels = [
-        [int(token) if known else IGNORED for token, known in zip(row, of_row, strict=True)]
-        for row, of_row in zip(ids, loss_mask, strict=True)
-    ]
-    return Dataset.from_dict({"input_ids": [row.tolist() for row in ids], "labels": labels})
+    store = read_store(prepared, ())
+    rows = [store[index] for index in np.load(prepared / TRAINING)]
+    labels = [np.where(row.loss_mask == 1, row.input_ids, IGNORED).tolist() for row in rows]
+    return Dataset.from_dict({"input_ids": [row.input_ids.tolist() for row in rows], "labels": labels})
 
 
 def settings(output: str, arm: str, packs: int, steps: int) -> SFTConfig:

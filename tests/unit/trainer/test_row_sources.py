@@ -1,0 +1,205 @@
+"""Rows as people have them, from files to tokens: other field names, several sources, rows that are held out."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoTokenizer
+
+from sluice_api.reasons import Reason
+from sluice_trainer.data import parallel
+from sluice_trainer.errors import StageError
+from sluice_trainer.prepared import TokenRows
+from tests.unit.trainer.jobs import Job, chat, write_rows
+
+
+def with_dataset(job: Job, **dataset: Any) -> Job:
+    return replace(job, spec=(*job.spec, ("dataset", {"validationSplit": "0%", **dataset})))
+
+
+def learnt(job: Job, rows: TokenRows) -> list[tuple[str, str]]:
+    """Of each row, what it is asked and what it learns."""
+    tokenizer = AutoTokenizer.from_pretrained(job.volumes / "models" / "tiny")
+    made = [rows[index] for index in range(len(rows))]
+    return [
+        (tokenizer.decode(row.input_ids[row.loss_mask == 0]), tokenizer.decode(row.input_ids[row.loss_mask == 1]))
+        for row in made
+    ]
+
+
+def as_csv(rows: list[dict[str, str]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def as_parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+ALPACA = [
+    {"instruction": "Give three tips for staying healthy.", "input": "", "output": "Eat. Sleep. Move."},
+    {"instruction": "Classify the word.", "input": "apple", "output": "A fruit."},
+]
+DOLLY = {"instruction": "When did it start?", "context": "In 2000.", "response": "In 2000.", "category": "closed_qa"}
+OPEN_ORCA = [
+    {"id": "niv.1", "system_prompt": "Be brief.", "question": "What is 2 + 2?", "response": "Four."},
+    {"id": "t0.2", "system_prompt": "", "question": "What is red?", "response": "A colour."},
+]
+PROMPTS = [{"act": "Linux Terminal", "prompt": 'I want you to act as a "terminal", please.'}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "dataset", "pairs"),
+    [
+        ("alpaca_data.json", json.dumps(ALPACA, indent=4).encode(), {}, [
+            ("Give three tips for staying healthy.", "Eat. Sleep. Move."), ("Classify the word.\n\napple", "A fruit."),
+        ]),
+        ("databricks-dolly-15k.jsonl", json.dumps(DOLLY).encode(), {}, [
+            ("When did it start?\n\nIn 2000.", "In 2000."),
+        ]),
+        ("1M-GPT4-Augmented.parquet", as_parquet(OPEN_ORCA), {}, [
+            ("What is 2 + 2?", "Four."), ("What is red?", "A colour."),
+        ]),
+        ("prompts.csv", as_csv(PROMPTS), {"fields": {"text": "prompt"}}, [
+            ("I", ' want you to act as a "terminal", please.'),
+        ]),
+        ("training_data.csv", as_csv([{"q": "Hi?", "a": "Hello!"}]), {"fields": {"prompt": "q", "completion": "a"}}, [
+            ("Hi?", "Hello!"),
+        ]),
+        ("renamed.jsonl", b'{"instruction": "no", "question": "Hi?", "answer": "Hello!", "output": "x"}',
+            {"format": "Alpaca", "fields": {"instruction": "question", "output": "answer"}}, [("Hi?", "Hello!")]),
+        ("cells.csv", as_csv([{"messages": json.dumps(chat("Hi?", "Hello!")["messages"])}]), {}, [("Hi?", "Hello!")]),
+    ],
+)  # fmt: skip
+def test_public_data_sets_are_read_as_they_come(
+    job: Job, name: str, content: bytes, dataset: dict[str, Any], pairs: list[tuple[str, str]]
+) -> None:
+    (job.volumes / "datasets" / name).write_bytes(content)
+    job = with_dataset(job, uri=f"pvc://datasets/{name}", **dataset)
+    job.prepare()
+    found = learnt(job, job.prepared().training)
+    assert len(found) == len(pairs)
+    for (asked, answered), (question, answer) in zip(found, pairs, strict=True):
+        assert question in asked
+        assert answered.removesuffix("<|im_end|>") == answer
+
+
+def test_system_prompt_of_open_orca_is_read(job: Job) -> None:
+    (job.volumes / "datasets" / "orca.parquet").write_bytes(as_parquet(OPEN_ORCA))
+    job = with_dataset(job, uri="pvc://datasets/orca.parquet")
+    job.prepare()
+    assert ["Be brief." in asked for asked, _ in learnt(job, job.prepared().training)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text": "prompt"}, 'line 1: the row has "act", "p", not "prompt", which dataset.fields names. Give the row'),
+        ({"text": "act"}, 'line 1: "text" is a number, not a string'),
+    ],
+)
+def test_field_that_is_not_there_is_named(job: Job, fields: dict[str, str], message: str) -> None:
+    write_rows(job.volumes / job.dataset, [{"act": 3, "p": "x"}])
+    with pytest.raises(StageError) as raised:
+        with_dataset(job, uri=f"pvc://{job.dataset}", fields=fields).prepare()
+    assert raised.value.message.startswith(f"datasets/rows.jsonl, {message}")
+
+
+TOKENS = {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}
+
+
+def test_rows_that_were_tokenised_elsewhere_stay_as_they_are(job: Job) -> None:
+    (job.volumes / "datasets" / "tokens.parquet").write_bytes(as_parquet([TOKENS, TOKENS]))
+    job = with_dataset(job, uri="pvc://datasets/tokens.parquet")
+    job.prepare()
+    row = job.prepared().training[1]
+    assert (row.input_ids.tolist(), row.loss_mask.tolist(), row.line) == ([5, 6, 7, 8], [0, 0, 1, 1], 2)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"input_ids": [5, 9999], "labels": [-100, 9999]}, '"input_ids" has 9999, which is no token of the model'),
+        ({"input_ids": [-1, 5], "labels": [-100, 5]}, '"input_ids" has -1, which is no token of the model'),
+        (TOKENS | {"labels": [-100, -100, 8, -100]}, '"labels[2]" is 8, and "input_ids[2]" is 7'),
+        (TOKENS | {"labels": [-100, 7, 8]}, '"input_ids" has 4 tokens, "labels" 3'),
+        (TOKENS | {"labels": [5, -100, -100, -100]}, "there is no token to learn in this row"),
+        (TOKENS | {"labels": "x"}, '"labels" is no array of whole numbers'),
+    ],
+)
+def test_tokens_that_can_not_be_learnt_are_refused(job: Job, row: dict[str, Any], problem: str) -> None:
+    write_rows(job.volumes / job.dataset, [TOKENS, row])
+    with pytest.raises(StageError) as raised:
+        with_dataset(job, uri=f"pvc://{job.dataset}").prepare()
+    assert raised.value.message.startswith(f"datasets/rows.jsonl, line 2: {problem}")
+
+
+def test_rows_that_are_held_out_may_have_files_of_their_own(job: Job) -> None:
+    write_rows(job.volumes / "datasets" / "test.jsonl", [{"prompt": "p", "completion": "c"}] * 3)
+    job = with_dataset(
+        job, uri=f"pvc://{job.dataset}", validation={"uri": "pvc://datasets/test.jsonl"}, validationSplit="10%"
+    )
+    result = job.prepare()
+    assert (result.rows, result.validation_rows) == (40, 3)
+    assert {row.file for row in (job.prepared().validation[i] for i in range(3))} == {1}
+
+
+def test_sources_are_read_as_often_as_their_weights_say(job: Job) -> None:
+    files = {"a": [chat(f"a{i}", "x") for i in range(40)], "b": [{"text": f"b {i}"} for i in range(20)]}
+    for name, rows in files.items():
+        write_rows(job.volumes / "datasets" / f"{name}.jsonl", rows)
+    sources = [
+        {"uri": "pvc://datasets/a.jsonl", "weight": "0.5"},
+        {"uri": "pvc://datasets/b.jsonl", "weight": "2"},
+    ]
+    job = with_dataset(job, sources=sources, validationSplit="25%")
+    job.prepare()
+    prepared = job.prepared()
+    rows = [prepared.training[index] for index in range(len(prepared.training))]
+    held_out = {(row.file, row.line) for row in (prepared.validation[i] for i in range(len(prepared.validation)))}
+    places, times = np.unique([(row.file, row.line) for row in rows], axis=0, return_counts=True)
+    of_b = 20 - sum(file == 1 for file, _ in held_out)
+    assert {*times[places[:, 0] == 0].tolist()} == {1}
+    assert 8 <= int((places[:, 0] == 0).sum()) <= 24
+    assert times[places[:, 0] == 1].tolist() == [2] * of_b
+    assert not {(int(file), int(line)) for file, line in places} & held_out
+    assert [file.name for file in prepared.manifest.row_files] == ["datasets/a.jsonl", "datasets/b.jsonl"]
+
+
+def test_bad_row_of_several_files_is_named_with_its_file(job: Job) -> None:
+    write_rows(job.volumes / "datasets" / "b.jsonl", [{"text": "a"}, {"text": 3}])
+    sources = [{"uri": f"pvc://{job.dataset}"}, {"uri": "pvc://datasets/b.jsonl"}]
+    with pytest.raises(StageError) as raised:
+        with_dataset(job, sources=sources).prepare()
+    assert raised.value.reason == Reason.DATASET_INVALID
+    assert raised.value.message.startswith('datasets/b.jsonl, line 2: "text" is a number')
+
+
+def test_rows_are_the_same_whatever_number_of_processes_makes_them(
+    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = [chat(f"What is {i}?", f"It is {i}. " * (i % 7 + 1)) for i in range(900)]
+    write_rows(job.volumes / job.dataset, [*rows[:300], "nonsense", *rows[300:]])
+    job = with_dataset(job, uri=f"pvc://{job.dataset}", onBadRow="Skip", validationSplit="5%")
+    found = []
+    for name, processes in (("one", 1), ("two", 2)):
+        monkeypatch.setattr("sluice_trainer.data.collect.processes_for", lambda _, processes=processes: processes)
+        its = replace(job, name=name)
+        result = its.prepare()
+        files = [(its.work / "prepared" / f"{name}.npy").read_bytes() for name in ("input_ids", "lines", "training")]
+        found.append((result.refused, result.model_dump(), files))
+    assert found[0] == found[1]
+    assert found[0][0] == ("line 301: not JSON: Expecting value at column 1",)
+    assert parallel.processes_for(0) == 1
