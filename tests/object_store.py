@@ -74,3 +74,13 @@ def _wait_until_it_answers(server: "subprocess.Popen[bytes]", endpoint: str) -> 
         except OSError:
             time.sleep(0.02)
     raise AssertionError(f"versitygw does not answer at {endpoint} (exit code {server.poll()})")
+
+
+def write_secret(secrets: Path, name: str, values: dict[str, str]) -> None:
+    """Mount a Secret, as the kubelet does: each key is a link to a file in a folder that a link names."""
+    content = secrets / name / "..2026_11_30"
+    content.mkdir(parents=True)
+    (secrets / name / "..data").symlink_to(content.name)
+    for key, value in values.items():
+        (content / key).write_text(value)
+        (secrets / name / key).symlink_to(Path("..data", key))

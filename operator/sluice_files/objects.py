@@ -22,11 +22,13 @@ MAX_FILES = 1_000_000
 """Of one listing: all are in memory at once."""
 
 _PIECE = 16 * 2**20
-"""Bytes of one request. A larger file is fetched and sent in pieces, so that no request takes long, and one that fails
-is made again without the rest."""
-_AT_ONCE = 4
+"""Bytes of one request. A larger file is fetched in pieces, so that no request takes long, and one that fails is made
+again without the rest."""
+_PART = 16 * 2**20
+"""The same of a file that is sent. S3 takes no part below 5 MiB but the last."""
 _MOST_PARTS = 9_000
-"""S3 takes 10,000 parts of a file."""
+"""S3 takes 10,000."""
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,10 @@ class ObjectFolder:
                         Failure.TOO_LARGE,
                         f"{self._address(prefix)}: more than {MAX_FILES:,} files are there. Name a folder in it.",
                     )
-        folders = {str(folder) for file in found for folder in PurePosixPath(file.name).parents}
-        return sorted((file for file in found if file.size or file.name not in folders), key=lambda file: file.name)
+        if not all(file.size for file in found):
+            folders = {str(folder) for file in found for folder in PurePosixPath(file.name).parents}
+            found = [file for file in found if file.size or file.name not in folders]
+        return sorted(found, key=lambda file: file.name)
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -117,7 +121,7 @@ class ObjectFolder:
 
     def put(self, path: Path, name: str) -> None:
         """Upload a file: whole at `name`, or absent; one that was there is replaced in one step."""
-        part = max(_PIECE, -(-path.stat().st_size // _MOST_PARTS))
+        part = max(_PART, -(-path.stat().st_size // _MOST_PARTS))
         with self._asking(name, writes=True):
             obstore.put(self._store, name, path, chunk_size=part, max_concurrency=_AT_ONCE)
 
