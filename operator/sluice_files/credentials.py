@@ -81,14 +81,14 @@ def read_credentials(source: sources.Credentials | None, uri: str) -> Credential
         raise FileError(
             Failure.INVALID,
             f"{uri}: the Secret {source.secret} is not in this namespace, or is empty. It is expected to have "
-            f"{_listed(_KEYS[kind])}. Create it: {_create(source.secret, kind)}",
+            f"{_listed(_KEYS[kind])}. {_create(folder, kind)}",
         )
     values = {key: _value(folder / key, uri, source.secret) for key in _KEYS[kind] if key in found}
     if not values:
         raise FileError(
             Failure.INVALID,
             f"{uri}: the Secret {source.secret} has {_listed(found)}, and no key that opens such an address: "
-            f"{_listed(_KEYS[kind])}. Name its keys so: {_create(source.secret, kind)}",
+            f"{_listed(_KEYS[kind])}. {_create(folder, kind)}",
         )
     return Credentials(source.secret, values)
 
@@ -121,5 +121,7 @@ def _listed(names: list[str] | tuple[str, ...]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-def _create(secret: str, kind: str) -> str:
-    return f"kubectl create secret generic {secret} {_EXAMPLES[kind]}"
+def _create(folder: Path, kind: str) -> str:
+    if ROOT_ENV in os.environ:  # no cluster has it
+        return f"Write each value into a file of that name in {folder}."
+    return f"Create it so: kubectl create secret generic {folder.name} {_EXAMPLES[kind]}"
