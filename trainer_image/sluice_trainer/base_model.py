@@ -61,12 +61,13 @@ def locate(uri: str, revision: str = "", credentials: Credentials | None = None,
     Raises:
         StageError: ModelNotFound, ModelInvalid or DownloadFailed, with what is missing.
     """
+    with fetching("model.uri", "model.credentials", Reason.MODEL_NOT_FOUND):
+        opened = read_credentials(credentials, uri)
     path = volume_path(uri)
     if path is None:
         from sluice_files.models import fetch_model
 
         with fetching("model.uri", "model.credentials", Reason.MODEL_NOT_FOUND):
-            opened = read_credentials(credentials, uri)
             fetched = fetch_model(uri, scratch_folder("models"), opened, revision, weights=weights)
         folder, revision, fingerprint = fetched.folder, fetched.revision, fetched.fingerprint
     else:

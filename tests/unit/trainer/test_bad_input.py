@@ -169,7 +169,8 @@ def test_dataset_may_begin_with_a_byte_order_mark(job: Job) -> None:
         ),
         (
             "datasets",
-            "dataset.uri pvc://datasets is a folder. It has: rows.jsonl. Name one file of it, or several: pvc://datasets/*",
+            "dataset.uri pvc://datasets is a folder. It has: link, rows.jsonl. Name one file of it, or several: "
+            "pvc://datasets/*",
         ),
         (
             "other/rows.jsonl",

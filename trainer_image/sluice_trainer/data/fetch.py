@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from sluice_api import sources
 from sluice_api.dataset import RowFiles
 from sluice_api.reasons import Reason
-from sluice_api.sources import Credentials, VolumePath, config_map_key, has_wildcard, is_object, volume_path
-from sluice_files.credentials import read_credentials
+from sluice_api.sources import VolumePath, config_map_key, has_wildcard, is_object, volume_path
+from sluice_files.credentials import Credentials, read_credentials
 from sluice_files.errors import Failure, FileError
 from sluice_files.patterns import matching, split_pattern
 from sluice_files.room import require_room
@@ -50,7 +51,9 @@ def row_files(files: RowFiles, field: str) -> list[RowFile]:
         StageError: DatasetNotFound, DatasetEmpty or DownloadFailed.
     """
     uri = files.uri or ""
-    found = sorted(_found(files, uri, field), key=lambda file: file.name)
+    with fetching(field, _credentials_field(field), Reason.DATASET_NOT_FOUND):
+        opened = read_credentials(files.credentials, uri)
+        found = sorted(_found(files, uri, field, opened), key=lambda file: file.name)
     if len(found) > MAX_FILES:
         raise StageError(
             Reason.DOWNLOAD_FAILED,
@@ -66,7 +69,7 @@ def row_files(files: RowFiles, field: str) -> list[RowFile]:
 
 
 def small_file(
-    uri: str, field: str, credentials: Credentials | None, credentials_field: str, not_found: Reason
+    uri: str, field: str, credentials: sources.Credentials | None, credentials_field: str, not_found: Reason
 ) -> bytes:
     """The content of one small file, such as a chat template or a list of words.
 
@@ -95,7 +98,11 @@ def small_file(
     return content
 
 
-def _found(files: RowFiles, uri: str, field: str) -> list[RowFile]:
+def _credentials_field(field: str) -> str:
+    return f"{field.removesuffix('uri')}credentials"
+
+
+def _found(files: RowFiles, uri: str, field: str, opened: Credentials) -> list[RowFile]:
     if volume_path(uri) is not None:
         return _in_claim(uri, field, Reason.DATASET_NOT_FOUND)
     if config_map_key(uri) is not None:
@@ -106,27 +113,25 @@ def _found(files: RowFiles, uri: str, field: str) -> list[RowFile]:
         from sluice_trainer.data import remote
 
         return [RowFile(remote.fetch(uri, scratch / "rows", field).resolve(), uri)]
-    with fetching(field, field.removesuffix("uri") + "credentials", Reason.DATASET_NOT_FOUND):
-        return _on_the_hub(files, uri, scratch) if uri.startswith("hf://") else _objects(files, uri, scratch)
+    return _on_the_hub(files, uri, scratch, opened) if uri.startswith("hf://") else _objects(uri, scratch, opened)
 
 
-def _on_the_hub(files: RowFiles, uri: str, scratch: Path) -> list[RowFile]:
+def _on_the_hub(files: RowFiles, uri: str, scratch: Path, opened: Credentials) -> list[RowFile]:
     from sluice_files.hub import HubPath
     from sluice_files.hub_datasets import dataset_files
 
-    opened = read_credentials(files.credentials, uri)
     found = dataset_files(uri, scratch, opened, files.config, files.split)
     repository = HubPath.parse(uri).repository
     return [RowFile(file.path, f"hf://datasets/{repository}/{file.name}") for file in found]
 
 
-def _objects(files: RowFiles, uri: str, scratch: Path) -> list[RowFile]:
+def _objects(uri: str, scratch: Path, opened: Credentials) -> list[RowFile]:
     from sluice_files.objects import ObjectFolder
 
     scheme, _, rest = uri.partition("://")
     bucket, _, path = rest.partition("/")
     folder, pattern = split_pattern(path)
-    source = ObjectFolder(f"{scheme}://{bucket}/{folder}", read_credentials(files.credentials, uri))
+    source = ObjectFolder(f"{scheme}://{bucket}/{folder}", opened)
     if not has_wildcard(uri):
         if not source.exists(pattern) and (below := source.names(pattern)):
             raise _is_folder(uri, [file.name.removeprefix(f"{pattern}/") for file in below])
