@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -100,27 +101,69 @@ def _digest_of(folder: Path, names: Iterable[str]) -> str:
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def model_fingerprint(folder: Path) -> str:
-    """Tell two base models apart in well under a second, whatever their size.
+class ModelFiles(Protocol):
+    """A model's folder, on a disk or far away."""
 
-    Covers the architecture (config.json without the fields that saving may change) and, of each
-    safetensors file, name, size and 64 samples of 64 KiB at even distances: other weights of the same
-    shape have another fingerprint.
+    def sizes(self) -> Mapping[str, int]:
+        """The files that lie in it, not deeper, with their bytes."""
+
+    def read(self, name: str) -> bytes:
+        """All of a small file. Raises FileNotFoundError where there is none."""
+
+    def samples(self, name: str, starts: Sequence[int], length: int) -> Iterable[bytes]:
+        """Parts of a file, each from its start, as long as asked or to the file's end."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """ModelFiles on this machine's disk."""
+
+    folder: Path
+
+    def sizes(self) -> Mapping[str, int]:
+        """See ModelFiles."""
+        return {path.name: path.stat().st_size for path in self.folder.iterdir() if path.is_file()}
+
+    def read(self, name: str) -> bytes:
+        """See ModelFiles."""
+        return (self.folder / name).read_bytes()
+
+    def samples(self, name: str, starts: Sequence[int], length: int) -> Iterator[bytes]:
+        """See ModelFiles."""
+        with (self.folder / name).open("rb") as file:
+            for start in starts:
+                file.seek(start)
+                yield file.read(length)
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """Which of a model folder's files are its weights, in order: safetensors, or else the pickles of older models."""
+    names = sorted(names)
+    safe = [name for name in names if name.endswith(".safetensors")]
+    return safe or [name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")]
+
+
+def model_fingerprint(model: Path | ModelFiles) -> str:
+    """Tell two base models apart in well under a second on a disk, whatever their size.
+
+    Covers the architecture (config.json without the fields that saving may change) and, of each file of
+    weights, name, size and 64 samples of 64 KiB at even distances: other weights of the same shape have
+    another fingerprint.
 
     Raises:
-        FileNotFoundError: no config.json, or no safetensors weights.
+        FileNotFoundError: no config.json, or no weights.
     """
-    config = json.loads((folder / "config.json").read_text())
+    files = ModelFolder(model) if isinstance(model, Path) else model
+    config = json.loads(files.read("config.json"))
     shape = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    weights = sorted(folder.glob("*.safetensors"))
+    sizes = files.sizes()
+    weights = weight_files(sizes)
     if not weights:
-        raise FileNotFoundError(f"{folder} has no *.safetensors file")
-    for path in weights:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for index in range(_SAMPLES):
-                file.seek(max(0, size - _SAMPLE_BYTES) * index // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_BYTES))
+        raise FileNotFoundError(f"{model} has no *.safetensors file")
+    for name in weights:
+        digest.update(f"{name} {sizes[name]}\n".encode())
+        starts = [max(0, sizes[name] - _SAMPLE_BYTES) * index // (_SAMPLES - 1) for index in range(_SAMPLES)]
+        for sample in files.samples(name, starts, _SAMPLE_BYTES):
+            digest.update(sample)
     return digest.hexdigest()

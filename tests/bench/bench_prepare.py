@@ -35,7 +35,7 @@ MODEL = "smollm2-135m-instruct"
 ROWS = int(os.environ.get("SLUICE_BENCH_ROWS", "100000"))
 ROUNDS = int(os.environ.get("SLUICE_BENCH_ROUNDS", "3"))
 FEW = 32
-_WORDS = "the model of a job that has its rows in one file and learns what each answer says about them again".split()
+_WORDS = "the model of a job that has its rows in one file and learns what each answer says about them again".split()  # noqa: SIM905
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,17 @@ def main() -> None:
                 few, all_of_them = of(FEW, f"few-{round_}"), of(ROWS, f"all-{round_}")
                 cost = Cost(all_of_them.seconds - few.seconds, all_of_them.mib)
                 found[arm].append(cost)
-                print(f"{arm}: {ROWS / cost.seconds:,.0f} rows/s, {cost.mib:,.0f} MiB", flush=True)
-    print(f"\n{ROWS:,} rows\n\n| | rows a second, median (range) | memory, MiB |\n|---|---|---|")
+                tell(f"{arm}: {ROWS / cost.seconds:,.0f} rows/s, {cost.mib:,.0f} MiB")
+    tell(f"\n{ROWS:,} rows\n\n| | rows a second, median (range) | memory, MiB |\n|---|---|---|")
     for arm, costs in found.items():
         speeds = [ROWS / cost.seconds for cost in costs]
         memory = max(cost.mib for cost in costs)
-        print(f"| {arm} | {median(speeds):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f}) | {memory:,.0f} |")
+        tell(f"| {arm} | {median(speeds):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f}) | {memory:,.0f} |")
+
+
+def tell(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def write_files(folder: Path, count: int) -> None:
@@ -122,8 +127,13 @@ def trl(volumes: Path, file: str, processes: int) -> Cost:
     with tempfile.TemporaryDirectory() as cache:
         return measured(
             subprocess.Popen(
-                [sys.executable, "-c", _TRL, str(volumes / "models" / MODEL), str(volumes / "datasets" / file), cache]
-                + [str(processes)],
+                [
+                    sys.executable,
+                    "-c",
+                    _TRL,
+                    *map(str, (volumes / "models" / MODEL, volumes / "datasets" / file, cache)),
+                    str(processes),
+                ],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd=REPOSITORY,
@@ -169,7 +179,7 @@ def measured(process: "subprocess.Popen[str]") -> Cost:
     ended.set()
     watcher.join()
     if process.returncode != 0:
-        raise RuntimeError(f"{process.args} ended with {process.returncode}")
+        raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
     return Cost(time.monotonic() - begun, largest)
 
 

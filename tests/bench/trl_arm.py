@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset  # type: ignore[import-untyped]
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from trl.trainer.sft_config import SFTConfig

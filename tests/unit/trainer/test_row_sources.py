@@ -167,9 +167,9 @@ def test_sources_are_read_as_often_as_their_weights_say(job: Job) -> None:
     job = with_dataset(job, sources=sources, validationSplit="25%")
     job.prepare()
     prepared = job.prepared()
-    rows = [prepared.training[index] for index in range(len(prepared.training))]
+    made_rows = [prepared.training[index] for index in range(len(prepared.training))]
     held_out = {(row.file, row.line) for row in (prepared.validation[i] for i in range(len(prepared.validation)))}
-    places, times = np.unique([(row.file, row.line) for row in rows], axis=0, return_counts=True)
+    places, times = np.unique([(made.file, made.line) for made in made_rows], axis=0, return_counts=True)
     of_b = 20 - sum(file == 1 for file, _ in held_out)
     assert {*times[places[:, 0] == 0].tolist()} == {1}
     assert 8 <= int((places[:, 0] == 0).sum()) <= 24

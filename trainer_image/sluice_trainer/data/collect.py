@@ -113,7 +113,7 @@ def collect(
     maker = settings.maker()
     sources = [Source(said, its) for said, its in zip(spec.dataset.all_files, files, strict=True)]
     all_of_them = [file for its in files for file in its]
-    name = all_of_them[0].name if len(all_of_them) == 1 else dataset_name(spec.dataset)
+    name = all_of_them[0].name if len(all_of_them) == 1 else _name_of(spec.dataset.uris)
     with paths.writing(stage):
         writer = RowWriter(folder)
     collected = Collected(writer, Findings(name), spec.training.seed, maker.chat_template, maker.added_tokens)
@@ -135,3 +135,8 @@ def _longest(stage: StageSpec, base: BaseModel) -> int:
         return asked
     logs.warning("maxSequenceLength is more than the model knows", asked=asked, used=base.longest_sequence)
     return base.longest_sequence
+
+
+def _name_of(uris: Sequence[str]) -> str:
+    """Several addresses as messages show them."""
+    return ", ".join(map(dataset_name, uris[:3])) + (", ..." if len(uris) > 3 else "")

@@ -37,7 +37,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     plan = plan_digest(stage)
     reporter.update(activity=Activity.PREPARING)
     files = [row_files(said, field) for field, said in _row_files_by_field(spec.dataset)]
-    base = base_model.locate(spec.model.uri)
+    base = base_model.locate(spec.model.uri, credentials=spec.model.credentials, weights=False)
     inputs = {"dataset": _digest_of(files), "model": base.fingerprint, "tokenizer": base.tokenizer_digest}
     result_plan = result_digest(stage, inputs)
     if (earlier := prepared.finished(folder)) is not None:
