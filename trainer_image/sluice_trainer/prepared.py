@@ -42,7 +42,7 @@ class PreparedManifest(Model):
     """Digests of what the rows were made from, by what it is; none in folders of older versions."""
     files: dict[str, str]
     result: PrepareResult
-    row_files: tuple[ReadFile, ...]
+    row_files: tuple[ReadFile, ...] = ()
     """What TokenRow.file counts."""
     row_format: DatasetFormat
     """Of the first source."""

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sluice_api.reasons import Reason
 from sluice_api.training import OverlongRows
 from sluice_trainer.data.row import BadRowError
-from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow
 
 
@@ -61,14 +59,12 @@ def fit_pair(
         The pair, or nothing if one of them is dropped.
 
     Raises:
-        BadRowError: both rows would be the same, or lie on either side of the boundary.
-        StageError: DatasetInvalid: a pair can't be split.
+        BadRowError: both rows would be the same, lie on either side of the boundary, or would have to be split.
     """
     if policy is OverlongRows.SPLIT and any(len(row.input_ids) > longest for row in answers):
-        raise StageError(
-            Reason.DATASET_INVALID,
-            f"a row has an answer of more than maxSequenceLength {longest} tokens, and half of it can't be preferred: "
-            "with chosen and rejected answers, training.overlongRows must be Truncate or Drop.",
+        raise BadRowError(
+            f"an answer has more than maxSequenceLength {longest} tokens, and half of it can't be preferred",
+            "Set training.overlongRows to Truncate or Drop, or shorten the answer",
         )
     sides = [fit_row(row, longest, policy, may_split=False) for row in answers]
     if not all(sides):
