@@ -93,7 +93,7 @@ def _conversation(fields: Fields, name: str) -> Conversation:
 def _alpaca(fields: Fields) -> Row:
     question = text_of(fields, "instruction")
     if (more := optional_text_of(fields, "input")).strip():
-        question = f"{question}\n\n{more}"
+        question = f"{question}\n\n{more}" if question.strip() else more
     system = optional_text_of(fields, "system")
     before = (Turn("system", system, "system"),) if system.strip() else ()
     asked, answer = Turn("user", question, "instruction"), Turn("assistant", text_of(fields, "output"), "output")
@@ -106,7 +106,7 @@ def _alpaca_history(fields: Fields) -> tuple[Turn, ...]:
     pairs = history if isinstance(history, list) else [history]
     turns: list[Turn] = []
     for index, pair in enumerate(pairs):
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) and text for text in pair)):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise BadRowError(f'"history[{index}]" is no question with its answer', 'Write ["question", "answer"]')
         at = f"history[{index}]"
         turns += [Turn("user", pair[0], f"{at}[0]"), Turn("assistant", pair[1], f"{at}[1]")]

@@ -10,7 +10,7 @@ from typing import Any
 from sluice_api.dataset import BadRow, DatasetFormat
 from sluice_api.reasons import Reason
 from sluice_trainer.data.formats import format_of, parse
-from sluice_trainer.data.row import BadRowError, Row
+from sluice_trainer.data.row import BadRowError, Row, require_filled
 from sluice_trainer.errors import StageError
 
 MAX_LINE_BYTES = 32 * 1024 * 1024
@@ -81,7 +81,9 @@ def read_rows(path: Path, findings: Findings) -> Iterator[tuple[int, Row]]:
                 findings.row_format, decided_by = found, number
             elif found != expected:
                 raise _mixed(findings.dataset, number, found, expected, decided_by)
-            yield number, parse(fields, found, place)
+            row = parse(fields, found, place)
+            require_filled(row)
+            yield number, row
         except BadRowError as error:
             findings.refuse(number, error)
 
