@@ -98,7 +98,7 @@ def check_not_empty(collected: Collected) -> None:
     """Refuse a dataset of which nothing is left."""
     """Refuse a dataset of which nothing is left."""
     findings = collected.findings
-    if collected.keys:
+    if collected.firsts:
         return
     if findings.overlong_rows and not findings.refused:
         raise StageError(

@@ -1,27 +1,69 @@
 """Takes in what becomes of the rows, batch by batch: tokens go to the disk, and of each row little stays in memory."""
 
 from array import array
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sluice_api.reasons import Reason
 from sluice_api.stages import StageSpec
 from sluice_trainer import logs, paths
 from sluice_trainer.base_model import BaseModel
-from sluice_trainer.data.fetch import dataset_name
+from sluice_trainer.data.fetch import dataset_name, small_file
 from sluice_trainer.data.findings import Findings, Place
-from sluice_trainer.data.make import Made, MadeBatch, Task
+from sluice_trainer.data.make import Made, MadeBatch, Piece, Task
 from sluice_trainer.data.parallel import MakerSettings, make_all, processes_for
 from sluice_trainer.data.read.row_file import RowFile
+from sluice_trainer.data.row import BadRowError
 from sluice_trainer.data.source import Source
 from sluice_trainer.data.split import key_of
+from sluice_trainer.data.steps.signature import SLOTS
+from sluice_trainer.data.tally import Tally
+from sluice_trainer.data.tokenise import Tokenised
 from sluice_trainer.prepared import RowWriter, TokenRow
 
 _VOCABULARY = 2**20
 """More tokens than any model knows; a row's own number of tokens says nothing about it."""
+
+
+class Known:
+    """What each row says, as hashes, on this machine's disk: by it rows are compared once all are there.
+
+    A row of the dataset that was cut into several is known by its first.
+    """
+
+    KEYS = np.dtype([("key", np.uint64), ("question", np.uint64), ("answer", np.uint64), ("sketch", np.uint8, SLOTS)])
+    """key: split.key_of. question, answer: steps.keys; 0 for none. sketch: zeros for none."""
+
+    def __init__(self) -> None:
+        self._file = TemporaryFile(dir=paths.scratch_folder("rows"))  # noqa: SIM115 - it has no name, and ends with us
+        self._length = 0
+
+    def append(self, rows: Sequence[tuple[int, Piece]]) -> None:
+        """Add rows, each with its key."""
+        added = np.zeros(len(rows), self.KEYS)
+        for index, (key, piece) in enumerate(rows):
+            sketch = piece.known_by.sketch if piece.known_by else b""
+            added[index] = (
+                key,
+                piece.question or 0,
+                piece.answer or 0,
+                np.frombuffer(sketch or bytes(SLOTS), np.uint8),
+            )
+        self._file.write(added.tobytes())
+        self._length += len(rows)
+
+    def read(self) -> NDArray[np.void]:
+        """All of them, mapped."""
+        self._file.flush()
+        if not self._length:
+            return np.zeros(0, self.KEYS)
+        return np.memmap(self._file, self.KEYS, "r", shape=(self._length,))
 
 
 @dataclass
@@ -35,17 +77,20 @@ class Collected:
     """What the rows were rendered with."""
     added_tokens: dict[int, str]
     """Those of the tokenizer that were added to its vocabulary."""
-    keys: "array[int]" = field(default_factory=lambda: array("Q"))
-    """Of each row of the dataset: split.key_of what it has become."""
+    tally: Tally
+    known: Known = field(default_factory=Known)
     firsts: "array[int]" = field(default_factory=lambda: array("q"))
     """Of each row of the dataset: the index of the first row of tokens that it has become."""
     sources: "array[int]" = field(default_factory=lambda: array("H"))
     """Of each row of the dataset: the index of its source."""
     used: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(_VOCABULARY, np.bool_))
     """Of each token: whether a row has it."""
-    loss_tokens: int = 0
     longest_row: int = 0
-    rows_read: int = 0
+    rows_read: "Counter[int]" = field(default_factory=Counter)
+    """By the index of the file."""
+    unread: dict[int, set[str]] = field(default_factory=dict)
+    """Fields that nothing reads, by the index of the file."""
+    languages: Counter[str] = field(default_factory=Counter)
 
     def take(self, source: int, file: int, task: Task, batch: MadeBatch) -> None:
         """Take in a batch.
@@ -59,40 +104,52 @@ class Collected:
         Raises:
             StageError: the batch ends with it.
         """
+        self.unread.setdefault(file, set()).update(batch.unread)
+        self.languages += batch.languages
+        self.tally.show(batch, task.file, task.unit)
+        self.rows_read[file] += len(batch.made)
         added: list[TokenRow] = []
+        known: list[tuple[int, Piece]] = []
         for made in batch.made:
-            added += self._take_row(source, file, task, made, len(self.writer) + len(added))
+            rows, pieces = self._rows_of(file, task, made)
+            if not rows:
+                continue
+            known.append((key_of(rows, self.seed), pieces[0]))
+            self.firsts.append(len(self.writer) + len(added))
+            self.sources.append(source)
+            added += rows
         if added:
             self.writer.append(added)
+            self.known.append(known)
             self.used[np.concatenate([row.input_ids for row in added])] = True
+            self.longest_row = max(self.longest_row, *(len(row.input_ids) for row in added))
         if batch.error is not None:
             raise batch.error
 
-    def _take_row(self, source: int, file: int, task: Task, made: Made, first: int) -> list[TokenRow]:
-        self.rows_read += 1
-        if made.refused is not None:
-            self.findings.refuse(Place(task.file, task.unit, made.number), made.refused)
-            return []
-        rows = [
-            TokenRow(row.input_ids, row.loss_mask, made.number, row.split, file)
-            for tokenised in made.tokenised
-            for row in tokenised.rows
-        ]
-        self.findings.overlong_rows += any(tokenised.overlong for tokenised in made.tokenised)
-        if rows:
-            self.keys.append(key_of(rows, self.seed))
-            self.firsts.append(first)
-            self.sources.append(source)
-            self.loss_tokens += sum(int(row.loss_mask.sum()) for row in rows)
-            self.longest_row = max(self.longest_row, *(len(row.input_ids) for row in rows))
-        return rows
+    def _rows_of(self, file: int, task: Task, made: Made) -> tuple[list[TokenRow], list[Piece]]:
+        """The rows of tokens that a row of the dataset has become, and of what."""
+        place = Place(task.file, task.unit, made.number)
+        if isinstance(made.pieces, BadRowError):
+            self.findings.refuse(place, made.pieces)
+            return [], []
+        rows: list[TokenRow] = []
+        pieces: list[Piece] = []
+        is_overlong = False
+        for piece in self.tally.passing(made.pieces, str(place)):
+            if isinstance(piece.end, BadRowError):
+                self.findings.refuse(place, piece.end)
+            elif isinstance(piece.end, Tokenised):
+                is_overlong |= piece.end.overlong
+                rows += [TokenRow(row.input_ids, row.loss_mask, made.number, row.split, file) for row in piece.end.rows]
+                pieces.append(piece)
+        self.findings.overlong_rows += is_overlong
+        return rows, pieces
 
-    def rows_of(self, chosen: NDArray[np.int64], times: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows_of(self, chosen: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[np.int64]:
         """Indices of the rows of tokens that some rows of the dataset have become, each so many times."""
         firsts = np.frombuffer(self.firsts, np.int64) if self.firsts else np.empty(0, np.int64)
         ends = np.append(firsts[1:], len(self.writer))
-        lengths = (ends - firsts)[chosen]
-        starts, lengths = np.repeat(firsts[chosen], times), np.repeat(lengths, times)
+        starts, lengths = np.repeat(firsts[chosen], times), np.repeat((ends - firsts)[chosen], times)
         offsets = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return np.repeat(starts, lengths) + offsets
 
@@ -109,23 +166,46 @@ def collect(
         folder: Where the rows of tokens go.
     """
     spec = stage.spec
-    settings = MakerSettings(base, _longest(stage, base), spec.training.overlong_rows)
+    settings = MakerSettings(
+        base, _longest(stage, base), spec.training.overlong_rows, spec.dataset.steps, _words(stage)
+    )
     maker = settings.maker()
     sources = [Source(said, its) for said, its in zip(spec.dataset.all_files, files, strict=True)]
     all_of_them = [file for its in files for file in its]
     name = all_of_them[0].name if len(all_of_them) == 1 else _name_of(spec.dataset.uris)
     with paths.writing(stage):
         writer = RowWriter(folder)
-    collected = Collected(writer, Findings(name), spec.training.seed, maker.chat_template, maker.added_tokens)
-    tasks = (((index, file), task) for index, source in enumerate(sources) for file, task in source.tasks())
-    before = np.cumsum([0, *map(len, files)]).tolist()
+    collected = Collected(
+        writer, Findings(name), spec.training.seed, maker.chat_template, maker.added_tokens, Tally(maker.steps)
+    )
     processes = processes_for(sum(file.path.stat().st_size for file in all_of_them))
-    for (source, file), task, made in make_all(tasks, maker, processes, settings):
+    for (source, file), task, made in make_all(_tasks(sources), maker, processes, settings):
         with paths.writing(stage):
-            collected.take(source, before[source] + file, task, made)
+            collected.take(source, file, task, made)
     with paths.writing(stage):
         writer.close()
     return collected, sources
+
+
+def _tasks(sources: Sequence[Source]) -> Iterator[tuple[tuple[int, int], Task]]:
+    """All rows, each batch with the indices of its source and of its file, among all files."""
+    before = 0
+    for index, source in enumerate(sources):
+        for file, task in source.tasks():
+            yield (index, before + file), task
+        before += len(source.units)
+
+
+def _words(stage: StageSpec) -> dict[str, tuple[str, ...]]:
+    """The words of each file that a filter names, by its address."""
+    found = {}
+    for field_, uri in stage.spec.dataset.addresses.items():
+        if field_.endswith("wordsFrom"):
+            credentials = stage.spec.dataset.credentials
+            content = small_file(uri, field_, credentials, "dataset.credentials", Reason.DATASET_NOT_FOUND)
+            lines = content.decode("utf-8", "replace").splitlines()
+            found[uri] = tuple(word for line in lines if (word := line.strip()))
+    return found
 
 
 def _longest(stage: StageSpec, base: BaseModel) -> int:

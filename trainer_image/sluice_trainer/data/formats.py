@@ -7,6 +7,7 @@ from sluice_api.dataset import DatasetFormat
 from sluice_api.reasons import Reason
 from sluice_trainer.data.row import (
     NOT_LEARNT,
+    AnyRow,
     BadRowError,
     Conversation,
     Pair,
@@ -110,7 +111,7 @@ def format_of(
     return found[0]
 
 
-def parse(fields: Fields, form: DatasetFormat, place: str) -> Row:
+def parse(fields: Fields, form: DatasetFormat, place: str) -> AnyRow:
     """Read a row of a format.
 
     Raises:
@@ -156,7 +157,7 @@ def _system(fields: Fields) -> tuple[Turn, ...]:
 def _alpaca(fields: Fields) -> Row:
     question = text_of(fields, "instruction")
     if (more := optional_text_of(fields, _first(fields, "input", "context"))).strip():
-        question = f"{question}\n\n{more}"
+        question = f"{question}\n\n{more}" if question.strip() else more
     answer = _first(fields, "output", "response")
     asked, answered = Turn("user", question, "instruction"), Turn("assistant", text_of(fields, answer), answer)
     return Conversation((*_system(fields), *_alpaca_history(fields), asked, answered))
@@ -168,7 +169,7 @@ def _alpaca_history(fields: Fields) -> tuple[Turn, ...]:
     pairs = history if isinstance(history, list) else [history]
     turns: list[Turn] = []
     for index, pair in enumerate(pairs):
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) and text for text in pair)):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise BadRowError(f'"history[{index}]" is no question with its answer', 'Write ["question", "answer"]')
         at = f"history[{index}]"
         turns += [Turn("user", pair[0], f"{at}[0]"), Turn("assistant", pair[1], f"{at}[1]")]
@@ -249,7 +250,7 @@ def _passage(fields: Fields) -> Row:
     return Passage(text_of(fields, "text"))
 
 
-def _tokens(fields: Fields) -> Row:
+def _tokens(fields: Fields) -> Tokens:
     ids, labels = fields["input_ids"], fields["labels"]
     for name, value in (("input_ids", ids), ("labels", labels)):
         if not (isinstance(value, list) and value and all(type(token) is int for token in value)):
@@ -267,7 +268,7 @@ def _tokens(fields: Fields) -> Row:
     return Tokens(ids, labels)
 
 
-_PARSERS: dict[DatasetFormat, Callable[[Fields], Row]] = {
+_PARSERS: dict[DatasetFormat, Callable[[Fields], AnyRow]] = {
     DatasetFormat.MESSAGES: _messages,
     DatasetFormat.SHARE_GPT: _share_gpt,
     DatasetFormat.ALPACA: _alpaca,

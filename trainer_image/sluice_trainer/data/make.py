@@ -1,5 +1,9 @@
-"""From rows as they were read to rows of tokens. A batch is made of nothing but itself: any process can make it."""
+"""From rows as they were read to rows of tokens. A batch is made of nothing but itself: any process can make it.
 
+What needs to know other rows, which ones were there before, is left to the one who takes the batches in (tally.py).
+"""
+
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -8,9 +12,18 @@ from sluice_api.reasons import Reason
 from sluice_trainer.data.findings import Place
 from sluice_trainer.data.formats import format_of, parse, renamed, unread
 from sluice_trainer.data.read.batch import Batch, Fields
-from sluice_trainer.data.row import BadRowError, Row
+from sluice_trainer.data.row import AnyRow, BadRowError, Row, Tokens, require_filled
+from sluice_trainer.data.steps.deduplicate import DropDuplicates, signature
+from sluice_trainer.data.steps.keys import answer_key, question_key
+from sluice_trainer.data.steps.languages import row_language
+from sluice_trainer.data.steps.signature import Signature
+from sluice_trainer.data.steps.step import Dropped, RowStep, texts_of
 from sluice_trainer.data.tokenise import Tokenised, Tokeniser
 from sluice_trainer.errors import StageError
+
+SHOWN_CHANGES = 3
+"""Rows of a batch whose change by a step is kept as an example."""
+SHOWN_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,36 @@ class Task:
     file: str
     unit: str
     format: RowFormat
+    languages: bool = True
+    """Whether to find out in which languages the rows are."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A step did not let a row pass."""
+
+    why: str
+    example: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A row on its way through the steps: as it came, or one of several that it was cut into."""
+
+    since: int
+    """The first step that it went through by itself. Up to there it was one with the piece before it."""
+    ended: int
+    """The step that dropped it, or else the number of steps."""
+    changed: tuple[int, ...]
+    """Steps that changed it, from `since` on."""
+    signatures: tuple[tuple[int, Signature], ...]
+    """What each `deduplicate` knows it by."""
+    end: Tokenised | BadRowError | Drop
+    question: int | None = None
+    answer: int | None = None
+    """steps.keys of the row; None where it has none."""
+    known_by: Signature | None = None
+    """What the row is known by when it has passed all steps; None of rows that came as tokens."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +82,49 @@ class Made:
     """What became of one row."""
 
     number: int
-    refused: BadRowError | None = None
-    tokenised: tuple[Tokenised, ...] = ()
+    pieces: Sequence[Piece] | BadRowError
 
 
 @dataclass(frozen=True)
+class Change:
+    """An example of what a step does."""
+
+    step: int
+    number: int
+    before: str
+    after: str
+
+
+@dataclass
 class MadeBatch:
     """What became of a task's rows, in their order."""
 
-    made: Sequence[Made]
+    made: list[Made] = field(default_factory=list)
     error: StageError | None = None
     """What ends the preparation after these rows."""
-    unread: frozenset[str] = field(default_factory=frozenset)
+    unread: set[str] = field(default_factory=set)
     """Fields that nothing reads."""
+    languages: Counter[str] = field(default_factory=Counter)
+    """Rows by language; an empty one is not clear."""
+    changes: list[Change] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """A row that has passed all steps, and waits for its tokens."""
+
+    since: int
+    changed: tuple[int, ...]
+    signatures: tuple[tuple[int, Signature], ...]
+    row: AnyRow
 
 
 class RowMaker:
-    """Makes tokens of rows, with one tokenizer and chat template."""
+    """Makes tokens of rows, with the steps of a job, one tokenizer and one chat template."""
 
-    def __init__(self, tokeniser: Tokeniser) -> None:
+    def __init__(self, tokeniser: Tokeniser, steps: Sequence[RowStep | DropDuplicates] = ()) -> None:
         self._tokeniser = tokeniser
+        self._steps = steps
 
     @property
     def chat_template(self) -> str:
@@ -70,39 +136,104 @@ class RowMaker:
         """The tokens that were added to the vocabulary, by their ids."""
         return self._tokeniser.added_tokens
 
+    @property
+    def steps(self) -> Sequence[RowStep | DropDuplicates]:
+        """What is done to rows, in this order."""
+        return self._steps
+
     def make(self, task: Task) -> MadeBatch:
         """Make a task's rows."""
-        rows: list[tuple[int, Row | BadRowError]] = []
-        ignored: set[str] = set()
+        made = MadeBatch()
+        passed: list[tuple[int, list[_Passed | Piece] | BadRowError]] = []
         try:
             for number, found in _parsed(task):
                 if isinstance(found, BadRowError):
-                    rows.append((number, found))
-                else:
-                    row, fields = found
-                    ignored |= unread(fields, task.format.form)
-                    rows.append((number, row))
+                    passed.append((number, found))
+                    continue
+                row, fields = found
+                made.unread |= unread(fields, task.format.form)
+                if task.languages and not isinstance(row, Tokens):
+                    made.languages[row_language(row) or ""] += 1
+                passed.append((number, list(self._through(row, number, made))))
         except StageError as error:
-            return MadeBatch(self._tokenised(rows), error)
+            made.error = error
         try:
-            return MadeBatch(self._tokenised(rows), unread=frozenset(ignored))
+            made.made = self._tokenised(passed)
         except StageError as error:
-            return MadeBatch((), error)
-
-    def _tokenised(self, rows: Sequence[tuple[int, Row | BadRowError]]) -> list[Made]:
-        good = [row for _, row in rows if not isinstance(row, BadRowError)]
-        tokenised = iter(self._tokeniser.tokenise(good))
-        made = []
-        for number, row in rows:
-            become = row if isinstance(row, BadRowError) else next(tokenised)
-            if isinstance(become, BadRowError):
-                made.append(Made(number, refused=become))
-            else:
-                made.append(Made(number, tokenised=(become,)))
+            made.error = error
         return made
 
+    def _through(self, row: AnyRow, number: int, made: MadeBatch) -> Iterator[_Passed | Piece]:
+        """Take a row through all steps: what passes, and what is dropped."""
+        if isinstance(row, Tokens):
+            if self._steps:
+                raise StageError(
+                    Reason.DATASET_INVALID,
+                    "dataset.steps change texts, and rows of format Tokens have none. Leave the steps out, or give the "
+                    "rows as texts.",
+                )
+            yield _Passed(0, (), (), row)
+            return
+        waiting: list[tuple[int, tuple[tuple[int, Signature], ...], Row]] = [(0, (), row)]
+        while waiting:
+            since, signatures, row = waiting.pop()
+            changed: list[int] = []
+            for index in range(since, len(self._steps)):
+                step = self._steps[index]
+                if isinstance(step, DropDuplicates):
+                    signatures = (*signatures, (index, step.signature(row)))
+                    continue
+                try:
+                    become = step.apply(row)
+                except Dropped as dropped:
+                    yield Piece(since, index, tuple(changed), signatures, Drop(dropped.why, dropped.example))
+                    break
+                if become != [row]:
+                    changed.append(index)
+                    self._show_change(made, index, number, row, become)
+                row = become[0]
+                # The rest are looked at later, each from the next step on.
+                waiting += [(index + 1, signatures, each) for each in reversed(become[1:])]
+            else:
+                try:
+                    require_filled(row)
+                except BadRowError as error:
+                    yield Piece(since, len(self._steps), tuple(changed), signatures, error)
+                else:
+                    yield _Passed(since, tuple(changed), signatures, row)
 
-def _parsed(task: Task) -> Iterator[tuple[int, tuple[Row, Fields] | BadRowError]]:
+    def _show_change(self, made: MadeBatch, step: int, number: int, row: Row, become: Sequence[Row]) -> None:
+        if sum(change.step == step for change in made.changes) < SHOWN_CHANGES:
+            before, after = (
+                "\n".join(text for each in rows for text in texts_of(each))[:SHOWN_CHARACTERS]
+                for rows in ([row], become)
+            )
+            made.changes.append(Change(step, number, before, after))
+
+    def _tokenised(self, passed: Sequence[tuple[int, list[_Passed | Piece] | BadRowError]]) -> list[Made]:
+        rows = [
+            piece.row
+            for _, pieces in passed
+            if not isinstance(pieces, BadRowError)
+            for piece in pieces
+            if isinstance(piece, _Passed)
+        ]
+        tokenised = iter(self._tokeniser.tokenise(rows))
+
+        def ended(piece: _Passed | Piece) -> Piece:
+            if isinstance(piece, Piece):
+                return piece
+            come_to, row = next(tokenised), piece.row
+            keys = () if isinstance(row, Tokens) else (question_key(row), answer_key(row), signature(row, near=True))
+            return Piece(piece.since, len(self._steps), piece.changed, piece.signatures, come_to, *keys)
+
+        return [
+            Made(number, pieces if isinstance(pieces, BadRowError) else [ended(piece) for piece in pieces])
+            for number, pieces in passed
+        ]
+
+
+def _parsed(task: Task) -> Iterator[tuple[int, tuple[AnyRow, Fields] | BadRowError]]:
     """Each row of a task.
 
     Raises:

@@ -5,11 +5,12 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
+from sluice_api.data_steps import Step
 from sluice_api.training import OverlongRows
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.make import MadeBatch, RowMaker, Task
@@ -30,6 +31,10 @@ class MakerSettings:
     longest: int
     """Tokens of a row at most."""
     overlong: OverlongRows
+    steps: tuple[Step, ...] = ()
+    """dataset.steps."""
+    words: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The words of each file that a filter's wordsFrom names, by its address."""
 
     def maker(self) -> RowMaker:
         """Load the tokenizer.
@@ -37,9 +42,11 @@ class MakerSettings:
         Raises:
             StageError: ModelInvalid: it can't be read.
         """
+        from sluice_trainer.data.steps.make import row_steps
         from sluice_trainer.data.tokenise import Tokeniser
 
-        return RowMaker(Tokeniser(self.base, self.longest, self.overlong))
+        tokeniser = Tokeniser(self.base, self.longest, self.overlong)
+        return RowMaker(tokeniser, row_steps(self.steps, tokeniser.offsets, self.words))
 
 
 def make_all(

@@ -115,7 +115,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
 def _halves(collected: Collected, spec: FineTuneJobSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The rows of tokens to train on and those that are held out, by their indices."""
     dataset = spec.dataset
-    keys, sources = np.frombuffer(collected.keys, np.uint64), np.frombuffer(collected.sources, np.uint16)
+    keys, sources = collected.known.read()["key"], np.frombuffer(collected.sources, np.uint16)
     if dataset.validation is not None:
         is_held_out = sources == len(dataset.training_files)
     else:

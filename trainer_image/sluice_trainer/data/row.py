@@ -77,20 +77,45 @@ class Pair:
     rejected: Conversation
 
 
-Row = Text | Pair | Tokens
+Row = Text | Pair
+AnyRow = Row | Tokens
+
+
+def require_filled(row: Row) -> None:
+    """Refuse a row in which a text says nothing: it came so, or a step has left nothing of it.
+
+    Raises:
+        BadRowError: a text is blank where it may not be, or the two answers of a pair are the same.
+    """
+    match row:
+        case Passage(text):
+            _require_filled("text", text)
+        case Conversation(turns):
+            for turn in turns:
+                if turn.role not in ("system", "tool") and "tool_calls" not in turn.more:
+                    _require_filled(turn.at, turn.content)
+        case Pair(chosen, rejected):
+            require_filled(chosen)
+            require_filled(rejected)
+            if [turn.message for turn in chosen.turns] == [turn.message for turn in rejected.turns]:
+                names = " and ".join(f'"{side.turns[-1].at}"' for side in (chosen, rejected))
+                raise BadRowError(f"{names} are the same", "Leave the row out: nothing can be preferred")
+
+
+def _require_filled(where: str, text: str) -> None:
+    if not text.strip():
+        raise BadRowError(f'"{where}" is empty', "Fill it in" if "[" in where else f'Fill in "{where}"')
 
 
 def text_of(fields: Mapping[str, Any], name: str) -> str:
-    """A field that must be a text.
+    """A field that must be a text. Whether it says something is for require_filled to look at.
 
     Raises:
-        BadRowError: it is none, or blank.
+        BadRowError: it is none.
     """
     value = fields.get(name)
     if not isinstance(value, str):
         raise BadRowError(f'"{name}" is {kind_of(value)}, not a string', f'Make "{name}" a string')
-    if not value.strip():
-        raise BadRowError(f'"{name}" is empty', f'Fill in "{name}"')
     return value
 
 

@@ -16,7 +16,7 @@ from sluice_api.training import OverlongRows
 from sluice_trainer.base_model import BaseModel, stop_tokens
 from sluice_trainer.data.overlong import fit_pair, fit_row
 from sluice_trainer.data.render import Part, Renderer
-from sluice_trainer.data.row import NOT_LEARNT, BadRowError, Pair, Passage, Row, Tokens
+from sluice_trainer.data.row import NOT_LEARNT, AnyRow, BadRowError, Pair, Passage, Tokens
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import TokenRow
 
@@ -65,7 +65,22 @@ class Tokeniser:
         """The tokens that were added to the vocabulary, special ones among them, by their ids."""
         return {index: str(token) for index, token in self._tokenizer.added_tokens_decoder.items()}
 
-    def tokenise(self, rows: Sequence[Row]) -> "list[Tokenised | BadRowError]":
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each token begins and ends that a text becomes as a row, in characters; its end token at the end.
+
+        Raises:
+            StageError: ModelInvalid: the tokenizer does not tell.
+        """
+        if not self._tokenizer.is_fast:
+            raise StageError(
+                Reason.MODEL_INVALID,
+                f"model.uri {self._base.uri}: its tokenizer does not tell where its tokens are in a text, which the "
+                "step chunk needs. Leave the step out, and set training.overlongRows: Split.",
+            )
+        found = self._tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        return [*found, (len(text), len(text))]
+
+    def tokenise(self, rows: Sequence[AnyRow]) -> "list[Tokenised | BadRowError]":
         """Tokenise some rows: what becomes of each, in order.
 
         Raises:
@@ -79,14 +94,14 @@ class Tokeniser:
             for row, each in zip(rows, rendered, strict=True)
         ]
 
-    def _rendered(self, row: Row) -> "list[list[Part]] | BadRowError":
+    def _rendered(self, row: AnyRow) -> "list[list[Part]] | BadRowError":
         try:
             return [] if isinstance(row, Tokens) else self._renderer.parts(row)
         except BadRowError as error:
             return error
 
     def _tokenised(
-        self, row: Row, texts: Sequence[Sequence[Part]], ids: Iterator[list[int]]
+        self, row: AnyRow, texts: Sequence[Sequence[Part]], ids: Iterator[list[int]]
     ) -> "Tokenised | BadRowError":
         tokens = [[(next(ids), part.in_loss) for part in parts] for parts in texts]
         try:

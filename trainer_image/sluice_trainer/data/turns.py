@@ -12,7 +12,7 @@ _SHARE_GPT = {
     "model": "assistant", "assistant": "assistant", "function_call": "assistant", "observation": "tool", "tool": "tool",
     "function_response": "tool",
 }  # fmt: skip
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+REASONING = ("reasoning_content", "reasoning", "thinking")
 """Spellings of what the assistant thinks before it answers. Templates read one of them, so they get all."""
 
 
@@ -97,7 +97,7 @@ def _turn(where: str, message: object, *, learnt: bool) -> Turn | None:
     value, more = message.get(said), dict(_more(where, role, message))
     if is_share_gpt and name == "function_call":
         more["tool_calls"], value = _calls_in(f"{where}.{said}", value), None
-    content = _content(f"{where}.{said}", value, may_be_empty="tool_calls" in more or role in ("system", "tool"))
+    content = _content(f"{where}.{said}", value, may_be_null="tool_calls" in more or role in ("system", "tool"))
     if role == "system" and not content.strip():
         return None
     return Turn(role, content, f"{where}.{said}", learnt and _is_learnt(where, message), more)
@@ -112,23 +112,21 @@ def _more(where: str, role: str, message: Mapping[str, Any]) -> Iterator[tuple[s
         return
     if calls := message.get("tool_calls"):
         yield "tool_calls", _calls(f"{where}.tool_calls", calls)
-    thoughts = next((name for name in _REASONING if message.get(name)), None)
+    thoughts = next((name for name in REASONING if message.get(name)), None)
     if thoughts is not None:
         if not isinstance(message[thoughts], str):
             raise BadRowError(f'"{where}.{thoughts}" is {kind_of(message[thoughts])}, not a string', "Make it a string")
-        yield from ((name, message[thoughts]) for name in _REASONING)
+        yield from ((name, message[thoughts]) for name in REASONING)
 
 
-def _content(where: str, value: object, *, may_be_empty: bool) -> str:
+def _content(where: str, value: object, *, may_be_null: bool) -> str:
     """The text of a turn; parts are joined as vLLM joins them."""
     if isinstance(value, list):
         value = "\n".join(_part(f"{where}[{index}]", part) for index, part in enumerate(value))
-    if value is None and may_be_empty:
+    if value is None and may_be_null:
         return ""
     if not isinstance(value, str):
         raise BadRowError(f'"{where}" is {kind_of(value)}, not a string', "Make it a string")
-    if not value.strip() and not may_be_empty:
-        raise BadRowError(f'"{where}" is empty', "Fill it in")
     return value
 
 

@@ -1,0 +1,40 @@
+"""Finds the words and phrases of a list in a text, as whole words: "class" has none of them because of its end."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from sluice_trainer.data.steps.unicode_form import normalised
+from sluice_trainer.data.steps.words import UNSPACED
+
+_APOSTROPHES = str.maketrans("’‘ʼ", "'" * 3)
+_PIECE = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]++|[^\w\s]")
+"""A word, a sign, or a character of a script that writes no spaces. White space only separates them."""
+
+WordList = Mapping[str, Sequence[tuple[str, ...]]]
+"""Phrases in pieces, by their first."""
+
+
+def word_list(phrases: Iterable[str]) -> WordList:
+    """Make a list to look for. Blank phrases are none."""
+    found: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for phrase in phrases:
+        if pieces := _pieces(phrase):
+            found[pieces[0]].append(tuple(pieces))
+    return dict(found)
+
+
+def first_found(text: str, words: WordList) -> str | None:
+    """The first phrase of a list that a text has, in either case, as the text's pieces."""
+    pieces = _pieces(text)
+    if words.keys().isdisjoint(pieces):
+        return None
+    for at, piece in enumerate(pieces):
+        for phrase in words.get(piece, ()):
+            if tuple(pieces[at : at + len(phrase)]) == phrase:
+                return " ".join(phrase)
+    return None
+
+
+def _pieces(text: str) -> list[str]:
+    return _PIECE.findall(normalised("NFC", text.casefold()).translate(_APOSTROPHES))
