@@ -141,7 +141,8 @@ def layer_bytes(layer: LayerShape, shape: ModelShape, setting: Setting, batch: B
     norm = FLOAT32 if layer.norms_are_float32 else setting.dtype_bytes
     if setting.is_full and layer.norms_are_float32:
         norm += FLOAT32  # what is multiplied with the norm's own weight, for that weight's gradient
-    per_token = layer.norm_features * norm + layer.expert_features * setting.dtype_bytes
+    experts = layer.expert_features + (layer.expert_inputs if setting.is_full else 0)
+    per_token: float = layer.norm_features * norm + experts * setting.dtype_bytes
     masked = batch.packed or (layer.window is not None and batch.longest >= layer.window)
     per_token += sum(_block_bytes(block, shape, setting, masked=masked) for block in layer.blocks)
     pairs: float = 0

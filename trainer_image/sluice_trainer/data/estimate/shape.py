@@ -61,7 +61,10 @@ class LayerShape:
     expert_weights: int = 0
     """Of experts that are one tensor, of all experts together. 4 bits and adapters pass over them."""
     expert_features: int = 0
-    """Features of a token that those experts keep for their gradients, over all experts that a token goes to."""
+    """Features of a token that those experts make, over all experts that a token goes to: gate, up, and the gate's
+    function."""
+    expert_inputs: int = 0
+    """Features that go into their two products and come out of the second, which only trained experts keep."""
     other_weights: int = 0
     """All other weights: norms, biases, routers' tables, convolutions."""
     window: int | None = None
@@ -178,7 +181,7 @@ def shape_of(model: "PreTrainedModel | PeftModel") -> ModelShape:
     }
     return ModelShape(
         layers=tuple(
-            replace(_layer(layer, chosen, of_heads), window=_window(config, types, index))
+            replace(_layer(layer, config.hidden_size, chosen, of_heads), window=_window(config, types, index))
             for index, layer in enumerate(layers)
         ),
         hidden=config.hidden_size,
@@ -218,10 +221,12 @@ def _first_of(config: object, names: Iterable[str]) -> int:
     return next((found for name in names if isinstance(found := getattr(config, name, None), int)), 0)
 
 
-def _layer(layer: "nn.Module", experts_of_token: int, of_heads: Mapping[str, int]) -> LayerShape:
+def _layer(layer: "nn.Module", hidden: int, experts_of_token: int, of_heads: Mapping[str, int]) -> LayerShape:
     """Read a decoder layer.
 
     Args:
+        layer: The layer.
+        hidden: Features of a token between layers.
         experts_of_token: How many experts a token goes to.
         of_heads: Features that a norm reads which is as wide as one head, by its last name.
     """
@@ -240,13 +245,14 @@ def _layer(layer: "nn.Module", experts_of_token: int, of_heads: Mapping[str, int
             norms_are_float32 &= not isinstance(module, nn.LayerNorm)
     rest = {id(each): each for name, each in layer.named_parameters() if id(each) not in seen and ".lora_" not in name}
     experts = [weight for weight in rest.values() if weight.dim() == 3]
+    made = [weight.shape[2] if weight.shape[1] == hidden else weight.shape[1] for weight in experts]
     return LayerShape(
         blocks=tuple(blocks),
         norm_features=norms,
         norms_are_float32=norms_are_float32,
         expert_weights=sum(weight.numel() for weight in experts),
-        # What goes into both of an expert's products, and what comes out of them.
-        expert_features=experts_of_token * sum(weight.shape[1] + weight.shape[2] for weight in experts),
+        expert_features=experts_of_token * sum(made),
+        expert_inputs=experts_of_token * (min(made) + 2 * hidden) if made else 0,
         other_weights=sum(weight.numel() for weight in rest.values() if weight.dim() != 3),
     )
 
