@@ -11,7 +11,7 @@ from pydantic import Field, FiniteFloat, PositiveInt, StringConstraints
 
 from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.meta import work_folder
-from sluice_api.model import Count, Model
+from sluice_api.model import Count, Decimal, Model
 from sluice_api.sources import VOLUMES, volume_path
 
 MAX_OUTCOME_BYTES = 4000
@@ -38,6 +38,18 @@ class ExitCode(IntEnum):
     """Told to stop; the state is durable. Another attempt goes on from there."""
 
 
+class PoolFacts(Model):
+    """What the operator knows about the GPUs of a job's pool. Prepare estimates by it what training will take."""
+
+    gpu_product: Annotated[str, StringConstraints(max_length=128)] = Field(
+        "", description="As the nodes' label nvidia.com/gpu.product has it. Empty: they have none, or differ."
+    )
+    gpu_memory_bytes: Count | None = Field(
+        None, description="Of the largest GPU, or of the share of it that the job asks for. Absent: not known."
+    )
+    price_per_gpu_hour: Decimal = "0"
+
+
 class StageSpec(Model):
     """What a stage's pod is to do."""
 
@@ -47,6 +59,7 @@ class StageSpec(Model):
     stage: Stage
     attempt: PositiveInt
     spec: FineTuneJobSpec
+    pool: PoolFacts | None = Field(None, description="Of Prepare only. It is no part of what the job asks for.")
 
     @property
     def work(self) -> str:

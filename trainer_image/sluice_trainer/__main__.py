@@ -1,13 +1,14 @@
 """One stage, one process: `python3 -m sluice_trainer prepare|train|export` with a StageSpec in SLUICE_STAGE.
 
 Here, and nowhere else, exceptions become outcomes. SIGTERM is handled from the first line on, and nothing heavy is
-imported before the first report is out. `python3 -m sluice_trainer run` does all three, without a cluster.
+imported before the first report is out. `python3 -m sluice_trainer run` does all three without a cluster, and `prepare`
+with a file the first one.
 """
 # ruff: noqa: E402
 
 import sys
 
-if sys.argv[1:2] not in (["prepare"], ["train"], ["export"]):
+if sys.argv[1:] not in (["prepare"], ["train"], ["export"]):
     from sluice_trainer import local_run
 
     sys.exit(local_run.main(sys.argv[1:]))

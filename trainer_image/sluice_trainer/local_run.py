@@ -22,11 +22,13 @@ from typing import Any
 import yaml
 
 from sluice_api.admission import Problem, filled, problems
+from sluice_api.data_report import REPORT_HTML, REPORT_JSON, DataReport
 from sluice_api.finetunejob import FineTuneJob, FineTuneJobSpec
 from sluice_api.meta import GROUP
 from sluice_api.pods import STAGE_ENV
 from sluice_api.sources import VOLUMES, volume_path
 from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
+from sluice_trainer.data.report import terminal
 from sluice_trainer.local_ranks import OUTCOME_ENV
 from sluice_trainer.loss_curve import LossCurve
 from sluice_trainer.manifest import read_documents
@@ -41,7 +43,8 @@ _BESIDE_FILE = {"SLUICE_CREDENTIALS": "credentials", "SLUICE_CONFIG_MAPS": "conf
 _STAGES = {stage.lower(): stage for stage in Stage}
 _ABOUT = """\
 Sluice's trainer: fine-tunes a language model on the rows of a dataset, and leaves an adapter (or a model) that vLLM and
-PEFT load, with a report. In a cluster the operator starts it; `run` does the same on this machine."""
+PEFT load, with a report. In a cluster the operator starts it; `run` does the same on this machine, and `prepare` shows
+what would be trained on."""
 _HELP = """\
 Train on this machine what a finetunejob.yaml says, without a cluster: on its first GPU, or its CPU, whatever the file
 says of GPUs. examples/finetunejob.yaml is a file to begin with.
@@ -57,6 +60,16 @@ Ctrl-C saves a checkpoint. The same command again goes on from it. If the file, 
 it begins anew and says so; --only takes what the stage before has left, whatever was edited since."""
 
 
+_PREPARE_HELP = """\
+Check the model and every row of a finetunejob.yaml, without a GPU, and show what would be trained on: what each step
+did, what is wrong, some rows with what is learnt marked, and what training will take.
+
+Rows and report are in <output.uri>/<job>-<uid8>/prepared/, as `run` leaves them, so that `run` goes on from there.
+Open report.html in a browser for all of it."""
+MOST_SHOWN = 5
+"""Rows that a report has."""
+
+
 class CannotRun(Exception):
     """The command or its file is wrong; the message says what to do."""
 
@@ -65,19 +78,30 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python3 -m sluice_trainer", description=_ABOUT)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    command = commands.add_parser(
-        "run",
-        help="train on this machine what a finetunejob.yaml says",
-        description=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("file", type=Path, help="the FineTuneJob, as for kubectl apply")
-    command.add_argument("--name", help="which FineTuneJob, if the file has several")
-    command.add_argument("--volumes", type=Path, help="the folder with a folder for each claim (default: volumes)")
-    command.add_argument(
-        "--claim", action="append", default=[], metavar="NAME=FOLDER", help="another folder for one claim"
-    )
-    command.add_argument("--only", choices=_STAGES, help="one stage only: each continues what the last one left")
+    for name, about, help_ in (
+        ("run", "train on this machine what a finetunejob.yaml says", _HELP),
+        ("prepare", "check the rows, and show what would be trained on", _PREPARE_HELP),
+    ):
+        command = commands.add_parser(
+            name, help=about, description=help_, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.add_argument("file", type=Path, help="the FineTuneJob, as for kubectl apply")
+        command.add_argument("--name", help="which FineTuneJob, if the file has several")
+        command.add_argument("--volumes", type=Path, help="the folder with a folder for each claim (default: volumes)")
+        command.add_argument(
+            "--claim", action="append", default=[], metavar="NAME=FOLDER", help="another folder for one claim"
+        )
+        if name == "run":
+            command.add_argument(
+                "--only", choices=_STAGES, help="one stage only: each continues what the last one left"
+            )
+            command.set_defaults(preview=None)
+        else:
+            command.add_argument(
+                "--preview", type=int, default=MOST_SHOWN, choices=range(MOST_SHOWN + 1), metavar="ROWS",
+                help=f"how many rows to show, 0 to {MOST_SHOWN} (default: {MOST_SHOWN})",
+            )  # fmt: skip
+            command.set_defaults(only=Stage.PREPARE.lower())
     chosen = parser.parse_args(arguments)
     try:
         job = read_job(chosen.file, chosen.name)
@@ -85,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
         stages = [_STAGES[chosen.only]] if chosen.only else list(Stage)
         for variable, name in _BESIDE_FILE.items():
             os.environ.setdefault(variable, str((chosen.file.parent / name).resolve()))
-        return _run(job, folders, stages)
+        return _run(job, folders, stages, chosen.preview)
     except CannotRun as error:
         sys.stderr.write(f"{error}\n")
         return int(ExitCode.BAD_INPUT)
@@ -168,14 +192,19 @@ def claim_folders(job: StageSpec, volumes: Path, others: Sequence[str]) -> dict[
     return folders
 
 
-def _run(job: StageSpec, folders: Mapping[str, Path], stages: Sequence[Stage]) -> int:
-    """Run the stages in their order, until one fails; returns the exit status."""
+def _run(job: StageSpec, folders: Mapping[str, Path], stages: Sequence[Stage], preview: int | None) -> int:
+    """Run the stages in their order, until one fails; returns the exit status.
+
+    Args:
+        preview: So many rows of Prepare's report are shown with the rest of it; None: no report is.
+    """
     began = time.monotonic()
     claim, *path = PurePosixPath(job.work).relative_to(VOLUMES).parts
     work = folders[claim].joinpath(*path)
     curve = LossCurve(work / "losses.jsonl")
     out = Output(sys.stdout)
-    with _only_run(work) as held, tempfile.TemporaryDirectory() as scratch, Screen.of(out, curve) as screen:
+    shown = Screen.of(out, curve, is_read=True if preview is not None else out.isatty())
+    with _only_run(work) as held, tempfile.TemporaryDirectory() as scratch, shown as screen:
         volumes = Path(scratch) / "volumes"
         volumes.mkdir()
         for claim, folder in folders.items():
@@ -189,7 +218,20 @@ def _run(job: StageSpec, folders: Mapping[str, Path], stages: Sequence[Stage]) -
             if outcome.export is not None:
                 seconds = time.monotonic() - began
                 screen.finished(write_summary(work, job, outcome.export, curve, seconds))
+        if preview is not None:
+            screen.finished(_preview(work / "prepared", preview, out))
         return int(ExitCode.DONE)
+
+
+def _preview(prepared: Path, rows: int, out: Output) -> str:
+    """The report of the prepared rows as text, with where it is."""
+    file = prepared / REPORT_JSON
+    if not file.exists():
+        return f"These rows have no report: an older version prepared them. Delete {prepared}, and run this again."
+    report = DataReport.model_validate_json(file.read_bytes())
+    return (
+        f"\n{terminal.preview(report, rows, colour=terminal.has_colour(out))}\n\n  All of it: {prepared / REPORT_HTML}"
+    )
 
 
 @contextmanager

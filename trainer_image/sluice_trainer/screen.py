@@ -55,9 +55,9 @@ class Screen:
 
     @staticmethod
     @contextmanager
-    def of(out: Output, curve: LossCurve) -> "Iterator[Screen]":
-        """Make the screen that fits the output. Losses in the lines go into the curve."""
-        screen = (Terminal if out.isatty() else Screen)(out, curve)
+    def of(out: Output, curve: LossCurve, *, is_read: bool) -> "Iterator[Screen]":
+        """Make the screen for a person who reads it, or for a program. Losses in the lines go into the curve."""
+        screen = (Terminal if is_read else Screen)(out, curve)
         try:
             yield screen
         finally:
