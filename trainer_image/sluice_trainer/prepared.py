@@ -20,6 +20,8 @@ from sluice_trainer.errors import StageError
 
 TRAINING = "training.npy"
 VALIDATION = "validation.npy"
+ROWS = ("input_ids.npy", "loss_mask.npy", "offsets.npy", "splits.npy", TRAINING, VALIDATION)
+"""What decides what is learnt; the other files say where it is from."""
 
 
 class ReadFile(Model):

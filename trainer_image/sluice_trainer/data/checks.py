@@ -1,15 +1,19 @@
 """What is wrong with a job's model, settings and rows together, each with what to do about it."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sluice_api.dataset import DatasetFormat
 from sluice_api.finetunejob import JobResources
 from sluice_api.quantity import amount, readable
 from sluice_api.reasons import Reason
-from sluice_api.training import ExportedCheckpoint, Training
+from sluice_api.stages import StageSpec
+from sluice_api.training import ExportedCheckpoint, Method, Training
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.collect import Collected
+from sluice_trainer.data.source import Source
 from sluice_trainer.errors import StageError
 from sluice_trainer.plan import warmup_steps
 
@@ -63,7 +67,7 @@ def check_tokens(base: BaseModel, model: "PreTrainedModel", collected: Collected
     from sluice_trainer.data.embeddings import check_embeddings
 
     used = np.flatnonzero(collected.used).tolist()
-    check_embeddings(base, model, collected.added_tokens, used, trained=trained)
+    check_embeddings(base, model, collected.maker.added_tokens, used, trained=trained)
 
 
 def check_best(training: Training, held_out_rows: int, dataset: str) -> None:
@@ -91,6 +95,26 @@ def check_warmup(training: Training, steps: int) -> None:
             Reason.DATASET_INVALID,
             f"training.warmupSteps {training.warmup_steps} is not less than the {steps} steps of this training, so its "
             "learning rate would never be at its peak. Lower it, leave it out, or raise training.epochs.",
+        )
+
+
+def check_rows(
+    stage: StageSpec, base: BaseModel, model: "PreTrainedModel", collected: Collected, sources: Sequence[Source]
+) -> None:
+    """Refuse rows that can't be trained on, or not by this method.
+
+    Raises:
+        StageError: DatasetInvalid, DatasetEmpty or ModelInvalid.
+    """
+    findings, whole = collected.findings, stage.spec.method is Method.FULL
+    findings.check(stage.spec.dataset.on_bad_row)
+    check_not_empty(collected)
+    check_tokens(base, model, collected, trained=whole)
+    if whole and any(source.format.form is DatasetFormat.PREFERENCE for source in sources):
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"{findings.dataset} says which answers are preferred, which is trained by comparing the model with itself "
+            "without its adapter. Set method: LoRA or QLoRA.",
         )
 
 

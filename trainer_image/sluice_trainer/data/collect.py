@@ -16,7 +16,7 @@ from sluice_trainer import logs, paths
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.fetch import dataset_name, small_file
 from sluice_trainer.data.findings import Findings, Place
-from sluice_trainer.data.make import Made, MadeBatch, Piece, Task
+from sluice_trainer.data.make import Made, MadeBatch, Piece, RowMaker, Task
 from sluice_trainer.data.parallel import MakerSettings, make_all, processes_for
 from sluice_trainer.data.read.row_file import RowFile
 from sluice_trainer.data.row import BadRowError
@@ -73,10 +73,10 @@ class Collected:
     writer: RowWriter
     findings: Findings
     seed: int
-    chat_template: str
-    """What the rows were rendered with."""
-    added_tokens: dict[int, str]
-    """Those of the tokenizer that were added to its vocabulary."""
+    maker: RowMaker
+    """Has made them, or what other processes made them like."""
+    limit: int
+    """Tokens of a row at most."""
     tally: Tally
     known: Known = field(default_factory=Known)
     firsts: "array[int]" = field(default_factory=lambda: array("q"))
@@ -86,6 +86,8 @@ class Collected:
     used: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(_VOCABULARY, np.bool_))
     """Of each token: whether a row has it."""
     longest_row: int = 0
+    too_long: int = 0
+    """Rows of the dataset that training.overlongRows: Drop has left out."""
     rows_read: "Counter[int]" = field(default_factory=Counter)
     """By the index of the file."""
     unread: dict[int, set[str]] = field(default_factory=dict)
@@ -143,7 +145,17 @@ class Collected:
                 rows += [TokenRow(row.input_ids, row.loss_mask, made.number, row.split, file) for row in piece.end.rows]
                 pieces.append(piece)
         self.findings.overlong_rows += is_overlong
+        self.too_long += is_overlong and not rows
         return rows, pieces
+
+    @property
+    def chat_template(self) -> str:
+        """What the rows were rendered with."""
+        return self.maker.chat_template
+
+    def parts(self, row: TokenRow) -> list[tuple[str, bool]]:
+        """The text of a row in its parts, each with whether the loss counts it."""
+        return self.maker.parts(row)
 
     def rows_of(self, chosen: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[np.int64]:
         """Indices of the rows of tokens that some rows of the dataset have become, each so many times."""
@@ -175,9 +187,7 @@ def collect(
     name = all_of_them[0].name if len(all_of_them) == 1 else _name_of(spec.dataset.uris)
     with paths.writing(stage):
         writer = RowWriter(folder)
-    collected = Collected(
-        writer, Findings(name), spec.training.seed, maker.chat_template, maker.added_tokens, Tally(maker.steps)
-    )
+    collected = Collected(writer, Findings(name), spec.training.seed, maker, settings.longest, Tally(maker.steps))
     processes = processes_for(sum(file.path.stat().st_size for file in all_of_them))
     for (source, file), task, made in make_all(_tasks(sources), maker, processes, settings):
         with paths.writing(stage):

@@ -20,6 +20,7 @@ from sluice_trainer.data.steps.signature import Signature
 from sluice_trainer.data.steps.step import Dropped, RowStep, texts_of
 from sluice_trainer.data.tokenise import Tokenised, Tokeniser
 from sluice_trainer.errors import StageError
+from sluice_trainer.prepared import TokenRow
 
 SHOWN_CHANGES = 3
 """Rows of a batch whose change by a step is kept as an example."""
@@ -135,6 +136,10 @@ class RowMaker:
     def added_tokens(self) -> dict[int, str]:
         """The tokens that were added to the vocabulary, by their ids."""
         return self._tokeniser.added_tokens
+
+    def parts(self, row: TokenRow) -> list[tuple[str, bool]]:
+        """The text of a row in its parts, each with whether the loss counts it."""
+        return self._tokeniser.parts(row)
 
     @property
     def steps(self) -> Sequence[RowStep | DropDuplicates]:

@@ -2,11 +2,15 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sluice_api.artifacts import MANIFEST, file_digest
+from sluice_api.data_report import Estimate
 from sluice_api.dataset import Dataset, DatasetFormat, RowFiles
 from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.reasons import Reason
@@ -14,16 +18,25 @@ from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
 from sluice_api.training import Method
 from sluice_trainer import base_model, durable, logs, paths, prepared
-from sluice_trainer.data import checks
+from sluice_trainer.data import checks, fetch
+from sluice_trainer.data.alike import Alike, alike
 from sluice_trainer.data.collect import Collected, collect
-from sluice_trainer.data.fetch import row_files
+from sluice_trainer.data.estimate.estimate import estimate
+from sluice_trainer.data.estimate.fits import require_fits
+from sluice_trainer.data.estimate.shape import ModelShape, shape_of
+from sluice_trainer.data.estimate.ways import RowFacts
 from sluice_trainer.data.read.row_file import RowFile
+from sluice_trainer.data.report.fill import Found, report_of
+from sluice_trainer.data.report.page import write_report
 from sluice_trainer.data.source import Source
 from sluice_trainer.data.split import held_out, repeated
 from sluice_trainer.errors import StageError
 from sluice_trainer.plan import Steps, different_setting, plan_digest, result_digest, settings_of
 from sluice_trainer.prepared import PreparedManifest, ReadFile, RowStore, TokenRows
 from sluice_trainer.report import Reporter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
@@ -36,7 +49,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     folder = paths.make_work_folder(stage) / "prepared"
     plan = plan_digest(stage)
     reporter.update(activity=Activity.PREPARING)
-    files = [row_files(said, field) for field, said in _row_files_by_field(spec.dataset)]
+    files = [fetch.row_files(said, field) for field, said in _row_files_by_field(spec.dataset)]
     base = base_model.locate(spec.model.uri, credentials=spec.model.credentials, weights=False)
     inputs = {"dataset": _digest_of(files), "model": base.fingerprint, "tokenizer": base.tokenizer_digest}
     result_plan = result_digest(stage, inputs)
@@ -48,52 +61,18 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         logs.warning("prepared anew", why=f"{_why_anew(earlier, stage, inputs)}; so what was made of them is not used")
 
     model = checks.layers_of(base)
-    checks.check_loss(base, model)
-    whole = spec.method is Method.FULL
-    if whole:
-        checks.check_memory(model, spec.resources)
-    else:
-        from sluice_trainer.train.weights.model import with_adapter
-
-        with_adapter(model, spec)  # on the model without weights, as Train puts it on the model
+    shape = _shape(stage, base, model)
     with durable.new_folder(folder) as unfinished:
         collected, sources = collect(stage, base, files, unfinished)
-        findings = collected.findings
-        findings.check(spec.dataset.on_bad_row)
-        checks.check_not_empty(collected)
-        checks.check_tokens(base, model, collected, trained=whole)
-        if whole and any(source.format.form is DatasetFormat.PREFERENCE for source in sources):
-            raise StageError(
-                Reason.DATASET_INVALID,
-                f"{findings.dataset} says which answers are preferred, which is trained by comparing the model with "
-                "itself without its adapter. Set method: LoRA or QLoRA.",
-            )
-        training, validation = _halves(collected, spec)
-        store = prepared.read_store(unfinished, ())
-        lengths = TokenRows(store, training).lengths
-        checks.check_best(spec.training, len(validation), findings.dataset)
-        steps = Steps(lengths, spec.training).total
-        checks.check_warmup(spec.training, steps)
-        result = PrepareResult(
-            rows=len(training),
-            validation_rows=len(validation),
-            refused_rows=findings.refused,
-            overlong_rows=findings.overlong_rows,
-            tokens=int(lengths.sum()),
-            loss_tokens=_loss_tokens(store, training),
-            longest_row=collected.longest_row,
-            steps=steps,
-            refused=findings.lines(),
-        )
-        with paths.writing(stage):
-            prepared.write_halves(unfinished, training, validation)
+        checks.check_rows(stage, base, model, collected, sources)
+        result, about = _written(stage, shape, files, collected, sources, unfinished)
         manifest = PreparedManifest(
             plan=plan,
             result_plan=result_plan,
             inputs=inputs,
             files=durable.digests(unfinished),
             result=result,
-            row_files=_read_files(files, sources),
+            row_files=about,
             row_format=sources[0].format.form,
             chat_template=collected.chat_template,
             base_model_uri=base.uri,
@@ -112,8 +91,69 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     return result
 
 
-def _halves(collected: Collected, spec: FineTuneJobSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows of tokens to train on and those that are held out, by their indices."""
+def _shape(stage: StageSpec, base: BaseModel, model: "PreTrainedModel") -> ModelShape:
+    """The shape of what is trained.
+
+    Raises:
+        StageError: the model can't be trained so, or fits no GPU of the pool.
+    """
+    checks.check_loss(base, model)
+    if stage.spec.method is Method.FULL:
+        checks.check_memory(model, stage.spec.resources)
+        shape = shape_of(model)
+    else:
+        from sluice_trainer.train.weights.model import with_adapter
+
+        shape = shape_of(with_adapter(model, stage.spec))  # on no weights, as Train puts it on the model
+    require_fits(shape, stage.spec, 1, stage.pool)  # before rows are read, which may take an hour
+    return shape
+
+
+def _written(
+    stage: StageSpec,
+    shape: ModelShape,
+    files: Sequence[Sequence[RowFile]],
+    collected: Collected,
+    sources: Sequence[Source],
+    folder: Path,
+) -> tuple[PrepareResult, tuple[ReadFile, ...]]:
+    """Divide the rows, and write which are trained on, and the report. The rows themselves are there."""
+    spec = stage.spec
+    halves = _halves(collected, spec)
+    row_files = _read_files(files, sources)
+    store = prepared.read_store(folder, row_files)
+    checks.check_best(spec.training, len(halves.validation), collected.findings.dataset)
+    facts = _facts(store, halves, collected, sources, spec)
+    checks.check_warmup(spec.training, facts.steps)
+    require_fits(shape, spec, facts.longest, stage.pool)
+    estimated = estimate(shape, spec, facts, stage.pool)
+    likeness = alike(collected.known.read(), halves.is_held_out)
+    result = _result(collected, halves, facts, estimated, likeness)
+    report = report_of(
+        Found(
+            stage, files, sources, row_files, collected, store, halves.training, halves.validation, likeness, result,
+            estimated,
+        )
+    )  # fmt: skip
+    with paths.writing(stage):
+        prepared.write_halves(folder, halves.training, halves.validation)
+        write_report(folder, report)
+    return result.model_copy(update={"problems": report.first_problems}), row_files
+
+
+@dataclass(frozen=True)
+class _Halves:
+    """Which rows are trained on, and which are held out."""
+
+    is_held_out: NDArray[np.bool_]
+    """Of each row of the dataset."""
+    training: NDArray[np.int64]
+    """Indices of rows of tokens; one that is weighted is there more than once, or not at all."""
+    validation: NDArray[np.int64]
+
+
+def _halves(collected: Collected, spec: FineTuneJobSpec) -> _Halves:
+    """Divide the rows, by their content, the seed and the sources' weights."""
     dataset = spec.dataset
     keys, sources = collected.known.read()["key"], np.frombuffer(collected.sources, np.uint16)
     if dataset.validation is not None:
@@ -124,17 +164,57 @@ def _halves(collected: Collected, spec: FineTuneJobSpec) -> tuple[NDArray[np.int
     for index, files in enumerate(dataset.training_files):
         if (weight := float(files.weight)) != 1:
             times[sources == index] = repeated(keys[sources == index], weight)
+    times[is_held_out] = 1
     training, validation = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
-    return (
+    return _Halves(
+        is_held_out,
         collected.rows_of(training, times[training]),
-        collected.rows_of(validation, np.ones(len(validation), np.int64)),
+        collected.rows_of(validation, times[validation]),
     )
 
 
-def _loss_tokens(store: RowStore, chosen: NDArray[np.int64]) -> int:
-    """Tokens of these rows that the loss counts."""
-    ends = np.concatenate([[0], np.cumsum(store.loss_mask, dtype=np.int64)])
-    return int((ends[store.offsets[chosen + 1]] - ends[store.offsets[chosen]]).sum())
+def _facts(
+    store: RowStore, halves: _Halves, collected: Collected, sources: Sequence[Source], spec: FineTuneJobSpec
+) -> RowFacts:
+    """What the estimate needs to know of the rows."""
+    training, validation = TokenRows(store, halves.training), TokenRows(store, halves.validation)
+    steps = Steps(training.lengths, spec.training)
+    in_loss = np.concatenate([[0], np.cumsum(store.loss_mask, dtype=np.int64)])
+    chosen = halves.training
+    return RowFacts(
+        rows=len(training),
+        tokens=int(training.lengths.sum()),
+        loss_tokens=int((in_loss[store.offsets[chosen + 1]] - in_loss[store.offsets[chosen]]).sum()),
+        longest=collected.longest_row,
+        steps=steps.total,
+        epochs=steps.epochs_before(steps.total),
+        validation_tokens=int(validation.lengths.sum()),
+        is_preference=any(source.format.form is DatasetFormat.PREFERENCE for source in sources),
+    )
+
+
+def _result(
+    collected: Collected, halves: _Halves, facts: RowFacts, estimated: Estimate, likeness: Alike
+) -> PrepareResult:
+    findings = collected.findings
+    dropped = sum(drop.rows for step in collected.tally.reports() for drop in step.dropped)
+    return PrepareResult(
+        rows=len(halves.training),
+        validation_rows=len(halves.validation),
+        refused_rows=findings.refused,
+        overlong_rows=findings.overlong_rows,
+        tokens=facts.tokens,
+        loss_tokens=facts.loss_tokens,
+        longest_row=facts.longest,
+        steps=facts.steps,
+        dropped_rows=dropped + collected.too_long,
+        duplicate_rows=likeness.exact + likeness.across + likeness.near_across,
+        conflicting_questions=likeness.conflicts,
+        estimated_gpu_memory_bytes=estimated.gpu_memory_bytes,
+        estimated_seconds=estimated.seconds,
+        estimated_price=estimated.price or "",
+        refused=findings.lines(),
+    )
 
 
 def _read_files(files: Sequence[Sequence[RowFile]], sources: Sequence[Source]) -> tuple[ReadFile, ...]:

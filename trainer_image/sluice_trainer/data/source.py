@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from sluice_api.dataset import DatasetFormat, RowFiles
+from sluice_api.dataset import DatasetFormat, FileFormat, RowFiles
 from sluice_trainer.data.findings import Place
 from sluice_trainer.data.formats import format_of, renamed
 from sluice_trainer.data.make import RowFormat, Task
@@ -27,8 +27,13 @@ class Source:
         names = said.fields.model_dump(exclude_none=True)
         self.format = RowFormat(said.format, names)
         """Auto until a row has decided it."""
-        self.units = ["row"] * len(files)
+        self.file_formats = [FileFormat.AUTO] * len(files)
+        """Of each file: how it holds rows, once it is read."""
+
+    @property
+    def units(self) -> list[str]:
         """Of each file: what the numbers of its rows count."""
+        return [unit_of(file_format) for file_format in self.file_formats]
 
     def tasks(self) -> Iterator[tuple[int, Task]]:
         """All rows, each batch with the index of its file.
@@ -38,7 +43,8 @@ class Source:
         """
         for index, file in enumerate(self._files):
             with read(file, self._said.file_format) as reading:
-                unit = self.units[index] = unit_of(reading.file_format)
+                self.file_formats[index] = reading.file_format
+                unit = unit_of(reading.file_format)
                 for batch in reading.batches:
                     if self.format.form is DatasetFormat.AUTO:
                         self._decide(batch, file, unit)

@@ -7,6 +7,7 @@ Each part is tokenised by itself, so that the prompt has exactly the tokens that
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -64,6 +65,14 @@ class Tokeniser:
     def added_tokens(self) -> dict[int, str]:
         """The tokens that were added to the vocabulary, special ones among them, by their ids."""
         return {index: str(token) for index, token in self._tokenizer.added_tokens_decoder.items()}
+
+    def parts(self, row: TokenRow) -> list[tuple[str, bool]]:
+        """The text of a row in its parts, each with whether the loss counts it."""
+        edges = [0, *(np.flatnonzero(np.diff(row.loss_mask)) + 1).tolist(), len(row.input_ids)]
+        return [
+            (cast("str", self._tokenizer.decode(row.input_ids[start:stop])), bool(row.loss_mask[start]))
+            for start, stop in pairwise(edges)
+        ]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Where each token begins and ends that a text becomes as a row, in characters; its end token at the end.

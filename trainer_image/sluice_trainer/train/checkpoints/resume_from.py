@@ -16,7 +16,7 @@ from sluice_trainer import durable, logs
 from sluice_trainer.errors import StageError
 from sluice_trainer.paths import resolve_in_claim, why_not_found, work_folder
 from sluice_trainer.plan import different_setting
-from sluice_trainer.prepared import TRAINING, VALIDATION, PreparedManifest
+from sluice_trainer.prepared import ROWS, PreparedManifest
 from sluice_trainer.train.checkpoints.checkpoint import CheckpointManifest, Checkpoints, newest_first, progress_of
 
 
@@ -63,7 +63,7 @@ def _difference(mine: PreparedManifest, theirs: PreparedManifest) -> str:
     if differs := different_setting(mine.settings or {}, theirs.settings):
         field, here, there = differs
         return f"{field} is {here} here and {there} there. Set it to what it is there"
-    if any(mine.files.get(name) != theirs.files.get(name) for name in (TRAINING, VALIDATION)):
+    if any(mine.files.get(name) != theirs.files.get(name) for name in ROWS):
         return "it was trained on other rows. Restore the dataset, the tokenizer and the chat template of that job"
     return ""
 

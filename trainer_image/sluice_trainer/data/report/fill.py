@@ -1,0 +1,240 @@
+"""What Prepare found, as a report."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sluice_api.data_report import (
+    Conflict,
+    Conflicts,
+    DataProblem,
+    DataReport,
+    Duplicates,
+    Estimate,
+    FileReport,
+    LanguageShare,
+    LikePair,
+    Overlong,
+    RefusedRow,
+    SampleRow,
+    Severity,
+)
+from sluice_api.stages import PrepareResult, StageSpec
+from sluice_api.training import OverlongRows
+from sluice_trainer.data.alike import Alike
+from sluice_trainer.data.collect import Collected
+from sluice_trainer.data.read.row_file import RowFile
+from sluice_trainer.data.report.lengths import lengths_of
+from sluice_trainer.data.source import Source
+from sluice_trainer.prepared import ReadFile, RowStore, TokenRow
+
+_SAMPLES = 5
+_FEW_ROWS = 10
+"""Fewer than these teach next to nothing; OpenAI's service refuses them."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything that a report is made of."""
+
+    stage: StageSpec
+    files: Sequence[Sequence[RowFile]]
+    sources: Sequence[Source]
+    row_files: Sequence[ReadFile]
+    collected: Collected
+    store: RowStore
+    training: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    alike: Alike
+    result: PrepareResult
+    estimate: Estimate
+
+
+def report_of(found: Found) -> DataReport:
+    """Make the report."""
+    collected, result = found.collected, found.result
+    lengths = np.diff(found.store.offsets)[np.concatenate([found.training, found.validation])]
+    samples = tuple(_sample(found, index) for index in _spread(found.training, _SAMPLES))
+    made = DataReport(
+        job=found.stage.name,
+        model=found.stage.spec.model.uri,
+        method=found.stage.spec.method,
+        files=tuple(_files(found)),
+        rows_read=sum(collected.rows_read.values()),
+        rows_refused=collected.findings.refused,
+        refused=tuple(
+            RefusedRow(place=str(place), problem=error.problem) for place, error in collected.findings.first_refused
+        ),
+        steps=collected.tally.reports(),
+        rows=result.rows,
+        validation_rows=result.validation_rows,
+        tokens=result.tokens,
+        loss_tokens=result.loss_tokens,
+        lengths=lengths_of(np.bincount(lengths), collected.limit),
+        overlong=_overlong(found),
+        duplicates=_duplicates(found),
+        conflicts=_conflicts(found),
+        languages=tuple(LanguageShare(code=code, rows=rows) for code, rows in collected.languages.most_common()),
+        chat_template=collected.chat_template,
+        rendered=samples[0] if samples else None,
+        samples=samples,
+        estimate=found.estimate,
+    )
+    return made.model_copy(update={"problems": tuple(_problems(made, found))})
+
+
+def _files(found: Found) -> Iterator[FileReport]:
+    number = 0
+    for its, source in zip(found.files, found.sources, strict=True):
+        for file, file_format in zip(its, source.file_formats, strict=True):
+            yield FileReport(
+                name=file.name,
+                file_format=file_format,
+                row_format=source.format.form,
+                rows=found.collected.rows_read[number],
+                size_bytes=file.path.stat().st_size,
+                unread_fields=tuple(sorted(found.collected.unread.get(number, ()))),
+            )
+            number += 1
+
+
+def _overlong(found: Found) -> Overlong:
+    policy, count = found.stage.spec.training.overlong_rows, found.collected.findings.overlong_rows
+    return Overlong(
+        truncated=count if policy is OverlongRows.TRUNCATE else 0,
+        split=count if policy is OverlongRows.SPLIT else 0,
+        dropped=count if policy is OverlongRows.DROP else 0,
+    )
+
+
+def _duplicates(found: Found) -> Duplicates:
+    alike = found.alike
+    pairs = [*alike.exact_pairs[:1], *alike.across_pairs, *alike.exact_pairs[1:]]
+    return Duplicates(
+        exact=alike.exact,
+        across_split=alike.across,
+        near_across_split=alike.near_across,
+        examples=tuple(
+            LikePair(first=_place(found, one), second=_place(found, other), text=_text(found, one))
+            for one, other in pairs
+        ),
+    )
+
+
+def _conflicts(found: Found) -> Conflicts:
+    return Conflicts(
+        count=found.alike.conflicts,
+        examples=tuple(
+            Conflict(
+                question=_text(found, one, learnt=False),
+                answers=(_text(found, one, learnt=True), _text(found, other, learnt=True)),
+                places=(_place(found, one), _place(found, other)),
+            )
+            for one, other in found.alike.conflict_pairs
+        ),
+    )
+
+
+def _spread(rows: NDArray[np.int64], most: int) -> list[int]:
+    """Some of these rows at even distances, each once."""
+    chosen = np.linspace(0, len(rows) - 1, min(most, len(rows)), dtype=np.int64)
+    return list(dict.fromkeys(rows[chosen].tolist()))
+
+
+def _sample(found: Found, index: int) -> SampleRow:
+    row = found.store[index]
+    sides = row.answers() if row.split else (row,)
+    parts = [part for side in sides for part in found.collected.parts(side)]
+    return SampleRow.of(_row_place(found, row), parts, len(row.input_ids), int(row.loss_mask.sum()))
+
+
+def _row_place(found: Found, row: TokenRow) -> str:
+    file = found.row_files[row.file]
+    return f"{file.name}, {file.unit} {row.line}"
+
+
+def _first(found: Found, of_dataset: int) -> TokenRow:
+    """The first row of tokens that a row of the dataset has become."""
+    row = found.store[found.collected.firsts[of_dataset]]
+    return row.answers()[0] if row.split else row
+
+
+def _place(found: Found, of_dataset: int) -> str:
+    return _row_place(found, found.store[found.collected.firsts[of_dataset]])
+
+
+def _text(found: Found, of_dataset: int, *, learnt: bool | None = None) -> str:
+    """The text of a row of the dataset, or what of it is learnt or is not."""
+    parts = found.collected.parts(_first(found, of_dataset))
+    return "".join(text for text, in_loss in parts if learnt is None or in_loss is learnt)
+
+
+def _warning(kind: str, message: str, count: int, places: Sequence[str] = ()) -> DataProblem:
+    return DataProblem(kind=kind, severity=Severity.WARNING, message=message, count=count, places=tuple(places))
+
+
+def _problems(report: DataReport, found: Found) -> Iterator[DataProblem]:
+    """What a person should know before it is trained on."""
+    dataset = found.collected.findings.dataset
+
+    alike, duplicates = found.alike, report.duplicates
+    if report.rows_refused:
+        message = (
+            f"{report.rows_refused:,} rows of {dataset} can't be trained on and are left out; the first are shown."
+        )
+        yield _warning("RefusedRows", message, report.rows_refused, [row.place for row in report.refused])
+    if report.conflicts.count:
+        first = report.conflicts.examples[0]
+        yield _warning(
+            "ConflictingAnswers",
+            f"{report.conflicts.count:,} questions have different answers, such as {first.places[0]} and "
+            f"{first.places[1]}. Keep the right one: the model learns something between them.",
+            report.conflicts.count,
+            [place for example in report.conflicts.examples for place in example.places],
+        )
+    across = duplicates.across_split + duplicates.near_across_split
+    if across:
+        one, other = alike.across_pairs[0]
+        yield _warning(
+            "DuplicatesAcrossSplit",
+            f"{across:,} of {report.validation_rows:,} held-out rows say the same as a training row or nearly, such as "
+            f"{_place(found, one)} and {_place(found, other)}. The loss on them is better than it is on new rows: add "
+            "{deduplicate: {near: '0.8'}} to dataset.steps.",
+            across,
+            [_place(found, row) for pair in alike.across_pairs for row in pair],
+        )
+    if duplicates.exact:
+        one, other = alike.exact_pairs[0]
+        yield _warning(
+            "Duplicates",
+            f"{duplicates.exact:,} rows equal an earlier one, such as {_place(found, other)} and "
+            f"{_place(found, one)}. They are learnt as often as they are there: add {{deduplicate: {{}}}} to "
+            "dataset.steps if that is not meant.",
+            duplicates.exact,
+            [_place(found, other) for _, other in alike.exact_pairs],
+        )
+    yield from _problems_of_length(report)
+    for step in report.steps:
+        dropped = sum(drop.rows for drop in step.dropped)
+        if dropped * 2 > step.rows_in:
+            message = f"The step {step.name} dropped {dropped:,} of {step.rows_in:,} rows. Look at its examples."
+            yield _warning("MostRowsDropped", message, dropped, [example.place for example in step.examples])
+
+
+def _problems_of_length(report: DataReport) -> Iterator[DataProblem]:
+    if cut := report.overlong.truncated:
+        message = (
+            f"{cut:,} rows are longer than training.maxSequenceLength and lose their ends, answers among them. Raise "
+            "it, or set training.overlongRows: Split."
+        )
+        yield _warning("Truncated", message, cut)
+    if report.overlong.dropped:
+        message = (
+            f"{report.overlong.dropped:,} rows are longer than training.maxSequenceLength and are left out. Raise it, "
+            "or set training.overlongRows: Truncate."
+        )
+        yield _warning("TooLong", message, report.overlong.dropped)
+    if report.rows < _FEW_ROWS:
+        yield _warning("FewRows", f"There are only {report.rows} rows to train on. Add more.", report.rows)
