@@ -81,7 +81,18 @@ class PrepareResult(Model):
     loss_tokens: Count
     longest_row: Count = 0
     steps: Count
+    dropped_rows: Count = Field(0, description="By dataset.steps, and by training.overlongRows: Drop.")
+    duplicate_rows: Count = Field(0, description="Rows that equal or nearly equal another one, and were not dropped.")
+    conflicting_questions: Count = Field(0, description="Questions that have different answers in different rows.")
+    estimated_gpu_memory_bytes: Count | None = Field(None, description="Peak memory of one GPU.")
+    estimated_seconds: Count | None = Field(None, description="Of training. Absent: the pool's GPU is not known.")
+    estimated_price: Annotated[str, StringConstraints(max_length=32)] = Field(
+        "", description="Of training, at the pool's price; empty when it has none, or no time is estimated."
+    )
     refused: tuple[Annotated[str, StringConstraints(max_length=200)], ...] = Field((), max_length=5)
+    problems: tuple[Annotated[str, StringConstraints(max_length=200)], ...] = Field(
+        (), max_length=3, description="The first problems of the report: DataReport.first_problems."
+    )
 
 
 class TrainResult(Model):

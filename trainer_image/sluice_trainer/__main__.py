@@ -174,10 +174,24 @@ def _write_outcome(outcome: StageOutcome, code: ExitCode) -> None:
 
 
 def _json_within_limit(outcome: StageOutcome) -> str:
-    """The outcome as JSON, with a message so short that the kubelet keeps all of it."""
-    while len((text := outcome.to_json()).encode()) > MAX_OUTCOME_BYTES and outcome.message:
-        outcome = outcome.model_copy(update={"message": outcome.message[: len(outcome.message) * 9 // 10]})
+    """The outcome as JSON, with texts so short that the kubelet keeps all of it."""
+    while len((text := outcome.to_json()).encode()) > MAX_OUTCOME_BYTES:
+        shorter = _shorter(outcome)
+        if shorter == outcome:
+            break
+        outcome = shorter
     return text
+
+
+def _shorter(outcome: StageOutcome) -> StageOutcome:
+    """The outcome with less of its message, else with a refused row or a problem less; unchanged without any."""
+    if outcome.message:
+        return outcome.model_copy(update={"message": outcome.message[: len(outcome.message) * 9 // 10]})
+    found = outcome.prepare
+    if found is None:
+        return outcome
+    changes = {"refused": found.refused[:-1]} if found.refused else {"problems": found.problems[:-1]}
+    return outcome.model_copy(update={"prepare": found.model_copy(update=changes)})
 
 
 def _configure_libraries(stage: StageSpec) -> None:

@@ -17,7 +17,7 @@ from sluice_api.meta import (
 )
 from sluice_api.quantity import amount
 from sluice_api.sources import claims_of
-from sluice_api.stages import ExitCode, Stage, StageSpec
+from sluice_api.stages import ExitCode, PoolFacts, Stage, StageSpec
 from sluice_api.tolerations import Toleration
 from sluice_api.training import Method
 from sluice_operator.manifests import pod
@@ -56,6 +56,7 @@ def stage_job(
     tolerations: Sequence[Toleration] = (),
     *,
     seconds: int,
+    pool: PoolFacts | None = None,
 ) -> Manifest:
     """The Job of one attempt of one stage. Its pods are never replaced: attempts are ours, one Job each.
 
@@ -64,6 +65,7 @@ def stage_job(
     Args:
         tolerations: of the claim's pool.
         seconds: after so many the Job controller ends it, whoever else runs.
+        pool: what Prepare is told about the pool's GPUs. Other stages see the GPU itself, or need none.
 
     Raises:
         ValueError: Train without a claim, or another stage with one.
@@ -77,7 +79,7 @@ def stage_job(
         ATTEMPT_LABEL: str(attempt),
     }
     metadata = owned_by(job, stage_job_name(job.metadata.name, job.metadata.uid, stage, attempt), labels)
-    spec = _pod_spec(job, stage, attempt, settings)
+    spec = _pod_spec(job, stage, attempt, settings, pool if stage is Stage.PREPARE else None)
     if claim:
         metadata["annotations"] = {CLAIM_ANNOTATION: claim.to_json()}
         spec = _claiming(spec, job, claim, settings, tolerations)
@@ -165,7 +167,7 @@ def _claiming(
     }
 
 
-def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) -> Manifest:
+def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, pool: PoolFacts | None) -> Manifest:
     output = claims_of(job.spec.output.uri)
     claims = job.spec.volumes
     secrets = job.spec.secrets(reads_dataset=stage is Stage.PREPARE)
@@ -177,6 +179,7 @@ def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) 
         stage=stage,
         attempt=attempt,
         spec=job.spec,
+        pool=pool,
     )
     resources = stage_resources(job, stage)
     processes = job.spec.resources.gpus if stage is Stage.TRAIN else 1

@@ -5,6 +5,8 @@ from datetime import datetime
 
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.meta import OUTCOMES_ANNOTATION
+from sluice_api.stages import Stage
+from sluice_operator.facts.gpus import pool_facts
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.facts.outcomes import all_outcomes, compact
 from sluice_operator.manifests.devices import training_gpus
@@ -32,7 +34,18 @@ def attempt_writes(world: World, job: FineTuneJob, start: Start, c: Context) -> 
         Keep(job_policy(job, c.settings), c.settings.network.workloads),
         *c.trust_writes(job.metadata.namespace),
         *(Create(manifest) for manifest in _needs(job, start)),
-        Create(stage_job(job, start.stage, start.attempt, c.settings, start.claim, tolerations, seconds=seconds)),
+        Create(
+            stage_job(
+                job,
+                start.stage,
+                start.attempt,
+                c.settings,
+                start.claim,
+                tolerations,
+                seconds=seconds,
+                pool=pool_facts(world, job) if start.stage is Stage.PREPARE else None,
+            )
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from sluice_api.finetunejob import (
     QueuePlace,
     Result,
 )
+from sluice_api.quantity import readable
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, ends_at
@@ -40,7 +41,7 @@ def job_status(world: World, job: FineTuneJob, decision: JobDecision, now: datet
     attempts = tuple(_record(trained, index) for index in range(len(trained)))
     return FineTuneJobStatus(
         observed_generation=job.metadata.generation,
-        conditions=_conditions(job, decision, now),
+        conditions=_conditions(job, decision, outcomes, now),
         summary=decision.reason,
         attempt=max([a.attempt for a in trained] + ([live.stage_job.attempt] if live else []), default=0),
         attempts=attempts[-MOST_ATTEMPTS:],
@@ -78,8 +79,10 @@ def _allocation(job: FineTuneJob, live: LiveClaim, now: datetime) -> Allocation:
     )
 
 
-def _conditions(job: FineTuneJob, decision: JobDecision, now: datetime) -> tuple[Condition, ...]:
+def _conditions(job: FineTuneJob, decision: JobDecision, outcomes: Outcomes, now: datetime) -> tuple[Condition, ...]:
     """Conditions before the decision's `at` are True, that one says what is going on, and those after it are Unknown.
+
+    A condition that is True has nothing to say, but for Prepared: it has the first problems of the data.
 
     Succeeded always shows the decision's reason and message, so that one condition tells how the job is.
     """
@@ -90,7 +93,7 @@ def _conditions(job: FineTuneJob, decision: JobDecision, now: datetime) -> tuple
             continue
         status: ConditionStatus
         if decision.reason is Reason.SUCCEEDED or index < place:
-            status, reason, message = "True", Reason.DONE, ""
+            status, reason, message = "True", Reason.DONE, _problems(outcomes) if kind is JobCondition.PREPARED else ""
         elif index == place or (kind is JobCondition.SUCCEEDED and decision.failed):
             status, reason, message = "False", decision.reason, decision.message
         else:
@@ -142,6 +145,13 @@ def _interruption(outcome: AttemptOutcome, record: AttemptRecord) -> Interruptio
     )
 
 
+def _problems(outcomes: Outcomes) -> str:
+    """The first problems that Prepare found in the data, which did not keep it from being trained on; may be empty."""
+    outcome = done(outcomes, Stage.PREPARE)
+    problems = outcome.prepare.problems if outcome and outcome.prepare else ()
+    return "\n".join(problems)
+
+
 def _data(outcomes: Outcomes) -> Data | None:
     outcome = done(outcomes, Stage.PREPARE)
     found = outcome.prepare if outcome else None
@@ -152,9 +162,16 @@ def _data(outcomes: Outcomes) -> Data | None:
         validation_rows=found.validation_rows,
         refused_rows=found.refused_rows,
         overlong_rows=found.overlong_rows,
+        dropped_rows=found.dropped_rows,
+        duplicate_rows=found.duplicate_rows,
+        conflicting_questions=found.conflicting_questions,
         tokens=found.tokens,
         loss_tokens=found.loss_tokens,
+        longest_row=found.longest_row,
         steps=found.steps,
+        estimated_gpu_memory=readable("memory", memory) if (memory := found.estimated_gpu_memory_bytes) else "",
+        estimated_seconds=found.estimated_seconds,
+        estimated_price=found.estimated_price,
     )
 
 

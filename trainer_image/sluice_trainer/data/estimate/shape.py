@@ -61,10 +61,10 @@ class LayerShape:
     expert_weights: int = 0
     """Of experts that are one tensor, of all experts together. 4 bits and adapters pass over them."""
     expert_features: int = 0
-    """Features of a token that those experts make, over all experts that a token goes to: gate, up, and the gate's
-    function."""
+    """Features of a token that those experts make, over all experts that a token goes to: gate, up, the gate's
+    function, and what is added up with the router's weights."""
     expert_inputs: int = 0
-    """Features that go into their two products and come out of the second, which only trained experts keep."""
+    """Features that go into their two products, as they come and rounded, which only trained experts keep."""
     other_weights: int = 0
     """All other weights: norms, biases, routers' tables, convolutions."""
     window: int | None = None
@@ -251,7 +251,7 @@ def _layer(layer: "nn.Module", hidden: int, experts_of_token: int, of_heads: Map
         norm_features=norms,
         norms_are_float32=norms_are_float32,
         expert_weights=sum(weight.numel() for weight in experts),
-        expert_features=experts_of_token * sum(made),
+        expert_features=experts_of_token * (sum(made) + hidden) if made else 0,
         expert_inputs=experts_of_token * (min(made) + 2 * hidden) if made else 0,
         other_weights=sum(weight.numel() for weight in rest.values() if weight.dim() != 3),
     )
