@@ -13,11 +13,11 @@ from sluice_api.artifacts import MANIFEST, file_digest
 from sluice_api.data_report import Estimate
 from sluice_api.dataset import Dataset, DatasetFormat, RowFiles
 from sluice_api.finetunejob import FineTuneJobSpec
-from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
 from sluice_api.training import Method
 from sluice_trainer import base_model, durable, logs, paths, prepared
+from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data import checks, fetch
 from sluice_trainer.data.alike import Alike, alike
 from sluice_trainer.data.collect import Collected, collect
@@ -30,7 +30,6 @@ from sluice_trainer.data.report.fill import Found, report_of
 from sluice_trainer.data.report.page import write_report
 from sluice_trainer.data.source import Source
 from sluice_trainer.data.split import held_out, repeated
-from sluice_trainer.errors import StageError
 from sluice_trainer.plan import Steps, different_setting, plan_digest, result_digest, settings_of
 from sluice_trainer.prepared import PreparedManifest, ReadFile, RowStore, TokenRows
 from sluice_trainer.report import Reporter
