@@ -29,7 +29,7 @@ USER = "65532:65532"
 IMAGES = {name.partition(":")[0].rpartition("-")[2]: folder for name, folder in FOLDERS.items()}
 IMPORTED = {
     "operator": "sluice_operator.__main__",
-    "trainer": "sluice_trainer.data.prepare, sluice_trainer.train.loop, sluice_trainer.export.export",
+    "trainer": "sluice_trainer.data.prepare, sluice_files.hub_datasets, sluice_files.models, sluice_trainer.train.loop, sluice_trainer.export.export",
     "server": "sluice_server.agent.run, sluice_server.launch, vllm",
 }
 """What each image's processes import: a package that its lock file lacks would be missing here."""
