@@ -26,6 +26,12 @@ AZURE_KEYS = (
     "AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID", "AZURE_STORAGE_ENDPOINT",
 )  # fmt: skip
 _KEYS = {"hf": HUB_KEYS, "s3": S3_KEYS, "gs": GOOGLE_KEYS, "az": AZURE_KEYS}
+_SEVERAL_LINES = ("GOOGLE_APPLICATION_CREDENTIALS", "AWS_CA_BUNDLE")
+_NO_SECRETS = (
+    "HF_ENDPOINT", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+    "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ENDPOINT",
+)  # fmt: skip
+"""What a message may say: it is of no use to anybody."""
 _EXAMPLES = {
     "hf": "--from-literal=HF_TOKEN=...",
     "s3": "--from-literal=AWS_ACCESS_KEY_ID=... --from-literal=AWS_SECRET_ACCESS_KEY=...",
@@ -51,14 +57,12 @@ class Credentials:
 
     def hidden(self, text: str) -> str:
         """A text of somebody else's, without any of the values."""
-        for value in sorted(self.values.values(), key=len, reverse=True):
-            if len(value) >= _SHORTEST_SECRET:
-                text = text.replace(value, "***")
+        secrets = {value for key, value in self.values.items() if key not in _NO_SECRETS and len(value) > 3}
+        for value in sorted(secrets, key=len, reverse=True):
+            text = text.replace(value, "***")
         return text
 
 
-_SHORTEST_SECRET = 6
-"""What is shorter is a region or `true`, which a message may say."""
 NOTHING = Credentials()
 
 
@@ -106,7 +110,7 @@ def _value(file: Path, uri: str, secret: str) -> str:
     else:
         try:
             text = content.decode("utf-8").strip()
-            if text and (file.name == GOOGLE_KEYS[0] or (text.isascii() and text.isprintable())):
+            if text and (file.name in _SEVERAL_LINES or (text.isascii() and text.isprintable())):
                 return text
             problem = "has a line break or a character that no such key has" if text else problem
         except UnicodeDecodeError:

@@ -37,7 +37,7 @@ def opens(stand_in: Hub, token: str | None = None) -> Credentials:
     return Credentials("hub", values)
 
 
-MODEL = {
+MODEL: dict[str, str | bytes] = {
     "config.json": '{"model_type": "llama"}',
     "tokenizer.json": "{}",
     "tokenizer.model": b"\0",
