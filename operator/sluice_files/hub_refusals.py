@@ -9,6 +9,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -53,6 +54,8 @@ def _meaning(error: Exception, asked: Asked) -> tuple[Failure, str, str]:
             return Failure.INVALID, "it names no repository", "Write hf://org/name, and @revision behind it if need be."
         case EntryNotFoundError() if not isinstance(error, LocalEntryNotFoundError):
             return Failure.NOT_FOUND, f"there is no file {asked.file}", correct
+        case OfflineModeIsEnabled():
+            return Failure.INVALID, "HF_HUB_OFFLINE is set in this environment", "Unset it, or use pvc://."
         case HfHubHTTPError() if error.response is not None:
             return _by_status(error, error.response.status_code, asked)
     return _no_answer(str(error), asked)

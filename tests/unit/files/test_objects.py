@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
@@ -166,7 +167,7 @@ def test_object_that_is_replaced_meanwhile_is_not_mixed(
     folder.put(tmp_path / "before", "rows")
     asked = obstore.get
 
-    def replaced_after_the_first(store: object, name: str, **options: object) -> object:
+    def replaced_after_the_first(store: Any, name: str, **options: Any) -> Any:
         answer = asked(store, name, **options)
         if not options:
             folder.put(tmp_path / "after", "rows")
