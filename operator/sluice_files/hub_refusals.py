@@ -86,10 +86,16 @@ def _by_status(error: Exception, status: int, asked: Asked) -> tuple[Failure, st
     if status == 403:
         return (
             Failure.REFUSED,
-            f"the {of_secret} may not read it",
+            f"the {of_secret} may not read it{_said(error)}",
             "Give the token the permission to read the contents of this repository, or use another.",
         )
     return Failure.INVALID, f"the hub answered {status}", "Correct the address."
+
+
+def _said(error: Exception) -> str:
+    """The hub's own words for a 403, which name the permission that a token lacks."""
+    said = error.response.headers.get("X-Error-Message") if isinstance(error, HfHubHTTPError) else None
+    return f" ({said[:200].rstrip('.')})" if said else ""
 
 
 def _gated(asked: Asked) -> tuple[Failure, str, str]:

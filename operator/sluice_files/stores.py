@@ -23,15 +23,16 @@ Opener = tuple[Callable[..., Store], SplitResult]
 
 _RETRIES = {
     "max_retries": 5,
-    "retry_timeout": timedelta(seconds=60),
+    "retry_timeout": timedelta(seconds=180),
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2},
 }
 _TIMEOUTS = {
     "connect_timeout": timedelta(seconds=10),
-    "read_timeout": timedelta(seconds=30),
-    "timeout": timedelta(seconds=120),
+    "read_timeout": timedelta(seconds=120),
+    "timeout": timedelta(seconds=600),
 }
-"""Of one request, which moves a part of a large file: a whole one takes as long as it takes."""
+"""Of one request, which moves a part of a large file: a whole one takes as long as it takes. read_timeout is also how
+long a part may take on its way there, for the answer comes after it."""
 _DEFAULT_REGION = "us-east-1"
 _TRUE = ("true", "1", "yes")
 

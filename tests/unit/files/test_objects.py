@@ -10,6 +10,7 @@ from typing import Any
 
 import obstore
 import pytest
+from obstore.exceptions import GenericError, InvalidPathError
 
 from dev.cluster.ports import free_port
 from sluice_api.pods import DISK_ENV
@@ -17,6 +18,7 @@ from sluice_files import objects, stores
 from sluice_files.credentials import NOTHING, Credentials
 from sluice_files.errors import Failure, FileError
 from sluice_files.objects import ObjectFolder
+from sluice_files.refusals import Asked, refusal
 from tests.object_store import REGION, ObjectStore
 
 PIECE = 2**16
@@ -69,7 +71,8 @@ def test_object_names_are_of_the_folder_and_in_order(s3: ObjectStore, bucket: st
     for name in ("data/b", "data/a/1", "data-2/x", "data/a-1", "database"):
         root.write(name, b"1")
     root.write("data/a/0", b"")
-    (s3.folder / bucket / "data" / "made-by-a-console").mkdir()
+    for folder in ("data", "data/a"):  # as consoles make a folder: an empty object whose name ends with /
+        os.setxattr(s3.folder / bucket / folder, "user.etag", b"d41d8cd98f00b204e9800998ecf8427e")
     assert [file.name for file in root.names("data")] == ["data/a-1", "data/a/0", "data/a/1", "data/b"]
     below = ObjectFolder(f"s3://{bucket}/data/", opens)
     assert [file.name for file in below.names()] == ["a-1", "a/0", "a/1", "b"]
@@ -268,6 +271,33 @@ def test_metadata_service_is_never_asked(uri: str, values: dict[str, str], monke
         metadata_service.settimeout(0)
         with pytest.raises(BlockingIOError):
             metadata_service.accept()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            InvalidPathError('Encountered object with invalid path: Path "data//x" contained empty path segment'),
+            r'Path "data//x" contained empty path segment\. Rename or delete what has such a name\.',
+        ),
+        (
+            GenericError("Generic S3 error: Error performing GET - Received redirect without LOCATION, this normally"),
+            r"in another region\. Add AWS_REGION to the Secret store \(aws s3api get-bucket-location --bucket b show",
+        ),
+        (
+            GenericError("... status code: 403 Forbidden: <Error><Code>RequestTimeTooSkewed</Code></Error>"),
+            r"s3 and this node do not agree on the time\. Set the node's clock\.",
+        ),
+        (
+            GenericError("... status code: 503 Service Unavailable: <Code>SlowDown</Code>"),
+            r"answered 503 SlowDown\. It is",
+        ),
+    ],
+)
+def test_what_no_server_here_answers_is_told_too(error: Exception, says: str) -> None:
+    asked = Asked("s3://b/data", "s3", Credentials("store", {"AWS_ACCESS_KEY_ID": "x"}))
+    with pytest.raises(FileError, match=says):
+        raise refusal(error, asked)
 
 
 @pytest.mark.parametrize("name", ["a//b", "../b", "a/../b", ".", "/a", "a/"])
