@@ -21,6 +21,7 @@ _WRONG_SECRET = ("SignatureDoesNotMatch", "AuthenticationFailed", "InvalidAuthen
 _WRONG_TOKEN = ("InvalidToken", "ExpiredToken", "TokenRefreshRequired")
 _WRONG_REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException")
 _WRONG_CLOCK = ("RequestTimeTooSkewed", "RequestExpired")
+_MESSAGE = r"""(?:<Message>|"message": ?")([^<"]{1,200})"""
 _NO_NETWORK = {
     "dns error": "its name can't be resolved",
     "Connection refused": "nobody listens there",
@@ -72,8 +73,9 @@ def _meaning(error: Exception, text: str, asked: Asked) -> tuple[Failure, str, s
         return _no_answer(text, asked)
     if status in (408, 429) or status >= 500:
         return Failure.UNREACHABLE, f"{asked.host} answered {status} {code}".rstrip(), _TRY_AGAIN
-    said = _found(r"<Message>([^<]{1,200})", text) or (_first_line(text) if not status else "")
-    problem = f"{asked.host} answered {status} {code}: {said}" if status else said
+    said = _found(_MESSAGE, text) or ("" if status else _first_line(text))
+    answered = f"{asked.host} answered {status} {code}".rstrip()
+    problem = f"{answered}: {said}" if status else said
     return Failure.INVALID, problem.rstrip(": ."), "Correct the address, or the values of the Secret."
 
 

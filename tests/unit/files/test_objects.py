@@ -222,6 +222,12 @@ def test_object_store_that_speaks_no_tls_says_so(s3: ObjectStore, bucket: str) -
         ObjectFolder(f"s3://{bucket}", Credentials("store", values)).names()
 
 
+def test_bucket_is_in_the_hosts_name_if_the_secret_says_so() -> None:
+    values = {"AWS_ENDPOINT_URL": "http://nowhere.invalid:9000", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "true"}
+    with pytest.raises(FileError, match=r"bucket\.nowhere\.invalid:9000 can't be reached"):
+        ObjectFolder("s3://bucket/data", Credentials("store", values)).read("rows.jsonl")
+
+
 @pytest.mark.parametrize("ask", [lambda folder: folder.names(), lambda folder: folder.read("rows.jsonl")])
 def test_object_store_without_the_bucket_says_which(ask: object, opens: Credentials) -> None:
     with pytest.raises(FileError, match=r"has no bucket s3://no-such-bucket\. Correct the address") as raised:
