@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
 from sluice_api import sources
 from sluice_files.errors import Failure, FileError
@@ -26,6 +27,12 @@ AZURE_KEYS = (
     "AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID", "AZURE_STORAGE_ENDPOINT",
 )  # fmt: skip
 _KEYS = {"hf": HUB_KEYS, "s3": S3_KEYS, "gs": GOOGLE_KEYS, "az": AZURE_KEYS}
+_SEVERAL_LINES = ("GOOGLE_APPLICATION_CREDENTIALS", "AWS_CA_BUNDLE")
+_NO_SECRETS = (
+    "HF_ENDPOINT", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+    "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ENDPOINT",
+)  # fmt: skip
+"""What a message may say: it is of no use to anybody."""
 _EXAMPLES = {
     "hf": "--from-literal=HF_TOKEN=...",
     "s3": "--from-literal=AWS_ACCESS_KEY_ID=... --from-literal=AWS_SECRET_ACCESS_KEY=...",
@@ -51,14 +58,12 @@ class Credentials:
 
     def hidden(self, text: str) -> str:
         """A text of somebody else's, without any of the values."""
-        for value in sorted(self.values.values(), key=len, reverse=True):
-            if len(value) >= _SHORTEST_SECRET:
-                text = text.replace(value, "***")
+        secrets = {value for key, value in self.values.items() if key not in _NO_SECRETS and len(value) > 3}
+        for value in sorted(secrets, key=len, reverse=True):
+            text = text.replace(value, "***")
         return text
 
 
-_SHORTEST_SECRET = 6
-"""What is shorter is a region or `true`, which a message may say."""
 NOTHING = Credentials()
 
 
@@ -93,6 +98,32 @@ def read_credentials(source: sources.Credentials | None, uri: str) -> Credential
     return Credentials(source.secret, values)
 
 
+def endpoint(uri: str, credentials: Credentials, *keys: str) -> SplitResult | None:
+    """Where a Secret says that the address is served: the parts of the first of these keys that is there.
+
+    Raises:
+        FileError: Invalid: it is no endpoint. What it is is not shown: it may have a password in it.
+    """
+    key = next((key for key in keys if credentials.first(key)), None)
+    return parsed_endpoint(uri, key, credentials.values[key]) if key else None
+
+
+def parsed_endpoint(uri: str, key: str, value: str) -> SplitResult:
+    """An endpoint's parts. Raises as `endpoint` does."""
+    try:
+        parts = urlsplit(value.rstrip("/"))
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+        _ = parts.port
+    except ValueError:
+        usable, parts = False, urlsplit("")
+    if not usable or parts.query or parts.fragment:
+        raise FileError(
+            Failure.INVALID,
+            f"{uri}: {key} is no endpoint. Write http:// or https://, host and port, such as http://minio.storage:9000",
+        )
+    return parts
+
+
 def _keys(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("..") and entry.is_file())
 
@@ -106,7 +137,7 @@ def _value(file: Path, uri: str, secret: str) -> str:
     else:
         try:
             text = content.decode("utf-8").strip()
-            if text and (file.name == GOOGLE_KEYS[0] or (text.isascii() and text.isprintable())):
+            if text and (file.name in _SEVERAL_LINES or (text.isascii() and text.isprintable())):
                 return text
             problem = "has a line break or a character that no such key has" if text else problem
         except UnicodeDecodeError:
