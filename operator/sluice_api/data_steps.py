@@ -26,8 +26,8 @@ class Clean(Model):
     )
     control_characters: Literal["Remove", "Keep"] = Field(
         "Remove",
-        description="Control characters but tab and line feed, zero-width characters and byte order marks. A carriage "
-        "return becomes a line feed.",
+        description="Control characters but tab and line feed, zero-width characters and byte order marks. Carriage "
+        "returns and form feeds become line feeds. Joiners stay where Persian, Hindi and others write them, and in emoji.",
     )
     whitespace: Literal["Trim", "Collapse", "Keep"] = Field(
         "Trim",
@@ -37,7 +37,7 @@ class Clean(Model):
     markup: Literal["Keep", "Remove"] = Field(
         "Keep",
         description="Remove takes HTML tags, comments, scripts and styles out, and writes entities as characters. "
-        "Text in ``` fences stays as it is.",
+        "Code in ``` fences and in single backticks stays as it is.",
     )
 
 

@@ -62,3 +62,23 @@ def word_offsets(text: str) -> list[tuple[int, int]]:
     import re
 
     return [match.span() for match in re.finditer(r" ?\w{1,6}|\s|[^\w\s]", text)]
+
+
+def run(steps: list[dict[str, Any]], rows: list[Row]) -> list[Row | str]:
+    """What steps make of rows, one step after another: rows in their order, or why one was dropped."""
+    made: list[Row | str] = list(rows)
+    for each in row_steps([Step.model_validate(fields) for fields in steps], word_offsets, {}):
+        seen = each.seen() if isinstance(each, DropDuplicates) else None
+        before, made = made, []
+        for row in before:
+            if isinstance(row, str):
+                made.append(row)
+            elif isinstance(each, DropDuplicates):
+                assert seen is not None
+                made.append(row if seen.is_new(each.signature(row)) else "duplicate")
+            else:
+                try:
+                    made += each.apply(row)
+                except Dropped as dropped:
+                    made.append(dropped.why)
+    return made

@@ -13,7 +13,8 @@ Offsets = Callable[[str], list[tuple[int, int]]]
 _PLACE = re.compile(r"\s++|[。！？][。！？」』”’）]*+(?!\s)")
 """Where a text may be cut: in white space, or where a sentence of Chinese or Japanese ends."""
 _SENTENCE_ENDS = re.compile(r"[.!?…:;。！？][\"'”’»)\]」』）]{0,4}$")
-_WORD_BEGINS = re.compile(r"\s++\S")
+_NOT_SPACE = re.compile(r"\S")
+_SPACE_BEFORE_WORD = re.compile(r"\s++(?=\S)")
 _CHARACTERS_PER_TOKEN = 8
 """Of the piece that is tokenised to find out where a chunk must end; more, if that has too few tokens."""
 
@@ -69,11 +70,12 @@ class ChunkTexts:
         if self.spec.overlap == 0 or end == len(text):
             return end
         spans = [span for span in self.offsets(text[begin:end]) if span[1] > span[0]]  # without special tokens
-        at = begin + spans[max(0, len(spans) - self.spec.overlap)][0]
-        if text[at - 1 : at].isspace():
+        if len(spans) < 2:
+            return end
+        at = begin + spans[-min(self.spec.overlap, len(spans) - 1)][0]
+        if text[at - 1 : at].isspace() or (space := _SPACE_BEFORE_WORD.search(text, at, end)) is None:
             return at
-        word = _WORD_BEGINS.search(text, at, end)
-        return at if word is None else word.start()
+        return space.end() if "\n" in space[0] else space.start()
 
 
 def _cut(text: str, begin: int, limit: int) -> int:
@@ -83,7 +85,8 @@ def _cut(text: str, begin: int, limit: int) -> int:
     Line feeds stay with what is before them, a space with what is after it, as tokenizers have them.
     """
     paragraph = sentence = word = 0
-    for match in _PLACE.finditer(text, begin + 1, limit + 1):
+    said = _NOT_SPACE.search(text, begin, limit)
+    for match in _PLACE.finditer(text, said.end(), limit + 1) if said else ():
         lines = match[0].count("\n")
         goes_before = lines or not match[0].isspace()
         place = match.end() if goes_before and match.end() <= limit else match.start()

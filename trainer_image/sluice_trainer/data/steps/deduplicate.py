@@ -15,7 +15,7 @@ from sluice_trainer.data.row import Conversation, Pair, Passage, Row, Turn
 from sluice_trainer.data.steps.seen import Seen
 from sluice_trainer.data.steps.signature import SLOTS, Signature
 from sluice_trainer.data.steps.step import reasoning_of, turns_of
-from sluice_trainer.data.steps.words import words_of
+from sluice_trainer.data.steps.words import blocks, words_of
 
 _RUN = 5
 """Words of a run that rows share; characters, in scripts that write no spaces."""
@@ -51,7 +51,12 @@ def hash_of(*texts: str) -> int:
     """A hash of 64 bits of some texts, whose words count and nothing else. A text without words counts as it is."""
     digest = blake2b(digest_size=8)
     for text in texts:
-        digest.update((" ".join(words_of(text)) or text.strip()).encode("utf-8", "surrogatepass") + b"\n")
+        has_words = False
+        for block in blocks(text):
+            if words := words_of(block):
+                digest.update(f"{' '.join(words)} ".encode("utf-8", "surrogatepass"))
+                has_words = True
+        digest.update(b"\n" if has_words else text.strip().encode("utf-8", "surrogatepass") + b"\n")
     return int.from_bytes(digest.digest(), "little")
 
 
@@ -87,12 +92,14 @@ def _sketch(row: Row) -> bytes:
     from rensa import RMinHash
 
     if isinstance(row, Passage):
-        words = words_of(row.text)
+        text = row.text
     else:
         turns = (turn for turn in turns_of(row) if turn.role != "system")
-        words = [word for turn in turns for text in turn_texts(turn, reasoning=True) for word in words_of(text)]
-    if len(words) < _RUN:
-        return b""
-    minhash = RMinHash(num_perm=SLOTS, seed=_SEED)
-    minhash.update([" ".join(run) for run in zip(*(words[begin:] for begin in range(_RUN)), strict=False)])
-    return np.array(minhash.digest(), np.uint32).astype(np.uint8).tobytes()
+        text = "\n".join(said for turn in turns for said in turn_texts(turn, reasoning=True))
+    minhash, has_runs = RMinHash(num_perm=SLOTS, seed=_SEED), False
+    for block in blocks(text):
+        words = words_of(block)
+        if runs := [" ".join(run) for run in zip(*(words[begin:] for begin in range(_RUN)), strict=False)]:
+            minhash.update(runs)
+            has_runs = True
+    return np.array(minhash.digest(), np.uint32).astype(np.uint8).tobytes() if has_runs else b""

@@ -10,7 +10,7 @@ from sluice_trainer.data.steps.refusals import is_refusal
 from sluice_trainer.data.steps.step import Dropped, texts_of, turns_of
 from sluice_trainer.data.steps.toxicity import toxicity
 from sluice_trainer.data.steps.word_list import WordList, first_found
-from sluice_trainer.data.steps.words import is_unspaced, words_of
+from sluice_trainer.data.steps.words import blocks, is_unspaced, words_of
 
 _LEAST_WORDS = 20
 """Texts of fewer are not looked at for repetition."""
@@ -72,7 +72,7 @@ def _word(row: Row, step: FilterRows) -> None:
 def _repetition(row: Row, step: FilterRows) -> None:
     if step.spec.max_repetition is not None:
         for text in texts_of(row):
-            if repetition(words_of(text)) > float(step.spec.max_repetition):
+            if repetition(words_of(next(blocks(text)))) > float(step.spec.max_repetition):
                 raise Dropped("repetition", text)
 
 

@@ -13,7 +13,7 @@ _CLEAR = 0.8
 """Probability from which a language is clear."""
 _LEAST_BYTES = 24
 """Letters that a text needs, in UTF-8: five words of English, eight characters of Chinese."""
-_WINDOW = 600
+_WINDOW = 300
 """Characters that are looked at in each of three places: the beginning, the middle and the end."""
 _NOT_LANGUAGE = re.compile(
     r"```[^`]*+(?:```)?|`[^`\n]{1,200}+`|https?://[^\s<>\"')\]]++|<[^<>\s]{1,40}+>|[\w.+-]{1,64}+@[\w.-]{1,255}+"

@@ -30,6 +30,11 @@ class Hashes:
     def __contains__(self, value: int) -> bool:
         return self._has_zero if value == 0 else self._table[self._place(value)] == value
 
+    @property
+    def nbytes(self) -> int:
+        """Its memory."""
+        return len(self._table) * self._table.itemsize
+
     def add(self, value: int) -> bool:
         """Put a hash into the set; whether it is new."""
         if value == 0:
@@ -48,7 +53,7 @@ class Hashes:
         """Where it is, or the empty place where it belongs."""
         table, last = self._table, len(self._table) - 1
         place = ((value * _GOLDEN) & _WORD) >> (64 - self._bits)
-        while table[place] not in (value, 0):
+        while (found := table[place]) and found != value:
             place = (place + 1) & last
         return place
 
@@ -82,6 +87,11 @@ class Sketches:
             (row for row in dict.fromkeys(self._alike(sketch)) if self._likeness(row, sketch) >= self._near), None
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Its memory."""
+        return len(self._rows) + sum(len(table) * table.itemsize for table in self._tables)
+
     def add(self, sketch: bytes) -> None:
         """Put a row's sketch there. Its number is how many there were before."""
         self._rows += sketch
@@ -111,9 +121,10 @@ class Sketches:
 
     def _place(self, table: "array[int]", band: slice, sketch: bytes) -> int:
         """Where a row with the same band is, or the empty place where it belongs."""
-        wanted, last = sketch[band], len(table) - 1
+        rows, wanted, last = self._rows, sketch[band], len(table) - 1
+        begin, end = band.start - SLOTS, band.stop - SLOTS  # rows are counted from 1 in the tables
         place = ((int.from_bytes(wanted, "little") * _GOLDEN) & _WORD) >> (64 - self._bits)
-        while (row := table[place]) and self._sketch(row - 1)[band] != wanted:
+        while (row := table[place]) and rows[row * SLOTS + begin : row * SLOTS + end] != wanted:
             place = (place + 1) & last
         return place
 
@@ -137,6 +148,11 @@ class Seen:
         """
         self._exact = Hashes()
         self._sketches = None if near is None else Sketches(near)
+
+    @property
+    def nbytes(self) -> int:
+        """Its memory."""
+        return self._exact.nbytes + (0 if self._sketches is None else self._sketches.nbytes)
 
     def is_new(self, signature: Signature) -> bool:
         """Whether no row like it was seen before. Only new rows are remembered."""

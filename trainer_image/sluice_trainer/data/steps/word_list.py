@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from sluice_trainer.data.steps.unicode_form import normalised
-from sluice_trainer.data.steps.words import UNSPACED
+from sluice_trainer.data.steps.words import UNSPACED, blocks
 
 _APOSTROPHES = str.maketrans("’‘ʼ", "'" * 3)
 _PIECE = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]++|[^\w\s]")
@@ -26,13 +26,14 @@ def word_list(phrases: Iterable[str]) -> WordList:
 
 def first_found(text: str, words: WordList) -> str | None:
     """The first phrase of a list that a text has, in either case, as the text's pieces."""
-    pieces = _pieces(text)
-    if words.keys().isdisjoint(pieces):
-        return None
-    for at, piece in enumerate(pieces):
-        for phrase in words.get(piece, ()):
-            if tuple(pieces[at : at + len(phrase)]) == phrase:
-                return " ".join(phrase)
+    for block in blocks(text):
+        pieces = _pieces(block)
+        if words.keys().isdisjoint(pieces):
+            continue
+        for at, piece in enumerate(pieces):
+            for phrase in words.get(piece, ()):
+                if tuple(pieces[at : at + len(phrase)]) == phrase:
+                    return " ".join(phrase)
     return None
 
 
