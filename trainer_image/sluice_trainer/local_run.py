@@ -16,16 +16,16 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sluice_api.admission import Problem, filled, problems
 from sluice_api.finetunejob import FineTuneJob, FineTuneJobSpec
-from sluice_api.meta import GROUP
+from sluice_api.meta import GROUP, work_folder
 from sluice_api.pods import STAGE_ENV
-from sluice_api.sources import VOLUMES, volume_path
+from sluice_api.sources import volume_path
 from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
 from sluice_trainer.local_ranks import OUTCOME_ENV
 from sluice_trainer.loss_curve import LossCurve
@@ -48,7 +48,8 @@ A pvc:// address means a folder here: pvc://datasets/rows.jsonl is volumes/datas
 unless --volumes or --claim say otherwise. What can't be had here (a pool, a policy, publishing) is passed over.
 
 What is made is in <output.uri>/<job>-<uid8>/: export/ with the adapter or the model, checkpoints/, prepared/ and
-report.md. On a terminal you see text and a progress bar; where the output is piped, one JSON object a line.
+report.md. Of an output in an object store report.md is in <job>-<uid8>/ beside the file. A Secret means a folder with
+a file for each of its keys: SLUICE_CREDENTIALS names the folder in which those of all Secrets are. On a terminal you see text and a progress bar; where the output is piped, one JSON object a line.
 
 Ctrl-C saves a checkpoint. The same command again goes on from it. If the file, the rows or the model were edited since,
 it begins anew and says so; --only takes what the stage before has left, whatever was edited since."""
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
         job = read_job(chosen.file, chosen.name)
         folders = claim_folders(job, chosen.volumes or chosen.file.parent / "volumes", chosen.claim)
         stages = [_STAGES[chosen.only]] if chosen.only else list(Stage)
-        return _run(job, folders, stages)
+        return _run(job, _own_folder(job, folders, chosen.file.parent), folders, stages)
     except CannotRun as error:
         sys.stderr.write(f"{error}\n")
         return int(ExitCode.BAD_INPUT)
@@ -111,7 +112,8 @@ def read_job(file: Path, name: str | None = None) -> StageSpec:
     # The same file is the same job, so that the same command goes on where the last one stopped.
     uid = hashlib.sha256(f"{file.resolve()} {name}".encode()).hexdigest()[:32]
     return StageSpec(
-        namespace="alone", name=name, uid=uid, stage=Stage.PREPARE, attempt=1,
+        # Of all attempts, on whatever machine, the one that began last is the newest.
+        namespace="alone", name=name, uid=uid, stage=Stage.PREPARE, attempt=int(time.time()),
         spec=spec.model_copy(update={"resources": here}),
     )  # fmt: skip
 
@@ -163,11 +165,17 @@ def claim_folders(job: StageSpec, volumes: Path, others: Sequence[str]) -> dict[
     return folders
 
 
-def _run(job: StageSpec, folders: Mapping[str, Path], stages: Sequence[Stage]) -> int:
+def _own_folder(job: StageSpec, folders: Mapping[str, Path], beside: Path) -> Path:
+    """Where the report, the losses and the picture go: into the job's own folder, if that is on this machine."""
+    output = volume_path(job.spec.output.uri)
+    name = work_folder(job.name, job.uid)
+    return beside.resolve() / name if output is None else folders[output.claim] / output.path / name
+
+
+def _run(job: StageSpec, work: Path, folders: Mapping[str, Path], stages: Sequence[Stage]) -> int:
     """Run the stages in their order, until one fails; returns the exit status."""
     began = time.monotonic()
-    claim, *path = PurePosixPath(job.work).relative_to(VOLUMES).parts
-    work = folders[claim].joinpath(*path)
+    outcomes: list[StageOutcome] = []
     curve = LossCurve(work / "losses.jsonl")
     out = Output(sys.stdout)
     with _only_run(work) as held, tempfile.TemporaryDirectory() as scratch, Screen.of(out, curve) as screen:
@@ -181,9 +189,10 @@ def _run(job: StageSpec, folders: Mapping[str, Path], stages: Sequence[Stage]) -
                 screen.ended_badly(stage, code, outcome)
                 return code
             screen.done(outcome)
+            outcomes.append(outcome)
             if outcome.export is not None:
                 seconds = time.monotonic() - began
-                screen.finished(write_summary(work, job, outcome.export, curve, seconds))
+                screen.finished(write_summary(work, job, outcomes, curve, seconds))
         return int(ExitCode.DONE)
 
 
@@ -231,6 +240,7 @@ def _run_stage(
         STAGE_ENV: job.to_json(),
         OUTCOME_ENV: str(outcome),
         "SLUICE_VOLUMES": str(volumes),
+        "SLUICE_WORK": str(scratch / "work"),
         "SLUICE_METRICS_PORT": os.environ.get("SLUICE_METRICS_PORT", "0"),
     }
     command = [sys.executable, "-m", "sluice_trainer", job.stage.lower()]

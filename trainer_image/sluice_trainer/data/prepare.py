@@ -13,7 +13,7 @@ from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
 from sluice_api.training import ExportedCheckpoint, Method, Training
-from sluice_trainer import base_model, durable, logs, paths, prepared
+from sluice_trainer import base_model, durable, logs, prepared
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.fetch import dataset_file, dataset_name
 from sluice_trainer.data.rows import Findings, read_rows
@@ -22,6 +22,7 @@ from sluice_trainer.errors import StageError
 from sluice_trainer.plan import Steps, different_setting, plan_digest, result_digest, settings_of, warmup_steps
 from sluice_trainer.prepared import PreparedManifest, TokenRow, TokenRows
 from sluice_trainer.report import Reporter
+from sluice_trainer.work import work_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,17 +35,20 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         StageError: something is wrong with the input, or with the output's claim.
     """
     spec = stage.spec
-    folder = paths.make_work_folder(stage) / "prepared"
+    work = work_of(stage)
+    work.check_writable()
+    folder = work.folder / "prepared"
     plan = plan_digest(stage)
     reporter.update(activity=Activity.PREPARING)
     file = dataset_file(spec.dataset.uri)
     base = base_model.locate(spec.model.uri)
     inputs = {"dataset": file_digest(file), "model": base.fingerprint, "tokenizer": base.tokenizer_digest}
     result_plan = result_digest(stage, inputs)
-    if (earlier := prepared.finished(folder)) is not None:
+    if (earlier := prepared.finished(work.fetch(folder))) is not None:
         if earlier.result_plan == result_plan:
             if earlier.plan != plan:  # by settings that change nothing in the rows or the result
-                durable.write_file(folder / MANIFEST, durable.sealed(earlier.model_copy(update={"plan": plan})))
+                with work.writing():
+                    work.write_manifest(folder, durable.sealed(earlier.model_copy(update={"plan": plan})))
             return earlier.result
         logs.warning("prepared anew", why=f"{_why_anew(earlier, stage, inputs)}; so what was made of them is not used")
 
@@ -92,7 +96,8 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         steps=steps,
         refused=findings.lines(),
     )
-    with paths.writing(stage), durable.new_folder(folder) as unfinished:
+    size = training.size_bytes + validation.size_bytes
+    with work.writing(size), work.new_folder(folder) as unfinished:
         prepared.write_rows(unfinished, training, validation)
         manifest = PreparedManifest(
             plan=plan,
@@ -113,7 +118,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
 
             copy_checkpoint(stage, manifest)
         (unfinished / MANIFEST).write_text(durable.sealed(manifest))
-    durable.remove_unfinished(folder.parent)
+    work.remove_unfinished(folder)
     return result
 
 
