@@ -47,9 +47,11 @@ says of GPUs. examples/finetunejob.yaml is a file to begin with.
 A pvc:// address means a folder here: pvc://datasets/rows.jsonl is volumes/datasets/rows.jsonl beside the file,
 unless --volumes or --claim say otherwise. What can't be had here (a pool, a policy, publishing) is passed over.
 
+A Secret means a folder of its name, with a file for each of its keys; SLUICE_CREDENTIALS says where those folders are.
+
 What is made is in <output.uri>/<job>-<uid8>/: export/ with the adapter or the model, checkpoints/, prepared/ and
-report.md. Of an output in an object store report.md is in <job>-<uid8>/ beside the file. A Secret means a folder with
-a file for each of its keys: SLUICE_CREDENTIALS names the folder in which those of all Secrets are. On a terminal you see text and a progress bar; where the output is piped, one JSON object a line.
+report.md. If that is in an object store, report.md is in <job>-<uid8>/ beside the file. On a terminal you see text and
+a progress bar; where the output is piped, one JSON object a line.
 
 Ctrl-C saves a checkpoint. The same command again goes on from it. If the file, the rows or the model were edited since,
 it begins anew and says so; --only takes what the stage before has left, whatever was edited since."""

@@ -24,9 +24,9 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from operator import methodcaller
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
@@ -44,6 +44,7 @@ from sluice_trainer.store_requests import StoreRequests
 from sluice_trainer.work import WorkFolder
 
 M = TypeVar("M", bound=Model)
+T = TypeVar("T")
 
 WORK_ENV = "SLUICE_WORK"
 """Moves the folder with this pod's copies, for runs outside a pod."""
@@ -90,8 +91,10 @@ class WorkInStore(WorkFolder):
         super().__init__(root / uri.partition("://")[2], uri)
         self._field = field
         self._attempt = attempt
+        self._secret = stage.spec.output.credentials
         with self.writing():
-            self._objects = ObjectFolder(uri, read_credentials(stage.spec.output.credentials, uri))
+            self._credentials = read_credentials(self._secret, uri)
+            self._objects = ObjectFolder(uri, self._credentials)
         self._requests = StoreRequests(uri)
         self._written: set[str] = set()
         """Ids of the copies that this process has begun."""
@@ -104,6 +107,7 @@ class WorkInStore(WorkFolder):
         with self.writing():
             self._objects.names("prepared")
             self._objects.write(probe, b"sluice")
+            self._objects.read(probe)
             self._objects.delete([probe])
 
     @contextmanager
@@ -141,7 +145,7 @@ class WorkInStore(WorkFolder):
     def add(self, file: Path) -> None:
         """Upload a file to where the other process's files go, and remove it here."""
         name = f"{self._copy_of(file.parent)}/{file.name}"
-        self._requests.make(lambda: self._objects.put(file, name), self._requests.generation)
+        self._ask(lambda objects: objects.put(file, name), self._requests.generation)
         file.unlink()
 
     def write_manifest(self, path: Path, text: str) -> None:
@@ -235,6 +239,23 @@ class WorkInStore(WorkFolder):
             ExitCode.INTERNAL,
         )
 
+    def _ask(self, request: Callable[[ObjectFolder], T], generation: int) -> T:
+        """Ask the store, as StoreRequests.make does, and anew if the Secret has changed: tokens last hours, not days."""
+
+        def ask() -> T:
+            try:
+                return request(self._objects)
+            except FileError as error:
+                if error.failure is not Failure.REFUSED:
+                    raise
+                now = read_credentials(self._secret, self.uri)
+                if now.values == self._credentials.values:
+                    raise
+                self._credentials, self._objects = now, ObjectFolder(self.uri, now)
+                return request(self._objects)
+
+        return self._requests.make(ask, generation)
+
     def _upload(self, unfinished: Path, generation: int) -> None:
         """Upload all files of a folder that is written, the manifest last."""
         target = self._copy_of(unfinished)
@@ -242,11 +263,11 @@ class WorkInStore(WorkFolder):
         files = (path for path in sorted(unfinished.rglob("*")) if path.is_file() and path != unfinished / MANIFEST)
         for file in files:
             name = f"{target}/{file.relative_to(unfinished).as_posix()}"
-            self._requests.make(partial(self._objects.put, file, name), generation)
+            self._ask(methodcaller("put", file, name), generation)
             failpoints.reached("file-uploaded")
         failpoints.reached("folder-synced")
         text = (unfinished / MANIFEST).read_bytes()
-        self._requests.make(lambda: self._objects.write(f"{target}/{MANIFEST}", text), generation)
+        self._ask(lambda objects: objects.write(f"{target}/{MANIFEST}", text), generation)
         failpoints.reached("folder-renamed")
         failpoints.reached("folder-durable")
 
@@ -258,7 +279,7 @@ class WorkInStore(WorkFolder):
             unfinished.mkdir(parents=True)
             for name, digest in _files_of(text).items():
                 source, target = f"{self._name(path)}/{copy.name}/{name}", unfinished / name
-                self._requests.make(partial(self._objects.fetch, source, target), generation)
+                self._ask(methodcaller("fetch", source, target), generation)
                 if file_digest(target) != digest:
                     return name
             (unfinished / MANIFEST).write_bytes(text)
@@ -277,7 +298,7 @@ class WorkInStore(WorkFolder):
                 continue
             try:
                 manifest = f"{folder}/{copy.name}/{MANIFEST}"
-                text = self._requests.make(partial(self._objects.read, manifest), generation)
+                text: bytes = self._ask(methodcaller("read", manifest), generation)
             except FileError as error:
                 if error.failure is not Failure.NOT_FOUND:
                     raise
@@ -290,7 +311,7 @@ class WorkInStore(WorkFolder):
         """All copies of a folder and of the folders in it, whole or not, with the names of these."""
         files: dict[tuple[str, str], set[str]] = {}
         generation = self._requests.generation
-        for file in self._requests.make(lambda: self._objects.names(folder), generation):
+        for file in self._ask(lambda objects: objects.names(folder), generation):
             parts = file.name.split("/")
             if at := next((at for at, part in enumerate(parts[:-1]) if _COPY.fullmatch(part)), 0):
                 files.setdefault(("/".join(parts[:at]), parts[at]), set()).add("/".join(parts[at + 1 :]))

@@ -18,6 +18,7 @@ from torch.distributed.distributed_c10d import Store
 from sluice_api.artifacts import file_digest
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
+from sluice_files.errors import FileError
 from sluice_trainer import durable, failpoints
 from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.ranks import Rank
@@ -115,6 +116,7 @@ class ShardedSaver:
             self._poll_for(f"{save}/end-{other}", ANSWER_SECONDS)
 
     def _follow(self, save: str, folder: Path, tensors: dict[str, Tensor]) -> None:
+        unfinished: Path | None = None
         try:
             text = self._receive(f"{save}/folder", WRITE_SECONDS, save)
             unfinished = _beside(folder, text) if text else None
@@ -124,15 +126,17 @@ class ShardedSaver:
                         self._work.share(unfinished)
                         result.extend(self._write_shard(unfinished, tensors))
                         self._work.add(unfinished / result[0])
-                except (OSError, SafetensorError):
+                except (OSError, SafetensorError, FileError):
                     if not unfinished.exists():  # the leader has given up, and says why in a moment
                         self._result(f"{save}/durable", save)
                     raise
             outcome = self._receive(f"{save}/durable", WRITE_SECONDS, save)
-            if unfinished and (self._work.is_copied or not outcome.startswith(_GOOD)):
+            if unfinished and not outcome.startswith(_GOOD):
                 self._remove_shard(unfinished)
             _parse_result(outcome)
         finally:
+            if unfinished and self._work.is_copied:
+                self._remove_shard(unfinished)
             self._put(f"{save}/end-{self._rank.number}", "")
 
     def _remove_shard(self, unfinished: Path) -> None:
