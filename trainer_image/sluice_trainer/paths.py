@@ -4,12 +4,17 @@ import os
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from sluice_api.sources import VOLUMES, VolumePath
+from sluice_api.sources import CONFIG_MAPS, VOLUMES, ConfigMapKey, VolumePath
 
 
 def mounted(path: VolumePath) -> Path:
     """A claim's path as this process sees it. SLUICE_VOLUMES moves the root, for runs outside a pod."""
     return Path(os.environ.get("SLUICE_VOLUMES", str(VOLUMES))) / path.claim / path.path
+
+
+def mounted_config_map(key: ConfigMapKey) -> Path:
+    """A ConfigMap's folder as this process sees it. SLUICE_CONFIG_MAPS moves the root, for runs outside a pod."""
+    return Path(os.environ.get("SLUICE_CONFIG_MAPS", str(CONFIG_MAPS))) / key.name
 
 
 def resolve_in_claim(path: VolumePath) -> Path | None:

@@ -25,7 +25,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from operator import methodcaller
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
@@ -39,7 +39,7 @@ from sluice_files.credentials import read_credentials
 from sluice_files.errors import Failure, FileError
 from sluice_files.objects import ObjectFolder
 from sluice_trainer import durable, failpoints, logs
-from sluice_trainer.errors import StageError
+from sluice_trainer.errors import StageError, fetching
 from sluice_trainer.store_requests import StoreRequests
 from sluice_trainer.work import WorkFolder
 
@@ -121,7 +121,8 @@ class WorkInStore(WorkFolder):
         except FileError as error:
             again = error.failure in (Failure.UNREACHABLE, Failure.TOO_LARGE)
             code = ExitCode.INTERNAL if again else ExitCode.BAD_INPUT
-            raise StageError(Reason.OUTPUT_NOT_WRITABLE, self._said(error), code) from error
+            message = error.in_field(self._field, "output.credentials")
+            raise StageError(Reason.OUTPUT_NOT_WRITABLE, message, code) from None
 
     @contextmanager
     def new_folder(self, path: Path) -> Iterator[Path]:
@@ -240,7 +241,7 @@ class WorkInStore(WorkFolder):
         )
 
     def _ask(self, request: Callable[[ObjectFolder], T], generation: int) -> T:
-        """Ask the store, as StoreRequests.make does, and anew if the Secret has changed: tokens last hours, not days."""
+        """Ask the store, as StoreRequests.make does, and anew if the Secret has changed: a token may last an hour."""
 
         def ask() -> T:
             try:
@@ -350,19 +351,9 @@ class WorkInStore(WorkFolder):
         taken = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
         return max(0, min(free, limit - taken))
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reading(self) -> AbstractContextManager[None]:
         """Turn a refusal by the store into an error that names the field and the remedy."""
-        try:
-            yield
-        except FileError as error:
-            code = ExitCode.INTERNAL if error.failure is Failure.UNREACHABLE else ExitCode.BAD_INPUT
-            raise StageError(Reason.DOWNLOAD_FAILED, self._said(error), code) from error
-
-    def _said(self, error: FileError) -> str:
-        """What went wrong, with the field that has to be mended."""
-        is_theirs = error.failure in (Failure.REFUSED, Failure.INVALID)
-        return f"{'output.credentials' if is_theirs else self._field}: {error.message}"
+        return fetching(self._field, "output.credentials", Reason.DOWNLOAD_FAILED)
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from sluice_api import pods
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import Clients, ClientsFrom, InferenceEngine
 from sluice_api.meta import ENGINE_LABEL, JOB_LABEL, STAGE_LABEL, engine_network_name, job_network_name
-from sluice_api.sources import volume_path
+from sluice_api.sources import config_map_key, volume_path
 from sluice_api.stages import Stage
 from sluice_operator.manifests.metadata import app_labels, owned_by
 from sluice_operator.observe.views import Address
@@ -122,8 +122,12 @@ def _api_servers(addresses: Sequence[Address]) -> list[Manifest]:
 
 
 def _public(*uris: str) -> list[Manifest]:
-    """The internet, but no private address, if one of these addresses is there."""
-    ports = sorted({_port(uri) for uri in uris if volume_path(uri) is None})
+    """The internet, but no private address, if one of these addresses is there.
+
+    Where an object store or a mirror of the hub listens inside the cluster, only a Secret says, which the operator
+    does not read: the chart's networkPolicy.egress opens that.
+    """
+    ports = sorted({_port(uri) for uri in uris if volume_path(uri) is None and config_map_key(uri) is None})
     if not ports:
         return []
     ports = sorted({_HTTPS, *ports})  # what is fetched may be elsewhere than what was asked

@@ -8,7 +8,7 @@ from sluice_api.gpupool import GPUPoolSpec, SharingMode
 from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.meta import taints_of_gpus
 from sluice_api.quantity import amount
-from sluice_api.sources import VOLUMES
+from sluice_api.sources import CONFIG_MAPS, CREDENTIALS, VOLUMES
 from sluice_api.tolerations import Toleration
 from sluice_operator.manifests import trust
 from sluice_operator.settings import Settings
@@ -17,6 +17,9 @@ from sluice_operator.writes import Manifest
 USER = 65532
 """`nonroot` of the distroless images."""
 TOKEN_SECONDS = 3600
+
+_GROUP_READS = 0o440
+"""The group is the pod's fsGroup."""
 
 SCRATCH_MOUNT: Manifest = {"name": "scratch", "mountPath": pods.SCRATCH}
 SHM_MOUNT: Manifest = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108
@@ -127,6 +130,40 @@ def claim_mounts(claims: Iterable[str], writable: Sequence[str] = ()) -> list[Ma
     return [
         {"name": f"claim-{number}", "mountPath": str(VOLUMES / claim), "readOnly": claim not in writable}
         for number, claim in enumerate(claims)
+    ]
+
+
+def secret_volumes(secrets: Iterable[str]) -> list[Manifest]:
+    """A volume for each Secret with credentials. One that is missing is said by who needs it, in its own words; the
+    kubelet would only hold the pod back.
+    """
+    return [
+        {"name": f"secret-{number}", "secret": {"secretName": secret, "optional": True, "defaultMode": _GROUP_READS}}
+        for number, secret in enumerate(secrets)
+    ]
+
+
+def secret_mounts(secrets: Iterable[str]) -> list[Manifest]:
+    """Where a container sees the Secrets of secret_volumes: each at /credentials/<secret>."""
+    return [
+        {"name": f"secret-{number}", "mountPath": str(CREDENTIALS / secret), "readOnly": True}
+        for number, secret in enumerate(secrets)
+    ]
+
+
+def config_map_volumes(names: Iterable[str]) -> list[Manifest]:
+    """A volume for each ConfigMap that is read; of one that is missing its reader says so."""
+    return [
+        {"name": f"config-map-{number}", "configMap": {"name": name, "optional": True}}
+        for number, name in enumerate(names)
+    ]
+
+
+def config_map_mounts(names: Iterable[str]) -> list[Manifest]:
+    """Where a container sees the ConfigMaps of config_map_volumes: each at /configmaps/<name>."""
+    return [
+        {"name": f"config-map-{number}", "mountPath": str(CONFIG_MAPS / name), "readOnly": True}
+        for number, name in enumerate(names)
     ]
 
 

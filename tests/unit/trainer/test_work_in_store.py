@@ -266,7 +266,7 @@ def test_token_that_is_renewed_in_the_secret_is_used(stored_job: Job, s3: Object
     secret.unlink()
     secret.write_text("this one is over")
     over = attempt(stored_job, 1)
-    with pytest.raises(StageError, match=r"output\.credentials: .*Correct the Secret store"):
+    with pytest.raises(StageError, match=r"output\.uri s3://.*Correct the Secret store"):
         over.save(partial(state, 4))
     secret.write_text(SECRET)
     assert over.save(partial(state, 4)) == checkpoints.newest_step() == 4
@@ -307,7 +307,7 @@ def test_store_that_stays_away_costs_the_checkpoints_since(
     with pytest.raises(StageError) as raised:
         checkpoints.save(partial(state, 12))
     assert (raised.value.reason, raised.value.code) == (Reason.OUTPUT_NOT_WRITABLE, ExitCode.INTERNAL)
-    assert raised.value.message.startswith("Step 12 could not be saved; step 4 is durable. output.uri: s3://")
+    assert raised.value.message.startswith("Step 12 could not be saved; step 4 is durable. output.uri s3://")
     way.open()
     assert checkpoints.save_in_background(partial(state, 16))
     checkpoints._background.join(10)
@@ -374,12 +374,12 @@ def unreachable(job: Job) -> Job:
 @pytest.mark.parametrize(
     ("wrong", "code", "message"),
     [
-        (wrong_key, ExitCode.BAD_INPUT, r"output\.credentials: s3://.*not know the AWS_ACCESS_KEY_ID.*Secret wrong"),
-        (wrong_secret, ExitCode.BAD_INPUT, r"output\.credentials: s3://.*credentials are wrong.*Secret wrong"),
-        (half_a_secret, ExitCode.BAD_INPUT, r"output\.credentials: s3://.*without AWS_SECRET_ACCESS_KEY\. Add it"),
-        (partial(with_output, secret="none"), ExitCode.BAD_INPUT, r"output\.credentials: .*Secret none is not in this"),
-        (partial(with_output, uri="s3://nobodys-bucket/x"), ExitCode.BAD_INPUT, r"output\.uri: .*has no bucket s3://nob"),
-        (unreachable, ExitCode.INTERNAL, r"output\.uri: .*127\.0\.0\.1:1 can't be reached .*: nobody listens"),
+        (wrong_key, ExitCode.BAD_INPUT, r"output\.uri s3://.*not know the AWS_ACCESS_KEY_ID.*Secret wrong"),
+        (wrong_secret, ExitCode.BAD_INPUT, r"output\.uri s3://.*credentials are wrong.*Secret wrong"),
+        (half_a_secret, ExitCode.BAD_INPUT, r"output\.uri s3://.*without AWS_SECRET_ACCESS_KEY\. Add it"),
+        (partial(with_output, secret="none"), ExitCode.BAD_INPUT, r"output\.uri s3://.*Secret none is not in this"),
+        (partial(with_output, uri="s3://nobodys-bucket/x"), ExitCode.BAD_INPUT, r"output\.uri s3://.*has no bucket s3://nob"),
+        (unreachable, ExitCode.INTERNAL, r"output\.uri s3://.*127\.0\.0\.1:1 can't be reached .*: nobody listens"),
     ],
     ids=["key", "secret", "half", "none", "bucket", "unreachable"],
 )  # fmt: skip
@@ -396,9 +396,7 @@ def test_bucket_that_may_only_be_read_is_found_by_prepare(stored_job: Job, tmp_p
     with object_store(tmp_path / "read-only", more=["--readonly"]) as store:
         store.bucket("books")
         write_secret(stored_job.volumes / "credentials", "reader", store.secret)
-        message = (
-            r"output\.credentials: .* refuses it to the credentials of the Secret reader .*right to write and delete"
-        )
+        message = r"output\.uri s3://.* refuses it to the credentials of the Secret reader .*right to write and delete"
         with pytest.raises(StageError, match=message) as raised:
             with_output(stored_job, secret="reader", uri="s3://books/x").prepare()
     assert (raised.value.reason, raised.value.code) == (Reason.OUTPUT_NOT_WRITABLE, ExitCode.BAD_INPUT)

@@ -15,7 +15,7 @@ from sluice_api.stages import PrepareResult, StageSpec
 from sluice_api.training import ExportedCheckpoint, Method, Training
 from sluice_trainer import base_model, durable, logs, prepared
 from sluice_trainer.base_model import BaseModel
-from sluice_trainer.data.fetch import dataset_file, dataset_name
+from sluice_trainer.data.fetch import dataset_name, row_files
 from sluice_trainer.data.rows import Findings, read_rows
 from sluice_trainer.data.split import held_out
 from sluice_trainer.errors import StageError
@@ -40,8 +40,8 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     folder = work.folder / "prepared"
     plan = plan_digest(stage)
     reporter.update(activity=Activity.PREPARING)
-    file = dataset_file(spec.dataset.uri)
-    base = base_model.locate(spec.model.uri)
+    (file,) = (found.path for found in row_files(spec.dataset, "dataset.uri"))
+    base = base_model.locate(spec.model.uri, credentials=spec.model.credentials, weights=False)
     inputs = {"dataset": file_digest(file), "model": base.fingerprint, "tokenizer": base.tokenizer_digest}
     result_plan = result_digest(stage, inputs)
     if (earlier := prepared.finished(work.fetch(folder))) is not None:
@@ -64,7 +64,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
 
         with_adapter(model, spec)  # on the model without weights, as Train puts it on the model
     tokeniser = Tokeniser(base, _longest(stage, base), spec.training.overlong_rows)
-    findings = Findings(dataset_name(spec.dataset.uri), spec.dataset.format)
+    findings = Findings(dataset_name(spec.dataset.uri or ""), spec.dataset.format)
     rows = list(tokeniser.tokenise(read_rows(file, findings), findings))
     findings.check(spec.dataset.on_bad_row)
     _check_not_empty(rows, findings)

@@ -46,7 +46,8 @@ def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
     trained, state = Checkpoints(stage, plan, work).trained()
     data = prepared.load(rows, plan_digest(stage))
     reporter.update(step=trained.step, total_steps=trained.total_steps)
-    base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
+    source = stage.spec.model
+    base = base_model.locate(source.uri, data.manifest.base_model_revision, source.credentials)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
     failpoints.reached("model-loads")
     model = load(base, stage.spec, torch.device("cpu"))

@@ -76,7 +76,8 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     watchdog.heartbeat(activity=Activity.LOADING_MODEL)
     training = stage.spec.training
     data = prepared.load(checkpoints.work.fetch(checkpoints.work.folder / "prepared"), plan.plan_digest(stage))
-    base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
+    source = stage.spec.model
+    base = base_model.locate(source.uri, data.manifest.base_model_revision, source.credentials)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
     seed_all(training.seed)
     torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
