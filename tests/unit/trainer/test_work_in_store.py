@@ -402,6 +402,17 @@ def test_bucket_that_may_only_be_read_is_found_by_prepare(stored_job: Job, tmp_p
     assert (raised.value.reason, raised.value.code) == (Reason.OUTPUT_NOT_WRITABLE, ExitCode.BAD_INPUT)
 
 
+def test_disk_that_will_not_hold_a_checkpoint_is_found_by_prepare(
+    stored_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sluice_trainer.train.trials.memory.COPY_BYTES_PER_WEIGHT", 20_000)
+    full = (("method", "Full"), ("resources", {"ephemeralStorage": "1Gi"}))
+    message = r"resources\.ephemeralStorage 1Gi does not hold .*: that takes 1\.\d+Gi\. Raise it"
+    with pytest.raises(StageError, match=message) as raised:
+        replace(stored_job, spec=(*stored_job.spec, *full)).prepare()
+    assert (raised.value.reason, raised.value.code) == (Reason.OUTPUT_NOT_WRITABLE, ExitCode.BAD_INPUT)
+
+
 def test_disk_without_room_for_a_checkpoint_says_what_to_raise(
     stored_job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

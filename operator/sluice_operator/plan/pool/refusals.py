@@ -176,8 +176,8 @@ def _engine_fits(engine: InferenceEngine, job: FineTuneJob) -> Obstacle | None:
     if is_object(job.spec.output.uri) and job.spec.output.credentials and lora.credentials is None:
         return Obstacle(
             Reason.ADAPTER_SOURCE_NOT_MOUNTED,
-            f"spec.output.uri: engine {name} has no lora.credentials to read {job.spec.output.uri} with. Set them to a "
-            f"Secret such as {job.spec.output.credentials.secret}.",
+            f"spec.output.uri: engine {name} has no lora.credentials to read the adapter with. Set them to a Secret, "
+            f"such as {job.spec.output.credentials.secret}.",
             ends_with=(engine_key(job.metadata.namespace, name),),
         )
     return None
