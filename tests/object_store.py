@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,14 +43,18 @@ class ObjectStore:
 
 
 @contextmanager
-def object_store(folder: Path, address: str = "127.0.0.1") -> Iterator[ObjectStore]:
-    """Serve a folder of buckets until the block ends. It is built first, once on each machine."""
+def object_store(folder: Path, address: str = "127.0.0.1", more: Sequence[str] = ()) -> Iterator[ObjectStore]:
+    """Serve a folder of buckets until the block ends. It is built first, once on each machine.
+
+    Args:
+        more: versitygw's own flags.
+    """
     binaries.build_object_store()
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port(address)
     words = ["--port", f"{address}:{port}", "--access", KEY, "--secret", SECRET, "--region", REGION, "--keep-alive"]
     server = subprocess.Popen(
-        [binaries.OBJECT_STORE.path("versitygw"), *words, "--quiet", "posix", folder],
+        [binaries.OBJECT_STORE.path("versitygw"), *words, *more, "--quiet", "posix", folder],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -270,8 +270,9 @@ class Reason(Explained):
     )
     ADAPTER_SOURCE_NOT_MOUNTED = (
         "AdapterSourceNotMounted",
-        "The engine does not mount the volume claim with the adapter.",
-        "Add the volume claim to the engine's lora.volumeClaims, or write to one that it mounts.",
+        "The engine does not mount the volume claim with the adapter, or has no credentials for its object store.",
+        "Add the volume claim to the engine's lora.volumeClaims, or write to one that it mounts; of a store set "
+        "lora.credentials.",
     )
     VOLUME_CLAIM_NOT_FOUND = (
         "VolumeClaimNotFound",
@@ -298,8 +299,9 @@ class Reason(Explained):
     )
     OUTPUT_NOT_WRITABLE = (
         "OutputNotWritable",
-        "The folder at output.uri cannot be written, or its volume is full.",
-        "Give uid 65532 write access, make room, or enlarge the volume. A trained job then continues by itself.",
+        "The folder at output.uri cannot be written: its volume or its object store refuses it, is full, or is away.",
+        "Give uid 65532 write access, or the Secret's keys the right to write and delete; make room, or enlarge the "
+        "volume. A trained job then continues by itself.",
     )
     RESUME_REFUSED = (
         "ResumeRefused",

@@ -10,9 +10,9 @@ from typing import Annotated
 from pydantic import Field, FiniteFloat, PositiveInt, StringConstraints
 
 from sluice_api.finetunejob import FineTuneJobSpec
-from sluice_api.meta import work_folder
 from sluice_api.model import Count, Decimal, Model
-from sluice_api.sources import VOLUMES, volume_path
+from sluice_api.sources import is_object
+from sluice_api.training import Method
 
 MAX_OUTCOME_BYTES = 4000
 """A termination message is cut at 4,096 bytes by the kubelet."""
@@ -61,13 +61,20 @@ class StageSpec(Model):
     spec: FineTuneJobSpec
     pool: PoolFacts | None = Field(None, description="Of Prepare only. It is no part of what the job asks for.")
 
-    @property
-    def work(self) -> str:
-        """The job's own folder, in every pod that mounts the output's claim."""
-        path = volume_path(self.spec.output.uri)
-        if path is None:
-            raise ValueError(f"output.uri {self.spec.output.uri} is not a pvc:// address")
-        return str(VOLUMES / path.claim / path.path / work_folder(self.name, self.uid))
+
+GRACE_SECONDS, FULL_GRACE_SECONDS = 30, 300
+"""Of adapters, and of a model whose weights all learn: its state is three times as large as the model."""
+STORE_GRACE_SECONDS, STORE_FULL_GRACE_SECONDS = 120, 900
+"""The same where the output is in an object store, which takes the state over the network, at a tenth to a half of a
+disk's speed, and now and then only when it is asked again."""
+
+
+def grace_seconds(spec: FineTuneJobSpec) -> int:
+    """Seconds between SIGTERM and SIGKILL, in which a trainer makes its last step durable, or says that it can't."""
+    whole = spec.method is Method.FULL
+    if is_object(spec.output.uri):
+        return STORE_FULL_GRACE_SECONDS if whole else STORE_GRACE_SECONDS
+    return FULL_GRACE_SECONDS if whole else GRACE_SECONDS
 
 
 class PrepareResult(Model):

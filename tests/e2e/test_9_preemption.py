@@ -3,7 +3,7 @@
 import sys
 import time
 
-from sluice_operator.manifests.stage_job import GRACE_SECONDS
+from sluice_api.stages import GRACE_SECONDS
 from tests.e2e import objects
 from tests.e2e.conftest import Undisturbed
 from tests.e2e.observer import Observed

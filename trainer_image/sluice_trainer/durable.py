@@ -32,7 +32,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     A block that fails leaves `folder` as it was, and takes no room for what it had written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}-{uuid.uuid4().hex[:8]}")
+    unfinished = unfinished_name(folder)
     try:
         unfinished.mkdir()
         failpoints.reached("folder-made")
@@ -55,14 +55,31 @@ def new_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(unfinished.with_name(f"{unfinished.name}-old"), ignore_errors=True)
 
 
+def unfinished_name(path: Path) -> Path:
+    """A new name, beside a path, under which it is written."""
+    return path.with_name(f"{_UNFINISHED}{path.name}-{uuid.uuid4().hex[:8]}")
+
+
+def parse_unfinished(name: str) -> tuple[str, str]:
+    """The name of what is written under a name of unfinished_name, and eight digits that no other such name has.
+
+    Raises:
+        ValueError: it is no such name.
+    """
+    match = re.fullmatch(rf"{re.escape(_UNFINISHED)}(.+)-([0-9a-f]{{8}})", name)
+    if match is None:
+        raise ValueError(f"{name} is no name of an unfinished folder")
+    return match[1], match[2]
+
+
 def is_unfinished(name: str, folder: Path) -> bool:
     """Whether new_folder could write `folder` under this name."""
     return re.fullmatch(rf"{re.escape(f'{_UNFINISHED}{folder.name}')}-[0-9a-f]{{8}}", name) is not None
 
 
-def remove_unfinished(parent: Path) -> None:
-    """Remove what an earlier process left half-written."""
-    for leftover in parent.glob(f"{_UNFINISHED}*"):
+def remove_unfinished(parent: Path, name: str = "") -> None:
+    """Remove what an earlier process left half-written in a folder, or only what would have become `name` there."""
+    for leftover in parent.glob(f"{_UNFINISHED}{name}-*" if name else f"{_UNFINISHED}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -71,7 +88,7 @@ def remove_unfinished(parent: Path) -> None:
 
 def write_file(path: Path, text: str) -> None:
     """Write a file atomically and durably: after a crash it is whole, or as it was before."""
-    unfinished = path.with_name(f"{_UNFINISHED}{path.name}-{uuid.uuid4().hex[:8]}")
+    unfinished = unfinished_name(path)
     unfinished.write_text(text, encoding="utf-8")
     unfinished.chmod(0o644)
     _sync(unfinished)
@@ -94,13 +111,21 @@ def sealed(manifest: Model) -> str:
 
 
 def read_manifest(folder: Path, manifest: type[M]) -> M | None:
-    """Read the folder's manifest; None if it is missing, damaged or invalid. Older versions wrote no checksum."""
+    """Read the folder's manifest; None if it is missing, damaged or invalid."""
     try:
-        fields = json.loads((folder / MANIFEST).read_bytes())
+        return parse_manifest((folder / MANIFEST).read_bytes(), manifest)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def parse_manifest(text: bytes, manifest: type[M]) -> M | None:
+    """Read a manifest; None if it is damaged or invalid. Older versions wrote no checksum."""
+    try:
+        fields = json.loads(text)
         if _CHECKSUM in fields and fields.pop(_CHECKSUM) != _checksum(fields):
             return None
         return manifest.model_validate_json(json.dumps(fields))
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         return None
 
 
@@ -108,7 +133,7 @@ def _checksum(fields: object) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def damaged_file(folder: Path, files: dict[str, str]) -> str | None:
+def damaged_file(folder: Path, files: Mapping[str, str]) -> str | None:
     """The first file that is not there or not as its manifest says; None when the folder is whole."""
     for name, digest in files.items():
         path = folder / name

@@ -44,3 +44,7 @@ class PeerLost(StageError):
 
     def __init__(self, who: str = "Another rank") -> None:
         super().__init__(Reason.POD_LOST, f"{who} of the group is gone", ExitCode.REQUEUE)
+
+
+class GivenUp(PeerLost):
+    """What was written in the background is given up: the process is about to end, and saves a newer state."""

@@ -23,9 +23,10 @@ Place = Literal[
     "tensors-written",
     "progress-written",
     "folder-written",  # its manifest too, but nothing of it is durable
-    "folder-synced",
+    "file-uploaded",  # to an object store
+    "folder-synced",  # all of it is durable; in an object store all but its manifest
     "folder-set-aside",  # a damaged one of the same name
-    "folder-renamed",
+    "folder-renamed",  # in an object store: its manifest is there
     "folder-durable",
     "checkpoint-pruned",
     "training-completes",

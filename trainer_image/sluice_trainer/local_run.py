@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -24,9 +24,9 @@ import yaml
 from sluice_api.admission import Problem, filled, problems
 from sluice_api.data_report import REPORT_HTML, REPORT_JSON, DataReport
 from sluice_api.finetunejob import FineTuneJob, FineTuneJobSpec
-from sluice_api.meta import GROUP
+from sluice_api.meta import GROUP, work_folder
 from sluice_api.pods import STAGE_ENV
-from sluice_api.sources import VOLUMES, volume_path
+from sluice_api.sources import is_object, volume_path
 from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
 from sluice_trainer.data.report import terminal
 from sluice_trainer.local_ranks import OUTCOME_ENV
@@ -54,7 +54,8 @@ unless --volumes or --claim say otherwise. credentials/<secret>/<KEY> has the va
 configmaps/<name>/<key> that of a ConfigMap's. What can't be had here (a pool, a policy, publishing) is passed over.
 
 What is made is in <output.uri>/<job>-<uid8>/: export/ with the adapter or the model, checkpoints/, prepared/ and
-report.md. On a terminal you see text and a progress bar; where the output is piped, one JSON object a line.
+report.md. If that is in an object store, report.md is in <job>-<uid8>/ beside the file. On a terminal you see text and
+a progress bar; where the output is piped, one JSON object a line.
 
 Ctrl-C saves a checkpoint. The same command again goes on from it. If the file, the rows or the model were edited since,
 it begins anew and says so; --only takes what the stage before has left, whatever was edited since."""
@@ -109,7 +110,8 @@ def main(arguments: Sequence[str]) -> int:
         stages = [_STAGES[chosen.only]] if chosen.only else list(Stage)
         for variable, name in _BESIDE_FILE.items():
             os.environ.setdefault(variable, str((chosen.file.parent / name).resolve()))
-        return _run(job, folders, stages, chosen.preview)
+        own = _own_folder(job, folders, chosen.file.parent)
+        return _run(job, own, folders, stages, chosen.preview)
     except CannotRun as error:
         sys.stderr.write(f"{error}\n")
         return int(ExitCode.BAD_INPUT)
@@ -140,7 +142,8 @@ def read_job(file: Path, name: str | None = None) -> StageSpec:
     # The same file is the same job, so that the same command goes on where the last one stopped.
     uid = hashlib.sha256(f"{file.resolve()} {name}".encode()).hexdigest()[:32]
     return StageSpec(
-        namespace="alone", name=name, uid=uid, stage=Stage.PREPARE, attempt=1,
+        # Of all attempts, on whatever machine, the one that began last is the newest.
+        namespace="alone", name=name, uid=uid, stage=Stage.PREPARE, attempt=int(time.time()),
         spec=spec.model_copy(update={"resources": here}),
     )  # fmt: skip
 
@@ -192,15 +195,25 @@ def claim_folders(job: StageSpec, volumes: Path, others: Sequence[str]) -> dict[
     return folders
 
 
-def _run(job: StageSpec, folders: Mapping[str, Path], stages: Sequence[Stage], preview: int | None) -> int:
+def _own_folder(job: StageSpec, folders: Mapping[str, Path], beside: Path) -> Path:
+    """Where the report, the losses and the picture go: into the job's own folder, if that is on this machine."""
+    output = volume_path(job.spec.output.uri)
+    name = work_folder(job.name, job.uid)
+    return beside.resolve() / name if output is None else folders[output.claim] / output.path / name
+
+
+def _run(job: StageSpec, work: Path, folders: Mapping[str, Path], stages: Sequence[Stage], preview: int | None) -> int:
     """Run the stages in their order, until one fails; returns the exit status.
 
     Args:
+        job: What is run.
+        work: Where the report, the losses and the picture go.
+        folders: Of each claim.
+        stages: Which.
         preview: So many rows of Prepare's report are shown with the rest of it; None: no report is.
     """
     began = time.monotonic()
-    claim, *path = PurePosixPath(job.work).relative_to(VOLUMES).parts
-    work = folders[claim].joinpath(*path)
+    outcomes: list[StageOutcome] = []
     curve = LossCurve(work / "losses.jsonl")
     out = Output(sys.stdout)
     shown = Screen.of(out, curve, is_read=True if preview is not None else out.isatty())
@@ -215,23 +228,28 @@ def _run(job: StageSpec, folders: Mapping[str, Path], stages: Sequence[Stage], p
                 screen.ended_badly(stage, code, outcome)
                 return code
             screen.done(outcome)
+            outcomes.append(outcome)
             if outcome.export is not None:
                 seconds = time.monotonic() - began
-                screen.finished(write_summary(work, job, outcome.export, curve, seconds))
+                screen.finished(write_summary(work, job, outcomes, curve, seconds))
         if preview is not None:
-            screen.finished(_preview(work / "prepared", preview, out))
+            screen.finished(_preview(job, work, preview, out))
         return int(ExitCode.DONE)
 
 
-def _preview(prepared: Path, rows: int, out: Output) -> str:
+def _preview(job: StageSpec, work: Path, rows: int, out: Output) -> str:
     """The report of the prepared rows as text, with where it is."""
+    prepared, where = work / "prepared", str(work / "prepared")
+    if is_object(job.spec.output.uri):
+        from sluice_trainer.work import work_of
+
+        stored = work_of(job)
+        prepared, where = stored.fetch(stored.folder / "prepared"), stored.address(stored.folder / "prepared")
     file = prepared / REPORT_JSON
     if not file.exists():
-        return f"These rows have no report: an older version prepared them. Delete {prepared}, and run this again."
+        return f"These rows have no report: an older version prepared them. Delete {where}, and run this again."
     report = DataReport.model_validate_json(file.read_bytes())
-    return (
-        f"\n{terminal.preview(report, rows, colour=terminal.has_colour(out))}\n\n  All of it: {prepared / REPORT_HTML}"
-    )
+    return f"\n{terminal.preview(report, rows, colour=terminal.has_colour(out))}\n\n  All of it: {where}/{REPORT_HTML}"
 
 
 @contextmanager
@@ -278,6 +296,7 @@ def _run_stage(
         STAGE_ENV: job.to_json(),
         OUTCOME_ENV: str(outcome),
         "SLUICE_VOLUMES": str(volumes),
+        "SLUICE_WORK": str(scratch / "work"),
         "SLUICE_METRICS_PORT": os.environ.get("SLUICE_METRICS_PORT", "0"),
     }
     command = [sys.executable, "-m", "sluice_trainer", job.stage.lower()]

@@ -1,33 +1,47 @@
 """The final report of a run without a cluster: report.md and, where matplotlib is installed, loss.png beside it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from sluice_api.artifacts import MANIFEST
 from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.model import Model
-from sluice_api.stages import ExportResult, PrepareResult, StageSpec, TrainResult
+from sluice_api.sources import is_object
+from sluice_api.stages import ExportResult, PrepareResult, StageOutcome, StageSpec, TrainResult
 from sluice_api.training import Method
 from sluice_trainer.loss_curve import LossCurve
 
 M = TypeVar("M", bound=Model)
 
 
-def write_summary(work: Path, job: StageSpec, exported: ExportResult, curve: LossCurve, seconds: float) -> str:
+def write_summary(
+    work: Path, job: StageSpec, outcomes: Sequence[StageOutcome], curve: LossCurve, seconds: float
+) -> str:
     """Write report and picture into the job's own folder. Returns a few lines that say where everything is.
 
-    Stages that this run has not done are described by what an earlier run left.
+    Args:
+        work: The folder.
+        job: The job.
+        outcomes: Of the stages that this run has done, the last of which is Export. The others are described by what an
+            earlier run left on this machine, if it did.
+        curve: The losses.
+        seconds: How long this run has taken.
     """
+    exported = outcomes[-1].export
+    if exported is None:
+        raise ValueError("Export is the stage that ends a run")
     picture = work / "loss.png"
     drawn = draw(picture, job.name, curve)
-    prepared = _result(work / "prepared", PrepareResult)
-    trained = _result(work / "checkpoints", TrainResult)
+    prepared = next((o.prepare for o in outcomes if o.prepare), None) or _result(work / "prepared", PrepareResult)
+    trained = next((o.train for o in outcomes if o.train), None) or _result(work / "checkpoints", TrainResult)
     rows = _rows(job.spec, prepared, trained, exported) | {"time": f"{seconds:.0f} s in this run"}
     report = work / "report.md"
     report.write_text(_page(job.name, rows, drawn), encoding="utf-8")
     result = "The model is in  " if job.spec.method is Method.FULL else "The adapter is in"
-    lines = [f"{result} {work / 'export'}", f"The report is  {report}"]
+    place = exported.uri if is_object(exported.uri) else work / "export"
+    lines = [f"{result} {place}", f"The report is  {report}"]
     if drawn:
         lines.append(f"The curve is   {picture}")
     elif curve.training:

@@ -17,19 +17,14 @@ from sluice_api.meta import (
 )
 from sluice_api.quantity import amount
 from sluice_api.sources import claims_of
-from sluice_api.stages import ExitCode, PoolFacts, Stage, StageSpec
+from sluice_api.stages import ExitCode, PoolFacts, Stage, StageSpec, grace_seconds
 from sluice_api.tolerations import Toleration
-from sluice_api.training import Method
 from sluice_operator.manifests import pod
 from sluice_operator.manifests.devices import of_training, with_claims
 from sluice_operator.manifests.metadata import app_labels, owned_by
 from sluice_operator.settings import Settings
 from sluice_operator.writes import Manifest
 
-GRACE_SECONDS = 30
-"""SIGTERM makes the state of the last optimizer step durable well within this."""
-FULL_GRACE_SECONDS = 300
-"""The same of a model whose weights all learn: its state is three times as large as the model."""
 PREPARE_MEMORY = "4Gi"
 """All rows as tokens are in memory at once: room for some hundred million tokens."""
 CPU_STAGE_CPU = "250m"
@@ -210,7 +205,7 @@ def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings, 
     }
     return {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": FULL_GRACE_SECONDS if job.spec.method is Method.FULL else GRACE_SECONDS,
+        "terminationGracePeriodSeconds": grace_seconds(job.spec),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": pod.POD_SECURITY,

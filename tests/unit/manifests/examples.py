@@ -153,6 +153,7 @@ GOLDEN: dict[str, list[dict[str, Any]]] = {
     ],
     "prepare-job": [stage_job(JOB, Stage.PREPARE, 1, CUDA)],
     "prepare-job-without-volumes": [stage_job(NO_VOLUMES, Stage.PREPARE, 1, CUDA)],
+    "trainer-job-without-volumes": [stage_job(NO_VOLUMES, Stage.TRAIN, 1, CUDA, CLAIM)],
     "trainer-job-lora": [stage_job(JOB, Stage.TRAIN, 2, CUDA, CLAIM)],
     "trainer-job-group": [group_service(GROUP_JOB), stage_job(GROUP_JOB, Stage.TRAIN, 1, CUDA, GROUP_CLAIM)],
     "trainer-job-shared-hami": [stage_job(JOB, Stage.TRAIN, 1, CUDA, _sharing(SharingMode.HAMI))],

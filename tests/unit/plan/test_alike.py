@@ -25,6 +25,10 @@ REFUSED: dict[str, tuple[dict[str, Any], Reason]] = {
     "rank": ({"lora": {"rank": 128}}, Reason.RANK_TOO_LARGE),
     "model": ({"model": {"uri": "pvc://models/other"}}, Reason.BASE_MODEL_DIFFERS),
     "output": ({"output": {"uri": "pvc://datasets/out"}}, Reason.ADAPTER_SOURCE_NOT_MOUNTED),
+    "output in a store": (
+        {"output": {"uri": "s3://bucket/out", "credentials": {"secret": "writes"}}},
+        Reason.ADAPTER_SOURCE_NOT_MOUNTED,
+    ),
     "dataset": ({"dataset": {"uri": "pvc://none/rows.jsonl"}}, Reason.VOLUME_CLAIM_NOT_FOUND),
 }
 """Changes of a job that is not refused, and why each is."""
@@ -71,6 +75,22 @@ def test_jobs_with_dataset_and_output_swapped_are_not_alike(builder: WorldBuilde
 
     assert said(builder, good) is None
     assert said(builder, bad) is Reason.ADAPTER_SOURCE_NOT_MOUNTED
+
+
+def test_job_with_its_output_in_a_store_is_not_refused_for_volume_claims() -> None:
+    """Two nodes, no claim that both could mount; the engine can read the store."""
+    here = WorldBuilder()
+    here.node(1)
+    here.node(1)
+    opened = {"secret": "writes"}
+    here.engine("chat", 1, lora={"credentials": opened})
+    several = here.job("several", 1, resources={"nodes": 2}, output={"uri": "s3://bucket/out", "credentials": opened})
+    assert said(here, several) is None
+    assert several.spec.volumes == ("models", "datasets")
+    publishes = here.job("publishes", 1, **SPEC, output={"uri": "s3://bucket/out", "credentials": opened})
+    assert said(here, publishes) is None
+    public = here.job("public", 1, **SPEC, output={"uri": "s3://bucket/out"})
+    assert said(here, public) is None
 
 
 def test_job_with_a_changed_priority_is_not_alike(builder: WorldBuilder) -> None:

@@ -1,5 +1,6 @@
 """A tiny model made in place, and volumes with it."""
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.object_store import ObjectStore, write_secret
 from tests.unit.trainer import forked, groups
 from tests.unit.trainer.jobs import ROWS, Job, write_rows
 
@@ -95,6 +97,22 @@ def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, pare
 def job(volumes: Path) -> Job:
     """A small job on the tiny model."""
     return Job(volumes)
+
+
+@pytest.fixture
+def bucket(s3: ObjectStore) -> Path:
+    """A bucket of one test."""
+    return s3.bucket(f"b-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def stored_job(job: Job, s3: ObjectStore, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """The same job with its output in an object store."""
+    write_secret(job.volumes / "credentials", "store", s3.secret)
+    monkeypatch.setenv("SLUICE_CREDENTIALS", str(job.volumes / "credentials"))
+    monkeypatch.setenv("SLUICE_WORK", str(job.volumes / "scratch"))
+    output = {"uri": f"s3://{bucket.name}/out", "credentials": {"secret": "store"}}
+    return replace(job, spec=(*job.spec, ("output", output)))
 
 
 @pytest.fixture

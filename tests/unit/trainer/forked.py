@@ -106,6 +106,8 @@ class Parent:
             "SLUICE_STAGE": job.stage(stage, attempt=self._started).to_json(),
             "SLUICE_VOLUMES": str(job.volumes),
             "SLUICE_TERMINATION_FILE": str(outcome),
+            "SLUICE_CREDENTIALS": str(job.volumes / "credentials"),
+            "SLUICE_WORK": str(job.volumes / f"scratch-{self._started}"),  # empty, as a new pod's disk is
         }
         if failpoint:
             environment["SLUICE_FAILPOINT"] = failpoint

@@ -8,6 +8,7 @@
 import os
 import random
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -45,8 +46,27 @@ EXPORTING = ("adapter-written", "adapter-checked", "folder-synced", "folder-rena
 FEW = 5
 
 
+IN_STORE = {"file-uploaded": 8, "folder-synced": 5, "folder-renamed": 5, "checkpoint-pruned": 2}
+"""The same of what is other where the output is in an object store, with the end of training."""
+OF_A_STORE = "S3:"
+"""What the ids of those begin with."""
+FEW_OF_A_STORE = ("S3:Train:file-uploaded:5", "S3:Train:folder-renamed:3")
+
+
 def all_kills() -> list[str]:
-    """Thirty, ten of them inside a save: each place once, at a seeded moment, and a few again."""
+    """Each place once, at a seeded moment, and a few again; each place of an output in an object store."""
+    in_store = (*(f"{OF_A_STORE}{kill}" for kill in kills_of_a_volume()), *kills_of_a_store())
+    return [*kills_of_a_volume(), *dict.fromkeys(in_store)]
+
+
+def kills_of_a_store() -> list[str]:
+    """Every time that training comes by one of those places."""
+    train = [f"{OF_A_STORE}Train:{place}:{nth}" for place, often in IN_STORE.items() for nth in range(1, often + 1)]
+    return [*train, f"{OF_A_STORE}Prepare:file-uploaded:1", f"{OF_A_STORE}Prepare:folder-synced:1"]
+
+
+def kills_of_a_volume() -> list[str]:
+    """Thirty, ten of them inside a save."""
     draw = random.Random(SEED)
     inside = [*INSIDE_A_SAVE, "tensors-written"]
     elsewhere = [*ELSEWHERE, *draw.sample(("forward", "backward", "update-half-done", "update-done"), 4)]
@@ -57,8 +77,10 @@ def all_kills() -> list[str]:
 
 def selected_kills(choice: str) -> list[str]:
     """All, so many, those with these ids, or a few that differ most."""
-    if choice in ("", "all") or choice.isdecimal():
-        few = len(all_kills()) if choice == "all" else int(choice or FEW)
+    if choice == "":
+        return [*random.Random(SEED).sample(kills_of_a_volume(), FEW), *FEW_OF_A_STORE]
+    if choice == "all" or choice.isdecimal():
+        few = len(all_kills()) if choice == "all" else int(choice)
         return random.Random(SEED).sample(all_kills(), few) if few < len(all_kills()) else all_kills()
     return choice.split(",")
 
@@ -80,9 +102,14 @@ to be killed at are counted."""
 
 
 @pytest.mark.parametrize("kill", selected_kills(os.environ.get("SLUICE_KILLS", "")))
-def test_sigkill_costs_no_bit(job: Job, parent: Parent, undisturbed: WholeJob, kill: str) -> None:
-    job = Job(job.volumes, training=TRAINING)
-    stage, place = kill.split(":", 1)
+def test_sigkill_costs_no_bit(
+    job: Job, parent: Parent, undisturbed: WholeJob, kill: str, request: pytest.FixtureRequest
+) -> None:
+    """Of an output in an object store the next pod has nothing but what is there."""
+    if kill.startswith(OF_A_STORE):
+        job = request.getfixturevalue("stored_job")
+    job = replace(job, training=TRAINING)
+    stage, place = kill.removeprefix(OF_A_STORE).split(":", 1)
     before = parent.before(job, stage)
     killed = parent.start(job, stage, f"{place}:SIGKILL", PUNCTUAL)
     assert killed.wait() == -signal.SIGKILL

@@ -21,6 +21,7 @@ from sluice_trainer.train.checkpoints import sharded
 from sluice_trainer.train.checkpoints.sharded import ShardedSaver
 from sluice_trainer.train.checkpoints.state import Progress, TrainingState
 from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Shard, read
+from sluice_trainer.work import WorkFolder
 
 TENSORS = {"weight.a": torch.arange(21.0).view(7, 3), "weight.b": torch.arange(2.0), "step.a": torch.tensor(4.0)}
 
@@ -62,8 +63,9 @@ def store() -> Iterator[Callable[[], TCPStore]]:
 
 
 @pytest.fixture
-def pair(store: Callable[[], TCPStore]) -> tuple[ShardedSaver, ShardedSaver]:
-    return ShardedSaver(Rank(0, 0, 1, 2), store()), ShardedSaver(Rank(0, 1, 1, 2), store())
+def pair(store: Callable[[], TCPStore], tmp_path: Path) -> tuple[ShardedSaver, ShardedSaver]:
+    work = WorkFolder(tmp_path)
+    return ShardedSaver(Rank(0, 0, 1, 2), store(), work), ShardedSaver(Rank(0, 1, 1, 2), store(), work)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ some by their ids:
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,9 @@ SAVED = (
 ALL_DONE = ("Train:file-renamed:1", "Export:folder-renamed:1", "Export:folder-durable:1")
 """The stage is complete here: that it is told to stop may come too late."""
 FEW = ("Train:backward:14", "Train:update-half-done:7", "Train:tensors-written:1", "Export:adapter-written:1")
+OF_A_STORE = "S3:"
+"""What the ids of places begin with where the output is in an object store."""
+FEW_OF_A_STORE = ("S3:Train:file-uploaded:2",)
 
 FULL_DISK = """
 from safetensors import SafetensorError
@@ -72,8 +76,12 @@ checkpoint.save_file = save_file
 
 def selected_places(choice: str) -> tuple[str, ...]:
     """All places, those of these ids, or a few."""
-    everywhere = (*NOTHING_TO_SAVE, *SAVED, *ALL_DONE)
-    return {"": FEW, "all": everywhere}.get(choice) or tuple(choice.split(","))
+    on_a_volume = (*NOTHING_TO_SAVE, *SAVED, *ALL_DONE)
+    in_a_store = (
+        f"{OF_A_STORE}{place}" for place in (*on_a_volume, *(f"Train:file-uploaded:{n}" for n in range(1, 9)))
+    )
+    everywhere = (*on_a_volume, *in_a_store)
+    return {"": (*FEW, *FEW_OF_A_STORE), "all": everywhere}.get(choice) or tuple(choice.split(","))
 
 
 def stop_with_sigterm(halted: StageProcess) -> int:
@@ -85,8 +93,13 @@ def stop_with_sigterm(halted: StageProcess) -> int:
 
 
 @pytest.mark.parametrize("place", selected_places(os.environ.get("SLUICE_SIGTERMS", "")))
-def test_sigterm_costs_no_bit(job: Job, parent: Parent, undisturbed: WholeJob, place: str) -> None:
-    job = Job(job.volumes, training=TRAINING)
+def test_sigterm_costs_no_bit(
+    job: Job, parent: Parent, undisturbed: WholeJob, place: str, request: pytest.FixtureRequest
+) -> None:
+    if place.startswith(OF_A_STORE):
+        job = request.getfixturevalue("stored_job")
+    job = replace(job, training=TRAINING)
+    place = place.removeprefix(OF_A_STORE)
     stage, failpoint = place.split(":", 1)
     before = parent.before(job, stage)
     stopped = parent.start(job, stage, f"{failpoint}:SIGSTOP")

@@ -41,7 +41,7 @@ def summary(folder: Path, stage: StageSpec, losses: int, overlong: int = 0) -> t
     curve = LossCurve(folder / "losses.jsonl")
     for step in range(1, losses + 1):
         curve.take({"event": "step", "step": step, "loss": 1.0})
-    printed = write_summary(folder, stage, EXPORTED, curve, seconds=7)
+    printed = write_summary(folder, stage, [StageOutcome(reason="Done", export=EXPORTED)], curve, seconds=7)
     return printed, (folder / "report.md").read_text()
 
 

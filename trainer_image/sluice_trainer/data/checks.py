@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sluice_api.dataset import DatasetFormat
-from sluice_api.finetunejob import JobResources
+from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.quantity import amount, readable
 from sluice_api.reasons import Reason
+from sluice_api.sources import is_object
 from sluice_api.stages import StageSpec
 from sluice_api.training import ExportedCheckpoint, Method, Training
 from sluice_trainer.base_model import BaseModel
@@ -47,13 +48,20 @@ def check_loss(base: BaseModel, model: "PreTrainedModel") -> None:
         )
 
 
-def check_memory(model: "PreTrainedModel", resources: JobResources) -> None:
+def check_room(model: "PreTrainedModel", spec: FineTuneJobSpec) -> None:
     """Refuse to train all weights where the copy that a checkpoint is written from would not fit: the kernel would end
-    the process, at its first save and at each one after it."""
+    the process, at its first save and at each one after it. The kubelet does so where it fills the pod's disk."""
     from sluice_trainer.train.trials.memory import COPY_BYTES_PER_WEIGHT
 
-    weights = model.num_parameters()
+    weights, resources = model.num_parameters(), spec.resources
     needed = COPY_BYTES_PER_WEIGHT * weights
+    if is_object(spec.output.uri) and amount("ephemeral-storage", resources.ephemeral_storage) < needed:
+        raise StageError(
+            Reason.OUTPUT_NOT_WRITABLE,
+            f"resources.ephemeralStorage {resources.ephemeral_storage} does not hold a checkpoint of all {weights:,} "
+            f"weights, which is on the pod's disk before it is in {spec.output.uri}: that takes "
+            f"{readable('ephemeral-storage', needed)}. Raise it, or use a pvc:// address or method LoRA.",
+        )
     if amount("memory", resources.memory) < needed:
         raise StageError(
             Reason.OUT_OF_MEMORY,

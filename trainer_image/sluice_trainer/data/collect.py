@@ -26,6 +26,7 @@ from sluice_trainer.data.steps.signature import SLOTS
 from sluice_trainer.data.tally import Tally
 from sluice_trainer.data.tokenise import Tokenised
 from sluice_trainer.prepared import RowWriter, TokenRow
+from sluice_trainer.work import work_of
 
 _VOCABULARY = 2**20
 """More tokens than any model knows; a row's own number of tokens says nothing about it."""
@@ -185,14 +186,15 @@ def collect(
     sources = [Source(said, its) for said, its in zip(spec.dataset.all_files, files, strict=True)]
     all_of_them = [file for its in files for file in its]
     name = all_of_them[0].name if len(all_of_them) == 1 else _name_of(spec.dataset.uris)
-    with paths.writing(stage):
+    work = work_of(stage)
+    with work.writing():
         writer = RowWriter(folder)
     collected = Collected(writer, Findings(name), spec.training.seed, maker, settings.longest, Tally(maker.steps))
     processes = processes_for(sum(file.path.stat().st_size for file in all_of_them))
     for (source, file), task, made in make_all(_tasks(sources), maker, processes, settings):
-        with paths.writing(stage):
+        with work.writing():
             collected.take(source, file, task, made)
-    with paths.writing(stage):
+    with work.writing():
         writer.close()
     return collected, sources
 

@@ -16,7 +16,7 @@ from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
 from sluice_api.training import Method
-from sluice_trainer import base_model, durable, logs, paths, prepared
+from sluice_trainer import base_model, durable, logs, prepared
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data import checks, fetch
 from sluice_trainer.data.alike import Alike, alike
@@ -33,6 +33,7 @@ from sluice_trainer.data.split import held_out, repeated
 from sluice_trainer.plan import Steps, different_setting, plan_digest, result_digest, settings_of
 from sluice_trainer.prepared import PreparedManifest, ReadFile, RowStore, TokenRows
 from sluice_trainer.report import Reporter
+from sluice_trainer.work import work_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,23 +46,26 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         StageError: something is wrong with the input, or with the output's claim.
     """
     spec = stage.spec
-    folder = paths.make_work_folder(stage) / "prepared"
+    work = work_of(stage)
+    work.check_writable()
+    folder = work.folder / "prepared"
     plan = plan_digest(stage)
     reporter.update(activity=Activity.PREPARING)
     files = [fetch.row_files(said, field) for field, said in _row_files_by_field(spec.dataset)]
     base = base_model.locate(spec.model.uri, credentials=spec.model.credentials, weights=False)
     inputs = {"dataset": _digest_of(files), "model": base.fingerprint, "tokenizer": base.tokenizer_digest}
     result_plan = result_digest(stage, inputs)
-    if (earlier := prepared.finished(folder)) is not None:
+    if (earlier := prepared.finished(work.fetch(folder))) is not None:
         if earlier.result_plan == result_plan:
             if earlier.plan != plan:  # by settings that change nothing in the rows or the result
-                durable.write_file(folder / MANIFEST, durable.sealed(earlier.model_copy(update={"plan": plan})))
+                with work.writing():
+                    work.write_manifest(folder, durable.sealed(earlier.model_copy(update={"plan": plan})))
             return earlier.result
         logs.warning("prepared anew", why=f"{_why_anew(earlier, stage, inputs)}; so what was made of them is not used")
 
     model = checks.layers_of(base)
     shape = _shape(stage, base, model)
-    with durable.new_folder(folder) as unfinished:
+    with work.new_folder(folder) as unfinished:
         collected, sources = collect(stage, base, files, unfinished)
         checks.check_rows(stage, base, model, collected, sources)
         result, about = _written(stage, shape, files, collected, sources, unfinished)
@@ -80,13 +84,13 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
             seed=spec.training.seed,
             settings=settings_of(stage),
         )
-        with paths.writing(stage):
+        with work.writing():
             if spec.resume_from is not None:
                 from sluice_trainer.train.checkpoints.resume_from import copy_checkpoint
 
                 copy_checkpoint(stage, manifest)
             (unfinished / MANIFEST).write_text(durable.sealed(manifest))
-    durable.remove_unfinished(folder.parent)
+    work.remove_unfinished(folder)
     return result
 
 
@@ -98,7 +102,7 @@ def _shape(stage: StageSpec, base: BaseModel, model: "PreTrainedModel") -> Model
     """
     checks.check_loss(base, model)
     if stage.spec.method is Method.FULL:
-        checks.check_memory(model, stage.spec.resources)
+        checks.check_room(model, stage.spec)
         shape = shape_of(model)
     else:
         from sluice_trainer.train.weights.model import with_adapter
@@ -134,7 +138,7 @@ def _written(
             estimated,
         )
     )  # fmt: skip
-    with paths.writing(stage):
+    with work_of(stage).writing():
         prepared.write_halves(folder, halves.training, halves.validation)
         write_report(folder, report)
     return result.model_copy(update={"problems": report.first_problems}), row_files

@@ -17,13 +17,13 @@ from sluice_trainer.export.adapter import write_adapter
 from sluice_trainer.export.card import model_card
 from sluice_trainer.export.check import logits_of_one_row, require_same_logits
 from sluice_trainer.export.whole_model import write_model
-from sluice_trainer.paths import work_folder, work_folder_uri, writing
 from sluice_trainer.plan import plan_digest
 from sluice_trainer.prepared import Prepared
 from sluice_trainer.report import Reporter
 from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
 from sluice_trainer.train.checkpoints.state import WEIGHT, Snapshot
 from sluice_trainer.train.weights.model import DTYPES, Model, load, trainable
+from sluice_trainer.work import WorkFolder, work_of
 
 Manifest = AdapterManifest | ModelManifest
 
@@ -34,15 +34,16 @@ def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
     Raises:
         StageError: there is no completed training, the base model has changed, or the export is not faithful.
     """
-    folder = work_folder(stage) / "export"
+    work = work_of(stage)
+    folder = work.folder / "export"
     kind: type[Manifest] = ModelManifest if stage.spec.method is Method.FULL else AdapterManifest
-    rows = work_folder(stage) / "prepared"
+    rows = work.fetch(work.folder / "prepared")
     plan = prepared.manifest_of(rows, plan_digest(stage)).training_plan
-    earlier = durable.read_manifest(folder, kind)
+    earlier = durable.read_manifest(work.fetch(folder), kind)
     if earlier is not None and earlier.plan == plan and durable.damaged_file(folder, earlier.files) is None:
-        return _result(stage, folder, earlier)
+        return _result(work, folder, earlier, _size(folder))
     reporter.update(activity=Activity.EXPORTING)
-    trained, state = Checkpoints(stage, plan).trained()
+    trained, state = Checkpoints(stage, plan, work).trained()
     data = prepared.load(rows, plan_digest(stage))
     reporter.update(step=trained.step, total_steps=trained.total_steps)
     source = stage.spec.model
@@ -52,7 +53,9 @@ def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
     model = load(base, stage.spec, torch.device("cpu"))
     _load_weights(model, state)
 
-    with writing(stage), durable.new_folder(folder) as unfinished:
+    written = dict(model.named_parameters()) if stage.spec.method is Method.FULL else trainable(model)
+    size = sum(weight.nbytes for weight in written.values())
+    with work.writing(size), work.new_folder(folder) as unfinished:
         (unfinished / "chat_template.jinja").write_text(data.manifest.chat_template, encoding="utf-8")
         (unfinished / "README.md").write_text(model_card(stage, data.manifest, trained), encoding="utf-8")
         if isinstance(model, PeftModel):
@@ -61,8 +64,9 @@ def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
             manifest = _whole_model(model, base, stage, data, trained, unfinished)
         failpoints.reached("adapter-checked")
         (unfinished / MANIFEST).write_text(manifest.to_json())
-    durable.remove_unfinished(folder.parent)
-    return _result(stage, folder, manifest)
+        size = _size(unfinished)
+    work.remove_unfinished(folder)
+    return _result(work, folder, manifest, size)
 
 
 def _adapter(model: PeftModel, stage: StageSpec, data: Prepared, trained: TrainResult, folder: Path) -> Manifest:
@@ -112,10 +116,15 @@ def _load_weights(model: Model, state: Snapshot) -> None:
             weight.copy_(state.tensors[f"{WEIGHT}{name}"])
 
 
-def _result(stage: StageSpec, folder: Path, manifest: Manifest) -> ExportResult:
+def _size(folder: Path) -> int:
+    """Bytes of all files but the manifest."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.name != MANIFEST)
+
+
+def _result(work: WorkFolder, folder: Path, manifest: Manifest, size: int) -> ExportResult:
     return ExportResult(
-        uri=f"{work_folder_uri(stage)}/export",
+        uri=work.address(folder),
         digest=manifest.digest,
         rank=manifest.rank if isinstance(manifest, AdapterManifest) else None,
-        size_bytes=sum((folder / name).stat().st_size for name in manifest.files),
+        size_bytes=size,
     )

@@ -17,7 +17,6 @@ from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec, TrainResult
 from sluice_trainer import failpoints, logs, metrics, plan, prepared
 from sluice_trainer.errors import StageError
-from sluice_trainer.paths import work_folder
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter
 from sluice_trainer.signals import StopSignal
@@ -32,6 +31,7 @@ from sluice_trainer.train.packing import Batching
 from sluice_trainer.train.randomness import seed_all
 from sluice_trainer.train.run import Run, decide_batching, load_run, resume
 from sluice_trainer.train.watchdog import Watchdog
+from sluice_trainer.work import work_of
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ def train(stage: StageSpec, rank: Rank, reporter: Reporter, stop: StopSignal) ->
         PeerLost: another process of the group is gone.
         StageError: the loss is not finite, or model, rows or output can't be used.
     """
-    manifest = prepared.manifest_of(work_folder(stage) / "prepared", plan.plan_digest(stage))
-    checkpoints = Checkpoints(stage, manifest.training_plan)
+    work = work_of(stage)
+    manifest = prepared.manifest_of(work.fetch(work.folder / "prepared"), plan.plan_digest(stage))
+    checkpoints = Checkpoints(stage, manifest.training_plan, work)
     if (earlier := checkpoints.completed()) is not None:
         return earlier
     if rank.leads:

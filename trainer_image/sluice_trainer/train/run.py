@@ -12,7 +12,6 @@ from sluice_api.training import ExportedCheckpoint, Training
 from sluice_trainer import base_model, failpoints, logs, plan, prepared
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.errors import StageError
-from sluice_trainer.paths import work_folder
 from sluice_trainer.prepared import Prepared
 from sluice_trainer.report import Reporter
 from sluice_trainer.train.batches import MicroBatch
@@ -76,7 +75,7 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     """Load rows, model, a fresh adapter and its optimizer: the same bits in every attempt, from the seed."""
     watchdog.heartbeat(activity=Activity.LOADING_MODEL)
     training = stage.spec.training
-    data = prepared.load(work_folder(stage) / "prepared", plan.plan_digest(stage))
+    data = prepared.load(checkpoints.work.fetch(checkpoints.work.folder / "prepared"), plan.plan_digest(stage))
     source = stage.spec.model
     base = base_model.locate(source.uri, data.manifest.base_model_revision, source.credentials)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
@@ -107,7 +106,7 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     steps = plan.Steps(data.training.lengths, training)
     progress = Progress(total_steps=steps.total, learning_rate=plan.learning_rate(0, steps.total, training))
     if weights.are_sharded:
-        checkpoints.sharded = ShardedSaver(group.rank, group.shared_store)
+        checkpoints.sharded = ShardedSaver(group.rank, group.shared_store, checkpoints.work)
     state = TrainingState(weights.tensors, optimizer, progress)
     return Run(training, data, steps, group, token_loss, objective, weights, state, checkpoints, reporter, watchdog)
 

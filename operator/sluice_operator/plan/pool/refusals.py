@@ -13,7 +13,7 @@ from sluice_api.gpupool import GPUPool, SharingMode
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.meta import JOB_LABEL
 from sluice_api.reasons import Reason
-from sluice_api.sources import volume_path
+from sluice_api.sources import is_object, volume_path
 from sluice_operator.facts.fit import missing_volume_claim, need_of, volume_claims_of
 from sluice_operator.facts.nodes import find_pool, nodes_of
 from sluice_operator.observe.memo import once_a_world
@@ -171,6 +171,13 @@ def _engine_fits(engine: InferenceEngine, job: FineTuneJob) -> Obstacle | None:
             Reason.ADAPTER_SOURCE_NOT_MOUNTED,
             f"spec.output.uri: engine {name} does not mount volume claim {output.claim}. Add it to the engine's "
             "lora.volumeClaims, or write to one that it mounts.",
+            ends_with=(engine_key(job.metadata.namespace, name),),
+        )
+    if is_object(job.spec.output.uri) and job.spec.output.credentials and lora.credentials is None:
+        return Obstacle(
+            Reason.ADAPTER_SOURCE_NOT_MOUNTED,
+            f"spec.output.uri: engine {name} has no lora.credentials to read the adapter with. Set them to a Secret, "
+            f"such as {job.spec.output.credentials.secret}.",
             ends_with=(engine_key(job.metadata.namespace, name),),
         )
     return None

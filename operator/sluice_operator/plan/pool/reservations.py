@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from sluice_api.finetunejob import FineTuneJob, JobResources
 from sluice_api.reasons import Reason
-from sluice_api.sources import volume_path
+from sluice_api.sources import is_object, volume_path
 from sluice_operator.facts.fit import COUNTED, bound_to_nodes, like, most_pods, need_of, never_reaches, volume_claims_of
 from sluice_operator.observe.fence import each
 from sluice_operator.observe.memo import once_a_job, once_a_world
@@ -162,8 +162,18 @@ def alike(_world: World, job: FineTuneJob) -> object:
     """
     spec = job.spec
     volumes = tuple(path.claim if (path := volume_path(uri)) else "" for uri in spec.addresses.values())
+    opened_by = spec.output.credentials if is_object(spec.output.uri) else None
     return _class_of(
-        (job.metadata.namespace, spec.resources, spec.scheduling, spec.publish, spec.lora, spec.model, volumes)
+        (
+            job.metadata.namespace,
+            spec.resources,
+            spec.scheduling,
+            spec.publish,
+            spec.lora,
+            spec.model,
+            volumes,
+            opened_by,
+        )
     )
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from sluice_api.dataset import DatasetFormat
 from sluice_trainer.data.formats import format_of, parse
-from sluice_trainer.data.row import Row
+from sluice_trainer.data.row import Row, Tokens
 from tests.unit.trainer.steps.rows import run
 
 PAGES = (Path(__file__).parents[4] / "docs").glob("data*.md")
@@ -29,7 +29,9 @@ def row(line: str) -> Row | str:
     if not line.startswith("{"):
         return line
     fields = json.loads(line)
-    return parse(fields, format_of(fields, DatasetFormat.AUTO, "docs"), "docs")
+    found = parse(fields, format_of(fields, DatasetFormat.AUTO, "docs"), "docs")
+    assert not isinstance(found, Tokens)
+    return found
 
 
 @pytest.mark.parametrize(("steps", "before", "after"), EXAMPLES, ids=[steps.split(":")[0] for steps, *_ in EXAMPLES])

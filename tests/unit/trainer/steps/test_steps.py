@@ -52,8 +52,9 @@ def test_steps_follow_one_another(
 
 
 def test_steps_work_in_every_order() -> None:
-    rows = [chat("What is the <b>capital</b> of France?", "Paris, says a@b.example."), Passage("Some words. " * 30),
-            pair("Who?", "I.", "You."), chat("Hi", "")]  # fmt: skip
+    rows: list[Row] = [
+        chat("What is the <b>capital</b> of France?", "Paris, says a@b.example."), Passage("Some words. " * 30),
+        pair("Who?", "I.", "You."), chat("Hi", "")]  # fmt: skip
     for steps in permutations(ALL):
         kinds = {type(row) for row in run(list(steps), rows)}
         assert kinds >= {Passage, Pair, str}

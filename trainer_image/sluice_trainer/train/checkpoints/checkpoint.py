@@ -1,10 +1,9 @@
 """Checkpoints: <work>/checkpoints/step-<N>/, each whole or not there, and a manifest when training is complete."""
 
 import re
-import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,15 +13,17 @@ from safetensors.torch import save_file
 from sluice_api.artifacts import MANIFEST
 from sluice_api.model import Model
 from sluice_api.reasons import Reason
-from sluice_api.stages import ExitCode, StageSpec, TrainResult
+from sluice_api.stages import ExitCode, StageSpec, TrainResult, grace_seconds
 from sluice_trainer import durable, failpoints, logs, metrics
 from sluice_trainer.errors import PeerLost, StageError
-from sluice_trainer.paths import work_folder, writing
 from sluice_trainer.train.checkpoints.sharded import ShardedSaver
 from sluice_trainer.train.checkpoints.state import WEIGHT, Progress, Snapshot, TrainingState
 from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Shard, read
+from sluice_trainer.work import WorkFolder, work_of
 
 _PROGRESS_FILE = "state.json"
+_LAST_WORDS_SECONDS = 5.0
+"""Of the pod's grace, for the outcome and the last report."""
 
 
 class CheckpointManifest(Model):
@@ -46,14 +47,24 @@ class CompletedTraining(Model):
 class Checkpoints:
     """The checkpoints of one job."""
 
-    def __init__(self, stage: StageSpec, plan: str) -> None:
-        """Args: the stage, and the training_plan of its prepared rows: checkpoints of others are not looked at."""
-        self._stage = stage
+    def __init__(self, stage: StageSpec, plan: str, work: WorkFolder | None = None) -> None:
+        """Touches nothing.
+
+        Args:
+            stage: What is done.
+            plan: The training_plan of its prepared rows: checkpoints of others are not looked at.
+            work: The job's folder; that of the stage, if it is not given.
+        """
         self._keep_checkpoints = stage.spec.training.keep_checkpoints
-        self._folder = work_folder(stage) / "checkpoints"
+        self._grace_seconds = grace_seconds(stage.spec)
+        self.work = work or work_of(stage)
+        self._folder = self.work.folder / "checkpoints"
         self._plan = plan
         self._saving = threading.Lock()
         self._background: threading.Thread | None = None
+        self._saving_step: int | None = None
+        self._fetched: Path | None = None
+        """The checkpoint that was read, of which there may be a copy here."""
         self.sharded: ShardedSaver | None = None
         """Writes each checkpoint together with the other processes, where the model is sharded; None otherwise."""
         self.durable_step: int | None = None
@@ -77,8 +88,12 @@ class Checkpoints:
             step = state.progress.step
             is_new = self.durable_step is None or step > self.durable_step
             if is_new or self.sharded is not None:  # a sharded save needs all processes
-                started = time.monotonic()
-                self._write(state, is_new=is_new, last=last)
+                started, self._saving_step = time.monotonic(), step
+                self._make_room()
+                try:
+                    self._write(state, is_new=is_new, last=last)
+                finally:
+                    self._saving_step = None
                 self.durable_step = step
                 logs.info("checkpoint", step=step, seconds=round(time.monotonic() - started, 3))
                 self._prune(step)
@@ -90,6 +105,8 @@ class Checkpoints:
         Raises:
             StageError: it could not be written, or others of the group did not take part.
         """
+        superseded = self.sharded is not None or self._saving_step != state.progress.step
+        self.work.end_soon(self._grace_seconds - _LAST_WORDS_SECONDS, give_up=superseded)
         if self.sharded is None:
             return self.save(state.last_snapshot)
         mine = state.stop_updates()
@@ -139,7 +156,7 @@ class Checkpoints:
 
     def keep(self, step: int) -> bool:
         """Keep an earlier checkpoint, however many come after it. Returns False if it is not whole."""
-        why = self._damage(self._folder / f"step-{step}", step)
+        why = self._damage(step)
         if why is None:
             self.best_step = step
         else:
@@ -148,32 +165,34 @@ class Checkpoints:
 
     def newest_step(self) -> int | None:
         """Find the step of the newest whole checkpoint; None when there is none. Removes what was left half-written."""
-        durable.remove_unfinished(self._folder)
-        for step, folder in newest_first(self._folder):
-            if (why := self._damage(folder, step)) is None:
+        self.work.remove_unfinished(self._folder)
+        for step in self._steps():
+            why = self._damage(step) or self._damage_after_fetch(step)
+            if not why:
                 return step
-            logs.warning("checkpoint skipped", folder=str(folder), why=why)
+            logs.warning("checkpoint skipped", folder=str(self._folder_of(step)), why=why)
         return None
 
     def read(self, step: int, shard: Shard = WHOLE) -> Snapshot:
         """Read a whole checkpoint, or one shard of all its tensors."""
         self.durable_step = step
-        return _read(self._folder / f"step-{step}", shard)
+        self._fetched = self.work.fetch(self._folder_of(step))
+        return _read(self._fetched, shard)
 
     def complete(self, result: TrainResult) -> None:
         """Record that training is complete, and which checkpoint is its result."""
         failpoints.reached("training-completes")
-        with writing(self._stage):
+        with self.work.writing():
             complete = CompletedTraining(plan=self._plan, result=result)
-            durable.write_file(self._folder / MANIFEST, durable.sealed(complete))
+            self.work.write_manifest(self._folder, durable.sealed(complete))
+        self.work.remove_unfinished(self._folder)
 
     def completed(self) -> TrainResult | None:
         """The result, when training is complete and its checkpoint is whole."""
-        manifest = durable.read_manifest(self._folder, CompletedTraining)
+        manifest = self.work.read_manifest(self._folder, CompletedTraining)
         if manifest is None or manifest.plan != self._plan:
             return None
-        step = manifest.result.result_step
-        return manifest.result if self._damage(self._folder / f"step-{step}", step) is None else None
+        return manifest.result if self._damage(manifest.result.result_step) is None else None
 
     def trained(self) -> tuple[TrainResult, Snapshot]:
         """Read the completed training that Export starts from: its result, and the trained weights.
@@ -182,12 +201,14 @@ class Checkpoints:
             StageError: CheckpointInvalid, when there is none.
         """
         result = self.completed()
-        if result is None:
+        step = result.result_step if result else None
+        if result is None or step is None or self._damage_after_fetch(step):
             raise StageError(
                 Reason.CHECKPOINT_INVALID,
-                f"{self._folder} holds no completed training. {Reason.CHECKPOINT_INVALID.next_step}",
+                f"{self.work.uri}/checkpoints holds no completed training. {Reason.CHECKPOINT_INVALID.next_step}",
             )
-        return result, _read(self._folder / f"step-{result.result_step}", prefixes=(WEIGHT,))
+        self._fetched = self._folder_of(step)
+        return result, _read(self._fetched, prefixes=(WEIGHT,))
 
     def _save_in_background(self, state: Snapshot) -> None:
         try:
@@ -203,18 +224,18 @@ class Checkpoints:
 
     def _write(self, state: Snapshot, *, is_new: bool, last: bool) -> None:
         step = state.progress.step
-        folder = self._folder / f"step-{step}"
+        folder = self._folder_of(step)
         if self.sharded is None and not state.is_finite:  # of a sharded state, no process knows all
             why = "Its weights are not finite numbers: the updates were too large. Lower training.learningRate."
             raise self._not_saved(step, Reason.LOSS_NOT_FINITE, why, ExitCode.BAD_INPUT)
         try:
-            with writing(self._stage, needs=sum(tensor.nbytes for tensor in state.tensors.values())):
+            with self.work.writing(needs=sum(tensor.nbytes for tensor in state.tensors.values())):
                 if self.sharded is not None:
                     self.sharded.write(
                         folder, state.tensors, lambda *parts: self._finish(state, *parts), needed=is_new, last=last
                     )
                     return
-                with durable.new_folder(folder) as unfinished:
+                with self.work.new_folder(folder) as unfinished:
                     save_file(state.tensors, unfinished / WHOLE.file)
                     failpoints.reached("tensors-written")
                     self._finish(state, unfinished, {})
@@ -235,9 +256,8 @@ class Checkpoints:
         """
         (unfinished / _PROGRESS_FILE).write_text(state.progress.model_dump_json(by_alias=True))
         failpoints.reached("progress-written")
-        manifest = CheckpointManifest(
-            plan=self._plan, step=state.progress.step, files=durable.digests(unfinished, known=files)
-        )
+        files = {**files, **durable.digests(unfinished, known=files)}  # of a store, each pod has only its own here
+        manifest = CheckpointManifest(plan=self._plan, step=state.progress.step, files=files)
         (unfinished / MANIFEST).write_text(durable.sealed(manifest))
 
     def _not_saved(self, step: int, reason: Reason, why: str, code: ExitCode) -> StageError:
@@ -251,33 +271,57 @@ class Checkpoints:
         """
         if self.sharded is not None and not self.sharded.leads:
             return
-        all_of_them = newest_first(self._folder)
-        kept = [folder for step, folder in all_of_them if step <= newest][: self._keep_checkpoints]
-        for step, folder in all_of_them:
-            if folder not in kept and step != self.best_step:
-                shutil.rmtree(folder, ignore_errors=True)
+        all_of_them = self._steps()
+        kept = [step for step in all_of_them if step <= newest][: self._keep_checkpoints]
+        for step in all_of_them:
+            if step not in kept and step != self.best_step:
+                self.work.remove(self._folder_of(step))
                 failpoints.reached("checkpoint-pruned")
 
-    def _damage(self, folder: Path, step: int) -> str | None:
-        """Why a checkpoint can't be used; None when it can."""
+    def _make_room(self) -> None:
+        """Let go of the checkpoint that was read. All processes of a group have read it when they save another one."""
+        if self._fetched is not None:
+            self.work.forget(self._fetched)
+            self._fetched = None
+
+    def _folder_of(self, step: int) -> Path:
+        return self._folder / f"step-{step}"
+
+    def _steps(self) -> list[int]:
+        """The steps of all checkpoints, whole or not, the newest first."""
+        return steps_of(self.work.folders(self._folder))
+
+    def _damage(self, step: int) -> str | None:
+        """Why a checkpoint can't be used; None when it can. Of a store, as far as is known without reading it all."""
         try:
-            manifest = durable.read_manifest(folder, CheckpointManifest)
-            if manifest is None:
-                return f"no {MANIFEST}, or a torn one"
-            if manifest.plan != self._plan:
-                return "of other settings or rows"
-            if manifest.step != step:
-                return f"of another step, {manifest.step}"
-            file = durable.damaged_file(folder, manifest.files)
+            why, files = self._mismatch(self.work.read_manifest(self._folder_of(step), CheckpointManifest), step)
+            if why or self.work.is_copied:  # whose bytes are looked at when they are fetched
+                return why or None
+            file = durable.damaged_file(self._folder_of(step), files)
         except OSError as error:  # a disk that has lost a block says so only when it is read
             return f"can't be read: {error}"
         return f"{file} is missing or damaged" if file else None
 
+    def _damage_after_fetch(self, step: int) -> str:
+        """Bring a checkpoint onto this machine's disk. Returns why it can't be used; nothing when it can."""
+        folder = self.work.fetch(self._folder_of(step))
+        return self._mismatch(durable.read_manifest(folder, CheckpointManifest), step)[0]
 
-def newest_first(folder: Path) -> list[tuple[int, Path]]:
-    """The steps and folders of all checkpoints in a folder, whole or not, the newest first."""
-    found = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*"))
-    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+    def _mismatch(self, manifest: CheckpointManifest | None, step: int) -> tuple[str, dict[str, str]]:
+        """Why a manifest is not that of a step, or an empty text; and the files that it names."""
+        if manifest is None:
+            return f"no {MANIFEST}, or a torn one", {}
+        if manifest.plan != self._plan:
+            return "of other settings or rows", {}
+        if manifest.step != step:
+            return f"of another step, {manifest.step}", {}
+        return "", manifest.files
+
+
+def steps_of(names: Iterable[str]) -> list[int]:
+    """The steps of checkpoints with these names, the newest first."""
+    found = (re.fullmatch(r"step-(\d+)", name) for name in names)
+    return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
 def progress_of(folder: Path) -> Progress:

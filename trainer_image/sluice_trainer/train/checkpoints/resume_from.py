@@ -10,14 +10,18 @@ from typing import NoReturn
 
 from sluice_api.artifacts import MANIFEST
 from sluice_api.reasons import Reason
-from sluice_api.sources import volume_path
+from sluice_api.sources import is_object, volume_path
 from sluice_api.stages import StageSpec
 from sluice_trainer import durable, logs
 from sluice_trainer.errors import StageError
-from sluice_trainer.paths import resolve_in_claim, why_not_found, work_folder
+from sluice_trainer.paths import resolve_in_claim, why_not_found
 from sluice_trainer.plan import different_setting
 from sluice_trainer.prepared import ROWS, PreparedManifest
-from sluice_trainer.train.checkpoints.checkpoint import CheckpointManifest, Checkpoints, newest_first, progress_of
+from sluice_trainer.train.checkpoints.checkpoint import CheckpointManifest, Checkpoints, progress_of, steps_of
+from sluice_trainer.work import WorkFolder, work_of
+
+_BEFORE_ALL = 0
+"""The attempt in whose name Prepare writes checkpoints: any attempt to train is newer, and may remove them."""
 
 
 def copy_checkpoint(stage: StageSpec, mine: PreparedManifest) -> None:
@@ -26,32 +30,45 @@ def copy_checkpoint(stage: StageSpec, mine: PreparedManifest) -> None:
     Raises:
         StageError: ResumeRefused, with what is missing there, or what differs from that job.
     """
-    if Checkpoints(stage, mine.training_plan).newest_step() is not None:
+    work = work_of(stage, attempt=_BEFORE_ALL)
+    if Checkpoints(stage, mine.training_plan, work).newest_step() is not None:
         return
-    folder = _folder(stage)
-    theirs = durable.read_manifest(folder / "prepared", PreparedManifest)
+    older = _older_job(stage)
+    theirs = older.read_manifest(older.folder / "prepared", PreparedManifest)
     if theirs is None:
         _refuse(stage, f"there is no whole prepared/{MANIFEST} in it. Name the folder of a job, <job>-<uid8>")
     if differs := _difference(mine, theirs):
         _refuse(stage, differs)
-    all_of_them = newest_first(folder / "checkpoints")
-    found = [(step, path) for step, path in all_of_them if _is_whole(path, step, theirs.training_plan)]
-    if not found:
+    checkpoints = older.folder / "checkpoints"
+    best: int | None = None
+    newest: int | None = None
+    for step in steps_of(older.folders(checkpoints)):
+        if newest is not None and step != best:
+            continue
+        folder = older.fetch(checkpoints / f"step-{step}")
+        if not _is_whole(folder, step, theirs.training_plan):
+            continue
+        if newest is None:
+            newest, best = step, progress_of(folder).best_step
+        _copy(folder, work, step, mine.training_plan)
+        older.forget(folder)
+    if newest is None:
         _refuse(stage, "it has no whole checkpoint. Create the job without resumeFrom: there is nothing to go on from")
-    step, newest = found[0]
-    best = progress_of(newest).best_step
-    for other, path in found:
-        if other in (step, best):
-            _copy(path, work_folder(stage) / "checkpoints" / path.name, other, mine.training_plan)
-    logs.info("goes on from another job", folder=str(folder), step=step)
+    logs.info("goes on from another job", folder=older.uri, step=newest)
 
 
-def _folder(stage: StageSpec) -> Path:
-    path = volume_path(stage.spec.resume_from or "")
+def _older_job(stage: StageSpec) -> WorkFolder:
+    """The folder of the job to go on from."""
+    uri = (stage.spec.resume_from or "").rstrip("/")
+    if is_object(uri):
+        from sluice_trainer.work_in_store import WorkInStore
+
+        return WorkInStore(uri, stage, _BEFORE_ALL, field="resumeFrom")
+    path = volume_path(uri)
     found = resolve_in_claim(path) if path else None
     if path is None or found is None or not found.is_dir():
-        _refuse(stage, why_not_found(path, "folder") if path else "it is no pvc:// address")
-    return found
+        _refuse(stage, why_not_found(path, "folder") if path else "it is no address of a folder")
+    return WorkFolder(found, uri)
 
 
 def _difference(mine: PreparedManifest, theirs: PreparedManifest) -> str:
@@ -78,10 +95,11 @@ def _is_whole(folder: Path, step: int, plan: str) -> bool:
     return inside and durable.damaged_file(folder, manifest.files) is None
 
 
-def _copy(source: Path, target: Path, step: int, plan: str) -> None:
+def _copy(source: Path, work: WorkFolder, step: int, plan: str) -> None:
     manifest = durable.read_manifest(source, CheckpointManifest)
     files = manifest.files if manifest else {}
-    with durable.new_folder(target) as unfinished:
+    size = sum((source / name).stat().st_size for name in files)
+    with work.writing(size), work.new_folder(work.folder / "checkpoints" / f"step-{step}") as unfinished:
         for name in files:
             shutil.copyfile(source / name, unfinished / name, follow_symlinks=False)
         (unfinished / MANIFEST).write_text(durable.sealed(CheckpointManifest(plan=plan, step=step, files=files)))

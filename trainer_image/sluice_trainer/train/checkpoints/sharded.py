@@ -18,11 +18,13 @@ from torch.distributed.distributed_c10d import Store
 from sluice_api.artifacts import file_digest
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
+from sluice_files.errors import FileError
 from sluice_trainer import durable, failpoints
 from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.ranks import Rank
 from sluice_trainer.train.checkpoints.tensor_files import Shard
 from sluice_trainer.train.group import peers
+from sluice_trainer.work import WorkFolder
 
 ANSWER_SECONDS = 5.0
 """Seconds to wait for a text from a thread that has nothing else to do."""
@@ -38,8 +40,9 @@ _GOOD, _BAD, _GIVEN_UP = "+", "-", "?"
 class ShardedSaver:
     """This process among those that write a checkpoint together."""
 
-    def __init__(self, rank: Rank, store: Store) -> None:
+    def __init__(self, rank: Rank, store: Store, work: WorkFolder) -> None:
         self._rank = rank
+        self._work = work
         self._store: Store = store.clone()  # type: ignore[attr-defined]  # the main thread may block the original one
         self._saves = 0
         self._stopping = threading.Event()
@@ -72,7 +75,7 @@ class ShardedSaver:
         """Write a folder with the tensors of all processes, and wait until it is durable. All call this equally often.
 
         Args:
-            folder: On a file system that all processes share; the same one in all of them.
+            folder: Of the job's folder; the same one in all of them.
             tensors: This process's shard.
             finish: Called in the leader with the digests of all shards, once all are written, to write the other files.
             needed: False if there is such a folder already; the leader's value counts.
@@ -102,7 +105,7 @@ class ShardedSaver:
             if folder is None:
                 self._put(f"{save}/folder", "")
             else:
-                with durable.new_folder(folder) as unfinished:
+                with self._work.new_folder(folder) as unfinished:
                     self._put(f"{save}/folder", unfinished.name)
                     files = dict([self._write_shard(unfinished, tensors)])
                     for other in others:
@@ -113,14 +116,17 @@ class ShardedSaver:
             self._poll_for(f"{save}/end-{other}", ANSWER_SECONDS)
 
     def _follow(self, save: str, folder: Path, tensors: dict[str, Tensor]) -> None:
+        unfinished: Path | None = None
         try:
             text = self._receive(f"{save}/folder", WRITE_SECONDS, save)
             unfinished = _beside(folder, text) if text else None
             if unfinished:
                 try:
                     with self._announce_result(f"{save}/shard-{self._rank.number}") as result:
+                        self._work.share(unfinished)
                         result.extend(self._write_shard(unfinished, tensors))
-                except (OSError, SafetensorError):
+                        self._work.add(unfinished / result[0])
+                except (OSError, SafetensorError, FileError):
                     if not unfinished.exists():  # the leader has given up, and says why in a moment
                         self._result(f"{save}/durable", save)
                     raise
@@ -129,12 +135,14 @@ class ShardedSaver:
                 self._remove_shard(unfinished)
             _parse_result(outcome)
         finally:
+            if unfinished and self._work.is_copied:
+                self._remove_shard(unfinished)
             self._put(f"{save}/end-{self._rank.number}", "")
 
     def _remove_shard(self, unfinished: Path) -> None:
         """Remove this process's own file, which it wrote while the leader removed the folder; nothing else."""
         with suppress(OSError):
-            (unfinished / Shard(self._rank.number, self._rank.size).file).unlink()
+            (unfinished / Shard(self._rank.number, self._rank.size).file).unlink(missing_ok=True)
             unfinished.rmdir()  # the last process to do so finds it empty
 
     def _write_shard(self, unfinished: Path, tensors: dict[str, Tensor]) -> tuple[str, str]:
