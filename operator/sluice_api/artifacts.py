@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -16,6 +16,13 @@ MANIFEST = "manifest.json"
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """The files that vLLM reads; the digest of an adapter is over these."""
+
+CHAT_TEMPLATE = "chat_template.jinja"
+"""In an export, and in a model's folder: how turns become text. An adapter with one of its own is served with it."""
+
+_ABOUT_MODELS = ("*.json", "*.jinja", "*.model", "*.txt", "*.spm", "*.tiktoken", "additional_chat_templates/*.jinja")
+_NO_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin", "random_states.bin"})
+"""Pickles that trainers leave beside a model."""
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 65_536
@@ -39,6 +46,24 @@ def stray_link(folder: Path) -> Path | None:
             if path.is_symlink() and not belongs_to_model(path.resolve(), folder):
                 return path
     return None
+
+
+def weight_files(names: Iterable[str]) -> tuple[str, ...]:
+    """Of the names of a model folder's files, those of its weights: safetensors, or pickles (*.bin) where it has none."""
+    own = sorted(name for name in names if "/" not in name)
+    safe = tuple(name for name in own if name.endswith(".safetensors"))
+    return safe or tuple(name for name in own if name.endswith(".bin") and name not in _NO_WEIGHTS)
+
+
+def model_files(names: Iterable[str]) -> tuple[str, ...]:
+    """Of the names of a repository's or a folder's files, those that make a model: configuration, tokenizer, weights."""
+    names = sorted(names)
+    about = (name for name in names if any(_matches(name, pattern) for pattern in _ABOUT_MODELS))
+    return (*about, *weight_files(names))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.count("/") == pattern.count("/") and PurePosixPath(name).match(pattern)
 
 
 class ExportManifest(Model):
@@ -103,20 +128,20 @@ def _digest_of(folder: Path, names: Iterable[str]) -> str:
 def model_fingerprint(folder: Path) -> str:
     """Tell two base models apart in well under a second, whatever their size.
 
-    Covers the architecture (config.json without the fields that saving may change) and, of each
-    safetensors file, name, size and 64 samples of 64 KiB at even distances: other weights of the same
+    Covers the architecture (config.json without the fields that saving may change) and, of each of
+    weight_files, name, size and 64 samples of 64 KiB at even distances: other weights of the same
     shape have another fingerprint.
 
     Raises:
-        FileNotFoundError: no config.json, or no safetensors weights.
+        FileNotFoundError: no config.json, or no weights.
     """
     config = json.loads((folder / "config.json").read_text())
     shape = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = weight_files(path.name for path in folder.iterdir())
     if not weights:
-        raise FileNotFoundError(f"{folder} has no *.safetensors file")
-    for path in weights:
+        raise FileNotFoundError(f"{folder} has no *.safetensors or *.bin file")
+    for path in (folder / name for name in weights):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sluice_api.artifacts import file_digest, model_fingerprint, stray_link
+from sluice_api.artifacts import file_digest, model_fingerprint, stray_link, weight_files
 from sluice_api.reasons import Reason
 from sluice_api.sources import volume_path
 from sluice_trainer.context import longest_sequence, rope_boundary
@@ -23,16 +24,23 @@ _OF_TOKENIZERS = (
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A folder with config.json, tokenizer and safetensors weights, checked."""
+    """A folder with config.json, tokenizer and weights, checked."""
 
     uri: str
     folder: Path
+    weights: Path
+    """The folder with the weights as safetensors; of a model that has pickles, `folder` until pickled.py wrote one."""
     revision: str
     vocabulary: int
     longest_sequence: int | None
     """Positions that the model knows; None when its configuration does not say."""
     rope_boundary: int | None
     """context.rope_boundary of its configuration."""
+
+    @property
+    def has_pickles(self) -> bool:
+        """Whether its weights are pickles, which nothing but pickled.py reads."""
+        return not any(self.folder.glob("*.safetensors"))
 
     @property
     def fingerprint(self) -> str:
@@ -75,6 +83,7 @@ def locate(uri: str, revision: str = "") -> BaseModel:
     return BaseModel(
         uri=uri,
         folder=folder,
+        weights=folder,
         revision=revision,
         vocabulary=text.get("vocab_size", 0),
         longest_sequence=longest_sequence(text),
@@ -122,9 +131,9 @@ def _checked_config(uri: str, folder: Path) -> dict[str, Any]:
             "Put the file itself there.",
         )
     config = _json_object(folder / "config.json", invalid)
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
-        has = f"only {', '.join(pickles[:3])}" if pickles else "no weights"
+    if not weight_files(path.name for path in folder.iterdir()):
+        others = sorted(path.name for pattern in ("*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
+        has = f"only {', '.join(others[:3])}" if others else "no weights"
         raise StageError(
             Reason.MODEL_INVALID, f"{invalid} it has {has}. Save the weights as *.safetensors (save_pretrained does)."
         )
@@ -134,10 +143,11 @@ def _checked_config(uri: str, folder: Path) -> dict[str, Any]:
         )
     tokenizer_config = folder / "tokenizer_config.json"
     remote = [config, _json_object(tokenizer_config, invalid)] if tokenizer_config.exists() else [config]
-    if any("auto_map" in each for each in remote):
+    if any("auto_map" in each for each in remote) and not _is_known(config):
         raise StageError(
             Reason.MODEL_INVALID,
-            f"{invalid} it brings its own code (auto_map), which is never run. Use a model that transformers knows.",
+            f"{invalid} it brings its own code (auto_map), which is never run, and transformers has none for models of "
+            f"type {config.get('model_type')!r}. Use a model that transformers knows.",
         )
     if kernel := _hub_kernel(config):
         raise StageError(
@@ -148,6 +158,13 @@ def _checked_config(uri: str, folder: Path) -> dict[str, Any]:
     if "quantization_config" in config:
         raise StageError(Reason.MODEL_INVALID, f"{invalid} its weights are quantized. LoRA needs the unquantized ones.")
     return config
+
+
+def _is_known(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has code of its own for a model's type, and so needs none from its folder."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def _hub_kernel(config: Any) -> str | None:
