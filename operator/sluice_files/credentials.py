@@ -1,0 +1,125 @@
+"""What opens an address: the keys of a Secret, read from the files that it is mounted as.
+
+They never come into the environment, where a library's or a user's code would print them, nor into a message.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sluice_api import sources
+from sluice_files.errors import Failure, FileError
+
+ROOT_ENV = "SLUICE_CREDENTIALS"
+"""Moves sources.CREDENTIALS, for runs outside a pod."""
+MAX_VALUE_BYTES = 65_536
+
+HUB_KEYS = ("HF_TOKEN", "HF_ENDPOINT")
+S3_KEYS = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AWS_CA_BUNDLE",
+)  # fmt: skip
+GOOGLE_KEYS = ("GOOGLE_APPLICATION_CREDENTIALS",)
+AZURE_KEYS = (
+    "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID", "AZURE_STORAGE_ENDPOINT",
+)  # fmt: skip
+_KEYS = {"hf": HUB_KEYS, "s3": S3_KEYS, "gs": GOOGLE_KEYS, "az": AZURE_KEYS}
+_EXAMPLES = {
+    "hf": "--from-literal=HF_TOKEN=...",
+    "s3": "--from-literal=AWS_ACCESS_KEY_ID=... --from-literal=AWS_SECRET_ACCESS_KEY=...",
+    "gs": "--from-file=GOOGLE_APPLICATION_CREDENTIALS=key.json",
+    "az": "--from-literal=AZURE_STORAGE_ACCOUNT=... --from-literal=AZURE_STORAGE_KEY=...",
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Credentials:
+    """The values of a Secret's keys. Neither repr nor str shows one."""
+
+    secret: str | None = None
+    """The Secret's name; None for an address that needs nothing."""
+    values: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __repr__(self) -> str:
+        return f"Credentials(secret={self.secret!r}, keys={sorted(self.values)})"
+
+    def first(self, *keys: str) -> str | None:
+        """The value of the first of these keys that is there."""
+        return next((self.values[key] for key in keys if self.values.get(key)), None)
+
+    def hidden(self, text: str) -> str:
+        """A text of somebody else's, without any of the values."""
+        for value in sorted(self.values.values(), key=len, reverse=True):
+            if len(value) >= _SHORTEST_SECRET:
+                text = text.replace(value, "***")
+        return text
+
+
+_SHORTEST_SECRET = 6
+"""What is shorter is a region or `true`, which a message may say."""
+NOTHING = Credentials()
+
+
+def read_credentials(source: sources.Credentials | None, uri: str) -> Credentials:
+    """The credentials that a pod has for an address; NOTHING if its spec names none.
+
+    Raises:
+        FileError: Invalid: the Secret is not there, or has none of the keys that open such an address.
+    """
+    if source is None:
+        return NOTHING
+    kind = uri.partition("://")[0]
+    if kind not in _KEYS:
+        raise FileError(
+            Failure.INVALID,
+            f"{uri}: credentials do not open such an address. Leave them out, or use hf://, s3://, gs:// or az://.",
+        )
+    folder = Path(os.environ.get(ROOT_ENV, str(sources.CREDENTIALS))) / source.secret
+    if not folder.is_dir() or not (found := _keys(folder)):
+        raise FileError(
+            Failure.INVALID,
+            f"{uri}: the Secret {source.secret} is not in this namespace, or is empty. It is expected to have "
+            f"{_listed(_KEYS[kind])}. Create it: {_create(source.secret, kind)}",
+        )
+    values = {key: _value(folder / key, uri, source.secret) for key in _KEYS[kind] if key in found}
+    if not values:
+        raise FileError(
+            Failure.INVALID,
+            f"{uri}: the Secret {source.secret} has {_listed(found)}, and no key that opens such an address: "
+            f"{_listed(_KEYS[kind])}. Name its keys so: {_create(source.secret, kind)}",
+        )
+    return Credentials(source.secret, values)
+
+
+def _keys(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("..") and entry.is_file())
+
+
+def _value(file: Path, uri: str, secret: str) -> str:
+    """One value. A file or a shell often leaves a newline behind it, which no key has."""
+    problem = "is empty"
+    content = file.read_bytes()[: MAX_VALUE_BYTES + 1]
+    if len(content) > MAX_VALUE_BYTES:
+        problem = "is too long"
+    else:
+        try:
+            text = content.decode("utf-8").strip()
+            if text and (file.name == GOOGLE_KEYS[0] or (text.isascii() and text.isprintable())):
+                return text
+            problem = "has a line break or a character that no such key has" if text else problem
+        except UnicodeDecodeError:
+            problem = "is not text"
+    raise FileError(
+        Failure.INVALID,
+        f"{uri}: key {file.name} of the Secret {secret} {problem}. Write the value itself, as its tool shows it.",
+    )
+
+
+def _listed(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _create(secret: str, kind: str) -> str:
+    return f"kubectl create secret generic {secret} {_EXAMPLES[kind]}"

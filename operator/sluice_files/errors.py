@@ -1,0 +1,27 @@
+"""What can go wrong with an address, for whoever turns it into an outcome of their own."""
+
+from enum import StrEnum
+
+
+class Failure(StrEnum):
+    """Whose turn it is to mend it."""
+
+    NOT_FOUND = "NotFound"
+    """There is no such bucket, repository, revision or file."""
+    REFUSED = "Refused"
+    """No credentials, wrong ones, or ones that may not do this."""
+    UNREACHABLE = "Unreachable"
+    """The network or the other side failed: the same request may succeed later."""
+    TOO_LARGE = "TooLarge"
+    """More bytes than there is room for."""
+    INVALID = "Invalid"
+    """The address or its credentials cannot mean anything."""
+
+
+class FileError(Exception):
+    """Bytes could not be read or written. The message names the address and the remedy, and never a credential."""
+
+    def __init__(self, failure: Failure, message: str) -> None:
+        super().__init__(message)
+        self.failure = failure
+        self.message = message
