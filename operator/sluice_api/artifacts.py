@@ -49,14 +49,14 @@ def stray_link(folder: Path) -> Path | None:
 
 
 def weight_files(names: Iterable[str]) -> tuple[str, ...]:
-    """Of the names of a model folder's files, those of its weights: safetensors, or pickles (*.bin) where it has none."""
+    """Of the names of a model's files, those of its weights: safetensors, or pickles (*.bin) where it has none."""
     own = sorted(name for name in names if "/" not in name)
     safe = tuple(name for name in own if name.endswith(".safetensors"))
     return safe or tuple(name for name in own if name.endswith(".bin") and name not in _NO_WEIGHTS)
 
 
 def model_files(names: Iterable[str]) -> tuple[str, ...]:
-    """Of the names of a repository's or a folder's files, those that make a model: configuration, tokenizer, weights."""
+    """Of the names of a folder's or a repository's files, those of a model: configuration, tokenizer, weights."""
     names = sorted(names)
     about = (name for name in names if any(_matches(name, pattern) for pattern in _ABOUT_MODELS))
     return (*about, *weight_files(names))

@@ -52,9 +52,7 @@ def convert(base: BaseModel, folder: Path) -> BaseModel:
             if (base.folder / name).is_file():
                 shutil.copyfile(base.folder / name, unfinished / name)
         _write(base, unfinished)
-        manifest = ConvertedManifest(
-            base_model_fingerprint=base.fingerprint, fingerprint=model_fingerprint(unfinished)
-        )
+        manifest = ConvertedManifest(base_model_fingerprint=base.fingerprint, fingerprint=model_fingerprint(unfinished))
         (unfinished / MANIFEST).write_text(durable.sealed(manifest))
     logs.info("weights converted to safetensors", files=len(list(folder.glob("*.safetensors"))))
     return replace(base, weights=folder)
@@ -148,12 +146,13 @@ def _read(base: BaseModel, file: Path) -> Any:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"asks for {found[1]}" if found else "has more in it than tensors"
         raise _invalid(base, f"{file.name} is a pickle that {what}, and code in a pickle is never run") from error
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise _invalid(base, f"{file.name} can't be read: {str(error).splitlines()[0]}") from error
 
 
 def _invalid(base: BaseModel, why: str) -> StageError:
     return StageError(
         Reason.MODEL_INVALID,
-        f"model.uri {base.uri}: {why}. Save the weights as *.safetensors (save_pretrained does); then no *.bin is read.",
+        f"model.uri {base.uri}: {why}. Save the weights as *.safetensors (save_pretrained does): then "
+        "no *.bin is read.",
     )

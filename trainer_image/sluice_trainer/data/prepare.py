@@ -1,5 +1,6 @@
 """The Prepare stage, from top to bottom: everything that can be wrong with the input is found here, without a GPU."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,9 @@ from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
 from sluice_api.training import ExportedCheckpoint, Method, Training
-from sluice_trainer import base_model, durable, logs, paths, prepared
+from sluice_trainer import base_model, durable, logs, paths, pickled, prepared
 from sluice_trainer.base_model import BaseModel
+from sluice_trainer.chat_template import given_template
 from sluice_trainer.data.fetch import dataset_file, dataset_name
 from sluice_trainer.data.rows import Findings, read_rows
 from sluice_trainer.data.split import held_out
@@ -39,7 +41,15 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     reporter.update(activity=Activity.PREPARING)
     file = dataset_file(spec.dataset.uri)
     base = base_model.locate(spec.model.uri)
-    inputs = {"dataset": file_digest(file), "model": base.fingerprint, "tokenizer": base.tokenizer_digest}
+    with paths.writing(stage):
+        base = pickled.convert(base, paths.work_folder(stage) / pickled.FOLDER)
+    template = given_template(spec.model)
+    inputs = {
+        "dataset": file_digest(file),
+        "model": base.fingerprint,
+        "tokenizer": base.tokenizer_digest,
+        **({"template": hashlib.sha256(template.encode()).hexdigest()} if template is not None else {}),
+    }
     result_plan = result_digest(stage, inputs)
     if (earlier := prepared.finished(folder)) is not None:
         if earlier.result_plan == result_plan:
@@ -59,7 +69,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         from sluice_trainer.train.weights.model import with_adapter
 
         with_adapter(model, spec)  # on the model without weights, as Train puts it on the model
-    tokeniser = Tokeniser(base, _longest(stage, base), spec.training.overlong_rows)
+    tokeniser = Tokeniser(base, _longest(stage, base), spec.training.overlong_rows, template)
     findings = Findings(dataset_name(spec.dataset.uri), spec.dataset.format)
     rows = list(tokeniser.tokenise(read_rows(file, findings), findings))
     findings.check(spec.dataset.on_bad_row)
@@ -117,7 +127,12 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     return result
 
 
-_INPUTS = {"dataset": "the dataset", "model": "the base model", "tokenizer": "the model's tokenizer or chat template"}
+_INPUTS = {
+    "dataset": "the dataset",
+    "model": "the base model",
+    "tokenizer": "the model's tokenizer or chat template",
+    "template": "model.chatTemplate",
+}
 
 
 def _why_anew(earlier: PreparedManifest, stage: StageSpec, inputs: Mapping[str, str]) -> str:
@@ -127,7 +142,7 @@ def _why_anew(earlier: PreparedManifest, stage: StageSpec, inputs: Mapping[str, 
     """
     if not earlier.result_plan:
         return "a version that did not note what it made rows of has prepared them"
-    if changed := [what for name, what in _INPUTS.items() if earlier.inputs.get(name) != inputs[name]]:
+    if changed := [what for name, what in _INPUTS.items() if earlier.inputs.get(name) != inputs.get(name)]:
         return f"{' and '.join(changed)} changed since the last run"
     if differs := different_setting(earlier.settings or {}, settings_of(stage)):
         field, before, now = differs

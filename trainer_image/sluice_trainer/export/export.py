@@ -7,11 +7,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sluice_api.artifacts import MANIFEST, AdapterManifest, ModelManifest, adapter_digest, model_digest
+from sluice_api.artifacts import CHAT_TEMPLATE, MANIFEST, AdapterManifest, ModelManifest, adapter_digest, model_digest
 from sluice_api.reports import Activity
 from sluice_api.stages import ExportResult, StageSpec, TrainResult
 from sluice_api.training import Method
-from sluice_trainer import base_model, durable, failpoints, prepared
+from sluice_trainer import base_model, durable, failpoints, pickled, prepared
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.export.adapter import write_adapter
 from sluice_trainer.export.card import model_card
@@ -47,12 +47,14 @@ def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
     reporter.update(step=trained.step, total_steps=trained.total_steps)
     base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
+    base = pickled.converted(base, work_folder(stage) / pickled.FOLDER)
     failpoints.reached("model-loads")
     model = load(base, stage.spec, torch.device("cpu"))
     _load_weights(model, state)
 
     with writing(stage), durable.new_folder(folder) as unfinished:
-        (unfinished / "chat_template.jinja").write_text(data.manifest.chat_template, encoding="utf-8")
+        if template := data.manifest.chat_template:  # an empty one would render every conversation as nothing
+            (unfinished / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
         (unfinished / "README.md").write_text(model_card(stage, data.manifest, trained), encoding="utf-8")
         if isinstance(model, PeftModel):
             manifest = _adapter(model, stage, data, trained, unfinished)

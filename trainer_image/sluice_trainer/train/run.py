@@ -9,7 +9,7 @@ from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec
 from sluice_api.training import ExportedCheckpoint, Training
-from sluice_trainer import base_model, failpoints, logs, plan, prepared
+from sluice_trainer import base_model, failpoints, logs, pickled, plan, prepared
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.errors import StageError
 from sluice_trainer.paths import work_folder
@@ -79,6 +79,7 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     data = prepared.load(work_folder(stage) / "prepared", plan.plan_digest(stage))
     base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
+    base = pickled.converted(base, work_folder(stage) / pickled.FOLDER)
     seed_all(training.seed)
     torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing

@@ -1,0 +1,39 @@
+"""The chat template that a job gives to its model (model.chatTemplate)."""
+
+import os
+from pathlib import Path, PurePosixPath
+
+from sluice_api.finetunejob import ModelSource
+from sluice_api.reasons import Reason
+from sluice_api.sources import CONFIG_MAPS, VOLUMES
+from sluice_api.stages import ExitCode
+from sluice_files.chat_templates import template_text
+from sluice_files.errors import Failure, FileError
+from sluice_trainer.errors import StageError
+
+
+def given_template(model: ModelSource) -> str | None:
+    """The text of model.chatTemplate; None if the model's own template is used.
+
+    Raises:
+        StageError: ModelInvalid, or DownloadFailed where another try may help.
+    """
+    if model.chat_template is None:
+        return None
+    try:
+        return template_text(model.chat_template, model.credentials, _here)
+    except FileError as error:
+        again = error.failure is Failure.UNREACHABLE
+        raise StageError(
+            Reason.DOWNLOAD_FAILED if again else Reason.MODEL_INVALID,
+            f"model.chatTemplate.uri {error.message}",
+            ExitCode.INTERNAL if again else ExitCode.BAD_INPUT,
+        ) from error
+
+
+def _here(path: PurePosixPath) -> Path:
+    """Where this process sees a path below VOLUMES or CONFIG_MAPS, which the environment may move."""
+    for variable, root in (("SLUICE_VOLUMES", VOLUMES), ("SLUICE_CONFIG_MAPS", CONFIG_MAPS)):
+        if path.is_relative_to(root):
+            return Path(os.environ.get(variable, str(root))) / path.relative_to(root)
+    return Path(path)
