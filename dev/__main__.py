@@ -63,9 +63,10 @@ def make_tools(_: argparse.Namespace) -> None:
 
 
 def make_programs(_: argparse.Namespace) -> None:
-    """Build all programs of the cluster, and KWOK, which only tests of scale need."""
+    """Build all programs of the cluster, and those that only tests need: KWOK and an object store."""
     binaries.build_all()
     binaries.build_kwok()
+    binaries.build_object_store()
     print(binaries.FAKE_NODES.path("kwok"))
 
 

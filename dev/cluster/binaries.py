@@ -21,6 +21,7 @@ CONTAINERD = "2.4.2"
 COREDNS = "1.15.0"
 KWOK = "0.8.0"
 KUBE_ROUTER = "2.1.0"
+VERSITYGW = "1.8.0"
 
 GO_REMEDY = "install Go 1.26 or newer (https://go.dev/dl) and put its bin folder on PATH"
 STATIC = {"CGO_ENABLED": "0"}
@@ -69,6 +70,7 @@ CONTAINERS = Programs(
 CLUSTER_DNS = Programs("coredns", COREDNS, 2, ("github.com/coredns/coredns",))
 FAKE_NODES = Programs("kwok", KWOK, 1, ("sigs.k8s.io/kwok/cmd/kwok",))
 FIREWALL = Programs("kube-router", KUBE_ROUTER, 3, ("github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",))
+OBJECT_STORE = Programs("versitygw", VERSITYGW, 2, ("github.com/versity/versitygw/cmd/versitygw",))
 
 
 def build_control_plane() -> None:
@@ -100,6 +102,11 @@ def build_kwok() -> None:
 def build_firewall() -> None:
     """Build the program that enforces NetworkPolicies in the test of ours, unless it is in the cache."""
     _install(FIREWALL)
+
+
+def build_object_store() -> None:
+    """Build the program that serves a folder as S3 in tests, unless it is in the cache."""
+    _install(OBJECT_STORE)
 
 
 def build_etcdutl() -> None:

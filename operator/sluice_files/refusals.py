@@ -1,0 +1,144 @@
+"""What an object store answered, as an error that says whose turn it is and what to do."""
+
+import re
+from dataclasses import dataclass
+
+from obstore.exceptions import (
+    BaseError,
+    NotModifiedError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+
+from sluice_files.credentials import Credentials
+from sluice_files.errors import Failure, FileError
+
+_TRY_AGAIN = "It is tried again."
+_NO_SUCH_BUCKET = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "ContainerBeingDeleted")
+_WRONG_KEY = ("InvalidAccessKeyId", "XAdminUserNotFound", "InvalidClientTokenId", "UnrecognizedClientException")
+_WRONG_SECRET = ("SignatureDoesNotMatch", "AuthenticationFailed", "InvalidAuthenticationInfo", "invalid_grant")
+_WRONG_TOKEN = ("InvalidToken", "ExpiredToken", "TokenRefreshRequired")
+_WRONG_REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException")
+_WRONG_CLOCK = ("RequestTimeTooSkewed", "RequestExpired")
+_NO_NETWORK = {
+    "dns error": "its name can't be resolved",
+    "Connection refused": "nobody listens there",
+    "InvalidContentType": "it does not speak TLS. Write http:// in the endpoint, if that is meant",
+    "ertificate": "its certificate is not signed by anybody who is trusted here. Put the certificate of the authority "
+    "that signed it into the Secret, with the key AWS_CA_BUNDLE",
+    "imed out": "it does not answer in time",
+    "TimedOut": "it does not answer in time",
+    "No route to host": "there is no route to it",
+    "unreachable": "there is no route to it",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked, of whom, with what."""
+
+    address: str
+    """Of the file or folder: s3://bucket/path."""
+    host: str
+    credentials: Credentials
+    writes: bool = False
+
+    @property
+    def bucket(self) -> str:
+        """The bucket's, or container's, own address."""
+        return "/".join(self.address.split("/")[:3])
+
+
+def refusal(error: BaseError | FileNotFoundError | ValueError, asked: Asked) -> FileError:
+    """The error for what the library raised. Its own text may hold signed addresses, so little of it is kept."""
+    text = str(error)
+    failure, problem, remedy = _meaning(error, text, asked)
+    return FileError(failure, asked.credentials.hidden(f"{asked.address}: {problem}. {remedy}"))
+
+
+def _meaning(error: Exception, text: str, asked: Asked) -> tuple[Failure, str, str]:
+    code = _found(r"<Code>(\w+)</Code>", text) or ("invalid_grant" if "invalid_grant" in text else "")
+    status = int(_found(r"status code: (\d{3})", text) or 0)
+    if isinstance(error, PreconditionError | NotModifiedError):
+        return Failure.UNREACHABLE, "the file was replaced while it was read", _TRY_AGAIN
+    if meaning := _by_code(code, text, asked):
+        return meaning
+    if "without LOCATION" in text or status in (301, 302, 307, 308):
+        return _other_region(text, asked)
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return Failure.NOT_FOUND, "there is no such file", "Correct the address."
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403, 409):
+        return _not_allowed(code, asked)
+    if not status and isinstance(error, BaseError):
+        return _no_answer(text, asked)
+    if status in (408, 429) or status >= 500:
+        return Failure.UNREACHABLE, f"{asked.host} answered {status} {code}".rstrip(), _TRY_AGAIN
+    said = _found(r"<Message>([^<]{1,200})", text) or (text.partition("\n")[0][:200] if not status else "")
+    problem = f"{asked.host} answered {status} {code}: {said}" if status else said
+    return Failure.INVALID, problem.rstrip(": ."), "Correct the address, or the values of the Secret."
+
+
+def _by_code(code: str, text: str, asked: Asked) -> tuple[Failure, str, str] | None:
+    secret = asked.credentials.secret
+    mend = f"Correct the Secret {secret}." if secret else "Name a Secret in the credentials beside the address."
+    if code in _NO_SUCH_BUCKET:
+        return Failure.NOT_FOUND, f"{asked.host} has no bucket {asked.bucket}", "Correct the address, or create it."
+    if code in _WRONG_KEY:
+        return Failure.REFUSED, f"{asked.host} does not know the AWS_ACCESS_KEY_ID", mend
+    if code in _WRONG_SECRET:
+        return Failure.REFUSED, f"{asked.host} says that the credentials are wrong ({code}): {_halves(asked)}", mend
+    if code in _WRONG_TOKEN:
+        return Failure.REFUSED, f"the AWS_SESSION_TOKEN is over, or not of this store ({code})", mend
+    if code in _WRONG_REGION:
+        return _other_region(text, asked)
+    if code in _WRONG_CLOCK:
+        return Failure.UNREACHABLE, f"{asked.host} and this node do not agree on the time", "Set the node's clock."
+    return None
+
+
+def _halves(asked: Asked) -> str:
+    match asked.address.partition("://")[0]:
+        case "s3":
+            return "AWS_SECRET_ACCESS_KEY does not belong to AWS_ACCESS_KEY_ID"
+        case "gs":
+            return "GOOGLE_APPLICATION_CREDENTIALS is no key that is valid now"
+    return "the key, or the token, does not belong to AZURE_STORAGE_ACCOUNT, or is over"
+
+
+def _other_region(text: str, asked: Asked) -> tuple[Failure, str, str]:
+    region = _found(r"<Region>([a-z0-9-]+)</Region>", text) or _found(r"expecting '([a-z0-9-]+)'", text)
+    value = region or "the bucket's region"
+    secret = asked.credentials.secret or "which the credentials beside the address name"
+    return Failure.INVALID, "the bucket is in another region", f"Add AWS_REGION={value} to the Secret {secret}."
+
+
+def _not_allowed(code: str, asked: Asked) -> tuple[Failure, str, str]:
+    said = f" ({code})" if code else ""
+    if asked.credentials.secret is None:
+        return (
+            Failure.REFUSED,
+            f"{asked.host} does not show it to everybody{said}",
+            "Name a Secret in the credentials beside the address.",
+        )
+    rights = "write and delete there" if asked.writes else "read it, and list the bucket"
+    return (
+        Failure.REFUSED,
+        f"{asked.host} refuses it to the credentials of the Secret {asked.credentials.secret}{said}",
+        f"Give them the right to {rights}, or use others.",
+    )
+
+
+def _no_answer(text: str, asked: Asked) -> tuple[Failure, str, str]:
+    """The request had no answer. What the operating system or TLS said is somewhere in the library's long text."""
+    why = next((meaning for sign, meaning in _NO_NETWORK.items() if sign in text), "the connection failed")
+    return (
+        Failure.UNREACHABLE,
+        f"{asked.host} can't be reached from this pod: {why}",
+        "Check the endpoint and the network policy (the chart's networkPolicy.egress opens what is not public).",
+    )
+
+
+def _found(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text)
+    return match[1] if match else None
