@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -18,11 +19,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """The files that vLLM reads; the digest of an adapter is over these."""
 
 CHAT_TEMPLATE = "chat_template.jinja"
-"""In an export, and in a model's folder: how turns become text. An adapter with one of its own is served with it."""
-
-_ABOUT_MODELS = ("*.json", "*.jinja", "*.model", "*.txt", "*.spm", "*.tiktoken", "additional_chat_templates/*.jinja")
-_NO_WEIGHTS = frozenset({"training_args.bin", "optimizer.bin", "scheduler.bin", "random_states.bin"})
-"""Pickles that trainers leave beside a model."""
+"""In an export, and in a model's folder: how turns become text. An adapter that has one of its own is served with it.
+"""
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 65_536
@@ -46,24 +44,6 @@ def stray_link(folder: Path) -> Path | None:
             if path.is_symlink() and not belongs_to_model(path.resolve(), folder):
                 return path
     return None
-
-
-def weight_files(names: Iterable[str]) -> tuple[str, ...]:
-    """Of the names of a model's files, those of its weights: safetensors, or pickles (*.bin) where it has none."""
-    own = sorted(name for name in names if "/" not in name)
-    safe = tuple(name for name in own if name.endswith(".safetensors"))
-    return safe or tuple(name for name in own if name.endswith(".bin") and name not in _NO_WEIGHTS)
-
-
-def model_files(names: Iterable[str]) -> tuple[str, ...]:
-    """Of the names of a folder's or a repository's files, those of a model: configuration, tokenizer, weights."""
-    names = sorted(names)
-    about = (name for name in names if any(_matches(name, pattern) for pattern in _ABOUT_MODELS))
-    return (*about, *weight_files(names))
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name.count("/") == pattern.count("/") and PurePosixPath(name).match(pattern)
 
 
 class ExportManifest(Model):
@@ -125,27 +105,69 @@ def _digest_of(folder: Path, names: Iterable[str]) -> str:
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def model_fingerprint(folder: Path) -> str:
-    """Tell two base models apart in well under a second, whatever their size.
+class ModelFiles(Protocol):
+    """A model's folder, on a disk or far away."""
 
-    Covers the architecture (config.json without the fields that saving may change) and, of each of
-    weight_files, name, size and 64 samples of 64 KiB at even distances: other weights of the same
-    shape have another fingerprint.
+    def sizes(self) -> Mapping[str, int]:
+        """The files that lie in it, not deeper, with their bytes."""
+
+    def read(self, name: str) -> bytes:
+        """All of a small file. Raises FileNotFoundError where there is none."""
+
+    def samples(self, name: str, starts: Sequence[int], length: int) -> Iterable[bytes]:
+        """Parts of a file, each from its start, as long as asked or to the file's end."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """ModelFiles on this machine's disk."""
+
+    folder: Path
+
+    def sizes(self) -> Mapping[str, int]:
+        """See ModelFiles."""
+        return {path.name: path.stat().st_size for path in self.folder.iterdir() if path.is_file()}
+
+    def read(self, name: str) -> bytes:
+        """See ModelFiles."""
+        return (self.folder / name).read_bytes()
+
+    def samples(self, name: str, starts: Sequence[int], length: int) -> Iterator[bytes]:
+        """See ModelFiles."""
+        with (self.folder / name).open("rb") as file:
+            for start in starts:
+                file.seek(start)
+                yield file.read(length)
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """Which of a model folder's files are its weights, in order: safetensors, or else the pickles of older models."""
+    names = sorted(names)
+    safe = [name for name in names if name.endswith(".safetensors")]
+    return safe or [name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")]
+
+
+def model_fingerprint(model: Path | ModelFiles) -> str:
+    """Tell two base models apart in well under a second on a disk, whatever their size.
+
+    Covers the architecture (config.json without the fields that saving may change) and, of each file of
+    weights, name, size and 64 samples of 64 KiB at even distances: other weights of the same shape have
+    another fingerprint.
 
     Raises:
         FileNotFoundError: no config.json, or no weights.
     """
-    config = json.loads((folder / "config.json").read_text())
+    files = ModelFolder(model) if isinstance(model, Path) else model
+    config = json.loads(files.read("config.json"))
     shape = {key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    weights = weight_files(path.name for path in folder.iterdir())
+    sizes = files.sizes()
+    weights = weight_files(sizes)
     if not weights:
-        raise FileNotFoundError(f"{folder} has no *.safetensors or *.bin file")
-    for path in (folder / name for name in weights):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for index in range(_SAMPLES):
-                file.seek(max(0, size - _SAMPLE_BYTES) * index // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_BYTES))
+        raise FileNotFoundError(f"{model} has no *.safetensors file")
+    for name in weights:
+        digest.update(f"{name} {sizes[name]}\n".encode())
+        starts = [max(0, sizes[name] - _SAMPLE_BYTES) * index // (_SAMPLES - 1) for index in range(_SAMPLES)]
+        for sample in files.samples(name, starts, _SAMPLE_BYTES):
+            digest.update(sample)
     return digest.hexdigest()

@@ -18,6 +18,10 @@ class Failure(StrEnum):
     """The address or its credentials cannot mean anything."""
 
 
+BESIDE = "the credentials beside the address"
+"""How a message calls the field that it doesn't know."""
+
+
 class FileError(Exception):
     """Bytes could not be read or written. The message names the address and the remedy, and never a credential."""
 
@@ -25,3 +29,12 @@ class FileError(Exception):
         super().__init__(message)
         self.failure = failure
         self.message = message
+
+    def in_field(self, field: str, credentials: str) -> str:
+        """The message for whoever wrote the address.
+
+        Args:
+            field: where it is: dataset.sources[0].uri.
+            credentials: where the Secret that opens it is named: dataset.sources[0].credentials.
+        """
+        return f"{field} {self.message.replace(BESIDE, credentials)}"

@@ -12,7 +12,7 @@ from obstore.exceptions import (
 )
 
 from sluice_files.credentials import Credentials
-from sluice_files.errors import Failure, FileError
+from sluice_files.errors import BESIDE, Failure, FileError
 
 _TRY_AGAIN = "It is tried again."
 _NO_SUCH_BUCKET = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "ContainerBeingDeleted")
@@ -81,7 +81,7 @@ def _meaning(error: Exception, text: str, asked: Asked) -> tuple[Failure, str, s
 
 def _by_code(code: str, text: str, asked: Asked) -> tuple[Failure, str, str] | None:
     secret = asked.credentials.secret
-    mend = f"Correct the Secret {secret}." if secret else "Name a Secret in the credentials beside the address."
+    mend = f"Correct the Secret {secret}." if secret else f"Name a Secret in {BESIDE}."
     if code in _NO_SUCH_BUCKET:
         return Failure.NOT_FOUND, f"{asked.host} has no bucket {asked.bucket}", "Correct the address, or create it."
     if code in _WRONG_KEY:
@@ -109,7 +109,7 @@ def _halves(asked: Asked) -> str:
 def _other_region(text: str, asked: Asked) -> tuple[Failure, str, str]:
     region = _found(r"<Region>([a-z0-9-]+)</Region>", text) or _found(r"expecting '([a-z0-9-]+)'", text)
     value = region or "the bucket's region"
-    secret = asked.credentials.secret or "which the credentials beside the address name"
+    secret = asked.credentials.secret or f"that {BESIDE} names"
     return Failure.INVALID, "the bucket is in another region", f"Add AWS_REGION={value} to the Secret {secret}."
 
 
@@ -119,7 +119,7 @@ def _not_allowed(code: str, asked: Asked) -> tuple[Failure, str, str]:
         return (
             Failure.REFUSED,
             f"{asked.host} does not show it to everybody{said}",
-            "Name a Secret in the credentials beside the address.",
+            f"Name a Secret in {BESIDE}.",
         )
     rights = "write and delete there" if asked.writes else "read it, and list the bucket"
     return (

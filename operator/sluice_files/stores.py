@@ -15,7 +15,7 @@ from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from sluice_files.credentials import Credentials
-from sluice_files.errors import Failure, FileError
+from sluice_files.errors import BESIDE, Failure, FileError
 
 Store = S3Store | GCSStore | AzureStore
 Opener = tuple[Callable[..., Store], SplitResult]
@@ -117,7 +117,7 @@ def _azure(uri: str, container: str, credentials: Credentials) -> Opener:
         raise FileError(
             Failure.INVALID,
             f"{uri}: an az:// address needs credentials with the key AZURE_STORAGE_ACCOUNT, the name of the storage "
-            "account, even where the container is public. Name such a Secret in the credentials beside the address.",
+            f"account, even where the container is public. Name such a Secret in {BESIDE}.",
         )
     endpoint = _endpoint(uri, credentials, "AZURE_STORAGE_ENDPOINT") or urlsplit(
         f"https://{account}.blob.core.windows.net"

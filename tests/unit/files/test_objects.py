@@ -115,7 +115,7 @@ class _CutOff(threading.Thread):
         self._to = endpoint.removeprefix("http://").split(":")
         self._after = after
         self._listening = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = "http://127.0.0.1:{}".format(self._listening.getsockname()[1])
+        self.endpoint = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
 
     def run(self) -> None:
         while True:
@@ -257,7 +257,7 @@ def test_credentials_that_open_nothing_are_refused_before_anybody_is_asked(
 )
 def test_metadata_service_is_never_asked(uri: str, values: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as metadata_service:
-        address = "127.0.0.1:{}".format(metadata_service.getsockname()[1])
+        address = f"127.0.0.1:{metadata_service.getsockname()[1]}"
         for name in ("AWS_METADATA_ENDPOINT", "AZURE_MSI_ENDPOINT", "IDENTITY_ENDPOINT"):
             monkeypatch.setenv(name, f"http://{address}")
         for name in ("GCE_METADATA_HOST", "GCE_METADATA_ROOT", "METADATA_HOST"):
