@@ -17,6 +17,7 @@ from sluice_server.model_infos import put_in_place
 from sluice_server.paths import SlotPaths
 from sluice_server.start_gate import wait_at_start_gate
 
+
 def serve() -> None:
     """Run `vllm serve` for the slot in the environment; return when vLLM has stopped."""
     paths = SlotPaths.here()

@@ -33,7 +33,7 @@ class EngineModel:
 
     @property
     def has_pickles(self) -> bool:
-        """Whether its weights are pickles (*.bin). vLLM reads tensors from them, and never runs code that is in them."""
+        """Whether its weights are pickles (*.bin). vLLM reads tensors from them, and runs no code that is in them."""
         weights = weight_files(path.name for path in self.folder.iterdir())
         return bool(weights) and not weights[0].endswith(".safetensors")
 

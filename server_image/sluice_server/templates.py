@@ -45,8 +45,8 @@ def template_of_client(request: Mapping[str, Any]) -> ErrorResponse | None:
     if request.get(_FIELD) is None and not (isinstance(keywords, dict) and keywords.get(_FIELD) is not None):
         return None
     message = (
-        "A chat template in a request is not used. Leave it out; the engine's is model.chatTemplate in its spec, and an "
-        "adapter has the one that it was trained with."
+        "A chat template in a request is not used. Leave it out: the engine has model.chatTemplate in its spec, and an "
+        "adapter the one that it was trained with."
     )
     return ErrorResponse(400, "BadRequestError", message, _FIELD)
 

@@ -12,7 +12,7 @@ from sluice_api import pods
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import Clients, ClientsFrom, InferenceEngine
 from sluice_api.meta import ENGINE_LABEL, JOB_LABEL, STAGE_LABEL, engine_network_name, job_network_name
-from sluice_api.sources import volume_path
+from sluice_api.sources import config_map_key, volume_path
 from sluice_api.stages import Stage
 from sluice_operator.manifests.metadata import app_labels, owned_by
 from sluice_operator.observe.views import Address
@@ -36,9 +36,15 @@ def engine_policy(engine: InferenceEngine, api_servers: Sequence[Address], setti
         *_let_in(_clients(engine.spec.clients, network.clients_from), [pods.SERVE_PORT]),
         *_let_in(network.metrics_from, [pods.SERVE_PORT, pods.AGENT_PORT]),
     ]
-    egress = [*_common(settings), *_api_servers(api_servers), *_public(engine.spec.model.uri), *network.egress]
+    egress = [*_common(settings), *_api_servers(api_servers), *_public(*_fetched(engine)), *network.egress]
     metadata = owned_by(engine, engine_network_name(name), labels)
     return _policy(metadata, {ENGINE_LABEL: name}, ingress, egress)
+
+
+def _fetched(engine: InferenceEngine) -> list[str]:
+    """Addresses that its pods fetch from. Of adapters that come later, that some may be elsewhere than in a claim."""
+    lora = engine.spec.lora
+    return [*engine.spec.addresses.values(), *(["https://"] if lora and lora.credentials else [])]
 
 
 def job_policy(job: FineTuneJob, settings: Settings) -> Manifest:
@@ -123,7 +129,7 @@ def _api_servers(addresses: Sequence[Address]) -> list[Manifest]:
 
 def _public(*uris: str) -> list[Manifest]:
     """The internet, but no private address, if one of these addresses is there."""
-    ports = sorted({_port(uri) for uri in uris if volume_path(uri) is None})
+    ports = sorted({_port(uri) for uri in uris if volume_path(uri) is None and config_map_key(uri) is None})
     if not ports:
         return []
     ports = sorted({_HTTPS, *ports})  # what is fetched may be elsewhere than what was asked

@@ -8,7 +8,7 @@ from sluice_api.gpupool import GPUPoolSpec, SharingMode
 from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.meta import taints_of_gpus
 from sluice_api.quantity import amount
-from sluice_api.sources import VOLUMES
+from sluice_api.sources import CONFIG_MAPS, CREDENTIALS, VOLUMES, Credentials
 from sluice_api.tolerations import Toleration
 from sluice_operator.manifests import trust
 from sluice_operator.settings import Settings
@@ -127,6 +127,40 @@ def claim_mounts(claims: Iterable[str], writable: Sequence[str] = ()) -> list[Ma
     return [
         {"name": f"claim-{number}", "mountPath": str(VOLUMES / claim), "readOnly": claim not in writable}
         for number, claim in enumerate(claims)
+    ]
+
+
+def config_map_volumes(names: Iterable[str]) -> list[Manifest]:
+    """A volume for each ConfigMap. Optional: the program says better than an event which one is not there."""
+    return [
+        {"name": f"config-map-{number}", "configMap": {"name": name, "optional": True}}
+        for number, name in enumerate(names)
+    ]
+
+
+def config_map_mounts(names: Iterable[str]) -> list[Manifest]:
+    """Where a container sees the ConfigMaps of config_map_volumes: each at /configmaps/<name>."""
+    return [
+        {"name": f"config-map-{number}", "mountPath": str(CONFIG_MAPS / name), "readOnly": True}
+        for number, name in enumerate(names)
+    ]
+
+
+def secret_volumes(names: Iterable[str]) -> list[Manifest]:
+    """A volume for each Secret with credentials. Optional, as a ConfigMap is."""
+    return [
+        {"name": f"credentials-{number}", "secret": {"secretName": name, "optional": True, "defaultMode": 0o440}}
+        for number, name in enumerate(names)
+    ]
+
+
+def secret_mounts(names: Sequence[str], *needed: Credentials | None) -> list[Manifest]:
+    """Where a container sees those of the Secrets of secret_volumes that it needs: each at /credentials/<secret>."""
+    wanted = {each.secret for each in needed if each}
+    return [
+        {"name": f"credentials-{number}", "mountPath": str(CREDENTIALS / name), "readOnly": True}
+        for number, name in enumerate(names)
+        if name in wanted
     ]
 
 

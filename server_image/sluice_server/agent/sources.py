@@ -1,4 +1,4 @@
-"""Where an adapter's files are on this machine: in a claim that is mounted, or fetched from an object store or the hub."""
+"""Where an adapter's files are on this machine: in a mounted claim, or fetched from an object store or the hub."""
 
 import shutil
 from collections.abc import Collection

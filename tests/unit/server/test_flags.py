@@ -22,7 +22,9 @@ COMMON = (
 NO_MEDIA = "--allowed-media-domains serving.allowedMediaDomains-is-empty.invalid"
 GENERATE = f"--runner generate --load-format safetensors {NO_MEDIA}"
 POOLING = f"--runner pooling --load-format safetensors {NO_MEDIA}"
-LORA = "--enable-lora --trust-request-chat-template --worker-extension-cls sluice_server.worker_extension.WorkerExtension"
+LORA = (
+    "--enable-lora --trust-request-chat-template --worker-extension-cls sluice_server.worker_extension.WorkerExtension"
+)
 
 COMMON_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -62,8 +64,7 @@ def slot(device: Any, **spec: Any) -> SlotSpec:
         (
             "a model in a claim, on a GPU",
             slot("cuda", model={"uri": "pvc://models/smollm2"}),
-            f"serve /models/a {COMMON} {GENERATE} --dtype auto"
-            " --tensor-parallel-size 1 --gpu-memory-utilization 0.90",
+            f"serve /models/a {COMMON} {GENERATE} --dtype auto --tensor-parallel-size 1 --gpu-memory-utilization 0.90",
             {},
         ),
         (
