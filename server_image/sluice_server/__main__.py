@@ -1,4 +1,4 @@
-"""`python3 -m sluice_server fetch-model | agent | vllm | wait-drained`; while an image is built, `collect-model-infos`."""
+"""`python3 -m sluice_server fetch-model | agent | vllm | wait-drained`; `collect-model-infos` makes the image."""
 
 import sys
 

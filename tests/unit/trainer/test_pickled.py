@@ -22,7 +22,7 @@ from tests.unit.trainer.jobs import ROWS, Job, write_rows
 POSITIONS = 64
 
 
-def make_opt(folder: Path, tokenizer: Path, **save: Any) -> Path:
+def make_opt(folder: Path, tokenizer: Path, positions: int = POSITIONS) -> Path:
     """An OPT of random weights in bfloat16: learned positions, tied embeddings, pickles, and no chat template."""
     folder.mkdir()
     for file in tokenizer.glob("tokenizer*"):
@@ -30,14 +30,14 @@ def make_opt(folder: Path, tokenizer: Path, **save: Any) -> Path:
     torch.manual_seed(0)
     size = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 128, "num_hidden_layers": 2}
     entries = len(AutoTokenizer.from_pretrained(folder))
-    ids = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    ids = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 2}
     config = OPTConfig(
-        vocab_size=entries, num_attention_heads=2, max_position_embeddings=POSITIONS, dtype="bfloat16", **size, **ids
+        vocab_size=entries, num_attention_heads=2, max_position_embeddings=positions, dtype="bfloat16", **size, **ids
     )
     model = OPTForCausalLM(config).to(torch.bfloat16)
     config.architectures = ["OPTForCausalLM"]
     config.save_pretrained(folder)
-    torch.save(model.state_dict(), folder / "pytorch_model.bin", **save)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
     return folder
 
 
