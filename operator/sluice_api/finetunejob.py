@@ -227,6 +227,13 @@ class FineTuneJobSpec(Model):
         """The ConfigMaps that its pods read, each once."""
         return config_maps_of(*self.addresses.values())
 
+    def secrets(self, *, reads_dataset: bool) -> tuple[str, ...]:
+        """The Secrets that open the addresses of a pod, each once: of model and output, and of the rows where those
+        are read."""
+        rows = [files.credentials for files in self.dataset.all_files] if reads_dataset else []
+        needed = (self.model.credentials, self.output.credentials, *rows)
+        return tuple(dict.fromkeys(credentials.secret for credentials in needed if credentials))
+
 
 class Progress(Model):
     """How far training is, as the trainer reports it."""

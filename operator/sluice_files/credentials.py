@@ -26,6 +26,12 @@ AZURE_KEYS = (
     "AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID", "AZURE_STORAGE_ENDPOINT",
 )  # fmt: skip
 _KEYS = {"hf": HUB_KEYS, "s3": S3_KEYS, "gs": GOOGLE_KEYS, "az": AZURE_KEYS}
+_SEVERAL_LINES = ("GOOGLE_APPLICATION_CREDENTIALS", "AWS_CA_BUNDLE")
+_NO_SECRETS = (
+    "HF_ENDPOINT", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+    "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ENDPOINT",
+)  # fmt: skip
+"""What a message may say: it is of no use to anybody."""
 _EXAMPLES = {
     "hf": "--from-literal=HF_TOKEN=...",
     "s3": "--from-literal=AWS_ACCESS_KEY_ID=... --from-literal=AWS_SECRET_ACCESS_KEY=...",
@@ -51,14 +57,12 @@ class Credentials:
 
     def hidden(self, text: str) -> str:
         """A text of somebody else's, without any of the values."""
-        for value in sorted(self.values.values(), key=len, reverse=True):
-            if len(value) >= _SHORTEST_SECRET:
-                text = text.replace(value, "***")
+        secrets = {value for key, value in self.values.items() if key not in _NO_SECRETS and len(value) > 3}
+        for value in sorted(secrets, key=len, reverse=True):
+            text = text.replace(value, "***")
         return text
 
 
-_SHORTEST_SECRET = 6
-"""What is shorter is a region or `true`, which a message may say."""
 NOTHING = Credentials()
 
 
@@ -81,14 +85,14 @@ def read_credentials(source: sources.Credentials | None, uri: str) -> Credential
         raise FileError(
             Failure.INVALID,
             f"{uri}: the Secret {source.secret} is not in this namespace, or is empty. It is expected to have "
-            f"{_listed(_KEYS[kind])}. Create it: {_create(source.secret, kind)}",
+            f"{_listed(_KEYS[kind])}. {_create(folder, kind)}",
         )
     values = {key: _value(folder / key, uri, source.secret) for key in _KEYS[kind] if key in found}
     if not values:
         raise FileError(
             Failure.INVALID,
             f"{uri}: the Secret {source.secret} has {_listed(found)}, and no key that opens such an address: "
-            f"{_listed(_KEYS[kind])}. Name its keys so: {_create(source.secret, kind)}",
+            f"{_listed(_KEYS[kind])}. {_create(folder, kind)}",
         )
     return Credentials(source.secret, values)
 
@@ -106,7 +110,7 @@ def _value(file: Path, uri: str, secret: str) -> str:
     else:
         try:
             text = content.decode("utf-8").strip()
-            if text and (file.name == GOOGLE_KEYS[0] or (text.isascii() and text.isprintable())):
+            if text and (file.name in _SEVERAL_LINES or (text.isascii() and text.isprintable())):
                 return text
             problem = "has a line break or a character that no such key has" if text else problem
         except UnicodeDecodeError:
@@ -121,5 +125,7 @@ def _listed(names: list[str] | tuple[str, ...]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-def _create(secret: str, kind: str) -> str:
-    return f"kubectl create secret generic {secret} {_EXAMPLES[kind]}"
+def _create(folder: Path, kind: str) -> str:
+    if ROOT_ENV in os.environ:  # no cluster has it
+        return f"Write each value into a file of that name in {folder}."
+    return f"Create it so: kubectl create secret generic {folder.name} {_EXAMPLES[kind]}"

@@ -97,6 +97,8 @@ def _split_files(repository: HubRepository, config: str | None, split: str) -> l
             f"the hub has made of them: hf://datasets/{repository.path.repository}@{CONVERTED}",
         )
     metadata = {name: repository.read(name, _MAX_METADATA_BYTES) for name in _METADATA if files.get(name)}
+    if not metadata.get(_README, b"").startswith(b"---"):
+        metadata.pop(_README, None)  # it is for people only
     with tempfile.TemporaryDirectory() as scratch:
         return _one_split(repository, _resolved(repository, Path(scratch), metadata, config), split)
 

@@ -98,9 +98,9 @@ def _gated(asked: Asked) -> tuple[Failure, str, str]:
         )
     return (
         Failure.REFUSED,
-        f"the repository is gated, and the owner of the HF_TOKEN in the Secret {asked.credentials.secret} has no access",
-        f"Accept its licence at {asked.page} as that user, and wait until it is granted. A fine-grained token needs the "
-        "permission to read public gated repositories, too.",
+        f"the repository is gated, and the user of the HF_TOKEN in the Secret {asked.credentials.secret} has no access",
+        f"Accept its licence at {asked.page} as that user, and wait until it is granted. A fine-grained token needs "
+        "the permission to read public gated repositories, too.",
     )
 
 
@@ -110,6 +110,6 @@ def _no_answer(said: str, asked: Asked) -> tuple[Failure, str, str]:
     return (
         Failure.UNREACHABLE,
         f"{host} can't be reached from this pod: {why}",
-        "Check the network policy (the chart's networkPolicy.egress opens what is not public), or copy it into a volume "
-        "and use pvc://.",
+        "Check the network policy (the chart's networkPolicy.egress opens what is not public), or copy it into a "
+        "volume and use pvc://.",
     )

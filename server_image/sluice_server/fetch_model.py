@@ -36,10 +36,10 @@ def run() -> None:
     try:
         fetch(SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]), SlotPaths.here())
     except FileError as error:
-        log.error("%s", error.message)  # noqa: TRY400 - a person's mistake has no traceback
+        message = error.in_field("spec.model:", "spec.model.credentials")
         termination = Path(os.environ.get(TERMINATION_FILE_ENV, pods.TERMINATION_FILE))
-        termination.write_text(error.message, encoding="utf-8")
-        sys.exit(1)
+        termination.write_text(message, encoding="utf-8")
+        sys.exit(message)
 
 
 def fetch(slot: SlotSpec, paths: SlotPaths) -> None:

@@ -78,7 +78,7 @@ def prepared_command(slot: SlotSpec, paths: SlotPaths) -> Command:
     try:
         model = engine_model(slot.spec, paths)
     except FileError as error:
-        sys.exit(f"model.chatTemplate.uri {error.message}")
+        sys.exit(error.in_field("model.chatTemplate.uri", "model.credentials"))
     if not model.folder.is_dir():
         sys.exit(f"model.uri {uri}: there is no such folder. Correct model.uri.")
     if link := stray_link(model.folder):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset  # type: ignore[import-untyped]
+from datasets import Dataset
 from peft import LoraConfig
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, TrainerControl, TrainerState

@@ -1,4 +1,4 @@
-"""A model as facebook/opt-125m is, in real vLLM: pickled weights, learned positions, code beside it, and no chat template.
+"""A model as facebook/opt-125m is, in real vLLM: pickled weights, learned positions, code, and no chat template.
 
 The engine gives it one, and an adapter that our trainer made with another one is answered with that. One vLLM serves
 the module.

@@ -29,8 +29,9 @@ USER = "65532:65532"
 IMAGES = {name.partition(":")[0].rpartition("-")[2]: folder for name, folder in FOLDERS.items()}
 IMPORTED = {
     "operator": "sluice_operator.__main__",
-    "trainer": "sluice_trainer.data.prepare, sluice_trainer.train.loop, sluice_trainer.export.export",
-    "server": "sluice_server.agent.run, sluice_server.launch, vllm",
+    "trainer": "sluice_trainer.data.prepare, sluice_trainer.train.loop, sluice_trainer.export.export, "
+    "sluice_files.models, sluice_files.hub_datasets",
+    "server": "sluice_server.agent.run, sluice_server.launch, sluice_files.models, vllm",
 }
 """What each image's processes import: a package that its lock file lacks would be missing here."""
 CHOSEN = os.environ.get("SLUICE_IMAGES", "operator").split(",")

@@ -132,6 +132,7 @@ def anchors(page: Path) -> set[str]:
 def test_files_that_the_architecture_names_exist() -> None:
     roots = (
         "operator/sluice_api",
+        "operator/sluice_files",
         "operator/sluice_operator",
         "trainer_image/sluice_trainer",
         "server_image/sluice_server",

@@ -9,10 +9,11 @@ from typing import Any
 
 from sluice_api.artifacts import file_digest, model_fingerprint, stray_link, weight_files
 from sluice_api.reasons import Reason
-from sluice_api.sources import volume_path
+from sluice_api.sources import Credentials, volume_path
+from sluice_files.credentials import read_credentials
 from sluice_trainer.context import longest_sequence, rope_boundary
-from sluice_trainer.errors import StageError
-from sluice_trainer.paths import resolve_in_claim, why_not_found
+from sluice_trainer.errors import StageError, fetching
+from sluice_trainer.paths import resolve_in_claim, scratch_folder, why_not_found
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _OF_TOKENIZERS = (
@@ -36,16 +37,10 @@ class BaseModel:
     """Positions that the model knows; None when its configuration does not say."""
     rope_boundary: int | None
     """context.rope_boundary of its configuration."""
-
-    @property
-    def has_pickles(self) -> bool:
-        """Whether its weights are pickles, which nothing but pickled.py reads."""
-        return not any(self.folder.glob("*.safetensors"))
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest that differs for every other base model."""
-        return model_fingerprint(self.folder)
+    fingerprint: str
+    """A digest that differs for every other base model."""
+    has_pickles: bool = False
+    """Its weights are pickles, which nothing but pickled.py reads."""
 
     @property
     def tokenizer_digest(self) -> str:
@@ -59,17 +54,28 @@ class BaseModel:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def locate(uri: str, revision: str = "") -> BaseModel:
+def locate(uri: str, revision: str = "", credentials: Credentials | None = None, *, weights: bool = True) -> BaseModel:
     """Find the base model, fetching it if need be, and check that it is one.
 
+    Args:
+        uri: model.uri.
+        revision: The commit of the hub that an earlier stage used.
+        credentials: model.credentials.
+        weights: False where only configuration and tokenizer are needed: what is elsewhere stays there.
+
     Raises:
-        StageError: ModelNotFound or ModelInvalid, with what is missing.
+        StageError: ModelNotFound, ModelInvalid or DownloadFailed, with what is missing.
     """
+    with fetching("model.uri", "model.credentials", Reason.MODEL_NOT_FOUND):
+        opened = read_credentials(credentials, uri)
     path = volume_path(uri)
     if path is None:
-        from sluice_trainer import hub
+        from sluice_files.models import fetch_model
 
-        folder, revision = hub.model_folder(uri, revision)
+        with fetching("model.uri", "model.credentials", Reason.MODEL_NOT_FOUND):
+            fetched = fetch_model(uri, scratch_folder("models"), opened, revision, weights=weights)
+        folder, revision, fingerprint = fetched.folder, fetched.revision, fetched.fingerprint
+        weight_names = fetched.weights
     else:
         found = resolve_in_claim(path)
         if found is None:
@@ -77,8 +83,9 @@ def locate(uri: str, revision: str = "") -> BaseModel:
                 Reason.MODEL_NOT_FOUND,
                 f"model.uri {uri}: {why_not_found(path, 'folder')} Correct model.uri.",
             )
-        folder = found
-    config = _checked_config(uri, folder)
+        folder, fingerprint = found, ""
+        weight_names = weight_files(each.name for each in folder.iterdir()) if folder.is_dir() else []
+    config = _checked_config(uri, folder, weights=weights or path is not None)
     text = config.get("text_config", config)
     return BaseModel(
         uri=uri,
@@ -88,6 +95,8 @@ def locate(uri: str, revision: str = "") -> BaseModel:
         vocabulary=text.get("vocab_size", 0),
         longest_sequence=longest_sequence(text),
         rope_boundary=rope_boundary(text),
+        fingerprint=fingerprint or model_fingerprint(folder),
+        has_pickles=not weight_names[0].endswith(".safetensors"),
     )
 
 
@@ -119,8 +128,12 @@ def require_same(base: BaseModel, fingerprint: str) -> None:
         )
 
 
-def _checked_config(uri: str, folder: Path) -> dict[str, Any]:
-    """Read config.json of a model's folder, and check that the folder can be trained."""
+def _checked_config(uri: str, folder: Path, *, weights: bool) -> dict[str, Any]:
+    """Read config.json of a model's folder, and check that the folder can be trained.
+
+    Args:
+        weights: whether they are to be here.
+    """
     invalid = f"model.uri {uri} is no model that can be trained:"
     if not folder.is_dir():
         raise StageError(Reason.MODEL_INVALID, f"{invalid} it is a file. Name the folder that has config.json.")
@@ -131,7 +144,7 @@ def _checked_config(uri: str, folder: Path) -> dict[str, Any]:
             "Put the file itself there.",
         )
     config = _json_object(folder / "config.json", invalid)
-    if not weight_files(path.name for path in folder.iterdir()):
+    if weights and not weight_files(path.name for path in folder.iterdir()):
         others = sorted(path.name for pattern in ("*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
         has = f"only {', '.join(others[:3])}" if others else "no weights"
         raise StageError(

@@ -1,15 +1,15 @@
 """The chat template that a job gives to its model (model.chatTemplate)."""
 
-import os
 from pathlib import Path, PurePosixPath
 
 from sluice_api.finetunejob import ModelSource
 from sluice_api.reasons import Reason
-from sluice_api.sources import CONFIG_MAPS, VOLUMES
+from sluice_api.sources import CONFIG_MAPS, VOLUMES, ConfigMapKey, VolumePath
 from sluice_api.stages import ExitCode
 from sluice_files.chat_templates import template_text
 from sluice_files.errors import Failure, FileError
 from sluice_trainer.errors import StageError
+from sluice_trainer.paths import mounted, mounted_config_map
 
 
 def given_template(model: ModelSource) -> str | None:
@@ -26,14 +26,15 @@ def given_template(model: ModelSource) -> str | None:
         again = error.failure is Failure.UNREACHABLE
         raise StageError(
             Reason.DOWNLOAD_FAILED if again else Reason.MODEL_INVALID,
-            f"model.chatTemplate.uri {error.message}",
+            error.in_field("model.chatTemplate.uri", "model.credentials"),
             ExitCode.INTERNAL if again else ExitCode.BAD_INPUT,
-        ) from error
+        ) from None
 
 
 def _here(path: PurePosixPath) -> Path:
-    """Where this process sees a path below VOLUMES or CONFIG_MAPS, which the environment may move."""
-    for variable, root in (("SLUICE_VOLUMES", VOLUMES), ("SLUICE_CONFIG_MAPS", CONFIG_MAPS)):
-        if path.is_relative_to(root):
-            return Path(os.environ.get(variable, str(root))) / path.relative_to(root)
-    return Path(path)
+    """Where this process sees a path below VOLUMES or CONFIG_MAPS."""
+    if path.is_relative_to(VOLUMES):
+        claim, *rest = path.relative_to(VOLUMES).parts
+        return mounted(VolumePath(claim, "/".join(rest)))
+    name, *rest = path.relative_to(CONFIG_MAPS).parts
+    return mounted_config_map(ConfigMapKey(name, "")).joinpath(*rest)

@@ -1,7 +1,11 @@
 """The exceptions that become outcomes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
+from sluice_files.errors import Failure, FileError
 
 
 class StageError(Exception):
@@ -12,6 +16,23 @@ class StageError(Exception):
         self.reason = reason
         self.message = message
         self.code = code
+
+
+@contextmanager
+def fetching(field: str, credentials: str, not_found: Reason) -> Iterator[None]:
+    """Turn an address that can't be read into the error of the field that has it.
+
+    Args:
+        field: where the address is: model.uri.
+        credentials: where the Secret that opens it is named: model.credentials.
+        not_found: the reason where nothing is there.
+    """
+    try:
+        yield
+    except FileError as error:
+        reason = not_found if error.failure is Failure.NOT_FOUND else Reason.DOWNLOAD_FAILED
+        code = ExitCode.INTERNAL if error.failure is Failure.UNREACHABLE else ExitCode.BAD_INPUT
+        raise StageError(reason, error.in_field(field, credentials), code) from None
 
 
 class PeerLost(StageError):

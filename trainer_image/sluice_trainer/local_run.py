@@ -36,6 +36,8 @@ from sluice_trainer.unknown_fields import unknown_field
 
 _PATIENCE_SECONDS = 5.0
 """Between the end of a stage that was stopped and that of this process, if nobody reads its output."""
+_BESIDE_FILE = {"SLUICE_CREDENTIALS": "credentials", "SLUICE_CONFIG_MAPS": "configmaps"}
+"""Where Secrets and ConfigMaps are: the folders of these names beside the job's file."""
 _STAGES = {stage.lower(): stage for stage in Stage}
 _ABOUT = """\
 Sluice's trainer: fine-tunes a language model on the rows of a dataset, and leaves an adapter (or a model) that vLLM and
@@ -45,7 +47,8 @@ Train on this machine what a finetunejob.yaml says, without a cluster: on its fi
 says of GPUs. examples/finetunejob.yaml is a file to begin with.
 
 A pvc:// address means a folder here: pvc://datasets/rows.jsonl is volumes/datasets/rows.jsonl beside the file,
-unless --volumes or --claim say otherwise. What can't be had here (a pool, a policy, publishing) is passed over.
+unless --volumes or --claim say otherwise. credentials/<secret>/<KEY> has the value of a Secret's key, and
+configmaps/<name>/<key> that of a ConfigMap's. What can't be had here (a pool, a policy, publishing) is passed over.
 
 What is made is in <output.uri>/<job>-<uid8>/: export/ with the adapter or the model, checkpoints/, prepared/ and
 report.md. On a terminal you see text and a progress bar; where the output is piped, one JSON object a line.
@@ -80,6 +83,8 @@ def main(arguments: Sequence[str]) -> int:
         job = read_job(chosen.file, chosen.name)
         folders = claim_folders(job, chosen.volumes or chosen.file.parent / "volumes", chosen.claim)
         stages = [_STAGES[chosen.only]] if chosen.only else list(Stage)
+        for variable, name in _BESIDE_FILE.items():
+            os.environ.setdefault(variable, str((chosen.file.parent / name).resolve()))
         return _run(job, folders, stages)
     except CannotRun as error:
         sys.stderr.write(f"{error}\n")

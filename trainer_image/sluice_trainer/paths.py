@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from sluice_api import meta
 from sluice_api.reasons import Reason
-from sluice_api.sources import VOLUMES, VolumePath, volume_path
+from sluice_api.sources import CONFIG_MAPS, VOLUMES, ConfigMapKey, VolumePath, volume_path
 from sluice_api.stages import ExitCode, StageSpec
 from sluice_trainer.errors import StageError
 
@@ -24,6 +24,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def mounted(path: VolumePath) -> Path:
     """A claim's path as this process sees it. SLUICE_VOLUMES moves the root, for runs outside a pod."""
     return Path(os.environ.get("SLUICE_VOLUMES", str(VOLUMES))) / path.claim / path.path
+
+
+def mounted_config_map(key: ConfigMapKey) -> Path:
+    """A ConfigMap's folder as this process sees it. SLUICE_CONFIG_MAPS moves the root, for runs outside a pod."""
+    return Path(os.environ.get("SLUICE_CONFIG_MAPS", str(CONFIG_MAPS))) / key.name
 
 
 def resolve_in_claim(path: VolumePath) -> Path | None:

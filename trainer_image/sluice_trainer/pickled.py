@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from sluice_api.artifacts import MANIFEST, model_fingerprint, weight_files
 from sluice_api.model import Model
 from sluice_api.reasons import Reason
-from sluice_api.stages import ExitCode
-from sluice_trainer import durable, logs
+from sluice_api.stages import ExitCode, StageSpec
+from sluice_trainer import base_model, durable, logs
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.errors import StageError
+from sluice_trainer.paths import work_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +57,18 @@ def convert(base: BaseModel, folder: Path) -> BaseModel:
         (unfinished / MANIFEST).write_text(durable.sealed(manifest))
     logs.info("weights converted to safetensors", files=len(list(folder.glob("*.safetensors"))))
     return replace(base, weights=folder)
+
+
+def locate(stage: StageSpec, revision: str) -> BaseModel:
+    """The model of a stage after Prepare, with its weights as safetensors. Pickles that Prepare has converted need not
+    be fetched a second time.
+
+    Raises:
+        StageError: as base_model.locate; TrainerFailed: what Prepare has written is not there, or is damaged.
+    """
+    folder = work_folder(stage) / FOLDER
+    source = stage.spec.model
+    return converted(base_model.locate(source.uri, revision, source.credentials, weights=not folder.exists()), folder)
 
 
 def converted(base: BaseModel, folder: Path) -> BaseModel:

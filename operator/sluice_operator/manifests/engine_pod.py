@@ -11,7 +11,7 @@ from sluice_api import pods
 from sluice_api.gpupool import GPUPoolSpec
 from sluice_api.inferenceengine import Clients, InferenceEngine, InferenceEngineSpec, LendingPolicy, Preemption
 from sluice_api.slots import SlotSpec
-from sluice_api.sources import claims_of, config_maps_of, is_object, volume_path
+from sluice_api.sources import Credentials, claims_of, config_maps_of, is_object, volume_path
 from sluice_operator.manifests import pod
 from sluice_operator.manifests.devices import of_slot, with_claims
 from sluice_operator.settings import Settings
@@ -127,6 +127,11 @@ class _Mounts:
             volumes.append(pod.own_disk("model-scratch", "1Gi"))
         return volumes
 
+    def secret(self, credentials: Credentials | None) -> list[Manifest]:
+        """Where a container sees the Secret that it needs, and no other."""
+        mounts = zip(self.secrets, pod.secret_mounts(self.secrets), strict=True)
+        return [mount for name, mount in mounts if credentials and name == credentials.secret]
+
     def cache(self, *, writes: bool) -> list[Manifest]:
         """Where a container sees the cache: who writes always, if there is one, and others if the model is there."""
         if not (self.fetches_model or (writes and self.cache_claim)):
@@ -166,7 +171,7 @@ def _model(slot: SlotSpec, mounts: _Mounts, settings: Settings) -> Manifest:
             {"name": "model-scratch", "mountPath": pods.SCRATCH},
             {"name": "shared", "mountPath": pods.SHARED},
             *mounts.cache(writes=True),
-            *pod.secret_mounts(mounts.secrets, model.credentials),
+            *mounts.secret(model.credentials),
         ],
     }
 
@@ -202,7 +207,7 @@ def _agent(slot: SlotSpec, mounts: _Mounts, settings: Settings) -> Manifest:
             *pod.claim_mounts(mounts.claims),
             *pod.config_map_mounts(mounts.config_maps),
             *mounts.cache(writes=bool(lora and mounts.cache_claim)),
-            *pod.secret_mounts(mounts.secrets, lora.credentials if lora else None),
+            *mounts.secret(lora.credentials if lora else None),
         ],
     }
 

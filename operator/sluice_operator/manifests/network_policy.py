@@ -128,7 +128,11 @@ def _api_servers(addresses: Sequence[Address]) -> list[Manifest]:
 
 
 def _public(*uris: str) -> list[Manifest]:
-    """The internet, but no private address, if one of these addresses is there."""
+    """The internet, but no private address, if one of these addresses is there.
+
+    Where an object store or a mirror of the hub listens inside the cluster, only a Secret says, which the operator
+    does not read: the chart's networkPolicy.egress opens that.
+    """
     ports = sorted({_port(uri) for uri in uris if volume_path(uri) is None and config_map_key(uri) is None})
     if not ports:
         return []

@@ -8,7 +8,7 @@ from sluice_api.gpupool import GPUPoolSpec, SharingMode
 from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.meta import taints_of_gpus
 from sluice_api.quantity import amount
-from sluice_api.sources import CONFIG_MAPS, CREDENTIALS, VOLUMES, Credentials
+from sluice_api.sources import CONFIG_MAPS, CREDENTIALS, VOLUMES
 from sluice_api.tolerations import Toleration
 from sluice_operator.manifests import trust
 from sluice_operator.settings import Settings
@@ -17,6 +17,9 @@ from sluice_operator.writes import Manifest
 USER = 65532
 """`nonroot` of the distroless images."""
 TOKEN_SECONDS = 3600
+
+_GROUP_READS = 0o440
+"""The group is the pod's fsGroup."""
 
 SCRATCH_MOUNT: Manifest = {"name": "scratch", "mountPath": pods.SCRATCH}
 SHM_MOUNT: Manifest = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108
@@ -130,8 +133,26 @@ def claim_mounts(claims: Iterable[str], writable: Sequence[str] = ()) -> list[Ma
     ]
 
 
+def secret_volumes(secrets: Iterable[str]) -> list[Manifest]:
+    """A volume for each Secret with credentials. One that is missing is said by who needs it, in its own words; the
+    kubelet would only hold the pod back.
+    """
+    return [
+        {"name": f"secret-{number}", "secret": {"secretName": secret, "optional": True, "defaultMode": _GROUP_READS}}
+        for number, secret in enumerate(secrets)
+    ]
+
+
+def secret_mounts(secrets: Iterable[str]) -> list[Manifest]:
+    """Where a container sees the Secrets of secret_volumes: each at /credentials/<secret>."""
+    return [
+        {"name": f"secret-{number}", "mountPath": str(CREDENTIALS / secret), "readOnly": True}
+        for number, secret in enumerate(secrets)
+    ]
+
+
 def config_map_volumes(names: Iterable[str]) -> list[Manifest]:
-    """A volume for each ConfigMap. Optional: the program says better than an event which one is not there."""
+    """A volume for each ConfigMap that is read; of one that is missing its reader says so."""
     return [
         {"name": f"config-map-{number}", "configMap": {"name": name, "optional": True}}
         for number, name in enumerate(names)
@@ -143,24 +164,6 @@ def config_map_mounts(names: Iterable[str]) -> list[Manifest]:
     return [
         {"name": f"config-map-{number}", "mountPath": str(CONFIG_MAPS / name), "readOnly": True}
         for number, name in enumerate(names)
-    ]
-
-
-def secret_volumes(names: Iterable[str]) -> list[Manifest]:
-    """A volume for each Secret with credentials. Optional, as a ConfigMap is."""
-    return [
-        {"name": f"credentials-{number}", "secret": {"secretName": name, "optional": True, "defaultMode": 0o440}}
-        for number, name in enumerate(names)
-    ]
-
-
-def secret_mounts(names: Sequence[str], *needed: Credentials | None) -> list[Manifest]:
-    """Where a container sees those of the Secrets of secret_volumes that it needs: each at /credentials/<secret>."""
-    wanted = {each.secret for each in needed if each}
-    return [
-        {"name": f"credentials-{number}", "mountPath": str(CREDENTIALS / name), "readOnly": True}
-        for number, name in enumerate(names)
-        if name in wanted
     ]
 
 

@@ -168,6 +168,8 @@ def _claiming(
 def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) -> Manifest:
     output = claims_of(job.spec.output.uri)
     claims = job.spec.volumes
+    secrets = job.spec.secrets(reads_dataset=stage is Stage.PREPARE)
+    config_maps = job.spec.config_maps if stage is Stage.PREPARE else ()
     work = StageSpec(
         namespace=job.metadata.namespace,
         name=job.metadata.name,
@@ -199,6 +201,8 @@ def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) 
             pod.SHM_MOUNT,
             pod.TOKEN_MOUNT,
             *pod.claim_mounts(claims, writable=output),
+            *pod.secret_mounts(secrets),
+            *pod.config_map_mounts(config_maps),
         ],
     }
     return {
@@ -214,6 +218,8 @@ def _pod_spec(job: FineTuneJob, stage: Stage, attempt: int, settings: Settings) 
             pod.shared_memory(trainer["resources"]["limits"]["memory"]),
             pod.token_volume(settings),
             *pod.claim_volumes(claims),
+            *pod.secret_volumes(secrets),
+            *pod.config_map_volumes(config_maps),
         ],
     }
 

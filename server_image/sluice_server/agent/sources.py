@@ -75,5 +75,6 @@ class AdapterSources:
             credentials = read_credentials(self._lora.credentials if self._lora else None, adapter.uri)
             found = fetch_adapter(adapter.uri, cache, credentials)
         except FileError as error:
-            raise AdapterRejected(_REASONS.get(error.failure, Reason.DOWNLOAD_FAILED), error.message) from error
+            message = error.in_field("source.uri", f"lora.credentials of the engine {self._slot.engine}")
+            raise AdapterRejected(_REASONS.get(error.failure, Reason.DOWNLOAD_FAILED), message) from None
         return AdapterFiles(found.folder, cache)

@@ -130,6 +130,19 @@ ASKED_BY_TEAM_B = with_spec(
     clients={"from": "Selected", "namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "team-b"}}},
 )
 FETCHING_JOB = with_spec(JOB, model=FROM_THE_HUB, dataset={"uri": "https://data.example.com:8443/rows.jsonl"})
+NO_VOLUMES = with_spec(
+    JOB,
+    model={**FROM_THE_HUB, "credentials": {"secret": "hub"}},
+    dataset={
+        "sources": [
+            {"uri": "s3://rows/support/*.jsonl", "credentials": {"secret": "read-rows"}},
+            {"uri": "configmap://house-rules/rows.jsonl"},
+        ],
+        "validation": {"uri": "hf://datasets/org/held-out", "credentials": {"secret": "hub"}},
+    },
+    output={"uri": "s3://results/support", "credentials": {"secret": "write-results"}},
+)
+"""A job that has nothing on a volume."""
 
 FETCHED = with_spec(
     ENGINE,
@@ -150,6 +163,7 @@ GOLDEN: dict[str, list[dict[str, Any]]] = {
         job_policy(with_spec(FETCHING_JOB, resources={"gpus": 2, "nodes": 3}), OPEN)
     ],
     "prepare-job": [stage_job(JOB, Stage.PREPARE, 1, CUDA)],
+    "prepare-job-without-volumes": [stage_job(NO_VOLUMES, Stage.PREPARE, 1, CUDA)],
     "trainer-job-lora": [stage_job(JOB, Stage.TRAIN, 2, CUDA, CLAIM)],
     "trainer-job-group": [group_service(GROUP_JOB), stage_job(GROUP_JOB, Stage.TRAIN, 1, CUDA, GROUP_CLAIM)],
     "trainer-job-shared-hami": [stage_job(JOB, Stage.TRAIN, 1, CUDA, _sharing(SharingMode.HAMI))],

@@ -15,7 +15,17 @@ from sluice_operator.manifests.engine import slot_deployment
 from sluice_operator.manifests.network_policy import job_policy
 from sluice_operator.manifests.placeholder import placeholder
 from sluice_operator.manifests.scale_up import scale_up_pod
-from tests.unit.manifests.examples import CLAIM, CUDA, DRA_BORROWER, DRA_CLAIM, ENGINE, JOB, environment, stage_job
+from tests.unit.manifests.examples import (
+    CLAIM,
+    CUDA,
+    DRA_BORROWER,
+    DRA_CLAIM,
+    ENGINE,
+    JOB,
+    NO_VOLUMES,
+    environment,
+    stage_job,
+)
 
 
 def claim_for(stage: Stage) -> Claim | None:
@@ -139,6 +149,34 @@ def test_volume_claims_are_mounted(rule: str, uris: tuple[str, str, str], expect
         if mount["mountPath"].startswith("/volumes/")
     }
     assert found == expected, rule
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        (Stage.PREPARE, {"hub", "read-rows", "write-results"}),
+        (Stage.TRAIN, {"hub", "write-results"}),
+        (Stage.EXPORT, {"hub", "write-results"}),
+    ],
+)
+def test_credentials_are_files_in_the_stages_that_need_them(stage: Stage, expected: set[str]) -> None:
+    pod = pod_of(stage_job(NO_VOLUMES, stage, 1, CUDA, claim_for(stage)))
+    (trainer,) = pod["containers"]
+    mounts = {mount["mountPath"]: mount for mount in trainer["volumeMounts"]}
+    secrets = {volume["secret"]["secretName"]: volume for volume in pod["volumes"] if "secret" in volume}
+    assert set(secrets) == expected
+    for name, volume in secrets.items():
+        assert mounts[f"/credentials/{name}"] == {
+            "name": volume["name"], "mountPath": f"/credentials/{name}", "readOnly": True
+        }  # fmt: skip
+    assert not any("valueFrom" in variable for variable in trainer["env"]), "an environment is printed"
+    assert ("/configmaps/house-rules" in mounts) is (stage is Stage.PREPARE)
+
+
+def test_config_map_opens_no_way_out() -> None:
+    rows = {"uri": "configmap://rows/rows.jsonl"}
+    assert job_policy(with_spec(dataset=rows), CUDA) == job_policy(JOB, CUDA)
+    assert job_policy(NO_VOLUMES, CUDA) != job_policy(JOB, CUDA)
 
 
 @pytest.mark.parametrize("host", ["host:99999", "[1:2]"])

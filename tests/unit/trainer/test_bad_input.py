@@ -167,7 +167,11 @@ def test_dataset_may_begin_with_a_byte_order_mark(job: Job) -> None:
             "datasets/none.jsonl",
             "dataset.uri pvc://datasets/none.jsonl: there is no such file. datasets has: link, rows.jsonl.",
         ),
-        ("datasets", "dataset.uri pvc://datasets is a folder (it has: rows.jsonl). Name one file of it."),
+        (
+            "datasets",
+            "dataset.uri pvc://datasets is a folder. It has: link, rows.jsonl. Name one file of it, or several: "
+            "pvc://datasets/*",
+        ),
         (
             "other/rows.jsonl",
             "dataset.uri pvc://other/rows.jsonl: there is no such file. The claim other is not mounted.",

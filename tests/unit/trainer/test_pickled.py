@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,8 @@ from sluice_api.artifacts import AdapterManifest, model_fingerprint
 from sluice_api.reasons import Reason
 from sluice_trainer import base_model, pickled
 from sluice_trainer.errors import StageError
+from sluice_trainer.train.weights.model import load_base
+from tests.object_store import ObjectStore, write_secret
 from tests.unit.trainer.jobs import ROWS, Job, write_rows
 
 POSITIONS = 64
@@ -82,6 +86,38 @@ def test_converted_weights_that_are_gone_are_named(opt: Job) -> None:
     (opt.work / "model" / "model-00000.safetensors").unlink()
     with pytest.raises(StageError, match=r"which Prepare made of model\.uri pvc://models/opt, are missing or damaged"):
         opt.train()
+
+
+def test_pickles_that_name_tensors_as_the_inner_model_does(opt: Job) -> None:
+    """As facebook/opt-125m's do, which have no head of their own either (transformers#43159)."""
+    folder = opt.volumes / "models" / "opt"
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    inner = {name.removeprefix("model."): tensor for name, tensor in state.items() if name != "lm_head.weight"}
+    torch.save(inner, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    opt.prepare()
+    model = load_base(pickled.locate(opt.stage("Train"), ""), opt.stage("Train").spec, torch.device("cpu"))
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name].to(torch.bfloat16), tensor) for name, tensor in state.items())
+
+
+def test_pickles_of_an_object_store_are_fetched_by_prepare_alone(
+    opt: Job, s3: ObjectStore, secrets: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "prepare"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    write_secret(secrets, "models", s3.secret)
+    source = opt.volumes / "models" / "opt"
+    shutil.copytree(source, s3.bucket("trainer-models") / "opt", dirs_exist_ok=True)
+    model = {"uri": "s3://trainer-models/opt", "credentials": {"secret": "models"}}
+    job = replace(opt, spec=(("model", model),))
+    (tmp_path / "prepare").mkdir()
+    job.prepare()
+    assert job.prepared().manifest.base_model_fingerprint == model_fingerprint(source)
+    (tmp_path / "train").mkdir()  # the disk of another pod
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "train"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert job.train().step == 3
+    assert not [*(tmp_path / "train").rglob("*.bin")]
 
 
 def test_sharded_pickles_are_converted_in_parts(opt: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,16 +99,16 @@ def origin(certificate: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     server.shutdown()
 
 
-def test_remote_private_host_is_refused(origin: str) -> None:
+def test_remote_private_host_is_refused(origin: str, tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"localhost is \S+, an address inside the cluster") as raised:
-        remote.fetch(f"{origin}/rows.jsonl")
+        remote.fetch(f"{origin}/rows.jsonl", tmp_path / "rows")
     assert (raised.value.reason, raised.value.code) == (Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT)
 
 
-def test_remote_file_is_fetched_through_redirects(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_file_is_fetched_through_redirects(origin: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SLUICE_ALLOW_PRIVATE_HOSTS", "1")
     for path in ("rows.jsonl", "moved", "no-length"):
-        assert remote.fetch(f"{origin}/{path}").read_bytes() == b'{"text": "x"}\n'
+        assert remote.fetch(f"{origin}/{path}", tmp_path / "rows").read_bytes() == b'{"text": "x"}\n'
 
 
 @pytest.mark.parametrize(
@@ -129,28 +129,34 @@ def test_remote_file_is_fetched_through_redirects(origin: str, monkeypatch: pyte
     ],
 )
 def test_remote_errors_become_outcomes(
-    origin: str, monkeypatch: pytest.MonkeyPatch, path: str, reason: Reason, code: ExitCode, message: str
+    origin: str,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    reason: Reason,
+    code: ExitCode,
+    message: str,
+    tmp_path: Path,
 ) -> None:
     # The origin is on this machine, so that its own address has to pass; every other one is checked.
     public = remote.is_public
     monkeypatch.setattr(remote, "is_public", lambda address: address in ("127.0.0.1", "::1") or public(address))
     with pytest.raises(StageError) as raised:
-        remote.fetch(f"{origin}/{path}")
+        remote.fetch(f"{origin}/{path}", tmp_path / "rows")
     assert (raised.value.reason, raised.value.code, message in raised.value.message) == (reason, code, True), (
         raised.value.message
     )
 
 
 @pytest.mark.parametrize("host", ["host:99999", "host:https", "[::1", "a..b"])
-def test_remote_invalid_address_is_refused(host: str) -> None:
+def test_remote_invalid_address_is_refused(host: str, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="is no address") as raised:
-        remote.fetch(f"https://{host}/rows.jsonl")
+        remote.fetch(f"https://{host}/rows.jsonl", tmp_path / "rows")
     assert raised.value.code == ExitCode.BAD_INPUT
 
 
-def test_remote_file_that_is_too_large_is_refused(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_file_that_is_too_large_is_refused(origin: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SLUICE_ALLOW_PRIVATE_HOSTS", "1")
     monkeypatch.setattr(remote, "MAX_FILE_BYTES", 5)
     for path in ("rows.jsonl", "no-length"):
         with pytest.raises(StageError, match="the file is larger than"):
-            remote.fetch(f"{origin}/{path}")
+            remote.fetch(f"{origin}/{path}", tmp_path / "rows")

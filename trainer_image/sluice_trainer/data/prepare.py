@@ -17,7 +17,7 @@ from sluice_api.training import ExportedCheckpoint, Method, Training
 from sluice_trainer import base_model, durable, logs, paths, pickled, prepared
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.chat_template import given_template
-from sluice_trainer.data.fetch import dataset_file, dataset_name
+from sluice_trainer.data.fetch import dataset_name, row_files
 from sluice_trainer.data.rows import Findings, read_rows
 from sluice_trainer.data.split import held_out
 from sluice_trainer.errors import StageError
@@ -39,10 +39,8 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     folder = paths.make_work_folder(stage) / "prepared"
     plan = plan_digest(stage)
     reporter.update(activity=Activity.PREPARING)
-    file = dataset_file(spec.dataset.uri)
-    base = base_model.locate(spec.model.uri)
-    with paths.writing(stage):
-        base = pickled.convert(base, paths.work_folder(stage) / pickled.FOLDER)
+    (file,) = (found.path for found in row_files(spec.dataset, "dataset.uri"))
+    base = _base_model(stage)
     template = given_template(spec.model)
     inputs = {
         "dataset": file_digest(file),
@@ -70,7 +68,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
 
         with_adapter(model, spec)  # on the model without weights, as Train puts it on the model
     tokeniser = Tokeniser(base, _longest(stage, base), spec.training.overlong_rows, template)
-    findings = Findings(dataset_name(spec.dataset.uri), spec.dataset.format)
+    findings = Findings(dataset_name(spec.dataset.uri or ""), spec.dataset.format)
     rows = list(tokeniser.tokenise(read_rows(file, findings), findings))
     findings.check(spec.dataset.on_bad_row)
     _check_not_empty(rows, findings)
@@ -125,6 +123,17 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         (unfinished / MANIFEST).write_text(durable.sealed(manifest))
     durable.remove_unfinished(folder.parent)
     return result
+
+
+def _base_model(stage: StageSpec) -> BaseModel:
+    """The job's model, without its weights unless they are here or have to be converted."""
+    source = stage.spec.model
+    base = base_model.locate(source.uri, credentials=source.credentials, weights=False)
+    if not base.has_pickles:
+        return base
+    base = base_model.locate(source.uri, base.revision, source.credentials)
+    with paths.writing(stage):
+        return pickled.convert(base, paths.work_folder(stage) / pickled.FOLDER)
 
 
 _INPUTS = {

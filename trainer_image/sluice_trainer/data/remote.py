@@ -16,7 +16,6 @@ from sluice_api.pods import disk_room
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer.errors import StageError
-from sluice_trainer.paths import scratch_folder
 
 MAX_FILE_BYTES = 8 * 1024**3
 TIMEOUT_SECONDS = 30.0
@@ -52,17 +51,22 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def fetch(uri: str) -> Path:
-    """Download a dataset to the pod's own disk.
+def fetch(uri: str, path: Path, field: str = "dataset.uri") -> Path:
+    """Download a file to the pod's own disk.
+
+    Args:
+        uri: https://host/path.
+        path: where to.
+        field: what has the address, for messages.
 
     Raises:
         StageError: DatasetNotFound (404, 410), or DownloadFailed with host and status.
     """
-    url = uri
+    url, name = uri, f"{field} {uri}"
     for _ in range(MAX_REDIRECTS + 1):
-        parts = _checked(url, uri)
+        parts = _checked(url, name)
         host, port = parts.hostname or "", parts.port or 443
-        connection = _Connection(host, port, _address(host, port, uri))
+        connection = _Connection(host, port, _address(host, port, name))
         try:
             target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
             connection.request("GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "sluice"})
@@ -70,64 +74,61 @@ def fetch(uri: str) -> Path:
             if answer.status in _MOVED:
                 url = urljoin(url, answer.getheader("Location", ""))
                 continue
-            _check_status(answer.status, host, uri)
-            return _store(answer, uri)
+            _check_status(answer.status, host, name)
+            return _store(answer, path, name)
         except (OSError, http.client.HTTPException) as error:
             raise StageError(
-                Reason.DOWNLOAD_FAILED, f"dataset.uri {uri}: {host}: {error}. It is tried again.", ExitCode.INTERNAL
+                Reason.DOWNLOAD_FAILED, f"{name}: {host}: {error}. It is tried again.", ExitCode.INTERNAL
             ) from error
         finally:
             connection.close()
-    raise _refused(uri, f"it redirects more than {MAX_REDIRECTS} times")
+    raise _refused(name, f"it redirects more than {MAX_REDIRECTS} times")
 
 
-def _checked(url: str, uri: str) -> SplitResult:
+def _checked(url: str, name: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         _ = parts.port, (parts.hostname or "").encode("idna")
     except ValueError as error:
-        raise _refused(uri, f"{url} is no address: {error}") from None
+        raise _refused(name, f"{url} is no address: {error}") from None
     if parts.scheme != "https":
-        raise _refused(uri, f"it leads to {parts.scheme}://{parts.hostname}, which is not https")
+        raise _refused(name, f"it leads to {parts.scheme}://{parts.hostname}, which is not https")
     if parts.username or parts.password:
-        raise _refused(uri, "it has a user name or password in it, which any reader of the job would see")
+        raise _refused(name, "it has a user name or password in it, which any reader of the job would see")
     return parts
 
 
-def _address(host: str, port: int, uri: str) -> str:
+def _address(host: str, port: int, name: str) -> str:
     """The address to connect to: the first, when every address of the host is public."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise StageError(
             Reason.DOWNLOAD_FAILED,
-            f"dataset.uri {uri}: {host} can't be resolved ({error.strerror}). Correct it, or check the pod's DNS.",
+            f"{name}: {host} can't be resolved ({error.strerror}). Correct it, or check the pod's DNS.",
             ExitCode.INTERNAL,
         ) from error
     addresses = [str(entry[4][0]) for entry in found]
     private = [address for address in addresses if not is_public(address)]
     if private and os.environ.get("SLUICE_ALLOW_PRIVATE_HOSTS") != "1":
-        raise _refused(uri, f"{host} is {private[0]}, an address inside the cluster or its network")
+        raise _refused(name, f"{host} is {private[0]}, an address inside the cluster or its network")
     return addresses[0]
 
 
-def _check_status(status: int, host: str, uri: str) -> None:
+def _check_status(status: int, host: str, name: str) -> None:
     if status in (404, 410):
-        raise StageError(
-            Reason.DATASET_NOT_FOUND, f"dataset.uri {uri}: {host} has no such file ({status}). Correct dataset.uri."
-        )
+        raise StageError(Reason.DATASET_NOT_FOUND, f"{name}: {host} has no such file ({status}). Correct the address.")
     if status != 200:
         again = status == 429 or status >= 500
         raise StageError(
             Reason.DOWNLOAD_FAILED,
-            f"dataset.uri {uri}: {host} answered {status}. "
+            f"{name}: {host} answered {status}. "
             + ("It is tried again." if again else "The address must be readable without signing in; or use pvc://."),
             ExitCode.INTERNAL if again else ExitCode.BAD_INPUT,
         )
 
 
-def _store(answer: http.client.HTTPResponse, uri: str) -> Path:
-    path = scratch_folder("dataset") / "rows.jsonl"
+def _store(answer: http.client.HTTPResponse, path: Path, name: str) -> Path:
     room = min(MAX_FILE_BYTES, disk_room(path.parent))
     announced = answer.length or 0  # http.client's reading of Content-Length: None where it is no length
     with path.open("wb") as file:
@@ -136,11 +137,11 @@ def _store(answer: http.client.HTTPResponse, uri: str) -> Path:
             if file.tell() > room:
                 announced = file.tell()
     if announced > room:
-        raise _refused(uri, f"the file is larger than {room // 2**20} MiB, which is all that fits here")
+        raise _refused(name, f"the file is larger than {room // 2**20} MiB, which is all that fits here")
     if path.stat().st_size < announced:
         raise http.client.IncompleteRead(b"", announced - path.stat().st_size)
     return path
 
 
-def _refused(uri: str, why: str) -> StageError:
-    return StageError(Reason.DOWNLOAD_FAILED, f"dataset.uri {uri}: {why}. Use another address, or pvc://.")
+def _refused(name: str, why: str) -> StageError:
+    return StageError(Reason.DOWNLOAD_FAILED, f"{name}: {why}. Use another address, or pvc://.")

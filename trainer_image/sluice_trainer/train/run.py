@@ -77,9 +77,8 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     watchdog.heartbeat(activity=Activity.LOADING_MODEL)
     training = stage.spec.training
     data = prepared.load(work_folder(stage) / "prepared", plan.plan_digest(stage))
-    base = base_model.locate(stage.spec.model.uri, data.manifest.base_model_revision)
+    base = pickled.locate(stage, data.manifest.base_model_revision)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
-    base = pickled.converted(base, work_folder(stage) / pickled.FOLDER)
     seed_all(training.seed)
     torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, decides nothing
