@@ -173,6 +173,13 @@ def _engine_fits(engine: InferenceEngine, job: FineTuneJob) -> Obstacle | None:
             "lora.volumeClaims, or write to one that it mounts.",
             ends_with=(engine_key(job.metadata.namespace, name),),
         )
+    if output is None and job.spec.output.credentials and lora.credentials is None:
+        return Obstacle(
+            Reason.ADAPTER_SOURCE_NOT_MOUNTED,
+            f"spec.output.uri: engine {name} has no lora.credentials, and {job.spec.output.uri} is opened by some. Set "
+            "them to a Secret that may read there.",
+            ends_with=(engine_key(job.metadata.namespace, name),),
+        )
     return None
 
 

@@ -162,8 +162,9 @@ def alike(_world: World, job: FineTuneJob) -> object:
     """
     spec = job.spec
     volumes = tuple(path.claim if (path := volume_path(uri)) else "" for uri in spec.addresses.values())
+    output = bool(spec.output.credentials)
     return _class_of(
-        (job.metadata.namespace, spec.resources, spec.scheduling, spec.publish, spec.lora, spec.model, volumes)
+        (job.metadata.namespace, spec.resources, spec.scheduling, spec.publish, spec.lora, spec.model, volumes, output)
     )
 
 
