@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from sluice_api import pods
 from sluice_api.artifacts import model_fingerprint
 from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.slots import SlotSpec
+from sluice_files import hub as files_hub
 from sluice_files import stores
 from sluice_files.credentials import Credentials
 from sluice_files.objects import ObjectFolder
 from sluice_server import fetch_model, launch
 from sluice_server.model import engine_model
 from sluice_server.paths import ROOT_ENV, SlotPaths
+from tests.hub import STRANGER, Hub, hub
 from tests.object_store import SECRET, ObjectStore, write_secret
 from tests.unit.server.folders import make_model
 
@@ -103,3 +106,41 @@ def test_failure_is_in_the_termination_message(
     assert message in said
     assert SECRET not in said + caplog.text
     assert not paths.at(pods.FETCHED_FILE).exists()
+
+
+@pytest.fixture
+def gated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(files_hub, "_RETRIES", 0)
+    model = make_model(tmp_path / "model")
+    with hub(tmp_path / "hub") as served:
+        files = {file.name: file.read_bytes() for file in model.iterdir()}
+        served.add("org/gated", {**files, "modeling.py": "raise SystemExit"}, gated=True)
+        yield served
+
+
+def test_gated_model_of_the_hub_is_served_from_its_cache(
+    paths: SlotPaths, gated: Hub, secrets: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = slot(uri="hf://org/gated", credentials={"secret": "hub"})
+    monkeypatch.setenv(pods.SLOT_ENV, spec.to_json())
+    write_secret(secrets, "hub", {**gated.secret, "HF_TOKEN": STRANGER})
+    with pytest.raises(SystemExit):
+        fetch_model.run()
+    said = (tmp_path / "termination").read_text()
+    assert said.startswith("spec.model: hf://org/gated: the repository is gated")
+    assert "Accept its licence at https://huggingface.co/org/gated" in said
+    assert STRANGER not in said
+    (secrets / "hub" / "HF_TOKEN").write_text(gated.secret["HF_TOKEN"])
+    fetch_model.run()
+    command = launch.prepared_command(spec, paths)  # the hub's cache has links
+    assert sorted(path.name for path in Path(command.arguments[1]).iterdir()) == ["config.json", "model.safetensors"]
+    assert command.environment["HF_HUB_OFFLINE"] == "1"
+
+
+def test_gated_model_without_a_token_names_the_field(
+    paths: SlotPaths, gated: Hub, secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_secret(secrets, "hub", {"HF_ENDPOINT": gated.endpoint})
+    monkeypatch.setenv(pods.SLOT_ENV, slot(uri="hf://org/gated", credentials={"secret": "hub"}).to_json())
+    with pytest.raises(SystemExit, match=r"name a Secret with your token in spec\.model\.credentials"):
+        fetch_model.run()
