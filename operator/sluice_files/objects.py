@@ -24,7 +24,7 @@ MAX_FILES = 1_000_000
 _PIECE = 16 * 2**20
 """Bytes of one request. A larger file is fetched in pieces, so that no request takes long, and one that fails is made
 again without the rest."""
-_PART = 16 * 2**20
+_PART = 8 * 2**20
 """The same of a file that is sent. S3 takes no part below 5 MiB but the last."""
 _MOST_PARTS = 9_000
 """S3 takes 10,000."""
@@ -75,7 +75,7 @@ class ObjectFolder:
                         f"{self._address(prefix)}: more than {MAX_FILES:,} files are there. Name a folder in it.",
                     )
         if not all(file.size for file in found):
-            folders = {str(folder) for file in found for folder in PurePosixPath(file.name).parents}
+            folders = {str(folder) for file in found for folder in PurePosixPath(file.name).parents} | {""}
             found = [file for file in found if file.size or file.name not in folders]
         return sorted(found, key=lambda file: file.name)
 
