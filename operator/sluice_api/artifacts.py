@@ -18,6 +18,10 @@ MANIFEST = "manifest.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """The files that vLLM reads; the digest of an adapter is over these."""
 
+CHAT_TEMPLATE = "chat_template.jinja"
+"""In an export, and in a model's folder: how turns become text. An adapter that has one of its own is served with it.
+"""
+
 _SAMPLES = 64
 _SAMPLE_BYTES = 65_536
 

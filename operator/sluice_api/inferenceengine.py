@@ -290,6 +290,18 @@ class InferenceEngineSpec(Model):
         default_factory=Preemption, description="What the engine lends, to whom, down to which floor."
     )
 
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Every address that its pods read from their start, by the field that has it."""
+        template = self.model.chat_template
+        claims = self.lora.volume_claims if self.lora else ()
+        return {
+            "model.uri": self.model.uri,
+            **({"model.chatTemplate.uri": template.uri} if template and template.uri else {}),
+            **({"model.cacheClaim": f"pvc://{self.model.cache_claim}"} if self.model.cache_claim else {}),
+            **{f"lora.volumeClaims[{number}]": f"pvc://{name}" for number, name in enumerate(claims)},
+        }
+
 
 class SlotState(StrEnum):
     """What one replica does."""

@@ -66,6 +66,18 @@ SECRET_FILE = f"{SHARED}/secret"
 ADAPTERS = "/adapters"
 """Engine pods: where the agent copies adapter bytes to, for vLLM to read (read-only there)."""
 
+CACHE = "/cache"
+"""Engine pods: models and adapters that were fetched, on the pod's own disk or in model.cacheClaim."""
+
+FETCHED_FILE = f"{SHARED}/model.json"
+"""Engine pods: where in CACHE the container `model` has put the model, for vLLM and the agent."""
+
+FETCHED_TEMPLATE = f"{SHARED}/chat_template.jinja"
+"""Engine pods: model.chatTemplate, if the container `model` had to fetch it."""
+
+MODEL_CONTAINER = "model"
+"""Engine pods: the container that fetches the model before any other starts."""
+
 SERVE_PORT = 8000
 """Engine pods: vLLM's OpenAI API, behind the middleware."""
 

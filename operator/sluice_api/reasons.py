@@ -270,9 +270,8 @@ class Reason(Explained):
     )
     ADAPTER_SOURCE_NOT_MOUNTED = (
         "AdapterSourceNotMounted",
-        "The engine does not mount the volume claim with the adapter, or has no credentials for its object store.",
-        "Add the volume claim to the engine's lora.volumeClaims, or write to one that it mounts; of a store set "
-        "lora.credentials.",
+        "The engine does not mount the volume claim with the adapter, or has no lora.credentials for its address.",
+        "Add the volume claim to the engine's lora.volumeClaims, write to one that it mounts, or set lora.credentials.",
     )
     VOLUME_CLAIM_NOT_FOUND = (
         "VolumeClaimNotFound",

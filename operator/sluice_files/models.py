@@ -34,6 +34,8 @@ class FetchedModel:
     """The hub's commit; empty for an object store."""
     fingerprint: str
     """artifacts.model_fingerprint, whether or not the weights are here; empty for an adapter."""
+    weights: Sequence[str] = ()
+    """artifacts.weight_files of the model, whether or not they are here."""
 
 
 def model_files(names: Iterable[str], *, weights: bool = True) -> list[str]:
@@ -63,7 +65,8 @@ def fetch_model(
     source = _source(uri, credentials, revision)
     _require(source, ["config.json"])
     chosen = model_files(source.files, weights=weights)
-    if not weight_files(name for name in source.files if "/" not in name):
+    heavy = weight_files(name for name in source.files if "/" not in name)
+    if not heavy:
         top = sorted(name for name in source.files if "/" not in name)
         raise FileError(
             Failure.NOT_FOUND,
@@ -72,7 +75,7 @@ def fetch_model(
         )
     folder = source.fetch(chosen, cache)
     fingerprint = model_fingerprint(folder) if weights else model_fingerprint(_Remote(source))
-    return FetchedModel(folder, source.revision, fingerprint)
+    return FetchedModel(folder, source.revision, fingerprint, heavy)
 
 
 def fetch_adapter(uri: str, cache: Path, credentials: Credentials = NOTHING, revision: str = "") -> FetchedModel:

@@ -1,4 +1,4 @@
-"""`python3 -m sluice_server agent | vllm | wait-drained`; while the image is built, `collect-model-infos CLASS ...`."""
+"""`python3 -m sluice_server fetch-model | agent | vllm | wait-drained`; `collect-model-infos` makes the image."""
 
 import sys
 
@@ -18,6 +18,13 @@ def main(command: list[str]) -> None:
             from sluice_server.agent.run import run
 
             run()
+        case ["fetch-model"]:
+            from sluice_server.first_process import exit_at_sigterm
+
+            exit_at_sigterm()
+            from sluice_server import fetch_model
+
+            fetch_model.run()
         case ["wait-drained"]:
             from sluice_server.wait_drained import wait_drained
 
@@ -27,7 +34,7 @@ def main(command: list[str]) -> None:
 
             collect(architectures)
         case _:
-            sys.exit("usage: python3 -m sluice_server agent|vllm|wait-drained|collect-model-infos")
+            sys.exit("usage: python3 -m sluice_server fetch-model|agent|vllm|wait-drained|collect-model-infos")
 
 
 def _serve() -> None:

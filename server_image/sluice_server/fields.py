@@ -43,7 +43,7 @@ def adapter_into_model(request: dict[str, Any], aliases: Aliases) -> dict[str, A
         return ErrorResponse(
             400, "BadRequestError", f"{_ADAPTER} is no name. Write the adapter's name into model.", _ADAPTER
         )
-    if model not in (None, "", name, aliases.base.public):
+    if model not in (None, "", name) and not aliases.is_base(model):
         message = (
             f"model is {model!r} and {_ADAPTER} {name!r}. "
             f"Write the adapter's name into model, and leave out {_ADAPTER}."

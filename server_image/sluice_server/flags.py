@@ -1,27 +1,21 @@
 """From a slot's spec to the command line and environment of vLLM's own server."""
 
-import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from sluice_api import pods
 from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.slots import SlotSpec
-from sluice_api.sources import volume_path
 from sluice_server.paths import SHUTDOWN_SECONDS, STATE_PATH, SlotPaths
 
 MIDDLEWARE = "sluice_server.middleware.Middleware"
 WORKER_EXTENSION = "sluice_server.worker_extension.WorkerExtension"
 
-_HUB = re.compile(r"^hf://(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^@]+))?$")
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that --max-lora-rank accepts (vllm/config/lora.py); adapters of any rank below are served."""
 _NO_DOMAIN = "serving.allowedMediaDomains-is-empty.invalid"
 """A domain that can't exist (RFC 2606), as vLLM takes an empty list for all domains. Users read it in vLLM's error."""
 _QUIET_ROUTES = f"/health,/metrics,/ping,/v1/models,{STATE_PATH}"
-
-
-class UnknownModelAddress(ValueError):
-    """spec.model.uri is no address from which vLLM can load."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +26,21 @@ class Command:
     environment: dict[str, str]
 
 
-def vllm_command(slot: SlotSpec, paths: SlotPaths) -> Command:
+def vllm_command(
+    slot: SlotSpec, paths: SlotPaths, model: Path, *, has_pickles: bool = False, chat_template: Path | None = None
+) -> Command:
     """The command of the container `vllm`.
 
-    Raises:
-        UnknownModelAddress: the model is neither in a claim nor a repository on the hub.
+    Args:
+        slot: what it is to serve.
+        paths: where this container's folders are.
+        model: the model's folder.
+        has_pickles: the weights are pickles, which vLLM then reads as tables of tensors (weights_only).
+        chat_template: the file with model.chatTemplate; None if the model's own template is used.
     """
     spec = slot.spec
-    model, from_hub = _model(spec.model.uri, paths)
     arguments = [
-        *("serve", model, *from_hub),
+        *("serve", str(model)),
         *("--served-model-name", slot.engine),
         *("--host", "0.0.0.0", "--port", str(paths.serve_port)),
         # Runtime adapters need one API server process, and so does one count of requests in flight.
@@ -51,35 +50,14 @@ def vllm_command(slot: SlotSpec, paths: SlotPaths) -> Command:
         *("--disable-access-log-for-endpoints", _QUIET_ROUTES),
         "--disable-fastapi-docs",
         *("--runner", "pooling" if spec.task == "Embed" else "generate"),
-        *("--load-format", "safetensors"),  # By default vLLM falls back to pickles.
+        *("--load-format", "hf" if has_pickles else "safetensors"),  # By default vLLM falls back to pickles.
+        *(["--chat-template", str(chat_template)] if chat_template else []),
         *("--allowed-media-domains", *(spec.serving.allowed_media_domains or (_NO_DOMAIN,))),
         *_serving(spec),
         *_lora(spec),
         *_device(slot),
     ]
-    environment = _environment(slot, paths)
-    if volume_path(spec.model.uri):
-        environment["HF_HUB_OFFLINE"] = "1"
-    return Command(tuple(arguments), environment)
-
-
-def _model(uri: str, paths: SlotPaths) -> tuple[str, tuple[str, ...]]:
-    if in_claim := volume_path(uri):
-        return str(paths.at(in_claim.mounted)), ()
-    repository, revision = on_hub(uri)
-    return repository, ("--revision", revision) if revision else ()
-
-
-def on_hub(uri: str) -> tuple[str, str | None]:
-    """Repository and revision of a model on the hub.
-
-    Raises:
-        UnknownModelAddress: the address is none of the hub's.
-    """
-    found = _HUB.match(uri)
-    if found is None:
-        raise UnknownModelAddress(f"model.uri {uri!r}: write pvc://claim/path or hf://organisation/name@revision")
-    return found["repository"], found["revision"]
+    return Command(tuple(arguments), _environment(slot, paths))
 
 
 def _serving(spec: InferenceEngineSpec) -> list[str]:
@@ -99,6 +77,7 @@ def _lora(spec: InferenceEngineSpec) -> list[str]:
     slots = str(spec.lora.max_adapters + 1)
     return [
         "--enable-lora",
+        "--trust-request-chat-template",  # The middleware writes an adapter's own, and lets no client's through.
         *("--worker-extension-cls", WORKER_EXTENSION),
         *("--max-loras", slots, "--max-cpu-loras", slots),
         *("--max-lora-rank", str(next(rank for rank in _RANKS if rank >= spec.lora.max_rank))),
@@ -125,6 +104,7 @@ def _environment(slot: SlotSpec, paths: SlotPaths) -> dict[str, str]:
         "TMPDIR": scratch,
         "USER": "sluice",
         "HF_HOME": f"{scratch}/huggingface",
+        "HF_HUB_OFFLINE": "1",  # The model is on this disk: nothing is asked of the hub.
         "XDG_CACHE_HOME": f"{scratch}/cache",
         "VLLM_CACHE_ROOT": f"{scratch}/cache/vllm",
         "TORCHINDUCTOR_CACHE_DIR": f"{scratch}/cache/inductor",

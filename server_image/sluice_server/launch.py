@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from sluice_api import pods
-from sluice_api.artifacts import stray_link
+from sluice_api.artifacts import CHAT_TEMPLATE, stray_link
 from sluice_api.imports import importing
 from sluice_api.slots import SlotSpec
-from sluice_api.sources import volume_path
-from sluice_server.flags import on_hub, vllm_command
+from sluice_files.errors import FileError
+from sluice_server.flags import Command, vllm_command
+from sluice_server.model import engine_model
 from sluice_server.model_infos import put_in_place
 from sluice_server.paths import SlotPaths
 from sluice_server.start_gate import wait_at_start_gate
-
-_MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
-"""The files that vLLM fetches of a repository, at most; --load-format limits the weights to safetensors."""
 
 
 def serve() -> None:
@@ -28,8 +26,7 @@ def serve() -> None:
     slot = SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV])
     if slot.sleep_level:
         wait_at_start_gate(paths)
-    command = vllm_command(slot, paths)
-    check_model(slot.spec.model.uri, paths)
+    command = prepared_command(slot, paths)
     os.environ.update(command.environment)
     put_in_place(Path(command.environment["VLLM_CACHE_ROOT"]))
     sys.argv = ["vllm", *command.arguments]
@@ -72,25 +69,23 @@ def _fork_the_engine() -> None:
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
-def check_model(uri: str, paths: SlotPaths) -> None:
-    """Exit if a link in the model's folder leads out of it, or a model on the hub is larger than the pod's disk."""
-    if in_claim := volume_path(uri):
-        folder = paths.at(in_claim.mounted)
-        if folder.is_dir() and (link := stray_link(folder)):
-            stray = link.relative_to(folder)
-            sys.exit(f"model.uri {uri}: {stray} is a link that leads out of the folder. Put the file there.")
-        return
-    from huggingface_hub import snapshot_download
+def prepared_command(slot: SlotSpec, paths: SlotPaths) -> Command:
+    """vLLM's command, after a look at the model; exit with what is wrong with it.
 
-    cache = paths.scratch / "huggingface" / "hub"
-    cache.mkdir(parents=True, exist_ok=True)
-    repository, revision = on_hub(uri)
-    files = snapshot_download(
-        repository, revision=revision, cache_dir=cache, allow_patterns=list(_MODEL_FILES), dry_run=True
-    )
-    size = sum(file.file_size or 0 for file in files if file.will_download)
-    if size > (room := pods.disk_room(cache)):
-        sys.exit(
-            f"model.uri {uri}: its files have {size / 2**30:.1f} GiB, and this pod's disk has room for "
-            f"{room / 2**30:.1f}. Raise resources.ephemeralStorage, or copy it into a volume and use pvc://."
-        )
+    A chat template that the spec has is written where vLLM reads it.
+    """
+    uri = slot.spec.model.uri
+    try:
+        model = engine_model(slot.spec, paths)
+    except FileError as error:
+        sys.exit(error.in_field("model.chatTemplate.uri", "model.credentials"))
+    if not model.folder.is_dir():
+        sys.exit(f"model.uri {uri}: there is no such folder. Correct model.uri.")
+    if link := stray_link(model.folder):
+        stray = link.relative_to(model.folder)
+        sys.exit(f"model.uri {uri}: {stray} is a link that leads out of the folder. Put the file there.")
+    template = None
+    if model.chat_template is not None:
+        template = paths.scratch / CHAT_TEMPLATE
+        template.write_text(model.chat_template, encoding="utf-8")
+    return vllm_command(slot, paths, model.folder, has_pickles=model.has_pickles, chat_template=template)

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from pydantic import ValidationError
@@ -36,7 +36,8 @@ from sluice_server.device_memory import device_memory
 from sluice_server.fields import adapter_into_model, ignored_field, known_fields
 from sluice_server.paths import END_PATH, LAYERS_PATH, SECRET_HEADER, STATE_PATH, TERMINATE_PATH, SlotPaths
 from sluice_server.responses import Buffered, close_when_draining, json_change, rename_response
-from sluice_server.rewrite import NotJSON, parse, rename_request
+from sluice_server.rewrite import NotJSON, ResponseNames, parse, rename_request
+from sluice_server.templates import AdapterTemplates, template_of_client, with_template
 from sluice_server.traffic import Traffic
 
 log = logging.getLogger("vllm.sluice")
@@ -96,6 +97,8 @@ class Middleware:
         secret: str | None = None,
         base: str | None = None,
         *,
+        served_names: Collection[str] = (),
+        templates: AdapterTemplates | None = None,
         memory: Callable[[], tuple[DeviceMemory, ...] | None] = device_memory,
         end: Callable[[], None] = _end_process,
         layers: Callable[[Any, str], Awaitable[AdapterLayers]] = adapter_layers,
@@ -103,7 +106,11 @@ class Middleware:
         self._app = app
         self._memory, self._end, self._layers = memory, end, layers
         self._secret = (secret or SlotPaths.here().secret_file.read_text()).strip().encode()
-        self._aliases = Aliases(base or SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]).engine)
+        if base is None:
+            slot = SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV])
+            base, served_names = slot.engine, slot.spec.served_names
+        self._aliases = Aliases(base, served_names)
+        self._templates = templates or AdapterTemplates(SlotPaths.here().adapters)
         self._traffic = Traffic()
         self._desired = DesiredState()
         self._boot = uuid.uuid4().hex
@@ -154,7 +161,7 @@ class Middleware:
             return
         asked = adapter_into_model(request, self._aliases) if isinstance(request, dict) else request
         if isinstance(asked, dict):
-            asked = ignored_field(asked, self._known_fields(scope)) or asked
+            asked = template_of_client(asked) or ignored_field(asked, self._known_fields(scope)) or asked
         if isinstance(asked, ErrorResponse):
             await refuse(send, asked.status, asked.type, asked.message, asked.param)
             return
@@ -165,8 +172,13 @@ class Middleware:
             await refuse(send, target.status, target.type, target.message, target.param)
             return
         with self._traffic.on(target.inner):
+            asked = with_template(asked, scope["path"], target, self._template(target))
+            if isinstance(asked, ErrorResponse):
+                await refuse(send, asked.status, asked.type, asked.message, asked.param)
+                return
             if target.inner != target.public:
-                send = rename_response(send, target.inner, target.public)
+                is_version = target.inner != self._aliases.base.inner  # The engine's name may be any word.
+                send = rename_response(send, ResponseNames(target.inner, target.public, in_text=is_version))
             if (changed := rename_request(asked, target.inner)) is not request:
                 body = json.dumps(changed).encode()
                 scope = {**scope, "headers": with_length(scope["headers"], len(body))}
@@ -182,6 +194,10 @@ class Middleware:
         name = request.get("model") if isinstance(request, dict) else None
         # Without a model vLLM takes the base model. A model that is no string gets vLLM's own error.
         return self._aliases.resolve(name) if name and isinstance(name, str) else self._aliases.base
+
+    def _template(self, target: Target) -> str | None:
+        """The adapter's own chat template; None for the base model, and for an adapter that uses the engine's."""
+        return None if target.inner == self._aliases.base.inner else self._templates.of(target.inner)
 
     async def _agent(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["method"], scope["path"]:
@@ -214,6 +230,7 @@ class Middleware:
             log.info("new state %s", desired.to_json())
         self._desired = desired
         self._aliases.replace(desired.aliases, desired.unavailable)
+        self._templates.keep(desired.aliases.values())
         self._traffic.drain(desired.draining)
         await reply(send, 200, self._observed().model_dump(mode="json", by_alias=True))
 

@@ -71,6 +71,11 @@ class SlotPaths:
         return self.at(pods.ADAPTERS)
 
     @property
+    def cache(self) -> Path:
+        """What was fetched from object stores and the hub."""
+        return self.at(pods.CACHE)
+
+    @property
     def scratch(self) -> Path:
         """This container's own disk."""
         return self.at(pods.SCRATCH)

@@ -23,9 +23,9 @@ def close_when_draining(send: Send, draining: Callable[[], bool]) -> Send:
     return sender
 
 
-def rename_response(send: Send, inner: str, public: str) -> Send:
+def rename_response(send: Send, names: ResponseNames) -> Send:
     """A send that replaces the name inside vLLM by the public name."""
-    return _Renamed(send, ResponseNames(inner, public))
+    return _Renamed(send, names)
 
 
 class _Renamed:

@@ -44,8 +44,9 @@ class ResponseNames:
     model generates is never changed.
     """
 
-    def __init__(self, inner: str, public: str) -> None:
-        self._inner, self._public = inner.encode(), public.encode()
+    def __init__(self, inner: str, public: str, *, in_text: bool = True) -> None:
+        """Take both names. `in_text`: the inner one is nothing but a name, and errors may have it in their words."""
+        self._inner, self._public, self._in_text = inner.encode(), public.encode(), in_text
         self._field = re.compile(rb'("model"\s*:\s*")' + re.escape(self._inner) + rb'(?=")')
         self._rest = b""
 
@@ -55,7 +56,7 @@ class ResponseNames:
 
     def error(self, body: bytes) -> bytes:
         """Rename everywhere in an error's body, whose message may name the version, or in a header's value."""
-        return body.replace(self._inner, self._public)
+        return body.replace(self._inner, self._public) if self._in_text else body
 
     def stream(self, chunk: bytes, last: bool) -> bytes:
         """Rename in the lines of an event stream that this chunk completes; keep the rest for the next call."""

@@ -26,13 +26,16 @@ def train_whole(volumes: Path, name: str) -> None:
     shutil.move(job.work / "export", model)
 
 
-def log_probability(folder: Path, prompt: str, token: str) -> float:
-    """Of a token after a prompt, as transformers has it."""
+def log_probability(folder: Path, prompt: str, token: str, adapter: Path | None = None) -> float:
+    """Of a token after a prompt, as transformers has it, and PEFT if there is an adapter."""
     import torch
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
     with torch.no_grad():
         logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
     (number,) = [n for n in range(len(tokenizer)) if tokenizer.decode([n]) == token][:1]

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sluice_api.artifacts import file_digest, model_fingerprint, stray_link
+from sluice_api.artifacts import file_digest, model_fingerprint, stray_link, weight_files
 from sluice_api.reasons import Reason
 from sluice_api.sources import Credentials, volume_path
 from sluice_files.credentials import read_credentials
@@ -24,10 +25,12 @@ _OF_TOKENIZERS = (
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A folder with config.json, tokenizer and safetensors weights, checked."""
+    """A folder with config.json, tokenizer and weights, checked."""
 
     uri: str
     folder: Path
+    weights: Path
+    """The folder with the weights as safetensors; of a model that has pickles, `folder` until pickled.py wrote one."""
     revision: str
     vocabulary: int
     longest_sequence: int | None
@@ -36,6 +39,8 @@ class BaseModel:
     """context.rope_boundary of its configuration."""
     fingerprint: str
     """A digest that differs for every other base model."""
+    has_pickles: bool = False
+    """Its weights are pickles, which nothing but pickled.py reads."""
 
     @property
     def tokenizer_digest(self) -> str:
@@ -70,6 +75,7 @@ def locate(uri: str, revision: str = "", credentials: Credentials | None = None,
         with fetching("model.uri", "model.credentials", Reason.MODEL_NOT_FOUND):
             fetched = fetch_model(uri, scratch_folder("models"), opened, revision, weights=weights)
         folder, revision, fingerprint = fetched.folder, fetched.revision, fetched.fingerprint
+        weight_names = fetched.weights
     else:
         found = resolve_in_claim(path)
         if found is None:
@@ -78,16 +84,19 @@ def locate(uri: str, revision: str = "", credentials: Credentials | None = None,
                 f"model.uri {uri}: {why_not_found(path, 'folder')} Correct model.uri.",
             )
         folder, fingerprint = found, ""
+        weight_names = weight_files(each.name for each in folder.iterdir()) if folder.is_dir() else []
     config = _checked_config(uri, folder, weights=weights or path is not None)
     text = config.get("text_config", config)
     return BaseModel(
         uri=uri,
         folder=folder,
+        weights=folder,
         revision=revision,
         vocabulary=text.get("vocab_size", 0),
         longest_sequence=longest_sequence(text),
         rope_boundary=rope_boundary(text),
         fingerprint=fingerprint or model_fingerprint(folder),
+        has_pickles=not weight_names[0].endswith(".safetensors"),
     )
 
 
@@ -135,9 +144,9 @@ def _checked_config(uri: str, folder: Path, *, weights: bool) -> dict[str, Any]:
             "Put the file itself there.",
         )
     config = _json_object(folder / "config.json", invalid)
-    if weights and not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
-        has = f"only {', '.join(pickles[:3])}" if pickles else "no weights"
+    if weights and not weight_files(path.name for path in folder.iterdir()):
+        others = sorted(path.name for pattern in ("*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
+        has = f"only {', '.join(others[:3])}" if others else "no weights"
         raise StageError(
             Reason.MODEL_INVALID, f"{invalid} it has {has}. Save the weights as *.safetensors (save_pretrained does)."
         )
@@ -147,10 +156,11 @@ def _checked_config(uri: str, folder: Path, *, weights: bool) -> dict[str, Any]:
         )
     tokenizer_config = folder / "tokenizer_config.json"
     remote = [config, _json_object(tokenizer_config, invalid)] if tokenizer_config.exists() else [config]
-    if any("auto_map" in each for each in remote):
+    if any("auto_map" in each for each in remote) and not _is_known(config):
         raise StageError(
             Reason.MODEL_INVALID,
-            f"{invalid} it brings its own code (auto_map), which is never run. Use a model that transformers knows.",
+            f"{invalid} it brings its own code (auto_map), which is never run, and transformers has none for models of "
+            f"type {config.get('model_type')!r}. Use a model that transformers knows.",
         )
     if kernel := _hub_kernel(config):
         raise StageError(
@@ -161,6 +171,13 @@ def _checked_config(uri: str, folder: Path, *, weights: bool) -> dict[str, Any]:
     if "quantization_config" in config:
         raise StageError(Reason.MODEL_INVALID, f"{invalid} its weights are quantized. LoRA needs the unquantized ones.")
     return config
+
+
+def _is_known(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has code of its own for a model's type, and so needs none from its folder."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def _hub_kernel(config: Any) -> str | None:

@@ -36,9 +36,15 @@ def engine_policy(engine: InferenceEngine, api_servers: Sequence[Address], setti
         *_let_in(_clients(engine.spec.clients, network.clients_from), [pods.SERVE_PORT]),
         *_let_in(network.metrics_from, [pods.SERVE_PORT, pods.AGENT_PORT]),
     ]
-    egress = [*_common(settings), *_api_servers(api_servers), *_public(engine.spec.model.uri), *network.egress]
+    egress = [*_common(settings), *_api_servers(api_servers), *_public(*_fetched(engine)), *network.egress]
     metadata = owned_by(engine, engine_network_name(name), labels)
     return _policy(metadata, {ENGINE_LABEL: name}, ingress, egress)
+
+
+def _fetched(engine: InferenceEngine) -> list[str]:
+    """Addresses that its pods fetch from. Of adapters that come later, that some may be elsewhere than in a claim."""
+    lora = engine.spec.lora
+    return [*engine.spec.addresses.values(), *(["https://"] if lora and lora.credentials else [])]
 
 
 def job_policy(job: FineTuneJob, settings: Settings) -> Manifest:

@@ -1,5 +1,7 @@
 """Which objects are looked at again when another one changes? Indices of what depends on what."""
 
+from contextlib import suppress
+
 from sluice_api.adapter import Adapter
 from sluice_api.finetunejob import FineTuneJob
 from sluice_api.inferenceengine import InferenceEngine
@@ -34,12 +36,11 @@ def _volume_claims(job: FineTuneJob) -> tuple[NamespacedName, ...]:
 
 
 def _engine_volume_claims(engine: InferenceEngine) -> tuple[NamespacedName, ...]:
-    try:
-        model = claims_of(engine.spec.model.uri)
-    except ValueError:  # a path that leads out of its volume claim
-        model = ()
-    adapters = engine.spec.lora.volume_claims if engine.spec.lora else ()
-    return tuple((engine.metadata.namespace, name) for name in dict.fromkeys((*model, *adapters)))
+    found: list[str] = []
+    for uri in engine.spec.addresses.values():
+        with suppress(ValueError):  # a path that leads out of its volume claim
+            found += claims_of(uri)
+    return tuple((engine.metadata.namespace, name) for name in dict.fromkeys(found))
 
 
 def _engine_of(adapter: Adapter) -> tuple[NamespacedName, ...]:

@@ -11,6 +11,7 @@ from sluice_api.meta import (
     SCALE_UP_LABEL,
     TEMPLATE_ANNOTATION,
 )
+from sluice_api.pods import MODEL_CONTAINER
 from sluice_api.quantity import amounts
 from sluice_operator.observe.raw import Body, ViewMetadata, condition, metadata_of, moment, noted_moment
 from sluice_operator.observe.views import PodView, Resources, Termination
@@ -43,6 +44,7 @@ def parse_pod(body: Body) -> PodView:
         )
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     main: Mapping[str, Any] = next((c for c in containers if c.get("name") in _MAIN), {})
+    fetching: Mapping[str, Any] = next((c for c in containers if c.get("name") == MODEL_CONTAINER), {})
     waiting_reason, waiting_message = _waiting(containers)
     unscheduled = condition(status, "PodScheduled", "False")
     return PodView(
@@ -66,6 +68,8 @@ def parse_pod(body: Body) -> PodView:
         volume_claims=_volume_claims(body),
         template=template_in(annotations),
         termination=_termination(main),
+        fetches_model=bool((fetching.get("state") or {}).get("running")),
+        fetch_failure=_last_failure(fetching),
     )
 
 
@@ -164,6 +168,15 @@ def _state_message(state: Mapping[str, Any]) -> str:
 def _has_run(container: Mapping[str, Any]) -> bool:
     states = [container.get("state") or {}, container.get("lastState") or {}]
     return any(state.get("running") or state.get("terminated") for state in states)
+
+
+def _last_failure(container: Mapping[str, Any]) -> str:
+    """The last words of a container that has failed, and has not succeeded since; empty for any other."""
+    for state in (container.get("state") or {}, container.get("lastState") or {}):
+        if ended := state.get("terminated"):
+            words = ended.get("message") or ended.get("reason") or f"exit code {ended.get('exitCode')}"
+            return str(words)[:_LONGEST] if ended.get("exitCode") else ""
+    return ""
 
 
 def _termination(main: Mapping[str, Any]) -> Termination | None:

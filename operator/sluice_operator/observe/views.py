@@ -142,6 +142,10 @@ class PodView(View):
     template: str = ""
     """For an engine's pod, the digest of the spec that it was made from: see SlotView."""
     termination: Termination | None = None
+    fetches_model: bool = False
+    """For an engine's pod: the container that fetches the model runs."""
+    fetch_failure: str = ""
+    """The message with which that container ended last; empty when it has not failed, or is done."""
 
     @property
     def waits_for_image(self) -> bool:

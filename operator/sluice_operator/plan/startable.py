@@ -4,7 +4,7 @@ from sluice_api.gpupool import GPUPool
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.quantity import amount
 from sluice_api.reasons import Reason
-from sluice_api.sources import volume_path
+from sluice_api.sources import claims_of
 from sluice_operator.facts.fit import missing_volume_claim
 from sluice_operator.observe.views import Key
 from sluice_operator.observe.world import World, key_of
@@ -16,14 +16,12 @@ def start_obstacle(world: World, pool: GPUPool, engine: InferenceEngine) -> Obst
     """Why no replica of an engine can start as things are; None if one could. Its namespace's rights are not asked."""
     if engine.metadata.deletion_timestamp:
         return Obstacle(Reason.DELETED, "The engine is being deleted.", ends_with=(key_of(engine),))
-    claims = {"spec.model.uri": engine.spec.model.uri}
-    for number, name in enumerate(engine.spec.lora.volume_claims if engine.spec.lora else ()):
-        claims[f"spec.lora.volumeClaims[{number}]"] = f"pvc://{name}"
-    for field, uri in claims.items():
+    addresses = engine.spec.addresses
+    for field, uri in addresses.items():
         if missing := missing_volume_claim(world, engine.metadata.namespace, uri):
             any_claim = Key("PersistentVolumeClaim", engine.metadata.namespace, "")
-            return Obstacle(Reason.VOLUME_CLAIM_NOT_FOUND, f"{field}: {missing}", ends_with=(any_claim,))
-    names = [path.claim for uri in claims.values() if (path := volume_path(uri))]
+            return Obstacle(Reason.VOLUME_CLAIM_NOT_FOUND, f"spec.{field}: {missing}", ends_with=(any_claim,))
+    names = claims_of(*addresses.values())
     resources = engine.spec.resources
     need = {"cpu": amount("cpu", resources.cpu), "memory": amount("memory", resources.memory)}
     return size_obstacle(world, pool, resources.gpus, need, engine.metadata.namespace, names)

@@ -6,6 +6,7 @@ from datetime import datetime
 from sluice_api.conditions import EngineCondition, condition
 from sluice_api.inferenceengine import InferenceEngine, InferenceEngineStatus, SlotState, SlotStatus
 from sluice_api.meta import ENGINE_LABEL
+from sluice_api.pods import MODEL_CONTAINER
 from sluice_api.reasons import Reason
 from sluice_operator.facts.claims import trainer_pods
 from sluice_operator.facts.nodes import find_pool, unreachable
@@ -107,11 +108,25 @@ def _readiness(
         text += f" No GPU is free in pool {engine.spec.resources.pool} for {', '.join(waiting)}."
     if no := next((refused[ref(engine, index)] for index in waits if ref(engine, index) in refused), None):
         return ready > 0, no.reason, f"{text} No other is started: {no.message}"
+    failed, fetching = _fetching(world, engine, plans)
+    text += fetching
+    if failed:
+        return ready > 0, failed, text
     if rollout_waits:
         return ready > 0, Reason.ROLLOUT_WAITS_FOR_RETURN, text + " The changed spec waits until a replica may restart."
     if ready == 0:
         return False, Reason.NONE_SERVING, text
     return True, Reason.ALL_SERVING if ready >= engine.spec.replicas else Reason.SOME_SERVING, text
+
+
+def _fetching(world: World, engine: InferenceEngine, plans: Sequence[SlotPlan]) -> tuple[Reason | None, str]:
+    """Why a replica can't fetch its model, or that it fetches it; no reason and an empty text if neither is so."""
+    pods = [pod for plan in plans if (pod := pod_of(world, engine, plan.index)) and not pod.deleting]
+    if failed := next((pod for pod in pods if pod.fetch_failure), None):
+        return Reason.DOWNLOAD_FAILED, f" {failed.fetch_failure} {failed.key.name} tries again by itself."
+    if fetching := [pod.key.name for pod in pods if pod.fetches_model]:
+        return None, f" {fetching[0]} fetches its model: kubectl logs {fetching[0]} -c {MODEL_CONTAINER} shows how far."
+    return None, ""
 
 
 def _slot_status(world: World, engine: InferenceEngine, plan: SlotPlan, now: datetime) -> SlotStatus:

@@ -1,30 +1,33 @@
-"""The adapters on this pod's own disk. Files are copied from their claim first and checked afterwards, so that vLLM
+"""The adapters on this pod's own disk. Files are copied from their source first and checked afterwards, so that vLLM
 reads the bytes that were checked. Everything here blocks and runs in a thread.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import stat
 import uuid
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from sluice_api.artifacts import ADAPTER_FILES, MANIFEST, AdapterManifest, adapter_digest, model_fingerprint
+from sluice_api.artifacts import ADAPTER_FILES, CHAT_TEMPLATE, MANIFEST, AdapterManifest, adapter_digest
 from sluice_api.meta import adapter_version
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
-from sluice_api.sources import VOLUMES, claims_of, volume_path
 from sluice_server.agent.checks import BaseModel, Candidate, check_adapter
 from sluice_server.agent.rejected import AdapterRejected
 from sluice_server.agent.resources import WantedAdapter
+from sluice_server.agent.sources import FETCHED, AdapterFiles, AdapterSources
 from sluice_server.agent.tensors import NotSafetensors, folder_tensors, not_finite, tensors
+from sluice_server.model import EngineModel, engine_model
 from sluice_server.paths import SlotPaths
 
 CONFIG, WEIGHTS = ADAPTER_FILES
-MAX_BYTES = {CONFIG: 2**20, MANIFEST: 2**20, WEIGHTS: 8 * 2**30}
+MAX_BYTES = {CONFIG: 2**20, WEIGHTS: 8 * 2**30, MANIFEST: 2**20, CHAT_TEMPLATE: 2**18}
 _STAGING = ".new-"
 _CHUNK = 2**20
 
@@ -38,11 +41,13 @@ class AdapterCache:
     def __init__(self, slot: SlotSpec, paths: SlotPaths) -> None:
         self._slot, self._paths = slot, paths
         self._lora = slot.spec.lora
+        self._sources = AdapterSources(slot, paths)
         self._rejected: dict[WantedAdapter, tuple[_FileVersions, AdapterRejected]] = {}
 
     def versions(self) -> frozenset[str]:
         """The folders that exist. A staging folder is among them if an agent ended while it copied."""
-        return frozenset(entry.name for entry in self._paths.adapters.iterdir() if entry.is_dir())
+        folders = (entry.name for entry in self._paths.adapters.iterdir() if entry.is_dir())
+        return frozenset(name for name in folders if name != FETCHED)
 
     def path(self, version: str) -> Path:
         """A version's folder, which has the same path in vLLM's container."""
@@ -52,6 +57,10 @@ class AdapterCache:
         """Delete a version's folder."""
         shutil.rmtree(self.path(version))
 
+    def keep(self, names: Collection[str]) -> None:
+        """Delete what was fetched of other adapters than these, and is not in use."""
+        self._sources.keep(names)
+
     def fetch(self, adapter: WantedAdapter) -> str:
         """Copy an adapter's files, check them, and return the version.
 
@@ -60,53 +69,50 @@ class AdapterCache:
         Raises:
             AdapterRejected: vLLM can't load the adapter, or would serve it wrongly.
         """
-        if adapter.name == self._slot.engine:
+        if adapter.name in (self._slot.engine, *self._slot.spec.served_names):
             raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.name} is the base model's name: use another one.")
-        claim, source = self._source(adapter)
-        files = tuple(_file_version(source / name) for name in (*ADAPTER_FILES, MANIFEST))
+        source = self._sources.files(adapter)
+        files = tuple(_file_version(source.folder / name) for name in MAX_BYTES)
         files_then, rejection = self._rejected.get(adapter, (None, None))
         if rejection and files == files_then:
             raise rejection
         try:
-            return self._copy_checked(adapter, claim, source)
+            version = self._copy_checked(adapter, source)
         except AdapterRejected as rejection:
             self._rejected = {
                 **{k: v for k, v in self._rejected.items() if k.name != adapter.name},
                 adapter: (files, rejection),
             }
             raise
+        self._sources.copied(adapter)
+        return version
 
-    def _copy_checked(self, adapter: WantedAdapter, claim: Path, source: Path) -> str:
+    def _copy_checked(self, adapter: WantedAdapter, source: AdapterFiles) -> str:
         staging = self.path(f"{_STAGING}{uuid.uuid4().hex}")
         staging.mkdir(parents=True)
         try:
             for name in ADAPTER_FILES:
-                _copy(claim, source / name, staging / name, adapter)
-            candidate = self._candidate(adapter, staging, _manifest(claim, source, staging, adapter))
+                _copy(source.within, source.folder / name, staging / name, adapter)
+            manifest = _manifest(source, staging, adapter)
+            candidate = self._candidate(adapter, staging, manifest)
             check_adapter(candidate, self._base_model)
-            version = adapter_version(adapter.name, candidate.digest)
+            # An export of ours says in its manifest what its rows were rendered with. Other tools leave a file.
+            template = manifest.chat_template if manifest else _text(source, staging / CHAT_TEMPLATE, adapter)
+            digest = self._put_template(template, staging, candidate.digest)
+            version = adapter_version(adapter.name, digest)
             if not self.path(version).exists():
                 staging.rename(self.path(version))
             return version
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _source(self, adapter: WantedAdapter) -> tuple[Path, Path]:
-        """The folder where the adapter's claim is mounted, and the adapter's folder in it."""
-        try:
-            address = volume_path(adapter.uri)
-        except ValueError as error:
-            raise AdapterRejected(Reason.ADAPTER_INVALID, str(error)) from error
-        if address is None:
-            raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: write source.uri as pvc://claim/path.")
-        mounted = {*(self._lora.volume_claims if self._lora else ()), *claims_of(self._slot.spec.model.uri)}
-        if address.claim not in mounted:
-            raise AdapterRejected(
-                Reason.ADAPTER_SOURCE_NOT_MOUNTED,
-                f"{adapter.uri}: {self._slot.engine} mounts {', '.join(sorted(mounted)) or 'no claim'}. "
-                f"Add {address.claim} to its lora.volumeClaims.",
-            )
-        return self._paths.at(VOLUMES / address.claim), self._paths.at(address.mounted)
+    def _put_template(self, text: str, folder: Path, digest: str) -> str:
+        """Put an adapter's chat template beside it if it has another one than the engine. Returns a digest of both."""
+        if not text or text == self._model.template:
+            (folder / CHAT_TEMPLATE).unlink(missing_ok=True)
+            return digest
+        (folder / CHAT_TEMPLATE).write_text(text, encoding="utf-8")
+        return "sha256:" + hashlib.sha256(f"{digest} {text}".encode()).hexdigest()
 
     def _candidate(self, adapter: WantedAdapter, folder: Path, manifest: AdapterManifest | None) -> Candidate:
         try:
@@ -130,13 +136,14 @@ class AdapterCache:
         )
 
     @cached_property
+    def _model(self) -> EngineModel:
+        return engine_model(self._slot.spec, self._paths)
+
+    @cached_property
     def _base_model(self) -> BaseModel:
-        uri = self._slot.spec.model.uri
-        address = volume_path(uri)
-        if address is None:
-            return BaseModel(uri)
-        folder = self._paths.at(address.mounted)
-        return BaseModel(uri, model_fingerprint(folder), folder_tensors(folder))
+        """Names and shapes of tensors are known of safetensors only."""
+        folder = self._model.folder
+        return BaseModel(self._slot.spec.model.uri, self._model.known_fingerprint(), folder_tensors(folder))
 
 
 def _file_version(path: Path) -> tuple[int, ...] | None:
@@ -148,21 +155,27 @@ def _file_version(path: Path) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _manifest(claim: Path, source: Path, staging: Path, adapter: WantedAdapter) -> AdapterManifest | None:
+def _manifest(source: AdapterFiles, staging: Path, adapter: WantedAdapter) -> AdapterManifest | None:
     """The manifest that our export writes; None for an adapter of another tool."""
-    copied = staging / MANIFEST
+    text = _text(source, staging / MANIFEST, adapter)
+    (staging / MANIFEST).unlink(missing_ok=True)
     try:
-        _copy(claim, source / MANIFEST, copied, adapter)
-    except AdapterRejected as rejection:
-        if rejection.reason == Reason.ADAPTER_NOT_FOUND:
-            return None
-        raise
-    try:
-        return AdapterManifest.model_validate_json(copied.read_bytes())
+        return AdapterManifest.model_validate_json(text)
     except ValidationError:
         return None
-    finally:
-        copied.unlink()
+
+
+def _text(source: AdapterFiles, target: Path, adapter: WantedAdapter) -> str:
+    """The content of a file that an adapter need not have, copied to `target`; empty if it has none, or no text."""
+    try:
+        _copy(source.within, source.folder / target.name, target, adapter)
+        return target.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return ""
+    except AdapterRejected as rejection:
+        if rejection.reason == Reason.ADAPTER_NOT_FOUND:
+            return ""
+        raise
 
 
 def _copy(claim: Path, source: Path, target: Path, adapter: WantedAdapter) -> None:

@@ -108,6 +108,7 @@ class Reconciler:
     def _world(self, observation: Observation, busy_with: str | None) -> World:
         adapters = adapters_of(self._adapters, self._spec.engine)
         wanted = {adapter.key for adapter in adapters}
+        self._cache.keep(frozenset(adapter.name for adapter in adapters))
         self._findings = {key: finding for key, finding in self._findings.items() if key in wanted}
         self._failures = Counter({key: count for key, count in self._failures.items() if key in wanted})
         lora = self._spec.spec.lora

@@ -144,6 +144,17 @@ NO_VOLUMES = with_spec(
 )
 """A job that has nothing on a volume."""
 
+FETCHED = with_spec(
+    ENGINE,
+    model={
+        "uri": "s3://models/llama",
+        "credentials": {"secret": "models"},
+        "cacheClaim": "cache",
+        "chatTemplate": {"uri": "configmap://templates/support.jinja"},
+    },
+    lora={"volumeClaims": [], "credentials": {"secret": "adapters"}},
+)
+
 GOLDEN: dict[str, list[dict[str, Any]]] = {
     "engine-network-policy": [engine_policy(ENGINE, API_SERVERS, CUDA)],
     "engine-network-policy-with-clients": [engine_policy(ASKED_BY_TEAM_B, API_SERVERS, OPEN)],
@@ -168,6 +179,8 @@ GOLDEN: dict[str, list[dict[str, Any]]] = {
     "export-job": [stage_job(JOB, Stage.EXPORT, 1, CUDA)],
     "slot-deployment-cuda": [slot_deployment(ENGINE, 0, 1, "4f1c2a9be07d3358", pool=H100, settings=CUDA)],
     "slot-deployment-cpu": [slot_deployment(ENGINE, 1, 0, "4f1c2a9be07d3358", pool=GPUPoolSpec(), settings=CPU)],
+    "slot-deployment-fetched": [slot_deployment(FETCHED, 0, 1, "4f1c2a9be07d3358", pool=H100, settings=CUDA)],
+    "engine-network-policy-fetched": [engine_policy(FETCHED, API_SERVERS, CUDA)],
     "placeholder": [placeholder(ENGINE, 1, pool=H100, settings=CUDA)],
     "scale-up-pod": [scale_up_pod(GROUP_JOB, 2, "h100", H100, [], CUDA)],
     "scale-up-pod-away-from-others": [scale_up_pod(JOB, 0, "default", GPUPoolSpec(), ELDERS, CUDA)],

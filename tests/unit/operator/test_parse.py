@@ -153,6 +153,29 @@ def test_pod_that_the_kubelet_refuses_has_failure_and_started(
     assert (view.failure, view.started) == (failure, started)
 
 
+FAILED = {"terminated": {"exitCode": 1, "message": "No Secret."}}
+AT_WORK = {"running": {"startedAt": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("state", "last", "fetches", "failure"),
+    [
+        ({"waiting": {"reason": "PodInitializing"}}, {}, False, ""),
+        (AT_WORK, {}, True, ""),
+        ({"terminated": {"exitCode": 0, "message": "x"}}, FAILED, False, ""),
+        (FAILED, {}, False, "No Secret."),
+        ({"waiting": {"reason": "CrashLoopBackOff"}}, FAILED, False, "No Secret."),
+        (AT_WORK, {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, True, "OOMKilled"),
+    ],
+)
+def test_container_that_fetches_the_model(state: Any, last: Any, fetches: bool, failure: str) -> None:
+    raw = pod("chat-0", 1, metadata={"labels": {"sluice.dev/engine": "chat"}})
+    container = {"name": "model", "state": state, "lastState": last}
+    raw["status"]["initContainerStatuses"] = [container, {"name": "agent"}]
+    view = parse_pod(raw)
+    assert (view.fetches_model, view.fetch_failure) == (fetches, failure)
+
+
 @pytest.mark.parametrize(("state", "running"), [({"running": {"startedAt": "x"}}, True), ({"waiting": {}}, False)])
 def test_engine_pod_runs_when_its_vllm_container_runs(state: dict[str, Any], running: bool) -> None:
     raw = pod("p", 7, metadata={"labels": {"sluice.dev/engine": "chat", "sluice.dev/slot": "0"}})

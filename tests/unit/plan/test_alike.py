@@ -101,3 +101,13 @@ def test_job_with_a_changed_priority_is_not_alike(builder: WorldBuilder) -> None
     after = builder.job("a", **{**SPEC, "scheduling": {"policy": "Preempt", "priority": 9}})
 
     assert said(builder, after) is Reason.PRIORITY_TOO_HIGH
+
+
+def test_jobs_whose_outputs_are_opened_otherwise_are_not_alike(builder: WorldBuilder) -> None:
+    """The engine has no lora.credentials."""
+    uri = {"uri": "s3://adapters/out"}
+    good = builder.job("good", **SPEC, output=uri)
+    bad = builder.job("bad", **SPEC, output={**uri, "credentials": {"secret": "store"}})
+
+    assert said(builder, good) is None
+    assert said(builder, bad) is Reason.ADAPTER_SOURCE_NOT_MOUNTED

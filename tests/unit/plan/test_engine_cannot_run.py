@@ -8,7 +8,7 @@ from sluice_api.reasons import Reason
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.views import Key
 from sluice_operator.plan.inventory import take_stock
-from tests.unit.plan.worlds import NOW, WorldBuilder, decide, planned_status
+from tests.unit.plan.worlds import NOW, WorldBuilder, change, decide, planned_status
 
 
 def ready(builder: WorldBuilder, **spec: Any) -> tuple[str, str]:
@@ -84,3 +84,37 @@ def test_replicas_beyond_the_pool_are_not_counted() -> None:
     stock = take_stock(builder.world, pool)
     assert len(stock.placed) == 2
     assert len(stock.waiting_slots) == 20 * 3 - 2, "as many as an empty pool could hold, and one that waits"
+
+
+def test_model_that_cannot_be_fetched_is_in_the_engines_condition() -> None:
+    builder = WorldBuilder()
+    builder.node(2)
+    engine = builder.engine("chat", 2, model={"uri": "s3://models/llama", "credentials": {"secret": "models"}})
+    pods = [builder.slot(engine, index, "n1", ready=False) for index in range(2)]
+    assert pods[0] is not None
+    change(builder, pods[0], fetches_model=True)
+    condition = planned_status(builder.world, engine, NOW).conditions[0]
+    assert (condition.reason, condition.message) == (
+        Reason.NONE_SERVING,
+        "0 of 2 replicas serve. chat-0-x fetches its model: kubectl logs chat-0-x -c model shows how far.",
+    )
+    said = "spec.model: s3://models/llama: the Secret models is not in this namespace, or is empty. Create it: kubectl"
+    change(builder, pods[0], fetch_failure=said)
+    condition = planned_status(builder.world, engine, NOW).conditions[0]
+    assert (condition.status, condition.reason) == ("False", Reason.DOWNLOAD_FAILED)
+    assert condition.message == f"0 of 2 replicas serve. {said} chat-0-x tries again by itself."
+
+
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        ({"uri": "s3://models/llama", "cacheClaim": "nothing"}, "spec.model.cacheClaim"),
+        ({"uri": "s3://models/llama", "chatTemplate": {"uri": "pvc://nothing/t.jinja"}}, "spec.model.chatTemplate.uri"),
+    ],
+)
+def test_claim_of_the_cache_or_the_template_that_is_missing_is_named(model: dict[str, Any], field: str) -> None:
+    builder = WorldBuilder()
+    builder.node(2)
+    reason, message = ready(builder, model=model)
+    assert reason == Reason.VOLUME_CLAIM_NOT_FOUND
+    assert f"{field}: PersistentVolumeClaim nothing does not exist in namespace team. Create it" in message

@@ -52,6 +52,9 @@ class FakeVLLM:
                 await self._unload(request, send)
             case "POST", "/v1/completions" | "/v1/chat/completions":
                 await self._complete(request, send)
+            case "POST", "/tokenize" | "/v1/responses" | "/v1/messages" | "/v1/messages/count_tokens":
+                self.seen.append(request)
+                await self._json(send, 200, {"model": request.get("model")})
             case _ if answer := await self.sleep.route(method, path, scope.get("query_string", b""), request):
                 self.calls.extend(answer.call)
                 await self._json(send, answer.status, answer.body)

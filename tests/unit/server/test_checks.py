@@ -159,7 +159,6 @@ def test_source_digest_differs(claims: Claims) -> None:
         ("pvc://elsewhere/tone", "chat mounts adapters, models. Add elsewhere to its lora.volumeClaims."),
         ("pvc://adapters/../models", "'..' is not allowed"),
         ("pvc://models/nowhere", "has no adapter_config.json"),
-        ("hf://some/adapter", "write source.uri as pvc://claim/path"),
     ],
 )
 def test_source_uri_is_rejected(claims: Claims, uri: str, expected: str) -> None:

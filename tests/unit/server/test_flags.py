@@ -7,10 +7,11 @@ import pytest
 
 from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.slots import SlotSpec
-from sluice_server.flags import UnknownModelAddress, vllm_command
+from sluice_server.flags import vllm_command
 from sluice_server.paths import SlotPaths
 
 IN_A_POD = SlotPaths(Path("/"), 8000, 8001)
+MODEL = Path("/models/a")
 
 COMMON = (
     "--served-model-name chat --host 0.0.0.0 --port 8000 --api-server-count 1"
@@ -21,11 +22,14 @@ COMMON = (
 NO_MEDIA = "--allowed-media-domains serving.allowedMediaDomains-is-empty.invalid"
 GENERATE = f"--runner generate --load-format safetensors {NO_MEDIA}"
 POOLING = f"--runner pooling --load-format safetensors {NO_MEDIA}"
-LORA = "--enable-lora --worker-extension-cls sluice_server.worker_extension.WorkerExtension"
+LORA = (
+    "--enable-lora --trust-request-chat-template --worker-extension-cls sluice_server.worker_extension.WorkerExtension"
+)
 
 COMMON_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HOME": "/scratch/huggingface",
+    "HF_HUB_OFFLINE": "1",
     "HOME": "/scratch",
     "TMPDIR": "/scratch",
     "TORCHINDUCTOR_CACHE_DIR": "/scratch/cache/inductor",
@@ -46,7 +50,6 @@ CPU_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 LORA_ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
 def slot(device: Any, **spec: Any) -> SlotSpec:
@@ -61,9 +64,8 @@ def slot(device: Any, **spec: Any) -> SlotSpec:
         (
             "a model in a claim, on a GPU",
             slot("cuda", model={"uri": "pvc://models/smollm2"}),
-            f"serve /volumes/models/smollm2 {COMMON} {GENERATE} --dtype auto"
-            " --tensor-parallel-size 1 --gpu-memory-utilization 0.90",
-            OFFLINE,
+            f"serve /models/a {COMMON} {GENERATE} --dtype auto --tensor-parallel-size 1 --gpu-memory-utilization 0.90",
+            {},
         ),
         (
             "with adapters and every setting, on four GPUs",
@@ -80,7 +82,7 @@ def slot(device: Any, **spec: Any) -> SlotSpec:
                     "enforceEager": True,
                 },
             ),
-            f"serve org/name --revision v1.0 {COMMON} {GENERATE} --dtype bfloat16 --max-model-len 4096"
+            f"serve /models/a {COMMON} {GENERATE} --dtype bfloat16 --max-model-len 4096"
             f" --max-num-seqs 64 {LORA} --max-loras 5 --max-cpu-loras 5 --max-lora-rank 32"
             " --tensor-parallel-size 4 --gpu-memory-utilization 0.5 --enforce-eager",
             LORA_ENVIRONMENT,
@@ -88,20 +90,20 @@ def slot(device: Any, **spec: Any) -> SlotSpec:
         (
             "embeddings on four cores that play two GPUs",
             slot("cpu", model={"uri": "hf://org/name"}, task="Embed", resources={"gpus": 2, "cpu": "4"}),
-            f"serve org/name {COMMON} {POOLING} --dtype auto --enforce-eager --distributed-executor-backend uni",
+            f"serve /models/a {COMMON} {POOLING} --dtype auto --enforce-eager --distributed-executor-backend uni",
             {**CPU_ENVIRONMENT, "OMP_NUM_THREADS": "4"},
         ),
         (
             "one that sleeps while it is lent",
             slot("cuda", model={"uri": "hf://org/name"}, preemption={"policy": "Sleep", "sleepLevel": 2}),
-            f"serve org/name {COMMON} {GENERATE} --dtype auto --tensor-parallel-size 1"
+            f"serve /models/a {COMMON} {GENERATE} --dtype auto --tensor-parallel-size 1"
             " --gpu-memory-utilization 0.90 --enable-sleep-mode",
             {"VLLM_SERVER_DEV_MODE": "1"},
         ),
         (
             "the same on a CPU, where vLLM has no sleep mode and would refuse to start with it",
             slot("cpu", model={"uri": "hf://org/name"}, preemption={"policy": "Sleep", "sleepLevel": 2}),
-            f"serve org/name {COMMON} {GENERATE} --dtype auto --enforce-eager --distributed-executor-backend uni",
+            f"serve /models/a {COMMON} {GENERATE} --dtype auto --enforce-eager --distributed-executor-backend uni",
             CPU_ENVIRONMENT,
         ),
         (
@@ -111,7 +113,7 @@ def slot(device: Any, **spec: Any) -> SlotSpec:
                 model={"uri": "hf://org/name"},
                 serving={"allowedMediaDomains": ["images.example.org", "example.com"]},
             ),
-            f"serve org/name {COMMON} --runner generate --load-format safetensors"
+            f"serve /models/a {COMMON} --runner generate --load-format safetensors"
             " --allowed-media-domains images.example.org example.com --dtype auto"
             " --tensor-parallel-size 1 --gpu-memory-utilization 0.90",
             {},
@@ -123,14 +125,14 @@ def slot(device: Any, **spec: Any) -> SlotSpec:
                 model={"uri": "pvc://models"},
                 lora={"maxAdapters": 1, "maxRank": 16, "volumeClaims": ["adapters"]},
             ),
-            f"serve /volumes/models {COMMON} {GENERATE} --dtype auto {LORA} --max-loras 2"
+            f"serve /models/a {COMMON} {GENERATE} --dtype auto {LORA} --max-loras 2"
             " --max-cpu-loras 2 --max-lora-rank 16 --enforce-eager --distributed-executor-backend uni",
-            CPU_ENVIRONMENT | LORA_ENVIRONMENT | OFFLINE,
+            CPU_ENVIRONMENT | LORA_ENVIRONMENT,
         ),
     ],
 )
 def test_vllm_command(what: str, given: SlotSpec, arguments: str, environment: dict[str, str]) -> None:
-    command = vllm_command(given, IN_A_POD)
+    command = vllm_command(given, IN_A_POD, MODEL)
     assert " ".join(command.arguments) == arguments
     assert command.environment == COMMON_ENVIRONMENT | environment
 
@@ -138,16 +140,13 @@ def test_vllm_command(what: str, given: SlotSpec, arguments: str, environment: d
 @pytest.mark.parametrize(("rank", "vllms"), [(1, 1), (2, 8), (8, 8), (17, 32), (257, 320), (321, 512), (512, 512)])
 def test_max_lora_rank_is_the_next_that_vllm_accepts(rank: int, vllms: int) -> None:
     given = slot("cuda", model={"uri": "hf://org/name"}, lora={"maxRank": rank})
-    arguments = vllm_command(given, IN_A_POD).arguments
+    arguments = vllm_command(given, IN_A_POD, MODEL).arguments
     assert arguments[arguments.index("--max-lora-rank") + 1] == str(vllms)
 
 
-@pytest.mark.parametrize("uri", ["hf://org", "hf://org/name/adapter", "hf://org/name@v1/sub@x"])
-def test_model_uri_that_vllm_cannot_load_is_rejected(uri: str) -> None:
-    with pytest.raises(UnknownModelAddress, match="write pvc://claim/path or hf://organisation/name@revision"):
-        vllm_command(slot("cuda", model={"uri": "pvc://x"}).model_copy(update={"spec": _unchecked(uri)}), IN_A_POD)
-
-
-def _unchecked(uri: str) -> InferenceEngineSpec:
-    spec = InferenceEngineSpec.model_validate({"model": {"uri": "pvc://x"}})
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"uri": uri})})
+def test_model_of_pickles_and_a_given_template_have_flags_of_their_own() -> None:
+    given = slot("cuda", model={"uri": "pvc://models"})
+    arguments = vllm_command(given, IN_A_POD, MODEL, has_pickles=True, chat_template=Path("/scratch/t")).arguments
+    assert arguments[arguments.index("--load-format") + 1] == "hf"
+    assert arguments[arguments.index("--chat-template") + 1] == "/scratch/t"
+    assert "--trust-remote-code" not in arguments

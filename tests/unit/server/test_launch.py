@@ -1,19 +1,18 @@
-"""What a replica's vLLM is not started with."""
+"""What a replica's vLLM is started with, and not started with."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import pytest
-from huggingface_hub import DryRunFileInfo
 
+from sluice_api import pods
 from sluice_api.inferenceengine import InferenceEngineSpec
-from sluice_api.pods import DISK_ENV
 from sluice_api.slots import SlotSpec
 from sluice_server import launch
+from sluice_server.flags import Command
+from sluice_server.model import Fetched
 from sluice_server.paths import SlotPaths
-
-GIB = 2**30
+from tests.unit.server.folders import make_model
 
 
 @pytest.fixture
@@ -21,42 +20,69 @@ def paths(tmp_path: Path) -> SlotPaths:
     return SlotPaths(tmp_path, 0, 0)
 
 
-def test_model_with_a_link_out_of_its_folder_is_rejected(paths: SlotPaths) -> None:
-    folder = paths.root / "volumes/models/tiny"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    launch.check_model("pvc://models/tiny", paths)
+def slot(**model: Any) -> SlotSpec:
+    spec = InferenceEngineSpec.model_validate({"model": {"uri": "pvc://models/tiny", **model}})
+    return SlotSpec(namespace="demo", engine="chat", index=0, device="cpu", spec=spec)
+
+
+@pytest.fixture
+def folder(paths: SlotPaths) -> Path:
+    folder = make_model(paths.root / "volumes/models/tiny")
+    paths.scratch.mkdir()
+    return folder
+
+
+def after(flag: str, command: Command) -> str:
+    return command.arguments[command.arguments.index(flag) + 1]
+
+
+def test_model_with_a_link_out_of_its_folder_is_rejected(paths: SlotPaths, folder: Path) -> None:
+    launch.prepared_command(slot(), paths)
     (folder / "chat_template.jinja").symlink_to(paths.secret_file)
     with pytest.raises(
         SystemExit, match=r"pvc://models/tiny: chat_template\.jinja is a link that leads out of the folder"
     ):
-        launch.check_model("pvc://models/tiny", paths)
+        launch.prepared_command(slot(), paths)
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    def has(size: int) -> None:
-        def download(repository: str, *, revision: str | None, dry_run: bool, **_: object) -> list[DryRunFileInfo]:
-            assert (repository, revision, dry_run) == ("org/name", "v1", True)
-            sizes = ((size, True), (9 * GIB, False))  # the second one is there already
-            return [DryRunFileInfo("4f3c", each, "x", "/x", not due, due) for each, due in sizes]
-
-        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-
-    return has
+def test_model_that_is_not_there_is_named(paths: SlotPaths) -> None:
+    with pytest.raises(SystemExit, match=r"model\.uri pvc://models/tiny: there is no such folder\. Correct model\.uri"):
+        launch.prepared_command(slot(), paths)
 
 
-def test_model_larger_than_the_disk_is_not_fetched(
-    paths: SlotPaths, hub: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(DISK_ENV, str(2 * GIB))
-    hub(2 * GIB)
-    launch.check_model("hf://org/name@v1", paths)
-    hub(3 * GIB)
-    with pytest.raises(
-        SystemExit, match=r"hf://org/name@v1: its files have 3\.0 GiB, and this pod's disk has room for 2\.0"
-    ):
-        launch.check_model("hf://org/name@v1", paths)
+def test_pickles_are_read_only_where_there_is_nothing_else(paths: SlotPaths, folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    assert after("--load-format", launch.prepared_command(slot(), paths)) == "safetensors"
+    (folder / "model.safetensors").unlink()
+    assert after("--load-format", launch.prepared_command(slot(), paths)) == "hf"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [{"inline": "{{ messages }}"}, {"uri": "pvc://models/t.jinja"}, {"uri": "configmap://templates/t.jinja"},
+     {"uri": "s3://templates/t.jinja"}],
+    ids=str,
+)  # fmt: skip
+def test_chat_template_of_the_spec_is_vllms(paths: SlotPaths, folder: Path, template: dict[str, str]) -> None:
+    for file in ("volumes/models/t.jinja", "configmaps/templates/t.jinja", pods.FETCHED_TEMPLATE):
+        paths.at(f"/{file.lstrip('/')}").parent.mkdir(parents=True, exist_ok=True)
+        paths.at(f"/{file.lstrip('/')}").write_text("{{ messages }}")
+    file = after("--chat-template", launch.prepared_command(slot(chatTemplate=template), paths))
+    assert Path(file).read_text() == "{{ messages }}"
+
+
+def test_chat_template_that_cannot_be_had_is_named(paths: SlotPaths, folder: Path) -> None:
+    with pytest.raises(SystemExit, match=r"model\.chatTemplate\.uri pvc://models/no\.jinja: there is no such file"):
+        launch.prepared_command(slot(chatTemplate={"uri": "pvc://models/no.jinja"}), paths)
+
+
+def test_fetched_model_is_served_from_where_it_is(paths: SlotPaths) -> None:
+    make_model(paths.cache / "a1b2")
+    paths.scratch.mkdir()
+    paths.at(pods.SHARED).mkdir(parents=True)
+    paths.at(pods.FETCHED_FILE).write_text(Fetched(folder=PurePosixPath("/cache/a1b2"), fingerprint="f").to_json())
+    for uri in ("hf://org/name@v1", "s3://bucket/model"):
+        assert launch.prepared_command(slot(uri=uri), paths).arguments[1] == str(paths.cache / "a1b2")
 
 
 @pytest.mark.parametrize(

@@ -199,8 +199,8 @@ def _config(**fields: Any) -> Any:
     return change
 
 
-def _pickled(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+def _gguf(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model.gguf")
 
 
 def test_dataset_that_becomes_a_link_is_refused(tmp_path: Path) -> None:
@@ -235,8 +235,12 @@ def _linked(name: str) -> Callable[[Path], None]:
         ),
         (_without("tokenizer.json"), Reason.MODEL_INVALID, "it has no tokenizer. Add tokenizer.json or "),
         (_without("model.safetensors"), Reason.MODEL_INVALID, "it has no weights. Save the weights as *.safetensors"),
-        (_pickled, Reason.MODEL_INVALID, "it has only pytorch_model.bin. Save the weights as *.safetensors"),
-        (_config(auto_map={"AutoModel": "evil.py"}), Reason.MODEL_INVALID, "it brings its own code (auto_map)"),
+        (_gguf, Reason.MODEL_INVALID, "it has only model.gguf. Save the weights as *.safetensors"),
+        (
+            _config(auto_map={"AutoModel": "evil.py"}, model_type="evil"),
+            Reason.MODEL_INVALID,
+            "(auto_map), which is never run, and transformers has none for models of type 'evil'. Use a model that",
+        ),
         (
             _config(text_config={"attn_implementation": {"": "org/attention@v1"}}),
             Reason.MODEL_INVALID,

@@ -168,19 +168,24 @@ class Collected:
 
 
 def collect(
-    stage: StageSpec, base: BaseModel, files: Sequence[Sequence[RowFile]], folder: Path
+    stage: StageSpec,
+    base: BaseModel,
+    template: str | None,
+    files: Sequence[Sequence[RowFile]],
+    folder: Path,
 ) -> tuple[Collected, list[Source]]:
     """Read, check and tokenise all rows, into a folder.
 
     Args:
         stage: The job.
         base: Its model.
+        template: The chat template, instead of the model's own.
         files: Of each of dataset.all_files.
         folder: Where the rows of tokens go.
     """
     spec = stage.spec
     settings = MakerSettings(
-        base, _longest(stage, base), spec.training.overlong_rows, spec.dataset.steps, _words(stage)
+        base, template, _longest(stage, base), spec.training.overlong_rows, spec.dataset.steps, _words(stage)
     )
     maker = settings.maker()
     sources = [Source(said, its) for said, its in zip(spec.dataset.all_files, files, strict=True)]

@@ -67,7 +67,7 @@ def _rows(base: BaseModel, model: "PreTrainedModel", tokens: Iterable[int]) -> d
     path = next(name for name, module in model.named_modules() if module is embedding)
     # transformers renames what is before: the same layer may have had another parent when it was saved.
     ending = f".{path.rpartition('.')[2]}.weight"
-    for file in sorted(base.folder.glob("*.safetensors")):
+    for file in sorted(base.weights.glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - it is no mapping
                 if not f".{name}".endswith(ending):

@@ -28,6 +28,8 @@ class MakerSettings:
     """What a process needs to make rows."""
 
     base: BaseModel
+    template: str | None
+    """The chat template, instead of the model's own."""
     longest: int
     """Tokens of a row at most."""
     overlong: OverlongRows
@@ -45,7 +47,7 @@ class MakerSettings:
         from sluice_trainer.data.steps.make import row_steps
         from sluice_trainer.data.tokenise import Tokeniser
 
-        tokeniser = Tokeniser(self.base, self.longest, self.overlong)
+        tokeniser = Tokeniser(self.base, self.longest, self.overlong, self.template)
         return RowMaker(tokeniser, row_steps(self.steps, tokeniser.offsets, self.words))
 
 

@@ -16,8 +16,9 @@ from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
 from sluice_api.training import Method
-from sluice_trainer import base_model, durable, logs, prepared
+from sluice_trainer import base_model, durable, logs, pickled, prepared
 from sluice_trainer.base_model import BaseModel
+from sluice_trainer.chat_template import given_template
 from sluice_trainer.data import checks, fetch
 from sluice_trainer.data.alike import Alike, alike
 from sluice_trainer.data.collect import Collected, collect
@@ -52,8 +53,14 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     plan = plan_digest(stage)
     reporter.update(activity=Activity.PREPARING)
     files = [fetch.row_files(said, field) for field, said in _row_files_by_field(spec.dataset)]
-    base = base_model.locate(spec.model.uri, credentials=spec.model.credentials, weights=False)
-    inputs = {"dataset": _digest_of(files), "model": base.fingerprint, "tokenizer": base.tokenizer_digest}
+    base = _base_model(stage)
+    template = given_template(spec.model)
+    inputs = {
+        "dataset": _digest_of(files),
+        "model": base.fingerprint,
+        "tokenizer": base.tokenizer_digest,
+        **({"template": hashlib.sha256(template.encode()).hexdigest()} if template is not None else {}),
+    }
     result_plan = result_digest(stage, inputs)
     if (earlier := prepared.finished(work.fetch(folder))) is not None:
         if earlier.result_plan == result_plan:
@@ -66,7 +73,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     model = checks.layers_of(base)
     shape = _shape(stage, base, model)
     with work.new_folder(folder) as unfinished:
-        collected, sources = collect(stage, base, files, unfinished)
+        collected, sources = collect(stage, base, template, files, unfinished)
         checks.check_rows(stage, base, model, collected, sources)
         result, about = _written(stage, shape, files, collected, sources, unfinished)
         manifest = PreparedManifest(
@@ -229,7 +236,24 @@ def _read_files(files: Sequence[Sequence[RowFile]], sources: Sequence[Source]) -
     )
 
 
-_INPUTS = {"dataset": "the dataset", "model": "the base model", "tokenizer": "the model's tokenizer or chat template"}
+_INPUTS = {
+    "dataset": "the dataset",
+    "model": "the base model",
+    "tokenizer": "the model's tokenizer or chat template",
+    "template": "model.chatTemplate",
+}
+
+
+def _base_model(stage: StageSpec) -> BaseModel:
+    """The job's model, without its weights unless they are here or have to be converted."""
+    source = stage.spec.model
+    base = base_model.locate(source.uri, credentials=source.credentials, weights=False)
+    if not base.has_pickles:
+        return base
+    base = base_model.locate(source.uri, base.revision, source.credentials)
+    work = work_of(stage)
+    with work.writing():
+        return pickled.convert(base, work)
 
 
 def _why_anew(earlier: PreparedManifest, stage: StageSpec, inputs: Mapping[str, str]) -> str:
@@ -239,7 +263,7 @@ def _why_anew(earlier: PreparedManifest, stage: StageSpec, inputs: Mapping[str, 
     """
     if not earlier.result_plan:
         return "a version that did not note what it made rows of has prepared them"
-    if changed := [what for name, what in _INPUTS.items() if earlier.inputs.get(name) != inputs[name]]:
+    if changed := [what for name, what in _INPUTS.items() if earlier.inputs.get(name) != inputs.get(name)]:
         return f"{' and '.join(changed)} changed since the last run"
     if differs := different_setting(earlier.settings or {}, settings_of(stage)):
         field, before, now = differs

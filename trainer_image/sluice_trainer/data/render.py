@@ -33,22 +33,31 @@ class Renderer:
     """A chat template, and what it makes of rows."""
 
     def __init__(
-        self, base: BaseModel, tokenizer: "PreTrainedTokenizerBase", specials: Collection[str], stops: Collection[str]
+        self,
+        base: BaseModel,
+        tokenizer: "PreTrainedTokenizerBase",
+        specials: Collection[str],
+        stops: Collection[str],
+        given: str | None = None,
     ) -> None:
-        """Use a tokenizer's template.
+        """Use a template that was given, or the tokenizer's own.
 
         Args:
             base: The model that it is of.
-            tokenizer: Has the template.
+            tokenizer: Has the template, unless one is given.
             specials: Texts of the special tokens.
             stops: Of these, the ones at which serving ends an answer.
+            given: The text of model.chatTemplate.
         """
+        self._given = given
         self._base = base
         self._tokenizer = tokenizer
         self._stops = tuple(sorted(stops, key=len, reverse=True))
         self._special = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)")
         self.template = self._template()
         """The text of the template; empty when the model has none."""
+        if given is not None:
+            self._check_given()
 
     def parts(self, row: Text | Pair) -> list[list[Part]]:
         """Render a row: one text or several, each in its parts; of a pair, the chosen one and the rejected one.
@@ -64,6 +73,8 @@ class Renderer:
 
     def _template(self) -> str:
         """The one template; of several that have names, the one called default, as vLLM takes it."""
+        if self._given is not None:
+            self._tokenizer.chat_template = self._given
         template = self._tokenizer.chat_template
         if isinstance(template, dict):
             if "default" not in template:
@@ -73,6 +84,32 @@ class Renderer:
                 )
             template = self._tokenizer.chat_template = template["default"]
         return template if isinstance(template, str) else ""
+
+    def _check_given(self) -> None:
+        """Refuse a template that was given and can't be used with the model, before any row is rendered."""
+        if not self._tokenizer.eos_token:
+            raise self._invalid(
+                "its tokenizer has no eos_token, with which an answer ends. Set eos_token in its tokenizer_config.json."
+            )
+        turns = (Turn("user", "question", "messages[0]"), Turn("assistant", "answer", "messages[1]"))
+        try:
+            asked, answered = (self._render(Conversation(turns), 2 - ask, answer_next=ask) for ask in (True, False))
+        except BadRowError:
+            return  # it expects other turns than these; the rows have what it expects, or are refused
+        _, found, end = answered.removeprefix(asked).rpartition("answer")
+        if found and (rest := self._special.sub("", end).strip()):
+            raise self._invalid(
+                f"{self._whose} ends an answer with {rest!r}, which is no special token of the model's tokenizer, so "
+                "that serving would show it. Write {{ eos_token }} in its place, or use a built-in template."
+            )
+
+    @property
+    def _whose(self) -> str:
+        return "its chat template" if self._given is None else "model.chatTemplate"
+
+    @property
+    def _of_rows(self) -> str:
+        return "the model's chat template" if self._given is None else "model.chatTemplate"
 
     def _texts(self, row: Text) -> list[list[Part]]:
         match row:
@@ -84,8 +121,8 @@ class Renderer:
             case Conversation(turns) if [turn.role for turn in turns] == ["user", "assistant"] and not row.tools:
                 return [[Part(turns[0].content, in_loss=False), Part(turns[1].content, in_loss=True)]]
         raise self._invalid(
-            "its tokenizer has no chat template, which conversations need. Use an instruction-tuned model, add "
-            "chat_template.jinja to its folder, or write rows as prompt and completion."
+            "its tokenizer has no chat template, which conversations need. Set model.chatTemplate, such as "
+            "{name: ChatML}, use an instruction-tuned model, or write rows as prompt and completion."
         )
 
     def _check(self, row: Conversation) -> None:
@@ -100,7 +137,7 @@ class Renderer:
             for what, names in _SHOWN.items():
                 if any(name in turn.more for name in names) and self._leaves_out(row, index, names):
                     raise BadRowError(
-                        f'the model\'s chat template leaves out the {what} beside "{turn.at}"',
+                        f'{self._of_rows} leaves out the {what} beside "{turn.at}"',
                         "Leave the row out, or use a chat template that has them",
                     )
         asked = next(index for index, turn in enumerate(row.turns) if turn.role == "assistant")
@@ -108,7 +145,7 @@ class Renderer:
             Conversation(row.turns), asked, answer_next=True
         ):
             raise BadRowError(
-                'the model\'s chat template leaves out "tools"',
+                f'{self._of_rows} leaves out "tools"',
                 "Leave the row out, or use a chat template that has them",
             )
 
@@ -157,7 +194,7 @@ class Renderer:
         tag = _OPENED.fullmatch(asked[same:])
         if tag is None:
             raise self._invalid(
-                "its chat template writes an answer otherwise than its own generation prompt begins it (seen at "
+                f"{self._whose} writes an answer otherwise than its own generation prompt begins it (seen at "
                 f"\"{row.turns[index].at}\"), so the assistant's tokens can't be told from the rest. Use a template "
                 "that only appends."
             )
@@ -172,14 +209,14 @@ class Renderer:
             )
         except (TemplateSyntaxError, UndefinedError) as error:
             place = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
-            raise self._invalid(f"its chat template is wrong: {error}{place}. Mend it, or use another one.") from error
+            raise self._invalid(f"{self._whose} is wrong: {error}{place}. Mend it, or use another one.") from error
         except TemplateError as error:
             raise BadRowError(
-                f"the model's chat template refuses the row: {error}", "Write the turns as the template expects"
+                f"{self._of_rows} refuses the row: {error}", "Write the turns as the template expects"
             ) from error
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise self._invalid(
-                f"its chat template fails with {type(error).__name__}: {error}. Mend it, or use another one."
+                f"{self._whose} fails with {type(error).__name__}: {error}. Mend it, or use another one."
             ) from error
         return cast("str", text)
 

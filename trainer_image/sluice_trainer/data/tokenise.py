@@ -36,9 +36,9 @@ class Tokenised:
 
 
 class Tokeniser:
-    """A base model's tokenizer and chat template, for rows of at most `longest` tokens."""
+    """A base model's tokenizer, and its chat template or a given one, for rows of at most `longest` tokens."""
 
-    def __init__(self, base: BaseModel, longest: int, overlong: OverlongRows) -> None:
+    def __init__(self, base: BaseModel, longest: int, overlong: OverlongRows, template: str | None = None) -> None:
         self._base = base
         self._longest = longest
         self._overlong = overlong
@@ -49,7 +49,8 @@ class Tokeniser:
         self._end: int | None = self._tokenizer.eos_token_id
         self._stops = stop_tokens(base, self._end)
         stops = frozenset(text for text, index in specials.items() if index in self._stops)
-        self._renderer = Renderer(base, self._tokenizer, frozenset(specials), stops)
+        self._renderer = Renderer(base, self._tokenizer, frozenset(specials), stops, template)
+        self._template_of = "its chat template" if template is None else "model.chatTemplate"
         first = self._tokenizer.convert_ids_to_tokens(self._tokenizer("x", add_special_tokens=False)["input_ids"])[:1]
         self._prepends_space = self._tokenizer.is_fast and str(*first).startswith("\u2581")
         """SentencePiece: a text by itself gets a space in front, which a part in the middle of a row does not have."""
@@ -197,7 +198,7 @@ class Tokeniser:
         Raises:
             StageError: ModelInvalid: BOS is there twice, or a turn ends with a token at which serving does not stop.
         """
-        invalid = f"model.uri {self._base.uri}: its chat template"
+        invalid = f"model.uri {self._base.uri}: {self._template_of}"
         if self._begin is not None and row.input_ids[:2].tolist() == [self._begin] * 2:
             raise StageError(
                 Reason.MODEL_INVALID,

@@ -8,6 +8,10 @@ from sluice_trainer.prepared import PreparedManifest
 
 _KINDS = {Method.LORA: "A LoRA adapter for", Method.QLORA: "A LoRA adapter for", Method.FULL: "A fine-tuned"}
 
+_RENDERED = """
+Rows were rendered with the chat template in `chat_template.jinja`; serve with the same one.
+"""
+
 
 def model_card(stage: StageSpec, prepared: PreparedManifest, trained: TrainResult) -> str:
     """Make the model card: base model, dataset, settings, and the loss on held-out rows."""
@@ -34,9 +38,7 @@ tags: [{"sluice" if whole else "lora, sluice"}]
 | seed | {spec.training.seed} |
 | held-out loss before | {_loss(trained.evaluation_loss_before, unit)} |
 | held-out loss after | {_loss(trained.evaluation_loss_after, unit)} |
-
-Rows were rendered with the chat template in `chat_template.jinja`; serve with the same one.
-"""
+{_RENDERED if prepared.chat_template else ""}"""
 
 
 def _method(spec: FineTuneJobSpec) -> str:

@@ -7,11 +7,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sluice_api.artifacts import MANIFEST, AdapterManifest, ModelManifest, adapter_digest, model_digest
+from sluice_api.artifacts import CHAT_TEMPLATE, MANIFEST, AdapterManifest, ModelManifest, adapter_digest, model_digest
 from sluice_api.reports import Activity
 from sluice_api.stages import ExportResult, StageSpec, TrainResult
 from sluice_api.training import Method
-from sluice_trainer import base_model, durable, failpoints, prepared
+from sluice_trainer import base_model, durable, failpoints, pickled, prepared
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.export.adapter import write_adapter
 from sluice_trainer.export.card import model_card
@@ -46,8 +46,7 @@ def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
     trained, state = Checkpoints(stage, plan, work).trained()
     data = prepared.load(rows, plan_digest(stage))
     reporter.update(step=trained.step, total_steps=trained.total_steps)
-    source = stage.spec.model
-    base = base_model.locate(source.uri, data.manifest.base_model_revision, source.credentials)
+    base = pickled.locate(stage, data.manifest.base_model_revision)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
     failpoints.reached("model-loads")
     model = load(base, stage.spec, torch.device("cpu"))
@@ -56,7 +55,8 @@ def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
     written = dict(model.named_parameters()) if stage.spec.method is Method.FULL else trainable(model)
     size = sum(weight.nbytes for weight in written.values())
     with work.writing(size), work.new_folder(folder) as unfinished:
-        (unfinished / "chat_template.jinja").write_text(data.manifest.chat_template, encoding="utf-8")
+        if template := data.manifest.chat_template:  # an empty one would render every conversation as nothing
+            (unfinished / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
         (unfinished / "README.md").write_text(model_card(stage, data.manifest, trained), encoding="utf-8")
         if isinstance(model, PeftModel):
             manifest = _adapter(model, stage, data, trained, unfinished)

@@ -13,8 +13,8 @@ from sluice_trainer.errors import StageError
 
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
 """The tokenizer's files and the like. Never weights of another kind, which would be the untrained ones, nor code."""
-_WRITTEN = ("config.json", "*.safetensors.index.json", "manifest.json")
-"""Of these files, those that are not copied, because transformers or Sluice writes new ones."""
+_WRITTEN = ("config.json", "*.index.json", "manifest.json")
+"""Of these files, those that are not copied, because transformers or Sluice writes new ones, or they would be wrong."""
 
 
 def write_model(model: PreTrainedModel, dtype: torch.dtype, base: BaseModel, folder: Path) -> None:

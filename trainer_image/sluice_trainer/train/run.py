@@ -9,7 +9,7 @@ from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import StageSpec
 from sluice_api.training import ExportedCheckpoint, Training
-from sluice_trainer import base_model, failpoints, logs, plan, prepared
+from sluice_trainer import base_model, failpoints, logs, pickled, plan, prepared
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.errors import StageError
 from sluice_trainer.prepared import Prepared
@@ -76,8 +76,7 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     watchdog.heartbeat(activity=Activity.LOADING_MODEL)
     training = stage.spec.training
     data = prepared.load(checkpoints.work.fetch(checkpoints.work.folder / "prepared"), plan.plan_digest(stage))
-    source = stage.spec.model
-    base = base_model.locate(source.uri, data.manifest.base_model_revision, source.credentials)
+    base = pickled.locate(stage, data.manifest.base_model_revision)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
     seed_all(training.seed)
     torch.use_deterministic_algorithms(training.deterministic, warn_only=True)

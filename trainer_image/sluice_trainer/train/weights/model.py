@@ -72,7 +72,7 @@ def load_base(base: BaseModel, spec: FineTuneJobSpec, device: torch.device) -> P
             kind["dtype"] = torch.float32
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            base.folder,
+            base.weights,
             **kind,
             attn_implementation=_ATTENTION[spec.training.attention],
             use_safetensors=True,
