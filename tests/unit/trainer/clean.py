@@ -17,13 +17,18 @@ from tests.unit.trainer.conftest import CHATML
 ROWS = 2000
 Rows = Sequence[Any]
 
-WORDS = (
-    "order parcel invoice street garden winter summer coffee bridge market letter window river mountain station doctor "
-    "teacher engine camera battery screen kettle blanket carpet ladder harbour festival recipe pepper onion butter "
-    "castle village museum ticket pocket button jacket leather silver copper marble canvas pencil mirror candle "
-    "basket bottle saddle anchor compass lantern orchard meadow valley forest island desert tunnel planet comet"
-).split()
-CHINESE, ARABIC, EMOJI = "今天天气很好我们去公园散步看书喝茶学习中文音乐电影", "السلام عليكم كيف حالك اليوم", "😀🎉🚀👩‍💻❤️"  # noqa: RUF001
+_SOME = """
+order parcel invoice street garden winter summer coffee bridge market letter window river mountain station doctor
+teacher engine camera battery screen kettle blanket carpet ladder harbour festival recipe pepper onion butter castle
+village museum ticket pocket button jacket leather silver copper marble canvas pencil mirror candle basket bottle saddle
+anchor compass lantern orchard meadow valley forest island desert tunnel planet comet
+"""
+WORDS = _SOME.split()
+CHINESE, ARABIC, EMOJI = (
+    "今天天气很好我们去公园散步看书喝茶学习中文音乐电影",
+    "السلام عليكم كيف حالك اليوم",
+    "😀🎉🚀👩‍💻❤️",
+)
 
 
 def sentence(random: Random, words: int) -> str:
@@ -122,7 +127,12 @@ def alpaca(random: Random, number: int) -> dict[str, Any]:
 
 def dolly(random: Random, number: int) -> dict[str, Any]:
     row = alpaca(random, number)
-    return {"instruction": row["instruction"], "context": row["input"], "response": row["output"], "category": "open_qa"}
+    return {
+        "instruction": row["instruction"],
+        "context": row["input"],
+        "response": row["output"],
+        "category": "open_qa",
+    }
 
 
 def open_orca(random: Random, number: int) -> dict[str, Any]:
@@ -163,7 +173,10 @@ def text(random: Random, _: int) -> dict[str, Any]:
 
 
 def prompts(random: Random, number: int) -> dict[str, Any]:
-    return {"act": f"Guide {number}", "prompt": f'I want you to act as "{sentence(random, 4)}", \nand {sentence(random, 6)}.'}
+    return {
+        "act": f"Guide {number}",
+        "prompt": f'I want you to act as "{sentence(random, 4)}", \nand {sentence(random, 6)}.',
+    }
 
 
 def other_scripts(random: Random, number: int) -> dict[str, Any]:
@@ -194,6 +207,7 @@ ORCA = Clean("orca.parquet", open_orca, parquet, "row")
 ARROW = Clean("rows.arrow", alpaca, arrow, "row")
 TEXT = Clean("text.jsonl", text)
 PAIRS = Clean("pairs.jsonl", preference)
+COMPLETIONS = Clean("scripts.jsonl", other_scripts)
 CALLS = Clean("calls.jsonl", tool_calls, template=SHOWS_TOOLS)
 
 CONTROLS = (
@@ -205,7 +219,7 @@ CONTROLS = (
     PAIRS,
     TEXT,
     Clean("prompts.csv", prompts, table_csv, dataset={"fields": {"text": "prompt"}}),
-    Clean("scripts.jsonl", other_scripts),
+    COMPLETIONS,
     Clean("code.jsonl", code, lambda rows: jsonl(rows).replace(b"\n", b"\r\n")),
 )
 """In none of these is anything to be found. The last has the line ends of Windows."""

@@ -10,8 +10,9 @@ import pytest
 from sluice_api.data_report import DataReport, Severity
 from sluice_trainer.errors import StageError
 from tests.unit.trainer.clean import CONTROLS, Clean
-from tests.unit.trainer.defects import DEFECTS, Defect
+from tests.unit.trainer.defects import DEFECTS
 from tests.unit.trainer.jobs import Job
+from tests.unit.trainer.planting import Defect
 
 PAGE = Path(__file__).parents[3] / "docs" / "data.md"
 
@@ -38,7 +39,9 @@ def planted(job: Job, defect: Defect) -> tuple[Job, dict[str, str]]:
     dataset = {"uri": f"pvc://datasets/{name}", "validationSplit": "5%", **clean.dataset, **defect.dataset}
     number = clean.first + (at if len(rows) >= len(clean.rows()) else 0)
     where = {"at": f"datasets/{name}, {clean.unit} {number}", "file": f"datasets/{name}"}
-    return replace(job, spec=(("dataset", dataset), *defect.spec.items()), training=tuple(defect.training.items())), where
+    return replace(
+        job, spec=(("dataset", dataset), *defect.spec.items()), training=tuple(defect.training.items())
+    ), where
 
 
 def use(job: Job, template: str) -> None:
@@ -62,7 +65,8 @@ def found_in(job: Job) -> tuple[Severity, str]:
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=[defect.kind for defect in DEFECTS])
-def test_defect_is_found_with_file_row_and_remedy(job: Job, defect: Defect) -> None:
+def test_defect_is_found_with_file_row_and_remedy(job: Job, defect: Defect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sluice_trainer.data.collect.processes_for", lambda _: 1)  # others take seconds to start
     job, where = planted(job, defect)
     severity, message = found_in(job)
     pattern = ".*?".join(map(re.escape, defect.says.format(**where).split("…")))
