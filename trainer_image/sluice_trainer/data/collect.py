@@ -240,8 +240,8 @@ def too_slow(dataset: str, seconds: int, deadline: int) -> str:
     """What to do about rows that take longer than the stage may."""
     return (
         f"To prepare {dataset} takes about {seconds / 3600:.1f} hours, and stageDeadlineSeconds {deadline} ends "
-        f"Prepare before that. Set stageDeadlineSeconds: {round_up(seconds)} in a new job, or tokenise the rows elsewhere and "
-        "give them as Parquet with input_ids and labels (dataset.format: Tokens)."
+        f"Prepare before that. Set stageDeadlineSeconds: {round_up(seconds)} in a new job, or tokenise the rows "
+        "elsewhere and give them as Parquet with input_ids and labels (dataset.format: Tokens)."
     )
 
 
