@@ -295,6 +295,11 @@ BESIDE = (
            "1 questions have different answers, such as {at} and datasets/rows.jsonl, line 2001. "
            "Keep the right one: the model learns something between them.", WARNING,
            rows=twice(of_answer(content="Nobody knows."))),
+    Defect("Preferences mixed with others",
+           "datasets/second.jsonl says which answers are preferred, and datasets/rows.jsonl does not: they have "
+           "different losses, and can't be mixed. Train on the one in one job, and on the other in another.",
+           second=lambda _, __: clean.jsonl(PAIRS.rows()[:50]),
+           dataset={"uri": None, "sources": [{"uri": f"pvc://datasets/{name}.jsonl"} for name in ("rows", "second")]}),
     Defect("Few rows", "There are only 5 rows to train on. Add more.", WARNING, rows=lambda rows, _: rows[:6],
            dataset={"validationSplit": "10%"}),
 )  # fmt: skip

@@ -118,7 +118,14 @@ def check_rows(
     findings.check(stage.spec.dataset.on_bad_row)
     check_not_empty(collected)
     check_tokens(base, model, collected, trained=whole)
-    if whole and any(source.format.form is DatasetFormat.PREFERENCE for source in sources):
+    says_preference = {source.format.form is DatasetFormat.PREFERENCE: source.name for source in sources}
+    if len(says_preference) == 2:
+        raise StageError(
+            Reason.DATASET_INVALID,
+            f"{says_preference[True]} says which answers are preferred, and {says_preference[False]} does not: they "
+            "have different losses, and can't be mixed. Train on the one in one job, and on the other in another.",
+        )
+    if whole and True in says_preference:
         raise StageError(
             Reason.DATASET_INVALID,
             f"{findings.dataset} says which answers are preferred, which is trained by comparing the model with itself "

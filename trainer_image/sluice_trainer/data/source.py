@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from sluice_api.dataset import DatasetFormat, FileFormat, RowFiles
+from sluice_trainer.data.fetch import dataset_name
 from sluice_trainer.data.findings import Place
 from sluice_trainer.data.formats import format_of, renamed
 from sluice_trainer.data.make import RowFormat, Task
@@ -31,6 +32,11 @@ class Source:
         """Of each file: how it holds rows, once it is read."""
         self.read_bytes = 0
         """Of all files."""
+
+    @property
+    def name(self) -> str:
+        """Its address, as messages show it."""
+        return dataset_name(self._said.uri or "")
 
     @property
     def units(self) -> list[str]:
