@@ -100,7 +100,7 @@ def test_files_of_every_kind_have_the_same_rows(tmp_path: Path, monkeypatch: pyt
             exec(compile(body, str(PAGE), "exec"), {})
         else:
             Path(info.split()[1]).write_text(body)
-    kinds = {}
+    kinds: dict[FileFormat, list[list[Any]]] = {}
     for file in sorted(tmp_path.iterdir()):
         with read(RowFile(file, file.name), FileFormat.AUTO) as reading:
             rows = [fields for batch in reading.batches for _, fields in batch.decoded()]

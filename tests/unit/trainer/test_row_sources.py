@@ -231,10 +231,13 @@ def test_rows_that_take_longer_than_the_stage_may_are_forecast(done: int, second
 def test_rows_that_take_longer_than_the_stage_may_are_reported(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    read: list[tuple[int, int]] = []
-    monkeypatch.setattr(
-        "sluice_trainer.data.collect.forecast", lambda done, size, *_: read.append((done, size)) or 5 * 3600
-    )
+    asked: list[tuple[int, int]] = []
+
+    def five_hours(done: int, size: int, _seconds: float, _deadline: int) -> int:
+        asked.append((done, size))
+        return 5 * 3600
+
+    monkeypatch.setattr("sluice_trainer.data.collect.forecast", five_hours)
     for name, content in {"a.jsonl": as_jsonl(300), "b.jsonl.gz": gzip.compress(as_jsonl(300))}.items():
         (job.volumes / "datasets" / name).write_bytes(content)
     job = with_dataset(job, sources=[{"uri": f"pvc://datasets/{name}"} for name in ("a.jsonl", "b.jsonl.gz")])
@@ -245,5 +248,5 @@ def test_rows_that_take_longer_than_the_stage_may_are_reported(
     )
     assert any("takes about 5.0 hours" in problem for problem in job.prepare().problems)
     assert says in capsys.readouterr().out
-    (done, size) = read[0]
+    ((done, size),) = asked
     assert 0 < done < size

@@ -230,9 +230,9 @@ class Tokeniser:
 
         The template adds what follows after the turn has ended, and no answer that is served has it.
         """
-        stops = np.flatnonzero(np.isin(tokens, [*self._stops]))
-        if len(stops):
-            return int(stops[0]) + 1
+        stop = next((index for index, token in enumerate(tokens) if token in self._stops), None)
+        if stop is not None:
+            return stop + 1
         specials = np.flatnonzero(np.isin(tokens, self._special_ids))
         return int(specials[-1]) + 1 if len(specials) else len(tokens)
 
