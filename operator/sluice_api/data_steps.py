@@ -27,8 +27,7 @@ class Clean(Model):
     control_characters: Literal["Remove", "Keep"] = Field(
         "Remove",
         description="Control characters but tab and line feed, zero-width characters and byte order marks. Carriage "
-        "returns and form feeds become line feeds. Joiners stay where Persian, Hindi and others write them, and in "
-        "emoji.",
+        "returns and form feeds become line feeds. Joiners stay in emoji and where Persian, Hindi, ... write them.",
     )
     whitespace: Literal["Trim", "Collapse", "Keep"] = Field(
         "Trim",
