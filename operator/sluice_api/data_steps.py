@@ -5,15 +5,14 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from sluice_api.model import NUMBER, Decimal, Model, Remedy
-from sluice_api.resource import Rule, rules
+from sluice_api.model import Decimal, Model, Remedy
+from sluice_api.resource import Rule, bound, rules
 from sluice_api.sources import FileUri
 
 
 def _share(field: str) -> Rule:
     """The rule that a Decimal field is a share, from 0 to 1."""
-    number = f"!has(self.{field}) || !self.{field}.matches(r'{NUMBER}')"
-    return Rule(f"{number} || double(self.{field}) <= 1.0", "must be at most 1, such as '0.8'", at=f".{field}")
+    return bound(field, "<= 1.0", "must be at most 1, such as '0.8'")
 
 
 class Clean(Model):
