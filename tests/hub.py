@@ -21,6 +21,8 @@ LARGE = 1024
 """Bytes from which a file is kept beside git, as LFS does."""
 TOKEN = "hf_standInTokenOfTheTests0123456789"
 STRANGER = "hf_aTokenOfSomebodyWithoutAccess0123"
+LIMITED = "hf_aFineGrainedTokenOfTheOwner012345"
+"""It may not read public gated repositories."""
 
 
 @dataclass
@@ -140,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._path.startswith("/content/"):
             return self._content(authorization)
         kind, name, action, revision, file = _parts(self._path)
-        if authorization not in (None, f"Bearer {TOKEN}", f"Bearer {STRANGER}"):
+        if authorization not in (None, *(f"Bearer {token}" for token in (TOKEN, STRANGER, LIMITED))):
             return self._refuse(401, "", "Invalid credentials in Authorization header")
         repository = self.hub.repositories.get((kind, name))
         owner = authorization == f"Bearer {TOKEN}"
@@ -155,8 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "tree":
             return self._send_json([_entry(each, path) for each, path in files.items()])
         if repository.gated and not owner:
-            message = f"Access to {kind[:-1]} {name} is restricted."
-            return self._refuse(403 if authorization else 401, "GatedRepo", message)
+            return self._refuse_gated(authorization)
         if file not in files:
             return self._refuse(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit})
         return self._file(files[file], commit)
@@ -187,6 +188,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         said = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **(headers or {})}
         self._send(status, json.dumps({"error": message}).encode(), said)
+
+    def _refuse_gated(self, authorization: str | None) -> None:
+        if authorization == f"Bearer {LIMITED}":
+            where = "in your fine-grained token settings to view this repository."
+            return self._refuse(403, "", f"Please enable access to public gated repositories {where}")
+        return self._refuse(403 if authorization else 401, "GatedRepo", "Access to this repository is restricted.")
 
     def _send_json(self, content: object) -> None:
         self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})

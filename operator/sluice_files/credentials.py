@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
 from sluice_api import sources
 from sluice_files.errors import Failure, FileError
@@ -95,6 +96,32 @@ def read_credentials(source: sources.Credentials | None, uri: str) -> Credential
             f"{_listed(_KEYS[kind])}. {_create(folder, kind)}",
         )
     return Credentials(source.secret, values)
+
+
+def endpoint(uri: str, credentials: Credentials, *keys: str) -> SplitResult | None:
+    """Where a Secret says that the address is served: the parts of the first of these keys that is there.
+
+    Raises:
+        FileError: Invalid: it is no endpoint. What it is is not shown: it may have a password in it.
+    """
+    key = next((key for key in keys if credentials.first(key)), None)
+    return parsed_endpoint(uri, key, credentials.values[key]) if key else None
+
+
+def parsed_endpoint(uri: str, key: str, value: str) -> SplitResult:
+    """An endpoint's parts. Raises as `endpoint` does."""
+    try:
+        parts = urlsplit(value.rstrip("/"))
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+        _ = parts.port
+    except ValueError:
+        usable, parts = False, urlsplit("")
+    if not usable or parts.query or parts.fragment:
+        raise FileError(
+            Failure.INVALID,
+            f"{uri}: {key} is no endpoint. Write http:// or https://, host and port, such as http://minio.storage:9000",
+        )
+    return parts
 
 
 def _keys(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, RepoFile, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
-from sluice_files.credentials import NOTHING, Credentials
+from sluice_files.credentials import NOTHING, Credentials, endpoint
 from sluice_files.errors import Failure, FileError
 from sluice_files.hub_refusals import Asked, refusal
 from sluice_files.room import require_room
@@ -72,7 +72,8 @@ class HubRepository:
         self._credentials = credentials
         self._kind = "dataset" if dataset else "model"
         self._token: str | bool = credentials.first("HF_TOKEN") or False  # False: nor one that is lying about
-        self._api = HfApi(endpoint=credentials.first("HF_ENDPOINT"), token=self._token)
+        mirror = endpoint(uri, credentials, "HF_ENDPOINT")
+        self._api = HfApi(endpoint=mirror.geturl() if mirror else None, token=self._token)
         if self.path.is_dataset and not dataset:
             raise FileError(Failure.INVALID, f"{uri} is the address of a dataset. Name a model: hf://org/name.")
 

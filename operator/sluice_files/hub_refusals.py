@@ -9,6 +9,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -53,6 +54,8 @@ def _meaning(error: Exception, asked: Asked) -> tuple[Failure, str, str]:
             return Failure.INVALID, "it names no repository", "Write hf://org/name, and @revision behind it if need be."
         case EntryNotFoundError() if not isinstance(error, LocalEntryNotFoundError):
             return Failure.NOT_FOUND, f"there is no file {asked.file}", correct
+        case OfflineModeIsEnabled():
+            return Failure.INVALID, "HF_HUB_OFFLINE is set in this environment", "Unset it, or use pvc://."
         case HfHubHTTPError() if error.response is not None:
             return _by_status(error, error.response.status_code, asked)
     return _no_answer(str(error), asked)
@@ -83,10 +86,16 @@ def _by_status(error: Exception, status: int, asked: Asked) -> tuple[Failure, st
     if status == 403:
         return (
             Failure.REFUSED,
-            f"the {of_secret} may not read it",
+            f"the {of_secret} may not read it{_said(error)}",
             "Give the token the permission to read the contents of this repository, or use another.",
         )
     return Failure.INVALID, f"the hub answered {status}", "Correct the address."
+
+
+def _said(error: Exception) -> str:
+    """The hub's own words for a 403, which name the permission that a token lacks."""
+    said = error.response.headers.get("X-Error-Message") if isinstance(error, HfHubHTTPError) else None
+    return f" ({said[:200].rstrip('.')})" if said else ""
 
 
 def _gated(asked: Asked) -> tuple[Failure, str, str]:

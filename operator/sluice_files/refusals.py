@@ -4,10 +4,8 @@ import re
 from dataclasses import dataclass
 
 from obstore.exceptions import (
-    BaseError,
-    NotModifiedError,
+    InvalidPathError,
     PermissionDeniedError,
-    PreconditionError,
     UnauthenticatedError,
 )
 
@@ -21,6 +19,7 @@ _WRONG_SECRET = ("SignatureDoesNotMatch", "AuthenticationFailed", "InvalidAuthen
 _WRONG_TOKEN = ("InvalidToken", "ExpiredToken", "TokenRefreshRequired")
 _WRONG_REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException")
 _WRONG_CLOCK = ("RequestTimeTooSkewed", "RequestExpired")
+_MESSAGE = r"""(?:<Message>|"message": ?")([^<"]{1,200})"""
 _NO_NETWORK = {
     "dns error": "its name can't be resolved",
     "Connection refused": "nobody listens there",
@@ -50,7 +49,7 @@ class Asked:
         return "/".join(self.address.split("/")[:3])
 
 
-def refusal(error: BaseError | FileNotFoundError | ValueError, asked: Asked) -> FileError:
+def refusal(error: Exception, asked: Asked) -> FileError:
     """The error for what the library raised. Its own text may hold signed addresses, so little of it is kept."""
     text = str(error)
     failure, problem, remedy = _meaning(error, text, asked)
@@ -60,8 +59,6 @@ def refusal(error: BaseError | FileNotFoundError | ValueError, asked: Asked) -> 
 def _meaning(error: Exception, text: str, asked: Asked) -> tuple[Failure, str, str]:
     code = _found(r"<Code>(\w+)</Code>", text) or ("invalid_grant" if "invalid_grant" in text else "")
     status = int(_found(r"status code: (\d{3})", text) or 0)
-    if isinstance(error, PreconditionError | NotModifiedError):
-        return Failure.UNREACHABLE, "the file was replaced while it was read", _TRY_AGAIN
     if meaning := _by_code(code, text, asked):
         return meaning
     if "without LOCATION" in text or status in (301, 302, 307, 308):
@@ -70,13 +67,20 @@ def _meaning(error: Exception, text: str, asked: Asked) -> tuple[Failure, str, s
         return Failure.NOT_FOUND, "there is no such file", "Correct the address."
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403, 409):
         return _not_allowed(code, asked)
-    if not status and isinstance(error, BaseError):
+    if isinstance(error, InvalidPathError):
+        return Failure.INVALID, _first_line(text), "Rename or delete what has such a name."
+    if not status and "HTTP error" in text.partition("Debug source")[0]:
         return _no_answer(text, asked)
     if status in (408, 429) or status >= 500:
         return Failure.UNREACHABLE, f"{asked.host} answered {status} {code}".rstrip(), _TRY_AGAIN
-    said = _found(r"<Message>([^<]{1,200})", text) or (text.partition("\n")[0][:200] if not status else "")
-    problem = f"{asked.host} answered {status} {code}: {said}" if status else said
+    said = _found(_MESSAGE, text) or ("" if status else _first_line(text))
+    answered = f"{asked.host} answered {status} {code}".rstrip()
+    problem = f"{answered}: {said}" if status else said
     return Failure.INVALID, problem.rstrip(": ."), "Correct the address, or the values of the Secret."
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0][:200]
 
 
 def _by_code(code: str, text: str, asked: Asked) -> tuple[Failure, str, str] | None:
@@ -108,9 +112,10 @@ def _halves(asked: Asked) -> str:
 
 def _other_region(text: str, asked: Asked) -> tuple[Failure, str, str]:
     region = _found(r"<Region>([a-z0-9-]+)</Region>", text) or _found(r"expecting '([a-z0-9-]+)'", text)
-    value = region or "the bucket's region"
     secret = asked.credentials.secret or f"that {BESIDE} names"
-    return Failure.INVALID, "the bucket is in another region", f"Add AWS_REGION={value} to the Secret {secret}."
+    find = f" (aws s3api get-bucket-location --bucket {asked.bucket.rpartition('/')[2]} shows it)"
+    remedy = f"Add AWS_REGION{f'={region}' if region else ''} to the Secret {secret}{'' if region else find}."
+    return Failure.INVALID, "the bucket is in another region", remedy
 
 
 def _not_allowed(code: str, asked: Asked) -> tuple[Failure, str, str]:

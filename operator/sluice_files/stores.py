@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, S3Store
 
-from sluice_files.credentials import Credentials
+from sluice_files.credentials import Credentials, endpoint, parsed_endpoint
 from sluice_files.errors import BESIDE, Failure, FileError
 
 Store = S3Store | GCSStore | AzureStore
@@ -23,15 +23,16 @@ Opener = tuple[Callable[..., Store], SplitResult]
 
 _RETRIES = {
     "max_retries": 5,
-    "retry_timeout": timedelta(seconds=60),
+    "retry_timeout": timedelta(seconds=180),
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2},
 }
 _TIMEOUTS = {
     "connect_timeout": timedelta(seconds=10),
-    "read_timeout": timedelta(seconds=30),
-    "timeout": timedelta(seconds=120),
+    "read_timeout": timedelta(seconds=120),
+    "timeout": timedelta(seconds=600),
 }
-"""Of one request, which moves a part of a large file: a whole one takes as long as it takes."""
+"""Of one request, which moves a part of a large file: a whole one takes as long as it takes. read_timeout is also how
+long a part may take on its way there, for the answer comes after it."""
 _DEFAULT_REGION = "us-east-1"
 _TRUE = ("true", "1", "yes")
 
@@ -47,8 +48,8 @@ def open_store(uri: str, credentials: Credentials) -> tuple[Store, str]:
     openers = {"s3": _s3, "gs": _google, "az": _azure}
     if kind not in openers or not bucket:
         raise FileError(Failure.INVALID, f"{uri} is no address of an object store. Write s3://, gs:// or az://bucket.")
-    opened, endpoint = openers[kind](uri, bucket, credentials)
-    client: dict[str, Any] = {**_TIMEOUTS, "allow_http": endpoint.scheme == "http", "user_agent": "sluice"}
+    opened, there = openers[kind](uri, bucket, credentials)
+    client: dict[str, Any] = {**_TIMEOUTS, "allow_http": there.scheme == "http", "user_agent": "sluice"}
     if authority := credentials.first("AWS_CA_BUNDLE"):
         client["root_certificate"] = authority
     try:
@@ -58,39 +59,39 @@ def open_store(uri: str, credentials: Credentials) -> tuple[Store, str]:
         raise FileError(
             Failure.INVALID, f"{uri}: {problem}. Correct the values of the Secret {credentials.secret}."
         ) from None  # its text may hold what credentials are made of
-    return store, endpoint.netloc
+    return store, there.netloc
 
 
 def _s3(uri: str, bucket: str, credentials: Credentials) -> Opener:
     values = credentials.first
     region = values("AWS_REGION", "AWS_DEFAULT_REGION") or _DEFAULT_REGION
-    endpoint = _endpoint(uri, credentials, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") or urlsplit(
+    there = endpoint(uri, credentials, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") or urlsplit(
         f"https://s3.{region}.amazonaws.com"
     )
     in_host = (values("AWS_VIRTUAL_HOSTED_STYLE_REQUEST") or "").lower() in _TRUE
-    if in_host and not endpoint.netloc.startswith(f"{bucket}."):
-        endpoint = endpoint._replace(netloc=f"{bucket}.{endpoint.netloc}")
+    if in_host and not there.netloc.startswith(f"{bucket}."):
+        there = there._replace(netloc=f"{bucket}.{there.netloc}")
     config: dict[str, Any] = {
         "region": region,
-        "endpoint": endpoint.geturl(),
+        "endpoint": there.geturl(),
         "virtual_hosted_style_request": in_host,
         "disable_bulk_delete": True,  # which not every store has
         "disable_tagging": True,
     }
     known = _all_or_none(uri, credentials, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     if not known:
-        return partial(S3Store, bucket, **config, skip_signature=True), endpoint
+        return partial(S3Store, bucket, **config, skip_signature=True), there
     config |= {"access_key_id": known["AWS_ACCESS_KEY_ID"], "secret_access_key": known["AWS_SECRET_ACCESS_KEY"]}
     if token := values("AWS_SESSION_TOKEN"):
         config["session_token"] = token
-    return partial(S3Store, bucket, **config, skip_signature=False), endpoint
+    return partial(S3Store, bucket, **config, skip_signature=False), there
 
 
 def _google(uri: str, bucket: str, credentials: Credentials) -> Opener:
-    endpoint = urlsplit("https://storage.googleapis.com")
+    there = urlsplit("https://storage.googleapis.com")
     key = credentials.first("GOOGLE_APPLICATION_CREDENTIALS")
     if key is None:
-        return partial(GCSStore, bucket, skip_signature=True), endpoint
+        return partial(GCSStore, bucket, skip_signature=True), there
     remedy = (
         "Make a key of a service account (gcloud iam service-accounts keys create key.json --iam-account ...) and put "
         f"the file into the Secret {credentials.secret}: --from-file=GOOGLE_APPLICATION_CREDENTIALS=key.json"
@@ -106,8 +107,8 @@ def _google(uri: str, bucket: str, credentials: Credentials) -> Opener:
             Failure.INVALID, f"{uri}: GOOGLE_APPLICATION_CREDENTIALS is of type {content['type']}. {remedy}"
         )
     if base := content.get("gcs_base_url"):
-        endpoint = _parsed(uri, "gcs_base_url", base)
-    return partial(GCSStore, bucket, service_account_key=key, skip_signature=False), endpoint
+        there = parsed_endpoint(uri, "gcs_base_url", base)
+    return partial(GCSStore, bucket, service_account_key=key, skip_signature=False), there
 
 
 def _azure(uri: str, container: str, credentials: Credentials) -> Opener:
@@ -119,10 +120,8 @@ def _azure(uri: str, container: str, credentials: Credentials) -> Opener:
             f"{uri}: an az:// address needs credentials with the key AZURE_STORAGE_ACCOUNT, the name of the storage "
             f"account, even where the container is public. Name such a Secret in {BESIDE}.",
         )
-    endpoint = _endpoint(uri, credentials, "AZURE_STORAGE_ENDPOINT") or urlsplit(
-        f"https://{account}.blob.core.windows.net"
-    )
-    config: dict[str, Any] = {"account_name": account, "endpoint": endpoint.geturl(), "disable_tagging": True}
+    there = endpoint(uri, credentials, "AZURE_STORAGE_ENDPOINT") or urlsplit(f"https://{account}.blob.core.windows.net")
+    config: dict[str, Any] = {"account_name": account, "endpoint": there.geturl(), "disable_tagging": True}
     client = _all_or_none(uri, credentials, "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID")
     if key := values("AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY"):
         config |= {"account_key": key, "credential_type": "access_key"}
@@ -133,7 +132,7 @@ def _azure(uri: str, container: str, credentials: Credentials) -> Opener:
         config["credential_type"] = "client_secret"
     else:
         config["skip_signature"] = True
-    return partial(AzureStore, container, **config), endpoint
+    return partial(AzureStore, container, **config), there
 
 
 def _all_or_none(uri: str, credentials: Credentials, *keys: str) -> Mapping[str, str]:
@@ -145,24 +144,3 @@ def _all_or_none(uri: str, credentials: Credentials, *keys: str) -> Mapping[str,
             f"{uri}: the Secret {credentials.secret} has {', '.join(found)} without {', '.join(missing)}. Add it.",
         )
     return found
-
-
-def _endpoint(uri: str, credentials: Credentials, *keys: str) -> SplitResult | None:
-    key = next((key for key in keys if credentials.first(key)), None)
-    return _parsed(uri, key, credentials.values[key]) if key else None
-
-
-def _parsed(uri: str, key: str, value: str) -> SplitResult:
-    """An endpoint's parts. A name or password in it is not shown."""
-    try:
-        parts = urlsplit(value.rstrip("/"))
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
-        _ = parts.port
-    except ValueError:
-        usable, parts = False, urlsplit("")
-    if not usable or parts.query or parts.fragment:
-        raise FileError(
-            Failure.INVALID,
-            f"{uri}: {key} is no endpoint. Write http:// or https://, host and port, such as http://minio.storage:9000",
-        )
-    return parts

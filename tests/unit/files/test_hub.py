@@ -15,7 +15,7 @@ from sluice_files.errors import Failure, FileError
 from sluice_files.hub import HubPath
 from sluice_files.hub_datasets import dataset_files
 from sluice_files.models import fetch_adapter, fetch_model
-from tests.hub import LARGE, STRANGER, TOKEN, Hub, hub
+from tests.hub import LARGE, LIMITED, STRANGER, TOKEN, Hub, hub
 
 LICENCE_PAGE = "https://huggingface.co/org/gated"
 
@@ -142,6 +142,7 @@ def test_hub_adapter_is_what_an_engine_reads(stand_in: Hub, cache: Path) -> None
         ("hf://org/gated", None, Failure.REFUSED, rf"there is no token\. Accept its licence at {LICENCE_PAGE}"),
         ("hf://org/gated", None, Failure.REFUSED, r"name a Secret with your token in the credentials beside the addre"),
         ("hf://org/gated", STRANGER, Failure.REFUSED, rf"in the Secret hub has no access\. Accept .* {LICENCE_PAGE}"),
+        ("hf://org/gated", LIMITED, Failure.REFUSED, r"may not read it \(Please enable access to public gated repo"),
         ("hf://org/gated", "hf_wrongCanary0123456", Failure.REFUSED, r"does not take the HF_TOKEN of the Secret hub"),
         ("hf://org/private", None, Failure.NOT_FOUND, r"no such repository or file, or does not show it without a tok"),
         ("hf://org/private", STRANGER, Failure.NOT_FOUND, r"does not show it to the owner of the HF_TOKEN"),
@@ -215,6 +216,11 @@ TWO_CONFIGS = {
     "en/a.jsonl": ROW, "en/b.jsonl": ROW, "en-test/a.jsonl": ROW, "de/rows.jsonl": ROW, "de/notes.txt": "x",
 }  # fmt: skip
 SHARDS = {f"data/{split}-0000{n}-of-00002.parquet": "x" for split in ("train", "test") for n in (0, 1)}
+LISTED = {
+    "README.md": readme(config("default", "  - split: train\n    path: [data/abc.csv, data/def.csv]\n")),
+    **dict.fromkeys(("data/abc.csv", "data/def.csv", "data/ghi.csv"), "a"),
+}
+"""As in the docs of `datasets`; seen elsewhere: huggingface/datasets#6443."""
 PACKED = ["train-2.jsonl.zst", "train.jsonl.gz"]
 TRAIN_SHARDS = [name for name in SHARDS if "train" in name]
 
@@ -232,6 +238,7 @@ TRAIN_SHARDS = [name for name in SHARDS if "train" in name]
         ("the default configuration", TWO_CONFIGS, "", None, None, ["en/a.jsonl", "en/b.jsonl"]),
         ("another configuration", TWO_CONFIGS, "", "de", None, ["de/rows.jsonl"]),
         ("a configuration's own split", TWO_CONFIGS, "", "en", "test", ["en-test/a.jsonl"]),
+        ("a list of paths", LISTED, "", None, None, ["data/abc.csv", "data/def.csv"]),
         ("a script in another name is no script", {"make_rows.py": "", "a.csv": "a"}, "", None, None, ["a.csv"]),
         ("a file by its path", TWO_CONFIGS, "/de/rows.jsonl", None, None, ["de/rows.jsonl"]),
         ("files by a pattern", TWO_CONFIGS, "/e*/a*", None, None, ["en-test/a.jsonl", "en/a.jsonl"]),

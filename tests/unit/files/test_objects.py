@@ -6,9 +6,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
+from obstore.exceptions import GenericError, InvalidPathError
 
 from dev.cluster.ports import free_port
 from sluice_api.pods import DISK_ENV
@@ -16,6 +18,7 @@ from sluice_files import objects, stores
 from sluice_files.credentials import NOTHING, Credentials
 from sluice_files.errors import Failure, FileError
 from sluice_files.objects import ObjectFolder
+from sluice_files.refusals import Asked, refusal
 from tests.object_store import REGION, ObjectStore
 
 PIECE = 2**16
@@ -68,7 +71,8 @@ def test_object_names_are_of_the_folder_and_in_order(s3: ObjectStore, bucket: st
     for name in ("data/b", "data/a/1", "data-2/x", "data/a-1", "database"):
         root.write(name, b"1")
     root.write("data/a/0", b"")
-    (s3.folder / bucket / "data" / "made-by-a-console").mkdir()
+    for folder in ("data", "data/a"):  # as consoles make a folder: an empty object whose name ends with /
+        os.setxattr(s3.folder / bucket / folder, "user.etag", b"d41d8cd98f00b204e9800998ecf8427e")
     assert [file.name for file in root.names("data")] == ["data/a-1", "data/a/0", "data/a/1", "data/b"]
     below = ObjectFolder(f"s3://{bucket}/data/", opens)
     assert [file.name for file in below.names()] == ["a-1", "a/0", "a/1", "b"]
@@ -104,6 +108,13 @@ def test_object_is_read_into_memory_only_if_it_is_small(
     folder.write("config.json", b"123456")
     with pytest.raises(FileError, match="it has 6 bytes, and 5 are read"):
         folder.read("config.json")
+
+
+def test_object_without_an_etag_is_whole_too(s3: ObjectStore, bucket: str, opens: Credentials, tmp_path: Path) -> None:
+    content = os.urandom(3 * PIECE + 1)
+    (s3.folder / bucket / "weights").write_bytes(content)  # not by the server, which so has no etag of it
+    assert ObjectFolder(f"s3://{bucket}", opens).fetch("weights", tmp_path / "back") == len(content)
+    assert (tmp_path / "back").read_bytes() == content
 
 
 class _CutOff(threading.Thread):
@@ -166,9 +177,9 @@ def test_object_that_is_replaced_meanwhile_is_not_mixed(
     folder.put(tmp_path / "before", "rows")
     asked = obstore.get
 
-    def replaced_after_the_first(store: object, name: str, **options: object) -> object:
+    def replaced_after_the_first(store: Any, name: str, **options: Any) -> Any:
         answer = asked(store, name, **options)
-        if not options:
+        if "options" not in options:
             folder.put(tmp_path / "after", "rows")
         return answer
 
@@ -216,6 +227,12 @@ def test_object_store_that_speaks_no_tls_says_so(s3: ObjectStore, bucket: str) -
     values = {**s3.secret, "AWS_ENDPOINT_URL": s3.endpoint.replace("http:", "https:")}
     with pytest.raises(FileError, match=r"does not speak TLS\. Write http://"):
         ObjectFolder(f"s3://{bucket}", Credentials("store", values)).names()
+
+
+def test_bucket_is_in_the_hosts_name_if_the_secret_says_so() -> None:
+    values = {"AWS_ENDPOINT_URL": "http://nowhere.invalid:9000", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "true"}
+    with pytest.raises(FileError, match=r"bucket\.nowhere\.invalid:9000 can't be reached"):
+        ObjectFolder("s3://bucket/data", Credentials("store", values)).read("rows.jsonl")
 
 
 @pytest.mark.parametrize("ask", [lambda folder: folder.names(), lambda folder: folder.read("rows.jsonl")])
@@ -267,6 +284,33 @@ def test_metadata_service_is_never_asked(uri: str, values: dict[str, str], monke
         metadata_service.settimeout(0)
         with pytest.raises(BlockingIOError):
             metadata_service.accept()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            InvalidPathError('Encountered object with invalid path: Path "data//x" contained empty path segment'),
+            r'Path "data//x" contained empty path segment\. Rename or delete what has such a name\.',
+        ),
+        (
+            GenericError("Generic S3 error: Error performing GET - Received redirect without LOCATION, this normally"),
+            r"in another region\. Add AWS_REGION to the Secret store \(aws s3api get-bucket-location --bucket b show",
+        ),
+        (
+            GenericError("... status code: 403 Forbidden: <Error><Code>RequestTimeTooSkewed</Code></Error>"),
+            r"s3 and this node do not agree on the time\. Set the node's clock\.",
+        ),
+        (
+            GenericError("... status code: 503 Service Unavailable: <Code>SlowDown</Code>"),
+            r"answered 503 SlowDown\. It is",
+        ),
+    ],
+)
+def test_what_no_server_here_answers_is_told_too(error: Exception, says: str) -> None:
+    asked = Asked("s3://b/data", "s3", Credentials("store", {"AWS_ACCESS_KEY_ID": "x"}))
+    with pytest.raises(FileError, match=says):
+        raise refusal(error, asked)
 
 
 @pytest.mark.parametrize("name", ["a//b", "../b", "a/../b", ".", "/a", "a/"])
