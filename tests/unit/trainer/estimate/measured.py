@@ -112,7 +112,8 @@ class Case:
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as folder:
             t.AutoModelForCausalLM.from_config(self.model).save_pretrained(folder)
-            return load(BaseModel("pvc://models/m", Path(folder), "", 0, None, None), self.spec, CPU)
+            base = BaseModel("pvc://models/m", Path(folder), Path(folder), "", 0, None, None, fingerprint="")
+            return load(base, self.spec, CPU)
 
 
 def spec(**changes: object) -> FineTuneJobSpec:
