@@ -53,6 +53,8 @@ ITEMS: dict[str, dict[str, Any]] = {
     "borrowWindows": {"start": "20:00", "end": "07:00"},
     "matchExpressions": {"key": "team", "operator": "Exists"},
     "quotas": {},
+    "sources": {"uri": "pvc://datasets/support.jsonl"},
+    "steps": {},
     "tolerations": {"key": "spot"},
 }
 """The smallest item of each list of objects."""
@@ -79,7 +81,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
         "FineTuneJob",
         "spec.model.uri",
         "models/smollm2",
-        "spec.model.uri: * write pvc://claim/path or hf://org/name@rev",
+        "spec.model.uri: * write pvc://claim/path, hf://org/name@revision",
     ),
     ("FineTuneJob", "spec.model.uri", "pvc://models/../secrets", "spec.model.uri: * write pvc://claim/path"),
     ("FineTuneJob", "spec.dataset.uri", "ftp://host/rows", "spec.dataset.uri: * write pvc://claim/path, s3://bucket/p"),
@@ -135,7 +137,6 @@ REFUSED: list[tuple[str, str, Any, str]] = [
         "spec.dataset.steps[0].filter.languages[0]: * write a language by its code",
     ),
     ("FineTuneJob", "spec.model.chatTemplate", {}, "spec.model.chatTemplate: * write one of name, uri and inline"),
-    ("FineTuneJob", "spec.output.uri", "hf://org/name", "spec.output.uri: * write pvc://claim/path, a PersistentVolum"),
     ("InferenceEngine", "spec.servedNames", ["/x"], "spec.servedNames[0]: * write a model's name of letters, digits"),
     ("FineTuneJob", "spec.dataset.validationSplit", "50%", "validationSplit: * write a share from 0% to 49%"),
     ("FineTuneJob", "spec.dataset.format", "CSV", 'spec.dataset.format: * "CSV": supported values: "Auto", "Messages"'),
@@ -277,7 +278,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
         "gpuMemoryUtilization: * write a share of a GPU's memory",
     ),
     ("FineTuneJob", "spec.resources.pool", "H_100", "spec.resources.pool: * write a name of lower-case letters"),
-    ("FineTuneJob", "spec.output.uri", "hf://org/name", "spec.output.uri: * write pvc://claim/path: a Persistent"),
+    ("FineTuneJob", "spec.output.uri", "hf://org/name", "spec.output.uri: * write pvc://claim/path, a PersistentVolum"),
     (
         "FineTuneJob",
         "spec.publish",
