@@ -214,11 +214,11 @@ def _run(job: StageSpec, folders: Mapping[str, Path], stages: Sequence[Stage], p
                 seconds = time.monotonic() - began
                 screen.finished(write_summary(work, job, outcome.export, curve, seconds))
         if preview is not None:
-            screen.finished(_preview(work / "prepared", preview, out))
+            screen.finished(preview_of(work / "prepared", preview, out))
         return int(ExitCode.DONE)
 
 
-def _preview(prepared: Path, rows: int, out: Output) -> str:
+def preview_of(prepared: Path, rows: int, out: Output) -> str:
     """The report of the prepared rows as text, with where it is."""
     file = prepared / REPORT_JSON
     if not file.exists():
