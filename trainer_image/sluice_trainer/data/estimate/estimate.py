@@ -55,7 +55,7 @@ def _parts(memory: Memory) -> tuple[MemoryUse, ...]:
         ("loss or one layer's gradients", memory.moment),
         ("CUDA itself", CONTEXT_BYTES),
     )
-    return tuple(MemoryUse(what=what, size_bytes=size) for what, size in named)
+    return tuple(MemoryUse(what=what, size_bytes=size) for what, size in named if size)
 
 
 def _time_and_price(
