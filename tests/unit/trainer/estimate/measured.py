@@ -72,7 +72,7 @@ class Case:
 
     def measured(self) -> int:
         """The most bytes of tensors that ever live together, weights included."""
-        model = self._model()
+        model = self.model_loaded()
         draw = np.random.default_rng(0)
         words = self.model.get_text_config().vocab_size
         made = [TokenRow(draw.integers(1, words, n, np.int32), np.ones(n, np.uint8)) for n in self.lengths]
@@ -107,7 +107,7 @@ class Case:
     def _attention(self) -> str | None:
         return {"SDPA": "sdpa", "Eager": "eager"}.get(self.attention)
 
-    def _model(self) -> Model:
+    def model_loaded(self) -> Model:
         """The model as the trainer loads it."""
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as folder:
