@@ -101,7 +101,9 @@ class Deduplicate(Model):
         "such as '0.8'. Absent: only rows that say the same, but for case, punctuation and white space.",
     )
 
-    model_config = ConfigDict(json_schema_extra=rules(_share("near")))
+    model_config = ConfigDict(
+        json_schema_extra=rules(_share("near"), bound("near", ">= 0.3", "must be at least 0.3, such as '0.8'"))
+    )
 
 
 class Secretive(StrEnum):

@@ -136,6 +136,12 @@ REFUSED: list[tuple[str, str, Any, str]] = [
         [{"filter": {"languages": ["EN"]}}],
         "spec.dataset.steps[0].filter.languages[0]: * write a language by its code",
     ),
+    (
+        "FineTuneJob",
+        "spec.dataset.steps",
+        [{"deduplicate": {"near": "0"}}],
+        "spec.dataset.steps[0].deduplicate.near: * must be at least 0.3",
+    ),
     ("FineTuneJob", "spec.model.chatTemplate", {}, "spec.model.chatTemplate: * write one of name, uri and inline"),
     ("InferenceEngine", "spec.servedNames", ["/x"], "spec.servedNames[0]: * write a model's name of letters, digits"),
     ("FineTuneJob", "spec.dataset.validationSplit", "50%", "validationSplit: * write a share from 0% to 49%"),
