@@ -4,7 +4,7 @@ Measured on a CPU: the bytes of all tensors that live together, counted as they 
 two steps of two micro-batches, with weights and moments. The first table has small models (six layers, hidden size
 128) of every family that the formula was made for: each row is 8 trainings (bfloat16 and float32; with and without
 gradient checkpointing; a padded batch of one row of 512 tokens, and a pack of four of 128). The second has
-SmolLM2-135M, a real model, with one micro-batch. Goals: within 25 % of what was measured, and never below 0.9 of it.
+SmolLM2-135M, a real model, over one step. Goals: within 25 % of what was measured, and never below 0.9 of it.
 
 Not measured, as no GPU was lent: what CUDA itself takes (512 MiB are added), sharding, and seconds. The operations
 that seconds follow from are compared with torch's own counter by a test.
