@@ -14,8 +14,10 @@ from sluice_api.data_report import (
     DataReport,
     DropCount,
     Duplicates,
+    Estimate,
     FileReport,
     LikePair,
+    Overlong,
     RefusedRow,
     SampleRow,
     Severity,
@@ -23,6 +25,7 @@ from sluice_api.data_report import (
     StepReport,
     cut,
 )
+from sluice_api.stages import PrepareResult
 
 WORD = "\U0001f600" * 1_000_000
 """A megabyte and more: each character has four bytes."""
@@ -83,3 +86,25 @@ def test_first_problems_are_three_and_errors_come_first() -> None:
     worst, *others = report.first_problems
     assert others == ["first", "second"]
     assert worst == "e" * (MAX_PROBLEM_CHARACTERS - 1) + "…"
+
+
+def test_result_repeats_what_the_report_says() -> None:
+    estimate = Estimate(gpus=1, gpu_memory_bytes=7, least_gpu_memory_bytes=5, seconds=60, price="0.10")
+    step = StepReport(
+        name="filter", rows_in=9, rows_out=4, dropped=(DropCount(why="a", rows=3), DropCount(why="b", rows=2))
+    )
+    report = DataReport(
+        job="job",
+        steps=(step,),
+        overlong=Overlong(truncated=9, dropped=4),
+        duplicates=Duplicates(exact=1, across_split=2, near_across_split=3),
+        conflicts=Conflicts(count=8),
+        problems=(DataProblem(kind="Kind", severity=Severity.WARNING, message="Look."),),
+        estimate=estimate,
+    )
+    counts = {"rows": 4, "validation_rows": 0, "refused_rows": 0, "tokens": 9, "loss_tokens": 3, "steps": 1}
+    result = PrepareResult(**counts, **report.of_result)
+    assert (result.dropped_rows, result.duplicate_rows, result.conflicting_questions) == (9, 6, 8)
+    assert (result.estimated_gpu_memory_bytes, result.estimated_seconds, result.estimated_price) == (7, 60, "0.10")
+    assert result.problems == ("Look.",)
+    assert PrepareResult(**counts, **DataReport(job="job").of_result) == PrepareResult(**counts)
