@@ -87,8 +87,6 @@ class Collected:
     used: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(_VOCABULARY, np.bool_))
     """Of each token: whether a row has it."""
     longest_row: int = 0
-    too_long: int = 0
-    """Rows of the dataset that training.overlongRows: Drop has left out."""
     rows_read: "Counter[int]" = field(default_factory=Counter)
     """By the index of the file."""
     unread: dict[int, set[str]] = field(default_factory=dict)
@@ -146,7 +144,6 @@ class Collected:
                 rows += [TokenRow(row.input_ids, row.loss_mask, made.number, row.split, file) for row in piece.end.rows]
                 pieces.append(piece)
         self.findings.overlong_rows += is_overlong
-        self.too_long += is_overlong and not rows
         return rows, pieces
 
     @property
