@@ -41,7 +41,7 @@ def example(store: ObjectStore) -> tuple[Object, Object, Object]:
     serving = {**engine["spec"]["serving"], "enforceEager": True}
     return (
         {**secret, "stringData": store.secret},
-        changed(engine, "chat", resources={**resources, "memory": "3Gi"}, serving=serving),
+        changed(engine, "chat", resources={**resources, "memory": "2Gi"}, serving=serving),
         changed(job, JOB, resources={**resources, "memory": "1Gi"}, training=objects.training(objects.STEPS)),
     )
 

@@ -82,6 +82,8 @@ def team(kubectl: Kubectl, sluice: Sluice, proxy: str, store: ObjectStore) -> It
     secret, engine, _ = example(store)
     found.apply(secret, engine)
     yield found
+    found.delete("ftj", "--all")  # a trainer that is told to stop wants to save to the store
+    found.wait_all("pods", lambda pods: not pods, "no trainer is left", stage="Train")
     kubectl("delete", f"namespace/{ON_S3}", f"gpupool/{ON_S3}", "--wait=false")
 
 
@@ -100,8 +102,9 @@ def told(team: Team, store: ObjectStore) -> Told:
     secret, engine, job = example(store)
     wrong = {**secret, "metadata": {"name": "wrong"}}
     team.apply({**wrong, "stringData": {**store.secret, "AWS_SECRET_ACCESS_KEY": OTHER_SECRET}})
-    models = {"ftj": changed(job, "", publish=None), "ie": changed(engine, "", replicas=1)}
-    team.apply(*(changed(models[each.kind], each.name, **each.spec) for each in TABLE))
+    little = {**engine["spec"]["resources"], "memory": "512Mi"}  # no vLLM gets to its model
+    usual = {"ftj": changed(job, "", publish=None), "ie": changed(engine, "", replicas=1, resources=little)}
+    team.apply(*(changed(usual[each.kind], each.name, **each.spec) for each in TABLE))
     conditions = {**_told(team, "ftj"), **_told(team, "ie")}
     said = everything_said(team)
     team.apply({**wrong, "stringData": store.secret})
@@ -144,7 +147,7 @@ def test_killed_trainer_resumes_from_the_store_to_the_same_adapter(
 
     first, last = done.attempts
     assert (first["reason"], last["reason"]) == ("PodLost", "Done")
-    assert last["resumedFrom"] >= seen.progress["checkpointStep"]
+    assert last.get("resumedFrom", 0) >= seen.progress["checkpointStep"]
     assert done.digest == undisturbed.digest
     assert done.status["result"]["uri"].startswith(f"{RESULTS}/{JOB}-")
     assert (done.status["data"]["rows"], done.status["data"]["validationRows"]) == (0.9 * ROW_COUNT, 0.1 * ROW_COUNT)

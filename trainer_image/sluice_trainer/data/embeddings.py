@@ -93,7 +93,7 @@ def _weights_of(base: BaseModel, file: str) -> dict[str, dict[str, Any]]:
     try:
         (length,) = struct.unpack("<Q", _bytes(base.files, file, 0, 8))
         text = _bytes(base.files, file, 8, min(length, _LONGEST_HEADER))
-        header = json.loads(text) if len(text) == length else None
+        header = json.loads(text if len(text) == length else b"")
         weights = {name: weight for name, weight in header.items() if name != "__metadata__"}
         for weight in weights.values():
             weight["start"] = 8 + length + weight["data_offsets"][0]
