@@ -73,7 +73,7 @@ LAYOUT = {
     ("pattern", "expected"),
     [
         ("rows/a.jsonl", {"rows/a.jsonl": "a"}),
-        ("rows/*.jsonl", {"rows/a.jsonl": "a", "rows/b.jsonl": "b"}),
+        ("rows/*.jsonl", {"rows/a.jsonl": "a", "rows/b.jsonl": "b", "rows/empty.jsonl": ""}),
         ("rows/?.*", {"rows/a.csv": "c", "rows/a.jsonl": "a", "rows/b.jsonl": "b"}),
         ("rows/**/a.jsonl", {"rows/a.jsonl": "a", "rows/en/a.jsonl": "d"}),
         ("**/a.csv", {"rows/a.csv": "c"}),

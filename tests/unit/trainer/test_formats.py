@@ -168,7 +168,10 @@ def test_reasoning_is_given_to_the_template_in_all_spellings(name: str) -> None:
             '"messages[1].content" is the result of a tool',
         ),
         ({"messages": [USER, {"role": "bot", "content": "x"}]}, '"messages[1].role" is "bot"'),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, '"image_url", not a text'),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]},
+            'is an image ("image_url"), and only text',
+        ),
         ({"messages": [USER, {"role": "assistant", "content": None}]}, '"messages[1].content" is null, not a string'),
         ({"messages": [USER, {**ANSWER, "function_call": {"name": "f"}}]}, "is of an older API"),
         ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, '"messages[1].tool_calls[0]" is no call'),

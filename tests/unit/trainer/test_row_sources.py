@@ -66,6 +66,9 @@ PROMPTS = [{"act": "Linux Terminal", "prompt": 'I want you to act as a "terminal
         ("alpaca_data.json", json.dumps(ALPACA, indent=4).encode(), {}, [
             ("Give three tips for staying healthy.", "Eat. Sleep. Move."), ("Classify the word.\n\napple", "A fruit."),
         ]),
+        ("pretty.jsonl", (json.dumps(chat("Hi?", "Hello!"), indent=2) + "\n").encode() * 2, {}, [
+            ("Hi?", "Hello!"), ("Hi?", "Hello!"),
+        ]),
         ("databricks-dolly-15k.jsonl", json.dumps(DOLLY).encode(), {}, [
             ("When did it start?\n\nIn 2000.", "In 2000."),
         ]),

@@ -1,10 +1,11 @@
 """Chat templates that do more than append: each answer is learnt as serving would show and end it, or not at all."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sluice_api.reasons import Reason
 from sluice_trainer.errors import StageError
@@ -78,6 +79,37 @@ def test_answer_that_ends_where_the_next_turn_begins(job: Job) -> None:
     assert loss_and_all_text(job, [TALK]) == [
         (f"Hello.{END}See you.{END}", f"{END}\nHi{BEGIN}\nHello.{END}\nBye{BEGIN}\nSee you.{END}")
     ]
+
+
+def test_thought_that_is_closed_is_no_end_of_an_answer(job: Job) -> None:
+    """The template writes an empty thought, whose tokens are special, and no end: an answer has one all the same."""
+    folder = job.volumes / "models" / "tiny"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    for file in folder.glob("*token*"):
+        file.unlink()  # links to what other tests have
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig.from_pretrained(folder)
+    config.vocab_size = len(tokenizer)
+    for name in ("config.json", "model.safetensors", "generation_config.json"):
+        (folder / name).unlink()
+    LlamaForCausalLM(config).save_pretrained(folder)
+    use(
+        job,
+        "{% for m in messages %}{% if m.role == 'user' %}<|im_end|>{{ m.content }}{% else %}<|im_start|>\n"
+        "<think></think>\n{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>\n{% endif %}",
+    )
+    assert loss_and_all_text(job, [chat("Hi", "Hello.")])[0][0] == f"<think></think>\nHello.{END}"
+    thought = "<think></think>\n"
+    job = replace(job, name="talk")
+    assert loss_and_all_text(job, [TALK])[0][0] == f"{thought}Hello.{END}{thought}See you.{END}"
+
+
+def test_what_a_template_adds_after_the_end_of_an_answer_is_not_learnt(job: Job) -> None:
+    """As Phi's: the end of the text follows whenever no answer is asked for, and no answer that is served has it."""
+    use(job, f"{CHATML[: -len('{% endif %}')]}{{% else %}}{{{{ eos_token }}}}\n{BEGIN}{{% endif %}}")
+    assert [learnt for learnt, _ in loss_and_all_text(job, [TALK])] == [f"Hello.{END}", f"See you.{END}"]
 
 
 def test_answers_without_any_end_are_rows_of_their_own(job: Job) -> None:

@@ -109,6 +109,8 @@ class Collected:
         self.languages += batch.languages
         self.tally.show(batch, task.file, task.unit)
         self.rows_read[file] += len(batch.made)
+        for number in batch.lost:
+            self.findings.note_lost(Place(task.file, task.unit, number))
         added: list[TokenRow] = []
         known: list[tuple[int, Piece]] = []
         for made in batch.made:
@@ -143,7 +145,8 @@ class Collected:
                 is_overlong |= piece.end.overlong
                 rows += [TokenRow(row.input_ids, row.loss_mask, made.number, row.split, file) for row in piece.end.rows]
                 pieces.append(piece)
-        self.findings.overlong_rows += is_overlong
+        if is_overlong:
+            self.findings.note_overlong(place)
         return rows, pieces
 
     @property

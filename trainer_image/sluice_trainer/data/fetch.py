@@ -31,7 +31,7 @@ def dataset_name(uri: str) -> str:
 
 
 def row_files(files: RowFiles, field: str) -> list[RowFile]:
-    """The files that an address names, sorted by name, downloaded if need be. None of them is empty.
+    """The files that an address names, sorted by name, downloaded if need be. At least one of them is not empty.
 
     Args:
         files: the address, what opens it, and which part of a hub's dataset is meant.
@@ -50,12 +50,11 @@ def row_files(files: RowFiles, field: str) -> list[RowFile]:
             f"{field} {uri} means {len(found):,} files, and {MAX_FILES:,} are read. Put more rows into each, or name "
             "fewer.",
         )
-    with_rows = [file for file in found if file.path.stat().st_size > 0]
-    if not with_rows:
+    if not any(file.path.stat().st_size for file in found):
         empty = "is an empty file" if len(found) == 1 else f"means {len(found)} files, and all are empty"
         name = dataset_name(uri) if has_wildcard(uri) else found[0].name
         raise StageError(Reason.DATASET_EMPTY, f"{name} {empty}. Write one JSON object a line.")
-    return with_rows
+    return found
 
 
 def small_file(
@@ -128,7 +127,7 @@ def _objects(uri: str, scratch: Path, opened: Credentials) -> list[RowFile]:
         source.fetch(pattern, scratch / pattern)
         return [RowFile((scratch / pattern).resolve(), uri)]
     there = {file.name: file for file in source.names()}
-    wanted = [there[name] for name in matching(pattern, there) if there[name].size]
+    wanted = [there[name] for name in matching(pattern, there)]
     if not wanted:
         raise FileError(
             Failure.NOT_FOUND, f"{uri} means no file with rows. {_listed(source.uri, list(there))} Correct the address."

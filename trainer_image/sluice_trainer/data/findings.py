@@ -40,12 +40,28 @@ class Findings:
     """The first few, and why."""
     overlong_rows: int = 0
     """Rows of more than maxSequenceLength tokens, whatever overlongRows does with them."""
+    first_overlong: list[Place] = field(default_factory=list)
+    lost_characters: int = 0
+    """Rows with U+FFFD in a text: what stands there was lost before."""
+    first_lost: list[Place] = field(default_factory=list)
 
     def refuse(self, place: Place, error: BadRowError) -> None:
         """Note a row that can't be trained on."""
         self.refused += 1
         if len(self.first_refused) < MAX_ROWS_SHOWN:
             self.first_refused.append((place, error))
+
+    def note_overlong(self, place: Place) -> None:
+        """Note a row of too many tokens."""
+        self.overlong_rows += 1
+        if len(self.first_overlong) < MAX_ROWS_SHOWN:
+            self.first_overlong.append(place)
+
+    def note_lost(self, place: Place) -> None:
+        """Note a row with characters that were lost."""
+        self.lost_characters += 1
+        if len(self.first_lost) < MAX_ROWS_SHOWN:
+            self.first_lost.append(place)
 
     def lines(self) -> tuple[str, ...]:
         """The first refused rows, for PrepareResult.refused."""

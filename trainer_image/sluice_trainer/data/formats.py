@@ -101,6 +101,7 @@ def format_of(
                 f"the row has {has}, not {' and '.join(missing)}, which dataset.fields names",
                 f"Give the row {' and '.join(missing)}",
             )
+        _refuse_wrapped(fields)
         wanted = " and ".join(f'"{name}"' for name in FIELDS[expected][0]) if expected in FIELDS else _ALL_FORMATS
         raise BadRowError(f"the row has {has}, not {wanted}", f"Give the row {wanted}")
     if len(found) > 1 and expected is DatasetFormat.AUTO:
@@ -109,6 +110,16 @@ def format_of(
             f"{place}: the row can be read as {' or as '.join(found)}. Set dataset.format to the one that is meant.",
         )
     return found[0]
+
+
+def _refuse_wrapped(fields: Fields) -> None:
+    """Say so where a row is no row, but an object that has all rows in it."""
+    for name, value in fields.items():
+        if isinstance(value, list) and len(value) > 1 and all(isinstance(each, dict) for each in value[:2]):
+            raise BadRowError(
+                f'the row has "{name}", an array of {len(value)} objects, which seem to be the rows',
+                f"Take them out: jq -c '.{name}[]' file.json > rows.jsonl",
+            )
 
 
 def parse(fields: Fields, form: DatasetFormat, place: str) -> AnyRow:

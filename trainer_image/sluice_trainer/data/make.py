@@ -25,6 +25,8 @@ from sluice_trainer.prepared import TokenRow
 SHOWN_CHANGES = 3
 """Rows of a batch whose change by a step is kept as an example."""
 SHOWN_CHARACTERS = 1000
+_LOST = "\ufffd"
+"""What is written in the place of bytes that could not be decoded."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class MadeBatch:
     languages: Counter[str] = field(default_factory=Counter)
     """Rows by language; an empty one is not clear."""
     changes: list[Change] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
+    """Rows with U+FFFD in a text."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,8 @@ class RowMaker:
                 made.unread |= unread(fields, task.format.form)
                 if task.languages and not isinstance(row, Tokens):
                     made.languages[row_language(row) or ""] += 1
+                if not isinstance(row, Tokens) and any(_LOST in text for text in texts_of(row)):
+                    made.lost.append(number)
                 passed.append((number, list(self._through(row, number, made))))
         except StageError as error:
             made.error = error

@@ -27,6 +27,8 @@ class Part:
 
     text: str
     in_loss: bool
+    has_end: bool = False
+    """Whether a special token follows what is said, with which it ends."""
 
 
 class Renderer:
@@ -54,6 +56,8 @@ class Renderer:
         self._tokenizer = tokenizer
         self._stops = tuple(sorted(stops, key=len, reverse=True))
         self._special = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)")
+        self._has_prompt = False
+        """Whether the template was seen to begin an answer."""
         self.template = self._template()
         """The text of the template; empty when the model has none."""
         if given is not None:
@@ -119,7 +123,8 @@ class Renderer:
                 self._check(row)
                 return self._conversation(row)
             case Conversation(turns) if [turn.role for turn in turns] == ["user", "assistant"] and not row.tools:
-                return [[Part(turns[0].content, in_loss=False), Part(turns[1].content, in_loss=True)]]
+                asked, answer = turns
+                return [[Part(asked.content, in_loss=False), self._answer(answer, answer.content)]]
         raise self._invalid(
             "its tokenizer has no chat template, which conversations need. Set model.chatTemplate, such as "
             "{name: ChatML}, use an instruction-tuned model, or write rows as prompt and completion."
@@ -162,6 +167,9 @@ class Renderer:
             index: (self._render(row, index, answer_next=True), self._render(row, index + 1, answer_next=False))
             for index in answers
         }
+        self._check_shown(row, rendered)
+        if not self._has_prompt:
+            self._check_prompt(row, answers[0], *rendered[answers[0]])
         if (whole := self._appended(row, rendered)) is not None:
             return [whole]
         return [self._alone(row, index, *rendered[index]) for index in answers if row.turns[index].learnt]
@@ -174,21 +182,21 @@ class Renderer:
             if not asked.startswith(done) or not answered.startswith(asked):
                 return None
             between = asked[len(done) :]
-            if parts and not self._special.search(parts[-1].text):
+            if parts and not parts[-1].has_end:
                 # The answer before has no end of its own. Serving stops it where the next turn begins.
                 stop = next((stop for stop in self._stops if between.startswith(stop)), None)
                 if stop is None:
                     return None
-                parts[-1] = Part(parts[-1].text + stop, parts[-1].in_loss)
+                parts[-1] = Part(parts[-1].text + stop, parts[-1].in_loss, has_end=True)
                 between = between.removeprefix(stop)
-            parts += [Part(between, in_loss=False), Part(answered[len(asked) :], in_loss=row.turns[index].learnt)]
+            parts += [Part(between, in_loss=False), self._answer(row.turns[index], answered[len(asked) :])]
             done = answered
         return parts
 
     def _alone(self, row: Conversation, index: int, asked: str, answered: str) -> list[Part]:
         """One answer, begun as serving begins it, and all before it as serving shows it then."""
         if answered.startswith(asked):
-            return [Part(asked, in_loss=False), Part(answered[len(asked) :], in_loss=True)]
+            return [Part(asked, in_loss=False), self._answer(row.turns[index], answered[len(asked) :])]
         # The prompt may begin the answer with <think>, and the template leave thoughts out of what was said.
         same = next((n for n, (a, b) in enumerate(zip(asked, answered, strict=False)) if a != b), len(answered))
         tag = _OPENED.fullmatch(asked[same:])
@@ -199,7 +207,50 @@ class Renderer:
                 "that only appends."
             )
         thoughts = str(row.turns[index].more.get("reasoning_content", ""))
-        return [Part(asked, in_loss=False), Part(f"{thoughts}\n</{tag[1]}>\n\n{answered[same:]}", in_loss=True)]
+        text = f"{thoughts}\n</{tag[1]}>\n\n{answered[same:]}"
+        return [Part(asked, in_loss=False), self._answer(row.turns[index], text)]
+
+    def _answer(self, turn: Turn, text: str) -> Part:
+        """What the template makes of an answer. A special token before what is said, such as </think>, is no end."""
+        last, said = next(reversed([*self._special.finditer(text)]), None), turn.content.strip()
+        has_end = last is not None and (said not in text or said in text[: last.start()])
+        return Part(text, turn.learnt, has_end)
+
+    def _check_shown(self, row: Conversation, rendered: Mapping[int, tuple[str, str]]) -> None:
+        """Refuse a row of which the template leaves out what a turn says, or what the assistant thinks before it."""
+        for index, turn in enumerate(row.turns):
+            answer = next(answer for answer in rendered if answer >= index)
+            shown, said = rendered[answer][1], turn.content.strip()
+            if said in shown:
+                continue
+            silent = (*row.turns[:index], Turn(turn.role, "", more=turn.more), *row.turns[index + 1 : answer + 1])
+            thought, closed, _ = said.partition("</think>")
+            is_cut = turn.role == "assistant" and closed and "".join(thought.split()) not in "".join(shown.split())
+            if is_cut or self._is_same(Conversation(silent, row.tools), shown):
+                raise BadRowError(
+                    f'{self._of_rows} leaves out {"what is thought in" if is_cut else "all of"} "{turn.at}"',
+                    "Leave the row out, or use a chat template that has it",
+                )
+
+    def _is_same(self, row: Conversation, shown: str) -> bool:
+        try:
+            return self._render(row, len(row.turns), answer_next=False) == shown
+        except BadRowError:
+            return False  # it refuses a turn that says nothing
+
+    def _check_prompt(self, row: Conversation, index: int, asked: str, answered: str) -> None:
+        """Refuse a template that does not begin the assistant's turn: the model would, and serving would show that."""
+        said = row.turns[index].content.strip()
+        if not said:
+            return  # it calls a tool; a later row tells
+        self._has_prompt = True
+        begins = answered.removeprefix(asked).partition(said)[0]
+        special = self._special.search(begins)
+        if special and special[0] in asked and asked == self._render(row, index, answer_next=False):
+            raise self._invalid(
+                f"{self._whose} has no generation prompt, so that an answer would begin with {begins!r}, and who asks "
+                f"would see that. Add {{% if add_generation_prompt %}}{begins}{{% endif %}} to its end."
+            )
 
     def _render(self, row: Conversation, turns: int, *, answer_next: bool) -> str:
         messages: Sequence[Mapping[str, Any]] = [turn.message for turn in row.turns[:turns]]

@@ -114,6 +114,11 @@ def text_of(fields: Mapping[str, Any], name: str) -> str:
         BadRowError: it is none.
     """
     value = fields.get(name)
+    if isinstance(value, dict) and {"0", "1"} <= value.keys():
+        raise BadRowError(
+            f'"{name}" is an object with a value for each row',
+            'Write rows, not columns: with pandas, to_json(path, orient="records", lines=True)',
+        )
     if not isinstance(value, str):
         raise BadRowError(f'"{name}" is {kind_of(value)}, not a string', f'Make "{name}" a string')
     return value

@@ -113,7 +113,7 @@ class Tokeniser:
     def _tokenised(
         self, row: AnyRow, texts: Sequence[Sequence[Part]], ids: Iterator[list[int]]
     ) -> "Tokenised | BadRowError":
-        tokens = [[(next(ids), part.in_loss) for part in parts] for parts in texts]
+        tokens = [[(next(ids), part) for part in parts] for parts in texts]
         try:
             if isinstance(row, Tokens):
                 joined = [self._given(row)]
@@ -160,20 +160,19 @@ class Tokeniser:
         ids = np.array(whole["input_ids"], np.int64)
         return [ids[places == place].tolist() for place in range(1, len(parts) + 1)]
 
-    def _join(self, parts: list[tuple[list[int], bool]], *, is_passage: bool) -> TokenRow:
+    def _join(self, parts: Sequence[tuple[list[int], Part]], *, is_passage: bool) -> TokenRow:
         """Join the parts into one row and its loss mask. Each part that the loss counts gets an end-of-turn token."""
         templated = not is_passage and bool(self.chat_template)
         ids: list[int] = []
         loss_mask: list[int] = []
-        for tokens, in_loss in parts:
-            if not in_loss:
+        for tokens, part in parts:
+            if not part.in_loss:
                 ended, count = tokens, 0
-            elif is_passage:
-                ended = self._followed_by_end(tokens, among=tokens[-1:])
-                count = len(ended)
+            elif part.has_end:
+                ended, count = tokens, self._until_end_of_turn(tokens)
             else:
-                ended = self._followed_by_end(tokens, among=tokens)
-                count = self._until_end_of_turn(ended)
+                ended = self._followed_by_end(tokens)
+                count = len(ended)
             ids += ended
             loss_mask += [1] * count + [0] * (len(ended) - count)
         if not templated and ids[:1] != self._beginning:
@@ -220,14 +219,20 @@ class Tokeniser:
         names = cast("list[str | None]", self._tokenizer.convert_ids_to_tokens(tokens))
         return ", ".join(name or str(token) for token, name in zip(tokens, names, strict=True))
 
-    def _followed_by_end(self, tokens: list[int], *, among: list[int]) -> list[int]:
-        """The tokens, and EOS unless a special token is `among` these: without an end a model never learns to stop."""
-        if np.isin(among, self._special_ids).any() or self._end is None:
+    def _followed_by_end(self, tokens: list[int]) -> list[int]:
+        """The tokens, and EOS unless they end with a special one: without an end a model never learns to stop."""
+        if np.isin(tokens[-1:], self._special_ids).any() or self._end is None:
             return tokens
         return [*tokens, self._end]
 
     def _until_end_of_turn(self, tokens: list[int]) -> int:
-        """Count the tokens up to the last special one. The template adds what follows after the turn has ended."""
+        """Count the tokens up to the first at which serving stops, or else up to the last special one.
+
+        The template adds what follows after the turn has ended, and no answer that is served has it.
+        """
+        stops = np.flatnonzero(np.isin(tokens, [*self._stops]))
+        if len(stops):
+            return int(stops[0]) + 1
         specials = np.flatnonzero(np.isin(tokens, self._special_ids))
         return int(specials[-1]) + 1 if len(specials) else len(tokens)
 

@@ -135,6 +135,11 @@ def _part(where: str, part: object) -> str:
         return part
     if not isinstance(part, dict) or not isinstance(part.get("text"), str):
         kind = json.dumps(part.get("type")) if isinstance(part, dict) else kind_of(part)
+        if what := next((word for word in ("image", "audio", "video", "file") if word in kind), None):
+            article = "a" if what[0] in "vf" else "an"
+            raise BadRowError(
+                f'"{where}" is {article} {what} ({kind}), and only text can be trained on here', "Leave the row out"
+            )
         raise BadRowError(f'"{where}" is {kind}, not a text', "Only text can be trained on: leave the row out")
     return str(part["text"])
 

@@ -74,6 +74,8 @@ class Cells:
                         'Write as many, and put a text with a separator or a line end into "quotes"',
                     ),
                 )
+            elif list(cells) == list(self.header):
+                yield number, BadRowError("the row is the header once more", "Remove it")
             else:
                 fields = dict(zip(self.header, cells, strict=True))
                 try:

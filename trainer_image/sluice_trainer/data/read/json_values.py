@@ -53,6 +53,8 @@ class JsonStream:
             if not sign and not in_array:
                 return
             self._number += 1
+            if in_array and sign == "]":
+                raise self._wrong("a comma with nothing after it", remedy="Remove the comma")
             yield self._number, self._value()
             if not in_array:
                 continue
@@ -73,7 +75,8 @@ class JsonStream:
             except json.JSONDecodeError as error:
                 if self._more():
                     continue
-                raise self._wrong(error.msg, error.pos) from None
+                problem, remedy = jsons.why_not_json(error)
+                raise self._wrong(problem.removesuffix(f" at column {error.colno}"), error.pos, remedy) from None
             except RecursionError:
                 raise self._wrong("nested too deeply") from None
             except ValueError:  # Python's own: a number of more than 4,300 digits
@@ -104,7 +107,8 @@ class JsonStream:
             return False
         rest = self._text[self._at :]
         if len(rest) > MAX_ROW_BYTES:
-            raise self._wrong(f"the row is longer than {MAX_ROW_BYTES // 2**20} MiB")
+            remedy = jsons.remedy_for_large(rest[:_BLOCK_BYTES])
+            raise self._wrong(f"the row is longer than {MAX_ROW_BYTES // 2**20} MiB", remedy=remedy)
         self._lines_before, self._columns_before = self._position(self._at)
         block = self._stream.read(max(_BLOCK_BYTES, len(rest)))
         self._ended = not block
@@ -117,10 +121,11 @@ class JsonStream:
         column = at - self._text.rfind("\n", 0, at) - 1
         return self._lines_before + lines, column if lines else self._columns_before + at
 
-    def _wrong(self, what: str, at: int | None = None) -> StageError:
+    def _wrong(self, what: str, at: int | None = None, remedy: str = "") -> StageError:
+        remedy = remedy or "Mend the file there; as long as it is no JSON, nothing tells where the next row begins"
         line, column = self._position(self._at if at is None else at)
         place = f"{self._name}, row {max(self._number, 1)} (line {line + 1}, column {column + 1})"
         return StageError(
             Reason.DATASET_INVALID,
-            f"{place}: {what}. Mend the file there; as long as it is no JSON, nothing tells where the next row begins.",
+            f"{place}: {what}. {remedy}.",
         )

@@ -1,6 +1,7 @@
 """One JSON value: its fields, or why it is no row. The same for a line, an element of an array and a cell."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ def fields_of_line(line: bytes) -> Mapping[str, Any]:
     except UnicodeDecodeError as error:
         raise BadRowError(f"not UTF-8 (byte {error.start + 1})", "Save the file as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise BadRowError(f"not JSON: {error.msg} at column {error.colno}", "Write one JSON object a line") from None
+        problem, remedy = why_not_json(error)
+        raise BadRowError(f"not JSON: {problem}", remedy or "Write one JSON object a line") from None
     except RecursionError:
         raise BadRowError("not JSON: nested too deeply", "Write one JSON object a line") from None
     except ValueError:  # Python's own: a number of more than 4,300 digits
@@ -28,12 +30,54 @@ def fields_of_line(line: bytes) -> Mapping[str, Any]:
     return require_object(value)
 
 
+_PYTHON_WORD = re.compile(r"None|True|False")
+_PYTHON_DICTIONARY = re.compile(r"\{\s*'")
+_COMMA_WITHOUT_NEXT = re.compile(r",\s*$")
+
+
+def why_not_json(error: json.JSONDecodeError) -> tuple[str, str]:
+    """What is wrong, in the words of the parser or in better ones, and what to do where that is known."""
+    at, text = error.pos, error.doc
+    place = f" at column {error.colno}"
+    if text.startswith("\ufeff", at):
+        return "a byte order mark, as files have it that were joined", r"Remove it: sed -i 's/\xef\xbb\xbf//' file"
+    if _PYTHON_DICTIONARY.match(text, max(0, at - 1)):
+        return "a dictionary as Python prints it", "Write it with json.dumps, not with str or print"
+    if word := _PYTHON_WORD.match(text, at):
+        instead = "null, or leave the field out" if word[0] == "None" else word[0].lower()
+        return f"{word[0]} is of Python{place}", f"Write {instead}: json.dumps does so"
+    if text.startswith(("}", "]"), at) and _COMMA_WITHOUT_NEXT.search(text, 0, at):
+        return f"a comma with nothing after it{place}", "Remove the comma"
+    if error.msg == "Extra data":
+        remedy = "Write each object on a line of its own: jq -c . file > rows.jsonl"
+        return f"something follows the first value{place}", remedy if text.lstrip().startswith("{") else ""
+    return f"{error.msg}{place}", ""
+
+
+_WRAPPED = re.compile(r'\s*\{[^\[]*?"([^"\[]+)"\s*:\s*\[\s*\{\s*"(?!role"|content"|from"|value")')
+
+
+def remedy_for_large(text: str) -> str:
+    """What to do about a value of many megabytes: most often it is an object that has all rows in it.
+
+    Args:
+        text: Its beginning.
+    """
+    if wrapped := _WRAPPED.match(text):
+        return f"If its rows are in \"{wrapped[1]}\", take them out: jq -c '.{wrapped[1]}[]' file.json > rows.jsonl"
+    return "Write one JSON object a line (JSONL)"
+
+
 def require_object(value: object) -> Mapping[str, Any]:
     """The value, if it is an object.
 
     Raises:
         BadRowError: it is something else.
     """
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        raise BadRowError(
+            "not a JSON object but a string with JSON inside", "Take it out: jq -c fromjson file > rows.jsonl"
+        )
     if not isinstance(value, dict):
         raise BadRowError("not a JSON object", 'Write an object such as {"messages": [...]}')
     return value

@@ -17,6 +17,21 @@ _PARQUET, _ARROW_FILE, _ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NAME = re.compile(r"\.(csv|tsv|tab|jsonl?|ndjson)(\.\w+)?$", re.IGNORECASE)
 _SAY = "Set dataset.fileFormat to what it is."
+_PAGE = (
+    "a page of HTML, as servers answer that ask for a login, or have no such file",
+    "Download the file itself; look at its address and credentials",
+)
+_SOMETHING_ELSE = (
+    (b"<!doctype html", *_PAGE),
+    (b"<html", *_PAGE),
+    (b"<?xml", "XML, which stores answer with in the place of a file", "Look at what it says"),
+    (
+        b"version https://git-lfs",
+        "a pointer of Git LFS, and not the file that it stands for",
+        "Get that with git lfs pull",
+    ),
+)
+"""How a text begins that is no file of rows, what it is, and what to do."""
 
 
 def file_format_of(file: RowFile, start: bytes, said: FileFormat) -> FileFormat:
@@ -37,9 +52,11 @@ def file_format_of(file: RowFile, start: bytes, said: FileFormat) -> FileFormat:
         return binary
     if start.startswith(_UTF_16) or b"\0" in start[:4096]:
         raise _invalid(file, "it is no UTF-8 text", "Save it as UTF-8")
-    if said is not FileFormat.AUTO:
-        return said
-    return _text_format(file, start.removeprefix(codecs.BOM_UTF8).lstrip())
+    text = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    for beginning, what, remedy in _SOMETHING_ELSE:
+        if text[: len(beginning)].lower() == beginning:
+            raise StageError(Reason.DATASET_INVALID, f"{file.name} is {what}. {remedy}.")
+    return _text_format(file, text) if said is FileFormat.AUTO else said
 
 
 def is_arrow_file(start: bytes) -> bool:

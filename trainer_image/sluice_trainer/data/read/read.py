@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from sluice_api.dataset import FileFormat
 from sluice_api.reasons import Reason
-from sluice_trainer.data.read import tables
+from sluice_trainer.data.read import jsons, tables
 from sluice_trainer.data.read.batch import BATCH_BYTES, BATCH_ROWS, Batch, JsonLines, JsonValues
 from sluice_trainer.data.read.json_values import MAX_ROW_BYTES, JsonStream
 from sluice_trainer.data.read.kind import LOOKED_AT_BYTES, file_format_of, is_arrow_file
@@ -78,7 +78,7 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[Batch]:
             raise StageError(
                 Reason.DATASET_INVALID,
                 f"{name}, line {number} is longer than {MAX_ROW_BYTES // 2**20} MiB. "
-                "Write one JSON object a line (JSONL).",
+                f"{jsons.remedy_for_large(line[:LOOKED_AT_BYTES].decode('utf-8', 'replace'))}.",
             )
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic.alias_generators import to_camel
 
 from sluice_api.data_report import (
     Conflict,
@@ -21,10 +22,12 @@ from sluice_api.data_report import (
     SampleRow,
     Severity,
 )
+from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.stages import PrepareResult, StageSpec
-from sluice_api.training import OverlongRows
+from sluice_api.training import Lora, Method, OverlongRows
 from sluice_trainer.data.alike import Alike
 from sluice_trainer.data.collect import Collected
+from sluice_trainer.data.findings import Findings
 from sluice_trainer.data.read.row_file import RowFile
 from sluice_trainer.data.report.lengths import lengths_of
 from sluice_trainer.data.source import Source
@@ -215,7 +218,9 @@ def _problems(report: DataReport, found: Found) -> Iterator[DataProblem]:
             duplicates.exact,
             [_place(found, other) for _, other in alike.exact_pairs],
         )
-    yield from _problems_of_length(report)
+    yield from _problems_of_length(report, found.collected.findings)
+    yield from _problems_of_files(report, found.collected.findings)
+    yield from _problems_of_settings(found.stage.spec)
     for step in report.steps:
         dropped = sum(drop.rows for drop in step.dropped)
         if dropped * 2 > step.rows_in:
@@ -223,18 +228,55 @@ def _problems(report: DataReport, found: Found) -> Iterator[DataProblem]:
             yield _warning("MostRowsDropped", message, dropped, [example.place for example in step.examples])
 
 
-def _problems_of_length(report: DataReport) -> Iterator[DataProblem]:
+def _problems_of_length(report: DataReport, findings: Findings) -> Iterator[DataProblem]:
+    places = [*map(str, findings.first_overlong)]
     if cut := report.overlong.truncated:
         message = (
-            f"{cut:,} rows are longer than training.maxSequenceLength and lose their ends, answers among them. Raise "
-            "it, or set training.overlongRows: Split."
+            f"{cut:,} rows are longer than training.maxSequenceLength and lose their ends, answers among them, such as "
+            f"{places[0]}. Raise it, or set training.overlongRows: Split."
         )
-        yield _warning("Truncated", message, cut)
+        yield _warning("Truncated", message, cut, places)
     if report.overlong.dropped:
         message = (
-            f"{report.overlong.dropped:,} rows are longer than training.maxSequenceLength and are left out. Raise it, "
-            "or set training.overlongRows: Truncate."
+            f"{report.overlong.dropped:,} rows are longer than training.maxSequenceLength and are left out, such as "
+            f"{places[0]}. Raise it, or set training.overlongRows: Truncate."
         )
-        yield _warning("TooLong", message, report.overlong.dropped)
+        yield _warning("TooLong", message, report.overlong.dropped, places)
     if report.rows < _FEW_ROWS:
         yield _warning("FewRows", f"There are only {report.rows} rows to train on. Add more.", report.rows)
+
+
+def _problems_of_files(report: DataReport, findings: Findings) -> Iterator[DataProblem]:
+    empty = [file.name for file in report.files if file.rows == 0]
+    if empty:
+        message = (
+            f"{len(empty):,} of {len(report.files):,} files have no rows, such as {empty[0]}. Look whether they were "
+            "written to their ends, or leave them out."
+        )
+        yield _warning("EmptyFiles", message, len(empty), empty)
+    if lost := findings.lost_characters:
+        places = [*map(str, findings.first_lost)]
+        message = (
+            f"{lost:,} rows have the character U+FFFD, which stands in the place of others that were lost, such as "
+            f"{places[0]}. Read the original with its own encoding, and save it as UTF-8."
+        )
+        yield _warning("LostCharacters", message, lost, places)
+
+
+def _problems_of_settings(spec: FineTuneJobSpec) -> Iterator[DataProblem]:
+    """What was asked for and does nothing. The API server stores defaults, so that these were not asked for."""
+    if spec.method is not Method.FULL:
+        return
+    for name, default in Lora():
+        if (value := getattr(spec.lora, name)) != default:
+            field = f"lora.{to_camel(name)}"
+            yield _warning(
+                "UnusedSetting",
+                f"{field} {_shown(value)} is not used: method Full trains all weights and has no adapter. Leave lora "
+                "out, or set method: LoRA.",
+                1,
+            )
+
+
+def _shown(value: object) -> str:
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
