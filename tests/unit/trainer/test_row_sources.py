@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from sluice_api.reasons import Reason
 from sluice_trainer.data import parallel
 from sluice_trainer.errors import StageError
-from sluice_trainer.prepared import TokenRows
+from sluice_trainer.token_rows import TokenRows
 from tests.unit.trainer.jobs import Job, chat, write_rows
 
 

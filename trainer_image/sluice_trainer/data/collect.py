@@ -25,7 +25,7 @@ from sluice_trainer.data.split import key_of
 from sluice_trainer.data.steps.signature import SLOTS
 from sluice_trainer.data.tally import Tally
 from sluice_trainer.data.tokenise import Tokenised
-from sluice_trainer.prepared import RowWriter, TokenRow
+from sluice_trainer.token_rows import RowWriter, TokenRow
 from sluice_trainer.work import work_of
 
 _VOCABULARY = 2**20

@@ -15,7 +15,7 @@ from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
 from sluice_api.training import Method
-from sluice_trainer import base_model, durable, logs, pickled, prepared
+from sluice_trainer import base_model, durable, logs, pickled, prepared, token_rows
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.chat_template import given_template
 from sluice_trainer.data import checks, fetch
@@ -31,8 +31,9 @@ from sluice_trainer.data.report.page import write_report
 from sluice_trainer.data.source import Source
 from sluice_trainer.data.split import held_out, repeated
 from sluice_trainer.plan import Steps, different_setting, plan_digest, result_digest, settings_of
-from sluice_trainer.prepared import PreparedManifest, ReadFile, RowStore, TokenRows
+from sluice_trainer.prepared import PreparedManifest
 from sluice_trainer.report import Reporter
+from sluice_trainer.token_rows import ReadFile, RowStore, TokenRows
 from sluice_trainer.work import work_of
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _written(
     spec = stage.spec
     halves = _halves(collected, spec)
     row_files = _read_files(files, sources)
-    store = prepared.read_store(folder, row_files)
+    store = token_rows.read_store(folder, row_files)
     checks.check_best(spec.training, len(halves.validation), collected.findings.dataset)
     facts = _facts(store, halves, collected, sources, spec)
     checks.check_warmup(spec.training, facts.steps)
@@ -145,7 +146,7 @@ def _written(
         )
     )  # fmt: skip
     with work_of(stage).writing():
-        prepared.write_halves(folder, halves.training, halves.validation)
+        token_rows.write_halves(folder, halves.training, halves.validation)
         write_report(folder, report)
     return result.model_copy(update=report.of_result), row_files
 

@@ -13,7 +13,7 @@ from sluice_api.training import Method
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.estimate.memory import Batch, Setting, memory_of
 from sluice_trainer.data.estimate.shape import ModelShape, shape_of
-from sluice_trainer.prepared import TokenRow
+from sluice_trainer.token_rows import TokenRow
 from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.trials.fused_loss import verify_fused_loss
