@@ -18,6 +18,8 @@ MODEL = "s3://models/smollm2-135m-instruct"
 ROWS = "s3://datasets/support/*.csv.gz"
 RESULTS = "s3://results/support"
 ROW_COUNT = 40
+STEPS = 200
+"""Enough for a kill in the middle, and for other answers."""
 _PARTS = 2
 
 
@@ -42,7 +44,7 @@ def example(store: ObjectStore) -> tuple[Object, Object, Object]:
     return (
         {**secret, "stringData": store.secret},
         changed(engine, "chat", resources={**resources, "memory": "2Gi"}, serving=serving),
-        changed(job, JOB, resources={**resources, "memory": "1Gi"}, training=objects.training(objects.STEPS)),
+        changed(job, JOB, resources={**resources, "memory": "1Gi"}, training=objects.training(STEPS)),
     )
 
 

@@ -1,5 +1,6 @@
 """An S3 server inside the cluster, as teams have MinIO or Ceph: versitygw in a pod, over a folder of the node."""
 
+import secrets
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from dev.cluster import binaries
 from dev.cluster.provider import state_folder
 from tests.e2e.kubectl import Kubectl, Object
 from tests.e2e.stage import STORE
-from tests.object_store import KEY, REGION, SECRET, ObjectStore
+from tests.object_store import KEY, REGION, ObjectStore
 
 PORT = 9000
 """Which dev/values.yaml opens to pods of jobs and engines, if the pod has the label NAME."""
@@ -18,22 +19,23 @@ STARTED = "120s"
 
 
 def store_in_cluster(kubectl: Kubectl) -> ObjectStore:
-    """Start it, with no bucket; returns it once it listens."""
+    """Start it, with no bucket and a key that nobody else has; returns it once it listens."""
     folder = state_folder() / "volumes" / STORE
     shutil.rmtree(folder, ignore_errors=True)
     buckets = folder / "buckets"
     buckets.mkdir(parents=True)
     binaries.build_object_store()
     shutil.copy(binaries.OBJECT_STORE.path("versitygw"), folder)
-    kubectl.apply(*_objects(folder))
+    secret_key = f"canary-{secrets.token_hex(16)}"
+    kubectl.apply(*_objects(folder, secret_key))
     kubectl("rollout", "status", f"deployment/{NAME}", f"--namespace={STORE}", f"--timeout={STARTED}")
-    return ObjectStore(f"http://{NAME}.{STORE}:{PORT}", buckets)
+    return ObjectStore(f"http://{NAME}.{STORE}:{PORT}", buckets, secret_key)
 
 
-def _objects(folder: Path) -> tuple[Object, ...]:
+def _objects(folder: Path, secret_key: str) -> tuple[Object, ...]:
     labels = {"app.kubernetes.io/name": NAME}
     metadata = {"name": NAME, "namespace": STORE, "labels": labels}
-    listens = ["--port", f":{PORT}", "--access", KEY, "--secret", SECRET, "--region", REGION, "--quiet"]
+    listens = ["--port", f":{PORT}", "--access", KEY, "--secret", secret_key, "--region", REGION, "--quiet"]
     container = {
         "name": "versitygw",
         "image": IMAGE,
