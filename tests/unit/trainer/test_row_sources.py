@@ -1,6 +1,7 @@
 """Rows as people have them, from files to tokens: other field names, several sources, rows that are held out."""
 
 import csv
+import gzip
 import io
 import json
 from dataclasses import replace
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer
 
 from sluice_api.reasons import Reason
 from sluice_trainer.data import parallel
+from sluice_trainer.data.collect import forecast
 from sluice_trainer.errors import StageError
 from sluice_trainer.token_rows import TokenRows
 from tests.unit.trainer.jobs import Job, chat, write_rows
@@ -40,6 +42,10 @@ def as_csv(rows: list[dict[str, str]]) -> bytes:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
+
+
+def as_jsonl(rows: int) -> bytes:
+    return b"".join(json.dumps({"text": f"{rows} {i}"}).encode() + b"\n" for i in range(rows))
 
 
 def as_parquet(rows: list[dict[str, Any]]) -> bytes:
@@ -218,3 +224,38 @@ def test_rows_are_the_same_whatever_number_of_processes_makes_them(
         found.append((result.refused, result.model_dump(), files))
     assert found[0] == found[1]
     assert found[0][0] == ("line 301: not JSON: Expecting value at column 1",)
+
+
+@pytest.mark.parametrize(
+    ("done", "seconds", "expected"),
+    [
+        (10, 59, None),  # the tokenizer has hardly begun
+        (10, 60, 6000),
+        (20, 60, None),
+        (0, 7200, None),
+        (999, 3500, None),
+    ],
+)
+def test_rows_that_take_longer_than_the_stage_may_are_forecast(done: int, seconds: int, expected: int | None) -> None:
+    assert forecast(done, 1000, seconds, 3600) == expected
+
+
+def test_rows_that_take_longer_than_the_stage_may_are_reported(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "sluice_trainer.data.collect.forecast", lambda done, size, *_: read.append((done, size)) or 5 * 3600
+    )
+    for name, content in {"a.jsonl": as_jsonl(300), "b.jsonl.gz": gzip.compress(as_jsonl(300))}.items():
+        (job.volumes / "datasets" / name).write_bytes(content)
+    job = with_dataset(job, sources=[{"uri": f"pvc://datasets/{name}"} for name in ("a.jsonl", "b.jsonl.gz")])
+    says = (
+        "To prepare datasets/a.jsonl, datasets/b.jsonl.gz takes about 5.0 hours, and stageDeadlineSeconds 3600 ends "
+        "Prepare before that. Set stageDeadlineSeconds: 28800 in a new job, or tokenise the rows elsewhere and give "
+        "them as Parquet with input_ids and labels (dataset.format: Tokens)."
+    )
+    assert any("takes about 5.0 hours" in problem for problem in job.prepare().problems)
+    assert says in capsys.readouterr().out
+    (done, size) = read[0]
+    assert 0 < done < size

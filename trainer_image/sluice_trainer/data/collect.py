@@ -1,5 +1,6 @@
 """Takes in what becomes of the rows, batch by batch: tokens go to the disk, and of each row little stays in memory."""
 
+import time
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from sluice_trainer.data.tokenise import Tokenised
 from sluice_trainer.token_rows import RowWriter, TokenRow
 from sluice_trainer.work import work_of
 
+FORECAST_AFTER_SECONDS = 60
 _VOCABULARY = 2**20
 """More tokens than any model knows; a row's own number of tokens says nothing about it."""
 
@@ -92,6 +94,8 @@ class Collected:
     unread: dict[int, set[str]] = field(default_factory=dict)
     """Fields that nothing reads, by the index of the file."""
     languages: Counter[str] = field(default_factory=Counter)
+    forecast_seconds: int | None = None
+    """How long all rows take, where that is longer than the stage may."""
 
     def take(self, source: int, file: int, task: Task, batch: MadeBatch) -> None:
         """Take in a batch.
@@ -195,13 +199,52 @@ def collect(
     with work.writing():
         writer = RowWriter(folder)
     collected = Collected(writer, Findings(name), spec.training.seed, maker, settings.longest, Tally(maker.steps))
-    processes = processes_for(sum(file.path.stat().st_size for file in all_of_them))
-    for (source, file), task, made in make_all(_tasks(sources), maker, processes, settings):
+    size = sum(file.path.stat().st_size for file in all_of_them)
+    began = time.monotonic()
+    for (source, file), task, made in make_all(_tasks(sources), maker, processes_for(size), settings):
         with work.writing():
             collected.take(source, file, task, made)
+        if collected.forecast_seconds is None:
+            done, seconds = sum(each.read_bytes for each in sources), time.monotonic() - began
+            collected.forecast_seconds = forecast(done, size, seconds, spec.stage_deadline_seconds)
+            if collected.forecast_seconds is not None:
+                message = too_slow(name, collected.forecast_seconds, spec.stage_deadline_seconds)
+                logs.warning("Prepare is too slow", message=message)
     with work.writing():
         writer.close()
     return collected, sources
+
+
+def forecast(done: int, size: int, seconds: float, deadline: int) -> int | None:
+    """How many seconds all rows take, if that is more than there are.
+
+    Args:
+        done: Bytes of files that were read.
+        size: Bytes of all files.
+        seconds: How long that took.
+        deadline: How long the stage may take.
+
+    Returns:
+        None where the time is enough, or it is too early to tell.
+    """
+    if seconds < FORECAST_AFTER_SECONDS or not done:
+        return None
+    needed = seconds * size / done
+    return round(needed) if needed > deadline else None
+
+
+def too_slow(dataset: str, seconds: int, deadline: int) -> str:
+    """What to do about rows that take longer than the stage may."""
+    return (
+        f"To prepare {dataset} takes about {seconds / 3600:.1f} hours, and stageDeadlineSeconds {deadline} ends "
+        f"Prepare before that. Set stageDeadlineSeconds: {round_up(seconds)} in a new job, or tokenise the rows "
+        "elsewhere and give them as Parquet with input_ids and labels (dataset.format: Tokens)."
+    )
+
+
+def round_up(seconds: int) -> int:
+    """Half more than the time that is expected, in whole hours, in seconds."""
+    return -(-seconds * 3 // (2 * 3600)) * 3600
 
 
 def _tasks(sources: Sequence[Source]) -> Iterator[tuple[tuple[int, int], Task]]:

@@ -29,6 +29,8 @@ class Source:
         """Auto until a row has decided it."""
         self.file_formats = [FileFormat.AUTO] * len(files)
         """Of each file: how it holds rows, once it is read."""
+        self.read_bytes = 0
+        """Of all files."""
 
     @property
     def units(self) -> list[str]:
@@ -41,6 +43,7 @@ class Source:
         Raises:
             StageError: a file can't be read, or its first row can be read in two ways.
         """
+        before = 0
         for index, file in enumerate(self._files):
             with read(file, self._said.file_format) as reading:
                 self.file_formats[index] = reading.file_format
@@ -48,7 +51,9 @@ class Source:
                 for batch in reading.batches:
                     if self.format.form is DatasetFormat.AUTO:
                         self._decide(batch, file, unit)
+                    self.read_bytes = before + reading.position()
                     yield index, Task(batch, file.name, unit, self.format)
+            before += file.path.stat().st_size
 
     def _decide(self, batch: Batch, file: RowFile, unit: str) -> None:
         for number, decoded in batch.decoded():

@@ -4,7 +4,7 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,8 +82,8 @@ def _opened(file: RowFile) -> io.FileIO:
 
 
 @contextmanager
-def opened(file: RowFile) -> "Iterator[tuple[io.BufferedReader[Any], bool]]":
-    """The file's bytes, unpacked, and whether they were packed.
+def opened(file: RowFile) -> "Iterator[tuple[io.BufferedReader[Any], bool, Callable[[], int]]]":
+    """The file's bytes, unpacked; whether they were packed; and what says how many of the packed ones were read.
 
     Raises:
         StageError: DatasetInvalid: it is packed as nothing that is unpacked here, or damaged, or became a link.
@@ -103,7 +103,7 @@ def opened(file: RowFile) -> "Iterator[tuple[io.BufferedReader[Any], bool]]":
         elif start.startswith(_ZSTD):
             unpacked = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
         else:
-            yield raw, False
+            yield raw, False, raw.raw.tell
             return
         size = os.fstat(raw.fileno()).st_size
-        yield io.BufferedReader(_Bounded(unpacked, file, size), _BUFFER_BYTES), True
+        yield io.BufferedReader(_Bounded(unpacked, file, size), _BUFFER_BYTES), True, raw.raw.tell

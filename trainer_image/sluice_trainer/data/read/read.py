@@ -1,6 +1,6 @@
 """The rows of a file, in batches: what it is packed in and how it holds rows is found out from its content."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -29,6 +29,8 @@ class Reading:
 
     file_format: FileFormat
     batches: Iterator[Batch]
+    position: Callable[[], int]
+    """How many of the file's bytes were read."""
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def read(file: RowFile, said: FileFormat) -> Iterator[Reading]:
     Raises:
         StageError: DatasetInvalid: it is no file of rows, or damaged.
     """
-    with opened(file) as (stream, is_packed):
+    with opened(file) as (stream, is_packed, position):
         start = stream.peek(LOOKED_AT_BYTES)[:LOOKED_AT_BYTES]
         file_format = file_format_of(file, start, said)
         if is_packed and file_format in (FileFormat.PARQUET, FileFormat.ARROW) and not _streams(file_format, start):
@@ -46,7 +48,7 @@ def read(file: RowFile, said: FileFormat) -> Iterator[Reading]:
                 Reason.DATASET_INVALID,
                 f"{file.name} is {file_format} inside of gzip or zstd. Unpack it: it is packed inside already.",
             )
-        yield Reading(file_format, _batches(stream, file, file_format, start))
+        yield Reading(file_format, _batches(stream, file, file_format, start), position)
 
 
 def _streams(file_format: FileFormat, start: bytes) -> bool:

@@ -26,7 +26,7 @@ from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.stages import PrepareResult, StageSpec
 from sluice_api.training import Lora, Method, OverlongRows
 from sluice_trainer.data.alike import Alike
-from sluice_trainer.data.collect import Collected
+from sluice_trainer.data.collect import Collected, too_slow
 from sluice_trainer.data.findings import Findings
 from sluice_trainer.data.read.row_file import RowFile
 from sluice_trainer.data.report.lengths import lengths_of
@@ -221,6 +221,8 @@ def _problems(report: DataReport, found: Found) -> Iterator[DataProblem]:
     yield from _problems_of_length(report, found.collected.findings)
     yield from _problems_of_files(report, found.collected.findings)
     yield from _problems_of_settings(found.stage.spec)
+    if (seconds := found.collected.forecast_seconds) is not None:
+        yield _warning("TooSlow", too_slow(dataset, seconds, found.stage.spec.stage_deadline_seconds), 1)
     for step in report.steps:
         dropped = sum(drop.rows for drop in step.dropped)
         if dropped * 2 > step.rows_in:
