@@ -24,6 +24,7 @@ class ObjectStore:
 
     endpoint: str
     folder: Path
+    secret_key: str = SECRET
 
     def bucket(self, name: str) -> Path:
         """Make a bucket, if it isn't there. The files of its folder are its objects."""
@@ -36,7 +37,7 @@ class ObjectStore:
         """The keys of a Secret that opens it."""
         return {
             "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_REGION": REGION,
             "AWS_ENDPOINT_URL": self.endpoint,
         }

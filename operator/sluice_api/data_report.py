@@ -149,7 +149,7 @@ class LikePair(Model):
 class Duplicates(Model):
     """Rows that are there more than once, after all steps. None of these was dropped."""
 
-    exact: Count = Field(0, description="Rows that an earlier row equals.")
+    exact: Count = Field(0, description="Training rows that an earlier training row equals.")
     across_split: Count = Field(0, description="Held-out rows that a training row equals.")
     near_across_split: Count = Field(0, description="Held-out rows that a training row nearly equals.")
     examples: Annotated[tuple[LikePair, ...], Field(max_length=3), _first(3)] = ()
@@ -285,6 +285,20 @@ class DataReport(Model):
         """The three problems that a person should know first, errors before warnings, for PrepareResult.problems."""
         ordered = sorted(self.problems, key=lambda problem: problem.severity is not Severity.ERROR)
         return tuple(cut(problem.message, MAX_PROBLEM_CHARACTERS) for problem in ordered[:3])
+
+    @property
+    def of_result(self) -> dict[str, Any]:
+        """The fields of stages.PrepareResult that repeat the report for the job's status."""
+        alike, estimate = self.duplicates, self.estimate
+        return {
+            "dropped_rows": self.overlong.dropped + sum(drop.rows for step in self.steps for drop in step.dropped),
+            "duplicate_rows": alike.exact + alike.across_split + alike.near_across_split,
+            "conflicting_questions": self.conflicts.count,
+            "estimated_gpu_memory_bytes": estimate.gpu_memory_bytes if estimate else None,
+            "estimated_seconds": estimate.seconds if estimate else None,
+            "estimated_price": (estimate.price if estimate else None) or "",
+            "problems": self.first_problems,
+        }
 
 
 MAX_PROBLEM_CHARACTERS = 200

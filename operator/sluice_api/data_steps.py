@@ -5,15 +5,14 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from sluice_api.model import NUMBER, Decimal, Model, Remedy
-from sluice_api.resource import Rule, rules
+from sluice_api.model import Decimal, Model, Remedy
+from sluice_api.resource import Rule, bound, rules
 from sluice_api.sources import FileUri
 
 
 def _share(field: str) -> Rule:
     """The rule that a Decimal field is a share, from 0 to 1."""
-    number = f"!has(self.{field}) || !self.{field}.matches(r'{NUMBER}')"
-    return Rule(f"{number} || double(self.{field}) <= 1.0", "must be at most 1, such as '0.8'", at=f".{field}")
+    return bound(field, "<= 1.0", "must be at most 1, such as '0.8'")
 
 
 class Clean(Model):
@@ -27,8 +26,7 @@ class Clean(Model):
     control_characters: Literal["Remove", "Keep"] = Field(
         "Remove",
         description="Control characters but tab and line feed, zero-width characters and byte order marks. Carriage "
-        "returns and form feeds become line feeds. Joiners stay where Persian, Hindi and others write them, and in "
-        "emoji.",
+        "returns and form feeds become line feeds. Joiners stay in emoji and where Persian, Hindi, ... write them.",
     )
     whitespace: Literal["Trim", "Collapse", "Keep"] = Field(
         "Trim",
@@ -103,7 +101,9 @@ class Deduplicate(Model):
         "such as '0.8'. Absent: only rows that say the same, but for case, punctuation and white space.",
     )
 
-    model_config = ConfigDict(json_schema_extra=rules(_share("near")))
+    model_config = ConfigDict(
+        json_schema_extra=rules(_share("near"), bound("near", ">= 0.3", "must be at least 0.3, such as '0.8'"))
+    )
 
 
 class Secretive(StrEnum):

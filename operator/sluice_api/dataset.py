@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from sluice_api.data_steps import Step
 from sluice_api.model import Decimal, Model, Remedy
-from sluice_api.resource import Rule, rules
+from sluice_api.resource import Rule, bound, rules
 from sluice_api.sources import Credentials, DatasetUri
 
 
@@ -71,6 +71,14 @@ HubName = Annotated[
 ]
 
 
+_NEEDS_URI = Rule("has(self.uri)", "write where the rows are", at=".uri")
+_HUB_ONLY = Rule(
+    "(!has(self.config) && !has(self.split)) || (has(self.uri) && self.uri.startsWith('hf://datasets/'))",
+    "config and split belong to an hf://datasets/ address; leave them out, or name such a dataset",
+    at=".config",
+)
+
+
 class RowFiles(Model):
     """Files with rows, all of one kind."""
 
@@ -104,6 +112,8 @@ class RowFiles(Model):
     )
     split: HubName | None = Field(None, description="Split of a dataset of the hub. Absent: train.")
 
+    model_config = ConfigDict(json_schema_extra=rules(_NEEDS_URI, _HUB_ONLY))
+
 
 class WeightedRowFiles(RowFiles):
     """Files with rows, and how often each row is learnt from."""
@@ -114,8 +124,9 @@ class WeightedRowFiles(RowFiles):
         "most 100.",
     )
 
-
-_HUB_ONLY = "config and split belong to hf://datasets/ addresses; leave them out, or name such a dataset"
+    model_config = ConfigDict(
+        json_schema_extra=rules(_NEEDS_URI, _HUB_ONLY, bound("weight", "<= 100.0", "must be at most 100, such as '2'"))
+    )
 
 
 class Dataset(RowFiles):
@@ -152,17 +163,7 @@ class Dataset(RowFiles):
                 "write dataset.uri, or dataset.sources for several; one of the two",
                 at=".uri",
             ),
-            Rule(
-                "!has(self.sources) || self.sources.all(s, has(s.uri))",
-                "each source needs its uri",
-                at=".sources",
-            ),
-            Rule("!has(self.validation) || has(self.validation.uri)", "needs its uri", at=".validation"),
-            Rule(
-                "(!has(self.config) && !has(self.split)) || (has(self.uri) && self.uri.startsWith('hf://datasets/'))",
-                _HUB_ONLY,
-                at=".config",
-            ),
+            _HUB_ONLY,
         )
     )
 

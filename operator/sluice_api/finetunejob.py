@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.chat_template import ChatTemplate
 from sluice_api.conditions import Condition
+from sluice_api.data_summary import Data
 from sluice_api.dataset import Dataset
 from sluice_api.meta import DEFAULT_POOL, EXPERIMENTAL
 from sluice_api.model import Controller, Disk, Memory, Model, Name, Quantity, Seconds, SecretName, Time
@@ -319,43 +320,6 @@ class InterruptionRecord(Model):
     by: Text = Field("", description="The job or the engine that has the GPUs now, as namespace/name.")
     at: Time | None = Field(None, description="When.")
     lost_steps: NonNegativeInt | None = Field(None, description=f"Steps that are done again. {_LOST_STEPS_UNKNOWN}")
-
-
-class Data(Model):
-    """What Prepare found in the dataset."""
-
-    rows: NonNegativeInt = Field(0, description="Rows to train on.")
-    validation_rows: NonNegativeInt = Field(0, description="Rows held out.")
-    refused_rows: NonNegativeInt = Field(0, description="Rows left out because of onBadRow: Skip.")
-    overlong_rows: NonNegativeInt = Field(
-        0, description="Rows of more than maxSequenceLength tokens: cut, split or left out, as overlongRows says."
-    )
-    dropped_rows: NonNegativeInt = Field(
-        0, description="Rows left out by dataset.steps, or because of overlongRows: Drop."
-    )
-    duplicate_rows: NonNegativeInt = Field(
-        0, description="Rows that are left and equal or nearly equal another one, held-out ones included."
-    )
-    conflicting_questions: NonNegativeInt = Field(
-        0, description="Questions that have different answers in different rows."
-    )
-    tokens: NonNegativeInt = Field(0, description="Tokens of the training rows, one pass.")
-    loss_tokens: NonNegativeInt = Field(
-        0, description="Of these, the tokens that the loss counts: what the assistant says."
-    )
-    longest_row: NonNegativeInt = Field(0, description="Tokens of the longest row.")
-    steps: NonNegativeInt = Field(0, description="Optimizer steps that training will take.")
-    estimated_gpu_memory: Text = Field(
-        "", description="Peak memory of one GPU in training, by a formula, as a quantity."
-    )
-    estimated_seconds: NonNegativeInt | None = Field(
-        None,
-        description="How long training will take, once it has its GPUs: the middle of a range, see report.json. "
-        "Absent: the label nvidia.com/gpu.product of the pool's nodes names no known GPU.",
-    )
-    estimated_price: Text = Field(
-        "", description="What that costs at the pool's pricePerGpuHour, as a decimal string. Empty: it has none."
-    )
 
 
 class Result(Model):

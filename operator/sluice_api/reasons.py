@@ -307,7 +307,11 @@ class Reason(Explained):
         "The job cannot continue from the folder at spec.resumeFrom. The message says what is missing or differs.",
         "Create the job again with what the message says, or without resumeFrom.",
     )
-    DOWNLOAD_FAILED = "DownloadFailed", "A source could not be fetched.", "See the message for host and status."
+    DOWNLOAD_FAILED = (
+        "DownloadFailed",
+        "A source could not be fetched: its Secret is missing or wrong, or the other side refuses or is away.",
+        "Mend what the message names. A job tries again up to retry.attempts times, an engine until it succeeds.",
+    )
     IMAGE_NOT_PULLED = (
         "ImageNotPulled",
         "A pod's image cannot be pulled.",

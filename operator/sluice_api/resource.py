@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 from pydantic import ConfigDict, Field
 
 from sluice_api.meta import API_VERSION
-from sluice_api.model import Model, Time
+from sluice_api.model import NUMBER, Model, Time
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,12 @@ def rules(*all_rules: Rule) -> dict[str, Any]:
             for rule in all_rules
         ]
     }
+
+
+def bound(field: str, keeps: str, message: str) -> Rule:
+    """The rule that a Decimal field keeps to a bound, such as "< 1.0". What is no number has a rule of its own."""
+    number = f"!has(self.{field}) || !self.{field}.matches(r'{NUMBER}')"
+    return Rule(f"{number} || double(self.{field}) {keeps}", message, at=f".{field}")
 
 
 DNS_LABEL_NAME = Rule(

@@ -72,10 +72,11 @@ class Credentials(Model):
     """What opens an address."""
 
     secret: SecretName = Field(
-        description="A Secret of this namespace. Its keys are named as the tools of the address name them: HF_TOKEN; "
-        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL; "
-        "GOOGLE_APPLICATION_CREDENTIALS (the JSON itself); AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or "
-        "AZURE_STORAGE_SAS_TOKEN. It is mounted as files into the pods that need it, and into no others."
+        description="A Secret of this namespace. Its keys are named as the tools of the address name them: HF_TOKEN "
+        "and HF_ENDPOINT; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL "
+        "and AWS_CA_BUNDLE (the PEM itself); GOOGLE_APPLICATION_CREDENTIALS (the JSON itself); AZURE_STORAGE_ACCOUNT "
+        "with AZURE_STORAGE_KEY, AZURE_STORAGE_SAS_TOKEN or AZURE_CLIENT_ID and its like. It is mounted as files into "
+        "the pods that need it, and into no others."
     )
 
 

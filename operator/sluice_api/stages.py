@@ -140,3 +140,23 @@ class StageOutcome(Model):
     prepare: PrepareResult | None = None
     train: TrainResult | None = None
     export: ExportResult | None = None
+
+    def termination_message(self) -> str:
+        """The outcome as JSON of at most MAX_OUTCOME_BYTES, with shorter texts if need be."""
+        outcome = self
+        while len((text := outcome.to_json()).encode()) > MAX_OUTCOME_BYTES:
+            shorter = outcome._shorter()
+            if shorter is None:
+                break
+            outcome = shorter
+        return text
+
+    def _shorter(self) -> "StageOutcome | None":
+        """The outcome with less of its message, else with a refused row less, else with a problem less."""
+        if self.message:
+            return self.model_copy(update={"message": self.message[: len(self.message) * 9 // 10]})
+        found = self.prepare
+        if found is None or not (found.refused or found.problems):
+            return None
+        less = {"refused": found.refused[:-1]} if found.refused else {"problems": found.problems[:-1]}
+        return self.model_copy(update={"prepare": found.model_copy(update=less)})

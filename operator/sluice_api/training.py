@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from sluice_api.model import NUMBER, Decimal, Model, Remedy
-from sluice_api.resource import Rule, rules
+from sluice_api.model import Decimal, Model, Remedy
+from sluice_api.resource import Rule, bound, rules
 
 
 class Method(StrEnum):
@@ -29,12 +29,6 @@ LayerName = Annotated[
 
 MAX_RANK = 512
 """The highest that vLLM serves."""
-
-
-def bound(field: str, keeps: str, message: str) -> Rule:
-    """The rule that a Decimal field keeps to a bound, such as "< 1.0". What is no number has a rule of its own."""
-    number = f"!has(self.{field}) || !self.{field}.matches(r'{NUMBER}')"
-    return Rule(f"{number} || double(self.{field}) {keeps}", message, at=f".{field}")
 
 
 class Lora(Model):

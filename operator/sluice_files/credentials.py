@@ -85,8 +85,7 @@ def read_credentials(source: sources.Credentials | None, uri: str) -> Credential
     if not folder.is_dir() or not (found := _keys(folder)):
         raise FileError(
             Failure.INVALID,
-            f"{uri}: the Secret {source.secret} is not in this namespace, or is empty. It is expected to have "
-            f"{_listed(_KEYS[kind])}. {_create(folder, kind)}",
+            f"{uri}: the Secret {source.secret} is not in this namespace, or is empty. {_create(folder, kind)}",
         )
     values = {key: _value(folder / key, uri, source.secret) for key in _KEYS[kind] if key in found}
     if not values:
@@ -154,5 +153,6 @@ def _listed(names: list[str] | tuple[str, ...]) -> str:
 
 def _create(folder: Path, kind: str) -> str:
     if ROOT_ENV in os.environ:  # no cluster has it
-        return f"Write each value into a file of that name in {folder}."
-    return f"Create it so: kubectl create secret generic {folder.name} {_EXAMPLES[kind]}"
+        return f"Write each value into a file of its key's name in {folder}: {_listed(_KEYS[kind])}."
+    also = ", with AWS_ENDPOINT_URL too unless it is Amazon's own S3" if kind == "s3" else ""
+    return f"Create it (kubectl create secret generic {folder.name} {_EXAMPLES[kind]}){also}."

@@ -36,6 +36,8 @@ class FetchedModel:
     """artifacts.model_fingerprint, whether or not the weights are here; empty for an adapter."""
     weights: Sequence[str] = ()
     """artifacts.weight_files of the model, whether or not they are here."""
+    left: ModelFiles | None = None
+    """The folder far away, if the weights were left there: parts of them can be read."""
 
 
 def model_files(names: Iterable[str], *, weights: bool = True) -> list[str]:
@@ -74,8 +76,8 @@ def fetch_model(
             "them (save_pretrained does), or correct the address.",
         )
     folder = source.fetch(chosen, cache)
-    fingerprint = model_fingerprint(folder) if weights else model_fingerprint(_Remote(source))
-    return FetchedModel(folder, source.revision, fingerprint, heavy)
+    left = None if weights else _Remote(source)
+    return FetchedModel(folder, source.revision, model_fingerprint(left or folder), heavy, left)
 
 
 def fetch_adapter(uri: str, cache: Path, credentials: Credentials = NOTHING, revision: str = "") -> FetchedModel:

@@ -21,7 +21,7 @@ MAX_READ_BYTES = 64 * 2**20
 MAX_FILES = 1_000_000
 """Of one listing: all are in memory at once."""
 
-_PIECE = 16 * 2**20
+_PIECE = 8 * 2**20
 """Bytes of one request. A larger file is fetched in pieces, so that no request takes long, and one that fails is made
 again without the rest."""
 _PART = 8 * 2**20
@@ -139,7 +139,8 @@ class ObjectFolder:
     def _copy(self, name: str, target: int, folder: Path) -> int:
         """Copy a file into an open one; pieces of the very same bytes, if there are several."""
         answer = obstore.get(self._store, name)
-        size, etag = answer.meta["size"], answer.meta["e_tag"]
+        whole = answer.meta
+        size = whole["size"]
         require_room(self._address(name), size, folder)
         if size <= _PIECE:
             os.pwrite(target, answer.bytes(), 0)
@@ -147,8 +148,13 @@ class ObjectFolder:
         del answer
 
         def copy(start: int) -> None:
-            options: obstore.GetOptions = {"range": (start, min(start + _PIECE, size)), "if_match": etag or None}
-            os.pwrite(target, obstore.get(self._store, name, options=options).bytes(), start)
+            part = obstore.get(self._store, name, options={"range": (start, min(start + _PIECE, size))})
+            if part.meta != whole:  # size, time and etag, as far as the store has them
+                raise FileError(
+                    Failure.UNREACHABLE,
+                    f"{self._address(name)}: the file was replaced while it was read. It is tried again.",
+                )
+            os.pwrite(target, part.bytes(), start)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for piece in [pool.submit(copy, start) for start in range(0, size, _PIECE)]:

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 from obstore.exceptions import (
     InvalidPathError,
-    NotModifiedError,
     PermissionDeniedError,
-    PreconditionError,
     UnauthenticatedError,
 )
 
@@ -61,7 +59,7 @@ def refusal(error: Exception, asked: Asked) -> FileError:
 def _meaning(error: Exception, text: str, asked: Asked) -> tuple[Failure, str, str]:
     code = _found(r"<Code>(\w+)</Code>", text) or ("invalid_grant" if "invalid_grant" in text else "")
     status = int(_found(r"status code: (\d{3})", text) or 0)
-    if meaning := _by_code(code, text, asked) or _by_kind(error, text):
+    if meaning := _by_code(code, text, asked):
         return meaning
     if "without LOCATION" in text or status in (301, 302, 307, 308):
         return _other_region(text, asked)
@@ -69,6 +67,8 @@ def _meaning(error: Exception, text: str, asked: Asked) -> tuple[Failure, str, s
         return Failure.NOT_FOUND, "there is no such file", "Correct the address."
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403, 409):
         return _not_allowed(code, asked)
+    if isinstance(error, InvalidPathError):
+        return Failure.INVALID, _first_line(text), "Rename or delete what has such a name."
     if not status and "HTTP error" in text.partition("Debug source")[0]:
         return _no_answer(text, asked)
     if status in (408, 429) or status >= 500:
@@ -77,15 +77,6 @@ def _meaning(error: Exception, text: str, asked: Asked) -> tuple[Failure, str, s
     answered = f"{asked.host} answered {status} {code}".rstrip()
     problem = f"{answered}: {said}" if status else said
     return Failure.INVALID, problem.rstrip(": ."), "Correct the address, or the values of the Secret."
-
-
-def _by_kind(error: Exception, text: str) -> tuple[Failure, str, str] | None:
-    match error:
-        case PreconditionError() | NotModifiedError():
-            return Failure.UNREACHABLE, "the file was replaced while it was read", _TRY_AGAIN
-        case InvalidPathError():
-            return Failure.INVALID, _first_line(text), "Rename or delete what has such a name."
-    return None
 
 
 def _first_line(text: str) -> str:

@@ -16,7 +16,8 @@ from sluice_api.artifacts import MANIFEST
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult
 from sluice_trainer.plan import Steps
-from sluice_trainer.prepared import TRAINING, Prepared
+from sluice_trainer.prepared import Prepared
+from sluice_trainer.token_rows import TRAINING
 from tests.bench import train_task
 from tests.unit.trainer.jobs import REPOSITORY, Job, write_rows
 

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, Traine
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from sluice_trainer.prepared import TRAINING, read_store
+from sluice_trainer.token_rows import TRAINING, read_store
 from tests.bench import train_task
 
 IGNORED = -100

@@ -22,7 +22,7 @@ from tests.contract.test_vllm import SECRET, Server, new_paths, started
 from tests.unit.server.conftest import SlotUnderTest, eventually
 from tests.unit.server.fake_vllm import BASE
 from tests.unit.trainer.jobs import ROWS, Job, write_rows
-from tests.unit.trainer.test_pickled import make_opt
+from tests.unit.trainer.opt import make_opt
 
 SPEC = InferenceEngineSpec.model_validate(
     {

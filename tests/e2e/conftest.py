@@ -165,17 +165,19 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """A journey that fails shows what there was at that moment."""
     report = yield
     if call.excinfo is not None and call.when in {"setup", "call"} and "kubectl" in getattr(item, "funcargs", {}):
-        kubectl = item.funcargs["kubectl"]  # type: ignore[attr-defined]
-        report.sections.extend((title, _said(kubectl, words)) for title, words in SCENE.items())  # type: ignore[attr-defined]
+        there = item.funcargs  # type: ignore[attr-defined]
+        name = there["team"].name if "team" in there else TEAM
+        said = ((title, _said(there["kubectl"], words.format(team=name))) for title, words in SCENE.items())
+        report.sections.extend(said)  # type: ignore[attr-defined]
     return report
 
 
 SCENE = {
     "resources": "get ftj,ie,ad,gpool,jobs,pods --all-namespaces -o wide",
-    "statuses": f"get ftj,ie,ad --namespace={TEAM} -o yaml",
-    "events": f"get events --namespace={TEAM} --sort-by=.lastTimestamp",
-    "trainers": f"logs --namespace={TEAM} --selector=sluice.dev/stage --prefix --tail=15",
-    "replicas": f"logs --namespace={TEAM} --selector=sluice.dev/engine --all-containers --prefix --tail=15",
+    "statuses": "get ftj,ie,ad --namespace={team} -o yaml",
+    "events": "get events --namespace={team} --sort-by=.lastTimestamp",
+    "trainers": "logs --namespace={team} --selector=sluice.dev/stage --prefix --tail=15",
+    "replicas": "logs --namespace={team} --selector=sluice.dev/engine --all-containers --prefix --tail=15",
     "operator": f"logs --namespace={SYSTEM} --selector=app.kubernetes.io/name=sluice --prefix --tail=40",
 }
 MOST_LINES = 150

@@ -37,7 +37,7 @@ Body = dict[str, Any]
 METADATA, NODE_LOCAL_DNS, PUBLIC, PRIVATE, API_SERVER = (
     *("169.254.169.254", "169.254.20.10", "8.8.8.8", "192.168.7.7", "10.0.7.4"),
 )
-PORTS = (53, 80, 443, 6443, 8000, 8001, 8080, 9090, 29500, 41234)
+PORTS = (53, 80, 443, 6443, 8000, 8001, 8080, 9000, 9090, 29500, 41234)
 OPERATOR = {"app.kubernetes.io/name": "sluice", "app.kubernetes.io/component": "operator"}
 TRAINER = app_labels("trainer", "tone")
 PODS: dict[str, tuple[str, dict[str, str]]] = {
@@ -52,6 +52,7 @@ PODS: dict[str, tuple[str, dict[str, str]]] = {
     "prometheus": ("monitoring", {}),
     "operator": ("system", {**OPERATOR, "app.kubernetes.io/instance": "sluice"}),
     "dns": ("other", {"k8s-app": "kube-dns"}),
+    "store": ("minio", {}),
 }
 """Where each pod is, and its labels."""
 
@@ -98,6 +99,10 @@ chat       public:443          no
 fetching   public:443          yes   its model is on the hub
 fetching   public:80           no
 fetching   private:443         no
+fetching   store:9000          yes   but for an object store that the chart opens
+chat       store:9000          yes   to every engine
+tone-0     store:9000          yes   and every job,
+fetching   store:443           no    on its port
 fetching   chat:8000           no
 tone-0     neighbour:8000      no
 """
@@ -176,7 +181,8 @@ class Row(NamedTuple):
 def policies(namespace: str) -> list[Body]:
     """The chart's, an engine's, a group's, and that of a job that reads from the hub."""
     monitoring = peer(at(namespace, "monitoring"))
-    network = Network(clients_from=(peer(at(namespace, "gateway")),), metrics_from=(monitoring,))
+    store = {"to": [peer(at(namespace, "minio"))], "ports": [{"port": 9000, "protocol": "TCP"}]}
+    network = Network(clients_from=(peer(at(namespace, "gateway")),), metrics_from=(monitoring,), egress=(store,))
     settings = Settings(
         namespace=at(namespace, "system"),
         pod_name="operator-0",

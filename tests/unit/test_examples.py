@@ -102,6 +102,15 @@ def test_the_examples_fit_together() -> None:
     assert set(used) == claims
 
 
+def test_the_example_on_s3_fits_together_and_needs_no_volume() -> None:
+    text = (REPOSITORY / "examples" / "object-store.yaml").read_text()
+    secret, engine, job = objects(text)
+    assert job["spec"]["publish"]["engine"] == engine["metadata"]["name"]
+    assert job["spec"]["model"] == engine["spec"]["model"]
+    assert set(re.findall(r"secret: (\w+)", text)) == {secret["metadata"]["name"]}
+    assert re.findall(r"\w+Claims?:|pvc://", text) == []
+
+
 def test_the_dataset_teaches_one_style_and_not_the_question_that_the_demo_asks() -> None:
     lines = (REPOSITORY / "examples" / "datasets" / "support.jsonl").read_text().splitlines()
     rows = [[turn["content"] for turn in json.loads(line)["messages"]] for line in lines]

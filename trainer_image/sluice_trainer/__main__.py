@@ -31,7 +31,7 @@ from sluice_api.imports import importing
 from sluice_api.pods import REPORT_URL_ENV, STAGE_ENV, TERMINATION_FILE
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
-from sluice_api.stages import MAX_OUTCOME_BYTES, ExitCode, Stage, StageOutcome, StageSpec
+from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
 from sluice_api.training import Method
 from sluice_trainer import failpoints, local_ranks, logs
 from sluice_trainer.errors import PeerLost, StageError
@@ -63,7 +63,10 @@ def main() -> NoReturn:
 def _stage() -> StageSpec:
     """Read the StageSpec. An operator of another version may send one that this image doesn't know."""
     if STAGE_ENV not in os.environ:
-        command = f"python3 -m sluice_trainer run finetunejob.yaml --only {sys.argv[1]}"
+        by_hand = (
+            "prepare finetunejob.yaml" if sys.argv[1] == "prepare" else f"run finetunejob.yaml --only {sys.argv[1]}"
+        )
+        command = f"python3 -m sluice_trainer {by_hand}"
         sys.stderr.write(f"In a cluster the operator starts this stage, with {STAGE_ENV}. By hand it is: {command}\n")
         sys.exit(ExitCode.BAD_INPUT)
     try:
@@ -169,29 +172,8 @@ def _end(outcome: StageOutcome, code: ExitCode, reporter: Reporter) -> NoReturn:
 
 def _write_outcome(outcome: StageOutcome, code: ExitCode) -> None:
     file = Path(os.environ.get(local_ranks.OUTCOME_ENV, TERMINATION_FILE))
-    file.write_text(_json_within_limit(outcome), encoding="utf-8")
+    file.write_text(outcome.termination_message(), encoding="utf-8")
     logs.info("end", code=int(code), **outcome.model_dump(mode="json", by_alias=True, exclude_none=True))
-
-
-def _json_within_limit(outcome: StageOutcome) -> str:
-    """The outcome as JSON, with texts so short that the kubelet keeps all of it."""
-    while len((text := outcome.to_json()).encode()) > MAX_OUTCOME_BYTES:
-        shorter = _shorter(outcome)
-        if shorter == outcome:
-            break
-        outcome = shorter
-    return text
-
-
-def _shorter(outcome: StageOutcome) -> StageOutcome:
-    """The outcome with less of its message, else with a refused row or a problem less; unchanged without any."""
-    if outcome.message:
-        return outcome.model_copy(update={"message": outcome.message[: len(outcome.message) * 9 // 10]})
-    found = outcome.prepare
-    if found is None:
-        return outcome
-    changes = {"refused": found.refused[:-1]} if found.refused else {"problems": found.problems[:-1]}
-    return outcome.model_copy(update={"prepare": found.model_copy(update=changes)})
 
 
 def _configure_libraries(stage: StageSpec) -> None:

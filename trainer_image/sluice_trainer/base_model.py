@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sluice_api.artifacts import file_digest, model_fingerprint, stray_link, weight_files
+from sluice_api.artifacts import (
+    ModelFiles,
+    ModelFolder,
+    file_digest,
+    model_fingerprint,
+    stray_link,
+    weight_files,
+)
 from sluice_api.reasons import Reason
 from sluice_api.sources import Credentials, volume_path
 from sluice_files.credentials import read_credentials
@@ -41,6 +48,13 @@ class BaseModel:
     """A digest that differs for every other base model."""
     has_pickles: bool = False
     """Its weights are pickles, which nothing but pickled.py reads."""
+    left: ModelFiles | None = None
+    """Where its weights were left, if they are not here."""
+
+    @property
+    def files(self) -> ModelFiles:
+        """The folder with its weights, of which parts can be read, wherever it is."""
+        return self.left or ModelFolder(self.weights)
 
     @property
     def tokenizer_digest(self) -> str:
@@ -68,14 +82,14 @@ def locate(uri: str, revision: str = "", credentials: Credentials | None = None,
     """
     with fetching("model.uri", "model.credentials", Reason.MODEL_NOT_FOUND):
         opened = read_credentials(credentials, uri)
-    path = volume_path(uri)
+    path, left = volume_path(uri), None
     if path is None:
         from sluice_files.models import fetch_model
 
         with fetching("model.uri", "model.credentials", Reason.MODEL_NOT_FOUND):
             fetched = fetch_model(uri, scratch_folder("models"), opened, revision, weights=weights)
         folder, revision, fingerprint = fetched.folder, fetched.revision, fetched.fingerprint
-        weight_names = fetched.weights
+        weight_names, left = fetched.weights, fetched.left
     else:
         found = resolve_in_claim(path)
         if found is None:
@@ -97,6 +111,7 @@ def locate(uri: str, revision: str = "", credentials: Credentials | None = None,
         rope_boundary=rope_boundary(text),
         fingerprint=fingerprint or model_fingerprint(folder),
         has_pickles=not weight_names[0].endswith(".safetensors"),
+        left=left,
     )
 
 

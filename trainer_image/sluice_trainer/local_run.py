@@ -233,18 +233,23 @@ def _run(job: StageSpec, work: Path, folders: Mapping[str, Path], stages: Sequen
                 seconds = time.monotonic() - began
                 screen.finished(write_summary(work, job, outcomes, curve, seconds))
         if preview is not None:
-            screen.finished(_preview(job, work, preview, out))
+            screen.finished(preview_of(*_prepared(job, work), preview, out))
         return int(ExitCode.DONE)
 
 
-def _preview(job: StageSpec, work: Path, rows: int, out: Output) -> str:
-    """The report of the prepared rows as text, with where it is."""
-    prepared, where = work / "prepared", str(work / "prepared")
-    if is_object(job.spec.output.uri):
-        from sluice_trainer.work import work_of
+def _prepared(job: StageSpec, work: Path) -> tuple[Path, str]:
+    """The folder with the prepared rows on this machine, and where a person finds it."""
+    if not is_object(job.spec.output.uri):
+        return work / "prepared", str(work / "prepared")
+    from sluice_trainer.work import work_of
 
-        stored = work_of(job)
-        prepared, where = stored.fetch(stored.folder / "prepared"), stored.address(stored.folder / "prepared")
+    stored = work_of(job)
+    folder = stored.folder / "prepared"
+    return stored.fetch(folder), stored.address(folder)
+
+
+def preview_of(prepared: Path, where: str, rows: int, out: Output) -> str:
+    """The report of the prepared rows as text, with where it is."""
     file = prepared / REPORT_JSON
     if not file.exists():
         return f"These rows have no report: an older version prepared them. Delete {where}, and run this again."

@@ -11,8 +11,9 @@ from sluice_trainer.errors import GivenUp
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 600.0
-"""For how long a request is made again: a store that restarts, or a network that is cut, comes back in this time."""
+PATIENCE_SECONDS = 300.0
+"""For how long after its first failure a request is made again: in this time a store that restarts, or a network that
+was cut, is back. A request itself may take as long as it takes; the store's library ends one in which nothing moves."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 15.0
 
 
@@ -49,20 +50,21 @@ class StoreRequests:
             FileError: the store refuses it, or was away for too long.
             GivenUp: the process ends, and this is not needed any more.
         """
-        until = time.monotonic() + PATIENCE_SECONDS
-        pause = _FIRST_PAUSE_SECONDS
+        until, pause = float("inf"), _FIRST_PAUSE_SECONDS
         while True:
             try:
-                return self._once(request, until, generation)
+                return self._once(request, generation)
             except FileError as error:
-                if error.failure is not Failure.UNREACHABLE or time.monotonic() + pause > min(until, self._end):
+                now = time.monotonic()
+                until = min(until, now + PATIENCE_SECONDS)
+                if error.failure is not Failure.UNREACHABLE or now + pause > min(until, self._end):
                     raise
                 logs.warning("the store can't be reached", why=error.message, again_in_seconds=pause)
             with self._changed:
                 self._changed.wait_for(lambda: generation != self._given_up, pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    def _once(self, request: Callable[[], T], until: float, generation: int) -> T:
+    def _once(self, request: Callable[[], T], generation: int) -> T:
         """Make a request in a thread of its own: it can't be interrupted, but waited for no longer."""
         answer: _Answer[T] = _Answer()
 
@@ -80,7 +82,7 @@ class StoreRequests:
         threading.Thread(target=ask, name="store", daemon=True).start()
         with self._changed:
             while not answer.is_there and generation == self._given_up:
-                left = min(until, self._end) - time.monotonic()
+                left = self._end - time.monotonic()
                 if left <= 0:
                     raise FileError(Failure.UNREACHABLE, f"{self._host} has not taken it in time.")
                 self._changed.wait(min(left, threading.TIMEOUT_MAX))

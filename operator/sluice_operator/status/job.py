@@ -4,12 +4,12 @@ from datetime import datetime
 
 from sluice_api.claim import AttemptOutcome, Outcomes
 from sluice_api.conditions import Condition, ConditionStatus, JobCondition, condition
+from sluice_api.data_summary import Data
 from sluice_api.finetunejob import (
     MOST_ATTEMPTS,
     Allocation,
     AttemptRecord,
     BorrowedSlot,
-    Data,
     FineTuneJob,
     FineTuneJobStatus,
     InterruptionRecord,

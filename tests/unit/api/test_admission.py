@@ -68,7 +68,10 @@ def test_a_spelling_is_taken_or_refused(tmp_path: Path, spelling: str, *, is_tak
         ("training: {epochs: 0}", "spec.training.epochs: write at least 1"),
         ("training: {maxSteps: '2'}", "spec.training.maxSteps: write an integer"),
         ("method: qlora", "spec.method: write one of LoRA, QLoRA, Full"),
-        ("dataset: {format: Text}", "spec.dataset: write uri, which must be there"),
+        (
+            "dataset: {format: Text}",
+            "spec.dataset.uri: write dataset.uri, or dataset.sources for several; one of the two",
+        ),
     ],
 )
 def test_a_refusal_says_what_to_write(tmp_path: Path, spelling: str, message: str) -> None:

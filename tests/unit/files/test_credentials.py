@@ -28,7 +28,7 @@ def test_credentials_show_no_value() -> None:
 @pytest.mark.parametrize(
     ("uri", "values", "says"),
     [
-        ("s3://b/x", None, "the Secret store is not in this namespace, or is empty. It is expected to have AWS_ACCESS"),
+        ("s3://b/x", None, "the Secret store is not in this namespace, or is empty. Write each value into a file"),
         ("s3://b/x", {}, "the Secret store is not in this namespace, or is empty"),
         (
             "s3://b/x",
@@ -58,12 +58,16 @@ def test_credentials_that_open_nothing_say_what_would(
 
 
 def test_remedy_for_missing_credentials_is_of_where_it_runs(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileError, match=rf"Write each value into a file of that name in {secrets}/hub\.$"):
+    with pytest.raises(FileError, match=rf"into a file of its key's name in {secrets}/hub: HF_TOKEN, HF_ENDPOINT\.$"):
         read_credentials(Source(secret="hub"), "hf://org/model")
     monkeypatch.delenv("SLUICE_CREDENTIALS")
-    create = r"Create it so: kubectl create secret generic hub --from-literal=HF_TOKEN=\.\.\.$"
+    create = r"Create it \(kubectl create secret generic hub --from-literal=HF_TOKEN=\.\.\.\)\.$"
     with pytest.raises(FileError, match=create):
         read_credentials(Source(secret="hub"), "hf://org/model")
+    with pytest.raises(
+        FileError, match=r"AWS_SECRET_ACCESS_KEY=\.\.\.\), with AWS_ENDPOINT_URL too unless it is Amazon's"
+    ):
+        read_credentials(Source(secret="store"), "s3://bucket/model")
 
 
 def test_multi_line_values_are_taken_where_they_are_meant(secrets: Path) -> None:

@@ -110,6 +110,13 @@ def test_object_is_read_into_memory_only_if_it_is_small(
         folder.read("config.json")
 
 
+def test_object_without_an_etag_is_whole_too(s3: ObjectStore, bucket: str, opens: Credentials, tmp_path: Path) -> None:
+    content = os.urandom(3 * PIECE + 1)
+    (s3.folder / bucket / "weights").write_bytes(content)  # not by the server, which so has no etag of it
+    assert ObjectFolder(f"s3://{bucket}", opens).fetch("weights", tmp_path / "back") == len(content)
+    assert (tmp_path / "back").read_bytes() == content
+
+
 class _CutOff(threading.Thread):
     """Passes bytes on to a server, and hangs up after so many of them, each time."""
 
@@ -172,7 +179,7 @@ def test_object_that_is_replaced_meanwhile_is_not_mixed(
 
     def replaced_after_the_first(store: Any, name: str, **options: Any) -> Any:
         answer = asked(store, name, **options)
-        if not options:
+        if "options" not in options:
             folder.put(tmp_path / "after", "rows")
         return answer
 

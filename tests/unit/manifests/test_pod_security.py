@@ -23,7 +23,7 @@ def sources(volume: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_pod_specs_are_all_built() -> None:
-    assert len(POD_SPECS) == 13
+    assert len(POD_SPECS) == 14
 
 
 @every_pod

@@ -16,7 +16,7 @@ class Gate(threading.Thread):
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._open = threading.Event()
         self._open.set()
-        self._hangs = False
+        self._hangs = self._ended = False
         self._connections: list[socket.socket] = []
         self.refused = threading.Event()
         """Somebody wanted to come through while it was closed."""
@@ -50,6 +50,9 @@ class Gate(threading.Thread):
                 client.close()
                 return
             self._open.wait()
+        if self._ended:
+            client.close()
+            return
         server = socket.create_connection(self._server)
         self._connections += [client, server]
         back = threading.Thread(target=_copy, args=(server, client), daemon=True)
@@ -60,7 +63,8 @@ class Gate(threading.Thread):
         server.close()
 
     def stop(self) -> None:
-        """End it."""
+        """End it; who still waits is cut off."""
+        self._ended = True
         self.open()
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()

@@ -112,6 +112,8 @@ class Pods:
             "SLUICE_STAGE": self.job.stage("Train", attempt).to_json(),
             "SLUICE_VOLUMES": str(self.job.volumes),
             "SLUICE_TERMINATION_FILE": str(self._outcome(index)),
+            "SLUICE_CREDENTIALS": str(self.job.volumes / "credentials"),
+            "SLUICE_WORK": str(self.job.volumes / f"scratch-{attempt}-{index}"),  # a pod's own disk
             "SLUICE_LEADER_PORT": str(self.port),
             "JOB_COMPLETION_INDEX": str(index),
             "MASTER_ADDR": "127.0.0.1",

@@ -18,6 +18,7 @@ import yaml
 from sluice_api.stages import ExitCode
 from sluice_trainer.local_run import CannotRun, claim_folders, main, read_job
 from sluice_trainer.loss_curve import LossCurve
+from tests.object_store import SECRET
 from tests.unit.trainer.jobs import REPOSITORY, Job
 
 SPEC = {
@@ -176,6 +177,28 @@ def test_local_run_goes_on_after_a_stop(job: Job, write: Callable[..., Path]) ->
     assert "| loss on the held-out rows | " in report
     assert "![loss by step](loss.png)" in report
     assert LossCurve(work / "losses.jsonl").training == curve.training
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_local_run_into_an_object_store_is_done_once(stored_job: Job, bucket: Path, write: Callable[..., Path]) -> None:
+    """What a run has left there is found by the next one, and read by nobody who does not have the Secret."""
+    file = write(document(output=dict(stored_job.spec)["output"]))
+    first, second = (
+        subprocess.run(
+            command(stored_job, file), env=environment(), capture_output=True, text=True, check=True, timeout=300
+        )
+        for _ in range(2)
+    )
+    (export,) = (bucket / "out").glob("tone-*/export/attempt-*")
+    assert {path.name for path in export.iterdir()} >= {"adapter_model.safetensors", "manifest.json"}
+    for ended in (first, second):
+        assert f"s3://{export.relative_to(bucket.parent)}" in lines(ended.stdout)[-1]["message"]
+        assert SECRET not in ended.stdout + ended.stderr
+    assert [event for event in lines(first.stdout) if event["event"] == "step"]
+    assert not [event for event in lines(second.stdout) if event["event"] == "step"]
+    (report,) = file.parent.glob("tone-*/report.md")
+    assert "| steps | 4 |" in report.read_text()
 
 
 @pytest.mark.slow

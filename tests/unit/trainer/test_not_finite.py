@@ -11,7 +11,7 @@ from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer.errors import StageError
 from sluice_trainer.plan import Steps
-from sluice_trainer.prepared import TokenRow, TokenRows
+from sluice_trainer.token_rows import TokenRow, TokenRows
 from sluice_trainer.train.finite import lines
 from sluice_trainer.train.weights.trained import TrainedWeights
 from tests.unit.trainer.jobs import FATAL, Job, chat, poison, write_rows

@@ -9,7 +9,7 @@ import torch
 import transformers as t
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from sluice_trainer.prepared import TokenRow, TokenRows
+from sluice_trainer.token_rows import TokenRow, TokenRows
 from sluice_trainer.train.batches import MicroBatch, make_micro_batch
 from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.packing import Batching, micro_batches, pack_into_bins

@@ -13,7 +13,7 @@ import torch
 import transformers as t
 
 from sluice_trainer.context import rope_boundary
-from sluice_trainer.prepared import TokenRow, TokenRows
+from sluice_trainer.token_rows import TokenRow, TokenRows
 from sluice_trainer.train.batches import MicroBatch, make_micro_batch, positions_of_batches
 from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.packing import Batching

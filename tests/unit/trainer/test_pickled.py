@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM
+from transformers import AutoModelForCausalLM
 
 from sluice_api.artifacts import AdapterManifest, model_fingerprint
 from sluice_api.reasons import Reason
@@ -23,27 +23,7 @@ from sluice_trainer.train.weights.model import load_base
 from sluice_trainer.work import work_of
 from tests.object_store import ObjectStore, write_secret
 from tests.unit.trainer.jobs import ROWS, Job, write_rows
-
-POSITIONS = 64
-
-
-def make_opt(folder: Path, tokenizer: Path, positions: int = POSITIONS) -> Path:
-    """An OPT of random weights in bfloat16: learned positions, tied embeddings, pickles, and no chat template."""
-    folder.mkdir()
-    for file in tokenizer.glob("tokenizer*"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    torch.manual_seed(0)
-    size = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 128, "num_hidden_layers": 2}
-    entries = len(AutoTokenizer.from_pretrained(folder))
-    ids = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 2}
-    config = OPTConfig(
-        vocab_size=entries, num_attention_heads=2, max_position_embeddings=positions, dtype="bfloat16", **size, **ids
-    )
-    model = OPTForCausalLM(config).to(torch.bfloat16)
-    config.architectures = ["OPTForCausalLM"]
-    config.save_pretrained(folder)
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    return folder
+from tests.unit.trainer.opt import POSITIONS, make_opt
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from sluice_trainer.data.overlong import fit_pair
 from sluice_trainer.data.row import BadRowError
 from sluice_trainer.data.tokenise import Tokeniser
 from sluice_trainer.errors import StageError
-from sluice_trainer.prepared import TokenRow, TokenRows
 from sluice_trainer.ranks import Rank
+from sluice_trainer.token_rows import TokenRow, TokenRows
 from sluice_trainer.train.batches import MicroBatch, batches_of
 from sluice_trainer.train.fused_cross_entropy import fused_cross_entropy
 from sluice_trainer.train.group import Group

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from sluice_trainer.data.split import held_out, key_of
-from sluice_trainer.prepared import TokenRow, TokenRows
+from sluice_trainer.token_rows import TokenRow, TokenRows
 from tests.unit.trainer.jobs import ROWS, Job, chat, write_rows
 
 

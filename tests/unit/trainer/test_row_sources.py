@@ -18,7 +18,7 @@ from sluice_api.reasons import Reason
 from sluice_trainer.data import parallel
 from sluice_trainer.data.collect import forecast
 from sluice_trainer.errors import StageError
-from sluice_trainer.prepared import TokenRows
+from sluice_trainer.token_rows import TokenRows
 from tests.unit.trainer.jobs import Job, chat, write_rows
 
 
@@ -196,6 +196,19 @@ def test_bad_row_of_several_files_is_named_with_its_file(job: Job) -> None:
     assert raised.value.message.startswith('datasets/b.jsonl, line 2: "text" is a number')
 
 
+@pytest.mark.parametrize(
+    ("size", "cores", "memory", "processes"),
+    [
+        (2**30, 4, 2**40, 4), (2**30, 64, 2**40, 8), (2**20, 4, 2**40, 1), (2**30, 4, 2**30, 1),
+        (2**30, 4, 2**30 + 2**29, 2),
+    ],
+)  # fmt: skip
+def test_rows_are_made_by_as_many_processes_as_are_worth_it_and_fit(
+    size: int, cores: int, memory: int, processes: int
+) -> None:
+    assert parallel.processes_for(size, cores, memory) == processes
+
+
 def test_rows_are_the_same_whatever_number_of_processes_makes_them(
     job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -211,7 +224,6 @@ def test_rows_are_the_same_whatever_number_of_processes_makes_them(
         found.append((result.refused, result.model_dump(), files))
     assert found[0] == found[1]
     assert found[0][0] == ("line 301: not JSON: Expecting value at column 1",)
-    assert parallel.processes_for(0) == 1
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,39 @@ def test_sharded_model_saves_the_same_step_in_all_processes_on_sigterm(
     assert last == pytest.approx({step: by_one[step] for step in last}, rel=1e-4)
 
 
+@pytest.mark.slow
+def test_sharded_model_of_pods_that_share_no_volume_goes_on_from_its_last_step(
+    alone: Job, stored_job: Job, pods: Pods, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its output is in an object store. The next attempt is of two pods, the last one of one."""
+    alone = prepare(replace(alone, spec=(*alone.spec, ("method", "Full"))), pods, TWO_PODS, (*LONG, SHARDED))
+    alone.train()
+    by_one = losses(printed(capsys))
+    pods.job = replace(pods.job, spec=(*pods.job.spec, ("output", dict(stored_job.spec)["output"])))
+    pods.job.prepare()
+    started = pods.start()
+    done = until_some_steps_are_done(started[0])
+    started[-1].terminate()
+    for pod in started:
+        pod.communicate()
+        assert pod.returncode == ExitCode.REQUEUE
+    first = saved_step(pods.outcome(0), done)
+    started = pods.start(attempt=2)
+    log = []
+    for event in started[0].events():
+        log.append(event)
+        if event["event"] == "step" and event["step"] > first + 10:
+            break
+    for pod in started:
+        pod.kill()
+        pod.communicate()
+    assert losses(log) == pytest.approx({step: by_one[step] for step in losses(log)}, rel=1e-4)
+    assert pods.job.train().resumed_from == first
+    last = losses(printed(capsys))
+    assert last == pytest.approx({step: by_one[step] for step in last}, rel=1e-4)
+    assert max(last) == 153
+
+
 def test_sharded_weights_are_gathered_in_the_jobs_dtype(job: Job) -> None:
     spec = replace(job, spec=(("method", "Full"),), training=(("dtype", "bfloat16"),)).stage("Train").spec
     model = load(base_model.locate("pvc://models/tiny"), spec, torch.device("cpu"))

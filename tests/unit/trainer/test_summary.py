@@ -68,6 +68,20 @@ def test_summary_counts_overlong_rows(
     assert card in model_card(stage, manifest(found(overlong)), TRAINED)
 
 
+@pytest.mark.parametrize(
+    ("uri", "base"),
+    [
+        ("hf://org/name@main", "org/name"),
+        ("hf://org/name", "org/name"),
+        ("s3://models/name", "s3://models/name"),
+        ("pvc://models/tiny", "pvc://models/tiny"),
+    ],
+)
+def test_model_card_names_the_base_model_as_the_hub_does(volumes: Path, uri: str, base: str) -> None:
+    stage = Job(volumes, spec=(("model", {"uri": uri}),)).stage("Export")
+    assert model_card(stage, manifest(found(0)), TRAINED).startswith(f"---\nbase_model: {base}\nlibrary_name: peft\n")
+
+
 def test_summary_is_of_the_whole_job(volumes: Path, tmp_path: Path) -> None:
     printed, report = summary(tmp_path, Job(volumes).stage("Export"), 2)
     assert printed.endswith(f"The curve is   {tmp_path}/loss.png")

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sluice_api.reasons import Reason
 from sluice_trainer.errors import StageError
+from tests.object_store import ObjectStore, write_secret
 from tests.unit.trainer.conftest import CHATML
 from tests.unit.trainer.jobs import Job, write_rows
 
@@ -162,12 +163,17 @@ def all_but_last(rows: torch.Tensor) -> torch.Tensor:
     return rows[-1]
 
 
+def all_but_last_zero(rows: torch.Tensor) -> None:
+    """Give rows of a training to all but the last of them, which gets none."""
+    all_but_last(rows).zero_()
+
+
 @pytest.mark.parametrize(
     ("name", "count", "train", "names"),
     [
         ("as transformers adds them", 3, lambda rows: rows, "<|new1|>, <|new2|>"),
         ("the same in bfloat16", 3, lambda rows: rows.copy_(rows.bfloat16()), "<|new1|>, <|new2|>"),
-        ("zero", 3, lambda rows: all_but_last(rows).zero_(), "<|new2|>"),
+        ("zero", 3, all_but_last_zero, "<|new2|>"),
         ("a copy of another one's", 3, lambda rows: all_but_last(rows).copy_(rows[0]), "<|new2|>"),
         ("many", 8, torch.Tensor.zero_, "<|new1|>, <|new2|>, <|new3|>, <|new4|>, <|new5|> and 2 more"),
         ("beyond the embedding", 2, None, "<|new1|>"),
@@ -214,6 +220,28 @@ def test_added_tokens_have_embeddings_under_another_parent(
         save_file({f"{name}.of.another.kind": part for name, part in load_file(shard).items()}, shard)
     assert job.prepare().rows == 36
     assert "no weights of the shape of model.embed_tokens are called *.embed_tokens.weight" in capsys.readouterr().out
+
+
+def test_added_tokens_of_a_model_in_a_store_are_looked_at_where_it_is(
+    job: Job, folder: Path, s3: ObjectStore, secrets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_tokens(folder, 3, all_but_last_zero)
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    write_secret(secrets, "store", s3.secret)
+    for file in folder.iterdir():
+        (s3.bucket("unfit") / file.name).write_bytes(file.read_bytes())
+    remote = replace(job, spec=(("model", {"uri": "s3://unfit", "credentials": {"secret": "store"}}),))
+    assert refused(remote) == refusal("<|new2|>").replace("pvc://models/tiny", "s3://unfit")
+    assert not list((tmp_path / "scratch").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("content", [b"", bytes(20), (10**18).to_bytes(8, "little") + b"{}"])
+def test_weights_that_are_none_are_refused(job: Job, folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    assert refused(job) == (
+        "model.uri pvc://models/tiny: model.safetensors is no safetensors file, or is cut off. Restore it."
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ NEAR = 0.8
 MOST_HELD_OUT, MOST_TRAINED = 100_000, 1_000_000
 """Rows on each side of the split that are compared with the other; of more, these many at even distances."""
 _SHOWN = 3
+_PARTS = 16
 
 Pairs = tuple[tuple[int, int], ...]
 """Two rows of the dataset, by their indices; the first few."""
@@ -42,35 +43,41 @@ def alike(known: NDArray[np.void], is_held_out: NDArray[np.bool_]) -> Alike:
         known: collect.Known of each row.
         is_held_out: of each row.
     """
-    keys = known["key"]
+    keys = np.array(known["key"])
     trained, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
-    first, group = _groups(keys)
-    repeats = np.flatnonzero(first[group] != np.arange(len(keys)))
-    is_across = np.isin(keys[held_out], keys[trained])
+    exact, exact_pairs = _equal(keys)
+    is_across = _among(keys[held_out], keys[trained])
     across = held_out[is_across]
+    across_pairs = [(int(row), int(trained[np.argmax(keys[trained] == keys[row])])) for row in across[:_SHOWN]]
     near = _near(known, trained, held_out[~is_across])
-    conflicts, conflict_pairs = _conflicts(known["question"], known["answer"])
-    across_pairs = [*_partners(keys, across, trained), *near[:_SHOWN]]
+    conflicts, conflict_pairs = _conflicts(np.array(known["question"]), np.array(known["answer"]))
     return Alike(
-        exact=len(repeats),
+        exact=exact,
         across=len(across),
         near_across=len(near),
         conflicts=conflicts,
-        exact_pairs=tuple((int(first[group[index]]), int(index)) for index in repeats[:_SHOWN]),
-        across_pairs=tuple(across_pairs[:_SHOWN]),
+        exact_pairs=exact_pairs,
+        across_pairs=tuple([*across_pairs, *near][:_SHOWN]),
         conflict_pairs=conflict_pairs,
     )
 
 
-def _groups(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first row of each group of equal rows, and the group of each row."""
-    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
-    return first, group
+def _equal(keys: NDArray[np.uint64]) -> tuple[int, Pairs]:
+    """How many rows equal an earlier one, and the first two rows of some groups of equal ones."""
+    ordered = np.sort(keys)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    pairs = []
+    for key in np.unique(repeated[: 100 * _SHOWN])[:_SHOWN]:
+        one, other = np.flatnonzero(keys == key)[:2]
+        pairs.append((int(one), int(other)))
+    return len(repeated), tuple(sorted(pairs))
 
 
-def _partners(keys: NDArray[np.uint64], rows: NDArray[np.int64], others: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """The first of these rows, each with the first of the others that equals it."""
-    return [(int(row), int(others[np.argmax(keys[others] == keys[row])])) for row in rows[:_SHOWN]]
+def _among(keys: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Of each key, whether the others have it."""
+    ordered = np.sort(others)
+    places = np.searchsorted(ordered, keys)
+    return np.append(ordered, 0)[places] == keys if len(ordered) else np.zeros(len(keys), np.bool_)
 
 
 def _near(known: NDArray[np.void], trained: NDArray[np.int64], held_out: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -94,11 +101,15 @@ def _some(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
 
 def _conflicts(questions: NDArray[np.uint64], answers: NDArray[np.uint64]) -> tuple[int, Pairs]:
     """Questions with different answers, and of the first ones two rows that disagree."""
-    asked = np.flatnonzero(questions)
-    order = asked[np.lexsort((asked, answers[asked], questions[asked]))]
-    same_question = questions[order[1:]] == questions[order[:-1]]
-    differs = np.flatnonzero(same_question & (answers[order[1:]] != answers[order[:-1]]))
-    of_each = questions[order[differs]]
-    starts = np.flatnonzero(np.append(True, of_each[1:] != of_each[:-1])) if len(of_each) else np.empty(0, np.int64)
-    pairs = sorted(tuple(sorted((int(order[differs[start]]), int(order[differs[start] + 1])))) for start in starts)
-    return len(starts), tuple((one, other) for one, other in pairs[:_SHOWN])
+    count = 0
+    pairs: list[tuple[int, int]] = []
+    for part in range(_PARTS):  # of all questions at once, the order alone would be as large as all else
+        asked = np.flatnonzero((questions % np.uint64(_PARTS) == part) & (questions != 0))
+        order = asked[np.argsort(questions[asked], kind="stable")]
+        same = questions[order[1:]] == questions[order[:-1]]
+        differs = np.flatnonzero(same & (answers[order[1:]] != answers[order[:-1]]))
+        _, first = np.unique(questions[order[differs]], return_index=True)
+        count += len(first)
+        found = [(int(order[place]), int(order[place + 1])) for place in differs[first]]
+        pairs = sorted([*pairs, *found])[:_SHOWN]
+    return count, tuple(pairs)

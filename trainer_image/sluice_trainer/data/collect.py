@@ -26,7 +26,7 @@ from sluice_trainer.data.split import key_of
 from sluice_trainer.data.steps.signature import SLOTS
 from sluice_trainer.data.tally import Tally
 from sluice_trainer.data.tokenise import Tokenised
-from sluice_trainer.prepared import RowWriter, TokenRow
+from sluice_trainer.token_rows import RowWriter, TokenRow
 from sluice_trainer.work import work_of
 
 FORECAST_AFTER_SECONDS = 60
@@ -89,8 +89,6 @@ class Collected:
     used: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(_VOCABULARY, np.bool_))
     """Of each token: whether a row has it."""
     longest_row: int = 0
-    too_long: int = 0
-    """Rows of the dataset that training.overlongRows: Drop has left out."""
     rows_read: "Counter[int]" = field(default_factory=Counter)
     """By the index of the file."""
     unread: dict[int, set[str]] = field(default_factory=dict)
@@ -153,7 +151,6 @@ class Collected:
                 pieces.append(piece)
         if is_overlong:
             self.findings.note_overlong(place)
-        self.too_long += is_overlong and not rows
         return rows, pieces
 
     @property

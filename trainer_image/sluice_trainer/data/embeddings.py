@@ -4,16 +4,20 @@ Such a token may have no row in the model's embedding, or one that nobody has tr
 resize_token_embeddings makes it, next to the mean of all, like every other new one. An adapter leaves it as it is.
 """
 
+import json
+import struct
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
+import torch
 
+from sluice_api.artifacts import ModelFiles, weight_files
 from sluice_api.reasons import Reason
 from sluice_trainer import logs
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.findings import MAX_ROWS_SHOWN
-from sluice_trainer.errors import StageError
+from sluice_trainer.errors import StageError, fetching
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +29,10 @@ ALIKE_DISTANCE = 0.01
 """Largest distance of two untrained rows, relative to their norm. Rows that transformers makes are at 2e-3 in bfloat16
 and at 1e-3 in float32; the two nearest trained special tokens of SmolLM2-135M are at 0.12."""
 
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_LONGEST_HEADER = 100_000_000
+"""Longer ones safetensors itself refuses."""
 
 _TRAIN = "Fine-tune the whole model with these tokens first"
 _RESIZE = "Make room for them first (transformers' resize_token_embeddings)"
@@ -67,18 +75,49 @@ def _rows(base: BaseModel, model: "PreTrainedModel", tokens: Iterable[int]) -> d
     path = next(name for name, module in model.named_modules() if module is embedding)
     # transformers renames what is before: the same layer may have had another parent when it was saved.
     ending = f".{path.rpartition('.')[2]}.weight"
-    for file in sorted(base.weights.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118 - it is no mapping
-                if not f".{name}".endswith(ending):
-                    continue
-                rows = weights.get_slice(name)
-                if list(rows.get_shape()) == list(embedding.weight.shape):
-                    return {
-                        token: rows[token : token + 1][0].float() for token in tokens if token < len(embedding.weight)
-                    }
+    shape = list(embedding.weight.shape)
+    with fetching("model.uri", "model.credentials", Reason.MODEL_NOT_FOUND):
+        for file in weight_files(base.files.sizes()):
+            for name, weight in _weights_of(base, file).items():
+                if f".{name}".endswith(ending) and weight["shape"] == shape and weight["dtype"] in _DTYPES:
+                    return _read(base.files, file, weight, sorted(token for token in tokens if token < shape[0]))
     logs.warning("embeddings not checked", why=f"no weights of the shape of {path} are called *{ending}")
     return None
+
+
+def _weights_of(base: BaseModel, file: str) -> dict[str, dict[str, Any]]:
+    """What the header of a safetensors file says of each weight: dtype, shape, and the offsets of its bytes.
+
+    https://github.com/huggingface/safetensors#format: eight bytes with the header's length, the header, the weights.
+    """
+    try:
+        (length,) = struct.unpack("<Q", _bytes(base.files, file, 0, 8))
+        text = _bytes(base.files, file, 8, min(length, _LONGEST_HEADER))
+        header = json.loads(text if len(text) == length else b"")
+        weights = {name: weight for name, weight in header.items() if name != "__metadata__"}
+        for weight in weights.values():
+            weight["start"] = 8 + length + weight["data_offsets"][0]
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StageError(
+            Reason.MODEL_INVALID, f"model.uri {base.uri}: {file} is no safetensors file, or is cut off. Restore it."
+        ) from error
+    return weights
+
+
+def _read(files: ModelFiles, file: str, weight: Mapping[str, Any], tokens: list[int]) -> dict[int, "Tensor"]:
+    """Rows of the embedding. Those side by side are read at once: a model may have thousands of added tokens."""
+    dtype, width = _DTYPES[weight["dtype"]], weight["shape"][1]
+    size = dtype.itemsize * width
+    rows: dict[int, Tensor] = {}
+    for _, side_by_side in groupby(enumerate(tokens), lambda pair: pair[1] - pair[0]):
+        run = [token for _, token in side_by_side]
+        content = _bytes(files, file, weight["start"] + run[0] * size, len(run) * size)
+        rows |= zip(run, torch.frombuffer(bytearray(content), dtype=dtype).view(-1, width).float(), strict=True)
+    return rows
+
+
+def _bytes(files: ModelFiles, file: str, start: int, length: int) -> bytes:
+    return b"".join(files.samples(file, [start], length))
 
 
 def _is_untrained(rows: Mapping[int, "Tensor"], token: int) -> bool:

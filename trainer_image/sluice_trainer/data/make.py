@@ -20,7 +20,7 @@ from sluice_trainer.data.steps.signature import Signature
 from sluice_trainer.data.steps.step import Dropped, RowStep, texts_of
 from sluice_trainer.data.tokenise import Tokenised, Tokeniser
 from sluice_trainer.errors import StageError
-from sluice_trainer.prepared import TokenRow
+from sluice_trainer.token_rows import TokenRow
 
 SHOWN_CHANGES = 3
 """Rows of a batch whose change by a step is kept as an example."""

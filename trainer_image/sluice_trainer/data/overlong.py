@@ -6,7 +6,7 @@ import numpy as np
 
 from sluice_api.training import OverlongRows
 from sluice_trainer.data.row import BadRowError
-from sluice_trainer.prepared import TokenRow
+from sluice_trainer.token_rows import TokenRow
 
 
 def fit_row(row: TokenRow, longest: int, policy: OverlongRows, *, may_split: bool = True) -> list[TokenRow]:

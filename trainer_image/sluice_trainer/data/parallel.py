@@ -1,13 +1,16 @@
 """Makes tasks on all cores, with the same result as on one: what is made is taken in the order of the tasks."""
 
 import ctypes
+import importlib.util
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from sluice_api.data_steps import Step
@@ -19,6 +22,9 @@ T = TypeVar("T")
 
 WORTH_BYTES = 64 * 1024 * 1024
 """Files of fewer bytes are made in this process: others would take longer to start."""
+_MOST = 8
+_OWN_BYTES, _BYTES_OF_EACH = 2**30, 256 * 2**20
+"""What this process takes itself, and each other: 120 MiB were seen, and batches are on their way to it."""
 _WAITING_FOR_EACH = 4
 """Tasks that wait for each process, at most: they are what is in memory."""
 
@@ -82,9 +88,25 @@ def make_all(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def processes_for(size: int) -> int:
-    """How many processes make rows of files of so many bytes."""
-    return min(8, len(os.sched_getaffinity(0))) if size >= WORTH_BYTES else 1
+def processes_for(size: int, cores: int | None = None, memory: int | None = None) -> int:
+    """How many processes make rows of files of so many bytes.
+
+    Args:
+        size: Bytes of all files.
+        cores: How many this process may use; None: as many as the kernel says.
+        memory: What this pod may take, in bytes; None: as much as the kernel says.
+    """
+    cores = len(os.sched_getaffinity(0)) if cores is None else cores
+    room = (_memory_limit() if memory is None else memory) - _OWN_BYTES
+    return max(1, min(_MOST, cores, room // _BYTES_OF_EACH)) if size >= WORTH_BYTES else 1
+
+
+def _memory_limit() -> int:
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        limit = "max"
+    return sys.maxsize if limit == "max" else int(limit)
 
 
 _MAKER: RowMaker | None = None
@@ -96,7 +118,18 @@ def _begin(settings: MakerSettings) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_SIGNAL_WHEN_PARENT_ENDS, signal.SIGKILL)
     global _MAKER  # noqa: PLW0603 - a pool's process has no other place for what it keeps
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core has a process already
+    _hide_torch()
     _MAKER = settings.maker()
+
+
+def _hide_torch() -> None:
+    """Let transformers find no torch, which tokenizers don't need: it is 400 MB and most seconds of a process's start.
+
+    transformers looks by importlib.util.find_spec, once, when it is imported.
+    """
+    os.environ["TRANSFORMERS_VERBOSITY"] = "critical"  # it would say that models are not available
+    found = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, package=None: None if name == "torch" else found(name, package)
 
 
 def _make(task: Task) -> MadeBatch:

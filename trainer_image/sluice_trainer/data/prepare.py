@@ -10,17 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sluice_api.artifacts import MANIFEST, file_digest
-from sluice_api.data_report import Estimate
 from sluice_api.dataset import Dataset, DatasetFormat, RowFiles
 from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
 from sluice_api.training import Method
-from sluice_trainer import base_model, durable, logs, pickled, prepared
+from sluice_trainer import base_model, durable, logs, pickled, prepared, token_rows
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.chat_template import given_template
 from sluice_trainer.data import checks, fetch
-from sluice_trainer.data.alike import Alike, alike
+from sluice_trainer.data.alike import alike
 from sluice_trainer.data.collect import Collected, collect
 from sluice_trainer.data.estimate.estimate import estimate
 from sluice_trainer.data.estimate.fits import require_fits
@@ -32,8 +31,9 @@ from sluice_trainer.data.report.page import write_report
 from sluice_trainer.data.source import Source
 from sluice_trainer.data.split import held_out, repeated
 from sluice_trainer.plan import Steps, different_setting, plan_digest, result_digest, settings_of
-from sluice_trainer.prepared import PreparedManifest, ReadFile, RowStore, TokenRows
+from sluice_trainer.prepared import PreparedManifest
 from sluice_trainer.report import Reporter
+from sluice_trainer.token_rows import ReadFile, RowStore, TokenRows
 from sluice_trainer.work import work_of
 
 if TYPE_CHECKING:
@@ -131,14 +131,14 @@ def _written(
     spec = stage.spec
     halves = _halves(collected, spec)
     row_files = _read_files(files, sources)
-    store = prepared.read_store(folder, row_files)
+    store = token_rows.read_store(folder, row_files)
     checks.check_best(spec.training, len(halves.validation), collected.findings.dataset)
     facts = _facts(store, halves, collected, sources, spec)
     checks.check_warmup(spec.training, facts.steps)
     require_fits(shape, spec, facts.longest, stage.pool)
     estimated = estimate(shape, spec, facts, stage.pool)
     likeness = alike(collected.known.read(), halves.is_held_out)
-    result = _result(collected, halves, facts, estimated, likeness)
+    result = _result(collected, halves, facts)
     report = report_of(
         Found(
             stage, files, sources, row_files, collected, store, halves.training, halves.validation, likeness, result,
@@ -146,9 +146,9 @@ def _written(
         )
     )  # fmt: skip
     with work_of(stage).writing():
-        prepared.write_halves(folder, halves.training, halves.validation)
+        token_rows.write_halves(folder, halves.training, halves.validation)
         write_report(folder, report)
-    return result.model_copy(update={"problems": report.first_problems}), row_files
+    return result.model_copy(update=report.of_result), row_files
 
 
 @dataclass(frozen=True)
@@ -203,11 +203,9 @@ def _facts(
     )
 
 
-def _result(
-    collected: Collected, halves: _Halves, facts: RowFacts, estimated: Estimate, likeness: Alike
-) -> PrepareResult:
+def _result(collected: Collected, halves: _Halves, facts: RowFacts) -> PrepareResult:
+    """What is known without the report."""
     findings = collected.findings
-    dropped = sum(drop.rows for step in collected.tally.reports() for drop in step.dropped)
     return PrepareResult(
         rows=len(halves.training),
         validation_rows=len(halves.validation),
@@ -217,12 +215,6 @@ def _result(
         loss_tokens=facts.loss_tokens,
         longest_row=facts.longest,
         steps=facts.steps,
-        dropped_rows=dropped + collected.too_long,
-        duplicate_rows=likeness.exact + likeness.across + likeness.near_across,
-        conflicting_questions=likeness.conflicts,
-        estimated_gpu_memory_bytes=estimated.gpu_memory_bytes,
-        estimated_seconds=estimated.seconds,
-        estimated_price=estimated.price or "",
         refused=findings.lines(),
     )
 

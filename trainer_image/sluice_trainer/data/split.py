@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from sluice_trainer.prepared import TokenRow
+from sluice_trainer.token_rows import TokenRow
 
 
 def key_of(parts: Iterable[TokenRow], seed: int) -> int:

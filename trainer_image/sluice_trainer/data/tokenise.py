@@ -19,7 +19,7 @@ from sluice_trainer.data.overlong import fit_pair, fit_row
 from sluice_trainer.data.render import Part, Renderer
 from sluice_trainer.data.row import NOT_LEARNT, AnyRow, BadRowError, Pair, Passage, Tokens
 from sluice_trainer.errors import StageError
-from sluice_trainer.prepared import TokenRow
+from sluice_trainer.token_rows import TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,8 +22,9 @@ def model_card(stage: StageSpec, prepared: PreparedManifest, trained: TrainResul
     unit = "pair" if prepared.row_format is DatasetFormat.PREFERENCE else "token"
     addresses = ", ".join(f"`{uri}`" for uri in spec.dataset.uris)
     return f"""---
-base_model: {spec.model.uri}
+base_model: {_base_model(spec.model.uri)}
 library_name: {"transformers" if whole else "peft"}
+pipeline_tag: text-generation
 tags: [{"sluice" if whole else "lora, sluice"}]
 ---
 # {stage.name}
@@ -39,6 +40,11 @@ tags: [{"sluice" if whole else "lora, sluice"}]
 | held-out loss before | {_loss(trained.evaluation_loss_before, unit)} |
 | held-out loss after | {_loss(trained.evaluation_loss_after, unit)} |
 {_RENDERED if prepared.chat_template else ""}"""
+
+
+def _base_model(uri: str) -> str:
+    """As the hub knows it, if it is there: the hub shows an adapter with its base model."""
+    return uri.removeprefix("hf://").partition("@")[0] if uri.startswith("hf://") else uri
 
 
 def _method(spec: FineTuneJobSpec) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sluice_trainer.prepared import TokenRow, TokenRows
+from sluice_trainer.token_rows import TokenRow, TokenRows
 from sluice_trainer.train.group import Group
 from sluice_trainer.train.packing import Batching, Positions, micro_batches
 

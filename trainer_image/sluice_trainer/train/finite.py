@@ -6,7 +6,7 @@ import torch
 
 from sluice_api.reasons import Reason
 from sluice_trainer.errors import StageError
-from sluice_trainer.prepared import TokenRows
+from sluice_trainer.token_rows import TokenRows
 from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.group import Group
 from sluice_trainer.train.loss import TokenLoss

@@ -7,7 +7,7 @@ same bits would override most of it.
 import math
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,9 +152,13 @@ def _train_remaining_steps(run: Run, batching: Batching) -> None:
 
 @contextmanager
 def _saving(run: Run) -> Iterator[None]:
-    """Tell the operator that training stands still for a save, which may take as long as a start."""
+    """Tell the operator that training stands still for a save, which may take as long as a start.
+
+    To an object store it may take longer, but no request to one takes for ever.
+    """
     run.watchdog.heartbeat(activity=Activity.SAVING)
-    with metrics.SAVE_SECONDS.time():
+    in_store = run.checkpoints.work.is_copied
+    with metrics.SAVE_SECONDS.time(), run.watchdog.heartbeats(activity=Activity.SAVING) if in_store else nullcontext():
         yield
 
 

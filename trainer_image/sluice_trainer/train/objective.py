@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from sluice_api.dataset import DatasetFormat
 from sluice_api.training import Training
-from sluice_trainer.prepared import TokenRows
+from sluice_trainer.token_rows import TokenRows
 from sluice_trainer.train.batches import MicroBatch, loss_tokens
 from sluice_trainer.train.loss import TokenLoss
 

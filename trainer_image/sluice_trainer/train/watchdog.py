@@ -4,6 +4,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -48,6 +50,21 @@ class Watchdog:
         """
         self._newest = (time.monotonic(), step_seconds)
         self.heartbeat(step_seconds=round(step_seconds, 4), **changes)
+
+    @contextmanager
+    def heartbeats(self, **changes: Any) -> Iterator[None]:
+        """Give signs of life during a block that may take long, and ends by itself if nothing moves in it."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(self._floor_seconds / 4):
+                self.heartbeat(**changes)
+
+        threading.Thread(target=beat, name="heartbeats", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def __enter__(self) -> Self:
         self._newest = (time.monotonic(), None)

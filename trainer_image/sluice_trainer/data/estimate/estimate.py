@@ -55,7 +55,7 @@ def _parts(memory: Memory) -> tuple[MemoryUse, ...]:
         ("loss or one layer's gradients", memory.moment),
         ("CUDA itself", CONTEXT_BYTES),
     )
-    return tuple(MemoryUse(what=what, size_bytes=size) for what, size in named)
+    return tuple(MemoryUse(what=what, size_bytes=size) for what, size in named if size)
 
 
 def _time_and_price(
@@ -92,7 +92,9 @@ def _basis(shape: ModelShape, spec: FineTuneJobSpec, pool: PoolFacts, device: De
     elif pool.gpu_product:
         said.append(f"No time is estimated: how fast a {pool.gpu_product} is, is not known here.")
     else:
-        said.append("No time is estimated: the nodes have no label nvidia.com/gpu.product that says which GPU it is.")
+        said.append(
+            "No time is estimated: the pool's nodes do not say which GPU they have (label nvidia.com/gpu.product)."
+        )
     if pool.gpu_memory_bytes is None:
         said.append("The memory of the pool's GPUs is not known, so nothing was compared with it.")
     if device is not None and not device.bfloat16 and spec.training.dtype == "float32":

@@ -14,7 +14,7 @@ from sluice_trainer.data.estimate.ways import as_computed, least_way, with_train
 from sluice_trainer.errors import StageError
 
 CERTAIN = 0.8
-"""Part of the estimated activations that a job surely needs. The formula has been 13 % above what was measured, never
+"""Part of the estimated activations that a job surely needs. The formula has been 9 % above what was measured, never
 more (docs/benchmarks/estimate.md). Weights, moments and gradients are exact."""
 
 

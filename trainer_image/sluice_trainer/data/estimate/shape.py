@@ -252,7 +252,7 @@ def _layer(layer: "nn.Module", hidden: int, experts_of_token: int, of_heads: Map
         norms_are_float32=norms_are_float32,
         expert_weights=sum(weight.numel() for weight in experts),
         expert_features=experts_of_token * (sum(made) + hidden) if made else 0,
-        expert_inputs=experts_of_token * (min(made) + 2 * hidden) if made else 0,
+        expert_inputs=experts_of_token * (min(made) + 3 * hidden) if made else 0,
         other_weights=sum(weight.numel() for weight in rest.values() if weight.dim() != 3),
     )
 

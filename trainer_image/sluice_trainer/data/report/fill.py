@@ -31,7 +31,7 @@ from sluice_trainer.data.findings import Findings
 from sluice_trainer.data.read.row_file import RowFile
 from sluice_trainer.data.report.lengths import lengths_of
 from sluice_trainer.data.source import Source
-from sluice_trainer.prepared import ReadFile, RowStore, TokenRow
+from sluice_trainer.token_rows import ReadFile, RowStore, TokenRow
 
 _SAMPLES = 5
 _FEW_ROWS = 10

@@ -40,9 +40,9 @@ def preview(report: DataReport, rows: int, *, colour: bool) -> str:
         parts += [_row(row, colour=colour) for row in shown]
     if report.estimate is not None:
         parts.append(_title("What training will take", colour=colour))
-        parts += [f"  {name:<28} {value}" for name, value in estimate_rows(report.estimate)]
+        parts += [f"  {name:<28} {visible(value)}" for name, value in estimate_rows(report.estimate)]
         if report.estimate.basis:
-            parts.append(f"  {report.estimate.basis}")
+            parts.append(f"  {visible(report.estimate.basis)}")
     return "\n".join(parts)
 
 
@@ -52,7 +52,7 @@ def _title(text: str, *, colour: bool) -> str:
 
 def _figures(report: DataReport) -> Iterator[str]:
     for name, value, note in tiles(report)[:4]:
-        yield f"  {name:<28} {value} {note}".rstrip()
+        yield f"  {name:<28} {value}{f' ({note})' if note else ''}"
     lengths = report.lengths
     most = f"half at most {number(lengths.median)}, 9 of 10 {number(lengths.p90)}, 99 of 100 {number(lengths.p99)}"
     yield f"  {'Lengths':<28} {most}"

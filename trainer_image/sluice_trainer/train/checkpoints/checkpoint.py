@@ -271,7 +271,11 @@ class Checkpoints:
         """
         if self.sharded is not None and not self.sharded.leads:
             return
-        all_of_them = self._steps()
+        try:
+            all_of_them = self._steps()
+        except StageError as error:  # the store is away again, and the newest one is durable all the same
+            logs.warning("old checkpoints are left", why=error.message)
+            return
         kept = [step for step in all_of_them if step <= newest][: self._keep_checkpoints]
         for step in all_of_them:
             if step not in kept and step != self.best_step:

@@ -16,7 +16,8 @@ from sluice_trainer import durable, logs
 from sluice_trainer.errors import StageError
 from sluice_trainer.paths import resolve_in_claim, why_not_found
 from sluice_trainer.plan import different_setting
-from sluice_trainer.prepared import ROWS, PreparedManifest
+from sluice_trainer.prepared import PreparedManifest
+from sluice_trainer.token_rows import ROWS
 from sluice_trainer.train.checkpoints.checkpoint import CheckpointManifest, Checkpoints, progress_of, steps_of
 from sluice_trainer.work import WorkFolder, work_of
 

@@ -28,8 +28,8 @@ from sluice_trainer.work import WorkFolder
 
 ANSWER_SECONDS = 5.0
 """Seconds to wait for a text from a thread that has nothing else to do."""
-WRITE_SECONDS = 600.0
-"""Seconds to wait for a text that follows the writing of one shard, or of all."""
+WRITE_SECONDS, UPLOAD_SECONDS = 600.0, 1800.0
+"""Seconds to wait for a text that follows the writing of one shard, or of all: to a volume, and to an object store."""
 POLL_SECONDS = 0.02
 """Seconds between two looks into the store."""
 _STOP, _LAST = "stop", "last"
@@ -43,6 +43,7 @@ class ShardedSaver:
     def __init__(self, rank: Rank, store: Store, work: WorkFolder) -> None:
         self._rank = rank
         self._work = work
+        self._write_seconds = UPLOAD_SECONDS if work.is_copied else WRITE_SECONDS
         self._store: Store = store.clone()  # type: ignore[attr-defined]  # the main thread may block the original one
         self._saves = 0
         self._stopping = threading.Event()
@@ -118,7 +119,7 @@ class ShardedSaver:
     def _follow(self, save: str, folder: Path, tensors: dict[str, Tensor]) -> None:
         unfinished: Path | None = None
         try:
-            text = self._receive(f"{save}/folder", WRITE_SECONDS, save)
+            text = self._receive(f"{save}/folder", self._write_seconds, save)
             unfinished = _beside(folder, text) if text else None
             if unfinished:
                 try:
@@ -130,7 +131,7 @@ class ShardedSaver:
                     if not unfinished.exists():  # the leader has given up, and says why in a moment
                         self._result(f"{save}/durable", save)
                     raise
-            outcome = self._receive(f"{save}/durable", WRITE_SECONDS, save)
+            outcome = self._receive(f"{save}/durable", self._write_seconds, save)
             if unfinished and not outcome.startswith(_GOOD):
                 self._remove_shard(unfinished)
             _parse_result(outcome)
@@ -178,9 +179,8 @@ class ShardedSaver:
         Raises:
             StageError: not every process answers.
         """
-        known = [
-            int(text) for text in self._all_gather("durable", "" if step is None else str(step), WRITE_SECONDS) if text
-        ]
+        mine = "" if step is None else str(step)
+        known = [int(text) for text in self._all_gather("durable", mine, self._write_seconds) if text]
         return max(known, default=None)
 
     def _all_gather(self, key: str, text: str, seconds: float) -> list[str]:
@@ -218,7 +218,7 @@ class ShardedSaver:
         return str(self._store.get(key), "utf-8")
 
     def _result(self, key: str, save: str) -> str:
-        return _parse_result(self._receive(key, WRITE_SECONDS, save))
+        return _parse_result(self._receive(key, self._write_seconds, save))
 
     @contextmanager
     def _announce_result(self, key: str) -> Iterator[list[str]]:

@@ -12,7 +12,7 @@ import torch
 from sluice_api.training import GradientCheckpointing, Packing, Training
 from sluice_trainer import logs
 from sluice_trainer.context import rope_boundary
-from sluice_trainer.prepared import TokenRow, TokenRows
+from sluice_trainer.token_rows import TokenRow, TokenRows
 from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.group import Group
 from sluice_trainer.train.loss import TokenLoss

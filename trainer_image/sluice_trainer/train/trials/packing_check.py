@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sluice_trainer.prepared import TokenRow, TokenRows
+from sluice_trainer.token_rows import TokenRow, TokenRows
 from sluice_trainer.train.batches import MicroBatch
 from sluice_trainer.train.loss import TokenLoss
 from sluice_trainer.train.weights.model import bare, eval_mode
