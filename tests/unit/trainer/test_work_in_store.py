@@ -36,6 +36,12 @@ def objects(bucket: Path) -> list[str]:
     return sorted(str(path.relative_to(bucket)) for path in bucket.rglob("*") if path.is_file())
 
 
+def steps_kept(bucket: Path) -> set[int]:
+    """Steps of the checkpoints of a job whose manifests are there."""
+    found = (work_in(bucket) / "checkpoints").glob("step-*")
+    return {int(path.name.removeprefix("step-")) for path in found if any(path.rglob("*.json"))}
+
+
 def test_job_with_its_output_in_a_store_has_the_bytes_of_one_on_a_volume(
     job: Job, stored_job: Job, bucket: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,12 +52,10 @@ def test_job_with_its_output_in_a_store_has_the_bytes_of_one_on_a_volume(
     (export,) = copies_of(bucket, "export")
     assert b"".join((export / name).read_bytes() for name in ADAPTER_FILES) == on_volume.adapter
     assert [len(copies_of(bucket, name)) for name in ("prepared", "checkpoints", "export")] == [1, 1, 1]
-    kept = {path.name for path in (work_in(bucket) / "checkpoints").glob("step-*") if any(path.rglob("*.json"))}
-    assert len(kept) == 2, "a save that is due while another one goes on comes later"
-    assert "step-5" in kept
+    # One that is due while the one before it is still being uploaded is left out, so the other may be of any step.
+    assert (len(kept := steps_kept(bucket)), max(kept)) == (2, 5)
     left_here = [path.name for path in (in_store.volumes / "scratch").rglob("*.safetensors")]
     assert left_here == ["state.safetensors"]
-    assert len(list((in_store.volumes / "scratch").rglob("training.npy"))) == 1
     assert in_store.prepare() == found[1][0]
     assert in_store.train() == found[1][1]
     assert in_store.export() == found[1][2]
