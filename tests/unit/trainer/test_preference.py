@@ -209,7 +209,7 @@ def test_preference_pairs_that_are_too_long() -> None:
     assert (pair.line, fit_pair([short, long], 4, OverlongRows.DROP)) == (7, [])
     with pytest.raises(BadRowError, match="the same up to maxSequenceLength 3"):
         fit_pair([answer(1, 2, 4, 9), long], 3, OverlongRows.TRUNCATE)
-    with pytest.raises(StageError, match="Line 7 of the dataset has an answer of more than maxSequenceLength 4"):
+    with pytest.raises(BadRowError, match="an answer has more than maxSequenceLength 4 tokens"):
         fit_pair([short, long], 4, OverlongRows.SPLIT)
     with pytest.raises(BadRowError) as raised:
         fit_pair([short, long], 2, OverlongRows.TRUNCATE)
