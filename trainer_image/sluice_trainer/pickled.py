@@ -19,7 +19,8 @@ from sluice_api.stages import ExitCode, StageSpec
 from sluice_trainer import base_model, durable, logs
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.errors import StageError
-from sluice_trainer.work import WorkFolder, work_of
+from sluice_trainer.work import work_of
+from sluice_trainer.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     from torch import Tensor

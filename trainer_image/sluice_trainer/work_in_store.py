@@ -41,7 +41,7 @@ from sluice_files.objects import ObjectFolder
 from sluice_trainer import durable, failpoints, logs
 from sluice_trainer.errors import StageError, fetching
 from sluice_trainer.store_requests import StoreRequests
-from sluice_trainer.work import WorkFolder
+from sluice_trainer.work_folder import WorkFolder
 
 M = TypeVar("M", bound=Model)
 T = TypeVar("T")

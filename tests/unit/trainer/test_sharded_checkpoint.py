@@ -21,7 +21,7 @@ from sluice_trainer.train.checkpoints import sharded
 from sluice_trainer.train.checkpoints.sharded import ShardedSaver
 from sluice_trainer.train.checkpoints.state import Progress, TrainingState
 from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Shard, read
-from sluice_trainer.work import WorkFolder
+from sluice_trainer.work_folder import WorkFolder
 
 TENSORS = {"weight.a": torch.arange(21.0).view(7, 3), "weight.b": torch.arange(2.0), "step.a": torch.tensor(4.0)}
 

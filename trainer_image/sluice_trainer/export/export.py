@@ -23,7 +23,8 @@ from sluice_trainer.report import Reporter
 from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
 from sluice_trainer.train.checkpoints.state import WEIGHT, Snapshot
 from sluice_trainer.train.weights.model import DTYPES, Model, load, trainable
-from sluice_trainer.work import WorkFolder, work_of
+from sluice_trainer.work import work_of
+from sluice_trainer.work_folder import WorkFolder
 
 Manifest = AdapterManifest | ModelManifest
 

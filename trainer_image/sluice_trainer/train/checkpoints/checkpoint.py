@@ -19,7 +19,8 @@ from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.train.checkpoints.sharded import ShardedSaver
 from sluice_trainer.train.checkpoints.state import WEIGHT, Progress, Snapshot, TrainingState
 from sluice_trainer.train.checkpoints.tensor_files import WHOLE, Shard, read
-from sluice_trainer.work import WorkFolder, work_of
+from sluice_trainer.work import work_of
+from sluice_trainer.work_folder import WorkFolder
 
 _PROGRESS_FILE = "state.json"
 _LAST_WORDS_SECONDS = 5.0

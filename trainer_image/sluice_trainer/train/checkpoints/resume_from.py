@@ -19,7 +19,8 @@ from sluice_trainer.plan import different_setting
 from sluice_trainer.prepared import PreparedManifest
 from sluice_trainer.token_rows import ROWS
 from sluice_trainer.train.checkpoints.checkpoint import CheckpointManifest, Checkpoints, progress_of, steps_of
-from sluice_trainer.work import WorkFolder, work_of
+from sluice_trainer.work import work_of
+from sluice_trainer.work_folder import WorkFolder
 
 _BEFORE_ALL = 0
 """The attempt in whose name Prepare writes checkpoints: any attempt to train is newer, and may remove them."""

@@ -24,7 +24,7 @@ from sluice_trainer.errors import PeerLost, StageError
 from sluice_trainer.ranks import Rank
 from sluice_trainer.train.checkpoints.tensor_files import Shard
 from sluice_trainer.train.group import peers
-from sluice_trainer.work import WorkFolder
+from sluice_trainer.work_folder import WorkFolder
 
 ANSWER_SECONDS = 5.0
 """Seconds to wait for a text from a thread that has nothing else to do."""
