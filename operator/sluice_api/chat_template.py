@@ -30,7 +30,7 @@ class ChatTemplate(Model):
         "Mistral ([INST]), Plain (the turns' texts with an empty line between), Vicuna (USER: and ASSISTANT:).",
     )
     uri: FileUri | None = Field(None, description="A file with a Jinja template.")
-    inline: Annotated[str, StringConstraints(min_length=1, max_length=65_536)] | None = Field(
+    inline: Annotated[str, StringConstraints(min_length=1, max_length=12_288)] | None = Field(
         None, description="The text of a Jinja template."
     )
 

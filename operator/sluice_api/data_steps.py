@@ -40,7 +40,7 @@ class Clean(Model):
     )
 
 
-Word = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Word = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Language = Annotated[
     str,
     StringConstraints(pattern=r"^[a-z]{2,3}$", max_length=3),
@@ -70,7 +70,7 @@ class Filter(Model):
         "Keep", description="Rows whose last answer begins as a refusal does, such as: I'm sorry, but I can't ..."
     )
     words: tuple[Word, ...] = Field(
-        (), max_length=100, description="Rows that have one of these words or phrases are dropped, in either case."
+        (), max_length=32, description="Rows that have one of these words or phrases are dropped, in either case."
     )
     words_from: FileUri | None = Field(None, description="A file with more such words, one on each line.")
     max_toxicity: Decimal | None = Field(
@@ -102,7 +102,7 @@ class Deduplicate(Model):
     )
 
     model_config = ConfigDict(
-        json_schema_extra=rules(_share("near"), bound("near", ">= 0.3", "must be at least 0.3, such as '0.8'"))
+        json_schema_extra=rules(_share("near"), bound("near", ">= 0.6", "must be at least 0.6, such as '0.8'"))
     )
 
 

@@ -151,7 +151,7 @@ class Dataset(RowFiles):
     )
     steps: tuple[Step, ...] = Field(
         (),
-        max_length=16,
+        max_length=8,
         description="What is done to each row before it becomes tokens, in this order. What each has changed or "
         "dropped is counted, with examples, in the report.",
     )

@@ -15,7 +15,7 @@ from sluice_api.publish import Publish
 from sluice_api.reports import LONGEST_ESTIMATE
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.scheduling import Retry, Scheduling
-from sluice_api.sources import Credentials, FolderUri, ModelUri, claims_of, config_maps_of
+from sluice_api.sources import Credentials, FolderUri, ModelUri, claims_of, config_maps_of, takes_credentials
 from sluice_api.training import Lora, Method, Training
 
 MOST_ATTEMPTS = 100
@@ -231,9 +231,19 @@ class FineTuneJobSpec(Model):
     def secrets(self, *, reads_dataset: bool) -> tuple[str, ...]:
         """The Secrets that open the addresses of a pod, each once: of model and output, and of the rows where those
         are read."""
-        rows = [files.credentials for files in self.dataset.all_files] if reads_dataset else []
-        needed = (self.model.credentials, self.output.credentials, *rows)
-        return tuple(dict.fromkeys(credentials.secret for credentials in needed if credentials))
+        template = self.model.chat_template
+        of_model = [self.model.uri, template.uri if template else None]
+        opened = [(self.model.credentials, of_model), (self.output.credentials, [self.output.uri, self.resume_from])]
+        if reads_dataset:
+            words = [step.filter.words_from for step in self.dataset.steps if step.filter]
+            opened += [(files.credentials, [files.uri]) for files in self.dataset.all_files]
+            opened += [(self.dataset.credentials, words)]
+        needed = (
+            credentials.secret
+            for credentials, uris in opened
+            if credentials and any(uri and takes_credentials(uri) for uri in uris)
+        )
+        return tuple(dict.fromkeys(needed))
 
 
 class Progress(Model):

@@ -5,6 +5,8 @@ Both sides read these names from here, so that neither can drift.
 
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 from sluice_api.quantity import amount
 
@@ -92,8 +94,15 @@ GRACE_MARGIN_SECONDS = 30
 
 
 def disk_room(folder: str | os.PathLike[str]) -> int:
-    """Bytes that fit into a folder of the pod's own disk, as far as node and kubelet let it grow."""
-    return min(shutil.disk_usage(folder).free, int(os.environ.get(DISK_ENV, "0")) or 2**63)
+    """Bytes that still fit into a folder of the pod's own disk: what node and kubelet allow, less what is there.
+
+    The pod's own disk is where its temporary files are.
+    """
+    free = shutil.disk_usage(folder).free
+    if not (limit := int(os.environ.get(DISK_ENV, "0"))):
+        return free
+    files = (path for path in Path(tempfile.gettempdir()).rglob("*") if path.is_file() and not path.is_symlink())
+    return max(0, min(free, limit - sum(path.lstat().st_size for path in files)))
 
 
 def threads(cpu: str, processes: int = 1) -> int:

@@ -20,6 +20,21 @@ CONFIG_MAPS = PurePosixPath("/configmaps")
 CREDENTIALS = PurePosixPath("/credentials")
 """Where each Secret that a pod needs is mounted, as /credentials/<secret>: a file for each key."""
 
+KEYS_OF: dict[str, tuple[str, ...]] = {
+    "hf": ("HF_TOKEN", "HF_ENDPOINT"),
+    "s3": (
+        "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
+        "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AWS_CA_BUNDLE",
+    ),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS",),
+    "az": (
+        "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY",
+        "AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID",
+        "AZURE_STORAGE_ENDPOINT",
+    ),
+}  # fmt: skip
+"""The keys of a Secret that can open an address, by its scheme. No other key of a Secret comes into a pod."""
+
 OBJECT_STORES = ("s3://", "gs://", "az://")
 
 _PVC_CLAIM = r"pvc://[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
@@ -144,6 +159,11 @@ def config_maps_of(*uris: str) -> tuple[str, ...]:
 def is_object(uri: str) -> bool:
     """Whether the address is in an object store."""
     return uri.startswith(OBJECT_STORES)
+
+
+def takes_credentials(uri: str) -> bool:
+    """Whether a Secret can open the address. Others are mounted, or public."""
+    return uri.partition("://")[0] in KEYS_OF
 
 
 def has_wildcard(uri: str) -> bool:

@@ -10,23 +10,13 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from sluice_api import sources
+from sluice_api.sources import KEYS_OF
 from sluice_files.errors import Failure, FileError
 
 ROOT_ENV = "SLUICE_CREDENTIALS"
 """Moves sources.CREDENTIALS, for runs outside a pod."""
 MAX_VALUE_BYTES = 65_536
 
-HUB_KEYS = ("HF_TOKEN", "HF_ENDPOINT")
-S3_KEYS = (
-    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AWS_CA_BUNDLE",
-)  # fmt: skip
-GOOGLE_KEYS = ("GOOGLE_APPLICATION_CREDENTIALS",)
-AZURE_KEYS = (
-    "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY",
-    "AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID", "AZURE_STORAGE_ENDPOINT",
-)  # fmt: skip
-_KEYS = {"hf": HUB_KEYS, "s3": S3_KEYS, "gs": GOOGLE_KEYS, "az": AZURE_KEYS}
 _SEVERAL_LINES = ("GOOGLE_APPLICATION_CREDENTIALS", "AWS_CA_BUNDLE")
 _NO_SECRETS = (
     "HF_ENDPOINT", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
@@ -76,7 +66,7 @@ def read_credentials(source: sources.Credentials | None, uri: str) -> Credential
     if source is None:
         return NOTHING
     kind = uri.partition("://")[0]
-    if kind not in _KEYS:
+    if kind not in KEYS_OF:
         raise FileError(
             Failure.INVALID,
             f"{uri}: credentials do not open such an address. Leave them out, or use hf://, s3://, gs:// or az://.",
@@ -87,12 +77,12 @@ def read_credentials(source: sources.Credentials | None, uri: str) -> Credential
             Failure.INVALID,
             f"{uri}: the Secret {source.secret} is not in this namespace, or is empty. {_create(folder, kind)}",
         )
-    values = {key: _value(folder / key, uri, source.secret) for key in _KEYS[kind] if key in found}
+    values = {key: _value(folder / key, uri, source.secret) for key in KEYS_OF[kind] if key in found}
     if not values:
         raise FileError(
             Failure.INVALID,
             f"{uri}: the Secret {source.secret} has {_listed(found)}, and no key that opens such an address: "
-            f"{_listed(_KEYS[kind])}. {_create(folder, kind)}",
+            f"{_listed(KEYS_OF[kind])}. {_create(folder, kind)}",
         )
     return Credentials(source.secret, values)
 
@@ -153,6 +143,6 @@ def _listed(names: list[str] | tuple[str, ...]) -> str:
 
 def _create(folder: Path, kind: str) -> str:
     if ROOT_ENV in os.environ:  # no cluster has it
-        return f"Write each value into a file of its key's name in {folder}: {_listed(_KEYS[kind])}."
+        return f"Write each value into a file of its key's name in {folder}: {_listed(KEYS_OF[kind])}."
     also = ", with AWS_ENDPOINT_URL too unless it is Amazon's own S3" if kind == "s3" else ""
     return f"Create it (kubectl create secret generic {folder.name} {_EXAMPLES[kind]}){also}."

@@ -59,7 +59,7 @@ DATA_REFUSED: list[tuple[str, str, Any, str]] = [
         "FineTuneJob",
         "spec.dataset.steps",
         [{"deduplicate": {"near": "0"}}],
-        "spec.dataset.steps[0].deduplicate.near: * must be at least 0.3",
+        "spec.dataset.steps[0].deduplicate.near: * must be at least 0.6",
     ),
     ("FineTuneJob", "spec.model.chatTemplate", {}, "spec.model.chatTemplate: * write one of name, uri and inline"),
     ("InferenceEngine", "spec.servedNames", ["/x"], "spec.servedNames[0]: * write a model's name of letters, digits"),

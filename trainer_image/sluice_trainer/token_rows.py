@@ -69,6 +69,8 @@ class RowStore:
     """The number of each row in its file, counted from 1; the same for all parts of a row that was split."""
     splits: NDArray[np.int64]
     """Of each pair, where its rejected row begins; 0 of others."""
+    learnt: NDArray[np.int32]
+    """Of each row, how many of its tokens the loss counts."""
     row_files: tuple[ReadFile, ...] = ()
 
     def __len__(self) -> int:
@@ -104,6 +106,7 @@ class TokenRows:
             np.array([row.file for row in rows], np.int32),
             np.array([row.line for row in rows], np.int64),
             np.array([row.split for row in rows], np.int64),
+            np.array([row.loss_mask.sum() for row in rows], np.int32),
         )
         return cls(store, np.arange(len(rows)))
 
@@ -172,6 +175,7 @@ class RowWriter:
             "files": np.array([row.file for row in rows], np.int32),
             "lines": np.array([row.line for row in rows], np.int64),
             "splits": np.array([row.split for row in rows], np.int64),
+            "learnt": np.array([row.loss_mask.sum() for row in rows], np.int32),
         }
         for name, values in added.items():
             self._columns[name].append(values)
@@ -207,7 +211,7 @@ class _Column:
 
 _STORED: dict[str, type[np.generic]] = {
     "input_ids": np.int32, "loss_mask": np.uint8, "offsets": np.int64, "files": np.int32, "lines": np.int64,
-    "splits": np.int64,
+    "splits": np.int64, "learnt": np.int32,
 }  # fmt: skip
 _IN_MEMORY_BYTES = 1024**3
 """A larger file is mapped and not read: its pages come from the volume when a step needs them."""

@@ -32,7 +32,7 @@ from typing import NamedTuple, TypeVar
 
 from sluice_api.artifacts import MANIFEST, file_digest
 from sluice_api.model import Model
-from sluice_api.pods import DISK_ENV
+from sluice_api.pods import disk_room
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, StageSpec
 from sluice_files.credentials import read_credentials
@@ -113,7 +113,7 @@ class WorkInStore(WorkFolder):
     @contextmanager
     def writing(self, needs: int | None = None) -> Iterator[None]:
         """Turn a refusal by the store, or a lack of room here, into an error that names the field and the remedy."""
-        if needs is not None and needs > (room := self._room()):
+        if needs is not None and needs > (room := disk_room(tempfile.gettempdir())):
             raise self._no_room(f"this pod's disk has room for {room:,} bytes", needs)
         try:
             with super().writing(needs):
@@ -341,15 +341,6 @@ class WorkInStore(WorkFolder):
         """Where in the store a folder goes that is written under the name of durable.unfinished_name."""
         name, copy_id = durable.parse_unfinished(unfinished.name)
         return f"{self._name(unfinished.with_name(name))}/attempt-{self._attempt}-{copy_id}"
-
-    def _room(self) -> int:
-        """Bytes that fit onto this pod's disk beside what is there."""
-        folder = Path(tempfile.gettempdir())
-        free = shutil.disk_usage(folder).free
-        if not (limit := int(os.environ.get(DISK_ENV, "0"))):
-            return free
-        taken = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-        return max(0, min(free, limit - taken))
 
     def _reading(self) -> AbstractContextManager[None]:
         """Turn a refusal by the store into an error that names the field and the remedy."""

@@ -8,6 +8,7 @@ from sluice_api.chat_template import ChatTemplate, TemplateName
 from sluice_api.sources import CONFIG_MAPS, VOLUMES, config_map_key, volume_path
 from sluice_files.credentials import read_credentials
 from sluice_files.errors import Failure, FileError
+from sluice_files.inside import LeadsOutside, read_inside
 from sluice_files.objects import ObjectFolder, folder_and_name
 
 MAX_BYTES = 2**18
@@ -67,11 +68,10 @@ def _content(uri: str, credentials: sources.Credentials | None, mounted: Callabl
 def _read(uri: str, root: Path, path: Path) -> bytes:
     if not path.exists():
         raise _unusable(uri, "there is no such file", Failure.NOT_FOUND)
-    file = path.resolve()
-    if not file.is_relative_to(root.resolve()):
-        raise _unusable(uri, "it is a link that leads out of its volume, which is not followed")
-    with file.open("rb") as opened:
-        return opened.read(MAX_BYTES + 1)
+    try:
+        return read_inside(root.resolve(), path, MAX_BYTES + 1)
+    except LeadsOutside:
+        raise _unusable(uri, "it is a link that leads out of its volume, which is not followed") from None
 
 
 def _unusable(uri: str, why: str, failure: Failure = Failure.INVALID) -> FileError:

@@ -12,7 +12,7 @@ import yaml
 
 from sluice_api.data_report import DataReport, SampleRow
 from sluice_api.dataset import FileFormat
-from sluice_files import credentials
+from sluice_api.sources import KEYS_OF
 from sluice_trainer.data.collect import too_slow
 from sluice_trainer.data.read.read import read
 from sluice_trainer.data.read.row_file import RowFile
@@ -147,7 +147,7 @@ def test_warning_of_too_little_time_is_as_reviewed() -> None:
 
 
 def test_secrets_of_the_page_have_keys_that_are_read() -> None:
-    known = {*credentials.HUB_KEYS, *credentials.S3_KEYS, *credentials.GOOGLE_KEYS, *credentials.AZURE_KEYS}
+    known = {key for keys in KEYS_OF.values() for key in keys}
     found = re.findall(r"--from-(?:literal|file)=([A-Z]\w+)=", PAGE.read_text())
     assert len(found) > 9
     assert {*found} <= known

@@ -9,7 +9,7 @@ from sluice_trainer.data.steps.seen import Sketches
 
 NEAR = 0.8
 """Share of their runs of words from which two rows are near duplicates."""
-MOST_HELD_OUT, MOST_TRAINED = 100_000, 1_000_000
+MOST_HELD_OUT, MOST_TRAINED = 100_000, 300_000
 """Rows on each side of the split that are compared with the other; of more, these many at even distances."""
 _SHOWN = 3
 _PARTS = 16
@@ -23,7 +23,7 @@ class Alike:
     """How many rows are alike, with examples."""
 
     exact: int
-    """Rows that an earlier row equals."""
+    """Training rows that an earlier training row equals."""
     across: int
     """Held-out rows that a training row equals."""
     near_across: int
@@ -45,8 +45,8 @@ def alike(known: NDArray[np.void], is_held_out: NDArray[np.bool_]) -> Alike:
     """
     keys = np.array(known["key"])
     trained, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
-    exact, exact_pairs = _equal(keys)
-    is_across = _among(keys[held_out], keys[trained])
+    exact, exact_pairs = _equal(keys, trained)
+    is_across = np.isin(keys[held_out], keys[trained])
     across = held_out[is_across]
     across_pairs = [(int(row), int(trained[np.argmax(keys[trained] == keys[row])])) for row in across[:_SHOWN]]
     near = _near(known, trained, held_out[~is_across])
@@ -62,37 +62,30 @@ def alike(known: NDArray[np.void], is_held_out: NDArray[np.bool_]) -> Alike:
     )
 
 
-def _equal(keys: NDArray[np.uint64]) -> tuple[int, Pairs]:
-    """How many rows equal an earlier one, and the first two rows of some groups of equal ones."""
-    ordered = np.sort(keys)
+def _equal(keys: NDArray[np.uint64], trained: NDArray[np.int64]) -> tuple[int, Pairs]:
+    """How many training rows equal an earlier one, and the first two rows of some groups of equal ones."""
+    own = keys[trained]
+    ordered = np.sort(own)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     pairs = []
     for key in np.unique(repeated[: 100 * _SHOWN])[:_SHOWN]:
-        one, other = np.flatnonzero(keys == key)[:2]
+        one, other = trained[np.flatnonzero(own == key)[:2]]
         pairs.append((int(one), int(other)))
     return len(repeated), tuple(sorted(pairs))
 
 
-def _among(keys: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Of each key, whether the others have it."""
-    ordered = np.sort(others)
-    places = np.searchsorted(ordered, keys)
-    return np.append(ordered, 0)[places] == keys if len(ordered) else np.zeros(len(keys), np.bool_)
-
-
 def _near(known: NDArray[np.void], trained: NDArray[np.int64], held_out: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Held-out rows that a training row nearly equals, each with the first such row."""
-    sketches = Sketches(NEAR)
-    rows = [int(row) for row in _some(held_out, MOST_HELD_OUT) if known["sketch"][row].any()]
-    for row in rows:
-        sketches.add(known["sketch"][row].tobytes())
-    found: dict[int, int] = {}
-    if rows:
-        for row in _some(trained, MOST_TRAINED):
-            sketch = known["sketch"][row]
-            if sketch.any() and (number := sketches.find(sketch.tobytes())) is not None:
-                found.setdefault(rows[number], int(row))
-    return sorted(found.items())
+    """Held-out rows that a training row nearly equals, each with one such row."""
+    asked = [int(row) for row in _some(held_out, MOST_HELD_OUT) if known["sketch"][row].any()]
+    if not asked:
+        return []
+    sketches, rows = Sketches(NEAR), []
+    for row in _some(trained, MOST_TRAINED):
+        if known["sketch"][row].any():
+            sketches.add(known["sketch"][row].tobytes())
+            rows.append(int(row))
+    found = ((row, sketches.find(known["sketch"][row].tobytes())) for row in asked)
+    return [(row, rows[number]) for row, number in found if number is not None]
 
 
 def _some(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:

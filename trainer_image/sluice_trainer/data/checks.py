@@ -133,8 +133,17 @@ def check_rows(
         )
 
 
+def check_training_rows(rows: int, dataset: str) -> None:
+    """Refuse a dataset that leaves nothing to train on: all rows are held out, or have the weight 0."""
+    if not rows:
+        raise StageError(
+            Reason.DATASET_EMPTY,
+            f"{dataset}: no row is left to train on: those that are left are held out (dataset.validation), or of "
+            "weight 0. Mend the others, or raise the weight.",
+        )
+
+
 def check_not_empty(collected: Collected) -> None:
-    """Refuse a dataset of which nothing is left."""
     """Refuse a dataset of which nothing is left."""
     findings = collected.findings
     if collected.firsts:
@@ -144,6 +153,13 @@ def check_not_empty(collected: Collected) -> None:
             Reason.DATASET_EMPTY,
             f"{findings.dataset}: all {findings.overlong_rows} rows are longer than training.maxSequenceLength, and "
             "training.overlongRows is Drop. Raise the one, or use Truncate or Split.",
+        )
+    if dropped := {drop.why: drop.rows for step in collected.tally.reports() for drop in step.dropped}:
+        why = ", ".join(f"{rows} for {why}" for why, rows in list(dropped.items())[:3])
+        raise StageError(
+            Reason.DATASET_EMPTY,
+            f"{findings.dataset}: no row is left: dataset.steps dropped {sum(dropped.values())} ({why}) and "
+            f"{findings.refused} were refused. Change the steps, or add rows.",
         )
     if findings.refused == 0:
         raise StageError(

@@ -3,7 +3,7 @@
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -11,7 +11,9 @@ from tempfile import TemporaryFile
 import numpy as np
 from numpy.typing import NDArray
 
+from sluice_api.dataset import Dataset
 from sluice_api.reasons import Reason
+from sluice_api.sources import is_object
 from sluice_api.stages import StageSpec
 from sluice_trainer import logs, paths
 from sluice_trainer.base_model import BaseModel
@@ -51,13 +53,8 @@ class Known:
         """Add rows, each with its key."""
         added = np.zeros(len(rows), self.KEYS)
         for index, (key, piece) in enumerate(rows):
-            sketch = piece.known_by.sketch if piece.known_by else b""
-            added[index] = (
-                key,
-                piece.question or 0,
-                piece.answer or 0,
-                np.frombuffer(sketch or bytes(SLOTS), np.uint8),
-            )
+            sketch = np.frombuffer(piece.sketch or bytes(SLOTS), np.uint8)
+            added[index] = (key, piece.question or 0, piece.answer or 0, sketch)
         self._file.write(added.tobytes())
         self._length += len(rows)
 
@@ -175,6 +172,7 @@ def collect(
     stage: StageSpec,
     base: BaseModel,
     template: str | None,
+    words: Mapping[str, Sequence[str]],
     files: Sequence[Sequence[RowFile]],
     folder: Path,
 ) -> tuple[Collected, list[Source]]:
@@ -184,12 +182,13 @@ def collect(
         stage: The job.
         base: Its model.
         template: The chat template, instead of the model's own.
+        words: words_of the dataset.
         files: Of each of dataset.all_files.
         folder: Where the rows of tokens go.
     """
     spec = stage.spec
     settings = MakerSettings(
-        base, template, _longest(stage, base), spec.training.overlong_rows, spec.dataset.steps, _words(stage)
+        base, template, _longest(stage, base), spec.training.overlong_rows, spec.dataset.steps, words
     )
     maker = settings.maker()
     sources = [Source(said, its) for said, its in zip(spec.dataset.all_files, files, strict=True)]
@@ -256,12 +255,16 @@ def _tasks(sources: Sequence[Source]) -> Iterator[tuple[tuple[int, int], Task]]:
         before += len(source.units)
 
 
-def _words(stage: StageSpec) -> dict[str, tuple[str, ...]]:
-    """The words of each file that a filter names, by its address."""
+def words_of(dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    """The words of each file that a filter names, by its address.
+
+    Raises:
+        StageError: one can't be read.
+    """
     found = {}
-    for field_, uri in stage.spec.dataset.addresses.items():
+    for field_, uri in dataset.addresses.items():
         if field_.endswith("wordsFrom"):
-            credentials = stage.spec.dataset.credentials
+            credentials = dataset.credentials if is_object(uri) else None
             content = small_file(uri, field_, credentials, "dataset.credentials", Reason.DATASET_NOT_FOUND)
             lines = content.decode("utf-8", "replace").splitlines()
             found[uri] = tuple(word for line in lines if (word := line.strip()))

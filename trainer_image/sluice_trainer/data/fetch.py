@@ -12,6 +12,7 @@ from sluice_api.reasons import Reason
 from sluice_api.sources import VolumePath, config_map_key, has_wildcard, is_object, volume_path
 from sluice_files.credentials import Credentials, read_credentials
 from sluice_files.errors import Failure, FileError
+from sluice_files.inside import LeadsOutside, read_inside
 from sluice_files.patterns import matching, split_pattern
 from sluice_files.room import require_room
 from sluice_trainer.data.read.row_file import RowFile
@@ -80,8 +81,10 @@ def small_file(
             content = ObjectFolder(folder, read_credentials(credentials, uri)).read(name)
     else:
         (file,) = _in_config_map(uri, field, not_found) if config_map_key(uri) else _in_claim(uri, field, not_found)
-        with file.path.open("rb") as opened:
-            content = opened.read(MAX_SMALL_BYTES + 1)
+        try:
+            content = read_inside(file.path, file.path, MAX_SMALL_BYTES + 1)  # as it was found, without links
+        except LeadsOutside:
+            raise StageError(not_found, f"{field} {uri} was replaced by a link. Put the file itself there.") from None
     if len(content) > MAX_SMALL_BYTES:
         raise StageError(not_found, f"{field} {uri} has more than {MAX_SMALL_BYTES:,} bytes. Make it smaller.")
     return content

@@ -264,7 +264,9 @@ def _passage(fields: Fields) -> Row:
 def _tokens(fields: Fields) -> Tokens:
     ids, labels = fields["input_ids"], fields["labels"]
     for name, value in (("input_ids", ids), ("labels", labels)):
-        if not (isinstance(value, list) and value and all(type(token) is int for token in value)):
+        if not (
+            isinstance(value, list) and value and all(type(token) is int and abs(token) < 2**31 for token in value)
+        ):
             raise BadRowError(f'"{name}" is no array of whole numbers', "Write one for each token")
     if len(ids) != len(labels):
         raise BadRowError(

@@ -13,7 +13,7 @@ from sluice_trainer.data.findings import Place
 from sluice_trainer.data.formats import format_of, parse, renamed, unread
 from sluice_trainer.data.read.batch import Batch, Fields
 from sluice_trainer.data.row import AnyRow, BadRowError, Row, Tokens, require_filled
-from sluice_trainer.data.steps.deduplicate import DropDuplicates, signature
+from sluice_trainer.data.steps.deduplicate import DropDuplicates, sketch
 from sluice_trainer.data.steps.keys import answer_key, question_key
 from sluice_trainer.data.steps.languages import row_language
 from sluice_trainer.data.steps.signature import Signature
@@ -76,8 +76,8 @@ class Piece:
     question: int | None = None
     answer: int | None = None
     """steps.keys of the row; None where it has none."""
-    known_by: Signature | None = None
-    """What the row is known by when it has passed all steps; None of rows that came as tokens."""
+    sketch: bytes = b""
+    """Of what the row says when it has passed all steps; empty of rows that came as tokens, or have too few words."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class RowMaker:
             if isinstance(piece, Piece):
                 return piece
             come_to, row = next(tokenised), piece.row
-            keys = () if isinstance(row, Tokens) else (question_key(row), answer_key(row), signature(row, near=True))
+            keys = () if isinstance(row, Tokens) else (question_key(row), answer_key(row), sketch(row))
             return Piece(piece.since, len(self._steps), piece.changed, piece.signatures, come_to, *keys)
 
         return [

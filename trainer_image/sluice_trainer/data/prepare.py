@@ -20,7 +20,7 @@ from sluice_trainer.base_model import BaseModel
 from sluice_trainer.chat_template import given_template
 from sluice_trainer.data import checks, fetch
 from sluice_trainer.data.alike import alike
-from sluice_trainer.data.collect import Collected, collect
+from sluice_trainer.data.collect import Collected, collect, words_of
 from sluice_trainer.data.estimate.estimate import estimate
 from sluice_trainer.data.estimate.fits import require_fits
 from sluice_trainer.data.estimate.shape import ModelShape, shape_of
@@ -54,11 +54,12 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     reporter.update(activity=Activity.PREPARING)
     files = [fetch.row_files(said, field) for field, said in _row_files_by_field(spec.dataset)]
     base = _base_model(stage)
-    template = given_template(spec.model)
+    template, words = given_template(spec.model), words_of(spec.dataset)
     inputs = {
         "dataset": _digest_of(files),
         "model": base.fingerprint,
         "tokenizer": base.tokenizer_digest,
+        **({"words": hashlib.sha256(repr(words).encode()).hexdigest()} if words else {}),
         **({"template": hashlib.sha256(template.encode()).hexdigest()} if template is not None else {}),
     }
     result_plan = result_digest(stage, inputs)
@@ -72,8 +73,9 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
 
     model = checks.layers_of(base)
     shape = _shape(stage, base, model)
+    work.remove_unfinished(folder)  # what a Prepare that was killed has left may be as large as what comes
     with work.new_folder(folder) as unfinished:
-        collected, sources = collect(stage, base, template, files, unfinished)
+        collected, sources = collect(stage, base, template, words, files, unfinished)
         checks.check_rows(stage, base, model, collected, sources)
         result, about = _written(stage, shape, files, collected, sources, unfinished)
         manifest = PreparedManifest(
@@ -132,6 +134,7 @@ def _written(
     halves = _halves(collected, spec)
     row_files = _read_files(files, sources)
     store = token_rows.read_store(folder, row_files)
+    checks.check_training_rows(len(halves.training), collected.findings.dataset)
     checks.check_best(spec.training, len(halves.validation), collected.findings.dataset)
     facts = _facts(store, halves, collected, sources, spec)
     checks.check_warmup(spec.training, facts.steps)
@@ -189,12 +192,10 @@ def _facts(
     """What the estimate needs to know of the rows."""
     training, validation = TokenRows(store, halves.training), TokenRows(store, halves.validation)
     steps = Steps(training.lengths, spec.training)
-    in_loss = np.concatenate([[0], np.cumsum(store.loss_mask, dtype=np.int64)])
-    chosen = halves.training
     return RowFacts(
         rows=len(training),
         tokens=int(training.lengths.sum()),
-        loss_tokens=int((in_loss[store.offsets[chosen + 1]] - in_loss[store.offsets[chosen]]).sum()),
+        loss_tokens=int(store.learnt[halves.training].sum(dtype=np.int64)),
         longest=collected.longest_row,
         steps=steps.total,
         epochs=steps.epochs_before(steps.total),
@@ -233,6 +234,7 @@ _INPUTS = {
     "model": "the base model",
     "tokenizer": "the model's tokenizer or chat template",
     "template": "model.chatTemplate",
+    "words": "a file of words that a filter names",
 }
 
 

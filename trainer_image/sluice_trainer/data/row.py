@@ -1,5 +1,6 @@
 """What a row of a dataset is, whatever file and format it came in: a conversation, a text, or a pair of answers."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -134,6 +135,11 @@ def optional_text_of(fields: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise BadRowError(f'"{name}" is {kind_of(value)}, not a string', f'Make "{name}" a string')
     return value
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it; a table may hold some that JSON has not."""
+    return json.dumps(value, default=repr)[:200]
 
 
 def kind_of(value: object) -> str:

@@ -12,6 +12,9 @@ from sluice_trainer.data.read.read import read, unit_of
 from sluice_trainer.data.read.row_file import RowFile
 from sluice_trainer.data.row import BadRowError
 
+_FIRST_BATCHES, _OF_BATCHES = 8, 16
+"""In which batches languages are looked for, which takes long: in the first ones, then in one of so many."""
+
 
 class Source:
     """Files whose rows are read in one way."""
@@ -28,6 +31,7 @@ class Source:
         names = said.fields.model_dump(exclude_none=True)
         self.format = RowFormat(said.format, names)
         """Auto until a row has decided it."""
+        self._batches = 0
         self.file_formats = [FileFormat.AUTO] * len(files)
         """Of each file: how it holds rows, once it is read."""
         self.read_bytes = 0
@@ -58,7 +62,9 @@ class Source:
                     if self.format.form is DatasetFormat.AUTO:
                         self._decide(batch, file, unit)
                     self.read_bytes = before + reading.position()
-                    yield index, Task(batch, file.name, unit, self.format)
+                    languages = self._batches < _FIRST_BATCHES or self._batches % _OF_BATCHES == 0
+                    yield index, Task(batch, file.name, unit, self.format, languages)
+                    self._batches += 1
             before += file.path.stat().st_size
 
     def _decide(self, batch: Batch, file: RowFile, unit: str) -> None:

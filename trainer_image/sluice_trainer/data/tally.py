@@ -8,6 +8,7 @@ from sluice_api.data_report import DropCount, StepExample, StepReport
 from sluice_trainer.data.make import Drop, MadeBatch, Piece
 from sluice_trainer.data.steps.deduplicate import DropDuplicates
 from sluice_trainer.data.steps.step import RowStep
+from sluice_trainer.data.tokenise import Tokenised
 
 _EXAMPLES = 3
 _DUPLICATE = "duplicate"
@@ -45,9 +46,11 @@ class Tally:
         for piece in pieces:
             is_new = {index: new for index, new in is_new.items() if index < piece.since}
             ended = piece.ended
+            stays = isinstance(piece.end, Tokenised) and len(piece.end.rows) > 0
             for index, signature in piece.signatures:
-                if index not in is_new:
-                    is_new[index] = self._seen[index].is_new(signature)
+                if index not in is_new:  # a row that is refused anyway is no reason to drop its copy
+                    seen = self._seen[index]
+                    is_new[index] = seen.is_new(signature) if stays else not seen.knows(signature)
                 if not is_new[index]:
                     ended = index
                     break

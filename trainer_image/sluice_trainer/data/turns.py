@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sluice_trainer.data.row import BadRowError, Turn, kind_of
+from sluice_trainer.data.read.jsons import require_unicode
+from sluice_trainer.data.row import BadRowError, Turn, kind_of, shown
 
 _OPENAI = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _SHARE_GPT = {
@@ -91,7 +92,7 @@ def _turn(where: str, message: object, *, learnt: bool) -> Turn | None:
     role = roles.get(name) if isinstance(name := message.get(said_by), str) else None
     if role is None:
         names = ", ".join(dict.fromkeys(roles))
-        raise BadRowError(f'"{where}.{said_by}" is {json.dumps(name)}', f"Use one of {names}")
+        raise BadRowError(f'"{where}.{said_by}" is {shown(name)}', f"Use one of {names}")
     if message.get("function_call"):
         raise BadRowError(f'"{where}.function_call" is of an older API', 'Write "tool_calls" instead')
     value, more = message.get(said), dict(_more(where, role, message))
@@ -134,7 +135,7 @@ def _part(where: str, part: object) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-        kind = json.dumps(part.get("type")) if isinstance(part, dict) else kind_of(part)
+        kind = shown(part.get("type")) if isinstance(part, dict) else kind_of(part)
         if what := next((word for word in ("image", "audio", "video", "file") if word in kind), None):
             article = "a" if what[0] in "vf" else "an"
             raise BadRowError(
@@ -149,7 +150,7 @@ def _is_learnt(where: str, message: Mapping[str, Any]) -> bool:
     for name in ("weight", "train"):
         value = message.get(name)
         if value is not None and value not in (0, 1):
-            raise BadRowError(f'"{where}.{name}" is {json.dumps(value)}', "Write 0 or 1: a turn is learnt or not")
+            raise BadRowError(f'"{where}.{name}" is {shown(value)}', "Write 0 or 1: a turn is learnt or not")
         if value is not None:
             return bool(value)
     return True
@@ -187,6 +188,8 @@ def _calls_in(where: str, value: object) -> list[dict[str, Any]]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         raise BadRowError(f"{where} is not JSON", "Write the text of a JSON value") from None
+    require_unicode(value)
+    return value

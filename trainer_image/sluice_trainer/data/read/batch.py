@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from sluice_trainer.data.read import jsons
+from sluice_trainer.data.read.json_values import MAX_ROW_BYTES
 from sluice_trainer.data.row import BadRowError
 
 Fields = Mapping[str, Any]
@@ -96,9 +97,22 @@ class TableRows:
     def decoded(self) -> Iterator[Decoded]:
         """Make Python values of each row."""
         for index in range(self.table.num_rows):
-            number = self.first + index
-            (row,) = self.table.slice(index, 1).to_pylist()
-            yield number, _without_nulls(row)
+            number, row = self.first + index, self.table.slice(index, 1)
+            if _size(row) > MAX_ROW_BYTES:
+                size = f"the row has more than {MAX_ROW_BYTES // 2**20} MiB"
+                yield number, BadRowError(size, "Cut it into several")
+                continue
+            try:
+                (fields,) = row.to_pylist()
+            except UnicodeDecodeError as error:
+                yield number, BadRowError(f"not UTF-8 (byte {error.start + 1} of a text)", "Save the texts as UTF-8")
+            else:
+                yield number, _without_nulls(fields)
+
+
+def _size(row: pa.RecordBatch) -> int:
+    """Bytes of one row; of what is written once for many rows nothing is counted."""
+    return sum(column.nbytes for column in row.columns if not pa.types.is_dictionary(column.type))
 
 
 def _without_nulls(value: Any) -> Any:

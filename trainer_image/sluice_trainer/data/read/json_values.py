@@ -35,6 +35,8 @@ class JsonStream:
         """Where what is in _text begins, counted from 0."""
         self._ended = False
         self._number = 0
+        self.characters = 0
+        """Of all values so far."""
 
     def values(self) -> Iterator[tuple[int, object]]:
         """Each value with its number, counted from 1; a BadRowError in the place of one that no tokenizer takes.
@@ -84,6 +86,7 @@ class JsonStream:
             if end == len(self._text) and self._more():
                 continue  # a number, which may go on
             text, self._at = self._text[self._at : end], end
+            self.characters += len(text)
             try:
                 if not text.isascii() or "\\u" in text:
                     jsons.require_unicode(value)

@@ -96,10 +96,11 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[Batch]:
 
 def _values(stream: JsonStream) -> Iterator[Batch]:
     values: list[tuple[int, object]] = []
+    before = 0
     for numbered in stream.values():
         values.append(numbered)
-        if len(values) >= BATCH_ROWS:
+        if len(values) >= BATCH_ROWS or stream.characters - before >= BATCH_BYTES:
             yield JsonValues(values)
-            values = []
+            values, before = [], stream.characters
     if values:
         yield JsonValues(values)

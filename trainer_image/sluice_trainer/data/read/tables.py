@@ -88,14 +88,15 @@ def parquet(stream: BinaryIO, name: str) -> Iterator[TableRows]:
         StageError: DatasetInvalid: it is damaged.
     """
     with _naming_damage(name):
-        file = pq.ParquetFile(stream)
+        # Without these it reads a whole row group, which may be all of the file.
+        file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=BATCH_BYTES)
         number = 1
         for group in range(file.num_row_groups):
             found = file.metadata.row_group(group)
             of_each = found.total_byte_size // max(1, found.num_rows)
             rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, of_each)))
             for batch in file.iter_batches(rows, row_groups=[group], use_threads=False):
-                yield TableRows(number, batch)
+                yield from _parts(number, batch)
                 number += batch.num_rows
 
 
@@ -114,12 +115,21 @@ def arrow(stream: BinaryIO, name: str, *, is_file: bool) -> Iterator[TableRows]:
         number = 1
         for batch in batches:
             batch.validate(full=True)  # it is read as it lies there, whatever its author has put there
-            of_each = batch.nbytes // max(1, batch.num_rows)
-            rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, of_each)))
-            for start in range(0, batch.num_rows, rows):
-                part = batch.slice(start, rows)
-                yield TableRows(number, part)
-                number += part.num_rows
+            yield from _parts(number, batch)
+            number += batch.num_rows
+
+
+def _parts(first: int, batch: pa.RecordBatch) -> Iterator[TableRows]:
+    """Some rows as several batches that are small as well when they are sent: a slice would take all others along."""
+    of_each = batch.nbytes // max(1, batch.num_rows)
+    rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, of_each)))
+    for start in range(0, batch.num_rows, rows):
+        part = batch.slice(start, rows)
+        yield TableRows(first + start, part if part.num_rows == batch.num_rows else part.take(_all(part)))
+
+
+def _all(batch: pa.RecordBatch) -> pa.Array:
+    return pa.array(range(batch.num_rows), pa.int32())
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def signature(row: Row, *, near: bool) -> Signature:
     Case, punctuation and white space make no difference. System turns and the tools on offer are in the hash only:
     most sets have the same in all rows, which would make all rows alike. Texts of fewer than five words have no sketch.
     """
-    return Signature(hash_of(*_said(row)), _sketch(row) if near else b"")
+    return Signature(hash_of(*_said(row)), sketch(row) if near else b"")
 
 
 def hash_of(*texts: str) -> int:
@@ -87,7 +87,7 @@ def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str) if value else ""
 
 
-def _sketch(row: Row) -> bytes:
+def sketch(row: Row) -> bytes:
     """MinHash of the runs of words: of each of its numbers the lowest 8 bits, which are as often the same by chance."""
     from rensa import RMinHash
 
