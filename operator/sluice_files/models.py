@@ -75,7 +75,7 @@ def fetch_model(
             f"{uri} has no weights: neither *.safetensors nor pytorch_model*.bin. It has: {', '.join(top[:12])}. Save "
             "them (save_pretrained does), or correct the address.",
         )
-    folder = source.fetch(chosen, cache)
+    folder = source.fetch(chosen, _apart(cache, credentials))
     left = None if weights else _Remote(source)
     return FetchedModel(folder, source.revision, model_fingerprint(left or folder), heavy, left)
 
@@ -89,7 +89,17 @@ def fetch_adapter(uri: str, cache: Path, credentials: Credentials = NOTHING, rev
     source = _source(uri, credentials, revision)
     _require(source, ADAPTER_FILES)
     chosen = [*ADAPTER_FILES, *(name for name in _BESIDE_ADAPTER if name in source.files)]
-    return FetchedModel(source.fetch(chosen, cache), source.revision, "")
+    return FetchedModel(source.fetch(chosen, _apart(cache, credentials)), source.revision, "")
+
+
+_ENDPOINTS = ("HF_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT")
+
+
+def _apart(cache: Path, credentials: Credentials) -> Path:
+    """The cache of one server: another one may give other bytes under the same names, and those of a cache that several
+    engines share are not fetched again."""
+    endpoint = credentials.first(*_ENDPOINTS)
+    return cache / hashlib.sha256(endpoint.encode()).hexdigest()[:16] if endpoint else cache
 
 
 class _Source(Protocol):

@@ -75,6 +75,17 @@ def test_hub_path_parse(uri: str, expected: HubPath) -> None:
     assert HubPath.parse(uri) == expected
 
 
+def test_hub_of_somebody_else_gives_nothing_to_those_who_share_a_cache(
+    stand_in: Hub, cache: Path, tmp_path: Path
+) -> None:
+    """A mirror may answer with a real commit, and with weights of its own."""
+    stand_in.add("org/model", MODEL)
+    with hub(tmp_path / "mirror") as mirror:
+        mirror.add("org/model", MODEL)
+        folders = [fetch_model("hf://org/model", cache, opens(each)).folder for each in (mirror, stand_in)]
+    assert len({folder.relative_to(cache).parts[0] for folder in folders}) == 2
+
+
 def test_hub_model_is_its_own_files_and_no_pickles_or_other_formats(stand_in: Hub, cache: Path) -> None:
     stand_in.add("org/model", MODEL)
     fetched = fetch_model("hf://org/model", cache, opens(stand_in))
