@@ -12,7 +12,6 @@ from pydantic import BeforeValidator, Field, StringConstraints
 
 from sluice_api.model import Count, Model
 
-FORMAT = "sluice.report/v1"
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 MAX_ROW_CHARACTERS = 6000
 """Of a row that is shown, all its parts together."""

@@ -175,21 +175,26 @@ class Dataset(RowFiles):
         return (WeightedRowFiles(**{name: getattr(self, name) for name in RowFiles.model_fields}),)
 
     @property
+    def files_by_field(self) -> dict[str, RowFiles]:
+        """The files to learn from and those that are held out, by the field of their address, dataset.uri or another."""
+        fields = [f"dataset.sources[{index}].uri" for index in range(len(self.sources))] or ["dataset.uri"]
+        held_out = {"dataset.validation.uri": self.validation} if self.validation else {}
+        return {**dict(zip(fields, self.training_files, strict=True)), **held_out}
+
+    @property
     def all_files(self) -> tuple[RowFiles, ...]:
         """The files to learn from, and those that are held out."""
-        return (*self.training_files, *((self.validation,) if self.validation else ()))
+        return tuple(self.files_by_field.values())
 
     @property
     def addresses(self) -> dict[str, str]:
-        """Every address that is read, by the field that has it: dataset.uri, dataset.sources[0].uri, ..."""
-        fields = [f"dataset.sources[{index}].uri" for index in range(len(self.sources))] or ["dataset.uri"]
-        uris = [files.uri or "" for files in self.all_files]
+        """Every address that is read, by the field that has it."""
         words = {
             f"dataset.steps[{index}].filter.wordsFrom": step.filter.words_from
             for index, step in enumerate(self.steps)
             if step.filter and step.filter.words_from
         }
-        return {**dict(zip([*fields, "dataset.validation.uri"], uris, strict=False)), **words}
+        return {**{field: files.uri or "" for field, files in self.files_by_field.items()}, **words}
 
     @property
     def uris(self) -> tuple[str, ...]:

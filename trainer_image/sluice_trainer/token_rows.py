@@ -135,11 +135,6 @@ class TokenRows:
         return [int(size) for size in lengths]
 
     @property
-    def size_bytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(array.nbytes for array in vars(self).values())
-
-    @property
     def longest_sequence(self) -> int:
         """Tokens of the longest sequence that the model sees."""
         return int(np.maximum(self.splits, self.lengths - self.splits).max())

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sluice_api.artifacts import MANIFEST, file_digest
-from sluice_api.dataset import Dataset, DatasetFormat, RowFiles
+from sluice_api.dataset import DatasetFormat
 from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.reports import Activity
 from sluice_api.stages import PrepareResult, StageSpec
@@ -52,7 +52,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     folder = work.folder / "prepared"
     plan = plan_digest(stage)
     reporter.update(activity=Activity.PREPARING)
-    files = [fetch.row_files(said, field) for field, said in _row_files_by_field(spec.dataset)]
+    files = [fetch.row_files(said, field) for field, said in spec.dataset.files_by_field.items()]
     base = _base_model(stage)
     template, words = given_template(spec.model), words_of(spec.dataset)
     inputs = {
@@ -269,9 +269,3 @@ def _digest_of(files: Sequence[Sequence[RowFile]]) -> str:
     """Digest of all files that rows are from: of each its name and what is in it."""
     lines = (f"{file_digest(file.path)}  {file.name}\n" for its in files for file in its)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _row_files_by_field(dataset: Dataset) -> list[tuple[str, RowFiles]]:
-    """dataset.all_files, each with its field."""
-    fields = [f"dataset.sources[{index}].uri" for index in range(len(dataset.sources))] or ["dataset.uri"]
-    return list(zip([*fields, "dataset.validation.uri"], dataset.all_files, strict=False))

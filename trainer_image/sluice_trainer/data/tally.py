@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sluice_api.data_report import DropCount, StepExample, StepReport
+from sluice_trainer.data.findings import Place
 from sluice_trainer.data.make import Drop, MadeBatch, Piece
 from sluice_trainer.data.steps.deduplicate import DropDuplicates
 from sluice_trainer.data.steps.step import RowStep
@@ -80,8 +81,8 @@ class Tally:
         for change in batch.changes:
             examples = self._steps[change.step].changed_examples
             if len(examples) < _EXAMPLES:
-                place = f"{file}, {unit} {change.number}"
-                examples.append(StepExample(place=place, before=change.before, after=change.after))
+                place = Place(file, unit, change.number)
+                examples.append(StepExample(place=str(place), before=change.before, after=change.after))
 
     def reports(self) -> tuple[StepReport, ...]:
         """What each step has done."""

@@ -93,8 +93,7 @@ def parquet(stream: BinaryIO, name: str) -> Iterator[TableRows]:
         number = 1
         for group in range(file.num_row_groups):
             found = file.metadata.row_group(group)
-            of_each = found.total_byte_size // max(1, found.num_rows)
-            rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, of_each)))
+            rows = _rows_at_once(found.total_byte_size, found.num_rows)
             for batch in file.iter_batches(rows, row_groups=[group], use_threads=False):
                 yield from _parts(number, batch)
                 number += batch.num_rows
@@ -121,11 +120,16 @@ def arrow(stream: BinaryIO, name: str, *, is_file: bool) -> Iterator[TableRows]:
 
 def _parts(first: int, batch: pa.RecordBatch) -> Iterator[TableRows]:
     """Some rows as several batches that are small as well when they are sent: a slice would take all others along."""
-    of_each = batch.nbytes // max(1, batch.num_rows)
-    rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, of_each)))
+    rows = _rows_at_once(batch.nbytes, batch.num_rows)
     for start in range(0, batch.num_rows, rows):
         part = batch.slice(start, rows)
         yield TableRows(first + start, part if part.num_rows == batch.num_rows else part.take(_all(part)))
+
+
+def _rows_at_once(size: int, rows: int) -> int:
+    """Of so many rows of so many bytes together, as many as make a batch."""
+    of_each = size // max(1, rows)
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, of_each)))
 
 
 def _all(batch: pa.RecordBatch) -> pa.Array:

@@ -27,7 +27,7 @@ from sluice_api.stages import PrepareResult, StageSpec
 from sluice_api.training import Lora, Method, OverlongRows
 from sluice_trainer.data.alike import Alike
 from sluice_trainer.data.collect import Collected, too_slow
-from sluice_trainer.data.findings import Findings
+from sluice_trainer.data.findings import Findings, Place
 from sluice_trainer.data.read.row_file import RowFile
 from sluice_trainer.data.report.lengths import lengths_of
 from sluice_trainer.data.source import Source
@@ -155,7 +155,7 @@ def _sample(found: Found, index: int) -> SampleRow:
 
 def _row_place(found: Found, row: TokenRow) -> str:
     file = found.row_files[row.file]
-    return f"{file.name}, {file.unit} {row.line}"
+    return str(Place(file.name, file.unit, row.line))
 
 
 def _first(found: Found, of_dataset: int) -> TokenRow:
