@@ -176,7 +176,7 @@ class Dataset(RowFiles):
 
     @property
     def files_by_field(self) -> dict[str, RowFiles]:
-        """The files to learn from and those that are held out, by the field of their address, dataset.uri or another."""
+        """The files to learn from and those that are held out, by the field that has their address: dataset.uri."""
         fields = [f"dataset.sources[{index}].uri" for index in range(len(self.sources))] or ["dataset.uri"]
         held_out = {"dataset.validation.uri": self.validation} if self.validation else {}
         return {**dict(zip(fields, self.training_files, strict=True)), **held_out}
