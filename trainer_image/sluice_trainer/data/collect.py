@@ -29,7 +29,7 @@ from sluice_trainer.data.steps.signature import SLOTS
 from sluice_trainer.data.tally import Tally
 from sluice_trainer.data.tokenise import Tokenised
 from sluice_trainer.token_rows import RowWriter, TokenRow
-from sluice_trainer.work import work_of
+from sluice_trainer.work_folder import WorkFolder
 
 FORECAST_AFTER_SECONDS = 60
 _VOCABULARY = 2**20
@@ -174,6 +174,7 @@ def collect(
     template: str | None,
     words: Mapping[str, Sequence[str]],
     files: Sequence[Sequence[RowFile]],
+    work: WorkFolder,
     folder: Path,
 ) -> tuple[Collected, list[Source]]:
     """Read, check and tokenise all rows, into a folder.
@@ -184,7 +185,8 @@ def collect(
         template: The chat template, instead of the model's own.
         words: words_of the dataset.
         files: Of each of dataset.all_files.
-        folder: Where the rows of tokens go.
+        work: The job's own folder.
+        folder: Where in it the rows of tokens go.
     """
     spec = stage.spec
     settings = MakerSettings(
@@ -194,7 +196,6 @@ def collect(
     sources = [Source(said, its) for said, its in zip(spec.dataset.all_files, files, strict=True)]
     all_of_them = [file for its in files for file in its]
     name = all_of_them[0].name if len(all_of_them) == 1 else _name_of(spec.dataset.uris)
-    work = work_of(stage)
     with work.writing():
         writer = RowWriter(folder)
     collected = Collected(writer, Findings(name), spec.training.seed, maker, settings.longest, Tally(maker.steps))

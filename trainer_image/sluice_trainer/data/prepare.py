@@ -35,6 +35,7 @@ from sluice_trainer.prepared import PreparedManifest
 from sluice_trainer.report import Reporter
 from sluice_trainer.token_rows import ReadFile, RowStore, TokenRows
 from sluice_trainer.work import work_of
+from sluice_trainer.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +54,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     plan = plan_digest(stage)
     reporter.update(activity=Activity.PREPARING)
     files = [fetch.row_files(said, field) for field, said in spec.dataset.files_by_field.items()]
-    base = _base_model(stage)
+    base = _base_model(stage, work)
     template, words = given_template(spec.model), words_of(spec.dataset)
     inputs = {
         "dataset": _digest_of(files),
@@ -75,9 +76,9 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     shape = _shape(stage, base, model)
     work.remove_unfinished(folder)  # what a Prepare that was killed has left may be as large as what comes
     with work.new_folder(folder) as unfinished:
-        collected, sources = collect(stage, base, template, words, files, unfinished)
+        collected, sources = collect(stage, base, template, words, files, work, unfinished)
         checks.check_rows(stage, base, model, collected, sources)
-        result, about = _written(stage, shape, files, collected, sources, unfinished)
+        result, about = _written(stage, shape, files, collected, sources, work, unfinished)
         manifest = PreparedManifest(
             plan=plan,
             result_plan=result_plan,
@@ -127,6 +128,7 @@ def _written(
     files: Sequence[Sequence[RowFile]],
     collected: Collected,
     sources: Sequence[Source],
+    work: WorkFolder,
     folder: Path,
 ) -> tuple[PrepareResult, tuple[ReadFile, ...]]:
     """Divide the rows, and write which are trained on, and the report. The rows themselves are there."""
@@ -148,7 +150,7 @@ def _written(
             estimated,
         )
     )  # fmt: skip
-    with work_of(stage).writing():
+    with work.writing():
         token_rows.write_halves(folder, halves.training, halves.validation)
         write_report(folder, report)
     return result.model_copy(update=report.of_result), row_files
@@ -238,14 +240,13 @@ _INPUTS = {
 }
 
 
-def _base_model(stage: StageSpec) -> BaseModel:
+def _base_model(stage: StageSpec, work: WorkFolder) -> BaseModel:
     """The job's model, without its weights unless they are here or have to be converted."""
     source = stage.spec.model
     base = base_model.locate(source.uri, credentials=source.credentials, weights=False)
     if not base.has_pickles:
         return base
     base = base_model.locate(source.uri, base.revision, source.credentials)
-    work = work_of(stage)
     with work.writing():
         return pickled.convert(base, work)
 
