@@ -17,8 +17,9 @@ HERE = Path(__file__).parent
 PAGES = HERE.parents[1] / "docs" / "benchmarks"
 BENCHMARKS = {path.stem.removeprefix("bench_").replace("_", "-"): path for path in sorted(HERE.glob("bench_*.py"))}
 
-ONLY_BY_NAME = frozenset({"kopf"})
-"""Half an hour, to decide something that is decided, on a page of which a part is written by hand."""
+ONLY_BY_NAME = frozenset({"kopf", "prepare-many"})
+"""kopf: half an hour, to decide something that is decided, on a page of which a part is written by hand.
+prepare-many: hours, for a figure of memory."""
 
 
 def main() -> None:

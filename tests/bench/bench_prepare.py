@@ -9,7 +9,7 @@ one process and with as many as there are cores.
 Seconds count from the first row to the last: imports, and what is done once for a model, are measured by a run of 32
 rows and taken off. Memory is the largest sum of the anonymous memory (/proc/<pid>/smaps_rollup) of all processes.
 
-    SLUICE_BENCH_ROWS=100000 python -m tests.bench.bench_prepare
+    SLUICE_BENCH_ROWS=100000 SLUICE_BENCH_ROUNDS=3 python -m tests.bench prepare
 """
 
 import json
@@ -47,7 +47,7 @@ class Cost:
 
 
 def main() -> None:
-    """Print a table for each round's arms, then the medians."""
+    """Print a line for each arm: the median of its rounds, and how far they lie apart."""
     models.models()
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as name:
         volumes = Path(name)
@@ -70,12 +70,11 @@ def main() -> None:
                 few, all_of_them = of(FEW, f"few-{round_}"), of(ROWS, f"all-{round_}")
                 cost = Cost(all_of_them.seconds - few.seconds, all_of_them.mib)
                 found[arm].append(cost)
-                tell(f"{arm}: {ROWS / cost.seconds:,.0f} rows/s, {cost.mib:,.0f} MiB")
-    tell(f"\n{ROWS:,} rows\n\n| | rows a second, median (range) | memory, MiB |\n|---|---|---|")
+    tell(f"{ROWS:,} rows, {ROUNDS} rounds{'rows/s':>15}{'least':>9}{'most':>9}{'MiB':>8}")
     for arm, costs in found.items():
         speeds = [ROWS / cost.seconds for cost in costs]
         memory = max(cost.mib for cost in costs)
-        tell(f"| {arm} | {median(speeds):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f}) | {memory:,.0f} |")
+        tell(f"{arm:<24}{median(speeds):>15,.0f}{min(speeds):>9,.0f}{max(speeds):>9,.0f}{memory:>8,.0f}")
 
 
 def tell(text: str) -> None:
