@@ -108,15 +108,18 @@ class VolumePath:
         return VOLUMES / self.claim / self.path
 
 
-@lru_cache(maxsize=2**14)
 def volume_path(uri: str) -> VolumePath | None:
     """The claim and path behind a pvc:// address; None for any other kind of address.
 
     Raises:
         ValueError: the path climbs out of its claim.
     """
-    if not uri.startswith("pvc://"):
-        return None  # and not taken apart: not everything behind https:// can be
+    # No other is taken apart, as not everything behind https:// can be, and none is kept, as they may be long.
+    return _taken_apart(uri) if uri.startswith("pvc://") else None
+
+
+@lru_cache(maxsize=2**14)
+def _taken_apart(uri: str) -> VolumePath:
     parts = urlsplit(uri.replace("?", "%3F"))  # a wildcard, not the beginning of a query
     path = PurePosixPath(parts.path.lstrip("/").replace("%3F", "?"))
     if ".." in path.parts:
