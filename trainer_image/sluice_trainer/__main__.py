@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from sluice_api.imports import importing
-from sluice_api.pods import REPORT_URL_ENV, STAGE_ENV, TERMINATION_FILE
+from sluice_api.pods import REPORT_URL_ENV, STAGE_ENV, TERMINATION_FILE, told
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
@@ -70,7 +70,7 @@ def _stage() -> StageSpec:
         sys.stderr.write(f"In a cluster the operator starts this stage, with {STAGE_ENV}. By hand it is: {command}\n")
         sys.exit(ExitCode.BAD_INPUT)
     try:
-        stage = StageSpec.model_validate_json(os.environ.get(STAGE_ENV, ""))
+        stage = StageSpec.model_validate_json(told(STAGE_ENV))
     except ValidationError as error:
         message = f"{STAGE_ENV} is no StageSpec of this image's version; operator and image must match. {error}"
         _write_outcome(StageOutcome(reason=Reason.TRAINER_FAILED, message=message[:2000]), ExitCode.INTERNAL)
