@@ -3,6 +3,7 @@
 A claim, a ConfigMap and a Secret are mounted into the pods that need them; everything else these fetch themselves.
 """
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -157,6 +158,18 @@ def config_maps_of(*uris: str) -> tuple[str, ...]:
     """The ConfigMaps that these addresses name, each once, in order."""
     found = (config_map_key(uri) for uri in uris)
     return tuple(dict.fromkeys(each.name for each in found if each))
+
+
+def shown(uri: str) -> str:
+    """An address as anybody may read it: of https:// without user, query and fragment, which may be what opens it.
+
+    Whatever prints or stores an address shows it so. The spec of the object has all of it.
+    """
+    scheme, _, rest = uri.partition("://")
+    if scheme != "https":
+        return uri
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"https://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def is_object(uri: str) -> bool:
