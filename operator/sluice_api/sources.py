@@ -79,7 +79,7 @@ FolderUri = Annotated[
 """A folder that a job writes to."""
 AdapterUri = Annotated[
     str,
-    StringConstraints(pattern=rf"^({_PVC}|{_HF}|{_OBJECTS})$", max_length=512),
+    StringConstraints(pattern=rf"^({_PVC}|{_HF}|{_OBJECTS})$", max_length=1024),
     Remedy("write pvc://claim/path, s3://bucket/path (gs:// and az:// too) or hf://org/name@revision"),
 ]
 
