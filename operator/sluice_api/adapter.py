@@ -5,12 +5,11 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 
 from sluice_api.conditions import Condition
-from sluice_api.model import Model, Name, Remedy
+from sluice_api.model import Message, Model, Name, Remedy, Text
 from sluice_api.reports import LoadedState
 from sluice_api.resource import DNS_LABEL_NAME, Column, Kind, Resource, Rule, rules
 from sluice_api.sources import AdapterUri
 
-Text = Annotated[str, StringConstraints(max_length=256)]
 Digest = Annotated[
     str,
     StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71),
@@ -57,7 +56,7 @@ class AdapterReplica(Model):
     state: LoadedState = Field(description="Loading, Loaded or Failed.")
     version: Text = Field("", description="Name inside vLLM, <name>--<sha12>.")
     reason: Text = Field("", description="Why it failed, a word from docs/reasons.md.")
-    message: Annotated[str, StringConstraints(max_length=1024)] = Field("", description="Why, for a person.")
+    message: Message = Field("", description="Why, for a person.")
 
 
 class AdapterStatus(Model):

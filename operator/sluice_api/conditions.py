@@ -5,9 +5,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, StringConstraints
+from pydantic import AfterValidator, Field, NonNegativeInt, StringConstraints
 
-from sluice_api.model import Model, Time
+from sluice_api.model import Model, Time, plain
 
 ConditionStatus = Literal["True", "False", "Unknown"]
 
@@ -20,7 +20,7 @@ class Condition(Model):
     reason: Annotated[str, StringConstraints(max_length=64)] = Field(
         description="Why, in one word from docs/reasons.md."
     )
-    message: Annotated[str, StringConstraints(max_length=2048)] = Field(
+    message: Annotated[str, StringConstraints(max_length=2048), AfterValidator(plain)] = Field(
         "", description="Why, for a person: what the object waits for, since when, and what would end the wait."
     )
     observed_generation: NonNegativeInt = Field(0, description="Generation of the spec that this condition describes.")

@@ -1,12 +1,8 @@
 """FineTuneJob's status.data: what Prepare found, in short. All of it is in prepared/report.json (data_report.py)."""
 
-from typing import Annotated
+from pydantic import Field, NonNegativeInt
 
-from pydantic import Field, NonNegativeInt, StringConstraints
-
-from sluice_api.model import Model
-
-Short = Annotated[str, StringConstraints(max_length=256)]
+from sluice_api.model import Model, Text
 
 
 class Data(Model):
@@ -33,7 +29,7 @@ class Data(Model):
     )
     longest_row: NonNegativeInt = Field(0, description="Tokens of the longest row.")
     steps: NonNegativeInt = Field(0, description="Optimizer steps that training will take.")
-    estimated_gpu_memory: Short = Field(
+    estimated_gpu_memory: Text = Field(
         "", description="Peak memory of one GPU in training, by a formula, as a quantity."
     )
     estimated_seconds: NonNegativeInt | None = Field(
@@ -41,6 +37,6 @@ class Data(Model):
         description="How long training will take, once it has its GPUs: the middle of a range, see report.json. "
         "Absent: the label nvidia.com/gpu.product of the pool's nodes names no known GPU.",
     )
-    estimated_price: Short = Field(
+    estimated_price: Text = Field(
         "", description="What that costs at the pool's pricePerGpuHour, as a decimal string. Empty: it has none."
     )

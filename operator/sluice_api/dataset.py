@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from sluice_api.data_steps import Step
 from sluice_api.model import Decimal, Model, Remedy
 from sluice_api.resource import Rule, bound, rules
-from sluice_api.sources import Credentials, DatasetUri
+from sluice_api.sources import Credentials, DatasetUri, shown
 
 
 class DatasetFormat(StrEnum):
@@ -197,6 +197,6 @@ class Dataset(RowFiles):
         return {**{field: files.uri or "" for field, files in self.files_by_field.items()}, **words}
 
     @property
-    def uris(self) -> tuple[str, ...]:
-        """Every address that rows come from."""
-        return tuple(files.uri for files in self.all_files if files.uri)
+    def shown(self) -> tuple[str, ...]:
+        """Every address that rows come from, as anybody may read it."""
+        return tuple(shown(files.uri) for files in self.all_files if files.uri)

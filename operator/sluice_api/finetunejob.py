@@ -9,7 +9,7 @@ from sluice_api.conditions import Condition
 from sluice_api.data_summary import Data
 from sluice_api.dataset import Dataset
 from sluice_api.meta import DEFAULT_POOL, EXPERIMENTAL
-from sluice_api.model import Controller, Disk, Memory, Model, Name, Quantity, Seconds, SecretName, Time
+from sluice_api.model import Controller, Disk, Memory, Message, Model, Name, Quantity, Seconds, SecretName, Text, Time
 from sluice_api.pods import DEFAULT_DISK
 from sluice_api.publish import Publish
 from sluice_api.reports import LONGEST_ESTIMATE
@@ -20,8 +20,6 @@ from sluice_api.training import Lora, Method, Training
 
 MOST_ATTEMPTS = 100
 """Attempts that a status shows."""
-
-Text = Annotated[str, StringConstraints(max_length=256)]
 
 
 class ModelSource(Model):
@@ -316,7 +314,7 @@ class AttemptRecord(Model):
 
     attempt: NonNegativeInt = Field(description="Counts from 1.")
     reason: Text = Field(description="Why it ended, a word from docs/reasons.md.")
-    message: Annotated[str, StringConstraints(max_length=1024)] = Field("", description="Why, for a person.")
+    message: Message = Field("", description="Why, for a person.")
     step: NonNegativeInt = Field(0, description="The last step that was reported.")
     resumed_from: NonNegativeInt | None = Field(None, description="The step of the checkpoint from which it continued.")
     lost_steps: NonNegativeInt | None = Field(None, description=f"Steps reported but not saved. {_LOST_STEPS_UNKNOWN}")
@@ -335,7 +333,9 @@ class InterruptionRecord(Model):
 class Result(Model):
     """What came out."""
 
-    uri: Text = Field("", description="Folder of the exported adapter or model.")
+    uri: Annotated[str, StringConstraints(max_length=1024)] = Field(
+        "", description="Folder of the exported adapter or model."
+    )
     digest: Text = Field("", description="Digest of the files in it, sha256:...")
     evaluation_loss_before: Text = Field("", description="Loss on the held-out rows before training, nats.")
     evaluation_loss_after: Text = Field("", description="Loss on the held-out rows after training, nats.")

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 from sluice_api.chat_template import ChatTemplate
 from sluice_api.conditions import Condition
 from sluice_api.meta import DEFAULT_POOL, EXPERIMENTAL
-from sluice_api.model import Decimal, Disk, Limit, Memory, Model, Name, Quantity, Remedy, SecretName, Time
+from sluice_api.model import Decimal, Disk, Limit, Memory, Model, Name, Quantity, Remedy, SecretName, Text, Time
 from sluice_api.pods import DEFAULT_DISK
 from sluice_api.resource import Column, Kind, Resource, Rule, rules
 from sluice_api.selectors import NamespaceSelector
@@ -23,7 +23,6 @@ Utilization = Annotated[
         "write a share of a GPU's memory above 0 and at most 1, such as '0.90'",
     ),
 ]
-Text = Annotated[str, StringConstraints(max_length=256)]
 
 
 class LendingPolicy(StrEnum):

@@ -1,5 +1,6 @@
 """The base of every type that crosses a process boundary."""
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -59,6 +60,20 @@ class Limit:
         told = {"rule": self.rule, "message": self.message}
         return schema | {"x-kubernetes-validations": [*schema.get("x-kubernetes-validations", ()), told]}
 
+
+_UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What changes how the text around it is shown, such as the colours of a terminal."""
+
+
+def plain(text: str) -> str:
+    """A text that others wrote as a person may safely read it, just as long: tabs and line feeds stay."""
+    return _UNSHOWN.sub("\ufffd", text)
+
+
+Text = Annotated[str, StringConstraints(max_length=256), AfterValidator(plain)]
+"""A name, a number or a word in a status."""
+Message = Annotated[str, StringConstraints(max_length=1024), AfterValidator(plain)]
+"""A few sentences in a status, for a person; part of them are often another program's words."""
 
 Name = Annotated[
     str,

@@ -6,15 +6,16 @@ Both sides read these names from here, so that neither can drift.
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from sluice_api.quantity import amount
 
 STAGE_ENV = "SLUICE_STAGE"
-"""Trainer pods: a stages.StageSpec as JSON."""
+"""Trainer pods: a stages.StageSpec as JSON, in as many variables as it needs (`variables`)."""
 
 SLOT_ENV = "SLUICE_SLOT"
-"""Engine pods, both containers: a slots.SlotSpec as JSON."""
+"""Engine pods, every container: a slots.SlotSpec as JSON, in as many variables as it needs (`variables`)."""
 
 REPORT_URL_ENV = "SLUICE_REPORT_URL"
 """Scheme, host and port of the operator's progress Service; reports.*_PATH is appended."""
@@ -91,6 +92,28 @@ METRICS_PORT = 9090
 
 GRACE_MARGIN_SECONDS = 30
 """Engine pods: terminationGracePeriodSeconds is the drain timeout and this."""
+
+
+_PIECE = 30_000
+"""Characters, of up to four bytes each. Linux starts no program with a variable of 128 KiB (MAX_ARG_STRLEN)."""
+
+
+def variables(name: str, text: str) -> dict[str, str]:
+    """The environment variables in which a program is told a text of any length: NAME, NAME_2, NAME_3 and so on."""
+    pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
+    return {name if number == 1 else f"{name}_{number}": piece for number, piece in enumerate(pieces, 1)}
+
+
+def told(name: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The text that `variables` has put into the environment.
+
+    Raises:
+        KeyError: there is none.
+    """
+    pieces = [environment[name]]
+    while (piece := environment.get(f"{name}_{len(pieces) + 1}")) is not None:
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def disk_room(folder: str | os.PathLike[str]) -> int:

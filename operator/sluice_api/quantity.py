@@ -53,3 +53,8 @@ def readable(resource: str, value: int) -> str:
         gibibytes = value / 2**30
         return f"{gibibytes:.0f}Gi" if gibibytes >= 100 else f"{gibibytes:.3g}Gi"
     return str(value)
+
+
+def decimal(value: float, places: int) -> str:
+    """A number for a column: 2.3456, and 1.2346e+12 where digits would say nothing."""
+    return f"{value:.{places}f}" if abs(value) < 1e9 else f"{value:.4e}"

@@ -3,6 +3,7 @@
 A claim, a ConfigMap and a Secret are mounted into the pods that need them; everything else these fetch themselves.
 """
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -78,7 +79,7 @@ FolderUri = Annotated[
 """A folder that a job writes to."""
 AdapterUri = Annotated[
     str,
-    StringConstraints(pattern=rf"^({_PVC}|{_HF}|{_OBJECTS})$", max_length=512),
+    StringConstraints(pattern=rf"^({_PVC}|{_HF}|{_OBJECTS})$", max_length=1024),
     Remedy("write pvc://claim/path, s3://bucket/path (gs:// and az:// too) or hf://org/name@revision"),
 ]
 
@@ -108,15 +109,18 @@ class VolumePath:
         return VOLUMES / self.claim / self.path
 
 
-@lru_cache(maxsize=2**14)
 def volume_path(uri: str) -> VolumePath | None:
     """The claim and path behind a pvc:// address; None for any other kind of address.
 
     Raises:
         ValueError: the path climbs out of its claim.
     """
-    if not uri.startswith("pvc://"):
-        return None  # and not taken apart: not everything behind https:// can be
+    # No other is taken apart, as not everything behind https:// can be, and none is kept, as they may be long.
+    return _taken_apart(uri) if uri.startswith("pvc://") else None
+
+
+@lru_cache(maxsize=2**14)
+def _taken_apart(uri: str) -> VolumePath:
     parts = urlsplit(uri.replace("?", "%3F"))  # a wildcard, not the beginning of a query
     path = PurePosixPath(parts.path.lstrip("/").replace("%3F", "?"))
     if ".." in path.parts:
@@ -154,6 +158,18 @@ def config_maps_of(*uris: str) -> tuple[str, ...]:
     """The ConfigMaps that these addresses name, each once, in order."""
     found = (config_map_key(uri) for uri in uris)
     return tuple(dict.fromkeys(each.name for each in found if each))
+
+
+def shown(uri: str) -> str:
+    """An address as anybody may read it: of https:// without user, query and fragment, which may be what opens it.
+
+    Whatever prints or stores an address shows it so. The spec of the object has all of it.
+    """
+    scheme, _, rest = uri.partition("://")
+    if scheme != "https":
+        return uri
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"https://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def is_object(uri: str) -> bool:

@@ -69,7 +69,8 @@ def read_credentials(source: sources.Credentials | None, uri: str) -> Credential
     if kind not in KEYS_OF:
         raise FileError(
             Failure.INVALID,
-            f"{uri}: credentials do not open such an address. Leave them out, or use hf://, s3://, gs:// or az://.",
+            f"{sources.shown(uri)}: credentials do not open such an address. Leave them out, or use hf://, s3://, "
+            "gs:// or az://.",
         )
     folder = Path(os.environ.get(ROOT_ENV, str(sources.CREDENTIALS))) / source.secret
     if not folder.is_dir() or not (found := _keys(folder)):

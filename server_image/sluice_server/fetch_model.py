@@ -34,7 +34,7 @@ def run() -> None:
     """Fetch what the slot in the environment needs; exit with 1 and a termination message if that can't be had."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        fetch(SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]), SlotPaths.here())
+        fetch(SlotSpec.model_validate_json(pods.told(pods.SLOT_ENV)), SlotPaths.here())
     except FileError as error:
         message = error.in_field("spec.model:", "spec.model.credentials")
         termination = Path(os.environ.get(TERMINATION_FILE_ENV, pods.TERMINATION_FILE))

@@ -23,7 +23,7 @@ def serve() -> None:
     paths = SlotPaths.here()
     if not paths.secret_file.exists():
         sys.exit(f"{paths.secret_file} is missing: the agent writes it and must be started first")
-    slot = SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV])
+    slot = SlotSpec.model_validate_json(pods.told(pods.SLOT_ENV))
     if slot.sleep_level:
         wait_at_start_gate(paths)
     command = prepared_command(slot, paths)

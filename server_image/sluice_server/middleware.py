@@ -107,7 +107,7 @@ class Middleware:
         self._memory, self._end, self._layers = memory, end, layers
         self._secret = (secret or SlotPaths.here().secret_file.read_text()).strip().encode()
         if base is None:
-            slot = SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV])
+            slot = SlotSpec.model_validate_json(pods.told(pods.SLOT_ENV))
             base, served_names = slot.engine, slot.spec.served_names
         self._aliases = Aliases(base, served_names)
         self._templates = templates or AdapterTemplates(SlotPaths.here().adapters)

@@ -5,7 +5,6 @@ Standard library only, so that the hook starts in a moment beside a busy vLLM.
 
 import http.client
 import json
-import os
 import sys
 import time
 from typing import Any
@@ -24,7 +23,7 @@ def wait_drained() -> None:
     is too busy to answer is asked again.
     """
     paths = SlotPaths.here()
-    limit = float(json.loads(os.environ[pods.SLOT_ENV])["spec"]["preemption"]["drainTimeoutSeconds"])
+    limit = float(json.loads(pods.told(pods.SLOT_ENV))["spec"]["preemption"]["drainTimeoutSeconds"])
     started = time.monotonic()
     outcome = "vLLM has not answered"
     while (waited := time.monotonic() - started) < limit + QUIET_SECONDS:

@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from sluice_api.imports import importing
-from sluice_api.pods import REPORT_URL_ENV, STAGE_ENV, TERMINATION_FILE
+from sluice_api.pods import REPORT_URL_ENV, STAGE_ENV, TERMINATION_FILE, told
 from sluice_api.reasons import Reason
 from sluice_api.reports import Activity
 from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
@@ -70,9 +70,11 @@ def _stage() -> StageSpec:
         sys.stderr.write(f"In a cluster the operator starts this stage, with {STAGE_ENV}. By hand it is: {command}\n")
         sys.exit(ExitCode.BAD_INPUT)
     try:
-        stage = StageSpec.model_validate_json(os.environ.get(STAGE_ENV, ""))
+        stage = StageSpec.model_validate_json(told(STAGE_ENV))
     except ValidationError as error:
-        message = f"{STAGE_ENV} is no StageSpec of this image's version; operator and image must match. {error}"
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        what = f"{'.'.join(map(str, first['loc'])) or STAGE_ENV}: {first['msg']}"  # without the value: it may be secret
+        message = f"{STAGE_ENV} is no StageSpec of this image's version; operator and image must match. {what}"
         _write_outcome(StageOutcome(reason=Reason.TRAINER_FAILED, message=message[:2000]), ExitCode.INTERNAL)
         sys.exit(ExitCode.INTERNAL)
     if sys.argv[1:] != [stage.stage.lower()]:
@@ -187,7 +189,7 @@ def _configure_libraries(stage: StageSpec) -> None:
     if stage.spec.method is not Method.QLORA:
         # PEFT imports it whenever it is there, and it imports the whole of torch's compiler.
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
-    if not any(uri.startswith("hf://") for uri in (stage.spec.model.uri, *stage.spec.dataset.uris)):
+    if not any(uri.startswith("hf://") for uri in (stage.spec.model.uri, *stage.spec.dataset.shown)):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

@@ -25,7 +25,7 @@ from sluice_api.admission import Problem, filled, problems
 from sluice_api.data_report import REPORT_HTML, REPORT_JSON, DataReport
 from sluice_api.finetunejob import FineTuneJob, FineTuneJobSpec
 from sluice_api.meta import GROUP, work_folder
-from sluice_api.pods import STAGE_ENV
+from sluice_api.pods import STAGE_ENV, variables
 from sluice_api.sources import is_object, volume_path
 from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
 from sluice_trainer.data.report import terminal
@@ -298,7 +298,7 @@ def _run_stage(
     outcome.unlink(missing_ok=True)
     environment = {
         **os.environ,
-        STAGE_ENV: job.to_json(),
+        **variables(STAGE_ENV, job.to_json()),
         OUTCOME_ENV: str(outcome),
         "SLUICE_VOLUMES": str(volumes),
         "SLUICE_WORK": str(scratch / "work"),

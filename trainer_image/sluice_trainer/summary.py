@@ -61,7 +61,7 @@ def _rows(
     whole = spec.method is Method.FULL
     rows = {
         "base model": spec.model.uri,
-        "dataset": ", ".join(spec.dataset.uris),
+        "dataset": ", ".join(spec.dataset.shown),
         "method": spec.method if whole else f"{spec.method}, rank {exported.rank}",
     }
     if prepared is not None:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from sluice_api.meta import GROUP
+from sluice_api.model import plain
 from sluice_operator.cluster.client import Body
 from sluice_operator.cluster.kinds import KINDS
 from sluice_operator.observe.views import Key
@@ -74,7 +75,7 @@ class EventLog:
             "type": what.level,
             "reason": what.reason,
             "action": what.reason,
-            "message": what.message[:_MAX_MESSAGE],
+            "message": plain(what.message[:_MAX_MESSAGE]),
             "firstTimestamp": at,
             "lastTimestamp": at,
             "count": 1,

@@ -157,7 +157,7 @@ def _model(slot: SlotSpec, mounts: _Mounts, settings: Settings) -> Manifest:
         "imagePullPolicy": settings.image_pull_policy,
         "command": pod.python("-m", "sluice_server", "fetch-model"),
         "env": pod.environment(
-            {pods.SLOT_ENV: slot.to_json()},
+            pods.variables(pods.SLOT_ENV, slot.to_json()),
             pod.disk_limit(slot.spec.resources.ephemeral_storage),
             _NO_SECOND_CACHE,
             pod.BASE_ENVIRONMENT,
@@ -185,7 +185,8 @@ def _agent(slot: SlotSpec, mounts: _Mounts, settings: Settings) -> Manifest:
         "restartPolicy": "Always",
         "command": pod.python("-m", "sluice_server", "agent"),
         "env": pod.environment(
-            {pods.SLOT_ENV: slot.to_json(), pods.REPORT_URL_ENV: settings.report_url},
+            pods.variables(pods.SLOT_ENV, slot.to_json()),
+            {pods.REPORT_URL_ENV: settings.report_url},
             {**pod.disk_limit(slot.spec.resources.ephemeral_storage), **_NO_SECOND_CACHE} if lora else {},
             pod.BASE_ENVIRONMENT,
         ),
@@ -231,7 +232,9 @@ def _vllm(slot: SlotSpec, mounts: _Mounts, pool: GPUPoolSpec, devices: list[Mani
         "imagePullPolicy": settings.image_pull_policy,
         "command": pod.python("-m", "sluice_server", "vllm"),
         "env": pod.environment(
-            {pods.SLOT_ENV: slot.to_json()}, pod.disk_limit(wanted.ephemeral_storage), pod.BASE_ENVIRONMENT
+            pods.variables(pods.SLOT_ENV, slot.to_json()),
+            pod.disk_limit(wanted.ephemeral_storage),
+            pod.BASE_ENVIRONMENT,
         ),
         "ports": [{"name": "http", "containerPort": pods.SERVE_PORT, "protocol": "TCP"}],
         "lifecycle": {"preStop": {"exec": {"command": ["python3", "-m", "sluice_server", "wait-drained"]}}},

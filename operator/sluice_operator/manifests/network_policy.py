@@ -5,7 +5,7 @@ for names, on their own ports. Probes need no rule: a node always reaches its ow
 """
 
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 from sluice_api import pods
@@ -22,9 +22,33 @@ from sluice_operator.writes import Manifest
 _HTTPS = 443
 _DNS = (("UDP", 53), ("TCP", 53), ("UDP", 5353), ("TCP", 5353))
 """Also where OpenShift's resolvers listen."""
-_LINK_LOCAL = ("169.254.0.0/16", "fe80::/10")
-_PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
-"""Where clusters, their nodes and their neighbours are, one cloud's metadata service for IPv6 too."""
+_NO_INTERNET = (
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",  # shared with providers; pods and nodes of some clouds
+    "127.0.0.0/8",
+    "169.254.0.0/16",  # of a link: metadata services
+    "172.16.0.0/12",
+    "192.0.0.0/24",  # one cloud's metadata service
+    "192.0.2.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",  # benchmarks; pods of some clusters
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/4",  # multicast
+    "240.0.0.0/4",  # reserved; pods of some clusters
+)
+"""Where clusters, their nodes and their neighbours are, and what nobody is.
+
+https://www.iana.org/assignments/iana-ipv4-special-registry
+"""
+_INTERNET_6, _NO_INTERNET_6 = "2000::/3", ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+"""All global unicast addresses; in it tunnels that would lead to any IPv4 address, and examples.
+
+https://www.iana.org/assignments/iana-ipv6-special-registry
+"""
+_TRANSLATED = "64:ff9b::/96"
+"""NAT64, by which pods of a cluster with IPv6 alone reach the IPv4 internet."""
 
 
 def engine_policy(engine: InferenceEngine, api_servers: Sequence[Address], settings: Settings) -> Manifest:
@@ -107,7 +131,7 @@ def _common(settings: Settings) -> list[Manifest]:
     Resolvers are link-local too: NodeLocal DNSCache at an address that its installer chooses, Cloud DNS for GKE at
     169.254.169.254, where the metadata service has other ports.
     """
-    anywhere = [{"namespaceSelector": {}}, *_addresses()]
+    anywhere = [{"namespaceSelector": {}}, *({"ipBlock": {"cidr": cidr}} for cidr in ("0.0.0.0/0", "::/0"))]
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.namespace}},
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "sluice", "app.kubernetes.io/component": "operator"}},
@@ -137,7 +161,7 @@ def _public(*uris: str) -> list[Manifest]:
     if not ports:
         return []
     ports = sorted({_HTTPS, *ports})  # what is fetched may be elsewhere than what was asked
-    return [{"to": _addresses((*_LINK_LOCAL, *_PRIVATE)), "ports": [_tcp(port) for port in ports]}]
+    return [{"to": _internet(), "ports": [_tcp(port) for port in ports]}]
 
 
 def _port(uri: str) -> int:
@@ -148,13 +172,19 @@ def _port(uri: str) -> int:
         return _HTTPS
 
 
-def _addresses(but: Sequence[str] = ()) -> list[Manifest]:
-    """All addresses of both families but some."""
-    blocks = []
-    for everything in ("0.0.0.0/0", "::/0"):
-        left_out = [cidr for cidr in but if (":" in cidr) is (":" in everything)]
-        blocks.append({"ipBlock": {"cidr": everything, **({"except": left_out} if left_out else {})}})
-    return blocks
+def _internet() -> list[Manifest]:
+    translated = [_translated(cidr) for cidr in _NO_INTERNET]
+    return [
+        {"ipBlock": {"cidr": "0.0.0.0/0", "except": list(_NO_INTERNET)}},
+        {"ipBlock": {"cidr": _INTERNET_6, "except": list(_NO_INTERNET_6)}},
+        {"ipBlock": {"cidr": _TRANSLATED, "except": translated}},
+    ]
+
+
+def _translated(cidr: str) -> str:
+    """A block of IPv4 addresses as NAT64 writes it."""
+    address, _, length = cidr.partition("/")
+    return str(ip_network(f"64:ff9b::{address}/{96 + int(length)}"))
 
 
 def _single(ip: str) -> str:

@@ -113,8 +113,10 @@ def disk_limit(disk: str) -> dict[str, str]:
 
 
 def environment(*parts: Mapping[str, str]) -> list[Manifest]:
-    """Environment variables of a container."""
-    return [{"name": name, "value": value} for part in parts for name, value in part.items()]
+    """Environment variables of a container, each with exactly its value: the kubelet takes $(NAME) for another
+    variable's value and $$ for $.
+    """
+    return [{"name": name, "value": value.replace("$", "$$")} for part in parts for name, value in part.items()]
 
 
 def claim_volumes(claims: Iterable[str]) -> list[Manifest]:

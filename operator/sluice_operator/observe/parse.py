@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from pydantic import ValidationError
 
@@ -144,7 +144,8 @@ def _share_names_of_set_fields(model: Model) -> None:
                 _share_names_of_set_fields(part)
 
 
-_NAMES: dict[frozenset[str], set[str]] = {}
+_NAMES: WeakValueDictionary[frozenset[str], set[str]] = WeakValueDictionary()
+"""Weak, as `_PARTS` is: what a deleted object said must not stay, or a tenant who writes many fills the memory."""
 
 
 def _job(body: Body) -> FineTuneJob:
@@ -158,9 +159,17 @@ def _job(body: Body) -> FineTuneJob:
 _read_job = _custom(FineTuneJob)
 
 
-@lru_cache(maxsize=16_384)
 def _held_once(part: Model) -> Model:
-    return part
+    """The part that equals this one, as long as a job has it."""
+    held = _PARTS.get(part)
+    found = held() if held else None
+    if found is None:
+        _PARTS[part] = ref(part)
+        return part
+    return found
+
+
+_PARTS: WeakKeyDictionary[Model, ref[Model]] = WeakKeyDictionary()
 
 
 def _stage_job(body: Body) -> StageJobView:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sluice_api.finetunejob import Progress
+from sluice_api.quantity import decimal
 from sluice_api.reports import TrainingReport
 from sluice_api.stages import Stage
 
@@ -80,11 +81,6 @@ def progress_after(before: Progress | None, stage: Stage, report: TrainingReport
         attempt=report.attempt,
         reported_at=now,
     )
-
-
-def decimal(value: float, places: int) -> str:
-    """A number for a column: 2.3456, and 1.2346e+12 where digits would say nothing."""
-    return f"{value:.{places}f}" if abs(value) < 1e9 else f"{value:.4e}"
 
 
 def length(seconds: int) -> str:

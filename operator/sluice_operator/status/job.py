@@ -16,7 +16,7 @@ from sluice_api.finetunejob import (
     QueuePlace,
     Result,
 )
-from sluice_api.quantity import readable
+from sluice_api.quantity import decimal, readable
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.facts.claims import LiveClaim, ends_at
@@ -185,6 +185,6 @@ def _result(outcomes: Outcomes) -> Result | None:
     return Result(
         uri=export.uri if export else "",
         digest=export.digest if export else "",
-        evaluation_loss_before=f"{before:.4f}" if before is not None else "",
-        evaluation_loss_after=f"{after:.4f}" if after is not None else "",
+        evaluation_loss_before=decimal(before, 4) if before is not None else "",
+        evaluation_loss_after=decimal(after, 4) if after is not None else "",
     )

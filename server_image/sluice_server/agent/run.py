@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def run() -> None:
     """Run the agent until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    asyncio.run(_run(SlotSpec.model_validate_json(os.environ[pods.SLOT_ENV]), SlotPaths.here()))
+    asyncio.run(_run(SlotSpec.model_validate_json(pods.told(pods.SLOT_ENV)), SlotPaths.here()))
 
 
 async def _run(spec: SlotSpec, paths: SlotPaths) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sluice_api.sources import DatasetUri
+from sluice_api.sources import DatasetUri, shown
 
 ADDRESS = TypeAdapter[str](DatasetUri)
 
@@ -30,3 +30,20 @@ def test_dataset_address_is_accepted(uri: str) -> None:
 def test_invalid_dataset_address_is_refused(uri: str) -> None:
     with pytest.raises(ValidationError):
         ADDRESS.validate_python(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("https://host/rows.jsonl", "https://host/rows.jsonl"),
+        ("https://host/rows.csv?sig=SECRET&user=me@host#SECRET", "https://host/rows.csv"),
+        ("https://host?SECRET", "https://host"),
+        ("https://host/a#SECRET/b?SECRET", "https://host/a"),
+        ("https://me:SECRET@host:8443/a@b/rows.jsonl", "https://host:8443/a@b/rows.jsonl"),
+        ("https://SECRET@[2001:db8::1]:8443/x?/y", "https://[2001:db8::1]:8443/x"),
+        ("pvc://datasets/part-?.jsonl", "pvc://datasets/part-?.jsonl"),
+        ("s3://bucket/a@b/*.jsonl", "s3://bucket/a@b/*.jsonl"),
+    ],
+)
+def test_address_is_shown_without_what_may_open_it(uri: str, expected: str) -> None:
+    assert shown(uri) == expected

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sluice_api.finetunejob import Progress
+from sluice_api.quantity import decimal
 from sluice_api.reports import Activity, TrainingReport
 from sluice_api.stages import Stage
-from sluice_operator.progress.coalesce import EVERY, Written, decimal, due, length, progress_after
+from sluice_operator.progress.coalesce import EVERY, Written, due, length, progress_after
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BEFORE = NOW - timedelta(seconds=1)

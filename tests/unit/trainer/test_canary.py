@@ -1,5 +1,7 @@
 """A credential is found nowhere: in no log, outcome, report, file or error, and not in the environment."""
 
+import io
+import json
 import os
 import traceback
 from collections.abc import Iterator
@@ -9,10 +11,12 @@ from typing import Any
 import pytest
 
 from dev.cluster.ports import free_port
-from sluice_api.stages import ExitCode
+from sluice_api.stages import ExitCode, TrainResult
 from sluice_files import hub as hub_module
 from sluice_files import stores
+from sluice_trainer.data import remote as https
 from sluice_trainer.errors import StageError
+from sluice_trainer.export.card import model_card
 from tests.hub import STRANGER, TOKEN, Hub, hub
 from tests.object_store import KEY, SECRET, ObjectStore, write_secret
 from tests.unit.trainer import forked
@@ -104,3 +108,67 @@ def test_credential_is_in_no_pods_log_or_outcome(
     stage = parent.start(remote, "Prepare", before=f"import os; os.environ.update({of_pod}); {online}")
     assert stage.wait() == code, stage.log.read_text()
     assert leaks(stage.log.read_text(), stage.outcome_file.read_text(), *written_below(remote.work)) == []
+
+
+SIGNED = f"https://host.example/rows.jsonl?X-Signature={CANARY}#{CANARY}"
+UNUSUAL = f"https://host.example/r\u00f6ws.jsonl?X-Signature={CANARY}\x01\u00f6"
+ANSWERS: dict[str, tuple[str, bytes]] = {
+    "rows": ("200 OK", b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)),
+    "bad row": ("200 OK", b'{"messages": 1}\n' * 9),
+    "no rows": ("200 OK", b""),
+    "page": ("200 OK", b"<!DOCTYPE html><html><body>Sign in</body></html>"),
+    "cut off": ("200 OK", b"\x1f\x8b\x08\x00"),
+    "forbidden": ("403 Forbidden", b""),
+    "missing": ("404 Not Found", b""),
+    "busy": ("503 Unavailable", b""),
+    "to nowhere": (f"302 Found\r\nLocation: https://[::1/?{CANARY}", b""),
+    "to http": (f"302 Found\r\nLocation: http://me:{CANARY}@host.example/?{CANARY}", b""),
+    "to itself": (f"302 Found\r\nLocation: https://host.example/?{CANARY}", b""),
+}
+DATASETS: dict[str, dict[str, Any]] = {
+    "signed": {"uri": SIGNED},
+    "unusual": {"uri": UNUSUAL},
+    "several": {"sources": [{"uri": SIGNED}, {"uri": UNUSUAL}]},
+    "with a password": {"uri": f"https://me:{CANARY}@host.example/rows.jsonl"},
+    "with credentials": {"uri": SIGNED, "credentials": {"secret": "any"}},
+}
+REFUSED = ("with a password", "with credentials")
+
+
+class Answer:
+    """A connection to a host that answers always the same."""
+
+    def __init__(self, status: str, body: bytes) -> None:
+        self._text = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+    def sendall(self, request: bytes) -> None:
+        assert request.startswith(b"GET /")
+
+    def makefile(self, _mode: str) -> io.BytesIO:
+        return io.BytesIO(self._text)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_what_opens_an_address_is_in_no_output(
+    dataset: str, answer: str, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr(https, "_address", lambda _host, _port, _name: "192.0.2.1")
+    monkeypatch.setattr(https._Connection, "connect", lambda self: setattr(self, "sock", Answer(*ANSWERS[answer])))
+    signed = Job(job.volumes, name="signed", spec=(("dataset", DATASETS[dataset]),))
+    try:
+        signed.prepare()
+    except StageError as error:
+        assert answer != "rows" or dataset in REFUSED
+        said = "".join(traceback.format_exception(error)) + repr(error.__context__)
+    else:
+        assert answer == "rows"
+        assert dataset not in REFUSED
+        said = model_card(signed.stage("Export"), signed.prepared().manifest, TrainResult(step=1, total_steps=1))
+        assert "https://host.example/r" in said
+    assert leaks(said, *capfd.readouterr(), *written_below(signed.work)) == []

@@ -195,7 +195,7 @@ def collect(
     maker = settings.maker()
     sources = [Source(said, its) for said, its in zip(spec.dataset.all_files, files, strict=True)]
     all_of_them = [file for its in files for file in its]
-    name = all_of_them[0].name if len(all_of_them) == 1 else _name_of(spec.dataset.uris)
+    name = all_of_them[0].name if len(all_of_them) == 1 else _name_of(spec.dataset.shown)
     with work.writing():
         writer = RowWriter(folder)
     collected = Collected(writer, Findings(name), spec.training.seed, maker, settings.longest, Tally(maker.steps))

@@ -28,7 +28,7 @@ _SHOWN = 8
 
 def dataset_name(uri: str) -> str:
     """The address as messages show it: claim/path for a volume."""
-    return uri.removeprefix("pvc://")
+    return sources.shown(uri).removeprefix("pvc://")
 
 
 def row_files(files: RowFiles, field: str) -> list[RowFile]:
@@ -104,7 +104,7 @@ def _found(files: RowFiles, uri: str, field: str, opened: Credentials) -> list[R
     if uri.startswith("https://"):
         from sluice_trainer.data import remote
 
-        return [RowFile(remote.fetch(uri, scratch / "rows", field).resolve(), uri)]
+        return [RowFile(remote.fetch(uri, scratch / "rows", field).resolve(), sources.shown(uri))]
     return _on_the_hub(files, uri, scratch, opened) if uri.startswith("hf://") else _objects(uri, scratch, opened)
 
 

@@ -10,10 +10,11 @@ import os
 import socket
 import ssl
 from pathlib import Path
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from sluice_api.pods import disk_room
 from sluice_api.reasons import Reason
+from sluice_api.sources import shown
 from sluice_api.stages import ExitCode
 from sluice_trainer.errors import StageError
 
@@ -21,6 +22,9 @@ MAX_FILE_BYTES = 8 * 1024**3
 TIMEOUT_SECONDS = 30.0
 MAX_REDIRECTS = 5
 
+_AS_WRITTEN = "/?:@!$&'()*+,;=%-._~[]|"
+"""What an address may have in its path and query. What else a person writes, such as an umlaut, is escaped: HTTP takes
+no other, and an error about it would show the query."""
 _MOVED = (301, 302, 303, 307, 308)
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 """NAT64: an IPv4 address, perhaps a private one, in IPv6 clothes."""
@@ -62,17 +66,17 @@ def fetch(uri: str, path: Path, field: str = "dataset.uri") -> Path:
     Raises:
         StageError: DatasetNotFound (404, 410), or DownloadFailed with host and status.
     """
-    url, name = uri, f"{field} {uri}"
+    url, name = uri, f"{field} {shown(uri)}"
     for _ in range(MAX_REDIRECTS + 1):
         parts = _checked(url, name)
         host, port = parts.hostname or "", parts.port or 443
         connection = _Connection(host, port, _address(host, port, name))
         try:
-            target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+            target = quote(f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}", safe=_AS_WRITTEN)
             connection.request("GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "sluice"})
             answer = connection.getresponse()
             if answer.status in _MOVED:
-                url = urljoin(url, answer.getheader("Location", ""))
+                url = _next(url, answer.getheader("Location", ""), name)
                 continue
             _check_status(answer.status, host, name)
             return _store(answer, path, name)
@@ -89,13 +93,20 @@ def _checked(url: str, name: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         _ = parts.port, (parts.hostname or "").encode("idna")
-    except ValueError as error:
-        raise _refused(name, f"{url} is no address: {error}") from None
+    except ValueError:  # whose text may show a password
+        raise _refused(name, f"{shown(url)} is no address: its host or its port can't be") from None
     if parts.scheme != "https":
         raise _refused(name, f"it leads to {parts.scheme}://{parts.hostname}, which is not https")
     if parts.username or parts.password:
         raise _refused(name, "it has a user name or password in it, which any reader of the job would see")
     return parts
+
+
+def _next(url: str, location: str, name: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise _refused(name, f"it leads to {shown(location)}, which is no address") from None
 
 
 def _address(host: str, port: int, name: str) -> str:

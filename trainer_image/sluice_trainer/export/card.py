@@ -20,7 +20,7 @@ def model_card(stage: StageSpec, prepared: PreparedManifest, trained: TrainResul
     found = prepared.result
     overlong = f", {found.overlong_rows} too long ({spec.training.overlong_rows})" if found.overlong_rows else ""
     unit = "pair" if prepared.row_format is DatasetFormat.PREFERENCE else "token"
-    addresses = ", ".join(f"`{uri}`" for uri in spec.dataset.uris)
+    addresses = ", ".join(f"`{uri}`" for uri in spec.dataset.shown)
     return f"""---
 base_model: {_base_model(spec.model.uri)}
 library_name: {"transformers" if whole else "peft"}
