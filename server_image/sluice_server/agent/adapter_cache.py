@@ -21,13 +21,12 @@ from sluice_api.slots import SlotSpec
 from sluice_server.agent.checks import BaseModel, Candidate, check_adapter
 from sluice_server.agent.rejected import AdapterRejected
 from sluice_server.agent.resources import WantedAdapter
-from sluice_server.agent.sources import FETCHED, AdapterFiles, AdapterSources
-from sluice_server.agent.tensors import NotSafetensors, folder_tensors, not_finite, tensors
+from sluice_server.agent.sources import FETCHED, MAX_BYTES, AdapterFiles, AdapterSources
+from sluice_server.agent.tensors import NotSafetensors, adapter_tensors, folder_tensors, not_finite
 from sluice_server.model import EngineModel, engine_model
 from sluice_server.paths import SlotPaths
 
 CONFIG, WEIGHTS = ADAPTER_FILES
-MAX_BYTES = {CONFIG: 2**20, WEIGHTS: 8 * 2**30, MANIFEST: 2**20, CHAT_TEMPLATE: 2**18}
 _STAGING = ".new-"
 _CHUNK = 2**20
 
@@ -117,7 +116,7 @@ class AdapterCache:
     def _candidate(self, adapter: WantedAdapter, folder: Path, manifest: AdapterManifest | None) -> Candidate:
         try:
             config = json.loads((folder / CONFIG).read_bytes())
-            found = tensors(folder / WEIGHTS)
+            found = adapter_tensors(folder / WEIGHTS)
         except NotSafetensors as error:
             raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: {error}.") from error
         except (ValueError, RecursionError) as error:

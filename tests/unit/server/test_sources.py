@@ -1,6 +1,7 @@
 """Adapters from an object store: fetched once, checked as those of a volume are, and kept where the engine says."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,16 @@ def test_secret_that_is_missing_is_named(paths: SlotPaths, adapter: Path, secret
 def test_digest_is_checked_of_what_was_fetched(paths: SlotPaths, adapter: Path) -> None:
     with pytest.raises(AdapterRejected, match=r"source\.digest asks for sha256:0"):
         AdapterCache(slot(), paths).fetch(wanted(digest="sha256:" + "0" * 64))
+
+
+def test_adapter_with_a_file_that_is_too_large_is_refused_before_it_is_fetched(
+    paths: SlotPaths, adapter: Path, downloads: list[str]
+) -> None:
+    os.truncate(adapter / "adapter_config.json", 2**20 + 1)
+    with pytest.raises(AdapterRejected) as raised:
+        AdapterCache(slot(), paths).fetch(wanted())
+    assert str(raised.value) == (
+        f"source.uri {URI}: adapter_config.json has 1,048,577 bytes, and at most 1,048,576 are fetched. Correct the "
+        "address."
+    )
+    assert (raised.value.reason, downloads) == ("AdapterInvalid", [])
