@@ -201,11 +201,17 @@ def _layers_fit(candidate: Candidate, base: BaseModel) -> None:
         raise _other_base(candidate, base, "none of its layers are in that model")
 
 
+def layer_names(candidate: Candidate) -> list[str]:
+    """The layers that the adapter has weights of, by their names in the base model."""
+    return sorted({name.removeprefix(_PREFIX).removesuffix(_A).removesuffix(_B) for name in candidate.tensors})
+
+
 def _layers(candidate: Candidate) -> dict[str, tuple[Tensor | None, Tensor | None]]:
     """lora_A and lora_B of each layer, by the layer's name in the base model; None for one that is missing."""
     found = candidate.tensors
-    names = {name.removeprefix(_PREFIX).removesuffix(_A).removesuffix(_B) for name in found}
-    return {name: (found.get(f"{_PREFIX}{name}{_A}"), found.get(f"{_PREFIX}{name}{_B}")) for name in sorted(names)}
+    return {
+        name: (found.get(f"{_PREFIX}{name}{_A}"), found.get(f"{_PREFIX}{name}{_B}")) for name in layer_names(candidate)
+    }
 
 
 def _invalid(candidate: Candidate, what: str) -> AdapterRejected:

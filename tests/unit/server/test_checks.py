@@ -112,6 +112,11 @@ REFUSED: list[tuple[str, Callable[[Claims], object], str]] = [
         lambda c: make_adapter(c.adapter, c.model, r=0) and c.configure(r=4),
         "AdapterInvalid: {uri}: lora_A and lora_B of model.layers.0.mlp.down_proj have shapes (0, 32) and (16, 0)",
     ),
+    (
+        "patterns that vLLM can't read",
+        lambda c: c.configure(rank_pattern={"(": 4}),
+        "AdapterInvalid: {uri}: rank_pattern or alpha_pattern in adapter_config.json has '(', which is no regular",
+    ),
     ("half a pair", lambda c: c.change_weights(lambda w: w.pop(min(w))), "AdapterInvalid: {uri}: adapter_model."),
     (
         "more than LoRA",

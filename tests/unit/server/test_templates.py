@@ -115,6 +115,16 @@ def test_template_of_an_adapter_is_bounded_and_no_link(slot: Slot, tmp_path: Pat
         slot.fetch()
 
 
+def test_template_that_would_stop_the_engine_is_refused(slot: Slot) -> None:
+    (slot.adapter / "chat_template.jinja").write_text("{{ 'a' * 9**10 }}")
+    with pytest.raises(AdapterRejected) as raised:
+        slot.fetch()
+    assert (raised.value.reason, str(raised.value)) == (
+        "AdapterInvalid",
+        "pvc://adapters/tone: its chat template takes more than 128 MiB of memory. Correct it, or leave it out.",
+    )
+
+
 @pytest.fixture
 def client(tmp_path: Path) -> Client:
     """An alias `tone` of an adapter with a template of its own, and `same` of one without."""
