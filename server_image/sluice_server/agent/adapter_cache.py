@@ -15,9 +15,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sluice_api.artifacts import ADAPTER_FILES, CHAT_TEMPLATE, MANIFEST, AdapterManifest, adapter_digest
+from sluice_api.chat_template import TemplateName
+from sluice_api.inferenceengine import AdapterTemplates
 from sluice_api.meta import adapter_version
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
+from sluice_files.chat_templates import builtin
 from sluice_server.agent.checks import BaseModel, Candidate, check_adapter, layer_names
 from sluice_server.agent.rejected import AdapterRejected
 from sluice_server.agent.resources import WantedAdapter
@@ -112,6 +115,16 @@ class AdapterCache:
         if not text or text == self._model.template:
             (folder / CHAT_TEMPLATE).unlink(missing_ok=True)
             return candidate.digest
+        if (
+            self._lora
+            and self._lora.chat_templates is AdapterTemplates.KNOWN
+            and text not in map(builtin, TemplateName)
+        ):
+            raise AdapterRejected(
+                Reason.ADAPTER_INVALID,
+                f"{candidate.uri}: it has a chat template of its own, and lora.chatTemplates of {self._slot.engine} is "
+                f"Known. Train with {self._slot.engine}'s template or a built-in one, or set it to Any.",
+            )
         if fault := fault_of_template(text):
             raise AdapterRejected(
                 Reason.ADAPTER_INVALID, f"{candidate.uri}: its chat template {fault}. Correct it, or leave it out."
