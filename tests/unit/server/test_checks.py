@@ -85,6 +85,11 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
+def rank_zero(claims: Claims) -> None:
+    make_adapter(claims.adapter, claims.model, r=0)
+    claims.configure(r=4)
+
+
 REFUSED: list[tuple[str, Callable[[Claims], object], str]] = [
     ("no folder", lambda c: c.adapter.rename(c.adapter.with_name("away")), "AdapterNotFound: {uri} has no "),
     ("no weights", lambda c: remove(c.weights), "AdapterNotFound: {uri} has no adapter_model.safe"),
@@ -109,7 +114,7 @@ REFUSED: list[tuple[str, Callable[[Claims], object], str]] = [
     ("no alpha", lambda c: c.configure(lora_alpha=None), "AdapterInvalid: {uri}: lora_alpha or alpha_pattern in adap"),
     (
         "tensors of rank 0",
-        lambda c: make_adapter(c.adapter, c.model, r=0) and c.configure(r=4),
+        lambda c: rank_zero(c),
         "AdapterInvalid: {uri}: lora_A and lora_B of model.layers.0.mlp.down_proj have shapes (0, 32) and (16, 0)",
     ),
     (
