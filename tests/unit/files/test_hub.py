@@ -218,6 +218,11 @@ def naming(path: str) -> dict[str, str]:
     return {"README.md": readme(config("x", of_split("train", path))), "a.csv": "a"}
 
 
+NESTED = "  - &a [/etc/passwd]\n" + "".join(
+    f"  - &{name} [{', '.join(f'*{before}' for _ in range(10))}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+"""Ten million texts, if each is counted as often as it is named."""
 ROW = '{"text": "x"}\n'
 TWO_CONFIGS = {
     "README.md": readme(
@@ -301,7 +306,18 @@ def test_hub_dataset_made_by_a_program_is_read_from_the_hubs_conversion(stand_in
         ({"README.md": "---\n{\n---\n", "a.csv": "a"}, "", None, None, Failure.INVALID, "its README.md can't be rea"),
         *(
             (naming(path), "", None, None, Failure.INVALID, "files that are not its own")
-            for path in ("/etc/passwd", "../o/*.csv", "https://h/x.csv", "zip://x.csv::https://h/a", "hf://datasets/o/n")
+            for path in (
+                "/etc/passwd", "../o/*.csv", "https://h/x.csv", "zip://x.csv::https://h/a", "hf://datasets/o/n",
+                "'file:/etc/passwd'", "file:etc/passwd", "'~/*'", "'a\\..\\b'", "memory:x",
+            )
+        ),
+        (
+            {"README.md": readme(config("x", NESTED)), "a.csv": "a"},
+            "", None, None, Failure.INVALID, "files that are not its own (/etc/passwd)",
+        ),
+        (
+            {"README.md": readme("- config_name: x\n  data_files: &a [*a, /etc/passwd]\n"), "a.csv": "a"},
+            "", None, None, Failure.INVALID, "files that are not its own (/etc/passwd)",
         ),
     ],
 )  # fmt: skip
