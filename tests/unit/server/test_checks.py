@@ -114,7 +114,7 @@ REFUSED: list[tuple[str, Callable[[Claims], object], str]] = [
     ("no alpha", lambda c: c.configure(lora_alpha=None), "AdapterInvalid: {uri}: lora_alpha or alpha_pattern in adap"),
     (
         "tensors of rank 0",
-        lambda c: rank_zero(c),
+        rank_zero,
         "AdapterInvalid: {uri}: lora_A and lora_B of model.layers.0.mlp.down_proj have shapes (0, 32) and (16, 0)",
     ),
     (
