@@ -23,6 +23,8 @@ _SMALL = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.spm")
 _TEMPLATES = "additional_chat_templates/*.jinja"
 _BESIDE_ADAPTER = (MANIFEST, CHAT_TEMPLATE)
 _MAX_SMALL_BYTES = 64 * 2**20
+_MAX_FILES = 10_000
+"""Below an address in an object store. It may be a whole bucket's, and the engine's agent has 512 MiB."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class _Objects:
 
     @cached_property
     def _names(self) -> Mapping[str, ObjectFile]:
-        return {file.name: file for file in self._folder.names()}
+        return {file.name: file for file in self._folder.names(most=_MAX_FILES)}
 
     @property
     def files(self) -> Mapping[str, int]:

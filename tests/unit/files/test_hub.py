@@ -12,7 +12,7 @@ from sluice_api.pods import DISK_ENV
 from sluice_files import hub as hub_module
 from sluice_files.credentials import Credentials
 from sluice_files.errors import Failure, FileError
-from sluice_files.hub import HubPath
+from sluice_files.hub import HubPath, HubRepository
 from sluice_files.hub_datasets import dataset_files
 from sluice_files.models import fetch_adapter, fetch_model
 from tests.hub import LARGE, LIMITED, STRANGER, TOKEN, Hub, hub
@@ -139,6 +139,22 @@ def test_hub_token_goes_to_the_hub_alone(stand_in: Hub, cache: Path, monkeypatch
     stand_in.asked.clear()
     fetch_model("hf://org/open", cache, opens(stand_in))
     assert {sent for _, _, sent in stand_in.asked} == {None}
+
+
+def test_hub_token_does_not_follow_to_another_host(stand_in: Hub, cache: Path, tmp_path: Path) -> None:
+    """Of an answer about a repository, of one about a file, and of a part of one."""
+    stand_in.add("org/model", MODEL)
+    repository = HubRepository("hf://org/model", opens(stand_in, TOKEN), dataset=False)
+    assert repository.files
+    with hub(tmp_path / "other") as other:
+        other.add("org/model", MODEL)
+        stand_in.elsewhere = other.endpoint
+        assert HubRepository("hf://org/model", opens(stand_in, TOKEN), dataset=False).commit
+        assert repository.read("config.json", 99) == b'{"model_type": "llama"}'
+        with pytest.raises(FileError):  # what is not of the hub's network is not asked for a file's commit
+            repository.fetch(["tokenizer.json"], cache)
+        assert {path.split("/")[1] for _, path, _ in other.asked} == {"api", "org"}
+        assert {sent for _, _, sent in other.asked} == {None}
 
 
 def test_hub_adapter_is_what_an_engine_reads(stand_in: Hub, cache: Path) -> None:
