@@ -11,11 +11,13 @@ lora.chatTemplates for them.
 """
 
 import json
+import math
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ _CONVERSATIONS: tuple[tuple[dict[str, Any], ...], ...] = (
 _SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
 
+@lru_cache(maxsize=16)  # adapters that were trained alike have one template
 def fault_of_template(text: str) -> str | None:
     """What is wrong with a chat template; None if it can be rendered for a few short conversations."""
     return _try("template", {"text": text})
@@ -123,7 +126,7 @@ def _patterns(given: dict[str, Any]) -> Callable[[], str]:
 def _run(what: str, seconds: int) -> None:
     """In the process of its own: print the fault, if there is one."""
     run = {"template": _template, "patterns": _patterns}[what](json.load(sys.stdin))
-    spent = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+    spent = math.ceil(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     memory = pages * resource.getpagesize() + MEMORY_BYTES
     for limit, value in (
