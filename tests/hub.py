@@ -62,6 +62,8 @@ class Hub:
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, path and Authorization of each request."""
     endpoint: str = ""
+    elsewhere: str = ""
+    """The address of another server, to which every answer leads."""
     down: bool = False
     """It answers 503 to everything."""
 
@@ -137,8 +139,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.__dict__.pop("_path", None)
         authorization = self.headers.get("Authorization")
         self.hub.asked.append((self.command, self._path, authorization))
-        if self.hub.down:
-            return self._send(503, b"down")
+        if self.hub.down or self.hub.elsewhere:
+            leads_to = {"Location": self.hub.elsewhere + self.path} if self.hub.elsewhere else {}
+            return self._send(307 if leads_to else 503, b"", leads_to)
         if self._path.startswith("/content/"):
             return self._content(authorization)
         kind, name, action, revision, file = _parts(self._path)

@@ -100,6 +100,13 @@ class ServedModel(Model):
     )
 
 
+class AdapterTemplates(StrEnum):
+    """Whose chat templates adapters may bring."""
+
+    ANY = "Any"
+    KNOWN = "Known"
+
+
 class EngineResources(Model):
     """What one replica needs."""
 
@@ -141,6 +148,12 @@ class EngineLora(Model):
         None,
         description="What opens adapters in object stores and on the hub. It is mounted from the start, into the agent "
         "alone.",
+    )
+    chat_templates: AdapterTemplates = Field(
+        AdapterTemplates.ANY,
+        description="Which chat templates adapters may bring. A template is a program that vLLM runs for each request, "
+        "in the process that serves everybody. Any: each that ends soon, and takes little memory, for a few short "
+        "conversations. Known: the engine's own and the built-in ones; for adapters of people who are not trusted.",
     )
 
 

@@ -5,8 +5,10 @@ Both sides read these names from here, so that neither can drift.
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from sluice_api.quantity import amount
@@ -124,8 +126,13 @@ def disk_room(folder: str | os.PathLike[str]) -> int:
     free = shutil.disk_usage(folder).free
     if not (limit := int(os.environ.get(DISK_ENV, "0"))):
         return free
-    files = (path for path in Path(tempfile.gettempdir()).rglob("*") if path.is_file() and not path.is_symlink())
-    return max(0, min(free, limit - sum(path.lstat().st_size for path in files)))
+    used = 0
+    for parent, _, names in os.walk(tempfile.gettempdir()):
+        for name in names:
+            with suppress(FileNotFoundError):  # another download has just put it into its place
+                found = Path(parent, name).lstat()
+                used += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return max(0, min(free, limit - used))
 
 
 def threads(cpu: str, processes: int = 1) -> int:

@@ -3,11 +3,14 @@
 They never come into the environment, where a library's or a user's code would print them, nor into a message.
 """
 
+import base64
+import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, quote_plus, urlsplit
 
 from sluice_api import sources
 from sluice_api.sources import KEYS_OF
@@ -23,6 +26,11 @@ _NO_SECRETS = (
     "AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ENDPOINT",
 )  # fmt: skip
 """What a message may say: it is of no use to anybody."""
+_SIGNED = re.compile(
+    r"(?i)\b((?:x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|signature|sig)=|authorization:\s*\w+\s+)"
+    r"[^\s&\"'<>]+"
+)
+"""What opens an address that is signed, and is in none of the values: it is made of them."""
 _EXAMPLES = {
     "hf": "--from-literal=HF_TOKEN=...",
     "s3": "--from-literal=AWS_ACCESS_KEY_ID=... --from-literal=AWS_SECRET_ACCESS_KEY=...",
@@ -49,12 +57,24 @@ class Credentials:
     def hidden(self, text: str) -> str:
         """A text of somebody else's, without any of the values."""
         secrets = {value for key, value in self.values.items() if key not in _NO_SECRETS and len(value) > 3}
-        for value in sorted(secrets, key=len, reverse=True):
-            text = text.replace(value, "***")
-        return text
+        forms = {form for secret in secrets for form in _forms(secret)}
+        for form in sorted(forms, key=len, reverse=True):
+            text = text.replace(form, "***")
+        return _SIGNED.sub(r"\1***", text)
 
 
 NOTHING = Credentials()
+
+
+def _forms(value: str) -> Iterator[str]:
+    """How a value may be written in an answer: as it is, in an address, in JSON, and in base64."""
+    yield value
+    yield quote(value, safe="")
+    yield quote(value, safe="/")
+    yield quote_plus(value)
+    yield json.dumps(value)[1:-1]
+    yield base64.b64encode(value.encode()).decode()
+    yield base64.urlsafe_b64encode(value.encode()).decode()
 
 
 def read_credentials(source: sources.Credentials | None, uri: str) -> Credentials:

@@ -126,6 +126,10 @@ def _resolved(
     try:
         builder = load_dataset_builder(str(folder), name=config, cache_dir=str(scratch / "cache"))
         resolved: Mapping[str, list[str]] = builder.config.data_files or {}
+        root = folder.resolve()
+        return {
+            str(split): sorted(str(Path(file).relative_to(root)) for file in found) for split, found in resolved.items()
+        }
     except (DatasetsError, OSError, ValueError, TypeError, AttributeError) as error:
         said = str(error).partition("\n")[0].replace(str(folder), "").strip()[:200]
         raise FileError(
@@ -133,10 +137,6 @@ def _resolved(
             f"{repository.uri}: which of its files have rows can't be told: {said}. "
             f"{_listed('There is', list(repository.files))} Name them: {repository.uri}/<file>, with * if need be.",
         ) from error
-    root = folder.resolve()
-    return {
-        str(split): sorted(str(Path(file).relative_to(root)) for file in found) for split, found in resolved.items()
-    }
 
 
 def _configs(repository: HubRepository, metadata: Mapping[str, bytes]) -> tuple[list[str], str | None]:
@@ -163,7 +163,7 @@ def _configs(repository: HubRepository, metadata: Mapping[str, bytes]) -> tuple[
         ) from error
     for each in configs.values():
         for pattern in _texts([each.get("data_files"), each.get("data_dir")]):
-            if "::" in pattern or "://" in pattern or pattern.startswith("/") or ".." in pattern.split("/"):
+            if _leads_away(pattern):
                 raise FileError(
                     Failure.INVALID,
                     f"{repository.uri}: its README.md names files that are not its own ({pattern[:100]}), which are "
@@ -173,12 +173,21 @@ def _configs(repository: HubRepository, metadata: Mapping[str, bytes]) -> tuple[
     return list(configs), defaults[0] if defaults else None
 
 
+def _leads_away(pattern: str) -> bool:
+    """Whether the library would look elsewhere than in the repository. It takes whatever has a : for an address."""
+    return ":" in pattern or "\\" in pattern or pattern.startswith(("/", "~")) or ".." in pattern.split("/")
+
+
 def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _texts(each)
+    """The texts in a value of YAML, which may name a part of itself a thousand times, or be in itself."""
+    seen, left = set[int](), [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, dict | list) and id(each) not in seen:
+            seen.add(id(each))
+            left.extend(each.values() if isinstance(each, dict) else each)
 
 
 def _one_config(repository: HubRepository, configs: list[str], config: str | None, default: str | None) -> str:

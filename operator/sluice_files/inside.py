@@ -1,5 +1,8 @@
 """Reads a small file of a mounted volume, which others may change meanwhile."""
 
+import errno
+import os
+import stat
 from pathlib import Path
 
 
@@ -17,9 +20,12 @@ def read_inside(root: Path, path: Path, most: int) -> bytes:
 
     Raises:
         LeadsOutside: it leads out of `root`.
-        OSError: it can't be read.
+        OSError: it can't be read, or is no regular file.
     """
-    with path.open("rb") as opened:
+    # O_NONBLOCK: to open a FIFO would be to wait for its writer.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
         if not Path(f"/proc/self/fd/{opened.fileno()}").readlink().is_relative_to(root):
             raise LeadsOutside(f"{path.name} leads out of its volume")
         return opened.read(most)

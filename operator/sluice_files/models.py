@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from sluice_api.artifacts import ADAPTER_FILES, MANIFEST, ModelFiles, model_fingerprint, weight_files
+from sluice_api.artifacts import ADAPTER_FILES, CHAT_TEMPLATE, MANIFEST, ModelFiles, model_fingerprint, weight_files
 from sluice_api.sources import is_object
 from sluice_files.credentials import NOTHING, Credentials
 from sluice_files.errors import Failure, FileError
@@ -21,8 +21,10 @@ from sluice_files.room import require_room
 _SMALL = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.spm")
 """Configuration and tokenizer. What is deeper in the folder belongs to other formats of the model, but these:"""
 _TEMPLATES = "additional_chat_templates/*.jinja"
-_BESIDE_ADAPTER = (MANIFEST, "chat_template.jinja", "tokenizer_config.json")
+_BESIDE_ADAPTER = (MANIFEST, CHAT_TEMPLATE)
 _MAX_SMALL_BYTES = 64 * 2**20
+_MAX_FILES = 10_000
+"""Below an address in an object store. It may be a whole bucket's, and the engine's agent has 512 MiB."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,28 @@ def fetch_model(
     return FetchedModel(folder, source.revision, model_fingerprint(left or folder), heavy, left)
 
 
-def fetch_adapter(uri: str, cache: Path, credentials: Credentials = NOTHING, revision: str = "") -> FetchedModel:
+def fetch_adapter(
+    uri: str, cache: Path, credentials: Credentials = NOTHING, *, most: Mapping[str, int] | None = None
+) -> FetchedModel:
     """The adapter at an address, in a folder below `cache`: its configuration, weights and manifest.
 
+    Args:
+        uri, cache, credentials: as fetch_model takes them.
+        most: bytes that these files may have.
+
     Raises:
-        FileError: it is not there, or can't be had.
+        FileError: Invalid, one has more; it is not there, or can't be had.
     """
-    source = _source(uri, credentials, revision)
+    source = _source(uri, credentials, "")
     _require(source, ADAPTER_FILES)
     chosen = [*ADAPTER_FILES, *(name for name in _BESIDE_ADAPTER if name in source.files)]
+    for name in chosen:
+        size = source.files[name]
+        if size > (limit := (most or {}).get(name, size)):
+            raise FileError(
+                Failure.INVALID,
+                f"{uri}: {name} has {size:,} bytes, and at most {limit:,} are fetched. Correct the address.",
+            )
     return FetchedModel(source.fetch(chosen, _apart(cache, credentials)), source.revision, "")
 
 
@@ -173,7 +188,7 @@ class _Objects:
 
     @cached_property
     def _names(self) -> Mapping[str, ObjectFile]:
-        return {file.name: file for file in self._folder.names()}
+        return {file.name: file for file in self._folder.names(most=_MAX_FILES)}
 
     @property
     def files(self) -> Mapping[str, int]:

@@ -19,7 +19,7 @@ from sluice_files.stores import open_store
 
 MAX_READ_BYTES = 64 * 2**20
 MAX_FILES = 1_000_000
-"""Of one listing: all are in memory at once."""
+"""Of one listing: all are in memory at once, and take 400 MiB."""
 
 _PIECE = 8 * 2**20
 """Bytes of one request. A larger file is fetched in pieces, so that no request takes long, and one that fails is made
@@ -60,19 +60,19 @@ class ObjectFolder:
         self._credentials = credentials
         self._store, self._host = open_store(self.uri, credentials)
 
-    def names(self, prefix: str = "") -> list[ObjectFile]:
+    def names(self, prefix: str = "", most: int = MAX_FILES) -> list[ObjectFile]:
         """All files below, or below the folder `prefix`, sorted by name. An absent folder has none.
 
-        What stands for a folder itself, as consoles make them, is no file.
+        What stands for a folder itself, as consoles make them, is no file. TooLarge if there are more than `most`.
         """
         found: list[ObjectFile] = []
         with self._asking(prefix):
             for page in obstore.list(self._store, prefix or None, chunk_size=1000):
                 found += (ObjectFile(each["path"], each["size"], each["e_tag"] or "") for each in page)
-                if len(found) > MAX_FILES:
+                if len(found) > most:
                     raise FileError(
                         Failure.TOO_LARGE,
-                        f"{self._address(prefix)}: more than {MAX_FILES:,} files are there. Name a folder in it.",
+                        f"{self._address(prefix)}: more than {most:,} files are there. Name a folder in it.",
                     )
         if not all(file.size for file in found):
             folders = {str(folder) for file in found for folder in PurePosixPath(file.name).parents} | {""}

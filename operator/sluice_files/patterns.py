@@ -31,15 +31,38 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
 
 @lru_cache(maxsize=256)
 def _expression(pattern: str) -> re.Pattern[str]:
-    shown = r"(?![._])"
-    parts = []
-    segments = pattern.split("/")
-    for at, segment in enumerate(segments):
-        last = at == len(segments) - 1
-        if segment == "**":
-            parts.append(rf"(?:{shown}[^/]+/)*" + (rf"{shown}[^/]+" if last else ""))
-            continue
-        signs = {"*": "[^/]*", "?": "[^/]"}
-        parts.append((shown if segment[:1] in WILDCARDS else "") + "".join(signs.get(c, re.escape(c)) for c in segment))
-        parts.append("" if last else "/")
-    return re.compile("".join(parts), re.DOTALL)
+    """The pattern as a regular expression that takes little time for every name, however many wildcards it has.
+
+    What follows a wildcard is found where it is first, and looked for nowhere else (an atomic group): another wildcard
+    behind it means whatever a later place would leave. Only the last wildcard tries several places.
+    """
+    first, *others = _between(pattern.split("/"), "**")
+    parts = ["".join(f"{_segment(segment)}/" for segment in first)]
+    for at, segments in enumerate(others, start=1):
+        if at < len(others):
+            parts.append(rf"(?>(?:{_ANY}/)*?{''.join(f'{_segment(segment)}/' for segment in segments)})")
+        else:
+            parts.append(rf"(?:{_ANY}/)*" + ("/".join(map(_segment, segments)) or _ANY))
+    return re.compile("".join(parts) if others else "/".join(map(_segment, first)), re.DOTALL)
+
+
+_SHOWN = r"(?![._])"
+_ANY = rf"{_SHOWN}[^/]+"
+
+
+def _segment(segment: str) -> str:
+    first, *others = _between(list(segment), "*")
+    signs = ["".join("[^/]" if sign == "?" else re.escape(sign) for sign in part) for part in (first, *others)]
+    middle = "".join(f"(?>[^/]*?{part})" for part in signs[1:-1])
+    return (_SHOWN if segment[:1] in WILDCARDS else "") + signs[0] + middle + (f"[^/]*{signs[-1]}" if others else "")
+
+
+def _between(parts: list[str], sign: str) -> list[list[str]]:
+    """The parts before, between and behind those that are the sign."""
+    found: list[list[str]] = [[]]
+    for part in parts:
+        if part == sign:
+            found.append([])
+        else:
+            found[-1].append(part)
+    return found

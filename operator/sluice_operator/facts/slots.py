@@ -9,7 +9,7 @@ from decimal import ROUND_FLOOR, Decimal
 from itertools import count, islice
 
 from sluice_api.claim import SlotRef
-from sluice_api.inferenceengine import ASLEEP, InferenceEngine, LendingPolicy, SlotState, SlotStatus
+from sluice_api.inferenceengine import ASLEEP, AdapterTemplates, InferenceEngine, LendingPolicy, SlotState, SlotStatus
 from sluice_api.meta import ENGINE_LABEL, SLOT_LABEL, index_of, slot_name
 from sluice_api.pods import DEFAULT_DISK
 from sluice_operator.observe.views import Key, PodView, SlotView
@@ -110,7 +110,7 @@ def template_of(engine: InferenceEngine) -> str:
         exclude={
             "model": {"credentials", "chat_template", "cache_claim"},
             "resources": {"ephemeral_storage"},
-            "lora": {"credentials"},
+            "lora": {"credentials", "chat_templates"},
             "serving": {"allowed_media_domains"},
         },
     )
@@ -124,6 +124,7 @@ def template_of(engine: InferenceEngine) -> str:
         "modelCredentials": model.credentials.secret if model.credentials else None,
         "chatTemplate": model.chat_template.to_json() if model.chat_template else None,
         "cacheClaim": model.cache_claim,
+        "loraTemplates": lora.chat_templates if lora and lora.chat_templates is not AdapterTemplates.ANY else None,
         "loraCredentials": lora.credentials.secret if lora and lora.credentials else None,
     }
     known = {name: value for name, value in later.items() if value is not None}

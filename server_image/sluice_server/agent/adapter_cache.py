@@ -15,19 +15,22 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sluice_api.artifacts import ADAPTER_FILES, CHAT_TEMPLATE, MANIFEST, AdapterManifest, adapter_digest
+from sluice_api.chat_template import TemplateName
+from sluice_api.inferenceengine import AdapterTemplates
 from sluice_api.meta import adapter_version
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
-from sluice_server.agent.checks import BaseModel, Candidate, check_adapter
+from sluice_files.chat_templates import builtin
+from sluice_server.agent.checks import BaseModel, Candidate, check_adapter, layer_names
 from sluice_server.agent.rejected import AdapterRejected
 from sluice_server.agent.resources import WantedAdapter
-from sluice_server.agent.sources import FETCHED, AdapterFiles, AdapterSources
-from sluice_server.agent.tensors import NotSafetensors, folder_tensors, not_finite, tensors
+from sluice_server.agent.sources import FETCHED, MAX_BYTES, AdapterFiles, AdapterSources
+from sluice_server.agent.tensors import NotSafetensors, adapter_tensors, folder_tensors, not_finite
+from sluice_server.agent.trial import fault_of_patterns, fault_of_template
 from sluice_server.model import EngineModel, engine_model
 from sluice_server.paths import SlotPaths
 
 CONFIG, WEIGHTS = ADAPTER_FILES
-MAX_BYTES = {CONFIG: 2**20, WEIGHTS: 8 * 2**30, MANIFEST: 2**20, CHAT_TEMPLATE: 2**18}
 _STAGING = ".new-"
 _CHUNK = 2**20
 
@@ -98,7 +101,8 @@ class AdapterCache:
             check_adapter(candidate, self._base_model)
             # An export of ours says in its manifest what its rows were rendered with. Other tools leave a file.
             template = manifest.chat_template if manifest else _text(source, staging / CHAT_TEMPLATE, adapter)
-            digest = self._put_template(template, staging, candidate.digest)
+            _try_patterns(candidate)
+            digest = self._put_template(template, staging, candidate)
             version = adapter_version(adapter.name, digest)
             if not self.path(version).exists():
                 staging.rename(self.path(version))
@@ -106,18 +110,32 @@ class AdapterCache:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _put_template(self, text: str, folder: Path, digest: str) -> str:
+    def _put_template(self, text: str, folder: Path, candidate: Candidate) -> str:
         """Put an adapter's chat template beside it if it has another one than the engine. Returns a digest of both."""
         if not text or text == self._model.template:
             (folder / CHAT_TEMPLATE).unlink(missing_ok=True)
-            return digest
+            return candidate.digest
+        if (
+            self._lora
+            and self._lora.chat_templates is AdapterTemplates.KNOWN
+            and text not in map(builtin, TemplateName)
+        ):
+            raise AdapterRejected(
+                Reason.ADAPTER_INVALID,
+                f"{candidate.uri}: it has a chat template of its own, and lora.chatTemplates of {self._slot.engine} is "
+                f"Known. Train with {self._slot.engine}'s template or a built-in one, or set it to Any.",
+            )
+        if fault := fault_of_template(text):
+            raise AdapterRejected(
+                Reason.ADAPTER_INVALID, f"{candidate.uri}: its chat template {fault}. Correct it, or leave it out."
+            )
         (folder / CHAT_TEMPLATE).write_text(text, encoding="utf-8")
-        return "sha256:" + hashlib.sha256(f"{digest} {text}".encode()).hexdigest()
+        return "sha256:" + hashlib.sha256(f"{candidate.digest} {text}".encode()).hexdigest()
 
     def _candidate(self, adapter: WantedAdapter, folder: Path, manifest: AdapterManifest | None) -> Candidate:
         try:
             config = json.loads((folder / CONFIG).read_bytes())
-            found = tensors(folder / WEIGHTS)
+            found = adapter_tensors(folder / WEIGHTS)
         except NotSafetensors as error:
             raise AdapterRejected(Reason.ADAPTER_INVALID, f"{adapter.uri}: {error}.") from error
         except (ValueError, RecursionError) as error:
@@ -144,6 +162,15 @@ class AdapterCache:
         """Names and shapes of tensors are known of safetensors only."""
         folder = self._model.folder
         return BaseModel(self._slot.spec.model.uri, self._model.known_fingerprint(), folder_tensors(folder))
+
+
+def _try_patterns(candidate: Candidate) -> None:
+    patterns = [*(candidate.config.get("rank_pattern") or ()), *(candidate.config.get("alpha_pattern") or ())]
+    if fault := fault_of_patterns(patterns, layer_names(candidate)):
+        raise AdapterRejected(
+            Reason.ADAPTER_INVALID,
+            f"{candidate.uri}: rank_pattern or alpha_pattern in {CONFIG} {fault}. Name the layers.",
+        )
 
 
 def _file_version(path: Path) -> tuple[int, ...] | None:

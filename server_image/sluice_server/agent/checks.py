@@ -14,6 +14,7 @@ from sluice_server.agent.tensors import Tensor
 
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+_MAX_ALPHA = 65_536
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 """Types whose tensors have the layer's shape; quantised weights are packed, and have another."""
 
@@ -115,6 +116,18 @@ def rank_fits(candidate: Candidate, _base: BaseModel) -> None:
         )
 
 
+def scaling_fits(candidate: Candidate, _base: BaseModel) -> None:
+    """lora_alpha and alpha_pattern are numbers that can be meant. vLLM multiplies the weights with them, and infinity,
+    which JSON has too, would do what infinite weights do."""
+    patterns = candidate.config.get("alpha_pattern") or {}
+    alphas = [candidate.config.get("lora_alpha"), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
+    if not all(isinstance(alpha, int | float) and 0 < alpha <= _MAX_ALPHA for alpha in alphas):
+        raise _invalid(
+            candidate,
+            f"lora_alpha or alpha_pattern in adapter_config.json is no number from 0 to {_MAX_ALPHA:,}: {alphas}.",
+        )
+
+
 def tensors_are_lora_pairs(candidate: Candidate, _base: BaseModel) -> None:
     """Each layer has a lora_A and a lora_B of one rank, and there is no other tensor."""
     if not candidate.tensors:
@@ -125,7 +138,12 @@ def tensors_are_lora_pairs(candidate: Candidate, _base: BaseModel) -> None:
     for layer, (a, b) in _layers(candidate).items():
         if a is None or b is None:
             raise _invalid(candidate, f"adapter_model.safetensors has only one of lora_A and lora_B of {layer}.")
-        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.shape[0] > candidate.max_rank:
+        if (
+            len(a.shape) != 2
+            or len(b.shape) != 2
+            or a.shape[0] != b.shape[1]
+            or not 0 < a.shape[0] <= candidate.max_rank
+        ):
             raise _invalid(candidate, f"lora_A and lora_B of {layer} have shapes {a.shape} and {b.shape}.")
 
 
@@ -156,6 +174,7 @@ RULES = (
     digest_matches,
     is_plain_lora,
     rank_fits,
+    scaling_fits,
     tensors_are_lora_pairs,
     numbers_are_finite,
     base_model_matches,
@@ -182,11 +201,17 @@ def _layers_fit(candidate: Candidate, base: BaseModel) -> None:
         raise _other_base(candidate, base, "none of its layers are in that model")
 
 
+def layer_names(candidate: Candidate) -> list[str]:
+    """The layers that the adapter has weights of, by their names in the base model."""
+    return sorted({name.removeprefix(_PREFIX).removesuffix(_A).removesuffix(_B) for name in candidate.tensors})
+
+
 def _layers(candidate: Candidate) -> dict[str, tuple[Tensor | None, Tensor | None]]:
     """lora_A and lora_B of each layer, by the layer's name in the base model; None for one that is missing."""
     found = candidate.tensors
-    names = {name.removeprefix(_PREFIX).removesuffix(_A).removesuffix(_B) for name in found}
-    return {name: (found.get(f"{_PREFIX}{name}{_A}"), found.get(f"{_PREFIX}{name}{_B}")) for name in sorted(names)}
+    return {
+        name: (found.get(f"{_PREFIX}{name}{_A}"), found.get(f"{_PREFIX}{name}{_B}")) for name in layer_names(candidate)
+    }
 
 
 def _invalid(candidate: Candidate, what: str) -> AdapterRejected:

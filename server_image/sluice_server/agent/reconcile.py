@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Coroutine
 from time import monotonic
@@ -10,12 +11,13 @@ from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
 from sluice_server.agent import plan
 from sluice_server.agent.adapter_cache import AdapterCache
+from sluice_server.agent.attempts import MOST, Attempts
 from sluice_server.agent.events import is_set_within
 from sluice_server.agent.informer import Informer, adapters_of
 from sluice_server.agent.metrics import LOAD_SECONDS, LOADS
 from sluice_server.agent.plan import Check, CheckBase, Failed, Fetch, Fetched, Load, Remove, Route, Step, Unload, World
 from sluice_server.agent.rejected import AdapterRejected, CanaryFailed
-from sluice_server.agent.resources import Body, Key, must_drain
+from sluice_server.agent.resources import Body, Key, WantedAdapter, must_drain
 from sluice_server.agent.sleep import Sleep, SleepController, Start, Wake
 from sluice_server.agent.slot import Slot
 from sluice_server.agent.vllm_client import NotListening, Observation, Unreachable, VLLMClient
@@ -41,12 +43,14 @@ class Reconciler:
         adapters: Informer,
         slot: Slot,
         wake_check: WakeCheck,
+        attempts: Attempts,
         changed: asyncio.Event,
     ) -> None:
         self._spec, self._pod = spec, pod
         self._vllm, self._cache = vllm, cache
         self._engines, self._adapters = engines, adapters
         self._slot = slot
+        self._attempts = attempts
         self._sleep = SleepController(spec, vllm, cache, wake_check)
         self._findings: dict[Key, plan.Finding] = {}
         self._failures: Counter[Key] = Counter()
@@ -82,6 +86,7 @@ class Reconciler:
         busy_with = self._busy_with
         observation = await self._vllm.observe()
         self._notice_restart(observation)
+        self._attempts.observed(observation.state.boot, healthy=observation.healthy, busy=busy_with is not None)
         if not (self._engines.synced and self._adapters.synced):
             self._slot.unsynced()
             return False
@@ -111,6 +116,8 @@ class Reconciler:
         self._cache.keep(frozenset(adapter.name for adapter in adapters))
         self._findings = {key: finding for key, finding in self._findings.items() if key in wanted}
         self._failures = Counter({key: count for key, count in self._failures.items() if key in wanted})
+        self._attempts.keep(wanted)
+        held = {adapter.key: _held(adapter) for adapter in adapters if self._attempts.held(adapter.key)}
         lora = self._spec.spec.lora
         return World(
             adapters=adapters,
@@ -119,7 +126,7 @@ class Reconciler:
             loaded=observation.loaded,
             checked=frozenset(self._checked),
             cached=self._cache.versions(),
-            findings=dict(self._findings),
+            findings=self._findings | held,
             busy_with=busy_with,
             base_checked=self._base_checked,
             draining=observation.state.terminating or self._must_drain(),
@@ -160,6 +167,7 @@ class Reconciler:
                 self._work_on(self._change_sleep(self._sleep.wake(observation)))
             case Fetch() | Load() | Check():
                 self._busy_with = "" if isinstance(step, Fetch) else step.version
+                self._attempts.begin(step.adapter.key, "" if isinstance(step, Fetch) else observation.state.boot)
                 self._work = asyncio.create_task(self._work_on_adapter(step))
 
     def _work_on(self, work: Coroutine[None, None, None]) -> None:
@@ -204,6 +212,8 @@ class Reconciler:
             log.exception("%s: %s failed", adapter.name, step)
             self._failed(step, Reason.LOAD_FAILED, f"{adapter.uri}: {error!r}. See the agent's log.")
         finally:
+            if isinstance(step, Fetch):
+                self._attempts.fetched()
             self._busy_with = None
             self._changed.set()
 
@@ -230,3 +240,11 @@ class Reconciler:
         pause = plan.pause_after(reason, self._failures[step.adapter.key])
         version = "" if isinstance(step, Fetch) else step.version
         self._findings[step.adapter.key] = Failed(reason, message, monotonic() + pause, version)
+
+
+def _held(adapter: WantedAdapter) -> Failed:
+    message = (
+        f"{adapter.uri}: vLLM or its agent ended {MOST} times while it was fetched, loaded or checked, so it is not "
+        "tried again in this pod. Correct it and change the Adapter's source, or delete the Adapter."
+    )
+    return Failed(Reason.LOAD_FAILED, message, math.inf)

@@ -17,6 +17,7 @@ from sluice_api.adapter import Adapter
 from sluice_api.inferenceengine import InferenceEngine
 from sluice_api.slots import SlotSpec
 from sluice_server.agent.adapter_cache import AdapterCache
+from sluice_server.agent.attempts import Attempts
 from sluice_server.agent.informer import Informer
 from sluice_server.agent.probes import listen
 from sluice_server.agent.reconcile import Reconciler
@@ -73,6 +74,7 @@ async def serve(
                 engines=engines,
                 adapters=adapters,
                 slot=slot,
+                attempts=Attempts(paths.scratch / "attempts.json"),
                 wake_check=WakeCheck(paths.scratch / "wake_check.json"),
                 changed=changed,
             )

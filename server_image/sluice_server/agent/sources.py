@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from sluice_api.artifacts import ADAPTER_FILES, CHAT_TEMPLATE, MANIFEST
 from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
 from sluice_api.sources import VOLUMES, claims_of, volume_path
@@ -15,6 +16,8 @@ from sluice_server.paths import SlotPaths
 
 FETCHED = ".fetched"
 """In the adapters' folder, by the adapter's name: what was fetched, where the engine has no model.cacheClaim."""
+MAX_BYTES = {ADAPTER_FILES[0]: 2**20, ADAPTER_FILES[1]: 8 * 2**30, MANIFEST: 2**20, CHAT_TEMPLATE: 2**18}
+"""Of an adapter's files."""
 _REASONS = {Failure.NOT_FOUND: Reason.ADAPTER_NOT_FOUND, Failure.INVALID: Reason.ADAPTER_INVALID}
 
 
@@ -73,7 +76,7 @@ class AdapterSources:
         cache.mkdir(parents=True, exist_ok=True)
         try:
             credentials = read_credentials(self._lora.credentials if self._lora else None, adapter.uri)
-            found = fetch_adapter(adapter.uri, cache, credentials)
+            found = fetch_adapter(adapter.uri, cache, credentials, most=MAX_BYTES)
         except FileError as error:
             message = error.in_field("source.uri", f"lora.credentials of the engine {self._slot.engine}")
             raise AdapterRejected(_REASONS.get(error.failure, Reason.DOWNLOAD_FAILED), message) from None

@@ -10,10 +10,15 @@ from pydantic import BaseModel, Field, NonNegativeInt, TypeAdapter
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100 * 2**20
+"""What the library safetensors reads at most."""
+MAX_ADAPTER_HEADER_BYTES = 16 * 2**20
+"""An adapter of a mixture of 256 experts has 15 MiB. The header's values take many times its bytes, and the agent has
+512 MiB for all that it does."""
+MAX_ADAPTER_TENSORS = 100_000
 
 
 class NotSafetensors(ValueError):
-    """The file is no safetensors file, or is cut short."""
+    """The file is no safetensors file, is cut short, or has a header that is not read."""
 
 
 _INFINITE = {"F64": 0x7FF0000000000000, "F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
@@ -46,20 +51,43 @@ class Tensor:
     end: int
 
 
+def adapter_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter's weights, which anybody may have written, by name.
+
+    Raises:
+        NotSafetensors: the file is something else, is cut short, or has a larger header than an adapter needs.
+    """
+    text, data = _header(path, MAX_ADAPTER_HEADER_BYTES)
+    # Before it is parsed: an empty list takes 3 bytes of the text, and 64 of memory.
+    if text.count(b"{") > MAX_ADAPTER_TENSORS or text.count(b"[") > 2 * MAX_ADAPTER_TENSORS:
+        raise NotSafetensors(f"{path.name} has more than {MAX_ADAPTER_TENSORS:,} tensors. Train fewer layers")
+    return _tensors(path, text, data)
+
+
 def tensors(path: Path) -> dict[str, Tensor]:
-    """Read the header of a safetensors file: 8 bytes of length, then JSON. Return the tensors by name.
+    """The tensors of a safetensors file, by name.
 
     Raises:
         NotSafetensors: the file is something else, or is cut short.
     """
+    return _tensors(path, *_header(path, _MAX_HEADER_BYTES))
+
+
+def _header(path: Path, most: int) -> tuple[bytes, int]:
+    """The header of a safetensors file, 8 bytes of length and then at most so many of JSON, and where it ends."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(_LENGTH_BYTES)
         length = struct.unpack("<Q", start)[0] if len(start) == _LENGTH_BYTES else size
-        if length > min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES):
+        if length > size - _LENGTH_BYTES:
             raise NotSafetensors(f"{path.name} is no safetensors file, or is cut short")
-        text = file.read(length)
-    data = _LENGTH_BYTES + length
+        if length > most:
+            raise NotSafetensors(f"{path.name} has a header of {length:,} bytes, and {most:,} are read")
+        return file.read(length), _LENGTH_BYTES + length
+
+
+def _tensors(path: Path, text: bytes, data: int) -> dict[str, Tensor]:
+    size = path.stat().st_size
     try:
         header = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
         entries = _HEADER.validate_python(header, strict=True)

@@ -26,6 +26,29 @@ def test_credentials_show_no_value() -> None:
 
 
 @pytest.mark.parametrize(
+    "shown",
+    [
+        "a/b+canary c=", "a%2Fb%2Bcanary%20c%3D", "a/b%2Bcanary%20c%3D", "a%2Fb%2Bcanary+c%3D", "YS9iK2NhbmFyeSBjPQ==",
+    ],
+)  # fmt: skip
+def test_secret_is_hidden_however_it_is_written(shown: str) -> None:
+    credentials = Credentials("store", {"AWS_SECRET_ACCESS_KEY": "a/b+canary c="})
+    assert credentials.hidden(f"403 <Key>{shown}</Key>") == "403 <Key>***</Key>"
+
+
+def test_signature_of_an_address_is_hidden() -> None:
+    said = (
+        "GET https://b/x?X-Amz-Algorithm=AWS4&X-Amz-Credential=AKIA%2F1%2Fs3&X-Amz-Signature=0a1b&x-id=GetObject "
+        "https://c/y?sv=2024&sig=aB%2Bc%3D&se=1 authorization: Bearer eyJ.x'"
+    )
+    assert NOTHING.hidden(said) == (
+        "GET https://b/x?X-Amz-Algorithm=AWS4&X-Amz-Credential=***&X-Amz-Signature=***&x-id=GetObject "
+        "https://c/y?sv=2024&sig=***&se=1 authorization: Bearer ***'"
+    )
+    assert NOTHING.hidden("a basic idea: the signature differs") == "a basic idea: the signature differs"
+
+
+@pytest.mark.parametrize(
     ("uri", "values", "says"),
     [
         ("s3://b/x", None, "the Secret store is not in this namespace, or is empty. Write each value into a file"),

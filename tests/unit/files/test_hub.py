@@ -12,7 +12,7 @@ from sluice_api.pods import DISK_ENV
 from sluice_files import hub as hub_module
 from sluice_files.credentials import Credentials
 from sluice_files.errors import Failure, FileError
-from sluice_files.hub import HubPath
+from sluice_files.hub import HubPath, HubRepository
 from sluice_files.hub_datasets import dataset_files
 from sluice_files.models import fetch_adapter, fetch_model
 from tests.hub import LARGE, LIMITED, STRANGER, TOKEN, Hub, hub
@@ -141,6 +141,22 @@ def test_hub_token_goes_to_the_hub_alone(stand_in: Hub, cache: Path, monkeypatch
     assert {sent for _, _, sent in stand_in.asked} == {None}
 
 
+def test_hub_token_does_not_follow_to_another_host(stand_in: Hub, cache: Path, tmp_path: Path) -> None:
+    """Of an answer about a repository, of one about a file, and of a part of one."""
+    stand_in.add("org/model", MODEL)
+    repository = HubRepository("hf://org/model", opens(stand_in, TOKEN), dataset=False)
+    assert repository.files
+    with hub(tmp_path / "other") as other:
+        other.add("org/model", MODEL)
+        stand_in.elsewhere = other.endpoint
+        assert HubRepository("hf://org/model", opens(stand_in, TOKEN), dataset=False).commit
+        assert repository.read("config.json", 99) == b'{"model_type": "llama"}'
+        with pytest.raises(FileError):  # what is not of the hub's network is not asked for a file's commit
+            repository.fetch(["tokenizer.json"], cache)
+        assert {path.split("/")[1] for _, path, _ in other.asked} == {"api", "org"}
+        assert {sent for _, _, sent in other.asked} == {None}
+
+
 def test_hub_adapter_is_what_an_engine_reads(stand_in: Hub, cache: Path) -> None:
     stand_in.add("org/adapter", dict.fromkeys((*ADAPTER_FILES, "manifest.json", "optimizer.pt"), "{}"))
     fetched = fetch_adapter("hf://org/adapter", cache, opens(stand_in))
@@ -218,6 +234,11 @@ def naming(path: str) -> dict[str, str]:
     return {"README.md": readme(config("x", of_split("train", path))), "a.csv": "a"}
 
 
+NESTED = "  - &a [/etc/passwd]\n" + "".join(
+    f"  - &{name} [{', '.join(f'*{before}' for _ in range(10))}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+"""Ten million texts, if each is counted as often as it is named."""
 ROW = '{"text": "x"}\n'
 TWO_CONFIGS = {
     "README.md": readme(
@@ -301,7 +322,18 @@ def test_hub_dataset_made_by_a_program_is_read_from_the_hubs_conversion(stand_in
         ({"README.md": "---\n{\n---\n", "a.csv": "a"}, "", None, None, Failure.INVALID, "its README.md can't be rea"),
         *(
             (naming(path), "", None, None, Failure.INVALID, "files that are not its own")
-            for path in ("/etc/passwd", "../o/*.csv", "https://h/x.csv", "zip://x.csv::https://h/a", "hf://datasets/o/n")
+            for path in (
+                "/etc/passwd", "../o/*.csv", "https://h/x.csv", "zip://x.csv::https://h/a", "hf://datasets/o/n",
+                "'file:/etc/passwd'", "file:etc/passwd", "'~/*'", "'a\\..\\b'", "memory:x",
+            )
+        ),
+        (
+            {"README.md": readme(config("x", NESTED)), "a.csv": "a"},
+            "", None, None, Failure.INVALID, "files that are not its own (/etc/passwd)",
+        ),
+        (
+            {"README.md": readme("- config_name: x\n  data_files: &a [*a, /etc/passwd]\n"), "a.csv": "a"},
+            "", None, None, Failure.INVALID, "files that are not its own (/etc/passwd)",
         ),
     ],
 )  # fmt: skip

@@ -185,3 +185,12 @@ def test_sleep_level_without_policy_sleep_changes_no_pod() -> None:
     one, two = (builder.engine("chat", 1, preemption={"policy": "ScaleDown", "sleepLevel": level}) for level in (1, 2))
     never = builder.engine("chat", 1)
     assert template_of(one) == template_of(two) == template_of(never)
+
+
+def test_templates_that_adapters_may_bring_change_the_pod_only_if_they_are_chosen() -> None:
+    builder = WorldBuilder()
+    absent, default, known = (
+        template_of(builder.engine("chat", 1, lora={"maxRank": 8, **chosen}))
+        for chosen in ({}, {"chatTemplates": "Any"}, {"chatTemplates": "Known"})
+    )
+    assert absent == default != known

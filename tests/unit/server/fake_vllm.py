@@ -24,6 +24,8 @@ class FakeVLLM:
         self.hold = asyncio.Event()
         self.hold.set()
         self.healthy = True
+        self.dies_of: str | None = None
+        """An adapter that ends its engine while it loads, in the middle of the answer or with an error."""
         self.refuses_to_load: str | None = None
         self.answers_nan = False
         self.passes_over: tuple[str, ...] | None = None
@@ -85,6 +87,9 @@ class FakeVLLM:
             return await self._error(
                 send, 404, "NotFoundError", f"Loading lora {name} failed: No adapter found for {path}"
             )
+        if self.dies_of and name.startswith(f"{self.dies_of}--"):
+            self.healthy = False
+            return await self._error(send, 500, "InternalServerError", "EngineCore encountered an issue.")
         if self.refuses_to_load:
             return await self._error(send, 500, "InternalServerError", self.refuses_to_load)
         self.adapters[name] = path

@@ -266,6 +266,36 @@ async def test_restarted_vllm_is_loaded_again(slot: SlotUnderTest) -> None:
     assert (await slot.ask("tone"))[0] == 200
 
 
+async def test_adapter_that_ends_vllm_is_not_loaded_for_ever(slot: SlotUnderTest) -> None:
+    await slot.start_all()
+    slot.put_adapter("bad", seed=1)
+    slot.put_adapter("good", seed=2)
+    await slot.publish("good", "good")
+    await slot.until("good", "Loaded")
+    slot.vllm.dies_of = "bad"
+    await slot.publish("bad", "bad")
+    for _ in range(2):
+        await eventually(lambda: not slot.vllm.healthy)
+        await slot.restart_vllm()
+        slot.vllm.dies_of = "bad"
+    await slot.until("good", "Loaded")
+    report = await slot.until("bad", "Failed")
+    assert (report["reason"], report["message"]) == (
+        "LoadFailed",
+        "pvc://adapters/bad: vLLM or its agent ended 2 times while it was fetched, loaded or checked, so it is not "
+        "tried again in this pod. Correct it and change the Adapter's source, or delete the Adapter.",
+    )
+    await eventually(slot.ready)
+    assert [call for call in slot.vllm.calls if call.startswith("load bad")] == []
+    await slot.stop_agent()
+    await slot.start_agent()  # another agent knows it too
+    await slot.until("bad", "Failed")
+    assert [call for call in slot.vllm.calls if call.startswith("load bad")] == []
+    slot.vllm.dies_of = None
+    await slot.publish("bad", "good")  # another generation
+    await slot.until("bad", "Loaded")
+
+
 async def test_restarted_agent_loads_nothing_again(slot: SlotUnderTest) -> None:
     await slot.start_all()
     slot.put_adapter("one")

@@ -13,12 +13,13 @@ from safetensors.numpy import load_file, save_file
 
 from sluice_api.artifacts import ADAPTER_FILES, adapter_digest
 from sluice_api.meta import adapter_version
+from sluice_api.reasons import Reason
 from sluice_api.slots import SlotSpec
 from sluice_server.agent import adapter_cache
 from sluice_server.agent.adapter_cache import AdapterCache
 from sluice_server.agent.rejected import AdapterRejected
 from sluice_server.agent.resources import Key, WantedAdapter
-from sluice_server.agent.tensors import NotSafetensors, not_finite, tensors
+from sluice_server.agent.tensors import MAX_ADAPTER_HEADER_BYTES, NotSafetensors, adapter_tensors, not_finite, tensors
 from sluice_server.paths import SlotPaths
 from tests.unit.server.conftest import SPEC
 from tests.unit.server.folders import make_adapter, make_model, write_manifest
@@ -84,6 +85,11 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
+def rank_zero(claims: Claims) -> None:
+    make_adapter(claims.adapter, claims.model, r=0)
+    claims.configure(r=4)
+
+
 REFUSED: list[tuple[str, Callable[[Claims], object], str]] = [
     ("no folder", lambda c: c.adapter.rename(c.adapter.with_name("away")), "AdapterNotFound: {uri} has no "),
     ("no weights", lambda c: remove(c.weights), "AdapterNotFound: {uri} has no adapter_model.safe"),
@@ -102,6 +108,20 @@ REFUSED: list[tuple[str, Callable[[Claims], object], str]] = [
     ("rank", lambda c: c.configure(r=9), "RankTooLarge: {uri} has rank 9, the engine's lora.maxRank is 8. Train with"),
     ("rank of one layer", lambda c: c.configure(rank_pattern={"q": 64}), "RankTooLarge: {uri} has rank 64"),
     ("no rank", lambda c: c.configure(r="4"), "AdapterInvalid: {uri}: r or rank_pattern"),
+    ("infinite alpha", lambda c: c.configure(lora_alpha=float("inf")), "AdapterInvalid: {uri}: lora_alpha or alpha_"),
+    ("alpha of one layer", lambda c: c.configure(alpha_pattern={"q": 1e30}), "AdapterInvalid: {uri}: lora_alpha or al"),
+    ("alpha of thousands of digits", lambda c: c.configure(lora_alpha=10**4000), "AdapterInvalid: {uri}: lora_alpha"),
+    ("no alpha", lambda c: c.configure(lora_alpha=None), "AdapterInvalid: {uri}: lora_alpha or alpha_pattern in adap"),
+    (
+        "tensors of rank 0",
+        rank_zero,
+        "AdapterInvalid: {uri}: lora_A and lora_B of model.layers.0.mlp.down_proj have shapes (0, 32) and (16, 0)",
+    ),
+    (
+        "patterns that vLLM can't read",
+        lambda c: c.configure(rank_pattern={"(": 4}),
+        "AdapterInvalid: {uri}: rank_pattern or alpha_pattern in adapter_config.json has '(', which is no regular",
+    ),
     ("half a pair", lambda c: c.change_weights(lambda w: w.pop(min(w))), "AdapterInvalid: {uri}: adapter_model."),
     (
         "more than LoRA",
@@ -218,6 +238,29 @@ def test_safetensors_header_is_validated(tmp_path: Path) -> None:
     path.write_bytes((2**63).to_bytes(8, "little") + bytes(100))
     with pytest.raises(NotSafetensors):
         tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        (b" " * (MAX_ADAPTER_HEADER_BYTES + 1), "has a header of 16,777,217 bytes, and 16,777,216 are read"),
+        (b'{"a":[' + b"[]," * 200_000 + b"[]]}", "has more than 100,000 tensors"),
+        (b'{"a":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001, "has more than 100,000 tensors"),
+    ],
+    ids=["bytes", "lists", "objects"],
+)
+def test_header_of_an_adapter_is_bounded_before_it_is_parsed(
+    tmp_path: Path, header: bytes, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    monkeypatch.setattr(json, "loads", lambda _: pytest.fail("it was parsed"))
+    with pytest.raises(NotSafetensors, match=says):
+        adapter_tensors(path)
+
+
+def test_message_of_a_rejection_is_bounded() -> None:
+    assert len(str(AdapterRejected(Reason.ADAPTER_INVALID, "a" * 10**6))) == 1024
 
 
 def test_rejected_adapter_is_not_copied_again_before_its_files_change(

@@ -1,6 +1,7 @@
 """Adapters from an object store: fetched once, checked as those of a volume are, and kept where the engine says."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from sluice_api.artifacts import adapter_digest
 from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.meta import adapter_version
 from sluice_api.slots import SlotSpec
-from sluice_files import stores
+from sluice_files import models, stores
 from sluice_files.objects import ObjectFolder
 from sluice_server.agent.adapter_cache import AdapterCache
 from sluice_server.agent.rejected import AdapterRejected
@@ -137,3 +138,28 @@ def test_secret_that_is_missing_is_named(paths: SlotPaths, adapter: Path, secret
 def test_digest_is_checked_of_what_was_fetched(paths: SlotPaths, adapter: Path) -> None:
     with pytest.raises(AdapterRejected, match=r"source\.digest asks for sha256:0"):
         AdapterCache(slot(), paths).fetch(wanted(digest="sha256:" + "0" * 64))
+
+
+def test_address_of_a_whole_bucket_is_refused_before_it_takes_much_memory(
+    paths: SlotPaths, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_MAX_FILES", 4)
+    for number in range(5):
+        (adapter.parent / f"{number}").touch()
+    with pytest.raises(AdapterRejected) as raised:
+        AdapterCache(slot(), paths).fetch(wanted("s3://engine-adapters"))
+    assert str(raised.value) == ("source.uri s3://engine-adapters: more than 4 files are there. Name a folder in it.")
+    assert AdapterCache(slot(), paths).fetch(wanted())
+
+
+def test_adapter_with_a_file_that_is_too_large_is_refused_before_it_is_fetched(
+    paths: SlotPaths, adapter: Path, downloads: list[str]
+) -> None:
+    os.truncate(adapter / "adapter_config.json", 2**20 + 1)
+    with pytest.raises(AdapterRejected) as raised:
+        AdapterCache(slot(), paths).fetch(wanted())
+    assert str(raised.value) == (
+        f"source.uri {URI}: adapter_config.json has 1,048,577 bytes, and at most 1,048,576 are fetched. Correct the "
+        "address."
+    )
+    assert (raised.value.reason, downloads) == ("AdapterInvalid", [])

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from sluice_api.chat_template import TemplateName
 from sluice_api.inferenceengine import InferenceEngineSpec
+from sluice_files.chat_templates import builtin
 from sluice_server.agent.adapter_cache import AdapterCache
 from sluice_server.agent.rejected import AdapterRejected
 from sluice_server.agent.resources import Key, WantedAdapter
@@ -30,10 +32,12 @@ class Slot:
         self.adapter = make_adapter(paths.root / "volumes/adapters/tone", self.model)
         self.paths.adapters.mkdir()
         self.given: dict[str, Any] = {}
+        self.lora: dict[str, Any] = {}
 
     def fetch(self) -> str:
         spec = SPEC.spec.model_dump(mode="json", by_alias=True)
         spec["model"] |= self.given
+        spec["lora"] |= self.lora
         told = SPEC.model_copy(update={"spec": InferenceEngineSpec.model_validate(spec)})
         adapter = WantedAdapter("tone", Key("uid", 1), "2026-01-01", "pvc://adapters/tone", None)
         return AdapterCache(told, self.paths).fetch(adapter)
@@ -113,6 +117,34 @@ def test_template_of_an_adapter_is_bounded_and_no_link(slot: Slot, tmp_path: Pat
     template.symlink_to(tmp_path / "token")
     with pytest.raises(AdapterRejected, match=r"chat_template\.jinja is a link out of its claim"):
         slot.fetch()
+
+
+def test_engine_may_take_known_templates_alone(slot: Slot) -> None:
+    slot.lora = {"chatTemplates": "Known"}
+    template = slot.adapter / "chat_template.jinja"
+    template.write_text(builtin(TemplateName.CHAT_ML))
+    assert slot.template == builtin(TemplateName.CHAT_ML)
+    template.write_text(OWN)
+    with pytest.raises(AdapterRejected) as raised:
+        slot.fetch()
+    assert (raised.value.reason, str(raised.value)) == (
+        "AdapterInvalid",
+        "pvc://adapters/tone: it has a chat template of its own, and lora.chatTemplates of chat is Known. Train with "
+        "chat's template or a built-in one, or set it to Any.",
+    )
+    engines_file(slot)
+    template.write_text(ENGINES)
+    assert slot.template is None
+
+
+def test_template_that_would_stop_the_engine_is_refused(slot: Slot) -> None:
+    (slot.adapter / "chat_template.jinja").write_text("{{ 'a' * 9**10 }}")
+    with pytest.raises(AdapterRejected) as raised:
+        slot.fetch()
+    assert (raised.value.reason, str(raised.value)) == (
+        "AdapterInvalid",
+        "pvc://adapters/tone: its chat template takes more than 128 MiB of memory. Correct it, or leave it out.",
+    )
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Rows and models from where people keep them: the files that each address means, and what is said of none."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,8 @@ def test_row_file_of_a_config_map(config_maps: Path) -> None:
         ("pvc://datasets/none/*", None, Reason.DATASET_NOT_FOUND, 65, "there is no such folder. datasets has: link"),
         ("pvc://datasets/link/*", None, Reason.DATASET_NOT_FOUND, 65, "is a link that leads out of the claim"),
         ("pvc://datasets/*", None, Reason.DATASET_NOT_FOUND, 65, "stray.jsonl is a link that leads out of the claim"),
+        ("pvc://datasets/pipe", None, Reason.DATASET_NOT_FOUND, 65, "is a pipe, a socket or a device. Put a file"),
+        ("pvc://datasets/pip*", None, Reason.DATASET_NOT_FOUND, 65, "or is a pipe, a socket or a device, and is not"),
         ("pvc://datasets/rows.jsonl", "store", Reason.DOWNLOAD_FAILED, 65, "credentials do not open such an address"),
         ("s3://{bucket}/no*", "store", Reason.DATASET_NOT_FOUND, 65, "means no file with rows. s3://{bucket} has: row"),
         ("s3://{bucket}/rows", "store", Reason.DATASET_NOT_FOUND, 65, "is a folder. It has: a.jsonl, e.jsonl. Name"),
@@ -143,6 +146,8 @@ def test_row_files_that_are_not_there(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")  # nobody outside is asked
     (volumes / "datasets" / "link").symlink_to("/etc")
+    if "pip" in uri:
+        os.mkfifo(volumes / "datasets" / "pipe")
     if uri == "pvc://datasets/*":
         (volumes / "datasets" / "stray.jsonl").symlink_to("/etc/passwd")
     files(bucket, rows__a_dot_jsonl=ROW, rows__e_dot_jsonl="")

@@ -5,6 +5,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,39 +56,50 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+BODY = b'{"text": "x"}\n'
+UMLAUT = "/r%C3%A4ume/%E2%82%AC.jsonl?a=%20b"
+FILES = {"/rows.jsonl": len(BODY), "/no-length": "abc", "/torn": 100, UMLAUT: len(BODY), "/a%20b.jsonl": len(BODY)}
+"""Paths, with the length that is announced."""
+MOVED = {
+    "/moved": "/rows.jsonl",
+    "/loop": "/loop",
+    "/plain": "http://localhost/rows.jsonl",
+    "/file": "file:///etc/passwd",
+    "/metadata": "https://169.254.169.254/latest",
+    "/nowhere": "https://[::1",
+    "/to-umlaut": "/räume/€.jsonl?a=%20b".encode().decode("latin-1"),
+}
+ENDLESS = {"/drop-by-drop": b"\r\n", "/header-by-header": b""}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    ended = threading.Event()
+
+    def do_GET(self) -> None:
+        if self.path in ENDLESS:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n" + ENDLESS[self.path])
+            with suppress(OSError):
+                while not self.ended.wait(0.01):
+                    self.wfile.write(b"x")
+            return
+        if self.path in FILES:
+            self.send_response(200)
+            self.send_header("Content-Length", str(FILES[self.path]))
+        elif self.path in MOVED:
+            self.send_response(302)
+            self.send_header("Location", MOVED[self.path])
+        else:
+            self.send_response(int(self.path[1:]))
+        self.end_headers()
+        self.wfile.write(BODY)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
 @pytest.fixture
 def origin(certificate: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = b'{"text": "x"}\n'
-            match self.path:
-                case "/rows.jsonl":
-                    self.send_response(200)
-                    self.send_header("Content-Length", str(len(body)))
-                    self.end_headers()
-                    self.wfile.write(body)
-                case "/no-length":
-                    self.send_response(200)
-                    self.send_header("Content-Length", "abc")
-                    self.end_headers()
-                    self.wfile.write(body)
-                case "/torn":
-                    self.send_response(200)
-                    self.send_header("Content-Length", "100")
-                    self.end_headers()
-                    self.wfile.write(body)
-                case "/moved" | "/loop" | "/metadata" | "/plain":
-                    targets = {"/moved": "/rows.jsonl", "/loop": "/loop", "/plain": "http://localhost/rows.jsonl"}
-                    self.send_response(302)
-                    self.send_header("Location", targets.get(self.path, "https://169.254.169.254/latest"))
-                    self.end_headers()
-                case _:
-                    self.send_response(int(self.path[1:]))
-                    self.end_headers()
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
+    Handler.ended.clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
@@ -96,6 +108,7 @@ def origin(certificate: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     yield f"https://localhost:{server.server_port}"
+    Handler.ended.set()
     server.shutdown()
 
 
@@ -107,7 +120,7 @@ def test_remote_private_host_is_refused(origin: str, tmp_path: Path) -> None:
 
 def test_remote_file_is_fetched_through_redirects(origin: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SLUICE_ALLOW_PRIVATE_HOSTS", "1")
-    for path in ("rows.jsonl", "moved", "no-length"):
+    for path in ("rows.jsonl", "moved", "no-length", "räume/€.jsonl?a= b", "a b.jsonl", "a%20b.jsonl", "to-umlaut"):
         assert remote.fetch(f"{origin}/{path}", tmp_path / "rows").read_bytes() == b'{"text": "x"}\n'
 
 
@@ -119,6 +132,8 @@ def test_remote_file_is_fetched_through_redirects(origin: str, monkeypatch: pyte
         ("503", Reason.DOWNLOAD_FAILED, ExitCode.INTERNAL, "localhost answered 503. It is tried again."),
         ("torn", Reason.DOWNLOAD_FAILED, ExitCode.INTERNAL, "It is tried again."),
         ("loop", Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT, "it redirects more than 5 times"),
+        ("file", Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT, "it leads to file://, which is not https"),
+        ("nowhere", Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT, "leads to 'https://[::1', which is no address"),
         ("plain", Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT, "it leads to http://localhost, which is not https"),
         (
             "metadata",
@@ -152,6 +167,17 @@ def test_remote_invalid_address_is_refused(host: str, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="is no address") as raised:
         remote.fetch(f"https://{host}/rows.jsonl", tmp_path / "rows")
     assert raised.value.code == ExitCode.BAD_INPUT
+
+
+@pytest.mark.parametrize("path", ["drop-by-drop", "header-by-header"])
+def test_remote_file_that_never_ends_is_given_up(
+    origin: str, monkeypatch: pytest.MonkeyPatch, path: str, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLUICE_ALLOW_PRIVATE_HOSTS", "1")
+    monkeypatch.setattr(remote, "MAX_SECONDS", 0.5)
+    with pytest.raises(StageError, match="localhost did not send it within 0 hours") as raised:
+        remote.fetch(f"{origin}/{path}", tmp_path / "rows")
+    assert (raised.value.reason, raised.value.code) == (Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT)
 
 
 def test_remote_file_that_is_too_large_is_refused(origin: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -146,13 +146,7 @@ def _in_claim(uri: str, field: str, not_found: Reason) -> list[RowFile]:
     if path is None:
         raise StageError(not_found, f"{field} {uri} is no pvc:// address. Correct it.")
     if not has_wildcard(uri):
-        file = resolve_in_claim(path)
-        if file is None:
-            raise StageError(not_found, f"{field} {uri}: {why_not_found(path, 'file')} Correct {field}.")
-        if file.is_dir():
-            children = [child.name for child in file.iterdir() if child.is_file()]
-            raise StageError(not_found, f"{field} {_is_folder(uri, children).message}")
-        return [RowFile(file, dataset_name(uri))]
+        return [_one_in_claim(uri, path, field, not_found)]
     folder, pattern = split_pattern(path.path)
     top = resolve_in_claim(VolumePath(path.claim, folder))
     if top is None:
@@ -167,14 +161,26 @@ def _in_claim(uri: str, field: str, not_found: Reason) -> list[RowFile]:
         if not file.is_relative_to(claim) or not file.is_file():
             raise StageError(
                 not_found,
-                f"{field} {uri}: {name} is a link that leads out of the claim, or nowhere, and is not followed. Put "
-                "the file itself there.",
+                f"{field} {uri}: {name} is a link that leads out of the claim, or nowhere, or is a pipe, a socket "
+                "or a device, and is not read. Put the file itself there.",
             )
         found.append(RowFile(file, "/".join(filter(None, (path.claim, folder, name)))))
     if not found:
         where = f"{path.claim}/{folder}".rstrip("/")
         raise StageError(not_found, f"{field} {uri} means no file. {_listed(where, list(there))} Correct {field}.")
     return found
+
+
+def _one_in_claim(uri: str, path: VolumePath, field: str, not_found: Reason) -> RowFile:
+    file = resolve_in_claim(path)
+    if file is None:
+        raise StageError(not_found, f"{field} {uri}: {why_not_found(path, 'file')} Correct {field}.")
+    if file.is_dir():
+        children = [child.name for child in file.iterdir() if child.is_file()]
+        raise StageError(not_found, f"{field} {_is_folder(uri, children).message}")
+    if not file.is_file():
+        raise StageError(not_found, f"{field} {uri} is a pipe, a socket or a device. Put a file there.")
+    return RowFile(file, dataset_name(uri))
 
 
 def _files_below(top: Path) -> Iterator[tuple[str, Path]]:

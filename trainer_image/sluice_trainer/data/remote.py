@@ -9,6 +9,9 @@ import ipaddress
 import os
 import socket
 import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
@@ -20,14 +23,19 @@ from sluice_trainer.errors import StageError
 
 MAX_FILE_BYTES = 8 * 1024**3
 TIMEOUT_SECONDS = 30.0
+MAX_SECONDS = 4 * 3600.0
+"""Of one answer. TIMEOUT_SECONDS is between two bytes of it, and a server may send them one by one, for ever."""
 MAX_REDIRECTS = 5
 
-_AS_WRITTEN = "/?:@!$&'()*+,;=%-._~[]|"
-"""What an address may have in its path and query. What else a person writes, such as an umlaut, is escaped: HTTP takes
-no other, and an error about it would show the query."""
+_IN_ADDRESS = "/%?:@!$&'()*+,;=~#[]"
+"""Characters that may stand in an address; a person writes others too, such as ä, which are sent percent-encoded."""
 _MOVED = (301, 302, 303, 307, 308)
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 """NAT64: an IPv4 address, perhaps a private one, in IPv6 clothes."""
+
+
+class _TooSlow(Exception):
+    """The answer took longer than it may."""
 
 
 class _Connection(http.client.HTTPSConnection):
@@ -37,10 +45,36 @@ class _Connection(http.client.HTTPSConnection):
         self._context = ssl.create_default_context()
         super().__init__(host, port, timeout=TIMEOUT_SECONDS, context=self._context)
         self._address = address
+        self._opened: ssl.SSLSocket | None = None
+        self._expired = False
 
     def connect(self) -> None:
         plain = socket.create_connection((self._address, self.port), TIMEOUT_SECONDS)
-        self.sock = self._context.wrap_socket(plain, server_hostname=self.host)
+        self.sock = self._opened = self._context.wrap_socket(plain, server_hostname=self.host)
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """End the connection when so many seconds are over, and raise _TooSlow."""
+        timer = threading.Timer(seconds, self._expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+            if self._expired:  # without a length, the end of the connection is the end of the file
+                raise _TooSlow
+        except (OSError, http.client.HTTPException):
+            if self._expired:
+                raise _TooSlow from None
+            raise
+        finally:
+            timer.cancel()
+            self.close()
+
+    def _expire(self) -> None:
+        self._expired = True
+        if self._opened:
+            with suppress(OSError):  # the other side may have ended it just now
+                socket.socket.shutdown(self._opened, socket.SHUT_RDWR)
 
 
 def is_public(address: str) -> bool:
@@ -72,21 +106,39 @@ def fetch(uri: str, path: Path, field: str = "dataset.uri") -> Path:
         host, port = parts.hostname or "", parts.port or 443
         connection = _Connection(host, port, _address(host, port, name))
         try:
-            target = quote(f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}", safe=_AS_WRITTEN)
-            connection.request("GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "sluice"})
-            answer = connection.getresponse()
-            if answer.status in _MOVED:
-                url = _next(url, answer.getheader("Location", ""), name)
-                continue
-            _check_status(answer.status, host, name)
-            return _store(answer, path, name)
+            with connection.within(MAX_SECONDS):
+                location = _get(connection, parts, path, name)
+        except _TooSlow:
+            raise _refused(name, f"{host} did not send it within {MAX_SECONDS / 3600:.0f} hours") from None
         except (OSError, http.client.HTTPException) as error:
             raise StageError(
                 Reason.DOWNLOAD_FAILED, f"{name}: {host}: {error}. It is tried again.", ExitCode.INTERNAL
             ) from error
-        finally:
-            connection.close()
+        if location is None:
+            return path
+        url = _joined(url, location, name)
     raise _refused(name, f"it redirects more than {MAX_REDIRECTS} times")
+
+
+def _get(connection: _Connection, parts: SplitResult, path: Path, name: str) -> str | None:
+    """Store what is at an address; or return where it says that to look for it."""
+    target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+    headers = {"Accept-Encoding": "identity", "User-Agent": "sluice"}
+    connection.request("GET", quote(target, safe=_IN_ADDRESS), headers=headers)
+    answer = connection.getresponse()
+    if answer.status in _MOVED:
+        return str(answer.getheader("Location", ""))
+    _check_status(answer.status, connection.host, name)
+    _store(answer, path, name)
+    return None
+
+
+def _joined(url: str, location: str, name: str) -> str:
+    """The address that a redirect leads to. http.client reads headers as Latin-1, and servers write UTF-8."""
+    try:
+        return urljoin(url, quote(location.encode("latin-1"), safe=_IN_ADDRESS))
+    except ValueError:  # whose text may show a signature
+        raise _refused(name, f"it leads to {shown(location)[:200]!r}, which is no address") from None
 
 
 def _checked(url: str, name: str) -> SplitResult:
@@ -96,17 +148,10 @@ def _checked(url: str, name: str) -> SplitResult:
     except ValueError:  # whose text may show a password
         raise _refused(name, f"{shown(url)} is no address: its host or its port can't be") from None
     if parts.scheme != "https":
-        raise _refused(name, f"it leads to {parts.scheme}://{parts.hostname}, which is not https")
+        raise _refused(name, f"it leads to {parts.scheme}://{parts.hostname or ''}, which is not https")
     if parts.username or parts.password:
         raise _refused(name, "it has a user name or password in it, which any reader of the job would see")
     return parts
-
-
-def _next(url: str, location: str, name: str) -> str:
-    try:
-        return urljoin(url, location)
-    except ValueError:
-        raise _refused(name, f"it leads to {shown(location)}, which is no address") from None
 
 
 def _address(host: str, port: int, name: str) -> str:
@@ -139,7 +184,7 @@ def _check_status(status: int, host: str, name: str) -> None:
         )
 
 
-def _store(answer: http.client.HTTPResponse, path: Path, name: str) -> Path:
+def _store(answer: http.client.HTTPResponse, path: Path, name: str) -> None:
     room = min(MAX_FILE_BYTES, disk_room(path.parent))
     announced = answer.length or 0  # http.client's reading of Content-Length: None where it is no length
     with path.open("wb") as file:
@@ -151,7 +196,6 @@ def _store(answer: http.client.HTTPResponse, path: Path, name: str) -> Path:
         raise _refused(name, f"the file is larger than {room // 2**20} MiB, which is all that fits here")
     if path.stat().st_size < announced:
         raise http.client.IncompleteRead(b"", announced - path.stat().st_size)
-    return path
 
 
 def _refused(name: str, why: str) -> StageError:
