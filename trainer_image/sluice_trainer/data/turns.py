@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sluice_trainer.data.read.jsons import require_unicode
+from sluice_trainer.data.read.jsons import require_shallow, require_unicode
 from sluice_trainer.data.row import BadRowError, Turn, kind_of, shown
 
 _OPENAI = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -191,5 +191,6 @@ def _parsed(text: str, where: str) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError):
         raise BadRowError(f"{where} is not JSON", "Write the text of a JSON value") from None
+    require_shallow(value, text.count("[") + text.count("{"), f"{where} is ")
     require_unicode(value)
     return value
