@@ -12,6 +12,7 @@ from tempfile import TemporaryFile
 import numpy as np
 from numpy.typing import NDArray
 
+from sluice_api.data_report import MAX_FILES, MAX_UNREAD_FIELDS
 from sluice_api.dataset import Dataset
 from sluice_api.reasons import Reason
 from sluice_api.sources import is_object
@@ -92,7 +93,7 @@ class Collected:
     rows_read: "Counter[int]" = field(default_factory=Counter)
     """By the index of the file."""
     unread: dict[int, set[str]] = field(default_factory=dict)
-    """Fields that nothing reads, by the index of the file."""
+    """Fields that nothing reads, by the index of the file: as many as a report shows, or a few more."""
     languages: Counter[str] = field(default_factory=Counter)
     forecast_seconds: int | None = None
     """How long all rows take, where that is longer than the stage may."""
@@ -109,7 +110,8 @@ class Collected:
         Raises:
             StageError: the batch ends with it.
         """
-        self.unread.setdefault(file, set()).update(batch.unread)
+        if file < MAX_FILES and len(names := self.unread.setdefault(file, set())) < MAX_UNREAD_FIELDS:
+            names |= batch.unread
         self.languages += batch.languages
         self.tally.show(batch, task.file, task.unit)
         self.rows_read[file] += len(batch.made)
@@ -144,7 +146,7 @@ class Collected:
         is_overlong = False
         for piece in self.tally.passing(made.pieces, str(place)):
             if isinstance(piece.end, BadRowError):
-                self.findings.refuse(place, piece.end)
+                self.findings.refuse(place, piece.end, after_steps=True)
             elif isinstance(piece.end, Tokenised):
                 is_overlong |= piece.end.overlong
                 rows += [TokenRow(row.input_ids, row.loss_mask, made.number, row.split, file) for row in piece.end.rows]

@@ -86,7 +86,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
             files=durable.digests(unfinished),
             result=result,
             row_files=about,
-            row_format=sources[0].format.form,
+            row_format=next(form for source in sources if (form := source.format.form) is not DatasetFormat.AUTO),
             chat_template=collected.chat_template,
             base_model_uri=base.uri,
             base_model_revision=base.revision,

@@ -1,6 +1,6 @@
 """Rows of one file that follow each other, as they were read: they are decoded where a processor has time for it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,9 +8,8 @@ import pyarrow as pa
 
 from sluice_trainer.data.read import jsons
 from sluice_trainer.data.read.json_values import MAX_ROW_BYTES
-from sluice_trainer.data.row import BadRowError
+from sluice_trainer.data.row import BadRowError, Fields
 
-Fields = Mapping[str, Any]
 Decoded = tuple[int, Fields | BadRowError]
 """A row's number in its file, counted from 1, with its fields or with why it has none."""
 
