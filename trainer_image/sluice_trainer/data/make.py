@@ -172,9 +172,7 @@ class RowMaker:
                     passed.append((number, found))
                     continue
                 row, fields = found
-                if (
-                    len(made.unread) < MAX_UNREAD_FIELDS
-                ):  # as many as are shown; a row may have any number, of any length
+                if len(made.unread) < MAX_UNREAD_FIELDS:  # as many as are shown: a row may have any number
                     names = sorted(unread(fields, task.format.form))[:MAX_UNREAD_FIELDS]
                     made.unread.update(cut(name, MAX_WORD_CHARACTERS) for name in names)
                 if task.languages and not isinstance(row, Tokens):

@@ -11,6 +11,7 @@ import pytest
 from sluice_api.data_report import DataReport
 from sluice_api.stages import PrepareResult
 from sluice_trainer.data.report.terminal import preview
+from sluice_trainer.errors import StageError
 from tests.unit.trainer.jobs import Job, chat, write_rows
 
 TEXTS = [{"text": f"Row {number} says that it is number {number}."} for number in range(12)]
@@ -116,3 +117,46 @@ def test_rows_that_a_weight_leaves_out_contradict_none(job: Job, tmp_path: Path)
         sources = [{"uri": "pvc://datasets/a.jsonl"}, {"uri": "pvc://datasets/b.jsonl", "weight": weight}]
         _, report = prepared(replace(job, name=f"job{weight}"), uri=None, sources=sources)
         assert report.conflicts.count == conflicts
+
+
+def test_words_of_a_file_decide_what_is_left_also_after_an_edit(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their address is the same: their content is part of what says whether prepared rows still are the right ones."""
+    words = job.volumes / "lists" / "words.txt"
+    words.parent.mkdir()
+    write_rows(job.volumes / job.dataset, [*TEXTS, {"text": "This has one in it."}, {"text": "This has two in it."}])
+    steps = [{"filter": {"wordsFrom": "pvc://lists/words.txt"}}]
+    for text, rows, says in (("one\n", 13, False), ("one\n", 13, False), ("one\ntwo\n", 12, True)):
+        words.write_text(text)
+        result, _ = prepared(job, steps=steps)
+        assert (result.rows, result.dropped_rows) == (rows, 14 - rows)
+        assert ("a file of words that a filter names changed since the last run" in capsys.readouterr().out) is says
+
+
+@pytest.mark.parametrize(
+    ("rows", "left"),
+    [
+        ([""], 0),
+        (["one two three"], 1),
+        (["one two three", "one two three four"], 2),
+        (["a b c d e", "a b c d e!", "a b c d f"], 2),
+        ([" ".join(map(str, range(60))), " ".join(map(str, range(61)))], 1),
+    ],
+)
+def test_near_duplicates_of_few_and_short_rows(job: Job, rows: list[str], left: int) -> None:
+    """Rows of fewer than five words have no near duplicates."""
+    write_rows(job.volumes / job.dataset, [{"text": text} for text in rows])
+    if not left:
+        with pytest.raises(StageError, match="no row is left"):
+            prepared(job, steps=[{"deduplicate": {"near": "0.8"}}], onBadRow="Skip")
+        return
+    assert prepared(job, steps=[{"deduplicate": {"near": "0.8"}}])[0].rows == left
+
+
+def test_rows_of_one_text_are_on_one_side_of_the_split(job: Job) -> None:
+    text = "".join(f"Paragraph {number} of a long text.\n\n" for number in range(20))
+    write_rows(job.volumes / job.dataset, [{"text": f"{name}. {text}"} for name in "abcdef"])
+    prepared(job, steps=[{"chunk": {"tokens": 32}}], validationSplit="30%")
+    lines = np.load(job.work / "prepared" / "lines.npy")
+    training, validation = (np.load(job.work / "prepared" / f"{name}.npy") for name in ("training", "validation"))
+    assert {*lines[training]} & {*lines[validation]} == set()
+    assert len(validation) > len({*lines[validation]}) > 0

@@ -56,7 +56,7 @@ class JsonValues:
 
 @dataclass(frozen=True)
 class Cells:
-    """Rows of a CSV or TSV file. All values are texts."""
+    """Rows of a CSV or TSV file, with as many cells as the header. All values are texts."""
 
     header: Sequence[str]
     rows: Sequence[tuple[int, Sequence[str] | BadRowError]]
@@ -66,14 +66,6 @@ class Cells:
         for number, cells in self.rows:
             if isinstance(cells, BadRowError):
                 yield number, cells
-            elif len(cells) != len(self.header):
-                yield (
-                    number,
-                    BadRowError(
-                        f"the row has {len(cells)} cells, the header {len(self.header)}",
-                        'Write as many, and put a text with a separator or a line end into "quotes"',
-                    ),
-                )
             elif list(cells) == list(self.header):
                 yield number, BadRowError("the row is the header once more", "Remove it")
             else:
