@@ -16,6 +16,9 @@ REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 MAX_ROW_CHARACTERS = 6000
 """Of a row that is shown, all its parts together."""
 MAX_TEMPLATE_CHARACTERS = 65_536
+MAX_FILES, MAX_UNREAD_FIELDS = 64, 32
+"""Files that are shown, and of each the names of fields that nothing reads."""
+MAX_WORD_CHARACTERS = 128
 ELLIPSIS = "…"
 
 _Item = TypeVar("_Item")
@@ -35,7 +38,7 @@ def _first(most: int) -> Any:
     return BeforeValidator(lambda items: tuple(items)[:most] if isinstance(items, list | tuple) else items)
 
 
-Word = Annotated[str, StringConstraints(max_length=128), _text(128)]
+Word = Annotated[str, StringConstraints(max_length=MAX_WORD_CHARACTERS), _text(MAX_WORD_CHARACTERS)]
 Line = Annotated[str, StringConstraints(max_length=256), _text(256)]
 """A place in a dataset, such as `datasets/rows.jsonl, line 17`, or another short text."""
 Sentence = Annotated[str, StringConstraints(max_length=1000), _text(1000)]
@@ -71,7 +74,7 @@ class FileReport(Model):
     row_format: Word = Field("", description="How a row says what to learn, such as Alpaca.")
     rows: Count = 0
     size_bytes: Count = 0
-    unread_fields: Annotated[tuple[Word, ...], Field(max_length=32), _first(32)] = Field(
+    unread_fields: Annotated[tuple[Word, ...], Field(max_length=MAX_UNREAD_FIELDS), _first(MAX_UNREAD_FIELDS)] = Field(
         (), description="Fields of its rows that nothing reads, such as id."
     )
 
@@ -106,6 +109,7 @@ class StepReport(Model):
     rows_in: Count
     rows_out: Count
     changed: Count = 0
+    dropped_rows: Count = Field(0, description="For whatever reason. `dropped` has the commonest reasons only.")
     dropped: Annotated[tuple[DropCount, ...], Field(max_length=16), _first(16)] = ()
     examples: Annotated[tuple[StepExample, ...], Field(max_length=3), _first(3)] = ()
 
@@ -257,9 +261,12 @@ class DataReport(Model):
     job: Line
     model: Line = ""
     method: Word = ""
-    files: Annotated[tuple[FileReport, ...], Field(max_length=64), _first(64)] = ()
+    files: Annotated[tuple[FileReport, ...], Field(max_length=MAX_FILES), _first(MAX_FILES)] = ()
     rows_read: Count = 0
     rows_refused: Count = 0
+    refused_after_steps: Count = Field(
+        0, description="Of these, the rows that had passed all steps, such as those that the chat template refuses."
+    )
     refused: Annotated[tuple[RefusedRow, ...], Field(max_length=5), _first(5)] = ()
     steps: Annotated[tuple[StepReport, ...], Field(max_length=32), _first(32)] = ()
     rows: Count = Field(0, description="Rows to train on.")
@@ -290,7 +297,7 @@ class DataReport(Model):
         """The fields of stages.PrepareResult that repeat the report for the job's status."""
         alike, estimate = self.duplicates, self.estimate
         return {
-            "dropped_rows": self.overlong.dropped + sum(drop.rows for step in self.steps for drop in step.dropped),
+            "dropped_rows": self.overlong.dropped + sum(step.dropped_rows for step in self.steps),
             "duplicate_rows": alike.exact + alike.across_split + alike.near_across_split,
             "conflicting_questions": self.conflicts.count,
             "estimated_gpu_memory_bytes": estimate.gpu_memory_bytes if estimate else None,

@@ -22,6 +22,11 @@ SLOT_ENV = "SLUICE_SLOT"
 REPORT_URL_ENV = "SLUICE_REPORT_URL"
 """Scheme, host and port of the operator's progress Service; reports.*_PATH is appended."""
 
+PREPARE_MEMORY = "4Gi"
+"""What a Prepare pod has of resources.memory at most. Rows go through it and to the disk. It takes some 600 MiB itself,
+120 MiB for each of up to eight processes, and for each million rows 50 MiB; the step `deduplicate` with `near` takes
+250 MiB more for each million."""
+
 TOKEN_FILE = "/var/run/secrets/sluice/token"
 """The projected, pod-bound token that authenticates a report. Re-read before each post: it rotates."""
 

@@ -34,7 +34,7 @@ from sluice_api.reports import Activity
 from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
 from sluice_api.training import Method
 from sluice_trainer import failpoints, local_ranks, logs
-from sluice_trainer.errors import PeerLost, StageError
+from sluice_trainer.errors import MORE_MEMORY, PeerLost, StageError
 from sluice_trainer.gpu_errors import is_gpu_error
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import TIMEOUT_SECONDS, Reporter, SilentReporter
@@ -157,7 +157,12 @@ def _outcome_of(work: Callable[[], StageOutcome]) -> tuple[StageOutcome, ExitCod
 
 def _out_of_memory(where: str) -> tuple[StageOutcome, ExitCode]:
     traceback.print_exc()
-    message = f"The {where}'s memory does not hold one micro batch. {Reason.OUT_OF_MEMORY.next_step}"
+    if sys.argv[1] == "prepare":
+        message = f"Prepare's memory does not hold the rows. {MORE_MEMORY}"
+    elif sys.argv[1] == "export":
+        message = f"The {where}'s memory does not hold the model. Raise resources.memory."
+    else:
+        message = f"The {where}'s memory does not hold one micro batch. {Reason.OUT_OF_MEMORY.next_step}"
     return StageOutcome(reason=Reason.OUT_OF_MEMORY, message=message), ExitCode.BAD_INPUT
 
 

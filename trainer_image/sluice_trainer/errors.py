@@ -3,9 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sluice_api.pods import PREPARE_MEMORY
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_files.errors import Failure, FileError
+
+MORE_MEMORY = (
+    f"Raise resources.memory, of which Prepare has {PREPARE_MEMORY} at most; or let it keep less: cut long rows into "
+    "several, leave near out of deduplicate, or tokenise the rows elsewhere (dataset.format: Tokens)."
+)
+"""What to do where Prepare's memory does not hold what it has to."""
 
 
 class StageError(Exception):

@@ -25,9 +25,6 @@ from sluice_operator.manifests.metadata import app_labels, owned_by
 from sluice_operator.settings import Settings
 from sluice_operator.writes import Manifest
 
-PREPARE_MEMORY = "4Gi"
-"""Rows go through it and to the disk. It takes some 600 MiB itself, 120 MiB for each of up to eight processes, and for
-each million rows 50 MiB; the step `deduplicate` with `near` takes 250 MiB more for each million."""
 CPU_STAGE_CPU = "250m"
 _TELLS_REQUEUES: Manifest = {
     "rules": [
@@ -234,5 +231,5 @@ def stage_resources(job: FineTuneJob, stage: Stage) -> Manifest:
         return pod.main_resources(wanted.cpu, wanted.memory, wanted.ephemeral_storage)
     memory = wanted.memory
     if stage is Stage.PREPARE:
-        memory = min(wanted.memory, PREPARE_MEMORY, key=lambda quantity: amount("memory", quantity))
+        memory = min(wanted.memory, pods.PREPARE_MEMORY, key=lambda quantity: amount("memory", quantity))
     return pod.main_resources(CPU_STAGE_CPU, memory, wanted.ephemeral_storage)

@@ -90,9 +90,8 @@ def test_first_problems_are_three_and_errors_come_first() -> None:
 
 def test_result_repeats_what_the_report_says() -> None:
     estimate = Estimate(gpus=1, gpu_memory_bytes=7, least_gpu_memory_bytes=5, seconds=60, price="0.10")
-    step = StepReport(
-        name="filter", rows_in=9, rows_out=4, dropped=(DropCount(why="a", rows=3), DropCount(why="b", rows=2))
-    )
+    reasons = tuple(DropCount(why=f"language {number}", rows=1) for number in range(20))
+    step = StepReport(name="filter", rows_in=30, rows_out=10, dropped_rows=20, dropped=reasons)
     report = DataReport(
         job="job",
         steps=(step,),
@@ -104,7 +103,7 @@ def test_result_repeats_what_the_report_says() -> None:
     )
     counts = {"rows": 4, "validation_rows": 0, "refused_rows": 0, "tokens": 9, "loss_tokens": 3, "steps": 1}
     result = PrepareResult(**counts, **report.of_result)
-    assert (result.dropped_rows, result.duplicate_rows, result.conflicting_questions) == (9, 6, 8)
+    assert (result.dropped_rows, result.duplicate_rows, result.conflicting_questions) == (24, 6, 8)
     assert (result.estimated_gpu_memory_bytes, result.estimated_seconds, result.estimated_price) == (7, 60, "0.10")
     assert result.problems == ("Look.",)
     assert PrepareResult(**counts, **DataReport(job="job").of_result) == PrepareResult(**counts)

@@ -132,7 +132,7 @@ TEXTS = (
            WARNING, row=of_answer(content="caf\ufffd")),
     Defect("A number of 5,000 digits", "{at}: it has a number of thousands of digits. Write it as a string",
            line=lambda line: line[:-1] + b', "id": ' + b"7" * 5000 + b"}"),
-    Defect("Nested too deeply", "{at}: not JSON: nested too deeply. Write one JSON object a line",
+    Defect("Nested too deeply", "{at}: nested more than 100 deep. Make it flatter",
            line=lambda line: line[:-1] + b', "more": ' + b"[" * 99_999 + b"]" * 99_999 + b"}"),
     Defect("A CSV with an unclosed quote",
            "{file}, line …: a quote that opens in this row is not closed within 32 MiB. "

@@ -21,26 +21,28 @@ def known_of(rows: list[tuple[int, int, int]]) -> NDArray[np.void]:
     return known
 
 
-ROWS = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3), st.integers(1, 3), st.booleans()), max_size=12)
+SIDES = st.sampled_from(["trained", "held out", "left out"])
+ROWS = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3), st.integers(1, 3), SIDES), max_size=12)
 
 
 @given(ROWS)
 def test_equal_rows_and_conflicts_are_those_of_a_comparison_of_each_with_each(
-    rows: list[tuple[int, int, int, bool]],
+    rows: list[tuple[int, int, int, str]],
 ) -> None:
-    known, out = known_of([row[:3] for row in rows]), np.array([row[3] for row in rows], np.bool_)
-    found = alike(known, out)
+    """Rows that a source's weight leaves out are on neither side, and are compared with none."""
+    is_trained, is_held_out = (np.array([row[3] == side for row in rows], np.bool_) for side in ("trained", "held out"))
+    found = alike(known_of([row[:3] for row in rows]), is_trained, is_held_out)
     keys = [row[0] for row in rows]
     answers: dict[int, set[int]] = defaultdict(set)
-    for _, question, answer, _ in rows:
-        if question:
+    for _, question, answer, side in rows:
+        if question and side != "left out":
             answers[question].add(answer)
-    trained = {row[0] for row in rows if not row[3]}
-    own = [row[0] for row in rows if not row[3]]
+    own = [row[0] for row in rows if row[3] == "trained"]
     assert found.exact == sum(key in own[:index] for index, key in enumerate(own))
-    assert found.across == sum(row[3] and row[0] in trained for row in rows)
+    assert found.across == sum(row[3] == "held out" and row[0] in own for row in rows)
     assert found.conflicts == sum(len(each) > 1 for each in answers.values())
     assert all(keys[one] == keys[other] and one < other for one, other in found.exact_pairs)
+    assert all(keys[one] == keys[other] and rows[other][3] == "trained" for one, other in found.across_pairs)
     for one, other in found.conflict_pairs:
         assert (rows[one][1], rows[one][2]) != (rows[other][1], rows[other][2])
         assert rows[one][1] == rows[other][1]
@@ -58,5 +60,6 @@ def test_near_duplicates_are_found_across_the_split_alone() -> None:
     for index, row in enumerate(rows):
         sketch = signature(row, near=True).sketch
         known[index] = (index + 1, question_key(row) or 0, answer_key(row) or 0, np.frombuffer(sketch, np.uint8))
-    found = alike(known, np.array([False, True, True, False]))
+    is_held_out = np.array([False, True, True, False])
+    found = alike(known, ~is_held_out, is_held_out)
     assert (found.exact, found.across, found.near_across, found.across_pairs) == (0, 0, 1, ((1, 0),))

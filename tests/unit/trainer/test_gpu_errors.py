@@ -31,19 +31,32 @@ def test_gpu_errors_are_told_from_other_errors(text: str, of_the_gpu: bool) -> N
 FAILS = """
 import sys, types
 def prepare(*_):
-    raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+    raise {error}
 sys.modules["sluice_trainer.data.prepare"] = module = types.ModuleType("prepare")
 module.prepare = prepare
 """
 
 
 def test_gpu_error_becomes_the_outcome_gpu_failed(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(FAILS)
-    job = Job(tmp_path)
-    process = job.start("Prepare", PYTHONPATH=f"{tmp_path}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image")
+    error = 'RuntimeError("CUDA error: uncorrectable ECC error encountered")'
+    reason, code, message = outcome_of_prepare(tmp_path, error)
+    assert (reason, code) == (Reason.GPU_FAILED, ExitCode.INTERNAL)
+    assert "uncorrectable ECC error" in message
+
+
+def test_prepare_without_memory_says_which_and_what_to_do(tmp_path: Path) -> None:
+    reason, code, message = outcome_of_prepare(tmp_path, "MemoryError")
+    assert (reason, code) == (Reason.OUT_OF_MEMORY, ExitCode.BAD_INPUT)
+    assert message.startswith("Prepare's memory does not hold the rows. Raise resources.memory, of which Prepare has")
+
+
+def outcome_of_prepare(folder: Path, error: str) -> tuple[str, int, str]:
+    """Reason, exit code and message of a Prepare that fails so."""
+    (folder / "sitecustomize.py").write_text(FAILS.format(error=error))
+    job = Job(folder)
+    process = job.start("Prepare", PYTHONPATH=f"{folder}:{REPOSITORY}/operator:{REPOSITORY}/trainer_image")
     process.communicate(timeout=60)
-    assert (job.outcome().reason, process.returncode) == (Reason.GPU_FAILED, ExitCode.INTERNAL)
-    assert "uncorrectable ECC error" in job.outcome().message
+    return job.outcome().reason, process.returncode, job.outcome().message
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str, calle
         (b'text,n\n"a"b,1\nc,2\n', [(2, "not CSV: ',' expected after '\"'"), (3, {"text": "c", "n": "2"})]),
         (b"text,n\ncaf\xe9,1\nc,2\n", [(2, "not UTF-8"), (3, {"text": "c", "n": "2"})]),
         (b"\n\ntext\n", []),
+        (b"\n  \n;;\ntext;n;m, o\na, b, c;1;2\n", [(5, {"text": "a, b, c", "n": "1", "m, o": "2"})]),
+        (b'text,n\n"\n\n\n",1\nc\n', [(2, {"text": "\n\n\n", "n": "1"}), (6, "the row has 1 cells, the header 2")]),
         (b"", []),
     ],
 )  # fmt: skip
@@ -140,6 +142,7 @@ def test_fields_that_are_null_in_a_table_are_absent_at_every_depth(tmp_path: Pat
         ("a.json", b"[" * 100_000, "Auto", ", row 1 (line 1, column 2): nested too deeply"),
         ("a.json", b'{\n "text": "a"\n}\n{\n "text": }', "Auto", ", row 2 (line 5, column 10): Expecting value"),
         ("a.csv", b'text,n\na,1\n"b,2\nc,3\n', "Auto", ", line 3: a quote that opens in this row is not closed"),
+        ("a.csv", b"\ntext;text\na,b\n", "Auto", ', line 2: the header has "text" twice.'),
         ("a.csv", b"text,text\na,b\n", "Auto", ', line 1: the header has "text" twice.'),
         ("a.txt", b"Once upon a time\n", "Auto", ": its first line is neither JSON nor a header of several columns"),
         ("a.zip", b"PK\x03\x04....", "Auto", " is a zip archive, or a workbook. Unpack it, or save the sheet as CSV."),
@@ -180,6 +183,8 @@ def test_decompression_bomb_is_refused_before_it_fills_anything(
         ("a.jsonl", b'{"text": "b"}\n', b'{"text": "%s"}', b"\n"),
         ("a.json", b"[", b'{"text": "%s"}', b"]"),
         ("a.csv", b"text,n\n", b'"%s",1', b"\n"),
+        ("a.csv", b"text,n\n", b"%s,1", b"\n"),
+        ("a.csv", b"text,n\n", b"%s", b",1\n"),
     ],
 )
 def test_row_of_100_mib_is_refused_in_a_bounded_memory(
@@ -191,6 +196,22 @@ def test_row_of_100_mib_is_refused_in_a_bounded_memory(
     (tmp_path / name).write_bytes(before + row % (b"x" * 2**18) + after)
     with pytest.raises(StageError, match=r"line [12]"):
         rows_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("part", [b'"xxxxxxxxxxxx",', b'"xxxxxxxxxxxx\n",'])
+def test_csv_row_of_many_cells_is_bounded_as_a_whole(
+    tmp_path: Path, part: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No cell is too large, and of the second kind no line."""
+    monkeypatch.setattr("sluice_trainer.data.read.tables.MAX_ROW_BYTES", 2**12)
+    for parts, is_refused in ((200, False), (300, True)):
+        (tmp_path / "a.csv").write_bytes(b"text,n\na,1\n" + part * parts + b'"x"\nb,2\n')
+        if is_refused:
+            with pytest.raises(StageError, match=r"a\.csv, line 3"):
+                rows_of(tmp_path / "a.csv")
+        else:
+            numbers = [row for _, row in rows_of(tmp_path / "a.csv")[1]]
+            assert numbers == [{"text": "a", "n": "1"}, "the row has 201 cells, the header 2", {"text": "b", "n": "2"}]
 
 
 def test_table_with_a_large_row_among_small_ones_comes_in_small_batches(tmp_path: Path) -> None:

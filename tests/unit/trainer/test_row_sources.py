@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -207,23 +206,6 @@ def test_rows_are_made_by_as_many_processes_as_are_worth_it_and_fit(
     size: int, cores: int, memory: int, processes: int
 ) -> None:
     assert parallel.processes_for(size, cores, memory) == processes
-
-
-def test_rows_are_the_same_whatever_number_of_processes_makes_them(
-    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    rows = [chat(f"What is {i}?", f"It is {i}. " * (i % 7 + 1)) for i in range(900)]
-    write_rows(job.volumes / job.dataset, [*rows[:300], "nonsense", *rows[300:]])
-    job = with_dataset(job, uri=f"pvc://{job.dataset}", onBadRow="Skip", validationSplit="5%")
-    found = []
-    for name, processes in (("one", 1), ("two", 2)):
-        monkeypatch.setattr("sluice_trainer.data.collect.processes_for", lambda _, processes=processes: processes)
-        its = replace(job, name=name)
-        result = its.prepare()
-        files = [(its.work / "prepared" / f"{name}.npy").read_bytes() for name in ("input_ids", "lines", "training")]
-        found.append((result.refused, result.model_dump(), files))
-    assert found[0] == found[1]
-    assert found[0][0] == ("line 301: not JSON: Expecting value at column 1",)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sluice_trainer.data.split import is_among
 from sluice_trainer.data.steps.seen import Sketches
 
 NEAR = 0.8
@@ -36,21 +37,22 @@ class Alike:
     conflict_pairs: Pairs = ()
 
 
-def alike(known: NDArray[np.void], is_held_out: NDArray[np.bool_]) -> Alike:
-    """Compare all rows.
+def alike(known: NDArray[np.void], is_trained: NDArray[np.bool_], is_held_out: NDArray[np.bool_]) -> Alike:
+    """Compare all rows that are trained on or held out. Beside what is given this takes 25 bytes a row.
 
     Args:
         known: collect.Known of each row.
+        is_trained: of each row. One that is neither is of a source whose weight leaves it out.
         is_held_out: of each row.
     """
-    keys = np.array(known["key"])
-    trained, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
-    exact, exact_pairs = _equal(keys, trained)
-    is_across = np.isin(keys[held_out], keys[trained])
-    across = held_out[is_across]
-    across_pairs = [(int(row), int(trained[np.argmax(keys[trained] == keys[row])])) for row in across[:_SHOWN]]
-    near = _near(known, trained, held_out[~is_across])
-    conflicts, conflict_pairs = _conflicts(np.array(known["question"]), np.array(known["answer"]))
+    exact, exact_pairs, across = _equal(np.array(known["key"]), is_trained, is_held_out)
+    is_across = np.zeros(len(known), np.bool_)
+    is_across[across] = True
+    near = _near(known, np.flatnonzero(is_trained), np.flatnonzero(is_held_out & ~is_across))
+    across_pairs = [
+        (row, int(np.argmax(is_trained & (known["key"] == known["key"][row])))) for row in across[:_SHOWN].tolist()
+    ]
+    conflicts, conflict_pairs = _conflicts(known, is_trained | is_held_out)
     return Alike(
         exact=exact,
         across=len(across),
@@ -62,16 +64,21 @@ def alike(known: NDArray[np.void], is_held_out: NDArray[np.bool_]) -> Alike:
     )
 
 
-def _equal(keys: NDArray[np.uint64], trained: NDArray[np.int64]) -> tuple[int, Pairs]:
-    """How many training rows equal an earlier one, and the first two rows of some groups of equal ones."""
-    own = keys[trained]
-    ordered = np.sort(own)
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+def _equal(
+    keys: NDArray[np.uint64], is_trained: NDArray[np.bool_], is_held_out: NDArray[np.bool_]
+) -> tuple[int, Pairs, NDArray[np.int64]]:
+    """How many training rows equal an earlier one, the first two rows of some groups of equal ones, and the held-out
+    rows that a training row equals."""
+    ordered = keys[is_trained]
+    ordered.sort()
+    is_repeated = ordered[1:] == ordered[:-1]
     pairs = []
-    for key in np.unique(repeated[: 100 * _SHOWN])[:_SHOWN]:
-        one, other = trained[np.flatnonzero(own == key)[:2]]
-        pairs.append((int(one), int(other)))
-    return len(repeated), tuple(sorted(pairs))
+    for key in np.unique(ordered[1:][is_repeated][: 100 * _SHOWN])[:_SHOWN]:
+        one, other = np.flatnonzero(is_trained & (keys == key))[:2].tolist()
+        pairs.append((one, other))
+    held_out = np.flatnonzero(is_held_out)
+    across = held_out[is_among(keys[held_out], ordered)]
+    return int(np.count_nonzero(is_repeated)), tuple(sorted(pairs)), across
 
 
 def _near(known: NDArray[np.void], trained: NDArray[np.int64], held_out: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -92,12 +99,15 @@ def _some(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most, dtype=np.int64)]
 
 
-def _conflicts(questions: NDArray[np.uint64], answers: NDArray[np.uint64]) -> tuple[int, Pairs]:
+def _conflicts(known: NDArray[np.void], is_used: NDArray[np.bool_]) -> tuple[int, Pairs]:
     """Questions with different answers, and of the first ones two rows that disagree."""
+    questions, answers = np.array(known["question"]), np.array(known["answer"])
+    parts = questions.astype(np.uint8) % _PARTS  # of all questions at once, the order alone would be as large
+    is_asked = is_used & (questions != 0)
     count = 0
     pairs: list[tuple[int, int]] = []
-    for part in range(_PARTS):  # of all questions at once, the order alone would be as large as all else
-        asked = np.flatnonzero((questions % np.uint64(_PARTS) == part) & (questions != 0))
+    for part in range(_PARTS):
+        asked = np.flatnonzero(is_asked & (parts == part))
         order = asked[np.argsort(questions[asked], kind="stable")]
         same = questions[order[1:]] == questions[order[:-1]]
         differs = np.flatnonzero(same & (answers[order[1:]] != answers[order[:-1]]))

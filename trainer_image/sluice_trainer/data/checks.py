@@ -118,7 +118,8 @@ def check_rows(
     findings.check(stage.spec.dataset.on_bad_row)
     check_not_empty(collected)
     check_tokens(base, model, collected, trained=whole)
-    says_preference = {source.format.form is DatasetFormat.PREFERENCE: source.name for source in sources}
+    decided = [source for source in sources if source.format.form is not DatasetFormat.AUTO]  # others have no rows
+    says_preference = {source.format.form is DatasetFormat.PREFERENCE: source.name for source in decided}
     if len(says_preference) == 2:
         raise StageError(
             Reason.DATASET_INVALID,
@@ -154,11 +155,13 @@ def check_not_empty(collected: Collected) -> None:
             f"{findings.dataset}: all {findings.overlong_rows} rows are longer than training.maxSequenceLength, and "
             "training.overlongRows is Drop. Raise the one, or use Truncate or Split.",
         )
-    if dropped := {drop.why: drop.rows for step in collected.tally.reports() for drop in step.dropped}:
-        why = ", ".join(f"{rows} for {why}" for why, rows in list(dropped.items())[:3])
+    steps = collected.tally.reports()
+    if dropped := sum(step.dropped_rows for step in steps):
+        reasons = [f"{drop.rows} for {drop.why}" for step in steps for drop in step.dropped]
+        why = ", ".join(reasons[:3])
         raise StageError(
             Reason.DATASET_EMPTY,
-            f"{findings.dataset}: no row is left: dataset.steps dropped {sum(dropped.values())} ({why}) and "
+            f"{findings.dataset}: no row is left: dataset.steps dropped {dropped} ({why}) and "
             f"{findings.refused} were refused. Change the steps, or add rows.",
         )
     if findings.refused == 0:

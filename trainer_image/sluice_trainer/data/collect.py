@@ -4,6 +4,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -11,6 +12,7 @@ from tempfile import TemporaryFile
 import numpy as np
 from numpy.typing import NDArray
 
+from sluice_api.data_report import MAX_FILES, MAX_UNREAD_FIELDS
 from sluice_api.dataset import Dataset
 from sluice_api.reasons import Reason
 from sluice_api.sources import is_object
@@ -32,6 +34,8 @@ from sluice_trainer.token_rows import RowWriter, TokenRow
 from sluice_trainer.work_folder import WorkFolder
 
 FORECAST_AFTER_SECONDS = 60
+_BLOCK_ROWS = 2**16
+"""Rows that are looked at at once, so that what is worked out of them takes little memory."""
 _VOCABULARY = 2**20
 """More tokens than any model knows; a row's own number of tokens says nothing about it."""
 
@@ -89,7 +93,7 @@ class Collected:
     rows_read: "Counter[int]" = field(default_factory=Counter)
     """By the index of the file."""
     unread: dict[int, set[str]] = field(default_factory=dict)
-    """Fields that nothing reads, by the index of the file."""
+    """Fields that nothing reads, by the index of the file: as many as a report shows, or a few more."""
     languages: Counter[str] = field(default_factory=Counter)
     forecast_seconds: int | None = None
     """How long all rows take, where that is longer than the stage may."""
@@ -106,7 +110,8 @@ class Collected:
         Raises:
             StageError: the batch ends with it.
         """
-        self.unread.setdefault(file, set()).update(batch.unread)
+        if file < MAX_FILES and len(names := self.unread.setdefault(file, set())) < MAX_UNREAD_FIELDS:
+            names |= batch.unread
         self.languages += batch.languages
         self.tally.show(batch, task.file, task.unit)
         self.rows_read[file] += len(batch.made)
@@ -141,7 +146,7 @@ class Collected:
         is_overlong = False
         for piece in self.tally.passing(made.pieces, str(place)):
             if isinstance(piece.end, BadRowError):
-                self.findings.refuse(place, piece.end)
+                self.findings.refuse(place, piece.end, after_steps=True)
             elif isinstance(piece.end, Tokenised):
                 is_overlong |= piece.end.overlong
                 rows += [TokenRow(row.input_ids, row.loss_mask, made.number, row.split, file) for row in piece.end.rows]
@@ -162,10 +167,14 @@ class Collected:
     def rows_of(self, chosen: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[np.int64]:
         """Indices of the rows of tokens that some rows of the dataset have become, each so many times."""
         firsts = np.frombuffer(self.firsts, np.int64) if self.firsts else np.empty(0, np.int64)
-        ends = np.append(firsts[1:], len(self.writer))
-        starts, lengths = np.repeat(firsts[chosen], times), np.repeat((ends - firsts)[chosen], times)
-        offsets = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return np.repeat(starts, lengths) + offsets
+        edges = np.append(firsts, len(self.writer))
+        parts = [np.empty(0, np.int64)]
+        for begin in range(0, len(chosen), _BLOCK_ROWS):
+            block, counts = chosen[begin : begin + _BLOCK_ROWS], times[begin : begin + _BLOCK_ROWS]
+            starts, lengths = np.repeat(edges[block], counts), np.repeat(edges[block + 1] - edges[block], counts)
+            offsets = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            parts.append(np.repeat(starts, lengths) + offsets)
+        return np.concatenate(parts)
 
 
 def collect(
@@ -201,15 +210,16 @@ def collect(
     collected = Collected(writer, Findings(name), spec.training.seed, maker, settings.longest, Tally(maker.steps))
     size = sum(file.path.stat().st_size for file in all_of_them)
     began = time.monotonic()
-    for (source, file), task, made in make_all(_tasks(sources), maker, processes_for(size), settings):
-        with work.writing():
-            collected.take(source, file, task, made)
-        if collected.forecast_seconds is None:
-            done, seconds = sum(each.read_bytes for each in sources), time.monotonic() - began
-            collected.forecast_seconds = forecast(done, size, seconds, spec.stage_deadline_seconds)
-            if collected.forecast_seconds is not None:
-                message = too_slow(name, collected.forecast_seconds, spec.stage_deadline_seconds)
-                logs.warning("Prepare is too slow", message=message)
+    with closing(make_all(_tasks(sources), maker, processes_for(size), settings)) as all_made:
+        for (source, file), task, made in all_made:
+            with work.writing():
+                collected.take(source, file, task, made)
+            if collected.forecast_seconds is None:
+                done, seconds = sum(each.read_bytes for each in sources), time.monotonic() - began
+                collected.forecast_seconds = forecast(done, size, seconds, spec.stage_deadline_seconds)
+                if collected.forecast_seconds is not None:
+                    message = too_slow(name, collected.forecast_seconds, spec.stage_deadline_seconds)
+                    logs.warning("Prepare is too slow", message=message)
     with work.writing():
         writer.close()
     return collected, sources

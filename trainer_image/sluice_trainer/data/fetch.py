@@ -157,14 +157,14 @@ def _in_claim(uri: str, field: str, not_found: Reason) -> list[RowFile]:
     claim = mounted(VolumePath(path.claim, "")).resolve()
     found = []
     for name in matching(pattern, there):
-        file = there[name].resolve()
+        file, shown = there[name].resolve(), _shown(name)
         if not file.is_relative_to(claim) or not file.is_file():
             raise StageError(
                 not_found,
-                f"{field} {uri}: {name} is a link that leads out of the claim, or nowhere, or is a pipe, a socket "
+                f"{field} {uri}: {shown} is a link that leads out of the claim, or nowhere, or is a pipe, a socket "
                 "or a device, and is not read. Put the file itself there.",
             )
-        found.append(RowFile(file, "/".join(filter(None, (path.claim, folder, name)))))
+        found.append(RowFile(file, "/".join(filter(None, (path.claim, folder, shown)))))
     if not found:
         where = f"{path.claim}/{folder}".rstrip("/")
         raise StageError(not_found, f"{field} {uri} means no file. {_listed(where, list(there))} Correct {field}.")
@@ -221,5 +221,10 @@ def _is_folder(uri: str, there: list[str]) -> FileError:
 
 
 def _listed(where: str, names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    shown = ", ".join(map(_shown, sorted(names)[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
     return f"{where} has: {shown}." if names else f"{where} has no file."
+
+
+def _shown(name: str) -> str:
+    r"""The name of a file as a text: a byte that is no UTF-8, as of Latin-1, becomes its number, such as \xe9."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

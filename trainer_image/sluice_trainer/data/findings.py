@@ -36,6 +36,8 @@ class Findings:
     dataset: str
     """Its name in messages: the file's where it is one."""
     refused: int = 0
+    refused_after_steps: int = 0
+    """Of these, the rows that had passed all steps."""
     first_refused: list[tuple[Place, BadRowError]] = field(default_factory=list)
     """The first few, and why."""
     overlong_rows: int = 0
@@ -45,9 +47,10 @@ class Findings:
     """Rows with U+FFFD in a text: what stands there was lost before."""
     first_lost: list[Place] = field(default_factory=list)
 
-    def refuse(self, place: Place, error: BadRowError) -> None:
+    def refuse(self, place: Place, error: BadRowError, *, after_steps: bool = False) -> None:
         """Note a row that can't be trained on."""
         self.refused += 1
+        self.refused_after_steps += after_steps
         if len(self.first_refused) < MAX_ROWS_SHOWN:
             self.first_refused.append((place, error))
 

@@ -10,6 +10,7 @@ from sluice_trainer.data.row import (
     AnyRow,
     BadRowError,
     Conversation,
+    Fields,
     Pair,
     Passage,
     Row,
@@ -20,8 +21,6 @@ from sluice_trainer.data.row import (
 )
 from sluice_trainer.data.turns import require_answer, tools_of, turns_of
 from sluice_trainer.errors import StageError
-
-Fields = Mapping[str, Any]
 
 FIELDS: dict[DatasetFormat, tuple[tuple[str, ...], ...]] = {
     DatasetFormat.MESSAGES: (("messages",),),

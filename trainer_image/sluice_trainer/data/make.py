@@ -7,24 +7,26 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sluice_api.data_report import MAX_UNREAD_FIELDS, MAX_WORD_CHARACTERS, cut
 from sluice_api.dataset import DatasetFormat
 from sluice_api.reasons import Reason
 from sluice_trainer.data.findings import Place
 from sluice_trainer.data.formats import format_of, parse, renamed, unread
-from sluice_trainer.data.read.batch import Batch, Fields
-from sluice_trainer.data.row import AnyRow, BadRowError, Row, Tokens, require_filled
+from sluice_trainer.data.read.batch import Batch
+from sluice_trainer.data.row import AnyRow, BadRowError, Fields, Row, Tokens, require_filled
 from sluice_trainer.data.steps.deduplicate import DropDuplicates, sketch
 from sluice_trainer.data.steps.keys import answer_key, question_key
 from sluice_trainer.data.steps.languages import row_language
 from sluice_trainer.data.steps.signature import Signature
-from sluice_trainer.data.steps.step import Dropped, RowStep, texts_of
+from sluice_trainer.data.steps.step import Dropped, RowStep, example_of, texts_of
 from sluice_trainer.data.tokenise import Tokenised, Tokeniser
 from sluice_trainer.errors import StageError
 from sluice_trainer.token_rows import TokenRow
 
-SHOWN_CHANGES = 3
+_SHOWN_CHANGES = 3
 """Rows of a batch whose change by a step is kept as an example."""
-SHOWN_CHARACTERS = 1000
+_CHANGE_CHARACTERS = 1000
+"""Of each of their texts, before and after."""
 _LOST = "\ufffd"
 """What is written in the place of bytes that could not be decoded."""
 
@@ -61,6 +63,16 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """What a `deduplicate` compares a row by."""
+
+    step: int
+    signature: Signature
+    example: str
+    """Some of its text, to show where it is dropped."""
+
+
+@dataclass(frozen=True)
 class Piece:
     """A row on its way through the steps: as it came, or one of several that it was cut into."""
 
@@ -70,7 +82,7 @@ class Piece:
     """The step that dropped it, or else the number of steps."""
     changed: tuple[int, ...]
     """Steps that changed it, from `since` on."""
-    signatures: tuple[tuple[int, Signature], ...]
+    compared: tuple[Compared, ...]
     """What each `deduplicate` knows it by."""
     end: Tokenised | BadRowError | Drop
     question: int | None = None
@@ -106,7 +118,7 @@ class MadeBatch:
     error: StageError | None = None
     """What ends the preparation after these rows."""
     unread: set[str] = field(default_factory=set)
-    """Fields that nothing reads."""
+    """The first fields that nothing reads."""
     languages: Counter[str] = field(default_factory=Counter)
     """Rows by language; an empty one is not clear."""
     changes: list[Change] = field(default_factory=list)
@@ -120,7 +132,7 @@ class _Passed:
 
     since: int
     changed: tuple[int, ...]
-    signatures: tuple[tuple[int, Signature], ...]
+    compared: tuple[Compared, ...]
     row: AnyRow
 
 
@@ -160,7 +172,9 @@ class RowMaker:
                     passed.append((number, found))
                     continue
                 row, fields = found
-                made.unread |= unread(fields, task.format.form)
+                if len(made.unread) < MAX_UNREAD_FIELDS:  # as many as are shown: a row may have any number
+                    names = sorted(unread(fields, task.format.form))[:MAX_UNREAD_FIELDS]
+                    made.unread.update(cut(name, MAX_WORD_CHARACTERS) for name in names)
                 if task.languages and not isinstance(row, Tokens):
                     made.languages[row_language(row) or ""] += 1
                 if not isinstance(row, Tokens) and any(_LOST in text for text in texts_of(row)):
@@ -185,38 +199,38 @@ class RowMaker:
                 )
             yield _Passed(0, (), (), row)
             return
-        waiting: list[tuple[int, tuple[tuple[int, Signature], ...], Row]] = [(0, (), row)]
+        waiting: list[tuple[int, tuple[Compared, ...], Row]] = [(0, (), row)]
         while waiting:
-            since, signatures, row = waiting.pop()
+            since, compared, row = waiting.pop()
             changed: list[int] = []
             for index in range(since, len(self._steps)):
                 step = self._steps[index]
                 if isinstance(step, DropDuplicates):
-                    signatures = (*signatures, (index, step.signature(row)))
+                    compared = (*compared, Compared(index, step.signature(row), example_of(row)))
                     continue
                 try:
                     become = step.apply(row)
                 except Dropped as dropped:
-                    yield Piece(since, index, tuple(changed), signatures, Drop(dropped.why, dropped.example))
+                    yield Piece(since, index, tuple(changed), compared, Drop(dropped.why, dropped.example))
                     break
                 if become != [row]:
                     changed.append(index)
                     self._show_change(made, index, number, row, become)
                 row = become[0]
                 # The rest are looked at later, each from the next step on.
-                waiting += [(index + 1, signatures, each) for each in reversed(become[1:])]
+                waiting += [(index + 1, compared, each) for each in reversed(become[1:])]
             else:
                 try:
                     require_filled(row)
                 except BadRowError as error:
-                    yield Piece(since, len(self._steps), tuple(changed), signatures, error)
+                    yield Piece(since, len(self._steps), tuple(changed), compared, error)
                 else:
-                    yield _Passed(since, tuple(changed), signatures, row)
+                    yield _Passed(since, tuple(changed), compared, row)
 
     def _show_change(self, made: MadeBatch, step: int, number: int, row: Row, become: Sequence[Row]) -> None:
-        if sum(change.step == step for change in made.changes) < SHOWN_CHANGES:
+        if sum(change.step == step for change in made.changes) < _SHOWN_CHANGES:
             before, after = (
-                "\n".join(text for each in rows for text in texts_of(each))[:SHOWN_CHARACTERS]
+                "\n".join(text for each in rows for text in texts_of(each))[:_CHANGE_CHARACTERS]
                 for rows in ([row], become)
             )
             made.changes.append(Change(step, number, before, after))
@@ -236,7 +250,7 @@ class RowMaker:
                 return piece
             come_to, row = next(tokenised), piece.row
             keys = () if isinstance(row, Tokens) else (question_key(row), answer_key(row), sketch(row))
-            return Piece(piece.since, len(self._steps), piece.changed, piece.signatures, come_to, *keys)
+            return Piece(piece.since, len(self._steps), piece.changed, piece.compared, come_to, *keys)
 
         return [
             Made(number, pieces if isinstance(pieces, BadRowError) else [ended(piece) for piece in pieces])

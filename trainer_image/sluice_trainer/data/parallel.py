@@ -7,16 +7,21 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from sluice_api.data_steps import Step
+from sluice_api.reasons import Reason
+from sluice_api.stages import ExitCode
 from sluice_api.training import OverlongRows
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.make import MadeBatch, RowMaker, Task
+from sluice_trainer.errors import MORE_MEMORY, StageError
+from sluice_trainer.local_ranks import MEMORY_EVENTS, kills_for_memory
 
 T = TypeVar("T")
 
@@ -59,7 +64,7 @@ class MakerSettings:
 
 def make_all(
     tasks: Iterator[tuple[T, Task]], maker: RowMaker, processes: int, settings: MakerSettings
-) -> Iterator[tuple[T, Task, MadeBatch]]:
+) -> Generator[tuple[T, Task, MadeBatch]]:
     """Make tasks; each comes with what it was given with.
 
     Args:
@@ -67,25 +72,58 @@ def make_all(
         maker: This process's own.
         processes: How many make rows; with one it is this process.
         settings: What other processes make a maker from.
+
+    Raises:
+        StageError: a task can't be read, after all before it were made; or a process was killed.
     """
     if processes == 1:
         for label, task in tasks:
             yield label, task, maker.make(task)
         return
     context = multiprocessing.get_context("spawn")  # a fork would take threads' locks along
+    waiting: deque[tuple[T, Task, Future[MadeBatch]]] = deque()
     with ProcessPoolExecutor(processes, context, _begin, (settings,)) as pool:
-        waiting: deque[tuple[T, Task, Future[MadeBatch]]] = deque()
         try:
-            for label, task in tasks:
+            while (read := _next(tasks)) is not None and not isinstance(read, StageError):
+                label, task = read
                 waiting.append((label, task, pool.submit(_make, task)))
                 if len(waiting) >= _WAITING_FOR_EACH * processes:
-                    oldest, its, future = waiting.popleft()
-                    yield oldest, its, future.result()
+                    yield _oldest(waiting)
             while waiting:
-                oldest, its, future = waiting.popleft()
-                yield oldest, its, future.result()
+                yield _oldest(waiting)
+        except BrokenProcessPool as error:
+            raise _lost_process() from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+    if isinstance(read, StageError):  # what was read before it came first, and may have been wrong too
+        raise read
+
+
+def _next(tasks: Iterator[tuple[T, Task]]) -> tuple[T, Task] | StageError | None:
+    """The next task, or why there is none; None at the end."""
+    try:
+        return next(tasks, None)
+    except StageError as error:
+        return error
+
+
+def _oldest(waiting: "deque[tuple[T, Task, Future[MadeBatch]]]") -> tuple[T, Task, MadeBatch]:
+    label, task, future = waiting.popleft()
+    return label, task, future.result()
+
+
+def _lost_process() -> StageError:
+    """The error for a process that has ended without a word, in the middle of its rows."""
+    if kills_for_memory(MEMORY_EVENTS):
+        return StageError(
+            Reason.OUT_OF_MEMORY, f"The kernel has killed a process that makes rows for want of memory. {MORE_MEMORY}"
+        )
+    return StageError(
+        Reason.TRAINER_FAILED,
+        "A process that makes rows has ended without a word. Look whether the kernel says that it was killed for want "
+        f"of memory (dmesg). {MORE_MEMORY}",
+        ExitCode.INTERNAL,
+    )
 
 
 def processes_for(size: int, cores: int | None = None, memory: int | None = None) -> int:

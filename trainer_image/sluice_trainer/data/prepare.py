@@ -86,7 +86,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
             files=durable.digests(unfinished),
             result=result,
             row_files=about,
-            row_format=sources[0].format.form,
+            row_format=next(form for source in sources if (form := source.format.form) is not DatasetFormat.AUTO),
             chat_template=collected.chat_template,
             base_model_uri=base.uri,
             base_model_revision=base.revision,
@@ -142,7 +142,7 @@ def _written(
     checks.check_warmup(spec.training, facts.steps)
     require_fits(shape, spec, facts.longest, stage.pool)
     estimated = estimate(shape, spec, facts, stage.pool)
-    likeness = alike(collected.known.read(), halves.is_held_out)
+    likeness = alike(collected.known.read(), halves.is_trained, halves.is_held_out)
     result = _result(collected, halves, facts)
     report = report_of(
         Found(
@@ -160,8 +160,9 @@ def _written(
 class _Halves:
     """Which rows are trained on, and which are held out."""
 
+    is_trained: NDArray[np.bool_]
+    """Of each row of the dataset. One that is on neither side is of a source whose weight leaves it out."""
     is_held_out: NDArray[np.bool_]
-    """Of each row of the dataset."""
     training: NDArray[np.int64]
     """Indices of rows of tokens; one that is weighted is there more than once, or not at all."""
     validation: NDArray[np.int64]
@@ -180,8 +181,10 @@ def _halves(collected: Collected, spec: FineTuneJobSpec) -> _Halves:
         if (weight := float(files.weight)) != 1:
             times[sources == index] = repeated(keys[sources == index], weight)
     times[is_held_out] = 1
-    training, validation = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+    is_trained = ~is_held_out & (times > 0)
+    training, validation = np.flatnonzero(is_trained), np.flatnonzero(is_held_out)
     return _Halves(
+        is_trained,
         is_held_out,
         collected.rows_of(training, times[training]),
         collected.rows_of(validation, times[validation]),

@@ -9,7 +9,7 @@ from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
 
 from sluice_api.reasons import Reason
 from sluice_trainer.base_model import BaseModel
-from sluice_trainer.data.row import BadRowError, Conversation, Pair, Passage, Text, Turn
+from sluice_trainer.data.row import REASONING, BadRowError, Conversation, Pair, Passage, Text, Turn
 from sluice_trainer.errors import StageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _OPENED = re.compile(r"\s*<(\w+)>\s*")
 """What a generation prompt begins the answer with, such as <think>."""
-_SHOWN = {"tool_calls": ("tool_calls",), "reasoning": ("reasoning_content", "reasoning", "thinking")}
+_SHOWN = {"tool_calls": ("tool_calls",), "reasoning": REASONING}
 """What a turn may have besides its text, under the names that templates read."""
 
 

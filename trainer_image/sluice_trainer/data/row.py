@@ -6,6 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+Fields = Mapping[str, Any]
+"""A row as its file has it."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Spellings of what the assistant thinks before it answers. Templates read one of them, so they get all."""
+
 
 class BadRowError(Exception):
     """A row that can't be trained on."""

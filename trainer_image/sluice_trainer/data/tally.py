@@ -48,18 +48,20 @@ class Tally:
             is_new = {index: new for index, new in is_new.items() if index < piece.since}
             ended = piece.ended
             stays = isinstance(piece.end, Tokenised) and len(piece.end.rows) > 0
-            for index, signature in piece.signatures:
+            drop = piece.end if isinstance(piece.end, Drop) else None
+            for compared in piece.compared:
+                index = compared.step
                 if index not in is_new:  # a row that is refused anyway is no reason to drop its copy
-                    seen = self._seen[index]
+                    seen, signature = self._seen[index], compared.signature
                     is_new[index] = seen.is_new(signature) if stays else not seen.knows(signature)
                 if not is_new[index]:
-                    ended = index
+                    ended, drop = index, Drop(_DUPLICATE, compared.example)
                     break
-            self._count(piece, ended, place)
+            self._count(piece, ended, drop, place)
             if ended == len(self._steps):
                 yield piece
 
-    def _count(self, piece: Piece, ended: int, place: str) -> None:
+    def _count(self, piece: Piece, ended: int, drop: Drop | None, place: str) -> None:
         if ended < piece.since:
             return  # it was one with the piece before it then, and is counted with that
         if piece.since:
@@ -69,9 +71,8 @@ class Tally:
             step.rows_in += 1
             step.rows_out += index < ended
             step.changed += index in piece.changed and index < ended
-        if ended < len(self._steps):
+        if drop is not None:
             step = self._steps[ended]
-            drop = piece.end if isinstance(piece.end, Drop) and ended == piece.ended else Drop(_DUPLICATE, "")
             step.dropped[drop.why] += 1
             if len(step.dropped_examples) < _EXAMPLES:
                 step.dropped_examples.append(StepExample(place=place, why=drop.why, before=drop.example))
@@ -92,6 +93,7 @@ class Tally:
                 rows_in=step.rows_in,
                 rows_out=step.rows_out,
                 changed=step.changed,
+                dropped_rows=step.dropped.total(),
                 dropped=tuple(DropCount(why=why, rows=rows) for why, rows in step.dropped.most_common()),
                 examples=(*step.dropped_examples[:2], *step.changed_examples, *step.dropped_examples[2:]),
             )

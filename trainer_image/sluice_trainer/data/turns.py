@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sluice_trainer.data.read.jsons import require_unicode
-from sluice_trainer.data.row import BadRowError, Turn, kind_of, shown
+from sluice_trainer.data.read.jsons import require_shallow, require_unicode
+from sluice_trainer.data.row import REASONING, BadRowError, Turn, kind_of, shown
 
 _OPENAI = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _SHARE_GPT = {
@@ -13,8 +13,6 @@ _SHARE_GPT = {
     "model": "assistant", "assistant": "assistant", "function_call": "assistant", "observation": "tool", "tool": "tool",
     "function_response": "tool",
 }  # fmt: skip
-REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Spellings of what the assistant thinks before it answers. Templates read one of them, so they get all."""
 
 
 def turns_of(fields: Mapping[str, Any], name: str, *, learnt: bool = True) -> tuple[Turn, ...]:
@@ -191,5 +189,6 @@ def _parsed(text: str, where: str) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError):
         raise BadRowError(f"{where} is not JSON", "Write the text of a JSON value") from None
+    require_shallow(value, text.count("[") + text.count("{"), f"{where} is ")
     require_unicode(value)
     return value

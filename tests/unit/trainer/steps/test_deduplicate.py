@@ -6,6 +6,7 @@ were (text-dedup 90), rows that a template made fell together (text-dedup 17).
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -168,6 +169,9 @@ def test_what_asks_nothing_has_no_keys() -> None:
     assert (question_key(Passage("a")), answer_key(Passage("a"))) == (None, None)
     assert (question_key(chat("a")), answer_key(chat("a"))) == (None, None)
     assert question_key(chat("???", "a")) is None
+    asked, answer = chat("Why?", "a").turns
+    not_learnt = Conversation((asked, replace(answer, learnt=False)))
+    assert (question_key(not_learnt), answer_key(not_learnt)) == (None, None)  # weight 0: it contradicts no answer
 
 
 @pytest.mark.parametrize(

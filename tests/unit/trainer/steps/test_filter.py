@@ -206,10 +206,10 @@ def test_offence_is_found_in_a_long_text() -> None:
 
 
 def test_example_of_a_dropped_row_is_the_text_that_shows_it() -> None:
-    from sluice_trainer.data.steps.step import SHOWN_CHARACTERS, Dropped
+    from sluice_trainer.data.steps.step import Dropped
 
     step = FilterRows(Filter.model_validate({"words": ["foobar"], "maxCharacters": 900}), word_list(["foobar"]))
-    for row, example in ((chat("Hi", "a foobar"), "a foobar"), (Passage("a" * 1000), "a" * SHOWN_CHARACTERS)):
+    for row, example in ((chat("Hi", "a foobar"), "a foobar"), (Passage("a" * 1000), "a" * 200)):
         with pytest.raises(Dropped) as dropped:
             step.apply(row)
         assert dropped.value.example == example

@@ -1,6 +1,6 @@
 """Rows of one file that follow each other, as they were read: they are decoded where a processor has time for it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,9 +8,8 @@ import pyarrow as pa
 
 from sluice_trainer.data.read import jsons
 from sluice_trainer.data.read.json_values import MAX_ROW_BYTES
-from sluice_trainer.data.row import BadRowError
+from sluice_trainer.data.row import BadRowError, Fields
 
-Fields = Mapping[str, Any]
 Decoded = tuple[int, Fields | BadRowError]
 """A row's number in its file, counted from 1, with its fields or with why it has none."""
 
@@ -57,7 +56,7 @@ class JsonValues:
 
 @dataclass(frozen=True)
 class Cells:
-    """Rows of a CSV or TSV file. All values are texts."""
+    """Rows of a CSV or TSV file, with as many cells as the header. All values are texts."""
 
     header: Sequence[str]
     rows: Sequence[tuple[int, Sequence[str] | BadRowError]]
@@ -67,14 +66,6 @@ class Cells:
         for number, cells in self.rows:
             if isinstance(cells, BadRowError):
                 yield number, cells
-            elif len(cells) != len(self.header):
-                yield (
-                    number,
-                    BadRowError(
-                        f"the row has {len(cells)} cells, the header {len(self.header)}",
-                        'Write as many, and put a text with a separator or a line end into "quotes"',
-                    ),
-                )
             elif list(cells) == list(self.header):
                 yield number, BadRowError("the row is the header once more", "Remove it")
             else:

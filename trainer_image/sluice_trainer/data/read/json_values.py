@@ -88,10 +88,13 @@ class JsonStream:
             text, self._at = self._text[self._at : end], end
             self.characters += len(text)
             try:
-                if not text.isascii() or "\\u" in text:
+                jsons.require_shallow(value, text.count("[") + text.count("{"))
+                if "\\u" in text:
                     jsons.require_unicode(value)
+                elif not text.isascii():
+                    _require_utf_8(text)
             except BadRowError as error:
-                return error if "\\u" in text else BadRowError("not UTF-8", "Save the file as UTF-8")
+                return error
             return value
 
     def _next_sign(self) -> str:
@@ -132,3 +135,11 @@ class JsonStream:
             Reason.DATASET_INVALID,
             f"{place}: {what}. {remedy}.",
         )
+
+
+def _require_utf_8(text: str) -> None:
+    """Refuse a text with bytes that were no UTF-8: each is half of a surrogate pair in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRowError("not UTF-8", "Save the file as UTF-8") from None

@@ -7,6 +7,10 @@ from typing import Any
 
 from sluice_trainer.data.row import BadRowError
 
+MAX_DEPTH = 100
+"""Arrays and objects of a row in each other. Python sends values to another process, and writes them as JSON again, to
+a depth of 500 or so, which depends on who asks; so this is the same whoever reads the row."""
+
 
 def fields_of_line(line: bytes) -> Mapping[str, Any]:
     """Parse a line of JSONL.
@@ -22,9 +26,10 @@ def fields_of_line(line: bytes) -> Mapping[str, Any]:
         problem, remedy = why_not_json(error)
         raise BadRowError(f"not JSON: {problem}", remedy or "Write one JSON object a line") from None
     except RecursionError:
-        raise BadRowError("not JSON: nested too deeply", "Write one JSON object a line") from None
+        raise _too_deep() from None
     except ValueError:  # Python's own: a number of more than 4,300 digits
         raise BadRowError("it has a number of thousands of digits", "Write it as a string") from None
+    require_shallow(value, line.count(b"[") + line.count(b"{"))
     if b"\\u" in line:
         require_unicode(value)
     return require_object(value)
@@ -81,6 +86,32 @@ def require_object(value: object) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise BadRowError("not a JSON object", 'Write an object such as {"messages": [...]}')
     return value
+
+
+def require_shallow(value: object, brackets: int, subject: str = "") -> None:
+    """Refuse a value of more than MAX_DEPTH arrays and objects in each other.
+
+    Args:
+        value: The value.
+        brackets: How many of its characters may open an array or an object. Most values have too few to be refused.
+        subject: What the value is, for the message; empty: the row.
+
+    Raises:
+        BadRowError: it is deeper.
+    """
+    if brackets <= MAX_DEPTH:
+        return
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [each for each in level if isinstance(each, dict | list)]
+        if not level:
+            return
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+    raise _too_deep(subject)
+
+
+def _too_deep(subject: str = "") -> BadRowError:
+    return BadRowError(f"{subject}nested more than {MAX_DEPTH} deep", "Make it flatter")
 
 
 def require_unicode(value: object) -> None:

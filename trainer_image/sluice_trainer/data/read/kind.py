@@ -75,8 +75,7 @@ def _text_format(file: RowFile, text: bytes) -> FileFormat:
     kind = named[1].lower() if named else ""
     if kind in ("json", "jsonl", "ndjson"):
         return FileFormat.JSONL
-    header = text.partition(b"\n")[0].decode("utf-8", "replace")
-    separator = separator_of(header)
+    separator = separator_of(text)
     if kind in ("tsv", "tab") or separator == "\t":
         return FileFormat.TSV
     if kind == "csv" or separator:

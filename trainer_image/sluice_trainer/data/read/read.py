@@ -58,8 +58,7 @@ def _streams(file_format: FileFormat, start: bytes) -> bool:
 def _batches(stream: BinaryIO, file: RowFile, file_format: FileFormat, start: bytes) -> Iterator[Batch]:
     match file_format:
         case FileFormat.CSV | FileFormat.TSV:
-            header = start.partition(b"\n")[0].decode("utf-8", "replace")
-            separator = "\t" if file_format is FileFormat.TSV else tables.separator_of(header) or ","
+            separator = "\t" if file_format is FileFormat.TSV else tables.separator_of(start) or ","
             return tables.cells(stream, file.name, separator)
         case FileFormat.PARQUET:
             return tables.parquet(stream, file.name)

@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -15,10 +16,17 @@ from sluice_trainer.data.read.json_values import MAX_ROW_BYTES
 from sluice_trainer.data.row import BadRowError
 from sluice_trainer.errors import StageError
 
+_OF_NO_CELL = codecs.BOM_UTF8 + b' \t\r,;"'
+"""What a line may have in which nothing is said."""
 
-def separator_of(header: str) -> str | None:
-    """What separates the cells of a header: a tab, a comma or a semicolon, whichever is there most; None without."""
-    counts = {sign: header.count(sign) for sign in ("\t", ",", ";")}
+
+def separator_of(start: bytes) -> str | None:
+    """What separates the cells of a file that begins so: the tab, comma or semicolon that its header has most of.
+
+    None where the header has none of them.
+    """
+    header = next((line for line in start.split(b"\n") if line.strip(_OF_NO_CELL)), b"")
+    counts = {sign: header.count(sign.encode()) for sign in ("\t", ",", ";")}
     sign = max(counts, key=lambda each: counts[each])
     return sign if counts[sign] else None
 
@@ -27,31 +35,32 @@ def cells(stream: BinaryIO, name: str, separator: str) -> Iterator[Cells]:
     """The rows of a CSV file, with the lines that they begin in.
 
     Raises:
-        StageError: DatasetInvalid: there is no header that can be used, or a quote is never closed.
+        StageError: DatasetInvalid: there is no header that can be used, a row is too long, or a quote is never closed.
     """
     csv.field_size_limit(MAX_ROW_BYTES)
-    reader = csv.reader(_lines(stream), delimiter=separator, strict=True)
-    header = _header(reader, name)
+    lines = _Lines(stream, name)
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    header = _header(reader, lines)
     rows: list[tuple[int, Sequence[str] | BadRowError]] = []
     size = 0
     while True:
-        line = reader.line_num + 1
+        line = lines.begin_row()
         try:
             row = next(reader, None)
         except csv.Error as error:
-            if "unexpected end of data" in str(error) or "field larger than" in str(error):
-                raise StageError(
-                    Reason.DATASET_INVALID,
-                    f"{name}, line {line}: a quote that opens in this row is not closed within "
-                    f"{MAX_ROW_BYTES // 2**20} MiB. Close it, and write a quote inside of a text twice.",
-                ) from None
+            if "unexpected end of data" in str(error):
+                raise lines.unclosed() from None
             rows.append((line, BadRowError(f"not CSV: {error}", 'Write a quote inside of a "text" twice')))
             continue
         if row is None:
             break
-        if row:
+        if len(row) == len(header):
             rows.append((line, row))
-            size += sum(map(len, row))
+            size += sum(map(len, row)) + len(row)
+        elif row:
+            problem = f"the row has {len(row)} cells, the header {len(header)}"
+            remedy = 'Write as many, and put a text with a separator or a line end into "quotes"'
+            rows.append((line, BadRowError(problem, remedy)))
         if len(rows) >= BATCH_ROWS or size >= BATCH_BYTES:
             yield Cells(header, rows)
             rows, size = [], 0
@@ -59,26 +68,68 @@ def cells(stream: BinaryIO, name: str, separator: str) -> Iterator[Cells]:
         yield Cells(header, rows)
 
 
-def _header(reader: Iterator[list[str]], name: str) -> list[str]:
+def _header(reader: Iterator[list[str]], lines: "_Lines") -> list[str]:
+    """The first row that has something in a cell: the same that separator_of has looked at."""
+    header: list[str] = []
+    line = 1
     try:
-        header = [cell.strip() for cell in next(filter(None, reader), [])]
+        while not any(header):
+            line = lines.begin_row()
+            if (row := next(reader, None)) is None:
+                return []
+            header = [cell.strip() for cell in row]
     except csv.Error as error:
-        raise StageError(Reason.DATASET_INVALID, f"{name}, line 1: the header is not CSV: {error}. Mend it.") from None
-    twice = next((cell for cell in header if cell and header.count(cell) > 1), None)
+        raise lines.invalid(f", line {line}: the header is not CSV: {error}. Mend it") from None
+    twice = next((cell for cell, count in Counter(header).items() if cell and count > 1), None)
     if twice is not None:
-        raise StageError(
-            Reason.DATASET_INVALID, f'{name}, line 1: the header has "{twice}" twice. Give each column its own name.'
-        )
+        raise lines.invalid(f', line {line}: the header has "{twice[:200]}" twice. Give each column its own name')
     return header
 
 
-def _lines(stream: BinaryIO) -> Iterator[str]:
-    """Lines as text. A byte that is no UTF-8 becomes half of a surrogate pair, which the row is refused for."""
-    first = True
-    while line := stream.readline(MAX_ROW_BYTES):
-        if first:
-            line, first = line.removeprefix(codecs.BOM_UTF8), False
-        yield line.decode("utf-8", "surrogateescape")
+class _Lines:
+    """Lines of a file as text, of one row MAX_ROW_BYTES at most, over however many lines it goes.
+
+    A byte that is no UTF-8 becomes half of a surrogate pair, which the row is refused for.
+    """
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._stream = stream
+        self._name = name
+        self._number = 0
+        self._begins = 1
+        self._left = MAX_ROW_BYTES
+
+    def begin_row(self) -> int:
+        """Say that another row begins; which line is its first."""
+        self._begins, self._left = self._number + 1, MAX_ROW_BYTES
+        return self._begins
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._stream.readline(self._left + 1)
+        self._left -= len(line)
+        if not line:
+            raise StopIteration
+        self._number += 1
+        if self._left < 0 and self._number > self._begins:
+            raise self.unclosed()
+        if self._left < 0:
+            what = f", line {self._begins} is longer than {MAX_ROW_BYTES // 2**20} MiB. Cut the row into several"
+            raise self.invalid(what)
+        return (line.removeprefix(codecs.BOM_UTF8) if self._number == 1 else line).decode("utf-8", "surrogateescape")
+
+    def unclosed(self) -> StageError:
+        """The error for a row that goes on to the file's end, or further than any honest one."""
+        return self.invalid(
+            f", line {self._begins}: a quote that opens in this row is not closed within {MAX_ROW_BYTES // 2**20} MiB. "
+            "Close it, and write a quote inside of a text twice"
+        )
+
+    def invalid(self, what: str) -> StageError:
+        """The error for a file of which something is wrong."""
+        return StageError(Reason.DATASET_INVALID, f"{self._name}{what}.")
 
 
 def parquet(stream: BinaryIO, name: str) -> Iterator[TableRows]:

@@ -1,6 +1,7 @@
 """The report's figures in words, the same for the page and for a terminal."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from sluice_api.data_report import DataReport, Estimate
 
@@ -31,6 +32,36 @@ def duration(seconds: int) -> str:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     days, hours = divmod(hours, 24)
     return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+@dataclass(frozen=True)
+class Passed:
+    """How many rows came to a step, and what became of them."""
+
+    name: str
+    rows_in: int
+    rows_out: int
+    changed: int = 0
+    dropped: tuple[str, ...] = ()
+    """Why rows did not pass, each with how many."""
+
+
+def passed(report: DataReport) -> Iterator[Passed]:
+    """What became of the rows from files to tokens, step by step."""
+    late = report.refused_after_steps if report.steps else 0
+    yield _refusing("read", report.rows_read, report.rows_refused - late)
+    for step in report.steps:
+        others = step.dropped_rows - sum(drop.rows for drop in step.dropped)
+        why = [f"{number(drop.rows)}: {drop.why}" for drop in step.dropped]
+        why += [f"{number(others)}: other reasons"] if others > 0 else []
+        yield Passed(step.name, step.rows_in, step.rows_out, step.changed, tuple(why))
+    if late:
+        yield _refusing("tokens", report.steps[-1].rows_out, late)
+
+
+def _refusing(name: str, rows: int, refused: int) -> Passed:
+    why = (f"{number(refused)}: can't be trained on",) if refused else ()
+    return Passed(name, rows, rows - refused, dropped=why)
 
 
 def tiles(report: DataReport) -> list[tuple[str, str, str]]:

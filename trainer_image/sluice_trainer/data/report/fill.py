@@ -58,7 +58,6 @@ class Found:
 def report_of(found: Found) -> DataReport:
     """Make the report."""
     collected, result = found.collected, found.result
-    lengths = np.diff(found.store.offsets)[np.concatenate([found.training, found.validation])]
     samples = tuple(_sample(found, index) for index in _spread(found.training, _SAMPLES))
     made = DataReport(
         job=found.stage.name,
@@ -67,6 +66,7 @@ def report_of(found: Found) -> DataReport:
         files=tuple(_files(found)),
         rows_read=sum(collected.rows_read.values()),
         rows_refused=collected.findings.refused,
+        refused_after_steps=collected.findings.refused_after_steps,
         refused=tuple(
             RefusedRow(place=str(place), problem=error.problem) for place, error in collected.findings.first_refused
         ),
@@ -75,7 +75,7 @@ def report_of(found: Found) -> DataReport:
         validation_rows=result.validation_rows,
         tokens=result.tokens,
         loss_tokens=result.loss_tokens,
-        lengths=lengths_of(np.bincount(lengths), collected.limit),
+        lengths=lengths_of(np.bincount(_lengths(found)), collected.limit),
         overlong=_overlong(found),
         duplicates=_duplicates(found),
         conflicts=_conflicts(found),
@@ -86,6 +86,14 @@ def report_of(found: Found) -> DataReport:
         estimate=found.estimate,
     )
     return made.model_copy(update={"problems": tuple(_problems(made, found))})
+
+
+def _lengths(found: Found) -> NDArray[np.int64]:
+    """Tokens of each row; of a pair those of its longer side, because the limit is for each."""
+    chosen = np.concatenate([found.training, found.validation])
+    both, splits = np.diff(found.store.offsets)[chosen], found.store.splits[chosen]
+    longer: NDArray[np.int64] = np.maximum(splits, both - splits)
+    return longer
 
 
 def _files(found: Found) -> Iterator[FileReport]:
@@ -219,15 +227,16 @@ def _problems(report: DataReport, found: Found) -> Iterator[DataProblem]:
             [_place(found, other) for _, other in alike.exact_pairs],
         )
     yield from _problems_of_length(report, found.collected.findings)
-    yield from _problems_of_files(report, found.collected.findings)
+    yield from _problems_of_files(found)
     yield from _problems_of_settings(found.stage.spec)
     if (seconds := found.collected.forecast_seconds) is not None:
         yield _warning("TooSlow", too_slow(dataset, seconds, found.stage.spec.stage_deadline_seconds), 1)
     for step in report.steps:
-        dropped = sum(drop.rows for drop in step.dropped)
-        if dropped * 2 > step.rows_in:
-            message = f"The step {step.name} dropped {dropped:,} of {step.rows_in:,} rows. Look at its examples."
-            yield _warning("MostRowsDropped", message, dropped, [example.place for example in step.examples])
+        if step.dropped_rows * 2 > step.rows_in:
+            message = (
+                f"The step {step.name} dropped {step.dropped_rows:,} of {step.rows_in:,} rows. Look at its examples."
+            )
+            yield _warning("MostRowsDropped", message, step.dropped_rows, [example.place for example in step.examples])
 
 
 def _problems_of_length(report: DataReport, findings: Findings) -> Iterator[DataProblem]:
@@ -248,11 +257,12 @@ def _problems_of_length(report: DataReport, findings: Findings) -> Iterator[Data
         yield _warning("FewRows", f"There are only {report.rows} rows to train on. Add more.", report.rows)
 
 
-def _problems_of_files(report: DataReport, findings: Findings) -> Iterator[DataProblem]:
-    empty = [file.name for file in report.files if file.rows == 0]
+def _problems_of_files(found: Found) -> Iterator[DataProblem]:
+    findings, names = found.collected.findings, [file.name for its in found.files for file in its]
+    empty = [name for number, name in enumerate(names) if not found.collected.rows_read[number]]
     if empty:
         message = (
-            f"{len(empty):,} of {len(report.files):,} files have no rows, such as {empty[0]}. Look whether they were "
+            f"{len(empty):,} of {len(names):,} files have no rows, such as {empty[0]}. Look whether they were "
             "written to their ends, or leave them out."
         )
         yield _warning("EmptyFiles", message, len(empty), empty)

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from sluice_api.data_report import REPORT_HTML, REPORT_JSON, DataReport, SampleRow, Severity
-from sluice_trainer.data.report.figures import estimate_rows, number, size, tiles
+from sluice_trainer.data.report.figures import estimate_rows, number, passed, size, tiles
 from sluice_trainer.data.report.histogram import Histogram
 from sluice_trainer.data.report.visible import visible
 
@@ -34,6 +34,7 @@ def page(report: DataReport) -> str:
         report=report,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         figures=tiles(report),
+        passed=passed(report),
         problems=sorted(report.problems, key=lambda problem: problem.severity is not Severity.ERROR),
         estimate=estimate_rows(report.estimate) if report.estimate else (),
         histogram=Histogram.of(report.lengths),

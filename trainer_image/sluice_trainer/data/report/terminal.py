@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from sluice_api.data_report import DataReport, SampleRow, Severity
-from sluice_trainer.data.report.figures import estimate_rows, number, tiles
+from sluice_trainer.data.report.figures import estimate_rows, number, passed, tiles
 from sluice_trainer.data.report.visible import visible
 
 _LEARNT, _ERROR, _WARNING, _BOLD, _END = "\x1b[30;43m", "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
@@ -61,13 +61,9 @@ def _figures(report: DataReport) -> Iterator[str]:
 def _steps(report: DataReport) -> Iterator[str]:
     """The steps as a table."""
     rows = [("Step", "in", "out", "changed", "dropped")]
-    read = report.rows_read - report.rows_refused
-    refused = f"{number(report.rows_refused)}: can't be trained on" if report.rows_refused else ""
-    rows.append(("read", number(report.rows_read), number(read), "", refused))
-    for step in report.steps:
-        dropped = "; ".join(f"{number(drop.rows)}: {drop.why}" for drop in step.dropped)
+    for step in passed(report):
         changed = number(step.changed) if step.changed else ""
-        rows.append((step.name, number(step.rows_in), number(step.rows_out), changed, dropped))
+        rows.append((step.name, number(step.rows_in), number(step.rows_out), changed, "; ".join(step.dropped)))
     yield ""
     yield from _table(rows)
 

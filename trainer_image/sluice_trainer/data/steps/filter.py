@@ -7,7 +7,7 @@ from sluice_api.data_steps import Filter
 from sluice_trainer.data.row import Conversation, Pair, Row
 from sluice_trainer.data.steps.languages import row_language
 from sluice_trainer.data.steps.refusals import is_refusal
-from sluice_trainer.data.steps.step import Dropped, texts_of, turns_of
+from sluice_trainer.data.steps.step import Dropped, example_of, texts_of, turns_of
 from sluice_trainer.data.steps.toxicity import toxicity
 from sluice_trainer.data.steps.word_list import WordList, first_found
 from sluice_trainer.data.steps.words import blocks, is_unspaced, words_of
@@ -42,7 +42,7 @@ def _empty_answer(row: Row, step: FilterRows) -> None:
     if step.spec.empty_answers == "Drop" and isinstance(row, Conversation | Pair):
         for turn in turns_of(row):
             if turn.role == "assistant" and not turn.content.strip() and "tool_calls" not in turn.more:
-                raise Dropped("empty answer", next((text for text in texts_of(row) if text.strip()), ""))
+                raise Dropped("empty answer", example_of(row))
 
 
 def _length(row: Row, step: FilterRows) -> None:
@@ -80,7 +80,7 @@ def _language(row: Row, step: FilterRows) -> None:
     if step.spec.languages:
         language = row_language(row)
         if language is not None and language not in step.spec.languages:
-            raise Dropped(f"language {language}", next((text for text in texts_of(row) if text.strip()), ""))
+            raise Dropped(f"language {language}", example_of(row))
 
 
 def _offence(row: Row, step: FilterRows) -> None:

@@ -8,7 +8,8 @@ from sluice_trainer.data.steps.words import words_of
 def question_key(row: Row) -> int | None:
     """A hash of 64 bits of all that comes before the last answer, and of the tools on offer; None without a question.
 
-    Case, punctuation and white space make no difference. What the assistant thinks is no part of it.
+    Case, punctuation and white space make no difference. What the assistant thinks is no part of it. An answer of
+    weight 0 is none: it contradicts no other, because it is not learnt.
     """
     asked, answer = _halves(row)
     if answer is None or not isinstance(row, Conversation | Pair):
@@ -27,6 +28,6 @@ def answer_key(row: Row) -> int | None:
 def _halves(row: Row) -> tuple[tuple[Turn, ...], Turn | None]:
     """The turns before the last answer, and that."""
     turns = row.chosen.turns if isinstance(row, Pair) else row.turns if isinstance(row, Conversation) else ()
-    if not turns or turns[-1].role != "assistant":
+    if not turns or turns[-1].role != "assistant" or not turns[-1].learnt:
         return turns, None
     return turns[:-1], turns[-1]

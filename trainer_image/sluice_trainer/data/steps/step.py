@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
-from sluice_trainer.data.row import Conversation, Pair, Passage, Row, Turn
-from sluice_trainer.data.turns import REASONING
+from sluice_trainer.data.row import REASONING, Conversation, Pair, Passage, Row, Turn
 
-SHOWN_CHARACTERS = 200
+_EXAMPLE_CHARACTERS = 200
 """Of the text of a dropped row that is kept as an example."""
 
 
@@ -18,7 +17,7 @@ class Dropped(Exception):
         super().__init__(why)
         self.why = why
         """A category that few rows or many share, such as "too short"."""
-        self.example = example[:SHOWN_CHARACTERS]
+        self.example = example[:_EXAMPLE_CHARACTERS]
         """The text that shows it, cut."""
 
     def __reduce__(self) -> tuple[type["Dropped"], tuple[str, str]]:
@@ -74,6 +73,11 @@ def texts_of(row: Row) -> Iterator[str]:
                 if (thought := reasoning_of(turn)) is not None:
                     yield thought
                 yield turn.content
+
+
+def example_of(row: Row) -> str:
+    """The beginning of a row's first text that says something, to show it by."""
+    return next((text for text in texts_of(row) if text.strip()), "")[:_EXAMPLE_CHARACTERS]
 
 
 def turns_of(row: Conversation | Pair) -> tuple[Turn, ...]:
