@@ -32,6 +32,7 @@ from sluice_trainer.token_rows import RowWriter, TokenRow
 from sluice_trainer.work_folder import WorkFolder
 
 FORECAST_AFTER_SECONDS = 60
+_HASHES = "Hashes of the rows, by which they are compared"
 _VOCABULARY = 2**20
 """More tokens than any model knows; a row's own number of tokens says nothing about it."""
 
@@ -55,12 +56,14 @@ class Known:
         for index, (key, piece) in enumerate(rows):
             sketch = np.frombuffer(piece.sketch or bytes(SLOTS), np.uint8)
             added[index] = (key, piece.question or 0, piece.answer or 0, sketch)
-        self._file.write(added.tobytes())
+        with paths.writing_scratch(_HASHES):
+            self._file.write(added.tobytes())
         self._length += len(rows)
 
     def read(self) -> NDArray[np.void]:
         """All of them, mapped."""
-        self._file.flush()
+        with paths.writing_scratch(_HASHES):
+            self._file.flush()
         if not self._length:
             return np.zeros(0, self.KEYS)
         return np.memmap(self._file, self.KEYS, "r", shape=(self._length,))
