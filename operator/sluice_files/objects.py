@@ -187,7 +187,6 @@ def folder_and_name(uri: str) -> tuple[str, str]:
     return folder, name
 
 
-
 def _write_all(target: int, left: memoryview, start: int) -> None:
     """Write bytes at a place of an open file: the kernel may take only some of them, and say so in a number."""
     while left:

@@ -96,7 +96,7 @@ class WorkFolder:
         """Make a file part of such a folder: here the other process sees it as it is."""
 
     def write_manifest(self, path: Path, text: str) -> None:
-        """Replace the manifest of a folder, and keep its other files, at once and durably."""
+        """Write the manifest of a folder that has no other files of its own, at once and durably."""
         durable.write_file(path / MANIFEST, text)
 
     def fetch(self, path: Path) -> Path:
