@@ -243,9 +243,9 @@ def test_rows_that_take_longer_than_the_stage_may_are_forecast(done: int, second
 def test_rows_that_take_longer_than_the_stage_may_are_reported(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[tuple[int, int]] = []
+    asked: list[tuple[float, int]] = []
 
-    def five_hours(done: int, size: int, _seconds: float, _deadline: int) -> int:
+    def five_hours(done: float, size: int, _seconds: float, _deadline: int) -> int:
         asked.append((done, size))
         return 5 * 3600
 

@@ -202,7 +202,7 @@ def collect(
     with work.writing():
         writer = RowWriter(folder)
     collected = Collected(writer, Findings(name), spec.training.seed, maker, settings.longest, Tally(maker.steps))
-    size = sum(file.path.stat().st_size for file in all_of_them)
+    size = sum(source.bytes for source in sources)
     began = time.monotonic()
     for (source, file), task, made in make_all(_tasks(sources), maker, processes_for(size), settings):
         with work.writing():
@@ -218,12 +218,12 @@ def collect(
     return collected, sources
 
 
-def forecast(done: int, size: int, seconds: float, deadline: int) -> int | None:
+def forecast(done: float, size: float, seconds: float, deadline: int) -> int | None:
     """How many seconds all rows take, if that is more than there are.
 
     Args:
-        done: Bytes of files that were read.
-        size: Bytes of all files.
+        done: Bytes of rows that were read.
+        size: Bytes of all rows, as far as they can be known before.
         seconds: How long that took.
         deadline: How long the stage may take.
 
