@@ -53,7 +53,7 @@ class ExportManifest(Model):
     files: dict[str, str] = Field(description="Every file but this one, with its sha256.")
     base_model_uri: str
     base_model_fingerprint: str = Field(description="model_fingerprint of the base model's folder.")
-    plan: str = Field("", description="training_plan of the rows that it was trained on; empty in older exports.")
+    plan: str = Field("", description="plan of the rows that it was trained on; empty in older exports.")
     steps: NonNegativeInt
     evaluation_loss_before: float | None = None
     evaluation_loss_after: float | None = None

@@ -16,7 +16,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_st
 from sluice_files.credentials import NOTHING, Credentials, endpoint
 from sluice_files.errors import Failure, FileError
 from sluice_files.hub_refusals import Asked, refusal
-from sluice_files.room import require_room
+from sluice_files.room import fetching_to, require_room
 
 MAX_FILES = 100_000
 """Of one repository."""
@@ -117,7 +117,7 @@ class HubRepository:
         require_room(self.uri, sum(self.files.get(name, 0) for name in missing), cache)
 
         def download(name: str) -> Path:
-            with self._asking(name):
+            with self._asking(name), fetching_to(cache, self.uri):
                 found = Path(self._api.hf_hub_download(filename=name, **here))
                 return found.parents[len(PurePosixPath(name).parts) - 1]
 

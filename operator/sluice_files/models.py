@@ -31,15 +31,27 @@ _MAX_FILES = 10_000
 class FetchedModel:
     """A model, or an adapter, on this machine's disk."""
 
+    uri: str
     folder: Path
     revision: str
     """The hub's commit; empty for an object store."""
-    fingerprint: str
-    """artifacts.model_fingerprint, whether or not the weights are here; empty for an adapter."""
     weights: Sequence[str] = ()
     """artifacts.weight_files of the model, whether or not they are here."""
     left: ModelFiles | None = None
     """The folder far away, if the weights were left there: parts of them can be read."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """artifacts.model_fingerprint, whether or not the weights are here.
+
+        Raises:
+            FileError: Invalid: config.json can't be read; and all others.
+        """
+        try:
+            return model_fingerprint(self.left or self.folder)
+        except (ValueError, RecursionError, AttributeError) as error:
+            why = str(error) if isinstance(error, ValueError) else "it is no JSON object"
+            raise FileError(Failure.INVALID, f"{self.uri}: config.json can't be read: {why}. Restore it.") from error
 
 
 def model_files(names: Iterable[str], *, weights: bool = True) -> list[str]:
@@ -79,7 +91,7 @@ def fetch_model(
         )
     folder = source.fetch(chosen, _apart(cache, credentials))
     left = None if weights else _Remote(source)
-    return FetchedModel(folder, source.revision, model_fingerprint(left or folder), heavy, left)
+    return FetchedModel(uri, folder, source.revision, heavy, left)
 
 
 def fetch_adapter(
@@ -104,7 +116,7 @@ def fetch_adapter(
                 Failure.INVALID,
                 f"{uri}: {name} has {size:,} bytes, and at most {limit:,} are fetched. Correct the address.",
             )
-    return FetchedModel(source.fetch(chosen, _apart(cache, credentials)), source.revision, "")
+    return FetchedModel(uri, source.fetch(chosen, _apart(cache, credentials)), source.revision)
 
 
 _ENDPOINTS = ("HF_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT")

@@ -1,6 +1,5 @@
 """s3://, gs:// and az:// addresses: a folder of an object store, which is read and written whole file by whole file."""
 
-import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from obstore.exceptions import BaseError
 from sluice_files.credentials import NOTHING, Credentials
 from sluice_files.errors import Failure, FileError
 from sluice_files.refusals import Asked, refusal
-from sluice_files.room import require_room
+from sluice_files.room import fetching_to, require_room
 from sluice_files.stores import open_store
 
 MAX_READ_BYTES = 64 * 2**20
@@ -112,7 +111,11 @@ class ObjectFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:
-            with self._asking(name), _writing(self._address(name)), unfinished.open("wb") as file:
+            with (
+                self._asking(name),
+                fetching_to(path.parent, self._address(name)),
+                unfinished.open("wb", buffering=0) as file,
+            ):
                 size = self._copy(name, file.fileno(), path.parent)
             unfinished.replace(path)
         finally:
@@ -143,7 +146,7 @@ class ObjectFolder:
         size = whole["size"]
         require_room(self._address(name), size, folder)
         if size <= _PIECE:
-            os.pwrite(target, answer.bytes(), 0)
+            _write_all(target, memoryview(answer.bytes()), 0)
             return size
         del answer
 
@@ -154,7 +157,7 @@ class ObjectFolder:
                     Failure.UNREACHABLE,
                     f"{self._address(name)}: the file was replaced while it was read. It is tried again.",
                 )
-            os.pwrite(target, part.bytes(), start)
+            _write_all(target, memoryview(part.bytes()), start)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for piece in [pool.submit(copy, start) for start in range(0, size, _PIECE)]:
@@ -184,15 +187,8 @@ def folder_and_name(uri: str) -> tuple[str, str]:
     return folder, name
 
 
-@contextmanager
-def _writing(address: str) -> Iterator[None]:
-    """Turn a full disk into a FileError: how much else is on it is not known before."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise FileError(
-            Failure.TOO_LARGE,
-            f"{address}: this pod's disk is full. Raise resources.ephemeralStorage, or use pvc://.",
-        ) from error
+def _write_all(target: int, left: memoryview, start: int) -> None:
+    """Write bytes at a place of an open file: the kernel may take only some of them, and say so in a number."""
+    while left:
+        written = os.pwrite(target, left, start)
+        left, start = left[written:], start + written

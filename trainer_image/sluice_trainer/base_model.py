@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,16 +81,15 @@ def locate(uri: str, revision: str = "", credentials: Credentials | None = None,
     Raises:
         StageError: ModelNotFound, ModelInvalid or DownloadFailed, with what is missing.
     """
-    with fetching("model.uri", "model.credentials", Reason.MODEL_NOT_FOUND):
+    with _fetching():
         opened = read_credentials(credentials, uri)
-    path, left = volume_path(uri), None
+    path, fetched = volume_path(uri), None
     if path is None:
         from sluice_files.models import fetch_model
 
-        with fetching("model.uri", "model.credentials", Reason.MODEL_NOT_FOUND):
+        with _fetching():
             fetched = fetch_model(uri, scratch_folder("models"), opened, revision, weights=weights)
-        folder, revision, fingerprint = fetched.folder, fetched.revision, fetched.fingerprint
-        weight_names, left = fetched.weights, fetched.left
+        folder, weight_names = fetched.folder, fetched.weights
     else:
         found = resolve_in_claim(path)
         if found is None:
@@ -97,22 +97,28 @@ def locate(uri: str, revision: str = "", credentials: Credentials | None = None,
                 Reason.MODEL_NOT_FOUND,
                 f"model.uri {uri}: {why_not_found(path, 'folder')} Correct model.uri.",
             )
-        folder, fingerprint = found, ""
+        folder = found
         weight_names = weight_files(each.name for each in folder.iterdir()) if folder.is_dir() else []
     config = _checked_config(uri, folder, weights=weights or path is not None)
     text = config.get("text_config", config)
+    with _fetching():  # samples of weights that were left where they are
+        fingerprint = fetched.fingerprint if fetched else model_fingerprint(folder)
     return BaseModel(
         uri=uri,
         folder=folder,
         weights=folder,
-        revision=revision,
+        revision=fetched.revision if fetched else revision,
         vocabulary=text.get("vocab_size", 0),
         longest_sequence=longest_sequence(text),
         rope_boundary=rope_boundary(text),
-        fingerprint=fingerprint or model_fingerprint(folder),
+        fingerprint=fingerprint,
         has_pickles=not weight_names[0].endswith(".safetensors"),
-        left=left,
+        left=fetched.left if fetched else None,
     )
+
+
+def _fetching() -> AbstractContextManager[None]:
+    return fetching("model.uri", "model.credentials", Reason.MODEL_NOT_FOUND)
 
 
 def stop_tokens(base: BaseModel, end: int | None) -> set[int]:
@@ -159,6 +165,10 @@ def _checked_config(uri: str, folder: Path, *, weights: bool) -> dict[str, Any]:
             "Put the file itself there.",
         )
     config = _json_object(folder / "config.json", invalid)
+    text = config.get("text_config", config)
+    if not isinstance(text, dict) or not isinstance(text.get("vocab_size", 0), int):
+        what = "vocab_size is no number" if isinstance(text, dict) else "text_config is no object"
+        raise StageError(Reason.MODEL_INVALID, f"{invalid} its config.json is damaged: {what}. Restore it.")
     if weights and not weight_files(path.name for path in folder.iterdir()):
         others = sorted(path.name for pattern in ("*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
         has = f"only {', '.join(others[:3])}" if others else "no weights"
@@ -216,8 +226,10 @@ def _json_object(path: Path, invalid: str) -> dict[str, Any]:
         raise StageError(
             Reason.MODEL_INVALID, f"{invalid} {path.name} is missing (the folder has: {there}). Correct model.uri."
         ) from None
-    except ValueError as error:
-        raise StageError(Reason.MODEL_INVALID, f"{invalid} {path.name} is not JSON: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise StageError(
+            Reason.MODEL_INVALID, f"{invalid} {path.name} is not JSON: {error}. Restore the file."
+        ) from error
     if not isinstance(content, dict):
-        raise StageError(Reason.MODEL_INVALID, f"{invalid} {path.name} is not a JSON object.")
+        raise StageError(Reason.MODEL_INVALID, f"{invalid} {path.name} is not a JSON object. Restore the file.")
     return content

@@ -45,14 +45,21 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     failpoints.reached("folder-synced")
+    aside = unfinished.with_name(f"{unfinished.name}-old")
     if folder.exists():
-        folder.rename(unfinished.with_name(f"{unfinished.name}-old"))
+        folder.rename(aside)
         failpoints.reached("folder-set-aside")
-    unfinished.rename(folder)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        # Another attempt, which believes that this one is dead, has removed what this one wrote: its own one stays.
+        if aside.exists() and not folder.exists():
+            aside.rename(folder)
+        raise
     failpoints.reached("folder-renamed")
     _sync(folder.parent)
     failpoints.reached("folder-durable")
-    shutil.rmtree(unfinished.with_name(f"{unfinished.name}-old"), ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def unfinished_name(path: Path) -> Path:

@@ -1,10 +1,17 @@
 """Where a stage finds files: in claims, and on the pod's own disk."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from sluice_api.reasons import Reason
 from sluice_api.sources import CONFIG_MAPS, VOLUMES, ConfigMapKey, VolumePath
+from sluice_api.stages import ExitCode
+from sluice_files.room import FULL
+from sluice_trainer.errors import StageError
 
 
 def mounted(path: VolumePath) -> Path:
@@ -53,3 +60,26 @@ def scratch_folder(name: str) -> Path:
     folder = Path(tempfile.gettempdir()) / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def writing_scratch(what: str, reason: Reason = Reason.TRAINER_FAILED) -> Iterator[None]:
+    """Turn a full disk of the pod into an error that names it, also where the output is written at the same time:
+    WorkFolder.writing would take it for the output's.
+
+    Args:
+        what: for the message: what is written.
+        reason: of the error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        folder = tempfile.gettempdir()
+        raise StageError(
+            reason,
+            f"{what}: this pod's disk, {folder}, is full ({shutil.disk_usage(folder).free:,} bytes are free). Raise "
+            "resources.ephemeralStorage, or make room on the node.",
+            ExitCode.INTERNAL,
+        ) from error

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from sluice_api.artifacts import MANIFEST, model_fingerprint, weight_files
 from sluice_api.model import Model
@@ -29,6 +29,11 @@ FOLDER = "model"
 """In a job's work folder."""
 _FILE_BYTES = 2**29
 """Most of one file, unless one tensor has more: so much is in memory at once."""
+_MOST_IN_MEMORY = 2 * 2**30
+"""Of one file that can't be read in parts: Prepare's pod has 4 GiB."""
+_MOST_NAMES = 8
+"""How much larger than its files all tensors may be: tied ones share their bytes, and are written once for each name.
+More is no model, but fills the volume."""
 _COPIED = ("config.json", "generation_config.json")
 
 
@@ -149,21 +154,49 @@ def _tensors(base: BaseModel) -> Iterator[tuple[str, "Tensor"]]:
     Raises:
         StageError: ModelInvalid.
     """
+    names = weight_files(path.name for path in base.folder.iterdir())
+    most = _MOST_NAMES * sum((base.folder / name).stat().st_size for name in names)
+    for name in names:
+        content = _read(base, base.folder / name)
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+            raise _invalid(base, f"{name} is no table of tensors by name")
+        for key, tensor in content.items():
+            if not _is_plain(tensor):
+                raise _invalid(
+                    base, f"{name} is no table of tensors by name: {key!r} is none, or one without its bytes"
+                )
+            if tensor.nbytes > (stored := tensor.untyped_storage().nbytes()):
+                raise _invalid(base, f"{name}: {key!r} claims {tensor.nbytes:,} bytes, and {stored:,} are stored of it")
+            most -= tensor.nbytes
+            if most < 0:
+                raise _invalid(base, f"its tensors are more than {_MOST_NAMES} times as large as its files")
+            yield key, tensor
+
+
+def _is_plain(value: object) -> "TypeGuard[Tensor]":
+    """Whether a value is a tensor that safetensors can hold: none without bytes, sparse, or with scales beside it."""
     import torch
 
-    for name in weight_files(path.name for path in base.folder.iterdir()):
-        content = _read(base, base.folder / name)
-        if not isinstance(content, dict) or not all(isinstance(each, torch.Tensor) for each in content.values()):
-            raise _invalid(base, f"{name} is no table of tensors by name")
-        yield from content.items()
+    return (
+        type(value) in (torch.Tensor, torch.nn.Parameter)
+        and isinstance(value, torch.Tensor)
+        and (value.layout, value.device.type, value.is_quantized) == (torch.strided, "cpu", False)
+    )
 
 
 def _read(base: BaseModel, file: Path) -> Any:
     import torch
 
+    is_archive = zipfile.is_zipfile(file)
+    if not is_archive and file.stat().st_size > _MOST_IN_MEMORY:
+        raise _invalid(
+            base,
+            f"{file.name} is of torch before 1.6, which is read as a whole, and has more than "
+            f"{_MOST_IN_MEMORY // 2**30} GiB",
+        )
     try:
         # From an archive, as torch has written them since 1.6, tensors are read when they are needed.
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"asks for {found[1]}" if found else "has more in it than tensors"

@@ -9,7 +9,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,30 +22,18 @@ _NO_EFFECT_ON_RESULT = frozenset(
 """Settings that change how fast a training is and what it keeps, and not its result, but for rounding."""
 
 
-def plan_digest(stage: StageSpec) -> str:
-    """Digest of a job's own wishes, but for its priority and attempt: rows are prepared for one plan."""
-    return _digest(stage, _plan(stage))
-
-
-def result_digest(stage: StageSpec, inputs: Mapping[str, str]) -> str:
-    """Digest of all that decides the trained weights.
+def plan_digest(stage: StageSpec, inputs: Mapping[str, str]) -> str:
+    """Digest of all that decides the trained weights: rows, checkpoints and exports are of one plan.
 
     Args:
         stage: The job.
         inputs: Digests of what it reads: rows, model, tokenizer.
     """
-    plan = _plan(stage)
-    training = {name: value for name, value in plan.get("training", {}).items() if name not in _NO_EFFECT_ON_RESULT}
-    return _digest(stage, {**plan, "training": training, "inputs": dict(inputs)})
-
-
-def _plan(stage: StageSpec) -> dict[str, Any]:
-    """What a job asks for. Without defaults: a field that is new makes no other plan of a job that runs already."""
     fields = {"model", "dataset", "method", "lora", "training", "output", "resume_from"}
-    return stage.spec.model_dump(mode="json", by_alias=True, include=fields, exclude_defaults=True)
-
-
-def _digest(stage: StageSpec, plan: Mapping[str, Any]) -> str:
+    # Without defaults: a field that is new makes no other plan of a job that runs already.
+    asked = stage.spec.model_dump(mode="json", by_alias=True, include=fields, exclude_defaults=True)
+    training = {name: value for name, value in asked.get("training", {}).items() if name not in _NO_EFFECT_ON_RESULT}
+    plan = {**asked, "training": training, "inputs": dict(inputs)}
     text = json.dumps(plan, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(f"{stage.namespace}/{stage.name}/{stage.uid} {text}".encode()).hexdigest()
 

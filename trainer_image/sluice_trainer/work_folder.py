@@ -20,13 +20,13 @@ from sluice_api.artifacts import MANIFEST
 from sluice_api.model import Model
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
+from sluice_files.room import FULL
 from sluice_trainer import durable
 from sluice_trainer.errors import StageError
 
 M = TypeVar("M", bound=Model)
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class WorkFolder:
@@ -81,7 +81,7 @@ class WorkFolder:
                     f"output.uri {self.uri}: {error.strerror} for uid {os.getuid()} at {error.filename}. "
                     "Give that uid write access to the claim (for example with an fsGroup), or use another claim.",
                 ) from error
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise self._no_room(os.strerror(error.errno), needs) from error
             raise
 
@@ -96,7 +96,7 @@ class WorkFolder:
         """Make a file part of such a folder: here the other process sees it as it is."""
 
     def write_manifest(self, path: Path, text: str) -> None:
-        """Replace the manifest of a folder, and keep its other files, at once and durably."""
+        """Write the manifest of a folder that has no other files of its own, at once and durably."""
         durable.write_file(path / MANIFEST, text)
 
     def fetch(self, path: Path) -> Path:

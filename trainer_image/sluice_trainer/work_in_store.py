@@ -150,21 +150,11 @@ class WorkInStore(WorkFolder):
         file.unlink()
 
     def write_manifest(self, path: Path, text: str) -> None:
-        """Write a folder with this manifest and the files that `path` has here."""
-        generation = self._requests.generation
-        path.mkdir(parents=True, exist_ok=True)
-        unfinished = durable.unfinished_name(path)
-        try:
-            unfinished.mkdir()
-            for file in path.iterdir():
-                if file.is_file() and file.name != MANIFEST:
-                    (unfinished / file.name).hardlink_to(file)
-            (unfinished / MANIFEST).write_text(text, encoding="utf-8")
-            failpoints.reached("file-written")
-            self._upload(unfinished, generation)
-            failpoints.reached("file-renamed")
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        """Write the manifest of a folder that has no other files of its own."""
+        target = self._begun(durable.unfinished_name(path))
+        failpoints.reached("file-written")
+        self._send_manifest(target, text.encode(), self._requests.generation)
+        failpoints.reached("file-renamed")
 
     def fetch(self, path: Path) -> Path:
         """Download the newest whole copy of a folder. One whose bytes are wrong is passed over, with a log line."""
@@ -259,18 +249,26 @@ class WorkInStore(WorkFolder):
 
     def _upload(self, unfinished: Path, generation: int) -> None:
         """Upload all files of a folder that is written, the manifest last."""
-        target = self._copy_of(unfinished)
-        self._written.add(target[-_ID_LENGTH:])
+        target = self._begun(unfinished)
         files = (path for path in sorted(unfinished.rglob("*")) if path.is_file() and path != unfinished / MANIFEST)
         for file in files:
             name = f"{target}/{file.relative_to(unfinished).as_posix()}"
             self._ask(methodcaller("put", file, name), generation)
             failpoints.reached("file-uploaded")
         failpoints.reached("folder-synced")
-        text = (unfinished / MANIFEST).read_bytes()
-        self._ask(lambda objects: objects.write(f"{target}/{MANIFEST}", text), generation)
+        self._send_manifest(target, (unfinished / MANIFEST).read_bytes(), generation)
         failpoints.reached("folder-renamed")
         failpoints.reached("folder-durable")
+
+    def _begun(self, unfinished: Path) -> str:
+        """Note that this process writes a copy. Returns its place in the store."""
+        target = self._copy_of(unfinished)
+        self._written.add(target[-_ID_LENGTH:])
+        return target
+
+    def _send_manifest(self, target: str, text: bytes, generation: int) -> None:
+        """Make a copy count."""
+        self._ask(lambda objects: objects.write(f"{target}/{MANIFEST}", text), generation)
 
     def _download(self, path: Path, copy: _Copy, text: bytes) -> str | None:
         """Download a copy. Returns the name of a file whose bytes are not as the manifest says, or None."""

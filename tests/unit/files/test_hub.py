@@ -1,5 +1,6 @@
 """The hub, by its own client against a stand-in that speaks its API: what is fetched, and what every refusal says."""
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,14 @@ def test_hub_model_without_weights_is_told_apart_by_samples_from_afar(stand_in: 
     assert fetched.folder.joinpath("config.json").is_file()
 
 
+@pytest.mark.parametrize("config", [b"{", b"[]", b"3"])
+def test_hub_model_with_a_broken_config_has_no_fingerprint(config: bytes, stand_in: Hub, cache: Path) -> None:
+    stand_in.add("org/model", {**MODEL, "config.json": config})
+    with pytest.raises(FileError, match=r"hf://org/model: config\.json can't be read: .*\. Restore it\.") as raised:
+        _ = fetch_model("hf://org/model", cache, opens(stand_in)).fingerprint
+    assert raised.value.failure is Failure.INVALID
+
+
 def test_hub_model_is_fetched_at_the_recorded_commit(stand_in: Hub, cache: Path) -> None:
     repository = stand_in.add("org/model", MODEL)
     stand_in.branch(repository, "v2", {**MODEL, "config.json": '{"model_type": "mistral"}'})
@@ -216,6 +225,19 @@ def test_hub_model_that_does_not_fit_does_not_begin(
         fetch_model("hf://org/model", cache, opens(stand_in))
     assert raised.value.failure is Failure.TOO_LARGE
     assert stand_in.downloaded == []
+
+
+def test_hub_model_that_fills_the_disk_names_it_and_not_the_network(
+    stand_in: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stand_in.add("org/model", MODEL)
+    monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", full)
+    with pytest.raises(FileError, match=r"hf://org/model: this pod's disk is full \(") as raised:
+        fetch_model("hf://org/model", cache, opens(stand_in))
+    assert raised.value.failure is Failure.TOO_LARGE
 
 
 def readme(*configs: str) -> str:

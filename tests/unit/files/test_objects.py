@@ -1,7 +1,9 @@
 """Object stores, against a real S3 server: what is read and written, and what every refusal says."""
 
+import errno
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -115,6 +117,44 @@ def test_object_without_an_etag_is_whole_too(s3: ObjectStore, bucket: str, opens
     (s3.folder / bucket / "weights").write_bytes(content)  # not by the server, which so has no etag of it
     assert ObjectFolder(f"s3://{bucket}", opens).fetch("weights", tmp_path / "back") == len(content)
     assert (tmp_path / "back").read_bytes() == content
+
+
+def test_object_is_whole_where_the_kernel_writes_only_a_part_at_once(
+    bucket: str, opens: Credentials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pwrite does when a disk fills up, or the process gets a signal."""
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, start: pwrite(file, data[: len(data) // 2 + 1], start))
+    folder = ObjectFolder(f"s3://{bucket}", opens)
+    for size in (PIECE, 3 * PIECE + 1):
+        folder.write("weights", content := os.urandom(size))
+        folder.fetch("weights", tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("on", "says"),
+    [
+        (".", r"this pod's disk is full \([\d,]+ bytes are free\)\. Raise resources\.ephemeralStorage"),
+        ("/dev/shm", r"the volume at /dev/shm/\w+ is full \([\d,]+ bytes are free\)\. Make room in it"),
+    ],
+)
+def test_object_that_fills_a_disk_names_that_disk(
+    bucket: str, opens: Credentials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: str, says: str
+) -> None:
+    """A cache of models may be in a volume."""
+    folder = ObjectFolder(f"s3://{bucket}", opens)
+    folder.write("weights", b"1")
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with tempfile.TemporaryDirectory(dir=tmp_path / on) as cache:
+        with pytest.raises(FileError, match=says) as raised:
+            folder.fetch("weights", Path(cache) / "weights")
+        assert raised.value.failure is Failure.TOO_LARGE
+        assert list(Path(cache).iterdir()) == []
 
 
 class _CutOff(threading.Thread):

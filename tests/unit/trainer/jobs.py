@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from sluice_api.artifacts import ADAPTER_FILES
 from sluice_api.stages import PrepareResult, StageOutcome, StageSpec, TrainResult
 from sluice_trainer.data.prepare import prepare
-from sluice_trainer.plan import plan_digest
 from sluice_trainer.prepared import Prepared, load
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import Reporter
@@ -104,13 +103,13 @@ class Job:
         return prepare(self.stage("Prepare"), quiet_reporter())
 
     def prepared(self) -> Prepared:
-        return load(self.work / "prepared", plan_digest(self.stage("Train")))
+        return load(self.work / "prepared", self.stage("Train"))
 
     def checkpoints(self) -> "Checkpoints":
         """The job's checkpoints, once it is prepared."""
         from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
 
-        return Checkpoints(self.stage("Train"), self.prepared().manifest.training_plan)
+        return Checkpoints(self.stage("Train"), self.prepared().manifest.plan)
 
     def train(self) -> TrainResult:
         from sluice_trainer.train.loop import train

@@ -206,6 +206,39 @@ def test_model_from_afar_is_the_same_model(kind: str, tiny_model: Path, bucket: 
     assert [path.name for path in whole.folder.glob("*.safetensors")] == ["model.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("{", "config.json is not JSON: Expecting property name"),
+        ("[" * 100_000, "config.json is not JSON: maximum recursion depth exceeded"),
+        ("\x00", "config.json is not JSON: Expecting value"),
+        ("[]", "config.json is not a JSON object"),
+        ('{"text_config": 3}', "its config.json is damaged: text_config is no object"),
+        ('{"vocab_size": "many"}', "its config.json is damaged: vocab_size is no number"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["s3", "hf", "pvc"])
+def test_model_from_anywhere_with_a_broken_config_is_refused(
+    kind: str, config: str, says: str, tiny_model: Path, bucket: Path, served: Hub, volumes: Path
+) -> None:
+    contents = {path.name: path.read_bytes() for path in tiny_model.iterdir()} | {"config.json": config.encode()}
+    served.add("org/tiny", contents)
+    (volumes / "models" / "broken").mkdir()
+    for name, content in contents.items():
+        (bucket / name).write_bytes(content)
+        (volumes / "models" / "broken" / name).write_bytes(content)
+    uri, secret = {
+        "s3": (f"s3://{bucket.name}", "store"),
+        "hf": ("hf://org/tiny", "hub"),
+        "pvc": ("pvc://models/broken", None),
+    }[kind]
+    with pytest.raises(StageError) as raised:
+        base_model.locate(uri, credentials=Credentials(secret=secret) if secret else None, weights=False)
+    assert (raised.value.reason, raised.value.code) == (Reason.MODEL_INVALID, ExitCode.BAD_INPUT)
+    assert raised.value.message.startswith(f"model.uri {uri} is no model that can be trained: {says}")
+    assert "Restore" in raised.value.message
+
+
 def test_model_at_an_address_that_is_a_folder_above_says_what_is_there(bucket: Path) -> None:
     files(bucket, models__tiny__config_dot_json="{}")
     with pytest.raises(

@@ -110,7 +110,7 @@ def test_template_of_a_file_is_recorded_and_exported(
         (folder / "my.jinja").write_text(CHATML)
     job.prepare()
     assert job.prepared().manifest.chat_template == CHATML
-    assert job.prepared().manifest.result_plan != first.result_plan
+    assert job.prepared().manifest.plan != first.plan
 
 
 def test_another_template_is_another_plan(job: Job) -> None:
@@ -118,7 +118,7 @@ def test_another_template_is_another_plan(job: Job) -> None:
     plans = set()
     for template in ({"name": "Plain"}, {"name": "Alpaca"}, {"inline": CHATML}):
         given(job, **template).prepare()
-        plans.add(given(job, **template).prepared().manifest.training_plan)
+        plans.add(given(job, **template).prepared().manifest.plan)
     assert len(plans) == 3
 
 

@@ -133,6 +133,17 @@ class Evil:
         (lambda canary: {"weight": torch.ones(2), "more": Evil(canary)}, r"asks for \w+\.system, and code"),
         (lambda _: [torch.ones(2)], r"pytorch_model\.bin is no table of tensors by name"),
         (lambda _: {"state_dict": {"weight": torch.ones(2)}}, r"pytorch_model\.bin is no table of tensors by name"),
+        (lambda _: {3: torch.ones(2)}, r"pytorch_model\.bin is no table of tensors by name"),
+        (lambda _: {"weight": torch.empty(2, device="meta")}, r"'weight' is none, or one without its bytes"),
+        (lambda _: {"weight": torch.eye(2).to_sparse()}, r"'weight' is none, or one without its bytes"),
+        (
+            lambda _: {"weight": torch.zeros(1).expand(2**40)},
+            r"pytorch_model\.bin: 'weight' claims 4,398,046,511,104 bytes, and 4 are stored of it",
+        ),
+        (
+            lambda _: dict.fromkeys(map(str, range(2000)), torch.zeros(100_000)),
+            r"its tensors are more than 8 times as large as its files",
+        ),
     ],
 )
 @pytest.mark.parametrize("archive", [True, False])
@@ -148,6 +159,20 @@ def test_pickle_of_anything_but_tensors_is_refused(
     assert "Save the weights as *.safetensors" in raised.value.message
     assert not canary.exists()
     assert not (opt.work / "model").exists()
+
+
+def test_pickle_that_is_read_as_a_whole_is_refused_where_memory_would_not_hold_it(
+    opt: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = opt.volumes / "models" / "opt" / "pytorch_model.bin"
+    weights = torch.load(file, weights_only=True)
+    monkeypatch.setattr(pickled, "_MOST_IN_MEMORY", file.stat().st_size // 2)
+    torch.save(weights, file, _use_new_zipfile_serialization=False)
+    with pytest.raises(StageError, match=r"is of torch before 1\.6, which is read as a whole") as raised:
+        opt.prepare()
+    assert "Save the weights as *.safetensors" in raised.value.message
+    torch.save(weights, file)
+    opt.prepare()
 
 
 @pytest.mark.parametrize("archive", [True, False])

@@ -1,14 +1,20 @@
 """What Prepare leaves behind: the right loss mask, a fair split, and the same again when run twice."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 from transformers import AutoTokenizer
 
+from sluice_api.model import Model
+from sluice_trainer import durable
 from sluice_trainer.data.split import held_out, key_of
+from sluice_trainer.errors import StageError
 from sluice_trainer.token_rows import TokenRow, TokenRows
 from tests.unit.trainer.jobs import ROWS, Job, chat, write_rows
 
@@ -186,10 +192,44 @@ def test_prepared_rows_that_are_damaged_are_made_anew(job: Job) -> None:
     assert {path.name for path in job.work.iterdir()} == {"prepared"}
 
 
-def test_prepared_rows_of_an_older_format_are_made_anew(job: Job) -> None:
+def of_an_older_version(manifest: Path) -> None:
+    """With other fields and a checksum, as versions before wrote it."""
+    fields = json.loads(manifest.read_text())
+    del fields["sha256"], fields["settings"]
+    older = durable.sealed(OlderManifest(**fields | {"format": "sluice.prepared/v4", "resultPlan": "x"}))
+    manifest.write_text(older)
+
+
+class OlderManifest(Model):
+    model_config = ConfigDict(extra="allow")
+
+
+def test_prepared_rows_of_an_older_version_are_made_anew_and_say_so(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = job.prepare()
     manifest = job.work / "prepared" / "manifest.json"
     good = manifest.read_text()
-    manifest.write_text(good.replace("sluice.prepared/v4", "sluice.prepared/v3"))
+    of_an_older_version(manifest)
+    capsys.readouterr()
     assert job.prepare() == first
     assert manifest.read_text() == good
+    assert "another version of Sluice prepared them (sluice.prepared/v4; this one reads" in capsys.readouterr().out
+
+
+def test_rows_of_an_older_version_are_named_by_train_with_what_to_do(job: Job) -> None:
+    job.prepare()
+    of_an_older_version(job.work / "prepared" / "manifest.json")
+    with pytest.raises(StageError) as raised:
+        job.train()
+    assert raised.value.message == (
+        f"The prepared rows in {job.work}/prepared can't be used: another version of Sluice prepared them "
+        "(sluice.prepared/v4; this one reads sluice.prepared/v5). Let Prepare make them anew: without a cluster, run "
+        "the same command without --only; in a cluster, delete the job and create it again."
+    )
+
+
+def test_rows_for_other_settings_are_not_trained_on(job: Job) -> None:
+    job.prepare()
+    with pytest.raises(StageError, match="they were made for other settings"):
+        replace(job, training=(("epochs", 9),)).train()

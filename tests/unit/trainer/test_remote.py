@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sluice_api.pods import DISK_ENV
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode
 from sluice_trainer.data import remote
@@ -186,3 +187,16 @@ def test_remote_file_that_is_too_large_is_refused(origin: str, monkeypatch: pyte
     for path in ("rows.jsonl", "no-length"):
         with pytest.raises(StageError, match="the file is larger than"):
             remote.fetch(f"{origin}/{path}", tmp_path / "rows")
+
+
+def test_remote_file_that_the_disk_has_no_room_for_names_the_disk(
+    origin: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLUICE_ALLOW_PRIVATE_HOSTS", "1")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(StageError, match=r"this pod's disk, .* is full .*Raise resources\.ephemeralStorage") as raised:
+        remote.fetch(f"{origin}/rows.jsonl", Path("/dev/full"))
+    assert (raised.value.reason, raised.value.code) == (Reason.DOWNLOAD_FAILED, ExitCode.INTERNAL)
+    monkeypatch.setenv(DISK_ENV, "5")
+    with pytest.raises(StageError, match=r"all that this pod's disk has room for: raise resources\.ephemeralStorage"):
+        remote.fetch(f"{origin}/rows.jsonl", tmp_path / "rows")

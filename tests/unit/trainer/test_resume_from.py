@@ -59,10 +59,10 @@ def other_rows(job: Job) -> Job:
     return job
 
 
-def no_settings(job: Job) -> Job:
-    """As a version before resumeFrom left it, whose manifests had no checksum either."""
+def older_version(job: Job) -> Job:
+    """As a version left it whose manifests had no checksum either."""
     manifest = job.volumes / "adapters" / "out" / "job-12345678" / "prepared" / "manifest.json"
-    fields = json.loads(manifest.read_text())
+    fields = json.loads(manifest.read_text()) | {"format": "sluice.prepared/v3"}
     manifest.write_text(json.dumps({name: fields[name] for name in fields if name not in ("settings", "sha256")}))
     return job
 
@@ -108,7 +108,7 @@ def no_checkpoint(job: Job) -> Job:
         (lambda job: replace(job, spec=(FROM, ("method", "Full"))), "method is Full here and LoRA there"),
         (other_rows, "it was trained on other rows"),
         (another_model, "it was trained from another base model, pvc://models/tiny"),
-        (no_settings, "did not note the job's settings"),
+        (older_version, "its rows can't be compared: another version of Sluice prepared them (sluice.prepared/v3; "),
         (no_checkpoint, "it has no whole checkpoint"),
         (torn, "it has no whole checkpoint"),
         (linked, "it has no whole checkpoint"),
@@ -124,3 +124,23 @@ def test_resume_from_a_job_that_differs_is_refused(older_job: Job, change: Calla
     assert says in raised.value.message
     assert not (job.work / "prepared").exists(), "so no later stage can begin"
     assert not Path(job.work / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda job: replace(job, training=(*TRAINING, ("learningRate", "1e-3"))),
+        another_model,
+        older_version,
+        no_checkpoint,
+        elsewhere,
+    ],
+)
+def test_resume_is_refused_before_rows_are_made(
+    older_job: Job, change: Callable[[Job], Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may take an hour."""
+    monkeypatch.setattr("sluice_trainer.data.prepare.collect", None)
+    with pytest.raises(StageError) as raised:
+        change(newer_job(older_job)).prepare()
+    assert raised.value.reason == Reason.RESUME_REFUSED

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer
 from sluice_api.reasons import Reason
 from sluice_trainer.data import parallel
 from sluice_trainer.data.collect import forecast
+from sluice_trainer.data.read.batch import TableRows
 from sluice_trainer.errors import StageError
 from sluice_trainer.token_rows import TokenRows
 from tests.unit.trainer.jobs import Job, chat, write_rows
@@ -154,6 +156,52 @@ def test_tokens_that_can_not_be_learnt_are_refused(job: Job, row: dict[str, Any]
     assert raised.value.message.startswith(f"datasets/rows.jsonl, line 2: {problem}")
 
 
+KINDS = [
+    *(pa.list_(number()) for number in (pa.int16, pa.int32, pa.int64, pa.uint32)),
+    pa.large_list(pa.int64()),
+    pa.list_(pa.uint64()),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_tokens_of_a_table_are_read_and_refused_as_those_of_json(job: Job, kind: pa.DataType) -> None:
+    """They are never made Python's numbers, which take ten times the memory."""
+    labels = pa.list_(pa.int64())
+    rows: list[dict[str, Any]] = [TOKENS, TOKENS | {"labels": [-100, -100, 8, -100]}, TOKENS | {"labels": [-100, 7, 8]}]
+    rows += [TOKENS | {"labels": None}, TOKENS | {"labels": [-100, None, 7, 8]}, TOKENS | {"labels": [2**40] * 4}]
+    rows += [{"input_ids": [], "labels": []}, TOKENS]
+    schema = pa.schema([("input_ids", kind), ("labels", labels)])
+    pq.write_table(pa.Table.from_pylist(rows, schema), job.volumes / "datasets" / "tokens.parquet")
+    job = with_dataset(job, uri="pvc://datasets/tokens.parquet", format="Tokens", onBadRow="Skip")
+    refused = job.prepare().refused
+    for line, problem in zip(
+        refused,
+        (
+            'row 2: "labels[2]" is 8, and "input_ids[2]" is 7',
+            'row 3: "input_ids" has 4 tokens, "labels" 3',
+            "row 4: ",
+            'row 5: "labels" is no array of whole numbers',
+            'row 6: "labels" is no array of whole numbers',
+        ),
+        strict=False,
+    ):
+        assert line.startswith(problem)
+    assert len(refused) >= 5
+    row = job.prepared().training[1]
+    assert (row.input_ids.tolist(), row.loss_mask.tolist(), row.line) == ([5, 6, 7, 8], [0, 0, 1, 1], 8)
+
+
+def test_tokens_of_a_table_take_few_bytes_until_they_are_rows() -> None:
+    tokens = pa.array([np.arange(2048, dtype=np.int32)] * 8, pa.list_(pa.int32()))
+    batch = TableRows(1, pa.record_batch({"input_ids": tokens, "labels": tokens}))
+    tracemalloc.start()
+    rows = list(batch.decoded())
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(rows) == 8
+    assert max(held, most) < 8 * 2048 * 2 * 12
+
+
 def test_rows_that_are_held_out_may_have_files_of_their_own(job: Job) -> None:
     write_rows(job.volumes / "datasets" / "test.jsonl", [{"prompt": "p", "completion": "c"}] * 3)
     job = with_dataset(
@@ -225,9 +273,9 @@ def test_rows_that_take_longer_than_the_stage_may_are_forecast(done: int, second
 def test_rows_that_take_longer_than_the_stage_may_are_reported(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[tuple[int, int]] = []
+    asked: list[tuple[float, int]] = []
 
-    def five_hours(done: int, size: int, _seconds: float, _deadline: int) -> int:
+    def five_hours(done: float, size: int, _seconds: float, _deadline: int) -> int:
         asked.append((done, size))
         return 5 * 3600
 

@@ -95,7 +95,7 @@ def test_run_again_after_an_edit_trains_anew(
     manifest = durable.read_manifest(edited.work / "export", AdapterManifest)
     assert manifest is not None
     assert manifest.rank == edited.stage("Train").spec.lora.rank
-    assert manifest.plan == edited.prepared().manifest.training_plan
+    assert manifest.plan == edited.prepared().manifest.plan
 
 
 def test_run_again_without_an_edit_changes_nothing(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,7 @@ from sluice_trainer.work_folder import WorkFolder
 FORECAST_AFTER_SECONDS = 60
 _BLOCK_ROWS = 2**16
 """Rows that are looked at at once, so that what is worked out of them takes little memory."""
+_HASHES = "Hashes of the rows, by which they are compared"
 _VOCABULARY = 2**20
 """More tokens than any model knows; a row's own number of tokens says nothing about it."""
 
@@ -59,12 +60,14 @@ class Known:
         for index, (key, piece) in enumerate(rows):
             sketch = np.frombuffer(piece.sketch or bytes(SLOTS), np.uint8)
             added[index] = (key, piece.question or 0, piece.answer or 0, sketch)
-        self._file.write(added.tobytes())
+        with paths.writing_scratch(_HASHES):
+            self._file.write(added.tobytes())
         self._length += len(rows)
 
     def read(self) -> NDArray[np.void]:
         """All of them, mapped."""
-        self._file.flush()
+        with paths.writing_scratch(_HASHES):
+            self._file.flush()
         if not self._length:
             return np.zeros(0, self.KEYS)
         return np.memmap(self._file, self.KEYS, "r", shape=(self._length,))
@@ -208,7 +211,7 @@ def collect(
     with work.writing():
         writer = RowWriter(folder)
     collected = Collected(writer, Findings(name), spec.training.seed, maker, settings.longest, Tally(maker.steps))
-    size = sum(file.path.stat().st_size for file in all_of_them)
+    size = sum(source.bytes for source in sources)
     began = time.monotonic()
     with closing(make_all(_tasks(sources), maker, processes_for(size), settings)) as all_made:
         for (source, file), task, made in all_made:
@@ -225,12 +228,12 @@ def collect(
     return collected, sources
 
 
-def forecast(done: int, size: int, seconds: float, deadline: int) -> int | None:
+def forecast(done: float, size: float, seconds: float, deadline: int) -> int | None:
     """How many seconds all rows take, if that is more than there are.
 
     Args:
-        done: Bytes of files that were read.
-        size: Bytes of all files.
+        done: Bytes of rows that were read.
+        size: Bytes of all rows, as far as they can be known before.
         seconds: How long that took.
         deadline: How long the stage may take.
 

@@ -1,7 +1,11 @@
 """The formats of rows: by which fields each is known, and how it is read."""
 
+from array import array
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sluice_api.dataset import DatasetFormat
 from sluice_api.reasons import Reason
@@ -261,23 +265,29 @@ def _passage(fields: Fields) -> Row:
 
 
 def _tokens(fields: Fields) -> Tokens:
-    ids, labels = fields["input_ids"], fields["labels"]
-    for name, value in (("input_ids", ids), ("labels", labels)):
-        if not (
-            isinstance(value, list) and value and all(type(token) is int and abs(token) < 2**31 for token in value)
-        ):
-            raise BadRowError(f'"{name}" is no array of whole numbers', "Write one for each token")
+    ids, labels = (_whole_numbers(fields[name], name) for name in ("input_ids", "labels"))
     if len(ids) != len(labels):
         raise BadRowError(
             f'"input_ids" has {len(ids)} tokens, "labels" {len(labels)}', "Write one label for each token"
         )
-    wrong = next((i for i, (a, b) in enumerate(zip(ids, labels, strict=True)) if b not in (a, NOT_LEARNT)), None)
-    if wrong is not None:
+    wrong = np.flatnonzero((labels != ids) & (labels != NOT_LEARNT))
+    if len(wrong):
+        at = wrong[0]
         raise BadRowError(
-            f'"labels[{wrong}]" is {labels[wrong]}, and "input_ids[{wrong}]" is {ids[wrong]}',
+            f'"labels[{at}]" is {labels[at]}, and "input_ids[{at}]" is {ids[at]}',
             f"Write the same id, or {NOT_LEARNT} for a token that is not learnt; labels are not shifted",
         )
     return Tokens(ids, labels)
+
+
+def _whole_numbers(value: object, name: str) -> NDArray[np.int64]:
+    """Numbers of JSON, or those that a table has in an array."""
+    is_array = isinstance(value, array) and value.typecode == "q"
+    if is_array or (isinstance(value, list) and all(type(token) is int and abs(token) < 2**31 for token in value)):
+        numbers = np.array(value, np.int64)
+        if len(numbers) and numbers.min() > -(2**31) and numbers.max() < 2**31:
+            return numbers
+    raise BadRowError(f'"{name}" is no array of whole numbers', "Write one for each token")
 
 
 _PARSERS: dict[DatasetFormat, Callable[[Fields], AnyRow]] = {

@@ -26,7 +26,7 @@ from sluice_trainer.local_ranks import MEMORY_EVENTS, kills_for_memory
 T = TypeVar("T")
 
 WORTH_BYTES = 64 * 1024 * 1024
-"""Files of fewer bytes are made in this process: others would take longer to start."""
+"""Rows of fewer bytes, unpacked, are made in this process: others would take longer to start."""
 _MOST = 8
 _OWN_BYTES, _BYTES_OF_EACH = 2**30, 256 * 2**20
 """What this process takes itself, and each other: 120 MiB were seen, and batches are on their way to it."""
@@ -127,10 +127,10 @@ def _lost_process() -> StageError:
 
 
 def processes_for(size: int, cores: int | None = None, memory: int | None = None) -> int:
-    """How many processes make rows of files of so many bytes.
+    """How many processes make rows of so many bytes.
 
     Args:
-        size: Bytes of all files.
+        size: Bytes of all rows, unpacked.
         cores: How many this process may use; None: as many as the kernel says.
         memory: What this pod may take, in bytes; None: as much as the kernel says.
     """

@@ -30,7 +30,7 @@ from sluice_trainer.data.report.fill import Found, report_of
 from sluice_trainer.data.report.page import write_report
 from sluice_trainer.data.source import Source
 from sluice_trainer.data.split import held_out, repeated
-from sluice_trainer.plan import Steps, different_setting, plan_digest, result_digest, settings_of
+from sluice_trainer.plan import Steps, different_setting, plan_digest, settings_of
 from sluice_trainer.prepared import PreparedManifest
 from sluice_trainer.report import Reporter
 from sluice_trainer.token_rows import ReadFile, RowStore, TokenRows
@@ -39,6 +39,8 @@ from sluice_trainer.work_folder import WorkFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from sluice_trainer.train.checkpoints.resume_from import OlderJob
 
 
 def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
@@ -51,7 +53,6 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
     work = work_of(stage)
     work.check_writable()
     folder = work.folder / "prepared"
-    plan = plan_digest(stage)
     reporter.update(activity=Activity.PREPARING)
     files = [fetch.row_files(said, field) for field, said in spec.dataset.files_by_field.items()]
     base = _base_model(stage, work)
@@ -63,15 +64,18 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         **({"words": hashlib.sha256(repr(words).encode()).hexdigest()} if words else {}),
         **({"template": hashlib.sha256(template.encode()).hexdigest()} if template is not None else {}),
     }
-    result_plan = result_digest(stage, inputs)
-    if (earlier := prepared.finished(work.fetch(folder))) is not None:
-        if earlier.result_plan == result_plan:
-            if earlier.plan != plan:  # by settings that change nothing in the rows or the result
-                with work.writing():
-                    work.write_manifest(folder, durable.sealed(earlier.model_copy(update={"plan": plan})))
-            return earlier.result
-        logs.warning("prepared anew", why=f"{_why_anew(earlier, stage, inputs)}; so what was made of them is not used")
+    plan = plan_digest(stage, inputs)
+    earlier = prepared.finished(work.fetch(folder))
+    if earlier is not None and earlier.plan == plan:
+        return earlier.result
+    if why := _why_anew(earlier, stage, inputs) if earlier else prepared.foreign(folder):
+        logs.warning("prepared anew", why=f"{why}; so what was made of them is not used")
 
+    older: OlderJob | None = None
+    if spec.resume_from is not None:
+        from sluice_trainer.train.checkpoints.resume_from import older_job
+
+        older = older_job(stage, plan, base.fingerprint)
     model = checks.layers_of(base)
     shape = _shape(stage, base, model)
     work.remove_unfinished(folder)  # what a Prepare that was killed has left may be as large as what comes
@@ -81,7 +85,6 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         result, about = _written(stage, shape, files, collected, sources, work, unfinished)
         manifest = PreparedManifest(
             plan=plan,
-            result_plan=result_plan,
             inputs=inputs,
             files=durable.digests(unfinished),
             result=result,
@@ -95,10 +98,8 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
             settings=settings_of(stage),
         )
         with work.writing():
-            if spec.resume_from is not None:
-                from sluice_trainer.train.checkpoints.resume_from import copy_checkpoint
-
-                copy_checkpoint(stage, manifest)
+            if older is not None:
+                older.copy_checkpoint(manifest)
             (unfinished / MANIFEST).write_text(durable.sealed(manifest))
     work.remove_unfinished(folder)
     return result
@@ -259,11 +260,9 @@ def _why_anew(earlier: PreparedManifest, stage: StageSpec, inputs: Mapping[str, 
 
     In a cluster a job's spec can't change; on a machine of one's own its file can.
     """
-    if not earlier.result_plan:
-        return "a version that did not note what it made rows of has prepared them"
     if changed := [what for name, what in _INPUTS.items() if earlier.inputs.get(name) != inputs.get(name)]:
         return f"{' and '.join(changed)} changed since the last run"
-    if differs := different_setting(earlier.settings or {}, settings_of(stage)):
+    if differs := different_setting(earlier.settings, settings_of(stage)):
         field, before, now = differs
         return f"{field} was {before} and is {now}"
     return "an address or a setting of the dataset changed since the last run"

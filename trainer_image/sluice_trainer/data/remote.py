@@ -19,6 +19,7 @@ from sluice_api.pods import disk_room
 from sluice_api.reasons import Reason
 from sluice_api.sources import shown
 from sluice_api.stages import ExitCode
+from sluice_trainer import paths
 from sluice_trainer.errors import StageError
 
 MAX_FILE_BYTES = 8 * 1024**3
@@ -187,13 +188,16 @@ def _check_status(status: int, host: str, name: str) -> None:
 def _store(answer: http.client.HTTPResponse, path: Path, name: str) -> None:
     room = min(MAX_FILE_BYTES, disk_room(path.parent))
     announced = answer.length or 0  # http.client's reading of Content-Length: None where it is no length
-    with path.open("wb") as file:
+    with paths.writing_scratch(name, Reason.DOWNLOAD_FAILED), path.open("wb") as file:
         while announced <= room and (block := answer.read(1024 * 1024)):
             file.write(block)
             if file.tell() > room:
                 announced = file.tell()
     if announced > room:
-        raise _refused(name, f"the file is larger than {room // 2**20} MiB, which is all that fits here")
+        most = "the most that is fetched so"
+        if room < MAX_FILE_BYTES:
+            most = "all that this pod's disk has room for: raise resources.ephemeralStorage"
+        raise _refused(name, f"the file is larger than {room // 2**20} MiB, {most}")
     if path.stat().st_size < announced:
         raise http.client.IncompleteRead(b"", announced - path.stat().st_size)
 

@@ -2,9 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 Fields = Mapping[str, Any]
 """A row as its file has it."""
@@ -60,12 +64,12 @@ class Passage:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """A row that was tokenised elsewhere, for the same model."""
 
-    input_ids: Sequence[int]
-    labels: Sequence[int]
+    input_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
     """The same ids, or NOT_LEARNT."""
 
 
@@ -158,8 +162,8 @@ def kind_of(value: object) -> str:
             return "NaN, which stands for nothing"
         case int() | float():
             return "a number"
-        case list():
-            return "an array"
+        case list() | array():
+            return "an array of numbers" if isinstance(value, array) else "an array"
         case dict():
             return "an object"
         case str():

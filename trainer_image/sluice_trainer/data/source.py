@@ -8,7 +8,7 @@ from sluice_trainer.data.findings import Place
 from sluice_trainer.data.formats import format_of, renamed
 from sluice_trainer.data.make import RowFormat, Task
 from sluice_trainer.data.read.batch import Batch
-from sluice_trainer.data.read.read import read, unit_of
+from sluice_trainer.data.read.read import about_bytes, read, unit_of
 from sluice_trainer.data.read.row_file import RowFile
 from sluice_trainer.data.row import BadRowError
 
@@ -25,6 +25,9 @@ class Source:
         Args:
             said: What the job says of them.
             files: Where they are.
+
+        Raises:
+            StageError: one can't be opened, or is damaged.
         """
         self._said = said
         self._files = files
@@ -34,8 +37,11 @@ class Source:
         self._batches = 0
         self.file_formats = [FileFormat.AUTO] * len(files)
         """Of each file: how it holds rows, once it is read."""
-        self.read_bytes = 0
-        """Of all files."""
+        self._bytes = [about_bytes(file) for file in files]
+        self.bytes = sum(self._bytes)
+        """About how many all files have, unpacked."""
+        self.read_bytes = 0.0
+        """Of these."""
 
     @property
     def name(self) -> str:
@@ -61,11 +67,11 @@ class Source:
                 for batch in reading.batches:
                     if self.format.form is DatasetFormat.AUTO:
                         self._decide(batch, file, unit)
-                    self.read_bytes = before + reading.position()
+                    self.read_bytes = before + reading.done() * self._bytes[index]
                     languages = self._batches < _FIRST_BATCHES or self._batches % _OF_BATCHES == 0
                     yield index, Task(batch, file.name, unit, self.format, languages)
                     self._batches += 1
-            before += file.path.stat().st_size
+            before += self._bytes[index]
 
     def _decide(self, batch: Batch, file: RowFile, unit: str) -> None:
         for number, decoded in batch.decoded():

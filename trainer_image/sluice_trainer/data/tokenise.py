@@ -126,13 +126,13 @@ class Tokeniser:
 
     def _given(self, row: Tokens) -> TokenRow:
         """A row that was tokenised elsewhere."""
-        ids = np.array(row.input_ids, np.int64)
+        ids = row.input_ids
         if ids.min() < 0 or ids.max() >= (self._base.vocabulary or len(self._tokenizer)):
             raise BadRowError(
                 f'"input_ids" has {int(ids.max() if ids.min() >= 0 else ids.min())}, which is no token of the model',
                 "Tokenise the rows with this model's tokenizer",
             )
-        mask = np.array(row.labels, np.int64) != NOT_LEARNT
+        mask = row.labels != NOT_LEARNT
         mask[0] = False  # nothing predicts the first token
         if not mask.any():
             raise BadRowError("there is no token to learn in this row", f"Write labels other than {NOT_LEARNT}")

@@ -17,7 +17,6 @@ from sluice_trainer.export.adapter import write_adapter
 from sluice_trainer.export.card import model_card
 from sluice_trainer.export.check import logits_of_one_row, require_same_logits
 from sluice_trainer.export.whole_model import write_model
-from sluice_trainer.plan import plan_digest
 from sluice_trainer.prepared import Prepared
 from sluice_trainer.report import Reporter
 from sluice_trainer.train.checkpoints.checkpoint import Checkpoints
@@ -39,13 +38,13 @@ def export(stage: StageSpec, reporter: Reporter) -> ExportResult:
     folder = work.folder / "export"
     kind: type[Manifest] = ModelManifest if stage.spec.method is Method.FULL else AdapterManifest
     rows = work.fetch(work.folder / "prepared")
-    plan = prepared.manifest_of(rows, plan_digest(stage)).training_plan
+    plan = prepared.manifest_of(rows, stage).plan
     earlier = durable.read_manifest(work.fetch(folder), kind)
     if earlier is not None and earlier.plan == plan and durable.damaged_file(folder, earlier.files) is None:
         return _result(work, folder, earlier, _size(folder))
     reporter.update(activity=Activity.EXPORTING)
     trained, state = Checkpoints(stage, plan, work).trained()
-    data = prepared.load(rows, plan_digest(stage))
+    data = prepared.load(rows, stage)
     reporter.update(step=trained.step, total_steps=trained.total_steps)
     base = pickled.locate(stage, data.manifest.base_model_revision)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
@@ -101,7 +100,7 @@ def _common(stage: StageSpec, data: Prepared, trained: TrainResult, folder: Path
         "files": durable.digests(folder),
         "base_model_uri": stage.spec.model.uri,
         "base_model_fingerprint": data.manifest.base_model_fingerprint,
-        "plan": data.manifest.training_plan,
+        "plan": data.manifest.plan,
         "steps": trained.step,
         "evaluation_loss_before": trained.evaluation_loss_before,
         "evaluation_loss_after": trained.evaluation_loss_after,

@@ -67,8 +67,8 @@ def train(stage: StageSpec, rank: Rank, reporter: Reporter, stop: StopSignal) ->
         StageError: the loss is not finite, or model, rows or output can't be used.
     """
     work = work_of(stage)
-    manifest = prepared.manifest_of(work.fetch(work.folder / "prepared"), plan.plan_digest(stage))
-    checkpoints = Checkpoints(stage, manifest.training_plan, work)
+    manifest = prepared.manifest_of(work.fetch(work.folder / "prepared"), stage)
+    checkpoints = Checkpoints(stage, manifest.plan, work)
     if (earlier := checkpoints.completed()) is not None:
         return earlier
     if rank.leads:

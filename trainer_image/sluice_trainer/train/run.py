@@ -75,7 +75,7 @@ def load_run(stage: StageSpec, group: Group, checkpoints: Checkpoints, reporter:
     """Load rows, model, a fresh adapter and its optimizer: the same bits in every attempt, from the seed."""
     watchdog.heartbeat(activity=Activity.LOADING_MODEL)
     training = stage.spec.training
-    data = prepared.load(checkpoints.work.fetch(checkpoints.work.folder / "prepared"), plan.plan_digest(stage))
+    data = prepared.load(checkpoints.work.fetch(checkpoints.work.folder / "prepared"), stage)
     base = pickled.locate(stage, data.manifest.base_model_revision)
     base_model.require_same(base, data.manifest.base_model_fingerprint)
     seed_all(training.seed)

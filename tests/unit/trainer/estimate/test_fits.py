@@ -220,6 +220,22 @@ def test_estimate_of_an_unknown_gpu_has_no_time_and_says_why(facts: PoolFacts | 
     assert found.basis.startswith(says)
 
 
+def test_estimate_says_what_of_it_is_assumed() -> None:
+    """Nothing was measured on a GPU yet."""
+    assert (
+        "No GPU was measured: it is assumed that training reaches 20% to 45% of"
+        in estimate(LLAMA, spec(), ROWS, L40S).basis
+    )
+    for facts in (None, L40S):
+        found = estimate(LLAMA, spec(), ROWS, facts)
+        assert "compared with trainings on CPUs; what CUDA itself takes is assumed." in found.basis
+        assert found.parts[-1].what == "CUDA itself (assumed)"
+    sharded = spec(method="Full", resources={"gpus": 2}, training={"sharding": "Always"})
+    assert (
+        "what CUDA itself takes and how sharding divides it are assumed." in estimate(LLAMA, sharded, ROWS, L40S).basis
+    )
+
+
 def test_estimate_without_a_price_has_none() -> None:
     assert estimate(LLAMA, spec(), ROWS, L40S.model_copy(update={"price_per_gpu_hour": "0"})).price is None
 

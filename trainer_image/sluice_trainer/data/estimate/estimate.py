@@ -8,7 +8,7 @@ from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.stages import PoolFacts
 from sluice_trainer.data.estimate.memory import Memory
 from sluice_trainer.data.estimate.shape import ModelShape
-from sluice_trainer.data.estimate.speed import Device, Work, device_of, seconds_range
+from sluice_trainer.data.estimate.speed import LAUNCH_SECONDS, UTILISATION, Device, Work, device_of, seconds_range
 from sluice_trainer.data.estimate.ways import CONTEXT_BYTES, RowFacts, Way, as_computed, chosen_way, least_way
 
 
@@ -41,7 +41,7 @@ def estimate(shape: ModelShape, spec: FineTuneJobSpec, rows: RowFacts, pool: Poo
         sharded=way.setting.sharded,
         steps=rows.steps,
         tokens=round(rows.tokens * rows.epochs),
-        basis=_basis(shape, spec, pool, device),
+        basis=_basis(shape, spec, pool, device, sharded=way.setting.sharded),
         **found,
     )
 
@@ -53,7 +53,7 @@ def _parts(memory: Memory) -> tuple[MemoryUse, ...]:
         ("gradients", memory.gradients),
         ("activations", memory.activations),
         ("loss or one layer's gradients", memory.moment),
-        ("CUDA itself", CONTEXT_BYTES),
+        ("CUDA itself (assumed)", CONTEXT_BYTES),
     )
     return tuple(MemoryUse(what=what, size_bytes=size) for what, size in named if size)
 
@@ -84,17 +84,24 @@ def _time_and_price(
     return found
 
 
-def _basis(shape: ModelShape, spec: FineTuneJobSpec, pool: PoolFacts, device: Device | None) -> str:
+def _basis(shape: ModelShape, spec: FineTuneJobSpec, pool: PoolFacts, device: Device | None, *, sharded: bool) -> str:
     """What the estimate takes for granted."""
     said = []
     if device is not None:
-        said.append("Time is that of training alone: not waiting, starting, saving and exporting.")
+        least, most = UTILISATION
+        said.append(
+            "Time is that of training alone: not waiting, starting, saving and exporting. No GPU was measured: it is "
+            f"assumed that training reaches {least:.0%} to {most:.0%} of what the GPU's data sheet says, and that a "
+            f"layer takes at least {LAUNCH_SECONDS * 1000:.0f} ms."
+        )
     elif pool.gpu_product:
         said.append(f"No time is estimated: how fast a {pool.gpu_product} is, is not known here.")
     else:
         said.append(
             "No time is estimated: the pool's nodes do not say which GPU they have (label nvidia.com/gpu.product)."
         )
+    assumed = "what CUDA itself takes and how sharding divides it are" if sharded else "what CUDA itself takes is"
+    said.append(f"Memory is a formula that was compared with trainings on CPUs; {assumed} assumed.")
     if pool.gpu_memory_bytes is None:
         said.append("The memory of the pool's GPUs is not known, so nothing was compared with it.")
     if device is not None and not device.bfloat16 and spec.training.dtype == "float32":

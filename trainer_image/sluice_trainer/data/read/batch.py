@@ -1,5 +1,6 @@
 """Rows of one file that follow each other, as they were read: they are decoded where a processor has time for it."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -94,11 +95,26 @@ class TableRows:
                 yield number, BadRowError(size, "Cut it into several")
                 continue
             try:
-                (fields,) = row.to_pylist()
+                fields = {name: _value(column) for name, column in zip(row.schema.names, row.columns, strict=True)}
             except UnicodeDecodeError as error:
                 yield number, BadRowError(f"not UTF-8 (byte {error.start + 1} of a text)", "Save the texts as UTF-8")
             else:
                 yield number, _without_nulls(fields)
+
+
+def _value(column: pa.Array) -> Any:
+    """The one value of a column. Whole numbers are not made one by one: rows of tokens have nothing else."""
+    kind = column.type
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and kind.value_type in _WHOLE_NUMBERS:
+        numbers = column[0].values
+        if numbers is not None and not numbers.null_count:
+            return array("q", numbers.cast(pa.int64()).to_numpy().tobytes())
+    (value,) = column.to_pylist()
+    return value
+
+
+_WHOLE_NUMBERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32())
+"""Those that an array of 64 bits holds."""
 
 
 def _size(row: pa.RecordBatch) -> int:

@@ -59,6 +59,11 @@ def file_format_of(file: RowFile, start: bytes, said: FileFormat) -> FileFormat:
     return _text_format(file, text) if said is FileFormat.AUTO else said
 
 
+def is_parquet(start: bytes) -> bool:
+    """Whether a file is Parquet."""
+    return start.startswith(_PARQUET)
+
+
 def is_arrow_file(start: bytes) -> bool:
     """Whether Arrow data is a file with an index, and not a stream of messages."""
     return start.startswith(_ARROW_FILE)
@@ -88,7 +93,7 @@ def _text_format(file: RowFile, text: bytes) -> FileFormat:
 
 
 def _binary_format(start: bytes) -> FileFormat | None:
-    if start.startswith(_PARQUET):
+    if is_parquet(start):
         return FileFormat.PARQUET
     if start.startswith((_ARROW_FILE, _ARROW_STREAM)):
         return FileFormat.ARROW

@@ -10,7 +10,7 @@ from sluice_api.reasons import Reason
 from sluice_trainer.data.read import jsons, tables
 from sluice_trainer.data.read.batch import BATCH_BYTES, BATCH_ROWS, Batch, JsonLines, JsonValues
 from sluice_trainer.data.read.json_values import MAX_ROW_BYTES, JsonStream
-from sluice_trainer.data.read.kind import LOOKED_AT_BYTES, file_format_of, is_arrow_file
+from sluice_trainer.data.read.kind import LOOKED_AT_BYTES, file_format_of, is_arrow_file, is_parquet
 from sluice_trainer.data.read.opened import opened
 from sluice_trainer.data.read.row_file import RowFile
 from sluice_trainer.errors import StageError
@@ -29,8 +29,8 @@ class Reading:
 
     file_format: FileFormat
     batches: Iterator[Batch]
-    position: Callable[[], int]
-    """How many of the file's bytes were read."""
+    done: Callable[[], float]
+    """Which part of the file was read, from 0 to 1."""
 
 
 @contextmanager
@@ -48,7 +48,36 @@ def read(file: RowFile, said: FileFormat) -> Iterator[Reading]:
                 Reason.DATASET_INVALID,
                 f"{file.name} is {file_format} inside of gzip or zstd. Unpack it: it is packed inside already.",
             )
-        yield Reading(file_format, _batches(stream, file, file_format, start), position)
+        size = file.path.stat().st_size
+        at = tables.Progress(0, size)
+        match file_format:
+            case FileFormat.PARQUET:
+                yield Reading(file_format, tables.parquet(stream, file.name, at), lambda: at.share)
+            case FileFormat.ARROW:
+                rows = tables.arrow(stream, file.name, at, position, is_file=is_arrow_file(start))
+                yield Reading(file_format, rows, lambda: at.share)
+            case _:
+                batches = _batches(stream, file, file_format, start)
+                yield Reading(file_format, batches, lambda: tables.Progress(position(), size).share)
+
+
+PACKED_TIMES = 4
+"""How much larger packed text is taken to become: it becomes 3 to 20 times as large."""
+
+
+def about_bytes(file: RowFile) -> int:
+    """About how many bytes the rows of a file have when they are unpacked, without reading them.
+
+    Of Parquet that is what its end says of its columns, and of gzip and zstd PACKED_TIMES as many as the file has.
+
+    Raises:
+        StageError: DatasetInvalid: it can't be opened, or is damaged.
+    """
+    size = file.path.stat().st_size
+    with opened(file) as (stream, is_packed, _):
+        if is_packed:
+            return PACKED_TIMES * size
+        return max(size, tables.parquet_bytes(stream, file.name)) if is_parquet(stream.peek(8)) else size
 
 
 def _streams(file_format: FileFormat, start: bytes) -> bool:
@@ -60,10 +89,6 @@ def _batches(stream: BinaryIO, file: RowFile, file_format: FileFormat, start: by
         case FileFormat.CSV | FileFormat.TSV:
             separator = "\t" if file_format is FileFormat.TSV else tables.separator_of(start) or ","
             return tables.cells(stream, file.name, separator)
-        case FileFormat.PARQUET:
-            return tables.parquet(stream, file.name)
-        case FileFormat.ARROW:
-            return tables.arrow(stream, file.name, is_file=is_arrow_file(start))
         case FileFormat.JSON:
             return _values(JsonStream(stream, file.name))
         case _:

@@ -3,8 +3,9 @@
 import codecs
 import csv
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -132,8 +133,22 @@ class _Lines:
         return StageError(Reason.DATASET_INVALID, f"{self._name}{what}.")
 
 
-def parquet(stream: BinaryIO, name: str) -> Iterator[TableRows]:
-    """The rows of a Parquet file, with their numbers.
+@dataclass
+class Progress:
+    """How far a table is read. Where in the file its reader is says little: the end has to be read first, and a row
+    group may be all of it."""
+
+    done: float
+    of: float
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+        return min(1.0, self.done / self.of) if self.of else 1.0
+
+
+def parquet(stream: BinaryIO, name: str, at: Progress) -> Iterator[TableRows]:
+    """The rows of a Parquet file, with their numbers. `at` counts rows.
 
     Raises:
         StageError: DatasetInvalid: it is damaged.
@@ -142,16 +157,33 @@ def parquet(stream: BinaryIO, name: str) -> Iterator[TableRows]:
         # Without these it reads a whole row group, which may be all of the file.
         file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=BATCH_BYTES)
         number = 1
+        at.of = file.metadata.num_rows
         for group in range(file.num_row_groups):
             found = file.metadata.row_group(group)
             rows = _rows_at_once(found.total_byte_size, found.num_rows)
             for batch in file.iter_batches(rows, row_groups=[group], use_threads=False):
-                yield from _parts(number, batch)
+                for part in _parts(number, batch):
+                    at.done = part.first - 1 + part.table.num_rows
+                    yield part
                 number += batch.num_rows
 
 
-def arrow(stream: BinaryIO, name: str, *, is_file: bool) -> Iterator[TableRows]:
-    """The rows of an Arrow file or stream, with their numbers.
+def parquet_bytes(stream: BinaryIO, name: str) -> int:
+    """How many bytes a Parquet file says that its columns have, unpacked.
+
+    Raises:
+        StageError: DatasetInvalid: it is damaged.
+    """
+    with _naming_damage(name):
+        metadata = pq.read_metadata(stream)
+        return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+
+
+def arrow(
+    stream: BinaryIO, name: str, at: Progress, position: Callable[[], int], *, is_file: bool
+) -> Iterator[TableRows]:
+    """The rows of an Arrow file or stream, with their numbers. `at` counts bytes, of which `position` says how many
+    were read.
 
     Raises:
         StageError: DatasetInvalid: it is damaged.
@@ -163,10 +195,15 @@ def arrow(stream: BinaryIO, name: str, *, is_file: bool) -> Iterator[TableRows]:
         else:
             batches = iter(pa.ipc.open_stream(stream))
         number = 1
+        before = 0
         for batch in batches:
             batch.validate(full=True)  # it is read as it lies there, whatever its author has put there
-            yield from _parts(number, batch)
+            after = position()
+            for part in _parts(number, batch):
+                at.done = before + (after - before) * (part.first - number + part.table.num_rows) / batch.num_rows
+                yield part
             number += batch.num_rows
+            before = after
 
 
 def _parts(first: int, batch: pa.RecordBatch) -> Iterator[TableRows]:

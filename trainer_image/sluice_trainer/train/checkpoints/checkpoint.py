@@ -53,7 +53,7 @@ class Checkpoints:
 
         Args:
             stage: What is done.
-            plan: The training_plan of its prepared rows: checkpoints of others are not looked at.
+            plan: The plan of its prepared rows: checkpoints of others are not looked at.
             work: The job's folder; that of the stage, if it is not given.
         """
         self._keep_checkpoints = stage.spec.training.keep_checkpoints

@@ -5,6 +5,7 @@ as after any other attempt.
 """
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,8 +16,8 @@ from sluice_api.stages import StageSpec
 from sluice_trainer import durable, logs
 from sluice_trainer.errors import StageError
 from sluice_trainer.paths import resolve_in_claim, why_not_found
-from sluice_trainer.plan import different_setting
-from sluice_trainer.prepared import PreparedManifest
+from sluice_trainer.plan import different_setting, settings_of
+from sluice_trainer.prepared import AnyManifest, PreparedManifest
 from sluice_trainer.token_rows import ROWS
 from sluice_trainer.train.checkpoints.checkpoint import CheckpointManifest, Checkpoints, progress_of, steps_of
 from sluice_trainer.work import work_of
@@ -24,42 +25,80 @@ from sluice_trainer.work_folder import WorkFolder
 
 _BEFORE_ALL = 0
 """The attempt in whose name Prepare writes checkpoints: any attempt to train is newer, and may remove them."""
+_NO_CHECKPOINT = "it has no whole checkpoint. Create the job without resumeFrom: there is nothing to go on from"
 
 
-def copy_checkpoint(stage: StageSpec, mine: PreparedManifest) -> None:
-    """Copy the checkpoint that training goes on from, unless this job has one of its own already.
+@dataclass(frozen=True)
+class OlderJob:
+    """The job that training goes on from. All that can be compared before rows are made is the same."""
+
+    stage: StageSpec
+    """Of this job."""
+    work: WorkFolder
+    """Of that one."""
+    manifest: PreparedManifest
+    """Of its rows."""
+
+    def copy_checkpoint(self, mine: PreparedManifest) -> None:
+        """Copy the checkpoint that training goes on from to this job.
+
+        Raises:
+            StageError: ResumeRefused: the rows differ, or no checkpoint is whole.
+        """
+        if any(mine.files.get(name) != self.manifest.files.get(name) for name in ROWS):
+            rows = "it was trained on other rows. Restore the dataset, the tokenizer and the chat template of that job"
+            _refuse(self.stage, rows)
+        work = work_of(self.stage, attempt=_BEFORE_ALL)
+        checkpoints = self.work.folder / "checkpoints"
+        best: int | None = None
+        newest: int | None = None
+        for step in steps_of(self.work.folders(checkpoints)):
+            if newest is not None and step != best:
+                continue
+            folder = self.work.fetch(checkpoints / f"step-{step}")
+            if not _is_whole(folder, step, self.manifest.plan):
+                continue
+            if newest is None:
+                newest, best = step, progress_of(folder).best_step
+            _copy(folder, work, step, mine.plan)
+            self.work.forget(folder)
+        if newest is None:
+            _refuse(self.stage, _NO_CHECKPOINT)
+        logs.info("goes on from another job", folder=self.work.uri, step=newest)
+
+
+def older_job(stage: StageSpec, plan: str, base_fingerprint: str) -> OlderJob | None:
+    """The job to go on from; None if this one has a checkpoint of its own already.
+
+    Args:
+        stage: Of this job.
+        plan: plan_digest of it.
+        base_fingerprint: Of its base model.
 
     Raises:
         StageError: ResumeRefused, with what is missing there, or what differs from that job.
     """
-    work = work_of(stage, attempt=_BEFORE_ALL)
-    if Checkpoints(stage, mine.training_plan, work).newest_step() is not None:
-        return
-    older = _older_job(stage)
-    theirs = older.read_manifest(older.folder / "prepared", PreparedManifest)
+    if Checkpoints(stage, plan, work_of(stage, attempt=_BEFORE_ALL)).newest_step() is not None:
+        return None
+    work = _work_of_older(stage)
+    rows = work.folder / "prepared"
+    theirs = work.read_manifest(rows, PreparedManifest)
     if theirs is None:
+        found = work.read_manifest(rows, AnyManifest)
+        if found and found.foreign:
+            _refuse(stage, f"its rows can't be compared: {found.foreign}. Create the job without resumeFrom")
         _refuse(stage, f"there is no whole prepared/{MANIFEST} in it. Name the folder of a job, <job>-<uid8>")
-    if differs := _difference(mine, theirs):
-        _refuse(stage, differs)
-    checkpoints = older.folder / "checkpoints"
-    best: int | None = None
-    newest: int | None = None
-    for step in steps_of(older.folders(checkpoints)):
-        if newest is not None and step != best:
-            continue
-        folder = older.fetch(checkpoints / f"step-{step}")
-        if not _is_whole(folder, step, theirs.training_plan):
-            continue
-        if newest is None:
-            newest, best = step, progress_of(folder).best_step
-        _copy(folder, work, step, mine.training_plan)
-        older.forget(folder)
-    if newest is None:
-        _refuse(stage, "it has no whole checkpoint. Create the job without resumeFrom: there is nothing to go on from")
-    logs.info("goes on from another job", folder=older.uri, step=newest)
+    if base_fingerprint != theirs.base_model_fingerprint:
+        _refuse(stage, f"it was trained from another base model, {theirs.base_model_uri}. Set model.uri to that one")
+    if differs := different_setting(settings_of(stage), theirs.settings):
+        field, here, there = differs
+        _refuse(stage, f"{field} is {here} here and {there} there. Set it to what it is there")
+    if not steps_of(work.folders(work.folder / "checkpoints")):
+        _refuse(stage, _NO_CHECKPOINT)
+    return OlderJob(stage, work, theirs)
 
 
-def _older_job(stage: StageSpec) -> WorkFolder:
+def _work_of_older(stage: StageSpec) -> WorkFolder:
     """The folder of the job to go on from."""
     uri = (stage.spec.resume_from or "").rstrip("/")
     if is_object(uri):
@@ -71,20 +110,6 @@ def _older_job(stage: StageSpec) -> WorkFolder:
     if path is None or found is None or not found.is_dir():
         _refuse(stage, why_not_found(path, "folder") if path else "it is no address of a folder")
     return WorkFolder(found, uri)
-
-
-def _difference(mine: PreparedManifest, theirs: PreparedManifest) -> str:
-    """The first difference that would change the result, and the remedy; empty when there is none."""
-    if mine.base_model_fingerprint != theirs.base_model_fingerprint:
-        return f"it was trained from another base model, {theirs.base_model_uri}. Set model.uri to that one"
-    if theirs.settings is None:
-        return "a version that did not note the job's settings has made it, so they can't be compared"
-    if differs := different_setting(mine.settings or {}, theirs.settings):
-        field, here, there = differs
-        return f"{field} is {here} here and {there} there. Set it to what it is there"
-    if any(mine.files.get(name) != theirs.files.get(name) for name in ROWS):
-        return "it was trained on other rows. Restore the dataset, the tokenizer and the chat template of that job"
-    return ""
 
 
 def _is_whole(folder: Path, step: int, plan: str) -> bool:
