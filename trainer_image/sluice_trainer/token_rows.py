@@ -209,12 +209,19 @@ _STORED: dict[str, type[np.generic]] = {
     "splits": np.int64, "learnt": np.int32,
 }  # fmt: skip
 _IN_MEMORY_BYTES = 1024**3
-"""A larger file is mapped and not read: its pages come from the volume when a step needs them."""
 
 
-def read_store(folder: Path, row_files: tuple[ReadFile, ...]) -> RowStore:
-    """The rows that a RowWriter has written."""
-    return RowStore(**{name: _read(folder / f"{name}.npy") for name in _STORED}, row_files=row_files)
+def read_store(folder: Path, row_files: tuple[ReadFile, ...], in_memory: int = _IN_MEMORY_BYTES) -> RowStore:
+    """The rows that a RowWriter has written.
+
+    Args:
+        folder: Where they are.
+        row_files: Which files they are from.
+        in_memory: Bytes of the largest file that is read. A larger one is mapped: its pages come from the disk when
+            they are needed, and are no memory that somebody else can't have.
+    """
+    columns = {name: _read(folder / f"{name}.npy", in_memory) for name in _STORED}
+    return RowStore(**columns, row_files=row_files)
 
 
 def write_halves(folder: Path, training: NDArray[np.int64], validation: NDArray[np.int64]) -> None:
@@ -230,6 +237,6 @@ def read_halves(folder: Path, row_files: tuple[ReadFile, ...]) -> tuple[TokenRow
     return training, validation
 
 
-def _read(path: Path) -> NDArray[Any]:
-    is_large = path.stat().st_size > _IN_MEMORY_BYTES
+def _read(path: Path, in_memory: int = _IN_MEMORY_BYTES) -> NDArray[Any]:
+    is_large = path.stat().st_size > in_memory
     return cast("NDArray[Any]", np.load(path, mmap_mode="r" if is_large else None, allow_pickle=False))

@@ -136,7 +136,7 @@ def _written(
     spec = stage.spec
     halves = _halves(collected, spec)
     row_files = _read_files(files, sources)
-    store = token_rows.read_store(folder, row_files)
+    store = token_rows.read_store(folder, row_files, in_memory=0)  # each is looked at once, and there may be many
     checks.check_training_rows(len(halves.training), collected.findings.dataset)
     checks.check_best(spec.training, len(halves.validation), collected.findings.dataset)
     facts = _facts(store, halves, collected, sources, spec)
