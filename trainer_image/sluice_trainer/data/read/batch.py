@@ -103,9 +103,11 @@ class TableRows:
                 yield number, BadRowError(size, "Cut it into several")
                 continue
             try:
-                (fields,) = row.to_pylist()
+                (fields,) = row.to_pylist(maps_as_pydicts="strict")
             except UnicodeDecodeError as error:
                 yield number, BadRowError(f"not UTF-8 (byte {error.start + 1} of a text)", "Save the texts as UTF-8")
+            except (ArithmeticError, ValueError, LookupError, pa.ArrowException) as error:  # such as the year 150,000
+                yield number, BadRowError(f"a value can't be read: {error}", "Leave its column out")
             else:
                 yield number, _without_nulls(fields)
 

@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -15,9 +16,12 @@ from sluice_trainer.data.read.json_values import MAX_ROW_BYTES
 from sluice_trainer.data.row import BadRowError
 from sluice_trainer.errors import StageError
 
+_QUOTED = re.compile(r'"[^"]*"')
+
 
 def separator_of(header: str) -> str | None:
     """What separates the cells of a header: a tab, a comma or a semicolon, whichever is there most; None without."""
+    header = _QUOTED.sub("", header)
     counts = {sign: header.count(sign) for sign in ("\t", ",", ";")}
     sign = max(counts, key=lambda each: counts[each])
     return sign if counts[sign] else None
@@ -32,6 +36,8 @@ def cells(stream: BinaryIO, name: str, separator: str) -> Iterator[Cells]:
     csv.field_size_limit(MAX_ROW_BYTES)
     reader = csv.reader(_lines(stream), delimiter=separator, strict=True)
     header = _header(reader, name)
+    if header[:1] == ["sep="]:  # Excel's own first line, which says what separates cells
+        header = _header(reader, name)
     rows: list[tuple[int, Sequence[str] | BadRowError]] = []
     size = 0
     while True:
@@ -63,13 +69,18 @@ def _header(reader: Iterator[list[str]], name: str) -> list[str]:
     try:
         header = [cell.strip() for cell in next(filter(None, reader), [])]
     except csv.Error as error:
-        raise StageError(Reason.DATASET_INVALID, f"{name}, line 1: the header is not CSV: {error}. Mend it.") from None
-    twice = next((cell for cell in header if cell and header.count(cell) > 1), None)
-    if twice is not None:
-        raise StageError(
-            Reason.DATASET_INVALID, f'{name}, line 1: the header has "{twice}" twice. Give each column its own name.'
-        )
+        why, remedy = str(error), "Mend it"
+        if "new-line character" in why:
+            why, remedy = "its lines end with CR alone", r"End them with LF: tr '\r' '\n' < file > rows.csv"
+        raise StageError(Reason.DATASET_INVALID, f"{name}, line 1: the header is not CSV: {why}. {remedy}.") from None
+    _require_different(header, f"{name}, line 1: the header")
     return header
+
+
+def _require_different(names: Sequence[str], what: str) -> None:
+    """Refuse two columns of one name: only one of them would be read."""
+    if twice := next((name for name in names if name and names.count(name) > 1), None):
+        raise StageError(Reason.DATASET_INVALID, f'{what} has "{twice}" twice. Give each column its own name.')
 
 
 def _lines(stream: BinaryIO) -> Iterator[str]:
@@ -90,6 +101,7 @@ def parquet(stream: BinaryIO, name: str) -> Iterator[TableRows]:
     with _naming_damage(name):
         # Without these it reads a whole row group, which may be all of the file.
         file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=BATCH_BYTES)
+        _require_different(file.schema_arrow.names, name)
         number = 1
         for group in range(file.num_row_groups):
             found = file.metadata.row_group(group)
@@ -110,7 +122,9 @@ def arrow(stream: BinaryIO, name: str, *, is_file: bool) -> Iterator[TableRows]:
             file = pa.ipc.open_file(stream)
             batches: Iterator[pa.RecordBatch] = (file.get_batch(index) for index in range(file.num_record_batches))
         else:
-            batches = iter(pa.ipc.open_stream(stream))
+            file = pa.ipc.open_stream(stream)
+            batches = iter(file)
+        _require_different(file.schema.names, name)
         number = 1
         for batch in batches:
             batch.validate(full=True)  # it is read as it lies there, whatever its author has put there
