@@ -1,7 +1,6 @@
 """Weights that are not those of the model's config.json are refused by Prepare: transformers would make them up."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,34 +8,23 @@ from typing import Any
 import pytest
 import torch
 import transformers as t
-from safetensors.torch import load_file, save_file
 
 from sluice_api.artifacts import weight_files
 from sluice_trainer import base_model
 from sluice_trainer.data.weights import check_weights
 from sluice_trainer.train.weights.model import without_weights
 from tests.unit.trainer.jobs import Job
+from tests.unit.trainer.planting import Weights, cut_weights, of_weights
 from tests.unit.trainer.test_adapter_kinds import KINDS
 from tests.unit.trainer.test_unfit_model import INDEX, configure, folder, refused
 
 __all__ = ["folder"]
 
-Weights = dict[str, torch.Tensor]
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
-def changed(change: Callable[[Weights], Weights]) -> Callable[[Path], None]:
-    """Change the weights of a model in one file."""
-
-    def apply(folder: Path) -> None:
-        file = folder / "model.safetensors"
-        save_file(change(load_file(file)), file, {"format": "pt"})
-
-    return apply
-
-
 def without(name: str) -> Callable[[Path], None]:
-    return changed(lambda weights: {key: weight for key, weight in weights.items() if key != name})
+    return of_weights(lambda weights: {key: weight for key, weight in weights.items() if key != name})
 
 
 def in_shards(folder: Path) -> None:
@@ -78,14 +66,14 @@ def gptq(weights: Weights) -> Weights:
 CASES: list[tuple[str, Callable[[Path], Any], str]] = [
     (
         "of a compiled model",
-        changed(lambda weights: {f"_orig_mod.{name}": weight for name, weight in weights.items()}),
+        of_weights(lambda weights: {f"_orig_mod.{name}": weight for name, weight in weights.items()}),
         "its files lack lm_head.weight, model.embed_tokens.weight, model.layers.0.input_layernorm.weight and 18 more, "
         "and it has _orig_mod.lm_head.weight, _orig_mod.model.embed_tokens.weight, ",
     ),
     ("one is not there", without(UP), f"its files lack {UP}. They would be made up at random. Save the whole model "),
     ("no head, and not tied", without("lm_head.weight"), "its files lack lm_head.weight. They would be made up"),
-    ("GPTQ", changed(gptq), "its files lack model.layers.0.mlp.down_proj.weight, "),
-    ("FP8", changed(fp8), "its weights are quantized (F8_E4M3). Training needs the unquantized ones."),
+    ("GPTQ", of_weights(gptq), "its files lack model.layers.0.mlp.down_proj.weight, "),
+    ("FP8", of_weights(fp8), "its weights are quantized (F8_E4M3). Training needs the unquantized ones."),
     (
         "of another shape",
         lambda folder: configure(folder, intermediate_size=256),
@@ -102,11 +90,7 @@ CASES: list[tuple[str, Callable[[Path], Any], str]] = [
         "it has model-00001-of-00006.safetensors, model-00002-of-00006.safetensors, model-00003-of-00006.safetensors "
         f"and 3 more, and neither model.safetensors nor {INDEX}, which says what is in them. Add it.",
     ),
-    (
-        "the end is cut off",
-        lambda folder: os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size - 1),
-        "model.safetensors is no safetensors file, or is cut off. Restore it.",
-    ),
+    ("the end is cut off", cut_weights, "model.safetensors is no safetensors file, or is cut off. Restore it."),
     (
         "an adapter beside",
         with_adapter,
