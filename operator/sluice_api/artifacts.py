@@ -141,9 +141,12 @@ class ModelFolder:
 
 
 def weight_files(names: Iterable[str]) -> list[str]:
-    """Which of a model folder's files are its weights, in order: safetensors, or else the pickles of older models."""
+    """Which of a model folder's files are its weights, in order: safetensors, or else the pickles of older models.
+
+    Mistral's repositories have them a second time, as consolidated.safetensors in a format of its own.
+    """
     names = sorted(names)
-    safe = [name for name in names if name.endswith(".safetensors")]
+    safe = [name for name in names if name.endswith(".safetensors") and not name.startswith("consolidated")]
     return safe or [name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")]
 
 

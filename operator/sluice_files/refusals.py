@@ -33,6 +33,59 @@ _NO_NETWORK = {
 }
 
 
+_ARCHIVED = (
+    Failure.INVALID,
+    "it lies in an archive, such as Glacier",
+    "Restore it to a class that can be read at once, or copy it.",
+)
+_FULL = (Failure.REFUSED, "the store has no room left, or a quota is used up", "Make room there.")
+_NO_KEY = (
+    Failure.REFUSED,
+    "the key that it is encrypted with is disabled or gone",
+    "Enable the key, or write the file anew.",
+)
+_KMS = (
+    Failure.REFUSED,
+    "it is encrypted with a key that the credentials may not use",
+    "Give them the right to use that key (kms:Decrypt, and kms:GenerateDataKey for an output).",
+)
+_BY_CODE = {
+    "InvalidObjectState": _ARCHIVED,
+    "BlobArchived": _ARCHIVED,
+    "BlobBeingRehydrated": _ARCHIVED,
+    "QuotaExceeded": _FULL,
+    "XMinioStorageFull": _FULL,
+    "XMinioAdminBucketQuotaExceeded": _FULL,
+    "KMS.DisabledException": _NO_KEY,
+    "KMS.NotFoundException": _NO_KEY,
+    "KMS.KMSInvalidStateException": _NO_KEY,
+    "UserProjectMissing": (
+        Failure.INVALID,
+        "who reads this bucket pays for it, which is not possible here",
+        "Copy it to a bucket of your own.",
+    ),
+    "AuthorizationPermissionMismatch": (
+        Failure.REFUSED,
+        "the application of AZURE_CLIENT_ID has no role for data",
+        "Give it the role Storage Blob Data Contributor, or Reader where nothing is written; to own the account is not "
+        "enough.",
+    ),
+    "AuthorizationFailure": (
+        Failure.REFUSED,
+        "the firewall of the storage account lets this pod not in",
+        "Allow its network there, or reach it by a private endpoint.",
+    ),
+    "KeyBasedAuthenticationNotPermitted": (
+        Failure.REFUSED,
+        "the storage account takes no keys",
+        "Use AZURE_CLIENT_ID, AZURE_CLIENT_SECRET and AZURE_TENANT_ID.",
+    ),
+}
+"""Most come with 403, and no right to the file would mend them."""
+_OF_KMS = ("kms:", "customer master key")
+"""What an AccessDenied says that is about a key, and not about the file."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What was asked, of whom, with what."""
@@ -57,7 +110,7 @@ def refusal(error: Exception, asked: Asked) -> FileError:
 
 
 def _meaning(error: Exception, text: str, asked: Asked) -> tuple[Failure, str, str]:
-    code = _found(r"<Code>(\w+)</Code>", text) or ("invalid_grant" if "invalid_grant" in text else "")
+    code = _found(r"<Code>([\w.]+)</Code>", text) or ("invalid_grant" if "invalid_grant" in text else "")
     status = int(_found(r"status code: (\d{3})", text) or 0)
     if meaning := _by_code(code, text, asked):
         return meaning
@@ -84,6 +137,10 @@ def _first_line(text: str) -> str:
 
 
 def _by_code(code: str, text: str, asked: Asked) -> tuple[Failure, str, str] | None:
+    is_of_key = code == "AccessDenied" and any(sign in text[text.find("<Code>") :] for sign in _OF_KMS)
+    if fixed := _KMS if is_of_key else _BY_CODE.get(code):
+        failure, problem, remedy = fixed
+        return failure, f"{problem} ({code})", remedy
     secret = asked.credentials.secret
     mend = f"Correct the Secret {secret}." if secret else f"Name a Secret in {BESIDE}."
     if code in _NO_SUCH_BUCKET:

@@ -164,6 +164,7 @@ def _checked_config(uri: str, folder: Path, *, weights: bool) -> dict[str, Any]:
             f"{invalid} {link.relative_to(folder)} is a link that leads out of the folder, which is not followed. "
             "Put the file itself there.",
         )
+    _refuse_adapter(folder, invalid)
     config = _json_object(folder / "config.json", invalid)
     text = config.get("text_config", config)
     if not isinstance(text, dict) or not isinstance(text.get("vocab_size", 0), int):
@@ -196,6 +197,21 @@ def _checked_config(uri: str, folder: Path, *, weights: bool) -> dict[str, Any]:
     if "quantization_config" in config:
         raise StageError(Reason.MODEL_INVALID, f"{invalid} its weights are quantized. LoRA needs the unquantized ones.")
     return config
+
+
+def _refuse_adapter(folder: Path, invalid: str) -> None:
+    """Refuse a folder with an adapter: transformers would put it on the model that is beside it, and vLLM would not."""
+    file = folder / "adapter_config.json"
+    if not file.exists():
+        return
+    of = _json_object(file, invalid).get("base_model_name_or_path")
+    if (folder / "config.json").exists():
+        problem = "an adapter lies beside the model (adapter_config.json), and transformers would put it on"
+        remedy = "Remove its files; or merge it into the model (PEFT's merge_and_unload), and save that alone"
+    else:
+        problem = f"it is an adapter, for the model {of}"
+        remedy = "Name that model; or merge the adapter into it (PEFT's merge_and_unload), and name the result"
+    raise StageError(Reason.MODEL_INVALID, f"{invalid} {problem}. {remedy}.")
 
 
 def _is_known(config: Mapping[str, Any]) -> bool:

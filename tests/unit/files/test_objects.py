@@ -12,7 +12,7 @@ from typing import Any
 
 import obstore
 import pytest
-from obstore.exceptions import GenericError, InvalidPathError
+from obstore.exceptions import GenericError, InvalidPathError, PermissionDeniedError
 
 from dev.cluster.ports import free_port
 from sluice_api.pods import DISK_ENV
@@ -340,6 +340,45 @@ def test_metadata_service_is_never_asked(uri: str, values: dict[str, str], monke
         (
             GenericError("... status code: 403 Forbidden: <Error><Code>RequestTimeTooSkewed</Code></Error>"),
             r"s3 and this node do not agree on the time\. Set the node's clock\.",
+        ),
+        (
+            PermissionDeniedError("... status code: 403 Forbidden: <Error><Code>InvalidObjectState</Code></Error>"),
+            r"it lies in an archive, such as Glacier \(InvalidObjectState\)\. Restore it",
+        ),
+        (
+            PermissionDeniedError("... status code: 403 Forbidden: <Error><Code>QuotaExceeded</Code></Error>"),
+            r"the store has no room left, or a quota is used up \(QuotaExceeded\)\. Make room there\.",
+        ),
+        (
+            PermissionDeniedError(
+                "... status code: 403 Forbidden: <Error><Code>AccessDenied</Code><Message>User: arn:aws:iam::1:user/x "
+                "is not authorized to perform: kms:Decrypt on resource y</Message></Error>"
+            ),
+            r"encrypted with a key that the credentials may not use \(AccessDenied\)\. Give them the right to use that",
+        ),
+        (
+            PermissionDeniedError("... status code: 403 Forbidden: <Error><Code>AccessDenied</Code></Error>"),
+            r"s3 refuses it to the credentials of the Secret store \(AccessDenied\)\. Give them the right to read it",
+        ),
+        (
+            GenericError("... status code: 400 Bad Request: <Error><Code>KMS.DisabledException</Code></Error>"),
+            r"the key that it is encrypted with is disabled or gone \(KMS\.DisabledException\)\. Enable the key",
+        ),
+        (
+            PermissionDeniedError("... status code: 403 Forbidden: <Code>AuthorizationPermissionMismatch</Code>"),
+            r"has no role for data \(AuthorizationPermissionMismatch\)\. Give it the role Storage Blob Data Contri",
+        ),
+        (
+            PermissionDeniedError("... status code: 403 Forbidden: <Code>AuthorizationFailure</Code>"),
+            r"the firewall of the storage account lets this pod not in \(AuthorizationFailure\)\. Allow its network",
+        ),
+        (
+            PermissionDeniedError("... status code: 403 Forbidden: <Code>KeyBasedAuthenticationNotPermitted</Code>"),
+            r"the storage account takes no keys \(KeyBasedAuthenticationNotPermitted\)\. Use AZURE_CLIENT_ID",
+        ),
+        (
+            GenericError("... status code: 400 Bad Request: <Error><Code>UserProjectMissing</Code></Error>"),
+            r"who reads this bucket pays for it, which is not possible here \(UserProjectMissing\)\. Copy it to a",
         ),
         (
             GenericError("... status code: 503 Service Unavailable: <Code>SlowDown</Code>"),

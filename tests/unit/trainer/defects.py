@@ -5,6 +5,7 @@ import json
 from random import Random
 
 import pyarrow as pa
+import torch
 
 from sluice_api.data_report import Severity
 from tests.unit.trainer import clean
@@ -13,8 +14,10 @@ from tests.unit.trainer.conftest import CHATML
 from tests.unit.trainer.planting import (
     Defect,
     at_random,
+    column_twice,
     columns_changed,
     cut,
+    cut_weights,
     held_out,
     instead,
     nearly,
@@ -22,7 +25,9 @@ from tests.unit.trainer.planting import (
     of_question,
     of_tokenizer,
     of_turns,
+    of_weights,
     replaced,
+    smaller_vocabulary,
     twice,
     with_fields,
 )  # fmt: skip
@@ -50,6 +55,12 @@ FILES = (
            whole=instead(b"BZh91AY&SY" + b"\0" * 500), name="rows.jsonl.bz2"),
     Defect("A Python pickle", "{file} is a Python pickle, which is never opened. Write JSONL or Parquet.",
            whole=instead(b"\x80\x04\x95" + b"\0" * 500), name="rows.pkl"),
+    Defect("A tar archive", "{file} is a tar archive. Unpack it.", name="rows.tar.gz",
+           whole=instead(gzip.compress(b"rows.jsonl".ljust(257, b"\0") + b"ustar\0" + b"\0" * 500))),
+    Defect("Packed twice", "{file} is packed twice. Unpack it once.", name="rows.jsonl.gz",
+           whole=lambda whole, _: gzip.compress(gzip.compress(whole))),
+    Defect("A database", "{file} is a database of SQLite. Export its table as CSV.",
+           whole=instead(b"SQLite format 3\0" + b"\0" * 500), name="rows.db"),
     Defect("A decompression bomb (gzip)", "{file} becomes more than 200 times as large when it is unpacked, as no text "
            "does. Unpack it yourself, and look at it.",
            whole=lambda whole, _: gzip.compress(whole) + gzip.compress(SPACES) * 400, name="rows.jsonl.gz"),
@@ -83,6 +94,8 @@ FILES = (
            clean=TEXT, rows=lambda rows, _: [{"text": {str(i): row["text"] for i, row in enumerate(rows)}}]),
     Defect("A row of 100 MB", "{at} is longer than 32 MiB. Write one JSON object a line (JSONL).",
            line=lambda line: line[:-1] + b', "more": "' + b"x" * 10**8 + b'"}'),
+    Defect("A table with a column twice", "{file} has \"response\" twice. Give each column its own name.", clean=ORCA,
+           whole=lambda whole, _: column_twice(whole, "response")),
     Defect("A column of another type in the second file",
            "…\ndatasets/second.parquet, row 1: \"response\" is a number, "
            "not a string. Make \"response\" a string", clean=ORCA,
@@ -207,8 +220,8 @@ ROWS = (
            "calls. Put the assistant's turn with its tool_calls before it", clean=CALLS,
            row=of_turns(lambda turns: [turns[0], *turns[2:]])),
     Defect("Arguments that are no JSON",
-           "{at}: \"messages[1].tool_calls[0].function.arguments\" is not JSON. Write the "
-           "text of a JSON value", clean=CALLS,
+           "{at}: \"messages[1].tool_calls[0].function.arguments\" is not JSON: …. Write "
+           "the text of a JSON value", clean=CALLS,
            line=replaced(b'"arguments": "{', b'"arguments": "{x')),
     Defect("A function call of an older API", "{at}: \"messages[1].function_call\" is of an older API. Write "
            "\"tool_calls\" instead", row=of_answer(function_call={"name": "f", "arguments": "{}"})),
@@ -221,6 +234,12 @@ ROWS = (
            "can be preferred", clean=PAIRS, row=lambda row: {**row, "rejected": row["chosen"]}),
     Defect("Two answers without a prompt", "{at}: there is no prompt before the two answers. End it with what the user "
            "says", clean=PAIRS, row=with_fields(chosen="yes", rejected="no")),
+    Defect("Arguments under another name", "{at}: \"messages[1].tool_calls[0].function\" has \"parameters\", and no "
+           "\"arguments\". Call what the function is given \"arguments\"", clean=CALLS,
+           row=of_turns(lambda turns: [turns[0], {**turns[1], "tool_calls": [
+               {"function": {"name": "find", "parameters": {}}}]}, *turns[2:]])),
+    Defect("Turns as Python prints them", "{at}: \"messages\" is not JSON: a dictionary as Python prints it. Write it "
+           "with json.dumps, not with str or print", row=lambda row: {"messages": str(row["messages"])}),
     Defect("KTO labels", "{at}: \"label\" says whether an answer is good (KTO), and what it calls bad would be learnt "
            "too. Keep the good rows without \"label\"", clean=COMPLETIONS, row=with_fields(label=True)),
     Defect("Tokens of another model",
@@ -237,7 +256,32 @@ ROWS = (
 # Rows with a model and its chat template
 MODELS = (
     Defect("The wrong tokenizer", "model.uri pvc://models/tiny: the tokenizer has 292 tokens, the model 200. Restore "
-           "the tokenizer that belongs to the model.", model=of_tokenizer(config={"vocab_size": 200})),
+           "the tokenizer that belongs to the model.", model=smaller_vocabulary),
+    Defect("A tokenizer of another class", "model.uri pvc://models/tiny: LlamaTokenizer, which its "
+           "tokenizer_config.json names, loses spaces or line ends that its tokenizer.json keeps, here and when it "
+           "serves. Set tokenizer_class to PreTrainedTokenizerFast there.",
+           model=of_tokenizer(tokenizer_class="LlamaTokenizerFast")),
+    Defect("No end-of-text token", "model.uri pvc://models/tiny: its tokenizer has no eos_token, with which an answer "
+           "or a text ends: an adapter would learn never to stop. Set eos_token in its tokenizer_config.json.",
+           clean=TEXT, model=of_tokenizer(eos_token=None, pad_token=None)),
+    Defect("Weights that are missing", "model.uri pvc://models/tiny: its files lack lm_head.weight. They would be made "
+           "up at random. Save the whole model once more with save_pretrained, unquantized, without the wrapper that "
+           "torch.compile or a parallel training puts around it.",
+           model=of_weights(lambda weights: {n: weight for n, weight in weights.items() if n != "lm_head.weight"})),
+    Defect("Weights of a compiled model", "model.uri pvc://models/tiny: its files lack lm_head.weight, … and it has "
+           "_orig_mod.lm_head.weight, …, which the model does not know. They would be made up at random.",
+           model=of_weights(lambda weights: {f"_orig_mod.{name}": weight for name, weight in weights.items()})),
+    Defect("Weights that are quantized", "model.uri pvc://models/tiny: its weights are quantized (F8_E4M3). Training "
+           "needs the unquantized ones.",
+           model=of_weights(lambda weights: {n: w.to(torch.float8_e4m3fn) for n, w in weights.items()})),
+    Defect("Weights of another shape", "model.uri pvc://models/tiny: … is of the shape [64, 128] in its files, and of "
+           "[64, 256] by its config.json. Restore the config.json that belongs to the weights.",
+           model=of_tokenizer(config={"intermediate_size": 256})),
+    Defect("Weights that are cut off", "model.uri pvc://models/tiny: model.safetensors is no safetensors file, or is "
+           "cut off. Restore it.", model=cut_weights),
+    Defect("An adapter beside the model", "model.uri pvc://models/tiny is no model that can be trained: an adapter "
+           "lies beside the model (adapter_config.json), and transformers would put it on. Remove its files; or merge",
+           model=lambda model: (model / "adapter_config.json").write_text("{}")),
     Defect("No end after an answer", "model.uri pvc://models/tiny: its chat template ends the assistant's turn with "
            "<|im_start|>, but serving stops at <|im_end|>: an adapter would learn never to stop.", template=NO_STOP),
     Defect("A generation prompt that would be learnt",

@@ -1,11 +1,16 @@
 """How something wrong gets into a large clean file: into a row, a line, the whole file, or beside it."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
 
 from sluice_api.data_report import Severity
 from tests.unit.trainer import clean
@@ -16,6 +21,7 @@ from tests.unit.trainer.clean import (
 )
 
 Row = dict[str, Any]
+Weights = dict[str, torch.Tensor]
 ERROR, WARNING = Severity.ERROR, Severity.WARNING
 
 
@@ -43,7 +49,7 @@ class Defect:
     training: Row = field(default_factory=dict)
     spec: Row = field(default_factory=dict)
     template: str = ""
-    model: Callable[[Path], None] | None = None
+    model: Callable[[Path], object] | None = None
 
 
 def of_answer(**fields: Any) -> Callable[[Row], Row]:
@@ -101,6 +107,39 @@ def of_tokenizer(**fields: Any) -> Callable[[Path], None]:
             (model / name).write_text(json.dumps(found))
 
     return change
+
+
+def of_weights(change: Callable[[Weights], Weights]) -> Callable[[Path], None]:
+    """Change a model's weights."""
+
+    def apply(model: Path) -> None:
+        file = model / "model.safetensors"
+        weights = change(load_file(file))
+        file.unlink()  # a link to what other tests have
+        save_file(weights, file, {"format": "pt"})
+
+    return apply
+
+
+def smaller_vocabulary(model: Path) -> None:
+    """Make it a model of fewer tokens than its tokenizer has."""
+    of_tokenizer(config={"vocab_size": 200})(model)
+    of_weights(lambda weights: {n: w[:200] if len(w) > 200 else w for n, w in weights.items()})(model)
+
+
+def cut_weights(model: Path) -> None:
+    """Take the last byte from a model's weights."""
+    file = model / "model.safetensors"
+    content = file.read_bytes()
+    file.unlink()  # a link to what other tests have
+    file.write_bytes(content[:-1])
+
+
+def column_twice(table: bytes, name: str) -> bytes:
+    """A Parquet file with one of its columns once more."""
+    found, sink = pq.read_table(io.BytesIO(table)), io.BytesIO()
+    pq.write_table(found.append_column(name, found[name]), sink)
+    return sink.getvalue()
 
 
 def twice(change: Callable[[Row], Row] = lambda row: row) -> Callable[[Rows, int], Rows]:

@@ -3,6 +3,7 @@
 Most of these inputs are public reports about other projects (../shared/reference/reports.md says which).
 """
 
+import json
 from typing import Any
 
 import pytest
@@ -147,9 +148,27 @@ def test_tool_calls_have_their_arguments_as_objects() -> None:
         ]
 
 
-@pytest.mark.parametrize("tools", [[{"type": "function"}], '[{"type": "function"}]'])
-def test_tools_of_a_row_may_be_a_text(tools: Any) -> None:
-    assert read({"messages": [USER, ANSWER], "tools": tools}).tools == ({"type": "function"},)
+ADD = {"type": "function", "function": {"name": "add", "description": "Adds."}}
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        [ADD],
+        json.dumps([ADD]),
+        [json.dumps(ADD)],
+        [ADD["function"]],  # as xLAM, ToolACE and LLaMA-Factory write it
+        [{"type": "function", "name": "add", "description": "Adds."}],  # as OpenAI's Responses do
+    ],
+)
+def test_tools_of_a_row_are_as_templates_get_them_when_the_model_serves(tools: Any) -> None:
+    assert read({"messages": [USER, ANSWER], "tools": tools}).tools == (ADD,)
+
+
+def test_turns_may_be_written_as_columns() -> None:
+    """datasets makes them of a Sequence of objects; a turn has no field that is null."""
+    columns = {"role": ["user", "assistant"], "content": ["Hi", "Hello"], "weight": [None, 1]}
+    assert read({"messages": columns}) == read({"messages": [USER, ANSWER]})
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
@@ -179,6 +198,27 @@ def test_reasoning_is_given_to_the_template_in_all_spellings(name: str) -> None:
             {"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]},
             '"messages[1].tool_calls[0].function.arguments" is not JSON',
         ),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "parameters": {}}}]}]},
+            '"messages[1].tool_calls[0].function" has "parameters", and no "arguments"',
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"type": "x", "name": "f", "input": {}}]}]},
+            '"messages[1].tool_calls[0].function" has "input", and no "arguments"',
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "x"},
+                    {"from": "function_call", "value": '{"name": "f", "a": 1}'},
+                ]
+            },
+            '"conversations[1].value[0].function" has "a", and no "arguments"',
+        ),
+        ({"messages": [USER, ANSWER], "tools": [{"type": "function"}]}, '"tools[0]" has no "function" and no "name"'),
+        ({"messages": [USER, ANSWER], "tools": [3]}, '"tools[0]" is a number, not an object'),
+        ({"messages": str([USER, ANSWER])}, '"messages" is not JSON: a dictionary as Python prints it'),
+        ({"messages": {"role": ["user"], "content": []}}, '"messages" is an object, not an array'),
         ({"messages": [USER, {**ANSWER, "reasoning_content": 3}]}, '"messages[1].reasoning_content" is a number'),
         ({"messages": [USER, ANSWER], "tools": "x"}, '"tools" is not JSON'),
         ({"conversations": [{"from": "alien", "value": "x"}]}, '"conversations[0].from" is "alien"'),
@@ -209,6 +249,12 @@ def test_row_that_can_not_be_read_is_refused_by_its_own_field(fields: dict[str, 
             "the row can be read as Alpaca or as Text. Set dataset.format",
         ),
         ({"prompt": "Hi", "completion": "Get lost.", "label": False}, '"label" says whether an answer is good (KTO)'),
+        ({"prompt": "Hi", "completion": "Get lost.", "label": "False"}, '"label" says whether an answer is good (KTO)'),
+        ({"messages": [USER, ANSWER], "label": True}, '"label" says whether an answer is good (KTO)'),
+        (
+            {"instruction": "Hi", "output": "Get lost.", "kto_tag": False},
+            '"kto_tag" says whether an answer is good (KTO)',
+        ),
     ],
 )
 def test_rows_that_would_be_learnt_falsely_are_refused(fields: dict[str, Any], message: str) -> None:

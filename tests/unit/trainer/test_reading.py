@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import pickle
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,31 @@ def arrow(rows: Sequence[Any], make: Callable[..., Any]) -> bytes:
     return sink.getvalue()
 
 
+def zstd(content: bytes) -> bytes:
+    return bytes(pa.compress(content, "zstd", asbytes=True))
+
+
+def tar(content: bytes) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as file:
+        about = tarfile.TarInfo("rows.jsonl")
+        about.size = len(content)
+        file.addfile(about, io.BytesIO(content))
+    return archive.getvalue()
+
+
+def same_name(write: Callable[[pa.Table, io.BytesIO], object]) -> bytes:
+    """A table with two columns of one name."""
+    sink = io.BytesIO()
+    write(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"]), sink)
+    return sink.getvalue()
+
+
+def write_arrow(table: pa.Table, sink: io.BytesIO) -> None:
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
 KINDS: dict[str, tuple[bytes, str, list[int]]] = {
     "rows.jsonl": (jsonl(ROWS), "line", [1, 2, 3]),
     "blank.jsonl": (b"\xef\xbb\xbf\n" + jsonl(ROWS), "line", [2, 3, 4]),
@@ -82,7 +109,9 @@ KINDS: dict[str, tuple[bytes, str, list[int]]] = {
     "file.arrow": (arrow(ROWS, pa.ipc.new_file), "row", [1, 2, 3]),
     "stream.arrow": (arrow(ROWS, pa.ipc.new_stream), "row", [1, 2, 3]),
     "rows.jsonl.gz": (gzip.compress(jsonl(ROWS[:2])) + gzip.compress(jsonl(ROWS[2:])), "line", [1, 2, 3]),
-    "rows.csv.zst": (pa.compress(separated(ROWS), "zstd", asbytes=True), "line", [2, 4, 5]),
+    "rows.csv.zst": (zstd(separated(ROWS)), "line", [2, 4, 5]),
+    "two.jsonl.zst": (zstd(jsonl(ROWS[:2])) + zstd(jsonl(ROWS[2:])), "line", [1, 2, 3]),
+    "pzstd.jsonl.zst": (b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + zstd(jsonl(ROWS)), "line", [1, 2, 3]),
     "stream.arrow.gz": (gzip.compress(arrow(ROWS, pa.ipc.new_stream)), "row", [1, 2, 3]),
 }
 
@@ -114,6 +143,8 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str, calle
         (b"\n  \n;;\ntext;n;m, o\na, b, c;1;2\n", [(5, {"text": "a, b, c", "n": "1", "m, o": "2"})]),
         (b'text,n\n"\n\n\n",1\nc\n', [(2, {"text": "\n\n\n", "n": "1"}), (6, "the row has 1 cells, the header 2")]),
         (b"", []),
+        (b"\xef\xbb\xbfsep=;\r\ntext;n\r\na,b;1\r\n", [(3, {"text": "a,b", "n": "1"})]),  # Excel's first line
+        (b'text,"n; m; o"\na,b\n', [(2, {"text": "a", "n; m; o": "b"})]),
     ],
 )  # fmt: skip
 def test_csv_rows_that_are_wrong_are_named_by_their_line(tmp_path: Path, content: bytes, rows: Read) -> None:
@@ -129,6 +160,31 @@ def test_fields_that_are_null_in_a_table_are_absent_at_every_depth(tmp_path: Pat
     ]
     (tmp_path / "rows.parquet").write_bytes(parquet(rows))
     assert rows_of(tmp_path / "rows.parquet")[1] == [(1, rows[0]), (2, rows[1])]
+
+
+def test_maps_of_a_table_are_objects(tmp_path: Path) -> None:
+    """As Spark writes turns."""
+    turn = {"role": "user", "content": "a"}
+    turns = pa.array([[[*turn.items()]]], pa.list_(pa.map_(pa.string(), pa.string())))
+    pq.write_table(pa.table({"messages": turns}), tmp_path / "rows.parquet")
+    assert rows_of(tmp_path / "rows.parquet")[1] == [(1, {"messages": [turn]})]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1, 2**62], pa.timestamp("us")),
+        ([1, 2**30], pa.date32()),
+        ([[("a", 1)], [("a", 1), ("a", 2)]], pa.map_(pa.string(), pa.int8())),
+    ],
+)
+def test_value_of_a_table_that_python_has_not_is_a_bad_row(
+    tmp_path: Path, values: list[Any], kind: pa.DataType
+) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"], "more": pa.array(values, kind)}), tmp_path / "rows.parquet")
+    (_, first), (_, second) = rows_of(tmp_path / "rows.parquet")[1]
+    assert isinstance(first, dict)
+    assert second.startswith("a value can't be read: ")
 
 
 @pytest.mark.parametrize(
@@ -148,6 +204,16 @@ def test_fields_that_are_null_in_a_table_are_absent_at_every_depth(tmp_path: Pat
         ("a.zip", b"PK\x03\x04....", "Auto", " is a zip archive, or a workbook. Unpack it, or save the sheet as CSV."),
         ("a.bz2", b"BZh91AY", "Auto", " is packed with bzip2. Unpack it, or pack it with gzip or zstd."),
         ("a.pkl", b"\x80\x04\x95....", "Auto", " is a Python pickle, which is never opened."),
+        ("a.pkl", pickle.dumps(ROWS, 2), "Auto", " is a Python pickle, which is never opened."),
+        ("a.pkl", pickle.dumps(ROWS, 5), "Auto", " is a Python pickle, which is never opened."),
+        ("a.tar.gz", gzip.compress(tar(jsonl(ROWS))), "Auto", " is a tar archive. Unpack it."),
+        ("a.gz.gz", gzip.compress(gzip.compress(jsonl(ROWS))), "Auto", " is packed twice. Unpack it once."),
+        ("a.lz4", b"\x04\x22\x4d\x18....", "Auto", " is packed with lz4. Unpack it, or pack it with gzip or zstd."),
+        ("a.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1....", "Auto", " is a workbook, or a document. Save the sheet"),
+        ("a.db", b"SQLite format 3\0....", "Auto", " is a database of SQLite. Export its table as CSV."),
+        ("a.csv", b"text,n\ra,1\r", "Auto", ", line 1: the header is not CSV: its lines end with CR alone. End them"),
+        ("a.parquet", same_name(pq.write_table), "Auto", ' has "text" twice. Give each column its own name.'),
+        ("a.arrow", same_name(write_arrow), "Auto", ' has "text" twice. Give each column its own name.'),
         ("a.csv", "text,n\n".encode("utf-16"), "Auto", ": it is no UTF-8 text. Save it as UTF-8."),
         ("a.jsonl", jsonl(ROWS), "Parquet", ": it is no Parquet file. Set dataset.fileFormat to what it is."),
         ("a.jsonl", parquet(ROWS), "JSONL", ": it is a Parquet file"),

@@ -10,13 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sluice_api.reasons import Reason
 from sluice_trainer.errors import StageError
 from tests.object_store import ObjectStore, write_secret
 from tests.unit.trainer.conftest import CHATML
 from tests.unit.trainer.jobs import Job, write_rows
+
+INDEX = "model.safetensors.index.json"
 
 
 @pytest.fixture
@@ -210,16 +212,24 @@ def test_added_tokens_that_do_no_harm_are_accepted(job: Job, folder: Path, name:
 
 
 def test_added_tokens_have_embeddings_under_another_parent(
-    job: Job, folder: Path, capsys: pytest.CaptureFixture[str]
+    job: Job, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_tokens(folder, 2, torch.Tensor.zero_)
-    for shard in folder.glob("*.safetensors"):
-        save_file({name.replace("model.", "text."): part for name, part in load_file(shard).items()}, shard)
+    rename_weights(folder, lambda name: name.removeprefix("model."))
     assert refused(job) == refusal("<|new1|>")
-    for shard in folder.glob("*.safetensors"):
-        save_file({f"{name}.of.another.kind": part for name, part in load_file(shard).items()}, shard)
+    monkeypatch.setattr("sluice_trainer.data.weights.check_weights", lambda *_: None)  # as of a family that renames it
+    rename_weights(folder, lambda name: f"{name}.of.another.kind")
     assert job.prepare().rows == 36
     assert "no weights of the shape of model.embed_tokens are called *.embed_tokens.weight" in capsys.readouterr().out
+
+
+def rename_weights(folder: Path, new: Callable[[str], str]) -> None:
+    """Rename the weights of a model in several files."""
+    for shard in folder.glob("*.safetensors"):
+        save_file({new(name): part for name, part in load_file(shard).items()}, shard)
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"] = {new(name): file for name, file in index["weight_map"].items()}
+    (folder / INDEX).write_text(json.dumps(index))
 
 
 def test_added_tokens_of_a_model_in_a_store_are_looked_at_where_it_is(
@@ -294,6 +304,7 @@ def test_model_that_adds_its_routers_loss_is_refused(
 ) -> None:
     """Train refuses any other loss of a model's own by trying it (test_fused_loss.py)."""
     configure(folder, **config)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
     if is_refused:
         assert refused(job) == (
             "model.uri pvc://models/tiny: its loss is more than the cross entropy of its logits, and that is what is "

@@ -4,19 +4,18 @@ Such a token may have no row in the model's embedding, or one that nobody has tr
 resize_token_embeddings makes it, next to the mean of all, like every other new one. An adapter leaves it as it is.
 """
 
-import json
-import struct
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sluice_api.artifacts import ModelFiles, weight_files
+from sluice_api.artifacts import ModelFiles
 from sluice_api.reasons import Reason
 from sluice_trainer import logs
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.findings import MAX_ROWS_SHOWN
+from sluice_trainer.data.weights import bytes_of, headers_of
 from sluice_trainer.errors import StageError, fetching
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ and at 1e-3 in float32; the two nearest trained special tokens of SmolLM2-135M a
 
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_LONGEST_HEADER = 100_000_000
-"""Longer ones safetensors itself refuses."""
 
 _TRAIN = "Fine-tune the whole model with these tokens first"
 _RESIZE = "Make room for them first (transformers' resize_token_embeddings)"
@@ -77,31 +74,12 @@ def _rows(base: BaseModel, model: "PreTrainedModel", tokens: Iterable[int]) -> d
     ending = f".{path.rpartition('.')[2]}.weight"
     shape = list(embedding.weight.shape)
     with fetching("model.uri", "model.credentials", Reason.MODEL_NOT_FOUND):
-        for file in weight_files(base.files.sizes()):
-            for name, weight in _weights_of(base, file).items():
+        for file, weights in headers_of(base).items():
+            for name, weight in weights.items():
                 if f".{name}".endswith(ending) and weight["shape"] == shape and weight["dtype"] in _DTYPES:
                     return _read(base.files, file, weight, sorted(token for token in tokens if token < shape[0]))
     logs.warning("embeddings not checked", why=f"no weights of the shape of {path} are called *{ending}")
     return None
-
-
-def _weights_of(base: BaseModel, file: str) -> dict[str, dict[str, Any]]:
-    """What the header of a safetensors file says of each weight: dtype, shape, and the offsets of its bytes.
-
-    https://github.com/huggingface/safetensors#format: eight bytes with the header's length, the header, the weights.
-    """
-    try:
-        (length,) = struct.unpack("<Q", _bytes(base.files, file, 0, 8))
-        text = _bytes(base.files, file, 8, min(length, _LONGEST_HEADER))
-        header = json.loads(text if len(text) == length else b"")
-        weights = {name: weight for name, weight in header.items() if name != "__metadata__"}
-        for weight in weights.values():
-            weight["start"] = 8 + length + weight["data_offsets"][0]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StageError(
-            Reason.MODEL_INVALID, f"model.uri {base.uri}: {file} is no safetensors file, or is cut off. Restore it."
-        ) from error
-    return weights
 
 
 def _read(files: ModelFiles, file: str, weight: Mapping[str, Any], tokens: list[int]) -> dict[int, "Tensor"]:
@@ -111,13 +89,9 @@ def _read(files: ModelFiles, file: str, weight: Mapping[str, Any], tokens: list[
     rows: dict[int, Tensor] = {}
     for _, side_by_side in groupby(enumerate(tokens), lambda pair: pair[1] - pair[0]):
         run = [token for _, token in side_by_side]
-        content = _bytes(files, file, weight["start"] + run[0] * size, len(run) * size)
+        content = bytes_of(files, file, weight["start"] + run[0] * size, len(run) * size)
         rows |= zip(run, torch.frombuffer(bytearray(content), dtype=dtype).view(-1, width).float(), strict=True)
     return rows
-
-
-def _bytes(files: ModelFiles, file: str, start: int, length: int) -> bytes:
-    return b"".join(files.samples(file, [start], length))
 
 
 def _is_untrained(rows: Mapping[int, "Tensor"], token: int) -> bool:

@@ -213,10 +213,15 @@ def _in_config_map(uri: str, field: str, not_found: Reason) -> list[RowFile]:
     return [RowFile(file, uri)]
 
 
+_SAVED = {"state.json": "data-*.arrow", "dataset_dict.json": "train/data-*.arrow"}
+"""A file that only datasets' save_to_disk writes, and which of those beside it have rows: a map leaves others there."""
+
+
 def _is_folder(uri: str, there: list[str]) -> FileError:
+    rows = next((rows for name, rows in _SAVED.items() if name in there), "*")
     return FileError(
         Failure.NOT_FOUND,
-        f"{uri} is a folder. {_listed('It', there)} Name one file of it, or several: {uri.rstrip('/')}/*",
+        f"{uri} is a folder. {_listed('It', there)} Name one file of it, or several: {uri.rstrip('/')}/{rows}",
     )
 
 

@@ -43,7 +43,7 @@ OPTIONAL: dict[DatasetFormat, tuple[str, ...]] = {
     DatasetFormat.MESSAGES: ("system", "tools"),
     DatasetFormat.SHARE_GPT: ("system", "tools"),
     DatasetFormat.ALPACA: ("input", "context", "system", "system_prompt", "history"),
-    DatasetFormat.PROMPT_COMPLETION: ("system", "system_prompt", "tools", "label"),
+    DatasetFormat.PROMPT_COMPLETION: ("system", "system_prompt", "tools"),
     DatasetFormat.PREFERENCE: ("prompt", "system", "system_prompt", "tools"),
     DatasetFormat.TOKENS: ("attention_mask",),
 }
@@ -125,6 +125,18 @@ def _refuse_wrapped(fields: Fields) -> None:
             )
 
 
+_ANSWERS = (
+    DatasetFormat.MESSAGES, DatasetFormat.SHARE_GPT, DatasetFormat.ALPACA, DatasetFormat.PROMPT_COMPLETION,
+)  # fmt: skip
+_RATINGS = ("label", "kto_tag")
+"""Where TRL and LLaMA-Factory expect whether an answer is good."""
+
+
+def _is_rating(value: object) -> bool:
+    """Whether a value is a boolean, or the text of one: a CSV file has no others."""
+    return isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false"))
+
+
 def parse(fields: Fields, form: DatasetFormat, place: str) -> AnyRow:
     """Read a row of a format.
 
@@ -132,11 +144,11 @@ def parse(fields: Fields, form: DatasetFormat, place: str) -> AnyRow:
         BadRowError: it can't be trained on.
         StageError: no row of such a dataset can.
     """
-    if form is DatasetFormat.PROMPT_COMPLETION and isinstance(fields.get("label"), bool):
+    if form in _ANSWERS and (rated := next((name for name in _RATINGS if _is_rating(fields.get(name))), None)):
         raise StageError(
             Reason.DATASET_INVALID,
-            f'{place}: "label" says whether an answer is good (KTO), and what it calls bad would be learnt too. Keep '
-            'the good rows without "label", or write good and bad answers to one prompt as "chosen" and "rejected".',
+            f'{place}: "{rated}" says whether an answer is good (KTO), and what it calls bad would be learnt too. Keep '
+            f'the good rows without "{rated}", or write good and bad answers to one prompt as "chosen" and "rejected".',
         )
     return _PARSERS[form](fields)
 

@@ -18,7 +18,7 @@ from sluice_api.training import Method
 from sluice_trainer import base_model, durable, logs, pickled, prepared, token_rows
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.chat_template import given_template
-from sluice_trainer.data import checks, fetch
+from sluice_trainer.data import checks, fetch, weights
 from sluice_trainer.data.alike import alike
 from sluice_trainer.data.collect import Collected, collect, words_of
 from sluice_trainer.data.estimate.estimate import estimate
@@ -78,6 +78,7 @@ def prepare(stage: StageSpec, reporter: Reporter) -> PrepareResult:
         older = older_job(stage, plan, base.fingerprint)
     model = checks.layers_of(base)
     shape = _shape(stage, base, model)
+    weights.check_weights(base, model)
     work.remove_unfinished(folder)  # what a Prepare that was killed has left may be as large as what comes
     with work.new_folder(folder) as unfinished:
         collected, sources = collect(stage, base, template, words, files, work, unfinished)

@@ -5,6 +5,7 @@ conversation: what the template adds between "the assistant's turn begins" and "
 Each part is tokenised by itself, so that the prompt has exactly the tokens that it has when the model serves.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -221,8 +222,14 @@ class Tokeniser:
 
     def _followed_by_end(self, tokens: list[int]) -> list[int]:
         """The tokens, and EOS unless they end with a special one: without an end a model never learns to stop."""
-        if np.isin(tokens[-1:], self._special_ids).any() or self._end is None:
+        if np.isin(tokens[-1:], self._special_ids).any():
             return tokens
+        if self._end is None:
+            raise StageError(
+                Reason.MODEL_INVALID,
+                f"model.uri {self._base.uri}: its tokenizer has no eos_token, with which an answer or a text ends: an "
+                "adapter would learn never to stop. Set eos_token in its tokenizer_config.json.",
+            )
         return [*tokens, self._end]
 
     def _until_end_of_turn(self, tokens: list[int]) -> int:
@@ -246,6 +253,7 @@ def _load(base: BaseModel) -> "PreTrainedTokenizerBase":
         raise StageError(
             Reason.MODEL_INVALID, f"model.uri {base.uri}: its tokenizer can't be read: {error}. Restore its files."
         ) from error
+    _require_own_steps(base, tokenizer)
     # Without the added ones: Gemma 3's 1B has one too many, for the images of its larger siblings.
     if tokenizer.vocab_size > base.vocabulary > 0:
         raise StageError(
@@ -253,4 +261,41 @@ def _load(base: BaseModel) -> "PreTrainedTokenizerBase":
             f"model.uri {base.uri}: the tokenizer has {tokenizer.vocab_size} tokens, the model {base.vocabulary}. "
             "Restore the tokenizer that belongs to the model.",
         )
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _template_of_processor(base)
     return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+_SPACED = "a b\n  c"
+
+
+def _require_own_steps(base: BaseModel, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse a class of tokenizers that splits texts otherwise than tokenizer.json says, and loses spaces by it.
+
+    LlamaTokenizer does so with the bytes of DeepSeek's: https://github.com/huggingface/transformers/issues/45488
+    """
+    from tokenizers import Tokenizer
+
+    if not tokenizer.is_fast or not (base.folder / "tokenizer.json").is_file():
+        return
+    own = Tokenizer.from_file(str(base.folder / "tokenizer.json"))
+    kept = own.decode(own.encode(_SPACED, add_special_tokens=False).ids)
+    if kept == _SPACED and tokenizer.decode(tokenizer(_SPACED, add_special_tokens=False)["input_ids"]) != kept:
+        raise StageError(
+            Reason.MODEL_INVALID,
+            f"model.uri {base.uri}: {type(tokenizer).__name__}, which its tokenizer_config.json names, loses spaces or "
+            "line ends that its tokenizer.json keeps, here and when it serves. Set tokenizer_class to "
+            "PreTrainedTokenizerFast there.",
+        )
+
+
+def _template_of_processor(base: BaseModel) -> str | None:
+    """The chat template of a model for images and text, which its tokenizer does not read and vLLM does."""
+    file = base.folder / "chat_template.json"
+    try:
+        template = json.loads(file.read_text(encoding="utf-8"))["chat_template"] if file.is_file() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StageError(
+            Reason.MODEL_INVALID, f"model.uri {base.uri}: {file.name} is no object with a chat_template. Restore it."
+        ) from error
+    return template if isinstance(template, str) else None

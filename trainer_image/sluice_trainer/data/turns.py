@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sluice_trainer.data.read.jsons import require_shallow, require_unicode
+from sluice_trainer.data.read.jsons import require_shallow, require_unicode, why_not_json
 from sluice_trainer.data.row import REASONING, BadRowError, Turn, kind_of, shown
 
 _OPENAI = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -13,6 +13,8 @@ _SHARE_GPT = {
     "model": "assistant", "assistant": "assistant", "function_call": "assistant", "observation": "tool", "tool": "tool",
     "function_response": "tool",
 }  # fmt: skip
+_CALL = ("id", "type", "index", "description")
+"""What a call may have that says nothing of what the function is given."""
 
 
 def turns_of(fields: Mapping[str, Any], name: str, *, learnt: bool = True) -> tuple[Turn, ...]:
@@ -29,6 +31,8 @@ def turns_of(fields: Mapping[str, Any], name: str, *, learnt: bool = True) -> tu
     messages = fields.get(name)
     if isinstance(messages, str) and messages.lstrip().startswith("["):  # a cell of a table
         messages = _parsed(messages, f'"{name}"')
+    if isinstance(messages, dict):
+        messages = _of_columns(messages) or messages
     if not isinstance(messages, list) or not messages:
         kind = "empty" if messages == [] else f"{kind_of(messages)}, not an array"
         raise BadRowError(f'"{name}" is {kind}', 'Write [{"role": ..., "content": ...}, ...]')
@@ -43,6 +47,15 @@ def turns_of(fields: Mapping[str, Any], name: str, *, learnt: bool = True) -> tu
     return turns
 
 
+def _of_columns(messages: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Turns that are written as {"role": [...], "content": [...]}, as datasets' Sequence of an object becomes."""
+    columns = {name: values for name, values in messages.items() if isinstance(values, list)}
+    if len(columns) < len(messages) or len({len(values) for values in columns.values()}) != 1:
+        return None
+    turns = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    return [{name: value for name, value in turn.items() if value is not None} for turn in turns]
+
+
 def tools_of(fields: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """Read the functions that a row offers: an array, or the text of one, as some data sets keep it.
 
@@ -54,9 +67,9 @@ def tools_of(fields: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
         tools = _parsed(tools, '"tools"')
     if not tools:
         return ()
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+    if not isinstance(tools, list):
         raise BadRowError(f'"tools" is {kind_of(tools)}, not an array of objects', "Write it as OpenAI does")
-    return tuple(tools)
+    return tuple(_tool(f"tools[{index}]", tool) for index, tool in enumerate(tools))
 
 
 def require_answer(name: str, turns: Sequence[Turn]) -> None:
@@ -154,6 +167,19 @@ def _is_learnt(where: str, message: Mapping[str, Any]) -> bool:
     return True
 
 
+def _tool(where: str, tool: object) -> dict[str, Any]:
+    """One function, as whoever asks has to write it and templates get it then: {"type": ..., "function": {...}}."""
+    if isinstance(tool, str):
+        tool = _parsed(tool, f'"{where}"')
+    if not isinstance(tool, dict):
+        raise BadRowError(f'"{where}" is {kind_of(tool)}, not an object', "Write it as OpenAI does")
+    if "function" in tool:
+        return tool
+    if not isinstance(tool.get("name"), str):
+        raise BadRowError(f'"{where}" has no "function" and no "name"', "Write it as OpenAI does")
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
 def _calls(where: str, calls: object) -> list[dict[str, Any]]:
     """Tool calls with their arguments as objects: vLLM gives them to templates so, though OpenAI writes texts."""
     if not isinstance(calls, list):
@@ -167,6 +193,10 @@ def _call(where: str, call: object) -> dict[str, Any]:
         raise BadRowError(
             f'"{where}" is no call of a function', 'Write {"function": {"name": ..., "arguments": {...}}}'
         )
+    if "arguments" not in function and (others := sorted(function.keys() - {"name", *_CALL})):
+        raise BadRowError(
+            f'"{where}.function" has "{others[0]}", and no "arguments"', 'Call what the function is given "arguments"'
+        )
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         arguments = _parsed(arguments, f'"{where}.function.arguments"') if arguments.strip() else {}
@@ -174,8 +204,8 @@ def _call(where: str, call: object) -> dict[str, Any]:
         raise BadRowError(
             f'"{where}.function.arguments" is {kind_of(arguments)}', "Write an object, or the text of one"
         )
-    others = {name: value for name, value in call.items() if name in ("id", "type")}
-    return {"type": "function", **others, "function": {"name": function["name"], "arguments": arguments}}
+    beside = {name: value for name, value in call.items() if name in ("id", "type")}
+    return {"type": "function", **beside, "function": {"name": function["name"], "arguments": arguments}}
 
 
 def _calls_in(where: str, value: object) -> list[dict[str, Any]]:
@@ -187,6 +217,11 @@ def _calls_in(where: str, value: object) -> list[dict[str, Any]]:
 def _parsed(text: str, where: str) -> Any:
     try:
         value = json.loads(text)
+    except json.JSONDecodeError as error:
+        problem, remedy = why_not_json(error)
+        raise BadRowError(
+            f"{where} is not JSON: {problem}", remedy if "json.dumps" in remedy else "Write the text of a JSON value"
+        ) from None
     except (ValueError, RecursionError):
         raise BadRowError(f"{where} is not JSON", "Write the text of a JSON value") from None
     require_shallow(value, text.count("[") + text.count("{"), f"{where} is ")

@@ -98,6 +98,8 @@ class TableRows:
                 fields = {name: _value(column) for name, column in zip(row.schema.names, row.columns, strict=True)}
             except UnicodeDecodeError as error:
                 yield number, BadRowError(f"not UTF-8 (byte {error.start + 1} of a text)", "Save the texts as UTF-8")
+            except (ArithmeticError, ValueError, LookupError, pa.ArrowException) as error:  # such as the year 150,000
+                yield number, BadRowError(f"a value can't be read: {error}", "Leave its column out")
             else:
                 yield number, _without_nulls(fields)
 
@@ -109,7 +111,7 @@ def _value(column: pa.Array) -> Any:
         numbers = column[0].values
         if numbers is not None and not numbers.null_count:
             return array("q", numbers.cast(pa.int64()).to_numpy().tobytes())
-    (value,) = column.to_pylist()
+    (value,) = column.to_pylist(maps_as_pydicts="strict")
     return value
 
 

@@ -21,6 +21,27 @@ _PAGE = (
     "a page of HTML, as servers answer that ask for a login, or have no such file",
     "Download the file itself; look at its address and credentials",
 )
+_PICKLE = ("a Python pickle, which is never opened", "Write JSONL or Parquet")
+_UNPACK = "Unpack it, or pack it with gzip or zstd"
+_NO_ROWS = (
+    (b"PK\x03\x04", "a zip archive, or a workbook", "Unpack it, or save the sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a workbook, or a document", "Save the sheet as CSV"),
+    (b"BZh", "packed with bzip2", _UNPACK),
+    (b"\xfd7zXZ\0", "packed with xz", _UNPACK),
+    (b"\x04\x22\x4d\x18", "packed with lz4", _UNPACK),
+    (b"\x1f\x8b", "packed twice", "Unpack it once"),
+    (b"\x28\xb5\x2f\xfd", "packed twice", "Unpack it once"),
+    (b"7z\xbc\xaf", "a 7z archive", "Unpack it"),
+    (b"Rar!", "a RAR archive", "Unpack it"),
+    *((b"\x80" + version, *_PICKLE) for version in (b"\2", b"\3", b"\4\x95", b"\5\x95")),
+    (b"SQLite format 3\0", "a database of SQLite", "Export its table as CSV"),
+    (b"Obj\1", "an Avro file", "Write JSONL or Parquet"),
+    (b"\x93NUMPY", "an array of NumPy", "Write JSONL or Parquet"),
+    (b"\x89HDF", "an HDF5 file", "Write JSONL or Parquet"),
+    (b"%PDF-", "a PDF", "Write its text as JSONL, with a field text"),
+)
+"""How files begin that have no rows, or not as text: what each is, and what to do."""
+_TAR, _TAR_AT = b"ustar", 257
 _SOMETHING_ELSE = (
     (b"<!doctype html", *_PAGE),
     (b"<html", *_PAGE),
@@ -45,6 +66,7 @@ def file_format_of(file: RowFile, start: bytes, said: FileFormat) -> FileFormat:
     Raises:
         StageError: DatasetInvalid: it can't be told, or it is another than what the job says.
     """
+    _refuse_no_rows(file, start)
     binary = _binary_format(start)
     if said in (FileFormat.PARQUET, FileFormat.ARROW) or binary:
         if binary is None or said not in (binary, FileFormat.AUTO):
@@ -62,6 +84,14 @@ def file_format_of(file: RowFile, start: bytes, said: FileFormat) -> FileFormat:
 def is_parquet(start: bytes) -> bool:
     """Whether a file is Parquet."""
     return start.startswith(_PARQUET)
+
+
+def _refuse_no_rows(file: RowFile, start: bytes) -> None:
+    if start[_TAR_AT:].startswith(_TAR):
+        raise StageError(Reason.DATASET_INVALID, f"{file.name} is a tar archive. Unpack it.")
+    for beginning, what, remedy in _NO_ROWS:
+        if start.startswith(beginning):
+            raise StageError(Reason.DATASET_INVALID, f"{file.name} is {what}. {remedy}.")
 
 
 def is_arrow_file(start: bytes) -> bool:

@@ -16,14 +16,8 @@ from sluice_trainer.data.read.row_file import RowFile
 from sluice_trainer.errors import StageError
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_NOT_UNPACKED = {
-    b"PK\x03\x04": ("a zip archive, or a workbook", "Unpack it, or save the sheet as CSV"),
-    b"BZh": ("packed with bzip2", "Unpack it, or pack it with gzip or zstd"),
-    b"\xfd7zXZ\x00": ("packed with xz", "Unpack it, or pack it with gzip or zstd"),
-    b"7z\xbc\xaf": ("a 7z archive", "Unpack it"),
-    b"Rar!": ("a RAR archive", "Unpack it"),
-    b"\x80\x04\x95": ("a Python pickle, which is never opened", "Write JSONL or Parquet"),
-}
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
+"""Behind the first byte of a frame without content, with which pzstd begins a file."""
 _FREE_BYTES = 64 * 1024 * 1024
 _MOST_TIMES = 200
 """How much larger than its packed form a file may become, beyond _FREE_BYTES. Text becomes 3 to 20 times as large; a
@@ -86,7 +80,7 @@ def opened(file: RowFile) -> "Iterator[tuple[io.BufferedReader[Any], bool, Calla
     """The file's bytes, unpacked; whether they were packed; and what says how many of the packed ones were read.
 
     Raises:
-        StageError: DatasetInvalid: it is packed as nothing that is unpacked here, or damaged, or became a link.
+        StageError: DatasetInvalid: it is damaged, or became a link.
     """
     with io.BufferedReader(_opened(file), _BUFFER_BYTES) as raw:
         if Path(f"/proc/self/fd/{raw.fileno()}").readlink() != file.path:  # it was checked where it leads, before
@@ -95,12 +89,9 @@ def opened(file: RowFile) -> "Iterator[tuple[io.BufferedReader[Any], bool, Calla
                 f"{file.path.name} was replaced by a link while it was read. Put the file there.",
             )
         start = raw.peek(8)[:8]
-        for magic, (what, remedy) in _NOT_UNPACKED.items():
-            if start.startswith(magic):
-                raise StageError(Reason.DATASET_INVALID, f"{file.name} is {what}. {remedy}.")
         if start.startswith(_GZIP):
             unpacked: _Readable = gzip.GzipFile(fileobj=raw)
-        elif start.startswith(_ZSTD):
+        elif start.startswith(_ZSTD) or start[1:4] == _ZSTD_SKIPPABLE:
             unpacked = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
         else:
             yield raw, False, raw.raw.tell

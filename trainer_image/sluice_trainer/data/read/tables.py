@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from sluice_trainer.data.read.json_values import MAX_ROW_BYTES
 from sluice_trainer.data.row import BadRowError
 from sluice_trainer.errors import StageError
 
+_QUOTED = re.compile(rb'"[^"]*"')
 _OF_NO_CELL = codecs.BOM_UTF8 + b' \t\r,;"'
 """What a line may have in which nothing is said."""
 
@@ -27,6 +29,7 @@ def separator_of(start: bytes) -> str | None:
     None where the header has none of them.
     """
     header = next((line for line in start.split(b"\n") if line.strip(_OF_NO_CELL)), b"")
+    header = _QUOTED.sub(b"", header)
     counts = {sign: header.count(sign.encode()) for sign in ("\t", ",", ";")}
     sign = max(counts, key=lambda each: counts[each])
     return sign if counts[sign] else None
@@ -42,6 +45,8 @@ def cells(stream: BinaryIO, name: str, separator: str) -> Iterator[Cells]:
     lines = _Lines(stream, name)
     reader = csv.reader(lines, delimiter=separator, strict=True)
     header = _header(reader, lines)
+    if header[:1] == ["sep="]:  # Excel's own first line, which says what separates cells
+        header = _header(reader, lines)
     rows: list[tuple[int, Sequence[str] | BadRowError]] = []
     size = 0
     while True:
@@ -80,11 +85,19 @@ def _header(reader: Iterator[list[str]], lines: "_Lines") -> list[str]:
                 return []
             header = [cell.strip() for cell in row]
     except csv.Error as error:
-        raise lines.invalid(f", line {line}: the header is not CSV: {error}. Mend it") from None
-    twice = next((cell for cell, count in Counter(header).items() if cell and count > 1), None)
-    if twice is not None:
-        raise lines.invalid(f', line {line}: the header has "{twice[:200]}" twice. Give each column its own name')
+        why, remedy = str(error), "Mend it"
+        if "new-line character" in why:
+            why, remedy = "its lines end with CR alone", r"End them with LF: tr '\r' '\n' < file > rows.csv"
+        raise lines.invalid(f", line {line}: the header is not CSV: {why}. {remedy}") from None
+    _require_different(header, f"{lines.name}, line {line}: the header")
     return header
+
+
+def _require_different(names: Sequence[str], what: str) -> None:
+    """Refuse two columns of one name: only one of them would be read."""
+    twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
+    if twice is not None:
+        raise StageError(Reason.DATASET_INVALID, f'{what} has "{twice[:200]}" twice. Give each column its own name.')
 
 
 class _Lines:
@@ -95,7 +108,7 @@ class _Lines:
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream = stream
-        self._name = name
+        self.name = name
         self._number = 0
         self._begins = 1
         self._left = MAX_ROW_BYTES
@@ -130,7 +143,7 @@ class _Lines:
 
     def invalid(self, what: str) -> StageError:
         """The error for a file of which something is wrong."""
-        return StageError(Reason.DATASET_INVALID, f"{self._name}{what}.")
+        return StageError(Reason.DATASET_INVALID, f"{self.name}{what}.")
 
 
 @dataclass
@@ -156,6 +169,7 @@ def parquet(stream: BinaryIO, name: str, at: Progress) -> Iterator[TableRows]:
     with _naming_damage(name):
         # Without these it reads a whole row group, which may be all of the file.
         file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=BATCH_BYTES)
+        _require_different(file.schema_arrow.names, name)
         number = 1
         at.of = file.metadata.num_rows
         for group in range(file.num_row_groups):
@@ -193,7 +207,9 @@ def arrow(
             file = pa.ipc.open_file(stream)
             batches: Iterator[pa.RecordBatch] = (file.get_batch(index) for index in range(file.num_record_batches))
         else:
-            batches = iter(pa.ipc.open_stream(stream))
+            file = pa.ipc.open_stream(stream)
+            batches = iter(file)
+        _require_different(file.schema.names, name)
         number = 1
         before = 0
         for batch in batches:
