@@ -148,6 +148,16 @@ class PodView(View):
     """The message with which that container ended last; empty when it has not failed, or is done."""
 
     @property
+    def main_ended(self) -> bool:
+        """Its main container has ended. The kubelet says so before the pod's phase does."""
+        return self.ended or self.termination is not None
+
+    @property
+    def starts(self) -> bool:
+        """Its main container has not started yet."""
+        return not self.running and not self.main_ended
+
+    @property
     def waits_for_image(self) -> bool:
         """Whether a container waits because its image can't be had."""
         return self.waiting_reason in _IMAGE_TROUBLE

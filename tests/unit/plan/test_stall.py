@@ -1,6 +1,7 @@
 """For how long a training may be silent, and which silences are none."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -9,10 +10,12 @@ from sluice_api.finetunejob import Progress
 from sluice_api.reasons import Reason
 from sluice_api.stages import Stage
 from sluice_operator.clock import Clock
+from sluice_operator.observe.views import Termination
 from sluice_operator.observe.world import Heartbeat
 from sluice_operator.plan.job.decide import plan_job
 from sluice_operator.settings import Limits
 from tests.unit.plan.test_claim_cycle import Loan, training
+from tests.unit.plan.worlds import WorldBuilder
 
 
 def says(loan: Loan, progress: Progress) -> None:
@@ -90,3 +93,41 @@ def test_stalled_ignores_a_jump_of_the_clock(jump: float) -> None:
     assert reason() is Reason.TRAINING
     passed += 90
     assert reason() is Reason.STALLED
+
+
+@pytest.mark.parametrize(
+    ("case", "lasted", "ago", "message"),
+    [
+        ("it trained for less than a start may take", 60, 0, "its result is being read"),
+        ("it trained for longer", 7200, 0, "its result is being read"),
+        ("its pod does not end", 7200, 601, "has not: another container in it, such"),
+    ],
+)
+def test_a_trainer_that_has_ended_before_its_pod_is_not_one_that_never_started(
+    case: str, lasted: float, ago: float, message: str
+) -> None:
+    """The kubelet reports a container's end at once, and the pod's phase later."""
+    loan = Loan()
+    ended_at = NOW + timedelta(seconds=lasted)
+    loan.put(training(loan), running=False, termination=Termination(0, "Completed", "", ended_at))
+    decision = loan.plan_job(after=lasted + ago)
+    assert (decision.reason, decision.delete) == (Reason.TRAINING, ()), case
+    assert message in decision.message
+
+
+@pytest.mark.parametrize(
+    ("case", "state", "reason"),
+    [
+        ("it runs", {"running": True}, Reason.PREPARING),
+        ("it has ended, and its pod has not", {"termination": Termination(0, "Completed", "", NOW)}, Reason.PREPARING),
+        ("it has never started", {}, Reason.POD_NOT_STARTED),
+    ],
+)
+def test_a_stage_is_given_up_only_if_its_pod_has_not_started(case: str, state: dict[str, Any], reason: Reason) -> None:
+    builder = WorldBuilder()
+    builder.node(1)
+    job = builder.job("a", outcomes=())
+    stage_job = builder.stage_job(job, stage=Stage.PREPARE, created=NOW - timedelta(seconds=7200))
+    builder.trainer_pod(stage_job, "n1", **{"running": False, **state})
+    decision = plan_job(builder.world, job, NOW, Limits(), None)
+    assert (decision.reason, bool(decision.delete)) == (reason, reason is Reason.POD_NOT_STARTED), case

@@ -28,6 +28,8 @@ from sluice_operator.plan.missing_pods import PODS_WITHIN
 from sluice_operator.plan.preflight import phase_of, preflight_obstacle
 from sluice_operator.settings import Limits
 
+_RESULT = "The training pod has ended; its result is being read."
+
 
 @dataclass(frozen=True, slots=True)
 class Interruption:
@@ -41,7 +43,7 @@ class Interruption:
 
 def interruption(world: World, live: LiveClaim) -> Interruption | None:
     """Which engine or job gets a claim's GPUs now; None if the claim may keep them, or its trainer has ended."""
-    if any(pod.ended for pod in trainer_pods(world, live.stage_job)):
+    if any(pod.main_ended for pod in trainer_pods(world, live.stage_job)):
         return None
     for slot in live.claim.borrowed:
         engine = world.engines.get(engine_key(slot.namespace, slot.engine))
@@ -196,10 +198,10 @@ def _await_node(world: World, live: LiveClaim, now: datetime, limits: Limits) ->
 def _train(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step:
     pods = trainer_pods(world, live.stage_job)
     away = unreachable(world, pods)
-    if not pods or any(pod.ended or pod.deleting for pod in pods):
-        step = Step(Reason.TRAINING, "The training pod has ended; its result is being read.", admitted=True)
+    if not pods or any(pod.main_ended or pod.deleting for pod in pods):
+        step = _ends(pods, now, limits)
         return replace(step, reason=Reason.NODE_NOT_READY, message=away) if away else step
-    starting = next((pod for pod in pods if not pod.running), None)
+    starting = next((pod for pod in pods if pod.starts), None)
     if starting:
         return _of_the_node(_starts(starting, live, now, limits), away)
     silence = silence_of(world, live, limits)
@@ -213,6 +215,22 @@ def _train(world: World, live: LiveClaim, now: datetime, limits: Limits) -> Step
     over = now >= silence.given_up_at
     step = Step(Reason.STALLED, message, admitted=True, give_up=over, again_at=silence.given_up_at)
     return _of_the_node(step, away)
+
+
+def _ends(pods: Iterable[PodView], now: datetime, limits: Limits) -> Step:
+    """Wait for the end of a pod whose trainer has ended: its Job has no result before. A container may prevent it."""
+    for pod in pods:
+        if pod.ended or pod.termination is None or pod.termination.finished_at is None:
+            continue
+        until = pod.termination.finished_at + limits.start
+        if now < until:
+            return Step(Reason.TRAINING, _RESULT, admitted=True, again_at=until)
+        message = (
+            f"The training has ended, but pod {pod.key.name} has not: another container in it, such as the sidecar of "
+            "a mesh, still runs. End that container; the result is read then."
+        )
+        return Step(Reason.TRAINING, message, admitted=True)
+    return Step(Reason.TRAINING, _RESULT, admitted=True)
 
 
 def _of_the_node(step: Step, away: str) -> Step:

@@ -62,7 +62,7 @@ def _not_started(s: Situation, stage_job: StageJobView) -> tuple[Reason, str, bo
     pod = pods[-1]
     if pod.waits_for_image:
         return Reason.IMAGE_NOT_PULLED, f"Pod {pod.key.name}: {pod.waiting_message or pod.waiting_reason}", over
-    if not pod.running and not pod.ended and over:
+    if pod.starts and over:
         why = pod.unschedulable or pod.waiting_message or pod.waiting_reason or "it has not started"
         return Reason.POD_NOT_STARTED, f"Pod {pod.key.name}: {why}", True
     return None
