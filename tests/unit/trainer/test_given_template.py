@@ -88,6 +88,43 @@ def test_prompt_of_a_builtin_template_has_the_tokens_of_serving(job: Job, name: 
     assert row.loss_mask.tolist().index(1) == len(served)
 
 
+PLAIN = {"prompt": "Hi", "chosen": "Hello.", "rejected": "No."}
+
+
+@pytest.mark.parametrize(
+    ("row", "is_taken"),
+    [
+        ({"prompt": "Hi", "completion": "Hello."}, True),
+        ({"question": "Hi", "answer": "Hello."}, True),
+        (PLAIN, True),
+        ({"text": "Hi"}, True),
+        (chat("Hi", "Hello."), False),
+        ({"prompt": [{"role": "user", "content": "Hi"}], "completion": "Hello."}, False),
+        ({"system": "Be kind.", "prompt": "Hi", "completion": "Hello."}, False),
+        ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}, False),
+        ({"instruction": "Hi", "output": "Hello."}, False),
+        ({**PLAIN, "prompt": [{"role": "user", "content": "Hi"}]}, False),
+        ({**PLAIN, "system": "Be kind."}, False),
+    ],
+)
+def test_only_plain_texts_go_without_a_chat_template(job: Job, row: dict[str, Any], is_taken: bool) -> None:
+    """In any other row a template shows who speaks; without it, serving would show another prompt than was learnt."""
+    without_template(job)
+    write_rows(job.volumes / job.dataset, [row, row, row])
+    job = replace(
+        job,
+        spec=(*job.spec, ("dataset", {"uri": f"pvc://{job.dataset}", "validationSplit": "0%",
+                                      "steps": [{"clean": {"unicode": "NFC"}}]})),
+    )  # fmt: skip
+    if is_taken:
+        job.prepare()
+        return
+    with pytest.raises(StageError) as raised:
+        job.prepare()
+    assert raised.value.reason is Reason.MODEL_INVALID
+    assert "Set model.chatTemplate to {name: ...}, one of Alpaca, ChatML, Llama," in raised.value.message
+
+
 @pytest.mark.parametrize("uri", ["pvc://datasets/my.jinja", "configmap://templates/my.jinja"])
 def test_template_of_a_file_is_recorded_and_exported(
     job: Job, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -215,7 +215,12 @@ def _prompt_completion(fields: Fields) -> Row:
         require_answer(completion, (*asked, *answer))
     else:
         answer = (Turn("assistant", text_of(fields, completion), completion),)
-    return Conversation((*asked, *answer), tools_of(fields))
+    return Conversation((*asked, *answer), tools_of(fields), _is_plain(fields, prompt, completion))
+
+
+def _is_plain(fields: Fields, *names: str) -> bool:
+    """Whether a row is plain texts of these names and nothing else, which can follow each other without a template."""
+    return all(isinstance(fields.get(name), str) for name in names) and not (_system(fields) or tools_of(fields))
 
 
 def _asked(fields: Fields, name: str) -> tuple[Turn, ...]:
@@ -259,7 +264,8 @@ def _preference(fields: Fields) -> Row:
             raise BadRowError(
                 f'"{name}" is not one turn of the assistant', 'Write the answer alone; what is before is "prompt"'
             )
-    return Pair(*(Conversation((*turns, *side), tools) for side in sides))
+    is_plain = _is_plain(fields, "prompt", *names)
+    return Pair(*(Conversation((*turns, *side), tools, is_plain) for side in sides))
 
 
 def _answer(fields: Fields, name: str) -> tuple[Turn, ...]:

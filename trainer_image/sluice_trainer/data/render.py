@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
 
+from sluice_api.chat_template import TemplateName
 from sluice_api.reasons import Reason
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.row import REASONING, BadRowError, Conversation, Pair, Passage, Text, Turn
@@ -122,12 +123,13 @@ class Renderer:
             case Conversation() if self.template:
                 self._check(row)
                 return self._conversation(row)
-            case Conversation(turns) if [turn.role for turn in turns] == ["user", "assistant"] and not row.tools:
+            case Conversation(turns) if row.is_plain:
                 asked, answer = turns
                 return [[Part(asked.content, in_loss=False), self._answer(answer, answer.content)]]
         raise self._invalid(
-            "its tokenizer has no chat template, which conversations need. Set model.chatTemplate, such as "
-            "{name: ChatML}, use an instruction-tuned model, or write rows as prompt and completion."
+            "its tokenizer has no chat template, and only one can show who says what in such rows. Set "
+            f"model.chatTemplate to {{name: ...}}, one of {', '.join(TemplateName)}, or use an instruction-tuned "
+            'model. Plain texts as "prompt" and "completion" need none.'
         )
 
     def _check(self, row: Conversation) -> None:

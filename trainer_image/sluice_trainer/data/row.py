@@ -55,6 +55,9 @@ class Conversation:
     turns: tuple[Turn, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     """The functions that the assistant may call, as the chat template takes them."""
+    is_plain: bool = False
+    """Whether it came as a prompt and its completion, both plain texts: without a chat template, one follows the
+    other. Any other row says who speaks, which only a template can show."""
 
 
 @dataclass(frozen=True)

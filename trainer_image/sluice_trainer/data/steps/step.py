@@ -47,9 +47,9 @@ def map_texts(row: Row, change: Callable[[str], str]) -> Row:
     match row:
         case Passage(text):
             return Passage(change(text))
-        case Conversation(turns, tools):
+        case Conversation(turns):
             changed = (_map_turn(turn, change) for turn in turns)
-            return Conversation(tuple(turn for turn in changed if turn.role != "system" or turn.content.strip()), tools)
+            return replace(row, turns=tuple(turn for turn in changed if turn.role != "system" or turn.content.strip()))
         case Pair(chosen, rejected):
             sides = (map_texts(side, change) for side in (chosen, rejected))
             return Pair(*(side for side in sides if isinstance(side, Conversation)))
