@@ -97,10 +97,10 @@ FILES = (
     Defect("A table with a column twice", "{file} has \"response\" twice. Give each column its own name.", clean=ORCA,
            whole=lambda whole, _: column_twice(whole, "response")),
     Defect("A column of another type in the second file",
-           "…\ndatasets/second.parquet, row 1: \"response\" is a number, "
+           "…\ndatasets/second.parquet, rows 1, 2, 3, 4, 5: \"response\" is a number, "
            "not a string. Make \"response\" a string", clean=ORCA,
            second=columns_changed(lambda row: {**row, "response": 3}), dataset=TABLES),
-    Defect("A missing column in the second file", "…\ndatasets/second.parquet, row 1: the row has \"id\", "
+    Defect("A missing column in the second file", "…\ndatasets/second.parquet, rows 1, 2, 3, 4, 5: the row has \"id\", "
            "\"system_prompt\", \"question\", not …\"prompt\" and \"completion\"", clean=ORCA,
            second=columns_changed(lambda row: {k: v for k, v in row.items() if k != "response"}), dataset=TABLES),
 )  # fmt: skip
@@ -158,17 +158,19 @@ TEXTS = (
     Defect("A CSV with a column twice",
            "{file}, line 1: the header has \"input\" twice. Give each column its own name.",
            clean=CSV, whole=lambda whole, _: whole.replace(b"output", b"input", 1)),
-    Defect("A CSV without a header", "…\nline 2: the row has \"…\", not \"messages\"; …. Give the row …", clean=CSV,
+    Defect("A CSV without a header", "…\nlines 2, 3, 4, 5, 6: the row has \"…\", and no format has such fields. The file seems to have no "
+           "header: give it one, such as instruction,output", clean=CSV,
            whole=lambda whole, _: whole.partition(b"\r\n")[2]),
 )  # fmt: skip
 
 # What a row says
 ROWS = (
     Defect("Fields of other names",
-           "…\nline 1: the row has \"q\", \"a\", not \"messages\"; \"conversations\"; …. Or say "
-           "by dataset.fields which of its fields these are",
+           "…\nlines 1, 2, 3, 4, 5: the row has \"q\", \"a\", and no format has such fields. Set dataset.fields: "
+           "{{prompt: q, completion: a}}.",
            rows=lambda rows, _: [{"q": each["messages"][0]["content"], "a": "Hello"} for each in rows]),
-    Defect("A row without its fields", "{at}: the row has \"q\", \"a\", not \"messages\". Give the row \"messages\"",
+    Defect("A row without its fields", "{at}: the row has \"q\", \"a\", not \"messages\". Give the row \"messages\", "
+           "or name its own fields in dataset.fields",
            row=lambda row: {"q": "Hi", "a": "Hello"}),
     Defect("Mixed formats", "{at}: the row is Alpaca, but line 1 is Messages. Write all rows in one format, or set "
            "dataset.format: Messages and dataset.onBadRow: Skip.", row=lambda row: {"instruction": "a", "output": "b"}),
@@ -232,8 +234,8 @@ ROWS = (
                "chosen": "yes", "rejected": "no"}),
     Defect("The same chosen and rejected", "{at}: \"chosen\" and \"rejected\" are the same. Leave the row out: nothing "
            "can be preferred", clean=PAIRS, row=lambda row: {**row, "rejected": row["chosen"]}),
-    Defect("Two answers without a prompt", "{at}: there is no prompt before the two answers. End it with what the user "
-           "says", clean=PAIRS, row=with_fields(chosen="yes", rejected="no")),
+    Defect("Two answers without a prompt", "{at}: there is no prompt before the two answers. Give the row "
+           "\"prompt\", or name its own field of it: dataset.fields: {{prompt: ...}}", clean=PAIRS, row=with_fields(chosen="yes", rejected="no")),
     Defect("Arguments under another name", "{at}: \"messages[1].tool_calls[0].function\" has \"parameters\", and no "
            "\"arguments\". Call what the function is given \"arguments\"", clean=CALLS,
            row=of_turns(lambda turns: [turns[0], {**turns[1], "tool_calls": [

@@ -36,7 +36,8 @@ ASSISTANT = {"role": "assistant", "content": "Hello"}
         ("[1, 2]", f'{AT}: not a JSON object. Write an object such as {{"messages": [...]}}, {SKIP}'),
         (
             {"asked": "Hi", "answered": "Hello"},
-            f'{AT}: the row has "asked", "answered", not "messages". Give the row "messages", {SKIP}',
+            f'{AT}: the row has "asked", "answered", not "messages". Give the row "messages", '
+            f"or name its own fields in dataset.fields, {SKIP}",
         ),
         (
             messages(USER),
@@ -118,7 +119,22 @@ def test_bad_rows_are_named_up_to_five_at_once(job: Job) -> None:
         job.prepare()
     first, *lines = raised.value.message.splitlines()
     assert first == f"datasets/rows.jsonl has 7 rows that can't be trained on. Mend them, {SKIP}"
-    assert [line.partition(":")[0] for line in lines] == [*(f"line {n}" for n in range(42, 47)), "and 2 more."]
+    assert [line.partition(":")[0] for line in lines] == ["lines 42, 43, 44, 45, 46", "and 2 more."]
+
+
+@pytest.mark.parametrize(("on_bad_row", "reason"), [("Fail", Reason.DATASET_INVALID), ("Skip", Reason.DATASET_EMPTY)])
+def test_nobody_is_told_to_skip_all_rows(job: Job, on_bad_row: str, reason: Reason) -> None:
+    write_rows(job.volumes / job.dataset, [{"asked": "Hi"}, {"asked": "Hi"}, "[1, 2]"])
+    with pytest.raises(StageError) as raised:
+        replace(job, spec=(("dataset", {"uri": f"pvc://{job.dataset}", "onBadRow": on_bad_row}),)).prepare()
+    assert raised.value.reason is reason
+    assert raised.value.message == (
+        "datasets/rows.jsonl: none of its 3 rows can be trained on.\n"
+        'lines 1, 2: the row has "asked", and no format has such fields. Set dataset.fields: {text: asked}, if all '
+        'of it is to be learnt. Write rows with "messages", "conversations", "instruction" and "output", "prompt" and '
+        '"completion", "chosen" and "rejected", or "text" otherwise.\n'
+        'line 3: not a JSON object. Write an object such as {"messages": [...]}.'
+    )
 
 
 def test_on_bad_row_skip_counts_the_rows(job: Job) -> None:

@@ -228,7 +228,7 @@ def test_reasoning_is_given_to_the_template_in_all_spellings(name: str) -> None:
         ({"prompt": [ANSWER], "completion": "x"}, '"prompt" ends with the assistant'),
         ({"chosen": YES, "rejected": NO}, "there is no prompt before the two answers"),
         ({"prompt": "Hi", "chosen": "Yes", "rejected": "Yes"}, '"chosen" and "rejected" are the same'),
-        ({"asked": "a", "told": "b"}, 'the row has "asked", "told", not "messages"; "conversations"; '),
+        ({"asked": "a", "told": "b"}, 'the row has "asked", "told", and no format has such fields'),
     ],
 )
 def test_row_that_can_not_be_read_is_refused_by_its_own_field(fields: dict[str, Any], problem: str) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sluice_api.dataset import DatasetFormat
+from sluice_api.dataset import Dataset, DatasetFormat
 from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.quantity import amount, readable
 from sluice_api.reasons import Reason
@@ -14,6 +14,8 @@ from sluice_api.stages import StageSpec
 from sluice_api.training import ExportedCheckpoint, Method, Training
 from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.collect import Collected
+from sluice_trainer.data.fetch import dataset_name
+from sluice_trainer.data.near_misses import meant, quoted
 from sluice_trainer.data.source import Source
 from sluice_trainer.errors import StageError
 from sluice_trainer.plan import warmup_steps
@@ -115,7 +117,10 @@ def check_rows(
         StageError: DatasetInvalid, DatasetEmpty or ModelInvalid.
     """
     findings, whole = collected.findings, stage.spec.method is Method.FULL
-    findings.check(stage.spec.dataset.on_bad_row)
+    dropped = sum(step.dropped_rows for step in collected.tally.reports())
+    is_any_left = bool(collected.firsts or dropped or findings.overlong_rows)
+    findings.check(stage.spec.dataset.on_bad_row, is_any_left=is_any_left)
+    check_fields(stage.spec.dataset, collected)
     check_not_empty(collected)
     check_tokens(base, model, collected, trained=whole)
     decided = [source for source in sources if source.format.form is not DatasetFormat.AUTO]  # others have no rows
@@ -168,8 +173,17 @@ def check_not_empty(collected: Collected) -> None:
         raise StageError(
             Reason.DATASET_EMPTY, f"{findings.dataset} has no rows. Write at least one, such as one JSON object a line."
         )
-    shown = "\n".join(findings.lines())
-    raise StageError(
-        Reason.DATASET_EMPTY,
-        f"{findings.dataset}: no row is left, all {findings.refused} were refused. Mend them; the first are:\n{shown}",
-    )
+
+
+def check_fields(dataset: Dataset, collected: Collected) -> None:
+    """Refuse dataset.fields that name a field which no row has: what is meant would not be learnt."""
+    has = sorted(set().union(*collected.unread.values()))
+    for index, files in enumerate(dataset.all_files):
+        names = files.fields.model_dump(exclude_none=True)
+        missing = [theirs for ours, theirs in names.items() if ours not in collected.named.get(index, names)]
+        if missing:
+            raise StageError(
+                Reason.DATASET_INVALID,
+                f"{dataset_name(files.uri or '')}: no row has {quoted(missing)}, which dataset.fields names. "
+                f"{meant(missing, has)}.",
+            )

@@ -22,6 +22,7 @@ from sluice_trainer.base_model import BaseModel
 from sluice_trainer.data.fetch import dataset_name, small_file
 from sluice_trainer.data.findings import Findings, Place
 from sluice_trainer.data.make import Made, MadeBatch, Piece, RowMaker, Task
+from sluice_trainer.data.near_misses import in_their_words
 from sluice_trainer.data.parallel import MakerSettings, make_all, processes_for
 from sluice_trainer.data.read.row_file import RowFile
 from sluice_trainer.data.row import BadRowError
@@ -97,6 +98,8 @@ class Collected:
     """By the index of the file."""
     unread: dict[int, set[str]] = field(default_factory=dict)
     """Fields that nothing reads, by the index of the file: as many as a report shows, or a few more."""
+    named: dict[int, set[str]] = field(default_factory=dict)
+    """Of its fields, the formats' names of those that a row has, by the index of the source."""
     languages: Counter[str] = field(default_factory=Counter)
     forecast_seconds: int | None = None
     """How long all rows take, where that is longer than the stage may."""
@@ -115,6 +118,7 @@ class Collected:
         """
         if file < MAX_FILES and len(names := self.unread.setdefault(file, set())) < MAX_UNREAD_FIELDS:
             names |= batch.unread
+        self.named.setdefault(source, set()).update(batch.named)
         self.languages += batch.languages
         self.tally.show(batch, task.file, task.unit)
         self.rows_read[file] += len(batch.made)
@@ -149,7 +153,7 @@ class Collected:
         is_overlong = False
         for piece in self.tally.passing(made.pieces, str(place)):
             if isinstance(piece.end, BadRowError):
-                self.findings.refuse(place, piece.end, after_steps=True)
+                self.findings.refuse(place, in_their_words(piece.end, task.format.names), after_steps=True)
             elif isinstance(piece.end, Tokenised):
                 is_overlong |= piece.end.overlong
                 rows += [TokenRow(row.input_ids, row.loss_mask, made.number, row.split, file) for row in piece.end.rows]

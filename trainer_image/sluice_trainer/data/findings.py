@@ -70,23 +70,40 @@ class Findings:
         """The first refused rows, for PrepareResult.refused."""
         return tuple(f"{place.within(self.dataset)}: {error.problem}"[:200] for place, error in self.first_refused)
 
-    def check(self, on_bad_row: BadRow) -> None:
+    def check(self, on_bad_row: BadRow, *, is_any_left: bool) -> None:
         """Fail unless bad rows are to be skipped.
 
+        Args:
+            on_bad_row: What the job says.
+            is_any_left: Whether other rows can be trained on.
+
         Raises:
-            StageError: DatasetInvalid, naming up to five places.
+            StageError: DatasetInvalid or DatasetEmpty, naming up to five places.
         """
-        if self.refused == 0 or on_bad_row == BadRow.SKIP:
+        skips = on_bad_row == BadRow.SKIP
+        if self.refused == 0 or (is_any_left and skips):
             return
-        otherwise = "or set dataset.onBadRow: Skip."
+        otherwise = "or set dataset.onBadRow: Skip" if is_any_left else ""  # without another row, that is no way out
         if self.refused == 1:
-            place, error = self.first_refused[0]
-            message = f"{place}: {error.problem}. {error.remedy}, {otherwise}"
+            ((place, error),) = self.first_refused
+            message = f"{place}: {error.problem}. {error.remedy}{otherwise and f', {otherwise}'}."
         else:
-            shown = "\n".join(
-                f"{place.within(self.dataset)}: {error.problem}. {error.remedy}." for place, error in self.first_refused
+            begins = (
+                f"{self.dataset} has {self.refused} rows that can't be trained on. Mend them, {otherwise}."
+                if is_any_left
+                else f"{self.dataset}: none of its {self.refused} rows can be trained on."
             )
-            more = f"\nand {self.refused - MAX_ROWS_SHOWN} more." if self.refused > MAX_ROWS_SHOWN else ""
-            problem = f"{self.dataset} has {self.refused} rows that can't be trained on."
-            message = f"{problem} Mend them, {otherwise}\n{shown}{more}"
-        raise StageError(Reason.DATASET_INVALID, message)
+            more = [f"and {self.refused - MAX_ROWS_SHOWN} more."] if self.refused > MAX_ROWS_SHOWN else []
+            message = "\n".join([begins, *self._by_problem(), *more])
+        raise StageError(Reason.DATASET_EMPTY if skips else Reason.DATASET_INVALID, message)
+
+    def _by_problem(self) -> list[str]:
+        """The first refused rows, those of a file with the same problem on one line."""
+        alike: dict[tuple[str, str, str], list[str]] = {}
+        for place, error in self.first_refused:
+            file = "" if place.file == self.dataset else f"{place.file}, "
+            alike.setdefault((f"{error.problem}. {error.remedy}.", file, place.unit), []).append(str(place.number))
+        return [
+            f"{file}{unit}{'s' * (len(numbers) > 1)} {', '.join(numbers)}: {what}"
+            for (what, file, unit), numbers in alike.items()
+        ]

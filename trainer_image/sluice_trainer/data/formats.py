@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sluice_api.dataset import DatasetFormat
 from sluice_api.reasons import Reason
+from sluice_trainer.data.near_misses import fits_none, lacks, not_there
 from sluice_trainer.data.row import (
     NOT_LEARNT,
     AnyRow,
@@ -44,14 +45,10 @@ OPTIONAL: dict[DatasetFormat, tuple[str, ...]] = {
     DatasetFormat.SHARE_GPT: ("system", "tools"),
     DatasetFormat.ALPACA: ("input", "context", "system", "system_prompt", "history"),
     DatasetFormat.PROMPT_COMPLETION: ("system", "system_prompt", "tools"),
-    DatasetFormat.PREFERENCE: ("prompt", "system", "system_prompt", "tools"),
+    DatasetFormat.PREFERENCE: ("prompt", "question", "query", "system", "system_prompt", "tools"),
     DatasetFormat.TOKENS: ("attention_mask",),
 }
 """What a row of each format may have besides. Nothing reads any other field."""
-_ALL_FORMATS = (
-    '"messages"; "conversations"; "instruction" and "output"; "prompt" and "completion"; "chosen" and "rejected", with '
-    'or without "prompt"; or "text". Or say by dataset.fields which of its fields these are'
-)
 
 
 def renamed(fields: Fields, names: Mapping[str, str]) -> Fields:
@@ -97,32 +94,17 @@ def format_of(
         return expected
     found = [form for form in FIELDS if has_format(fields, form)]
     if not found:
-        has = ", ".join(f'"{name}"' for name in list(fields)[:6]) or "no field"
-        missing = [f'"{theirs}"' for ours, theirs in (names or {}).items() if fields.get(ours) is None]
+        missing = [theirs for ours, theirs in (names or {}).items() if fields.get(ours) is None]
         if missing:
-            raise BadRowError(
-                f"the row has {has}, not {' and '.join(missing)}, which dataset.fields names",
-                f"Give the row {' and '.join(missing)}",
-            )
-        _refuse_wrapped(fields)
-        wanted = " and ".join(f'"{name}"' for name in FIELDS[expected][0]) if expected in FIELDS else _ALL_FORMATS
-        raise BadRowError(f"the row has {has}, not {wanted}", f"Give the row {wanted}")
+            has = [names[ours] if names and ours in names else ours for ours in fields if fields[ours] is not None]
+            raise not_there(missing, has)
+        raise lacks(fields, FIELDS[expected][0]) if expected in FIELDS else fits_none(fields)
     if len(found) > 1 and expected is DatasetFormat.AUTO:
         raise StageError(
             Reason.DATASET_INVALID,
             f"{place}: the row can be read as {' or as '.join(found)}. Set dataset.format to the one that is meant.",
         )
     return found[0]
-
-
-def _refuse_wrapped(fields: Fields) -> None:
-    """Say so where a row is no row, but an object that has all rows in it."""
-    for name, value in fields.items():
-        if isinstance(value, list) and len(value) > 1 and all(isinstance(each, dict) for each in value[:2]):
-            raise BadRowError(
-                f'the row has "{name}", an array of {len(value)} objects, which seem to be the rows',
-                f"Take them out: jq -c '.{name}[]' file.json > rows.jsonl",
-            )
 
 
 _ANSWERS = (
@@ -202,9 +184,12 @@ def _alpaca_history(fields: Fields) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
+_PROMPTS = ("prompt", "question", "query")
+
+
 def _prompt_completion(fields: Fields) -> Row:
     prompt, completion = (
-        _first(fields, "prompt", "question", "query"),
+        _first(fields, *_PROMPTS),
         _first(fields, "completion", "response", "answer"),
     )
     asked = _asked(fields, prompt)
@@ -242,7 +227,8 @@ def _preference(fields: Fields) -> Row:
         asked = turns_of({"input.messages": outer.get("messages")}, "input.messages", learnt=False)
         names, tools = ("preferred_output", "non_preferred_output"), tools_of(outer)
     else:
-        asked = _asked(fields, "prompt") if fields.get("prompt") is not None else ()
+        prompt = _first(fields, *_PROMPTS)
+        asked = _asked(fields, prompt) if fields.get(prompt) is not None else ()
         names, tools = ("chosen", "rejected"), tools_of(fields)
     answers = [_answer(fields, name) for name in names]
     common = next((i for i, (a, b) in enumerate(zip(*answers, strict=False)) if _said(a) != _said(b)), None)
@@ -255,16 +241,18 @@ def _preference(fields: Fields) -> Row:
     if turns and turns[0].role != "system":
         turns = (*_system(fields), *turns)
     if not turns or turns[-1].role not in ("user", "tool"):
+        if turns:
+            raise BadRowError(f'"prompt" ends with the {turns[-1].role}', "End it with what the user says")
         raise BadRowError(
-            "there is no prompt before the two answers" if not turns else f'"prompt" ends with the {turns[-1].role}',
-            "End it with what the user says",
+            "there is no prompt before the two answers",
+            'Give the row "prompt", or name its own field of it: dataset.fields: {prompt: ...}',
         )
     for name, side in zip(names, sides, strict=True):
         if [turn.role for turn in side] != ["assistant"]:
             raise BadRowError(
                 f'"{name}" is not one turn of the assistant', 'Write the answer alone; what is before is "prompt"'
             )
-    is_plain = _is_plain(fields, "prompt", *names)
+    is_plain = _is_plain(fields, _first(fields, *_PROMPTS), *names)
     return Pair(*(Conversation((*turns, *side), tools, is_plain) for side in sides))
 
 

@@ -12,6 +12,7 @@ from sluice_api.dataset import DatasetFormat
 from sluice_api.reasons import Reason
 from sluice_trainer.data.findings import Place
 from sluice_trainer.data.formats import format_of, parse, renamed, unread
+from sluice_trainer.data.near_misses import in_their_words
 from sluice_trainer.data.read.batch import Batch
 from sluice_trainer.data.row import AnyRow, BadRowError, Fields, Row, Tokens, require_filled
 from sluice_trainer.data.steps.deduplicate import DropDuplicates, sketch
@@ -119,6 +120,8 @@ class MadeBatch:
     """What ends the preparation after these rows."""
     unread: set[str] = field(default_factory=set)
     """The first fields that nothing reads."""
+    named: set[str] = field(default_factory=set)
+    """Of dataset.fields, the formats' names of those that a row has."""
     languages: Counter[str] = field(default_factory=Counter)
     """Rows by language; an empty one is not clear."""
     changes: list[Change] = field(default_factory=list)
@@ -172,6 +175,7 @@ class RowMaker:
                     passed.append((number, found))
                     continue
                 row, fields = found
+                made.named.update(task.format.names.keys() & fields.keys())
                 if len(made.unread) < MAX_UNREAD_FIELDS:  # as many as are shown: a row may have any number
                     names = sorted(unread(fields, task.format.form))[:MAX_UNREAD_FIELDS]
                     made.unread.update(cut(name, MAX_WORD_CHARACTERS) for name in names)
@@ -269,15 +273,22 @@ def _parsed(task: Task) -> Iterator[tuple[int, tuple[AnyRow, Fields] | BadRowErr
         if isinstance(decoded, BadRowError):
             yield number, decoded
             continue
-        place = Place(task.file, task.unit, number)
-        try:
-            fields = renamed(decoded, expected.names)
-            found = format_of(fields, expected.form, str(place), expected.names)
-            if found != expected.form:
-                raise _mixed(place, found, expected)
-            yield number, (parse(fields, found, str(place)), fields)
-        except BadRowError as error:
-            yield number, error
+        yield number, _row(decoded, expected, Place(task.file, task.unit, number))
+
+
+def _row(decoded: Fields, expected: RowFormat, place: Place) -> tuple[AnyRow, Fields] | BadRowError:
+    """One row, and its fields."""
+    fields = renamed(decoded, expected.names)
+    try:
+        found = format_of(fields, expected.form, str(place), expected.names)
+        if found != expected.form:
+            raise _mixed(place, found, expected)
+    except BadRowError as error:
+        return error
+    try:
+        return parse(fields, found, str(place)), fields
+    except BadRowError as error:
+        return in_their_words(error, expected.names)
 
 
 def _mixed(place: Place, found: DatasetFormat, expected: RowFormat) -> BadRowError | StageError:

@@ -1,16 +1,20 @@
 """The rows of one source, as tasks: its files one after another, and the format that its first row decides."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from sluice_api.dataset import DatasetFormat, FileFormat, RowFiles
+from sluice_api.reasons import Reason
 from sluice_trainer.data.fetch import dataset_name
 from sluice_trainer.data.findings import Place
 from sluice_trainer.data.formats import format_of, renamed
 from sluice_trainer.data.make import RowFormat, Task
+from sluice_trainer.data.near_misses import quoted
 from sluice_trainer.data.read.batch import Batch
 from sluice_trainer.data.read.read import about_bytes, read, unit_of
 from sluice_trainer.data.read.row_file import RowFile
 from sluice_trainer.data.row import BadRowError
+from sluice_trainer.errors import StageError
 
 _FIRST_BATCHES, _OF_BATCHES = 8, 16
 """In which batches languages are looked for, which takes long: in the first ones, then in one of so many."""
@@ -32,6 +36,12 @@ class Source:
         self._said = said
         self._files = files
         names = said.fields.model_dump(exclude_none=True)
+        if twice := [name for name, times in Counter(names.values()).items() if times > 1]:
+            raise StageError(
+                Reason.DATASET_INVALID,
+                f"dataset.fields names {quoted(twice)} more than once: {self.name} would be read so that one field is "
+                "two. Name each field once.",
+            )
         self.format = RowFormat(said.format, names)
         """Auto until a row has decided it."""
         self._batches = 0
