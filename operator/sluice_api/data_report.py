@@ -202,19 +202,33 @@ def _cut_parts(parts: Any) -> Any:
     return tuple(kept)
 
 
+Parts = Annotated[tuple[RowPart, ...], Field(max_length=200), BeforeValidator(_cut_parts)]
+
+
 class SampleRow(Model):
     """A row as it is trained on."""
 
     place: Line
     tokens: Count = 0
     loss_tokens: Count = 0
-    parts: Annotated[tuple[RowPart, ...], Field(max_length=200), BeforeValidator(_cut_parts)]
+    parts: Parts
+    rejected: Parts = Field(
+        (), description="Of a row that says which answer is preferred: the other one, which it learns not to write."
+    )
 
     @classmethod
-    def of(cls, place: str, parts: Iterable[tuple[str, bool]], tokens: int = 0, loss_tokens: int = 0) -> "SampleRow":
+    def of(
+        cls,
+        place: str,
+        parts: Iterable[tuple[str, bool]],
+        tokens: int = 0,
+        loss_tokens: int = 0,
+        rejected: Iterable[str] = (),
+    ) -> "SampleRow":
         """Make one of (text, learnt), cut to what is shown."""
         made = tuple(RowPart(text=text, learnt=learnt) for text, learnt in parts)
-        return cls(place=place, parts=made, tokens=tokens, loss_tokens=loss_tokens)
+        other = tuple(RowPart(text=text, learnt=False) for text in rejected)
+        return cls(place=place, parts=made, rejected=other, tokens=tokens, loss_tokens=loss_tokens)
 
 
 class MemoryUse(Model):

@@ -158,8 +158,8 @@ TEXTS = (
     Defect("A CSV with a column twice",
            "{file}, line 1: the header has \"input\" twice. Give each column its own name.",
            clean=CSV, whole=lambda whole, _: whole.replace(b"output", b"input", 1)),
-    Defect("A CSV without a header", "…\nlines 2, 3, 4, 5, 6: the row has \"…\", and no format has such fields. The file seems to have no "
-           "header: give it one, such as instruction,output", clean=CSV,
+    Defect("A CSV without a header", "…\nlines 2, 3, 4, 5, 6: the row has \"…\", and no format has such "
+           "fields. The file seems to have no header: give it one, such as instruction,output", clean=CSV,
            whole=lambda whole, _: whole.partition(b"\r\n")[2]),
 )  # fmt: skip
 
@@ -235,7 +235,8 @@ ROWS = (
     Defect("The same chosen and rejected", "{at}: \"chosen\" and \"rejected\" are the same. Leave the row out: nothing "
            "can be preferred", clean=PAIRS, row=lambda row: {**row, "rejected": row["chosen"]}),
     Defect("Two answers without a prompt", "{at}: there is no prompt before the two answers. Give the row "
-           "\"prompt\", or name its own field of it: dataset.fields: {{prompt: ...}}", clean=PAIRS, row=with_fields(chosen="yes", rejected="no")),
+           "\"prompt\", or name its own field of it: dataset.fields: {{prompt: ...}}", clean=PAIRS,
+           row=with_fields(chosen="yes", rejected="no")),
     Defect("Arguments under another name", "{at}: \"messages[1].tool_calls[0].function\" has \"parameters\", and no "
            "\"arguments\". Call what the function is given \"arguments\"", clean=CALLS,
            row=of_turns(lambda turns: [turns[0], {**turns[1], "tool_calls": [

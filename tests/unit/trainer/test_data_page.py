@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sluice_api.data_report import DataReport, SampleRow
+from sluice_api.data_report import DataReport, RowPart, SampleRow
 from sluice_api.dataset import FileFormat
 from sluice_api.sources import KEYS_OF
 from sluice_trainer.data.collect import too_slow
@@ -88,8 +88,15 @@ def test_rows_of_the_page_are_learnt_as_reviewed(job: Job, example: Example) -> 
 
 def shown(row: SampleRow) -> Iterator[str]:
     yield row.place
-    text = "".join(f"⟦{part.text}⟧" if part.learnt else part.text for part in row.parts)
-    yield from (f"| {line}".rstrip() for line in text.rstrip("\n").split("\n"))
+    yield from lines_of(row.parts)
+    if row.rejected:
+        yield "rejected:"
+        yield from lines_of(row.rejected)
+
+
+def lines_of(parts: Sequence[RowPart]) -> Iterator[str]:
+    text = "".join(f"⟦{part.text}⟧" if part.learnt else part.text for part in parts)
+    return (f"| {line}".rstrip() for line in text.rstrip("\n").split("\n"))
 
 
 def test_files_of_every_kind_have_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

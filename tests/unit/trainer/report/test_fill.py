@@ -67,6 +67,41 @@ def test_row_is_taken_off_where_it_is_refused(job: Job, steps: list[Any], table:
     assert [line for line in lines if line.startswith(("read", "filter", "tokens"))] == table
 
 
+SQUAD = {"question": "Who won?", "context": "Red won.", "answer": "Red.", "id": "5"}
+
+
+@pytest.mark.parametrize(
+    ("row", "dataset", "said"),
+    [
+        (SQUAD, {}, 'datasets/rows.jsonl has "context", which nothing reads: the model learns to answer without. Set '
+                    "dataset.fields: {instruction: ..., input: context, output: ...}, or leave it out of the rows."),
+        (SQUAD, {"fields": {"instruction": "question", "input": "context", "output": "answer"}}, ""),
+        ({**chat("Who won?", "Red."), "passage": "Red won."}, {}, 'has "passage", which nothing reads: the model '
+         "learns to answer without. Write them into the text that is asked, or leave it out of the rows."),
+        ({**chat("Who won?", "Red."), "category": "sport"}, {}, ""),
+    ],
+)  # fmt: skip
+def test_part_of_a_question_that_nothing_reads_is_a_problem(
+    job: Job, row: dict[str, Any], dataset: dict[str, Any], said: str
+) -> None:
+    write_rows(job.volumes / job.dataset, [row] * 12)
+    _, report = prepared(job, **dataset, uri=f"pvc://{job.dataset}")
+    messages = [problem.message for problem in report.problems if problem.kind == "UnreadFields"]
+    assert (len(messages), said in "".join(messages)) == (bool(said), True), messages
+    unread = [name for name in ("context", "passage", "category", "id") if name in row and name not in str(dataset)]
+    assert f"Fields that nothing reads    {', '.join(sorted(unread))}" in preview(report, 0, colour=False)
+
+
+def test_rejected_answer_is_not_shown_as_learnt(job: Job) -> None:
+    write_rows(job.volumes / job.dataset, [{"prompt": "Hi", "chosen": "Hello.", "rejected": "No."}] * 2)
+    _, report = prepared(job, uri=f"pvc://{job.dataset}")
+    for sample in report.samples:
+        assert "".join(part.text for part in sample.parts if part.learnt) == "Hello.<|im_end|>"
+        assert [(part.text, part.learnt) for part in sample.rejected] == [("No.<|im_end|>", False)]
+    assert "\n  rejected:\n  | No.<|im_end|>\n" in preview(report, 1, colour=False)
+    assert "Rejected, which it learns not to write:" in (job.work / "prepared" / "report.html").read_text()
+
+
 def test_duplicate_is_shown_with_its_text(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [*TEXTS, TEXTS[3]])
     _, report = prepared(job, steps=[{"deduplicate": {}}])
@@ -146,7 +181,7 @@ def test_near_duplicates_of_few_and_short_rows(job: Job, rows: list[str], left: 
     """Rows of fewer than five words have no near duplicates."""
     write_rows(job.volumes / job.dataset, [{"text": text} for text in rows])
     if not left:
-        with pytest.raises(StageError, match="no row is left"):
+        with pytest.raises(StageError, match='"text" is empty'):
             prepared(job, steps=[{"deduplicate": {"near": "0.8"}}], onBadRow="Skip")
         return
     assert prepared(job, steps=[{"deduplicate": {"near": "0.8"}}])[0].rows == left

@@ -22,18 +22,24 @@ from sluice_api.data_report import (
     SampleRow,
     Severity,
 )
+from sluice_api.dataset import DatasetFormat
 from sluice_api.finetunejob import FineTuneJobSpec
 from sluice_api.stages import PrepareResult, StageSpec
 from sluice_api.training import Lora, Method, OverlongRows
 from sluice_trainer.data.alike import Alike
 from sluice_trainer.data.collect import Collected, too_slow
 from sluice_trainer.data.findings import Findings, Place
+from sluice_trainer.data.near_misses import quoted
 from sluice_trainer.data.read.row_file import RowFile
 from sluice_trainer.data.report.lengths import lengths_of
 from sluice_trainer.data.source import Source
 from sluice_trainer.token_rows import ReadFile, RowStore, TokenRow
 
 _SAMPLES = 5
+_ASKED_WITH = frozenset(
+    {"background", "context", "document", "history", "input", "instruction", "passage", "system", "system_prompt"}
+)
+"""Names of fields that hold a part of what is asked, in public datasets."""
 _FEW_ROWS = 10
 """Fewer than these teach next to nothing; OpenAI's service refuses them."""
 
@@ -156,9 +162,11 @@ def _spread(rows: NDArray[np.int64], most: int) -> list[int]:
 
 def _sample(found: Found, index: int) -> SampleRow:
     row = found.store[index]
-    sides = row.answers() if row.split else (row,)
-    parts = [part for side in sides for part in found.collected.parts(side)]
-    return SampleRow.of(_row_place(found, row), parts, len(row.input_ids), int(row.loss_mask.sum()))
+    place, tokens, learnt = _row_place(found, row), len(row.input_ids), int(row.loss_mask.sum())
+    if not row.split:
+        return SampleRow.of(place, found.collected.parts(row), tokens, learnt)
+    chosen, rejected = map(found.collected.parts, row.answers())  # before the answers both say the same
+    return SampleRow.of(place, chosen, tokens, learnt, [text for text, in_loss in rejected if in_loss])
 
 
 def _row_place(found: Found, row: TokenRow) -> str:
@@ -266,6 +274,7 @@ def _problems_of_files(found: Found) -> Iterator[DataProblem]:
             "written to their ends, or leave them out."
         )
         yield _warning("EmptyFiles", message, len(empty), empty)
+    yield from _unread_fields(found)
     if lost := findings.lost_characters:
         places = [*map(str, findings.first_lost)]
         message = (
@@ -273,6 +282,23 @@ def _problems_of_files(found: Found) -> Iterator[DataProblem]:
             f"{places[0]}. Read the original with its own encoding, and save it as UTF-8."
         )
         yield _warning("LostCharacters", message, lost, places)
+
+
+def _unread_fields(found: Found) -> Iterator[DataProblem]:
+    """Fields that nothing reads, where they are likely to belong to what is asked."""
+    number = 0
+    for its, source in zip(found.files, found.sources, strict=True):
+        unread = {name for n in range(number, number + len(its)) for name in found.collected.unread.get(n, ())}
+        number += len(its)
+        if names := sorted(name for name in unread if name.lower() in _ASKED_WITH):
+            cure = "Write them into the text that is asked"
+            if source.format.form is DatasetFormat.PROMPT_COMPLETION:
+                cure = f"Set dataset.fields: {{instruction: ..., input: {names[0]}, output: ...}}"
+            message = (
+                f"{source.name} has {quoted(names)}, which nothing reads: the model learns to answer without. {cure}, "
+                "or leave it out of the rows."
+            )
+            yield _warning("UnreadFields", message, len(names), [its[0].name])
 
 
 def _problems_of_settings(spec: FineTuneJobSpec) -> Iterator[DataProblem]:

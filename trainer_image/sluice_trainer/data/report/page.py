@@ -4,13 +4,14 @@ Rows are anybody's text. Everything is escaped, hidden characters are written as
 itself scripts and requests, so that nothing of a row can run or call anyone.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from sluice_api.data_report import REPORT_HTML, REPORT_JSON, DataReport, SampleRow, Severity
+from sluice_api.data_report import REPORT_HTML, REPORT_JSON, DataReport, RowPart, Severity
 from sluice_trainer.data.report.figures import estimate_rows, number, passed, size, tiles
 from sluice_trainer.data.report.histogram import Histogram
 from sluice_trainer.data.report.visible import visible
@@ -48,10 +49,10 @@ def _shown(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _parts(row: SampleRow) -> Markup:
+def _parts(parts: Sequence[RowPart]) -> Markup:
     """A row's parts; those that are learnt are marked."""
-    marked = (Markup("<mark>{}</mark>") if part.learnt else Markup("{}") for part in row.parts)
-    return Markup("").join(mark.format(visible(part.text)) for mark, part in zip(marked, row.parts, strict=True))
+    marked = (Markup("<mark>{}</mark>") if part.learnt else Markup("{}") for part in parts)
+    return Markup("").join(mark.format(visible(part.text)) for mark, part in zip(marked, parts, strict=True))
 
 
 def _bar(part: int, whole: int) -> Markup:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from sluice_api.data_report import DataReport, SampleRow, Severity
+from sluice_api.data_report import DataReport, RowPart, SampleRow, Severity
 from sluice_trainer.data.report.figures import estimate_rows, number, passed, tiles
 from sluice_trainer.data.report.visible import visible
 
@@ -54,6 +54,8 @@ def _figures(report: DataReport) -> Iterator[str]:
     for name, value, note in tiles(report)[:4]:
         yield f"  {name:<28} {value}{f' ({note})' if note else ''}"
     lengths = report.lengths
+    if unread := sorted({name for file in report.files for name in file.unread_fields}):
+        yield visible(f"  {'Fields that nothing reads':<28} {', '.join(unread)}")
     most = f"half at most {number(lengths.median)}, 9 of 10 {number(lengths.p90)}, 99 of 100 {number(lengths.p99)}"
     yield f"  {'Lengths':<28} {most}"
 
@@ -90,12 +92,16 @@ def _problems(report: DataReport, *, colour: bool) -> Iterator[str]:
 
 
 def _row(row: SampleRow, *, colour: bool) -> str:
-    opens, closes = (_LEARNT, _END) if colour else (_OPENS, _CLOSES)
-    texts = ((visible(part.text), part.learnt) for part in row.parts)
-    text = "".join(_marked(text, opens, closes) if learnt else text for text, learnt in texts)
     tokens = f", {number(row.tokens)} tokens, {number(row.loss_tokens)} of them learnt" if row.tokens else ""
-    lines = "\n".join(f"  | {line}" for line in text.rstrip("\n").split("\n"))
-    return f"  {visible(row.place)}{tokens}\n{lines}\n"
+    rejected = f"  rejected:\n{_lines(row.rejected, colour=colour)}\n" if row.rejected else ""
+    return f"  {visible(row.place)}{tokens}\n{_lines(row.parts, colour=colour)}\n{rejected}"
+
+
+def _lines(parts: Sequence[RowPart], *, colour: bool) -> str:
+    opens, closes = (_LEARNT, _END) if colour else (_OPENS, _CLOSES)
+    texts = ((visible(part.text), part.learnt) for part in parts)
+    text = "".join(_marked(text, opens, closes) if learnt else text for text, learnt in texts)
+    return "\n".join(f"  | {line}" for line in text.rstrip("\n").split("\n"))
 
 
 def _marked(text: str, opens: str, closes: str) -> str:
