@@ -18,6 +18,7 @@ from sluice_trainer.data.row import AnyRow, BadRowError, Fields, Row, Tokens, re
 from sluice_trainer.data.steps.deduplicate import DropDuplicates, sketch
 from sluice_trainer.data.steps.keys import answer_key, question_key
 from sluice_trainer.data.steps.languages import row_language
+from sluice_trainer.data.steps.redact import RedactTexts
 from sluice_trainer.data.steps.signature import Signature
 from sluice_trainer.data.steps.step import Dropped, RowStep, example_of, texts_of
 from sluice_trainer.data.tokenise import Tokenised, Tokeniser
@@ -28,6 +29,8 @@ _SHOWN_CHANGES = 3
 """Rows of a batch whose change by a step is kept as an example."""
 _CHANGE_CHARACTERS = 1000
 """Of each of their texts, before and after."""
+_EXAMPLE_CHARACTERS = 200
+"""Of the text of a row that is dropped."""
 _LOST = "\ufffd"
 """What is written in the place of bytes that could not be decoded."""
 
@@ -145,6 +148,7 @@ class RowMaker:
     def __init__(self, tokeniser: Tokeniser, steps: Sequence[RowStep | DropDuplicates] = ()) -> None:
         self._tokeniser = tokeniser
         self._steps = steps
+        self._redacts = [step for step in steps if isinstance(step, RedactTexts)]
 
     @property
     def chat_template(self) -> str:
@@ -210,12 +214,12 @@ class RowMaker:
             for index in range(since, len(self._steps)):
                 step = self._steps[index]
                 if isinstance(step, DropDuplicates):
-                    compared = (*compared, Compared(index, step.signature(row), example_of(row)))
+                    compared = (*compared, Compared(index, step.signature(row), self._shown(example_of(row))))
                     continue
                 try:
                     become = step.apply(row)
                 except Dropped as dropped:
-                    yield Piece(since, index, tuple(changed), compared, Drop(dropped.why, dropped.example))
+                    yield Piece(since, index, tuple(changed), compared, Drop(dropped.why, self._shown(dropped.example)))
                     break
                 if become != [row]:
                     changed.append(index)
@@ -234,10 +238,21 @@ class RowMaker:
     def _show_change(self, made: MadeBatch, step: int, number: int, row: Row, become: Sequence[Row]) -> None:
         if sum(change.step == step for change in made.changes) < _SHOWN_CHANGES:
             before, after = (
-                "\n".join(text for each in rows for text in texts_of(each))[:_CHANGE_CHARACTERS]
+                self._shown("\n".join(text for each in rows for text in texts_of(each)), _CHANGE_CHARACTERS)
                 for rows in ([row], become)
             )
             made.changes.append(Change(step, number, before, after))
+
+    def _shown(self, text: str, most: int = _EXAMPLE_CHARACTERS) -> str:
+        """The beginning of a text, as a report may show it: what a `redact` takes out is hidden, whichever step shows
+        it."""
+        if not self._redacts:
+            return text[:most]
+        beginning = text[: 2 * most]
+        for step in self._redacts:
+            beginning = step.hidden(beginning)
+        # Where the text was cut, there may be a part of what is known only as a whole.
+        return beginning[:most] if len(text) <= 2 * most else beginning[: max(0, min(most, len(beginning) - most))]
 
     def _tokenised(self, passed: Sequence[tuple[int, list[_Passed | Piece] | BadRowError]]) -> list[Made]:
         rows = [

@@ -102,6 +102,23 @@ def test_rejected_answer_is_not_shown_as_learnt(job: Job) -> None:
     assert "Rejected, which it learns not to write:" in (job.work / "prepared" / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    "first", [{"filter": {"words": ["sluice"]}}, {"deduplicate": {}}, {"clean": {"whitespace": "Collapse"}}]
+)
+@pytest.mark.parametrize("padding", ["", "padding " * 30, "padding " * 300])
+def test_nothing_shows_what_a_redact_takes_out(job: Job, first: dict[str, Any], padding: str) -> None:
+    """Nor what steps before it have changed or dropped, nor the beginning of a key that is cut where it is shown."""
+    secrets = ["jane@example.org", "hf_abcdefghijklmnopqrstuvwxyzABCDEF", "4111 1111 1111 1111"]
+    key = "-----BEGIN PRIVATE KEY-----\n" + "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo=\n" * 40 + "-----END PRIVATE KEY-----"
+    text = f"{padding}Ask {secrets[0]}  or {secrets[1]}\r\n about {secrets[2]} and {key}."
+    write_rows(job.volumes / job.dataset, [*TEXTS, *({"text": f"{text} sluice"},) * 2, {"text": f"{text} {padding}"}])
+    _, report = prepared(job, steps=[first, {"redact": {}}], uri=f"pvc://{job.dataset}")
+    said = [preview(report, 5, colour=False), *(path.read_text() for path in (job.work / "prepared").glob("report.*"))]
+    assert len(said) == 3
+    assert not [secret for secret in [*secrets, "QUJDREVG"] for each in said if secret in each]
+    assert padding or "[EMAIL]" in said[1]
+
+
 def test_duplicate_is_shown_with_its_text(job: Job) -> None:
     write_rows(job.volumes / job.dataset, [*TEXTS, TEXTS[3]])
     _, report = prepared(job, steps=[{"deduplicate": {}}])

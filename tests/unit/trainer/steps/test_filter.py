@@ -209,7 +209,7 @@ def test_example_of_a_dropped_row_is_the_text_that_shows_it() -> None:
     from sluice_trainer.data.steps.step import Dropped
 
     step = FilterRows(Filter.model_validate({"words": ["foobar"], "maxCharacters": 900}), word_list(["foobar"]))
-    for row, example in ((chat("Hi", "a foobar"), "a foobar"), (Passage("a" * 1000), "a" * 200)):
+    for row, example in ((chat("Hi", "a foobar"), "a foobar"), (Passage("a" * 1000), "a" * 1000)):
         with pytest.raises(Dropped) as dropped:
             step.apply(row)
         assert dropped.value.example == example

@@ -16,6 +16,8 @@ _FINDERS: Mapping[Secretive, Callable[[str, str], str]] = {
 }
 """In this order: a key may have an @ in it, and a card's number is longer than a telephone's."""
 
+_BAR = "█████"
+
 
 @dataclass(frozen=True)
 class RedactTexts:
@@ -28,8 +30,15 @@ class RedactTexts:
         """The row with placeholders."""
         return [map_texts(row, self._redacted)]
 
+    def hidden(self, text: str) -> str:
+        """A text as it may be shown: a bar hides what the step would take out of it."""
+        return self._without(text, lambda _: _BAR)
+
     def _redacted(self, text: str) -> str:
+        return self._without(text, lambda kind: self.spec.placeholder.replace("{kind}", kind.upper()))
+
+    def _without(self, text: str, placeholder: Callable[[Secretive], str]) -> str:
         for kind, without in _FINDERS.items():
             if kind in self.spec.kinds:
-                text = without(text, self.spec.placeholder.replace("{kind}", kind.upper()))
+                text = without(text, placeholder(kind))
         return text

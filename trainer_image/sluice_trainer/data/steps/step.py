@@ -6,9 +6,6 @@ from typing import Protocol
 
 from sluice_trainer.data.row import REASONING, Conversation, Pair, Passage, Row, Turn
 
-_EXAMPLE_CHARACTERS = 200
-"""Of the text of a dropped row that is kept as an example."""
-
 
 class Dropped(Exception):
     """A step does not let a row pass."""
@@ -17,8 +14,8 @@ class Dropped(Exception):
         super().__init__(why)
         self.why = why
         """A category that few rows or many share, such as "too short"."""
-        self.example = example[:_EXAMPLE_CHARACTERS]
-        """The text that shows it, cut."""
+        self.example = example
+        """The text that shows it."""
 
     def __reduce__(self) -> tuple[type["Dropped"], tuple[str, str]]:
         return type(self), (self.why, self.example)
@@ -76,8 +73,8 @@ def texts_of(row: Row) -> Iterator[str]:
 
 
 def example_of(row: Row) -> str:
-    """The beginning of a row's first text that says something, to show it by."""
-    return next((text for text in texts_of(row) if text.strip()), "")[:_EXAMPLE_CHARACTERS]
+    """A row's first text that says something, to show it by."""
+    return next((text for text in texts_of(row) if text.strip()), "")
 
 
 def turns_of(row: Conversation | Pair) -> tuple[Turn, ...]:
