@@ -20,7 +20,7 @@ from sluice_trainer.data.collect import forecast
 from sluice_trainer.data.read.batch import TableRows
 from sluice_trainer.errors import StageError
 from sluice_trainer.token_rows import TokenRows
-from tests.unit.trainer.jobs import Job, chat, write_rows
+from tests.unit.trainer.jobs import ROWS, Job, chat, write_rows
 
 
 def with_dataset(job: Job, **dataset: Any) -> Job:
@@ -298,3 +298,32 @@ def test_rows_that_take_longer_than_the_stage_may_are_reported(
     assert says in capsys.readouterr().out
     ((done, size),) = asked
     assert 0 < done < size
+
+
+@pytest.mark.parametrize(
+    ("held_out", "steps", "left"),
+    [
+        (3, [], (40, 3)),
+        (3, [{"deduplicate": {}}], (37, 3)),  # the copies that would be trained on go, and what is measured stays
+        (40, [{"deduplicate": {}}], "no row is left to train on"),
+    ],
+)
+def test_held_out_rows_stay_where_duplicates_are_dropped(
+    job: Job, held_out: int, steps: list[Any], left: tuple[int, int] | str
+) -> None:
+    write_rows(job.volumes / "datasets" / "test.jsonl", ROWS[:held_out])
+    job = with_dataset(job, uri=f"pvc://{job.dataset}", validation={"uri": "pvc://datasets/test.jsonl"}, steps=steps)
+    if isinstance(left, str):
+        with pytest.raises(StageError, match=left):
+            job.prepare()
+        return
+    result = job.prepare()
+    assert (result.rows, result.validation_rows) == left
+    said = (job.work / "prepared" / "report.html").read_text()
+    assert ("give other rows in dataset.validation" in said) == (not steps)
+
+
+def test_report_says_that_nothing_is_held_out(job: Job) -> None:
+    write_rows(job.volumes / job.dataset, [ROWS[0]] * 12)
+    with_dataset(job, uri=f"pvc://{job.dataset}", validationSplit="10%").prepare()
+    assert "No row is held out" in (job.work / "prepared" / "report.html").read_text()

@@ -144,8 +144,8 @@ def check_training_rows(rows: int, dataset: str) -> None:
     if not rows:
         raise StageError(
             Reason.DATASET_EMPTY,
-            f"{dataset}: no row is left to train on: those that are left are held out (dataset.validation), or of "
-            "weight 0. Mend the others, or raise the weight.",
+            f"{dataset}: no row is left to train on: those that are left are held out (dataset.validation) or of "
+            "weight 0; a deduplicate drops rows that equal a held-out one. Give other rows, or raise the weight.",
         )
 
 

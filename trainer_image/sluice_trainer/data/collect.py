@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -29,8 +30,10 @@ from sluice_trainer.data.row import BadRowError
 from sluice_trainer.data.source import Source
 from sluice_trainer.data.split import key_of
 from sluice_trainer.data.steps.signature import SLOTS
+from sluice_trainer.data.steps.word_list import phrases_in
 from sluice_trainer.data.tally import Tally
 from sluice_trainer.data.tokenise import Tokenised
+from sluice_trainer.errors import StageError
 from sluice_trainer.token_rows import RowWriter, TokenRow
 from sluice_trainer.work_folder import WorkFolder
 
@@ -217,7 +220,9 @@ def collect(
     collected = Collected(writer, Findings(name), spec.training.seed, maker, settings.longest, Tally(maker.steps))
     size = sum(source.bytes for source in sources)
     began = time.monotonic()
-    with closing(make_all(_tasks(sources), maker, processes_for(size), settings)) as all_made:
+    with closing(
+        make_all(_tasks(sources, held_out=spec.dataset.validation is not None), maker, processes_for(size), settings)
+    ) as all_made:
         for (source, file), task, made in all_made:
             with work.writing():
                 collected.take(source, file, task, made)
@@ -264,28 +269,36 @@ def round_up(seconds: int) -> int:
     return -(-seconds * 3 // (2 * 3600)) * 3600
 
 
-def _tasks(sources: Sequence[Source]) -> Iterator[tuple[tuple[int, int], Task]]:
-    """All rows, each batch with the indices of its source and of its file, among all files."""
-    before = 0
-    for index, source in enumerate(sources):
-        for file, task in source.tasks():
-            yield (index, before + file), task
-        before += len(source.units)
+def _tasks(sources: Sequence[Source], *, held_out: bool) -> Iterator[tuple[tuple[int, int], Task]]:
+    """All rows, each batch with the indices of its source and of its file, among all files.
+
+    Args:
+        sources: In the order of dataset.all_files.
+        held_out: Whether the last one has the rows that are held out. They come first, so that of a row on both sides
+            a `deduplicate` drops the one that would be trained on.
+    """
+    before = [0, *accumulate(len(source.units) for source in sources)]
+    order = [*range(len(sources))]
+    for index in [*order[-1:], *order[:-1]] if held_out else order:
+        for file, task in sources[index].tasks():
+            yield (index, before[index] + file), task
 
 
 def words_of(dataset: Dataset) -> dict[str, tuple[str, ...]]:
     """The words of each file that a filter names, by its address.
 
     Raises:
-        StageError: one can't be read.
+        StageError: one can't be read, or is no list of words.
     """
     found = {}
     for field_, uri in dataset.addresses.items():
         if field_.endswith("wordsFrom"):
             credentials = dataset.credentials if is_object(uri) else None
             content = small_file(uri, field_, credentials, "dataset.credentials", Reason.DATASET_NOT_FOUND)
-            lines = content.decode("utf-8", "replace").splitlines()
-            found[uri] = tuple(word for line in lines if (word := line.strip()))
+            try:
+                found[uri] = phrases_in(content)
+            except ValueError as error:
+                raise StageError(Reason.DATASET_INVALID, f"{field_} {uri}: {error}") from error
     return found
 
 

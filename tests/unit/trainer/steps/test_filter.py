@@ -4,6 +4,7 @@ Kinds of public reports: a list's word was found inside another (strinking/futab
 counted as repetition (datatrove 273); a page with markup was taken for Kirghiz (langid.py 9).
 """
 
+import re
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from sluice_trainer.data.steps.filter import FilterRows, repetition
 from sluice_trainer.data.steps.languages import language_of
 from sluice_trainer.data.steps.refusals import is_refusal
 from sluice_trainer.data.steps.toxicity import toxicity
-from sluice_trainer.data.steps.word_list import first_found, word_list
+from sluice_trainer.data.steps.word_list import first_found, phrases_in, word_list
 from sluice_trainer.data.steps.words import words_of
 from tests.unit.trainer.steps.rows import chat, pair, why_dropped
 
@@ -218,3 +219,26 @@ def test_example_of_a_dropped_row_is_the_text_that_shows_it() -> None:
 def test_pair_is_one_row() -> None:
     assert isinstance(pair("a", "b", "c"), Pair)
     assert why_dropped(pair("a", "b", "foobar"), words=["foobar"]) == "word foobar"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"\xef\xbb\xbffoo\r\n bar baz \n\n", ("foo", "bar baz")),
+        ("\ufefffoo\nbär".encode("utf-16-le"), ("foo", "bär")),
+        ("\ufefffoo".encode("utf-16-be"), ("foo",)),
+        (b"hello, world\nfoo", ("hello, world", "foo")),
+        ("\N{PILE OF POO}".encode(), ("\N{PILE OF POO}",)),
+        (b"C#", ("C#",)),
+        (b"foo\nb\xe4r", "line 2 is not UTF-8. Save it as UTF-8."),
+        (b" \n", "it has no words."),
+        (b"word,severity\nfoo,3\n", "each line has several cells"),
+        (b"foo\n,\n", "line 2 is ',', which is in nearly every text."),
+    ],
+)
+def test_file_of_words(content: bytes, expected: tuple[str, ...] | str) -> None:
+    if isinstance(expected, tuple):
+        assert phrases_in(content) == expected
+        return
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        phrases_in(content)

@@ -219,8 +219,12 @@ def _problems(report: DataReport, found: Found) -> Iterator[DataProblem]:
         yield _warning(
             "DuplicatesAcrossSplit",
             f"{across:,} of {report.validation_rows:,} held-out rows say the same as a training row or nearly, such as "
-            f"{_place(found, one)} and {_place(found, other)}. The loss on them is better than it is on new rows: add "
-            "{deduplicate: {near: '0.8'}} to dataset.steps.",
+            f"{_place(found, one)} and {_place(found, other)}. The loss on them is better than it is on new rows: "
+            + (
+                "give other rows in dataset.validation."
+                if across * 2 > report.validation_rows and found.stage.spec.dataset.validation
+                else "add {deduplicate: {near: '0.8'}} to dataset.steps."
+            ),
             across,
             [_place(found, row) for pair in alike.across_pairs for row in pair],
         )
@@ -234,7 +238,9 @@ def _problems(report: DataReport, found: Found) -> Iterator[DataProblem]:
             duplicates.exact,
             [_place(found, other) for _, other in alike.exact_pairs],
         )
-    yield from _problems_of_length(report, found.collected.findings)
+    split = found.stage.spec.dataset
+    is_asked = split.validation is not None or split.validation_split != "0%"
+    yield from _problems_of_length(report, found.collected.findings, is_asked=is_asked)
     yield from _problems_of_files(found)
     yield from _problems_of_settings(found.stage.spec)
     if (seconds := found.collected.forecast_seconds) is not None:
@@ -247,7 +253,7 @@ def _problems(report: DataReport, found: Found) -> Iterator[DataProblem]:
             yield _warning("MostRowsDropped", message, step.dropped_rows, [example.place for example in step.examples])
 
 
-def _problems_of_length(report: DataReport, findings: Findings) -> Iterator[DataProblem]:
+def _problems_of_length(report: DataReport, findings: Findings, *, is_asked: bool) -> Iterator[DataProblem]:
     places = [*map(str, findings.first_overlong)]
     if cut := report.overlong.truncated:
         message = (
@@ -261,6 +267,13 @@ def _problems_of_length(report: DataReport, findings: Findings) -> Iterator[Data
             f"{places[0]}. Raise it, or set training.overlongRows: Truncate."
         )
         yield _warning("TooLong", message, report.overlong.dropped, places)
+    if not report.validation_rows and is_asked:
+        yield _warning(
+            "NothingHeldOut",
+            "No row is held out, so that the loss on rows that are not learnt is not measured. Add rows, raise "
+            "dataset.validationSplit, or give dataset.validation others.",
+            1,
+        )
     if report.rows < _FEW_ROWS:
         yield _warning("FewRows", f"There are only {report.rows} rows to train on. Add more.", report.rows)
 
