@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -69,6 +70,12 @@ def _s3(uri: str, bucket: str, credentials: Credentials) -> Opener:
         f"https://s3.{region}.amazonaws.com"
     )
     in_host = (values("AWS_VIRTUAL_HOSTED_STYLE_REQUEST") or "").lower() in _TRUE
+    if in_host and _is_ip(there.hostname or ""):
+        raise FileError(
+            Failure.INVALID,
+            f"{uri}: a bucket can't be a part of the host's name {there.hostname}, which is an IP address. Set "
+            f"AWS_VIRTUAL_HOSTED_STYLE_REQUEST: 'false' in the Secret {credentials.secret}.",
+        )
     if in_host and not there.netloc.startswith(f"{bucket}."):
         there = there._replace(netloc=f"{bucket}.{there.netloc}")
     config: dict[str, Any] = {
@@ -85,6 +92,14 @@ def _s3(uri: str, bucket: str, credentials: Credentials) -> Opener:
     if token := values("AWS_SESSION_TOKEN"):
         config["session_token"] = token
     return partial(S3Store, bucket, **config, skip_signature=False), there
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _google(uri: str, bucket: str, credentials: Credentials) -> Opener:

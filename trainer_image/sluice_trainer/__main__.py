@@ -142,7 +142,9 @@ def _outcome_of(work: Callable[[], StageOutcome]) -> tuple[StageOutcome, ExitCod
         return StageOutcome(reason=error.reason, message=error.message[:2000]), error.code
     except MemoryError:
         return _out_of_memory("host")
-    except Exception as error:  # noqa: BLE001 - here they become outcomes
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # noqa: BLE001 - here they become outcomes; a panic of Rust's is no Exception
         # torch is not imported here, so its error is known by name.
         if type(error).__name__ == "OutOfMemoryError":
             return _out_of_memory("GPU")
