@@ -1,6 +1,6 @@
 """One stage, one process: `python3 -m sluice_trainer prepare|train|export` with a StageSpec in SLUICE_STAGE.
 
-Here, and nowhere else, exceptions become outcomes. SIGTERM is handled from the first line on, and nothing heavy is
+SIGTERM is handled from the first line on, and nothing heavy is
 imported before the first report is out. `python3 -m sluice_trainer run` does all three without a cluster, and `prepare`
 with a file the first one.
 """
@@ -20,8 +20,6 @@ STOP = StopSignal()
 import io
 import logging
 import os
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,8 +32,8 @@ from sluice_api.reports import Activity
 from sluice_api.stages import ExitCode, Stage, StageOutcome, StageSpec
 from sluice_api.training import Method
 from sluice_trainer import failpoints, local_ranks, logs
-from sluice_trainer.errors import MORE_MEMORY, PeerLost, StageError
-from sluice_trainer.gpu_errors import is_gpu_error
+from sluice_trainer.errors import PeerLost, StageError
+from sluice_trainer.outcome import outcome_of
 from sluice_trainer.ranks import Rank
 from sluice_trainer.report import TIMEOUT_SECONDS, Reporter, SilentReporter
 
@@ -55,7 +53,7 @@ def main() -> NoReturn:
     logs.when_unread(lambda: STOP.end(None))
     STOP.set_end_handler(lambda error, save: _end_early(error, save, rank, reporter))
     _configure_libraries(stage)
-    outcome, code = _outcome_of(lambda: _run(stage, rank, reporter))
+    outcome, code = outcome_of(lambda: _run(stage, rank, reporter))
     STOP.claim_end()
     _end(outcome, code, reporter)
 
@@ -131,41 +129,8 @@ def _end_early(error: StageError | None, save: Save | None, rank: Rank, reporter
             rest = "there was nothing to save yet." if rank.leads else "what there is to save is rank 0's."
         return StageOutcome(reason=error.reason, message=f"{error.message}; {rest}", train=result)
 
-    outcome, code = _outcome_of(saved)
+    outcome, code = outcome_of(saved)
     _end(outcome, error.code if outcome.reason == error.reason else code, reporter)
-
-
-def _outcome_of(work: Callable[[], StageOutcome]) -> tuple[StageOutcome, ExitCode]:
-    try:
-        return work(), ExitCode.DONE
-    except StageError as error:
-        return StageOutcome(reason=error.reason, message=error.message[:2000]), error.code
-    except MemoryError:
-        return _out_of_memory("host")
-    except (SystemExit, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # noqa: BLE001 - here they become outcomes; a panic of Rust's is no Exception
-        # torch is not imported here, so its error is known by name.
-        if type(error).__name__ == "OutOfMemoryError":
-            return _out_of_memory("GPU")
-        if "DefaultCPUAllocator" in str(error):
-            return _out_of_memory("host")
-        traceback.print_exc()
-        last_line = traceback.format_exception_only(error)[-1].strip()
-        if is_gpu_error(last_line):
-            return StageOutcome(reason=Reason.GPU_FAILED, message=last_line[:2000]), ExitCode.INTERNAL
-        return StageOutcome(reason=Reason.TRAINER_FAILED, message=last_line[:2000]), ExitCode.INTERNAL
-
-
-def _out_of_memory(where: str) -> tuple[StageOutcome, ExitCode]:
-    traceback.print_exc()
-    if sys.argv[1] == "prepare":
-        message = f"Prepare's memory does not hold the rows. {MORE_MEMORY}"
-    elif sys.argv[1] == "export":
-        message = f"The {where}'s memory does not hold the model. Raise resources.memory."
-    else:
-        message = f"The {where}'s memory does not hold one micro batch. {Reason.OUT_OF_MEMORY.next_step}"
-    return StageOutcome(reason=Reason.OUT_OF_MEMORY, message=message), ExitCode.BAD_INPUT
 
 
 def _end(outcome: StageOutcome, code: ExitCode, reporter: Reporter) -> NoReturn:

@@ -7,8 +7,8 @@ import pytest
 from sluice_api.reasons import Reason
 from sluice_api.stages import ExitCode, StageOutcome
 from sluice_trainer import local_ranks
-from sluice_trainer.__main__ import _outcome_of
 from sluice_trainer.gpu_errors import is_gpu_error
+from sluice_trainer.outcome import outcome_of
 from tests.unit.trainer.jobs import REPOSITORY, Job
 
 
@@ -79,7 +79,7 @@ def test_killed_rank_is_out_of_memory_only_if_the_kernel_says_so(
     assert local_ranks._error(1, -11, tmp_path / "outcome.json").reason is Reason.TRAINER_FAILED
 
 
-class Panic(BaseException):  # noqa: N818 - pyo3's PanicException is none of Exception either
+class Panic(BaseException):
     """What a library written in Rust raises where it gives up."""
 
 
@@ -88,6 +88,6 @@ def test_whatever_ends_a_stage_is_told(error: BaseException) -> None:
     def work() -> StageOutcome:
         raise error
 
-    outcome, code = _outcome_of(work)
+    outcome, code = outcome_of(work)
     assert (outcome.reason, code) == (Reason.TRAINER_FAILED, ExitCode.INTERNAL)
     assert "invalid host" in outcome.message
