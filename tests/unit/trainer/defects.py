@@ -1,4 +1,4 @@
-"""What can be wrong with rows, how it gets into a large clean file, and what is said of it. docs/data.md has it."""
+"""What can be wrong with rows, how it gets into a large clean file, and what is said of it. docs/defects.md has it."""
 
 import gzip
 import json

@@ -14,8 +14,6 @@ from tests.unit.trainer.defects import DEFECTS
 from tests.unit.trainer.jobs import Job
 from tests.unit.trainer.planting import Defect
 
-PAGE = Path(__file__).parents[3] / "docs" / "data.md"
-
 
 def planted(job: Job, defect: Defect) -> tuple[Job, dict[str, str]]:
     """The job with the defect, and what stands for {at} and {file} in its message."""
