@@ -307,6 +307,12 @@ def test_model_folder_that_is_incomplete_or_unsafe_is_refused(
             Reason.DATASET_INVALID,
             "line 1: the model's chat template refuses the row: no system turn, please.",
         ),
+        (
+            "{% for m in messages %}{{ m.text }}<|im_end|>{% endfor %}",
+            chat("Hi", "Hello"),
+            Reason.MODEL_INVALID,
+            "its chat template leaves out every question and answer: it reads none of message['content'].",
+        ),
     ],
 )
 def test_chat_template_that_is_missing_or_unfit_is_refused(

@@ -96,16 +96,34 @@ class Renderer:
             raise self._invalid(
                 "its tokenizer has no eos_token, with which an answer ends. Set eos_token in its tokenizer_config.json."
             )
-        turns = (Turn("user", "question", "messages[0]"), Turn("assistant", "answer", "messages[1]"))
-        try:
-            asked, answered = (self._render(Conversation(turns), 2 - ask, answer_next=ask) for ask in (True, False))
-        except BadRowError:
-            return  # it expects other turns than these; the rows have what it expects, or are refused
+        asked, answered = self._probed() or ("", "")
         _, found, end = answered.removeprefix(asked).rpartition("answer")
         if found and (rest := self._special.sub("", end).strip()):
             raise self._invalid(
                 f"{self._whose} ends an answer with {rest!r}, which is no special token of the model's tokenizer, so "
                 "that serving would show it. Write {{ eos_token }} in its place, or use a built-in template."
+            )
+
+    def _probed(self) -> tuple[str, str] | None:
+        """What the template makes of the plainest question, and of that with its answer; None if it refuses them: the
+        rows have what it expects, or are refused."""
+        turns = (Turn("user", "question", "messages[0]"), Turn("assistant", "answer", "messages[1]"))
+        try:
+            return (
+                self._render(Conversation(turns), 1, answer_next=True),
+                self._render(Conversation(turns), 2, answer_next=False),
+            )
+        except BadRowError:
+            return None
+
+    def _check_shows_rows(self) -> None:
+        """Refuse a template that leaves out what any row says; then it is not the row's fault."""
+        probed = self._probed()
+        missing = [name for name in ("question", "answer") if probed and name not in probed[1]]
+        if missing:
+            raise self._invalid(
+                f"{self._whose} leaves out every {' and '.join(missing)}: it reads none of message['content']. Mend "
+                "it, or use another one."
             )
 
     @property
@@ -229,6 +247,7 @@ class Renderer:
             thought, closed, _ = said.partition("</think>")
             is_cut = turn.role == "assistant" and closed and "".join(thought.split()) not in "".join(shown.split())
             if is_cut or self._is_same(Conversation(silent, row.tools), shown):
+                self._check_shows_rows()
                 raise BadRowError(
                     f'{self._of_rows} leaves out {"what is thought in" if is_cut else "all of"} "{turn.at}"',
                     "Leave the row out, or use a chat template that has it",
