@@ -34,7 +34,31 @@ KEYS_OF: dict[str, tuple[str, ...]] = {
         "AZURE_STORAGE_ENDPOINT",
     ),
 }  # fmt: skip
-"""The keys of a Secret that can open an address, by its scheme. No other key of a Secret comes into a pod."""
+"""The keys of a Secret that can open an address, by its scheme. No other key of a Secret comes into a pod but those of
+MISSPELT."""
+
+_OTHER_SPELLINGS = {
+    "AWS_ACCESS_KEY": "AWS_ACCESS_KEY_ID", "AWS_SECRET_KEY": "AWS_SECRET_ACCESS_KEY",
+    "AWS_ACCESS_KEY_SECRET": "AWS_SECRET_ACCESS_KEY", "AWS_TOKEN": "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT": "AWS_ENDPOINT_URL", "AWS_S3_ENDPOINT": "AWS_ENDPOINT_URL", "S3_ENDPOINT": "AWS_ENDPOINT_URL",
+    "HUGGING_FACE_HUB_TOKEN": "HF_TOKEN", "HUGGINGFACE_TOKEN": "HF_TOKEN", "HF_HUB_TOKEN": "HF_TOKEN",
+    "HF_API_TOKEN": "HF_TOKEN", "TOKEN": "HF_TOKEN",
+    "GOOGLE_CREDENTIALS": "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_SAS": "AZURE_STORAGE_SAS_TOKEN",
+}  # fmt: skip
+_AS_MEANT = {key.lower(): key for keys in KEYS_OF.values() for key in keys} | {
+    spelling.lower(): key for spelling, key in _OTHER_SPELLINGS.items()
+}
+MISSPELT = (
+    *(key.lower() for kind in ("hf", "s3") for key in KEYS_OF[kind]), "HF_token", "token", *_OTHER_SPELLINGS,
+)  # fmt: skip
+"""Keys that people write for those of KEYS_OF. They come into a pod too, which tells how they are to be written."""
+
+
+def meant_key(written: str) -> str | None:
+    """The key of KEYS_OF that somebody means who wrote another one; None for a known one, and for all else."""
+    meant = _AS_MEANT.get(written.lower())
+    return meant if meant != written else None
+
 
 OBJECT_STORES = ("s3://", "gs://", "az://")
 
