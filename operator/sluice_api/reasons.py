@@ -275,7 +275,7 @@ class Reason(Explained):
     )
     VOLUME_CLAIM_NOT_FOUND = (
         "VolumeClaimNotFound",
-        "A PersistentVolumeClaim that the spec names does not exist.",
+        "A PersistentVolumeClaim that the spec names does not exist, or is being deleted.",
         "Create it in this namespace, or correct the name.",
     )
     VOLUME_CLAIM_NOT_SHAREABLE = (

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints
 
-from sluice_api.model import Model, Remedy, SecretName
+from sluice_api.model import Limit, Model, Remedy, SecretName
 
 VOLUMES = PurePosixPath("/volumes")
 """Where each claim that a pod uses is mounted, as /volumes/<claim>."""
@@ -63,8 +62,9 @@ def meant_key(written: str) -> str | None:
 OBJECT_STORES = ("s3://", "gs://", "az://")
 
 _PVC_CLAIM = r"pvc://[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
-_PVC = _PVC_CLAIM + r"(/\.?[A-Za-z0-9_-][A-Za-z0-9._-]*)*"
-_PVC_FILES = _PVC_CLAIM + r"(/\.?[A-Za-z0-9_*?-][A-Za-z0-9._*?-]*)*"
+_PVC = _PVC_CLAIM + r"(/\.?[^\x00-\x20\x7f/.*?\\][^\x00-\x1f\x7f/*?\\]*)*"
+_PVC_FILES = _PVC_CLAIM + r"(/\.?[^\x00-\x20\x7f/.\\][^\x00-\x1f\x7f/\\]*)*"
+"""A name of a file may have whatever people write: spaces, umlauts, + and %, which stands for itself."""
 _HF = r"hf://[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*(@[A-Za-z0-9._/-]+)?(/[A-Za-z0-9._/-]+)?"
 _HF_FILES = r"hf://[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*(@[A-Za-z0-9._/-]+)?(/[A-Za-z0-9._/*?-]+)?"
 _BUCKET = r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]"
@@ -73,10 +73,16 @@ _OBJECT_FILES = _BUCKET + r"(/\.?[A-Za-z0-9_=+@:,*?-][A-Za-z0-9._=+@:,*?-]*)+"
 _HTTPS = r"https://([^\s/?#@]+@)?([^\s/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?#][^\s]*)?"
 _CONFIG_MAP = r"configmap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9_-][A-Za-z0-9._-]*"
 
+_NO_DATASET = Limit(
+    "!self.startsWith('hf://datasets/')",
+    "write hf://org/name, a repository of the hub with a model: this is a dataset's",
+)
+
 ModelUri = Annotated[
     str,
     StringConstraints(pattern=rf"^({_PVC}|{_HF}|{_OBJECTS})$", max_length=512),
     Remedy("write pvc://claim/path, hf://org/name@revision, or s3://bucket/path (gs:// and az:// too)"),
+    _NO_DATASET,
 ]
 DatasetUri = Annotated[
     str,
@@ -105,6 +111,7 @@ AdapterUri = Annotated[
     str,
     StringConstraints(pattern=rf"^({_PVC}|{_HF}|{_OBJECTS})$", max_length=1024),
     Remedy("write pvc://claim/path, s3://bucket/path (gs:// and az:// too) or hf://org/name@revision"),
+    _NO_DATASET,
 ]
 
 
@@ -145,11 +152,11 @@ def volume_path(uri: str) -> VolumePath | None:
 
 @lru_cache(maxsize=2**14)
 def _taken_apart(uri: str) -> VolumePath:
-    parts = urlsplit(uri.replace("?", "%3F"))  # a wildcard, not the beginning of a query
-    path = PurePosixPath(parts.path.lstrip("/").replace("%3F", "?"))
+    claim, _, below = uri.removeprefix("pvc://").partition("/")
+    path = PurePosixPath(below.lstrip("/"))
     if ".." in path.parts:
         raise ValueError(f"{uri}: '..' is not allowed in a pvc:// path")
-    return VolumePath(parts.netloc, str(path) if path.parts else "")
+    return VolumePath(claim, str(path) if path.parts else "")
 
 
 def claims_of(*uris: str) -> tuple[str, ...]:
