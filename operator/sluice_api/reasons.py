@@ -275,7 +275,7 @@ class Reason(Explained):
     )
     VOLUME_CLAIM_NOT_FOUND = (
         "VolumeClaimNotFound",
-        "A PersistentVolumeClaim that the spec names does not exist.",
+        "A PersistentVolumeClaim that the spec names does not exist, or is being deleted.",
         "Create it in this namespace, or correct the name.",
     )
     VOLUME_CLAIM_NOT_SHAREABLE = (
@@ -298,7 +298,7 @@ class Reason(Explained):
     )
     OUTPUT_NOT_WRITABLE = (
         "OutputNotWritable",
-        "The folder at output.uri cannot be written: its volume or its object store refuses it, is full, or is away.",
+        "The folder at output.uri cannot be written: its volume or its object store has none such, or is full.",
         "Give uid 65532 write access, or the Secret's keys the right to write and delete; make room, or enlarge the "
         "volume. A trained job then continues by itself.",
     )
@@ -307,9 +307,25 @@ class Reason(Explained):
         "The job cannot continue from the folder at spec.resumeFrom. The message says what is missing or differs.",
         "Create the job again with what the message says, or without resumeFrom.",
     )
+    OUTPUT_UNREACHABLE = (
+        "OutputUnreachable",
+        "The object store of output.uri can't be reached, or does not answer.",
+        "Wait until it is back, or mend what the message names. It is tried again, and no attempt is counted.",
+    )
+    ACCESS_REFUSED = (
+        "AccessRefused",
+        "The Secret that opens an address is missing, lacks a key or has a wrong one, or may not do what is needed.",
+        "Mend the Secret, or give it the right. It is tried again, and no attempt is counted.",
+    )
+    SOURCE_UNUSABLE = (
+        "SourceUnusable",
+        "A source can't be fetched as the spec has it: its address can't be meant so, needs a Secret, or has more than "
+        "there is room for.",
+        "Create the job again with what the message says.",
+    )
     DOWNLOAD_FAILED = (
         "DownloadFailed",
-        "A source could not be fetched: its Secret is missing or wrong, or the other side refuses or is away.",
+        "A source could not be fetched: the other side is away, or does not let an engine's replica read it.",
         "Mend what the message names. A job tries again up to retry.attempts times, an engine until it succeeds.",
     )
     IMAGE_NOT_PULLED = (
@@ -357,7 +373,11 @@ class Reason(Explained):
         "A checkpoint is needed, but none is whole.",
         "Delete the job's checkpoints folder, or create the job again.",
     )
-    ATTEMPTS_EXHAUSTED = "AttemptsExhausted", "retry.attempts attempts have failed.", "See status.attempts."
+    ATTEMPTS_EXHAUSTED = (
+        "AttemptsExhausted",
+        "A stage has failed as often as retry.attempts allows. The message has the last failure.",
+        "Mend that, and create the job again. status.attempts has the failures before it.",
+    )
     DEADLINE_EXCEEDED = (
         "DeadlineExceeded",
         "It has trained for activeDeadlineSeconds, or prepared or exported for stageDeadlineSeconds, and is not done.",

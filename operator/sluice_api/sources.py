@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints
 
-from sluice_api.model import Model, Remedy, SecretName
+from sluice_api.model import Limit, Model, Remedy, SecretName
 
 VOLUMES = PurePosixPath("/volumes")
 """Where each claim that a pod uses is mounted, as /volumes/<claim>."""
@@ -34,13 +33,38 @@ KEYS_OF: dict[str, tuple[str, ...]] = {
         "AZURE_STORAGE_ENDPOINT",
     ),
 }  # fmt: skip
-"""The keys of a Secret that can open an address, by its scheme. No other key of a Secret comes into a pod."""
+"""The keys of a Secret that can open an address, by its scheme. No other key of a Secret comes into a pod but those of
+MISSPELT."""
+
+_OTHER_SPELLINGS = {
+    "AWS_ACCESS_KEY": "AWS_ACCESS_KEY_ID", "AWS_SECRET_KEY": "AWS_SECRET_ACCESS_KEY",
+    "AWS_ACCESS_KEY_SECRET": "AWS_SECRET_ACCESS_KEY", "AWS_TOKEN": "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT": "AWS_ENDPOINT_URL", "AWS_S3_ENDPOINT": "AWS_ENDPOINT_URL", "S3_ENDPOINT": "AWS_ENDPOINT_URL",
+    "HUGGING_FACE_HUB_TOKEN": "HF_TOKEN", "HUGGINGFACE_TOKEN": "HF_TOKEN", "HF_HUB_TOKEN": "HF_TOKEN",
+    "HF_API_TOKEN": "HF_TOKEN", "TOKEN": "HF_TOKEN",
+    "GOOGLE_CREDENTIALS": "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_SAS": "AZURE_STORAGE_SAS_TOKEN",
+}  # fmt: skip
+_AS_MEANT = {key.lower(): key for keys in KEYS_OF.values() for key in keys} | {
+    spelling.lower(): key for spelling, key in _OTHER_SPELLINGS.items()
+}
+MISSPELT = (
+    *(key.lower() for kind in ("hf", "s3") for key in KEYS_OF[kind]), "HF_token", "token", *_OTHER_SPELLINGS,
+)  # fmt: skip
+"""Keys that people write for those of KEYS_OF. They come into a pod too, which tells how they are to be written."""
+
+
+def meant_key(written: str) -> str | None:
+    """The key of KEYS_OF that somebody means who wrote another one; None for a known one, and for all else."""
+    meant = _AS_MEANT.get(written.lower())
+    return meant if meant != written else None
+
 
 OBJECT_STORES = ("s3://", "gs://", "az://")
 
 _PVC_CLAIM = r"pvc://[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
-_PVC = _PVC_CLAIM + r"(/\.?[A-Za-z0-9_-][A-Za-z0-9._-]*)*"
-_PVC_FILES = _PVC_CLAIM + r"(/\.?[A-Za-z0-9_*?-][A-Za-z0-9._*?-]*)*"
+_PVC = _PVC_CLAIM + r"(/\.?[^\x00-\x20\x7f/.*?\\][^\x00-\x1f\x7f/*?\\]*)*"
+_PVC_FILES = _PVC_CLAIM + r"(/\.?[^\x00-\x20\x7f/.\\][^\x00-\x1f\x7f/\\]*)*"
+"""A name of a file may have whatever people write: spaces, umlauts, + and %, which stands for itself."""
 _HF = r"hf://[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*(@[A-Za-z0-9._/-]+)?(/[A-Za-z0-9._/-]+)?"
 _HF_FILES = r"hf://[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*(@[A-Za-z0-9._/-]+)?(/[A-Za-z0-9._/*?-]+)?"
 _BUCKET = r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]"
@@ -49,10 +73,16 @@ _OBJECT_FILES = _BUCKET + r"(/\.?[A-Za-z0-9_=+@:,*?-][A-Za-z0-9._=+@:,*?-]*)+"
 _HTTPS = r"https://([^\s/?#@]+@)?([^\s/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?#][^\s]*)?"
 _CONFIG_MAP = r"configmap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9_-][A-Za-z0-9._-]*"
 
+_NO_DATASET = Limit(
+    "!self.startsWith('hf://datasets/')",
+    "write hf://org/name, a repository of the hub with a model: this is a dataset's",
+)
+
 ModelUri = Annotated[
     str,
     StringConstraints(pattern=rf"^({_PVC}|{_HF}|{_OBJECTS})$", max_length=512),
     Remedy("write pvc://claim/path, hf://org/name@revision, or s3://bucket/path (gs:// and az:// too)"),
+    _NO_DATASET,
 ]
 DatasetUri = Annotated[
     str,
@@ -81,6 +111,7 @@ AdapterUri = Annotated[
     str,
     StringConstraints(pattern=rf"^({_PVC}|{_HF}|{_OBJECTS})$", max_length=1024),
     Remedy("write pvc://claim/path, s3://bucket/path (gs:// and az:// too) or hf://org/name@revision"),
+    _NO_DATASET,
 ]
 
 
@@ -121,11 +152,11 @@ def volume_path(uri: str) -> VolumePath | None:
 
 @lru_cache(maxsize=2**14)
 def _taken_apart(uri: str) -> VolumePath:
-    parts = urlsplit(uri.replace("?", "%3F"))  # a wildcard, not the beginning of a query
-    path = PurePosixPath(parts.path.lstrip("/").replace("%3F", "?"))
+    claim, _, below = uri.removeprefix("pvc://").partition("/")
+    path = PurePosixPath(below.lstrip("/"))
     if ".." in path.parts:
         raise ValueError(f"{uri}: '..' is not allowed in a pvc:// path")
-    return VolumePath(parts.netloc, str(path) if path.parts else "")
+    return VolumePath(claim, str(path) if path.parts else "")
 
 
 def claims_of(*uris: str) -> tuple[str, ...]:

@@ -7,13 +7,14 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 from urllib.parse import SplitResult, quote, quote_plus, urlsplit
 
 from sluice_api import sources
-from sluice_api.sources import KEYS_OF
+from sluice_api.sources import KEYS_OF, meant_key
 from sluice_files.errors import Failure, FileError
 
 ROOT_ENV = "SLUICE_CREDENTIALS"
@@ -54,6 +55,11 @@ class Credentials:
         """The value of the first of these keys that is there."""
         return next((self.values[key] for key in keys if self.values.get(key)), None)
 
+    @property
+    def failure(self) -> Failure:
+        """Whose turn it is where an address does not open: the Secret's owner's, or whoever named none."""
+        return Failure.INVALID if self.secret is None else Failure.REFUSED
+
     def hidden(self, text: str) -> str:
         """A text of somebody else's, without any of the values."""
         secrets = {value for key, value in self.values.items() if key not in _NO_SECRETS and len(value) > 3}
@@ -81,7 +87,7 @@ def read_credentials(source: sources.Credentials | None, uri: str) -> Credential
     """The credentials that a pod has for an address; NOTHING if its spec names none.
 
     Raises:
-        FileError: Invalid: the Secret is not there, or has none of the keys that open such an address.
+        FileError: Refused: the Secret is not there, or has none of the keys that open such an address.
     """
     if source is None:
         return NOTHING
@@ -95,15 +101,22 @@ def read_credentials(source: sources.Credentials | None, uri: str) -> Credential
     folder = Path(os.environ.get(ROOT_ENV, str(sources.CREDENTIALS))) / source.secret
     if not folder.is_dir() or not (found := _keys(folder)):
         raise FileError(
-            Failure.INVALID,
-            f"{uri}: the Secret {source.secret} is not in this namespace, or is empty. {_create(folder, kind)}",
+            Failure.REFUSED,
+            f"{uri}: the Secret {source.secret} is not in this namespace, or has no key that opens such an address "
+            f"({_listed(KEYS_OF[kind])}). {_create(folder, kind)}",
+        )
+    meant = {key: meant_key(key) for key in found}
+    if wrong := [(key, right) for key, right in meant.items() if right in KEYS_OF[kind] and right not in found]:
+        named = ", ".join(f"{right} instead of {key}" for key, right in wrong)
+        raise FileError(
+            Failure.REFUSED, f"{uri}: keys of the Secret {source.secret} are called otherwise here. Write {named}."
         )
     values = {key: _value(folder / key, uri, source.secret) for key in KEYS_OF[kind] if key in found}
     if not values:
         raise FileError(
-            Failure.INVALID,
+            Failure.REFUSED,
             f"{uri}: the Secret {source.secret} has {_listed(found)}, and no key that opens such an address: "
-            f"{_listed(KEYS_OF[kind])}. {_create(folder, kind)}",
+            f"{_listed(_nearest_first(KEYS_OF[kind], found))}. {_create(folder, kind)}",
         )
     return Credentials(source.secret, values)
 
@@ -112,7 +125,7 @@ def endpoint(uri: str, credentials: Credentials, *keys: str) -> SplitResult | No
     """Where a Secret says that the address is served: the parts of the first of these keys that is there.
 
     Raises:
-        FileError: Invalid: it is no endpoint. What it is is not shown: it may have a password in it.
+        FileError: Refused: it is no endpoint. What it is is not shown: it may have a password in it.
     """
     key = next((key for key in keys if credentials.first(key)), None)
     return parsed_endpoint(uri, key, credentials.values[key]) if key else None
@@ -128,7 +141,7 @@ def parsed_endpoint(uri: str, key: str, value: str) -> SplitResult:
         usable, parts = False, urlsplit("")
     if not usable or parts.query or parts.fragment:
         raise FileError(
-            Failure.INVALID,
+            Failure.REFUSED,
             f"{uri}: {key} is no endpoint. Write http:// or https://, host and port, such as http://minio.storage:9000",
         )
     return parts
@@ -153,13 +166,17 @@ def _value(file: Path, uri: str, secret: str) -> str:
         except UnicodeDecodeError:
             problem = "is not text"
     raise FileError(
-        Failure.INVALID,
+        Failure.REFUSED,
         f"{uri}: key {file.name} of the Secret {secret} {problem}. Write the value itself, as its tool shows it.",
     )
 
 
-def _listed(names: list[str] | tuple[str, ...]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _nearest_first(known: Sequence[str], found: Sequence[str]) -> list[str]:
+    return sorted(known, key=lambda key: -max(SequenceMatcher(None, key, one.upper()).ratio() for one in found))
 
 
 def _create(folder: Path, kind: str) -> str:

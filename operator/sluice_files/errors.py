@@ -9,13 +9,13 @@ class Failure(StrEnum):
     NOT_FOUND = "NotFound"
     """There is no such bucket, repository, revision or file."""
     REFUSED = "Refused"
-    """No credentials, wrong ones, or ones that may not do this."""
+    """The Secret that opens it is missing, incomplete or wrong, or may not do this. Its owner can mend it."""
     UNREACHABLE = "Unreachable"
     """The network or the other side failed: the same request may succeed later."""
     TOO_LARGE = "TooLarge"
     """More bytes than there is room for."""
     INVALID = "Invalid"
-    """The address or its credentials cannot mean anything."""
+    """The spec is wrong: the address can't be meant so, or it needs a Secret and names none."""
 
 
 BESIDE = "the credentials beside the address"

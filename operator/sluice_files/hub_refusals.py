@@ -38,6 +38,8 @@ def refusal(error: Exception, asked: Asked) -> FileError:
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # it was not in the cache, either
     failure, problem, remedy = _meaning(error, asked)
+    if failure is Failure.REFUSED:
+        failure = asked.credentials.failure
     return FileError(failure, asked.credentials.hidden(f"{asked.uri}: {problem}. {remedy}"))
 
 
@@ -64,7 +66,7 @@ def _meaning(error: Exception, asked: Asked) -> tuple[Failure, str, str]:
 def _by_status(error: Exception, status: int, asked: Asked) -> tuple[Failure, str, str]:
     of_secret = f"HF_TOKEN of the Secret {asked.credentials.secret}"
     if status == 429 or status >= 500:
-        return Failure.UNREACHABLE, f"the hub answered {status}", "It is tried again."
+        return Failure.UNREACHABLE, f"the hub answered {status}", "Wait until it serves again."
     if "HF_TOKEN" not in asked.credentials.values:
         return (
             Failure.NOT_FOUND,

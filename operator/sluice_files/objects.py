@@ -53,7 +53,7 @@ class ObjectFolder:
             credentials: read_credentials of that address.
 
         Raises:
-            FileError: Invalid, the credentials are incomplete.
+            FileError: Refused: the credentials are incomplete.
         """
         self.uri = uri.rstrip("/")
         self._credentials = credentials
@@ -79,10 +79,10 @@ class ObjectFolder:
         return sorted(found, key=lambda file: file.name)
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether there is such a file. It is not asked for by HEAD: that answer never says why it is a refusal."""
         try:
             with self._asking(name):
-                obstore.head(self._store, name)
+                obstore.get(self._store, name)
         except FileError as error:
             if error.failure is Failure.NOT_FOUND:
                 return False
@@ -155,7 +155,7 @@ class ObjectFolder:
             if part.meta != whole:  # size, time and etag, as far as the store has them
                 raise FileError(
                     Failure.UNREACHABLE,
-                    f"{self._address(name)}: the file was replaced while it was read. It is tried again.",
+                    f"{self._address(name)}: the file was replaced while it was read. Leave it until the job has it.",
                 )
             _write_all(target, memoryview(part.bytes()), start)
 

@@ -12,7 +12,7 @@ from obstore.exceptions import (
 from sluice_files.credentials import Credentials
 from sluice_files.errors import BESIDE, Failure, FileError
 
-_TRY_AGAIN = "It is tried again."
+_WAIT = "Wait until it serves again."
 _NO_SUCH_BUCKET = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "ContainerBeingDeleted")
 _WRONG_KEY = ("InvalidAccessKeyId", "XAdminUserNotFound", "InvalidClientTokenId", "UnrecognizedClientException")
 _WRONG_SECRET = ("SignatureDoesNotMatch", "AuthenticationFailed", "InvalidAuthenticationInfo", "invalid_grant")
@@ -38,7 +38,7 @@ _ARCHIVED = (
     "it lies in an archive, such as Glacier",
     "Restore it to a class that can be read at once, or copy it.",
 )
-_FULL = (Failure.REFUSED, "the store has no room left, or a quota is used up", "Make room there.")
+_FULL = (Failure.TOO_LARGE, "the store has no room left, or a quota is used up", "Make room there.")
 _NO_KEY = (
     Failure.REFUSED,
     "the key that it is encrypted with is disabled or gone",
@@ -106,6 +106,8 @@ def refusal(error: Exception, asked: Asked) -> FileError:
     """The error for what the library raised. Its own text may hold signed addresses, so little of it is kept."""
     text = str(error)
     failure, problem, remedy = _meaning(error, text, asked)
+    if failure is Failure.REFUSED:
+        failure = asked.credentials.failure
     return FileError(failure, asked.credentials.hidden(f"{asked.address}: {problem}. {remedy}"))
 
 
@@ -125,11 +127,12 @@ def _meaning(error: Exception, text: str, asked: Asked) -> tuple[Failure, str, s
     if not status and "HTTP error" in text.partition("Debug source")[0]:
         return _no_answer(text, asked)
     if status in (408, 429) or status >= 500:
-        return Failure.UNREACHABLE, f"{asked.host} answered {status} {code}".rstrip(), _TRY_AGAIN
+        return Failure.UNREACHABLE, f"{asked.host} answered {status} {code}".rstrip(), _WAIT
     said = _found(_MESSAGE, text) or ("" if status else _first_line(text))
     answered = f"{asked.host} answered {status} {code}".rstrip()
     problem = f"{answered}: {said}" if status else said
-    return Failure.INVALID, problem.rstrip(": ."), "Correct the address, or the values of the Secret."
+    failure = Failure.REFUSED if status else Failure.INVALID
+    return failure, problem.rstrip(": ."), "Correct the address, or the values of the Secret."
 
 
 def _first_line(text: str) -> str:
@@ -172,7 +175,7 @@ def _other_region(text: str, asked: Asked) -> tuple[Failure, str, str]:
     secret = asked.credentials.secret or f"that {BESIDE} names"
     find = f" (aws s3api get-bucket-location --bucket {asked.bucket.rpartition('/')[2]} shows it)"
     remedy = f"Add AWS_REGION{f'={region}' if region else ''} to the Secret {secret}{'' if region else find}."
-    return Failure.INVALID, "the bucket is in another region", remedy
+    return Failure.REFUSED, "the bucket is in another region", remedy
 
 
 def _not_allowed(code: str, asked: Asked) -> tuple[Failure, str, str]:

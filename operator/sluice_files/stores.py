@@ -42,7 +42,7 @@ def open_store(uri: str, credentials: Credentials) -> tuple[Store, str]:
     """The store below an address, and where it is, for messages. Asks nobody yet.
 
     Raises:
-        FileError: Invalid: the credentials are incomplete, or mean nothing.
+        FileError: Refused: the credentials are incomplete, or mean nothing.
     """
     kind, _, rest = uri.partition("://")
     bucket, _, path = rest.strip("/").partition("/")
@@ -58,9 +58,9 @@ def open_store(uri: str, credentials: Credentials) -> tuple[Store, str]:
     except (BaseError, ValueError) as error:
         problem = credentials.hidden(str(error).partition("\n")[0])
         raise FileError(
-            Failure.INVALID, f"{uri}: {problem}. Correct the values of the Secret {credentials.secret}."
+            Failure.REFUSED, f"{uri}: {problem}. Correct the values of the Secret {credentials.secret}."
         ) from None  # its text may hold what credentials are made of
-    return store, there.netloc
+    return store, f"{there.netloc}{there.path}"
 
 
 def _s3(uri: str, bucket: str, credentials: Credentials) -> Opener:
@@ -69,6 +69,12 @@ def _s3(uri: str, bucket: str, credentials: Credentials) -> Opener:
     there = endpoint(uri, credentials, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") or urlsplit(
         f"https://s3.{region}.amazonaws.com"
     )
+    if bucket in there.path.split("/"):
+        raise FileError(
+            Failure.REFUSED,
+            f"{uri}: the endpoint in the Secret {credentials.secret} has the bucket {bucket} in its path, which the "
+            f"address names already. Write it without: {there.scheme}://{there.netloc}",
+        )
     in_host = (values("AWS_VIRTUAL_HOSTED_STYLE_REQUEST") or "").lower() in _TRUE
     if in_host and _is_ip(there.hostname or ""):
         raise FileError(
@@ -116,10 +122,10 @@ def _google(uri: str, bucket: str, credentials: Credentials) -> Opener:
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise FileError(Failure.INVALID, f"{uri}: GOOGLE_APPLICATION_CREDENTIALS is not a file of JSON. {remedy}")
+        raise FileError(Failure.REFUSED, f"{uri}: GOOGLE_APPLICATION_CREDENTIALS is not a file of JSON. {remedy}")
     if content.get("type", "service_account") != "service_account":
         raise FileError(
-            Failure.INVALID, f"{uri}: GOOGLE_APPLICATION_CREDENTIALS is of type {content['type']}. {remedy}"
+            Failure.REFUSED, f"{uri}: GOOGLE_APPLICATION_CREDENTIALS is of type {content['type']}. {remedy}"
         )
     if base := content.get("gcs_base_url"):
         there = parsed_endpoint(uri, "gcs_base_url", base)
@@ -131,7 +137,7 @@ def _azure(uri: str, container: str, credentials: Credentials) -> Opener:
     account = values("AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME")
     if account is None:
         raise FileError(
-            Failure.INVALID,
+            credentials.failure,
             f"{uri}: an az:// address needs credentials with the key AZURE_STORAGE_ACCOUNT, the name of the storage "
             f"account, even where the container is public. Name such a Secret in {BESIDE}.",
         )
@@ -155,7 +161,7 @@ def _all_or_none(uri: str, credentials: Credentials, *keys: str) -> Mapping[str,
     found = {key: credentials.values[key] for key in keys if key in credentials.values}
     if found and (missing := [key for key in keys if key not in found]):
         raise FileError(
-            Failure.INVALID,
+            Failure.REFUSED,
             f"{uri}: the Secret {credentials.secret} has {', '.join(found)} without {', '.join(missing)}. Add it.",
         )
     return found

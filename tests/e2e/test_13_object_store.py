@@ -46,8 +46,8 @@ _KEY = ("that the credentials are wrong", "AWS_SECRET_ACCESS_KEY does not belong
 _NO_SECRET = ("Secret nowhere is not in this namespace", "kubectl create secret generic nowhere --from-literal=AWS_")
 _NO_BUCKET = ("has no bucket s3://nowhere. Correct the address, or create it.",)
 TABLE = (
-    Wrong("ftj", MENDED_JOB, {"model": at(MODEL, "wrong")}, "DownloadFailed", (f"model.uri {MODEL}", *_KEY)),
-    Wrong("ftj", "no-secret", {"dataset": at(ROWS, "nowhere")}, "DownloadFailed", (f"dataset.uri {ROWS}", *_NO_SECRET)),
+    Wrong("ftj", MENDED_JOB, {"model": at(MODEL, "wrong")}, "AccessRefused", (f"model.uri {MODEL}", *_KEY)),
+    Wrong("ftj", "no-secret", {"dataset": at(ROWS, "nowhere")}, "AccessRefused", (f"dataset.uri {ROWS}", *_NO_SECRET)),
     Wrong(
         *("ftj", "no-bucket", {"output": at("s3://nowhere/x", "store")}),
         *("OutputNotWritable", ("output.uri s3://nowhere/x/no-bucket", *_NO_BUCKET)),

@@ -79,7 +79,7 @@ def locate(uri: str, revision: str = "", credentials: Credentials | None = None,
         weights: False where only configuration and tokenizer are needed: what is elsewhere stays there.
 
     Raises:
-        StageError: ModelNotFound, ModelInvalid or DownloadFailed, with what is missing.
+        StageError: ModelNotFound, ModelInvalid, and those of errors.fetching, with what is missing.
     """
     with _fetching():
         opened = read_credentials(credentials, uri)

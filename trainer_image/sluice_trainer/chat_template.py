@@ -8,7 +8,7 @@ from sluice_api.sources import CONFIG_MAPS, VOLUMES, ConfigMapKey, VolumePath
 from sluice_api.stages import ExitCode
 from sluice_files.chat_templates import template_text
 from sluice_files.errors import Failure, FileError
-from sluice_trainer.errors import StageError
+from sluice_trainer.errors import REASONS, StageError
 from sluice_trainer.paths import mounted, mounted_config_map
 
 
@@ -16,18 +16,18 @@ def given_template(model: ModelSource) -> str | None:
     """The text of model.chatTemplate; None if the model's own template is used.
 
     Raises:
-        StageError: ModelInvalid, or DownloadFailed where another try may help.
+        StageError: ModelInvalid, or DownloadFailed or AccessRefused where another try may help.
     """
     if model.chat_template is None:
         return None
     try:
         return template_text(model.chat_template, model.credentials, _here)
     except FileError as error:
-        again = error.failure is Failure.UNREACHABLE
+        again = error.failure in (Failure.UNREACHABLE, Failure.REFUSED)
         raise StageError(
-            Reason.DOWNLOAD_FAILED if again else Reason.MODEL_INVALID,
+            REASONS[error.failure] if again else Reason.MODEL_INVALID,
             error.in_field("model.chatTemplate.uri", "model.credentials"),
-            ExitCode.INTERNAL if again else ExitCode.BAD_INPUT,
+            ExitCode.INTERNAL if error.failure is Failure.UNREACHABLE else ExitCode.BAD_INPUT,
         ) from None
 
 

@@ -29,6 +29,15 @@ class StageError(Exception):
         return StageError, (self.reason, self.message, self.code)
 
 
+REASONS = {
+    Failure.REFUSED: Reason.ACCESS_REFUSED,
+    Failure.UNREACHABLE: Reason.DOWNLOAD_FAILED,
+    Failure.TOO_LARGE: Reason.SOURCE_UNUSABLE,
+    Failure.INVALID: Reason.SOURCE_UNUSABLE,
+}
+"""Why a source can't be read. Where NOT_FOUND is none of them, the field's own reason says so."""
+
+
 @contextmanager
 def fetching(field: str, credentials: str, not_found: Reason) -> Iterator[None]:
     """Turn an address that can't be read into the error of the field that has it.
@@ -41,7 +50,7 @@ def fetching(field: str, credentials: str, not_found: Reason) -> Iterator[None]:
     try:
         yield
     except FileError as error:
-        reason = not_found if error.failure is Failure.NOT_FOUND else Reason.DOWNLOAD_FAILED
+        reason = not_found if error.failure is Failure.NOT_FOUND else REASONS[error.failure]
         code = ExitCode.INTERNAL if error.failure is Failure.UNREACHABLE else ExitCode.BAD_INPUT
         raise StageError(reason, error.in_field(field, credentials), code) from None
 

@@ -48,6 +48,13 @@ T = TypeVar("T")
 
 WORK_ENV = "SLUICE_WORK"
 """Moves the folder with this pod's copies, for runs outside a pod."""
+_NOT_WRITTEN = {
+    Failure.REFUSED: Reason.ACCESS_REFUSED,
+    Failure.UNREACHABLE: Reason.OUTPUT_UNREACHABLE,
+    Failure.NOT_FOUND: Reason.OUTPUT_NOT_WRITABLE,
+    Failure.TOO_LARGE: Reason.OUTPUT_NOT_WRITABLE,
+    Failure.INVALID: Reason.OUTPUT_NOT_WRITABLE,
+}
 _COPY = re.compile(r"attempt-(\d+)-([0-9a-f]{8})")
 _ID_LENGTH = 8
 
@@ -122,7 +129,7 @@ class WorkInStore(WorkFolder):
             again = error.failure in (Failure.UNREACHABLE, Failure.TOO_LARGE)
             code = ExitCode.INTERNAL if again else ExitCode.BAD_INPUT
             message = error.in_field(self._field, "output.credentials")
-            raise StageError(Reason.OUTPUT_NOT_WRITABLE, message, code) from None
+            raise StageError(_NOT_WRITTEN[error.failure], message, code) from None
 
     @contextmanager
     def new_folder(self, path: Path) -> Iterator[Path]:

@@ -42,9 +42,17 @@ def volume_claims_of(_world: World, job: FineTuneJob) -> tuple[str, ...]:
 
 
 def missing_volume_claim(world: World, namespace: str, uri: str) -> str:
-    """What to do when an address names a PersistentVolumeClaim that does not exist; empty if none is missing."""
+    """What to do when an address names a PersistentVolumeClaim that no pod can begin to use; empty if all can be."""
     path = volume_path(uri)
-    if path is None or Key("PersistentVolumeClaim", namespace, path.claim) in world.volume_claims:
+    if path is None:
+        return ""
+    claim = world.volume_claims.get(Key("PersistentVolumeClaim", namespace, path.claim))
+    if claim is not None and claim.terminating:
+        return (
+            f"PersistentVolumeClaim {path.claim} of namespace {namespace} is being deleted, and no pod may begin to "
+            "use it. Create it again, with what was in it, once it is gone."
+        )
+    if claim is not None:
         return ""
     return (
         f"PersistentVolumeClaim {path.claim} does not exist in namespace {namespace}. Create it, or correct the pvc:// "

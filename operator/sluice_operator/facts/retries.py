@@ -56,8 +56,9 @@ class After:
     stopped: bool = False
     """Sluice told the running attempt to stop. It saves its state after its end is recorded."""
     mendable: bool = False
-    """A person can mend the cause, and the next attempt goes on from disk. Prepare leaves nothing there: for it the end
-    is final."""
+    """Somebody can mend the cause without a change of the job, which waits until then."""
+    final_in_prepare: bool = False
+    """The end is final for Prepare, which loses little: a job that has trained goes on from what is saved."""
     avoids: Avoids | None = None
 
 
@@ -71,6 +72,9 @@ _GAVE_WAY = After(Pause.NONE, gave_way=True, stopped=True)
 
 
 _FAILED = After(Pause.BACKOFF, counts=True)
+
+
+_WAITS = After(Pause.DOUBLES_FROM_A_MINUTE, mendable=True)
 
 
 _FINAL = After(Pause.BACKOFF, final=True, counts=True)
@@ -109,7 +113,10 @@ _TABLE: Mapping[str, After] = {
     ),
     Reason.TRAINER_FAILED: _FAILED,
     Reason.DOWNLOAD_FAILED: _FAILED,
-    Reason.OUTPUT_NOT_WRITABLE: After(Pause.DOUBLES_FROM_A_MINUTE, mendable=True),
+    # It waits for a Secret, for a store, or for room in one.
+    Reason.ACCESS_REFUSED: _WAITS,
+    Reason.OUTPUT_UNREACHABLE: _WAITS,
+    Reason.OUTPUT_NOT_WRITABLE: After(Pause.DOUBLES_FROM_A_MINUTE, mendable=True, final_in_prepare=True),
     Reason.DEADLINE_EXCEEDED: After(Pause.BACKOFF, final=True, counts=True, stopped=True),
 }
 
@@ -174,7 +181,7 @@ def failures(outcomes: tuple[AttemptOutcome, ...]) -> int:
 def is_final(outcome: AttemptOutcome) -> bool:
     """Whether an attempt's end is the end of its job, because another attempt would end the same."""
     follows = after(outcome.reason)
-    return follows.final or (follows.mendable and outcome.stage is Stage.PREPARE)
+    return follows.final or (follows.final_in_prepare and outcome.stage is Stage.PREPARE)
 
 
 def next_attempt_at(job: FineTuneJob, record: Outcomes, stage: Stage) -> datetime | None:

@@ -8,7 +8,7 @@ from sluice_api.gpupool import GPUPoolSpec, SharingMode
 from sluice_api.inferenceengine import InferenceEngineSpec
 from sluice_api.meta import taints_of_gpus
 from sluice_api.quantity import amount
-from sluice_api.sources import CONFIG_MAPS, CREDENTIALS, KEYS_OF, VOLUMES
+from sluice_api.sources import CONFIG_MAPS, CREDENTIALS, KEYS_OF, MISSPELT, VOLUMES
 from sluice_api.tolerations import Toleration
 from sluice_operator.manifests import trust
 from sluice_operator.settings import Settings
@@ -139,7 +139,7 @@ def secret_volumes(secrets: Iterable[str]) -> list[Manifest]:
     """A volume for each Secret with credentials, with none of its other keys. One that is missing is said by who needs
     it, in its own words; the kubelet would only hold the pod back.
     """
-    items = [{"key": key, "path": key} for keys in KEYS_OF.values() for key in keys]
+    items = [{"key": key, "path": key} for key in (*(key for keys in KEYS_OF.values() for key in keys), *MISSPELT)]
     what = {"optional": True, "defaultMode": _GROUP_READS, "items": items}
     return [
         {"name": f"secret-{number}", "secret": {"secretName": secret, **what}} for number, secret in enumerate(secrets)

@@ -39,9 +39,10 @@ def final_failure(
         if is_final(last):
             return Failure(stage, Obstacle(_reason(last), last.message))
         if failures(ended) >= job.spec.retry.attempts:
+            times = failures(ended)
             message = (
-                f"{failures(ended)} attempts of {stage} failed, spec.retry.attempts is {job.spec.retry.attempts}. "
-                f"The last one: {last.reason}: {last.message}"
+                f"{stage} has failed {f'{times} times' if times > 1 else 'once'}, as often as spec.retry.attempts "
+                f"allows. The last time: {last.reason}: {last.message} Mend that, and create the job again."
             )
             return Failure(stage, Obstacle(Reason.ATTEMPTS_EXHAUSTED, message))
     end = time_ends(job, outcomes, training_since)

@@ -141,6 +141,8 @@ _WARN = frozenset(
         Reason.GPU_FAILED,
         Reason.NODE_NOT_READY,
         Reason.OUTPUT_NOT_WRITABLE,
+        Reason.OUTPUT_UNREACHABLE,
+        Reason.ACCESS_REFUSED,
         *REFUSED,
     }
 )

@@ -207,7 +207,7 @@ def test_hub_refuses(uri: str, token: str | None, failure: Failure, says: str, s
 def test_hub_that_is_down_or_nowhere_is_asked_again_later(stand_in: Hub, cache: Path) -> None:
     stand_in.add("org/model", MODEL)
     stand_in.down = True
-    with pytest.raises(FileError, match=r"the hub answered 503\. It is tried again\.") as raised:
+    with pytest.raises(FileError, match=r"the hub answered 503\. Wait until it serves again\.") as raised:
         fetch_model("hf://org/model", cache, opens(stand_in))
     assert raised.value.failure is Failure.UNREACHABLE
     nowhere = Credentials("hub", {"HF_ENDPOINT": f"http://127.0.0.1:{free_port('127.0.0.1')}"})

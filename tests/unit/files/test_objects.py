@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -237,26 +238,33 @@ NOWHERE = f"http://127.0.0.1:{free_port('127.0.0.1')}"
         ({"AWS_ACCESS_KEY_ID": "AKIANOBODY0123456789"}, Failure.REFUSED, "does not know the AWS_ACCESS_KEY_ID"),
         ({"AWS_SECRET_ACCESS_KEY": "wrong-canary-0123"}, Failure.REFUSED, "AWS_SECRET_ACCESS_KEY does not belong to"),
         ({"AWS_SESSION_TOKEN": "over-canary-0123"}, Failure.REFUSED, "AWS_SESSION_TOKEN is over"),
-        ({"AWS_REGION": "us-east-1"}, Failure.INVALID, f"Add AWS_REGION={REGION} to the Secret store"),
+        ({"AWS_REGION": "us-east-1"}, Failure.REFUSED, f"Add AWS_REGION={REGION} to the Secret store"),
         ({"AWS_ENDPOINT_URL": NOWHERE}, Failure.UNREACHABLE, "nobody listens there"),
         ({"AWS_ENDPOINT_URL": "http://nowhere.invalid"}, Failure.UNREACHABLE, "its name can't be resolved"),
-        ({"AWS_ENDPOINT_URL": "minio:9000"}, Failure.INVALID, "AWS_ENDPOINT_URL is no endpoint. Write http://"),
-        ({"AWS_ENDPOINT_URL": "http://me:canary@minio"}, Failure.INVALID, "AWS_ENDPOINT_URL is no endpoint"),
-        ({"AWS_SECRET_ACCESS_KEY": None}, Failure.INVALID, "has AWS_ACCESS_KEY_ID without AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_ENDPOINT_URL": "minio:9000"}, Failure.REFUSED, "AWS_ENDPOINT_URL is no endpoint. Write http://"),
+        ({"AWS_ENDPOINT_URL": "http://me:canary@minio"}, Failure.REFUSED, "AWS_ENDPOINT_URL is no endpoint"),
+        ({"AWS_SECRET_ACCESS_KEY": None}, Failure.REFUSED, "has AWS_ACCESS_KEY_ID without AWS_SECRET_ACCESS_KEY"),
         (
             {"AWS_SECRET_ACCESS_KEY": None, "AWS_ACCESS_KEY_ID": None},
             Failure.REFUSED,
             "does not show it to everybody|refuses it to the credentials",
         ),
-        ({"AWS_CA_BUNDLE": "/etc/ssl/ca.pem"}, Failure.INVALID, "Correct the values of the Secret store"),
+        (
+            {"AWS_ENDPOINT_URL": "http://minio:9000/{bucket}"},
+            Failure.REFUSED,
+            "has the bucket .* in its path, which the address names already. Write it without: http://minio:9000$",
+        ),
+        ({"AWS_CA_BUNDLE": "/etc/ssl/ca.pem"}, Failure.REFUSED, "Correct the values of the Secret store"),
     ],
 )
+@pytest.mark.parametrize("ask", [methodcaller("read", "rows.jsonl"), methodcaller("exists", "rows.jsonl")])
 def test_object_store_refuses(
-    changes: dict[str, str | None], failure: Failure, says: str, s3: ObjectStore, bucket: str
+    ask: methodcaller, changes: dict[str, str | None], failure: Failure, says: str, s3: ObjectStore, bucket: str
 ) -> None:
-    values = {key: value for key, value in {**s3.secret, **changes}.items() if value is not None}
+    given = {key: value for key, value in {**s3.secret, **changes}.items() if value is not None}
+    values = {key: value.replace("{bucket}", bucket) for key, value in given.items()}
     with pytest.raises(FileError, match=says) as raised:
-        ObjectFolder(f"s3://{bucket}/data", Credentials("store", values)).read("rows.jsonl")
+        ask(ObjectFolder(f"s3://{bucket}/data", Credentials("store", values)))
     assert raised.value.failure is failure
     assert raised.value.message.startswith(f"s3://{bucket}/data")
     assert raised.value.__context__ is None or raised.value.__suppress_context__
@@ -303,7 +311,7 @@ def test_credentials_that_open_nothing_are_refused_before_anybody_is_asked(
 ) -> None:
     with pytest.raises(FileError, match=says) as raised:
         ObjectFolder(uri, Credentials("store", values))
-    assert raised.value.failure is Failure.INVALID
+    assert raised.value.failure is Failure.REFUSED
     assert "canary" not in raised.value.message
 
 
@@ -387,7 +395,7 @@ def test_metadata_service_is_never_asked(uri: str, values: dict[str, str], monke
         ),
         (
             GenericError("... status code: 503 Service Unavailable: <Code>SlowDown</Code>"),
-            r"answered 503 SlowDown\. It is",
+            r"answered 503 SlowDown\. Wait until",
         ),
     ],
 )

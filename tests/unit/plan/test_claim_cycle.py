@@ -325,13 +325,18 @@ def test_vanished_trainer_with_exit_code_75_is_requeued() -> None:
 
 def test_attempts_exhausted_fails_the_job() -> None:
     lost = [
-        AttemptOutcome(stage=Stage.TRAIN, attempt=n, reason="PodLost", ended_at=NOW, started_at=NOW) for n in (1, 2)
+        AttemptOutcome(stage=Stage.TRAIN, attempt=n, reason="PodLost", message="Gone.", ended_at=NOW, started_at=NOW)
+        for n in (1, 2)
     ]
     builder = WorldBuilder()
     builder.node(1)
     job = builder.job("a", outcomes=(PREPARED, *lost), retry={"attempts": 2})
     decision = plan_job(builder.world, job, NOW, Limits())
     assert (decision.failed, decision.reason) == (True, Reason.ATTEMPTS_EXHAUSTED)
+    assert decision.message == (
+        "Train has failed 2 times, as often as spec.retry.attempts allows. The last time: PodLost: Gone. Mend that, "
+        "and create the job again."
+    )
     assert describe(allocated(builder)) == ""
 
 

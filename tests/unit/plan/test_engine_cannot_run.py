@@ -1,5 +1,6 @@
 """An engine that can never run says why: which field, and what to do."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,6 +61,17 @@ def test_an_engine_that_cannot_run_says_why(
     found, message = ready(builder, **spec)
     assert found == reason, rule
     assert told in message, rule
+
+
+def test_volume_claim_that_is_being_deleted_is_as_good_as_gone() -> None:
+    builder = WorldBuilder()
+    builder.node(1)
+    builder.job("a")
+    claim = builder.world.volume_claims[Key("PersistentVolumeClaim", "team", "datasets")]
+    builder.store.put(replace(claim, terminating=True, resource_version=claim.resource_version + 1000), seen=True)
+    decision = decide(builder, "a")
+    assert decision.reason is Reason.VOLUME_CLAIM_NOT_FOUND
+    assert "PersistentVolumeClaim datasets of namespace team is being deleted, and no pod may begin" in decision.message
 
 
 @pytest.mark.parametrize(("claim", "field"), [("models", "model"), ("datasets", "dataset"), ("adapters", "output")])

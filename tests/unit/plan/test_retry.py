@@ -78,6 +78,9 @@ def test_backoff_seconds_delay_the_next_attempt(ended: list[Reason], seconds: in
         (Reason.RECLAIMED, None),
         (Reason.NOT_BOUND, None),
         (Reason.OUTPUT_NOT_WRITABLE, None),
+        (Reason.ACCESS_REFUSED, None),
+        (Reason.SOURCE_UNUSABLE, Reason.SOURCE_UNUSABLE),
+        (Reason.DOWNLOAD_FAILED, Reason.ATTEMPTS_EXHAUSTED),
         (Reason.POD_REFUSED, None),
         (Reason.EVICTED, None),
         (Reason.GPU_FAILED, Reason.ATTEMPTS_EXHAUSTED),
@@ -242,16 +245,18 @@ FULL = "output.uri pvc://adapters/out: No space left on device (0 bytes free). M
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_output_not_writable_fails_prepare_and_delays_later_stages(stage: Stage) -> None:
+@pytest.mark.parametrize("reason", [Reason.OUTPUT_NOT_WRITABLE, Reason.OUTPUT_UNREACHABLE, Reason.ACCESS_REFUSED])
+def test_output_not_writable_fails_prepare_and_all_else_that_can_be_mended_waits(stage: Stage, reason: Reason) -> None:
     builder = WorldBuilder()
     builder.node(1)
-    full = attempt(2, Reason.OUTPUT_NOT_WRITABLE).model_copy(update={"stage": stage, "message": FULL})
+    full = attempt(2, reason).model_copy(update={"stage": stage, "message": FULL})
     before = [PREPARED] if stage is not Stage.PREPARE else []
     before += [attempt(1, Reason.DONE)] if stage is Stage.EXPORT else []
     job = builder.job("a", outcomes=(*before, full), retry={"attempts": 1})
     decision = plan_job(builder.world, job, NOW + timedelta(seconds=30), Limits())
-    assert (decision.reason, decision.failed) == (Reason.OUTPUT_NOT_WRITABLE, stage is Stage.PREPARE)
-    if stage is Stage.PREPARE:
+    final = stage is Stage.PREPARE and reason is Reason.OUTPUT_NOT_WRITABLE
+    assert (decision.reason, decision.failed) == (reason, final)
+    if final:
         return
     assert FULL in decision.message
     assert "at 12:01:00 UTC, or at once when spec.suspend has been true for a moment" in decision.message
@@ -259,7 +264,7 @@ def test_output_not_writable_fails_prepare_and_delays_later_stages(stage: Stage)
     assert decision.start is None
     assert (stage is Stage.TRAIN) == (describe(allocated(builder, NOW + timedelta(seconds=60))) == "a takes n1")
     later = plan_job(builder.world, job, NOW + timedelta(seconds=60), Limits())
-    assert (later.start is not None) == (stage is Stage.EXPORT)
+    assert (later.start is not None) == (stage is not Stage.TRAIN)
 
 
 def test_suspend_ends_the_backoff() -> None:

@@ -116,7 +116,7 @@ def origin(certificate: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_remote_private_host_is_refused(origin: str, tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"localhost is \S+, an address inside the cluster") as raised:
         remote.fetch(f"{origin}/rows.jsonl", tmp_path / "rows")
-    assert (raised.value.reason, raised.value.code) == (Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT)
+    assert (raised.value.reason, raised.value.code) == (Reason.SOURCE_UNUSABLE, ExitCode.BAD_INPUT)
 
 
 def test_remote_file_is_fetched_through_redirects(origin: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -129,16 +129,16 @@ def test_remote_file_is_fetched_through_redirects(origin: str, monkeypatch: pyte
     ("path", "reason", "code", "message"),
     [
         ("404", Reason.DATASET_NOT_FOUND, ExitCode.BAD_INPUT, "localhost has no such file (404)"),
-        ("403", Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT, "localhost answered 403. The address must be readable"),
-        ("503", Reason.DOWNLOAD_FAILED, ExitCode.INTERNAL, "localhost answered 503. It is tried again."),
-        ("torn", Reason.DOWNLOAD_FAILED, ExitCode.INTERNAL, "It is tried again."),
-        ("loop", Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT, "it redirects more than 5 times"),
-        ("file", Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT, "it leads to file://, which is not https"),
-        ("nowhere", Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT, "leads to 'https://[::1', which is no address"),
-        ("plain", Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT, "it leads to http://localhost, which is not https"),
+        ("403", Reason.SOURCE_UNUSABLE, ExitCode.BAD_INPUT, "localhost answered 403. The address must be readable"),
+        ("503", Reason.DOWNLOAD_FAILED, ExitCode.INTERNAL, "localhost answered 503. Wait until it serves again."),
+        ("torn", Reason.DOWNLOAD_FAILED, ExitCode.INTERNAL, "Wait until it serves again."),
+        ("loop", Reason.SOURCE_UNUSABLE, ExitCode.BAD_INPUT, "it redirects more than 5 times"),
+        ("file", Reason.SOURCE_UNUSABLE, ExitCode.BAD_INPUT, "it leads to file://, which is not https"),
+        ("nowhere", Reason.SOURCE_UNUSABLE, ExitCode.BAD_INPUT, "leads to 'https://[::1', which is no address"),
+        ("plain", Reason.SOURCE_UNUSABLE, ExitCode.BAD_INPUT, "it leads to http://localhost, which is not https"),
         (
             "metadata",
-            Reason.DOWNLOAD_FAILED,
+            Reason.SOURCE_UNUSABLE,
             ExitCode.BAD_INPUT,
             "169.254.169.254 is 169.254.169.254, an address inside",
         ),
@@ -178,7 +178,7 @@ def test_remote_file_that_never_ends_is_given_up(
     monkeypatch.setattr(remote, "MAX_SECONDS", 0.5)
     with pytest.raises(StageError, match="localhost did not send it within 0 hours") as raised:
         remote.fetch(f"{origin}/{path}", tmp_path / "rows")
-    assert (raised.value.reason, raised.value.code) == (Reason.DOWNLOAD_FAILED, ExitCode.BAD_INPUT)
+    assert (raised.value.reason, raised.value.code) == (Reason.SOURCE_UNUSABLE, ExitCode.BAD_INPUT)
 
 
 def test_remote_file_that_is_too_large_is_refused(origin: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

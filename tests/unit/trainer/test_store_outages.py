@@ -83,7 +83,7 @@ def test_store_that_stays_away_costs_the_checkpoints_since(
     assert checkpoints.durable_step == 4
     with pytest.raises(StageError) as raised:
         checkpoints.save(partial(state, 12))
-    assert (raised.value.reason, raised.value.code) == (Reason.OUTPUT_NOT_WRITABLE, ExitCode.INTERNAL)
+    assert (raised.value.reason, raised.value.code) == (Reason.OUTPUT_UNREACHABLE, ExitCode.INTERNAL)
     assert raised.value.message.startswith("Step 12 could not be saved; step 4 is durable. output.uri s3://")
     way.open()
     assert checkpoints.save_in_background(partial(state, 16))
@@ -149,23 +149,23 @@ def unreachable(job: Job) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "code", "message"),
+    ("wrong", "reason", "code", "message"),
     [
-        (wrong_key, ExitCode.BAD_INPUT, r"output\.uri s3://.*not know the AWS_ACCESS_KEY_ID.*Secret wrong"),
-        (wrong_secret, ExitCode.BAD_INPUT, r"output\.uri s3://.*credentials are wrong.*Secret wrong"),
-        (half_a_secret, ExitCode.BAD_INPUT, r"output\.uri s3://.*without AWS_SECRET_ACCESS_KEY\. Add it"),
-        (partial(with_output, secret="none"), ExitCode.BAD_INPUT, r"output\.uri s3://.*Secret none is not in this"),
-        (partial(with_output, uri="s3://nobodys-bucket/x"), ExitCode.BAD_INPUT, r"output\.uri s3://.*has no bucket s3://nob"),
-        (unreachable, ExitCode.INTERNAL, r"output\.uri s3://.*127\.0\.0\.1:1 can't be reached .*: nobody listens"),
+        (wrong_key, Reason.ACCESS_REFUSED, 65, r"output\.uri s3://.*not know the AWS_ACCESS_KEY_ID.*Secret wrong"),
+        (wrong_secret, Reason.ACCESS_REFUSED, 65, r"output\.uri s3://.*credentials are wrong.*Secret wrong"),
+        (half_a_secret, Reason.ACCESS_REFUSED, 65, r"output\.uri s3://.*without AWS_SECRET_ACCESS_KEY\. Add it"),
+        (partial(with_output, secret="none"), Reason.ACCESS_REFUSED, 65, r"output\.uri s3://.*Secret none is not in"),
+        (partial(with_output, uri="s3://nobodys-bucket/x"), Reason.OUTPUT_NOT_WRITABLE, 65, r"output\.uri s3://.*s3://nob"),
+        (unreachable, Reason.OUTPUT_UNREACHABLE, 70, r"output\.uri s3://.*1:1 can't be reached .*: nobody listens"),
     ],
     ids=["key", "secret", "half", "none", "bucket", "unreachable"],
 )  # fmt: skip
 def test_output_in_a_store_that_can_not_be_written_is_found_by_prepare(
-    stored_job: Job, impatient: None, wrong: Callable[[Job], Job], code: ExitCode, message: str
+    stored_job: Job, impatient: None, wrong: Callable[[Job], Job], reason: Reason, code: int, message: str
 ) -> None:
     with pytest.raises(StageError, match=message) as raised:
         wrong(stored_job).prepare()
-    assert (raised.value.reason, raised.value.code) == (Reason.OUTPUT_NOT_WRITABLE, code)
+    assert (raised.value.reason, raised.value.code) == (reason, code)
 
 
 def test_bucket_that_may_only_be_read_is_found_by_prepare(stored_job: Job, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_bucket_that_may_only_be_read_is_found_by_prepare(stored_job: Job, tmp_p
         message = r"output\.uri s3://.* refuses it to the credentials of the Secret reader .*right to write and delete"
         with pytest.raises(StageError, match=message) as raised:
             with_output(stored_job, secret="reader", uri="s3://books/x").prepare()
-    assert (raised.value.reason, raised.value.code) == (Reason.OUTPUT_NOT_WRITABLE, ExitCode.BAD_INPUT)
+    assert (raised.value.reason, raised.value.code) == (Reason.ACCESS_REFUSED, ExitCode.BAD_INPUT)
 
 
 def test_disk_that_will_not_hold_a_checkpoint_is_found_by_prepare(

@@ -39,7 +39,7 @@ def row_files(files: RowFiles, field: str) -> list[RowFile]:
         field: where the address is: dataset.uri, dataset.sources[0].uri, dataset.validation.uri.
 
     Raises:
-        StageError: DatasetNotFound, DatasetEmpty or DownloadFailed.
+        StageError: DatasetNotFound, DatasetEmpty, and those of errors.fetching.
     """
     uri = files.uri or ""
     with fetching(field, _credentials_field(field), Reason.DATASET_NOT_FOUND):
@@ -47,7 +47,7 @@ def row_files(files: RowFiles, field: str) -> list[RowFile]:
         found = sorted(_found(files, uri, field, opened), key=lambda file: file.name)
     if len(found) > MAX_FILES:
         raise StageError(
-            Reason.DOWNLOAD_FAILED,
+            Reason.SOURCE_UNUSABLE,
             f"{field} {uri} means {len(found):,} files, and {MAX_FILES:,} are read. Put more rows into each, or name "
             "fewer.",
         )
@@ -71,7 +71,7 @@ def small_file(
         not_found: the reason where nothing is there.
 
     Raises:
-        StageError: `not_found`, or DownloadFailed; it has more than MAX_SMALL_BYTES.
+        StageError: `not_found`, and those of errors.fetching; it has more than MAX_SMALL_BYTES.
     """
     if is_object(uri):
         from sluice_files.objects import ObjectFolder, folder_and_name

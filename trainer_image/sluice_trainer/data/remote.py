@@ -99,7 +99,7 @@ def fetch(uri: str, path: Path, field: str = "dataset.uri") -> Path:
         field: what has the address, for messages.
 
     Raises:
-        StageError: DatasetNotFound (404, 410), or DownloadFailed with host and status.
+        StageError: DatasetNotFound (404, 410), SourceUnusable, or DownloadFailed with host and status.
     """
     url, name = uri, f"{field} {shown(uri)}"
     for _ in range(MAX_REDIRECTS + 1):
@@ -113,7 +113,7 @@ def fetch(uri: str, path: Path, field: str = "dataset.uri") -> Path:
             raise _refused(name, f"{host} did not send it within {MAX_SECONDS / 3600:.0f} hours") from None
         except (OSError, http.client.HTTPException) as error:
             raise StageError(
-                Reason.DOWNLOAD_FAILED, f"{name}: {host}: {error}. It is tried again.", ExitCode.INTERNAL
+                Reason.DOWNLOAD_FAILED, f"{name}: {host}: {error}. Wait until it serves again.", ExitCode.INTERNAL
             ) from error
         if location is None:
             return path
@@ -178,9 +178,13 @@ def _check_status(status: int, host: str, name: str) -> None:
     if status != 200:
         again = status == 429 or status >= 500
         raise StageError(
-            Reason.DOWNLOAD_FAILED,
+            Reason.DOWNLOAD_FAILED if again else Reason.SOURCE_UNUSABLE,
             f"{name}: {host} answered {status}. "
-            + ("It is tried again." if again else "The address must be readable without signing in; or use pvc://."),
+            + (
+                "Wait until it serves again."
+                if again
+                else "The address must be readable without signing in; or use pvc://."
+            ),
             ExitCode.INTERNAL if again else ExitCode.BAD_INPUT,
         )
 
@@ -203,4 +207,4 @@ def _store(answer: http.client.HTTPResponse, path: Path, name: str) -> None:
 
 
 def _refused(name: str, why: str) -> StageError:
-    return StageError(Reason.DOWNLOAD_FAILED, f"{name}: {why}. Use another address, or pvc://.")
+    return StageError(Reason.SOURCE_UNUSABLE, f"{name}: {why}. Use another address, or pvc://.")
