@@ -41,16 +41,17 @@ _OTHER_SPELLINGS = {
     "AWS_ACCESS_KEY_SECRET": "AWS_SECRET_ACCESS_KEY", "AWS_TOKEN": "AWS_SESSION_TOKEN",
     "AWS_ENDPOINT": "AWS_ENDPOINT_URL", "AWS_S3_ENDPOINT": "AWS_ENDPOINT_URL", "S3_ENDPOINT": "AWS_ENDPOINT_URL",
     "HUGGING_FACE_HUB_TOKEN": "HF_TOKEN", "HUGGINGFACE_TOKEN": "HF_TOKEN", "HF_HUB_TOKEN": "HF_TOKEN",
-    "HF_API_TOKEN": "HF_TOKEN", "TOKEN": "HF_TOKEN",
+    "HF_API_TOKEN": "HF_TOKEN",
     "GOOGLE_CREDENTIALS": "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_SAS": "AZURE_STORAGE_SAS_TOKEN",
 }  # fmt: skip
 _AS_MEANT = {key.lower(): key for keys in KEYS_OF.values() for key in keys} | {
     spelling.lower(): key for spelling, key in _OTHER_SPELLINGS.items()
 }
 MISSPELT = (
-    *(key.lower() for kind in ("hf", "s3") for key in KEYS_OF[kind]), "HF_token", "token", *_OTHER_SPELLINGS,
+    *(key.lower() for kind in ("hf", "s3") for key in KEYS_OF[kind]), "HF_token", *_OTHER_SPELLINGS,
 )  # fmt: skip
-"""Keys that people write for those of KEYS_OF. They come into a pod too, which tells how they are to be written."""
+"""Keys that people write for those of KEYS_OF. They come into a pod too, which tells how they are to be written. None
+of them is a key of Secrets for something else, as `token` is: a pod must get nothing of those."""
 
 
 def meant_key(written: str) -> str | None:

@@ -78,7 +78,7 @@ def _s3(uri: str, bucket: str, credentials: Credentials) -> Opener:
     in_host = (values("AWS_VIRTUAL_HOSTED_STYLE_REQUEST") or "").lower() in _TRUE
     if in_host and _is_ip(there.hostname or ""):
         raise FileError(
-            Failure.INVALID,
+            Failure.REFUSED,
             f"{uri}: a bucket can't be a part of the host's name {there.hostname}, which is an IP address. Set "
             f"AWS_VIRTUAL_HOSTED_STYLE_REQUEST: 'false' in the Secret {credentials.secret}.",
         )
