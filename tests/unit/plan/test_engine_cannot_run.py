@@ -9,9 +9,10 @@ from sluice_api.reasons import Reason
 from sluice_operator.facts.nodes import find_pool
 from sluice_operator.observe.parse_pod import parse_pod
 from sluice_operator.observe.views import Key
+from sluice_operator.observe.world import job_key
 from sluice_operator.plan.inventory import take_stock
 from tests.unit.operator.bodies import pod
-from tests.unit.plan.worlds import NOW, WorldBuilder, change, decide, planned_status
+from tests.unit.plan.worlds import NOW, PREPARED, WorldBuilder, allocated, change, decide, planned_status
 
 
 def ready(builder: WorldBuilder, **spec: Any) -> tuple[str, str]:
@@ -158,6 +159,19 @@ def test_vllm_that_ends_is_in_the_engines_condition() -> None:
         "1 of 2 replicas serve. vLLM has ended in chat-0-x: model.uri pvc://models/base: its config.json can't be read "
         "as JSON. Restore it. It starts again by itself; kubectl logs chat-0-x -c vllm --previous has the rest."
     )
+
+
+@pytest.mark.parametrize("failing", [{"failure": "ValueError: x"}, {"fetch_failure": "spec.model: no Secret."}, {}])
+def test_job_that_waits_is_told_of_the_engine_that_can_not_start(failing: dict[str, str]) -> None:
+    builder = WorldBuilder()
+    builder.node(1)
+    slot = builder.slot(builder.engine("chat", 1, preemption={"policy": "Never"}), 0, "n1", ready=False)
+    assert slot is not None
+    change(builder, slot, **failing)
+    builder.job("a", 1, outcomes=(PREPARED,))
+    wait = allocated(builder).waits[job_key("team", "a")]
+    told = "mend or delete engine chat, which holds a GPU and can't start to serve (see its condition Ready)"
+    assert (told in wait.message) == bool(failing)
 
 
 @pytest.mark.parametrize(
